@@ -32,6 +32,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 audit: setup  # known holes in what is installed; skipped, and said so, where nobody can be asked
 	$(BIN)/python tools/audit.py $(ARGS)

@@ -32,7 +32,9 @@ class Client:
     def __init__(self, address: str) -> None:
         self.connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=120)
 
-    def post(self, body: Any, kind: str, path: str = "/predict?top=1", **more: Any) -> tuple[int, Any]:
+    def post(
+        self, body: Any, kind: str, path: str = "/predict?top=1", **more: Any
+    ) -> tuple[int, Any]:
         """Status, and JSON or None. Raises OSError and HTTPException of http.client."""
         try:
             self.connection.request("POST", path, body, {"Content-Type": kind}, **more)
@@ -59,7 +61,9 @@ def form(*files: bytes) -> tuple[bytes, str]:
 
 def metrics(address: str) -> dict[str, float]:
     """The server's metrics without labels, such as `process_cpu_seconds_total`."""
-    with closing(http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)) as connection:
+    with closing(
+        http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
+    ) as connection:
         connection.request("GET", "/metrics")
         text = connection.getresponse().read().decode()
     return {name: float(value) for name, value in re.findall(r"^(\w+) (\S+)$", text, re.M)}
@@ -84,7 +88,9 @@ def threads(count: int, work: Callable[[int], None]) -> None:
         raise faults[0]
 
 
-def closed_loop(address: str, bodies: Sequence[tuple[bytes, str]], concurrency: int) -> list[tuple[int, Any]]:
+def closed_loop(
+    address: str, bodies: Sequence[tuple[bytes, str]], concurrency: int
+) -> list[tuple[int, Any]]:
     """Send each body once; every client sends the next one as soon as it has its answer."""
     turns, found = itertools.count(), [(GONE, None)] * len(bodies)
 
@@ -101,8 +107,8 @@ def closed_loop(address: str, bodies: Sequence[tuple[bytes, str]], concurrency: 
 def open_loop(
     address: str, bodies: Sequence[tuple[bytes, str]], rate: float, seconds: float, concurrency: int
 ) -> tuple[list[float], Counter[int]]:
-    """Send `rate` requests a second, whether or not earlier ones are answered. Returns the seconds of each, from its
-    scheduled time, and statuses."""
+    """Send `rate` requests a second, whether or not earlier ones are answered. Returns the seconds
+    of each, from its scheduled time, and statuses."""
     total, turns = max(int(rate * seconds), 1), itertools.count()
     spent, statuses = [0.0] * total, Counter[int]()
     started = time.perf_counter() + 0.2
@@ -124,8 +130,11 @@ def open_loop(
 # ---- hostile ones ----
 
 
-def hostile(address: str, photo: bytes, limit: int, until: float, seed: int) -> dict[str, Counter[int]]:
-    """Sends one hostile request after another. photo: a JPEG. limit: bytes of a body that the server takes.
+def hostile(
+    address: str, photo: bytes, limit: int, until: float, seed: int
+) -> dict[str, Counter[int]]:
+    """Sends one hostile request after another. photo: a JPEG. limit: bytes of a body that the
+    server takes.
 
     Returns kind -> statuses.
     """
@@ -143,7 +152,9 @@ def hostile(address: str, photo: bytes, limit: int, until: float, seed: int) -> 
     return found
 
 
-def _kinds(address: str, photo: bytes, limit: int, rng: random.Random) -> dict[str, Callable[[], int]]:
+def _kinds(
+    address: str, photo: bytes, limit: int, rng: random.Random
+) -> dict[str, Callable[[], int]]:
     def send(body: Any, kind: str, **more: Any) -> int:
         client = Client(address)
         with closing(client.connection):
@@ -165,8 +176,21 @@ def _kinds(address: str, photo: bytes, limit: int, rng: random.Random) -> dict[s
                 time.sleep(0.5)
         return GONE
 
-    bombs = {"bomb": png(9, 9, (60_000, 60_000)), "large image": png(9_000, 9_000), "line": png(20_000, 10)}
-    wrong = ["{", "[" * 10_000, '{"images": 1}', '{"images": ["%"]}', '{"images": [""]}', "[]", "null", '"\\ud800"']
+    bombs = {
+        "bomb": png(9, 9, (60_000, 60_000)),
+        "large image": png(9_000, 9_000),
+        "line": png(20_000, 10),
+    }
+    wrong = [
+        "{",
+        "[" * 10_000,
+        '{"images": 1}',
+        '{"images": ["%"]}',
+        '{"images": [""]}',
+        "[]",
+        "null",
+        '"\\ud800"',
+    ]
     return {
         "random bytes": lambda: send(*form(rng.randbytes(rng.randrange(1, 50_000)))),
         "truncated JPEG": lambda: send(*form(photo[: rng.randrange(1, len(photo) - 2)])),

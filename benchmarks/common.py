@@ -1,7 +1,7 @@
 """What the benchmarks share: options, the machine, interleaved timing, peak memory, output.
 
-Every benchmark measures its reference in the same run as what it is compared with, in turns, and reports medians: a
-machine that is slower for a while is then slower for both.
+Every benchmark measures its reference in the same run as what it is compared with, in turns, and
+reports medians: a machine that is slower for a while is then slower for both.
 """
 
 from __future__ import annotations
@@ -32,13 +32,24 @@ OPTIONS = {"classes": (50, "class names in the prompts"), "batch": (16, "images 
 
 def arguments(description: str | None, *names: str, **defaults: Any) -> argparse.ArgumentParser:
     """A parser of the options that every benchmark has, and of the named ones of OPTIONS."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default="ViT-B-16/none", help="any name that load_backbone understands")
-    parser.add_argument("--seed", type=int, default=0, help="of images, labels, class names and adapters")
-    parser.add_argument("--repeat", type=int, default=7, help="measured rounds; the median counts")
-    parser.add_argument("--threads", type=int, default=0, help="threads of torch; 0 leaves torch's own choice")
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--allocator", choices=["keep", "default"], default="keep", help="keep: memory freed in a step serves the next"
+        "--backbone", default="ViT-B-16/none", help="any name that load_backbone understands"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of images, labels, class names and adapters"
+    )
+    parser.add_argument("--repeat", type=int, default=7, help="measured rounds; the median counts")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="threads of torch; 0 leaves torch's own choice"
+    )
+    parser.add_argument(
+        "--allocator",
+        choices=["keep", "default"],
+        default="keep",
+        help="keep: memory freed in a step serves the next",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     for name in names:
@@ -60,10 +71,21 @@ def set_up(options: argparse.Namespace) -> None:
 
 
 def machine() -> dict[str, Any]:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GB if hasattr(os, "sysconf") else 0.0
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # processes that wanted a core in the last minute
+    memory = (
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GB
+        if hasattr(os, "sysconf")
+        else 0.0
+    )
+    load = (
+        os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    )  # processes that wanted a core in the last minute
     software = {name: versions()[name] for name in ("python", "torch", "platform")}
-    return {**describe(CPU), "memory_gb": round(memory, 1), "load_before": round(load, 2), **software}
+    return {
+        **describe(CPU),
+        "memory_gb": round(memory, 1),
+        "load_before": round(load, 2),
+        **software,
+    }
 
 
 def setting(options: argparse.Namespace, *names: str) -> dict[str, Any]:
@@ -84,7 +106,9 @@ def class_names(count: int, seed: int) -> list[str]:
 def noise(count: int, classes: int, size: int, seed: int) -> ImageSet:
     """Images of noise, of the classes in turn: the values of pixels do not change the work."""
     pixels = np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8)
-    return ImageSet(tuple(pixels), tuple(i % classes for i in range(count)), tuple(class_names(classes, seed)))
+    return ImageSet(
+        tuple(pixels), tuple(i % classes for i in range(count)), tuple(class_names(classes, seed))
+    )
 
 
 # ---- time ----
@@ -98,10 +122,11 @@ def interleaved(
     warm_up: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of every call of each run, taken in turns after a warm-up round; a round may contain a run several times.
+    """Seconds of every call of each run, taken in turns after a warm-up round; a round may contain
+    a run several times.
 
-    budget: seconds after which no further round starts, once there are three. clock: `time.process_time` for seconds of
-    the processor.
+    budget: seconds after which no further round starts, once there are three. clock:
+    `time.process_time` for seconds of the processor.
     """
     turns = list(runs.items()) if isinstance(runs, dict) else list(runs)
     seconds: dict[str, list[float]] = {name: [] for name, _ in turns}
@@ -143,21 +168,32 @@ def peak_beyond(before: float | None, run: Run) -> float | None:
 
 
 def in_fresh_process(script: str, options: argparse.Namespace, *more: str) -> Any:
-    """Run a benchmark with these and further options in a process of its own, and return the JSON it prints."""
-    names = [name for name in ("backbone", "batch", "seed", "threads", "allocator") if hasattr(options, name)]
+    """Run a benchmark with these and further options in a process of its own, and return the JSON
+    it prints."""
+    names = [
+        name
+        for name in ("backbone", "batch", "seed", "threads", "allocator")
+        if hasattr(options, name)
+    ]
     same = [text for name in names for text in (f"--{name}", str(getattr(options, name)))]
-    done = subprocess.run([sys.executable, script, *same, *more], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, script, *same, *more], stdout=subprocess.PIPE, text=True, check=True
+    )
     return json.loads(done.stdout)
 
 
 # ---- output ----
 
 
-def show(options: argparse.Namespace, result: Any, keys: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+def show(
+    options: argparse.Namespace, result: Any, keys: Sequence[str], rows: Sequence[dict[str, Any]]
+) -> None:
     """The result as JSON, or for people a table of some figures of each row."""
     if options.json:
         print(json.dumps(result, indent=1))
         return
     cells = [[row[key] for key in keys] for row in rows]
-    texts = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in cells]
+    texts = [
+        [f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in cells
+    ]
     table([key.replace("_", " ") for key in keys], texts)

@@ -2,7 +2,8 @@
 
     python benchmarks/demo_fit.py --json
 
-Both train the same adapters on the same images in the same order; the losses of the last step are compared.
+Both train the same adapters on the same images in the same order; the losses of the last step are
+compared.
 """
 
 from __future__ import annotations
@@ -19,21 +20,35 @@ from rmadapter.methods import load_method
 from rmadapter.training.cache import Cache
 from rmadapter.training.contract import Shots
 
-KEYS = ("images", "reference_seconds", "lean_seconds", "ratio", "reference_last_loss", "lean_last_loss")
+KEYS = (
+    "images",
+    "reference_seconds",
+    "lean_seconds",
+    "ratio",
+    "reference_last_loss",
+    "lean_last_loss",
+)
 
 
 def main() -> None:
     parser = arguments(__doc__, backbone="pocket", seed=1)
-    parser.add_argument("--epochs", type=int, help="passes over the images, of the method's own number")
+    parser.add_argument(
+        "--epochs", type=int, help="passes over the images, of the method's own number"
+    )
     options = parser.parse_args()
     set_up(options)
-    backbone, images = load_backbone(options.backbone), half(few_shot(load_openmoji(), 16, options.seed).train, "base")
+    backbone, images = (
+        load_backbone(options.backbone),
+        half(few_shot(load_openmoji(), 16, options.seed).train, "base"),
+    )
     given = {"epochs": options.epochs} if options.epochs else {}
     result: dict[str, Any] = {"images": len(images), **setting(options)}
     for forward in ("reference", "lean"):
         method = load_method("rmadapter", {"forward": forward, **given})
         begun = time.perf_counter()
-        fitted = method.fit(backbone, Shots(images, Cache(backbone), seed=options.seed))  # the frozen activations, too
+        fitted = method.fit(
+            backbone, Shots(images, Cache(backbone), seed=options.seed)
+        )  # the frozen activations, too
         result[f"{forward}_seconds"] = round(time.perf_counter() - begun, 2)
         result[f"{forward}_last_loss"] = fitted.trained.history[-1]["loss"]
     result["ratio"] = round(result["reference_seconds"] / result["lean_seconds"], 2)

@@ -26,10 +26,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 from parity import untrained
 
-RATE, SPREAD = 1e-9, 0.05  # a step too small to move anything; noise on all that is trained, so that it has an effect
+RATE, SPREAD = (
+    1e-9,
+    0.05,
+)  # a step too small to move anything; noise on all that is trained, so that it has an effect
 
 
-def shots_for(backbone: Backbone, classes: int, batch: int, seed: int, precision: str = "fp32") -> Shots:
+def shots_for(
+    backbone: Backbone, classes: int, batch: int, seed: int, precision: str = "fp32"
+) -> Shots:
     """Images of noise, as many as a step takes: the values of pixels do not change the work."""
     machine = Machine(device="cpu", precision=precision)  # type: ignore[arg-type]
     cache = Cache(backbone, machine, seed=seed, progress=False)
@@ -37,7 +42,8 @@ def shots_for(backbone: Backbone, classes: int, batch: int, seed: int, precision
 
 
 class Fit:
-    """A method before its first step, with noise on its tensors, and steps on one batch: all of the shots."""
+    """A method before its first step, with noise on its tensors, and steps on one batch: all of the
+    shots."""
 
     def __init__(self, method: Any, shots: Shots) -> None:
         self.module, self.compute, recipe, _, self.source = untrained(method, shots)
@@ -56,7 +62,9 @@ class Fit:
         """The loss on all shots. states: of the shots, instead of the source's."""
         kind = FORMATS[self.shots.machine.precision]
         images = self.source.batch(self.rows) if states is None else states
-        batch = Batch(0, self.rows, self.shots.labels, images, torch.Generator().manual_seed(self.shots.seed))
+        batch = Batch(
+            0, self.rows, self.shots.labels, images, torch.Generator().manual_seed(self.shots.seed)
+        )
         with torch.autocast("cpu", kind, enabled=kind != torch.float32):
             found = self.compute(batch)
         return found["loss"] if isinstance(found, dict) else found
@@ -67,12 +75,16 @@ class Fit:
         (loss or self.loss)().backward()
         self.optimizer.step()
 
-    def gradients(self, loss: Callable[[], Tensor] | None = None) -> tuple[float, dict[str, Tensor]]:
+    def gradients(
+        self, loss: Callable[[], Tensor] | None = None
+    ) -> tuple[float, dict[str, Tensor]]:
         """The loss, and its gradient by every trained tensor."""
         self.optimizer.zero_grad()
         value = (loss or self.loss)()
         value.backward()
-        return value.item(), {name: p.grad.clone() for name, p in self.trained.items() if p.grad is not None}
+        return value.item(), {
+            name: p.grad.clone() for name, p in self.trained.items() if p.grad is not None
+        }
 
 
 class Spent(NamedTuple):

@@ -2,10 +2,11 @@
 
     python benchmarks/folder.py --backbone pocket --json
 
-The whole command `rmadapter fit FOLDER`, in a process of its own as a user starts it, for each method and number format
-in turns. Parts: `start` (Python, imports and the backbone, timed in another process), `decode` (the files of shots and
-test images, read by themselves), `frozen` (encoding the shots as far as nothing is trained), `train`, `evaluate` (test
-images, adapted and untouched), and `rest`: choosing the shots, checks, the report, saving. The time of decoding is
+The whole command `rmadapter fit FOLDER`, in a process of its own as a user starts it, for each
+method and number format in turns. Parts: `start` (Python, imports and the backbone, timed in
+another process), `decode` (the files of shots and test images, read by themselves), `frozen`
+(encoding the shots as far as nothing is trained), `train`, `evaluate` (test images, adapted and
+untouched), and `rest`: choosing the shots, checks, the report, saving. The time of decoding is
 subtracted from `frozen` and `evaluate`. With --repeat 1 nothing is warmed up.
 """
 
@@ -41,10 +42,14 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--shots", type=int, default=16, help="training images a class")
     parser.add_argument("--tests", type=int, default=40, help="test images a class")
-    parser.add_argument("--pixels", type=int, nargs=2, default=[500, 375], help="width and height of a file")
+    parser.add_argument(
+        "--pixels", type=int, nargs=2, default=[500, 375], help="width and height of a file"
+    )
     parser.add_argument("--methods", nargs="+", default=["rmadapter", "linear-probe"])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "auto"])
-    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="further settings of `fit`")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="FIELD=VALUE", help="further settings of `fit`"
+    )
     options = parser.parse_args()
     set_up(options)
     with tempfile.TemporaryDirectory() as folder:
@@ -61,20 +66,47 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 
     def fit(method: str, precision: str) -> None:
         out, begun = folder / f"run-{time.monotonic_ns()}", time.perf_counter()
-        words = ["--method", method, "--set", f"precision={precision}", *(w for s in options.set for w in ("--set", s))]
-        words += ["--backbone", options.backbone, "--shots", str(options.shots), "--out", str(out), "--quiet"]
-        subprocess.run([sys.executable, "-m", "rmadapter", "fit", str(data), *words], check=True, capture_output=True)
+        words = [
+            "--method",
+            method,
+            "--set",
+            f"precision={precision}",
+            *(w for s in options.set for w in ("--set", s)),
+        ]
+        words += [
+            "--backbone",
+            options.backbone,
+            "--shots",
+            str(options.shots),
+            "--out",
+            str(out),
+            "--quiet",
+        ]
+        subprocess.run(
+            [sys.executable, "-m", "rmadapter", "fit", str(data), *words],
+            check=True,
+            capture_output=True,
+        )
         seconds = time.perf_counter() - begun
         found = json.loads((out / "run.json").read_text())["seconds"]
         spent.setdefault(f"{method}, {precision}", []).append({"seconds": seconds, **found})
 
     def start() -> None:
-        subprocess.run([sys.executable, "-c", START, options.backbone], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-c", START, options.backbone], check=True, capture_output=True
+        )
 
-    runs = {f"{m}, {p}": lambda m=m, p=p: fit(m, p) for m in options.methods for p in options.precisions}
+    runs = {
+        f"{m}, {p}": lambda m=m, p=p: fit(m, p) for m in options.methods for p in options.precisions
+    }
     decoding = {split: lambda some=some: decode(some, preprocess) for split, some in files.items()}
     own = medians(
-        interleaved({"start": start, **decoding, **runs}, options.repeat, text="fit", warm_up=options.repeat > 1)
+        interleaved(
+            {"start": start, **decoding, **runs},
+            options.repeat,
+            text="fit",
+            warm_up=options.repeat > 1,
+        )
     )
     return [row(name, found[-options.repeat :], own) for name, found in spent.items()]
 
@@ -89,7 +121,12 @@ def row(name: str, found: list[dict[str, float]], own: dict[str, float]) -> dict
         "train": each["train"],
         "evaluate": each["evaluate"] - own["test"],
     }
-    return {"run": name, "seconds": each["seconds"], **parts, "rest": each["seconds"] - sum(parts.values())}
+    return {
+        "run": name,
+        "seconds": each["seconds"],
+        **parts,
+        "rest": each["seconds"] - sum(parts.values()),
+    }
 
 
 def decode(files: list[Path], preprocess: Any) -> None:
@@ -100,8 +137,13 @@ def decode(files: list[Path], preprocess: Any) -> None:
 
 
 def write_data(folder: Path, options: argparse.Namespace) -> dict[str, list[Path]]:
-    """JPEG files of smooth noise, which take about as many bytes as photographs, in a folder per split and class."""
-    rng, size, written = np.random.default_rng(options.seed), tuple(options.pixels), dict[str, list[Path]]()
+    """JPEG files of smooth noise, which take about as many bytes as photographs, in a folder per
+    split and class."""
+    rng, size, written = (
+        np.random.default_rng(options.seed),
+        tuple(options.pixels),
+        dict[str, list[Path]](),
+    )
     for split, count in (("train", options.shots), ("test", options.tests)):
         written[split] = []
         for name in class_names(options.classes, options.seed):

@@ -1,13 +1,15 @@
-"""Training and inference of RMAdapter on a GPU, by number format and with torch.compile, against the card's own rate.
+"""Training and inference of RMAdapter on a GPU, by number format and with torch.compile, against
+the card's own rate.
 
     python benchmarks/gpu.py --json > docs/results/benchmarks/gpu.json
 
-A training step (forward, backward, optimizer; batch 16 and 128, 50 and 1,000 classes) by the backbone's own forward in
-float32 with hooks, by the lean one in float32, bfloat16 and float16 (scaled), and compiled; and encoding images with
-adapters in these formats. Each row has seconds (median and least), images per second, memory on the card, and the rate
-of its necessary work (work.py) as a share of the best rate of large square products of that format in the same run. The
-row of what does not fit, or of what the card lacks, says so. After 20 minutes it ends with what it has. No GPU has run
-it yet; `--device cpu` runs all of it, too.
+A training step (forward, backward, optimizer; batch 16 and 128, 50 and 1,000 classes) by the
+backbone's own forward in float32 with hooks, by the lean one in float32, bfloat16 and float16
+(scaled), and compiled; and encoding images with adapters in these formats. Each row has seconds
+(median and least), images per second, memory on the card, and the rate of its necessary work
+(work.py) as a share of the best rate of large square products of that format in the same run. The
+row of what does not fit, or of what the card lacks, says so. After 20 minutes it ends with what it
+has. No GPU has run it yet; `--device cpu` runs all of it, too.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import contextlib
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,17 +36,37 @@ from rmadapter.support.terminal import note
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SQUARES = (1024, 4096, 8192)  # sides of the products; the best of them is the card's rate
 BUDGET = 20 * 60.0  # seconds of the whole script; what would begin later is left out
-KEYS = ("what", "classes", "batch", "seconds", "images_per_second", "peak_mb", "share_of_rate", "note")
+KEYS = (
+    "what",
+    "classes",
+    "batch",
+    "seconds",
+    "images_per_second",
+    "peak_mb",
+    "share_of_rate",
+    "note",
+)
 Row = dict[str, Any]
 
 
 def main() -> None:
     parser = arguments(__doc__, repeat=20)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N, or cpu to try the script")
-    parser.add_argument("--classes", type=int, nargs="+", default=[50, 1000], help="class names in the prompts")
-    parser.add_argument("--batch", type=int, nargs="+", default=[16, 128], help="images a step, or at once")
-    parser.add_argument("--squares", type=int, nargs="+", default=list(SQUARES), help="sides of the large products")
-    parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out: minutes")
+    parser.add_argument(
+        "--classes", type=int, nargs="+", default=[50, 1000], help="class names in the prompts"
+    )
+    parser.add_argument(
+        "--batch", type=int, nargs="+", default=[16, 128], help="images a step, or at once"
+    )
+    parser.add_argument(
+        "--squares", type=int, nargs="+", default=list(SQUARES), help="sides of the large products"
+    )
+    parser.add_argument(
+        "--no-compile",
+        dest="compile",
+        action="store_false",
+        help="leave torch.compile out: minutes",
+    )
     options = parser.parse_args()
     set_up(options)
     device, begun = find_device(options.device), time.monotonic()
@@ -54,13 +77,20 @@ def main() -> None:
         note(" ".join(f"{key}={row[key]}" for key in KEYS if row.get(key) is not None))
         if time.monotonic() - begun > BUDGET:
             break
-    about = {"backbone": options.backbone, "seed": options.seed, "repeat": options.repeat, "finished": len(rows)}
+    about = {
+        "backbone": options.backbone,
+        "seed": options.seed,
+        "repeat": options.repeat,
+        "finished": len(rows),
+    }
     about |= {"device": describe(device)["device"], "tf32": torch.backends.cuda.matmul.allow_tf32}
     result = {"gflops": peaks, "rows": rows, **about, "machine": machine()}
     show(options, result, KEYS, [{key: row.get(key) for key in KEYS} for row in rows])
 
 
-def every(options: argparse.Namespace, device: torch.device, peaks: dict[str, float | None]) -> Iterator[Row]:
+def every(
+    options: argparse.Namespace, device: torch.device, peaks: dict[str, float | None]
+) -> Iterator[Row]:
     backbone = load_backbone(options.backbone).to(device)
     for batch in options.batch:
         for classes in options.classes:
@@ -71,7 +101,8 @@ def every(options: argparse.Namespace, device: torch.device, peaks: dict[str, fl
             work = sum(step_work(step.model, *frozen(step)).values())
             for variant, name in variants:
                 about = {"what": f"step, {variant}, {name}", "classes": classes, "batch": batch}
-                yield about | timed(options, device, batch, peaks[name], work, lambda: training(step, variant, name))  # noqa: B023
+                train = partial(training, step, variant, name)
+                yield about | timed(options, device, batch, peaks[name], work, train)
         for name, kind in FORMATS.items():
             about = {"what": f"images, {name}", "classes": None, "batch": batch}
             yield about | timed(options, device, batch, None, 0, lambda: encoding(step, kind))  # noqa: B023
@@ -84,7 +115,8 @@ def frozen(step: Step) -> tuple[States, States]:
 
 
 def training(step: Step, variant: str, name: str) -> Callable[[], object]:
-    """A function that does one step, as in `minimise`. Frozen states are computed here, and held in the format."""
+    """A function that does one step, as in `minimise`. Frozen states are computed here, and held in
+    the format."""
     model, kind, device = step.model, FORMATS[name], step.images.device
     if variant == "reference":
         inputs = step.untouched()
@@ -114,7 +146,9 @@ def training(step: Step, variant: str, name: str) -> Callable[[], object]:
 
 def lower(states: States, kind: torch.dtype) -> States:
     """Tokens in a format; features stay in float32."""
-    return States(states.first, states.layout, states.features, states.x.to(kind), states.y.to(kind))
+    return States(
+        states.first, states.layout, states.features, states.x.to(kind), states.y.to(kind)
+    )
 
 
 def encoding(step: Step, kind: torch.dtype) -> Callable[[], object]:
@@ -132,7 +166,8 @@ def timed(
     options: argparse.Namespace, device: torch.device, batch: int, gflops: float | None, work: int,
     make: Callable[[], Callable[[], object]],
 ) -> Row:  # fmt: skip
-    """Figures of a call, or why there are none. The first two calls, which may compile, do not count."""
+    """Figures of a call, or why there are none. The first two calls, which may compile, do not
+    count."""
     try:
         run, spent = make(), []
         begun = time.perf_counter()
@@ -146,10 +181,14 @@ def timed(
             run()
             wait(device)
             spent.append(time.perf_counter() - begun)
-    except Exception as error:  # too little memory, a format or a kernel that the card lacks, no compiler
+    except (
+        Exception
+    ) as error:  # too little memory, a format or a kernel that the card lacks, no compiler
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        return {"note": f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"}
+        return {
+            "note": f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
+        }
     seconds, memory = statistics.median(spent), peak(device)
     share = work / seconds / 1e9 / gflops if work and gflops else None
     return {
@@ -159,7 +198,8 @@ def timed(
 
 
 def rate(device: torch.device, kind: torch.dtype, options: argparse.Namespace) -> float | None:
-    """Gigaflops a second of the best of large square products; None for a format that the device cannot multiply."""
+    """Gigaflops a second of the best of large square products; None for a format that the device
+    cannot multiply."""
     best = 0.0
     with contextlib.suppress(RuntimeError):
         for side in options.squares:

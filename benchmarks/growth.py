@@ -1,14 +1,16 @@
-"""How every part of a run grows with classes, images and prompt templates: JSON, fitted exponents, and a plot.
+"""How every part of a run grows with classes, images and prompt templates: JSON, fitted exponents,
+and a plot.
 
     python benchmarks/growth.py --out docs/results/benchmarks
 
-Processor seconds, which other processes disturb little, and memory of each part, all in one process: `text` (class
-features of the untouched encoder), `step` (a training step of RMAdapter, with what is computed once for it), `answers`
-(on images with known features), `page` (predictions.csv and report.html), `scan` (reading a folder of images and
-checking each), `frozen` (decoding and encoding them), `predict` (answers from files, nothing kept), `duplicates`
-(near-duplicates). An exponent is the slope of log seconds, or of log MB beyond what the process held before, against
-the log of what grows, between the last two points: 1 is linear. Classes and templates are measured with --backbone,
-images of 32 x 32 pixels with a tiny random one.
+Processor seconds, which other processes disturb little, and memory of each part, all in one
+process: `text` (class features of the untouched encoder), `step` (a training step of RMAdapter,
+with what is computed once for it), `answers` (on images with known features), `page`
+(predictions.csv and report.html), `scan` (reading a folder of images and checking each), `frozen`
+(decoding and encoding them), `predict` (answers from files, nothing kept), `duplicates`
+(near-duplicates). An exponent is the slope of log seconds, or of log MB beyond what the process
+held before, against the log of what grows, between the last two points: 1 is linear. Classes and
+templates are measured with --backbone, images of 32 x 32 pixels with a tiny random one.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +53,11 @@ POINTS: dict[str, tuple[int, ...]] = {
     "templates": (1, 4, 20, 80),
 }
 AXES = {"classes": "classes", "images": "images", "templates": "templates, 100 classes"}
-ASKED, KINDS, TEMPLATE_CLASSES = 256, 10, 100  # images of many classes; classes of many images and of templates
+ASKED, KINDS, TEMPLATE_CLASSES = (
+    256,
+    10,
+    100,
+)  # images of many classes; classes of many images and of templates
 TINY = {
     "embed_dim": 64,
     "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 64, "head_width": 32, "layers": 2},
@@ -70,14 +77,16 @@ def main() -> None:
             points.append(point)
             found[study] = {"points": points, "exponents": exponents(study, points), **about}
             if options.out:
-                save(found, options.out)  # the last point takes as long as all others, and may be too much
+                save(
+                    found, options.out
+                )  # the last point takes as long as all others, and may be too much
     if options.json or not options.out:
         print(json.dumps(found, indent=1))
 
 
 def measured(**parts: Callable[[], Any]) -> Row:
-    """Processor seconds, seconds by the clock and MB beyond what was held before, of each part; and the most MB that
-    the process held."""
+    """Processor seconds, seconds by the clock and MB beyond what was held before, of each part; and
+    the most MB that the process held."""
     row: Row = {}
     most = 0.0
     for name, run in parts.items():
@@ -85,7 +94,10 @@ def measured(**parts: Callable[[], Any]) -> Row:
         reset_peak(CPU)
         begun, started = time.process_time(), time.perf_counter()
         run()
-        row[f"{name}_seconds"], row[f"{name}_wall"] = time.process_time() - begun, time.perf_counter() - started
+        row[f"{name}_seconds"], row[f"{name}_wall"] = (
+            time.process_time() - begun,
+            time.perf_counter() - started,
+        )
         if before is not None:
             now = peak(CPU)["peak_mb"] or 0.0
             row[f"{name}_mb"], most = max(now - before, 0.0), max(most, now)
@@ -93,7 +105,8 @@ def measured(**parts: Callable[[], Any]) -> Row:
 
 
 def exponents(study: str, points: Sequence[Row]) -> dict[str, float]:
-    """The exponent of each part that took enough time or memory at the last two points to be more than chance."""
+    """The exponent of each part that took enough time or memory at the last two points to be more
+    than chance."""
     if len(points) < 2:
         return {}
     a, b = points[-2:]
@@ -101,7 +114,11 @@ def exponents(study: str, points: Sequence[Row]) -> dict[str, float]:
     found = {}
     for name in b:
         kind = name.rpartition("_")[2]
-        if kind in least and name != "process_peak_mb" and min(a.get(name) or 0, b[name] or 0) >= least[kind]:
+        if (
+            kind in least
+            and name != "process_peak_mb"
+            and min(a.get(name) or 0, b[name] or 0) >= least[kind]
+        ):
             found[name] = math.log(b[name] / a[name]) / math.log(b[study] / a[study])
     return found
 
@@ -116,7 +133,9 @@ def named(count: int) -> tuple[str, ...]:
 def noise(count: int, classes: int, size: int) -> ImageSet:
     """Images of noise in memory, of the classes in turn."""
     pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
-    return ImageSet(tuple(pixels), tuple(i * classes // count for i in range(count)), named(classes))
+    return ImageSet(
+        tuple(pixels), tuple(i * classes // count for i in range(count)), named(classes)
+    )
 
 
 def study_classes(options: argparse.Namespace, points: Sequence[int]) -> Iterator[Row]:
@@ -156,16 +175,25 @@ def study_images(options: argparse.Namespace, points: Sequence[int]) -> Iterator
             write_images(Path(folder) / "images", there, count)
             there = max(there, count)
             found: list[ImageSet] = []
+            duplicates = {"duplicates": partial(grouped, found)} if count <= PAIRS else {}
             yield {
                 "images": count,
                 **measured(
-                    scan=lambda: found.append(read_images(Path(folder) / "images", progress=False)["all"]),  # noqa: B023
+                    scan=partial(scanned, Path(folder) / "images", found),
                     frozen=lambda: Cache(backbone, progress=False).features(found[0]),  # noqa: B023
                     predict=lambda: predicted(backbone, found[0]),  # noqa: B023
                     page=lambda: written(found[0], len(found[0])),  # noqa: B023
-                    **({"duplicates": lambda: groups(looks(found[0].images))} if count <= PAIRS else {}),  # noqa: B023
+                    **duplicates,
                 ),
             }
+
+
+def scanned(folder: Path, found: list[ImageSet]) -> None:
+    found.append(read_images(folder, progress=False)["all"])
+
+
+def grouped(found: Sequence[ImageSet]) -> None:
+    groups(looks(found[0].images))
 
 
 def tiny(folder: Path) -> Backbone:
@@ -174,7 +202,9 @@ def tiny(folder: Path) -> Backbone:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True)
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY, "preprocess_cfg": {}}))
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": TINY, "preprocess_cfg": {}})
+    )
     torch.manual_seed(0)
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
@@ -186,13 +216,17 @@ def write_images(folder: Path, there: int, count: int) -> None:
     for i in range(there, count):
         place = folder / f"kind {i % KINDS}" / f"{i}.jpg"
         place.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8)).save(place, quality=50)
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8)).save(
+            place, quality=50
+        )
 
 
 def training_step(backbone: Backbone, names: Sequence[str], options: argparse.Namespace) -> None:
     """One training step, with what is computed once for it."""
     step = Step(backbone, 2, options.batch, options.seed)
-    text = step.model.frozen_text(backbone.tokenizer([f"a photo of a {name}." for name in names]).to(backbone.device))
+    text = step.model.frozen_text(
+        backbone.tokenizer([f"a photo of a {name}." for name in names]).to(backbone.device)
+    )
     step.model(step.labels, step.frozen()[0], text)["loss"].backward()
 
 
@@ -211,11 +245,23 @@ def written(images: ImageSet, count: int) -> None:
     """Write what a run writes of its answers, which are random here."""
     drawn = np.random.default_rng(0)
     shape = (count, len(images.classes))
-    e = Evaluation("all classes", images, drawn.random(shape, np.float32), drawn.random(shape, np.float32))
-    score = Score(name="all", images=count, classes=shape[1], split="test", accuracy=1.0, zero_shot=1.0)
-    method, backbone = MethodName(name="zero-shot", title="zero-shot"), BackboneName(name="pocket", digest="0")
+    e = Evaluation(
+        "all classes", images, drawn.random(shape, np.float32), drawn.random(shape, np.float32)
+    )
+    score = Score(
+        name="all", images=count, classes=shape[1], split="test", accuracy=1.0, zero_shot=1.0
+    )
+    method, backbone = (
+        MethodName(name="zero-shot", title="zero-shot"),
+        BackboneName(name="pocket", digest="0"),
+    )
     record = Record(
-        format=FORMAT, task=Task(data="images"), method=method, backbone=backbone, scores=(score,), parameters=0
+        format=FORMAT,
+        task=Task(data="images"),
+        method=method,
+        backbone=backbone,
+        scores=(score,),
+        parameters=0,
     )
     found = [Predictions.of(score, e)]
     with tempfile.TemporaryDirectory() as folder:
@@ -223,7 +269,11 @@ def written(images: ImageSet, count: int) -> None:
         write_page(Path(folder) / "report.html", record, found, [])
 
 
-STUDIES: dict[str, Any] = {"classes": study_classes, "images": study_images, "templates": study_templates}
+STUDIES: dict[str, Any] = {
+    "classes": study_classes,
+    "images": study_images,
+    "templates": study_templates,
+}
 
 
 def save(found: dict[str, Any], folder: Path) -> None:

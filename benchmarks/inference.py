@@ -1,12 +1,13 @@
-"""Images per second of open_clip's model in torch, and of what `rmadapter export` makes of it, in turns.
+"""Images per second of open_clip's model in torch, and of what `rmadapter export` makes of it, in
+turns.
 
     python benchmarks/inference.py --backbone ViT-B-16/none --batches 1 8 --repeat 3 --json
     python benchmarks/inference.py --backbone pocket --json
 
-All take pixels and give probabilities. The reference is open_clip's own encoder in float32 with class features computed
-beforehand; with adapters it is untrained RMAdapter in its default blocks. Single images are repeated more often, for
-their latency. 8-bit weights are those of the first way in deploy/int8.py. OpenVINO is left out if it is not installed,
-and its 8-bit form without NNCF.
+All take pixels and give probabilities. The reference is open_clip's own encoder in float32 with
+class features computed beforehand; with adapters it is untrained RMAdapter in its default blocks.
+Single images are repeated more often, for their latency. 8-bit weights are those of the first way
+in deploy/int8.py. OpenVINO is left out if it is not installed, and its 8-bit form without NNCF.
 """
 
 from __future__ import annotations
@@ -24,7 +25,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from common import arguments, class_names, held, in_fresh_process, interleaved, peak_beyond, set_up, setting, show
+from common import (
+    arguments,
+    class_names,
+    held,
+    in_fresh_process,
+    interleaved,
+    peak_beyond,
+    set_up,
+    setting,
+    show,
+)
 from torch import Tensor
 
 from rmadapter.backbones import Backbone, load_backbone
@@ -37,8 +48,23 @@ from rmadapter.training.contract import Fitted, Known
 
 REFERENCE, ADAPTED = "open_clip, torch fp32", "rmadapter, torch fp32"
 TORCH = ("torch bf16", "torch bf16 autocast", "torch compiled")
-EXPORTS = ("onnxruntime fp32", "onnxruntime int8", "openvino fp32", "openvino bf16", "openvino int8")
-KEYS = ("engine", "adapters", "threads", "batch", "images_per_cpu_second", "images_per_second", "times", "difference")
+EXPORTS = (
+    "onnxruntime fp32",
+    "onnxruntime int8",
+    "openvino fp32",
+    "openvino bf16",
+    "openvino int8",
+)
+KEYS = (
+    "engine",
+    "adapters",
+    "threads",
+    "batch",
+    "images_per_cpu_second",
+    "images_per_second",
+    "times",
+    "difference",
+)
 MORE = 5  # times as many repeats for single images
 Ask = Callable[[np.ndarray], np.ndarray]  # pixels [B, 3, H, W] -> probabilities [B, C]
 
@@ -50,9 +76,16 @@ class Kind(NamedTuple):
 
 def kinds() -> list[Kind]:
     """What can be measured here."""
-    there = [name for name in EXPORTS if not name.startswith("openvino") or importlib.util.find_spec("openvino")]
+    there = [
+        name
+        for name in EXPORTS
+        if not name.startswith("openvino") or importlib.util.find_spec("openvino")
+    ]
     there = [name for name in there if name != "openvino int8" or importlib.util.find_spec("nncf")]
-    return [*(Kind(name, False) for name in (REFERENCE, *TORCH, *there)), *(Kind(n, True) for n in (ADAPTED, *there))]
+    return [
+        *(Kind(name, False) for name in (REFERENCE, *TORCH, *there)),
+        *(Kind(n, True) for n in (ADAPTED, *there)),
+    ]
 
 
 def _names(options: argparse.Namespace) -> tuple[str, ...]:
@@ -60,7 +93,9 @@ def _names(options: argparse.Namespace) -> tuple[str, ...]:
 
 
 def fitted(backbone: Backbone, adapters: bool, options: argparse.Namespace) -> Fitted:
-    method: Any = load_method("rmadapter", {"init": "kaiming"}) if adapters else load_method("zero-shot")
+    method: Any = (
+        load_method("rmadapter", {"init": "kaiming"}) if adapters else load_method("zero-shot")
+    )
     tensors = method.model(backbone, options.seed).adapters.state_dict() if adapters else {}
     return method.restore(backbone, Known(_names(options)), tensors)
 
@@ -81,7 +116,9 @@ def write(folder: Path, model: Fitted, pixels: np.ndarray, names: list[str]) -> 
             graph.write_openvino(place, precision)
 
 
-def asking(kind: Kind, folder: Path, options: argparse.Namespace, backbone: Backbone, threads: int) -> Ask:
+def asking(
+    kind: Kind, folder: Path, options: argparse.Namespace, backbone: Backbone, threads: int
+) -> Ask:
     """folder: what `write` wrote of the model with, or without, adapters."""
     if kind.engine in EXPORTS:
         place = folder / kind.engine
@@ -97,7 +134,13 @@ def asking(kind: Kind, folder: Path, options: argparse.Namespace, backbone: Back
 
 def _torch(name: str, backbone: Backbone, weights: Tensor) -> Ask:
     visual: Any = copy.deepcopy(backbone.model.visual)
-    visual = visual.bfloat16() if name == "torch bf16" else torch.compile(visual) if "compiled" in name else visual
+    visual = (
+        visual.bfloat16()
+        if name == "torch bf16"
+        else torch.compile(visual)
+        if "compiled" in name
+        else visual
+    )
     kind = torch.bfloat16 if name == "torch bf16" else torch.float32
 
     def ask(pixels: np.ndarray) -> np.ndarray:
@@ -112,8 +155,8 @@ def _torch(name: str, backbone: Backbone, weights: Tensor) -> Ask:
 def measure(
     options: argparse.Namespace, asks: dict[Kind, Ask], pixels: np.ndarray, threads: int
 ) -> list[dict[str, Any]]:
-    """Figures of one batch. times: images per CPU second relative to the reference. difference: the largest of a
-    probability from torch's in float32, with adapters or without."""
+    """Figures of one batch. times: images per CPU second relative to the reference. difference: the
+    largest of a probability from torch's in float32, with adapters or without."""
     outputs = {kind: ask(pixels) for kind, ask in asks.items()}
     spent: dict[Kind, list[float]] = {kind: [] for kind in asks}
 
@@ -164,8 +207,12 @@ def peak_of(options: argparse.Namespace) -> float | None:
 def main() -> None:
     parser = arguments(__doc__, "classes", repeat=5)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="images at once")
-    parser.add_argument("--cores", type=int, nargs="+", default=[1, 2], help="threads of every engine, in turn")
-    parser.add_argument("--engines", nargs="+", help="some of the engines alone, the reference always")
+    parser.add_argument(
+        "--cores", type=int, nargs="+", default=[1, 2], help="threads of every engine, in turn"
+    )
+    parser.add_argument(
+        "--engines", nargs="+", help="some of the engines alone, the reference always"
+    )
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--size", type=int, default=224, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -177,25 +224,43 @@ def main() -> None:
     size = backbone.image_size
     about = setting(options, "classes")
     some = [
-        kind for kind in kinds() if kind.engine in (options.engines or [kind.engine]) or "torch fp32" in kind.engine
+        kind
+        for kind in kinds()
+        if kind.engine in (options.engines or [kind.engine]) or "torch fp32" in kind.engine
     ]
     pixels = rng.standard_normal((max(options.batches), 3, size, size), np.float32)
     with tempfile.TemporaryDirectory() as place:
         folders = {adapters: Path(place) / str(adapters) for adapters in (False, True)}
         for adapters, folder in folders.items():
-            exports = [kind.engine for kind in some if kind.engine in EXPORTS and kind.adapters == adapters]
+            exports = [
+                kind.engine for kind in some if kind.engine in EXPORTS and kind.adapters == adapters
+            ]
             write(folder, fitted(backbone, adapters, options), pixels[:8], exports)
         rows = []
         for threads in options.cores:
             torch.set_num_threads(threads)
-            asks = {kind: asking(kind, folders[kind.adapters], options, backbone, threads) for kind in some}
+            asks = {
+                kind: asking(kind, folders[kind.adapters], options, backbone, threads)
+                for kind in some
+            }
             for batch in options.batches:
                 rows += measure(options, asks, pixels[:batch], threads)
         peaks = {}
         for kind in some:
-            words = ("--peak", kind.engine, str(kind.adapters), str(folders[kind.adapters]), "--size", str(size))
-            peaks[kind] = in_fresh_process(__file__, options, "--classes", str(options.classes), *words)
-    found = [{**row, "peak_mb": peaks[Kind(row["engine"], row["adapters"])], **about} for row in rows]
+            words = (
+                "--peak",
+                kind.engine,
+                str(kind.adapters),
+                str(folders[kind.adapters]),
+                "--size",
+                str(size),
+            )
+            peaks[kind] = in_fresh_process(
+                __file__, options, "--classes", str(options.classes), *words
+            )
+    found = [
+        {**row, "peak_mb": peaks[Kind(row["engine"], row["adapters"])], **about} for row in rows
+    ]
     show(options, found, KEYS, found)
 
 

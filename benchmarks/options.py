@@ -1,8 +1,10 @@
-"""What bfloat16 and torch.compile do to the lean forward and backward pass, against float32 in the same run.
+"""What bfloat16 and torch.compile do to the lean forward and backward pass, against float32 in the
+same run.
 
     python benchmarks/options.py --backbone pocket --json
 
-`compile_seconds` is what the first compiled step takes, most of it compiling. Losses are compared with float32's.
+`compile_seconds` is what the first compiled step takes, most of it compiling. Losses are compared
+with float32's.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ def main() -> None:
     options = arguments(__doc__, "classes", "batch", backbone="pocket").parse_args()
     set_up(options)
     about = setting(options, "classes", "batch")
-    step = Step(load_backbone(options.backbone), options.classes, options.batch, options.seed, init="small")
+    step = Step(
+        load_backbone(options.backbone), options.classes, options.batch, options.seed, init="small"
+    )
     image, text = step.frozen()
     compiled: Any = torch.compile(step.model)
 
@@ -44,7 +48,12 @@ def main() -> None:
         first[name] = time.perf_counter() - begun
     seconds = medians(interleaved(runs, options.repeat, text="options"))
     rows = [
-        {"option": name, "seconds": spent, "speedup": seconds["float32"] / spent, "loss": losses[name]}
+        {
+            "option": name,
+            "seconds": spent,
+            "speedup": seconds["float32"] / spent,
+            "loss": losses[name],
+        }
         for name, spent in seconds.items()
     ]
     result = {"rows": rows, "compile_seconds": first["compiled"], **about}

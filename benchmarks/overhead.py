@@ -1,10 +1,11 @@
-"""The cost of the reconstruction branch itself: RMAdapter against the same adapter without it (paper, Table 7).
+"""The cost of the reconstruction branch itself: RMAdapter against the same adapter without it
+(paper, Table 7).
 
     python benchmarks/overhead.py --json
 
-Parameters, processor time of a training step and peak memory, with the branch and with lambda_image_rec =
-lambda_text_rec = 0, by the lean and by the reference forward pass, all four in turns; beside them, what the paper
-reports.
+Parameters, processor time of a training step and peak memory, with the branch and with
+lambda_image_rec = lambda_text_rec = 0, by the lean and by the reference forward pass, all four in
+turns; beside them, what the paper reports.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ from step import VARIANTS, Step
 
 from rmadapter.backbones import load_backbone
 
-# Lin et al., AAAI-26 (arXiv 2512.06811), Table 7: cost added by the reconstruction branch, ViT-B/16.
+# Lin et al., AAAI-26 (arXiv 2512.06811), Table 7: cost added by the reconstruction branch,
+# ViT-B/16.
 PAPER = {"added_parameters": 320_000, "memory_percent": 3.0, "time_percent": 5.0}
-KINDS: dict[str, dict[str, Any]] = {"with": {}, "without": {"lambda_image_rec": 0.0, "lambda_text_rec": 0.0}}
+KINDS: dict[str, dict[str, Any]] = {
+    "with": {},
+    "without": {"lambda_image_rec": 0.0, "lambda_text_rec": 0.0},
+}
 NAMES = [f"{variant}:{kind}" for variant in VARIANTS for kind in KINDS]
 
 
@@ -37,20 +42,38 @@ def main() -> None:
         return
     result = measure(options)
     rows = [{"forward": "paper", "peak_percent": "", **PAPER}]
-    rows += [{"forward": v, "added_parameters": result["added_parameters"], **result[v]} for v in VARIANTS]
-    show(options, result, ("forward", "added_parameters", "time_percent", "peak_percent", "memory_percent"), rows)
+    rows += [
+        {"forward": v, "added_parameters": result["added_parameters"], **result[v]}
+        for v in VARIANTS
+    ]
+    show(
+        options,
+        result,
+        ("forward", "added_parameters", "time_percent", "peak_percent", "memory_percent"),
+        rows,
+    )
 
 
 def make_steps(options: argparse.Namespace) -> dict[str, Step]:
     backbone = load_backbone(options.backbone)
-    return {k: Step(backbone, options.classes, options.batch, options.seed, **f) for k, f in KINDS.items()}
+    return {
+        k: Step(backbone, options.classes, options.batch, options.seed, **f)
+        for k, f in KINDS.items()
+    }
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     about, classes = setting(options, "classes", "batch"), str(options.classes)
-    peaks = {name: in_fresh_process(__file__, options, "--classes", classes, "--peak", name) for name in NAMES}
+    peaks = {
+        name: in_fresh_process(__file__, options, "--classes", classes, "--peak", name)
+        for name in NAMES
+    }
     steps = make_steps(options)
-    runs = {f"{variant}:{kind}": step.run(variant) for variant in VARIANTS for kind, step in steps.items()}
+    runs = {
+        f"{variant}:{kind}": step.run(variant)
+        for variant in VARIANTS
+        for kind, step in steps.items()
+    }
     seconds = interleaved(runs, options.repeat, text="training steps", clock=time.process_time)
     model = steps["with"].model
     trainable, added = model.adapters.parameter_counts()
@@ -69,7 +92,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def compare(
     variant: str, spent: dict[str, list[float]], peaks: dict[str, float | None], weights: float
 ) -> dict[str, float | None]:
-    """Figures of one forward pass, and by what percent the branch raises them; for time, the median over rounds."""
+    """Figures of one forward pass, and by what percent the branch raises them; for time, the median
+    over rounds."""
     more, less = (spent[f"{variant}:{kind}"] for kind in KINDS)
     ratio = statistics.median(a / b for a, b in zip(more, less, strict=True))
     high, low = (peaks[f"{variant}:{kind}"] for kind in KINDS)

@@ -1,16 +1,19 @@
-"""A training step of every method: time, memory and, if it runs transformer blocks, the lean pass against the plain.
+"""A training step of every method: time, memory and, if it runs transformer blocks, the lean pass
+against the plain.
 
     python benchmarks/peers.py --backbone pocket --json
     python benchmarks/peers.py --backbone ViT-B-16/none --methods maple mmrl clip-lora
 
-Each method trains on noise in a process of its own. Batch sizes are those of the published settings, up to --largest.
-A step is forward, backward and optimizer. For a method on frozen features, only the median of a few steps is measured.
-One that runs blocks, of a text encoder with causal attention, takes the same step in turns: lean, lean in bfloat16 (as
-`precision=bf16` trains) and `reference`, where nothing is cut, shared or kept: whole prompts, and images from their
-pixels on (`whole.py`; RMAdapter's and MMA's is the backbone's own forward with hooks). All are given the features of
-the untouched encoders that a loss compares with. Weights and batch are the same, and so must be loss and gradients,
-whose largest relative difference is reported. Ratios are of processor seconds, which other processes disturb less than
-the clock; `operations` are those that the reference executes over those that lean executes, counted by torch.
+Each method trains on noise in a process of its own. Batch sizes are those of the published
+settings, up to --largest. A step is forward, backward and optimizer. For a method on frozen
+features, only the median of a few steps is measured. One that runs blocks, of a text encoder with
+causal attention, takes the same step in turns: lean, lean in bfloat16 (as `precision=bf16` trains)
+and `reference`, where nothing is cut, shared or kept: whole prompts, and images from their pixels
+on (`whole.py`; RMAdapter's and MMA's is the backbone's own forward with hooks). All are given the
+features of the untouched encoders that a loss compares with. Weights and batch are the same, and so
+must be loss and gradients, whose largest relative difference is reported. Ratios are of processor
+seconds, which other processes disturb less than the clock; `operations` are those that the
+reference executes over those that lean executes, counted by torch.
 """
 
 from __future__ import annotations
@@ -36,19 +39,43 @@ from rmadapter.training.loop import WHOLE
 
 STEPS = 6
 IN_BLOCKS = (
-    *("coop", "cocoop", "kgcoop", "tcp", "maple", "promptsrc", "coprompt", "mmrl", "mmrl-plus-plus", "clip-lora"),
+    *(
+        "coop",
+        "cocoop",
+        "kgcoop",
+        "tcp",
+        "maple",
+        "promptsrc",
+        "coprompt",
+        "mmrl",
+        "mmrl-plus-plus",
+        "clip-lora",
+    ),
     *("mma", "rmadapter"),
 )
 NO_DROPOUT = 1e-9  # runs the code of dropout, but drops nothing: both passes then compute the same
-KEYS = ("method", "parameters", "batch", "step_seconds", "bf16_seconds", "reference_seconds", "ratio", "peak_mb")
+KEYS = (
+    "method",
+    "parameters",
+    "batch",
+    "step_seconds",
+    "bf16_seconds",
+    "reference_seconds",
+    "ratio",
+    "peak_mb",
+)
 
 
 def main() -> None:
     parser = arguments(__doc__, "classes", backbone="pocket", repeat=5)
-    most = [name for name in METHODS if name != "zero-shot-descriptions"]  # it needs texts about its classes
+    most = [
+        name for name in METHODS if name != "zero-shot-descriptions"
+    ]  # it needs texts about its classes
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=most)
     parser.add_argument("--largest", type=int, default=128, help="images per step at most")
-    parser.add_argument("--only", choices=list(METHODS), help="only print the figures of one method")
+    parser.add_argument(
+        "--only", choices=list(METHODS), help="only print the figures of one method"
+    )
     options = parser.parse_args()
     set_up(options)
     if options.only:
@@ -60,13 +87,20 @@ def main() -> None:
     more = [f"--{name}={getattr(options, name)}" for name in ("classes", "largest", "repeat")]
     names = track(options.methods, len(options.methods), "methods")
     rows = [in_fresh_process(__file__, options, *more, "--only", name) for name in names]
-    show(options, [{"methods": rows, **about}], KEYS, [{**dict.fromkeys(KEYS), **row} for row in rows])
+    show(
+        options,
+        [{"methods": rows, **about}],
+        KEYS,
+        [{**dict.fromkeys(KEYS), **row} for row in rows],
+    )
 
 
 def quick(name: str) -> Method:
     """The method with a single pass over the images."""
     own = settings_of(load_method(name))
-    return load_method(name, {key: value for key, value in {"epochs": 1, "iterations": 0}.items() if key in own})
+    return load_method(
+        name, {key: value for key, value in {"epochs": 1, "iterations": 0}.items() if key in own}
+    )
 
 
 def measure(options: argparse.Namespace, backbone: Backbone, name: str) -> dict[str, Any]:
@@ -78,7 +112,9 @@ def measure(options: argparse.Namespace, backbone: Backbone, name: str) -> dict[
     count = max(steps * (batch or 1), options.classes)
     images = noise(count, options.classes, backbone.image_size, options.seed)
     shots = Shots(images, Cache(backbone, progress=False), seed=options.seed, progress=False)
-    fitted: list[Fitted] = [method.fit(backbone, shots)]  # warms up, and fills the cache of activations
+    fitted: list[Fitted] = [
+        method.fit(backbone, shots)
+    ]  # warms up, and fills the cache of activations
     before = held()
     most = peak_beyond(before, lambda: fitted.append(method.fit(backbone, shots)))
     return {
@@ -97,9 +133,15 @@ def compare(options: argparse.Namespace, backbone: Backbone, name: str) -> dict[
     if "dropout" in settings_of(method):
         method = configured(method, {"dropout": NO_DROPOUT})
     batch = min(settings_of(method)["batch_size"], options.largest)
-    shots, half = (shots_for(backbone, options.classes, batch, options.seed, kind) for kind in ("fp32", "bf16"))
+    shots, half = (
+        shots_for(backbone, options.classes, batch, options.seed, kind) for kind in ("fp32", "bf16")
+    )
     before = held()
-    runs: dict[str, Any] = {"step": Fit(method, shots), "reference": Plain(method, shots), "bf16": Fit(method, half)}
+    runs: dict[str, Any] = {
+        "step": Fit(method, shots),
+        "reference": Plain(method, shots),
+        "bf16": Fit(method, half),
+    }
     first = {kind: looked_at(run, before) for kind, run in runs.items()}  # warms up, too
     spent = {kind: Spent([], []) for kind in runs}
     for _ in range(options.repeat):

@@ -28,7 +28,9 @@ def main() -> None:
 def tables(results: Path, study: Path) -> dict[str, str]:
     """Every table of the page by its name."""
     lines = [line for line in read(study) if line["shots"] == 16]
-    chosen, reported = ([x for x in lines if (x["data"] in CHOOSE) == chosen] for chosen in (True, False))
+    chosen, reported = (
+        [x for x in lines if (x["data"] in CHOOSE) == chosen] for chosen in (True, False)
+    )
     pairs = [(name, "both") for name in HALF]
     return {
         "steps": steps(read_json(results / "public.json")[METHOD]),
@@ -58,7 +60,9 @@ def steps(rows: list[dict[str, Any]]) -> str:
 def profile(rows: list[dict[str, Any]]) -> str:
     """Shares of a step's time by kind of operation."""
     kinds = [key for key in rows[0] if key not in ("method", "format")]
-    return markdown(["", *kinds], [[row["format"], *(f"{row[kind]:.0%}" for kind in kinds)] for row in rows])
+    return markdown(
+        ["", *kinds], [[row["format"], *(f"{row[kind]:.0%}" for kind in kinds)] for row in rows]
+    )
 
 
 if __name__ == "__main__":

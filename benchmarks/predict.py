@@ -2,13 +2,14 @@
 
     python benchmarks/predict.py --backbone pocket --json
 
-In turns, over the same JPEG files: `file`, all that `rmadapter predict FOLDER --out answers.csv` does after loading the
-model; `model`, the model's part of it, adapted and untouched, on tensors in memory; `predict`
-(`Fitted.probabilities`); its parts, `decode` (files to image tensors, one after the other), `encode` (image tensors
-through the untouched encoder) and `prompts` (class weights); and `twice`, the way of version 0.1, which decoded and
-encoded every image for the adapted features, by hooks, and again for the frozen ones. All ways must give the same
-probabilities. `share_of_parts` is decode + encode + prompts over predict: 1 where nothing is added, and more where
-decoding runs beside the model. `share_of_model` is model over file: 1 where the model never waits.
+In turns, over the same JPEG files: `file`, all that `rmadapter predict FOLDER --out answers.csv`
+does after loading the model; `model`, the model's part of it, adapted and untouched, on tensors in
+memory; `predict` (`Fitted.probabilities`); its parts, `decode` (files to image tensors, one after
+the other), `encode` (image tensors through the untouched encoder) and `prompts` (class weights);
+and `twice`, the way of version 0.1, which decoded and encoded every image for the adapted features,
+by hooks, and again for the frozen ones. All ways must give the same probabilities. `share_of_parts`
+is decode + encode + prompts over predict: 1 where nothing is added, and more where decoding runs
+beside the model. `share_of_model` is model over file: 1 where the model never waits.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ KEYS = ("run", "seconds", "images_per_second", "times_predict")
 def main() -> None:
     parser = arguments(__doc__, "classes", repeat=5)
     parser.add_argument("--images", type=int, default=128, help="files")
-    parser.add_argument("--pixels", type=int, nargs=2, default=[500, 375], help="width and height of a file")
+    parser.add_argument(
+        "--pixels", type=int, nargs=2, default=[500, 375], help="width and height of a file"
+    )
     options = parser.parse_args()
     set_up(options)
     with tempfile.TemporaryDirectory() as folder:
@@ -65,11 +68,20 @@ def write_files(folder: Path, options: argparse.Namespace) -> Iterator[Path]:
 
 
 def measure(options: argparse.Namespace, images: ImageSet) -> dict[str, Any]:
-    about, backbone = setting(options, "images", "pixels", "classes"), load_backbone(options.backbone)
+    about, backbone = (
+        setting(options, "images", "pixels", "classes"),
+        load_backbone(options.backbone),
+    )
     method: Any = load_method("rmadapter", {"init": "kaiming"})  # adapters that change every answer
-    model, names = method.model(backbone, options.seed), tuple(class_names(options.classes, options.seed))
+    model, names = (
+        method.model(backbone, options.seed),
+        tuple(class_names(options.classes, options.seed)),
+    )
     fitted = method.restore(backbone, Known(names), model.adapters.state_dict())
-    tensors, rows = ImageTensors(images, backbone.preprocess), torch.arange(len(images)).split(BATCH)
+    tensors, rows = (
+        ImageTensors(images, backbone.preprocess),
+        torch.arange(len(images)).split(BATCH),
+    )
 
     def decode() -> Iterator[Tensor]:
         return batches(tensors, [part.tolist() for part in rows])
@@ -87,13 +99,18 @@ def measure(options: argparse.Namespace, images: ImageSet) -> dict[str, Any]:
         return torch.cat(list(fitted.probabilities(images.images)))
 
     untouched = ZeroShot().restore(backbone, Known(names), {}).score()
-    asker, top = Asker(fitted, names, names, 1), {"own": fitted.score(names), "untouched": untouched}
+    asker, top = (
+        Asker(fitted, names, names, 1),
+        {"own": fitted.score(names), "untouched": untouched},
+    )
 
     def file() -> Tensor:
         """The probabilities of the best class, as the file has them."""
         with tempfile.TemporaryDirectory() as folder:
             out = OutFile(Path(folder) / "answers.csv", columns(1), "")
-            write_answers(find_images([str(images.root)]).files, asker, 0.0, False, out, None, progress=False)
+            write_answers(
+                find_images([str(images.root)]).files, asker, 0.0, False, out, None, progress=False
+            )
             with open(out.path, newline="", encoding="utf-8") as text:
                 found = {row["image"]: float(row["probability"]) for row in csv.DictReader(text)}
         return torch.tensor([found[str(path)] for path in images.images])
@@ -117,7 +134,9 @@ def measure(options: argparse.Namespace, images: ImageSet) -> dict[str, Any]:
     parts = sum(spent[name] for name in ("decode", "encode", "prompts"))
     return {
         "rows": [
-            dict(zip(KEYS, (name, value, len(images) / value, value / spent["predict"]), strict=True))
+            dict(
+                zip(KEYS, (name, value, len(images) / value, value / spent["predict"]), strict=True)
+            )
             for name, value in spent.items()
         ],
         "ratio": spent["twice"] / spent["predict"],

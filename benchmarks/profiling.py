@@ -1,9 +1,10 @@
 """Where the time of a training step goes, by kind of operation, in float32 and bfloat16.
 
-    python benchmarks/profiling.py --backbone ViT-B-16-quickgelu/none --methods mma rmadapter --classes 200 --json
+python benchmarks/profiling.py --backbone ViT-B-16-quickgelu/none --methods mma rmadapter --classes
+200 --json
 
-By torch's profiler, whose own overhead is included, so that shares are shown, not seconds. Kinds are those of `KINDS`;
-all else is `other`.
+By torch's profiler, whose own overhead is included, so that shares are shown, not seconds. Kinds
+are those of `KINDS`; all else is `other`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,18 @@ KINDS = {
     "attention": ("scaled_dot_product", "flash_attention", "softmax"),
     "activation": ("gelu", "sigmoid", "relu", "mul", "silu"),
     "norm": ("layer_norm",),
-    "copies and casts": ("copy", "to", "cat", "clone", "contiguous", "index", "gather", "scatter", "fill", "zero"),
+    "copies and casts": (
+        "copy",
+        "to",
+        "cat",
+        "clone",
+        "contiguous",
+        "index",
+        "gather",
+        "scatter",
+        "fill",
+        "zero",
+    ),
     "sums": ("add", "sum", "mean"),
     "optimizer": ("foreach", "fused", "addcmul", "addcdiv", "sqrt", "lerp"),
 }
@@ -35,13 +47,20 @@ def main() -> None:
     options = parser.parse_args()
     set_up(options)
     rows = [measure(options, name, kind) for name in options.methods for kind in ("fp32", "bf16")]
-    show(options, {"rows": rows, **setting(options, "classes", "batch")}, ["method", "format", *KINDS, "other"], rows)
+    show(
+        options,
+        {"rows": rows, **setting(options, "classes", "batch")},
+        ["method", "format", *KINDS, "other"],
+        rows,
+    )
 
 
 def measure(options: Any, name: str, kind: str) -> dict[str, Any]:
     """Shares of a method's step in a number format."""
     backbone = load_backbone(options.backbone)
-    fit = Fit(load_method(name), shots_for(backbone, options.classes, options.batch, options.seed, kind))
+    fit = Fit(
+        load_method(name), shots_for(backbone, options.classes, options.batch, options.seed, kind)
+    )
     fit.step()  # warms up
     with profile(activities=[ProfilerActivity.CPU]) as found:
         for _ in range(options.repeat):
@@ -54,10 +73,13 @@ def measure(options: Any, name: str, kind: str) -> dict[str, Any]:
 
 
 def kind_of(operation: str) -> str:
-    """The kind of an operation, by the profiler's name, such as `aten::addmm` or `aten::_softmax_backward_data`."""
+    """The kind of an operation, by the profiler's name, such as `aten::addmm` or
+    `aten::_softmax_backward_data`."""
     name = operation.rpartition("::")[2].strip("_")
     kinds = {word: kind for kind, words in KINDS.items() for word in words}
-    return kinds.get(name) or next((kind for word, kind in kinds.items() if len(word) > 3 and word in name), "other")
+    return kinds.get(name) or next(
+        (kind for word, kind in kinds.items() if len(word) > 3 and word in name), "other"
+    )
 
 
 if __name__ == "__main__":

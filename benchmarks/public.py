@@ -1,13 +1,15 @@
-"""A whole training step of the authors' public code, from your own clone, beside the same step here.
+"""A whole training step of the authors' public code, from your own clone, beside the same step
+here.
 
     git clone https://github.com/ZjjConan/Multi-Modal-Adapter
     python benchmarks/public.py mma --upstream Multi-Modal-Adapter --classes 50 200 --out public.json
 
-All in one process, with the same threads and allocator. First a step of theirs and one of ours are compared: logits,
-loss and gradients from the same weights. Then, in turns: theirs, ours in float32, ours in bfloat16 (`precision=bf16`).
-A step is forward, backward and optimizer, on a batch of the method's own size, on a ViT-B/16 of random weights. Theirs
-is imported as in `tools/parity.py` and runs unchanged, in float32 (`.half()` does nothing); it gets images as tensors,
-ours gets what training keeps of them: frozen activations. A clone's code is run: read it first.
+All in one process, with the same threads and allocator. First a step of theirs and one of ours are
+compared: logits, loss and gradients from the same weights. Then, in turns: theirs, ours in float32,
+ours in bfloat16 (`precision=bf16`). A step is forward, backward and optimizer, on a batch of the
+method's own size, on a ViT-B/16 of random weights. Theirs is imported as in `tools/parity.py` and
+runs unchanged, in float32 (`.half()` does nothing); it gets images as tensors, ours gets what
+training keeps of them: frozen activations. A clone's code is run: read it first.
 """
 
 from __future__ import annotations
@@ -44,17 +46,36 @@ from peer import Peer, Sizes
 from upstream import theirs
 
 PROMPTED, FIRST = 9, {"mma": 5}  # as published, in encoders of 12 blocks; MMRL's first block is 6
-SQUARE, ROUNDS, LONG = 2048, 5, 0.2  # of products that measure the machine's rate; seconds after which none is larger
+SQUARE, ROUNDS, LONG = (
+    2048,
+    5,
+    0.2,
+)  # of products that measure the machine's rate; seconds after which none is larger
 TEMPLATES = 2  # of PromptSRC's 60, which are encoded before the first step
-KEYS = ["method", "classes", "batch", "public_seconds", "fp32_seconds", "bf16_seconds", "fp32_ratio", "bf16_ratio"]
+KEYS = [
+    "method",
+    "classes",
+    "batch",
+    "public_seconds",
+    "fp32_seconds",
+    "bf16_seconds",
+    "fp32_ratio",
+    "bf16_ratio",
+]
 
 
 def main() -> int:
     parser = arguments(__doc__, backbone="ViT-B-16-quickgelu/none", repeat=3)
     parser.add_argument("method", choices=MAKERS)
-    parser.add_argument("--upstream", type=Path, required=True, metavar="DIR", help="your clone of their repository")
-    parser.add_argument("--classes", type=int, nargs="+", default=[50], help="class names in the prompts")
-    parser.add_argument("--batch", type=int, help="images per step; default: the method's own number")
+    parser.add_argument(
+        "--upstream", type=Path, required=True, metavar="DIR", help="your clone of their repository"
+    )
+    parser.add_argument(
+        "--classes", type=int, nargs="+", default=[50], help="class names in the prompts"
+    )
+    parser.add_argument(
+        "--batch", type=int, help="images per step; default: the method's own number"
+    )
     parser.add_argument("--out", type=Path, help="JSON that takes what was measured, by method")
     options = parser.parse_args()
     set_up(options)
@@ -65,8 +86,13 @@ def main() -> int:
         return 2
     if options.out:
         known = read_json(options.out) if options.out.exists() else {}
-        kept = [row for row in known.get(options.method, ()) if row["classes"] not in options.classes]
-        write_json(options.out, {**known, options.method: sorted(kept + rows, key=lambda row: row["classes"])})
+        kept = [
+            row for row in known.get(options.method, ()) if row["classes"] not in options.classes
+        ]
+        write_json(
+            options.out,
+            {**known, options.method: sorted(kept + rows, key=lambda row: row["classes"])},
+        )
     show(options, rows, KEYS, rows)
     return 0
 
@@ -91,7 +117,9 @@ def measure(options: argparse.Namespace, classes: int) -> dict[str, Any]:
     batch = options.batch or settings_of(load_method(name))["batch_size"]
     settings = peer.settings(SimpleNamespace(IMAGENET_TEMPLATES=["a photo of a {}."]))  # type: ignore[arg-type]
     method = load_method(name, settings)
-    shots = {kind: shots_for(backbone, classes, batch, options.seed, kind) for kind in ("fp32", "bf16")}
+    shots = {
+        kind: shots_for(backbone, classes, batch, options.seed, kind) for kind in ("fp32", "bf16")
+    }
     fits = {kind: Fit(method, some) for kind, some in shots.items()}
     spent = {kind: Spent([], []) for kind in ("public", *fits)}
 
@@ -107,8 +135,15 @@ def measure(options: argparse.Namespace, classes: int) -> dict[str, Any]:
 
     plain = shots["fp32"]
     pixels = plain.pixels(torch.arange(batch), 0, 1)
-    found = theirs(peer, options.upstream, clip.state_dict(), plain.classes, pixels, plain.labels, turns())
-    row: dict[str, Any] = {"method": name, "title": method.title, "classes": classes, "batch": batch}
+    found = theirs(
+        peer, options.upstream, clip.state_dict(), plain.classes, pixels, plain.labels, turns()
+    )
+    row: dict[str, Any] = {
+        "method": name,
+        "title": method.title,
+        "classes": classes,
+        "batch": batch,
+    }
     row |= {"repository": peer.repository, "commit": commit(options.upstream)}
     row["differences"] = differences(name, peer, found, plain, pixels, options.upstream)
     for kind, one in spent.items():
@@ -119,7 +154,8 @@ def measure(options: argparse.Namespace, classes: int) -> dict[str, Any]:
 
 
 def limits(backbone: Backbone, method: Any, shots: Shots) -> dict[str, Any]:
-    """Rates of large matrix products in either format, and the operations that a step of adapters cannot do without."""
+    """Rates of large matrix products in either format, and the operations that a step of adapters
+    cannot do without."""
     found: dict[str, Any] = {}
     for kind, format_ in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         found[f"{kind}_gflops"] = rate(format_)
@@ -132,10 +168,13 @@ def limits(backbone: Backbone, method: Any, shots: Shots) -> dict[str, Any]:
 
 
 def rate(format_: torch.dtype) -> float:
-    """Gflop/s of square products up to SQUARE, none larger once one is slow (bfloat16 on a processor without it)."""
+    """Gflop/s of square products up to SQUARE, none larger once one is slow (bfloat16 on a
+    processor without it)."""
     side = 256
     while True:
-        least = min(interleaved({"": product(side, side, side, format_)}, ROUNDS, text="products")[""])
+        least = min(
+            interleaved({"": product(side, side, side, format_)}, ROUNDS, text="products")[""]
+        )
         if side >= SQUARE or least > LONG:
             return 2 * side**3 / least / 1e9
         side *= 2

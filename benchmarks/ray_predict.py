@@ -1,11 +1,13 @@
-"""What Ray costs in bulk prediction: seconds per image of the local engine, and of one and two workers of a cluster.
+"""What Ray costs in bulk prediction: seconds per image of the local engine, and of one and two
+workers of a cluster.
 
     python benchmarks/ray_predict.py --backbone pocket --images 1024 --json
 
-All answer the same JPEG files with the same run, one after the other. Each answers the first 64 files per worker once
-before that: these seconds are `start`, with what both calls need, Ray's workers and the run. They are subtracted, and
-the rest is divided by the number of the other files. `share` is the local engine's seconds over the cluster's: 1 if Ray
-costs nothing with one worker. Measure on an idle machine: Ray does not tell what ended processes used.
+All answer the same JPEG files with the same run, one after the other. Each answers the first 64
+files per worker once before that: these seconds are `start`, with what both calls need, Ray's
+workers and the run. They are subtracted, and the rest is divided by the number of the other files.
+`share` is the local engine's seconds over the cluster's: 1 if Ray costs nothing with one worker.
+Measure on an idle machine: Ray does not tell what ended processes used.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ KEYS = ("workers", "start", "seconds", "share")
 def main() -> None:
     parser = arguments(__doc__, "classes", backbone="pocket", threads=1)
     parser.add_argument("--images", type=int, default=1024, help="files")
-    parser.add_argument("--pixels", type=int, nargs=2, default=[500, 375], help="width and height of a file")
+    parser.add_argument(
+        "--pixels", type=int, nargs=2, default=[500, 375], help="width and height of a file"
+    )
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="of the cluster")
     options = parser.parse_args()
     set_up(options)
@@ -47,7 +51,10 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    about, backbone = setting(options, "images", "pixels", "classes"), load_backbone(options.backbone)
+    about, backbone = (
+        setting(options, "images", "pixels", "classes"),
+        load_backbone(options.backbone),
+    )
     names = tuple(class_names(options.classes, options.seed))
     save(folder / "run", ZeroShot().restore(backbone, Known(names), {}), "zero-shot")
     files = list(write_files(folder, options))
@@ -55,7 +62,13 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     rows = [timed(0, asker, files)]
     for workers in options.workers:
         with connected(processors=max(options.workers)):
-            rows.append(timed(workers, cluster(asker, folder / "run", options.backbone, "", workers, ""), files))
+            rows.append(
+                timed(
+                    workers,
+                    cluster(asker, folder / "run", options.backbone, "", workers, ""),
+                    files,
+                )
+            )
     for row in rows:
         row["share"] = rows[0]["seconds"] / row["seconds"]
     return {"about": about, "rows": rows}

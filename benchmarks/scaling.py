@@ -2,8 +2,9 @@
 
     python benchmarks/scaling.py --study classes shots size depth --out docs/results/benchmarks
 
-Time and peak memory of a training step by both forward passes; for shots, seconds and memory of the frozen activations
-and seconds of an epoch. The rest is fixed: ViT-B/16 at 224 pixels, 50 classes, batch 16, adapters from block 5 on.
+Time and peak memory of a training step by both forward passes; for shots, seconds and memory of the
+frozen activations and seconds of an epoch. The rest is fixed: ViT-B/16 at 224 pixels, 50 classes,
+batch 16, adapters from block 5 on.
 """
 
 from __future__ import annotations
@@ -54,10 +55,15 @@ def main() -> None:
 
 
 def parsed(parser: argparse.ArgumentParser, studies: Iterable[str]) -> argparse.Namespace:
-    """Read the options, with the studies to make, their points and the folder for the result, and set up."""
+    """Read the options, with the studies to make, their points and the folder for the result, and
+    set up."""
     parser.add_argument("--study", choices=list(studies), nargs="+", default=list(studies))
-    parser.add_argument("--points", type=int, nargs="+", help="other points than the usual ones, for a single study")
-    parser.add_argument("--out", type=Path, help="folder for the JSON and the picture; a study there is replaced")
+    parser.add_argument(
+        "--points", type=int, nargs="+", help="other points than the usual ones, for a single study"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder for the JSON and the picture; a study there is replaced"
+    )
     options = parser.parse_args()
     if options.points and len(options.study) != 1:
         parser.error("--points belongs to a single --study")
@@ -65,17 +71,24 @@ def parsed(parser: argparse.ArgumentParser, studies: Iterable[str]) -> argparse.
     return options
 
 
-def cost(options: argparse.Namespace, step: Step, variants: Sequence[str] = VARIANTS) -> dict[str, Any]:
+def cost(
+    options: argparse.Namespace, step: Step, variants: Sequence[str] = VARIANTS
+) -> dict[str, Any]:
     """Seconds and MB of one step by each forward pass."""
     peaks = {f"{variant}_peak_mb": step.peak(variant) for variant in variants}  # warms up, too
-    seconds = interleaved({v: step.run(v) for v in variants}, options.repeat, text="steps", warm_up=False)
+    seconds = interleaved(
+        {v: step.run(v) for v in variants}, options.repeat, text="steps", warm_up=False
+    )
     return {**{f"{variant}_seconds": spent for variant, spent in medians(seconds).items()}, **peaks}
 
 
 def study_classes(options: argparse.Namespace, backbone: Backbone, points: Sequence[int]) -> Points:
     for count in points:
         variants = VARIANTS if count <= REFERENCE_CLASSES else ("lean",)
-        yield {"classes": count, **cost(options, Step(backbone, count, options.batch, options.seed), variants)}
+        yield {
+            "classes": count,
+            **cost(options, Step(backbone, count, options.batch, options.seed), variants),
+        }
 
 
 def study_size(options: argparse.Namespace, backbone: Backbone, points: Sequence[int]) -> Points:
@@ -109,9 +122,19 @@ def study_shots(options: argparse.Namespace, backbone: Backbone, points: Sequenc
         source = shots.source(method.model(backbone).first("image"))
         if not isinstance(source, Held):
             raise SystemExit(f"--points {count}: its activations do not fit into memory")
-        frozen = sum(part.numel() * part.element_size() for part in (source.features, source.x, source.y)) / MB
+        frozen = (
+            sum(
+                part.numel() * part.element_size() for part in (source.features, source.x, source.y)
+            )
+            / MB
+        )
         epoch = method.fit(backbone, shots).trained.seconds
-        yield {"shots": count, "freezing_seconds": shots.cache.seconds, "epoch_seconds": epoch, "frozen_mb": frozen}
+        yield {
+            "shots": count,
+            "freezing_seconds": shots.cache.seconds,
+            "epoch_seconds": epoch,
+            "frozen_mb": frozen,
+        }
 
 
 STUDIES: dict[str, Any] = {
@@ -123,7 +146,8 @@ STUDIES: dict[str, Any] = {
 
 
 def save(found: dict[str, Any], folder: Path) -> None:
-    """Write scaling.json, with the studies in it that were not made again, and one plot of them all."""
+    """Write scaling.json, with the studies in it that were not made again, and one plot of them
+    all."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "scaling.json"
     before = json.loads(file.read_text()) if file.exists() else {}
@@ -132,7 +156,9 @@ def save(found: dict[str, Any], folder: Path) -> None:
     plot(every, folder / "scaling.png", AXES)
 
 
-def plot(every: dict[str, Any], file: Path, names: dict[str, str], logarithmic: bool = False) -> None:
+def plot(
+    every: dict[str, Any], file: Path, names: dict[str, str], logarithmic: bool = False
+) -> None:
     """A row for each study, seconds beside memory; one line for each forward pass or part."""
     from matplotlib.figure import Figure
 
@@ -146,7 +172,11 @@ def plot(every: dict[str, Any], file: Path, names: dict[str, str], logarithmic: 
                 line = [(p[study], p[key] * (1 if unit == "seconds" else MB / GB)) for p in known]
                 if not line:
                     continue
-                axes.plot(*zip(*line, strict=True), marker="o", label=key.removesuffix(ending).replace("_", " "))
+                axes.plot(
+                    *zip(*line, strict=True),
+                    marker="o",
+                    label=key.removesuffix(ending).replace("_", " "),
+                )
             axes.set(xlabel=names[study], ylabel=unit)
             if logarithmic:
                 axes.set(xscale="log", yscale="log")

@@ -2,12 +2,13 @@
 
     python benchmarks/serve.py --backbone pocket --engine torch onnx --minutes 10 --json
 
-In turns: `predict`, files to probabilities in this process; `serve`, the same files, one per request, to `rmadapter
-serve` in a process of its own, by clients that each send the next one when they have their answer. All answers must be
-the same. CPU seconds are those of the process that answers: the clients, which run in this one, take theirs from the
-same cores. Then `latency`: requests at half that rate, whether or not earlier ones are answered, timed from when each
-was due. Then, with --minutes, `soak`: as many clients as before and four hostile ones; every answer is compared, and
-memory is that of the server at the start, in the middle and at the end.
+In turns: `predict`, files to probabilities in this process; `serve`, the same files, one per
+request, to `rmadapter serve` in a process of its own, by clients that each send the next one when
+they have their answer. All answers must be the same. CPU seconds are those of the process that
+answers: the clients, which run in this one, take theirs from the same cores. Then `latency`:
+requests at half that rate, whether or not earlier ones are answered, timed from when each was due.
+Then, with --minutes, `soak`: as many clients as before and four hostile ones; every answer is
+compared, and memory is that of the server at the start, in the middle and at the end.
 """
 
 from __future__ import annotations
@@ -42,18 +43,26 @@ from rmadapter.training.contract import Known
 
 KEYS = ("run", "seconds", "images_per_second", "cpu_seconds_per_image")
 BODY = 4  # MB that the server takes
-NEAR = {"torch": 1e-5, "onnx": 1e-4, "openvino": 1e-4}  # difference of a probability from `predict` on the same engine
+NEAR = {
+    "torch": 1e-5,
+    "onnx": 1e-4,
+    "openvino": 1e-4,
+}  # difference of a probability from `predict` on the same engine
 Answers = list[tuple[str, float]]
 
 
 def main() -> None:
     parser = arguments(__doc__, "classes", repeat=5)
     parser.add_argument("--images", type=int, default=256, help="files, each of which is a request")
-    parser.add_argument("--pixels", type=int, nargs=2, default=[500, 375], help="width and height of a file")
+    parser.add_argument(
+        "--pixels", type=int, nargs=2, default=[500, 375], help="width and height of a file"
+    )
     parser.add_argument("--engine", nargs="+", default=["torch"], help="torch, onnx, openvino")
     parser.add_argument("--concurrency", type=int, default=32, help="clients")
     parser.add_argument("--seconds", type=float, default=20, help="of the measurement of latency")
-    parser.add_argument("--minutes", type=float, default=0, help="of full load with hostile clients; 0: none")
+    parser.add_argument(
+        "--minutes", type=float, default=0, help="of full load with hostile clients; 0: none"
+    )
     options = parser.parse_args()
     set_up(options)
     with tempfile.TemporaryDirectory() as name:
@@ -65,7 +74,9 @@ def main() -> None:
     show(options, results, ("engine", *KEYS), [row for result in results for row in result["rows"]])
 
 
-def measure(options: argparse.Namespace, engine: str, run: Path, files: Sequence[Path]) -> dict[str, Any]:
+def measure(
+    options: argparse.Namespace, engine: str, run: Path, files: Sequence[Path]
+) -> dict[str, Any]:
     about = setting(options, "images", "pixels", "classes", "concurrency") | {"engine": engine}
     bodies = [form(file.read_bytes()) for file in files]
     model = run if engine == "torch" else exported(options, engine, run)
@@ -84,16 +95,25 @@ def measure(options: argparse.Namespace, engine: str, run: Path, files: Sequence
             check(engine, wanted, closed_loop(address, bodies, options.concurrency))
             cpu["serve"].append(metrics(address)["process_cpu_seconds_total"] - before)
 
-        spent = medians(interleaved({"predict": predict, "serve": serve}, options.repeat, text="images", warm_up=False))
+        spent = medians(
+            interleaved(
+                {"predict": predict, "serve": serve}, options.repeat, text="images", warm_up=False
+            )
+        )
         rates = {name: len(files) / seconds for name, seconds in spent.items()}
         each = {name: value / len(files) for name, value in medians(cpu).items()}
-        rows = [dict(zip(KEYS, (name, spent[name], rates[name], each[name]), strict=True)) for name in spent]
+        rows = [
+            dict(zip(KEYS, (name, spent[name], rates[name], each[name]), strict=True))
+            for name in spent
+        ]
         asked = list(zip(bodies, wanted, strict=True))
         result = {
             "rows": [{"engine": engine, **row} for row in rows],
             "ratio": rates["serve"] / rates["predict"],
             "latency": latency(options, address, bodies, rates["serve"] / 2),
-            "soak": soak(options, engine, address, asked, files[0].read_bytes()) if options.minutes else None,
+            "soak": soak(options, engine, address, asked, files[0].read_bytes())
+            if options.minutes
+            else None,
             **about,
         }
     return result
@@ -103,7 +123,10 @@ def fitted(options: argparse.Namespace, folder: Path) -> Path:
     """A model whose adapters change every answer."""
     backbone = load_backbone(options.backbone)
     method: Any = load_method("rmadapter", {"init": "kaiming"})
-    model, names = method.model(backbone, options.seed), tuple(class_names(options.classes, options.seed))
+    model, names = (
+        method.model(backbone, options.seed),
+        tuple(class_names(options.classes, options.seed)),
+    )
     save(folder, method.restore(backbone, Known(names), model.adapters.state_dict()), "rmadapter")
     return folder
 
@@ -114,8 +137,11 @@ def exported(options: argparse.Namespace, engine: str, run: Path) -> Path:
     return out
 
 
-def asker(options: argparse.Namespace, folder: Path, files: Sequence[Path]) -> Callable[[], Answers]:
-    """() -> the best class of each file and its probability, as `predict` has them. folder: a run, or an export."""
+def asker(
+    options: argparse.Namespace, folder: Path, files: Sequence[Path]
+) -> Callable[[], Answers]:
+    """() -> the best class of each file and its probability, as `predict` has them. folder: a run,
+    or an export."""
     if (folder / MODEL).is_file():
         saved = load(folder, options.backbone)
         labels = saved.labels
@@ -162,7 +188,9 @@ def server(options: argparse.Namespace, folder: Path) -> Iterator[str]:
 
 
 def check(engine: str, wanted: Answers, found: Sequence[tuple[int, Any]]) -> None:
-    if wrong := sum(not right(engine, one, answer) for one, answer in zip(wanted, found, strict=True)):
+    if wrong := sum(
+        not right(engine, one, answer) for one, answer in zip(wanted, found, strict=True)
+    ):
         raise SystemExit(f"{wrong} of {len(wanted)} answers are not those of predict")
 
 
@@ -184,11 +212,20 @@ def latency(
 
 
 def soak(
-    options: argparse.Namespace, engine: str, address: str, asked: Sequence[tuple[Any, tuple[str, float]]], photo: bytes
+    options: argparse.Namespace,
+    engine: str,
+    address: str,
+    asked: Sequence[tuple[Any, tuple[str, float]]],
+    photo: bytes,
 ) -> dict[str, Any]:
-    """Full load, including hostile clients. asked: bodies and their answers. photo: a JPEG to spoil."""
+    """Full load, including hostile clients. asked: bodies and their answers. photo: a JPEG to
+    spoil."""
     started = time.monotonic()
-    until, kinds, statuses = started + 60 * options.minutes, dict[str, Counter[int]](), Counter[int]()
+    until, kinds, statuses = (
+        started + 60 * options.minutes,
+        dict[str, Counter[int]](),
+        Counter[int](),
+    )
     memory, wrong = list[tuple[float, float]](), [0] * options.concurrency
 
     def polite(number: int) -> None:
@@ -205,7 +242,9 @@ def soak(
         client.connection.close()
 
     def bad(number: int) -> None:
-        for kind, found in hostile(address, photo, int(BODY * MB), until, options.seed + number).items():
+        for kind, found in hostile(
+            address, photo, int(BODY * MB), until, options.seed + number
+        ).items():
             kinds.setdefault(kind, Counter()).update(found)
 
     def watch() -> None:
@@ -218,7 +257,8 @@ def soak(
     threads(len(jobs) + 1, lambda number: jobs[number](number) if number < len(jobs) else watch())
 
     def around(part: float) -> float:
-        """Median of a tenth of the samples: a single one may catch a large image while it is decoded."""
+        """Median of a tenth of the samples: a single one may catch a large image while it is
+        decoded."""
         near = sorted(memory, key=lambda one: abs(one[0] - part * 60 * options.minutes))
         return statistics.median(mb for _, mb in near[: len(near) // 10 + 1])
 
@@ -227,8 +267,15 @@ def soak(
         "images_per_second": statuses[200] / (60 * options.minutes),
         "statuses": {str(status): count for status, count in sorted(statuses.items())},
         "wrong": sum(wrong),
-        "hostile": {kind: {str(s): n for s, n in sorted(found.items())} for kind, found in sorted(kinds.items())},
-        "memory_mb": {"start": around(0.1), "middle": around(0.5), "end": around(1.0)},  # the first tenth warms up
+        "hostile": {
+            kind: {str(s): n for s, n in sorted(found.items())}
+            for kind, found in sorted(kinds.items())
+        },
+        "memory_mb": {
+            "start": around(0.1),
+            "middle": around(0.5),
+            "end": around(1.0),
+        },  # the first tenth warms up
         "largest_mb": max(mb for _, mb in memory),
     }
 

@@ -1,4 +1,5 @@
-"""A training step of one batch, by the lean or the reference forward pass, from inputs made as training makes them."""
+"""A training step of one batch, by the lean or the reference forward pass, from inputs made as
+training makes them."""
 
 from __future__ import annotations
 
@@ -22,21 +23,30 @@ MIXED = "mixed"  # the lean pass in bfloat16, as training has it
 
 
 class Step:
-    """A training step on images of noise, whose pixel values do not change the work. All adapter weights start random,
-    so that every gradient can be compared, and the learning rate is too small to move them.
+    """A training step on images of noise, whose pixel values do not change the work. All adapter
+    weights start random, so that every gradient can be compared, and the learning rate is too small
+    to move them.
 
-    chunk: prompts that the reference encodes at once, each chunk again in the backward pass; 0 for all, once.
-    fields: settings of the method.
+    chunk: prompts that the reference encodes at once, each chunk again in the backward pass; 0 for
+    all, once. fields: settings of the method.
     """
 
     def __init__(
-        self, backbone: Backbone, classes: int, batch: int = 16, seed: int = 0, chunk: int = 0, **fields: Any
+        self,
+        backbone: Backbone,
+        classes: int,
+        batch: int = 16,
+        seed: int = 0,
+        chunk: int = 0,
+        **fields: Any,
     ) -> None:
         method: Any = load_method("rmadapter", {"init": "kaiming", "learning_rate": 1e-9, **fields})
         self.model, self.chunk = method.model(backbone, seed).train(), chunk
         self.optimizer = method.recipe.make(self.model.adapters.parameters())
         generator = torch.Generator().manual_seed(seed)
-        self.images = torch.randn(batch, 3, backbone.image_size, backbone.image_size, generator=generator)
+        self.images = torch.randn(
+            batch, 3, backbone.image_size, backbone.image_size, generator=generator
+        )
         self.labels = torch.randint(classes, (batch,), generator=generator)
         self.tokens = tokenize(backbone, class_names(classes, seed), TEMPLATES)
         self._kept: dict[str, Any] = {}
@@ -52,7 +62,9 @@ class Step:
         """Features of images and prompts, computed once."""
         if "untouched" not in self._kept:
             backbone = self.model.backbone
-            text = torch.cat([backbone.text.frozen(part).features for part in self.tokens.split(256)])
+            text = torch.cat(
+                [backbone.text.frozen(part).features for part in self.tokens.split(256)]
+            )
             self._kept["untouched"] = backbone.image.frozen(self.images).features, text
         return self._kept["untouched"]
 
@@ -72,7 +84,10 @@ class Step:
 
     def _reference_in_chunks(self) -> Tensor:
         """`AdaptedCLIP.reference`, with only a chunk of the prompts in memory at once."""
-        parts = [checkpoint(self._encode, "text", part, use_reentrant=False) for part in self.tokens.split(self.chunk)]
+        parts = [
+            checkpoint(self._encode, "text", part, use_reentrant=False)
+            for part in self.tokens.split(self.chunk)
+        ]
         features = torch.cat([part[0] for part in parts])
         errors = [torch.cat(e) for e in zip(*(p[1] for p in parts), strict=True)]
         real, _ = self.model.backbone.text.real_tokens(self.tokens)
@@ -91,13 +106,16 @@ class Step:
         )["loss"]  # fmt: skip
 
     def _encode(self, side: str, inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Adapted features by the backbone's own forward, and the reconstruction errors of every token."""
+        """Adapted features by the backbone's own forward, and the reconstruction errors of every
+        token."""
         tape: list[tuple[int, Tensor]] = []
         with self.model.attached(tape) as clip:
             features = clip.encode_image(inputs) if side == "image" else clip.encode_text(inputs)
         adapters = getattr(self.model.adapters, side)
         read = [(block, x) for block, x in tape if adapters[str(block)].reconstructs]
-        return features, [self.model.adapters.reconstruction_error(side, block, x) for block, x in read]
+        return features, [
+            self.model.adapters.reconstruction_error(side, block, x) for block, x in read
+        ]
 
     def run(self, variant: str) -> Callable[[], None]:
         """A whole step: forward, backward, optimizer."""
@@ -113,7 +131,11 @@ class Step:
         """The gradient of every adapter parameter."""
         self.model.zero_grad()
         self.loss(variant).backward()
-        return {n: p.grad.clone() for n, p in self.model.adapters.named_parameters() if p.grad is not None}
+        return {
+            n: p.grad.clone()
+            for n, p in self.model.adapters.named_parameters()
+            if p.grad is not None
+        }
 
     def peak(self, variant: str) -> float | None:
         """MB that one step needs beyond the model, its frozen activations or features included."""

@@ -1,12 +1,14 @@
-"""Time and memory of a whole training step: the lean forward pass against the backbone's own with hooks.
+"""Time and memory of a whole training step: the lean forward pass against the backbone's own with
+hooks.
 
     python benchmarks/train_step.py --backbone ViT-B-16/none --classes 50 200 1000 --json
 
-A step is forward, backward and optimizer; `mixed` is lean in bfloat16, as `precision=bf16` trains. As in training, the
-lean pass is given frozen activations, and the reference untouched features. In one run and in turns: lean step, mixed
-step, reference step, large square products (the best in float32 is the machine's rate) and products of the step's own
-shapes. `matmul_share` is the share of that rate that the lean step's necessary work (work.py) reaches. Peak memory is
-that of one step in a fresh process, beyond the loaded model and with its inputs.
+A step is forward, backward and optimizer; `mixed` is lean in bfloat16, as `precision=bf16` trains.
+As in training, the lean pass is given frozen activations, and the reference untouched features. In
+one run and in turns: lean step, mixed step, reference step, large square products (the best in
+float32 is the machine's rate) and products of the step's own shapes. `matmul_share` is the share of
+that rate that the lean step's necessary work (work.py) reaches. Peak memory is that of one step in
+a fresh process, beyond the loaded model and with its inputs.
 """
 
 from __future__ import annotations
@@ -28,19 +30,39 @@ from work import step_work, tokens_of
 from rmadapter.backbones import load_backbone
 
 ALL = (*VARIANTS, MIXED)
-SQUARES = (1024, 2048, 4096)  # sides of the large square products; the best of them is the machine's rate
-BUDGET = 240.0  # seconds of interleaved rounds per class count; three rounds are measured in any case
+SQUARES = (
+    1024,
+    2048,
+    4096,
+)  # sides of the large square products; the best of them is the machine's rate
+BUDGET = (
+    240.0  # seconds of interleaved rounds per class count; three rounds are measured in any case
+)
 PER_ROUND = 4  # lean steps for one reference step
 HALF = "bfloat16"  # the largest square product in that number format
 CHUNK = 250  # prompts of the reference at once, where all do not fit
-KEYS = ["classes", "lean_seconds", "mixed_seconds", "reference_seconds", "ratio", "mixed_ratio", "matmul_share"]
+KEYS = [
+    "classes",
+    "lean_seconds",
+    "mixed_seconds",
+    "reference_seconds",
+    "ratio",
+    "mixed_ratio",
+    "matmul_share",
+]
 KEYS += ["max_gradient_difference", "lean_peak_mb", "mixed_peak_mb", "reference_peak_mb"]
 
 
 def main() -> None:
     parser = arguments(__doc__, "batch", repeat=12)
-    parser.add_argument("--classes", type=int, nargs="+", default=[50, 200, 1000], help="class names in the prompts")
-    parser.add_argument("--chunk", type=int, help="prompts the reference encodes at once, 0 for all; default: by need")
+    parser.add_argument(
+        "--classes", type=int, nargs="+", default=[50, 200, 1000], help="class names in the prompts"
+    )
+    parser.add_argument(
+        "--chunk",
+        type=int,
+        help="prompts the reference encodes at once, 0 for all; default: by need",
+    )
     parser.add_argument("--peak", choices=ALL, help="only print the peak memory of one variant")
     options = parser.parse_args()
     set_up(options)
@@ -62,18 +84,33 @@ def make_step(options: argparse.Namespace, classes: int) -> Step:
 
 def free_memory() -> float:
     """Bytes; infinite if the system does not tell."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") if hasattr(os, "sysconf") else float("inf")
+    return (
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+        if hasattr(os, "sysconf")
+        else float("inf")
+    )
 
 
 def reference_need(step: Step) -> float:
-    """Bytes the reference keeps for its backward pass, as measured: 14 numbers per width, token and adapted block."""
+    """Bytes the reference keeps for its backward pass, as measured: 14 numbers per width, token and
+    adapted block."""
     encoder = step.model.backbone.text
-    return 4 * 14 * step.tokens.numel() * encoder.width * (encoder.depth + 1 - step.model.first("text"))
+    return (
+        4
+        * 14
+        * step.tokens.numel()
+        * encoder.width
+        * (encoder.depth + 1 - step.model.first("text"))
+    )
 
 
 def measure(options: argparse.Namespace, classes: int) -> dict[str, Any]:
     """All figures of one number of classes."""
-    more = ["--classes", str(classes), *(["--chunk", str(options.chunk)] if options.chunk is not None else [])]
+    more = [
+        "--classes",
+        str(classes),
+        *(["--chunk", str(options.chunk)] if options.chunk is not None else []),
+    ]
     peaks = {f"{v}_peak_mb": in_fresh_process(__file__, options, *more, "--peak", v) for v in ALL}
     step = make_step(options, classes)
     step.untouched()
@@ -87,7 +124,8 @@ def measure(options: argparse.Namespace, classes: int) -> dict[str, Any]:
     products = [(f"{m} x {k} x {n}", product(m, k, n)) for m, k, n in shapes]
     half = max(SQUARES)
     products.append((HALF, product(half, half, half, torch.bfloat16)))
-    # The lean steps and the products they are measured by stand side by side, more often than the long reference step.
+    # The lean steps and the products they are measured by stand side by side, more often than the
+    # long reference step.
     often = [*((name, step.run(name)) for name in ("lean", MIXED)), *products]
     turns = often * PER_ROUND + [("reference", step.run("reference"))]
     seconds = interleaved(turns, options.repeat, BUDGET, f"{classes} classes", warm_up=False)
@@ -126,7 +164,9 @@ def encode_prompts(step: Step) -> float:
 
 def product(rows: int, inner: int, columns: int, kind: torch.dtype = torch.float32) -> Run:
     """A matrix product [rows, inner] @ [inner, columns] into preallocated memory."""
-    a, b, out = (torch.rand(shape).to(kind) for shape in ((rows, inner), (inner, columns), (rows, columns)))
+    a, b, out = (
+        torch.rand(shape).to(kind) for shape in ((rows, inner), (inner, columns), (rows, columns))
+    )
     return lambda: torch.mm(a, b, out=out)
 
 
@@ -141,7 +181,8 @@ def rates(seconds: dict[str, float]) -> dict[str, float]:
 
 
 def own_shapes(step: Step) -> list[tuple[int, int, int]]:
-    """The largest products of the step: tokens of either encoder times the largest matrix of a block."""
+    """The largest products of the step: tokens of either encoder times the largest matrix of a
+    block."""
     shapes = []
     for encoder, states in zip(step.model.encoders.values(), step.frozen(), strict=True):
         largest = max((p for p in encoder.blocks[-1].parameters() if p.ndim == 2), key=Tensor.numel)
@@ -153,15 +194,18 @@ def own_shapes(step: Step) -> list[tuple[int, int, int]]:
 def largest_difference(lean: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
     """Largest |lean - reference| / |reference| over the gradients of all adapter tensors, by norm.
 
-    A gradient ten thousand times smaller than the largest one is a difference of large numbers, which rounding
-    decides; it is compared with that floor. In float32 the rest is rounding too, of which another processor makes more
-    or less: that the function is the same is shown in float64, by tests/encoders/test_encoder.py.
+    A gradient ten thousand times smaller than the largest one is a difference of large numbers,
+    which rounding decides; it is compared with that floor. In float32 the rest is rounding too, of
+    which another processor makes more or less: that the function is the same is shown in float64,
+    by tests/encoders/test_encoder.py.
     """
     if lean.keys() != reference.keys():
         raise SystemExit("the two forward passes do not reach the same parameters")
     norms = {name: float(gradient.norm()) for name, gradient in reference.items()}
     floor = 1e-4 * max(norms.values())
-    return max(float((lean[name] - reference[name]).norm()) / max(norms[name], floor) for name in norms)
+    return max(
+        float((lean[name] - reference[name]).norm()) / max(norms[name], floor) for name in norms
+    )
 
 
 if __name__ == "__main__":

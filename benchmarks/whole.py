@@ -1,8 +1,10 @@
-"""The plain forward pass of any method: it computes what the lean one leaves out, and keeps nothing from before.
+"""The plain forward pass of any method: it computes what the lean one leaves out, and keeps nothing
+from before.
 
-Within `whole()` the encoders give every method whole prompts, including padding and shared beginnings, and every token
-of the top block. The method's own code runs, and it is no straw man: attention is torch's fused one, frozen weights
-need no gradient, and the operations are those of open_clip's own forward (`tests/benchmarks/test_whole.py`).
+Within `whole()` the encoders give every method whole prompts, including padding and shared
+beginnings, and every token of the top block. The method's own code runs, and it is no straw man:
+attention is torch's fused one, frozen weights need no gradient, and the operations are those of
+open_clip's own forward (`tests/benchmarks/test_whole.py`).
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ REAL_TOKENS = ClipText.real_tokens
 
 @dataclass(frozen=True)
 class Whole:
-    """C prompts of L tokens each, one after the other; read_index: [C] the row that is read. Causal attention."""
+    """C prompts of L tokens each, one after the other; read_index: [C] the row that is read. Causal
+    attention."""
 
     ids: Tensor  # [C * L]
     positions: Tensor  # [C * L]
@@ -39,7 +42,9 @@ class Whole:
     prefix: int = 0
 
     @classmethod
-    def of(cls, tokens: Tensor, lengths: Tensor, read: Tensor, causal: bool, share: bool = True) -> Whole:
+    def of(
+        cls, tokens: Tensor, lengths: Tensor, read: Tensor, causal: bool, share: bool = True
+    ) -> Whole:
         """As `layouts.pack`; lengths and share are ignored."""
         assert causal, "only prompts under causal attention"
         count, width = tokens.shape
@@ -47,8 +52,15 @@ class Whole:
         return cls(tokens.flatten(), positions, (count, width), starts + read)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-        q, k, v = (x.unflatten(0, self.grid).unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2).flatten(0, 1)
+        q, k, v = (
+            x.unflatten(0, self.grid).unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v)
+        )
+        return (
+            F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            .transpose(1, 2)
+            .flatten(2)
+            .flatten(0, 1)
+        )
 
     def read(self, x: Tensor) -> Tensor:
         """[C * L, d] -> [C, d]"""
@@ -77,7 +89,8 @@ class _There(Exception):
 
 @torch.no_grad()
 def image_states(encoder: ImageEncoder, pixels: Tensor, known: States) -> States:
-    """What enters the block of the known states, computed from pixels, or the features if they are of no block."""
+    """What enters the block of the known states, computed from pixels, or the features if they are
+    of no block."""
     if known.first is None:
         return replace(known, features=encoder.visual(pixels))
     seen: list[Tensor] = []
@@ -99,12 +112,16 @@ class Plain:
     def __init__(self, method: Any, shots: Shots) -> None:
         self.hooked = "forward" in settings_of(method)  # has a plain pass of its own
         with nullcontext() if self.hooked else whole():
-            self.fit = Fit(configured(method, {"forward": "reference"}) if self.hooked else method, shots)
+            self.fit = Fit(
+                configured(method, {"forward": "reference"}) if self.hooked else method, shots
+            )
             self.backbone, module = shots.cache.backbone, self.fit.module
             self.known = self.fit.source.batch(self.fit.rows)
             self.pixels = shots.pixels(self.fit.rows, 0, self.known.first)
             self.first = module.lowest["text"] if isinstance(module, mmrl.Representations) else 1
-            self.prompts = self.backbone.text.layout(tokenize(self.backbone, shots.classes, shots.templates))
+            self.prompts = self.backbone.text.layout(
+                tokenize(self.backbone, shots.classes, shots.templates)
+            )
 
     def loss(self) -> Tensor:
         if self.hooked:

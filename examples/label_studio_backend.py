@@ -1,10 +1,12 @@
-"""An ML backend for Label Studio: it answers before anybody labelled, and learns from what was; docs/container.md.
+"""An ML backend for Label Studio: it answers before anybody labelled, and learns from what was;
+docs/container.md.
 
     pip install 'rmadapter[serve]'
     LABEL_STUDIO_URL=http://localhost:8080 LABEL_STUDIO_API_KEY=... python examples/label_studio_backend.py
 
-For projects with one <Image> and one <Choices>. Until a project has a run of its own, RUN answers, or without it the
-untouched backbone, asked with the project's choices. "Start training" fits a new run to all annotations that came in.
+For projects with one <Image> and one <Choices>. Until a project has a run of its own, RUN answers,
+or without it the untouched backbone, asked with the project's choices. "Start training" fits a new
+run to all annotations that came in.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ class Studio(NamedTuple):
     files: str = ""
 
     def read(self, place: str) -> bytes:
-        """An image by what a task says of it. Raises UserError for one that lies elsewhere or cannot be read."""
+        """An image by what a task says of it. Raises UserError for one that lies elsewhere or
+        cannot be read."""
         try:
             if urlsplit(place).path == "/data/local-files/" and self.files:
                 root = Path(self.files).resolve()
@@ -69,7 +72,8 @@ class Studio(NamedTuple):
 
 
 class Config(NamedTuple):
-    """A project's labelling configuration: names of its two tags, the key of a task's image, and the choices."""
+    """A project's labelling configuration: names of its two tags, the key of a task's image, and
+    the choices."""
 
     choices: str
     image: str
@@ -86,13 +90,16 @@ class Config(NamedTuple):
         images, choices = root.findall(".//Image"), root.findall(".//Choices")
         if len(images) != 1 or len(choices) != 1:
             raise UserError("the labelling configuration needs one <Image> and one <Choices>")
-        labels = tuple(value for choice in choices[0].iter("Choice") if (value := choice.get("value")))
+        labels = tuple(
+            value for choice in choices[0].iter("Choice") if (value := choice.get("value"))
+        )
         key = images[0].get("value", "").removeprefix("$")
         return cls(choices[0].get("name", ""), images[0].get("name", ""), key, labels)
 
 
 class Project:
-    """What is known of a project, in a folder: images, labels.json, and run-1, run-2, ... of which the last answers."""
+    """What is known of a project, in a folder: images, labels.json, and run-1, run-2, ... of which
+    the last answers."""
 
     def __init__(self, folder: Path, studio: Studio, run: str, method: str) -> None:
         self.folder, self.studio, self.method = folder, studio, method
@@ -104,7 +111,10 @@ class Project:
 
     def image(self, place: str) -> Path:
         """Its file, fetched once."""
-        name = hashlib.sha256(place.encode()).hexdigest() + Path(urlsplit(place).path).suffix.lower()[:8]
+        name = (
+            hashlib.sha256(place.encode()).hexdigest()
+            + Path(urlsplit(place).path).suffix.lower()[:8]
+        )
         path = self.folder / "images" / name
         if not path.is_file():
             data = self.studio.read(place)
@@ -122,7 +132,9 @@ class Project:
     def predict(self, tasks: list[dict[str, Any]], config: Config) -> list[dict[str, Any]]:
         """For each task its most probable choice; none where its image cannot be read."""
         version, saved = self.version, self.model(config)
-        return [{"model_version": version, **self._predicted(task, config, saved)} for task in tasks]
+        return [
+            {"model_version": version, **self._predicted(task, config, saved)} for task in tasks
+        ]
 
     def _predicted(self, task: dict[str, Any], config: Config, saved: Saved) -> dict[str, Any]:
         try:
@@ -137,18 +149,25 @@ class Project:
 
     @property
     def labels(self) -> dict[str, list[str]]:
-        """Number of an annotation -> what its task says of the image, the label, and the task's number."""
+        """Number of an annotation -> what its task says of the image, the label, and the task's
+        number."""
         file = self.folder / "labels.json"
         return read_json(file) if file.is_file() else {}
 
     def learn(self, event: str, data: Mapping[str, Any], config: Config) -> str:
         """Keep, change or drop an annotation, or start a training; what became of it."""
         if event == "START_TRAINING":
-            threading.Thread(target=self.train, name=f"training {self.folder.name}", daemon=True).start()
+            threading.Thread(
+                target=self.train, name=f"training {self.folder.name}", daemon=True
+            ).start()
             return "training"
         with self.writing:
             gone = {str(task["id"]) for task in data.get("tasks") or ()}
-            labels = {number: kept for number, kept in self.labels.items() if not gone.intersection(kept[2:])}
+            labels = {
+                number: kept
+                for number, kept in self.labels.items()
+                if not gone.intersection(kept[2:])
+            }
             some, tasks = (_listed(data.get(name)) for name in ("annotation", "task"))
             for annotation in [*some, *(data.get("annotations") or ())]:
                 labels.pop(str(annotation["id"]), None)
@@ -162,7 +181,8 @@ class Project:
         return f"{len(labels)} annotations"
 
     def train(self) -> None:
-        """Fit a new run, which answers from then on; nothing where one is being fitted, or where it cannot be."""
+        """Fit a new run, which answers from then on; nothing where one is being fitted, or where it
+        cannot be."""
         if not self.training.acquire(blocking=False):
             return
         try:
@@ -188,12 +208,22 @@ def make_app(
     folder: Path, studio: Studio, run: str = "", method: str = "linear-probe-pair",
     login: tuple[str, str] | None = None,
 ) -> FastAPI:  # fmt: skip
-    """The routes that Label Studio calls. folder: of all projects. login: name and password, if it shall give them."""
-    projects, app, opening = dict[str, Project](), FastAPI(title="rmadapter for Label Studio"), threading.Lock()
+    """The routes that Label Studio calls. folder: of all projects. login: name and password, if it
+    shall give them."""
+    projects, app, opening = (
+        dict[str, Project](),
+        FastAPI(title="rmadapter for Label Studio"),
+        threading.Lock(),
+    )
 
-    def check(given: Annotated[HTTPBasicCredentials | None, Depends(HTTPBasic(auto_error=False))]) -> None:
+    def check(
+        given: Annotated[HTTPBasicCredentials | None, Depends(HTTPBasic(auto_error=False))],
+    ) -> None:
         words = (given.username, given.password) if given else ("", "")
-        if login and not all(secrets.compare_digest(a.encode(), b.encode()) for a, b in zip(words, login, strict=True)):
+        if login and not all(
+            secrets.compare_digest(a.encode(), b.encode())
+            for a, b in zip(words, login, strict=True)
+        ):
             raise HTTPException(401, "name and password, please", {"WWW-Authenticate": "Basic"})
 
     def project(number: object) -> Project:
@@ -231,7 +261,9 @@ def make_app(
         if event not in (*KEEP, *DROP, "START_TRAINING"):
             return JSONResponse({"status": "Unknown event"})
         config = Config.of(str(its.get("label_config") or ""))
-        return JSONResponse({"status": "ok", "result": project(its.get("id")).learn(event, data, config)}, 201)
+        return JSONResponse(
+            {"status": "ok", "result": project(its.get("id")).learn(event, data, config)}, 201
+        )
 
     return app
 
@@ -244,7 +276,11 @@ if __name__ == "__main__":
     uvicorn.run(
         make_app(
             Path(asked("PROJECTS", "label-studio")),
-            Studio(asked("LABEL_STUDIO_URL", ""), asked("LABEL_STUDIO_API_KEY", ""), asked("LOCAL_FILES", "")),
+            Studio(
+                asked("LABEL_STUDIO_URL", ""),
+                asked("LABEL_STUDIO_API_KEY", ""),
+                asked("LOCAL_FILES", ""),
+            ),
             asked("RUN", ""),
             asked("METHOD", "linear-probe-pair"),
             (name, asked("BASIC_AUTH_PASS", "")) if name else None,

@@ -13,7 +13,9 @@ from rmadapter import Fitted, NotApplicable, Parameters, Uses
 class NearestMean:
     title: ClassVar[str] = "nearest class mean"
     source: ClassVar[str] = "docs/your_method.md"
-    uses: ClassVar[Uses] = Uses(tuned="nothing")  # beside the shots, and so ranked with those that use no more
+    uses: ClassVar[Uses] = Uses(
+        tuned="nothing"
+    )  # beside the shots, and so ranked with those that use no more
     sharpness: float = 20.0  # a field is a setting: --set sharpness=10
 
     def fit(self, backbone, shots):
@@ -25,7 +27,9 @@ class NearestMean:
         def for_classes(names):
             if new := [name for name in names if name not in known.classes]:
                 raise NotApplicable(f"{self.title} has no images of {new[0]!r}")
-            means = normalize(tensors["means"][[known.classes.index(name) for name in names]], dim=-1)
+            means = normalize(
+                tensors["means"][[known.classes.index(name) for name in names]], dim=-1
+            )
             return lambda states: self.sharpness * normalize(states.features, dim=-1) @ means.T
 
         return Fitted(self, backbone, known, tensors, for_classes)

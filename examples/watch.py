@@ -4,7 +4,9 @@ from rmadapter import Callback
 
 
 def tensorboard(writer):  # torch.utils.tensorboard.SummaryWriter("runs/board")
-    return Callback(lambda step: [writer.add_scalar(name, step[name], step["step"]) for name in step])
+    return Callback(
+        lambda step: [writer.add_scalar(name, step[name], step["step"]) for name in step]
+    )
 
 
 def wandb(run):  # wandb.init(project="rmadapter")

@@ -1,4 +1,5 @@
-"""Backbones for the tests: four tiny ones with random weights, one for each kind of tower, and the real `pocket`."""
+"""Backbones for the tests: four tiny ones with random weights, one for each kind of tower, and the
+real `pocket`."""
 
 from __future__ import annotations
 
@@ -18,17 +19,27 @@ from rmadapter.errors import UserError
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.runs.judge import BESIDE
 
-os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own, 15, waits for minutes where other tests take all cores
+os.environ.setdefault(
+    "RAY_worker_niceness", "0"
+)  # Ray's own, 15, waits for minutes where other tests take all cores
 
-hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is no fault of the code
+hypothesis.settings.register_profile(
+    "patient", deadline=None
+)  # a busy machine is no fault of the code
 hypothesis.settings.load_profile("patient")
 
-SLOW = Path(__file__).with_name("slow.txt")  # which `make test` leaves out, and `make test-all` does not
+SLOW = Path(__file__).with_name(
+    "slow.txt"
+)  # which `make test` leaves out, and `make test-all` does not
 
 
 def slow_tests() -> list[list[str]]:
     """What slow.txt lists: a test, and behind it the parameters with which it is not slow."""
-    return [line.split() for line in SLOW.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
+    return [
+        line.split()
+        for line in SLOW.read_text(encoding="utf-8").splitlines()
+        if line and line[0] != "#"
+    ]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,12 +62,15 @@ BERT = {
     "max_position_embeddings": 32,
     "pad_token_id": 0,
 }
-WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] a photo of the cat dog car tree house bird . , red blue small"
+WORDS = (
+    "[PAD] [UNK] [CLS] [SEP] [MASK] a photo of the cat dog car tree house bird . , red blue small"
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def no_walk_over_what_is_there_to_stay() -> None:
-    """Every run starts with a full collection, to know its memory: for torch alone that takes a third of a second."""
+    """Every run starts with a full collection, to know its memory: for torch alone that takes a
+    third of a second."""
     gc.collect()
     gc.freeze()
 
@@ -83,9 +97,11 @@ LOOKED_AT = (
 
 
 @pytest.fixture(autouse=True)
-def no_figures_and_no_search(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Elsewhere the figures of a report, and the search for a penalty of the probe beside a fit, take a tenth of the
-    time, and nobody looks at them."""
+def no_figures_and_no_search(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere the figures of a report, and the search for a penalty of the probe beside a fit,
+    take a tenth of the time, and nobody looks at them."""
     if request.path.stem.removeprefix("test_") not in LOOKED_AT:
         spare(monkeypatch)
 
@@ -99,7 +115,8 @@ def spare(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_model(folder: Path, model_cfg: dict[str, Any], seed: int = 0) -> Path:
-    """A model folder as open_clip reads it, with random weights: none of them zero, so that none goes untested."""
+    """A model folder as open_clip reads it, with random weights: none of them zero, so that none
+    goes untested."""
     import open_clip
     from safetensors.torch import save_file
 
@@ -114,7 +131,9 @@ def write_model(folder: Path, model_cfg: dict[str, Any], seed: int = 0) -> Path:
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
+        model = open_clip.create_model(
+            f"local-dir:{folder}", load_weights=False, pretrained_text=False
+        )
         for parameter in model.parameters():
             if parameter.ndim == 1:  # biases, norms, layer scales
                 parameter.data += 0.1 * torch.randn_like(parameter)
@@ -125,7 +144,13 @@ def write_model(folder: Path, model_cfg: dict[str, Any], seed: int = 0) -> Path:
 def timm_trunk(folder: Path, architecture: str, **arguments: Any) -> str:
     """Writes a timm configuration of a small trunk; returns its name for open_clip."""
     folder.mkdir(parents=True, exist_ok=True)
-    size = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": 4}
+    size = {
+        "img_size": SIZE,
+        "patch_size": PATCH,
+        "embed_dim": WIDTH,
+        "depth": DEPTH,
+        "num_heads": 4,
+    }
     config = {
         "architecture": architecture,
         "num_classes": 0,
@@ -150,18 +175,36 @@ def write_bert(folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     """open_clip's vision transformer and causal text transformer."""
-    vision = {"image_size": SIZE, "patch_size": PATCH, "width": WIDTH, "head_width": 16, "layers": DEPTH}
+    vision = {
+        "image_size": SIZE,
+        "patch_size": PATCH,
+        "width": WIDTH,
+        "head_width": 16,
+        "layers": DEPTH,
+    }
     folder = tmp_path_factory.mktemp("tiny_clip")
     return load_backbone(str(write_model(folder, {"vision_cfg": vision, "text_cfg": CLIP_TEXT})))
 
 
 @pytest.fixture(scope="session")
 def tiny_siglip(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    """timm trunk without class token and with attention pooling; text transformer without causal mask, last token."""
+    """timm trunk without class token and with attention pooling; text transformer without causal
+    mask, last token."""
     folder = tmp_path_factory.mktemp("tiny_siglip")
     trunk = timm_trunk(folder / "vit", "vit_base_patch16_siglip_224", mlp_ratio=2)
-    vision = {"timm_model_name": trunk, "timm_pool": "map", "timm_proj": "linear", "image_size": SIZE}
-    text = {**CLIP_TEXT, "no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}}
+    vision = {
+        "timm_model_name": trunk,
+        "timm_pool": "map",
+        "timm_proj": "linear",
+        "image_size": SIZE,
+    }
+    text = {
+        **CLIP_TEXT,
+        "no_causal_mask": True,
+        "proj_bias": True,
+        "pool_type": "last",
+        "norm_kwargs": {"eps": 1e-6},
+    }
     model = {"vision_cfg": vision, "text_cfg": text, "custom_text": True, "init_logit_bias": -10}
     return load_backbone(str(write_model(folder, model)))
 
@@ -171,23 +214,41 @@ def tiny_eva(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     """timm EVA trunk: rotary positions, SwiGLU, class token; causal text transformer."""
     folder = tmp_path_factory.mktemp("tiny_eva")
     trunk = timm_trunk(folder / "vit", "eva02_base_patch16_clip_224")
-    vision = {"timm_model_name": trunk, "timm_pool": "token", "timm_proj": "linear", "image_size": SIZE}
-    return load_backbone(str(write_model(folder, {"vision_cfg": vision, "text_cfg": CLIP_TEXT, "custom_text": True})))
+    vision = {
+        "timm_model_name": trunk,
+        "timm_pool": "token",
+        "timm_proj": "linear",
+        "image_size": SIZE,
+    }
+    return load_backbone(
+        str(write_model(folder, {"vision_cfg": vision, "text_cfg": CLIP_TEXT, "custom_text": True}))
+    )
 
 
 @pytest.fixture(scope="session")
 def tiny_hf(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    """timm DINOv2 trunk with layer scale and class token; Hugging Face BERT text encoder: `pocket` in small."""
+    """timm DINOv2 trunk with layer scale and class token; Hugging Face BERT text encoder: `pocket`
+    in small."""
     return load_backbone(str(write_hf(tmp_path_factory.mktemp("tiny_hf"))))
 
 
 def write_hf(folder: Path, pooler: str = "mean_pooler", **bert_config: Any) -> Path:
     write_bert(folder)  # open_clip takes the tokenizer from the folder itself
     trunk = timm_trunk(folder / "vit", "vit_small_patch14_dinov2", init_values=0.1)
-    vision = {"timm_model_name": trunk, "timm_pool": "token", "timm_proj": "linear", "image_size": SIZE}
+    vision = {
+        "timm_model_name": trunk,
+        "timm_pool": "token",
+        "timm_proj": "linear",
+        "image_size": SIZE,
+    }
     bert = str(write_bert(folder / "bert"))
     (folder / "bert/config.json").write_text(json.dumps({**BERT, **bert_config}))
-    text = {"hf_model_name": bert, "hf_tokenizer_name": bert, "hf_model_pretrained": False, "context_length": 16}
+    text = {
+        "hf_model_name": bert,
+        "hf_tokenizer_name": bert,
+        "hf_model_pretrained": False,
+        "context_length": 16,
+    }
     text |= {"hf_pooler_type": pooler, "hf_proj_type": "linear"}
     return write_model(folder, {"vision_cfg": vision, "text_cfg": text, "custom_text": True})
 
@@ -205,15 +266,22 @@ def pocket() -> Backbone:
 
 @pytest.fixture(scope="session")
 def vit_b16() -> Backbone:
-    """The real architecture with random weights, for counts of parameters. Drawing them takes seconds."""
+    """The real architecture with random weights, for counts of parameters. Drawing them takes
+    seconds."""
     return load_backbone("ViT-B-16/none")
 
 
-COLORS = {"blue": (40, 60, 220), "green": (30, 170, 60), "night_sky": (20, 20, 40), "red": (220, 40, 30)}
+COLORS = {
+    "blue": (40, 60, 220),
+    "green": (30, 170, 60),
+    "night_sky": (20, 20, 40),
+    "red": (220, 40, 30),
+}
 
 
 def write_colors(root: Path) -> Path:
-    """A data set on disk: train/CLASS/0.png..5.png and test/CLASS/0.png..3.png in noisy colours of four classes."""
+    """A data set on disk: train/CLASS/0.png..5.png and test/CLASS/0.png..3.png in noisy colours of
+    four classes."""
     import numpy as np
     from PIL import Image
 
@@ -234,14 +302,28 @@ def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(tiny_clip: Backbone, colors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a short run of `tiny_clip` on `colors`, which knows them well by then. Copy it to change it."""
+    """The folder of a short run of `tiny_clip` on `colors`, which knows them well by then. Copy it
+    to change it."""
     from rmadapter.data.read import read_images
     from rmadapter.runs.fit import fit
     from rmadapter.runs.request import Request
     from rmadapter.runs.run import Lab
 
-    settings = {"shots": 4, "first_block": 3, "rank": 4, "alpha": 1.0, "lambda_image_con": 0, "lambda_text_con": 0}
-    settings |= {"epochs": 20, "batch_size": 8, "learning_rate": 0.02, "device": "cpu", "backbone": tiny_clip.name}
+    settings = {
+        "shots": 4,
+        "first_block": 3,
+        "rank": 4,
+        "alpha": 1.0,
+        "lambda_image_con": 0,
+        "lambda_text_con": 0,
+    }
+    settings |= {
+        "epochs": 20,
+        "batch_size": 8,
+        "learning_rate": 0.02,
+        "device": "cpu",
+        "backbone": tiny_clip.name,
+    }
     wanted = Request.make(settings, data="colors")
     lab = Lab(wanted.machine, progress=False)
     lab.add("colors", read_images(colors))

@@ -37,7 +37,12 @@ def grown(adapter: DualBranchAdapter) -> DualBranchAdapter:
     return adapter
 
 
-MMA: dict[str, Any] = {"cross_modal": True, "activation": "relu", "init": "kaiming", "reconstruct": ()}
+MMA: dict[str, Any] = {
+    "cross_modal": True,
+    "activation": "relu",
+    "init": "kaiming",
+    "reconstruct": (),
+}
 
 
 @pytest.mark.parametrize(
@@ -54,7 +59,9 @@ def test_parameter_counts_of_vit_b16(fields: dict[str, Any], counts: tuple[int, 
     assert Adapters(*VIT_B16, **fields).parameter_counts() == counts
 
 
-@pytest.mark.parametrize(("share", "layers"), list(itertools.product(["down", "up", "none"], [1, 2, 3])))
+@pytest.mark.parametrize(
+    ("share", "layers"), list(itertools.product(["down", "up", "none"], [1, 2, 3]))
+)
 def test_reconstruction_branch_has_the_layers_it_is_asked_for(share: str, layers: int) -> None:
     d, r = 12, 4
     adapter = DualBranchAdapter(d, r, share=share, reconstruction_layers=layers)
@@ -75,7 +82,9 @@ def test_both_branches_compute_equations_8_to_10() -> None:
 def test_shared_up_projection_ends_both_branches() -> None:
     a, x = grown(DualBranchAdapter(6, 3, share="up")), torch.randn(4, 6)
     assert a.rec_down is not None
-    hidden = F.gelu(F.gelu(x @ a.rec_down.weight.T + a.rec_down.bias) @ a.rec[0].weight.T + a.rec[0].bias)
+    hidden = F.gelu(
+        F.gelu(x @ a.rec_down.weight.T + a.rec_down.bias) @ a.rec[0].weight.T + a.rec[0].bias
+    )
     torch.testing.assert_close(a.reconstruct(x), hidden @ a.up.weight.T + a.up.bias)
 
 
@@ -91,7 +100,10 @@ def test_errors_of_the_three_objectives() -> None:
 @pytest.mark.parametrize(("share", "layers"), [("down", 2), ("up", 2), ("none", 3), ("down", 1)])
 def test_the_gradient_of_a_squared_error_is_that_of_its_formula(share: str, layers: int) -> None:
     """Of every weight and of what is read, where each token counts differently."""
-    a, target = grown(DualBranchAdapter(6, 3, share=share, reconstruction_layers=layers)).double(), torch.randn(4, 5, 6)
+    a, target = (
+        grown(DualBranchAdapter(6, 3, share=share, reconstruction_layers=layers)).double(),
+        torch.randn(4, 5, 6),
+    )
     x, each = torch.randn(4, 5, 6, dtype=torch.float64, requires_grad=True), torch.rand(4, 5)
     used = [x, *(a.down if a.rec_down is None else a.rec_down).parameters(), *a.rec.parameters()]
     used += a.up.parameters() if share == "up" else []
@@ -100,7 +112,9 @@ def test_the_gradient_of_a_squared_error_is_that_of_its_formula(share: str, laye
         return error.detach(), *torch.autograd.grad((error * each).sum(), used)
 
     plain = gradients((a.reconstruct(x) - target).square().mean(-1))
-    torch.testing.assert_close(gradients(a.reconstruction_error(x, "l2", target, local=False)), plain)
+    torch.testing.assert_close(
+        gradients(a.reconstruction_error(x, "l2", target, local=False)), plain
+    )
 
 
 def test_a_squared_error_under_autocast_is_float32_and_near() -> None:
@@ -140,14 +154,19 @@ def test_reconstruction_is_local(share: str) -> None:
 def test_reconstruction_that_is_not_local_reaches_what_lies_below() -> None:
     lower, upper = grown(DualBranchAdapter(6, 3)), grown(DualBranchAdapter(6, 3))
     target = torch.randn(2, 6, requires_grad=True)
-    upper.reconstruction_error(lower.base(torch.randn(2, 6)), target=target, local=False).sum().backward()
+    upper.reconstruction_error(
+        lower.base(torch.randn(2, 6)), target=target, local=False
+    ).sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in lower.up.parameters())
     assert target.grad is None
 
 
 def test_what_is_reconstructed() -> None:
     x, other = torch.randn(2, 6) + 3, torch.randn(2, 6)
-    for fields, wanted in [({}, other), ({"target_norm": True}, (other - other.mean(-1, keepdim=True)))]:
+    for fields, wanted in [
+        ({}, other),
+        ({"target_norm": True}, (other - other.mean(-1, keepdim=True))),
+    ]:
         adapters = Adapters((6, 6), (2, 2), rank=3, first_block=1, **fields)
         one: Any = adapters.at("image", 1)
         if fields:
@@ -183,7 +202,9 @@ def test_initialisations() -> None:
     assert 0 < DualBranchAdapter(8, 4, init="small").base(x).abs().max() < 0.05
     torch.manual_seed(0)
     wide = DualBranchAdapter(400, 300, init="kaiming")
-    assert wide.down.weight.std().item() == pytest.approx((2 / 300) ** 0.5, rel=0.02)  # fan-out of down is its rank
+    assert wide.down.weight.std().item() == pytest.approx(
+        (2 / 300) ** 0.5, rel=0.02
+    )  # fan-out of down is its rank
     assert not wide.up.bias.any()
 
 
@@ -211,7 +232,9 @@ def test_encoders_of_unequal_depth_share_projections_from_the_top() -> None:
     assert adapters.blocks("text") == [3, 4, 5, 6]
     grown(adapters)  # type: ignore[arg-type]
     before = {
-        (s, b): adapters.delta(s, b, torch.ones(8 if s == "image" else 6)) for s in ("image", "text") for b in (5, 6)
+        (s, b): adapters.delta(s, b, torch.ones(8 if s == "image" else 6))
+        for s in ("image", "text")
+        for b in (5, 6)
     }
     adapters.cross["0"].weight.data += 1  # beside the top blocks, image 12 and text 6
     after = {(s, b): adapters.delta(s, b, torch.ones(8 if s == "image" else 6)) for s, b in before}
@@ -241,8 +264,14 @@ def test_padding_never_counts() -> None:
 
 
 def test_half_precision_is_too_coarse_and_float64_stays() -> None:
-    kinds = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float64: torch.float64}
-    assert all(at_least_float32(torch.ones(2, dtype=given)).dtype == kind for given, kind in kinds.items())
+    kinds = {
+        torch.float16: torch.float32,
+        torch.bfloat16: torch.float32,
+        torch.float64: torch.float64,
+    }
+    assert all(
+        at_least_float32(torch.ones(2, dtype=given)).dtype == kind for given, kind in kinds.items()
+    )
 
 
 def test_loss_is_the_sum_of_its_weighted_terms() -> None:
@@ -263,10 +292,14 @@ def test_loss_is_the_sum_of_its_weighted_terms() -> None:
     scaled = loss_terms(torch.tensor(7.0), labels, image, text, "logit")
     assert scaled["image_con"].item() == pytest.approx(7 * terms["image_con"].item())
     assert (scaled["ce"], scaled["image_rec"]) == (terms["ce"], terms["image_rec"])
-    other = loss_terms(torch.tensor(7.0), labels, image._replace(lambda_rec=0.0), Side(w, -w, errors, 1.0, 5.0))
+    other = loss_terms(
+        torch.tensor(7.0), labels, image._replace(lambda_rec=0.0), Side(w, -w, errors, 1.0, 5.0)
+    )
     assert list(other) == ["loss", "ce", "image_con", "text_rec", "text_con"]
     assert other["text_rec"].item() == pytest.approx(0.75)
-    assert other["text_con"].item() == pytest.approx(5 * 2 * F.normalize(w, dim=-1).abs().mean().item(), rel=1e-5)
+    assert other["text_con"].item() == pytest.approx(
+        5 * 2 * F.normalize(w, dim=-1).abs().mean().item(), rel=1e-5
+    )
 
 
 def test_only_torch_is_imported_by_the_method() -> None:
@@ -280,8 +313,17 @@ def test_only_torch_is_imported_by_the_method() -> None:
 def test_its_words_and_defaults_are_those_of_the_settings() -> None:
     """So that a record of the settings configures the adapters, and so does nothing at all."""
     words = inspect.signature(Adapters).parameters
-    defaults = {name: word.default for name, word in words.items() if word.kind is word.KEYWORD_ONLY}
+    defaults = {
+        name: word.default for name, word in words.items() if word.kind is word.KEYWORD_ONLY
+    }
     assert defaults.pop("reconstruct") == ("image", "text")
     assert defaults == asdict(AdapterSettings())
-    adapters = Adapters((8, 6), (4, 4), **asdict(AdapterSettings(rank=3, first_block=2, last_block=3)))
-    assert [adapters.at("image", block) is not None for block in (1, 2, 3, 4)] == [False, True, True, False]
+    adapters = Adapters(
+        (8, 6), (4, 4), **asdict(AdapterSettings(rank=3, first_block=2, last_block=3))
+    )
+    assert [adapters.at("image", block) is not None for block in (1, 2, 3, 4)] == [
+        False,
+        True,
+        True,
+        False,
+    ]

@@ -98,13 +98,17 @@ def test_without_fit_it_says_so(colors: Path, tmp_path: Path) -> None:
 def test_it_learns_and_score_is_accuracy(fitted: FewShotClassifier, colors: Path) -> None:
     paths, labels = files(colors, "test")
     answers = fitted.predict(paths)
-    assert fitted.classes_.tolist() == NAMES  # as written in the labels; the prompts say "night sky"
+    assert (
+        fitted.classes_.tolist() == NAMES
+    )  # as written in the labels; the prompts say "night sky"
     assert fitted.class_names_ == ("blue", "green", "night sky", "red")
     assert accuracy_score(labels, answers) > 0.9
     wrong = ["red", *labels[1:-1], "blue"]
     assert fitted.score(paths, wrong) == accuracy_score(wrong, answers) < 1
     weights = np.arange(16)
-    assert fitted.score(paths, wrong, weights) == pytest.approx(accuracy_score(wrong, answers, sample_weight=weights))
+    assert fitted.score(paths, wrong, weights) == pytest.approx(
+        accuracy_score(wrong, answers, sample_weight=weights)
+    )
     assert [record["step"] for record in fitted.history_] == list(range(1, 41))
 
 
@@ -120,7 +124,8 @@ def test_probabilities_are_the_models(fitted: FewShotClassifier, colors: Path) -
     images = torch.stack([model.backbone.preprocess(load_image(path)) for path in paths])
     with torch.no_grad():
         image, text = (
-            torch.nn.functional.normalize(f, dim=-1) for f in (model.encode_image(images), model.encode_text(tokens))
+            torch.nn.functional.normalize(f, dim=-1)
+            for f in (model.encode_image(images), model.encode_text(tokens))
         )
         expected = (model.backbone.logit_scale * image @ text.T).softmax(-1)
     np.testing.assert_allclose(found, expected, atol=1e-4)  # float32 keeps 1e-6 of logits up to 15
@@ -133,10 +138,19 @@ def test_one_image_or_many_of_any_kind(fitted: FewShotClassifier, colors: Path) 
     opened: list[Image.Image] = [load_image(path) for path in paths]
     arrays = np.stack([np.asarray(image) for image in opened])
     expected = fitted.predict_proba(paths)
-    for many in (opened, arrays, list(arrays), [Path(path) for path in paths], np.array(paths), tuple(paths)):
+    for many in (
+        opened,
+        arrays,
+        list(arrays),
+        [Path(path) for path in paths],
+        np.array(paths),
+        tuple(paths),
+    ):
         np.testing.assert_allclose(fitted.predict_proba(many), expected, atol=1e-6)
     for one in (paths[5], Path(paths[5]), opened[5], arrays[5], np.array(paths)[5]):
-        np.testing.assert_allclose(fitted.predict_proba(one), expected[5], atol=1e-4)  # in a batch of its own
+        np.testing.assert_allclose(
+            fitted.predict_proba(one), expected[5], atol=1e-4
+        )  # in a batch of its own
         assert fitted.predict(one) == labels[5]
         assert type(fitted.predict(one)) is str
     assert fitted.predict_proba([]).shape == (0, 4)
@@ -150,24 +164,43 @@ def test_integer_labels_come_back(fitted: FewShotClassifier, colors: Path) -> No
     assert twin.classes_.tolist() == [0, 1, 2, 3]
     assert twin.class_names_ == fitted.class_names_
     assert type(twin.predict(paths[0])) is int
-    np.testing.assert_array_equal(twin.predict_proba(paths), fitted.predict_proba(paths))  # the same training
+    np.testing.assert_array_equal(
+        twin.predict_proba(paths), fitted.predict_proba(paths)
+    )  # the same training
     test, labels = files(colors, "test")
     assert twin.score(test, [NAMES.index(label) for label in labels]) == fitted.score(test, labels)
 
 
-def test_text_labels_stay_text_when_class_names_are_given(fitted: FewShotClassifier, colors: Path) -> None:
+def test_text_labels_stay_text_when_class_names_are_given(
+    fitted: FewShotClassifier, colors: Path
+) -> None:
     paths, labels = files(colors, "train")
-    twin = clone(fitted).set_params(epochs=1).fit(paths, labels, class_names=["Red", "Night sky", "Green", "Blue"])
-    assert twin.class_names_ == ("Red", "Night sky", "Green", "Blue")  # our order and spelling in the prompts
+    twin = (
+        clone(fitted)
+        .set_params(epochs=1)
+        .fit(paths, labels, class_names=["Red", "Night sky", "Green", "Blue"])
+    )
+    assert twin.class_names_ == (
+        "Red",
+        "Night sky",
+        "Green",
+        "Blue",
+    )  # our order and spelling in the prompts
     assert twin.classes_.tolist() == ["red", "night_sky", "green", "blue"]
-    assert twin.predict(paths).tolist() == twin.classes_[twin.predict_proba(paths).argmax(1)].tolist()
+    assert (
+        twin.predict(paths).tolist() == twin.classes_[twin.predict_proba(paths).argmax(1)].tolist()
+    )
 
 
 @pytest.mark.parametrize("numbers", [False, True])
 def test_half_of_the_classes(fitted: FewShotClassifier, colors: Path, numbers: bool) -> None:
     paths, labels = files(colors, "train")
     given: list[Any] = [NAMES.index(label) for label in labels] if numbers else labels
-    twin = clone(fitted).set_params(classes="novel", epochs=1).fit(paths, given, NAMES if numbers else None)
+    twin = (
+        clone(fitted)
+        .set_params(classes="novel", epochs=1)
+        .fit(paths, given, NAMES if numbers else None)
+    )
     assert twin.class_names_ == ("night sky", "red")
     assert twin.classes_.tolist() == ([2, 3] if numbers else ["night_sky", "red"])
 
@@ -192,7 +225,12 @@ def test_a_training_that_fails_leaves_no_model(fitted: FewShotClassifier, colors
     ],
 )
 def test_lists_that_do_not_fit_are_refused(
-    fitted: FewShotClassifier, colors: Path, images: int, labels: list[Any], names: list[str] | None, words: str
+    fitted: FewShotClassifier,
+    colors: Path,
+    images: int,
+    labels: list[Any],
+    names: list[str] | None,
+    words: str,
 ) -> None:
     with pytest.raises(UserError, match=words):
         clone(fitted).fit(files(colors, "train")[0][:images], labels, names)
@@ -210,11 +248,15 @@ def test_unreadable_images_are_refused(fitted: FewShotClassifier, tmp_path: Path
     for image in (tmp_path / "broken.png", tmp_path / "none.png"):
         with pytest.raises(UserError, match=image.name):
             fitted.predict([image])
-    with pytest.raises(UserError, match="an image must be a path, a PIL image or a NumPy array, not int"):
+    with pytest.raises(
+        UserError, match="an image must be a path, a PIL image or a NumPy array, not int"
+    ):
         fitted.predict([3])
 
 
-def test_what_is_not_drawn_is_not_looked_at(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+def test_what_is_not_drawn_is_not_looked_at(
+    tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
     (bad := tmp_path / "bad.png").write_bytes(b"no image")
     images, labels = files(colors, "train")
     some = FewShotClassifier(tiny_clip.name, method="zero-shot", shots=1, progress=False)
@@ -241,10 +283,15 @@ def test_new_classes_leave_the_old_answers_in_proportion(
     after = wider.predict_proba(paths)
     assert after.shape == (16, 6)
     assert (after[:, 4:] > 0).all()
-    ratio = np.log(after[:, :4]) - np.log(before)  # one constant per image: the same logits, another sum
+    ratio = np.log(after[:, :4]) - np.log(
+        before
+    )  # one constant per image: the same logits, another sum
     np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:, :1], ratio.shape), atol=1e-3)
     assert wider.set_classes(["zebra"]).predict(paths[0]) == "zebra"
-    wider.classes_, wider.class_names_ = np.array(["n01", "707-320"]), ("crane | tall bird", "Boeing 707-320")
+    wider.classes_, wider.class_names_ = (
+        np.array(["n01", "707-320"]),
+        ("crane | tall bird", "Boeing 707-320"),
+    )
     assert wider.add_classes(["ant"]).class_names_ == ("crane | tall bird", "Boeing 707-320", "ant")
     wider.classes_, wider.class_names_ = np.array([0, 1]), ("cat", "707-320")
     assert wider.add_classes(["ant"]).class_names_ == ("cat", "707-320", "ant")
@@ -269,7 +316,9 @@ def test_a_score_is_asked_of_test_images(fitted: FewShotClassifier, colors: Path
         (["_"], "has an empty prompt name"),
     ],
 )
-def test_class_names_that_cannot_be_told_apart_are_refused(fitted: FewShotClassifier, names: Any, words: str) -> None:
+def test_class_names_that_cannot_be_told_apart_are_refused(
+    fitted: FewShotClassifier, names: Any, words: str
+) -> None:
     with pytest.raises(UserError, match=words):
         fitted.add_classes(names)
     with pytest.raises(UserError, match="at least one"):
@@ -285,7 +334,13 @@ def test_integer_labels_become_names_when_a_name_is_added(
     clone(fitted).set_params(epochs=1).fit(paths, numbers, NAMES).save(tmp_path)
     loaded = FewShotClassifier.load(tmp_path, backbone=fitted.backbone)
     assert loaded.classes_.tolist() == [0, 1, 2, 3]
-    assert loaded.add_classes(["zebra"]).classes_.tolist() == ["blue", "green", "night sky", "red", "zebra"]
+    assert loaded.add_classes(["zebra"]).classes_.tolist() == [
+        "blue",
+        "green",
+        "night sky",
+        "red",
+        "zebra",
+    ]
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -296,7 +351,9 @@ def test_saved_and_loaded_it_answers_the_same(
     loaded = FewShotClassifier.load(tmp_path, backbone=fitted.backbone)
     paths, labels = files(colors, "test")
     tolerance = 0.02 if half else 0
-    np.testing.assert_allclose(loaded.predict_proba(paths), fitted.predict_proba(paths), atol=tolerance)
+    np.testing.assert_allclose(
+        loaded.predict_proba(paths), fitted.predict_proba(paths), atol=tolerance
+    )
     assert loaded.classes_.tolist() == NAMES
     assert loaded.score(paths, labels) == fitted.score(paths, labels)
     assert loaded.fitted_.method == fitted.fitted_.method
@@ -315,34 +372,53 @@ def test_runs_of_the_command_line_and_of_the_classifier_are_alike(
 
 @pytest.mark.parametrize("method", ["zero-shot", "linear-probe", "coop", "mmrl"])
 def test_any_method(tiny_clip: Backbone, colors: Path, tmp_path: Path, method: str) -> None:
-    settings: dict[str, Any] = {"coop": {"epochs": 2}, "mmrl": {"epochs": 1, "first_block": 3}}.get(method, {})
+    settings: dict[str, Any] = {"coop": {"epochs": 2}, "mmrl": {"epochs": 1, "first_block": 3}}.get(
+        method, {}
+    )
     classifier = FewShotClassifier(tiny_clip.name, method=method, shots=2, device="cpu", **settings)
     classifier.fit(*files(colors, "train")).save(tmp_path)
     loaded = FewShotClassifier.load(tmp_path, backbone=tiny_clip.name)
     paths, _ = files(colors, "test")
     np.testing.assert_array_equal(loaded.predict_proba(paths), classifier.predict_proba(paths))
-    again = FewShotClassifier(**loaded.get_params()).set_params(shots=2, device="cpu").fit(*files(colors, "train"))
-    np.testing.assert_allclose(again.predict_proba(paths), classifier.predict_proba(paths), atol=1e-6)
+    again = (
+        FewShotClassifier(**loaded.get_params())
+        .set_params(shots=2, device="cpu")
+        .fit(*files(colors, "train"))
+    )
+    np.testing.assert_allclose(
+        again.predict_proba(paths), classifier.predict_proba(paths), atol=1e-6
+    )
     if method == "linear-probe":
-        with pytest.raises(NotApplicable, match="only knows the classes it was trained on, not 'zebra'"):
+        with pytest.raises(
+            NotApplicable, match="only knows the classes it was trained on, not 'zebra'"
+        ):
             loaded.add_classes(["zebra"])
         assert loaded.classes_.tolist() == NAMES  # nothing has changed
     else:
         assert loaded.add_classes(["zebra"]).predict_proba(paths).shape == (16, 5)
 
 
-def test_several_labels_are_not_scored_by_the_first(fitted: FewShotClassifier, colors: Path) -> None:
+def test_several_labels_are_not_scored_by_the_first(
+    fitted: FewShotClassifier, colors: Path
+) -> None:
     images = read_images(colors, progress=False)["test"]
     with pytest.raises(UserError, match="several"):
         fitted.score(replace(images, several=tuple((label, 0) for label in images.labels)))
 
 
-def test_a_method_that_remembers_is_scored_in_the_order_of_eval(tiny_clip: Backbone, colors: Path) -> None:
+def test_a_method_that_remembers_is_scored_in_the_order_of_eval(
+    tiny_clip: Backbone, colors: Path
+) -> None:
     sets = read_images(colors, progress=False)
-    model = FewShotClassifier(tiny_clip.name, method="tda", shots=1, device="cpu", seed=2, progress=False)
+    model = FewShotClassifier(
+        tiny_clip.name, method="tda", shots=1, device="cpu", seed=2, progress=False
+    )
     model.fit(sets["train"])
     _, [score] = evaluate(
-        model.fitted_, [(Question("all"), sets["test"], "test")], Cache(tiny_clip, Machine(device="cpu")), seed=2
+        model.fitted_,
+        [(Question("all"), sets["test"], "test")],
+        Cache(tiny_clip, Machine(device="cpu")),
+        seed=2,
     )
     assert score.accuracy is not None
     assert model.score(sets["test"]) == pytest.approx(score.accuracy / 100, abs=1e-6)
@@ -353,7 +429,9 @@ def test_a_method_that_remembers_is_scored_in_the_order_of_eval(tiny_clip: Backb
 
 def test_a_choice_does_not_outlive_its_fit(tiny_clip: Backbone, colors: Path) -> None:
     images = read_images(colors, progress=False)["train"]
-    model = FewShotClassifier(tiny_clip.name, method="zero-shot", shots=1, device="cpu", progress=False)
+    model = FewShotClassifier(
+        tiny_clip.name, method="zero-shot", shots=1, device="cpu", progress=False
+    )
     model.choice_ = "of an earlier fit"
     assert not hasattr(model.fit(images), "choice_")
 

@@ -11,7 +11,18 @@ import pytest
 
 import rmadapter
 
-HEAVY = ("torch", "open_clip", "timm", "transformers", "matplotlib", "jinja2", "sklearn", "numpy", "PIL", "pydantic")
+HEAVY = (
+    "torch",
+    "open_clip",
+    "timm",
+    "transformers",
+    "matplotlib",
+    "jinja2",
+    "sklearn",
+    "numpy",
+    "PIL",
+    "pydantic",
+)
 
 
 @pytest.mark.parametrize("name", rmadapter.__all__)
@@ -58,12 +69,16 @@ def test_a_type_checker_sees_types(tmp_path: Path) -> None:
 
     (tmp_path / "script.py").write_text(SCRIPT)
     libraries = ",".join(f"{name}.*" for name in (*HEAVY, "scipy", "yaml", "huggingface_hub"))
-    (tmp_path / "mypy.ini").write_text(f"[mypy]\nstrict = True\n[mypy-{libraries}]\nfollow_imports = skip\n")
+    (tmp_path / "mypy.ini").write_text(
+        f"[mypy]\nstrict = True\n[mypy-{libraries}]\nfollow_imports = skip\n"
+    )
     where = ["--config-file", str(tmp_path / "mypy.ini"), "--cache-dir", str(tmp_path / "cache")]
     out, err, _ = api.run([*where, str(tmp_path / "script.py")])
     seen = [line.split('"')[1] for line in out.splitlines() if "Revealed type" in line]
     assert len(seen) == 6, out + err
     assert not [line for line in out.splitlines() if "script.py" in line and "error" in line], out
     assert all("Any" not in text or "Sequence[Any]" in text for text in seen), seen
-    for text, words in zip(seen, ("FewShotClassifier", "Backbone", "str", "tuple[str", "int", "Outcome"), strict=True):
+    for text, words in zip(
+        seen, ("FewShotClassifier", "Backbone", "str", "tuple[str", "int", "Outcome"), strict=True
+    ):
         assert words in text

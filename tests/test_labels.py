@@ -21,7 +21,18 @@ from tests.helpers.shell import Command, its_backbone, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
 
-QUICK = ["--shots", 2, "--set", "first_block=3", "--set", "rank=4", "--set", "epochs=2", "--set", "device=cpu"]
+QUICK = [
+    "--shots",
+    2,
+    "--set",
+    "first_block=3",
+    "--set",
+    "rank=4",
+    "--set",
+    "epochs=2",
+    "--set",
+    "device=cpu",
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +45,22 @@ def named(rmadapter: Command, colors: Path, kept: Path, tiny_clip: Backbone) -> 
     """A run whose classes have a label and another name in the prompt; nobody changes it."""
     if not (kept / "run").exists():
         (kept / "names.csv").write_text("label,name\nnight_sky,stars at night\nred,scarlet\n")
-        command = ["fit", colors, "--backbone", tiny_clip.name, *QUICK, "--names", kept / "names.csv"]
+        command = [
+            "fit",
+            colors,
+            "--backbone",
+            tiny_clip.name,
+            *QUICK,
+            "--names",
+            kept / "names.csv",
+        ]
         assert rmadapter(*command, "--out", kept / "run").code == 0
     return kept / "run"
 
 
-def test_labels_and_prompt_names_are_both_kept(named: Path, tiny_clip: Backbone, colors: Path) -> None:
+def test_labels_and_prompt_names_are_both_kept(
+    named: Path, tiny_clip: Backbone, colors: Path
+) -> None:
     saved = load(named, tiny_clip)
     assert saved.labels == ("blue", "green", "night_sky", "red")
     assert saved.names == saved.fitted.classes == ("blue", "green", "stars at night", "scarlet")
@@ -80,11 +101,25 @@ def test_they_come_back_by_every_route(
     ],
 )
 def test_a_class_with_several_descriptions_keeps_its_label(
-    rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone, method: str, settings: list[str]
+    rmadapter: Command,
+    colors: Path,
+    tmp_path: Path,
+    tiny_clip: Backbone,
+    method: str,
+    settings: list[str],
 ) -> None:
     (tmp_path / "names.csv").write_text("label,name\nred,scarlet\nblue,sea\nred,the red one\n")
     more = [word for setting in ["device=cpu", *settings] for word in ("--set", setting)]
-    command = ["fit", colors, "--backbone", tiny_clip.name, "--shots", 2, "--names", tmp_path / "names.csv"]
+    command = [
+        "fit",
+        colors,
+        "--backbone",
+        tiny_clip.name,
+        "--shots",
+        2,
+        "--names",
+        tmp_path / "names.csv",
+    ]
     run = tmp_path / "run"
     shown = rmadapter(*command, "--method", method, *more, "--out", run)
     assert shown.code == 0, shown.err
@@ -102,7 +137,9 @@ def test_a_class_with_several_descriptions_keeps_its_label(
     assert {guess["class"] for guess in answer["classes"]} == set(saved.labels)
 
 
-def test_descriptions_in_python_and_beside_the_data(colors: Path, tmp_path: Path, tiny_clip: Backbone) -> None:
+def test_descriptions_in_python_and_beside_the_data(
+    colors: Path, tmp_path: Path, tiny_clip: Backbone
+) -> None:
     shutil.copytree(colors, tmp_path / "data")
     (tmp_path / "data/classnames.json").write_text('{"red": "scarlet | the red one"}')
     assert read_images(tmp_path / "data")["test"].classes[-1] == "scarlet | the red one"
@@ -110,7 +147,9 @@ def test_descriptions_in_python_and_beside_the_data(colors: Path, tmp_path: Path
     classifier = FewShotClassifier(tiny_clip.name, method="zero-shot", shots=0)
     classifier.fit(images, [0, 1], class_names=["scarlet | the red one", "blue"])
     weights = zero_shot_weights(tiny_clip, ["scarlet | the red one", "blue"], ["a photo of a {}."])
-    features = tiny_clip.image.frozen(torch.stack([tiny_clip.preprocess(load_image(path)) for path in images])).features
+    features = tiny_clip.image.frozen(
+        torch.stack([tiny_clip.preprocess(load_image(path)) for path in images])
+    ).features
     expected = cosine_logits(tiny_clip, features, weights).softmax(-1).detach().numpy()
     np.testing.assert_allclose(classifier.predict_proba(images), expected, atol=1e-5)
     assert classifier.classes_.tolist() == [0, 1]
@@ -118,11 +157,15 @@ def test_descriptions_in_python_and_beside_the_data(colors: Path, tmp_path: Path
 
 def test_a_score_refuses_what_is_no_class(named: Path, tiny_clip: Backbone, colors: Path) -> None:
     classifier = FewShotClassifier.load(named, backbone=tiny_clip.name)
-    with pytest.raises(UserError, match="label 'rde' is not one of the classes; did you mean 'red'"):
+    with pytest.raises(
+        UserError, match="label 'rde' is not one of the classes; did you mean 'red'"
+    ):
         classifier.score([colors / "test/red/0.png"], ["rde"])
 
 
-def test_eval_asks_a_run_by_the_names_it_knows(rmadapter: Command, named: Path, colors: Path) -> None:
+def test_eval_asks_a_run_by_the_names_it_knows(
+    rmadapter: Command, named: Path, colors: Path
+) -> None:
     found = json.loads(rmadapter("eval", named, colors, *its_backbone(named), "--json").out)
     record = json.loads((named / "run.json").read_text("utf-8"))
     assert found["accuracy"] == record["scores"][0]["accuracy"]
@@ -134,25 +177,53 @@ def test_eval_asks_a_run_on_half_of_the_classes_about_the_others_by_their_names(
     rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "names.csv").write_text("label,name\nblue,sea\nred,scarlet\n")
-    words = ["--method", "zero-shot", "--backbone", tiny_clip.name, "--shots", "2", "--classes", "base"]
+    words = [
+        "--method",
+        "zero-shot",
+        "--backbone",
+        tiny_clip.name,
+        "--shots",
+        "2",
+        "--classes",
+        "base",
+    ]
     run = tmp_path / "run"
-    assert rmadapter("fit", colors, "--out", run, "--names", tmp_path / "names.csv", *words).code == 0
+    assert (
+        rmadapter("fit", colors, "--out", run, "--names", tmp_path / "names.csv", *words).code == 0
+    )
     saved = load(run, tiny_clip)
     assert saved.given == {"blue": "sea"}
     assert known_names(run, saved) == {"blue": "sea", "red": "scarlet"}
-    held = rmadapter("eval", run, colors, *its_backbone(run), "--split", "heldout", "--classes", "novel", "--json")
+    held = rmadapter(
+        "eval",
+        run,
+        colors,
+        *its_backbone(run),
+        "--split",
+        "heldout",
+        "--classes",
+        "novel",
+        "--json",
+    )
     assert json.loads(held.out)["n_images"] > 0
 
 
-def test_names_that_fit_no_class_are_refused(rmadapter: Command, colors: Path, tmp_path: Path) -> None:
+def test_names_that_fit_no_class_are_refused(
+    rmadapter: Command, colors: Path, tmp_path: Path
+) -> None:
     (tmp_path / "names.csv").write_text("label,name\nnight-sky,stars\n")
     command = ["fit", colors, "--out", tmp_path / "run", "--names", tmp_path / "names.csv"]
-    refused(rmadapter(*command), "names 'night-sky', which is not a class of the data; did you mean 'night_sky'?")
+    refused(
+        rmadapter(*command),
+        "names 'night-sky', which is not a class of the data; did you mean 'night_sky'?",
+    )
     (tmp_path / "names.csv").write_text("label,name\nred,Blue\n")
     refused(rmadapter(*command), "classes 'blue' and 'red' are both called 'Blue'")
 
 
-def test_runs_that_kept_no_labels_still_load(finished: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+def test_runs_that_kept_no_labels_still_load(
+    finished: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
     """Until 0.2 `fit` kept the prompt names as labels."""
     run = shutil.copytree(finished, tmp_path / "run")
     model = json.loads((run / "model.json").read_text("utf-8"))
@@ -161,4 +232,6 @@ def test_runs_that_kept_no_labels_still_load(finished: Path, tiny_clip: Backbone
     classifier = FewShotClassifier.load(run, backbone=tiny_clip.name)
     assert classifier.classes_.tolist() == ["blue", "green", "night sky", "red"]
     paths = sorted((colors / "test/night_sky").iterdir())
-    assert classifier.score(paths, ["night_sky"] * 4) == 1.0  # 0.0 while labels were compared as text
+    assert (
+        classifier.score(paths, ["night_sky"] * 4) == 1.0
+    )  # 0.0 while labels were compared as text

@@ -28,15 +28,24 @@ def test_accuracy_takes_probabilities_or_predictions() -> None:
     assert metrics.accuracy([1, 0, 2, 2], [1, 0, 2, 0]) == 75.0
 
 
-@pytest.mark.parametrize(("answers", "labels"), [([], []), ([1, 2], [1]), (np.zeros((3, 2)), [0, 1])])
-def test_accuracy_refuses_nothing_and_unequal_lengths(answers: list[int], labels: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("answers", "labels"), [([], []), ([1, 2], [1]), (np.zeros((3, 2)), [0, 1])]
+)
+def test_accuracy_refuses_nothing_and_unequal_lengths(
+    answers: list[int], labels: list[int]
+) -> None:
     with pytest.raises(ValueError, match=r"answers for \d labels"):
         metrics.accuracy(answers, labels)
 
 
 def test_harmonic_mean() -> None:
     assert metrics.harmonic_mean(84.52, 77.36) == pytest.approx(stats.hmean([84.52, 77.36]))
-    assert metrics.harmonic_mean(0, 50) == metrics.harmonic_mean(50, 0) == metrics.harmonic_mean(0, 0) == 0
+    assert (
+        metrics.harmonic_mean(0, 50)
+        == metrics.harmonic_mean(50, 0)
+        == metrics.harmonic_mean(0, 0)
+        == 0
+    )
 
 
 @pytest.mark.filterwarnings("error")
@@ -56,7 +65,9 @@ def test_confidence_interval_equals_scipy(level: float) -> None:
 def test_wilson_in_closed_form() -> None:
     right, n, z = 37, 50, 1.959963984540054
     centre, spread = right + z * z / 2, z * math.sqrt(right * (n - right) / n + z * z / 4)
-    assert metrics.wilson(right, n) == pytest.approx([100 * (centre + sign * spread) / (n + z * z) for sign in (-1, 1)])
+    assert metrics.wilson(right, n) == pytest.approx(
+        [100 * (centre + sign * spread) / (n + z * z) for sign in (-1, 1)]
+    )
 
 
 def test_calibration_error_equals_scikit_learns_curve() -> None:
@@ -68,9 +79,12 @@ def test_calibration_error_equals_scikit_learns_curve() -> None:
 
 
 def test_expected_calibration_error_in_closed_form() -> None:
-    # Three answers at 0.9 of which two are right, one at 0.6 that is right: (3 * |90 - 66.7| + 1 * |60 - 100|) / 4.
+    # Three answers at 0.9 of which two are right, one at 0.6 that is right: (3 * |90 - 66.7| + 1 *
+    # |60 - 100|) / 4.
     expected = (3 * abs(90 - 200 / 3) + 40) / 4
-    assert metrics.calibration_error([0.9, 0.9, 0.9, 0.6], [True, True, False, True]) == pytest.approx(expected)
+    assert metrics.calibration_error(
+        [0.9, 0.9, 0.9, 0.6], [True, True, False, True]
+    ) == pytest.approx(expected)
     assert metrics.calibration_error(np.ones(4), np.ones(4, dtype=bool)) == 0
 
 
@@ -129,7 +143,9 @@ def test_paired_answers_against_closed_forms() -> None:
     assert metrics.paired(second, first)[0] == pytest.approx(8)
     same = metrics.paired(first, first)
     assert (same[0], same[3]) == (0, 1)
-    assert same[1] == -same[2] < 0  # a hundred images without a difference do not prove that there is none
+    assert (
+        same[1] == -same[2] < 0
+    )  # a hundred images without a difference do not prove that there is none
     assert metrics.paired([False], [True])[2] <= 100
     for wrong in ([], [True]):
         with pytest.raises(ValueError, match="beside"):
@@ -138,7 +154,10 @@ def test_paired_answers_against_closed_forms() -> None:
 
 def test_the_interval_covers_the_difference_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
-    shares, covered = np.array([0.5, 0.1, 0.2, 0.2]), 0  # both right, first alone, second alone, none
+    shares, covered = (
+        np.array([0.5, 0.1, 0.2, 0.2]),
+        0,
+    )  # both right, first alone, second alone, none
     for _ in range(1000):
         cell = rng.choice(4, size=60, p=shares)
         _, low, high, _ = metrics.paired(cell <= 1, (cell == 0) | (cell == 2))
@@ -153,7 +172,9 @@ def test_a_temperature_is_found_again() -> None:
     for wrong in (0.5, 1.0, 3.0):
         too_sure = softmax(logits / wrong, 1)
         assert metrics.temperature(too_sure, labels) == pytest.approx(1 / wrong, rel=0.05)
-        np.testing.assert_allclose(metrics.tempered(too_sure, 1 / wrong), softmax(logits, 1), atol=1e-9)
+        np.testing.assert_allclose(
+            metrics.tempered(too_sure, 1 / wrong), softmax(logits, 1), atol=1e-9
+        )
 
 
 def test_a_few_images_that_are_all_right_do_not_ask_for_certainty() -> None:
@@ -191,9 +212,14 @@ def test_the_threshold_with_the_highest_mean_f1() -> None:
     table = np.clip(rng.normal(0.2 + 0.1 * targets, 0.05), 0, 1)
     found = metrics.best_threshold(table, targets)
     assert 0.2 < found < 0.3
-    f1s = {percent: np.mean(metrics.f1_scores(table, targets, percent / 100)) for percent in range(1, 100)}  # type: ignore[arg-type]
+    f1s = {
+        percent: np.mean(metrics.f1_scores(table, targets, percent / 100))
+        for percent in range(1, 100)
+    }  # type: ignore[arg-type]
     assert f1s[round(100 * found)] == max(f1s.values())
-    assert metrics.best_threshold([[0.9, 0.1], [0.2, 0.8]], [[True, False], [False, True]]) == 0.5  # of equal ones
+    assert (
+        metrics.best_threshold([[0.9, 0.1], [0.2, 0.8]], [[True, False], [False, True]]) == 0.5
+    )  # of equal ones
 
 
 def test_the_line_of_platt_is_found_again_and_never_falls() -> None:
@@ -204,7 +230,9 @@ def test_the_line_of_platt_is_found_again_and_never_falls() -> None:
     assert (slope, offset) == pytest.approx((0.8, -21), rel=0.05)
     some = np.arange(50_000) < 25_000
     weighed = metrics.platt(scores, np.where(some, targets, ~targets), np.where(some, 1.0, 0.0))
-    assert weighed == pytest.approx(metrics.platt(scores[some], targets[some], np.ones(25_000)), rel=0.01)
+    assert weighed == pytest.approx(
+        metrics.platt(scores[some], targets[some], np.ones(25_000)), rel=0.01
+    )
     assert metrics.platt(scores, ~targets, np.ones(50_000))[0] > 0
     assert all(map(math.isfinite, metrics.platt([1.0, 2.0], [True, True], [1.0, 1.0])))
     assert all(map(math.isfinite, metrics.platt([1.0, 2.0], [False, True], [1.0, 1.0])))

@@ -1,4 +1,5 @@
-"""AdaptedCLIP: attaching, detaching, copying, the alpha dial, class weights, and MMA as a special case."""
+"""AdaptedCLIP: attaching, detaching, copying, the alpha dial, class weights, and MMA as a special
+case."""
 
 from __future__ import annotations
 
@@ -25,14 +26,18 @@ EXACT = {"rtol": 1e-9, "atol": 1e-10}  # in float64
 BACKBONES = ["tiny_clip", "tiny_siglip", "tiny_eva", "tiny_hf"]
 
 
-def adapted(backbone: Backbone, method: str = "rmadapter", seed: int = 1, **fields: Any) -> AdaptedCLIP:
+def adapted(
+    backbone: Backbone, method: str = "rmadapter", seed: int = 1, **fields: Any
+) -> AdaptedCLIP:
     """In the number format of the backbone."""
     found: Any = load_method(method, {"first_block": 2, "init": "kaiming", "rank": 8, **fields})
     return found.model(backbone, seed).to(next(backbone.model.parameters()).dtype)
 
 
 def noise(backbone: Backbone) -> Tensor:
-    images = torch.randn(4, 3, backbone.image_size, backbone.image_size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(
+        4, 3, backbone.image_size, backbone.image_size, generator=torch.Generator().manual_seed(0)
+    )
     return images.to(next(backbone.model.parameters()).dtype)
 
 
@@ -45,16 +50,24 @@ def answers(clip: Any, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_attached_then_detached_the_backbone_is_what_it_was(name: str, request: pytest.FixtureRequest) -> None:
+def test_attached_then_detached_the_backbone_is_what_it_was(
+    name: str, request: pytest.FixtureRequest
+) -> None:
     backbone = request.getfixturevalue(name)
-    images, tokens, weights = noise(backbone), prompts(backbone), copy.deepcopy(backbone.model.state_dict())
+    images, tokens, weights = (
+        noise(backbone),
+        prompts(backbone),
+        copy.deepcopy(backbone.model.state_dict()),
+    )
     before = answers(backbone.model, images, tokens)
     with adapted(backbone).attached() as clip:
         during = answers(clip, images, tokens)
     after = answers(backbone.model, images, tokens)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert not any(torch.allclose(a, b) for a, b in zip(before, during, strict=True))
-    assert all(torch.equal(tensor, weights[key]) for key, tensor in backbone.model.state_dict().items())
+    assert all(
+        torch.equal(tensor, weights[key]) for key, tensor in backbone.model.state_dict().items()
+    )
     assert not any(module._forward_hooks for module in backbone.model.modules())
 
 
@@ -65,13 +78,18 @@ def test_an_error_while_attached_detaches(tiny_clip: Backbone) -> None:
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_alpha_zero_is_the_untouched_backbone_bit_for_bit(name: str, request: pytest.FixtureRequest) -> None:
+def test_alpha_zero_is_the_untouched_backbone_bit_for_bit(
+    name: str, request: pytest.FixtureRequest
+) -> None:
     backbone = request.getfixturevalue(name)
     model, images, tokens = adapted(backbone), noise(backbone), prompts(backbone)
     assert model.alpha == model.settings.alpha == 0.1
     model.alpha = 0
     mine = model.encode_image(images), model.encode_text(tokens)
-    assert all(torch.equal(a, b) for a, b in zip(mine, answers(backbone.model, images, tokens), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(mine, answers(backbone.model, images, tokens), strict=True)
+    )
 
 
 def test_the_dial_goes_from_untouched_to_adapted(tiny_clip: Backbone) -> None:
@@ -136,28 +154,40 @@ def test_a_deep_copy_is_independent(tiny_clip: Backbone, while_attached: bool) -
 
 
 @pytest.mark.parametrize("templates", [PHOTO, TWO])
-def test_class_weights_are_those_of_the_backbones_own_forward(tiny_hf: Backbone, templates: tuple[str, ...]) -> None:
+def test_class_weights_are_those_of_the_backbones_own_forward(
+    tiny_hf: Backbone, templates: tuple[str, ...]
+) -> None:
     model = adapted(double(tiny_hf), alpha=0.5)
     features = model.encode_text(prompts(model.backbone, templates))
     expected = class_weights(features, len(templates))
     torch.testing.assert_close(model.class_weights(NAMES, templates), expected, **EXACT)
     model.alpha = 0
-    untouched = class_weights(model.clip.encode_text(prompts(model.backbone, templates)), len(templates))
+    untouched = class_weights(
+        model.clip.encode_text(prompts(model.backbone, templates)), len(templates)
+    )
     torch.testing.assert_close(model.class_weights(NAMES, templates), untouched, **EXACT)
     assert (expected - untouched).abs().max() > 1e-3
 
 
 def test_class_weights_have_a_gradient_for_every_text_adapter(tiny_clip: Backbone) -> None:
-    """Of which they are the function, so that they follow a change of the weights; reconstruction is none of it."""
+    """Of which they are the function, so that they follow a change of the weights; reconstruction
+    is none of it."""
     model = adapted(double(tiny_clip), cross_modal=True)
     before = model.class_weights(NAMES)
     (before * torch.randn_like(before)).sum().backward()
-    reached = {name for name, parameter in model.adapters.named_parameters() if parameter.grad is not None}
+    reached = {
+        name for name, parameter in model.adapters.named_parameters() if parameter.grad is not None
+    }
     assert all(model.adapters.get_parameter(name).grad.any() for name in reached)  # type: ignore[union-attr]
     text = {
-        f"text.{block}.{layer}.{part}" for block in "234" for layer in ("down", "up") for part in ("weight", "bias")
+        f"text.{block}.{layer}.{part}"
+        for block in "234"
+        for layer in ("down", "up")
+        for part in ("weight", "bias")
     }
-    assert reached == text | {f"cross.{height}.{part}" for height in "012" for part in ("weight", "bias")}
+    assert reached == text | {
+        f"cross.{height}.{part}" for height in "012" for part in ("weight", "bias")
+    }
     with torch.no_grad():
         model.adapters.text["4"].up.weight.mul_(2)
     assert not torch.allclose(model.class_weights(NAMES), before)
@@ -169,7 +199,11 @@ def test_text_in_chunks_is_text_at_once(
 ) -> None:
     backbone = double(tiny_clip)
     model = adapted(backbone, alpha=0.5).train()
-    image, tokens, labels = model.frozen(noise(backbone)), prompts(backbone, templates), torch.tensor([0, 1, 2, 0])
+    image, tokens, labels = (
+        model.frozen(noise(backbone)),
+        prompts(backbone, templates),
+        torch.tensor([0, 1, 2, 0]),
+    )
 
     def found() -> tuple[int, dict[str, Tensor], dict[str, Tensor], Tensor]:
         chunks = model.frozen_text(tokens)
@@ -177,14 +211,18 @@ def test_text_in_chunks_is_text_at_once(
         weights = model.class_weights(NAMES, templates)
         model.zero_grad()
         (terms["loss"] + weights[:, 0].sum()).backward()
-        gradients = {name: parameter.grad.clone() for name, parameter in model.adapters.named_parameters()}
+        gradients = {
+            name: parameter.grad.clone() for name, parameter in model.adapters.named_parameters()
+        }
         return len(chunks), terms, gradients, weights
 
     count, whole, gradients, weights = found()
     for module in ("model", "prompts"):
         monkeypatch.setattr(f"rmadapter.{module}.CHUNK", 2)
     sizes, frozen = [], backbone.text.frozen
-    monkeypatch.setattr(type(backbone.text), "frozen", lambda _, t, first: sizes.append(len(t)) or frozen(t, first))
+    monkeypatch.setattr(
+        type(backbone.text), "frozen", lambda _, t, first: sizes.append(len(t)) or frozen(t, first)
+    )
     chunks, parts, others, again = found()
     assert max(sizes) == 2
     assert (count, chunks) == (1, -(-len(tokens) // 2))
@@ -193,7 +231,9 @@ def test_text_in_chunks_is_text_at_once(
     torch.testing.assert_close(again, weights, **EXACT)
 
 
-def test_reconstruction_is_computed_in_training_only(tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reconstruction_is_computed_in_training_only(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = adapted(tiny_clip)
     image = model.frozen(noise(tiny_clip))
     expected, errors = model.features("image", image, reconstruct=True)
@@ -205,7 +245,8 @@ def test_reconstruction_is_computed_in_training_only(tiny_clip: Backbone, monkey
 
 
 def test_states_without_features_answer_the_same(tiny_clip: Backbone) -> None:
-    """As `predict` makes them, which needs no untouched features; the untouched model is then computed from tokens."""
+    """As `predict` makes them, which needs no untouched features; the untouched model is then
+    computed from tokens."""
     model, images = adapted(tiny_clip), noise(tiny_clip)
     whole = model.frozen(images)
     bare = tiny_clip.image.frozen(images, model.first("image"), features=False)
@@ -220,7 +261,9 @@ def test_the_backbone_never_goes_into_training_mode(tiny_hf: Backbone) -> None:
     model = adapted(tiny_hf).train()
     assert model.adapters.training
     assert not any(module.training for module in model.clip.modules())
-    assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {"adapters"}
+    assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {
+        "adapters"
+    }
 
 
 def test_blocks_that_do_not_exist_are_refused(tiny_clip: Backbone) -> None:
@@ -232,7 +275,9 @@ def test_blocks_that_do_not_exist_are_refused(tiny_clip: Backbone) -> None:
 
 def test_the_seed_alone_decides_the_initialisation(tiny_clip: Backbone) -> None:
     state = torch.random.get_rng_state()
-    one, two, other = (adapted(tiny_clip, seed=seed).adapters.image["2"].down.weight for seed in (3, 3, 4))
+    one, two, other = (
+        adapted(tiny_clip, seed=seed).adapters.image["2"].down.weight for seed in (3, 3, 4)
+    )
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -245,7 +290,9 @@ def scaled_gradient(x: Tensor, scale: float) -> Tensor:
     return x * scale + x.detach() * (1 - scale)
 
 
-def mma_stack(blocks: Any, x: Tensor, mask: Tensor | None, weights: dict[int, Any], alpha: float) -> Tensor:
+def mma_stack(
+    blocks: Any, x: Tensor, mask: Tensor | None, weights: dict[int, Any], alpha: float
+) -> Tensor:
     """x_i = block_i(x) + alpha up(relu(shared(relu(down(ln_1(x))))))"""
     for number, block in enumerate(blocks, 1):
         extra: Tensor | float = 0.0
@@ -265,11 +312,15 @@ def test_mma_by_configuration_is_mma(tiny_clip: Backbone) -> None:
 
     def parts(side: str) -> dict[int, Any]:
         stack = getattr(adapters, side)
-        return {int(b): (stack[b].down, adapters.cross[str(4 - int(b))], stack[b].up) for b in stack}
+        return {
+            int(b): (stack[b].down, adapters.cross[str(4 - int(b))], stack[b].up) for b in stack
+        }
 
     def plain_logits() -> Tensor:
         visual = clip.visual
-        x = mma_stack(visual.transformer.resblocks, visual._embeds(images), None, parts("image"), alpha)
+        x = mma_stack(
+            visual.transformer.resblocks, visual._embeds(images), None, parts("image"), alpha
+        )
         image = visual.ln_post(x[:, 0]) @ visual.proj
         t = clip.token_embedding(tokens) + clip.positional_embedding
         t = mma_stack(clip.transformer.resblocks, t, clip.attn_mask, parts("text"), alpha)
@@ -278,10 +329,14 @@ def test_mma_by_configuration_is_mma(tiny_clip: Backbone) -> None:
 
     logits = plain_logits()
     mine = clip.logit_scale.exp() * F.normalize(model.encode_image(images), dim=-1)
-    torch.testing.assert_close(mine @ F.normalize(model.encode_text(tokens), dim=-1).T, logits, **EXACT)
+    torch.testing.assert_close(
+        mine @ F.normalize(model.encode_text(tokens), dim=-1).T, logits, **EXACT
+    )
 
     F.cross_entropy(logits, labels).backward()
-    expected = {name: p.grad.clone() for name, p in adapters.named_parameters() if p.grad is not None}
+    expected = {
+        name: p.grad.clone() for name, p in adapters.named_parameters() if p.grad is not None
+    }
     model.zero_grad()
     terms = model(labels, model.frozen(images), model.frozen_text(tokens))
     assert set(terms) == {"loss", "ce"}

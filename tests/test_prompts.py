@@ -39,13 +39,18 @@ def open_clip_features(backbone: Backbone, templates: tuple[str, ...] = TEMPLATE
     clip: Any = backbone.model
     with torch.no_grad():
         return torch.stack(
-            [clip.encode_text(backbone.tokenizer([t.format(name) for name in NAMES])) for t in templates]
+            [
+                clip.encode_text(backbone.tokenizer([t.format(name) for name in NAMES]))
+                for t in templates
+            ]
         )
 
 
 def test_tokens_are_template_by_template(tiny_clip: Backbone) -> None:
     texts = ["the cat.", "the dog.", "cat", "dog"]
-    assert torch.equal(tokenize(tiny_clip, ["cat", "dog"], ["the {}.", "{}"]), tiny_clip.tokenizer(texts))
+    assert torch.equal(
+        tokenize(tiny_clip, ["cat", "dog"], ["the {}.", "{}"]), tiny_clip.tokenizer(texts)
+    )
     with pytest.raises(UserError, match="name at least one class"):
         tokenize(tiny_clip, [], ONE)
 
@@ -55,17 +60,24 @@ def test_features_and_weights_are_open_clips(name: str, request: pytest.FixtureR
     """In float64; several templates are averaged as unit vectors."""
     backbone = double(request.getfixturevalue(name))
     raw = open_clip_features(backbone)
-    torch.testing.assert_close(raw_text_features(backbone, NAMES, TEMPLATES), raw, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(
+        raw_text_features(backbone, NAMES, TEMPLATES), raw, rtol=1e-9, atol=1e-10
+    )
     mean = sum(each / each.norm(dim=-1, keepdim=True) for each in raw) / 3
     expected = mean / mean.norm(dim=-1, keepdim=True)
-    torch.testing.assert_close(zero_shot_weights(backbone, NAMES, TEMPLATES), expected, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(
+        zero_shot_weights(backbone, NAMES, TEMPLATES), expected, rtol=1e-9, atol=1e-10
+    )
     one = F.normalize(open_clip_features(backbone, ONE)[0], dim=-1)
     torch.testing.assert_close(zero_shot_weights(backbone, NAMES, ONE), one, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("templates", [ONE, TEMPLATES])
-def test_each_description_of_a_class_counts_alike(tiny_clip: Backbone, templates: tuple[str, ...]) -> None:
-    """1, 2 and 3 of them, against each prompt encoded alone and the plain average of its unit vector."""
+def test_each_description_of_a_class_counts_alike(
+    tiny_clip: Backbone, templates: tuple[str, ...]
+) -> None:
+    """1, 2 and 3 of them, against each prompt encoded alone and the plain average of its unit
+    vector."""
     backbone = double(tiny_clip)
     some = [["cat"], ["dog", "a small hound"], ["bird", "crane", "a tall grey bird"]]
     names = tuple(" | ".join(each) for each in some)
@@ -76,7 +88,9 @@ def test_each_description_of_a_class_counts_alike(tiny_clip: Backbone, templates
     for each in some:
         texts = [t.format(text) for t in templates for text in each]
         with torch.no_grad():
-            alone = [F.normalize(clip.encode_text(backbone.tokenizer([text])), dim=-1) for text in texts]
+            alone = [
+                F.normalize(clip.encode_text(backbone.tokenizer([text])), dim=-1) for text in texts
+            ]
         expected.append(F.normalize(torch.stack(alone).mean(0)[0], dim=-1))
     found = zero_shot_weights(backbone, names, templates)
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-9, atol=1e-10)
@@ -85,13 +99,18 @@ def test_each_description_of_a_class_counts_alike(tiny_clip: Backbone, templates
 
 def test_descriptions_whose_numbers_do_not_fit_are_refused() -> None:
     names = [" | ".join("x" * count) for count in (1, 5, 7, 9)]
-    with pytest.raises(UserError, match="have 1, 5, 7, 9 descriptions, whose least common multiple, 315, is above 100"):
+    with pytest.raises(
+        UserError,
+        match="have 1, 5, 7, 9 descriptions, whose least common multiple, 315, is above 100",
+    ):
         prompts_each(names, ONE)
     assert prompts_each(names[:3], TEMPLATES) == 3 * 35
 
 
 def test_templates_are_averaged_as_unit_vectors() -> None:
-    features = torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 5.0]])  # 2 templates x 2 classes
+    features = torch.tensor(
+        [[3.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 5.0]]
+    )  # 2 templates x 2 classes
     expected = torch.tensor([[0.5**0.5, 0.5**0.5], [0.0, 1.0]])
     torch.testing.assert_close(class_weights(features, 2), expected)
     torch.testing.assert_close(class_weights(features[:2]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
@@ -114,7 +133,9 @@ def test_prompts_in_chunks_are_prompts_at_once(
 def test_logits_are_cosines_over_the_temperature(tiny_clip: Backbone) -> None:
     features, weights = torch.randn(3, 40), F.normalize(torch.randn(2, 40), dim=-1)
     clip: Any = tiny_clip.model
-    expected = clip.logit_scale.exp() * F.cosine_similarity(features[:, None], weights[None], dim=-1)
+    expected = clip.logit_scale.exp() * F.cosine_similarity(
+        features[:, None], weights[None], dim=-1
+    )
     torch.testing.assert_close(cosine_logits(tiny_clip, features, weights), expected)
     assert cosine_logits(tiny_clip, features.bfloat16(), weights).dtype == torch.float32
 
@@ -137,7 +158,9 @@ def test_class_weights_are_computed_once_and_safe_from_those_who_use_them(
 ) -> None:
     first = zero_shot_weights(tiny_clip, ["cat", "dog"], ["a {}."])
     encoded, encode = [], prompts.raw_text_features
-    monkeypatch.setattr(prompts, "raw_text_features", lambda *asked: encoded.append(asked[1]) or encode(*asked))
+    monkeypatch.setattr(
+        prompts, "raw_text_features", lambda *asked: encoded.append(asked[1]) or encode(*asked)
+    )
     first.zero_()
     again = zero_shot_weights(tiny_clip, ("cat", "dog"), ("a {}.",))
     assert encoded == []
@@ -149,7 +172,9 @@ def test_class_weights_are_computed_once_and_safe_from_those_who_use_them(
 
 def test_kept_class_weights_keep_no_backbone_alive(tmp_path: Path) -> None:
     vision = {"image_size": 32, "patch_size": 16, "width": 32, "head_width": 16, "layers": 2}
-    backbone = load_backbone(str(write_model(tmp_path, {"vision_cfg": vision, "text_cfg": CLIP_TEXT})))
+    backbone = load_backbone(
+        str(write_model(tmp_path, {"vision_cfg": vision, "text_cfg": CLIP_TEXT}))
+    )
     zero_shot_weights(backbone, ["cat", "dog"], ["a {}."])
     init_words(backbone, "a photo")
     gone = ref(backbone)
@@ -162,15 +187,24 @@ def test_kept_class_weights_keep_no_backbone_alive(tmp_path: Path) -> None:
 def test_classes_in_chunks_are_classes_at_once(
     tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch, templates: list[str]
 ) -> None:
-    """No more prompts than CHUNK are encoded at once, or those of one class; some have two descriptions."""
-    names, sizes, frozen = ["cat", "dog | hound", "car", "red house", "blue bird"], [], tiny_clip.text.frozen
+    """No more prompts than CHUNK are encoded at once, or those of one class; some have two
+    descriptions."""
+    names, sizes, frozen = (
+        ["cat", "dog | hound", "car", "red house", "blue bird"],
+        [],
+        tiny_clip.text.frozen,
+    )
     whole = zero_shot_weights(tiny_clip, names, templates)
     monkeypatch.setattr(prompts, "CHUNK", 5)
     monkeypatch.setattr(
-        type(tiny_clip.text), "frozen", lambda _, t, first=None: sizes.append(len(t)) or frozen(t, first)
+        type(tiny_clip.text),
+        "frozen",
+        lambda _, t, first=None: sizes.append(len(t)) or frozen(t, first),
     )
     prompts._KEPT.clear()
-    torch.testing.assert_close(zero_shot_weights(tiny_clip, names, templates), whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        zero_shot_weights(tiny_clip, names, templates), whole, rtol=1e-5, atol=1e-5
+    )
     assert 2 <= max(sizes) <= 5
     assert [list(some) for some in prompts.in_chunks(names[2:], templates * 9)] == [
         ["car"],
@@ -181,7 +215,10 @@ def test_classes_in_chunks_are_classes_at_once(
 
 def test_learnt_weights_in_chunks_are_those_at_once() -> None:
     """Values and gradients; of several chunks none is kept for the gradient, but computed again."""
-    start, runs = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64), []
+    start, runs = (
+        torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+        [],
+    )
 
     def encode(x: Tensor) -> Tensor:
         runs.append(len(x))

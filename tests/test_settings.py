@@ -1,4 +1,5 @@
-"""Settings: every one has a documented line and limits; flat names reach groups; what a bad value is told."""
+"""Settings: every one has a documented line and limits; flat names reach groups; what a bad value
+is told."""
 
 from __future__ import annotations
 
@@ -107,7 +108,10 @@ def test_settings_are_json_and_make_the_same_method(name: str) -> None:
         ({"templates": []}, ["templates is empty"]),
         ({"templates": ["a photo"]}, ["'a photo' needs exactly one {}", '"a photo of a {}."']),
         ({"templates": ["a {}.", "{} and {}"]}, ["'{} and {}' needs exactly one {}"]),
-        ({"templates": ["a {} of {size}"]}, ["exactly one {}"]),  # str.format would raise KeyError in training
+        (
+            {"templates": ["a {} of {size}"]},
+            ["exactly one {}"],
+        ),  # str.format would raise KeyError in training
         ({"templates": ["a {} in {"]}, ["exactly one {}"]),
         ({"templates": ["a {0}"]}, ["exactly one {}"]),
     ],
@@ -121,7 +125,9 @@ def test_a_bad_value_is_refused_in_a_sentence(values: dict[Any, Any], words: lis
 
 
 def test_one_template_may_be_plain_text() -> None:
-    assert configured(Task(), {"templates": "a sketch of a {}."}).templates == ("a sketch of a {}.",)
+    assert configured(Task(), {"templates": "a sketch of a {}."}).templates == (
+        "a sketch of a {}.",
+    )
 
 
 def test_a_long_value_is_quoted_in_part() -> None:
@@ -131,7 +137,12 @@ def test_a_long_value_is_quoted_in_part() -> None:
 
 
 def test_yaml_round_trip(tmp_path: Path) -> None:
-    given = {"templates": ("ein Bild: {}, groß", "{}"), "learning_rate": 1e-5, "last_block": 9, "cross_modal": True}
+    given = {
+        "templates": ("ein Bild: {}, groß", "{}"),
+        "learning_rate": 1e-5,
+        "last_block": 9,
+        "cross_modal": True,
+    }
     (tmp_path / "config.yaml").write_text(to_yaml(given), encoding="utf-8")
     values = read_yaml(tmp_path / "config.yaml")
     assert list(values) == list(given)  # a reader finds our order
@@ -150,7 +161,10 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
         (b"seed: 2024-13-45", "config.yaml: not a readable config"),
         (b"- rank", "config.yaml: a config must be a list of 'field: value' lines"),
         (b"", "config.yaml: a config must be a list of 'field: value' lines"),
-        (b"!!python/object/apply:os.getcwd []", "config.yaml: not a readable config"),  # YAML must not run code
+        (
+            b"!!python/object/apply:os.getcwd []",
+            "config.yaml: not a readable config",
+        ),  # YAML must not run code
     ],
 )
 def test_a_bad_yaml_file_is_refused(tmp_path: Path, content: bytes | None, words: str) -> None:
@@ -161,7 +175,14 @@ def test_a_bad_yaml_file_is_refused(tmp_path: Path, content: bytes | None, words
 
 
 def test_overrides_are_read_as_what_they_look_like() -> None:
-    pairs = ["rank=8", "learning_rate=1e-3", "last_block=null", "norm=none", "cross_modal=true", " alpha =.5"]
+    pairs = [
+        "rank=8",
+        "learning_rate=1e-3",
+        "last_block=null",
+        "norm=none",
+        "cross_modal=true",
+        " alpha =.5",
+    ]
     values = parse_overrides([*pairs, 'templates=["a {}.", "b = {}"]', "backbone=ViT-B-16/openai"])
     assert values == {
         "rank": 8,
@@ -203,7 +224,9 @@ BOMB = "a: &a [x, x]\n" + "\n".join(
      "seed: !!timestamp x", "seed: !!int ''"],
     ids=["5000 lists", "60000 lists", "objects", "sequences", "aliases", "itself", "long", "timestamp", "int"],
 )  # fmt: skip
-def test_yaml_that_takes_all_memory_or_breaks_its_reader_is_refused(tmp_path: Path, text: str) -> None:
+def test_yaml_that_takes_all_memory_or_breaks_its_reader_is_refused(
+    tmp_path: Path, text: str
+) -> None:
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(UserError, match=r"config\.yaml: not a readable config") as caught:
         read_yaml(tmp_path / "config.yaml")
@@ -223,7 +246,10 @@ def test_no_setting_of_a_method_takes_any_whole_number(name: str) -> None:
                     load_method(name, {setting: number})
 
 
-@given(st.sampled_from(["rank", "alpha", "templates", "seed", "norm", "device", "x", ""]), st.text(max_size=30))
+@given(
+    st.sampled_from(["rank", "alpha", "templates", "seed", "norm", "device", "x", ""]),
+    st.text(max_size=30),
+)
 def test_any_override_is_taken_or_refused_in_a_sentence(name: str, text: str) -> None:
     """What is taken comes back from a config file as it was."""
     try:
@@ -231,7 +257,15 @@ def test_any_override_is_taken_or_refused_in_a_sentence(name: str, text: str) ->
     except UserError as error:
         assert len(str(error)) < 600  # noqa: PT017
     else:
-        values = {"templates": wanted.task.templates, "seed": wanted.task.seed, **settings_of(wanted.machine)}
+        values = {
+            "templates": wanted.task.templates,
+            "seed": wanted.task.seed,
+            **settings_of(wanted.machine),
+        }
         written = yaml.safe_load(to_yaml({**values, **settings_of(wanted.method)}))
         again = Request.make(written)
-        assert (again.task, again.machine, again.method) == (wanted.task, wanted.machine, wanted.method)
+        assert (again.task, again.machine, again.method) == (
+            wanted.task,
+            wanted.machine,
+            wanted.method,
+        )

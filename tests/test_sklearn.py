@@ -1,4 +1,5 @@
-"""The classifier inside scikit-learn: its own checks, its ensembles and searches, and pickles without a backbone."""
+"""The classifier inside scikit-learn: its own checks, its ensembles and searches, and pickles
+without a backbone."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ LABELS = np.array([IMAGES.classes[label] for label in IMAGES.labels])
 
 def probe(backbone: Backbone, **settings: Any) -> FewShotClassifier:
     """The quickest that learns something."""
-    return FewShotClassifier(backbone.name, method="linear-probe", shots=0, device="cpu", search_steps=0, **settings)
+    return FewShotClassifier(
+        backbone.name, method="linear-probe", shots=0, device="cpu", search_steps=0, **settings
+    )
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +52,14 @@ def test_cross_validated_predictions_and_a_search(
     images, labels = paths if kind == "paths" else (np.stack(IMAGES.images), LABELS)  # type: ignore[arg-type]
     answers = cross_val_predict(probe(tiny_clip), images, labels, cv=2)
     assert (answers == labels).mean() > 0.75
-    named = probe(tiny_clip, class_names=np.unique(labels).tolist())  # asked for tables, it fits to numbers
+    named = probe(
+        tiny_clip, class_names=np.unique(labels).tolist()
+    )  # asked for tables, it fits to numbers
     table = cross_val_predict(named, images, labels, cv=2, method="predict_proba")
     assert (table.argmax(1) == np.unique(labels, return_inverse=True)[1]).mean() > 0.75
-    search = GridSearchCV(probe(tiny_clip), {"C": [1e-6, 10.0]}, cv=2, scoring="neg_log_loss").fit(images, labels)
+    search = GridSearchCV(probe(tiny_clip), {"C": [1e-6, 10.0]}, cv=2, scoring="neg_log_loss").fit(
+        images, labels
+    )
     assert search.best_params_ == {"C": 10.0}
     assert search.best_estimator_.score(images, labels) > 0.75
 
@@ -67,7 +74,9 @@ def test_stacked_copies_fit_to_numbers_and_know_the_names(
     tiny_clip: Backbone, paths: tuple[np.ndarray, np.ndarray]
 ) -> None:
     names = sorted(set(paths[1]))
-    zero_shot = FewShotClassifier(tiny_clip.name, method="zero-shot", class_names=names, device="cpu")
+    zero_shot = FewShotClassifier(
+        tiny_clip.name, method="zero-shot", class_names=names, device="cpu"
+    )
     both = [("probe", probe(tiny_clip, class_names=names)), ("zero-shot", zero_shot)]
     stack = StackingClassifier(both, LogisticRegression(C=100), cv=2).fit(*paths)
     assert stack.score(*paths) > 0.75
@@ -84,7 +93,9 @@ def test_bagged(tiny_clip: Backbone, paths: tuple[np.ndarray, np.ndarray], metho
     bag = BaggingClassifier(one, 3, random_state=0).fit(paths[0][:, None], paths[1])
     assert bag.predict_proba(paths[0][:, None]).shape == (24, 4)
     tables = [model.predict_proba(paths[0]) for model in bag.estimators_]
-    assert (np.ptp(tables, axis=0).max() > 1e-4) == (method != "zero-shot")  # fitted to different draws
+    assert (np.ptp(tables, axis=0).max() > 1e-4) == (
+        method != "zero-shot"
+    )  # fitted to different draws
     if method == "linear-probe":
         assert bag.score(paths[0][:, None], paths[1]) > 0.75
 
@@ -118,13 +129,17 @@ def test_a_pickle_is_not_put_on_another_backbone(
         FewShotClassifier().__setstate__({**state, "fitted_": type(packed)(**other)})
 
 
-# scikit-learn's own checks, on rows of numbers that become images: an estimator of images cannot be tried otherwise
+# scikit-learn's own checks, on rows of numbers that become images: an estimator of images cannot be
+# tried otherwise
 
 
 class OfRows(FewShotClassifier):
-    """Each row of numbers as an image of 8 x 8 grey squares, the first ones of which say how large they are."""
+    """Each row of numbers as an image of 8 x 8 grey squares, the first ones of which say how large
+    they are."""
 
-    def fit(self, X: Any, y: Any = None, class_names: Any = None, sample_weight: Any = None) -> OfRows:
+    def fit(
+        self, X: Any, y: Any = None, class_names: Any = None, sample_weight: Any = None
+    ) -> OfRows:
         return super().fit(self._images(X), y, class_names, sample_weight)  # type: ignore[return-value]
 
     def predict_proba(self, X: Any) -> np.ndarray:
@@ -144,7 +159,11 @@ class OfRows(FewShotClassifier):
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array, tags.input_tags.one_d_array, tags.input_tags.string = True, False, False
+        tags.input_tags.two_d_array, tags.input_tags.one_d_array, tags.input_tags.string = (
+            True,
+            False,
+            False,
+        )
         tags.classifier_tags.poor_score = True
         return tags
 

@@ -13,10 +13,14 @@ from rmadapter.settings import configured
 from rmadapter.task import Question, Task, check_templates
 
 
-@pytest.mark.parametrize(("classes", "names"), [("all", ["all"]), ("base", ["base", "novel"]), ("novel", ["novel"])])
+@pytest.mark.parametrize(
+    ("classes", "names"), [("all", ["all"]), ("base", ["base", "novel"]), ("novel", ["novel"])]
+)
 def test_what_is_asked_unless_it_is_said(classes: Any, names: list[str]) -> None:
     asked = Task(classes=classes).asked
-    assert [question.name for question in asked] == names == [question.classes for question in asked]
+    assert (
+        [question.name for question in asked] == names == [question.classes for question in asked]
+    )
     assert not any(question.data for question in asked)
 
 
@@ -40,7 +44,9 @@ def test_templates_are_checked() -> None:
         configured(Task(), {"seed": -1})
 
 
-@pytest.mark.parametrize("values", [{"seed": 10**26}, {"shots": 10**10}, {"views": 10**10}, {"seed": 2**32}])
+@pytest.mark.parametrize(
+    "values", [{"seed": 10**26}, {"shots": 10**10}, {"views": 10**10}, {"seed": 2**32}]
+)
 def test_numbers_that_nothing_can_be_done_with_are_refused(values: dict[str, int]) -> None:
     with pytest.raises(UserError, match="less than or equal to"):
         configured(Task(), values)

@@ -1,6 +1,8 @@
-"""What users rely on, pinned while the package is rearranged: options, JSON keys, files of a run and of an export.
+"""What users rely on, pinned while the package is rearranged: options, JSON keys, files of a run
+and of an export.
 
-`RMADAPTER_PIN=1 pytest tests/test_unchanged.py` writes unchanged.json anew; a difference in it is a change for users.
+`RMADAPTER_PIN=1 pytest tests/test_unchanged.py` writes unchanged.json anew; a difference in it is a
+change for users.
 """
 
 from __future__ import annotations
@@ -58,7 +60,14 @@ def test_options() -> None:
     verbs = {}
     for name, command in parser().commands.items():
         verbs[name] = {
-            one.name: [one.opts, one.secondary_opts, repr(one.default), one.required, one.multiple, one.nargs]
+            one.name: [
+                one.opts,
+                one.secondary_opts,
+                repr(one.default),
+                one.required,
+                one.multiple,
+                one.nargs,
+            ]
             for one in command.params
         }
     same("options", verbs)
@@ -67,17 +76,27 @@ def test_options() -> None:
 def test_public_names() -> None:
     same("public names", sorted(package.__all__))
     groups = metadata.entry_points(group="rmadapter.methods")
-    same("methods", {name: type(load_method(name)).__module__ for name in METHODS} | {one.name: "" for one in groups})
+    same(
+        "methods",
+        {name: type(load_method(name)).__module__ for name in METHODS}
+        | {one.name: "" for one in groups},
+    )
     same("settings of methods", {name: settings_of(load_method(name)) for name in METHODS})
 
 
 def _fields(schema: dict[str, Any]) -> Any:
-    return {name: {**one, "description": "", "title": ""} for name, one in schema.get("properties", {}).items()}
+    return {
+        name: {**one, "description": "", "title": ""}
+        for name, one in schema.get("properties", {}).items()
+    }
 
 
 def test_schema_of_a_record() -> None:
     schema = Record.model_json_schema()
-    same("record", {"": _fields(schema), **{name: _fields(one) for name, one in schema["$defs"].items()}})
+    same(
+        "record",
+        {"": _fields(schema), **{name: _fields(one) for name, one in schema["$defs"].items()}},
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -87,7 +106,10 @@ def test_run_keys(colors: Path, method: str) -> None:
     backbone: Any = SimpleNamespace(name="ViT-B-16/openai", digest="0" * 64)
     few = few_shot(read_images(colors), 2, 1)
     try:
-        same(f"key of {method}", run_key(wanted.task, wanted.method, method, wanted.machine, backbone, few))
+        same(
+            f"key of {method}",
+            run_key(wanted.task, wanted.method, method, wanted.machine, backbone, few),
+        )
     except FileNotFoundError:
         pytest.skip("needs a file")
 
@@ -106,14 +128,27 @@ def _file(path: Path) -> Any:
 
 
 def _files(folder: Path) -> Any:
-    return {path.relative_to(folder).as_posix(): _file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): _file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def test_a_run_and_what_is_made_of_it(
     rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone, finished: Path
 ) -> None:
     run, own = tmp_path / "run", its_backbone(finished)
-    small = ["--set", "device=cpu", "--set", "epochs=1", "--set", "first_block=3", "--set", "rank=4"]
+    small = [
+        "--set",
+        "device=cpu",
+        "--set",
+        "epochs=1",
+        "--set",
+        "first_block=3",
+        "--set",
+        "rank=4",
+    ]
     image = colors / "test/red/0.png"
     outputs = {}
     for name, words in {
@@ -145,7 +180,9 @@ def test_a_run_and_what_is_made_of_it(
             outputs[name] = shape(json.loads(out))
         except ValueError:
             outputs[name] = [shape(json.loads(line)) for line in out.splitlines()[:1]]
-    same("JSON", {name: value for name, value in outputs.items() if name not in ("doctor", "cache")})
+    same(
+        "JSON", {name: value for name, value in outputs.items() if name not in ("doctor", "cache")}
+    )
     same("run", _files(run))
     same("export", _files(tmp_path / "export"))
     same("bench", _files(tmp_path / "bench"))
@@ -156,5 +193,7 @@ def test_published_results() -> None:
     sums = {}
     for path in sorted(RESULTS.rglob("*")):
         if path.is_file():
-            sums[path.relative_to(RESULTS).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+            sums[path.relative_to(RESULTS).as_posix()] = hashlib.sha256(
+                path.read_bytes()
+            ).hexdigest()
     same("results", sums)

@@ -20,14 +20,26 @@ ASKED = ("building/post-office.png", "animal/t-rex.png", "animal/chipmunk.png")
 WIDTH = 1265
 
 
-def main(address: str, out: Path, data: Path, classes: Sequence[str] = CLASSES, asked: Sequence[str] = ASKED) -> None:
+def main(
+    address: str,
+    out: Path,
+    data: Path,
+    classes: Sequence[str] = CLASSES,
+    asked: Sequence[str] = ASKED,
+) -> None:
     """data: a folder with train/ and test/."""
     with tempfile.TemporaryDirectory() as home:
         for name in classes:
             shutil.copytree(data / "train" / name, Path(home, "zipped", name))
         packed = shutil.make_archive(str(Path(home, "train")), "zip", Path(home, "zipped"))
         with tab(Path(home, "browser")) as page:
-            page("Emulation.setDeviceMetricsOverride", width=WIDTH, height=800, deviceScaleFactor=1, mobile=False)
+            page(
+                "Emulation.setDeviceMetricsOverride",
+                width=WIDTH,
+                height=800,
+                deviceScaleFactor=1,
+                mobile=False,
+            )
             page.go(address)
             page.until("document.querySelectorAll('#methods input').length === 3")
             _choose(page, "#zip", packed)
@@ -38,7 +50,13 @@ def main(address: str, out: Path, data: Path, classes: Sequence[str] = CLASSES, 
             _choose(page, "#files", *(str((data / "test" / name).resolve()) for name in asked))
             page.until(f"document.querySelectorAll('#answers > li').length === {len(asked)}")
             height = page.script("document.documentElement.scrollHeight")
-            page("Emulation.setDeviceMetricsOverride", width=WIDTH, height=height, deviceScaleFactor=1, mobile=False)
+            page(
+                "Emulation.setDeviceMetricsOverride",
+                width=WIDTH,
+                height=height,
+                deviceScaleFactor=1,
+                mobile=False,
+            )
             page.shot(Path(home, "page.png"))
         with Image.open(Path(home, "page.png")) as shot:
             shot.convert("RGB").quantize(64).save(out, optimize=True)  # a third of the size

@@ -1,10 +1,11 @@
-"""Known vulnerabilities in the package's dependencies, in the versions that are installed here, by pip-audit.
+"""Known vulnerabilities in the package's dependencies, in the versions that are installed here, by
+pip-audit.
 
     python tools/audit.py [arguments of pip-audit, as --vulnerability-service osv]
 
-Exits with 1 for a vulnerability that another release fixes; those without a fix are only named. What it cannot check,
-it skips and says so: without a network nothing fails. It also checks a release that is known to be vulnerable: no
-finding on it means that the service does not answer.
+Exits with 1 for a vulnerability that another release fixes; those without a fix are only named.
+What it cannot check, it skips and says so: without a network nothing fails. It also checks a
+release that is known to be vulnerable: no finding on it means that the service does not answer.
 """
 
 from __future__ import annotations
@@ -37,10 +38,14 @@ def installed(declared: str) -> dict[str, str]:
             continue
         seen.add(str(wanted))
         distribution = metadata.distribution(wanted.name)
-        found[canonicalize_name(wanted.name)] = Version(distribution.version).public  # +cpu is not published
+        found[canonicalize_name(wanted.name)] = Version(
+            distribution.version
+        ).public  # +cpu is not published
         for line in distribution.requires or ():
             needed = Requirement(line)
-            if needed.marker is None or any(needed.marker.evaluate({"extra": e}) for e in ("", *wanted.extras)):
+            if needed.marker is None or any(
+                needed.marker.evaluate({"extra": e}) for e in ("", *wanted.extras)
+            ):
                 todo.append(needed)
     del found[canonicalize_name(Requirement(declared).name)]
     return found
@@ -59,9 +64,19 @@ def ask(lines: list[str], words: list[str]) -> list[dict[str, Any]] | str:
             "--no-deps",
             "--disable-pip",
         ]
-        command += ["--format", "json", "--progress-spinner", "off", "--timeout", str(PATIENCE), *words]
+        command += [
+            "--format",
+            "json",
+            "--progress-spinner",
+            "off",
+            "--timeout",
+            str(PATIENCE),
+            *words,
+        ]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=SECONDS, check=False
+            )
             found: list[dict[str, Any]] = json.loads(done.stdout)["dependencies"]
         except subprocess.TimeoutExpired:
             return f"no answer within {SECONDS} seconds"
@@ -90,7 +105,9 @@ def main(words: list[str]) -> int:
             fixed = ", ".join(hole["fix_versions"])
             closed += bool(fixed)
             names = ", ".join(sorted([hole["id"], *hole["aliases"]]))
-            print(f"audit: {one['name']} {one['version']} has {names}; {f'take {fixed}' if fixed else 'no fix yet'}")
+            print(
+                f"audit: {one['name']} {one['version']} has {names}; {f'take {fixed}' if fixed else 'no fix yet'}"
+            )
     print(f"audit: {len(found)} packages; holes that another release closes: {closed}")
     return int(closed > 0)
 

@@ -1,4 +1,5 @@
-"""A headless Chromium, driven through a pipe by its own protocol: press keys, and get what is then heard and seen."""
+"""A headless Chromium, driven through a pipe by its own protocol: press keys, and get what is then
+heard and seen."""
 
 from __future__ import annotations
 
@@ -18,15 +19,24 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), " ": (32, " ")}
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--remote-debugging-pipe",
+)
 STATE = "document.getElementById('state').textContent"  # of an exported page
 
 
 @contextmanager
 def served(folder: Path, types: Mapping[str, str] | None = None) -> Iterator[str]:
-    """Serve a folder on this machine; yields the address. types: suffix -> MIME type, instead of the usual one."""
+    """Serve a folder on this machine; yields the address. types: suffix -> MIME type, instead of
+    the usual one."""
 
     class Handler(SimpleHTTPRequestHandler):
         extensions_map = SimpleHTTPRequestHandler.extensions_map | dict(types or {})
@@ -65,14 +75,17 @@ class Tab:
         for end in (theirs, answers, *high):
             os.close(end)
         self._count, self._rest, self._session, self.events = 0, b"", "", []  # type: ignore[var-annotated]
-        target = next(each for each in self("Target.getTargets")["targetInfos"] if each["type"] == "page")
+        target = next(
+            each for each in self("Target.getTargets")["targetInfos"] if each["type"] == "page"
+        )
         found = self("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         self._session = found["sessionId"]
         for domain in ("Page", "DOM", "Runtime", "Accessibility"):
             self(f"{domain}.enable")
 
     def __call__(self, method: str, seconds: float = 120, **parameters: Any) -> dict[str, Any]:
-        """Send a command of the protocol and return its result; events in the meantime go to `events`."""
+        """Send a command of the protocol and return its result; events in the meantime go to
+        `events`."""
         self._count += 1
         message = {"id": self._count, "method": method, "params": parameters}
         message |= {"sessionId": self._session} if self._session else {}
@@ -87,7 +100,9 @@ class Tab:
 
     def _next(self, until: float) -> dict[str, Any]:
         while b"\0" not in self._rest:
-            assert select.select([self._in], [], [], max(until - time.monotonic(), 0))[0], "the browser is silent"
+            assert select.select([self._in], [], [], max(until - time.monotonic(), 0))[0], (
+                "the browser is silent"
+            )
             block = os.read(self._in, 1 << 16)
             assert block, "the browser has ended"
             self._rest += block
@@ -114,7 +129,9 @@ class Tab:
         """The first value of an expression that is true."""
         end = time.monotonic() + seconds
         while not (found := self.script(code)):
-            assert time.monotonic() < end, f"{code} is not so: {self.script('document.body.innerText')}"
+            assert time.monotonic() < end, (
+                f"{code} is not so: {self.script('document.body.innerText')}"
+            )
             time.sleep(0.05)
         return found
 
@@ -126,7 +143,14 @@ class Tab:
         code, text = KEYS[key]
         for kind in ("keyDown", "keyUp"):
             more: dict[str, Any] = {"text": text} if text and kind == "keyDown" else {}
-            self("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **more)
+            self(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=key,
+                windowsVirtualKeyCode=code,
+                **more,
+            )
 
     def heard(self) -> list[tuple[str, str]]:
         """Role and name of everything that a screen reader gets, in order."""
@@ -135,7 +159,9 @@ class Tab:
         return [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in told]
 
     def shot(self, file: Path) -> None:
-        file.write_bytes(base64.b64decode(self("Page.captureScreenshot", captureBeyondViewport=True)["data"]))
+        file.write_bytes(
+            base64.b64decode(self("Page.captureScreenshot", captureBeyondViewport=True)["data"])
+        )
 
     def close(self) -> None:
         self._process.terminate()

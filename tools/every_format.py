@@ -1,10 +1,12 @@
-"""Write one folder of images in every supported format, and check that each gives the same images and labels.
+"""Write one folder of images in every supported format, and check that each gives the same images
+and labels.
 
     python tools/every_format.py DATA/trashnet
 
-A row is a format: images and classes found; MB of its files; seconds to open it, which decodes every image once to
-check it, and then seconds to decode all of them; and whether pixels and labels are those of the folder. Formats in
-memory have no files. Everything goes to a temporary folder, including the cache of unpacked files.
+A row is a format: images and classes found; MB of its files; seconds to open it, which decodes
+every image once to check it, and then seconds to decode all of them; and whether pixels and labels
+are those of the folder. Formats in memory have no files. Everything goes to a temporary folder,
+including the cache of unpacked files.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ def digest(sets: Mapping[str, ImageSet]) -> str:
     for part in sets.values():
         for source, label in zip(part.images, part.labels, strict=True):
             image = load_image(source)
-            own = hashlib.sha256(repr((str(part.written[label]), image.size)).encode() + image.tobytes())
+            own = hashlib.sha256(
+                repr((str(part.written[label]), image.size)).encode() + image.tobytes()
+            )
             every.append(own.hexdigest())
     return hashlib.sha256("".join(sorted(every)).encode()).hexdigest()
 
@@ -75,18 +79,28 @@ def line(found: Mapping[str, Any]) -> str:
     if "skipped" in found:
         return f"| {found['format']} | {found['skipped']} | | | | | |"
     cells = [found["images"], found["classes"], f"{found['mb']:.1f}" if found["mb"] else ""]
-    cells += [f"{found['open_s']:.2f}", f"{found['decode_s']:.2f}", "yes" if found["same"] else "NO"]
+    cells += [
+        f"{found['open_s']:.2f}",
+        f"{found['decode_s']:.2f}",
+        "yes" if found["same"] else "NO",
+    ]
     return f"| {found['format']} | {' | '.join(map(str, cells))} |"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="of class folders, or of train and test with such")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "folder", type=Path, help="of class folders, or of train and test with such"
+    )
     parser.add_argument("--json", action="store_true")
     words = parser.parse_args()
     found = []
     if not words.json:
-        print("| format | images | classes | MB | open, s | decode, s | same |\n|---|---|---|---|---|---|---|")
+        print(
+            "| format | images | classes | MB | open, s | decode, s | same |\n|---|---|---|---|---|---|---|"
+        )
     for each in rows(words.folder):
         found.append(each)
         if not words.json:

@@ -1,12 +1,14 @@
-"""Do heat maps show what an answer rests on? Deletion and insertion (Petsiuk et al., BMVC 2018, arXiv 1806.07421).
+"""Do heat maps show what an answer rests on? Deletion and insertion (Petsiuk et al., BMVC 2018,
+arXiv 1806.07421).
 
     python tools/explain_study.py --root DATA --out docs/results/explain.jsonl
     python tools/explain_study.py --out docs/results/explain.jsonl --tables
 
-The patches of test images are covered with the mean colour, the most important first (deletion), or all but the most
-important (insertion). A good map keeps the mean probability of the predicted class high on insertion and low on
-deletion; the score is their difference. Controls: patches in random order, and those in the middle first. A line is one
-image; the sets take turns. Finished lines are kept: start it again to go on.
+The patches of test images are covered with the mean colour, the most important first (deletion), or
+all but the most important (insertion). A good map keeps the mean probability of the predicted class
+high on insertion and low on deletion; the score is their difference. Controls: patches in random
+order, and those in the middle first. A line is one image; the sets take turns. Finished lines are
+kept: start it again to go on.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ Line = Mapping[str, Any]
 
 
 def curves(fitted: Fitted, pixels: Tensor, target: int, order: Tensor, side: int) -> list[float]:
-    """Mean probability of a class over SHARES of patches shown alone (insertion), and covered (deletion).
+    """Mean probability of a class over SHARES of patches shown alone (insertion), and covered
+    (deletion).
 
     pixels: [3, H, W]. order: [S * S] patches, the most important first.
     """
@@ -56,7 +59,9 @@ def maps(fitted: Fitted, pixels: Tensor, target: int, seed: int) -> tuple[dict[s
     found = trace(fitted, pixels[None])
     drawn = {name: make(found, torch.tensor([target]))[0] for name, make in CANDIDATES.items()}
     drawn["occlusion"] = occlusion(fitted, pixels, target, found.side)
-    drawn["random"] = torch.rand(found.side, found.side, generator=torch.Generator().manual_seed(seed))
+    drawn["random"] = torch.rand(
+        found.side, found.side, generator=torch.Generator().manual_seed(seed)
+    )
     middle = (torch.arange(found.side) - (found.side - 1) / 2) ** 2
     drawn["centre"] = -(middle[:, None] + middle)
     return drawn, found.side
@@ -77,11 +82,23 @@ class Study:
         target = int(probabilities(self.fitted, pixels).argmax())
         drawn, side = maps(self.fitted, pixels[0], target, row)
         scores = {
-            what: curves(self.fitted, pixels[0], target, one.flatten().argsort(descending=True), side)
+            what: curves(
+                self.fitted, pixels[0], target, one.flatten().argsort(descending=True), side
+            )
             for what, one in drawn.items()
         }
-        facts = {"data": self.data, "method": self.name, "row": row, "right": target == self.test.labels[row]}
-        return {**facts, "scores": scores, "backbone": self.fitted.backbone.digest, "versions": versions()}
+        facts = {
+            "data": self.data,
+            "method": self.name,
+            "row": row,
+            "right": target == self.test.labels[row],
+        }
+        return {
+            **facts,
+            "scores": scores,
+            "backbone": self.fitted.backbone.digest,
+            "versions": versions(),
+        }
 
 
 # What the lines say. A set counts once.
@@ -89,7 +106,9 @@ class Study:
 
 def mean(lines: Sequence[Line], data: str, method: str, name: str) -> tuple[float, float, float]:
     """Insertion, deletion and their difference."""
-    some = [line["scores"][name] for line in lines if (line["data"], line["method"]) == (data, method)]
+    some = [
+        line["scores"][name] for line in lines if (line["data"], line["method"]) == (data, method)
+    ]
     insertion, deletion = (fmean(pair[i] for pair in some) for i in (0, 1))
     return insertion, deletion, insertion - deletion
 
@@ -118,8 +137,14 @@ def tables(lines: Sequence[Line]) -> str:
             for control in CONTROLS:
                 points = ahead(lines, method, name, control)
                 same = name == control
-                cells.append("" if same else f"{fmean(points):+.3f} ± {confidence_interval(points):.3f}")
-            rows.append("| " + " | ".join([name, *cells, *(f"{three[2]:+.3f}" for three in found[name])]) + " |")
+                cells.append(
+                    "" if same else f"{fmean(points):+.3f} ± {confidence_interval(points):.3f}"
+                )
+            rows.append(
+                "| "
+                + " | ".join([name, *cells, *(f"{three[2]:+.3f}" for three in found[name])])
+                + " |"
+            )
         parts.append("\n".join(rows))
     return "\n\n".join(parts)
 
@@ -137,7 +162,9 @@ def main() -> None:
     lab = Lab(root=args.root, progress=False)
     for name in args.methods:
         studies = [Study(lab, data, name, args.images) for data in args.data]
-        for study, row in ((study, study.rows[turn]) for turn in range(args.images) for study in studies):
+        for study, row in (
+            (study, study.rows[turn]) for turn in range(args.images) for study in studies
+        ):
             if (study.data, name, row) not in done:
                 keep(args.out, [study.line(row)])
 

@@ -35,7 +35,10 @@ def shots_of(sets: Mapping[str, ImageSet]) -> list[Shot]:
         for split, part in sets.items()
         for image, label in zip(part.images, part.labels, strict=True)
     ]
-    return [Shot(file, f"{i:06}{file.suffix}", label, split) for i, (file, label, split) in enumerate(found)]
+    return [
+        Shot(file, f"{i:06}{file.suffix}", label, split)
+        for i, (file, label, split) in enumerate(found)
+    ]
 
 
 def copied(shots: Shots, place: Callable[[Shot], Path]) -> None:
@@ -50,7 +53,10 @@ def labels_of(shots: Shots) -> list[str]:
 
 
 def by_split(shots: Shots) -> dict[str, list[Shot]]:
-    return {split: [shot for shot in shots if shot.split == split] for split in dict.fromkeys(s.split for s in shots)}
+    return {
+        split: [shot for shot in shots if shot.split == split]
+        for split in dict.fromkeys(s.split for s in shots)
+    }
 
 
 def written(path: Path, value: Any) -> Path:
@@ -86,13 +92,17 @@ def frame(shots: Shots, home: Path) -> Any:
 
 def parquet(shots: Shots, home: Path) -> Path:
     copied(shots, lambda shot: home / shot.name)
-    frame(shots, home).assign(path=[shot.name for shot in shots]).to_parquet(home / "images.parquet")
+    frame(shots, home).assign(path=[shot.name for shot in shots]).to_parquet(
+        home / "images.parquet"
+    )
     return home / "images.parquet"
 
 
 def json_lines(shots: Shots, home: Path) -> Path:
     copied(shots, lambda shot: home / shot.name)
-    lines = [json.dumps({"path": shot.name, "label": shot.label, "split": shot.split}) for shot in shots]
+    lines = [
+        json.dumps({"path": shot.name, "label": shot.label, "split": shot.split}) for shot in shots
+    ]
     (home / "images.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return home / "images.jsonl"
 
@@ -113,7 +123,9 @@ def dataset(shots: Shots, home: Path) -> Any:
     parts = {}
     for split, some in by_split(shots).items():
         packed = [{"bytes": shot.file.read_bytes(), "path": shot.name} for shot in some]
-        parts[split] = Dataset.from_dict({"image": packed, "label": [shot.label for shot in some]}, features=features)
+        parts[split] = Dataset.from_dict(
+            {"image": packed, "label": [shot.label for shot in some]}, features=features
+        )
     return DatasetDict(parts)
 
 
@@ -137,9 +149,19 @@ def coco(shots: Shots, home: Path) -> Path:
             width, height = opened.size
         images.append({"id": i, "file_name": shot.name, "width": width, "height": height})
         category = names.index(shot.label) + 1
-        boxes.append({"id": i, "image_id": i, "category_id": category, "bbox": [0, 0, width, height], "iscrowd": 0})
+        boxes.append(
+            {
+                "id": i,
+                "image_id": i,
+                "category_id": category,
+                "bbox": [0, 0, width, height],
+                "iscrowd": 0,
+            }
+        )
     categories = [{"id": i, "name": name} for i, name in enumerate(names, 1)]
-    return written(home / "coco.json", {"images": images, "annotations": boxes, "categories": categories})
+    return written(
+        home / "coco.json", {"images": images, "annotations": boxes, "categories": categories}
+    )
 
 
 def yolo(shots: Shots, home: Path) -> Path:
@@ -165,7 +187,10 @@ def label_studio(shots: Shots, home: Path) -> Path:
 
 def label_studio_min(shots: Shots, home: Path) -> Path:
     copied(shots, lambda shot: home / shot.name)
-    return written(home / "export.json", [{"image": f"/data/upload/1/{s.name}", "choice": s.label} for s in shots])
+    return written(
+        home / "export.json",
+        [{"image": f"/data/upload/1/{s.name}", "choice": s.label} for s in shots],
+    )
 
 
 def fiftyone_classes(shots: Shots, home: Path) -> Path:
@@ -226,11 +251,14 @@ def pictures(shots: Shots, home: Path) -> Any:
 def arrays(shots: Shots, home: Path) -> Any:
     import numpy as np
 
-    return ImageSet.from_lists([np.asarray(load_image(shot.file)) for shot in shots], [shot.label for shot in shots])
+    return ImageSet.from_lists(
+        [np.asarray(load_image(shot.file)) for shot in shots], [shot.label for shot in shots]
+    )
 
 
 class Format(NamedTuple):
-    """write: see above. needs: the module required to read it. words: keyword arguments of `read_images`."""
+    """write: see above. needs: the module required to read it. words: keyword arguments of
+    `read_images`."""
 
     write: Callable[[Shots, Path], Any]
     needs: str = ""

@@ -1,12 +1,13 @@
-"""What 8-bit weights cost and save: a linear probe of each data set, by every way of `deploy/int8.py`, on test images.
+"""What 8-bit weights cost and save: a linear probe of each data set, by every way of
+`deploy/int8.py`, on test images.
 
     python tools/int8_study.py grocery pacs/photo --root DATA --out docs/results/int8.jsonl
 
     python tools/int8_study.py --show docs/results/int8.jsonl
 
-A line is one data set: the ways of `--to onnx`, and that of `--to openvino` if NNCF is installed. Training images alone
-decide which of them an export to ONNX would take. Finished lines are kept: start it again to go on. CPU seconds are of
-one thread.
+A line is one data set: the ways of `--to onnx`, and that of `--to openvino` if NNCF is installed.
+Training images alone decide which of them an export to ONNX would take. Finished lines are kept:
+start it again to go on. CPU seconds are of one thread.
 """
 
 from __future__ import annotations
@@ -29,7 +30,16 @@ import numpy as np
 from rmadapter.artifacts.checkpoint import Saved, load
 from rmadapter.deploy.export import graph
 from rmadapter.deploy.export.folder import transform_facts
-from rmadapter.deploy.export.int8 import CANDIDATE, PLAIN, WAYS, asked, candidates, make_even, same, taken
+from rmadapter.deploy.export.int8 import (
+    CANDIDATE,
+    PLAIN,
+    WAYS,
+    asked,
+    candidates,
+    make_even,
+    same,
+    taken,
+)
 from rmadapter.deploy.export.parity import questions, training
 from rmadapter.deploy.export.runtime import GRAPH, LABELS, TRANSFORM, Model
 from rmadapter.metrics import accuracy
@@ -63,7 +73,9 @@ def study(data: str, root: Path, shots: int, most: int) -> dict[str, Any]:
         saved = load(run, None, device="cpu")
         _stage(stage, saved)
         model, tests = Model(stage, threads=1), questions(run, saved, None, False, most)
-        rows = compare(model, stage, model.pixels(training(run)), model.pixels(tests.images), tests.labels)
+        rows = compare(
+            model, stage, model.pixels(training(run)), model.pixels(tests.images), tests.labels
+        )
     return {
         "data": data, "shots": shots, "method": "linear-probe", "backbone": saved.fitted.backbone.name,
         "images": len(tests.images), "rows": rows, "cpu": processor(),
@@ -86,13 +98,16 @@ def _stage(stage: Path, saved: Saved) -> None:
 def compare(
     model: Model, stage: Path, training: np.ndarray, test: np.ndarray, labels: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Rows of fp32 and of each way, with the one that an export takes marked. training, test: pixels [N, 3, H, W]."""
+    """Rows of fp32 and of each way, with the one that an export takes marked. training, test:
+    pixels [N, 3, H, W]."""
     (known, _), (wanted, seconds) = asked(model, training), asked(model, test)
     rows, found = [_row(FP32, stage / GRAPH, wanted, wanted, labels, seconds)], []
     for way in candidates(stage, training, (PLAIN, *WAYS)):
         quantised = Model(stage, threads=1, graph=CANDIDATE)
         table, spent = asked(quantised, training)
-        found.append((same(table, known) if way is not PLAIN else 0.0, spent))  # an export does not try it
+        found.append(
+            (same(table, known) if way is not PLAIN else 0.0, spent)
+        )  # an export does not try it
         table, spent = asked(quantised, test)
         rows.append(_row(way.name, stage / CANDIDATE, table, wanted, labels, spent))
     if importlib.util.find_spec("nncf"):
@@ -106,7 +121,12 @@ def compare(
 
 
 def _row(
-    name: str, file: Path, found: np.ndarray, wanted: np.ndarray, labels: Sequence[int], seconds: float
+    name: str,
+    file: Path,
+    found: np.ndarray,
+    wanted: np.ndarray,
+    labels: Sequence[int],
+    seconds: float,
 ) -> dict[str, Any]:
     return {
         "way": name,
@@ -125,14 +145,20 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
         plain = line["rows"][0]
         parts += [(row, plain) for row in line["rows"]]
         parts += [({**row, "way": "taken"}, plain) for row in line["rows"] if row["chosen"]]
-        rows += [_cells(line["data"], line["images"], [(row, plain)]) for row in line["rows"] if row["chosen"]]
+        rows += [
+            _cells(line["data"], line["images"], [(row, plain)])
+            for row in line["rows"]
+            if row["chosen"]
+        ]
     for name in dict.fromkeys(row["way"] for row, _ in parts):
         some = [(row, plain) for row, plain in parts if row["way"] == name]
         rows.append(_cells(f"mean of {len(lines)}", sum(line["images"] for line in lines), some))
     return "\n".join("| " + " | ".join(row) + " |" for row in [HEAD, ["---"] * len(HEAD), *rows])
 
 
-def _cells(data: str, images: int, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[str]:
+def _cells(
+    data: str, images: int, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
+) -> list[str]:
     def mean(key: str) -> float:
         return fmean(row[key] for row, _ in pairs)
 
@@ -145,7 +171,9 @@ def _cells(data: str, images: int, pairs: Sequence[tuple[Mapping[str, Any], Mapp
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", nargs="*", help="data sets below --root")
     parser.add_argument("--root", type=Path, default=Path())
     parser.add_argument("--out", type=Path, help="JSON lines, which are added to")
@@ -156,7 +184,11 @@ def main() -> None:
     if words.show:
         print(table([json.loads(line) for line in words.show.read_text().splitlines()]))
         return
-    done = {json.loads(line)["data"] for line in words.out.read_text().splitlines()} if words.out.exists() else set()
+    done = (
+        {json.loads(line)["data"] for line in words.out.read_text().splitlines()}
+        if words.out.exists()
+        else set()
+    )
     for data in [data for data in words.data if data not in done]:
         line = json.dumps(study(data, words.root, words.shots, words.images))
         with words.out.open("a") as file:

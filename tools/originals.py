@@ -1,7 +1,8 @@
-"""The authors' code that `parity.py` can compare with: where it is, its configuration, and its names of our tensors.
+"""The authors' code that `parity.py` can compare with: where it is, its configuration, and its
+names of our tensors.
 
-A method's entry is made for an encoder size: a small one, on which `parity.py` compares, or a whole ViT-B/16, on which
-`benchmarks/public.py` takes times.
+A method's entry is made for an encoder size: a small one, on which `parity.py` compares, or a whole
+ViT-B/16, on which `benchmarks/public.py` takes times.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Any
 from peer import Peer, Sizes
 from torch import Tensor, zeros
 
-ONE_TEXT = Path(__file__).with_name("one_text.json")  # one per class, as theirs and ours draw differently from several
+ONE_TEXT = Path(__file__).with_name(
+    "one_text.json"
+)  # one per class, as theirs and ours draw differently from several
 DEPTH, WIDTHS = 3, (768, 512)  # MaPLe's authors hard-coded these widths
 
 
@@ -33,8 +36,8 @@ META_NET = {"down": "prompt_learner.meta_net.linear1", "up": "prompt_learner.met
 
 
 def taught_nothing(module: Any) -> None:
-    """Give PromptKD's trainer a teacher whose prompts are zeros, like ours before its first step, and which is as wide
-    as the student; the authors hard-coded a projection from a width of 768."""
+    """Give PromptKD's trainer a teacher whose prompts are zeros, like ours before its first step,
+    and which is as wide as the student; the authors hard-coded a projection from a width of 768."""
     names = {"image_encoder.VPT": 0, "prompt_learner.ctx": 1}
     for side, encoder in enumerate(("image_encoder", "text_encoder")):
         names |= {f"{encoder}.transformer.resblocks.{i}.VPT_shallow": side for i in range(1, DEPTH)}
@@ -51,8 +54,13 @@ def by_the_teachers_classes(trainer: Any, pixels: Tensor) -> Tensor:
 
 
 def one_view_twice(module: Any) -> None:
-    """Give CoPrompt's trainer each image as both of its views, and descriptions in the file that it opens."""
-    module.CoPrompt.parse_batch_train = lambda self, batch: (batch["img"], batch["img"], batch["label"])
+    """Give CoPrompt's trainer each image as both of its views, and descriptions in the file that it
+    opens."""
+    module.CoPrompt.parse_batch_train = lambda self, batch: (
+        batch["img"],
+        batch["img"],
+        batch["label"],
+    )
     Path("gpt_file").mkdir()
     shutil.copyfile(ONE_TEXT, "gpt_file/caltech_prompt.json")
 

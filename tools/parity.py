@@ -1,14 +1,16 @@
-"""Compare a method with its authors' code in one process: logits, loss and gradients of their trainer and of ours.
+"""Compare a method with its authors' code in one process: logits, loss and gradients of their
+trainer and of ours.
 
     git clone https://github.com/ZjjConan/Multi-Modal-Adapter
     python tools/parity.py mma --upstream Multi-Modal-Adapter
 
     python tools/parity.py --page    # the table in docs/parity.md, of all that was measured
 
-Their trainer is imported from your clone and built unchanged, on a small CLIP of random weights that our side uses too.
-What it trains gets noise and is copied into ours; then both answer the same images and take the gradient of the same
-step. `originals.py` says what their code is, `upstream.py` what stands in for Dassl and for a GPU. A clone's code is
-run: read it first. Exits with 1 if anything differs by more than 1e-4.
+Their trainer is imported from your clone and built unchanged, on a small CLIP of random weights
+that our side uses too. What it trains gets noise and is copied into ours; then both answer the same
+images and take the gradient of the same step. `originals.py` says what their code is, `upstream.py`
+what stands in for Dassl and for a GPU. A clone's code is run: read it first. Exits with 1 if
+anything differs by more than 1e-4.
 """
 
 from __future__ import annotations
@@ -58,10 +60,16 @@ KEPT = "largest difference of what a step keeps besides"  # if there is any
 
 
 def tiny_clip(depth: int = 0, seed: int = 0) -> Backbone:
-    """OpenAI's architecture, random weights that are not 0, temperature 1/100. depth: of encoders, DEPTH if 0."""
+    """OpenAI's architecture, random weights that are not 0, temperature 1/100. depth: of encoders,
+    DEPTH if 0."""
     import open_clip
 
-    vision: Any = {"image_size": SIZE, "patch_size": 16, "width": WIDTHS[0], "layers": depth or DEPTH}
+    vision: Any = {
+        "image_size": SIZE,
+        "patch_size": 16,
+        "width": WIDTHS[0],
+        "layers": depth or DEPTH,
+    }
     text: Any = {"width": WIDTHS[1], "heads": WIDTHS[1] // 64, "layers": depth or DEPTH}
     with seeded(seed):
         model: Any = open_clip.CLIP(512, vision, text, quick_gelu=True)
@@ -82,8 +90,8 @@ def shots_of(peer: Peer, backbone: Backbone) -> Shots:
 
 
 def compare(name: str, clone: Path) -> dict[str, Any]:
-    """The differences, the sizes of what is compared, and what it was measured with. Raises UserError if the clone does
-    not have the trainer, or trains other tensors."""
+    """The differences, the sizes of what is compared, and what it was measured with. Raises
+    UserError if the clone does not have the trainer, or trains other tensors."""
     peer = PEERS[name]
     backbone = tiny_clip(peer.depth)
     shots = shots_of(peer, backbone)
@@ -99,18 +107,29 @@ def compare(name: str, clone: Path) -> dict[str, Any]:
     }
 
 
-def differences(name: str, peer: Peer, found: Theirs, shots: Shots, pixels: Tensor, clone: Path) -> dict[str, float]:
-    """Differences between their results and ours, on all shots. Raises UserError if other tensors are trained."""
-    method, backbone, rows = load_method(name, found.settings), shots.cache.backbone, torch.arange(len(pixels))
+def differences(
+    name: str, peer: Peer, found: Theirs, shots: Shots, pixels: Tensor, clone: Path
+) -> dict[str, float]:
+    """Differences between their results and ours, on all shots. Raises UserError if other tensors
+    are trained."""
+    method, backbone, rows = (
+        load_method(name, found.settings),
+        shots.cache.backbone,
+        torch.arange(len(pixels)),
+    )
     module, loss, _, _, source = untrained(method, shots)
     inner = getattr(module, peer.inner) if peer.inner else module
-    every = [(own, parameter) for own, parameter in inner.named_parameters() if parameter.requires_grad]
+    every = [
+        (own, parameter) for own, parameter in inner.named_parameters() if parameter.requires_grad
+    ]
     trained = {own: parameter for own, parameter in every if own not in peer.later}
     ours = {peer.called(own): parameter for own, parameter in trained.items()}
     if odd := sorted(ours.keys() ^ (found.tensors.keys() - {*peer.idle})):
         raise UserError(f"{clone}: not trained on both sides: {', '.join(odd)}")
     for own, parameter in ours.items():
-        parameter.data.copy_(found.tensors[own][0].view_as(parameter))  # their 1 x 1 convolution is our linear layer
+        parameter.data.copy_(
+            found.tensors[own][0].view_as(parameter)
+        )  # their 1 x 1 convolution is our linear layer
     for own, value in peer.later.items():
         inner.get_parameter(own).data.copy_(value(inner, shots))
     for own, (before, _) in found.kept.items():
@@ -131,7 +150,8 @@ def differences(name: str, peer: Peer, found: Theirs, shots: Shots, pixels: Tens
 
 
 def untrained(method: Any, shots: Shots) -> tuple[Any, ...]:
-    """Module, loss, recipe, shots and source of images that `fit` passes to `minimise`, which takes no step here."""
+    """Module, loss, recipe, shots and source of images that `fit` passes to `minimise`, which takes
+    no step here."""
     minimise = Mock(return_value=Trained())
     with ExitStack() as stack:
         for name, file in list(sys.modules.items()):
@@ -148,7 +168,11 @@ def _relative(found: Tensor, expected: Tensor) -> float:
 def commit(folder: Path) -> str:
     """The commit of the clone; "unknown" for a folder that is not one."""
     asked = ["git", "-C", str(folder), "rev-parse", "--show-toplevel", "HEAD"]
-    top, head, *_ = [*subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split("\n"), "", ""]
+    top, head, *_ = [
+        *subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split("\n"),
+        "",
+        "",
+    ]
     return head if top and Path(top) == folder.resolve() else "unknown"
 
 
@@ -160,7 +184,11 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         cells = ["not run", *[""] * (len(heads) - 2)]
         if name in results:
             r = results[name]
-            cells = [f"{r['repository']} at {r['commit'][:7]}", f"{r['trained']:,}", f"{r['largest logit']:.1f}"]
+            cells = [
+                f"{r['repository']} at {r['commit'][:7]}",
+                f"{r['trained']:,}",
+                f"{r['largest logit']:.1f}",
+            ]
             cells += [f"{r[key]:.1e}" for key in DIFFERENCES]
         rows.append([f"`{name}`", *cells])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -169,14 +197,28 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 def write_page(results: Path, page: Path) -> None:
     """Replace what is between the marks."""
     new = f"{BEGIN}\n\n{table(read_json(results))}\n\n{END}"
-    write_text(page, re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: new, read_text(page), flags=re.DOTALL))
+    write_text(
+        page,
+        re.sub(
+            f"{re.escape(BEGIN)}.*?{re.escape(END)}",
+            lambda _: new,
+            read_text(page),
+            flags=re.DOTALL,
+        ),
+    )
 
 
 def main(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("method", nargs="?", choices=PEERS)
-    parser.add_argument("--upstream", type=Path, metavar="DIR", help="your clone of the authors' repository")
-    parser.add_argument("--out", type=Path, help="JSON that takes what was measured, one entry a method")
+    parser.add_argument(
+        "--upstream", type=Path, metavar="DIR", help="your clone of the authors' repository"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="JSON that takes what was measured, one entry a method"
+    )
     parser.add_argument("--page", action="store_true", help=f"write the table of {PAGE.name}")
     args = parser.parse_args(words)
     if not args.page and (args.method is None or args.upstream is None):
@@ -187,11 +229,15 @@ def main(words: list[str]) -> int:
             return 0
         found = compare(args.method, args.upstream)
         if args.out:
-            write_json(args.out, {**(read_json(args.out) if args.out.exists() else {}), args.method: found})
+            write_json(
+                args.out, {**(read_json(args.out) if args.out.exists() else {}), args.method: found}
+            )
     except UserError as error:
         print(f"parity: {error}", file=sys.stderr)
         return 2
-    print(f"{args.method}: {found['trained']:,} trained numbers; logits up to {found['largest logit']:.1f}")
+    print(
+        f"{args.method}: {found['trained']:,} trained numbers; logits up to {found['largest logit']:.1f}"
+    )
     told = {text: found[key] for key, text in {**DIFFERENCES, "kept": KEPT}.items() if key in found}
     for text, difference in told.items():
         print(f"{text}: {difference:.1e}")

@@ -1,10 +1,12 @@
-"""Compare an exported page in Chromium with its own predict.py: image by image, also for tall and for large ones.
+"""Compare an exported page in Chromium with its own predict.py: image by image, also for tall and
+for large ones.
 
     python tools/prove_page.py PAGE DATA [--images 200] [--large 40] [--json]
 
-PAGE is what `rmadapter export --to web` wrote, DATA a folder with a test split. Its images are classified as they are;
-as tall ones, the middle strip of each, enlarged to 300 x 900 pixels; and some of them as large ones, enlarged to 25
-megapixels, as JPEG and as PNG. Exits with 1 if more than 1 answer in 200 differs.
+PAGE is what `rmadapter export --to web` wrote, DATA a folder with a test split. Its images are
+classified as they are; as tall ones, the middle strip of each, enlarged to 300 x 900 pixels; and
+some of them as large ones, enlarged to 25 megapixels, as JPEG and as PNG. Exits with 1 if more than
+1 answer in 200 differs.
 """
 
 from __future__ import annotations
@@ -36,16 +38,21 @@ def tall(image: Image.Image) -> Image.Image:
     """The middle strip, larger than what a model sees, so that Pillow resizes its height first."""
     width = min(max(image.height // 3, 1), image.width)
     left = (image.width - width) // 2
-    return image.crop((left, 0, left + width, image.height)).resize((300, 900), Image.Resampling.LANCZOS)
+    return image.crop((left, 0, left + width, image.height)).resize(
+        (300, 900), Image.Resampling.LANCZOS
+    )
 
 
 def large(image: Image.Image) -> Image.Image:
     ratio = (LARGE / (image.width * image.height)) ** 0.5
-    return image.resize((round(image.width * ratio), round(image.height * ratio)), Image.Resampling.LANCZOS)
+    return image.resize(
+        (round(image.width * ratio), round(image.height * ratio)), Image.Resampling.LANCZOS
+    )
 
 
 def compare(labels: list[str], ours: np.ndarray, theirs: list[dict[str, float]]) -> dict[str, Any]:
-    """Compare probabilities [N, C] of predict.py with N answers of the page: how many differ, and by how much."""
+    """Compare probabilities [N, C] of predict.py with N answers of the page: how many differ, and
+    by how much."""
     found = np.array([[answer[label] for label in labels] for answer in theirs])
     differences = np.abs(found - ours).max(1)
     return {
@@ -57,11 +64,18 @@ def compare(labels: list[str], ours: np.ndarray, theirs: list[dict[str, float]])
 
 
 def asked(page: Tab, file: Path) -> dict[str, float]:
-    return {each["label"]: each["probability"] for each in page.script(ASK.replace("NAME", file.name))}
+    return {
+        each["label"]: each["probability"] for each in page.script(ASK.replace("NAME", file.name))
+    }
 
 
 def prove(
-    page: Tab, model: Model, images: list[Path], folder: Path, change: Callable[[Image.Image], Image.Image], suffix: str
+    page: Tab,
+    model: Model,
+    images: list[Path],
+    folder: Path,
+    change: Callable[[Image.Image], Image.Image],
+    suffix: str,
 ) -> dict[str, Any]:
     """Compare both on each image, changed. folder: what the browser sees as /images."""
     ours, theirs = [], []
@@ -77,7 +91,9 @@ def prove(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("page", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--images", type=int, default=200)
@@ -99,7 +115,14 @@ def main() -> None:
                 ("large, JPEG", some, large, ".jpg"), ("large, PNG", some, large, ".png"),
             ):  # fmt: skip
                 if wanted:
-                    found[kind] = prove(page, model, wanted, root / "images", change or (lambda image: image), suffix)
+                    found[kind] = prove(
+                        page,
+                        model,
+                        wanted,
+                        root / "images",
+                        change or (lambda image: image),
+                        suffix,
+                    )
                     print(kind, found[kind], file=sys.stderr)
     if words.json:
         print(json.dumps(found))

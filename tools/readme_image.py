@@ -1,4 +1,5 @@
-"""The image of README: pictograms of the demo's test set, what the model called them before and after, two numbers.
+"""The image of README: pictograms of the demo's test set, what the model called them before and
+after, two numbers.
 
 rmadapter demo --out runs/demo
 python tools/readme_image.py runs/demo docs/demo.png
@@ -26,7 +27,8 @@ INK, SOFT, GOOD, BAD = "#1d2129", "#6b7280", "#00724f", "#b84e00"
 
 
 def picked(found: Evaluation) -> np.ndarray:
-    """Rows to show, evenly spread over those whose two answers differ, or over all: nobody picks them by hand."""
+    """Rows to show, evenly spread over those whose two answers differ, or over all: nobody picks
+    them by hand."""
     before, after = (table.argmax(1) for table in (found.zero_shot, found.probabilities))
     rows = np.flatnonzero(before != after)
     return rows[np.unique(np.linspace(0, len(rows) - 1, COLUMNS).round().astype(int))]
@@ -34,11 +36,22 @@ def picked(found: Evaluation) -> np.ndarray:
 
 def draw(axes: Any, found: Evaluation, row: int) -> None:
     axes.imshow(np.asarray(found.images.images[row]))
-    for y, word, table in ((-0.12, "before", found.zero_shot), (-0.27, "after", found.probabilities)):
+    for y, word, table in (
+        (-0.12, "before", found.zero_shot),
+        (-0.27, "after", found.probabilities),
+    ):
         answer = int(table[row].argmax())
         right = answer == found.labels[row]
         text = f"{word}: {found.classes[answer]} {'✓' if right else '✗'}"
-        axes.text(0.5, y, text, transform=axes.transAxes, ha="center", fontsize=8.5, color=GOOD if right else BAD)
+        axes.text(
+            0.5,
+            y,
+            text,
+            transform=axes.transAxes,
+            ha="center",
+            fontsize=8.5,
+            color=GOOD if right else BAD,
+        )
     axes.set_title(found.classes[found.labels[row]], fontsize=9.5, color=INK, pad=3)
     axes.axis("off")
 
@@ -48,18 +61,25 @@ def main(run: Path, out: Path) -> None:
 
     fitted, record = load(run).fitted, read_record(run / "run.json")
     test = load_openmoji()["test"]
-    sets: Sets = [(Question(which, classes=which), half(test, which), "test") for which in ("base", "novel")]
+    sets: Sets = [
+        (Question(which, classes=which), half(test, which), "test") for which in ("base", "novel")
+    ]
     evaluations, _ = evaluate(fitted, sets, Cache(fitted.backbone, hold=False))
     figure = Figure(figsize=(10, 4.8), dpi=120, facecolor="white")
     for line, (found, which) in enumerate(zip(evaluations, ("base", "novel"), strict=True)):
         before, after = record.metric(which, zero_shot=True), record.metric(which)
         assert before is not None
         assert after is not None
-        told = {"base": "Classes it was given images of", "novel": "Classes it was never given an image of"}[which]
+        told = {
+            "base": "Classes it was given images of",
+            "novel": "Classes it was never given an image of",
+        }[which]
         heading = f"{told}: {before:.0f} % right before, {after:.0f} % after"
         top = 0.955 - 0.5 * line
         figure.text(0.015, top, heading, fontsize=12.5, color=INK, weight="bold")
-        grid = figure.add_gridspec(1, COLUMNS, left=0.01, right=0.99, top=top - 0.085, bottom=top - 0.335, wspace=0.05)
+        grid = figure.add_gridspec(
+            1, COLUMNS, left=0.01, right=0.99, top=top - 0.085, bottom=top - 0.335, wspace=0.05
+        )
         for column, row in enumerate(picked(found)):
             draw(figure.add_subplot(grid[0, column]), found, row)
     figure.savefig(out)

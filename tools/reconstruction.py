@@ -1,13 +1,15 @@
-"""What reconstruction does to an adapter: accuracy, drift, and what the down-projection keeps of its input.
+"""What reconstruction does to an adapter: accuracy, drift, and what the down-projection keeps of
+its input.
 
-    python tools/reconstruction.py dtd10 sign_digits --root DATA --out docs/results/reconstruction.jsonl
+python tools/reconstruction.py dtd10 sign_digits --root DATA --out docs/results/reconstruction.jsonl
 
-Each variant is RMAdapter with some settings of its own, trained on the same shots. Two plain regularisers replace the
-paper's losses: `output` is the weight of the mean square of the adapters' outputs, `ema` the decay of the average of
-the weights over steps, which then answers. At `dials`, shares of alpha, the trained model is tested once more (as in
-WiSE-FT, Wortsman et al., CVPR 2022). `--logit-scale` uses a copy of the backbone with another scale, and `--shuffled`
-one that knows nothing: the entries of each weight matrix in a random order. Besides the accuracies of both halves, a
-line has, on test images:
+Each variant is RMAdapter with some settings of its own, trained on the same shots. Two plain
+regularisers replace the paper's losses: `output` is the weight of the mean square of the adapters'
+outputs, `ema` the decay of the average of the weights over steps, which then answers. At `dials`,
+shares of alpha, the trained model is tested once more (as in WiSE-FT, Wortsman et al., CVPR 2022).
+`--logit-scale` uses a copy of the backbone with another scale, and `--shuffled` one that knows
+nothing: the entries of each weight matrix in a random order. Besides the accuracies of both halves,
+a line has, on test images:
 
     drift      1 - cosine of adapted and untouched features, of images and of class names, of either half
     explained  share of the variance of an adapter's input that its reconstruction explains; mean over adapters
@@ -49,7 +51,10 @@ from rmadapter.task import Task
 from rmadapter.training.contract import Fitted, Known, Parameters, Shots
 from rmadapter.training.loop import Batch, minimise
 
-IMAGES, READ = 96, 32  # images of either half to compare features of; of the novel half to read tokens of
+IMAGES, READ = (
+    96,
+    32,
+)  # images of either half to compare features of; of the novel half to read tokens of
 OWN = ("method", "output", "ema", "dials")  # fields of a variant that are not settings of RMAdapter
 NO_REC = {"lambda_image_rec": 0.0, "lambda_text_rec": 0.0}
 NO_CON = {"lambda_image_con": 0.0, "lambda_text_con": 0.0}
@@ -61,10 +66,13 @@ def rec(weight: float, **fields: Any) -> dict[str, Any]:
 
 
 def combined() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Eight combinations of seven factors, a design of resolution III (Box and Hunter, Technometrics 1961), each with
-    reconstruction of weight 10 and without, where three of the factors have no effect."""
+    """Eight combinations of seven factors, a design of resolution III (Box and Hunter,
+    Technometrics 1961), each with reconstruction of weight 10 and without, where three of the
+    factors have no effect."""
     for place, (con, norm, alpha) in enumerate(itertools.product((False, True), repeat=3), 1):
-        fields: dict[str, Any] = {"lambda_image_con": 0.135, "lambda_text_con": 0.34} if con else dict(NO_CON)
+        fields: dict[str, Any] = (
+            {"lambda_image_con": 0.135, "lambda_text_con": 0.34} if con else dict(NO_CON)
+        )
         fields |= {"norm": "block" if norm else "none", "alpha": 0.3 if alpha else 0.1}
         fields |= {"epochs": 30 if con ^ norm ^ alpha else 10}
         reading = {"target": "frozen" if con ^ norm else "input", "local": con ^ alpha}
@@ -97,7 +105,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # Other adapters and trainings, each with and without it
     **{
         f"{name}, {what}": fields | {key: value}
-        for key, value, name in [("norm", "block", "norm"), ("alpha", 0.3, "alpha 0.3"), ("epochs", 30, "30 epochs")]
+        for key, value, name in [
+            ("norm", "block", "norm"),
+            ("alpha", 0.3, "alpha 0.3"),
+            ("epochs", 30, "30 epochs"),
+        ]
         for what, fields in [("neither", NEITHER), ("reconstruction 10", rec(10))]
     },
     # Plain regularisers
@@ -128,7 +140,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Controlled:
-    """RMAdapter with a plain regulariser: a penalty on the adapters' output, or a mean of their weights over steps."""
+    """RMAdapter with a plain regulariser: a penalty on the adapters' output, or a mean of their
+    weights over steps."""
 
     inner: RMAdapter
     output: float = 0.0
@@ -142,15 +155,21 @@ class Controlled:
         average = Average(model.adapters.state_dict(), self.ema)
         for module in model.adapters.modules():
             if isinstance(module, DualBranchAdapter):
-                module.up.register_forward_hook(lambda up, args, out: outputs.append(out.float().square().mean()))
+                module.up.register_forward_hook(
+                    lambda up, args, out: outputs.append(out.float().square().mean())
+                )
 
         def loss(batch: Batch) -> dict[str, Tensor]:
             outputs.clear()
             average.add(model.adapters.state_dict())  # as the previous step left them
-            terms = model(batch.labels, batch.images, text, prompts_each(shots.classes, shots.templates))
+            terms = model(
+                batch.labels, batch.images, text, prompts_each(shots.classes, shots.templates)
+            )
             return {**terms, "loss": terms["loss"] + self.output * torch.stack(outputs).sum()}
 
-        done = minimise(model.adapters, loss, self.inner.recipe, shots, shots.source(model.first("image")))
+        done = minimise(
+            model.adapters, loss, self.inner.recipe, shots, shots.source(model.first("image"))
+        )
         average.add(model.adapters.state_dict())
         return self.inner.restore(backbone, shots.known, average.tensors).after(done)
 
@@ -174,7 +193,8 @@ class Average:
 
 @torch.no_grad()
 def subspace(adapter: Any, tokens: Tensor) -> dict[str, float]:
-    """`kept`, `overlap` and, if the adapter reconstructs, `explained`, of the tokens [N, d] that it reads."""
+    """`kept`, `overlap` and, if the adapter reconstructs, `explained`, of the tokens [N, d] that it
+    reads."""
     rows = torch.linalg.qr(adapter.down.weight.double().T)[0]  # [d, r], orthonormal
     centred = tokens.double() - tokens.double().mean(0)
     _, principal = torch.linalg.eigh(centred.T @ centred)
@@ -184,25 +204,34 @@ def subspace(adapter: Any, tokens: Tensor) -> dict[str, float]:
         "overlap": float((rows.T @ principal[:, -rows.shape[1] :]).square().sum() / rows.shape[1]),
     }
     if adapter.reconstructs:
-        found["explained"] = float(1 - (adapter.reconstruct(tokens) - tokens).double().square().sum() / total)
+        found["explained"] = float(
+            1 - (adapter.reconstruct(tokens) - tokens).double().square().sum() / total
+        )
     return found
 
 
 @torch.no_grad()
 def inside(model: AdaptedCLIP, lab: Lab, task: Task) -> dict[str, float]:
-    """All measures of a model but its accuracy, on test images of both halves and their class names."""
+    """All measures of a model but its accuracy, on test images of both halves and their class
+    names."""
     found: dict[str, float] = {}
     images, cache = lab.splits(task.data)["test"], lab.test_cache(task)
     for name in ("base", "novel"):
         some = spread(half(images, name), IMAGES)
         drifts = {
-            "image": [drift(model, "image", states) for states in cache.stream(some, model.first("image"))],
+            "image": [
+                drift(model, "image", states) for states in cache.stream(some, model.first("image"))
+            ],
             "text": [
                 drift(model, "text", states)
-                for states in model.frozen_text(tokenize(model.backbone, some.classes, task.templates))
+                for states in model.frozen_text(
+                    tokenize(model.backbone, some.classes, task.templates)
+                )
             ],
         }
-        found |= {f"drift_{side}_{name}": float(torch.cat(parts).mean()) for side, parts in drifts.items()}
+        found |= {
+            f"drift_{side}_{name}": float(torch.cat(parts).mean()) for side, parts in drifts.items()
+        }
     some = spread(half(images, "novel"), READ)
     tensors = cache.tensors(some, 0, False)
     pixels = torch.stack([tensors[i] for i in range(len(tensors))]).to(model.device)
@@ -225,16 +254,23 @@ def drift(model: AdaptedCLIP, side: str, states: States) -> Tensor:
 
 @torch.no_grad()
 def shuffled(backbone: Backbone) -> Backbone:
-    """A copy with the entries of each weight matrix in random order: as large as before, but with nothing learnt."""
+    """A copy with the entries of each weight matrix in random order: as large as before, but with
+    nothing learnt."""
     model = copy.deepcopy(backbone.model)
     generator = torch.Generator().manual_seed(0)
     for weights in model.parameters():
         if weights.ndim > 1:
-            weights.copy_(weights.flatten()[torch.randperm(weights.numel(), generator=generator)].view_as(weights))
+            weights.copy_(
+                weights.flatten()[torch.randperm(weights.numel(), generator=generator)].view_as(
+                    weights
+                )
+            )
     return replace(backbone, model=model, name=f"{backbone.name}, shuffled")
 
 
-def trial(lab: Lab, data: str, seed: int, shots: int, backbone: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+def trial(
+    lab: Lab, data: str, seed: int, shots: int, backbone: str, fields: Mapping[str, Any]
+) -> dict[str, Any]:
     """One training and everything that is measured of it."""
     values = {name: value for name, value in fields.items() if name not in OWN}
     common = {"backbone": backbone, "seed": seed, "shots": shots, "classes": "base"}
@@ -247,7 +283,9 @@ def trial(lab: Lab, data: str, seed: int, shots: int, backbone: str, fields: Map
     model = wanted.method.model(lab.backbone(backbone))
     model.adapters.load_state_dict(dict(outcome.fitted.tensors))
     found = {name: record.metric(name) for name in ("base", "novel")}
-    found |= {f"zero_shot_{name}": record.metric(name, zero_shot=True) for name in ("base", "novel")}
+    found |= {
+        f"zero_shot_{name}": record.metric(name, zero_shot=True) for name in ("base", "novel")
+    }
     found |= {name: round(value, 5) for name, value in inside(model, lab, wanted.task).items()}
     for dial in fields.get("dials", ()):
         adapter = replace(wanted.method.adapter, alpha=dial * wanted.method.adapter.alpha)
@@ -260,11 +298,15 @@ def trial(lab: Lab, data: str, seed: int, shots: int, backbone: str, fields: Map
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", nargs="+", help="data sets below --root")
     parser.add_argument("--root", type=Path, default=Path())
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="NAME")
+    parser.add_argument(
+        "--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="NAME"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--shots", type=int, nargs="+", default=[16])
     parser.add_argument("--backbone", default="pocket")
@@ -278,19 +320,33 @@ def main() -> None:
     lab.add_backbone(backbone := rescaled(args.backbone, args.logit_scale))
     if args.shuffled:
         lab.add_backbone(backbone := shuffled(backbone))
-    for data, shots, seed, variant in itertools.product(args.data, args.shots, args.seeds, args.variants):
-        line = {"data": data, "backbone": backbone.name, "precision": args.precision, "shots": shots, "seed": seed}
+    for data, shots, seed, variant in itertools.product(
+        args.data, args.shots, args.seeds, args.variants
+    ):
+        line = {
+            "data": data,
+            "backbone": backbone.name,
+            "precision": args.precision,
+            "shots": shots,
+            "seed": seed,
+        }
         line |= {"variant": variant, "fields": VARIANTS[variant]}
         if _key(line) not in done:
-            line |= trial(lab, data, seed, shots, backbone.name, VARIANTS[variant]) | {"versions": versions()}
+            line |= trial(lab, data, seed, shots, backbone.name, VARIANTS[variant]) | {
+                "versions": versions()
+            }
             with args.out.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-            print(*(line[name] for name in ("data", "shots", "seed", "variant", "base", "novel")), flush=True)
+            print(
+                *(line[name] for name in ("data", "shots", "seed", "variant", "base", "novel")),
+                flush=True,
+            )
 
 
 def _key(line: Mapping[str, Any]) -> str:
     return json.dumps(
-        [line[name] for name in ("data", "backbone", "precision", "shots", "seed", "fields")], sort_keys=True
+        [line[name] for name in ("data", "backbone", "precision", "shots", "seed", "fields")],
+        sort_keys=True,
     )
 
 

@@ -1,4 +1,5 @@
-"""The image of docs/serve.md: the status page of a running server with answers on images, in a headless Chromium.
+"""The image of docs/serve.md: the status page of a running server with answers on images, in a
+headless Chromium.
 
 rmadapter demo --out runs/demo
 rmadapter serve runs/demo
@@ -23,7 +24,9 @@ def main(address: str, out: Path, images: Sequence[Path]) -> None:
         page.go(address)
         root = page("DOM.getDocument")["root"]["nodeId"]
         field = page("DOM.querySelector", nodeId=root, selector="input[type=file]")["nodeId"]
-        page("DOM.setFileInputFiles", nodeId=field, files=[str(image.resolve()) for image in images])
+        page(
+            "DOM.setFileInputFiles", nodeId=field, files=[str(image.resolve()) for image in images]
+        )
         page.script("document.querySelector('button').click()")
         page.event("Page.loadEventFired")
         assert page.until("!!document.querySelector('.answers')")

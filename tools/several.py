@@ -3,9 +3,10 @@
     python tools/several.py --root DATA --out results.jsonl --seeds 1 2 3
     python tools/several.py --out results.jsonl --tables
 
-labels: an image is a mosaic of four fields with one to three classes of a set, and each of these is a label. other: the
-first half of a set's classes keep their names, and all others become one more class, with as many shots as each of the
-rest and one of several words in prompts. Finished lines are kept: start it again to go on.
+labels: an image is a mosaic of four fields with one to three classes of a set, and each of these is
+a label. other: the first half of a set's classes keep their names, and all others become one more
+class, with as many shots as each of the rest and one of several words in prompts. Finished lines
+are kept: start it again to go on.
 """
 
 from __future__ import annotations
@@ -38,27 +39,42 @@ Line = Mapping[str, Any]
 
 
 def mosaics(images: ImageSet, count: int, seed: int) -> ImageSet:
-    """`count` mosaics. Each field draws its image at random from its class, so that an image may repeat."""
+    """`count` mosaics. Each field draws its image at random from its class, so that an image may
+    repeat."""
     rng = np.random.default_rng(seed)
-    of_class = [np.flatnonzero(np.array(images.labels) == label) for label in range(len(images.classes))]
+    of_class = [
+        np.flatnonzero(np.array(images.labels) == label) for label in range(len(images.classes))
+    ]
     pictures, several = [], []
     for _ in range(count):
-        labels = rng.choice(len(of_class), rng.integers(1, min(3, len(of_class)) + 1), replace=False)
+        labels = rng.choice(
+            len(of_class), rng.integers(1, min(3, len(of_class)) + 1), replace=False
+        )
         canvas = Image.new("RGB", (2 * FIELD, 2 * FIELD))
         for place, turn in enumerate(rng.permutation(4)):
             picture = load_image(images.images[rng.choice(of_class[labels[turn % len(labels)]])])
-            canvas.paste(ImageOps.fit(picture, (FIELD, FIELD)), (place % 2 * FIELD, place // 2 * FIELD))
+            canvas.paste(
+                ImageOps.fit(picture, (FIELD, FIELD)), (place % 2 * FIELD, place // 2 * FIELD)
+            )
         pictures.append(canvas)
         several.append(tuple(sorted(labels.tolist())))
     first = tuple(own[0] for own in several)
-    return ImageSet(tuple(pictures), first, images.classes, written=images.written, several=tuple(several))
+    return ImageSet(
+        tuple(pictures), first, images.classes, written=images.written, several=tuple(several)
+    )
 
 
 def labels_lines(lab: Lab, data: str, seed: int, backbone: str) -> list[dict[str, Any]]:
     """A line per method."""
     splits, found = lab.splits(data), []
     count = min(MOST, 40 * len(splits["train"].classes))
-    lab.add("mosaics", {"train": mosaics(splits["train"], count, seed), "test": mosaics(splits["test"], TESTED, seed)})
+    lab.add(
+        "mosaics",
+        {
+            "train": mosaics(splits["train"], count, seed),
+            "test": mosaics(splits["test"], TESTED, seed),
+        },
+    )
     for name in ("zero-shot", "linear-probe"):
         wanted = Request.make({"backbone": backbone, "seed": seed}, name, data="mosaics")
         threshold = Folds.make(wanted.task, lab, FOLDS).threshold(wanted.method, name)
@@ -70,7 +86,8 @@ def labels_lines(lab: Lab, data: str, seed: int, backbone: str) -> list[dict[str
 
 
 def other_lines(lab: Lab, data: str, seed: int, backbone: str) -> list[dict[str, Any]]:
-    """A line per method and word: percent of right answers on images of the named classes, and on the others."""
+    """A line per method and word: percent of right answers on images of the named classes, and on
+    the others."""
     train, test = (_grouped(lab.splits(data)[split]) for split in ("train", "test"))
     lab.add("other", {"train": train})
     task = Request.make({"backbone": backbone, "seed": seed}, "zero-shot", data="other").task
@@ -78,14 +95,19 @@ def other_lines(lab: Lab, data: str, seed: int, backbone: str) -> list[dict[str,
     for word in WORDS:
         images = replace(shots, classes=(*shots.classes[:-1], word))
         for name in ("zero-shot", "linear-probe-zero-shot", *["linear-probe"] * (word == ELSE)):
-            models[f"{name}/{word}"] = learn(Request.make({}, name).method, images, task, lab).score()
+            models[f"{name}/{word}"] = learn(
+                Request.make({}, name).method, images, task, lab
+            ).score()
     parts = list(answers(models, lab.test_cache(task).stream(test)))
     labels, found = np.array(test.labels), []
     other = labels == len(test.classes) - 1
     for model in models:
         right = torch.cat([part[model] for part in parts]).numpy().argmax(1) == labels
         name, _, word = model.partition("/")
-        shares = {"named": 100 * float(right[~other].mean()), "other": 100 * float(right[other].mean())}
+        shares = {
+            "named": 100 * float(right[~other].mean()),
+            "other": 100 * float(right[other].mean()),
+        }
         found.append({"study": "other", "method": name, "word": word, **shares})
     return found
 
@@ -95,7 +117,10 @@ def _grouped(images: ImageSet) -> ImageSet:
     middle = (len(images.classes) + 1) // 2
     classes = (*images.classes[:middle], "other")
     return replace(
-        images, labels=tuple(min(label, middle) for label in images.labels), classes=classes, written=classes
+        images,
+        labels=tuple(min(label, middle) for label in images.labels),
+        classes=classes,
+        written=classes,
     )
 
 
@@ -103,7 +128,9 @@ def _grouped(images: ImageSet) -> ImageSet:
 
 
 def mean(lines: Sequence[Line], sets: Sequence[str], figure: str, **wanted: str) -> float:
-    chosen = [line for line in lines if all(line.get(name) == value for name, value in wanted.items())]
+    chosen = [
+        line for line in lines if all(line.get(name) == value for name, value in wanted.items())
+    ]
     each = [[line[figure] for line in chosen if line["data"] == data] for data in sets]
     return fmean(fmean(values) for values in each if values)
 
@@ -111,7 +138,9 @@ def mean(lines: Sequence[Line], sets: Sequence[str], figure: str, **wanted: str)
 def tables(lines: Sequence[Line]) -> str:
     """The tables of docs/data.md."""
     there = [data for data in REPORT if any(line["data"] == data for line in lines)]
-    rows = ["| mosaics of | mAP, zero-shot | mAP, linear probe | macro F1, zero-shot | macro F1, linear probe |"]
+    rows = [
+        "| mosaics of | mAP, zero-shot | mAP, linear probe | macro F1, zero-shot | macro F1, linear probe |"
+    ]
     rows += ["|---|---|---|---|---|"]
     for data in there:
         cells = [
@@ -121,7 +150,9 @@ def tables(lines: Sequence[Line]) -> str:
         ]
         rows.append(" | ".join([f"| {data}", *map("{:.1f}".format, cells)]) + " |")
     rows += ["", "| method, word | choosing | named | other |", "|---|---|---|---|"]
-    pairs = dict.fromkeys((line["method"], line["word"]) for line in lines if line["study"] == "other")
+    pairs = dict.fromkeys(
+        (line["method"], line["word"]) for line in lines if line["study"] == "other"
+    )
     for method, word in sorted(pairs):
         wanted = {"study": "other", "method": method, "word": word}
         own = fmean(mean(lines, CHOOSE, figure, **wanted) for figure in ("named", "other"))
@@ -130,7 +161,9 @@ def tables(lines: Sequence[Line]) -> str:
     return "\n".join(rows)
 
 
-def lines_of(root: Path, data: str, seed: int, backbone: Backbone, device: str = "auto") -> list[dict[str, Any]]:
+def lines_of(
+    root: Path, data: str, seed: int, backbone: Backbone, device: str = "auto"
+) -> list[dict[str, Any]]:
     """Both studies of a set; only the second for a set to choose on."""
     lab = Lab(Request.make({"device": device}).machine, root=root, keep=True, progress=False)
     lab.add_backbone(backbone)

@@ -1,4 +1,5 @@
-"""Does the package work where it was installed? Tested away from its source, with a Python that has it.
+"""Does the package work where it was installed? Tested away from its source, with a Python that has
+it.
 
 python -m venv /tmp/fresh && /tmp/fresh/bin/pip install dist/*.whl
 python tools/smoke.py /tmp/fresh/bin/python
@@ -37,7 +38,17 @@ def steps(images: Path, run: Path, backbone: str) -> Iterator[list[str]]:
     yield ["--help"]
     yield ["doctor", "--json"]
     yield ["methods", "--json"]
-    yield ["fit", str(images), "--method", "zero-shot", "--backbone", backbone, "--out", str(run), "--quiet"]
+    yield [
+        "fit",
+        str(images),
+        "--method",
+        "zero-shot",
+        "--backbone",
+        backbone,
+        "--out",
+        str(run),
+        "--quiet",
+    ]
     its = ["--backbone", backbone]
     yield ["predict", str(run), str(images), *its, "--json"]
     yield ["eval", str(run), str(images), "--split", "all", *its, "--json"]
@@ -47,11 +58,17 @@ def steps(images: Path, run: Path, backbone: str) -> Iterator[list[str]]:
 def source_of(python: str) -> str:
     """What is wrong with where the package is imported from, or ""."""
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run([python, "-c", WHERE], capture_output=True, text=True, env=clean, cwd=tempfile.gettempdir())
+    done = subprocess.run(
+        [python, "-c", WHERE], capture_output=True, text=True, env=clean, cwd=tempfile.gettempdir()
+    )
     if done.returncode:
         return f"{python}: {(done.stderr.strip() or 'failed').splitlines()[-1]}"
     file, prefix = done.stdout.split("\n")[:2]
-    return "" if Path(file).is_relative_to(prefix) else f"{file} is not what was installed into {prefix}"
+    return (
+        ""
+        if Path(file).is_relative_to(prefix)
+        else f"{file} is not what was installed into {prefix}"
+    )
 
 
 def smoke(python: str, backbone: str) -> Iterator[tuple[str, float, str]]:
@@ -62,20 +79,30 @@ def smoke(python: str, backbone: str) -> Iterator[tuple[str, float, str]]:
             started = time.perf_counter()
             command = [python, "-m", "rmadapter", *words]
             done = subprocess.run(command, capture_output=True, text=True, cwd=place, check=False)
-            fault = (done.stderr.strip() or "no word on stderr").splitlines()[-1] if done.returncode else ""
+            fault = (
+                (done.stderr.strip() or "no word on stderr").splitlines()[-1]
+                if done.returncode
+                else ""
+            )
             yield words[0], time.perf_counter() - started, fault
             if fault:
                 return
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("python", help="that of the environment, as /tmp/fresh/bin/python")
-    parser.add_argument("--backbone", default="pocket", help="by default pocket, which takes PyPI once")
+    parser.add_argument(
+        "--backbone", default="pocket", help="by default pocket, which takes PyPI once"
+    )
     parser.add_argument("--json", action="store_true")
     words = parser.parse_args()
     os.environ.pop("PYTHONPATH", None)
-    words.python = os.path.abspath(shutil.which(words.python) or words.python)  # commands run in another folder
+    words.python = os.path.abspath(
+        shutil.which(words.python) or words.python
+    )  # commands run in another folder
     if fault := source_of(words.python):
         print(fault, file=sys.stderr)
         return 1

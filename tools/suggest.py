@@ -1,12 +1,14 @@
-"""What is labelling by `rmadapter suggest` worth, compared with random labelling? Its tables are in docs/suggest.md.
+"""What is labelling by `rmadapter suggest` worth, compared with random labelling? Its tables are in
+docs/suggest.md.
 
     python tools/suggest.py --root DATA --out docs/results/suggest.jsonl
     python tools/suggest.py --out docs/results/suggest.jsonl --tables
 
-The pool is the train split of a set. "next": one random image per class is labelled; in each round a rule picks one
-more per class on average, with a model fitted to those before. "first": nothing is labelled yet. A line is one set,
-kind, rule and seed, with the test accuracies; those of random are the mean of DRAWS. A rule is chosen on CHOOSE and
-reported on REPORT. Finished lines are kept: start it again to go on.
+The pool is the train split of a set. "next": one random image per class is labelled; in each round
+a rule picks one more per class on average, with a model fitted to those before. "first": nothing is
+labelled yet. A line is one set, kind, rule and seed, with the test accuracies; those of random are
+the mean of DRAWS. A rule is chosen on CHOOSE and reported on REPORT. Finished lines are kept: start
+it again to go on.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ ROUNDS, FIRSTS = (1, 2, 3, 4), (1, 3)  # images per class, on average
 DRAWS = 2
 KINDS = {"next": NEXT, "first": FIRST}
 KEY = ("data", "kind", "rule", "seed")
-METHOD = ZeroShotProbe(replace(ZeroShotProbe().recipe, epochs=100))  # a third of the published epochs, for speed
+METHOD = ZeroShotProbe(
+    replace(ZeroShotProbe().recipe, epochs=100)
+)  # a third of the published epochs, for speed
 FALLBACK = {"next": "random", "first": "typicality"}
 POOL, TEST = 32, 25  # at most so many images per class
 Line = Mapping[str, Any]
@@ -69,7 +73,13 @@ class Study:
         if not rows:
             known = Known(self.train.classes, self.task.templates)
             return ZeroShot().restore(self.lab.backbone(self.task.backbone), known, {})
-        return learn(METHOD, self.train.subset(rows), replace(self.task, seed=seed), self.lab, cache=self.cache)
+        return learn(
+            METHOD,
+            self.train.subset(rows),
+            replace(self.task, seed=seed),
+            self.lab,
+            cache=self.cache,
+        )
 
     def table(self, fitted: Fitted) -> np.ndarray:
         """Probabilities [N, C] of the pool."""
@@ -81,9 +91,13 @@ class Study:
         table = torch.cat([part["it"] for part in answers({"it": fitted.score()}, stream)]).numpy()
         return round(accuracy(table, self.test.labels), 3)
 
-    def chosen(self, kind: str, rule: str, rows: list[int], fitted: Fitted, n: int, seed: int) -> list[int]:
+    def chosen(
+        self, kind: str, rule: str, rows: list[int], fitted: Fitted, n: int, seed: int
+    ) -> list[int]:
         """n further rows of the pool, picked by a rule."""
-        left = np.setdiff1d(np.arange(len(self.unit)), np.flatnonzero(np.isin(self.together, self.together[rows])))
+        left = np.setdiff1d(
+            np.arange(len(self.unit)), np.flatnonzero(np.isin(self.together, self.together[rows]))
+        )
         pool = Pool(self.unit[left], self.unit[rows], self.table(fitted)[left], seed)
         return left[pick(KINDS[kind][rule], pool, n, self.together[left]).rows].tolist()
 
@@ -97,7 +111,9 @@ class Study:
                 self.begun[seed] = fitted, self.tested(fitted)
             fitted, accuracies = self.begun[seed][0], [self.begun[seed][1]]
             for number in ROUNDS:
-                rows = rows + self.chosen("next", rule, rows, fitted, self.classes, 1000 * draw + 10 * seed + number)
+                rows = rows + self.chosen(
+                    "next", rule, rows, fitted, self.classes, 1000 * draw + 10 * seed + number
+                )
                 fitted = self.fitted(rows, seed)
                 accuracies.append(self.tested(fitted))
             draws.append(accuracies)
@@ -107,9 +123,20 @@ class Study:
         """Label so many at once, and count the classes among them."""
         found = []
         for number, draw in product(FIRSTS, range(DRAWS if rule == "random" else 1)):
-            rows = self.chosen("first", rule, [], self.fitted([], seed), number * self.classes, 1000 * draw + seed)
-            found.append((number, self.tested(self.fitted(rows, seed)), len({self.train.labels[i] for i in rows})))
-        means = [[fmean(one[k] for one in found if one[0] == number) for number in FIRSTS] for k in (1, 2)]
+            rows = self.chosen(
+                "first", rule, [], self.fitted([], seed), number * self.classes, 1000 * draw + seed
+            )
+            found.append(
+                (
+                    number,
+                    self.tested(self.fitted(rows, seed)),
+                    len({self.train.labels[i] for i in rows}),
+                )
+            )
+        means = [
+            [fmean(one[k] for one in found if one[0] == number) for number in FIRSTS]
+            for k in (1, 2)
+        ]
         return {"test": [round(x, 3) for x in means[0]], "classes": means[1]}
 
 
@@ -124,7 +151,12 @@ def ahead(lines: Sequence[Line], sets: Iterable[str], kind: str, rule: str) -> l
     for data in sets:
         seeds = [seed for d, k, r, seed in of if (d, k, r) == (data, kind, rule)]
         found += [
-            [fmean(np.subtract(of[data, kind, rule, seed], of[data, kind, "random", seed])[first:]) for seed in seeds]
+            [
+                fmean(
+                    np.subtract(of[data, kind, rule, seed], of[data, kind, "random", seed])[first:]
+                )
+                for seed in seeds
+            ]
         ]
     return [fmean(points) for points in found if points]
 
@@ -151,11 +183,14 @@ def default(lines: Sequence[Line], kind: str) -> str:
 
 
 def classes(lines: Sequence[Line], rule: str) -> list[float]:
-    """Per cent of the classes that are among the first images, for each of FIRSTS; the mean over sets."""
+    """Per cent of the classes that are among the first images, for each of FIRSTS; the mean over
+    sets."""
     by_set: dict[str, list[list[float]]] = {}
     for x in lines:
         if (x["kind"], x["rule"]) == ("first", rule):
-            by_set.setdefault(x["data"], []).append([100 * count / x["classes_in_all"] for count in x["classes"]])
+            by_set.setdefault(x["data"], []).append(
+                [100 * count / x["classes_in_all"] for count in x["classes"]]
+            )
     return np.mean([np.mean(some, axis=0) for some in by_set.values()], axis=0).tolist()
 
 
@@ -163,15 +198,24 @@ def tables(lines: Sequence[Line]) -> str:
     """The tables of docs/suggest.md."""
     parts = []
     for kind, rules in KINDS.items():
-        later = [f"{'+' * (kind == 'next')}{n} a class" for n in (ROUNDS if kind == "next" else FIRSTS)]
+        later = [
+            f"{'+' * (kind == 'next')}{n} a class" for n in (ROUNDS if kind == "next" else FIRSTS)
+        ]
         numbers = ["at first", *later] if kind == "next" else later
         heads = [f"{kind}: accuracy in %", *numbers, "ahead of random", "for choosing", *REPORT]
         rows = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
         for rule in sorted(rules, key=lambda rule: -fmean(ahead(lines, CHOOSE, kind, rule))):
-            some = [x["test"] for x in lines if (x["kind"], x["rule"]) == (kind, rule) and x["data"] in REPORT]
+            some = [
+                x["test"]
+                for x in lines
+                if (x["kind"], x["rule"]) == (kind, rule) and x["data"] in REPORT
+            ]
             own, other = (ahead(lines, sets, kind, rule) for sets in (REPORT, CHOOSE))
             points = [told(own), f"{fmean(other):+.1f}", *(f"{x:+.1f}" for x in own)]
-            cells = [*(f"{x:.1f}" for x in np.mean(some, axis=0)), *("" if rule == "random" else x for x in points)]
+            cells = [
+                *(f"{x:.1f}" for x in np.mean(some, axis=0)),
+                *("" if rule == "random" else x for x in points),
+            ]
             rows.append("| " + " | ".join([rule, *cells]) + " |")
         parts.append("\n".join(rows))
     return "\n\n".join(parts)
@@ -186,13 +230,22 @@ def main() -> None:
     done = {tuple(line[key] for key in KEY) for line in lines}
     lab = Lab(root=args.root, keep=True, progress=False)
     for data in args.data:
-        keys = [(data, kind, rule, seed) for seed in args.seeds for kind, rules in KINDS.items() for rule in rules]
+        keys = [
+            (data, kind, rule, seed)
+            for seed in args.seeds
+            for kind, rules in KINDS.items()
+            for rule in rules
+        ]
         if not (todo := [key for key in keys if key not in done]):
             continue
         study = Study(lab, data)
         for key in todo:
             found = (study.next if key[1] == "next" else study.first)(key[2], key[3])
-            facts = {"pool": len(study.train), "classes_in_all": study.classes, "test_images": len(study.test)}
+            facts = {
+                "pool": len(study.train),
+                "classes_in_all": study.classes,
+                "test_images": len(study.test),
+            }
             line = {**dict(zip(KEY, key, strict=True)), **found, **facts}
             line |= {"backbone": lab.backbone(study.task.backbone).digest, "versions": versions()}
             keep(args.out, [line])

@@ -3,11 +3,12 @@
     python tools/suspects.py --root DATA --out docs/results/suspects.jsonl
     python tools/suspects.py --out docs/results/suspects.jsonl --tables
 
-A share of the training labels of a set is flipped, at random or to the class that a probe of the true labels mistakes
-it for most, and every rule ranks the images. A line is one set, kind, share and seed, with average precision and
-precision at k of each rule, where k is the number of flips. The rule is chosen on CHOOSE and reported on REPORT. If
-cleanlab is installed (the package does not need it), its results on the same probabilities are added. Finished lines
-are kept: start it again to go on.
+A share of the training labels of a set is flipped, at random or to the class that a probe of the
+true labels mistakes it for most, and every rule ranks the images. A line is one set, kind, share
+and seed, with average precision and precision at k of each rule, where k is the number of flips.
+The rule is chosen on CHOOSE and reported on REPORT. If cleanlab is installed (the package does not
+need it), its results on the same probabilities are added. Finished lines are kept: start it again
+to go on.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ from rmadapter.training.contract import Known, answers
 
 CHOOSE = ("caltech101", "rsscn7", "trashnet", "office_caltech/web")
 REPORT = ("grocery", "pacs/photo", "dtd10", "sign_digits", "neu_steel")
-SHOTS = {"caltech101": 12, "grocery": 10}  # per class; the other sets use all their images, at most 48 per class
+SHOTS = {
+    "caltech101": 12,
+    "grocery": 10,
+}  # per class; the other sets use all their images, at most 48 per class
 STRENGTHS = (1.0, 3.0, 10.0)  # C of the probe
 KINDS, SHARES = ("random", "confusable"), (5, 10, 20)
 PROBES = tuple(f"probe {strength:g}" for strength in STRENGTHS)
@@ -45,8 +49,11 @@ KEY = ("data", "kind", "share", "seed")
 Line = Mapping[str, Any]
 
 
-def flipped(labels: np.ndarray, target: np.ndarray | None, share: int, classes: int, seed: int) -> np.ndarray:
-    """Labels [N], `share` per cent of them wrong. target: [C], the wrong label of each class; None for random ones."""
+def flipped(
+    labels: np.ndarray, target: np.ndarray | None, share: int, classes: int, seed: int
+) -> np.ndarray:
+    """Labels [N], `share` per cent of them wrong. target: [C], the wrong label of each class; None
+    for random ones."""
     rng = np.random.default_rng(seed)
     rows = rng.choice(len(labels), round(len(labels) * share / 100), replace=False)
     found = labels.copy()
@@ -57,7 +64,8 @@ def flipped(labels: np.ndarray, target: np.ndarray | None, share: int, classes: 
 
 
 def confusable(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """[C]: for each class, the other class with the highest mean probability on its images. table: [N, C]."""
+    """[C]: for each class, the other class with the highest mean probability on its images. table:
+    [N, C]."""
     means = np.stack([table[labels == c].mean(0) for c in range(table.shape[1])])
     np.fill_diagonal(means, -1)
     return means.argmax(1)
@@ -69,7 +77,8 @@ def self_confidence(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def margin(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """0 to 1: how much more probable another class is than the given one, the normalised margin of the same paper."""
+    """0 to 1: how much more probable another class is than the given one, the normalised margin of
+    the same paper."""
     others = table.copy()
     others[np.arange(len(labels)), labels] = -np.inf
     return (1 + others.max(1) - table[np.arange(len(labels)), labels]) / 2
@@ -81,7 +90,8 @@ RULES: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def votes(near: rules.Near, labels: np.ndarray, classes: int) -> np.ndarray:
-    """[N, C]: shares of the neighbours' labels, each weighted by its cosine; zeros for images without neighbours."""
+    """[N, C]: shares of the neighbours' labels, each weighted by its cosine; zeros for images
+    without neighbours."""
     weights = np.clip(near.cosines, 0, None)
     table = np.zeros((len(weights), classes))
     np.add.at(table, (np.arange(len(weights))[:, None], labels[near.rows]), weights)
@@ -89,11 +99,15 @@ def votes(near: rules.Near, labels: np.ndarray, classes: int) -> np.ndarray:
 
 
 def judged(score: np.ndarray, wrong: np.ndarray) -> list[float]:
-    """Average precision, and precision at k: of the k images with the highest scores, k being the number of flips."""
+    """Average precision, and precision at k: of the k images with the highest scores, k being the
+    number of flips."""
     from sklearn.metrics import average_precision_score
 
     order = np.argsort(-score, kind="stable")
-    return [round(float(average_precision_score(wrong, score)), 4), round(float(wrong[order[: wrong.sum()]].mean()), 4)]
+    return [
+        round(float(average_precision_score(wrong, score)), 4),
+        round(float(wrong[order[: wrong.sum()]].mean()), 4),
+    ]
 
 
 class Study:
@@ -107,10 +121,15 @@ class Study:
         self.images = few.train
         lab.train_cache(self.asked.task).expect_parts(few.train)
 
-    def answers(self, labels: np.ndarray, method: Any, name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows [M] that were held out in turn, and answers [M, C] on them by models fitted to these labels."""
+    def answers(
+        self, labels: np.ndarray, method: Any, name: str, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows [M] that were held out in turn, and answers [M, C] on them by models fitted to these
+        labels."""
         images = replace(self.images, labels=tuple(labels.tolist()))
-        task = replace(self.asked.task, data=f"{self.data} {images.digest} {seed}", shots=0)  # one seed: one cache
+        task = replace(
+            self.asked.task, data=f"{self.data} {images.digest} {seed}", shots=0
+        )  # one seed: one cache
         self.lab.add(task.data, {"train": images})
         folds = Folds(task, self.lab, images, split(images, FOLDS, seed, together=self.together))
         table = folds.answers(method, name).table.astype(float)
@@ -123,15 +142,22 @@ class Study:
     @cached_property
     def untouched(self) -> np.ndarray:
         """Probabilities [N, C] of the untouched backbone, which no label can mislead."""
-        backbone, cache = self.lab.backbone(self.asked.task.backbone), self.lab.train_cache(self.asked.task)
+        backbone, cache = (
+            self.lab.backbone(self.asked.task.backbone),
+            self.lab.train_cache(self.asked.task),
+        )
         score = ZeroShot().restore(backbone, Known(self.images.classes), {}).score()
-        return np.concatenate([part["it"].numpy() for part in answers({"it": score}, cache.stream(self.images))])
+        return np.concatenate(
+            [part["it"].numpy() for part in answers({"it": score}, cache.stream(self.images))]
+        )
 
     @cached_property
     def target(self) -> np.ndarray:
         """The class that a probe of the true labels mistakes each class for most."""
         labels = np.array(self.images.labels)
-        rows, table = self.answers(labels, LinearProbe(search_steps=0, C=max(STRENGTHS)), "linear-probe", 1)
+        rows, table = self.answers(
+            labels, LinearProbe(search_steps=0, C=max(STRENGTHS)), "linear-probe", 1
+        )
         return confusable(table, labels[rows])
 
     def line(self, kind: str, share: int, seed: int) -> dict[str, Any]:
@@ -143,7 +169,11 @@ class Study:
             probe = LinearProbe(search_steps=0, C=strength)
             rows, tables[name] = self.answers(labels, probe, "linear-probe", seed)
         tables["zero-shot"] = self.untouched[rows]
-        tables["neighbours"], given, wrong = tables["neighbours"][rows], labels[rows], (labels != true)[rows]
+        tables["neighbours"], given, wrong = (
+            tables["neighbours"][rows],
+            labels[rows],
+            (labels != true)[rows],
+        )
         scores = {"random": np.random.default_rng(seed).random(len(rows))} | ranked(tables, given)
         flags = {}
         for name in PROBES:
@@ -164,19 +194,26 @@ class Study:
 
 
 def ranked(tables: Mapping[str, np.ndarray], given: np.ndarray) -> dict[str, np.ndarray]:
-    """Scores [M], higher for a label more likely to be wrong, of every rule on every table of probabilities [M, C]; and
-    the mean rank by a probe and by the neighbours."""
+    """Scores [M], higher for a label more likely to be wrong, of every rule on every table of
+    probabilities [M, C]; and the mean rank by a probe and by the neighbours."""
     from scipy.stats import rankdata
 
-    found = {f"{name}, {rule}": RULES[rule](table, given) for name, table in tables.items() for rule in RULES}
+    found = {
+        f"{name}, {rule}": RULES[rule](table, given)
+        for name, table in tables.items()
+        for rule in RULES
+    }
     for name, rule in product(PROBES, RULES):
         places = [rankdata(found[f"{one}, {rule}"]) for one in (name, "neighbours")]
         found[f"mean rank of {name} and neighbours, {rule}"] = sum(places)
     return found
 
 
-def cleanlab(table: np.ndarray, given: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """cleanlab's results on the same probabilities: scores, and the labels it calls wrong; nothing without cleanlab."""
+def cleanlab(
+    table: np.ndarray, given: np.ndarray
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """cleanlab's results on the same probabilities: scores, and the labels it calls wrong; nothing
+    without cleanlab."""
     try:
         from cleanlab.filter import find_label_issues
         from cleanlab.rank import get_label_quality_scores
@@ -193,16 +230,25 @@ def cleanlab(table: np.ndarray, given: np.ndarray) -> tuple[dict[str, np.ndarray
 def caught(mask: np.ndarray, wrong: np.ndarray) -> list[float]:
     """Precision and recall of what a rule calls wrong, and the number of these images."""
     hits = int((mask & wrong).sum())
-    return [round(hits / max(int(mask.sum()), 1), 4), round(hits / int(wrong.sum()), 4), int(mask.sum())]
+    return [
+        round(hits / max(int(mask.sum()), 1), 4),
+        round(hits / int(wrong.sum()), 4),
+        int(mask.sum()),
+    ]
 
 
 # What the lines say. A set is one observation: the mean over its seeds.
 
 
-def mean(lines: Sequence[Line], sets: Iterable[str], score: str, kind: str, share: int, what: int = 0) -> float:
+def mean(
+    lines: Sequence[Line], sets: Iterable[str], score: str, kind: str, share: int, what: int = 0
+) -> float:
     """what: 0 the average precision, 1 the precision at k."""
     some = [line for line in lines if (line["kind"], line["share"]) == (kind, share)]
-    by_set = {data: [line["scores"][score][what] for line in some if line["data"] == data] for data in sets}
+    by_set = {
+        data: [line["scores"][score][what] for line in some if line["data"] == data]
+        for data in sets
+    }
     return fmean(fmean(values) for values in by_set.values() if values)
 
 
@@ -212,15 +258,24 @@ def overall(lines: Sequence[Line], sets: Iterable[str], score: str) -> float:
 
 
 def difference(lines: Sequence[Line], one: str, other: str) -> tuple[float, float]:
-    """Difference in overall average precision on the sets to report on: mean, and half width of the 95 % interval."""
+    """Difference in overall average precision on the sets to report on: mean, and half width of the
+    95 % interval."""
     there = {line["data"] for line in lines}
-    d = [overall(lines, [data], one) - overall(lines, [data], other) for data in REPORT if data in there]
+    d = [
+        overall(lines, [data], one) - overall(lines, [data], other)
+        for data in REPORT
+        if data in there
+    ]
     return fmean(d), confidence_interval(d)
 
 
 def ours(lines: Sequence[Line]) -> list[str]:
     """The rules to choose from: without cleanlab's and the controls."""
-    return [name for name in lines[0]["scores"] if not name.startswith(("cleanlab", "zero-shot", "random"))]
+    return [
+        name
+        for name in lines[0]["scores"]
+        if not name.startswith(("cleanlab", "zero-shot", "random"))
+    ]
 
 
 def best(lines: Sequence[Line]) -> str:
@@ -231,25 +286,47 @@ def best(lines: Sequence[Line]) -> str:
 def tables(lines: Sequence[Line]) -> str:
     """The tables of docs/suspects.md."""
     heads = [f"{kind} {share} %" for kind in KINDS for share in SHARES]
-    rows = ["| mean average precision | choosing | " + " | ".join(heads) + " |", "|---" * (len(heads) + 2) + "|"]
+    rows = [
+        "| mean average precision | choosing | " + " | ".join(heads) + " |",
+        "|---" * (len(heads) + 2) + "|",
+    ]
     leaders: dict[str, str] = {}  # of each rule, with the probe that suits it best
     for name in sorted(lines[0]["scores"], key=lambda name: -overall(lines, CHOOSE, name)):
         leaders.setdefault(re.sub(r"probe \d+", "probe", name), name)
     for name in leaders.values():
-        cells = [overall(lines, CHOOSE, name), *(mean(lines, REPORT, name, k, s) for k in KINDS for s in SHARES)]
+        cells = [
+            overall(lines, CHOOSE, name),
+            *(mean(lines, REPORT, name, k, s) for k in KINDS for s in SHARES),
+        ]
         rows.append(f"| {name} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
     chosen, sets = best(lines), list(dict.fromkeys(line["data"] for line in lines))
     rows += ["", f"| {chosen} | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for data in sorted(sets, key=[*CHOOSE, *REPORT].index):
-        both = [[mean(lines, [data], chosen, k, s, what) for what in (0, 1)] for k in KINDS for s in SHARES]
-        rows.append(f"| {data} | " + " | ".join(f"{ap:.2f}, {at_k:.2f}" for ap, at_k in both) + " |")
-    rows += ["", "| called wrong: precision, recall | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+        both = [
+            [mean(lines, [data], chosen, k, s, what) for what in (0, 1)]
+            for k in KINDS
+            for s in SHARES
+        ]
+        rows.append(
+            f"| {data} | " + " | ".join(f"{ap:.2f}, {at_k:.2f}" for ap, at_k in both) + " |"
+        )
+    rows += [
+        "",
+        "| called wrong: precision, recall | " + " | ".join(heads) + " |",
+        "|---" * (len(heads) + 1) + "|",
+    ]
     for name in lines[0]["flags"]:
         pairs = []
         for kind in KINDS:
             for share in SHARES:
-                some = [x for x in lines if x["data"] in REPORT and (x["kind"], x["share"]) == (kind, share)]
-                pairs.append(", ".join(f"{fmean(x['flags'][name][i] for x in some):.2f}" for i in (0, 1)))
+                some = [
+                    x
+                    for x in lines
+                    if x["data"] in REPORT and (x["kind"], x["share"]) == (kind, share)
+                ]
+                pairs.append(
+                    ", ".join(f"{fmean(x['flags'][name][i] for x in some):.2f}" for i in (0, 1))
+                )
         rows.append(f"| {name} | " + " | ".join(pairs) + " |")
     return "\n".join(rows)
 
@@ -263,7 +340,11 @@ def main() -> None:
     done = {tuple(line[key] for key in KEY) for line in lines}
     lab = Lab(root=args.root, progress=False)
     for data in args.data:
-        todo = [(data, *rest) for rest in product(KINDS, SHARES, args.seeds) if (data, *rest) not in done]
+        todo = [
+            (data, *rest)
+            for rest in product(KINDS, SHARES, args.seeds)
+            if (data, *rest) not in done
+        ]
         if not todo:
             continue
         study = Study(lab, data)

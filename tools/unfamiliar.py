@@ -1,12 +1,13 @@
-"""Which score tells images that a model was not made for from the others? Its tables are in docs/unfamiliar.md.
+"""Which score tells images that a model was not made for from the others? Its tables are in
+docs/unfamiliar.md.
 
     python tools/unfamiliar.py --root DATA --out results.jsonl --seeds 1 2 3
     python tools/unfamiliar.py --out results.jsonl --tables
 
-RMAdapter is fitted to the base classes of a set. Test images of these classes are known, those of the set's novel
-classes near, those of another set far. Every score is higher for less familiar images. The score is chosen on CHOOSE
-and reported on REPORT, which share no image; this was fixed before the first run. Finished lines are kept: start it
-again to go on.
+RMAdapter is fitted to the base classes of a set. Test images of these classes are known, those of
+the set's novel classes near, those of another set far. Every score is higher for less familiar
+images. The score is chosen on CHOOSE and reported on REPORT, which share no image; this was fixed
+before the first run. Finished lines are kept: start it again to go on.
 """
 
 from __future__ import annotations
@@ -38,7 +39,11 @@ from rmadapter.training.contract import Fitted
 
 CHOOSE = ("caltech101", "rsscn7", "trashnet", "office_caltech/web")
 REPORT = ("grocery", "pacs/photo", "dtd10", "sign_digits", "neu_steel")
-RELATED = {"caltech101", "office_caltech/web", "pacs/photo"}  # sets that share photographs or classes
+RELATED = {
+    "caltech101",
+    "office_caltech/web",
+    "pacs/photo",
+}  # sets that share photographs or classes
 MOST = 300  # test images of one kind, always the same ones
 TEMPERATURES = (1.0, 0.1, 0.01)  # of cosines, besides the backbone's own
 NEIGHBOURS = (1, 4, 16)
@@ -48,8 +53,8 @@ Line = Mapping[str, Any]
 
 
 class Seen(NamedTuple):
-    """A model's view of N images: features [N, e] of the adapted and of the untouched encoder, both of unit length, and
-    the reconstruction error [N]: the mean over tokens, summed over adapters."""
+    """A model's view of N images: features [N, e] of the adapted and of the untouched encoder, both
+    of unit length, and the reconstruction error [N]: the mean over tokens, summed over adapters."""
 
     adapted: Tensor
     frozen: Tensor
@@ -69,8 +74,8 @@ def look(model: AdaptedCLIP, cache: Cache, images: ImageSet) -> Seen:
 def scores(
     seen: Seen, shots: Seen, weights: Mapping[str, Tensor], scale: float, untrained: Tensor
 ) -> dict[str, Tensor]:
-    """Every score [N] of N images. weights: class features [C, e] by encoder. scale: factor of the cosines. untrained:
-    reconstruction error of untrained branches."""
+    """Every score [N] of N images. weights: class features [C, e] by encoder. scale: factor of the
+    cosines. untrained: reconstruction error of untrained branches."""
     found: dict[str, Tensor] = {}
     for encoder in ("adapted", "frozen"):
         features = getattr(seen, encoder).double()  # in float32 many probabilities are 1
@@ -93,7 +98,8 @@ def scores(
 
 
 def apart(known: Tensor, other: Tensor) -> tuple[float, float]:
-    """AUROC, and the share of unfamiliar images that pass as known where 95 % of the known do (FPR at 95 %)."""
+    """AUROC, and the share of unfamiliar images that pass as known where 95 % of the known do (FPR
+    at 95 %)."""
     from sklearn.metrics import roc_auc_score
 
     labels = np.r_[np.zeros(len(known)), np.ones(len(other))]
@@ -125,7 +131,13 @@ class Study:
 
     def lines(self, data: str, seed: int, far: Sequence[str]) -> list[dict[str, Any]]:
         """Fit to the base classes of a set, and tell their test images from near and from far ones."""
-        given = {"backbone": self.backbone, "shots": self.shots, "seed": seed, "classes": "base", **self.settings}
+        given = {
+            "backbone": self.backbone,
+            "shots": self.shots,
+            "seed": seed,
+            "classes": "base",
+            **self.settings,
+        }
         wanted = Request.make(given, data=data)
         few = self.lab.draw(wanted.task)
         train = half(few.train, "base")
@@ -141,18 +153,29 @@ class Study:
 
         def score(images: ImageSet) -> tuple[Seen, dict[str, Tensor]]:
             seen = look(model, cache, images)
-            return seen, scores(seen, shots, weights, scale, self._untrained_error(seed, cache, images))
+            return seen, scores(
+                seen, shots, weights, scale, self._untrained_error(seed, cache, images)
+            )
 
         known = self.images(data, "base")
         seen, own = score(known)
         right = (seen.adapted @ weights["adapted"].T).argmax(-1) == torch.tensor(known.labels)
         about = {"data": data, "seed": seed, "shots": self.shots, "backbone": fitted.backbone.name}
         facts = {"accuracy": round(float(right.double().mean()), 4), "known": len(known)}
-        made = {"digest": fitted.backbone.digest, "split": split_digest(few), "versions": versions()}
+        made = {
+            "digest": fitted.backbone.digest,
+            "split": split_digest(few),
+            "versions": versions(),
+        }
         found = []
-        for other, images in [("", self.images(data, "novel")), *((name, self.images(name)) for name in far)]:
+        for other, images in [
+            ("", self.images(data, "novel")),
+            *((name, self.images(name)) for name in far),
+        ]:
             rated = {name: apart(own[name], values) for name, values in score(images)[1].items()}
-            found.append({**about, "far": other, **facts, "unfamiliar": len(images), "scores": rated, **made})
+            found.append(
+                {**about, "far": other, **facts, "unfamiliar": len(images), "scores": rated, **made}
+            )
         return found
 
     def _model(self, seed: int, fitted: Fitted | None = None) -> AdaptedCLIP:
@@ -175,15 +198,19 @@ def far_of(data: str) -> list[str]:
     return [other for other in group if other != data and not {data, other} <= RELATED]
 
 
-# What the lines say. A set is one observation: the mean over its seeds and, for far, over the other sets.
+# What the lines say. A set is one observation: the mean over its seeds and, for far, over the other
+# sets.
 
 
 def mean(lines: Sequence[Line], data: str, score: str, kind: str = "both", what: int = 0) -> float:
-    """The mean over lines. kind: near, far, or both with equal weight. what: 0 the AUROC, 1 the FPR at 95 %."""
+    """The mean over lines. kind: near, far, or both with equal weight. what: 0 the AUROC, 1 the FPR
+    at 95 %."""
     if kind == "both":
         return (mean(lines, data, score, "near", what) + mean(lines, data, score, "far", what)) / 2
     return fmean(
-        line["scores"][score][what] for line in lines if line["data"] == data and bool(line["far"]) == (kind == "far")
+        line["scores"][score][what]
+        for line in lines
+        if line["data"] == data and bool(line["far"]) == (kind == "far")
     )
 
 
@@ -193,7 +220,9 @@ def trained(lines: Sequence[Line], sets: Sequence[str]) -> list[str]:
     return [data for data in sets if data in there]
 
 
-def over(lines: Sequence[Line], sets: Sequence[str], score: str, kind: str = "both", what: int = 0) -> float:
+def over(
+    lines: Sequence[Line], sets: Sequence[str], score: str, kind: str = "both", what: int = 0
+) -> float:
     return fmean(mean(lines, data, score, kind, what) for data in trained(lines, sets))
 
 
@@ -203,9 +232,11 @@ def best(lines: Sequence[Line], names: Iterable[str]) -> str:
 
 
 def usable(score: str) -> bool:
-    """Whether every method can give the score, from its probabilities and the untouched encoders, as the product needs.
+    """Whether every method can give the score, from its probabilities and the untouched encoders,
+    as the product needs.
 
-    Few methods have features of an adapted encoder or cosines of adapted classes; a sum may use probabilities."""
+    Few methods have features of an adapted encoder or cosines of adapted classes; a sum may use
+    probabilities."""
     first, *second = score.split(" + ")
     if second:
         return first.startswith("max-softmax") and second[0].endswith("frozen")
@@ -218,28 +249,48 @@ def family(score: str) -> str:
 
 
 def difference(lines: Sequence[Line], score: str, kind: str) -> tuple[float, float, float, float]:
-    """Difference from max-softmax on the sets to report on: mean, ends of Student's 95 % interval over the sets, and p
-    of Wilcoxon's test, which is at least 0.0625 for five sets, 0.125 for four."""
+    """Difference from max-softmax on the sets to report on: mean, ends of Student's 95 % interval
+    over the sets, and p of Wilcoxon's test, which is at least 0.0625 for five sets, 0.125 for four.
+    """
     from scipy.stats import wilcoxon
 
-    d = [mean(lines, data, score, kind) - mean(lines, data, BASELINE, kind) for data in trained(lines, REPORT)]
+    d = [
+        mean(lines, data, score, kind) - mean(lines, data, BASELINE, kind)
+        for data in trained(lines, REPORT)
+    ]
     half_width = confidence_interval(d)
-    return fmean(d), fmean(d) - half_width, fmean(d) + half_width, float(wilcoxon(d).pvalue) if any(d) else 1.0
+    return (
+        fmean(d),
+        fmean(d) - half_width,
+        fmean(d) + half_width,
+        float(wilcoxon(d).pvalue) if any(d) else 1.0,
+    )
 
 
 def tables(lines: Sequence[Line]) -> str:
     """The three tables of docs/unfamiliar.md."""
     names = list(lines[0]["scores"])
-    leaders = [best(lines, [n for n in names if family(n) == f]) for f in dict.fromkeys(map(family, names))]
+    leaders = [
+        best(lines, [n for n in names if family(n) == f]) for f in dict.fromkeys(map(family, names))
+    ]
     rows = ["| score | choosing | near | far | FPR near | FPR far |", "|---|---|---|---|---|---|"]
     for score in sorted(leaders, key=lambda score: -over(lines, CHOOSE, score)):
-        areas = [over(lines, CHOOSE, score), *(over(lines, REPORT, score, kind) for kind in ("near", "far"))]
+        areas = [
+            over(lines, CHOOSE, score),
+            *(over(lines, REPORT, score, kind) for kind in ("near", "far")),
+        ]
         passed = [100 * over(lines, REPORT, score, kind, 1) for kind in ("near", "far")]
-        rows.append(" | ".join([f"| {score}", *map("{:.3f}".format, areas), *map("{:.0f}".format, passed)]) + " |")
+        rows.append(
+            " | ".join([f"| {score}", *map("{:.3f}".format, areas), *map("{:.0f}".format, passed)])
+            + " |"
+        )
     chosen = best(lines, filter(usable, names))
     rows += ["", f"| {chosen}, beside {BASELINE} | near | far |", "|---|---|---|"]
     for data in trained(lines, REPORT):
-        cells = [" beside ".join(f"{mean(lines, data, s, k):.3f}" for s in (chosen, BASELINE)) for k in ("near", "far")]
+        cells = [
+            " beside ".join(f"{mean(lines, data, s, k):.3f}" for s in (chosen, BASELINE))
+            for k in ("near", "far")
+        ]
         rows.append(" | ".join([f"| {data}", *cells]) + " |")
     rows += ["", "| difference in AUROC to max-softmax | near | far | both |", "|---|---|---|---|"]
     for score in dict.fromkeys([chosen, best(lines, names), *CONTROLS]):

@@ -1,7 +1,8 @@
-"""The authors' side of `parity.py` and `benchmarks/public.py`: their trainers from a clone, on the CPU.
+"""The authors' side of `parity.py` and `benchmarks/public.py`: their trainers from a clone, on the
+CPU.
 
-Dassl, which the trainers are built on, is replaced by stand-ins that do nothing; `.cuda()` and `.half()` do nothing
-either, so that everything is float32.
+Dassl, which the trainers are built on, is replaced by stand-ins that do nothing; `.cuda()` and
+`.half()` do nothing either, so that everything is float32.
 """
 
 from __future__ import annotations
@@ -30,12 +31,24 @@ from rmadapter.support.machine import seeded
 
 SIZE, NOISE = 64, 0.05
 # What an import from a clone leaves in sys.modules
-LEFT = ("clip", "clip_maple", "trainers", "dassl", "lora", "loralib", "utils", "fs", "plotnine", "pkg_resources")
+LEFT = (
+    "clip",
+    "clip_maple",
+    "trainers",
+    "dassl",
+    "lora",
+    "loralib",
+    "utils",
+    "fs",
+    "plotnine",
+    "pkg_resources",
+)
 
 
 class Theirs(NamedTuple):
-    """Their results. logits: [B, C]. tensors: each trained one and its gradient, by their names. kept: others, by our
-    names, before and after the step. settings: ours that mean the same as theirs."""
+    """Their results. logits: [B, C]. tensors: each trained one and its gradient, by their names.
+    kept: others, by our names, before and after the step. settings: ours that mean the same as
+    theirs."""
 
     logits: Tensor
     loss: float
@@ -55,8 +68,8 @@ def theirs(
 ) -> Theirs:
     """Run their code on images [B, 3, H, W] and labels [B], with noise on all that it trains.
 
-    weights: of a CLIP, named as in OpenAI's code. more: each item makes one more step after the one reported; the next
-    item is requested as soon as a step is done. Raises as `imported`.
+    weights: of a CLIP, named as in OpenAI's code. more: each item makes one more step after the one
+    reported; the next item is requested as soon as a step is done. Raises as `imported`.
     """
     clone, (name, code) = clone.resolve(), peer.code.split(":")
     with ExitStack() as stack:
@@ -68,7 +81,9 @@ def theirs(
             stack.enter_context(patch.object(Trainer, function.__name__, function, create=True))
         peer.prepare(module)
         step = dassl_step if peer.section else function_step
-        return Theirs(*step(peer, getattr(module, code), classes, pixels, labels, more), peer.settings(module))
+        return Theirs(
+            *step(peer, getattr(module, code), classes, pixels, labels, more), peer.settings(module)
+        )
 
 
 @contextmanager
@@ -84,7 +99,8 @@ def _elsewhere() -> Iterator[None]:
 
 
 class Trainer:
-    """The part of Dassl's TrainerX that trainers call, on the CPU, with steps at a learning rate of 0."""
+    """The part of Dassl's TrainerX that trainers call, on the CPU, with steps at a learning rate of
+    0."""
 
     device, batch_idx, num_batches = "cpu", 0, 2
     optim: Any
@@ -115,11 +131,24 @@ Step = tuple[Tensor, float, Pairs, Pairs]
 
 
 def dassl_step(
-    peer: Peer, trainer: Any, classes: Sequence[str], pixels: Tensor, labels: Tensor, more: Iterable[None]
+    peer: Peer,
+    trainer: Any,
+    classes: Sequence[str],
+    pixels: Tensor,
+    labels: Tensor,
+    more: Iterable[None],
 ) -> Step:
     """Logits, loss, trained tensors and kept ones of a trainer class."""
-    model = {"BACKBONE": {"NAME": "ViT-B/16"}, "INIT_WEIGHTS": ""}  # its address is looked up, but never used
-    sections = {"OPTIM": {"MAX_EPOCH": 20}, "INPUT": {"SIZE": tuple(pixels.shape[-2:])}, "MODEL": model, **peer.more}
+    model = {
+        "BACKBONE": {"NAME": "ViT-B/16"},
+        "INIT_WEIGHTS": "",
+    }  # its address is looked up, but never used
+    sections = {
+        "OPTIM": {"MAX_EPOCH": 20},
+        "INPUT": {"SIZE": tuple(pixels.shape[-2:])},
+        "MODEL": model,
+        **peer.more,
+    }
     sections["TRAINER"] = {peer.section: peer.config, **peer.more.get("TRAINER", {})}
     built = trainer(_tree(sections), classes)
     whole = getattr(built, peer.whole)
@@ -129,9 +158,17 @@ def dassl_step(
         logits = peer.taken(peer.ask(built, pixels))
     whole.train()
     built.optim = torch.optim.SGD([p for p in whole.parameters() if p.requires_grad], 0.0)
-    batch, before = {"img": pixels, "label": labels}, {name: of(built).clone() for name, of in peer.kept.items()}
+    batch, before = (
+        {"img": pixels, "label": labels},
+        {name: of(built).clone() for name, of in peer.kept.items()},
+    )
     loss = peer.loss(built.forward_backward(batch))
-    found = logits, loss, _trained(whole), {name: (before[name], of(built).detach()) for name, of in peer.kept.items()}
+    found = (
+        logits,
+        loss,
+        _trained(whole),
+        {name: (before[name], of(built).detach()) for name, of in peer.kept.items()},
+    )
     for _ in more:
         built.forward_backward(batch)
     return found
@@ -142,10 +179,19 @@ class _Enough(Exception):
 
 
 def function_step(
-    peer: Peer, run: Any, classes: Sequence[str], pixels: Tensor, labels: Tensor, more: Iterable[None]
+    peer: Peer,
+    run: Any,
+    classes: Sequence[str],
+    pixels: Tensor,
+    labels: Tensor,
+    more: Iterable[None],
 ) -> Step:
     """The same for a function that trains, of CLIP-LoRA and 2SFS; logits are those of training."""
-    module, seen, tensors = sys.modules[run.__module__], list[tuple[Tensor, Tensor]](), dict[str, Any]()
+    module, seen, tensors = (
+        sys.modules[run.__module__],
+        list[tuple[Tensor, Tensor]](),
+        dict[str, Any](),
+    )
     mark, entropy = getattr(module, peer.marks), nn.functional.cross_entropy
     model = import_module("clip.clip").build_model(torch.load(""))
 
@@ -168,11 +214,16 @@ def function_step(
             yield pixels, labels
         raise _Enough
 
-    data, few = SimpleNamespace(classnames=classes, template=["a photo of a {}."]), [(pixels[:1], labels[:1])]
+    data, few = (
+        SimpleNamespace(classnames=classes, template=["a photo of a {}."]),
+        [(pixels[:1], labels[:1])],
+    )
     with ExitStack() as stack:
         stack.callback(register_optimizer_step_pre_hook(stepped).remove)
         stack.enter_context(patch.object(module, peer.marks, marked))
-        stack.enter_context(patch.object(module, "cls_acc", lambda *_: 0.0))  # fails with today's numpy
+        stack.enter_context(
+            patch.object(module, "cls_acc", lambda *_: 0.0)
+        )  # fails with today's numpy
         stack.enter_context(patch.object(nn.functional, "cross_entropy", watched))
         stack.enter_context(suppress(_Enough))
         run(SimpleNamespace(**peer.config), model, 100.0, data, batches(), few, few)
@@ -182,15 +233,20 @@ def function_step(
 
 def _trained(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     """Each tensor with a gradient that is not all zero, and the gradient."""
-    named = [(name, p) for name, p in model.named_parameters() if p.grad is not None and p.grad.any()]
+    named = [
+        (name, p) for name, p in model.named_parameters() if p.grad is not None and p.grad.any()
+    ]
     return {name: (p.detach().clone(), p.grad.clone()) for name, p in named if p.grad is not None}
 
 
 def defined(clone: Path, file: str, name: str) -> Callable[..., Any]:
-    """A function of a file whose imports are not available; it may use torch. Raises UserError if it is missing."""
+    """A function of a file whose imports are not available; it may use torch. Raises UserError if
+    it is missing."""
     path, space = clone / file, dict[str, Any](torch=torch)
     tree = ast.parse(path.read_text(encoding="utf-8") if path.is_file() else "")
-    found: list[ast.stmt] = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == name]
+    found: list[ast.stmt] = [
+        n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == name
+    ]
     if not found:
         raise UserError(f"{clone}: no {name} in {file}; give the folder of the authors' repository")
     exec(compile(ast.Module(found[:1], []), str(path), "exec"), space)
@@ -205,24 +261,39 @@ def _shake(model: nn.Module) -> None:
 
 
 def _tree(value: Any) -> Any:
-    return SimpleNamespace(**{k: _tree(v) for k, v in value.items()}) if isinstance(value, Mapping) else value
+    return (
+        SimpleNamespace(**{k: _tree(v) for k, v in value.items()})
+        if isinstance(value, Mapping)
+        else value
+    )
 
 
 @contextmanager
-def imported(clone: Path, name: str, weights: Mapping[str, Tensor], clip: str = "clip") -> Iterator[ModuleType]:
-    """A module of the clone. While it is used, the clone's CLIP has these weights, and its output is discarded.
+def imported(
+    clone: Path, name: str, weights: Mapping[str, Tensor], clip: str = "clip"
+) -> Iterator[ModuleType]:
+    """A module of the clone. While it is used, the clone's CLIP has these weights, and its output
+    is discarded.
 
-    clip: the package of that CLIP. Raises UserError if the clone has no such file, or needs a package that is not
-    installed.
+    clip: the package of that CLIP. Raises UserError if the clone has no such file, or needs a
+    package that is not installed.
     """
     file = f"{name.replace('.', '/')}.py"
     if not (clone / file).is_file():
         raise UserError(f"{clone}: no {file} there; give the folder of the authors' repository")
-    engine = SimpleNamespace(TRAINER_REGISTRY=SimpleNamespace(register=lambda: lambda kind: kind), TrainerX=Trainer)
+    engine = SimpleNamespace(
+        TRAINER_REGISTRY=SimpleNamespace(register=lambda: lambda kind: kind), TrainerX=Trainer
+    )
     parts = ("metrics", "utils", "utils.tools", "optim", "optim.radam")
     stubs: dict[str, Any] = {f"dassl.{part}": MagicMock() for part in parts}
-    stubs |= {"dassl": MagicMock(), "dassl.engine": engine, "dassl.engine.trainer": MagicMock(TrainerX=Trainer)}
-    stubs["pkg_resources"] = SimpleNamespace(packaging=packaging)  # TCP's CLIP compares versions; setuptools dropped it
+    stubs |= {
+        "dassl": MagicMock(),
+        "dassl.engine": engine,
+        "dassl.engine.trainer": MagicMock(TrainerX=Trainer),
+    }
+    stubs["pkg_resources"] = SimpleNamespace(
+        packaging=packaging
+    )  # TCP's CLIP compares versions; setuptools dropped it
     stubs["plotnine"] = ModuleType("plotnine")  # DePT's trainers import it, but draw nothing
     _forget()
     with ExitStack() as stack:
@@ -234,7 +305,9 @@ def imported(clone: Path, name: str, weights: Mapping[str, Tensor], clip: str = 
                 stack.enter_context(patch.object(owner, call, lambda self, *_, **__: self))
             stack.enter_context(patch.object(owner, "to", _not_to_a_gpu(owner.to)))
         stack.enter_context(patch.object(torch.cuda, "is_available", lambda: False))
-        stack.enter_context(patch.object(torch.jit, "load", Mock(side_effect=RuntimeError)))  # "no such archive"
+        stack.enter_context(
+            patch.object(torch.jit, "load", Mock(side_effect=RuntimeError))
+        )  # "no such archive"
         stack.enter_context(patch.object(torch, "load", lambda *_, **__: dict(weights)))
         stack.enter_context(redirect_stdout(io.StringIO()))
         stack.enter_context(redirect_stderr(io.StringIO()))

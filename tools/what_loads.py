@@ -1,10 +1,12 @@
-"""Which of open_clip's architectures load, and which methods work on them, tried on tiny models with random weights.
+"""Which of open_clip's architectures load, and which methods work on them, tried on tiny models
+with random weights.
 
     python tools/what_loads.py --page docs/backbones.md
 
-Each architecture keeps its kind of encoders but not its size: width, depth, patches, vocabulary. A model counts as
-adapted if RMAdapter's fast forward pass gives the loss and the gradients of the model's own with hooks, in float64.
-Tokenizers and text encoder configurations from the hub are replaced by small ones of the same kind.
+Each architecture keeps its kind of encoders but not its size: width, depth, patches, vocabulary. A
+model counts as adapted if RMAdapter's fast forward pass gives the loss and the gradients of the
+model's own with hooks, in float64. Tokenizers and text encoder configurations from the hub are
+replaced by small ones of the same kind.
 """
 
 from __future__ import annotations
@@ -34,11 +36,15 @@ from rmadapter.training.contract import Known
 
 START, END = "<!-- what loads -->", "<!-- end of what loads -->"
 NAMES, TEMPLATES = ("cat", "a small red car. a blue bird", "dog"), ("a photo of a {}.",)
-WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] a photo of the cat dog car tree house bird . , red blue small"
+WORDS = (
+    "[PAD] [UNK] [CLS] [SEP] [MASK] a photo of the cat dog car tree house bird . , red blue small"
+)
 LEAST = 1e-9  # relative difference in float64 below which two results are the same
 SIDE, WIDTH = 64, 32
 BLOCKS = {"img_size": SIDE, "embed_dim": WIDTH, "depth": 2, "num_heads": 2}
-SMALLEST = {"vitamin": "vitamin_small_224"}  # the smallest of a kind whose first convolutions cannot be made narrower
+SMALLEST = {
+    "vitamin": "vitamin_small_224"
+}  # the smallest of a kind whose first convolutions cannot be made narrower
 # Arguments that make a timm trunk small: those of the first pattern that matches its name.
 TRUNKS: Mapping[str, Mapping[str, Any]] = {
     r"eva02_enormous|eva02|eva_giant|vit_pe_core": BLOCKS | {"patch_size": 16},
@@ -48,7 +54,13 @@ TRUNKS: Mapping[str, Mapping[str, Any]] = {
     r"convnext": {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)},
     r"fastvit_mci[34]": {"layers": (1,) * 5, "embed_dims": (16, 32, 64, 64, 64)},
     r"fastvit": {"layers": (1,) * 4, "embed_dims": (16, 32, 64, 64)},
-    r"swin": {"img_size": SIDE, "embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2), "window_size": 2},
+    r"swin": {
+        "img_size": SIDE,
+        "embed_dim": 16,
+        "depths": (1, 1, 1, 1),
+        "num_heads": (1, 1, 2, 2),
+        "window_size": 2,
+    },
 }
 TEXTS: Mapping[str, Mapping[str, Any]] = {
     r"xlm-roberta": {"model_type": "xlm-roberta"}, r"roberta": {"model_type": "roberta"},
@@ -57,7 +69,12 @@ TEXTS: Mapping[str, Mapping[str, Any]] = {
               "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32},
     r"": {"model_type": "bert"},
 }  # fmt: skip
-BERT = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+BERT = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
 
 
 class Found(NamedTuple):
@@ -80,7 +97,13 @@ def shrink(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     elif isinstance(vision["layers"], list):
         vision |= {"layers": [1, 1, 1, 1], "width": 8, "head_width": 8, "image_size": SIDE}
     else:
-        vision |= {"layers": 2, "width": WIDTH, "head_width": 16, "image_size": SIDE, "patch_size": 16}
+        vision |= {
+            "layers": 2,
+            "width": WIDTH,
+            "head_width": 16,
+            "image_size": SIDE,
+            "patch_size": 16,
+        }
     if vision.get("attentional_pool"):
         vision["attn_pooler_heads"] = 2
     if name := text.get("hf_model_name"):
@@ -101,7 +124,8 @@ def _trunk(name: str, folder: Path) -> Path:
     name = next((small for kind, small in SMALLEST.items() if name.startswith(kind)), name)
     size = {"input_size": [3, SIDE, SIDE], "num_classes": 0}
     write_json(
-        folder / "config.json", {"architecture": name, "num_classes": 0, "model_args": args, "pretrained_cfg": size}
+        folder / "config.json",
+        {"architecture": name, "num_classes": 0, "model_args": args, "pretrained_cfg": size},
     )
     return folder
 
@@ -109,7 +133,8 @@ def _trunk(name: str, folder: Path) -> Path:
 def _text(name: str, folder: Path) -> Path:
     own = next(values for pattern, values in TEXTS.items() if re.search(pattern, name))
     write_json(
-        folder / "config.json", {"vocab_size": 64, "pad_token_id": 0, "max_position_embeddings": 100, **BERT, **own}
+        folder / "config.json",
+        {"vocab_size": 64, "pad_token_id": 0, "max_position_embeddings": 100, **BERT, **own},
     )
     return folder
 
@@ -122,14 +147,17 @@ def _tokenizer(folder: Path) -> None:
 
 
 def tiny(name: str, folder: Path) -> Backbone:
-    """A small model of an architecture with random weights, written into the folder and loaded from it."""
+    """A small model of an architecture with random weights, written into the folder and loaded from
+    it."""
     import open_clip
 
     model = shrink(open_clip.get_model_config(name), folder)
     write_json(folder / "open_clip_config.json", {"model_cfg": model, "preprocess_cfg": {}})
     with quiet(), torch.random.fork_rng():
         torch.manual_seed(0)
-        plain = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
+        plain = open_clip.create_model(
+            f"local-dir:{folder}", load_weights=False, pretrained_text=False
+        )
         for parameter in plain.parameters():
             if parameter.ndim == 1:
                 parameter.data += 0.1 * torch.randn_like(parameter)
@@ -138,17 +166,28 @@ def tiny(name: str, folder: Path) -> Backbone:
 
 
 def ask(name: str) -> Found:
-    """Load a small model of an architecture, run it and adapt it. Raises AssertionError if something differs."""
+    """Load a small model of an architecture, run it and adapt it. Raises AssertionError if
+    something differs."""
     with tempfile.TemporaryDirectory() as place:
         loaded = tiny(name, Path(place))
         backbone = replace(loaded, model=copy.deepcopy(loaded.model).double())
         tokens, images = tokenize(backbone, NAMES, TEMPLATES), _images(backbone)
         model: Any = backbone.model
         with torch.no_grad():
-            _same(f"{name}, image", backbone.image.frozen(images).features, model.encode_image(images, normalize=False))
-            _same(f"{name}, text", backbone.text.frozen(tokens).features, model.encode_text(tokens, normalize=False))
+            _same(
+                f"{name}, image",
+                backbone.image.frozen(images).features,
+                model.encode_image(images, normalize=False),
+            )
+            _same(
+                f"{name}, text",
+                backbone.text.frozen(tokens).features,
+                model.encode_text(tokens, normalize=False),
+            )
         fitted = ZeroShot().restore(loaded, Known(NAMES, TEMPLATES), {})
-        assert fitted.score()(fitted.states(images.float())).shape == (len(images), len(NAMES)), name
+        assert fitted.score()(fitted.states(images.float())).shape == (len(images), len(NAMES)), (
+            name
+        )
         works = methods_on(loaded)
         if "rmadapter" in works:
             _compare(name, backbone, images, tokens)
@@ -182,7 +221,8 @@ def _images(backbone: Backbone) -> Tensor:
 
 
 def _compare(name: str, backbone: Backbone, images: Tensor, tokens: Tensor) -> None:
-    """Compare loss and gradients of the fast pass and of the model's own. Raises UserError if it has no blocks."""
+    """Compare loss and gradients of the fast pass and of the model's own. Raises UserError if it
+    has no blocks."""
     settings = {"first_block": 1, "init": "kaiming", "alpha": 0.5, "rank": 4}
     method: Any = load_method("rmadapter", settings)
     model = method.model(backbone).double().train()
@@ -196,7 +236,10 @@ def _compare(name: str, backbone: Backbone, images: Tensor, tokens: Tensor) -> N
         model.zero_grad()
         terms["loss"].backward()
         passes.append(
-            [terms["loss"].detach(), *(p.grad.clone() for p in model.adapters.parameters() if p.grad is not None)]
+            [
+                terms["loss"].detach(),
+                *(p.grad.clone() for p in model.adapters.parameters() if p.grad is not None),
+            ]
         )
     for lean, plain in zip(*passes, strict=True):
         _same(f"{name}, adapted", lean, plain)
@@ -209,7 +252,11 @@ def _same(what: str, found: Tensor, expected: Tensor) -> None:
 
 def _kind(encoder: Any) -> str:
     """The name of an encoder in the table."""
-    known = {"ClipImage": "open_clip's ViT", "ClipText": "open_clip's transformer", "BertText": "BERT family"}
+    known = {
+        "ClipImage": "open_clip's ViT",
+        "ClipText": "open_clip's transformer",
+        "BertText": "BERT family",
+    }
     if type(encoder).__name__ == "TimmImage":
         return f"timm's {type(encoder.trunk).__name__}"
     return known.get(type(encoder).__name__) or encoder.kind
@@ -222,14 +269,18 @@ def rows(found: Sequence[Found]) -> Iterator[str]:
         groups.setdefault(one[1:], []).append(one.name)
     yield "| image encoder | text encoder | methods that work | architectures |"
     yield "|---|---|---|---|"
-    for (image, text, verdict), names in sorted(groups.items(), key=lambda group: not group[0][2].startswith("all")):
+    for (image, text, verdict), names in sorted(
+        groups.items(), key=lambda group: not group[0][2].startswith("all")
+    ):
         yield f"| {image} | {text} | {verdict} | {', '.join(names)} |"
 
 
 def main() -> None:
     import open_clip
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", help="architectures, by default all")
     parser.add_argument("--page", type=Path, help="put the table between its marks in this file")
     words = parser.parse_args()

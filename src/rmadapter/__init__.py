@@ -1,4 +1,5 @@
-"""rmadapter: adapt a CLIP-like model with a few images per class without losing what it already knows."""
+"""rmadapter: adapt a CLIP-like model with a few images per class without losing what it already
+knows."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ if TYPE_CHECKING:
 
 __version__ = metadata.version("rmadapter")
 
-# The same names at run time: imported when first used, so that `import rmadapter` pulls in no torch.
+# The same names at run time: imported when first used, so that `import rmadapter` pulls in no
+# torch.
 _HOMES = {
     "adapter": ["DualBranchAdapter"],
     "backbones": ["Backbone", "load_backbone"],
@@ -59,7 +61,15 @@ _HOMES = {
     "data.read": ["ImageSet", "read_images"],
     "errors": ["UserError"],
     "predict.explain": ["explain_images"],
-    "training.contract": ["Fitted", "Learner", "Method", "ModuleMethod", "NotApplicable", "Parameters", "Shots"],
+    "training.contract": [
+        "Fitted",
+        "Learner",
+        "Method",
+        "ModuleMethod",
+        "NotApplicable",
+        "Parameters",
+        "Shots",
+    ],
     "methods": ["load_method"],
     "methods.rmadapter": ["RMAdapter"],
     "model": ["AdaptedCLIP"],

@@ -1,6 +1,8 @@
-"""RMAdapter: Reconstruction-based Multi-Modal Adapter for Vision-Language Models (AAAI-26, arXiv 2512.06811).
+"""RMAdapter: Reconstruction-based Multi-Modal Adapter for Vision-Language Models (AAAI-26, arXiv
+2512.06811).
 
-The whole method, in torch alone. Equation numbers are the paper's; r is the rank, d the width of the encoder.
+The whole method, in torch alone. Equation numbers are the paper's; r is the rank, d the width of
+the encoder.
 
     x_down  = act(x W_down + b_down)                                            Eq. 8   shared by both branches
     base(x) = x_down W_up + b_up                                                Eq. 9   adaptation branch
@@ -8,8 +10,9 @@ The whole method, in torch alone. Equation numbers are the paper's; r is the ran
     x_i     = block_i(x_{i-1}) + alpha * base_i(x_{i-1})                        Eq. 14, 15
     loss    = cross-entropy + consistency + reconstruction                      Eq. 18
 
-Reconstruction is local: adapter i reconstructs its own input, and its gradient does not leave the adapter.
-MMA (CVPR 2024) has cross-entropy alone, a projection shared by both encoders, and gradients as if alpha were 1.
+Reconstruction is local: adapter i reconstructs its own input, and its gradient does not leave the
+adapter. MMA (CVPR 2024) has cross-entropy alone, a projection shared by both encoders, and
+gradients as if alpha were 1.
 """
 
 from __future__ import annotations
@@ -34,7 +37,12 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 Activation = Callable[[Tensor], Tensor]
-ACTIVATIONS: dict[str, Activation] = {"gelu": F.gelu, "relu": F.relu, "quick_gelu": quick_gelu, "silu": F.silu}
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "quick_gelu": quick_gelu,
+    "silu": F.silu,
+}
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -51,15 +59,18 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 class _SquaredError(torch.autograd.Function):
-    """Mean square of h W^T + b - target over the width: h [T, r], weight W [d, r], bias b [d], target [T, d] -> [T].
-    Autograd would make six [T, d] tensors, dearer than the products; here is one, not kept. None for target."""
+    """Mean square of h W^T + b - target over the width: h [T, r], weight W [d, r], bias b [d],
+    target [T, d] -> [T]. Autograd would make six [T, d] tensors, dearer than the products; here is
+    one, not kept. None for target."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
         ctx.save_for_backward(h, weight, bias, target)
         difference = F.linear(h, weight, bias).sub_(target)
         kind = at_least_float32(difference[:0]).dtype
-        return torch.linalg.vector_norm(difference, dim=-1, dtype=kind).square() / difference.shape[-1]
+        return (
+            torch.linalg.vector_norm(difference, dim=-1, dtype=kind).square() / difference.shape[-1]
+        )
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
@@ -71,7 +82,8 @@ class _SquaredError(torch.autograd.Function):
 
 
 def decoupled(change: Callable[[Tensor], Tensor], x: Tensor, alpha: float) -> Tensor:
-    """alpha * change(x), its weights' gradients as if alpha were 1; the gradient of x keeps the factor (MMA)."""
+    """alpha * change(x), its weights' gradients as if alpha were 1; the gradient of x keeps the
+    factor (MMA)."""
     return _ScaleGradient.apply(alpha * change(_ScaleGradient.apply(x, alpha)), 1 / alpha)
 
 
@@ -86,9 +98,9 @@ def _kaiming(module: nn.Module) -> None:
 class DualBranchAdapter(nn.Module):
     """One adapter beside one transformer block (Eq. 8-10).
 
-    width: d, rank: r. share: the projection both branches use (Table 5). reconstruction_layers: linear layers of the
-    reconstruction branch after its down-projection (Table 6), 0 for none. init: "zero" starts as the
-    untouched backbone, "small" close to it, "kaiming" is MMA's.
+    width: d, rank: r. share: the projection both branches use (Table 5). reconstruction_layers:
+    linear layers of the reconstruction branch after its down-projection (Table 6), 0 for none.
+    init: "zero" starts as the untouched backbone, "small" close to it, "kaiming" is MMA's.
     """
 
     def __init__(
@@ -100,30 +112,42 @@ class DualBranchAdapter(nn.Module):
         self.down = nn.Linear(width, rank)
         self.up = nn.Linear(rank, width)
         sizes = [rank] * reconstruction_layers + [width]
-        layers = [nn.Linear(a, b) for a, b in pairwise(sizes)][: -1 if share == "up" else None]  # self.up is last
+        layers = [nn.Linear(a, b) for a, b in pairwise(sizes)][
+            : -1 if share == "up" else None
+        ]  # self.up is last
         self.rec = nn.ModuleList(layers)
-        self.rec_down = nn.Linear(width, rank) if reconstruction_layers and share != "down" else None
+        self.rec_down = (
+            nn.Linear(width, rank) if reconstruction_layers and share != "down" else None
+        )
         self.reconstructs = reconstruction_layers > 0
         if init == "kaiming":
             _kaiming(self)
         else:
-            nn.init.normal_(self.up.weight, std=1e-3) if init == "small" else nn.init.zeros_(self.up.weight)
+            nn.init.normal_(self.up.weight, std=1e-3) if init == "small" else nn.init.zeros_(
+                self.up.weight
+            )
             nn.init.zeros_(self.up.bias)
 
     def base(self, x: Tensor, cross: nn.Linear | None = None) -> Tensor:
-        """Adaptation branch, [..., d] -> [..., d]. cross: MMA's r x r projection shared with the other encoder."""
+        """Adaptation branch, [..., d] -> [..., d]. cross: MMA's r x r projection shared with the
+        other encoder."""
         act = ACTIVATIONS[self.activation]
         hidden = act(self.down(x))
         return self.up(hidden if cross is None else act(cross(hidden)))
 
-    def scaled_base(self, x: Tensor, alpha: float, cross: nn.Linear | None = None, decouple: bool = False) -> Tensor:
+    def scaled_base(
+        self, x: Tensor, alpha: float, cross: nn.Linear | None = None, decouple: bool = False
+    ) -> Tensor:
         """alpha * base(x) (Eq. 14, 15). decouple: with `decoupled` gradients."""
         base = partial(self.base, cross=cross)
         return decoupled(base, x, alpha) if decouple and alpha else alpha * base(x)
 
     def reconstruction_parameters(self) -> list[nn.Parameter]:
         """The parameters that only the reconstruction branch uses."""
-        return [*self.rec.parameters(), *(self.rec_down.parameters() if self.rec_down is not None else ())]
+        return [
+            *self.rec.parameters(),
+            *(self.rec_down.parameters() if self.rec_down is not None else ()),
+        ]
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """Reconstruction branch (Eq. 10), [..., d] -> [..., d]."""
@@ -131,7 +155,8 @@ class DualBranchAdapter(nn.Module):
         return last(hidden)
 
     def _before_last(self, x: Tensor) -> tuple[Tensor, nn.Linear]:
-        """The input of the reconstruction branch's last layer, [..., d] -> [..., r], and that layer."""
+        """The input of the reconstruction branch's last layer, [..., d] -> [..., r], and that
+        layer."""
         act = ACTIVATIONS[self.activation]
         hidden = act((self.down if self.rec_down is None else self.rec_down)(x))
         layers: list[Any] = [*self.rec, self.up] if self.share == "up" else list(self.rec)
@@ -142,14 +167,17 @@ class DualBranchAdapter(nn.Module):
     def reconstruction_error(
         self, x: Tensor, objective: str = "l2", target: Tensor | None = None, local: bool = True
     ) -> Tensor:
-        """Distance of every token to its reconstruction, [..., d] -> [...], averaged over the width (Eq. 11, 12).
+        """Distance of every token to its reconstruction, [..., d] -> [...], averaged over the width
+        (Eq. 11, 12).
 
         target: [..., d], x itself if None; never gets a gradient. local: x gets none either."""
         target = (x if target is None else target).detach()
         hidden, last = self._before_last(x.detach() if local else x)
         if objective == "l2":
             weight, bias = last.weight.to(hidden), last.bias.to(hidden)
-            return _SquaredError.apply(hidden.flatten(0, -2), weight, bias, target.flatten(0, -2)).view(x.shape[:-1])
+            return _SquaredError.apply(
+                hidden.flatten(0, -2), weight, bias, target.flatten(0, -2)
+            ).view(x.shape[:-1])
         guess = last(hidden)
         if objective == "cosine":
             return 1 - F.cosine_similarity(guess, target, dim=-1)
@@ -159,18 +187,20 @@ class DualBranchAdapter(nn.Module):
 def adapted_blocks(first: int, last: int | None, depth: int, deepest: int) -> list[int]:
     """1-based blocks that get an adapter in an encoder of `depth` blocks.
 
-    `first` and `last` are counted in the deeper of the two encoders (`deepest` blocks); in a shallower one they are
-    moved to the same relative height. Equal depths, the paper's case, leave them as they are.
+    `first` and `last` are counted in the deeper of the two encoders (`deepest` blocks); in a
+    shallower one they are moved to the same relative height. Equal depths, the paper's case, leave
+    them as they are.
     """
     low, high = (math.ceil(block * depth / deepest) for block in (first, last or deepest))
     return list(range(low, min(high, depth) + 1))
 
 
 class Adapters(nn.Module):
-    """All adapters of one model: `image` and `text` by block number, `cross` by distance from the top block.
+    """All adapters of one model: `image` and `text` by block number, `cross` by distance from the
+    top block.
 
-    widths, depths: (image, text) sizes of the two encoders. reconstruct: the sides with a reconstruction branch. The
-    other arguments are the fields of `settings.AdapterSettings`.
+    widths, depths: (image, text) sizes of the two encoders. reconstruct: the sides with a
+    reconstruction branch. The other arguments are the fields of `settings.AdapterSettings`.
     """
 
     def __init__(
@@ -197,7 +227,12 @@ class Adapters(nn.Module):
     ) -> None:
         super().__init__()
         self.alpha, self.norm, self.decouple = float(alpha), norm, decouple_scale
-        self.objective, self.target, self.target_norm, self.local = objective, target, target_norm, local
+        self.objective, self.target, self.target_norm, self.local = (
+            objective,
+            target,
+            target_norm,
+            local,
+        )
         kinds = {"activation": activation, "share": share, "init": init}
 
         def stack(side: str, width: int, depth: int) -> nn.ModuleDict:
@@ -223,21 +258,30 @@ class Adapters(nn.Module):
         return stack[str(block)] if str(block) in stack else None
 
     def delta(self, side: str, block: int, x: Tensor) -> Tensor:
-        """What is added to the block's output for the adapter's input x (Eq. 14, 15), [..., d] -> [..., d]."""
+        """What is added to the block's output for the adapter's input x (Eq. 14, 15), [..., d] ->
+        [..., d]."""
         height = str(self._top[side] - block)
         cross = self.cross[height] if height in self.cross else None
         return getattr(self, side)[str(block)].scaled_base(x, self.alpha, cross, self.decouple)
 
-    def reconstruction_error(self, side: str, block: int, x: Tensor, target: Tensor | None = None) -> Tensor:
-        """Error of every token of one adapter's input, [..., d] -> [...] (Eq. 11, 12). target: [..., d], None for x."""
+    def reconstruction_error(
+        self, side: str, block: int, x: Tensor, target: Tensor | None = None
+    ) -> Tensor:
+        """Error of every token of one adapter's input, [..., d] -> [...] (Eq. 11, 12). target:
+        [..., d], None for x."""
         if self.target_norm:
             target = F.layer_norm(x if target is None else target, x.shape[-1:])
-        return getattr(self, side)[str(block)].reconstruction_error(x, self.objective, target, self.local)
+        return getattr(self, side)[str(block)].reconstruction_error(
+            x, self.objective, target, self.local
+        )
 
     def parameter_counts(self) -> tuple[int, int]:
-        """Numbers of parameters: all, and those of reconstruction alone, which the adapted features do not need."""
+        """Numbers of parameters: all, and those of reconstruction alone, which the adapted features
+        do not need."""
         branches = [module for module in self.modules() if isinstance(module, DualBranchAdapter)]
-        reconstruction = sum(p.numel() for branch in branches for p in branch.reconstruction_parameters())
+        reconstruction = sum(
+            p.numel() for branch in branches for p in branch.reconstruction_parameters()
+        )
         return sum(p.numel() for p in self.parameters()), reconstruction
 
 
@@ -247,24 +291,28 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def token_mean(error: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean over tokens, scalar; weight: how often each token counts, 0 for padding, None for once each."""
+    """Mean over tokens, scalar; weight: how often each token counts, 0 for padding, None for once
+    each."""
     return error.mean() if weight is None else (error * weight).sum() / weight.sum()
 
 
 def consistency(adapted: Tensor, frozen: Tensor) -> Tensor:
     """Mean absolute difference of L2-normalised features [n, d], scalar (Eq. 13, 17).
 
-    Where both agree up to rounding, as in the first step from a zero-initialised adapter, the sign of the difference
-    means nothing, and the gradient is zero. Features that are computed in 16 bits differ by more than that in any case.
+    Where both agree up to rounding, as in the first step from a zero-initialised adapter, the sign
+    of the difference means nothing, and the gradient is zero. Features that are computed in 16 bits
+    differ by more than that in any case.
     """
     difference = (F.normalize(adapted, dim=-1) - F.normalize(frozen, dim=-1)).abs()
     return torch.where(difference > ROUNDING, difference, 0.0).mean()
 
 
 class Side(NamedTuple):
-    """What the loss reads from one encoder, and the weights lambda of its two terms; 0 turns a term off.
+    """What the loss reads from one encoder, and the weights lambda of its two terms; 0 turns a term
+    off.
 
-    adapted, frozen: features [B, d] of images or class features [C, d]. errors: reconstruction error of each adapter.
+    adapted, frozen: features [B, d] of images or class features [C, d]. errors: reconstruction
+    error of each adapter.
     """
 
     adapted: Tensor
@@ -277,18 +325,24 @@ class Side(NamedTuple):
 def loss_terms(
     logit_scale: Tensor, labels: Tensor, image: Side, text: Side, consistency_unit: str = "feature"
 ) -> dict[str, Tensor]:
-    """The loss and its terms (Eq. 11-13, 16-18), each a scalar with its weight lambda already in it.
+    """The loss and its terms (Eq. 11-13, 16-18), each a scalar with its weight lambda already in
+    it.
 
-    labels: [B]. A term that is turned off is absent. consistency_unit: "feature" is Eq. 13 and 17; "logit" multiplies
-    the differences by the logit scale, with which the gradient of the cross-entropy grows too.
+    labels: [B]. A term that is turned off is absent. consistency_unit: "feature" is Eq. 13 and 17;
+    "logit" multiplies the differences by the logit scale, with which the gradient of the
+    cross-entropy grows too.
     """
     x, w = (F.normalize(at_least_float32(side.adapted), dim=-1) for side in (image, text))
-    with torch.autocast(x.device.type, enabled=False):  # bfloat16 would round a logit of 100 to halves
+    with torch.autocast(
+        x.device.type, enabled=False
+    ):  # bfloat16 would round a logit of 100 to halves
         terms = {"ce": F.cross_entropy(logit_scale * x @ w.T, labels)}
     for name, side in zip(SIDES, (image, text), strict=True):
         if side.errors and side.lambda_rec:
             terms[f"{name}_rec"] = side.lambda_rec * torch.stack(list(side.errors)).sum()
         if side.lambda_con:
             unit = logit_scale if consistency_unit == "logit" else 1.0
-            terms[f"{name}_con"] = unit * side.lambda_con * consistency(*map(at_least_float32, side[:2]))
+            terms[f"{name}_con"] = (
+                unit * side.lambda_con * consistency(*map(at_least_float32, side[:2]))
+            )
     return {"loss": torch.stack(list(terms.values())).sum(), **terms}

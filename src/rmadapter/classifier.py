@@ -23,18 +23,20 @@ OWN = ("backbone", "method", "shots", "seed", "progress", "class_names", "class_
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
-    """Adapt a CLIP-like backbone to a few images per class; classify any image among any class names.
+    """Adapt a CLIP-like backbone to a few images per class; classify any image among any class
+    names.
 
-    backbone: a name that `load_backbone` understands. method: a name that `load_method` understands, or "auto", which
-    chooses one by cross-validation of the shots and records in `choice_` how. shots: images drawn per class, 0 for all.
-    seed: of the draw, the initialisation and the order of batches. progress: bars on stderr. class_names: names of
-    integer labels 0..C-1 in the prompts, also for the copies that scikit-learn's ensembles fit to numbers.
-    class_weight: label -> weight, or "balanced". Every setting of the method, the task or the machine can be given by
-    name: `FewShotClassifier(rank=16, epochs=10, device="cpu")`.
+    backbone: a name that `load_backbone` understands. method: a name that `load_method`
+    understands, or "auto", which chooses one by cross-validation of the shots and records in
+    `choice_` how. shots: images drawn per class, 0 for all. seed: of the draw, the initialisation
+    and the order of batches. progress: bars on stderr. class_names: names of integer labels 0..C-1
+    in the prompts, also for the copies that scikit-learn's ensembles fit to numbers. class_weight:
+    label -> weight, or "balanced". Every setting of the method, the task or the machine can be
+    given by name: `FewShotClassifier(rank=16, epochs=10, device="cpu")`.
 
-    Images are paths, PIL images or arrays [H, W, 3]; labels are class names or integers.
-    After fit: `classes_` (labels in the order of `predict_proba`'s columns), `fitted_` (Fitted), `history_`.
-    A pickle holds the name and digest of the backbone, not the backbone.
+    Images are paths, PIL images or arrays [H, W, 3]; labels are class names or integers. After fit:
+    `classes_` (labels in the order of `predict_proba`'s columns), `fitted_` (Fitted), `history_`. A
+    pickle holds the name and digest of the backbone, not the backbone.
     """
 
     def __init__(
@@ -49,7 +51,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         class_weight: Mapping[Any, float] | str | None = None,
         **settings: Any,
     ) -> None:
-        self.backbone, self.method, self.shots, self.seed, self.progress = backbone, method, shots, seed, progress
+        self.backbone, self.method, self.shots, self.seed, self.progress = (
+            backbone,
+            method,
+            shots,
+            seed,
+            progress,
+        )
         self.class_names, self.class_weight = class_names, class_weight
         self.settings = settings
 
@@ -67,7 +75,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         settings = {name: value for name, value in params.items() if name not in OWN}
         method = own.get("method", self.method)
         if settings:
-            check_names(settings, str(method), Auto() if method == AUTO else load_method(str(method)))
+            check_names(
+                settings, str(method), Auto() if method == AUTO else load_method(str(method))
+            )
         for name, value in own.items():
             setattr(self, name, value)
         self.settings = {**self.settings, **settings}
@@ -82,12 +92,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         *,
         callbacks: Iterable[Callback] = (),
     ) -> FewShotClassifier:
-        """Train on N images and N labels; or without labels on an ImageSet, the result of `read_images` (its train
-        images), a folder, a table, or a pandas DataFrame with columns such as path and label.
+        """Train on N images and N labels; or without labels on an ImageSet, the result of
+        `read_images` (its train images), a folder, a table, or a pandas DataFrame with columns such
+        as path and label.
 
-        class_names: instead of the classifier's own. sample_weight: [N], how much each image counts. callbacks: called
-        after every step of the training. Raises UserError for an unknown setting, lists of different lengths, an
-        unreadable image or an empty class, and for weights if the method cannot use them.
+        class_names: instead of the classifier's own. sample_weight: [N], how much each image
+        counts. callbacks: called after every step of the training. Raises UserError for an unknown
+        setting, lists of different lengths, an unreadable image or an empty class, and for weights
+        if the method cannot use them.
         """
         from rmadapter.backbones.shared import shared
         from rmadapter.methods import AUTO
@@ -124,31 +136,36 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def set_classes(self, names: Sequence[str]) -> FewShotClassifier:
-        """Let `predict` answer these classes and no others, by name alone; nothing is trained. A label that it answers
-        already keeps its prompt name.
+        """Let `predict` answer these classes and no others, by name alone; nothing is trained. A
+        label that it answers already keeps its prompt name.
 
-        Raises UserError for names that are empty or given twice, and NotApplicable if the method cannot handle them.
+        Raises UserError for names that are empty or given twice, and NotApplicable if the method
+        cannot handle them.
         """
         check_is_fitted(self, "fitted_")
         if isinstance(names, str):
             raise UserError(f"give class names as a list: [{names!r}]")
         if not len(names):
             raise UserError("no class names: give at least one")
-        given = {nfc(label): name for label, name in zip(self._labels(), self.class_names_, strict=True)}
+        given = {
+            nfc(label): name for label, name in zip(self._labels(), self.class_names_, strict=True)
+        }
         prompts = tuple(prompt_names(names, given).values())
         self.fitted_.score(prompts)  # complains now rather than at the first image
         self.class_names_, self.classes_ = prompts, np.array(list(names))
         return self
 
     def add_classes(self, names: Sequence[str]) -> FewShotClassifier:
-        """Let `predict` answer further classes, by name alone. Labels that were numbers become names, since the
-        new classes have no number. Raises as `set_classes`."""
+        """Let `predict` answer further classes, by name alone. Labels that were numbers become
+        names, since the new classes have no number. Raises as `set_classes`."""
         check_is_fitted(self, "fitted_")
         return self.set_classes(names if isinstance(names, str) else [*self._labels(), *names])
 
     def _labels(self) -> list[str]:
         """The labels; if they are numbers, the names that prompts have for them."""
-        return self.classes_.tolist() if self.classes_.dtype.kind in "US" else list(self.class_names_)
+        return (
+            self.classes_.tolist() if self.classes_.dtype.kind in "US" else list(self.class_names_)
+        )
 
     def predict_proba(self, images: Any) -> np.ndarray:
         """Probabilities [N, C] of N images, or [C] of a single one, in the order of `classes_`."""
@@ -161,14 +178,19 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, images: Any) -> Any:
         """The label of a single image, or an array of N labels."""
-        columns = self.predict_proba(images).argmax(-1)  # first, as it checks whether there is a model
+        columns = self.predict_proba(images).argmax(
+            -1
+        )  # first, as it checks whether there is a model
         best = self.classes_[columns]
         return best.item() if np.ndim(best) == 0 else best
 
-    def score(self, images: Any, labels: Sequence[Any] | None = None, sample_weight: Any = None) -> float:
-        """Accuracy between 0 and 1, as in scikit-learn; labels as in `classes_` or as in the prompts; None for what
-        has its own: an ImageSet, or whatever else `fit` takes, of which the test images are used if there are splits.
-        Raises UserError for a label that is no class, and for splits without test images.
+    def score(
+        self, images: Any, labels: Sequence[Any] | None = None, sample_weight: Any = None
+    ) -> float:
+        """Accuracy between 0 and 1, as in scikit-learn; labels as in `classes_` or as in the
+        prompts; None for what has its own: an ImageSet, or whatever else `fit` takes, of which the
+        test images are used if there are splits. Raises UserError for a label that is no class, and
+        for splits without test images.
         """
         from rmadapter.runs.order import shuffled
 
@@ -180,32 +202,52 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         images, wanted = image_list(images), np.asarray(labels)
         wanted = wanted[:, 0] if wanted.shape == (len(images), 1) else wanted
         if wanted.shape != (len(images),):
-            raise UserError(f"{len(images)} images and {wanted.size} labels: give one label per image")
-        numbers = np.array(places(wanted.tolist(), self.classes_.tolist(), self.class_names_), dtype=int)
+            raise UserError(
+                f"{len(images)} images and {wanted.size} labels: give one label per image"
+            )
+        numbers = np.array(
+            places(wanted.tolist(), self.classes_.tolist(), self.class_names_), dtype=int
+        )
         rows = np.arange(len(images))
         if self.fitted_.remembers:  # in the order of `eval`: data sets are sorted by class
             rows = shuffled(len(images), self.seed).numpy()
         right = self.predict_proba([images[row] for row in rows]).argmax(-1) == numbers[rows]
-        return float(np.average(right, weights=None if sample_weight is None else np.asarray(sample_weight)[rows]))
+        return float(
+            np.average(
+                right, weights=None if sample_weight is None else np.asarray(sample_weight)[rows]
+            )
+        )
 
     def save(self, folder: str | Path, *, half: bool = False) -> None:
         """Write the model (half: as float16), its settings and the classes, but not the backbone."""
         from rmadapter.artifacts.checkpoint import save
 
         check_is_fitted(self, "fitted_")
-        save(folder, self.fitted_, self._name, tuple(self.classes_.tolist()), tuple(self.class_names_), half=half)
+        save(
+            folder,
+            self.fitted_,
+            self._name,
+            tuple(self.classes_.tolist()),
+            tuple(self.class_names_),
+            half=half,
+        )
 
     @classmethod
     def load(cls, folder: str | Path, *, method: str = "", backbone: str = "") -> FewShotClassifier:
-        """A classifier from a folder that `save` or `rmadapter fit` wrote; the rest is as in `checkpoint.load`."""
+        """A classifier from a folder that `save` or `rmadapter fit` wrote; the rest is as in
+        `checkpoint.load`."""
         from rmadapter.artifacts.checkpoint import load
-        from rmadapter.runs.request import own_names
         from rmadapter.settings import settings_of
+        from rmadapter.task import qualified_settings
 
         saved = load(Path(folder), backbone or None, method=method)
         fitted = saved.fitted
         one_label(fitted.known.several, cls.__name__)
-        self = cls(fitted.backbone.name, method=saved.name, **own_names(saved.name, settings_of(fitted.method)))
+        self = cls(
+            fitted.backbone.name,
+            method=saved.name,
+            **qualified_settings(saved.name, settings_of(fitted.method)),
+        )
         self.fitted_, self.history_, self._name = fitted, fitted.trained.history, saved.name
         self.class_names_, self.classes_ = saved.names, np.array(saved.labels)
         return self
@@ -226,7 +268,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def __sklearn_tags__(self) -> Any:
         """Images are not rows of numbers, so `check_estimator` cannot make any up."""
         tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array, tags.input_tags.one_d_array, tags.input_tags.string = False, True, True
+        tags.input_tags.two_d_array, tags.input_tags.one_d_array, tags.input_tags.string = (
+            False,
+            True,
+            True,
+        )
         return tags
 
 
@@ -234,7 +280,8 @@ RMAdapterClassifier = FewShotClassifier  # its name in version 0.1, which had on
 
 
 def _as_list(images: Any) -> tuple[bool, list[ImageSource]]:
-    """Whether it was one image, and the images as a list; arrays [N, H, W, 3] and [N, H, W] are N images."""
+    """Whether it was one image, and the images as a list; arrays [N, H, W, 3] and [N, H, W] are N
+    images."""
     from PIL import Image
 
     pixels = isinstance(images, np.ndarray) and images.dtype.kind not in "OUS"

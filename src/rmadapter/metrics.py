@@ -1,4 +1,5 @@
-"""Accuracy, its spread and its calibration; average precision and F1 for images with several labels.
+"""Accuracy, its spread and its calibration; average precision and F1 for images with several
+labels.
 
 Returned rates are in percent; probabilities passed in are 0..1.
 """
@@ -32,13 +33,16 @@ def harmonic_mean(a: float, b: float) -> float:
 
 
 def confidence_interval(values: ArrayLike, level: float = 0.95) -> float:
-    """Half width of the confidence interval of the mean, by Student's t; NaN for fewer than two values."""
+    """Half width of the confidence interval of the mean, by Student's t; NaN for fewer than two
+    values."""
     from scipy.special import stdtrit  # what scipy.stats calls, a hundred times slower
 
     sample = np.asarray(values, dtype=np.float64)
     if sample.size < 2:
         return float("nan")
-    return float(stdtrit(sample.size - 1, (1 + level) / 2) * sample.std(ddof=1) / math.sqrt(sample.size))
+    return float(
+        stdtrit(sample.size - 1, (1 + level) / 2) * sample.std(ddof=1) / math.sqrt(sample.size)
+    )
 
 
 def wilson(right: int, images: int) -> tuple[float, float]:
@@ -50,11 +54,12 @@ def wilson(right: int, images: int) -> tuple[float, float]:
 
 
 def paired(first: ArrayLike, second: ArrayLike) -> tuple[float, float, float, float]:
-    """How much more often the second of two models is right, in percentage points: difference, low and high end of its
-    95 % interval (Agresti and Min, 2005, who add half an image to each of the four cells), and the p value of
-    McNemar's exact test.
+    """How much more often the second of two models is right, in percentage points: difference, low
+    and high end of its 95 % interval (Agresti and Min, 2005, who add half an image to each of the
+    four cells), and the p value of McNemar's exact test.
 
-    first, second: [N] bool, which of the same images each model names. Raises ValueError for none or unequal lengths.
+    first, second: [N] bool, which of the same images each model names. Raises ValueError for none
+    or unequal lengths.
     """
     from scipy.stats import binomtest, norm
 
@@ -70,8 +75,8 @@ def paired(first: ArrayLike, second: ArrayLike) -> tuple[float, float, float, fl
 
 
 def calibration_error(confidence: ArrayLike, right: ArrayLike) -> float:
-    """Mean distance in percent between confidence and accuracy, over 15 bins of equal width (closed on the right) that
-    count as many times as they have answers (Guo et al., 2017).
+    """Mean distance in percent between confidence and accuracy, over 15 bins of equal width (closed
+    on the right) that count as many times as they have answers (Guo et al., 2017).
 
     confidence: [N], the probability of each answer, 0..1; right: [N], whether the answer is right
     """
@@ -80,9 +85,12 @@ def calibration_error(confidence: ArrayLike, right: ArrayLike) -> float:
     return 100 * float(np.abs(np.bincount(bin_of, sure - np.asarray(right))).sum()) / len(sure)
 
 
-def equal_count(confidence: ArrayLike, right: ArrayLike, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Answers from the least to the most confident, in bins of equal count or one more: mean confidence [B] and
-    accuracy [B] in percent, and Wilson's 95 % interval [B, 2]; B is `bins`, or fewer if there are fewer answers."""
+def equal_count(
+    confidence: ArrayLike, right: ArrayLike, bins: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Answers from the least to the most confident, in bins of equal count or one more: mean
+    confidence [B] and accuracy [B] in percent, and Wilson's 95 % interval [B, 2]; B is `bins`, or
+    fewer if there are fewer answers."""
     sure, correct = np.asarray(confidence, dtype=np.float64), np.asarray(right, dtype=bool)
     parts = np.array_split(np.argsort(sure, kind="stable"), max(1, min(bins, len(sure))))
     ends = [wilson(int(correct[part].sum()), len(part)) for part in parts]
@@ -91,29 +99,40 @@ def equal_count(confidence: ArrayLike, right: ArrayLike, bins: int) -> tuple[np.
 
 
 def average_precisions(scores: ArrayLike, targets: ArrayLike) -> list[float | None]:
-    """For each class in percent, as scikit-learn defines it, without interpolation; None for a class without images.
+    """For each class in percent, as scikit-learn defines it, without interpolation; None for a
+    class without images.
 
-    scores: [N, C], only the order within a class counts; targets: [N, C] of bool, whether an image has a label
+    scores: [N, C], only the order within a class counts; targets: [N, C] of bool, whether an image
+    has a label
     """
     from sklearn.metrics import average_precision_score
 
     columns = zip(np.asarray(targets).T, np.asarray(scores).T, strict=True)
-    return [min(100.0, 100 * float(average_precision_score(y, x))) if y.any() else None for y, x in columns]
+    return [
+        min(100.0, 100 * float(average_precision_score(y, x))) if y.any() else None
+        for y, x in columns
+    ]
 
 
 def f1_scores(scores: ArrayLike, targets: ArrayLike, threshold: float) -> list[float | None]:
-    """For each class in percent, when classes scoring at least the threshold are answered; the rest as above."""
+    """For each class in percent, when classes scoring at least the threshold are answered; the rest
+    as above."""
     from sklearn.metrics import f1_score
 
     answered, wanted = np.asarray(scores) >= threshold, np.asarray(targets)
     columns = zip(wanted.T, answered.T, strict=True)
-    return [min(100.0, 100 * float(f1_score(y, x, zero_division=0))) if y.any() else None for y, x in columns]
+    return [
+        min(100.0, 100 * float(f1_score(y, x, zero_division=0))) if y.any() else None
+        for y, x in columns
+    ]
 
 
 def best_threshold(probabilities: ArrayLike, targets: ArrayLike) -> float:
-    """The one of 0.01, 0.02, ..., 0.99 with the highest mean F1 over classes; of equal ones, the nearest to 0.5.
+    """The one of 0.01, 0.02, ..., 0.99 with the highest mean F1 over classes; of equal ones, the
+    nearest to 0.5.
 
-    probabilities, targets: [N, C] as above. One for all classes: a few-shot class has too few images for its own.
+    probabilities, targets: [N, C] as above. One for all classes: a few-shot class has too few
+    images for its own.
     """
 
     scores, wanted = np.asarray(probabilities), np.asarray(targets, dtype=bool)
@@ -126,17 +145,24 @@ def best_threshold(probabilities: ArrayLike, targets: ArrayLike) -> float:
 
 
 def platt(scores: ArrayLike, targets: ArrayLike, weights: ArrayLike) -> tuple[float, float]:
-    """Slope and offset of the line whose sigmoid best fits whether an image has a label (Platt, 1999); never falling.
+    """Slope and offset of the line whose sigmoid best fits whether an image has a label (Platt,
+    1999); never falling.
 
     scores, targets: [M]; weights: [M], how much each counts
     """
     from sklearn.linear_model import LogisticRegression
 
-    x, y, w = np.asarray(scores, dtype=np.float64), np.asarray(targets, dtype=bool), np.asarray(weights)
+    x, y, w = (
+        np.asarray(scores, dtype=np.float64),
+        np.asarray(targets, dtype=bool),
+        np.asarray(weights),
+    )
     if y.all() or not y.any():
         return 1e-3, float(np.log((1 + y.sum()) / (1 + (~y).sum())))
     middle, width = float(x.mean()), float(x.std()) or 1.0
-    model = LogisticRegression(C=1e3, solver="newton-cholesky")  # as good as without a penalty, and finite
+    model = LogisticRegression(
+        C=1e3, solver="newton-cholesky"
+    )  # as good as without a penalty, and finite
     model.fit(((x - middle) / width)[:, None], y, w)
     slope = max(float(model.coef_[0, 0]) / width, 1e-3)
     return slope, float(model.intercept_[0]) - slope * middle
@@ -150,10 +176,12 @@ def tempered(probabilities: ArrayLike, temperature: float) -> np.ndarray:
 
 
 def temperature(probabilities: ArrayLike, labels: ArrayLike, most: float = 20.0) -> float:
-    """The divisor of the logits with the least cross-entropy (Guo et al., 2017), between 1 / most and most.
+    """The divisor of the logits with the least cross-entropy (Guo et al., 2017), between 1 / most
+    and most.
 
-    probabilities: [N, C]; labels: [N] int. Targets are smoothed as if there were one more image of unknown class
-    (after Platt, 1999), lest a few images that are all right demand certainty. Raises ValueError as `accuracy`.
+    probabilities: [N, C]; labels: [N] int. Targets are smoothed as if there were one more image of
+    unknown class (after Platt, 1999), lest a few images that are all right demand certainty. Raises
+    ValueError as `accuracy`.
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
@@ -179,7 +207,8 @@ def confusion(labels: ArrayLike, predictions: ArrayLike, n: int) -> np.ndarray:
     """Counts [n, n] over classes 0..n-1: row = true class, column = predicted class."""
     from sklearn.metrics import confusion_matrix
 
-    # For a single class, such as the novel half of three, scikit-learn warns that there may be more.
+    # For a single class, such as the novel half of three, scikit-learn warns that there may be
+    # more.
     return confusion_matrix(labels, predictions, labels=range(max(n, 2)))[:n, :n]
 
 
@@ -191,9 +220,12 @@ def per_class_accuracy(labels: ArrayLike, predictions: ArrayLike, n: int) -> np.
         return 100 * right / np.bincount(true, minlength=n)
 
 
-def confusions(labels: ArrayLike, predictions: ArrayLike, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The cells of `confusion` off its diagonal that are not 0, row by row: true class [K], predicted class [K] and
-    count [K]. With many classes the matrix is nearly empty, and it grows with their square."""
+def confusions(
+    labels: ArrayLike, predictions: ArrayLike, n: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The cells of `confusion` off its diagonal that are not 0, row by row: true class [K],
+    predicted class [K] and count [K]. With many classes the matrix is nearly empty, and it grows
+    with their square."""
     true, said = np.asarray(labels), np.asarray(predictions)
     wrong = true != said
     places, counts = np.unique(true[wrong] * n + said[wrong], return_counts=True)

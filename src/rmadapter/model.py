@@ -21,13 +21,18 @@ from rmadapter.settings import AdapterSettings, LossSettings
 from rmadapter.support.machine import seeded
 from rmadapter.task import TEMPLATES
 
-Tape: TypeAlias = list[tuple[int, Tensor]]  # numbers of adapted blocks, and what their adapters read, [..., d]
+Tape: TypeAlias = list[
+    tuple[int, Tensor]
+]  # numbers of adapted blocks, and what their adapters read, [..., d]
 
 
 class _Hook:
-    """Adds the adapter's output to a block's output. An object, so that a deep copy of the model copies it too."""
+    """Adds the adapter's output to a block's output. An object, so that a deep copy of the model
+    copies it too."""
 
-    def __init__(self, model: AdaptedCLIP, side: str, block: int, tape: Tape | None, silent: bool) -> None:
+    def __init__(
+        self, model: AdaptedCLIP, side: str, block: int, tape: Tape | None, silent: bool
+    ) -> None:
         self.model, self.side, self.block, self.tape, self.silent = model, side, block, tape, silent
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -48,8 +53,9 @@ class _Hook:
 class AdaptedCLIP(nn.Module):
     """A frozen backbone and the adapters beside its blocks.
 
-    seed: of the adapters' initialisation. alpha is a dial: 0 is the untouched backbone bit for bit, `settings.alpha`
-    the trained model, anything between a mix. Raises UserError when the adapted blocks do not exist in the backbone.
+    seed: of the adapters' initialisation. alpha is a dial: 0 is the untouched backbone bit for bit,
+    `settings.alpha` the trained model, anything between a mix. Raises UserError when the adapted
+    blocks do not exist in the backbone.
     """
 
     def __init__(
@@ -68,7 +74,9 @@ class AdaptedCLIP(nn.Module):
         (widths, depths), s = zip(*sizes, strict=True), self.settings
         if max(s.first_block, s.last_block or 1) > max(depths):
             wanted = f"first_block={s.first_block}, last_block={s.last_block}"
-            raise UserError(f"{wanted}: the encoders of {backbone.name} have {depths[0]} and {depths[1]} blocks")
+            raise UserError(
+                f"{wanted}: the encoders of {backbone.name} have {depths[0]} and {depths[1]} blocks"
+            )
         reconstruct = [side for side in SIDES if getattr(self.loss, f"lambda_{side}_rec")]
         with seeded(seed):
             self.adapters = Adapters(widths, depths, **asdict(s), reconstruct=reconstruct)
@@ -79,10 +87,12 @@ class AdaptedCLIP(nn.Module):
 
     @contextmanager
     def attached(self, tape: Tape | None = None, silent: bool = False) -> Iterator[Any]:
-        """In this context the backbone's own forward pass carries the adapters (Eq. 14, 15); yields the backbone.
+        """In this context the backbone's own forward pass carries the adapters (Eq. 14, 15); yields
+        the backbone.
 
-        Afterwards the backbone is what it was, bit for bit, so that several models can share one. tape: collects the
-        number of each adapted block, and what its adapter read. silent: the adapters read but add nothing.
+        Afterwards the backbone is what it was, bit for bit, so that several models can share one.
+        tape: collects the number of each adapted block, and what its adapter read. silent: the
+        adapters read but add nothing.
         """
         handles = [
             encoder.blocks[block - 1].register_forward_hook(_Hook(self, side, block, tape, silent))
@@ -122,7 +132,8 @@ class AdaptedCLIP(nn.Module):
     # ---- features ----
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] -> features [B, e], by the backbone's own forward pass; not normalised."""
+        """Images [B, 3, H, W] -> features [B, e], by the backbone's own forward pass; not
+        normalised."""
         with self.attached() as clip:
             return clip.encode_image(images)
 
@@ -132,22 +143,29 @@ class AdaptedCLIP(nn.Module):
             return clip.encode_text(tokens)
 
     def frozen(self, images: Tensor) -> States:
-        """What the untouched image encoder makes of images [B, 3, H, W], up to the first adapted block."""
+        """What the untouched image encoder makes of images [B, 3, H, W], up to the first adapted
+        block."""
         return self.backbone.image.frozen(images, self.first("image"))
 
     def frozen_text(self, tokens: Tensor) -> list[States]:
         """The same for any number of prompts [C, L], in chunks of at most CHUNK."""
-        return [self.backbone.text.frozen(chunk, self.first("text")) for chunk in tokens.split(CHUNK)]
+        return [
+            self.backbone.text.frozen(chunk, self.first("text")) for chunk in tokens.split(CHUNK)
+        ]
 
-    def features(self, side: str, states: States, reconstruct: bool = False) -> tuple[Tensor, list[Tensor]]:
-        """Adapted features from frozen states, by the lean pass, and every adapter's reconstruction error per token
-        ([B, L] or [T]) if asked for."""
+    def features(
+        self, side: str, states: States, reconstruct: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Adapted features from frozen states, by the lean pass, and every adapter's reconstruction
+        error per token ([B, L] or [T]) if asked for."""
         if self.alpha == 0 and not reconstruct and len(states.features):
             return states.features, []
         assert states.first is not None
         encoder, adapters, layout, x = self.encoders[side], self.adapters, states.layout, states.x
         normed, errors, below = adapters.norm == "block", [], None
-        untouched = self._untouched(side, states) if reconstruct and adapters.target == "frozen" else {}
+        untouched = (
+            self._untouched(side, states) if reconstruct and adapters.target == "frozen" else {}
+        )
         for i in range(states.first, encoder.depth + 1):
             top = i == encoder.depth and encoder.reads_some(layout)
             n = encoder.norm(i, x) if normed or i > states.first else x
@@ -174,11 +192,14 @@ class AdaptedCLIP(nn.Module):
         return found
 
     def class_weights(self, names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Tensor:
-        """Normalised class features [C, e] at the present alpha; differentiable with respect to the adapters."""
+        """Normalised class features [C, e] at the present alpha; differentiable with respect to the
+        adapters."""
         some = list(in_chunks(names, templates))
         if len(some) == 1:
             return self._class_weights(names, templates)
-        each = [checkpoint(self._class_weights, part, templates, use_reentrant=False) for part in some]
+        each = [
+            checkpoint(self._class_weights, part, templates, use_reentrant=False) for part in some
+        ]
         return torch.cat(each)
 
     def _class_weights(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
@@ -186,21 +207,35 @@ class AdaptedCLIP(nn.Module):
         features = torch.cat([features for features, _ in self._text(chunks, False)])
         return class_weights(features, prompts_each(names, templates))
 
-    def _text(self, chunks: Sequence[States], reconstruct: bool) -> list[tuple[Tensor, list[Tensor]]]:
-        """`features` of each chunk; if there are several, the gradient keeps only one at a time in memory."""
+    def _text(
+        self, chunks: Sequence[States], reconstruct: bool
+    ) -> list[tuple[Tensor, list[Tensor]]]:
+        """`features` of each chunk; if there are several, the gradient keeps only one at a time in
+        memory."""
         if len(chunks) == 1:
             return [self.features("text", chunks[0], reconstruct)]
-        return [checkpoint(self.features, "text", chunk, reconstruct, use_reentrant=False) for chunk in chunks]
+        return [
+            checkpoint(self.features, "text", chunk, reconstruct, use_reentrant=False)
+            for chunk in chunks
+        ]
 
     # ---- training ----
 
-    def forward(self, labels: Tensor, image: States, text: Sequence[States], templates: int = 1) -> dict[str, Tensor]:
-        """Loss terms of one batch (Eq. 18) by the lean pass, from labels [B], and states of images and prompts."""
+    def forward(
+        self, labels: Tensor, image: States, text: Sequence[States], templates: int = 1
+    ) -> dict[str, Tensor]:
+        """Loss terms of one batch (Eq. 18) by the lean pass, from labels [B], and states of images
+        and prompts."""
         x, image_errors = self.features("image", image, reconstruct=True)
         parts = self._text(text, reconstruct=True)
-        w, frozen = torch.cat([part[0] for part in parts]), torch.cat([chunk.features for chunk in text])
+        w, frozen = (
+            torch.cat([part[0] for part in parts]),
+            torch.cat([chunk.features for chunk in text]),
+        )
         weight = torch.cat([chunk.layout.weight for chunk in text])
-        text_errors = [torch.cat(errors) for errors in zip(*(part[1] for part in parts), strict=True)]
+        text_errors = [
+            torch.cat(errors) for errors in zip(*(part[1] for part in parts), strict=True)
+        ]
         return self._terms(
             labels,
             (x, image.features, [token_mean(e) for e in image_errors]),
@@ -209,9 +244,15 @@ class AdaptedCLIP(nn.Module):
         )
 
     def reference(
-        self, labels: Tensor, images: Tensor, tokens: Tensor, frozen: tuple[Tensor, Tensor], templates: int = 1
+        self,
+        labels: Tensor,
+        images: Tensor,
+        tokens: Tensor,
+        frozen: tuple[Tensor, Tensor],
+        templates: int = 1,
     ) -> dict[str, Tensor]:
-        """The same terms by the backbone's own forward pass with hooks, on whole sequences: the oracle of `forward`.
+        """The same terms by the backbone's own forward pass with hooks, on whole sequences: the
+        oracle of `forward`.
 
         images [B, 3, H, W], tokens [C, L], frozen: features of the untouched encoders for both.
         """
@@ -235,7 +276,10 @@ class AdaptedCLIP(nn.Module):
             with torch.no_grad(), self.attached(untouched, silent=True) as clip:
                 getattr(clip, f"encode_{side}")(inputs)
         read = [x for _, x in tape]
-        targets: dict[str, list[Tensor | None]] = {"frozen": [x for _, x in untouched], "below": [None, *read[:-1]]}
+        targets: dict[str, list[Tensor | None]] = {
+            "frozen": [x for _, x in untouched],
+            "below": [None, *read[:-1]],
+        }
         each = zip(tape, targets.get(self.adapters.target, [None] * len(tape)), strict=True)
         adapters = getattr(self.adapters, side)
         return features, [

@@ -1,4 +1,5 @@
-"""From class names to logits, for all methods: templates x names -> tokens -> class weights -> cosine logits."""
+"""From class names to logits, for all methods: templates x names -> tokens -> class weights ->
+cosine logits."""
 
 from __future__ import annotations
 
@@ -22,12 +23,15 @@ from rmadapter.errors import UserError
 
 CHUNK = 1024  # prompts encoded at once; more are encoded in turn, and again for their gradient
 MOST = 100  # prompts per class and template, where classes have descriptions
-_KEPT: WeakKeyDictionary[Backbone, Callable[..., Tensor]] = WeakKeyDictionary()  # which a plain cache would keep alive
+_KEPT: WeakKeyDictionary[Backbone, Callable[..., Tensor]] = (
+    WeakKeyDictionary()
+)  # which a plain cache would keep alive
 
 
 def prompts_each(names: Sequence[str], templates: Sequence[str]) -> int:
-    """Number of prompts of each class: per template, the least common multiple of the classes' numbers of descriptions,
-    so that all classes have as many and each description of a class counts alike. Raises UserError above MOST."""
+    """Number of prompts of each class: per template, the least common multiple of the classes'
+    numbers of descriptions, so that all classes have as many and each description of a class counts
+    alike. Raises UserError above MOST."""
     counts = sorted({len(descriptions(name)) for name in names})
     if (turns := math.lcm(*counts)) > MOST:
         raise UserError(
@@ -38,19 +42,21 @@ def prompts_each(names: Sequence[str], templates: Sequence[str]) -> int:
 
 
 def tokenize(backbone: Backbone, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Tokens [`prompts_each` * C, L] of all prompts, by template, then description, then class, on the backbone's
-    device."""
+    """Tokens [`prompts_each` * C, L] of all prompts, by template, then description, then class, on
+    the backbone's device."""
     if not names:
         raise UserError("no class names given: name at least one class")
     known = [descriptions(name) for name in names]
     turns = range(prompts_each(names, templates) // len(templates))
-    texts = [t.format(some[turn % len(some)]) for t in templates for turn in turns for some in known]
+    texts = [
+        t.format(some[turn % len(some)]) for t in templates for turn in turns for some in known
+    ]
     return backbone.tokenizer(texts).to(backbone.device)
 
 
 def in_chunks(names: Sequence[str], templates: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Split the classes so that at most CHUNK prompts, or all of one class, are encoded at once: memory does not grow
-    with the number of prompts. Raises UserError as `prompts_each` does."""
+    """Split the classes so that at most CHUNK prompts, or all of one class, are encoded at once:
+    memory does not grow with the number of prompts. Raises UserError as `prompts_each` does."""
     size = max(CHUNK // prompts_each(names, templates), 1)
     for start in range(0, max(len(names), 1), size):
         yield names[start : start + size]
@@ -59,8 +65,12 @@ def in_chunks(names: Sequence[str], templates: Sequence[str]) -> Iterator[Sequen
 def frozen_prompts(
     backbone: Backbone, names: Sequence[str], templates: Sequence[str], first: int | None = None
 ) -> list[States]:
-    """States of all prompts in the untouched text encoder, in chunks of at most CHUNK. first: as in `States`."""
-    return [backbone.text.frozen(chunk, first) for chunk in tokenize(backbone, names, templates).split(CHUNK)]
+    """States of all prompts in the untouched text encoder, in chunks of at most CHUNK. first: as in
+    `States`."""
+    return [
+        backbone.text.frozen(chunk, first)
+        for chunk in tokenize(backbone, names, templates).split(CHUNK)
+    ]
 
 
 def class_weights(features: Tensor, each: int = 1) -> Tensor:
@@ -71,25 +81,36 @@ def class_weights(features: Tensor, each: int = 1) -> Tensor:
     return weights
 
 
-def learnt_weights(encode: Callable[..., Tensor], chunks: Sequence[tuple[Any, ...]], each: int) -> Tensor:
-    """Normalised class features [C, e] of prompts in chunks, by encode(*chunk). If there are several, each is encoded
-    again for the gradient, so that only one at a time holds activations."""
+def learnt_weights(
+    encode: Callable[..., Tensor], chunks: Sequence[tuple[Any, ...]], each: int
+) -> Tensor:
+    """Normalised class features [C, e] of prompts in chunks, by encode(*chunk). If there are
+    several, each is encoded again for the gradient, so that only one at a time holds activations.
+    """
     if len(chunks) == 1:
         return class_weights(encode(*chunks[0]), each)
-    return class_weights(torch.cat([checkpoint(encode, *chunk, use_reentrant=False) for chunk in chunks]), each)
+    return class_weights(
+        torch.cat([checkpoint(encode, *chunk, use_reentrant=False) for chunk in chunks]), each
+    )
 
 
 def cosine_logits(backbone: Backbone, features: Tensor, weights: Tensor) -> Tensor:
-    """Cosines of image features [B, e], normalised here, and class weights [C, e], times the logit scale -> [B, C].
+    """Cosines of image features [B, e], normalised here, and class weights [C, e], times the logit
+    scale -> [B, C].
 
     In float32 at least, in autocast too: bfloat16 would round logits of 64 to 128 to halves.
     """
     with torch.autocast(features.device.type, enabled=False):
-        return backbone.logit_scale * F.normalize(at_least_float32(features), dim=-1) @ at_least_float32(weights).T
+        return (
+            backbone.logit_scale
+            * F.normalize(at_least_float32(features), dim=-1)
+            @ at_least_float32(weights).T
+        )
 
 
 def linear_logits(features: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Logits [B, C] of features [B, e], weights [C, e] and bias [C]. In float32 at least, as `cosine_logits`."""
+    """Logits [B, C] of features [B, e], weights [C, e] and bias [C]. In float32 at least, as
+    `cosine_logits`."""
     with torch.autocast(features.device.type, enabled=False):
         return F.linear(at_least_float32(features), at_least_float32(weights), bias)
 
@@ -101,8 +122,8 @@ def untouched(states: States) -> Tensor:
 
 @dataclass(frozen=True)
 class Cosines:
-    """A scorer that uses `cosine_logits` alone and exposes its parts. features: states of B images -> [B, e]. weights:
-    of the classes, [C, e]."""
+    """A scorer that uses `cosine_logits` alone and exposes its parts. features: states of B images
+    -> [B, e]. weights: of the classes, [C, e]."""
 
     backbone: Backbone
     features: Callable[[States], Tensor]
@@ -115,15 +136,17 @@ class Cosines:
 def zero_shot_weights(backbone: Backbone, names: Sequence[str], templates: Sequence[str]) -> Tensor:
     """Class weights [C, e] of the untouched text encoder.
 
-    The last results are kept, as long as the backbone is, for the next method with the same classes; each call returns
-    a copy.
+    The last results are kept, as long as the backbone is, for the next method with the same
+    classes; each call returns a copy.
     """
     if backbone not in _KEPT:
         _KEPT[backbone] = lru_cache(maxsize=16)(partial(_zero_shot_weights, ref(backbone)))
     return _KEPT[backbone](tuple(names), tuple(templates), backbone.device).clone()
 
 
-def _zero_shot_weights(home: ref[Backbone], names: tuple[str, ...], templates: tuple[str, ...], device: Any) -> Tensor:
+def _zero_shot_weights(
+    home: ref[Backbone], names: tuple[str, ...], templates: tuple[str, ...], device: Any
+) -> Tensor:
     backbone = home()
     assert backbone is not None
     parts = [raw_text_features(backbone, some, templates) for some in in_chunks(names, templates)]
@@ -131,7 +154,8 @@ def _zero_shot_weights(home: ref[Backbone], names: tuple[str, ...], templates: t
 
 
 def text_features(backbone: Backbone, texts: Sequence[str]) -> Tensor:
-    """Unit features [S, e] of whole texts from the untouched text encoder; texts too long for it are cut."""
+    """Unit features [S, e] of whole texts from the untouched text encoder; texts too long for it
+    are cut."""
     chunks = backbone.tokenizer(list(texts)).to(backbone.device).split(CHUNK)
     return class_weights(torch.cat([backbone.text.frozen(chunk).features for chunk in chunks]))
 

@@ -1,7 +1,9 @@
-"""Settings: small typed groups, one documented line per field, and how flat names (--set, YAML) reach them.
+"""Settings: small typed groups, one documented line per field, and how flat names (--set, YAML)
+reach them.
 
-A method is a frozen dataclass whose fields are its settings. The fields of a nested group count as the method's own:
-`learning_rate` reaches `recipe.learning_rate`. `Task` and `Machine` hold the settings common to all methods.
+A method is a frozen dataclass whose fields are its settings. The fields of a nested group count as
+the method's own: `learning_rate` reaches `recipe.learning_rate`. `Task` and `Machine` hold the
+settings common to all methods.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from rmadapter.support.files import read_text
 T = TypeVar("T")
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 NOT_SETTINGS = ("title", "source")  # name and origin of a method
-Size = Annotated[int, Field(ge=1, le=4096)]  # of a part of a model: a width, a rank, a depth, a number of tokens
+Size = Annotated[
+    int, Field(ge=1, le=4096)
+]  # of a part of a model: a width, a rank, a depth, a number of tokens
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -41,19 +45,34 @@ class AdapterSettings:
     rank: Size = option(32, "width r of the bottleneck")
     first_block: Size = option(5, "first adapted block, counted from 1 in the deeper encoder")
     last_block: Size | None = option(None, "last adapted block; empty means the top one")
-    alpha: float = option(0.1, "weight of the adapter's output (Eq. 14, 15); 0 is the untouched backbone", ge=0)
-    norm: Literal["none", "block"] = option("none", "adapter input: raw tokens, or the block's first LayerNorm of them")
+    alpha: float = option(
+        0.1, "weight of the adapter's output (Eq. 14, 15); 0 is the untouched backbone", ge=0
+    )
+    norm: Literal["none", "block"] = option(
+        "none", "adapter input: raw tokens, or the block's first LayerNorm of them"
+    )
     cross_modal: bool = option(False, "r x r projection shared by the two encoders, as in MMA")
-    activation: Literal["gelu", "relu", "quick_gelu", "silu"] = option("gelu", "non-linearity inside the adapter")
-    share: Literal["down", "up", "none"] = option("down", "projection that the two branches share (Table 5)")
-    reconstruction_layers: Literal[1, 2, 3] = option(2, "linear layers of the reconstruction branch (Table 6)")
-    objective: Literal["l2", "l1", "cosine"] = option("l2", "distance that reconstruction minimises")
+    activation: Literal["gelu", "relu", "quick_gelu", "silu"] = option(
+        "gelu", "non-linearity inside the adapter"
+    )
+    share: Literal["down", "up", "none"] = option(
+        "down", "projection that the two branches share (Table 5)"
+    )
+    reconstruction_layers: Literal[1, 2, 3] = option(
+        2, "linear layers of the reconstruction branch (Table 6)"
+    )
+    objective: Literal["l2", "l1", "cosine"] = option(
+        "l2", "distance that reconstruction minimises"
+    )
     target: Literal["input", "frozen", "below"] = option(
-        "input", "what to reconstruct (Eq. 11): the adapter's input, the untouched encoder's, or the adapter below's"
+        "input",
+        "what to reconstruct (Eq. 11): the adapter's input, the untouched encoder's, or the adapter below's",
     )
     target_norm: bool = option(False, "apply a LayerNorm without weights to the target")
     local: bool = option(True, "keep reconstruction gradients inside their adapter, as published")
-    init: Literal["zero", "small", "kaiming"] = option("zero", "initialisation of the up-projection")
+    init: Literal["zero", "small", "kaiming"] = option(
+        "zero", "initialisation of the up-projection"
+    )
     decouple_scale: bool = option(False, "adapter weights get gradients as if alpha were 1 (MMA)")
 
     def __post_init__(self) -> None:
@@ -65,30 +84,44 @@ class AdapterSettings:
 class LossSettings:
     """The loss (Eq. 11-13, 16-18); a branch whose weight is 0 does not exist."""
 
-    lambda_image_rec: float = option(0.1, "weight of image reconstruction; 0 removes the branch", ge=0)
-    lambda_text_rec: float = option(0.1, "weight of text reconstruction; 0 removes the branch", ge=0)
+    lambda_image_rec: float = option(
+        0.1, "weight of image reconstruction; 0 removes the branch", ge=0
+    )
+    lambda_text_rec: float = option(
+        0.1, "weight of text reconstruction; 0 removes the branch", ge=0
+    )
     lambda_image_con: float = option(1.35, "weight of image consistency; 0 turns it off", ge=0)
     lambda_text_con: float = option(3.4, "weight of text consistency; 0 turns it off", ge=0)
     consistency_unit: Literal["feature", "logit"] = option(
-        "logit", "difference of unit features (feature), or that times the logit scale: one weight for every backbone"
+        "logit",
+        "difference of unit features (feature), or that times the logit scale: one weight for every backbone",
     )
 
 
 @dataclass(frozen=True, config=STRICT)
 class Machine:
-    """Where and how numbers are computed; only the number format may change them by more than rounding."""
+    """Where and how numbers are computed; only the number format may change them by more than
+    rounding."""
 
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     precision: Literal["fp32", "bf16", "fp16", "auto"] = option(
         "fp32",
         "number format of the forward pass in training; auto: bf16 or fp16 where measured to be faster",
     )
-    compile: bool = option(False, "compile the training step with torch.compile: minutes at first, then faster")
+    compile: bool = option(
+        False, "compile the training step with torch.compile: minutes at first, then faster"
+    )
     cache_memory: float = option(
-        4.0, "GB of frozen activations kept in memory; beyond that, in a file in the run", ge=0, le=1e6
+        4.0,
+        "GB of frozen activations kept in memory; beyond that, in a file in the run",
+        ge=0,
+        le=1e6,
     )
     disk_cache: float = option(
-        0.0, "GB of frozen activations kept on disk for later commands (`rmadapter cache`); 0: none", ge=0, le=1e6
+        0.0,
+        "GB of frozen activations kept on disk for later commands (`rmadapter cache`); 0: none",
+        ge=0,
+        le=1e6,
     )
     workers: int = option(0, "processes that decode and augment images", ge=0, le=1024)
 
@@ -109,7 +142,8 @@ def settings_of(owner: Any) -> dict[str, Any]:
 
 
 def configured(owner: T, values: Mapping[str, Any], what: str = "") -> T:
-    """The group or method with some settings replaced. Raises UserError for an unknown one or an invalid value.
+    """The group or method with some settings replaced. Raises UserError for an unknown one or an
+    invalid value.
 
     what: the owner's name in messages.
     """
@@ -119,7 +153,9 @@ def configured(owner: T, values: Mapping[str, Any], what: str = "") -> T:
             raise UserError(f"{where}unknown field {quoted(name)}{nearest(str(name), known)}")
         parts = value if isinstance(value, (list, tuple)) else [value]
         if not all(is_text(part) for part in parts if isinstance(part, str)):
-            raise UserError(f"{where}{name}={quoted(value)}: holds a NUL or a lone surrogate, which is not text")
+            raise UserError(
+                f"{where}{name}={quoted(value)}: holds a NUL or a lone surrogate, which is not text"
+            )
     return _replaced(owner, values, what) if values else owner
 
 
@@ -161,7 +197,8 @@ def documentation(owner: Any) -> dict[str, str]:
 
 
 def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
-    """`["rank=8", "norm=block"]` as a dictionary; values are read as YAML. Raises UserError for a pair without '='."""
+    """`["rank=8", "norm=block"]` as a dictionary; values are read as YAML. Raises UserError for a
+    pair without '='."""
     values: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -180,7 +217,8 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file of flat fields. Raises UserError if it is missing or not a list of 'field: value' lines."""
+    """A YAML file of flat fields. Raises UserError if it is missing or not a list of 'field: value'
+    lines."""
     kind = "a readable config"
     text = read_text(path, kind, MOST_TEXT)
     try:
@@ -193,7 +231,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _load(text: str) -> Any:
-    """A YAML value of few levels and without aliases, with which a few bytes can stand for gigabytes.
+    """A YAML value of few levels and without aliases, with which a few bytes can stand for
+    gigabytes.
 
     Raises ValueError for any other text.
     """
@@ -202,17 +241,25 @@ def _load(text: str) -> Any:
     level = 0
     try:
         for event in yaml.parse(text, yaml.SafeLoader):
-            level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            level += isinstance(event, yaml.CollectionStartEvent) - isinstance(
+                event, yaml.CollectionEndEvent
+            )
             if level > MOST_LEVELS or isinstance(event, yaml.AliasEvent):
                 raise ValueError
         return yaml.safe_load(text)
-    except Exception as error:  # PyYAML raises nearly anything, an AttributeError for `!!timestamp x`
+    except (
+        Exception
+    ) as error:  # PyYAML raises nearly anything, an AttributeError for `!!timestamp x`
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
-        raise ValueError(f"not YAML of at most {MOST_LEVELS} levels without aliases{where}") from None
+        raise ValueError(
+            f"not YAML of at most {MOST_LEVELS} levels without aliases{where}"
+        ) from None
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
     """Fields as YAML, in their order."""
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    plain = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
+    }
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)

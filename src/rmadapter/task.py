@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Annotated, Any, Literal
 
 from pydantic import FailFast
 from pydantic.dataclasses import dataclass
 
 from rmadapter.errors import UserError, quoted
-from rmadapter.settings import STRICT, option
+from rmadapter.settings import STRICT, Machine, option
 
 Half = Literal["all", "base", "novel"]
 TEMPLATES = ("a photo of a {}.",)
 AKIN = "train and test share the group"  # begins a run's note
-# Methods that use only the features of both encoders, and those that also reach into the text encoder's blocks.
+# Methods that use only the features of both encoders, and those that also reach into the text
+# encoder's blocks.
 FEATURES_ALONE = (
     *("zero-shot", "zero-shot-ensemble", "zero-shot-descriptions", "tda"),
     *("linear-probe", "linear-probe-zero-shot", "linear-probe-pair", "clap", "lp-plus-plus"),
@@ -25,8 +27,8 @@ TEXT_TOO = ("coop", "cocoop", "kgcoop", "prograd", "cocoa-mix", "tcp")
 
 @dataclass(frozen=True, config=STRICT)
 class Question:
-    """A set of images to test on. data: another data set than the task's; empty for the task's own test split or, if
-    it has none, for its images that were not drawn as shots."""
+    """A set of images to test on. data: another data set than the task's; empty for the task's own
+    test split or, if it has none, for its images that were not drawn as shots."""
 
     name: str
     data: str = ""
@@ -35,19 +37,29 @@ class Question:
 
 @dataclass(frozen=True, config=STRICT)
 class Task:
-    """One training and its tests. tests: if empty, the classes trained on, and after base classes also the novel."""
+    """One training and its tests. tests: if empty, the classes trained on, and after base classes
+    also the novel."""
 
     data: str = option("", "name of a data set, folder of class folders, or table")
     backbone: str = option("pocket", "name that load_backbone understands")
     shots: int = option(16, "training images drawn per class; 0 takes all", ge=0, le=1_000_000)
-    seed: int = option(1, "seed of the draw, the initialisation and the order of batches", ge=0, le=2**32 - 1)
-    classes: Half = option("all", "classes to train on: all, the first half (base) or the second half (novel)")
+    seed: int = option(
+        1, "seed of the draw, the initialisation and the order of batches", ge=0, le=2**32 - 1
+    )
+    classes: Half = option(
+        "all", "classes to train on: all, the first half (base) or the second half (novel)"
+    )
     templates: Annotated[tuple[str, ...], FailFast()] = option(
         TEMPLATES, "prompt templates, one {} each; several are averaged"
     )
-    augmentation: Literal["none", "standard"] = option("none", "test transform, or random resized crop and flip")
+    augmentation: Literal["none", "standard"] = option(
+        "none", "test transform, or random resized crop and flip"
+    )
     views: int = option(
-        0, "augmented views kept per image; as many as epochs for fresh ones; 0 computes them anew", ge=0, le=10_000
+        0,
+        "augmented views kept per image; as many as epochs for fresh ones; 0 computes them anew",
+        ge=0,
+        le=10_000,
     )
     tests: Annotated[tuple[Question, ...], FailFast()] = option((), "what to ask afterwards")
 
@@ -63,12 +75,15 @@ class Task:
 def check_views(task: Task) -> Task:
     """Return the task. Raises UserError if it sets views without augmentation."""
     if task.views and task.augmentation == "none":
-        raise UserError(f"views={task.views}: only augmented images have views: set augmentation=standard too")
+        raise UserError(
+            f"views={task.views}: only augmented images have views: set augmentation=standard too"
+        )
     return task
 
 
 def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
-    """Return the templates. Raises UserError unless there is at least one and each has one place for the class name."""
+    """Return the templates. Raises UserError unless there is at least one and each has one place
+    for the class name."""
     if not templates:
         raise UserError('templates is empty: give at least one, such as "a photo of a {}."')
     for template in templates:
@@ -78,3 +93,18 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
                 f'template {quoted(template)} needs exactly one {{}} for the class name, as in "a photo of a {{}}."'
             )
     return tuple(templates)
+
+
+# Names of settings that all methods share. `data` and `tests` are arguments, not settings.
+TASK_SETTINGS = tuple(f.name for f in fields(Task) if f.name not in ("data", "tests"))
+MACHINE_SETTINGS = tuple(f.name for f in fields(Machine))
+COMMON_SETTINGS = (*TASK_SETTINGS, *MACHINE_SETTINGS)
+
+
+def qualified_settings(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Name a method's settings as `Request.make` takes them: METHOD.field where a common setting
+    has the same name."""
+    return {
+        f"{method}.{name}" if name in COMMON_SETTINGS else name: value
+        for name, value in settings.items()
+    }

@@ -39,7 +39,10 @@ def fitted(tiny_clip: Backbone) -> Fitted:
     method = load_method("mma", {"rank": 4, "first_block": 3, "epochs": 1})
     plain = method.fit(tiny_clip, shots_of(tiny_clip))
     generator = torch.Generator().manual_seed(0)
-    tensors = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in plain.tensors.items()}
+    tensors = {
+        name: torch.randn(tensor.shape, generator=generator)
+        for name, tensor in plain.tensors.items()
+    }
     return method.restore(tiny_clip, plain.known, tensors)
 
 
@@ -77,7 +80,10 @@ def test_two_do_not_save_into_one_folder(fitted: Fitted, tmp_path: Path) -> None
     save(tmp_path, fitted, "mma")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert before.keys() == {FILE, "model.json", "SHA256SUMS"}  # and no lock
-    with alone(tmp_path), pytest.raises(UserError, match="another process is at work in this folder"):
+    with (
+        alone(tmp_path),
+        pytest.raises(UserError, match="another process is at work in this folder"),
+    ):
         save(tmp_path, fitted, "mma", half=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -100,7 +106,12 @@ def test_round_trip(fitted: Fitted, tmp_path: Path, half: bool) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {FILE, "model.json", "SHA256SUMS"}
     content = json.loads((tmp_path / "model.json").read_text("utf-8"))
     resized = {"resize": "shortest", "interpolation": "bicubic", "fill": 0}
-    assert content["transform"] == {"image_size": 32, "mean": [0.5, 0.4, 0.3], "std": [0.3, 0.2, 0.1], **resized}
+    assert content["transform"] == {
+        "image_size": 32,
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.3, 0.2, 0.1],
+        **resized,
+    }
     assert content["method"]["settings"]["rank"] == 4
     assert loaded.examples is None
     shown = fitted.fitted_to(torch.randn(6, 40, generator=torch.Generator().manual_seed(0)))
@@ -110,7 +121,9 @@ def test_round_trip(fitted: Fitted, tmp_path: Path, half: bool) -> None:
     assert torch.equal(examples, shown.examples.float())  # type: ignore[union-attr]
 
 
-def test_a_folder_may_be_text_and_says_no_more_than_it_knows(fitted: Fitted, tmp_path: Path) -> None:
+def test_a_folder_may_be_text_and_says_no_more_than_it_knows(
+    fitted: Fitted, tmp_path: Path
+) -> None:
     save(str(tmp_path), fitted, "rmadapter")
     assert load(str(tmp_path), fitted.backbone).fitted.classes == fitted.classes
     with pytest.raises(UserError, match="does not say which images it was fitted to"):
@@ -120,7 +133,12 @@ def test_a_folder_may_be_text_and_says_no_more_than_it_knows(fitted: Fitted, tmp
 def test_the_trained_numbers_alone_are_stored(fitted: Fitted, tmp_path: Path) -> None:
     save(tmp_path, fitted, "mma")
     layers = [f"{layer}.{kind}" for layer in ("down", "up") for kind in ("weight", "bias")]
-    keys = {f"{side}.{block}.{layer}" for side in ("image", "text") for block in (3, 4) for layer in layers}
+    keys = {
+        f"{side}.{block}.{layer}"
+        for side in ("image", "text")
+        for block in (3, 4)
+        for layer in layers
+    }
     keys |= {f"cross.{height}.{kind}" for height in (0, 1) for kind in ("weight", "bias")}
     stored = load_file(tmp_path / FILE)
     assert set(stored) == keys
@@ -134,11 +152,17 @@ def test_the_same_model_is_the_same_bytes(fitted: Fitted, tmp_path: Path) -> Non
     assert len({(tmp_path / str(number) / FILE).read_bytes() for number in range(5)}) == 1
 
 
-def test_a_run_tells_what_it_takes_to_repeat_it(finished: Path, colors: Path, tiny_clip: Backbone) -> None:
+def test_a_run_tells_what_it_takes_to_repeat_it(
+    finished: Path, colors: Path, tiny_clip: Backbone
+) -> None:
     record = read_record(finished / "run.json")
     assert (record.backbone.name, record.backbone.digest) == (tiny_clip.name, tiny_clip.digest)
     split = split_digest(few_shot(read_images(colors), 4, 1))
-    assert drawn(finished) == (4, 1, split) == (record.task.shots, record.task.seed, record.split_digest)
+    assert (
+        drawn(finished)
+        == (4, 1, split)
+        == (record.task.shots, record.task.seed, record.split_digest)
+    )
     assert split == json.loads((finished / "split.json").read_text())["digest"]
     assert record.seconds["train"] > 0 < record.seconds["evaluate"]
     values = read_yaml(finished / "config.yaml")
@@ -147,9 +171,13 @@ def test_a_run_tells_what_it_takes_to_repeat_it(finished: Path, colors: Path, ti
     assert json.loads(json.dumps(settings_of(wanted.method))) == record.method.settings
 
 
-def test_settings_that_are_called_as_common_ones_keep_their_method(tiny_clip: Backbone, finished: Path) -> None:
+def test_settings_that_are_called_as_common_ones_keep_their_method(
+    tiny_clip: Backbone, finished: Path
+) -> None:
     record = read_record(finished / "run.json")
-    method = record.method.model_copy(update={"name": "promptsrc", "settings": settings_of(load_method("promptsrc"))})
+    method = record.method.model_copy(
+        update={"name": "promptsrc", "settings": settings_of(load_method("promptsrc"))}
+    )
     values = flat(record.model_copy(update={"method": method}))
     assert values["templates"] == ("a photo of a {}.",)
     assert len(values["promptsrc.templates"]) == 20
@@ -191,7 +219,8 @@ def test_one_flipped_bit_is_refused(copy: Path, tiny_clip: Backbone) -> None:
 
 
 def changed(folder: Path, **method: Any) -> None:
-    """model.json with other settings of the method, or another name of it, by somebody who knows of SHA256SUMS."""
+    """model.json with other settings of the method, or another name of it, by somebody who knows of
+    SHA256SUMS."""
     (folder / "SHA256SUMS").unlink(missing_ok=True)
     content = json.loads((folder / "model.json").read_text("utf-8"))
     name = method.pop("name", content["method"]["name"])
@@ -199,8 +228,12 @@ def changed(folder: Path, **method: Any) -> None:
     (folder / "model.json").write_text(json.dumps(content), encoding="utf-8")
 
 
-@pytest.mark.parametrize("change", [{"rank": 5}, {"first_block": 2}, {"lambda_text_rec": 0.0}, {"cross_modal": True}])
-def test_settings_of_other_shapes_are_refused(copy: Path, tiny_clip: Backbone, change: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "change", [{"rank": 5}, {"first_block": 2}, {"lambda_text_rec": 0.0}, {"cross_modal": True}]
+)
+def test_settings_of_other_shapes_are_refused(
+    copy: Path, tiny_clip: Backbone, change: dict[str, Any]
+) -> None:
     changed(copy, **change)
     refused(copy, "its weights do not fit the settings of RMAdapter", tiny_clip)
 
@@ -214,7 +247,9 @@ def test_settings_that_are_none_are_refused(copy: Path, tiny_clip: Backbone) -> 
     refused(copy, "coop: unknown field", tiny_clip)
 
 
-def test_a_folder_cannot_name_code_to_be_run(copy: Path, tiny_clip: Backbone, tmp_path: Path) -> None:
+def test_a_folder_cannot_name_code_to_be_run(
+    copy: Path, tiny_clip: Backbone, tmp_path: Path
+) -> None:
     """Nothing of the named file or package is imported unless the user names it too."""
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
     for name in (f"{tmp_path / 'evil.py'}:Evil", "evil:Evil"):
@@ -226,8 +261,14 @@ def test_a_folder_cannot_name_code_to_be_run(copy: Path, tiny_clip: Backbone, tm
         load(copy, tiny_clip, method=named)
 
 
-def test_another_backbone_is_refused(finished: Path, tiny_clip: Backbone, tiny_siglip: Backbone) -> None:
-    refused(finished, f"was trained on {tiny_clip.name} .+, but {tiny_siglip.name} .+ has other weights", tiny_siglip)
+def test_another_backbone_is_refused(
+    finished: Path, tiny_clip: Backbone, tiny_siglip: Backbone
+) -> None:
+    refused(
+        finished,
+        f"was trained on {tiny_clip.name} .+, but {tiny_siglip.name} .+ has other weights",
+        tiny_siglip,
+    )
 
 
 def test_the_same_architecture_with_other_weights_is_refused(
@@ -235,7 +276,9 @@ def test_the_same_architecture_with_other_weights_is_refused(
 ) -> None:
     """One weight has changed since the training: nothing but the digest can tell."""
     folder = Path(shutil.copytree(tiny_clip.name, tmp_path / "backbone"))
-    assert load(finished, load_backbone(str(folder))).fitted.first == 3  # a copy elsewhere is the same backbone
+    assert (
+        load(finished, load_backbone(str(folder))).fitted.first == 3
+    )  # a copy elsewhere is the same backbone
     weights = load_file(folder / "open_clip_model.safetensors")
     weights["visual.conv1.weight"][0, 0, 0, 0] += 1e-3
     save_file(weights, folder / "open_clip_model.safetensors")
@@ -246,14 +289,18 @@ def test_settings_given_go_before_those_saved(finished: Path, tiny_clip: Backbon
     images = noisy_colors(1)
     dialled = load(finished, tiny_clip, settings={"alpha": 0}).fitted
     untouched = load_method("zero-shot").restore(tiny_clip, dialled.known, {})
-    one, two = (torch.cat(list(fitted.probabilities(images.images))) for fitted in (dialled, untouched))
+    one, two = (
+        torch.cat(list(fitted.probabilities(images.images))) for fitted in (dialled, untouched)
+    )
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
     refused(finished, "unknown field 'alfa'; did you mean 'alpha'", tiny_clip, settings={"alfa": 0})
 
 
 # ---- version 0.1 ----
 
-DEEP = save_tensors({"x": torch.zeros(1)}, {"rmadapter-1": "[" * 100_000})  # JSON that Python cannot read
+DEEP = save_tensors(
+    {"x": torch.zeros(1)}, {"rmadapter-1": "[" * 100_000}
+)  # JSON that Python cannot read
 
 
 def old(tmp_path: Path) -> tuple[Path, Saved]:
@@ -264,24 +311,34 @@ def old(tmp_path: Path) -> tuple[Path, Saved]:
 
 
 def test_a_run_of_version_0_1_is_still_read(tmp_path: Path) -> None:
-    """It was made by version 0.1 itself, which also wrote the probabilities of six images beside it."""
+    """It was made by version 0.1 itself, which also wrote the probabilities of six images beside
+    it."""
     folder, saved = old(tmp_path)
     assert saved.fitted.classes == ("Fox", "sea horse", "tree")
     assert saved.labels == ("Fox", "sea_horse", "tree")
     assert saved.fitted.known.templates == ("a {}.", "the {}.")
-    assert {"rank": 2, "norm": "block", "cross_modal": True}.items() <= settings_of(saved.fitted.method).items()
+    assert {"rank": 2, "norm": "block", "cross_modal": True}.items() <= settings_of(
+        saved.fitted.method
+    ).items()
     rng = np.random.default_rng(1)
     colors = {"sea_horse": (40, 60, 220), "Fox": (220, 120, 30), "tree": (30, 160, 60)}
     images = [
-        [np.clip(rng.integers(-30, 31, (20, 20, 3)) + np.array(color), 0, 255).astype(np.uint8) for _ in range(count)]
+        [
+            np.clip(rng.integers(-30, 31, (20, 20, 3)) + np.array(color), 0, 255).astype(np.uint8)
+            for _ in range(count)
+        ]
         for count in (4, 2)  # the four were trained on
         for color in colors.values()
     ]
-    found = torch.cat(list(saved.fitted.probabilities([image for some in images[3:] for image in some])))
+    found = torch.cat(
+        list(saved.fitted.probabilities([image for some in images[3:] for image in some]))
+    )
     expected = torch.tensor(json.loads((OLD / "expected.json").read_text())["probabilities"])
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
     untouched = load(folder, saved.fitted.backbone, settings={"alpha": 0}).fitted
-    other = torch.cat(list(untouched.probabilities([image for some in images[3:] for image in some])))
+    other = torch.cat(
+        list(untouched.probabilities([image for some in images[3:] for image in some]))
+    )
     assert (other - expected).abs().max() > 1e-3  # so the adapters were read
     assert drawn(folder)[:2] == (3, 1)
 
@@ -294,11 +351,17 @@ def test_a_run_of_version_0_1_is_still_read(tmp_path: Path) -> None:
         ("config.yaml", b"rank: much", "rank='much'"),
         ("classes.json", b"[]", r"classes\.json: holds no class names"),
         ("classes.json", b'{"classes": [1]}', r"classes\.json: holds no class names"),
-        ("classes.json", b'{"classes": ["one"]}', r"classes\.json and run\.json are from different runs"),
+        (
+            "classes.json",
+            b'{"classes": ["one"]}',
+            r"classes\.json and run\.json are from different runs",
+        ),
         ("run.json", b"{", r"run\.json: not readable JSON"),
     ],
 )
-def test_a_damaged_run_of_version_0_1_is_refused(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+def test_a_damaged_run_of_version_0_1_is_refused(
+    tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
     folder, saved = old(tmp_path)
     (folder / name).write_bytes(content)
     refused(folder, words, saved.fitted.backbone)

@@ -1,4 +1,5 @@
-"""Runs that somebody changed: files that do not belong together, and backbones that nobody but the run names."""
+"""Runs that somebody changed: files that do not belong together, and backbones that nobody but the
+run names."""
 
 from __future__ import annotations
 
@@ -45,7 +46,10 @@ def renamed(folder: Path, name: str) -> None:
 
 def test_a_backbone_given_goes_before_the_one_named(copy: Path, tiny_clip: Backbone) -> None:
     renamed(copy, "/gone")
-    refused(copy, "its backbone '/gone' is a folder, a file or a repository.+: --backbone '/gone', in Python")
+    refused(
+        copy,
+        "its backbone '/gone' is a folder, a file or a repository.+: --backbone '/gone', in Python",
+    )
     refused(copy, "'/gone' is neither a folder nor a name", "/gone")
     assert load(copy, replace(tiny_clip, name="here")).fitted.backbone.name == "here"
     assert load(copy, tiny_clip.name).fitted.backbone.name == tiny_clip.name
@@ -55,8 +59,16 @@ def test_a_run_cannot_name_a_folder_or_a_repository_to_be_read(
     copy: Path, tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A published name needs nobody's word, unless it is a folder here."""
-    monkeypatch.setattr("rmadapter.artifacts.checkpoint.load_backbone", lambda name: pytest.fail(f"{name} was read"))
-    for name in ("hf-hub:somebody/else", tiny_clip.name, f"ViT-B-16/{tmp_path}/a.safetensors", "./x", "x" * 9000):
+    monkeypatch.setattr(
+        "rmadapter.artifacts.checkpoint.load_backbone", lambda name: pytest.fail(f"{name} was read")
+    )
+    for name in (
+        "hf-hub:somebody/else",
+        tiny_clip.name,
+        f"ViT-B-16/{tmp_path}/a.safetensors",
+        "./x",
+        "x" * 9000,
+    ):
         renamed(copy, name)
         refused(copy, "a run's word is not enough to read it; name it yourself: --backbone '")
     monkeypatch.setattr("rmadapter.artifacts.checkpoint.load_backbone", lambda name: tiny_clip)
@@ -75,9 +87,16 @@ def test_another_tokenizer_or_transform_is_refused(
 ) -> None:
     content = json.loads((finished / "model.json").read_text("utf-8"))
     assert content["tokenizer"] == tiny_clip.tokenizer_digest != ""
-    for part, other in (("tokenizer", {"tokenizer_digest": "0" * 64}), ("image transform", {"mean": (0.5, 0.4, 0.31)})):
+    for part, other in (
+        ("tokenizer", {"tokenizer_digest": "0" * 64}),
+        ("image transform", {"mean": (0.5, 0.4, 0.31)}),
+    ):
         changed: Any = replace(tiny_clip, **other)  # type: ignore[arg-type]
-        refused(finished, f"the {part} of its backbone .+ has changed since; restore it, or fit again", changed)
+        refused(
+            finished,
+            f"the {part} of its backbone .+ has changed since; restore it, or fit again",
+            changed,
+        )
     assert content["transform"]["resize"] == "shortest"
     visual: Any = tiny_clip.model.visual
     for field, value in (("resize_mode", "squash"), ("interpolation", "bilinear")):
@@ -86,7 +105,9 @@ def test_another_tokenizer_or_transform_is_refused(
         monkeypatch.undo()
 
 
-def test_a_model_that_says_little_of_its_transform_is_still_read(copy: Path, tiny_clip: Backbone) -> None:
+def test_a_model_that_says_little_of_its_transform_is_still_read(
+    copy: Path, tiny_clip: Backbone
+) -> None:
     content = json.loads((copy / "model.json").read_text("utf-8"))
     for field in ("resize", "interpolation", "fill"):
         del content["transform"][field]
@@ -95,7 +116,9 @@ def test_a_model_that_says_little_of_its_transform_is_still_read(copy: Path, tin
     assert load(copy, tiny_clip).name == "rmadapter"
 
 
-def test_a_model_that_says_nothing_of_its_tokenizer_is_still_read(copy: Path, tiny_clip: Backbone) -> None:
+def test_a_model_that_says_nothing_of_its_tokenizer_is_still_read(
+    copy: Path, tiny_clip: Backbone
+) -> None:
     content = json.loads((copy / "model.json").read_text("utf-8"))
     del content["tokenizer"]
     (copy / "model.json").write_text(json.dumps(content))
@@ -106,15 +129,23 @@ def test_a_model_that_says_nothing_of_its_tokenizer_is_still_read(copy: Path, ti
 # ---- files that do not belong together ----
 
 
-def test_a_model_is_not_saved_over_a_run_whose_figures_are_of_another(copy: Path, tiny_clip: Backbone) -> None:
+def test_a_model_is_not_saved_over_a_run_whose_figures_are_of_another(
+    copy: Path, tiny_clip: Backbone
+) -> None:
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
-    with pytest.raises(UserError, match="holds a run of `fit`, which this would overwrite: choose another folder"):
+    with pytest.raises(
+        UserError, match="holds a run of `fit`, which this would overwrite: choose another folder"
+    ):
         FewShotClassifier.load(copy, backbone=tiny_clip.name).save(copy)
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "run.json", "history.csv", "split.json", "report.html", "model.json"])
-def test_one_changed_byte_of_any_file_is_refused(copy: Path, tiny_clip: Backbone, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "run.json", "history.csv", "split.json", "report.html", "model.json"]
+)
+def test_one_changed_byte_of_any_file_is_refused(
+    copy: Path, tiny_clip: Backbone, name: str
+) -> None:
     content = (copy / name).read_bytes()
     place = content.index(b"blue") if name == "model.json" else len(content) // 2
     (copy / name).write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
@@ -135,13 +166,19 @@ def test_a_run_of_an_earlier_version_has_no_sums(copy: Path, tiny_clip: Backbone
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
-def test_weights_that_are_no_numbers_are_refused(copy: Path, tiny_clip: Backbone, number: float) -> None:
+def test_weights_that_are_no_numbers_are_refused(
+    copy: Path, tiny_clip: Backbone, number: float
+) -> None:
     fitted = load(copy, tiny_clip).fitted
     tensors = {name: tensor.clone() for name, tensor in fitted.tensors.items()}
     tensors["text.4.down.weight"][1, 1] = number
     (copy / "run.json").unlink()
     save(copy, replace(fitted, tensors=tensors), "rmadapter")
-    refused(copy, rf"{FILE}: 'text.4.down.weight' holds numbers that are not finite; fit again", tiny_clip)
+    refused(
+        copy,
+        rf"{FILE}: 'text.4.down.weight' holds numbers that are not finite; fit again",
+        tiny_clip,
+    )
 
 
 def test_weights_in_eight_bits_are_refused(copy: Path, tiny_clip: Backbone) -> None:
@@ -149,4 +186,6 @@ def test_weights_in_eight_bits_are_refused(copy: Path, tiny_clip: Backbone) -> N
     tensors = {**fitted.tensors, name: fitted.tensors[name].to(torch.float8_e4m3fn)}
     (copy / "run.json").unlink()
     save(copy, replace(fitted, tensors=tensors), "rmadapter")
-    refused(copy, f"'{name}' is in torch.float8_e4m3fn, which training never uses; fit again", tiny_clip)
+    refused(
+        copy, f"'{name}' is in torch.float8_e4m3fn, which training never uses; fit again", tiny_clip
+    )

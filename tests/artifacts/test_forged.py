@@ -30,12 +30,21 @@ FORGED: dict[str, Callable[[Tensor], Tensor]] = {
     "bfloat16": lambda x: x.bfloat16(),
 }
 # Those that make no module of their tensors, which torch would check, and some that do.
-BY_HAND = ("linear-probe", "linear-probe-zero-shot", "linear-probe-pair", "clap", "lp-plus-plus", "tip-adapter-f")
+BY_HAND = (
+    "linear-probe",
+    "linear-probe-zero-shot",
+    "linear-probe-pair",
+    "clap",
+    "lp-plus-plus",
+    "tip-adapter-f",
+)
 BY_HAND += ("zero-shot-descriptions", "rmadapter-plus", "prompt-kd", "lweib", "mma")
 
 
 @pytest.mark.parametrize("name", BY_HAND)
-def test_forged_weights_are_refused_or_asked(name: str, tiny_clip: Backbone, tmp_path: Path) -> None:
+def test_forged_weights_are_refused_or_asked(
+    name: str, tiny_clip: Backbone, tmp_path: Path
+) -> None:
     assert name in METHODS
     images = noisy_colors(1)
     save(tmp_path, quick(name).fit(tiny_clip, shots_of(tiny_clip, images)), name)

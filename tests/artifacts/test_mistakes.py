@@ -1,4 +1,5 @@
-"""The training images most like others, by features computed anew; and the file with those of a run's mistakes."""
+"""The training images most like others, by features computed anew; and the file with those of a
+run's mistakes."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ def test_the_nearest_by_hand() -> None:
     assert nearest(None, torch.ones(2, 2)) == [[], []]
 
 
-def test_what_is_kept_of_very_many(monkeypatch: pytest.MonkeyPatch, finished: Path, tiny_clip: Backbone) -> None:
+def test_what_is_kept_of_very_many(
+    monkeypatch: pytest.MonkeyPatch, finished: Path, tiny_clip: Backbone
+) -> None:
     for module in ("training.contract", "artifacts.mistakes"):
         monkeypatch.setattr(f"rmadapter.{module}.MOST_EXAMPLES", 4)
     features = torch.eye(11)
@@ -56,7 +59,8 @@ def test_what_is_kept_of_very_many(monkeypatch: pytest.MonkeyPatch, finished: Pa
 
 
 def answered(images: ImageSet, wrong: dict[int, float]) -> Evaluation:
-    """Every image is named, but for some. wrong: rows, with the probability of the class that is answered instead."""
+    """Every image is named, but for some. wrong: rows, with the probability of the class that is
+    answered instead."""
     labels = np.array(images.labels)
     table = np.eye(len(images.classes))[labels] * 0.96 + 0.01
     for row, share in wrong.items():
@@ -70,15 +74,26 @@ def found(fitted: Any, train: ImageSet, e: Evaluation, tiny_clip: Backbone) -> l
     return mistakes(fitted, train, [e], [Predictions.of(score(e, "all"), e)], cache)
 
 
-def test_mistakes_with_their_nearest_training_images(finished: Path, tiny_clip: Backbone, colors: Path) -> None:
+def test_mistakes_with_their_nearest_training_images(
+    finished: Path, tiny_clip: Backbone, colors: Path
+) -> None:
     """The surest come first, and the neighbours are those of features computed anew."""
     splits, fitted = read_images(colors), load(finished, tiny_clip).fitted
     train, test = few_shot(splits, 4, 1).train, splits["test"]
     rows = [3, 7, 1, 0, 12, 15, 8]
-    its = found(fitted, train, answered(test, {row: 0.9 - 0.05 * i for i, row in enumerate(rows)}), tiny_clip)
+    its = found(
+        fitted,
+        train,
+        answered(test, {row: 0.9 - 0.05 * i for i, row in enumerate(rows)}),
+        tiny_clip,
+    )
     assert [one.image for one in its] == [test.name(row) for row in rows[:WRONG]]
-    unit = normalize(tiny_clip.image.frozen(pixels_of(tiny_clip, train, range(len(train)))).features, dim=-1)
-    own = normalize(tiny_clip.image.frozen(pixels_of(tiny_clip, test, rows[:WRONG])).features, dim=-1)
+    unit = normalize(
+        tiny_clip.image.frozen(pixels_of(tiny_clip, train, range(len(train)))).features, dim=-1
+    )
+    own = normalize(
+        tiny_clip.image.frozen(pixels_of(tiny_clip, test, rows[:WRONG])).features, dim=-1
+    )
     for one, cosines in zip(its, own @ unit.T, strict=True):
         assert [near.similarity for near in one.neighbours] == pytest.approx(
             cosines.sort(descending=True).values[:SHOWN].tolist(), abs=1e-3
@@ -103,8 +118,13 @@ def test_an_image_that_was_trained_on_is_no_neighbour_of_itself(
 def example(folder: Path) -> tuple[list[Mistake], Predictions]:
     e = evaluation("test, all classes", 4, ("cat", "dog"), 0)
     paths = tuple(folder / f"{i}.png" for i in range(4))
-    its = Evaluation(e.title, ImageSet(paths, e.images.labels, e.classes, folder), e.probabilities, e.zero_shot)
-    near = (Neighbour("a/x.png", folder / "a/x.png", "cat", 0.8765), Neighbour("b.png", folder / "b.png", "dog", 0.5))
+    its = Evaluation(
+        e.title, ImageSet(paths, e.images.labels, e.classes, folder), e.probabilities, e.zero_shot
+    )
+    near = (
+        Neighbour("a/x.png", folder / "a/x.png", "cat", 0.8765),
+        Neighbour("b.png", folder / "b.png", "dog", 0.5),
+    )
     return [Mistake("2.png", near), Mistake("0.png", ())], Predictions.of(score(its, "all"), its)
 
 
@@ -128,7 +148,10 @@ def test_a_foreign_file_names_no_image_outside_of_the_data(tmp_path: Path, path:
     [
         ("[", "not readable JSON"),
         ({"image": "2.png"}, "not the mistakes of a run"),
-        ([{"image": "2.png", "neighbours": [{"image": "a", "label": "cat"}]}], r"not the mistakes of a run \(0\.neigh"),
+        (
+            [{"image": "2.png", "neighbours": [{"image": "a", "label": "cat"}]}],
+            r"not the mistakes of a run \(0\.neigh",
+        ),
         ([{"image": "9.png", "neighbours": []}], r"names an image that predictions\.csv does not"),
     ],
 )

@@ -66,11 +66,15 @@ def test_classes_added_by_name_are_kept_and_the_fitted_ones_too(
     assert read_model(finished / "model.json").names == ()
 
 
-def test_a_temperature_comes_back(finished: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+def test_a_temperature_comes_back(
+    finished: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
     saved = load(finished, tiny_clip)
     save(tmp_path, replace(saved.fitted, temperature=2.5), saved.name)
     image = [colors / "test" / "red" / "0.png"]
-    [plain], [tempered] = (list(f.probabilities(image)) for f in (saved.fitted, load(tmp_path, tiny_clip).fitted))
+    [plain], [tempered] = (
+        list(f.probabilities(image)) for f in (saved.fitted, load(tmp_path, tiny_clip).fitted)
+    )
     torch.testing.assert_close(tempered, (plain.log() / 2.5).softmax(-1))
 
 
@@ -87,4 +91,6 @@ def test_what_a_folder_without_a_model_is(tmp_path: Path) -> None:
         "export": "an export; ask it with `python ",
     }.items():
         assert no_model(tmp_path / name).startswith(words), name
-    assert no_model(tmp_path / "photos/gone").startswith("no such folder; `rmadapter fit DATA --out ")
+    assert no_model(tmp_path / "photos/gone").startswith(
+        "no such folder; `rmadapter fit DATA --out "
+    )

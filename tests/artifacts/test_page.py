@@ -1,4 +1,5 @@
-"""The page is read back with an HTML parser; its figures are counted again by hand or with scikit-learn."""
+"""The page is read back with an HTML parser; its figures are counted again by hand or with
+scikit-learn."""
 
 from __future__ import annotations
 
@@ -41,29 +42,54 @@ def evaluation(title: str, n: int, classes: tuple[str, ...], seed: int) -> Evalu
     after[np.arange(n), labels] += 0.3
     after /= after.sum(1, keepdims=True)
     pixels = np.random.default_rng(0).integers(0, 256, (n, 200, 240, 3), dtype=np.uint8)
-    return Evaluation(title, ImageSet(tuple(pixels), tuple(labels.tolist()), classes), after, before)
+    return Evaluation(
+        title, ImageSet(tuple(pixels), tuple(labels.tolist()), classes), after, before
+    )
 
 
 def correct(e: Evaluation) -> tuple[float, float]:
     """Percent of the untouched model, and of the adapted one."""
-    before, after = (100 * accuracy_score(e.labels, p.argmax(1)) for p in (e.zero_shot, e.probabilities))
+    before, after = (
+        100 * accuracy_score(e.labels, p.argmax(1)) for p in (e.zero_shot, e.probabilities)
+    )
     return before, after
 
 
 def score(e: Evaluation, name: str, **changes: Any) -> Score:
     before, after = correct(e)
     return Score(
-        **{"name": name, "images": len(e.images), "classes": len(e.classes), "zero_shot": before, "accuracy": after}
+        **{
+            "name": name,
+            "images": len(e.images),
+            "classes": len(e.classes),
+            "zero_shot": before,
+            "accuracy": after,
+        }
         | changes
     )
 
 
-def record(*scores: Score, method: str = "rmadapter", settings: dict[str, Any] | None = None, **changes: Any) -> Record:
+def record(
+    *scores: Score,
+    method: str = "rmadapter",
+    settings: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Record:
     usual = load_method("rmadapter" if ":" in method else method)
     named = MethodName(name=method, title=usual.title, settings=settings or settings_of(usual))
-    given = {"task": Task(data="<i>data</i>", classes="base"), "parameters": 464_640, "scores": scores}
-    given |= {"seconds": {"train": 151.2, "total": 152.0}, "notes": ("<script>alert(1)</script> was skipped",)}
-    given |= {"versions": {"torch": "2.6.0"}, "command": "rmadapter fit '<i>data</i>' --out \"a b\""}
+    given = {
+        "task": Task(data="<i>data</i>", classes="base"),
+        "parameters": 464_640,
+        "scores": scores,
+    }
+    given |= {
+        "seconds": {"train": 151.2, "total": 152.0},
+        "notes": ("<script>alert(1)</script> was skipped",),
+    }
+    given |= {
+        "versions": {"torch": "2.6.0"},
+        "command": "rmadapter fit '<i>data</i>' --out \"a b\"",
+    }
     backbone = BackboneName(name="pocket", digest="ab" * 32)
     return Record(format=FORMAT, method=named, backbone=backbone, **(given | changes))
 
@@ -113,7 +139,10 @@ def test_the_message_comes_first_with_its_numbers_and_intervals(
     page: Page, base: Evaluation, novel: Evaluation
 ) -> None:
     before, after = zip(correct(base), correct(novel), strict=True)
-    assert f"RMAdapter is better than the untouched model: {after[0]:.1f} % instead of {before[0]:.1f} %" in page.text
+    assert (
+        f"RMAdapter is better than the untouched model: {after[0]:.1f} % instead of {before[0]:.1f} %"
+        in page.text
+    )
     message = page.text[: page.text.index("Gained and lost")]
     for figure in (*before, *after, 100 / 3):
         assert f"{figure:.1f}" in message
@@ -128,8 +157,15 @@ def test_the_message_comes_first_with_its_numbers_and_intervals(
     assert "Time: training 2 min 31 s, in all 2 min 32 s." in page.text
 
 
-def test_outcomes_are_counted_and_shown_in_a_mix(page: Page, base: Evaluation, novel: Evaluation) -> None:
-    names = {(False, True): "Gained", (True, False): "Lost", (False, False): "Both wrong", (True, True): "Both right"}
+def test_outcomes_are_counted_and_shown_in_a_mix(
+    page: Page, base: Evaluation, novel: Evaluation
+) -> None:
+    names = {
+        (False, True): "Gained",
+        (True, False): "Lost",
+        (False, False): "Both wrong",
+        (True, True): "Both right",
+    }
     shown = 0
     for e in (base, novel):
         right = [p.argmax(1) == e.labels for p in (e.zero_shot, e.probabilities)]
@@ -156,13 +192,18 @@ def test_the_order_of_the_page(page: Page) -> None:
 
 
 def test_nothing_on_it_is_wider_than_a_narrow_screen(page: Page) -> None:
-    """No width in pixels, no table that a narrow screen would have to scroll, and images with a text instead."""
+    """No width in pixels, no table that a narrow screen would have to scroll, and images with a
+    text instead."""
     styles = " ".join(page.values("style"))
     assert set(re.findall(r"(?:width|left):([\d.]+)(\S)", styles)) <= {
         (n, "%") for n, _ in re.findall(r"([\d.]+)(%)", styles)
     }
     assert not {"width", "height"} & {
-        name for tag, attributes in page.tags if tag != "svg" for name in attributes if tag in ("table", "img")
+        name
+        for tag, attributes in page.tags
+        if tag != "svg"
+        for name in attributes
+        if tag in ("table", "img")
     }
     tables = [attributes.get("class") or "" for tag, attributes in page.tags if tag == "table"]
     assert tables
@@ -174,7 +215,9 @@ def test_nothing_on_it_is_wider_than_a_narrow_screen(page: Page) -> None:
     assert not re.search(r"[^-]width: \d{3,}px", css)
 
 
-def test_same_input_same_bytes_and_the_callers_image_is_left_alone(tmp_path: Path, novel: Evaluation) -> None:
+def test_same_input_same_bytes_and_the_callers_image_is_left_alone(
+    tmp_path: Path, novel: Evaluation
+) -> None:
     image = Image.new("RGB", (300, 200), "red")
     images = ImageSet((image,) * len(novel.labels), novel.images.labels, novel.classes)
     e = Evaluation(novel.title, images, novel.probabilities, novel.zero_shot)
@@ -184,9 +227,13 @@ def test_same_input_same_bytes_and_the_callers_image_is_left_alone(tmp_path: Pat
     assert image.size == (300, 200)
 
 
-def test_a_method_without_steps_that_cannot_know_novel_classes(tmp_path: Path, base: Evaluation) -> None:
+def test_a_method_without_steps_that_cannot_know_novel_classes(
+    tmp_path: Path, base: Evaluation
+) -> None:
     nothing = Score(name="novel", images=40, classes=2, reason="it knows <its> classes alone")
-    write(tmp_path / "r.html", record(score(base, "base"), nothing, method="linear-probe"), [base], [])
+    write(
+        tmp_path / "r.html", record(score(base, "base"), nothing, method="linear-probe"), [base], []
+    )
     page = Page(tmp_path / "r.html")
     assert re.search(r"test, novel classes ?it knows <its> classes alone ?–", page.text)
     assert "linear probe on pocket" in page.text
@@ -210,15 +257,21 @@ def test_nothing_to_evaluate_and_no_command(tmp_path: Path) -> None:
 
 
 def test_files_that_are_gone(tmp_path: Path, novel: Evaluation) -> None:
-    name = b"gone \xff.jpg".decode("utf-8", "surrogateescape")  # as Linux gives a name that is not UTF-8
-    images = ImageSet((tmp_path / name,) * len(novel.labels), novel.images.labels, novel.classes, tmp_path)
+    name = b"gone \xff.jpg".decode(
+        "utf-8", "surrogateescape"
+    )  # as Linux gives a name that is not UTF-8
+    images = ImageSet(
+        (tmp_path / name,) * len(novel.labels), novel.images.labels, novel.classes, tmp_path
+    )
     e = Evaluation(novel.title, images, novel.probabilities, novel.zero_shot)
     write(tmp_path / "r.html", record(score(e, "novel")), [e], [])
     assert "no longer readable" in Page(tmp_path / "r.html").text
 
 
 def test_a_hundred_classes_stay_under_three_megabytes(tmp_path: Path) -> None:
-    e = evaluation("test, all classes", 2500, tuple(f"a class with name {i}" for i in range(100)), 3)
+    e = evaluation(
+        "test, all classes", 2500, tuple(f"a class with name {i}" for i in range(100)), 3
+    )
     write(tmp_path / "r.html", record(score(e, "all")), [e], HISTORY)
     assert (tmp_path / "r.html").stat().st_size < 3e6
 
@@ -230,19 +283,35 @@ def settings_table(path: Path) -> dict[str, tuple[str, bool, str]]:
         path.read_text(encoding="utf-8"),
     )
     return {
-        name: (unescape(value.removeprefix("<b>").removesuffix("</b>")), value.startswith("<b>"), unescape(text))
+        name: (
+            unescape(value.removeprefix("<b>").removesuffix("</b>")),
+            value.startswith("<b>"),
+            unescape(text),
+        )
         for name, value, text in rows
     }
 
 
-def test_every_setting_has_its_meaning_and_is_bold_where_it_is_not_the_default(tmp_path: Path) -> None:
+def test_every_setting_has_its_meaning_and_is_bold_where_it_is_not_the_default(
+    tmp_path: Path,
+) -> None:
     changed = {"rank": 8, "betas": [0.9, 0.9]}
     settings = settings_of(load_method("mma")) | changed
     task = Task(data="x", shots=4, templates=("<{}>",))
-    write(tmp_path / "r.html", record(method="mma", settings=settings, task=task, precision="bf16"), [], [])
+    write(
+        tmp_path / "r.html",
+        record(method="mma", settings=settings, task=task, precision="bf16"),
+        [],
+        [],
+    )
     found = settings_table(tmp_path / "r.html")
     assert found.keys() >= {"method", "precision", "shots", "seed", *settings}
-    assert {name for name, (_, bold, _) in found.items() if bold} == {*changed, "shots", "templates", "precision"}
+    assert {name for name, (_, bold, _) in found.items() if bold} == {
+        *changed,
+        "shots",
+        "templates",
+        "precision",
+    }
     assert found["rank"] == ("8", True, documentation(load_method("mma"))["rank"])
     assert found["seed"] == ("1", False, documentation(Task())["seed"])
     assert found["templates"][0] == '["<{}>"]'
@@ -269,7 +338,12 @@ def test_a_method_from_outside_that_is_gone_has_no_known_defaults(tmp_path: Path
 
 def test_a_page_runs_no_method_that_only_the_record_names(tmp_path: Path) -> None:
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
-    write(tmp_path / "r.html", record(method=f"{tmp_path}/evil.py:Evil", settings={"width": 3}), [], [])
+    write(
+        tmp_path / "r.html",
+        record(method=f"{tmp_path}/evil.py:Evil", settings={"width": 3}),
+        [],
+        [],
+    )
     assert settings_table(tmp_path / "r.html")["width"] == ("3", False, "")
 
 

@@ -25,8 +25,17 @@ def test_images_are_drawn_anew_and_bring_nothing_of_their_files(tmp_path: Path) 
     images = ImageSet((path,) * len(novel.labels), novel.images.labels, novel.classes, tmp_path)
     e = Evaluation(novel.title, images, novel.probabilities, novel.zero_shot)
     write(tmp_path / "page.html", record(score(e, "novel")), [e], HISTORY)
-    found = [v.split(",")[1] for v in Page(tmp_path / "page.html").values("src") if v.startswith("data:image")]
+    found = [
+        v.split(",")[1]
+        for v in Page(tmp_path / "page.html").values("src")
+        if v.startswith("data:image")
+    ]
     assert found
     for data in map(base64.b64decode, found):
         assert b"SECRET" not in data
-        assert set(Image.open(io.BytesIO(data)).info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
+        assert set(Image.open(io.BytesIO(data)).info) <= {
+            "jfif",
+            "jfif_version",
+            "jfif_unit",
+            "jfif_density",
+        }

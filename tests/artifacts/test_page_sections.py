@@ -47,7 +47,9 @@ def test_beyond_25_classes_there_is_a_list_alone(classes: int, there: bool) -> N
 def test_many_classes_get_a_list_instead_of_a_matrix(tmp_path: Path) -> None:
     e = evaluation("test, all classes", 500, tuple(f"class {i}" for i in range(101)), 2)
     labels = (*[7] * 30, *e.images.labels[30:])
-    e = Evaluation(e.title, ImageSet(e.images.images, labels, e.classes), e.probabilities, e.zero_shot)
+    e = Evaluation(
+        e.title, ImageSet(e.images.images, labels, e.classes), e.probabilities, e.zero_shot
+    )
     e.probabilities[:30], e.zero_shot[:30] = np.eye(101)[8], np.eye(101)[9]
     write(tmp_path / "r.html", record(score(e, "all")), [e], [])
     page = Page(tmp_path / "r.html")
@@ -75,20 +77,26 @@ def test_a_class_without_an_image_comes_last() -> None:
     kept = e.images.subset(i for i, label in enumerate(e.images.labels) if label != 1)
     rows = [i for i, label in enumerate(e.images.labels) if label != 1]
     part = type(e)(e.title, kept, e.probabilities[rows], e.zero_shot[rows])
-    per_class = panel(0, score(part, "all"), Predictions.of(score(part, "all"), part), {})["per_class"]
+    per_class = panel(0, score(part, "all"), Predictions.of(score(part, "all"), part), {})[
+        "per_class"
+    ]
     assert [(row["name"], row["n"]) for row in per_class][-1] == ("bee", 0)
     assert per_class[0]["change"] >= per_class[1]["change"]
 
 
 @pytest.mark.parametrize(
-    ("gained", "lost", "words"), [(30, 5, "is better"), (5, 30, "is worse"), (10, 9, "may be no better")]
+    ("gained", "lost", "words"),
+    [(30, 5, "is better"), (5, 30, "is worse"), (10, 9, "may be no better")],
 )
 def test_the_verdict_claims_no_more_than_the_interval(gained: int, lost: int, words: str) -> None:
     e = evaluation("test, all classes", 100, ("a", "b"), 0)
     labels = np.array(e.images.labels)
     right = np.eye(2, dtype=np.float32)[labels] * 0.8 + 0.1
     before, after = right.copy(), right.copy()
-    before[:gained], after[gained : gained + lost] = 1 - right[:gained], 1 - right[gained : gained + lost]
+    before[:gained], after[gained : gained + lost] = (
+        1 - right[:gained],
+        1 - right[gained : gained + lost],
+    )
     its = type(e)(e.title, e.images, after, before)
     change = Change.of(Predictions.of(score(its, "all"), its))
     assert change.points == pytest.approx(gained - lost)
@@ -113,7 +121,9 @@ def test_images_that_are_gone_come_from_the_earlier_page(tmp_path: Path) -> None
     gone = Predictions(**{**vars(its), "sources": (None,) * 40})
     cards = [card for o in panel(0, its.score, gone, kept)["outcomes"] for card in o["cards"]]
     assert {card["src"] for card in cards} == {*kept.values()}
-    assert not any(card["src"] for o in panel(1, its.score, gone, kept)["outcomes"] for card in o["cards"])
+    assert not any(
+        card["src"] for o in panel(1, its.score, gone, kept)["outcomes"] for card in o["cards"]
+    )
     assert thumbnails_of(tmp_path / "none.html") == {}
 
 
@@ -123,14 +133,19 @@ def test_mistakes_are_shown_with_the_nearest_training_images(tmp_path: Path) -> 
     its = Predictions.of(score(e, "all"), e)
     row = int(np.flatnonzero(its.answer.which != its.true)[0])
     Image.new("RGB", (300, 200), "red").save(tmp_path / "near.png")
-    near = (Neighbour("near.png", tmp_path / "near.png", "sea_horse", 0.876), Neighbour("<gone>.png", None, "<b>", 0.5))
+    near = (
+        Neighbour("near.png", tmp_path / "near.png", "sea_horse", 0.876),
+        Neighbour("<gone>.png", None, "<b>", 0.5),
+    )
     wrong = [Mistake(its.images[row], near)]
     write_page(tmp_path / "r.html", record(score(e, "all")), [its], [], wrong=wrong)
     page = Page(tmp_path / "r.html")
     text = page.text
     assert "why" in page.values("id")
     answer, true = (its.classes[which[row]] for which in (its.answer.which, its.true))
-    shares = [f"{100 * guess.probability[row]:.0f}" for guess in (its.answer, its.second, its.zero_shot)]
+    shares = [
+        f"{100 * guess.probability[row]:.0f}" for guess in (its.answer, its.second, its.zero_shot)
+    ]
     assert f"true class: {true}adapted: {answer} {shares[0]} %, {true} {shares[1]} %" in text
     assert f"zero-shot: {its.classes[its.zero_shot.which[row]]} {shares[2]} %" in text
     assert re.search(r"sea horse ?0\.88", text)

@@ -25,8 +25,12 @@ def test_without_its_device_it_comes_back_on_the_best_one(tiny_clip: Backbone) -
 @pytest.mark.parametrize("name", ["rmadapter", "linear-probe", "tip-adapter", "zero-shot"])
 def test_it_comes_back(tiny_clip: Backbone, name: str) -> None:
     shots = shots_of(tiny_clip)
-    method = load_method(name, {"first_block": 4, "rank": 2, "epochs": 1} if name == "rmadapter" else {})
-    fitted = replace(method.fit(tiny_clip, shots), temperature=1.7).fitted_to(shots.plain_features())
+    method = load_method(
+        name, {"first_block": 4, "rank": 2, "epochs": 1} if name == "rmadapter" else {}
+    )
+    fitted = replace(method.fit(tiny_clip, shots), temperature=1.7).fitted_to(
+        shots.plain_features()
+    )
     packed = pack(fitted, name)
     again = unpack(pickle.loads(pickle.dumps(packed)), "cpu")
     assert (again.method, again.known, again.trained, again.temperature) == (

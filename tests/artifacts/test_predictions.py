@@ -91,10 +91,17 @@ def test_the_numbers_of_the_page_are_those_of_the_file(tmp_path: Path) -> None:
     after, before = ([row["true"] == row[name] for row in rows] for name in ("answer", "zero_shot"))
     assert f": {2 * sum(after):.1f} % instead of {2 * sum(before):.1f} % right on 50 images" in text
     pairs = list(zip(before, after, strict=True))
-    for name, pair in (("Gained", (0, 1)), ("Lost", (1, 0)), ("Both right", (1, 1)), ("Both wrong", (0, 0))):
+    for name, pair in (
+        ("Gained", (0, 1)),
+        ("Lost", (1, 0)),
+        ("Both right", (1, 1)),
+        ("Both wrong", (0, 0)),
+    ):
         assert f"{name} {pairs.count(pair)} (" in text  # type: ignore[arg-type]
     assert "Each image was classified by a model that had not seen it." in text
-    for name, label in zip(("formula", "sea horse", "letters"), ("'=sum(A1)", *LABELS[1:]), strict=True):
+    for name, label in zip(
+        ("formula", "sea horse", "letters"), ("'=sum(A1)", *LABELS[1:]), strict=True
+    ):
         own = [row for row in rows if row["true"] == label]
         right = 100 * sum(row["answer"] == label for row in own) / len(own)
         assert re.search(rf"{name} \({len(own)}\) ?\d+ → {right:.0f} %", text)
@@ -112,7 +119,9 @@ def test_sets_of_other_classes_than_the_run(tmp_path: Path) -> None:
     e = evaluation("far", 30, ("x y", "z"), 1)
     far = replace(e, images=replace(e.images, written=("x_y", "z")))
     task = replace(its.task, tests=(Question("all"), Question("far", "elsewhere")))
-    both = its.model_copy(update={"task": task, "scores": (*its.scores, score(far, "far", data="elsewhere"))})
+    both = its.model_copy(
+        update={"task": task, "scores": (*its.scores, score(far, "far", data="elsewhere"))}
+    )
     write_predictions(tmp_path / PREDICTIONS, predictions(both, [own, far]))
     first, second = read_predictions(tmp_path, both)
     assert (first.labels, second.labels, second.classes) == (LABELS, ("x_y", "z"), ("x y", "z"))
@@ -150,7 +159,9 @@ def test_a_foreign_file_names_no_image_outside_of_the_data(tmp_path: Path, path:
         ("set,", '"', "not readable CSV|does not match run.json"),
     ],
 )
-def test_a_damaged_file_is_refused_in_a_sentence(tmp_path: Path, old: str, new: str, reason: str) -> None:
+def test_a_damaged_file_is_refused_in_a_sentence(
+    tmp_path: Path, old: str, new: str, reason: str
+) -> None:
     its, _ = written(tmp_path)
     file = tmp_path / PREDICTIONS
     file.write_text(file.read_text("utf-8").replace(old, new), "utf-8")
@@ -165,7 +176,9 @@ def test_rows_that_are_gone_and_runs_of_earlier_versions(tmp_path: Path) -> None
     its, _ = written(tmp_path)
     file = tmp_path / PREDICTIONS
     file.write_text("".join(file.read_text("utf-8").splitlines(keepends=True)[:-1]), "utf-8")
-    with pytest.raises(UserError, match=r"49 images of cross-validated, all classes, but run\.json has 50"):
+    with pytest.raises(
+        UserError, match=r"49 images of cross-validated, all classes, but run\.json has 50"
+    ):
         read_predictions(tmp_path, its)
     file.unlink()
     with pytest.raises(UserError, match="missing; only runs of this version have it"):

@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from rmadapter.artifacts.record import BackboneName, MethodName, Record, Score, Several, parse_record, read_record
+from rmadapter.artifacts.record import (
+    BackboneName,
+    MethodName,
+    Record,
+    Score,
+    Several,
+    parse_record,
+    read_record,
+)
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
 from rmadapter.task import Question, Task
@@ -25,8 +33,16 @@ SCORES = (
 
 
 def record(**values: Any) -> Record:
-    given = {"task": Task(data="x", classes="base"), "backbone": BackboneName(name="b", digest="0"), "scores": SCORES}
-    return Record(format=2, method=MethodName(name="mma", title="MMA", settings={"rank": 3}), **{**given, **values})
+    given = {
+        "task": Task(data="x", classes="base"),
+        "backbone": BackboneName(name="b", digest="0"),
+        "scores": SCORES,
+    }
+    return Record(
+        format=2,
+        method=MethodName(name="mma", title="MMA", settings={"rank": 3}),
+        **{**given, **values},
+    )
 
 
 def test_figures_by_name() -> None:
@@ -44,16 +60,22 @@ def test_equal_counts_are_equal_figures() -> None:
     """Records have four decimals, so that sums of the same counts over seeds would differ."""
 
     def figure(images: int, accuracy: float) -> float | None:
-        return record(scores=(Score(name="base", images=images, classes=2, accuracy=accuracy),)).metric("base")
+        return record(
+            scores=(Score(name="base", images=images, classes=2, accuracy=accuracy),)
+        ).metric("base")
 
-    assert [figure(270, round(100 * right / 270, 4)) for right in (137, 140)] == [100 * 137 / 270, 100 * 140 / 270]
+    assert [figure(270, round(100 * right / 270, 4)) for right in (137, 140)] == [
+        100 * 137 / 270,
+        100 * 140 / 270,
+    ]
     assert figure(100, 50.3) == 50.3  # of no count, as a mean over classes
 
 
 def test_the_average_is_over_other_data_and_needs_all_of_them() -> None:
     own = Score(name="all", images=9, classes=3, accuracy=90.0)
     targets = [
-        Score(name=name, data=name, images=9, classes=3, accuracy=value) for name, value in (("a", 10.0), ("b", 20.0))
+        Score(name=name, data=name, images=9, classes=3, accuracy=value)
+        for name, value in (("a", 10.0), ("b", 20.0))
     ]
     assert record(scores=(own, *targets)).metrics == {"all": 90, "a": 10, "b": 20, "average": 15}
     missing = Score(name="c", data="c", images=9, classes=3, reason="no")
@@ -62,8 +84,15 @@ def test_the_average_is_over_other_data_and_needs_all_of_them() -> None:
 
 
 def test_one_line_and_back(tmp_path: Path) -> None:
-    asked = Task(data="gr\u00f6\u00dfe", tests=(Question("a", "a"),), templates=("a {}.", "the {}."), shots=0)
-    some = [record(), record(task=asked, status="failed", reason="no luck", seconds={"total": 1.5}, value=[1, None])]
+    asked = Task(
+        data="gr\u00f6\u00dfe", tests=(Question("a", "a"),), templates=("a {}.", "the {}."), shots=0
+    )
+    some = [
+        record(),
+        record(
+            task=asked, status="failed", reason="no luck", seconds={"total": 1.5}, value=[1, None]
+        ),
+    ]
     some[0].save(tmp_path / "run.json")
     assert read_record(tmp_path / "run.json") == some[0]
     assert [parse_record(one.line(), "") for one in some] == some
@@ -138,8 +167,16 @@ def test_values_of_other_kinds_are_refused(old: str, new: str, place: str) -> No
         ([50.0, None], None, ""),
     ],
 )
-def test_a_judgement_is_of_one_method_and_its_classes(recalls: list[float | None], p: float | None, words: str) -> None:
-    rates = {"accuracy": 60.0, "low": 55.4, "high": 64.6, "macro_f1": 58.75, "calibration_error": 3.21}
+def test_a_judgement_is_of_one_method_and_its_classes(
+    recalls: list[float | None], p: float | None, words: str
+) -> None:
+    rates = {
+        "accuracy": 60.0,
+        "low": 55.4,
+        "high": 64.6,
+        "macro_f1": 58.75,
+        "calibration_error": 3.21,
+    }
     row = {"name": "RMAdapter", "recalls": recalls, "p": p, **rates}
     content = {"how": "", "images": 9, "classes": ["a", "b"], "majority": 50.0, "rows": [row]}
     line = json.dumps({**json.loads(record().line()), "judgement": content})
@@ -153,7 +190,10 @@ def test_a_judgement_is_of_one_method_and_its_classes(recalls: list[float | None
 
 
 def test_what_a_model_of_several_labels_is_worth() -> None:
-    images = replace(ImageSet.from_lists([np.zeros((2, 2), np.uint8)] * 3, [*"abc"]), several=((0, 1), (1,), (1,)))
+    images = replace(
+        ImageSet.from_lists([np.zeros((2, 2), np.uint8)] * 3, [*"abc"]),
+        several=((0, 1), (1,), (1,)),
+    )
     table = np.array([[0.9, 0.8, 0.1], [0.2, 0.9, 0.2], [0.1, 0.4, 0.3]])
     worth = Several.of(table, 1 - table, images, 0.5)
     assert worth.images == (1, 3, 0)
@@ -161,11 +201,15 @@ def test_what_a_model_of_several_labels_is_worth() -> None:
     assert worth.zero_shot == pytest.approx((100 / 3, 100, None))
     assert worth.f1s == pytest.approx((100, 80, None))
     assert worth.means == pytest.approx((100, 200 / 3, 90))
-    one = record().model_copy(update={"scores": (Score(name="all", images=3, classes=3, several=worth),)})
+    one = record().model_copy(
+        update={"scores": (Score(name="all", images=3, classes=3, several=worth),)}
+    )
     assert parse_record(one.line(), "") == one
     assert one.metrics == {}
     with pytest.raises(UserError, match="for other classes than it lists"):
-        parse_record(one.line().replace('"classes": ["a", "b", "c"]', '"classes": ["a", "b"]'), "run.json")
+        parse_record(
+            one.line().replace('"classes": ["a", "b", "c"]', '"classes": ["a", "b"]'), "run.json"
+        )
     assert len(worth.intervals) == 4
     with pytest.raises(UserError, match="intervals for other figures"):
         parse_record(one.line().replace('"intervals": [', '"intervals": [[1, 2], '), "run.json")
@@ -173,15 +217,25 @@ def test_what_a_model_of_several_labels_is_worth() -> None:
 
 def test_one_of_many_faults_is_enough(tmp_path: Path) -> None:
     """Each fault takes a kilobyte to tell."""
-    line = record().line().replace('"format": 2', '"format": 2, "notes": [' + ",".join(["1"] * 10**6) + "]")
+    line = (
+        record()
+        .line()
+        .replace('"format": 2', '"format": 2, "notes": [' + ",".join(["1"] * 10**6) + "]")
+    )
     (tmp_path / "run.json").write_text(line)
     with pytest.raises(UserError, match=r"field notes\.0"):
         read_record(tmp_path / "run.json")
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None, exclude_categories=())),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(codec=None, exclude_categories=())),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 

@@ -12,7 +12,13 @@ from tests.helpers import synthetic_runs
 
 
 def test_a_judged_run_shows_what_it_is_worth(capsys: pytest.CaptureFixture[str]) -> None:
-    rates = {"low": 55.4, "high": 64.6, "macro_f1": 58.75, "calibration_error": 3.21, "recalls": [None, 60.0]}
+    rates = {
+        "low": 55.4,
+        "high": 64.6,
+        "macro_f1": 58.75,
+        "calibration_error": 3.21,
+        "recalls": [None, 60.0],
+    }
     judgement = Judgement(
         how="on the test split", images=1200, classes=("a", "b"), majority=71.0,
         doubts=("few images",),
@@ -24,7 +30,16 @@ def test_a_judged_run_shows_what_it_is_worth(capsys: pytest.CaptureFixture[str])
     )
     show(record, as_json=False)
     out, err = capsys.readouterr()
-    for words in ("1,200 images", "guessing", "50.0", "most frequent class", "71.0", "55.4 to 64.6", "58.8", "3.2"):
+    for words in (
+        "1,200 images",
+        "guessing",
+        "50.0",
+        "most frequent class",
+        "71.0",
+        "55.4 to 64.6",
+        "58.8",
+        "3.2",
+    ):
         assert words in out
     assert "judged on the test split" in out
     assert "\nlowest recall: b 60 %\n" in out
@@ -36,7 +51,13 @@ def test_a_judged_run_shows_what_it_is_worth(capsys: pytest.CaptureFixture[str])
 
 
 def test_the_three_lowest_recalls_are_the_methods_own() -> None:
-    rates = {"accuracy": 60.0, "low": 55.4, "high": 64.6, "macro_f1": 58.75, "calibration_error": 3.21}
+    rates = {
+        "accuracy": 60.0,
+        "low": 55.4,
+        "high": 64.6,
+        "macro_f1": 58.75,
+        "calibration_error": 3.21,
+    }
     rows = (
         Rates(name="zero-shot", p=0.5, recalls=[0.0, 1.0, 2.0, 3.0, 4.0, 5.0], **rates),
         Rates(name="RMAdapter", recalls=[50.0, 66.7, None, 12.5, 50.0, 100.0], **rates),
@@ -45,13 +66,24 @@ def test_the_three_lowest_recalls_are_the_methods_own() -> None:
     assert lowest(found) == "d 12 %, a 50 %, e 50 %"
 
 
-def test_halves_are_summed_up_and_a_set_without_an_answer_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+def test_halves_are_summed_up_and_a_set_without_an_answer_says_why(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     scores = [Score(name="base", images=10, classes=4, accuracy=60.0, zero_shot=30.0)]
     scores += [Score(name="novel", images=10, classes=5, accuracy=40.0, zero_shot=30.0)]
-    record = synthetic_runs.record("rmadapter", "x", 1, {}).model_copy(update={"scores": tuple(scores)})
+    record = synthetic_runs.record("rmadapter", "x", 1, {}).model_copy(
+        update={"scores": tuple(scores)}
+    )
     show(record, as_json=False)
     lines = capsys.readouterr().out.splitlines()
-    assert [cell.strip() for cell in lines[-2].split("│")[1:-1]] == ["harmonic mean", "", "", "30.0", "48.0", "+18.0"]
+    assert [cell.strip() for cell in lines[-2].split("│")[1:-1]] == [
+        "harmonic mean",
+        "",
+        "",
+        "30.0",
+        "48.0",
+        "+18.0",
+    ]
     silent = Score(name="novel", images=10, classes=5, reason="knows its classes alone")
     show(record.model_copy(update={"scores": (scores[0], silent)}), as_json=False)
     found = capsys.readouterr()
@@ -73,15 +105,24 @@ def test_a_run_of_several_labels_shows_each_label(capsys: pytest.CaptureFixture[
         f1s=(55.5, None),
     )  # fmt: skip
     score = Score(name="all", images=1300, classes=2, several=worth)
-    record = synthetic_runs.record("linear-probe", "x", 1, {}).model_copy(update={"scores": (score,)})
+    record = synthetic_runs.record("linear-probe", "x", 1, {}).model_copy(
+        update={"scores": (score,)}
+    )
     show(record, as_json=False)
     shown = capsys.readouterr().out
-    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line]
+    lines = [
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in shown.splitlines()
+        if "│" in line
+    ]
     assert lines == [
         ["mean over classes", "", "61.2", "40.0", "55.5"], ["ant", "1,200", "61.2", "40.0", "55.5"],
         ["bee", "0", "-", "-", "-"],
     ]  # fmt: skip
-    assert "test, all classes, 1,300 images; F1 counts classes that are at least 32 % probable\n" in shown
+    assert (
+        "test, all classes, 1,300 images; F1 counts classes that are at least 32 % probable\n"
+        in shown
+    )
     assert "chance" not in shown
     show_score(score, as_json=False)
     assert capsys.readouterr().out == shown
@@ -90,7 +131,9 @@ def test_a_run_of_several_labels_shows_each_label(capsys: pytest.CaptureFixture[
     assert found["accuracy"] is None
     assert found["several"]["mean_average_precision"] == 61.25
     assert found["several"]["f1s"] == [55.5, None]
-    told = thresholded(worth.model_copy(update={"intervals": ((60, 62.5), (39, 41), (50, 59.96), (-1, 2))}))
+    told = thresholded(
+        worth.model_copy(update={"intervals": ((60, 62.5), (39, 41), (50, 59.96), (-1, 2))})
+    )
     assert told.endswith(
         "a mean average precision of 60.0 to 62.5 % is plausible (95 % interval), -1.0 to 2.0 points more than "
         "zero-shot, and a mean F1 of 50.0 to 60.0 %"

@@ -39,9 +39,13 @@ def test_digest_sees_the_number_format_and_not_the_name(tiny_clip: Backbone) -> 
 
 
 @pytest.mark.parametrize(
-    ("part", "value"), [("head_width", 32), ("pool_type", "avg"), ("norm_kwargs", {"eps": 0.01})], ids=str
+    ("part", "value"),
+    [("head_width", 32), ("pool_type", "avg"), ("norm_kwargs", {"eps": 0.01})],
+    ids=str,
 )
-def test_what_has_no_weights_changes_the_structure(part: str, value: Any, tiny_clip: Backbone, tmp_path: Path) -> None:
+def test_what_has_no_weights_changes_the_structure(
+    part: str, value: Any, tiny_clip: Backbone, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(tiny_clip.name, tmp_path / "model"))
     same = load_backbone(str(folder))
     assert (same.digest, same.structure) == (tiny_clip.digest, tiny_clip.structure)

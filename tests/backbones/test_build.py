@@ -1,4 +1,5 @@
-"""Models by configuration: the right activation, weights that fit, and positions that open_clip stretches."""
+"""Models by configuration: the right activation, weights that fit, and positions that open_clip
+stretches."""
 
 from __future__ import annotations
 
@@ -17,12 +18,15 @@ from rmadapter.errors import UserError
 
 
 @pytest.mark.parametrize(
-    "name", ["ViT-B-16/openai", "ViT-B-16/dfn2b", "ViT-B-32/metaclip_400m", "ViT-B-16-quickgelu/openai"]
+    "name",
+    ["ViT-B-16/openai", "ViT-B-16/dfn2b", "ViT-B-32/metaclip_400m", "ViT-B-16-quickgelu/openai"],
 )
 def test_weights_trained_with_quick_gelu_get_it(name: str) -> None:
     architecture, tag = name.split("/")
     record = _published(architecture, tag, [tag])
-    model = build_model(name, architecture, draw=False, quick_gelu=record["quick_gelu"], transform=record)
+    model = build_model(
+        name, architecture, draw=False, quick_gelu=record["quick_gelu"], transform=record
+    )
     activations = [module for module in model.modules() if "GELU" in type(module).__name__]
     assert len(activations) == 24  # one a block, 12 blocks a tower
     assert all(isinstance(module, QuickGELU) for module in activations)
@@ -49,8 +53,12 @@ def test_positions_of_another_image_size_are_stretched_unless_they_must_be_exact
     model = build_model("x", f"local-dir:{tiny_clip.name}", draw=False)
     load_weights("x", model, file)
     assert model.state_dict()[name].shape == state[name].shape
-    with pytest.raises(UserError, match=r"they hold visual.positional_embedding \[10, 64\] instead of \[17, 64\]"):
+    with pytest.raises(
+        UserError, match=r"they hold visual.positional_embedding \[10, 64\] instead of \[17, 64\]"
+    ):
         load_weights("x", model, file, exact=True)
     save_file({name: tensor for name, tensor in state.items() if "resblocks.1" not in name}, file)
-    with pytest.raises(UserError, match=r"they lack visual\.transformer\.resblocks\.1\.[\w.]+, .+ and 21 more"):
+    with pytest.raises(
+        UserError, match=r"they lack visual\.transformer\.resblocks\.1\.[\w.]+, .+ and 21 more"
+    ):
         load_weights("x", model, file)

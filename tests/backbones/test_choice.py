@@ -1,4 +1,5 @@
-"""A short list of backbones, the first of several that is to be had, and what one does on this machine."""
+"""A short list of backbones, the first of several that is to be had, and what one does on this
+machine."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ def test_sizes_are_those_of_the_weights(name: str) -> None:
     assert open_clip.get_pretrained_cfg(architecture, tag)["hf_hub"].startswith("timm/")
     with torch.device("meta"):
         model = open_clip.CLIP(**open_clip.get_model_config(architecture))  # type: ignore[arg-type]
-    assert round(sum(p.numel() for p in model.parameters()) * 4 / 1e6) == choice.KNOWN[name].megabytes
+    assert (
+        round(sum(p.numel() for p in model.parameters()) * 4 / 1e6) == choice.KNOWN[name].megabytes
+    )
 
 
 def test_pocket_alone_is_advised_against() -> None:
@@ -44,7 +47,9 @@ def test_pocket_alone_is_advised_against() -> None:
     assert choice.advise("ViT-B-16/openai") == ""
 
 
-def test_the_first_that_is_to_be_had(tiny_clip: Backbone, offline: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_that_is_to_be_had(
+    tiny_clip: Backbone, offline: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert choice.first_of(f"{tiny_clip.name},pocket").digest == tiny_clip.digest
     assert choice.first_of(f"ViT-B-16/openai, {tiny_clip.name}").name == tiny_clip.name
     told = capsys.readouterr().err
@@ -54,16 +59,34 @@ def test_the_first_that_is_to_be_had(tiny_clip: Backbone, offline: None, capsys:
     assert capsys.readouterr().err == ""
     with pytest.raises(Unreachable):
         choice.first_of("ViT-B-32/openai,ViT-B-16/openai")
-    with pytest.raises(UserError, match="open_clip has no architecture 'ViT-B-61'"):  # a slip is no reason to go on
+    with pytest.raises(
+        UserError, match="open_clip has no architecture 'ViT-B-61'"
+    ):  # a slip is no reason to go on
         choice.first_of(f"ViT-B-61/openai,{tiny_clip.name}")
     with pytest.raises(UserError, match="single commas"):
         choice.first_of("pocket,")
 
 
 def test_fit_says_which_and_never_changes_a_run(
-    rmadapter: Command, tiny_clip: Backbone, tiny_eva: Backbone, colors: Path, tmp_path: Path, offline: None
+    rmadapter: Command,
+    tiny_clip: Backbone,
+    tiny_eva: Backbone,
+    colors: Path,
+    tmp_path: Path,
+    offline: None,
 ) -> None:
-    words = ["fit", colors, "--method", "zero-shot", "--shots", 2, "--set", "device=cpu", "--out", tmp_path / "run"]
+    words = [
+        "fit",
+        colors,
+        "--method",
+        "zero-shot",
+        "--shots",
+        2,
+        "--set",
+        "device=cpu",
+        "--out",
+        tmp_path / "run",
+    ]
     done = rmadapter(*words, "--backbone", f"ViT-B-16/openai,{tiny_clip.name}")
     assert done.code == 0
     assert f"using {tiny_clip.name} instead" in done.err

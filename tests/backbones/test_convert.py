@@ -1,4 +1,5 @@
-"""Pickled checkpoints become folders; what is hostile, damaged or foreign is told in a sentence, and leaves nothing."""
+"""Pickled checkpoints become folders; what is hostile, damaged or foreign is told in a sentence,
+and leaves nothing."""
 
 from __future__ import annotations
 
@@ -89,7 +90,9 @@ def test_a_folder_opens_with_the_same_weights(how: str, state: State, tmp_path: 
     assert [path.name for path in out.parent.iterdir()] == ["here"]
 
 
-def test_a_folder_is_named_from_here(state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_named_from_here(
+    state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The file is read by a process in another folder."""
     monkeypatch.chdir(tmp_path)
     convert(Path(written(tmp_path, state).name), NAME, Path("my-clip"))
@@ -97,14 +100,19 @@ def test_a_folder_is_named_from_here(state: State, tmp_path: Path, monkeypatch: 
 
 
 def test_old_files_and_half_precision_are_read(state: State, tmp_path: Path) -> None:
-    torch.save({k: v.half() for k, v in state.items()}, tmp_path / "a.bin", _use_new_zipfile_serialization=False)
+    torch.save(
+        {k: v.half() for k, v in state.items()},
+        tmp_path / "a.bin",
+        _use_new_zipfile_serialization=False,
+    )
     convert(tmp_path / "a.bin", NAME, tmp_path / "out")
     found = load_backbone(str(tmp_path / "out")).model.state_dict()
     assert all(torch.equal(found[name], tensor.half().float()) for name, tensor in state.items())
 
 
 class Both(torch.nn.Module):
-    """OpenAI's archives hold a model with its activation as a module, and numbers beside its weights."""
+    """OpenAI's archives hold a model with its activation as a module, and numbers beside its
+    weights."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -115,7 +123,9 @@ class Both(torch.nn.Module):
 
 
 @pytest.mark.parametrize("quick", [False, True])
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"
+)
 def test_torchscript_gives_its_tensors_and_its_activation(quick: bool, tmp_path: Path) -> None:
     names = [f"{NAME}-quickgelu", NAME]
     right, wrong = names if quick else names[::-1]
@@ -139,11 +149,23 @@ UNFIT = [
     ({"decoder": torch.zeros(1)}, "they also hold decoder$"),
     ({"logit_scale": None}, "they lack logit_scale$"),
     ({"logit_bias": torch.zeros(1)}, "do not fit backbone"),
-    ({"text_projection": torch.zeros(4, 2)}, r"they hold text_projection \[4, 2\] instead of \[16, 24\]$"),
+    (
+        {"text_projection": torch.zeros(4, 2)},
+        r"they hold text_projection \[4, 2\] instead of \[16, 24\]$",
+    ),
     ({"text_projection": torch.zeros(24, 16)}, r"size mismatch for text_projection"),  # transposed
-    ({"positional_embedding": torch.zeros(16, 20)}, r"text pos_embed width changed"),  # of a wider text encoder
-    ({"positional_embedding": torch.zeros(77, 16)}, r"hold positional_embedding \[77, 16\] instead of \[16, 16\]$"),
-    ({"visual.positional_embedding": torch.zeros(5, 32)}, r"hold visual.positional_embedding \[5, 32\] instead of"),
+    (
+        {"positional_embedding": torch.zeros(16, 20)},
+        r"text pos_embed width changed",
+    ),  # of a wider text encoder
+    (
+        {"positional_embedding": torch.zeros(77, 16)},
+        r"hold positional_embedding \[77, 16\] instead of \[16, 16\]$",
+    ),
+    (
+        {"visual.positional_embedding": torch.zeros(5, 32)},
+        r"hold visual.positional_embedding \[5, 32\] instead of",
+    ),
 ]
 
 
@@ -164,7 +186,9 @@ def test_weights_of_another_model_are_refused(
     tensors: Any, told: str, state: State, tmp_path: Path, read_here: None
 ) -> None:
     file = written(tmp_path, changed(state, **tensors))
-    with pytest.raises(UserError, match=f"weights.pt: these weights do not fit backbone '{NAME}'.*") as caught:
+    with pytest.raises(
+        UserError, match=f"weights.pt: these weights do not fit backbone '{NAME}'.*"
+    ) as caught:
         convert(file, NAME, tmp_path / "out")
     assert caught.match(told)
     assert [path.name for path in tmp_path.iterdir()] == ["weights.pt"]
@@ -176,23 +200,36 @@ def test_one_that_does_more_than_be_read_is_to_be_deleted(
     file, reader = written(tmp_path, state), tmp_path / "reader.py"
     reader.write_text("import os; os._exit(3)")  # as unpickle.py ends then
     monkeypatch.setattr("rmadapter.backbones.unpickle.__file__", str(reader))
-    with pytest.raises(UserError, match=r"weights\.pt: tried to do more than be read and was stopped; delete it"):
+    with pytest.raises(
+        UserError, match=r"weights\.pt: tried to do more than be read and was stopped; delete it"
+    ):
         convert(file, NAME, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["reader.py", "weights.pt"]
 
 
 def test_many_faults_are_three_and_a_number(state: State, tmp_path: Path, read_here: None) -> None:
-    file = written(tmp_path, {name: tensor for name, tensor in state.items() if not name.startswith("visual.")})
-    with pytest.raises(UserError, match=r"they lack visual\.[\w.]+, visual\.[\w.]+, visual\.[\w.]+ and \d+ more$"):
+    file = written(
+        tmp_path, {name: tensor for name, tensor in state.items() if not name.startswith("visual.")}
+    )
+    with pytest.raises(
+        UserError, match=r"they lack visual\.[\w.]+, visual\.[\w.]+, visual\.[\w.]+ and \d+ more$"
+    ):
         convert(file, NAME, tmp_path / "out")
 
 
-def test_what_is_asked_for_is_checked_before_the_file_is_opened(state: State, tmp_path: Path) -> None:
+def test_what_is_asked_for_is_checked_before_the_file_is_opened(
+    state: State, tmp_path: Path
+) -> None:
     file, out = written(tmp_path, state), tmp_path / "out"
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a").touch()
     for told, words in {
-        "needs no conversion; use it as it is: --backbone": (tmp_path / "a.safetensors", NAME, out, ""),
+        "needs no conversion; use it as it is: --backbone": (
+            tmp_path / "a.safetensors",
+            NAME,
+            out,
+            "",
+        ),
         "no.pt: not a checkpoint": (tmp_path / "no.pt", NAME, out, ""),
         "not named like a pickled checkpoint": (__file__, NAME, out, ""),
         "already exists": (file, NAME, tmp_path / "full", ""),
@@ -212,7 +249,10 @@ def test_what_a_killed_one_left_goes_and_nobody_is_disturbed(state: State, tmp_p
     left = tmp_path / ".out.part/half.safetensors"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"half")
-    with claim(tmp_path / ".out.part.lock"), pytest.raises(UserError, match="another process is at work"):
+    with (
+        claim(tmp_path / ".out.part.lock"),
+        pytest.raises(UserError, match="another process is at work"),
+    ):
         convert(file, NAME, out)
     assert left.read_bytes() == b"half"
     convert(file, NAME, out)
@@ -227,5 +267,7 @@ def test_the_verb(rmadapter: Command, state: State, tmp_path: Path) -> None:
     assert done.out.startswith(f"{out} is ready: --backbone {out}; ")
     assert "left out, not weights: step" in done.err
     refused(rmadapter("convert", file, "--architecture", NAME, "--out", out), "already exists")
-    found = json.loads(rmadapter("convert", file, "--architecture", NAME, "--out", tmp_path / "b", "--json").out)
+    found = json.loads(
+        rmadapter("convert", file, "--architecture", NAME, "--out", tmp_path / "b", "--json").out
+    )
     assert found["digest"] == load_backbone(str(out)).digest

@@ -26,16 +26,34 @@ from tests.helpers.rounding import double
 
 def test_transform_comes_from_the_folder(tmp_path: Path) -> None:
     write_clip(tmp_path)
-    values: dict[str, Any] = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7], "resample": 2}
+    values: dict[str, Any] = {
+        "image_mean": [0.1, 0.2, 0.3],
+        "image_std": [0.5, 0.6, 0.7],
+        "resample": 2,
+    }
     file = tmp_path / "preprocessor_config.json"
-    file.write_text(json.dumps({**values, "size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}))
+    file.write_text(
+        json.dumps(
+            {**values, "size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+        )
+    )
     backbone = load_backbone(str(tmp_path))
-    assert (backbone.image_size, backbone.mean, backbone.std) == (32, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    assert (backbone.image_size, backbone.mean, backbone.std) == (
+        32,
+        (0.1, 0.2, 0.3),
+        (0.5, 0.6, 0.7),
+    )
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8))
-    pixels = np.asarray(image.resize((51, 32), Image.Resampling.BILINEAR).crop((10, 0, 42, 32))) / 255
-    expected = torch.tensor((pixels - values["image_mean"]) / values["image_std"]).permute(2, 0, 1).float()
+    pixels = (
+        np.asarray(image.resize((51, 32), Image.Resampling.BILINEAR).crop((10, 0, 42, 32))) / 255
+    )
+    expected = (
+        torch.tensor((pixels - values["image_mean"]) / values["image_std"]).permute(2, 0, 1).float()
+    )
     torch.testing.assert_close(backbone.preprocess(image), expected)
-    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": json.loads(file.read_text())}))
+    (tmp_path / "processor_config.json").write_text(
+        json.dumps({"image_processor": json.loads(file.read_text())})
+    )
     file.unlink()  # transformers 5 saves all processors of a model in one file
     torch.testing.assert_close(load_backbone(str(tmp_path)).preprocess(image), expected)
     file.write_text(json.dumps({**values, "size": {"shortest_edge": 40}}))
@@ -49,11 +67,17 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
         load_backbone(str(tmp_path))
     config = tmp_path / "config.json"
     for values, told in [
-        ({"model_type": "bert"}, "unsupported model type 'bert'; supported Hugging Face types are clip, metaclip_2,"),
+        (
+            {"model_type": "bert"},
+            "unsupported model type 'bert'; supported Hugging Face types are clip, metaclip_2,",
+        ),
         ({"model_type": "align"}, "model type 'align'; its image encoder, an EfficientNet"),
         ({"model_type": ["clip"]}, "unsupported model type"),
         ({"model_type": "clip", "text_config": {"vocab_size": 21128}}, "vocabulary of 21128"),
-        ({"model_type": "clip", "text_config": {"hidden_act": "relu"}}, "activations quick_gelu and relu"),
+        (
+            {"model_type": "clip", "text_config": {"hidden_act": "relu"}},
+            "activations quick_gelu and relu",
+        ),
         ({"model_type": "clip", "text_config": TEXT, "vision_config": VISION}, "do not fit"),
     ]:
         config.write_text(json.dumps(values))
@@ -63,7 +87,8 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_computes_what_transformers_computes(kind: str, tmp_path: Path) -> None:
-    """Features, and the probabilities of zero-shot, which are the softmax of the logits as they were trained."""
+    """Features, and the probabilities of zero-shot, which are the softmax of the logits as they
+    were trained."""
     reference = write_hf(tmp_path, kind)
     backbone = double(load_backbone(str(tmp_path)))
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)).double()
@@ -81,14 +106,18 @@ def test_computes_what_transformers_computes(kind: str, tmp_path: Path) -> None:
             torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-6)
     fitted = ZeroShot().restore(backbone, Known(names, (template,)), {})
     answers = fitted.answers({"it": fitted.score()}, images)["it"]
-    torch.testing.assert_close(answers, expected.logits_per_image.softmax(-1).float(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        answers, expected.logits_per_image.softmax(-1).float(), rtol=1e-4, atol=1e-6
+    )
     assert answers.std() > 0.01
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_lean_pass_is_the_reference_on_them(kind: str, tmp_path: Path) -> None:
     write_hf(tmp_path, kind)
-    assert same_as_reference(adapted(double(load_backbone(str(tmp_path)))), ("cat", "small dog"), count=2)
+    assert same_as_reference(
+        adapted(double(load_backbone(str(tmp_path)))), ("cat", "small dog"), count=2
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -97,5 +126,8 @@ def test_texts_are_split_as_transformers_does_to_full_length(kind: str, tmp_path
     texts = ["a Cat", "dog " * 40, "bird"]
     tokens = load_backbone(str(tmp_path)).tokenizer(texts)
     own = AutoTokenizer.from_pretrained(tmp_path)
-    assert tokens.tolist() == own(texts, padding="max_length", max_length=16, truncation=True).input_ids
+    assert (
+        tokens.tolist()
+        == own(texts, padding="max_length", max_length=16, truncation=True).input_ids
+    )
     assert len({tuple(row) for row in tokens.tolist()}) == 3

@@ -23,8 +23,12 @@ def logits(backbone: Backbone, tokens: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["siglip", "siglip2"])
-@pytest.mark.parametrize("both", [{}, {"hidden_act": "gelu", "layer_norm_eps": 1e-2}], ids=["tanh", "gelu"])
-def test_logits_have_the_bias_that_sigmoids_need(kind: str, both: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "both", [{}, {"hidden_act": "gelu", "layer_norm_eps": 1e-2}], ids=["tanh", "gelu"]
+)
+def test_logits_have_the_bias_that_sigmoids_need(
+    kind: str, both: dict[str, Any], tmp_path: Path
+) -> None:
     reference = write_hf(tmp_path, kind, **both)
     backbone = double(load_backbone(str(tmp_path)))
     tokens = backbone.tokenizer(["a cat", "dog", "a bird"])
@@ -60,10 +64,20 @@ def test_images_are_squeezed_into_a_square(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "side", "values", "told"),
     [
-        ("siglip", "vision_config", {"hidden_act": "relu"}, "activation relu; must be one of gelu, gelu_pytorch_tanh"),
+        (
+            "siglip",
+            "vision_config",
+            {"hidden_act": "relu"},
+            "activation relu; must be one of gelu, gelu_pytorch_tanh",
+        ),
         ("siglip", "vision_config", {"vision_use_head": False}, "its image encoder has no head"),
         ("siglip2", "vision_config", {"num_patches": 15}, "15 patches do not make a square image"),
-        ("siglip", "text_config", {"num_hidden_layers": 2}, "the weights do not fit its config.json"),
+        (
+            "siglip",
+            "text_config",
+            {"num_hidden_layers": 2},
+            "the weights do not fit its config.json",
+        ),
     ],
 )
 def test_what_open_clip_cannot_compute_is_refused(

@@ -1,4 +1,5 @@
-"""Weights from the Hugging Face hub: from its cache without a network, or one sentence; and no code from there."""
+"""Weights from the Hugging Face hub: from its cache without a network, or one sentence; and no code
+from there."""
 
 from __future__ import annotations
 
@@ -49,7 +50,9 @@ def test_cached_repository_needs_no_network(tiny_clip, cache: Path) -> None:
 
 @pytest.mark.parametrize("name", ["hf-hub:someone/tiny", "ViT-B-16/openai"])
 def test_without_network_one_sentence_says_what_to_do(name: str, cache: Path) -> None:
-    with pytest.raises(UserError, match=r"could not be fetched .* check the connection, give a local file"):
+    with pytest.raises(
+        UserError, match=r"could not be fetched .* check the connection, give a local file"
+    ):
         load_backbone(name)
 
 
@@ -58,7 +61,8 @@ def test_without_network_one_sentence_says_what_to_do(name: str, cache: Path) ->
 
 @pytest.fixture
 def hub(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The snapshot of `somebody/model`, each file a link to a blob, as the hub's own library makes them."""
+    """The snapshot of `somebody/model`, each file a link to a blob, as the hub's own library makes
+    them."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     vision(model, timm_model_name="vit_small_patch16_224")
     text(model, hf_tokenizer_name="somebody/model", hf_model_name=None, heads=3, width=48)
@@ -70,7 +74,10 @@ def test_a_snapshot_of_links_is_read(tiny_clip: Backbone, cache: Path) -> None:
     assert (snapshot / CONFIG).is_symlink()
     for name in ("hf-hub:somebody/clip", str(snapshot)):
         found = load_backbone(name)
-        assert (found.digest, found.tokenizer_digest) == (tiny_clip.digest, tiny_clip.tokenizer_digest)
+        assert (found.digest, found.tokenizer_digest) == (
+            tiny_clip.digest,
+            tiny_clip.tokenizer_digest,
+        )
 
 
 def test_code_in_a_repository_does_not_run(hub: Path) -> None:
@@ -91,7 +98,9 @@ def test_a_repository_does_not_lead_to_another_one(hub: Path, tmp_path: Path, na
     refused("hf-hub:somebody/model", "hf_tokenizer_name leads out of the repository, to")
 
 
-def test_the_tokenizer_that_open_clip_itself_takes_is_checked_too(hub: Path, tmp_path: Path) -> None:
+def test_the_tokenizer_that_open_clip_itself_takes_is_checked_too(
+    hub: Path, tmp_path: Path
+) -> None:
     other = publish(tmp_path / "model", tmp_path / "cache" / "models--timm--ViT-B-16-SigLIP")
     text(hub, hf_tokenizer_name="timm/ViT-B-16-SigLIP")
     change(other / TOKENIZER, lambda config: config | {"auto_map": EVIL})

@@ -1,4 +1,5 @@
-"""Backbones by name: what plain open_clip computes, the right activation, no pickle, and refusals that help."""
+"""Backbones by name: what plain open_clip computes, the right activation, no pickle, and refusals
+that help."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ def test_computes_what_plain_open_clip_computes(kind: str, request: pytest.Fixtu
         assert torch.equal(backbone.model.encode_text(tokens), plain.encode_text(tokens))
     assert backbone.model.logit_scale == plain.logit_scale
     assert not backbone.model.training
-    assert all(not p.requires_grad and p.dtype == torch.float32 for p in backbone.model.parameters())
+    assert all(
+        not p.requires_grad and p.dtype == torch.float32 for p in backbone.model.parameters()
+    )
     white = backbone.preprocess(Image.new("RGB", (64, 64), "white"))
     expected = [(1 - mean) / std for mean, std in zip(backbone.mean, backbone.std, strict=True)]
     assert white.shape == (3, backbone.image_size, backbone.image_size)
@@ -56,10 +59,16 @@ def test_random_weights_are_always_the_same_and_come_back_from_a_file(tmp_path: 
     first, second = load_backbone(f"{SMALL}/none"), load_backbone(f"{SMALL}/none")
     assert torch.equal(torch.rand(3), expected), "the global random generator was used"
     assert first.digest == second.digest
-    save_file({name: tensor.half() for name, tensor in first.model.state_dict().items()}, tmp_path / "half.safetensors")
+    save_file(
+        {name: tensor.half() for name, tensor in first.model.state_dict().items()},
+        tmp_path / "half.safetensors",
+    )
     from_file = load_backbone(f"{SMALL}/{tmp_path}/half.safetensors").model.state_dict()
     assert {tensor.dtype for tensor in from_file.values()} == {torch.float32}
-    assert all(torch.equal(from_file[n], tensor.half().float()) for n, tensor in first.model.state_dict().items())
+    assert all(
+        torch.equal(from_file[n], tensor.half().float())
+        for n, tensor in first.model.state_dict().items()
+    )
 
 
 def test_every_published_checkpoint_has_a_safetensors_file_to_ask_for() -> None:
@@ -132,7 +141,9 @@ def test_damaged_or_foreign_weights_are_named(tiny_clip: Backbone, tmp_path: Pat
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
 )
-def test_a_folder_with_a_senseless_config_is_refused_in_a_sentence(tmp_path: Path, place: Any, value: Any) -> None:
+def test_a_folder_with_a_senseless_config_is_refused_in_a_sentence(
+    tmp_path: Path, place: Any, value: Any
+) -> None:
     folder = write_fixed_backbone(tmp_path / "model")
     file = folder / "open_clip_config.json"
     config = json.loads(file.read_text())
@@ -146,12 +157,29 @@ def test_a_folder_with_a_senseless_config_is_refused_in_a_sentence(tmp_path: Pat
     assert len(str(caught.value)) < 600
 
 
-def test_names_that_alone_say_which_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_that_alone_say_which_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ViT-L-14" / "openai").mkdir(parents=True)
-    for name in ("pocket", "pocket-1", "ViT-B-16/openai", "ViT-B-16-quickgelu/openai", f"{SMALL}/none"):
+    for name in (
+        "pocket",
+        "pocket-1",
+        "ViT-B-16/openai",
+        "ViT-B-16-quickgelu/openai",
+        f"{SMALL}/none",
+    ):
         assert is_published(name), name
-    for name in ("ViT-L-14/openai", "ViT-B-16/mine", "ViT-B-16/a.safetensors", "none", "x/none", "hf-hub:a/b", ".", ""):
+    for name in (
+        "ViT-L-14/openai",
+        "ViT-B-16/mine",
+        "ViT-B-16/a.safetensors",
+        "none",
+        "x/none",
+        "hf-hub:a/b",
+        ".",
+        "",
+    ):
         assert not is_published(name), name
 
 
@@ -160,4 +188,8 @@ def test_a_run_depends_on_transform_and_tokenizer_too(tiny_clip: Backbone) -> No
     assert identity_of(replace(tiny_clip, mean=(0.1, 0.1, 0.1))) != identity_of(tiny_clip)
     assert identity_of(replace(tiny_clip, tokenizer_digest="0")) != identity_of(tiny_clip)
     published = replace(tiny_clip, name="pocket")
-    assert identity_of(published) == identity_of(replace(published, mean=(0.1, 0.1, 0.1))) == tiny_clip.digest
+    assert (
+        identity_of(published)
+        == identity_of(replace(published, mean=(0.1, 0.1, 0.1)))
+        == tiny_clip.digest
+    )

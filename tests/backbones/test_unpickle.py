@@ -1,4 +1,5 @@
-"""Hostile and damaged pickles: nothing in them runs, nothing is left behind, and one sentence says why."""
+"""Hostile and damaged pickles: nothing in them runs, nothing is left behind, and one sentence says
+why."""
 
 from __future__ import annotations
 
@@ -37,8 +38,15 @@ class Runs:
 def archive(data: bytes, *, compressed: bool = False, **records: bytes) -> bytes:
     """As torch.save writes one, of a pickle and storages."""
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED) as zipped:
-        for name, content in {"data.pkl": data, "version": b"3\n", "byteorder": b"little", **records}.items():
+    with zipfile.ZipFile(
+        file, "w", zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
+    ) as zipped:
+        for name, content in {
+            "data.pkl": data,
+            "version": b"3\n",
+            "byteorder": b"little",
+            **records,
+        }.items():
             zipped.writestr(f"a/{name}", content)
     return file.getvalue()
 
@@ -61,7 +69,9 @@ def nested(depth: int) -> bytes:
 def laughing(levels: int) -> bytes:
     """Lists of the list before, twice: small, and of 2^levels parts for whoever visits all."""
     lines = [b"\x80\x02]q\x00"]
-    lines += [b"](h" + bytes([i]) + b"h" + bytes([i]) + b"eq" + bytes([i + 1]) for i in range(levels)]
+    lines += [
+        b"](h" + bytes([i]) + b"h" + bytes([i]) + b"eq" + bytes([i + 1]) for i in range(levels)
+    ]
     return b"".join(lines) + b"."
 
 
@@ -119,7 +129,9 @@ def test_the_payload_of_these_tests_works(tmp_path: Path) -> None:
     assert (tmp_path / "ran").exists()
 
 
-def test_a_reader_that_never_ends_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_never_ends_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     endless = tmp_path / "endless.py"
     endless.write_text("import time\ntime.sleep(1000)")
     (tmp_path / "weights.pt").write_bytes(WHOLE)
@@ -143,7 +155,9 @@ def confined(code: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     """Python code after the bounds that stand around the reader."""
     start = "from rmadapter.backbones import unpickle\nimport os, pickle, socket, subprocess, sys\n"
     script = f"{start}unpickle.limit(1000, 5)\nunpickle.watch()\n{code}"
-    return subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -169,8 +183,16 @@ def test_whatever_gets_through_all_the_same_ends_the_process(code: str, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="the bound on memory needs to know what is in use")
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/statm"),
+    reason="the bound on memory needs to know what is in use",
+)
 def test_memory_and_time_are_bounded(tmp_path: Path) -> None:
     assert "MemoryError" in confined("bytes(3 << 30)", tmp_path).stderr
     assert confined("print(len(bytes(1 << 29)))", tmp_path).stdout == f"{1 << 29}\n"
-    assert confined("import resource; print(resource.getrlimit(resource.RLIMIT_CPU)[0])", tmp_path).stdout == "5\n"
+    assert (
+        confined(
+            "import resource; print(resource.getrlimit(resource.RLIMIT_CPU)[0])", tmp_path
+        ).stdout
+        == "5\n"
+    )

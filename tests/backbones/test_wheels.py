@@ -39,11 +39,15 @@ def test_an_environment_without_pip_takes_pythons_own_copy(monkeypatch: pytest.M
 def test_without_any_pip_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wheels, "distribution", no_pip)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"a==1 cannot be fetched without pip; install it: python -m ensurepip"):
+    with pytest.raises(
+        UserError, match=r"a==1 cannot be fetched without pip; install it: python -m ensurepip"
+    ):
         wheels._pip("a==1")
 
 
-def test_pip_of_the_working_folder_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pip_of_the_working_folder_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("pip", "runpy", "threading"):
         (tmp_path / f"{name}.py").write_text("print('somebody else')\n")
     monkeypatch.chdir(tmp_path)
@@ -51,7 +55,9 @@ def test_pip_of_the_working_folder_is_not_run(tmp_path: Path, monkeypatch: pytes
     assert done.stdout.startswith("pip ")
 
 
-def test_pip_ends_with_whoever_started_it_and_its_temporary_files_lie_in_the_folder(tmp_path: Path) -> None:
+def test_pip_ends_with_whoever_started_it_and_its_temporary_files_lie_in_the_folder(
+    tmp_path: Path,
+) -> None:
     """Its index accepts a connection and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as index:
         script = f"""

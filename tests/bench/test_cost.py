@@ -1,4 +1,5 @@
-"""What a bench would cost: counted by hand, measured on a method that sleeps, and on what is not done yet alone."""
+"""What a bench would cost: counted by hand, measured on a method that sleeps, and on what is not
+done yet alone."""
 
 from __future__ import annotations
 
@@ -23,31 +24,50 @@ from tests.helpers.shell import Command, rmadapter
 
 __all__ = ["done", "rmadapter"]  # fixtures
 # Seconds that are powers of two, so that sums tell what was added.
-RATES = Rates(frozen=1, fixed=64, step=8, once=256, asked=4096, image=65536, images=4, batch=4, first=3)
+RATES = Rates(
+    frozen=1, fixed=64, step=8, once=256, asked=4096, image=65536, images=4, batch=4, first=3
+)
 
 
 def plan(colors: Path, out: Path, backbone: Backbone, **words: Any) -> Plan:
-    values = {name: own for name, own in VALUES.items() if name in words.get("methods", ["mma", "rmadapter"])}
-    return Plan(tuple(jobs_of(backbone, colors, **words)), out, colors.parent, Machine(device="cpu"), values)
+    values = {
+        name: own
+        for name, own in VALUES.items()
+        if name in words.get("methods", ["mma", "rmadapter"])
+    }
+    return Plan(
+        tuple(jobs_of(backbone, colors, **words)), out, colors.parent, Machine(device="cpu"), values
+    )
 
 
-def test_what_is_added_up(tiny_clip: Backbone, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of base-to-novel with 2 shots: 4 training images in one batch of 16, two epochs, two sets of 8 test images."""
+def test_what_is_added_up(
+    tiny_clip: Backbone, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of base-to-novel with 2 shots: 4 training images in one batch of 16, two epochs, two sets of
+    8 test images."""
     monkeypatch.setattr(module, "measure", lambda *_: RATES)
     trained, asked = 4 * 1 + 64 + 2 * 8, 2 * 4096 + 16 * 65536
     found = cost(plan(colors, tmp_path, tiny_clip, methods=["mma", "rmadapter"]), progress=False)
     assert (found.runs, found.left, found.device, found.devices, found.disk) == (4, 4, "cpu", 1, 0)
-    first, other = trained + asked + 16 * 256, trained + asked  # the second seed finds frozen test images
+    first, other = (
+        trained + asked + 16 * 256,
+        trained + asked,
+    )  # the second seed finds frozen test images
     assert [line.seconds for line in found.lines] == [first + other] * 2
     assert found.hours == pytest.approx(2 * (first + other) / 3600)
     # in two processes each freezes its own
     twice = cost(plan(colors, tmp_path, tiny_clip, methods=["mma", "rmadapter"]), 2, progress=False)
     assert [line.seconds for line in twice.lines] == [2 * first] * 2
     # 4 shots are twice the images, and a whole batch of them
-    more = cost(plan(colors, tmp_path, tiny_clip, methods=["mma"], seeds=[1], shots=[4]), progress=False)
+    more = cost(
+        plan(colors, tmp_path, tiny_clip, methods=["mma"], seeds=[1], shots=[4]), progress=False
+    )
     assert [line.seconds for line in more.lines] == [8 * 1 + 64 + 2 * 8 * 2 + asked + 16 * 256]
     # what has no steps takes as long as it has images
-    none = cost(plan(colors, tmp_path, tiny_clip, methods=["linear-probe"], seeds=[1], shots=[4]), progress=False)
+    none = cost(
+        plan(colors, tmp_path, tiny_clip, methods=["linear-probe"], seeds=[1], shots=[4]),
+        progress=False,
+    )
     assert [line.seconds for line in none.lines] == [8 * 1 + 64 * 2 + asked + 16 * 256]
 
 
@@ -115,7 +135,11 @@ def test_what_takes_how_long_is_measured(tiny_clip: Backbone, colors: Path, tmp_
 
 
 def test_what_is_done_costs_nothing_and_nothing_is_written(
-    done: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    done: Path,
+    tiny_clip: Backbone,
+    colors: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     found = cost(plan(colors, done, tiny_clip, methods=["zero-shot", "mma", "rmadapter"]))
     assert (found.runs, found.left, found.hours, found.order) == (6, 0, 0, ())
@@ -123,7 +147,10 @@ def test_what_is_done_costs_nothing_and_nothing_is_written(
     do(colors, tmp_path, jobs[:1])
     before = sorted(tmp_path.rglob("*"))
     found = cost(plan(colors, tmp_path, tiny_clip, methods=["zero-shot", "mma"]))
-    assert [(line.method, line.left, line.runs) for line in found.lines] == [("mma", 2, 2), ("zero-shot", 1, 2)]
+    assert [(line.method, line.left, line.runs) for line in found.lines] == [
+        ("mma", 2, 2),
+        ("zero-shot", 1, 2),
+    ]
     assert [line.seconds > 0 for line in found.lines] == [True, True]
     assert len(found.order) == 3
     assert sorted(tmp_path.rglob("*")) == before
@@ -132,7 +159,9 @@ def test_what_is_done_costs_nothing_and_nothing_is_written(
 def test_a_method_that_learns_from_all_images_is_not_measured_on_a_few(
     tiny_clip: Backbone, colors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = cost(plan(colors, tmp_path, tiny_clip, methods=["prompt-kd"], seeds=[1]), progress=False)
+    found = cost(
+        plan(colors, tmp_path, tiny_clip, methods=["prompt-kd"], seeds=[1]), progress=False
+    )
     assert [line.seconds for line in found.lines] == [0]
     assert "cannot be measured (PromptKD learns from all train images" in capsys.readouterr().err
 
@@ -146,15 +175,27 @@ def test_a_method_that_cannot_be_tried_is_noted(
     assert "cannot be measured" in capsys.readouterr().err
 
 
-def test_what_a_bench_would_refuse_is_refused(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+def test_what_a_bench_would_refuse_is_refused(
+    tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
     images = Path(shutil.copytree(colors / "train", tmp_path / "all"))
     one = plan(images, tmp_path / "out", tiny_clip, methods=["zero-shot"], seeds=[1], shots=[6])
-    with pytest.raises(UserError, match="no test split, and no training image is left over: draw fewer shots"):
+    with pytest.raises(
+        UserError, match="no test split, and no training image is left over: draw fewer shots"
+    ):
         cost(one, progress=False)
 
 
 def test_the_command(rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
-    words = ["few-shot", "--datasets", colors.name, "--root", colors.parent, "--backbone", tiny_clip.name]
+    words = [
+        "few-shot",
+        "--datasets",
+        colors.name,
+        "--root",
+        colors.parent,
+        "--backbone",
+        tiny_clip.name,
+    ]
     words += [
         "--methods",
         "zero-shot",

@@ -40,7 +40,9 @@ def write(out: Path, job: Job, status: Any, **more: Any) -> Path:
     return out / job.path
 
 
-@pytest.mark.parametrize(("status", "done"), [("finished", True), ("not-applicable", True), ("failed", False)])
+@pytest.mark.parametrize(
+    ("status", "done"), [("finished", True), ("not-applicable", True), ("failed", False)]
+)
 def test_what_is_done_when_we_start(job: Job, tmp_path: Path, status: str, done: bool) -> None:
     assert Board(Plan((job,), tmp_path)).left() == [job]
     write(tmp_path, job, status)
@@ -93,7 +95,10 @@ def test_an_answer_of_other_settings_is_refused(job: Job, tmp_path: Path) -> Non
         (job, {"crops": True}, "--crops"),
     ):
         board = Board(Plan((jobs,), tmp_path, **words))  # type: ignore[arg-type]
-        with pytest.raises(UserError, match=f"{path} was run with a different value of {named}: choose another --out"):
+        with pytest.raises(
+            UserError,
+            match=f"{path} was run with a different value of {named}: choose another --out",
+        ):
             board.check()
         write(tmp_path, job, "failed")  # what has no answer may be done otherwise
         board.check()

@@ -11,7 +11,11 @@ from rmadapter.methods import load_method
 
 
 def test_a_plan_can_be_sent_to_another_process(tmp_path: Path) -> None:
-    plan = Plan(tuple(expand("ablation-layers", ["a"], seeds=[1])), tmp_path, values={"rmadapter": {"rank": 3}})
+    plan = Plan(
+        tuple(expand("ablation-layers", ["a"], seeds=[1])),
+        tmp_path,
+        values={"rmadapter": {"rank": 3}},
+    )
     assert pickle.loads(pickle.dumps(plan)) == plan
 
 
@@ -19,7 +23,8 @@ def test_the_protocols_settings_go_before_those_of_set(tmp_path: Path) -> None:
     values = {"rmadapter": {"rank": 3, "reconstruction_layers": 3}}
     plan = Plan(tuple(expand("ablation-layers", ["a"], seeds=[1])), tmp_path, values=values)
     assert [plan.method(job) for job in plan.jobs] == [
-        load_method("rmadapter", {"rank": 3, "reconstruction_layers": layers}) for layers in (1, 2, 3)
+        load_method("rmadapter", {"rank": 3, "reconstruction_layers": layers})
+        for layers in (1, 2, 3)
     ]
 
 

@@ -34,11 +34,18 @@ def test_each_worker_sees_one_gpu_and_has_its_share_of_the_threads(
 
 def test_a_device_that_is_named_is_not_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VISIBLE, "3,1")
-    assert [to_share(device) for device in ("auto", "cuda", "cuda:1", "cpu")] == [["3", "1"], ["3", "1"], [], []]
+    assert [to_share(device) for device in ("auto", "cuda", "cuda:1", "cpu")] == [
+        ["3", "1"],
+        ["3", "1"],
+        [],
+        [],
+    ]
 
 
 def test_workers_are_counted_or_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VISIBLE, "3,1")
     assert (workers("auto", 4), workers("auto", 1, per_gpu=3)) == (4, 6)
-    with pytest.raises(UserError, match="--jobs-per-gpu: there is no GPU to share; give --jobs instead"):
+    with pytest.raises(
+        UserError, match="--jobs-per-gpu: there is no GPU to share; give --jobs instead"
+    ):
         workers("cpu", 1, per_gpu=3)

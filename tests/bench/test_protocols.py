@@ -41,13 +41,25 @@ def test_what_is_asked_of_each_protocol(domains: Path) -> None:
         assert job.task.classes == "all"
         return job.task.data, [(question.name, question.data) for question in job.task.asked]
 
-    assert asked("cross-dataset", ["a", "b", "c"], ["mma"], [1]) == ("a", [("all", ""), ("b", "b"), ("c", "c")])
-    domain = ("pacs/photo", [("all", ""), ("pacs/cartoon", "pacs/cartoon"), ("pacs/sketch", "pacs/sketch")])
+    assert asked("cross-dataset", ["a", "b", "c"], ["mma"], [1]) == (
+        "a",
+        [("all", ""), ("b", "b"), ("c", "c")],
+    )
+    domain = (
+        "pacs/photo",
+        [("all", ""), ("pacs/cartoon", "pacs/cartoon"), ("pacs/sketch", "pacs/sketch")],
+    )
     assert asked("domain-generalization", ["pacs/photo"], ["mma"], [1], root=domains) == domain
     [job] = expand("domain-generalization", ["pacs/photo"], ["mma"], [1], root=domains)
     assert job.path.parts[:3] == ("domain-generalization", "pacs", "photo")
     _, found = asked("domain-generalization", ["imagenet"], ["mma"], [1])
-    assert [name for name, _ in found] == ["all", "imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"]
+    assert [name for name, _ in found] == [
+        "all",
+        "imagenetv2",
+        "imagenet_sketch",
+        "imagenet_a",
+        "imagenet_r",
+    ]
     jobs = expand("few-shot", ["a"], ["mma"], [1])
     assert [job.task.shots for job in jobs] == [1, 2, 4, 8, 16]
     assert asked("few-shot", ["a"], ["mma"], [1], [3]) == ("a", [("all", "")])
@@ -56,8 +68,15 @@ def test_what_is_asked_of_each_protocol(domains: Path) -> None:
 def test_what_all_tasks_have_in_common() -> None:
     common = configured(Task(), {"backbone": "x", "views": 2})
     [job] = expand("few-shot", ["eurosat"], ["mma"], [1], [1], common=common)
-    assert (job.task.backbone, job.task.views, job.task.templates) == ("x", 2, ("a photo of a {}.",))
-    own, other = (expand("few-shot", [name], ["mma"], [1], [1], own_templates=True)[0] for name in ("eurosat", "a"))
+    assert (job.task.backbone, job.task.views, job.task.templates) == (
+        "x",
+        2,
+        ("a photo of a {}.",),
+    )
+    own, other = (
+        expand("few-shot", [name], ["mma"], [1], [1], own_templates=True)[0]
+        for name in ("eurosat", "a")
+    )
     assert "satellite" in own.task.templates[0]
     assert other.task.templates == ("a photo of a {}.",)
 
@@ -69,13 +88,15 @@ def test_every_variant_is_another_valid_setting_and_has_a_file_of_its_own(protoc
     methods = [load_method(job.method, dict(job.values)) for job in jobs]
     per_axis = Counter(zip([job.axis for job in jobs], methods, strict=True))
     assert set(per_axis.values()) == {1}
-    for axis in {job.axis for job in jobs}:  # RMAdapter itself is a row of every ablation, a point of every curve
+    for axis in {
+        job.axis for job in jobs
+    }:  # RMAdapter itself is a row of every ablation, a point of every curve
         assert per_axis[axis, load_method("rmadapter")] == 1
 
 
 def test_ablations_have_the_rows_of_the_papers_tables() -> None:
-    """Names but for what stands in brackets, as the report matches them with the printed tables; of parts that are
-    added, to what they are added."""
+    """Names but for what stands in brackets, as the report matches them with the printed tables; of
+    parts that are added, to what they are added."""
     table = Path(__file__).parents[2] / "src/rmadapter/assets/paper/tables4-6_ablations.csv"
     with open(table, encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -102,7 +123,9 @@ def test_components_switch_one_loss_after_the_other() -> None:
 def test_axes_of_sensitivity() -> None:
     assert {job.axis for job in expand("sensitivity", ["a"], seeds=[1])} == set(AXES)
     jobs = expand("sensitivity", ["a"], seeds=[1], axes=["rank"])
-    assert [(job.value, dict(job.values)) for job in jobs] == [(r, {"rank": r}) for r in (4, 8, 16, 32, 64)]
+    assert [(job.value, dict(job.values)) for job in jobs] == [
+        (r, {"rank": r}) for r in (4, 8, 16, 32, 64)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -116,14 +139,25 @@ def test_axes_of_sensitivity() -> None:
         ({"axes": ["rank"]}, "leave out --axes"),
         ({"protocol": "sensitivity", "axes": ["rnak"]}, "did you mean 'rank'"),
         ({"protocol": "cross-dataset"}, "at least two --datasets"),
-        ({"protocol": "cross-dataset", "datasets": ["a", "all"]}, "--datasets all: records have this name for another"),
+        (
+            {"protocol": "cross-dataset", "datasets": ["a", "all"]},
+            "--datasets all: records have this name for another",
+        ),
         ({"protocol": "domain-generalization", "datasets": ["pacs"]}, "pacs/photo"),
         ({"protocol": "domain-generalization", "datasets": ["pacs/foto"]}, "not such a folder"),
     ],
 )
 def test_what_is_refused(words: dict, complaint: str, domains: Path) -> None:
     with pytest.raises(UserError, match=complaint):
-        expand(**{"protocol": "base-to-novel", "datasets": ["a"], "seeds": [1], "root": domains, **words})
+        expand(
+            **{
+                "protocol": "base-to-novel",
+                "datasets": ["a"],
+                "seeds": [1],
+                "root": domains,
+                **words,
+            }
+        )
 
 
 def test_the_file_of_a_data_set_given_by_its_path_stays_below_the_results() -> None:

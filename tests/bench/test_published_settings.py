@@ -35,8 +35,14 @@ def test_the_table_names_data_sets_and_settings_that_exist(method: str) -> None:
 def test_what_the_sources_say() -> None:
     assert constants("mmrl", "eurosat") == {"regularisation": 0.01, "width": 2048}
     assert constants("coprompt", "oxford_pets") == {"n_ctx": 2, "depth": 12, "consistency": 0.1}
-    assert constants("tip-adapter", "eurosat") == {"alpha": 2.0, "largest_beta": 12.0, "largest_alpha": 10.0}
-    assert constants("tip-adapter-f", "eurosat") == constants("tip-adapter", "eurosat") | {"epochs": 100}
+    assert constants("tip-adapter", "eurosat") == {
+        "alpha": 2.0,
+        "largest_beta": 12.0,
+        "largest_alpha": 10.0,
+    }
+    assert constants("tip-adapter-f", "eurosat") == constants("tip-adapter", "eurosat") | {
+        "epochs": 100
+    }
     assert constants("mmrl", "my-images") == constants("mma", "eurosat") == {}
     assert constants("mma", "imagenet") == {"batch_size": 128}
 
@@ -62,9 +68,20 @@ def test_a_second_row_where_there_are_constants() -> None:
     assert list(as_published(ablation)) == ablation
 
 
-def test_the_bench_runs_both(rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+def test_the_bench_runs_both(
+    rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
     shutil.copytree(colors, tmp_path / "dtd")
-    given = ["bench", "few-shot", "--datasets", "dtd", "--root", tmp_path, "--backbone", tiny_clip.name]
+    given = [
+        "bench",
+        "few-shot",
+        "--datasets",
+        "dtd",
+        "--root",
+        tmp_path,
+        "--backbone",
+        tiny_clip.name,
+    ]
     given += ["--methods", "tip-adapter", "--seeds", "1", "--shots", "1", "--set", "device=cpu"]
     code, out, _ = rmadapter(*given, "--out", tmp_path / "out", "--per-set", "--json")
     assert code == 0

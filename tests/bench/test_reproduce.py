@@ -1,4 +1,5 @@
-"""`rmadapter reproduce`, rehearsed: two miniature sets, a tiny random ViT, and figures that are printed for them."""
+"""`rmadapter reproduce`, rehearsed: two miniature sets, a tiny random ViT, and figures that are
+printed for them."""
 
 from __future__ import annotations
 
@@ -32,12 +33,18 @@ def miniature(root: Path, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A data set of the catalogue with four classes, its own layout and CoOp's split file."""
     dataset, split = CATALOG[key], {}
     for part, each in (("train", 16), ("val", 4), ("test", 2)):
-        split[part] = [[f"{name}/{part}{i}.png", n, name] for n, name in enumerate(CLASSES) for i in range(each)]
+        split[part] = [
+            [f"{name}/{part}{i}.png", n, name]
+            for n, name in enumerate(CLASSES)
+            for i in range(each)
+        ]
     home = root / dataset.folder
     for rows in split.values():
         for name, label, _ in rows:
             (home / dataset.images / name).parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (16, 16), (60 * label, 255 - 60 * label, 40)).save(home / dataset.images / name)
+            Image.new("RGB", (16, 16), (60 * label, 255 - 60 * label, 40)).save(
+                home / dataset.images / name
+            )
     (home / dataset.split).write_text(json.dumps(split))
     small = dataset.model_copy(update={"classes": 4, "counts": {"train": 64, "val": 16, "test": 8}})
     monkeypatch.setitem(CATALOG, key, small)  # type: ignore[arg-type]
@@ -49,11 +56,22 @@ def words(tmp_path: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) 
     for key in ("dtd", "eurosat"):
         miniature(tmp_path / "data", key, monkeypatch)
     monkeypatch.setattr(paper, "BACKBONES", (tiny_clip.name,))
-    common = ["--root", tmp_path / "data", "--out", tmp_path / "out", "--backbone", tiny_clip.name, "--seeds", "1"]
+    common = [
+        "--root",
+        tmp_path / "data",
+        "--out",
+        tmp_path / "out",
+        "--backbone",
+        tiny_clip.name,
+        "--seeds",
+        "1",
+    ]
     return ["reproduce", *common, "--tables", "1", "--methods", "zero-shot,rmadapter"]
 
 
-def test_a_rehearsal_from_plan_to_verdict_and_on(rmadapter: Command, words: list[object], tmp_path: Path) -> None:
+def test_a_rehearsal_from_plan_to_verdict_and_on(
+    rmadapter: Command, words: list[object], tmp_path: Path
+) -> None:
     code, out, err = rmadapter(*words, *QUICK, "--plan", "--json")
     assert code == 0
     rows = [{"table": "1", "data set": key, "runs": 2, "finished": 0} for key in ("dtd", "eurosat")]
@@ -63,7 +81,9 @@ def test_a_rehearsal_from_plan_to_verdict_and_on(rmadapter: Command, words: list
     code, out, _ = rmadapter(*words, *QUICK, "--json")
     assert code == 1  # a random ViT is far from the paper
     judged = json.loads(out)
-    measured = {(row["table"], row["row"], row["figure"]): row for row in judged if row["ours"] is not None}
+    measured = {
+        (row["table"], row["row"], row["figure"]): row for row in judged if row["ours"] is not None
+    }
     assert {key[0] for key in measured} == {"Table 1, dtd", "Table 1, eurosat"}
     assert {key[1] for key in measured} == {"CLIP", "RMAdapter"}
     record = read_record(next((tmp_path / "out").glob("base-to-novel/dtd/rmadapter/*.json")))
@@ -76,7 +96,9 @@ def test_a_rehearsal_from_plan_to_verdict_and_on(rmadapter: Command, words: list
     rest = [row for row in judged if row["ours"] is None]
     assert {row["verdict"] for row in rest} == {"not run"}
     with open(tmp_path / "out/verdict.csv", newline="") as file:
-        assert [row["verdict"] for row in csv.DictReader(file)] == [row["verdict"] for row in judged]
+        assert [row["verdict"] for row in csv.DictReader(file)] == [
+            row["verdict"] for row in judged
+        ]
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")}
     code, out, _ = rmadapter(*words, *QUICK)  # nothing is left to do
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")}
@@ -86,14 +108,22 @@ def test_a_rehearsal_from_plan_to_verdict_and_on(rmadapter: Command, words: list
     rows = json.loads(rmadapter(*words, *QUICK, "--tables", "1,6", "--json").out)
     assert {row["table"] for row in rows if row["table"].startswith("Table 6")} == {"Table 6"}
     [same] = (tmp_path / "out/ablation-layers/dtd").rglob("2-RMAdapter*.json")
-    assert read_record(same).copied_from.startswith("base-to-novel/dtd/rmadapter/")  # of one training
+    assert read_record(same).copied_from.startswith(
+        "base-to-novel/dtd/rmadapter/"
+    )  # of one training
 
 
-def test_mistakes_are_told_before_anything_runs(rmadapter: Command, words: list[object], tmp_path: Path) -> None:
-    refused(rmadapter(*words, "--tables", "7"), "--tables 7: the tables with runs are 1, 2, 3, 4, 5, 6")
+def test_mistakes_are_told_before_anything_runs(
+    rmadapter: Command, words: list[object], tmp_path: Path
+) -> None:
+    refused(
+        rmadapter(*words, "--tables", "7"), "--tables 7: the tables with runs are 1, 2, 3, 4, 5, 6"
+    )
     refused(rmadapter(*words, "--tables", ","), "--tables: name at least one of 1, 2, 3, 4, 5, 6")
     refused(rmadapter(*words, "--methods", "clap"), "clap: the methods of the paper's tables are")
-    refused(rmadapter(*words, "--set", "clap.epochs=1"), "clap: the methods of the paper's tables are")
+    refused(
+        rmadapter(*words, "--set", "clap.epochs=1"), "clap: the methods of the paper's tables are"
+    )
     refused(rmadapter(*words, "--backbone", "pocket"), "--backbone pocket: the paper's figures use")
     refused(rmadapter(*words, "--seeds", "one"), "--seeds one: write whole numbers")
     assert not (tmp_path / "out").exists()
@@ -110,7 +140,9 @@ def test_the_parts_are_the_papers_tables(tmp_path: Path) -> None:
         assert {*part.values} <= {*part.methods}
         for method, values in part.values.items():
             load_method(method, values)
-        rows = {row["row"] for row in paper.check([]) if row["table"].split(",")[0] == f"Table {table}"}
+        rows = {
+            row["row"] for row in paper.check([]) if row["table"].split(",")[0] == f"Table {table}"
+        }
         names = {"zero-shot": "CLIP", "cocoop": "Co-CoOp", "rmadapter-paper": "RMAdapter"}
         ours = {names.get(method, load_method(method).title) for method in part.methods}
         assert ours <= rows
@@ -132,10 +164,14 @@ def test_what_is_missing_takes_away_what_needs_it(tmp_path: Path) -> None:
     assert reproduce.missing(wish(tmp_path, tables=("3",))).keys() == {
         "imagenet", "imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r",
     }  # fmt: skip
-    own = reproduce.plans(wish(tmp_path, tables=("1",), methods=("tcp",), own_templates=True), [])["1"].jobs
+    own = reproduce.plans(wish(tmp_path, tables=("1",), methods=("tcp",), own_templates=True), [])[
+        "1"
+    ].jobs
     assert {job.task.templates for job in own} == {find(job.task.data).templates for job in own}  # type: ignore[union-attr]
     assert len({job.task.templates for job in own}) == 8
-    both = reproduce.plans(wish(tmp_path, tables=("1",), methods=("coprompt",), seeds=(1,), per_set=True), [])
+    both = reproduce.plans(
+        wish(tmp_path, tables=("1",), methods=("coprompt",), seeds=(1,), per_set=True), []
+    )
     assert len(both["1"].jobs) == 22
 
 

@@ -1,4 +1,5 @@
-"""Runs that are broken, failed, shared and repeated, through the library; test_runner_kills.py has killed ones."""
+"""Runs that are broken, failed, shared and repeated, through the library; test_runner_kills.py has
+killed ones."""
 
 from __future__ import annotations
 
@@ -31,7 +32,10 @@ def test_record(done: Path, tiny_clip: Backbone, colors: Path) -> None:
     assert path.read_text().count("\n") == 1
     record = read_record(path)
     # four test images of each of two and two classes
-    assert [(score.name, score.images, score.chance) for score in record.scores] == [("base", 8, 50), ("novel", 8, 50)]
+    assert [(score.name, score.images, score.chance) for score in record.scores] == [
+        ("base", 8, 50),
+        ("novel", 8, 50),
+    ]
     base, novel = (record.metric(name) for name in ("base", "novel"))
     assert base is not None
     assert novel is not None
@@ -42,7 +46,8 @@ def test_record(done: Path, tiny_clip: Backbone, colors: Path) -> None:
     assert record.step_seconds is not None
     assert record.step_seconds > 0
     assert record.seconds["total"] >= record.seconds["train"] > 0
-    # r = 4 in two image blocks (width 64) and two text blocks (width 48): down with bias, up with bias, rec r x r, up
+    # r = 4 in two image blocks (width 64) and two text blocks (width 48): down with bias, up with
+    # bias, rec r x r, up
     widths = 2 * [64, 48]
     assert record.parameters == sum(d * 4 + 4 + 4 * d + d + 4 * 4 + 4 + 4 * d + d for d in widths)
 
@@ -57,16 +62,26 @@ def test_zero_shot_does_not_depend_on_the_seed_and_nothing_is_repeated(
     assert zero[0] == zero[1]
 
 
-def test_zero_shot_accuracy_is_that_of_the_backbone_itself(done: Path, tiny_clip: Backbone, colors: Path) -> None:
+def test_zero_shot_accuracy_is_that_of_the_backbone_itself(
+    done: Path, tiny_clip: Backbone, colors: Path
+) -> None:
     import torch
     from PIL import Image
 
     names = ["blue", "green"]
-    files = [(path, i) for i, name in enumerate(names) for path in sorted((colors / "test" / name).iterdir())]
+    files = [
+        (path, i)
+        for i, name in enumerate(names)
+        for path in sorted((colors / "test" / name).iterdir())
+    ]
     model: Any = tiny_clip.model
     with torch.no_grad():
-        text = model.encode_text(tiny_clip.tokenizer([f"a photo of a {n}." for n in names]), normalize=True)
-        images = torch.stack([tiny_clip.preprocess(Image.open(path).convert("RGB")) for path, _ in files])
+        text = model.encode_text(
+            tiny_clip.tokenizer([f"a photo of a {n}." for n in names]), normalize=True
+        )
+        images = torch.stack(
+            [tiny_clip.preprocess(Image.open(path).convert("RGB")) for path, _ in files]
+        )
         cosines = model.encode_image(images, normalize=True) @ text.T
     gap = (cosines[:, 0] - cosines[:, 1]).abs().min()
     assert gap > 1e-4, "rounding would decide what is right: choose other images"
@@ -79,7 +94,9 @@ def test_zero_shot_accuracy_is_that_of_the_backbone_itself(done: Path, tiny_clip
 def test_a_finished_bench_may_lie_where_nothing_can_be_written(
     done: Path, tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rmadapter.bench.runner.together", lambda *_: pytest.fail("nothing is left to do"))
+    monkeypatch.setattr(
+        "rmadapter.bench.runner.together", lambda *_: pytest.fail("nothing is left to do")
+    )
     assert len(do(colors, done, jobs_of(tiny_clip, colors))) == 6
 
 
@@ -107,12 +124,23 @@ def test_other_settings_in_the_same_folder_are_refused_before_anything_starts(
     before, seeds = records(done), [1, 2, 3]
     longer = {**VALUES, "rmadapter": {**QUICK, "epochs": 3}}
     templates = {"templates": ("a {}.",)}
-    plain, other = jobs_of(tiny_clip, colors, seeds=seeds), jobs_of(tiny_siglip, colors, seeds=seeds)
+    plain, other = (
+        jobs_of(tiny_clip, colors, seeds=seeds),
+        jobs_of(tiny_siglip, colors, seeds=seeds),
+    )
     for jobs, words, named in (
-        (plain, {"values": longer}, "rmadapter/default-2shots-seed1.json was run with a different value of epochs"),
+        (
+            plain,
+            {"values": longer},
+            "rmadapter/default-2shots-seed1.json was run with a different value of epochs",
+        ),
         (plain, {"precision": "bf16"}, "a different value of precision"),
         (other, {}, "a different value of backbone"),
-        (jobs_of(tiny_clip, colors, seeds=seeds, common=templates), {}, "a different value of templates"),
+        (
+            jobs_of(tiny_clip, colors, seeds=seeds, common=templates),
+            {},
+            "a different value of templates",
+        ),
     ):
         with pytest.raises(UserError, match=named):
             do(colors, done, jobs, **words)
@@ -130,7 +158,9 @@ def test_other_weights_and_other_images_under_the_same_name_are_refused(
     for path in (changed / "train").rglob("*.png"):
         Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
     next(out.rglob("*seed1.json")).unlink()
-    with pytest.raises(UserError, match=f"used different images of {colors.name} from the current ones"):
+    with pytest.raises(
+        UserError, match=f"used different images of {colors.name} from the current ones"
+    ):
         do(changed, out, jobs)
     path = next(out.rglob("*seed2.json"))
     path.write_text(path.read_text().replace(tiny_clip.digest, "0" * 64))
@@ -146,7 +176,8 @@ def test_another_test_split_under_the_same_name_is_refused(
     next((changed / "test" / "red").iterdir()).unlink()
     next(out.rglob("*seed1.json")).unlink()
     with pytest.raises(
-        UserError, match="was tested on different novel images from the current ones: choose another --out"
+        UserError,
+        match="was tested on different novel images from the current ones: choose another --out",
     ):
         do(changed, out, jobs)
 
@@ -157,7 +188,9 @@ def test_further_seeds_are_not_averaged_with_answers_to_other_images(
     out = Path(shutil.copytree(done, tmp_path / "out"))
     changed = Path(shutil.copytree(colors, tmp_path / "data" / colors.name))
     next((changed / "test" / "red").iterdir()).unlink()
-    with pytest.raises(UserError, match="was tested on different novel images from the current ones"):
+    with pytest.raises(
+        UserError, match="was tested on different novel images from the current ones"
+    ):
         do(changed, out, jobs_of(tiny_clip, colors, seeds=[1, 2, 3]))
 
 
@@ -185,10 +218,14 @@ def test_another_content_of_a_file_that_a_method_reads_is_refused(
         do(colors, out, left, values=values)
 
 
-def test_code_that_changed_after_the_last_run_is_refused(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+def test_code_that_changed_after_the_last_run_is_refused(
+    tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
     """The daily loop of somebody who writes a method: edit it, and give the same command again."""
     code, out = tmp_path / "mine.py", tmp_path / "out"
-    code.write_text("from tests.helpers.guests import Guest\n\nclass Mine(Guest):\n    title = 'mine'\n")
+    code.write_text(
+        "from tests.helpers.guests import Guest\n\nclass Mine(Guest):\n    title = 'mine'\n"
+    )
     jobs = jobs_of(tiny_clip, colors, methods=[f"{code}:Mine"], seeds=[1])
     do(colors, out, jobs)
     do(colors, out, jobs)
@@ -197,7 +234,9 @@ def test_code_that_changed_after_the_last_run_is_refused(tiny_clip: Backbone, co
         do(colors, out, jobs)
 
 
-def test_processes_of_one_command_find_the_same(done: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+def test_processes_of_one_command_find_the_same(
+    done: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
     found = do(colors, tmp_path, jobs_of(tiny_clip, colors), processes=2)
     one = do(colors, done, jobs_of(tiny_clip, colors))
     assert [record.scores for record in found] == [record.scores for record in one]
@@ -218,7 +257,9 @@ def test_a_training_that_another_protocol_did_is_not_done_again(
     assert (copy.scores, copy.seconds) == (old.scores, old.seconds)
 
 
-def test_two_folders_of_one_name_are_each_asked(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+def test_two_folders_of_one_name_are_each_asked(
+    tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
     """Their train images are the same, and so is the key of a training on them."""
     for name in "ab":
         shutil.copytree(colors, tmp_path / name / colors.name)
@@ -233,7 +274,9 @@ def test_two_folders_of_one_name_are_each_asked(tiny_clip: Backbone, colors: Pat
     assert first.scores[1].digest != second.scores[1].digest
 
 
-def test_one_failure_leaves_the_others_alone(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+def test_one_failure_leaves_the_others_alone(
+    tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
     values = {"rmadapter": {**QUICK, "first_block": 9}}
     jobs = jobs_of(tiny_clip, colors, methods=["rmadapter", "zero-shot"], seeds=[1])
     for _ in range(2):  # it is tried again, and fails again
@@ -272,7 +315,9 @@ def test_a_method_from_outside_may_fail_in_its_own_ways(
     assert "a bug of the guest" in capsys.readouterr().err
 
 
-def test_a_question_without_an_answer_is_not_applicable(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+def test_a_question_without_an_answer_is_not_applicable(
+    tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
     [job] = jobs_of(tiny_clip, colors, methods=["linear-probe"], seeds=[1])
     novel = configured(job.task, {"tests": (Question("novel", classes="novel"),)})
     [record] = do(colors, tmp_path, [Job(job.protocol, novel, job.method)])

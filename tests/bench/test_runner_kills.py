@@ -27,14 +27,38 @@ def command(backbone: Backbone, colors: Path, out: Path, *more: str) -> list[str
     sets = [f"--set={method}.{name}={value}" for method in VALUES for name, value in QUICK.items()]
     code = "from rmadapter.cli.main import main; main()"
     data = ["--datasets", colors.name, "--root", str(colors.parent), "--backbone", backbone.name]
-    which = ["--methods", ",".join(METHODS), "--seeds", "1,2,3", "--shots", "2", "--set", "device=cpu"]
-    return [sys.executable, "-c", code, "bench", "base-to-novel", *data, *which, *sets, "--out", str(out), *more]
+    which = [
+        "--methods",
+        ",".join(METHODS),
+        "--seeds",
+        "1,2,3",
+        "--shots",
+        "2",
+        "--set",
+        "device=cpu",
+    ]
+    return [
+        sys.executable,
+        "-c",
+        code,
+        "bench",
+        "base-to-novel",
+        *data,
+        *which,
+        *sets,
+        "--out",
+        str(out),
+        *more,
+    ]
 
 
 def start(words: list[str], log: Path) -> subprocess.Popen:
     with open(log, "w") as file:
         return subprocess.Popen(
-            words, stdout=subprocess.DEVNULL, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            words,
+            stdout=subprocess.DEVNULL,
+            stderr=file,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
 
 
@@ -43,9 +67,17 @@ def done_by(log: Path) -> list[str]:
     return re.findall(r"^(base-to-novel .+): finished ", log.read_text(), re.M)
 
 
-def test_killed_and_started_again_beside_another(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
-    """Nine jobs of three methods and three seeds: none is missing, and none that was finished is done again."""
-    out, first, second, third = tmp_path / "out", tmp_path / "1.log", tmp_path / "2.log", tmp_path / "3.log"
+def test_killed_and_started_again_beside_another(
+    tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
+    """Nine jobs of three methods and three seeds: none is missing, and none that was finished is
+    done again."""
+    out, first, second, third = (
+        tmp_path / "out",
+        tmp_path / "1.log",
+        tmp_path / "2.log",
+        tmp_path / "3.log",
+    )
     killed = start(command(tiny_clip, colors, out), first)
     deadline = time.monotonic() + 120
     while len(records(out)) < 3 and killed.poll() is None and time.monotonic() < deadline:
@@ -67,14 +99,18 @@ def test_killed_and_started_again_beside_another(tiny_clip: Backbone, colors: Pa
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_workers_end_with_their_parent(tiny_clip: Backbone, colors: Path, tmp_path: Path, number: int) -> None:
+def test_workers_end_with_their_parent(
+    tiny_clip: Backbone, colors: Path, tmp_path: Path, number: int
+) -> None:
     log = tmp_path / "log"
     parent = start(command(tiny_clip, colors, tmp_path / "out", "--jobs", "2"), log)
     deadline = time.monotonic() + 120
     while not records(tmp_path / "out") and parent.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     workers = [
-        child for child in psutil.Process(parent.pid).children(recursive=True) if "spawn_main" in str(child.cmdline())
+        child
+        for child in psutil.Process(parent.pid).children(recursive=True)
+        if "spawn_main" in str(child.cmdline())
     ]
     assert len(workers) == 2
     parent.send_signal(number)
@@ -84,14 +120,19 @@ def test_workers_end_with_their_parent(tiny_clip: Backbone, colors: Path, tmp_pa
     assert "Traceback" not in log.read_text()
 
 
-@pytest.mark.parametrize("when", ["before its last record", "between its last record and its clean-up"])
+@pytest.mark.parametrize(
+    "when", ["before its last record", "between its last record and its clean-up"]
+)
 def test_what_a_killed_bench_left_is_removed_by_the_next(
     done: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path, when: str
 ) -> None:
     out = Path(shutil.copytree(done, tmp_path / "out"))
     before, [path, *_] = records(out), sorted(out.rglob("*.json"))
     left = [out / ".lock", out / ".0123abcd.present.lock", path.with_suffix(".lock")]
-    left += [path.with_name(f".{path.name}.abcd_123.part"), out / ".activations/train/.frozen.bin.abcdefgh.part"]
+    left += [
+        path.with_name(f".{path.name}.abcd_123.part"),
+        out / ".activations/train/.frozen.bin.abcdefgh.part",
+    ]
     for file in left:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("")
@@ -108,7 +149,8 @@ def test_two_benches_of_other_settings_at_once_never_mix(
     """While we are at it, another process writes the record of a run with another number of epochs."""
     longer = {**VALUES, "rmadapter": {**QUICK, "epochs": 3}}
     monkeypatch.setattr(
-        "rmadapter.bench.runner.work", lambda *_, **__: shutil.copytree(done, tmp_path, dirs_exist_ok=True)
+        "rmadapter.bench.runner.work",
+        lambda *_, **__: shutil.copytree(done, tmp_path, dirs_exist_ok=True),
     )
     with pytest.raises(UserError, match="was run with a different value of epochs"):
         do(colors, tmp_path, jobs_of(tiny_clip, colors), values=longer)

@@ -1,4 +1,5 @@
-"""In a bench of many methods on one set, every test image is decoded once, and passes the untouched encoder once."""
+"""In a bench of many methods on one set, every test image is decoded once, and passes the untouched
+encoder once."""
 
 from __future__ import annotations
 
@@ -17,8 +18,18 @@ from rmadapter.settings import settings_of
 from tests.helpers.benches import QUICK, do, jobs_of
 
 IN_BLOCKS = ("rmadapter", "mma")  # whose adapters begin at the same block
-ELSEWHERE = ("clip-lora", "2sfs", "maple", "dept", "mmrl", "skip-tuning", "lweib")  # which begin at others
-FREE = tuple(name for name in ON_FEATURES if name != "zero-shot-descriptions")  # which needs texts about its classes
+ELSEWHERE = (
+    "clip-lora",
+    "2sfs",
+    "maple",
+    "dept",
+    "mmrl",
+    "skip-tuning",
+    "lweib",
+)  # which begin at others
+FREE = tuple(
+    name for name in ON_FEATURES if name != "zero-shot-descriptions"
+)  # which needs texts about its classes
 
 
 @pytest.mark.parametrize(
@@ -27,10 +38,14 @@ FREE = tuple(name for name in ON_FEATURES if name != "zero-shot-descriptions")  
     ids=["features", "tokens", "twenty methods that begin at several blocks"],
 )
 def test_every_test_image_is_decoded_and_encoded_once(
-    methods: tuple[str, ...], tiny_clip: Backbone, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    methods: tuple[str, ...],
+    tiny_clip: Backbone,
+    colors: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """tokens: with methods in blocks, whose tokens bring along the features that others read. Tokens of several blocks
-    come from one pass."""
+    """tokens: with methods in blocks, whose tokens bring along the features that others read.
+    Tokens of several blocks come from one pass."""
     decoded: Counter[str] = Counter()
     encoded: list[int] = []
     load, frozen_at = transforms.load_image, ImageEncoder.frozen_at
@@ -52,7 +67,11 @@ def test_every_test_image_is_decoded_and_encoded_once(
         values |= {name: own} if own else {}
     jobs = jobs_of(tiny_clip, colors, methods=[*methods], seeds=[1])
     found = do(colors, tmp_path / "out", jobs, values=values)
-    assert {record.method.name for record in found if record.status == "finished"} == {*methods} <= {*METHODS}
+    assert (
+        {record.method.name for record in found if record.status == "finished"}
+        == {*methods}
+        <= {*METHODS}
+    )
     tests = {name: count for name, count in decoded.items() if "/test/" in name}
     assert tests == dict.fromkeys(map(str, colors.glob("test/*/*.png")), 1)
     assert sum(encoded) == sum(decoded.values())

@@ -59,14 +59,20 @@ def test_a_setting_that_is_unset_is_not_tried_by_default() -> None:
 
 def test_sizes_choices_and_switches_when_named() -> None:
     method = load_method("rmadapter")
-    found = space(method, "rmadapter", ["rank", "share", "cross_modal", "reconstruction_layers", "epochs"])
+    found = space(
+        method, "rmadapter", ["rank", "share", "cross_modal", "reconstruction_layers", "epochs"]
+    )
     assert [ends(one) for one in found.values()] == [
         (8, 128), ("down", "up", "none"), (False, True), (1, 2, 3), (2, 40)
     ]  # fmt: skip
 
 
 def test_ranges_and_values_as_the_user_says() -> None:
-    found = space(load_method("mma"), "mma", ["lambda_text_con=0..1", "rank=4..32", "alpha=1e-3..1", "init=zero,small"])
+    found = space(
+        load_method("mma"),
+        "mma",
+        ["lambda_text_con=0..1", "rank=4..32", "alpha=1e-3..1", "init=zero,small"],
+    )
     assert [ends(one) for one in found.values()] == [(0, 1), (4, 32), (0.001, 1), ("zero", "small")]
     assert [getattr(one, "log", None) for one in found.values()] == [False, True, True, None]
     assert isinstance(found["rank"], optuna.distributions.IntDistribution)

@@ -16,7 +16,9 @@ def test_parts_are_disjoint_whole_and_of_about_the_same_work(count: int) -> None
     assert sorted(str(job) for one in parts for job in one) == sorted(map(str, jobs))
     for one in parts:
         assert one == [job for job in jobs if job in one]  # in their order
-        assert {job.images for job in one}.isdisjoint({job.images for other in parts for job in other if other != one})
+        assert {job.images for job in one}.isdisjoint(
+            {job.images for other in parts for job in other if other != one}
+        )
     work = [sum(16 + job.task.shots for job in one) for one in parts]
     assert max(work) - min(work) <= 2 * (16 + 16)  # one group
 

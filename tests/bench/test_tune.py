@@ -27,14 +27,20 @@ __all__ = ["session"]
 GIVEN = {"shots": 0, "device": "cpu", "epochs": 30}
 
 
-def search_of(backbone: Backbone, data: Path, method: str = "clip-adapter", **given: Any) -> tuple[Search, Any]:
+def search_of(
+    backbone: Backbone, data: Path, method: str = "clip-adapter", **given: Any
+) -> tuple[Search, Any]:
     values = {**GIVEN, "backbone": backbone.name, **given}
     request = Request.make(values, method, data=str(data))
-    return Search(request, values, folds=3), space(request.method, method, ["learning_rate=1e-5..1", "ratio"])
+    return Search(request, values, folds=3), space(
+        request.method, method, ["learning_rate=1e-5..1", "ratio"]
+    )
 
 
 @pytest.fixture(scope="module")
-def tuned(tiny_clip: Backbone, colors: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tuned]:
+def tuned(
+    tiny_clip: Backbone, colors: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Tuned]:
     out = tmp_path_factory.mktemp("tuned")
     return out, tune(*search_of(tiny_clip, colors), 6, out, progress=False)
 
@@ -43,7 +49,9 @@ def figures(found: Tuned) -> list[tuple[Any, ...]]:
     return [(trial.number, trial.params, trial.right) for trial in found.trials]
 
 
-def test_trials_are_judged_as_their_methods_are(tuned: tuple[Path, Tuned], tiny_clip: Backbone, colors: Path) -> None:
+def test_trials_are_judged_as_their_methods_are(
+    tuned: tuple[Path, Tuned], tiny_clip: Backbone, colors: Path
+) -> None:
     """By folds of the train split, made and asked by hand."""
     from rmadapter.data.read import read_images
     from rmadapter.runs.run import Lab
@@ -52,15 +60,21 @@ def test_trials_are_judged_as_their_methods_are(tuned: tuple[Path, Tuned], tiny_
     assert [trial.number for trial in found.trials] == [*range(6)]
     assert (found.trials[0].params, len(found.trials[1].params)) == ({}, 2)
     best = found.best
-    wanted = Request.make({**GIVEN, **best.params, "backbone": tiny_clip.name}, "clip-adapter", data="x")
+    wanted = Request.make(
+        {**GIVEN, **best.params, "backbone": tiny_clip.name}, "clip-adapter", data="x"
+    )
     lab = Lab(wanted.machine, progress=False)
     lab.add("x", {"all": read_images(colors)["train"]})
     folds = Folds.make(wanted.task, lab, 3)
-    hits = folds.answers(wanted.method, "clip-adapter").table.argmax(1) == np.array(folds.judged.labels)
+    hits = folds.answers(wanted.method, "clip-adapter").table.argmax(1) == np.array(
+        folds.judged.labels
+    )
     assert best.accuracy == pytest.approx(100 * hits.mean())
     assert best.accuracy == max(trial.accuracy or 0 for trial in found.trials)
     file = json.loads((out / FILE).read_text())
-    assert [trial["accuracy"] for trial in file["trials"]] == [trial.accuracy for trial in found.trials]
+    assert [trial["accuracy"] for trial in file["trials"]] == [
+        trial.accuracy for trial in found.trials
+    ]
     assert {"optuna", "torch", "rmadapter"} <= {*file["versions"]}
     assert "<svg" in (out / PICTURE).read_text()
     assert {path.name for path in out.iterdir()} == {FILE, BEST, PICTURE}
@@ -86,15 +100,23 @@ def test_test_images_are_never_seen(
     search, ranges = search_of(tiny_clip, others)
     folds = search.make_folds()
     assert {*folds.lab.splits(str(others))} == {"train"}
-    assert all(others / "train" in path.parents for path in folds.images.images if isinstance(path, Path))
-    assert figures(tune(search, ranges, 3, tmp_path / "out", progress=False)) == figures(tuned[1])[:3]
+    assert all(
+        others / "train" in path.parents for path in folds.images.images if isinstance(path, Path)
+    )
+    assert (
+        figures(tune(search, ranges, 3, tmp_path / "out", progress=False)) == figures(tuned[1])[:3]
+    )
     shutil.rmtree(others / "test")
     found = tune(*search_of(tiny_clip, others), 3, tmp_path / "without", progress=False)
     assert figures(found) == figures(tuned[1])[:3]
 
 
 def test_a_stopped_search_finds_what_one_that_was_not_does(
-    tuned: tuple[Path, Tuned], tiny_clip: Backbone, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tuned: tuple[Path, Tuned],
+    tiny_clip: Backbone,
+    colors: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     search, ranges = search_of(tiny_clip, colors)
     calls = []
@@ -111,7 +133,9 @@ def test_a_stopped_search_finds_what_one_that_was_not_does(
     assert len(json.loads((tmp_path / FILE).read_text())["trials"]) == 3
     assert figures(tune(search, ranges, 6, tmp_path, progress=False)) == figures(tuned[1])
     assert len(calls) == 4 + 3
-    assert figures(tune(search, ranges, 4, tmp_path, progress=False)) == figures(tuned[1])  # nothing is left to do
+    assert figures(tune(search, ranges, 4, tmp_path, progress=False)) == figures(
+        tuned[1]
+    )  # nothing is left to do
     assert len(calls) == 4 + 3
 
 
@@ -133,18 +157,27 @@ def test_another_search_in_the_same_folder_is_refused(
 def test_settings_that_cannot_be_tried_are_a_trial_with_a_reason(
     tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
-    request = Request.make({**GIVEN, "epochs": 1, "rank": 4, "backbone": tiny_clip.name}, "mma", data=str(colors))
+    request = Request.make(
+        {**GIVEN, "epochs": 1, "rank": 4, "backbone": tiny_clip.name}, "mma", data=str(colors)
+    )
     search = Search(request, folds=2)
-    with pytest.raises(UserError, match=r"no trial could be judged; the first failed: .*have 4 and 4 blocks"):
+    with pytest.raises(
+        UserError, match=r"no trial could be judged; the first failed: .*have 4 and 4 blocks"
+    ):
         tune(search, space(request.method, "mma", ["first_block=8,9"]), 2, tmp_path, progress=False)
     trials = json.loads((tmp_path / FILE).read_text())["trials"]
     assert ["4 blocks" in trial["reason"] for trial in trials] == [True, True]
 
 
 def test_the_gain_is_paired() -> None:
-    found = Tuned((Trial(0, {}, "1100"), Trial(1, {"a": 1}, "1111"), Trial(2, {"a": 2}, "", reason="no")))
+    found = Tuned(
+        (Trial(0, {}, "1100"), Trial(1, {"a": 1}, "1111"), Trial(2, {"a": 2}, "", reason="no"))
+    )
     assert found.best.number == 1
-    assert found.gain == (50, 25)  # differences 0, 0, 1, 1: a deviation of a half, over the root of four
+    assert found.gain == (
+        50,
+        25,
+    )  # differences 0, 0, 1, 1: a deviation of a half, over the root of four
     assert Tuned((Trial(0, {}, "", reason="no"), Trial(1, {}, "1"))).gain is None
 
 
@@ -159,6 +192,8 @@ def test_one_worker_of_a_cluster_finds_the_same(
     search, ranges = search_of(tiny_clip, colors)
     found = tune(search, ranges, 4, tmp_path / "one", 1, "", progress=False)
     assert figures(found) == figures(tuned[1])[:4]
-    two = tune(search, ranges, 5, tmp_path / "two", 2, "", progress=False)  # which propose by what they know by then
+    two = tune(
+        search, ranges, 5, tmp_path / "two", 2, "", progress=False
+    )  # which propose by what they know by then
     assert [trial.number for trial in two.trials] == [*range(5)]
     assert two.trials[0].right == found.trials[0].right

@@ -25,10 +25,16 @@ def test_heights() -> None:
 
 
 def test_a_line_for_each_trial_that_chose_its_settings() -> None:
-    trials = [Trial(0, {}, "11"), Trial(1, {"rate": 0.1, "share": "up"}, "10"), Trial(2, {"rate": 1.0, "share": "up"})]
+    trials = [
+        Trial(0, {}, "11"),
+        Trial(1, {"rate": 0.1, "share": "up"}, "10"),
+        Trial(2, {"rate": 1.0, "share": "up"}),
+    ]
     picture = coordinates(trials, SPACE)
     ElementTree.fromstring(picture)
-    assert all(f">{word}<" in picture for word in ("rate", "share", "accuracy, %", "down", "none", "50.0"))
+    assert all(
+        f">{word}<" in picture for word in ("rate", "share", "accuracy, %", "down", "none", "50.0")
+    )
     more = coordinates([*trials, Trial(3, {"rate": 0.5, "share": "down"}, "11")], SPACE)
     assert more.count("<path") > picture.count("<path")
     ElementTree.fromstring(coordinates(trials[:1], SPACE))  # nothing to draw yet

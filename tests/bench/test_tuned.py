@@ -1,4 +1,5 @@
-"""`bench --tune N`: rows whose settings were searched on folds of their own shots, found again, and said so."""
+"""`bench --tune N`: rows whose settings were searched on folds of their own shots, found again, and
+said so."""
 
 from __future__ import annotations
 
@@ -70,7 +71,10 @@ def test_the_best_trial_wins_and_the_first_is_the_method_as_given(
     assert seen[0] == {}
     assert {*seen[2]} == {*job.searched}
     assert settings_of(found) == settings_of(method) | seen[2]
-    assert told == "tuned by 4 trials on 4 folds of 16 training images, the best of which has 100.0 %, as given 50.0"
+    assert (
+        told
+        == "tuned by 4 trials on 4 folds of 16 training images, the best of which has 100.0 %, as given 50.0"
+    )
     assert seconds == 4 * 2.5
     assert tuned(method, job, lab) == (found, told, seconds)
     assert seen[:4] == seen[4:]
@@ -81,7 +85,13 @@ def test_too_few_images_are_named(tiny_clip: Backbone) -> None:
     lab.add_backbone(tiny_clip)
     lab.add("colors", {"train": noisy_colors(1), "test": noisy_colors(1, seed=1)})
     [job] = expand("few-shot", ["colors"], ["clip-adapter"], [1], [1])
-    job = Job(job.protocol, replace(job.task, backbone=tiny_clip.name), job.method, trials=2, searched=("ratio",))
+    job = Job(
+        job.protocol,
+        replace(job.task, backbone=tiny_clip.name),
+        job.method,
+        trials=2,
+        searched=("ratio",),
+    )
     with pytest.raises(UserError, match="colors: too few images per class for the folds"):
         tuned(load_method("clip-adapter"), job, lab)
 
@@ -89,10 +99,31 @@ def test_too_few_images_are_named(tiny_clip: Backbone) -> None:
 def test_from_the_bench_to_the_rules_of_its_report(
     rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:
-    given = ["bench", "few-shot", "--datasets", colors.name, "--root", colors.parent, "--backbone", tiny_clip.name]
-    given += ["--methods", "zero-shot,clip-adapter", "--seeds", "1", "--shots", "4", "--set", "device=cpu"]
+    given = [
+        "bench",
+        "few-shot",
+        "--datasets",
+        colors.name,
+        "--root",
+        colors.parent,
+        "--backbone",
+        tiny_clip.name,
+    ]
+    given += [
+        "--methods",
+        "zero-shot,clip-adapter",
+        "--seeds",
+        "1",
+        "--shots",
+        "4",
+        "--set",
+        "device=cpu",
+    ]
     given += ["--set", "clip-adapter.epochs=1", "--tune", "2"]
-    refused(rmadapter("plan", *given[1:], "--out", tmp_path / "runs"), "plan cannot tell what a search costs")
+    refused(
+        rmadapter("plan", *given[1:], "--out", tmp_path / "runs"),
+        "plan cannot tell what a search costs",
+    )
     code, out, err = rmadapter(*given, "--out", tmp_path / "runs", "--json")
     assert code == 0, err
     records = [parse_record(json.dumps(line), "") for line in json.loads(out)]
@@ -109,19 +140,30 @@ def test_from_the_bench_to_the_rules_of_its_report(
     again = rmadapter(*given, "--out", tmp_path / "runs", "--json")
     assert again.out == out  # nothing is searched twice
     refused(
-        rmadapter(*given, "--set", "clip-adapter.epochs=2", "--out", tmp_path / "runs"), "a different value of epochs"
+        rmadapter(*given, "--set", "clip-adapter.epochs=2", "--out", tmp_path / "runs"),
+        "a different value of epochs",
     )
     [group] = group_records(records)
     [table] = to_tables(group, "method")
     cells = {row.label: row.cells[-1].text for row in table.rows}
-    assert cells["CLIP-Adapter, tuned by 2 trials"] == "as published for ImageNet; then 2 trials on folds of its shots"
+    assert (
+        cells["CLIP-Adapter, tuned by 2 trials"]
+        == "as published for ImageNet; then 2 trials on folds of its shots"
+    )
     assert cells["CLIP-Adapter"] == "as published for ImageNet"
 
 
 def test_a_copy_has_its_own_search_and_no_other() -> None:
     plain = record("mma", "a", 1, {"all": 50.0}, protocol="few-shot")
     searched = _with_search(plain, "tuned by 2 trials, the best", 7.0)
-    assert searched.seconds == {**plain.seconds, "search": 7.0, "total": plain.seconds["total"] + 7.0}
+    assert searched.seconds == {
+        **plain.seconds,
+        "search": 7.0,
+        "total": plain.seconds["total"] + 7.0,
+    }
     assert _with_search(searched, "", 0.0) == plain
     assert _with_search(searched, "tuned by 3 trials", 1.0).notes == ("tuned by 3 trials",)
-    assert _with_search(searched, "tuned by 3 trials", 1.0).seconds["total"] == plain.seconds["total"] + 1.0
+    assert (
+        _with_search(searched, "tuned by 3 trials", 1.0).seconds["total"]
+        == plain.seconds["total"] + 1.0
+    )

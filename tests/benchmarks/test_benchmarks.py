@@ -41,12 +41,18 @@ Printed = pytest.CaptureFixture[str]
 
 def test_rounds_are_taken_in_turns_and_end_with_the_budget() -> None:
     calls: list[str] = []
-    seconds = common.interleaved({name: lambda name=name: calls.append(name) for name in "ab"}, 5, budget=0)
-    assert calls == ["a", "b"] * 4  # one round of warming up, then the three that are always measured
+    seconds = common.interleaved(
+        {name: lambda name=name: calls.append(name) for name in "ab"}, 5, budget=0
+    )
+    assert (
+        calls == ["a", "b"] * 4
+    )  # one round of warming up, then the three that are always measured
     assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a part of a process's life")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells the peak of a part of a process's life"
+)
 def test_peak_is_what_was_held_at_once_beyond_what_was_held_before() -> None:
     torch.ones(50_000_000)  # 200 MB, before the start
     before = common.held()
@@ -63,7 +69,8 @@ def test_peak_is_what_was_held_at_once_beyond_what_was_held_before() -> None:
 
 
 def run(module: Any, monkeypatch: pytest.MonkeyPatch, capsys: Printed, *given: str) -> str:
-    """What a benchmark prints; what it would run in fresh processes, whose start takes seconds, runs in this one."""
+    """What a benchmark prints; what it would run in fresh processes, whose start takes seconds,
+    runs in this one."""
 
     def here(script: str, options: argparse.Namespace, *more: str) -> Any:
         assert script == module.__file__
@@ -88,7 +95,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def rounding_of(model: str, classes: int) -> float:
-    """What two float32 passes may differ by: each by its error against float64, where the reference's is measured."""
+    """What two float32 passes may differ by: each by its error against float64, where the
+    reference's is measured."""
     step, in_float64 = (Step(load_backbone(model), classes, 2, 3) for _ in range(2))
     in_float64.model.double()
     in_float64.images = in_float64.images.double()
@@ -105,21 +113,33 @@ def test_train_step_prints_one_object_per_class_count(
     for result in results:
         assert all(result[key] > 0 for key in train_step.KEYS if "peak" not in key)
         assert result["max_gradient_difference"] <= rounding_of(tiny[-1], result["classes"])
-        assert result["ratio"] == pytest.approx(result["reference_seconds"] / result["lean_seconds"])
+        assert result["ratio"] == pytest.approx(
+            result["reference_seconds"] / result["lean_seconds"]
+        )
         rate = result["matmul_gflops"] * 1e9
-        assert result["matmul_share"] == pytest.approx(result["lean_flops"] / result["lean_seconds"] / rate)
+        assert result["matmul_share"] == pytest.approx(
+            result["lean_flops"] / result["lean_seconds"] / rate
+        )
         assert {"cpu", "cores", "threads", "memory_gb", "torch", "python"} <= {*result["machine"]}
     assert [result["prompts_at_once"] for result in results] == [3, 4]
-    assert "matmul share" in run(train_step, monkeypatch, capsys, *tiny, "--batch", "2", "--classes", "3")
+    assert "matmul share" in run(
+        train_step, monkeypatch, capsys, *tiny, "--batch", "2", "--classes", "3"
+    )
 
 
 def test_overhead_counts_the_branch_and_cites_the_paper(
     tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Printed
 ) -> None:
-    result = json.loads(run(overhead, monkeypatch, capsys, *tiny, "--batch", "2", "--classes", "3", "--json"))
+    result = json.loads(
+        run(overhead, monkeypatch, capsys, *tiny, "--batch", "2", "--classes", "3", "--json")
+    )
     # One adapted block (the fifth) in either encoder: r x r and r x d weights with their biases.
     assert result["added_parameters"] == sum(32 * 32 + 32 + 32 * d + d for d in (32, 48))
-    assert result["paper"] == {"added_parameters": 320_000, "memory_percent": 3.0, "time_percent": 5.0}
+    assert result["paper"] == {
+        "added_parameters": 320_000,
+        "memory_percent": 3.0,
+        "time_percent": 5.0,
+    }
     for forward in ("lean", "reference"):
         ratio = result[forward]["with_seconds"] / result[forward]["without_seconds"]
         assert result[forward]["time_percent"] == pytest.approx(100 * (ratio - 1))
@@ -134,13 +154,27 @@ def test_inference_compares_every_engine_with_open_clip(
     pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
     monkeypatch.setattr(torch, "compile", lambda model: model)
     monkeypatch.setattr(inference.int8, "LARGE", 2**10)
-    given = (*tiny, "--classes", "3", "--batches", "1", "3", "--cores", "1", "--size", "32", "--json")
+    given = (
+        *tiny,
+        "--classes",
+        "3",
+        "--batches",
+        "1",
+        "3",
+        "--cores",
+        "1",
+        "--size",
+        "32",
+        "--json",
+    )
     results = json.loads(run(inference, monkeypatch, capsys, *given))
     rows = {(row["engine"], row["adapters"], row["batch"]): row for row in results}
     assert len(rows) == len(results) == 2 * len(inference.kinds())
     for (name, adapters, batch), row in rows.items():
         plain = rows[inference.REFERENCE, False, batch]
-        assert row["times"] == pytest.approx(row["images_per_cpu_second"] / plain["images_per_cpu_second"])
+        assert row["times"] == pytest.approx(
+            row["images_per_cpu_second"] / plain["images_per_cpu_second"]
+        )
         assert row["images_per_second"] <= row["images_per_second_at_best"]
         assert row["p50_ms"] <= row["p95_ms"]
         exact = "fp32" in name or "compiled" in name
@@ -148,7 +182,9 @@ def test_inference_compares_every_engine_with_open_clip(
     assert "(1.00)" in figures.inference(results)
 
 
-def test_predict_compares_one_pass_with_two(tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Printed) -> None:
+def test_predict_compares_one_pass_with_two(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
     given = (*tiny, "--images", "5", "--pixels", "40", "30", "--classes", "3")
     result = json.loads(run(predict, monkeypatch, capsys, *given, "--json"))
     seconds = {row["run"]: row["seconds"] for row in result["rows"]}
@@ -157,12 +193,16 @@ def test_predict_compares_one_pass_with_two(tiny: list[str], monkeypatch: pytest
     assert result["ratio"] == pytest.approx(seconds["twice"] / seconds["predict"])
     parts = seconds["decode"] + seconds["encode"] + seconds["prompts"]
     assert result["share_of_parts"] == pytest.approx(parts / seconds["predict"])
-    assert all(row["images_per_second"] == pytest.approx(5 / row["seconds"]) for row in result["rows"])
+    assert all(
+        row["images_per_second"] == pytest.approx(5 / row["seconds"]) for row in result["rows"]
+    )
     assert result["largest_difference"] < 1e-4
     assert "images/s" in figures.predict(result)
 
 
-def test_options_compares_losses(tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Printed) -> None:
+def test_options_compares_losses(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
     """The compiler itself takes a minute, and is not what is tested."""
     monkeypatch.setattr(torch, "compile", lambda model: model)
     given = (*tiny, "--batch", "2", "--classes", "3", "--json")
@@ -174,7 +214,9 @@ def test_options_compares_losses(tiny: list[str], monkeypatch: pytest.MonkeyPatc
     assert result["compile_seconds"] > 0
 
 
-def test_demo_fit_compares_the_last_loss(tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Printed) -> None:
+def test_demo_fit_compares_the_last_loss(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
     images: dict[str, ImageSet] = {"train": noisy_colors(2)}
     monkeypatch.setattr(demo_fit, "load_openmoji", lambda: images)
     result = json.loads(run(demo_fit, monkeypatch, capsys, *tiny, "--epochs", "2", "--json"))
@@ -187,9 +229,27 @@ def test_demo_fit_compares_the_last_loss(tiny: list[str], monkeypatch: pytest.Mo
 def test_scaling_writes_its_points_and_a_plot_of_all_studies(
     study: str, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Printed
 ) -> None:
-    kept = {"points": [{"size": 8, "lean_seconds": 1.0, "lean_peak_mb": None}, {"size": 9, "lean_seconds": 1.5}]}
+    kept = {
+        "points": [
+            {"size": 8, "lean_seconds": 1.0, "lean_peak_mb": None},
+            {"size": 9, "lean_seconds": 1.5},
+        ]
+    }
     (tmp_path / "scaling.json").write_text(json.dumps({"size": kept}))
-    given = (*tiny, "--batch", "2", "--classes", "3", "--study", study, "--points", "1", "2", "--out", str(tmp_path))
+    given = (
+        *tiny,
+        "--batch",
+        "2",
+        "--classes",
+        "3",
+        "--study",
+        study,
+        "--points",
+        "1",
+        "2",
+        "--out",
+        str(tmp_path),
+    )
     assert run(scaling, monkeypatch, capsys, *given) == ""
     found = json.loads((tmp_path / "scaling.json").read_text())
     assert found["size"] == kept
@@ -212,7 +272,9 @@ def test_a_fresh_process_gives_its_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("module", SCRIPTS, ids=lambda module: module.__name__)
-def test_help_says_what_is_measured(module: Any, monkeypatch: pytest.MonkeyPatch, capsys: Printed) -> None:
+def test_help_says_what_is_measured(
+    module: Any, monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
     with pytest.raises(SystemExit):
         run(module, monkeypatch, capsys, "--help")
     assert module.__doc__.split("\n")[0] in capsys.readouterr().out

@@ -1,4 +1,5 @@
-"""Clients of the benchmark: every answer in its place, and nothing hostile that a small server does not refuse."""
+"""Clients of the benchmark: every answer in its place, and nothing hostile that a small server does
+not refuse."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ def served(toy: Toy) -> Iterator[str]:
     from rmadapter.deploy.serve.routes import create_app
 
     with serviced(toy, body=0.2, seconds=5) as service, sockets.bound("127.0.0.1", 0) as socket:
-        server = uvicorn.Server(uvicorn.Config(create_app(service), log_config=None, log_level="error", lifespan="off"))
+        server = uvicorn.Server(
+            uvicorn.Config(create_app(service), log_config=None, log_level="error", lifespan="off")
+        )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
         socket.listen()
         thread.start()
@@ -44,7 +47,11 @@ def test_polite_ones_get_each_answer_in_its_place() -> None:
     bodies = [clients.form(coloured(250 - 4 * n, 4 * n, 0)) for n in range(30)]
     with served(Toy()) as address:
         found = clients.closed_loop(address, bodies, 5)
-        shares = [answer["answers"][0]["classes"][0]["probability"] for status, answer in found if status == 200]
+        shares = [
+            answer["answers"][0]["classes"][0]["probability"]
+            for status, answer in found
+            if status == 200
+        ]
         assert shares == pytest.approx([max(250 - 4 * n, 4 * n) / 250 for n in range(30)], abs=1e-3)
         spent, statuses = clients.open_loop(address, bodies, 40, 1, 8)
         assert statuses == {200: 40}
@@ -55,7 +62,9 @@ def test_polite_ones_get_each_answer_in_its_place() -> None:
 
 def test_hostile_ones_are_refused_or_answered() -> None:
     with served(Toy()) as address:
-        kinds = clients._kinds(address, coloured(9, 9, 9, (90, 70), "JPEG"), 200_000, clients.random.Random(1))
+        kinds = clients._kinds(
+            address, coloured(9, 9, 9, (90, 70), "JPEG"), 200_000, clients.random.Random(1)
+        )
         statuses = {kind: send() for kind, send in kinds.items() if kind != "large image"}
         assert statuses.pop("slow body") == clients.GONE
         assert statuses.pop("damaged JPEG") in (200, 422)
@@ -70,7 +79,9 @@ def test_hostile_ones_are_refused_or_answered() -> None:
             "huge body in chunks": 413,
             "no such path": 404,
         }
-        assert clients.hostile(address, coloured(9, 9, 9, (90, 70), "JPEG"), 200_000, time.monotonic() + 0.5, 2)
+        assert clients.hostile(
+            address, coloured(9, 9, 9, (90, 70), "JPEG"), 200_000, time.monotonic() + 0.5, 2
+        )
 
 
 def test_a_fault_of_a_thread_is_not_lost() -> None:

@@ -16,7 +16,10 @@ import folder
 
 
 def test_the_parts_are_the_whole_and_hold_nothing_twice() -> None:
-    found = [{"seconds": 20.0 + i, "frozen": 4.0, "train": 5.0, "evaluate": 6.0, "total": 15.0} for i in (0, 9, 1)]
+    found = [
+        {"seconds": 20.0 + i, "frozen": 4.0, "train": 5.0, "evaluate": 6.0, "total": 15.0}
+        for i in (0, 9, 1)
+    ]
     row = folder.row("x", found, {"start": 2.0, "train": 1.0, "test": 1.5})
     assert row == {
         "run": "x", "seconds": 21.0,
@@ -28,8 +31,28 @@ def test_the_parts_are_the_whole_and_hold_nothing_twice() -> None:
 def test_it_times_the_command(
     tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = ["--classes", "2", "--shots", "2", "--tests", "2", "--repeat", "1", "--pixels", "40", "30"]
-    given = ["--backbone", tiny_clip.name, "--methods", "linear-probe-zero-shot", "--precisions", "fp32", "--json"]
+    small = [
+        "--classes",
+        "2",
+        "--shots",
+        "2",
+        "--tests",
+        "2",
+        "--repeat",
+        "1",
+        "--pixels",
+        "40",
+        "30",
+    ]
+    given = [
+        "--backbone",
+        tiny_clip.name,
+        "--methods",
+        "linear-probe-zero-shot",
+        "--precisions",
+        "fp32",
+        "--json",
+    ]
     monkeypatch.setattr(sys, "argv", ["x", *small, *given, "--set", "device=cpu"])
     folder.main()
     found = json.loads(capsys.readouterr().out)

@@ -1,4 +1,5 @@
-"""benchmarks/gpu.py on a CPU and a tiny model: that all of it runs, and that all formats take the same step."""
+"""benchmarks/gpu.py on a CPU and a tiny model: that all of it runs, and that all formats take the
+same step."""
 
 from __future__ import annotations
 
@@ -29,9 +30,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("gpu") / "model", config)
 
 
-def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *given: str) -> Any:
+def printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *given: str
+) -> Any:
     monkeypatch.setattr(
-        sys, "argv", ["gpu.py", "--device", "cpu", "--repeat", "2", "--squares", "16", *given, "--json"]
+        sys,
+        "argv",
+        ["gpu.py", "--device", "cpu", "--repeat", "2", "--squares", "16", *given, "--json"],
     )
     gpu.main()
     return json.loads(capsys.readouterr().out)
@@ -41,7 +46,17 @@ def test_the_whole_script_runs_without_a_gpu(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch, "compile", lambda it: it)  # a minute, and not what is tested
-    given = ("--allocator", "default", "--backbone", str(model), "--classes", "3", "4", "--batch", "2")
+    given = (
+        "--allocator",
+        "default",
+        "--backbone",
+        str(model),
+        "--classes",
+        "3",
+        "4",
+        "--batch",
+        "2",
+    )
     result = printed(monkeypatch, capsys, *given)
     steps = [row for row in result["rows"] if row["what"].startswith("step")]
     assert len(steps) == 2 * 6
@@ -63,7 +78,17 @@ def test_what_cannot_be_had_is_a_row_that_says_why(
         raise torch.OutOfMemoryError("no room\nand more")
 
     monkeypatch.setattr(gpu, "training", refused)
-    given = ("--allocator", "default", "--backbone", str(model), "--classes", "3", "--batch", "2", "--no-compile")
+    given = (
+        "--allocator",
+        "default",
+        "--backbone",
+        str(model),
+        "--classes",
+        "3",
+        "--batch",
+        "2",
+        "--no-compile",
+    )
     rows = printed(monkeypatch, capsys, *given)["rows"]
     assert [row["note"] for row in rows[:4]] == ["OutOfMemoryError: no room"] * 4
     assert all("seconds" in row for row in rows[4:])
@@ -86,6 +111,10 @@ def test_all_formats_take_the_same_step(model: Path) -> None:
     """That of float16 by scaled losses: scaled back wrongly, it would be another one."""
     backbone = load_backbone(str(model))
     plain = gradients(backbone, "lean", "fp32")
-    for variant, name, limit in (("reference", "fp32", 1e-4), ("lean", "fp16", 0.02), ("lean", "bf16", 0.1)):
+    for variant, name, limit in (
+        ("reference", "fp32", 1e-4),
+        ("lean", "fp16", 0.02),
+        ("lean", "bf16", 0.1),
+    ):
         found = gradients(backbone, variant, name)
         assert float((found - plain).norm() / plain.norm()) < limit, (variant, name)

@@ -19,7 +19,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Options for a backbone of six blocks, which MMRL needs."""
     vision = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 6}
     folder = write_model(
-        tmp_path_factory.mktemp("peers") / "model", {"vision_cfg": vision, "text_cfg": {**CLIP_TEXT, "layers": 6}}
+        tmp_path_factory.mktemp("peers") / "model",
+        {"vision_cfg": vision, "text_cfg": {**CLIP_TEXT, "layers": 6}},
     )
     return ["--repeat", "1", "--seed", "3", "--allocator", "default", "--backbone", str(folder)]
 

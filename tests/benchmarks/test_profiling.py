@@ -38,7 +38,18 @@ def test_kinds_by_name(name: str, kind: str) -> None:
 def test_shares_of_a_step(
     tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = ["--backbone", tiny_clip.name, "--classes", "3", "--batch", "3", "--repeat", "1", "--allocator", "default"]
+    small = [
+        "--backbone",
+        tiny_clip.name,
+        "--classes",
+        "3",
+        "--batch",
+        "3",
+        "--repeat",
+        "1",
+        "--allocator",
+        "default",
+    ]
     monkeypatch.setattr(profiling, "load_method", lambda name: load(name))
     monkeypatch.setattr(sys, "argv", ["x", *small, "--methods", "mma", "--json"])
     profiling.main()

@@ -1,4 +1,5 @@
-"""benchmarks/public.py with a repository that the test writes. What it measures is never asserted: machines differ."""
+"""benchmarks/public.py with a repository that the test writes. What it measures is never asserted:
+machines differ."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ def backbone(tmp_path: Path) -> str:
 
 def public_main(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["public.py", *MACHINE, *words])
-    monkeypatch.setattr(public, "SQUARE", 64)  # a processor without bfloat16 takes minutes for large ones
+    monkeypatch.setattr(
+        public, "SQUARE", 64
+    )  # a processor without bfloat16 takes minutes for large ones
     return public.main()
 
 
@@ -39,29 +42,50 @@ def test_a_step_of_theirs_stands_beside_ours(
 ) -> None:
     clone, out = write_clone(tmp_path / "clone"), tmp_path / "out.json"
     out.write_text(json.dumps({"mma": [], "coop": [{"classes": 2}, {"classes": 9}]}))
-    words = ["coop", "--upstream", str(clone), "--backbone", backbone, "--classes", "2", "3", "--out", str(out)]
+    words = [
+        "coop",
+        "--upstream",
+        str(clone),
+        "--backbone",
+        backbone,
+        "--classes",
+        "2",
+        "3",
+        "--out",
+        str(out),
+    ]
     assert public_main(monkeypatch, *words) == 0
     assert "public seconds" in capsys.readouterr().out
     found = json.loads(out.read_text())
     assert list(found) == ["mma", "coop"]
     assert [row["classes"] for row in found["coop"]] == [2, 3, 9]
     for row in found["coop"][:2]:
-        assert (row["batch"], row["repository"], row["commit"]) == (3, "KaiyangZhou/CoOp", "unknown")
+        assert (row["batch"], row["repository"], row["commit"]) == (
+            3,
+            "KaiyangZhou/CoOp",
+            "unknown",
+        )
         assert max(row["differences"].values()) < 1e-4
         for kind in ("public", "fp32", "bf16"):
             assert len(row[f"{kind}_all_seconds"]) == 2
             assert 0 < row[f"{kind}_least_seconds"] <= row[f"{kind}_seconds"]
         assert min(row["fp32_gflops"], row["bf16_gflops"]) > 0
         assert "least_operations" not in row
-        assert row["bf16_ratio"] == pytest.approx(row["public_least_seconds"] / row["bf16_least_seconds"])
+        assert row["bf16_ratio"] == pytest.approx(
+            row["public_least_seconds"] / row["bf16_least_seconds"]
+        )
     assert "KaiyangZhou/CoOp" in figures.public({"coop": found["coop"][:2]})
 
 
 @pytest.mark.parametrize(("gflops", "largest"), [(0.3, 512), (1000, 2048)])
-def test_products_stay_small_where_they_are_slow(gflops: float, largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_stay_small_where_they_are_slow(
+    gflops: float, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sides: list[int] = []
     monkeypatch.setattr(public, "product", lambda rows, *_: sides.append(rows))
-    monkeypatch.setattr(public, "interleaved", lambda *_, **__: {"": [2 * sides[-1] ** 3 / gflops / 1e9, 9e9]})
+    monkeypatch.setattr(
+        public, "interleaved", lambda *_, **__: {"": [2 * sides[-1] ** 3 / gflops / 1e9, 9e9]}
+    )
     assert public.rate(torch.bfloat16) == pytest.approx(gflops)
     assert sides[-1] == largest
 
@@ -69,7 +93,9 @@ def test_products_stay_small_where_they_are_slow(gflops: float, largest: int, mo
 def test_what_is_no_clone_is_a_sentence(
     backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Printed
 ) -> None:
-    assert public_main(monkeypatch, "coop", "--upstream", str(tmp_path), "--backbone", backbone) == 2
+    assert (
+        public_main(monkeypatch, "coop", "--upstream", str(tmp_path), "--backbone", backbone) == 2
+    )
     assert "no trainers/coop.py there" in capsys.readouterr().err
 
 

@@ -1,4 +1,5 @@
-"""The benchmark of `serve` on a tiny model: its JSON. What it measures is never asserted: machines differ."""
+"""The benchmark of `serve` on a tiny model: its JSON. What it measures is never asserted: machines
+differ."""
 
 from __future__ import annotations
 
@@ -23,9 +24,33 @@ def test_throughput_latency_and_a_soak(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     vision = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 5}
-    folder = write_model(tmp_path / "model", {"vision_cfg": vision, "text_cfg": {**CLIP_TEXT, "layers": 5}})
-    words = ["--repeat", "2", "--allocator", "default", "--backbone", str(folder), "--images", "6", "--classes", "3"]
-    words += ["--pixels", "40", "30", "--concurrency", "3", "--seconds", "1", "--minutes", "0.03", "--json"]
+    folder = write_model(
+        tmp_path / "model", {"vision_cfg": vision, "text_cfg": {**CLIP_TEXT, "layers": 5}}
+    )
+    words = [
+        "--repeat",
+        "2",
+        "--allocator",
+        "default",
+        "--backbone",
+        str(folder),
+        "--images",
+        "6",
+        "--classes",
+        "3",
+    ]
+    words += [
+        "--pixels",
+        "40",
+        "30",
+        "--concurrency",
+        "3",
+        "--seconds",
+        "1",
+        "--minutes",
+        "0.03",
+        "--json",
+    ]
     monkeypatch.setattr(sys, "argv", [serve.__file__, *words])
     serve.main()
     (result,) = json.loads(capsys.readouterr().out)

@@ -37,7 +37,9 @@ def test_prompts_are_as_long_as_the_backbone_takes_them(tiny_clip: Backbone) -> 
         prompts = learner.bind(NAMES, ())
         for run in (lambda: tiny_clip.text.frozen(tokens).features, prompts):
             found, executed = counted(run)
-            torch.testing.assert_close(*(x / x.norm(dim=-1, keepdim=True) for x in (found, expected)))
+            torch.testing.assert_close(
+                *(x / x.norm(dim=-1, keepdim=True) for x in (found, expected))
+            )
             assert executed == operations
     lean, fewer = counted(learner.bind(NAMES, ()))
     assert fewer < operations / 2
@@ -49,7 +51,11 @@ def test_images_come_from_their_pixels(first: int | None, tiny_clip: Backbone) -
     encoder, pixels = tiny_clip.image, torch.randn(2, 3, 32, 32)
     known = encoder.frozen(pixels, first)
     (found, executed), (_, operations) = (
-        counted(lambda: image_states(encoder, pixels, known).x if first else tiny_clip.image.visual(pixels)),
+        counted(
+            lambda: (
+                image_states(encoder, pixels, known).x if first else tiny_clip.image.visual(pixels)
+            )
+        ),
         counted(lambda: tiny_clip.model.encode_image(pixels)),  # type: ignore[operator]
     )
     states = image_states(encoder, pixels, known)

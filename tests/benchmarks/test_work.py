@@ -44,7 +44,8 @@ def executed(step: Step) -> dict[str, int]:
 
 
 def computed_again(step: Step) -> int:
-    """Of a reconstruction, its wide difference once more for the gradient, and that of the bias as one more column."""
+    """Of a reconstruction, its wide difference once more for the gradient, and that of the bias as
+    one more column."""
     adapters, found = step.model.adapters, 0
     for side, states in zip(("image", "text"), step.frozen(), strict=True):
         for block in adapters.blocks(side):
@@ -55,11 +56,14 @@ def computed_again(step: Step) -> int:
 
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_eva", "tiny_hf"])
-@pytest.mark.parametrize("fields", [{}, {"cross_modal": True}, {"lambda_image_rec": 0.0, "share": "up"}], ids=str)
+@pytest.mark.parametrize(
+    "fields", [{}, {"cross_modal": True}, {"lambda_image_rec": 0.0, "share": "up"}], ids=str
+)
 def test_counted_products_are_those_torch_executes(
     name: str, fields: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
-    """All but attention's, where padding and masked pairs are executed and not counted, and what need not be done."""
+    """All but attention's, where padding and masked pairs are executed and not counted, and what
+    need not be done."""
     step = tiny_step(request.getfixturevalue(name), **{"share": "none", **fields})
     counted = work.step_work(step.model, *step.frozen())
     matrices = sum(n for op, n in executed(step).items() if op in ("mm", "addmm"))
@@ -68,7 +72,8 @@ def test_counted_products_are_those_torch_executes(
 
 
 def test_branches_that_share_the_projection_down_count_it_once() -> None:
-    """The adapter written out with the shared product computed once, all of whose tokens need a gradient."""
+    """The adapter written out with the shared product computed once, all of whose tokens need a
+    gradient."""
     adapter, x = DualBranchAdapter(48, 8), torch.randn(5, 48, requires_grad=True)
     with FlopCounterMode(display=False) as counter:
         hidden = adapter.down(x)
@@ -85,7 +90,9 @@ def test_attention_counts_the_products_of_its_plain_form() -> None:
     assert work.attention(width=4 * 16, pairs=2 * 9 * 9) == counter.get_total_flops()
 
 
-def test_pairs_of_attention_are_those_the_mask_lets_through(tiny_clip: Backbone, tiny_hf: Backbone) -> None:
+def test_pairs_of_attention_are_those_the_mask_lets_through(
+    tiny_clip: Backbone, tiny_hf: Backbone
+) -> None:
     for backbone, causal in ((tiny_clip, True), (tiny_hf, False)):
         tokens = tokenize(backbone, ["cat", "a small red car", "tree house"], ["a photo of a {}."])
         states = backbone.text.frozen(tokens, 2)
@@ -93,7 +100,9 @@ def test_pairs_of_attention_are_those_the_mask_lets_through(tiny_clip: Backbone,
         prefix = states.layout.prefix
         if causal:
             whole = sum(int(torch.ones(n, n).tril().sum()) for n in lengths)
-            expected = whole - 2 * int(torch.ones(prefix, prefix).tril().sum())  # the prefix of two prompts is shared
+            expected = whole - 2 * int(
+                torch.ones(prefix, prefix).tril().sum()
+            )  # the prefix of two prompts is shared
         else:
             expected = sum(n * n for n in lengths)
         counted = work.tokens_of(states)
@@ -103,7 +112,9 @@ def test_pairs_of_attention_are_those_the_mask_lets_through(tiny_clip: Backbone,
 
 
 @pytest.mark.parametrize("fields", [{}, {"lambda_text_rec": 0.0}], ids=str)
-def test_the_reference_in_chunks_is_the_reference(tiny_clip: Backbone, fields: dict[str, Any]) -> None:
+def test_the_reference_in_chunks_is_the_reference(
+    tiny_clip: Backbone, fields: dict[str, Any]
+) -> None:
     whole = exact(tiny_clip, **fields).gradients("reference")
     chunks = exact(tiny_clip, chunk=2, **fields).gradients("reference")
     assert train_step.largest_difference(chunks, whole) < 1e-11
@@ -113,4 +124,6 @@ def test_largest_difference_is_relative_with_a_floor() -> None:
     reference = {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([1e-6])}
     near = {"a": torch.tensor([3.0, 4.5]), "b": torch.tensor([2e-6])}
     assert train_step.largest_difference(near, reference) == pytest.approx(0.1)
-    assert train_step.largest_difference({**reference, "b": near["b"]}, reference) == pytest.approx(1e-6 / 5e-4)
+    assert train_step.largest_difference({**reference, "b": near["b"]}, reference) == pytest.approx(
+        1e-6 / 5e-4
+    )

@@ -22,7 +22,8 @@ from tests.helpers.shell import Command, refused, rmadapter
 __all__ = ["rmadapter"]  # a fixture
 
 needs_extra = pytest.mark.skipif(
-    any(cli.importlib.util.find_spec(name) is None for name in cli.NEEDS), reason="pip install 'rmadapter[app]'"
+    any(cli.importlib.util.find_spec(name) is None for name in cli.NEEDS),
+    reason="pip install 'rmadapter[app]'",
 )
 
 
@@ -48,31 +49,51 @@ def test_where_it_listens(rmadapter: Command, served: list[str]) -> None:
 
 @needs_extra
 def test_a_warning_where_others_come_in(rmadapter: Command, served: list[str]) -> None:
-    assert "anyone who reaches http://0.0.0.0:" in rmadapter("app", "--host", "0.0.0.0", "--port", 0).err
+    assert (
+        "anyone who reaches http://0.0.0.0:"
+        in rmadapter("app", "--host", "0.0.0.0", "--port", 0).err
+    )
     assert rmadapter("app", "--host", "localhost", "--port", 0).err == ""
-    assert " or anna.example can use" in rmadapter("app", "--port", 0, "--allow-host", "anna.example").err
+    assert (
+        " or anna.example can use"
+        in rmadapter("app", "--port", 0, "--allow-host", "anna.example").err
+    )
 
 
 @needs_extra
 def test_mistakes(rmadapter: Command, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        refused(rmadapter("app", "--port", port), f"--port {port}: cannot listen there", "choose another")
+        refused(
+            rmadapter("app", "--port", port),
+            f"--port {port}: cannot listen there",
+            "choose another",
+        )
     refused(rmadapter("app", "--host", "no.such.host.example", "--port", 0), "cannot listen there")
     refused(rmadapter("app", "--runs", tmp_path / "gone"), "gone: not a folder of runs")
     refused(rmadapter("app", "--port", 0, "--backbone", "pokket"), "'pokket'")
 
 
 @needs_extra
-@pytest.mark.parametrize("word", ["", "https://a.example", "a.example:80", "a.example/", "*", "-a", "a\n"])
+@pytest.mark.parametrize(
+    "word", ["", "https://a.example", "a.example:80", "a.example/", "*", "-a", "a\n"]
+)
 def test_what_is_no_name(rmadapter: Command, word: str) -> None:
-    refused(rmadapter("app", "--allow-host", word), "--allow-host ", "write it as anna-photos.hf.space")
+    refused(
+        rmadapter("app", "--allow-host", word), "--allow-host ", "write it as anna-photos.hf.space"
+    )
 
 
 @needs_extra
-@pytest.mark.parametrize("word", ["", "a.example", "https://*", "https://a.example/", "https://a; img-src *", "data:"])
+@pytest.mark.parametrize(
+    "word", ["", "a.example", "https://*", "https://a.example/", "https://a; img-src *", "data:"]
+)
 def test_what_is_no_site(rmadapter: Command, word: str) -> None:
-    refused(rmadapter("app", "--allow-frame", word), "--allow-frame ", "write it as https://huggingface.co")
+    refused(
+        rmadapter("app", "--allow-frame", word),
+        "--allow-frame ",
+        "write it as https://huggingface.co",
+    )
 
 
 def test_the_extra_is_named(rmadapter: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,26 +102,40 @@ def test_the_extra_is_named(rmadapter: Command, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_others_can_reach() -> None:
-    loopback = [cli.is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "studio", "10.0.0.7")]
+    loopback = [
+        cli.is_loopback(host)
+        for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "studio", "10.0.0.7")
+    ]
     assert loopback == [True, True, True, False, False, False]
 
 
 @needs_extra
-def test_names_and_sites_reach_the_page(rmadapter: Command, served: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_and_sites_reach_the_page(
+    rmadapter: Command, served: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from starlette.testclient import TestClient
 
     got: list[Any] = []
-    monkeypatch.setattr(cli, "serve", lambda site, door: got.append(TestClient(site, "https://anna.example")))
-    rmadapter("app", "--port", 0, "--allow-host", "Anna.example", "--allow-frame", "https://b.example")
+    monkeypatch.setattr(
+        cli, "serve", lambda site, door: got.append(TestClient(site, "https://anna.example"))
+    )
+    rmadapter(
+        "app", "--port", 0, "--allow-host", "Anna.example", "--allow-frame", "https://b.example"
+    )
     with got[0] as client:
         page = client.get("/")
-        assert (page.status_code, client.get("/", headers={"host": "other.example"}).status_code) == (200, 403)
+        assert (
+            page.status_code,
+            client.get("/", headers={"host": "other.example"}).status_code,
+        ) == (200, 403)
         assert "frame-ancestors https://b.example" in page.headers["content-security-policy"]
         assert page.headers["set-cookie"].endswith("; SameSite=None; Secure; Partitioned")
 
 
 @needs_extra
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
+)
 def test_a_real_process_clears_up(tiny_clip: Backbone, tmp_path: Path, number: int) -> None:
     words = ["app", "--port", "0", "--backbone", tiny_clip.name, "--json"]
     process = subprocess.Popen(

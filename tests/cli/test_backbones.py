@@ -1,5 +1,5 @@
-"""The verbs `backbones` and `convert` are there, and cost no import before they are asked; what they do is tested in
-test_choice.py and test_convert.py."""
+"""The verbs `backbones` and `convert` are there, and cost no import before they are asked; what
+they do is tested in test_choice.py and test_convert.py."""
 
 from __future__ import annotations
 
@@ -16,9 +16,17 @@ def test_help_names_both_without_torch(rmadapter: Command) -> None:
     assert "backbones" in text
     assert "convert" in text
     code = "import sys, rmadapter.cli.backbones; print('torch' in sys.modules or 'open_clip' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "False\n"
+    )
 
 
 def test_what_is_missing_is_asked_for(rmadapter: Command) -> None:
     assert rmadapter("convert", "a.pt", "--out", "b").code == 2
-    refused(rmadapter("convert", "a.pt", "--architecture", "ViT-B-16", "--out", "b"), "a.pt: not a checkpoint")
+    refused(
+        rmadapter("convert", "a.pt", "--architecture", "ViT-B-16", "--out", "b"),
+        "a.pt: not a checkpoint",
+    )

@@ -24,7 +24,9 @@ QUICK = [f"--set=rmadapter.{pair}" for pair in ("first_block=3", "rank=4", "epoc
 
 
 @pytest.fixture
-def rmadapter(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+def rmadapter(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Command]:
     """Runs `main()` in this process, where the libraries are imported already."""
 
     def call(*words: object) -> tuple[int, str, str]:
@@ -41,7 +43,16 @@ def rmadapter(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 
 @pytest.fixture
 def words(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> list[object]:
-    data = ["--datasets", colors.name, "--root", colors.parent, "--backbone", tiny_clip.name, "--shots", "2"]
+    data = [
+        "--datasets",
+        colors.name,
+        "--root",
+        colors.parent,
+        "--backbone",
+        tiny_clip.name,
+        "--shots",
+        "2",
+    ]
     return [*data, "--set", "device=cpu", "--out", tmp_path / "out"]
 
 
@@ -60,12 +71,31 @@ print([name for name in heavy if name in sys.modules], file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "[]\n"
-    for option in ("--datasets", "--methods", "--seeds", "--shots", "--jobs", "--set", "--tolerance"):
+    for option in (
+        "--datasets",
+        "--methods",
+        "--seeds",
+        "--shots",
+        "--jobs",
+        "--set",
+        "--tolerance",
+    ):
         assert option in done.stdout
 
 
-def test_bench_prints_a_table_json_and_reports(rmadapter: Command, words: list[object], tmp_path: Path) -> None:
-    given = ["bench", "base-to-novel", *words, "--methods", "zero-shot,rmadapter", "--seeds", "1,2", *QUICK]
+def test_bench_prints_a_table_json_and_reports(
+    rmadapter: Command, words: list[object], tmp_path: Path
+) -> None:
+    given = [
+        "bench",
+        "base-to-novel",
+        *words,
+        "--methods",
+        "zero-shot,rmadapter",
+        "--seeds",
+        "1,2",
+        *QUICK,
+    ]
     code, out, err = rmadapter(*given)
     assert code == 0
     assert err.count(": finished base ") == 4
@@ -86,8 +116,12 @@ def test_bench_prints_a_table_json_and_reports(rmadapter: Command, words: list[o
     assert (tmp_path / "report" / "report.html").is_file()
     code, out, _ = rmadapter("report", tmp_path / "out", "--out", tmp_path / "report", "--check")
     assert code == 0
-    assert re.fullmatch(r"0 of \d{3} printed figures were measured; 0 are within 1 points", out.splitlines()[-1])
-    [first, *_] = [line for line in out.splitlines() if "Table 1, average" in line and "RMAdapter" in line]
+    assert re.fullmatch(
+        r"0 of \d{3} printed figures were measured; 0 are within 1 points", out.splitlines()[-1]
+    )
+    [first, *_] = [
+        line for line in out.splitlines() if "Table 1, average" in line and "RMAdapter" in line
+    ]
     assert "84.52" in first
     assert "not measured" in first
 
@@ -112,8 +146,19 @@ def test_parts_are_the_whole_together(
     assert err.count(": finished base ") == 1  # the other one was there
 
 
-def test_a_part_may_be_without_a_method_that_settings_name(rmadapter: Command, words: list[object]) -> None:
-    given = ["bench", "base-to-novel", *words, "--methods", "zero-shot,rmadapter", "--seeds", "1", *QUICK]
+def test_a_part_may_be_without_a_method_that_settings_name(
+    rmadapter: Command, words: list[object]
+) -> None:
+    given = [
+        "bench",
+        "base-to-novel",
+        *words,
+        "--methods",
+        "zero-shot,rmadapter",
+        "--seeds",
+        "1",
+        *QUICK,
+    ]
     code, out, _ = rmadapter(*given, "--shard", "2/2", "--json")
     assert (code, json.loads(out)) == (0, [])
     code, _, err = rmadapter(*given, "--shard", "2/2", "--set", "mma.rank=4")
@@ -124,17 +169,26 @@ def test_a_part_may_be_without_a_method_that_settings_name(rmadapter: Command, w
 def test_two_methods_of_one_title_have_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     one, other, third = (
         record(name, "dtd", 1, {"base": value, "novel": 50}, title=title)
-        for name, value, title in (("a.py:Mine", 60.0, "Mine"), ("b.py:Mine", 70.0, "Mine"), ("mma", 65.0, "MMA"))
+        for name, value, title in (
+            ("a.py:Mine", 60.0, "Mine"),
+            ("b.py:Mine", 70.0, "Mine"),
+            ("mma", 65.0, "MMA"),
+        )
     )
     _show([one, other, third])
     lines = capsys.readouterr().out.splitlines()
-    for name, value in (("Mine (a.py:Mine)", "60.00"), ("Mine (b.py:Mine)", "70.00"), (" MMA ", "65.00")):
+    for name, value in (
+        ("Mine (a.py:Mine)", "60.00"),
+        ("Mine (b.py:Mine)", "70.00"),
+        (" MMA ", "65.00"),
+    ):
         [line] = [line for line in lines if name in line]
         assert value in line
 
 
 def test_a_figure_that_is_off_ends_with_1(rmadapter: Command, tmp_path: Path) -> None:
-    """Runs as if of the paper's backbone and data: zero-shot on DTD, once as printed and once two points off."""
+    """Runs as if of the paper's backbone and data: zero-shot on DTD, once as printed and once two
+    points off."""
     printed = {"base": (53.24, 864, 24), "novel": (59.90, 828, 23)}
     for off, code in ((0.0, 0), (2.0, 1)):
         path = tmp_path / f"off{off:g}" / "records.jsonl"
@@ -157,15 +211,22 @@ def test_a_figure_that_is_off_ends_with_1(rmadapter: Command, tmp_path: Path) ->
                 file.write(record.line())
         found = rmadapter("report", path.parent, "--out", tmp_path / "report", "--check", "--json")
         rows = [row for row in json.loads(found[1]) if row["within"] is not None]
-        assert {row["figure"]: row["within"] for row in rows} == dict.fromkeys(("base", "novel", "HM"), not off)
+        assert {row["figure"]: row["within"] for row in rows} == dict.fromkeys(
+            ("base", "novel", "HM"), not off
+        )
         assert found[0] == code
 
 
-def test_a_failed_run_is_told_in_one_sentence_and_2(rmadapter: Command, words: list[object]) -> None:
+def test_a_failed_run_is_told_in_one_sentence_and_2(
+    rmadapter: Command, words: list[object]
+) -> None:
     given = ["bench", "base-to-novel", *words, "--methods", "zero-shot,rmadapter", "--seeds", "1"]
     code, out, err = rmadapter(*given, "--json", "--set", "rmadapter.first_block=9")
     assert code == 2
-    assert [record.get("status", "finished") for record in json.loads(out)] == ["finished", "failed"]
+    assert [record.get("status", "finished") for record in json.loads(out)] == [
+        "finished",
+        "failed",
+    ]
     last = err.splitlines()[-1]
     assert last.startswith("rmadapter: 1 of 2 runs failed")
     assert "have 4 and 4 blocks" in last
@@ -190,7 +251,9 @@ def test_a_failed_run_is_told_in_one_sentence_and_2(rmadapter: Command, words: l
 def test_mistakes_are_one_line(
     rmadapter: Command, words: list[object], more: list[str], complaint: str, tmp_path: Path
 ) -> None:
-    code, out, err = rmadapter("bench", "base-to-novel", *words, "--methods", "rmadapter", "--seeds", "1", *more)
+    code, out, err = rmadapter(
+        "bench", "base-to-novel", *words, "--methods", "rmadapter", "--seeds", "1", *more
+    )
     assert (code, out) == (2, "")
     assert not (tmp_path / "out").exists()
     last = err.splitlines()[-1]

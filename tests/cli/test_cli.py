@@ -67,7 +67,17 @@ def test_help_begins_with_what_somebody_new_needs(rmadapter: Command) -> None:
     out = rmadapter("--help").out
     places = [
         out.index(f" {verb} ")
-        for verb in ("demo", "fit", "predict", "eval", "add", "compare", "export", "bench", "doctor")
+        for verb in (
+            "demo",
+            "fit",
+            "predict",
+            "eval",
+            "add",
+            "compare",
+            "export",
+            "bench",
+            "doctor",
+        )
     ]
     assert places == sorted(places)
 
@@ -93,12 +103,17 @@ print([name for name in heavy if name in sys.modules], file=sys.stderr)
 
 
 def test_wrong_usage_is_one_line(rmadapter: Command) -> None:
-    refused(rmadapter("fitt"), "no such command 'fitt'", "(`rmadapter -h` lists arguments and options)")
+    refused(
+        rmadapter("fitt"), "no such command 'fitt'", "(`rmadapter -h` lists arguments and options)"
+    )
     refused(rmadapter("fit", "data"), "missing option '--out' (`rmadapter fit -h`")
     refused(rmadapter("fit", "data", "--out"), "'--out' requires an argument")
     refused(rmadapter("predict", "run", "a.png", "--top", "0"), "invalid value for '--top'")
     refused(rmadapter("params", "--rank\x1b[2J", "3"), "no such option")
-    refused(rmadapter("fit", "data", "--out", "run", "--minutes", "3"), "--minutes limits the choice of --method auto")
+    refused(
+        rmadapter("fit", "data", "--out", "run", "--minutes", "3"),
+        "--minutes limits the choice of --method auto",
+    )
     code, _, err = rmadapter()
     assert (code, "Traceback" in err) == (2, False)
 
@@ -110,7 +125,9 @@ def test_a_mistake_is_one_line_in_a_real_process() -> None:
     refused(process("fit", "gone", "--out", "x", "--shots", "no"), "'--shots'", "a valid integer")
 
 
-def test_what_fit_refuses(rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone) -> None:
+def test_what_fit_refuses(
+    rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone
+) -> None:
     out = tmp_path / "run"
     (tmp_path / "file").write_text("x")
     (tmp_path / "empty").mkdir()
@@ -118,22 +135,52 @@ def test_what_fit_refuses(rmadapter: Command, colors: Path, tmp_path: Path, tiny
     (tmp_path / "one" / "notes.txt").write_text("no picture")
     good = ["--backbone", tiny_clip.name, *QUICK]
     refused(rmadapter("fit", colors, "--backbone", "pokket", "--out", out), "'pokket'", "pocket")
-    refused(rmadapter("fit", colors, "--set", "rnak=3", "--out", out), "unknown setting 'rnak'; did you mean 'rank'?")
+    refused(
+        rmadapter("fit", colors, "--set", "rnak=3", "--out", out),
+        "unknown setting 'rnak'; did you mean 'rank'?",
+    )
     refused(rmadapter("fit", colors, "--set", "rank", "--out", out), "write it as field=value")
     refused(rmadapter("fit", colors, "--set", "rank=no", "--out", out), "rank=False")
-    refused(rmadapter("fit", colors, "--method", "nma", "--out", out), "unknown method 'nma'; did you mean 'mma'?")
+    refused(
+        rmadapter("fit", colors, "--method", "nma", "--out", out),
+        "unknown method 'nma'; did you mean 'mma'?",
+    )
     refused(rmadapter("fit", colors, "--effort", "quick", "--out", out), "effort='quick'")
-    refused(rmadapter("fit", colors, "--config", tmp_path / "none.yaml", "--out", out), "not a readable config")
-    refused(rmadapter("fit", colors, "--classes", "old", "--out", out), "classes='old'", "'all', 'base' or 'novel'")
+    refused(
+        rmadapter("fit", colors, "--config", tmp_path / "none.yaml", "--out", out),
+        "not a readable config",
+    )
+    refused(
+        rmadapter("fit", colors, "--classes", "old", "--out", out),
+        "classes='old'",
+        "'all', 'base' or 'novel'",
+    )
     refused(rmadapter("fit", colors, "--shots", "-1", "--out", out), "shots=-1")
-    refused(rmadapter("fit", tmp_path / "gone", "--out", out), f"{tmp_path / 'gone'}: no such file or folder")
-    refused(rmadapter("fit", tmp_path / "file", "--out", out), "unknown format; give a folder of class folders")
+    refused(
+        rmadapter("fit", tmp_path / "gone", "--out", out),
+        f"{tmp_path / 'gone'}: no such file or folder",
+    )
+    refused(
+        rmadapter("fit", tmp_path / "file", "--out", out),
+        "unknown format; give a folder of class folders",
+    )
     refused(rmadapter("fit", tmp_path / "empty", "--out", out), "holds no class folders")
-    refused(rmadapter("fit", tmp_path, "--out", out), f"{tmp_path / 'empty'}: no image in this folder")
-    refused(rmadapter("fit", colors, *good, "--set", "first_block=5", "--out", out), "have 4 and 4 blocks")
-    refused(rmadapter("fit", colors, *good, "--set", "precision=fp16", "--out", out), "precision=fp16 needs a GPU")
+    refused(
+        rmadapter("fit", tmp_path, "--out", out), f"{tmp_path / 'empty'}: no image in this folder"
+    )
+    refused(
+        rmadapter("fit", colors, *good, "--set", "first_block=5", "--out", out),
+        "have 4 and 4 blocks",
+    )
+    refused(
+        rmadapter("fit", colors, *good, "--set", "precision=fp16", "--out", out),
+        "precision=fp16 needs a GPU",
+    )
     refused(rmadapter("fit", colors, *good, "--set", "device=tpu9", "--out", out), "device='tpu9'")
-    refused(rmadapter("fit", colors, *good, "--out", tmp_path / "file"), f"{tmp_path / 'file'}: cannot be written to")
+    refused(
+        rmadapter("fit", colors, *good, "--out", tmp_path / "file"),
+        f"{tmp_path / 'file'}: cannot be written to",
+    )
     assert not (out / "run.json").exists()
 
 
@@ -149,23 +196,39 @@ def test_a_bad_picture_is_refused_or_skipped(
     assert "note: train/red/bad.png: not a readable image" in err
 
 
-def test_what_eval_refuses(rmadapter: Command, finished: Path, colors: Path, tmp_path: Path) -> None:
+def test_what_eval_refuses(
+    rmadapter: Command, finished: Path, colors: Path, tmp_path: Path
+) -> None:
     broken = Path(shutil.copytree(finished, tmp_path / "run"))
     (broken / "model.safetensors").write_bytes(b"PK\x03\x04")
     refused(rmadapter("eval", broken, colors), "model.safetensors: does not match model.json")
     refused(rmadapter("eval", finished, colors), "name it yourself: --backbone '")
     its = its_backbone(finished)
-    refused(rmadapter("eval", finished, colors, *its, "--set", "alfa=0"), "unknown field 'alfa'; did you mean 'alpha'?")
-    refused(rmadapter("eval", tmp_path, colors), "not a finished run, but a folder of something else")
+    refused(
+        rmadapter("eval", finished, colors, *its, "--set", "alfa=0"),
+        "unknown field 'alfa'; did you mean 'alpha'?",
+    )
+    refused(
+        rmadapter("eval", tmp_path, colors), "not a finished run, but a folder of something else"
+    )
     refused(rmadapter("eval", finished, tmp_path / "gone", *its), "gone: no such file or folder")
     plain = ["eval", finished, colors / "train", *its]
     refused(rmadapter(*plain), "the data has no test split: give --split one of all, heldout")
-    refused(rmadapter("eval", finished, colors, *its, "--split", "val"), "give --split one of train, test, heldout")
+    refused(
+        rmadapter("eval", finished, colors, *its, "--split", "val"),
+        "give --split one of train, test, heldout",
+    )
     refused(rmadapter("eval", finished, colors, "--classes", "old"), "classes='old'")
-    refused(rmadapter("eval", finished, colors, "--device", "cpu"), "--device", "is given as --set device=VALUE")
+    refused(
+        rmadapter("eval", finished, colors, "--device", "cpu"),
+        "--device",
+        "is given as --set device=VALUE",
+    )
 
 
-def test_an_accuracy_on_what_was_trained_on_is_told(rmadapter: Command, finished: Path, colors: Path) -> None:
+def test_an_accuracy_on_what_was_trained_on_is_told(
+    rmadapter: Command, finished: Path, colors: Path
+) -> None:
     its = its_backbone(finished)
     told = "note: 16 of these 24 images were trained on: this accuracy says little about new ones"
     assert told in rmadapter("eval", finished, colors, *its, "--split", "train").err
@@ -180,8 +243,14 @@ def test_what_predict_refuses(
     (tmp_path / "bad.png").write_bytes(b"\x89PNG")
     refused(rmadapter("predict", finished, image), "name it yourself: --backbone '")
     refused(rmadapter("predict", finished, tmp_path / "bad.png", *its), "bad.png: not")
-    refused(rmadapter("predict", finished, image, tmp_path / "gone.png", *its), "gone.png: not a readable image")
-    refused(rmadapter("predict", finished, finished, *its), f"{finished}: no images in a supported format (")
+    refused(
+        rmadapter("predict", finished, image, tmp_path / "gone.png", *its),
+        "gone.png: not a readable image",
+    )
+    refused(
+        rmadapter("predict", finished, finished, *its),
+        f"{finished}: no images in a supported format (",
+    )
     for names, words in (
         ("", "at least one"),
         (" , ", "at least one"),
@@ -191,20 +260,38 @@ def test_what_predict_refuses(
         refused(rmadapter("predict", finished, image, *its, "--names", names), "--names", words)
     refused(rmadapter("predict", colors, image), "not a finished run")
     probe = tmp_path / "probe"
-    fit = ["fit", colors, "--backbone", tiny_clip.name, "--method", "linear-probe", "--set", "device=cpu"]
+    fit = [
+        "fit",
+        colors,
+        "--backbone",
+        tiny_clip.name,
+        "--method",
+        "linear-probe",
+        "--set",
+        "device=cpu",
+    ]
     assert rmadapter(*fit, "--out", probe).code == 0
-    refused(rmadapter("predict", probe, image, *its, "--names", "red,zebra"), "--names: linear probe only", "'zebra'")
+    refused(
+        rmadapter("predict", probe, image, *its, "--names", "red,zebra"),
+        "--names: linear probe only",
+        "'zebra'",
+    )
 
 
-def test_several_processes_of_one_command_are_refused(rmadapter: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As torchrun starts them: each would do the same. test_world.py has `fit`, which several can do."""
+def test_several_processes_of_one_command_are_refused(
+    rmadapter: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torchrun starts them: each would do the same. test_world.py has `fit`, which several can
+    do."""
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     for name, value in zip(names, ("0", "0", "2", "localhost", "1"), strict=True):
         monkeypatch.setenv(name, value)
     refused(rmadapter("doctor"), "started in several processes, but doctor runs in one")
 
 
-def test_a_keystroke_that_stops_it_leaves_a_sentence(rmadapter: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_keystroke_that_stops_it_leaves_a_sentence(
+    rmadapter: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(doctor, "diagnose", lambda *_: signal.raise_signal(signal.SIGINT))
     code, out, err = rmadapter("doctor")
     assert (code, out) == (130, "")
@@ -241,7 +328,9 @@ cli.main()
 @pytest.mark.parametrize("where", ["lost", "waits", "ends"])
 def test_a_keystroke_stops_it_where_an_exception_would_not(where: str) -> None:
     """Python drops what is raised in a callback, and clearing up may wait for ever."""
-    done = subprocess.run([sys.executable, "-c", LOST.format(where)], capture_output=True, text=True, timeout=50)
+    done = subprocess.run(
+        [sys.executable, "-c", LOST.format(where)], capture_output=True, text=True, timeout=50
+    )
     assert (done.returncode, done.stdout) == (130, "")
     words = "repeat the command to start again, or to resume an unfinished `fit` or `predict --out`"
     assert done.stderr == f"rmadapter: stopped; {words}\n"
@@ -292,7 +381,9 @@ def test_names_with_control_characters_never_reach_the_terminal(
     shutil.copy(bad, data / "train/red" / bad.name)
     fit = ["fit", data, "--backbone", tiny_clip.name, *QUICK, "--out", tmp_path / "run"]
     its = its_backbone(finished)
-    answers = [rmadapter("predict", finished, *words, *its) for words in ([good], [good, "--json"], [bad])]
+    answers = [
+        rmadapter("predict", finished, *words, *its) for words in ([good], [good, "--json"], [bad])
+    ]
     answers += [rmadapter("report", finished, evil, "--out", "x"), rmadapter(f"--{evil}")]
     answers += [rmadapter(*fit), rmadapter(*fit, "--skip-bad")]
     assert [answer.code for answer in answers] == [0, 0, 2, 2, 2, 2, 0]
@@ -302,7 +393,9 @@ def test_names_with_control_characters_never_reach_the_terminal(
         assert "owned" in answer.out + answer.err
 
 
-def test_a_bug_of_ours_is_no_mistake_of_the_users(rmadapter: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_of_ours_is_no_mistake_of_the_users(
+    rmadapter: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def bug(*_: object) -> None:
         raise ValueError("ours")
 

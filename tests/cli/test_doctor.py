@@ -32,14 +32,22 @@ def test_it_builds_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_licences_and_files_that_would_run_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    places = {name: tmp_path / f"models--{name.replace('/', '--')}" for name in ("a/card", "b/code")}
+def test_licences_and_files_that_would_run_code(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    places = {
+        name: tmp_path / f"models--{name.replace('/', '--')}" for name in ("a/card", "b/code")
+    }
     for place in places.values():
         (place / "snapshots" / "0").mkdir(parents=True)
-    rows = [{"name": f"hf-hub:{name}", "mb": 1, "folder": str(place)} for name, place in places.items()]
+    rows = [
+        {"name": f"hf-hub:{name}", "mb": 1, "folder": str(place)} for name, place in places.items()
+    ]
     rows.append({"name": "ViT-L-14/openai", "mb": None, "folder": ""})
     monkeypatch.setattr("rmadapter.backbones.listing.listed", lambda: rows)
-    (places["a/card"] / "snapshots" / "0" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    (places["a/card"] / "snapshots" / "0" / "README.md").write_text(
+        "---\nlicense: apache-2.0\n---\n"
+    )
     facts = diagnose()
     assert facts["files that would run code"] == "none"
     read_it = "its publisher's; read it at https://huggingface.co"

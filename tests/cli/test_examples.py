@@ -1,4 +1,5 @@
-"""Below every verb's --help: examples that could be given. And shells that complete what somebody types."""
+"""Below every verb's --help: examples that could be given. And shells that complete what somebody
+types."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ WIDTH = 78  # what a terminal of 80 columns shows in a line
 
 
 @pytest.mark.parametrize("verb", GROUP.commands)
-def test_help_ends_with_examples_that_parse(rmadapter: Command, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+def test_help_ends_with_examples_that_parse(
+    rmadapter: Command, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     lines = [line.strip() for line in rmadapter(verb, "--help").out.splitlines() if line.strip()]
     shown = lines[lines.index("Examples:") + 1 :]
@@ -40,19 +43,28 @@ def test_no_example_is_of_a_verb_that_is_gone() -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_shell_gets_its_script(rmadapter: Command, monkeypatch: pytest.MonkeyPatch, shell: str) -> None:
+def test_a_shell_gets_its_script(
+    rmadapter: Command, monkeypatch: pytest.MonkeyPatch, shell: str
+) -> None:
     monkeypatch.setenv("_RMADAPTER_COMPLETE", f"source_{shell}")
     done = rmadapter()
     assert done.code == 0
     assert f"_RMADAPTER_COMPLETE=complete_{shell}" in done.out
-    assert {"bash": "complete -o default -F", "zsh": "compdef", "fish": "complete --command rmadapter"}[
-        shell
-    ] in done.out
+    assert {
+        "bash": "complete -o default -F",
+        "zsh": "compdef",
+        "fish": "complete --command rmadapter",
+    }[shell] in done.out
 
 
 @pytest.mark.parametrize(
     ("typed", "offered"),
-    [("pre", "predict"), ("ex", "explain export"), ("fit --eff", "--effort"), ("--ver", "--version")],
+    [
+        ("pre", "predict"),
+        ("ex", "explain export"),
+        ("fit --eff", "--effort"),
+        ("--ver", "--version"),
+    ],
 )
 def test_bash_completes(
     rmadapter: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, typed: str, offered: str

@@ -10,7 +10,9 @@ from tests.helpers.shell import Command, its_backbone, refused, rmadapter
 __all__ = ["rmadapter"]  # a fixture
 
 
-def test_a_table_json_and_a_page(rmadapter: Command, finished: Path, colors: Path, tmp_path: Path) -> None:
+def test_a_table_json_and_a_page(
+    rmadapter: Command, finished: Path, colors: Path, tmp_path: Path
+) -> None:
     images = [colors / "test/red/0.png", colors / "test/blue/1.png"]
     command = ["explain", finished, *images, "--data", colors, *its_backbone(finished), "-q"]
     done = rmadapter(*command)
@@ -29,7 +31,17 @@ def test_a_table_json_and_a_page(rmadapter: Command, finished: Path, colors: Pat
 def test_mistakes_are_one_sentence(rmadapter: Command, finished: Path, colors: Path) -> None:
     refused(rmadapter("explain", colors, colors), "not a finished run")
     file = finished / "run.json"
-    refused(rmadapter("explain", finished, colors, "--out", file), "run.json: is a file; choose another --out")
-    command = ["explain", finished, "nowhere.png", colors / "test/red/0.png", *its_backbone(finished), "-q"]
+    refused(
+        rmadapter("explain", finished, colors, "--out", file),
+        "run.json: is a file; choose another --out",
+    )
+    command = [
+        "explain",
+        finished,
+        "nowhere.png",
+        colors / "test/red/0.png",
+        *its_backbone(finished),
+        "-q",
+    ]
     refused(rmadapter(*command), "nowhere.png", "--skip-bad (skip_bad=True) leaves out such files")
     assert len(json.loads(rmadapter(*command, "--skip-bad", "--json").out)) == 1

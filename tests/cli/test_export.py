@@ -34,9 +34,13 @@ def test_a_table_or_json(rmadapter: Command, finished: Path, colors: Path, tmp_p
 
 def test_what_is_refused(rmadapter: Command, finished: Path, tmp_path: Path) -> None:
     refused(
-        rmadapter("export", finished, "--to", "tflite"), "--to tflite: choose one of onnx, web, torch, litert, openvino"
+        rmadapter("export", finished, "--to", "tflite"),
+        "--to tflite: choose one of onnx, web, torch, litert, openvino",
     )
-    refused(rmadapter("export", finished, "--precision", "x", "--out", tmp_path / "a"), "--precision x: choose one of")
+    refused(
+        rmadapter("export", finished, "--precision", "x", "--out", tmp_path / "a"),
+        "--precision x: choose one of",
+    )
     refused(rmadapter("export", tmp_path, "--out", tmp_path / "a"), "not a finished run")
     gone = ["--data", tmp_path / "gone", *its_backbone(finished), "--out", tmp_path / "a"]
     refused(rmadapter("export", finished, *gone), "gone: no such file or folder")
@@ -51,4 +55,7 @@ def test_a_run_that_is_called_by_a_dot(
 
     monkeypatch.setattr("rmadapter.deploy.export.folder.export", stop)  # which takes ten seconds
     monkeypatch.chdir(shutil.copytree(finished, tmp_path / "run"))
-    refused(rmadapter("export", ".", *its_backbone(finished)), f"it would be written to {tmp_path / 'run-onnx'}")
+    refused(
+        rmadapter("export", ".", *its_backbone(finished)),
+        f"it would be written to {tmp_path / 'run-onnx'}",
+    )

@@ -31,16 +31,22 @@ SETS = ("dtd", "eurosat", "food101", "sun397")
 def results(tmp_path: Path) -> Path:
     runs = [
         record(method, data, seed, {"base": 60.0 + n + i, "novel": 50.0 - n + seed}, title=title)
-        for n, (method, title) in enumerate([("zero-shot", ""), ("mma", ""), ("coop", "<b>CoOp</b>")])
+        for n, (method, title) in enumerate(
+            [("zero-shot", ""), ("mma", ""), ("coop", "<b>CoOp</b>")]
+        )
         for i, data in enumerate(SETS)
         for seed in (1, 2)
     ]
-    few = [record("mma", "dtd", 1, {"all": 50.0}, shots=k, protocol="few-shot", **VIT) for k in (1, 4)]
+    few = [
+        record("mma", "dtd", 1, {"all": 50.0}, shots=k, protocol="few-shot", **VIT) for k in (1, 4)
+    ]
     failed = record("mma", "ucf101", 1, {}, status="failed", reason="no memory")
     return write(tmp_path / "results", *runs, *few, failed)
 
 
-def test_the_page_stands_alone_and_has_every_board(rmadapter: Command, results: Path, tmp_path: Path) -> None:
+def test_the_page_stands_alone_and_has_every_board(
+    rmadapter: Command, results: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     code, told, _ = rmadapter("leaderboard", results, "--out", out)
     assert (code, told.strip()) == (0, f"leaderboard: {out / 'index.html'}")
@@ -58,7 +64,9 @@ def test_the_page_stands_alone_and_has_every_board(rmadapter: Command, results: 
     assert len(records) == 26
 
 
-def test_the_same_records_give_the_same_bytes_and_json(rmadapter: Command, results: Path, tmp_path: Path) -> None:
+def test_the_same_records_give_the_same_bytes_and_json(
+    rmadapter: Command, results: Path, tmp_path: Path
+) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
     found = json.loads(rmadapter("leaderboard", results, "--out", first, "--json").out)
     write_leaderboard(first / "records.jsonl", second)
@@ -66,7 +74,10 @@ def test_the_same_records_give_the_same_bytes_and_json(rmadapter: Command, resul
         assert (first / name).read_bytes() == (second / name).read_bytes()
     assert found == json.loads((first / "leaderboard.json").read_text(encoding="utf-8"))
     for _ in range(2):  # a page below its results does not stand in its own way
-        assert json.loads(rmadapter("leaderboard", results, "--out", results / "board", "--json").out) == found
+        assert (
+            json.loads(rmadapter("leaderboard", results, "--out", results / "board", "--json").out)
+            == found
+        )
     assert [(board["protocol"], board["shots"], board["track"]) for board in found["boards"]] == [
         ("base-to-novel", 16, "ranked"),
         ("few-shot", 1, "ranked"),
@@ -78,17 +89,45 @@ def test_the_same_records_give_the_same_bytes_and_json(rmadapter: Command, resul
 def test_methods_of_their_own_tracks_stand_by_themselves_from_bench_to_page(
     rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:
-    methods, texts = "zero-shot,zero-shot-ensemble,zero-shot-descriptions,tda", NEEDED["zero-shot-descriptions"]
-    given = ["bench", "few-shot", "--datasets", colors.name, "--root", colors.parent, "--backbone", tiny_clip.name]
+    methods, texts = (
+        "zero-shot,zero-shot-ensemble,zero-shot-descriptions,tda",
+        NEEDED["zero-shot-descriptions"],
+    )
+    given = [
+        "bench",
+        "few-shot",
+        "--datasets",
+        colors.name,
+        "--root",
+        colors.parent,
+        "--backbone",
+        tiny_clip.name,
+    ]
     given += ["--methods", methods, "--seeds", "1,2", "--shots", "1", "--set", "device=cpu"]
-    given += ["--set", f"zero-shot-descriptions.descriptions={texts['descriptions']}", "--out", tmp_path / "runs"]
+    given += [
+        "--set",
+        f"zero-shot-descriptions.descriptions={texts['descriptions']}",
+        "--out",
+        tmp_path / "runs",
+    ]
     code, out, err = rmadapter(*given, "--json")
     assert code == 0, err
-    orders = {(r["method"]["name"], r["task"]["seed"]): r["scores"][0].get("order") for r in json.loads(out)}
+    orders = {
+        (r["method"]["name"], r["task"]["seed"]): r["scores"][0].get("order")
+        for r in json.loads(out)
+    }
     assert {key: order for key, order in orders.items() if order} == {("tda", 1): 1, ("tda", 2): 2}
-    found = json.loads(rmadapter("leaderboard", tmp_path / "runs", "--out", tmp_path / "board", "--json").out)
-    rows = {board["track"]: [row["label"] for row in board["standings"]] for board in found["boards"]}
-    assert {track: len(labels) for track, labels in rows.items()} == {"ranked": 2, "extra data": 1, "test time": 1}
+    found = json.loads(
+        rmadapter("leaderboard", tmp_path / "runs", "--out", tmp_path / "board", "--json").out
+    )
+    rows = {
+        board["track"]: [row["label"] for row in board["standings"]] for board in found["boards"]
+    }
+    assert {track: len(labels) for track, labels in rows.items()} == {
+        "ranked": 2,
+        "extra data": 1,
+        "test time": 1,
+    }
     assert rows["test time"] == ["TDA"]
     page = (tmp_path / "board/index.html").read_text(encoding="utf-8")
     assert "extra: generated texts about each class, in a file" in page
@@ -112,20 +151,28 @@ def test_a_foreign_record_is_refused_in_a_sentence(
     rmadapter: Command, results: Path, tmp_path: Path, text: str, words: str
 ) -> None:
     own = read_record(results / "000.json")
-    lines = {"FIT": own.model_copy(update={"protocol": "fit"}).line(), "MORE": own.line()[:-2] + ', "accuracies": 1}'}
+    lines = {
+        "FIT": own.model_copy(update={"protocol": "fit"}).line(),
+        "MORE": own.line()[:-2] + ', "accuracies": 1}',
+    }
     (results / "theirs.jsonl").write_text(lines.get(text, text))
     refused(rmadapter("leaderboard", results, "--out", tmp_path / "out"), words)
     assert not (tmp_path / "out").exists()
 
 
 def test_nothing_finished_is_no_leaderboard(tmp_path: Path) -> None:
-    failed = write(tmp_path / "r", record("mma", "ucf101", 1, {}, status="failed", reason="no memory"))
+    failed = write(
+        tmp_path / "r", record("mma", "ucf101", 1, {}, status="failed", reason="no memory")
+    )
     with pytest.raises(UserError, match="no finished run of a method"):
         write_leaderboard(failed, tmp_path / "out")
 
 
 def test_a_run_that_is_left_out_is_named(rmadapter: Command, results: Path, tmp_path: Path) -> None:
-    write(results / "late", record("mma", "dtd", 1, {"base": 1.0, "novel": 1.0}, finished="2020-01-01T00:00:00+00:00"))
+    write(
+        results / "late",
+        record("mma", "dtd", 1, {"base": 1.0, "novel": 1.0}, finished="2020-01-01T00:00:00+00:00"),
+    )
     _, out, err = rmadapter("leaderboard", results, "--out", tmp_path / "out", "--json")
     assert "same experiment" in err
     assert json.loads(out)["runs"] == 26
@@ -140,7 +187,11 @@ def test_two_seeds_far_apart_are_no_fault(tmp_path: Path) -> None:
     ]
     write_leaderboard(write(tmp_path / "results", *runs), tmp_path / "out")
     page = (tmp_path / "out/index.html").read_text(encoding="utf-8")
-    ends = [float(y) for line in re.findall(r"<line [^>]*>", page) for y in re.findall(r'y[12]="([\d.-]+)"', line)]
+    ends = [
+        float(y)
+        for line in re.findall(r"<line [^>]*>", page)
+        for y in re.findall(r'y[12]="([\d.-]+)"', line)
+    ]
     assert ends
     assert all(-1 <= y <= HEIGHT for y in ends)
 
@@ -148,7 +199,11 @@ def test_two_seeds_far_apart_are_no_fault(tmp_path: Path) -> None:
 def test_the_scatter_keeps_the_order_and_stays_inside() -> None:
     runs = [
         record(method, "dtd", seed, {"base": base + seed, "novel": novel})
-        for method, base, novel in (("zero-shot", 30.0, 40.0), ("mma", 70.0, 35.0), ("coop", 90.0, 38.0))
+        for method, base, novel in (
+            ("zero-shot", 30.0, 40.0),
+            ("mma", 70.0, 35.0),
+            ("coop", 90.0, 38.0),
+        )
         for seed in (1, 2)
     ]
     plot = scatter(boards(runs)[0])
@@ -157,7 +212,10 @@ def test_the_scatter_keeps_the_order_and_stays_inside() -> None:
     assert points["Zero-shot CLIP"]["x"] < points["MMA"]["x"] < points["coop"]["x"]
     assert points["MMA"]["y"] > points["coop"]["y"] > points["Zero-shot CLIP"]["y"]  # downwards
     for point in plot["points"]:
-        for x, y in [(point["x"], point["y"]), *((bar[i], bar[i + 1]) for bar in point["bars"] for i in (0, 2))]:
+        for x, y in [
+            (point["x"], point["y"]),
+            *((bar[i], bar[i + 1]) for bar in point["bars"] for i in (0, 2)),
+        ]:
             assert plot["left"] <= x <= plot["right"]
             assert plot["top"] <= y <= plot["bottom"]
     assert scatter(boards(runs[:2])[0]) is None
@@ -180,7 +238,9 @@ def test_filters_in_a_browser(results: Path, tmp_path: Path, axe: str) -> None:
     with tab(tmp_path / "home") as page:
         page.go(f"file://{tmp_path / 'out/index.html'}")
         shown = "[...document.querySelectorAll('section[data-part]:not([hidden]) h2')].map((h) => h.textContent)"
-        rows = "document.querySelectorAll('section:not([hidden]) tr[data-part]:not([hidden])').length"
+        rows = (
+            "document.querySelectorAll('section:not([hidden]) tr[data-part]:not([hidden])').length"
+        )
         pick = """((name, value) => {
             document.forms[0].elements[name].value = value;
             document.forms[0].dispatchEvent(new Event('change'));

@@ -22,8 +22,16 @@ def test_methods_lists_all_with_the_papers_counts(rmadapter: Command) -> None:
     assert found["zero-shot"]["parameters"] == 0
     assert found["rmadapter"]["settings"]["rank"] == 32
     assert all(method["source"] and method["title"] for method in found.values())
-    apart = {name: method["uses"]["track"] for name, method in found.items() if method["uses"]["track"] != "ranked"}
-    assert apart == {"zero-shot-descriptions": "extra data", "tda": "test time", "prompt-kd": "teacher"}
+    apart = {
+        name: method["uses"]["track"]
+        for name, method in found.items()
+        if method["uses"]["track"] != "ranked"
+    }
+    assert apart == {
+        "zero-shot-descriptions": "extra data",
+        "tda": "test time",
+        "prompt-kd": "teacher",
+    }
 
 
 def test_data_lists_all_and_says_what_one_lacks(rmadapter: Command, tmp_path: Path) -> None:

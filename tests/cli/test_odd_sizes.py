@@ -1,4 +1,5 @@
-"""Data of unusual sizes, from fit to predict: two classes, a thousand, one image a class, very uneven classes."""
+"""Data of unusual sizes, from fit to predict: two classes, a thousand, one image a class, very
+uneven classes."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def write(root: Path, **counts: int) -> Path:
     for name, count in counts.items():
         (root / name).mkdir(parents=True)
         for number in range(count):
-            Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(root / name / f"{number}.png")
+            Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(
+                root / name / f"{number}.png"
+            )
     return root
 
 
@@ -38,13 +41,18 @@ def command(data: Path, backbone: Backbone, out: Path, *more: object) -> list[ob
 
 def test_one_class_is_refused(rmadapter: Command, tmp_path: Path, tiny_clip: Backbone) -> None:
     one, three = write(tmp_path / "one", cat=3), write(tmp_path / "three", ant=2, bee=2, cat=2)
-    refused(rmadapter(*command(one, tiny_clip, tmp_path / "run")), "'cat' is the only class: give at least two")
+    refused(
+        rmadapter(*command(one, tiny_clip, tmp_path / "run")),
+        "'cat' is the only class: give at least two",
+    )
     novel = command(three, tiny_clip, tmp_path / "run", "--classes", "novel")
     refused(rmadapter(*novel), "novel classes: 'cat' is the only class")
     assert not (tmp_path / "run/run.json").exists()
 
 
-def test_two_classes_of_one_image_each(rmadapter: Command, tmp_path: Path, tiny_clip: Backbone) -> None:
+def test_two_classes_of_one_image_each(
+    rmadapter: Command, tmp_path: Path, tiny_clip: Backbone
+) -> None:
     data, out = write(tmp_path / "data", cat=1, dog=1), tmp_path / "run"
     code, table, err = rmadapter(*command(data, tiny_clip, out))
     assert code == 0, err
@@ -56,7 +64,8 @@ def test_two_classes_of_one_image_each(rmadapter: Command, tmp_path: Path, tiny_
 
 
 def test_very_uneven_classes(rmadapter: Command, tmp_path: Path, tiny_clip: Backbone) -> None:
-    """60 images of one class and one of another: what is not drawn is of one class alone, and so the shots judge."""
+    """60 images of one class and one of another: what is not drawn is of one class alone, and so
+    the shots judge."""
     data, out = write(tmp_path / "data", cat=60, dog=1, owl=2), tmp_path / "run"
     code, _, err = rmadapter(*command(data, tiny_clip, out, "--shots", 4))
     assert code == 0, err
@@ -69,15 +78,17 @@ def test_very_uneven_classes(rmadapter: Command, tmp_path: Path, tiny_clip: Back
     own, score = read_record(out / "run.json").scores
     assert (own.split, own.images) == ("cross-validated", 6)
     assert (score.split, score.images, score.classes) == ("held out", 56, 3)
-    assert "dog (0)" in (out / "report.html").read_text("utf-8").replace('<span class="soft">', "").replace(
-        "</span>", ""
-    )
+    assert "dog (0)" in (out / "report.html").read_text("utf-8").replace(
+        '<span class="soft">', ""
+    ).replace("</span>", "")
 
 
 @pytest.mark.parametrize("method", ["rmadapter", "tip-adapter-f"])
 def test_a_thousand_classes(tiny_clip: Backbone, method: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (1000, 8, 8, 3), np.uint8)
-    images = ImageSet.from_lists(list(pixels), list(range(1000)), [f"kind {i}" for i in range(1000)])
+    images = ImageSet.from_lists(
+        list(pixels), list(range(1000)), [f"kind {i}" for i in range(1000)]
+    )
     wanted = Request.make(
         {name: value for name, value in QUICK.items() if method == "rmadapter" or name in ("epochs", "device")}
         | {"backbone": tiny_clip.name, "shots": 1, **({"batch_size": 250} if method == "rmadapter" else {})}, method

@@ -40,7 +40,9 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_folder_becomes_a_table_in_a_file(rmadapter: Command, finished: Path, photos: Path, tmp_path: Path) -> None:
+def test_a_folder_becomes_a_table_in_a_file(
+    rmadapter: Command, finished: Path, photos: Path, tmp_path: Path
+) -> None:
     command = ["predict", finished, photos, *its_backbone(finished), "--top", 2]
     done = rmadapter(*command, "--out", tmp_path / "a.csv")
     assert done.code == 0
@@ -57,13 +59,19 @@ def test_a_folder_becomes_a_table_in_a_file(rmadapter: Command, finished: Path, 
     assert facts == {"answers": str(tmp_path / "a.jsonl"), "images": 16, "unsure": 0, "skipped": [],
                      "ignored": {".txt": 1}}  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text("utf-8").splitlines()]
-    assert [{name: str(value).replace("False", "false") for name, value in line.items()} for line in lines] == found
+    assert [
+        {name: str(value).replace("False", "false") for name, value in line.items()}
+        for line in lines
+    ] == found
     refused(
-        rmadapter(*command[:1], finished, photos / "0", *command[3:], "--out", tmp_path / "a.csv"), "already exists"
+        rmadapter(*command[:1], finished, photos / "0", *command[3:], "--out", tmp_path / "a.csv"),
+        "already exists",
     )
 
 
-def test_many_images_in_a_table_of_the_first(rmadapter: Command, finished: Path, colors: Path) -> None:
+def test_many_images_in_a_table_of_the_first(
+    rmadapter: Command, finished: Path, colors: Path
+) -> None:
     command = ["predict", finished, f"{colors}/*/*/?.png", *its_backbone(finished), "--top", 1]
     done = rmadapter(*command)
     assert done.out.endswith("the first 20 of 40 images; --out answers.csv answers all of them\n")
@@ -71,7 +79,9 @@ def test_many_images_in_a_table_of_the_first(rmadapter: Command, finished: Path,
     assert len(json.loads(rmadapter(*command, "--json").out)) == 40
 
 
-def test_unsure_answers_keep_their_guess(rmadapter: Command, finished: Path, photos: Path, tmp_path: Path) -> None:
+def test_unsure_answers_keep_their_guess(
+    rmadapter: Command, finished: Path, photos: Path, tmp_path: Path
+) -> None:
     command = ["predict", finished, photos, *its_backbone(finished), "--unsure"]
     everything = json.loads(rmadapter(*command, 0, "--json").out)
     middle = sorted(answer["classes"][0]["probability"] for answer in everything)[8]
@@ -79,21 +89,33 @@ def test_unsure_answers_keep_their_guess(rmadapter: Command, finished: Path, pho
     assert done.out.endswith("16 images, 8 of them unsure\n")
     for row in rows(tmp_path / "a.csv"):
         doubt = float(row["probability"]) < middle
-        assert (row["label"], row["unsure"]) == ("unsure" if doubt else row["guess"], str(doubt).lower())
+        assert (row["label"], row["unsure"]) == (
+            "unsure" if doubt else row["guess"],
+            str(doubt).lower(),
+        )
     assert "unsure: " in rmadapter(*command, middle).out
     answers = json.loads(rmadapter(*command, middle, "--json").out)
     assert sum(answer["unsure"] for answer in answers) == 8
-    refused(rmadapter(*command, 0.5, "--names", "unsure,cat"), "a class is already labelled 'unsure'")
+    refused(
+        rmadapter(*command, 0.5, "--names", "unsure,cat"), "a class is already labelled 'unsure'"
+    )
 
 
 @pytest.mark.parametrize("how", [[], ["--move"], ["--link"]])
-def test_sorting(rmadapter: Command, finished: Path, photos: Path, tmp_path: Path, how: list[str]) -> None:
+def test_sorting(
+    rmadapter: Command, finished: Path, photos: Path, tmp_path: Path, how: list[str]
+) -> None:
     out, before = tmp_path / "sorted", {path.read_bytes() for path in photos.glob("*/*.png")}
     command = ["predict", finished, photos, *its_backbone(finished), "--sort-into"]
     assert rmadapter(*command, out, *how).code == 0
     found = rows(out / "answers.csv")
     assert len(found) == len(list(out.glob("*/*.png"))) == 16
-    assert {Path(row["sorted_to"]).parent.name for row in found} == {"blue", "green", "night_sky", "red"}
+    assert {Path(row["sorted_to"]).parent.name for row in found} == {
+        "blue",
+        "green",
+        "night_sky",
+        "red",
+    }
     assert all(Path(row["sorted_to"]).parent.name == row["label"] for row in found)
     assert {Path(row["sorted_to"]).read_bytes() for row in found} == before
     assert len(list(photos.glob("*/*.png"))) == (0 if how == ["--move"] else 16)
@@ -106,13 +128,18 @@ def test_two_commands_never_sort_into_one_folder_at_once(
     (photos / "notes.txt").unlink()
     command = ["predict", finished, photos, *its_backbone(finished), "--sort-into", tmp_path / "s"]
     with alone(tmp_path / "s"):
-        refused(rmadapter(*command, "--out", tmp_path / "a.csv"), "another process is at work in this folder")
+        refused(
+            rmadapter(*command, "--out", tmp_path / "a.csv"),
+            "another process is at work in this folder",
+        )
     assert not list((tmp_path / "s").glob("*/*.png"))
     assert rmadapter(*command, "--out", tmp_path / "a.csv").code == 0
     assert len(list((tmp_path / "s").glob("*/*.png"))) == 16
 
 
-def test_without_the_untouched_backbone(rmadapter: Command, finished: Path, photos: Path, tmp_path: Path) -> None:
+def test_without_the_untouched_backbone(
+    rmadapter: Command, finished: Path, photos: Path, tmp_path: Path
+) -> None:
     command = ["predict", finished, photos, *its_backbone(finished), "--top", 1, "--out"]
     assert (
         rmadapter(*command, tmp_path / "a.csv").code
@@ -134,10 +161,16 @@ def test_unfamiliar_images_are_far_from_those_of_training(
     trained = set(map(str, read_split(finished / "split.json").images(colors).train.images))
     images = [f"{colors}/train/*/*.png", *its_backbone(finished), "--unfamiliar"]
     out = tmp_path / "a.csv"
-    assert rmadapter("predict", finished, *images, "--top", 1, "--no-zero-shot", "--out", out).code == 0
+    assert (
+        rmadapter("predict", finished, *images, "--top", 1, "--no-zero-shot", "--out", out).code
+        == 0
+    )
     found = rows(out)
     assert list(found[0]) == ["image", "label", "probability", "guess", "unsure", "unfamiliar"]
-    assert {row["image"] for row in sorted(found, key=lambda row: float(row["unfamiliar"]))[: len(trained)]} == trained
+    assert {
+        row["image"]
+        for row in sorted(found, key=lambda row: float(row["unfamiliar"]))[: len(trained)]
+    } == trained
     answers = json.loads(rmadapter("predict", finished, *images, "--json").out)
     assert [round(answer["unfamiliar"], 4) for answer in answers] == [
         round(float(row["unfamiliar"]), 4) for row in found
@@ -146,29 +179,58 @@ def test_unfamiliar_images_are_far_from_those_of_training(
     kept = load(finished, its_backbone(finished)[1]).fitted
     save(tmp_path / "earlier", replace(kept, examples=None), "rmadapter")
     refused(
-        rmadapter("predict", tmp_path / "earlier", *images), "--unfamiliar needs features of the training images, which"
+        rmadapter("predict", tmp_path / "earlier", *images),
+        "--unfamiliar needs features of the training images, which",
     )
 
 
-def test_unsure_images_have_a_folder(rmadapter: Command, finished: Path, photos: Path, tmp_path: Path) -> None:
-    command = ["predict", finished, photos, *its_backbone(finished), "--sort-into", tmp_path / "s", "--unsure", 1]
+def test_unsure_images_have_a_folder(
+    rmadapter: Command, finished: Path, photos: Path, tmp_path: Path
+) -> None:
+    command = [
+        "predict",
+        finished,
+        photos,
+        *its_backbone(finished),
+        "--sort-into",
+        tmp_path / "s",
+        "--unsure",
+        1,
+    ]
     assert rmadapter(*command, "--out", tmp_path / "a.jsonl").code == 0
     assert [path.name for path in (tmp_path / "s").iterdir()] == ["unsure"]
 
 
 def test_the_first_bad_file_stops_it_and_the_same_command_goes_on(
-    rmadapter: Command, finished: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rmadapter: Command,
+    finished: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bad = photos / "2/a bad one.png"
     bad.write_bytes(b"\x89PNG")
     command = ["predict", finished, photos, *its_backbone(finished), "--out", tmp_path / "a.csv"]
-    refused_with_notes(rmadapter(*command), "a bad one.png: not", "--skip-bad (skip_bad=True) leaves out")
+    refused_with_notes(
+        rmadapter(*command), "a bad one.png: not", "--skip-bad (skip_bad=True) leaves out"
+    )
     assert not (tmp_path / "a.csv").exists()
     seen: list[Path] = []
     decoded = stream.decoded
-    monkeypatch.setattr(stream, "decoded", lambda images, *more: seen.extend(images) or decoded(images, *more))
-    refused_with_notes(rmadapter(*command, "--top", 3), "a.csv.partial: holds answers from another run or other")
-    others = ["predict", finished, photos / "1", *its_backbone(finished), "--out", tmp_path / "a.csv"]
+    monkeypatch.setattr(
+        stream, "decoded", lambda images, *more: seen.extend(images) or decoded(images, *more)
+    )
+    refused_with_notes(
+        rmadapter(*command, "--top", 3), "a.csv.partial: holds answers from another run or other"
+    )
+    others = [
+        "predict",
+        finished,
+        photos / "1",
+        *its_backbone(finished),
+        "--out",
+        tmp_path / "a.csv",
+    ]
     refused_with_notes(rmadapter(*others), "a.csv.partial: holds answers to other images, such as")
     seen.clear()
     done = rmadapter(*command, "--skip-bad", "--json")
@@ -178,7 +240,15 @@ def test_the_first_bad_file_stops_it_and_the_same_command_goes_on(
     assert [row["image"] for row in rows(tmp_path / "a.csv")] == [
         str(path) for path in sorted(photos.glob("*/*.png")) if path != bad
     ]
-    shown = rmadapter("predict", finished, bad, photos / "0/red.png", *its_backbone(finished), "--skip-bad", "--json")
+    shown = rmadapter(
+        "predict",
+        finished,
+        bad,
+        photos / "0/red.png",
+        *its_backbone(finished),
+        "--skip-bad",
+        "--json",
+    )
     assert [answer["image"] for answer in json.loads(shown.out)] == [str(photos / "0/red.png")]
 
 
@@ -188,11 +258,23 @@ def refused_with_notes(answer: Answer, *hints: str) -> None:
 
 
 def test_a_killed_move_goes_on(
-    rmadapter: Command, finished: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rmadapter: Command,
+    finished: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from rmadapter.predict.sorting import Sorter
 
-    command = ["predict", finished, photos, *its_backbone(finished), "--sort-into", tmp_path / "s", "--move"]
+    command = [
+        "predict",
+        finished,
+        photos,
+        *its_backbone(finished),
+        "--sort-into",
+        tmp_path / "s",
+        "--move",
+    ]
     put, left = Sorter.put, [9]
 
     def dying(self: Sorter, *places: Path) -> None:
@@ -221,14 +303,19 @@ def test_what_is_refused(rmadapter: Command, finished: Path, photos: Path, tmp_p
         ([image, "--move"], "--move and --link need --sort-into DIR"),
         ([image, "--sort-into", tmp_path / "s", "--move", "--link"], "give only one of them"),
         ([image, image, "--sort-into", tmp_path / "s", "--move"], "is given twice"),
-        ([photos / "0", "--sort-into", photos / "0/s"], "which is searched for images: choose another folder"),
+        (
+            [photos / "0", "--sort-into", photos / "0/s"],
+            "which is searched for images: choose another folder",
+        ),
         ([image, "--out", tmp_path / "a.txt"], "give a name that ends in .csv"),
     ):
         refused(rmadapter("predict", finished, *words, *its), hint)
     assert not (tmp_path / "s").exists()
 
 
-def test_paths_on_stdin(rmadapter: Command, finished: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_on_stdin(
+    rmadapter: Command, finished: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     listed = io.TextIOWrapper(io.BytesIO(f"{photos / '1/red.png'}\n{photos / '0'}\n".encode()))
     monkeypatch.setattr(sys, "stdin", listed)
     done = rmadapter("predict", finished, "-", *its_backbone(finished), "--json")
@@ -236,17 +323,23 @@ def test_paths_on_stdin(rmadapter: Command, finished: Path, photos: Path, monkey
     assert len(json.loads(done.out)) == 5
 
 
-def test_names_of_the_run_keep_what_its_prompts_call_them(finished: Path, tiny_clip: Backbone) -> None:
+def test_names_of_the_run_keep_what_its_prompts_call_them(
+    finished: Path, tiny_clip: Backbone
+) -> None:
     saved = load(finished, tiny_clip)._replace(names=("blue", "green", "the dark", "red"))
     asked = _classes(saved, "night_sky, red, old_house")
     assert asked == (("the dark", "red", "old house"), ["night_sky", "red", "old_house"])
 
 
-def test_answers_of_another_calibration_are_not_gone_on_with(finished: Path, tiny_clip: Backbone) -> None:
+def test_answers_of_another_calibration_are_not_gone_on_with(
+    finished: Path, tiny_clip: Backbone
+) -> None:
     """The weights are the same with and without folds."""
     saved = load(finished, tiny_clip)
     keys = []
     for heat in (1.0, 1.0, 3.0):
-        asker = Asker(replace(saved.fitted, temperature=heat), saved.names, [*map(str, saved.labels)], 1)
+        asker = Asker(
+            replace(saved.fitted, temperature=heat), saved.names, [*map(str, saved.labels)], 1
+        )
         keys.append(_key(finished, asker, []))
     assert keys[0] == keys[1] != keys[2]

@@ -19,22 +19,49 @@ from tests.helpers.shell import Command, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
 
-QUICK = ["--shots", 1, "--set", "first_block=3", "--set", "rank=4", "--set", "epochs=1", "--set", "device=cpu"]
+QUICK = [
+    "--shots",
+    1,
+    "--set",
+    "first_block=3",
+    "--set",
+    "rank=4",
+    "--set",
+    "epochs=1",
+    "--set",
+    "device=cpu",
+]
 
 
 def test_a_run_is_repeated_by_its_report(
-    rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+    rmadapter: Command,
+    colors: Path,
+    tmp_path: Path,
+    tiny_clip: Backbone,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(colors, tmp_path / "my photos")
     (tmp_path / "my photos/train/red/bad one.png").write_bytes(b"\x89PNG")
     (tmp_path / "names.csv").write_text('label,name\nred,the colour "red"\n')
-    words = ["fit", "my photos", "--backbone", tiny_clip.name, "--skip-bad", "--names", "names.csv", "--out", "a run"]
+    words = [
+        "fit",
+        "my photos",
+        "--backbone",
+        tiny_clip.name,
+        "--skip-bad",
+        "--names",
+        "names.csv",
+        "--out",
+        "a run",
+    ]
     code, _, err = rmadapter(*words, *QUICK, "--set", "templates=a <{}> & more.")
     assert code == 0, err
     assert "note: train/red/bad one.png: not an image" in err
     first = read_record(Path("a run/run.json"))
-    printed = re.search(r"<pre>(rmadapter fit .*?)</pre>", Path("a run/report.html").read_text("utf-8"), re.S)
+    printed = re.search(
+        r"<pre>(rmadapter fit .*?)</pre>", Path("a run/report.html").read_text("utf-8"), re.S
+    )
     assert printed is not None
     assert html.unescape(printed[1]) == first.command
     weights = Path("a run/model.safetensors").read_bytes()
@@ -48,12 +75,18 @@ def test_a_run_is_repeated_by_its_report(
 
 
 def test_a_table_with_columns_of_any_name_is_repeated_asked_and_grown(
-    rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+    rmadapter: Command,
+    colors: Path,
+    tmp_path: Path,
+    tiny_clip: Backbone,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shutil.copytree(colors, tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     images = [path.relative_to("data") for path in sorted(Path("data").glob("*/*/*.png"))]
-    lines = [f"{image.as_posix()};{image.parts[1]};{image.parts[0]};p{image.stem}" for image in images]
+    lines = [
+        f"{image.as_posix()};{image.parts[1]};{image.parts[0]};p{image.stem}" for image in images
+    ]
     Path("data/all of it.csv").write_text("\n".join(["foto;class;part of;patient", *lines]))
     columns = ["--image-column", "foto", "--split-column", "part of", "--group-column", "patient"]
     words = ["fit", "data/all of it.csv", "--backbone", tiny_clip.name, *columns, "--out", "run"]
@@ -76,16 +109,25 @@ def test_a_table_with_columns_of_any_name_is_repeated_asked_and_grown(
     assert "(foto, class, part of, patient) is called path or" in answer.err
     assert "--image-column" in answer.err
     assert "has no columns" in rmadapter("eval", "run", "data", *its, "--label-column", "class").err
-    Path("data/new.tsv").write_text("foto\tclass\tpart of\tpatient\ntrain/red/5.png\tpink\ttrain\tq\n")
+    Path("data/new.tsv").write_text(
+        "foto\tclass\tpart of\tpatient\ntrain/red/5.png\tpink\ttrain\tq\n"
+    )
     grown = rmadapter("add", "run", "data/new.tsv", *columns, "--out", "grown", *its)
     assert grown.code == 0, grown.err
     table = read_images("grown/images.csv", outside=True)
     assert table["train"].groups[-1] == "q"
-    for images in (table["train"].subset(range(4)), table["test"]):  # the old ones are called p and their number
+    for images in (
+        table["train"].subset(range(4)),
+        table["test"],
+    ):  # the old ones are called p and their number
         assert images.groups == tuple(f"p{Path(str(image)).stem}" for image in images.images)
-    Path("data/more.tsv").write_text("foto\tclass\tpart of\tpatient\ntrain/red/4.png\tmauve\ttrain\tq\n")
+    Path("data/more.tsv").write_text(
+        "foto\tclass\tpart of\tpatient\ntrain/red/4.png\tmauve\ttrain\tq\n"
+    )
     more = ["--allow-outside", "--out", "more", *its]
-    assert rmadapter("add", "grown", "data/more.tsv", *columns, *more).code == 0  # its own list has the usual names
+    assert (
+        rmadapter("add", "grown", "data/more.tsv", *columns, *more).code == 0
+    )  # its own list has the usual names
     assert read_images("more/images.csv", outside=True)["train"].groups[-2:] == ("q", "q")
 
 
@@ -94,18 +136,39 @@ def test_columns_of_a_new_table_are_not_asked_of_the_old_data(
 ) -> None:
     """Which was class folders."""
     (tmp_path / "pink").mkdir()
-    for image in sorted(colors.glob("train/red/*.png")):  # of another content, or they would be there already
+    for image in sorted(
+        colors.glob("train/red/*.png")
+    ):  # of another content, or they would be there already
         (tmp_path / "pink" / image.name).write_bytes(image.read_bytes() + b"more")
     lines = [f"pink/{image.name},pink" for image in sorted((tmp_path / "pink").iterdir())]
     (tmp_path / "new.csv").write_text("\n".join(["foto,species", *lines]))
     words = ["--image-column", "foto", "--label-column", "species", "--backbone", tiny_clip.name]
-    grown = rmadapter("add", finished, tmp_path / "new.csv", *words, "--out", tmp_path / "grown", "--old-data", colors)
+    grown = rmadapter(
+        "add",
+        finished,
+        tmp_path / "new.csv",
+        *words,
+        "--out",
+        tmp_path / "grown",
+        "--old-data",
+        colors,
+    )
     assert grown.code == 0, grown.err
     assert "pink" in read_images(tmp_path / "grown/images.csv", outside=True)["train"].written
 
 
 def test_quiet(rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone) -> None:
-    command = ["fit", colors, "--backbone", tiny_clip.name, "--out", tmp_path / "run", *QUICK, "--effort", "fast"]
+    command = [
+        "fit",
+        colors,
+        "--backbone",
+        tiny_clip.name,
+        "--out",
+        tmp_path / "run",
+        *QUICK,
+        "--effort",
+        "fast",
+    ]
     code, out, err = rmadapter(*command, "--quiet")
     assert (code, err) == (0, "")
     assert "report: " in out

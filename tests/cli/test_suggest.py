@@ -16,8 +16,20 @@ from tests.helpers.shell import Command, its_backbone, refused, rmadapter
 __all__ = ["rmadapter"]  # a fixture
 
 
-def test_a_list_with_its_page(rmadapter: Command, finished: Path, colors: Path, tmp_path: Path) -> None:
-    command = ["suggest", finished, colors, *its_backbone(finished), "--n", 5, "--rule", "margin", "-q"]
+def test_a_list_with_its_page(
+    rmadapter: Command, finished: Path, colors: Path, tmp_path: Path
+) -> None:
+    command = [
+        "suggest",
+        finished,
+        colors,
+        *its_backbone(finished),
+        "--n",
+        5,
+        "--rule",
+        "margin",
+        "-q",
+    ]
     done = rmadapter(*command, "--out", tmp_path / "s.csv")
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith("5 of 40 images by the rule margin, 16 known already")
@@ -28,25 +40,34 @@ def test_a_list_with_its_page(rmadapter: Command, finished: Path, colors: Path, 
     facts = json.loads(rmadapter(*command, "--json").out)
     found = [Path(os.path.normpath(tmp_path / row["image"])) for row in rows]
     assert [Path(one["image"]) for one in facts["suggestions"]] == found
-    assert [row["guess"] for row in rows] == [one["best"][0]["class"] for one in facts["suggestions"]]
+    assert [row["guess"] for row in rows] == [
+        one["best"][0]["class"] for one in facts["suggestions"]
+    ]
     assert (facts["rule"], facts["pool"], facts["known"]) == ("margin", 40, 16)
     assert "looks like" in rmadapter(*command).out
     refused(rmadapter(*command, "--out", tmp_path / "s.csv"), "already exists")
 
 
-def test_the_start(rmadapter: Command, colors: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_start(
+    rmadapter: Command, colors: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("rmadapter.curate.suggest.load_backbone", lambda name: tiny_clip)
     command = ["suggest", "--start", colors / "train", "--n", 6, "--json", "-q"]
     facts = json.loads(rmadapter(*command).out)
     assert len(facts["suggestions"]) == 6
     assert facts["suggestions"][0]["best"] == []
     named = json.loads(rmadapter(*command, "--names", "red, blue", "--rule", "balanced").out)
-    assert {part["class"] for one in named["suggestions"] for part in one["best"]} == {"red", "blue"}
+    assert {part["class"] for one in named["suggestions"] for part in one["best"]} == {
+        "red",
+        "blue",
+    }
     done = rmadapter("suggest", "--start", colors / "train", "--n", 60)
     assert "note: 24 images instead of 60" in done.err
 
 
-def test_the_list_is_a_table_to_fill_in(rmadapter: Command, finished: Path, colors: Path, tmp_path: Path) -> None:
+def test_the_list_is_a_table_to_fill_in(
+    rmadapter: Command, finished: Path, colors: Path, tmp_path: Path
+) -> None:
     """A model is not trained on its own guesses because a user took the next step too early."""
     pool = shutil.copytree(colors / "test", tmp_path / "new")
     its, out = its_backbone(finished), tmp_path / "s.csv"
@@ -62,15 +83,25 @@ def test_the_list_is_a_table_to_fill_in(rmadapter: Command, finished: Path, colo
     assert rmadapter(*add).code == 0
 
 
-def test_tables_and_bad_files(rmadapter: Command, finished: Path, colors: Path, tmp_path: Path) -> None:
+def test_tables_and_bad_files(
+    rmadapter: Command, finished: Path, colors: Path, tmp_path: Path
+) -> None:
     its, bad = its_backbone(finished), tmp_path / "bad.png"
     bad.write_bytes(b"no")
     (tmp_path / "pool.csv").write_text(f"photo\n{colors / 'test/red/0.png'}\n{bad}\n")
     command = ["suggest", finished, tmp_path / "pool.csv", *its, "--n", 1, "-q"]
     refused(rmadapter(*command), "name one with --image-column")
-    refused(rmadapter(*command, "--image-column", "photo"), "lies outside the data's folder", "--allow-outside")
+    refused(
+        rmadapter(*command, "--image-column", "photo"),
+        "lies outside the data's folder",
+        "--allow-outside",
+    )
     command += ["--image-column", "photo", "--allow-outside"]
-    refused(rmadapter(*command), "bad.png: not an image", "--skip-bad (skip_bad=True) leaves out such files")
+    refused(
+        rmadapter(*command),
+        "bad.png: not an image",
+        "--skip-bad (skip_bad=True) leaves out such files",
+    )
     done = rmadapter(*command, "--skip-bad")
     assert done.code == 0
     assert "1 of 1 images" in done.out

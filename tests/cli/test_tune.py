@@ -30,7 +30,20 @@ def test_a_search_and_its_best_in_fit(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out, also = tmp_path / "tuned", ["--backbone", tiny_clip.name, "--set", "device=cpu", "--quiet"]
-    words = [colors, "--out", out, "--method", "linear-probe", "--trials", 3, "--shots", 4, "--folds", 2, *also]
+    words = [
+        colors,
+        "--out",
+        out,
+        "--method",
+        "linear-probe",
+        "--trials",
+        3,
+        "--shots",
+        4,
+        "--folds",
+        2,
+        *also,
+    ]
     assert tune(monkeypatch, *words, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert {*found} == {"best", "gain", "error", "config", "picture", "trials"}

@@ -5,7 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rmadapter.curate.acquisition import FIRST, NEXT, Pool, balanced, closeness, coverage, entropy, margin, mix, pick
+from rmadapter.curate.acquisition import (
+    FIRST,
+    NEXT,
+    Pool,
+    balanced,
+    closeness,
+    coverage,
+    entropy,
+    margin,
+    mix,
+    pick,
+)
 from rmadapter.curate.acquisition import typicality as typical
 
 NONE = np.empty((0, 2))
@@ -16,8 +27,12 @@ def circle(degrees: list[float]) -> np.ndarray:
     return np.stack([np.cos(turns), np.sin(turns)], 1)
 
 
-def pool(degrees: list[float], table: list[list[float]] | None = None, known: list[float] | None = None) -> Pool:
-    return Pool(circle(degrees), circle(known) if known else NONE, np.array(table or np.empty((0, 0))))
+def pool(
+    degrees: list[float], table: list[list[float]] | None = None, known: list[float] | None = None
+) -> Pool:
+    return Pool(
+        circle(degrees), circle(known) if known else NONE, np.array(table or np.empty((0, 0)))
+    )
 
 
 def test_margin_and_entropy_by_hand() -> None:
@@ -31,7 +46,11 @@ def test_margin_and_entropy_by_hand() -> None:
 
 def test_coverage_takes_what_is_farthest_from_all_that_is_known_or_picked() -> None:
     found = coverage(pool([0, 80, 90, 180], known=[0]), 3)
-    assert found.rows.tolist() == [3, 2, 1]  # opposite; then between the two; then what is left that is no copy
+    assert found.rows.tolist() == [
+        3,
+        2,
+        1,
+    ]  # opposite; then between the two; then what is left that is no copy
     assert found.scores == pytest.approx([2.0, 1.0, 1 - np.cos(np.radians(10))])
     assert coverage(pool([0, 40, 50, 100]), 2).rows[0] in (1, 2)  # nearest to the mean
 
@@ -49,7 +68,9 @@ def test_mix_is_unsure_and_of_different_kinds() -> None:
     degrees = [0.0, 1, 2, 180, 181, 182, *range(60, 80)]
     table = [unsure] * 6 + [sure] * 20
     rows = mix(Pool(circle(degrees), NONE, np.array(table)), 2).rows.tolist()
-    assert len({row // 3 for row in rows}) == 2  # WIDER times two would be all of the unsure ones and 14 others
+    assert (
+        len({row // 3 for row in rows}) == 2
+    )  # WIDER times two would be all of the unsure ones and 14 others
     assert len(mix(pool([5, 5, 5], [unsure] * 3), 3).rows) == 3  # copies of each other
 
 
@@ -65,12 +86,16 @@ def test_of_a_group_the_first_alone_is_picked() -> None:
     for rule in {**NEXT, **FIRST}.values():
         rows = pick(rule, some, 4, np.array([7, 7, 1, 2])).rows.tolist()
         assert sorted(rows) == [0, 2, 3]
-        assert sorted(pick(rule, some, 2).rows.tolist()) == sorted(set(pick(rule, some, 2).rows.tolist()))
+        assert sorted(pick(rule, some, 2).rows.tolist()) == sorted(
+            set(pick(rule, some, 2).rows.tolist())
+        )
 
 
 def test_chance_depends_on_its_seed_alone() -> None:
     some = Pool(circle([*range(50)]), NONE, np.empty((0, 0)), 3)
-    first, same, other = (pick(NEXT["random"], some._replace(seed=seed), 10).rows.tolist() for seed in (3, 3, 4))
+    first, same, other = (
+        pick(NEXT["random"], some._replace(seed=seed), 10).rows.tolist() for seed in (3, 3, 4)
+    )
     assert first == same != other
 
 

@@ -14,10 +14,16 @@ from rmadapter.errors import UserError
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
-def decisions(path: Path, *rows: tuple[str, ...], columns: str = "image,given,suggested,decision") -> Path:
+def decisions(
+    path: Path, *rows: tuple[str, ...], columns: str = "image,given,suggested,decision"
+) -> Path:
     with open(path, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([columns.split(","), *rows])
     return path
@@ -56,7 +62,10 @@ def test_a_folder_becomes_a_cleaned_copy(data: Path, tmp_path: Path) -> None:
 
 def test_a_folder_without_splits(data: Path, tmp_path: Path) -> None:
     chosen = decisions(
-        tmp_path / "d.csv", ("blue/0.png", "relabel:red"), ("red/5.png", "drop"), columns="image,decision"
+        tmp_path / "d.csv",
+        ("blue/0.png", "relabel:red"),
+        ("red/5.png", "drop"),
+        columns="image,decision",
     )
     done = apply_decisions(data / "train", chosen, tmp_path / "clean")
     assert (tmp_path / "clean/red/0-2.png").read_bytes() == (data / "train/blue/0.png").read_bytes()
@@ -73,7 +82,9 @@ def test_a_table_becomes_a_list(data: Path, tmp_path: Path) -> None:
     )
     before = contents(data)
     chosen = decisions(
-        tmp_path / "d.csv", ("train/blue/0.png", "red", "", "drop"), ("train/red/2.png", "blue", "red", "relabel")
+        tmp_path / "d.csv",
+        ("train/blue/0.png", "red", "", "drop"),
+        ("train/red/2.png", "blue", "red", "relabel"),
     )
     columns = {"image": "file", "label": "kind", "split": "part", "group": "patient"}
     done = apply_decisions(table, chosen, tmp_path / "clean/list.csv", columns=columns)
@@ -104,7 +115,10 @@ WRONG = [
     ),
     ([(IMAGE, "blue", "red", "drop:red")], "decision 'drop:red'"),
     ([(IMAGE, "blue", "", "relabel")], "no label is suggested here"),
-    ([(IMAGE, "blue", "red", "relabel:rod")], "'rod' is not a class of the data; did you mean 'red'"),
+    (
+        [(IMAGE, "blue", "red", "relabel:rod")],
+        "'rod' is not a class of the data; did you mean 'red'",
+    ),
     ([("train/blue/9.png", "blue", "", "drop")], "'train/blue/9.png' is not a training image of"),
     ([("test/blue/0.png", "blue", "", "drop")], "'test/blue/0.png' is not a training image of"),
     ([(IMAGE, "red", "", "drop")], "with the label 'red'"),
@@ -116,7 +130,9 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("rows", "message"), WRONG)
-def test_a_mistake_writes_nothing(data: Path, tmp_path: Path, rows: list[tuple[str, ...]], message: str) -> None:
+def test_a_mistake_writes_nothing(
+    data: Path, tmp_path: Path, rows: list[tuple[str, ...]], message: str
+) -> None:
     chosen = decisions(tmp_path / "d.csv", *rows)
     before = contents(tmp_path)
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
@@ -132,9 +148,13 @@ def test_places_that_are_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lies in"):
         apply_decisions(data, chosen, data / "train/clean")
     (data / "list.csv").write_text("path,label\ntrain/blue/0.png,blue\ntrain/red/0.png,red\n")
-    with pytest.raises(UserError, match=r"not a folder of class folders; give a name that ends in \.csv"):
+    with pytest.raises(
+        UserError, match=r"not a folder of class folders; give a name that ends in \.csv"
+    ):
         apply_decisions(data / "list.csv", chosen, tmp_path / "clean")
-    with pytest.raises(UserError, match=r"--out .*clean\.csv: the images of a folder of class folders are copied"):
+    with pytest.raises(
+        UserError, match=r"--out .*clean\.csv: the images of a folder of class folders are copied"
+    ):
         apply_decisions(data, chosen, tmp_path / "clean.csv")
     without = decisions(tmp_path / "w.csv", (IMAGE, "blue"), columns="image,given")
     with pytest.raises(UserError, match="is called decision"):
@@ -142,7 +162,9 @@ def test_places_that_are_refused(data: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "clean").exists()
 
 
-def test_a_full_disk_leaves_nothing(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_nothing(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     count = 0
 
     def full(source: Path, target: Path) -> None:
@@ -155,7 +177,9 @@ def test_a_full_disk_leaves_nothing(data: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("rmadapter.curate.apply.shutil.copy2", full)
     chosen = decisions(tmp_path / "d.csv", (IMAGE, "blue", "", "drop"))
     before = contents(tmp_path)
-    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); nothing was left there"):
+    with pytest.raises(
+        UserError, match=r"cannot be written \(No space left on device\); nothing was left there"
+    ):
         apply_decisions(data, chosen, tmp_path / "clean")
     assert contents(tmp_path) == before
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
@@ -178,9 +202,13 @@ def test_an_archive_of_class_folders_becomes_a_folder(
 def test_a_folder_of_another_format_becomes_a_list(colors: Path, tmp_path: Path) -> None:
     home = tmp_path / "set"
     shutil.copytree(colors / "train", home / "images")
-    rows = [f"images/{label}/{number}.png,{label}" for label in ("blue", "red") for number in (0, 1)]
+    rows = [
+        f"images/{label}/{number}.png,{label}" for label in ("blue", "red") for number in (0, 1)
+    ]
     (home / "metadata.csv").write_text("\n".join(["file_name,label", *rows]))
-    chosen = decisions(tmp_path / "d.csv", ("images/red/0.png", "relabel:blue"), columns="image,decision")
+    chosen = decisions(
+        tmp_path / "d.csv", ("images/red/0.png", "relabel:blue"), columns="image,decision"
+    )
     with pytest.raises(UserError, match=r"ends in \.csv"):
         apply_decisions(home, chosen, tmp_path / "clean")
     done = apply_decisions(home, chosen, tmp_path / "clean.csv")
@@ -188,21 +216,32 @@ def test_a_folder_of_another_format_becomes_a_list(colors: Path, tmp_path: Path)
     assert "set/images/red/0.png,blue" in (tmp_path / "clean.csv").read_text()
 
 
-def test_folders_between_the_root_and_the_classes_are_no_splits(colors: Path, tmp_path: Path) -> None:
+def test_folders_between_the_root_and_the_classes_are_no_splits(
+    colors: Path, tmp_path: Path
+) -> None:
     """Their splits are in a table, which a copy of the folders would lose."""
     home = tmp_path / "set"
     shutil.copytree(colors / "train", home / "cam1")
     splits = ("train", "train", "test")
-    rows = [f"cam1/{label}/{n}.png,{label},{splits[n]}" for label in ("blue", "red") for n in range(3)]
+    rows = [
+        f"cam1/{label}/{n}.png,{label},{splits[n]}" for label in ("blue", "red") for n in range(3)
+    ]
     (home / "metadata.csv").write_text("\n".join(["file_name,label,split", *rows]))
-    chosen = decisions(tmp_path / "d.csv", ("cam1/red/0.png", "relabel:blue"), columns="image,decision")
+    chosen = decisions(
+        tmp_path / "d.csv", ("cam1/red/0.png", "relabel:blue"), columns="image,decision"
+    )
     assert cleaned_name(home) == "CLEAN.csv"
     apply_decisions(home, chosen, tmp_path / "clean.csv")
     found = read_images(tmp_path / "clean.csv", outside=True)
-    assert {split: images.labels for split, images in found.items()} == {"train": (0, 0, 0, 1), "test": (0, 1)}
+    assert {split: images.labels for split, images in found.items()} == {
+        "train": (0, 0, 0, 1),
+        "test": (0, 1),
+    }
 
 
-def test_prompt_names_of_a_domain_and_of_a_table_go_with_the_copy(data: Path, tmp_path: Path) -> None:
+def test_prompt_names_of_a_domain_and_of_a_table_go_with_the_copy(
+    data: Path, tmp_path: Path
+) -> None:
     shutil.move(data, tmp_path / "domains/photo")
     photo = tmp_path / "domains/photo"
     shutil.move(photo / "classnames.json", tmp_path / "domains/classnames.json")
@@ -219,12 +258,16 @@ def test_prompt_names_of_a_domain_and_of_a_table_go_with_the_copy(data: Path, tm
     found = read_images(tmp_path / "lists/a.csv", progress=False, outside=True)
     assert found["all"].classes == names
     (tmp_path / "lists/classnames.json").write_text('{"red": "crimson"}')
-    with pytest.raises(UserError, match="holds different names from this data's; write the list to another folder"):
+    with pytest.raises(
+        UserError, match="holds different names from this data's; write the list to another folder"
+    ):
         apply_decisions(photo / "train/list.csv", chosen, tmp_path / "lists/b.csv")
     assert not (tmp_path / "lists/b.csv").exists()
 
 
-def test_names_of_another_list_are_not_taken(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_of_another_list_are_not_taken(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (data / "classnames.json").rename(tmp_path / "names.json")
     (data / "train/list.csv").write_text("path,label\nblue/0.png,blue\nred/0.png,red\n")
     chosen = decisions(tmp_path / "d.csv", ("blue/0.png", "keep"), columns="image,decision")
@@ -234,7 +277,10 @@ def test_names_of_another_list_are_not_taken(data: Path, tmp_path: Path, capsys:
         apply_decisions(data / "train/list.csv", chosen, tmp_path / "lists/a.csv")
     (tmp_path / "names.json").rename(data / "train/classnames.json")
     apply_decisions(data / "train/list.csv", chosen, tmp_path / "others/a.csv")
-    assert "classnames.json: also names the classes of other lists in that folder" in capsys.readouterr().err
+    assert (
+        "classnames.json: also names the classes of other lists in that folder"
+        in capsys.readouterr().err
+    )
 
 
 def test_groups_go_with_the_copy(colors: Path, tmp_path: Path) -> None:
@@ -246,10 +292,16 @@ def test_groups_go_with_the_copy(colors: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the data has groups or is not a folder of class folders"):
         apply_decisions(home, chosen, tmp_path / "clean")
     apply_decisions(home, chosen, tmp_path / "clean.csv")
-    assert read_images(tmp_path / "clean.csv", progress=False, outside=True)["all"].groups == ("p0", "p1", "p1")
+    assert read_images(tmp_path / "clean.csv", progress=False, outside=True)["all"].groups == (
+        "p0",
+        "p1",
+        "p1",
+    )
 
 
-def test_the_name_of_a_copy_from_within_the_data(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_name_of_a_copy_from_within_the_data(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert cleaned_name(data) == "CLEAN"
     monkeypatch.chdir(data / "train")
     assert cleaned_name("..") == str(data.resolve().with_name("CLEAN"))

@@ -26,13 +26,17 @@ def test_the_confident_class_by_hand() -> None:
     assert without.tolist() == [0, -1]  # a class without a label has no threshold
 
 
-def test_nearest_images_are_those_of_scikit_learn_without_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nearest_images_are_those_of_scikit_learn_without_copies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from sklearn.neighbors import NearestNeighbors
 
     monkeypatch.setattr(rules, "CHUNK", 7)
     features = np.random.default_rng(0).normal(size=(30, 5))
     alone = np.arange(30)
-    distances, rows = NearestNeighbors(n_neighbors=5, metric="cosine").fit(features).kneighbors(features)
+    distances, rows = (
+        NearestNeighbors(n_neighbors=5, metric="cosine").fit(features).kneighbors(features)
+    )
     found = rules.nearest(features, alone, 4)
     assert (found.rows == rows[:, 1:]).all()
     assert found.cosines == pytest.approx(1 - distances[:, 1:])

@@ -1,4 +1,5 @@
-"""Odd images among ordinary ones that the test makes, and each measure against another way to compute it."""
+"""Odd images among ordinary ones that the test makes, and each measure against another way to
+compute it."""
 
 from __future__ import annotations
 
@@ -28,10 +29,14 @@ def test_measures_are_those_of_other_libraries() -> None:
     grey = np.asarray(image.convert("L"), float)
     assert shorter == 96
     assert sharpness == pytest.approx(ndimage.laplace(grey)[1:-1, 1:-1].var(), rel=1e-5)
-    assert spread == pytest.approx(max(np.asarray(image, float)[..., i].std() for i in range(3)), rel=1e-5)
+    assert spread == pytest.approx(
+        max(np.asarray(image, float)[..., i].std() for i in range(3)), rel=1e-5
+    )
     large = scene(0, 1000)  # is reduced first
     small = large.resize((256, 256), Image.Resampling.BICUBIC)
-    assert oddities.measure([large])[0, 1] == pytest.approx(oddities.measure([small])[0, 1], rel=0.01)
+    assert oddities.measure([large])[0, 1] == pytest.approx(
+        oddities.measure([small])[0, 1], rel=0.01
+    )
     assert oddities.measure([Image.new("RGB", (2, 2), "red")]).tolist() == [[2, 0, 0]]
 
 
@@ -68,7 +73,9 @@ def test_the_hundredth_that_is_farthest_from_others() -> None:
     assert not oddities.outliers(np.full((250, 1), -np.inf)).any()
 
 
-def test_copies_of_one_label_leave_the_first_and_those_of_two_labels_are_all_named(tmp_path: Path) -> None:
+def test_copies_of_one_label_leave_the_first_and_those_of_two_labels_are_all_named(
+    tmp_path: Path,
+) -> None:
     for name, image in (("a", scene(0)), ("b", scene(1)), ("c", scene(2))):
         image.save(tmp_path / f"{name}.png")
     (tmp_path / "b2.png").write_bytes((tmp_path / "b.png").read_bytes())

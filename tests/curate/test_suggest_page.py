@@ -51,10 +51,15 @@ def test_the_page_shows_images_and_runs_nothing(tmp_path: Path) -> None:
 
 def test_one_is_told_as_one(tmp_path: Path) -> None:
     found = example(tmp_path, count=1)
-    shown.write_page(tmp_path / "s.html", replace(found, pool=1, known=1, copies=2), "a run", tmp_path / "s.csv")
+    shown.write_page(
+        tmp_path / "s.html", replace(found, pool=1, known=1, copies=2), "a run", tmp_path / "s.csv"
+    )
     text = Page(tmp_path / "s.html").text
     assert "1 of 1 image to label." in text
-    assert "1 image that the run was fitted to was left out. 2 near-duplicates of others were left out." in text
+    assert (
+        "1 image that the run was fitted to was left out. 2 near-duplicates of others were left out."
+        in text
+    )
 
 
 def test_every_rule_is_explained() -> None:

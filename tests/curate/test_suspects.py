@@ -1,4 +1,5 @@
-"""Suspects of a data set that the test spoils: what is wrong is found, said and ordered, and nothing is touched."""
+"""Suspects of a data set that the test spoils: what is wrong is found, said and ordered, and
+nothing is touched."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ from tests.helpers.spoiled import spoil
 def found_in(backbone: Backbone, data: Path | ImageSet, **more: Any) -> Found:
     lab = Lab(progress=False)
     lab.add_backbone(backbone)
-    return find_suspects(data, settings={"backbone": backbone.name}, progress=False, lab=lab, **more)
+    return find_suspects(
+        data, settings={"backbone": backbone.name}, progress=False, lab=lab, **more
+    )
 
 
 def test_what_was_spoiled_is_found(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
@@ -48,7 +51,9 @@ def test_what_was_spoiled_is_found(tiny_clip: Backbone, colors: Path, tmp_path: 
     assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
 
 
-def test_neighbours_are_the_nearest_by_untouched_features(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+def test_neighbours_are_the_nearest_by_untouched_features(
+    tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
     from rmadapter.training.cache import Cache
 
     data = spoil(colors, tmp_path / "data")
@@ -61,7 +66,9 @@ def test_neighbours_are_the_nearest_by_untouched_features(tiny_clip: Backbone, c
     cosines[one.row] = -1
     best = np.argsort(-cosines)[:5]
     assert [other.image for other in one.neighbours] == [found.images.name(int(i)) for i in best]
-    assert [other.similarity for other in one.neighbours] == pytest.approx(cosines[best].tolist(), abs=1e-5)
+    assert [other.similarity for other in one.neighbours] == pytest.approx(
+        cosines[best].tolist(), abs=1e-5
+    )
 
 
 def test_a_clean_set_and_one_in_memory(tiny_clip: Backbone, colors: Path) -> None:
@@ -71,7 +78,9 @@ def test_a_clean_set_and_one_in_memory(tiny_clip: Backbone, colors: Path) -> Non
     assert "broken" not in clean.counts()
     labels = list(images.labels)
     labels[0] = 3
-    flipped = found_in(tiny_clip, ImageSet(images.images, tuple(labels), images.classes, images.root))
+    flipped = found_in(
+        tiny_clip, ImageSet(images.images, tuple(labels), images.classes, images.root)
+    )
     assert [one.suggested for one in flipped.suspects if one.row == 0] == ["blue"]
     assert found_in(tiny_clip, images, method="zero-shot").judged == 24
 

@@ -51,12 +51,23 @@ def test_the_page_shows_images_labels_and_neighbours_and_runs_nothing(tmp_path: 
     page = Page(tmp_path / "s.html")
     assert not [tag for tag, _ in page.tags if tag == "script"]
     assert "3 of 4 training images deserve a look." in page.text
-    write_page(tmp_path / "one.html", replace(found, suspects=found.suspects[:1]), "photos", "", tmp_path / "s.csv")
+    write_page(
+        tmp_path / "one.html",
+        replace(found, suspects=found.suspects[:1]),
+        "photos",
+        "",
+        tmp_path / "s.csv",
+    )
     assert "1 of 4 training images deserves a look." in Page(tmp_path / "one.html").text
-    assert shlex.join(["rmadapter", "suspects", f"photos {EVIL}", "--apply", f"{tmp_path / 's.csv'}"]) in page.text
+    assert (
+        shlex.join(["rmadapter", "suspects", f"photos {EVIL}", "--apply", f"{tmp_path / 's.csv'}"])
+        in page.text
+    )
     assert f"labelled cat, looks like {EVIL} (94 %)" in page.text.replace("\N{NO-BREAK SPACE}", " ")
     sources = [value for value in page.values("src") if value]
-    assert len(sources) == 1 + 2 + 1  # the suspect and its neighbours, the tiny one; the broken one has none
+    assert (
+        len(sources) == 1 + 2 + 1
+    )  # the suspect and its neighbours, the tiny one; the broken one has none
     assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
     assert f"{EVIL}0.88" in page.text.replace(" ", "")
     everything = (tmp_path / "s.html").read_text("utf-8")

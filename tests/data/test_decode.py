@@ -1,4 +1,5 @@
-"""Every kind of picture and every kind of bad file, built here with Pillow; expected pixels are computed by hand."""
+"""Every kind of picture and every kind of bad file, built here with Pillow; expected pixels are
+computed by hand."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ from rmadapter.data.read import load_image
 from rmadapter.errors import UserError
 from tests.hostile import images as hostile
 
-RAMP = np.arange(0, 65536, 257 * 5, dtype=np.uint16).reshape(4, 13)  # 52 values, exact multiples of 257
+RAMP = np.arange(0, 65536, 257 * 5, dtype=np.uint16).reshape(
+    4, 13
+)  # 52 values, exact multiples of 257
 
 
 def pixels(source: object) -> np.ndarray:
@@ -43,7 +46,9 @@ def test_big_endian_16_bit_and_32_bit_integers_and_floats(tmp_path: Path) -> Non
     big = Image.frombytes("I;16B", (13, 4), RAMP.astype(">u2").tobytes())
     assert np.array_equal(pixels(big), gray(RAMP // 257))
     assert np.array_equal(pixels(Image.fromarray(RAMP.astype(np.int32))), gray(RAMP // 257))
-    assert np.array_equal(pixels(Image.fromarray((RAMP // 257).astype(np.int32))), gray(RAMP // 257))
+    assert np.array_equal(
+        pixels(Image.fromarray((RAMP // 257).astype(np.int32))), gray(RAMP // 257)
+    )
     path = tmp_path / "float.tif"
     Image.fromarray((RAMP / 65535).astype(np.float32)).save(path)
     assert np.array_equal(pixels(path), gray(RAMP // 257))
@@ -52,7 +57,9 @@ def test_big_endian_16_bit_and_32_bit_integers_and_floats(tmp_path: Path) -> Non
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     upright = np.zeros((40, 24, 3), np.uint8)
     upright[:20] = 255  # white above black
-    stored = Image.fromarray(np.rot90(upright))  # counter-clockwise; orientation 6 asks for a clockwise turn
+    stored = Image.fromarray(
+        np.rot90(upright)
+    )  # counter-clockwise; orientation 6 asks for a clockwise turn
     exif = Image.Exif()
     exif[0x0112] = 6
     for ending in ("jpg", "png"):
@@ -101,7 +108,9 @@ def test_arrays(tmp_path: Path) -> None:
     values = np.array([[0, 128, 255]], np.uint8)
     color = np.stack([values] * 3, 2)
     assert np.array_equal(pixels(values), gray(values))
-    assert np.array_equal(pixels(color[:, ::-1]), gray(values[:, ::-1]))  # a view with negative strides
+    assert np.array_equal(
+        pixels(color[:, ::-1]), gray(values[:, ::-1])
+    )  # a view with negative strides
     assert np.array_equal(pixels(values / 255), gray(values))
     assert np.array_equal(pixels(color.astype(np.float16) / np.float16(255)), color)
 
@@ -126,10 +135,17 @@ def bomb(side: int) -> bytes:
     """A small PNG that claims side x side pixels."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
 
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
 
 
 def encoded(picture: Image.Image, kind: str) -> bytes:
@@ -154,7 +170,10 @@ BAD = {
     "cut.bmp": (saved("BMP", 0.6), "truncated"),
     "cut.webp": (saved("WEBP", 0.6), "webp|not an image|readable"),
     "header.png": (saved("PNG", 0.002), "Truncated"),
-    "nan.tif": (encoded(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF"), "not finite"),
+    "nan.tif": (
+        encoded(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF"),
+        "not finite",
+    ),
     "vector.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
     "bomb.png": (bomb(20000), "400000000 pixels"),
     "bomblet.png": (bomb(10000), "100000000 pixels"),  # Pillow alone would only warn
@@ -219,8 +238,14 @@ def test_strips_are_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     color = Image.fromarray(noise)
     deep = Image.fromarray(noise[..., 0].astype(np.int32) * 300)
     modes = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "F")
-    images = [color.convert("RGB").convert(mode) if mode == "P" else color.convert(mode) for mode in modes]
-    images += [deep, Image.fromarray(noise[..., 0].astype(np.uint16) * 200), color.convert("RGB").convert("HSV")]
+    images = [
+        color.convert("RGB").convert(mode) if mode == "P" else color.convert(mode) for mode in modes
+    ]
+    images += [
+        deep,
+        Image.fromarray(noise[..., 0].astype(np.uint16) * 200),
+        color.convert("RGB").convert("HSV"),
+    ]
     images[5].info["transparency"] = tuple(noise[0, 0, :3])
     whole = [pixels(image) for image in images]
     monkeypatch.setattr("rmadapter.data.decode.STRIP", 100)

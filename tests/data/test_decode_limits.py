@@ -26,7 +26,10 @@ needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="r
 
 
 def odd_files(folder: Path) -> dict[str, Path]:
-    found = {name: folder / f"{name}.jpg" for name in ("pipe", "socket", "device", "folder", "loop", "gone")}
+    found = {
+        name: folder / f"{name}.jpg"
+        for name in ("pipe", "socket", "device", "folder", "loop", "gone")
+    }
     os.mkfifo(found["pipe"])
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(os.path.relpath(found["socket"]))  # whose length is bounded
@@ -37,7 +40,9 @@ def odd_files(folder: Path) -> dict[str, Path]:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="has no pipes with names")
-def test_what_is_no_file_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_file_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for path in odd_files(tmp_path).values():
         for read in (load_image, content):
@@ -62,9 +67,12 @@ def test_ctrl_c_ends_the_check(tmp_path: Path) -> None:
     for number in range(100):
         (tmp_path / "a").mkdir(exist_ok=True)
         (tmp_path / "a" / f"{number}.jpg").write_bytes(slow)
-    code = "import signal; signal.signal(2, signal.default_int_handler); "  # which what starts the tests may ignore
+    # which what starts the tests may ignore
+    code = "import signal; signal.signal(2, signal.default_int_handler); "
     code += f"import rmadapter.data.read as i; print('go', flush=True); i.read_images({str(tmp_path)!r})"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"go\n"
         time.sleep(0.5)
@@ -87,7 +95,11 @@ def saved(size: tuple[int, int], kind: str = "PNG", mode: str = "L") -> io.Bytes
         ("scans.jpg", hostile.scans(1500, 900), "in 90. scans"),
         ("exif.jpg", hostile.directory_bomb(2), "more than one block of EXIF"),
         ("tile.tif", hostile.tiff(8, 8, 8, 1, 1, 1, tile=30_000), "takes 900 MB to decode"),
-        ("prints.jpg", hostile.saved("JPEG", "CMYK", (9400, 9400), progressive=True, subsampling=0), "takes 8.. MB"),
+        (
+            "prints.jpg",
+            hostile.saved("JPEG", "CMYK", (9400, 9400), progressive=True, subsampling=0),
+            "takes 8.. MB",
+        ),
         ("tags.tif", hostile.tiff_directory_bomb(2000), r"larger than (the )?file"),
     ],
 )
@@ -126,11 +138,15 @@ def test_photos_are_admitted(tmp_path: Path) -> None:
     image = Image.linear_gradient("L").convert("RGB").resize((8400, 2800))
     image.save(path, progressive=True, exif=exif.tobytes() + thumbnail, icc_profile=bytes(100_000))
     assert load_image(path).size == (2800, 8400)
-    image.save(tmp_path / "two.mpo", save_all=True, append_images=[image], exif=exif)  # each with EXIF of its own
+    image.save(
+        tmp_path / "two.mpo", save_all=True, append_images=[image], exif=exif
+    )  # each with EXIF of its own
     assert load_image(tmp_path / "two.mpo").size == (2800, 8400)
 
 
-@pytest.mark.parametrize(("size", "factor"), [((6000, 4000), 1), ((6000, 4001), 2), ((9400, 9400), 2), ((1, 1), 1)])
+@pytest.mark.parametrize(
+    ("size", "factor"), [((6000, 4000), 1), ((6000, 4001), 2), ((9400, 9400), 2), ((1, 1), 1)]
+)
 def test_more_than_24_megapixels_are_reduced(size: tuple[int, int], factor: int) -> None:
     assert shrink(Image.new("1", size)) == factor
 
@@ -185,7 +201,9 @@ def test_no_file_takes_more_than_four_photos(tmp_path: Path) -> None:
     hostile_files = [str(tmp_path / name) for name in names]
     Image.effect_noise((6000, 4000), 30).convert("RGB").save(tmp_path / "photo.jpg")
     command = [sys.executable, "-c", CHILD, str(tmp_path / "photo.jpg"), *hostile_files]
-    photo, *others = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    photo, *others = map(
+        int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    )
     assert 150_000 < photo < 260_000
     assert max(others) < 4 * photo, dict(zip(names, others, strict=True))
 

@@ -1,4 +1,5 @@
-"""The draw against CoOp's protocol, restated plainly with Python's global generator as that protocol uses it."""
+"""The draw against CoOp's protocol, restated plainly with Python's global generator as that
+protocol uses it."""
 
 from __future__ import annotations
 
@@ -36,11 +37,28 @@ def indices(images: ImageSet) -> list[int]:
     return [int(np.asarray(picture)[0, 0]) for picture in images.images]
 
 
-LABELS = [2, 0, 1, 0, 2, 1, 0, 2, 2, 0, 1, 0, 2, 0, 2]  # first appearance: 2, 0, 1; class 1 has three
+LABELS = [
+    2,
+    0,
+    1,
+    0,
+    2,
+    1,
+    0,
+    2,
+    2,
+    0,
+    1,
+    0,
+    2,
+    0,
+    2,
+]  # first appearance: 2, 0, 1; class 1 has three
 
 
 def protocol(seed: int, *draws: tuple[list[int], int]) -> list[list[int]]:
-    """METHOD of CoOp: seed the global generator once; per set, label by label in order of first appearance."""
+    """METHOD of CoOp: seed the global generator once; per set, label by label in order of first
+    appearance."""
     state = random.getstate()
     random.seed(seed)
     answer = []
@@ -60,21 +78,30 @@ def test_same_pictures_as_the_protocol(seed: int, shots: int) -> None:
     val = LABELS[::-1] + LABELS
     few = few_shot({"train": make(LABELS, 3), "val": make(val, 3)}, shots, seed)
     assert few.val is not None
-    assert [indices(few.train), indices(few.val)] == protocol(seed, (LABELS, shots), (val, min(shots, 4)))
+    assert [indices(few.train), indices(few.val)] == protocol(
+        seed, (LABELS, shots), (val, min(shots, 4))
+    )
     assert sorted(indices(few.train) + indices(few.heldout)) == list(range(len(LABELS)))
     assert sample_shots(LABELS, shots, random.Random(seed)) == indices(few.train)
 
 
 def test_of_several_labels_an_image_each_label_has_its_shots() -> None:
     rng = np.random.default_rng(0)
-    labels = [tuple(np.flatnonzero(rng.random(6) < share).tolist()) or (0,) for share in [0.15] * 40 + [0.5] * 20]
+    labels = [
+        tuple(np.flatnonzero(rng.random(6) < share).tolist()) or (0,)
+        for share in [0.15] * 40 + [0.5] * 20
+    ]
     for shots, seed in ((1, 1), (3, 1), (5, 2)):
         chosen = sample_several(labels, shots, random.Random(seed))
         assert len(set(chosen)) == len(chosen) < len(labels)
         assert all(sum(label in labels[i] for i in chosen) >= shots for label in range(6))
         assert chosen == sample_several(labels, shots, random.Random(seed))
-    assert sorted(sample_several(labels, 100, random.Random(1))) == sample_several(labels, 0, random.Random(1))
-    assert sample_several([(0, 1), (1,), (1,)], 1, random.Random(1)) == [0]  # the rare one brings the other along
+    assert sorted(sample_several(labels, 100, random.Random(1))) == sample_several(
+        labels, 0, random.Random(1)
+    )
+    assert sample_several([(0, 1), (1,), (1,)], 1, random.Random(1)) == [
+        0
+    ]  # the rare one brings the other along
 
 
 def test_a_draw_of_several_labels_an_image() -> None:
@@ -85,7 +112,9 @@ def test_a_draw_of_several_labels_an_image() -> None:
     assert few.val is not None
     assert few.val.several
     assert not few.short
-    assert few_shot({"all": images}, 3, 1).short == ("class 'class 2' has 2 images, fewer than 3 shots",)
+    assert few_shot({"all": images}, 3, 1).short == (
+        "class 'class 2' has 2 images, fewer than 3 shots",
+    )
     assert has_digest(few, split_digest(few_shot({"all": images, "val": images}, 2, 1)))
     one, other = (few_shot({"all": replace(plain, classes=("a", "b"), written=("a", "b"), several=several)}, 0, 1)
                   for several in ((), ((0,), (1,), (0,), (1,), (0, 1))))  # fmt: skip
@@ -95,7 +124,8 @@ def test_a_draw_of_several_labels_an_image() -> None:
 
 
 def test_a_known_draw() -> None:
-    """Printed by random.seed(1) and two calls of random.sample(range(10), 2), the second plus 10, on Python 3.11.
+    """Printed by random.seed(1) and two calls of random.sample(range(10), 2), the second plus 10,
+    on Python 3.11.
 
     It fails when a Python version draws otherwise, which the test above cannot see.
     """
@@ -115,8 +145,12 @@ def test_zero_shots_take_all_and_too_few_are_reported() -> None:
     everything = few_shot({"all": make(LABELS, 3)}, 0, 1)
     assert indices(everything.train) == list(range(len(LABELS)))
     assert (len(everything.heldout), everything.val, everything.short) == (0, None, ())
-    assert few_shot({"all": make(LABELS, 3)}, 4, 1).short == ("class 'class 1' has 3 images, fewer than 4 shots",)
-    assert few_shot({"all": make([0], 1)}, 2, 1).short == ("class 'class 0' has 1 image, fewer than 2 shots",)
+    assert few_shot({"all": make(LABELS, 3)}, 4, 1).short == (
+        "class 'class 1' has 3 images, fewer than 4 shots",
+    )
+    assert few_shot({"all": make([0], 1)}, 2, 1).short == (
+        "class 'class 0' has 1 image, fewer than 2 shots",
+    )
 
 
 @pytest.mark.parametrize(
@@ -135,10 +169,21 @@ def test_refusals(splits: dict[str, ImageSet], shots: int, hint: str) -> None:
 def test_halves() -> None:
     images = make([4, 0, 3, 1, 2, 4], 5)
     base, novel = half(images, "base"), half(images, "novel")
-    assert (indices(base), base.labels, base.classes) == ([1, 3, 4], (0, 1, 2), ("class 0", "class 1", "class 2"))
-    assert (indices(novel), novel.labels, novel.classes) == ([0, 2, 5], (1, 0, 1), ("class 3", "class 4"))
+    assert (indices(base), base.labels, base.classes) == (
+        [1, 3, 4],
+        (0, 1, 2),
+        ("class 0", "class 1", "class 2"),
+    )
+    assert (indices(novel), novel.labels, novel.classes) == (
+        [0, 2, 5],
+        (1, 0, 1),
+        ("class 3", "class 4"),
+    )
     named = replace(images, written=tuple("abcde"))
-    assert (half(named, "base").written, half(named, "novel").written) == (("a", "b", "c"), ("d", "e"))
+    assert (half(named, "base").written, half(named, "novel").written) == (
+        ("a", "b", "c"),
+        ("d", "e"),
+    )
     assert half(images, "all") is images
     with pytest.raises(UserError, match="cannot be halved"):
         half(make([0], 1), "novel")
@@ -152,7 +197,11 @@ def test_split_is_written_with_a_digest(tmp_path: Path) -> None:
     save_split(few, path)
     record = json.loads(path.read_text(encoding="utf-8"))
     assert record["digest"] == split_digest(few)
-    assert (record["seed"], record["shots"], record["classes"]) == (1, 2, ["class 0", "class 1", "class 2"])
+    assert (record["seed"], record["shots"], record["classes"]) == (
+        1,
+        2,
+        ["class 0", "class 1", "class 2"],
+    )
     assert record["train"][0] == ["image 0", 2, "class 2"]
     assert len(record["train"]) == len(record["val"]) == 6
     assert [entry.name for entry in path.parent.iterdir()] == ["split.json"]

@@ -1,4 +1,5 @@
-"""What Python users hold becomes one ImageSet, and weights of images and classes one number an image."""
+"""What Python users hold becomes one ImageSet, and weights of images and classes one number an
+image."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ def same(one: ImageSet, other: ImageSet) -> bool:
     )  # fmt: skip
 
 
-def test_a_set_splits_a_folder_and_a_table_are_taken_as_they_are(colors: Path, tmp_path: Path) -> None:
+def test_a_set_splits_a_folder_and_a_table_are_taken_as_they_are(
+    colors: Path, tmp_path: Path
+) -> None:
     splits = read_images(colors)
     assert image_set(splits["train"]) is splits["train"]
     assert image_set(splits) is splits["train"]
@@ -41,7 +44,9 @@ def test_data_frames(colors: Path) -> None:
     names = [train.written[label] for label in train.labels]
     table = {"File": [str(image) for image in train.images], "class": names}
     assert same(image_set(pandas.DataFrame(table)), train)
-    frame = pandas.DataFrame({**table, "split": ["train"] * 20 + ["test"] * 4, "group": [None] + ["a"] * 23})
+    frame = pandas.DataFrame(
+        {**table, "split": ["train"] * 20 + ["test"] * 4, "group": [None] + ["a"] * 23}
+    )
     found = image_set(frame)
     assert (len(found), found.groups[:2]) == (20, ("", "a"))
     nullable = image_set(frame.assign(group=frame.group.astype("string")))
@@ -49,9 +54,13 @@ def test_data_frames(colors: Path) -> None:
     assert image_list(frame) == table["File"]
     assert image_list(frame[["File"]].rename(columns={"File": "whatever"})) == table["File"]
     assert same(image_set(frame.File, frame["class"]), train)
-    numbers = image_set(pandas.DataFrame({**table, "class": list(train.labels)}), classes=train.classes)
+    numbers = image_set(
+        pandas.DataFrame({**table, "class": list(train.labels)}), classes=train.classes
+    )
     assert numbers.written == (0, 1, 2, 3)
-    with pytest.raises(UserError, match=r"DataFrame: none of its columns \(File\) is called label or class"):
+    with pytest.raises(
+        UserError, match=r"DataFrame: none of its columns \(File\) is called label or class"
+    ):
         image_set(frame[["File"]])
     with pytest.raises(UserError, match="no row says train"):
         image_set(frame.assign(split="test"))
@@ -64,14 +73,24 @@ def test_data_frames(colors: Path) -> None:
 def test_splits_of_the_library_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
     library = pytest.importorskip("datasets", reason="the extra `data` is not installed")
-    kinds = library.Features({"image": library.Image(), "label": library.ClassLabel(names=["cat", "dog"])})
-    train = library.Dataset.from_dict({"image": [picture("cat"), picture("dog")], "label": [0, 1]}, features=kinds)
+    kinds = library.Features(
+        {"image": library.Image(), "label": library.ClassLabel(names=["cat", "dog"])}
+    )
+    train = library.Dataset.from_dict(
+        {"image": [picture("cat"), picture("dog")], "label": [0, 1]}, features=kinds
+    )
     assert image_set(library.DatasetDict({"train": train})).classes == ("cat", "dog")
 
 
 def test_lists_arrays_and_columns(colors: Path) -> None:
     paths = [str(path) for path in sorted((colors / "test").glob("*/*.png"))]
-    for given in (paths, tuple(paths), np.array(paths), np.array(paths)[:, None], np.array(paths, object)[:, None]):
+    for given in (
+        paths,
+        tuple(paths),
+        np.array(paths),
+        np.array(paths)[:, None],
+        np.array(paths, object)[:, None],
+    ):
         assert image_list(given) == paths
     opened = [Image.open(path) for path in paths]
     column = np.empty((len(opened), 1), object)
@@ -84,7 +103,11 @@ def test_numbers_stay_numbers_and_without_names_there_is_a_warning() -> None:
     images = list(noisy_colors(1).images)
     with pytest.warns(UserWarning, match="prompts call the classes -1, 3, 7; class_names="):
         found = image_set(images, np.array([7, -1, 3, 7]))
-    assert (found.written, found.labels, found.classes) == ((-1, 3, 7), (2, 0, 1, 2), ("-1", "3", "7"))
+    assert (found.written, found.labels, found.classes) == (
+        (-1, 3, 7),
+        (2, 0, 1, 2),
+        ("-1", "3", "7"),
+    )
     assert [type(label) for label in found.written] == [int] * 3
     assert image_set(images, [1, 0, 1, 0], ["a", "b"]).written == (0, 1)
     assert image_set(images, np.array([[1], [0], [1], [0]]), ["a", "b"]).labels == (1, 0, 1, 0)

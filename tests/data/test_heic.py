@@ -54,7 +54,9 @@ def test_avif_needs_no_extra(tmp_path: Path) -> None:
     assert load_image(tmp_path / "a.avif").size == (32, 16)
 
 
-def test_without_the_extra_photos_are_counted_and_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_photos_are_counted_and_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     known = {ending: name for ending, name in formats().items() if name != "HEIF"}
     for module in ("formats.scan", "ignored"):
         monkeypatch.setattr(f"rmadapter.data.{module}.formats", lambda: known)
@@ -68,16 +70,22 @@ def test_without_the_extra_photos_are_counted_and_it_is_named(tmp_path: Path, mo
         ".dng is a camera's RAW format: convert it to JPEG first"
     )
     (tmp_path / "dog" / "1.png").unlink()
-    with pytest.raises(UserError, match=r"dog: no image in this folder \(4 files ignored: .*\.dng is a camera's RAW"):
+    with pytest.raises(
+        UserError,
+        match=r"dog: no image in this folder \(4 files ignored: .*\.dng is a camera's RAW",
+    ):
         read_images(tmp_path)
 
 
-def test_a_file_that_is_named_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_named_says_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in ("decode_limits", "ignored"):
         monkeypatch.setattr(f"rmadapter.data.{module}.formats", lambda: {".png": "PNG"})
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     with pytest.raises(
-        UserError, match=r"a\.heic: not an image in a supported format; pip install 'rmadapter\[heic\]'"
+        UserError,
+        match=r"a\.heic: not an image in a supported format; pip install 'rmadapter\[heic\]'",
     ):
         load_image(tmp_path / "a.heic")
 
@@ -85,5 +93,7 @@ def test_a_file_that_is_named_says_the_same(tmp_path: Path, monkeypatch: pytest.
 def test_raw_is_refused_though_it_holds_a_small_tiff(tmp_path: Path) -> None:
     quarters().save(tmp_path / "a.tif")
     (tmp_path / "a.tif").rename(tmp_path / "a.NEF")
-    with pytest.raises(UserError, match=r"a\.NEF: \.nef is a camera's RAW format: convert it to JPEG first"):
+    with pytest.raises(
+        UserError, match=r"a\.NEF: \.nef is a camera's RAW format: convert it to JPEG first"
+    ):
         load_image(tmp_path / "a.NEF")

@@ -26,7 +26,13 @@ def test_photos_that_could_be_read_come_with_what_to_do(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("a/IMG_1.HEIC", "to read .heic"), ("b.NEF", "RAW format"), (".dng", "RAW format"), ("c.jpg", ""), ("raw", "")],
+    [
+        ("a/IMG_1.HEIC", "to read .heic"),
+        ("b.NEF", "RAW format"),
+        (".dng", "RAW format"),
+        ("c.jpg", ""),
+        ("raw", ""),
+    ],
 )
 def test_advice_follows_the_suffix(name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rmadapter.data.ignored.formats", lambda: {".heif": "HEIF"})

@@ -31,7 +31,11 @@ def test_groups_go_along() -> None:
 def test_an_image_may_have_a_list_of_labels() -> None:
     pixels = list(np.zeros((3, 4, 4, 3), np.uint8))
     named = ImageSet.from_lists(pixels, [["b", "a"], "b", ("a", "a")])
-    assert (named.classes, named.labels, named.several) == (("a", "b"), (1, 1, 0), ((1, 0), (1,), (0,)))
+    assert (named.classes, named.labels, named.several) == (
+        ("a", "b"),
+        (1, 1, 0),
+        ((1, 0), (1,), (0,)),
+    )
     assert ImageSet.from_lists(pixels, [[1, 0], 1, [0]], ["a", "b"]).several == named.several
     assert ImageSet.from_lists(pixels, [["b"], "b", "a"]).several == ()
     with pytest.raises(UserError, match="image 1 has an empty list of labels"):
@@ -44,8 +48,13 @@ def test_several_labels_go_along() -> None:
     assert plain.all_labels == ((0,), (1,), (2,))
     images = replace(plain, several=((0, 2), (1,), (2, 1)))
     assert images.subset([2, 0]).all_labels == ((2, 1), (0, 2))
-    np.testing.assert_array_equal(images.subset([2, 1]).targets(), [[False, True, True], [False, True, False]])
-    assert len({images.digest, plain.digest, replace(images, several=((0, 1), (1,), (2, 1))).digest}) == 3
+    np.testing.assert_array_equal(
+        images.subset([2, 1]).targets(), [[False, True, True], [False, True, False]]
+    )
+    assert (
+        len({images.digest, plain.digest, replace(images, several=((0, 1), (1,), (2, 1))).digest})
+        == 3
+    )
     one_label(plain.several, "it")
     with pytest.raises(UserError, match=r"^it: needs one label per image"):
         one_label(images.several, "it")
@@ -60,8 +69,15 @@ def test_lists() -> None:
     assert (by_number.classes, by_number.labels) == (by_name.classes, by_name.labels)
     assert (by_number.written, by_number.name(2)) == ((0, 1), "image 2")
     mixed = ImageSet.from_lists(pictures, ["sea-horse", "ant", "ant"], ["Ant", "sea_horse", "bee"])
-    assert (mixed.labels, mixed.written) == ((1, 0, 0), ("ant", "sea-horse", "bee"))  # as in the labels, if they are
-    assert ImageSet.from_lists(pictures, ["b", "a", "b"], classes=["b", "a", "c"]).labels == (0, 1, 0)
+    assert (mixed.labels, mixed.written) == (
+        (1, 0, 0),
+        ("ant", "sea-horse", "bee"),
+    )  # as in the labels, if they are
+    assert ImageSet.from_lists(pictures, ["b", "a", "b"], classes=["b", "a", "c"]).labels == (
+        0,
+        1,
+        0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,7 +100,9 @@ def test_bad_lists_are_refused(labels: list[object], classes: list[str] | None, 
 
 
 def test_digest_identifies_pictures_labels_and_classes_wherever_they_lie(tmp_path: Path) -> None:
-    here, there = (read_images(plant(tmp_path / place, "a/1.png", "b/1.png"))["all"] for place in ("x", "y"))
+    here, there = (
+        read_images(plant(tmp_path / place, "a/1.png", "b/1.png"))["all"] for place in ("x", "y")
+    )
     assert here.digest == there.digest
     others = [
         here.subset([0]),
@@ -95,7 +113,9 @@ def test_digest_identifies_pictures_labels_and_classes_wherever_they_lie(tmp_pat
     ]
     assert len({here.digest, *(other.digest for other in others)}) == 6
     assert pickle.loads(pickle.dumps(here)).digest == here.digest
-    black, white = (ImageSet.from_lists([np.full((2, 2), value, np.uint8)], ["a"]) for value in (0, 255))
+    black, white = (
+        ImageSet.from_lists([np.full((2, 2), value, np.uint8)], ["a"]) for value in (0, 255)
+    )
     assert black.digest != white.digest
 
 

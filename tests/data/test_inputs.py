@@ -15,7 +15,17 @@ from tests.data.formats.test_webdataset import sample, shard
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("b.jpg", "a/2.PNG", "a/1.png", "a/notes.txt", "c.mov", "d.mov", ".DS_Store", "a/.t/x.png", "README"):
+    for name in (
+        "b.jpg",
+        "a/2.PNG",
+        "a/1.png",
+        "a/notes.txt",
+        "c.mov",
+        "d.mov",
+        ".DS_Store",
+        "a/.t/x.png",
+        "README",
+    ):
         (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "photos" / name).write_bytes(b"x")
     monkeypatch.chdir(tmp_path)
@@ -30,9 +40,15 @@ def lines(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
 
 
-def test_a_folder_is_searched_to_any_depth_in_order_and_what_is_no_image_is_counted(photos: Path) -> None:
+def test_a_folder_is_searched_to_any_depth_in_order_and_what_is_no_image_is_counted(
+    photos: Path,
+) -> None:
     found = find_images(["photos"])
-    assert [path.as_posix() for path in found.files] == ["photos/a/1.png", "photos/a/2.PNG", "photos/b.jpg"]
+    assert [path.as_posix() for path in found.files] == [
+        "photos/a/1.png",
+        "photos/a/2.PNG",
+        "photos/b.jpg",
+    ]
     assert found.note == "5 files ignored: .mov 2, .txt 1, hidden 1, no suffix 1"
     assert found.folders == [photos]
     assert find_images(["photos/b.jpg"]).note == ""
@@ -50,14 +66,20 @@ def test_what_is_given_keeps_its_order(photos: Path) -> None:
     assert names(["photos/b.jpg", "photos/a", "photos/gone.jpg"]) == [
         "photos/b.jpg", "photos/a/1.png", "photos/a/2.PNG", "photos/gone.jpg",
     ]  # fmt: skip
-    assert names(["photos/a/notes.txt"]) == ["photos/a/notes.txt"]  # named by the user: told when it is opened
+    assert names(["photos/a/notes.txt"]) == [
+        "photos/a/notes.txt"
+    ]  # named by the user: told when it is opened
 
 
 def test_patterns(photos: Path) -> None:
     assert names(["photos/*.jpg"]) == ["photos/b.jpg"]
     assert names(["photos/*"]) == ["photos/a/1.png", "photos/a/2.PNG", "photos/b.jpg"]
     deep = find_images(["photos/**"])
-    assert [path.as_posix() for path in deep.files] == ["photos/a/1.png", "photos/a/2.PNG", "photos/b.jpg"]
+    assert [path.as_posix() for path in deep.files] == [
+        "photos/a/1.png",
+        "photos/a/2.PNG",
+        "photos/b.jpg",
+    ]
     assert deep.folders == [photos]
     assert deep.note == "4 files ignored: .mov 2, .txt 1, no suffix 1"
     (photos / "[1].png").write_bytes(b"x")
@@ -117,7 +139,10 @@ def test_what_is_refused(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("https://x.org/a.jpg", "'https://x.org/a.jpg': a web address"),
         ("-", "'http://x.org/a.jpg': a web address"),
         ("photos/empty", "photos/empty: no images in a supported format"),
-        ("photos/*.mov", r"photos/\*.mov: no images in a supported format \(2 files ignored: .mov 2\)"),
+        (
+            "photos/*.mov",
+            r"photos/\*.mov: no images in a supported format \(2 files ignored: .mov 2\)",
+        ),
         ("photos/*.bmp", "no file matches this pattern"),
     ):
         with pytest.raises(UserError, match=hint):

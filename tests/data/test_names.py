@@ -29,7 +29,9 @@ def test_prompt_name_and_key() -> None:
 
 
 def test_a_class_of_what_is_none_of_the_others_has_a_name_for_prompts() -> None:
-    assert {default_name(label) for label in ("other", "_other", "Other", "none", "_NONE_")} == {ELSE}
+    assert {default_name(label) for label in ("other", "_other", "Other", "none", "_NONE_")} == {
+        ELSE
+    }
     assert default_name("other_animals") == "other animals"
     assert prompt_names(["cat", "other"]) == {"cat": "cat", "other": ELSE}
     assert prompt_names(["cat", "other"], {"other": "thing"}) == {"cat": "cat", "other": "thing"}
@@ -54,19 +56,25 @@ def test_a_label_is_found_as_written_then_in_another_spelling_then_by_its_prompt
     written, names = ["n01", "sea_horse", "zebra"], ["zebra", "sea horse", "horse"]
     assert places(["zebra", "n01", "Sea-Horse", "N01", "horse"], written, names) == [2, 0, 1, 0, 2]
     assert places([1, 0, "cat"], [0, 1], ["cat", "dog"]) == [1, 0, 0]
-    for wrong, hint in (("zebar", "label 'zebar' is not one .* did you mean 'zebra'"), (0, "label 0 is not one")):
+    for wrong, hint in (
+        ("zebar", "label 'zebar' is not one .* did you mean 'zebra'"),
+        (0, "label 0 is not one"),
+    ):
         with pytest.raises(UserError, match=hint):
             places([wrong], written, names)
 
 
 def test_names_from_a_csv_file(tmp_path: Path) -> None:
     file = tmp_path / "names.csv"
-    file.write_text('\ufeffname,label,note\nzebra , n01,x\n"crane, the bird",crane_bird\n', encoding="utf-8")
+    file.write_text(
+        '\ufeffname,label,note\nzebra , n01,x\n"crane, the bird",crane_bird\n', encoding="utf-8"
+    )
     given = read_names(file)
     assert given == {"n01": "zebra", "crane_bird": "crane, the bird"}
     check_known(given, ("n01", "crane_bird", 3), file)
     with pytest.raises(
-        UserError, match=r"names\.csv: names 'crane_bird', which is not a class.* did you mean 'crane-bird'"
+        UserError,
+        match=r"names\.csv: names 'crane_bird', which is not a class.* did you mean 'crane-bird'",
     ):
         check_known(given, ("n01", "crane-bird"), file)
 
@@ -101,13 +109,17 @@ def test_bad_files_of_names_are_refused(tmp_path: Path, text: str, hint: str) ->
 @pytest.mark.parametrize("written", ["caf\udce9", "a\0b"])
 def test_what_is_no_text_is_no_class(written: str) -> None:
     """As a folder's name is that is not UTF-8: better said when data is read than by a tokenizer."""
-    with pytest.raises(UserError, match=r"^shop: class .* is not UTF-8 or contains a NUL: rename it$"):
+    with pytest.raises(
+        UserError, match=r"^shop: class .* is not UTF-8 or contains a NUL: rename it$"
+    ):
         prompt_names(["cat", written], where="shop: ")
     with pytest.raises(UserError, match="rename it"):
         prompt_names(["cat"], {"cat": written})
 
 
-def test_a_domain_has_its_names_however_its_path_is_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_domain_has_its_names_however_its_path_is_spelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "photo/train/cat").mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(tmp_path / "photo/train/cat/1.png")
     (tmp_path / "classnames.json").write_text('{"cat": "tabby"}')

@@ -33,10 +33,18 @@ def test_a_table_of_paths(home: Path) -> None:
     pd = pytest.importorskip("pandas")
     paths = [str(path) for path in sorted(home.rglob("*.png"))]
     table = pd.DataFrame(
-        {"file": paths, "species": ["Cat", "Cat", 7], "split": ["train", "TEST", "train"], "group": ["a", None, "b"]}
+        {
+            "file": paths,
+            "species": ["Cat", "Cat", 7],
+            "split": ["train", "TEST", "train"],
+            "group": ["a", None, "b"],
+        }
     )
     sets = read_images(table, columns={"label": "species"})
-    assert {split: labels(images) for split, images in sets.items()} == {"train": ["Cat", "7"], "test": ["Cat"]}
+    assert {split: labels(images) for split, images in sets.items()} == {
+        "train": ["Cat", "7"],
+        "test": ["Cat"],
+    }
     assert (sets["train"].groups, sets["test"].groups) == (("a", "b"), ("",))
     assert sets["test"].images == (Path(paths[1]),)
 
@@ -44,7 +52,9 @@ def test_a_table_of_paths(home: Path) -> None:
 def test_cells_that_pandas_takes_for_missing_and_columns_without_names(home: Path) -> None:
     pd = pytest.importorskip("pandas")
     paths = [str(path) for path in sorted(home.rglob("*.png"))]
-    table = pd.DataFrame({"file": paths, 7: ["a", "b", "a"], "split": ["train"] * 3, "group": ["p", pd.NA, "q"]})
+    table = pd.DataFrame(
+        {"file": paths, 7: ["a", "b", "a"], "split": ["train"] * 3, "group": ["p", pd.NA, "q"]}
+    )
     for kind in ("object", "string"):
         (images,) = read_images(table.astype({"group": kind}), columns={"label": "7"}).values()
         assert (labels(images), images.groups) == (["a", "b", "a"], ("p", "", "q"))
@@ -57,7 +67,11 @@ def test_cells_that_pandas_takes_for_missing_and_columns_without_names(home: Pat
 def test_a_table_of_images() -> None:
     pd = pytest.importorskip("pandas")
     table = pd.DataFrame(
-        {"image": [picture("cat"), np.zeros((4, 4, 3), np.uint8)], "label": ["b", "a"], "split": ["train", "test"]}
+        {
+            "image": [picture("cat"), np.zeros((4, 4, 3), np.uint8)],
+            "label": ["b", "a"],
+            "split": ["train", "test"],
+        }
     )
     sets = read_images(table)
     assert {split: (images.classes, images.labels) for split, images in sets.items()} == {
@@ -71,9 +85,15 @@ def test_a_table_of_images() -> None:
         ({"path": ["a.png"], "label": [None]}, "row 0: the label is empty"),
         ({"path": ["a.png"], "label": [float("nan")]}, "row 0: the label is empty"),
         ({"path": ["a.png"], "label": ["x"], "split": ["dev"]}, "split is 'dev'"),
-        ({"path": ["a.png", "b.png"], "label": ["x", "y"], "split": ["test", None]}, "row 1: the split is empty"),
+        (
+            {"path": ["a.png", "b.png"], "label": ["x", "y"], "split": ["test", None]},
+            "row 1: the split is empty",
+        ),
         ({"path": ["https://x/a.png"], "label": ["x"]}, "is a web address"),
-        ({"photo": ["a.png"], "label": ["x"]}, r"DataFrame: none of its columns \(photo, label\) is called path"),
+        (
+            {"photo": ["a.png"], "label": ["x"]},
+            r"DataFrame: none of its columns \(photo, label\) is called path",
+        ),
     ],
 )
 def test_tables_that_say_nothing_clear(columns: dict[str, Any], words: str) -> None:
@@ -88,7 +108,9 @@ def test_a_cell_may_hold_several_labels(home: Path) -> None:
     paths = sorted(map(str, home.rglob("*.png")))[:3]
     for images in (paths, [picture("cat"), picture("dog"), picture("cat", 1)]):
         for column, values in (("label", cells), ("labels", ["cat;dog", "dog", "cat"])):
-            found = read_images(pd.DataFrame({"image": images, column: values}), progress=False)["all"]
+            found = read_images(pd.DataFrame({"image": images, column: values}), progress=False)[
+                "all"
+            ]
             assert (found.classes, found.several) == (("cat", "dog"), ((0, 1), (1,), (0,)))
 
 
@@ -172,9 +194,13 @@ def test_tensors_are_refused() -> None:
         open_object([(torch.zeros(3, 4, 4), "cat")])
 
 
-def test_datasets_of_the_hub_library(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_datasets_of_the_hub_library(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     library = pytest.importorskip("datasets", reason="the extra `data` is not installed")
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
-    data = library.Dataset.from_dict({"image": [picture("cat"), picture("dog")], "label": ["cat", "dog"]})
+    data = library.Dataset.from_dict(
+        {"image": [picture("cat"), picture("dog")], "label": ["cat", "dog"]}
+    )
     (images,) = read_images(data.cast_column("image", library.Image())).values()
     assert labels(images) == ["cat", "dog"]

@@ -27,19 +27,38 @@ def refused(data: Path, hint: str) -> None:
 
 
 def test_flat_folder(tmp_path: Path) -> None:
-    plant(tmp_path, "sea_horse/b.png", "sea_horse/deep/er/a.jpg", "Cat/1.png", "bird--of_prey /x.PNG", "top.png")
+    plant(
+        tmp_path,
+        "sea_horse/b.png",
+        "sea_horse/deep/er/a.jpg",
+        "Cat/1.png",
+        "bird--of_prey /x.PNG",
+        "top.png",
+    )
     plant(tmp_path, ".hidden/a.png", "Cat/.hidden.png", "Cat/.git/a.png", "__MACOSX/a.png")
     (tmp_path / "Cat" / "notes.txt").write_text("not a picture")
     (tmp_path / "Cat" / "features.h5").write_bytes(b"")
     (images,) = read_images(tmp_path).values()
     assert images.classes == ("bird of prey", "Cat", "sea horse")
-    assert names(images) == ["bird--of_prey /x.PNG", "Cat/1.png", "sea_horse/b.png", "sea_horse/deep/er/a.jpg"]
+    assert names(images) == [
+        "bird--of_prey /x.PNG",
+        "Cat/1.png",
+        "sea_horse/b.png",
+        "sea_horse/deep/er/a.jpg",
+    ]
     assert images.labels == (0, 1, 2, 2)
     assert list(read_images(str(tmp_path))) == ["all"]
 
 
 def test_splits_share_the_classes_of_train(tmp_path: Path) -> None:
-    plant(tmp_path, "train/b_b/1.png", "train/a/1.png", "train/c/1.png", "Validation/a/1.png", "test/c/1.png")
+    plant(
+        tmp_path,
+        "train/b_b/1.png",
+        "train/a/1.png",
+        "train/c/1.png",
+        "Validation/a/1.png",
+        "test/c/1.png",
+    )
     plant(tmp_path, "test/b-b/1.png")  # another spelling of the same class
     sets = read_images(tmp_path)
     assert list(sets) == ["train", "val", "test"]
@@ -50,7 +69,9 @@ def test_splits_share_the_classes_of_train(tmp_path: Path) -> None:
     refused(tmp_path, "test has a class 'zebra' that train lacks")
 
 
-def test_crops_have_the_names_beside_their_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crops_have_the_names_beside_their_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
     home = plant(tmp_path / "data", "images/a.png", "images/b.png")
     (home / "labels").mkdir()
@@ -62,18 +83,29 @@ def test_crops_have_the_names_beside_their_data(tmp_path: Path, monkeypatch: pyt
     kinds, marks = [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}], []
     for number in (0, 1):
         marks.append({"image_id": number, "category_id": number, "bbox": [0, 0, 2, 2]})
-    files = [{"id": n, "file_name": f"images/{name}.png", "width": 4, "height": 4} for n, name in enumerate("ab")]
-    (home / "c.json").write_text(json.dumps({"images": files, "annotations": marks, "categories": kinds}))
+    files = [
+        {"id": n, "file_name": f"images/{name}.png", "width": 4, "height": 4}
+        for n, name in enumerate("ab")
+    ]
+    (home / "c.json").write_text(
+        json.dumps({"images": files, "annotations": marks, "categories": kinds})
+    )
     assert read_images(home / "c.json", crops=True)["all"].classes == ("house cat", "dog")
 
 
-def test_an_unreadable_photo_with_boxes_of_two_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_photo_with_boxes_of_two_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
     plant(tmp_path, "1.png", "2.png")
     kinds = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
     files = [{"id": n, "file_name": f"{n}.png", "width": 4, "height": 4} for n in (1, 2)]
-    marks = [{"image_id": i, "category_id": c, "bbox": [0, 0, 2, c]} for i in (1, 2) for c in (1, 2)]
-    marks.append({"image_id": 1, "category_id": 1, "bbox": [1, 1, 2.0, 0.0]})  # as two of COCO's own
+    marks = [
+        {"image_id": i, "category_id": c, "bbox": [0, 0, 2, c]} for i in (1, 2) for c in (1, 2)
+    ]
+    marks.append(
+        {"image_id": 1, "category_id": 1, "bbox": [1, 1, 2.0, 0.0]}
+    )  # as two of COCO's own
     table = tmp_path / "coco.json"
     table.write_text(json.dumps({"images": files, "annotations": marks, "categories": kinds}))
     found = read_images(table, crops=True)["all"]
@@ -94,7 +126,10 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     ("paths", "hint"),
     [
         (["big_cat/1.png", "big-cat/1.png"], "'big-cat' and 'big_cat' are both called"),
-        (["Crane/1.png", "crane/1.png"], "'Crane' and 'crane' are both called"),  # CLIP reads lower case
+        (
+            ["Crane/1.png", "crane/1.png"],
+            "'Crane' and 'crane' are both called",
+        ),  # CLIP reads lower case
         (["_/1.png"], "'_' has an empty prompt name"),
         (["1.png"], "no class folders"),
         (["train/a/1.png", "notes/1.png"], "'train' beside 'notes'"),
@@ -114,7 +149,15 @@ def test_neither_folder_nor_csv(tmp_path: Path) -> None:
 
 
 def test_bad_files_are_refused_or_skipped(tmp_path: Path) -> None:
-    plant(tmp_path, "train/a/1.png", "train/a/2.png", "train/b/1.png", "test/a/1.png", "test/b/1.png", "test/c/1.png")
+    plant(
+        tmp_path,
+        "train/a/1.png",
+        "train/a/2.png",
+        "train/b/1.png",
+        "test/a/1.png",
+        "test/b/1.png",
+        "test/c/1.png",
+    )
     (tmp_path / "train/a/2.png").write_bytes(b"")
     (tmp_path / "train/b/1.png").write_bytes(b"noise")
     (tmp_path / "train/c").mkdir()
@@ -122,9 +165,15 @@ def test_bad_files_are_refused_or_skipped(tmp_path: Path) -> None:
     sets = read_images(tmp_path, skip_bad=True)
     assert sets["train"].classes == sets["test"].classes == ("a",)
     assert names(sets["train"]) == ["train/a/1.png"]
-    assert [text.split(":")[0] for text in sets["train"].skipped] == ["train/a/2.png", "train/b/1.png", "train/c"]
+    assert [text.split(":")[0] for text in sets["train"].skipped] == [
+        "train/a/2.png",
+        "train/b/1.png",
+        "train/c",
+    ]
     assert "0 bytes" in sets["train"].skipped[0]
-    assert sets["test"].skipped == tuple(f"test/{c}/1.png: no train images of its class" for c in "bc")
+    assert sets["test"].skipped == tuple(
+        f"test/{c}/1.png: no train images of its class" for c in "bc"
+    )
     (tmp_path / "train/a/1.png").unlink()
     with pytest.raises(UserError, match="no readable images in train"):
         read_images(tmp_path, skip_bad=True)
@@ -139,7 +188,10 @@ def test_names_that_are_not_ascii(tmp_path: Path) -> None:
 
 
 def test_symlink_loops_end_and_bring_in_no_other_class(tmp_path: Path) -> None:
-    root, elsewhere = plant(tmp_path / "data", "cat/1.png", "dog/1.png"), plant(tmp_path / "elsewhere", "far/2.png")
+    root, elsewhere = (
+        plant(tmp_path / "data", "cat/1.png", "dog/1.png"),
+        plant(tmp_path / "elsewhere", "far/2.png"),
+    )
     (root / "cat/up").symlink_to(root)
     (root / "cat/self").symlink_to(root / "cat")
     (root / "cat/dogs").symlink_to(root / "dog")
@@ -157,7 +209,10 @@ def test_classnames_json(tmp_path: Path) -> None:
     given = tmp_path / "classnames.json"
     given.write_text(json.dumps({"airplanes": "airplane", "t_shirt": "T-shirt", "unused": "x"}))
     found = read_images(tmp_path)["all"]
-    assert (found.classes, found.written) == (("airplane", "T-shirt", "zebra"), ("airplanes", "t_shirt", "zebra"))
+    assert (found.classes, found.written) == (
+        ("airplane", "T-shirt", "zebra"),
+        ("airplanes", "t_shirt", "zebra"),
+    )
     other = read_images(tmp_path, names={"t_shirt": "shirt"})["all"]
     assert (other.classes, other.written) == (("airplane", "shirt", "zebra"), found.written)
     assert other.subset([1]).written == found.written
@@ -174,13 +229,20 @@ def test_classnames_json(tmp_path: Path) -> None:
 
 def test_classnames_beside_the_domains_serve_a_domain_of_splits(tmp_path: Path) -> None:
     plant(
-        tmp_path, *(f"{domain}/{split}/bike/{domain}.png" for domain in ("desk", "web") for split in ("train", "test"))
+        tmp_path,
+        *(
+            f"{domain}/{split}/bike/{domain}.png"
+            for domain in ("desk", "web")
+            for split in ("train", "test")
+        ),
     )
     (tmp_path / "classnames.json").write_text(json.dumps({"bike": "bicycle"}))
     assert read_images(tmp_path / "web")["test"].classes == ("bicycle",)
     (tmp_path / "web/classnames.json").write_text(json.dumps({"bike": "two-wheeler"}))
     assert read_images(tmp_path / "web")["test"].classes == ("two-wheeler",)
-    assert read_images(tmp_path / "desk/test")["all"].classes == ("bike",)  # class folders: "beside" is another place
+    assert read_images(tmp_path / "desk/test")["all"].classes == (
+        "bike",
+    )  # class folders: "beside" is another place
 
 
 def test_csv_keeps_its_order(tmp_path: Path) -> None:
@@ -211,9 +273,18 @@ def test_csv_keeps_its_order(tmp_path: Path) -> None:
         (b'path,label\n"a.png,cat\n', "not a readable CSV file"),
         (b"path,label\na.png,big_cat\na.png,big-cat\n", "are both called"),
         (b"path,label\na.png,cat\ngone.png,cat\n", r"gone\.png: .*No such file"),
-        (b"path,label,split\na.png,cat,train\nb.png,dog,test\n", "test has a class 'dog' that train lacks"),
-        (b"path,label,split\na.png,cat,train\n./a.png,cat,val\n", r"a\.png is in train and in val: leave it in one"),
-        (b"path,label\na.png,cat\na.png,dog\n", r"a\.png is listed as 'cat' and as 'dog': list it once"),
+        (
+            b"path,label,split\na.png,cat,train\nb.png,dog,test\n",
+            "test has a class 'dog' that train lacks",
+        ),
+        (
+            b"path,label,split\na.png,cat,train\n./a.png,cat,val\n",
+            r"a\.png is in train and in val: leave it in one",
+        ),
+        (
+            b"path,label\na.png,cat\na.png,dog\n",
+            r"a\.png is listed as 'cat' and as 'dog': list it once",
+        ),
     ],
 )
 def test_bad_csv_files_are_refused(tmp_path: Path, text: bytes, hint: str) -> None:
@@ -226,8 +297,14 @@ def test_a_table_with_columns_of_any_name_and_groups(tmp_path: Path) -> None:
     plant(tmp_path, "1.png", "2.png", "3.png")
     table = tmp_path / "t.tsv"
     table.write_text("foto\tart\tpatient\n1.png\tcat\tp1\n2.png\tdog\tp2\n3.png\tdog\t\n")
-    found = read_images(table, columns={"image": "foto", "label": "art", "group": "patient", "split": ""})["all"]
-    assert (found.classes, found.labels, found.groups) == (("cat", "dog"), (0, 1, 1), ("p1", "p2", ""))
+    found = read_images(
+        table, columns={"image": "foto", "label": "art", "group": "patient", "split": ""}
+    )["all"]
+    assert (found.classes, found.labels, found.groups) == (
+        ("cat", "dog"),
+        (0, 1, 1),
+        ("p1", "p2", ""),
+    )
     refused(table, r"none of its columns \(foto, art, patient\) is called path")
     with pytest.raises(UserError, match="unknown kind 'labels'"):
         read_images(table, columns={"labels": "art"})
@@ -245,7 +322,10 @@ def test_several_labels_an_image(tmp_path: Path) -> None:
     assert sets["train"].classes == ("cat", "dog", "sea horse")
     assert sets["train"].written == ("cat", "dog", "sea_horse")
     assert (sets["train"].several, sets["train"].labels) == (((1, 0), (0,), (0, 2)), (1, 0, 0))
-    assert (sets["test"].several, sets["test"].labels) == (((1,),), (1,))  # of a data set all splits, or none
+    assert (sets["test"].several, sets["test"].labels) == (
+        ((1,),),
+        (1,),
+    )  # of a data set all splits, or none
     (tmp_path / "3.png").write_bytes(b"noise")
     sets = read_images(table, skip_bad=True)
     assert sets["train"].classes == ("cat", "dog")
@@ -261,11 +341,21 @@ def test_annotations_of_several_classes_are_several_labels(tmp_path: Path) -> No
     plant(tmp_path, "1.png", "2.png")
     kinds = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
     files = [{"id": n, "file_name": f"{n}.png", "width": 4, "height": 4} for n in (1, 2)]
-    marks = [{"image_id": i, "category_id": c, "bbox": [0, 0, 2, 2]} for i, c in ((1, 2), (1, 1), (1, 2), (2, 1))]
-    (tmp_path / "coco.json").write_text(json.dumps({"images": files, "annotations": marks, "categories": kinds}))
+    marks = [
+        {"image_id": i, "category_id": c, "bbox": [0, 0, 2, 2]}
+        for i, c in ((1, 2), (1, 1), (1, 2), (2, 1))
+    ]
+    (tmp_path / "coco.json").write_text(
+        json.dumps({"images": files, "annotations": marks, "categories": kinds})
+    )
     assert read_images(tmp_path / "coco.json")["all"].several == ((1, 0), (0,))
     (tmp_path / "studio.json").write_text(
-        json.dumps([{"image": "1.png", "choice": {"choices": ["dog", "cat"]}}, {"image": "2.png", "choice": "cat"}])
+        json.dumps(
+            [
+                {"image": "1.png", "choice": {"choices": ["dog", "cat"]}},
+                {"image": "2.png", "choice": "cat"},
+            ]
+        )
     )
     assert read_images(tmp_path / "studio.json")["all"].several == ((1, 0), (0,))
 
@@ -291,5 +381,8 @@ def test_a_damaged_file_that_looks_whole_is_found_by_the_check(tmp_path: Path) -
 def test_the_user_may_allow_images_outside_of_the_folder(tmp_path: Path) -> None:
     plant(tmp_path, "elsewhere/1.png", "list/2.png")
     (tmp_path / "list/t.csv").write_text("path,label\n../elsewhere/1.png,cat\n2.png,dog\n")
-    refused(tmp_path / "list/t.csv", r"t\.csv, line 2: '\.\./elsewhere/1\.png' lies outside.*--allow-outside")
+    refused(
+        tmp_path / "list/t.csv",
+        r"t\.csv, line 2: '\.\./elsewhere/1\.png' lies outside.*--allow-outside",
+    )
     assert len(read_images(tmp_path / "list/t.csv", outside=True)["all"]) == 2

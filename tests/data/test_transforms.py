@@ -42,7 +42,9 @@ def test_augmentation_equals_torchvision() -> None:
     image = Image.fromarray(noise(0))
     for seed in range(5):
         torch.manual_seed(seed)
-        crop = tv.RandomResizedCrop(32, (0.08, 1), (3 / 4, 4 / 3), interpolation=tv.InterpolationMode.BICUBIC)
+        crop = tv.RandomResizedCrop(
+            32, (0.08, 1), (3 / 4, 4 / 3), interpolation=tv.InterpolationMode.BICUBIC
+        )
         expected = np.asarray(tv.RandomHorizontalFlip()(crop(image))).transpose(2, 0, 1) / 255
         expected = (expected - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
         got = AUGMENT(image, seed)
@@ -75,7 +77,10 @@ def test_batches_are_the_rows_that_were_asked_for(workers: int) -> None:
     images = five()
     plain = list(batches(ImageTensors(images, PREPROCESS), [[4, 0], [2], [1, 3]], workers))
     assert [batch.shape for batch in plain] == [(2, 3, 8, 8), (1, 3, 8, 8), (2, 3, 8, 8)]
-    assert torch.equal(torch.cat(plain), torch.stack([PREPROCESS(Image.fromarray(noise(i))) for i in (4, 0, 2, 1, 3)]))
+    assert torch.equal(
+        torch.cat(plain),
+        torch.stack([PREPROCESS(Image.fromarray(noise(i))) for i in (4, 0, 2, 1, 3)]),
+    )
     augmented = ImageTensors(images, AUGMENT, (1, 0))
     two = torch.cat(list(batches(augmented, orders(2), workers)))
     assert torch.equal(two, torch.cat(list(batches(augmented, orders(3)))))
@@ -85,7 +90,9 @@ def test_batches_are_the_rows_that_were_asked_for(workers: int) -> None:
 
 def test_augmentation_depends_on_seed_view_and_index() -> None:
     images = ImageSet.from_lists([noise(0)] * 2, ["a"] * 2)
-    seen = [ImageTensors(images, AUGMENT, key)[i] for key in ((1, 0), (1, 1), (2, 0)) for i in (0, 1)]
+    seen = [
+        ImageTensors(images, AUGMENT, key)[i] for key in ((1, 0), (1, 1), (2, 0)) for i in (0, 1)
+    ]
     assert len({tensor.numpy().tobytes() for tensor in seen}) == 6
 
 
@@ -100,7 +107,9 @@ def test_tensors_can_be_pickled() -> None:
 def test_a_bad_file_is_one_sentence_from_workers_too(tmp_path: Path, workers: int) -> None:
     (tmp_path / "bad.png").write_bytes(b"")
     images = ImageSet.from_lists([tmp_path / "bad.png"], ["a"])
-    with pytest.raises(UserError, match=r"^\S*bad\.png: not a readable image \(the file is empty, 0 bytes\)$"):
+    with pytest.raises(
+        UserError, match=r"^\S*bad\.png: not a readable image \(the file is empty, 0 bytes\)$"
+    ):
         list(batches(ImageTensors(images, PREPROCESS), [[0]], workers))
 
 

@@ -1,4 +1,5 @@
-"""Addresses that can be had, and those that cannot; how a server ends there, tests/deploy/serve/test_listen.py has."""
+"""Addresses that can be had, and those that cannot; how a server ends there,
+tests/deploy/serve/test_listen.py has."""
 
 from __future__ import annotations
 
@@ -15,7 +16,10 @@ def test_an_address_that_cannot_be_had() -> None:
         one.listen()
         port = one.getsockname()[1]
         assert address(one) == f"http://127.0.0.1:{port}"
-        with pytest.raises(UserError, match=rf"--host 127.0.0.1 --port {port}: cannot listen there \(Address already"):
+        with pytest.raises(
+            UserError,
+            match=rf"--host 127.0.0.1 --port {port}: cannot listen there \(Address already",
+        ):
             bound("127.0.0.1", port)
     with pytest.raises(UserError, match=r"--host 192.0.2.1 --port 1: cannot listen there"):
         bound("192.0.2.1", 1)

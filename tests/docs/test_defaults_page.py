@@ -35,8 +35,16 @@ def test_the_table_is_that_of_the_trials_and_leaves_none_out() -> None:
     rows = ROW.findall((DOCS / "defaults.md").read_text(encoding="utf-8"))
     shown = 0
     for backbone, scale, data, shots, *figures in rows:
-        names = {backbone, f"{backbone} at logit scale {scale}"} if float(scale) in (50, 100) else {backbone}
-        found = [t for t in TRIALS if t["backbone"] in names and (t["data"], str(t["shots"])) == (data, shots)]
+        names = (
+            {backbone, f"{backbone} at logit scale {scale}"}
+            if float(scale) in (50, 100)
+            else {backbone}
+        )
+        found = [
+            t
+            for t in TRIALS
+            if t["backbone"] in names and (t["data"], str(t["shots"])) == (data, shots)
+        ]
         found = [t for t in found if (t["backbone"] != backbone) == (len(names) == 2)]
         assert figures == [change(found, fields) for fields in (BEFORE, between, chosen)]
         shown += sum(t["fields"] in (BEFORE, between, chosen) for t in found)
@@ -49,9 +57,15 @@ def test_the_learning_rates_are_compared_as_the_page_says() -> None:
         same = {**slow, "fields": {**slow["fields"], "learning_rate": 0.006}}
         for fast in TRIALS:
             about = ("data", "backbone", "shots", "seed", "fields")
-            if len(slow["fields"]) == 6 and slow["fields"]["learning_rate"] == 0.003 and _same(same, fast, about):
+            if (
+                len(slow["fields"]) == 6
+                and slow["fields"]["learning_rate"] == 0.003
+                and _same(same, fast, about)
+            ):
                 pairs.append([fast[half] - slow[half] for half in ("base", "novel")])
-    for half, (low, high) in zip(zip(*pairs, strict=True), (("-0.7", "+8.0"), ("-3.3", "+2.8")), strict=True):
+    for half, (low, high) in zip(
+        zip(*pairs, strict=True), (("-0.7", "+8.0"), ("-3.3", "+2.8")), strict=True
+    ):
         assert [f"{min(half):+.1f}", f"{max(half):+.1f}"] == [low, high]
         assert f"{sum(half) / len(half):.1f} points on average ({low} to {high})" in text or (
             f"{sum(half) / len(half):.1f} ({low} to {high})" in text
@@ -65,16 +79,24 @@ def test_more_passes_over_few_images_change_what_the_page_says() -> None:
     plain, changes = load_method("rmadapter").recipe.epochs, []  # type: ignore[attr-defined]
     means = {}
     for shots, epochs in sorted({(t["shots"], t["fields"].get("epochs", plain)) for t in trials}):
-        found = [t for t in trials if (t["shots"], t["fields"].get("epochs", plain)) == (shots, epochs)]
+        found = [
+            t for t in trials if (t["shots"], t["fields"].get("epochs", plain)) == (shots, epochs)
+        ]
         assert {t["data"] for t in found} == {"rsscn7", "trashnet", "office_caltech/web"}
         assert len(found) == 3
-        means[shots, epochs] = [sum(t[h] - t[f"zero_shot_{h}"] for t in found) / 3 for h in ("base", "novel")]
+        means[shots, epochs] = [
+            sum(t[h] - t[f"zero_shot_{h}"] for t in found) / 3 for h in ("base", "novel")
+        ]
         base, novel = means[shots, epochs]
         assert f"| {shots} | {epochs} | {base:+.1f} / {novel:+.1f} |" in text
         if epochs != plain:
-            changes.append([a - b for a, b in zip(means[shots, epochs], means[shots, plain], strict=True)])
+            changes.append(
+                [a - b for a, b in zip(means[shots, epochs], means[shots, plain], strict=True)]
+            )
     low_high = [f"{min(half):+.1f} to {max(half):+.1f}" for half in zip(*changes, strict=True)]
-    assert f"changed base by {low_high[0]} points and novel by {low_high[1]}" in " ".join(text.split())
+    assert f"changed base by {low_high[0]} points and novel by {low_high[1]}" in " ".join(
+        text.split()
+    )
 
 
 def _same(one: dict[str, Any], other: dict[str, Any], names: tuple[str, ...]) -> bool:

@@ -38,7 +38,10 @@ def test_the_nearest_mean_is_that(tiny_clip: Backbone) -> None:
     shots, images = shots_of(tiny_clip), noisy_colors(5, seed=1)
     fitted = load_method(NEAREST).fit(tiny_clip, shots)
     with torch.no_grad():
-        pixels = [torch.stack([tiny_clip.preprocess(_pil(i)) for i in some.images]) for some in (shots.images, images)]
+        pixels = [
+            torch.stack([tiny_clip.preprocess(_pil(i)) for i in some.images])
+            for some in (shots.images, images)
+        ]
         train, test = (F.normalize(tiny_clip.model.encode_image(part), dim=-1) for part in pixels)  # type: ignore[operator]
     means = [F.normalize(train[shots.labels == label].mean(0), dim=-1) for label in range(4)]
     expected = (20 * test @ torch.stack(means).T).softmax(-1)
@@ -53,19 +56,28 @@ def _pil(array: object) -> object:
     return load_image(array)  # type: ignore[arg-type]
 
 
-def test_the_commands_of_the_page(rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+def test_the_commands_of_the_page(
+    rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
     out, image = tmp_path / "mine", colors / "test" / "red" / "0.png"
     common = ["--backbone", tiny_clip.name, "--set", "device=cpu"]
-    assert rmadapter("fit", colors, "--method", NEAREST, "--shots", 4, *common, "--out", out).code == 0
+    assert (
+        rmadapter("fit", colors, "--method", NEAREST, "--shots", 4, *common, "--out", out).code == 0
+    )
     refused(rmadapter("predict", out, image), "is code from outside")
     assert "red" in rmadapter("predict", out, image, "--method", NEAREST, *common[:2]).out
     methods = ["--methods", f"zero-shot,{NEAREST}", "--seeds", 1, "--shots", 2]
     data = ["--datasets", colors.name, "--root", colors.parent]
-    code, table, _ = rmadapter("bench", "few-shot", *data, *methods, *common, "--out", tmp_path / "results")
+    code, table, _ = rmadapter(
+        "bench", "few-shot", *data, *methods, *common, "--out", tmp_path / "results"
+    )
     assert code == 0
     assert "nearest class mean" in table
     assert rmadapter("report", tmp_path / "results", "--out", tmp_path / "report").code == 0
-    records = [parse_record(line, "") for line in (tmp_path / "report" / "records.jsonl").read_text().splitlines()]
+    records = [
+        parse_record(line, "")
+        for line in (tmp_path / "report" / "records.jsonl").read_text().splitlines()
+    ]
     [mine] = [record for record in records if record.method.name == NEAREST]
     assert mine.method.source == "docs/your_method.md"
     assert mine.metric("all") is not None
@@ -75,7 +87,16 @@ def test_the_commands_of_the_page(rmadapter: Command, tiny_clip: Backbone, color
 def test_its_field_is_a_setting(
     rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path, sharpness: str
 ) -> None:
-    words = ["--method", NEAREST, "--shots", 1, "--backbone", tiny_clip.name, "--set", f"sharpness={sharpness}"]
+    words = [
+        "--method",
+        NEAREST,
+        "--shots",
+        1,
+        "--backbone",
+        tiny_clip.name,
+        "--set",
+        f"sharpness={sharpness}",
+    ]
     answer = rmadapter("fit", colors, *words, "--out", tmp_path / "run")
     if sharpness == "many":
         refused(answer, "sharpness='many': Input should be a valid number")
@@ -95,7 +116,8 @@ echo {} > "$HOME/records/few-shot/one.json"
 @needs_bash
 @pytest.mark.parametrize("name", ["slurm.sh", "sky.yaml"])
 def test_recipes_give_a_command_that_there_is(name: str, tmp_path: Path) -> None:
-    """Run by bash, with somebody in the place of srun and of rmadapter who writes down what they are told."""
+    """Run by bash, with somebody in the place of srun and of rmadapter who writes down what they
+    are told."""
     script = (ROOT / "examples" / name).read_text(encoding="utf-8")
     if name == "sky.yaml":
         recipe = yaml.safe_load(script)
@@ -107,7 +129,9 @@ def test_recipes_give_a_command_that_there_is(name: str, tmp_path: Path) -> None
         (tmp_path / stub).chmod(0o755)
     given = {"DATA": "/d", "RESULTS": "/r", "SKYPILOT_NODE_RANK": "1", "SKYPILOT_NUM_NODES": "4"}
     place = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
-    done = subprocess.run(["bash", "-c", script], env={**os.environ, **given, **place}, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "-c", script], env={**os.environ, **given, **place}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "bucket/few-shot/one.json").exists() == (name == "sky.yaml")
     words = (tmp_path / "said").read_text().splitlines()

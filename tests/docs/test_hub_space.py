@@ -47,7 +47,9 @@ def test_the_command_by_the_name_that_the_hub_gives(tmp_path: Path, host: str) -
     told.chmod(0o755)
     environ = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "SPACE_HOST": host}
     [command] = of(SPACE, "CMD")
-    words = subprocess.run(json.loads(command), env=environ, capture_output=True, text=True, check=True).stdout.split()
+    words = subprocess.run(
+        json.loads(command), env=environ, capture_output=True, text=True, check=True
+    ).stdout.split()
     assert_parses(words)
     values = dict(zip(words[1::2], words[2::2], strict=True))
     assert [values["--host"], values["--port"]] == ["0.0.0.0", *of(SPACE, "EXPOSE")]

@@ -1,4 +1,5 @@
-"""examples/label_studio_backend.py by the requests that Label Studio makes: health, setup, predict, webhook."""
+"""examples/label_studio_backend.py by the requests that Label Studio makes: health, setup, predict,
+webhook."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ class Uploads(SimpleHTTPRequestHandler):
         SEEN.append((self.path, self.headers.get("Authorization", "")))
         if self.path == "/moved.png":
             self.send_response(302)
-            self.send_header("Location", f"http://localhost:{self.server.server_address[1]}/test/red/0.png")
+            self.send_header(
+                "Location", f"http://localhost:{self.server.server_address[1]}/test/red/0.png"
+            )
             self.end_headers()
         else:
             super().do_GET()
@@ -59,12 +62,19 @@ def studio(colors: Path) -> Iterator[backend.Studio]:
 
 @pytest.fixture
 def client(
-    finished: Path, tiny_clip: Backbone, studio: backend.Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path,
+    tiny_clip: Backbone,
+    studio: backend.Studio,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> TestClient:
-    """Of a backend whose RUN is a finished one; its backbone is a folder, which is the test's to name."""
+    """Of a backend whose RUN is a finished one; its backbone is a folder, which is the test's to
+    name."""
     monkeypatch.setattr(backend, "load", lambda folder: load(folder, tiny_clip))
     monkeypatch.setattr(backend, "load_backbone", lambda name: tiny_clip)
-    monkeypatch.setattr(backend, "FewShotClassifier", partial(backend.FewShotClassifier, device="cpu"))
+    monkeypatch.setattr(
+        backend, "FewShotClassifier", partial(backend.FewShotClassifier, device="cpu")
+    )
     return TestClient(backend.make_app(tmp_path, studio, str(finished), "zero-shot"))
 
 
@@ -75,24 +85,50 @@ def task(number: int, image: str) -> dict[str, Any]:
 def asked(*images: str, project: str = "7.1694809921") -> dict[str, Any]:
     tasks = [task(number, image) for number, image in enumerate(images)]
     params = {"login": None, "password": None, "context": None}
-    return {"tasks": tasks, "project": project, "label_config": CONFIG, "model_version": "x", "params": params}
+    return {
+        "tasks": tasks,
+        "project": project,
+        "label_config": CONFIG,
+        "model_version": "x",
+        "params": params,
+    }
 
 
-def event(action: str, number: int = 1, image: str = "/test/red/0.png", label: str = "red") -> dict[str, Any]:
-    value = {"from_name": "kind", "to_name": "photo", "type": "choices", "value": {"choices": [label]}}
+def event(
+    action: str, number: int = 1, image: str = "/test/red/0.png", label: str = "red"
+) -> dict[str, Any]:
+    value = {
+        "from_name": "kind",
+        "to_name": "photo",
+        "type": "choices",
+        "value": {"choices": [label]},
+    }
     annotation = {"id": number, "result": [value], "was_cancelled": False}
-    return {"action": action, "project": PROJECT, "task": task(number, image), "annotation": annotation}
+    return {
+        "action": action,
+        "project": PROJECT,
+        "task": task(number, image),
+        "annotation": annotation,
+    }
 
 
 def test_health_and_setup(client: TestClient, finished: Path) -> None:
     for path in ("/", "/health"):
         assert client.get(path).json()["status"] == "UP"
-    wanted = {"project": "7.1694809921", "schema": CONFIG, "hostname": "", "access_token": "", "extra_params": None}
+    wanted = {
+        "project": "7.1694809921",
+        "schema": CONFIG,
+        "hostname": "",
+        "access_token": "",
+        "extra_params": None,
+    }
     assert client.post("/setup", json=wanted).json() == {"model_version": finished.name}
 
 
 def test_predictions_have_label_studios_shape(client: TestClient, finished: Path) -> None:
-    found = client.post("/predict", json=asked("/test/red/0.png", "/data/local-files/?d=test/blue/1.png"))
+    found = client.post(
+        "/predict", json=asked("/test/red/0.png", "/data/local-files/?d=test/blue/1.png")
+    )
     assert found.status_code == 200
     red, blue = found.json()["results"]
     value = {"from_name": "kind", "to_name": "photo", "type": "choices"}
@@ -115,7 +151,9 @@ def test_predictions_have_label_studios_shape(client: TestClient, finished: Path
         ("/moved.png", "cannot be read (HTTPError)"),
     ],
 )
-def test_an_image_from_elsewhere_is_no_answer_and_no_harm(client: TestClient, image: str, reason: str) -> None:
+def test_an_image_from_elsewhere_is_no_answer_and_no_harm(
+    client: TestClient, image: str, reason: str
+) -> None:
     bad, good = client.post("/predict", json=asked(image, "/test/red/0.png")).json()["results"]
     assert (bad["result"], bad["score"]) == ([], 0.0)
     assert reason in bad["error"]
@@ -140,18 +178,33 @@ def test_annotations_come_change_and_go(client: TestClient, tmp_path: Path) -> N
         ({**event("ANNOTATIONS_DELETED"), "annotations": [{"id": 1}]}, 1),
     ):
         found = client.post("/webhook", json=sent)
-        assert (found.status_code, found.json()) == (201, {"status": "ok", "result": f"{count} annotations"})
+        assert (found.status_code, found.json()) == (
+            201,
+            {"status": "ok", "result": f"{count} annotations"},
+        )
     assert backend.read_json(tmp_path / "7/labels.json") == {"2": ["/test/blue/0.png", "blue", "2"]}
-    assert client.post("/webhook", json={"action": "PROJECT_UPDATED"}).json() == {"status": "Unknown event"}
+    assert client.post("/webhook", json={"action": "PROJECT_UPDATED"}).json() == {
+        "status": "Unknown event"
+    }
 
 
 def test_annotations_beside_other_controls_several_at_once_and_tasks_that_go(
     client: TestClient, tmp_path: Path
 ) -> None:
-    text, relation = {"type": "textarea", "value": {"text": ["a note"]}}, {"type": "relation", "from_id": "a"}
-    first, second = event("ANNOTATION_CREATED", 1), event("ANNOTATION_CREATED", 2, "/test/blue/0.png", "blue")
+    text, relation = (
+        {"type": "textarea", "value": {"text": ["a note"]}},
+        {"type": "relation", "from_id": "a"},
+    )
+    first, second = (
+        event("ANNOTATION_CREATED", 1),
+        event("ANNOTATION_CREATED", 2, "/test/blue/0.png", "blue"),
+    )
     first["annotation"]["result"][:0] = [text, relation]
-    both = {**first, "action": "ANNOTATIONS_CREATED", **{k: [first[k], second[k]] for k in ("annotation", "task")}}
+    both = {
+        **first,
+        "action": "ANNOTATIONS_CREATED",
+        **{k: [first[k], second[k]] for k in ("annotation", "task")},
+    }
     gone = {"action": "TASKS_DELETED", "project": PROJECT, "tasks": [{"id": 1}]}
     for sent, count in ((first, 1), (both, 2), (gone, 1)):
         assert client.post("/webhook", json=sent).json()["result"] == f"{count} annotations"
@@ -162,7 +215,9 @@ def test_a_training_makes_a_new_version_that_answers_and_lasts(
     client: TestClient, studio: backend.Studio, tmp_path: Path, finished: Path
 ) -> None:
     for number, label in enumerate(("blue", "green", "red")):
-        client.post("/webhook", json=event("ANNOTATION_CREATED", number, f"/train/{label}/0.png", label))
+        client.post(
+            "/webhook", json=event("ANNOTATION_CREATED", number, f"/train/{label}/0.png", label)
+        )
     found = client.post("/webhook", json={"action": "START_TRAINING", "project": PROJECT})
     assert found.json() == {"status": "ok", "result": "training"}
     [worker] = [thread for thread in threading.enumerate() if thread.name == "training 7"] or [None]
@@ -189,7 +244,9 @@ def test_a_project_without_a_number_is_refused(client: TestClient, project: str 
 
 
 @pytest.mark.parametrize("config", ["", "<View/>", "<View><Choices/></View>", "<View>"])
-def test_a_configuration_without_an_image_and_choices_is_refused(client: TestClient, config: str) -> None:
+def test_a_configuration_without_an_image_and_choices_is_refused(
+    client: TestClient, config: str
+) -> None:
     assert client.post("/setup", json={"project": "7.1", "schema": config}).status_code == 400
     with pytest.raises(UserError):
         backend.Config.of(config)
@@ -200,4 +257,9 @@ def test_a_login(studio: backend.Studio, tmp_path: Path) -> None:
     assert client.get("/health").status_code == 200
     assert client.post("/setup", json={}).status_code == 401
     assert client.post("/setup", json={}, auth=("anna", "wrong")).status_code == 401
-    assert client.post("/setup", json={"project": "7", "schema": CONFIG}, auth=("anna", "word")).status_code == 200
+    assert (
+        client.post(
+            "/setup", json={"project": "7", "schema": CONFIG}, auth=("anna", "word")
+        ).status_code
+        == 200
+    )

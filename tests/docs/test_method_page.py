@@ -12,23 +12,29 @@ from typing import Any
 
 from rmadapter.backbones import Backbone
 from rmadapter.methods import load_method
-from rmadapter.runs.request import COMMON
 from rmadapter.settings import parse_overrides, settings_of
+from rmadapter.task import COMMON_SETTINGS
 
 ROOT = Path(__file__).parents[2]
 METHOD_PAGE = ROOT / "docs/method.md"
 
 
 def test_open_points_are_settings() -> None:
-    known = {*COMMON, *settings_of(load_method("rmadapter"))}
+    known = {*COMMON_SETTINGS, *settings_of(load_method("rmadapter"))}
     text = METHOD_PAGE.read_text(encoding="utf-8")
     rows = text.split("| open point |")[1].split("\n\n")[0].splitlines()
     fields = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[-2])}
     assert fields <= known
     assert len(fields) > 15
-    told = parse_overrides(re.findall(r"`(\w+=\S+?)`", text.split("`--method mma` sets")[1].split("\n\n")[0]))
+    told = parse_overrides(
+        re.findall(r"`(\w+=\S+?)`", text.split("`--method mma` sets")[1].split("\n\n")[0])
+    )
     mma, ours = settings_of(load_method("mma")), settings_of(load_method("rmadapter"))
-    changed = {name for name, value in mma.items() if value != ours[name] and not name.startswith("lambda_")}
+    changed = {
+        name
+        for name, value in mma.items()
+        if value != ours[name] and not name.startswith("lambda_")
+    }
     assert told == {name: mma[name] for name in {*told, *changed}}
 
 
@@ -42,7 +48,9 @@ def walks() -> list[list[list[str]]]:
     return [[re.findall(r"`(\w+(?:\.\w+)+)`", line) for line in lines] for lines in parts]
 
 
-def test_the_walks_are_walked(tiny_clip: Backbone, colors: Path, finished: Path, tmp_path: Path) -> None:
+def test_the_walks_are_walked(
+    tiny_clip: Backbone, colors: Path, finished: Path, tmp_path: Path
+) -> None:
     """Every function of a walk is called, by whatever way, by the one above it."""
     from rmadapter.cli.bench import bench
     from rmadapter.cli.main import fit
@@ -62,7 +70,10 @@ def test_the_walks_are_walked(tiny_clip: Backbone, colors: Path, finished: Path,
     for walk, call in zip(walks(), calls, strict=True):
         chain = [line[0] for line in walk[:-1]]
         for end in walk[-1]:
-            codes = [inspect.unwrap(pkgutil.resolve_name(f"rmadapter.{step}")).__code__ for step in [*chain, end]]
+            codes = [
+                inspect.unwrap(pkgutil.resolve_name(f"rmadapter.{step}")).__code__
+                for step in [*chain, end]
+            ]
             assert _walked(codes, call), f"{' > '.join(chain)} > {end}"
 
 

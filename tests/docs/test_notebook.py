@@ -14,7 +14,8 @@ NOTEBOOK = Path(__file__).parents[2] / "examples/shapes.ipynb"
 
 
 def passing(output: Any) -> bool:
-    """Whether this is a warning or a progress bar, which a slow machine shows and a fast one does not."""
+    """Whether this is a warning or a progress bar, which a slow machine shows and a fast one does
+    not."""
     return output.get("name") == "stderr" or output.output_type == "display_data"
 
 
@@ -42,6 +43,11 @@ def test_it_runs(pocket: Backbone, tmp_path: Path) -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     shown = [[output.output_type for output in cell.outputs] for cell in code_cells(notebook)]
     resources = {"metadata": {"path": str(tmp_path)}}
-    client.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
-    ran = [[output.output_type for output in cell.outputs if not passing(output)] for cell in code_cells(notebook)]
+    client.NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources=resources
+    ).execute()
+    ran = [
+        [output.output_type for output in cell.outputs if not passing(output)]
+        for cell in code_cells(notebook)
+    ]
     assert ran == shown

@@ -1,4 +1,5 @@
-"""docs/pocket.md, the model card: its table and its checksums are those of what was measured and of what is shipped."""
+"""docs/pocket.md, the model card: its table and its checksums are those of what was measured and of
+what is shipped."""
 
 from __future__ import annotations
 
@@ -16,7 +17,10 @@ HEADS = re.escape("| classes | images | chance | `pocket-1` | `pocket` |")
 
 def measured() -> dict[tuple[str, str], dict[str, Any]]:
     """(template, set) -> cells that the table has to have, and the lines of both versions."""
-    lines = [json.loads(line) for line in (DOCS / "results/pocket.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (DOCS / "results/pocket.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for line in lines:
         found.setdefault((line["template"], line["set"]), {})[line["backbone"]["name"]] = line
@@ -36,7 +40,11 @@ def test_tables_are_the_lines() -> None:
         new, old = line["pocket"], line["pocket-1"]
         assert (new["classes"], new["images"]) == (old["classes"], old["images"])
         figures = (100 / new["classes"], old["accuracy"], new["accuracy"])
-        assert told[key] == [str(new["classes"]), f"{new['images']:,}", *(f"{figure:.1f}" for figure in figures)], key
+        assert told[key] == [
+            str(new["classes"]),
+            f"{new['images']:,}",
+            *(f"{figure:.1f}" for figure in figures),
+        ], key
 
 
 def test_lines_are_of_the_weights_that_are_shipped() -> None:
@@ -44,7 +52,10 @@ def test_lines_are_of_the_weights_that_are_shipped() -> None:
         assert {name: line["backbone"]["digest"] for name, line in lines.items()} == {
             name: pocket.digest for name, pocket in POCKETS.items()
         }
-        assert all(line["versions"].keys() >= {"torch", "timm", "open_clip_torch"} for line in lines.values())
+        assert all(
+            line["versions"].keys() >= {"torch", "timm", "open_clip_torch"}
+            for line in lines.values()
+        )
 
 
 def test_checksums_are_those_of_what_is_used() -> None:

@@ -20,7 +20,11 @@ def scores() -> dict[str, dict[tuple[str, int], list[float]]]:
         record = json.loads(line)
         base, novel = (score["accuracy"] for score in record["scores"])
         task = record["task"]
-        found[record["precision"]][task["data"], task["seed"]] = [base, novel, 2 * base * novel / (base + novel)]
+        found[record["precision"]][task["data"], task["seed"]] = [
+            base,
+            novel,
+            2 * base * novel / (base + novel),
+        ]
     return found
 
 
@@ -32,12 +36,17 @@ def test_the_table_is_that_of_the_records() -> None:
     columns = []
     for place in range(3):
         changes = {
-            data: fmean(found["bf16"][data, s][place] - found["fp32"][data, s][place] for s in (1, 2, 3))
+            data: fmean(
+                found["bf16"][data, s][place] - found["fp32"][data, s][place] for s in (1, 2, 3)
+            )
             for data in sets
         }
         columns.append(changes)
     for data in sets:
-        assert f"| {data} | " + " | ".join(f"{changes[data]:+.2f}" for changes in columns) + " |" in PAGE
+        assert (
+            f"| {data} | " + " | ".join(f"{changes[data]:+.2f}" for changes in columns) + " |"
+            in PAGE
+        )
     means = [fmean(changes.values()) for changes in columns]
     assert f"| mean of {len(sets)} | " + " | ".join(f"{mean:+.2f}" for mean in means) + " |" in PAGE
     assert abs(means[2]) < 0.3

@@ -1,4 +1,5 @@
-"""What docs/release.md relies on: one version everywhere, and a source archive that has whatever the tests need."""
+"""What docs/release.md relies on: one version everywhere, and a source archive that has whatever
+the tests need."""
 
 from __future__ import annotations
 
@@ -9,7 +10,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-BY_ITSELF = {"README.md", "LICENSE", "pyproject.toml", "src"}  # what setuptools takes without being told
+BY_ITSELF = {
+    "README.md",
+    "LICENSE",
+    "pyproject.toml",
+    "src",
+}  # what setuptools takes without being told
 NEVER = {".gitignore"}
 
 
@@ -28,7 +34,9 @@ def test_the_source_archive_has_every_file_of_the_repository() -> None:
         pytest.skip("no git repository")
     named = {word for line in text("MANIFEST.in").splitlines() for word in line.split()[1:]}
     tops = {line.partition("/")[0] for line in done.stdout.splitlines()}
-    assert tops - BY_ITSELF - NEVER == {name for name in named if not name.startswith(("*", "__pycache__", ".DS"))}
+    assert tops - BY_ITSELF - NEVER == {
+        name for name in named if not name.startswith(("*", "__pycache__", ".DS"))
+    }
 
 
 def test_make_dist_runs_what_the_extra_brings() -> None:

@@ -31,7 +31,9 @@ def rates() -> dict[str, float]:
         [rows[f"encode, {title}"]] = [
             row["images_per_second"]
             for row in measured("inference")
-            if [row["backbone"], row["engine"]] == one and row["adapters"] and (row["threads"], row["batch"]) == (2, 8)
+            if [row["backbone"], row["engine"]] == one
+            and row["adapters"]
+            and (row["threads"], row["batch"]) == (2, 8)
         ]
     return rows
 
@@ -45,9 +47,14 @@ def test_hours_are_images_over_measured_rates() -> None:
         cells = " | ".join(number(count / rate / 3600) for count in MANY)
         assert f"| {title} | {rate:.1f} | {cells} |" in PAGE
     found = rates()
-    assert found["read and decode, 500 x 375 pixels"] / found["encode, ViT-B/16 with adapters, OpenVINO int8"] > 24.5
+    assert (
+        found["read and decode, 500 x 375 pixels"]
+        / found["encode, ViT-B/16 with adapters, OpenVINO int8"]
+        > 24.5
+    )
     days = [
-        1e8 / found[f"encode, ViT-B/16 with adapters, {kind}"] / 100 / 86400 for kind in ("float32", "OpenVINO int8")
+        1e8 / found[f"encode, ViT-B/16 with adapters, {kind}"] / 100 / 86400
+        for kind in ("float32", "OpenVINO int8")
     ]
     assert 1.9 < days[0] < 2.3  # "two days"
     assert 0.7 < days[1] < 1  # "less than one"
@@ -56,7 +63,8 @@ def test_hours_are_images_over_measured_rates() -> None:
 def test_storage_is_numbers_times_bytes() -> None:
     for name, width in (("`pocket`", 256), ("ViT-B/16", 512)):
         cells = [
-            f"{count * 2 * width / 1e9:,.1f}" if count < 1e7 else f"{count * 2 * width / 1e9:,.0f}" for count in MANY
+            f"{count * 2 * width / 1e9:,.1f}" if count < 1e7 else f"{count * 2 * width / 1e9:,.0f}"
+            for count in MANY
         ]
         sizes = " | ".join(f"{cell} GB" for cell in cells)
         assert f"| features in float16, {name} | {2 * width:,} bytes | {sizes} |" in PAGE
@@ -64,18 +72,26 @@ def test_storage_is_numbers_times_bytes() -> None:
     token = one["frozen_mb"] / 20  # MB, of 20 classes
     assert token * 1e6 == (2 * 197 * 768 + 512) * 4
     cells = " | ".join(
-        f"{count * token / 1e6:,.1f} TB" if count < 1e7 else f"{count * token / 1e6:,.0f} TB" for count in MANY
+        f"{count * token / 1e6:,.1f} TB" if count < 1e7 else f"{count * token / 1e6:,.0f} TB"
+        for count in MANY
     )
-    assert f"| tokens at the first adapter in float32, ViT-B/16 | {token:.1f} MB | {cells} |" in PAGE
+    assert (
+        f"| tokens at the first adapter in float32, ViT-B/16 | {token:.1f} MB | {cells} |" in PAGE
+    )
 
 
 def test_many_classes() -> None:
     [seconds] = [row["seconds"] for row in measured("predict")["rows"] if row["run"] == "prompts"]
     assert 3.5 < seconds / measured("predict")["classes"] * CLASSES / 60 < 4.5
-    assert "take `pocket` four minutes, once, and their class weights 102 MB" in re.sub(r"\s+", " ", PAGE)
+    assert "take `pocket` four minutes, once, and their class weights 102 MB" in re.sub(
+        r"\s+", " ", PAGE
+    )
     assert round(CLASSES * 256 * 4 / 1e6) == 102
     points = {point["classes"]: point for point in measured("scaling")["classes"]["points"]}
-    growth = [(points[1000][f"lean_{what}"] - points[100][f"lean_{what}"]) / 900 for what in ("peak_mb", "seconds")]
+    growth = [
+        (points[1000][f"lean_{what}"] - points[100][f"lean_{what}"]) / 900
+        for what in ("peak_mb", "seconds")
+    ]
     told = (
         f"{growth[0]:.1f} MB and {1000 * growth[1]:.1f} ms per class (ViT-B/16): "
         f"1e5 would need {growth[0] * 100:.0f} GB"
@@ -87,10 +103,15 @@ def test_many_classes() -> None:
 def test_what_plan_predicted_and_what_it_took() -> None:
     found = json.loads((DOCS / "results/plan.json").read_text(encoding="utf-8"))["rows"]
     for row in found:
-        assert f"| {row['data']}, {row['method']} | {row['predicted']:.2f} | {row['taken']:.2f} |" in PAGE
+        assert (
+            f"| {row['data']}, {row['method']} | {row['predicted']:.2f} | {row['taken']:.2f} |"
+            in PAGE
+        )
     predicted, taken = (sum(row[what] for row in found) for what in ("predicted", "taken"))
     assert f"| **all** | {predicted:.1f} | {taken:.1f} |" in PAGE
-    assert f"{100 * (taken / predicted - 1):.0f} % more than was predicted" in re.sub(r"\s+", " ", PAGE)
+    assert f"{100 * (taken / predicted - 1):.0f} % more than was predicted" in re.sub(
+        r"\s+", " ", PAGE
+    )
 
 
 def test_what_ray_costs_is_what_was_measured() -> None:

@@ -19,7 +19,9 @@ TEXT = (Path(__file__).parents[2] / "docs/serve.md").read_text(encoding="utf-8")
 
 def test_defaults_are_those_of_the_command() -> None:
     group: Any = typer.main.get_command(app)
-    options = {option.opts[0]: option.default for option in group.commands["serve"].params if option.opts}
+    options = {
+        option.opts[0]: option.default for option in group.commands["serve"].params if option.opts
+    }
     rows = re.findall(r"^\| `(--\w+)` \| (\S+) \|", TEXT, re.M)
     assert len(rows) > 9
     for name, told in rows:
@@ -37,7 +39,9 @@ def test_paths_exist() -> None:
             assert verb.lower() in paths[path.replace("NAME", "{model}")], path
 
 
-def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_its_python_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cat.jpg").write_bytes(coloured(250, 5, 5, kind="JPEG"))
     [code] = re.findall(r"^```python\n(.*?)^```", TEXT, re.M | re.S)

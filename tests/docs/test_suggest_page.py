@@ -19,7 +19,9 @@ import suggest
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "suggest.md").read_text(encoding="utf-8")
 TEXT = " ".join(PAGE.split())
-LINES = [json.loads(line) for line in (DOCS / "results/suggest.jsonl").read_text("utf-8").splitlines()]
+LINES = [
+    json.loads(line) for line in (DOCS / "results/suggest.jsonl").read_text("utf-8").splitlines()
+]
 PRODUCT = {"next": propose.DEFAULT_NEXT, "first": propose.DEFAULT_FIRST}
 
 
@@ -47,7 +49,9 @@ def test_the_default_is_what_follows_from_the_lines(kind: str) -> None:
     chosen = suggest.best(LINES, kind)
     points = suggest.told(suggest.ahead(LINES, suggest.REPORT, kind, chosen))
     assert f"{chosen} was chosen; elsewhere it is {points} points ahead of random" in told
-    assert not any(suggest.proven(LINES, kind, rule) for rule in suggest.KINDS[kind] if rule != "random")
+    assert not any(
+        suggest.proven(LINES, kind, rule) for rule in suggest.KINDS[kind] if rule != "random"
+    )
     assert "No rule is ahead by more than its interval" in told
     assert PRODUCT[kind] == suggest.default(LINES, kind)
     assert f"The default is {PRODUCT[kind]}" in told
@@ -57,11 +61,14 @@ def test_why_typicality_comes_first() -> None:
     sets = (*suggest.CHOOSE, *suggest.REPORT)
     ahead = suggest.ahead(LINES, sets, "first", "typicality")
     assert (
-        f"ahead of random on {sum(x > 0 for x in ahead)} of {len(sets)} sets ({suggest.told(ahead)} over all)" in TEXT
+        f"ahead of random on {sum(x > 0 for x in ahead)} of {len(sets)} sets ({suggest.told(ahead)} over all)"
+        in TEXT
     )
     assert max(suggest.ahead(LINES, sets, "next", "coverage")) < 0  # "behind on all five sets"
     shares = (suggest.classes(LINES, rule)[0] for rule in ("typicality", "random"))
-    assert "{:.0f} % of the classes with one image per class, random {:.0f} %".format(*shares) in TEXT
+    assert (
+        "{:.0f} % of the classes with one image per class, random {:.0f} %".format(*shares) in TEXT
+    )
 
 
 def test_the_design_is_that_of_the_tool() -> None:

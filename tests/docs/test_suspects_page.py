@@ -21,15 +21,23 @@ import suspects
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "suspects.md").read_text(encoding="utf-8")
 TEXT = " ".join(PAGE.split())
-LINES = [json.loads(line) for line in (DOCS / "results/suspects.jsonl").read_text("utf-8").splitlines()]
+LINES = [
+    json.loads(line) for line in (DOCS / "results/suspects.jsonl").read_text("utf-8").splitlines()
+]
 
 
 def test_every_line_is_there_once_and_of_one_backbone() -> None:
     sets = re.findall(r"--out docs/results/suspects.jsonl (.+)", PAGE)[0].split()
     keys = [tuple(line[key] for key in suspects.KEY) for line in LINES]
     assert sorted(keys) == sorted(product(sets, suspects.KINDS, suspects.SHARES, (1, 2, 3)))
-    assert len({line["backbone"] for line in LINES}) == len({tuple(line["scores"]) for line in LINES}) == 1
-    assert {line["versions"]["cleanlab"] for line in LINES} == set(re.findall(r"\*\*cleanlab\*\* ([\d.]+)", TEXT))
+    assert (
+        len({line["backbone"] for line in LINES})
+        == len({tuple(line["scores"]) for line in LINES})
+        == 1
+    )
+    assert {line["versions"]["cleanlab"] for line in LINES} == set(
+        re.findall(r"\*\*cleanlab\*\* ([\d.]+)", TEXT)
+    )
     sizes = {line["images"] + line["left_out"] for line in LINES}
     assert f"{min(sizes)} to {max(sizes)} images per set" in TEXT
 
@@ -58,10 +66,15 @@ def test_what_is_said_of_the_chosen_rule() -> None:
     assert f"mean average precision {mean(chosen)} at 10 % random flips {controls}" in TEXT
     assert f"and {mean(chosen, 'confusable')} at 10 % confusable ones" in TEXT
     by_set = [mean(chosen, some=[data]) for data in sets]
-    assert f"is {mean(chosen, some=sets)}: from {min(by_set)} on trashnet to {max(by_set)} on neu_steel" in TEXT
+    assert (
+        f"is {mean(chosen, some=sets)}: from {min(by_set)} on trashnet to {max(by_set)} on neu_steel"
+        in TEXT
+    )
     found = {name: suspects.difference(LINES, chosen, name) for name in LINES[0]["scores"]}
     told = {name: f"{middle:+.3f} ± {half:.3f}" for name, (middle, half) in found.items()}
-    ahead, same = (f"cleanlab, probe 3, {rule}" for rule in ("self_confidence", "normalized_margin"))
+    ahead, same = (
+        f"cleanlab, probe 3, {rule}" for rule in ("self_confidence", "normalized_margin")
+    )
     assert f"ahead of cleanlab's self_confidence by {told[ahead]}" in TEXT
     assert found[ahead][0] > found[ahead][1]
     assert f"From its normalized_margin no difference is shown: {told[same]}" in TEXT

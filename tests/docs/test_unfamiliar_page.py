@@ -17,7 +17,10 @@ import unfamiliar
 from unfamiliar import REPORT, over
 
 ROOT = Path(__file__).parents[2]
-LINES = [json.loads(line) for line in (ROOT / "docs/results/unfamiliar.jsonl").read_text("utf-8").splitlines()]
+LINES = [
+    json.loads(line)
+    for line in (ROOT / "docs/results/unfamiliar.jsonl").read_text("utf-8").splitlines()
+]
 CHOSEN = f"neighbour {NEIGHBOUR}, frozen"
 
 
@@ -31,11 +34,17 @@ def test_every_pair_is_there_once_and_of_one_backbone() -> None:
         {data for data, _ in runs},
         re.findall(r"Nothing was fitted to (.+?), for lack of time", " ".join(page().split())),
     )
-    assert there == {*unfamiliar.CHOOSE, *REPORT} - {data for names in missing for data in names.split(" or ")}
+    assert there == {*unfamiliar.CHOOSE, *REPORT} - {
+        data for names in missing for data in names.split(" or ")
+    }
     assert sorted((line["data"], line["seed"], line["far"]) for line in LINES) == sorted(
         (data, seed, far) for data, seed in runs for far in ("", *unfamiliar.far_of(data))
     )
-    assert len({line["digest"] for line in LINES}) == len({tuple(line["scores"]) for line in LINES}) == 1
+    assert (
+        len({line["digest"] for line in LINES})
+        == len({tuple(line["scores"]) for line in LINES})
+        == 1
+    )
 
 
 def test_the_tables_are_those_of_the_lines() -> None:
@@ -53,7 +62,10 @@ def test_the_product_has_the_score_that_was_chosen() -> None:
 def test_its_area_stands_beside_the_claim(name: str) -> None:
     near, far = (f"{over(LINES, REPORT, CHOSEN, kind):.2f}" for kind in ("near", "far"))
     text = " ".join(page(name).split())
-    assert f"AUROC {far} against images of other sets, {near} against further classes of the same set" in text
+    assert (
+        f"AUROC {far} against images of other sets, {near} against further classes of the same set"
+        in text
+    )
 
 
 def test_better_is_said_where_the_interval_is_beyond_zero() -> None:
@@ -63,6 +75,11 @@ def test_better_is_said_where_the_interval_is_beyond_zero() -> None:
 
 
 def test_the_reconstruction_error_beside_its_control() -> None:
-    found = [over(LINES, REPORT, score, "far") for score in ("reconstruction", "reconstruction, untrained")]
+    found = [
+        over(LINES, REPORT, score, "far")
+        for score in ("reconstruction", "reconstruction, untrained")
+    ]
     for name in ("docs/findings.md", "docs/methods.md"):
-        assert f"{found[0]:.2f} on average, {found[1]:.2f} for an untrained branch" in " ".join(page(name).split())
+        assert f"{found[0]:.2f} on average, {found[1]:.2f} for an untrained branch" in " ".join(
+            page(name).split()
+        )

@@ -11,7 +11,11 @@ from rmadapter.artifacts.record import parse_record
 from rmadapter.methods import load_method
 from rmadapter.settings import settings_of
 
-SINCE = {"target": "input", "target_norm": False, "local": True}  # settings since those runs, as they had it
+SINCE = {
+    "target": "input",
+    "target_norm": False,
+    "local": True,
+}  # settings since those runs, as they had it
 DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -27,8 +31,15 @@ def test_the_demos_table_is_that_of_its_records() -> None:
     for name, title in names.items():
         found = [record.metric(name) or 0 for record in records]
         score, before = records[0].score(name), records[0].metric(name, zero_shot=True) or 0
-        cells = [title, str(score.images) if score else "", f"{before:.1f}", ", ".join(f"{x:.1f}" for x in found)]
+        cells = [
+            title,
+            str(score.images) if score else "",
+            f"{before:.1f}",
+            ", ".join(f"{x:.1f}" for x in found),
+        ]
         expected.append([*cells, f"{fmean(found) - before:+.1f}", f"± {stdev(found):.1f}"])
     text = (DOCS / "usage.md").read_text(encoding="utf-8").split("### Demo")[1].split("\n## ")[0]
-    rows = [[cell.strip() for cell in row.split("|")] for row in re.findall(r"^\|(.*)\|$", text, re.M)]
+    rows = [
+        [cell.strip() for cell in row.split("|")] for row in re.findall(r"^\|(.*)\|$", text, re.M)
+    ]
     assert sorted(rows[2:]) == sorted(expected)

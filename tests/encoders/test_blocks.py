@@ -28,12 +28,17 @@ def run(view: Any, x: torch.Tensor, layout: Grid) -> torch.Tensor:
 
 def run_for_read(view: Any, x: torch.Tensor, layout: Grid) -> torch.Tensor:
     n = view.norm(x)
-    return view.close(layout.read(x), layout.attend_read(view.query(layout.read(n)), *view.key_value(n), view.heads))
+    return view.close(
+        layout.read(x),
+        layout.attend_read(view.query(layout.read(n)), *view.key_value(n), view.heads),
+    )
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_leanest_view_is_found(name: str, request: pytest.FixtureRequest) -> None:
-    assert all(type(view_of(block)) is KINDS[name] for block in image_blocks(request.getfixturevalue(name)))
+    assert all(
+        type(view_of(block)) is KINDS[name] for block in image_blocks(request.getfixturevalue(name))
+    )
 
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_siglip", "tiny_hf"])
@@ -58,7 +63,9 @@ def test_a_post_norm_block_is_its_own_forward(tiny_hf: Backbone) -> None:
     torch.testing.assert_close(run_for_read(view, x, layout), expected[:, 0], **EXACT)
 
 
-def test_a_block_of_another_make_runs_by_its_own_forward_with_what_its_encoder_passes(tiny_eva: Backbone) -> None:
+def test_a_block_of_another_make_runs_by_its_own_forward_with_what_its_encoder_passes(
+    tiny_eva: Backbone,
+) -> None:
     block = image_blocks(tiny_eva)[0]
     view = view_of(block)
     assert isinstance(view, Opaque)
@@ -69,7 +76,9 @@ def test_a_block_of_another_make_runs_by_its_own_forward_with_what_its_encoder_p
 
 
 @pytest.mark.parametrize("part", ["q_norm", "k_norm", "norm"])
-def test_a_block_with_a_part_that_the_view_would_leave_out_stays_whole(part: str, tiny_hf: Backbone) -> None:
+def test_a_block_with_a_part_that_the_view_would_leave_out_stays_whole(
+    part: str, tiny_hf: Backbone
+) -> None:
     block = image_blocks(double(tiny_hf))[0]  # a copy, which may be changed
     setattr(block.attn, part, nn.LayerNorm(16))
     assert isinstance(view_of(block), Opaque)
@@ -89,7 +98,9 @@ def test_a_subclass_of_a_known_block_stays_whole(tiny_clip: Backbone) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_cast_block_keeps_its_norms_and_leaves_the_own_one_alone(name: str, request: pytest.FixtureRequest) -> None:
+def test_a_cast_block_keeps_its_norms_and_leaves_the_own_one_alone(
+    name: str, request: pytest.FixtureRequest
+) -> None:
     block = image_blocks(request.getfixturevalue(name))[0]
     before = {key: tensor.clone() for key, tensor in block.state_dict().items()}
     twin = cast(block, torch.bfloat16)

@@ -1,4 +1,5 @@
-"""The lean forward pass against the backbone's own with hooks: features, loss terms and every adapter gradient."""
+"""The lean forward pass against the backbone's own with hooks: features, loss terms and every
+adapter gradient."""
 
 from __future__ import annotations
 
@@ -24,54 +25,83 @@ Two = tuple[dict[str, Tensor], dict[str, Tensor]]  # loss terms, and gradients o
 
 
 def adapted(backbone: Backbone, **fields: Any) -> AdaptedCLIP:
-    """Adapters whose output matters: kaiming weights and a large alpha; in the number format of the backbone."""
-    method: Any = load_method("rmadapter", {"first_block": 2, "init": "kaiming", "alpha": 0.5, "rank": 8, **fields})
+    """Adapters whose output matters: kaiming weights and a large alpha; in the number format of the
+    backbone."""
+    method: Any = load_method(
+        "rmadapter", {"first_block": 2, "init": "kaiming", "alpha": 0.5, "rank": 8, **fields}
+    )
     return method.model(backbone).train().to(next(backbone.model.parameters()).dtype)
 
 
 def noise(backbone: Backbone, count: int = 5) -> Tensor:
-    images = torch.randn(count, 3, backbone.image_size, backbone.image_size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(
+        count,
+        3,
+        backbone.image_size,
+        backbone.image_size,
+        generator=torch.Generator().manual_seed(0),
+    )
     return images.to(next(backbone.model.parameters()).dtype)
 
 
 def gradients(model: AdaptedCLIP, terms: dict[str, Tensor]) -> dict[str, Tensor]:
     model.zero_grad()
     terms["loss"].backward()
-    return {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in model.adapters.named_parameters()}
+    return {
+        n: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for n, p in model.adapters.named_parameters()
+    }
 
 
-def lean_pass(model: AdaptedCLIP, names: tuple[str, ...], templates: tuple[str, ...], count: int) -> Two:
+def lean_pass(
+    model: AdaptedCLIP, names: tuple[str, ...], templates: tuple[str, ...], count: int
+) -> Two:
     images, tokens = noise(model.backbone, count), tokenize(model.backbone, names, templates)
     labels = torch.arange(count) % len(names)
     terms = model(labels, model.frozen(images), model.frozen_text(tokens), len(templates))
     return {name: term.detach() for name, term in terms.items()}, gradients(model, terms)
 
 
-def plain_pass(model: AdaptedCLIP, names: tuple[str, ...], templates: tuple[str, ...], count: int) -> Two:
+def plain_pass(
+    model: AdaptedCLIP, names: tuple[str, ...], templates: tuple[str, ...], count: int
+) -> Two:
     """By the backbone's own forward pass."""
     images, tokens = noise(model.backbone, count), tokenize(model.backbone, names, templates)
     features = (model.clip.encode_image(images), model.clip.encode_text(tokens))
-    terms = model.reference(torch.arange(count) % len(names), images, tokens, features, len(templates))
+    terms = model.reference(
+        torch.arange(count) % len(names), images, tokens, features, len(templates)
+    )
     found = gradients(model, terms)
     assert any(gradient.any() for gradient in found.values())
     return {name: term.detach() for name, term in terms.items()}, found
 
 
 def same_as_reference(
-    model: AdaptedCLIP, names: tuple[str, ...] = NAMES, templates: tuple[str, ...] = PHOTO, count: int = 5
+    model: AdaptedCLIP,
+    names: tuple[str, ...] = NAMES,
+    templates: tuple[str, ...] = PHOTO,
+    count: int = 5,
 ) -> bool:
     """In float64, where rounding stays below 1e-13; a single step in float32 would cost 1e-8."""
     assert next(model.clip.parameters()).dtype == torch.float64
     passes = lean_pass(model, names, templates, count), plain_pass(model, names, templates, count)
-    return max(max(relative_errors(*each).values()) for each in zip(*passes, (0, 1e-4), strict=True)) < 1e-11
+    return (
+        max(max(relative_errors(*each).values()) for each in zip(*passes, (0, 1e-4), strict=True))
+        < 1e-11
+    )
 
 
 def rounds_like_reference(
     backbone: Backbone, exact: Backbone, templates: tuple[str, ...] = PHOTO, **fields: Any
 ) -> None:
-    """In float32, on two images: both passes lose what this processor's kernels lose, and the lean one hardly more."""
+    """In float32, on two images: both passes lose what this processor's kernels lose, and the lean
+    one hardly more."""
     model, rest = adapted(backbone, **fields), (NAMES, templates, 2)
-    passes = plain_pass(model, *rest), lean_pass(model, *rest), plain_pass(adapted(exact, **fields), *rest)
+    passes = (
+        plain_pass(model, *rest),
+        lean_pass(model, *rest),
+        plain_pass(adapted(exact, **fields), *rest),
+    )
     for plain, lean, truth, share in zip(*passes, (0, 1e-4), strict=True):
         assert_rounds_like(plain, lean, truth, share)
 
@@ -98,7 +128,9 @@ TEMPLATES = [PHOTO, ("{}",), ("a photo of a {}.", "the {}.")]
 
 @pytest.mark.parametrize("name", BACKBONES)
 @pytest.mark.parametrize("fields", ABLATIONS, ids=str)
-def test_every_ablation_is_the_reference(name: str, fields: dict[str, Any], request: pytest.FixtureRequest) -> None:
+def test_every_ablation_is_the_reference(
+    name: str, fields: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
     backbone = double(request.getfixturevalue(name))
     every = [*itertools.product(("none", "block"), (False, True))]
     for norm, cross_modal in every if not fields else every[1:3]:
@@ -108,7 +140,9 @@ def test_every_ablation_is_the_reference(name: str, fields: dict[str, Any], requ
 
 @pytest.mark.parametrize("name", BACKBONES)
 @pytest.mark.parametrize("fields", PLACES, ids=str)
-def test_every_place_is_the_reference(name: str, fields: dict[str, Any], request: pytest.FixtureRequest) -> None:
+def test_every_place_is_the_reference(
+    name: str, fields: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
     backbone = double(request.getfixturevalue(name))
     for norm, templates in [("none", PHOTO), *itertools.product(("block",), TEMPLATES)]:
         model = adapted(backbone, norm=norm, **fields)
@@ -116,7 +150,9 @@ def test_every_place_is_the_reference(name: str, fields: dict[str, Any], request
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_one_class_and_one_image_are_the_reference(name: str, request: pytest.FixtureRequest) -> None:
+def test_one_class_and_one_image_are_the_reference(
+    name: str, request: pytest.FixtureRequest
+) -> None:
     assert same_as_reference(adapted(double(request.getfixturevalue(name))), ("cat",), count=1)
 
 
@@ -134,12 +170,16 @@ Fields, Templates = dict[str, Any], tuple[str, ...]
 @pytest.mark.parametrize(("fields", "templates"), REAL, ids=str)
 def test_pocket_is_the_reference(pocket64: Backbone, fields: Fields, templates: Templates) -> None:
     other = REAL.index((fields, templates)) % 2 == 1
-    model = adapted(pocket64, norm="block" if other else "none", cross_modal=other, alpha=0.1, **fields)
+    model = adapted(
+        pocket64, norm="block" if other else "none", cross_modal=other, alpha=0.1, **fields
+    )
     assert same_as_reference(model, NAMES, templates, 2)
 
 
 @pytest.mark.parametrize(("fields", "templates"), [REAL[0], REAL[3]], ids=str)
-def test_vit_b16_is_the_reference(vit_b16_64: Backbone, fields: Fields, templates: Templates) -> None:
+def test_vit_b16_is_the_reference(
+    vit_b16_64: Backbone, fields: Fields, templates: Templates
+) -> None:
     model = adapted(vit_b16_64, norm="block", cross_modal=True, alpha=0.1, **fields)
     assert same_as_reference(model, ("cat", "a very long name for a dog"), templates, 2)
 
@@ -148,7 +188,9 @@ def test_vit_b16_is_the_reference(vit_b16_64: Backbone, fields: Fields, template
 def test_pocket_rounds_like_the_reference(
     pocket: Backbone, pocket64: Backbone, fields: Fields, templates: Templates
 ) -> None:
-    rounds_like_reference(pocket, pocket64, templates, norm="block", cross_modal=True, alpha=0.1, **fields)
+    rounds_like_reference(
+        pocket, pocket64, templates, norm="block", cross_modal=True, alpha=0.1, **fields
+    )
 
 
 def test_vit_b16_rounds_like_the_reference(vit_b16: Backbone, vit_b16_64: Backbone) -> None:
@@ -166,14 +208,24 @@ def vit_b16_64(vit_b16: Backbone) -> Backbone:
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_under_autocast_it_is_near_the_same_in_its_number_format(name: str, request: pytest.FixtureRequest) -> None:
-    """The tokens between blocks are bfloat16, gradients as near to those of float32 as the backbone's own forward has
-    them under autocast, and no weight of the backbone is cast in a second step."""
+def test_under_autocast_it_is_near_the_same_in_its_number_format(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    """The tokens between blocks are bfloat16, gradients as near to those of float32 as the
+    backbone's own forward has them under autocast, and no weight of the backbone is cast in a
+    second step."""
     backbone = request.getfixturevalue(name)
     model, seen = adapted(backbone), []
-    images, tokens, labels = noise(backbone), tokenize(backbone, NAMES, PHOTO), torch.tensor([0, 1, 2, 3, 0])
+    images, tokens, labels = (
+        noise(backbone),
+        tokenize(backbone, NAMES, PHOTO),
+        torch.tensor([0, 1, 2, 3, 0]),
+    )
     image, text = model.frozen(images), model.frozen_text(tokens)
-    plain, close = gradients(model, model(labels, image, text)), type(model.encoders["text"].views[-1]).close
+    plain, close = (
+        gradients(model, model(labels, image, text)),
+        type(model.encoders["text"].views[-1]).close,
+    )
 
     def step() -> dict[str, Tensor]:
         with torch.autocast("cpu", torch.bfloat16):
@@ -192,7 +244,9 @@ def test_under_autocast_it_is_near_the_same_in_its_number_format(name: str, requ
     assert all(torch.equal(mixed[key], again[key]) for key in mixed)
     with torch.autocast("cpu", torch.bfloat16):
         terms = model.reference(labels, images, tokens, (image.features, text[0].features))
-    own, errors = (relative_errors(found, plain, share=1e-2) for found in (gradients(model, terms), mixed))
+    own, errors = (
+        relative_errors(found, plain, share=1e-2) for found in (gradients(model, terms), mixed)
+    )
     assert 0 < max(errors.values()) < FACTOR * max(own.values()), (errors, own)
 
 
@@ -211,7 +265,9 @@ def test_what_stands_after_the_end_of_text_changes_nothing(tiny_clip: Backbone) 
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_blocks_are_the_backbones_own_and_sizes_are_theirs(name: str, request: pytest.FixtureRequest) -> None:
+def test_blocks_are_the_backbones_own_and_sizes_are_theirs(
+    name: str, request: pytest.FixtureRequest
+) -> None:
     """Hooks on them are hooks on the backbone; what is taken apart are views of them."""
     backbone = request.getfixturevalue(name)
     modules = set(backbone.model.modules())
@@ -223,7 +279,8 @@ def test_blocks_are_the_backbones_own_and_sizes_are_theirs(name: str, request: p
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_the_tail_is_what_the_head_reads(name: str, request: pytest.FixtureRequest) -> None:
-    """By the gradient of features by every weight of the model, from tokens that leave the top block."""
+    """By the gradient of features by every weight of the model, from tokens that leave the top
+    block."""
     backbone = double(request.getfixturevalue(name))
     model: Any = backbone.model.requires_grad_()
     tokens = tokenize(backbone, NAMES, PHOTO)
@@ -236,7 +293,9 @@ def test_the_tail_is_what_the_head_reads(name: str, request: pytest.FixtureReque
         assert read
 
 
-def test_an_image_encoder_that_also_gives_its_tokens_is_read_by_every_way(tiny_clip: Backbone) -> None:
+def test_an_image_encoder_that_also_gives_its_tokens_is_read_by_every_way(
+    tiny_clip: Backbone,
+) -> None:
     """As CoCa's does; a cache asks for the states of several blocks at once."""
     visual: Any = double(tiny_clip).model.visual
     whole = WholeImage(visual, "CoCa", lambda images: first_of((visual(images), "tokens")))

@@ -1,4 +1,5 @@
-"""Image encoders: what the untouched one gives up, and the rest of its forward pass from there, in float64."""
+"""Image encoders: what the untouched one gives up, and the rest of its forward pass from there, in
+float64."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ def watched(encoder: ImageEncoder, pixels: Tensor) -> dict[int, tuple[Tensor, Te
 
 
 @pytest.mark.parametrize("first", [1, 3, 4])
-def test_states_are_what_the_backbones_own_forward_shows(backbone: Backbone, pixels: Tensor, first: int) -> None:
+def test_states_are_what_the_backbones_own_forward_shows(
+    backbone: Backbone, pixels: Tensor, first: int
+) -> None:
     encoder = backbone.image
     expected, x, y = encoder.visual(pixels), *watched(encoder, pixels)[first]
     states = encoder.frozen(pixels, first)
@@ -55,9 +58,14 @@ def test_states_are_what_the_backbones_own_forward_shows(backbone: Backbone, pix
     assert not any(block._forward_hooks for block in encoder.blocks)
 
 
-def test_the_states_of_several_blocks_come_from_one_pass(backbone: Backbone, pixels: Tensor) -> None:
+def test_the_states_of_several_blocks_come_from_one_pass(
+    backbone: Backbone, pixels: Tensor
+) -> None:
     encoder, ran = backbone.image, Counter[int]()
-    handles = [b.register_forward_hook(lambda *given, i=i: ran.update([i])) for i, b in enumerate(encoder.blocks)]
+    handles = [
+        b.register_forward_hook(lambda *given, i=i: ran.update([i]))
+        for i, b in enumerate(encoder.blocks)
+    ]
     found = encoder.frozen_at(pixels, [3, None, 1, 4])
     for handle in handles:
         handle.remove()
@@ -65,10 +73,15 @@ def test_the_states_of_several_blocks_come_from_one_pass(backbone: Backbone, pix
     for states, first in zip(found, [3, None, 1, 4], strict=True):
         alone = encoder.frozen(pixels, first)
         assert states.first == alone.first == first
-        assert all(torch.equal(getattr(states, part), getattr(alone, part)) for part in ("features", "x", "y"))
+        assert all(
+            torch.equal(getattr(states, part), getattr(alone, part))
+            for part in ("features", "x", "y")
+        )
 
 
-def test_features_are_what_is_pooled_through_the_projection(backbone: Backbone, pixels: Tensor) -> None:
+def test_features_are_what_is_pooled_through_the_projection(
+    backbone: Backbone, pixels: Tensor
+) -> None:
     encoder = backbone.image
     found = encoder.projection
     assert found is not None
@@ -88,19 +101,24 @@ def test_features_alone_have_no_tokens(backbone: Backbone, pixels: Tensor) -> No
 
 def test_the_top_block_runs_for_the_one_token_that_is_read(tiny_clip: Backbone) -> None:
     encoder, rows = tiny_clip.image, []
-    handle = encoder.blocks[-1].mlp.register_forward_pre_hook(lambda m, args: rows.append(args[0].shape[:-1].numel()))
+    handle = encoder.blocks[-1].mlp.register_forward_pre_hook(
+        lambda m, args: rows.append(args[0].shape[:-1].numel())
+    )
     encoder.frozen(torch.zeros(3, 3, tiny_clip.image_size, tiny_clip.image_size))
     handle.remove()
     assert rows == [3]
 
 
 @pytest.mark.parametrize("first", [1, 3])
-def test_without_features_the_blocks_above_are_not_run(backbone: Backbone, pixels: Tensor, first: int) -> None:
+def test_without_features_the_blocks_above_are_not_run(
+    backbone: Backbone, pixels: Tensor, first: int
+) -> None:
     """Save where a block is of an unknown make, whose encoder must be seen to the top."""
     encoder, calls = backbone.image, Counter[int]()
     whole = encoder.frozen(pixels, first)
     handles = [
-        block.register_forward_hook(lambda *_, i=i: calls.update([i])) for i, block in enumerate(encoder.blocks, 1)
+        block.register_forward_hook(lambda *_, i=i: calls.update([i]))
+        for i, block in enumerate(encoder.blocks, 1)
     ]
     states = encoder.frozen(pixels, first, features=False)
     for handle in handles:
@@ -110,17 +128,23 @@ def test_without_features_the_blocks_above_are_not_run(backbone: Backbone, pixel
     assert torch.equal(states.y, whole.y)
     assert len(states.features) == (len(pixels) if encoder.opaque else 0)
     assert not any(block._forward_hooks for block in encoder.blocks)
-    assert torch.equal(encoder.frozen(pixels, first).features, whole.features)  # leaving early left nothing behind
+    assert torch.equal(
+        encoder.frozen(pixels, first).features, whole.features
+    )  # leaving early left nothing behind
 
 
 @pytest.mark.parametrize("first", [1, 3, 4])
-def test_encode_goes_on_where_the_states_end(backbone: Backbone, pixels: Tensor, first: int) -> None:
+def test_encode_goes_on_where_the_states_end(
+    backbone: Backbone, pixels: Tensor, first: int
+) -> None:
     encoder = backbone.image
     states, seen = encoder.frozen(pixels, first), []
     with torch.no_grad():
         features = encoder.encode(states.x, states.layout, first)
         encoder.encode(states.x, states.layout, first, lambda i, x: (seen.append(i), x)[1])
-        changed = encoder.encode(states.x, states.layout, first, lambda i, x: 2 * x if i == 4 else x)
+        changed = encoder.encode(
+            states.x, states.layout, first, lambda i, x: 2 * x if i == 4 else x
+        )
     torch.testing.assert_close(features, states.features, **EXACT)
     assert seen == list(range(first, encoder.depth + 1))
     assert (changed - features).abs().max() > 1e-3
@@ -132,12 +156,17 @@ def test_other_views_run_instead_of_the_encoders_own(tiny_clip: Backbone) -> Non
     states = encoder.frozen(torch.randn(2, 3, 32, 32), 1)
     backwards = encoder.views[::-1]
     with torch.no_grad():
-        own, other = encoder.encode(states.x, states.layout), encoder.encode(states.x, states.layout, views=backwards)
+        own, other = (
+            encoder.encode(states.x, states.layout),
+            encoder.encode(states.x, states.layout, views=backwards),
+        )
     assert (own - other).abs().max() > 1e-3
     assert encoder.views == backwards[::-1]
 
 
-def test_an_encoder_is_the_same_before_and_after_any_pass(tiny_eva: Backbone, tiny_clip: Backbone) -> None:
+def test_an_encoder_is_the_same_before_and_after_any_pass(
+    tiny_eva: Backbone, tiny_clip: Backbone
+) -> None:
     """Any number of methods share it: a pass for one block leaves nothing that another could read."""
     for backbone in (tiny_clip, tiny_eva):
         encoder, images = backbone.image, torch.randn(2, 3, 32, 32)
@@ -147,7 +176,9 @@ def test_an_encoder_is_the_same_before_and_after_any_pass(tiny_eva: Backbone, ti
         after = encoder.frozen(images, 2)
         assert torch.equal(before.y, after.y)
         with torch.no_grad():
-            assert torch.equal(*(encoder.encode(states.x, states.layout, 2) for states in (before, after)))
+            assert torch.equal(
+                *(encoder.encode(states.x, states.layout, 2) for states in (before, after))
+            )
 
 
 def test_what_an_unknown_block_is_passed_travels_with_its_states(tiny_eva: Backbone) -> None:
@@ -163,7 +194,8 @@ def test_what_an_unknown_block_is_passed_travels_with_its_states(tiny_eva: Backb
 
 
 @pytest.mark.parametrize(
-    ("name", "read"), [("tiny_clip", True), ("tiny_hf", True), ("tiny_siglip", False), ("tiny_eva", False)]
+    ("name", "read"),
+    [("tiny_clip", True), ("tiny_hf", True), ("tiny_siglip", False), ("tiny_eva", False)],
 )
 def test_savings_and_norms_by_name(name: str, read: bool, request: pytest.FixtureRequest) -> None:
     """SigLIP's head reads all tokens; a block of an unknown make runs whole."""

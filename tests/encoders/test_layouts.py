@@ -58,14 +58,22 @@ def test_padding_of_a_packed_layout_is_zero() -> None:
 
 def spread(packed: Packed, x: Tensor) -> Tensor:
     """Packed [T, d] -> padded [C, 7, d], the shared prefix repeated."""
-    full = torch.cat([x[: packed.prefix].expand(len(TOKENS), -1, -1), packed.pad(x[packed.prefix :])], 1)
+    full = torch.cat(
+        [x[: packed.prefix].expand(len(TOKENS), -1, -1), packed.pad(x[packed.prefix :])], 1
+    )
     return torch.cat([full, full.new_zeros(len(TOKENS), 7 - full.shape[1], full.shape[2])], 1)
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+def plain_attention(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None
+) -> Tensor:
     """Of padded [C, L, d], by torch; mask [C, L, L] is True where a query may look."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    return scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None]).transpose(1, 2).flatten(2)
+    return (
+        scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None])
+        .transpose(1, 2)
+        .flatten(2)
+    )
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -97,7 +105,8 @@ def test_a_grid_attends_for_the_tokens_that_it_reads(last: int) -> None:
 
 
 def test_moved_layouts_keep_everything() -> None:
-    """To the meta device, which every machine has: each tensor goes along, and what is no tensor stays."""
+    """To the meta device, which every machine has: each tensor goes along, and what is no tensor
+    stays."""
     packed, meta = pack(TOKENS, LENGTHS, None, causal=False), torch.device("meta")
     moved = packed.to(meta)
     tensors = {name for name, value in vars(packed).items() if isinstance(value, Tensor)}
@@ -120,7 +129,11 @@ def test_attention_in_bfloat16_is_torchs_own(kind: str) -> None:
     exact = layouts._attend(q, k, v, 4, **given)
     found = layouts._attend(*(x.bfloat16() for x in (q, k, v)), 4, **given)
     heads = [layouts._heads(x.bfloat16(), 4) for x in (q, k, v)]
-    own = scaled_dot_product_attention(*heads, given["mask"], is_causal=given["causal"]).transpose(1, 2).flatten(2)
+    own = (
+        scaled_dot_product_attention(*heads, given["mask"], is_causal=given["causal"])
+        .transpose(1, 2)
+        .flatten(2)
+    )
     errors = [float((x.double() - exact).norm() / exact.norm()) for x in (found, own)]
     assert found.dtype == torch.bfloat16
     assert errors[0] < 4 * errors[1] < 0.1
@@ -129,7 +142,9 @@ def test_attention_in_bfloat16_is_torchs_own(kind: str) -> None:
 def test_what_the_token_that_is_read_looks_at() -> None:
     """torch's own attention module says the same, mean of its heads."""
     torch.manual_seed(0)
-    attention = torch.nn.MultiheadAttention(12, 3, bias=False, batch_first=True, dtype=torch.float64)
+    attention = torch.nn.MultiheadAttention(
+        12, 3, bias=False, batch_first=True, dtype=torch.float64
+    )
     x = torch.randn(2, 5, 12, dtype=torch.float64)
     q, k, _ = (x @ attention.in_proj_weight.T).chunk(3, -1)
     expected = attention(x, x, x, need_weights=True)[1][:, 0]

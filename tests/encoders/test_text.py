@@ -13,7 +13,9 @@ from tests.conftest import write_hf
 from tests.helpers.rounding import double
 
 BACKBONES = ["tiny_clip", "tiny_siglip", "tiny_eva", "tiny_hf"]
-PROMPTS = [f"a photo of a {name}." for name in ("cat", "a small red car. a blue bird", "dog", "tree house")]
+PROMPTS = [
+    f"a photo of a {name}." for name in ("cat", "a small red car. a blue bird", "dog", "tree house")
+]
 EXACT = {"rtol": 1e-9, "atol": 1e-10}
 
 
@@ -56,16 +58,22 @@ def test_other_berts(pooler: str, config: dict[str, bool], kind: str, tmp_path: 
 
 
 @pytest.mark.parametrize("first", [1, 3, 4])
-def test_encode_goes_on_where_the_states_end(backbone: Backbone, tokens: Tensor, first: int) -> None:
+def test_encode_goes_on_where_the_states_end(
+    backbone: Backbone, tokens: Tensor, first: int
+) -> None:
     encoder, expected = backbone.text, own(backbone, tokens)
     states, seen = encoder.frozen(tokens, first), []
     with torch.no_grad():
-        torch.testing.assert_close(encoder.encode(states.x, states.layout, first), expected, **EXACT)
+        torch.testing.assert_close(
+            encoder.encode(states.x, states.layout, first), expected, **EXACT
+        )
         encoder.encode(states.x, states.layout, first, lambda i, x: (seen.append(i), x)[1])
         if first == 4:  # the block's own output is there already: the head alone is left
             torch.testing.assert_close(encoder.head(states.y, states.layout), expected, **EXACT)
         else:
-            torch.testing.assert_close(encoder.encode(states.y, states.layout, first + 1), expected, **EXACT)
+            torch.testing.assert_close(
+                encoder.encode(states.y, states.layout, first + 1), expected, **EXACT
+            )
     assert seen == list(range(first, encoder.depth + 1))
 
 
@@ -77,13 +85,17 @@ def test_words_may_be_changed(backbone: Backbone, tokens: Tensor, share: bool) -
     with torch.no_grad():
         words = encoder.words(layout)
         torch.testing.assert_close(encoder.encode(encoder.stem(layout), layout), expected, **EXACT)
-        torch.testing.assert_close(encoder.encode(encoder.stem(layout, words), layout), expected, **EXACT)
+        torch.testing.assert_close(
+            encoder.encode(encoder.stem(layout, words), layout), expected, **EXACT
+        )
         changed = encoder.encode(encoder.stem(layout, 2 * words), layout)
     assert (changed - expected).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_eva"])
-def test_what_stands_after_the_end_of_text_changes_nothing(name: str, request: pytest.FixtureRequest) -> None:
+def test_what_stands_after_the_end_of_text_changes_nothing(
+    name: str, request: pytest.FixtureRequest
+) -> None:
     backbone = request.getfixturevalue(name)
     tokens = backbone.tokenizer(PROMPTS)
     noisy = tokens.clone()
@@ -100,16 +112,25 @@ def test_what_stands_after_the_end_of_text_changes_nothing(name: str, request: p
     [
         ("tiny_clip", (True, True, True)),
         ("tiny_eva", (True, True, True)),
-        ("tiny_siglip", (False, False, True)),  # it looks ahead at padding too, and reads the last place
+        (
+            "tiny_siglip",
+            (False, False, True),
+        ),  # it looks ahead at padding too, and reads the last place
         ("tiny_hf", (True, False, False)),  # it looks ahead, and reads all real tokens
     ],
 )
-def test_savings_by_name(name: str, saved: tuple[bool, ...], request: pytest.FixtureRequest) -> None:
+def test_savings_by_name(
+    name: str, saved: tuple[bool, ...], request: pytest.FixtureRequest
+) -> None:
     """No padding, a shared beginning, and the top block for the token alone that is read."""
     backbone = request.getfixturevalue(name)
     encoder, tokens = backbone.text, backbone.tokenizer(["a photo of a cat.", "a photo of a dog."])
     layout = encoder.layout(tokens)
-    assert (len(layout.ids) < tokens.numel(), layout.prefix > 0, encoder.reads_some(layout)) == saved
+    assert (
+        len(layout.ids) < tokens.numel(),
+        layout.prefix > 0,
+        encoder.reads_some(layout),
+    ) == saved
     assert encoder.side == "text"
     assert encoder.causal == saved[1]
 

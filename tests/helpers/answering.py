@@ -1,6 +1,7 @@
 """A model that anybody can compute by head, a server of it, and images to ask it about.
 
-Tests of `serve` take what they need of its libraries from here, so that they are skipped where it is missing.
+Tests of `serve` take what they need of its libraries from here, so that they are skipped where it
+is missing.
 """
 
 from __future__ import annotations
@@ -37,7 +38,14 @@ from rmadapter.deploy.serve.limits import Limits  # noqa: E402
 from rmadapter.deploy.serve.model import Served  # noqa: E402
 from rmadapter.deploy.serve.service import Service  # noqa: E402
 
-__all__ = ["HTTPException", "Headers", "Request", "Response", "Starlette", "TestClient"]  # for tests
+__all__ = [
+    "HTTPException",
+    "Headers",
+    "Request",
+    "Response",
+    "Starlette",
+    "TestClient",
+]  # for tests
 
 LABELS = ("red", "green", "blue")
 FACTS = {
@@ -51,15 +59,18 @@ FACTS = {
 
 
 class Toy:
-    """Its probabilities are the mean shares of the three colours. sizes: of the batches that it was asked about.
-    gate: is waited for before each answer. poison: what an image must not look like: then a whole batch fails."""
+    """Its probabilities are the mean shares of the three colours. sizes: of the batches that it was
+    asked about. gate: is waited for before each answer. poison: what an image must not look like:
+    then a whole batch fails."""
 
     def __init__(self, features: bool = True, labels: Sequence[str] = LABELS) -> None:
         self.sizes: list[int] = []
         self.gate = threading.Event()
         self.gate.set()
         self.poison: float | None = None
-        self.served = Served(tuple(labels), self.transform, self.ask, features, 4, {**FACTS, "features": features})
+        self.served = Served(
+            tuple(labels), self.transform, self.ask, features, 4, {**FACTS, "features": features}
+        )
 
     @staticmethod
     def transform(image: Image.Image) -> np.ndarray:
@@ -85,7 +96,9 @@ def serviced(toy: Toy, **limits: Any) -> Iterator[Service]:
         service.close()
 
 
-def coloured(red: int, green: int, blue: int, size: tuple[int, int] = (9, 7), kind: str = "PNG") -> bytes:
+def coloured(
+    red: int, green: int, blue: int, size: tuple[int, int] = (9, 7), kind: str = "PNG"
+) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", size, (red, green, blue)).save(file, kind)
     return file.getvalue()
@@ -104,7 +117,11 @@ class Process:
     def __init__(self, *words: object, key: str = "") -> None:
         code = "from rmadapter.cli.main import main; main()"
         command = [sys.executable, "-c", code, "serve", "--port", "0", *map(str, words)]
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **({"RMADAPTER_API_KEY": key} if key else {})}
+        environment = {
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",
+            **({"RMADAPTER_API_KEY": key} if key else {}),
+        }
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
         )
@@ -147,7 +164,9 @@ class Process:
             stream.close()
 
 
-def post(address: str, path: str, files: Sequence[tuple[str, bytes]], **headers: str) -> tuple[int, Any]:
+def post(
+    address: str, path: str, files: Sequence[tuple[str, bytes]], **headers: str
+) -> tuple[int, Any]:
     """By Python's own client. Status and JSON."""
     import urllib.error
     import urllib.request

@@ -8,7 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-WNIDS = {"n01440764": "tench", "n01443537": "goldfish", "n02012849": "crane bird", "n03126707": "construction crane"}
+WNIDS = {
+    "n01440764": "tench",
+    "n01443537": "goldfish",
+    "n02012849": "crane bird",
+    "n03126707": "construction crane",
+}
 
 
 def write_text(path: Path, lines: Iterable[str]) -> None:
@@ -26,25 +31,37 @@ def pictures(root: Path, names: Iterable[str]) -> None:
         (root / name).touch()
 
 
-def folders(root: Path, classes: Iterable[str], count: int = 10, name: str = "image_{:04d}.jpg") -> None:
-    pictures(root, [f"{folder}/{name.format(i)}" for folder in classes for i in range(1, count + 1)])
+def folders(
+    root: Path, classes: Iterable[str], count: int = 10, name: str = "image_{:04d}.jpg"
+) -> None:
+    pictures(
+        root, [f"{folder}/{name.format(i)}" for folder in classes for i in range(1, count + 1)]
+    )
 
 
 def caltech101(home: Path) -> None:
-    classes = ["BACKGROUND_Google", "Faces", "Faces_easy", "Leopards", "accordion", "airplanes", "car_side"]
+    classes = [
+        "BACKGROUND_Google",
+        "Faces",
+        "Faces_easy",
+        "Leopards",
+        "accordion",
+        "airplanes",
+        "car_side",
+    ]
     folders(home / "101_ObjectCategories", classes)
     pictures(home / "101_ObjectCategories", ["Faces/.DS_Store", "Faces/Thumbs.db"])
 
 
 def dtd(home: Path) -> None:
     folders(home / "images", ["zigzagged", "banded"], 12)
-    write_text(home / "labels" / "train1.txt", ["banded/image_0001.jpg"])  # which CoOp does not read
+    write_text(
+        home / "labels" / "train1.txt", ["banded/image_0001.jpg"]
+    )  # which CoOp does not read
 
 
 def eurosat(home: Path) -> None:
-    written = (
-        "AnnualCrop Forest HerbaceousVegetation Highway Industrial Pasture PermanentCrop Residential River SeaLake"
-    )
+    written = "AnnualCrop Forest HerbaceousVegetation Highway Industrial Pasture PermanentCrop Residential River SeaLake"
     folders(home / "2750", written.split(), 4)
 
 
@@ -60,10 +77,15 @@ def oxford_pets(home: Path) -> None:
     for split, counts in (("trainval", (7, 10, 3)), ("test", (2, 2, 2))):
         first = 1 if split == "trainval" else 101
         names = [
-            (f"{name}_{first + i}", label) for (name, label), n in zip(PETS, counts, strict=True) for i in range(n)
+            (f"{name}_{first + i}", label)
+            for (name, label), n in zip(PETS, counts, strict=True)
+            for i in range(n)
         ]
         names = names[8:] + names[:8]  # labels do not appear in their order
-        write_text(home / "annotations" / f"{split}.txt", [f"{name} {label} 1 {label}" for name, label in names])
+        write_text(
+            home / "annotations" / f"{split}.txt",
+            [f"{name} {label} 1 {label}" for name, label in names],
+        )
         pictures(home / "images", [f"{name}.jpg" for name, _ in names])
 
 
@@ -73,7 +95,10 @@ def fgvc_aircraft(home: Path) -> None:
         "train": ["1025794 Challenger 600", "0900914 707-320", "1234567 F/A-18", "0000001 A300B4"],
         "val": ["0000002 F/A-18"],
         "test": ["0000003 A300B4", "0000004 707-320"],
-        "trainval": ["1025794 Challenger 600", "0000002 F/A-18"],  # torchvision's default, which CoOp does not read
+        "trainval": [
+            "1025794 Challenger 600",
+            "0000002 F/A-18",
+        ],  # torchvision's default, which CoOp does not read
     }.items():
         write_text(home / f"images_variant_{split}.txt", rows)
         pictures(home / "images", [f"{row.split()[0]}.jpg" for row in rows])
@@ -84,7 +109,9 @@ def sun397(home: Path) -> None:
     write_text(home / "ClassName.txt", classes)
     write_text(home / "SUN397" / "ClassName.txt", classes)
     for file, numbers in {"Training_01.txt": range(5), "Testing_01.txt": range(5, 7)}.items():
-        rows = [f"{name}/sun_{number}{name[-1]}.jpg" for name in classes[::-1] for number in numbers]
+        rows = [
+            f"{name}/sun_{number}{name[-1]}.jpg" for name in classes[::-1] for number in numbers
+        ]
         write_text(home / file, rows)
         pictures(home / "SUN397", [row[1:] for row in rows])
 
@@ -99,7 +126,10 @@ def ucf101(home: Path) -> None:
     for split, lines in rows.items():
         write_text(home / "ucfTrainTestlist" / f"{split}list01.txt", lines)
         frames = [line.split()[0].replace(".avi", ".jpg") for line in lines]
-        frames = [frame.replace("ApplyEyeMakeup/", "Apply_Eye_Makeup/").replace("YoYo/", "Yo_Yo/") for frame in frames]
+        frames = [
+            frame.replace("ApplyEyeMakeup/", "Apply_Eye_Makeup/").replace("YoYo/", "Yo_Yo/")
+            for frame in frames
+        ]
         pictures(home / "UCF-101-midframes", frames)
 
 
@@ -110,7 +140,9 @@ def stanford_cars(home: Path) -> None:
     from scipy.io import savemat
 
     (home / "devkit").mkdir(parents=True)
-    names = np.array([["AM General Hummer SUV 2000", "Ram C/V Cargo Van Minivan 2012"]], dtype=object)
+    names = np.array(
+        [["AM General Hummer SUV 2000", "Ram C/V Cargo Van Minivan 2012"]], dtype=object
+    )
     savemat(home / "devkit" / "cars_meta.mat", {"class_names": names})
     files = {"train": "devkit/cars_train_annos.mat", "test": "cars_test_annos_withlabels.mat"}
     for split, labels in CARS.items():
@@ -132,7 +164,10 @@ def oxford_flowers(home: Path) -> None:
     savemat(home / "imagelabels.mat", {"labels": np.array([FLOWERS], dtype=np.uint8)})
     ids = np.array([[1, 2]], dtype=np.uint16)
     savemat(home / "setid.mat", {"trnid": ids, "valid": ids, "tstid": ids})
-    write_json(home / "cat_to_name.json", {"3": "canterbury bells", "1": "pink primrose", "2": "hard-leaved orchid"})
+    write_json(
+        home / "cat_to_name.json",
+        {"3": "canterbury bells", "1": "pink primrose", "2": "hard-leaved orchid"},
+    )
     pictures(home / "jpg", [f"image_{i:05d}.jpg" for i in range(1, len(FLOWERS) + 1)])
 
 
@@ -144,7 +179,9 @@ def imagenet(home: Path) -> None:
 
 def imagenetv2(home: Path) -> None:
     write_text(home / "classnames.txt", [f"{wnid} {name}" for wnid, name in WNIDS.items()])
-    folders(home / "imagenetv2-matched-frequency-format-val", map(str, range(len(WNIDS))), 2, "{}.jpeg")
+    folders(
+        home / "imagenetv2-matched-frequency-format-val", map(str, range(len(WNIDS))), 2, "{}.jpeg"
+    )
 
 
 def imagenet_a(home: Path) -> None:
@@ -156,7 +193,17 @@ def imagenet_a(home: Path) -> None:
 WRITERS: dict[str, Callable[[Path], None]] = {
     writer.__name__: writer
     for writer in (
-        *(caltech101, dtd, eurosat, food101, oxford_pets, fgvc_aircraft, sun397, ucf101, stanford_cars),
+        *(
+            caltech101,
+            dtd,
+            eurosat,
+            food101,
+            oxford_pets,
+            fgvc_aircraft,
+            sun397,
+            ucf101,
+            stanford_cars,
+        ),
         *(oxford_flowers, imagenet, imagenetv2, imagenet_a),
     )
 }

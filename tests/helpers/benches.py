@@ -21,15 +21,26 @@ VALUES = {"mma": QUICK, "rmadapter": QUICK}
 
 
 def jobs_of(backbone: Backbone, colors: Path, **words: Any) -> list[Job]:
-    given = {"protocol": "base-to-novel", "datasets": [colors.name], "seeds": [1, 2], "shots": [2], **words}
+    given = {
+        "protocol": "base-to-novel",
+        "datasets": [colors.name],
+        "seeds": [1, 2],
+        "shots": [2],
+        **words,
+    }
     common = configured(Task(), {"backbone": backbone.name, **given.pop("common", {})})
     return expand(**given, common=common)
 
 
 def do(colors: Path, out: Path, jobs: list[Job], processes: int = 1, **words: Any) -> list[Record]:
-    values = words.pop("values", {name: own for name, own in VALUES.items() if name in {job.method for job in jobs}})
+    values = words.pop(
+        "values",
+        {name: own for name, own in VALUES.items() if name in {job.method for job in jobs}},
+    )
     machine = configured(Machine(), {"device": "cpu", **words})
-    return run_all(Plan(tuple(jobs), out, colors.parent, machine, values), processes, progress=False)
+    return run_all(
+        Plan(tuple(jobs), out, colors.parent, machine, values), processes, progress=False
+    )
 
 
 def records(out: Path) -> dict[str, bytes]:

@@ -26,14 +26,16 @@ def parser() -> Any:
 
 
 def assert_parses(words: list[str], whole: bool = True) -> None:
-    """By the command line's own parser, and then by the classes that take settings and names of methods."""
+    """By the command line's own parser, and then by the classes that take settings and names of
+    methods."""
     group = parser()
     if words[0] in {option for parameter in group.params for option in (*parameter.opts, "--help")}:
         return
     verb, *arguments = words
     assert verb in group.commands, f"no verb {verb}"
     try:
-        # With the names of its help option, which a command keeps from the first time that it is asked.
+        # With the names of its help option, which a command keeps from the first time that it is
+        # asked.
         given = group.commands[verb].make_context(verb, arguments, **group.context_settings).params
     except Exception as error:
         options = {option for parameter in group.commands[verb].params for option in parameter.opts}

@@ -1,4 +1,5 @@
-"""Model folders that a test spoils, and a cache of the hub made of them. The payload leaves a file when it runs."""
+"""Model folders that a test spoils, and a cache of the hub made of them. The payload leaves a file
+when it runs."""
 
 from __future__ import annotations
 
@@ -17,24 +18,45 @@ from rmadapter.errors import UserError
 from tests.conftest import SIZE, timm_trunk, write_bert, write_model
 
 CONFIG, TOKENIZER = "open_clip_config.json", "tokenizer_config.json"
-EVIL = {"AutoTokenizer": ["evil.Evil", "evil.Evil"], "AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}
+EVIL = {
+    "AutoTokenizer": ["evil.Evil", "evil.Evil"],
+    "AutoConfig": "evil.Evil",
+    "AutoModel": "evil.Evil",
+}
 
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_bert(tmp_path_factory.mktemp("built") / "model")
     trunk = timm_trunk(folder / "vit", "vit_small_patch14_dinov2", init_values=0.1)
-    vision = {"timm_model_name": trunk, "timm_pool": "token", "timm_proj": "linear", "image_size": SIZE}
-    text = {"hf_model_name": str(write_bert(folder / "bert")), "hf_tokenizer_name": "x", "context_length": 16}
-    text |= {"hf_model_pretrained": False, "hf_pooler_type": "mean_pooler", "hf_proj_type": "linear"}
+    vision = {
+        "timm_model_name": trunk,
+        "timm_pool": "token",
+        "timm_proj": "linear",
+        "image_size": SIZE,
+    }
+    text = {
+        "hf_model_name": str(write_bert(folder / "bert")),
+        "hf_tokenizer_name": "x",
+        "context_length": 16,
+    }
+    text |= {
+        "hf_model_pretrained": False,
+        "hf_pooler_type": "mean_pooler",
+        "hf_proj_type": "linear",
+    }
     return write_model(folder, {"vision_cfg": vision, "text_cfg": text, "custom_text": True})
 
 
 @pytest.fixture
 def model(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy at `model` in the working folder, no network, and a user who agrees to all. The payload must not run."""
+    """A copy at `model` in the working folder, no network, and a user who agrees to all. The
+    payload must not run."""
     folder = Path(shutil.copytree(built, tmp_path / "model"))
-    change(folder / CONFIG, lambda config: json.loads(json.dumps(config).replace(str(built), str(folder))))
+    change(
+        folder / CONFIG,
+        lambda config: json.loads(json.dumps(config).replace(str(built), str(folder))),
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
@@ -46,7 +68,11 @@ def model(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 def write_payload(folder: Path) -> None:
     """evil.py, whose import leaves a file."""
-    lines = ["import os", "from transformers import BertTokenizer", "open(os.environ['MARKER'], 'w').close()"]
+    lines = [
+        "import os",
+        "from transformers import BertTokenizer",
+        "open(os.environ['MARKER'], 'w').close()",
+    ]
     (folder / "evil.py").write_text("\n".join([*lines, "class Evil(BertTokenizer): pass", ""]))
 
 

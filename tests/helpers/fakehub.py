@@ -1,4 +1,5 @@
-"""The few routes of the Hugging Face hub that pushing and loading a run take, on loopback, kept in memory.
+"""The few routes of the Hugging Face hub that pushing and loading a run take, on loopback, kept in
+memory.
 
 What it answers follows the hub's documented API as huggingface_hub calls it; it is not the hub.
 """
@@ -47,14 +48,20 @@ class Repository:
 
 
 class Hub:
-    """repositories: by OWNER/NAME. storage: where large files lie, another host than the hub. asked: every request, as
-    "POST /api/repos/create"."""
+    """repositories: by OWNER/NAME. storage: where large files lie, another host than the hub.
+    asked: every request, as "POST /api/repos/create"."""
 
     def __init__(self) -> None:
-        self.repositories, self.blobs, self.asked = dict[str, Repository](), dict[str, bytes](), list[str]()
+        self.repositories, self.blobs, self.asked = (
+            dict[str, Repository](),
+            dict[str, bytes](),
+            list[str](),
+        )
         self.url = self.storage = ""
 
-    def answer(self, method: str, path: str, user: str, body: bytes) -> tuple[int, Any, dict[str, str]]:
+    def answer(
+        self, method: str, path: str, user: str, body: bytes
+    ) -> tuple[int, Any, dict[str, str]]:
         self.asked.append(f"{method} {path}")
         for pattern, route in ROUTES.items():
             if found := re.fullmatch(pattern, f"{method} {path}"):
@@ -77,10 +84,16 @@ def create(hub: Hub, user: str, body: bytes) -> Answer:
     if not user:
         return 401, {"error": "Invalid credentials"}, {}
     if not name.startswith(f"{user}/"):
-        return 403, {"error": "You don't have the rights to create a model under this namespace"}, {}
+        return (
+            403,
+            {"error": "You don't have the rights to create a model under this namespace"},
+            {},
+        )
     if name in hub.repositories:
         return 409, {"error": "You already created this model repo"}, {}
-    hub.repositories[name] = Repository(asked.get("private", False) or asked.get("visibility") == "private")
+    hub.repositories[name] = Repository(
+        asked.get("private", False) or asked.get("visibility") == "private"
+    )
     return 200, {"url": f"{hub.url}/{name}", "name": name, "id": "1"}, {}
 
 
@@ -93,7 +106,13 @@ def info(hub: Hub, user: str, body: bytes, name: str, revision: str | None = Non
         return NO_REVISION
     card = found[1].get("README.md", b"").decode().split("---")
     data = yaml.safe_load(card[1]) if len(card) > 2 else {}
-    facts = {"id": name, "modelId": name, "sha": found[0], "private": repository.private, "tags": []}
+    facts = {
+        "id": name,
+        "modelId": name,
+        "sha": found[0],
+        "private": repository.private,
+        "tags": [],
+    }
     siblings = [{"rfilename": file} for file in found[1]]
     return 200, {**facts, "siblings": siblings, "library_name": data.get("library_name")}, {}
 
@@ -175,7 +194,11 @@ def resolve(hub: Hub, user: str, body: bytes, name: str, revision: str, path: st
         return 200, data, headers
     oid = hashlib.sha256(data).hexdigest()
     hub.blobs[oid] = data
-    linked = {"X-Linked-Etag": f'"{oid}"', "X-Linked-Size": str(len(data)), "Location": f"{hub.storage}/lfs/{oid}"}
+    linked = {
+        "X-Linked-Etag": f'"{oid}"',
+        "X-Linked-Size": str(len(data)),
+        "Location": f"{hub.storage}/lfs/{oid}",
+    }
     return 302, b"", {**headers, **linked}
 
 
@@ -206,7 +229,9 @@ def serving(hub: Hub) -> Iterator[None]:
 
         def handle_one(self) -> None:
             user = TOKENS.get(self.headers.get("Authorization", "").removeprefix("Bearer "), "")
-            code, found, headers = hub.answer(self.command, urlsplit(self.path).path, user, self._body())
+            code, found, headers = hub.answer(
+                self.command, urlsplit(self.path).path, user, self._body()
+            )
             data = found if isinstance(found, bytes) else json.dumps(found).encode()
             self.send_response(code)
             for name, value in {"Content-Length": str(len(data)), **headers}.items():
@@ -231,7 +256,10 @@ def serving(hub: Hub) -> Iterator[None]:
             pass
 
     server = Server(("127.0.0.1", 0), Handler)
-    hub.url, hub.storage = f"http://127.0.0.1:{server.server_port}", f"http://localhost:{server.server_port}"
+    hub.url, hub.storage = (
+        f"http://127.0.0.1:{server.server_port}",
+        f"http://localhost:{server.server_port}",
+    )
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield
@@ -240,11 +268,15 @@ def serving(hub: Hub) -> Iterator[None]:
         server.server_close()
 
 
-def point_to(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch, token: str = "hf_anna") -> None:
-    """What HF_ENDPOINT, HF_HUB_CACHE, HF_HUB_DISABLE_XET and HF_TOKEN do, which are read when the library is imported;
-    Xet is a protocol of its own, which no test here speaks."""
+def point_to(
+    url: str, cache: Path, monkeypatch: pytest.MonkeyPatch, token: str = "hf_anna"
+) -> None:
+    """What HF_ENDPOINT, HF_HUB_CACHE, HF_HUB_DISABLE_XET and HF_TOKEN do, which are read when the
+    library is imported; Xet is a protocol of its own, which no test here speaks."""
     monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "none"))

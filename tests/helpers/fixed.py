@@ -1,4 +1,5 @@
-"""A backbone whose weights NumPy draws, so that they, and their digest, are the same on every machine."""
+"""A backbone whose weights NumPy draws, so that they, and their digest, are the same on every
+machine."""
 
 from __future__ import annotations
 
@@ -14,8 +15,16 @@ def write_fixed_backbone(folder: Path) -> Path:
 
     vision = {"image_size": 16, "patch_size": 8, "width": 16, "head_width": 8, "layers": 2}
     text = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
-    preprocess = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
-    config = {"model_cfg": {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": preprocess}
+    preprocess = {
+        "mean": [0.5] * 3,
+        "std": [0.25] * 3,
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
+    config = {
+        "model_cfg": {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text},
+        "preprocess_cfg": preprocess,
+    }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
@@ -23,7 +32,9 @@ def write_fixed_backbone(folder: Path) -> Path:
     drawn = {}
     for name in sorted(state):
         # multiples of 2^-12: no rounding to float32, whatever made them
-        drawn[name] = torch.tensor(rng.integers(-800, 800, tuple(state[name].shape)) / 4096, dtype=torch.float32)
+        drawn[name] = torch.tensor(
+            rng.integers(-800, 800, tuple(state[name].shape)) / 4096, dtype=torch.float32
+        )
     drawn["logit_scale"] = torch.tensor(4.5)
     save_file(drawn, folder / "open_clip_model.safetensors")
     return folder

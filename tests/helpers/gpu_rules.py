@@ -10,11 +10,32 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-# Of torch's autocast_mode.h: those of the list for float32 that methods use, and those that only a processor's autocast
+# Of torch's autocast_mode.h: those of the list for float32 that methods use, and those that only a
+# processor's autocast
 # brings to one format.
 FULL = (
-    *("layer_norm", "group_norm", "norm", "linalg_vector_norm", "vector_norm", "normalize", "cosine_similarity"),
-    *("exp", "log", "pow", "rsqrt", "sum", "cumsum", "softmax", "log_softmax", "l1_loss", "kl_div", "cross_entropy"),
+    *(
+        "layer_norm",
+        "group_norm",
+        "norm",
+        "linalg_vector_norm",
+        "vector_norm",
+        "normalize",
+        "cosine_similarity",
+    ),
+    *(
+        "exp",
+        "log",
+        "pow",
+        "rsqrt",
+        "sum",
+        "cumsum",
+        "softmax",
+        "log_softmax",
+        "l1_loss",
+        "kl_div",
+        "cross_entropy",
+    ),
 )
 UNMIXED = ("index_copy", "index_copy_", "gather", "scatter", "index_select")
 
@@ -27,7 +48,11 @@ class GpuRules(TorchFunctionMode):
     """Within it, the processor's autocast goes by a GPU's rules."""
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         given, named = args, kwargs or {}
         name = getattr(func, "__name__", "")

@@ -1,4 +1,5 @@
-"""Tiny models of Hugging Face's transformers with random weights, written as folders with a tokenizer."""
+"""Tiny models of Hugging Face's transformers with random weights, written as folders with a
+tokenizer."""
 
 from __future__ import annotations
 
@@ -16,9 +17,14 @@ VISION = LAYERS | {"hidden_size": 64, "num_attention_heads": 2, "image_size": 32
 PAD, END = 0, 3
 OWN = {"vocab_size": 40, "pad_token_id": PAD}
 SIGLIP = {"text_config": TEXT | OWN | {"projection_size": 64}, "vision_config": VISION}
-NAFLEX = {name: value for name, value in VISION.items() if name != "image_size"} | {"num_patches": 16}
+NAFLEX = {name: value for name, value in VISION.items() if name != "image_size"} | {
+    "num_patches": 16
+}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "metaclip_2": ("MetaClip2", {"text_config": TEXT | OWN | {"eos_token_id": END}, "vision_config": VISION}),
+    "metaclip_2": (
+        "MetaClip2",
+        {"text_config": TEXT | OWN | {"eos_token_id": END}, "vision_config": VISION},
+    ),
     "chinese_clip": ("ChineseCLIP", {"text_config": TEXT | OWN, "vision_config": VISION}),
     "siglip": ("Siglip", SIGLIP),
     "siglip2": ("Siglip2", SIGLIP | {"vision_config": NAFLEX}),
@@ -33,7 +39,9 @@ def write_hf(folder: Path, kind: str, **both: Any) -> Any:
         config["projection_dim"] = 40  # type: ignore[assignment]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**config)).eval()
+        model = getattr(transformers, f"{name}Model")(
+            getattr(transformers, f"{name}Config")(**config)
+        ).eval()
         for parameter in model.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
     if kind.startswith("siglip"):
@@ -46,7 +54,15 @@ def write_hf(folder: Path, kind: str, **both: Any) -> Any:
 def _write_tokenizer(folder: Path, kind: str) -> None:
     """Of words; SigLIP 2 has one of its own, here of letters."""
     if kind == "siglip2":
-        vocabulary = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *"abcdefghijklmnopqrstuvwxyz"]
+        vocabulary = [
+            "<pad>",
+            "<eos>",
+            "<bos>",
+            "<unk>",
+            "<mask>",
+            "▁",
+            *"abcdefghijklmnopqrstuvwxyz",
+        ]
         places = {word: place for place, word in enumerate(vocabulary)}
         transformers.Siglip2Tokenizer(vocab=places, padding_side="right").save_pretrained(folder)
         return
@@ -60,7 +76,13 @@ def inputs(kind: str, images: torch.Tensor, tokens: torch.Tensor) -> dict[str, A
     if kind == "chinese_clip":
         given["attention_mask"] = (tokens != PAD).long()
     if kind == "siglip2":  # patches from left to right, row by row, colours last
-        patches = images.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
+        patches = (
+            images.unfold(2, 8, 8)
+            .unfold(3, 8, 8)
+            .permute(0, 2, 3, 4, 5, 1)
+            .flatten(3)
+            .flatten(1, 2)
+        )
         given |= {"pixel_values": patches, "spatial_shapes": torch.full((len(images), 2), 4)}
         given["pixel_attention_mask"] = torch.ones(patches.shape[:2], dtype=torch.long)
     return given

@@ -1,4 +1,5 @@
-"""A web server of a test, which says nothing on stderr: that belongs to the test, or to a later one."""
+"""A web server of a test, which says nothing on stderr: that belongs to the test, or to a later
+one."""
 
 from __future__ import annotations
 

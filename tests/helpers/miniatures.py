@@ -40,4 +40,7 @@ def write_json(path: Path, value: Any) -> Path:
 
 def said(splits: Any, root: Path) -> dict[str, list[tuple[str, str]]]:
     """Split -> (path from the root, label) of what a reader found."""
-    return {s: [(row.image.relative_to(root).as_posix(), row.label) for row in rows] for s, rows in splits.items()}
+    return {
+        s: [(row.image.relative_to(root).as_posix(), row.label) for row in rows]
+        for s, rows in splits.items()
+    }

@@ -1,4 +1,5 @@
-"""A method whose process dies, for tests of workers: in a file that needs no other one of the tests."""
+"""A method whose process dies, for tests of workers: in a file that needs no other one of the
+tests."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from rmadapter.methods.zero_shot import ZeroShot
 
 @dataclass(frozen=True)
 class Mortal:
-    """Zero-shot, whose process is killed in its first `deaths` fits; all are counted as files in a folder."""
+    """Zero-shot, whose process is killed in its first `deaths` fits; all are counted as files in a
+    folder."""
 
     title: ClassVar[str] = "mortal"
     source: ClassVar[str] = "tests/helpers/mortal.py"

@@ -24,8 +24,15 @@ from browser import BROWSER, STATE, Tab, served, tab
 
 __all__ = ["NAMES", "STATE", "Tab", "axe", "engine", "needs_browser", "served", "tab", "write_site"]
 
-NAMES = [f"a class whose name is rather long, as those of some data sets are, number {i}" for i in range(17)]
-NAMES += ["تفاحة خضراء كبيرة", "非常に長い日本語のクラス名と緑色のりんご", "Donaudampfschifffahrtsgesellschaftskapitän"]
+NAMES = [
+    f"a class whose name is rather long, as those of some data sets are, number {i}"
+    for i in range(17)
+]
+NAMES += [
+    "تفاحة خضراء كبيرة",
+    "非常に長い日本語のクラス名と緑色のりんご",
+    "Donaudampfschifffahrtsgesellschaftskapitän",
+]
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium")
 
 
@@ -49,8 +56,12 @@ def write_site(out: Path) -> Path:
         helper.make_node("Softmax", ["logits"], ["probabilities"]),
     ]
     pixels = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 3, 32, 32])
-    shares = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", len(NAMES)])
-    graph = helper.make_graph(nodes, "red", [pixels], [shares], [onnx.numpy_helper.from_array(weights, "weights")])
+    shares = helper.make_tensor_value_info(
+        "probabilities", TensorProto.FLOAT, ["batch", len(NAMES)]
+    )
+    graph = helper.make_graph(
+        nodes, "red", [pixels], [shares], [onnx.numpy_helper.from_array(weights, "weights")]
+    )
     opset = helper.make_opsetid("", 20)
     onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=9), out / GRAPH)
     (out / LABELS).write_text(json.dumps(NAMES))
@@ -65,7 +76,15 @@ def write_site(out: Path) -> Path:
 def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
     """axe-core, which knows the rules of accessible pages, by npm."""
     folder, npm = tmp_path_factory.mktemp("axe"), shutil.which("npm")
-    command = [str(npm), "install", "axe-core@4.11.0", "--prefix", str(folder), "--ignore-scripts", "--silent"]
+    command = [
+        str(npm),
+        "install",
+        "axe-core@4.11.0",
+        "--prefix",
+        str(folder),
+        "--ignore-scripts",
+        "--silent",
+    ]
     if npm is None or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("npm cannot fetch axe-core")
     return (folder / "node_modules/axe-core/axe.min.js").read_text(encoding="utf-8")

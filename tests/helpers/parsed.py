@@ -36,4 +36,6 @@ class Page(HTMLParser):
             self.text += data
 
     def values(self, attribute: str) -> list[str]:
-        return [attributes[attribute] or "" for _, attributes in self.tags if attribute in attributes]
+        return [
+            attributes[attribute] or "" for _, attributes in self.tags if attribute in attributes
+        ]

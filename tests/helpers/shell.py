@@ -28,7 +28,9 @@ Command = Callable[..., Answer]
 
 
 @pytest.fixture
-def rmadapter(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+def rmadapter(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Command]:
     """Runs `main()` in this process, where the libraries are imported already."""
 
     def call(*words: object) -> Answer:
@@ -47,7 +49,9 @@ def rmadapter(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 
 def process(*words: object) -> Answer:
     code = "from rmadapter.cli.main import main; main()"
-    done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True
+    )
     return Answer(done.returncode, done.stdout, done.stderr)
 
 
@@ -67,7 +71,8 @@ def refused(answer: Answer, *hints: str) -> None:
 
 @contextmanager
 def no_room(limit: int = 1000) -> Iterator[None]:
-    """No file may grow beyond `limit` bytes: the kernel ends a write in its middle, as a full disk does."""
+    """No file may grow beyond `limit` bytes: the kernel ends a write in its middle, as a full disk
+    does."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:

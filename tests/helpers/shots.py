@@ -22,14 +22,24 @@ from rmadapter.training.cache import Cache, Source
 from rmadapter.training.contract import Fitted, Shots, Trained
 from rmadapter.training.loop import Batch, Loss, Recipe
 
-COLORS = {"blue": (40, 60, 220), "green": (30, 170, 60), "night sky": (20, 20, 40), "red": (220, 40, 30)}
+COLORS = {
+    "blue": (40, 60, 220),
+    "green": (30, 170, 60),
+    "night sky": (20, 20, 40),
+    "red": (220, 40, 30),
+}
 TASK = ("augmentation", "views")
 NEEDED = {
     "zero-shot-descriptions": {"descriptions": str(Path(__file__).with_name("texts.json"))}
 }  # to be fitted at all
 CPU = {"device": "cpu"}
 # Weights that make every term of the loss count on a model of random weights.
-HEAVY: dict[str, Any] = {"lambda_image_rec": 1, "lambda_text_rec": 1, "lambda_image_con": 20, "lambda_text_con": 50}
+HEAVY: dict[str, Any] = {
+    "lambda_image_rec": 1,
+    "lambda_text_rec": 1,
+    "lambda_image_con": 20,
+    "lambda_text_con": 50,
+}
 HEAVY |= {"consistency_unit": "feature"}
 
 
@@ -40,7 +50,9 @@ def grouped(labels: str, groups: Sequence[str], seed: int = 0) -> ImageSet:
     return ImageSet.from_lists(images, [*labels], groups=groups)
 
 
-def noisy_colors(count: int = 4, seed: int = 0, size: int = 32, names: tuple[str, ...] = tuple(COLORS)) -> ImageSet:
+def noisy_colors(
+    count: int = 4, seed: int = 0, size: int = 32, names: tuple[str, ...] = tuple(COLORS)
+) -> ImageSet:
     """`count` noisy images of each colour."""
     rng = np.random.default_rng(seed)
     arrays, labels = [], []
@@ -53,11 +65,21 @@ def noisy_colors(count: int = 4, seed: int = 0, size: int = 32, names: tuple[str
 
 
 def meaningless(
-    count: int, classes: tuple[str, ...] = ("cat", "dog"), seed: int = 0, *, size: int = 32, grain: int = 1
+    count: int,
+    classes: tuple[str, ...] = ("cat", "dog"),
+    seed: int = 0,
+    *,
+    size: int = 32,
+    grain: int = 1,
 ) -> ImageSet:
     """Images of noise in squares of `grain` pixels, class after class in turn."""
     shape = (count, size // grain, size // grain, 3)
-    arrays = np.random.default_rng(seed).integers(0, 256, shape, np.uint8).repeat(grain, 1).repeat(grain, 2)
+    arrays = (
+        np.random.default_rng(seed)
+        .integers(0, 256, shape, np.uint8)
+        .repeat(grain, 1)
+        .repeat(grain, 2)
+    )
     return ImageSet(tuple(arrays), tuple(i % len(classes) for i in range(count)), classes)
 
 
@@ -100,7 +122,9 @@ class Untrained:
     shots: Shots
     source: Source
 
-    def terms(self, rows: Sequence[int], epoch: int = 0, images: States | None = None) -> Mapping[str, Tensor]:
+    def terms(
+        self, rows: Sequence[int], epoch: int = 0, images: States | None = None
+    ) -> Mapping[str, Tensor]:
         """Loss terms of some shots. images: other states than those of the source, as in float64."""
         chosen = torch.tensor(rows)
         states = self.source.batch(chosen, epoch) if images is None else images

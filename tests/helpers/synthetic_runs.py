@@ -19,10 +19,17 @@ def record(
     shots: int = 16, templates: tuple[str, ...] = ("a photo of a {}.",), title: str = "",
     counts: Mapping[str, int] = HALVES, **fields: Any,
 ) -> Record:  # fmt: skip
-    """Accuracies on "base" and "novel", or on "all" and on targets by their names. counts: images, 9 by default."""
+    """Accuracies on "base" and "novel", or on "all" and on targets by their names. counts: images,
+    9 by default."""
     own = ("base", "novel", "all")
     scores = [
-        Score(name=name, images=counts.get(name, 9), classes=2, data="" if name in own else name, accuracy=value)
+        Score(
+            name=name,
+            images=counts.get(name, 9),
+            classes=2,
+            data="" if name in own else name,
+            accuracy=value,
+        )
         for name, value in accuracies.items()
     ]
     tests = tuple(Question(score.name, score.data) for score in scores if "all" in accuracies)

@@ -1,4 +1,5 @@
-"""`make hostile`: all kinds, each in a process of its own, so that no crash keeps the others from being tried."""
+"""`make hostile`: all kinds, each in a process of its own, so that no crash keeps the others from
+being tried."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=6000, help="inputs of all kinds together")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kinds", default="", help="some of them, as a,b")
-    parser.add_argument("--json", action="store_true", help="print the table and what went wrong as JSON")
+    parser.add_argument(
+        "--json", action="store_true", help="print the table and what went wrong as JSON"
+    )
     given = parser.parse_args()
     wanted = given.kinds.split(",") if given.kinds else kinds()
     total = sum(KINDS[kind] for kind in wanted)
@@ -26,15 +29,28 @@ def main() -> None:
     wrong = [result for result in results if result.verdict in BAD]
     if given.json:
         print(
-            json.dumps({"seed": given.seed, "table": table(results), "wrong": [r._asdict() for r in wrong]}, indent=1)
+            json.dumps(
+                {
+                    "seed": given.seed,
+                    "table": table(results),
+                    "wrong": [r._asdict() for r in wrong],
+                },
+                indent=1,
+            )
         )
     else:
         head = ["kind", "tried", *VERDICTS, "slowest, s", "largest, MB"]
         print("| " + " | ".join(head) + " |", "|---" * len(head) + "|", sep="\n")
         for row in table(results):
-            print("| " + " | ".join(f"{v:.1f}" if isinstance(v, float) else str(v) for v in row.values()) + " |")
+            print(
+                "| "
+                + " | ".join(f"{v:.1f}" if isinstance(v, float) else str(v) for v in row.values())
+                + " |"
+            )
         for result in wrong:
-            print(f"{result.verdict}: {result.kind} {result.name}: {result.detail!r}", file=sys.stderr)
+            print(
+                f"{result.verdict}: {result.kind} {result.name}: {result.detail!r}", file=sys.stderr
+            )
     sys.exit(bool(wrong))
 
 

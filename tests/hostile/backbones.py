@@ -1,4 +1,5 @@
-"""Backbone folders with one JSON file spoilt, of open_clip and of Hugging Face's CLIP: what loads also encodes."""
+"""Backbone folders with one JSON file spoilt, of open_clip and of Hugging Face's CLIP: what loads
+also encodes."""
 
 from __future__ import annotations
 
@@ -23,19 +24,31 @@ def folders() -> dict[str, Path]:
 
     text, vision = HF | {"max_position_embeddings": 12}, HF | {"image_size": 16, "patch_size": 8}
     place = base.place() / "hf"
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(place)
-    values = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7], "resample": 2, "size": {"shortest_edge": 16}}
+    CLIPModel(
+        CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    ).save_pretrained(place)
+    values = {
+        "image_mean": [0.1, 0.2, 0.3],
+        "image_std": [0.5, 0.6, 0.7],
+        "resample": 2,
+        "size": {"shortest_edge": 16},
+    }
     (place / "preprocessor_config.json").write_text(json.dumps(values))
     return {"open_clip": Path(base.backbone().name), "hf": place}
 
 
 def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
     rng = random.Random(seed)
-    files = {"open_clip": ["open_clip_config.json"], "hf": ["config.json", "preprocessor_config.json"]}
+    files = {
+        "open_clip": ["open_clip_config.json"],
+        "hf": ["config.json", "preprocessor_config.json"],
+    }
     for number in range(count):
         kind = rng.choice(("open_clip", "open_clip", "hf"))
         weights = rng.random() < 0.1
-        file = next(folders()[kind].glob("*.safetensors")).name if weights else rng.choice(files[kind])
+        file = (
+            next(folders()[kind].glob("*.safetensors")).name if weights else rng.choice(files[kind])
+        )
         data = (folders()[kind] / file).read_bytes()
         if weights:
             what, start = damaged(rng, data[:2000])

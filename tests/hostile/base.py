@@ -13,8 +13,26 @@ from typing import Any
 
 from tests.helpers.fixed import write_fixed_backbone
 
-METHODS = ("rmadapter", "coop", "maple", "tip-adapter-f", "clip-lora", "linear-probe", "mmrl", "clip-adapter")
-QUICK = {"epochs": 1, "iterations": 2, "rank": 2, "first_block": 1, "layer": 1, "n_ctx": 2, "depth": 2, "tokens": 2}
+METHODS = (
+    "rmadapter",
+    "coop",
+    "maple",
+    "tip-adapter-f",
+    "clip-lora",
+    "linear-probe",
+    "mmrl",
+    "clip-adapter",
+)
+QUICK = {
+    "epochs": 1,
+    "iterations": 2,
+    "rank": 2,
+    "first_block": 1,
+    "layer": 1,
+    "n_ctx": 2,
+    "depth": 2,
+    "tokens": 2,
+}
 
 
 @cache
@@ -48,8 +66,14 @@ def run(name: str) -> Path:
     from rmadapter.settings import settings_of
 
     own = settings_of(Request.make({}, name).method)
-    values = {key: value for key, value in QUICK.items() if key in own and (key != "iterations" or own[key])}
-    wanted = Request.make({**values, "shots": 2, "device": "cpu", "backbone": backbone().name}, name, data="colors")
+    values = {
+        key: value
+        for key, value in QUICK.items()
+        if key in own and (key != "iterations" or own[key])
+    }
+    wanted = Request.make(
+        {**values, "shots": 2, "device": "cpu", "backbone": backbone().name}, name, data="colors"
+    )
     lab = Lab(wanted.machine, progress=False)
     lab.add("colors", {"train": images(), "test": images().subset(range(4))})
     with contextlib.redirect_stderr(io.StringIO()):

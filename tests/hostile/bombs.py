@@ -14,9 +14,16 @@ SIDE = 9400  # SIDE * SIDE is just below Pillow's own limit of pixels
 
 
 def exif_of(entries: list[tuple[int, int, int, int]], after: int = 0, tail: bytes = b"") -> bytes:
-    """An EXIF block of these entries (tag, type, count, value or offset), the next directory at `after`."""
+    """An EXIF block of these entries (tag, type, count, value or offset), the next directory at
+    `after`."""
     body = b"".join(struct.pack("<HHII", *entry) for entry in entries)
-    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + body + struct.pack("<I", after) + tail
+    return (
+        b"Exif\0\0II*\0\x08\0\0\0"
+        + struct.pack("<H", len(entries))
+        + body
+        + struct.pack("<I", after)
+        + tail
+    )
 
 
 def repeated(length: int, block: bytes = bytes(1 << 20), level: int = 9) -> bytes:
@@ -27,11 +34,20 @@ def repeated(length: int, block: bytes = bytes(1 << 20), level: int = 9) -> byte
     return b"".join([*parts, packer.flush()])
 
 
-def png(width: int, height: int, depth: int, color: int, *more: tuple[bytes, bytes], bits: int | None = None) -> bytes:
+def png(
+    width: int,
+    height: int,
+    depth: int,
+    color: int,
+    *more: tuple[bytes, bytes],
+    bits: int | None = None,
+) -> bytes:
     """color: PNG's own number. more: chunks before the image. bits: of a pixel."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
 
     bits = bits or depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color]
     header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
@@ -41,9 +57,17 @@ def png(width: int, height: int, depth: int, color: int, *more: tuple[bytes, byt
 
 
 def tiff(
-    width: int, height: int, bits: int, samples: int, kind: int, photometric: int, rows: int = 0, tile: int = 0
+    width: int,
+    height: int,
+    bits: int,
+    samples: int,
+    kind: int,
+    photometric: int,
+    rows: int = 0,
+    tile: int = 0,
 ) -> bytes:
-    """One deflated strip, strips of `rows` that all are the same bytes of the file, or one tile of tile x tile.
+    """One deflated strip, strips of `rows` that all are the same bytes of the file, or one tile of
+    tile x tile.
 
     kind: 1 whole numbers, 2 signed ones, 3 floats.
     """
@@ -73,7 +97,9 @@ def tiff(
 def scans(side: int, times: int, mode: str = "L") -> bytes:
     """A progressive JPEG whose last scan comes again and again."""
     buffer = io.BytesIO()
-    Image.new(mode, (side, side), 128 if mode == "L" else "gray").save(buffer, "JPEG", progressive=True)
+    Image.new(mode, (side, side), 128 if mode == "L" else "gray").save(
+        buffer, "JPEG", progressive=True
+    )
     data = buffer.getvalue()
     last = data.rindex(b"\xff\xda")
     return data[:last] + data[last:-2] * times + b"\xff\xd9"
@@ -86,7 +112,9 @@ def with_exif(block: bytes, parts: int = 1) -> bytes:
     data = buffer.getvalue()
     tail = b"Exif\0\0" + bytes(65527)
     segments = [block, *[tail] * (parts - 1)]
-    head = b"".join(b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment for segment in segments)
+    head = b"".join(
+        b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment for segment in segments
+    )
     return data[:2] + head + data[data.index(b"\xff\xdb") :]
 
 
@@ -117,7 +145,13 @@ def icon(inside: bytes) -> bytes:
 
 def apple_icon(inside: bytes) -> bytes:
     """An ICNS that says 1024 x 1024 and holds another image."""
-    return b"icns" + struct.pack(">I", 16 + len(inside)) + b"ic10" + struct.pack(">I", 8 + len(inside)) + inside
+    return (
+        b"icns"
+        + struct.pack(">I", 16 + len(inside))
+        + b"ic10"
+        + struct.pack(">I", 8 + len(inside))
+        + inside
+    )
 
 
 def qoi(side: int) -> bytes:
@@ -131,9 +165,16 @@ def fits(side: int) -> bytes:
         "XTENSION": "'BINTABLE'", "BITPIX": "8", "NAXIS": "2", "NAXIS1": "0", "NAXIS2": "0", "ZIMAGE": "T",
         "ZBITPIX": "8", "ZNAXIS": "2", "ZNAXIS1": str(side), "ZNAXIS2": str(side), "ZCMPTYPE": "'GZIP_1  '",
     }  # fmt: skip
-    first = [f"{'SIMPLE':8}= {'T':>20}", f"{'BITPIX':8}= {'8':>20}", f"{'NAXIS':8}= {'0':>20}", "END"]
+    first = [
+        f"{'SIMPLE':8}= {'T':>20}",
+        f"{'BITPIX':8}= {'8':>20}",
+        f"{'NAXIS':8}= {'0':>20}",
+        "END",
+    ]
     second = [f"{name:8}= {value:<20}" for name, value in cards.items()] + ["END"]
-    blocks = ["".join(card.ljust(80) for card in some).ljust(2880).encode() for some in (first, second)]
+    blocks = [
+        "".join(card.ljust(80) for card in some).ljust(2880).encode() for some in (first, second)
+    ]
     return b"".join(blocks) + gzip.compress(b"", 9)[:10] + _raw_deflate(side * side * 4)
 
 
@@ -149,15 +190,21 @@ def _raw_deflate(length: int) -> bytes:
 
 def targa(side: int) -> bytes:
     header = struct.pack("<BBBHHBHHHHBB", 0, 0, 10, 0, 0, 0, 0, 0, side, side, 24, 0)
-    row = b"\xff\0\0\0" * (side // 128) + (bytes([127 + side % 128]) + bytes(3) if side % 128 else b"")
+    row = b"\xff\0\0\0" * (side // 128) + (
+        bytes([127 + side % 128]) + bytes(3) if side % 128 else b""
+    )
     return header + row * side
 
 
 def pcx(side: int) -> bytes:
-    header = struct.pack("<BBBBHHHHHH", 10, 5, 1, 8, 0, 0, side - 1, side - 1, 72, 72).ljust(64, b"\0")
+    header = struct.pack("<BBBBHHHHHH", 10, 5, 1, 8, 0, 0, side - 1, side - 1, 72, 72).ljust(
+        64, b"\0"
+    )
     stride = side + side % 2
     header += struct.pack("<BBHH", 0, 3, stride, 1)
-    row = b"\xff\0" * (3 * stride // 63) + (bytes([0xC0 + 3 * stride % 63, 0]) if 3 * stride % 63 else b"")
+    row = b"\xff\0" * (3 * stride // 63) + (
+        bytes([0xC0 + 3 * stride % 63, 0]) if 3 * stride % 63 else b""
+    )
     return header.ljust(128, b"\0") + row * side
 
 
@@ -166,7 +213,13 @@ def bitmap(side: int) -> bytes:
     row = b"\xff\0" * (side // 255) + bytes([side % 255, 0]) * bool(side % 255) + b"\0\0"
     runs = row * side + b"\0\1"
     header = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, len(runs), 2835, 2835, 256, 0)
-    return b"BM" + struct.pack("<IHHI", 14 + 40 + 1024 + len(runs), 0, 0, 14 + 40 + 1024) + header + bytes(1024) + runs
+    return (
+        b"BM"
+        + struct.pack("<IHHI", 14 + 40 + 1024 + len(runs), 0, 0, 14 + 40 + 1024)
+        + header
+        + bytes(1024)
+        + runs
+    )
 
 
 def many_frames(count: int) -> bytes:
@@ -210,15 +263,21 @@ def bombs() -> dict[str, Callable[[], bytes]]:
         "tags.tif": tiff_directory_bomb,
         "scans-2000.jpg": lambda: scans(4000, 2000),
         "scans-90.jpg": lambda: scans(SIDE, 90),
-        "progressive.jpg": lambda: saved("JPEG", "RGB", (SIDE, SIDE), progressive=True, subsampling=0),
-        "progressive-cmyk.jpg": lambda: saved("JPEG", "CMYK", (SIDE, SIDE), progressive=True, subsampling=0),
+        "progressive.jpg": lambda: saved(
+            "JPEG", "RGB", (SIDE, SIDE), progressive=True, subsampling=0
+        ),
+        "progressive-cmyk.jpg": lambda: saved(
+            "JPEG", "CMYK", (SIDE, SIDE), progressive=True, subsampling=0
+        ),
         "baseline.jpg": lambda: saved("JPEG", "RGB", (SIDE, SIDE)),
         "marker.jpg": lambda: b"\xff\xd8\xff" + bytes(30_000_000),
         "icon.ico": lambda: icon(png(13_000, 13_000, 8, 6)),
         "icon.icns": lambda: apple_icon(png(13_000, 13_000, 8, 6)),
         "long.gif": lambda: saved("GIF", "P", (SIDE, SIDE)),
         "frames.gif": lambda: many_frames(200_000),
-        "lossless.webp": lambda: saved("WEBP", "RGBA", (16_383, 5_460), lossless=True, quality=0, method=0),
+        "lossless.webp": lambda: saved(
+            "WEBP", "RGBA", (16_383, 5_460), lossless=True, quality=0, method=0
+        ),
         "lossy.webp": lambda: saved("WEBP", "RGB", (16_383, 5_460), quality=1, method=0),
         "large.avif": lambda: saved("AVIF", "RGB", (6000, 6000), quality=1, speed=10),
         "large.jp2": lambda: saved("JPEG2000", "RGB", (6000, 6000), irreversible=False),

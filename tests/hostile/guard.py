@@ -1,4 +1,5 @@
-"""A kind in a process of its own: what ends it, or keeps it busy where no signal reaches, is a result like others."""
+"""A kind in a process of its own: what ends it, or keeps it busy where no signal reaches, is a
+result like others."""
 
 from __future__ import annotations
 

@@ -69,8 +69,8 @@ def kinds() -> list[str]:
 
 
 class Kind(NamedTuple):
-    """cases: (seed, count) -> names and contents. ask: of a name, a content and an empty folder. seconds, megabytes: at
-    most, for one input."""
+    """cases: (seed, count) -> names and contents. ask: of a name, a content and an empty folder.
+    seconds, megabytes: at most, for one input."""
 
     cases: Callable[[int, int], Iterator[tuple[str, bytes]]]
     ask: Callable[[str, bytes, Path], object]
@@ -85,7 +85,8 @@ def kind_of(name: str) -> Kind:
 
         if name == "tables":
             return Kind(module.cases, data.ask_table, 20.0)
-        # the time that a file may take, and four times the memory of an ordinary photograph of 24 megapixels
+        # the time that a file may take, and four times the memory of an ordinary photograph of 24
+        # megapixels
         return Kind(module.cases, data.ask_image, 40.0, 1000.0)
     return Kind(module.cases, module.ask, getattr(module, "SECONDS", SECONDS))
 
@@ -118,7 +119,11 @@ def _verdict(kind: Kind, case: str, content: bytes, folder: Path) -> tuple[str, 
         return "hang", f"no answer in {kind.seconds:g} s"
     except UserError as error:
         text = str(error)
-        return ("refused", text) if len(text) <= LINE else ("traceback", f"a message of {len(text):,} characters")
+        return (
+            ("refused", text)
+            if len(text) <= LINE
+            else ("traceback", f"a message of {len(text):,} characters")
+        )
     except Changed as error:
         return "changed", str(error)
     except MemoryError as error:
@@ -173,5 +178,7 @@ def table(results: list[Result]) -> list[dict[str, Any]]:
         own = [result for result in results if kind in ("", result.kind)]
         counts = Counter(result.verdict for result in own)
         worst = {"slowest": max(r.seconds for r in own), "largest": max(r.megabytes for r in own)}
-        rows.append({"kind": kind or "all", "tried": len(own), **{v: counts[v] for v in VERDICTS}, **worst})
+        rows.append(
+            {"kind": kind or "all", "tried": len(own), **{v: counts[v] for v in VERDICTS}, **worst}
+        )
     return rows

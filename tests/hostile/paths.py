@@ -69,7 +69,9 @@ def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
     for number in range(count):
         path = rng.choice(PATHS)
         if rng.random() < 0.3:
-            path = rng.choice((f"{path}/{rng.choice(PATHS)}", f"~{path}", f"{path}.csv", f"./{path}"))
+            path = rng.choice(
+                (f"{path}/{rng.choice(PATHS)}", f"~{path}", f"{path}.csv", f"./{path}")
+            )
         yield f"{names[number % len(names)]}-{number}", path.encode("utf-8", "surrogatepass")
 
 

@@ -1,4 +1,5 @@
-"""run.json: a record that is taken is the same when it was written and read again, and its figures can be shown."""
+"""run.json: a record that is taken is the same when it was written and read again, and its figures
+can be shown."""
 
 from __future__ import annotations
 
@@ -16,8 +17,23 @@ from tests.hostile.mutate import spoilt_json
 
 SOUND = (
     record("mma", "pets", 1, {"base": 80.0, "novel": 70.0}),
-    record("rmadapter", "pets", 2, {"all": 60.0, "dtd": 40.0, "cars": 30.5}, protocol="cross-dataset", value=[1, None]),
-    record("zero-shot", "pets", 3, {"base": None, "novel": 1.0}, axis="rank", value=4, notes=("a: b", "c")),
+    record(
+        "rmadapter",
+        "pets",
+        2,
+        {"all": 60.0, "dtd": 40.0, "cars": 30.5},
+        protocol="cross-dataset",
+        value=[1, None],
+    ),
+    record(
+        "zero-shot",
+        "pets",
+        3,
+        {"base": None, "novel": 1.0},
+        axis="rank",
+        value=4,
+        notes=("a: b", "c"),
+    ),
 )
 
 

@@ -1,7 +1,7 @@
 """Folders of runs with one file spoilt: a run that still loads answers as it did.
 
-Every other one has lost its SHA256SUMS, as a forger would have it: its answers may change, and it is read with no less
-care.
+Every other one has lost its SHA256SUMS, as a forger would have it: its answers may change, and it
+is read with no less care.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from tests.hostile import base
 from tests.hostile.harness import Changed
 from tests.hostile.mutate import damaged, spoilt_json
 
-FILES = ("model.json", "model.json", "model.safetensors", "model.safetensors", "run.json", "config.yaml")
+FILES = (
+    "model.json",
+    "model.json",
+    "model.safetensors",
+    "model.safetensors",
+    "run.json",
+    "config.yaml",
+)
 OLD = Path(__file__).parents[1] / "helpers/run_0_1"
 OLD_FILES = ("classes.json", "config.yaml", "run.json", "adapter.safetensors")
 

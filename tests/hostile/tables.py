@@ -2,8 +2,8 @@
 
     for name, content in cases(seed=1, count=5000): ...
 
-The same seed gives the same files. A name says what was done, and ends with .csv or .json. Files that are good but for
-one thing name the images a/0.png to a/4.png and b/0.png to b/4.png.
+The same seed gives the same files. A name says what was done, and ends with .csv or .json. Files
+that are good but for one thing name the images a/0.png to a/4.png and b/0.png to b/4.png.
 """
 
 from __future__ import annotations
@@ -13,7 +13,15 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-FORMULAS = ['=HYPERLINK("http://evil","x")', "+1+1", "-2+3", "@SUM(A1)", "\t=1", "=cmd|'/c calc'!A0", "％=1"]
+FORMULAS = [
+    '=HYPERLINK("http://evil","x")',
+    "+1+1",
+    "-2+3",
+    "@SUM(A1)",
+    "\t=1",
+    "=cmd|'/c calc'!A0",
+    "％=1",
+]
 ODD = [
     "",
     " ",
@@ -33,7 +41,14 @@ ODD = [
     ",",
 ]
 OUTSIDE = [
-    *("/etc/passwd", "../../../etc/passwd", "a/../../x.png", "/dev/zero", "/proc/self/mem", "//host/share/x.png"),
+    *(
+        "/etc/passwd",
+        "../../../etc/passwd",
+        "a/../../x.png",
+        "/dev/zero",
+        "/proc/self/mem",
+        "//host/share/x.png",
+    ),
     *("C:\\x.png", "\\\\host\\x.png", "~root/x.png", "file:///etc/passwd", "http://evil/x.png"),
 ]
 NUMBERS: list[Any] = [-1, 10**30, 1e308, float("nan"), float("inf"), True, None, "1", [], {}, 0.5]
@@ -48,14 +63,22 @@ def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
 
 def good_rows(rng: random.Random) -> list[list[str]]:
     """[path, label, split]; in an order of the generator's."""
-    rows = [[f"{label}/{i}.png", label, "train" if i < 3 else "test"] for label in "ab" for i in range(5)]
+    rows = [
+        [f"{label}/{i}.png", label, "train" if i < 3 else "test"]
+        for label in "ab"
+        for i in range(5)
+    ]
     rng.shuffle(rows)
     return rows
 
 
-def as_csv(rows: list[list[str]], header: str = "path,label,split", end: str = "\n", comma: str = ",") -> bytes:
+def as_csv(
+    rows: list[list[str]], header: str = "path,label,split", end: str = "\n", comma: str = ","
+) -> bytes:
     def cell(text: str) -> str:
-        return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in '",\n\r') else text
+        return (
+            '"' + text.replace('"', '""') + '"' if any(mark in text for mark in '",\n\r') else text
+        )
 
     lines = [header, *(comma.join(map(cell, row)) for row in rows)]
     return end.join([*lines, ""]).encode("utf-8", "surrogatepass")
@@ -153,7 +176,13 @@ def split_shapes(rng: random.Random) -> tuple[str, bytes]:
     """No split file at all, though JSON; or so deep that a parser runs out of its stack."""
     deep = rng.choice([100, 5000, 100_000])
     table = good_split(rng)
-    others: list[dict[str, Any]] = [{}, {"dev": []}, {"val": None}, {"train": []}, {"test": {"a": 1}}]
+    others: list[dict[str, Any]] = [
+        {},
+        {"dev": []},
+        {"val": None},
+        {"train": []},
+        {"test": {"a": 1}},
+    ]
     found = [
         *(b"[" * deep, b'{"train":' * deep, b"[" * deep + b"]" * deep, b"9" * 10_000),
         *(b"null", b"3", b'"x"', b"[]", b"{}", as_json({"train": table["train"]})),
@@ -164,5 +193,17 @@ def split_shapes(rng: random.Random) -> tuple[str, bytes]:
 
 
 KINDS: list[Callable[[random.Random], tuple[str, bytes]]] = [
-    *(odd_cells, odd_cells, outside, headers, shape, many_classes, flipped, noise, split_rows, split_rows, split_shapes)
+    *(
+        odd_cells,
+        odd_cells,
+        outside,
+        headers,
+        shape,
+        many_classes,
+        flipped,
+        noise,
+        split_rows,
+        split_rows,
+        split_shapes,
+    )
 ]

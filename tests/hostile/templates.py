@@ -34,7 +34,10 @@ PARTS = (
 def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
     rng = random.Random(seed)
     for number in range(count):
-        parts = [rng.choice(PARTS) if rng.random() < 0.7 else rng.choice(TEXTS) for _ in range(rng.randrange(5))]
+        parts = [
+            rng.choice(PARTS) if rng.random() < 0.7 else rng.choice(TEXTS)
+            for _ in range(rng.randrange(5))
+        ]
         yield f"template-{number}", "".join(parts).encode("utf-8", "surrogatepass")
 
 

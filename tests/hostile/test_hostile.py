@@ -77,11 +77,18 @@ def test_an_input_is_stopped_even_where_all_exceptions_are_caught() -> None:
 
 
 def test_the_table_counts_each_verdict() -> None:
-    some = [harness.Result(kind, "", verdict, 1.0, 2.0) for kind in "ab" for verdict in harness.VERDICTS]
+    some = [
+        harness.Result(kind, "", verdict, 1.0, 2.0) for kind in "ab" for verdict in harness.VERDICTS
+    ]
     rows = harness.table([*some, harness.Result("a", "", "hang", 5.0, 9.0)])
     assert [row["kind"] for row in rows] == ["a", "b", "all"]
     assert [row["tried"] for row in rows] == [7, 6, 13]
-    assert (rows[0]["hang"], rows[2]["hang"], rows[2]["slowest"], rows[1]["largest"]) == (2, 3, 5.0, 2.0)
+    assert (rows[0]["hang"], rows[2]["hang"], rows[2]["slowest"], rows[1]["largest"]) == (
+        2,
+        3,
+        5.0,
+        2.0,
+    )
 
 
 def test_a_process_that_ends_is_a_result() -> None:

@@ -21,7 +21,8 @@ def test_killed_runs_end_as_undisturbed_ones(only: str) -> None:
 
 
 def careless() -> None:
-    """A command that writes other weights and one more file whenever it was killed before, and leaves a child."""
+    """A command that writes other weights and one more file whenever it was killed before, and
+    leaves a child."""
     print("Traceback")
     with subprocess.Popen(["sleep", "5"], start_new_session=True):
         out = Path(sys.argv[-1])

@@ -30,10 +30,15 @@ def shots(tiny_clip: Backbone, colors: Path) -> Shots:
 
 
 @pytest.mark.parametrize("method", BOTH)
-def test_they_know_their_classes_alone_in_any_order(tiny_clip: Backbone, shots: Shots, method: Any) -> None:
+def test_they_know_their_classes_alone_in_any_order(
+    tiny_clip: Backbone, shots: Shots, method: Any
+) -> None:
     fitted = configured(method, {"epochs": 2}).fit(tiny_clip, shots)
-    # A product's columns may be added in an order that depends on their place; another class is off by all digits.
-    assert_same_float32(logits_of(fitted, shots, shots.classes[::-1]), logits_of(fitted, shots).flip(1))
+    # A product's columns may be added in an order that depends on their place; another class is off
+    # by all digits.
+    assert_same_float32(
+        logits_of(fitted, shots, shots.classes[::-1]), logits_of(fitted, shots).flip(1)
+    )
     with pytest.raises(NotApplicable, match="'tree'"):
         fitted.score(["tree"])
 
@@ -58,7 +63,9 @@ def test_eight_images_are_learnt_by_heart_but_not_against_the_penalty(
 
 @pytest.mark.parametrize("method", BOTH)
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
-def test_without_a_step_it_is_zero_shot(name: str, method: Any, colors: Path, request: pytest.FixtureRequest) -> None:
+def test_without_a_step_it_is_zero_shot(
+    name: str, method: Any, colors: Path, request: pytest.FixtureRequest
+) -> None:
     backbone: Backbone = request.getfixturevalue(name)
     shots = shots_of(backbone, read_images(colors)["train"])
     start, plain = untrained(method, backbone, shots).fitted, ZeroShot().fit(backbone, shots)
@@ -69,7 +76,8 @@ def test_without_a_step_it_is_zero_shot(name: str, method: Any, colors: Path, re
 def test_steps_are_those_of_softmax_regression_with_a_penalty_a_class(
     tiny_clip: Backbone, shots: Shots, method: Any, penalised: int
 ) -> None:
-    """Strengths from the zero-shot probabilities, as trainers/adapters.py of the released code defines them."""
+    """Strengths from the zero-shot probabilities, as trainers/adapters.py of the released code
+    defines them."""
     clip = tiny_clip.model
     method = configured(method, {"learning_rate": 0.05, "epochs": 3, "warmup_epochs": 0})
     fitted = method.fit(tiny_clip, shots)
@@ -77,7 +85,9 @@ def test_steps_are_those_of_softmax_regression_with_a_penalty_a_class(
     start = raw_text_features(tiny_clip, shots.classes, shots.templates)[0]
     scale: Any = clip.logit_scale.exp()  # type: ignore[operator]
     zero_shot = (scale * x @ F.normalize(start, dim=-1).T).softmax(-1)
-    known = torch.stack([zero_shot[y == label, label].mean() for label in range(len(shots.classes))])
+    known = torch.stack(
+        [zero_shot[y == label, label].mean() for label in range(len(shots.classes))]
+    )
     held = penalised * known
     weight, velocity, losses = start, torch.zeros_like(start), []
     for epoch in range(3):
@@ -87,7 +97,9 @@ def test_steps_are_those_of_softmax_regression_with_a_penalty_a_class(
         penalty = (held * (weight - start).square().sum(-1)).mean()
         losses.append(float(penalty - scores.log_softmax(-1)[range(len(y)), y].mean()))
         error = scale * (scores.softmax(-1) - F.one_hot(y)).T @ x / len(y)
-        gradient = (error - (error * unit).sum(-1, keepdim=True) * unit) / length  # of a direction: sideways alone
+        gradient = (
+            error - (error * unit).sum(-1, keepdim=True) * unit
+        ) / length  # of a direction: sideways alone
         gradient = gradient + 2 * held[:, None] * (weight - start) / len(held)
         velocity = 0.9 * velocity + gradient
         weight = weight - method.recipe.rate(epoch, 1, 3) * velocity
@@ -114,13 +126,18 @@ def test_a_class_is_held_as_firmly_as_zero_shot_knows_it(tiny_clip: Backbone) ->
         strengths(tiny_clip, replace(shots, cache=fixed), text)
         for fixed in (shots.cache, shots_of(tiny_clip, images).cache)
     ]
-    scores = tiny_clip.logit_scale * F.normalize(shots.features(), dim=-1) @ F.normalize(text, dim=-1).T
+    scores = (
+        tiny_clip.logit_scale * F.normalize(shots.features(), dim=-1) @ F.normalize(text, dim=-1).T
+    )
     right = scores.softmax(-1)[:, range(len(images)), list(images.labels)].mean(0)  # [N]
-    expected = torch.stack([right[shots.labels == label].mean() for label in range(len(images.classes))])
+    expected = torch.stack(
+        [right[shots.labels == label].mean() for label in range(len(images.classes))]
+    )
     torch.testing.assert_close(each[0], expected)
     assert not torch.allclose(each[0], each[1])
 
 
 def test_parameters_of_vit_b16(vit_b16: Backbone) -> None:
-    # one prototype a class, as long as a feature: `prototypes` in trainers/adapters.py of jusiro/CLAP
+    # one prototype a class, as long as a feature: `prototypes` in trainers/adapters.py of
+    # jusiro/CLAP
     assert [method.parameters(vit_b16, classes=1000) for method in BOTH] == [(1000 * 512, 0)] * 2

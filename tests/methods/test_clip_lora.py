@@ -25,7 +25,10 @@ from tests.helpers.shots import gradients, logits_of, meaningless, shots_of, unt
 NAMES = ("cat", "a small red car. a blue bird", "dog")
 IMAGE = {"tiny_clip": "visual.transformer.resblocks.{}.attn.in_proj_weight"}
 TEXT = {"tiny_clip": "transformer.resblocks.{}.attn.in_proj_weight"}
-TIMM, BERT = "visual.trunk.blocks.{}.attn.qkv.weight", "text.transformer.encoder.layer.{}.attention.self.{}.weight"
+TIMM, BERT = (
+    "visual.trunk.blocks.{}.attn.qkv.weight",
+    "text.transformer.encoder.layer.{}.attention.self.{}.weight",
+)
 
 
 def merged(name: str, model: UpdatedCLIP) -> dict[str, torch.Tensor]:
@@ -86,13 +89,18 @@ def test_logits_and_gradients_are_those_of_merged_weights(
     states = backbone.image.frozen(images, 1)
     w = model.class_weights(model.prompts(NAMES, templates, share=True), len(templates))
     lean = cosine_logits(backbone, model.image_features(states, model.views[0]), w)
-    answers = model.for_classes(NAMES, Known(NAMES, templates))(states)  # with updates in copies of the weights
+    answers = model.for_classes(NAMES, Known(NAMES, templates))(
+        states
+    )  # with updates in copies of the weights
     torch.testing.assert_close(answers, lean, rtol=1e-9, atol=1e-9)
     prompts = [backbone.tokenizer([t.format(n) for n in NAMES]) for t in templates]
     weights = {f"clip.{key}": value for key, value in merged(name, model).items()}
     whole = functional_call(Both(backbone.model), weights, (images, prompts))
     torch.testing.assert_close(lean, whole, rtol=1e-9, atol=1e-9)
-    loss, plain = start.terms(range(4), images=states)["loss"], F.cross_entropy(whole, torch.tensor(shots.labels))
+    loss, plain = (
+        start.terms(range(4), images=states)["loss"],
+        F.cross_entropy(whole, torch.tensor(shots.labels)),
+    )
     torch.testing.assert_close(loss, plain, rtol=1e-9, atol=1e-9)
     found, expected = gradients(model, loss), gradients(model, plain)
     largest = max(float(gradient.norm()) for gradient in expected.values())
@@ -110,16 +118,23 @@ def test_dropout_is_in_front_of_each_update_and_in_training_alone() -> None:
     torch.manual_seed(3)
     torch.testing.assert_close(update(x), 0.5 * (kept @ update.down.weight.T) @ update.up.weight.T)
     assert (kept == 0).any()
-    torch.testing.assert_close(update.eval()(x), 0.5 * (x @ update.down.weight.T) @ update.up.weight.T)
+    torch.testing.assert_close(
+        update.eval()(x), 0.5 * (x @ update.down.weight.T) @ update.up.weight.T
+    )
 
 
 @pytest.mark.parametrize("dropout", [0.25, 0.0])
-def test_with_dropout_no_prompt_shares_what_another_begins_with(tiny_clip: Backbone, dropout: float) -> None:
-    """Each token of each prompt is dropped by itself; without dropout, what all begin with is computed once."""
+def test_with_dropout_no_prompt_shares_what_another_begins_with(
+    tiny_clip: Backbone, dropout: float
+) -> None:
+    """Each token of each prompt is dropped by itself; without dropout, what all begin with is
+    computed once."""
     shots = shots_of(tiny_clip, meaningless(4, NAMES))
     start = untrained(CLIPLoRA(dropout=dropout), tiny_clip, shots)
     seen: list[int] = []
-    start.module.updates[1][0][0].register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
+    start.module.updates[1][0][0].register_forward_pre_hook(
+        lambda module, given: seen.append(len(given[0]))
+    )
     start.terms([0, 1])
     ((_, layout),) = start.module.prompts(NAMES, shots.templates, share=dropout == 0)
     assert (layout.prefix > 0) == (dropout == 0)
@@ -130,7 +145,9 @@ def test_frozen_weights_are_cast_to_bfloat16_once_and_not_in_every_step(
     tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone, cast = replace(tiny_clip), []
-    monkeypatch.setattr(encoder, "cast", lambda block, kind: cast.append(block) or blocks.cast(block, kind))
+    monkeypatch.setattr(
+        encoder, "cast", lambda block, kind: cast.append(block) or blocks.cast(block, kind)
+    )
     start = untrained(CLIPLoRA(), backbone, shots_of(backbone, meaningless(4, NAMES)))
     for _ in range(2):
         with torch.autocast("cpu", torch.bfloat16):
@@ -158,10 +175,14 @@ def test_eight_images_are_learnt_by_heart_and_the_backbone_stays(tiny_clip: Back
 def test_without_a_step_it_is_zero_shot(tiny_clip: Backbone) -> None:
     shots = shots_of(tiny_clip, meaningless(8, grain=32))
     plain, start = ZeroShot().fit(tiny_clip, shots), untrained(CLIPLoRA(), tiny_clip, shots).fitted
-    torch.testing.assert_close(logits_of(start, shots), logits_of(plain, shots), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        logits_of(start, shots), logits_of(plain, shots), rtol=1e-4, atol=1e-4
+    )
 
 
-def test_the_schedule_is_torchs_cosine_over_as_many_steps_as_the_shots_ask_for(tiny_clip: Backbone) -> None:
+def test_the_schedule_is_torchs_cosine_over_as_many_steps_as_the_shots_ask_for(
+    tiny_clip: Backbone,
+) -> None:
     shots = shots_of(tiny_clip, meaningless(12, ("cat", "dog", "car"), grain=32))
     method = configured(CLIPLoRA(), {"batch_size": 5, "iterations": 7})
     recipe = method.recipe
@@ -175,17 +196,22 @@ def test_the_schedule_is_torchs_cosine_over_as_many_steps_as_the_shots_ask_for(t
         assert recipe.rate(step, 3, 10) == pytest.approx(expected[-1], rel=1e-6)
         optimizer.step()
         scheduler.step()
-    assert [step["lr"] for step in method.fit(tiny_clip, shots).trained.history] == pytest.approx(expected, rel=1e-6)
+    assert [step["lr"] for step in method.fit(tiny_clip, shots).trained.history] == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 def test_parameters_of_vit_b16(vit_b16: Backbone) -> None:
-    # 12 blocks x 3 matrices x rank 2 x (768 + 768), and the same with 512 in the text encoder: the sum over
+    # 12 blocks x 3 matrices x rank 2 x (768 + 768), and the same with 512 in the text encoder: the
+    # sum over
     # get_lora_parameters of the released code, applied to its own ViT-B/16
     assert CLIPLoRA().parameters(vit_b16) == (110_592 + 73_728, 0)
 
 
 def test_what_cannot_be_updated_says_so(tiny_eva: Backbone, tiny_clip: Backbone) -> None:
-    with pytest.raises(UserError, match=r"the blocks \(EvaBlock\) of backbone .+ cannot be taken apart"):
+    with pytest.raises(
+        UserError, match=r"the blocks \(EvaBlock\) of backbone .+ cannot be taken apart"
+    ):
         CLIPLoRA().parameters(tiny_eva)
     with pytest.raises(UserError, match="rank=0"):
         CLIPLoRA(rank=0).parameters(tiny_clip)

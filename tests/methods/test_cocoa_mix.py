@@ -1,4 +1,5 @@
-"""CoCoA-Mix: its loss written out, its shares by SciPy and by what they are to do, its answers class by class."""
+"""CoCoA-Mix: its loss written out, its shares by SciPy and by what they are to do, its answers
+class by class."""
 
 from __future__ import annotations
 
@@ -11,13 +12,28 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
-from rmadapter.methods.cocoa_mix import WORDS, CoCoAMix, entropy, other_names, share_inside, share_outside
+from rmadapter.methods.cocoa_mix import (
+    WORDS,
+    CoCoAMix,
+    entropy,
+    other_names,
+    share_inside,
+    share_outside,
+)
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import configured
 from rmadapter.training.contract import Known, Shots
 from tests.helpers.shots import logits_of
 from tests.methods.parts.test_context import plain_text
-from tests.methods.test_coop import CLASSES, LABELS, eight, overfits, plain_logits, same_as_plain, the_seed_decides
+from tests.methods.test_coop import (
+    CLASSES,
+    LABELS,
+    eight,
+    overfits,
+    plain_logits,
+    same_as_plain,
+    the_seed_decides,
+)
 
 
 def drawn(seed: int, scale: float = 3.0, images: int = 40) -> tuple[Tensor, Tensor, Tensor]:
@@ -25,15 +41,22 @@ def drawn(seed: int, scale: float = 3.0, images: int = 40) -> tuple[Tensor, Tens
     noise = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, 5, (images,), generator=noise)
     right = scale * F.one_hot(labels, 5)
-    ours, theirs = (right + scale * torch.randn(images, 5, generator=noise, dtype=torch.float64) for _ in range(2))
+    ours, theirs = (
+        right + scale * torch.randn(images, 5, generator=noise, dtype=torch.float64)
+        for _ in range(2)
+    )
     return ours, theirs, labels
 
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
 @pytest.mark.parametrize("confusion", [1.0, 7.0])
-def test_loss_and_gradient_are_the_plain_ones(name: str, confusion: float, request: pytest.FixtureRequest) -> None:
+def test_loss_and_gradient_are_the_plain_ones(
+    name: str, confusion: float, request: pytest.FixtureRequest
+) -> None:
     def plain(learner: Any, shots: Shots) -> Tensor:
-        logits = plain_logits(learner.backbone, shots, plain_text(learner.backbone, CLASSES, learner.ctx))
+        logits = plain_logits(
+            learner.backbone, shots, plain_text(learner.backbone, CLASSES, learner.ctx)
+        )
         p = (logits - logits.max(-1, keepdim=True).values).exp()
         own = (p / p.sum(-1, keepdim=True))[range(3), LABELS]
         return (confusion * (1 - own) - own.log()).mean()
@@ -52,7 +75,9 @@ def test_inside_the_cross_entropy_is_least(seed: int) -> None:
 
     found = share_inside(ours, theirs, labels, weights)
     assert 0.05 < found < 0.95
-    assert found == pytest.approx(minimize_scalar(loss, bounds=(0, 1), method="bounded").x, abs=1e-4)
+    assert found == pytest.approx(
+        minimize_scalar(loss, bounds=(0, 1), method="bounded").x, abs=1e-4
+    )
     right = 9.0 * F.one_hot(labels, 5)
     assert share_inside(right, torch.zeros_like(right), labels, weights) == 1
     assert share_inside(-right, right, labels, weights) == pytest.approx(0, abs=1e-5)
@@ -66,7 +91,9 @@ def test_outside_no_answer_is_surer_than_by_the_written_prompts(seed: int, margi
     weights = torch.linspace(0, 2, 40, dtype=torch.float64)
 
     def hinge(share: float) -> float:
-        found, wanted = (torch.distributions.Categorical(logits=x).entropy() for x in (share * ours, theirs))
+        found, wanted = (
+            torch.distributions.Categorical(logits=x).entropy() for x in (share * ours, theirs)
+        )
         return float((weights * (wanted - found + margin).clamp(min=0)).sum())
 
     found = share_outside(ours, theirs, margin, weights)
@@ -76,7 +103,9 @@ def test_outside_no_answer_is_surer_than_by_the_written_prompts(seed: int, margi
 
 def test_the_ends_of_the_share_outside() -> None:
     ours, theirs, _ = drawn(0)
-    torch.testing.assert_close(entropy(ours), torch.distributions.Categorical(logits=ours).entropy())
+    torch.testing.assert_close(
+        entropy(ours), torch.distributions.Categorical(logits=ours).entropy()
+    )
     even = torch.ones(40)
     assert share_outside(theirs / 2, theirs, 0.0, even) == 1  # never surer
     assert share_outside(2 * theirs, theirs, 0.0, even) == pytest.approx(0.5, abs=1e-4)
@@ -106,10 +135,17 @@ def test_each_class_has_the_share_of_its_kind(tiny_clip: Backbone) -> None:
     with torch.no_grad():
         ours = F.normalize(plain_text(tiny_clip, names, module.ctx), dim=-1)
         theirs = zero_shot_weights(tiny_clip, names, templates)
-        s_1, s_0 = (shots.plain_features() @ w.T / shots.plain_features().norm(dim=-1)[:, None] for w in (ours, theirs))
+        s_1, s_0 = (
+            shots.plain_features() @ w.T / shots.plain_features().norm(dim=-1)[:, None]
+            for w in (ours, theirs)
+        )
         pi = torch.tensor([0.3, 0.8, 0.3, 0.8])
-        found = module.for_classes(names, Known(CLASSES, templates))(shots.source().batch(torch.arange(8)))
-    torch.testing.assert_close(found, tiny_clip.logit_scale * (pi * s_1 + (1 - pi) * s_0), rtol=1e-4, atol=1e-4)
+        found = module.for_classes(names, Known(CLASSES, templates))(
+            shots.source().batch(torch.arange(8))
+        )
+    torch.testing.assert_close(
+        found, tiny_clip.logit_scale * (pi * s_1 + (1 - pi) * s_0), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_the_shares_of_a_fit_are_those_of_its_shots(tiny_clip: Backbone) -> None:
@@ -128,7 +164,9 @@ def test_the_shares_of_a_fit_are_those_of_its_shots(tiny_clip: Backbone) -> None
     far = configured(CoCoAMix(margin=9.0), {"epochs": 20}).fit(tiny_clip, shots)
     zero = zero_shot_weights(tiny_clip, ("house",), shots.templates)
     expected = tiny_clip.logit_scale * features @ zero.double().T
-    torch.testing.assert_close(logits_of(far, shots, ("house",)).double(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        logits_of(far, shots, ("house",)).double(), expected, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_vectors_are_as_many_as_fit(tiny_clip: Backbone, vit_b16: Backbone) -> None:

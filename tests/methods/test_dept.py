@@ -1,4 +1,5 @@
-"""DePT against a plain reimplementation, its two learning rates by torch's own SGD, and who answers about what."""
+"""DePT against a plain reimplementation, its two learning rates by torch's own SGD, and who answers
+about what."""
 
 from __future__ import annotations
 
@@ -24,14 +25,20 @@ def shaken(module: Any) -> Any:
     noise = torch.Generator().manual_seed(0)
     for name, parameter in module.named_parameters():
         if not name.startswith("prompts"):
-            parameter.data += 0.5 * torch.randn(parameter.shape, generator=noise, dtype=parameter.dtype)
+            parameter.data += 0.5 * torch.randn(
+                parameter.shape, generator=noise, dtype=parameter.dtype
+            )
     return module
 
 
-def plain_heads(module: Any, backbone: Backbone, images: Tensor, names: tuple[str, ...]) -> tuple[Tensor, ...]:
+def plain_heads(
+    module: Any, backbone: Backbone, images: Tensor, names: tuple[str, ...]
+) -> tuple[Tensor, ...]:
     """Logits of the prompts, and of the head about images and about class texts."""
     inner = module.prompts
-    mapped = [p @ layer.weight.T + layer.bias for p, layer in zip(inner.prompts, inner.maps, strict=True)]
+    mapped = [
+        p @ layer.weight.T + layer.bias for p, layer in zip(inner.prompts, inner.maps, strict=True)
+    ]
     with hooked(backbone, list(inner.prompts), mapped) as model:
         w = model.encode_text(backbone.tokenizer([f"a photo of a {name}." for name in names]))
         f = model.encode_image(images)
@@ -42,7 +49,9 @@ def plain_heads(module: Any, backbone: Backbone, images: Tensor, names: tuple[st
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
 @pytest.mark.parametrize("share", [0.7, 0.2])
-def test_terms_and_gradients_are_plain_ones(name: str, share: float, request: pytest.FixtureRequest) -> None:
+def test_terms_and_gradients_are_plain_ones(
+    name: str, share: float, request: pytest.FixtureRequest
+) -> None:
     given = request.getfixturevalue(name)
     backbone, images = double(given), pixels(given)
     start = untrained(DePT(depth=2, share=share), backbone, shots_of(given, meaningless(5, NAMES)))
@@ -72,13 +81,24 @@ def test_the_head_answers_about_trained_classes_alone(tiny_clip: Backbone) -> No
 
 
 def test_the_head_learns_at_a_rate_of_its_own(tiny_clip: Backbone) -> None:
-    """Four epochs of one step each by torch's SGD with two groups, as Dassl has them: the warm-up is that of both."""
-    fields: dict[str, Any] = {"depth": 2, "epochs": 4, "batch_size": 8, "learning_rate": 0.01, "warmup_rate": 0.005}
+    """Four epochs of one step each by torch's SGD with two groups, as Dassl has them: the warm-up
+    is that of both."""
+    fields: dict[str, Any] = {
+        "depth": 2,
+        "epochs": 4,
+        "batch_size": 8,
+        "learning_rate": 0.01,
+        "warmup_rate": 0.005,
+    }
     method, shots = configured(DePT(), fields), eight_images(tiny_clip)
     fitted, module = method.fit(tiny_clip, shots), method.module(tiny_clip, 4)
     named = dict(module.named_parameters())
-    prompts, head = ([p for n, p in named.items() if n.startswith("prompts.") == own] for own in (True, False))
-    optimizer = torch.optim.SGD([{"params": prompts}, {"params": head}], 1.0, momentum=0.9, weight_decay=5e-4)
+    prompts, head = (
+        [p for n, p in named.items() if n.startswith("prompts.") == own] for own in (True, False)
+    )
+    optimizer = torch.optim.SGD(
+        [{"params": prompts}, {"params": head}], 1.0, momentum=0.9, weight_decay=5e-4
+    )
     text, states = module.prompts.text(shots.classes), shots.source(1).batch(torch.arange(8))
     for epoch in range(4):
         falls = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * (epoch - 1) / 4))).item()
@@ -95,9 +115,14 @@ def test_the_head_learns_at_a_rate_of_its_own(tiny_clip: Backbone) -> None:
 
 
 def test_without_the_head_it_is_maple(tiny_clip: Backbone) -> None:
-    shots, fields = eight_images(tiny_clip), {"epochs": 3, "batch_size": 4, "depth": 2, "learning_rate": 0.01}
+    shots, fields = (
+        eight_images(tiny_clip),
+        {"epochs": 3, "batch_size": 4, "depth": 2, "learning_rate": 0.01},
+    )
     alone = configured(DePT(share=0.0), fields).fit(tiny_clip, shots)
-    assert_same_float32(logits_of(alone, shots), logits_of(configured(MaPLe(), fields).fit(tiny_clip, shots), shots))
+    assert_same_float32(
+        logits_of(alone, shots), logits_of(configured(MaPLe(), fields).fit(tiny_clip, shots), shots)
+    )
 
 
 def test_it_learns_eight_images(tiny_clip: Backbone) -> None:

@@ -1,4 +1,5 @@
-"""Zero-shot CLIP with texts about the classes, against open_clip's own encoders and the two papers' formulas."""
+"""Zero-shot CLIP with texts about the classes, against open_clip's own encoders and the two papers'
+formulas."""
 
 from __future__ import annotations
 
@@ -35,12 +36,17 @@ def encoded(backbone: Backbone, texts: list[str]) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
 @pytest.mark.parametrize("form", ["sentences", "descriptors"])
-def test_logits_are_those_of_the_papers(name: str, form: str, request: pytest.FixtureRequest) -> None:
+def test_logits_are_those_of_the_papers(
+    name: str, form: str, request: pytest.FixtureRequest
+) -> None:
     """CuPL: one vector a class; DCLIP: the mean of the scores of "NAME, which has DESCRIPTOR"."""
     backbone: Backbone = request.getfixturevalue(name)
     shots = shots_of(backbone)
     found = logits_of(
-        load_method("zero-shot-descriptions", {"descriptions": FILE, "form": form}).fit(backbone, shots), shots
+        load_method("zero-shot-descriptions", {"descriptions": FILE, "form": form}).fit(
+            backbone, shots
+        ),
+        shots,
     )
     clip: Any = backbone.model
     with torch.no_grad():
@@ -51,11 +57,16 @@ def test_logits_are_those_of_the_papers(name: str, form: str, request: pytest.Fi
             vector = encoded(backbone, GIVEN[one]).mean(0)
             columns.append(images @ (vector / vector.norm()))
         else:
-            verb = {"a field of red": "is a field of red", "a dark sky at night": "is a dark sky at night"}
+            verb = {
+                "a field of red": "is a field of red",
+                "a dark sky at night": "is a dark sky at night",
+            }
             verb["a blue wall"] = "is a blue wall"
             texts = [f"{one}, which {verb.get(text, f'has {text}')}" for text in GIVEN[one]]
             columns.append((images @ encoded(backbone, texts).T).mean(1))
-    torch.testing.assert_close(found, clip.logit_scale.exp() * torch.stack(columns, 1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        found, clip.logit_scale.exp() * torch.stack(columns, 1), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_a_descriptor_becomes_a_clause() -> None:
@@ -67,12 +78,18 @@ def test_a_descriptor_becomes_a_clause() -> None:
     ]  # fmt: skip
 
 
-def test_a_new_class_is_known_by_its_texts_or_else_by_the_runs_prompts(tiny_clip: Backbone, tmp_path: Path) -> None:
+def test_a_new_class_is_known_by_its_texts_or_else_by_the_runs_prompts(
+    tiny_clip: Backbone, tmp_path: Path
+) -> None:
     """And the file is needed no more."""
     file = tmp_path / "texts.json"
     file.write_text(json.dumps(GIVEN), encoding="utf-8")
     shots = shots_of(tiny_clip, templates=("a {}.", "the {}"))
-    save(tmp_path / "run", Descriptions(descriptions=str(file)).fit(tiny_clip, shots), "zero-shot-descriptions")
+    save(
+        tmp_path / "run",
+        Descriptions(descriptions=str(file)).fit(tiny_clip, shots),
+        "zero-shot-descriptions",
+    )
     file.unlink()
     fitted = load(tmp_path / "run", tiny_clip).fitted
     found: Any = fitted.for_classes(("red", "Yellow", "car | lorry"))
@@ -85,8 +102,12 @@ def test_a_new_class_is_known_by_its_texts_or_else_by_the_runs_prompts(tiny_clip
     torch.testing.assert_close(found.weights[2], car[0], rtol=1e-4, atol=1e-5)
 
 
-def test_without_a_file_and_with_a_damaged_model_it_says_so(tiny_clip: Backbone, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="needs a file of texts about the classes: --set descriptions=FILE"):
+def test_without_a_file_and_with_a_damaged_model_it_says_so(
+    tiny_clip: Backbone, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        UserError, match="needs a file of texts about the classes: --set descriptions=FILE"
+    ):
         Descriptions().fit(tiny_clip, shots_of(tiny_clip))
     fitted = Descriptions(descriptions=FILE).fit(tiny_clip, shots_of(tiny_clip))
     for tensors in ({WEIGHTS: fitted.tensors[WEIGHTS][:2]}, {TEXTS: fitted.tensors[TEXTS][:-1]}):
@@ -94,12 +115,19 @@ def test_without_a_file_and_with_a_damaged_model_it_says_so(tiny_clip: Backbone,
             fitted.method.restore(tiny_clip, fitted.known, {**fitted.tensors, **tensors})
 
 
-def test_from_a_file_to_a_run_that_grows(rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path) -> None:
+def test_from_a_file_to_a_run_that_grows(
+    rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path
+) -> None:
     run, file = tmp_path / "run", tmp_path / "few.json"
     command = ["fit", colors, "--backbone", tiny_clip.name, "--shots", 1, "--set", "device=cpu"]
     command += ["--method", "zero-shot-descriptions", "--out", run]
-    file.write_text(json.dumps({name: GIVEN[name] for name in ("red", "green", "blue")}), encoding="utf-8")
-    refused(rmadapter(*command, "--set", f"descriptions={file}"), "class 'night sky' has no texts: add some")
+    file.write_text(
+        json.dumps({name: GIVEN[name] for name in ("red", "green", "blue")}), encoding="utf-8"
+    )
+    refused(
+        rmadapter(*command, "--set", f"descriptions={file}"),
+        "class 'night sky' has no texts: add some",
+    )
     assert not (run / "model.json").exists()
     assert rmadapter(*command, "--set", f"descriptions={FILE}", "--json").code == 0
     file.write_text(json.dumps({**GIVEN, "red": ["red"]}), encoding="utf-8")
@@ -107,16 +135,28 @@ def test_from_a_file_to_a_run_that_grows(rmadapter: Command, colors: Path, tiny_
     assert rmadapter(*other).code == 0
     file.write_text(json.dumps(GIVEN), encoding="utf-8")
     refused(rmadapter(*other), "holds another run")  # for its texts are others
-    grown = rmadapter("add", run, "yellow", "house", "--out", tmp_path / "more", *its_backbone(run), "--json")
-    assert json.loads(grown.out)["labels"] == ["blue", "green", "night_sky", "red", "yellow", "house"]
+    grown = rmadapter(
+        "add", run, "yellow", "house", "--out", tmp_path / "more", *its_backbone(run), "--json"
+    )
+    assert json.loads(grown.out)["labels"] == [
+        "blue",
+        "green",
+        "night_sky",
+        "red",
+        "yellow",
+        "house",
+    ]
     image = colors / "test" / "red" / "0.png"
-    [answer] = json.loads(rmadapter("predict", tmp_path / "more", image, *its_backbone(run), "--top", 6, "--json").out)
+    [answer] = json.loads(
+        rmadapter("predict", tmp_path / "more", image, *its_backbone(run), "--top", 6, "--json").out
+    )
     assert len(answer["classes"]) == 6
 
 
 def test_images_of_a_run_are_noise_to_it(tiny_clip: Backbone) -> None:
     """It learns nothing from the shots."""
     one, other = (
-        Descriptions(descriptions=FILE).fit(tiny_clip, shots_of(tiny_clip, noisy_colors(2, seed))) for seed in (0, 1)
+        Descriptions(descriptions=FILE).fit(tiny_clip, shots_of(tiny_clip, noisy_colors(2, seed)))
+        for seed in (0, 1)
     )
     assert torch.equal(one.tensors[WEIGHTS], other.tensors[WEIGHTS])

@@ -32,14 +32,19 @@ def normed(own: Any, x: Tensor) -> Tensor:
     return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * own.weight + own.bias
 
 
-def mapped(module: Any, to: str, prompts: list[Tensor], by: str, guides: list[Tensor]) -> list[Tensor]:
+def mapped(
+    module: Any, to: str, prompts: list[Tensor], by: str, guides: list[Tensor]
+) -> list[Tensor]:
     proxies = []
     for pool, guide in zip(module.proxies[by], guides, strict=True):
         n = normed(pool.norm, guide)
         read = attended(pool.attention, normed(pool.norm, pool.token), n, n)
         proxies.append(normed(pool.top_norm, pool.token + read))
     own, y = module.mappers[to], torch.cat(proxies)
-    q, k, v = (x @ m.weight.T + m.bias for x, m in ((torch.cat(prompts), own.query), (y, own.key), (y, own.value)))
+    q, k, v = (
+        x @ m.weight.T + m.bias
+        for x, m in ((torch.cat(prompts), own.query), (y, own.key), (y, own.value))
+    )
     x = q + attended(own.attention, *(normed(own.norm, part) for part in (q, k, v)))
     wide = normed(own.top_norm, x) @ own.up.weight.T + own.up.bias
     x = x + wide * torch.sigmoid(1.702 * wide) @ own.down.weight.T + own.down.bias
@@ -48,7 +53,8 @@ def mapped(module: Any, to: str, prompts: list[Tensor], by: str, guides: list[Te
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
 def test_terms_and_gradients_are_plain_ones(name: str, request: pytest.FixtureRequest) -> None:
-    """Of 4 blocks each, of which the text's lower two guide the image's, and the image's upper two the text's."""
+    """Of 4 blocks each, of which the text's lower two guide the image's, and the image's upper two
+    the text's."""
     given = request.getfixturevalue(name)
     backbone, images = double(given), pixels(given)
     shots = shots_of(given, meaningless(5, NAMES), templates=("the small {}",))
@@ -62,11 +68,15 @@ def test_terms_and_gradients_are_plain_ones(name: str, request: pytest.FixtureRe
 
     (*text, t3, t4), (v1, v2, *image) = module.prompts["text"], module.prompts["image"]
     texts = [*text, *mapped(module, "text", [t3, t4], "image", image)]
-    with hooked(backbone, texts, [*mapped(module, "image", [v1, v2], "text", text), *image]) as model:
+    with hooked(
+        backbone, texts, [*mapped(module, "image", [v1, v2], "text", text), *image]
+    ) as model:
         w = model.encode_text(backbone.tokenizer([f"a photo of a {name}." for name in NAMES]))
         f = model.encode_image(images)
     w_0 = model.encode_text(backbone.tokenizer([f"the small {name}" for name in NAMES]))
-    f, f_0, w, w_0 = (x / x.norm(dim=-1, keepdim=True) for x in (f, model.encode_image(images), w, w_0))
+    f, f_0, w, w_0 = (
+        x / x.norm(dim=-1, keepdim=True) for x in (f, model.encode_image(images), w, w_0)
+    )
     f, w = ((x + y) / (x + y).norm(dim=-1, keepdim=True) for x, y in ((f, f_0), (w, w_0)))
     plain = {
         "ce": F.cross_entropy(model.logit_scale.exp() * f @ w.T, LABELS),
@@ -92,7 +102,10 @@ def test_answers_need_no_untouched_features_given(tiny_clip: Backbone) -> None:
 def test_lambda_holds_features_near_the_untouched(tiny_clip: Backbone) -> None:
     fields = {"n_ctx": 2, "epochs": 10, "learning_rate": 0.01, "batch_size": 8}
     fits = {w: configured(HiCroPL(), {**fields, "consistency": w}) for w in (0.1, 12.0)}
-    last = {w: method.fit(tiny_clip, eight_images(tiny_clip)).trained.history[-1] for w, method in fits.items()}
+    last = {
+        w: method.fit(tiny_clip, eight_images(tiny_clip)).trained.history[-1]
+        for w, method in fits.items()
+    }
     for side in ("image", "text"):
         assert last[12.0][side] / 12.0 < 0.8 * last[0.1][side] / 0.1
 
@@ -108,18 +121,25 @@ def test_encoders_of_unequal_height_turn_at_the_same_one(tiny_clip: Backbone) ->
 
 
 def test_parameters_are_the_codes(tiny_clip: Backbone) -> None:
-    """Of the released code's modules: prompts, a proxy for each guiding block of either side, two mappers."""
+    """Of the released code's modules: prompts, a proxy for each guiding block of either side, two
+    mappers."""
 
     def count(blocks: int, tokens: int, text: int, image: int) -> int:
         proxies = sum(blocks // 2 * (4 * w * w + 9 * w) for w in (text, image))
-        mappers = sum(13 * w * w + 2 * w * other + 16 * w for w, other in ((text, image), (image, text)))
+        mappers = sum(
+            13 * w * w + 2 * w * other + 16 * w for w, other in ((text, image), (image, text))
+        )
         return blocks * tokens * (text + image) + proxies + mappers
 
     assert HiCroPL(n_ctx=2).parameters(tiny_clip) == (count(4, 2, 48, 64), 0)
-    assert count(12, 16, 512, 768) == 33_431_040  # docs/methods.md, and what the method has on a ViT-B/16
+    assert (
+        count(12, 16, 512, 768) == 33_431_040
+    )  # docs/methods.md, and what the method has on a ViT-B/16
 
 
-def test_a_width_that_its_heads_do_not_divide(tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_width_that_its_heads_do_not_divide(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hicropl, "HEADS", 7)
     with pytest.raises(UserError, match=r"7 heads of attention do not divide .* width, 48"):
         HiCroPL().module(tiny_clip)

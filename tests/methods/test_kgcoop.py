@@ -16,13 +16,23 @@ from rmadapter.settings import configured
 from rmadapter.training.contract import Shots
 from tests.helpers.shots import logits_of
 from tests.methods.parts.test_context import plain_text
-from tests.methods.test_coop import CLASSES, LABELS, eight, overfits, plain_logits, same_as_plain, the_seed_decides
+from tests.methods.test_coop import (
+    CLASSES,
+    LABELS,
+    eight,
+    overfits,
+    plain_logits,
+    same_as_plain,
+    the_seed_decides,
+)
 
 
 def knowledge(backbone: Backbone, classes: Tensor) -> Tensor:
     """One minus the mean cosine to the features of "a photo of a NAME."."""
     model: Any = backbone.model
-    known = F.normalize(model.encode_text(backbone.tokenizer([f"a photo of a {name}." for name in CLASSES])), dim=-1)
+    known = F.normalize(
+        model.encode_text(backbone.tokenizer([f"a photo of a {name}." for name in CLASSES])), dim=-1
+    )
     return 1 - (F.normalize(classes, dim=-1) * known).sum(-1).mean()
 
 
@@ -37,11 +47,16 @@ def test_loss_and_gradient_are_the_plain_ones(name: str, request: pytest.Fixture
     same_as_plain(KgCoOp(context=""), request.getfixturevalue(name), plain)
 
 
-def test_weight_zero_is_coop_and_a_large_one_stays_near_the_written_prompts(tiny_clip: Backbone) -> None:
+def test_weight_zero_is_coop_and_a_large_one_stays_near_the_written_prompts(
+    tiny_clip: Backbone,
+) -> None:
     fields = {"context": "", "epochs": 60, "batch_size": 8, "learning_rate": 0.02}
     shots = eight(tiny_clip)
     coop = configured(CoOp(), fields).fit(tiny_clip, shots)
-    weights = {w: configured(KgCoOp(), {**fields, "distance_weight": w}).fit(tiny_clip, shots) for w in (0, 0.01, 8.0)}
+    weights = {
+        w: configured(KgCoOp(), {**fields, "distance_weight": w}).fit(tiny_clip, shots)
+        for w in (0, 0.01, 8.0)
+    }
     assert torch.equal(logits_of(weights[0], shots), logits_of(coop, shots))
     last = {w: fitted.trained.history[-1]["distance"] / w for w, fitted in weights.items() if w}
     assert last[8.0] < 0.5 * last[0.01]
@@ -59,4 +74,6 @@ def test_eight_images_are_learned_by_heart(tiny_clip: Backbone) -> None:
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
 def test_the_seed_decides(name: str, request: pytest.FixtureRequest) -> None:
-    assert the_seed_decides(configured(KgCoOp(), {"context": "", "epochs": 3}), request.getfixturevalue(name))
+    assert the_seed_decides(
+        configured(KgCoOp(), {"context": "", "epochs": 3}), request.getfixturevalue(name)
+    )

@@ -28,7 +28,9 @@ def shots(tiny_clip: Backbone, colors: Path) -> Shots:
 
 @pytest.mark.parametrize("strength", [0.316, 50.0])
 @pytest.mark.parametrize("classes", [2, 4])
-def test_the_penalised_loss_is_at_its_minimum(tiny_clip: Backbone, shots: Shots, strength: float, classes: int) -> None:
+def test_the_penalised_loss_is_at_its_minimum(
+    tiny_clip: Backbone, shots: Shots, strength: float, classes: int
+) -> None:
     """Logits of the probe against a minimiser in float64 that knows nothing of scikit-learn.
 
     Of two classes only the second one has weights, and the logit of the first one is 0.
@@ -37,12 +39,17 @@ def test_the_penalised_loss_is_at_its_minimum(tiny_clip: Backbone, shots: Shots,
         shots = shots_of(tiny_clip, noisy_colors(6, names=("blue", "red")))
     rows = classes if classes > 2 else 1
     x, y = F.normalize(shots.plain_features(), dim=-1).double(), shots.labels
-    weight, bias = torch.zeros(rows, x.shape[1]).double().requires_grad_(), torch.zeros(rows).double().requires_grad_()
+    weight, bias = (
+        torch.zeros(rows, x.shape[1]).double().requires_grad_(),
+        torch.zeros(rows).double().requires_grad_(),
+    )
 
     def scores() -> torch.Tensor:
         return F.pad(x @ weight.T + bias, (classes - rows, 0))
 
-    solver = torch.optim.LBFGS([weight, bias], max_iter=2000, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+    solver = torch.optim.LBFGS(
+        [weight, bias], max_iter=2000, tolerance_grad=1e-9, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> float:
         solver.zero_grad()
@@ -52,35 +59,50 @@ def test_the_penalised_loss_is_at_its_minimum(tiny_clip: Backbone, shots: Shots,
 
     solver.step(closure)
     fitted = LinearProbe(search_steps=0, C=strength).fit(tiny_clip, shots)
-    found, exact = (s - s.mean(1, keepdim=True) for s in (logits_of(fitted, shots).double(), scores().detach()))
+    found, exact = (
+        s - s.mean(1, keepdim=True) for s in (logits_of(fitted, shots).double(), scores().detach())
+    )
     assert float((found - exact).norm() / exact.norm()) < 0.01  # where scikit-learn stops
-    assert fitted.parameters == rows * (x.shape[1] + 1) == LinearProbe().parameters(tiny_clip, classes).trained
+    assert (
+        fitted.parameters
+        == rows * (x.shape[1] + 1)
+        == LinearProbe().parameters(tiny_clip, classes).trained
+    )
 
 
 def test_the_search_takes_a_strength_with_most_hits() -> None:
     """On features with so much noise that the penalty matters."""
     random = torch.Generator().manual_seed(0)
     center, labels = torch.randn(10, 40, generator=random), torch.arange(10).repeat(8)
-    fit, held = (F.normalize(center[labels] + 3 * torch.randn(80, 40, generator=random), dim=-1) for _ in range(2))
+    fit, held = (
+        F.normalize(center[labels] + 3 * torch.randn(80, 40, generator=random), dim=-1)
+        for _ in range(2)
+    )
     probe = LinearProbe()
 
     def hits(strength: float) -> int:
         return int(
             (
-                probe._regression(fit[None], labels, torch.ones(80), strength).predict(held.numpy()) == labels.numpy()
+                probe._regression(fit[None], labels, torch.ones(80), strength).predict(held.numpy())
+                == labels.numpy()
             ).sum()
         )
 
     coarse = {exponent: hits(10.0**exponent) for exponent in range(-6, 7, 2)}
     assert len(set(coarse.values())) > 2
-    found, heat = probe._search(fit[None], labels, torch.ones(80), [(torch.arange(80), held, labels)])
+    found, heat = probe._search(
+        fit[None], labels, torch.ones(80), [(torch.arange(80), held, labels)]
+    )
     assert hits(found) >= max(coarse.values())
     assert hits(found) >= max(hits(found * 10**0.125), hits(found / 10**0.125))
     assert probe._search(fit[None], labels, torch.ones(80), []) == (probe.C, 1.0)
     logits = torch.from_numpy(
         probe._regression(fit[None], labels, torch.ones(80), found).decision_function(held.numpy())
     ).double()
-    losses = {t: float(F.cross_entropy(logits / (heat * t), labels, label_smoothing=1 / 81)) for t in (0.8, 1.0, 1.25)}
+    losses = {
+        t: float(F.cross_entropy(logits / (heat * t), labels, label_smoothing=1 / 81))
+        for t in (0.8, 1.0, 1.25)
+    }
     assert losses[1.0] < min(losses[0.8], losses[1.25])
 
 
@@ -91,17 +113,27 @@ def test_however_unsure_no_answer_changes() -> None:
     for _ in range(20):
         x = F.normalize(torch.randn(20, 10, generator=random), dim=-1)
         turns = torch.arange(20) // 5
-        parts = [((turns != k).nonzero()[:, 0], x[turns == k], labels[turns == k]) for k in range(4)]
+        parts = [
+            ((turns != k).nonzero()[:, 0], x[turns == k], labels[turns == k]) for k in range(4)
+        ]
         strength, heat = LinearProbe()._search(x[None], labels, weights, parts)
         model = LinearProbe()._regression(x[None], labels, weights, strength)
-        weight, bias = (torch.from_numpy(part / heat).float() for part in (model.coef_, model.intercept_))
-        assert F.linear(x, weight, bias).softmax(-1).argmax(-1).tolist() == model.predict(x.numpy()).tolist()
+        weight, bias = (
+            torch.from_numpy(part / heat).float() for part in (model.coef_, model.intercept_)
+        )
+        assert (
+            F.linear(x, weight, bias).softmax(-1).argmax(-1).tolist()
+            == model.predict(x.numpy()).tolist()
+        )
 
 
 def test_it_knows_its_classes_alone_in_any_order(tiny_clip: Backbone, shots: Shots) -> None:
     fitted = LinearProbe().fit(tiny_clip, shots)
-    # A product's columns may be added in an order that depends on their place; another class is off by all digits.
-    assert_same_float32(logits_of(fitted, shots, shots.classes[::-1]), logits_of(fitted, shots).flip(1))
+    # A product's columns may be added in an order that depends on their place; another class is off
+    # by all digits.
+    assert_same_float32(
+        logits_of(fitted, shots, shots.classes[::-1]), logits_of(fitted, shots).flip(1)
+    )
     with pytest.raises(NotApplicable, match="'tree'"):
         fitted.score(["tree"])
 
@@ -119,11 +151,18 @@ def test_one_class_and_one_shot(tiny_clip: Backbone) -> None:
     with pytest.raises(UserError, match="at least two"):
         LinearProbe().fit(tiny_clip, shots_of(tiny_clip, meaningless(3, ("cat",))))
     one = shots_of(tiny_clip, meaningless(3, ("cat", "dog", "car")))
-    given, searched = LinearProbe(search_steps=0).fit(tiny_clip, one), LinearProbe().fit(tiny_clip, one)
+    given, searched = (
+        LinearProbe(search_steps=0).fit(tiny_clip, one),
+        LinearProbe().fit(tiny_clip, one),
+    )
     assert torch.equal(logits_of(given, one), logits_of(searched, one))  # nothing could be held out
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # scikit-learn takes many classes of one image each for a regression's values
-        LinearProbe().fit(tiny_clip, shots_of(tiny_clip, meaningless(24, tuple(f"thing {i}" for i in range(24)))))
+        warnings.simplefilter(
+            "error"
+        )  # scikit-learn takes many classes of one image each for a regression's values
+        LinearProbe().fit(
+            tiny_clip, shots_of(tiny_clip, meaningless(24, tuple(f"thing {i}" for i in range(24))))
+        )
 
 
 def test_parameters_of_vit_b16(vit_b16: Backbone) -> None:
@@ -136,7 +175,9 @@ def several_of(count: int = 24, seed: int = 0) -> ImageSet:
     rng = np.random.default_rng(seed)
     labels = [tuple(np.flatnonzero(row).tolist()) or (0,) for row in rng.random((count, 3)) < 0.5]
     return replace(
-        meaningless(count, ("cat", "dog", "car")), labels=tuple(own[0] for own in labels), several=tuple(labels)
+        meaningless(count, ("cat", "dog", "car")),
+        labels=tuple(own[0] for own in labels),
+        several=tuple(labels),
     )
 
 
@@ -148,11 +189,15 @@ def test_of_several_labels_it_is_a_regression_a_class(tiny_clip: Backbone, stren
     fitted = LinearProbe(search_steps=0, C=strength).fit(tiny_clip, shots)
     x, y = F.normalize(shots.plain_features(), dim=-1).double().numpy(), shots.images.targets()
     models = [
-        LogisticRegression(C=strength, tol=1e-10, max_iter=10_000).fit(x, y[:, i], shots.weights.numpy())  # type: ignore[union-attr]
+        LogisticRegression(C=strength, tol=1e-10, max_iter=10_000).fit(
+            x, y[:, i], shots.weights.numpy()
+        )  # type: ignore[union-attr]
         for i in range(3)
     ]
     expected = np.stack([model.predict_proba(x)[:, 1] for model in models], 1)
-    found = next(answers({"it": fitted.score()}, shots.cache.stream(shots.images), several=True))["it"]
+    found = next(answers({"it": fitted.score()}, shots.cache.stream(shots.images), several=True))[
+        "it"
+    ]
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-3)
     assert fitted.known.several
     assert fitted.parameters == 3 * 41 == LinearProbe().parameters(tiny_clip, 3).trained
@@ -162,13 +207,22 @@ def test_of_several_labels_the_strength_has_the_least_cross_entropy() -> None:
     random, probe = torch.Generator().manual_seed(0), LinearProbe(iterations=200)
     labels = (torch.rand(60, 4, generator=random) < 0.4).float()
     center = torch.randn(4, 10, generator=random)
-    fit, held = (F.normalize(labels @ center + 2 * torch.randn(60, 10, generator=random), dim=-1) for _ in range(2))
+    fit, held = (
+        F.normalize(labels @ center + 2 * torch.randn(60, 10, generator=random), dim=-1)
+        for _ in range(2)
+    )
 
     def loss(strength: float) -> float:
         weight, bias = probe._regressions(fit[None], labels, torch.ones(60), strength)
-        return float(F.binary_cross_entropy_with_logits(F.linear(held.double(), weight, bias), labels.double()))
+        return float(
+            F.binary_cross_entropy_with_logits(
+                F.linear(held.double(), weight, bias), labels.double()
+            )
+        )
 
-    found = probe._search_of_several(fit[None], labels, torch.ones(60), [(torch.arange(60), held, labels)])
+    found = probe._search_of_several(
+        fit[None], labels, torch.ones(60), [(torch.arange(60), held, labels)]
+    )
     assert loss(found) <= min(loss(10.0**exponent) for exponent in range(-6, 7, 2))
     assert loss(found) <= min(loss(found * 10**0.125), loss(found / 10**0.125))
     assert probe._search_of_several(fit[None], labels, torch.ones(60), []) == probe.C

@@ -64,7 +64,9 @@ def hooked(backbone: Backbone, module: Any, tokens: Tensor) -> Iterator[Any]:
             return x + scale * near[side](x, layer.weight)
 
         if before:
-            handles.append(place.register_forward_pre_hook(lambda module, args: (change(args[0]), *args[1:])))
+            handles.append(
+                place.register_forward_pre_hook(lambda module, args: (change(args[0]), *args[1:]))
+            )
         else:
             handles.append(place.register_forward_hook(lambda module, args, x: change(x)))
 
@@ -100,12 +102,19 @@ def test_features_and_gradients_are_plain_ones(name: str, request: pytest.Fixtur
     f = module.image_features(backbone.image.frozen(images, 1), SCALES)
     w = module.text_features(tokens, SCALES)
     with hooked(backbone, module, tokens) as model:
-        f_plain, w_plain = model.encode_image(images), F.normalize(model.encode_text(tokens), dim=-1)
+        f_plain, w_plain = (
+            model.encode_image(images),
+            F.normalize(model.encode_text(tokens), dim=-1),
+        )
     torch.testing.assert_close(f, f_plain, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(w, w_plain, rtol=1e-9, atol=1e-10)
     assert (f - model.encode_image(images)).abs().max() > 1e-4
-    found, plain = (gradients(module, (x @ y.T * goal).sum()) for x, y in ((f, w), (f_plain, w_plain)))
-    assert ("layers.image.3.mlp.weight" in found) == (name == "tiny_siglip")  # which pools over all patches
+    found, plain = (
+        gradients(module, (x @ y.T * goal).sum()) for x, y in ((f, w), (f_plain, w_plain))
+    )
+    assert ("layers.image.3.mlp.weight" in found) == (
+        name == "tiny_siglip"
+    )  # which pools over all patches
     for own, expected in plain.items():
         assert expected.norm() > 0, own
         torch.testing.assert_close(found[own], expected / scale_of(own), rtol=1e-7, atol=1e-9)
@@ -115,7 +124,8 @@ def test_features_and_gradients_are_plain_ones(name: str, request: pytest.Fixtur
 def test_texts_are_cut_where_nothing_is_seen_of_the_rest(
     name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Padding behind the end of a text is read by its last tokens: 2 tokens a block, and fewer are too few."""
+    """Padding behind the end of a text is read by its last tokens: 2 tokens a block, and fewer are
+    too few."""
     backbone = double(request.getfixturevalue(name))
     module, tokens = LwEIB().module(backbone).double(), backbone.tokenizer(["cat", "dog"])
     with torch.no_grad():
@@ -138,7 +148,10 @@ def write(folder: Path, value: Any) -> str:
 
 def test_a_step_draws_texts_rivals_and_scales(tiny_clip: Backbone, tmp_path: Path) -> None:
     """By the generator that a resumed training goes on with."""
-    texts = {name: [f"text {i} of it" for i in range(n)] for n, name in enumerate(("bird", "car", "cat", "dog"), 1)}
+    texts = {
+        name: [f"text {i} of it" for i in range(n)]
+        for n, name in enumerate(("bird", "car", "cat", "dog"), 1)
+    }
     method = LwEIB(descriptions=write(tmp_path, texts), scale=0.5, negatives=1)
     shots = eight_images(tiny_clip)
     start = untrained(method, tiny_clip, shots)
@@ -147,9 +160,16 @@ def test_a_step_draws_texts_rivals_and_scales(tiny_clip: Backbone, tmp_path: Pat
     rival = [0, 1, 3][int(torch.randperm(3, generator=generator)[0])]
     places = torch.rand(2, generator=generator).tolist()
     names = [shots.classes[2], shots.classes[rival]]
-    drawn = [texts[name][int(place * len(texts[name]))] for name, place in zip(names, places, strict=True)]
-    tokens = tiny_clip.tokenizer([f"a photo of a {name}, {text}" for name, text in zip(names, drawn, strict=True)])
-    scales = [[1.25 if x > 0.8 else 0.5 for x in torch.rand(4, generator=generator)] for _ in range(2)]
+    drawn = [
+        texts[name][int(place * len(texts[name]))]
+        for name, place in zip(names, places, strict=True)
+    ]
+    tokens = tiny_clip.tokenizer(
+        [f"a photo of a {name}, {text}" for name, text in zip(names, drawn, strict=True)]
+    )
+    scales = [
+        [1.25 if x > 0.8 else 0.5 for x in torch.rand(4, generator=generator)] for _ in range(2)
+    ]
     w = module.text_features(tokens, scales[0])
     f = module.image_features(start.source.batch(torch.tensor(rows)), scales[1])
     expected = F.cross_entropy(cosine_logits(tiny_clip, f, w), torch.tensor([0, 0]))
@@ -184,7 +204,9 @@ def test_steps_are_slow_and_fast() -> None:
 
 def test_a_class_is_asked_by_the_mean_of_its_texts(tiny_clip: Backbone, tmp_path: Path) -> None:
     """One that joins too; one without texts by the run's prompts. The file is needed no more."""
-    texts = {name: [f"{name} stands", "it runs"] for name in ("bird", "car", "cat", "dog")} | {"tree": ["it grows"]}
+    texts = {name: [f"{name} stands", "it runs"] for name in ("bird", "car", "cat", "dog")} | {
+        "tree": ["it grows"]
+    }
     file = Path(write(tmp_path, texts))
     method = configured(LwEIB(), {"descriptions": str(file), "epochs": 1, "scale": 0.3})
     shots = eight_images(tiny_clip, templates=("the {}.", "my {}."))
@@ -200,7 +222,9 @@ def test_a_class_is_asked_by_the_mean_of_its_texts(tiny_clip: Backbone, tmp_path
         ["the house.", "the hut.", "my house.", "my hut."],
     )
     each = [module.text_features(tiny_clip.tokenizer(some), [0.3] * 4).mean(0) for some in asked]
-    torch.testing.assert_close(found.weights, F.normalize(torch.stack(each), dim=-1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        found.weights, F.normalize(torch.stack(each), dim=-1), rtol=1e-4, atol=1e-5
+    )
     damaged = {**fitted.tensors, TEXTS: fitted.tensors[TEXTS][:-2]}
     with pytest.raises(RuntimeError):
         method.restore(tiny_clip, fitted.known, damaged)
@@ -208,13 +232,19 @@ def test_a_class_is_asked_by_the_mean_of_its_texts(tiny_clip: Backbone, tmp_path
 
 def test_every_trained_class_needs_texts(tiny_clip: Backbone, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"texts\.json: class 'bird' has no texts: add some"):
-        LwEIB(descriptions=write(tmp_path, {"cat": ["it purrs"]})).fit(tiny_clip, eight_images(tiny_clip))
+        LwEIB(descriptions=write(tmp_path, {"cat": ["it purrs"]})).fit(
+            tiny_clip, eight_images(tiny_clip)
+        )
 
 
-def test_class_prompts_stand_in_and_a_note_says_so(tiny_clip: Backbone, capsys: pytest.CaptureFixture[str]) -> None:
+def test_class_prompts_stand_in_and_a_note_says_so(
+    tiny_clip: Backbone, capsys: pytest.CaptureFixture[str]
+) -> None:
     without_texts.cache_clear()
     for _ in range(2):
-        fitted = configured(LwEIB(), {"epochs": 1}).fit(tiny_clip, shots_of(tiny_clip, meaningless(2)))
+        fitted = configured(LwEIB(), {"epochs": 1}).fit(
+            tiny_clip, shots_of(tiny_clip, meaningless(2))
+        )
     assert capsys.readouterr().err.count("without generated descriptions") == 1
     assert unpacked(fitted.tensors[TEXTS]) == {}
     assert LwEIB().texts("cat | kitten", Known(("cat",), ("a {}", "the {}")), {}) == [
@@ -223,14 +253,22 @@ def test_class_prompts_stand_in_and_a_note_says_so(tiny_clip: Backbone, capsys: 
 
 
 def test_it_learns_eight_images(tiny_clip: Backbone) -> None:
-    learns(configured(LwEIB(), {"epochs": 60, "learning_rate": 2.0, "batch_size": 8, "scale": 0.3}), tiny_clip)
+    learns(
+        configured(LwEIB(), {"epochs": 60, "learning_rate": 2.0, "batch_size": 8, "scale": 0.3}),
+        tiny_clip,
+    )
 
 
 def test_training_moves_answers_about_images(tiny_clip: Backbone) -> None:
-    method, shots = configured(LwEIB(), {"epochs": 4, "batch_size": 8, "scale": 0.3}), eight_images(tiny_clip)
+    method, shots = (
+        configured(LwEIB(), {"epochs": 4, "batch_size": 8, "scale": 0.3}),
+        eight_images(tiny_clip),
+    )
     fitted = method.fit(tiny_clip, shots)
     assert fitted.trained.step == 4
-    start = method.restore(tiny_clip, shots.known, method.module(tiny_clip, seed=shots.seed).state_dict())
+    start = method.restore(
+        tiny_clip, shots.known, method.module(tiny_clip, seed=shots.seed).state_dict()
+    )
     assert (logits_of(fitted, shots) - logits_of(start, shots)).abs().max() > 1e-3
 
 
@@ -240,6 +278,7 @@ def test_blocks_that_cannot_be_taken_apart_are_refused(tiny_eva: Backbone) -> No
 
 
 def test_parameters_are_the_codes(vit_b16: Backbone) -> None:
-    """All but 9 for each number inside the MLP of the top image block, which the class token never reads."""
+    """All but 9 for each number inside the MLP of the top image block, which the class token never
+    reads."""
     published = 12 * (9 * (768 + 3072) + 3 * (512 + 2048))
     assert LwEIB().parameters(vit_b16) == (published - 9 * 3072, 0) == (479_232, 0)

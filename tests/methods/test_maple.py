@@ -24,11 +24,18 @@ def test_logits_loss_and_gradients_are_plain_ones(
     backbone, images = double(given), pixels(given)
     start = untrained(MaPLe(**fields), backbone, shots_of(given, meaningless(5, NAMES)))  # type: ignore[arg-type]
     module, states = start.module.double(), backbone.image.frozen(images, 1)
-    lean = deep.logits(backbone, module.image_features(states), module.class_features(module.text(NAMES)))
-    mapped = [p @ layer.weight.T + layer.bias for p, layer in zip(module.prompts, module.maps, strict=True)]
+    lean = deep.logits(
+        backbone, module.image_features(states), module.class_features(module.text(NAMES))
+    )
+    mapped = [
+        p @ layer.weight.T + layer.bias
+        for p, layer in zip(module.prompts, module.maps, strict=True)
+    ]
     with hooked(backbone, list(module.prompts), mapped) as model:
         text = model.encode_text(backbone.tokenizer([f"a photo of a {name}." for name in NAMES]))
-        plain = model.logit_scale.exp() * F.cosine_similarity(model.encode_image(images)[:, None], text[None], dim=-1)
+        plain = model.logit_scale.exp() * F.cosine_similarity(
+            model.encode_image(images)[:, None], text[None], dim=-1
+        )
     torch.testing.assert_close(lean, plain, rtol=1e-9, atol=1e-10)
     same(module, start.terms(range(5), images=states), {"loss": F.cross_entropy(plain, LABELS)})
 
@@ -37,7 +44,9 @@ def test_the_start_is_clip_with_more_tokens_in_the_image(tiny_clip: Backbone) ->
     module = MaPLe(depth=1).module(tiny_clip)
     tokens = tiny_clip.tokenizer([f"a photo of a {name}." for name in NAMES])
     expected = tiny_clip.model.encode_text(tokens)  # type: ignore[operator]
-    torch.testing.assert_close(module.class_features(module.text(NAMES)), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        module.class_features(module.text(NAMES)), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_it_learns_eight_images(tiny_clip: Backbone) -> None:

@@ -1,4 +1,5 @@
-"""What all methods have in common: number formats, no trace left, no answer made up, saved, loaded, taken up again."""
+"""What all methods have in common: number formats, no trace left, no answer made up, saved, loaded,
+taken up again."""
 
 from __future__ import annotations
 
@@ -35,7 +36,15 @@ from rmadapter.training.contract import Fitted, Known, NotApplicable
 from tests.helpers.gpu_rules import GpuRules
 from tests.helpers.shots import NEEDED, noisy_colors, shots_of
 
-QUICK = {"epochs": 2, "iterations": 4, "batch_size": 3, "first_block": 3, "rank": 4, "layer": 3, "n_ctx": 2}
+QUICK = {
+    "epochs": 2,
+    "iterations": 4,
+    "batch_size": 3,
+    "first_block": 3,
+    "rank": 4,
+    "layer": 3,
+    "n_ctx": 2,
+}
 UNTRAINED = ("zero-shot", "zero-shot-ensemble", "zero-shot-descriptions", "tda", "tip-adapter")
 CLOSED = (
     *("linear-probe", "linear-probe-zero-shot", "linear-probe-pair", "clap", "lp-plus-plus"),
@@ -78,7 +87,17 @@ def same_tensors(one: Fitted, two: Fitted) -> bool:
 
 def test_there_is_every_method_of_the_papers_tables() -> None:
     titles = [load_method(name).title for name in METHODS]
-    assert {"CoOp", "CoCoOp", "KgCoOp", "MaPLe", "TCP", "PromptSRC", "MMA", "CoPrompt", "RMAdapter"} <= {*titles}
+    assert {
+        "CoOp",
+        "CoCoOp",
+        "KgCoOp",
+        "MaPLe",
+        "TCP",
+        "PromptSRC",
+        "MMA",
+        "CoPrompt",
+        "RMAdapter",
+    } <= {*titles}
     assert len(set(titles)) == len(titles)
     assert all(len(load_method(name).source) > 10 for name in METHODS)
 
@@ -94,14 +113,18 @@ def test_a_method_answers_and_leaves_the_backbone_as_it_was(
     assert table.shape == (len(images), len(images.classes))
     torch.testing.assert_close(table.sum(1), torch.ones(len(images)))
     shots = len(images) // len(images.classes)
-    assert fitted.parameters == fitted.method.parameters(tiny_clip, len(images.classes), shots).trained
+    assert (
+        fitted.parameters == fitted.method.parameters(tiny_clip, len(images.classes), shots).trained
+    )
     assert (fitted.parameters > 0) == (name not in UNTRAINED)
     assert (fitted.first is None) == (name in ON_FEATURES)
     assert blocks_read([fitted.method], tiny_clip) == {fitted.first} - {None}
     assert len(fitted.trained.history) == fitted.trained.step
     assert (fitted.trained.step > 0) == (name in TRAINED)
     if name in CLOSED:
-        with pytest.raises(NotApplicable, match="only knows the classes it was trained on, not 'house'"):
+        with pytest.raises(
+            NotApplicable, match="only knows the classes it was trained on, not 'house'"
+        ):
             fitted.score(OTHERS)
     else:
         assert answers(fitted, images, OTHERS).shape == (len(images), 4)
@@ -110,17 +133,26 @@ def test_a_method_answers_and_leaves_the_backbone_as_it_was(
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_half_precision_works_by_the_rules_of_a_gpu(name: str, tiny_clip: Backbone, images: ImageSet) -> None:
+def test_half_precision_works_by_the_rules_of_a_gpu(
+    name: str, tiny_clip: Backbone, images: ImageSet
+) -> None:
     with GpuRules():
         fitted = quick(name).fit(tiny_clip, shots_of(tiny_clip, images, precision="bf16"))
-    assert not {tensor.dtype for tensor in fitted.tensors.values()} & {torch.bfloat16, torch.float16}
+    assert not {tensor.dtype for tensor in fitted.tensors.values()} & {
+        torch.bfloat16,
+        torch.float16,
+    }
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_saved_and_loaded_it_answers_the_same(name: str, tiny_clip: Backbone, images: ImageSet, tmp_path: Path) -> None:
+def test_saved_and_loaded_it_answers_the_same(
+    name: str, tiny_clip: Backbone, images: ImageSet, tmp_path: Path
+) -> None:
     """Bit for bit: a fitted model and a loaded one answer by the same `restore`."""
     method = quick(name)
-    fitted = method.fit(tiny_clip, shots_of(tiny_clip, images, templates=("a {}.", "the {}."), seed=3))
+    fitted = method.fit(
+        tiny_clip, shots_of(tiny_clip, images, templates=("a {}.", "the {}."), seed=3)
+    )
     save(tmp_path, fitted, name)
     loaded = load(tmp_path, tiny_clip).fitted
     assert loaded.method == method
@@ -138,15 +170,23 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_killed_training_ends_with_the_same_weights(
-    name: str, tiny_clip: Backbone, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    tiny_clip: Backbone,
+    images: ImageSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Killed at a random step, after which another process would go on: bit for bit, dropout and averages included."""
+    """Killed at a random step, after which another process would go on: bit for bit, dropout and
+    averages included."""
     method, views = quick(name), {"augmentation": "standard", "views": 2}
     whole = method.fit(tiny_clip, shots_of(tiny_clip, images, **views))
     total = whole.trained.step
     survived = random.Random(f"{name} {sys.version}").randrange(1, total) if total > 1 else 0
     monkeypatch.setattr(training, "SAVE_SECONDS", -1.0)
-    unfinished, rate = training.Unfinished(tmp_path / "training.safetensors", "k"), training.Recipe.rate
+    unfinished, rate = (
+        training.Unfinished(tmp_path / "training.safetensors", "k"),
+        training.Recipe.rate,
+    )
 
     def dies(recipe: training.Recipe, step: int, per_epoch: int, epochs: int) -> float:
         if step == survived:
@@ -161,10 +201,14 @@ def test_a_killed_training_ends_with_the_same_weights(
     torch.manual_seed(random.randrange(10**6))  # where the other process's generators stand
     resumed = method.fit(tiny_clip, shots_of(tiny_clip, images, unfinished=unfinished, **views))
     assert same_tensors(whole, resumed)
-    assert [step["loss"] for step in resumed.trained.history] == [step["loss"] for step in whole.trained.history]
+    assert [step["loss"] for step in resumed.trained.history] == [
+        step["loss"] for step in whole.trained.history
+    ]
 
 
-def test_half_precision_that_needs_a_gpu_is_refused_for_all(tiny_clip: Backbone, images: ImageSet) -> None:
+def test_half_precision_that_needs_a_gpu_is_refused_for_all(
+    tiny_clip: Backbone, images: ImageSet
+) -> None:
     for name in ("coop", "maple", "rmadapter", "clip-lora"):
         with pytest.raises(UserError, match="precision=fp16 needs a GPU: write precision=bf16"):
             quick(name).fit(tiny_clip, shots_of(tiny_clip, images, precision="fp16"))
@@ -197,11 +241,15 @@ def test_unknown_methods_and_fields_are_named() -> None:
 def test_efforts_are_explained() -> None:
     assert load_method("coop", effort="normal") == load_method("coop")
     assert explain_effort("coop", "fast") == "effort fast: 60 epochs instead of 200"
-    assert explain_effort("clip-lora", "thorough") == "effort thorough: 1500 iterations instead of 500"
+    assert (
+        explain_effort("clip-lora", "thorough") == "effort thorough: 1500 iterations instead of 500"
+    )
     assert "nothing changes" in explain_effort("tip-adapter", "fast")
     own = load_method("coop", {"epochs": 40})
     assert explain_effort("coop", "fast", own) == "effort fast: epochs=40 is set, which counts more"
-    assert explain_effort("coop", "fast", load_method("coop", effort="fast")) == explain_effort("coop", "fast")
+    assert explain_effort("coop", "fast", load_method("coop", effort="fast")) == explain_effort(
+        "coop", "fast"
+    )
     assert list(EFFORTS) == ["fast", "normal", "thorough"]
 
 
@@ -264,7 +312,10 @@ def test_those_of_several_labels_an_image_say_so_and_the_others_refuse() -> None
         if name in SEVERAL:
             check_labels(load_method(name), two)
             continue
-        with pytest.raises(UserError, match=r"learns one label per image, .* --method linear-probe, zero-shot, zero-"):
+        with pytest.raises(
+            UserError,
+            match=r"learns one label per image, .* --method linear-probe, zero-shot, zero-",
+        ):
             check_labels(load_method(name), two)
     with pytest.raises(UserError, match=r"^auto learns one label"):
         check_labels(Auto(), two)

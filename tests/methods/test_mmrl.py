@@ -23,7 +23,8 @@ TEMPLATE = "a photo of a {}."
 
 
 def enter(x: Tensor, tokens: Tensor, again: bool, beta: float) -> Tensor:
-    """Tokens behind the first of every sequence, in place of those of the block below, or beside them."""
+    """Tokens behind the first of every sequence, in place of those of the block below, or beside
+    them."""
     k = len(tokens)
     new = beta * tokens + (1 - beta) * x[:, 1 : 1 + k] if again else tokens.expand(len(x), -1, -1)
     return torch.cat([x[:, :1], new, x[:, 1 + again * k :]], 1)
@@ -46,7 +47,9 @@ def plain_images(
     return v.head(x[:, 0]) if timm else x[:, 0] @ v.proj, x[:, 1 : 1 + k].mean(1) @ projection
 
 
-def plain_text(backbone: Backbone, tokens: Tensor, maps: Mapping[int, Tensor], beta: float = 1) -> Tensor:
+def plain_text(
+    backbone: Backbone, tokens: Tensor, maps: Mapping[int, Tensor], beta: float = 1
+) -> Tensor:
     model: Any = backbone.model
     k = len(next(iter(maps.values())))
     if not hasattr(model, "text"):
@@ -55,7 +58,9 @@ def plain_text(backbone: Backbone, tokens: Tensor, maps: Mapping[int, Tensor], b
             x = enter(x, maps[i], i > min(maps), beta) if i in maps else x
             length = x.shape[1]
             x = block(x, attn_mask=torch.full((length, length), -torch.inf, dtype=x.dtype).triu(1))
-        return model.ln_final(x)[torch.arange(len(x)), tokens.argmax(-1) + k] @ model.text_projection
+        return (
+            model.ln_final(x)[torch.arange(len(x)), tokens.argmax(-1) + k] @ model.text_projection
+        )
     mask = tokens != 0
     x = model.text.transformer.embeddings(input_ids=tokens)
     for i, block in enumerate(model.text.transformer.encoder.layer, 1):
@@ -69,7 +74,9 @@ def plain_text(backbone: Backbone, tokens: Tensor, maps: Mapping[int, Tensor], b
 def plain_maps(module: Representations, side: str) -> dict[int, Tensor]:
     layers: Any = module.maps[side]
     shared: Any = module.shared[side] if len(module.shared) else 0
-    return {int(i): module.space @ (shared + layer.weight).T + layer.bias for i, layer in layers.items()}
+    return {
+        int(i): module.space @ (shared + layer.weight).T + layer.bias for i, layer in layers.items()
+    }
 
 
 PLUS = {"rank": 2, "projection_rank": 3, "beta": 0.7}
@@ -102,7 +109,10 @@ def test_terms_and_gradients_are_plain_ones(
         frozen = model.visual.proj if head is None else head.weight.T
         projection = frozen + projection.a @ projection.b
     f_c, f_r = plain_images(model, images, plain_maps(module, "image"), projection, beta)
-    w, w_0 = plain_text(backbone, tokens, plain_maps(module, "text"), beta), model.encode_text(tokens)
+    w, w_0 = (
+        plain_text(backbone, tokens, plain_maps(module, "text"), beta),
+        model.encode_text(tokens),
+    )
     f_0 = model.encode_image(images)
     f_c, f_r, w, w_0, f_0 = (x / x.norm(dim=-1, keepdim=True) for x in (f_c, f_r, w, w_0, f_0))
     scale = model.logit_scale.exp()
@@ -119,7 +129,13 @@ def test_templates_are_averaged(tiny_clip: Backbone) -> None:
     backbone = double(tiny_clip)
     module, templates = MMRL(first_block=2).module(backbone).double(), (TEMPLATE, "the {}")
     parts = [
-        F.normalize(plain_text(backbone, backbone.tokenizer([t.format(n) for n in NAMES]), plain_maps(module, "text")))
+        F.normalize(
+            plain_text(
+                backbone,
+                backbone.tokenizer([t.format(n) for n in NAMES]),
+                plain_maps(module, "text"),
+            )
+        )
         for t in templates
     ]
     found = module.class_features(module.prompts(NAMES, templates), 2)
@@ -127,7 +143,8 @@ def test_templates_are_averaged(tiny_clip: Backbone) -> None:
 
 
 def test_representations_answer_about_trained_classes_alone(tiny_clip: Backbone) -> None:
-    """A class's score does not depend on which others are asked for, but on whether all of them are known."""
+    """A class's score does not depend on which others are asked for, but on whether all of them are
+    known."""
     shots = eight_images(tiny_clip)
     fitted = configured(MMRL(), {"first_block": 3, "epochs": 2}).fit(tiny_clip, shots)
     some = logits_of(fitted, shots, ("cat", "dog"))
@@ -142,7 +159,9 @@ def test_representations_answer_about_trained_classes_alone(tiny_clip: Backbone)
     with torch.no_grad():
         f_c, f_r = module.image_features(shots.source(3).batch(torch.arange(8)))
         w = module.class_features(module.prompts(("cat", "dog"), shots.templates), 1)
-        by_class, by_representation = (clip.logit_scale.exp() * F.normalize(f, dim=-1) @ w.T for f in (f_c, f_r))  # type: ignore[operator]
+        by_class, by_representation = (
+            clip.logit_scale.exp() * F.normalize(f, dim=-1) @ w.T for f in (f_c, f_r)
+        )  # type: ignore[operator]
     torch.testing.assert_close(some, 0.7 * by_class + 0.3 * by_representation, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(others, by_class, rtol=1e-4, atol=1e-4)
 
@@ -152,7 +171,9 @@ def test_it_learns_eight_images(method: MMRL, tiny_clip: Backbone) -> None:
     learns(configured(method, {"first_block": 2, "epochs": 20, "learning_rate": 0.005}), tiny_clip)
 
 
-def test_it_starts_from_clips_own_projection(tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_starts_from_clips_own_projection(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And adds to it; where there is none to add to, a sentence."""
     module = configured(MMRL_PLUS_PLUS, {"first_block": 3}).module(tiny_clip)
     x = torch.randn(2, tiny_clip.image.width)
@@ -168,11 +189,16 @@ def test_the_first_block_must_exist(tiny_clip: Backbone) -> None:
 
 
 def test_parameters_are_the_codes(vit_b16: Backbone) -> None:
-    # Counted in the released code: R, 7 maps into either encoder, and the projection of representation features.
+    # Counted in the released code: R, 7 maps into either encoder, and the projection of
+    # representation features.
     maps = 7 * (512 * 768 + 768) + 7 * (512 * 512 + 512)
     assert MMRL().parameters(vit_b16) == (5 * 512 + maps + 768 * 512, 0) == (4_992_256, 0)
     one_map = 768 * 512 + 7 * (768 * 4 + 4 * 512 + 768) + 512 * 512 + 7 * (512 * 4 + 4 * 512 + 512)
-    assert MMRL_PLUS_PLUS.parameters(vit_b16) == (5 * 512 + one_map + (768 + 512) * 64, 0) == (813_312, 0)
+    assert (
+        MMRL_PLUS_PLUS.parameters(vit_b16)
+        == (5 * 512 + one_map + (768 + 512) * 64, 0)
+        == (813_312, 0)
+    )
 
 
 @pytest.mark.parametrize("name", ["rank", "projection_rank"])

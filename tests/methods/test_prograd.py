@@ -20,13 +20,24 @@ from rmadapter.training.contract import Shots
 from tests.helpers.rounding import FACTOR
 from tests.helpers.shots import logits_of
 from tests.methods.parts.test_context import plain_text
-from tests.methods.test_coop import CLASSES, LABELS, eight, overfits, plain_logits, same_as_plain, the_seed_decides
+from tests.methods.test_coop import (
+    CLASSES,
+    LABELS,
+    eight,
+    overfits,
+    plain_logits,
+    same_as_plain,
+    the_seed_decides,
+)
 
 
 def projected(learner: Any, shots: Shots, strength: float = 1.0) -> tuple[Tensor, float]:
-    """The loss of ROWS, with the gradient that it is to have, and the inner product of the two that it is made of."""
+    """The loss of ROWS, with the gradient that it is to have, and the inner product of the two that
+    it is made of."""
     known = zero_shot_weights(learner.backbone, CLASSES, shots.templates)
-    logits = plain_logits(learner.backbone, shots, plain_text(learner.backbone, CLASSES, learner.ctx))
+    logits = plain_logits(
+        learner.backbone, shots, plain_text(learner.backbone, CLASSES, learner.ctx)
+    )
     teacher = plain_logits(learner.backbone, shots, known).softmax(-1)
     losses = F.cross_entropy(logits, LABELS), -(teacher * logits.log_softmax(-1)).sum(-1).mean()
     a, b = (torch.autograd.grad(loss, learner.ctx, retain_graph=True)[0] for loss in losses)
@@ -46,13 +57,19 @@ def test_loss_and_gradient_are_the_plain_ones(
         assert (inner < 0) == against
         return loss
 
-    factor = 4 * FACTOR if against else FACTOR  # what is projected is a difference, by which luck counts for more
-    same_as_plain(ProGrad(context="", strength=strength), request.getfixturevalue(name), plain, factor=factor)
+    factor = (
+        4 * FACTOR if against else FACTOR
+    )  # what is projected is a difference, by which luck counts for more
+    same_as_plain(
+        ProGrad(context="", strength=strength), request.getfixturevalue(name), plain, factor=factor
+    )
 
 
 def test_of_several_processes_the_gradients_of_all_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two, of which each alone would leave its gradient as it is, or lose another part of it."""
-    by = torch.tensor([[[1.0, -3.0], [2.0, 1.0]], [[-2.0, 1.0], [1.0, 1.0]]])  # of each process: by both losses
+    by = torch.tensor(
+        [[[1.0, -3.0], [2.0, 1.0]], [[-2.0, 1.0], [1.0, 1.0]]]
+    )  # of each process: by both losses
 
     def returned(mine: Tensor) -> Tensor:
         start = torch.zeros(2, requires_grad=True)
@@ -70,7 +87,9 @@ def test_of_several_processes_the_gradients_of_all_decide(monkeypatch: pytest.Mo
         torch.testing.assert_close(2 * returned(by[one]), whole)
 
 
-def test_words_come_last_and_short_encoders_have_fewer_tokens(tiny_clip: Backbone, vit_b16: Backbone) -> None:
+def test_words_come_last_and_short_encoders_have_fewer_tokens(
+    tiny_clip: Backbone, vit_b16: Backbone
+) -> None:
     # The released prompt learner: 16 context tokens of width 512, of which the first are 0
     assert ProGrad().parameters(vit_b16) == (8192, 0)
     ctx, coop = ProGrad().module(vit_b16).ctx, CoOp().module(vit_b16).ctx
@@ -80,14 +99,20 @@ def test_words_come_last_and_short_encoders_have_fewer_tokens(tiny_clip: Backbon
 
 
 def test_eight_images_are_learned_by_heart(tiny_clip: Backbone) -> None:
-    """Without the projection; with it, what zero-shot CLIP answers stands against some of the labels."""
+    """Without the projection; with it, what zero-shot CLIP answers stands against some of the
+    labels."""
     fields = {"epochs": 120, "learning_rate": 0.02, "strength": 0.0}
     assert overfits(configured(ProGrad(), fields), tiny_clip)
 
 
 def test_it_stays_nearer_to_zero_shot_clip_than_coop(tiny_clip: Backbone) -> None:
-    shots, fields = eight(tiny_clip), {"context": "", "epochs": 60, "batch_size": 8, "learning_rate": 0.02}
-    free, held = (configured(ProGrad(), {**fields, "strength": s}).fit(tiny_clip, shots) for s in (0.0, 1.0))
+    shots, fields = (
+        eight(tiny_clip),
+        {"context": "", "epochs": 60, "batch_size": 8, "learning_rate": 0.02},
+    )
+    free, held = (
+        configured(ProGrad(), {**fields, "strength": s}).fit(tiny_clip, shots) for s in (0.0, 1.0)
+    )
     coop = configured(CoOp(), fields).fit(tiny_clip, shots)
     torch.testing.assert_close(logits_of(free, shots), logits_of(coop, shots))
     last = [fitted.trained.history[-1]["divergence"] for fitted in (free, held)]
@@ -96,4 +121,6 @@ def test_it_stays_nearer_to_zero_shot_clip_than_coop(tiny_clip: Backbone) -> Non
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
 def test_the_seed_decides(name: str, request: pytest.FixtureRequest) -> None:
-    assert the_seed_decides(configured(ProGrad(context=""), {"epochs": 3}), request.getfixturevalue(name))
+    assert the_seed_decides(
+        configured(ProGrad(context=""), {"epochs": 3}), request.getfixturevalue(name)
+    )

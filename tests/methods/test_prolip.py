@@ -25,15 +25,22 @@ LINEAR = "visual.head.proj.weight"
 PROJECTION = {"tiny_clip": "visual.proj", "tiny_hf": LINEAR, "tiny_siglip": LINEAR}
 
 
-def plain_logits(model: Any, backbone: Backbone, pixels: torch.Tensor, names: tuple[str, ...]) -> torch.Tensor:
+def plain_logits(
+    model: Any, backbone: Backbone, pixels: torch.Tensor, names: tuple[str, ...]
+) -> torch.Tensor:
     """By an open_clip model's own forward passes."""
     tokens = backbone.tokenizer([f"a photo of a {name}." for name in names])
-    x, w = F.normalize(model.encode_image(pixels), dim=-1), F.normalize(model.encode_text(tokens), dim=-1)
+    x, w = (
+        F.normalize(model.encode_image(pixels), dim=-1),
+        F.normalize(model.encode_text(tokens), dim=-1),
+    )
     return model.logit_scale.exp() * x @ w.T
 
 
 @pytest.mark.parametrize("name", PROJECTION)
-def test_logits_are_those_of_a_backbone_with_that_projection(name: str, request: pytest.FixtureRequest) -> None:
+def test_logits_are_those_of_a_backbone_with_that_projection(
+    name: str, request: pytest.FixtureRequest
+) -> None:
     given: Backbone = request.getfixturevalue(name)
     backbone = double(given)
     other: Any = copy.deepcopy(backbone.model)
@@ -46,7 +53,9 @@ def test_logits_are_those_of_a_backbone_with_that_projection(name: str, request:
     with torch.no_grad():
         expected = plain_logits(other, backbone, pixels, NAMES)
         before = plain_logits(backbone.model, backbone, pixels, NAMES)
-    torch.testing.assert_close(fitted.score(NAMES)(fitted.states(pixels)), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        fitted.score(NAMES)(fitted.states(pixels)), expected, rtol=1e-9, atol=1e-9
+    )
     assert not torch.allclose(expected, before, atol=1e-3)
 
 
@@ -54,27 +63,37 @@ def test_logits_are_those_of_a_backbone_with_that_projection(name: str, request:
 def test_steps_are_adams_on_cross_entropy_and_the_distance_from_the_start(
     tiny_clip: Backbone, colors: Path, strength: float
 ) -> None:
-    """As methods/ProLIP.py of the released code defines them: three steps on all shots, along a cosine."""
+    """As methods/ProLIP.py of the released code defines them: three steps on all shots, along a
+    cosine."""
     shots = shots_of(tiny_clip, read_images(colors)["train"])
     method = configured(ProLIP(strength=strength), {"epochs": 3, "learning_rate": 0.01})
     fitted = method.fit(tiny_clip, shots)
     clip: Any = copy.deepcopy(tiny_clip.model)
     for parameter in clip.parameters():
         parameter.requires_grad_(parameter is clip.visual.proj)
-    start, pixels, labels = clip.visual.proj.detach().clone(), pixels_of(tiny_clip, shots.images), shots.labels
+    start, pixels, labels = (
+        clip.visual.proj.detach().clone(),
+        pixels_of(tiny_clip, shots.images),
+        shots.labels,
+    )
     optimizer = torch.optim.Adam([clip.visual.proj], lr=0.01, eps=1e-4)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3)
     most, losses = max(torch.bincount(labels).tolist()), []
     for _ in range(3):
         optimizer.zero_grad()
         logits = plain_logits(clip, tiny_clip, pixels, shots.classes)
-        loss = F.cross_entropy(logits, labels) + strength / most * (clip.visual.proj - start).square().sum()
+        loss = (
+            F.cross_entropy(logits, labels)
+            + strength / most * (clip.visual.proj - start).square().sum()
+        )
         loss.backward()
         losses.append(float(loss.detach()))
         optimizer.step()
         scheduler.step()
     assert [step["loss"] for step in fitted.trained.history] == pytest.approx(losses, rel=1e-3)
-    torch.testing.assert_close(fitted.tensors["weight"], clip.visual.proj.detach(), rtol=1e-2, atol=1e-4)
+    torch.testing.assert_close(
+        fitted.tensors["weight"], clip.visual.proj.detach(), rtol=1e-2, atol=1e-4
+    )
     with torch.no_grad():
         expected = plain_logits(clip, tiny_clip, pixels, NAMES)
     torch.testing.assert_close(logits_of(fitted, shots, NAMES), expected, rtol=1e-2, atol=1e-2)
@@ -90,7 +109,9 @@ def test_each_epoch_trains_on_the_next_view(tiny_clip: Backbone) -> None:
     weights = ZeroShot().fit(tiny_clip, shots).score()
     for view in (0, 1):
         states = shots.source().batch(torch.arange(6), view)
-        assert losses[view] == pytest.approx(float(F.cross_entropy(weights(states), shots.labels)), rel=1e-4)
+        assert losses[view] == pytest.approx(
+            float(F.cross_entropy(weights(states), shots.labels)), rel=1e-4
+        )
 
 
 @pytest.mark.parametrize("name", PROJECTION)
@@ -119,7 +140,9 @@ def test_parameters_of_vit_b16(vit_b16: Backbone) -> None:
 def test_a_backbone_without_a_projection_is_told_so(tiny_clip: Backbone) -> None:
     backbone: Any = double(tiny_clip)
     backbone.model.visual.proj = None
-    with pytest.raises(UserError, match=r"trains the linear projection after the image encoder, but .+ has none"):
+    with pytest.raises(
+        UserError, match=r"trains the linear projection after the image encoder, but .+ has none"
+    ):
         ProLIP().parameters(backbone)
 
 

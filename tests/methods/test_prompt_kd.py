@@ -28,7 +28,9 @@ from tests.methods.parts.test_deep import eight_images, hooked, learns, pixels
 QUICK = {"teaching": 2, "epochs": 2, "learning_rate": 0.02}
 
 
-def taught(method: PromptKD, backbone: Backbone, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> tuple[Any, ...]:
+def taught(
+    method: PromptKD, backbone: Backbone, monkeypatch: pytest.MonkeyPatch, **settings: Any
+) -> tuple[Any, ...]:
     """Lesson, loss and source of a fit whose student takes no step."""
     seen: list[Any] = []
     monkeypatch.setattr(prompt_kd, "minimise", lambda *words: [seen.append(words), Trained()][1])
@@ -40,7 +42,8 @@ def taught(method: PromptKD, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
 def test_features_are_plain_ones(name: str, request: pytest.FixtureRequest) -> None:
-    """Of images in training, with the mean and variance of the batch, and afterwards, with those that were kept."""
+    """Of images in training, with the mean and variance of the batch, and afterwards, with those
+    that were kept."""
     backbone = double(request.getfixturevalue(name))
     student = PromptKD(n_image=2, depth=3)._student(backbone, 24).double()
     for parameter in student.prompts:
@@ -71,12 +74,18 @@ def test_features_are_plain_ones(name: str, request: pytest.FixtureRequest) -> N
 def test_the_loss_is_the_divergence_from_the_teacher(
     apart: bool, tiny_clip: Backbone, tiny_hf: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of PromptSRC that was fitted to the same shots, and sees the same views of them; its labels are not read."""
-    method = PromptKD(teacher=tiny_hf.name if apart else "", teaching=3, tau=2.0, weight=5.0, depth=2)
+    """Of PromptSRC that was fitted to the same shots, and sees the same views of them; its labels
+    are not read."""
+    method = PromptKD(
+        teacher=tiny_hf.name if apart else "", teaching=3, tau=2.0, weight=5.0, depth=2
+    )
     views = {"augmentation": "standard", "views": 2}
     lesson, loss, source, shots = taught(method, tiny_clip, monkeypatch, **views)
     large = tiny_hf if apart else tiny_clip
-    tutor = configured(PromptSRC(), {"epochs": 3, "batch_size": 8, "learning_rate": 0.005, "mean": 2.25, "std": 0.15})
+    tutor = configured(
+        PromptSRC(),
+        {"epochs": 3, "batch_size": 8, "learning_rate": 0.005, "mean": 2.25, "std": 0.15},
+    )
     alike = eight_images(large, **views)
     fitted = tutor.fit(large, alike)
     rows = torch.arange(8)
@@ -90,7 +99,9 @@ def test_the_loss_is_the_divergence_from_the_teacher(
     found = loss(Batch(1, rows, torch.zeros(8), states, torch.Generator()))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
     learned = gradients(lesson.student, found)
-    assert all(gradient.norm() > 0 for name, gradient in learned.items() if name != "down.bias")  # which norm takes off
+    assert all(
+        gradient.norm() > 0 for name, gradient in learned.items() if name != "down.bias"
+    )  # which norm takes off
     assert not any(parameter.requires_grad for parameter in lesson.teacher.parameters())
 
 
@@ -99,13 +110,18 @@ def test_it_learns_eight_images(tiny_clip: Backbone, monkeypatch: pytest.MonkeyP
     fields = {"text_weight": 0.0, "image_weight": 0.0, "mean": 120.0, "batch_size": 8}
     tutor = configured(PromptSRC(), {"epochs": 120, "learning_rate": 0.05, **fields})
     monkeypatch.setattr(PromptKD, "_tutor", lambda self: tutor)
-    learns(configured(PromptKD(), {"epochs": 100, "learning_rate": 0.002, "batch_size": 8}), tiny_clip)
+    learns(
+        configured(PromptKD(), {"epochs": 100, "learning_rate": 0.002, "batch_size": 8}), tiny_clip
+    )
 
 
 def test_a_larger_teacher_is_needed_for_new_names_alone(
     tiny_clip: Backbone, tiny_hf: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    method, shots = configured(PromptKD(), {**QUICK, "teacher": tiny_hf.name}), eight_images(tiny_clip)
+    method, shots = (
+        configured(PromptKD(), {**QUICK, "teacher": tiny_hf.name}),
+        eight_images(tiny_clip),
+    )
     fitted = method.fit(tiny_clip, shots)
     found: Any = fitted.for_classes(("tree", "dog"))
     again = PromptSRC().module(tiny_hf)
@@ -118,8 +134,12 @@ def test_a_larger_teacher_is_needed_for_new_names_alone(
     monkeypatch.setattr(prompt_kd, "again", None)
     alone = method.restore(tiny_clip, fitted.known, fitted.tensors)
     assert torch.equal(logits_of(alone, shots), logits_of(fitted, shots))
-    with pytest.raises(RuntimeError, match=r"classes is torch.float32 of \[3, 40\], not numbers of \[4, any\]"):
-        method.restore(tiny_clip, fitted.known, {**fitted.tensors, "classes": fitted.tensors["classes"][:3]})
+    with pytest.raises(
+        RuntimeError, match=r"classes is torch.float32 of \[3, 40\], not numbers of \[4, any\]"
+    ):
+        method.restore(
+            tiny_clip, fitted.known, {**fitted.tensors, "classes": fitted.tensors["classes"][:3]}
+        )
 
 
 def test_who_listens_hears_of_the_student_alone(tiny_clip: Backbone) -> None:
@@ -147,11 +167,14 @@ def test_a_model_s_word_is_not_enough_to_read_its_teacher(
 def test_the_student_learns_from_all_images_among_all_names(
     apart: bool, tiny_clip: Backbone, tiny_hf: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The teacher from the shots alone; and what is kept knows the classes of the shots, without labels of others."""
+    """The teacher from the shots alone; and what is kept knows the classes of the shots, without
+    labels of others."""
     seen: list[Any] = []
     monkeypatch.setattr(prompt_kd, "minimise", lambda *words: [seen.append(words), Trained()][1])
     shots = eight_images(tiny_clip)
-    few = replace(shots.images.subset([0, 1, 2, 3]), labels=(0, 0, 1, 1), classes=("cat", "dog"), written=())
+    few = replace(
+        shots.images.subset([0, 1, 2, 3]), labels=(0, 0, 1, 1), classes=("cat", "dog"), written=()
+    )
     every = replace(shots.images, labels=(0,) * 8, classes=("tree", "dog", "cat"), written=())
     method = PromptKD(teacher=tiny_hf.name if apart else "", teaching=2)
     fitted = method.fit(tiny_clip, replace(shots, images=few, unlabelled=every))
@@ -163,7 +186,9 @@ def test_the_student_learns_from_all_images_among_all_names(
     large = tiny_hf if apart else tiny_clip
     expected = method._tutor().fit(large, replace(eight_images(large), images=few))
     z_t = expected.score(every.classes)(eight_images(large).source(1).batch(rows))
-    z_s = tiny_clip.logit_scale * F.normalize(lesson.student.image_features(source.batch(rows)), dim=-1)
+    z_s = tiny_clip.logit_scale * F.normalize(
+        lesson.student.image_features(source.batch(rows)), dim=-1
+    )
     asked = F.normalize(lesson.teacher.class_features(lesson.teacher.text(every.classes)), dim=-1)
     torch.testing.assert_close(found, method.loss(z_s @ asked.T, z_t), rtol=1e-3, atol=1e-5)
     assert fitted.classes == ("cat", "dog")
@@ -178,7 +203,8 @@ class Killed(BaseException):
 def test_killed_in_teacher_or_student_it_goes_on(
     step: int, tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 8 steps of the teacher's and 6 of the student's: bit for bit, and the teacher's are not taken twice."""
+    """Of 8 steps of the teacher's and 6 of the student's: bit for bit, and the teacher's are not
+    taken twice."""
     method = configured(PromptKD(), {"teaching": 8, "epochs": 3, "batch_size": 4})
     whole, rate, taken = method.fit(tiny_clip, eight_images(tiny_clip)), Recipe.rate, []
 
@@ -196,7 +222,9 @@ def test_killed_in_teacher_or_student_it_goes_on(
     resumed = method.fit(tiny_clip, eight_images(tiny_clip, **kept))
     assert len(taken) == 8 + 6 + 1
     assert all(torch.equal(tensor, resumed.tensors[name]) for name, tensor in whole.tensors.items())
-    assert [row["loss"] for row in whole.trained.history] == [row["loss"] for row in resumed.trained.history]
+    assert [row["loss"] for row in whole.trained.history] == [
+        row["loss"] for row in resumed.trained.history
+    ]
     other = {"unfinished": Unfinished(tmp_path / "training.safetensors", "another")}
     with pytest.raises(UserError, match="holds another, unfinished training"):
         method.fit(tiny_clip, eight_images(tiny_clip, **other))
@@ -209,7 +237,11 @@ def test_parameters_are_the_codes(vit_b16: Backbone) -> None:
         return 9 * 4 * 768 + (512 + 1) * size + 2 * size + (size + 1) * size
 
     assert PromptKD().parameters(vit_b16) == (number(512), 0) == (553_984, 0)
-    assert sum(p.numel() for p in PromptKD()._student(vit_b16, 768).parameters()) == number(768) == 1_013_760
+    assert (
+        sum(p.numel() for p in PromptKD()._student(vit_b16, 768).parameters())
+        == number(768)
+        == 1_013_760
+    )
 
 
 def test_blocks_without_room_are_refused(tiny_eva: Backbone) -> None:

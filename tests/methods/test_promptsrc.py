@@ -23,7 +23,9 @@ TEMPLATES = ("a photo of a {}.", "the small {}")
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
 @pytest.mark.parametrize("own", [True, False])
-def test_terms_and_gradients_are_plain_ones(name: str, own: bool, request: pytest.FixtureRequest) -> None:
+def test_terms_and_gradients_are_plain_ones(
+    name: str, own: bool, request: pytest.FixtureRequest
+) -> None:
     """own: the templates are the method's, or else the run's."""
     given = request.getfixturevalue(name)
     backbone, images, count = double(given), pixels(given), len(NAMES)
@@ -37,10 +39,14 @@ def test_terms_and_gradients_are_plain_ones(name: str, own: bool, request: pytes
         w = model.encode_text(backbone.tokenizer([f"a photo of a {name}." for name in NAMES]))
         f = model.encode_image(images)
     f_0 = model.encode_image(images)
-    raw = [model.encode_text(backbone.tokenizer([t.format(name) for name in NAMES])) for t in TEMPLATES]
+    raw = [
+        model.encode_text(backbone.tokenizer([t.format(name) for name in NAMES])) for t in TEMPLATES
+    ]
     mean = (raw[0] + raw[1]) / 2
     f, w, f_0, mean = (x / x.norm(dim=-1, keepdim=True) for x in (f, w, f_0, mean))
-    torch.testing.assert_close(method.frozen_classes(backbone, NAMES, shots.templates), mean, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(
+        method.frozen_classes(backbone, NAMES, shots.templates), mean, rtol=1e-9, atol=1e-10
+    )
     scale = model.logit_scale.exp()
     p, q = ((scale * a @ b.T).softmax(-1) for a, b in ((f, w), (f_0, mean)))
     plain = {
@@ -53,14 +59,17 @@ def test_terms_and_gradients_are_plain_ones(name: str, own: bool, request: pytes
 
 
 def test_weights_of_epochs_are_a_gaussian_of_their_number() -> None:
-    densities = [math.exp(-0.5 * (epoch - 15) ** 2) / math.sqrt(2 * math.pi) for epoch in range(1, 21)]
+    densities = [
+        math.exp(-0.5 * (epoch - 15) ** 2) / math.sqrt(2 * math.pi) for epoch in range(1, 21)
+    ]
     expected = torch.tensor(densities, dtype=torch.float64) / sum(densities)
     torch.testing.assert_close(gaussian(20, 15, 1), expected)
     assert gaussian(1, 15, 1).tolist() == [1]  # far below the mean, but all there is
 
 
 def test_prompts_are_averaged_over_epochs(tiny_clip: Backbone) -> None:
-    """With all weight on the first epoch, whose rate is that of the warm-up, nothing has moved; on the last, it has."""
+    """With all weight on the first epoch, whose rate is that of the warm-up, nothing has moved; on
+    the last, it has."""
     scores = []
     for fields in ({"mean": 1.0}, {"mean": 6.0}, {"epochs": 1, "mean": 1.0}):
         shots = eight_images(tiny_clip)
@@ -76,9 +85,13 @@ def test_the_average_is_that_of_the_prompts_at_the_end_of_each_epoch(
 ) -> None:
     ends: list[dict[str, torch.Tensor]] = []
 
-    def watched(module: Any, loss: Any, recipe: Any, shots: Any, source: Any, after_epoch: Any) -> Any:
+    def watched(
+        module: Any, loss: Any, recipe: Any, shots: Any, source: Any, after_epoch: Any
+    ) -> Any:
         def after(epoch: int) -> None:
-            ends.append({name: tensor.clone() for name, tensor in module.prompts.state_dict().items()})
+            ends.append(
+                {name: tensor.clone() for name, tensor in module.prompts.state_dict().items()}
+            )
             after_epoch(epoch)
 
         return minimise(module, loss, recipe, shots, source, after)
@@ -112,7 +125,9 @@ def test_parameters_are_the_codes(vit_b16: Backbone) -> None:
 
 
 @pytest.mark.parametrize("iterations", [3, 30])
-def test_the_average_is_over_the_epochs_that_are_trained(tiny_clip: Backbone, iterations: int) -> None:
+def test_the_average_is_over_the_epochs_that_are_trained(
+    tiny_clip: Backbone, iterations: int
+) -> None:
     """Where their number follows from steps per shot: fewer than `epochs`, or more."""
     shots = eight_images(tiny_clip)
     fields = {"epochs": 20, "learning_rate": 1e-9, "warmup_epochs": 0, "batch_size": 8}

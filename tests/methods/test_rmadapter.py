@@ -1,4 +1,5 @@
-"""RMAdapter and MMA: a fit is a plain loop over the backbone's own forward pass, and leaves the backbone as it was."""
+"""RMAdapter and MMA: a fit is a plain loop over the backbone's own forward pass, and leaves the
+backbone as it was."""
 
 from __future__ import annotations
 
@@ -21,10 +22,25 @@ from rmadapter.task import Task
 from rmadapter.training.contract import Fitted, Shots
 from rmadapter.training.loop import order
 from tests.helpers.rounding import assert_rounds_like, double
-from tests.helpers.shots import accuracy_of, gradients, logits_of, noisy_colors, pixels_of, shots_of, untrained
+from tests.helpers.shots import (
+    accuracy_of,
+    gradients,
+    logits_of,
+    noisy_colors,
+    pixels_of,
+    shots_of,
+    untrained,
+)
 
 QUICK = {"first_block": 3, "rank": 4, "epochs": 2}
-SMALL = {"first_block": 2, "rank": 4, "epochs": 3, "batch_size": 4, "learning_rate": 0.01, "alpha": 1.0}
+SMALL = {
+    "first_block": 2,
+    "rank": 4,
+    "epochs": 3,
+    "batch_size": 4,
+    "learning_rate": 0.01,
+    "alpha": 1.0,
+}
 ADAPTERS = ("mma", "mma-adamw", "rmadapter", "rmadapter-paper", "rmadapter-plain")
 TEMPLATES = ("a photo of a {}.", "the {}")
 
@@ -35,9 +51,13 @@ def images() -> ImageSet:
 
 
 def plain_fit(method: Any, backbone: Backbone, shots: Shots) -> tuple[AdaptedCLIP, list[float]]:
-    """No frozen prefix, no packed prompts, nothing held: pixels, hooks, autograd and torch's own optimiser."""
+    """No frozen prefix, no packed prompts, nothing held: pixels, hooks, autograd and torch's own
+    optimiser."""
     model, clip = AdaptedCLIP(backbone, method.adapter, method.loss, shots.seed), backbone.model
-    tokens, pixels = tokenize(backbone, shots.classes, shots.templates), pixels_of(backbone, shots.images)
+    tokens, pixels = (
+        tokenize(backbone, shots.classes, shots.templates),
+        pixels_of(backbone, shots.images),
+    )
     recipe, optimizer, losses = method.recipe, method.recipe.make(model.adapters.parameters()), []
     with torch.no_grad():
         frozen, text = clip.encode_image(pixels), clip.encode_text(tokens)  # type: ignore[operator]
@@ -57,10 +77,14 @@ def plain_fit(method: Any, backbone: Backbone, shots: Shots) -> tuple[AdaptedCLI
 
 
 @torch.no_grad()
-def plain_logits(model: AdaptedCLIP, pixels: Tensor, names: tuple[str, ...], templates: tuple[str, ...]) -> Tensor:
+def plain_logits(
+    model: AdaptedCLIP, pixels: Tensor, names: tuple[str, ...], templates: tuple[str, ...]
+) -> Tensor:
     """By the backbone's own forward pass."""
     features = model.encode_image(pixels)
-    weights = class_weights(model.encode_text(tokenize(model.backbone, names, templates)), len(templates))
+    weights = class_weights(
+        model.encode_text(tokenize(model.backbone, names, templates)), len(templates)
+    )
     return model.backbone.logit_scale * torch.nn.functional.normalize(features, dim=-1) @ weights.T
 
 
@@ -106,7 +130,9 @@ def test_loss_and_gradients_are_those_of_the_reference(
         for module, terms in ((start.module, same), (start.module, found), (exact, truth))
     )
     assert all(gradient.norm() > 0 for gradient in true.values())
-    assert_rounds_like(*({key: term.detach() for key, term in terms.items()} for terms in (same, found, truth)))
+    assert_rounds_like(
+        *({key: term.detach() for key, term in terms.items()} for terms in (same, found, truth))
+    )
     assert_rounds_like(by_hand, mine, true, 1e-4)
 
 
@@ -120,14 +146,21 @@ FIELDS = [
 
 
 @pytest.mark.parametrize("values", FIELDS, ids=str)
-def test_the_lean_loop_is_the_reference_loop(tiny_clip: Backbone, images: ImageSet, values: dict[str, Any]) -> None:
-    common = {name: values[name] for name in ("precision", "augmentation", "views") if name in values}
+def test_the_lean_loop_is_the_reference_loop(
+    tiny_clip: Backbone, images: ImageSet, values: dict[str, Any]
+) -> None:
+    common = {
+        name: values[name] for name in ("precision", "augmentation", "views") if name in values
+    }
     own = {**SMALL, **{name: value for name, value in values.items() if name not in common}}
     lean, plain = (
-        load_method("rmadapter", {**own, "forward": forward}).fit(tiny_clip, shots_of(tiny_clip, images, **common))
+        load_method("rmadapter", {**own, "forward": forward}).fit(
+            tiny_clip, shots_of(tiny_clip, images, **common)
+        )
         for forward in ("lean", "reference")
     )
-    # Rounding makes 1e-6 of these few steps on any processor, bfloat16 (8 bits) 1e-2; another gradient makes 1e-1.
+    # Rounding makes 1e-6 of these few steps on any processor, bfloat16 (8 bits) 1e-2; another
+    # gradient makes 1e-1.
     tolerance = 5e-2 if "precision" in values else 1e-3
     for a, b in zip(lean.trained.history, plain.trained.history, strict=True):
         assert a.keys() == b.keys()
@@ -137,7 +170,9 @@ def test_the_lean_loop_is_the_reference_loop(tiny_clip: Backbone, images: ImageS
 
 def test_it_learns_the_colors_and_reconstructs(tiny_clip: Backbone) -> None:
     some = noisy_colors(4, names=("red", "blue"))
-    method = load_method("rmadapter", {**SMALL, "epochs": 10, "lambda_image_con": 0, "lambda_text_con": 0})
+    method = load_method(
+        "rmadapter", {**SMALL, "epochs": 10, "lambda_image_con": 0, "lambda_text_con": 0}
+    )
     fitted = method.fit(tiny_clip, shots_of(tiny_clip, some))
     history = fitted.trained.history
     assert history[-1]["ce"] < 0.1 < history[0]["ce"]
@@ -150,10 +185,16 @@ def losses_of(fitted: Fitted) -> list[float]:
     return [step["loss"] for step in fitted.trained.history]
 
 
-def test_as_many_cached_views_as_epochs_are_fresh_augmentation(tiny_clip: Backbone, images: ImageSet) -> None:
+def test_as_many_cached_views_as_epochs_are_fresh_augmentation(
+    tiny_clip: Backbone, images: ImageSet
+) -> None:
     method = load_method("rmadapter", SMALL)
     fresh, cached, repeated, plain = (
-        losses_of(method.fit(tiny_clip, shots_of(tiny_clip, images, augmentation=augmentation, views=views)))
+        losses_of(
+            method.fit(
+                tiny_clip, shots_of(tiny_clip, images, augmentation=augmentation, views=views)
+            )
+        )
         for augmentation, views in (("standard", 0), ("standard", 3), ("standard", 1), ("none", 0))
     )
     # Rounding makes 1e-6 of it; another view of the images makes 1e-3.
@@ -194,12 +235,15 @@ def test_what_trains_nothing_is_refused(tiny_clip: Backbone, images: ImageSet) -
     shots = shots_of(tiny_clip, images)
     with pytest.raises(UserError, match="alpha=0 trains nothing"):
         load_method("rmadapter", {**QUICK, "alpha": 0}).fit(tiny_clip, shots)
-    with pytest.raises(UserError, match=r"first_block=5, last_block=None: the encoders .* have 4 and 4 blocks"):
+    with pytest.raises(
+        UserError, match=r"first_block=5, last_block=None: the encoders .* have 4 and 4 blocks"
+    ):
         RMAdapter().fit(tiny_clip, shots)
 
 
 def test_parameters_by_hand(tiny_clip: Backbone) -> None:
-    """Two image blocks of width 64 and two text blocks of width 48, with biases; MMA has r x r + r for each level."""
+    """Two image blocks of width 64 and two text blocks of width 48, with biases; MMA has r x r + r
+    for each level."""
     r = 4
     branch = sum(d * r + r + r * d + d for d in (64, 48, 64, 48))
     rebuilt = sum(r * r + r + r * d + d for d in (64, 48, 64, 48))

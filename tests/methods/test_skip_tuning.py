@@ -1,4 +1,5 @@
-"""Skip Tuning against plain fine-tuning by the backbone's own forward pass, and the law that skips classes."""
+"""Skip Tuning against plain fine-tuning by the backbone's own forward pass, and the law that skips
+classes."""
 
 from __future__ import annotations
 
@@ -38,7 +39,10 @@ def plain_model(module: TunedCLIP) -> Any:
 
 def plain_logits(model: Any, backbone: Backbone, pixels: Tensor, names: tuple[str, ...]) -> Tensor:
     """[B, C] by the encoders' own forward passes from pixels and words to features."""
-    each = [F.normalize(model.encode_text(backbone.tokenizer([t.format(n) for n in names])), dim=-1) for t in TEMPLATES]
+    each = [
+        F.normalize(model.encode_text(backbone.tokenizer([t.format(n) for n in names])), dim=-1)
+        for t in TEMPLATES
+    ]
     classes = F.normalize(torch.stack(each).mean(0), dim=-1)
     return model.logit_scale.exp() * F.normalize(model.encode_image(pixels), dim=-1) @ classes.T
 
@@ -56,7 +60,11 @@ def plain_loss(logits: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
 @pytest.mark.parametrize("skipped", [0.0, 0.5, 0.75])
 @pytest.mark.parametrize("name", KINDS)
 def test_it_is_fine_tuning_of_the_upper_blocks(
-    name: str, skipped: float, chunk: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    skipped: float,
+    chunk: int,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Loss, every gradient and the answers, of all classes and of some."""
     for place in ("prompts", "methods.skip_tuning"):
@@ -106,11 +114,15 @@ def test_which_classes_are_kept() -> None:
     wanted = torch.exp(-0.3 * torch.arange(1, 37, dtype=torch.float64))
     assert (share[order[3:]] - wanted).abs().max() < 4 * math.sqrt(0.25 / 4000)
     assert kept(similar, torch.full((4000,), label), 1.0, 0.3, generator).all()
-    beyond = float(share.sum()) - 4  # the sum of a geometric series, but for its end: what the page calls about three
+    beyond = (
+        float(share.sum()) - 4
+    )  # the sum of a geometric series, but for its end: what the page calls about three
     assert beyond == pytest.approx(1 / (math.exp(0.3) - 1), rel=0.05)
 
 
-def test_what_is_skipped_is_not_computed(tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_skipped_is_not_computed(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No lower block runs in a step, and of the classes those alone that an image needs."""
     names = tuple(f"thing {i}" for i in range(30))
     shots = shots_of(tiny_clip, meaningless(30, names))
@@ -129,13 +141,17 @@ def test_what_is_skipped_is_not_computed(tiny_clip: Backbone, monkeypatch: pytes
     monkeypatch.setattr(Prompts, "of", some)
     start.terms([0])
     assert len(ran) == 4  # two of four blocks, in both encoders
-    assert not {*map(id, ran)} & {id(view) for encoder in (tiny_clip.image, tiny_clip.text) for view in encoder.views}
+    assert not {*map(id, ran)} & {
+        id(view) for encoder in (tiny_clip.image, tiny_clip.text) for view in encoder.views
+    }
     assert 2 <= prompts[0] < 15
 
 
 def test_a_compiled_step_is_the_same(tiny_clip: Backbone) -> None:
     """Which tokens there are is not known when it is compiled."""
-    start = untrained(SkipTuning(), tiny_clip, shots_of(tiny_clip, meaningless(4, NAMES), templates=TEMPLATES))
+    start = untrained(
+        SkipTuning(), tiny_clip, shots_of(tiny_clip, meaningless(4, NAMES), templates=TEMPLATES)
+    )
     plain = start.terms(range(4))
     compiled = replace(start, loss=torch.compile(start.loss, backend="eager")).terms(range(4))
     for name, term in plain.items():
@@ -162,13 +178,16 @@ def test_without_a_step_it_answers_as_zero_shot(name: str, request: pytest.Fixtu
 
 
 def test_what_is_stored_is_what_learns(tiny_clip: Backbone) -> None:
-    """The top block of either encoder, and what lies behind; all else is the backbone's own, shared with it."""
+    """The top block of either encoder, and what lies behind; all else is the backbone's own, shared
+    with it."""
     tensors = SkipTuning().module(tiny_clip).state_dict()
     assert {name.split("/resblocks/")[0] for name in tensors} == {
         "tuned.visual/transformer", "tuned.transformer", "tuned.visual/ln_post/weight", "tuned.visual/ln_post/bias",
         "tuned.visual/proj", "tuned.ln_final/weight", "tuned.ln_final/bias", "tuned.text_projection",
     }  # fmt: skip
-    assert {name.split("/resblocks/")[1].split("/")[0] for name in tensors if "/resblocks/" in name} == {"3"}
+    assert {
+        name.split("/resblocks/")[1].split("/")[0] for name in tensors if "/resblocks/" in name
+    } == {"3"}
     module = SkipTuning().module(tiny_clip)
     lower: Any = module.image.blocks[2]
     assert lower.mlp.c_fc.weight is tiny_clip.image.blocks[2].mlp.c_fc.weight  # type: ignore[union-attr]

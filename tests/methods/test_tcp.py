@@ -15,23 +15,38 @@ from rmadapter.methods.tcp import TCP
 from rmadapter.settings import configured
 from rmadapter.training.contract import Shots
 from tests.methods.parts.test_context import plain_text
-from tests.methods.test_coop import CLASSES, LABELS, overfits, plain_logits, same_as_plain, the_seed_decides
+from tests.methods.test_coop import (
+    CLASSES,
+    LABELS,
+    overfits,
+    plain_logits,
+    same_as_plain,
+    the_seed_decides,
+)
 from tests.methods.test_kgcoop import knowledge
 
 
 def class_contexts(learner: Any) -> Tensor:
     backbone: Any = learner.backbone
-    known = backbone.model.encode_text(backbone.tokenizer([f"a photo of a {name}." for name in CLASSES]))
+    known = backbone.model.encode_text(
+        backbone.tokenizer([f"a photo of a {name}." for name in CLASSES])
+    )
     known = F.normalize(known, dim=-1)
     hidden = known @ learner.down.weight.T + learner.down.bias
     hidden = hidden * torch.sigmoid(1.702 * hidden)
-    return (hidden @ learner.up.weight.T + learner.up.bias).reshape(len(CLASSES), *learner.ctx.shape)
+    return (hidden @ learner.up.weight.T + learner.up.bias).reshape(
+        len(CLASSES), *learner.ctx.shape
+    )
 
 
-@pytest.mark.parametrize(("layer", "place"), [(9, 2), (5, 1), (12, 3)])  # of 12 blocks, and of the tiny model's four
+@pytest.mark.parametrize(
+    ("layer", "place"), [(9, 2), (5, 1), (12, 3)]
+)  # of 12 blocks, and of the tiny model's four
 def test_loss_and_gradients_are_the_plain_ones(tiny_clip: Backbone, layer: int, place: int) -> None:
     def plain(learner: Any, shots: Shots) -> Tensor:
-        classes = plain_text(learner.backbone, CLASSES, learner.ctx, {place: class_contexts(learner)})
+        classes = plain_text(
+            learner.backbone, CLASSES, learner.ctx, {place: class_contexts(learner)}
+        )
         ce = F.cross_entropy(plain_logits(learner.backbone, shots, classes), LABELS)
         return ce + 8 * knowledge(learner.backbone, classes)
 

@@ -1,4 +1,5 @@
-"""TDA against its authors' caches written down a second time, and what comes of a memory of test images."""
+"""TDA against its authors' caches written down a second time, and what comes of a memory of test
+images."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ def near_prompts(backbone: Backbone, count: int = 60) -> tuple[Tensor, Tensor]:
 
 
 def plain(images: Tensor, weights: Tensor, scale: float, method: TDA) -> tuple[Tensor, int]:
-    """As tda_runner.py goes about it: lists of a class, sorted by entropy. Also how many lie in the negative cache."""
+    """As tda_runner.py goes about it: lists of a class, sorted by entropy. Also how many lie in the
+    negative cache."""
     caches: tuple[dict[int, list[Any]], dict[int, list[Any]]] = ({}, {})
     found = []
     for image in images:
@@ -61,7 +63,9 @@ def plain(images: Tensor, weights: Tensor, scale: float, method: TDA) -> tuple[T
         for place, kept in caches[0].items():
             for _, key, _ in kept:
                 logits += (
-                    method.alpha * torch.exp(-method.beta * (1 - f @ key)) * F.one_hot(torch.tensor(place), len(p))
+                    method.alpha
+                    * torch.exp(-method.beta * (1 - f @ key))
+                    * F.one_hot(torch.tensor(place), len(p))
                 )
         for kept in caches[1].values():
             for _, key, said in kept:
@@ -71,8 +75,12 @@ def plain(images: Tensor, weights: Tensor, scale: float, method: TDA) -> tuple[T
     return torch.stack(found), sum(map(len, caches[1].values()))
 
 
-@pytest.mark.parametrize("fields", [{}, {"size": 1, "alpha": 4.0, "beta": 8.0, "negative_alpha": 2.0, "mask": 0.2}])
-def test_logits_are_those_of_the_authors_caches(tiny_clip: Backbone, fields: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "fields", [{}, {"size": 1, "alpha": 4.0, "beta": 8.0, "negative_alpha": 2.0, "mask": 0.2}]
+)
+def test_logits_are_those_of_the_authors_caches(
+    tiny_clip: Backbone, fields: dict[str, Any]
+) -> None:
     weights, images = near_prompts(tiny_clip)
     method = TDA(**fields)
     scale = 400.0  # of random encoders, whose prompts are much alike
@@ -108,13 +116,35 @@ def test_its_record_says_in_which_order_and_eval_repeats_it(
     found = {}
     for seed in (1, 4):
         run = tmp_path / str(seed)
-        command = ["fit", colors, "--backbone", tiny_clip.name, "--method", "tda", "--shots", 1, "--seed", seed]
+        command = [
+            "fit",
+            colors,
+            "--backbone",
+            tiny_clip.name,
+            "--method",
+            "tda",
+            "--shots",
+            1,
+            "--seed",
+            seed,
+        ]
         assert rmadapter(*command, "--set", "device=cpu", "--out", run).code == 0
         [score] = json.loads((run / "run.json").read_text("utf-8"))["scores"]
         assert score["order"] == seed
         found[seed] = json.loads(rmadapter("eval", run, colors, *its_backbone(run), "--json").out)
         assert found[seed]["accuracy"] == score["accuracy"]
-    other = ["fit", colors, "--backbone", tiny_clip.name, "--method", "zero-shot", "--shots", 1, "--set", "device=cpu"]
+    other = [
+        "fit",
+        colors,
+        "--backbone",
+        tiny_clip.name,
+        "--method",
+        "zero-shot",
+        "--shots",
+        1,
+        "--set",
+        "device=cpu",
+    ]
     assert rmadapter(*other, "--out", tmp_path / "other").code == 0
     assert "order" not in json.loads((tmp_path / "other/run.json").read_text("utf-8"))["scores"][0]
 
@@ -123,7 +153,18 @@ def test_predict_says_that_it_learns_and_what_cannot_be_had_is_refused(
     rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:
     run, out = tmp_path / "run", tmp_path / "answers.csv"
-    command = ["fit", colors, "--backbone", tiny_clip.name, "--method", "tda", "--shots", 1, "--set", "device=cpu"]
+    command = [
+        "fit",
+        colors,
+        "--backbone",
+        tiny_clip.name,
+        "--method",
+        "tda",
+        "--shots",
+        1,
+        "--set",
+        "device=cpu",
+    ]
     assert rmadapter(*command, "--out", run).code == 0
     asked = ["predict", run, colors / "test", *its_backbone(run), "--out", out]
     code, _, err = rmadapter(*asked)
@@ -133,7 +174,8 @@ def test_predict_says_that_it_learns_and_what_cannot_be_had_is_refused(
     out.with_name("answers.csv.partial").write_text("{}\n")
     refused(rmadapter(*asked), "TDA cannot resume; delete it to start again")
     refused(
-        rmadapter(*asked, "--engine", "ray"), "a worker of --engine ray answers each image by itself, but TDA learns"
+        rmadapter(*asked, "--engine", "ray"),
+        "a worker of --engine ray answers each image by itself, but TDA learns",
     )
     for words in (["export", run, "--out", tmp_path / "exported"], ["serve", run]):
         refused(

@@ -1,4 +1,5 @@
-"""TextRefiner against its equations written out on the encoders' own modules, and as a whole on eight images."""
+"""TextRefiner against its equations written out on the encoders' own modules, and as a whole on
+eight images."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ KINDS = ("tiny_clip", "tiny_hf")
 
 
 def plain_tokens(backbone: Backbone, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Features of all tokens [B, L, e], and how much the class token looks at each, by a hook on the top block."""
+    """Features of all tokens [B, L, e], and how much the class token looks at each, by a hook on
+    the top block."""
     model: Any = backbone.model
     trunk = getattr(model.visual, "trunk", None)
     block, seen = backbone.image.blocks[-1], {}
@@ -91,7 +93,9 @@ def plain_terms(
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_loss_gradients_cache_and_answers_are_the_plain_ones(name: str, request: pytest.FixtureRequest) -> None:
+def test_loss_gradients_cache_and_answers_are_the_plain_ones(
+    name: str, request: pytest.FixtureRequest
+) -> None:
     given: Backbone = request.getfixturevalue(name)
     backbone, pixels = double(given), torch.randn(4, 3, 32, 32).double()
     shots = shots_of(given, meaningless(4, NAMES))
@@ -115,13 +119,20 @@ def test_loss_gradients_cache_and_answers_are_the_plain_ones(name: str, request:
     refiner, others = module.refiner.eval(), ("house", "dog")
     answer = refiner.for_classes(others, shots.known)(states)
     t = F.normalize(plain_text(backbone, others, refiner.ctx), dim=-1)
-    w = t + 0.2 * torch.cat([t, F.softmax(t @ refiner.cache.T, 1) @ refiner.cache], 1) @ refiner.map.weight.T
+    w = (
+        t
+        + 0.2
+        * torch.cat([t, F.softmax(t @ refiner.cache.T, 1) @ refiner.cache], 1)
+        @ refiner.map.weight.T
+    )
     f = F.normalize(backbone.model.encode_image(pixels), dim=-1)  # type: ignore[operator]
     torch.testing.assert_close(answer, backbone.logit_scale * f @ w.T, rtol=1e-9, atol=1e-9)
 
 
 def test_few_tokens_are_all_looked_at(tiny_clip: Backbone) -> None:
-    tokens, places = local_features(tiny_clip, tiny_clip.image.frozen(torch.randn(2, 3, 32, 32), 4), 100)
+    tokens, places = local_features(
+        tiny_clip, tiny_clip.image.frozen(torch.randn(2, 3, 32, 32), 4), 100
+    )
     assert tokens.shape == (2, 17, 40)
     assert places.sort().values.tolist() == [[*range(1, 17)]] * 2
 
@@ -138,7 +149,9 @@ def test_several_processes_go_on_with_the_mean_of_their_caches(
     alone = [written(part) for part in parts]
     monkeypatch.setattr(text_refiner, "several", lambda: True)
     for one, other in ((0, 1), (1, 0)):
-        monkeypatch.setattr(text_refiner, "add_up", Mock(side_effect=lambda found, at=other: found.add_(alone[at])))
+        monkeypatch.setattr(
+            text_refiner, "add_up", Mock(side_effect=lambda found, at=other: found.add_(alone[at]))
+        )
         torch.testing.assert_close(written(parts[one]), F.normalize(alone[0] + alone[1], dim=-1))
 
 
@@ -149,9 +162,12 @@ def test_eight_images_are_learned_by_heart(tiny_clip: Backbone) -> None:
 
 def test_without_what_is_added_it_is_coop(tiny_clip: Backbone) -> None:
     shots, fields = eight(tiny_clip), {"epochs": 5, "batch_size": 8, "learning_rate": 0.02}
-    refined = configured(TextRefiner(), {**fields, "alpha": 0.0, "local_weight": 0.0}).fit(tiny_clip, shots)
+    refined = configured(TextRefiner(), {**fields, "alpha": 0.0, "local_weight": 0.0}).fit(
+        tiny_clip, shots
+    )
     torch.testing.assert_close(
-        logits_of(refined, shots), logits_of(configured(CoOp(), fields).fit(tiny_clip, shots), shots)
+        logits_of(refined, shots),
+        logits_of(configured(CoOp(), fields).fit(tiny_clip, shots), shots),
     )
 
 
@@ -161,13 +177,18 @@ def test_the_seed_decides(name: str, request: pytest.FixtureRequest) -> None:
 
 
 def test_parameters_are_those_of_the_code(vit_b16: Backbone) -> None:
-    # Context of 4 tokens; the extractor; and in training two convolutions of 1 x 1, the second with a bias (in the code
+    # Context of 4 tokens; the extractor; and in training two convolutions of 1 x 1, the second with
+    # a bias (in the code
     # the first has one, too, that nothing can move), and a BatchNorm
     align = 2 * 512 * 512 + 512 + 2 * 512
     assert TextRefiner().parameters(vit_b16) == (2048 + 2 * 512 * 512 + align, align)
 
 
 @pytest.mark.parametrize("name", ["tiny_siglip", "tiny_eva"])
-def test_encoders_without_what_it_reads_are_refused(name: str, request: pytest.FixtureRequest) -> None:
-    with pytest.raises(UserError, match="has no such token, block or projection; use another method"):
+def test_encoders_without_what_it_reads_are_refused(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    with pytest.raises(
+        UserError, match="has no such token, block or projection; use another method"
+    ):
         TextRefiner().parameters(request.getfixturevalue(name))

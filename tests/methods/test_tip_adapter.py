@@ -24,7 +24,8 @@ THREE = ("cat", "dog", "car")
 
 
 def unit_features(backbone: Backbone, images: ImageSet) -> tuple[torch.Tensor, ...]:
-    """Image features [N, e] and class features [C, e] by the backbone's own forward passes, normalised."""
+    """Image features [N, e] and class features [C, e] by the backbone's own forward passes,
+    normalised."""
     clip: Any = backbone.model
     tokens = backbone.tokenizer([f"a photo of a {name}." for name in images.classes])
     with torch.no_grad():
@@ -32,7 +33,9 @@ def unit_features(backbone: Backbone, images: ImageSet) -> tuple[torch.Tensor, .
     return tuple(F.normalize(x, dim=-1) for x in found)
 
 
-def plain(x: torch.Tensor, w: torch.Tensor, keys: torch.Tensor, labels: Any, alpha: float, beta: float) -> torch.Tensor:
+def plain(
+    x: torch.Tensor, w: torch.Tensor, keys: torch.Tensor, labels: Any, alpha: float, beta: float
+) -> torch.Tensor:
     """Zero-shot logits w plus what every shot adds to its class, one after the other."""
     scores = w.clone()
     for key, label in zip(keys, labels, strict=True):
@@ -41,17 +44,24 @@ def plain(x: torch.Tensor, w: torch.Tensor, keys: torch.Tensor, labels: Any, alp
 
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
-def test_logits_are_those_of_the_equation(name: str, colors: Path, request: pytest.FixtureRequest) -> None:
+def test_logits_are_those_of_the_equation(
+    name: str, colors: Path, request: pytest.FixtureRequest
+) -> None:
     backbone: Backbone = request.getfixturevalue(name)
     shots = shots_of(backbone, read_images(colors)["train"])
     x, w = unit_features(backbone, shots.images)
     clip = backbone.model.logit_scale.exp() * x @ w.T  # type: ignore[operator]
     fitted = TipAdapter(Search(alpha=1.7, beta=2.5, search=False)).fit(backbone, shots)
-    assert all(tensor.dtype == torch.float32 for tensor in fitted.tensors.values())  # Apple's GPU has no float64
+    assert all(
+        tensor.dtype == torch.float32 for tensor in fitted.tensors.values()
+    )  # Apple's GPU has no float64
     expected = plain(x, clip, x, shots.images.labels, 1.7, 2.5)
     torch.testing.assert_close(logits_of(fitted, shots), expected, rtol=1e-4, atol=1e-4)
-    # A product's columns may be added in an order that depends on their place; another class is off by all digits.
-    assert_same_float32(logits_of(fitted, shots, shots.classes[::-1]), logits_of(fitted, shots).flip(1))
+    # A product's columns may be added in an order that depends on their place; another class is off
+    # by all digits.
+    assert_same_float32(
+        logits_of(fitted, shots, shots.classes[::-1]), logits_of(fitted, shots).flip(1)
+    )
     with pytest.raises(NotApplicable, match="'tree'"):
         fitted.score(["tree"])
 
@@ -62,7 +72,9 @@ def test_a_key_is_the_mean_over_views(tiny_clip: Backbone, colors: Path) -> None
     fitted = TipAdapter(Search(search=False)).fit(tiny_clip, shots)
     assert len(views) == 3
     assert not torch.allclose(views[0], views[1])
-    torch.testing.assert_close(fitted.tensors["keys"], F.normalize((views[0] + views[1] + views[2]) / 3, dim=-1))
+    torch.testing.assert_close(
+        fitted.tensors["keys"], F.normalize((views[0] + views[1] + views[2]) / 3, dim=-1)
+    )
 
 
 def test_loss_and_first_step_of_the_trained_keys(tiny_clip: Backbone, colors: Path) -> None:
@@ -100,10 +112,14 @@ def test_each_epoch_trains_on_the_next_view(tiny_clip: Backbone) -> None:
 
 
 @pytest.mark.parametrize("method", [TipAdapter(), configured(TipAdapterF(), {"epochs": 2})])
-def test_alpha_and_beta_are_the_best_of_the_grid_on_validation_images(method: Any, tiny_clip: Backbone) -> None:
+def test_alpha_and_beta_are_the_best_of_the_grid_on_validation_images(
+    method: Any, tiny_clip: Backbone
+) -> None:
     val = meaningless(15, THREE, seed=101, grain=32)
     shots = shots_of(tiny_clip, meaningless(12, THREE, seed=1, grain=32), val=val)
-    method = configured(method, {"alpha_steps": 5, "beta_steps": 6, "largest_alpha": 20, "largest_beta": 30})
+    method = configured(
+        method, {"alpha_steps": 5, "beta_steps": 6, "largest_alpha": 20, "largest_beta": 30}
+    )
     (x, w), (held, _) = unit_features(tiny_clip, shots.images), unit_features(tiny_clip, val)
     fitted = method.fit(tiny_clip, shots)
     keys, labels = fitted.tensors["keys"], shots.images.labels
@@ -116,9 +132,13 @@ def test_alpha_and_beta_are_the_best_of_the_grid_on_validation_images(method: An
             gaps.append(float((best[:, 0] - best[:, 1]).min()))
             hits[alpha, beta] = int((scores.argmax(1) == torch.tensor(val.labels)).sum())
     assert len(set(hits.values())) > 2
-    assert min(gaps) > 1e-3, "rounding would decide what hits: choose other images"  # of logits up to 20
+    assert min(gaps) > 1e-3, (
+        "rounding would decide what hits: choose other images"
+    )  # of logits up to 20
     alpha, beta = max(hits, key=lambda pair: hits[pair])  # the first of equals
-    assert [float(fitted.tensors[name]) for name in ("alpha", "beta")] == pytest.approx([alpha, beta])
+    assert [float(fitted.tensors[name]) for name in ("alpha", "beta")] == pytest.approx(
+        [alpha, beta]
+    )
     expected = plain(x, scale * x @ w.T, keys, labels, alpha, beta)
     torch.testing.assert_close(logits_of(fitted, shots), expected, rtol=1e-4, atol=1e-3)
 
@@ -126,7 +146,11 @@ def test_alpha_and_beta_are_the_best_of_the_grid_on_validation_images(method: An
 def test_without_validation_images_every_shot_is_held_out_once(tiny_clip: Backbone) -> None:
     shots = shots_of(tiny_clip, meaningless(12, THREE, grain=32))
     method, views = TipAdapter(), shots.features()
-    parts = list(tip_adapter._judged(method, tiny_clip, shots, views, method.keys(tiny_clip, shots, views)[0]))
+    parts = list(
+        tip_adapter._judged(
+            method, tiny_clip, shots, views, method.keys(tiny_clip, shots, views)[0]
+        )
+    )
     assert [len(part[0]) for part in parts] == [3, 3, 3, 3]
     for affinity, values, clip, wanted in parts:
         assert affinity.shape == (3, 9)
@@ -138,10 +162,15 @@ def test_without_validation_images_every_shot_is_held_out_once(tiny_clip: Backbo
 
 def test_of_one_shot_nothing_is_held_out(tiny_clip: Backbone) -> None:
     one = shots_of(tiny_clip, meaningless(3, THREE, grain=32))
-    given, searched = TipAdapter(Search(search=False)).fit(tiny_clip, one), TipAdapter().fit(tiny_clip, one)
+    given, searched = (
+        TipAdapter(Search(search=False)).fit(tiny_clip, one),
+        TipAdapter().fit(tiny_clip, one),
+    )
     assert torch.equal(logits_of(given, one), logits_of(searched, one))
     for field in ("alpha_steps", "beta_steps"):
-        with pytest.raises(UserError, match=f"{field}=0: Input should be greater than or equal to 1"):
+        with pytest.raises(
+            UserError, match=f"{field}=0: Input should be greater than or equal to 1"
+        ):
             configured(TipAdapter(), {field: 0})
 
 
@@ -149,7 +178,10 @@ def test_eight_images_are_learnt_by_heart_and_the_backbone_stays(tiny_clip: Back
     before = {k: v.clone() for k, v in tiny_clip.model.state_dict().items()}
     shots = shots_of(tiny_clip, meaningless(8, grain=32))
     trained = {"alpha": 5, "beta": 20, "search": False, "epochs": 200, "learning_rate": 0.01}
-    for method in (TipAdapter(Search(alpha=50, beta=50, search=False)), configured(TipAdapterF(), trained)):
+    for method in (
+        TipAdapter(Search(alpha=50, beta=50, search=False)),
+        configured(TipAdapterF(), trained),
+    ):
         fitted, again = method.fit(tiny_clip, shots), method.fit(tiny_clip, shots)
         assert logits_of(fitted, shots).argmax(1).tolist() == list(shots.images.labels)
         assert torch.equal(logits_of(fitted, shots), logits_of(again, shots))
@@ -160,5 +192,6 @@ def test_eight_images_are_learnt_by_heart_and_the_backbone_stays(tiny_clip: Back
 
 def test_parameters(vit_b16: Backbone) -> None:
     assert TipAdapter().parameters(vit_b16) == (0, 0)
-    # `adapter.weight` of the released code: [shots of all classes, e], whose e is 1024 for ResNet-50
+    # `adapter.weight` of the released code: [shots of all classes, e], whose e is 1024 for
+    # ResNet-50
     assert TipAdapterF().parameters(vit_b16, classes=1000, shots=16) == (16_000 * 512, 0)

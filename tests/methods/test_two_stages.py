@@ -41,7 +41,9 @@ def with_norms(backbone: Backbone, module: Norms) -> Any:
 
 def plain_features(model: Any, backbone: Backbone, names: tuple[str, ...]) -> torch.Tensor:
     """[C, e] by the text encoder's own forward pass."""
-    each = [model.encode_text(backbone.tokenizer([t.format(name) for name in names])) for t in TEMPLATES]
+    each = [
+        model.encode_text(backbone.tokenizer([t.format(name) for name in names])) for t in TEMPLATES
+    ]
     return F.normalize(torch.stack([F.normalize(part, dim=-1) for part in each]).mean(0), dim=-1)
 
 
@@ -51,7 +53,9 @@ def test_stage_1_is_the_backbones_forward_with_other_norms(
     name: str, chunk: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loss, gradients and answers; a class that was not trained is answered by the text encoder."""
-    monkeypatch.setattr("rmadapter.methods.two_stages.CHUNK", chunk)  # more prompts than fit at once
+    monkeypatch.setattr(
+        "rmadapter.methods.two_stages.CHUNK", chunk
+    )  # more prompts than fit at once
     given: Backbone = request.getfixturevalue(name)
     backbone, pixels = double(given), torch.randn(4, 3, 32, 32).double()
     shots = shots_of(given, meaningless(4, NAMES), templates=TEMPLATES)
@@ -80,15 +84,23 @@ def test_stage_1_is_the_backbones_forward_with_other_norms(
         w = plain_features(model, backbone, other_names)
         w[1] = F.normalize(module.classes[0], dim=-1)
         expected_logits = model.logit_scale.exp() * x @ w.T
-    torch.testing.assert_close(fitted.score(other_names)(states), expected_logits, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        fitted.score(other_names)(states), expected_logits, rtol=1e-9, atol=1e-9
+    )
 
 
-def test_both_stages_with_the_steps_of_adamw(tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_stages_with_the_steps_of_adamw(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Five epochs of one step: three of the norms, which then stay, and two of the class features."""
     shots = shots_of(tiny_clip, meaningless(6, NAMES, grain=32), templates=TEMPLATES)
-    fitted = configured(TwoStages(), {**WHOLE, "epochs": 5, "learning_rate": 0.01}).fit(tiny_clip, shots)
+    fitted = configured(TwoStages(), {**WHOLE, "epochs": 5, "learning_rate": 0.01}).fit(
+        tiny_clip, shots
+    )
     monkeypatch.setattr(train, "TURN", 1.0)
-    first = configured(TwoStages(), {**WHOLE, "epochs": 3, "learning_rate": 0.01}).fit(tiny_clip, shots)
+    first = configured(TwoStages(), {**WHOLE, "epochs": 3, "learning_rate": 0.01}).fit(
+        tiny_clip, shots
+    )
     rest = {name: tensor for name, tensor in fitted.tensors.items() if name != "classes"}
     assert len(rest) == 4 * 4 * 2  # two norms in each of four blocks of either encoder
     assert all(torch.equal(tensor, first.tensors[name]) for name, tensor in rest.items())
@@ -106,7 +118,9 @@ def test_both_stages_with_the_steps_of_adamw(tiny_clip: Backbone, monkeypatch: p
     losses = []
     for _ in range(2):
         optimizer.zero_grad()
-        loss = F.cross_entropy(tiny_clip.logit_scale * x @ F.normalize(weights, dim=-1).T, shots.labels)
+        loss = F.cross_entropy(
+            tiny_clip.logit_scale * x @ F.normalize(weights, dim=-1).T, shots.labels
+        )
         loss.backward()
         losses.append(float(loss.detach()))
         optimizer.step()
@@ -120,7 +134,10 @@ def test_the_schedule_is_torchs_cosine_twice(tiny_clip: Backbone) -> None:
     shots = shots_of(tiny_clip, meaningless(9, NAMES, grain=32))
     fitted = configured(TwoStages(), {"batch_size": 5, "iterations": 6}).fit(tiny_clip, shots)
     expected = []
-    for steps in (10, 8):  # 6 iterations x 3 shots: 9 epochs of 2 steps, of which 5.4 are the first stage
+    for steps in (
+        10,
+        8,
+    ):  # 6 iterations x 3 shots: 9 epochs of 2 steps, of which 5.4 are the first stage
         optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=2e-4)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=1e-6)
         for _ in range(steps):
@@ -144,7 +161,9 @@ def test_eight_images_are_learnt_by_heart_and_the_backbone_stays(tiny_clip: Back
 
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
-def test_without_a_step_a_new_class_is_answered_as_by_zero_shot(name: str, request: pytest.FixtureRequest) -> None:
+def test_without_a_step_a_new_class_is_answered_as_by_zero_shot(
+    name: str, request: pytest.FixtureRequest
+) -> None:
     backbone: Backbone = request.getfixturevalue(name)
     shots, names = shots_of(backbone, meaningless(4)), ("tree", "blue house")
     plain, start = ZeroShot().fit(backbone, shots), untrained(TwoStages(), backbone, shots).fitted
@@ -154,7 +173,9 @@ def test_without_a_step_a_new_class_is_answered_as_by_zero_shot(name: str, reque
 def test_only_norms_are_its_own(tiny_clip: Backbone) -> None:
     module = Norms(tiny_clip, 2)
     own = {id(parameter) for parameter in module.norms.parameters()}
-    theirs: dict[int, str] = {id(tensor): name for name, tensor in tiny_clip.model.named_parameters()}
+    theirs: dict[int, str] = {
+        id(tensor): name for name, tensor in tiny_clip.model.named_parameters()
+    }
     assert not own & {*theirs}
     top: Any = module.image.blocks[-1]
     assert theirs[id(top.mlp.c_fc.weight)] == "visual.transformer.resblocks.3.mlp.c_fc.weight"

@@ -27,8 +27,14 @@ def test_every_method_declares_what_it_uses_and_the_page_says_the_same() -> None
     rows = re.findall(r"^\| `(\S+)` \| (.*?) \| (.*?) \|$", text, re.M)
     assert rows == [(name, USES[name].track, USES[name].words) for name in METHODS]
     assert all(f"`{track}`" in text for track in TRACKS)
-    files = {name: (*uses.files, *uses.backbones) for name, uses in USES.items() if uses.files or uses.backbones}
-    assert all(set(fields) <= settings_of(load_method(name)).keys() for name, fields in files.items())
+    files = {
+        name: (*uses.files, *uses.backbones)
+        for name, uses in USES.items()
+        if uses.files or uses.backbones
+    }
+    assert all(
+        set(fields) <= settings_of(load_method(name)).keys() for name, fields in files.items()
+    )
 
 
 def test_constants_that_were_read_belong_to_methods_that_say_so() -> None:
@@ -38,7 +44,9 @@ def test_constants_that_were_read_belong_to_methods_that_say_so() -> None:
 @pytest.mark.parametrize("track", TRACKS[1:])
 def test_a_track_says_what_it_uses(track: str) -> None:
     field = {"extra data": "extra", "teacher": "teacher", "test time": "test_time"}[track]
-    with pytest.raises(ValidationError, match=f"a method of the track '{track}' must say what it uses"):
+    with pytest.raises(
+        ValidationError, match=f"a method of the track '{track}' must say what it uses"
+    ):
         Uses(track=track, tuned="nothing")  # type: ignore[arg-type]
     found = Uses(track=track, tuned="nothing", **{field: "much"})  # type: ignore[arg-type]
     assert "much" in found.words
@@ -47,7 +55,10 @@ def test_a_track_says_what_it_uses(track: str) -> None:
 
 
 def test_a_file_of_texts_moves_a_method_to_another_track() -> None:
-    plain, given = uses_of("coprompt", {"descriptions": ""}), uses_of("coprompt", {"descriptions": "texts.json"})
+    plain, given = (
+        uses_of("coprompt", {"descriptions": ""}),
+        uses_of("coprompt", {"descriptions": "texts.json"}),
+    )
     assert plain is not None
     assert given is not None
     assert (plain.track, given.track) == ("ranked", "extra data")
@@ -64,9 +75,15 @@ def test_what_settings_name_is_told_by_its_content(tmp_path: Path, tiny_clip: Ba
     texts.write_text("{ }")
     assert [*map(len, sums)] == [64]
     assert named_sums("lweib", {"descriptions": str(texts)}) != sums
-    assert named_sums("prompt-kd", {"teacher": tiny_clip.name}) == [tiny_clip.digest]  # a folder can hold other weights
-    assert named_sums("prompt-kd", {"teacher": "ViT-B-16/openai"}) == []  # its name says which, and it is not loaded
-    assert named_sums("prompt-kd", {"teacher": ""}) == named_sums("mine:Mine", {"teacher": "?"}) == []
+    assert named_sums("prompt-kd", {"teacher": tiny_clip.name}) == [
+        tiny_clip.digest
+    ]  # a folder can hold other weights
+    assert (
+        named_sums("prompt-kd", {"teacher": "ViT-B-16/openai"}) == []
+    )  # its name says which, and it is not loaded
+    assert (
+        named_sums("prompt-kd", {"teacher": ""}) == named_sums("mine:Mine", {"teacher": "?"}) == []
+    )
     (code := tmp_path / "mine.py").write_text("a = 1")
     first = named_sums(f"{code}:Mine", {})
     code.write_text("a = 2")
@@ -94,12 +111,26 @@ def test_a_method_from_outside_says_it_in_its_records(
     rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.py").write_text(MINE)
-    given = ["bench", "few-shot", "--datasets", colors.name, "--root", colors.parent, "--backbone", tiny_clip.name]
+    given = [
+        "bench",
+        "few-shot",
+        "--datasets",
+        colors.name,
+        "--root",
+        colors.parent,
+        "--backbone",
+        tiny_clip.name,
+    ]
     given += ["--seeds", "1", "--shots", "1", "--set", "device=cpu", "--out", tmp_path / "out"]
-    code, out, _ = rmadapter(*given, "--methods", f"zero-shot,{tmp_path / 'mine.py'}:Mine", "--json")
+    code, out, _ = rmadapter(
+        *given, "--methods", f"zero-shot,{tmp_path / 'mine.py'}:Mine", "--json"
+    )
     assert code == 0
     ours, theirs = (parse_record(json.dumps(record), "") for record in json.loads(out))
     assert ours.method.uses is None  # a name of ours is enough
     assert theirs.method.uses == Uses(track="teacher", teacher="ViT-L/14", tuned="nothing")
     wrong = f"{tmp_path / 'mine.py'}:Wrong"
-    refused(rmadapter(*given, "--methods", wrong), "its `uses` is not an rmadapter.Uses: see docs/your_method.md")
+    refused(
+        rmadapter(*given, "--methods", wrong),
+        "its `uses` is not an rmadapter.Uses: see docs/your_method.md",
+    )

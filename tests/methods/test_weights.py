@@ -1,4 +1,5 @@
-"""Weights of images: what the loop draws, and what methods make of them that are not trained step by step."""
+"""Weights of images: what the loop draws, and what methods make of them that are not trained step
+by step."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def test_equal_weights_change_nothing(count: int) -> None:
     ones = torch.full((count,), 3.0, dtype=torch.float64)
     for epoch in range(20):
         assert torch.equal(
-            torch.cat(order(count, 4, 2, epoch, ones / ones.mean())), torch.cat(order(count, 4, 2, epoch))
+            torch.cat(order(count, 4, 2, epoch, ones / ones.mean())),
+            torch.cat(order(count, 4, 2, epoch)),
         )
 
 
@@ -78,15 +80,20 @@ def test_a_key_of_weight_2_is_two_keys(tiny_clip: Backbone) -> None:
         for images in (replace(IMAGES, weights=WEIGHTS), IMAGES.subset(rows))
     )
     cache = [
-        method.restore(tiny_clip, weighed.known, {**fitted.tensors, "values": fitted.tensors["values"] * scale})
+        method.restore(
+            tiny_clip, weighed.known, {**fitted.tensors, "values": fitted.tensors["values"] * scale}
+        )
         for fitted, scale in ((weighed, 2.0), (repeated, 1.0))  # of weights that are 2 on average
     ]
     shots = shots_of(tiny_clip, IMAGES)
-    torch.testing.assert_close(logits_of(cache[0], shots), logits_of(cache[1], shots), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        logits_of(cache[0], shots), logits_of(cache[1], shots), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_every_method_that_is_trained_heeds_them(tiny_clip: Backbone) -> None:
-    """A class of no weight is not learnt, one of much is: by the classifier, with a loss that knows of no weights."""
+    """A class of no weight is not learnt, one of much is: by the classifier, with a loss that knows
+    of no weights."""
     images = noisy_colors(4)
     labels = [images.classes[label] for label in images.labels]
     classifier = FewShotClassifier(
@@ -94,7 +101,9 @@ def test_every_method_that_is_trained_heeds_them(tiny_clip: Backbone) -> None:
         class_weight={"red": 0, "blue": 5},
     )  # fmt: skip
     table = classifier.fit(images.images, labels).predict_proba(images.images)
-    even = FewShotClassifier(**{**classifier.get_params(), "class_weight": None}).fit(images.images, labels)
+    even = FewShotClassifier(**{**classifier.get_params(), "class_weight": None}).fit(
+        images.images, labels
+    )
     before = even.predict_proba(images.images)
     red, blue = (classifier.classes_.tolist().index(name) for name in ("red", "blue"))
     assert table[:, red].mean() < before[:, red].mean() - 0.01

@@ -51,7 +51,14 @@ def root(colors: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def one(backbone: Backbone, protocol: str, *datasets: str, shots: int = 2, root: Path = Path(), **words: Any) -> Job:
+def one(
+    backbone: Backbone,
+    protocol: str,
+    *datasets: str,
+    shots: int = 2,
+    root: Path = Path(),
+    **words: Any,
+) -> Job:
     common = configured(Task(), {"backbone": backbone.name, **words})
     [job] = expand(protocol, datasets, ["zero-shot"], [1], [shots], root=root, common=common)
     return job
@@ -74,9 +81,13 @@ def watched(job: Job, lab: Lab, look: Callable[[Backbone, Shots], object]) -> No
 
 
 def test_targets_are_what_each_set_gives_by_itself(tiny_clip: Backbone, root: Path) -> None:
-    """Zero-shot: the accuracy on a target is that of few-shot on the same set, where nothing else is asked."""
+    """Zero-shot: the accuracy on a target is that of few-shot on the same set, where nothing else
+    is asked."""
     lab = Lab(CPU, root, progress=False)
-    alone = {name: ask(one(tiny_clip, "few-shot", name), lab).metric("all") for name in ("colors", "fewer")}
+    alone = {
+        name: ask(one(tiny_clip, "few-shot", name), lab).metric("all")
+        for name in ("colors", "fewer")
+    }
     found = ask(one(tiny_clip, "cross-dataset", "colors", "fewer"), lab)
     assert found.metrics == {"all": alone["colors"], "fewer": alone["fewer"]}
     assert found.metric("average") == alone["fewer"]
@@ -86,14 +97,19 @@ def test_targets_are_what_each_set_gives_by_itself(tiny_clip: Backbone, root: Pa
     assert domain.metric("domains/loud") == alone["colors"]
 
 
-def test_without_a_test_split_the_images_that_were_not_drawn_are_asked(tiny_clip: Backbone, root: Path) -> None:
+def test_without_a_test_split_the_images_that_were_not_drawn_are_asked(
+    tiny_clip: Backbone, root: Path
+) -> None:
     lab, job = Lab(CPU, root, progress=False), one(tiny_clip, "few-shot", "colors/train", shots=4)
     [score] = ask(job, lab).scores
     assert (score.images, score.split) == (4 * (6 - 4), "held out")
     [(_, images, _)] = lab.tests(job.task)
     assert not {*lab.draw(job.task).train.images} & {*images.images}
     with pytest.raises(UserError, match="draw fewer shots"):
-        run_all(Plan((one(tiny_clip, "few-shot", "colors/train", shots=6),), root / "out", root, CPU), progress=False)
+        run_all(
+            Plan((one(tiny_clip, "few-shot", "colors/train", shots=6),), root / "out", root, CPU),
+            progress=False,
+        )
 
 
 def test_halves_are_trained_on_base_alone(tiny_clip: Backbone, root: Path) -> None:
@@ -109,8 +125,13 @@ def test_halves_are_trained_on_base_alone(tiny_clip: Backbone, root: Path) -> No
     assert asked == {"base": base.classes, "novel": ("night sky", "red")}
 
 
-def test_a_method_without_an_answer_for_new_classes(tiny_clip: Backbone, root: Path, tmp_path: Path) -> None:
-    name, lab = f"{Path(__file__).parents[1] / 'helpers/guests.py'}:Guest", Lab(CPU, root, progress=False)
+def test_a_method_without_an_answer_for_new_classes(
+    tiny_clip: Backbone, root: Path, tmp_path: Path
+) -> None:
+    name, lab = (
+        f"{Path(__file__).parents[1] / 'helpers/guests.py'}:Guest",
+        Lab(CPU, root, progress=False),
+    )
     jobs = [
         one(tiny_clip, "base-to-novel", "colors"),
         one(tiny_clip, "domain-generalization", "domains/noisy", root=root),
@@ -163,11 +184,14 @@ def of_the_test(thing: Any) -> bool:
     return "test" in folders
 
 
-def test_a_method_that_looks_for_test_images_finds_and_opens_none(tiny_clip: Backbone, root: Path) -> None:
-    """It walks through all that it is given; then the same search from the runner's side does find them.
+def test_a_method_that_looks_for_test_images_finds_and_opens_none(
+    tiny_clip: Backbone, root: Path
+) -> None:
+    """It walks through all that it is given; then the same search from the runner's side does find
+    them.
 
-    Files are watched through Python's own audit events: not one test image is opened before `fit` has returned, in
-    the first run as in later ones, when the test activations are in memory.
+    Files are watched through Python's own audit events: not one test image is opened before `fit`
+    has returned, in the first run as in later ones, when the test activations are in memory.
     """
     global OPENED
     found: list[list[Any]] = []
@@ -200,23 +224,32 @@ def test_a_method_that_looks_for_test_images_finds_and_opens_none(tiny_clip: Bac
 
 
 def test_a_run_knows_nothing_of_another(tiny_clip: Backbone, root: Path) -> None:
-    """Nothing of an earlier run is left in what a method is given: neither images nor random numbers."""
+    """Nothing of an earlier run is left in what a method is given: neither images nor random
+    numbers."""
     drawn: list[float] = []
 
     def look(backbone: Backbone, shots: Shots) -> None:
-        assert {id(t) for t in reachable(shots) if isinstance(t, ImageSet)} <= {id(shots.images), id(shots.val)}
+        assert {id(t) for t in reachable(shots) if isinstance(t, ImageSet)} <= {
+            id(shots.images),
+            id(shots.val),
+        }
         drawn.append(float(torch.rand(())))
 
     lab, state = Lab(CPU, root, progress=False), torch.random.get_rng_state()
     for _ in range(2):
         watched(one(tiny_clip, "base-to-novel", "colors"), lab, look)
     assert drawn[0] == drawn[1]
-    assert torch.equal(torch.random.get_rng_state(), state)  # and the caller's own are where they were
+    assert torch.equal(
+        torch.random.get_rng_state(), state
+    )  # and the caller's own are where they were
 
 
 def test_a_missing_data_set_is_noticed_before_the_training(tiny_clip: Backbone, root: Path) -> None:
     lab, fitted = Lab(CPU, root, progress=False), []
-    for job in (one(tiny_clip, "few-shot", "colours"), one(tiny_clip, "cross-dataset", "colors", "colours")):
+    for job in (
+        one(tiny_clip, "few-shot", "colours"),
+        one(tiny_clip, "cross-dataset", "colors", "colours"),
+    ):
         with pytest.raises(UserError, match="colours"):
             watched(job, lab, lambda backbone, shots: fitted.append(shots))
     assert not fitted

@@ -21,7 +21,9 @@ NAMES = ("cat", "a small red car", "dog")
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
 @pytest.mark.parametrize("templates", [("a photo of a {}.",), ("the {}.", "a small {}", "{}")])
-def test_logits_are_open_clips(name: str, templates: tuple[str, ...], request: pytest.FixtureRequest) -> None:
+def test_logits_are_open_clips(
+    name: str, templates: tuple[str, ...], request: pytest.FixtureRequest
+) -> None:
     backbone: Backbone = request.getfixturevalue(name)
     shots, plain = shots_of(backbone, templates=templates), shots_of(backbone)
     own = logits_of(load_method("zero-shot").fit(backbone, shots), shots, NAMES)
@@ -37,12 +39,15 @@ def test_logits_are_open_clips(name: str, templates: tuple[str, ...], request: p
         each = torch.stack([F.normalize(clip.encode_text(tokens), dim=-1) for tokens in prompts])
         weights = F.normalize(each.mean(0), dim=-1)
         images = pixels_of(backbone, shots.images)
-        expected = clip.logit_scale.exp() * F.normalize(clip.encode_image(images), dim=-1) @ weights.T
+        expected = (
+            clip.logit_scale.exp() * F.normalize(clip.encode_image(images), dim=-1) @ weights.T
+        )
     torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_restored_it_asks_with_the_templates_it_was_fitted_with(tiny_clip: Backbone) -> None:
-    """Nothing is saved of it but what it was asked with: the run's templates, unless it has its own."""
+    """Nothing is saved of it but what it was asked with: the run's templates, unless it has its
+    own."""
     shots = shots_of(tiny_clip, templates=("the {}",))
     for method in (ZeroShot(), ZeroShot(templates=("a small {}",))):
         fitted = method.fit(tiny_clip, shots)
@@ -61,16 +66,24 @@ def test_the_ensemble_has_seven_templates_and_can_be_given_others(tiny_clip: Bac
         load_method("zero-shot-ensemble", {"template": "{}"})
 
 
-def test_of_several_labels_a_line_makes_probabilities_and_keeps_the_order(tiny_clip: Backbone) -> None:
+def test_of_several_labels_a_line_makes_probabilities_and_keeps_the_order(
+    tiny_clip: Backbone,
+) -> None:
     images = replace(meaningless(12, ("cat", "dog", "car")), several=((0, 1), (1,), (0, 2)) * 4)
     shots = shots_of(tiny_clip, images)
-    plain = logits_of(ZeroShot().fit(tiny_clip, replace(shots, images=replace(images, several=()))), shots)
+    plain = logits_of(
+        ZeroShot().fit(tiny_clip, replace(shots, images=replace(images, several=()))), shots
+    )
     fitted = ZeroShot().fit(tiny_clip, shots)
     slope, offset = fitted.tensors["line"]
     assert slope > 0
-    torch.testing.assert_close(logits_of(fitted, shots), slope * plain + offset, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        logits_of(fitted, shots), slope * plain + offset, rtol=1e-4, atol=1e-4
+    )
     found = next(answers({"it": fitted.score()}, shots.cache.stream(images), several=True))["it"]
-    assert float(found.mean()) == pytest.approx(images.targets().mean(), abs=0.02)  # as often as the shots have labels
+    assert float(found.mean()) == pytest.approx(
+        images.targets().mean(), abs=0.02
+    )  # as often as the shots have labels
     again = ZeroShot().restore(tiny_clip, fitted.known, fitted.tensors)
     assert torch.equal(logits_of(again, shots, NAMES), logits_of(fitted, shots, NAMES))
     untouched = logits_of(ZeroShot().restore(tiny_clip, fitted.known, {}), shots)

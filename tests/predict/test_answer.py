@@ -11,9 +11,22 @@ from rmadapter.predict.answer import Answer, best, columns
 
 def test_a_row_keeps_the_guess_of_an_unsure_answer() -> None:
     answer = Answer(Path("a.png"), (("cat", 0.6), ("dog", 0.4)), "dog")
-    row = {"image": "a.png", "label": "cat", "probability": 0.6, "guess": "cat", "label_2": "dog", "probability_2": 0.4}
+    row = {
+        "image": "a.png",
+        "label": "cat",
+        "probability": 0.6,
+        "guess": "cat",
+        "label_2": "dog",
+        "probability_2": 0.4,
+    }
     assert answer.row(0.6) == {**row, "unsure": False, "unfamiliar": None, "zero_shot_label": "dog"}
-    assert answer.row(0.61) == {**row, "label": "unsure", "unsure": True, "unfamiliar": None, "zero_shot_label": "dog"}
+    assert answer.row(0.61) == {
+        **row,
+        "label": "unsure",
+        "unsure": True,
+        "unfamiliar": None,
+        "zero_shot_label": "dog",
+    }
 
 
 def test_columns_are_those_of_the_rows() -> None:

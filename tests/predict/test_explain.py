@@ -20,9 +20,12 @@ from tests.helpers.shots import pixels_of
 
 
 def test_the_nearest_training_images(finished: Path, tiny_clip: Backbone, colors: Path) -> None:
-    """By features computed anew from the files that split.json names; a training image is nearest to itself."""
+    """By features computed anew from the files that split.json names; a training image is nearest
+    to itself."""
     drawn = [row[0] for row in read_json(finished / "split.json")["train"]]
-    [one] = explain_images(finished, [colors / drawn[5]], data=colors, backbone=tiny_clip, progress=False)
+    [one] = explain_images(
+        finished, [colors / drawn[5]], data=colors, backbone=tiny_clip, progress=False
+    )
     images = read_images(colors)["train"]
     rows = [i for name in drawn for i in range(len(images)) if images.name(i) == name]
     unit = normalize(tiny_clip.image.frozen(pixels_of(tiny_clip, images, rows)).features, dim=-1)
@@ -49,7 +52,11 @@ def test_answers(finished: Path, tiny_clip: Backbone, colors: Path) -> None:
 
 
 def test_a_run_that_does_not_say(
-    finished: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path,
+    tiny_clip: Backbone,
+    colors: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     copy = Path(shutil.copytree(finished, tmp_path / "copy"))
     for name in ("SHA256SUMS", "split.json"):
@@ -71,9 +78,12 @@ def test_data_that_is_not_there_and_labels_of_other_images_are_refused(
 ) -> None:
     image, copy = colors / "test/red/0.png", Path(shutil.copytree(finished, tmp_path / "copy"))
     with pytest.raises(
-        UserError, match="nowhere: does not exist; give the location of the run's training images with --data"
+        UserError,
+        match="nowhere: does not exist; give the location of the run's training images with --data",
     ):
-        explain_images(finished, [image], data=tmp_path / "nowhere", backbone=tiny_clip, progress=False)
+        explain_images(
+            finished, [image], data=tmp_path / "nowhere", backbone=tiny_clip, progress=False
+        )
     (copy / "SHA256SUMS").unlink()
     split = read_json(finished / "split.json")
     write_json(copy / "split.json", {**split, "several": [[0]]})

@@ -16,7 +16,10 @@ EVIL = "<script>alert(1)</script>"
 
 def example(folder: Path) -> Explanation:
     Image.new("RGB", (400, 300), "red").save(folder / "a.png")
-    near = (Neighbour("a.png", folder / "a.png", EVIL, 0.876), Neighbour("gone.png", folder / "gone.png", "cat", 0.5))
+    near = (
+        Neighbour("a.png", folder / "a.png", EVIL, 0.876),
+        Neighbour("gone.png", folder / "gone.png", "cat", 0.5),
+    )
     best = (("cat", 0.944), (EVIL, 0.05))
     return Explanation(folder / "a.png", best, best[::-1], near)
 

@@ -26,7 +26,11 @@ def started(path: Path, key: str = "k") -> OutFile:
 
 
 def test_csv_and_json_lines(tmp_path: Path) -> None:
-    rows = [row("a,b.png"), row("caf\udce9.png", "unsure"), {"image": "c.png", "bad": "c.png: not an image"}]
+    rows = [
+        row("a,b.png"),
+        row("caf\udce9.png", "unsure"),
+        {"image": "c.png", "bad": "c.png: not an image"},
+    ]
     for suffix in (".csv", ".jsonl"):
         file = started(tmp_path / f"answers{suffix}")
         file.write(rows)
@@ -70,13 +74,20 @@ def test_one_that_was_stopped_goes_on(tmp_path: Path) -> None:
     again = started(out)
     images = [Path(name) for name in ("a.png", "b.png", "a.png", "bad.png", "a.png")]
     assert again.missing(images) == [Path("b.png"), Path("a.png")]  # the third a.png has no row yet
-    with pytest.raises(UserError, match=r"csv\.partial: holds answers to other images, such as a\.png; resume it with"):
+    with pytest.raises(
+        UserError,
+        match=r"csv\.partial: holds answers to other images, such as a\.png; resume it with",
+    ):
         again.missing([Path("c.png"), Path("b.png")])
     assert again.missing([Path("b.png")], gone=True) == [Path("b.png")]  # the others were moved
     assert again.missing([Path("a.png")] * 2) == []  # nobody misses a bad file
     again.write([row("b.png")])
     again.finish()
-    assert [line.split(",")[0] for line in out.read_text("utf-8").splitlines()[1:]] == ["a.png", "a.png", "b.png"]
+    assert [line.split(",")[0] for line in out.read_text("utf-8").splitlines()[1:]] == [
+        "a.png",
+        "a.png",
+        "b.png",
+    ]
 
 
 def test_the_file_is_the_same_on_every_system(tmp_path: Path) -> None:
@@ -88,7 +99,9 @@ def test_the_file_is_the_same_on_every_system(tmp_path: Path) -> None:
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "answers.csv"
     started(out).write([row("a.png")])
-    with pytest.raises(UserError, match=r"answers\.csv\.partial: holds answers from another run or other settings"):
+    with pytest.raises(
+        UserError, match=r"answers\.csv\.partial: holds answers from another run or other settings"
+    ):
         started(out, "other")
     with open(out.with_name("answers.csv.partial"), "a") as file:
         file.write('{"image": 3}\n')
@@ -109,7 +122,10 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_full_disk_loses_nothing_that_was_written(tmp_path: Path) -> None:
     file = started(tmp_path / "answers.csv")
     file.write([row("a.png")])
-    with no_room(400), pytest.raises(UserError, match=r"cannot be written .*run the same command again to resume"):
+    with (
+        no_room(400),
+        pytest.raises(UserError, match=r"cannot be written .*run the same command again to resume"),
+    ):
         file.write([row(f"{i}.png") for i in range(50)])
     again = started(tmp_path / "answers.csv")
     assert again.done["a.png"] == 1
@@ -118,7 +134,10 @@ def test_a_full_disk_loses_nothing_that_was_written(tmp_path: Path) -> None:
 
 def test_one_process_writes_a_file(tmp_path: Path) -> None:
     with only_writer(tmp_path / "a.csv"):
-        with pytest.raises(UserError, match="another process is writing it"), only_writer(tmp_path / "a.csv"):
+        with (
+            pytest.raises(UserError, match="another process is writing it"),
+            only_writer(tmp_path / "a.csv"),
+        ):
             pass
         with only_writer(tmp_path / "b.csv"):
             pass

@@ -1,4 +1,5 @@
-"""Answers from a Ray cluster: those of the local engine, a row for each bad image, and gone on where it stopped."""
+"""Answers from a Ray cluster: those of the local engine, a row for each bad image, and gone on
+where it stopped."""
 
 from __future__ import annotations
 
@@ -50,7 +51,11 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_answers_are_those_of_the_local_engine(
-    session: None, finished: Path, tiny_clip: Backbone, images: Path, monkeypatch: pytest.MonkeyPatch
+    session: None,
+    finished: Path,
+    tiny_clip: Backbone,
+    images: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(images.parent)
     monkeypatch.setattr("rmadapter.predict.ray.CHUNK", 8)  # three blocks
@@ -62,7 +67,9 @@ def test_answers_are_those_of_the_local_engine(
     for mine, other in zip(here, good, strict=True):  # batches of 8 instead of 16 round otherwise
         for name, value in mine.items():
             number = name.startswith("probability") or name == "unfamiliar"
-            assert other[name] == value or (number and float(other[name]) == pytest.approx(float(value), abs=2e-6))
+            assert other[name] == value or (
+                number and float(other[name]) == pytest.approx(float(value), abs=2e-6)
+            )
     bad = {row["image"]: row for row in there if row["error"]}
     assert {*bad} == {"images/red/1a.png", "images/green/9.png"}
     assert bad["images/red/1a.png"]["label"] == bad["images/red/1a.png"]["probability"] == ""
@@ -71,7 +78,11 @@ def test_answers_are_those_of_the_local_engine(
 
 
 def test_bytes_in_parquet_are_decoded_as_files_are(
-    session: None, finished: Path, tiny_clip: Backbone, images: Path, monkeypatch: pytest.MonkeyPatch
+    session: None,
+    finished: Path,
+    tiny_clip: Backbone,
+    images: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A photo that lies on its side, 16 bits, transparency: as test_images.py has them."""
     import numpy as np
@@ -86,24 +97,42 @@ def test_bytes_in_parquet_are_decoded_as_files_are(
     Image.fromarray((np.arange(32 * 32).reshape(32, 32) * 60).astype(np.uint16)).save("deep.png")
     Image.new("RGBA", (32, 32), (200, 30, 30, 90)).save("clear.png")
     files = ["turned.jpg", "deep.png", "clear.png", "images/red/1a.png"]
-    parquet.write_table(pa.table({"image": [Path(file).read_bytes() for file in files]}), "packed.parquet")
+    parquet.write_table(
+        pa.table({"image": [Path(file).read_bytes() for file in files]}), "packed.parquet"
+    )
     ray = ["--engine", "ray", "--backbone", tiny_clip.name, "--quiet"]
     assert predict(monkeypatch, finished, *files, "--out", "files.jsonl", *ray) == 0
     assert predict(monkeypatch, finished, "packed.parquet", "--out", "packed.jsonl", *ray) == 0
     plain, packed = ([json.loads(line) for line in Path(name).read_text().splitlines()]
                      for name in ("files.jsonl", "packed.jsonl"))  # fmt: skip
-    assert [row.pop("image") for row in packed] == [f"packed.parquet#{number}" for number in range(4)]
+    assert [row.pop("image") for row in packed] == [
+        f"packed.parquet#{number}" for number in range(4)
+    ]
     assert [row.pop("image") for row in plain] == files
     assert plain[3]["error"].replace(files[3], "packed.parquet#3") == packed[3]["error"]
     assert packed[:3] == plain[:3]
 
 
 def test_a_restart_asks_what_is_left_alone(
-    session: None, finished: Path, tiny_clip: Backbone, images: Path, monkeypatch: pytest.MonkeyPatch
+    session: None,
+    finished: Path,
+    tiny_clip: Backbone,
+    images: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As if the first command had been killed after ten rows: those stay as they are, whatever is in them."""
+    """As if the first command had been killed after ten rows: those stay as they are, whatever is
+    in them."""
     monkeypatch.chdir(images.parent)
-    words = [finished, "images", "--backbone", tiny_clip.name, "--engine", "ray", "--quiet", "--out"]
+    words = [
+        finished,
+        "images",
+        "--backbone",
+        tiny_clip.name,
+        "--engine",
+        "ray",
+        "--quiet",
+        "--out",
+    ]
     kept: list[str] = []
 
     def stopped(self: Any) -> None:
@@ -118,7 +147,9 @@ def test_a_restart_asks_what_is_left_alone(
     assert predict(monkeypatch, *words, "a.csv") == 0
     found = rows(Path("a.csv"))
     assert len(found) == 18
-    assert sum(row["guess"].startswith("kept ") for row in found) == sum('"guess"' in line for line in ten)
+    assert sum(row["guess"].startswith("kept ") for row in found) == sum(
+        '"guess"' in line for line in ten
+    )
 
 
 def test_a_node_that_lacks_the_run_or_has_another(
@@ -160,7 +191,10 @@ def test_the_digest_is_that_of_what_was_learnt(finished: Path, tiny_clip: Backbo
 
 
 def test_what_belongs_to_the_local_engine(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for more in ([], ["--out", tmp_path / "a.csv", "--sort-into", tmp_path / "sorted"]):
         assert predict(monkeypatch, finished, "x", "--engine", "ray", *more) == 2

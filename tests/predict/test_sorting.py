@@ -62,10 +62,14 @@ def test_a_killed_process_is_made_good(tmp_path: Path) -> None:
     """The row is written first, so that its place is known."""
     source, place = image(tmp_path / "in/a.jpg", "x"), tmp_path / "out/cat/a.jpg"
     sorter = Sorter(tmp_path / "out", ["cat"])
-    sorter.resume([{"image": str(source), "sorted_to": str(place)}, {"image": "gone.jpg", "bad": "no image"}])
+    sorter.resume(
+        [{"image": str(source), "sorted_to": str(place)}, {"image": "gone.jpg", "bad": "no image"}]
+    )
     assert place.read_text() == "x"
     assert sorter.place(source, "cat").name == "a-2.jpg"
-    Sorter(tmp_path / "out", ["cat"], "move").resume([{"image": "moved.jpg", "sorted_to": str(place)}])
+    Sorter(tmp_path / "out", ["cat"], "move").resume(
+        [{"image": "moved.jpg", "sorted_to": str(place)}]
+    )
 
 
 def test_labels_as_folders(tmp_path: Path) -> None:
@@ -91,7 +95,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
         ([tmp_path / "in/cat/old"], []),
         ([], [tmp_path / "in/cat/a.jpg"]),
     ):
-        with pytest.raises(UserError, match="images are sorted into it as well: choose another folder"):
+        with pytest.raises(
+            UserError, match="images are sorted into it as well: choose another folder"
+        ):
             Sorter(tmp_path / "in", ["cat"]).check(searched, images)
     Sorter(tmp_path / "in", ["cat"]).check([tmp_path / "in/dog"], [one])
     image(tmp_path / "file")
@@ -99,12 +105,16 @@ def test_what_is_refused(tmp_path: Path) -> None:
         Sorter(tmp_path / "file", ["cat"], "link").put(one, tmp_path / "file/cat/a.jpg")
 
 
-def test_images_of_an_archive_stay_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_of_an_archive_stay_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the cache, where the next command takes them for the archive."""
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
     inside = image(tmp_path / "cache/unpacked/photos-1/cat/a.jpg")
     for how in ("move", "link"):
-        with pytest.raises(UserError, match=f"images from an archive can only be copied: leave out --{how}$"):
+        with pytest.raises(
+            UserError, match=f"images from an archive can only be copied: leave out --{how}$"
+        ):
             Sorter(tmp_path / "out", ["cat"], how).check([], [image(tmp_path / "in/b.jpg"), inside])  # type: ignore[arg-type]
     Sorter(tmp_path / "out", ["cat"]).check([], [inside])
 

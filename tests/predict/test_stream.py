@@ -38,7 +38,9 @@ def test_answers_are_those_of_the_model_and_of_the_untouched_one(
     for answer, row, other in zip(found, table, untouched, strict=True):
         best = row.sort(descending=True)
         assert [label for label, _ in answer.best] == [LABELS[i] for i in best.indices[:3]]
-        assert [share for _, share in answer.best] == pytest.approx(best.values[:3].tolist(), abs=1e-5)
+        assert [share for _, share in answer.best] == pytest.approx(
+            best.values[:3].tolist(), abs=1e-5
+        )
         assert answer.zero_shot == LABELS[other.argmax()]
     assert {answer.zero_shot for answer in found} != {answer.best[0][0] for answer in found}
 
@@ -54,7 +56,9 @@ def test_bad_images_are_left_out_or_stop_it_after_those_before_them(
     assert found == many
     assert [image for image, _ in bad] == [tmp_path / "bad.png"]
     before: list[Path] = []
-    with pytest.raises(UserError, match=r"bad\.png: not .*; --skip-bad \(skip_bad=True\) leaves out such files"):
+    with pytest.raises(
+        UserError, match=r"bad\.png: not .*; --skip-bad \(skip_bad=True\) leaves out such files"
+    ):
         before += (answer.image for batch in asker.ask(images) for answer in batch)
     assert before == many[:70]
 

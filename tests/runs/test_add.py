@@ -20,7 +20,18 @@ from tests.helpers.shell import Command, its_backbone, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
 
-QUICK = ["--shots", 2, "--set", "first_block=3", "--set", "rank=4", "--set", "epochs=1", "--set", "device=cpu"]
+QUICK = [
+    "--shots",
+    2,
+    "--set",
+    "first_block=3",
+    "--set",
+    "rank=4",
+    "--set",
+    "epochs=1",
+    "--set",
+    "device=cpu",
+]
 YELLOW, DARK = (220, 210, 40), (30, 30, 60)
 
 
@@ -39,7 +50,15 @@ def run(rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone) -
     """Of a copy of the colours, where "red" has another name in the prompt."""
     shutil.copytree(colors, tmp_path / "data")
     (tmp_path / "names.csv").write_text("label,name\nred,scarlet\n")
-    command = ["fit", tmp_path / "data", "--backbone", tiny_clip.name, "--names", tmp_path / "names.csv", *QUICK]
+    command = [
+        "fit",
+        tmp_path / "data",
+        "--backbone",
+        tiny_clip.name,
+        "--names",
+        tmp_path / "names.csv",
+        *QUICK,
+    ]
     assert rmadapter(*command, "--out", tmp_path / "run").code == 0
     return tmp_path / "run"
 
@@ -52,7 +71,9 @@ def everything(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_classes_by_name_alone(finished: Path, tiny_clip: Backbone, tmp_path: Path, colors: Path) -> None:
+def test_classes_by_name_alone(
+    finished: Path, tiny_clip: Backbone, tmp_path: Path, colors: Path
+) -> None:
     before, saved = everything(finished), load(finished, tiny_clip)
     assert add_names(saved, ["sea_horse", "Zebra"], tmp_path / "new") == (
         "blue", "green", "night_sky", "red", "sea_horse", "Zebra",
@@ -63,7 +84,9 @@ def test_classes_by_name_alone(finished: Path, tiny_clip: Backbone, tmp_path: Pa
     assert wider.fitted.classes == saved.fitted.classes  # those that it was fitted to
     images = [colors / "test/red/0.png"]
     old, new = (next(one.fitted.probabilities(images, one.names)) for one in (saved, wider))
-    assert new[0, :4].log() - old[0].log() == pytest.approx((new[0, 0] / old[0, 0]).log().item(), abs=1e-4)
+    assert new[0, :4].log() - old[0].log() == pytest.approx(
+        (new[0, 0] / old[0, 0]).log().item(), abs=1e-4
+    )
     again = add_names(wider, ["ant"], tmp_path / "third")
     assert again[-3:] == ("sea_horse", "Zebra", "ant")
     assert everything(finished) == before
@@ -73,7 +96,9 @@ def test_classes_by_name_alone(finished: Path, tiny_clip: Backbone, tmp_path: Pa
         add_names(saved, ["cat"], tmp_path / "new")
 
 
-def test_a_method_that_cannot_know_a_name_says_what_to_do(tiny_clip: Backbone, tmp_path: Path) -> None:
+def test_a_method_that_cannot_know_a_name_says_what_to_do(
+    tiny_clip: Backbone, tmp_path: Path
+) -> None:
     import torch
 
     from rmadapter.methods import load_method
@@ -81,7 +106,9 @@ def test_a_method_that_cannot_know_a_name_says_what_to_do(tiny_clip: Backbone, t
 
     tensors = {"weight": torch.zeros(2, 40), "bias": torch.zeros(2)}
     probe = load_method("linear-probe").restore(tiny_clip, Known(("a", "b")), tensors)
-    with pytest.raises(UserError, match="trained on, not 'c'; `rmadapter add RUN FOLDER` trains it again"):
+    with pytest.raises(
+        UserError, match="trained on, not 'c'; `rmadapter add RUN FOLDER` trains it again"
+    ):
         add_names(Saved(probe, ("a", "b"), "linear-probe", ("a", "b")), ["c"], tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
@@ -89,7 +116,9 @@ def test_a_method_that_cannot_know_a_name_says_what_to_do(tiny_clip: Backbone, t
 def test_images_of_old_and_new_classes(run: Path, tiny_clip: Backbone, tmp_path: Path) -> None:
     before = everything(run)
     new = write(tmp_path / "photos", yellow=(YELLOW, 5), **{"Night sky": (DARK, 3)})
-    shutil.copy(sorted((tmp_path / "data/test/green").iterdir())[0], new / "yellow/of the old test.png")
+    shutil.copy(
+        sorted((tmp_path / "data/test/green").iterdir())[0], new / "yellow/of the old test.png"
+    )
     record = grown(run, tiny_clip, new, tmp_path / "new")
     assert everything(run) == before
     found = read_images(tmp_path / "new/images.csv", outside=True)
@@ -112,20 +141,29 @@ def test_images_of_old_and_new_classes(run: Path, tiny_clip: Backbone, tmp_path:
     assert "images.csv" in (tmp_path / "new/SHA256SUMS").read_text()
     check_sums(tmp_path / "new")
     assert grown(run, tiny_clip, new, tmp_path / "new") == record  # the same command again
-    most = grown(run, tiny_clip, new, tmp_path / "most", shots=0)  # the image of the old test is trained on now
-    assert (most.scores[0].images, most.notes[-1]) == (15, "trained on the 8 images of run and 9 new ones")
+    most = grown(
+        run, tiny_clip, new, tmp_path / "most", shots=0
+    )  # the image of the old test is trained on now
+    assert (most.scores[0].images, most.notes[-1]) == (
+        15,
+        "trained on the 8 images of run and 9 new ones",
+    )
     third = grown(tmp_path / "new", tiny_clip, write(tmp_path / "more", teal=((0, 128, 128), 2)), tmp_path / "third",
                   outside=True)  # fmt: skip
     assert third.scores[0].classes == 6
 
 
-def test_an_image_that_settings_are_chosen_on_is_not_tested_on(run: Path, tiny_clip: Backbone, tmp_path: Path) -> None:
+def test_an_image_that_settings_are_chosen_on_is_not_tested_on(
+    run: Path, tiny_clip: Backbone, tmp_path: Path
+) -> None:
     """A collection that was split anew: its validation images were test images before."""
     write(tmp_path / "photos/train", yellow=(YELLOW, 5))
     shutil.copytree(tmp_path / "data/test/green", tmp_path / "photos/val/green")
     grown(run, tiny_clip, tmp_path / "photos", tmp_path / "new")
     found = read_images(tmp_path / "new/images.csv", outside=True)
-    held, tested = ({Path(str(path)).read_bytes() for path in found[split].images} for split in ("val", "test"))
+    held, tested = (
+        {Path(str(path)).read_bytes() for path in found[split].images} for split in ("val", "test")
+    )
     assert held
     assert not held & tested
 
@@ -139,9 +177,13 @@ def test_what_is_refused(run: Path, tiny_clip: Backbone, tmp_path: Path, finishe
         grown(tmp_path / "by name", tiny_clip, new, tmp_path / "new")
     name = read_split(run / "split.json").train[0][0]
     (tmp_path / "data").rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"data.* is missing; give its new location with --old-data"):
+    with pytest.raises(
+        UserError, match=r"data.* is missing; give its new location with --old-data"
+    ):
         grown(run, tiny_clip, new, tmp_path / "new")
-    assert grown(run, tiny_clip, new, tmp_path / "new", old=tmp_path / "moved").scores[0].classes == 5
+    assert (
+        grown(run, tiny_clip, new, tmp_path / "new", old=tmp_path / "moved").scores[0].classes == 5
+    )
     image = tmp_path / "moved" / name
     image.write_bytes(image.read_bytes() + b"x")
     with pytest.raises(UserError, match="are no longer those the model was trained on"):
@@ -149,7 +191,10 @@ def test_what_is_refused(run: Path, tiny_clip: Backbone, tmp_path: Path, finishe
     image.write_bytes(image.read_bytes()[:-1])  # as it was
     write(tmp_path / "split" / "test", purple=(YELLOW, 2))
     write(tmp_path / "split" / "train", yellow=(YELLOW, 2))
-    with pytest.raises(UserError, match="class 'purple' has test images but none to train on: add some, or remove it"):
+    with pytest.raises(
+        UserError,
+        match="class 'purple' has test images but none to train on: add some, or remove it",
+    ):
         grown(run, tiny_clip, tmp_path / "split", tmp_path / "other", old=tmp_path / "moved")
     image.unlink()
     with pytest.raises(UserError, match="the model was trained on can no longer be read"):
@@ -158,7 +203,11 @@ def test_what_is_refused(run: Path, tiny_clip: Backbone, tmp_path: Path, finishe
 
 
 def test_a_runs_word_is_not_enough_to_read_a_teacher(
-    run: Path, tiny_clip: Backbone, tiny_hf: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path,
+    tiny_clip: Backbone,
+    tiny_hf: Backbone,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its config.yaml may come from anyone."""
     (run / "config.yaml").write_text(f"method: prompt-kd\nteacher: {tiny_hf.name}\nshots: 2\n")
@@ -170,13 +219,18 @@ def test_a_runs_word_is_not_enough_to_read_a_teacher(
     assert not (tmp_path / "new").exists()
 
 
-def test_the_verbs(rmadapter: Command, run: Path, tmp_path: Path, colors: Path, finished: Path) -> None:
+def test_the_verbs(
+    rmadapter: Command, run: Path, tmp_path: Path, colors: Path, finished: Path
+) -> None:
     its, data = its_backbone(run), write(tmp_path / "photos", yellow=(YELLOW, 5))
     assert json.loads(rmadapter("add", run, "cat", "dog", "--out", tmp_path / "named", *its, "--json").out) == {
         "run": str(tmp_path / "named"), "labels": ["blue", "green", "night_sky", "red", "cat", "dog"],
     }  # fmt: skip
     for lost in (["./mor/"], [data, "cat"], ["cat", "new.csv"]):
-        refused(rmadapter("add", run, *lost, "--out", tmp_path / "x", *its), "give one folder or table that exists, or")
+        refused(
+            rmadapter("add", run, *lost, "--out", tmp_path / "x", *its),
+            "give one folder or table that exists, or",
+        )
     table = rmadapter("add", run, data, "--out", tmp_path / "new", *its, "--quiet")
     assert (table.code, table.err) == (0, "")
     assert "judged on the test split" in table.out

@@ -1,4 +1,5 @@
-"""`--method auto`: which candidate is taken, against differences by hand; what is left out, and what it says."""
+"""`--method auto`: which candidate is taken, against differences by hand; what is left out, and
+what it says."""
 
 from __future__ import annotations
 
@@ -18,7 +19,17 @@ from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
 from rmadapter.methods import METHODS
 from rmadapter.methods.linear_probe import LinearProbe
-from rmadapter.runs.auto import CANDIDATES, FEW, FOR_FEW, Auto, asked, choose, pick, preferred, requested
+from rmadapter.runs.auto import (
+    CANDIDATES,
+    FEW,
+    FOR_FEW,
+    Auto,
+    asked,
+    choose,
+    pick,
+    preferred,
+    requested,
+)
 from rmadapter.runs.fit import fit
 from rmadapter.runs.folds import Folds, OutOfTime
 from rmadapter.runs.run import Lab, learn
@@ -29,12 +40,17 @@ THREE = ("zero-shot", "linear-probe", "tip-adapter")
 
 @pytest.fixture(autouse=True)
 def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For a penalty of the linear probes, which takes half of the time here and is tested in test_linear_probe.py."""
+    """For a penalty of the linear probes, which takes half of the time here and is tested in
+    test_linear_probe.py."""
     monkeypatch.setattr(LinearProbe, "_best", lambda probe, worth: max((4.0, 0.0), key=worth))
 
 
-def folds_of(backbone: Backbone, colors: Path, shots: int = 0, **settings: Any) -> tuple[Folds, Auto]:
-    wanted = asked({"shots": shots, "device": "cpu", "backbone": backbone.name, **settings}, data="x")
+def folds_of(
+    backbone: Backbone, colors: Path, shots: int = 0, **settings: Any
+) -> tuple[Folds, Auto]:
+    wanted = asked(
+        {"shots": shots, "device": "cpu", "backbone": backbone.name, **settings}, data="x"
+    )
     lab = Lab(wanted.machine, progress=False)
     lab.add_backbone(backbone)
     lab.add("x", {"all": read_images(colors)["train"]})
@@ -44,7 +60,10 @@ def folds_of(backbone: Backbone, colors: Path, shots: int = 0, **settings: Any) 
 def test_the_first_within_two_standard_errors_of_the_best_is_taken() -> None:
     right = np.ones(100, bool)
     four, five = right.copy(), right.copy()
-    four[:4], five[:5] = False, False  # behind by 4 with an error of 1.96, twice which is 3.92; by 5 with one of 2.18
+    four[:4], five[:5] = (
+        False,
+        False,
+    )  # behind by 4 with an error of 1.96, twice which is 3.92; by 5 with one of 2.18
     three = right.copy()
     three[:3] = False  # behind by 3 with an error of 1.71
     assert pick(np.stack([five, four, three, right])) == 2
@@ -76,7 +95,10 @@ def test_candidates_are_methods_and_are_asked_in_order(tiny_clip: Backbone, colo
     header, rows = choice_table(choice)
     assert header[0] == "method"
     assert [row[0].removesuffix(" (chosen)") for row in rows] == [*THREE]
-    assert f"auto: {choice.chosen}, the first within two standard errors of the best, by 3-fold" in told(choice)
+    assert (
+        f"auto: {choice.chosen}, the first within two standard errors of the best, by 3-fold"
+        in told(choice)
+    )
 
 
 def test_who_is_late_or_cannot_is_left_out_and_named(
@@ -95,13 +117,21 @@ def test_who_is_late_or_cannot_is_left_out_and_named(
     monkeypatch.setattr(folds, "answers", some)
     choice = choose(folds, auto)
     assert choice.chosen == "zero-shot"
-    assert [row.reason for row in choice.rows] == ["", "it has a reason", "would not finish in time"]
+    assert [row.reason for row in choice.rows] == [
+        "",
+        "it has a reason",
+        "would not finish in time",
+    ]
     assert choice_table(choice)[1][1] == ["linear-probe", "-", "it has a reason", ""]
-    with pytest.raises(UserError, match="no candidate could be judged; the first, linear-probe: it has a reason"):
+    with pytest.raises(
+        UserError, match="no candidate could be judged; the first, linear-probe: it has a reason"
+    ):
         choose(folds, Auto(candidates=("linear-probe",)))
 
 
-def test_with_one_image_a_class_it_says_that_it_did_not_choose(tiny_clip: Backbone, colors: Path) -> None:
+def test_with_one_image_a_class_it_says_that_it_did_not_choose(
+    tiny_clip: Backbone, colors: Path
+) -> None:
     choice = choose(*folds_of(tiny_clip, colors, shots=1))
     assert (choice.chosen, choice.rows) == (FOR_FEW, ())
     assert "too few images per class to choose by" in told(choice)
@@ -128,7 +158,9 @@ def test_settings_of_a_method_and_unknown_candidates_are_refused() -> None:
         asked({"minutes": 0})
 
 
-def test_a_stopped_run_keeps_what_was_chosen(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_keeps_what_was_chosen(
+    tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
     wanted = asked({"device": "cpu", "backbone": tiny_clip.name, "candidates": THREE[:2]}, data="x")
     lab = Lab(wanted.machine, progress=False)
     lab.add_backbone(tiny_clip)
@@ -154,7 +186,9 @@ def test_a_stopped_run_keeps_what_was_chosen(tiny_clip: Backbone, colors: Path, 
 def test_auto_chooses_a_method_and_says_how(tiny_clip: Backbone, colors: Path) -> None:
     paths = sorted((colors / "train").glob("*/*.png"))
     names = [path.parent.name for path in paths]
-    few = FewShotClassifier(tiny_clip.name, method="auto", candidates=("zero-shot", "linear-probe"), device="cpu")
+    few = FewShotClassifier(
+        tiny_clip.name, method="auto", candidates=("zero-shot", "linear-probe"), device="cpu"
+    )
     few.fit(paths, names)
     assert few.choice_.chosen == "linear-probe"
     assert few.fitted_.method.title == "linear probe"
@@ -168,7 +202,12 @@ def test_auto_chooses_a_method_and_says_how(tiny_clip: Backbone, colors: Path) -
 def test_a_method_is_chosen_and_its_probabilities_are_calibrated(
     tiny_clip: Backbone, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"shots": 4, "device": "cpu", "backbone": tiny_clip.name, "candidates": ["zero-shot", "linear-probe"]}
+    settings = {
+        "shots": 4,
+        "device": "cpu",
+        "backbone": tiny_clip.name,
+        "candidates": ["zero-shot", "linear-probe"],
+    }
     wanted, splits = asked(settings, data="x"), {"all": read_images(colors)["train"]}
 
     def run(out: Path) -> Record:
@@ -200,7 +239,8 @@ def test_a_method_is_chosen_and_its_probabilities_are_calibrated(
             run(tmp_path / "two")
     fitted: list[str] = []
     monkeypatch.setattr(
-        "rmadapter.runs.folds.learn", lambda method, *rest: fitted.append(method.title) or learn(method, *rest)
+        "rmadapter.runs.folds.learn",
+        lambda method, *rest: fitted.append(method.title) or learn(method, *rest),
     )
     second = run(tmp_path / "two")
     assert fitted == ["linear probe"] * 3

@@ -15,12 +15,17 @@ from rmadapter.runs.compare import compare
 from rmadapter.task import Question
 
 
-def test_a_run_beside_its_untouched_backbone(finished: Path, tiny_clip: Backbone, colors: Path) -> None:
+def test_a_run_beside_its_untouched_backbone(
+    finished: Path, tiny_clip: Backbone, colors: Path
+) -> None:
     images = read_images(colors)["test"]
     runs = [load(finished, tiny_clip, settings={"alpha": alpha}) for alpha in (0, 1.0)]
     first, second = compare([(Path("untouched"), runs[0]), (finished, runs[1])], images)
     [score] = read_record(finished / "run.json").scores
-    assert (first.accuracy, second.accuracy) == (pytest.approx(score.zero_shot), pytest.approx(score.accuracy))
+    assert (first.accuracy, second.accuracy) == (
+        pytest.approx(score.zero_shot),
+        pytest.approx(score.accuracy),
+    )
     assert first.row() == ["untouched", "RMAdapter", f"{score.zero_shot:.1f}", "", "", ""]
     assert second.difference == pytest.approx(second.accuracy - first.accuracy)
     assert second.low is not None
@@ -31,7 +36,9 @@ def test_a_run_beside_its_untouched_backbone(finished: Path, tiny_clip: Backbone
     assert second.json()["p"] == second.p
 
 
-def test_a_run_beside_itself(finished: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+def test_a_run_beside_itself(
+    finished: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
     copy = Path(shutil.copytree(finished, tmp_path / "copy"))
     runs = [(folder, load(folder, tiny_clip)) for folder in (finished, copy)]
     _, second = compare(runs, read_images(colors)["test"])
@@ -48,12 +55,18 @@ def test_what_is_refused(finished: Path, tiny_clip: Backbone, colors: Path) -> N
 def test_a_run_is_asked_by_its_own_names_however_accents_are_stored(
     finished: Path, tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images = replace(read_images(colors)["test"], written=("ble\u0301", "green", "night_sky", "red"))
+    images = replace(
+        read_images(colors)["test"], written=("ble\u0301", "green", "night_sky", "red")
+    )
     saved = load(finished, tiny_clip)
-    saved = saved._replace(labels=("bl\u00e9", *saved.labels[1:]), names=("bluish thing", *saved.names[1:]))
+    saved = saved._replace(
+        labels=("bl\u00e9", *saved.labels[1:]), names=("bluish thing", *saved.names[1:])
+    )
     asked: list[ImageSet] = []
 
-    def stop(fitted: object, questions: list[tuple[Question, ImageSet, bool]], cache: object) -> None:
+    def stop(
+        fitted: object, questions: list[tuple[Question, ImageSet, bool]], cache: object
+    ) -> None:
         asked.append(questions[0][1])
         raise UserError("enough")
 

@@ -1,4 +1,5 @@
-"""A run from a folder of images to its report: once, twice, killed, and into folders that are not for it."""
+"""A run from a folder of images to its report: once, twice, killed, and into folders that are not
+for it."""
 
 from __future__ import annotations
 
@@ -31,7 +32,16 @@ from rmadapter.support.locks import alone
 from rmadapter.training.cache import Cache
 
 MODEL = "model.safetensors"
-DONE = {MODEL, "model.json", "config.yaml", "history.csv", "report.html", "run.json", "split.json", "SHA256SUMS"}
+DONE = {
+    MODEL,
+    "model.json",
+    "config.yaml",
+    "history.csv",
+    "report.html",
+    "run.json",
+    "split.json",
+    "SHA256SUMS",
+}
 DONE |= {"predictions.csv", "why.json"}
 
 
@@ -42,7 +52,9 @@ def again(finished: Path, splits: Mapping[str, ImageSet], out: Path, **settings:
     wanted = Request.make(values, values.pop("method"), data="colors")
     lab = Lab(wanted.machine, progress=False)
     lab.add("colors", splits)
-    return fit(wanted.task, wanted.method, out, lab, wanted.name, columns={"label": "art"}, folds=folds)
+    return fit(
+        wanted.task, wanted.method, out, lab, wanted.name, columns={"label": "art"}, folds=folds
+    )
 
 
 def content(run: Path) -> bytes:
@@ -56,7 +68,9 @@ def steps_saved(out: Path) -> int:
 
 def saved_scores(run: Path, splits: Mapping[str, ImageSet], split: str, **settings: Any) -> Score:
     fitted = load(run, read_record(run / "run.json").backbone.name, settings=settings).fitted
-    _, [score] = evaluate_saved(run, fitted, splits, split, "all", Cache(fitted.backbone, hold=False, progress=False))
+    _, [score] = evaluate_saved(
+        run, fitted, splits, split, "all", Cache(fitted.backbone, hold=False, progress=False)
+    )
     return score
 
 
@@ -64,7 +78,12 @@ def test_a_run_leaves_these_files_and_learns(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == DONE
     record = read_record(finished / "run.json")
     [score] = record.scores
-    assert (score.title, score.images, score.classes, score.chance) == ("test, all classes", 16, 4, 25)
+    assert (score.title, score.images, score.classes, score.chance) == (
+        "test, all classes",
+        16,
+        4,
+        25,
+    )
     assert score.accuracy is not None
     assert score.accuracy > 90  # colours are easy, and a random backbone does not know their names
     assert score.zero_shot is not None
@@ -93,7 +112,9 @@ def test_another_run_is_not_overwritten(finished: Path, colors: Path, tmp_path: 
         (swapped, {}),
         (splits, {"precision": "bf16"}),
     ):
-        with pytest.raises(UserError, match="holds another run: choose another --out or delete that folder"):
+        with pytest.raises(
+            UserError, match="holds another run: choose another --out or delete that folder"
+        ):
             again(finished, data, out, **settings)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
@@ -104,17 +125,23 @@ def test_a_finished_run_is_not_returned_for_another_test_split_or_number_of_fold
     out, splits = Path(shutil.copytree(finished, tmp_path / "run")), read_images(colors)
     fewer = {**splits, "test": splits["test"].subset(range(1, len(splits["test"])))}
     for data in (fewer, {"train": splits["train"]}):
-        with pytest.raises(UserError, match=r"was judged on different images \(all classes\) from the current ones"):
+        with pytest.raises(
+            UserError, match=r"was judged on different images \(all classes\) from the current ones"
+        ):
             again(finished, data, out)
     with pytest.raises(UserError, match="holds another run"):
         again(finished, splits, out, folds=2)
     path, kept = out / "run.json", again(finished, splits, out)
     assert kept.scores[0].digest == splits["test"].digest
-    path.write_text(path.read_text().replace(kept.scores[0].digest, ""))  # of an earlier version, which did not say it
+    path.write_text(
+        path.read_text().replace(kept.scores[0].digest, "")
+    )  # of an earlier version, which did not say it
     assert again(finished, fewer, out).scores[0].digest == ""
 
 
-def test_a_run_that_lost_its_model_is_made_again(finished: Path, colors: Path, tmp_path: Path) -> None:
+def test_a_run_that_lost_its_model_is_made_again(
+    finished: Path, colors: Path, tmp_path: Path
+) -> None:
     out = Path(shutil.copytree(finished, tmp_path / "run"))
     (out / MODEL).unlink()
     again(finished, read_images(colors), out)
@@ -149,7 +176,8 @@ fit(wanted.task, wanted.method, Path(sys.argv[3]), lab, wanted.name)
 def test_killed_and_started_again_it_ends_the_same(
     finished: Path, colors: Path, tmp_path: Path, augmentation: str
 ) -> None:
-    """SIGKILL in the middle of the third epoch; the first process leaves nothing but its file of state."""
+    """SIGKILL in the middle of the third epoch; the first process leaves nothing but its file of
+    state."""
     values = {"augmentation": augmentation, "optimizer": "adamw", "device": "cpu"}
     given = json.dumps({**read_yaml(finished / "config.yaml"), **values})
     out, whole = tmp_path / "killed", tmp_path / "whole"
@@ -175,7 +203,9 @@ LEFT = (
 
 
 @pytest.mark.parametrize("when", ["before its record", "between its record and its clean-up"])
-def test_what_killed_runs_left_is_removed_by_the_next(finished: Path, colors: Path, tmp_path: Path, when: str) -> None:
+def test_what_killed_runs_left_is_removed_by_the_next(
+    finished: Path, colors: Path, tmp_path: Path, when: str
+) -> None:
     out = tmp_path / "run"
     if when == "before its record":
         out.mkdir()
@@ -186,13 +216,21 @@ def test_what_killed_runs_left_is_removed_by_the_next(finished: Path, colors: Pa
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text("x")
     again(finished, read_images(colors), out)
-    assert {path.name for path in out.iterdir()} == {*DONE, ".notes.settings"}  # which is the user's own
+    assert {path.name for path in out.iterdir()} == {
+        *DONE,
+        ".notes.settings",
+    }  # which is the user's own
     assert content(out) == content(finished)
 
 
 def test_two_runs_never_mix_in_one_folder(finished: Path, colors: Path, tmp_path: Path) -> None:
     splits = read_images(colors)
-    with alone(tmp_path), pytest.raises(UserError, match="another process is at work in this folder: wait for it, or"):
+    with (
+        alone(tmp_path),
+        pytest.raises(
+            UserError, match="another process is at work in this folder: wait for it, or"
+        ),
+    ):
         again(finished, splits, tmp_path, backbone="/not/there")  # would be the next complaint
     again(finished, splits, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == DONE
@@ -201,7 +239,8 @@ def test_two_runs_never_mix_in_one_folder(finished: Path, colors: Path, tmp_path
 def test_training_never_opens_a_test_image(
     finished: Path, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The test images vanish before the run: it trains to the last step and fails at the first one it evaluates."""
+    """The test images vanish before the run: it trains to the last step and fails at the first one
+    it evaluates."""
     data, out = Path(shutil.copytree(colors, tmp_path / "data")), tmp_path / "run"
     splits = read_images(data)
     shutil.rmtree(data / "test")
@@ -214,7 +253,9 @@ def test_training_never_opens_a_test_image(
     assert content(out) == content(finished)
 
 
-def test_base_classes_train_and_both_halves_are_evaluated(finished: Path, colors: Path, tmp_path: Path) -> None:
+def test_base_classes_train_and_both_halves_are_evaluated(
+    finished: Path, colors: Path, tmp_path: Path
+) -> None:
     record = again(finished, read_images(colors), tmp_path, classes="base", epochs=2, shots=8)
     base, novel = record.scores
     assert (base.title, novel.title) == ("test, base classes", "test, novel classes")
@@ -223,27 +264,39 @@ def test_base_classes_train_and_both_halves_are_evaluated(finished: Path, colors
         a, b = record.metric("base", zero_shot), record.metric("novel", zero_shot)
         assert a is not None
         assert b is not None
-        assert record.metric("hm", zero_shot) == pytest.approx(2 * a * b / (a + b) if a and b else 0)
+        assert record.metric("hm", zero_shot) == pytest.approx(
+            2 * a * b / (a + b) if a and b else 0
+        )
     assert load(tmp_path, record.backbone.name).fitted.classes == ("blue", "green")
     assert record.notes[0] == "class 'blue' has 6 images, fewer than 8 shots"
 
 
 def test_without_a_test_split(finished: Path, colors: Path, tmp_path: Path) -> None:
-    """What was not drawn is evaluated; where that is less than what was drawn, or nothing, the shots judge in turn."""
+    """What was not drawn is evaluated; where that is less than what was drawn, or nothing, the
+    shots judge in turn."""
     splits = {"all": read_images(colors)["train"]}
     record = again(finished, splits, tmp_path / "a", epochs=2, shots=3)
-    assert [(score.title, score.images) for score in record.scores] == [("held out, all classes", 12)]
+    assert [(score.title, score.images) for score in record.scores] == [
+        ("held out, all classes", 12)
+    ]
     record = again(finished, splits, tmp_path / "b", epochs=2)
     found = [("cross-validated, all classes", 16), ("held out, all classes", 8)]
     assert [(score.title, score.images) for score in record.scores] == found
     record = again(finished, splits, tmp_path / "c", epochs=2, shots=0)
-    assert [(score.title, score.images) for score in record.scores] == [("cross-validated, all classes", 24)]
+    assert [(score.title, score.images) for score in record.scores] == [
+        ("cross-validated, all classes", 24)
+    ]
     page = (tmp_path / "c/report.html").read_text("utf-8")
     assert "Is it good?" in page
     assert "are too few to judge by" in page
-    record = again(finished, {"all": splits["all"].subset([0, 6, 12, 18])}, tmp_path / "d", epochs=2)
+    record = again(
+        finished, {"all": splits["all"].subset([0, 6, 12, 18])}, tmp_path / "d", epochs=2
+    )
     assert (record.scores, record.judgement) == ((), None)
-    assert record.notes[-1] == "no image was left to evaluate on: add a test split, or more than one image per class"
+    assert (
+        record.notes[-1]
+        == "no image was left to evaluate on: add a test split, or more than one image per class"
+    )
 
 
 @pytest.mark.parametrize("kind", ["file", "below a file", "read only"])
@@ -258,7 +311,9 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
         (tmp_path / "taken").write_text("x")
         out = tmp_path / "taken" / ("run" if kind == "below a file" else "")
     with pytest.raises(UserError, match=r"cannot be written to .+: choose another folder"):
-        again(finished, read_images(colors), out, backbone="/not/there")  # would be the next complaint
+        again(
+            finished, read_images(colors), out, backbone="/not/there"
+        )  # would be the next complaint
 
 
 def test_evaluating_a_saved_run(finished: Path, colors: Path, tiny_clip: Backbone) -> None:
@@ -270,23 +325,34 @@ def test_evaluating_a_saved_run(finished: Path, colors: Path, tiny_clip: Backbon
     assert saved_scores(finished, splits, "heldout").images == 8
     drawn = few_shot(splits, 4, 1)
     assert len(drawn.heldout) == 8
-    with pytest.raises(UserError, match="the data has no val split: give --split one of train, test, heldout"):
+    with pytest.raises(
+        UserError, match="the data has no val split: give --split one of train, test, heldout"
+    ):
         saved_scores(finished, splits, "val")
     with pytest.raises(
-        UserError, match="was trained on different images: --split heldout needs the data it was fitted to"
+        UserError,
+        match="was trained on different images: --split heldout needs the data it was fitted to",
     ):
         saved_scores(finished, {"train": splits["test"]}, "heldout")
     seeing = replace(load(finished, tiny_clip.name).fitted, method=PromptKD())
-    with pytest.raises(UserError, match="PromptKD has seen the images that were not drawn: give --split test"):
+    with pytest.raises(
+        UserError, match="PromptKD has seen the images that were not drawn: give --split test"
+    ):
         evaluate_saved(finished, seeing, splits, "heldout", "all", Cache(tiny_clip, progress=False))
 
 
-def test_a_split_that_was_trained_on_is_not_called_held_out(finished: Path, colors: Path, tiny_clip: Backbone) -> None:
+def test_a_split_that_was_trained_on_is_not_called_held_out(
+    finished: Path, colors: Path, tiny_clip: Backbone
+) -> None:
     fitted, cache = load(finished, tiny_clip).fitted, Cache(tiny_clip, progress=False)
     splits = read_images(colors)
     for split, told in (("train", "train"), ("test", "test"), ("heldout", "held out")):
         [one], [score] = evaluate_saved(finished, fitted, splits, split, "all", cache)
-        assert (score.split, score.title, one.title) == (told, f"{told}, all classes", f"{told}, all classes")
+        assert (score.split, score.title, one.title) == (
+            told,
+            f"{told}, all classes",
+            f"{told}, all classes",
+        )
 
 
 def test_the_page_is_made_again_from_the_folder_alone(finished: Path, tmp_path: Path) -> None:

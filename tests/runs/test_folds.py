@@ -1,4 +1,5 @@
-"""Folds keep copies together, answers are those of fits by hand, and what was answered is not asked again."""
+"""Folds keep copies together, answers are those of fits by hand, and what was answered is not asked
+again."""
 
 from __future__ import annotations
 
@@ -38,7 +39,10 @@ def folds_of(
 
 def test_folds_leave_every_class_to_learn_from_and_copies_together() -> None:
     rng = np.random.default_rng(0)
-    arrays = [np.kron(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8), np.ones((4, 4, 1), np.uint8)) for _ in range(16)]
+    arrays = [
+        np.kron(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8), np.ones((4, 4, 1), np.uint8))
+        for _ in range(16)
+    ]
     images = [
         *arrays[:12],
         arrays[0],
@@ -50,7 +54,9 @@ def test_folds_leave_every_class_to_learn_from_and_copies_together() -> None:
     some = ImageSet.from_lists([Image.fromarray(image) for image in images], labels)
     parts = split(some, 4, seed=1)
     assert len(parts) == 4
-    assert sorted(row for part in parts for row in part) == list(range(17))  # each once, but for e: one image, twice
+    assert sorted(row for part in parts for row in part) == list(
+        range(17)
+    )  # each once, but for e: one image, twice
     for part in parts:
         assert {some.labels[i] for i in range(19) if i not in part} == set(range(5))
         assert (0 in part) == (12 in part)
@@ -80,7 +86,9 @@ def test_a_group_that_is_always_trained_on_judges_nothing() -> None:
     some = grouped("aaaabbbcc", [*"pqrsqrspp"])
     parts = split(some, 3, seed=1)
     assert sorted(row for part in parts for row in part) == [1, 2, 3, 4, 5, 6]
-    for seed in range(20):  # of d, both groups may fall into one fold: then nothing else of the two is judged there
+    for seed in range(
+        20
+    ):  # of d, both groups may fall into one fold: then nothing else of the two is judged there
         some = grouped("aaaabbbbdd", [*"pqrspqrspq"])
         for part in split(some, 2, seed=seed):
             rest = set(range(len(some))) - {*part}
@@ -88,9 +96,14 @@ def test_a_group_that_is_always_trained_on_judges_nothing() -> None:
             assert not {some.groups[i] for i in part} & {some.groups[i] for i in rest}
 
 
-def test_of_several_labels_an_image_every_class_is_learnt_in_every_fold(tiny_clip: Backbone) -> None:
+def test_of_several_labels_an_image_every_class_is_learnt_in_every_fold(
+    tiny_clip: Backbone,
+) -> None:
     plain = grouped("ababcababcab", [""] * 12)
-    images = replace(plain, several=((0, 1), (1,), (0, 2), (1, 2), (2,), (0,), (1,), (0, 1), (1,), (2, 0), (0,), (1,)))
+    images = replace(
+        plain,
+        several=((0, 1), (1,), (0, 2), (1, 2), (2,), (0,), (1,), (0, 1), (1,), (2, 0), (0,), (1,)),
+    )
     parts = split(images, 3, seed=1)
     assert sorted(row for part in parts for row in part) == list(range(12))
     for part in parts:
@@ -99,8 +112,12 @@ def test_of_several_labels_an_image_every_class_is_learnt_in_every_fold(tiny_cli
     method = LinearProbe(search_steps=0)
     table = folds.answers(method, "linear-probe").table
     assert table.shape == (12, 3)
-    assert folds.threshold(method, "linear-probe") == metrics.best_threshold(table, folds.judged.targets())
-    with pytest.raises(UserError, match=r"^RMAdapter learns one label per image.*--method linear-probe, zero-shot"):
+    assert folds.threshold(method, "linear-probe") == metrics.best_threshold(
+        table, folds.judged.targets()
+    )
+    with pytest.raises(
+        UserError, match=r"^RMAdapter learns one label per image.*--method linear-probe, zero-shot"
+    ):
         folds.answers(wanted.method, wanted.name)
     assert Folds(wanted.task, folds.lab, images, []).threshold(method, "linear-probe") is None
 
@@ -115,7 +132,9 @@ def test_every_class_loses_as_many_images_to_a_fold() -> None:
         assert sorted(row for part in parts for row in part) == list(range(3 * each))
         if not each % expected:
             for part in parts:
-                assert sorted(some.labels[row] for row in part) == sorted([0, 1, 2] * (each // expected))
+                assert sorted(some.labels[row] for row in part) == sorted(
+                    [0, 1, 2] * (each // expected)
+                )
 
 
 def test_answers_are_those_of_fits_to_the_other_folds(tiny_clip: Backbone, colors: Path) -> None:
@@ -129,7 +148,9 @@ def test_answers_are_those_of_fits_to_the_other_folds(tiny_clip: Backbone, color
     rest = train.subset(i for i in range(len(train)) if i not in folds.parts[0])
     fitted = learn(wanted.method, rest, wanted.task, fresh)
     stream = fresh.test_cache(wanted.task).stream(train.subset(folds.parts[0]), fitted.first)
-    expected = np.concatenate([answer["it"].numpy() for answer in answers({"it": fitted.score()}, stream)])
+    expected = np.concatenate(
+        [answer["it"].numpy() for answer in answers({"it": fitted.score()}, stream)]
+    )
     np.testing.assert_allclose(found.table[: len(expected)], expected, atol=1e-5)
     temperature = folds.temperature(wanted.method, wanted.name)
     assert temperature == metrics.temperature(found.table, folds.judged.labels)
@@ -148,7 +169,9 @@ def test_one_image_a_class_leaves_nothing_to_choose_by(tiny_clip: Backbone, colo
     assert folds.temperature(wanted.method, wanted.name) is None
 
 
-def test_probes_of_one_image_a_class_make_none_of_two_surer(tiny_clip: Backbone, colors: Path) -> None:
+def test_probes_of_one_image_a_class_make_none_of_two_surer(
+    tiny_clip: Backbone, colors: Path
+) -> None:
     _, _, folds = folds_of(tiny_clip, read_images(colors)["train"], shots=2)
     probe = LinearProbe()
     assert metrics.temperature(folds.answers(probe, "linear-probe").table, folds.judged.labels) < 1
@@ -179,7 +202,9 @@ def test_answers_in_the_labs_folder_are_not_asked_again(
     assert len(asked) == 6
 
 
-def test_who_will_be_late_is_not_waited_for(tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_will_be_late_is_not_waited_for(
+    tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train = read_images(colors)["train"]
     wanted, _, folds = folds_of(tiny_clip, train)
     clock = iter(range(0, 1000, 10))  # every fold takes ten seconds
@@ -193,7 +218,8 @@ def test_who_will_be_late_is_not_waited_for(tiny_clip: Backbone, colors: Path, m
 
 
 def test_answers_of_other_folds_are_asked_anew(tiny_clip: Backbone, tmp_path: Path) -> None:
-    """Groups that came in between move images from one fold to another; nothing else tells the two apart."""
+    """Groups that came in between move images from one fold to another; nothing else tells the two
+    apart."""
     images = grouped("ababab", [""] * 6)
     wanted, lab, folds = folds_of(tiny_clip, images, tmp_path)
     method = LinearProbe(search_steps=0)

@@ -43,11 +43,17 @@ def judged(backbone: Backbone, splits: dict[str, ImageSet], folds: int = 3) -> O
 
 
 def test_test_images_of_a_group_that_was_trained_on_do_not_judge(tiny_clip: Backbone) -> None:
-    train, test = grouped("aabb", ["p", "q", "", "r"]), grouped("aaabbb", ["p", "x", "", "q", "p", "y"], seed=1)
+    train, test = (
+        grouped("aabb", ["p", "q", "", "r"]),
+        grouped("aaabbb", ["p", "x", "", "q", "p", "y"], seed=1),
+    )
     record = judged(tiny_clip, {"train": train, "test": test}).record
     assert record.judgement is not None
     assert (record.scores[0].images, record.judgement.images) == (6, 3)
-    assert record.judgement.how == "on the test split, without 3 that share a group with training images"
+    assert (
+        record.judgement.how
+        == "on the test split, without 3 that share a group with training images"
+    )
     [note] = record.notes
     assert note == (
         "train and test share the group 'p' (and 1 more): 3 of 6 test images (all classes) inflate the accuracy; "
@@ -58,7 +64,9 @@ def test_test_images_of_a_group_that_was_trained_on_do_not_judge(tiny_clip: Back
 
 
 @pytest.mark.parametrize("title", ["linear-probe", ""])
-def test_a_method_of_any_title_is_judged_by_its_own_answers(tiny_clip: Backbone, title: str) -> None:
+def test_a_method_of_any_title_is_judged_by_its_own_answers(
+    tiny_clip: Backbone, title: str
+) -> None:
     method = type("Mine", (ZeroShot,), {"title": title, "__module__": __name__})()
     splits = {"train": grouped("aabb", [""] * 4), "test": grouped("aaabbb", [""] * 6, seed=1)}
     wanted, lab = lab_of(tiny_clip, splits)
@@ -76,7 +84,9 @@ def test_nor_do_those_of_a_group_that_settings_were_chosen_on(tiny_clip: Backbon
     assert "without 2 that share a group with training images" in record.judgement.how
 
 
-def test_images_that_were_not_drawn_judge_where_enough_are_of_other_groups(tiny_clip: Backbone) -> None:
+def test_images_that_were_not_drawn_judge_where_enough_are_of_other_groups(
+    tiny_clip: Backbone,
+) -> None:
     def how(images: ImageSet, shots: int) -> tuple[int, str, int]:
         """Groups that were drawn, and by which and how many images it is judged."""
         wanted, lab = lab_of(tiny_clip, {"all": images})
@@ -93,7 +103,10 @@ def test_images_that_were_not_drawn_judge_where_enough_are_of_other_groups(tiny_
     assert images == 12 - 2 * count
     torn = grouped("a" * 21 + "b" * 21, [*"pqr"] * 14)
     assert how(torn, 8) == (3, "by 3-fold cross-validation of the training images", 16)
-    assert how(ImageSet(torn.images, torn.labels, torn.classes), 8)[1:] == ("on images that were not drawn", 26)
+    assert how(ImageSet(torn.images, torn.labels, torn.classes), 8)[1:] == (
+        "on images that were not drawn",
+        26,
+    )
     pure = grouped("a" * 6 + "b" * 6, ["p"] * 6 + ["q"] * 6)
     left_out = "left out of the images that were not drawn: 6 that share a group with one drawn"
     assert how(pure, 3) == (2, left_out, 0)
@@ -107,21 +120,33 @@ def test_without_a_test_split_the_shots_judge(tiny_clip: Backbone, colors: Path)
     assert [row.name for row in record.judgement.rows] == ["zero-shot", "linear-probe", "RMAdapter"]
     assert record.judgement.rows[-1].accuracy == pytest.approx(record.scores[0].accuracy)
     assert record.judgement.rows[0].accuracy == pytest.approx(record.scores[0].zero_shot)
-    assert record.judgement.classes == ("blue", "green", "night_sky", "red")  # as `predict` answers them
+    assert record.judgement.classes == (
+        "blue",
+        "green",
+        "night_sky",
+        "red",
+    )  # as `predict` answers them
     assert "24 images are too few to judge by" in record.judgement.doubts[0]
 
 
 def test_copies_of_training_images_do_not_judge(tiny_clip: Backbone, colors: Path) -> None:
     splits = read_images(colors)
     train, test = splits["train"], splits["test"]
-    spoilt = ImageSet((*test.images, *train.images[:3]), (*test.labels, *train.labels[:3]), test.classes)
-    clean, found = (judged(tiny_clip, {"train": train, "test": images}).record for images in (test, spoilt))
+    spoilt = ImageSet(
+        (*test.images, *train.images[:3]), (*test.labels, *train.labels[:3]), test.classes
+    )
+    clean, found = (
+        judged(tiny_clip, {"train": train, "test": images}).record for images in (test, spoilt)
+    )
     assert clean.judgement is not None
     assert found.judgement is not None
     assert (found.scores[0].images, found.judgement.images) == (19, 16)
     assert found.judgement.how == "on the test split, without 3 nearly identical to training images"
     ours, theirs = (  # other batches may round otherwise
-        [row.model_copy(update={"calibration_error": round(row.calibration_error, 3)}) for row in judgement.rows]
+        [
+            row.model_copy(update={"calibration_error": round(row.calibration_error, 3)})
+            for row in judgement.rows
+        ]
         for judgement in (found.judgement, clean.judgement)
     )
     assert ours == theirs
@@ -131,7 +156,9 @@ class Curious(Guest):
     unlabelled: ClassVar[bool] = True
 
 
-def test_copies_of_images_that_were_seen_without_labels_do_not_judge(tiny_clip: Backbone, colors: Path) -> None:
+def test_copies_of_images_that_were_seen_without_labels_do_not_judge(
+    tiny_clip: Backbone, colors: Path
+) -> None:
     """Of one that was drawn, and of one that was not."""
     splits = read_images(colors)
     train, test = splits["train"], splits["test"]
@@ -142,14 +169,20 @@ def test_copies_of_images_that_were_seen_without_labels_do_not_judge(tiny_clip: 
     added = (few.train.images[0], few.heldout.images[0])
     lab.add("x", {"train": train, "test": replace(test, images=(*test.images[:-2], *added))})
     for method, copies in ((wanted.method, 1), (Curious(), 2)):
-        found = judge(task, method, lab, run_task(task, method, lab, beside=BESIDE)).record.judgement
+        found = judge(
+            task, method, lab, run_task(task, method, lab, beside=BESIDE)
+        ).record.judgement
         assert found is not None
         assert found.images == len(test) - copies
 
 
-def outcome(right: Sequence[Sequence[int]], labels: Sequence[int]) -> tuple[Evaluation, list[np.ndarray]]:
+def outcome(
+    right: Sequence[Sequence[int]], labels: Sequence[int]
+) -> tuple[Evaluation, list[np.ndarray]]:
     tables = [np.eye(3)[np.array(answers)] * 0.8 + 0.1 for answers in right]
-    images = ImageSet(tuple(np.zeros((2, 2, 3), np.uint8) for _ in labels), tuple(labels), ("a", "b", "c"))
+    images = ImageSet(
+        tuple(np.zeros((2, 2, 3), np.uint8) for _ in labels), tuple(labels), ("a", "b", "c")
+    )
     return Evaluation("x", images, tables[0], tables[1], {"linear-probe": tables[2]}), tables
 
 
@@ -161,16 +194,25 @@ def test_figures_against_scikit_learn_and_a_better_probe_is_named(tiny_clip: Bac
     assert (found.majority, found.images) == (50, 40)
     for row, table in zip(found.rows, (tables[1], tables[2], tables[0]), strict=True):
         assert row.accuracy == pytest.approx(100 * np.mean(table.argmax(1) == labels))
-        expected = f1_score(labels, table.argmax(1), labels=[0, 1], average="macro", zero_division=0)
+        expected = f1_score(
+            labels, table.argmax(1), labels=[0, 1], average="macro", zero_division=0
+        )
         assert row.macro_f1 == pytest.approx(100 * expected)
         assert row.low < row.accuracy <= row.high or row.accuracy in (0, 100)
         assert row.recalls[2] is None
-    assert found.doubts[0].startswith("40 images are too few to judge by: any accuracy from 35 to 65 % is plausible")
+    assert found.doubts[0].startswith(
+        "40 images are too few to judge by: any accuracy from 35 to 65 % is plausible"
+    )
     assert found.doubts[1] == "no images to judge these classes by: c"
-    assert found.doubts[2].endswith("p = 1.9e-06): fit again with --method linear-probe")  # 2 / 2**20: 20 to 0
+    assert found.doubts[2].endswith(
+        "p = 1.9e-06): fit again with --method linear-probe"
+    )  # 2 / 2**20: 20 to 0
     header, rows = as_table(found)
     assert header[0] == "40 images"
-    assert [row[:2] for row in rows[:2]] == [["guessing", "33.3"], ["always the most frequent class", "50.0"]]
+    assert [row[:2] for row in rows[:2]] == [
+        ["guessing", "33.3"],
+        ["always the most frequent class", "50.0"],
+    ]
     assert rows[-1][1:3] == ["50.0", "35.2 to 64.8"]
 
 
@@ -202,6 +244,8 @@ def test_two_folds_make_no_answer_surer(tiny_clip: Backbone, colors: Path) -> No
     for count in (2, 3):
         folds = Folds.make(wanted.task, lab, count)
         labels = np.array(folds.judged.labels)
-        unsure = np.where(np.eye(4)[labels] > 0, 0.4, 0.2)  # right each time, so that the best temperature is below 1
+        unsure = np.where(
+            np.eye(4)[labels] > 0, 0.4, 0.2
+        )  # right each time, so that the best temperature is below 1
         surer = calibrated(unsure, folds).max(1) > unsure.max(1) + 1e-6
         assert (len(folds), {*surer.tolist()}) == (count, {count == 3})

@@ -28,15 +28,22 @@ def counting() -> Callable[[States], Tensor]:
     def score(states: States) -> Tensor:
         first = seen[0]
         seen[0] += len(states.features)
-        return torch.stack([torch.zeros(len(states.features)), torch.arange(first, seen[0]) / 10.0], 1)
+        return torch.stack(
+            [torch.zeros(len(states.features)), torch.arange(first, seen[0]) / 10.0], 1
+        )
 
     return score
 
 
 @pytest.mark.parametrize("hold", [True, False])
-def test_a_method_that_remembers_is_asked_in_a_random_order(tiny_clip: Backbone, hold: bool) -> None:
+def test_a_method_that_remembers_is_asked_in_a_random_order(
+    tiny_clip: Backbone, hold: bool
+) -> None:
     cache = Cache(tiny_clip, Machine(device="cpu"), hold=hold, progress=False)
-    plain, tda = (load_method(name).restore(tiny_clip, Known(IMAGES.classes), {}) for name in ("zero-shot", "tda"))
+    plain, tda = (
+        load_method(name).restore(tiny_clip, Known(IMAGES.classes), {})
+        for name in ("zero-shot", "tda")
+    )
     for fitted, order in ((plain, torch.arange(70)), (tda, shuffled(70, 3))):
         found = ask_all({"it": counting(), "zero-shot": plain.score()}, fitted, cache, IMAGES, 3)
         places = torch.empty(70).scatter_(0, order, torch.arange(70.0))  # when each image was asked
@@ -54,5 +61,8 @@ def test_an_order_is_that_of_its_seed() -> None:
 def test_what_answers_each_image_alone_refuses_a_memory(tiny_clip: Backbone) -> None:
     fitted: Fitted = load_method("zero-shot").fit(tiny_clip, shots_of(tiny_clip, IMAGES))
     each_alone(fitted, "a window")
-    with pytest.raises(UserError, match="a window answers each image by itself, but TDA learns from the images that"):
+    with pytest.raises(
+        UserError,
+        match="a window answers each image by itself, but TDA learns from the images that",
+    ):
         each_alone(load_method("tda").fit(tiny_clip, shots_of(tiny_clip, IMAGES)), "a window")

@@ -10,21 +10,57 @@ import pytest
 from rmadapter.errors import UserError
 from rmadapter.methods import METHODS, load_method
 from rmadapter.runs.auto import requested
-from rmadapter.runs.request import COMMON, Request, own_names, read_config
+from rmadapter.runs.request import Request, read_config
 from rmadapter.settings import settings_of
+from rmadapter.task import COMMON_SETTINGS, qualified_settings
 
 # A contract: these names are used on command lines and by other programs; version 0.1 had them all.
 PROMISED = {
-    *("backbone", "shots", "seed", "classes", "templates", "augmentation", "views", "device", "precision"),
-    *("cache_memory", "workers", "compile", "rank", "first_block", "last_block", "alpha", "norm", "cross_modal"),
-    *("activation", "share", "reconstruction_layers", "objective", "init", "decouple_scale", "lambda_image_rec"),
-    *("lambda_text_rec", "lambda_image_con", "lambda_text_con", "optimizer", "learning_rate", "weight_decay"),
+    *(
+        "backbone",
+        "shots",
+        "seed",
+        "classes",
+        "templates",
+        "augmentation",
+        "views",
+        "device",
+        "precision",
+    ),
+    *(
+        "cache_memory",
+        "workers",
+        "compile",
+        "rank",
+        "first_block",
+        "last_block",
+        "alpha",
+        "norm",
+        "cross_modal",
+    ),
+    *(
+        "activation",
+        "share",
+        "reconstruction_layers",
+        "objective",
+        "init",
+        "decouple_scale",
+        "lambda_image_rec",
+    ),
+    *(
+        "lambda_text_rec",
+        "lambda_image_con",
+        "lambda_text_con",
+        "optimizer",
+        "learning_rate",
+        "weight_decay",
+    ),
     *("momentum", "warmup_epochs", "clip_gradient", "epochs", "batch_size", "forward"),
 }
 
 
 def test_promised_names_are_there() -> None:
-    assert {*COMMON, *settings_of(load_method("rmadapter"))} >= PROMISED
+    assert {*COMMON_SETTINGS, *settings_of(load_method("rmadapter"))} >= PROMISED
 
 
 def test_every_name_goes_where_it_belongs() -> None:
@@ -47,7 +83,9 @@ def test_a_methods_field_that_is_called_as_a_common_one() -> None:
     own = Request.make({"promptsrc.templates": ["the {}."]}, "promptsrc")
     assert own.task.templates == ("a photo of a {}.",)
     assert settings_of(own.method)["templates"] == ("the {}.",)
-    named = own_names("promptsrc", {"templates": ["the {}."], "n_text": 2})  # as `tune` writes what was best
+    named = qualified_settings(
+        "promptsrc", {"templates": ["the {}."], "n_text": 2}
+    )  # as `tune` writes what was best
     assert named == {"promptsrc.templates": ["the {}."], "n_text": 2}
     assert settings_of(Request.make(named, "promptsrc").method)["n_text"] == 2
     assert settings_of(Request.make({"mma.rank": 8}, "mma").method)["rank"] == 8
@@ -72,17 +110,25 @@ def test_every_method_takes_the_common_settings() -> None:
 
 
 def test_views_of_images_that_are_not_augmented_are_refused() -> None:
-    with pytest.raises(UserError, match="views=4: only augmented images have views: set augmentation=standard too"):
+    with pytest.raises(
+        UserError, match="views=4: only augmented images have views: set augmentation=standard too"
+    ):
         Request.make({"views": 4})
     assert Request.make({"views": 4, "augmentation": "standard"}).task.views == 4
 
 
 def test_effort_scales_the_epochs() -> None:
-    fast, normal, thorough = (Request.make({}, "rmadapter", effort).method for effort in ("fast", "normal", "thorough"))
+    fast, normal, thorough = (
+        Request.make({}, "rmadapter", effort).method for effort in ("fast", "normal", "thorough")
+    )
     assert [settings_of(method)["epochs"] for method in (fast, normal, thorough)] == [3, 10, 30]
-    assert settings_of(Request.make({"epochs": 7}, "rmadapter", "fast").method)["epochs"] == 7  # said by name
+    assert (
+        settings_of(Request.make({"epochs": 7}, "rmadapter", "fast").method)["epochs"] == 7
+    )  # said by name
     assert Request.make({}, "zero-shot", "fast").method == load_method("zero-shot")
-    averaged: Any = load_method("promptsrc", effort="thorough")  # around three quarters of its epochs still
+    averaged: Any = load_method(
+        "promptsrc", effort="thorough"
+    )  # around three quarters of its epochs still
     assert (averaged.recipe.epochs, averaged.mean, averaged.std) == (60, 45.0, 3.0)
     student: Any = load_method("prompt-kd", effort="fast")
     assert (student.recipe.epochs, student.teaching) == (6, 6)
@@ -108,12 +154,17 @@ def test_a_run_from_before_keeps_the_unit_of_its_constraint(tmp_path: Path) -> N
     assert read_config(tmp_path / "mine.yaml")[1] == {"lambda_image_con": 2}
 
 
-@pytest.mark.parametrize("text", ["method: {}", "method: auto\ncandidates: [mma, {}]", "auto.candidates: ['{}']"])
+@pytest.mark.parametrize(
+    "text", ["method: {}", "method: auto\ncandidates: [mma, {}]", "auto.candidates: ['{}']"]
+)
 def test_a_config_alone_runs_no_code_from_outside(text: str, tmp_path: Path) -> None:
     name = f"{tmp_path / 'evil.py'}:Evil"
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
     (tmp_path / "config.yaml").write_text(text.format(name))
-    with pytest.raises(UserError, match=r"is code from outside; name it yourself to run it: --method .+evil\.py:Evil"):
+    with pytest.raises(
+        UserError,
+        match=r"is code from outside; name it yourself to run it: --method .+evil\.py:Evil",
+    ):
         requested("", tmp_path / "config.yaml", {}, [], auto=True)
     read_config(tmp_path / "config.yaml", ("mma", name))
 
@@ -123,9 +174,15 @@ def test_precision_auto_is_what_it_means_here(
 ) -> None:
     monkeypatch.setattr("rmadapter.runs.request.fastest_precision", lambda device: ("bf16", 2.0))
     assert Request.make({"precision": "auto"}).machine.precision == "bf16"
-    assert "precision=bf16: a matrix product in bfloat16 takes 0.5 of its float32 time here" in capsys.readouterr().err
+    assert (
+        "precision=bf16: a matrix product in bfloat16 takes 0.5 of its float32 time here"
+        in capsys.readouterr().err
+    )
     monkeypatch.setattr("rmadapter.runs.request.fastest_precision", lambda device: ("fp16", 4.0))
     assert Request.make({"precision": "auto"}).machine.precision == "fp16"
-    assert "precision=fp16: a matrix product in float16 takes 0.25 of its float32 time here" in capsys.readouterr().err
+    assert (
+        "precision=fp16: a matrix product in float16 takes 0.25 of its float32 time here"
+        in capsys.readouterr().err
+    )
     assert Request.make({"precision": "fp32"}).machine.precision == "fp32"
     assert capsys.readouterr().err == ""

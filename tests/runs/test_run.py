@@ -1,4 +1,5 @@
-"""From a task to its record: what is asked of which images, and answers against the backbone's own forward pass."""
+"""From a task to its record: what is asked of which images, and answers against the backbone's own
+forward pass."""
 
 from __future__ import annotations
 
@@ -21,12 +22,16 @@ from rmadapter.settings import Machine, configured
 from rmadapter.task import Question, Task
 from rmadapter.training.cache import Cache
 
-WEIGHTS: Any = SimpleNamespace(name="pocket", digest="weights")  # all that a key reads of a published backbone
+WEIGHTS: Any = SimpleNamespace(
+    name="pocket", digest="weights"
+)  # all that a key reads of a published backbone
 
 
 def test_what_is_asked_of_which_images() -> None:
     def images(*labels: int) -> ImageSet:
-        return ImageSet(tuple(np.full((2, 2, 3), label, np.uint8) for label in labels), labels, ("a", "b", "c"))
+        return ImageSet(
+            tuple(np.full((2, 2, 3), label, np.uint8) for label in labels), labels, ("a", "b", "c")
+        )
 
     def lengths(splits: dict[str, ImageSet], classes: Any) -> dict[str, int]:
         lab, task = Lab(progress=False), Task(data="x", classes=classes, shots=1)
@@ -48,7 +53,8 @@ def test_what_is_asked_of_which_images() -> None:
 def test_a_bench_and_a_fit_of_the_same_task_give_the_same_metrics(
     colors: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:
-    """To the last digit, for methods on tokens, on features, and with an answer for some classes alone."""
+    """To the last digit, for methods on tokens, on features, and with an answer for some classes
+    alone."""
     from rmadapter.bench.plan import Plan
     from rmadapter.bench.protocols import expand
     from rmadapter.bench.runner import run_all
@@ -57,13 +63,25 @@ def test_a_bench_and_a_fit_of_the_same_task_give_the_same_metrics(
     common = configured(Task(), {"backbone": tiny_clip.name})
     methods, quick = ["rmadapter", "coop", "linear-probe"], {"epochs": 2}
     values = {"rmadapter": {**quick, "first_block": 3, "rank": 4}, "coop": quick}
-    jobs = expand("base-to-novel", [colors.name], methods, [2], [3], root=colors.parent, common=common)
+    jobs = expand(
+        "base-to-novel", [colors.name], methods, [2], [3], root=colors.parent, common=common
+    )
     plan = Plan(
-        tuple(jobs), tmp_path / "bench", colors.parent, configured(Request.make().machine, {"device": "cpu"}), values
+        tuple(jobs),
+        tmp_path / "bench",
+        colors.parent,
+        configured(Request.make().machine, {"device": "cpu"}),
+        values,
     )
     for record in run_all(plan, progress=False):
         name = record.method.name
-        settings = {"backbone": tiny_clip.name, "shots": 3, "seed": 2, "classes": "base", "device": "cpu"}
+        settings = {
+            "backbone": tiny_clip.name,
+            "shots": 3,
+            "seed": 2,
+            "classes": "base",
+            "device": "cpu",
+        }
         wanted = Request.make({**settings, **values.get(name, {})}, name, data=colors.name)
         lab = Lab(wanted.machine, colors.parent, progress=False)
         fitted = fit(wanted.task, wanted.method, tmp_path / name, lab, name)
@@ -80,13 +98,28 @@ def test_a_key_tells_all_that_figures_depend_on_and_nothing_else() -> None:
         return run_key(wanted.task, wanted.method, wanted.name, wanted.machine, WEIGHTS, few)
 
     plain = key()
-    for same in ({"data": "elsewhere/b"}, {"data": "../a/b/"}, {"device": "cpu"}, {"workers": 2}, {"cache_memory": 0}):
+    for same in (
+        {"data": "elsewhere/b"},
+        {"data": "../a/b/"},
+        {"device": "cpu"},
+        {"workers": 2},
+        {"cache_memory": 0},
+    ):
         assert key(**same) == plain
-    for other in ({"data": "a/c"}, {"seed": 2}, {"rank": 3}, {"precision": "bf16"}, {"classes": "base"}):
+    for other in (
+        {"data": "a/c"},
+        {"seed": 2},
+        {"rank": 3},
+        {"precision": "bf16"},
+        {"classes": "base"},
+    ):
         assert key(**other) != plain
     folders = [key(backbone=name) for name in ("x/clip", "clip", "./clip/", "../other/clip")]
     assert len({*folders}) == 1
-    assert len({folders[0], plain, key(backbone="ViT-B-16/openai"), key(backbone="ViT-B-32/openai")}) == 4
+    assert (
+        len({folders[0], plain, key(backbone="ViT-B-16/openai"), key(backbone="ViT-B-32/openai")})
+        == 4
+    )
     assert len({plain, *(key(augmentation="standard", views=views) for views in (0, 1))}) == 3
 
 
@@ -98,7 +131,11 @@ def plain(backbone: Backbone, images: ImageSet) -> np.ndarray:
         rows = []
         for source in images.images:
             features = backbone.model.encode_image(backbone.preprocess(load_image(source))[None])
-            rows.append((backbone.model.logit_scale.exp() * F.normalize(features, dim=-1) @ weights.T).softmax(-1))
+            rows.append(
+                (
+                    backbone.model.logit_scale.exp() * F.normalize(features, dim=-1) @ weights.T
+                ).softmax(-1)
+            )
     return torch.cat(rows).numpy()
 
 
@@ -116,19 +153,33 @@ def test_both_models_answer_as_the_backbone_with_and_without_hooks(
     model.adapters.load_state_dict(dict(fitted.tensors))
     with model.attached():
         np.testing.assert_allclose(answers.probabilities, plain(tiny_clip, images), atol=1e-5)
-    assert np.abs(answers.probabilities - answers.zero_shot).max() > 0.1  # else the two oracles would prove nothing
-    before, after = (100 * np.mean(p.argmax(1) == images.labels) for p in (answers.zero_shot, answers.probabilities))
+    assert (
+        np.abs(answers.probabilities - answers.zero_shot).max() > 0.1
+    )  # else the two oracles would prove nothing
+    before, after = (
+        100 * np.mean(p.argmax(1) == images.labels)
+        for p in (answers.zero_shot, answers.probabilities)
+    )
     assert (score.zero_shot, score.accuracy) == (round(before, 4), round(after, 4))
     assert (score.images, score.classes, score.chance) == (len(images), 4, 25)
 
 
-def test_a_fitted_model_knows_what_its_training_images_look_like(colors: Path, tiny_clip: Backbone) -> None:
+def test_a_fitted_model_knows_what_its_training_images_look_like(
+    colors: Path, tiny_clip: Backbone
+) -> None:
     """By the untouched encoder and without augmentation, whatever the method sees."""
-    for method, settings in (("linear-probe", {}), ("coop", {"epochs": 1, "augmentation": "standard"})):
-        wanted = Request.make({"backbone": tiny_clip.name, "shots": 2, **settings}, method, data=colors.name)
+    for method, settings in (
+        ("linear-probe", {}),
+        ("coop", {"epochs": 1, "augmentation": "standard"}),
+    ):
+        wanted = Request.make(
+            {"backbone": tiny_clip.name, "shots": 2, **settings}, method, data=colors.name
+        )
         lab = Lab(wanted.machine, colors.parent, progress=False)
         fitted = run_task(wanted.task, wanted.method, lab).fitted
-        pixels = torch.stack([tiny_clip.preprocess(load_image(path)) for path in lab.draw(wanted.task).train.images])
+        pixels = torch.stack(
+            [tiny_clip.preprocess(load_image(path)) for path in lab.draw(wanted.task).train.images]
+        )
         features: Any = tiny_clip.model
         with torch.no_grad():
             expected = F.normalize(features.encode_image(pixels), dim=-1)

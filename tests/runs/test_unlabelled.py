@@ -22,7 +22,9 @@ from rmadapter.training.loop import Recipe
 from tests.helpers.guests import Guest
 
 CPU = configured(Machine(), {"device": "cpu"})
-WEIGHTS: Any = SimpleNamespace(name="pocket", digest="weights")  # all that a key reads of a published backbone
+WEIGHTS: Any = SimpleNamespace(
+    name="pocket", digest="weights"
+)  # all that a key reads of a published backbone
 CLASSES = ("cat", "dog", "fox", "owl")
 
 
@@ -36,7 +38,10 @@ def greys(images: ImageSet) -> set[int]:
     return {int(np.asarray(image)[0, 0, 0]) for image in images.images}
 
 
-SPLITS = {"train": grey(0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3), "test": grey(100, 0, 1, 2, 3)}
+SPLITS = {
+    "train": grey(0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3),
+    "test": grey(100, 0, 1, 2, 3),
+}
 
 
 class Curious(Guest):
@@ -67,7 +72,9 @@ def task_of(backbone: Backbone, **words: Any) -> Task:
 
 
 @pytest.mark.parametrize("classes", ["all", "base"])
-def test_all_train_images_of_all_classes_where_there_is_a_test_split(tiny_clip: Backbone, classes: str) -> None:
+def test_all_train_images_of_all_classes_where_there_is_a_test_split(
+    tiny_clip: Backbone, classes: str
+) -> None:
     task = task_of(tiny_clip, classes=classes)
     run_task(task, Curious(), lab_of(tiny_clip, **SPLITS))
     [shots] = Curious.seen
@@ -82,11 +89,16 @@ def test_all_train_images_of_all_classes_where_there_is_a_test_split(tiny_clip: 
         4 * (0, 1, 2, 3),
         None,
     )
-    assert Recipe(iterations=6, batch_size=8).length(found.labels) == (12, 2)  # 6 for each of 4 images a class
+    assert Recipe(iterations=6, batch_size=8).length(found.labels) == (
+        12,
+        2,
+    )  # 6 for each of 4 images a class
 
 
 @pytest.mark.parametrize("splits", [{"train": SPLITS["train"]}, {**SPLITS, "test": grey(0)}])
-def test_none_that_is_asked_about_for_want_of_a_test_split(tiny_clip: Backbone, splits: dict[str, ImageSet]) -> None:
+def test_none_that_is_asked_about_for_want_of_a_test_split(
+    tiny_clip: Backbone, splits: dict[str, ImageSet]
+) -> None:
     """Of the other half the draw alone, which nobody is asked about."""
     lab, task = lab_of(tiny_clip, **splits), task_of(tiny_clip, classes="base")
     run_task(task, Curious(), lab)
@@ -114,7 +126,9 @@ def test_others_get_none(tiny_clip: Backbone) -> None:
 
     run_task(task_of(tiny_clip), Incurious(), lab_of(tiny_clip, **SPLITS))
     assert [shots.unlabelled for shots in Curious.seen] == [None]
-    assert [name for name in ("prompt-kd", "promptsrc", "rmadapter") if wants(load_method(name))] == ["prompt-kd"]
+    assert [
+        name for name in ("prompt-kd", "promptsrc", "rmadapter") if wants(load_method(name))
+    ] == ["prompt-kd"]
 
 
 def test_the_key_holds_them(tiny_clip: Backbone) -> None:
@@ -134,4 +148,6 @@ def test_a_pool_of_a_half_by_hand() -> None:
     base = half(few.train, "base")
     assert greys(pool(few, base, asked=False)) == {*range(16)}
     assert greys(pool(few, base, asked=True)) == greys(few.train)
-    assert greys(pool(few, base.subset([1]), asked=True)) == greys(few.train) - greys(base.subset([0]))
+    assert greys(pool(few, base.subset([1]), asked=True)) == greys(few.train) - greys(
+        base.subset([0])
+    )

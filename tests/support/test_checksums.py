@@ -1,4 +1,5 @@
-"""SHA256SUMS: as coreutils writes it, one changed bit is seen, and what a hostile file of sums may not do."""
+"""SHA256SUMS: as coreutils writes it, one changed bit is seen, and what a hostile file of sums may
+not do."""
 
 from __future__ import annotations
 
@@ -27,7 +28,12 @@ def test_lines_are_those_of_sha256sum(folder: Path) -> None:
     assert (folder / "SHA256SUMS").read_text().splitlines()[1] == f"{ABC}  b.json"
     check_sums(folder, ["a.yaml"])
     if program := shutil.which("sha256sum"):
-        subprocess.run([program, "--check", "--strict", "SHA256SUMS"], cwd=folder, check=True, capture_output=True)
+        subprocess.run(
+            [program, "--check", "--strict", "SHA256SUMS"],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+        )
 
 
 def test_what_has_changed_or_belongs_to_another_run_is_named(folder: Path) -> None:
@@ -35,7 +41,9 @@ def test_what_has_changed_or_belongs_to_another_run_is_named(folder: Path) -> No
     with pytest.raises(UserError, match=r"run\.json: not listed in SHA256SUMS"):
         check_sums(folder, ["run.json"])
     (folder / "b.json").write_bytes(b"abb")
-    with pytest.raises(UserError, match=r"b\.json: does not match SHA256SUMS; .+ or delete its line"):
+    with pytest.raises(
+        UserError, match=r"b\.json: does not match SHA256SUMS; .+ or delete its line"
+    ):
         check_sums(folder)
 
 
@@ -47,7 +55,9 @@ def test_files_that_are_gone_and_folders_of_earlier_versions_pass(folder: Path) 
     check_sums(folder, ["b.json"])
 
 
-@pytest.mark.parametrize("line", ["abc  b.json", f"{ABC}  ../b.json", f"{ABC}  /etc/passwd", ABC, f"{ABC}  "])
+@pytest.mark.parametrize(
+    "line", ["abc  b.json", f"{ABC}  ../b.json", f"{ABC}  /etc/passwd", ABC, f"{ABC}  "]
+)
 def test_other_lines_are_refused(folder: Path, line: str) -> None:
     (folder / "SHA256SUMS").write_text(line + "\n")
     with pytest.raises(UserError, match="SHA256SUMS: not lines of a SHA-256 and a name"):
@@ -58,7 +68,11 @@ def test_other_lines_are_refused(folder: Path, line: str) -> None:
 def test_no_file_of_lines_is_refused(folder: Path, kind: str) -> None:
     file = folder / "SHA256SUMS"
     file.unlink()
-    {"binary": lambda: file.write_bytes(b"\xff\xfe"), "folder": file.mkdir, "pipe": lambda: os.mkfifo(file)}[kind]()
+    {
+        "binary": lambda: file.write_bytes(b"\xff\xfe"),
+        "folder": file.mkdir,
+        "pipe": lambda: os.mkfifo(file),
+    }[kind]()
     with pytest.raises(UserError, match="SHA256SUMS: not "):
         check_sums(folder)
 
@@ -66,7 +80,9 @@ def test_no_file_of_lines_is_refused(folder: Path, kind: str) -> None:
 def test_a_file_of_any_size_takes_no_memory(folder: Path) -> None:
     with open(folder / "SHA256SUMS", "wb") as file:
         file.truncate(2**33)
-    with pytest.raises(UserError, match=r"SHA256SUMS: not a readable text file .more than 1,048,576 bytes"):
+    with pytest.raises(
+        UserError, match=r"SHA256SUMS: not a readable text file .more than 1,048,576 bytes"
+    ):
         check_sums(folder)
 
 

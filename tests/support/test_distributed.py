@@ -20,8 +20,15 @@ from rmadapter.settings import Machine
 from rmadapter.support import distributed as world
 from tests.helpers.rounding import relative_errors
 
-LAUNCHED = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
-# The command line, saving after every step; in the first of two lives the second process dies in a step of the last
+LAUNCHED = {
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "WORLD_SIZE": "2",
+    "MASTER_ADDR": "localhost",
+    "MASTER_PORT": "29500",
+}
+# The command line, saving after every step; in the first of two lives the second process dies in a
+# step of the last
 # training. The first process counts the sums over both.
 SCRIPT = """
 import atexit, os, signal, sys
@@ -39,13 +46,24 @@ if first:
     atexit.register(lambda: print(f"sums {sums}"))
 cli.main()
 """
-needs_torchrun = pytest.mark.skipif(not dist.is_available(), reason="this torch was built without torch.distributed")
+needs_torchrun = pytest.mark.skipif(
+    not dist.is_available(), reason="this torch was built without torch.distributed"
+)
 
 
 @pytest.fixture
 def words(tiny_clip: Backbone, colors: Path) -> list[str]:
-    """Of a `fit` whose batches do not go evenly into two: seven of the eight images, then the last one."""
-    pairs = ("first_block=3", "rank=4", "epochs=2", "batch_size=7", "init=kaiming", "alpha=1", "device=cpu")
+    """Of a `fit` whose batches do not go evenly into two: seven of the eight images, then the last
+    one."""
+    pairs = (
+        "first_block=3",
+        "rank=4",
+        "epochs=2",
+        "batch_size=7",
+        "init=kaiming",
+        "alpha=1",
+        "device=cpu",
+    )
     given = ["fit", str(colors), "--backbone", tiny_clip.name, "--shots", "2", "--folds", "2"]
     return [*given, *(f"--set={pair}" for pair in pairs)]
 
@@ -58,9 +76,24 @@ def torchrun(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(words: list[str], out: Path, **environment: str) -> subprocess.CompletedProcess[str]:
         import os
 
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        launch = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+        ]
         given = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-        command = [*launch, "--max-restarts", str(int(bool(environment))), str(script), *words, "--out", str(out)]
+        command = [
+            *launch,
+            "--max-restarts",
+            str(int(bool(environment))),
+            str(script),
+            *words,
+            "--out",
+            str(out),
+        ]
         return subprocess.run(command, capture_output=True, text=True, env=given)
 
     return run
@@ -68,7 +101,9 @@ def torchrun(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 def alone(words: list[str], out: Path) -> Record:
     done = subprocess.run(
-        [sys.executable, "-m", "rmadapter", *words, "--out", str(out)], capture_output=True, text=True
+        [sys.executable, "-m", "rmadapter", *words, "--out", str(out)],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return read_record(out / RECORD)
@@ -81,20 +116,25 @@ def test_two_processes_fit_the_model_that_one_fits_though_one_of_them_dies(
 ) -> None:
     one = alone(words, tmp_path / "one")
     out = tmp_path / "two"
-    # Two folds of a step an epoch, and the training of two: a sum for the terms of the loss and for each parameter.
+    # Two folds of a step an epoch, and the training of two: a sum for the terms of the loss and for
+    # each parameter.
     dies = 7 * (1 + len(load_file(tmp_path / "one" / WEIGHTS)))
     done = torchrun(words, out, DIES=str(dies))
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stderr.splitlines() if line.startswith("rmadapter:")]
     assert said == [f"rmadapter: {world.ENDED}"]
     assert done.stdout.count("report: ") == 1
-    assert 0 < int(done.stdout.split("sums ")[-1]) < dies  # the second life does what the first one had not done
+    assert (
+        0 < int(done.stdout.split("sums ")[-1]) < dies
+    )  # the second life does what the first one had not done
     two = read_record(out / RECORD)
     assert (two.key, two.temperature) == (one.key, pytest.approx(one.temperature, rel=1e-3))
     assert [score.accuracy for score in two.scores] == [score.accuracy for score in one.scores]
     tensors = [load_file(tmp_path / name / WEIGHTS) for name in ("one", "two")]
     assert max(relative_errors(*tensors).values()) < 1e-4
-    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        path.name for path in (tmp_path / "one").iterdir()
+    )
 
 
 @needs_torchrun
@@ -104,7 +144,9 @@ def test_what_several_processes_cannot_do_is_one_sentence(
     done = torchrun([*words[:-7], "--method", "linear-probe", "--set=device=cpu"], tmp_path / "out")
     assert done.returncode != 0
     said = [line for line in done.stderr.splitlines() if line.startswith("rmadapter:")]
-    assert said == ["rmadapter: linear-probe is not trained step by step: 2 processes have nothing to share; start one"]
+    assert said == [
+        "rmadapter: linear-probe is not trained step by step: 2 processes have nothing to share; start one"
+    ]
     assert not (tmp_path / "out").exists()
 
 
@@ -134,9 +176,19 @@ def test_a_world_size_that_no_launcher_gave_is_nothing(monkeypatch: pytest.Monke
     ("name", "values", "device", "words"),
     [
         ("zero-shot", {}, "cpu", "zero-shot is not trained step by step"),
-        ("linear-probe", {}, "cpu", "linear-probe is not trained step by step: 2 processes have nothing to share"),
+        (
+            "linear-probe",
+            {},
+            "cpu",
+            "linear-probe is not trained step by step: 2 processes have nothing to share",
+        ),
         ("cocoop", {}, "cpu", "cocoop has batch_size=1, too small for 2 processes"),
-        ("prompt-kd", {}, "cpu", "prompt-kd normalises over a batch, which 2 processes would split: start one"),
+        (
+            "prompt-kd",
+            {},
+            "cpu",
+            "prompt-kd normalises over a batch, which 2 processes would split: start one",
+        ),
         ("mma", {}, "cuda:0", "each of several processes takes its own GPU; write device=cuda"),
         ("mma", {}, "cuda", r"process 0 of this machine has no GPU; there are \d+"),
     ],
@@ -164,7 +216,9 @@ def test_all_take_the_number_format_of_the_first(monkeypatch: pytest.MonkeyPatch
     for variable, value in LAUNCHED.items():
         monkeypatch.setenv(variable, value)
     monkeypatch.setattr(world, "_shared", None)
-    monkeypatch.setattr(world, "_send", lambda words: [1] if words == [0] else pytest.fail("it has fp32"))
+    monkeypatch.setattr(
+        world, "_send", lambda words: [1] if words == [0] else pytest.fail("it has fp32")
+    )
     machine = world.share("mma", load_method("mma"), Machine(device="cpu"))
     assert (machine.precision, machine.device) == ("bf16", "cpu")
 
@@ -174,11 +228,15 @@ def test_helpers_take_part_in_the_training_that_is_theirs(monkeypatch: pytest.Mo
     monkeypatch.setattr(world, "_send", lambda _: next(words))
     assert list(world.asked("abc")) == [([3, 1], False), ([2], True)]
     words = iter([[0, 3], [int("abd", 16), 2]])
-    with pytest.raises(UserError, match="images, weights or settings differ from those of the first process"):
+    with pytest.raises(
+        UserError, match="images, weights or settings differ from those of the first process"
+    ):
         list(world.asked("abc"))
 
 
-def test_a_helper_says_who_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_helper_says_who_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(world, "LATER", 0)
     for variable, value in LAUNCHED.items():
         monkeypatch.setenv(variable, value)

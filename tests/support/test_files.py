@@ -53,7 +53,9 @@ def test_home_after_an_equals_sign(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_no_home_folder_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RMADAPTER_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # which pathlib takes for an unknown home
+    monkeypatch.setattr(
+        os.path, "expanduser", lambda path: path
+    )  # which pathlib takes for an unknown home
     with pytest.raises(UserError, match="there is no home folder: set RMADAPTER_CACHE"):
         cache_folder()
 
@@ -91,7 +93,12 @@ def test_a_failing_body_leaves_the_old_file(tmp_path: Path, error: type[BaseExce
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "old")
-    with no_room(), pytest.raises(UserError, match=r"a\.txt: cannot be written \(.+\); nothing was changed there"):
+    with (
+        no_room(),
+        pytest.raises(
+            UserError, match=r"a\.txt: cannot be written \(.+\); nothing was changed there"
+        ),
+    ):
         write_text(tmp_path / "a.txt", "x" * 100_000)
     only(tmp_path, "a.txt", "old")
 
@@ -106,8 +113,11 @@ def test_a_full_disk_under_safetensors_is_told_the_same_way(tmp_path: Path) -> N
 def test_tensors_are_written_without_files_that_a_kill_would_leave(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """safetensors' own writer makes a file `.tmpXXXXXX` beside, which nobody could tell from the user's."""
-    monkeypatch.setattr("safetensors.torch.save_file", lambda *given, **named: pytest.fail("leaves .tmpXXXXXX"))
+    """safetensors' own writer makes a file `.tmpXXXXXX` beside, which nobody could tell from the
+    user's."""
+    monkeypatch.setattr(
+        "safetensors.torch.save_file", lambda *given, **named: pytest.fail("leaves .tmpXXXXXX")
+    )
     tensors = {"x": torch.arange(6.0).view(2, 3).T, "y": torch.ones(2, dtype=torch.half)}
     write_tensors(tmp_path / "a.safetensors", tensors, {"what": "it"})
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
@@ -128,7 +138,9 @@ def test_what_a_killed_writer_left_is_told_from_files_of_the_user(tmp_path: Path
 
 
 @pytest.mark.parametrize("system", ["with posix_fallocate", "without"])
-def test_room_is_reserved_or_refused(tmp_path: Path, system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_room_is_reserved_or_refused(
+    tmp_path: Path, system: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if system == "without":
         monkeypatch.delattr(os, "posix_fallocate")
         monkeypatch.setattr("rmadapter.support.files.CHUNK", 3000)
@@ -136,7 +148,11 @@ def test_room_is_reserved_or_refused(tmp_path: Path, system: str, monkeypatch: p
     reserve(tmp_path / "a", 10_000)
     assert (tmp_path / "a").stat().st_size == 10_000
     assert (tmp_path / "a").stat().st_blocks * 512 >= 10_000  # no hole that has to be filled later
-    with no_room(), pytest.raises(UserError, match=r"b: cannot be written \(.+\)"), atomic(tmp_path / "b") as part:
+    with (
+        no_room(),
+        pytest.raises(UserError, match=r"b: cannot be written \(.+\)"),
+        atomic(tmp_path / "b") as part,
+    ):
         reserve(part, 10_000)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
@@ -172,11 +188,17 @@ def test_threads_do_not_read_the_masks_of_each_other(tmp_path: Path) -> None:
 
 
 def test_json_round_trip(tmp_path: Path) -> None:
-    value = {"größe": [1, 2.5, None, True], "斑马": {"x": -math.pi}, "lone": os.fsdecode(b"caf\xe9.png")}
+    value = {
+        "größe": [1, 2.5, None, True],
+        "斑马": {"x": -math.pi},
+        "lone": os.fsdecode(b"caf\xe9.png"),
+    }
     write_json(tmp_path / "a.json", value)
     assert read_json(tmp_path / "a.json") == value
 
-    text = (tmp_path / "a.json").read_bytes().decode("utf-8")  # valid UTF-8 in spite of the file name that is not
+    text = (
+        (tmp_path / "a.json").read_bytes().decode("utf-8")
+    )  # valid UTF-8 in spite of the file name that is not
     assert "größe" in text
     assert json.loads(text) == value
 
@@ -222,7 +244,9 @@ def test_a_text_has_a_largest_size(tmp_path: Path) -> None:
         read_text(Path("/proc/self/status"), most=5)  # says that it has none
 
 
-@pytest.mark.parametrize("text", ["[" * 5_000, '{"a":' * 100_000, "1" * 5_000], ids=["lists", "objects", "digits"])
+@pytest.mark.parametrize(
+    "text", ["[" * 5_000, '{"a":' * 100_000, "1" * 5_000], ids=["lists", "objects", "digits"]
+)
 def test_json_that_python_cannot_read_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(UserError, match=r"a\.json: not readable JSON"):
@@ -234,7 +258,15 @@ def test_paths_as_users_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert user_path("~/new/x") == tmp_path / "new/x"
     assert user_path("ViT-B-16/openai") == Path("ViT-B-16/openai")
     (tmp_path / "loop").symlink_to("loop")
-    for path in ("~nosuchuser/x", "x" * 256, "é" * 128, "a/" * 3_000, "a\0b", tmp_path / "loop", "\ud800"):
+    for path in (
+        "~nosuchuser/x",
+        "x" * 256,
+        "é" * 128,
+        "a/" * 3_000,
+        "a\0b",
+        tmp_path / "loop",
+        "\ud800",
+    ):
         with pytest.raises(UserError, match="not a usable path") as caught:
             user_path(path)
         assert len(str(caught.value)) < 300
@@ -277,11 +309,15 @@ def test_a_way_that_the_system_finds_through_links(tmp_path: Path) -> None:
         for image in ("data/a.png", "linked/a.png", "data/b.png"):
             way = path_from(folder, tmp_path / image)
             assert (folder / way).read_text() == "a"
-            assert Path(way).name == Path(image).name  # a link to a file keeps its name, and with it its label
+            assert (
+                Path(way).name == Path(image).name
+            )  # a link to a file keeps its name, and with it its label
 
 
 def test_a_folders_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "pets/train").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "pets")
-    assert {*map(files.own_name, ("pets", "../pets/", ".", "train/..", str(tmp_path / "pets")))} == {"pets"}
+    assert {
+        *map(files.own_name, ("pets", "../pets/", ".", "train/..", str(tmp_path / "pets")))
+    } == {"pets"}
     assert files.own_name("") == ""

@@ -32,7 +32,13 @@ def test_a_text_that_is_no_html_is_left_alone() -> None:
 
 def test_no_image_of_a_page_waits_until_it_is_seen() -> None:
     """All lie in the page itself; what waited would be missing in print."""
-    names = [file.name for file in files("rmadapter").joinpath("assets").iterdir() if file.name.endswith(".j2")]
+    names = [
+        file.name
+        for file in files("rmadapter").joinpath("assets").iterdir()
+        if file.name.endswith(".j2")
+    ]
     assert len(names) > 6
     for name in names:
-        assert 'loading="lazy"' not in files("rmadapter").joinpath(f"assets/{name}").read_text("utf-8")
+        assert 'loading="lazy"' not in files("rmadapter").joinpath(f"assets/{name}").read_text(
+            "utf-8"
+        )

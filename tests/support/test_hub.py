@@ -1,4 +1,5 @@
-"""`hf:OWNER/NAME` as a run: fetched from a hub on loopback, and one sentence for whatever goes wrong."""
+"""`hf:OWNER/NAME` as a run: fetched from a hub on loopback, and one sentence for whatever goes
+wrong."""
 
 from __future__ import annotations
 
@@ -14,7 +15,12 @@ from tests.helpers.fakehub import Hub, Repository, hub, point_to
 
 __all__ = ["hub"]  # a fixture
 
-RUN = {"model.json": b"{}", "model.safetensors": b"\0" * 99, "evil.py": b"raise SystemExit", "x.pkl": b"\x80"}
+RUN = {
+    "model.json": b"{}",
+    "model.safetensors": b"\0" * 99,
+    "evil.py": b"raise SystemExit",
+    "x.pkl": b"\x80",
+}
 
 
 def test_a_folder_is_itself() -> None:
@@ -36,7 +42,9 @@ def test_only_files_of_a_run_are_fetched(hub: Hub) -> None:
     assert not [line for line in hub.asked if "evil" in line or "pkl" in line]
 
 
-def test_a_revision_stays_and_the_name_moves_on(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_revision_stays_and_the_name_moves_on(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     repository = hub.repositories["anna/pets"] = Repository(**RUN)
     first = repository.log[-1][0]
     repository.commit({**RUN, "model.json": b"[]"}, "second")
@@ -46,35 +54,53 @@ def test_a_revision_stays_and_the_name_moves_on(hub: Hub, monkeypatch: pytest.Mo
         run_folder("hf:anna/pets@v9")
 
 
-def test_what_was_fetched_is_there_without_a_network(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_was_fetched_is_there_without_a_network(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from huggingface_hub import constants
 
     hub.repositories["anna/pets"] = Repository(**RUN)
     folder = run_folder("hf:anna/pets")
-    point_to("http://127.0.0.1:1", Path(constants.HF_HUB_CACHE), monkeypatch)  # where nobody listens
+    point_to(
+        "http://127.0.0.1:1", Path(constants.HF_HUB_CACHE), monkeypatch
+    )  # where nobody listens
     assert run_folder("hf:anna/pets") == folder
-    with pytest.raises(UserError, match=r"cannot be reached for 'anna/cats' \(.+\); check the connection"):
+    with pytest.raises(
+        UserError, match=r"cannot be reached for 'anna/cats' \(.+\); check the connection"
+    ):
         run_folder("hf:anna/cats")
 
 
-def test_what_is_not_there_or_private_or_no_run(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_is_not_there_or_private_or_no_run(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     hub.repositories["bert/own"] = Repository(private=True, **RUN)
     for name in ("bert/own", "anna/none"):
-        with pytest.raises(UserError, match=f"hub has no '{name}', or it is private: use `hf auth login`"):
+        with pytest.raises(
+            UserError, match=f"hub has no '{name}', or it is private: use `hf auth login`"
+        ):
             run_folder(f"hf:{name}")
     gate = (403, {"error": "Access is restricted"}, {"X-Error-Code": "GatedRepo"})
     with monkeypatch.context() as gated:
         gated.setattr(hub, "answer", lambda *given: gate)
-        with pytest.raises(UserError, match="anna/cats: accept its conditions on its hub page first"):
+        with pytest.raises(
+            UserError, match="anna/cats: accept its conditions on its hub page first"
+        ):
             run_folder("hf:anna/cats")
-        with pytest.raises(UserError, match="anna/cats: accept its conditions on its hub page first"):
+        with pytest.raises(
+            UserError, match="anna/cats: accept its conditions on its hub page first"
+        ):
             fetch("anna/cats", "model.safetensors")
     hub.repositories["anna/text"] = Repository(**{"config.json": b"{}"})
-    with pytest.raises(UserError, match=r"hf:anna/text: holds no rmadapter model: model\.json is missing"):
+    with pytest.raises(
+        UserError, match=r"hf:anna/text: holds no rmadapter model: model\.json is missing"
+    ):
         run_folder("hf:anna/text")
 
 
-@pytest.mark.parametrize("name", ["pets", "a/b/c", "../a", "a/..", "/a", "a/", "a b/c", "a/b--c", "a/" + "b" * 96, ""])
+@pytest.mark.parametrize(
+    "name", ["pets", "a/b/c", "../a", "a/..", "/a", "a/", "a b/c", "a/b--c", "a/" + "b" * 96, ""]
+)
 def test_names_that_none_has(name: str) -> None:
     with pytest.raises(UserError, match="not a repository name; write OWNER/NAME"):
         check_repository(name)

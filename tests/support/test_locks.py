@@ -34,7 +34,9 @@ with alone(folder) if sys.argv[1] == "alone" else together(folder, print, print)
 def another(kind: str, folder: Path) -> Iterator[subprocess.Popen]:
     """A process that is at work in the folder."""
     words = [sys.executable, "-c", HOLD, kind, str(folder)]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout
         while process.stdout.readline() != "in\n":
             assert process.poll() is None
@@ -68,10 +70,14 @@ def enter(kind: str, folder: Path) -> list[str]:
         return seen
 
 
-@pytest.mark.parametrize(("inside", "comes"), [("alone", "alone"), ("alone", "together"), ("together", "alone")])
+@pytest.mark.parametrize(
+    ("inside", "comes"), [("alone", "alone"), ("alone", "together"), ("together", "alone")]
+)
 def test_the_second_is_told_so(inside: str, comes: str, tmp_path: Path, kind_of_lock: str) -> None:
     with another(inside, tmp_path):
-        with pytest.raises(UserError, match=r"another process is at work in this folder: wait for it, or choose"):
+        with pytest.raises(
+            UserError, match=r"another process is at work in this folder: wait for it, or choose"
+        ):
             enter(comes, tmp_path)
         before = list(tmp_path.iterdir())
         assert before  # the first is still protected
@@ -81,7 +87,9 @@ def test_the_second_is_told_so(inside: str, comes: str, tmp_path: Path, kind_of_
 
 @pytest.mark.parametrize("comes", ["alone", "together"])
 @pytest.mark.parametrize("inside", ["alone", "together"])
-def test_a_dead_process_blocks_nobody(inside: str, comes: str, tmp_path: Path, kind_of_lock: str) -> None:
+def test_a_dead_process_blocks_nobody(
+    inside: str, comes: str, tmp_path: Path, kind_of_lock: str
+) -> None:
     folder = tmp_path / "new"
     with another(inside, folder) as process:
         process.send_signal(signal.SIGKILL)
@@ -138,14 +146,24 @@ server:/e /twice nfs4 rw,local_lock=none 0 0
 """
 
 
-def test_a_file_system_whose_locks_hold_on_one_machine_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_whose_locks_hold_on_one_machine_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(locks.SOFT, raising=False)
     monkeypatch.setattr(locks, "MOUNTS", tmp_path / "mounts")
     assert not locks.soft(Path("/shared"))  # no Linux
     (tmp_path / "mounts").write_text(MOUNTED)
     found = {
         name: locks.soft(Path(name, "results", "x.lock"))
-        for name in ("/", "/shared", "/shared/old one", "/lustre", "/scratch", "/sharedelse", "/twice")
+        for name in (
+            "/",
+            "/shared",
+            "/shared/old one",
+            "/lustre",
+            "/scratch",
+            "/sharedelse",
+            "/twice",
+        )
     }
     assert [name for name, soft in found.items() if soft] == ["/shared/old one", "/scratch"]
     monkeypatch.setenv(locks.SOFT, "0")
@@ -163,7 +181,9 @@ def test_who_fails_clears_nothing_up(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for kind in ("alone", "together"):
-        with pytest.raises(UserError, match=r"file: cannot be written to \(.+\): choose another folder"):
+        with pytest.raises(
+            UserError, match=r"file: cannot be written to \(.+\): choose another folder"
+        ):
             enter(kind, tmp_path / "file")
 
 
@@ -171,20 +191,33 @@ def test_one_of_several_may_want_to_be_alone(tmp_path: Path) -> None:
     done: list[str] = []
     with together(tmp_path, lambda: done.append("first"), lambda: done.append("last"), only=True):
         assert done == ["first"]
-        with pytest.raises(UserError, match="another process is at work"), together(tmp_path, print, print):
+        with (
+            pytest.raises(UserError, match="another process is at work"),
+            together(tmp_path, print, print),
+        ):
             pass
     assert done == ["first", "last"]
-    with another("together", tmp_path), pytest.raises(UserError, match="another process is at work"):
+    with (
+        another("together", tmp_path),
+        pytest.raises(UserError, match="another process is at work"),
+    ):
         together(tmp_path, print, print, only=True).__enter__()
 
 
 def test_a_lock_by_itself_says_what_its_user_says(tmp_path: Path) -> None:
     taken, path = UserError("somebody has it"), tmp_path / "new/.a.lock"
-    with only(path, 0, taken, ""), pytest.raises(UserError, match="somebody has it"), only(path, 0, taken, ""):
+    with (
+        only(path, 0, taken, ""),
+        pytest.raises(UserError, match="somebody has it"),
+        only(path, 0, taken, ""),
+    ):
         pass
     assert not list((tmp_path / "new").iterdir())
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match=r"^cannot: .*\w"), only(tmp_path / "file/.a", 0, taken, "cannot: %s"):
+    with (
+        pytest.raises(UserError, match=r"^cannot: .*\w"),
+        only(tmp_path / "file/.a", 0, taken, "cannot: %s"),
+    ):
         pass
 
 
@@ -212,7 +245,9 @@ def test_what_a_killed_one_left_is_removed(tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["a.txt"]
 
 
-def test_nobody_comes_in_before_the_folder_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_comes_in_before_the_folder_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rename = os.rename
 
     def watched(stage: Path, out: Path) -> None:

@@ -52,7 +52,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.mark.skipif(sys.platform == "win32", reason="nothing is forked there")
 def test_a_worker_ends_with_whoever_started_it() -> None:
-    with subprocess.Popen([sys.executable, "-c", FORKS], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKS], stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout
         worker = int(process.stdout.readline())
         process.wait()
@@ -61,7 +63,9 @@ def test_a_worker_ends_with_whoever_started_it() -> None:
     end_with_parent()  # whoever was started by nobody goes on
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a part of a process' life")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells the peak of a part of a process' life"
+)
 def test_peak_is_of_the_time_since_it_was_reset() -> None:
     keep_freed_memory()  # as training does
     reset_peak(CPU)
@@ -106,7 +110,10 @@ def test_freed_memory_is_used_again() -> None:
     counts = {}
     for keep in (False, True):
         out = subprocess.run(
-            [sys.executable, "-c", FAULTS.format(keep=keep)], capture_output=True, text=True, check=True
+            [sys.executable, "-c", FAULTS.format(keep=keep)],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         faults, kept = out.stdout.split()
         if keep and kept == "False":
@@ -161,10 +168,14 @@ def test_threads_are_those_of_the_cores_that_we_may_use(monkeypatch: pytest.Monk
 def test_versions_are_those_installed() -> None:
     found = versions()
     assert found["torch"] == metadata.version("torch")
-    assert {"python", "platform", "rmadapter", "open_clip_torch", "timm", "numpy", "pillow"} <= set(found)
+    assert {"python", "platform", "rmadapter", "open_clip_torch", "timm", "numpy", "pillow"} <= set(
+        found
+    )
 
 
-def test_a_module_that_another_package_brings_has_a_version_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_that_another_package_brings_has_a_version_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert version_of("numpy") == metadata.version("numpy")
     monkeypatch.setitem(sys.modules, "of_another_wheel", SimpleNamespace(__version__="1.2"))
     assert version_of("of-another-wheel") == "1.2"

@@ -28,7 +28,12 @@ def test_loss_terms_show_what_was_recorded_and_nothing_else() -> None:
         for i in range(1, 10)
     ]
     drawn = plots.loss_terms([*history, {"step": 10, "loss": float("inf")}])
-    assert [title for title, _ in drawn] == ["Total loss", "Cross-entropy", "my <own> term", "Learning rate"]
+    assert [title for title, _ in drawn] == [
+        "Total loss",
+        "Cross-entropy",
+        "my <own> term",
+        "Learning rate",
+    ]
     assert plots.loss_terms([]) == []
     for title, svg in drawn:
         assert ET.fromstring(svg).get("aria-label") == title
@@ -38,7 +43,9 @@ def test_loss_terms_show_what_was_recorded_and_nothing_else() -> None:
 
 def test_only_a_term_that_is_never_negative_has_a_log_axis() -> None:
     def labels(values: list[float]) -> set[str]:
-        ((_, svg),) = plots.loss_terms([{"step": i, "loss": value} for i, value in enumerate(values, 1)])
+        ((_, svg),) = plots.loss_terms(
+            [{"step": i, "loss": value} for i, value in enumerate(values, 1)]
+        )
         return {e.text or "" for e in ET.fromstring(svg).iter() if e.tag.endswith("}text")}
 
     assert {"1", "100"} <= labels([1.0, 0.0, 100.0])  # what is 0 has no place on it
@@ -58,7 +65,9 @@ def test_svg_is_valid_themed_and_safe_to_inline_twice() -> None:
     ids = [{e.get("id") for e in ET.fromstring(svg).iter() if e.get("id")} for svg in (one, two)]
     assert ids[0]
     assert not ids[0] & ids[1]
-    references = {e.get("{http://www.w3.org/1999/xlink}href", "#")[1:] for e in ET.fromstring(one).iter()} - {""}
+    references = {
+        e.get("{http://www.w3.org/1999/xlink}href", "#")[1:] for e in ET.fromstring(one).iter()
+    } - {""}
     assert references
     assert references <= ids[0]
     assert "var(--adapted" in one

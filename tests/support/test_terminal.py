@@ -9,7 +9,17 @@ import sys
 import pytest
 
 from rmadapter.support import terminal as console
-from rmadapter.support.terminal import CONTROL, bar, hush, named_columns, note, plain, streams, table, track
+from rmadapter.support.terminal import (
+    CONTROL,
+    bar,
+    hush,
+    named_columns,
+    note,
+    plain,
+    streams,
+    table,
+    track,
+)
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -27,14 +37,18 @@ def test_the_bar_is_drawn_on_stderr_of_a_terminal(
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
     with bar() as display:
-        task = display.add_task("evaluating line art, novel classes", total=10_000, note="loss 0.125")
+        task = display.add_task(
+            "evaluating line art, novel classes", total=10_000, note="loss 0.125"
+        )
         for _ in range(5):
             display.advance(task, 1000)
         display.refresh()
     out, err = capsys.readouterr()
     assert out == ""
     last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", err).split("\r")[-2].rstrip()
-    assert re.fullmatch(r"evaluating line art, novel classes [━╸╺]{16}  5000/10000 [-\d]+:[-\d]+ loss 0\.125", last)
+    assert re.fullmatch(
+        r"evaluating line art, novel classes [━╸╺]{16}  5000/10000 [-\d]+:[-\d]+ loss 0\.125", last
+    )
     assert len(last) <= 80
 
 
@@ -55,19 +69,27 @@ def test_into_a_pipe_goes_a_line_now_and_then(
     )
     for _ in track(range(2), 2, "\x1b[2J\n"):
         clock[0] += 100
-    assert capsys.readouterr().err == "\\x1b[2J\n: 1 of 2, 2 min left\n\\x1b[2J\n: 2 of 2, 0 s left\n"
+    assert (
+        capsys.readouterr().err == "\\x1b[2J\n: 1 of 2, 2 min left\n\\x1b[2J\n: 2 of 2, 0 s left\n"
+    )
 
 
 def test_a_line_comes_more_often_where_a_program_reads_them() -> None:
     code = "from rmadapter.support import terminal; print(terminal.EVERY)"
     found = [
-        subprocess.run([sys.executable, "-c", code], env={**os.environ, "RMADAPTER_OFTEN": often}, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "RMADAPTER_OFTEN": often},
+            capture_output=True,
+        )
         for often in ("", "1")
     ]
     assert [float(done.stdout) for done in found] == [10, 0.5]
 
 
-def test_quiet_is_for_one_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quiet_is_for_one_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(console, "EVERY", 0)
     with streams():
         hush(True)
@@ -88,7 +110,9 @@ def test_an_error_within_track_ends_the_bar() -> None:
 
     with pytest.raises(ValueError, match="third image"):
         list(track(broken(), 3, "images"))
-    assert list(track([1], 1, "again")) == [1]  # rich would refuse a second display beside a live one
+    assert list(track([1], 1, "again")) == [
+        1
+    ]  # rich would refuse a second display beside a live one
 
 
 def test_a_table_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,7 +130,9 @@ SHOWN = r"\x1b[2J\x07\r\x9b31m\u202egpj.png"
 
 def test_control_characters_are_shown_and_never_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
     assert plain(HOSTILE) == SHOWN
-    assert plain("größe 斑马 👩‍🚀\nنام\u00a0\u200c") == "größe 斑马 👩‍🚀\nنام\u00a0\u200c"  # these are letters
+    assert (
+        plain("größe 斑马 👩‍🚀\nنام\u00a0\u200c") == "größe 斑马 👩‍🚀\nنام\u00a0\u200c"
+    )  # these are letters
     note(f"{HOSTILE}\nrmadapter: a forged line")
     table(["class"], [[HOSTILE]])
     out, err = capsys.readouterr()
@@ -130,7 +156,9 @@ def _import_that_is_interrupted() -> None:
         raise ImportError("initialization failed") from None
 
 
-def test_ctrl_c_that_becomes_another_error_on_its_way_still_ends_with_130(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_that_becomes_another_error_on_its_way_still_ends_with_130(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """As an ImportError in the first import of a compiled module."""
     before = signal.getsignal(signal.SIGINT)
     try:

@@ -1,4 +1,5 @@
-"""A browser trains on a small set in a running application, asks it, and the whole page becomes a picture."""
+"""A browser trains on a small set in a running application, asks it, and the whole page becomes a
+picture."""
 
 from __future__ import annotations
 
@@ -23,13 +24,18 @@ import app_image
 
 
 def test_what_it_shows_are_pictograms() -> None:
-    assert {*app_image.CLASSES, *(name.partition("/")[0] for name in app_image.ASKED)} <= openmoji.CLASSES.keys()
+    assert {
+        *app_image.CLASSES,
+        *(name.partition("/")[0] for name in app_image.ASKED),
+    } <= openmoji.CLASSES.keys()
 
 
 @needs_browser
 def test_a_picture_of_the_whole_page(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
     with serving(tiny_clip) as address:
-        app_image.main(address, tmp_path / "page.png", colors, ("red", "blue"), ("red/0.png", "blue/0.png"))
+        app_image.main(
+            address, tmp_path / "page.png", colors, ("red", "blue"), ("red/0.png", "blue/0.png")
+        )
     with Image.open(tmp_path / "page.png") as shot:
         assert shot.width == app_image.WIDTH
         assert shot.height > 1500, "the sections that a training opens"

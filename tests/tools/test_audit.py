@@ -1,4 +1,5 @@
-"""tools/audit.py, asked with pip-audit about a service of this machine that knows what the test says."""
+"""tools/audit.py, asked with pip-audit about a service of this machine that knows what the test
+says."""
 
 from __future__ import annotations
 
@@ -35,7 +36,12 @@ class Service(Server):
 
     @property
     def words(self) -> list[str]:
-        return ["--vulnerability-service", "osv", "--osv-url", f"http://127.0.0.1:{self.server_port}/"]
+        return [
+            "--vulnerability-service",
+            "osv",
+            "--osv-url",
+            f"http://127.0.0.1:{self.server_port}/",
+        ]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -46,10 +52,22 @@ class Handler(BaseHTTPRequestHandler):
         name = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["package"]["name"]
         answer: dict[str, Any] = {}
         if name in self.server.holes:
-            events = [{"introduced": "0"}, *({"fixed": release} for release in self.server.holes[name])]
+            events = [
+                {"introduced": "0"},
+                *({"fixed": release} for release in self.server.holes[name]),
+            ]
             package = {"name": name, "ecosystem": "PyPI"}
             affected = [{"package": package, "ranges": [{"type": "ECOSYSTEM", "events": events}]}]
-            answer = {"vulns": [{"id": "HOLE-1", "aliases": ["CVE-1"], "summary": "a hole", "affected": affected}]}
+            answer = {
+                "vulns": [
+                    {
+                        "id": "HOLE-1",
+                        "aliases": ["CVE-1"],
+                        "summary": "a hole",
+                        "affected": affected,
+                    }
+                ]
+            }
         self.send_response(200)
         self.end_headers()
         self.wfile.write(json.dumps(answer).encode())
@@ -76,7 +94,9 @@ def test_what_is_installed_is_what_is_declared_and_what_that_needs() -> None:
     assert "tabulate" in audit.installed("rmadapter[report]")
 
 
-def test_a_hole_that_a_release_closes_fails(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_hole_that_a_release_closes_fails(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
     service.holes = DJANGO | {"pillow": ["99.0"], "scipy": []}
     assert audit.main(service.words) == 1
     told = capsys.readouterr().out
@@ -91,7 +111,9 @@ def test_without_pip_audit_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     assert audit.main([]) == 2
 
 
-def test_holes_that_no_release_closes_are_told(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+def test_holes_that_no_release_closes_are_told(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
     service.holes = DJANGO | {"scipy": []}
     assert audit.main(service.words) == 0
     assert "no fix yet" in capsys.readouterr().out
@@ -102,7 +124,10 @@ def test_without_an_answer_it_is_skipped(
 ) -> None:
     service.holes = {"pillow": ["99.0"]}  # whoever does not know the canary knows nothing
     assert audit.main(service.words) == 0
-    assert "skipped, for the vulnerability service does not answer: nobody knows a hole in" in capsys.readouterr().out
+    assert (
+        "skipped, for the vulnerability service does not answer: nobody knows a hole in"
+        in capsys.readouterr().out
+    )
     with monkeypatch.context() as patched:
         patched.setattr(audit, "SECONDS", 2)
         service.late = 5
@@ -113,6 +138,10 @@ def test_without_an_answer_it_is_skipped(
 
 
 @pytest.mark.parametrize("answer", ["", "[]", "{}", '{"dependencies": []}'])
-def test_an_answer_of_another_shape_is_no_answer(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audit.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=answer, stderr=""))
+def test_an_answer_of_another_shape_is_no_answer(
+    answer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        audit.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=answer, stderr="")
+    )
     assert isinstance(audit.ask([audit.CANARY], []), str)

@@ -1,4 +1,5 @@
-"""tools/choose_defaults.py: copies of a backbone with another logit scale, and that it goes on where it was."""
+"""tools/choose_defaults.py: copies of a backbone with another logit scale, and that it goes on
+where it was."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ def test_a_copy_differs_in_the_logit_scale_alone(tiny_clip: Backbone) -> None:
     assert copy.logit_scale.item() == pytest.approx(50)
     assert copy.digest != tiny_clip.digest
     states = copy.model.state_dict(), tiny_clip.model.state_dict()
-    assert [name for name in states[0] if not torch.equal(states[0][name], states[1][name])] == ["logit_scale"]
+    assert [name for name in states[0] if not torch.equal(states[0][name], states[1][name])] == [
+        "logit_scale"
+    ]
     assert choose_defaults.rescaled(tiny_clip.name, 0).digest == tiny_clip.digest
 
 
@@ -34,7 +37,17 @@ def test_finished_lines_are_kept(
 ) -> None:
     small = "first_block: 3, rank: 2, epochs: 1"
     grid, out = tmp_path / "grid.yaml", tmp_path / "results.jsonl"
-    given = [colors.name, "--root", str(colors.parent), "--grid", str(grid), "--out", str(out), "--shots", "3"]
+    given = [
+        colors.name,
+        "--root",
+        str(colors.parent),
+        "--grid",
+        str(grid),
+        "--out",
+        str(out),
+        "--shots",
+        "3",
+    ]
     given += ["--backbone", tiny_clip.name, "--logit-scale", "0", "50"]
     monkeypatch.setattr(sys, "argv", ["choose_defaults.py", *given])
     grid.write_text(f"- {{{small}}}\n")
@@ -54,5 +67,10 @@ def test_finished_lines_are_kept(
     ]
     for line in lines:
         assert 0 <= line["seconds"] < 600
-        assert all(0 <= line[name] <= 100 for name in ("base", "novel", "zero_shot_base", "zero_shot_novel"))
-    assert len({line["zero_shot_novel"] for line in lines}) == 1  # the scale changes no zero-shot answer
+        assert all(
+            0 <= line[name] <= 100
+            for name in ("base", "novel", "zero_shot_base", "zero_shot_novel")
+        )
+    assert (
+        len({line["zero_shot_novel"] for line in lines}) == 1
+    )  # the scale changes no zero-shot answer

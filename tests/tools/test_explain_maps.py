@@ -1,4 +1,5 @@
-"""Heat maps: the differentiable pass is the method's own, for every method; each map by hand where that can be done."""
+"""Heat maps: the differentiable pass is the method's own, for every method; each map by hand where
+that can be done."""
 
 from __future__ import annotations
 
@@ -21,7 +22,15 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 from explain_maps import CANDIDATES, Trace, covered, occlusion, probabilities, trace
 
-QUICK = {"epochs": 1, "batch_size": 4, "first_block": 3, "rank": 4, "layer": 3, "n_ctx": 2, "search_steps": 0}
+QUICK = {
+    "epochs": 1,
+    "batch_size": 4,
+    "first_block": 3,
+    "rank": 4,
+    "layer": 3,
+    "n_ctx": 2,
+    "search_steps": 0,
+}
 
 
 def fitted_by(name: str, backbone: Backbone) -> Fitted:
@@ -29,13 +38,17 @@ def fitted_by(name: str, backbone: Backbone) -> Fitted:
     values = {key: value for key, value in QUICK.items() if key in own}
     if own.get("iterations"):
         values["iterations"] = 4
-    return load_method(name, values | NEEDED.get(name, {})).fit(backbone, shots_of(backbone, noisy_colors(2)))
+    return load_method(name, values | NEEDED.get(name, {})).fit(
+        backbone, shots_of(backbone, noisy_colors(2))
+    )
 
 
 def hand(layers: list[Tensor], tokens: Tensor | None = None, logits: Tensor | None = None) -> Trace:
     """One class token and four patches."""
     none = torch.zeros(1, 1)
-    return Trace(none if logits is None else logits, layers, none if tokens is None else tokens, 2, 5, 0)
+    return Trace(
+        none if logits is None else logits, layers, none if tokens is None else tokens, 2, 5, 0
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -58,7 +71,9 @@ def test_the_pass_is_that_of_every_method(name: str, tiny_clip: Backbone) -> Non
     assert all(parameter.grad is None for parameter in tiny_clip.model.parameters())
 
 
-def test_other_kinds_of_backbone(tiny_siglip: Backbone, tiny_hf: Backbone, tiny_eva: Backbone) -> None:
+def test_other_kinds_of_backbone(
+    tiny_siglip: Backbone, tiny_hf: Backbone, tiny_eva: Backbone
+) -> None:
     for backbone in (tiny_siglip, tiny_hf):
         found = trace(fitted_by("rmadapter", backbone), pixels_of(backbone, meaningless(2)))
         assert CANDIDATES["attention x gradient"](found, torch.tensor([0, 1])).std() > 0
@@ -71,7 +86,10 @@ def test_rollout_by_hand() -> None:
     first, top = torch.rand(1, 3, 5, 5), torch.rand(1, 3, 1, 5)
     eye = torch.eye(5)
     rows = (top.mean(1)[0, 0] / 2 + eye[0] / 2) @ (first.mean(1)[0] / 2 + eye / 2)
-    assert_same_float32(CANDIDATES["attention rollout"](hand([first, top]), torch.tensor([0]))[0].flatten(), rows[1:])
+    assert_same_float32(
+        CANDIDATES["attention rollout"](hand([first, top]), torch.tensor([0]))[0].flatten(),
+        rows[1:],
+    )
 
 
 def test_appended_tokens_are_no_patches() -> None:
@@ -83,12 +101,18 @@ def test_appended_tokens_are_no_patches() -> None:
 
 def test_relevance_by_hand() -> None:
     torch.manual_seed(0)
-    layers = [torch.rand(1, 2, 5, 5, requires_grad=True), torch.rand(1, 2, 1, 5, requires_grad=True)]
+    layers = [
+        torch.rand(1, 2, 5, 5, requires_grad=True),
+        torch.rand(1, 2, 1, 5, requires_grad=True),
+    ]
     slopes = [torch.randn_like(layer) for layer in layers]
     wanted = sum((layer * slope).sum() for layer, slope in zip(layers, slopes, strict=True))
     assert isinstance(wanted, Tensor)
     logits = torch.stack([torch.zeros(()), wanted])[None]
-    first, top = ((layer * slope).clamp(min=0).mean(1)[0].detach() for layer, slope in zip(layers, slopes, strict=True))
+    first, top = (
+        (layer * slope).clamp(min=0).mean(1)[0].detach()
+        for layer, slope in zip(layers, slopes, strict=True)
+    )
     eye = torch.eye(5)
     rows = (eye[0] + top[0]) @ (eye + first)
     found = CANDIDATES["attention x gradient"](hand(layers, logits=logits), torch.tensor([1]))
@@ -99,7 +123,10 @@ def test_relevance_by_hand() -> None:
 def test_grad_cam_by_hand(appended: int) -> None:
     """Also where a method appends tokens of its own, which are no patches."""
     torch.manual_seed(0)
-    tokens, slope = torch.randn(1, 5 + appended, 3, requires_grad=True), torch.randn(1, 5 + appended, 3)
+    tokens, slope = (
+        torch.randn(1, 5 + appended, 3, requires_grad=True),
+        torch.randn(1, 5 + appended, 3),
+    )
     found = hand([], tokens, (tokens * slope).sum()[None, None])
     patches, slopes = tokens[0, 1:5].detach(), slope[0, 1:5]
     drawn = CANDIDATES["Grad-CAM"](found, torch.tensor([0]))[0].flatten()

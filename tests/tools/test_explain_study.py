@@ -1,4 +1,5 @@
-"""tools/explain_study.py: its curves by hand, that it goes on where it was, and what follows from its lines."""
+"""tools/explain_study.py: its curves by hand, that it goes on where it was, and what follows from
+its lines."""
 
 from __future__ import annotations
 

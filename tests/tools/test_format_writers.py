@@ -1,4 +1,5 @@
-"""tools/format_writers.py: what it writes is read again as what it was, splits too where the format has them."""
+"""tools/format_writers.py: what it writes is read again as what it was, splits too where the format
+has them."""
 
 from __future__ import annotations
 
@@ -21,7 +22,12 @@ ONE_SET = (  # where one file, or one object, is one set
     "COCO", "COCO, --crops", "Label Studio, JSON", "Label Studio, JSON-MIN", "FiftyOneImageClassificationDataset",
     "torchvision's ImageFolder", "PIL images in pairs", "arrays",
 )  # fmt: skip
-NAMES = [f"{split}/{c}/{c}_{split}{i}.png" for split in ("train", "test") for c in ("cat", "owl", "dog") for i in "12"]
+NAMES = [
+    f"{split}/{c}/{c}_{split}{i}.png"
+    for split in ("train", "test")
+    for c in ("cat", "owl", "dog")
+    for i in "12"
+]
 
 
 @pytest.fixture

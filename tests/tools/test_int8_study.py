@@ -41,9 +41,16 @@ def test_every_way_is_asked_about_test_images(
     answers = model.probabilities(pixels).argmax(-1)
     rows = compare(model, tmp_path, pixels[:4], pixels, [int(place) for place in answers])
     other = [OTHER] * bool(importlib.util.find_spec("nncf"))
-    assert [row["way"] for row in rows] == [FP32, int8.PLAIN.name, *(way.name for way in int8.WAYS), *other]
+    assert [row["way"] for row in rows] == [
+        FP32,
+        int8.PLAIN.name,
+        *(way.name for way in int8.WAYS),
+        *other,
+    ]
     assert (rows[0]["accuracy"], rows[0]["same"], rows[0]["difference"]) == (100, 100, 0)
-    assert all(row["accuracy"] == pytest.approx(row["same"], abs=0.01) for row in rows)  # labels are fp32's answers
+    assert all(
+        row["accuracy"] == pytest.approx(row["same"], abs=0.01) for row in rows
+    )  # labels are fp32's answers
     assert [row["chosen"] for row in rows].count(True) == 1
     assert not rows[0]["chosen"]
     assert not rows[1]["chosen"]
@@ -61,13 +68,20 @@ def test_the_table_has_a_line_of_each_set_and_the_means() -> None:
             "chosen": chosen,
         }
 
-    first = {"data": "a", "images": 10, "rows": [row(FP32, 50, 10), row("smooth", 49, 30, True), row("blocks", 50, 20)]}
+    first = {
+        "data": "a",
+        "images": 10,
+        "rows": [row(FP32, 50, 10), row("smooth", 49, 30, True), row("blocks", 50, 20)],
+    }
     second = {
         "data": "b",
         "images": 10,
         "rows": [row(FP32, 60, 10), row("smooth", 57, 20), row("blocks", 61, 20, True)],
     }
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table([first, second]).splitlines()]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table([first, second]).splitlines()
+    ]
     found = {(line[0], line[2]): (line[5], line[9]) for line in lines[2:]}
     assert found == {
         ("a", "smooth"): ("-1.0", "3.00"),
@@ -84,7 +98,12 @@ def test_the_docs_have_the_table_of_the_lines() -> None:
     lines = [json.loads(line) for line in (docs / "results/int8.jsonl").read_text().splitlines()]
     page = (docs / "deploy.md").read_text(encoding="utf-8")
     assert table(lines) in page
-    taken = [(row["accuracy"], line["rows"][0]["accuracy"]) for line in lines for row in line["rows"] if row["chosen"]]
+    taken = [
+        (row["accuracy"], line["rows"][0]["accuracy"])
+        for line in lines
+        for row in line["rows"]
+        if row["chosen"]
+    ]
     lost = sum(plain - own for own, plain in taken) / len(taken)
     assert f"it is {lost:.1f} points lower" in page
     assert lost > 0

@@ -23,9 +23,16 @@ def test_lines_are_added_and_read_back(tmp_path: Path) -> None:
 
 def test_the_words_of_a_study(capsys: pytest.CaptureFixture[str]) -> None:
     found = parser("What\n  it is", ("a", "b")).parse_args(["--out", "x"])
-    assert (found.data, found.root, found.out, found.tables) == (["a", "b"], Path(), Path("x"), False)
+    assert (found.data, found.root, found.out, found.tables) == (
+        ["a", "b"],
+        Path(),
+        Path("x"),
+        False,
+    )
     assert found.seeds == [1, 2, 3]
-    found = parser("", ("a",)).parse_args(["c", "--root", "r", "--out", "x", "--tables", "--seeds", "4", "5"])
+    found = parser("", ("a",)).parse_args(
+        ["c", "--root", "r", "--out", "x", "--tables", "--seeds", "4", "5"]
+    )
     assert (found.data, found.root, found.tables, found.seeds) == (["c"], Path("r"), True, [4, 5])
     assert not hasattr(parser("", ("a",), seeds=False).parse_args(["--out", "x"]), "seeds")
     with pytest.raises(SystemExit):

@@ -1,4 +1,5 @@
-"""tools/odd_images.py: plain cases are found, it goes on where it was, and its table is that of its lines."""
+"""tools/odd_images.py: plain cases are found, it goes on where it was, and its table is that of its
+lines."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ __all__ = ["study"]  # a fixture
 
 def test_noise_that_is_blurred_is_found_and_as_it_is_not() -> None:
     rng = np.random.default_rng(0)
-    noise = tuple(Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)) for _ in range(40))
+    noise = tuple(
+        Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)) for _ in range(40)
+    )
     images = ImageSet(noise, (0,) * 40, ("a",))
     measured = oddities.measure(noise)
     assert odd_images.blurred(images, measured, 4, seed=1) == 1
@@ -36,7 +39,9 @@ def test_a_stranger_is_found_where_the_others_are_close_together() -> None:
     assert odd_images.strangers(close, np.arange(120), close[:1], seed=1) == 0
 
 
-def test_finished_lines_are_kept_and_the_table_is_their_mean(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_lines_are_kept_and_the_table_is_their_mean(
+    study: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
     study(odd_images, "--seeds", "1")
     lines = study(odd_images, "--seeds", "1", "2")
     assert [line["seed"] for line in lines] == [1, 2]

@@ -1,4 +1,5 @@
-"""tools/originals.py: the names that our tensors have in the authors' code, for encoders of any size."""
+"""tools/originals.py: the names that our tensors have in the authors' code, for encoders of any
+size."""
 
 from __future__ import annotations
 

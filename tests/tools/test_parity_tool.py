@@ -1,4 +1,5 @@
-"""tools/parity.py: a method beside a clone that agrees and beside some that do not; the table of docs/parity.md."""
+"""tools/parity.py: a method beside a clone that agrees and beside some that do not; the table of
+docs/parity.md."""
 
 from __future__ import annotations
 
@@ -36,7 +37,11 @@ def test_a_clone_that_agrees(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert found["mma"] == MEASURED
     coop = found["coop"]
     assert coop.keys() == MEASURED.keys()
-    assert (coop["repository"], coop["commit"], coop["trained"]) == ("KaiyangZhou/CoOp", "unknown", 4 * 64)
+    assert (coop["repository"], coop["commit"], coop["trained"]) == (
+        "KaiyangZhou/CoOp",
+        "unknown",
+        4 * 64,
+    )
     assert all(coop[key] < LIMIT for key in DIFFERENCES)
     assert coop["largest logit"] > 1
     assert "torch" in coop["versions"]
@@ -49,8 +54,17 @@ def test_a_clone_that_agrees(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     ("wrong", "seen"),
     [
         (('{name}."', '{name}"'), {"logits", "loss", "gradients"}),  # another prompt
-        (('F.cross_entropy(logits, batch["label"])', 'F.cross_entropy(logits, batch["label"]) + 0.01'), {"loss"}),
-        (("ctx.expand(count, -1, -1)", "(0.9 * ctx.detach() + 0.1 * ctx).expand(count, -1, -1)"), {"gradients"}),
+        (
+            (
+                'F.cross_entropy(logits, batch["label"])',
+                'F.cross_entropy(logits, batch["label"]) + 0.01',
+            ),
+            {"loss"},
+        ),
+        (
+            ("ctx.expand(count, -1, -1)", "(0.9 * ctx.detach() + 0.1 * ctx).expand(count, -1, -1)"),
+            {"gradients"},
+        ),
     ],
 )
 def test_a_clone_that_does_not(wrong: tuple[str, str], seen: set[str], tmp_path: Path) -> None:
@@ -89,7 +103,9 @@ def run_twostage(args, model, scale, dataset, train, val, test):
 """
 
 
-@pytest.mark.parametrize(("wrong", "code"), [(('"resblocks" in name', '"ln_2" in name'), 2), (("", ""), 0)])
+@pytest.mark.parametrize(
+    ("wrong", "code"), [(('"resblocks" in name', '"ln_2" in name'), 2), (("", ""), 0)]
+)
 def test_a_function_whose_second_stage_trains_more(
     wrong: tuple[str, str], code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,13 +124,19 @@ def test_an_encoder_of_another_depth() -> None:
     assert (parity.tiny_clip().text.depth, parity.tiny_clip(5).image.depth) == (3, 5)
 
 
-def test_what_cannot_be_compared_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_compared_is_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out.json"
     assert main(["mma", "--upstream", str(tmp_path), "--out", str(out)]) == 2
     assert capsys.readouterr().err.startswith(f"parity: {tmp_path}: no trainers/mmadapter.py there")
-    clone = write_clone(tmp_path / "clone", ('"prompt_learner" in name', '"prompt" in name or "scale" in name'))
+    clone = write_clone(
+        tmp_path / "clone", ('"prompt_learner" in name', '"prompt" in name or "scale" in name')
+    )
     assert main(["coop", "--upstream", str(clone), "--out", str(out)]) == 2
-    assert capsys.readouterr().err == f"parity: {clone}: not trained on both sides: clip.logit_scale\n"
+    assert (
+        capsys.readouterr().err == f"parity: {clone}: not trained on both sides: clip.logit_scale\n"
+    )
     assert not out.exists()
     for words in ([], ["coop"], ["--upstream", "."], ["nothing", "--upstream", "."]):
         with pytest.raises(SystemExit, match="2"):
@@ -124,17 +146,36 @@ def test_what_cannot_be_compared_is_a_sentence(tmp_path: Path, capsys: pytest.Ca
 def test_the_commit_is_the_clones_own(tmp_path: Path) -> None:
     if not shutil.which("git"):
         pytest.skip("no git here")
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    git = [
+        "git",
+        "-C",
+        str(tmp_path),
+        "-c",
+        "user.name=a",
+        "-c",
+        "user.email=a@b.c",
+        "-c",
+        "commit.gpgsign=false",
+    ]
     for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
         subprocess.run([*git, *words], check=True)
-    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    head = subprocess.run(
+        [*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True
+    ).stdout.strip()
     (tmp_path / "inside").mkdir()
-    assert (commit(tmp_path), commit(tmp_path / "inside"), commit(tmp_path / "nowhere")) == (head, "unknown", "unknown")
+    assert (commit(tmp_path), commit(tmp_path / "inside"), commit(tmp_path / "nowhere")) == (
+        head,
+        "unknown",
+        "unknown",
+    )
 
 
 def test_the_table_says_what_was_not_run(tmp_path: Path) -> None:
     lines = table({"coop": MEASURED}).splitlines()
-    assert lines[2] == "| `coop` | KaiyangZhou/CoOp at 0123456 | 2,048 | 3.1 | 1.5e-06 | 2.0e-07 | 3.0e-06 |"
+    assert (
+        lines[2]
+        == "| `coop` | KaiyangZhou/CoOp at 0123456 | 2,048 | 3.1 | 1.5e-06 | 2.0e-07 | 3.0e-06 |"
+    )
     assert [line.split(" | ")[:2] for line in lines[3:]] == [
         [f"| `{name}`", "not run"] for name in (*PEERS, *BY_HAND) if name != "coop"
     ]
@@ -163,7 +204,11 @@ def test_the_page_is_made_of_what_was_measured(tmp_path: Path) -> None:
 
 def test_where_we_differ_we_do() -> None:
     """Each setting of the last column exists, and is another one than ours."""
-    section = parity.PAGE.read_text(encoding="utf-8").split("## Where we differ: settings")[1].split("\n## ")[0]
+    section = (
+        parity.PAGE.read_text(encoding="utf-8")
+        .split("## Where we differ: settings")[1]
+        .split("\n## ")[0]
+    )
     found = re.findall(r"--set ([\w-]+)\.(\w+)=([\d.]+)", section)
     assert len(found) > 20
     for method, name, value in found:

@@ -1,4 +1,5 @@
-"""tools/plus.py: its pieces against models that were fitted with these settings, and that it goes on where it was."""
+"""tools/plus.py: its pieces against models that were fitted with these settings, and that it goes
+on where it was."""
 
 from __future__ import annotations
 
@@ -24,11 +25,25 @@ SMALL = {"first_block": 3, "rank": 4, "epochs": 20, "learning_rate": 0.03}
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     make = Request.make
-    monkeypatch.setattr(plus.Request, "make", lambda values, *rest, **more: make({**SMALL, **values}, *rest, **more))
+    monkeypatch.setattr(
+        plus.Request, "make", lambda values, *rest, **more: make({**SMALL, **values}, *rest, **more)
+    )
 
 
-def run(out: Path, colors: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    given = [colors.name, "--root", str(colors.parent), "--out", str(out), "--shots", "2", "--seeds", "1"]
+def run(
+    out: Path, colors: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> list[dict[str, Any]]:
+    given = [
+        colors.name,
+        "--root",
+        str(colors.parent),
+        "--out",
+        str(out),
+        "--shots",
+        "2",
+        "--seeds",
+        "1",
+    ]
     monkeypatch.setattr(sys, "argv", ["x", *given, "--backbone", backbone.name])
     plus.main()
     return [json.loads(line) for line in out.read_text().splitlines()]
@@ -52,8 +67,13 @@ def test_pieces_are_models_of_these_settings(
     for piece, (method, values) in others.items():
         wanted = Request.make({**common, **values}, method, data=colors.name)
         record = run_task(wanted.task, wanted.method, lab, wanted.name).record
-        assert line[piece] == {name: pytest.approx(record.metric(name), abs=1e-3) for name in ("base", "novel")}, piece
-    zero_shot = {name: pytest.approx(record.metric(name, zero_shot=True), abs=1e-3) for name in ("base", "novel")}
+        assert line[piece] == {
+            name: pytest.approx(record.metric(name), abs=1e-3) for name in ("base", "novel")
+        }, piece
+    zero_shot = {
+        name: pytest.approx(record.metric(name, zero_shot=True), abs=1e-3)
+        for name in ("base", "novel")
+    }
     assert line["zero-shot"] == zero_shot
     assert len({tuple(line[piece].values()) for piece in plus.PIECES}) > 3  # they do differ
 

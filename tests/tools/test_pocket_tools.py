@@ -46,7 +46,9 @@ def some_image(seed: int, size: int = 40) -> Image.Image:
 @pytest.mark.parametrize("style", restyle.STYLES)
 def test_every_style_changes_an_image_and_its_seed_decides_how(style: str) -> None:
     image = np.asarray(some_image(1, 112), np.float32)
-    one, same, other = (restyle.restyled(image, style, restyle.random.Random(seed)) for seed in (1, 1, 2))
+    one, same, other = (
+        restyle.restyled(image, style, restyle.random.Random(seed)) for seed in (1, 1, 2)
+    )
     np.testing.assert_array_equal(one, same)
     assert one.shape == image.shape
     assert np.abs(np.clip(one, 0, 255) - image).mean() > 1
@@ -57,7 +59,9 @@ def test_brush_takes_the_side_of_an_edge_that_a_pixel_is_on() -> None:
     image = np.zeros((32, 32, 3), np.float32)
     image[:, 16:] = 200
     brushed = restyle.brushed(image, 3)
-    np.testing.assert_allclose(brushed[8:24, 8:24], image[8:24, 8:24], atol=1e-3)  # a mean would blur it
+    np.testing.assert_allclose(
+        brushed[8:24, 8:24], image[8:24, 8:24], atol=1e-3
+    )  # a mean would blur it
 
 
 def test_an_icon_is_put_in_the_middle_of_a_square() -> None:
@@ -104,7 +108,8 @@ def test_states_of_texts_are_those_of_the_library(pocket: Backbone) -> None:
 
 
 def test_the_student_is_the_end_of_the_model(pocket: Backbone) -> None:
-    """From the frozen blocks on, its features are the model's, and what it stores is what is shipped."""
+    """From the frozen blocks on, its features are the model's, and what it stores is what is
+    shipped."""
     model: Any = pocket.model
     some, trunk = student.Student(pocket).eval(), model.visual.trunk
     images = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
@@ -119,7 +124,8 @@ def test_the_student_is_the_end_of_the_model(pocket: Backbone) -> None:
 
 
 def test_the_loss_is_what_its_terms_say(pocket: Backbone) -> None:
-    """Against loops over rows in float64: a photograph with teacher and truth, one with a teacher alone, a drawing."""
+    """Against loops over rows in float64: a photograph with teacher and truth, one with a teacher
+    alone, a drawing."""
     torch.manual_seed(0)
     some = student.Student(pocket)
     listed = [{"texts": [(0, 0.75), (1, 0.25)]}, {"texts": [(2, 1.0)]}]
@@ -127,24 +133,34 @@ def test_the_loss_is_what_its_terms_say(pocket: Backbone) -> None:
     features, classes = (F.normalize(torch.randn(n, 256), dim=-1) for n in (3, 1000))
     basis, logits = torch.randn(1000, 256), torch.randn(3, 1000)
     taught, drawing = torch.tensor([True, True, False]), torch.tensor([False, False, True])
-    targets = student.Targets(torch.tensor([0, 1, 0]), torch.tensor([7, -1, -1]), logits, taught, drawing)
-    terms = student.loss_terms(some, features, targets, every, classes, basis, torch.tensor([4, 3]), 2)
+    targets = student.Targets(
+        torch.tensor([0, 1, 0]), torch.tensor([7, -1, -1]), logits, taught, drawing
+    )
+    terms = student.loss_terms(
+        some, features, targets, every, classes, basis, torch.tensor([4, 3]), 2
+    )
 
     sums, scale = np.zeros(3), float(some.scale.detach())
     for row in range(3):
         f, own = features[row].double(), [{0: 0.75, 1: 0.25}, {2: 1.0}][int(targets.labels[row])]
-        direction = F.normalize(sum(w * every.features[2][t].double() for t, w in own.items()), dim=-1)
+        direction = F.normalize(
+            sum(w * every.features[2][t].double() for t, w in own.items()), dim=-1
+        )
         rivals = every.features[2].double()  # all five are candidates here
         near = (20 * rivals @ direction).softmax(0)
         target = torch.stack([0.7 * own.get(t, 0.0) + 0.3 * near[t] for t in range(5)])
-        sums[1] += (0.7, 0.7, 1.4)[row] * F.kl_div((scale * rivals @ f).log_softmax(0), target, reduction="sum").item()
+        sums[1] += (0.7, 0.7, 1.4)[row] * F.kl_div(
+            (scale * rivals @ f).log_softmax(0), target, reduction="sum"
+        ).item()
         if row < 2:
             one = F.one_hot(torch.tensor(7), 1000).double()
             soft, softer = (logits[row].double() / t for t in (1, 2))
             mix = [(one + s.softmax(0)) / 2 if row == 0 else s.softmax(0) for s in (soft, softer)]
             predicted = (scale * classes.double() @ f).log_softmax(0)
             sums[0] += F.kl_div(predicted, mix[0], reduction="sum").item()
-            direction = F.normalize(0.75 * F.normalize(mix[1] @ basis.double(), dim=-1) + 0.25 * direction, dim=-1)
+            direction = F.normalize(
+                0.75 * F.normalize(mix[1] @ basis.double(), dim=-1) + 0.25 * direction, dim=-1
+            )
         sums[2] += 1 - float(f @ direction)
     assert [term.item() for term in terms] == pytest.approx(sums / 3, rel=1e-3)
 
@@ -153,14 +169,23 @@ def test_rows_are_drawn_as_often_as_they_weigh() -> None:
     group, weight = np.array([3, 5, 7, 9]), np.array([1.0, 2.0, 1.0, 0.0])
     stream = rows.in_turn(group, weight, 2, np.random.default_rng(0))
     drawn = np.concatenate([next(stream) for _ in range(400)])
-    assert {row: round(float((drawn == row).mean()), 1) for row in group} == {3: 0.2, 5: 0.5, 7: 0.2, 9: 0.0}
+    assert {row: round(float((drawn == row).mean()), 1) for row in group} == {
+        3: 0.2,
+        5: 0.5,
+        7: 0.2,
+        9: 0.0,
+    }
 
 
 # Evaluation
 
 
 def test_accuracy_is_that_of_the_plain_model(
-    tiny_clip: Backbone, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tiny_clip: Backbone,
+    colors: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     (tmp_path / "sets").mkdir()
     (tmp_path / "sets/plain").symlink_to(colors)
@@ -177,14 +202,22 @@ def test_accuracy_is_that_of_the_plain_model(
     model: Any = tiny_clip.model
     for line in lines[:2]:
         sky = "night sky" if line["set"] == "plain" else "stars at night"
-        prompts = tiny_clip.tokenizer([f"a photo of a {name}." for name in ("blue", "green", sky, "red")])
+        prompts = tiny_clip.tokenizer(
+            [f"a photo of a {name}." for name in ("blue", "green", sky, "red")]
+        )
         files = sorted((colors / "test").rglob("*.png"))
-        images = torch.stack([tiny_clip.preprocess(Image.open(file).convert("RGB")) for file in files])
+        images = torch.stack(
+            [tiny_clip.preprocess(Image.open(file).convert("RGB")) for file in files]
+        )
         with torch.inference_mode():
             scores = model.encode_image(images) @ F.normalize(model.encode_text(prompts), dim=-1).T
         hits = scores.argmax(1) == torch.arange(4).repeat_interleave(4)
         assert line["accuracy"] == pytest.approx(100 * hits.float().mean().item())
-        assert (line["classes"], line["images"], line["backbone"]["digest"]) == (4, 16, tiny_clip.digest)
+        assert (line["classes"], line["images"], line["backbone"]["digest"]) == (
+            4,
+            16,
+            tiny_clip.digest,
+        )
         assert "torch" in line["versions"]
 
 

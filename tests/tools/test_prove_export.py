@@ -44,7 +44,9 @@ def test_a_fresh_environment(finished: Path, colors: Path, tmp_path: Path) -> No
     pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
     images, its = sorted(colors.glob("test/*/*.png")), its_backbone(finished)
     prove_export.rmadapter("export", finished, "--data", colors, "--out", tmp_path / "model", *its)
-    prove_export.rmadapter("predict", finished, *images, *its, "--no-zero-shot", "--out", tmp_path / "ours.csv")
+    prove_export.rmadapter(
+        "predict", finished, *images, *its, "--no-zero-shot", "--out", tmp_path / "ours.csv"
+    )
     try:
         python = fresh(tmp_path / "venv", tmp_path / "model/requirements.txt")
     except NoPip as error:

@@ -45,7 +45,14 @@ def test_a_page_beside_its_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         file = tmp_path / f"data/test/kind/{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (90, 120, 3), np.uint8)).save(file)
-    words = ["prove_page.py", str(tmp_path / "page"), str(tmp_path / "data"), "--large", "0", "--json"]
+    words = [
+        "prove_page.py",
+        str(tmp_path / "page"),
+        str(tmp_path / "data"),
+        "--large",
+        "0",
+        "--json",
+    ]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as ended:
         prove_page.main()

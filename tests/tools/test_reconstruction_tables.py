@@ -65,20 +65,38 @@ def test_only_seeds_that_both_have_are_compared() -> None:
 
 
 def test_a_dial_is_a_variant_of_its_own() -> None:
-    one = line("a", 1, "neither, dialled", 60, fields={"dials": [0.5]}, **{"base at 0.5": 50.0, "novel at 0.5": 50.0})
+    one = line(
+        "a",
+        1,
+        "neither, dialled",
+        60,
+        fields={"dials": [0.5]},
+        **{"base at 0.5": 50.0, "novel at 0.5": 50.0},
+    )
     found = tables.dialled([one])
-    assert [(each["variant"], each["base"], each["hm"]) for each in found[1:]] == [("alpha times 0.5", 50.0, 50.0)]
+    assert [(each["variant"], each["base"], each["hm"]) for each in found[1:]] == [
+        ("alpha times 0.5", 50.0, 50.0)
+    ]
 
 
 def test_effects_of_combined_factors_add_up() -> None:
-    """What a model of added effects puts in comes out, on each data set, though seven factors share eight trainings."""
+    """What a model of added effects puts in comes out, on each data set, though seven factors share
+    eight trainings."""
     lines = []
     for name, fields in reconstruction.combined():
         on = {factor for factor, value in tables.FACTORS.items() if fields.get(factor) == value}
-        hm = 50.01 + 2.0 * ("norm" in on) - 1.0 * ("epochs" in on) + 0.5 * bool(fields["lambda_text_con"])
+        hm = (
+            50.01
+            + 2.0 * ("norm" in on)
+            - 1.0 * ("epochs" in on)
+            + 0.5 * bool(fields["lambda_text_con"])
+        )
         if name.endswith("reconstruction"):
             hm += 3 + 4.0 * ("share" in on) - 6.0 * ("local" in on) + 5.0 * ("alpha" in on)
-        lines += [line(data, 1, name, 60.0, hm=hm + more, fields=fields) for data, more in (("a", 0), ("b", 20))]
+        lines += [
+            line(data, 1, name, 60.0, hm=hm + more, fields=fields)
+            for data, more in (("a", 0), ("b", 20))
+        ]
     rows = [row.strip("| ").split(" | ") for row in tables.combinations(lines).splitlines()]
     found = {row[0].removeprefix("effect of "): row[1:] for row in rows[-8:]}
     assert found["norm"] == ["+2.0", "+2.0", "+0.0"]
@@ -99,7 +117,9 @@ def test_backbones_stand_side_by_side() -> None:
         for variant, value in zip(tables.MAIN, each, strict=False)
         for data, more in (("rsscn7", 0), ("trashnet", 2))
     ]
-    _, _, first, other = tables.backbones([*lines, line("rsscn7", 1, "neither", 0, shots=4)]).splitlines()
+    _, _, first, other = tables.backbones(
+        [*lines, line("rsscn7", 1, "neither", 0, shots=4)]
+    ).splitlines()
     assert first.startswith("| pocket | 40.0 / 45.0 / ")
     assert "| 51.0 / 50.0 / 55.0 | +3.0 |" in first
     assert "| -10.0 |" in first
@@ -109,13 +129,22 @@ def test_backbones_stand_side_by_side() -> None:
 
 def test_the_page_gets_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, page = tmp_path / "lines.jsonl", tmp_path / "page.md"
-    lines = [line(data, seed, variant, 50) for data in ("a", "rsscn7") for seed in (1, 2) for variant in tables.MAIN]
+    lines = [
+        line(data, seed, variant, 50)
+        for data in ("a", "rsscn7")
+        for seed in (1, 2)
+        for variant in tables.MAIN
+    ]
     out.write_text("".join(json.dumps(each) + "\n" for each in lines))
     names = tables.tables(tables.read(out))
-    page.write_text("Top\n" + "".join(f"<!-- {name} -->\nold\n<!-- end -->\nText\n" for name in names))
+    page.write_text(
+        "Top\n" + "".join(f"<!-- {name} -->\nold\n<!-- end -->\nText\n" for name in names)
+    )
     monkeypatch.setattr(sys, "argv", ["x", str(out), "--page", str(page)])
     tables.main()
     text = page.read_text()
     assert "old" not in text
     assert text.count("Text\n") == len(names)
-    assert all(f"<!-- {name} -->\n\n{table}\n\n<!-- end -->" in text for name, table in names.items())
+    assert all(
+        f"<!-- {name} -->\n\n{table}\n\n<!-- end -->" in text for name, table in names.items()
+    )

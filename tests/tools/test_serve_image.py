@@ -1,4 +1,5 @@
-"""A browser puts an image into the form of a running server, and gets its answer without any script."""
+"""A browser puts an image into the form of a running server, and gets its answer without any
+script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""tools/smoke.py: commands that exist, images that can be read, a fault that is told; the real thing is a release."""
+"""tools/smoke.py: commands that exist, images that can be read, a fault that is told; the real
+thing is a release."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ def stand_in(tmp_path: Path, script: str) -> str:
 
 
 def test_it_ends_with_the_first_fault(tmp_path: Path) -> None:
-    python = stand_in(tmp_path, '[ "$3" = fit ] || exit 0; echo a; echo "rmadapter: no room" >&2; exit 2')
+    python = stand_in(
+        tmp_path, '[ "$3" = fit ] || exit 0; echo a; echo "rmadapter: no room" >&2; exit 2'
+    )
     found = [(step, fault) for step, _, fault in smoke.smoke(python, "pocket")]
     assert [step for step, _ in found] == ["--version", "--help", "doctor", "methods", "fit"]
     assert {fault for _, fault in found[:-1]} == {""}
@@ -54,7 +57,9 @@ def test_a_source_tree_is_no_installation(tmp_path: Path, script: str, fault: st
     assert bool(smoke.source_of(stand_in(tmp_path, script))) == bool(fault)
 
 
-def test_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     where = 'if [ "$1" = -c ]; then echo /env/rmadapter; echo /env; exit; fi'
     monkeypatch.chdir(tmp_path)  # it runs its commands elsewhere, and the path is relative
     for script, code in (("exit 0", 0), ("exit 3", 1)):

@@ -1,4 +1,5 @@
-"""tools/suggest.py: what it writes, that it goes on where it was, and what follows from its lines, by hand."""
+"""tools/suggest.py: what it writes, that it goes on where it was, and what follows from its lines,
+by hand."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ import suggest
 __all__ = ["study"]  # a fixture
 
 
-def line(data: str, rule: str, test: list[float], seed: int = 1, kind: str = "next") -> dict[str, Any]:
+def line(
+    data: str, rule: str, test: list[float], seed: int = 1, kind: str = "next"
+) -> dict[str, Any]:
     return {"data": data, "kind": kind, "rule": rule, "seed": seed, "test": test}
 
 
@@ -26,9 +29,15 @@ def test_how_far_a_rule_is_ahead_of_random() -> None:
     lines = [line("x", "random", [10, 20, 30]), line("x", "margin", [10, 24, 36])]
     lines += [line("x", "random", [5, 20, 20], 2), line("x", "margin", [5, 20, 22], 2)]
     lines += [line("y", "random", [0, 50, 50]), line("y", "margin", [0, 49, 50])]
-    assert suggest.ahead(lines, ["x", "y", "z"], "next", "margin") == [3, -0.5]  # (5 + 1) / 2; the start does not count
+    assert suggest.ahead(lines, ["x", "y", "z"], "next", "margin") == [
+        3,
+        -0.5,
+    ]  # (5 + 1) / 2; the start does not count
     assert suggest.ahead(lines, ["x"], "next", "random") == [0]
-    first = [line("x", "random", [10, 20], kind="first"), line("x", "coverage", [14, 20], kind="first")]
+    first = [
+        line("x", "random", [10, 20], kind="first"),
+        line("x", "coverage", [14, 20], kind="first"),
+    ]
     assert suggest.ahead(first, ["x"], "first", "coverage") == [2]
     assert suggest.told([1.0, 1.0]) == "+1.0 ± 0.0"
 
@@ -44,7 +53,10 @@ def test_a_rule_is_proven_where_it_beats_random_by_more_than_its_interval() -> N
     assert suggest.best(lines, "next") == "margin"
     assert suggest.proven(lines, "next", "margin")
     assert suggest.default(lines, "next") == "margin"
-    noisy = [x if x["data"] != suggest.REPORT[0] or x["rule"] != "margin" else {**x, "test": [0, 0]} for x in lines]
+    noisy = [
+        x if x["data"] != suggest.REPORT[0] or x["rule"] != "margin" else {**x, "test": [0, 0]}
+        for x in lines
+    ]
     assert suggest.best(noisy, "next") == "margin"
     assert not suggest.proven(noisy, "next", "margin")
     assert suggest.default(noisy, "next") == suggest.FALLBACK["next"] == "random"
@@ -64,16 +76,25 @@ def test_finished_lines_are_kept(
     monkeypatch.setattr(suggest, "ROUNDS", (1, 2))
     monkeypatch.setattr(suggest, "CHOOSE", (colors.name,))
     monkeypatch.setattr(suggest, "REPORT", (colors.name,))
-    monkeypatch.setattr(suggest, "KINDS", {"next": {n: suggest.NEXT[n] for n in ("margin", "random")}})
+    monkeypatch.setattr(
+        suggest, "KINDS", {"next": {n: suggest.NEXT[n] for n in ("margin", "random")}}
+    )
     study(suggest, "--seeds", "1")
     lines = study(suggest, "--seeds", "1", "2")
-    assert [(x["rule"], x["seed"]) for x in lines] == [("margin", 1), ("random", 1), ("margin", 2), ("random", 2)]
+    assert [(x["rule"], x["seed"]) for x in lines] == [
+        ("margin", 1),
+        ("random", 1),
+        ("margin", 2),
+        ("random", 2),
+    ]
     assert all(len(x["test"]) == 3 and 0 <= min(x["test"]) <= max(x["test"]) <= 100 for x in lines)
     assert lines[0]["test"][0] == lines[1]["test"][0]  # they start from the same images
     assert (lines[0]["pool"], lines[0]["classes_in_all"], lines[0]["test_images"]) == (24, 4, 16)
     capsys.readouterr()
     study(suggest, "--tables")
-    assert capsys.readouterr().out.startswith("| next: accuracy in % | at first | +1 a class | +2 a class |")
+    assert capsys.readouterr().out.startswith(
+        "| next: accuracy in % | at first | +1 a class | +2 a class |"
+    )
 
 
 def test_the_first_images_have_no_label_before(

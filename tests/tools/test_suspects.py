@@ -24,7 +24,9 @@ def test_as_many_labels_are_flipped_as_was_asked_for_and_where_to() -> None:
     found = suspects.flipped(labels, None, 10, 4, seed=1)
     wrong = found != labels
     assert wrong.sum() == 20
-    assert len({(a, b) for a, b in zip(labels[wrong], found[wrong], strict=True)}) > 6  # to any other class
+    assert (
+        len({(a, b) for a, b in zip(labels[wrong], found[wrong], strict=True)}) > 6
+    )  # to any other class
     assert (found == suspects.flipped(labels, None, 10, 4, seed=1)).all()
     assert (found != suspects.flipped(labels, None, 10, 4, seed=2)).any()
     target = np.array([1, 0, 3, 2])
@@ -41,9 +43,15 @@ def test_what_a_class_is_taken_for() -> None:
 def test_scores_by_hand() -> None:
     table, given = np.array([[0.9, 0.1, 0.0], [0.2, 0.7, 0.1]]), np.array([0, 0])
     assert suspects.self_confidence(table, given) == pytest.approx([0.1, 0.8])
-    assert suspects.margin(table, given) == pytest.approx([0.1, 0.75])  # (1 + best other - given) / 2
-    near = Near(np.array([[1, 2], [0, 2], [1, 0]]), np.array([[0.6, 0.2], [0.5, -0.5], [-np.inf, -np.inf]]))
-    assert suspects.votes(near, np.array([0, 1, 0]), 2) == pytest.approx(np.array([[0.25, 0.75], [1, 0], [0, 0]]))
+    assert suspects.margin(table, given) == pytest.approx(
+        [0.1, 0.75]
+    )  # (1 + best other - given) / 2
+    near = Near(
+        np.array([[1, 2], [0, 2], [1, 0]]), np.array([[0.6, 0.2], [0.5, -0.5], [-np.inf, -np.inf]])
+    )
+    assert suspects.votes(near, np.array([0, 1, 0]), 2) == pytest.approx(
+        np.array([[0.25, 0.75], [1, 0], [0, 0]])
+    )
     ranked = suspects.ranked(dict.fromkeys((*suspects.PROBES, "neighbours"), table), given)
     assert ranked["mean rank of probe 3 and neighbours, margin"].tolist() == [2, 4]
 
@@ -78,19 +86,32 @@ def test_finished_lines_are_kept(
     ]
     assert len(capsys.readouterr().out.splitlines()) == 8
     for line in lines:
-        assert (line["images"], line["left_out"], line["flips"]) == (24, 0, round(24 * line["share"] / 100))
+        assert (line["images"], line["left_out"], line["flips"]) == (
+            24,
+            0,
+            round(24 * line["share"] / 100),
+        )
         assert set(line["flags"]) >= set(suspects.PROBES)
         assert line["scores"]["probe 3, logit margin"][0] > line["scores"]["random"][0]
 
 
 def line(data: str, kind: str, share: int, a: float, b: float) -> dict[str, Any]:
     scores = {"random": [0.1, 0.1], "a": [a, 0.5], "b": [b, 0.25], "cleanlab, a": [1.0, 1.0]}
-    return {"data": data, "kind": kind, "share": share, "seed": 1, "scores": scores, "flags": {"a": [0.5, 0.25, 3]}}
+    return {
+        "data": data,
+        "kind": kind,
+        "share": share,
+        "seed": 1,
+        "scores": scores,
+        "flags": {"a": [0.5, 0.25, 3]},
+    }
 
 
 def test_the_rule_is_chosen_on_some_sets_and_reported_on_others() -> None:
     kinds = [(kind, share) for kind in suspects.KINDS for share in suspects.SHARES]
-    lines = [line("trashnet", *kind, 0.6, 0.4) for kind in kinds] + [line("dtd10", *kind, 0.2, 0.9) for kind in kinds]
+    lines = [line("trashnet", *kind, 0.6, 0.4) for kind in kinds] + [
+        line("dtd10", *kind, 0.2, 0.9) for kind in kinds
+    ]
     lines += [line("neu_steel", *kind, 0.4, 0.9) for kind in kinds]
     assert suspects.best(lines) == "a"
     mean, half = suspects.difference(lines, "a", "b")

@@ -78,15 +78,24 @@ def test_near_and_far_count_the_same_and_a_set_is_one_observation() -> None:
     for place, data in enumerate(unfamiliar.REPORT):  # differences of 0.01, 0.02 ... 0.05
         for line in lines:
             if line["data"] == data:
-                line["scores"]["s"] = [line["scores"][unfamiliar.BASELINE][0] + (place + 1) / 100, 0]
+                line["scores"]["s"] = [
+                    line["scores"][unfamiliar.BASELINE][0] + (place + 1) / 100,
+                    0,
+                ]
     middle, low, high, p = unfamiliar.difference(lines, "s", "far")
     half = 2.776445 * math.sqrt(0.00025 / 5)  # Student's t of 4 degrees of freedom
     assert (middle, low, high, p) == pytest.approx((0.03, 0.03 - half, 0.03 + half, 0.0625))
 
 
 def test_the_score_is_chosen_on_the_sets_for_that_among_what_any_method_has() -> None:
-    areas = {unfamiliar.BASELINE: (0.5, 0.5), "neighbour 1, frozen": (0.6, 0.9), "neighbour 1, adapted": (0.9, 0.9)}
-    lines = made(areas, unfamiliar.CHOOSE) + made(dict.fromkeys(areas, (0.1, 0.1)), unfamiliar.REPORT)
+    areas = {
+        unfamiliar.BASELINE: (0.5, 0.5),
+        "neighbour 1, frozen": (0.6, 0.9),
+        "neighbour 1, adapted": (0.9, 0.9),
+    }
+    lines = made(areas, unfamiliar.CHOOSE) + made(
+        dict.fromkeys(areas, (0.1, 0.1)), unfamiliar.REPORT
+    )
     assert unfamiliar.best(lines, areas) == "neighbour 1, adapted"
     assert unfamiliar.best(lines, filter(unfamiliar.usable, areas)) == "neighbour 1, frozen"
     usable = {
@@ -96,9 +105,14 @@ def test_the_score_is_chosen_on_the_sets_for_that_among_what_any_method_has() ->
     }  # fmt: skip
     assert {name: unfamiliar.usable(name) for name in usable} == usable
     assert (
-        unfamiliar.family("max-softmax, adapted + neighbour 16, frozen") == "max-softmax, adapted + neighbour, frozen"
+        unfamiliar.family("max-softmax, adapted + neighbour 16, frozen")
+        == "max-softmax, adapted + neighbour, frozen"
     )
-    assert unfamiliar.family("energy 0.1, adapted") == unfamiliar.family("energy, adapted") == "energy, adapted"
+    assert (
+        unfamiliar.family("energy 0.1, adapted")
+        == unfamiliar.family("energy, adapted")
+        == "energy, adapted"
+    )
 
 
 def test_the_halves_share_no_set_and_related_ones_are_no_pair() -> None:
@@ -107,7 +121,9 @@ def test_the_halves_share_no_set_and_related_ones_are_no_pair() -> None:
     assert unfamiliar.far_of("pacs/photo") == ["grocery", "dtd10", "sign_digits", "neu_steel"]
 
 
-def test_finished_lines_are_kept(tmp_path: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_lines_are_kept(
+    tmp_path: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("one", "two"):
         write_colors(tmp_path / name)
     settings = {"first_block": 3, "rank": 2, "epochs": 1, "device": "cpu"}
@@ -124,7 +140,12 @@ def test_finished_lines_are_kept(tmp_path: Path, tiny_clip: Backbone, monkeypatc
     unfamiliar.main()
     assert out.read_text().startswith(first)
     lines = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [(line["seed"], line["far"]) for line in lines] == [(1, ""), (1, "two"), (2, ""), (2, "two")]
+    assert [(line["seed"], line["far"]) for line in lines] == [
+        (1, ""),
+        (1, "two"),
+        (2, ""),
+        (2, "two"),
+    ]
     for line in lines:
         assert line["digest"] == tiny_clip.digest
         assert line["known"] == 8

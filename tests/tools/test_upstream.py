@@ -1,4 +1,5 @@
-"""tools/upstream.py with a repository that the test writes: what is imported from it, and what is left behind."""
+"""tools/upstream.py with a repository that the test writes: what is imported from it, and what is
+left behind."""
 
 from __future__ import annotations
 
@@ -106,7 +107,8 @@ class CoOp(TrainerX):
 
 
 def write_clone(folder: Path, wrong: tuple[str, str] = ("", "")) -> Path:
-    """CoOp, written plainly, where its authors have it. wrong: a piece of the text, and what stands there instead."""
+    """CoOp, written plainly, where its authors have it. wrong: a piece of the text, and what stands
+    there instead."""
     assert wrong[0] in COOP
     for name, text in (("clip", CLIP), ("trainers", COOP.replace(*wrong) if wrong[0] else COOP)):
         (folder / name).mkdir(parents=True)
@@ -121,12 +123,20 @@ def test_their_side_of_a_step(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     weights = backbone.model.state_dict()
     steps: list[int] = []
     more = (steps.append(i) for i in range(3))
-    found = theirs(PEERS["coop"], write_clone(tmp_path), weights, ("cat", "sea lion"), pixels, labels, more)
+    found = theirs(
+        PEERS["coop"], write_clone(tmp_path), weights, ("cat", "sea lion"), pixels, labels, more
+    )
     assert steps == [0, 1, 2]
     assert found.logits.shape == (2, 2)
-    assert found.loss == pytest.approx(float(nn.functional.cross_entropy(found.logits, labels)), abs=1e-4)
+    assert found.loss == pytest.approx(
+        float(nn.functional.cross_entropy(found.logits, labels)), abs=1e-4
+    )
     [(name, (context, gradient))] = found.tensors.items()
-    assert (name, context.shape, found.settings) == ("prompt_learner.ctx", (4, originals.WIDTHS[1]), {})
+    assert (name, context.shape, found.settings) == (
+        "prompt_learner.ctx",
+        (4, originals.WIDTHS[1]),
+        {},
+    )
     assert gradient.abs().max() > 0
     words = weights["token_embedding.weight"][backbone.tokenizer(["a photo of a"])[0, 1:5]]
     assert (context - words).std() == pytest.approx(upstream.NOISE, rel=0.1)
@@ -143,7 +153,8 @@ def test_a_clone_with_a_clip_of_another_name_and_more_sections(tmp_path: Path) -
     given = parity.tiny_clip().model.state_dict(), ("cat", "sea lion"), pixels, labels
     expected = theirs(PEERS["coop"], write_clone(tmp_path / "plain"), *given)
     clone = write_clone(
-        tmp_path / "other", ("from clip import clip", "from plotnine import *\nfrom clip_maple import clip")
+        tmp_path / "other",
+        ("from clip import clip", "from plotnine import *\nfrom clip_maple import clip"),
     )
     (clone / "clip").rename(clone / "clip_maple")
     more = {"TRAINER": {"OTHER": {"N_CTX": 2}}}
@@ -157,25 +168,45 @@ def test_it_runs_in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.Monk
     pixels, labels = torch.randn(2, 3, upstream.SIZE, upstream.SIZE), torch.tensor([1, 0])
     write_clone(tmp_path / "clone", ('print("built")', 'open("left.txt", "x").close()'))
     monkeypatch.chdir(tmp_path)
-    theirs(PEERS["coop"], Path("clone"), parity.tiny_clip().model.state_dict(), ("cat", "sea lion"), pixels, labels)
+    theirs(
+        PEERS["coop"],
+        Path("clone"),
+        parity.tiny_clip().model.state_dict(),
+        ("cat", "sea lion"),
+        pixels,
+        labels,
+    )
     assert Path.cwd() == tmp_path
     assert not [*tmp_path.rglob("left.txt")]
 
 
 def test_within_it_nothing_is_rounded_or_moved(tmp_path: Path) -> None:
     with imported(write_clone(tmp_path), "trainers.coop", {"a": torch.ones(1)}):
-        assert torch.ones(1).half().cuda().dtype == nn.Linear(1, 1).half().cuda().weight.dtype == torch.float32
-        assert torch.ones(1).to("cuda").device == nn.Linear(1, 1).to("cuda").weight.device == torch.device("cpu")
+        assert (
+            torch.ones(1).half().cuda().dtype
+            == nn.Linear(1, 1).half().cuda().weight.dtype
+            == torch.float32
+        )
+        assert (
+            torch.ones(1).to("cuda").device
+            == nn.Linear(1, 1).to("cuda").weight.device
+            == torch.device("cpu")
+        )
         assert torch.ones(1).to(torch.float64).dtype == torch.float64
         assert torch.load("anything").keys() == {"a"}
 
 
 def test_what_is_no_clone(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no trainers/coop.py there; give the folder of the authors' repository"):
+    with pytest.raises(
+        UserError, match=r"no trainers/coop.py there; give the folder of the authors' repository"
+    ):
         theirs(PEERS["coop"], tmp_path, {}, (), torch.empty(0), torch.empty(0))
     clone = write_clone(tmp_path, ("import torch\n", "import nothing_of_this_name\n"))
     with (
-        pytest.raises(UserError, match="No module named 'nothing_of_this_name'; install what the authors' code needs"),
+        pytest.raises(
+            UserError,
+            match="No module named 'nothing_of_this_name'; install what the authors' code needs",
+        ),
         imported(clone, "trainers.coop", {}),
     ):
         pass
@@ -206,14 +237,21 @@ def test_a_step_of_the_authors_own_dassl(tmp_path: Path) -> None:
     write_clone(tmp_path / "other" / "inner", ("self.model_backward_and_update(loss)", own))
     given = backbone.model.state_dict(), ("cat", "sea lion"), pixels, labels
     expected = theirs(peer, plain, *given)
-    other = replace(peer, folder="inner", engine="dassl/engine.py:own_backward", loss=lambda told: 2 * told["loss"])
+    other = replace(
+        peer,
+        folder="inner",
+        engine="dassl/engine.py:own_backward",
+        loss=lambda told: 2 * told["loss"],
+    )
     with pytest.raises(UserError, match=r"no own_backward in dassl/engine.py; give the folder"):
         theirs(other, tmp_path / "other", *given)
     (tmp_path / "other" / "dassl").mkdir()
     (tmp_path / "other" / "dassl" / "engine.py").write_text(ENGINE)
     found = theirs(other, tmp_path / "other", *given)
     assert found.loss == 2 * expected.loss
-    for one, same in zip(found.tensors["prompt_learner.ctx"], expected.tensors["prompt_learner.ctx"], strict=True):
+    for one, same in zip(
+        found.tensors["prompt_learner.ctx"], expected.tensors["prompt_learner.ctx"], strict=True
+    ):
         torch.testing.assert_close(one, same)
     assert not hasattr(upstream.Trainer, "own_backward")
 

@@ -1,4 +1,5 @@
-"""Architectures of open_clip: some of each kind load and adapt, and the page has what the tool finds of all."""
+"""Architectures of open_clip: some of each kind load and adapt, and the page has what the tool
+finds of all."""
 
 from __future__ import annotations
 
@@ -19,9 +20,7 @@ from what_loads import END, START, ask, rows
 
 PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
 ALL = "all"
-OPAQUE = (
-    "all but text-refiner, clip-lora, maple, dept, promptsrc, coprompt, hicropl, prompt-kd, mmrl, mmrl-plus-plus, lweib"
-)
+OPAQUE = "all but text-refiner, clip-lora, maple, dept, promptsrc, coprompt, hicropl, prompt-kd, mmrl, mmrl-plus-plus, lweib"
 SOME = {
     "ViT-B-16-quickgelu": ALL,
     "ViT-H-14-CLIPA": "all but text-refiner",
@@ -71,9 +70,15 @@ def test_the_page_is_what_the_tool_writes(monkeypatch: pytest.MonkeyPatch, tmp_p
     page.write_text(f"before {START} {END} after", "utf-8")
     monkeypatch.setattr("sys.argv", ["what_loads.py", "--page", str(page)])
     what_loads.main()
-    assert page.read_text("utf-8") == "before " + START + "\n" + "\n".join(table()) + "\n" + END + " after"
+    assert (
+        page.read_text("utf-8")
+        == "before " + START + "\n" + "\n".join(table()) + "\n" + END + " after"
+    )
 
 
 def test_architectures_that_have_all_in_common_share_a_row() -> None:
-    found = [what_loads.Found(name, "ViT", text, ALL) for name, text in (("a", "x"), ("b", "y"), ("c", "x"))]
+    found = [
+        what_loads.Found(name, "ViT", text, ALL)
+        for name, text in (("a", "x"), ("b", "y"), ("c", "x"))
+    ]
     assert [row.split("|")[4].strip() for row in list(rows(found))[2:]] == ["a, c", "b"]

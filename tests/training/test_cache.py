@@ -1,4 +1,5 @@
-"""Frozen activations of image sets, against the encoder's own on each batch: held in memory or a file, or live."""
+"""Frozen activations of image sets, against the encoder's own on each batch: held in memory or a
+file, or live."""
 
 from __future__ import annotations
 
@@ -32,7 +33,13 @@ NAMES = ("features", "x", "y")
 BACKBONES = ["tiny_clip", "tiny_siglip", "tiny_eva", "tiny_hf"]
 
 
-def of(backbone: Backbone, folder: Path | None = None, memory: float = 4.0, workers: int = 0, **given: Any) -> Cache:
+def of(
+    backbone: Backbone,
+    folder: Path | None = None,
+    memory: float = 4.0,
+    workers: int = 0,
+    **given: Any,
+) -> Cache:
     machine = Machine(device="cpu", cache_memory=memory, workers=workers)
     return Cache(backbone, machine, folder=folder, progress=False, **given)
 
@@ -54,7 +61,9 @@ def whole(source: Source, epoch: int = 0) -> States:
 @pytest.mark.parametrize("hold", [True, False])
 @pytest.mark.parametrize("first", [1, 4, None])
 @pytest.mark.parametrize("name", BACKBONES)
-def test_states_are_the_encoders_own(name: str, first: int | None, hold: bool, request: pytest.FixtureRequest) -> None:
+def test_states_are_the_encoders_own(
+    name: str, first: int | None, hold: bool, request: pytest.FixtureRequest
+) -> None:
     """Held and live are the same: no method can tell which of the two it reads."""
     backbone = request.getfixturevalue(name)
     source = of(backbone, hold=hold).source(IMAGES, first)
@@ -66,7 +75,9 @@ def test_states_are_the_encoders_own(name: str, first: int | None, hold: bool, r
     assert not batch.features.is_inference()  # a gradient may have to pass
     if first:
         with torch.no_grad():
-            assert_same_float32(backbone.image.encode(batch.x, batch.layout, first), expected.features)
+            assert_same_float32(
+                backbone.image.encode(batch.x, batch.layout, first), expected.features
+            )
 
 
 @pytest.mark.parametrize("first", [4, None])
@@ -78,18 +89,26 @@ def test_some_of_held_images_are_not_computed_again(
     expected = of(tiny_clip).source(some := IMAGES.subset(rows), first)
     other = ImageSet.from_lists([ARRAYS[0], 255 - ARRAYS[1]], ["a", "b"])
     fresh = of(tiny_clip).source(other, first).batch(torch.arange(2))
-    assert_same_states(cache.source(other, first).batch(torch.arange(2)), fresh)  # of which one is not held
+    assert_same_states(
+        cache.source(other, first).batch(torch.arange(2)), fresh
+    )  # of which one is not held
     monkeypatch.setattr(Cache, "_compute", lambda *given: pytest.fail("computed again"))
     found = cache.source(some, first)
     assert isinstance(found, Held)
     assert_same_states(found.batch(torch.arange(3)), expected.batch(torch.arange(3)))
-    assert cache.source(some.subset([1]), first).batch(torch.tensor([0])).features.shape[0] == 1  # of some, fewer
+    assert (
+        cache.source(some.subset([1]), first).batch(torch.tensor([0])).features.shape[0] == 1
+    )  # of some, fewer
 
 
-def test_for_an_expected_part_all_are_computed_at_once(tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_for_an_expected_part_all_are_computed_at_once(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache, computed = of(tiny_clip), []
     real = cache._compute
-    monkeypatch.setattr(cache, "_compute", lambda some, *how: computed.append(len(some)) or real(some, *how))
+    monkeypatch.setattr(
+        cache, "_compute", lambda some, *how: computed.append(len(some)) or real(some, *how)
+    )
     cache.expect_parts(IMAGES)
     for rows in ([5, 2], [0, 1, 3], [*range(7)]):
         found = cache.source(IMAGES.subset(rows), 2).batch(torch.arange(len(rows)))
@@ -111,10 +130,14 @@ def test_some_of_augmented_images_are_others(tiny_clip: Backbone) -> None:
 @pytest.mark.parametrize("name", BACKBONES)
 def test_an_adapter_makes_the_same_of_both(name: str, request: pytest.FixtureRequest) -> None:
     backbone = request.getfixturevalue(name)
-    method: Any = load_method("rmadapter", {"first_block": 3, "rank": 4, "init": "kaiming", "alpha": 1.0})
+    method: Any = load_method(
+        "rmadapter", {"first_block": 3, "rank": 4, "init": "kaiming", "alpha": 1.0}
+    )
     model = method.model(backbone)
     held, live = (of(backbone, hold=hold).source(IMAGES, 3) for hold in (True, False))
-    assert_same_float32(*(model.features("image", whole(source))[0].detach() for source in (held, live)))
+    assert_same_float32(
+        *(model.features("image", whole(source))[0].detach() for source in (held, live))
+    )
 
 
 @pytest.mark.parametrize("tokens_first", [False, True])
@@ -128,11 +151,15 @@ def test_features_alone_come_with_the_tokens(tiny_clip: Backbone, tokens_first: 
     assert isinstance(found, Held)
     assert_same_float32(found.features, tiny_clip.image.frozen(pixels(tiny_clip)).features)
     assert found.x.numel() == found.y.numel() == 0
-    assert found.features._base is None or not tokens_first  # not a view that keeps the tokens' memory
+    assert (
+        found.features._base is None or not tokens_first
+    )  # not a view that keeps the tokens' memory
     assert torch.equal(cache.features(IMAGES)[0], found.features)
 
 
-def test_what_was_computed_is_kept_also_for_another_object_of_the_same_images(tiny_clip: Backbone) -> None:
+def test_what_was_computed_is_kept_also_for_another_object_of_the_same_images(
+    tiny_clip: Backbone,
+) -> None:
     cache = of(tiny_clip)
     first = cache.source(IMAGES, 3)
     assert cache.source(IMAGES.subset(range(7)), 3) is first
@@ -186,11 +213,18 @@ def test_a_stream_goes_through_all_images_in_order(
 ) -> None:
     expected = whole(of(tiny_clip).source(IMAGES, 2))
     monkeypatch.setattr("rmadapter.training.cache.BATCH", 4)
-    for cache in (of(tiny_clip), of(tiny_clip, memory=0), of(tiny_clip, tmp_path, 0), of(tiny_clip, hold=False)):
+    for cache in (
+        of(tiny_clip),
+        of(tiny_clip, memory=0),
+        of(tiny_clip, tmp_path, 0),
+        of(tiny_clip, hold=False),
+    ):
         parts = list(cache.stream(IMAGES, 2))
         assert [len(part.features) for part in parts] == [4, 3]
         for name in NAMES:
-            assert_same_float32(torch.cat([getattr(part, name) for part in parts]), getattr(expected, name))
+            assert_same_float32(
+                torch.cat([getattr(part, name) for part in parts]), getattr(expected, name)
+            )
 
 
 def test_an_interrupted_file_leaves_nothing(tiny_clip: Backbone, tmp_path: Path) -> None:
@@ -238,7 +272,12 @@ def test_a_file_is_named_by_everything_that_activations_depend_on(
         (tiny_clip, {}, IMAGES, 3),
         (tiny_clip, {}, IMAGES.subset(range(6)), 2),
         (tiny_siglip, {}, IMAGES, 2),
-        (replace(tiny_clip, preprocess=lambda image: tiny_clip.preprocess(image) / 2), {}, IMAGES, 2),
+        (
+            replace(tiny_clip, preprocess=lambda image: tiny_clip.preprocess(image) / 2),
+            {},
+            IMAGES,
+            2,
+        ),
         (tiny_clip, views, IMAGES, 2),
         (tiny_clip, {**views, "views": 3}, IMAGES, 2),
         (tiny_clip, {**views, "seed": 2}, IMAGES, 2),
@@ -247,13 +286,17 @@ def test_a_file_is_named_by_everything_that_activations_depend_on(
     for count, (backbone, given, images, first) in enumerate(asked, 1):
         of(backbone, tmp_path, 0, **given).source(images, first, augmented=True)
         assert len(list(tmp_path.iterdir())) == count
-    of(tiny_clip, tmp_path, 0, seed=7).source(IMAGES, 2, augmented=True)  # nothing is random without augmentation
+    of(tiny_clip, tmp_path, 0, seed=7).source(
+        IMAGES, 2, augmented=True
+    )  # nothing is random without augmentation
     assert len(list(tmp_path.iterdir())) == len(asked)
 
 
 @pytest.mark.parametrize("hold", [True, False])
 def test_views_are_augmented_images_in_turn(tiny_clip: Backbone, hold: bool) -> None:
-    source = of(tiny_clip, hold=hold, augmentation="standard", views=2, seed=5).source(IMAGES, 2, augmented=True)
+    source = of(tiny_clip, hold=hold, augmentation="standard", views=2, seed=5).source(
+        IMAGES, 2, augmented=True
+    )
     assert (len(source), source.views) == (7, 2)
     transform = TrainTransform(32, tiny_clip.mean, tiny_clip.std)
     for epoch, view in ((0, 0), (1, 1), (2, 0)):
@@ -268,12 +311,20 @@ def test_views_differ_from_each_other_and_repeat_themselves(tiny_clip: Backbone)
     features = cache.features(IMAGES, augmented=True)
     assert features.shape[:2] == (2, 7)
     assert not torch.allclose(features[0], features[1], atol=1e-3)
-    assert_same_float32(cache.features(IMAGES), of(tiny_clip).features(IMAGES))  # without `augmented` they are plain
+    assert_same_float32(
+        cache.features(IMAGES), of(tiny_clip).features(IMAGES)
+    )  # without `augmented` they are plain
     assert torch.equal(of(tiny_clip, **views).features(IMAGES, augmented=True), features)
-    assert_same_float32(of(tiny_clip, workers=2, **views).features(IMAGES, augmented=True), features)
-    assert not torch.allclose(of(tiny_clip, seed=2, **views).features(IMAGES, augmented=True), features)
+    assert_same_float32(
+        of(tiny_clip, workers=2, **views).features(IMAGES, augmented=True), features
+    )
+    assert not torch.allclose(
+        of(tiny_clip, seed=2, **views).features(IMAGES, augmented=True), features
+    )
     with_tokens = of(tiny_clip, **views).source(IMAGES, 3, augmented=True)
-    assert_same_float32(torch.stack([whole(with_tokens, view).features for view in (0, 1)]), features)
+    assert_same_float32(
+        torch.stack([whole(with_tokens, view).features for view in (0, 1)]), features
+    )
 
 
 def test_without_a_number_of_views_every_epoch_has_its_own(tiny_clip: Backbone) -> None:
@@ -287,8 +338,12 @@ def test_without_a_number_of_views_every_epoch_has_its_own(tiny_clip: Backbone) 
         cache.features(IMAGES, augmented=True)
 
 
-@pytest.mark.parametrize("given", [{}, {"augmentation": "standard"}, {"augmentation": "standard", "views": 2}], ids=str)
-def test_pixels_are_what_the_states_were_made_of(tiny_clip: Backbone, given: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "given", [{}, {"augmentation": "standard"}, {"augmentation": "standard", "views": 2}], ids=str
+)
+def test_pixels_are_what_the_states_were_made_of(
+    tiny_clip: Backbone, given: dict[str, Any]
+) -> None:
     """The reference forward pass reads them, the lean one the states."""
     shots = Shots(IMAGES, of(tiny_clip, **given), progress=False)
     rows = torch.tensor([6, 2])

@@ -77,7 +77,9 @@ def test_another_process_computes_what_is_new_alone(tiny_clip: Backbone, seen: l
     assert_same_float32(found.features, of(tiny_clip, 0).features(more)[0])
 
 
-def test_test_images_that_are_looked_at_once_are_found_the_next_time(tiny_clip: Backbone, seen: list[int]) -> None:
+def test_test_images_that_are_looked_at_once_are_found_the_next_time(
+    tiny_clip: Backbone, seen: list[int]
+) -> None:
     """As `fit` and `eval` look at them; without a cache on disk they are not held at all."""
     assert isinstance(of(tiny_clip, 0, hold=False).source(IMAGES, 3), Live)
     assert isinstance(of(tiny_clip, hold=False).source(IMAGES, 3), Held)
@@ -85,7 +87,9 @@ def test_test_images_that_are_looked_at_once_are_found_the_next_time(tiny_clip: 
     assert seen == [7]
 
 
-def test_nothing_is_kept_unless_asked_for(tiny_clip: Backbone, place: Path, seen: list[int]) -> None:
+def test_nothing_is_kept_unless_asked_for(
+    tiny_clip: Backbone, place: Path, seen: list[int]
+) -> None:
     for _ in range(2):
         held(of(tiny_clip, 0))
     assert seen == [7, 7]
@@ -118,7 +122,9 @@ def test_everything_that_activations_depend_on_tells_them_apart(
         again = held(of(backbone, **made), **wanted)
         assert len(seen) == before, wanted
         assert torch.equal(again.x, first.x)
-    other = replace(tiny_clip, preprocess=lambda image: tiny_clip.preprocess(image) / 2)  # which has no lasting name
+    other = replace(
+        tiny_clip, preprocess=lambda image: tiny_clip.preprocess(image) / 2
+    )  # which has no lasting name
     for _ in range(2):
         before = len(seen)
         held(of(other))
@@ -126,32 +132,65 @@ def test_everything_that_activations_depend_on_tells_them_apart(
 
 
 def test_a_bench_encodes_each_image_once_and_the_next_one_none(
-    colors: Path, tiny_clip: Backbone, tmp_path: Path, seen: list[int], monkeypatch: pytest.MonkeyPatch
+    colors: Path,
+    tiny_clip: Backbone,
+    tmp_path: Path,
+    seen: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever methods, seeds and alphas there are."""
     opened: list[object] = []
-    monkeypatch.setattr("rmadapter.data.transforms.load_image", lambda it: opened.append(it) or load_image(it))
+    monkeypatch.setattr(
+        "rmadapter.data.transforms.load_image", lambda it: opened.append(it) or load_image(it)
+    )
     common = configured(Task(), {"backbone": tiny_clip.name})
     machine = Machine(device="cpu", disk_cache=0.1)
 
     def bench(out: str, methods: list[str], **values: Any) -> list[Record]:
-        jobs = expand("few-shot", [colors.name], methods, [1, 2], [2], root=colors.parent, common=common)
-        quick = {"rmadapter": {"epochs": 1, "first_block": 3, "rank": 4, **values}} if "rmadapter" in methods else {}
-        return run_all(Plan(tuple(jobs), tmp_path / out, colors.parent, machine, quick), progress=False)
+        jobs = expand(
+            "few-shot", [colors.name], methods, [1, 2], [2], root=colors.parent, common=common
+        )
+        quick = (
+            {"rmadapter": {"epochs": 1, "first_block": 3, "rank": 4, **values}}
+            if "rmadapter" in methods
+            else {}
+        )
+        return run_all(
+            Plan(tuple(jobs), tmp_path / out, colors.parent, machine, quick), progress=False
+        )
 
     first = bench("one", ["rmadapter", "linear-probe", "tip-adapter"])
-    assert len(opened) == len({*opened}) == sum(seen) > 16  # the test images, and the shots of two seeds
+    assert (
+        len(opened) == len({*opened}) == sum(seen) > 16
+    )  # the test images, and the shots of two seeds
     again = bench("two", ["linear-probe", "rmadapter"], alpha=0.5)
     assert len(opened) == len({*opened})
-    probes = [[record.metrics for record in some if record.method.name == "linear-probe"] for some in (first, again)]
+    probes = [
+        [record.metrics for record in some if record.method.name == "linear-probe"]
+        for some in (first, again)
+    ]
     assert probes[0] == probes[1]
 
 
 def test_eval_finds_what_an_earlier_one_left_and_cache_shows_and_clears_it(
-    finished: Path, colors: Path, tiny_clip: Backbone, place: Path, seen: list[int], rmadapter: Command
+    finished: Path,
+    colors: Path,
+    tiny_clip: Backbone,
+    place: Path,
+    seen: list[int],
+    rmadapter: Command,
 ) -> None:
     for _ in range(2):
-        done = rmadapter("eval", finished, colors, "--backbone", tiny_clip.name, "--set", "disk_cache=0.1", "--json")
+        done = rmadapter(
+            "eval",
+            finished,
+            colors,
+            "--backbone",
+            tiny_clip.name,
+            "--set",
+            "disk_cache=0.1",
+            "--json",
+        )
         assert done.code == 0, done.err
         assert sum(seen) == 16
     shown = json.loads(rmadapter("cache", "--json").out)
@@ -163,7 +202,9 @@ def test_eval_finds_what_an_earlier_one_left_and_cache_shows_and_clears_it(
     assert shown["mb"] == pytest.approx(sum(one["mb"] for one in shown["contents"]))
     assert "tokens of block 3" in rmadapter("cache").out
     (place / "pocket").mkdir()
-    assert json.loads(rmadapter("cache", "--clear", "--json").out)["removed_mb"] == pytest.approx(shown["mb"])
+    assert json.loads(rmadapter("cache", "--clear", "--json").out)["removed_mb"] == pytest.approx(
+        shown["mb"]
+    )
     assert [path.name for path in place.iterdir()] == ["pocket"]
     assert rmadapter("cache").out == f"{place / 'activations'}: 0.0 MB\n"
 
@@ -171,5 +212,7 @@ def test_eval_finds_what_an_earlier_one_left_and_cache_shows_and_clears_it(
 def test_eval_refuses_a_setting_of_the_machine_that_only_training_has(
     finished: Path, colors: Path, tiny_clip: Backbone, rmadapter: Command
 ) -> None:
-    done = rmadapter("eval", finished, colors, "--backbone", tiny_clip.name, "--set", "compile=true")
+    done = rmadapter(
+        "eval", finished, colors, "--backbone", tiny_clip.name, "--set", "compile=true"
+    )
     assert (done.code, "compile" in done.err) == (2, True)

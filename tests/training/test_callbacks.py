@@ -1,4 +1,5 @@
-"""Who listens to a training is told of every step and epoch, once, also after a resume, and by one process alone."""
+"""Who listens to a training is told of every step and epoch, once, also after a resume, and by one
+process alone."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ SETTINGS: dict[str, Any] = {"first_block": 4, "rank": 2, "epochs": 3, "batch_siz
 def test_an_epochs_figures_are_the_means_of_its_steps() -> None:
     seen: list[Any] = []
     callback = Callback(on_epoch=lambda figures: seen.append(dict(figures)))
-    history = [{"step": n, "epoch": 1 + (n > 2), "loss": float(n), "lr": 0.1 * n} for n in range(1, 5)]
+    history = [
+        {"step": n, "epoch": 1 + (n > 2), "loss": float(n), "lr": 0.1 * n} for n in range(1, 5)
+    ]
     for count in range(1, 5):
         tell([callback], history[:count], 2)
     assert seen == [
@@ -33,7 +36,9 @@ def test_an_epochs_figures_are_the_means_of_its_steps() -> None:
 def test_every_step_is_told_once_and_as_it_is_recorded(tiny_clip: Backbone) -> None:
     steps: list[Any] = []
     epochs: list[Any] = []
-    shots = replace(shots_of(tiny_clip), callbacks=[Callback(steps.append, epochs.append), Callback()])
+    shots = replace(
+        shots_of(tiny_clip), callbacks=[Callback(steps.append, epochs.append), Callback()]
+    )
     trained = load_method("rmadapter", SETTINGS).fit(tiny_clip, shots).trained
     assert steps == trained.history
     assert [step["step"] for step in steps] == list(range(1, 10))
@@ -41,7 +46,9 @@ def test_every_step_is_told_once_and_as_it_is_recorded(tiny_clip: Backbone) -> N
     assert epochs[1]["loss"] == pytest.approx(sum(step["loss"] for step in steps[3:6]) / 3)
 
 
-def test_listening_changes_nothing_and_what_a_callback_raises_ends_the_training(tiny_clip: Backbone) -> None:
+def test_listening_changes_nothing_and_what_a_callback_raises_ends_the_training(
+    tiny_clip: Backbone,
+) -> None:
     method, shots = load_method("rmadapter", SETTINGS), shots_of(tiny_clip)
 
     def spoil(figures: Any) -> None:
@@ -58,7 +65,9 @@ def test_listening_changes_nothing_and_what_a_callback_raises_ends_the_training(
         method.fit(tiny_clip, replace(shots, callbacks=[Callback(stop)]))
 
 
-def test_after_a_resume_the_rest_is_told(tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_resume_the_rest_is_told(
+    tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("rmadapter.training.loop.SAVE_SECONDS", 0)
     seen: list[Any] = []
 
@@ -72,4 +81,6 @@ def test_after_a_resume_the_rest_is_told(tiny_clip: Backbone, tmp_path: Path, mo
         method.fit(tiny_clip, replace(shots, callbacks=[Callback(stop)]))
     done = method.fit(tiny_clip, replace(shots, callbacks=[Callback(seen.append, seen.append)]))
     assert [figures["step"] for figures in seen] == [5, 6, 6, 7, 8, 9, 9]
-    assert seen[2]["loss"] == pytest.approx(sum(step["loss"] for step in done.trained.history[3:6]) / 3)
+    assert seen[2]["loss"] == pytest.approx(
+        sum(step["loss"] for step in done.trained.history[3:6]) / 3
+    )

@@ -22,10 +22,14 @@ from tests.helpers.guests import Guest
 from tests.helpers.shots import noisy_colors, shots_of
 
 
-def test_shots_have_views_of_the_images_and_plain_features_of_the_rest(tiny_clip: Backbone, colors: Path) -> None:
+def test_shots_have_views_of_the_images_and_plain_features_of_the_rest(
+    tiny_clip: Backbone, colors: Path
+) -> None:
     splits = read_images(colors)
     few = few_shot({**splits, "val": splits["test"]}, 2, 1)
-    cache = Cache(tiny_clip, Machine(device="cpu"), augmentation="standard", views=2, progress=False)
+    cache = Cache(
+        tiny_clip, Machine(device="cpu"), augmentation="standard", views=2, progress=False
+    )
     shots = Shots(few.train, cache, ("a {}.", "the {}."), val=few.val, progress=False)
     assert shots.device == torch.device("cpu")
     assert shots.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
@@ -39,12 +43,17 @@ def test_shots_have_views_of_the_images_and_plain_features_of_the_rest(tiny_clip
     torch.testing.assert_close(tiny_clip.image.frozen(pixels, 3).x, batch.x)
 
 
-def test_images_are_decoded_and_encoded_once(tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By methods on features and on tokens; those on tokens run their own blocks, and not the frozen ones besides."""
+def test_images_are_decoded_and_encoded_once(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By methods on features and on tokens; those on tokens run their own blocks, and not the
+    frozen ones besides."""
     images, calls = noisy_colors(1), {"decode": 0, "low": 0, "high": 0}
     fitted: Any = [
         load_method("zero-shot").fit(tiny_clip, shots_of(tiny_clip, images)),
-        load_method("mmrl", {"first_block": 3, "epochs": 1}).fit(tiny_clip, shots_of(tiny_clip, images)),
+        load_method("mmrl", {"first_block": 3, "epochs": 1}).fit(
+            tiny_clip, shots_of(tiny_clip, images)
+        ),
     ]
     from rmadapter.data import transforms
 
@@ -69,7 +78,9 @@ def test_images_are_decoded_and_encoded_once(tiny_clip: Backbone, monkeypatch: p
 
 
 def test_answers_are_probabilities_without_gradient(tiny_clip: Backbone) -> None:
-    fitted = load_method("rmadapter", {"first_block": 3, "epochs": 1}).fit(tiny_clip, shots_of(tiny_clip))
+    fitted = load_method("rmadapter", {"first_block": 3, "epochs": 1}).fit(
+        tiny_clip, shots_of(tiny_clip)
+    )
     score = fitted.score()
     states = fitted.backbone.image.frozen(torch.zeros(2, 3, 32, 32), fitted.first)
     assert not score(states).requires_grad
@@ -88,7 +99,9 @@ def test_what_is_not_a_number_is_told(tiny_clip: Backbone) -> None:
 
 def test_columns_of_known_names() -> None:
     assert columns("probe", ("cat", "dog", "car"), ["car", "cat"]) == [2, 0]
-    with pytest.raises(NotApplicable, match="probe only knows the classes it was trained on, not 'tree'"):
+    with pytest.raises(
+        NotApplicable, match="probe only knows the classes it was trained on, not 'tree'"
+    ):
         columns("probe", ("cat", "dog"), ["cat", "tree"])
 
 
@@ -104,6 +117,8 @@ def test_unfamiliar_is_far_from_the_nearest_training_image(
         fitted.unfamiliar(torch.ones(1, 2))
     shown = fitted.fitted_to(torch.tensor([[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0]]))
     asked = torch.tensor([[5.0, 0.0], [0.8, 0.6], [0.0, -1.0]])
-    torch.testing.assert_close(shown.unfamiliar(asked), torch.tensor([0.0, 0.2, 1.0]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        shown.unfamiliar(asked), torch.tensor([0.0, 0.2, 1.0]), atol=1e-6, rtol=0
+    )
     monkeypatch.setattr("rmadapter.training.contract.MOST_EXAMPLES", 2)
     assert shown.fitted_to(torch.eye(5)).examples.tolist() == torch.eye(5)[[0, 3]].tolist()  # type: ignore[union-attr]

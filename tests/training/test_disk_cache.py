@@ -17,11 +17,17 @@ from rmadapter.training.disk_cache import TAG, Store
 
 NAME, OTHER = "0" * 16, "1" * 16
 KEYS = [letter * 64 for letter in "abcde"]
-ROWS: Mapping[str, Tensor] = {"x": torch.arange(60.0).reshape(5, 3, 4), "y": torch.randn(5, 2).bfloat16()}
+ROWS: Mapping[str, Tensor] = {
+    "x": torch.arange(60.0).reshape(5, 3, 4),
+    "y": torch.randn(5, 2).bfloat16(),
+}
 
 
 def blank(count: int = 5) -> dict[str, Tensor]:
-    return {name: torch.zeros(count, *tensor.shape[1:], dtype=tensor.dtype) for name, tensor in ROWS.items()}
+    return {
+        name: torch.zeros(count, *tensor.shape[1:], dtype=tensor.dtype)
+        for name, tensor in ROWS.items()
+    }
 
 
 def kept(folder: Path, limit: float = 1e6, rows: range = range(5), name: str = NAME) -> Store:
@@ -30,7 +36,9 @@ def kept(folder: Path, limit: float = 1e6, rows: range = range(5), name: str = N
     return store
 
 
-def test_rows_come_back_by_their_keys_from_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_come_back_by_their_keys_from_several_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "SHARD", 2 * (48 + 4))
     store = kept(tmp_path, rows=range(3))
     assert len(list(store.files())) == 2
@@ -50,7 +58,9 @@ def test_what_is_of_another_shape_or_format_is_not_taken(tmp_path: Path) -> None
     assert store.read(NAME, KEYS, blank()) == []
 
 
-def test_the_least_recently_used_leaves_and_what_alone_is_too_much_is_not_written(tmp_path: Path) -> None:
+def test_the_least_recently_used_leaves_and_what_alone_is_too_much_is_not_written(
+    tmp_path: Path,
+) -> None:
     size = sum(status.st_size for _, status in kept(tmp_path).files())
     store = kept(tmp_path, 2.5 * size, name=OTHER)
     for age, (file, _) in enumerate(sorted(store.files())):
@@ -116,7 +126,9 @@ def test_nobody_else_can_read_it(tmp_path: Path) -> None:
     assert kept(tmp_path).folder.stat().st_mode & 0o077 == 0
 
 
-def test_somebody_who_clears_up_meanwhile_ends_nobodys_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_somebody_who_clears_up_meanwhile_ends_nobodys_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store, write = kept(tmp_path), module._write
 
     def cleared(*given: Any) -> None:

@@ -1,4 +1,5 @@
-"""The training loop: recipes and steps by hand, one training however it is computed. Resume: test_train_resume.py"""
+"""The training loop: recipes and steps by hand, one training however it is computed. Resume:
+test_train_resume.py"""
 
 from __future__ import annotations
 
@@ -20,7 +21,14 @@ from rmadapter.training.loop import Batch, Recipe, minimise, order
 from tests.helpers.rounding import relative_errors
 from tests.helpers.shots import HEAVY, noisy_colors, shots_of
 
-SMALL = {"first_block": 2, "rank": 4, "batch_size": 4, "epochs": 3, "learning_rate": 0.01, "alpha": 1}
+SMALL = {
+    "first_block": 2,
+    "rank": 4,
+    "batch_size": 4,
+    "epochs": 3,
+    "learning_rate": 0.01,
+    "alpha": 1,
+}
 IMAGES = noisy_colors(4, size=40, names=("red", "blue"))
 
 
@@ -55,7 +63,9 @@ def test_rate_by_epochs_is_constant_then_dassls_cosine() -> None:
 
 @pytest.mark.parametrize("final", [0.0, 0.25])
 def test_rate_by_steps_is_a_linear_warm_up_and_a_cosine(final: float) -> None:
-    recipe = Recipe(learning_rate=1.0, epochs=10, schedule="step", warmup_epochs=1, final_rate=final)
+    recipe = Recipe(
+        learning_rate=1.0, epochs=10, schedule="step", warmup_epochs=1, final_rate=final
+    )
     rates = [recipe.rate(step, 10, 10) for step in range(101)]
     assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
     assert rates[10:] == pytest.approx(
@@ -81,7 +91,12 @@ def test_optimisers_are_torchs_with_the_recipes_numbers() -> None:
     for name, kind in {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}.items():
         made = Recipe(optimizer=name, betas=(0.5, 0.6), eps=1e-4, **numbers).make([weight])  # type: ignore[arg-type]
         assert type(made) is kind
-        assert [made.defaults[name] for name in ("lr", "betas", "eps", "weight_decay")] == [0.3, (0.5, 0.6), 1e-4, 0.1]
+        assert [made.defaults[name] for name in ("lr", "betas", "eps", "weight_decay")] == [
+            0.3,
+            (0.5, 0.6),
+            1e-4,
+            0.1,
+        ]
 
 
 # ---- steps ----
@@ -92,7 +107,10 @@ class Toy(nn.Module):
 
     def __init__(self, start: float = 2.0) -> None:
         super().__init__()
-        self.weight, self.frozen = nn.Parameter(torch.tensor([start])), nn.Parameter(torch.ones(1), False)
+        self.weight, self.frozen = (
+            nn.Parameter(torch.tensor([start])),
+            nn.Parameter(torch.ones(1), False),
+        )
 
 
 @pytest.fixture
@@ -102,7 +120,14 @@ def shots(tiny_clip: Backbone) -> Shots:
 
 
 def test_sgd_is_momentum_with_weight_decay_by_hand(shots: Shots) -> None:
-    recipe = Recipe(learning_rate=0.1, weight_decay=0.01, epochs=3, batch_size=4, warmup_epochs=1, warmup_rate=1e-3)
+    recipe = Recipe(
+        learning_rate=0.1,
+        weight_decay=0.01,
+        epochs=3,
+        batch_size=4,
+        warmup_epochs=1,
+        warmup_rate=1e-3,
+    )
     module, targets, seen = Toy(), torch.linspace(-1, 1, 10), []
 
     def loss(batch: Batch) -> Tensor:
@@ -124,7 +149,9 @@ def test_sgd_is_momentum_with_weight_decay_by_hand(shots: Shots) -> None:
     assert not module.training
     assert [record["loss"] for record in done.history] == pytest.approx(expected, rel=1e-5)
     assert [record["epoch"] for record in done.history] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
-    assert [record["lr"] for record in done.history] == [recipe.rate(step, 3, 3) for step in range(9)]
+    assert [record["lr"] for record in done.history] == [
+        recipe.rate(step, 3, 3) for step in range(9)
+    ]
     assert done.step == 9
     assert done.step_seconds is not None
     assert 0 < done.step_seconds <= done.seconds
@@ -137,15 +164,41 @@ def test_terms_and_the_end_of_an_epoch(shots: Shots) -> None:
         weight = module.weight.sum()
         return {"ce": weight * 2, "rest": weight * 1, "loss": weight * 3}
 
-    recipe = Recipe(optimizer="adamw", learning_rate=0.01, weight_decay=0.0, epochs=2, batch_size=10, warmup_epochs=0)
+    recipe = Recipe(
+        optimizer="adamw",
+        learning_rate=0.01,
+        weight_decay=0.0,
+        epochs=2,
+        batch_size=10,
+        warmup_epochs=0,
+    )
     source = shots.source()
-    done = minimise(module, loss, recipe, shots, source, lambda epoch: ends.append((epoch, module.weight.item())))
-    assert done.history[0] == {"step": 1, "epoch": 1, "ce": 2.0, "rest": 1.0, "loss": 3.0, "lr": 0.01}
+    done = minimise(
+        module,
+        loss,
+        recipe,
+        shots,
+        source,
+        lambda epoch: ends.append((epoch, module.weight.item())),
+    )
+    assert done.history[0] == {
+        "step": 1,
+        "epoch": 1,
+        "ce": 2.0,
+        "rest": 1.0,
+        "loss": 3.0,
+        "lr": 0.01,
+    }
     # Adam's first step is the learning rate, whatever the gradient.
-    assert ends == [(0, pytest.approx(0.99, abs=1e-6)), (1, pytest.approx(0.99 - recipe.rate(1, 1, 2), abs=1e-6))]
+    assert ends == [
+        (0, pytest.approx(0.99, abs=1e-6)),
+        (1, pytest.approx(0.99 - recipe.rate(1, 1, 2), abs=1e-6)),
+    ]
 
 
-def test_every_image_is_seen_once_an_epoch_in_an_order_of_seed_and_epoch_alone(shots: Shots) -> None:
+def test_every_image_is_seen_once_an_epoch_in_an_order_of_seed_and_epoch_alone(
+    shots: Shots,
+) -> None:
     def rows_of(seed: int) -> list[list[int]]:
         rows: dict[int, list[int]] = {0: [], 1: []}
         module = Toy()
@@ -173,7 +226,13 @@ def test_gradients_are_clipped(tiny_clip: Backbone) -> None:
     start = load_method("rmadapter", SMALL).model(tiny_clip).adapters.state_dict()  # type: ignore[attr-defined]
 
     def moved(clip: float) -> float:
-        fields = {"optimizer": "sgd", "momentum": 0, "weight_decay": 0, "batch_size": 8, "epochs": 1}
+        fields = {
+            "optimizer": "sgd",
+            "momentum": 0,
+            "weight_decay": 0,
+            "batch_size": 8,
+            "epochs": 1,
+        }
         end = fit(shots_of(tiny_clip, IMAGES), clip_gradient=clip, **fields, **HEAVY).tensors
         return math.sqrt(sum(float((end[k] - start[k]).square().sum()) for k in start))
 
@@ -184,7 +243,9 @@ def test_gradients_are_clipped(tiny_clip: Backbone) -> None:
 def test_a_loss_that_is_no_number_is_a_sentence(shots: Shots) -> None:
     module = Toy()
     with pytest.raises(UserError, match="the loss became nan in step 1: lower learning_rate"):
-        minimise(module, lambda batch: module.weight.sum() * math.nan, Recipe(), shots, shots.source())
+        minimise(
+            module, lambda batch: module.weight.sum() * math.nan, Recipe(), shots, shots.source()
+        )
     with pytest.raises(UserError, match="lower learning_rate"):
         fit(shots, learning_rate=1e30, epochs=20)
 
@@ -193,7 +254,9 @@ def test_a_loss_that_is_no_number_is_a_sentence(shots: Shots) -> None:
 
 
 def test_it_learns_the_colors(tiny_clip: Backbone) -> None:
-    history = fit(shots_of(tiny_clip, IMAGES), epochs=10, lambda_image_con=0, lambda_text_con=0).trained.history
+    history = fit(
+        shots_of(tiny_clip, IMAGES), epochs=10, lambda_image_con=0, lambda_text_con=0
+    ).trained.history
     assert history[-1]["ce"] < 0.1 < history[0]["ce"]
     assert history[-1]["image_rec"] < history[0]["image_rec"]
     assert (len(history), history[-1]["epoch"]) == (20, 10)
@@ -213,8 +276,12 @@ def test_it_learns_the_colors(tiny_clip: Backbone) -> None:
 def test_the_lean_loop_is_the_reference_loop(
     tiny_clip: Backbone, fields: dict[str, Any], given: dict[str, Any]
 ) -> None:
-    lean, plain = (fit(shots_of(tiny_clip, IMAGES, **given), forward=way, **fields) for way in ("lean", "reference"))
-    # Rounding makes 1e-6 of these few steps on any processor, bfloat16 (8 bits) 1e-2; another gradient makes 1e-1.
+    lean, plain = (
+        fit(shots_of(tiny_clip, IMAGES, **given), forward=way, **fields)
+        for way in ("lean", "reference")
+    )
+    # Rounding makes 1e-6 of these few steps on any processor, bfloat16 (8 bits) 1e-2; another
+    # gradient makes 1e-1.
     assert losses(lean) == pytest.approx(losses(plain), rel=5e-2 if "precision" in given else 1e-3)
 
 
@@ -233,7 +300,11 @@ def test_compiled_it_is_the_same_training(tiny_clip: Backbone) -> None:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(2))
     except Exception as error:  # no C++ compiler, a Python that dynamo does not know
         pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
-    few = {"first_block": 4, "batch_size": 8, "epochs": 2}  # two steps of one block: compiling takes its time
+    few = {
+        "first_block": 4,
+        "batch_size": 8,
+        "epochs": 2,
+    }  # two steps of one block: compiling takes its time
     plain, compiled = (fit(shots_of(tiny_clip, IMAGES, compile=on), **few) for on in (False, True))
     assert losses(compiled) == pytest.approx(losses(plain), rel=1e-4)
 
@@ -244,13 +315,20 @@ def test_held_and_live_activations_train_alike(tiny_clip: Backbone) -> None:
     assert losses(fit(live)) == pytest.approx(losses(fit(held)), rel=1e-4)
 
 
-def test_augmentation_is_fresh_in_every_epoch_or_as_many_views_as_are_kept(tiny_clip: Backbone) -> None:
+def test_augmentation_is_fresh_in_every_epoch_or_as_many_views_as_are_kept(
+    tiny_clip: Backbone,
+) -> None:
     """Three epochs with three views kept see what three fresh ones show; workers change nothing."""
 
     def augmented(**given: Any) -> Fitted:
         return fit(shots_of(tiny_clip, IMAGES, augmentation="standard", **given))
 
-    fresh, again, kept, one = augmented(), augmented(workers=2), augmented(views=3), augmented(views=1)
+    fresh, again, kept, one = (
+        augmented(),
+        augmented(workers=2),
+        augmented(views=3),
+        augmented(views=1),
+    )
     assert same(fresh, again)
     # Rounding makes 1e-6 of it; another view of the images makes 1e-3.
     assert losses(kept) == pytest.approx(losses(fresh), rel=1e-4)
@@ -273,22 +351,32 @@ def process(rank: int, folder: Path, name: str, trainings: list[dict[str, Any]])
     """One of two that train together."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    fitted = [fit(shots_of(load_backbone(name), IMAGES.subset(range(7))), **fields) for fields in trainings]
+    fitted = [
+        fit(shots_of(load_backbone(name), IMAGES.subset(range(7))), **fields)
+        for fields in trainings
+    ]
     if rank == 1:  # of the batch of one image it had none
         torch.save([(dict(one.tensors), losses(one)) for one in fitted], folder / "fitted.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.skipif(not dist.is_available(), reason="this torch was built without torch.distributed")
+@pytest.mark.skipif(
+    not dist.is_available(), reason="this torch was built without torch.distributed"
+)
 def test_two_processes_train_as_one_does(tiny_clip: Backbone, tmp_path: Path) -> None:
-    """Seven images in batches of three leave one image over, fewer than there are processes; a process that counted it
-    twice, or an average of the two processes' averages, would be off by 1e-2. (Adapters do not start from zero, where
-    the consistency loss has its kink, and rounding decides the sign of its gradient.)"""
+    """Seven images in batches of three leave one image over, fewer than there are processes; a
+    process that counted it twice, or an average of the two processes' averages, would be off by
+    1e-2. (Adapters do not start from zero, where the consistency loss has its kink, and rounding
+    decides the sign of its gradient.)"""
     every = {"batch_size": 3, "init": "kaiming"}
     trainings: list[dict[str, Any]] = [
         {**every, "optimizer": "sgd"},
         {**every, "optimizer": "sgd", "clip_gradient": 0.5},
-        {**every, "optimizer": "adamw", "eps": 1e-3},  # a smaller one divides gradients by themselves, noise and all
+        {
+            **every,
+            "optimizer": "adamw",
+            "eps": 1e-3,
+        },  # a smaller one divides gradients by themselves, noise and all
     ]
     torch.multiprocessing.spawn(process, (tmp_path, tiny_clip.name, trainings), nprocs=2)  # type: ignore[no-untyped-call]
     for fields, (tensors, found) in zip(trainings, torch.load(tmp_path / "fitted.pt"), strict=True):

@@ -1,4 +1,5 @@
-"""Exact resume: a training that was killed and started again ends with the weights of an undisturbed one."""
+"""Exact resume: a training that was killed and started again ends with the weights of an
+undisturbed one."""
 
 from __future__ import annotations
 
@@ -20,7 +21,14 @@ from rmadapter.training.contract import Fitted, Shots
 from rmadapter.training.loop import Batch, Recipe, Unfinished, minimise
 from tests.helpers.shots import noisy_colors, shots_of
 
-SMALL = {"first_block": 2, "rank": 4, "batch_size": 4, "epochs": 3, "learning_rate": 0.01, "alpha": 1}
+SMALL = {
+    "first_block": 2,
+    "rank": 4,
+    "batch_size": 4,
+    "epochs": 3,
+    "learning_rate": 0.01,
+    "alpha": 1,
+}
 IMAGES = noisy_colors(4, names=("red", "blue"))  # eight, two steps an epoch
 
 
@@ -36,8 +44,11 @@ class Killed(BaseException):
     """What SIGKILL leaves behind: nothing runs after it."""
 
 
-def killed_and_resumed(train: Callable[[Shots], Any], shots: Shots, folder: Path, survived: int) -> tuple[Any, Any]:
-    """What an undisturbed training gives, and one that was killed in step `survived`, counted from 0."""
+def killed_and_resumed(
+    train: Callable[[Shots], Any], shots: Shots, folder: Path, survived: int
+) -> tuple[Any, Any]:
+    """What an undisturbed training gives, and one that was killed in step `survived`, counted from
+    0."""
     whole, rate = train(shots), Recipe.rate
     shots = replace(shots, unfinished=Unfinished(folder / "training.safetensors", "k"))
 
@@ -67,11 +78,17 @@ def killed_and_resumed(train: Callable[[Shots], Any], shots: Shots, folder: Path
 )
 @pytest.mark.parametrize("survived", [3, 4])  # within an epoch, and at its end
 def test_a_killed_training_ends_with_the_same_weights(
-    tiny_clip: Backbone, tmp_path: Path, fields: dict[str, Any], given: dict[str, Any], survived: int
+    tiny_clip: Backbone,
+    tmp_path: Path,
+    fields: dict[str, Any],
+    given: dict[str, Any],
+    survived: int,
 ) -> None:
     """Bit for bit, whether it was killed at the end of an epoch of two steps or within it."""
     shots = shots_of(tiny_clip, IMAGES, **given)
-    whole, resumed = killed_and_resumed(lambda shots: fit(shots, **fields), shots, tmp_path, survived)
+    whole, resumed = killed_and_resumed(
+        lambda shots: fit(shots, **fields), shots, tmp_path, survived
+    )
     assert all(torch.equal(whole.tensors[name], resumed.tensors[name]) for name in whole.tensors)
     assert losses(whole) == losses(resumed)
     assert resumed.trained.step == 6
@@ -111,12 +128,18 @@ def test_what_a_loss_draws_and_an_average_go_on_where_they_were(
         module = Averaged()
 
         def loss(batch: Batch) -> Tensor:
-            return (draw(batch, module.weight) - module.average - batch.rows.float().mean()).square().mean()
+            return (
+                (draw(batch, module.weight) - module.average - batch.rows.float().mean())
+                .square()
+                .mean()
+            )
 
         done = minimise(module, loss, recipe, shots, shots.source(), module.keep)
         return module, [record["loss"] for record in done.history]
 
-    (whole, found), (resumed, again) = killed_and_resumed(train, shots_of(tiny_clip, IMAGES), tmp_path, survived)
+    (whole, found), (resumed, again) = killed_and_resumed(
+        train, shots_of(tiny_clip, IMAGES), tmp_path, survived
+    )
     assert found == again
     assert torch.equal(whole.weight, resumed.weight)
     assert torch.equal(whole.average, resumed.average)
@@ -135,5 +158,7 @@ def test_a_foreign_or_damaged_state_is_refused(
     assert path.read_bytes() == whole
     for damaged in (b"no safetensors", whole[: len(whole) // 2], b""):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"training.safetensors: not a readable training state .*; delete it"):
+        with pytest.raises(
+            UserError, match=r"training.safetensors: not a readable training state .*; delete it"
+        ):
             fit(replace(shots, unfinished=Unfinished(path, "mine")))

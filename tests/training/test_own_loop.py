@@ -1,4 +1,5 @@
-"""A training loop of one's own with AdaptedCLIP takes the same steps as ours; trackers are told what it does."""
+"""A training loop of one's own with AdaptedCLIP takes the same steps as ours; trackers are told
+what it does."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ def test_the_pages_loop_gives_our_losses(tiny_clip: Backbone) -> None:
         optimizer.zero_grad()
         terms["loss"].backward()
         optimizer.step()
-    assert ours[1]["loss"] != pytest.approx(ours[0]["loss"], rel=1e-3)  # a step that changes something
+    assert ours[1]["loss"] != pytest.approx(
+        ours[0]["loss"], rel=1e-3
+    )  # a step that changes something
 
 
 class FakeWriter:

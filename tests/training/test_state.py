@@ -14,13 +14,27 @@ from rmadapter.training.state import Trained, Unfinished, as_rows, as_table, key
 def test_a_training_begins_at_nothing_and_shares_no_history() -> None:
     one, other = Trained(), Trained()
     one.history.append({"loss": 1.0})
-    assert (other.step, other.seconds, other.history, other.step_seconds, other.weighed) == (0, 0.0, [], None, False)
+    assert (other.step, other.seconds, other.history, other.step_seconds, other.weighed) == (
+        0,
+        0.0,
+        [],
+        None,
+        False,
+    )
 
 
 def test_a_history_comes_back_from_numbers_alone() -> None:
-    history = [{"step": 1, "loss": 0.1, "ce": 1 / 3}, {"step": 2, "loss": 2.0}, {"loss": 1e-300, "ce": float("inf")}]
+    history = [
+        {"step": 1, "loss": 0.1, "ce": 1 / 3},
+        {"step": 2, "loss": 2.0},
+        {"loss": 1e-300, "ce": float("inf")},
+    ]
     names, table = as_table(history)
-    assert (names, table.shape, table.dtype) == ({"step": True, "loss": False, "ce": False}, (3, 3), torch.float64)
+    assert (names, table.shape, table.dtype) == (
+        {"step": True, "loss": False, "ce": False},
+        (3, 3),
+        torch.float64,
+    )
     assert str(as_rows(names, table)) == str(history)  # whole numbers stay whole
     assert as_rows(*as_table([])) == []
 

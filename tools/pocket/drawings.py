@@ -1,7 +1,7 @@
 """Step 4: draw emoji, line art, icons, clip art and stamps as pixels (minutes, 5 GB).
 
-Reads SOURCES/npm and, where they are there, Debian's folders openclipart/, tuxpaint/stamps/ and fonts/ in --debian.
-Needs `pip install resvg_py`. Writes the pools `drawings` and `unseen_emoji`.
+Reads SOURCES/npm and, where they are there, Debian's folders openclipart/, tuxpaint/stamps/ and
+fonts/ in --debian. Needs `pip install resvg_py`. Writes the pools `drawings` and `unseen_emoji`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,17 @@ NO_THINGS = re.compile(
     r"/(shapes|special|buttons|computer/icons|computer/buttons|flags|led|callouts|arrows|logos|roadsigns|decorations|"
     r"map_symbols|jigsaw)/"
 )
-NO_KINDS = {"unsorted", "special", "recreation", "signs and symbols"}  # folders that say nothing of what is in them
+NO_KINDS = {
+    "unsorted",
+    "special",
+    "recreation",
+    "signs and symbols",
+}  # folders that say nothing of what is in them
 
 
 class Piece(NamedTuple):
-    """What one drawing is made of. content: what `draw` takes, an SVG document, a file or a (font, character)."""
+    """What one drawing is made of. content: what `draw` takes, an SVG document, a file or a (font,
+    character)."""
 
     style: str
     key: list[Any]
@@ -44,13 +50,16 @@ class Piece(NamedTuple):
 
 
 def rasterise(svg: str) -> Image.Image | None:
-    """A square SVG document on white; None where resvg cannot read it, and for what is all but empty."""
+    """A square SVG document on white; None where resvg cannot read it, and for what is all but
+    empty."""
     try:
         import resvg_py
     except ModuleNotFoundError:
         raise UserError("drawing SVG files needs resvg_py; run: pip install resvg_py") from None
     try:
-        png = resvg_py.svg_to_bytes(svg_string=svg, width=DRAWN, background="white", skip_system_fonts=True)
+        png = resvg_py.svg_to_bytes(
+            svg_string=svg, width=DRAWN, background="white", skip_system_fonts=True
+        )
     except ValueError:
         return None
     image = load_image(Image.open(io.BytesIO(png)))
@@ -101,7 +110,9 @@ def clip_art(debian: Path, nouns: Container[str]) -> Iterator[Piece]:
         folders = file.relative_to(debian / "openclipart/png").parts[:-1]
         noun = noun_among(words_of(file.stem)[:4], nouns)
         if noun and not NO_THINGS.search(file.as_posix()):
-            kinds = [name for folder in folders if (name := folder.replace("_", " ")) not in NO_KINDS]
+            kinds = [
+                name for folder in folders if (name := folder.replace("_", " ")) not in NO_KINDS
+            ]
             yield from [Piece("clip", ["clip", [noun, *kinds[-1:]]], squared, file)] * 3
 
 
@@ -122,7 +133,9 @@ def symbols(debian: Path, sources: Path) -> Iterator[Piece]:
         for emoji in read(package("emojibase-data", sources) / "en/data.json"):
             character = emoji["emoji"].replace("\ufe0f", "")
             if len(character) == 1 and emoji.get("group") not in (COMPONENTS, FLAGS):
-                yield from [Piece("symbola:line", ["emoji", emoji["hexcode"]], glyph, (font, character))] * 2
+                yield from [
+                    Piece("symbola:line", ["emoji", emoji["hexcode"]], glyph, (font, character))
+                ] * 2
 
 
 def placed(image: Image.Image, seed: int) -> np.ndarray:
@@ -161,18 +174,26 @@ def pieces_of(sources: Path, debian: Path, nouns: Container[str]) -> list[Piece]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sources", type=Path, required=True, help="folder of step 1")
     parser.add_argument("--work", type=Path, required=True, help="folder of step 3")
-    parser.add_argument("--debian", type=Path, default=Path("/usr/share"), help="default %(default)s")
+    parser.add_argument(
+        "--debian", type=Path, default=Path("/usr/share"), help="default %(default)s"
+    )
     arguments = parser.parse_args()
     pieces = pieces_of(arguments.sources, arguments.debian, read(arguments.work / "nouns.json"))
     with ProcessPoolExecutor() as executor:
         drawn = list(executor.map(made, pieces, range(len(pieces)), chunksize=64))
     good = [(image, piece) for image, piece in zip(drawn, pieces, strict=True) if image is not None]
     for pool, unseen in (("drawings", False), (HELD_OUT, True)):
-        rows = [(image, piece.key) for image, piece in good if piece.style.startswith(UNSEEN) == unseen]
-        save_pool(arguments.work, pool, np.stack([image for image, _ in rows]), [key for _, key in rows])
+        rows = [
+            (image, piece.key) for image, piece in good if piece.style.startswith(UNSEEN) == unseen
+        ]
+        save_pool(
+            arguments.work, pool, np.stack([image for image, _ in rows]), [key for _, key in rows]
+        )
 
 
 if __name__ == "__main__":

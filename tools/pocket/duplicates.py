@@ -1,9 +1,10 @@
 """Step 7: rows that look like an evaluation image, so that training leaves them out (minutes).
 
-Every image below DATA/SET/ (train and test; whole and its central square) and, with the extra `demo`, every pictogram
-of OpenMoji is compared, mirrored too, by 64 bits of brightness differences. Writes WORK/near.json: for each pool the
-rows within 4 bits of one, and by which set. Simple drawings and smooth images share these bits by chance, so most of
-what is left out is no copy; random crops of an image are not found.
+Every image below DATA/SET/ (train and test; whole and its central square) and, with the extra
+`demo`, every pictogram of OpenMoji is compared, mirrored too, by 64 bits of brightness differences.
+Writes WORK/near.json: for each pool the rows within 4 bits of one, and by which set. Simple
+drawings and smooth images share these bits by chance, so most of what is left out is no copy;
+random crops of an image are not found.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ def signs(image: Image.Image) -> np.ndarray:
 def near(rows: np.ndarray, others: np.ndarray, chunk: int = 2048) -> np.ndarray:
     """[N] bool: which rows [N, 64] differ from any of the others [M, 64] in at most 4 bits."""
     least = BITS - 2 * NEAR  # a product of signs loses two for each bit that differs
-    parts = [(rows[start : start + chunk] @ others.T >= least).any(1) for start in range(0, len(rows), chunk)]
+    parts = [
+        (rows[start : start + chunk] @ others.T >= least).any(1)
+        for start in range(0, len(rows), chunk)
+    ]
     return np.concatenate(parts) if parts else np.zeros(0, bool)
 
 
@@ -54,11 +58,20 @@ def photographs_below(folder: Path) -> Iterator[Image.Image]:
 
 def evaluation_sets(data: Path, left_out: list[str]) -> dict[str, np.ndarray]:
     """Set -> signs of all its images, [M, 64]."""
-    folders = [folder for folder in sorted(data.iterdir()) if folder.is_dir() and folder.name not in left_out]
+    folders = [
+        folder
+        for folder in sorted(data.iterdir())
+        if folder.is_dir() and folder.name not in left_out
+    ]
     found = {folder.name: list(with_mirrored(photographs_below(folder))) for folder in folders}
     try:
         styles = [load_openmoji(style=style) for style in get_args(Style)]
-        pictograms = (load_image(image) for splits in styles for images in splits.values() for image in images.images)
+        pictograms = (
+            load_image(image)
+            for splits in styles
+            for images in splits.values()
+            for image in images.images
+        )
         found["openmoji"] = list(with_mirrored(pictograms))
     except UserError as error:
         print(f"OpenMoji is NOT compared: {error}")
@@ -66,10 +79,15 @@ def evaluation_sets(data: Path, left_out: list[str]) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder of the evaluation sets")
     parser.add_argument(
-        "--leave-out", nargs="*", default=["alignment"], help="folders in it that are no evaluation sets"
+        "--leave-out",
+        nargs="*",
+        default=["alignment"],
+        help="folders in it that are no evaluation sets",
     )
     parser.add_argument("--work", type=Path, required=True, help="folder of steps 2 to 4")
     arguments = parser.parse_args()
@@ -77,10 +95,15 @@ def main() -> None:
     print({name: len(rows) for name, rows in sets.items()}, flush=True)
     found: dict[str, Any] = {}
     for pool in COMPARED:
-        rows = np.stack([signs(Image.fromarray(image)) for image in images_of(arguments.work, pool)])
+        rows = np.stack(
+            [signs(Image.fromarray(image)) for image in images_of(arguments.work, pool)]
+        )
         by_set = {name: near(rows, others) for name, others in sets.items()}
         every = np.flatnonzero(np.any(list(by_set.values()), axis=0)).tolist()
-        found[pool] = {"rows": every, "sets": {name: int(hits.sum()) for name, hits in by_set.items() if hits.any()}}
+        found[pool] = {
+            "rows": every,
+            "sets": {name: int(hits.sum()) for name, hits in by_set.items() if hits.any()},
+        }
         print(f"{pool}: {len(every)} of {len(rows)} {found[pool]['sets']}", flush=True)
     write(arguments.work / "near.json", found)
 

@@ -20,8 +20,8 @@ SYMBOL_WEIGHT = 0.3
 class Labels:
     """Everything that labels are made of.
 
-    wnid: a WordNet id of ImageNet. word: a noun. clip: a noun and kinds, of clip art. caption: sentences.
-    emoji: code points in hex.
+    wnid: a WordNet id of ImageNet. word: a noun. clip: a noun and kinds, of clip art. caption:
+    sentences. emoji: code points in hex.
     """
 
     def __init__(self, sources: Path, nouns: dict[str, Any], classnames: dict[str, str]) -> None:
@@ -31,7 +31,9 @@ class Labels:
         emoji = read(package("emojibase-data", sources) / "en/data.json")
         self.emoji = {row["hexcode"]: row for row in emoji}
         keywords = read(package("emojilib", sources) / "dist/emoji-en-US.json")
-        self.keywords = {character.replace("\ufe0f", ""): words for character, words in keywords.items()}
+        self.keywords = {
+            character.replace("\ufe0f", ""): words for character, words in keywords.items()
+        }
 
     def of(self, key: list[Any]) -> Weighted | None:
         """None for a key that nothing is known of."""
@@ -40,9 +42,13 @@ class Labels:
             return self._of_wnid(value)
         if kind == "word":
             synonyms = self.nouns.get(value, {}).get("synonyms", [])
-            return normalised([(value, 0.7), *((word, 0.07) for word in synonyms), *self._kinds(value)])
+            return normalised(
+                [(value, 0.7), *((word, 0.07) for word in synonyms), *self._kinds(value)]
+            )
         if kind == "clip":
-            return normalised([(value[0], 0.7), *((word, 0.15) for word in value[1:]), *self._kinds(value[0])])
+            return normalised(
+                [(value[0], 0.7), *((word, 0.15) for word in value[1:]), *self._kinds(value[0])]
+            )
         if kind == "caption":
             return normalised((sentence.strip().rstrip("."), 1.0) for sentence in value)
         return self._of_emoji(value)
@@ -58,7 +64,10 @@ class Labels:
 
     def synonyms(self, wnid: str) -> list[str]:
         """WordNet's words for one of the 1000 classes."""
-        return [word.strip() for word in self.imagenet.index_to_description(self.places[wnid]).split(",")]
+        return [
+            word.strip()
+            for word in self.imagenet.index_to_description(self.places[wnid]).split(",")
+        ]
 
     def definition(self, wnid: str) -> str:
         detailed = self.imagenet.index_to_description(self.places[wnid], detailed=True)
@@ -69,7 +78,9 @@ class Labels:
             return None
         name, words = self.classnames[wnid], self.synonyms(wnid)[:3]
         kinds = next((found for word in (name, *words) if (found := self._kinds(word.lower()))), [])
-        return normalised([(name, 0.65), *((w, 0.1) for w in words if w.lower() != name.lower()), *kinds])
+        return normalised(
+            [(name, 0.65), *((w, 0.1) for w in words if w.lower() != name.lower()), *kinds]
+        )
 
     def _of_emoji(self, code: str) -> Weighted | None:
         if not (emoji := self.emoji.get(code)):
@@ -77,13 +88,16 @@ class Labels:
         name = emoji["label"].lower()
         more = self.keywords.get(emoji["emoji"].replace("\ufe0f", ""), [])[1:]
         words = [word.replace("_", " ").lower() for word in (*emoji.get("tags", []), *more)]
-        good = [w for w in dict.fromkeys(words) if re.fullmatch(r"[a-z][a-z \-]{2,}", w) and w != name][:10]
+        good = [
+            w for w in dict.fromkeys(words) if re.fullmatch(r"[a-z][a-z \-]{2,}", w) and w != name
+        ][:10]
         plain = " ".join(re.sub(r"\b(face|with|button)\b", " ", name).split())
         kinds = self._kinds(name) or self._kinds(plain)
         return normalised([(name, 0.5), *((word, 0.3 / len(good)) for word in good), *kinds])
 
     def _kinds(self, word: str) -> Weighted:
-        """What it is a kind of, by its own entry or that of its last word; each step up counts half."""
+        """What it is a kind of, by its own entry or that of its last word; each step up counts
+        half."""
         noun = self.nouns.get(word) or self.nouns.get((word.split() or [""])[-1]) or {"kinds": []}
         return [(kind, 0.2 / 2**step) for step, kind in enumerate(noun["kinds"])]
 

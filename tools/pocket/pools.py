@@ -1,7 +1,8 @@
 """What the steps share: the pools of training images, and where their files lie in the folder WORK.
 
-A pool is NAME_images.npy, uint8 [N, S, S, 3], and NAME_keys.json: for each row a pair [kind, value] that says what it
-shows, as labels.py reads it. Later steps add NAME_labels.npy, NAME_states.npy and NAME_logits.npy.
+A pool is NAME_images.npy, uint8 [N, S, S, 3], and NAME_keys.json: for each row a pair [kind, value]
+that says what it shows, as labels.py reads it. Later steps add NAME_labels.npy, NAME_states.npy and
+NAME_logits.npy.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def save_pool(work: Path, pool: str, images: np.ndarray, keys: list[Any]) -> Non
     np.save(work / f"{pool}_images.npy", images)
     write(work / f"{pool}_keys.json", keys)
     print(
-        f"{pool}: {len(keys)} rows of {images.shape[1]} px, {len({json.dumps(key) for key in keys})} keys", flush=True
+        f"{pool}: {len(keys)} rows of {images.shape[1]} px, {len({json.dumps(key) for key in keys})} keys",
+        flush=True,
     )
 
 

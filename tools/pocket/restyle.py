@@ -1,7 +1,7 @@
 """Step 5: photographs as ink lines, edges, pencil, cartoons, prints and paintings (minutes).
 
-What a photograph shows, and what the teacher says of it, stays. Writes the pool `restyled` and WORK/origins.json, which
-says for each row its [pool, row].
+What a photograph shows, and what the teacher says of it, stays. Writes the pool `restyled` and
+WORK/origins.json, which says for each row its [pool, row].
 """
 
 from __future__ import annotations
@@ -16,9 +16,25 @@ from PIL import Image, ImageOps
 from pools import IMAGE_SIZE, images_of, read, save_pool, write
 from scipy import ndimage
 
-RESTYLED = {"mini": 9000, "samples": 6000, "nette": 1200, "imagen": 2500, "animals": 2000, "tiny": 3000}
+RESTYLED = {
+    "mini": 9000,
+    "samples": 6000,
+    "nette": 1200,
+    "imagen": 2500,
+    "animals": 2000,
+    "tiny": 3000,
+}
 RESTYLED |= {"mini2": 400, "vegetables": 400, "flickr": 600, "scenes": 500}
-STYLES = {"ink": 16, "edges": 14, "pencil": 10, "cartoon": 18, "poster": 8, "painting": 16, "negative": 4, "grey": 4}
+STYLES = {
+    "ink": 16,
+    "edges": 14,
+    "pencil": 10,
+    "cartoon": 18,
+    "poster": 8,
+    "painting": 16,
+    "negative": 4,
+    "grey": 4,
+}
 STYLES |= {"hues": 6, "two tones": 4}  # with their weights
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -78,7 +94,9 @@ def cartoon(pixels: np.ndarray, rng: random.Random) -> np.ndarray:
 def painting(pixels: np.ndarray, rng: random.Random) -> np.ndarray:
     strokes = saturated(brushed(pixels, rng.randint(3, 6)), rng.uniform(0.6, 1.6))
     tint = np.array([rng.uniform(0.8, 1.15) for _ in "rgb"])
-    canvas = np.random.default_rng(rng.randrange(2**32)).normal(0, rng.uniform(0, 8), (*pixels.shape[:2], 1))
+    canvas = np.random.default_rng(rng.randrange(2**32)).normal(
+        0, rng.uniform(0, 8), (*pixels.shape[:2], 1)
+    )
     return strokes * tint + canvas
 
 
@@ -99,14 +117,19 @@ def restyled(pixels: np.ndarray, style: str, rng: random.Random) -> np.ndarray:
     if style in ("cartoon", "painting"):
         return {"cartoon": cartoon, "painting": painting}[style](pixels, rng)
     if style == "poster":
-        return saturated(levels(ndimage.gaussian_filter(pixels, (1, 1, 0)), rng.randint(2, 4)), rng.uniform(1, 1.6))
+        return saturated(
+            levels(ndimage.gaussian_filter(pixels, (1, 1, 0)), rng.randint(2, 4)),
+            rng.uniform(1, 1.6),
+        )
     if style == "negative":
         return 255 - pixels
     if style == "grey":
         contrast = (grey - grey.mean()) * rng.uniform(0.8, 1.6) + grey.mean()
         return np.repeat(contrast[..., None], 3, axis=-1)
     if style == "hues":
-        return pixels[..., rng.sample(range(3), 3)] * np.array([rng.uniform(0.6, 1.2) for _ in "rgb"])
+        return pixels[..., rng.sample(range(3), 3)] * np.array(
+            [rng.uniform(0.6, 1.2) for _ in "rgb"]
+        )
     return two_tones(grey, rng)
 
 
@@ -120,7 +143,9 @@ def restyle(image: np.ndarray, seed: int) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, required=True, help="folder of step 2")
     work = parser.parse_args().work
     rng, origins = random.Random(1), []

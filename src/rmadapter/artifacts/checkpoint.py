@@ -1,8 +1,9 @@
-"""A fitted method on disk, one format for all: model.safetensors, model.json, config.yaml and run.json.
+"""A fitted method on disk, one format for all: model.safetensors, model.json, config.yaml and
+run.json.
 
-The backbone is named, not stored; its digest prevents loading a model onto another one. Nothing is ever unpickled, and
-SHA256SUMS tells whether the files belong together. Runs of version 0.1 (adapter.safetensors, config.yaml,
-classes.json, run.json) are still read.
+The backbone is named, not stored; its digest prevents loading a model onto another one. Nothing is
+ever unpickled, and SHA256SUMS tells whether the files belong together. Runs of version 0.1
+(adapter.safetensors, config.yaml, classes.json, run.json) are still read.
 """
 
 from __future__ import annotations
@@ -29,14 +30,13 @@ from rmadapter.data.names import Label, given_names
 from rmadapter.errors import UserError
 from rmadapter.methods import is_outside, load_method
 from rmadapter.methods.uses import backbones_in
-from rmadapter.runs.request import COMMON, TASK, own_names
 from rmadapter.settings import configured, read_yaml, settings_of, to_yaml
 from rmadapter.support.checksums import SUMS, check_sums, sha256, write_sums
 from rmadapter.support.files import atomic, read_json, write_json, write_tensors, write_text
 from rmadapter.support.hub import run_folder
 from rmadapter.support.locks import alone
 from rmadapter.support.machine import find_device, versions
-from rmadapter.task import Task
+from rmadapter.task import COMMON_SETTINGS, TASK_SETTINGS, Task, qualified_settings
 from rmadapter.training.contract import Fitted, Known, Method
 
 WEIGHTS, CONFIG, HISTORY = "model.safetensors", "config.yaml", "history.csv"
@@ -48,8 +48,8 @@ EXAMPLES = "fitted to"  # name beside the method's own tensors, none of which ca
 
 
 class Saved(NamedTuple):
-    """A loaded model. labels: of the classes it answers, as the user writes them. names: the same as in prompts.
-    name: of the method, as `load_method` accepts it."""
+    """A loaded model. labels: of the classes it answers, as the user writes them. names: the same
+    as in prompts. name: of the method, as `load_method` accepts it."""
 
     fitted: Fitted
     labels: tuple[Label, ...]
@@ -71,15 +71,18 @@ def save(
     *,
     half: bool = False,
 ) -> None:
-    """Write a fitted method. name: of the method, as `load_method` accepts it. half: float32 numbers as float16.
+    """Write a fitted method. name: of the method, as `load_method` accepts it. half: float32
+    numbers as float16.
 
-    names, labels: as in `Saved`; by default the classes that it was fitted to. A folder that has model.json is
-    complete. Raises UserError if another process is at work in the folder, if nothing can be written there, and if it
-    holds a run of `fit`, whose figures are of another model.
+    names, labels: as in `Saved`; by default the classes that it was fitted to. A folder that has
+    model.json is complete. Raises UserError if another process is at work in the folder, if nothing
+    can be written there, and if it holds a run of `fit`, whose figures are of another model.
     """
     with alone(Path(folder)):
         if (Path(folder) / RECORD).exists():
-            raise UserError(f"{folder}: holds a run of `fit`, which this would overwrite: choose another folder")
+            raise UserError(
+                f"{folder}: holds a run of `fit`, which this would overwrite: choose another folder"
+            )
         _save(Path(folder), fitted, name, labels, names, half)
         write_sums(Path(folder), (WEIGHTS, MODEL))
 
@@ -113,18 +116,29 @@ def _save(
 
 def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Float32 tensors as float16, others as they are."""
-    return {name: tensor.half() if tensor.dtype == torch.float32 else tensor for name, tensor in tensors.items()}
+    return {
+        name: tensor.half() if tensor.dtype == torch.float32 else tensor
+        for name, tensor in tensors.items()
+    }
 
 
-def save_run(folder: Path, fitted: Fitted, name: str, record: Record, labels: tuple[Label, ...] = ()) -> None:
-    """Write a run: the model, its record, its settings for --config, and the loss of every step; the rest as in `save`.
+def save_run(
+    folder: Path, fitted: Fitted, name: str, record: Record, labels: tuple[Label, ...] = ()
+) -> None:
+    """Write a run: the model, its record, its settings for --config, and the loss of every step;
+    the rest as in `save`.
 
     The caller holds the folder's lock. A folder that has run.json is complete.
     """
     (folder / RECORD).unlink(missing_ok=True)  # of a run whose model is gone
     if history := fitted.trained.history:
-        with atomic(folder / HISTORY) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(dict.fromkeys(key for step in history for key in step)))
+        with (
+            atomic(folder / HISTORY) as temporary,
+            open(temporary, "w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.DictWriter(
+                file, list(dict.fromkeys(key for step in history for key in step))
+            )
             writer.writeheader()
             writer.writerows(history)
     write_text(folder / CONFIG, to_yaml(flat(record)))
@@ -136,13 +150,21 @@ def save_run(folder: Path, fitted: Fitted, name: str, record: Record, labels: tu
 
 def flat(record: Record) -> dict[str, Any]:
     """Task and settings of a run as `--config` reads them."""
-    task, method = {name: getattr(record.task, name) for name in TASK}, record.method
-    return {"method": method.name, **task, "precision": record.precision, **own_names(method.name, method.settings)}
+    task, method = {name: getattr(record.task, name) for name in TASK_SETTINGS}, record.method
+    return {
+        "method": method.name,
+        **task,
+        "precision": record.precision,
+        **qualified_settings(method.name, method.settings),
+    }
 
 
 def finished(folder: Path, key: str) -> Record | None:
-    """The record of a finished run of the same key. Raises UserError when the folder holds another run."""
-    if not (folder / RECORD).exists() or not ((folder / WEIGHTS).exists() or (folder / OLD).exists()):
+    """The record of a finished run of the same key. Raises UserError when the folder holds another
+    run."""
+    if not (folder / RECORD).exists() or not (
+        (folder / WEIGHTS).exists() or (folder / OLD).exists()
+    ):
         return None
     record = read_record(folder / RECORD) if (folder / WEIGHTS).exists() else None
     if record is None or record.key != key:
@@ -154,13 +176,14 @@ def load(
     folder: str | Path, backbone: Backbone | str | None = None, *,
     method: str = "", settings: Mapping[str, Any] | None = None, device: str = "auto",
 ) -> Saved:  # fmt: skip
-    """Load a fitted method from its folder, or from `hf:OWNER/NAME`. backbone: a loaded one or a name, instead of the
-    one that the folder names.
+    """Load a fitted method from its folder, or from `hf:OWNER/NAME`. backbone: a loaded one or a
+    name, instead of the one that the folder names.
 
-    A folder may name only pocket and open_clip's published backbones: the user must name any other folder or
-    repository. The same goes for a method from outside, whose code would be run: `method` must repeat its name.
-    settings: of the method, over those it was fitted with. Raises UserError for a folder without a model, a damaged or
-    foreign file, and a backbone other than the one the model was fitted on.
+    A folder may name only pocket and open_clip's published backbones: the user must name any other
+    folder or repository. The same goes for a method from outside, whose code would be run: `method`
+    must repeat its name. settings: of the method, over those it was fitted with. Raises UserError
+    for a folder without a model, a damaged or foreign file, and a backbone other than the one the
+    model was fitted on.
     """
     folder = run_folder(folder)
     if not (folder / MODEL).is_file():
@@ -182,22 +205,33 @@ def load(
     found = load_method(model.method.name, {**model.method.settings, **(settings or {})})
     for name in backbones_in(model.method.name, settings or {}):
         name_it(name)
-    fitted = _restored(folder, found, loaded, Known(model.classes, model.templates, model.several), tensors)
+    fitted = _restored(
+        folder, found, loaded, Known(model.classes, model.templates, model.several), tensors
+    )
     fitted = replace(fitted, temperature=model.temperature, threshold=model.threshold)
     return Saved(fitted, model.labels, model.method.name, model.names or model.classes)
 
 
-def _restored(folder: Path, method: Method, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
+def _restored(
+    folder: Path, method: Method, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]
+) -> Fitted:
     moved = {name: tensor.to(backbone.device) for name, tensor in tensors.items()}
     examples = moved.pop(EXAMPLES, None)
     try:
         return replace(method.restore(backbone, known, moved), examples=examples)
-    except (RuntimeError, KeyError) as error:  # what torch raises for names and shapes that do not fit
+    except (
+        RuntimeError,
+        KeyError,
+    ) as error:  # what torch raises for names and shapes that do not fit
         first = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder}: its weights do not fit the settings of {method.title} ({first})") from None
+        raise UserError(
+            f"{folder}: its weights do not fit the settings of {method.title} ({first})"
+        ) from None
 
 
-def _backbone(folder: Path, given: Backbone | str | None, wanted: BackboneName, device: str) -> Backbone:
+def _backbone(
+    folder: Path, given: Backbone | str | None, wanted: BackboneName, device: str
+) -> Backbone:
     if not isinstance(given, Backbone):
         name = pocket_named(given or wanted.name, wanted.digest)
         if not given and not is_published(name):
@@ -217,29 +251,40 @@ def _backbone(folder: Path, given: Backbone | str | None, wanted: BackboneName, 
 
 
 def _check_surroundings(folder: Path, model: Model, backbone: Backbone) -> None:
-    """Raise UserError if the backbone has the same weights, but another tokenizer or image transform."""
-    if model.tokenizer and backbone.tokenizer_digest and model.tokenizer != backbone.tokenizer_digest:
+    """Raise UserError if the backbone has the same weights, but another tokenizer or image
+    transform."""
+    if (
+        model.tokenizer
+        and backbone.tokenizer_digest
+        and model.tokenizer != backbone.tokenizer_digest
+    ):
         part = "tokenizer"
     elif not model.transform.allows(_transform(backbone)):
         part = "image transform"
     else:
         return
-    raise UserError(f"{folder}: the {part} of its backbone {backbone.name} has changed since; restore it, or fit again")
+    raise UserError(
+        f"{folder}: the {part} of its backbone {backbone.name} has changed since; restore it, or fit again"
+    )
 
 
 def _transform(backbone: Backbone) -> Transform:
-    return Transform(image_size=backbone.image_size, mean=backbone.mean, std=backbone.std, **backbone.resizing)
+    return Transform(
+        image_size=backbone.image_size, mean=backbone.mean, std=backbone.std, **backbone.resizing
+    )
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of a file; float16, which only saves space, becomes float32."""
     return {
-        name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in read_tensors(file).items()
+        name: tensor.float() if tensor.dtype == torch.float16 else tensor
+        for name, tensor in read_tensors(file).items()
     }
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors as stored. Raises UserError for a damaged file, 8-bit floats and numbers that are not finite."""
+    """The tensors as stored. Raises UserError for a damaged file, 8-bit floats and numbers that are
+    not finite."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -249,17 +294,21 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file}: damaged or not a safetensors file ({error})") from None
     for name, tensor in found.items():
         if tensor.is_floating_point() and tensor.element_size() < 2:
-            raise UserError(f"{file}: {name[:100]!r} is in {tensor.dtype}, which training never uses; fit again")
+            raise UserError(
+                f"{file}: {name[:100]!r} is in {tensor.dtype}, which training never uses; fit again"
+            )
         if not tensor.isfinite().all():
             raise UserError(f"{file}: {name[:100]!r} holds numbers that are not finite; fit again")
     return found
 
 
 def drawn(folder: Path) -> tuple[int, int, str]:
-    """Shots and seed of a run, and the digest of the images that were drawn for it. Raises UserError for a folder
-    with only a model."""
+    """Shots and seed of a run, and the digest of the images that were drawn for it. Raises
+    UserError for a folder with only a model."""
     if not (folder / RECORD).is_file():
-        raise UserError(f"{folder}: a model that was saved by itself does not say which images it was fitted to")
+        raise UserError(
+            f"{folder}: a model that was saved by itself does not say which images it was fitted to"
+        )
     if (folder / WEIGHTS).is_file() or not (folder / OLD).is_file():
         check_sums(folder, [RECORD])
         record = read_record(folder / RECORD)
@@ -272,7 +321,9 @@ def drawn(folder: Path) -> tuple[int, int, str]:
 # Version 0.1, which had only RMAdapter and MMA
 
 
-def _load_old(folder: Path, backbone: Backbone | str | None, settings: Mapping[str, Any], device: str) -> Saved:
+def _load_old(
+    folder: Path, backbone: Backbone | str | None, settings: Mapping[str, Any], device: str
+) -> Saved:
     from safetensors import SafetensorError, safe_open
 
     file, config = folder / OLD, read_yaml(folder / CONFIG)
@@ -281,17 +332,29 @@ def _load_old(folder: Path, backbone: Backbone | str | None, settings: Mapping[s
             label = json.loads((stored.metadata() or {}).get("rmadapter-1", "{}"))
         wanted = BackboneName(name=label["backbone"], digest=label["digest"])
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{file}: damaged, or not the adapters of rmadapter 0.1 ({error})") from None
+        raise UserError(
+            f"{file}: damaged, or not the adapters of rmadapter 0.1 ({error})"
+        ) from None
     content, record = read_json(folder / "classes.json"), read_json(folder / RECORD)
     classes = content.get("classes") if isinstance(content, dict) else None
-    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+    if (
+        not isinstance(classes, list)
+        or not classes
+        or not all(isinstance(name, str) for name in classes)
+    ):
         raise UserError(f"{folder / 'classes.json'}: holds no class names")
     labels = record.get("labels", classes) if isinstance(record, dict) else classes
     if not isinstance(labels, list) or len(labels) != len(classes):
-        raise UserError(f"{folder}: classes.json and run.json are from different runs; the folder is damaged or mixed")
-    task = configured(Task(), {name: value for name, value in config.items() if name in ("templates",)})
-    own = {name: value for name, value in config.items() if name not in COMMON}
+        raise UserError(
+            f"{folder}: classes.json and run.json are from different runs; the folder is damaged or mixed"
+        )
+    task = configured(
+        Task(), {name: value for name, value in config.items() if name in ("templates",)}
+    )
+    own = {name: value for name, value in config.items() if name not in COMMON_SETTINGS}
     method = configured(load_method("rmadapter", own), settings)
     loaded = _backbone(folder, backbone, wanted, device)
-    fitted = _restored(folder, method, loaded, Known(tuple(classes), task.templates), _tensors(file))
+    fitted = _restored(
+        folder, method, loaded, Known(tuple(classes), task.templates), _tensors(file)
+    )
     return Saved(fitted, tuple(labels), "rmadapter", fitted.classes)

@@ -13,8 +13,8 @@ from rmadapter.data.read import ImageSet
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Answers on N images over C classes: probabilities of the method and of the untouched backbone, [N, C], and of
-    others by name."""
+    """Answers on N images over C classes: probabilities of the method and of the untouched
+    backbone, [N, C], and of others by name."""
 
     title: str
     images: ImageSet

@@ -1,5 +1,5 @@
-"""Nearest training images, by the untouched features that a fitted model keeps of them; for the mistakes of a run they
-are saved in its why.json."""
+"""Nearest training images, by the untouched features that a fitted model keeps of them; for the
+mistakes of a run they are saved in its why.json."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ Item = TypeVar("Item")
 
 
 class Neighbour(NamedTuple):
-    """image: as in split.json. source: the image itself; None if its path leads out of the data. similarity: cosine of
-    untouched features; 1 means identical."""
+    """image: as in split.json. source: the image itself; None if its path leads out of the data.
+    similarity: cosine of untouched features; 1 means identical."""
 
     image: str
     source: ImageSource | None
@@ -48,23 +48,33 @@ def kept(images: Sequence[Item]) -> Sequence[Item]:
     return images[:: max(-(-len(images) // MOST_EXAMPLES), 1)]
 
 
-def nearest(examples: Tensor | None, features: Tensor, count: int = SHOWN) -> list[list[tuple[int, float]]]:
-    """(row, cosine) of the nearest examples [N, e] for each of features [B, e], nearest first; none if no examples."""
+def nearest(
+    examples: Tensor | None, features: Tensor, count: int = SHOWN
+) -> list[list[tuple[int, float]]]:
+    """(row, cosine) of the nearest examples [N, e] for each of features [B, e], nearest first; none
+    if no examples."""
     if examples is None:
         return [[] for _ in features]
     cosines = F.normalize(features.float(), dim=-1) @ examples.float().T
     best = cosines.topk(min(count, cosines.shape[1]))
-    return [list(zip(*pair, strict=True)) for pair in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+    return [
+        list(zip(*pair, strict=True))
+        for pair in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
 
 
 def mistakes(
-    fitted: Fitted, train: ImageSet, evaluations: Sequence[Evaluation], tested: Sequence[Predictions], cache: Cache
+    fitted: Fitted,
+    train: ImageSet,
+    evaluations: Sequence[Evaluation],
+    tested: Sequence[Predictions],
+    cache: Cache,
 ) -> list[Mistake]:
-    """At most WRONG images of the first test set that the model gets wrong, the most confident answers first, each with
-    its nearest training images.
+    """At most WRONG images of the first test set that the model gets wrong, the most confident
+    answers first, each with its nearest training images.
 
-    train: what the model was fitted to. tested: the answers of the evaluations. A tested image that is also a training
-    image, as in cross-validation, is not its own neighbour.
+    train: what the model was fitted to. tested: the answers of the evaluations. A tested image that
+    is also a training image, as in cross-validation, is not its own neighbour.
     """
     if not tested:
         return []
@@ -80,7 +90,12 @@ def mistakes(
         others = [(known[place], cosine) for place, cosine in pairs]
         others = [pair for pair in others if train.images[pair[0]] is not images.images[row]]
         neighbours = tuple(
-            Neighbour(train.name(i), train.images[i], str(train.written[train.labels[i]]), round(cosine, 4))
+            Neighbour(
+                train.name(i),
+                train.images[i],
+                str(train.written[train.labels[i]]),
+                round(cosine, 4),
+            )
             for i, cosine in others[:SHOWN]
         )
         result.append(Mistake(found.images[row], neighbours))
@@ -91,7 +106,10 @@ def write_mistakes(path: Path, found: Sequence[Mistake]) -> None:
     """As JSON, atomically."""
     keys = ("image", "label", "similarity")
     rows = [
-        {"image": one.image, "neighbours": [{key: getattr(near, key) for key in keys} for near in one.neighbours]}
+        {
+            "image": one.image,
+            "neighbours": [{key: getattr(near, key) for key in keys} for near in one.neighbours],
+        }
         for one in found
     ]
     write_json(path, rows)
@@ -111,8 +129,8 @@ class _Wrong(BaseModel):
 def read_mistakes(path: Path, found: Predictions, root: Path) -> list[Mistake]:
     """Read what `write_mistakes` wrote; empty if there is no file, as in runs of earlier versions.
 
-    found: the answers on the first test set. root: folder of the training images. Raises UserError for a file that does
-    not belong to them.
+    found: the answers on the first test set. root: folder of the training images. Raises UserError
+    for a file that does not belong to them.
     """
     if not path.is_file():
         return []
@@ -124,7 +142,12 @@ def read_mistakes(path: Path, found: Predictions, root: Path) -> list[Mistake]:
     there, result = {*found.images}, list[Mistake]()
     for row in rows[:WRONG]:
         if spelled(row.image) not in there:
-            raise UserError(f"{path}: names an image that predictions.csv does not; the folder is damaged or mixed")
-        near = (Neighbour(n.image, source_of(root, n.image), n.label, n.similarity) for n in row.neighbours[:SHOWN])
+            raise UserError(
+                f"{path}: names an image that predictions.csv does not; the folder is damaged or mixed"
+            )
+        near = (
+            Neighbour(n.image, source_of(root, n.image), n.label, n.similarity)
+            for n in row.neighbours[:SHOWN]
+        )
         result.append(Mistake(spelled(row.image), tuple(near)))
     return result

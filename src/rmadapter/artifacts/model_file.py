@@ -1,4 +1,5 @@
-"""model.json, which stands beside the weights of a fitted method and describes all that belongs to them."""
+"""model.json, which stands beside the weights of a fitted method and describes all that belongs to
+them."""
 
 from __future__ import annotations
 
@@ -13,7 +14,14 @@ from rmadapter.errors import UserError, first_fault, is_text
 from rmadapter.support.files import read_json
 
 MODEL = "model.json"
-OF_RUNS = ("run.json", "split.json", "config.yaml", "model.safetensors", "adapter.safetensors", "training.safetensors")
+OF_RUNS = (
+    "run.json",
+    "split.json",
+    "config.yaml",
+    "model.safetensors",
+    "adapter.safetensors",
+    "training.safetensors",
+)
 
 
 def _a_name(text: str) -> str:
@@ -26,8 +34,8 @@ Text = Annotated[str, AfterValidator(_a_name)]
 
 
 class Transform(BaseModel):
-    """How images are prepared for the backbone: side in pixels; mean and standard deviation of RGB in 0..1; the rest
-    as in open_clip, None in files of earlier versions."""
+    """How images are prepared for the backbone: side in pixels; mean and standard deviation of RGB
+    in 0..1; the rest as in open_clip, None in files of earlier versions."""
 
     image_size: int
     mean: tuple[float, float, float]
@@ -38,14 +46,17 @@ class Transform(BaseModel):
 
     def allows(self, other: Transform) -> bool:
         """Whether the other is the same, as far as this one says."""
-        return all(value in (None, theirs) for (_, value), (_, theirs) in zip(self, other, strict=True))
+        return all(
+            value in (None, theirs) for (_, value), (_, theirs) in zip(self, other, strict=True)
+        )
 
 
 class Model(BaseModel):
-    """sha256: of the weights' file. classes: those that the method was fitted to. names: of the classes it answers, if
-    they are others; labels: the same as the user writes them. temperature: logits are divided by it. several,
-    threshold: whether an image may have several classes, and the probability from which on it has one. tokenizer:
-    digest of the backbone's; empty in files of earlier versions."""
+    """sha256: of the weights' file. classes: those that the method was fitted to. names: of the
+    classes it answers, if they are others; labels: the same as the user writes them. temperature:
+    logits are divided by it. several, threshold: whether an image may have several classes, and the
+    probability from which on it has one. tokenizer: digest of the backbone's; empty in files of
+    earlier versions."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -67,7 +78,9 @@ class Model(BaseModel):
     @model_validator(mode="after")
     def _a_label_for_each_name(self) -> Model:
         if len(self.labels) != len(self.names or self.classes):
-            raise ValueError(f"{len(self.labels)} labels for {len(self.names or self.classes)} classes")
+            raise ValueError(
+                f"{len(self.labels)} labels for {len(self.names or self.classes)} classes"
+            )
         for some in (self.classes, self.names, self.labels):
             if len({*map(str, some)}) < len(some):
                 raise ValueError("a class appears twice")
@@ -89,9 +102,15 @@ def no_model(folder: Path) -> str:
     if not folder.exists():
         beside = {file.parent.name for file in folder.absolute().parent.glob(f"*/{MODEL}")}
         close = difflib.get_close_matches(folder.name, beside, n=1)
-        return f"no such folder; did you mean {close[0]!r}?" if close else f"no such folder; {makes}"
+        return (
+            f"no such folder; did you mean {close[0]!r}?" if close else f"no such folder; {makes}"
+        )
     if (folder / "export.json").is_file():
         return f"an export; ask it with `python {folder}/predict.py IMAGES` or `rmadapter serve {folder}`"
-    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in OF_RUNS):
+    if (
+        folder.is_dir()
+        and any(folder.iterdir())
+        and not any((folder / name).exists() for name in OF_RUNS)
+    ):
         return "not a finished run, but a folder of something else; name the run first, then images or data"
     return f"not a finished run; {makes}"

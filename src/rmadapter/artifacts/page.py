@@ -1,4 +1,5 @@
-"""One self-contained HTML page that says what a run did: open it anywhere, no network, no JavaScript."""
+"""One self-contained HTML page that says what a run did: open it anywhere, no network, no
+JavaScript."""
 
 from __future__ import annotations
 
@@ -52,7 +53,12 @@ def write_page(
         choice=record.choice and (*choice_table(record.choice), told(record.choice)),
         rows=[(score, changes.get(number)) for number, score in enumerate(record.scores)],
         several=[
-            (score.title, score.several.means, *several_table(score.several), thresholded(score.several))
+            (
+                score.title,
+                score.several.means,
+                *several_table(score.several),
+                thresholded(score.several),
+            )
             for score in record.scores
             if score.several
         ],
@@ -67,14 +73,18 @@ def write_page(
 
 
 def _settings(record: Record) -> list[dict[str, Any]]:
-    """Every setting with its meaning; `changed` if it differs from the default, which is known only if the method can
-    be loaded again."""
+    """Every setting with its meaning; `changed` if it differs from the default, which is known only
+    if the method can be loaded again."""
     name, meaning, usual = record.method.name, documentation(Task()) | documentation(Machine()), {}
     if (method := _method(name)) is not None:
         own = documentation(method)
         meaning = own | {f"{name}.{setting}": text for setting, text in own.items()} | meaning
         plain = MethodName(name=name, settings=settings_of(method))
-        usual = flat(record.model_copy(update={"task": Task(), "precision": Machine().precision, "method": plain}))
+        usual = flat(
+            record.model_copy(
+                update={"task": Task(), "precision": Machine().precision, "method": plain}
+            )
+        )
     return [
         {
             "name": setting,
@@ -87,7 +97,8 @@ def _settings(record: Record) -> list[dict[str, Any]]:
 
 
 def _method(name: str) -> Any:
-    """The method; None if it cannot be loaded, and if that would run code that only the record names."""
+    """The method; None if it cannot be loaded, and if that would run code that only the record
+    names."""
     with suppress(UserError):
         return load_method(name) if may_run(name) else None
     return None

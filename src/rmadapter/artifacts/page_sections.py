@@ -1,4 +1,5 @@
-"""What a run's page shows for one set of images: the change, images, confusions, classes and confidence."""
+"""What a run's page shows for one set of images: the change, images, confusions, classes and
+confidence."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ from rmadapter.errors import UserError
 from rmadapter.support import plots
 from rmadapter.support.files import read_text
 
-MATRIX_LIMIT = 25  # most classes for which a matrix is readable; beyond, only its largest entries are listed
+MATRIX_LIMIT = (
+    25  # most classes for which a matrix is readable; beyond, only its largest entries are listed
+)
 NUMBERS = 16  # most classes for which the counts in it fit on a narrow screen
 PAIRS = 15  # most rows in the list of confusions
 AT_FIRST = 8  # of these, shown in place of a matrix
@@ -42,8 +45,9 @@ Thumbnails = Mapping[tuple[int, str], str]  # (number of the set, path) -> data:
 
 @dataclass(frozen=True)
 class Change:
-    """The change of a score, in points, with its 95 % interval and McNemar's p. before, after: Wilson intervals of the
-    two accuracies, in percent. ece_zero_shot, ece: their calibration errors."""
+    """The change of a score, in points, with its 95 % interval and McNemar's p. before, after:
+    Wilson intervals of the two accuracies, in percent. ece_zero_shot, ece: their calibration
+    errors."""
 
     points: float
     low: float
@@ -59,7 +63,10 @@ class Change:
         before, after = found.right
         wilson = [metrics.wilson(int(right.sum()), len(right)) for right in (before, after)]
         sure = (found.zero_shot.probability, found.answer.probability)
-        errors = [metrics.calibration_error(p, right) for p, right in zip(sure, (before, after), strict=True)]
+        errors = [
+            metrics.calibration_error(p, right)
+            for p, right in zip(sure, (before, after), strict=True)
+        ]
         points, low, high, p = metrics.paired(before, after)
         return cls(points, low, high, p, wilson[0], wilson[1], errors[0], errors[1])
 
@@ -68,7 +75,11 @@ class Change:
         """What the interval says about the adapted model; follows its name in a sentence."""
         if self.low > 0:
             return "is better than the untouched model"
-        return "is worse than the untouched model" if self.high < 0 else "may be no better than the untouched model"
+        return (
+            "is worse than the untouched model"
+            if self.high < 0
+            else "may be no better than the untouched model"
+        )
 
 
 def panel(number: int, score: Score, found: Predictions, thumbnails: Thumbnails) -> dict[str, Any]:
@@ -101,7 +112,9 @@ def _outcomes(number: int, found: Predictions, thumbnails: Thumbnails) -> list[d
         members = np.flatnonzero((before == zero_shot) & (after == adapted))
         cards = [_card(number, found, int(i), thumbnails) for i in members[_spread(len(members))]]
         share = 100 * len(members) / len(found.true)
-        outcomes.append({"name": name, "meaning": meaning, "n": len(members), "share": share, "cards": cards})
+        outcomes.append(
+            {"name": name, "meaning": meaning, "n": len(members), "share": share, "cards": cards}
+        )
     return outcomes
 
 
@@ -119,12 +132,16 @@ def _per_class(found: Predictions) -> list[dict[str, Any]]:
     columns = zip(found.classes, count, before, after, after - before, strict=True)
     keys = ("name", "n", "zero_shot", "adapted", "change")
     rows = [dict(zip(keys, row, strict=True)) for row in columns]
-    full = sorted((row for row in rows if row["n"]), key=lambda row: (-row["change"], -row["adapted"], row["name"]))
+    full = sorted(
+        (row for row in rows if row["n"]),
+        key=lambda row: (-row["change"], -row["adapted"], row["name"]),
+    )
     return full + [row for row in rows if not row["n"]]
 
 
 def _pairs(found: Predictions) -> list[dict[str, Any]]:
-    """The most common mistakes of the adapted model, and how often the untouched model made the same."""
+    """The most common mistakes of the adapted model, and how often the untouched model made the
+    same."""
     n, names = len(found.classes), found.classes
     true, said, counts = metrics.confusions(found.true, found.answer.which, n)
     largest = np.argsort(-counts, kind="stable")[:PAIRS]
@@ -142,14 +159,17 @@ def _pairs(found: Predictions) -> list[dict[str, Any]]:
 
 
 def _matrix(found: Predictions) -> dict[str, Any]:
-    """rows: for each class its name, number of images, and count and share of the row for every answer."""
+    """rows: for each class its name, number of images, and count and share of the row for every
+    answer."""
     counts = metrics.confusion(found.true, found.answer.which, len(found.classes))
     totals = counts.sum(axis=1)
     shares = counts / np.maximum(totals, 1)[:, None]
     rows = zip(found.classes, totals.tolist(), counts.tolist(), shares.tolist(), strict=True)
     return {
         "narrow": len(found.classes) > NUMBERS,
-        "rows": [(name, total, list(zip(some, parts, strict=True))) for name, total, some, parts in rows],
+        "rows": [
+            (name, total, list(zip(some, parts, strict=True))) for name, total, some, parts in rows
+        ],
     }
 
 
@@ -158,14 +178,19 @@ def _card(number: int, found: Predictions, i: int, thumbnails: Thumbnails) -> di
     answers = []
     for name, guess in (("zero-shot", found.zero_shot), ("adapted", found.answer)):
         best = int(guess.which[i])
-        answers.append((name, found.classes[best], best == found.true[i], 100 * float(guess.probability[i])))
+        answers.append(
+            (name, found.classes[best], best == found.true[i], 100 * float(guess.probability[i]))
+        )
     file, true = found.images[i], found.classes[found.true[i]]
     src = thumbnail(found.sources[i]) or thumbnails.get((number, file), "")
     return {"set": number, "file": file, "src": src, "true": true, "answers": answers}
 
 
-def reasons(number: int, found: Predictions, wrong: Sequence[Mistake], thumbnails: Thumbnails) -> list[dict[str, Any]]:
-    """What the page shows of mistakes: the image, the best two classes, the nearest training images."""
+def reasons(
+    number: int, found: Predictions, wrong: Sequence[Mistake], thumbnails: Thumbnails
+) -> list[dict[str, Any]]:
+    """What the page shows of mistakes: the image, the best two classes, the nearest training
+    images."""
     names = dict(zip(found.labels, found.classes, strict=True))
     cards = []
     for image, neighbours in wrong:
@@ -180,7 +205,11 @@ def reasons(number: int, found: Predictions, wrong: Sequence[Mistake], thumbnail
             for one in neighbours
         ]
         adapted, zero_shot = (
-            [(found.classes[guess.which[i]], float(guess.probability[i])) for guess in guesses if guess.which[i] >= 0]
+            [
+                (found.classes[guess.which[i]], float(guess.probability[i]))
+                for guess in guesses
+                if guess.which[i] >= 0
+            ]
             for guesses in ((found.answer, found.second), (found.zero_shot,))
         )
         src = thumbnail(found.sources[i]) or thumbnails.get((number, image), "")
@@ -190,7 +219,8 @@ def reasons(number: int, found: Predictions, wrong: Sequence[Mistake], thumbnail
 
 
 def thumbnail(source: ImageSource | None, side: int = THUMBNAIL) -> str:
-    """The image as a data: address, its longer side at most `side` pixels; "" if it can no longer be read."""
+    """The image as a data: address, its longer side at most `side` pixels; "" if it can no longer
+    be read."""
     if source is None:
         return ""
     try:

@@ -19,7 +19,8 @@ from rmadapter.training.contract import Fitted, Known, Trained
 
 @dataclass(frozen=True)
 class Packed:
-    """method, settings: for `load_method`. backbone, digest: its name and SHA-256. The rest: as in Fitted."""
+    """method, settings: for `load_method`. backbone, digest: its name and SHA-256. The rest: as in
+    Fitted."""
 
     method: str
     settings: dict[str, Any]
@@ -57,12 +58,20 @@ def _there(device: str) -> torch.device:
 
 
 def unpack(packed: Packed, device: str = "auto") -> Fitted:
-    """Restore it on a device, if that is there. Raises UserError if the backbone cannot be loaded by its name or has
-    other weights."""
-    backbone = again(packed.backbone, packed.digest, _there(device), trusted=True)  # as all of a pickle is
+    """Restore it on a device, if that is there. Raises UserError if the backbone cannot be loaded
+    by its name or has other weights."""
+    backbone = again(
+        packed.backbone, packed.digest, _there(device), trusted=True
+    )  # as all of a pickle is
     for name in backbones_in(packed.method, packed.settings):
         name_it(name)
-    tensors = {name: torch.from_numpy(array).to(backbone.device) for name, array in packed.tensors.items()}
-    examples = None if packed.examples is None else torch.from_numpy(packed.examples).to(backbone.device)
+    tensors = {
+        name: torch.from_numpy(array).to(backbone.device) for name, array in packed.tensors.items()
+    }
+    examples = (
+        None if packed.examples is None else torch.from_numpy(packed.examples).to(backbone.device)
+    )
     fitted = load_method(packed.method, packed.settings).restore(backbone, packed.known, tensors)
-    return replace(fitted, trained=packed.trained, temperature=packed.temperature, examples=examples)
+    return replace(
+        fitted, trained=packed.trained, temperature=packed.temperature, examples=examples
+    )

@@ -30,11 +30,18 @@ COLUMNS = (
 )  # fmt: skip
 
 ROWS = 1024  # of a table processed at once
-SEVERAL = ("set", "split", "image", "true", "answer")  # with several labels per image; each class's probability follows
+SEVERAL = (
+    "set",
+    "split",
+    "image",
+    "true",
+    "answer",
+)  # with several labels per image; each class's probability follows
 
 
 class Guess(NamedTuple):
-    """One for each of N images. which: indices into the classes, -1 for none. probability: 0..1, to 6 digits."""
+    """One for each of N images. which: indices into the classes, -1 for none. probability: 0..1, to
+    6 digits."""
 
     which: np.ndarray
     probability: np.ndarray
@@ -44,9 +51,10 @@ class Guess(NamedTuple):
 class Predictions:
     """Answers on the N images behind a score.
 
-    classes, labels: the C classes as a page names them, and as the user writes them. images: paths below the data.
-    sources: the images themselves, None for a path that leads out of the data. true: [N], indices into the classes.
-    second: the adapted model's second choice, none if there is only one class.
+    classes, labels: the C classes as a page names them, and as the user writes them. images: paths
+    below the data. sources: the images themselves, None for a path that leads out of the data.
+    true: [N], indices into the classes. second: the adapted model's second choice, none if there is
+    only one class.
     """
 
     score: Score
@@ -63,7 +71,9 @@ class Predictions:
     def of(cls, score: Score, e: Evaluation) -> Predictions:
         """Raises ValueError if score and evaluation do not match."""
         if {len(e.labels), len(e.probabilities), len(e.zero_shot)} != {score.images}:
-            raise ValueError(f"{len(e.probabilities)} answers on {len(e.labels)} images, and a score of {score.images}")
+            raise ValueError(
+                f"{len(e.probabilities)} answers on {len(e.labels)} images, and a score of {score.images}"
+            )
         best = e.probabilities.argmax(1)
         return cls(
             score=score,
@@ -93,8 +103,8 @@ class Predictions:
 
 
 def _second(table: np.ndarray, best: np.ndarray) -> np.ndarray:
-    """The second most probable class [N], -1 if there is only one. Works on some rows at a time, since the table may
-    nearly fill the memory."""
+    """The second most probable class [N], -1 if there is only one. Works on some rows at a time,
+    since the table may nearly fill the memory."""
     if table.shape[1] < 2:
         return np.full(len(table), -1)
     found = np.empty_like(best)
@@ -110,22 +120,26 @@ def _guess(table: np.ndarray, which: np.ndarray) -> Guess:
 
 
 def predictions(record: Record, evaluations: Sequence[Evaluation]) -> list[Predictions]:
-    """One for each score of a record that has an accuracy. evaluations: of its scores with answers, in the same order.
-    Raises ValueError if they do not match."""
+    """One for each score of a record that has an accuracy. evaluations: of its scores with answers,
+    in the same order. Raises ValueError if they do not match."""
     asked = [score for score in record.scores if score.accuracy is not None or score.several]
     both = zip(asked, evaluations, strict=True)
-    return [Predictions.of(score, e) for score, e in both if not score.several]  # `write_answers` writes the others
+    return [
+        Predictions.of(score, e) for score, e in both if not score.several
+    ]  # `write_answers` writes the others
 
 
 def write_predictions(path: Path, found: Sequence[Predictions]) -> None:
-    """Write them atomically, as CSV with no cell that a spreadsheet would run; no file if nothing was tested."""
+    """Write them atomically, as CSV with no cell that a spreadsheet would run; no file if nothing
+    was tested."""
     if not found:
         return
     write_text(path, csv_text(COLUMNS, (row for some in found for row in some.rows())))
 
 
 def read_predictions(folder: Path, record: Record) -> list[Predictions]:
-    """Read those in a run's folder; their sources are the paths below the run's data, whether or not they still exist.
+    """Read those in a run's folder; their sources are the paths below the run's data, whether or
+    not they still exist.
 
     Raises UserError if they are missing, damaged or from another run.
     """
@@ -134,7 +148,9 @@ def read_predictions(folder: Path, record: Record) -> list[Predictions]:
         return []
     path = folder / PREDICTIONS
     if not path.is_file():
-        raise UserError(f"{path}: missing; only runs of this version have it, and `rmadapter fit` makes one")
+        raise UserError(
+            f"{path}: missing; only runs of this version have it, and `rmadapter fit` makes one"
+        )
     rows: dict[tuple[str, str], list[list[str]]] = defaultdict(list)
     try:
         head, *lines = csv.reader(io.StringIO(read_text(path, "readable CSV")))
@@ -157,8 +173,15 @@ def _plain(cell: str) -> str:
 
 def _read(path: Path, record: Record, score: Score, rows: list[list[str]]) -> Predictions:
     if len(rows) != score.images:
-        raise UserError(f"{path}: {len(rows)} images of {score.title}, but run.json has {score.images}")
-    names = _classes(path.parent, record, score, {cell for row in rows for cell in (row[1], row[2], row[4], row[6])})
+        raise UserError(
+            f"{path}: {len(rows)} images of {score.title}, but run.json has {score.images}"
+        )
+    names = _classes(
+        path.parent,
+        record,
+        score,
+        {cell for row in rows for cell in (row[1], row[2], row[4], row[6])},
+    )
     index = {label: number for number, label in enumerate(names)} | {"": -1}
     columns = list(zip(*rows, strict=True))
     try:
@@ -186,13 +209,16 @@ def _read(path: Path, record: Record, score: Score, rows: list[list[str]]) -> Pr
 
 
 def _classes(folder: Path, record: Record, score: Score, used: set[str]) -> dict[str, str]:
-    """A page's names for the classes of a score, by label: those of the run's draw or, if the score has other classes,
-    those that occur."""
+    """A page's names for the classes of a score, by label: those of the run's draw or, if the score
+    has other classes, those that occur."""
     draw = read_split(folder / SPLIT)
     question = next((asked for asked in record.task.asked if asked.name == score.name), None)
     which = question.classes if question else "all"
     of_run = half(ImageSet((), (), draw.classes, written=draw.written), which)
-    known = {spelled(label): descriptions(name)[0] for label, name in zip(of_run.written, of_run.classes, strict=True)}
+    known = {
+        spelled(label): descriptions(name)[0]
+        for label, name in zip(of_run.written, of_run.classes, strict=True)
+    }
     if len(known) == score.classes and used <= {*known, ""}:
         return known
     return {label: known.get(label, prompt_name(label)) for label in sorted(used - {""}, key=order)}
@@ -204,20 +230,24 @@ def spelled(text: object) -> str:
 
 
 def source_of(root: Path, image: str) -> Path | None:
-    """The path of an image, None if it leads out of the data: a foreign run could name any image on this machine."""
+    """The path of an image, None if it leads out of the data: a foreign run could name any image on
+    this machine."""
     there = PureWindowsPath(image)  # which takes both kinds of slashes for one
     return None if there.anchor or image.startswith("/") or ".." in there.parts else root / image
 
 
 def write_answers(path: Path, scores: Iterable[Score], evaluations: Sequence[Evaluation]) -> None:
-    """Write predictions.csv of a run with several labels per image, atomically; no file if it tested none. A row holds
-    an image's labels, the answered ones (most probable first), both joined by ;, and each class's probability."""
+    """Write predictions.csv of a run with several labels per image, atomically; no file if it
+    tested none. A row holds an image's labels, the answered ones (most probable first), both joined
+    by ;, and each class's probability."""
     known = [score for score in scores if score.accuracy is not None or score.several]
     found = [(score, e) for score, e in zip(known, evaluations, strict=True) if score.several]
     if found:
         labels = list(dict.fromkeys(str(label) for _, e in found for label in e.images.written))
         header = (*SEVERAL, *(f"probability of {label}" for label in labels))
-        write_text(path, csv_text(header, (row for score, e in found for row in _rows(score, e, labels))))
+        write_text(
+            path, csv_text(header, (row for score, e in found for row in _rows(score, e, labels)))
+        )
 
 
 def _rows(score: Score, e: Evaluation, labels: Sequence[str]) -> Iterator[list[str]]:
@@ -228,5 +258,13 @@ def _rows(score: Score, e: Evaluation, labels: Sequence[str]) -> Iterator[list[s
     for row, (shares, wanted) in enumerate(zip(e.probabilities, e.images.all_labels, strict=True)):
         order = np.argsort(-shares, kind="stable").tolist()
         told = order[: max(1, int((shares >= score.several.threshold).sum()))]
-        cells = [score.name, score.split, e.images.name(row), *(";".join(own[i] for i in x) for x in (wanted, told))]
-        yield [*map(inert, cells), *("" if place < 0 else f"{shares[place]:.6f}" for place in places)]
+        cells = [
+            score.name,
+            score.split,
+            e.images.name(row),
+            *(";".join(own[i] for i in x) for x in (wanted, told)),
+        ]
+        yield [
+            *map(inert, cells),
+            *("" if place < 0 else f"{shares[place]:.6f}" for place in places),
+        ]

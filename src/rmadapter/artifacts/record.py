@@ -28,7 +28,8 @@ RECORD = "run.json"  # of a run
 ANSWERED = ("finished", "not-applicable")
 LONGEST = 2**24  # bytes of a record; one with thousands of notes has a hundredth of that
 
-# What a record's open fields may hold: nothing nested deeper than a list, no number too large to compute with.
+# What a record's open fields may hold: nothing nested deeper than a list, no number too large to
+# compute with.
 Number = Annotated[float, Field(ge=-1e12, le=1e12)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Split: TypeAlias = Literal["test", "held out", "cross-validated", "train", "val", "all"]
@@ -46,8 +47,9 @@ class BackboneName(Value):
 
 
 class MethodName(Value):
-    """name: for `load_method`. settings: by flat name. uses: what an external method says that it uses. sums: as
-    `named_sums`, of its code and of files that it reads; empty in records of earlier versions."""
+    """name: for `load_method`. settings: by flat name. uses: what an external method says that it
+    uses. sums: as `named_sums`, of its code and of files that it reads; empty in records of earlier
+    versions."""
 
     name: str
     title: str = ""
@@ -58,10 +60,11 @@ class MethodName(Value):
 
 
 class Several(Value):
-    """Results in percent on images that may belong to several classes at once. threshold: the lowest probability at
-    which a class is answered. For each class: its number of images, the average precision of the method and of the
-    untouched backbone, and F1 at the threshold; None for a class without images. intervals: of the means, from
-    `several.intervals`; empty in records of earlier versions."""
+    """Results in percent on images that may belong to several classes at once. threshold: the
+    lowest probability at which a class is answered. For each class: its number of images, the
+    average precision of the method and of the untouched backbone, and F1 at the threshold; None for
+    a class without images. intervals: of the means, from `several.intervals`; empty in records of
+    earlier versions."""
 
     threshold: Annotated[float, Field(ge=0, le=1)]
     classes: tuple[str, ...]
@@ -72,7 +75,9 @@ class Several(Value):
     intervals: tuple[tuple[float, float], ...] = ()
 
     @classmethod
-    def of(cls, table: np.ndarray, zero_shot: np.ndarray, images: ImageSet, threshold: float) -> Several:
+    def of(
+        cls, table: np.ndarray, zero_shot: np.ndarray, images: ImageSet, threshold: float
+    ) -> Several:
         """table, zero_shot: probabilities [N, C] of the method and of the untouched backbone."""
         targets = images.targets()
         return cls(
@@ -87,7 +92,8 @@ class Several(Value):
 
     @property
     def means(self) -> tuple[float, float, float]:
-        """Over classes with images: mean average precision, that of the untouched backbone, and mean F1."""
+        """Over classes with images: mean average precision, that of the untouched backbone, and
+        mean F1."""
         first, second, third = (
             fmean([value for value in values if value is not None] or [0.0])
             for values in (self.precisions, self.zero_shot, self.f1s)
@@ -96,7 +102,9 @@ class Several(Value):
 
     @model_validator(mode="after")
     def _one_of_each_class(self) -> Several:
-        if {len(self.images), len(self.precisions), len(self.zero_shot), len(self.f1s)} != {len(self.classes)}:
+        if {len(self.images), len(self.precisions), len(self.zero_shot), len(self.f1s)} != {
+            len(self.classes)
+        }:
             raise ValueError("figures for other classes than it lists")
         if len(self.intervals) not in (0, 4):
             raise ValueError("intervals for other figures than it has")
@@ -104,10 +112,11 @@ class Several(Value):
 
 
 class Score(Value):
-    """Accuracies on one set, in percent. data: the set's, if not the task's own. accuracy: None if the method has no
-    answer (reason says why), or if images have several labels. zero_shot: the untouched backbone's. several: the
-    results for several labels. order: seed of the order of images, if answers depend on it. digest: of the images, as
-    `ImageSet.digest`; empty in records of earlier versions."""
+    """Accuracies on one set, in percent. data: the set's, if not the task's own. accuracy: None if
+    the method has no answer (reason says why), or if images have several labels. zero_shot: the
+    untouched backbone's. several: the results for several labels. order: seed of the order of
+    images, if answers depend on it. digest: of the images, as `ImageSet.digest`; empty in records
+    of earlier versions."""
 
     name: str
     images: int = Field(ge=0, le=10**9)
@@ -131,9 +140,9 @@ class Score(Value):
 
 
 class Rates(Value):
-    """Results of a method on N images, in percent. low, high: Wilson's 95 % interval of the accuracy. recalls: of each
-    class, None for one without images. p: of McNemar's exact two-sided test against the method that was fitted; None
-    for that one."""
+    """Results of a method on N images, in percent. low, high: Wilson's 95 % interval of the
+    accuracy. recalls: of each class, None for one without images. p: of McNemar's exact two-sided
+    test against the method that was fitted; None for that one."""
 
     name: str
     accuracy: Percent
@@ -146,9 +155,9 @@ class Rates(Value):
 
 
 class Judgement(Value):
-    """How good a run on all classes is. how: how its images were chosen. classes: as labelled. majority: accuracy of
-    always answering with the most frequent class. rows: the untouched backbone, a linear probe, the method. doubts: one
-    sentence each."""
+    """How good a run on all classes is. how: how its images were chosen. classes: as labelled.
+    majority: accuracy of always answering with the most frequent class. rows: the untouched
+    backbone, a linear probe, the method. doubts: one sentence each."""
 
     how: str
     images: int = Field(ge=1, le=10**9)
@@ -172,8 +181,9 @@ class Judgement(Value):
 
 
 class Candidate(Value):
-    """A method that `auto` could have chosen: its accuracy over the folds, and how far that is `behind` the best, with
-    the standard error, in points. reason: why there is no accuracy. seconds: of all fits and answers."""
+    """A method that `auto` could have chosen: its accuracy over the folds, and how far that is
+    `behind` the best, with the standard error, in points. reason: why there is no accuracy.
+    seconds: of all fits and answers."""
 
     name: str
     title: str = ""
@@ -185,8 +195,9 @@ class Candidate(Value):
 
 
 class Choice(Value):
-    """What `auto` chose, and from what: rows in order of preference; it took the first within two standard errors of
-    the best. Without folds there was nothing to choose by, and there are no rows."""
+    """What `auto` chose, and from what: rows in order of preference; it took the first within two
+    standard errors of the best. Without folds there was nothing to choose by, and there are no
+    rows."""
 
     chosen: str
     minutes: Number
@@ -198,10 +209,11 @@ class Choice(Value):
 class Record(Value):
     """One run. Rates are in percent, times in seconds, memory in MB of 1e6 bytes.
 
-    key: hash of all that the figures depend on. protocol: of the bench, or "fit". variant: a row of an ablation; axis,
-    value: the setting that varies. temperature: divisor of the logits, chosen on folds of the shots; None without
-    folds. columns: of the table that listed the images; crops: whether they are boxes cut from images, both as for
-    `read_images`. seconds: frozen activations, train, evaluate, search, total. command: as given.
+    key: hash of all that the figures depend on. protocol: of the bench, or "fit". variant: a row of
+    an ablation; axis, value: the setting that varies. temperature: divisor of the logits, chosen on
+    folds of the shots; None without folds. columns: of the table that listed the images; crops:
+    whether they are boxes cut from images, both as for `read_images`. seconds: frozen activations,
+    train, evaluate, search, total. command: as given.
     """
 
     format: Literal[2]
@@ -239,26 +251,33 @@ class Record(Value):
         return next((score for score in self.scores if score.name == name), None)
 
     def metric(self, name: str, zero_shot: bool = False) -> float | None:
-        """A figure in percent: the accuracy on a set by its name, "hm" of base and novel, or "average" over other data
-        sets; None if the run has none."""
+        """A figure in percent: the accuracy on a set by its name, "hm" of base and novel, or
+        "average" over other data sets; None if the run has none."""
         if name == "hm":
             halves = [self.metric(half, zero_shot) for half in ("base", "novel")]
             return None if None in halves else harmonic_mean(*halves)  # type: ignore[arg-type]
         if name == "average":
             names = self.targets
-            values = [value for target in names if (value := self.metric(target, zero_shot)) is not None]
+            values = [
+                value for target in names if (value := self.metric(target, zero_shot)) is not None
+            ]
             return fmean(values) if names and len(values) == len(names) else None
         score = self.score(name)
         value = None if score is None else score.zero_shot if zero_shot else score.accuracy
         if score is None or value is None or not score.images:
             return value
-        counted = 100 * round(value * score.images / 100) / score.images  # records have four decimals
+        counted = (
+            100 * round(value * score.images / 100) / score.images
+        )  # records have four decimals
         return counted if abs(counted - value) < 1e-4 else value
 
     def other_images(self, sets: Iterable[tuple[Question, ImageSet, Split]]) -> list[str]:
-        """Names of the sets whose images differ from those that were evaluated. sets: from `Lab.tests`."""
+        """Names of the sets whose images differ from those that were evaluated. sets: from
+        `Lab.tests`."""
         digests = {test.name: images.digest for test, images, _ in sets}
-        own = {score.name: score.digest for score in self.scores if score.split != "cross-validated"}
+        own = {
+            score.name: score.digest for score in self.scores if score.split != "cross-validated"
+        }
         return [name for name in {**own, **digests} if own.get(name) not in ("", digests.get(name))]
 
     @property
@@ -269,13 +288,22 @@ class Record(Value):
     @property
     def metrics(self) -> dict[str, float]:
         """Every figure of the run, by name."""
-        names = [*(score.name for score in self.scores), "hm", *(["average"] if len(self.targets) > 1 else [])]
+        names = [
+            *(score.name for score in self.scores),
+            "hm",
+            *(["average"] if len(self.targets) > 1 else []),
+        ]
         return {name: value for name in names if (value := self.metric(name)) is not None}
 
     def line(self) -> str:
         """The record as one line of JSON: every setting, and everything else that is not empty."""
-        full, short = self.model_dump(mode="json"), self.model_dump(mode="json", exclude_defaults=True)
-        settings = {name: full[name] for name in ("task", "precision")}  # their defaults may change later
+        full, short = (
+            self.model_dump(mode="json"),
+            self.model_dump(mode="json", exclude_defaults=True),
+        )
+        settings = {
+            name: full[name] for name in ("task", "precision")
+        }  # their defaults may change later
         return json.dumps({"format": FORMAT, **short, **settings}, ensure_ascii=False) + "\n"
 
     def save(self, path: Path) -> None:
@@ -283,7 +311,8 @@ class Record(Value):
 
 
 def read_record(path: Path) -> Record:
-    """Read the record from a file of one line. Raises UserError if it is missing, damaged or no record."""
+    """Read the record from a file of one line. Raises UserError if it is missing, damaged or no
+    record."""
     return parse_record(read_text(path, "readable", LONGEST), str(path))
 
 

@@ -15,7 +15,8 @@ HEADER = ["accuracy in %", "images", "chance", "zero-shot", "adapted", "change"]
 
 
 def show(record: Record, as_json: bool, run: Path | None = None) -> None:
-    """Print how good a run is, with doubts about it, and one row per evaluated set. run: its folder, for JSON."""
+    """Print how good a run is, with doubts about it, and one row per evaluated set. run: its
+    folder, for JSON."""
     judged = record.judgement
     for text in judged.doubts if judged else ():
         note(text)
@@ -42,7 +43,9 @@ def show(record: Record, as_json: bool, run: Path | None = None) -> None:
         _show_several(score)
     rows = [_row(score) for score in record.scores if not score.several]
     if mean is not None and before is not None:
-        rows.append(["harmonic mean", "", "", f"{before:.1f}", f"{mean:.1f}", f"{mean - before:+.1f}"])
+        rows.append(
+            ["harmonic mean", "", "", f"{before:.1f}", f"{mean:.1f}", f"{mean - before:+.1f}"]
+        )
     if rows or not record.scores:
         table(HEADER, rows)
     for score in record.scores:
@@ -90,7 +93,12 @@ def _row(score: Score) -> list[str]:
     cells = [score.title, str(score.images), f"{score.chance:.1f}"]
     if score.accuracy is None or score.zero_shot is None:
         return [*cells, "-", "-", "-"]
-    return [*cells, f"{score.zero_shot:.1f}", f"{score.accuracy:.1f}", f"{score.accuracy - score.zero_shot:+.1f}"]
+    return [
+        *cells,
+        f"{score.zero_shot:.1f}",
+        f"{score.accuracy:.1f}",
+        f"{score.accuracy - score.zero_shot:+.1f}",
+    ]
 
 
 def several_table(found: Several) -> tuple[list[str], list[list[str]]]:
@@ -136,16 +144,28 @@ def choice_table(choice: Choice) -> tuple[list[str], list[list[str]]]:
         if row.accuracy is None or row.behind is None or row.error is None:
             rows.append([name, "-", row.reason, ""])
         else:
-            rows.append([name, f"{row.accuracy:.1f}", f"{row.behind:.1f} ± {row.error:.1f}", f"{row.seconds or 0:.0f}"])
+            rows.append(
+                [
+                    name,
+                    f"{row.accuracy:.1f}",
+                    f"{row.behind:.1f} ± {row.error:.1f}",
+                    f"{row.seconds or 0:.0f}",
+                ]
+            )
     return ["method", "accuracy in %", "behind the best", "seconds"], rows
 
 
 def lowest(found: Judgement) -> str:
-    """The three classes with the lowest recall, as "ant 0 %, cat 50 %"; ties in the order of the classes."""
+    """The three classes with the lowest recall, as "ant 0 %, cat 50 %"; ties in the order of the
+    classes."""
     recalls = [
-        (recall, name) for recall, name in zip(found.own.recalls, found.classes, strict=True) if recall is not None
+        (recall, name)
+        for recall, name in zip(found.own.recalls, found.classes, strict=True)
+        if recall is not None
     ]
-    return ", ".join(f"{name} {recall:.0f} %" for recall, name in sorted(recalls, key=lambda pair: pair[0])[:3])
+    return ", ".join(
+        f"{name} {recall:.0f} %" for recall, name in sorted(recalls, key=lambda pair: pair[0])[:3]
+    )
 
 
 def as_table(found: Judgement) -> tuple[list[str], list[list[str]]]:
@@ -155,4 +175,10 @@ def as_table(found: Judgement) -> tuple[list[str], list[list[str]]]:
     for row in found.rows:
         rates = [f"{value:.1f}" for value in (row.accuracy, row.macro_f1, row.calibration_error)]
         rows.append([row.name, rates[0], f"{row.low:.1f} to {row.high:.1f}", *rates[1:]])
-    return [f"{found.images:,} images", "accuracy in %", "95 % interval", "macro F1", "calibration error"], rows
+    return [
+        f"{found.images:,} images",
+        "accuracy in %",
+        "95 % interval",
+        "macro F1",
+        "calibration error",
+    ], rows

@@ -1,4 +1,5 @@
-"""A frozen CLIP-like model that travels with its own transform, tokenizer, logit scale and activation."""
+"""A frozen CLIP-like model that travels with its own transform, tokenizer, logit scale and
+activation."""
 
 from __future__ import annotations
 
@@ -23,13 +24,17 @@ class Backbone:
     """A frozen CLIP-like model and everything that belongs to its weights."""
 
     name: str  # as given to load_backbone
-    model: nn.Module  # open_clip's CLIP or CustomTextCLIP: eval mode, no gradients, float32, on the CPU
+    model: (
+        nn.Module
+    )  # open_clip's CLIP or CustomTextCLIP: eval mode, no gradients, float32, on the CPU
     preprocess: Callable[[Any], torch.Tensor]  # PIL RGB image -> float [3, image_size, image_size]
     tokenizer: Callable[[list[str]], torch.Tensor]  # N texts -> long [N, context length]
     image_size: int  # pixels
     mean: tuple[float, float, float]  # of RGB in 0..1, subtracted by `preprocess`
     std: tuple[float, float, float]
-    tokenizer_digest: str = ""  # SHA-256 in hex of the tokenizer's files and settings; "" if unknown
+    tokenizer_digest: str = (
+        ""  # SHA-256 in hex of the tokenizer's files and settings; "" if unknown
+    )
 
     @cached_property
     def image(self) -> ImageEncoder:
@@ -44,10 +49,15 @@ class Backbone:
         return next(self.model.parameters()).device
 
     def with_blocks(self, *sides: str) -> Backbone:
-        """Return the backbone itself. sides: "image", "text". Raises UserError if one of these has no known blocks."""
+        """Return the backbone itself. sides: "image", "text". Raises UserError if one of these has
+        no known blocks."""
         for encoder in (self.image, self.text):
             if encoder.side in sides and isinstance(encoder, (WholeImage, WholeText)):
-                rest = FEATURES_ALONE if isinstance(self.text, WholeText) else (*FEATURES_ALONE, *TEXT_TOO)
+                rest = (
+                    FEATURES_ALONE
+                    if isinstance(self.text, WholeText)
+                    else (*FEATURES_ALONE, *TEXT_TOO)
+                )
                 raise UserError(
                     f"backbone {self.name!r}: this method needs transformer blocks, and its {encoder.side} encoder, "
                     f"a {encoder.kind}, has none that are known; methods that work with it: {', '.join(rest)}"
@@ -73,8 +83,8 @@ class Backbone:
 
     @property
     def resizing(self) -> dict[str, Any]:
-        """How `preprocess` makes a square of an image: resize (open_clip's mode), interpolation, and fill of what is
-        padded."""
+        """How `preprocess` makes a square of an image: resize (open_clip's mode), interpolation,
+        and fill of what is padded."""
         from open_clip.transform import PreprocessCfg
 
         config = PreprocessCfg(**getattr(self.model.visual, "preprocess_cfg", {}))
@@ -83,28 +93,39 @@ class Backbone:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 in hex over names, shapes and bytes of the weights, and the kind of GELU, which has none."""
+        """SHA-256 in hex over names, shapes and bytes of the weights, and the kind of GELU, which
+        has none."""
         from open_clip.transformer import QuickGELU
 
         quick_gelu = any(isinstance(module, QuickGELU) for module in self.model.modules())
         sha = hashlib.sha256(b"quick_gelu" if quick_gelu else b"gelu")
         for name, tensor in sorted(self.model.state_dict().items()):
             sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            sha.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+            sha.update(
+                memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            )
         return sha.hexdigest()
 
     @cached_property
     def structure(self) -> str:
-        """SHA-256 in hex over what has no weights but changes features, such as numbers of heads and kinds of pooling.
-        Other versions of libraries may give another one."""
+        """SHA-256 in hex over what has no weights but changes features, such as numbers of heads
+        and kinds of pooling. Other versions of libraries may give another one."""
         facts: list[Any] = [
-            [name, type(module).__name__, {key: value for key, value in vars(module).items() if _is_plain(key, value)}]
+            [
+                name,
+                type(module).__name__,
+                {key: value for key, value in vars(module).items() if _is_plain(key, value)},
+            ]
             for name, module in self.model.named_modules()
         ]
         kept = self.model.state_dict().keys()
-        facts += [[name, part.tolist()] for name, part in self.model.named_buffers() if name not in kept]  # masks
+        facts += [
+            [name, part.tolist()] for name, part in self.model.named_buffers() if name not in kept
+        ]  # masks
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _is_plain(key: str, value: Any) -> bool:
-    return not (key == "training" or key.startswith("_")) and isinstance(value, (bool, int, float, str))
+    return not (key == "training" or key.startswith("_")) and isinstance(
+        value, (bool, int, float, str)
+    )

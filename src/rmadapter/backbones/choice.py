@@ -1,4 +1,5 @@
-"""What a user may choose from: a short list of backbones, the cost of each, and the first available of several."""
+"""What a user may choose from: a short list of backbones, the cost of each, and the first available
+of several."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ from rmadapter.support.terminal import note
 
 
 class Published(NamedTuple):
-    """megabytes: to fetch, in float32. imagenet: zero-shot accuracy in percent from open_clip's README, not measured
-    here. licence: from its card on the hub."""
+    """megabytes: to fetch, in float32. imagenet: zero-shot accuracy in percent from open_clip's
+    README, not measured here. licence: from its card on the hub."""
 
     megabytes: int
     imagenet: float
@@ -53,9 +54,11 @@ def licence_of(name: str) -> str:
 
 
 def first_of(names: str) -> Backbone:
-    """The backbone of this name; of several names, separated by commas, the first that is here or can be fetched.
+    """The backbone of this name; of several names, separated by commas, the first that is here or
+    can be fetched.
 
-    A note says which it is and why. Raises UserError as `load_backbone` does, also for a wrong name before the last.
+    A note says which it is and why. Raises UserError as `load_backbone` does, also for a wrong name
+    before the last.
     """
     wanted = [names] if user_path(names).exists() else [name.strip() for name in names.split(",")]
     if not all(wanted):
@@ -76,9 +79,11 @@ def first_of(names: str) -> Backbone:
 
 @torch.no_grad()
 def images_per_second(name: str, device: torch.device) -> float:
-    """Speed of its image encoder on this machine, in batches of 8. Published models are measured with random weights,
-    so that nothing is downloaded."""
-    backbone = load_backbone(name if name in POCKETS else f"{name.partition('/')[0]}/none").to(device)
+    """Speed of its image encoder on this machine, in batches of 8. Published models are measured
+    with random weights, so that nothing is downloaded."""
+    backbone = load_backbone(name if name in POCKETS else f"{name.partition('/')[0]}/none").to(
+        device
+    )
     pixels = torch.zeros(BATCH, 3, backbone.image_size, backbone.image_size, device=device)
     seconds = []
     for _ in range(TIMES + 1):

@@ -1,4 +1,5 @@
-"""A pickled checkpoint as a model folder of safetensors: the only place that opens a pickle, by unpickle.py."""
+"""A pickled checkpoint as a model folder of safetensors: the only place that opens a pickle, by
+unpickle.py."""
 
 from __future__ import annotations
 
@@ -25,20 +26,28 @@ SECONDS, BYTES_A_SECOND = 60, 20e6  # limit on reading: a minute, and more for l
 
 
 def convert(file: Path, architecture: str, out: Path, digest: str = "") -> dict[str, Any]:
-    """Write a pickled checkpoint of an open_clip architecture as a folder that `load_backbone` opens.
+    """Write a pickled checkpoint of an open_clip architecture as a folder that `load_backbone`
+    opens.
 
-    digest: the SHA-256 in hex that the file must have. Returns what to report: folder, digests, what was left out.
-    Raises UserError, and leaves nothing behind, for a file that is no checkpoint, asks for anything but tensors, or
-    does not fit the architecture.
+    digest: the SHA-256 in hex that the file must have. Returns what to report: folder, digests,
+    what was left out. Raises UserError, and leaves nothing behind, for a file that is no
+    checkpoint, asks for anything but tensors, or does not fit the architecture.
     """
-    found, (config, tags) = _check(file, out, digest), architecture_config(architecture, architecture)
+    found, (config, tags) = (
+        _check(file, out, digest),
+        architecture_config(architecture, architecture),
+    )
     with whole(out) as folder:
         apart = folder / "apart"  # what reads the pickle works there
         apart.mkdir()
         facts = _read(file, flat := apart / "tensors.safetensors")
         quick_gelu = bool(config.get("quick_gelu"))
         if facts["quick_gelu"] is not None and facts["quick_gelu"] != quick_gelu:
-            other = f"{architecture}-quickgelu" if facts["quick_gelu"] else architecture.removesuffix("-quickgelu")
+            other = (
+                f"{architecture}-quickgelu"
+                if facts["quick_gelu"]
+                else architecture.removesuffix("-quickgelu")
+            )
             raise UserError(f"{file}: its activation is not that of {architecture}; use {other!r}")
         transform = transform_of(architecture, tags)
         model = build_model(architecture, architecture, draw=False, transform=transform)
@@ -48,9 +57,12 @@ def convert(file: Path, architecture: str, out: Path, digest: str = "") -> dict[
         tokenizer = tokenizer_folder(named) if named else None
         for part in files_of(tokenizer) if tokenizer else ():
             shutil.copy(part, folder)
-        backbone = as_backbone(architecture, model, load_tokenizer(architecture, config["text_cfg"], tokenizer))
+        backbone = as_backbone(
+            architecture, model, load_tokenizer(architecture, config["text_cfg"], tokenizer)
+        )
         write_tensors(folder / OPEN_CLIP_WEIGHTS[0], backbone.model.state_dict())
-        write_json(folder / CONFIG, {"model_cfg": config, "preprocess_cfg": model.visual.preprocess_cfg})  # type: ignore
+        preprocess = model.visual.preprocess_cfg  # type: ignore[union-attr]
+        write_json(folder / CONFIG, {"model_cfg": config, "preprocess_cfg": preprocess})
         write_sums(folder, [part.name for part in folder.iterdir()])
         if out.exists():
             out.rmdir()  # it is empty
@@ -63,35 +75,56 @@ def convert(file: Path, architecture: str, out: Path, digest: str = "") -> dict[
 def _check(file: Path, out: Path, digest: str) -> str:
     """Check the arguments; returns the SHA-256 of the file, in hex."""
     if file.suffix.lower() == ".safetensors":
-        raise UserError(f"{file}: needs no conversion; use it as it is: --backbone ARCHITECTURE/{file}")
+        raise UserError(
+            f"{file}: needs no conversion; use it as it is: --backbone ARCHITECTURE/{file}"
+        )
     with opened(file, "a checkpoint"):
         pass
     if file.suffix.lower() not in PICKLES:
-        raise UserError(f"{file}: not named like a pickled checkpoint; known suffixes are {', '.join(PICKLES)}")
+        raise UserError(
+            f"{file}: not named like a pickled checkpoint; known suffixes are {', '.join(PICKLES)}"
+        )
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out}: already exists and is not an empty folder; give a new --out")
     found = sha256(file)
     if digest and found != digest.lower():
-        raise UserError(f"{file}: has SHA-256 {found}, not {digest[:80]}; it is a different file and was not opened")
+        raise UserError(
+            f"{file}: has SHA-256 {found}, not {digest[:80]}; it is a different file and was not opened"
+        )
     return found
 
 
 def _read(file: Path, flat: Path) -> dict[str, Any]:
     """Have another process write the tensors of a checkpoint; returns facts about it."""
     seconds = int(SECONDS + file.stat().st_size / BYTES_A_SECOND)
-    command = [sys.executable, unpickle.__file__, os.path.abspath(file), os.path.abspath(flat), str(seconds)]
+    command = [
+        sys.executable,
+        unpickle.__file__,
+        os.path.abspath(file),
+        os.path.abspath(flat),
+        str(seconds),
+    ]
     try:
         done = subprocess.run(
-            command, cwd=flat.parent, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False
+            command,
+            cwd=flat.parent,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=seconds,
+            check=False,
         )
     except subprocess.TimeoutExpired:
-        raise UserError(f"{file}: was not read within {seconds} seconds, and no checkpoint takes that long") from None
+        raise UserError(
+            f"{file}: was not read within {seconds} seconds, and no checkpoint takes that long"
+        ) from None
     if done.returncode == 3:
         raise UserError(f"{file}: tried to do more than be read and was stopped; delete it")
     try:
         facts: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
-        raise UserError(f"{file}: ended the process that read it, as damaged or hostile files do") from None
+        raise UserError(
+            f"{file}: ended the process that read it, as damaged or hostile files do"
+        ) from None
     if error := facts.get("error"):
         raise UserError(f"{file}: cannot be converted: {error}")
     return facts

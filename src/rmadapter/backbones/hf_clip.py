@@ -17,7 +17,8 @@ CLIP_VOCABULARY = 49408
 CHINESE_CONTEXT = 52  # tokens that Chinese-CLIP was trained with; its BERT has room for more
 Pair = tuple[str, str]
 
-# Names in Hugging Face's models -> names in open_clip's; the three projections of attention are joined below.
+# Names in Hugging Face's models -> names in open_clip's; the three projections of attention are
+# joined below.
 BLOCKS: list[Pair] = [
     (r"\.layer_norm([12])\.", r".ln_\1."),
     (r"\.self_attn\.out_proj\.", ".attn.out_proj."),
@@ -42,7 +43,10 @@ VISION: list[Pair] = [
     (r"^visual_projection\.weight$", "visual.proj"),
 ]
 BERT: list[Pair] = [(r"^text_model\.", "text.transformer."), (r"^text_projection\.", "text.proj.")]
-TRANSPOSED = ("text_projection", "visual.proj")  # x @ W in open_clip, a linear layer in Hugging Face
+TRANSPOSED = (
+    "text_projection",
+    "visual.proj",
+)  # x @ W in open_clip, a linear layer in Hugging Face
 
 
 def clip(config: Any, file: Path, scratch: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -68,7 +72,9 @@ def chinese_clip(config: Any, file: Path, scratch: Path) -> tuple[nn.Module, dic
     named = {"hf_model_name": str(scratch), "hf_model_pretrained": False, "hf_proj_type": "linear"}
     named["hf_pooler_type"] = "cls_last_hidden_state_pooler"
     quick_gelu = _quick_gelu(file, config.vision_config)
-    model = open_clip.CustomTextCLIP(config.projection_dim, vision(config.vision_config), named, quick_gelu)
+    model = open_clip.CustomTextCLIP(
+        config.projection_dim, vision(config.vision_config), named, quick_gelu
+    )
     return model, {"context_length": min(CHINESE_CONTEXT, text.max_position_embeddings)}
 
 
@@ -130,11 +136,15 @@ def _clip(config: Any, file: Path, **pooling: Any) -> tuple[nn.Module, dict[str,
         **pooling,
     }
     quick_gelu = _quick_gelu(file, config.vision_config, config.text_config)
-    return open_clip.CLIP(config.projection_dim, vision(config.vision_config), text, quick_gelu), text
+    return open_clip.CLIP(
+        config.projection_dim, vision(config.vision_config), text, quick_gelu
+    ), text
 
 
 def _quick_gelu(file: Path, *towers: Any) -> bool:
     acts = [one.hidden_act for one in towers]
     if len(set(acts)) > 1 or acts[0] not in ("quick_gelu", "gelu"):
-        raise UserError(f"{file}: activations {' and '.join(map(str, acts))}; all must be quick_gelu, or all gelu")
+        raise UserError(
+            f"{file}: activations {' and '.join(map(str, acts))}; all must be quick_gelu, or all gelu"
+        )
     return acts[0] == "quick_gelu"

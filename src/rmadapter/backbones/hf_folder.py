@@ -1,4 +1,5 @@
-"""Read a model folder of Hugging Face's transformers into an open_clip model that computes the same function."""
+"""Read a model folder of Hugging Face's transformers into an open_clip model that computes the same
+function."""
 
 from __future__ import annotations
 
@@ -21,10 +22,11 @@ NOT = {"align": "its image encoder, an EfficientNet, is not one of open_clip's"}
 
 
 class Family(NamedTuple):
-    """A model type. config: the class of transformers that fills in what config.json leaves out. build(config, file,
-    scratch): an open_clip model and the settings of its tokenizer; it may write into the folder `scratch`, and raises
-    UserError, naming `file`, for what open_clip cannot compute. rename(weights): the weights under open_clip's names.
-    transform: used if the folder has none. own: whether the tokenizer is in the folder."""
+    """A model type. config: the class of transformers that fills in what config.json leaves out.
+    build(config, file, scratch): an open_clip model and the settings of its tokenizer; it may write
+    into the folder `scratch`, and raises UserError, naming `file`, for what open_clip cannot
+    compute. rename(weights): the weights under open_clip's names. transform: used if the folder has
+    none. own: whether the tokenizer is in the folder."""
 
     config: str
     build: Callable[[Any, Path, Path], tuple[nn.Module, dict[str, Any]]]
@@ -43,10 +45,11 @@ FAMILIES = {
 
 
 def load_hf(name: str, folder: Path) -> tuple[nn.Module, Tokenizer]:
-    """Model and tokenizer of a folder with `config.json` (a model type of FAMILIES) and safetensors weights.
+    """Model and tokenizer of a folder with `config.json` (a model type of FAMILIES) and safetensors
+    weights.
 
-    Raises UserError if the folder is of another kind, if its weights are damaged or do not fit, or if it uses something
-    that open_clip cannot compute.
+    Raises UserError if the folder is of another kind, if its weights are damaged or do not fit, or
+    if it uses something that open_clip cannot compute.
     """
     import open_clip
     import transformers
@@ -56,12 +59,19 @@ def load_hf(name: str, folder: Path) -> tuple[nn.Module, Tokenizer]:
     family = FAMILIES[_kind(folder)]
     kind = getattr(transformers, family.config)
     config = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng(devices=[]), quiet(), Unfilled():
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        torch.random.fork_rng(devices=[]),
+        quiet(),
+        Unfilled(),
+    ):
         model, text = family.build(config, file, Path(scratch))
     try:
         model.load_state_dict(family.rename(_weights(folder)))
     except (RuntimeError, KeyError) as error:
-        raise UserError(f"{folder}: the weights do not fit its config.json: {first_line(error)}") from error
+        raise UserError(
+            f"{folder}: the weights do not fit its config.json: {first_line(error)}"
+        ) from error
     visual: Any = model.visual
     size = visual.image_size[0]
     transform = {**family.transform, **_transform(folder, size, family.transform)}
@@ -96,16 +106,23 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
         try:
             weights |= load_file(file)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{file}: not a readable safetensors file ({error}); fetch or write it again") from error
-    return {name: tensor for name, tensor in weights.items() if not name.endswith("position_ids")}  # from old versions
+            raise UserError(
+                f"{file}: not a readable safetensors file ({error}); fetch or write it again"
+            ) from error
+    return {
+        name: tensor for name, tensor in weights.items() if not name.endswith("position_ids")
+    }  # from old versions
 
 
 def _transform(folder: Path, image_size: int, usual: Mapping[str, Any]) -> dict[str, Any]:
-    """preprocessor_config.json, or its part of processor_config.json, as open_clip's settings; empty if there is
-    neither."""
+    """preprocessor_config.json, or its part of processor_config.json, as open_clip's settings;
+    empty if there is neither."""
     file, part = folder / "preprocessor_config.json", None
     if not file.is_file():
-        file, part = folder / "processor_config.json", "image_processor"  # where transformers 5 saves it
+        file, part = (
+            folder / "processor_config.json",
+            "image_processor",
+        )  # where transformers 5 saves it
         if not file.is_file():
             return {}
     try:
@@ -117,10 +134,16 @@ def _transform(folder: Path, image_size: int, usual: Mapping[str, Any]) -> dict[
             "interpolation": RESAMPLING[values.get("resample", 3)],
         }
     except (KeyError, TypeError) as error:
-        raise UserError(f"{file}: not a readable image transform ({type(error).__name__}: {error})") from None
+        raise UserError(
+            f"{file}: not a readable image transform ({type(error).__name__}: {error})"
+        ) from None
     size = values.get("size", image_size)
     edges = set(size.values()) if isinstance(size, dict) else {size}
     if edges != {image_size}:
         raise UserError(f"{file}: images are resized to {size}, but config.json says {image_size}")
-    squash = "shortest_edge" not in size if isinstance(size, dict) else usual.get("resize_mode") == "squash"
+    squash = (
+        "shortest_edge" not in size
+        if isinstance(size, dict)
+        else usual.get("resize_mode") == "squash"
+    )
     return {**transform, "resize_mode": "squash" if squash else "shortest"}

@@ -1,7 +1,9 @@
-"""Hugging Face's SigLIP and SigLIP 2 as open_clip's: a timm trunk that pools by attention, and a text transformer.
+"""Hugging Face's SigLIP and SigLIP 2 as open_clip's: a timm trunk that pools by attention, and a
+text transformer.
 
-On the hub, SigLIP 2 for one image size also has the type `siglip`. `siglip2` is its NaFlex variant for images of many
-shapes; here it takes only squares with as many patches as it has positions, where both compute the same.
+On the hub, SigLIP 2 for one image size also has the type `siglip`. `siglip2` is its NaFlex variant
+for images of many shapes; here it takes only squares with as many patches as it has positions,
+where both compute the same.
 """
 
 from __future__ import annotations
@@ -17,15 +19,26 @@ from torch import nn
 from rmadapter.backbones.hf_clip import BLOCKS, TEXT, Pair, mlp_ratio, renamed, tower
 from rmadapter.errors import UserError
 
-TRANSFORM = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "resize_mode": "squash"}
-ACTS = {"gelu": ("gelu", None), "gelu_pytorch_tanh": ("gelu_tanh", {"approximate": "tanh"})}  # timm's, open_clip's
+TRANSFORM = {
+    "mean": (0.5,) * 3,
+    "std": (0.5,) * 3,
+    "interpolation": "bicubic",
+    "resize_mode": "squash",
+}
+ACTS = {
+    "gelu": ("gelu", None),
+    "gelu_pytorch_tanh": ("gelu_tanh", {"approximate": "tanh"}),
+}  # timm's, open_clip's
 
 VISION: list[Pair] = [
     (r"^vision_model\.embeddings\.patch_embedding\.", "visual.trunk.patch_embed.proj."),
     (r"^vision_model\.embeddings\.position_embedding\.weight$", "visual.trunk.pos_embed"),
     (r"^(vision_model\.encoder\.layers\.\d+)\.layer_norm([12])\.", r"\1.norm\2."),
     (r"^(vision_model\.encoder\.layers\.\d+)\.self_attn\.out_proj\.", r"\1.attn.proj."),
-    (r"^(vision_model\.encoder\.layers\.\d+)\.self_attn\.([qkv])_proj\.(weight|bias)$", r"\1.attn.qkv.\3.\2"),
+    (
+        r"^(vision_model\.encoder\.layers\.\d+)\.self_attn\.([qkv])_proj\.(weight|bias)$",
+        r"\1.attn.qkv.\3.\2",
+    ),
     (r"^vision_model\.encoder\.layers\.", "visual.trunk.blocks."),
     (r"^vision_model\.post_layernorm\.", "visual.trunk.norm."),
     (r"^vision_model\.head\.probe$", "visual.trunk.attn_pool.latent"),
@@ -34,7 +47,8 @@ VISION: list[Pair] = [
     (r"^vision_model\.head\.mlp\.", "visual.trunk.attn_pool.mlp."),
 ]
 WORDS: list[Pair] = [
-    (pattern, f"text.{name}") for pattern, name in [*TEXT, (r"^text_model\.head\.", "text_projection.")]
+    (pattern, f"text.{name}")
+    for pattern, name in [*TEXT, (r"^text_model\.head\.", "text_projection.")]
 ]
 
 
@@ -46,28 +60,44 @@ def siglip(config: Any, file: Path, scratch: Path) -> tuple[nn.Module, dict[str,
 def siglip2(config: Any, file: Path, scratch: Path) -> tuple[nn.Module, dict[str, Any]]:
     side = math.isqrt(config.vision_config.num_patches)
     if side**2 != config.vision_config.num_patches:
-        raise UserError(f"{file}: {config.vision_config.num_patches} patches do not make a square image")
+        raise UserError(
+            f"{file}: {config.vision_config.num_patches} patches do not make a square image"
+        )
     return _build(config, file, scratch, side * config.vision_config.patch_size)
 
 
 def rename(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The state of SiglipModel or Siglip2Model as that of open_clip's CustomTextCLIP."""
-    vision = renamed({name: w for name, w in weights.items() if name.startswith("vision_model.")}, VISION)
-    rest = renamed({name: w for name, w in weights.items() if not name.startswith("vision_model.")}, [*WORDS, *BLOCKS])
+    vision = renamed(
+        {name: w for name, w in weights.items() if name.startswith("vision_model.")}, VISION
+    )
+    rest = renamed(
+        {name: w for name, w in weights.items() if not name.startswith("vision_model.")},
+        [*WORDS, *BLOCKS],
+    )
     found = {**vision, **rest}
     pool = "visual.trunk.attn_pool"
     for part in ("weight", "bias"):
         joined = found.pop(f"vision_model.head.attention.in_proj_{part}")
-        found[f"{pool}.q.{part}"], found[f"{pool}.kv.{part}"] = joined.split([len(joined) // 3, 2 * len(joined) // 3])
+        found[f"{pool}.q.{part}"], found[f"{pool}.kv.{part}"] = joined.split(
+            [len(joined) // 3, 2 * len(joined) // 3]
+        )
     positions, patches = "visual.trunk.pos_embed", "visual.trunk.patch_embed.proj.weight"
     found[positions] = found[positions][None]
-    if found[patches].ndim == 2:  # NaFlex: a linear layer on the pixels of a patch, row by row, colours last
+    if (
+        found[patches].ndim == 2
+    ):  # NaFlex: a linear layer on the pixels of a patch, row by row, colours last
         side = math.isqrt(found[patches].shape[1] // 3)
         found[patches] = found[patches].unflatten(1, (side, side, 3)).permute(0, 3, 1, 2)
-    return {name: w.reshape(()) if name in ("logit_scale", "logit_bias") else w for name, w in found.items()}
+    return {
+        name: w.reshape(()) if name in ("logit_scale", "logit_bias") else w
+        for name, w in found.items()
+    }
 
 
-def _build(config: Any, file: Path, scratch: Path, image_size: int) -> tuple[nn.Module, dict[str, Any]]:
+def _build(
+    config: Any, file: Path, scratch: Path, image_size: int
+) -> tuple[nn.Module, dict[str, Any]]:
     import open_clip
 
     vision, words = config.vision_config, config.text_config
@@ -75,8 +105,14 @@ def _build(config: Any, file: Path, scratch: Path, image_size: int) -> tuple[nn.
         if act not in list(ACTS):
             raise UserError(f"{file}: activation {act}; must be one of {', '.join(ACTS)}")
     if not vision.vision_use_head:
-        raise UserError(f"{file}: its image encoder has no head, so it gives no features to compare with texts")
-    args = {"img_size": image_size, "patch_size": vision.patch_size, "embed_dim": vision.hidden_size}
+        raise UserError(
+            f"{file}: its image encoder has no head, so it gives no features to compare with texts"
+        )
+    args = {
+        "img_size": image_size,
+        "patch_size": vision.patch_size,
+        "embed_dim": vision.hidden_size,
+    }
     args |= {"depth": vision.num_hidden_layers, "num_heads": vision.num_attention_heads}
     args |= {"mlp_ratio": mlp_ratio(vision), "act_layer": ACTS[vision.hidden_act][0]}
     trunk = {
@@ -84,7 +120,11 @@ def _build(config: Any, file: Path, scratch: Path, image_size: int) -> tuple[nn.
         "pretrained_cfg": {"input_size": [3, image_size, image_size], "num_classes": 0},
     }  # fmt: skip
     (scratch / "config.json").write_text(json.dumps(trunk))
-    image = {"timm_model_name": f"local-dir:{scratch}", "timm_model_pretrained": False, "timm_pool": "map"}
+    image = {
+        "timm_model_name": f"local-dir:{scratch}",
+        "timm_model_pretrained": False,
+        "timm_pool": "map",
+    }
     image |= {"timm_proj": "none", "image_size": image_size}
     text = {
         **tower(words), "heads": words.num_attention_heads, "context_length": words.max_position_embeddings,

@@ -1,4 +1,5 @@
-"""Safetensors weights and small files from the Hugging Face hub, or from its local cache if they are there."""
+"""Safetensors weights and small files from the Hugging Face hub, or from its local cache if they
+are there."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ class Unreachable(UserError):
 
 
 def fetch(repository: str, file: str) -> Path:
-    """Fetch one file. A cached copy is used as it is, so that a backbone does not change between runs.
+    """Fetch one file. A cached copy is used as it is, so that a backbone does not change between
+    runs.
 
     Raises UserError when it is not cached and cannot be fetched.
     """
@@ -32,7 +34,8 @@ def fetch(repository: str, file: str) -> Path:
 
 
 def model_folder(repository: str) -> Path:
-    """A folder with the configuration, the tokenizer and the safetensors weights of a repository, never its pickles.
+    """A folder with the configuration, the tokenizer and the safetensors weights of a repository,
+    never its pickles.
 
     Raises UserError when it is not cached and cannot be fetched.
     """
@@ -40,7 +43,9 @@ def model_folder(repository: str) -> Path:
     if any(folder.glob("*.safetensors")):
         return folder
     open_clip = (folder / "open_clip_config.json").is_file()
-    return fetch(repository, "open_clip_model.safetensors" if open_clip else "model.safetensors").parent
+    return fetch(
+        repository, "open_clip_model.safetensors" if open_clip else "model.safetensors"
+    ).parent
 
 
 def tokenizer_folder(repository: str) -> Path:
@@ -52,7 +57,8 @@ def tokenizer_folder(repository: str) -> Path:
 
 
 def _snapshot(repository: str, *wanted: str) -> Path:
-    """The cached snapshot if it has a file of a wanted pattern; otherwise its small files are fetched."""
+    """The cached snapshot if it has a file of a wanted pattern; otherwise its small files are
+    fetched."""
     import huggingface_hub
 
     with _told_in_a_sentence(repository):
@@ -73,7 +79,11 @@ def _told_in_a_sentence(repository: str) -> Iterator[None]:
         yield
     except errors.GatedRepoError as error:  # which counts as not found
         raise UserError(f"{repository}: {GATED}") from error
-    except (errors.RepositoryNotFoundError, errors.RemoteEntryNotFoundError, errors.HFValidationError) as error:
+    except (
+        errors.RepositoryNotFoundError,
+        errors.RemoteEntryNotFoundError,
+        errors.HFValidationError,
+    ) as error:
         raise UserError(
             f"the Hugging Face hub has no {repository!r}, or none with safetensors weights; "
             f"if it holds a pickle, fetch that: {how_to_convert(Path('FILE'))}"

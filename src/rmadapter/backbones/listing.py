@@ -1,4 +1,5 @@
-"""Which backbones are on this disk, and what others would download: no download comes as a surprise."""
+"""Which backbones are on this disk, and what others would download: no download comes as a
+surprise."""
 
 from __future__ import annotations
 
@@ -14,11 +15,15 @@ TO_COME = "from the Hugging Face hub when first used"
 
 
 def listed(hub_cache: Path | None = None) -> list[dict[str, Any]]:
-    """Name, state, megabytes on disk (None if absent) and folder of each; for a few, `about` says more.
+    """Name, state, megabytes on disk (None if absent) and folder of each; for a few, `about` says
+    more.
 
     hub_cache: folder of the Hugging Face hub's cache, by default its library's.
     """
-    return [{**one, "about": _about(one["name"])} for one in (*_pockets(), *_published(_cached(hub_cache)))]
+    return [
+        {**one, "about": _about(one["name"])}
+        for one in (*_pockets(), *_published(_cached(hub_cache)))
+    ]
 
 
 def _about(name: str) -> str:
@@ -34,12 +39,22 @@ def _pockets() -> Iterator[dict[str, Any]]:
     for name in POCKETS:
         place = pocket_place(name)
         ready = place.is_dir()
-        state = "ready" if ready else f"built when first used: {SIZE_TO_FETCH} MB from PyPI, 180 MB on disk"
-        yield {"name": name, "state": state, "mb": _size(place) if ready else None, "folder": str(place)}
+        state = (
+            "ready"
+            if ready
+            else f"built when first used: {SIZE_TO_FETCH} MB from PyPI, 180 MB on disk"
+        )
+        yield {
+            "name": name,
+            "state": state,
+            "mb": _size(place) if ready else None,
+            "folder": str(place),
+        }
 
 
 def _published(cached: dict[str, Path]) -> Iterator[dict[str, Any]]:
-    """Models in the hub's cache, those that open_clip published under its names, and the absent ones of KNOWN."""
+    """Models in the hub's cache, those that open_clip published under its names, and the absent
+    ones of KNOWN."""
     import open_clip
 
     for architecture, tag in open_clip.list_pretrained():
@@ -52,7 +67,12 @@ def _published(cached: dict[str, Path]) -> Iterator[dict[str, Any]]:
             state = f"{KNOWN[name].megabytes:,} MB {TO_COME}"
             yield {"name": name, "state": state, "mb": None, "folder": ""}
     for repository, folder in cached.items():
-        yield {"name": f"hf-hub:{repository}", "state": "ready", "mb": _size(folder), "folder": str(folder)}
+        yield {
+            "name": f"hf-hub:{repository}",
+            "state": "ready",
+            "mb": _size(folder),
+            "folder": str(folder),
+        }
 
 
 def _cached(folder: Path | None) -> dict[str, Path]:

@@ -48,8 +48,9 @@ def load_backbone(name: str) -> Backbone:
     - a folder with `open_clip_config.json`, or with the `config.json` of a Hugging Face CLIP, SigLIP, MetaCLIP 2 or
       Chinese-CLIP, and safetensors weights.
 
-    Weights are only read from safetensors, never from a pickle, and no code in a folder or repository is run. An
-    encoder that is not a transformer gives only its features, which is enough for some methods.
+    Weights are only read from safetensors, never from a pickle, and no code in a folder or
+    repository is run. An encoder that is not a transformer gives only its features, which is enough
+    for some methods.
 
     Raises:
         UserError: unknown name, weights that cannot be fetched, read or fitted, weights for another activation, or
@@ -59,7 +60,9 @@ def load_backbone(name: str) -> Backbone:
     if name in POCKETS:
         return _from_folder(name, pocket_folder(name))
     if name.startswith("hf-hub:"):
-        return _tried(name, model_folder(name.removeprefix("hf-hub:")), name.removeprefix("hf-hub:"))
+        return _tried(
+            name, model_folder(name.removeprefix("hf-hub:")), name.removeprefix("hf-hub:")
+        )
     if folder.is_dir():
         return _tried(name, folder)
     if name.startswith(("/", ".", "~")) or "/" not in name:
@@ -71,7 +74,8 @@ def load_backbone(name: str) -> Backbone:
 
 
 def is_published(name: str) -> bool:
-    """Whether a name alone determines the weights: pocket or one of open_clip's, not a folder, file or hub name."""
+    """Whether a name alone determines the weights: pocket or one of open_clip's, not a folder, file
+    or hub name."""
     import open_clip
 
     architecture, _, tag = name.partition("/")
@@ -82,17 +86,19 @@ def is_published(name: str) -> bool:
 
 
 def identity_of(backbone: Backbone) -> str:
-    """What a run depends on: the digest, and for a name that does not determine them the tokenizer and how images are
-    prepared."""
+    """What a run depends on: the digest, and for a name that does not determine them the tokenizer
+    and how images are prepared."""
     if is_published(backbone.name):
         return backbone.digest
     prepared = [backbone.image_size, backbone.mean, backbone.std, backbone.resizing]
-    return hashlib.sha256(json.dumps([backbone.digest, backbone.tokenizer_digest, *prepared]).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps([backbone.digest, backbone.tokenizer_digest, *prepared]).encode()
+    ).hexdigest()
 
 
 def architecture_config(name: str, architecture: str) -> tuple[dict[str, Any], list[str]]:
-    """open_clip's configuration of an architecture, and the tags of its published weights. name: for messages. Raises
-    UserError if it is unknown."""
+    """open_clip's configuration of an architecture, and the tags of its published weights. name:
+    for messages. Raises UserError if it is unknown."""
     import open_clip
 
     if architecture not in open_clip.list_models():
@@ -106,7 +112,8 @@ def architecture_config(name: str, architecture: str) -> tuple[dict[str, Any], l
 
 
 def transform_of(architecture: str, tags: list[str]) -> dict[str, Any]:
-    """The transform for random weights and local files: that of the architecture's first published weights, if any."""
+    """The transform for random weights and local files: that of the architecture's first published
+    weights, if any."""
     import open_clip
 
     return open_clip.get_pretrained_cfg(architecture, tags[0]) if tags else {}
@@ -123,7 +130,9 @@ def _from_architecture(name: str) -> Backbone:
         published = _published(architecture, tag, tags)
     transform = published or transform_of(architecture, tags)
     quick_gelu = published.get("quick_gelu", False)
-    model = build_model(name, architecture, draw=tag == "none", quick_gelu=quick_gelu, transform=transform)
+    model = build_model(
+        name, architecture, draw=tag == "none", quick_gelu=quick_gelu, transform=transform
+    )
     if published:
         file = fetch(*_hub_file(published["hf_hub"]))
     if tag != "none":
@@ -165,7 +174,11 @@ def _from_folder(name: str, folder: Path, repository: str = "") -> Backbone:
     weights = _weights_in(folder)
     if weights is None:
         pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in PICKLES]
-        hint = f"; {pickles[0]} is a pickle, and {how_to_convert(folder / pickles[0])}" if pickles else ""
+        hint = (
+            f"; {pickles[0]} is a pickle, and {how_to_convert(folder / pickles[0])}"
+            if pickles
+            else ""
+        )
         raise UserError(f"{folder} holds no safetensors weights{hint}")
     check_folder(folder)
     if (folder / CONFIG).is_file():
@@ -181,29 +194,39 @@ def _from_folder(name: str, folder: Path, repository: str = "") -> Backbone:
 
 
 def _tokenizer_place(folder: Path, repository: str, named: Any) -> Path | None:
-    """The folder of a Hugging Face tokenizer: the model's own; for a hub's model, the one that it names."""
+    """The folder of a Hugging Face tokenizer: the model's own; for a hub's model, the one that it
+    names."""
     if not named:
         return None
     if not repository:
         return folder  # whatever it is called
     if named != repository and not is_plain(str(named), "hf_tokenizer_name"):
-        raise UserError(f"{folder / CONFIG}: hf_tokenizer_name leads out of the repository, to {str(named)[:200]!r}")
+        raise UserError(
+            f"{folder / CONFIG}: hf_tokenizer_name leads out of the repository, to {str(named)[:200]!r}"
+        )
     return tokenizer_folder(named)
 
 
 def _tried(name: str, folder: Path, repository: str = "") -> Backbone:
-    """A model from a folder that anybody may have written: its transform is tried before images depend on it."""
+    """A model from a folder that anybody may have written: its transform is tried before images
+    depend on it."""
     try:
         for file in (folder / "open_clip_config.json", folder / "config.json"):
             if os.path.lexists(file) and _largest(read_json(file, 2**20)) > LARGEST:
-                raise UserError(f"{file}: holds a number above {LARGEST:,}, larger than any model has")
+                raise UserError(
+                    f"{file}: holds a number above {LARGEST:,}, larger than any model has"
+                )
         backbone = _from_folder(name, folder, repository)
         shape = tuple(backbone.preprocess(Image.new("RGB", (9, 9))).shape)
         if shape != (3, backbone.image_size, backbone.image_size):
-            raise UserError(f"{folder}: its transform makes images of {shape}, which the model does not take")
+            raise UserError(
+                f"{folder}: its transform makes images of {shape}, which the model does not take"
+            )
     except UserError:
         raise
-    except Exception as error:  # its files can make open_clip, transformers and torch raise anything
+    except (
+        Exception
+    ) as error:  # its files can make open_clip, transformers and torch raise anything
         raise UserError(f"{folder}: not a usable model: {first_line(error)}") from error
     return backbone
 
@@ -217,7 +240,10 @@ def _largest(value: Any) -> float:
 
 def _weights_in(folder: Path) -> Path | None:
     """The safetensors file of a model folder, open_clip's own names first."""
-    files = sorted(folder.glob("*.safetensors"), key=lambda file: (file.name not in OPEN_CLIP_WEIGHTS, file.name))
+    files = sorted(
+        folder.glob("*.safetensors"),
+        key=lambda file: (file.name not in OPEN_CLIP_WEIGHTS, file.name),
+    )
     return files[0] if files else None
 
 
@@ -225,7 +251,9 @@ def _check_file(file: Path, architecture: str) -> None:
     if not file.is_file():
         raise UserError(f"{file}: no such weights file")
     if file.suffix != ".safetensors":
-        raise UserError(f"{file}: weights must be safetensors; {how_to_convert(file, architecture)}")
+        raise UserError(
+            f"{file}: weights must be safetensors; {how_to_convert(file, architecture)}"
+        )
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

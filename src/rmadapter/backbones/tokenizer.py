@@ -14,7 +14,12 @@ import torch
 from rmadapter.backbones.trust import check_folder
 from rmadapter.errors import UserError
 
-FILES: tuple[str, ...] = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+FILES: tuple[str, ...] = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 FILES += ("vocab.json", "vocab.txt", "merges.txt")
 
 
@@ -32,20 +37,25 @@ def files_of(place: Path) -> list[Path]:
 
 @cache
 def _of_clip(settings: str) -> Any:
-    """CLIP's own, with settings in JSON; cached, since reading its vocabulary takes as long as a small model."""
+    """CLIP's own, with settings in JSON; cached, since reading its vocabulary takes as long as a
+    small model."""
     import open_clip
 
     return open_clip.SimpleTokenizer(**json.loads(settings))
 
 
 def load_tokenizer(name: str, text: Mapping[str, Any], place: Path | None = None) -> Tokenizer:
-    """The tokenizer for open_clip's `text_cfg` of a model: CLIP's own, or a Hugging Face one with its files in `place`.
+    """The tokenizer for open_clip's `text_cfg` of a model: CLIP's own, or a Hugging Face one with
+    its files in `place`.
 
     Raises UserError if it cannot be read, or if `place` holds or asks for code.
     """
     import open_clip
 
-    settings = {"context_length": text.get("context_length") or 77, **(text.get("tokenizer_kwargs") or {})}
+    settings = {
+        "context_length": text.get("context_length") or 77,
+        **(text.get("tokenizer_kwargs") or {}),
+    }
     files: list[Path] = []
     try:
         if place is None:

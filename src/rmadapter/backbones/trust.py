@@ -1,7 +1,9 @@
-"""Checks of what a model folder holds and says, before any library reads it, so that no folder can run code.
+"""Checks of what a model folder holds and says, before any library reads it, so that no folder can
+run code.
 
-open_clip passes its configuration on to transformers and timm, which can import Python files that a folder names, or
-follow a name into another folder or repository. Only known fields and known names get through here.
+open_clip passes its configuration on to transformers and timm, which can import Python files that a
+folder names, or follow a name into another folder or repository. Only known fields and known names
+get through here.
 """
 
 from __future__ import annotations
@@ -23,7 +25,11 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
 # For these fields transformers imports or fetches code, in whatever file they are
 CODE_FIELDS = (
     *("auto_map", "trust_remote_code", "custom_pipelines"),
-    *("attn_implementation", "_attn_implementation", "_attn_implementation_internal"),  # CVE-2026-4372
+    *(
+        "attn_implementation",
+        "_attn_implementation",
+        "_attn_implementation_internal",
+    ),  # CVE-2026-4372
     *("experts_implementation", "_experts_implementation", "_experts_implementation_internal"),
 )
 TOKENIZER_CLASS = re.compile(r"\w*Tokenizer(Fast)?|TokenizersBackend")
@@ -34,7 +40,8 @@ _FIELDS = {
     "": "model_cfg preprocess_cfg",
     "model_cfg": """embed_dim vision_cfg text_cfg quick_gelu custom_text init_logit_scale init_logit_bias
         nonscalar_logit_scale output_dict multimodal_cfg""",
-    "model_cfg.multimodal_cfg": _BLOCKS + "context_length vocab_size heads dim_head n_queries attn_pooler_heads",
+    "model_cfg.multimodal_cfg": _BLOCKS
+    + "context_length vocab_size heads dim_head n_queries attn_pooler_heads",
     "model_cfg.vision_cfg": _BLOCKS
     + """head_width patch_size image_size patch_dropout attentional_pool attn_pooler_queries attn_pooler_heads
         no_ln_pre pos_embed_type timm_model_name timm_model_pretrained timm_pool timm_proj timm_proj_bias timm_drop
@@ -46,7 +53,10 @@ _FIELDS = {
     "preprocess_cfg": "size mode mean std interpolation resize_mode fill_color",
 }
 for _side in ("vision_cfg", "text_cfg"):
-    _FIELDS |= {f"model_cfg.{_side}.act_kwargs": "approximate", f"model_cfg.{_side}.norm_kwargs": "eps"}
+    _FIELDS |= {
+        f"model_cfg.{_side}.act_kwargs": "approximate",
+        f"model_cfg.{_side}.norm_kwargs": "eps",
+    }
 KNOWN = {place: frozenset(names.split()) for place, names in _FIELDS.items()}
 
 
@@ -65,9 +75,11 @@ def check_folder(folder: Path, *, pickles: bool = True) -> None:
 
 
 def findings(folder: Path, *, pickles: bool = True) -> Iterator[str]:
-    """A sentence for each file that is code, asks for code, is a pickle (if `pickles`) or no plain file, or leads out.
+    """A sentence for each file that is code, asks for code, is a pickle (if `pickles`) or no plain
+    file, or leads out.
 
-    The Hugging Face cache links its snapshots to blobs of the same cache; no other link may leave the folder.
+    The Hugging Face cache links its snapshots to blobs of the same cache; no other link may leave
+    the folder.
     """
     root = folder.resolve()
     roots = [root]
@@ -97,8 +109,14 @@ def _asks_for_code(file: Path, shown: Path) -> Iterator[str]:
     def look(fields: dict[str, Any]) -> dict[str, Any]:
         for name in (*CODE_FIELDS, "tokenizer_class"):
             value = fields.get(name)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)  # a word in a vocabulary
-            tokenizer = name == "tokenizer_class" and isinstance(value, str) and TOKENIZER_CLASS.fullmatch(value)
+            number = isinstance(value, (int, float)) and not isinstance(
+                value, bool
+            )  # a word in a vocabulary
+            tokenizer = (
+                name == "tokenizer_class"
+                and isinstance(value, str)
+                and TOKENIZER_CLASS.fullmatch(value)
+            )
             if value and not number and not tokenizer:
                 found.append(name)
         return fields
@@ -114,7 +132,8 @@ def _asks_for_code(file: Path, shown: Path) -> Iterator[str]:
 
 
 def check_config(folder: Path) -> dict[str, Any]:
-    """The `model_cfg` of open_clip_config.json. Raises UserError for unknown fields and names that lead out."""
+    """The `model_cfg` of open_clip_config.json. Raises UserError for unknown fields and names that
+    lead out."""
     file = folder / CONFIG
     config = read_json(file)
     _check_fields(file, config)
@@ -153,10 +172,13 @@ def _check_vision(file: Path, name: Any) -> None:
 
 
 def _check_text(file: Path, name: Any) -> None:
-    """Accept a folder inside, with a text encoder that open_clip supports, or a name of open_clip's own."""
+    """Accept a folder inside, with a text encoder that open_clip supports, or a name of open_clip's
+    own."""
     if not name:
         return
-    if not (isinstance(name, str) and (_inside(file.parent, name) or is_plain(name, "hf_model_name"))):
+    if not (
+        isinstance(name, str) and (_inside(file.parent, name) or is_plain(name, "hf_model_name"))
+    ):
         raise UserError(f"{file}: hf_model_name leads out of the folder, to {str(name)[:200]!r}")
     if os.path.isdir(name):
         from open_clip.hf_configs import arch_dict
@@ -171,15 +193,19 @@ def _check_text(file: Path, name: Any) -> None:
 
 
 def check_architecture(model: dict[str, Any]) -> None:
-    """Raises UserError if a local path would be read instead of the hub's repository that an architecture names."""
+    """Raises UserError if a local path would be read instead of the hub's repository that an
+    architecture names."""
     for field in ("hf_model_name", "hf_tokenizer_name"):
         name = model["text_cfg"].get(field)
         if name and os.path.exists(name):
-            raise UserError(f"{Path(name).absolute()} would be read instead of the hub's {name!r}; run this elsewhere")
+            raise UserError(
+                f"{Path(name).absolute()} would be read instead of the hub's {name!r}; run this elsewhere"
+            )
 
 
 def is_plain(name: str, field: str) -> bool:
-    """Whether open_clip's own configurations have this name in this field, and it is not also a path here."""
+    """Whether open_clip's own configurations have this name in this field, and it is not also a
+    path here."""
     return name in _names(field) and not os.path.exists(name)
 
 

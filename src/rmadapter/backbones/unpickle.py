@@ -1,8 +1,9 @@
 """A pickled checkpoint's tensors as a safetensors file: a separate program, which `convert` starts.
 
-torch opens the pickle with weights_only: its own reader of pickles makes tensors and plain containers, and calls
-nothing else that a file names. In case this reader has a hole, memory, time and the size of files are bounded, and
-starting a program, opening a connection or writing another file ends the process.
+torch opens the pickle with weights_only: its own reader of pickles makes tensors and plain
+containers, and calls nothing else that a file names. In case this reader has a hole, memory, time
+and the size of files are bounded, and starting a program, opening a connection or writing another
+file ends the process.
 """
 
 from __future__ import annotations
@@ -15,7 +16,16 @@ import sys
 import zipfile
 from typing import Any
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "teacher", "ema", "model_ema", "params")
+WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "module",
+    "teacher",
+    "ema",
+    "model_ema",
+    "params",
+)
 PREFIXES = ("module.", "_orig_mod.", "state_dict.", "model.", "teacher.")
 MOST = 4  # times the size of the file: limit on all tensors, and on the memory to read them
 SLACK = 2**30  # further bytes of memory
@@ -29,7 +39,16 @@ FORBIDDEN: tuple[str, ...] = (
     "socket.",
     "ctypes.dlopen",
 )
-FORBIDDEN += ("os.remove", "os.rename", "os.rmdir", "os.symlink", "os.link", "os.chmod", "shutil.", "pickle.find_class")
+FORBIDDEN += (
+    "os.remove",
+    "os.rename",
+    "os.rmdir",
+    "os.symlink",
+    "os.link",
+    "os.chmod",
+    "shutil.",
+    "pickle.find_class",
+)
 
 
 class Refused(Exception):
@@ -41,13 +60,17 @@ class Scripted:
 
 
 def read(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tensors by name, and facts: `scripted`, `quick_gelu` (None if unknown), `left_out` (what is no tensor)."""
+    """Tensors by name, and facts: `scripted`, `quick_gelu` (None if unknown), `left_out` (what is
+    no tensor)."""
     import torch
 
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-            if sum(entry.file_size for entry in archive.infolist()) > MOST * os.path.getsize(path) + 2**20:
+            if (
+                sum(entry.file_size for entry in archive.infolist())
+                > MOST * os.path.getsize(path) + 2**20
+            ):
                 raise Refused("its archive unpacks to far more than its size")
         if any(name.endswith("/constants.pkl") for name in names):
             return _scripted(path)
@@ -70,25 +93,31 @@ def _table(found: Any) -> dict[str, Any]:
         inner = next((found[name] for name in WRAPPERS if isinstance(found.get(name), dict)), None)
         if inner is None:
             names = ", ".join(str(name)[:40] for name in list(found)[:5])
-            raise Refused(f"it holds no table of weights under {', '.join(WRAPPERS[:4])} or the like, but {names}")
+            raise Refused(
+                f"it holds no table of weights under {', '.join(WRAPPERS[:4])} or the like, but {names}"
+            )
         found = inner
     raise Refused(f"it holds no table of weights, but a {type(found).__name__}")
 
 
 def _stripped(tensors: dict[str, Any]) -> dict[str, Any]:
-    """Remove the prefixes that wrappers give to all names; of a teacher and a student, keep the teacher."""
+    """Remove the prefixes that wrappers give to all names; of a teacher and a student, keep the
+    teacher."""
     if not all(isinstance(name, str) for name in tensors):
         raise Refused("its weights have names that are not text")
     if any(name.startswith("student.") for name in tensors):
         tensors = {name: value for name, value in tensors.items() if name.startswith("teacher.")}
-    while prefix := next((one for one in PREFIXES if tensors and all(name.startswith(one) for name in tensors)), ""):
+    while prefix := next(
+        (one for one in PREFIXES if tensors and all(name.startswith(one) for name in tensors)), ""
+    ):
         tensors = {name[len(prefix) :]: value for name, value in tensors.items()}
     return tensors
 
 
 def _scripted(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Attributes of the modules in a TorchScript archive. Without its code, and the constants that belong to it, the
-    rest is an archive as torch.save writes one; its classes, which are not torch's, become `Scripted` here."""
+    """Attributes of the modules in a TorchScript archive. Without its code, and the constants that
+    belong to it, the rest is an archive as torch.save writes one; its classes, which are not
+    torch's, become `Scripted` here."""
     import torch
 
     plain = io.BytesIO()
@@ -100,12 +129,19 @@ def _scripted(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     kinds = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(plain.getvalue()))
     makers = {"__torch__": Scripted, "torch.jit._pickle": list}  # modules, and lists of one type
     known: list[Any] = [
-        (maker, kind) for kind in kinds for start, maker in makers.items() if kind.startswith(f"{start}.")
+        (maker, kind)
+        for kind in kinds
+        for start, maker in makers.items()
+        if kind.startswith(f"{start}.")
     ]
     plain.seek(0)
     with torch.serialization.safe_globals(known):
         module = torch.load(plain, map_location="cpu", weights_only=True)
-    facts = {"scripted": True, "quick_gelu": any(kind.endswith("QuickGELU") for kind in kinds), "left_out": []}
+    facts = {
+        "scripted": True,
+        "quick_gelu": any(kind.endswith("QuickGELU") for kind in kinds),
+        "left_out": [],
+    }
     return _stripped(_attributes(module)), facts
 
 
@@ -126,7 +162,8 @@ def _attributes(module: Any) -> dict[str, Any]:
 
 
 def checked(tensors: dict[str, Any], size: int) -> dict[str, Any]:
-    """Copies of the tensors. Raises Refused unless all are plain, and no larger than the file allows."""
+    """Copies of the tensors. Raises Refused unless all are plain, and no larger than the file
+    allows."""
     import torch
 
     if not tensors:
@@ -134,7 +171,10 @@ def checked(tensors: dict[str, Any], size: int) -> dict[str, Any]:
     for name, tensor in tensors.items():
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise Refused(f"{name[:100]!r} is not a plain tensor")
-    if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > MOST * size + 2**20:
+    if (
+        sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        > MOST * size + 2**20
+    ):
         raise Refused("its tensors claim to be far larger than the file")
     return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
 
@@ -166,7 +206,11 @@ def watch() -> None:
     """End this process if Python is about to do more than read; safetensors writes without Python."""
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
-        writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        writes = (
+            event == "open"
+            and isinstance(args[2], int)
+            and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        )
         if event.startswith(FORBIDDEN) or writes:
             os._exit(3)
 
@@ -204,13 +248,19 @@ def _save(tensors: dict[str, Any], target: str) -> None:
     try:
         save_file(tensors, target)
     except (SafetensorError, OSError) as error:
-        raise Refused(f"its tensors cannot be written ({' '.join(str(error).split())[:100]})") from error
+        raise Refused(
+            f"its tensors cannot be written ({' '.join(str(error).split())[:100]})"
+        ) from error
 
 
 def _reason(error: Exception) -> str:
     """What torch found, without its advice to open the file anyway."""
     asked = re.search(r"GLOBAL (\S{1,100})", str(error))
-    return f"it asks for {asked[1]}, but only tensors are accepted" if asked else "it holds things other than tensors"
+    return (
+        f"it asks for {asked[1]}, but only tensors are accepted"
+        if asked
+        else "it holds things other than tensors"
+    )
 
 
 if __name__ == "__main__":

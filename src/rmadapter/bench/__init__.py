@@ -1,1 +1,2 @@
-"""The paper's experiments: protocols, runs, reports. Only the CLI, `scale` and `rmadapter.records` import it."""
+"""The paper's experiments: protocols, runs, reports. Only the CLI, `scale` and `rmadapter.records`
+import it."""

@@ -32,8 +32,9 @@ STEPS = 4  # at least; the first is not counted
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds of a method. frozen: to freeze a view of an image. fixed: training without its steps. step: on `batch`
-    images. once: extra per test image the first time it is used. asked: per test set. image: per test image.
+    """Seconds of a method. frozen: to freeze a view of an image. fixed: training without its steps.
+    step: on `batch` images. once: extra per test image the first time it is used. asked: per test
+    set. image: per test image.
 
     images: number trained on, to scale by. first: as in `Fitted`.
     """
@@ -64,8 +65,9 @@ class Line:
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a bench. device: measured on. devices: how many of them share the work. disk: bytes of activations
-    that do not fit into memory. order: of the runs left. spent: seconds that measuring took."""
+    """The cost of a bench. device: measured on. devices: how many of them share the work. disk:
+    bytes of activations that do not fit into memory. order: of the runs left. spent: seconds that
+    measuring took."""
 
     runs: int
     left: int
@@ -88,7 +90,9 @@ def cost(plan: Plan, processes: int = 1, progress: bool = True) -> Cost:
     board.check()
     left = {*board.left()}
     jobs = [job for job in in_order(plan.jobs) if job in left]
-    lab = Lab(plan.machine, plan.root, keep=True, progress=False, outside=plan.outside, crops=plan.crops)
+    lab = Lab(
+        plan.machine, plan.root, keep=True, progress=False, outside=plan.outside, crops=plan.crops
+    )
     if jobs:
         check_images(plan, lab, jobs)
     rates = _measured(plan, jobs, lab, progress)
@@ -109,8 +113,11 @@ def _key(job: Job) -> tuple[Any, ...]:
     return job.task.data, job.method, job.values
 
 
-def _measured(plan: Plan, jobs: Sequence[Job], lab: Lab, progress: bool) -> dict[tuple[Any, ...], Rates]:
-    """Rates by key. Methods on the same images follow each other: what they share is computed, and so measured, once.
+def _measured(
+    plan: Plan, jobs: Sequence[Job], lab: Lab, progress: bool
+) -> dict[tuple[Any, ...], Rates]:
+    """Rates by key. Methods on the same images follow each other: what they share is computed, and
+    so measured, once.
 
     A method that cannot be measured is left out with a note.
     """
@@ -118,7 +125,10 @@ def _measured(plan: Plan, jobs: Sequence[Job], lab: Lab, progress: bool) -> dict
     kinds: dict[tuple[Any, ...], Job] = {}
     for job in jobs:
         kinds.setdefault(_key(job), job)
-    most = {job.task.data: max(j.task.shots or TRIED for j in jobs if j.task.data == job.task.data) for job in jobs}
+    most = {
+        job.task.data: max(j.task.shots or TRIED for j in jobs if j.task.data == job.task.data)
+        for job in jobs
+    }
     with bar(progress) as display:
         task = display.add_task("measuring", total=len(kinds), note="")
         for key, job in kinds.items():
@@ -127,7 +137,9 @@ def _measured(plan: Plan, jobs: Sequence[Job], lab: Lab, progress: bool) -> dict
             shots = min(most[job.task.data], math.ceil(TRIED / classes))
             try:
                 if wants(method := plan.method(job)):
-                    raise UserError(f"{method.title} learns from all train images, and a few of them tell nothing")
+                    raise UserError(
+                        f"{method.title} learns from all train images, and a few of them tell nothing"
+                    )
                 found[key] = measure(job, method, lab, shots)
             except (UserError, NotApplicable) as error:
                 note(f"{job}: cannot be measured ({error})")
@@ -141,10 +153,15 @@ def measure(job: Job, method: Method, lab: Lab, shots: int) -> Rates:
     train, recipe = half(lab.draw(task).train, task.classes), getattr(method, "recipe", None)
     batch = min(recipe.batch_size, len(train)) if recipe else len(train)
     if recipe:
-        short = replace(recipe, epochs=math.ceil(STEPS / math.ceil(len(train) / batch)), iterations=0)
+        short = replace(
+            recipe, epochs=math.ceil(STEPS / math.ceil(len(train) / batch)), iterations=0
+        )
         method = replace(method, recipe=short)  # type: ignore[type-var]
     lab.callbacks = (Callback(on_step=lambda _: stamps.append(time.perf_counter())),)
-    cache, sets = lab.train_cache(task), [(q, _some(images), tested) for q, images, tested in lab.tests(job.task)]
+    cache, sets = (
+        lab.train_cache(task),
+        [(q, _some(images), tested) for q, images, tested in lab.tests(job.task)],
+    )
     frozen = cache.seconds
     seconds, fitted = _timed(lambda: learn(method, train, task, lab))
     frozen = cache.seconds - frozen
@@ -178,8 +195,8 @@ def _timed(do: Callable[[], Any]) -> tuple[float, Any]:
 def _seconds(
     plan: Plan, jobs: Sequence[Job], lab: Lab, rates: dict[tuple[Any, ...], Rates], processes: int
 ) -> dict[Job, float]:
-    """Seconds of each job. Each process freezes the test images of a data set once, in its first run on it,
-    and those that were not drawn for every draw."""
+    """Seconds of each job. Each process freezes the test images of a data set once, in its first
+    run on it, and those that were not drawn for every draw."""
     found: dict[Job, float] = {}
     groups: dict[str, dict[Any, bool]] = {}
     for job in jobs:
@@ -191,12 +208,18 @@ def _seconds(
         if rate is None:
             found[job] = 0.0
             continue
-        train, recipe = half(lab.draw(job.task).train, job.task.classes), getattr(plan.method(job), "recipe", None)
+        train, recipe = (
+            half(lab.draw(job.task).train, job.task.classes),
+            getattr(plan.method(job), "recipe", None),
+        )
         scale = len(train) / rate.images
         tested = sum(len(images) for _, images, _ in sets)
         if recipe:
             epochs, per_epoch = recipe.length(train.labels)
-            trained = rate.fixed + epochs * per_epoch * rate.step * min(recipe.batch_size, len(train)) / rate.batch
+            trained = (
+                rate.fixed
+                + epochs * per_epoch * rate.step * min(recipe.batch_size, len(train)) / rate.batch
+            )
         else:
             trained = rate.fixed * scale
         asked = rate.asked * len(sets) + tested * (rate.image + fresh * rate.once)
@@ -224,6 +247,11 @@ def _lines(jobs: Sequence[Job], seconds: dict[Job, float]) -> list[Line]:
     for job in in_order(jobs):
         groups.setdefault((job.task.data, job.method, job.variant, job.task.shots), []).append(job)
     return [
-        Line(*key, len(group), sum(job in seconds for job in group), sum(seconds.get(job, 0.0) for job in group))
+        Line(
+            *key,
+            len(group),
+            sum(job in seconds for job in group),
+            sum(seconds.get(job, 0.0) for job in group),
+        )
         for key, group in groups.items()
     ]

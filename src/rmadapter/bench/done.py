@@ -1,4 +1,5 @@
-"""Which runs are done, read from the files in the results folder, which all processes that work there share."""
+"""Which runs are done, read from the files in the results folder, which all processes that work
+there share."""
 
 from __future__ import annotations
 
@@ -21,16 +22,20 @@ CHANGED = f"its method, or what that learns from, has changed since {{}} was run
 
 
 class Board:
-    """The current records of a plan's jobs. A job that had failed before this was created is tried again."""
+    """The current records of a plan's jobs. A job that had failed before this was created is tried
+    again."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.out, self.jobs = plan, plan.out, plan.jobs
         self._settled: set[Path] = set()
         self._told: set[Path] = set()
-        self._old = {path: _stamp(path) for job in self.jobs if os.path.exists(path := self.out / job.path)}
+        self._old = {
+            path: _stamp(path) for job in self.jobs if os.path.exists(path := self.out / job.path)
+        }
 
     def settled(self, job: Job) -> bool:
-        """Whether the job is done: it has an answer, or it failed after this was created and would fail again."""
+        """Whether the job is done: it has an answer, or it failed after this was created and would
+        fail again."""
         path = self.out / job.path
         record = None if path in self._settled else record_at(path)
         if record and (record.status in ANSWERED or _stamp(path) != self._old.get(path)):
@@ -49,12 +54,15 @@ class Board:
                 yield read_record(path)
 
     def check(self) -> None:
-        """Raise UserError for an answer made with other settings and for a file that is no record of this version."""
+        """Raise UserError for an answer made with other settings and for a file that is no record
+        of this version."""
         common = {"precision": self.plan.machine.precision, "--crops": self.plan.crops}
         for job in self.jobs:
             found = record_at(self.out / job.path)
             if found is None and _foreign(self.out / job.path):
-                raise UserError(f"{self.out / job.path} is not a run record of this version: {CHOOSE}")
+                raise UserError(
+                    f"{self.out / job.path} is not a run record of this version: {CHOOSE}"
+                )
             if found and found.status in ANSWERED:
                 searched = {name: found.method.settings.get(name) for name in job.searched}
                 pairs = (
@@ -63,8 +71,12 @@ class Board:
                     ({"precision": found.precision, "--crops": found.crops}, common),
                 )
                 if other := next(filter(None, (_difference(*pair) for pair in pairs)), ""):
-                    raise UserError(f"{self.out / job.path} was run with a different value of {other}: {CHOOSE}")
-                if found.method.sums and list(found.method.sums) != named_sums(job.method, found.method.settings):
+                    raise UserError(
+                        f"{self.out / job.path} was run with a different value of {other}: {CHOOSE}"
+                    )
+                if found.method.sums and list(found.method.sums) != named_sums(
+                    job.method, found.method.settings
+                ):
                     raise UserError(CHANGED.format(self.out / job.path))
 
 
@@ -77,7 +89,8 @@ def record_at(path: Path) -> Record | None:
 
 
 def _foreign(path: Path) -> bool:
-    """Whether a file that is no record is still a JSON object, such as a record of another version, and not damaged."""
+    """Whether a file that is no record is still a JSON object, such as a record of another version,
+    and not damaged."""
     try:
         return isinstance(read_json(path), dict)
     except UserError:
@@ -85,9 +98,14 @@ def _foreign(path: Path) -> bool:
 
 
 def answers(out: Path) -> dict[str, Record]:
-    """Every finished record of a bench below `out` by its key, marked as copied from its path; a `fit` tests others."""
+    """Every finished record of a bench below `out` by its key, marked as copied from its path; a
+    `fit` tests others."""
     found = {path.relative_to(out): record_at(path) for path in sorted(out.rglob("*.json"))}
-    done = {path: r for path, r in found.items() if r and r.status == "finished" and r.protocol in PROTOCOLS}
+    done = {
+        path: r
+        for path, r in found.items()
+        if r and r.status == "finished" and r.protocol in PROTOCOLS
+    }
     return {r.key: copied(r, path) for path, r in done.items()}
 
 

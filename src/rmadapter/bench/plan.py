@@ -14,8 +14,9 @@ from rmadapter.support.files import ACTIVATIONS
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a bench. values: settings of methods, {method: {setting: value}}. outside, crops: as in `Lab`.
-    tune: searches settings for a job with trials, (method, job, lab) -> (method, sentence, seconds)."""
+    """The plan of a bench. values: settings of methods, {method: {setting: value}}. outside, crops:
+    as in `Lab`. tune: searches settings for a job with trials, (method, job, lab) -> (method,
+    sentence, seconds)."""
 
     jobs: tuple[Job, ...]
     out: Path
@@ -30,7 +31,15 @@ class Plan:
         from rmadapter.runs.run import Lab
 
         folder = self.out / ACTIVATIONS
-        return Lab(self.machine, self.root, folder, keep=True, progress=False, outside=self.outside, crops=self.crops)
+        return Lab(
+            self.machine,
+            self.root,
+            folder,
+            keep=True,
+            progress=False,
+            outside=self.outside,
+            crops=self.crops,
+        )
 
     def method(self, job: Job) -> Any:
         """The method with the values of --set, overridden by those of the protocol."""

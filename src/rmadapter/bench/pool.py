@@ -14,7 +14,8 @@ from rmadapter.support.machine import VISIBLE, end_with_parent, gpus, threads_ea
 
 
 def to_share(device: str) -> list[str]:
-    """The GPUs that workers share, as `gpus` names them; none unless the setting `device` is auto or cuda."""
+    """The GPUs that workers share, as `gpus` names them; none unless the setting `device` is auto
+    or cuda."""
     return gpus() if device in ("auto", "cuda") else []
 
 
@@ -40,7 +41,8 @@ def pool_on(devices: Sequence[str], processes: int) -> ProcessPoolExecutor:
 
 
 def _start(threads: int, places: SimpleQueue[str]) -> None:
-    """Set up a worker. It ends with its parent, which terminates it on Ctrl-C, and also when the parent is killed."""
+    """Set up a worker. It ends with its parent, which terminates it on Ctrl-C, and also when the
+    parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
     if device := places.get():

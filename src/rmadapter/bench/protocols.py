@@ -17,10 +17,11 @@ Asked = Literal["halves", "targets", "accuracy"]
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a protocol: a task, a method, and the settings of the method that the protocol sets.
+    """One run of a protocol: a task, a method, and the settings of the method that the protocol
+    sets.
 
-    variant: a printable label. axis, value: the setting that is varied. trials: how many values of the settings
-    `searched` are tried first; the run uses the best.
+    variant: a printable label. axis, value: the setting that is varied. trials: how many values of
+    the settings `searched` are tried first; the run uses the best.
     """
 
     protocol: str
@@ -43,7 +44,9 @@ class Job:
         """The path of its record below the results folder."""
         data = PurePath(self.task.data)
         parts = [part for part in data.parts if part not in (data.anchor, "..", "~")]
-        name = f"{_slug(self.variant) or 'default'}-{self.task.shots}shots-seed{self.task.seed}.json"
+        name = (
+            f"{_slug(self.variant) or 'default'}-{self.task.shots}shots-seed{self.task.seed}.json"
+        )
         return Path(self.protocol, *map(_slug, parts), _slug(self.method), name)
 
     def __str__(self) -> str:
@@ -64,7 +67,8 @@ class Variant:
 
 @dataclass(frozen=True)
 class Protocol:
-    """An experiment. variants: of an ablation or of sensitivity, which fix their methods; empty for the others."""
+    """An experiment. variants: of an ablation or of sensitivity, which fix their methods; empty for
+    the others."""
 
     text: str
     asked: Asked = "halves"
@@ -72,13 +76,18 @@ class Protocol:
     variants: tuple[Variant, ...] = ()
 
 
-# Table 4 adds its parts to MMA. We add them to RMAdapter's adapters, which differ from MMA's in norm, activation, start
-# and alpha, so two rows have neither constraint nor reconstruction: MMA as published, and these adapters alone.
+# Table 4 adds its parts to MMA. We add them to RMAdapter's adapters, which differ from MMA's in
+# norm, activation, start
+# and alpha, so two rows have neither constraint nor reconstruction: MMA as published, and these
+# adapters alone.
 NO_RECONSTRUCTION = {"lambda_image_rec": 0.0, "lambda_text_rec": 0.0}
 NO_CONSTRAINT = {"lambda_image_con": 0.0, "lambda_text_con": 0.0}
 COMPONENTS = (
     Variant("MMA (its own configuration)", method="mma"),
-    Variant("RMAdapter's adapters, no reconstruction, no constraint", {**NO_RECONSTRUCTION, **NO_CONSTRAINT}),
+    Variant(
+        "RMAdapter's adapters, no reconstruction, no constraint",
+        {**NO_RECONSTRUCTION, **NO_CONSTRAINT},
+    ),
     Variant("RMAdapter's adapters + constraint", NO_RECONSTRUCTION),
     Variant("RMAdapter's adapters + constraint + text reconstruction", {"lambda_image_rec": 0.0}),
     Variant("RMAdapter's adapters + constraint + visual reconstruction", {"lambda_text_rec": 0.0}),
@@ -108,12 +117,18 @@ AXES: dict[str, tuple[Any, ...]] = {
     "lambda_image_con": (0.0, 0.35, 0.7, 1.35, 2.7),
     "lambda_text_con": (0.0, 0.85, 1.7, 3.4, 6.8),
 }
-SENSITIVITY = tuple(Variant(f"{a}={v}", {a: v}, axis=a, value=v) for a, values in AXES.items() for v in values)
+SENSITIVITY = tuple(
+    Variant(f"{a}={v}", {a: v}, axis=a, value=v) for a, values in AXES.items() for v in values
+)
 
 PROTOCOLS: dict[str, Protocol] = {
     "base-to-novel": Protocol("train on the first half of the classes, test each half (Table 1)"),
-    "cross-dataset": Protocol("train on the first data set, test on it and on the others (Table 2)", "targets"),
-    "domain-generalization": Protocol("train on one domain, test on its siblings (Table 3)", "targets"),
+    "cross-dataset": Protocol(
+        "train on the first data set, test on it and on the others (Table 2)", "targets"
+    ),
+    "domain-generalization": Protocol(
+        "train on one domain, test on its siblings (Table 3)", "targets"
+    ),
     "few-shot": Protocol("all classes, 1 to 16 shots", "accuracy", (1, 2, 4, 8, 16)),
     "ablation-components": Protocol("parts of the loss (Table 4)", variants=COMPONENTS),
     "ablation-sharing": Protocol("which projection the branches share (Table 5)", variants=SHARING),
@@ -121,8 +136,19 @@ PROTOCOLS: dict[str, Protocol] = {
     "ablation-objective": Protocol("distance that reconstruction minimises", variants=OBJECTIVE),
     "sensitivity": Protocol("rank, first block, alpha and each lambda", variants=SENSITIVITY),
 }
-METHODS = ("zero-shot", "mma", "rmadapter")  # of a protocol without variants, unless others are named
-RESERVED = {"all", "base", "novel", "hm", "average", "source"}  # figures of a record, and columns of its tables
+METHODS = (
+    "zero-shot",
+    "mma",
+    "rmadapter",
+)  # of a protocol without variants, unless others are named
+RESERVED = {
+    "all",
+    "base",
+    "novel",
+    "hm",
+    "average",
+    "source",
+}  # figures of a record, and columns of its tables
 DOMAINS = {"imagenet": ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")}
 
 
@@ -140,10 +166,11 @@ def expand(
 ) -> list[Job]:
     """All runs of a protocol; those on the same images are consecutive.
 
-    datasets: for cross-dataset the source, then the targets; for domain-generalization each is FOLDER/DOMAIN, whose
-    siblings below `root` are the targets, or imagenet. methods, shots: empty for the protocol's own. axes: of
-    sensitivity; empty for all. common: what all tasks share. own_templates: use the data sets' own prompt templates
-    where they are known. Raises UserError for values that are unknown, given twice, or set by the protocol itself.
+    datasets: for cross-dataset the source, then the targets; for domain-generalization each is
+    FOLDER/DOMAIN, whose siblings below `root` are the targets, or imagenet. methods, shots: empty
+    for the protocol's own. axes: of sensitivity; empty for all. common: what all tasks share.
+    own_templates: use the data sets' own prompt templates where they are known. Raises UserError
+    for values that are unknown, given twice, or set by the protocol itself.
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol {protocol!r}{nearest(protocol, PROTOCOLS)}")
@@ -151,15 +178,24 @@ def expand(
     shots = shots or plan.shots
     if plan.variants and {*methods} - {"rmadapter"}:
         raise UserError(f"{protocol} compares variants of rmadapter: leave out --methods")
-    for name, given in (("datasets", datasets), ("methods", methods), ("seeds", seeds), ("shots", shots)):
+    for name, given in (
+        ("datasets", datasets),
+        ("methods", methods),
+        ("seeds", seeds),
+        ("shots", shots),
+    ):
         if len(set(given)) < len(given):
             raise UserError(f"--{name} {','.join(map(str, given))}: a value is given twice")
     for name, numbers in (("seeds", seeds), ("shots", shots)):
         if any(number < 0 for number in numbers):
             raise UserError(f"--{name} {','.join(map(str, numbers))}: numbers must be 0 or more")
     if not datasets or not seeds:
-        raise UserError(f"{protocol} needs at least one data set (--datasets) and one seed (--seeds)")
-    variants = _variants(protocol, axes) or [Variant("", method=method) for method in methods or METHODS]
+        raise UserError(
+            f"{protocol} needs at least one data set (--datasets) and one seed (--seeds)"
+        )
+    variants = _variants(protocol, axes) or [
+        Variant("", method=method) for method in methods or METHODS
+    ]
     tasks = [
         _task(common or Task(), dataset, plan.asked, targets, k, seed, own_templates)
         for dataset, targets in _sets(protocol, datasets, root)
@@ -174,7 +210,13 @@ def expand(
 
 
 def _task(
-    common: Task, dataset: str, asked: Asked, targets: Sequence[str], shots: int, seed: int, own_templates: bool
+    common: Task,
+    dataset: str,
+    asked: Asked,
+    targets: Sequence[str],
+    shots: int,
+    seed: int,
+    own_templates: bool,
 ) -> Task:
     from rmadapter.data.catalog.sets import find
 
@@ -186,7 +228,9 @@ def _task(
             "shots": shots,
             "seed": seed,
             "classes": "base" if asked == "halves" else "all",
-            "tests": () if asked == "halves" else (Question("all"), *(Question(name, name) for name in targets)),
+            "tests": ()
+            if asked == "halves"
+            else (Question("all"), *(Question(name, name) for name in targets)),
             **({"templates": known.templates} if known else {}),
         },
     )
@@ -201,13 +245,19 @@ def _variants(protocol: str, axes: Sequence[str]) -> list[Variant]:
     return [v for v in PROTOCOLS[protocol].variants if not axes or v.axis in axes]
 
 
-def _sets(protocol: str, datasets: Sequence[str], root: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _sets(
+    protocol: str, datasets: Sequence[str], root: Path
+) -> Iterator[tuple[str, tuple[str, ...]]]:
     """(data set to train on, other data sets to test on)"""
     if protocol == "cross-dataset":
         if len(datasets) < 2:
-            raise UserError("cross-dataset needs at least two --datasets: the source, then the targets")
+            raise UserError(
+                "cross-dataset needs at least two --datasets: the source, then the targets"
+            )
         if taken := RESERVED.intersection(datasets[1:]):
-            raise UserError(f"--datasets {min(taken)}: records have this name for another figure: rename the folder")
+            raise UserError(
+                f"--datasets {min(taken)}: records have this name for another figure: rename the folder"
+            )
         yield datasets[0], tuple(datasets[1:])
         return
     for dataset in datasets:
@@ -226,7 +276,9 @@ def _siblings(dataset: str, root: Path) -> tuple[str, ...]:
             f"{root / path} is not such a folder"
         )
     names = sorted(
-        d.name for d in folder.iterdir() if d.is_dir() and not d.name.startswith(".") and d.name != path.name
+        d.name
+        for d in folder.iterdir()
+        if d.is_dir() and not d.name.startswith(".") and d.name != path.name
     )
     if not names:
         raise UserError(f"{folder} has no domain other than {path.name} to test on")

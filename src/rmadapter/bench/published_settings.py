@@ -1,4 +1,5 @@
-"""Rows "as published", with the constants that authors set for each data set, beside one setting for all sets."""
+"""Rows "as published", with the constants that authors set for each data set, beside one setting
+for all sets."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from rmadapter.methods.uses import PUBLISHED
 
 @cache
 def per_set() -> dict[str, dict[str, Any]]:
-    """Method -> {"source": where it was read, "sets": {data set of the catalogue: {setting: value}}}."""
+    """Method -> {"source": where it was read, "sets": {data set of the catalogue: {setting:
+    value}}}."""
     return yaml.safe_load((files("rmadapter") / "assets/per_set.yaml").read_text(encoding="utf-8"))
 
 
@@ -29,15 +31,18 @@ def constants(method: str, dataset: str) -> Mapping[str, Any]:
 
 
 def as_published(jobs: Iterable[Job]) -> Iterator[Job]:
-    """The jobs; after each job of a method with constants for some of the sets, the same job with those of its own set.
+    """The jobs; after each job of a method with constants for some of the sets, the same job with
+    those of its own set.
 
-    If the authors have no constants for one of the eleven sets, it enters this row with the one setting for all, so
-    that both rows average over the same sets. Other sets do not enter it.
+    If the authors have no constants for one of the eleven sets, it enters this row with the one
+    setting for all, so that both rows average over the same sets. Other sets do not enter it.
     """
     from rmadapter.methods import load_method
 
     planned = list(jobs)
-    some = {job.method for job in planned if not job.variant and constants(job.method, job.task.data)}
+    some = {
+        job.method for job in planned if not job.variant and constants(job.method, job.task.data)
+    }
     for job in planned:
         yield job
         known = find(PurePath(job.task.data).name)

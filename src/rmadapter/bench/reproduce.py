@@ -1,6 +1,8 @@
-"""Reproduce the paper's Tables 1 to 6: the runs they need, on the data sets that are there, and a verdict.
+"""Reproduce the paper's Tables 1 to 6: the runs they need, on the data sets that are there, and a
+verdict.
 
-The settings that methods have on ImageNet only are from their authors' repositories; see docs/reproduce.md.
+The settings that methods have on ImageNet only are from their authors' repositories; see
+docs/reproduce.md.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ def _size(dataset: str) -> tuple[int, str]:
 
 @dataclass(frozen=True)
 class Part:
-    """A table: its protocol, its methods (empty: the protocol's own), and their settings in this table only."""
+    """A table: its protocol, its methods (empty: the protocol's own), and their settings in this
+    table only."""
 
     protocol: str
     methods: tuple[str, ...] = ()
@@ -43,10 +46,15 @@ class Part:
 
     @property
     def needed(self) -> tuple[str, ...]:
-        return ("imagenet", *DOMAINS["imagenet"]) if self.protocol == "domain-generalization" else ELEVEN
+        return (
+            ("imagenet", *DOMAINS["imagenet"])
+            if self.protocol == "domain-generalization"
+            else ELEVEN
+        )
 
     def datasets(self, there: Iterable[str]) -> list[str]:
-        """Data sets for `expand`, small ones first; for transfer the source first, or none if any is missing."""
+        """Data sets for `expand`, small ones first; for transfer the source first, or none if any
+        is missing."""
         here = set(there) & {*self.needed}
         if self.protocol not in TRANSFER:
             return sorted(here, key=_size)
@@ -64,9 +72,24 @@ ON_IMAGENET: Mapping[str, Mapping[str, Any]] = {
 PARTS: Mapping[str, Part] = {
     "1": Part(
         "base-to-novel",
-        ("zero-shot", "coop", "cocoop", "kgcoop", "maple", "tcp", "promptsrc", "mma", "coprompt", *OURS),
+        (
+            "zero-shot",
+            "coop",
+            "cocoop",
+            "kgcoop",
+            "maple",
+            "tcp",
+            "promptsrc",
+            "mma",
+            "coprompt",
+            *OURS,
+        ),
     ),
-    "2": Part("cross-dataset", ("coop", "cocoop", "maple", "promptsrc", "mma", "coprompt", *OURS), ON_IMAGENET),
+    "2": Part(
+        "cross-dataset",
+        ("coop", "cocoop", "maple", "promptsrc", "mma", "coprompt", *OURS),
+        ON_IMAGENET,
+    ),
     "3": Part(
         "domain-generalization",
         ("zero-shot", "coop", "cocoop", "kgcoop", "maple", "promptsrc", "mma", "coprompt", *OURS),
@@ -80,8 +103,8 @@ PARTS: Mapping[str, Part] = {
 
 @dataclass(frozen=True)
 class Wish:
-    """What to reproduce and how. tables: their numbers. methods: empty for all. own_templates: each data set's prompt
-    templates. values: of `--set`."""
+    """What to reproduce and how. tables: their numbers. methods: empty for all. own_templates: each
+    data set's prompt templates. values: of `--set`."""
 
     root: Path
     out: Path
@@ -101,17 +124,26 @@ class Wish:
             raise UserError(f"--tables {unknown[0]}: the tables with runs are {', '.join(PARTS)}")
         known = {method for part in PARTS.values() for method in part.methods}
         if unknown := [method for method in (*self.methods, *self.values) if method not in known]:
-            raise UserError(f"{unknown[0]}: the methods of the paper's tables are {', '.join(sorted(known))}")
+            raise UserError(
+                f"{unknown[0]}: the methods of the paper's tables are {', '.join(sorted(known))}"
+            )
         if self.task.backbone not in paper.BACKBONES:
             known = set(paper.BACKBONES)
-            raise UserError(f"--backbone {self.task.backbone}: the paper's figures use {' or '.join(sorted(known))}")
+            raise UserError(
+                f"--backbone {self.task.backbone}: the paper's figures use {' or '.join(sorted(known))}"
+            )
 
 
 def missing(wish: Wish) -> dict[str, str]:
-    """What is missing of each data set that the tables need and that is not complete below the root."""
+    """What is missing of each data set that the tables need and that is not complete below the
+    root."""
     needed = dict.fromkeys(key for table in wish.tables for key in PARTS[table].needed)
     found = {key: check(CATALOG[key], wish.root) for key in needed}
-    return {key: "; ".join(one.missing) or one.status for key, one in found.items() if one.status != "complete"}
+    return {
+        key: "; ".join(one.missing) or one.status
+        for key, one in found.items()
+        if one.status != "complete"
+    }
 
 
 def plans(wish: Wish, absent: Iterable[str]) -> dict[str, Plan]:
@@ -146,25 +178,36 @@ def outline(made: Mapping[str, Plan]) -> list[tuple[str, str, int, int]]:
 
 
 def run(made: Mapping[str, Plan], processes: int = 1) -> list[Record]:
-    """Do the runs: small data sets first, all tables of one together as they share its frozen activations; then Tables
-    2 and 3. Finished runs are kept."""
+    """Do the runs: small data sets first, all tables of one together as they share its frozen
+    activations; then Tables 2 and 3. Finished runs are kept."""
     records: list[Record] = []
     for transfer in (False, True):
-        some = [plan for table, plan in made.items() if (PARTS[table].protocol in TRANSFER) == transfer]
+        some = [
+            plan for table, plan in made.items() if (PARTS[table].protocol in TRANSFER) == transfer
+        ]
         jobs = [job for plan in some for job in plan.jobs]
         values = {method: own for plan in some for method, own in plan.values.items()}
         for dataset in sorted({job.task.data for job in jobs}, key=_size):
             here = tuple(job for job in jobs if job.task.data == dataset)
-            own = {method: values[method] for method in {job.method for job in here} & values.keys()}
+            own = {
+                method: values[method] for method in {job.method for job in here} & values.keys()
+            }
             records += run_all(replace(some[0], jobs=here, values=own), processes)
     return records
 
 
-def verdicts(wish: Wish, made: Mapping[str, Plan], tolerance: float = paper.TOLERANCE) -> list[dict[str, Any]]:
-    """`paper.check` of the finished runs, for the wanted tables, with a verdict on each printed figure: "within",
-    "off by +1.23", "2 of 3 seeds" or "not run". Also writes this to `out` as CSV."""
+def verdicts(
+    wish: Wish, made: Mapping[str, Plan], tolerance: float = paper.TOLERANCE
+) -> list[dict[str, Any]]:
+    """`paper.check` of the finished runs, for the wanted tables, with a verdict on each printed
+    figure: "within", "off by +1.23", "2 of 3 seeds" or "not run". Also writes this to `out` as CSV.
+    """
     paths = [plan.out / job.path for plan in made.values() for job in plan.jobs]
-    records = [record for path in paths if path.is_file() and (record := read_record(path)).status == "finished"]
+    records = [
+        record
+        for path in paths
+        if path.is_file() and (record := read_record(path)).status == "finished"
+    ]
     titles = tuple(f"Table {table}" for table in wish.tables)
     rows = [
         {**row, "verdict": _verdict(row)}

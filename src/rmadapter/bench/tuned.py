@@ -1,7 +1,8 @@
-"""`bench --tune N`: adds a row for each method with the best settings of N trials on folds of the run's own shots.
+"""`bench --tune N`: adds a row for each method with the best settings of N trials on folds of the
+run's own shots.
 
-The first trial is the method as requested; N is the same for all methods. Each run searches on its own, with its seed
-and shots, so nothing is chosen on images that another run is tested on.
+The first trial is the method as requested; N is the same for all methods. Each run searches on its
+own, with its seed and shots, so nothing is chosen on images that another run is tested on.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
     from rmadapter.runs.run import Lab
 
 
-def as_tuned(jobs: Iterable[Job], trials: int, values: Mapping[str, Mapping[str, Any]]) -> Iterator[Job]:
-    """The jobs, each followed by its tuned variant if the method has settings to try. values: as in `Plan`. Raises
-    UserError if Optuna is not installed."""
+def as_tuned(
+    jobs: Iterable[Job], trials: int, values: Mapping[str, Mapping[str, Any]]
+) -> Iterator[Job]:
+    """The jobs, each followed by its tuned variant if the method has settings to try. values: as in
+    `Plan`. Raises UserError if Optuna is not installed."""
     from rmadapter.methods import load_method
 
     optuna()  # fails early if it is not installed
@@ -33,7 +36,12 @@ def as_tuned(jobs: Iterable[Job], trials: int, values: Mapping[str, Mapping[str,
         yield job
         method = load_method(job.method, {**values.get(job.method, {}), **dict(job.values)})
         if not job.variant and (found := _searched(method, job.method)):
-            yield replace(job, trials=trials, searched=found, variant=f"{method.title}, {TUNED} {trials} trials")
+            yield replace(
+                job,
+                trials=trials,
+                searched=found,
+                variant=f"{method.title}, {TUNED} {trials} trials",
+            )
 
 
 def _searched(method: Any, name: str) -> tuple[str, ...]:
@@ -44,14 +52,17 @@ def _searched(method: Any, name: str) -> tuple[str, ...]:
 
 
 def tuned(method: Any, job: Job, lab: Lab) -> tuple[Any, str, float]:
-    """The method with the settings of the best trial, a sentence about them, and the seconds of the search.
+    """The method with the settings of the best trial, a sentence about them, and the seconds of the
+    search.
 
-    Answers of the folds are kept in the lab's folder, so a killed search resumes. Raises UserError if images are too
-    few for folds, and if all trials failed.
+    Answers of the folds are kept in the lab's folder, so a killed search resumes. Raises UserError
+    if images are too few for folds, and if all trials failed.
     """
     ranges, folds = space(method, job.method, job.searched), Folds.make(job.task, lab, FOLDS)
     if not folds:
-        raise UserError(f"{job.task.data}: too few images per class for the folds that judge trials: give more shots")
+        raise UserError(
+            f"{job.task.data}: too few images per class for the folds that judge trials: give more shots"
+        )
     search = Search(Request(job.task, lab.machine, method, job.method))
     study = Study(ranges, job.task.seed, (), 1)
     trials = [study.tell(judged(search, folds, *study.ask(number))) for number in range(job.trials)]

@@ -29,20 +29,35 @@ ORIGIN = re.compile(rf"https?://{HOST.pattern}(:\d+)?", re.IGNORECASE)
 
 
 def app(
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 lets others in.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8080,
-    backbone: Annotated[str, typer.Option(help="As for `fit`; every classifier on the page uses it.")] = "pocket",
-    runs: Annotated[Path | None, typer.Option(help="Folder of runs that the page may open.")] = None,
+    backbone: Annotated[
+        str, typer.Option(help="As for `fit`; every classifier on the page uses it.")
+    ] = "pocket",
+    runs: Annotated[
+        Path | None, typer.Option(help="Folder of runs that the page may open.")
+    ] = None,
     keep_hours: Annotated[
-        float, typer.Option(min=0.01, help="Hours without activity after which a visitor's data is removed.")
+        float,
+        typer.Option(
+            min=0.01, help="Hours without activity after which a visitor's data is removed."
+        ),
     ] = 12.0,
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="Host name by which others open the page; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Host name by which others open the page; may be repeated."),
     ] = None,
     allow_frame: Annotated[
-        list[str] | None, typer.Option(help="Site that may show the page in a frame, such as https://huggingface.co.")
+        list[str] | None,
+        typer.Option(
+            help="Site that may show the page in a frame, such as https://huggingface.co."
+        ),
     ] = None,
-    browser: Annotated[bool, typer.Option("--open", help="Open the page in this machine's browser.")] = False,
+    browser: Annotated[
+        bool, typer.Option("--open", help="Open the page in this machine's browser.")
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -66,8 +81,12 @@ def app(
         where = f"{address(door)}/"
         if others or not is_loopback(host):
             its = " or ".join((where, *others))
-            note(f"anyone who reaches {its} can use this page, this machine's time and its disk: there is no login")
-        print(json.dumps({"address": where}) if as_json else f"{where} (Ctrl-C ends it)", flush=True)
+            note(
+                f"anyone who reaches {its} can use this page, this machine's time and its disk: there is no login"
+            )
+        print(
+            json.dumps({"address": where}) if as_json else f"{where} (Ctrl-C ends it)", flush=True
+        )
         if browser:
             webbrowser.open(where)
         serve(site, door)
@@ -79,11 +98,15 @@ def check_extra() -> None:
         raise UserError(f"app needs {', '.join(missing)}; run `pip install 'rmadapter[app]'`")
 
 
-def checked(option: str, words: Sequence[str], form: re.Pattern[str], example: str) -> Sequence[str]:
+def checked(
+    option: str, words: Sequence[str], form: re.Pattern[str], example: str
+) -> Sequence[str]:
     """The words. Raises UserError for one of another form."""
     for word in words:
         if not form.fullmatch(word):
-            raise UserError(f"{option} {quoted(word)}: write it as {example}, with nothing before or after")
+            raise UserError(
+                f"{option} {quoted(word)}: write it as {example}, with nothing before or after"
+            )
     return words
 
 

@@ -13,13 +13,17 @@ from rmadapter.support.terminal import Json, note, table
 
 
 def backbones(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[get NAME]", help="Download one now.")] = None,
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[get NAME]", help="Download one now.")
+    ] = None,
     speed: Annotated[
-        bool, typer.Option("--speed", help="Measure the speed of the listed ones; takes about a minute.")
+        bool,
+        typer.Option("--speed", help="Measure the speed of the listed ones; takes about a minute."),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """List the backbones on this disk, and what others would download; most open_clip models can be named."""
+    """List the backbones on this disk, and what others would download; most open_clip models can be
+    named."""
     from rmadapter.backbones import load_backbone
     from rmadapter.backbones.choice import KNOWN, images_per_second
     from rmadapter.backbones.listing import listed
@@ -28,9 +32,15 @@ def backbones(
 
     if words:
         if len(words) != 2 or words[0] != "get":
-            raise UserError(f"{' '.join(words)[:100]!r}: write `rmadapter backbones get NAME`, as in get pocket")
+            raise UserError(
+                f"{' '.join(words)[:100]!r}: write `rmadapter backbones get NAME`, as in get pocket"
+            )
         got = load_backbone(words[1])
-        print(json.dumps({"name": got.name, "digest": got.digest}) if as_json else f"{got.name} is ready")
+        print(
+            json.dumps({"name": got.name, "digest": got.digest})
+            if as_json
+            else f"{got.name} is ready"
+        )
         return
     found = listed()
     for one in found if speed else ():
@@ -39,20 +49,29 @@ def backbones(
     if as_json:
         print(json.dumps(found))
         return
-    rows = [[one["name"], one["state"], "" if one["mb"] is None else f"{one['mb']} MB", one["about"]] for one in found]
+    rows = [
+        [one["name"], one["state"], "" if one["mb"] is None else f"{one['mb']} MB", one["about"]]
+        for one in found
+    ]
     if speed:
-        rows = [[*row, str(one.get("images_per_second", ""))] for row, one in zip(rows, found, strict=True)]
+        rows = [
+            [*row, str(one.get("images_per_second", ""))]
+            for row, one in zip(rows, found, strict=True)
+        ]
     table(["name", "state", "on disk", "about", *(["images/s here"] if speed else [])], rows)
 
 
 def convert(
     file: Annotated[Path, typer.Argument(help="Pickled checkpoint: .pt, .bin, .pth or .ckpt.")],
-    architecture: Annotated[str, typer.Option(help="open_clip architecture, such as ViT-B-16 or ViT-B-16-quickgelu.")],
+    architecture: Annotated[
+        str, typer.Option(help="open_clip architecture, such as ViT-B-16 or ViT-B-16-quickgelu.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="New folder, to open with --backbone FOLDER.")],
     digest: Annotated[str, typer.Option(help="SHA-256 that the file must have, in hex.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Convert weights in a pickle to a folder of safetensors, without running what the pickle asks for."""
+    """Convert weights in a pickle to a folder of safetensors, without running what the pickle asks
+    for."""
     from rmadapter.backbones.convert import convert as convert_file
 
     done = convert_file(file, architecture, out, digest)

@@ -33,37 +33,69 @@ class Asked(NamedTuple):
 
 
 def _asked(
-    protocol: Annotated[str, typer.Argument(help="base-to-novel, cross-dataset, domain-generalization, few-shot, ...")],
-    datasets: Annotated[
-        str, typer.Option(help="Names or folders below --root: a,b or pacs/photo; paper: the paper's 11.")
+    protocol: Annotated[
+        str,
+        typer.Argument(help="base-to-novel, cross-dataset, domain-generalization, few-shot, ..."),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder for results; repeat the command to resume.")],
-    methods: Annotated[str, typer.Option(help="Names from `rmadapter methods`, package:Class or file.py:Class.")] = "",
+    datasets: Annotated[
+        str,
+        typer.Option(
+            help="Names or folders below --root: a,b or pacs/photo; paper: the paper's 11."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for results; repeat the command to resume.")
+    ],
+    methods: Annotated[
+        str, typer.Option(help="Names from `rmadapter methods`, package:Class or file.py:Class.")
+    ] = "",
     backbone: Annotated[
         str | None, typer.Option(help="pocket (the default), ViT-B-16/openai, ... or a folder.")
     ] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds of draw, initialisation and batches.")] = "1,2,3",
-    shots: Annotated[str, typer.Option(help="Images per class; by default 16, for few-shot 1,2,4,8,16.")] = "",
+    seeds: Annotated[
+        str, typer.Option(help="Seeds of draw, initialisation and batches.")
+    ] = "1,2,3",
+    shots: Annotated[
+        str, typer.Option(help="Images per class; by default 16, for few-shot 1,2,4,8,16.")
+    ] = "",
     root: Annotated[Path, typer.Option(help="Folder of data sets.")] = Path(),
     templates: Annotated[
-        str, typer.Option(help='"dataset" for that of the set trained on, or one prompt template with {}.')
+        str,
+        typer.Option(
+            help='"dataset" for that of the set trained on, or one prompt template with {}.'
+        ),
     ] = "",
     axes: Annotated[str, typer.Option(help="For sensitivity: rank,alpha,...")] = "",
     per_set: Annotated[
-        bool, typer.Option("--per-set", help="Also run with the authors' constants for each data set.")
+        bool,
+        typer.Option("--per-set", help="Also run with the authors' constants for each data set."),
     ] = False,
     tune: Annotated[
-        int, typer.Option(min=0, help="Also run each method with the best of this many settings, judged on folds.")
+        int,
+        typer.Option(
+            min=0, help="Also run each method with the best of this many settings, judged on folds."
+        ),
     ] = 0,
     config: Config = None,
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="[METHOD.]FIELD=VALUE", help="A method's setting, or one common to all."),
+        typer.Option(
+            "--set",
+            metavar="[METHOD.]FIELD=VALUE",
+            help="A method's setting, or one common to all.",
+        ),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes; they share the cores, and use the GPUs in turn.")] = 1,
-    jobs_per_gpu: Annotated[int, typer.Option(min=0, help="Processes per GPU, instead of --jobs.")] = 0,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Processes; they share the cores, and use the GPUs in turn.")
+    ] = 1,
+    jobs_per_gpu: Annotated[
+        int, typer.Option(min=0, help="Processes per GPU, instead of --jobs.")
+    ] = 0,
     shard: Annotated[
-        str, typer.Option(help="2/8: the second of eight parts; auto: the part of this Slurm array task.")
+        str,
+        typer.Option(
+            help="2/8: the second of eight parts; auto: the part of this Slurm array task."
+        ),
     ] = "",
     engine: Engine = "local",
     address: Address = "",
@@ -111,7 +143,9 @@ def _asked(
         own = {name: values for name, values in own.items() if name not in elsewhere_set}
         note(f"part {number} of {count}: {len(planned)} of {len(every)} runs")
     elif parts.in_array(os.environ):
-        note("a task of an array without --shard auto: all tasks share all runs, and each takes whatever is free")
+        note(
+            "a task of an array without --shard auto: all tasks share all runs, and each takes whatever is free"
+        )
     wanted = Plan(tuple(planned), out, root, machine_of(machine), own, outside, crops, search)
     return Asked(wanted, workers(wanted.machine.device, jobs, jobs_per_gpu), as_json, elsewhere)
 
@@ -124,7 +158,9 @@ def _with_options(verb: Callable[[Asked], None]) -> Callable[..., None]:
 
     command.__name__, command.__doc__ = verb.__name__, verb.__doc__
     hints, signature = get_type_hints(_asked, include_extras=True), inspect.signature(_asked)
-    options = [option.replace(annotation=hints[name]) for name, option in signature.parameters.items()]
+    options = [
+        option.replace(annotation=hints[name]) for name, option in signature.parameters.items()
+    ]
     command.__signature__ = signature.replace(parameters=options, return_annotation=None)  # type: ignore[attr-defined]
     return command
 
@@ -142,16 +178,21 @@ def bench(asked: Asked) -> None:
     failed = [record for record in records if record.status == "failed"]
     if failed:
         first = f"{failed[0].task.data}, {failed[0].method.name}, seed {failed[0].task.seed}: {failed[0].reason}"
-        raise UserError(f"{len(failed)} of {len(records)} runs failed ({first}); the same command retries them")
+        raise UserError(
+            f"{len(failed)} of {len(records)} runs failed ({first}); the same command retries them"
+        )
 
 
 @_with_options
 def plan(asked: Asked) -> None:
-    """Estimate the cost of `bench` with the same options: runs, hours and disk, from a few steps of each method."""
+    """Estimate the cost of `bench` with the same options: runs, hours and disk, from a few steps of
+    each method."""
     from rmadapter.bench.cost import cost
 
     if asked.plan.tune:
-        raise UserError("plan cannot tell what a search costs: leave out --tune, and count up to 4 fits per trial")
+        raise UserError(
+            "plan cannot tell what a search costs: leave out --tune, and count up to 4 fits per trial"
+        )
     if asked.engine is not None:
         raise UserError("plan measures on this machine: leave out --engine and --address")
     found = cost(asked.plan, asked.processes)
@@ -159,55 +200,81 @@ def plan(asked: Asked) -> None:
         print(json.dumps(asdict(found)))
         return
     rows = [
-        [line.data, line.variant or line.method, str(line.shots), f"{line.left} of {line.runs}", f"{line.seconds:.0f}"]
+        [
+            line.data,
+            line.variant or line.method,
+            str(line.shots),
+            f"{line.left} of {line.runs}",
+            f"{line.seconds:.0f}",
+        ]
         for line in found.lines
     ]
     table(["data set", "method", "shots", "runs left", "seconds"], rows)
-    print(f"{found.left} of {found.runs} runs are left: {found.hours:.2f} hours on {found.devices} x {found.device}")
+    print(
+        f"{found.left} of {found.runs} runs are left: {found.hours:.2f} hours on {found.devices} x {found.device}"
+    )
     print(f"activations on disk: {found.disk / 1e9:.1f} GB; measured in {found.spent:.0f} s")
     if found.order:
-        print(f"the first is {found.order[0]}, the last {found.order[-1]}; --json has the whole order")
+        print(
+            f"the first is {found.order[0]}, the last {found.order[-1]}; --json has the whole order"
+        )
 
 
 PLANNED = ("shots", "seed", "classes")  # set by the protocol, by --shots and by --seeds
 
 
 def _of_run(method: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Convert the values of a run's config.yaml for a bench. A file that names no method is for a bench already."""
-    from rmadapter.runs.request import COMMON
+    """Convert the values of a run's config.yaml for a bench. A file that names no method is for a
+    bench already."""
+    from rmadapter.task import COMMON_SETTINGS
 
     if not method:
         return values
     kept = {name: value for name, value in values.items() if name not in PLANNED}
-    return {name if name in COMMON or "." in name else f"{method}.{name}": value for name, value in kept.items()}
+    return {
+        name if name in COMMON_SETTINGS or "." in name else f"{method}.{name}": value
+        for name, value in kept.items()
+    }
 
 
-def common_and_own(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, Any]]]:
-    """Split settings into the tasks', the machine's and {method: {setting: value}}. Raises UserError for others."""
-    from rmadapter.runs.request import COMMON, MACHINE, TASK
+def common_and_own(
+    given: dict[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, Any]]]:
+    """Split settings into the tasks', the machine's and {method: {setting: value}}. Raises
+    UserError for others."""
+    from rmadapter.task import COMMON_SETTINGS, MACHINE_SETTINGS, TASK_SETTINGS
 
     values: dict[str, dict[str, Any]] = {}
     for name, value in given.items():
         method, dot, own = name.rpartition(".")
         if dot:
             values.setdefault(method, {})[own] = value
-        elif name not in COMMON or name in PLANNED:
-            common = ", ".join(other for other in COMMON if other not in PLANNED)
-            raise UserError(f"--set {name}: write METHOD.{name} for a method's setting; the common ones are {common}")
-    task = {name: value for name, value in given.items() if name in TASK}
-    return task, {name: value for name, value in given.items() if name in MACHINE}, values
+        elif name not in COMMON_SETTINGS or name in PLANNED:
+            common = ", ".join(other for other in COMMON_SETTINGS if other not in PLANNED)
+            raise UserError(
+                f"--set {name}: write METHOD.{name} for a method's setting; the common ones are {common}"
+            )
+    task = {name: value for name, value in given.items() if name in TASK_SETTINGS}
+    return task, {name: value for name, value in given.items() if name in MACHINE_SETTINGS}, values
 
 
 def report(
-    results: Annotated[Path, typer.Argument(help="Folder written by `bench`, file of records, or run of `fit`.")],
+    results: Annotated[
+        Path, typer.Argument(help="Folder written by `bench`, file of records, or run of `fit`.")
+    ],
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the report; a run's report goes into its own.")
+        Path | None,
+        typer.Option("--out", help="Folder for the report; a run's report goes into its own."),
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Compare with the paper's figures; exit code 1 if one is off.")
+        bool,
+        typer.Option(
+            "--check", help="Compare with the paper's figures; exit code 1 if one is off."
+        ),
     ] = False,
     tolerance: Annotated[
-        float | None, typer.Option(help="Points by which a figure may be off, with --check.", show_default="1.0")
+        float | None,
+        typer.Option(help="Points by which a figure may be off, with --check.", show_default="1.0"),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -232,11 +299,19 @@ def report(
         cells = {None: "-", True: "yes", False: "NO"}
         table(
             names,
-            [[f"{v:.2f}" if isinstance(v := r[n], float) else cells.get(v, str(v)) for n in names] for r in judged],
+            [
+                [
+                    f"{v:.2f}" if isinstance(v := r[n], float) else cells.get(v, str(v))
+                    for n in names
+                ]
+                for r in judged
+            ],
         )
         measured = [row for row in judged if row["within"] is not None]
         near = sum(row["within"] for row in measured)
-        print(f"{len(measured)} of {len(judged)} printed figures were measured; {near} are within {within:g} points")
+        print(
+            f"{len(measured)} of {len(judged)} printed figures were measured; {near} are within {within:g} points"
+        )
     else:
         print(f"report: {out / 'report.html'}")
     if any(row["within"] is False for row in judged):
@@ -247,7 +322,9 @@ def _page_again(run: Path, out: Path | None, check: bool, as_json: bool) -> None
     from rmadapter.runs.fit import page_again
 
     if out is not None or check:
-        raise UserError(f"{run}: a run's report is written into its own folder: leave out --out and --check")
+        raise UserError(
+            f"{run}: a run's report is written into its own folder: leave out --out and --check"
+        )
     page = page_again(run)
     print(json.dumps({"report": str(page)}) if as_json else f"report: {page}")
 
@@ -272,7 +349,11 @@ def _show(records: Sequence[Record]) -> None:
     titles = Counter(title for _, title in pairs)
     for record in records:
         name, title = record.method.name, record.variant or record.method.title
-        key = (record.task.data, title if titles[title] == 1 else f"{title} ({name})", record.task.shots)
+        key = (
+            record.task.data,
+            title if titles[title] == 1 else f"{title} ({name})",
+            record.task.shots,
+        )
         groups.setdefault(key, []).append(record)
     names = list(dict.fromkeys(name for record in records for name in record.metrics))
     rows = []
@@ -284,5 +365,7 @@ def _show(records: Sequence[Record]) -> None:
         done = sum(record.status == "finished" for record in group)
         rows.append([dataset, method, str(shots), f"{done} of {len(group)}", *cells])
     table(["data set", "method", "shots", "seeds", *names], rows)
-    for reason in dict.fromkeys(f"{record.method.name}: {record.reason}" for record in records if record.reason):
+    for reason in dict.fromkeys(
+        f"{record.method.name}: {record.reason}" for record in records if record.reason
+    ):
         note(reason)

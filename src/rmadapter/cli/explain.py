@@ -9,16 +9,33 @@ from typing import Annotated
 import typer
 
 from rmadapter.support.files import check_new
-from rmadapter.support.terminal import Crops, ImageColumn, Its, Json, Name, Outside, Quiet, SkipBad, note, table
+from rmadapter.support.terminal import (
+    Crops,
+    ImageColumn,
+    Its,
+    Json,
+    Name,
+    Outside,
+    Quiet,
+    SkipBad,
+    note,
+    table,
+)
 
 PAGE = "explain.html"
 
 
 def explain(
     run: Annotated[Path, typer.Argument(help="Folder written by `fit`, or hf:OWNER/NAME.")],
-    images: Annotated[list[str], typer.Argument(help="Files, folders, patterns, tables, archives, COCO, YOLO ...")],
-    out: Annotated[Path | None, typer.Option("--out", help=f"Folder for {PAGE}, which shows the images.")] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="Where the run's training images are now.")] = None,
+    images: Annotated[
+        list[str], typer.Argument(help="Files, folders, patterns, tables, archives, COCO, YOLO ...")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help=f"Folder for {PAGE}, which shows the images.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Where the run's training images are now.")
+    ] = None,
     image_column: ImageColumn = "",
     crops: Crops = False,
     outside: Outside = False,
@@ -39,7 +56,9 @@ def explain(
     inputs = find_images(images, image_column, outside, crops=crops)
     if inputs.note:
         note(inputs.note)
-    found = explain_images(run, inputs.files, data=data, backbone=backbone, method=method, skip_bad=skip_bad)
+    found = explain_images(
+        run, inputs.files, data=data, backbone=backbone, method=method, skip_bad=skip_bad
+    )
     if page:
         write_page(page, found, run.resolve().name)
     if as_json:
@@ -48,7 +67,10 @@ def explain(
         return
     rows = []
     for one in found:
-        shares = [", ".join(f"{label} {100 * share:.0f} %" for label, share in x) for x in (one.best, one.zero_shot)]
+        shares = [
+            ", ".join(f"{label} {100 * share:.0f} %" for label, share in x)
+            for x in (one.best, one.zero_shot)
+        ]
         near = "; ".join(f"{n.image} ({n.label}, {n.similarity:.2f})" for n in one.neighbours)
         rows.append([str(one.image), *shares, near])
     table(["image", "adapted", "zero-shot", "nearest training images"], rows)

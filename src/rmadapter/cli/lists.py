@@ -14,10 +14,13 @@ from rmadapter.support.terminal import Json, table
 
 
 def methods(
-    backbone: Annotated[str, typer.Option(help="Backbone to count the parameters on.")] = "ViT-B-16/none",
+    backbone: Annotated[
+        str, typer.Option(help="Backbone to count the parameters on.")
+    ] = "ViT-B-16/none",
     as_json: Json = False,
 ) -> None:
-    """List the methods: published settings, number of trained parameters, and what each uses beyond the shots."""
+    """List the methods: published settings, number of trained parameters, and what each uses beyond
+    the shots."""
     from rmadapter.backbones import load_backbone
     from rmadapter.methods import METHODS, entry_points, load_method
     from rmadapter.methods.uses import UNKNOWN, Uses, uses_of
@@ -31,7 +34,13 @@ def methods(
             count = method.parameters(loaded, classes, shots).trained
         except UserError as error:  # the published settings do not fit the backbone
             reason = str(error)
-        facts = {"name": name, "title": method.title, "source": method.source, "parameters": count, "reason": reason}
+        facts = {
+            "name": name,
+            "title": method.title,
+            "source": method.source,
+            "parameters": count,
+            "reason": reason,
+        }
         settings = settings_of(method)
         uses = uses_of(name, settings, getattr(method, "uses", None))
         found.append({**facts, "settings": settings, "uses": uses and uses.model_dump()})
@@ -48,14 +57,21 @@ def methods(
 
 
 def data(
-    name: Annotated[str | None, typer.Argument(help="One data set; all of them by default.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="One data set; all of them by default.")
+    ] = None,
     root: Annotated[Path, typer.Option(help="Folder of all data sets.")] = Path("data"),
-    check: Annotated[Path | None, typer.Option(help="Report what is there below this folder.")] = None,
+    check: Annotated[
+        Path | None, typer.Option(help="Report what is there below this folder.")
+    ] = None,
     download: Annotated[bool, typer.Option("--download", help="Download NAME.")] = False,
-    shots: Annotated[str, typer.Option("--list", help="16,1: write 2SFS's list of 16 shots, seed 1, as a table.")] = "",
+    shots: Annotated[
+        str, typer.Option("--list", help="16,1: write 2SFS's list of 16 shots, seed 1, as a table.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
-    """List the paper's data sets: licence, size, how to get each, and whether what is there is complete."""
+    """List the paper's data sets: licence, size, how to get each, and whether what is there is
+    complete."""
     from dataclasses import asdict
 
     from rmadapter.data.catalog import lists
@@ -89,4 +105,7 @@ def data(
         print(json.dumps(facts))
     else:
         rows = [[fact[column] for column in columns] for fact in facts]
-        table(columns, [["\n".join(v) if isinstance(v, tuple) else str(v) for v in row] for row in rows])
+        table(
+            columns,
+            [["\n".join(v) if isinstance(v, tuple) else str(v) for v in row] for row in rows],
+        )

@@ -59,12 +59,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 Which = Annotated[
-    str | None, typer.Option("--classes", help="all (default), base (first half) or novel (second half).")
+    str | None,
+    typer.Option("--classes", help="all (default), base (first half) or novel (second half)."),
 ]
 Backbones = Annotated[
     str | None,
     typer.Option(
-        "--backbone", help="pocket (the default), ViT-B-16/openai, hf-hub:... or a folder; A,B: B if A is unavailable."
+        "--backbone",
+        help="pocket (the default), ViT-B-16/openai, hf-hub:... or a folder; A,B: B if A is unavailable.",
     ),
 ]
 
@@ -73,7 +75,9 @@ def main() -> None:
     """Run the command line; a user's mistake becomes one line on stderr and exit code 2."""
     with streams(sys.argv[1:]), stoppable():
         try:
-            code = app([*map(at_home, sys.argv[1:])], prog_name="rmadapter", standalone_mode=False)  # else in a box
+            code = app(
+                [*map(at_home, sys.argv[1:])], prog_name="rmadapter", standalone_mode=False
+            )  # else in a box
         except Exception as error:
             if text := mistake(error):
                 world.tell(plain(text))
@@ -101,28 +105,45 @@ def _options(
 
 def fit(
     data: Annotated[
-        Path, typer.Argument(help="Folder of class folders, table of path,label[,split], or a format in docs/data.md.")
+        Path,
+        typer.Argument(
+            help="Folder of class folders, table of path,label[,split], or a format in docs/data.md."
+        ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the run; repeat the command to resume.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for the run; repeat the command to resume.")
+    ],
     method: Name = "",
     backbone: Backbones = None,
-    shots: Annotated[int | None, typer.Option(help="Training images per class; 16 by default, 0 takes all.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of draw, initialisation and batches; 1 by default.")] = None,
+    shots: Annotated[
+        int | None, typer.Option(help="Training images per class; 16 by default, 0 takes all.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of draw, initialisation and batches; 1 by default.")
+    ] = None,
     classes: Which = None,
-    effort: Annotated[str, typer.Option(help="How long to train: fast, normal or thorough.")] = "normal",
-    minutes: Annotated[float | None, typer.Option(help="Minutes for --method auto to choose; 10 by default.")] = None,
+    effort: Annotated[
+        str, typer.Option(help="How long to train: fast, normal or thorough.")
+    ] = "normal",
+    minutes: Annotated[
+        float | None, typer.Option(help="Minutes for --method auto to choose; 10 by default.")
+    ] = None,
     image_column: ImageColumn = "",
     label_column: LabelColumn = "",
     split_column: SplitColumn = "",
     group_column: GroupColumn = "",
     separator: Separator = "",
     crops: Crops = False,
-    names: Annotated[Path | None, typer.Option(help="CSV file of label,name: class names for prompts.")] = None,
+    names: Annotated[
+        Path | None, typer.Option(help="CSV file of label,name: class names for prompts.")
+    ] = None,
     config: Config = None,
     sets: Sets = None,
     folds: Annotated[
         int | None,
-        typer.Option(min=0, help="Cross-validation folds; 4 by default where needed, 0: no judgement."),
+        typer.Option(
+            min=0, help="Cross-validation folds; 4 by default where needed, 0: no judgement."
+        ),
     ] = None,
     skip_bad: SkipBad = False,
     outside: Outside = False,
@@ -140,14 +161,22 @@ def fit(
     from rmadapter.runs.fit import help_fit
     from rmadapter.runs.run import Lab
 
-    flags = {"backbone": backbone, "shots": shots, "seed": seed, "classes": classes, "minutes": minutes}
+    flags = {
+        "backbone": backbone,
+        "shots": shots,
+        "seed": seed,
+        "classes": classes,
+        "minutes": minutes,
+    }
     wanted = requested(method, config, flags, sets, effort, str(data), auto=True)
     if effort != "normal" and wanted.name != AUTO:
         note(explain_effort(wanted.name, effort, wanted.method))
     lab = Lab(world.share(wanted.name, wanted.method, wanted.machine))
     given = read_names(names) if names else {}
     columns = named_columns(image_column, label_column, split_column, group_column, separator)
-    splits = read_images(data, skip_bad=skip_bad, outside=outside, names=given, columns=columns, crops=crops)
+    splits = read_images(
+        data, skip_bad=skip_bad, outside=outside, names=given, columns=columns, crops=crops
+    )
     check_known(given, next(iter(splits.values())).written, names or "")
     lab.add(str(data), splits)
     lab.add_backbone(chosen := first_of(wanted.task.backbone))
@@ -158,7 +187,17 @@ def fit(
         help_fit(task, wanted.method, out, lab, wanted.name)
         world.leave()
         return
-    record = run_fit(task, wanted.method, out, lab, wanted.name, command(), folds=folds, columns=columns, crops=crops)
+    record = run_fit(
+        task,
+        wanted.method,
+        out,
+        lab,
+        wanted.name,
+        command(),
+        folds=folds,
+        columns=columns,
+        crops=crops,
+    )
     world.leave()
     for text in record.notes:
         note(text)
@@ -170,7 +209,9 @@ def fit(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder written by `fit`, or hf:OWNER/NAME.")],
     data: Annotated[Path, typer.Argument(help="Folder or table of images.")],
-    split: Annotated[str, typer.Option(help="Split of the data, or heldout: images `fit` did not draw.")] = "test",
+    split: Annotated[
+        str, typer.Option(help="Split of the data, or heldout: images `fit` did not draw.")
+    ] = "test",
     image_column: ImageColumn = "",
     label_column: LabelColumn = "",
     split_column: SplitColumn = "",
@@ -200,12 +241,16 @@ def evaluate(
     which = configured(Task(), {"classes": classes or "all"}).classes
     name, values = request.read_config(config, (method,))
     given = parse_overrides(sets or [])
-    machine = request.machine_of({field: given.pop(field) for field in request.READING if field in given})
+    machine = request.machine_of(
+        {field: given.pop(field) for field in request.READING if field in given}
+    )
     settings = request.split(values, name)[2] | given
     saved = load(run, backbone, method=method, settings=settings, device=machine.device)
     columns = named_columns(image_column, label_column, split_column, group_column, separator)
     names = known_names(run_folder(run), saved)
-    splits = read_images(data, skip_bad=skip_bad, outside=outside, names=names, columns=columns, crops=crops)
+    splits = read_images(
+        data, skip_bad=skip_bad, outside=outside, names=names, columns=columns, crops=crops
+    )
     if ignored := next(iter(splits.values())).ignored:
         note(ignored)
     cache = Cache(saved.fitted.backbone, machine, hold=False)
@@ -214,10 +259,16 @@ def evaluate(
 
 
 def params(
-    backbone: Annotated[str | None, typer.Option(help="Only its sizes matter; ViT-B-16/none by default.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Only its sizes matter; ViT-B-16/none by default.")
+    ] = None,
     method: Name = "",
-    classes: Annotated[int, typer.Option(help="Number of classes; only a few methods depend on it.")] = 100,
-    shots: Annotated[int | None, typer.Option(help="Images per class; only a few methods depend on it.")] = None,
+    classes: Annotated[
+        int, typer.Option(help="Number of classes; only a few methods depend on it.")
+    ] = 100,
+    shots: Annotated[
+        int | None, typer.Option(help="Images per class; only a few methods depend on it.")
+    ] = None,
     config: Config = None,
     sets: Sets = None,
     as_json: Json = False,
@@ -229,7 +280,9 @@ def params(
 
     own = request.read_config(config, (method,))[1].get("backbone", "ViT-B-16/none")
     wanted = choose.requested(method, config, {"backbone": backbone or own, "shots": shots}, sets)
-    found = wanted.method.parameters(load_backbone(wanted.task.backbone), classes, wanted.task.shots)
+    found = wanted.method.parameters(
+        load_backbone(wanted.task.backbone), classes, wanted.task.shots
+    )
     counts = {"trainable": found.trained, "inference": found.trained - found.training_only}
     if as_json:
         print(json.dumps(counts))
@@ -256,7 +309,9 @@ def demo(
 
 
 def cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Remove all of it without asking.")] = False,
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Remove all of it without asking.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """List or remove the activations of frozen blocks that --set disk_cache=GB left on this disk."""
@@ -267,15 +322,24 @@ def cache(
     store = Store(place())
     removed = store.clear() / 1e6 if clear else 0.0
     found = store.contents()
-    facts = {"folder": str(store.folder), "mb": sum(one["mb"] for one in found), "removed_mb": removed}
+    facts = {
+        "folder": str(store.folder),
+        "mb": sum(one["mb"] for one in found),
+        "removed_mb": removed,
+    }
     if as_json:
         print(json.dumps({**facts, "contents": found}))
         return
     if found:
         used = [datetime.fromtimestamp(one["used"]).strftime("%Y-%m-%d %H:%M") for one in found]
         cells = [[one["what"], f"{one['images']:,}", f"{one['mb']:,.1f}"] for one in found]
-        table(["activations", "images", "MB", "last used"], [[*row, day] for row, day in zip(cells, used, strict=True)])
-    print(f"{store.folder}: {facts['mb']:,.1f} MB" + (f"; {removed:,.1f} MB removed" if clear else ""))
+        table(
+            ["activations", "images", "MB", "last used"],
+            [[*row, day] for row, day in zip(cells, used, strict=True)],
+        )
+    print(
+        f"{store.folder}: {facts['mb']:,.1f} MB" + (f"; {removed:,.1f} MB removed" if clear else "")
+    )
 
 
 def doctor(as_json: Json = False) -> None:

@@ -42,22 +42,38 @@ SHOWN = 20  # images in a table
 
 def predict(
     run: Annotated[Path, typer.Argument(help="Folder written by `fit`, or hf:OWNER/NAME.")],
-    images: Annotated[list[str], typer.Argument(help="Files, folders, patterns, tables, archives; - for stdin.")],
-    names: Annotated[str | None, typer.Option("--names", help='Other class names, such as "cat,dog,zebra".')] = None,
+    images: Annotated[
+        list[str], typer.Argument(help="Files, folders, patterns, tables, archives; - for stdin.")
+    ],
+    names: Annotated[
+        str | None, typer.Option("--names", help='Other class names, such as "cat,dog,zebra".')
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="Answers per image.")] = 5,
-    out: Annotated[Path | None, typer.Option("--out", help="File for the answers: .csv, .jsonl or .parquet.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File for the answers: .csv, .jsonl or .parquet.")
+    ] = None,
     sort_into: Annotated[
         Path | None, typer.Option(help="Copy the images into one folder per label below this one.")
     ] = None,
-    move: Annotated[bool, typer.Option("--move", help="With --sort-into: move the images instead.")] = False,
-    link: Annotated[bool, typer.Option("--link", help="With --sort-into: link to the images instead.")] = False,
-    unsure: Annotated[float, typer.Option(min=0, max=1, help='Below this probability the label is "unsure".')] = 0.0,
+    move: Annotated[
+        bool, typer.Option("--move", help="With --sort-into: move the images instead.")
+    ] = False,
+    link: Annotated[
+        bool, typer.Option("--link", help="With --sort-into: link to the images instead.")
+    ] = False,
+    unsure: Annotated[
+        float, typer.Option(min=0, max=1, help='Below this probability the label is "unsure".')
+    ] = 0.0,
     zero_shot: Annotated[
         bool,
-        typer.Option("--zero-shot/--no-zero-shot", help="Also ask the untouched backbone, which takes extra time."),
+        typer.Option(
+            "--zero-shot/--no-zero-shot",
+            help="Also ask the untouched backbone, which takes extra time.",
+        ),
     ] = True,
     unfamiliar: Annotated[
-        bool, typer.Option("--unfamiliar", help="Report how unlike the training images each image is.")
+        bool,
+        typer.Option("--unfamiliar", help="Report how unlike the training images each image is."),
     ] = False,
     image_column: ImageColumn = "",
     crops: Crops = False,
@@ -71,7 +87,8 @@ def predict(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Predict the most probable classes of images: on screen, in a file, or by sorting the images into folders."""
+    """Predict the most probable classes of images: on screen, in a file, or by sorting the images
+    into folders."""
     from rmadapter.artifacts.checkpoint import load
     from rmadapter.data.image_set import one_label
     from rmadapter.data.inputs import find_images
@@ -105,15 +122,27 @@ def predict(
         _show(found.files, asker, unsure, skip_bad, as_json, unfamiliar)
         return
     header = columns(asker.top, sorter is not None, zero_shot, unfamiliar, error=ray)
-    settings = [header, unsure, *([] if sorter is None else sorter.settings), *[saved.fitted.threshold] * several]
+    settings = [
+        header,
+        unsure,
+        *([] if sorter is None else sorter.settings),
+        *[saved.fitted.threshold] * several,
+    ]
     file = OutFile(path, header, _key(run, asker, settings))
-    how: dict[str, Any] = {"column": image_column, "outside": outside, "none": file.partial.exists(), "crops": crops}
+    how: dict[str, Any] = {
+        "column": image_column,
+        "outside": outside,
+        "none": file.partial.exists(),
+        "crops": crops,
+    }
     if ray:
         from rmadapter.predict.parquet import find_rows
         from rmadapter.predict.ray import cluster
 
         found = _found(find_rows(images, **how))
-        facts = write_answers(found.files, cluster(asker, run, backbone, method, jobs, address), unsure, True, file)
+        facts = write_answers(
+            found.files, cluster(asker, run, backbone, method, jobs, address), unsure, True, file
+        )
     else:
         found = _found(find_images(images, **how))
         if sorter:
@@ -123,15 +152,20 @@ def predict(
 
 
 def _remembering(fitted: Fitted, ray: bool, path: Path | None) -> None:
-    """Note that answers depend on the order of images. Raises UserError if one process does not see all of them."""
+    """Note that answers depend on the order of images. Raises UserError if one process does not see
+    all of them."""
     from rmadapter.predict.outfile import PARTIAL
     from rmadapter.runs.order import each_alone
 
     if ray:
         each_alone(fitted, "a worker of --engine ray")
     if path and (partial := path.with_name(path.name + PARTIAL)).exists():
-        raise UserError(f"{partial}: unfinished, and {fitted.method.title} cannot resume; delete it to start again")
-    note(f"{fitted.method.title} learns from these images in their order; the next call starts afresh")
+        raise UserError(
+            f"{partial}: unfinished, and {fitted.method.title} cannot resume; delete it to start again"
+        )
+    note(
+        f"{fitted.method.title} learns from these images in their order; the next call starts afresh"
+    )
 
 
 def _found(inputs: Inputs) -> Inputs:
@@ -152,12 +186,16 @@ def _classes(saved: Saved, names: str | None) -> tuple[tuple[str, ...], list[str
     return tuple(prompt_names(shown, saved.given, where="--names: ").values()), shown
 
 
-def _sorter(root: Path | None, move: bool, link: bool, labels: Sequence[str], unsure: float) -> Sorter | None:
+def _sorter(
+    root: Path | None, move: bool, link: bool, labels: Sequence[str], unsure: float
+) -> Sorter | None:
     from rmadapter.predict.answer import UNSURE
     from rmadapter.predict.sorting import Sorter
 
     if unsure and UNSURE in labels:
-        raise UserError(f"a class is already labelled {UNSURE!r}: leave out --unsure, or choose other --names")
+        raise UserError(
+            f"a class is already labelled {UNSURE!r}: leave out --unsure, or choose other --names"
+        )
     if move and link:
         raise UserError("--move and --link: give only one of them")
     if root is None:
@@ -175,8 +213,20 @@ def _key(run: Path, asker: Asker, settings: Sequence[Any]) -> str:
     from rmadapter.support.checksums import sha256
 
     fitted, weights = asker.fitted, run / WEIGHTS if (run / WEIGHTS).exists() else run / OLD
-    model = [sha256(weights), fitted.method.title, settings_of(fitted.method), fitted.backbone.digest]
-    parts = [*model, fitted.temperature, fitted.known.templates, asker.names, asker.labels, *settings]
+    model = [
+        sha256(weights),
+        fitted.method.title,
+        settings_of(fitted.method),
+        fitted.backbone.digest,
+    ]
+    parts = [
+        *model,
+        fitted.temperature,
+        fitted.known.templates,
+        asker.names,
+        asker.labels,
+        *settings,
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -184,7 +234,8 @@ def write_answers(
     images: Sequence[Path], asker: Any, unsure: float, skip_bad: bool, file: OutFile, sorter: Sorter | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
-    """Answer images that have no row yet; returns counts of all rows. asker: an `Asker` or anything with its `ask`."""
+    """Answer images that have no row yet; returns counts of all rows. asker: an `Asker` or anything
+    with its `ask`."""
     from rmadapter.predict.outfile import only_writer
     from rmadapter.support.locks import alone
 
@@ -197,10 +248,15 @@ def write_answers(
         with bar(progress) as display:
             done = file.done.total()
             task = display.add_task("predicting", total=done + len(todo), completed=done, note="")
-            for some in asker.ask(todo, "zero_shot_label" in file.columns, bad, "unfamiliar" in file.columns):
+            for some in asker.ask(
+                todo, "zero_shot_label" in file.columns, bad, "unfamiliar" in file.columns
+            ):
                 rows = [answer.row(unsure) for answer in some]
                 if sorter:
-                    rows = [{**row, "sorted_to": str(sorter.place(Path(row["image"]), row["label"]))} for row in rows]
+                    rows = [
+                        {**row, "sorted_to": str(sorter.place(Path(row["image"]), row["label"]))}
+                        for row in rows
+                    ]
                 file.write([*rows, *_bad_rows(bad)])
                 for row in rows if sorter else []:
                     cast("Sorter", sorter).put(Path(row["image"]), Path(row["sorted_to"]))
@@ -240,13 +296,22 @@ def _tell_bad(texts: Sequence[str]) -> None:
         note(f"{len(texts)} unreadable file{'s' * (len(texts) > 1)} left out")
 
 
-def _show(images: Sequence[Path], asker: Asker, unsure: float, skip_bad: bool, as_json: bool, unfamiliar: bool) -> None:
+def _show(
+    images: Sequence[Path],
+    asker: Asker,
+    unsure: float,
+    skip_bad: bool,
+    as_json: bool,
+    unfamiliar: bool,
+) -> None:
     """Print answers: all of them as JSON, or the first ones in a table."""
     from rmadapter.training.cache import BATCH
 
     bad: list[tuple[Path, str]] | None = [] if skip_bad else None
     some = images if as_json else images[:SHOWN]
-    answered = track(asker.ask(some, bad=bad, unfamiliar=unfamiliar), -(-len(some) // BATCH), "predicting")
+    answered = track(
+        asker.ask(some, bad=bad, unfamiliar=unfamiliar), -(-len(some) // BATCH), "predicting"
+    )
     answers = [answer for part in answered for answer in part]
     _tell_bad([text for _, text in bad or []])
     if as_json:

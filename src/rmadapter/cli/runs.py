@@ -31,9 +31,12 @@ from rmadapter.support.terminal import (
 
 
 def add(
-    run: Annotated[Path, typer.Argument(help="Folder written by `fit`, or hf:OWNER/NAME; it stays unchanged.")],
+    run: Annotated[
+        Path, typer.Argument(help="Folder written by `fit`, or hf:OWNER/NAME; it stays unchanged.")
+    ],
     what: Annotated[
-        list[str], typer.Argument(help="Names of new classes; or a folder or table of images of any classes.")
+        list[str],
+        typer.Argument(help="Names of new classes; or a folder or table of images of any classes."),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the new run.")],
     image_column: ImageColumn = "",
@@ -42,9 +45,12 @@ def add(
     group_column: GroupColumn = "",
     crops: Crops = False,
     old_data: Annotated[
-        Path | None, typer.Option("--old-data", "--data", help="Where the run's own images are now.")
+        Path | None,
+        typer.Option("--old-data", "--data", help="Where the run's own images are now."),
     ] = None,
-    shots: Annotated[int | None, typer.Option(min=0, help="New images per class; by default as for the run.")] = None,
+    shots: Annotated[
+        int | None, typer.Option(min=0, help="New images per class; by default as for the run.")
+    ] = None,
     method: Name = "",
     backbone: Its = None,
     skip_bad: SkipBad = False,
@@ -62,7 +68,9 @@ def add(
     saved, data = load(run, backbone, method=method), Path(what[0])
     columns = named_columns(image_column, label_column, split_column, group_column)
     if len(what) == 1 and (data.is_dir() or is_source(data)):
-        record = add_images(run, saved, data, out, old_data, shots, skip_bad, outside, command(), columns, crops)
+        record = add_images(
+            run, saved, data, out, old_data, shots, skip_bad, outside, command(), columns, crops
+        )
         for text in record.notes:
             note(text)
         show(record, as_json, out)
@@ -70,12 +78,16 @@ def add(
             print(f"report: {out / 'report.html'}")
         return
     if lost := next((word for word in what if Path(word).exists() or _is_place(word)), None):
-        raise UserError(f"{lost}: give one folder or table that exists, or names of classes that are no files here")
+        raise UserError(
+            f"{lost}: give one folder or table that exists, or names of classes that are no files here"
+        )
     labels = add_names(saved, what, out)
     if as_json:
         print(json.dumps({"run": str(out), "labels": labels}))
     else:
-        print(f"{out}: {len(labels)} classes, {len(what)} of them new and known by name alone: {', '.join(what)}")
+        print(
+            f"{out}: {len(labels)} classes, {len(what)} of them new and known by name alone: {', '.join(what)}"
+        )
 
 
 def _is_place(word: str) -> bool:
@@ -84,8 +96,13 @@ def _is_place(word: str) -> bool:
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Folders written by `fit`; all are compared with the first.")],
-    data: Annotated[Path, typer.Option("--data", help="Folder or table of images that no run was trained on.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Folders written by `fit`; all are compared with the first."),
+    ],
+    data: Annotated[
+        Path, typer.Option("--data", help="Folder or table of images that no run was trained on.")
+    ],
     split: Annotated[str, typer.Option(help="Split of the data.")] = "test",
     crops: Crops = False,
     method: Name = "",
@@ -95,7 +112,8 @@ def compare(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Compare runs on one test set, image by image: accuracies, differences and whether they may be chance."""
+    """Compare runs on one test set, image by image: accuracies, differences and whether they may be
+    chance."""
     from rmadapter.artifacts.checkpoint import load
     from rmadapter.data.read import read_images
     from rmadapter.runs.compare import compare as compared
@@ -111,11 +129,20 @@ def compare(
         note(images.ignored)
     for run in runs:
         if known := trained_on(run_folder(run), splits, split, images):
-            note(f"{run}: {known} of these {len(images)} images were trained on, so its accuracy says little")
+            note(
+                f"{run}: {known} of these {len(images)} images were trained on, so its accuracy says little"
+            )
     lines = compared([(run, load(run, backbone, method=method)) for run in runs], images)
     if as_json:
-        facts = {"images": len(images), "classes": len(images.classes), "runs": [line.json() for line in lines]}
+        facts = {
+            "images": len(images),
+            "classes": len(images.classes),
+            "runs": [line.json() for line in lines],
+        }
         print(json.dumps(facts))
         return
-    table(["run", "method", "accuracy in %", "difference", "95 % interval", "p"], [line.row() for line in lines])
+    table(
+        ["run", "method", "accuracy in %", "difference", "95 % interval", "p"],
+        [line.row() for line in lines],
+    )
     print(f"{len(images):,} images of {len(images.classes):,} classes; p by McNemar's exact test")

@@ -22,21 +22,32 @@ def suggest(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN POOL...", help="Folder written by `fit`, then files, folders, tables, archives, COCO ..."
+            metavar="RUN POOL...",
+            help="Folder written by `fit`, then files, folders, tables, archives, COCO ...",
         ),
     ],
     n: Annotated[int, typer.Option("--n", min=1, help="Number of images to suggest.")] = 50,
-    start: Annotated[bool, typer.Option("--start", help="Without a run: suggest the images to label first.")] = False,
-    names: Annotated[str, typer.Option("--names", help='With --start: the classes, such as "cat,dog,zebra".')] = "",
+    start: Annotated[
+        bool, typer.Option("--start", help="Without a run: suggest the images to label first.")
+    ] = False,
+    names: Annotated[
+        str, typer.Option("--names", help='With --start: the classes, such as "cat,dog,zebra".')
+    ] = "",
     out: Annotated[
-        Path | None, typer.Option("--out", help=".csv file for the list; its page is written beside it.")
+        Path | None,
+        typer.Option("--out", help=".csv file for the list; its page is written beside it."),
     ] = None,
     rule: Annotated[
         str,
-        typer.Option("--rule", help="margin, entropy, coverage, typicality, mix or random; balanced with --start."),
+        typer.Option(
+            "--rule",
+            help="margin, entropy, coverage, typicality, mix or random; balanced with --start.",
+        ),
     ] = "",
     seed: Annotated[int, typer.Option(min=0, help="Seed for everything random.")] = 1,
-    backbone: Annotated[str | None, typer.Option(help="With --start any; else the run's, if a folder.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="With --start any; else the run's, if a folder.")
+    ] = None,
     image_column: ImageColumn = "",
     skip_bad: SkipBad = False,
     outside: Outside = False,
@@ -50,7 +61,9 @@ def suggest(
     common: Any = {"skip_bad": skip_bad, "column": image_column, "outside": outside}
     if start:
         classes = [name.strip() for name in names.split(",") if name.strip()]
-        found = first_images(words, n, names=classes, rule=rule, seed=seed, backbone=backbone or "pocket", **common)
+        found = first_images(
+            words, n, names=classes, rule=rule, seed=seed, backbone=backbone or "pocket", **common
+        )
     else:
         if names:
             raise UserError("--names needs --start: a run has its own classes")
@@ -87,9 +100,18 @@ def _tell(found: Suggested, files: tuple[Path, Path] | None, pool: str, as_json:
         rows = []
         for one in found.suggestions[:FIRST]:
             best = ", ".join(f"{label} {100 * share:.0f} %" for label, share in one.best)
-            rows.append([str(one.rank), str(one.image), "" if found.rule == "random" else f"{one.score:.3f}", best])
+            rows.append(
+                [
+                    str(one.rank),
+                    str(one.image),
+                    "" if found.rule == "random" else f"{one.score:.3f}",
+                    best,
+                ]
+            )
         table(["rank", "image", "score", "looks like"], rows)
-    left = f", {found.known:,} known already" * bool(found.known) + f", {found.copies:,} copies" * bool(found.copies)
+    left = f", {found.known:,} known already" * bool(
+        found.known
+    ) + f", {found.copies:,} copies" * bool(found.copies)
     print(f"{len(found.suggestions):,} of {found.pool:,} images by the rule {found.rule}{left}")
     if files:
         print(f"list: {files[0]}\npage: {files[1]}")

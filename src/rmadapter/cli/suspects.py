@@ -31,16 +31,25 @@ METHOD = "linear-probe"
 
 
 def suspects(
-    data: Annotated[Path, typer.Argument(help="Folder of class folders, or table of path,label[,split].")],
-    out: Annotated[Path | None, typer.Option("--out", help="Folder or .csv file for the list and its page.")] = None,
+    data: Annotated[
+        Path, typer.Argument(help="Folder of class folders, or table of path,label[,split].")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder or .csv file for the list and its page.")
+    ] = None,
     apply: Annotated[
         Path | None,
-        typer.Option("--apply", help="suspects.csv with your decisions: write a cleaned copy or list to --out."),
+        typer.Option(
+            "--apply",
+            help="suspects.csv with your decisions: write a cleaned copy or list to --out.",
+        ),
     ] = None,
     method: Annotated[
         str, typer.Option("--method", help="What judges the labels: one of `rmadapter methods`.")
     ] = METHOD,
-    backbone: Annotated[str | None, typer.Option(help="As for `fit`; pocket is the default.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="As for `fit`; pocket is the default.")
+    ] = None,
     image_column: ImageColumn = "",
     label_column: LabelColumn = "",
     split_column: SplitColumn = "",
@@ -50,35 +59,54 @@ def suspects(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Find training images with a wrong label, copies, and broken or odd images; or write a data set without them."""
+    """Find training images with a wrong label, copies, and broken or odd images; or write a data
+    set without them."""
     from rmadapter.curate.apply import apply_decisions, cleaned_name
     from rmadapter.curate.suspects import find_suspects
     from rmadapter.settings import parse_overrides
 
-    columns = {"image": image_column, "label": label_column, "split": split_column, "group": group_column}
+    columns = {
+        "image": image_column,
+        "label": label_column,
+        "split": split_column,
+        "group": group_column,
+    }
     if apply:
         if out is None:
             raise UserError("--apply: name the cleaned copy with --out")
         if method != METHOD or backbone or sets:
             raise UserError("--apply: judges no label: leave out --method, --backbone and --set")
-        _tell_cleaned(out, vars(apply_decisions(data, apply, out, columns=columns, outside=outside)), as_json)
+        _tell_cleaned(
+            out, vars(apply_decisions(data, apply, out, columns=columns, outside=outside)), as_json
+        )
         return
     files = _files(out, data) if out else None
     settings = {**({"backbone": backbone} if backbone else {}), **parse_overrides(sets or [])}
-    found = find_suspects(data, method, settings, columns=columns, outside=outside, progress=not quiet)
+    found = find_suspects(
+        data, method, settings, columns=columns, outside=outside, progress=not quiet
+    )
     if not found.judged:
         note("no label was judged: judging takes two images per class that are not copies")
     if files:
-        more = [word for kind, name in columns.items() if name for word in (f"--{kind}-column", name)]
+        more = [
+            word for kind, name in columns.items() if name for word in (f"--{kind}-column", name)
+        ]
         more += ["--allow-outside"] * outside
-        _write(found, files, data, method, as_json, [*more, "--out", cleaned_name(data, columns, outside)])
+        _write(
+            found,
+            files,
+            data,
+            method,
+            as_json,
+            [*more, "--out", cleaned_name(data, columns, outside)],
+        )
     else:
         _show(found, as_json)
 
 
 def _files(out: Path, data: Path) -> tuple[Path, Path]:
-    """Paths of the list and the page. Raises UserError if one exists, as it may hold decisions, and for a folder that
-    would be taken for a class."""
+    """Paths of the list and the page. Raises UserError if one exists, as it may hold decisions, and
+    for a folder that would be taken for a class."""
     listed = out if out.suffix.lower() == ".csv" else out / "suspects.csv"
     if data.is_dir() and data.resolve() in listed.resolve().parent.parents:
         raise UserError(f"{out}: lies in {data}, whose folders are classes; choose another --out")
@@ -87,13 +115,20 @@ def _files(out: Path, data: Path) -> tuple[Path, Path]:
     return files
 
 
-def _write(found: Found, files: tuple[Path, Path], data: Path, method: str, as_json: bool, more: list[str]) -> None:
+def _write(
+    found: Found, files: tuple[Path, Path], data: Path, method: str, as_json: bool, more: list[str]
+) -> None:
     """more: options of the command that applies the list."""
     from rmadapter.curate.suspects_sheet import write_csv, write_page
 
     write_page(files[1], found, str(data), method, files[0], more)
     write_csv(files[0], found)
-    facts = {"suspects": str(files[0]), "page": str(files[1]), "images": found.total, "found": found.counts()}
+    facts = {
+        "suspects": str(files[0]),
+        "page": str(files[1]),
+        "images": found.total,
+        "found": found.counts(),
+    }
     if as_json:
         print(json.dumps(facts))
         return
@@ -102,7 +137,10 @@ def _write(found: Found, files: tuple[Path, Path], data: Path, method: str, as_j
 
 
 def _counted(found: Found) -> str:
-    return ", ".join(f"{kind} {count}" for kind, count in found.counts().items()) or "nothing to look at"
+    return (
+        ", ".join(f"{kind} {count}" for kind, count in found.counts().items())
+        or "nothing to look at"
+    )
 
 
 def _show(found: Found, as_json: bool) -> None:

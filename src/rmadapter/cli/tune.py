@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rmadapter.bench.ray.cluster import Address, Engine, is_ray
-from rmadapter.support.terminal import Config, Crops, Json, Name, Outside, Quiet, Sets, SkipBad, note, table
+from rmadapter.support.terminal import (
+    Config,
+    Crops,
+    Json,
+    Name,
+    Outside,
+    Quiet,
+    Sets,
+    SkipBad,
+    note,
+    table,
+)
 
 if TYPE_CHECKING:
     from rmadapter.bench.tune import Tuned
@@ -18,20 +29,36 @@ SHOWN = 10  # trials in the table
 
 
 def tune(
-    data: Annotated[Path, typer.Argument(help="Folder of class folders, table, or a format in docs/data.md.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for results; repeat the command to resume.")],
+    data: Annotated[
+        Path, typer.Argument(help="Folder of class folders, table, or a format in docs/data.md.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for results; repeat the command to resume.")
+    ],
     method: Name = "",
-    trials: Annotated[int, typer.Option(min=2, help="Number of settings to try, the given ones first.")] = 20,
+    trials: Annotated[
+        int, typer.Option(min=2, help="Number of settings to try, the given ones first.")
+    ] = 20,
     search: Annotated[
         list[str] | None,
-        typer.Option("--search", metavar="FIELD[=LOW..HIGH]", help="What to try; also FIELD=A,B,C. May be repeated."),
+        typer.Option(
+            "--search",
+            metavar="FIELD[=LOW..HIGH]",
+            help="What to try; also FIELD=A,B,C. May be repeated.",
+        ),
     ] = None,
-    folds: Annotated[int, typer.Option(min=2, help="Folds of the shots, to judge each setting by.")] = 4,
+    folds: Annotated[
+        int, typer.Option(min=2, help="Folds of the shots, to judge each setting by.")
+    ] = 4,
     backbone: Annotated[
         str | None, typer.Option(help="pocket (the default), ViT-B-16/openai, ... or a folder.")
     ] = None,
-    shots: Annotated[int | None, typer.Option(help="Training images per class; 16 by default, 0 takes all.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of draw, folds, training and proposals; 1 by default.")] = None,
+    shots: Annotated[
+        int | None, typer.Option(help="Training images per class; 16 by default, 0 takes all.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of draw, folds, training and proposals; 1 by default.")
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="With --engine ray: number of workers.")] = 1,
     engine: Engine = "local",
     address: Address = "",
@@ -54,7 +81,9 @@ def tune(
     cluster = address if is_ray(engine, address, jobs) else None
     named, values = read_config(config, (method,))
     flags = {"backbone": backbone, "shots": shots, "seed": seed}
-    values |= {flag: value for flag, value in flags.items() if value is not None} | parse_overrides(sets or [])
+    values |= {flag: value for flag, value in flags.items() if value is not None} | parse_overrides(
+        sets or []
+    )
     request = Request.make(values, method or named or DEFAULT, data=str(data))
     ranges = space(request.method, request.name, search or ())
     read = {"skip_bad": skip_bad, "outside": outside, "crops": crops}
@@ -72,9 +101,15 @@ def _tell(found: Tuned, names: list[str], out: Path, as_json: bool) -> None:
             note(f"trial {trial.number}: {trial.reason}")
     if as_json:
         facts = {"number": best.number, "params": best.params, "accuracy": best.accuracy}
-        print(json.dumps({"best": facts, "gain": gain and gain[0], "error": gain and gain[1], **places}))
+        print(
+            json.dumps(
+                {"best": facts, "gain": gain and gain[0], "error": gain and gain[1], **places}
+            )
+        )
         return
-    ordered = sorted((trial for trial in found.trials if trial.right), key=lambda trial: -(trial.accuracy or 0))
+    ordered = sorted(
+        (trial for trial in found.trials if trial.right), key=lambda trial: -(trial.accuracy or 0)
+    )
     rows = [
         [f"{trial.number}" if trial.number else "0 (as given)", *(_cell(trial.params.get(name)) for name in names),
          f"{trial.accuracy:.1f}", f"{trial.seconds:.0f}"]
@@ -85,7 +120,9 @@ def _tell(found: Tuned, names: list[str], out: Path, as_json: bool) -> None:
     if gain:
         print(f"the best is {gain[0]:.1f} ± {gain[1]:.1f} points ahead of the given settings")
         if gain[0] <= 2 * gain[1]:
-            note("that is within two standard errors, so it may be chance alone: no reason to leave the given settings")
+            note(
+                "that is within two standard errors, so it may be chance alone: no reason to leave the given settings"
+            )
     print("\n".join(f"{what}: {place}" for what, place in places.items()))
 
 

@@ -1,5 +1,5 @@
-"""Rules that pick images to label, from unit features [N, e] and probabilities [N, C] of a pool. docs/suggest.md
-compares them."""
+"""Rules that pick images to label, from unit features [N, e] and probabilities [N, C] of a pool.
+docs/suggest.md compares them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ WIDER = 10  # times as many images as wanted are clustered by `mix`, as in Zhdan
 
 
 class Pool(NamedTuple):
-    """unit: features [N, e] of images to choose from. known: [M, e] of labelled ones. table: probabilities [N, C];
-    empty if there are no classes. seed: for everything random."""
+    """unit: features [N, e] of images to choose from. known: [M, e] of labelled ones. table:
+    probabilities [N, C]; empty if there are no classes. seed: for everything random."""
 
     unit: np.ndarray
     known: np.ndarray
@@ -54,9 +54,12 @@ def chance(pool: Pool, n: int) -> Picked:
 
 
 def coverage(pool: Pool, n: int) -> Picked:
-    """Always the image farthest, by 1 - cosine, from all that are labelled or picked: greedy k-centre (Sener and
-    Savarese, ICLR 2018). With nothing labelled it starts at the image nearest to the mean."""
-    far = 1 - (pool.unit @ pool.known.T).max(1) if len(pool.known) else pool.unit @ pool.unit.mean(0)
+    """Always the image farthest, by 1 - cosine, from all that are labelled or picked: greedy
+    k-centre (Sener and Savarese, ICLR 2018). With nothing labelled it starts at the image nearest
+    to the mean."""
+    far = (
+        1 - (pool.unit @ pool.known.T).max(1) if len(pool.known) else pool.unit @ pool.unit.mean(0)
+    )
     rows, scores = [], []
     for turn in range(min(n, len(pool.unit))):
         row = int(far.argmax())
@@ -69,35 +72,47 @@ def coverage(pool: Pool, n: int) -> Picked:
 
 
 def typicality(pool: Pool, n: int) -> Picked:
-    """Make one cluster per labelled and wanted image; take clusters in turn, fewest labelled and then largest first,
-    and of each the image nearest to its centre, by cosine (after TypiClust: Hacohen et al., ICML 2022)."""
+    """Make one cluster per labelled and wanted image; take clusters in turn, fewest labelled and
+    then largest first, and of each the image nearest to its centre, by cosine (after TypiClust:
+    Hacohen et al., ICML 2022)."""
     points = np.concatenate([pool.known, pool.unit])
     found, centres = _clusters(points, min(len(pool.known) + n, MOST), pool.seed)
-    own, labelled = found[len(pool.known) :], np.bincount(found[: len(pool.known)], minlength=len(centres))
+    own, labelled = (
+        found[len(pool.known) :],
+        np.bincount(found[: len(pool.known)], minlength=len(centres)),
+    )
     near = (pool.unit * _unit(centres)[own]).sum(1)
     members = [np.flatnonzero(own == c) for c in range(len(centres))]
     members = [rows[np.argsort(-near[rows], kind="stable")] for rows in members]
     order = sorted(range(len(centres)), key=lambda c: (labelled[c], -len(members[c])))
-    rows = [members[c][turn] for turn in range(max(map(len, members))) for c in order if turn < len(members[c])][:n]
+    rows = [
+        members[c][turn]
+        for turn in range(max(map(len, members)))
+        for c in order
+        if turn < len(members[c])
+    ][:n]
     return Picked(np.array(rows, int), near[rows])
 
 
 def mix(pool: Pool, n: int) -> Picked:
-    """Cluster the images with the smallest margin, ten times as many as wanted, into n clusters, in which small margins
-    weigh more, and pick the one nearest to each centre (Zhdanov 2019, arXiv 1901.05954)."""
+    """Cluster the images with the smallest margin, ten times as many as wanted, into n clusters, in
+    which small margins weigh more, and pick the one nearest to each centre (Zhdanov 2019, arXiv
+    1901.05954)."""
     wide = margin(pool, WIDER * n)
     own, centres = _clusters(pool.unit[wide.rows], n, pool.seed, np.maximum(wide.scores, 1e-6))
     far = np.linalg.norm(pool.unit[wide.rows] - centres[own], axis=1)
     some = [np.flatnonzero(own == c) for c in range(len(centres))]
     best = np.array(sorted(rows[far[rows].argmin()] for rows in some if len(rows)), int)
-    rest = np.setdiff1d(np.arange(len(wide.rows)), best)[: n - len(best)]  # in place of empty clusters
+    rest = np.setdiff1d(np.arange(len(wide.rows)), best)[
+        : n - len(best)
+    ]  # in place of empty clusters
     best = np.sort(np.concatenate([best, rest]))
     return Picked(wide.rows[best], wide.scores[best])
 
 
 def balanced(pool: Pool, n: int) -> Picked:
-    """Equally many of each class, as far as the probabilities are right: the classes in turn, and of each the typical
-    images among those for which it is the most probable class."""
+    """Equally many of each class, as far as the probabilities are right: the classes in turn, and
+    of each the typical images among those for which it is the most probable class."""
     classes, answer = pool.table.shape[1], pool.table.argmax(1)
     queues, scores = [], np.zeros(len(pool.unit))
     for c in range(classes):
@@ -126,9 +141,11 @@ FIRST: Mapping[str, Rule] = {
 
 
 def pick(rule: Rule, pool: Pool, n: int, together: np.ndarray | None = None) -> Picked:
-    """At most n rows by a rule. together: [N] group numbers, as of near-duplicates; only the first image of each
-    group can be picked."""
-    firsts = np.arange(len(pool.unit)) if together is None else np.unique(together, return_index=True)[1]
+    """At most n rows by a rule. together: [N] group numbers, as of near-duplicates; only the first
+    image of each group can be picked."""
+    firsts = (
+        np.arange(len(pool.unit)) if together is None else np.unique(together, return_index=True)[1]
+    )
     firsts = np.sort(firsts)
     table = pool.table[firsts] if len(pool.table) else pool.table
     found = rule(pool._replace(unit=pool.unit[firsts], table=table), min(n, len(firsts)))
@@ -153,5 +170,7 @@ def _clusters(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than clusters
-        model = KMeans(min(k, len(points)), n_init=1, random_state=seed % 2**32).fit(points, sample_weight=weights)
+        model = KMeans(min(k, len(points)), n_init=1, random_state=seed % 2**32).fit(
+            points, sample_weight=weights
+        )
     return model.labels_, model.cluster_centers_

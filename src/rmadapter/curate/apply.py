@@ -1,4 +1,5 @@
-"""Apply a user's decisions about suspects in a cleaned copy of the data set, which itself is never changed."""
+"""Apply a user's decisions about suspects in a cleaned copy of the data set, which itself is never
+changed."""
 
 from __future__ import annotations
 
@@ -17,7 +18,14 @@ from rmadapter.data.formats.sources import open_source
 from rmadapter.data.image_set import one_label
 from rmadapter.data.names import beside_splits, classnames_json
 from rmadapter.errors import UserError, nearest, quoted
-from rmadapter.support.files import check_new, csv_text, path_from, user_path, write_json, write_text
+from rmadapter.support.files import (
+    check_new,
+    csv_text,
+    path_from,
+    user_path,
+    write_json,
+    write_text,
+)
 from rmadapter.support.locks import whole
 from rmadapter.support.terminal import note
 
@@ -34,12 +42,16 @@ class Cleaned:
     without: tuple[str, ...] = ()
 
 
-def cleaned_name(data: str | Path, columns: Mapping[str, str] | None = None, outside: bool = False) -> str:
+def cleaned_name(
+    data: str | Path, columns: Mapping[str, str] | None = None, outside: bool = False
+) -> str:
     """A name for the cleaned copy of a data set that `apply_decisions` accepts."""
     path = user_path(data)
     root, found, _ = open_source(path, outside, columns)
     name = "CLEAN" if _as_folders(root if is_packed(path) else path, found) else "CLEAN.csv"
-    within = path.is_dir() and Path.cwd().is_relative_to(path.resolve())  # where nothing may be written
+    within = path.is_dir() and Path.cwd().is_relative_to(
+        path.resolve()
+    )  # where nothing may be written
     return str(path.resolve().with_name(name)) if within else name
 
 
@@ -49,11 +61,12 @@ def apply_decisions(
 ) -> Cleaned:  # fmt: skip
     """Write a copy of a data set in which training images are dropped or have another label.
 
-    data: images of a folder or archive of class folders are copied; for any other layout, or with groups, a list
-    path,label[,split][,group] is written; classnames.json goes with either. decisions: a table with columns image and
-    decision, and optionally given and suggested, like suspects.csv; a decision is keep or empty, drop, relabel (as
-    suggested) or relabel:CLASS. out: a folder, or a .csv file for a list. columns, outside: as for `read_images`.
-    Raises UserError, and writes nothing, for an unknown decision, class or image, for two different decisions on one
+    data: images of a folder or archive of class folders are copied; for any other layout, or with
+    groups, a list path,label[,split][,group] is written; classnames.json goes with either.
+    decisions: a table with columns image and decision, and optionally given and suggested, like
+    suspects.csv; a decision is keep or empty, drop, relabel (as suggested) or relabel:CLASS. out: a
+    folder, or a .csv file for a list. columns, outside: as for `read_images`. Raises UserError, and
+    writes nothing, for an unknown decision, class or image, for two different decisions on one
     image, and if `out` exists or is inside the data.
     """
     path, target = user_path(data), user_path(out)
@@ -67,7 +80,9 @@ def apply_decisions(
     chosen = _decided(user_path(decisions), rows, root, path)
     splits = {name: [(row, row.label) for row in some] for name, some in found.items()}
     own = "train" if "train" in found else "all"
-    splits[own] = [(row, chosen.get(i, row.label)) for i, row in enumerate(rows) if chosen.get(i) != DROP_IT]
+    splits[own] = [
+        (row, chosen.get(i, row.label)) for i, row in enumerate(rows) if chosen.get(i) != DROP_IT
+    ]
     if folders:
         with whole(target) as folder:
             _copy(home, splits, folder)
@@ -98,13 +113,18 @@ def _as_folders(path: Path, found: Mapping[str, Rows]) -> bool:
 
 
 def _in_class_folders(found: Mapping[str, Rows], root: Path) -> bool:
-    """Whether every image is in a folder named after its class, below one for the split if there are splits."""
+    """Whether every image is in a folder named after its class, below one for the split if there
+    are splits."""
 
     def there(split: str, row: Row) -> bool:
         if not row.image.is_relative_to(root):
             return False
         above, *below = row.image.relative_to(root).parts
-        return above == row.label if split == "all" else (SPLITS.get(above.casefold()), below[0]) == (split, row.label)
+        return (
+            above == row.label
+            if split == "all"
+            else (SPLITS.get(above.casefold()), below[0]) == (split, row.label)
+        )
 
     return all(there(split, row) for split, rows in found.items() for row in rows)
 
@@ -116,9 +136,13 @@ def _check(path: Path, target: Path, folders: bool) -> None:
             f"--out {target}: the data has groups or is not a folder of class folders; give a name that ends in .csv"
         )
     if folders and target.suffix.lower() == ".csv":
-        raise UserError(f"--out {target}: the images of a folder of class folders are copied; give a folder's name")
+        raise UserError(
+            f"--out {target}: the images of a folder of class folders are copied; give a folder's name"
+        )
     if path.is_dir() and path.resolve() in target.resolve().parents:
-        raise UserError(f"{target}: lies in {path}, which must stay unchanged; choose another --out")
+        raise UserError(
+            f"{target}: lies in {path}, which must stay unchanged; choose another --out"
+        )
 
 
 def _decided(decisions: Path, rows: Rows, root: Path, data: Path) -> dict[int, str]:
@@ -131,15 +155,23 @@ def _decided(decisions: Path, rows: Rows, root: Path, data: Path) -> dict[int, s
     found: dict[int, str] = {}
     for where, cells in read_rows(decisions, ("image", "decision"), ("given", "suggested")):
         given = cells.get("given")
-        some = [i for i in places.get(cells["image"], []) if not given or label_cell(rows[i].label).strip() == given]
+        some = [
+            i
+            for i in places.get(cells["image"], [])
+            if not given or label_cell(rows[i].label).strip() == given
+        ]
         if not some:
             like = f" with the label {quoted(given)}" if given and cells["image"] in places else ""
-            raise UserError(f"{where}: {quoted(cells['image'])} is not a training image of {data}{like}")
+            raise UserError(
+                f"{where}: {quoted(cells['image'])} is not a training image of {data}{like}"
+            )
         label = _label(cells["decision"], cells.get("suggested", ""), classes, where)
         for i in some:
             new = rows[i].label if label is None else label
             if found.setdefault(i, new) != new:
-                raise UserError(f"{where}: {quoted(cells['image'])} has a different decision above; keep one")
+                raise UserError(
+                    f"{where}: {quoted(cells['image'])} has a different decision above; keep one"
+                )
     return found
 
 
@@ -158,14 +190,18 @@ def _label(decision: str, suggested: str, classes: Mapping[str, str], where: str
     if not wanted:
         raise UserError(f"{where}: no label is suggested here: write {RELABEL}:CLASS")
     if wanted not in classes:
-        raise UserError(f"{where}: {quoted(wanted)} is not a class of the data{nearest(wanted, classes)}")
+        raise UserError(
+            f"{where}: {quoted(wanted)} is not a class of the data{nearest(wanted, classes)}"
+        )
     return classes[wanted]
 
 
 def _copy(root: Path, splits: Mapping[str, Labelled], folder: Path) -> None:
     depth, taken = 0 if "all" in splits else 1, set()
     for labelled in splits.values():
-        for row, label in sorted(labelled, key=lambda pair: pair[0].label != pair[1]):  # unchanged ones keep the name
+        for row, label in sorted(
+            labelled, key=lambda pair: pair[0].label != pair[1]
+        ):  # unchanged ones keep the name
             if row.image.is_dir():  # a class without images
                 continue
             parts = row.image.relative_to(root).parts
@@ -183,7 +219,9 @@ def _names_beside(target: Path, given: dict[str, str]) -> None:
     """Write the prompt names beside the list, where they are read with it."""
     names = target.with_name(CLASSNAMES)
     if names.exists() and classnames_json(target.parent, False) != given:
-        raise UserError(f"{names}: holds different names from this data's; write the list to another folder")
+        raise UserError(
+            f"{names}: holds different names from this data's; write the list to another folder"
+        )
     if given and not names.exists():
         note(f"{names}: also names the classes of other lists in that folder")
         write_json(names, given)
@@ -191,8 +229,13 @@ def _names_beside(target: Path, given: dict[str, str]) -> None:
 
 def _list(splits: Mapping[str, Labelled], target: Path) -> None:
     lines = []
-    split, group = "all" not in splits, any(row.group for some in splits.values() for row, _ in some)
+    split, group = (
+        "all" not in splits,
+        any(row.group for some in splits.values() for row, _ in some),
+    )
     for name, labelled in splits.items():
         for row, label in labelled:
-            lines.append([path_from(target.parent, row.image), label, *[name] * split, *[row.group] * group])
+            lines.append(
+                [path_from(target.parent, row.image), label, *[name] * split, *[row.group] * group]
+            )
     write_text(target, csv_text(["path", "label", *["split"] * split, *["group"] * group], lines))

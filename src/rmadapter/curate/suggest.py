@@ -30,8 +30,8 @@ SAME = 2e-5  # 1 - cosine of an image to itself, kept in float16, is below this
 
 
 class Suggestion(NamedTuple):
-    """rank: from 1. score: by the rule, higher is more wanted; 0 for random. best: the two most probable labels with
-    their probabilities; empty if no class is known."""
+    """rank: from 1. score: by the rule, higher is more wanted; 0 for random. best: the two most
+    probable labels with their probabilities; empty if no class is known."""
 
     image: Path
     rank: int
@@ -45,8 +45,8 @@ class Suggestion(NamedTuple):
 
 @dataclass(frozen=True)
 class Suggested:
-    """rule: the one applied. pool: number of images. known: how many of them the model was fitted to. copies: how many
-    were left out as near-duplicates of others."""
+    """rule: the one applied. pool: number of images. known: how many of them the model was fitted
+    to. copies: how many were left out as near-duplicates of others."""
 
     rule: str
     pool: int
@@ -62,18 +62,23 @@ def suggest_images(
 ) -> Suggested:  # fmt: skip
     """The n images of a pool to label next, for a run to learn from.
 
-    pool: files, folders, patterns or tables, as `predict` takes them. column, outside: as in `find_images`. rule: one
-    of NEXT; none of them is sure to beat the default, random (docs/suggest.md). Images that the run was fitted to are
-    left out, and all but the first of near-duplicates. Raises UserError as `load` and `find_images` do, for an unknown
-    rule, and if nothing is left of the pool.
+    pool: files, folders, patterns or tables, as `predict` takes them. column, outside: as in
+    `find_images`. rule: one of NEXT; none of them is sure to beat the default, random
+    (docs/suggest.md). Images that the run was fitted to are left out, and all but the first of
+    near-duplicates. Raises UserError as `load` and `find_images` do, for an unknown rule, and if
+    nothing is left of the pool.
     """
     chosen = _known(rule or DEFAULT_NEXT, NEXT)
     saved = run if isinstance(run, Saved) else load(run, backbone)
     one_label(saved.fitted.known.several, "suggest")
     labels = [str(label) for label in saved.labels]
     if saved.fitted.examples is None and not isinstance(saved.fitted.method, ZeroShot):
-        note("the run holds no features of its training images, so those in the pool are not left out")
-    seen = _look(_files(pool, column, outside), saved.fitted, saved.names, labels, skip_bad, progress)
+        note(
+            "the run holds no features of its training images, so those in the pool are not left out"
+        )
+    seen = _look(
+        _files(pool, column, outside), saved.fitted, saved.names, labels, skip_bad, progress
+    )
     return _picked(seen, chosen, NEXT, n, seed, saved.fitted)
 
 
@@ -84,12 +89,14 @@ def first_images(
 ) -> Suggested:  # fmt: skip
     """The n images of a pool to label first, where nothing is labelled yet.
 
-    names: of the classes, if known; the rule `balanced` needs them. rule: one of FIRST. The rest as for
-    `suggest_images`.
+    names: of the classes, if known; the rule `balanced` needs them. rule: one of FIRST. The rest as
+    for `suggest_images`.
     """
     chosen = _known(rule or DEFAULT_FIRST, FIRST)
     if chosen == "balanced" and not names:
-        raise UserError("rule balanced needs the names of the classes: --names cat,dog (names=[...])")
+        raise UserError(
+            "rule balanced needs the names of the classes: --names cat,dog (names=[...])"
+        )
     if names and len(set(names)) < 2:
         raise UserError("only one class name: give at least two")
     loaded = backbone if isinstance(backbone, Backbone) else load_backbone(backbone)
@@ -123,7 +130,12 @@ class _Seen(NamedTuple):
 
 
 def _look(
-    files: list[Path], fitted: Fitted, names: Sequence[str], labels: list[str], skip_bad: bool, progress: bool
+    files: list[Path],
+    fitted: Fitted,
+    names: Sequence[str],
+    labels: list[str],
+    skip_bad: bool,
+    progress: bool,
 ) -> _Seen:
     bad: list[tuple[Path, str]] | None = [] if skip_bad else None
     models = {"own": fitted.score(names)} if names else {}
@@ -142,10 +154,16 @@ def _look(
     return _Seen(images, torch.cat(features), table, labels)
 
 
-def _picked(seen: _Seen, rule: str, rules: Mapping[str, Any], n: int, seed: int, fitted: Fitted) -> Suggested:
+def _picked(
+    seen: _Seen, rule: str, rules: Mapping[str, Any], n: int, seed: int, fitted: Fitted
+) -> Suggested:
     if n < 1:
         raise UserError(f"n={n}: ask for at least one image")
-    examples = torch.empty(0, seen.unit.shape[1]) if fitted.examples is None else fitted.examples.float().cpu()
+    examples = (
+        torch.empty(0, seen.unit.shape[1])
+        if fitted.examples is None
+        else fitted.examples.float().cpu()
+    )
     examples = F.normalize(examples, dim=-1)
     fresh = np.arange(len(seen.images))
     if len(examples):
@@ -154,11 +172,15 @@ def _picked(seen: _Seen, rule: str, rules: Mapping[str, Any], n: int, seed: int,
         raise UserError("the run was fitted to every image of the pool: give others")
     together = groups(looks([seen.images[i] for i in fresh]))
     table = seen.table[fresh] if len(seen.table) else seen.table
-    found = pick(rules[rule], Pool(seen.unit[fresh].numpy(), examples.numpy(), table, seed), n, together)
+    found = pick(
+        rules[rule], Pool(seen.unit[fresh].numpy(), examples.numpy(), table, seed), n, together
+    )
     suggestions = []
     for rank, (row, score) in enumerate(zip(fresh[found.rows], found.scores, strict=True), 1):
         best = np.argsort(-seen.table[row], kind="stable")[:2].tolist() if len(seen.table) else []
         shares = tuple((seen.labels[i], round(float(seen.table[row, i]), 6)) for i in best)
         suggestions.append(Suggestion(seen.images[row], rank, round(float(score), 6), shares))
     copies = len(fresh) - len(np.unique(together))
-    return Suggested(rule, len(seen.images), len(seen.images) - len(fresh), copies, tuple(suggestions))
+    return Suggested(
+        rule, len(seen.images), len(seen.images) - len(fresh), copies, tuple(suggestions)
+    )

@@ -24,8 +24,8 @@ MEANINGS = {
 
 
 def write_csv(path: Path, found: Suggested) -> None:
-    """Write one suggestion per row, in the order to label them, atomically. "label" is left for the user to fill in;
-    paths are relative to the list, as in every table of images."""
+    """Write one suggestion per row, in the order to label them, atomically. "label" is left for the
+    user to fill in; paths are relative to the list, as in every table of images."""
     rows = []
     for one in found.suggestions:
         best = [cell for label, share in one.best for cell in (inert(label), share)]
@@ -35,7 +35,8 @@ def write_csv(path: Path, found: Suggested) -> None:
 
 
 def write_page(path: Path, found: Suggested, pool: str, table: Path) -> None:
-    """Write the page atomically; it needs no network and no script. pool: its name on the page. table: the list."""
+    """Write the page atomically; it needs no network and no script. pool: its name on the page.
+    table: the list."""
     some = found.suggestions[:MOST]
     cards = [{"src": thumbnail(one.image), **one._asdict()} for one in some]
     html = template("suggest.html.j2", percent=percent).render(

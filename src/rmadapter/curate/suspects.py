@@ -24,9 +24,22 @@ from rmadapter.runs.run import Lab
 from rmadapter.support.files import user_path
 
 METHOD = "linear-probe"
-PROBE = {"search_steps": 0, "C": 3.0}  # chosen in docs/suspects.md, and many times faster than a search for C
+PROBE = {
+    "search_steps": 0,
+    "C": 3.0,
+}  # chosen in docs/suspects.md, and many times faster than a search for C
 WRONG = "wrong label"
-ORDER = ("broken", "two labels", WRONG, "same file", "nearly the same", "one colour", "tiny", "blurred", "unlike")
+ORDER = (
+    "broken",
+    "two labels",
+    WRONG,
+    "same file",
+    "nearly the same",
+    "one colour",
+    "tiny",
+    "blurred",
+    "unlike",
+)
 SHOWN = 5  # neighbours of a suspect
 
 
@@ -43,9 +56,10 @@ class Neighbour(NamedTuple):
 class Suspect:
     """An image to check.
 
-    image: as from `ImageSet.name`. given: its label. suggested, confidence: another label and its probability, from
-    models that did not learn from this image; None if the label is not suspicious. reasons: each begins with an entry
-    of ORDER. neighbours: the nearest images that are not copies of it. row: index among the images; None if broken.
+    image: as from `ImageSet.name`. given: its label. suggested, confidence: another label and its
+    probability, from models that did not learn from this image; None if the label is not
+    suspicious. reasons: each begins with an entry of ORDER. neighbours: the nearest images that are
+    not copies of it. row: index among the images; None if broken.
     """
 
     image: str
@@ -57,7 +71,10 @@ class Suspect:
     row: int | None = None
 
     def json(self) -> dict[str, Any]:
-        near = [{name: value for name, value in one._asdict().items() if name != "row"} for one in self.neighbours]
+        near = [
+            {name: value for name, value in one._asdict().items() if name != "row"}
+            for one in self.neighbours
+        ]
         facts = {name: value for name, value in vars(self).items() if name != "row"}
         return {**facts, "neighbours": near}
 
@@ -85,23 +102,28 @@ def find_suspects(
     data: str | Path | ImageSet, method: str = METHOD, settings: Mapping[str, Any] | None = None, *,
     columns: Mapping[str, str] | None = None, outside: bool = False, progress: bool = True, lab: Lab | None = None,
 ) -> Found:  # fmt: skip
-    """Find training images with a label that looks wrong, duplicates, and images that are broken, blurred, tiny, of one
-    colour or unlike all others. Nothing is written.
+    """Find training images with a label that looks wrong, duplicates, and images that are broken,
+    blurred, tiny, of one colour or unlike all others. Nothing is written.
 
-    data: a folder of class folders, a table, or images in memory; of data with splits, train is used. method, settings:
-    of the models that judge labels, as for `fit --method` and `--set`; the linear probe takes C = 3 unless set
-    otherwise. columns, outside: as for `read_images`. lab: may hold a loaded backbone.
-    docs/suspects.md describes the rules and how well they work. Raises UserError as `read_images` does, for a data set
-    without training images, and for an unknown setting.
+    data: a folder of class folders, a table, or images in memory; of data with splits, train is
+    used. method, settings: of the models that judge labels, as for `fit --method` and `--set`; the
+    linear probe takes C = 3 unless set otherwise. columns, outside: as for `read_images`. lab: may
+    hold a loaded backbone. docs/suspects.md describes the rules and how well they work. Raises
+    UserError as `read_images` does, for a data set without training images, and for an unknown
+    setting.
     """
     if isinstance(data, ImageSet):
         images, broken = data, []
     else:
         path = user_path(data)
-        splits = read_images(path, skip_bad=True, outside=outside, progress=progress, columns=columns)
+        splits = read_images(
+            path, skip_bad=True, outside=outside, progress=progress, columns=columns
+        )
         images, broken = training(splits, path), _broken(path, splits, columns, outside)
     one_label(images.several, "suspects")
-    asked = Request.make({**(PROBE if method == METHOD else {}), **(settings or {}), "shots": 0}, method, data="it")
+    asked = Request.make(
+        {**(PROBE if method == METHOD else {}), **(settings or {}), "shots": 0}, method, data="it"
+    )
     lab = lab or Lab(asked.machine, progress=progress)
     lab.add("it", {"train": images})
     images, seen = lab.draw(asked.task).train, looks(images.images, progress)
@@ -113,9 +135,14 @@ def find_suspects(
     unlike = oddities.outliers(near.cosines)
     suspects = []
     for i, copies in enumerate(oddities.copies(images, seen)):
-        label, reasons = wrong.get(i), [*copies, *odd[i], *["unlike all other images"] * bool(unlike[i])]
+        label, reasons = (
+            wrong.get(i),
+            [*copies, *odd[i], *["unlike all other images"] * bool(unlike[i])],
+        )
         if label or reasons:
-            suspects.append((_suspect(images, i, label, reasons, near), label.score if label else 0.0))
+            suspects.append(
+                (_suspect(images, i, label, reasons, near), label.score if label else 0.0)
+            )
     suspects.sort(key=lambda pair: (ORDER.index(kind(pair[0].reasons[0])), -pair[1]))
     return Found(images, len(folds.rows), (*broken, *(one for one, _ in suspects)))
 
@@ -124,7 +151,9 @@ def training(splits: Mapping[str, Any], path: Path) -> Any:
     """The training split, from `read_images` or `open_source`. Raises UserError if there is none."""
     found = splits.get("train", splits.get("all"))
     if not found:
-        raise UserError(f"{path}: no training images: the data has only {', '.join(splits)}; add a train split")
+        raise UserError(
+            f"{path}: no training images: the data has only {', '.join(splits)}; add a train split"
+        )
     return found
 
 
@@ -135,9 +164,13 @@ def _broken(
     images = training(splits, path)
     good, rows = {*images.images}, training(open_source(path, outside, columns).splits, path)
     bad = [row for row in rows if row.image not in good and not row.image.is_dir()]
-    named = replace(images, images=tuple(row.image for row in bad), labels=(0,) * len(bad), groups=())
+    named = replace(
+        images, images=tuple(row.image for row in bad), labels=(0,) * len(bad), groups=()
+    )
     reasons = [complaint(row.image).removeprefix(f"{row.image}: ") for row in bad]
-    return [Suspect(named.name(i), row.label, (f"broken: {reasons[i]}",)) for i, row in enumerate(bad)]
+    return [
+        Suspect(named.name(i), row.label, (f"broken: {reasons[i]}",)) for i, row in enumerate(bad)
+    ]
 
 
 class _Label(NamedTuple):
@@ -160,13 +193,17 @@ def _wrong(folds: Folds, asked: Request) -> dict[int, _Label]:
     }
 
 
-def _suspect(images: ImageSet, row: int, label: _Label | None, reasons: list[str], near: rules.Near) -> Suspect:
+def _suspect(
+    images: ImageSet, row: int, label: _Label | None, reasons: list[str], near: rules.Near
+) -> Suspect:
     neighbours = tuple(
         Neighbour(int(j), images.name(int(j)), images.written[images.labels[j]], float(cosine))
         for j, cosine in zip(near.rows[row, :SHOWN], near.cosines[row, :SHOWN], strict=True)
         if np.isfinite(cosine)
     )
-    ordered = sorted([*[WRONG] * (label is not None), *reasons], key=lambda reason: ORDER.index(kind(reason)))
+    ordered = sorted(
+        [*[WRONG] * (label is not None), *reasons], key=lambda reason: ORDER.index(kind(reason))
+    )
     suggested = None if label is None else images.written[label.suggested]
     confidence = None if label is None else label.confidence
     given = images.written[images.labels[row]]

@@ -30,11 +30,18 @@ MEANINGS = {
 
 
 def write_csv(path: Path, found: Found) -> None:
-    """One row per suspect, the worst first; an empty decision keeps the image as it is. Written atomically."""
+    """One row per suspect, the worst first; an empty decision keeps the image as it is. Written
+    atomically."""
     rows = []
     for one in found.suspects:
-        near = "; ".join(f"{other.image} ({other.label}, {other.similarity:.2f})" for other in one.neighbours)
-        unsure = ("", "") if one.confidence is None else (label_cell(one.suggested), f"{one.confidence:.3f}")
+        near = "; ".join(
+            f"{other.image} ({other.label}, {other.similarity:.2f})" for other in one.neighbours
+        )
+        unsure = (
+            ("", "")
+            if one.confidence is None
+            else (label_cell(one.suggested), f"{one.confidence:.3f}")
+        )
         cells = (*map(inert, ("; ".join(one.reasons), near)), "")
         rows.append([image_cell(one.image), label_cell(one.given), *unsure, *cells])
     write_text(path, csv_text(COLUMNS, rows))
@@ -54,10 +61,15 @@ def _written(text: str) -> str:
 
 
 def write_page(
-    path: Path, found: Found, data: str, method: str, table: Path, more: Sequence[str] = ("--out", "CLEAN")
+    path: Path,
+    found: Found,
+    data: str,
+    method: str,
+    table: Path,
+    more: Sequence[str] = ("--out", "CLEAN"),
 ) -> None:
-    """Write the page atomically; it needs no network and no script. data, method: names to show. table: the list. more:
-    options of the command that applies the list."""
+    """Write the page atomically; it needs no network and no script. data, method: names to show.
+    table: the list. more: options of the command that applies the list."""
     html = template("suspects.html.j2", percent=percent).render(
         data=data,
         method=method,

@@ -28,11 +28,13 @@ TURNS = {  # EXIF orientation -> the transposition that makes it upright
 
 
 def load_image(source: ImageSource) -> Image.Image:
-    """Load an image as RGB: upright according to EXIF, first frame, transparency on white, 16 bits scaled to 8.
+    """Load an image as RGB: upright according to EXIF, first frame, transparency on white, 16 bits
+    scaled to 8.
 
-    Images over 24 megapixels are reduced by a whole factor, so no file takes more than four times the memory of a photo
-    of that size. Raises UserError, naming the file, if it is missing, empty, truncated, no image, larger than
-    PIL.Image.MAX_IMAGE_PIXELS, a thin line, or a bomb, and for arrays of other types or shapes than ImageSet lists.
+    Images over 24 megapixels are reduced by a whole factor, so no file takes more than four times
+    the memory of a photo of that size. Raises UserError, naming the file, if it is missing, empty,
+    truncated, no image, larger than PIL.Image.MAX_IMAGE_PIXELS, a thin line, or a bomb, and for
+    arrays of other types or shapes than ImageSet lists.
     """
     if isinstance(source, np.ndarray):
         return _rgb(_from_array(source))
@@ -40,7 +42,9 @@ def load_image(source: ImageSource) -> Image.Image:
         with reading("the image given"):
             return _rgb(source)
     if not isinstance(source, (str, os.PathLike)):
-        raise UserError(f"an image must be a path, a PIL image or a NumPy array, not {type(source).__name__}")
+        raise UserError(
+            f"an image must be a path, a PIL image or a NumPy array, not {type(source).__name__}"
+        )
     with reading(str(source)), plain_file(source) as file:
         return read_image(file, str(source))
 
@@ -79,7 +83,10 @@ def _rgb(image: Image.Image) -> Image.Image:
         found.paste(image)
     else:
         rows = max(STRIP // (image.width * factor), 1) * factor
-        boxes = [(0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows)]
+        boxes = [
+            (0, top, image.width, min(top + rows, image.height))
+            for top in range(0, image.height, rows)
+        ]
         full = _full(image, boxes)
         for box in boxes:
             strip = _flat(image.crop(box), full)
@@ -89,7 +96,8 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _full(image: Image.Image, boxes: Sequence[tuple[int, int, int, int]]) -> float:
-    """The value of white: if pixels are not bytes, the first usual maximum that fits all, else the largest pixel.
+    """The value of white: if pixels are not bytes, the first usual maximum that fits all, else the
+    largest pixel.
 
     Raises ValueError for pixels that are not finite numbers.
     """
@@ -119,12 +127,16 @@ def _flat(image: Image.Image, full: float) -> Image.Image:
 
 def _eight_bit(values: np.ndarray, full: float) -> Image.Image:
     """Map 0..full to 0..255."""
-    return Image.fromarray((np.clip(values.astype(np.float64) / full, 0, 1) * 255 + 0.5).astype(np.uint8))
+    return Image.fromarray(
+        (np.clip(values.astype(np.float64) / full, 0, 1) * 255 + 0.5).astype(np.uint8)
+    )
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
-        if any(len(image.info.get(block, b"")) > EXIF for block in ("exif", "Raw profile type exif")):
+        if any(
+            len(image.info.get(block, b"")) > EXIF for block in ("exif", "Raw profile type exif")
+        ):
             return None
         return TURNS.get(image.getexif().get(0x0112))  # type: ignore[arg-type]
     except Exception:  # a broken EXIF block says nothing about the pixels, which are fine
@@ -132,19 +144,30 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def _from_array(values: np.ndarray) -> Image.Image:
-    if not values.size or values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (3, 4)):
-        raise UserError(f"image array of shape {list(values.shape)}: give [H, W], [H, W, 3] or [H, W, 4]")
+    if (
+        not values.size
+        or values.ndim not in (2, 3)
+        or (values.ndim == 3 and values.shape[2] not in (3, 4))
+    ):
+        raise UserError(
+            f"image array of shape {list(values.shape)}: give [H, W], [H, W, 3] or [H, W, 4]"
+        )
     if np.issubdtype(values.dtype, np.floating):
         if not (values.min() >= 0 and values.max() <= 1):  # also true for NaN
-            raise UserError(f"float image array from {values.min():g} to {values.max():g}: scale it to 0..1")
+            raise UserError(
+                f"float image array from {values.min():g} to {values.max():g}: scale it to 0..1"
+            )
         return _eight_bit(values, 1)
     if values.dtype != np.uint8:
-        raise UserError(f"image array of type {values.dtype}: give uint8 in 0..255 or float in 0..1")
+        raise UserError(
+            f"image array of type {values.dtype}: give uint8 in 0..255 or float in 0..1"
+        )
     return Image.fromarray(np.ascontiguousarray(values))
 
 
 def complaint(path: Path) -> str:
-    """What is wrong with a file, or "". Decodes it as `load_image` does, so whatever passes can be loaded."""
+    """What is wrong with a file, or "". Decodes it as `load_image` does, so whatever passes can be
+    loaded."""
     if os.path.isdir(path):
         return f"{path}: no image in this folder"
     try:
@@ -162,5 +185,7 @@ def content(source: ImageSource) -> bytes:
             while block := file.read(1 << 20):
                 total.update(block)
         return total.digest()
-    values = np.asarray(load_image(source) if isinstance(source, Image.Image) else source)  # a palette's are no colours
+    values = np.asarray(
+        load_image(source) if isinstance(source, Image.Image) else source
+    )  # a palette's are no colours
     return hashlib.sha256(f"{values.shape} {values.dtype} ".encode() + values.tobytes()).digest()

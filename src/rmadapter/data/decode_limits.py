@@ -1,7 +1,7 @@
 """Opens images of unknown origin within bounds on what reading and decoding them may cost.
 
-The bounds count bytes, pixels and reads, so every machine accepts the same files. Only the last resort is a bound on
-processor time, for what the others do not cover.
+The bounds count bytes, pixels and reads, so every machine accepts the same files. Only the last
+resort is a bound on processor time, for what the others do not cover.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from PIL import Image
 from rmadapter.errors import UserError
 
 ALLOW = "--allow-outside (outside=True)"
-# Formats that Pillow lists but cannot draw by itself (EPS and WMF would even start another program), and those that may
+# Formats that Pillow lists but cannot draw by itself (EPS and WMF would even start another
+# program), and those that may
 # contain an image of another format and size than they declare, or are decompressed in one go.
 NO_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF", "BLP", "FITS", "ICNS", "IPTC"}
 URL = re.compile(r"[a-z][a-z0-9+.]+://", re.IGNORECASE)
@@ -37,18 +38,24 @@ PER_PIXEL = {
 SECONDS = 20  # of processor time
 READS = 4_000_000  # most per file; some decoders read byte by byte
 SCANS = 2_000_000_000  # most pixels times scans of a JPEG: 83 scans at 24 megapixels; 10 are usual
-EXIF = 150_000  # larger EXIF blocks are ignored, in bytes; a JPEG holds up to 65,000, or twice that as text
+# larger EXIF blocks are ignored, in bytes; a JPEG holds up to 65,000, or twice that as text
+EXIF = 150_000
 
 
 @cache
 def formats() -> dict[str, str]:
-    """Extension -> format of all images that Pillow can read here; includes HEIC if pillow-heif is installed."""
+    """Extension -> format of all images that Pillow can read here; includes HEIC if pillow-heif is
+    installed."""
     with contextlib.suppress(ImportError):
         from pillow_heif import register_heif_opener
 
         register_heif_opener()
     known = Image.registered_extensions()  # loads Pillow's plugins, which fills Image.OPEN
-    return {ending: name for ending, name in known.items() if name in Image.OPEN and name not in NO_IMAGES}
+    return {
+        ending: name
+        for ending, name in known.items()
+        if name in Image.OPEN and name not in NO_IMAGES
+    }
 
 
 def check_inside(name: str, where: str, outside: bool = False) -> None:
@@ -62,8 +69,8 @@ def check_inside(name: str, where: str, outside: bool = False) -> None:
 
 
 def listed_image(table: Path, where: str, name: str, outside: bool = False) -> Path:
-    """Path of an image named in a table, relative to the table's folder. Raises UserError, naming `where`, for an empty
-    path, a NUL, a web address, and as `check_inside`."""
+    """Path of an image named in a table, relative to the table's folder. Raises UserError, naming
+    `where`, for an empty path, a NUL, a web address, and as `check_inside`."""
     if not name or "\0" in name:
         raise UserError(f"{where}: the path {'holds a NUL' if name else 'is empty'}")
     if URL.match(name):
@@ -75,7 +82,8 @@ def listed_image(table: Path, where: str, name: str, outside: bool = False) -> P
 def open_image(file: BinaryIO) -> Image.Image:
     """Open an image by its header, and refuse it if decoding would cost too much.
 
-    JPEGs over 24 megapixels will be decoded at reduced size. Raises ValueError, and whatever Pillow raises.
+    JPEGs over 24 megapixels will be decoded at reduced size. Raises ValueError, and whatever Pillow
+    raises.
     """
     size = file.seek(0, os.SEEK_END)  # works for bytes in memory, too
     file.seek(0)
@@ -97,10 +105,13 @@ def open_image(file: BinaryIO) -> Image.Image:
 
 
 def check_size(image: Image.Image) -> None:
-    """Raise DecompressionBombError above Pillow's limit (Pillow allows twice that), ValueError for thin lines."""
+    """Raise DecompressionBombError above Pillow's limit (Pillow allows twice that), ValueError for
+    thin lines."""
     pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
     if limit is not None and pixels > limit:
-        raise Image.DecompressionBombError(f"Image size ({pixels} pixels) exceeds limit of {limit} pixels")
+        raise Image.DecompressionBombError(
+            f"Image size ({pixels} pixels) exceeds limit of {limit} pixels"
+        )
     if max(image.size) > LONGEST * min(image.size):
         raise ValueError(f"{_sides(image)} pixels: more than {LONGEST} times as long as wide")
 
@@ -120,10 +131,14 @@ def _sides(image: Image.Image) -> str:
 def _cost(image: Image.Image) -> int:
     """Bytes that decoding takes, not counting the resulting RGB image."""
     pixels = image.width * image.height
-    if layers := getattr(image, "layer", None):  # a JPEG of several scans keeps all coefficients, 2 bytes each
+    if layers := getattr(
+        image, "layer", None
+    ):  # a JPEG of several scans keeps all coefficients, 2 bytes each
         sizes = [across * down for _, across, down, _ in layers]
         return int(pixels * (2 * sum(sizes) / max(*sizes, 1) + 4 / shrink(image) ** 2))
-    if tags := getattr(image, "tag_v2", None):  # a TIFF is unpacked by strip or tile, which may be the whole image
+    if tags := getattr(
+        image, "tag_v2", None
+    ):  # a TIFF is unpacked by strip or tile, which may be the whole image
         bits = tags.get(258, (1,))
         depth = sum(bits) * (tags.get(277, 1) if len(bits) == 1 else 1)
         strip = min(tags.get(278, image.height), image.height) * image.width
@@ -132,7 +147,8 @@ def _cost(image: Image.Image) -> int:
 
 
 def _check_scans(file: BinaryIO, image: Image.Image) -> None:
-    """Bound the scans of a JPEG: each visits all pixels, but may be only a few bytes long in a progressive one."""
+    """Bound the scans of a JPEG: each visits all pixels, but may be only a few bytes long in a
+    progressive one."""
     here, count, last = file.tell(), 0, b""
     file.seek(0)
     while block := file.read(1 << 20):
@@ -145,10 +161,11 @@ def _check_scans(file: BinaryIO, image: Image.Image) -> None:
 
 
 class _Metered:
-    """A file that raises ValueError if its decoder reads far more than the file holds, or takes too long.
+    """A file that raises ValueError if its decoder reads far more than the file holds, or takes too
+    long.
 
-    This can only stop a decoder when it reads. What it reads at once it also decodes at once: there only the bounds of
-    `open_image` apply.
+    This can only stop a decoder when it reads. What it reads at once it also decodes at once: there
+    only the bounds of `open_image` apply.
     """
 
     def __init__(self, file: BinaryIO, size: int) -> None:
@@ -166,7 +183,9 @@ class _Metered:
             raise ValueError("its parts reuse the same bytes and are larger than the file")
         if self._exif > 1:  # Pillow would join them and read every entry
             raise ValueError("more than one block of EXIF")
-        timed = len(data) > 4096 or self._reads % 1024 == 0  # getting the time is slower than reading a byte
+        timed = (
+            len(data) > 4096 or self._reads % 1024 == 0
+        )  # getting the time is slower than reading a byte
         if self._reads > READS or (timed and time.thread_time() > self._until):
             raise ValueError("takes too long to decode")
         return data

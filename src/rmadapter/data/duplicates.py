@@ -19,13 +19,16 @@ CHUNK = 2048
 
 
 def looks(images: Sequence[ImageSource], progress: bool = False) -> np.ndarray:
-    """Features [N, 2, 64 + 1024] of each image and its mirror image, by which near-duplicates are found.
+    """Features [N, 2, 64 + 1024] of each image and its mirror image, by which near-duplicates are
+    found.
 
-    The 64 are signs: whether each of 8 x 8 cells gets lighter to the right (the difference hash). The 1024 are the
-    32 x 32 grey image with mean 0 and norm 1. Raises as `load_image`.
+    The 64 are signs: whether each of 8 x 8 cells gets lighter to the right (the difference hash).
+    The 1024 are the 32 x 32 grey image with mean 0 and norm 1. Raises as `load_image`.
     """
     with ThreadPoolExecutor() as pool:
-        found = list(track(pool.map(_look, images), len(images), "looking for duplicates", progress))
+        found = list(
+            track(pool.map(_look, images), len(images), "looking for duplicates", progress)
+        )
     return np.stack(found) if found else np.empty((0, 2, BITS + SIDE * SIDE), np.float32)
 
 
@@ -64,7 +67,8 @@ def pairs(some: np.ndarray, others: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _alike(some: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Bool [N, M]. Bits are compared first, the 16 times longer grey images only where they match, which is rare."""
+    """Bool [N, M]. Bits are compared first, the 16 times longer grey images only where they match,
+    which is rare."""
     found = some[:, :BITS] @ others[:, :BITS].T >= BITS - 2 * FAR  # a bit that differs costs two
     rows, columns = found.any(1).nonzero()[0], found.any(0).nonzero()[0]
     found[np.ix_(rows, columns)] &= some[rows, BITS:] @ others[columns, BITS:].T >= ALIKE
@@ -72,7 +76,8 @@ def _alike(some: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def groups(found: np.ndarray, named: Sequence[str] = ()) -> np.ndarray:
-    """Group numbers [N] of images, given their `looks`; images linked by a chain of near-duplicates share a number.
+    """Group numbers [N] of images, given their `looks`; images linked by a chain of near-duplicates
+    share a number.
 
     named: known group of each image, "" for none; images of one known group are linked, too.
     """
@@ -81,6 +86,8 @@ def groups(found: np.ndarray, named: Sequence[str] = ()) -> np.ndarray:
 
     first: dict[str, int] = {}
     same = [(i, first.setdefault(name, i)) for i, name in enumerate(named) if name]
-    links = np.array([*pairs(found, found), *same, *((i, i) for i in range(len(found)))], int).reshape(-1, 2)
+    links = np.array(
+        [*pairs(found, found), *same, *((i, i) for i in range(len(found)))], int
+    ).reshape(-1, 2)
     graph = coo_matrix((np.ones(len(links)), (links[:, 0], links[:, 1])), (len(found), len(found)))
     return connected_components(graph, directed=False)[1]

@@ -1,4 +1,5 @@
-"""Draws shots per class and halves classes into base and novel, exactly as CoOp does (Zhou et al., IJCV 2022)."""
+"""Draws shots per class and halves classes into base and novel, exactly as CoOp does (Zhou et al.,
+IJCV 2022)."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ VAL_SHOTS = 4  # CoOp never validates on more
 
 @dataclass(frozen=True, eq=False)
 class FewShot:
-    """One draw. `heldout`: train images that were not drawn, which are tested on if the data has no test split."""
+    """One draw. `heldout`: train images that were not drawn, which are tested on if the data has no
+    test split."""
 
     train: ImageSet
     val: ImageSet | None
@@ -36,18 +38,30 @@ class FewShot:
     @cached_property
     def apart(self) -> ImageSet:
         """The images of `heldout` that share no group with those drawn: these can judge."""
-        akin = {i for part in (self.train, self.val) if part is not None for i in self.heldout.akin(part)}
-        return self.heldout.subset(i for i in range(len(self.heldout)) if i not in akin) if akin else self.heldout
+        akin = {
+            i
+            for part in (self.train, self.val)
+            if part is not None
+            for i in self.heldout.akin(part)
+        }
+        return (
+            self.heldout.subset(i for i in range(len(self.heldout)) if i not in akin)
+            if akin
+            else self.heldout
+        )
 
     @property
     def akin(self) -> tuple[str, ...]:
         """A sentence about the images that `apart` lacks, if any."""
         count = len(self.heldout) - len(self.apart)
-        return (f"left out of the images that were not drawn: {count} that share a group with one drawn",) * bool(count)
+        return (
+            f"left out of the images that were not drawn: {count} that share a group with one drawn",
+        ) * bool(count)
 
 
 def sample_shots(labels: Sequence[int], shots: int, rng: random.Random) -> list[int]:
-    """Indices of `shots` items per label, label by label in order of first appearance; 0 returns all, in their order.
+    """Indices of `shots` items per label, label by label in order of first appearance; 0 returns
+    all, in their order.
 
     A label with fewer items yields all of them and uses no random number.
     """
@@ -56,11 +70,16 @@ def sample_shots(labels: Sequence[int], shots: int, rng: random.Random) -> list[
     groups: dict[int, list[int]] = {}
     for index, label in enumerate(labels):
         groups.setdefault(label, []).append(index)
-    return [i for group in groups.values() for i in (rng.sample(group, shots) if len(group) >= shots else group)]
+    return [
+        i
+        for group in groups.values()
+        for i in (rng.sample(group, shots) if len(group) >= shots else group)
+    ]
 
 
 def sample_several(labels: Sequence[Sequence[int]], shots: int, rng: random.Random) -> list[int]:
-    """Indices of items such that each label has at least `shots` of them, or all it has; 0 returns all, in their order.
+    """Indices of items such that each label has at least `shots` of them, or all it has; 0 returns
+    all, in their order.
 
     The rarest label is drawn first; the other labels of its items count towards their own shots.
     """
@@ -79,17 +98,25 @@ def sample_several(labels: Sequence[Sequence[int]], shots: int, rng: random.Rand
 
 
 def _drawn(images: ImageSet, shots: int, rng: random.Random) -> list[int]:
-    return sample_several(images.several, shots, rng) if images.several else sample_shots(images.labels, shots, rng)
+    return (
+        sample_several(images.several, shots, rng)
+        if images.several
+        else sample_shots(images.labels, shots, rng)
+    )
 
 
 def few_shot(splits: Mapping[str, ImageSet], shots: int, seed: int) -> FewShot:
-    """Draw from "train" (or "all"), then min(shots, 4) per class from "val", with one generator seeded for this draw.
+    """Draw from "train" (or "all"), then min(shots, 4) per class from "val", with one generator
+    seeded for this draw.
 
-    Raises UserError if there are no train images or a class has none; classes with too few are listed in `short`.
+    Raises UserError if there are no train images or a class has none; classes with too few are
+    listed in `short`.
     """
     source = splits.get("train", splits.get("all"))
     if source is None:
-        raise UserError(f"no train images: the data has only {', '.join(splits) or 'nothing'}; add a train split")
+        raise UserError(
+            f"no train images: the data has only {', '.join(splits) or 'nothing'}; add a train split"
+        )
     if shots < 0:
         raise UserError(f"shots={shots}: give the number of images per class, or 0 for all")
     counts = Counter(label for own in source.all_labels for label in own)
@@ -115,7 +142,8 @@ def few_shot(splits: Mapping[str, ImageSet], shots: int, seed: int) -> FewShot:
 
 
 def half(images: ImageSet, which: Literal["all", "base", "novel"]) -> ImageSet:
-    """All classes, the first ceil(n/2), or the rest; labels count from 0 in each half. CoOp halves after drawing."""
+    """All classes, the first ceil(n/2), or the rest; labels count from 0 in each half. CoOp halves
+    after drawing."""
     if which == "all":
         return images
     if which not in ("base", "novel"):
@@ -133,11 +161,15 @@ def half(images: ImageSet, which: Literal["all", "base", "novel"]) -> ImageSet:
 
 
 def split_digest(few: FewShot) -> str:
-    """SHA-256 of the drawn images with their labels, and of the classes; ignores image order, file names and seed."""
+    """SHA-256 of the drawn images with their labels, and of the classes; ignores image order, file
+    names and seed."""
     parts = [
         None
         if part is None
-        else (part.classes, sorted(zip(part.several or part.labels, map(bytes.hex, part.contents), strict=True)))
+        else (
+            part.classes,
+            sorted(zip(part.several or part.labels, map(bytes.hex, part.contents), strict=True)),
+        )
         for part in (few.train, few.val)
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -150,18 +182,22 @@ def order_digest(few: FewShot) -> str:
 
 
 def has_digest(few: FewShot, digest: str) -> bool:
-    """Whether `digest` belongs to these images; the first versions stored what is now `order_digest`."""
+    """Whether `digest` belongs to these images; the first versions stored what is now
+    `order_digest`."""
     return digest in (split_digest(few), order_digest(few))
 
 
 def save_split(few: FewShot, path: Path) -> None:
-    """Write the draw as JSON, atomically; rows are [path, label, class name], as in CoOp's own split files.
+    """Write the draw as JSON, atomically; rows are [path, label, class name], as in CoOp's own
+    split files.
 
     Rows hold only the first of several labels; "several" lists all labels of the train images.
     """
 
     def rows(images: ImageSet) -> list[list[str | int]]:
-        return [[images.name(i), label, images.classes[label]] for i, label in enumerate(images.labels)]
+        return [
+            [images.name(i), label, images.classes[label]] for i, label in enumerate(images.labels)
+        ]
 
     record = {
         "digest": split_digest(few),
@@ -191,10 +227,14 @@ class Split(BaseModel):
         return self.labels or self.classes
 
     def images(self, root: Path) -> FewShot:
-        """The draw, read below `root`; one label per image. Raises UserError if images are missing or have changed."""
+        """The draw, read below `root`; one label per image. Raises UserError if images are missing
+        or have changed."""
 
         def found(rows: list[tuple[str, int, str]]) -> ImageSet:
-            paths, labels = tuple(root / name for name, _, _ in rows), tuple(label for _, label, _ in rows)
+            paths, labels = (
+                tuple(root / name for name, _, _ in rows),
+                tuple(label for _, label, _ in rows),
+            )
             return ImageSet(paths, labels, self.classes, root, written=self.written)
 
         train, val = found(self.train), None if self.val is None else found(self.val)
@@ -202,7 +242,9 @@ class Split(BaseModel):
         try:
             same = has_digest(few, self.digest)
         except UserError as error:
-            raise UserError(f"an image the model was trained on can no longer be read ({error})") from None
+            raise UserError(
+                f"an image the model was trained on can no longer be read ({error})"
+            ) from None
         if not same:
             raise UserError(f"images below {root} are no longer those the model was trained on")
         return few
@@ -215,7 +257,11 @@ def read_split(path: Path) -> Split:
     except ValidationError as error:
         place, reason = first_fault(error)
         raise UserError(f"{path}: not a split file of this version ({place}: {reason})") from None
-    labels = [label for _, label, _ in (*found.train, *(found.val or ()))] + [n for some in found.several for n in some]
-    if len(found.several) not in (0, len(found.train)) or any(not 0 <= label < len(found.written) for label in labels):
+    labels = [label for _, label, _ in (*found.train, *(found.val or ()))] + [
+        n for some in found.several for n in some
+    ]
+    if len(found.several) not in (0, len(found.train)) or any(
+        not 0 <= label < len(found.written) for label in labels
+    ):
         raise UserError(f"{path}: names a class that it does not list")
     return found

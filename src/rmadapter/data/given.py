@@ -1,4 +1,5 @@
-"""Turns what Python users pass into one ImageSet: our own sets, folders, tables, data frames, arrays and lists."""
+"""Turns what Python users pass into one ImageSet: our own sets, folders, tables, data frames,
+arrays and lists."""
 
 from __future__ import annotations
 
@@ -19,25 +20,32 @@ from rmadapter.data.read import ImageSet, ImageSource, read_images
 from rmadapter.errors import UserError, quoted
 
 
-def image_set(data: Any, labels: Any = None, classes: Sequence[str] | None = None, split: str = "train") -> ImageSet:
+def image_set(
+    data: Any, labels: Any = None, classes: Sequence[str] | None = None, split: str = "train"
+) -> ImageSet:
     """Images to train on, or of another split.
 
-    With labels: N images, as `image_list` takes them, and N class names or whole numbers. Without: an ImageSet, split
-    -> ImageSet (the split, else "all" is used), a pandas DataFrame with columns named as in a table (if it has splits,
-    its rows of this one are used), or anything else that `read_images` accepts. classes: prompt names of the numbers
-    0..C-1; without it, numbers may be any and prompts contain them, with a warning. Raises UserError for anything else.
+    With labels: N images, as `image_list` takes them, and N class names or whole numbers. Without:
+    an ImageSet, split -> ImageSet (the split, else "all" is used), a pandas DataFrame with columns
+    named as in a table (if it has splits, its rows of this one are used), or anything else that
+    `read_images` accepts. classes: prompt names of the numbers 0..C-1; without it, numbers may be
+    any and prompts contain them, with a warning. Raises UserError for anything else.
     """
     if labels is not None:
         return _of_lists(image_list(data), _plain(labels), classes)
     if _is_frame(data):
         return _of_frame(data, classes, split)
-    listed = isinstance(data, (list, tuple, np.ndarray)) and not (len(data) and isinstance(data[0], tuple))
+    listed = isinstance(data, (list, tuple, np.ndarray)) and not (
+        len(data) and isinstance(data[0], tuple)
+    )
     if is_dataset(data) or (not listed and not isinstance(data, (ImageSet, Mapping))):
         data = read_images(data, progress=False)
     if isinstance(data, Mapping):
         found = data.get(split, data.get("all"))
         if found is None:
-            raise UserError(f"no {split} images: the data has only {', '.join(map(str, data)) or 'nothing'}")
+            raise UserError(
+                f"no {split} images: the data has only {', '.join(map(str, data)) or 'nothing'}"
+            )
         data = found
     if not isinstance(data, ImageSet):
         raise UserError(
@@ -48,15 +56,23 @@ def image_set(data: Any, labels: Any = None, classes: Sequence[str] | None = Non
 
 
 def image_list(data: Any) -> list[ImageSource]:
-    """A list of N images from a list, Series or array [N], an array [N, H, W(, 3)], a column [N, 1] of paths or objects
-    as in scikit-learn's ensembles, an ImageSet, or a DataFrame with a column of paths."""
+    """A list of N images from a list, Series or array [N], an array [N, H, W(, 3)], a column [N, 1]
+    of paths or objects as in scikit-learn's ensembles, an ImageSet, or a DataFrame with a column of
+    paths."""
     if isinstance(data, ImageSet):
         return list(data.images)
     if _is_frame(data):
         names = list(map(str, data.columns))
-        name = names[0] if len(names) == 1 else choose_columns("DataFrame", names, ["image"])["image"]
+        name = (
+            names[0] if len(names) == 1 else choose_columns("DataFrame", names, ["image"])["image"]
+        )
         return data.iloc[:, names.index(name)].tolist()
-    if isinstance(data, np.ndarray) and data.dtype.kind in "OUS" and data.ndim == 2 and data.shape[1] == 1:
+    if (
+        isinstance(data, np.ndarray)
+        and data.dtype.kind in "OUS"
+        and data.ndim == 2
+        and data.shape[1] == 1
+    ):
         return data[:, 0].tolist()
     return list(data)
 
@@ -64,13 +80,21 @@ def image_list(data: Any) -> list[ImageSource]:
 def weighted(images: ImageSet, sample_weight: Any, class_weight: Any, shots: int) -> ImageSet:
     """The set with a weight for each image: sample_weight [N] times class_weight.
 
-    class_weight: label -> weight (1 for missing labels), or "balanced": all classes count the same once `shots` of each
-    are drawn. Images of weight 0 are left out, unless their class has no others. Raises UserError for invalid weights.
+    class_weight: label -> weight (1 for missing labels), or "balanced": all classes count the same
+    once `shots` of each are drawn. Images of weight 0 are left out, unless their class has no
+    others. Raises UserError for invalid weights.
     """
     count, labels = len(images), np.array(images.labels)
     weights = np.ones(count) if sample_weight is None else _numbers(sample_weight)
-    if weights.shape != (count,) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
-        raise UserError(f"sample_weight: give one number of at least 0 for each of the {count} images, not all zero")
+    if (
+        weights.shape != (count,)
+        or not np.isfinite(weights).all()
+        or (weights < 0).any()
+        or not weights.any()
+    ):
+        raise UserError(
+            f"sample_weight: give one number of at least 0 for each of the {count} images, not all zero"
+        )
     weights = weights * _of_classes(images, class_weight, labels[weights > 0], shots)[labels]
     kept = np.flatnonzero((weights > 0) | ~np.isin(labels, labels[weights > 0]))
     weights, images = weights[kept], images if len(kept) == count else images.subset(kept.tolist())
@@ -86,9 +110,15 @@ def _of_classes(images: ImageSet, given: Any, labels: np.ndarray, shots: int) ->
         drawn = np.minimum(np.bincount(labels, minlength=len(factors)), shots or len(labels))
         return drawn.sum() / np.maximum(drawn, 1) / max(1, np.count_nonzero(drawn))
     if not isinstance(given, Mapping):
-        raise UserError(f"class_weight={quoted(given)}: write 'balanced', or a dictionary of label -> weight")
+        raise UserError(
+            f"class_weight={quoted(given)}: write 'balanced', or a dictionary of label -> weight"
+        )
     values = _numbers(list(given.values()))
-    if not np.isfinite(values).all() or (values < 0).any() or (len(values) == len(factors) and not values.any()):
+    if (
+        not np.isfinite(values).all()
+        or (values < 0).any()
+        or (len(values) == len(factors) and not values.any())
+    ):
         raise UserError("class_weight: weights must be numbers of at least 0, not all zero")
     factors[places(_plain(list(given)), images.written, images.classes)] = values
     return factors
@@ -102,12 +132,21 @@ def _numbers(values: Any) -> np.ndarray:
 
 
 def _of_lists(
-    images: list[ImageSource], labels: list[Any], classes: Sequence[str] | None, groups: tuple[str, ...] = ()
+    images: list[ImageSource],
+    labels: list[Any],
+    classes: Sequence[str] | None,
+    groups: tuple[str, ...] = (),
 ) -> ImageSet:
-    if classes is not None or not labels or not all(isinstance(label, Integral) for label in labels):
+    if (
+        classes is not None
+        or not labels
+        or not all(isinstance(label, Integral) for label in labels)
+    ):
         return ImageSet.from_lists(images, labels, classes, groups)
     if len(images) != len(labels):
-        raise UserError(f"{len(images)} images and {len(labels)} labels: give one label for each image")
+        raise UserError(
+            f"{len(images)} images and {len(labels)} labels: give one label for each image"
+        )
     written = sorted(set(labels))
     names = tuple(str(number) for number in written)
     warnings.warn(
@@ -116,19 +155,30 @@ def _of_lists(
         stacklevel=4,
     )
     numbers = {label: place for place, label in enumerate(written)}
-    return ImageSet(tuple(images), tuple(numbers[x] for x in labels), names, written=tuple(written), groups=groups)
+    return ImageSet(
+        tuple(images),
+        tuple(numbers[x] for x in labels),
+        names,
+        written=tuple(written),
+        groups=groups,
+    )
 
 
 def _of_frame(frame: Any, classes: Sequence[str] | None, split: str) -> ImageSet:
-    """The images of a DataFrame, of this split if it has any; unlike in `memory.open_object`, numeric labels stay
-    numbers."""
+    """The images of a DataFrame, of this split if it has any; unlike in `memory.open_object`,
+    numeric labels stay numbers."""
     names = list(map(str, frame.columns))
     chosen = choose_columns("DataFrame", names, ("image", "label"), ("split", "group"))
     cells = {what: _plain(values) for what, values in frame_cells(frame, chosen).items()}
     if "split" in cells:
-        splits = [SPLITS.get("" if own is None else str(own).strip().casefold(), "") for own in cells["split"]]
+        splits = [
+            SPLITS.get("" if own is None else str(own).strip().casefold(), "")
+            for own in cells["split"]
+        ]
         if "" in splits:
-            raise UserError(f"DataFrame: a split is {cells['split'][splits.index('')]!r}: write train, val or test")
+            raise UserError(
+                f"DataFrame: a split is {cells['split'][splits.index('')]!r}: write train, val or test"
+            )
         rows = [row for row, own in enumerate(splits) if own == split]
         if not rows:
             raise UserError(f"the DataFrame has a split column, but no row says {split}")

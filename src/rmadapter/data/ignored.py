@@ -15,11 +15,16 @@ RAW = (
 
 
 def advice(name: str) -> str:
-    """How to make images with the suffix of `name` readable; "" if unknown. `name` may be the suffix alone."""
+    """How to make images with the suffix of `name` readable; "" if unknown. `name` may be the
+    suffix alone."""
     suffix = os.path.splitext(f"x{name}" if name.startswith(".") else name)[1].lower()
     if suffix in RAW:
         return f"{suffix} is a camera's RAW format: convert it to JPEG first"
-    return f"pip install 'rmadapter[heic]' to read {suffix}" if suffix in HEIC and suffix not in formats() else ""
+    return (
+        f"pip install 'rmadapter[heic]' to read {suffix}"
+        if suffix in HEIC and suffix not in formats()
+        else ""
+    )
 
 
 def ignored_note(ignored: Counter[str]) -> str:
@@ -29,6 +34,8 @@ def ignored_note(ignored: Counter[str]) -> str:
     """
     ordered = sorted(ignored, key=lambda kind: (-ignored[kind], kind))
     kinds = ", ".join(f"{kind} {ignored[kind]}" for kind in ordered)
-    more = dict.fromkeys(text for kind in ordered if kind.startswith(".") and (text := advice(kind)))
+    more = dict.fromkeys(
+        text for kind in ordered if kind.startswith(".") and (text := advice(kind))
+    )
     count = ignored.total()
     return "; ".join([f"{count} file{'s' * (count > 1)} ignored: {kinds}", *more]) if count else ""

@@ -26,15 +26,13 @@ class ImageSet:
     """N images with their labels.
 
     images: N paths, PIL images or arrays (uint8, or float in 0..1; [H, W], [H, W, 3] or [H, W, 4])
-    labels: N indices into `classes`; the first label of an image that has several
-    classes: prompt names ("sea horse")
-    root: the folder that image names are relative to
-    ignored: note on files that were not read, such as "5 files ignored: .heic 3, .txt 2"
-    skipped: "path: reason" of every image that skip_bad left out
-    written: the classes as the user writes them ("sea_horse", or a number); by default `classes`
-    groups: N group names, such as patients; images of one group never judge each other. "": no group
-    weights: N weights of the images in training; empty if all are equal
-    several: N tuples of all labels of an image; empty if each image has one label
+    labels: N indices into `classes`; the first label of an image that has several classes: prompt
+    names ("sea horse") root: the folder that image names are relative to ignored: note on files
+    that were not read, such as "5 files ignored: .heic 3, .txt 2" skipped: "path: reason" of every
+    image that skip_bad left out written: the classes as the user writes them ("sea_horse", or a
+    number); by default `classes` groups: N group names, such as patients; images of one group never
+    judge each other. "": no group weights: N weights of the images in training; empty if all are
+    equal several: N tuples of all labels of an image; empty if each image has one label
     """
 
     images: tuple[ImageSource, ...]
@@ -52,23 +50,30 @@ class ImageSet:
         object.__setattr__(self, "written", self.written or self.classes)
         object.__setattr__(self, "groups", self.groups or ("",) * len(self.images))
         if len(self.groups) != len(self.images):
-            raise UserError(f"{len(self.images)} images and {len(self.groups)} groups: give one group for each image")
+            raise UserError(
+                f"{len(self.images)} images and {len(self.groups)} groups: give one group for each image"
+            )
         if len(self.written) != len(self.classes):
-            raise ValueError(f"{len(self.written)} labels as written for {len(self.classes)} classes")
+            raise ValueError(
+                f"{len(self.written)} labels as written for {len(self.classes)} classes"
+            )
 
     @classmethod
     def from_lists(
         cls, images: Iterable[ImageSource], labels: Iterable[Label | Sequence[Label]],
         classes: Sequence[str] | None = None, groups: Iterable[str] = (),
     ) -> ImageSet:  # fmt: skip
-        """From N images and N labels: class names (then `classes` may be omitted), or indices into `classes`.
+        """From N images and N labels: class names (then `classes` may be omitted), or indices into
+        `classes`.
 
-        An image that may have several labels has a list of them. `prompt_names` turns the names into prompt names.
-        Raises UserError for lists that do not fit together.
+        An image that may have several labels has a list of them. `prompt_names` turns the names
+        into prompt names. Raises UserError for lists that do not fit together.
         """
         images, given = tuple(images), tuple(labels)
         if not images or len(images) != len(given):
-            raise UserError(f"{len(images)} images and {len(given)} labels: give one label for each image")
+            raise UserError(
+                f"{len(images)} images and {len(given)} labels: give one label for each image"
+            )
         each = [tuple(label) if isinstance(label, (list, tuple)) else (label,) for label in given]
         if () in each:
             raise UserError(f"image {each.index(())} has an empty list of labels")
@@ -136,7 +141,11 @@ class ImageSet:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of classes, labels, weights and image contents in order; independent of paths."""
-        about = [self.classes, self.labels, *(more for more in (self.weights, self.several) if more)]
+        about = [
+            self.classes,
+            self.labels,
+            *(more for more in (self.weights, self.several) if more),
+        ]
         return hashlib.sha256(json.dumps(about).encode() + b"".join(self.contents)).hexdigest()
 
 
@@ -144,7 +153,8 @@ CROPS = "; for annotations, --crops (crops=True) cuts out the boxes"  # which ha
 
 
 def one_label(several: object, what: str, advice: str = "") -> None:
-    """Raise UserError if images have several labels but `what` takes only one. advice: appended to the message."""
+    """Raise UserError if images have several labels but `what` takes only one. advice: appended to
+    the message."""
     if several:
         raise UserError(
             f"{what}: needs one label per image, but images here have several "

@@ -1,4 +1,5 @@
-"""Images to predict: turns files, folders, patterns, tables and stdin into one list of paths; opens no image."""
+"""Images to predict: turns files, folders, patterns, tables and stdin into one list of paths; opens
+no image."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ from rmadapter.support.files import user_path
 
 @dataclass
 class Inputs:
-    """files: in the order given, those of a folder sorted. folders: those searched. ignored: number of other files in
-    them, by suffix."""
+    """files: in the order given, those of a folder sorted. folders: those searched. ignored: number
+    of other files in them, by suffix."""
 
     files: list[Path] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
@@ -38,22 +39,29 @@ class Inputs:
 
 
 def find_images(
-    words: Sequence[str], column: str = "", outside: bool = False, none: bool = False, crops: bool = False
+    words: Sequence[str],
+    column: str = "",
+    outside: bool = False,
+    none: bool = False,
+    crops: bool = False,
 ) -> Inputs:
     """Find the images that `words` name.
 
-    words: files, folders (searched to any depth), patterns such as "photos/*.jpg", tables (CSV, TSV, parquet, JSON
-    lines), archives, folders saved by `datasets`, annotations (JSON of COCO, Label Studio or FiftyOne, YOLO's
-    data.yaml), and - for paths on stdin, one per line. A named file is included whatever it holds. column: a table's
-    image column; its paths are relative to the table's folder. outside: whether paths may leave that folder. none:
-    allow finding no images, since all of them may have been moved. crops: use the boxes of annotations as images.
-    Raises UserError for a web address, an unreadable table, and if there are no images.
+    words: files, folders (searched to any depth), patterns such as "photos/*.jpg", tables (CSV,
+    TSV, parquet, JSON lines), archives, folders saved by `datasets`, annotations (JSON of COCO,
+    Label Studio or FiftyOne, YOLO's data.yaml), and - for paths on stdin, one per line. A named
+    file is included whatever it holds. column: a table's image column; its paths are relative to
+    the table's folder. outside: whether paths may leave that folder. none: allow finding no images,
+    since all of them may have been moved. crops: use the boxes of annotations as images. Raises
+    UserError for a web address, an unreadable table, and if there are no images.
     """
     found = Inputs()
     for word in words:
         for name in _lines() if word == "-" else [word]:
             if URL.match(name):
-                raise UserError(f"{name!r:.200}: a web address; fetch the image first, for example with `curl -O`")
+                raise UserError(
+                    f"{name!r:.200}: a web address; fetch the image first, for example with `curl -O`"
+                )
             _add(found, name, column, outside, none, crops)
     if not found.files and not none:
         why = f" ({found.note})" if found.note else ""
@@ -75,7 +83,9 @@ def _add(found: Inputs, name: str, column: str, outside: bool, none: bool, crops
         _search(found, path)
         found.ignored -= Counter(shard.suffix.lower() for shard in inside)
     elif os.path.isfile(path) and path.suffix.lower() in ANNOTATED:
-        found.files += dict.fromkeys(image for marks in annotated(path, outside).values() for image in marks)
+        found.files += dict.fromkeys(
+            image for marks in annotated(path, outside).values() for image in marks
+        )
     elif os.path.isfile(path) and is_packed(path):
         _search(found, unpacked(path))
     elif path.suffix.lower() in SUFFIXES:
@@ -93,8 +103,12 @@ def _search(found: Inputs, folder: Path) -> None:
 
 
 def _match(found: Inputs, path: Path) -> bool:
-    """Add matching files, and matching folders unless ** has already searched them; whether anything matched."""
-    deep, matches = "**" in path.parts, in_order(Path(match) for match in glob.iglob(str(path), recursive=True))
+    """Add matching files, and matching folders unless ** has already searched them; whether
+    anything matched."""
+    deep, matches = (
+        "**" in path.parts,
+        in_order(Path(match) for match in glob.iglob(str(path), recursive=True)),
+    )
     for match in matches:
         if not match.is_dir():
             taken = match.suffix.lower() in formats()

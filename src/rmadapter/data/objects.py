@@ -15,34 +15,57 @@ from rmadapter.data.image_set import ImageSet
 from rmadapter.errors import UserError, quoted
 
 
-def open_object(data: Any, columns: Mapping[str, str] | None = None) -> Source | dict[str, ImageSet]:
+def open_object(
+    data: Any, columns: Mapping[str, str] | None = None
+) -> Source | dict[str, ImageSet]:
     """Read data in memory. Paths are used as they are; images without a path stay in memory.
 
-    data: an ImageSet, or split -> ImageSet; a pandas DataFrame with a column of paths, PIL images or arrays; a Dataset
-    or DatasetDict; a torchvision ImageFolder, or any sequence of (image, label) pairs, where labels may be numbers if
-    it has `classes`. Raises UserError for anything else, and for missing or invalid parts.
+    data: an ImageSet, or split -> ImageSet; a pandas DataFrame with a column of paths, PIL images
+    or arrays; a Dataset or DatasetDict; a torchvision ImageFolder, or any sequence of (image,
+    label) pairs, where labels may be numbers if it has `classes`. Raises UserError for anything
+    else, and for missing or invalid parts.
     """
     if isinstance(data, ImageSet):
         return {"all": data}
-    if isinstance(data, Mapping) and data and all(isinstance(part, ImageSet) for part in data.values()):
+    if (
+        isinstance(data, Mapping)
+        and data
+        and all(isinstance(part, ImageSet) for part in data.values())
+    ):
         return dict(data)
     if is_dataset(data):
         return read_dataset(data, columns)
     if hasattr(data, "columns") and hasattr(data, "iloc"):
         return _frame(data, columns)
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, (Mapping, bytes)):
+    if (
+        hasattr(data, "__getitem__")
+        and hasattr(data, "__len__")
+        and not isinstance(data, (Mapping, bytes))
+    ):
         return _pairs(data)
-    raise UserError(f"{type(data).__name__} is not data; give a path, a DataFrame, a Dataset or (image, label) pairs")
+    raise UserError(
+        f"{type(data).__name__} is not data; give a path, a DataFrame, a Dataset or (image, label) pairs"
+    )
 
 
 def _frame(table: Any, columns: Mapping[str, str] | None) -> Source | dict[str, ImageSet]:
     chosen = choose_columns(
-        "DataFrame", list(map(str, table.columns)), ("image", "label"), ("several", "split", "group"), columns or {}
+        "DataFrame",
+        list(map(str, table.columns)),
+        ("image", "label"),
+        ("several", "split", "group"),
+        columns or {},
     )
     cells = frame_cells(table, chosen)
     images, empty = cells["image"], [None] * len(cells["image"])
-    texts = {what: [*map(as_text, column)] for what, column in cells.items() if what in ("label", "several")}
-    labels = [row_labels(dict(zip(texts, row, strict=True))) for row in zip(*texts.values(), strict=True)]
+    texts = {
+        what: [*map(as_text, column)]
+        for what, column in cells.items()
+        if what in ("label", "several")
+    }
+    labels = [
+        row_labels(dict(zip(texts, row, strict=True))) for row in zip(*texts.values(), strict=True)
+    ]
     if [] in labels:
         raise UserError(f"DataFrame, row {labels.index([])}: the label is empty")
     if gaps := [i for i, image in enumerate(images) if image is None]:
@@ -51,16 +74,22 @@ def _frame(table: Any, columns: Mapping[str, str] | None) -> Source | dict[str, 
     if other := next((split for split in splits if split not in SPLITS and split != "all"), None):
         raise UserError(f"DataFrame: split is {quoted(other)}: write train, val or test")
     if "all" in splits and {*splits} != {"all"}:
-        raise UserError(f"DataFrame, row {splits.index('all')}: the split is empty: write train, val or test")
+        raise UserError(
+            f"DataFrame, row {splits.index('all')}: the split is empty: write train, val or test"
+        )
     groups = [as_text(group) for group in cells.get("group", empty)]
     order: dict[str, list[int]] = {}
     for i, split in enumerate(splits):
         order.setdefault(SPLITS.get(split, split), []).append(i)
     if images and all(isinstance(image, (str, Path)) for image in images):
         if address := next((image for image in images if URL.match(str(image))), None):
-            raise UserError(f"DataFrame: {quoted(str(address))} is a web address; fetch the images first")
+            raise UserError(
+                f"DataFrame: {quoted(str(address))} is a web address; fetch the images first"
+            )
         rows = {
-            split: [Row(labels[i][0], Path(images[i]), groups[i], tuple(labels[i][1:])) for i in some]
+            split: [
+                Row(labels[i][0], Path(images[i]), groups[i], tuple(labels[i][1:])) for i in some
+            ]
             for split, some in order.items()
         }
         return Source(Path(), rows, Counter())
@@ -69,7 +98,9 @@ def _frame(table: Any, columns: Mapping[str, str] | None) -> Source | dict[str, 
 
 
 def _pairs(data: Any) -> Source | dict[str, ImageSet]:
-    part = hasattr(data, "dataset") and hasattr(data, "indices")  # torch's Subset; other wrappers may do anything
+    part = hasattr(data, "dataset") and hasattr(
+        data, "indices"
+    )  # torch's Subset; other wrappers may do anything
     whole, places = (data.dataset, data.indices) if part else (data, range(len(data)))
     names: Sequence[Any] | None = getattr(whole, "classes", None)
     samples = getattr(whole, "samples", None)
@@ -83,7 +114,9 @@ def _pairs(data: Any) -> Source | dict[str, ImageSet]:
         except (TypeError, ValueError):
             raise UserError(f"item {i} of the data is not an (image, label) pair") from None
         if hasattr(image, "detach"):
-            raise UserError(f"item {i} of the data holds a tensor: create the data set without a transform")
+            raise UserError(
+                f"item {i} of the data holds a tensor: create the data set without a transform"
+            )
         images.append(image)
         labels.append(label if isinstance(label, str) or names is None else _name(label, names))
     return {"all": ImageSet.from_lists(images, labels)}

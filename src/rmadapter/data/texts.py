@@ -1,4 +1,5 @@
-"""Texts about classes, such as those of a language model: a JSON file {class name: [text, ...]} for all methods."""
+"""Texts about classes, such as those of a language model: a JSON file {class name: [text, ...]} for
+all methods."""
 
 from __future__ import annotations
 
@@ -16,15 +17,22 @@ def read_texts(file: str) -> dict[str, list[str]]:
 
 
 def checked(given: Any, where: str) -> dict[str, list[str]]:
-    """Texts by `key` from parsed JSON. Raises UserError for a malformed value and two spellings of one class."""
+    """Texts by `key` from parsed JSON. Raises UserError for a malformed value and two spellings of
+    one class."""
     if not isinstance(given, dict):
         raise UserError(f'{where}: write it as {{"class name": ["text", ...], ...}}')
     found: dict[str, list[str]] = {}
     for name, texts in given.items():
-        if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise UserError(f"{where}: class {quoted(name)} needs a list of texts, none of them empty")
+        if not isinstance(texts, list) or not all(
+            isinstance(text, str) and text.strip() for text in texts
+        ):
+            raise UserError(
+                f"{where}: class {quoted(name)} needs a list of texts, none of them empty"
+            )
         if key(name) in found:
-            raise UserError(f"{where}: class {quoted(name)} appears in two spellings: put its texts into one list")
+            raise UserError(
+                f"{where}: class {quoted(name)} appears in two spellings: put its texts into one list"
+            )
         found[key(name)] = texts
     return found
 
@@ -34,7 +42,9 @@ def texts_of(found: Mapping[str, list[str]], name: str) -> list[str]:
     return found.get(key(descriptions(name)[0]), [])
 
 
-def texts_of_all(found: Mapping[str, list[str]], names: Sequence[str], file: str) -> list[list[str]]:
+def texts_of_all(
+    found: Mapping[str, list[str]], names: Sequence[str], file: str
+) -> list[list[str]]:
     """The texts of each class in turn. Raises UserError, naming `file`, for a class without texts."""
     if lost := next((name for name in names if not texts_of(found, name)), None):
         raise UserError(f"{file}: class {quoted(lost)} has no texts: add some")

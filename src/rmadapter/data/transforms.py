@@ -1,4 +1,5 @@
-"""From images to tensors: augmentation that is a function of its seed, and batches in a given order."""
+"""From images to tensors: augmentation that is a function of its seed, and batches in a given
+order."""
 
 from __future__ import annotations
 
@@ -33,10 +34,11 @@ WAY_OUT = "--skip-bad (skip_bad=True) leaves out such files"
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """CoOp's augmentation: bicubic random resized crop, horizontal flip, tensor, normalisation; in this order.
+    """CoOp's augmentation: bicubic random resized crop, horizontal flip, tensor, normalisation; in
+    this order.
 
-    Call it with an RGB image and a seed: it returns a float tensor [3, size, size], the same for the same seed, and
-    leaves torch's global generators unchanged. Can be pickled.
+    Call it with an RGB image and a seed: it returns a float tensor [3, size, size], the same for
+    the same seed, and leaves torch's global generators unchanged. Can be pickled.
     """
 
     size: int
@@ -48,8 +50,12 @@ class TrainTransform:
         from torchvision import transforms as tv
 
         bicubic = tv.InterpolationMode.BICUBIC
-        crop = tv.RandomResizedCrop(self.size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), interpolation=bicubic)
-        return tv.Compose([crop, tv.RandomHorizontalFlip(), tv.ToTensor(), tv.Normalize(self.mean, self.std)])
+        crop = tv.RandomResizedCrop(
+            self.size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), interpolation=bicubic
+        )
+        return tv.Compose(
+            [crop, tv.RandomHorizontalFlip(), tv.ToTensor(), tv.Normalize(self.mean, self.std)]
+        )
 
     def __call__(self, image: Image.Image, seed: int) -> Tensor:
         with seeded(seed):  # torchvision draws from the CPU's default generator
@@ -58,10 +64,12 @@ class TrainTransform:
 
 @dataclass(frozen=True, eq=False)
 class ImageTensors(Dataset):
-    """Index -> float tensor [3, H, W] of an ImageSet; can be pickled, so worker processes can read it.
+    """Index -> float tensor [3, H, W] of an ImageSet; can be pickled, so worker processes can read
+    it.
 
-    transform: image -> tensor; with a `key`, (image, seed) -> tensor, such as TrainTransform
-    key: (seed, view); an image's augmentation depends only on it and on the index, not on workers or batches
+    transform: image -> tensor; with a `key`, (image, seed) -> tensor, such as TrainTransform key:
+    (seed, view); an image's augmentation depends only on it and on the index, not on workers or
+    batches
     """
 
     images: ImageSet
@@ -79,13 +87,23 @@ class ImageTensors(Dataset):
         return self.transform(image, int.from_bytes(word[:7], "big"))
 
 
-def batches(tensors: ImageTensors, orders: Sequence[Sequence[int]], workers: int = 0) -> Iterator[Tensor]:
-    """Float tensors [B, 3, H, W], one batch for each list of rows in `orders`. Raises UserError as `load_image`.
+def batches(
+    tensors: ImageTensors, orders: Sequence[Sequence[int]], workers: int = 0
+) -> Iterator[Tensor]:
+    """Float tensors [B, 3, H, W], one batch for each list of rows in `orders`. Raises UserError as
+    `load_image`.
 
-    The loader draws a base seed even if nothing is random, so it gets its own generator instead of torch's global one.
+    The loader draws a base seed even if nothing is random, so it gets its own generator instead of
+    torch's global one.
     """
     own = torch.Generator()
-    loader = DataLoader(tensors, batch_sampler=orders, num_workers=workers, generator=own, worker_init_fn=_in_worker)  # type: ignore[arg-type]
+    loader = DataLoader(
+        tensors,
+        batch_sampler=orders,  # type: ignore[arg-type]
+        num_workers=workers,
+        generator=own,
+        worker_init_fn=_in_worker,
+    )
     try:
         with _uninterrupted():
             found = iter(loader)
@@ -100,10 +118,11 @@ def decoded(
     size: int,
     bad: list[tuple[Source, str]] | None = None,
 ) -> Iterator[tuple[list[Source], Tensor]]:
-    """Batches of up to `size` images with their tensors [B, 3, H, W], in order; threads decode two batches ahead.
+    """Batches of up to `size` images with their tensors [B, 3, H, W], in order; threads decode two
+    batches ahead.
 
-    bad: collects unreadable images with the reason, which are then left out. If None, the first unreadable image
-    raises UserError, after the images before it were yielded.
+    bad: collects unreadable images with the reason, which are then left out. If None, the first
+    unreadable image raises UserError, after the images before it were yielded.
     """
 
     def load(image: Source) -> Tensor | UserError:
@@ -119,7 +138,10 @@ def decoded(
     try:
         while True:
             if not stopped:
-                waiting += [(image, pool.submit(load, image)) for image in islice(rest, 3 * size - len(waiting))]
+                waiting += [
+                    (image, pool.submit(load, image))
+                    for image in islice(rest, 3 * size - len(waiting))
+                ]
             if some and (len(some) == size or stopped or not waiting):
                 yield [image for image, _ in some], torch.stack([pixels for _, pixels in some])
                 some = []
@@ -142,7 +164,8 @@ def decoded(
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Block Ctrl-C for workers started in the block: a terminal sends it to all processes, but the parent ends them."""
+    """Block Ctrl-C for workers started in the block: a terminal sends it to all processes, but the
+    parent ends them."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -156,7 +179,8 @@ def _uninterrupted() -> Iterator[None]:
 def _in_worker(_: int) -> None:
     """Make a worker end with its parent, which torch misses if the parent is killed early.
 
-    Silences tracebacks of what fails in that moment; the worker's own errors do not pass through the hook.
+    Silences tracebacks of what fails in that moment; the worker's own errors do not pass through
+    the hook.
     """
     sys.excepthook = lambda *_: None
     end_with_parent()

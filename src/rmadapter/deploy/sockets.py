@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A bound socket, not listening yet. port: 0 for a free one. Raises UserError if it cannot be bound."""
+    """A bound socket, not listening yet. port: 0 for a free one. Raises UserError if it cannot be
+    bound."""
     try:
         family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with ExitStack() as fails:
@@ -28,7 +29,9 @@ def bound(host: str, port: int) -> socket.socket:
         return found
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--host {host} --port {port}: cannot listen there ({reason}); choose another") from None
+        raise UserError(
+            f"--host {host} --port {port}: cannot listen there ({reason}); choose another"
+        ) from None
 
 
 def address(listening: socket.socket) -> str:
@@ -41,7 +44,8 @@ def until_ended(config: uvicorn.Config, listening: socket.socket) -> None:
     import uvicorn
 
     if threading.current_thread() is threading.main_thread():
-        # when done, uvicorn raises the signals it caught again for the previous handlers, which need do nothing
+        # when done, uvicorn raises the signals it caught again for the previous handlers, which
+        # need do nothing
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
     uvicorn.Server(config).run(sockets=[listening])

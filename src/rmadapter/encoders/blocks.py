@@ -1,7 +1,7 @@
 """Transformer blocks of open_clip, timm and BERT by the roles of their parts.
 
-A view runs the backbone's own modules, in the order of the block's own forward, but lets the caller skip what is not
-read.
+A view runs the backbone's own modules, in the order of the block's own forward, but lets the caller
+skip what is not read.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class View(Protocol):
     def key_value(self, n: Tensor) -> tuple[Tensor, ...]: ...
 
     def close(self, x: Tensor, attended: Tensor, edit: Edit | None = None) -> Tensor:
-        """Everything after attention: its output projection, the residuals and the MLP. edit: changes what enters the
-        MLP's activation, [..., hidden]."""
+        """Everything after attention: its output projection, the residuals and the MLP. edit:
+        changes what enters the MLP's activation, [..., hidden]."""
         ...
 
 
@@ -56,8 +56,12 @@ class PreNorm:
     def _project(self, n: Tensor, start: int, stop: int) -> Tensor:
         """Rows start..stop, in widths, of the fused query-key-value projection."""
         a, d = self.attn, n.shape[-1]
-        weight, bias = (a.qkv.weight, a.qkv.bias) if self.timm else (a.in_proj_weight, a.in_proj_bias)
-        return F.linear(n, weight[start * d : stop * d], None if bias is None else bias[start * d : stop * d])
+        weight, bias = (
+            (a.qkv.weight, a.qkv.bias) if self.timm else (a.in_proj_weight, a.in_proj_bias)
+        )
+        return F.linear(
+            n, weight[start * d : stop * d], None if bias is None else bias[start * d : stop * d]
+        )
 
     def qkv(self, n: Tensor) -> tuple[Tensor, ...]:
         return self._project(n, 0, 3).chunk(3, -1)
@@ -136,11 +140,19 @@ def view_of(block: Any) -> View | Opaque:
 
     if type(block) is ResidualAttentionBlock and block.attn.batch_first:
         return PreNorm(block, timm=False)
-    if type(block) is Block and type(block.attn).__name__ == "Attention":  # there are others, such as DiffAttention
+    if (
+        type(block) is Block and type(block.attn).__name__ == "Attention"
+    ):  # there are others, such as DiffAttention
         plain = [getattr(block.attn, name, None) for name in ("q_norm", "k_norm", "norm", "gate")]
-        if all(part is None or isinstance(part, nn.Identity) for part in plain) and hasattr(block.attn, "qkv"):
+        if all(part is None or isinstance(part, nn.Identity) for part in plain) and hasattr(
+            block.attn, "qkv"
+        ):
             return PreNorm(block, timm=True)
-    if hasattr(block, "intermediate") and hasattr(block, "attention") and hasattr(block.attention, "self"):
+    if (
+        hasattr(block, "intermediate")
+        and hasattr(block, "attention")
+        and hasattr(block.attention, "self")
+    ):
         return PostNorm(block)
     return Opaque(block)
 

@@ -1,4 +1,5 @@
-"""An encoder as stem -> blocks -> head, which computes nothing twice and nothing that is never read.
+"""An encoder as stem -> blocks -> head, which computes nothing twice and nothing that is never
+read.
 
 Run from what enters block `first`, it computes the same function as the backbone's own forward pass, but
   1. the blocks below `first` are frozen: their output is given, not computed, and so is block `first`'s own output;
@@ -29,7 +30,11 @@ NOTHING = torch.empty(0)
 
 def weights_of(*parts: nn.Module | nn.Parameter | None) -> list[nn.Parameter]:
     """All parameters of the modules among the parts, and the parts that are parameters."""
-    own = [list(part.parameters()) if isinstance(part, nn.Module) else [part] for part in parts if part is not None]
+    own = [
+        list(part.parameters()) if isinstance(part, nn.Module) else [part]
+        for part in parts
+        if part is not None
+    ]
     return [weight for some in own for weight in some]
 
 
@@ -37,9 +42,10 @@ def weights_of(*parts: nn.Module | nn.Parameter | None) -> list[nn.Parameter]:
 class States:
     """What an encoder computes up to block `first`; none of it changes in training.
 
-    first: a block, counted from 1; None if only the features were wanted. x: tokens that enter it, [B, L, d] of images,
-    [T, d] of text. y: the untouched block's output for them (only for the token that is read, if it is the top block).
-    features: [B or C, e] of the untouched encoder. What was not wanted is empty.
+    first: a block, counted from 1; None if only the features were wanted. x: tokens that enter it,
+    [B, L, d] of images, [T, d] of text. y: the untouched block's output for them (only for the
+    token that is read, if it is the top block). features: [B or C, e] of the untouched encoder.
+    What was not wanted is empty.
     """
 
     first: int | None
@@ -66,7 +72,8 @@ class Encoder(ABC, Generic[Layout]):
 
     @property
     def opaque(self) -> bool:
-        """Whether some block runs only by its own forward, and only on the tokens that its encoder made."""
+        """Whether some block runs only by its own forward, and only on the tokens that its encoder
+        made."""
         return any(isinstance(view, Opaque) for view in self.views)
 
     @abstractmethod
@@ -89,10 +96,15 @@ class Encoder(ABC, Generic[Layout]):
     def _low(self, x: Tensor) -> Tensor:
         """x in autocast's number format, if autocast is on and all blocks can be taken apart."""
         kind = x.device.type
-        return x if self.opaque or not torch.is_autocast_enabled(kind) else x.to(torch.get_autocast_dtype(kind))
+        return (
+            x
+            if self.opaque or not torch.is_autocast_enabled(kind)
+            else x.to(torch.get_autocast_dtype(kind))
+        )
 
     def view(self, block: int, kind: torch.dtype) -> View | Opaque:
-        """The view of a block, counted from 1, for tokens of a number format, to which its weights are cast once."""
+        """The view of a block, counted from 1, for tokens of a number format, to which its weights
+        are cast once."""
         own = self.views[block - 1]
         if isinstance(own, Opaque) or kind not in (torch.bfloat16, torch.float16):
             return own
@@ -101,9 +113,16 @@ class Encoder(ABC, Generic[Layout]):
         return self._cast[block, kind]
 
     def step(
-        self, block: int, x: Tensor, n: Tensor, layout: Layout, top: bool = False, views: Sequence[Any] = ()
+        self,
+        block: int,
+        x: Tensor,
+        n: Tensor,
+        layout: Layout,
+        top: bool = False,
+        views: Sequence[Any] = (),
     ) -> Tensor:
-        """Run a block on tokens x, whose norm is n. top: only for the tokens that are read. views: used instead."""
+        """Run a block on tokens x, whose norm is n. top: only for the tokens that are read. views:
+        used instead."""
         x, n = self._low(x), self._low(n)
         view = views[block - 1] if views else self.view(block, x.dtype)
         if isinstance(view, Opaque):
@@ -111,7 +130,9 @@ class Encoder(ABC, Generic[Layout]):
             return view.run(x, layout.extras.get(block, {}))
         if top:
             k, v = view.key_value(n)
-            return view.close(layout.read(x), layout.attend_read(view.query(layout.read(n)), k, v, view.heads))
+            return view.close(
+                layout.read(x), layout.attend_read(view.query(layout.read(n)), k, v, view.heads)
+            )
         q, k, v = view.qkv(n)
         return view.close(x, layout.attend(q, k, v, view.heads))
 
@@ -123,7 +144,8 @@ class Encoder(ABC, Generic[Layout]):
         edit: Callable[[int, Tensor], Tensor] | None = None,
         views: Sequence[Any] = (),
     ) -> Tensor:
-        """Features [B or C, e] of tokens that enter block `first`; edit(i, x) changes what enters block i."""
+        """Features [B or C, e] of tokens that enter block `first`; edit(i, x) changes what enters
+        block i."""
         for i in range(first, self.depth + 1):
             x = edit(i, x) if edit else x
             x = self.step(i, x, self.norm(i, x), layout, self._is_top(i, layout), views)

@@ -20,25 +20,29 @@ class _Enough(Exception):
 
 
 class ImageEncoder(Encoder[Grid]):
-    """pre_norm: applied to the embeddings before block 1. read_index: the token that the head reads, if it reads just
-    one. front: number of tokens before those of the patches."""
+    """pre_norm: applied to the embeddings before block 1. read_index: the token that the head
+    reads, if it reads just one. front: number of tokens before those of the patches."""
 
     side = "image"
     pre_norm: nn.Module
     front = 0
 
-    def __init__(self, visual: nn.Module, blocks: Sequence[nn.Module], width: int, read_index: int | None) -> None:
+    def __init__(
+        self, visual: nn.Module, blocks: Sequence[nn.Module], width: int, read_index: int | None
+    ) -> None:
         super().__init__(blocks, width)
         self.visual, self.read_index = visual, read_index
 
     @property
     @abstractmethod
     def projection(self) -> tuple[Tensor, Tensor | None] | None:
-        """Weight [d, e] and bias [e] of the linear map from `pooled` to features; None if there is none."""
+        """Weight [d, e] and bias [e] of the linear map from `pooled` to features; None if there is
+        none."""
 
     @abstractmethod
     def pooled(self, x: Tensor) -> Tensor:
-        """Tokens that leave the top block, or just those that are read, -> what is projected [B, d]."""
+        """Tokens that leave the top block, or just those that are read, -> what is projected [B,
+        d]."""
 
     @abstractmethod
     def top_norm(self, x: Tensor) -> Tensor:
@@ -52,9 +56,11 @@ class ImageEncoder(Encoder[Grid]):
         return self.frozen_at(images, [first], features=features)[0]
 
     @torch.no_grad()
-    def frozen_at(self, images: Tensor, firsts: Sequence[int | None], *, features: bool = True) -> list[States]:
-        """`frozen` for several blocks in one pass. Hooks on the encoder's own forward make this work for every stem.
-        The top block runs only for the token that is read, if just one is."""
+    def frozen_at(
+        self, images: Tensor, firsts: Sequence[int | None], *, features: bool = True
+    ) -> list[States]:
+        """`frozen` for several blocks in one pass. Hooks on the encoder's own forward make this
+        work for every stem. The top block runs only for the token that is read, if just one is."""
         seen: dict[int, tuple[Tensor, Tensor]] = {}
         extras: dict[int, dict[str, Any]] = {}
         layout = Grid(self.read_index, extras=extras)
@@ -73,7 +79,10 @@ class ImageEncoder(Encoder[Grid]):
 
         def stop(module: nn.Module, args: Any) -> None:
             x = args[0]
-            seen[self.depth] = (x, self.step(self.depth, x, self.norm(self.depth, x), layout, top=True))
+            seen[self.depth] = (
+                x,
+                self.step(self.depth, x, self.norm(self.depth, x), layout, top=True),
+            )
             raise _Enough
 
         found = NOTHING
@@ -97,7 +106,9 @@ class ClipImage(ImageEncoder):
 
     def __init__(self, visual: Any) -> None:
         one = visual.pool_type == "tok" and visual.attn_pool is None
-        super().__init__(visual, visual.transformer.resblocks, visual.transformer.width, 0 if one else None)
+        super().__init__(
+            visual, visual.transformer.resblocks, visual.transformer.width, 0 if one else None
+        )
         self.pre_norm = visual.ln_pre
 
     @property
@@ -136,7 +147,9 @@ class TimmImage(ImageEncoder):
     @property
     def projection(self) -> tuple[Tensor, Tensor | None] | None:
         v: Any = self.visual
-        last = getattr(v.head, "proj", None) if len(v.head) else self.trunk.head  # the trunk's own, as in EVA-02
+        last = (
+            getattr(v.head, "proj", None) if len(v.head) else self.trunk.head
+        )  # the trunk's own, as in EVA-02
         return (last.weight.T, last.bias) if isinstance(last, nn.Linear) else None
 
     @property
@@ -146,7 +159,9 @@ class TimmImage(ImageEncoder):
         return weights_of(t.norm, getattr(t, "attn_pool", None), t.fc_norm, t.head, v.head)
 
     def pooled(self, x: Tensor) -> Tensor:
-        return self.trunk.forward_head(self.trunk.norm(x if x.ndim == 3 else x[:, None]), pre_logits=True)
+        return self.trunk.forward_head(
+            self.trunk.norm(x if x.ndim == 3 else x[:, None]), pre_logits=True
+        )
 
     def head(self, x: Tensor, layout: Grid) -> Tensor:
         v: Any = self.visual

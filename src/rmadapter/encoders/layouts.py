@@ -1,6 +1,7 @@
 """How the tokens of a batch are laid out in memory, and attention over them without padding.
 
-Shapes: B images, C prompts, L tokens, T packed tokens, P prefix tokens, S own tokens of the longest prompt, d width.
+Shapes: B images, C prompts, L tokens, T packed tokens, P prefix tokens, S own tokens of the longest
+prompt, d width.
 """
 
 from __future__ import annotations
@@ -20,16 +21,22 @@ def _heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(-3, -2)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
     """Multi-head attention of [N, L, d] on [N, M, d]; mask is True where a query may look."""
     q, k, v = _heads(q, heads), _heads(k, heads), _heads(v, heads)
-    attend = _products if q.dtype == torch.bfloat16 and q.device.type == "cpu" else F.scaled_dot_product_attention
+    attend = (
+        _products
+        if q.dtype == torch.bfloat16 and q.device.type == "cpu"
+        else F.scaled_dot_product_attention
+    )
     return attend(q, k, v, mask, is_causal=causal).transpose(1, 2).flatten(2)
 
 
 def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-    """Attention by its definition. In bfloat16 on a CPU torch's fused one takes longer, mainly backward; softmax sums
-    in float32 in both."""
+    """Attention by its definition. In bfloat16 on a CPU torch's fused one takes longer, mainly
+    backward; softmax sums in float32 in both."""
     if is_causal:
         mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
@@ -40,8 +47,9 @@ def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: b
 class Grid:
     """Images: every sequence has the same L tokens, all of them real.
 
-    read_index: the token that the head reads; None for all. last: number of tokens at the end that are read as well.
-    extras: what the encoder passes to blocks of an unknown make besides the tokens, by block number.
+    read_index: the token that the head reads; None for all. last: number of tokens at the end that
+    are read as well. extras: what the encoder passes to blocks of an unknown make besides the
+    tokens, by block number.
     """
 
     read_index: int | None
@@ -56,7 +64,8 @@ class Grid:
         return _attend(q, k, v, heads) if self.last else _attend(q[:, None], k, v, heads)[:, 0]
 
     def looks(self, q: Tensor, k: Tensor, heads: int) -> Tensor:
-        """[B, L], with sum 1: how much the token that is read, with query [B, d], attends to each; mean over heads."""
+        """[B, L], with sum 1: how much the token that is read, with query [B, d], attends to each;
+        mean over heads."""
         q, k = _heads(q[:, None], heads), _heads(k, heads)
         return (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1).mean(1)[:, 0]
 
@@ -68,16 +77,21 @@ class Grid:
         def moved(value: Any) -> Any:
             return value.to(device) if isinstance(value, Tensor) else value
 
-        return replace(self, extras={i: {k: moved(v) for k, v in given.items()} for i, given in self.extras.items()})
+        return replace(
+            self,
+            extras={i: {k: moved(v) for k, v in given.items()} for i, given in self.extras.items()},
+        )
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Prompts without padding: a shared prefix of P tokens once, then each prompt's own tokens, one after the other.
+    """Prompts without padding: a shared prefix of P tokens once, then each prompt's own tokens, one
+    after the other.
 
-    ids, positions: [T] id and position of each token. slots: [T - P] place of each own token in the padded grid [C, S].
-    mask: what a grid token may look at, among prefix and own tokens. read_index: [C] packed index of the token read,
-    read_mask: what that one may look at; both None if all are read. weight: [T] how many prompts hold the token.
+    ids, positions: [T] id and position of each token. slots: [T - P] place of each own token in the
+    padded grid [C, S]. mask: what a grid token may look at, among prefix and own tokens.
+    read_index: [C] packed index of the token read, read_mask: what that one may look at; both None
+    if all are read. weight: [T] how many prompts hold the token.
     """
 
     ids: Tensor
@@ -99,7 +113,11 @@ class Packed:
     def apart(self, x: Tensor) -> Tensor:
         """[T, d] -> [C, P + S, d]: the prefix before every prompt's own tokens."""
         own = self.pad(x[self.prefix :])
-        return torch.cat([x[: self.prefix].expand(self.grid[0], -1, -1), own], 1) if self.prefix else own
+        return (
+            torch.cat([x[: self.prefix].expand(self.grid[0], -1, -1), own], 1)
+            if self.prefix
+            else own
+        )
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         p = self.prefix
@@ -119,15 +137,21 @@ class Packed:
         return x.index_select(0, self.read_index)
 
     def to(self, device: torch.device) -> Packed:
-        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        moved: dict[str, Any] = {
+            k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)
+        }
         return replace(self, **moved)
 
 
-def pack(tokens: Tensor, lengths: Tensor, read: Tensor | None, causal: bool, share: bool = True) -> Packed:
-    """Lay out prompts [C, L] of which the first `lengths` [C] tokens are real; read: [C] position of the one read.
+def pack(
+    tokens: Tensor, lengths: Tensor, read: Tensor | None, causal: bool, share: bool = True
+) -> Packed:
+    """Lay out prompts [C, L] of which the first `lengths` [C] tokens are real; read: [C] position
+    of the one read.
 
-    share: keep a common beginning once, which is exact only under causal attention. In a graph that is traced for any
-    tokens, padding is laid out too, since the number of tokens must not depend on their values.
+    share: keep a common beginning once, which is exact only under causal attention. In a graph that
+    is traced for any tokens, padding is laid out too, since the number of tokens must not depend on
+    their values.
     """
     if torch.compiler.is_compiling():
         return _whole(tokens, lengths, read, causal)
@@ -142,7 +166,9 @@ def pack(tokens: Tensor, lengths: Tensor, read: Tensor | None, causal: bool, sha
     real = column < own[:, None]  # [C, S]
     slots = real.flatten().nonzero()[:, 0]
     ids = torch.cat([tokens[0, :prefix], tokens[:, prefix : prefix + width][real]])
-    positions = torch.cat([torch.arange(prefix, device=device), (column + prefix).expand(count, -1)[real]])
+    positions = torch.cat(
+        [torch.arange(prefix, device=device), (column + prefix).expand(count, -1)[real]]
+    )
     keys = torch.arange(prefix + width, device=device)
     # [S, P + S], the same for every prompt, or [C, 1, 1, S]
     mask = keys <= column[:, None] + prefix if causal else real[:, None, None, :]
@@ -154,7 +180,9 @@ def pack(tokens: Tensor, lengths: Tensor, read: Tensor | None, causal: bool, sha
         read_mask = (keys <= limit[:, None])[:, None, None, :]
     weight = torch.ones(len(ids), device=device)
     weight[:prefix] = count
-    return Packed(ids, positions, prefix, slots, (count, width), mask, read_index, read_mask, weight)
+    return Packed(
+        ids, positions, prefix, slots, (count, width), mask, read_index, read_mask, weight
+    )
 
 
 def _whole(tokens: Tensor, lengths: Tensor, read: Tensor | None, causal: bool) -> Packed:
@@ -171,4 +199,6 @@ def _whole(tokens: Tensor, lengths: Tensor, read: Tensor | None, causal: bool) -
     slots = torch.arange(count * width, device=tokens.device)
     weight = real.flatten().float()
     grid = (count, width)
-    return Packed(tokens.flatten(), column.repeat(count), 0, slots, grid, mask, read_index, read_mask, weight)
+    return Packed(
+        tokens.flatten(), column.repeat(count), 0, slots, grid, mask, read_index, read_mask, weight
+    )

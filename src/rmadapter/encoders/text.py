@@ -20,7 +20,8 @@ class TextEncoder(Encoder[Packed]):
 
     @abstractmethod
     def real_tokens(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """How many tokens of each prompt count [C], and the position of the one that is read [C], if just one is."""
+        """How many tokens of each prompt count [C], and the position of the one that is read [C],
+        if just one is."""
 
     @abstractmethod
     def words(self, layout: Packed) -> Tensor:
@@ -31,12 +32,14 @@ class TextEncoder(Encoder[Packed]):
         """What enters block 1, [T, d]. words: embeddings to use instead of the tokens' own."""
 
     def layout(self, tokens: Tensor, share: bool = True) -> Packed:
-        """share=False keeps a common beginning apart for each prompt, so that it can be changed class by class."""
+        """share=False keeps a common beginning apart for each prompt, so that it can be changed
+        class by class."""
         return pack(tokens, *self.real_tokens(tokens), causal=self.causal, share=share)
 
     @torch.no_grad()
     def frozen(self, tokens: Tensor, first: int | None = None) -> States:
-        """Run the untouched encoder on tokens [C, L]. first: the block whose input is wanted, if any."""
+        """Run the untouched encoder on tokens [C, L]. first: the block whose input is wanted, if
+        any."""
         layout = self.layout(tokens)
         x = self.stem(layout)
         kept = (NOTHING, NOTHING)
@@ -54,7 +57,9 @@ class ClipText(TextEncoder):
     def __init__(self, text: Any, *, inside: bool) -> None:
         super().__init__(text.transformer.resblocks, text.transformer.width)
         self.text, self.causal = text, text.attn_mask is not None
-        self.pool, self.eos = (text.text_pool_type, text.text_eos_id) if inside else (text.pool_type, text.eos_id)
+        self.pool, self.eos = (
+            (text.text_pool_type, text.text_eos_id) if inside else (text.pool_type, text.eos_id)
+        )
 
     @property
     def tail(self) -> list[nn.Parameter]:
@@ -74,7 +79,9 @@ class ClipText(TextEncoder):
         return self.text.token_embedding(layout.ids)
 
     def stem(self, layout: Packed, words: Tensor | None = None) -> Tensor:
-        return (self.words(layout) if words is None else words) + self.text.positional_embedding[layout.positions]
+        return (self.words(layout) if words is None else words) + self.text.positional_embedding[
+            layout.positions
+        ]
 
     def head(self, x: Tensor, layout: Packed) -> Tensor:
         rows = x if self.reads_some(layout) else layout.read(x)
@@ -90,7 +97,9 @@ class BertText(TextEncoder):
     def __init__(self, text: Any) -> None:
         super().__init__(text.transformer.encoder.layer, text.config.hidden_size)
         self.text = text
-        self.top = getattr(text.transformer, "pooler", None)  # there if open_clip's pooler reads its output
+        self.top = getattr(
+            text.transformer, "pooler", None
+        )  # there if open_clip's pooler reads its output
 
     @property
     def tail(self) -> list[nn.Parameter]:

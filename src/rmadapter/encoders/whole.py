@@ -15,7 +15,8 @@ from rmadapter.encoders.text import TextEncoder
 
 
 class WholeImage(ImageEncoder):
-    """For example a convolutional network. kind: its name. encode: images [B, 3, H, W] -> features [B, e]."""
+    """For example a convolutional network. kind: its name. encode: images [B, 3, H, W] -> features
+    [B, e]."""
 
     opaque = True
     tail: list[nn.Parameter] = []  # noqa: RUF012
@@ -27,7 +28,9 @@ class WholeImage(ImageEncoder):
         self.kind, self._encode = kind, encode
 
     @torch.no_grad()
-    def frozen_at(self, images: Tensor, firsts: Sequence[int | None], *, features: bool = True) -> list[States]:
+    def frozen_at(
+        self, images: Tensor, firsts: Sequence[int | None], *, features: bool = True
+    ) -> list[States]:
         assert not any(firsts), "it has no blocks"
         return [States(None, Grid(None), self._encode(images))] * len(firsts)
 

@@ -1,6 +1,8 @@
-"""The methods by name: one paper, one file. Each entry names a module and the object in it with the published settings.
+"""The methods by name: one paper, one file. Each entry names a module and the object in it with the
+published settings.
 
-Methods from outside: `package.module:Class`, `file.py:Class`, or an entry point of the group `rmadapter.methods`.
+Methods from outside: `package.module:Class`, `file.py:Class`, or an entry point of the group
+`rmadapter.methods`.
 """
 
 from __future__ import annotations
@@ -64,31 +66,44 @@ METHODS: dict[str, str] = {
     "rmadapter-plain": "rmadapter:PLAIN",
     "rmadapter-plus": "rmadapter_plus:RMAdapterPlus",
 }
-# Methods that read only image features, and so can reuse those computed along with another method's tokens.
+# Methods that read only image features, and so can reuse those computed along with another method's
+# tokens.
 ON_FEATURES = (*FEATURES_ALONE, *TEXT_TOO)
 # Methods that learn several labels per image; each declares it by its attribute `several`.
 SEVERAL = ("linear-probe", "zero-shot", "zero-shot-ensemble")
 DEFAULT = "rmadapter"
 AUTO = "auto"  # not a method: see choose.py
 GROUP = "rmadapter.methods"
-EFFORTS = {"fast": 0.3, "normal": 1.0, "thorough": 3.0}  # times the epochs of the published settings
+EFFORTS = {
+    "fast": 0.3,
+    "normal": 1.0,
+    "thorough": 3.0,
+}  # times the epochs of the published settings
 
 
 def entry_points() -> dict[str, metadata.EntryPoint]:
     """Methods of installed packages, by name; built-in names take precedence."""
-    return {point.name: point for point in metadata.entry_points(group=GROUP) if point.name not in METHODS}
+    return {
+        point.name: point
+        for point in metadata.entry_points(group=GROUP)
+        if point.name not in METHODS
+    }
 
 
 def is_outside(name: str) -> bool:
-    """Whether loading the method runs code that neither this package nor an installed entry point names."""
+    """Whether loading the method runs code that neither this package nor an installed entry point
+    names."""
     return name not in METHODS and name not in entry_points()
 
 
-_TRUSTED: set[str] = set()  # methods from outside that this process has loaded, as its user named them
+_TRUSTED: set[str] = (
+    set()
+)  # methods from outside that this process has loaded, as its user named them
 
 
 def may_run(name: str) -> bool:
-    """Whether a method that only a file names may be loaded: not if that would run code which nobody asked for."""
+    """Whether a method that only a file names may be loaded: not if that would run code which
+    nobody asked for."""
     return not is_outside(name) or name in _TRUSTED
 
 
@@ -101,10 +116,13 @@ def check_named(file: Path, names: Iterable[str], user: Iterable[str]) -> None:
         )
 
 
-def load_method(name: str, values: Mapping[str, Any] | None = None, effort: str = "normal") -> Method:
+def load_method(
+    name: str, values: Mapping[str, Any] | None = None, effort: str = "normal"
+) -> Method:
     """A method with its published settings, some of them replaced by flat name.
 
-    effort: one of EFFORTS; `explain_effort` describes it. Raises UserError for an unknown name, field or effort.
+    effort: one of EFFORTS; `explain_effort` describes it. Raises UserError for an unknown name,
+    field or effort.
     """
     found: Any = _find(name)
     method = found() if isinstance(found, type) else found
@@ -114,7 +132,9 @@ def load_method(name: str, values: Mapping[str, Any] | None = None, effort: str 
     if not is_dataclass(method):
         raise UserError(f"method {name!r} is not a dataclass: see docs/your_method.md")
     if not isinstance(getattr(method, "uses", None), Uses | None):
-        raise UserError(f"method {name!r}: its `uses` is not an rmadapter.Uses: see docs/your_method.md")
+        raise UserError(
+            f"method {name!r}: its `uses` is not an rmadapter.Uses: see docs/your_method.md"
+        )
     return configured(_with_effort(method, effort), values or {}, name)
 
 
@@ -161,7 +181,8 @@ def _from_file(path: Path) -> Any:
 
 
 def check_labels(method: Any, images: ImageSet) -> None:
-    """Raise UserError if images have several labels but the method (or choice of methods) learns only one."""
+    """Raise UserError if images have several labels but the method (or choice of methods) learns
+    only one."""
     if images.several and not getattr(method, "several", False):
         from rmadapter.data.image_set import CROPS
 
@@ -182,13 +203,19 @@ def _with_effort(method: Any, effort: str) -> Any:
         return method
     more = {name: math.ceil(factor * getattr(recipe, name)) for name in ("epochs", "iterations")}
     own = {name: getattr(method, name) for name in getattr(method, "in_epochs", ())}
-    own = {name: factor * n if isinstance(n, float) else math.ceil(factor * n) for name, n in own.items()}
+    own = {
+        name: factor * n if isinstance(n, float) else math.ceil(factor * n)
+        for name, n in own.items()
+    }
     return replace(method, recipe=replace(recipe, **more), **own)
 
 
 def explain_effort(name: str, effort: str, method: Any = None) -> str:
-    """What an effort changes, in a sentence. method: the one to be trained, if its settings may say otherwise."""
-    plain, other = (getattr(load_method(name, effort=e), "recipe", None) for e in ("normal", effort))
+    """What an effort changes, in a sentence. method: the one to be trained, if its settings may say
+    otherwise."""
+    plain, other = (
+        getattr(load_method(name, effort=e), "recipe", None) for e in ("normal", effort)
+    )
     if plain is None or other is None:
         return f"effort {effort}: {name} is not trained step by step, so nothing changes"
     what = "iterations" if plain.iterations else "epochs"

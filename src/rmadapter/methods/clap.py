@@ -1,12 +1,13 @@
-"""ZS-LP and CLAP, linear probes that start as zero-shot CLIP: Silva-Rodriguez et al., "A Closer Look at the Few-Shot
-Adaptation of Large Vision-Language Models", CVPR 2024 (https://arxiv.org/abs/2312.12730).
+"""ZS-LP and CLAP, linear probes that start as zero-shot CLIP: Silva-Rodriguez et al., "A Closer
+Look at the Few-Shot Adaptation of Large Vision-Language Models", CVPR 2024
+(https://arxiv.org/abs/2312.12730).
 
     loss = cross-entropy + mean over classes c of strength_c |w_c - t_c|^2
 
-w are the trained class features; they start at t, those of the text encoder. Neither is normalised here, so their
-length determines how far one step turns them. Logits are cosines over CLIP's temperature. ZS-LP has no penalty. CLAP
-holds a class more firmly the better zero-shot CLIP recognises it: strength_c is the mean probability that zero-shot
-CLIP gives to c on the shots of c.
+w are the trained class features; they start at t, those of the text encoder. Neither is normalised
+here, so their length determines how far one step turns them. Logits are cosines over CLIP's
+temperature. ZS-LP has no penalty. CLAP holds a class more firmly the better zero-shot CLIP
+recognises it: strength_c is the mean probability that zero-shot CLIP gives to c on the shots of c.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ RECIPE = Recipe(learning_rate=0.1, epochs=300, batch_size=256, weight_decay=0.0)
 
 @dataclass(frozen=True)
 class ZeroShotProbe:
-    """Class features trained as free weights, without a penalty. Only answers for the classes of its shots."""
+    """Class features trained as free weights, without a penalty. Only answers for the classes of
+    its shots."""
 
     title: ClassVar[str] = "linear probe, zero-shot start"
     source: ClassVar[str] = f"ZS-LP of {PAPER}"
@@ -50,8 +52,9 @@ class ZeroShotProbe:
 
 @dataclass(frozen=True)
 class CLAP:
-    """The same, held near the text features. One setting for all data sets, as published; the strengths keep their
-    initial values, as with constraint `l2` of the released code. Only answers for the classes of its shots."""
+    """The same, held near the text features. One setting for all data sets, as published; the
+    strengths keep their initial values, as with constraint `l2` of the released code. Only answers
+    for the classes of its shots."""
 
     title: ClassVar[str] = "CLAP"
     source: ClassVar[str] = PAPER
@@ -68,14 +71,18 @@ class CLAP:
 
 
 def strengths(backbone: Backbone, shots: Shots, text: Tensor) -> Tensor:
-    """Strengths [C] in [0, 1], over all views of the shots; text: class features [C, e]. Raises UserError if views are
-    drawn anew in every epoch."""
-    probabilities = cosine_logits(backbone, shots.features(), F.normalize(text, dim=-1)).softmax(-1).mean(0)  # [N, C]
+    """Strengths [C] in [0, 1], over all views of the shots; text: class features [C, e]. Raises
+    UserError if views are drawn anew in every epoch."""
+    probabilities = (
+        cosine_logits(backbone, shots.features(), F.normalize(text, dim=-1)).softmax(-1).mean(0)
+    )  # [N, C]
     values = one_hot(shots)
     return (probabilities * values).sum(0) / values.sum(0).clamp(min=torch.finfo(values.dtype).tiny)
 
 
-def _fit(method: Method, recipe: Recipe, backbone: Backbone, shots: Shots, penalised: bool) -> Fitted:
+def _fit(
+    method: Method, recipe: Recipe, backbone: Backbone, shots: Shots, penalised: bool
+) -> Fitted:
     text = raw_text_features(backbone, shots.classes, shots.templates).mean(0)
     held = strengths(backbone, shots, text) if penalised else None
     probe = nn.ParameterDict({"weights": text.clone()})
@@ -93,8 +100,12 @@ def _fit(method: Method, recipe: Recipe, backbone: Backbone, shots: Shots, penal
     return method.restore(backbone, shots.known, probe.state_dict()).after(done)
 
 
-def _restore(method: Method, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
-    trained = F.normalize(shaped(tensors, "weights", len(known.classes), backbone.embedding_size), dim=-1)
+def _restore(
+    method: Method, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]
+) -> Fitted:
+    trained = F.normalize(
+        shaped(tensors, "weights", len(known.classes), backbone.embedding_size), dim=-1
+    )
 
     def for_classes(names: Sequence[str]) -> ToLogits:
         return Cosines(backbone, untouched, trained[columns(method.title, known.classes, names)])

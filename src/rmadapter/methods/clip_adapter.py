@@ -1,4 +1,5 @@
-"""CLIP-Adapter: a bottleneck after the image encoder, blended with what went in. Gao et al., IJCV 2024."""
+"""CLIP-Adapter: a bottleneck after the image encoder, blended with what went in. Gao et al., IJCV
+2024."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from rmadapter.training.loop import Batch, Recipe, minimise
 
 
 class Bottleneck(Learner):
-    """x -> ratio * relu(relu(x W_1) W_2) + (1 - ratio) * x, on features [..., e] that are not normalised."""
+    """x -> ratio * relu(relu(x W_1) W_2) + (1 - ratio) * x, on features [..., e] that are not
+    normalised."""
 
     def __init__(self, backbone: Backbone, reduction: int, ratio: float) -> None:
         super().__init__(backbone)
@@ -40,13 +42,16 @@ def check_reduction(reduction: int, backbone: Backbone) -> None:
     """Raise UserError for a reduction that leaves no width."""
     width = backbone.embedding_size
     if not 1 <= reduction <= width:
-        raise UserError(f"reduction={reduction}: give a number from 1 to {width}, the length of a feature")
+        raise UserError(
+            f"reduction={reduction}: give a number from 1 to {width}, the length of a feature"
+        )
 
 
 @dataclass(frozen=True)
 class CLIPAdapter(ModuleMethod):
-    """Adapts only image features, as the released trainer does. That trainer has no configuration of its own and is run
-    with CoOp's command for ImageNet, whose settings these are; the paper searches the ratio for every data set."""
+    """Adapts only image features, as the released trainer does. That trainer has no configuration
+    of its own and is run with CoOp's command for ImageNet, whose settings these are; the paper
+    searches the ratio for every data set."""
 
     title: ClassVar[str] = "CLIP-Adapter"
     source: ClassVar[str] = (
@@ -58,7 +63,8 @@ class CLIPAdapter(ModuleMethod):
     recipe: Recipe = Recipe()
 
     def module(self, backbone: Backbone, seed: int = 1) -> Bottleneck:
-        """A new adapter with PyTorch's initialisation. Raises UserError for a reduction that leaves no width."""
+        """A new adapter with PyTorch's initialisation. Raises UserError for a reduction that leaves
+        no width."""
         check_reduction(self.reduction, backbone)
         with seeded(seed):
             return Bottleneck(backbone, self.reduction, self.ratio).to(backbone.device)

@@ -1,10 +1,12 @@
-"""CLIP-LoRA: low-rank updates of attention in every block of both encoders. Zanella and Ben Ayed, CVPRW 2024.
+"""CLIP-LoRA: low-rank updates of attention in every block of both encoders. Zanella and Ben Ayed,
+CVPRW 2024.
 
-    q, k, v = W n + (alpha / sqrt(r)) B A drop(n)        n: tokens after the block's first norm, A: [r, d], B: [d, r]
+q, k, v = W n + (alpha / sqrt(r)) B A drop(n)        n: tokens after the block's first norm, A: [r,
+d], B: [d, r]
 
-The backbone's weights do not change. Views of its blocks add the second term: in training as written, in answers merged
-into a copy of the weights, W + (alpha / sqrt(r)) B A. The image encoder is trained from its first block on, so only the
-input of that block is frozen.
+The backbone's weights do not change. Views of its blocks add the second term: in training as
+written, in answers merged into a copy of the weights, W + (alpha / sqrt(r)) B A. The image encoder
+is trained from its first block on, so only the input of that block is frozen.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ class LowRank(nn.Module):
 
 
 class UpdatedBlock:
-    """View of a block, in its tokens' number format, with a LowRank update each for query, key and value."""
+    """View of a block, in its tokens' number format, with a LowRank update each for query, key and
+    value."""
 
     def __init__(self, encoder: Encoder[Any], block: int, updates: nn.ModuleList) -> None:
         self.encoder, self.block, self.updates = encoder, block, updates
@@ -61,15 +64,18 @@ class UpdatedBlock:
         return tuple(x + update(n) for x, update in zip(found, self.updates[1:], strict=True))
 
     def qkv(self, n: Tensor) -> tuple[Tensor, ...]:
-        return tuple(x + update(n) for x, update in zip(self._view(n.dtype).qkv(n), self.updates, strict=True))
+        return tuple(
+            x + update(n)
+            for x, update in zip(self._view(n.dtype).qkv(n), self.updates, strict=True)
+        )
 
     def close(self, x: Tensor, attended: Tensor) -> Tensor:
         return self._view(x.dtype).close(x, attended)
 
 
 class MergedBlock:
-    """An updated block without dropout, its updates merged into its weights. The weights are read off the block's
-    output for unit vectors, which works for any kind of block."""
+    """An updated block without dropout, its updates merged into its weights. The weights are read
+    off the block's output for unit vectors, which works for any kind of block."""
 
     def __init__(self, block: UpdatedBlock, unit: Tensor) -> None:
         """unit: the identity [d, d]."""
@@ -100,7 +106,9 @@ class UpdatedCLIP(Learner):
     first = 1
     reaches = ("image", "text")
 
-    def __init__(self, backbone: Backbone, rank: int, scale: float, dropout: float, seed: int) -> None:
+    def __init__(
+        self, backbone: Backbone, rank: int, scale: float, dropout: float, seed: int
+    ) -> None:
         super().__init__(backbone)
         self.dropout = dropout
         sides: tuple[Encoder[Any], ...] = (backbone.image, backbone.text)
@@ -121,11 +129,14 @@ class UpdatedCLIP(Learner):
                 f"cannot be taken apart; use another, such as 'ViT-B-16/openai'"
             )
         return nn.ModuleList(
-            nn.ModuleList(LowRank(encoder.width, rank, scale, self.dropout) for _ in range(3)) for _ in encoder.blocks
+            nn.ModuleList(LowRank(encoder.width, rank, scale, self.dropout) for _ in range(3))
+            for _ in encoder.blocks
         )
 
     @torch.no_grad()
-    def prompts(self, names: Sequence[str], templates: Sequence[str], share: bool) -> list[tuple[Tensor, Packed]]:
+    def prompts(
+        self, names: Sequence[str], templates: Sequence[str], share: bool
+    ) -> list[tuple[Tensor, Packed]]:
         """Frozen input of the text encoder's first block, in chunks of CHUNK prompts."""
         text, tokens = self.backbone.text, tokenize(self.backbone, names, templates)
         layouts = [text.layout(chunk, share) for chunk in tokens.split(CHUNK)]
@@ -157,9 +168,9 @@ class UpdatedCLIP(Learner):
 
 @dataclass(frozen=True)
 class CLIPLoRA(ModuleMethod):
-    """alpha / sqrt(rank) scales an update, as in the released code. Dropout is drawn anew for every token of every
-    prompt, so training cannot compute the common beginning of all prompts only once. Several templates are averaged;
-    the released code trains with the first.
+    """alpha / sqrt(rank) scales an update, as in the released code. Dropout is drawn anew for every
+    token of every prompt, so training cannot compute the common beginning of all prompts only once.
+    Several templates are averaged; the released code trains with the first.
     """
 
     title: ClassVar[str] = "CLIP-LoRA"
@@ -176,11 +187,18 @@ class CLIPLoRA(ModuleMethod):
 
     def module(self, backbone: Backbone, seed: int = 1) -> UpdatedCLIP:
         if self.rank < 1 or not 0 <= self.dropout < 1:
-            raise UserError(f"rank={self.rank}, dropout={self.dropout}: give a rank above 0 and a dropout below 1")
-        return UpdatedCLIP(backbone, self.rank, self.alpha / math.sqrt(self.rank), self.dropout, seed)
+            raise UserError(
+                f"rank={self.rank}, dropout={self.dropout}: give a rank above 0 and a dropout below 1"
+            )
+        return UpdatedCLIP(
+            backbone, self.rank, self.alpha / math.sqrt(self.rank), self.dropout, seed
+        )
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        module, each = self.module(backbone, shots.seed), prompts_each(shots.classes, shots.templates)
+        module, each = (
+            self.module(backbone, shots.seed),
+            prompts_each(shots.classes, shots.templates),
+        )
         prompts = module.prompts(shots.classes, shots.templates, share=self.dropout == 0)
 
         def loss(batch: Batch) -> Tensor:

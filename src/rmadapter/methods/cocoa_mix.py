@@ -1,16 +1,17 @@
-"""CoCoA-Mix: Hong et al., "Confusion-and-Confidence-Aware Mixture Model for Context Optimization", ICML 2025
-(arXiv 2506.07484).
+"""CoCoA-Mix: Hong et al., "Confusion-and-Confidence-Aware Mixture Model for Context Optimization",
+ICML 2025 (arXiv 2506.07484).
 
-Context trained like CoOp's, with an extra term that pushes hardest where two classes are confused. With p(y) the
-probability of an image's own class, the loss is
+Context trained like CoOp's, with an extra term that pushes hardest where two classes are confused.
+With p(y) the probability of an image's own class, the loss is
 
     CE + w (1 - p(y)).
 
-Its cosines s_1 are mixed with those of the written prompts, s_0, class by class: pi s_1 + (1 - pi) s_0. For trained
-classes, pi minimises the cross-entropy on the shots. For all others it is the largest pi at which pi s_1 is no more
-confident than s_0 when the shots are classified among unrelated words:
+Its cosines s_1 are mixed with those of the written prompts, s_0, class by class: pi s_1 + (1 - pi)
+s_0. For trained classes, pi minimises the cross-entropy on the shots. For all others it is the
+largest pi at which pi s_1 is no more confident than s_0 when the shots are classified among
+unrelated words:
 
-    max(0, H(s_0) - H(pi s_1) + d) = 0 for every shot, H the entropy of the softmax over those words.
+max(0, H(s_0) - H(pi s_1) + d) = 0 for every shot, H the entropy of the softmax over those words.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ WORDS = tuple(read_text(Path(__file__).parents[1] / "assets/words.txt").split())
 
 
 def other_names(classes: Sequence[str], seed: int) -> tuple[str, ...]:
-    """As many words as there are classes, none of them a class name; then pairs of words if there are too few."""
+    """As many words as there are classes, none of them a class name; then pairs of words if there
+    are too few."""
     words = random.Random(seed).sample(WORDS, len(WORDS))
     pairs: Iterator[str] = (f"{one} {other}" for one, other in permutations(words, 2))
     taken = {one.lower() for name in classes for one in descriptions(name)}
@@ -50,7 +52,8 @@ def other_names(classes: Sequence[str], seed: int) -> tuple[str, ...]:
 
 
 def largest(holds: Callable[[float], bool]) -> float:
-    """The largest share in [0, 1] that `holds`, which is assumed true up to some share and false above it."""
+    """The largest share in [0, 1] that `holds`, which is assumed true up to some share and false
+    above it."""
     if holds(1.0):
         return 1.0
     low, high = 0.0, 1.0
@@ -61,7 +64,8 @@ def largest(holds: Callable[[float], bool]) -> float:
 
 
 def share_inside(ours: Tensor, theirs: Tensor, labels: Tensor, weights: Tensor) -> float:
-    """The pi that minimises the cross-entropy of pi ours + (1 - pi) theirs: both [N, C], labels and weights [N].
+    """The pi that minimises the cross-entropy of pi ours + (1 - pi) theirs: both [N, C], labels and
+    weights [N].
 
     The cross-entropy is convex in pi, so its slope grows, and the minimum is where the slope is 0.
     """
@@ -81,15 +85,17 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def share_outside(ours: Tensor, theirs: Tensor, margin: float, weights: Tensor) -> float:
-    """The largest pi at which no answer by pi ours is more confident than that by theirs: both [N, C]. Only rows with
-    weights [N] above 0 count. 0 if the margin asks for more than the entropy of a uniform answer."""
+    """The largest pi at which no answer by pi ours is more confident than that by theirs: both [N,
+    C]. Only rows with weights [N] above 0 count. 0 if the margin asks for more than the entropy of
+    a uniform answer."""
     ours, theirs = ours[weights > 0], theirs[weights > 0]
     wanted = entropy(theirs) + margin
     return largest(lambda share: bool((entropy(share * ours) >= wanted).all()))
 
 
 class Mixture(Context):
-    """CoOp's context vectors, and their shares [2] (pi) in answers for trained classes and for others."""
+    """CoOp's context vectors, and their shares [2] (pi) in answers for trained classes and for
+    others."""
 
     shares: Tensor
 
@@ -98,7 +104,10 @@ class Mixture(Context):
         self.register_buffer("shares", torch.ones(2, device=backbone.device))
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
-        ours, theirs = self.bind(names, known.templates)(), zero_shot_weights(self.backbone, names, known.templates)
+        ours, theirs = (
+            self.bind(names, known.templates)(),
+            zero_shot_weights(self.backbone, names, known.templates),
+        )
         trained = {*known.classes}
         share = self.shares[[int(name not in trained) for name in names], None]
         return Cosines(self.backbone, untouched, share * ours + (1 - share) * theirs)
@@ -110,7 +119,10 @@ class Mixture(Context):
         weights = torch.ones(len(features), dtype=torch.float64) if weights is None else weights
 
         def logits(names: Sequence[str]) -> tuple[Tensor, Tensor]:
-            both = self.bind(names, shots.templates)(), zero_shot_weights(self.backbone, names, shots.templates)
+            both = (
+                self.bind(names, shots.templates)(),
+                zero_shot_weights(self.backbone, names, shots.templates),
+            )
             ours, theirs = (cosine_logits(self.backbone, features, w).cpu().double() for w in both)
             return ours, theirs
 
@@ -122,12 +134,12 @@ class Mixture(Context):
 
 @dataclass(frozen=True)
 class CoCoAMix(ModuleMethod):
-    """tokens: number of context vectors, at most a quarter of the text encoder's length; they start from noise, or as
-    the words of `context`. confusion: w. margin: d, in nats.
+    """tokens: number of context vectors, at most a quarter of the text encoder's length; they start
+    from noise, or as the words of `context`. confusion: w. margin: d, in nats.
 
-    Neither the authors' code nor the paper was available; this follows a summary that has the equations. Optimiser,
-    rate and number of vectors are theirs by that summary; w, d and the number of epochs are ours. They find the shares
-    by SGD; here they are found exactly.
+    Neither the authors' code nor the paper was available; this follows a summary that has the
+    equations. Optimiser, rate and number of vectors are theirs by that summary; w, d and the number
+    of epochs are ours. They find the shares by SGD; here they are found exactly.
     """
 
     title: ClassVar[str] = "CoCoA-Mix"

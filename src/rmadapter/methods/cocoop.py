@@ -21,7 +21,8 @@ from rmadapter.training.loop import Batch, Recipe, minimise
 
 
 class Conditional(Learner):
-    """Context vectors, all shifted by one vector per image, which a bottleneck ("meta-net") makes of its features."""
+    """Context vectors, all shifted by one vector per image, which a bottleneck ("meta-net") makes
+    of its features."""
 
     reaches = ("text",)
 
@@ -35,7 +36,8 @@ class Conditional(Learner):
         self.to(backbone.device)
 
     def score(self, names: Sequence[str]) -> Callable[[Tensor], Tensor]:
-        """A function from image features [B, e] to logits [B, C]. It encodes the C prompts of one image at a time."""
+        """A function from image features [B, e] to logits [B, C]. It encodes the C prompts of one
+        image at a time."""
         prompts = PromptedText(self.backbone, names, len(self.ctx))
 
         def logits(features: Tensor) -> Tensor:
@@ -57,8 +59,9 @@ class Conditional(Learner):
 class CoCoOp(ModuleMethod):
     """CoOp whose context depends on the image.
 
-    No class feature serves two images: C prompts are encoded for each image, in training and in use. They are encoded
-    one image at a time, to bound the memory. Only the C prompts of one image share their beginning.
+    No class feature serves two images: C prompts are encoded for each image, in training and in
+    use. They are encoded one image at a time, to bound the memory. Only the C prompts of one image
+    share their beginning.
     """
 
     title: ClassVar[str] = "CoCoOp"

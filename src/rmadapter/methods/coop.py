@@ -1,4 +1,5 @@
-"""CoOp, context optimisation: Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022."""
+"""CoOp, context optimisation: Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV
+2022."""
 
 from __future__ import annotations
 
@@ -10,7 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
-from rmadapter.methods.parts.context import ContextLearner, context_vectors, encoder_of, train_context
+from rmadapter.methods.parts.context import (
+    ContextLearner,
+    context_vectors,
+    encoder_of,
+    train_context,
+)
 from rmadapter.settings import Size
 from rmadapter.training.contract import Fitted, ModuleMethod, Shots
 from rmadapter.training.loop import Recipe
@@ -32,8 +38,9 @@ class Context(ContextLearner):
 class CoOp(ModuleMethod):
     """Trains context vectors, shared by all classes, that replace the words before the class name.
 
-    context: words whose embeddings the vectors start from; if empty, `tokens` vectors start from noise with standard
-    deviation 0.02. The released script trains for 200 epochs, on ImageNet for 50 (`--set coop.epochs=50`).
+    context: words whose embeddings the vectors start from; if empty, `tokens` vectors start from
+    noise with standard deviation 0.02. The released script trains for 200 epochs, on ImageNet for
+    50 (`--set coop.epochs=50`).
     """
 
     title: ClassVar[str] = "CoOp"

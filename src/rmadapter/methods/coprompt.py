@@ -1,10 +1,12 @@
-"""CoPrompt: Roy & Etemad, "Consistency-guided Prompt Learning for Vision-Language Models", ICLR 2024.
+"""CoPrompt: Roy & Etemad, "Consistency-guided Prompt Learning for Vision-Language Models", ICLR
+2024.
 
-arXiv 2306.01195. MaPLe's coupled prompts, and an adapter after each encoder: features become (1 - m) f + m A(f), where
-the bottleneck A is two linear layers without bias, each followed by ReLU; m is 0.1 for images and 0.2 for text. The
-loss is cross-entropy plus lambda times the consistency with the untouched encoders, one minus the cosine for each
-encoder: images are compared with another augmented view, if there is one, and a class with one of its generated
-descriptions, drawn anew in every step.
+arXiv 2306.01195. MaPLe's coupled prompts, and an adapter after each encoder: features become (1 -
+m) f + m A(f), where the bottleneck A is two linear layers without bias, each followed by ReLU; m is
+0.1 for images and 0.2 for text. The loss is cross-entropy plus lambda times the consistency with
+the untouched encoders, one minus the cosine for each encoder: images are compared with another
+augmented view, if there is one, and a class with one of its generated descriptions, drawn anew in
+every step.
 """
 
 from __future__ import annotations
@@ -35,12 +37,16 @@ from rmadapter.training.loop import Batch, Recipe, minimise
 class AdaptedPrompts(deep.Prompted):
     """Coupled prompts with an adapter after each encoder. share: m of each adapter."""
 
-    def __init__(self, coupled: CoupledPrompts, reduction: int, share: dict[str, float], seed: int) -> None:
+    def __init__(
+        self, coupled: CoupledPrompts, reduction: int, share: dict[str, float], seed: int
+    ) -> None:
         super().__init__(coupled.backbone)
         self.coupled, self.share, self.rest = coupled, share, coupled.rest
         size = self.backbone.embedding_size
         with seeded(seed):
-            self.adapters = nn.ModuleDict({side: _adapter(size, size // reduction) for side in share})
+            self.adapters = nn.ModuleDict(
+                {side: _adapter(size, size // reduction) for side in share}
+            )
         self.to(self.backbone.device)
 
     def into_text(self) -> list[Tensor]:
@@ -75,12 +81,13 @@ class Descriptions:
 
 @dataclass(frozen=True)
 class CoPrompt(ModuleMethod):
-    """n_ctx, depth, init: as in MaPLe. consistency: lambda. reduction: width of the features over that of an adapter.
+    """n_ctx, depth, init: as in MaPLe. consistency: lambda. reduction: width of the features over
+    that of an adapter.
 
-    descriptions: JSON file {class name: [sentence, ...]} of the trained classes. Without it, the run's class prompts
-    replace the generated sentences, and a note on stderr says so.
-    The released preset sets n_ctx (2 or 4), depth (9 or 12) and consistency (0.1 to 8) for each data set; here all use
-    those of ImageNet, from which the paper transfers to every other set.
+    descriptions: JSON file {class name: [sentence, ...]} of the trained classes. Without it, the
+    run's class prompts replace the generated sentences, and a note on stderr says so. The released
+    preset sets n_ctx (2 or 4), depth (9 or 12) and consistency (0.1 to 8) for each data set; here
+    all use those of ImageNet, from which the paper transfers to every other set.
     """
 
     title: ClassVar[str] = "CoPrompt"
@@ -112,7 +119,8 @@ class CoPrompt(ModuleMethod):
         text: PromptedText,
         frozen: tuple[Tensor, Tensor],
     ) -> dict[str, Tensor]:
-        """The loss and its weighted terms. labels: [B]. frozen: features of images [B, e] and of classes [C, e]."""
+        """The loss and its weighted terms. labels: [B]. frozen: features of images [B, e] and of
+        classes [C, e]."""
         f, w = module.image_features(states), module.class_features(text)
         terms = {
             "ce": F.cross_entropy(deep.logits(module.backbone, f, w), labels),
@@ -121,15 +129,22 @@ class CoPrompt(ModuleMethod):
         }
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}
 
-    def read(self, backbone: Backbone, names: Sequence[str], templates: Sequence[str]) -> Descriptions:
-        """Read and encode the descriptions. Raises UserError if the file is missing, damaged, or lacks a class."""
+    def read(
+        self, backbone: Backbone, names: Sequence[str], templates: Sequence[str]
+    ) -> Descriptions:
+        """Read and encode the descriptions. Raises UserError if the file is missing, damaged, or
+        lacks a class."""
         if not self.descriptions:
             without_texts("CoPrompt compares classes with the run's own class prompts", "coprompt")
             features = zero_shot_weights(backbone, names, templates)
-            return Descriptions(features, torch.ones(len(names), dtype=torch.long, device=features.device))
+            return Descriptions(
+                features, torch.ones(len(names), dtype=torch.long, device=features.device)
+            )
         sentences = texts_of_all(read_texts(self.descriptions), names, self.descriptions)
         features = text_features(backbone, [s for group in sentences for s in group])
-        return Descriptions(features, torch.tensor([len(group) for group in sentences], device=features.device))
+        return Descriptions(
+            features, torch.tensor([len(group) for group in sentences], device=features.device)
+        )
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         module, source = self.module(backbone, shots.seed), shots.source(1)

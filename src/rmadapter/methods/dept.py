@@ -1,13 +1,15 @@
-"""DePT: Zhang et al., "DePT: Decoupled Prompt Tuning", CVPR 2024 (arXiv 2309.07439), on MaPLe's prompts.
+"""DePT: Zhang et al., "DePT: Decoupled Prompt Tuning", CVPR 2024 (arXiv 2309.07439), on MaPLe's
+prompts.
 
-What is specific to the trained classes should go into a separate head rather than into the prompts, which new classes
-share. The head scales and shifts each channel of a prompted feature, of an image or of its class's text, and applies a
-linear layer: W (a * f + b), with separate a and b for images and text. Prompts and head learn together, from
+What is specific to the trained classes should go into a separate head rather than into the prompts,
+which new classes share. The head scales and shifts each channel of a prompted feature, of an image
+or of its class's text, and applies a linear layer: W (a * f + b), with separate a and b for images
+and text. Prompts and head learn together, from
 
     (1 - lambda) CE(prompts) + lambda CE(head),
 
-the second term over each image and its class's text. Answers among trained classes mix the logits of both in the same
-way; with any other class among them, the prompts answer alone.
+the second term over each image and its class's text. Answers among trained classes mix the logits
+of both in the same way; with any other class among them, the prompts answer alone.
 """
 
 from __future__ import annotations
@@ -54,7 +56,9 @@ class Decoupled(Learner):
     def __init__(self, method: DePT, backbone: Backbone, classes: int, seed: int) -> None:
         super().__init__(backbone)
         self.share = method.share
-        self.prompts = CoupledPrompts(backbone, method.n_ctx, method.depth, method.init, seed, method.title)
+        self.prompts = CoupledPrompts(
+            backbone, method.n_ctx, method.depth, method.init, seed, method.title
+        )
         width = backbone.embedding_size
         self.image, self.text = Channels(width), Channels(width)
         with seeded(seed):
@@ -91,10 +95,11 @@ class Decoupled(Learner):
 
 @dataclass(frozen=True)
 class DePT:
-    """n_ctx, depth, init: as in MaPLe. share: lambda. head_rate: factor on the learning rate for the head.
+    """n_ctx, depth, init: as in MaPLe. share: lambda. head_rate: factor on the learning rate for
+    the head.
 
-    Of the prompts in the released code, MaPLe's are the best by the authors' own table. That code mixes logits, as done
-    here; the paper writes probabilities.
+    Of the prompts in the released code, MaPLe's are the best by the authors' own table. That code
+    mixes logits, as done here; the paper writes probabilities.
     """
 
     title: ClassVar[str] = "DePT"

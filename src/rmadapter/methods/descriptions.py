@@ -1,10 +1,12 @@
-"""Zero-shot CLIP with texts that a language model wrote about the classes; nothing is learned from images.
+"""Zero-shot CLIP with texts that a language model wrote about the classes; nothing is learned from
+images.
 
-CuPL: Pratt et al., "What does a platypus look like? Generating customized prompts for zero-shot image classification",
-ICCV 2023, arXiv 2209.03320. Whole sentences; a class feature is the normalised mean of their unit features.
-DCLIP: Menon & Vondrick, "Visual Classification via Description from Large Language Models", ICLR 2023, arXiv
-2210.07183. Descriptors, each in "NAME, which has DESCRIPTOR"; the score of a class is the mean of its descriptors'
-scores, so its feature is the mean of their unit features, not normalised again.
+CuPL: Pratt et al., "What does a platypus look like? Generating customized prompts for zero-shot
+image classification", ICCV 2023, arXiv 2209.03320. Whole sentences; a class feature is the
+normalised mean of their unit features. DCLIP: Menon & Vondrick, "Visual Classification via
+Description from Large Language Models", ICLR 2023, arXiv 2210.07183. Descriptors, each in "NAME,
+which has DESCRIPTOR"; the score of a class is the mean of its descriptors' scores, so its feature
+is the mean of their unit features, not normalised again.
 """
 
 from __future__ import annotations
@@ -29,15 +31,19 @@ from rmadapter.support.terminal import note
 from rmadapter.training.contract import Fitted, Known, Parameters, Shots, ToLogits, Trained
 
 WEIGHTS, TEXTS = "weights", "texts"
-IS, ALONE = ("a", "an", "used"), ("has", "often", "typically", "may", "can")  # first words of a descriptor
+IS, ALONE = (
+    ("a", "an", "used"),
+    ("has", "often", "typically", "may", "can"),
+)  # first words of a descriptor
 
 
 @dataclass(frozen=True)
 class Descriptions:
-    """descriptions: JSON file {class name: [text, ...]} with every class it is fitted to. form: kind of the texts.
+    """descriptions: JSON file {class name: [text, ...]} with every class it is fitted to. form:
+    kind of the texts.
 
-    The model stores all texts, so the file is not needed afterwards: a class added later uses its own texts, or the
-    run's prompts if the file has none for it.
+    The model stores all texts, so the file is not needed afterwards: a class added later uses its
+    own texts, or the run's prompts if the file has none for it.
     """
 
     title: ClassVar[str] = "zero-shot CLIP, generated texts"
@@ -51,19 +57,27 @@ class Descriptions:
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         if not self.descriptions:
-            raise UserError(f"{self.title} needs a file of texts about the classes: --set descriptions=FILE")
+            raise UserError(
+                f"{self.title} needs a file of texts about the classes: --set descriptions=FILE"
+            )
         texts = read_texts(self.descriptions)
-        listed = zip(shots.classes, texts_of_all(texts, shots.classes, self.descriptions), strict=True)
+        listed = zip(
+            shots.classes, texts_of_all(texts, shots.classes, self.descriptions), strict=True
+        )
         own = [self._whole(name, some) for name, some in listed]
         tensors = {WEIGHTS: self._weights(backbone, own), TEXTS: packed(texts).to(backbone.device)}
-        return self.restore(backbone, shots.known, tensors).after(Trained(weighed=True))  # nothing is learnt
+        return self.restore(backbone, shots.known, tensors).after(
+            Trained(weighed=True)
+        )  # nothing is learnt
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         weights = shaped(tensors, WEIGHTS, len(known.classes), backbone.embedding_size)
         rows, texts = dict(zip(known.classes, weights, strict=True)), unpacked(tensors[TEXTS])
 
         def asked(name: str) -> list[str]:
-            prompts = [template.format(text) for template in known.templates for text in descriptions(name)]
+            prompts = [
+                template.format(text) for template in known.templates for text in descriptions(name)
+            ]
             return self._whole(name, texts_of(texts, name)) or prompts
 
         def for_classes(names: Sequence[str]) -> ToLogits:
@@ -82,7 +96,9 @@ class Descriptions:
 
     def _weights(self, backbone: Backbone, groups: Sequence[Sequence[str]]) -> Tensor:
         """Class weights [C, e] from the texts of each class."""
-        means = group_means(text_features(backbone, [text for group in groups for text in group]), groups)
+        means = group_means(
+            text_features(backbone, [text for group in groups for text in group]), groups
+        )
         return F.normalize(means, dim=-1) if self.form == "sentences" else means
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
@@ -108,7 +124,8 @@ def unpacked(found: Tensor) -> dict[str, list[str]]:
 
 
 def clause(descriptor: str) -> str:
-    """ "four legs" -> "which has four legs", "a beak" -> "which is a beak", "can fly" -> "which can fly".
+    """ "four legs" -> "which has four legs", "a beak" -> "which is a beak", "can fly" -> "which can
+    fly".
 
     Compares whole words; the authors' code compares first letters, and so gives "which is antlers".
     """
@@ -120,4 +137,6 @@ def clause(descriptor: str) -> str:
 @cache
 def without_texts(does: str, method: str) -> None:
     """Say once per process what a method does instead."""
-    note(f"without generated descriptions, {does}; name a file of descriptions in {method}.descriptions")
+    note(
+        f"without generated descriptions, {does}; name a file of descriptions in {method}.descriptions"
+    )

@@ -1,10 +1,11 @@
-"""HiCroPL: Zheng et al., "Hierarchical Cross-modal Prompt Learning for Vision-Language Models", ICCV 2025
-(arXiv 2507.14976).
+"""HiCroPL: Zheng et al., "Hierarchical Cross-modal Prompt Learning for Vision-Language Models",
+ICCV 2025 (arXiv 2507.14976).
 
-All blocks of both encoders have prompts. In the lower blocks, text prompts guide image prompts; above, image prompts
-guide text prompts. The prompts of each guiding block are pooled into one token, its proxy; the guided prompts of all
-blocks together attend to all proxies. Features of either encoder are the normalised sum of the prompted and the
-untouched ones, each normalised before. With these, f and w, and the untouched f_0 and w_0, the loss is
+All blocks of both encoders have prompts. In the lower blocks, text prompts guide image prompts;
+above, image prompts guide text prompts. The prompts of each guiding block are pooled into one
+token, its proxy; the guided prompts of all blocks together attend to all proxies. Features of
+either encoder are the normalised sum of the prompted and the untouched ones, each normalised
+before. With these, f and w, and the untouched f_0 and w_0, the loss is
 
     CE(f, w) + lambda (1 - cos(f, f_0)) + lambda (1 - cos(w, w_0)).
 """
@@ -56,7 +57,9 @@ class Mapper(nn.Module):
 
     def __init__(self, width: int, other: int) -> None:
         super().__init__()
-        self.query, self.key, self.value = (nn.Linear(size, width) for size in (width, other, other))
+        self.query, self.key, self.value = (
+            nn.Linear(size, width) for size in (width, other, other)
+        )
         self.attention = nn.MultiheadAttention(width, HEADS)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.norm, self.top_norm = nn.LayerNorm(width), nn.LayerNorm(width)
@@ -68,9 +71,11 @@ class Mapper(nn.Module):
 
 
 class HierarchicalPrompts(deep.Prompted):
-    """Prompts of both encoders that guide each other, in opposite directions below and above block `turn`.
+    """Prompts of both encoders that guide each other, in opposite directions below and above block
+    `turn`.
 
-    An encoder with fewer than `depth` blocks has prompts in all of them, and its turn at the same relative height.
+    An encoder with fewer than `depth` blocks has prompts in all of them, and its turn at the same
+    relative height.
     """
 
     def __init__(self, method: HiCroPL, backbone: Backbone, seed: int) -> None:
@@ -80,23 +85,39 @@ class HierarchicalPrompts(deep.Prompted):
             raise UserError(f"hicropl.turn={method.turn}: give a number below depth={method.depth}")
         n = method.n_ctx
         sides: dict[str, Any] = {"text": backbone.text, "image": backbone.image}
-        if odd := next((encoder.width for encoder in sides.values() if encoder.width % HEADS), None):
-            raise UserError(f"HiCroPL's {HEADS} heads of attention do not divide {backbone.name}'s width, {odd}")
+        if odd := next(
+            (encoder.width for encoder in sides.values() if encoder.width % HEADS), None
+        ):
+            raise UserError(
+                f"HiCroPL's {HEADS} heads of attention do not divide {backbone.name}'s width, {odd}"
+            )
         depths = {side: min(method.depth, encoder.depth) for side, encoder in sides.items()}
-        self.turn = {side: max(1, method.turn * depth // method.depth) for side, depth in depths.items()}
+        self.turn = {
+            side: max(1, method.turn * depth // method.depth) for side, depth in depths.items()
+        }
         first, self.rest = deep.first_context(backbone, method.init, n, seed)
         deeper = draw((depths["text"] - 1) * n, backbone.text.width, seed + 1).split(n)
-        alike = draw(n, backbone.image.width, seed + 2)  # in all blocks, as in the released code; so with proxies
+        alike = draw(
+            n, backbone.image.width, seed + 2
+        )  # in all blocks, as in the released code; so with proxies
         prompts = {"text": [first, *deeper], "image": [alike] * depths["image"]}
-        self.prompts = nn.ModuleDict({s: nn.ParameterList(p.clone() for p in prompts[s]) for s in sides})
+        self.prompts = nn.ModuleDict(
+            {s: nn.ParameterList(p.clone() for p in prompts[s]) for s in sides}
+        )
         guiding = {"text": self.turn["text"], "image": depths["image"] - self.turn["image"]}
         with seeded(seed):
             one = {side: Proxy(encoder.width) for side, encoder in sides.items()}
             self.mappers = nn.ModuleDict(
-                {to: Mapper(sides[to].width, sides[by].width) for to, by in (("image", "text"), ("text", "image"))}
+                {
+                    to: Mapper(sides[to].width, sides[by].width)
+                    for to, by in (("image", "text"), ("text", "image"))
+                }
             )
         self.proxies = nn.ModuleDict(
-            {s: nn.ModuleList(deepcopy(proxy) for _ in range(guiding[s])) for s, proxy in one.items()}
+            {
+                s: nn.ModuleList(deepcopy(proxy) for _ in range(guiding[s]))
+                for s, proxy in one.items()
+            }
         )
         self.to(backbone.device)
 
@@ -105,7 +126,9 @@ class HierarchicalPrompts(deep.Prompted):
         own, turn = [*self.prompts[side]], self.turn[side]  # type: ignore[misc]
         return own[:turn], own[turn:]
 
-    def _guided(self, side: str, prompts: list[Tensor], by: str, guides: list[Tensor]) -> list[Tensor]:
+    def _guided(
+        self, side: str, prompts: list[Tensor], by: str, guides: list[Tensor]
+    ) -> list[Tensor]:
         pools: Any = self.proxies[by]
         proxies = torch.cat([pool(guide) for pool, guide in zip(pools, guides, strict=True)])
         return [*self.mappers[side](torch.cat(prompts), proxies).split(len(prompts[0]))]
@@ -145,12 +168,14 @@ def _sum(prompted: Tensor, untouched: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class HiCroPL(ModuleMethod):
-    """n_ctx: prompts per block. depth: prompted blocks. turn: how many of them text guides. consistency: lambda.
+    """n_ctx: prompts per block. depth: prompted blocks. turn: how many of them text guides.
+    consistency: lambda.
 
-    For w_0 the authors average sentences that a language model wrote about each class, new classes included; here it is
-    the average of the class's descriptions, or of the run's prompts if it has none. Their released code copies the
-    mapped values into the prompts without a gradient, so proxies and mappers stay random, and maps again for every
-    batch it answers, so answers drift; here they are trained, and answers do not change (docs/parity.md).
+    For w_0 the authors average sentences that a language model wrote about each class, new classes
+    included; here it is the average of the class's descriptions, or of the run's prompts if it has
+    none. Their released code copies the mapped values into the prompts without a gradient, so
+    proxies and mappers stay random, and maps again for every batch it answers, so answers drift;
+    here they are trained, and answers do not change (docs/parity.md).
     """
 
     title: ClassVar[str] = "HiCroPL"
@@ -168,13 +193,19 @@ class HiCroPL(ModuleMethod):
         return HierarchicalPrompts(self, backbone, seed)
 
     def loss(
-        self, module: HierarchicalPrompts, labels: Tensor, states: States, text: PromptedText, w_0: Tensor
+        self,
+        module: HierarchicalPrompts,
+        labels: Tensor,
+        states: States,
+        text: PromptedText,
+        w_0: Tensor,
     ) -> dict[str, Tensor]:
         """The loss and its weighted terms, for labels [B] and untouched class features w_0 [C, e]."""
         f, w = module.joint_image(states, module.into_image()), module.joint_classes(text, w_0)
         terms = {
             "ce": F.cross_entropy(cosine_logits(module.backbone, f, w), labels),
-            "image": self.consistency * (1 - F.cosine_similarity(f, module.untouched(states)).mean()),
+            "image": self.consistency
+            * (1 - F.cosine_similarity(f, module.untouched(states)).mean()),
             "text": self.consistency * (1 - F.cosine_similarity(w, w_0).mean()),
         }
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}

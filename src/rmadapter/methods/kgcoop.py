@@ -1,4 +1,5 @@
-"""KgCoOp: Yao et al., "Visual-Language Prompt Tuning with Knowledge-guided Context Optimization", CVPR 2023."""
+"""KgCoOp: Yao et al., "Visual-Language Prompt Tuning with Knowledge-guided Context Optimization",
+CVPR 2023."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def knowledge(backbone: Backbone, shots: Shots, weight: float) -> Callable[[Tens
 class KgCoOp(ModuleMethod):
     """CoOp with class features held near those of hand-written prompts, here the run's templates.
 
-    The loss is cross-entropy + distance_weight * (1 - mean cosine). The authors' prompts differ between data sets.
+    The loss is cross-entropy + distance_weight * (1 - mean cosine). The authors' prompts differ
+    between data sets.
     """
 
     title: ClassVar[str] = "KgCoOp"
@@ -46,5 +48,7 @@ class KgCoOp(ModuleMethod):
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         module = self.module(backbone, shots.seed)
-        done = train_context(module, shots, self.recipe, knowledge(backbone, shots, self.distance_weight))
+        done = train_context(
+            module, shots, self.recipe, knowledge(backbone, shots, self.distance_weight)
+        )
         return self.restore(backbone, shots.known, module.state_dict()).after(done)

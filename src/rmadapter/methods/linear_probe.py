@@ -22,15 +22,21 @@ from rmadapter.metrics import temperature
 from rmadapter.settings import Count, Positive
 from rmadapter.training.contract import Fitted, Known, Parameters, Shots, ToLogits, Trained, columns
 
-FLATTEST = 1e-2  # mean difference of logits to which they are divided at most: float32 still tells the answers apart
+# mean difference of logits to which they are divided at most: float32 still tells the answers apart
+FLATTEST = 1e-2
 
 
-def linear(title: str, known: Known, weight: Tensor, bias: Tensor) -> Callable[[Sequence[str]], ToLogits]:
-    """`Fitted.for_classes` for weights [C, e] and biases [C] of the known classes, on normalised features."""
+def linear(
+    title: str, known: Known, weight: Tensor, bias: Tensor
+) -> Callable[[Sequence[str]], ToLogits]:
+    """`Fitted.for_classes` for weights [C, e] and biases [C] of the known classes, on normalised
+    features."""
 
     def for_classes(names: Sequence[str]) -> ToLogits:
         rows = columns(title, known.classes, names)
-        return lambda states: F.linear(F.normalize(at_least_float32(states.features), dim=-1), weight[rows], bias[rows])
+        return lambda states: F.linear(
+            F.normalize(at_least_float32(states.features), dim=-1), weight[rows], bias[rows]
+        )
 
     return for_classes
 
@@ -39,12 +45,13 @@ def linear(title: str, known: Known, weight: Tensor, bias: Tensor) -> Callable[[
 class LinearProbe:
     """Logistic regression on normalised features, with an L2 penalty chosen on held-out images.
 
-    These are the validation images, else parts of the shots held out in turn; with one shot per class nothing can be
-    held out, and `C` stays as given. The penalty strongly affects the probe's confidence, so its logits are divided by
-    the temperature that suits the same images; no answer changes. Only answers for the classes of its shots.
+    These are the validation images, else parts of the shots held out in turn; with one shot per
+    class nothing can be held out, and `C` stays as given. The penalty strongly affects the probe's
+    confidence, so its logits are divided by the temperature that suits the same images; no answer
+    changes. Only answers for the classes of its shots.
 
-    If images have several labels, there is one regression per class, all with the same penalty: the one with the least
-    cross-entropy on the held-out images.
+    If images have several labels, there is one regression per class, all with the same penalty: the
+    one with the least cross-entropy on the held-out images.
     """
 
     several: ClassVar[bool] = True
@@ -69,18 +76,33 @@ class LinearProbe:
         else:
             strength, heat = self._search(views, labels, weights, parts)
             model = self._regression(views, labels, weights, strength)
-            weight, bias = torch.from_numpy(model.coef_ / heat), torch.from_numpy(model.intercept_ / heat)
+            weight, bias = (
+                torch.from_numpy(model.coef_ / heat),
+                torch.from_numpy(model.intercept_ / heat),
+            )
         tensors = {"weight": weight.float().to(shots.device), "bias": bias.float().to(shots.device)}
         return self.restore(backbone, shots.known, tensors).after(Trained(weighed=True))
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         kept = 1 if len(known.classes) == 2 and tensors["bias"].numel() == 1 else len(known.classes)
-        weight, bias = shaped(tensors, "weight", kept, backbone.embedding_size), shaped(tensors, "bias", kept)
-        if len(weight) == 1:  # for two classes scikit-learn keeps only the logit of the second; the first is 0
+        weight, bias = (
+            shaped(tensors, "weight", kept, backbone.embedding_size),
+            shaped(tensors, "bias", kept),
+        )
+        if (
+            len(weight) == 1
+        ):  # for two classes scikit-learn keeps only the logit of the second; the first is 0
             weight, bias = F.pad(weight, (0, 0, 1, 0)), F.pad(bias, (1, 0))
 
         count = sum(tensor.numel() for tensor in tensors.values())
-        return Fitted(self, backbone, known, tensors, linear(self.title, known, weight, bias), parameters=count)
+        return Fitted(
+            self,
+            backbone,
+            known,
+            tensors,
+            linear(self.title, known, weight, bias),
+            parameters=count,
+        )
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
         return Parameters((classes if classes > 2 else 1) * (backbone.embedding_size + 1))
@@ -92,15 +114,22 @@ class LinearProbe:
 
         with warnings.catch_warnings():  # the protocol stops at max_iter, converged or not
             warnings.simplefilter("ignore", ConvergenceWarning)
-            warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # one shot a class
+            warnings.filterwarnings(
+                "ignore", "The number of unique classes", UserWarning
+            )  # one shot a class
             model = LogisticRegression(C=strength, max_iter=self.iterations)  # L-BFGS and L2
             flat = (part.repeat(len(views)).cpu().numpy() for part in (labels, weights))
             return model.fit(views.flatten(0, 1).cpu().numpy(), *flat)
 
     def _search(
-        self, views: Tensor, labels: Tensor, weights: Tensor, parts: Sequence[tuple[Tensor, Tensor, Tensor]]
+        self,
+        views: Tensor,
+        labels: Tensor,
+        weights: Tensor,
+        parts: Sequence[tuple[Tensor, Tensor, Tensor]],
     ) -> tuple[float, float]:
-        """The C with the most hits on the held-out parts, as found by `_best`, and the temperature of its probes.
+        """The C with the most hits on the held-out parts, as found by `_best`, and the temperature
+        of its probes.
 
         parts: as from `held_out`.
         """
@@ -110,8 +139,13 @@ class LinearProbe:
         wanted = torch.cat([y for _, _, y in parts]).cpu().numpy()
 
         def table(exponent: float) -> np.ndarray:
-            fits = [self._regression(views[:, rows], labels[rows], weights[rows], 10.0**exponent) for rows, _ in judges]
-            return np.concatenate([model.predict_proba(x) for model, (_, x) in zip(fits, judges, strict=True)])
+            fits = [
+                self._regression(views[:, rows], labels[rows], weights[rows], 10.0**exponent)
+                for rows, _ in judges
+            ]
+            return np.concatenate(
+                [model.predict_proba(x) for model, (_, x) in zip(fits, judges, strict=True)]
+            )
 
         @cache  # of numbers: of tables, one takes 128 MB for 16 shots of 1,000 classes
         def hits(exponent: float) -> int:
@@ -124,23 +158,33 @@ class LinearProbe:
         return 10.0**best, min(heat, max(1.0, spread / FLATTEST))
 
     def _best(self, worth: Callable[[float], float]) -> float:
-        """The best exponent of ten: among even ones, then neighbours at 1, 1/2, 1/4, ... The current one wins ties,
-        then the weakest penalty."""
+        """The best exponent of ten: among even ones, then neighbours at 1, 1/2, 1/4, ... The
+        current one wins ties, then the weakest penalty."""
         best = float(max(range(6, -7, -2), key=worth))
         for step in range(self.search_steps):
             best = max((best, best + 0.5**step, best - 0.5**step), key=worth)
         return best
 
-    def _regressions(self, views: Tensor, labels: Tensor, weights: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-        """Weight [C, e] and bias [C] in float64 of one logistic regression per class. labels: [N, C].
+    def _regressions(
+        self, views: Tensor, labels: Tensor, weights: Tensor, strength: float
+    ) -> tuple[Tensor, Tensor]:
+        """Weight [C, e] and bias [C] in float64 of one logistic regression per class. labels: [N,
+        C].
 
-        All are fitted at once, since their losses simply add up; scikit-learn would fit one after the other.
+        All are fitted at once, since their losses simply add up; scikit-learn would fit one after
+        the other.
         """
         from scipy.optimize import minimize
         from scipy.special import expit
 
-        x, y = views.flatten(0, 1).cpu().double().numpy(), labels.repeat(len(views), 1).cpu().numpy()
-        each, shape = strength * weights.repeat(len(views)).numpy()[:, None], (y.shape[1], x.shape[1] + 1)
+        x, y = (
+            views.flatten(0, 1).cpu().double().numpy(),
+            labels.repeat(len(views), 1).cpu().numpy(),
+        )
+        each, shape = (
+            strength * weights.repeat(len(views)).numpy()[:, None],
+            (y.shape[1], x.shape[1] + 1),
+        )
 
         def loss(numbers: np.ndarray) -> tuple[float, np.ndarray]:
             lines = numbers.reshape(shape)
@@ -156,7 +200,11 @@ class LinearProbe:
         return lines[:, :-1].contiguous(), lines[:, -1].contiguous()
 
     def _search_of_several(
-        self, views: Tensor, labels: Tensor, weights: Tensor, parts: Sequence[tuple[Tensor, Tensor, Tensor]]
+        self,
+        views: Tensor,
+        labels: Tensor,
+        weights: Tensor,
+        parts: Sequence[tuple[Tensor, Tensor, Tensor]],
     ) -> float:
         """As `_search`, but by the cross-entropy on the held-out parts, which also calibrates."""
         if not parts:
@@ -166,9 +214,13 @@ class LinearProbe:
         def worth(exponent: float) -> float:
             total = 0.0
             for rows, x, y in parts:
-                weight, bias = self._regressions(views[:, rows], labels[rows], weights[rows], 10.0**exponent)
+                weight, bias = self._regressions(
+                    views[:, rows], labels[rows], weights[rows], 10.0**exponent
+                )
                 logits = F.linear(F.normalize(x, dim=-1).cpu().double(), weight, bias)
-                total += float(F.binary_cross_entropy_with_logits(logits, y.cpu().double(), reduction="sum"))
+                total += float(
+                    F.binary_cross_entropy_with_logits(logits, y.cpu().double(), reduction="sum")
+                )
             return -total
 
         return 10.0 ** self._best(worth)

@@ -3,8 +3,9 @@
 
     logits = x (W + diag(alpha) T)^T + b
 
-x [B, e] are normalised image features and T [C, e] class features. Weights W [C, e], biases b [C] and alpha [C], the
-weight of each class's text, are learnt. Step sizes follow from the features X [N, e] of all N shots:
+x [B, e] are normalised image features and T [C, e] class features. Weights W [C, e], biases b [C]
+and alpha [C], the weight of each class's text, are learnt. Step sizes follow from the features X
+[N, e] of all N shots:
 
     W and b   4 N / largest eigenvalue of X^T X
     alpha     N / (4 max_c sum_i (x_i t_c)^2)
@@ -32,11 +33,12 @@ from rmadapter.training.loop import WHOLE, Batch, Recipe, minimise
 
 
 class Blend(nn.Module):
-    """The classifier. W starts as the sum of each class's features, alpha as `start` times the mean cosine of the shots
-    to their class, b as 0.
+    """The classifier. W starts as the sum of each class's features, alpha as `start` times the mean
+    cosine of the shots to their class, b as 0.
 
-    alpha, slope: [C]; slope sums the gradients of alpha at the start and after each epoch so far. views: features
-    [V, N, e]. values: [N, C], the weight of each shot in the column of its class. text: class features [C, e].
+    alpha, slope: [C]; slope sums the gradients of alpha at the start and after each epoch so far.
+    views: features [V, N, e]. values: [N, C], the weight of each shot in the column of its class.
+    text: class features [C, e].
     """
 
     alpha: Tensor
@@ -46,7 +48,9 @@ class Blend(nn.Module):
         super().__init__()
         self.x, self.values, self.text = views.flatten(0, 1), values.repeat(len(views), 1), text
         self.cosines, self.counts = self.x @ text.T, self.values.sum(1, keepdim=True)
-        means = (self.values * self.cosines).sum(0) / self.values.sum(0).clamp(min=torch.finfo(text.dtype).tiny)
+        means = (self.values * self.cosines).sum(0) / self.values.sum(0).clamp(
+            min=torch.finfo(text.dtype).tiny
+        )
         self.weight = nn.Parameter(self.values.T @ self.x / len(views))
         self.bias = nn.Parameter(torch.zeros_like(means))
         self.register_buffer("alpha", start * means.mean().expand_as(means).clone())
@@ -55,7 +59,9 @@ class Blend(nn.Module):
     def rates(self) -> tuple[float, float]:
         """Step sizes of W and b, and of alpha."""
         curvature = torch.linalg.matrix_norm(self.counts.sqrt() * self.x, 2).square() / len(self.x)
-        return 4 / float(curvature), 1 / (4 * float((self.counts * self.cosines.square()).mean(0).max()))
+        return 4 / float(curvature), 1 / (
+            4 * float((self.counts * self.cosines.square()).mean(0).max())
+        )
 
     def folded(self) -> Tensor:
         """W + diag(alpha) T"""
@@ -70,12 +76,13 @@ class Blend(nn.Module):
 
 @dataclass(frozen=True)
 class LPPlusPlus:
-    """One step on all shots per epoch, and one of alpha every `every` epochs. `learning_rate` and `final_rate` are
-    factors on the step size of W and b. start: initial alpha in units of the mean cosine. One setting for all data
-    sets, as published. Only answers for the classes of its shots.
+    """One step on all shots per epoch, and one of alpha every `every` epochs. `learning_rate` and
+    `final_rate` are factors on the step size of W and b. start: initial alpha in units of the mean
+    cosine. One setting for all data sets, as published. Only answers for the classes of its shots.
 
-    As in the released code, alpha moves by the sum of all gradients since the start, which is never cleared. That code
-    takes the best epoch on validation images and starts b at random; here it is the last epoch, and b starts as 0.
+    As in the released code, alpha moves by the sum of all gradients since the start, which is never
+    cleared. That code takes the best epoch on validation images and starts b at random; here it is
+    the last epoch, and b starts as 0.
     """
 
     title: ClassVar[str] = "LP++"
@@ -92,7 +99,12 @@ class LPPlusPlus:
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         views = F.normalize(at_least_float32(shots.features()), dim=-1)
-        blend = Blend(views, one_hot(shots), zero_shot_weights(backbone, shots.classes, shots.templates), self.start)
+        blend = Blend(
+            views,
+            one_hot(shots),
+            zero_shot_weights(backbone, shots.classes, shots.templates),
+            self.start,
+        )
         rate, rate_of_alpha = blend.rates()
         peak = rate * self.recipe.learning_rate
         recipe = replace(self.recipe, learning_rate=peak, final_rate=peak * self.recipe.final_rate)
@@ -114,7 +126,9 @@ class LPPlusPlus:
         shape = len(known.classes), backbone.embedding_size
         weight, bias = shaped(tensors, "weight", *shape), shaped(tensors, "bias", shape[0])
         for_classes = linear(self.title, known, weight, bias)
-        return Fitted(self, backbone, known, tensors, for_classes, parameters=weight.numel() + 2 * len(bias))
+        return Fitted(
+            self, backbone, known, tensors, for_classes, parameters=weight.numel() + 2 * len(bias)
+        )
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
         return Parameters(classes * (backbone.embedding_size + 2))

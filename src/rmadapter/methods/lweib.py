@@ -1,16 +1,16 @@
-"""LwEIB: Yang, Zhang, Chen & Xie, "Learning with Enriched Inductive Biases for Vision-Language Models", IJCV 2025
-(doi 10.1007/s11263-025-02354-1).
+"""LwEIB: Yang, Zhang, Chen & Xie, "Learning with Enriched Inductive Biases for Vision-Language
+Models", IJCV 2025 (doi 10.1007/s11263-025-02354-1).
 
-Every block of both encoders gets two depthwise convolutions over direct neighbours, 3 x 3 patches of an image or 3
-words of a text:
+Every block of both encoders gets two depthwise convolutions over direct neighbours, 3 x 3 patches
+of an image or 3 words of a text:
 
     n <- n + s conv(n)    input of attention
     h <- h + s conv(h)    hidden units of the MLP, before its activation
 
-Their weights get gradients as if s were 1. In training, each block's s is multiplied by `fast` at random. The prompts
-of a class are "a photo of a NAME, TEXT" with texts that a language model wrote about it: a step uses one of them, drawn
-anew, and answers use the mean of all. If there are more classes than images in a batch, a step only considers the
-images' own classes and some others.
+Their weights get gradients as if s were 1. In training, each block's s is multiplied by `fast` at
+random. The prompts of a class are "a photo of a NAME, TEXT" with texts that a language model wrote
+about it: a step uses one of them, drawn anew, and answers use the mean of all. If there are more
+classes than images in a batch, a step only considers the images' own classes and some others.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ Change = Callable[[Tensor, nn.Module, float], Tensor]  # tokens, convolution, s 
 
 
 def among_patches(x: Tensor, layer: Any, scale: float, front: int) -> Tensor:
-    """x + s conv(x) on the patches of images [B, L, d], which follow `front` other tokens. A single token per image,
-    [B, d], stays unchanged."""
+    """x + s conv(x) on the patches of images [B, L, d], which follow `front` other tokens. A single
+    token per image, [B, d], stays unchanged."""
     if x.ndim == 2:
         return x
     own, patches = x[:, :front], x[:, front:]
@@ -55,14 +55,20 @@ def among_patches(x: Tensor, layer: Any, scale: float, front: int) -> Tensor:
 
     def convolved(patches: Tensor) -> Tensor:
         grid = patches.transpose(1, 2).unflatten(2, (side, side))
-        return F.conv2d(grid, layer.weight.to(x.dtype), padding=1, groups=x.shape[-1]).flatten(2).transpose(1, 2)
+        return (
+            F.conv2d(grid, layer.weight.to(x.dtype), padding=1, groups=x.shape[-1])
+            .flatten(2)
+            .transpose(1, 2)
+        )
 
     return torch.cat([own, patches + decoupled(convolved, patches, scale)], 1)
 
 
 def among_words(x: Tensor, layer: Any, scale: float, layout: Packed) -> Tensor:
     """The same for texts, packed one after the other in [T, d]."""
-    inside = ((layout.positions > 0) & (layout.weight > 0))[:, None]  # whether the previous token is in the same text
+    inside = ((layout.positions > 0) & (layout.weight > 0))[
+        :, None
+    ]  # whether the previous token is in the same text
     before, own, after = layer.weight[:, 0].to(x.dtype).unbind(-1)
 
     def convolved(x: Tensor) -> Tensor:
@@ -74,10 +80,19 @@ def among_words(x: Tensor, layer: Any, scale: float, layout: Packed) -> Tensor:
 
 
 class ConvolvedBlock:
-    """View of a block, in its tokens' number format, with convolutions "attention" and, if present, "mlp"."""
+    """View of a block, in its tokens' number format, with convolutions "attention" and, if present,
+    "mlp"."""
 
-    def __init__(self, encoder: Encoder[Any], block: int, layers: Any, change: Change, scale: float) -> None:
-        self.encoder, self.block, self.layers, self.change, self.scale = encoder, block, layers, change, scale
+    def __init__(
+        self, encoder: Encoder[Any], block: int, layers: Any, change: Change, scale: float
+    ) -> None:
+        self.encoder, self.block, self.layers, self.change, self.scale = (
+            encoder,
+            block,
+            layers,
+            change,
+            scale,
+        )
         self.heads = encoder.views[block - 1].heads  # type: ignore[union-attr]
 
     def _view(self, x: Tensor) -> Any:
@@ -101,10 +116,11 @@ class ConvolvedBlock:
 
 
 class Convolutions(nn.Module):
-    """The convolutions of all blocks of both encoders, which are not modified, and the model's texts, as bytes.
+    """The convolutions of all blocks of both encoders, which are not modified, and the model's
+    texts, as bytes.
 
-    If only an image's class token is read, the top block's MLP has no convolution, as it would not affect that token.
-    Raises UserError for encoders whose blocks cannot be taken apart.
+    If only an image's class token is read, the top block's MLP has no convolution, as it would not
+    affect that token. Raises UserError for encoders whose blocks cannot be taken apart.
     """
 
     texts: Tensor
@@ -133,7 +149,8 @@ class Convolutions(nn.Module):
             if side == "image" and block == encoder.depth and image.read_index is not None:
                 del widths["mlp"]
             layers: dict[str, Any] = {
-                part: kind(width, width, 3, padding=1, groups=width, bias=False) for part, width in widths.items()
+                part: kind(width, width, 3, padding=1, groups=width, bias=False)
+                for part, width in widths.items()
             }
             found.append(nn.ModuleDict(layers))
         return found
@@ -153,7 +170,9 @@ class Convolutions(nn.Module):
 
     def text_features(self, tokens: Tensor, scales: Sequence[float]) -> Tensor:
         """Normalised features [S, e] of texts [S, L]."""
-        return learnt_weights(self._encode_text, [(chunk, scales) for chunk in tokens.split(CHUNK)], each=1)
+        return learnt_weights(
+            self._encode_text, [(chunk, scales) for chunk in tokens.split(CHUNK)], each=1
+        )
 
     def _encode_text(self, tokens: Tensor, scales: Sequence[float]) -> Tensor:
         encoder = self.backbone.text
@@ -161,21 +180,31 @@ class Convolutions(nn.Module):
         with torch.no_grad():
             x = encoder.stem(layout)
         views = self._views("text", scales, partial(among_words, layout=layout))
-        for i in range(1, encoder.depth + 1):  # the top block too takes all tokens: the one that is read has neighbours
+        for i in range(
+            1, encoder.depth + 1
+        ):  # the top block too takes all tokens: the one that is read has neighbours
             x = encoder.step(i, x, encoder.norm(i, x), layout, views=views)
         return encoder.head(layout.read(x) if encoder.reads_some(layout) else x, layout)
 
     def layout(self, tokens: Tensor) -> Packed:
-        """Layout of texts, cut after the last token that affects the output; if causal, some padding does."""
+        """Layout of texts, cut after the last token that affects the output; if causal, some
+        padding does."""
         encoder = self.backbone.text
         lengths, read = encoder.real_tokens(tokens)
-        seen = (lengths + REACH * encoder.depth).clamp(max=tokens.shape[1]) if encoder.causal else lengths
+        seen = (
+            (lengths + REACH * encoder.depth).clamp(max=tokens.shape[1])
+            if encoder.causal
+            else lengths
+        )
         return pack(tokens, seen, read, encoder.causal, share=False)
 
 
-def rivals(labels: Tensor, classes: int, negatives: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Classes [K] of a step, and the places of labels [B] among them: the labels' own classes, and for each of these
-    `negatives` random others. All classes if there are no more than labels, or if `negatives` is 0."""
+def rivals(
+    labels: Tensor, classes: int, negatives: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Classes [K] of a step, and the places of labels [B] among them: the labels' own classes, and
+    for each of these `negatives` random others. All classes if there are no more than labels, or if
+    `negatives` is 0."""
     if not negatives or classes <= len(labels):
         return torch.arange(classes, device=labels.device), labels
     own, places = labels.unique(return_inverse=True)
@@ -187,13 +216,14 @@ def rivals(labels: Tensor, classes: int, negatives: int, generator: torch.Genera
 
 @dataclass(frozen=True)
 class LwEIB:
-    """scale: s. fast: factor on s at random in training. slow: probability that the factor is not applied. negatives:
-    other classes for each class of a step's images; 0 for all classes.
+    """scale: s. fast: factor on s at random in training. slow: probability that the factor is not
+    applied. negatives: other classes for each class of a step's images; 0 for all classes.
 
-    descriptions: JSON file {class name: [text, ...]} with every trained class. The model stores all its texts, so that
-    a class added later uses its own, or the run's prompts if the file has none for it. Without a file, the run's
-    prompts are used throughout, and a note on stderr says so. The settings are those for base-to-novel; the authors
-    have others for transfer from ImageNet to other data sets.
+    descriptions: JSON file {class name: [text, ...]} with every trained class. The model stores all
+    its texts, so that a class added later uses its own, or the run's prompts if the file has none
+    for it. Without a file, the run's prompts are used throughout, and a note on stderr says so. The
+    settings are those for base-to-novel; the authors have others for transfer from ImageNet to
+    other data sets.
     """
 
     title: ClassVar[str] = "LwEIB"
@@ -208,7 +238,9 @@ class LwEIB:
     descriptions: str = ""
     recipe: Recipe = Recipe(learning_rate=0.28, epochs=25, batch_size=16, warmup_epochs=0)
 
-    def module(self, backbone: Backbone, texts: Tensor | None = None, seed: int = 1) -> Convolutions:
+    def module(
+        self, backbone: Backbone, texts: Tensor | None = None, seed: int = 1
+    ) -> Convolutions:
         return Convolutions(backbone, packed({}) if texts is None else texts, self.title, seed)
 
     def texts(self, name: str, known: Known, found: Mapping[str, list[str]]) -> list[str]:
@@ -228,7 +260,9 @@ class LwEIB:
         found = self._read(shots.classes)
         module = self.module(backbone, packed(found), shots.seed)
         groups = [self.texts(name, shots.known, found) for name in shots.classes]
-        tokens = backbone.tokenizer([text for group in groups for text in group]).to(backbone.device)
+        tokens = backbone.tokenizer([text for group in groups for text in group]).to(
+            backbone.device
+        )
         counts = torch.tensor([len(group) for group in groups])
         starts = counts.cumsum(0) - counts
 
@@ -237,7 +271,9 @@ class LwEIB:
             places = (torch.rand(len(own), generator=batch.generator) * counts[own.cpu()]).long()
             chosen = tokens[(starts[own.cpu()] + places).to(tokens.device)]
             w = module.text_features(chosen, self.scales(backbone.text.depth, batch.generator))
-            f = module.image_features(batch.images, self.scales(backbone.image.depth, batch.generator))
+            f = module.image_features(
+                batch.images, self.scales(backbone.image.depth, batch.generator)
+            )
             return F.cross_entropy(cosine_logits(backbone, f, w), labels)
 
         done = minimise(module, loss, self.recipe, shots, shots.source(FIRST))
@@ -257,7 +293,9 @@ class LwEIB:
 
         def for_classes(names: Sequence[str]) -> ToLogits:
             groups = [self.texts(name, known, found) for name in names]
-            tokens = backbone.tokenizer([text for group in groups for text in group]).to(backbone.device)
+            tokens = backbone.tokenizer([text for group in groups for text in group]).to(
+                backbone.device
+            )
             features = module.text_features(tokens, self.scales(backbone.text.depth))
             weights = F.normalize(group_means(features, groups), dim=-1)
             image = partial(module.image_features, scales=self.scales(backbone.image.depth))

@@ -1,7 +1,8 @@
 """MaPLe: Khattak et al., "MaPLe: Multi-modal Prompt Learning", CVPR 2023 (arXiv 2210.03117).
 
-Prompts P_i [n, d_t] enter the first J blocks of the text encoder, and F_i(P_i) [n, d_v], with linear F_i, those of the
-image encoder (Eq. 5-8 of the paper). The class prompt is "P_1 of a NAME.", where P_1 starts as the words "a photo".
+Prompts P_i [n, d_t] enter the first J blocks of the text encoder, and F_i(P_i) [n, d_v], with
+linear F_i, those of the image encoder (Eq. 5-8 of the paper). The class prompt is "P_1 of a NAME.",
+where P_1 starts as the words "a photo".
 """
 
 from __future__ import annotations
@@ -25,10 +26,19 @@ from rmadapter.training.loop import Batch, Recipe, minimise
 class CoupledPrompts(deep.Prompted):
     """Text prompts, and the linear maps from them to image prompts.
 
-    Blocks are coupled from the bottom, block i with block i, up to `depth` or the top of the shallower encoder.
+    Blocks are coupled from the bottom, block i with block i, up to `depth` or the top of the
+    shallower encoder.
     """
 
-    def __init__(self, backbone: Backbone, n_ctx: int, depth: int, init: str, seed: int, method: str = "MaPLe") -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        n_ctx: int,
+        depth: int,
+        init: str,
+        seed: int,
+        method: str = "MaPLe",
+    ) -> None:
         super().__init__(backbone)
         deep.check_room(backbone, method)
         image, text = backbone.image, backbone.text
@@ -51,7 +61,8 @@ class CoupledPrompts(deep.Prompted):
 
 @dataclass(frozen=True)
 class MaPLe(ModuleMethod):
-    """n_ctx: prompts per block. depth: prompted blocks J, limited to the blocks that an encoder has."""
+    """n_ctx: prompts per block. depth: prompted blocks J, limited to the blocks that an encoder
+    has."""
 
     title: ClassVar[str] = "MaPLe"
     source: ClassVar[str] = (

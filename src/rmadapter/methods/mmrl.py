@@ -1,20 +1,23 @@
-"""MMRL: Guo & Gu, "MMRL: Multi-Modal Representation Learning for Vision-Language Models", CVPR 2025 (arXiv 2503.08497).
+"""MMRL: Guo & Gu, "MMRL: Multi-Modal Representation Learning for Vision-Language Models", CVPR 2025
+(arXiv 2503.08497).
 
-Tokens R [K, r] of a space shared by both encoders enter every block from J upwards, through a separate linear map for
-each block and encoder, and replace the tokens output by the block below. In a text they follow the first token; in an
-image their position does not matter. The class token gives CLIP's features f_c. The mean of the K tokens above an
-image's top block gives representation features f_r, through a trained projection of its own. With class features w and
-frozen counterparts f_0, w_0, the loss is
+Tokens R [K, r] of a space shared by both encoders enter every block from J upwards, through a
+separate linear map for each block and encoder, and replace the tokens output by the block below. In
+a text they follow the first token; in an image their position does not matter. The class token
+gives CLIP's features f_c. The mean of the K tokens above an image's top block gives representation
+features f_r, through a trained projection of its own. With class features w and frozen counterparts
+f_0, w_0, the loss is
 
-    alpha CE(f_c, w) + (1 - alpha) CE(f_r, w) + lambda (1 - cos(f_c, f_0)) + lambda (1 - cos(w, w_0)).
+alpha CE(f_c, w) + (1 - alpha) CE(f_r, w) + lambda (1 - cos(f_c, f_0)) + lambda (1 - cos(w, w_0)).
 
-Among trained classes, the logits are alpha times those of f_c plus 1 - alpha times those of f_r; with any other class
-among them, those of f_c. Everything below block J is frozen and computed once, in text too.
+Among trained classes, the logits are alpha times those of f_c plus 1 - alpha times those of f_r;
+with any other class among them, those of f_c. Everything below block J is frozen and computed once,
+in text too.
 
-MMRL++ (Guo & Gu, arXiv 2505.10088) trains less and lets tokens persist: all maps of an encoder share W, and each block
-adds a low-rank product and a bias of its own, W + A_i B_i; the projection of representation features is CLIP's plus
-such a product; and the input of every block but J is beta times the mapped tokens plus 1 - beta times the tokens output
-by the block below.
+MMRL++ (Guo & Gu, arXiv 2505.10088) trains less and lets tokens persist: all maps of an encoder
+share W, and each block adds a low-rank product and a bias of its own, W + A_i B_i; the projection
+of representation features is CLIP's plus such a product; and the input of every block but J is beta
+times the mapped tokens plus 1 - beta times the tokens output by the block below.
 """
 
 from __future__ import annotations
@@ -48,8 +51,8 @@ from rmadapter.training.loop import Batch, Recipe, minimise
 class Prompts:
     """Frozen prompts that enter block J, and the places of the K representation tokens among them.
 
-    frozen: T tokens of C prompts. wide: layout of T' >= T tokens. old: [T] rows of `wide` with the prompts' own tokens.
-    new: its other rows. which: which of the K tokens each of these is.
+    frozen: T tokens of C prompts. wide: layout of T' >= T tokens. old: [T] rows of `wide` with the
+    prompts' own tokens. new: its other rows. which: which of the K tokens each of these is.
     """
 
     frozen: States
@@ -60,7 +63,8 @@ class Prompts:
 
 
 def widen(encoder: TextEncoder, tokens: Tensor, more: int, first: int) -> Prompts:
-    """Make room for `more` tokens after the first of every prompt. tokens: [C, L], which enter block `first`."""
+    """Make room for `more` tokens after the first of every prompt. tokens: [C, L], which enter
+    block `first`."""
     lengths, read = encoder.real_tokens(tokens)
     filled = torch.cat([tokens[:, :1].expand(-1, 1 + more), tokens[:, 1:]], 1)
     moved = None if read is None else read + more * (read > 0)
@@ -75,7 +79,10 @@ class LowRank(nn.Module):
 
     def __init__(self, rows: int, columns: int, rank: int, bias: Tensor | None = None) -> None:
         super().__init__()
-        self.a, self.b = nn.Parameter(torch.empty(rows, rank)), nn.Parameter(torch.zeros(rank, columns))
+        self.a, self.b = (
+            nn.Parameter(torch.empty(rows, rank)),
+            nn.Parameter(torch.zeros(rank, columns)),
+        )
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
 
@@ -85,10 +92,11 @@ class LowRank(nn.Module):
 
 
 class Representations(Learner):
-    """R, its maps into both encoders, by block number, and the projection of representation features.
+    """R, its maps into both encoders, by block number, and the projection of representation
+    features.
 
-    lowest: the lowest mapped block of each side. In the shallower encoder the blocks are those at the same relative
-    height. shared: W of each side, in MMRL++.
+    lowest: the lowest mapped block of each side. In the shallower encoder the blocks are those at
+    the same relative height. shared: W of each side, in MMRL++.
     """
 
     reaches = ("image", "text")
@@ -100,18 +108,24 @@ class Representations(Learner):
         sides: tuple[Encoder[Any], ...] = (backbone.image, backbone.text)
         deepest = max(encoder.depth for encoder in sides)
         if not 1 <= settings.first_block <= deepest:
-            raise UserError(f"mmrl.first_block={settings.first_block}: {backbone.name} has blocks 1 to {deepest}")
+            raise UserError(
+                f"mmrl.first_block={settings.first_block}: {backbone.name} has blocks 1 to {deepest}"
+            )
         self.space = nn.Parameter(draw(settings.tokens, settings.width, seed))
         self.maps, self.shared, self.lowest = nn.ModuleDict(), nn.ParameterDict(), {}
         with seeded(seed):
             for encoder in sides:
                 blocks = adapted_blocks(settings.first_block, None, encoder.depth, deepest)
-                one = nn.Linear(settings.width, encoder.width)  # all blocks start alike, as in the released code
+                one = nn.Linear(
+                    settings.width, encoder.width
+                )  # all blocks start alike, as in the released code
                 if rank:
                     self.shared[encoder.side] = one.weight
                 self.maps[encoder.side] = nn.ModuleDict(
                     {
-                        str(i): LowRank(encoder.width, settings.width, rank, one.bias) if rank else deepcopy(one)
+                        str(i): LowRank(encoder.width, settings.width, rank, one.bias)
+                        if rank
+                        else deepcopy(one)
                         for i in blocks
                     }
                 )
@@ -127,7 +141,9 @@ class Representations(Learner):
             self.projection: Any = nn.Parameter(rows**-0.5 * torch.randn(rows, size))
             return
         if self.backbone.image.projection is None:
-            raise UserError(f"{settings.title}: {self.backbone.name} has no linear projection of images to add to")
+            raise UserError(
+                f"{settings.title}: {self.backbone.name} has no linear projection of images to add to"
+            )
         self.projection = LowRank(rows, size, settings.projection_rank)
 
     def tokens(self, side: str, block: int) -> Tensor:
@@ -166,7 +182,9 @@ class Representations(Learner):
             x = x.index_copy(0, prompts.new, mapped.to(x.dtype))
             x = encoder.step(i, x, encoder.norm(i, x), layout, i == encoder.depth and some)
         if not some:
-            x = x[prompts.old]  # an encoder that pools over all tokens only pools over the prompt's own
+            x = x[
+                prompts.old
+            ]  # an encoder that pools over all tokens only pools over the prompt's own
         return encoder.head(x, prompts.frozen.layout)
 
     def image_features(self, states: States) -> tuple[Tensor, Tensor]:
@@ -184,7 +202,9 @@ class Representations(Learner):
         return encoder.head(x[:, :-k], layout), self.project(encoder.top_norm(x[:, -k:]).mean(1))
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
-        w = self.class_features(self.prompts(names, known.templates), prompts_each(names, known.templates))
+        w = self.class_features(
+            self.prompts(names, known.templates), prompts_each(names, known.templates)
+        )
         alpha = self.alpha if {*names} <= {*known.classes} else 1.0
 
         if alpha == 1:
@@ -203,19 +223,18 @@ Rank = Annotated[int, Field(ge=0, le=4096)]  # 0 for a whole matrix
 
 @dataclass(frozen=True)
 class MMRL(ModuleMethod):
-    """tokens: K. width: r. first_block: J, counted in the deeper encoder. alpha, regularisation (lambda): of the loss.
-    rank: of A_i B_i; 0 for separate maps. projection_rank: of the addition to CLIP's projection; 0 for a projection of
-    its own. beta: 1 discards the tokens output by the block below.
+    """tokens: K. width: r. first_block: J, counted in the deeper encoder. alpha, regularisation
+    (lambda): of the loss. rank: of A_i B_i; 0 for separate maps. projection_rank: of the addition
+    to CLIP's projection; 0 for a projection of its own. beta: 1 discards the tokens output by the
+    block below.
 
-    The released presets set `regularisation` (and in MMRL `width` on EuroSAT, in MMRL++ `beta`) for each data set, from
-    0.01 to 7; here all use that of the general file. Logits are over the backbone's own temperature, 1/100 in OpenAI's
-    CLIP, the constant in the released code.
+    The released presets set `regularisation` (and in MMRL `width` on EuroSAT, in MMRL++ `beta`) for
+    each data set, from 0.01 to 7; here all use that of the general file. Logits are over the
+    backbone's own temperature, 1/100 in OpenAI's CLIP, the constant in the released code.
     """
 
     title: str = "MMRL"
-    source: str = (
-        "Guo & Gu, CVPR 2025 (arXiv 2503.08497); configs/trainers/MMRL/vit_b16.yaml of github.com/yunncheng/MMRL"
-    )
+    source: str = "Guo & Gu, CVPR 2025 (arXiv 2503.08497); configs/trainers/MMRL/vit_b16.yaml of github.com/yunncheng/MMRL"
     tokens: Size = 5
     width: Size = 512
     first_block: Size = 6
@@ -230,7 +249,12 @@ class MMRL(ModuleMethod):
         return Representations(backbone, self, seed)
 
     def loss(
-        self, module: Representations, labels: Tensor, states: States, prompts: Sequence[Prompts], each: int = 1
+        self,
+        module: Representations,
+        labels: Tensor,
+        states: States,
+        prompts: Sequence[Prompts],
+        each: int = 1,
     ) -> dict[str, Tensor]:
         """The loss and its weighted terms, for labels [B]."""
         f_c, f_r = module.image_features(states)
@@ -238,14 +262,18 @@ class MMRL(ModuleMethod):
         w_0 = class_weights(torch.cat([chunk.frozen.features for chunk in prompts]), each)
         terms = {
             "ce": self.alpha * F.cross_entropy(cosine_logits(module.backbone, f_c, w), labels),
-            "ce_representation": (1 - self.alpha) * F.cross_entropy(cosine_logits(module.backbone, f_r, w), labels),
+            "ce_representation": (1 - self.alpha)
+            * F.cross_entropy(cosine_logits(module.backbone, f_r, w), labels),
             "image": self.regularisation * (1 - F.cosine_similarity(f_c, states.features).mean()),
             "text": self.regularisation * (1 - F.cosine_similarity(w, w_0).mean()),
         }
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        module, each = self.module(backbone, shots.seed), prompts_each(shots.classes, shots.templates)
+        module, each = (
+            self.module(backbone, shots.seed),
+            prompts_each(shots.classes, shots.templates),
+        )
         prompts = module.prompts(shots.classes, shots.templates)
 
         def loss(batch: Batch) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Both linear probes together: the mean of their log-probabilities, a logarithmic opinion pool.
 
-With few images the probe that starts as zero-shot is better, with many the other one; docs/auto.md has the figures.
+With few images the probe that starts as zero-shot is better, with many the other one; docs/auto.md
+has the figures.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ PROBE = LinearProbe()
 
 @dataclass(frozen=True)
 class ProbePair:
-    """recipe: of the probe that starts as zero-shot; the other one is as published. Only answers for the classes of its
-    shots."""
+    """recipe: of the probe that starts as zero-shot; the other one is as published. Only answers
+    for the classes of its shots."""
 
     title: ClassVar[str] = "both linear probes"
     source: ClassVar[str] = (
@@ -41,7 +42,10 @@ class ProbePair:
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         started = {"weights": tensors["weights"]}
         plain = {name: tensor for name, tensor in tensors.items() if name not in started}
-        both = PROBE.restore(backbone, known, plain), ZeroShotProbe(self.recipe).restore(backbone, known, started)
+        both = (
+            PROBE.restore(backbone, known, plain),
+            ZeroShotProbe(self.recipe).restore(backbone, known, started),
+        )
 
         def for_classes(names: Sequence[str]) -> ToLogits:
             first, second = (fitted.for_classes(names) for fitted in both)
@@ -55,5 +59,8 @@ class ProbePair:
         return Fitted(self, backbone, known, tensors, for_classes, parameters=parameters)
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
-        both = [probe.parameters(backbone, classes, shots).trained for probe in (PROBE, ZeroShotProbe(self.recipe))]
+        both = [
+            probe.parameters(backbone, classes, shots).trained
+            for probe in (PROBE, ZeroShotProbe(self.recipe))
+        ]
         return Parameters(sum(both))

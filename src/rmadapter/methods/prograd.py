@@ -1,8 +1,8 @@
 """ProGrad: Zhu et al., "Prompt-aligned Gradient for Prompt Tuning", ICCV 2023 (arXiv 2205.14865).
 
-CoOp that does not unlearn what CLIP knows: where the gradient of the cross-entropy opposes that of the divergence from
-zero-shot CLIP's answers, the opposing component is removed. With these gradients a and b with respect to the context, a
-becomes a - strength (a b / |b|^2) b where a b < 0.
+CoOp that does not unlearn what CLIP knows: where the gradient of the cross-entropy opposes that of
+the divergence from zero-shot CLIP's answers, the opposing component is removed. With these
+gradients a and b with respect to the context, a becomes a - strength (a b / |b|^2) b where a b < 0.
 """
 
 from __future__ import annotations
@@ -28,13 +28,17 @@ from rmadapter.training.loop import Batch, Recipe, minimise
 
 
 class Aligned(Function):
-    """encode(context) twice: the gradient through the first output loses what opposes that through the second.
+    """encode(context) twice: the gradient through the first output loses what opposes that through
+    the second.
 
-    The latter is then discarded. One forward and two backward passes; of several processes, gradients are summed first.
+    The latter is then discarded. One forward and two backward passes; of several processes,
+    gradients are summed first.
     """
 
     @staticmethod
-    def forward(ctx: Any, context: Tensor, encode: Callable[[Tensor], Tensor], strength: float) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, context: Tensor, encode: Callable[[Tensor], Tensor], strength: float
+    ) -> tuple[Tensor, ...]:
         with torch.enable_grad():
             ctx.start = context.detach().requires_grad_()
             ctx.end, ctx.strength = encode(ctx.start), strength
@@ -55,9 +59,10 @@ class Aligned(Function):
 class ProGrad(ModuleMethod):
     """CoOp whose gradient never works against zero-shot CLIP's answers with the run's templates.
 
-    context: initial words of the last of `tokens` vectors; the others start as zeros, as in the released code. tokens:
-    at most a quarter of the text encoder's length. The authors' README has 50 to 200 epochs depending on the number of
-    shots, and a strength of 0.8 with 8 and 16 shots on three data sets.
+    context: initial words of the last of `tokens` vectors; the others start as zeros, as in the
+    released code. tokens: at most a quarter of the text encoder's length. The authors' README has
+    50 to 200 epochs depending on the number of shots, and a strength of 0.8 with 8 and 16 shots on
+    three data sets.
     """
 
     title: ClassVar[str] = "ProGrad"
@@ -85,9 +90,13 @@ class ProGrad(ModuleMethod):
         def loss(batch: Batch) -> dict[str, Tensor]:
             f = batch.images.features
             both = Aligned.apply(module.ctx, prompts.encode, self.strength)
-            ours, same = (cosine_logits(backbone, f, F.normalize(classes, dim=-1)) for classes in both)
+            ours, same = (
+                cosine_logits(backbone, f, F.normalize(classes, dim=-1)) for classes in both
+            )
             ce = F.cross_entropy(ours, batch.labels)
-            divergence = F.cross_entropy(same, cosine_logits(backbone, f, known).softmax(-1))  # up to a constant
+            divergence = F.cross_entropy(
+                same, cosine_logits(backbone, f, known).softmax(-1)
+            )  # up to a constant
             return {"loss": ce + divergence, "ce": ce, "divergence": divergence}
 
         done = minimise(module, loss, self.recipe, shots, shots.source())

@@ -3,8 +3,8 @@
 
     loss = cross-entropy of cosines(p W, t) over CLIP's temperature + strength / shots |W - W_0|^2
 
-p [B, d] are pooled tokens of the untouched image encoder, t [C, e] untouched class features. Only the projection
-W [d, e] is trained; it starts as the backbone's own W_0. |.| is the Frobenius norm.
+p [B, d] are pooled tokens of the untouched image encoder, t [C, e] untouched class features. Only
+the projection W [d, e] is trained; it starts as the backbone's own W_0. |.| is the Frobenius norm.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from rmadapter.training.loop import WHOLE, Batch, Recipe, minimise
 
 
 class Projector(Learner):
-    """A trainable projection after the image encoder; the backbone's bias, if it has one, stays fixed.
+    """A trainable projection after the image encoder; the backbone's bias, if it has one, stays
+    fixed.
 
     Raises UserError for a backbone without a linear projection.
     """
@@ -62,9 +63,10 @@ class Projector(Learner):
 
 @dataclass(frozen=True)
 class ProLIP(ModuleMethod):
-    """strength: of the penalty, divided by the shots of the largest class. Every epoch is one step on all shots, using
-    their views in turn; the released code has 300 views. It trains without validation images, at one setting for all
-    data sets: that of its scripts for new classes and new data sets; for few shots of all classes it has others."""
+    """strength: of the penalty, divided by the shots of the largest class. Every epoch is one step
+    on all shots, using their views in turn; the released code has 300 views. It trains without
+    validation images, at one setting for all data sets: that of its scripts for new classes and new
+    data sets; for few shots of all classes it has others."""
 
     title: ClassVar[str] = "ProLIP"
     source: ClassVar[str] = (
@@ -81,9 +83,14 @@ class ProLIP(ModuleMethod):
         return Projector(backbone)
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        module, weights = self.module(backbone), zero_shot_weights(backbone, shots.classes, shots.templates)
+        module, weights = (
+            self.module(backbone),
+            zero_shot_weights(backbone, shots.classes, shots.templates),
+        )
         start, most = module.weight.detach().clone(), int(torch.bincount(shots.labels).max())
-        pooled = shots.cache.features(shots.images, augmented=True, first=module.first, of=module.pooled)
+        pooled = shots.cache.features(
+            shots.images, augmented=True, first=module.first, of=module.pooled
+        )
 
         def loss(batch: Batch) -> dict[str, Tensor]:
             logits = cosine_logits(backbone, module.project(batch.images.features), weights)

@@ -1,10 +1,10 @@
-"""PromptKD: Li et al., "PromptKD: Unsupervised Prompt Distillation for Vision-Language Models", CVPR 2024
-(arXiv 2403.03781).
+"""PromptKD: Li et al., "PromptKD: Unsupervised Prompt Distillation for Vision-Language Models",
+CVPR 2024 (arXiv 2403.03781).
 
-A teacher, PromptSRC on a larger backbone, is fitted to the shots. The student has prompts in the blocks of the smaller
-image encoder, followed by a projection into the teacher's space; class features are the teacher's. It learns from
-unlabelled images of all classes of the data: with the logits z_T of the teacher and z_S of the student, over the names
-of all classes, the loss is
+A teacher, PromptSRC on a larger backbone, is fitted to the shots. The student has prompts in the
+blocks of the smaller image encoder, followed by a projection into the teacher's space; class
+features are the teacher's. It learns from unlabelled images of all classes of the data: with the
+logits z_T of the teacher and z_S of the student, over the names of all classes, the loss is
 
     weight tau^2 KL(softmax(z_T / tau) || softmax(z_S / tau)),
 
@@ -43,7 +43,8 @@ STUDENT, TEACHER, CLASSES, DIGEST = "student.", "teacher.", "classes", "digest" 
 
 
 class Student(nn.Module):
-    """Prompts [n, d] of the image encoder's lower blocks, and a projection of its features into `size` dimensions."""
+    """Prompts [n, d] of the image encoder's lower blocks, and a projection of its features into
+    `size` dimensions."""
 
     def __init__(self, backbone: Backbone, n_image: int, depth: int, size: int, seed: int) -> None:
         super().__init__()
@@ -66,7 +67,8 @@ class Student(nn.Module):
 
 
 class Lesson(nn.Module):
-    """Everything that a resumed training needs. classes: the teacher's features [C, e'], normalised."""
+    """Everything that a resumed training needs. classes: the teacher's features [C, e'],
+    normalised."""
 
     classes: Tensor
 
@@ -78,13 +80,14 @@ class Lesson(nn.Module):
 
 @dataclass(frozen=True)
 class PromptKD:
-    """teacher: name of its backbone, such as a larger one; empty: the student's own. teaching: epochs of the teacher.
-    n_image, depth: the student's prompts per block, and its prompted blocks. tau, weight: of the loss.
+    """teacher: name of its backbone, such as a larger one; empty: the student's own. teaching:
+    epochs of the teacher. n_image, depth: the student's prompts per block, and its prompted blocks.
+    tau, weight: of the loss.
 
-    As with the authors, the student sees the shots and all other train images, those of novel classes included, and the
-    names of all classes. If the data has no test split, the other images are tested on and so not seen. The authors
-    take the best epoch on test images of the base classes; here it is the last one. The released script has a weight of
-    200 for three data sets.
+    As with the authors, the student sees the shots and all other train images, those of novel
+    classes included, and the names of all classes. If the data has no test split, the other images
+    are tested on and so not seen. The authors take the best epoch on test images of the base
+    classes; here it is the last one. The released script has a weight of 200 for three data sets.
     """
 
     title: ClassVar[str] = "PromptKD"
@@ -118,13 +121,19 @@ class PromptKD:
         def loss(batch: Batch) -> Tensor:
             with torch.no_grad():
                 expected = cosine_logits(large, still.features(batch, source), lesson.classes)
-            found = cosine_logits(backbone, lesson.student.image_features(batch.images), lesson.classes)
+            found = cosine_logits(
+                backbone, lesson.student.image_features(batch.images), lesson.classes
+            )
             return self.loss(found, expected)
 
         done = minimise(lesson, loss, self.recipe, shots, source)
-        digest = torch.frombuffer(bytearray(large.digest.encode()), dtype=torch.uint8).to(backbone.device)
+        digest = torch.frombuffer(bytearray(large.digest.encode()), dtype=torch.uint8).to(
+            backbone.device
+        )
         classes = lesson.classes[[images.classes.index(name) for name in known.classes]]
-        return self.restore(backbone, known, {**lesson.state_dict(), CLASSES: classes, DIGEST: digest}).after(done)
+        return self.restore(
+            backbone, known, {**lesson.state_dict(), CLASSES: classes, DIGEST: digest}
+        ).after(done)
 
     def loss(self, found: Tensor, expected: Tensor) -> Tensor:
         """Scalar loss. found, expected: logits [B, C] of student and teacher."""
@@ -133,14 +142,19 @@ class PromptKD:
         return self.weight * self.tau**2 * divergence / found.numel()
 
     def module(self, backbone: Backbone, seed: int = 1, large: Backbone | None = None) -> Lesson:
-        """An untrained student and an untrained teacher, without classes. large: the teacher's backbone."""
+        """An untrained student and an untrained teacher, without classes. large: the teacher's
+        backbone."""
         large = self._large(backbone) if large is None else large
         student = self._student(backbone, large.embedding_size, seed)
-        return Lesson(student, self._tutor().module(large, seed), torch.zeros(0, large.embedding_size))
+        return Lesson(
+            student, self._tutor().module(large, seed), torch.zeros(0, large.embedding_size)
+        )
 
-    def _lesson(self, backbone: Backbone, large: Backbone, shots: Shots, theirs: Shots, names: Sequence[str]) -> Lesson:
-        """The student to train on images of these classes, with a fitted teacher. A student whose training was killed
-        was saved with its teacher, so no teacher is fitted again."""
+    def _lesson(
+        self, backbone: Backbone, large: Backbone, shots: Shots, theirs: Shots, names: Sequence[str]
+    ) -> Lesson:
+        """The student to train on images of these classes, with a fitted teacher. A student whose
+        training was killed was saved with its teacher, so no teacher is fitted again."""
         lesson, kept = self.module(backbone, shots.seed, large), shots.unfinished
         if kept is None or key_of(kept) != kept.key:
             first = kept and Unfinished(kept.path, kept.before)
@@ -154,7 +168,9 @@ class PromptKD:
         own = shots.cache
         if not self.teacher:
             return shots
-        cache = Cache(large, own.machine, own.augmentation, own.views, own.seed, progress=shots.progress)
+        cache = Cache(
+            large, own.machine, own.augmentation, own.views, own.seed, progress=shots.progress
+        )
         return replace(shots, cache=cache)
 
     def _large(self, backbone: Backbone) -> Backbone:
@@ -180,13 +196,15 @@ class PromptKD:
             new = [name for name in names if name not in rows]
             more = asked(teacher(), new) if new else ()
             every = {**rows, **dict(zip(new, more, strict=True))}
-            return Cosines(backbone, student.image_features, torch.stack([every[name] for name in names]))
+            return Cosines(
+                backbone, student.image_features, torch.stack([every[name] for name in names])
+            )
 
         return Fitted(self, backbone, known, tensors, for_classes, FIRST, count(student))
 
     def _teacher(self, backbone: Backbone, tensors: Mapping[str, Tensor]) -> IndependentPrompts:
-        """The teacher, for features of further classes; loads its backbone. Raises UserError if that has other weights
-        now."""
+        """The teacher, for features of further classes; loads its backbone. Raises UserError if
+        that has other weights now."""
         large = backbone
         if self.teacher:
             digest = tensors[DIGEST].cpu().numpy().tobytes().decode(errors="replace")
@@ -209,4 +227,8 @@ def asked(teacher: IndependentPrompts, names: Sequence[str]) -> Tensor:
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }

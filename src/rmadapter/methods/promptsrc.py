@@ -1,12 +1,13 @@
 """PromptSRC: Khattak et al., "Self-regulating Prompts", ICCV 2023 (arXiv 2307.06948).
 
-Independent deep prompts in both encoders. With prompted features f, w, frozen ones f_0 and w_0 (w_0 averaged over many
-templates), and the logits of either pair, the loss is
+Independent deep prompts in both encoders. With prompted features f, w, frozen ones f_0 and w_0 (w_0
+averaged over many templates), and the logits of either pair, the loss is
 
     CE(f, w) + 25 |w - w_0| + 10 |f - f_0| + KL(frozen logits || prompted logits),
 
-where |.| is the mean absolute difference of normalised features, and KL is summed over classes and divided by the
-number of logits. The final prompts are an average over epochs, weighted by a Gaussian of the epoch.
+where |.| is the mean absolute difference of normalised features, and KL is summed over classes and
+divided by the number of logits. The final prompts are an average over epochs, weighted by a
+Gaussian of the epoch.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from rmadapter.task import check_templates
 from rmadapter.training.contract import Fitted, ModuleMethod, Shots
 from rmadapter.training.loop import Batch, Recipe, minimise
 
-# Our own list; the released code averages 60 templates of CLIP's ImageNet ensemble. Both mix medium, quality and size.
+# Our own list; the released code averages 60 templates of CLIP's ImageNet ensemble. Both mix
+# medium, quality and size.
 DIVERSE = (
     "a photo of a {}.",
     "a photo of the {}.",
@@ -55,15 +57,20 @@ DIVERSE = (
 
 
 class IndependentPrompts(deep.Prompted):
-    """Prompts of the text and the image encoder, in `depth` blocks each, or all of them if an encoder has fewer."""
+    """Prompts of the text and the image encoder, in `depth` blocks each, or all of them if an
+    encoder has fewer."""
 
-    def __init__(self, backbone: Backbone, n_text: int, n_image: int, depth: int, init: str, seed: int) -> None:
+    def __init__(
+        self, backbone: Backbone, n_text: int, n_image: int, depth: int, init: str, seed: int
+    ) -> None:
         super().__init__(backbone)
         deep.check_room(backbone, "PromptSRC")
         image, text = backbone.image, backbone.text
         first, self.rest = deep.first_context(backbone, init, n_text, seed)
         drawn = draw(depth * n_text, text.width, seed + 1).split(n_text)
-        self.text_prompts = nn.ParameterList([first, *(prompt.clone() for prompt in drawn[1 : text.depth])])
+        self.text_prompts = nn.ParameterList(
+            [first, *(prompt.clone() for prompt in drawn[1 : text.depth])]
+        )
         drawn = draw(depth * n_image, image.width, seed + 2).split(n_image)
         self.image_prompts = nn.ParameterList(prompt.clone() for prompt in drawn[: image.depth])
         self.to(backbone.device)
@@ -97,15 +104,18 @@ class Averaged(nn.Module):
 
 def gaussian(epochs: int, mean: float, std: float) -> Tensor:
     """Weights of epochs 1..n, which sum to 1."""
-    return torch.softmax(-0.5 * ((torch.arange(1, epochs + 1, dtype=torch.float64) - mean) / std).square(), 0)
+    return torch.softmax(
+        -0.5 * ((torch.arange(1, epochs + 1, dtype=torch.float64) - mean) / std).square(), 0
+    )
 
 
 @dataclass(frozen=True)
 class PromptSRC(ModuleMethod):
     """n_text, n_image: prompts per block. depth: prompted blocks of each encoder.
 
-    text_weight, image_weight: of the two L1 terms. mean, std: of the Gaussian over epochs, counted from 1. templates:
-    for the frozen class features, by default a list of our own; empty for those of the run.
+    text_weight, image_weight: of the two L1 terms. mean, std: of the Gaussian over epochs, counted
+    from 1. templates: for the frozen class features, by default a list of our own; empty for those
+    of the run.
     """
 
     title: ClassVar[str] = "PromptSRC"
@@ -132,17 +142,34 @@ class PromptSRC(ModuleMethod):
     def module(self, backbone: Backbone, seed: int = 1) -> IndependentPrompts:
         return IndependentPrompts(backbone, self.n_text, self.n_image, self.depth, self.init, seed)
 
-    def frozen_classes(self, backbone: Backbone, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-        """Features [C, e] of the untouched text encoder, averaged over templates before normalisation."""
-        return F.normalize(raw_text_features(backbone, names, self.templates or templates).mean(0), dim=-1)
+    def frozen_classes(
+        self, backbone: Backbone, names: Sequence[str], templates: Sequence[str]
+    ) -> Tensor:
+        """Features [C, e] of the untouched text encoder, averaged over templates before
+        normalisation."""
+        return F.normalize(
+            raw_text_features(backbone, names, self.templates or templates).mean(0), dim=-1
+        )
 
     def loss(
-        self, module: IndependentPrompts, labels: Tensor, states: States, text: PromptedText, w_0: Tensor
+        self,
+        module: IndependentPrompts,
+        labels: Tensor,
+        states: States,
+        text: PromptedText,
+        w_0: Tensor,
     ) -> dict[str, Tensor]:
         """The loss and its weighted terms, for labels [B] and frozen class features w_0 [C, e]."""
-        f, w = (F.normalize(x, dim=-1) for x in (module.image_features(states), module.class_features(text)))
-        logits, logits_0 = (cosine_logits(module.backbone, *pair) for pair in ((f, w), (states.features, w_0)))
-        divergence = F.kl_div(logits.log_softmax(-1), logits_0.log_softmax(-1), reduction="sum", log_target=True)
+        f, w = (
+            F.normalize(x, dim=-1)
+            for x in (module.image_features(states), module.class_features(text))
+        )
+        logits, logits_0 = (
+            cosine_logits(module.backbone, *pair) for pair in ((f, w), (states.features, w_0))
+        )
+        divergence = F.kl_div(
+            logits.log_softmax(-1), logits_0.log_softmax(-1), reduction="sum", log_target=True
+        )
         terms = {
             "ce": F.cross_entropy(logits, labels),
             "text": self.text_weight * F.l1_loss(w, w_0),
@@ -153,7 +180,10 @@ class PromptSRC(ModuleMethod):
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         module = self.module(backbone, shots.seed)
-        text, w_0 = module.text(shots.classes), self.frozen_classes(backbone, shots.classes, shots.templates)
+        text, w_0 = (
+            module.text(shots.classes),
+            self.frozen_classes(backbone, shots.classes, shots.templates),
+        )
         epochs, _ = self.recipe.length(shots.images.labels)
         averaged = Averaged(module, gaussian(epochs, self.mean, self.std).tolist())
 

@@ -1,7 +1,9 @@
-"""RMAdapter (Lin et al., AAAI-26, arXiv 2512.06811), and its parent MMA (Yang et al., CVPR 2024) as a configuration.
+"""RMAdapter (Lin et al., AAAI-26, arXiv 2512.06811), and its parent MMA (Yang et al., CVPR 2024) as
+a configuration.
 
-Adapters and loss are in `adapter.py`; this file trains them. MMA is the same without reconstruction and consistency,
-on the block's own LayerNorm, with a projection shared by both encoders and gradients as if alpha were 1.
+Adapters and loss are in `adapter.py`; this file trains them. MMA is the same without reconstruction
+and consistency, on the block's own LayerNorm, with a projection shared by both encoders and
+gradients as if alpha were 1.
 """
 
 from __future__ import annotations
@@ -21,13 +23,21 @@ from rmadapter.settings import AdapterSettings, LossSettings
 from rmadapter.training.contract import Fitted, Known, Parameters, Shots, ToLogits
 from rmadapter.training.loop import Batch, Recipe, minimise
 
-ADAMW = Recipe(optimizer="adamw", learning_rate=6e-3, epochs=10, batch_size=16, schedule="step", warmup_epochs=0)
+ADAMW = Recipe(
+    optimizer="adamw",
+    learning_rate=6e-3,
+    epochs=10,
+    batch_size=16,
+    schedule="step",
+    warmup_epochs=0,
+)
 
 
 @dataclass(frozen=True)
 class RMAdapter:
-    """The defaults are RMAdapter; docs/defaults.md explains those that the paper leaves open. forward: "lean" computes
-    nothing twice, "reference" uses the backbone's own forward pass; both give the same loss."""
+    """The defaults are RMAdapter; docs/defaults.md explains those that the paper leaves open.
+    forward: "lean" computes nothing twice, "reference" uses the backbone's own forward pass; both
+    give the same loss."""
 
     title: str = "RMAdapter"
     source: str = "Lin et al., AAAI-26 (arXiv 2512.06811); open choices as in docs/defaults.md"
@@ -41,8 +51,13 @@ class RMAdapter:
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         if self.adapter.alpha == 0:
-            raise UserError("alpha=0 trains nothing: the adapters' output would not count; give a number above 0")
-        model, count = self.model(backbone, shots.seed), prompts_each(shots.classes, shots.templates)
+            raise UserError(
+                "alpha=0 trains nothing: the adapters' output would not count; give a number above 0"
+            )
+        model, count = (
+            self.model(backbone, shots.seed),
+            prompts_each(shots.classes, shots.templates),
+        )
         tokens, first = tokenize(backbone, shots.classes, shots.templates), model.first("image")
         text = model.frozen_text(tokens)
         features = torch.cat([chunk.features for chunk in text])
@@ -51,7 +66,9 @@ class RMAdapter:
             if self.forward == "lean":
                 return model(batch.labels, batch.images, text, count)
             pixels = shots.pixels(batch.rows, batch.epoch, first)
-            return model.reference(batch.labels, pixels, tokens, (batch.images.features, features), count)
+            return model.reference(
+                batch.labels, pixels, tokens, (batch.images.features, features), count
+            )
 
         done = minimise(model.adapters, loss, self.recipe, shots, shots.source(first))
         return self._fitted(model, shots.known).after(done)
@@ -64,10 +81,14 @@ class RMAdapter:
     def _fitted(self, model: AdaptedCLIP, known: Known) -> Fitted:
         def for_classes(names: Sequence[str]) -> ToLogits:
             weights = model.class_weights(names, known.templates)
-            return Cosines(model.backbone, lambda states: model.features("image", states)[0], weights)
+            return Cosines(
+                model.backbone, lambda states: model.features("image", states)[0], weights
+            )
 
         tensors, count = model.adapters.state_dict(), model.adapters.parameter_counts()[0]
-        return Fitted(self, model.backbone, known, tensors, for_classes, model.first("image"), count)
+        return Fitted(
+            self, model.backbone, known, tensors, for_classes, model.first("image"), count
+        )
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
         return Parameters(*self.model(backbone).adapters.parameter_counts())
@@ -80,13 +101,29 @@ MMA = RMAdapter(
     "MMA",
     "Yang et al., CVPR 2024; vit_b16_ep5.yaml of github.com/ZjjConan/Multi-Modal-Adapter",
     AdapterSettings(
-        norm="block", cross_modal=True, activation="relu", init="kaiming", alpha=0.001, decouple_scale=True
+        norm="block",
+        cross_modal=True,
+        activation="relu",
+        init="kaiming",
+        alpha=0.001,
+        decouple_scale=True,
     ),
-    LossSettings(lambda_image_rec=0.0, lambda_text_rec=0.0, lambda_image_con=0.0, lambda_text_con=0.0),
-    Recipe(optimizer="sgd", learning_rate=0.0015, epochs=5, batch_size=16, schedule="epoch", warmup_epochs=0),
+    LossSettings(
+        lambda_image_rec=0.0, lambda_text_rec=0.0, lambda_image_con=0.0, lambda_text_con=0.0
+    ),
+    Recipe(
+        optimizer="sgd",
+        learning_rate=0.0015,
+        epochs=5,
+        batch_size=16,
+        schedule="epoch",
+        warmup_epochs=0,
+    ),
 )
-# RMAdapter, following MMA (optimisation) and PromptSRC (consistency) as its paper says. MMA's norm is not in its
-# equations, but without it MMA's optimisation does not move these adapters (docs/reconstruction.md).
+# RMAdapter, following MMA (optimisation) and PromptSRC (consistency) as its paper says. MMA's norm
+# is not in its
+# equations, but without it MMA's optimisation does not move these adapters
+# (docs/reconstruction.md).
 PAPER = RMAdapter(
     "RMAdapter, trained as MMA",
     "Lin et al., AAAI-26; optimised as MMA, consistency as PromptSRC",
@@ -94,7 +131,8 @@ PAPER = RMAdapter(
     LossSettings(1.0, 1.0, lambda_image_con=10.0, lambda_text_con=25.0, consistency_unit="feature"),
     MMA.recipe,
 )
-# Controls: how much of a difference comes from the adapters rather than the losses, and how much from optimisation.
+# Controls: how much of a difference comes from the adapters rather than the losses, and how much
+# from optimisation.
 PLAIN = RMAdapter(
     "RMAdapter's adapters alone",
     "Lin et al., AAAI-26, without reconstruction and consistency; optimised with the defaults of this package",

@@ -1,10 +1,11 @@
-"""RMAdapter+, of this project: RMAdapter's adapters without its losses, and the untouched model kept beside them.
+"""RMAdapter+, of this project: RMAdapter's adapters without its losses, and the untouched model
+kept beside them.
 
     a class of the shots:   scale * (cos(f, w) + head * g r)
     a class by name alone:  scale * (keep * cos(f, w) + (1 - keep) * cos(g, w0))
 
-f and w are adapted features of image and class, g and w0 the untouched ones, all of unit length; r are the weights of a
-ridge regression of the shots' classes on g. docs/plus.md examines each part.
+f and w are adapted features of image and class, g and w0 the untouched ones, all of unit length; r
+are the weights of a ridge regression of the shots' classes on g. docs/plus.md examines each part.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ HEAD = "head"
 
 @dataclass(frozen=True)
 class RMAdapterPlus(RMAdapter):
-    """For classes of the shots, head: weight of the regression, and penalty: its lambda. For other classes, keep: the
-    adapted model's share of the logits, and general: prompts in addition to the run's."""
+    """For classes of the shots, head: weight of the regression, and penalty: its lambda. For other
+    classes, keep: the adapted model's share of the logits, and general: prompts in addition to the
+    run's."""
 
     title: str = "RMAdapter+"
     source: str = "of this project; adapters: Lin et al., AAAI-26; both models: Wortsman et al., CVPR 2022 (WiSE-FT)"
@@ -49,13 +51,26 @@ class RMAdapterPlus(RMAdapter):
             check_templates(self.general)
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        head = ridge(unit(shots.plain_features()), shots.labels, len(shots.classes), self.penalty, shots.weights)
+        head = ridge(
+            unit(shots.plain_features()),
+            shots.labels,
+            len(shots.classes),
+            self.penalty,
+            shots.weights,
+        )
         adapted = super().fit(backbone, shots)
-        return self.restore(backbone, shots.known, {**adapted.tensors, HEAD: head}).after(adapted.trained)
+        return self.restore(backbone, shots.known, {**adapted.tensors, HEAD: head}).after(
+            adapted.trained
+        )
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
-        model, head = self.model(backbone), shaped(tensors, HEAD, len(known.classes), backbone.embedding_size)
-        model.adapters.load_state_dict({name: tensor for name, tensor in tensors.items() if name != HEAD})
+        model, head = (
+            self.model(backbone),
+            shaped(tensors, HEAD, len(known.classes), backbone.embedding_size),
+        )
+        model.adapters.load_state_dict(
+            {name: tensor for name, tensor in tensors.items() if name != HEAD}
+        )
 
         def for_classes(names: Sequence[str]) -> ToLogits:
             return Both(model, *self._weights(model, known, names, head))
@@ -63,7 +78,9 @@ class RMAdapterPlus(RMAdapter):
         count = model.adapters.parameter_counts()[0] + head.numel()
         return Fitted(self, backbone, known, tensors, for_classes, model.first("image"), count)
 
-    def _weights(self, model: AdaptedCLIP, known: Known, names: Sequence[str], head: Tensor) -> tuple[Tensor, Tensor]:
+    def _weights(
+        self, model: AdaptedCLIP, known: Known, names: Sequence[str], head: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Weights [C, e] for adapted and for untouched image features."""
         place = {name: i for i, name in enumerate(known.classes)}
         adapted, untouched = (head.new_zeros(len(names), head.shape[1]) for _ in range(2))
@@ -102,9 +119,14 @@ def unit(features: Tensor) -> Tensor:
     return F.normalize(at_least_float32(features), dim=-1)
 
 
-def ridge(x: Tensor, labels: Tensor, classes: int, penalty: float, weights: Tensor | None = None) -> Tensor:
-    """[C, e]: ridge regression of one-hot labels, less 1/C, on x [N, e], without an intercept; weights: [N] or None."""
+def ridge(
+    x: Tensor, labels: Tensor, classes: int, penalty: float, weights: Tensor | None = None
+) -> Tensor:
+    """[C, e]: ridge regression of one-hot labels, less 1/C, on x [N, e], without an intercept;
+    weights: [N] or None."""
     y = F.one_hot(labels, classes).to(x) - 1 / classes
     root = x.new_ones(len(x), 1) if weights is None else weights.to(x)[:, None].sqrt()
     x, y = root * x, root * y
-    return torch.linalg.solve(x.T @ x + penalty * torch.eye(x.shape[1]).to(x), x.T @ y).T.contiguous()
+    return torch.linalg.solve(
+        x.T @ x + penalty * torch.eye(x.shape[1]).to(x), x.T @ y
+    ).T.contiguous()

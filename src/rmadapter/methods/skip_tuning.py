@@ -1,10 +1,10 @@
-"""Skip Tuning: Wu et al., "Skip Tuning: Pre-trained Vision-Language Models are Effective and Efficient Adapters
-Themselves", CVPR 2025 (arXiv 2412.11509).
+"""Skip Tuning: Wu et al., "Skip Tuning: Pre-trained Vision-Language Models are Effective and
+Efficient Adapters Themselves", CVPR 2025 (arXiv 2412.11509).
 
-Fine-tunes CLIP itself, but skips what matters little. Layer-wise skipping: the output of the lower blocks of both
-encoders is computed once, and only the blocks above learn. Class-wise skipping: an image is compared with its own
-class, with those that untouched CLIP finds most similar, and with a few of the others; classes that no image of a batch
-needs are not encoded.
+Fine-tunes CLIP itself, but skips what matters little. Layer-wise skipping: the output of the lower
+blocks of both encoders is computed once, and only the blocks above learn. Class-wise skipping: an
+image is compared with its own class, with those that untouched CLIP finds most similar, and with a
+few of the others; classes that no image of a batch needs are not encoded.
 """
 
 from __future__ import annotations
@@ -39,13 +39,21 @@ from rmadapter.training.loop import Batch, Recipe, minimise
 
 
 class Prompts:
-    """Input of block `first` of the text encoder, [P, S, d] for P prompts. It is computed once; a step selects the
-    prompts of some classes."""
+    """Input of block `first` of the text encoder, [P, S, d] for P prompts. It is computed once; a
+    step selects the prompts of some classes."""
 
-    def __init__(self, backbone: Backbone, names: Sequence[str], templates: Sequence[str], first: int) -> None:
+    def __init__(
+        self, backbone: Backbone, names: Sequence[str], templates: Sequence[str], first: int
+    ) -> None:
         self.encoder, self.classes = backbone.text, len(names)
-        self.each, self.tokens = prompts_each(names, templates), tokenize(backbone, names, templates)
-        grids = [states.layout.apart(states.x) for states in frozen_prompts(backbone, names, templates, first)]
+        self.each, self.tokens = (
+            prompts_each(names, templates),
+            tokenize(backbone, names, templates),
+        )
+        grids = [
+            states.layout.apart(states.x)
+            for states in frozen_prompts(backbone, names, templates, first)
+        ]
         longest = max(grid.shape[1] for grid in grids)
         self.x = torch.cat([F.pad(grid, (0, 0, 0, longest - grid.shape[1])) for grid in grids])
 
@@ -57,14 +65,18 @@ class Prompts:
 
     def _packed(self, rows: Tensor) -> tuple[Tensor, Packed]:
         layout = self.encoder.layout(self.tokens[rows])
-        prompt = F.pad(layout.slots // layout.grid[1], (layout.prefix, 0))  # the first has the shared beginning
+        prompt = F.pad(
+            layout.slots // layout.grid[1], (layout.prefix, 0)
+        )  # the first has the shared beginning
         return self.x[rows[prompt], layout.positions], layout
 
 
 class TunedCLIP(Learner):
-    """Both encoders; their upper blocks and the norm and projection after them learn, all else is the backbone's own.
+    """Both encoders; their upper blocks and the norm and projection after them learn, all else is
+    the backbone's own.
 
-    skipped: share of the blocks, from below, that do not learn. Raises UserError for encoders without blocks.
+    skipped: share of the blocks, from below, that do not learn. Raises UserError for encoders
+    without blocks.
     """
 
     reaches = ("image", "text")
@@ -73,45 +85,63 @@ class TunedCLIP(Learner):
         super().__init__(backbone)
         sides = (backbone.image, backbone.text)
         self.first, self.first_text = (1 + int(skipped * encoder.depth) for encoder in sides)
-        upper = (*backbone.image.blocks[self.first - 1 :], *backbone.text.blocks[self.first_text - 1 :])
+        upper = (
+            *backbone.image.blocks[self.first - 1 :],
+            *backbone.text.blocks[self.first_text - 1 :],
+        )
         own = weights_of(*upper, *backbone.image.tail, *backbone.text.tail)
         model = with_own(backbone.model, own)
         self.image, self.text = encoders_of(model)
         theirs = {id(parameter) for parameter in backbone.model.parameters()}
         copies = {name: p for name, p in model.named_parameters() if id(p) not in theirs}
-        self.tuned = nn.ParameterDict({name.replace(".", "/"): p for name, p in copies.items()}).requires_grad_()
+        self.tuned = nn.ParameterDict(
+            {name.replace(".", "/"): p for name, p in copies.items()}
+        ).requires_grad_()
 
     def image_features(self, states: States) -> Tensor:
         """[B, e]"""
         assert self.first is not None
-        return self.image.encode(states.x, states.layout, self.first, views=self.image.views)  # not of cast copies
+        return self.image.encode(
+            states.x, states.layout, self.first, views=self.image.views
+        )  # not of cast copies
 
     def encode_text(self, x: Tensor, layout: Packed) -> Tensor:
         """Tokens [T, d] that enter the first trained block -> features [P, e]."""
         return self.text.encode(x, layout, self.first_text, views=self.text.views)
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
-        chunks = [(s.x, s.layout) for s in frozen_prompts(self.backbone, names, known.templates, self.first_text)]
+        chunks = [
+            (s.x, s.layout)
+            for s in frozen_prompts(self.backbone, names, known.templates, self.first_text)
+        ]
         weights = learnt_weights(self.encode_text, chunks, prompts_each(names, known.templates))
         return Cosines(self.backbone, self.image_features, weights)
 
 
-def kept(similar: Tensor, labels: Tensor, ratio: float, decay: float, generator: torch.Generator) -> Tensor:
-    """Which of C classes each of B images is compared with, [B, C]: its own and the most similar others, ratio * C in
-    all, rounded up, and the k-th after these with probability exp(-decay k). similar: [B, C]. labels: [B]."""
+def kept(
+    similar: Tensor, labels: Tensor, ratio: float, decay: float, generator: torch.Generator
+) -> Tensor:
+    """Which of C classes each of B images is compared with, [B, C]: its own and the most similar
+    others, ratio * C in all, rounded up, and the k-th after these with probability exp(-decay k).
+    similar: [B, C]. labels: [B]."""
     own_first = similar.scatter(1, labels[:, None], math.inf)
     ranks = own_first.argsort(1, descending=True).argsort(1)  # from 0
     behind = ranks + 1 - math.ceil(ratio * similar.shape[1])
-    return torch.rand(similar.shape, generator=generator).to(similar.device) < torch.exp(-decay * behind)
+    return torch.rand(similar.shape, generator=generator).to(similar.device) < torch.exp(
+        -decay * behind
+    )
 
 
 @dataclass(frozen=True)
 class SkipTuning(ModuleMethod):
-    """skipped: share of each encoder's blocks that stays fixed, 9 of 12. ratio, decay: as in `kept`; ratio=1 skips no
-    class. Decay, optimiser and rates are ours: docs/methods.md lists what the paper leaves open."""
+    """skipped: share of each encoder's blocks that stays fixed, 9 of 12. ratio, decay: as in
+    `kept`; ratio=1 skips no class. Decay, optimiser and rates are ours: docs/methods.md lists what
+    the paper leaves open."""
 
     title: ClassVar[str] = "Skip Tuning"
-    source: ClassVar[str] = "Wu et al., CVPR 2025 (arXiv 2412.11509); what it leaves open is listed in docs/methods.md"
+    source: ClassVar[str] = (
+        "Wu et al., CVPR 2025 (arXiv 2412.11509); what it leaves open is listed in docs/methods.md"
+    )
     skipped: Share = 0.75
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.05
     decay: Positive = 0.3
@@ -121,7 +151,9 @@ class SkipTuning(ModuleMethod):
 
     def module(self, backbone: Backbone, seed: int = 1) -> TunedCLIP:
         if self.skipped == 1:
-            raise UserError("skipped=1 leaves no block to train: give a smaller share, such as 0.75")
+            raise UserError(
+                "skipped=1 leaves no block to train: give a smaller share, such as 0.75"
+            )
         return TunedCLIP(backbone, self.skipped)
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:

@@ -1,4 +1,5 @@
-"""TCP: Yao et al., "TCP: Textual-based Class-aware Prompt tuning for Visual-Language Model", CVPR 2024."""
+"""TCP: Yao et al., "TCP: Textual-based Class-aware Prompt tuning for Visual-Language Model", CVPR
+2024."""
 
 from __future__ import annotations
 
@@ -14,7 +15,12 @@ from rmadapter.adapter import quick_gelu
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.methods.kgcoop import knowledge
-from rmadapter.methods.parts.context import ContextLearner, PromptedText, context_vectors, train_context
+from rmadapter.methods.parts.context import (
+    ContextLearner,
+    PromptedText,
+    context_vectors,
+    train_context,
+)
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
@@ -23,7 +29,8 @@ from rmadapter.training.loop import Recipe
 
 
 class ClassAware(ContextLearner):
-    """Context vectors that are replaced, before one block, by vectors of each class, made from its untouched features.
+    """Context vectors that are replaced, before one block, by vectors of each class, made from its
+    untouched features.
 
     Below that block the classes share their context, so their common beginning is computed once.
     """
@@ -52,7 +59,8 @@ class ClassAware(ContextLearner):
         below = PromptedText(self.backbone, names, len(self.ctx))
         above = PromptedText(self.backbone, names, len(self.ctx), share=False)
         encoder, place, prefix = above.encoder, above.layout.positions, below.layout.prefix
-        # Row of each token of `above` (prompts apart) in `below` (prompts that share their beginning).
+        # Row of each token of `above` (prompts apart) in `below` (prompts that share their
+        # beginning).
         rows = torch.where(place < prefix, place, prefix + (place >= prefix).cumsum(0) - 1)
 
         def weights() -> Tensor:
@@ -67,12 +75,14 @@ class ClassAware(ContextLearner):
 
 @dataclass(frozen=True)
 class TCP(ModuleMethod):
-    """KgCoOp from noise, with a separate context for each class from block `layer` of the text encoder on.
+    """KgCoOp from noise, with a separate context for each class from block `layer` of the text
+    encoder on.
 
-    A bottleneck makes these contexts from the untouched class features (templates of the run). layer: counted from 1 in
-    an encoder of 12 blocks (8, counted from 0, in the released code); a shallower one takes the same fraction of its
-    depth. The authors' prompts differ between data sets; here all are "X X X X name.". They test new classes of
-    SUN397 and ImageNet after 25 of the 50 epochs; here all are tested at the end.
+    A bottleneck makes these contexts from the untouched class features (templates of the run).
+    layer: counted from 1 in an encoder of 12 blocks (8, counted from 0, in the released code); a
+    shallower one takes the same fraction of its depth. The authors' prompts differ between data
+    sets; here all are "X X X X name.". They test new classes of SUN397 and ImageNet after 25 of the
+    50 epochs; here all are tested at the end.
     """
 
     title: ClassVar[str] = "TCP"
@@ -91,5 +101,7 @@ class TCP(ModuleMethod):
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         module = self.module(backbone, shots.seed)
-        done = train_context(module, shots, self.recipe, knowledge(backbone, shots, self.distance_weight))
+        done = train_context(
+            module, shots, self.recipe, knowledge(backbone, shots, self.distance_weight)
+        )
         return self.restore(backbone, shots.known, module.state_dict()).after(done)

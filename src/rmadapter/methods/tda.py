@@ -1,9 +1,11 @@
-"""TDA: Karmanov et al., "Efficient Test-Time Adaptation of Vision-Language Models", CVPR 2024, arXiv 2403.18293.
+"""TDA: Karmanov et al., "Efficient Test-Time Adaptation of Vision-Language Models", CVPR 2024,
+arXiv 2403.18293.
 
-Zero-shot CLIP that remembers test images. For each class, two memories hold the most confident images predicted as it.
-An image's logits are CLIP's, plus alpha sum exp(-beta (1 - cos)) over the positive memory, each remembered image
-counting for its predicted class, minus the same over the negative memory, each counting for all classes it may belong
-to. The negative memory takes images of medium confidence. An image is remembered before it is answered.
+Zero-shot CLIP that remembers test images. For each class, two memories hold the most confident
+images predicted as it. An image's logits are CLIP's, plus alpha sum exp(-beta (1 - cos)) over the
+positive memory, each remembered image counting for its predicted class, minus the same over the
+negative memory, each counting for all classes it may belong to. The negative memory takes images of
+medium confidence. An image is remembered before it is answered.
 """
 
 from __future__ import annotations
@@ -32,11 +34,15 @@ class Memory:
     def __init__(self, weights: Tensor, size: int) -> None:
         """weights: class weights [C, e]."""
         count, width = weights.shape
-        self.keys, self.values = weights.new_zeros(count, size, width), weights.new_zeros(count, size, count)
+        self.keys, self.values = (
+            weights.new_zeros(count, size, width),
+            weights.new_zeros(count, size, count),
+        )
         self.entropies = torch.full((count, size), math.inf)  # infinite for a free slot
 
     def add(self, place: int, entropy: float, key: Tensor, value: Tensor) -> None:
-        """place: the class. key: the image's unit features [e]. value: its contribution to each class, [C]."""
+        """place: the class. key: the image's unit features [e]. value: its contribution to each
+        class, [C]."""
         last = int(self.entropies[place].argmax())
         if entropy < self.entropies[place, last]:
             self.entropies[place, last] = entropy
@@ -50,10 +56,12 @@ class Memory:
 
 @dataclass(frozen=True)
 class TDA:
-    """alpha, beta, size: of the positive memory, with `size` images per class. negative_...: of the negative one,
-    which takes entropies over log2 C between lowest and highest. mask: probability above which a class counts there.
+    """alpha, beta, size: of the positive memory, with `size` images per class. negative_...: of the
+    negative one, which takes entropies over log2 C between lowest and highest. mask: probability
+    above which a class counts there.
 
-    Released configurations set alpha (1 to 5) and beta (1 to 8) for each data set; here all use those of ImageNet.
+    Released configurations set alpha (1 to 5) and beta (1 to 8) for each data set; here all use
+    those of ImageNet.
     """
 
     title: ClassVar[str] = "TDA"
@@ -72,7 +80,9 @@ class TDA:
     mask: Share = 0.03
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        return self.restore(backbone, shots.known, {}).after(Trained(weighed=True))  # nothing is learnt in advance
+        return self.restore(backbone, shots.known, {}).after(
+            Trained(weighed=True)
+        )  # nothing is learnt in advance
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         def for_classes(names: Sequence[str]) -> ToLogits:
@@ -89,7 +99,10 @@ class Stream:
 
     def __init__(self, method: TDA, backbone: Backbone, weights: Tensor) -> None:
         self.method, self.backbone, self.weights = method, backbone, weights
-        self.positive, self.negative = Memory(weights, method.size), Memory(weights, method.negative_size)
+        self.positive, self.negative = (
+            Memory(weights, method.size),
+            Memory(weights, method.negative_size),
+        )
 
     @torch.no_grad()
     def __call__(self, states: States) -> Tensor:

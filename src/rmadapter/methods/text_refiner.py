@@ -1,11 +1,11 @@
-"""TextRefiner: Xie et al., "TextRefiner: Internal Visual Feature as Efficient Refiner for Vision-Language Models Prompt
-Tuning", AAAI 2025 (arXiv 2412.08176), on CoOp.
+"""TextRefiner: Xie et al., "TextRefiner: Internal Visual Feature as Efficient Refiner for
+Vision-Language Models Prompt Tuning", AAAI 2025 (arXiv 2412.08176), on CoOp.
 
     w = t + alpha [t, r] M        r = softmax(t A^T) A
 
-t [C, e] are the unit features of CoOp's prompts, A [S, e] a cache of typical image tokens, M a learned map [2e, e].
-In training only, a layer turns an image's tokens, after CLIP's projection, into tokens that predict its class; each row
-of A is a running mean of those most similar to it.
+t [C, e] are the unit features of CoOp's prompts, A [S, e] a cache of typical image tokens, M a
+learned map [2e, e]. In training only, a layer turns an image's tokens, after CLIP's projection,
+into tokens that predict its class; each row of A is a running mean of those most similar to it.
 """
 
 from __future__ import annotations
@@ -28,15 +28,25 @@ from rmadapter.prompts import Cosines, cosine_logits, linear_logits
 from rmadapter.settings import Share, Size
 from rmadapter.support.distributed import add_up, several
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Parameters, Shots, ToLogits, count
+from rmadapter.training.contract import (
+    Fitted,
+    Known,
+    Learner,
+    ModuleMethod,
+    Parameters,
+    Shots,
+    ToLogits,
+    count,
+)
 from rmadapter.training.loop import Batch, Recipe, minimise
 
 
 class Refiner(Learner):
-    """CoOp's context ctx [n, d], the cache [S, e] and the map; these refine class features and are all answers need.
+    """CoOp's context ctx [n, d], the cache [S, e] and the map; these refine class features and are
+    all answers need.
 
-    Raises UserError for an image encoder without a class token, without a linear projection, or with blocks that cannot
-    be taken apart.
+    Raises UserError for an image encoder without a class token, without a linear projection, or
+    with blocks that cannot be taken apart.
     """
 
     reaches = ("image", "text")
@@ -45,7 +55,11 @@ class Refiner(Learner):
     def __init__(self, method: TextRefiner, backbone: Backbone, seed: int) -> None:
         super().__init__(backbone)
         self.first, self.alpha, size = backbone.image.depth, method.alpha, backbone.embedding_size
-        if backbone.image.opaque or backbone.image.read_index is None or backbone.image.projection is None:
+        if (
+            backbone.image.opaque
+            or backbone.image.read_index is None
+            or backbone.image.projection is None
+        ):
             raise UserError(
                 f"TextRefiner reads what the class token attends to and projects every token, but the image encoder of "
                 f"{backbone.name!r} has no such token, block or projection; use another method, such as 'coop'"
@@ -75,7 +89,9 @@ class Training(nn.Module):
         self.refiner, self.keep, size = refiner, keep, refiner.cache.shape[1]
         with seeded(seed + 1):
             first = nn.Linear(size, size, bias=False)  # BatchNorm would cancel a bias
-            self.align = nn.Sequential(first, nn.BatchNorm1d(size), nn.ReLU(), nn.Linear(size, size))
+            self.align = nn.Sequential(
+                first, nn.BatchNorm1d(size), nn.ReLU(), nn.Linear(size, size)
+            )
         self.to(refiner.cache.device)
 
     def aligned(self, tokens: Tensor) -> Tensor:
@@ -84,8 +100,9 @@ class Training(nn.Module):
 
     @torch.no_grad()
     def write(self, tokens: Tensor) -> None:
-        """Write tokens [N, e] into the cache: each into its most similar row, weighted by similarity. With several
-        processes, each writes its own tokens, and the caches are then averaged."""
+        """Write tokens [N, e] into the cache: each into its most similar row, weighted by
+        similarity. With several processes, each writes its own tokens, and the caches are then
+        averaged."""
         tokens, cache = F.normalize(at_least_float32(tokens), dim=-1), self.refiner.cache
         like = tokens @ cache.T  # [N, S]
         mine = F.one_hot(like.argmax(-1), len(cache))
@@ -94,32 +111,37 @@ class Training(nn.Module):
         found = F.normalize(torch.where(mine.any(0)[:, None], moved, cache), dim=-1)
         if several():
             add_up(found)
-        self.refiner.cache = F.normalize(found, dim=-1)  # a new tensor, as the step's gradient needs the old one
+        self.refiner.cache = F.normalize(
+            found, dim=-1
+        )  # a new tensor, as the step's gradient needs the old one
 
 
 @torch.no_grad()
 def local_features(backbone: Backbone, states: States, looked_at: int) -> tuple[Tensor, Tensor]:
-    """Untouched features [B, L, e] of all tokens, the class token first, from the input of the top block, and the
-    places [B, looked_at] of the tokens that the class token attends to most."""
+    """Untouched features [B, L, e] of all tokens, the class token first, from the input of the top
+    block, and the places [B, looked_at] of the tokens that the class token attends to most."""
     image, block, x = backbone.image, backbone.image.depth, at_least_float32(states.x)
     view = image.views[-1]
     assert image.projection is not None
     assert not isinstance(view, Opaque)
     with torch.autocast(x.device.type, enabled=False):
         n, (weight, bias) = image.norm(block, x), image.projection
-        looks = states.layout.looks(view.query(states.layout.read(n)), view.key_value(n)[0], view.heads)
+        looks = states.layout.looks(
+            view.query(states.layout.read(n)), view.key_value(n)[0], view.heads
+        )
         tokens = F.linear(image.top_norm(image.step(block, x, n, states.layout)), weight.T, bias)
     return tokens, 1 + looks[:, 1:].topk(min(looked_at, x.shape[1] - 1)).indices
 
 
 @dataclass(frozen=True)
 class TextRefiner(ModuleMethod):
-    """slots: rows of the cache. alpha: weight of the term added to class features. keep: share of a row that a write
-    keeps. looked_at: how many tokens of an image learn to predict its class, besides the class token and the mean of
-    all. local_weight, likeness: weights of their cross-entropy, and of the L1 distance of refined from plain features.
+    """slots: rows of the cache. alpha: weight of the term added to class features. keep: share of a
+    row that a write keeps. looked_at: how many tokens of an image learn to predict its class,
+    besides the class token and the mean of all. local_weight, likeness: weights of their
+    cross-entropy, and of the L1 distance of refined from plain features.
 
-    The weights of the last epoch are used; the released configuration uses the best epoch on validation images, and two
-    more of its files have other rates.
+    The weights of the last epoch are used; the released configuration uses the best epoch on
+    validation images, and two more of its files have other rates.
     """
 
     title: ClassVar[str] = "TextRefiner"
@@ -157,8 +179,11 @@ class TextRefiner(ModuleMethod):
             module.write(tokens.flatten(0, 1))
             labels = batch.labels.repeat_interleave(places.shape[1] + 2)
             terms = {
-                "ce": F.cross_entropy(cosine_logits(backbone, batch.images.features, w), batch.labels),
-                "local": self.local_weight * F.cross_entropy(linear_logits(backbone.logit_scale * local, t), labels),
+                "ce": F.cross_entropy(
+                    cosine_logits(backbone, batch.images.features, w), batch.labels
+                ),
+                "local": self.local_weight
+                * F.cross_entropy(linear_logits(backbone.logit_scale * local, t), labels),
                 "likeness": self.likeness * F.l1_loss(F.normalize(w, dim=-1), t),
             }
             return {"loss": torch.stack(list(terms.values())).sum(), **terms}
@@ -167,7 +192,9 @@ class TextRefiner(ModuleMethod):
         return self.restore(backbone, shots.known, refiner.state_dict()).after(done)
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
-        return replace(super().restore(backbone, known, tensors), parameters=self.parameters(backbone).trained)
+        return replace(
+            super().restore(backbone, known, tensors), parameters=self.parameters(backbone).trained
+        )
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
         module = Training(self.module(backbone), self.keep, 1)

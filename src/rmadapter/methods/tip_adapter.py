@@ -1,9 +1,10 @@
-"""Tip-Adapter: the shots as a cache that is queried by similarity, and Tip-Adapter-F, with trained keys.
+"""Tip-Adapter: the shots as a cache that is queried by similarity, and Tip-Adapter-F, with trained
+keys.
 
-    logits = scale * x w^T + alpha * exp(-beta * (1 - x keys^T)) values        Zhang et al., ECCV 2022
+logits = scale * x w^T + alpha * exp(-beta * (1 - x keys^T)) values        Zhang et al., ECCV 2022
 
-x are normalised image features, w class features, keys the normalised features of the shots, values their classes as
-one-hot vectors.
+x are normalised image features, w class features, keys the normalised features of the shots, values
+their classes as one-hot vectors.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ PAPER = "Zhang et al., ECCV 2022 (arXiv 2207.09519); configs/imagenet.yaml of gi
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Search:
-    """alpha and beta are searched on validation images, else on parts of the shots held out in turn; with one shot per
-    class nothing can be held out, and they stay as given. The grid is that of ImageNet, Oxford Pets and UCF101 in the
-    released code, which has wider ones for the other data sets."""
+    """alpha and beta are searched on validation images, else on parts of the shots held out in
+    turn; with one shot per class nothing can be held out, and they stay as given. The grid is that
+    of ImageNet, Oxford Pets and UCF101 in the released code, which has wider ones for the other
+    data sets."""
 
     alpha: float = option(1.17, "weight of the cache")
     beta: float = option(1.0, "sharpness of the cache")
@@ -48,8 +50,8 @@ class Search:
 
 @dataclass(frozen=True)
 class TipAdapter:
-    """Nothing is trained. A key is the mean of a shot over the run's augmented views; the released code takes ten.
-    Only answers for the classes of its shots."""
+    """Nothing is trained. A key is the mean of a shot over the run's augmented views; the released
+    code takes ten. Only answers for the classes of its shots."""
 
     title: ClassVar[str] = "Tip-Adapter"
     source: ClassVar[str] = PAPER
@@ -71,8 +73,8 @@ class TipAdapter:
 
 @dataclass(frozen=True)
 class TipAdapterF:
-    """Trains the keys, with alpha and beta as given, before both are searched. The keys of the last epoch are used; the
-    released code uses the best epoch on the test images."""
+    """Trains the keys, with alpha and beta as given, before both are searched. The keys of the last
+    epoch are used; the released code uses the best epoch on the test images."""
 
     title: ClassVar[str] = "Tip-Adapter-F"
     source: ClassVar[str] = PAPER
@@ -93,7 +95,9 @@ class TipAdapterF:
         def loss(batch: Batch) -> Tensor:
             x = F.normalize(batch.images.features, dim=-1)
             extra = _ask(x @ cache["trained"].T, values, self.grid.beta)
-            return F.cross_entropy(cosine_logits(backbone, x, weights) + self.grid.alpha * extra, batch.labels)
+            return F.cross_entropy(
+                cosine_logits(backbone, x, weights) + self.grid.alpha * extra, batch.labels
+            )
 
         done = minimise(cache, loss, self.recipe, shots, Held.of_features(views))
         return cache["trained"].detach(), done
@@ -126,10 +130,14 @@ def _fit(method: TipAdapter | TipAdapterF, backbone: Backbone, shots: Shots) -> 
     keys, done = method.keys(backbone, shots, views)
     alpha, beta = _search(method, backbone, shots, views, keys)
     numbers = {"alpha": torch.tensor(alpha), "beta": torch.tensor(beta)}
-    return method.restore(backbone, shots.known, {"keys": keys, "values": one_hot(shots), **numbers}).after(done)
+    return method.restore(
+        backbone, shots.known, {"keys": keys, "values": one_hot(shots), **numbers}
+    ).after(done)
 
 
-def _restore(method: Any, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor], trained: bool) -> Fitted:
+def _restore(
+    method: Any, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor], trained: bool
+) -> Fitted:
     alpha, beta = float(shaped(tensors, "alpha")), float(shaped(tensors, "beta"))
     keys = shaped(tensors, "keys", -1, backbone.embedding_size)
     every = shaped(tensors, "values", len(keys), len(known.classes))
@@ -152,13 +160,18 @@ def _restore(method: Any, backbone: Backbone, known: Known, tensors: Mapping[str
 def _judged(
     method: TipAdapter | TipAdapterF, backbone: Backbone, shots: Shots, views: Tensor, keys: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Affinity to the keys, values, zero-shot logits and labels of each held-out part. keys: of all shots."""
+    """Affinity to the keys, values, zero-shot logits and labels of each held-out part. keys: of all
+    shots."""
     weights = zero_shot_weights(backbone, shots.classes, shots.templates)
     for rows, features, wanted in held_out(shots):
         some, kept = shots, keys
         if not shots.val:
             some = replace(
-                shots, images=shots.images.subset(rows.tolist()), unfinished=None, progress=False, callbacks=()
+                shots,
+                images=shots.images.subset(rows.tolist()),
+                unfinished=None,
+                progress=False,
+                callbacks=(),
             )
             kept = method.keys(backbone, some, views[:, rows])[0]
         x = F.normalize(at_least_float32(features), dim=-1)
@@ -168,19 +181,25 @@ def _judged(
 def _search(
     method: TipAdapter | TipAdapterF, backbone: Backbone, shots: Shots, views: Tensor, keys: Tensor
 ) -> tuple[float, float]:
-    """alpha and beta with the most hits on a grid from 0.1; among equals, the smallest beta, then alpha."""
+    """alpha and beta with the most hits on a grid from 0.1; among equals, the smallest beta, then
+    alpha."""
     grid, best = method.grid, -1
     chosen = grid.alpha, grid.beta
     parts = list(_judged(method, backbone, shots, views, keys)) if grid.search else []
     alphas, betas = (
         [0.1 + (largest - 0.1) * i / steps for i in range(steps)]
-        for largest, steps in ((grid.largest_alpha, grid.alpha_steps), (grid.largest_beta, grid.beta_steps))
+        for largest, steps in (
+            (grid.largest_alpha, grid.alpha_steps),
+            (grid.largest_beta, grid.beta_steps),
+        )
     )
     for beta in betas if parts else ():
         hits = torch.zeros(len(alphas), dtype=torch.long)
         for affinity, values, clip, labels in parts:
             extra = _ask(affinity, values, beta)
-            hits += torch.tensor([int(((clip + alpha * extra).argmax(-1) == labels).sum()) for alpha in alphas])
+            hits += torch.tensor(
+                [int(((clip + alpha * extra).argmax(-1) == labels).sum()) for alpha in alphas]
+            )
         if int(hits.max()) > best:
             best = int(hits.max())
             chosen = alphas[hits.tolist().index(best)], beta

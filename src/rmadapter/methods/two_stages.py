@@ -1,9 +1,10 @@
-"""2SFS: Farina et al., "Rethinking Few-Shot Adaptation of Vision-Language Models in Two Stages", CVPR 2025
-(https://arxiv.org/abs/2503.11609).
+"""2SFS: Farina et al., "Rethinking Few-Shot Adaptation of Vision-Language Models in Two Stages",
+CVPR 2025 (https://arxiv.org/abs/2503.11609).
 
-Stage 1, 60 percent of the steps: the LayerNorms in the blocks of both encoders learn, by cross-entropy. Stage 2: only
-class features are trained, as free weights that start as the text encoder's features after stage 1. Answers use these
-weights for trained classes, and the text encoder after stage 1 for others.
+Stage 1, 60 percent of the steps: the LayerNorms in the blocks of both encoders learn, by
+cross-entropy. Stage 2: only class features are trained, as free weights that start as the text
+encoder's features after stage 1. Answers use these weights for trained classes, and the text
+encoder after stage 1 for others.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ FIRST = 1  # block of the image encoder whose input is read; nothing before it i
 
 
 class Norms(nn.Module):
-    """Both encoders with their own LayerNorms in the blocks, which start as the backbone's, and weights [C, e] of C
-    classes.
+    """Both encoders with their own LayerNorms in the blocks, which start as the backbone's, and
+    weights [C, e] of C classes.
 
     All else is shared with the backbone. Raises UserError for encoders without blocks.
     """
@@ -41,15 +42,22 @@ class Norms(nn.Module):
         model: Any = with_own(backbone.model, (p for norm in norms for p in norm.parameters()))
         self.image, self.text = encoders_of(model)
         self.norms = nn.ModuleList(_norms(self.image, self.text)).requires_grad_()
-        self.classes = nn.Parameter(torch.zeros(classes, backbone.embedding_size, device=backbone.device))
+        self.classes = nn.Parameter(
+            torch.zeros(classes, backbone.embedding_size, device=backbone.device)
+        )
 
     def image_features(self, states: States) -> Tensor:
         """[B, e]"""
-        return self.image.encode(states.x, states.layout, FIRST, views=self.image.views)  # not of cast copies
+        return self.image.encode(
+            states.x, states.layout, FIRST, views=self.image.views
+        )  # not of cast copies
 
     def prompts(self, names: Sequence[str], templates: Sequence[str]) -> list[Packed]:
         """Layouts of all prompts, in chunks of CHUNK."""
-        return [self.text.layout(chunk) for chunk in tokenize(self.backbone, names, templates).split(CHUNK)]
+        return [
+            self.text.layout(chunk)
+            for chunk in tokenize(self.backbone, names, templates).split(CHUNK)
+        ]
 
     def class_features(self, prompts: Sequence[Packed], each: int) -> Tensor:
         """Normalised class features [C, e]."""
@@ -59,12 +67,15 @@ class Norms(nn.Module):
         return self.text.encode(self.text.stem(layout), layout, views=self.text.views)
 
     def weights(self, names: Sequence[str], known: Known) -> Tensor:
-        """Normalised class weights [C, e]: trained for known classes, from the text encoder for others."""
+        """Normalised class weights [C, e]: trained for known classes, from the text encoder for
+        others."""
         place = {name: i for i, name in enumerate(known.classes)}
         found = F.normalize(self.classes, dim=-1)
         if new := [name for name in names if name not in place]:
             each = prompts_each(new, known.templates)
-            found = torch.cat([found, self.class_features(self.prompts(new, known.templates), each)])
+            found = torch.cat(
+                [found, self.class_features(self.prompts(new, known.templates), each)]
+            )
         place |= {name: i for i, name in enumerate(new, len(place))}
         return found[[place[name] for name in names]]
 
@@ -72,16 +83,18 @@ class Norms(nn.Module):
 def _norms(*encoders: Encoder) -> list[nn.Module]:
     """The LayerNorms in their blocks."""
     blocks = (block for encoder in encoders for block in encoder.blocks)
-    return [module for block in blocks for module in block.modules() if isinstance(module, nn.LayerNorm)]
+    return [
+        module for block in blocks for module in block.modules() if isinstance(module, nn.LayerNorm)
+    ]
 
 
 @dataclass(frozen=True)
 class TwoStages:
-    """One setting for all data sets, as published; stages end with whole epochs. Several templates are averaged, where
-    the released code trains with the first.
+    """One setting for all data sets, as published; stages end with whole epochs. Several templates
+    are averaged, where the released code trains with the first.
 
-    The paper speaks of LayerNorms. The released code meets those outside the blocks twice, and freezes them again
-    at the second time, so it trains those in the blocks, as here.
+    The paper speaks of LayerNorms. The released code meets those outside the blocks twice, and
+    freezes them again at the second time, so it trains those in the blocks, as here.
     """
 
     title: ClassVar[str] = "2SFS"
@@ -94,7 +107,10 @@ class TwoStages:
     )  # fmt: skip
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        module, each = Norms(backbone, len(shots.classes)), prompts_each(shots.classes, shots.templates)
+        module, each = (
+            Norms(backbone, len(shots.classes)),
+            prompts_each(shots.classes, shots.templates),
+        )
         prompts = module.prompts(shots.classes, shots.templates)
         source, epochs = shots.source(FIRST), self.recipe.length(shots.images.labels)[0]
         turn = self.recipe.turn(epochs)
@@ -102,9 +118,15 @@ class TwoStages:
 
         def loss(batch: Batch) -> Tensor:
             if batch.epoch < turn:
-                features, weights = module.image_features(batch.images), module.class_features(prompts, each)
+                features, weights = (
+                    module.image_features(batch.images),
+                    module.class_features(prompts, each),
+                )
             else:
-                features, weights = still.features(batch, source), F.normalize(module.classes, dim=-1)
+                features, weights = (
+                    still.features(batch, source),
+                    F.normalize(module.classes, dim=-1),
+                )
             return F.cross_entropy(cosine_logits(backbone, features, weights), batch.labels)
 
         @torch.no_grad()

@@ -18,11 +18,12 @@ UNKNOWN = "not stated"  # track of external methods that do not say what they us
 class Uses(BaseModel):
     """What a method uses beyond the shots, the class names and the run's templates. Empty: nothing.
 
-    track: methods of different tracks are never ranked together. extra: data or texts. files: settings that name files
-    with these; if one is set, the track is "extra data". teacher: another model that is fitted or queried. backbones:
-    settings that name one. constants: what the authors set for each data set, where we have one setting for all.
-    test_time: what is learned from test images, or from several of them together. tuned: what the settings were chosen
-    on, and what `fit` chooses itself.
+    track: methods of different tracks are never ranked together. extra: data or texts. files:
+    settings that name files with these; if one is set, the track is "extra data". teacher: another
+    model that is fitted or queried. backbones: settings that name one. constants: what the authors
+    set for each data set, where we have one setting for all. test_time: what is learned from test
+    images, or from several of them together. tuned: what the settings were chosen on, and what
+    `fit` chooses itself.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,14 +39,23 @@ class Uses(BaseModel):
 
     @model_validator(mode="after")
     def _says_why(self) -> Uses:
-        why = {"ranked": self.tuned, "extra data": self.extra, "teacher": self.teacher, "test time": self.test_time}
+        why = {
+            "ranked": self.tuned,
+            "extra data": self.extra,
+            "teacher": self.teacher,
+            "test time": self.test_time,
+        }
         if not why[self.track]:
             raise ValueError(f"a method of the track {self.track!r} must say what it uses")
         return self
 
     def given(self, settings: Mapping[str, Any]) -> Uses:
         """The same under these settings of the method."""
-        return self.model_copy(update={"track": "extra data"}) if any(map(settings.get, self.files)) else self
+        return (
+            self.model_copy(update={"track": "extra data"})
+            if any(map(settings.get, self.files))
+            else self
+        )
 
     @property
     def words(self) -> str:
@@ -61,7 +71,8 @@ class Uses(BaseModel):
 
 
 PUBLISHED = "as published"
-TUNED = "tuned by"  # in the variant of a row of `bench --tune N`, followed by the trials on folds of its shots
+# in the variant of a row of `bench --tune N`, followed by the trials on folds of its shots
+TUNED = "tuned by"
 HELD_OUT = "held-out shots, in every fit"
 OURS = "this project's choosing sets (docs/defaults.md)"
 _PROMPT = "the words of the prompt"
@@ -88,7 +99,9 @@ USES: Mapping[str, Uses] = {
     "lp-plus-plus": Uses(tuned=PUBLISHED),
     "clip-adapter": Uses(constants="the ratio", tuned="as published for ImageNet"),
     "tip-adapter": Uses(constants="alpha and the grids of alpha and beta", tuned=HELD_OUT),
-    "tip-adapter-f": Uses(constants="alpha, the grids of alpha and beta, epochs on EuroSAT", tuned=HELD_OUT),
+    "tip-adapter-f": Uses(
+        constants="alpha, the grids of alpha and beta, epochs on EuroSAT", tuned=HELD_OUT
+    ),
     "prolip": Uses(tuned=PUBLISHED),
     "coop": Uses(constants="epochs, on ImageNet", tuned=PUBLISHED),
     "cocoop": Uses(tuned=PUBLISHED),
@@ -122,8 +135,12 @@ USES: Mapping[str, Uses] = {
         constants="weight of the loss",
         tuned=PUBLISHED,
     ),
-    "mmrl": Uses(constants="weight of regularisation, width on EuroSAT, epochs on ImageNet", tuned=PUBLISHED),
-    "mmrl-plus-plus": Uses(constants="weight of regularisation, beta, epochs on ImageNet", tuned=PUBLISHED),
+    "mmrl": Uses(
+        constants="weight of regularisation, width on EuroSAT, epochs on ImageNet", tuned=PUBLISHED
+    ),
+    "mmrl-plus-plus": Uses(
+        constants="weight of regularisation, beta, epochs on ImageNet", tuned=PUBLISHED
+    ),
     "lweib": Uses(
         extra="generated texts about each class, in a file; without it the run's prompts",
         files=("descriptions",),
@@ -135,24 +152,32 @@ USES: Mapping[str, Uses] = {
     "rmadapter": Uses(tuned=OURS),
     "rmadapter-paper": Uses(tuned="as MMA and PromptSRC published"),
     "rmadapter-plain": Uses(tuned=OURS),
-    "rmadapter-plus": Uses(extra="7 general templates", tuned="this project's choosing sets (docs/plus.md)"),
+    "rmadapter-plus": Uses(
+        extra="7 general templates", tuned="this project's choosing sets (docs/plus.md)"
+    ),
 }
 
 
 def uses_of(name: str, settings: Mapping[str, Any], own: Uses | None = None) -> Uses | None:
-    """What a method uses, by its name. own: what an external method says itself, which may be nothing."""
+    """What a method uses, by its name. own: what an external method says itself, which may be
+    nothing."""
     known = USES.get(name, own)
     return known and known.given(settings)
 
 
 def backbones_in(name: str, settings: Mapping[str, Any]) -> list[str]:
     """Further backbones that settings of this method name, such as a teacher."""
-    return [settings[field] for field in USES[name].backbones if settings.get(field)] if name in USES else []
+    return (
+        [settings[field] for field in USES[name].backbones if settings.get(field)]
+        if name in USES
+        else []
+    )
 
 
 def named_sums(name: str, settings: Mapping[str, Any]) -> list[str]:
-    """SHA-256 of each file that the settings name, or of the method's own, and digest of each backbone whose name does
-    not determine its weights, so that other content makes another run. Raises UserError if one is missing."""
+    """SHA-256 of each file that the settings name, or of the method's own, and digest of each
+    backbone whose name does not determine its weights, so that other content makes another run.
+    Raises UserError if one is missing."""
     if name not in USES:
         code = name.rpartition(":")[0]
         return [_sum(code)] if code.endswith(".py") else []
@@ -161,7 +186,10 @@ def named_sums(name: str, settings: Mapping[str, Any]) -> list[str]:
     from rmadapter.backbones.load import is_published
     from rmadapter.backbones.shared import shared
 
-    files, models = [settings[f] for f in USES[name].files if settings.get(f)], backbones_in(name, settings)
+    files, models = (
+        [settings[f] for f in USES[name].files if settings.get(f)],
+        backbones_in(name, settings),
+    )
     return [*map(_sum, files)] + [
         shared(model, torch.device("cpu")).digest for model in models if not is_published(model)
     ]

@@ -31,10 +31,12 @@ SEVEN = (
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """The untouched backbone. templates: averaged in place of those of the run; empty for those of the run.
+    """The untouched backbone. templates: averaged in place of those of the run; empty for those of
+    the run.
 
-    If images have several labels, two numbers shared by all classes are fitted to the shots: the line that turns
-    cosines into probabilities (Platt, 1999). The order of images within a class stays the untouched backbone's.
+    If images have several labels, two numbers shared by all classes are fitted to the shots: the
+    line that turns cosines into probabilities (Platt, 1999). The order of images within a class
+    stays the untouched backbone's.
     """
 
     several: ClassVar[bool] = True
@@ -48,10 +50,13 @@ class ZeroShot:
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         tensors = {LINE: self._line(backbone, shots)} if shots.known.several else {}
-        return self.restore(backbone, shots.known, tensors).after(Trained(weighed=True))  # nothing else is learnt
+        return self.restore(backbone, shots.known, tensors).after(
+            Trained(weighed=True)
+        )  # nothing else is learnt
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
-        """If images have several labels and `tensors` has no line, probabilities are the sigmoid of plain cosines."""
+        """If images have several labels and `tensors` has no line, probabilities are the sigmoid of
+        plain cosines."""
 
         def for_classes(names: Sequence[str]) -> ToLogits:
             cosines = self._cosines(backbone, known, names)
@@ -60,10 +65,21 @@ class ZeroShot:
             slope, offset = tensors[LINE] if LINE in tensors else (1 / backbone.logit_scale, 0.0)
             return lambda states: slope * cosines(states) + offset
 
-        return Fitted(self, backbone, known, tensors, for_classes, parameters=sum(map(torch.numel, tensors.values())))
+        return Fitted(
+            self,
+            backbone,
+            known,
+            tensors,
+            for_classes,
+            parameters=sum(map(torch.numel, tensors.values())),
+        )
 
     def _cosines(self, backbone: Backbone, known: Known, names: Sequence[str]) -> Cosines:
-        return Cosines(backbone, untouched, zero_shot_weights(backbone, names, self.templates or known.templates))
+        return Cosines(
+            backbone,
+            untouched,
+            zero_shot_weights(backbone, names, self.templates or known.templates),
+        )
 
     def _line(self, backbone: Backbone, shots: Shots) -> Tensor:
         """Slope and offset, [2]."""
@@ -71,7 +87,9 @@ class ZeroShot:
         scores = cosine_logits(backbone, shots.plain_features(), weights)
         each = torch.ones(len(scores)) if shots.weights is None else shots.weights
         parts = (scores, shots.labels, each[:, None].expand(scores.shape))
-        return torch.tensor(platt(*(part.flatten().cpu().numpy() for part in parts)), device=shots.device)
+        return torch.tensor(
+            platt(*(part.flatten().cpu().numpy() for part in parts)), device=shots.device
+        )
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
         return Parameters()

@@ -10,14 +10,19 @@ from typing import Any
 import numpy as np
 
 UNSURE = "unsure"
-LAST = ("unfamiliar", "zero_shot_label", "sorted_to", "error")  # optional columns of a file of answers
+LAST = (
+    "unfamiliar",
+    "zero_shot_label",
+    "sorted_to",
+    "error",
+)  # optional columns of a file of answers
 
 
 @dataclass(frozen=True)
 class Answer:
-    """best: labels and probabilities, the most probable first. zero_shot: the untouched backbone's label, if requested.
-    unfamiliar: as from `Fitted.unfamiliar`, if requested. labels: if images may have several, those that reach the
-    threshold, or else the most probable one."""
+    """best: labels and probabilities, the most probable first. zero_shot: the untouched backbone's
+    label, if requested. unfamiliar: as from `Fitted.unfamiliar`, if requested. labels: if images
+    may have several, those that reach the threshold, or else the most probable one."""
 
     image: Path
     best: tuple[tuple[str, float], ...]
@@ -26,8 +31,8 @@ class Answer:
     labels: tuple[str, ...] = ()
 
     def row(self, unsure: float = 0.0) -> dict[str, Any]:
-        """A row of a table. unsure: probability below which the label is "unsure"; the guess is kept. Semicolons join
-        several labels."""
+        """A row of a table. unsure: probability below which the label is "unsure"; the guess is
+        kept. Semicolons join several labels."""
         (guess, probability), *others = self.best
         doubt = probability < unsure
         row = {
@@ -38,7 +43,12 @@ class Answer:
         }
         for place, (label, share) in enumerate(others, 2):
             row |= {f"label_{place}": label, f"probability_{place}": share}
-        return {**row, "unsure": doubt, "unfamiliar": self.unfamiliar, "zero_shot_label": self.zero_shot}
+        return {
+            **row,
+            "unsure": doubt,
+            "unfamiliar": self.unfamiliar,
+            "zero_shot_label": self.zero_shot,
+        }
 
 
 def best(labels: Sequence[str], probabilities: np.ndarray, top: int) -> list[tuple[str, float]]:
@@ -48,10 +58,19 @@ def best(labels: Sequence[str], probabilities: np.ndarray, top: int) -> list[tup
 
 
 def columns(
-    top: int, sort: bool = False, zero_shot: bool = True, unfamiliar: bool = False, error: bool = False
+    top: int,
+    sort: bool = False,
+    zero_shot: bool = True,
+    unfamiliar: bool = False,
+    error: bool = False,
 ) -> list[str]:
-    """Columns of a file with `top` answers per image. sort: with the image's new place. zero_shot: with the untouched
-    answer. unfamiliar: with how unlike the training images it is. error: with what is wrong with a bad image."""
+    """Columns of a file with `top` answers per image. sort: with the image's new place. zero_shot:
+    with the untouched answer. unfamiliar: with how unlike the training images it is. error: with
+    what is wrong with a bad image."""
     more = [f"{what}_{place}" for place in range(2, top + 1) for what in ("label", "probability")]
-    last = [name for name, there in zip(LAST, (unfamiliar, zero_shot, sort, error), strict=True) if there]
+    last = [
+        name
+        for name, there in zip(LAST, (unfamiliar, zero_shot, sort, error), strict=True)
+        if there
+    ]
     return ["image", "label", "probability", "guess", *more, "unsure", *last]

@@ -41,7 +41,10 @@ class Explanation:
         def listed(shares: Shares) -> list[dict[str, Any]]:
             return [{"class": label, "probability": share} for label, share in shares]
 
-        near = [{"image": n.image, "label": n.label, "similarity": n.similarity} for n in self.neighbours]
+        near = [
+            {"image": n.image, "label": n.label, "similarity": n.similarity}
+            for n in self.neighbours
+        ]
         return {
             "image": str(self.image), "classes": listed(self.best), "zero_shot": listed(self.zero_shot),
             "neighbours": near,
@@ -52,13 +55,16 @@ def explain_images(
     run: str | Path, images: Sequence[str | Path], *, data: str | Path | None = None,
     backbone: Backbone | str | None = None, method: str = "", skip_bad: bool = False, progress: bool = True,
 ) -> list[Explanation]:  # fmt: skip
-    """For each image: the two best classes, those of the untouched backbone, and the nearest training images.
+    """For each image: the two best classes, those of the untouched backbone, and the nearest
+    training images.
 
-    data: where the run's training images are now, if they moved. Raises UserError as `load` does, and for an
-    unreadable image, unless it is to be left out (skip_bad).
+    data: where the run's training images are now, if they moved. Raises UserError as `load` does,
+    and for an unreadable image, unless it is to be left out (skip_bad).
     """
     if data and not user_path(data).exists():
-        raise UserError(f"{data}: does not exist; give the location of the run's training images with --data")
+        raise UserError(
+            f"{data}: does not exist; give the location of the run's training images with --data"
+        )
     folder = run_folder(run)
     saved = load(folder, backbone, method=method)
     fitted, found = saved.fitted, list[Explanation]()
@@ -74,7 +80,9 @@ def explain_images(
         tables = next(answers(models, [states], asked.several))
         near = nearest(fitted.examples, states.features)
         for i, image in enumerate(some):
-            neighbours = tuple(known[row]._replace(similarity=round(cos, 4)) for row, cos in near[i] if known)
+            neighbours = tuple(
+                known[row]._replace(similarity=round(cos, 4)) for row, cos in near[i] if known
+            )
             best, zero_shot = (_best(saved, tables[name][i]) for name in ("own", "untouched"))
             found.append(Explanation(image, best, zero_shot, neighbours))
     for _, text in bad or []:
@@ -96,12 +104,20 @@ def _training(folder: Path, saved: Saved, data: str | Path | None) -> list[Neigh
         return []
     record, drawn = read_record(folder / RECORD), read_split(split)
     middle = (len(drawn.classes) + 1) // 2
-    wanted = {"all": range(len(drawn.classes)), "base": range(middle), "novel": range(middle, len(drawn.classes))}
+    wanted = {
+        "all": range(len(drawn.classes)),
+        "base": range(middle),
+        "novel": range(middle, len(drawn.classes)),
+    }
     labels = drawn.several or [(label,) for _, label, _ in drawn.train]
     listed = zip(drawn.train, labels, strict=True)
-    rows = kept([(name, own) for (name, label, _), own in listed if label in wanted[record.task.classes]])
+    rows = kept(
+        [(name, own) for (name, label, _), own in listed if label in wanted[record.task.classes]]
+    )
     if len(rows) != len(examples):
-        raise UserError(f"{split}: does not list the images the model was fitted to; the folder is damaged or mixed")
+        raise UserError(
+            f"{split}: does not list the images the model was fitted to; the folder is damaged or mixed"
+        )
     root = images_root(data or record.task.data, record.crops)
     shown = ((name, "; ".join(str(drawn.written[i]) for i in own)) for name, own in rows)
     return [Neighbour(name, source_of(root, name), label, 0.0) for name, label in shown]

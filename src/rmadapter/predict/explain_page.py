@@ -16,7 +16,9 @@ def write_page(path: Path, found: Sequence[Explanation], run: str) -> None:
     """Write the page atomically; it needs no network and no script. run: its name on the page."""
     cards = []
     for one in found:
-        neighbours = [{**near._asdict(), "src": thumbnail(near.source, SMALL)} for near in one.neighbours]
+        neighbours = [
+            {**near._asdict(), "src": thumbnail(near.source, SMALL)} for near in one.neighbours
+        ]
         cards.append({**vars(one), "neighbours": neighbours, "src": thumbnail(one.image)})
     html = template("explain.html.j2", percent=percent).render(cards=cards, run=run)
     write_text(path, html)

@@ -1,4 +1,5 @@
-"""Answers in a file. While it grows it is NAME.partial: a line of JSON that identifies the run, and one per image.
+"""Answers in a file. While it grows it is NAME.partial: a line of JSON that identifies the run, and
+one per image.
 
 When complete, it becomes CSV, JSON lines or parquet. One that was interrupted is resumed.
 """
@@ -28,9 +29,11 @@ WHAT = "unfinished answers of `rmadapter predict`"
 
 @dataclass(eq=False)
 class OutFile:
-    """columns: of the finished file, in order. key: identifies the run and the settings that the rows come from.
+    """columns: of the finished file, in order. key: identifies the run and the settings that the
+    rows come from.
 
-    Raises UserError for a name without a known format's suffix, and for parquet if pyarrow is missing.
+    Raises UserError for a name without a known format's suffix, and for parquet if pyarrow is
+    missing.
     """
 
     path: Path
@@ -55,7 +58,9 @@ class OutFile:
                     row = json.loads(line)
                     row["image"] + row.get("bad", row.get("label"))
                 except (ValueError, KeyError, TypeError):
-                    raise UserError(f"{self.partial}, line {number}: damaged; delete the file to start again") from None
+                    raise UserError(
+                        f"{self.partial}, line {number}: damaged; delete the file to start again"
+                    ) from None
                 yield row
 
     def write(self, rows: Iterable[Row]) -> None:
@@ -64,7 +69,8 @@ class OutFile:
             file.writelines(json.dumps(row) + "\n" for row in rows)
 
     def open(self) -> None:
-        """Begin or resume. Raises UserError if the file exists, or if a partial one has another key or is damaged."""
+        """Begin or resume. Raises UserError if the file exists, or if a partial one has another key
+        or is damaged."""
         check_new(self.path)
         head = (json.dumps({"what": WHAT, "key": self.key}) + "\n").encode()
         if not self.partial.exists():
@@ -83,8 +89,8 @@ class OutFile:
             self.answered[row["image"]] += "bad" not in row
 
     def missing(self, images: Sequence[Path], gone: bool = False) -> list[Path]:
-        """Images that have no row yet, in order; an image given twice gets two rows. gone: answered ones were moved.
-        Raises UserError if a row is of none of the images."""
+        """Images that have no row yet, in order; an image given twice gets two rows. gone: answered
+        ones were moved. Raises UserError if a row is of none of the images."""
         if not gone and (others := self.answered - Counter(map(str, images))):
             raise UserError(
                 f"{self.partial}: holds answers to other images, such as {next(iter(others))}; resume it with the "
@@ -107,10 +113,15 @@ class OutFile:
             file.truncate(end)
 
     def finish(self) -> None:
-        """Write the final file and remove the unfinished one. Bad images only have rows if a column is "error"."""
+        """Write the final file and remove the unfinished one. Bad images only have rows if a column
+        is "error"."""
         told = "error" in self.columns
         nothing = dict.fromkeys(self.columns)
-        good = ({**nothing, **row, "error": row.get("bad", "")} for row in self.rows() if told or "bad" not in row)
+        good = (
+            {**nothing, **row, "error": row.get("bad", "")}
+            for row in self.rows()
+            if told or "bad" not in row
+        )
         with atomic(self.path) as temporary:
             self._write(temporary, self.columns, good)
         self.partial.unlink()
@@ -127,7 +138,9 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); run the same command again to resume") from None
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); run the same command again to resume"
+        ) from None
 
 
 # Formats
@@ -151,7 +164,9 @@ def cell(column: str, value: Any) -> Any:
 
 def _jsonl(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
     with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
-        file.writelines(json.dumps({c: row[c] for c in columns}, ensure_ascii=False) + "\n" for row in rows)
+        file.writelines(
+            json.dumps({c: row[c] for c in columns}, ensure_ascii=False) + "\n" for row in rows
+        )
 
 
 def _parquet(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:

@@ -1,7 +1,7 @@
 """Images stored as bytes in a parquet file: each row has a name, FILE.parquet#ROW.
 
-During prediction a row is written to a temporary file, so it is decoded by the same code as any other image. The column
-holds bytes, or a struct with "bytes", as Hugging Face writes it.
+During prediction a row is written to a temporary file, so it is decoded by the same code as any
+other image. The column holds bytes, or a struct with "bytes", as Hugging Face writes it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def find_rows(words: Sequence[str], **how: Any) -> Inputs:
 
 
 def rows_of(word: str) -> list[Path]:
-    """Names of the images in a parquet file; none if it is another kind of file or a table of paths."""
+    """Names of the images in a parquet file; none if it is another kind of file or a table of
+    paths."""
     path = user_path(word)
     if path.suffix.lower() != ".parquet" or not path.is_file():
         return []
@@ -43,8 +44,11 @@ def rows_of(word: str) -> list[Path]:
     return [path.with_name(f"{path.name}#{row}") for row in range(file.metadata.num_rows)]
 
 
-def unpacked_rows(names: Sequence[Path], folder: Path, bad: list[tuple[Path, str]]) -> list[tuple[Path, Path]]:
-    """(file, name) of each image in order; rows become files in `folder`. bad: collects rows without bytes."""
+def unpacked_rows(
+    names: Sequence[Path], folder: Path, bad: list[tuple[Path, str]]
+) -> list[tuple[Path, Path]]:
+    """(file, name) of each image in order; rows become files in `folder`. bad: collects rows
+    without bytes."""
     found: list[tuple[Path, Path]] = []
     contents = dict(_contents([name for name in names if is_row(name)]))
     for number, name in enumerate(names):

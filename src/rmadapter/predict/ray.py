@@ -1,7 +1,8 @@
 """`predict --engine ray`: the same answers from the workers of a cluster, through Ray Data.
 
-A worker keeps the run loaded, decodes and encodes images like the local engine, and needs the run and the images at the
-same path. Answers come back in order and are written here, so a stopped command resumes like a local one.
+A worker keeps the run loaded, decodes and encodes images like the local engine, and needs the run
+and the images at the same path. Answers come back in order and are written here, so a stopped
+command resumes like a local one.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ CHUNK = 8 * BATCH  # most images given to a worker at once, and repeated if it d
 
 @dataclass(frozen=True)
 class Model:
-    """What every worker loads: arguments of `checkpoint.load` and of `Asker`. digest: as the function `digest`."""
+    """What every worker loads: arguments of `checkpoint.load` and of `Asker`. digest: as the
+    function `digest`."""
 
     run: Path
     backbone: str | None
@@ -41,14 +43,20 @@ class Model:
         """Load the run. Raises UserError as `load`, and if a different model is there."""
         from rmadapter.artifacts.checkpoint import load
 
-        asker = Asker(load(self.run, self.backbone, method=self.method).fitted, self.names, self.labels, self.top)
+        asker = Asker(
+            load(self.run, self.backbone, method=self.method).fitted,
+            self.names,
+            self.labels,
+            self.top,
+        )
         if digest(asker) != self.digest:
             raise UserError(f"{self.run}: a different model from the one where the command runs")
         return asker
 
 
 def digest(asker: Asker) -> str:
-    """SHA-256 of all that answers depend on; `load` has checked the backbone's digest against the run."""
+    """SHA-256 of all that answers depend on; `load` has checked the backbone's digest against the
+    run."""
     import hashlib
 
     fitted = asker.fitted
@@ -60,7 +68,8 @@ def digest(asker: Asker) -> str:
 
 
 class Answering:
-    """An actor of Ray Data: turns a batch of names into lines of JSON, each an answer or a bad image."""
+    """An actor of Ray Data: turns a batch of names into lines of JSON, each an answer or a bad
+    image."""
 
     def __init__(self, model: Model, words: Mapping[str, bool], home: Path, threads: float) -> None:
         self.words, node = words, settle(home, threads)
@@ -68,7 +77,9 @@ class Answering:
         try:
             self.asker = model.asker()
         except UserError as error:  # returned as a row: Ray would restart a failing actor for ever
-            self.complaint = f"node {node}: {error}; every node needs the run and the images at the same path"
+            self.complaint = (
+                f"node {node}: {error}; every node needs the run and the images at the same path"
+            )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         if self.asker is None:
@@ -82,7 +93,9 @@ class Answering:
                 for some in self.asker.ask([file for file, _ in given], bad=broken, **self.words)
                 for answer in some
             ]
-        bad += [(name_of[file], text.replace(str(file), str(name_of[file]))) for file, text in broken]
+        bad += [
+            (name_of[file], text.replace(str(file), str(name_of[file]))) for file, text in broken
+        ]
         lines += [{"image": str(name), "bad": text} for name, text in bad]
         return {"line": [json.dumps(line) for line in lines]}
 
@@ -111,24 +124,34 @@ class Cluster:
             context.execution_options.preserve_order = True
             context.enable_progress_bars = False
             own, words = shares(self.jobs), {"zero_shot": zero_shot, "unfamiliar": unfamiliar}
-            size = min(CHUNK, -(-len(images) // (self.jobs * BATCH)) * BATCH)  # every worker gets some, even of few
+            size = min(
+                CHUNK, -(-len(images) // (self.jobs * BATCH)) * BATCH
+            )  # every worker gets some, even of few
             parts = [images[start : start + size] for start in range(0, len(images), size)]
             blocks = [pyarrow.table({"image": [str(image) for image in part]}) for part in parts]
             answered = ray.data.from_arrow(blocks).map_batches(
                 Answering, fn_constructor_args=(self.model, words, Path.cwd(), own["num_cpus"]), batch_size=size,
                 compute=ray.data.ActorPoolStrategy(size=min(self.jobs, len(blocks))), zero_copy_batch=True, **own,
             )  # fmt: skip
-            for block in answered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+            for block in answered.iter_batches(
+                batch_size=None, batch_format="pyarrow", prefetch_batches=1
+            ):
                 yield list(_answers([json.loads(line) for line in block["line"].to_pylist()], bad))
 
 
-def cluster(asker: Asker, run: Path, backbone: str | None, method: str, jobs: int, address: str) -> Cluster:
+def cluster(
+    asker: Asker, run: Path, backbone: str | None, method: str, jobs: int, address: str
+) -> Cluster:
     """A `Cluster` that answers like `asker`, which was loaded with this run, backbone and method."""
-    model = Model(run.absolute(), backbone, method, asker.names, tuple(asker.labels), asker.top, digest(asker))
+    model = Model(
+        run.absolute(), backbone, method, asker.names, tuple(asker.labels), asker.top, digest(asker)
+    )
     return Cluster(model, jobs, address)
 
 
-def _answers(lines: Sequence[dict[str, Any]], bad: list[tuple[Path, str]] | None) -> Iterator[Answer]:
+def _answers(
+    lines: Sequence[dict[str, Any]], bad: list[tuple[Path, str]] | None
+) -> Iterator[Answer]:
     for line in lines:
         if "complaint" in line:
             raise UserError(line["complaint"])

@@ -1,4 +1,5 @@
-"""Sorts images into one folder per label: copies, moves or links them, and never overwrites anything."""
+"""Sorts images into one folder per label: copies, moves or links them, and never overwrites
+anything."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ from typing import Any, Literal
 from rmadapter.errors import UserError
 from rmadapter.support.files import atomic, cache_folder
 
-RESERVED = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9\u00b9\u00b2\u00b3]", re.IGNORECASE)  # on Windows, with any suffix
+RESERVED = re.compile(
+    r"con|prn|aux|nul|(com|lpt)[0-9\u00b9\u00b2\u00b3]", re.IGNORECASE
+)  # on Windows, with any suffix
 UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')  # in a folder name, on some system
 
 
@@ -27,22 +30,27 @@ class Sorter:
     root: Path
     labels: Sequence[str]
     how: Literal["copy", "move", "link"] = "copy"
-    _taken: dict[str, int] = field(default_factory=dict)  # place, as by `_same` -> how often it was wanted
+    _taken: dict[str, int] = field(
+        default_factory=dict
+    )  # place, as by `_same` -> how often it was wanted
 
     def __post_init__(self) -> None:
         self.folders = {label: _folder_name(label) for label in self.labels}
         owners: dict[str, str] = {}
         for label, folder in self.folders.items():
             if (other := owners.setdefault(_same(folder), label)) != label:
-                raise UserError(f"labels {other!r} and {label!r} would share the folder {folder!r}: rename one")
+                raise UserError(
+                    f"labels {other!r} and {label!r} would share the folder {folder!r}: rename one"
+                )
 
     @property
     def settings(self) -> list[str]:
         return [str(self.root.resolve()), self.how]
 
     def check(self, searched: Sequence[Path], images: Sequence[Path]) -> None:
-        """Raise UserError if the search for images would find sorted ones, if an image would be moved twice, or if an
-        image from an archive, which must stay in the cache, would not be copied."""
+        """Raise UserError if the search for images would find sorted ones, if an image would be
+        moved twice, or if an image from an archive, which must stay in the cache, would not be
+        copied."""
         here = self.root.resolve()
         for folder in searched:
             if folder.resolve() in (here, *here.parents):
@@ -53,15 +61,25 @@ class Sorter:
         targets = {here / name for name in self.folders.values()}
         for folder in [*map(Path.resolve, searched), *homes.values()]:
             if not targets.isdisjoint((folder, *folder.parents)):
-                raise UserError(f"{folder}: images are sorted into it as well: choose another folder to sort into")
+                raise UserError(
+                    f"{folder}: images are sorted into it as well: choose another folder to sort into"
+                )
         if self.how == "copy":
             return
         cache = cache_folder().resolve()
-        if inside := next((folder for folder, home in homes.items() if cache in home.parents), None):
-            raise UserError(f"{inside}: images from an archive can only be copied: leave out --{self.how}")
-        every = Counter(homes[image.parent] / image.name for image in images)  # one spelling per path
+        if inside := next(
+            (folder for folder, home in homes.items() if cache in home.parents), None
+        ):
+            raise UserError(
+                f"{inside}: images from an archive can only be copied: leave out --{self.how}"
+            )
+        every = Counter(
+            homes[image.parent] / image.name for image in images
+        )  # one spelling per path
         if self.how == "move" and every.total() > len(every):
-            raise UserError(f"{every.most_common(1)[0][0]}: is given twice, but can only be moved once")
+            raise UserError(
+                f"{every.most_common(1)[0][0]}: is given twice, but can only be moved once"
+            )
 
     def place(self, image: Path, label: str) -> Path:
         """A free path for an image, with a number if its name is taken."""
@@ -86,22 +104,29 @@ class Sorter:
                     self.put(Path(row["image"]), Path(row["sorted_to"]))
 
     def put(self, image: Path, place: Path) -> None:
-        """Bring an image to its place, completely or not at all; an existing file there is left alone."""
+        """Bring an image to its place, completely or not at all; an existing file there is left
+        alone."""
         if os.path.lexists(place):
             return
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            if self.how == "link" or (self.how == "move" and image.is_symlink()):  # its target may be relative
+            if self.how == "link" or (
+                self.how == "move" and image.is_symlink()
+            ):  # its target may be relative
                 os.symlink(image.resolve(), place)
             elif self.how == "copy" or not _renamed(image, place):
                 with atomic(place, sync=self.how == "move") as temporary:
                     shutil.copyfile(image, temporary)
                     there = image.stat()
-                    os.utime(temporary, ns=(there.st_atime_ns, there.st_mtime_ns))  # its mode may forbid writing
+                    os.utime(
+                        temporary, ns=(there.st_atime_ns, there.st_mtime_ns)
+                    )  # its mode may forbid writing
             if self.how == "move":
                 image.unlink(missing_ok=True)
         except OSError as error:
-            raise UserError(f"{image}: cannot be placed at {place} ({error.strerror or error})") from None
+            raise UserError(
+                f"{image}: cannot be placed at {place} ({error.strerror or error})"
+            ) from None
 
 
 def _renamed(image: Path, place: Path) -> bool:
@@ -122,5 +147,6 @@ def _folder_name(label: str) -> str:
 
 
 def _same(path: str) -> str:
-    """A form equal for paths that some file system may take for the same: without case and form of accents."""
+    """A form equal for paths that some file system may take for the same: without case and form of
+    accents."""
     return unicodedata.normalize("NFC", path).casefold()

@@ -1,4 +1,5 @@
-"""Images -> answers: each image is decoded and encoded once, decoded in threads while the model works."""
+"""Images -> answers: each image is decoded and encoded once, decoded in threads while the model
+works."""
 
 from __future__ import annotations
 
@@ -16,12 +17,19 @@ from rmadapter.training.contract import Fitted, Known, answers
 class Asker:
     """A model and the classes that it chooses from.
 
-    names: of the classes, as in prompts. labels: of the classes, as in answers. top: answers per image. Raises
-    NotApplicable as `Fitted.score` does.
+    names: of the classes, as in prompts. labels: of the classes, as in answers. top: answers per
+    image. Raises NotApplicable as `Fitted.score` does.
     """
 
-    def __init__(self, fitted: Fitted, names: Sequence[str], labels: Sequence[str], top: int = 5) -> None:
-        self.fitted, self.names, self.labels, self.top = fitted, tuple(names), labels, min(top, len(labels))
+    def __init__(
+        self, fitted: Fitted, names: Sequence[str], labels: Sequence[str], top: int = 5
+    ) -> None:
+        self.fitted, self.names, self.labels, self.top = (
+            fitted,
+            tuple(names),
+            labels,
+            min(top, len(labels)),
+        )
         self._own = fitted.score(self.names)
 
     def ask(
@@ -33,12 +41,17 @@ class Asker:
     ) -> Iterator[list[Answer]]:
         """Answers in the order of the images, in batches; nothing else is kept.
 
-        zero_shot: also ask the untouched backbone. bad: as in `decoded`. unfamiliar: also tell how unfamiliar each
-        image is. Raises UserError for an unreadable image, and as `Fitted.unfamiliar` does.
+        zero_shot: also ask the untouched backbone. bad: as in `decoded`. unfamiliar: also tell how
+        unfamiliar each image is. Raises UserError for an unreadable image, and as
+        `Fitted.unfamiliar` does.
         """
         from rmadapter.methods.zero_shot import ZeroShot
 
-        title, backbone, several = self.fitted.method.title, self.fitted.backbone, self.fitted.known.several
+        title, backbone, several = (
+            self.fitted.method.title,
+            self.fitted.backbone,
+            self.fitted.known.several,
+        )
         models = {title: self._own}
         if zero_shot:
             known = Known(self.names, self.fitted.known.templates, several)
@@ -50,13 +63,22 @@ class Asker:
             shares, places = (part[:, : self.top].tolist() for part in ordered)
             labels: list[tuple[str, ...]] = self._above(*ordered) if several else [()] * len(some)
             untouched = (
-                [self.labels[i] for i in tables["untouched"].argmax(-1).tolist()] if zero_shot else [""] * len(some)
+                [self.labels[i] for i in tables["untouched"].argmax(-1).tolist()]
+                if zero_shot
+                else [""] * len(some)
             )
-            far = self.fitted.unfamiliar(states.features).tolist() if unfamiliar else [None] * len(some)
+            far = (
+                self.fitted.unfamiliar(states.features).tolist()
+                if unfamiliar
+                else [None] * len(some)
+            )
             yield [
                 Answer(
                     image,
-                    tuple((self.labels[i], round(share, 6)) for i, share in zip(row, line, strict=True)),
+                    tuple(
+                        (self.labels[i], round(share, 6))
+                        for i, share in zip(row, line, strict=True)
+                    ),
                     other,
                     None if distance is None else round(distance, 6),
                     own,
@@ -67,6 +89,10 @@ class Asker:
             ]
 
     def _above(self, shares: Tensor, places: Tensor) -> list[tuple[str, ...]]:
-        """Labels of each image that reach the threshold, at least one. Both [B, C], the most probable class first."""
+        """Labels of each image that reach the threshold, at least one. Both [B, C], the most
+        probable class first."""
         counts = (shares >= self.fitted.threshold).sum(1).clamp(min=1).tolist()
-        return [tuple(self.labels[i] for i in row[:n]) for row, n in zip(places.tolist(), counts, strict=True)]
+        return [
+            tuple(self.labels[i] for i in row[:n])
+            for row, n in zip(places.tolist(), counts, strict=True)
+        ]

@@ -31,18 +31,24 @@ from rmadapter.training.contract import NotApplicable
 
 
 def add_names(saved: Saved, names: Sequence[str], out: Path) -> tuple[str, ...]:
-    """Save a model that also answers for further classes, by name alone; nothing is trained. Returns its labels.
+    """Save a model that also answers for further classes, by name alone; nothing is trained.
+    Returns its labels.
 
-    Raises UserError for a name that it already has, for a method that cannot take classes by name, and if `out` already
-    holds a model.
+    Raises UserError for a name that it already has, for a method that cannot take classes by name,
+    and if `out` already holds a model.
     """
-    before = [label if isinstance(label, str) else name for label, name in zip(saved.labels, saved.names, strict=True)]
+    before = [
+        label if isinstance(label, str) else name
+        for label, name in zip(saved.labels, saved.names, strict=True)
+    ]
     given = {nfc(label): name for label, name in zip(before, saved.names, strict=True)}
     called = prompt_names([*before, *names], given)
     try:
         saved.fitted.score(tuple(called.values()))
     except NotApplicable as error:
-        raise UserError(f"{error}; `rmadapter add RUN FOLDER` trains it again with images of the new classes") from None
+        raise UserError(
+            f"{error}; `rmadapter add RUN FOLDER` trains it again with images of the new classes"
+        ) from None
     if (out / MODEL).exists():
         raise UserError(f"{out} already holds a model: choose another --out")
     save(out, saved.fitted, saved.name, tuple(called), tuple(called.values()))
@@ -64,13 +70,16 @@ def add_images(
 ) -> Record:
     """Train again on the images that a run was trained on plus new ones, and evaluate again.
 
-    data: images of old and new classes, in any layout that `read_images` accepts; `shots` of each class are drawn, by
-    default as many as for the run. Its test split, or what was not drawn, joins the images that the run was tested on.
-    old: where the run's own data is now. columns, crops: of the new data, as for `read_images`. Raises UserError if the
-    old data is missing or has changed, if a class would occur twice, and if `out` holds another run.
+    data: images of old and new classes, in any layout that `read_images` accepts; `shots` of each
+    class are drawn, by default as many as for the run. Its test split, or what was not drawn, joins
+    the images that the run was tested on. old: where the run's own data is now. columns, crops: of
+    the new data, as for `read_images`. Raises UserError if the old data is missing or has changed,
+    if a class would occur twice, and if `out` holds another run.
     """
     if not (run / RECORD).is_file():
-        raise UserError(f"{run}: a model saved on its own does not record its training images; give a run of `fit`")
+        raise UserError(
+            f"{run}: a model saved on its own does not record its training images; give a run of `fit`"
+        )
     record = read_record(run / RECORD)
     shots = record.task.shots if shots is None else shots
     home = _home(run, record, old)
@@ -78,14 +87,20 @@ def add_images(
     fresh = open_source(data, outside, columns, crops)
     if skip_bad:
         opened, fresh = _readable(opened), _readable(fresh)
-    also = (row.also for source in (opened, fresh) for rows in source.splits.values() for row in rows)
+    also = (
+        row.also for source in (opened, fresh) for rows in source.splits.values() for row in rows
+    )
     one_label(saved.fitted.known.several or any(also), "add with images")
-    rows, counts = _grown(run, saved, record, opened, _called(fresh.splits, data, saved), data, shots)
+    rows, counts = _grown(
+        run, saved, record, opened, _called(fresh.splits, data, saved), data, shots
+    )
     name, values = read_config(run / CONFIG, (saved.name,))
     wanted = Request.make(values, name, data=str(out / IMAGES))
     for backbone in backbones_in(wanted.name, settings_of(wanted.method)):
         check_backbone_named(backbone)
-    task = configured(wanted.task, {"shots": 0, "classes": "all", "backbone": saved.fitted.backbone.name})
+    task = configured(
+        wanted.task, {"shots": 0, "classes": "all", "backbone": saved.fitted.backbone.name}
+    )
     lab = Lab(wanted.machine)
     had = {key(str(label)) for label in saved.labels}
     brought = classnames_json(fresh.root, beside_splits(data, fresh.splits))
@@ -94,7 +109,9 @@ def add_images(
         _write_list(out, rows, {**new, **saved.given})
     lab.add_backbone(saved.fitted.backbone)
     lab.add(task.data, read_images(out / IMAGES, skip_bad=skip_bad, outside=True))
-    notes: tuple[str, ...] = (f"trained on the {counts[0]} images of {run.name} and {counts[1]} new ones",)
+    notes: tuple[str, ...] = (
+        f"trained on the {counts[0]} images of {run.name} and {counts[1]} new ones",
+    )
     notes += (ignored_note(fresh.ignored),) if fresh.ignored else ()
     return fit(task, wanted.method, out, lab, name, command, notes)
 
@@ -105,32 +122,48 @@ Listed = list[tuple[str, Row]]  # split, row
 def _readable(source: Source) -> Source:
     """The source without unreadable images."""
     bad = complaints([row.image for rows in source.splits.values() for row in rows], progress=False)
-    return source._replace(splits={s: [r for r in rows if r.image not in bad] for s, rows in source.splits.items()})
+    return source._replace(
+        splits={s: [r for r in rows if r.image not in bad] for s, rows in source.splits.items()}
+    )
 
 
 def _home(run: Path, record: Record, old: Path | None) -> Path:
     home = user_path(old or record.task.data)
     if not home.exists():
-        raise UserError(f"{run}: its data {str(home)!r} is missing; give its new location with --old-data")
+        raise UserError(
+            f"{run}: its data {str(home)!r} is missing; give its new location with --old-data"
+        )
     return home
 
 
 def _grown(
-    run: Path, saved: Saved, record: Record, opened: Source, new: Mapping[str, Rows], data: Path, shots: int
+    run: Path,
+    saved: Saved,
+    record: Record,
+    opened: Source,
+    new: Mapping[str, Rows],
+    data: Path,
+    shots: int,
 ) -> tuple[Listed, tuple[int, int]]:
     """Every image with its split and label, and the numbers of old and new training images."""
     try:
         few = read_split(run / SPLIT).images(opened.root)
     except UserError as error:
-        raise UserError(f"{run}: {error}; give the new location of its data with --old-data") from None
+        raise UserError(
+            f"{run}: {error}; give the new location of its data with --old-data"
+        ) from None
     kept = {key(str(label)): str(label) for label in saved.labels}  # classes that it was trained on
     there = opened.splits
     groups = {row.image: row.group for rows in there.values() for row in rows}
     train, val = (_known(_rows(images, groups), kept) for images in (few.train, few.val))
-    tests = _known(there.get("test", [row for name in ("train", "all") for row in there.get(name, [])]), kept)
+    tests = _known(
+        there.get("test", [row for name in ("train", "all") for row in there.get(name, [])]), kept
+    )
 
     seen = {_content(row.image) for row in train}
-    source = [row for row in new.get("train", new.get("all", [])) if _content(row.image) not in seen]
+    source = [
+        row for row in new.get("train", new.get("all", [])) if _content(row.image) not in seen
+    ]
     rng = random.Random(record.task.seed)
     more = [source[i] for i in sample_shots(_numbers(source), shots, rng)]
     held = new.get("val", [])
@@ -139,7 +172,9 @@ def _grown(
     learnt = seen | {_content(row.image) for row in [*more, *val]}  # methods choose settings on val
     labels = {row.label for row in [*train, *more]}
     if lost := next((row.label for row in tests if row.label not in labels), None):
-        raise UserError(f"{data}: class {lost!r} has test images but none to train on: add some, or remove it")
+        raise UserError(
+            f"{data}: class {lost!r} has test images but none to train on: add some, or remove it"
+        )
     tested = [row for row in dict.fromkeys(tests) if _content(row.image) not in learnt]
     splits = {"train": [*train, *more], "val": val, "test": tested}
     return [(split, row) for split, rows in splits.items() for row in rows], (len(train), len(more))
@@ -161,13 +196,19 @@ def _called(found: Mapping[str, Rows], data: Path, saved: Saved) -> dict[str, Ro
     """The new images; a class that the run already has gets the run's label."""
     spelled = {key(str(label)): str(label) for label in saved.labels}
     for split in sorted(found, key=lambda split: split != "train"):
-        for label in prompt_names(list(dict.fromkeys(row.label for row in found[split])), where=f"{data} ({split}): "):
+        for label in prompt_names(
+            list(dict.fromkeys(row.label for row in found[split])), where=f"{data} ({split}): "
+        ):
             spelled.setdefault(key(label), label)
-    return {split: [row._replace(label=spelled[key(row.label)]) for row in rows] for split, rows in found.items()}
+    return {
+        split: [row._replace(label=spelled[key(row.label)]) for row in rows]
+        for split, rows in found.items()
+    }
 
 
 def _content(path: Path) -> bytes:
-    """What identifies an image wherever it is stored; an empty class folder stands for itself, as in a scan."""
+    """What identifies an image wherever it is stored; an empty class folder stands for itself, as
+    in a scan."""
     return os.fsencode(path) if path.is_dir() else content(path)
 
 
@@ -177,9 +218,12 @@ def _numbers(rows: Rows) -> list[int]:
 
 
 def _write_list(out: Path, rows: Listed, given: dict[str, str]) -> None:
-    """Write the new run's data as a CSV file, and beside it the prompt names that do not follow from the labels."""
+    """Write the new run's data as a CSV file, and beside it the prompt names that do not follow
+    from the labels."""
     grouped = any(row.group for _, row in rows)
-    lines = [[path_from(out, row.image), row.label, split, *[row.group] * grouped] for split, row in rows]
+    lines = [
+        [path_from(out, row.image), row.label, split, *[row.group] * grouped] for split, row in rows
+    ]
     text = csv_text(["path", "label", "split", *["group"] * grouped], lines)
     file = out / IMAGES
     if (out / RECORD).exists() and (not file.exists() or file.read_text("utf-8") != text):

@@ -1,5 +1,5 @@
-"""`--method auto`: judge candidates, from cheap to expensive, on the same folds of the shots; docs/auto.md says what it
-is worth."""
+"""`--method auto`: judge candidates, from cheap to expensive, on the same folds of the shots;
+docs/auto.md says what it is worth."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from rmadapter.support.terminal import note
 from rmadapter.task import Task, check_views
 from rmadapter.training.contract import Method, NotApplicable
 
-# In order of preference and of trial: the cheap ones first, and among these the best on the choosing sets.
+# In order of preference and of trial: the cheap ones first, and among these the best on the
+# choosing sets.
 CANDIDATES = (
     "linear-probe", "linear-probe-pair", "linear-probe-zero-shot", "tip-adapter-f", "zero-shot", "zero-shot-ensemble",
     "rmadapter", "mmrl",
@@ -35,8 +36,12 @@ ERRORS = 2  # standard errors; by chance alone, one of several candidates is oft
 class Auto:
     """Settings of the choice."""
 
-    minutes: float = option(10.0, "minutes for the choice; methods that would take longer are left out", gt=0)
-    candidates: tuple[str, ...] = option(CANDIDATES, "methods to choose from, the preferred first", min_length=1)
+    minutes: float = option(
+        10.0, "minutes for the choice; methods that would take longer are left out", gt=0
+    )
+    candidates: tuple[str, ...] = option(
+        CANDIDATES, "methods to choose from, the preferred first", min_length=1
+    )
     effort: str = option("normal", "effort of the candidates")
 
     def method(self, name: str) -> Method:
@@ -53,12 +58,14 @@ class Asked(NamedTuple):
 
 
 def preferred(candidates: Sequence[str], images: float) -> list[str]:
-    """The candidates in their order, but `FOR_FEW` first if a class usually has fewer than `FEW` images."""
+    """The candidates in their order, but `FOR_FEW` first if a class usually has fewer than `FEW`
+    images."""
     return sorted(candidates, key=lambda name: images >= FEW or name != FOR_FEW)
 
 
 def asked(values: Mapping[str, Any], effort: str = "normal", data: str = "") -> Asked:
-    """From flat names: of the task, the machine and `Auto`. Raises UserError for others, including a method's."""
+    """From flat names: of the task, the machine and `Auto`. Raises UserError for others, including
+    a method's."""
     task, machine, own = request.split(values, AUTO)
     auto = configured(Auto(effort=effort), own, AUTO)
     for name in auto.candidates:
@@ -70,7 +77,8 @@ def requested(
     method: str, config: Path | None, flags: Mapping[str, Any], sets: list[str] | None, effort: str = "normal",
     data: str = "", auto: bool = False,
 ) -> Any:  # fmt: skip
-    """What the command line asks for: a file of settings, overridden by flags, which --set overrides."""
+    """What the command line asks for: a file of settings, overridden by flags, which --set
+    overrides."""
     name, values = request.read_config(config, (method,))
     if effort != "normal" and (method or name) != AUTO:
         values = request.without_length(values, method or name or DEFAULT)
@@ -79,15 +87,18 @@ def requested(
     if auto and (method or name) == AUTO:
         return asked(values, effort, data)
     if flags.get("minutes") is not None:
-        raise UserError("--minutes limits the choice of --method auto; other methods train as long as --effort says")
+        raise UserError(
+            "--minutes limits the choice of --method auto; other methods train as long as --effort says"
+        )
     return request.Request.make(values, method or name or DEFAULT, effort, data)
 
 
 def choose(folds: Folds, auto: Auto) -> Choice:
-    """Choose the most preferred candidate whose accuracy over the folds is within two standard errors of the best.
+    """Choose the most preferred candidate whose accuracy over the folds is within two standard
+    errors of the best.
 
-    The standard error is that of the paired difference. Without folds, the most preferred candidate is chosen. Raises
-    UserError if no candidate could be judged.
+    The standard error is that of the paired difference. Without folds, the most preferred candidate
+    is chosen. Raises UserError if no candidate could be judged.
     """
     candidates = preferred(auto.candidates, float(np.median(np.bincount(folds.images.labels))))
     if not folds:
@@ -112,21 +123,26 @@ def choose(folds: Folds, auto: Auto) -> Choice:
         row = Candidate(name=name, title=auto.method(name).title, reason=reasons.get(name, ""))
         if name in right:
             figures = {"accuracy": 100 * float(right[name].mean()), "seconds": seconds[name]}
-            row = row.model_copy(update=figures | dict(zip(("behind", "error"), by[name], strict=True)))
+            row = row.model_copy(
+                update=figures | dict(zip(("behind", "error"), by[name], strict=True))
+            )
         rows.append(row)
     chosen = list(right)[pick(hits)]
-    return Choice(chosen=chosen, folds=len(folds), images=len(labels), minutes=auto.minutes, rows=tuple(rows))
+    return Choice(
+        chosen=chosen, folds=len(folds), images=len(labels), minutes=auto.minutes, rows=tuple(rows)
+    )
 
 
 def pick(hits: np.ndarray) -> int:
-    """The place of the first candidate within two standard errors of the best. hits: [K, M] bool, whether a candidate
-    names an image."""
+    """The place of the first candidate within two standard errors of the best. hits: [K, M] bool,
+    whether a candidate names an image."""
     points, error = behind(hits)
     return int(np.flatnonzero(points <= ERRORS * error)[0])
 
 
 def behind(hits: np.ndarray) -> np.ndarray:
-    """[2, K]: how many points each candidate is behind the best, and the standard error of that difference."""
+    """[2, K]: how many points each candidate is behind the best, and the standard error of that
+    difference."""
     best = hits[hits.mean(1).argmax()]
     lost = best.astype(float) - hits
     return 100 * np.stack([lost.mean(1), lost.std(1) / math.sqrt(hits.shape[1])])

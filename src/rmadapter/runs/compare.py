@@ -1,4 +1,5 @@
-"""Runs on one test set, image by image: they differ by the images that only one of them classifies correctly."""
+"""Runs on one test set, image by image: they differ by the images that only one of them classifies
+correctly."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ from rmadapter.training.contract import NotApplicable
 
 @dataclass(frozen=True)
 class Line:
-    """Rates in percent. difference: to the first run, with the ends of its 95 % interval and McNemar's p value; None
-    for the first run itself."""
+    """Rates in percent. difference: to the first run, with the ends of its 95 % interval and
+    McNemar's p value; None for the first run itself."""
 
     run: str
     method: str
@@ -38,15 +39,20 @@ class Line:
         cells = [self.run, self.method, f"{self.accuracy:.1f}"]
         if self.difference is None:
             return [*cells, "", "", ""]
-        return [*cells, f"{self.difference:+.1f}", f"{self.low:+.1f} to {self.high:+.1f}", f"{self.p:.2g}"]
+        return [
+            *cells,
+            f"{self.difference:+.1f}",
+            f"{self.low:+.1f} to {self.high:+.1f}",
+            f"{self.p:.2g}",
+        ]
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def compare(runs: Sequence[tuple[Path, Saved]], images: ImageSet) -> list[Line]:
-    """One line per run; each uses the class names that it was trained with. Raises UserError if there are no images,
-    and for a method that cannot answer for a class of the data."""
+    """One line per run; each uses the class names that it was trained with. Raises UserError if
+    there are no images, and for a method that cannot answer for a class of the data."""
     if not len(images):
         raise UserError("there are no images to compare on")
     one_label(images.several, "compare", CROPS)
@@ -55,9 +61,13 @@ def compare(runs: Sequence[tuple[Path, Saved]], images: ImageSet) -> list[Line]:
     first: np.ndarray | None = None
     for folder, saved in runs:
         names = (
-            saved.given.get(nfc(str(label)), name) for label, name in zip(images.written, images.classes, strict=True)
+            saved.given.get(nfc(str(label)), name)
+            for label, name in zip(images.written, images.classes, strict=True)
         )
-        asked, cache = replace(images, classes=tuple(names)), Cache(saved.fitted.backbone, hold=False)
+        asked, cache = (
+            replace(images, classes=tuple(names)),
+            Cache(saved.fitted.backbone, hold=False),
+        )
         try:
             [found], _ = evaluate(saved.fitted, [(Question("all"), asked, "test")], cache)
         except NotApplicable as error:

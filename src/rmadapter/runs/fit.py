@@ -13,7 +13,16 @@ from typing import cast
 
 from pydantic import ValidationError
 
-from rmadapter.artifacts.checkpoint import FILES, HISTORY, PAGE, RECORD, Saved, drawn, finished, save_run
+from rmadapter.artifacts.checkpoint import (
+    FILES,
+    HISTORY,
+    PAGE,
+    RECORD,
+    Saved,
+    drawn,
+    finished,
+    save_run,
+)
 from rmadapter.artifacts.evaluation import Evaluation
 from rmadapter.artifacts.mistakes import WHY, mistakes, read_mistakes, write_mistakes
 from rmadapter.artifacts.page import write_page
@@ -59,12 +68,13 @@ def fit(
 ) -> Record:  # fmt: skip
     """Do a task, and keep the model, the record and the report in a folder.
 
-    method: or how to choose one. folds: of the cross-validation that chooses, calibrates, and judges a run on all
-    classes if there are too few other images; None for 4 if choosing or judging needs them, 0 for no judgement. If
-    images have several labels, it chooses the threshold (4 folds for None, none for 0) and judges nothing.
-    columns, crops: how the task's images were read, as in `read_images`. A killed run is resumed when called again; a
-    finished one is returned. Raises UserError if `out` holds another run, another process is at work there, or nothing
-    can be written there.
+    method: or how to choose one. folds: of the cross-validation that chooses, calibrates, and
+    judges a run on all classes if there are too few other images; None for 4 if choosing or judging
+    needs them, 0 for no judgement. If images have several labels, it chooses the threshold (4 folds
+    for None, none for 0) and judges nothing. columns, crops: how the task's images were read, as in
+    `read_images`. A killed run is resumed when called again; a finished one is returned. Raises
+    UserError if `out` holds another run, another process is at work there, or nothing can be
+    written there.
     """
     with alone(out):
         for left in parts(out, *out.glob(f"{ACTIVATIONS}/*")):
@@ -85,7 +95,13 @@ def fit(
             done = _done(task, method, lab, name, unfinished, folds)
             none = NOTHING.format("leave out --folds 0, " if folds == 0 else "")
             notes = (*done.record.notes, *notes, *(() if done.record.scores else (none,)))
-            found = {"key": key, "command": command, "notes": notes, "columns": dict(columns or {}), "crops": crops}
+            found = {
+                "key": key,
+                "command": command,
+                "notes": notes,
+                "columns": dict(columns or {}),
+                "crops": crops,
+            }
             record = done.record.model_copy(update=found)
             tested = predictions(record, done.evaluations)
             write_predictions(out / PREDICTIONS, tested)
@@ -102,18 +118,21 @@ def fit(
 
 
 def help_fit(task: Task, method: Method, out: Path, lab: Lab, name: str) -> None:
-    """The part of `fit` in all but the first process: take part in every training that the first one begins."""
+    """The part of `fit` in all but the first process: take part in every training that the first
+    one begins."""
     few, backbone = lab.draw(task), lab.backbone(task.backbone)
     images, lab.folder = half(few.train, task.classes), out / ACTIVATIONS
     key = run_key(task, method, name, lab.machine, backbone, few)
     lab.train_cache(task).expect_parts(images)
     for rows, kept in asked(key):
-        learn(method, images.subset(rows), task, lab, Unfinished(out / STATE, key) if kept else None)
+        learn(
+            method, images.subset(rows), task, lab, Unfinished(out / STATE, key) if kept else None
+        )
 
 
 def page_again(folder: Path) -> Path:
-    """Write the page of a finished run again from its folder. Images that are gone from the data are taken from the
-    earlier page.
+    """Write the page of a finished run again from its folder. Images that are gone from the data
+    are taken from the earlier page.
 
     Raises UserError for a folder without a run of this version, or with a damaged one.
     """
@@ -141,8 +160,16 @@ def _history(path: Path) -> list[dict[str, float]]:
         raise UserError(f"{path}: not the losses of a run ({error})") from None
 
 
-def _done(task: Task, method: Method | Auto, lab: Lab, name: str, unfinished: Unfinished, count: int | None) -> Outcome:
-    """Choose the method, run, calibrate and judge, as far as wanted and possible. count: `folds` of `fit`."""
+def _done(
+    task: Task,
+    method: Method | Auto,
+    lab: Lab,
+    name: str,
+    unfinished: Unfinished,
+    count: int | None,
+) -> Outcome:
+    """Choose the method, run, calibrate and judge, as far as wanted and possible. count: `folds` of
+    `fit`."""
     several, choice = bool(lab.draw(task).train.several), None
     judged = count != 0 and task.classes == "all" and not task.tests and not several
     judging = judged and not enough(lab, task)
@@ -150,14 +177,18 @@ def _done(task: Task, method: Method | Auto, lab: Lab, name: str, unfinished: Un
     folds = Folds.make(task, lab, count or FOLDS) if needed else None
     if folds and judging:
         images = len(folds.images)
-        note(f"no test split: judging by {len(folds)}-fold cross-validation of the {images:,} training images")
+        note(
+            f"no test split: judging by {len(folds)}-fold cross-validation of the {images:,} training images"
+        )
     if isinstance(method, Auto):
         assert folds is not None
         choice = _choice(folds, method, unfinished)
         method, name = method.method(choice.chosen), choice.chosen
     temperature = folds.temperature(method, name) if folds and not several else None
     threshold = folds.threshold(method, name) if folds and several else None
-    done = run_task(task, method, lab, name, unfinished, BESIDE if judged else None, temperature, threshold)
+    done = run_task(
+        task, method, lab, name, unfinished, BESIDE if judged else None, temperature, threshold
+    )
     done = replace(done, record=done.record.model_copy(update={"choice": choice}))
     return judge(task, method, lab, done, folds) if judged else done
 
@@ -173,8 +204,8 @@ def _choice(folds: Folds, auto: Auto, unfinished: Unfinished) -> Choice:
 
 
 def known_names(folder: Path, saved: Saved) -> dict[str, str]:
-    """The prompt names that do not follow from the labels of a saved run, also of the half that it was not fitted to,
-    as `read_images` takes them."""
+    """The prompt names that do not follow from the labels of a saved run, also of the half that it
+    was not fitted to, as `read_images` takes them."""
     split = folder / SPLIT
     if not split.is_file():
         return saved.given
@@ -183,7 +214,8 @@ def known_names(folder: Path, saved: Saved) -> dict[str, str]:
 
 
 def trained_on(folder: Path, splits: Splits, split: str, images: ImageSet) -> int:
-    """How many of some images of a split a saved run has learnt from; 0 if it was fitted to another data set."""
+    """How many of some images of a split a saved run has learnt from; 0 if it was fitted to another
+    data set."""
     if split in ("test", "heldout"):  # what is drawn is in neither
         return 0
     try:
@@ -191,7 +223,11 @@ def trained_on(folder: Path, splits: Splits, split: str, images: ImageSet) -> in
         few = few_shot(splits, shots, seed)
     except UserError:
         return 0
-    parts = [half(part, which).images for part in (few.train, few.val) if part] if has_digest(few, digest) else []
+    parts = (
+        [half(part, which).images for part in (few.train, few.val) if part]
+        if has_digest(few, digest)
+        else []
+    )
     learnt = {*chain(*parts)}
     return sum(image in learnt for image in images.images)
 
@@ -201,15 +237,18 @@ def evaluate_saved(
 ) -> tuple[list[Evaluation], list[Score]]:
     """Evaluate a saved run on one split of a data set, with the data set's class names.
 
-    split: of the data, or "heldout": the train images that the run did not see. Raises UserError for a split that is
-    missing or empty, and for "heldout" if the method saw these images or was fitted to other data.
+    split: of the data, or "heldout": the train images that the run did not see. Raises UserError
+    for a split that is missing or empty, and for "heldout" if the method saw these images or was
+    fitted to other data.
     """
     if split != "heldout" and split not in splits:
         there = ", ".join([*splits, "heldout"])
         raise UserError(f"the data has no {split} split: give --split one of {there}")
     if split == "heldout":
         if wants(fitted.method):
-            raise UserError(f"{fitted.method.title} has seen the images that were not drawn: give --split test")
+            raise UserError(
+                f"{fitted.method.title} has seen the images that were not drawn: give --split test"
+            )
         shots, seed, digest = drawn(folder)
         few = few_shot(splits, shots, seed)
         if not has_digest(few, digest):
@@ -224,7 +263,9 @@ def evaluate_saved(
     for text in few.akin if split == "heldout" else ():
         note(text)
     if known := trained_on(folder, splits, split, images):
-        note(f"{known} of these {len(images)} images were trained on: this accuracy says little about new ones")
+        note(
+            f"{known} of these {len(images)} images were trained on: this accuracy says little about new ones"
+        )
     seed = drawn(folder)[1] if fitted.remembers and (folder / RECORD).is_file() else 1
     named = cast(Split, "held out" if split == "heldout" else split)
     return evaluate(fitted, [(Question(classes, classes=classes), images, named)], cache, seed=seed)

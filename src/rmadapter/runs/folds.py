@@ -33,7 +33,8 @@ class OutOfTime(Exception):
 
 @dataclass(frozen=True)
 class Answers:
-    """table: probabilities [M, C] of the images in `Folds.rows`. seconds: for fitting and evaluating."""
+    """table: probabilities [M, C] of the images in `Folds.rows`. seconds: for fitting and
+    evaluating."""
 
     table: np.ndarray
     seconds: float
@@ -41,8 +42,8 @@ class Answers:
 
 @dataclass(eq=False)
 class Folds:
-    """Folds of a task's shots. parts: rows to judge by, fold by fold; near-duplicates share a fold. Answers are kept in
-    the lab's folder, if it has one, so that a killed run can resume."""
+    """Folds of a task's shots. parts: rows to judge by, fold by fold; near-duplicates share a fold.
+    Answers are kept in the lab's folder, if it has one, so that a killed run can resume."""
 
     task: Task
     lab: Lab
@@ -68,20 +69,30 @@ class Folds:
     def judged(self) -> ImageSet:
         return self.images.subset(self.rows)
 
-    def answers(self, method: Method, name: str, *, beside: bool = False, deadline: float = float("inf")) -> Answers:
-        """Answers of this method. name: as `load_method` accepts it. beside: as `learn_beside`. deadline: on the clock
-        `time.monotonic`; raises OutOfTime as soon as the finished folds show that the others will be late."""
+    def answers(
+        self, method: Method, name: str, *, beside: bool = False, deadline: float = float("inf")
+    ) -> Answers:
+        """Answers of this method. name: as `load_method` accepts it. beside: as `learn_beside`.
+        deadline: on the clock `time.monotonic`; raises OutOfTime as soon as the finished folds show
+        that the others will be late."""
         few, backbone = self.lab.draw(self.task), self.lab.backbone(self.task.backbone)
         beside = beside and self.task.augmentation != "none"
         key = run_key(self.task, method, name, self.lab.machine, backbone, few)
-        parts = hashlib.sha256(json.dumps(self.parts).encode()).hexdigest()  # groups move rows between folds
+        parts = hashlib.sha256(
+            json.dumps(self.parts).encode()
+        ).hexdigest()  # groups move rows between folds
         key = f"{key[:24]}-{len(self)}-{parts[:12]}{'-beside' * beside}"
         file = self.lab.folder and self.lab.folder / f"folds-{key}.safetensors"
         if key not in self._known:
-            self._known[key] = (file and _read(file, len(self.rows))) or self._ask(method, beside, deadline)
+            self._known[key] = (file and _read(file, len(self.rows))) or self._ask(
+                method, beside, deadline
+            )
             if file:
                 kept = self._known[key]
-                tensors = {"table": torch.from_numpy(kept.table), "seconds": torch.tensor(kept.seconds)}
+                tensors = {
+                    "table": torch.from_numpy(kept.table),
+                    "seconds": torch.tensor(kept.seconds),
+                }
                 write_tensors(file, tensors)
         return self._known[key]
 
@@ -89,15 +100,19 @@ class Folds:
         """The temperature that calibrates models of this method; None without folds."""
         if not self.parts:
             return None
-        return self.no_surer(metrics.temperature(self.answers(method, name).table, self.judged.labels))
+        return self.no_surer(
+            metrics.temperature(self.answers(method, name).table, self.judged.labels)
+        )
 
     def no_surer(self, temperature: float) -> float:
-        """At least 1 for two folds: with two images per class, their models saw one of them, and are less sure than the
-        model that sees both, so their temperature must not make that one surer."""
+        """At least 1 for two folds: with two images per class, their models saw one of them, and
+        are less sure than the model that sees both, so their temperature must not make that one
+        surer."""
         return max(temperature, 1.0) if len(self) == 2 else temperature
 
     def threshold(self, method: Method, name: str) -> float | None:
-        """The probability from which on models of this method should answer a class; None without folds."""
+        """The probability from which on models of this method should answer a class; None without
+        folds."""
         if not self.parts:
             return None
         return metrics.best_threshold(self.answers(method, name).table, self.judged.targets())
@@ -110,7 +125,9 @@ class Folds:
             rest = self.images.subset(i for i in range(len(self.images)) if i not in out)
             fitted = (learn_beside if beside else learn)(method, rest, self.task, self.lab)
             cache, judged = self.lab.train_cache(self.task), self.images.subset(part)
-            tables.append(ask_all({"it": fitted.score()}, fitted, cache, judged, self.task.seed)["it"])
+            tables.append(
+                ask_all({"it": fitted.score()}, fitted, cache, judged, self.task.seed)["it"]
+            )
             now, done = time.monotonic(), sum(map(len, tables))
             if now + (now - started) * (len(self.rows) - done) / done > deadline:
                 raise OutOfTime
@@ -123,21 +140,30 @@ def _read(file: Path, count: int) -> Answers | None:
 
     try:
         found = load_file(file)
-        return Answers(found["table"].numpy(), float(found["seconds"])) if len(found["table"]) == count else None
+        return (
+            Answers(found["table"].numpy(), float(found["seconds"]))
+            if len(found["table"]) == count
+            else None
+        )
     except (SafetensorError, OSError, KeyError, ValueError):
         return None  # it is computed again
 
 
 def split(
-    images: ImageSet, folds: int, seed: int, progress: bool = False, together: np.ndarray | None = None
+    images: ImageSet,
+    folds: int,
+    seed: int,
+    progress: bool = False,
+    together: np.ndarray | None = None,
 ) -> list[list[int]]:
-    """Rows to judge by, fold by fold, such that the rest still has every class; near-duplicates, and images of one
-    group, share a fold.
+    """Rows to judge by, fold by fold, such that the rest still has every class; near-duplicates,
+    and images of one group, share a fold.
 
-    The images of each class are dealt in turn. There are no more folds than a class usually has images: every class
-    should lose equally many, as a model that saw fewer images of a class answers it less often, and so would be wrong
-    about exactly those held out. A class whose images all belong together is always trained on, and so is everything
-    that belongs with them. together: the `groups` of the images, if already known.
+    The images of each class are dealt in turn. There are no more folds than a class usually has
+    images: every class should lose equally many, as a model that saw fewer images of a class
+    answers it less often, and so would be wrong about exactly those held out. A class whose images
+    all belong together is always trained on, and so is everything that belongs with them. together:
+    the `groups` of the images, if already known.
     """
     if together is None:
         together = groups(looks(images.images, progress), images.groups)

@@ -1,4 +1,5 @@
-"""Methods whose answer to an image depends on the images before it: in which order to ask, and where to refuse them."""
+"""Methods whose answer to an image depends on the images before it: in which order to ask, and
+where to refuse them."""
 
 from __future__ import annotations
 
@@ -14,17 +15,29 @@ from rmadapter.training.contract import Fitted, ToLogits, answers
 
 
 def ask_all(
-    models: Mapping[str, ToLogits], fitted: Fitted, cache: Cache, images: ImageSet, seed: int, text: str = "evaluating"
+    models: Mapping[str, ToLogits],
+    fitted: Fitted,
+    cache: Cache,
+    images: ImageSet,
+    seed: int,
+    text: str = "evaluating",
 ) -> dict[str, Tensor]:
-    """Probabilities [N, C] of each model, in the order of the images. models: as for `Fitted.answers`.
+    """Probabilities [N, C] of each model, in the order of the images. models: as for
+    `Fitted.answers`.
 
-    A method that remembers images sees them in a random order that depends on the seed, because data sets are sorted by
-    class. Raises UserError as `answers` does.
+    A method that remembers images sees them in a random order that depends on the seed, because
+    data sets are sorted by class. Raises UserError as `answers` does.
     """
     order = shuffled(len(images), seed) if fitted.remembers else None
-    parts = list(answers(models, cache.stream(images, fitted.first, text, order), fitted.known.several))
+    parts = list(
+        answers(models, cache.stream(images, fitted.first, text, order), fitted.known.several)
+    )
     tables = {name: torch.cat([part.pop(name) for part in parts]) for name in models}
-    return tables if order is None else {name: table[order.argsort()] for name, table in tables.items()}
+    return (
+        tables
+        if order is None
+        else {name: table[order.argsort()] for name, table in tables.items()}
+    )
 
 
 def shuffled(count: int, seed: int) -> Tensor:

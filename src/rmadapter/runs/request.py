@@ -1,9 +1,10 @@
-"""The whole request for a run, built from flat names and values as --set, --config and Python give them."""
+"""The whole request for a run, built from flat names and values as --set, --config and Python give
+them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ from rmadapter.methods import AUTO, DEFAULT, check_named, load_method
 from rmadapter.settings import Machine, configured, read_yaml, settings_of
 from rmadapter.support.machine import fastest_precision, find_device
 from rmadapter.support.terminal import note
-from rmadapter.task import Task, check_views
+from rmadapter.task import COMMON_SETTINGS, MACHINE_SETTINGS, TASK_SETTINGS, Task, check_views
 from rmadapter.training.contract import Method
 
-TASK = tuple(f.name for f in fields(Task) if f.name not in ("data", "tests"))  # those two are no settings
-MACHINE = tuple(f.name for f in fields(Machine))
-READING = ("device", "workers", "cache_memory", "disk_cache")  # machine settings that apply where nothing is trained
-COMMON = (*TASK, *MACHINE)  # what is not a method's own
+READING = (
+    "device",
+    "workers",
+    "cache_memory",
+    "disk_cache",
+)  # machine settings that apply where nothing is trained
 
 
 @dataclass(frozen=True)
@@ -32,54 +35,79 @@ class Request:
 
     @classmethod
     def make(
-        cls, values: Mapping[str, Any] | None = None, method: str = DEFAULT, effort: str = "normal", data: str = ""
+        cls,
+        values: Mapping[str, Any] | None = None,
+        method: str = DEFAULT,
+        effort: str = "normal",
+        data: str = "",
     ) -> Request:
-        """Build from flat names of the task, the machine and the method; `METHOD.field` reaches a method's field whose
-        name is also a common one. Raises UserError that says what is unknown and what to write."""
+        """Build from flat names of the task, the machine and the method; `METHOD.field` reaches a
+        method's field whose name is also a common one. Raises UserError that says what is unknown
+        and what to write."""
         task, machine, own = split(values or {}, method)
         found = load_method(method, {}, effort)
         check_own(own, found)
-        return cls(check_views(configured(Task(data=data), task)), machine_of(machine), configured(found, own), method)
+        return cls(
+            check_views(configured(Task(data=data), task)),
+            machine_of(machine),
+            configured(found, own),
+            method,
+        )
 
 
 def machine_of(values: Mapping[str, Any]) -> Machine:
-    """From flat names; `precision=auto` becomes the fastest here, and a note says so. Raises as `configured` does."""
+    """From flat names; `precision=auto` becomes the fastest here, and a note says so. Raises as
+    `configured` does."""
     machine = configured(Machine(), values)
     if machine.precision != "auto":
         return machine
     precision, times = fastest_precision(find_device(machine.device))
     kind = "float16" if precision == "fp16" else "bfloat16"
-    note(f"precision={precision}: a matrix product in {kind} takes {1 / times:.2g} of its float32 time here")
+    note(
+        f"precision={precision}: a matrix product in {kind} takes {1 / times:.2g} of its float32 time here"
+    )
     return replace(machine, precision=precision)
 
 
 def check_names(values: Mapping[str, Any], method: str, owner: Any) -> None:
-    """Raises UserError for a name unknown to the task, the machine and the method. owner: has the method's settings."""
+    """Raises UserError for a name unknown to the task, the machine and the method. owner: has the
+    method's settings."""
     check_own(split(values, method)[2], owner)
 
 
 def check_own(own: Mapping[str, Any], owner: Any) -> None:
     for name in own:
         if name not in settings_of(owner):
-            raise UserError(f"unknown setting {quoted(name)}{nearest(name, [*settings_of(owner), *COMMON])}")
-
-
-def own_names(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a method as `make` takes them: those that share a name with a common one become METHOD.field."""
-    return {f"{method}.{name}" if name in COMMON else name: value for name, value in settings.items()}
+            raise UserError(
+                f"unknown setting {quoted(name)}{nearest(name, [*settings_of(owner), *COMMON_SETTINGS])}"
+            )
 
 
 def read_config(file: Path | None, named: Sequence[str] = ()) -> tuple[str, dict[str, Any]]:
-    """The method named in a run's config.yaml, "" if none, and its other values; None counts as an empty file.
+    """The method named in a run's config.yaml, "" if none, and its other values; None counts as an
+    empty file.
 
-    Raises UserError for a method from outside, also as a candidate of `auto`, that is not among those `named` by the
-    user: the file may come from elsewhere, and loading such a method runs its code.
+    Raises UserError for a method from outside, also as a candidate of `auto`, that is not among
+    those `named` by the user: the file may come from elsewhere, and loading such a method runs its
+    code.
     """
     values = read_yaml(file) if file else {}
     if file:
-        given = [values[name] for name in ("method", "candidates", f"{AUTO}.candidates") if name in values]
-        check_named(file, [str(one) for some in given for one in (some if isinstance(some, list) else [some])], named)
-    if {"lambda_image_con", "lambda_text_con", "decouple_scale"} <= values.keys():  # a run's file lists all settings
+        given = [
+            values[name]
+            for name in ("method", "candidates", f"{AUTO}.candidates")
+            if name in values
+        ]
+        check_named(
+            file,
+            [str(one) for some in given for one in (some if isinstance(some, list) else [some])],
+            named,
+        )
+    if {
+        "lambda_image_con",
+        "lambda_text_con",
+        "decouple_scale",
+    } <= values.keys():  # a run's file lists all settings
         values.setdefault("consistency_unit", "feature")  # from before this setting existed
     return str(values.pop("method", "")), values
 
@@ -90,15 +118,20 @@ def without_length(values: Mapping[str, Any], method: str) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name.rpartition(".")[2] not in long}
 
 
-def split(values: Mapping[str, Any], method: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Split values into those of the task, the machine and the method. Raises UserError for another method's."""
-    task = {name: value for name, value in values.items() if name in TASK}
-    machine = {name: value for name, value in values.items() if name in MACHINE}
+def split(
+    values: Mapping[str, Any], method: str
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Split values into those of the task, the machine and the method. Raises UserError for another
+    method's."""
+    task = {name: value for name, value in values.items() if name in TASK_SETTINGS}
+    machine = {name: value for name, value in values.items() if name in MACHINE_SETTINGS}
     own: dict[str, Any] = {}
     for name, value in values.items():
         prefix, dot, rest = name.rpartition(".")
         if dot and prefix != method:
-            raise UserError(f"{quoted(name)}: a setting of {quoted(prefix)}, but the method is {method!r}")
-        if name not in COMMON:
+            raise UserError(
+                f"{quoted(name)}: a setting of {quoted(prefix)}, but the method is {method!r}"
+            )
+        if name not in COMMON_SETTINGS:
             own[rest] = value
     return task, machine, own

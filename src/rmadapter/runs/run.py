@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.artifacts.evaluation import Evaluation
-from rmadapter.artifacts.record import FORMAT, BackboneName, MethodName, Record, Score, Several, Split
+from rmadapter.artifacts.record import (
+    FORMAT,
+    BackboneName,
+    MethodName,
+    Record,
+    Score,
+    Several,
+    Split,
+)
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.backbones.load import identity_of, is_published
 from rmadapter.data.catalog.sets import load_dataset
@@ -45,9 +53,10 @@ Sets = list[tuple[Question, ImageSet, Split]]
 class Lab:
     """What the runs of one process share: the backbone, the images read, and frozen activations.
 
-    root: folder of the data sets. outside, crops: as for `load_dataset`. folder: for activations that do not fit into
-    memory. keep: whether to keep those of test images for the next run; a single run uses each of them once.
-    callbacks: called at every step of a training. blocks: at which coming runs start, as for `Cache`.
+    root: folder of the data sets. outside, crops: as for `load_dataset`. folder: for activations
+    that do not fit into memory. keep: whether to keep those of test images for the next run; a
+    single run uses each of them once. callbacks: called at every step of a training. blocks: at
+    which coming runs start, as for `Cache`.
     """
 
     machine: Machine = field(default_factory=Machine)
@@ -78,7 +87,9 @@ class Lab:
 
     def splits(self, data: str) -> Splits:
         if data not in self._splits:
-            self._splits[data] = load_dataset(data, self.root, outside=self.outside, crops=self.crops)
+            self._splits[data] = load_dataset(
+                data, self.root, outside=self.outside, crops=self.crops
+            )
         return self._splits[data]
 
     def backbone(self, name: str) -> Backbone:
@@ -89,8 +100,8 @@ class Lab:
         return self._backbone.to(find_device(self.machine.device))
 
     def draw(self, task: Task) -> FewShot:
-        """The shots of a task. The last draw is kept: for the same shots it is the same object, digest and all. Raises
-        UserError if there is only one class."""
+        """The shots of a task. The last draw is kept: for the same shots it is the same object,
+        digest and all. Raises UserError if there is only one class."""
         key = (task.data, task.shots, task.seed)
         if self._few is None or self._few[0] != key:
             self._few = key, few_shot(self.splits(task.data), task.shots, task.seed)
@@ -111,11 +122,14 @@ class Lab:
         return self._train[1]
 
     def test_cache(self, task: Task) -> Cache:
-        """Of images without augmentation, alike whatever was trained: test images, and the shots in `learn_beside`."""
+        """Of images without augmentation, alike whatever was trained: test images, and the shots in
+        `learn_beside`."""
         backbone = self.backbone(task.backbone)
         if self._test is None:
             folder = self.folder and self.folder / "test"
-            self._test = Cache(backbone, self.machine, folder=folder, hold=self.keep, progress=self.progress)
+            self._test = Cache(
+                backbone, self.machine, folder=folder, hold=self.keep, progress=self.progress
+            )
         self._test.blocks = self.blocks if self.keep else ()
         return self._test
 
@@ -128,7 +142,11 @@ class Lab:
             if tested is None and not own:
                 raise UserError(f"{test.data}: has no test split, which a target needs")
             images = self.draw(task).apart if tested is None else tested
-            key = (test.data or task.data, test.classes, None if tested else (task.shots, task.seed))
+            key = (
+                test.data or task.data,
+                test.classes,
+                None if tested else (task.shots, task.seed),
+            )
             if key not in self._tests and len(images):
                 self._tests[key] = half(images, test.classes)
             if len(self._tests.get(key, ())):
@@ -147,9 +165,9 @@ def run_task(
     task: Task, method: Method, lab: Lab, name: str = "", unfinished: Unfinished | None = None,
     beside: Mapping[str, Method] | None = None, temperature: float | None = None, threshold: float | None = None,
 ) -> Outcome:  # fmt: skip
-    """Run a task with a method. name: for `load_method`. unfinished: where the training is saved meanwhile. beside:
-    other methods, fitted to the same shots, whose answers the evaluations hold too. temperature and threshold: as
-    in `Fitted`.
+    """Run a task with a method. name: for `load_method`. unfinished: where the training is saved
+    meanwhile. beside: other methods, fitted to the same shots, whose answers the evaluations hold
+    too. temperature and threshold: as in `Fitted`.
 
     Raises UserError, and NotApplicable if the method cannot answer the first question.
     """
@@ -158,15 +176,26 @@ def run_task(
     reset_peak(cache.device)
     before, started = cache.seconds, time.perf_counter()
     fitted = learn(method, train, task, lab, unfinished)
-    fitted = replace(fitted, temperature=temperature or 1.0, threshold=0.5 if threshold is None else threshold)
+    fitted = replace(
+        fitted, temperature=temperature or 1.0, threshold=0.5 if threshold is None else threshold
+    )
     trained, frozen = time.perf_counter() - started, cache.seconds - before
     high = peak(cache.device)
     fitted = fitted.fitted_to(cache.features(train)[0])
-    others = {title: learn_beside(other, train, task, lab) for title, other in (beside or {}).items()} if sets else {}
+    others = (
+        {title: learn_beside(other, train, task, lab) for title, other in (beside or {}).items()}
+        if sets
+        else {}
+    )
     resumed = time.perf_counter()
     evaluations, scores = evaluate(fitted, sets, lab.test_cache(task), others, task.seed)
     evaluated = time.perf_counter() - resumed
-    seconds = {"frozen": frozen, "train": trained - frozen, "evaluate": evaluated, "total": trained + evaluated}
+    seconds = {
+        "frozen": frozen,
+        "train": trained - frozen,
+        "evaluate": evaluated,
+        "total": trained + evaluated,
+    }
     record = describe_run(
         task, method, lab, name, few,
         scores=scores,
@@ -206,17 +235,33 @@ def learn(
     method: Method, images: ImageSet, task: Task, lab: Lab, unfinished: Unfinished | None = None,
     cache: Cache | None = None,
 ) -> Fitted:  # fmt: skip
-    """Fit a method to some training images, of all classes of a task. cache: used instead of the task's own."""
+    """Fit a method to some training images, of all classes of a task. cache: used instead of the
+    task's own."""
     check_labels(method, images)
     few, backbone = lab.draw(task), lab.backbone(task.backbone)
-    val, cache = None if few.val is None else _alone(half(few.val, task.classes)), cache or lab.train_cache(task)
+    val, cache = (
+        None if few.val is None else _alone(half(few.val, task.classes)),
+        cache or lab.train_cache(task),
+    )
     more = pool(few, images, asked=not lab.splits(task.data).get("test")) if wants(method) else None
-    shots = Shots(_alone(images), cache, task.templates, task.seed, val, unfinished, lab.progress, lab.callbacks, more)
+    shots = Shots(
+        _alone(images),
+        cache,
+        task.templates,
+        task.seed,
+        val,
+        unfinished,
+        lab.progress,
+        lab.callbacks,
+        more,
+    )
     ask(method, images, lambda: half(few.train, task.classes), unfinished.key if unfinished else "")
     with all_seeded(task.seed):
         fitted = method.fit(backbone, shots)
     if shots.weights is not None and not fitted.trained.weighed:
-        raise UserError(f"{method.title} cannot weight images: leave out sample_weight and class_weight")
+        raise UserError(
+            f"{method.title} cannot weight images: leave out sample_weight and class_weight"
+        )
     return fitted
 
 
@@ -227,16 +272,28 @@ def _alone(images: ImageSet) -> ImageSet:
 
 def learn_beside(method: Method, images: ImageSet, task: Task, lab: Lab) -> Fitted:
     """As `learn`, without augmentation, whatever the task's own method uses."""
-    return learn(method, images, task, lab, cache=None if task.augmentation == "none" else lab.test_cache(task))
+    return learn(
+        method,
+        images,
+        task,
+        lab,
+        cache=None if task.augmentation == "none" else lab.test_cache(task),
+    )
 
 
 def evaluate(
-    fitted: Fitted, sets: Sets, cache: Cache, beside: Mapping[str, Fitted] | None = None, seed: int = 1
+    fitted: Fitted,
+    sets: Sets,
+    cache: Cache,
+    beside: Mapping[str, Fitted] | None = None,
+    seed: int = 1,
 ) -> tuple[list[Evaluation], list[Score]]:
-    """Evaluate the method and the untouched backbone on every image; the frozen part is computed once for both.
+    """Evaluate the method and the untouched backbone on every image; the frozen part is computed
+    once for both.
 
-    beside: other methods, which read only features; the evaluations hold their answers where they know the classes.
-    seed: of the image order, if the method remembers images. Raises NotApplicable if it cannot answer the first set.
+    beside: other methods, which read only features; the evaluations hold their answers where they
+    know the classes. seed: of the image order, if the method remembers images. Raises NotApplicable
+    if it cannot answer the first set.
     """
     evaluations, scores = list[Evaluation](), list[Score]()
     several = fitted.known.several
@@ -253,7 +310,11 @@ def evaluate(
                 raise
             scores.append(score.model_copy(update={"reason": str(error)}))
             continue
-        untouched = ZeroShot().restore(fitted.backbone, fitted.known._replace(classes=images.classes), {}).score()
+        untouched = (
+            ZeroShot()
+            .restore(fitted.backbone, fitted.known._replace(classes=images.classes), {})
+            .score()
+        )
         models = {fitted.method.title or "the method": mine, "": untouched}
         for name, other in (beside or {}).items():
             with suppress(NotApplicable):
@@ -265,22 +326,33 @@ def evaluate(
             evaluations.append(Evaluation(score.title, images, tables[0], tables[1]))
             scores.append(score.model_copy(update={"several": worth}))
             continue
-        others = dict(zip((name.removesuffix(" beside it") for name in [*models][2:]), tables[2:], strict=True))
+        others = dict(
+            zip(
+                (name.removesuffix(" beside it") for name in [*models][2:]), tables[2:], strict=True
+            )
+        )
         evaluations.append(Evaluation(score.title, images, tables[0], tables[1], others))
         rates = [round(accuracy(table, images.labels), 4) for table in tables]
         scores.append(score.model_copy(update={"accuracy": rates[0], "zero_shot": rates[1]}))
     return evaluations, scores
 
 
-def describe_run(task: Task, method: Method, lab: Lab, name: str, few: FewShot | None, **found: Any) -> Record:
+def describe_run(
+    task: Task, method: Method, lab: Lab, name: str, few: FewShot | None, **found: Any
+) -> Record:
     """The record of a run, however it ended. few: the shots, if they were drawn."""
     backbone = lab.backbone(task.backbone)
     settings = json.loads(json.dumps(settings_of(method)))
-    own: Any = {"uses": getattr(method, "uses", None), "sums": tuple(named_sums(name, settings)) if few else ()}
+    own: Any = {
+        "uses": getattr(method, "uses", None),
+        "sums": tuple(named_sums(name, settings)) if few else (),
+    }
     return Record(
         format=FORMAT,
         task=task,
-        method=MethodName(name=name, title=method.title, source=method.source, settings=settings, **own),
+        method=MethodName(
+            name=name, title=method.title, source=method.source, settings=settings, **own
+        ),
         backbone=BackboneName(name=backbone.name, digest=backbone.digest),
         precision=lab.machine.precision,
         key=run_key(task, method, name, lab.machine, backbone, few) if few else "",
@@ -291,9 +363,26 @@ def describe_run(task: Task, method: Method, lab: Lab, name: str, few: FewShot |
     )
 
 
-def run_key(task: Task, method: Any, name: str, machine: Machine, backbone: Backbone, few: FewShot) -> str:
-    """Hash of all that a training depends on; not of where data and activations are, nor of what computes them."""
+def run_key(
+    task: Task, method: Any, name: str, machine: Machine, backbone: Backbone, few: FewShot
+) -> str:
+    """Hash of all that a training depends on; not of where data and activations are, nor of what
+    computes them."""
     model = task.backbone if is_published(task.backbone) else own_name(task.backbone)
-    asked = {**asdict(task), "data": own_name(task.data), "backbone": model, "tests": [asdict(t) for t in task.asked]}
-    parts = [asked, name, own := settings_of(method), *named_sums(name, own), machine.precision, identity_of(backbone)]
-    return hashlib.sha256(json.dumps([*parts, *digests(method, few)], sort_keys=True).encode()).hexdigest()
+    asked = {
+        **asdict(task),
+        "data": own_name(task.data),
+        "backbone": model,
+        "tests": [asdict(t) for t in task.asked],
+    }
+    parts = [
+        asked,
+        name,
+        own := settings_of(method),
+        *named_sums(name, own),
+        machine.precision,
+        identity_of(backbone),
+    ]
+    return hashlib.sha256(
+        json.dumps([*parts, *digests(method, few)], sort_keys=True).encode()
+    ).hexdigest()

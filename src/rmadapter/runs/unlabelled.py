@@ -1,4 +1,5 @@
-"""Train images without their labels, for methods that set `unlabelled: ClassVar[bool] = True`, such as PromptKD."""
+"""Train images without their labels, for methods that set `unlabelled: ClassVar[bool] = True`, such
+as PromptKD."""
 
 from __future__ import annotations
 
@@ -17,13 +18,18 @@ def digests(method: object, few: FewShot) -> list[str]:
 
 
 def pool(few: FewShot, images: ImageSet, asked: bool) -> ImageSet:
-    """The train images of all classes, except those that will be tested. Their labels mean nothing: they are dealt out
-    evenly, so that a recipe's iterations count per image of a class.
+    """The train images of all classes, except those that will be tested. Their labels mean nothing:
+    they are dealt out evenly, so that a recipe's iterations count per image of a class.
 
-    images: all that a training gets of its classes with labels: the draw, a half of it, or a fold of that. Other images
-    of those classes in the draw may be the fold under test. asked: whether the images not drawn are tested too.
+    images: all that a training gets of its classes with labels: the draw, a half of it, or a fold
+    of that. Other images of those classes in the draw may be the fold under test. asked: whether
+    the images not drawn are tested too.
     """
-    others = [i for i, label in enumerate(few.train.labels) if few.train.classes[label] not in images.classes]
+    others = [
+        i
+        for i, label in enumerate(few.train.labels)
+        if few.train.classes[label] not in images.classes
+    ]
     parts = (images, few.train.subset(others), *(() if asked else (few.heldout,)))
     found = tuple(image for part in parts for image in part.images)
     groups = tuple(group for part in parts for group in part.groups)
@@ -32,5 +38,6 @@ def pool(few: FewShot, images: ImageSet, asked: bool) -> ImageSet:
 
 
 def seen(method: object, few: FewShot, images: ImageSet, tested: object) -> ImageSet:
-    """All images that a method learns from. tested: whether there is a test split, so undrawn images are not tested."""
+    """All images that a method learns from. tested: whether there is a test split, so undrawn
+    images are not tested."""
     return pool(few, images, asked=not tested) if wants(method) else images

@@ -1,7 +1,8 @@
-"""One training in several processes, as `torchrun` starts them: the first leads, and the others help it train.
+"""One training in several processes, as `torchrun` starts them: the first leads, and the others
+help it train.
 
-The first runs the command as if it were alone. The others draw the same images, load the same backbone and join every
-training that it announces; it does folds, answers and files by itself.
+The first runs the command as if it were alone. The others draw the same images, load the same
+backbone and join every training that it announces; it does folds, answers and files by itself.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 FORMATS: tuple[Literal["fp32", "bf16", "fp16"], ...] = ("fp32", "bf16", "fp16")
-LONG = timedelta(days=7)  # helpers wait while the first process evaluates; the launcher ends them if it dies
+LONG = timedelta(
+    days=7
+)  # helpers wait while the first process evaluates; the launcher ends them if it dies
 LATER = 5.0  # seconds before a helper prints an error, if the launcher has not ended it by then
 ENDED = "another process of this training ended: run the same command again to resume"
 
@@ -35,7 +38,8 @@ _shared: Any = None  # the method that is trained in several processes, until `l
 
 
 def launched() -> bool:
-    """Whether a launcher started this process as one of several; WORLD_SIZE alone, which clusters set, is no sign.
+    """Whether a launcher started this process as one of several; WORLD_SIZE alone, which clusters
+    set, is no sign.
 
     Needs no torch."""
     given = [os.environ.get(name, "") for name in NAMES]
@@ -74,13 +78,17 @@ def enter(verb: str) -> None:
 
     with _all():
         store, rank, count = next(dist.rendezvous("env://", timeout=LONG))
-        # After a restart the store still holds the addresses of dead processes; a new prefix avoids waiting for them.
+        # After a restart the store still holds the addresses of dead processes; a new prefix avoids
+        # waiting for them.
         own = dist.PrefixStore(f"life {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-        dist.init_process_group(store=own, rank=rank, world_size=count, timeout=LONG)  # by gloo, or NCCL between GPUs
+        dist.init_process_group(
+            store=own, rank=rank, world_size=count, timeout=LONG
+        )  # by gloo, or NCCL between GPUs
 
 
 def tell(sentence: str) -> None:
-    """Print an error on stderr. A helper waits first, so that an error common to all comes from the first process."""
+    """Print an error on stderr. A helper waits first, so that an error common to all comes from the
+    first process."""
     if helps():
         time.sleep(LATER)
         sentence = f"process {os.environ['RANK']}: {sentence}"
@@ -90,30 +98,46 @@ def tell(sentence: str) -> None:
 def share(name: str, method: Any, machine: Machine) -> Machine:
     """Train this method in all processes, each on its own GPU if there are any.
 
-    Raises UserError if processes would have nothing to do or may not split a batch, for a device cuda:N, and for fewer
-    GPUs than processes.
+    Raises UserError if processes would have nothing to do or may not split a batch, for a device
+    cuda:N, and for fewer GPUs than processes.
     """
     global _shared
     if not launched():
         return machine
-    recipe, count, local = getattr(method, "recipe", None), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+    recipe, count, local = (
+        getattr(method, "recipe", None),
+        int(os.environ["WORLD_SIZE"]),
+        int(os.environ["LOCAL_RANK"]),
+    )
     if recipe is None:
-        raise UserError(f"{name} is not trained step by step: {count} processes have nothing to share; start one")
+        raise UserError(
+            f"{name} is not trained step by step: {count} processes have nothing to share; start one"
+        )
     if getattr(method, "whole_batches", False):
-        raise UserError(f"{name} normalises over a batch, which {count} processes would split: start one")
+        raise UserError(
+            f"{name} normalises over a batch, which {count} processes would split: start one"
+        )
     if recipe.batch_size < count:
-        raise UserError(f"{name} has batch_size={recipe.batch_size}, too small for {count} processes: start fewer")
+        raise UserError(
+            f"{name} has batch_size={recipe.batch_size}, too small for {count} processes: start fewer"
+        )
     import torch
 
     if machine.device.startswith("cuda:"):
-        raise UserError(f"device={machine.device}: each of several processes takes its own GPU; write device=cuda")
+        raise UserError(
+            f"device={machine.device}: each of several processes takes its own GPU; write device=cuda"
+        )
     if machine.device == "cuda" or (machine.device == "auto" and torch.cuda.is_available()):
         if local >= (there := torch.cuda.device_count()):
-            raise UserError(f"process {local} of this machine has no GPU; there are {there}: start fewer")
+            raise UserError(
+                f"process {local} of this machine has no GPU; there are {there}: start fewer"
+            )
         machine = replace(machine, device=f"cuda:{local}")
     elif machine.device == "auto":
         machine = replace(machine, device="cpu")  # gloo does not support Apple's GPU
-    kind = _send([FORMATS.index(machine.precision)])[0]  # `auto` may have chosen differently in each
+    kind = _send([FORMATS.index(machine.precision)])[
+        0
+    ]  # `auto` may have chosen differently in each
     _shared = method
     return replace(machine, precision=FORMATS[kind])
 
@@ -131,23 +155,32 @@ def leave() -> None:
 
 
 def ask(method: Any, images: ImageSet, among: Callable[[], ImageSet], key: str) -> None:
-    """Have the others join a training on images, if this is the shared method. among: all images that they have. key:
-    of the training that is saved meanwhile; empty if none is."""
+    """Have the others join a training on images, if this is the shared method. among: all images
+    that they have. key: of the training that is saved meanwhile; empty if none is."""
     if method is _shared is not None and not helps():
         whole = among()
-        row = {(id(image), label): i for i, (image, label) in enumerate(zip(whole.images, whole.labels, strict=True))}
-        rows = [row[id(image), label] for image, label in zip(images.images, images.labels, strict=True)]
+        row = {
+            (id(image), label): i
+            for i, (image, label) in enumerate(zip(whole.images, whole.labels, strict=True))
+        }
+        rows = [
+            row[id(image), label] for image, label in zip(images.images, images.labels, strict=True)
+        ]
         _send([_number(key), *rows])
 
 
 def asked(key: str) -> Iterator[tuple[list[int], bool]]:
-    """Yield rows of images, and whether the training has this key, until the first process needs no more help.
+    """Yield rows of images, and whether the training has this key, until the first process needs no
+    more help.
 
-    Raises UserError if the first process has another key, for instance because it sees other images.
+    Raises UserError if the first process has another key, for instance because it sees other
+    images.
     """
     while (words := _send([]))[0] >= 0:
         if words[0] not in (_number(""), _number(key)):
-            raise UserError("its images, weights or settings differ from those of the first process")
+            raise UserError(
+                "its images, weights or settings differ from those of the first process"
+            )
         yield words[1:], words[0] > 0
 
 
@@ -178,7 +211,8 @@ def several() -> bool:
 
 
 def begin(tensors: Iterable[Tensor], step: int) -> None:
-    """Begin with the first process's tensors, copied in place. step: at which a killed training resumes.
+    """Begin with the first process's tensors, copied in place. step: at which a killed training
+    resumes.
 
     Raises UserError if the processes see different steps.
     """
@@ -189,7 +223,9 @@ def begin(tensors: Iterable[Tensor], step: int) -> None:
     with _all():
         dist.all_reduce(ends, dist.ReduceOp.MAX)
     if ends[0] != -ends[1]:
-        raise UserError("the processes see different states of the training: --out must be a folder that all share")
+        raise UserError(
+            "the processes see different states of the training: --out must be a folder that all share"
+        )
     for tensor in tensors:
         _broadcast(tensor)
 
@@ -219,4 +255,6 @@ def _all() -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this process reports the end itself
         reason = str(error).partition("\n")[0][:200]
         lost = f"the processes of this training cannot reach each other ({reason})"
-        raise UserError(ENDED if re.search("by peer|Broken pipe|[Cc]losed", reason) else lost) from error
+        raise UserError(
+            ENDED if re.search("by peer|Broken pipe|[Cc]losed", reason) else lost
+        ) from error

@@ -21,7 +21,9 @@ from rmadapter.errors import UserError, quoted
 if TYPE_CHECKING:
     from torch import Tensor
 
-LARGEST = 2**28  # bytes of the largest text that is read: lists of the largest data sets take half of that
+LARGEST = (
+    2**28
+)  # bytes of the largest text that is read: lists of the largest data sets take half of that
 
 PART = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # names of the temporary files of `atomic`
 CHUNK = 1 << 24
@@ -30,14 +32,17 @@ ACTIVATIONS = ".activations"  # a folder inside a run's, needed only until the r
 
 @contextmanager
 def atomic(path: Path, sync: bool = True) -> Iterator[Path]:
-    """A temporary path beside `path`; it replaces `path` if the block succeeds, and is removed otherwise.
+    """A temporary path beside `path`; it replaces `path` if the block succeeds, and is removed
+    otherwise.
 
-    sync: wait until the file is on disk; without, a power cut may lose it, so only for what can be made again.
-    Raises UserError if the disk is full or the folder cannot be written to.
+    sync: wait until the file is on disk; without, a power cut may lose it, so only for what can be
+    made again. Raises UserError if the disk is full or the folder cannot be written to.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{shortened(path.name)}.", suffix=".part")
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{shortened(path.name)}.", suffix=".part"
+        )
         os.close(handle)
         temporary = Path(name)
         try:
@@ -52,19 +57,25 @@ def atomic(path: Path, sync: bool = True) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"{path}: cannot be written ({reason}); nothing was changed there") from error
+        raise UserError(
+            f"{path}: cannot be written ({reason}); nothing was changed there"
+        ) from error
 
 
 def parts(*folders: Path) -> list[Path]:
     """Temporary files in some folders: left by killed writers, or being written now."""
-    found = [path for folder in folders for path in folder.glob(".*.part") if PART.fullmatch(path.name)]
+    found = [
+        path for folder in folders for path in folder.glob(".*.part") if PART.fullmatch(path.name)
+    ]
     return [path for path in found if path.is_file()]
 
 
 def reserve(path: Path, size: int) -> None:
-    """Reserve space on disk for the first `size` bytes of a file. Raises OSError if there is too little.
+    """Reserve space on disk for the first `size` bytes of a file. Raises OSError if there is too
+    little.
 
-    If the disk fills up under a file that is mapped into memory, the system ends the process without a message.
+    If the disk fills up under a file that is mapped into memory, the system ends the process
+    without a message.
     """
     with open(path, "rb+") as file:
         if hasattr(os, "posix_fallocate"):
@@ -85,7 +96,8 @@ _asking = threading.Lock()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically; the lone surrogates of file names that are not UTF-8 become \\udcXX, as in JSON."""
+    """Write UTF-8 text atomically; the lone surrogates of file names that are not UTF-8 become
+    \\udcXX, as in JSON."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
@@ -95,17 +107,24 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file atomically. The library's own `save_file` leaves a file behind when it is killed."""
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file atomically. The library's own `save_file` leaves a file behind when
+    it is killed."""
     from safetensors.torch import save
 
-    content = save({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, metadata)
+    content = save(
+        {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()},
+        metadata,
+    )
     with atomic(path) as temporary:
         temporary.write_bytes(content)
 
 
 def shortened(name: str, end: bool = False) -> str:
-    """The first or last 120 bytes of a name: file systems allow 255 bytes, however many characters those are."""
+    """The first or last 120 bytes of a name: file systems allow 255 bytes, however many characters
+    those are."""
     whole = name.encode(errors="surrogateescape")
     return (whole[-120:] if end else whole[:120]).decode(errors="ignore")
 
@@ -127,7 +146,9 @@ def cache_folder() -> Path:
     try:
         found = Path(own or home or "~/.cache").expanduser().absolute()
     except RuntimeError:
-        raise UserError("there is no home folder: set RMADAPTER_CACHE to a folder for what is kept") from None
+        raise UserError(
+            "there is no home folder: set RMADAPTER_CACHE to a folder for what is kept"
+        ) from None
     return found if own else found / "rmadapter"
 
 
@@ -137,11 +158,16 @@ def cache_folder() -> Path:
 def at_home(word: str) -> str:
     """A word of a command with ~ for home after =, where shells leave it, as in --out=~/runs/first."""
     name, equals, value = word.partition("=")
-    return f"{name}={user_path(value)}" if equals and name.startswith("--") and value.startswith("~") else word
+    return (
+        f"{name}={user_path(value)}"
+        if equals and name.startswith("--") and value.startswith("~")
+        else word
+    )
 
 
 def user_path(path: str | Path) -> Path:
-    """A path as a user writes it, with ~ for home. Raises UserError for an impossible or inaccessible path."""
+    """A path as a user writes it, with ~ for home. Raises UserError for an impossible or
+    inaccessible path."""
     try:
         found = Path(path).expanduser()
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -153,7 +179,8 @@ def user_path(path: str | Path) -> Path:
 
 @contextmanager
 def plain_file(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a plain file to read. Raises OSError, also for a pipe or device, which might never answer or end."""
+    """Open a plain file to read. Raises OSError, also for a pipe or device, which might never
+    answer or end."""
     with open(path, "rb", opener=_at_once) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError("a pipe or device, not a file")
@@ -177,7 +204,9 @@ def _at_once(name: str, flags: int) -> int:
     return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def read_text(path: Path, kind: str = "a readable text file", most: int = LARGEST, errors: str = "strict") -> str:
+def read_text(
+    path: Path, kind: str = "a readable text file", most: int = LARGEST, errors: str = "strict"
+) -> str:
     """Read a plain file of UTF-8. Raises UserError as `opened`, also for more than `most` bytes."""
     with opened(path, kind) as file:
         data = file.read(most + 1) if os.fstat(file.fileno()).st_size <= most else None
@@ -187,8 +216,8 @@ def read_text(path: Path, kind: str = "a readable text file", most: int = LARGES
 
 
 def read_json(path: Path, most: int = LARGEST, without: Collection[str] = ()) -> Any:
-    """Read JSON. without: keys to drop from every object, to save memory. Raises UserError if the file is missing,
-    damaged, too large or nested too deeply."""
+    """Read JSON. without: keys to drop from every object, to save memory. Raises UserError if the
+    file is missing, damaged, too large or nested too deeply."""
     kind = "readable JSON"
     text = read_text(path, kind, most)
 
@@ -212,8 +241,8 @@ def _reason(error: Exception) -> str:
 
 
 def path_from(folder: Path, file: Path) -> str:
-    """The relative path from a folder to a file, with forward slashes. Links are resolved, as `..` after a link leads
-    elsewhere than its text says. On another drive, the whole path."""
+    """The relative path from a folder to a file, with forward slashes. Links are resolved, as `..`
+    after a link leads elsewhere than its text says. On another drive, the whole path."""
     home, whole = os.path.realpath(folder), os.path.join(os.path.realpath(file.parent), file.name)
     try:
         return Path(os.path.relpath(whole, home)).as_posix()
@@ -222,7 +251,8 @@ def path_from(folder: Path, file: Path) -> str:
 
 
 def inert(text: str) -> str:
-    """A cell of CSV that no spreadsheet runs: text that begins like a formula gets an apostrophe in front."""
+    """A cell of CSV that no spreadsheet runs: text that begins like a formula gets an apostrophe in
+    front."""
     text = re.sub(r"[\t\r\n]", " ", text)
     return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
 
@@ -233,8 +263,8 @@ def inert_path(name: str) -> str:
 
 
 def check_new(*paths: Path, option: str = "--out") -> None:
-    """Raises UserError for a path where something is, also a link to nothing, or whose folder is a file. option: what
-    chose it."""
+    """Raises UserError for a path where something is, also a link to nothing, or whose folder is a
+    file. option: what chose it."""
     for path in paths:
         if path.parent.is_file():
             raise UserError(f"{path.parent}: is a file; choose another {option}")

@@ -8,9 +8,11 @@ from typing import Any
 
 @cache
 def template(name: str, escape: bool = True, **filters: Any) -> Any:
-    """A template of the package. It escapes values for HTML, unless `escape` is off, and raises on missing ones.
+    """A template of the package. It escapes values for HTML, unless `escape` is off, and raises on
+    missing ones.
 
-    filters: besides Jinja2's and `count`, which marks the thousands of a number. Each template is loaded only once.
+    filters: besides Jinja2's and `count`, which marks the thousands of a number. Each template is
+    loaded only once.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

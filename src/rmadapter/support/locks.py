@@ -1,8 +1,8 @@
 """Locks on folders: for one process alone, or for several together.
 
-A lock is the system's own, which releases it when the process dies: a lock file left by a killed process blocks nobody.
-Where the system's locks do not reach other machines, the lock is a file that only one process can create, and that its
-owner touches as long as it lives.
+A lock is the system's own, which releases it when the process dies: a lock file left by a killed
+process blocks nobody. Where the system's locks do not reach other machines, the lock is a file that
+only one process can create, and that its owner touches as long as it lives.
 """
 
 from __future__ import annotations
@@ -35,18 +35,22 @@ def claim(path: Path) -> Any:
     return _lease(path) if soft(path) else FileLock(path)
 
 
-@functools.cache  # an object recognises a dead owner's lease by its not having changed since it last looked
+# an object recognises a dead owner's lease by its not having changed since it last looked
+@functools.cache
 def _lease(path: Path) -> Any:
     try:
         from filelock import SoftFileLease
     except ImportError:
-        raise UserError("locks on this file system need filelock 3.30 or later: pip install -U filelock") from None
+        raise UserError(
+            "locks on this file system need filelock 3.30 or later: pip install -U filelock"
+        ) from None
     return SoftFileLease(path, lease_duration=LEASE)
 
 
 def soft(path: Path) -> bool:
-    """Whether the system's locks in this folder only hold within one machine, as mount options of NFS and Lustre may
-    have it. If a file system has no locks at all, filelock detects that and does without."""
+    """Whether the system's locks in this folder only hold within one machine, as mount options of
+    NFS and Lustre may have it. If a file system has no locks at all, filelock detects that and does
+    without."""
     if given := os.environ.get(SOFT):
         return given != "0"
     try:
@@ -65,7 +69,9 @@ def soft(path: Path) -> bool:
 
 
 def _holds(mount: str, path: str) -> bool:
-    place = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), mount)  # a blank is written \040
+    place = re.sub(
+        r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), mount
+    )  # a blank is written \040
     return os.path.commonpath([place, path]) == place
 
 
@@ -85,13 +91,15 @@ def alone(folder: Path) -> Iterator[None]:
 def whole(out: Path) -> Iterator[Path]:
     """A folder beside `out`; it is renamed to `out` if the block succeeds, and removed otherwise.
 
-    What a killed process left in it is removed first. Raises UserError if another process is at work on it or nothing
-    can be written, as on a full disk.
+    What a killed process left in it is removed first. Raises UserError if another process is at
+    work on it or nothing can be written, as on a full disk.
     """
     stage, door = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.part{DOOR}")
     failed = f"{out}: cannot be written (%s); nothing was left there"
     try:
-        with only(door, SECONDS, _taken(out), failed):  # until after the renaming: who waits would empty the stage
+        with only(
+            door, SECONDS, _taken(out), failed
+        ):  # until after the renaming: who waits would empty the stage
             try:
                 if stage.exists():
                     shutil.rmtree(stage)
@@ -109,8 +117,9 @@ def whole(out: Path) -> Iterator[Path]:
 def together(
     folder: Path, first: Callable[[], object], last: Callable[[], object], only: bool = False
 ) -> Iterator[None]:
-    """Be one of any number of processes at work in a folder. first: called if no other is there. last: called after
-    success if no other is left. only: keep all others out, and raise, as `alone`."""
+    """Be one of any number of processes at work in a folder. first: called if no other is there.
+    last: called after success if no other is left. only: keep all others out, and raise, as
+    `alone`."""
     if only:
         with alone(folder):
             first()
@@ -140,8 +149,9 @@ def _door(folder: Path, patience: float = 1) -> AbstractContextManager[None]:
 
 @contextmanager
 def only(path: Path, patience: float, taken: UserError, failed: str) -> Iterator[None]:
-    """Be the only process with the lock file `path`, whose folder is created if missing. Raises `taken` if another has
-    it for longer than `patience` seconds, and UserError(`failed`, with the reason for %s) if locking fails."""
+    """Be the only process with the lock file `path`, whose folder is created if missing. Raises
+    `taken` if another has it for longer than `patience` seconds, and UserError(`failed`, with the
+    reason for %s) if locking fails."""
     from filelock import Timeout
 
     lock = claim(path)
@@ -159,7 +169,8 @@ def only(path: Path, patience: float, taken: UserError, failed: str) -> Iterator
 
 
 def _others(folder: Path, mine: Path | None = None, patient: bool = False) -> bool:
-    """Whether another process is present; lock files of dead ones are removed. patient: wait until certain."""
+    """Whether another process is present; lock files of dead ones are removed. patient: wait until
+    certain."""
     from filelock import Timeout
 
     for path in folder.glob(f".*{PRESENT}"):
@@ -180,16 +191,21 @@ def _until_dead(path: Path) -> float:
 
 
 def _release(lock: Any, path: Path) -> None:
-    """Release a lock, and remove its file while it is ours: others who have it open find it gone and try again."""
+    """Release a lock, and remove its file while it is ours: others who have it open find it gone
+    and try again."""
     if not soft(path):  # releasing a lease removes its file
         _remove(path)
     lock.release()
 
 
 def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):  # Windows keeps a file that is open; filelock removes it there
+    with contextlib.suppress(
+        OSError
+    ):  # Windows keeps a file that is open; filelock removes it there
         path.unlink()
 
 
 def _taken(folder: Path) -> UserError:
-    return UserError(f"{folder}: another process is at work in this folder: wait for it, or choose another folder")
+    return UserError(
+        f"{folder}: another process is at work in this folder: wait for it, or choose another folder"
+    )

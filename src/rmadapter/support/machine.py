@@ -1,4 +1,5 @@
-"""The machine: its devices and memory, the memory that runs use, and the versions that numbers depend on."""
+"""The machine: its devices and memory, the memory that runs use, and the versions that numbers
+depend on."""
 
 from __future__ import annotations
 
@@ -27,7 +28,16 @@ if TYPE_CHECKING:
 CLEARLY = 1.3  # times as fast: the rest of a training step gains less
 HOPELESS = 0.5  # times as fast: below it, bfloat16 is done in software
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-LIBRARIES = ("rmadapter", "torch", "torchvision", "open_clip_torch", "timm", "transformers", "numpy", "pillow")
+LIBRARIES = (
+    "rmadapter",
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "timm",
+    "transformers",
+    "numpy",
+    "pillow",
+)
 
 
 def versions() -> dict[str, str]:
@@ -37,12 +47,15 @@ def versions() -> dict[str, str]:
 
 
 def version_of(name: str) -> str:
-    """The version of a package, or of the module of this name that another package brings, as onnxruntime-gpu does."""
+    """The version of a package, or of the module of this name that another package brings, as
+    onnxruntime-gpu does."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         with contextlib.suppress(ImportError):
-            return str(getattr(importlib.import_module(name.replace("-", "_")), "__version__", "unknown"))
+            return str(
+                getattr(importlib.import_module(name.replace("-", "_")), "__version__", "unknown")
+            )
         return "unknown"
 
 
@@ -58,7 +71,8 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def all_seeded(seed: int) -> Iterator[None]:
-    """The same for all global generators, including Python's and NumPy's, for code that draws from them."""
+    """The same for all global generators, including Python's and NumPy's, for code that draws from
+    them."""
     import numpy as np
     import torch
 
@@ -87,7 +101,8 @@ def end_with_parent() -> None:
 
 
 def find_device(name: str = "auto") -> torch.device:
-    """The device; "auto": a GPU of NVIDIA, AMD or Apple if there is one. Raises UserError if this machine lacks it."""
+    """The device; "auto": a GPU of NVIDIA, AMD or Apple if there is one. Raises UserError if this
+    machine lacks it."""
     import torch
 
     if name == "auto":
@@ -108,11 +123,12 @@ def find_device(name: str = "auto") -> torch.device:
 
 
 def fastest_precision(device: torch.device) -> tuple[Literal["fp32", "bf16", "fp16"], float]:
-    """bf16 if a product of two matrices [1024, 1024] is clearly faster in it; else fp16 if that is, on a GPU of NVIDIA
-    or AMD, such as one without bfloat16; else fp32. And how many times as fast bf16 or fp16 is.
+    """bf16 if a product of two matrices [1024, 1024] is clearly faster in it; else fp16 if that is,
+    on a GPU of NVIDIA or AMD, such as one without bfloat16; else fp32. And how many times as fast
+    bf16 or fp16 is.
 
-    Measured as the minimum of ten times each. It takes well under a second: smaller matrices first rule out processors
-    without any bfloat16, on which the large ones would take half a minute.
+    Measured as the minimum of ten times each. It takes well under a second: smaller matrices first
+    rule out processors without any bfloat16, on which the large ones would take half a minute.
     """
     import torch
 
@@ -124,21 +140,30 @@ def fastest_precision(device: torch.device) -> tuple[Literal["fp32", "bf16", "fp
             times.append(time.perf_counter() - begun)
         return min(times[2:])
 
-    if device.type == "cpu" and (small := least(torch.float32, 256) / least(torch.bfloat16, 256)) < HOPELESS:
+    if (
+        device.type == "cpu"
+        and (small := least(torch.float32, 256) / least(torch.bfloat16, 256)) < HOPELESS
+    ):
         return "fp32", small
     plain = least(torch.float32)
     ratio = plain / least(torch.bfloat16)
-    if ratio <= CLEARLY and device.type == "cuda" and (half := plain / least(torch.float16)) > CLEARLY:
+    if (
+        ratio <= CLEARLY
+        and device.type == "cuda"
+        and (half := plain / least(torch.float16)) > CLEARLY
+    ):
         return "fp16", half
     return ("bf16" if ratio > CLEARLY else "fp32"), ratio
 
 
 def gpus() -> list[str]:
-    """The GPUs that this process may use, each as CUDA_VISIBLE_DEVICES names it: a number, or a UUID of a GPU or of a
-    part of one (MIG)."""
+    """The GPUs that this process may use, each as CUDA_VISIBLE_DEVICES names it: a number, or a
+    UUID of a GPU or of a part of one (MIG)."""
     if (given := os.environ.get(VISIBLE)) is not None:
         names = [name.strip() for name in given.split(",")]
-        return list(itertools.takewhile(lambda name: name not in ("", "-1", "NoDevFiles"), names))  # as CUDA reads it
+        return list(
+            itertools.takewhile(lambda name: name not in ("", "-1", "NoDevFiles"), names)
+        )  # as CUDA reads it
     import torch
 
     return [str(number) for number in range(torch.cuda.device_count())]
@@ -146,20 +171,24 @@ def gpus() -> list[str]:
 
 def threads_each(processes: int) -> int:
     """Threads for each of several processes that share the cores of this one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return max(1, cores // processes)
 
 
 def keep_freed_memory() -> bool:
     """Make glibc keep freed memory in this process from now on; False with any other C library.
 
-    Every training step allocates and frees the same large tensors. By default glibc takes each of them from the system
-    and gives it back at once, so the system fills its pages with zeros every time: a third of a million pages per
-    training step of ViT-B/16 with 1,000 classes. The price is that the process stays as large as it ever was.
+    Every training step allocates and frees the same large tensors. By default glibc takes each of
+    them from the system and gives it back at once, so the system fills its pages with zeros every
+    time: a third of a million pages per training step of ViT-B/16 with 1,000 classes. The price is
+    that the process stays as large as it ever was.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-        # M_MMAP_THRESHOLD: no mapping of its own for anything smaller. M_TRIM_THRESHOLD: nothing is given back.
+        # M_MMAP_THRESHOLD: no mapping of its own for anything smaller. M_TRIM_THRESHOLD: nothing is
+        # given back.
         return bool(mallopt(-3, 2**31 - 1) and mallopt(-1, -1))
     return False
 

@@ -1,4 +1,5 @@
-"""The plots of a report as SVG that takes its colours from the page: one file serves light, dark and print."""
+"""The plots of a report as SVG that takes its colours from the page: one file serves light, dark
+and print."""
 
 from __future__ import annotations
 
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Every colour is drawn in its light value and then replaced by the page's variable of that name. Blue and vermilion are
-# those of Okabe and Ito, distinct for any colour vision; vermilion is darkened to be readable as text.
+# Every colour is drawn in its light value and then replaced by the page's variable of that name.
+# Blue and vermilion are
+# those of Okabe and Ito, distinct for any colour vision; vermilion is darkened to be readable as
+# text.
 COLOURS = {"ink": "#1d2129", "faint": "#c9ced6", "adapted": "#0072b2", "zero-shot": "#b84e00"}
 TERMS = {  # titles of recorded terms; any other term keeps its own name
     "loss": "Total loss",
@@ -60,15 +63,22 @@ _STYLE = {
 
 
 def loss_terms(history: Sequence[Mapping[str, float]]) -> list[tuple[str, str]]:
-    """(title, SVG) of each recorded term that is not 0 throughout: the total loss first, the learning rate last. A loss
-    that is never negative has a log axis, which cannot show 0.
+    """(title, SVG) of each recorded term that is not 0 throughout: the total loss first, the
+    learning rate last. A loss that is never negative has a log axis, which cannot show 0.
 
-    history: one mapping per step with "step". Steps with a missing or non-finite value are left out.
+    history: one mapping per step with "step". Steps with a missing or non-finite value are left
+    out.
     """
-    names = [name for name in dict.fromkeys(n for step in history for n in step) if name not in ("step", "epoch")]
+    names = [
+        name
+        for name in dict.fromkeys(n for step in history for n in step)
+        if name not in ("step", "epoch")
+    ]
     plots = []
     for number, name in enumerate(sorted(names, key=lambda name: (name == "lr", name != "loss"))):
-        steps, values = np.array([(step["step"], step.get(name, np.nan)) for step in history], dtype=np.float64).T
+        steps, values = np.array(
+            [(step["step"], step.get(name, np.nan)) for step in history], dtype=np.float64
+        ).T
         rate, title = name == "lr", TERMS.get(name, name)
         log = not rate and not (values < 0).any()
         shown = np.isfinite(values) & ((values > 0) | (not log))
@@ -82,11 +92,14 @@ def loss_terms(history: Sequence[Mapping[str, float]]) -> list[tuple[str, str]]:
 def _curve(axes: Axes, steps: np.ndarray, values: np.ndarray, log: bool, smooth: bool) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    # At most 300 points, each the mean of its stretch; the bold line is a running mean over a tenth of them.
+    # At most 300 points, each the mean of its stretch; the bold line is a running mean over a tenth
+    # of them.
     stretches = np.array_split(np.arange(len(steps)), min(300, len(steps)))
     x, y = (np.array([column[s].mean() for s in stretches]) for column in (steps, values))
     smooth = smooth and len(x) >= 20
-    axes.plot(x, y, color=COLOURS["adapted"], linewidth=0.8 if smooth else 1.6, alpha=0.4 if smooth else 1)
+    axes.plot(
+        x, y, color=COLOURS["adapted"], linewidth=0.8 if smooth else 1.6, alpha=0.4 if smooth else 1
+    )
     if smooth:
         width = len(x) // 10
         window = np.ones(width)
@@ -108,8 +121,8 @@ def _curve(axes: Axes, steps: np.ndarray, values: np.ndarray, log: bool, smooth:
 
 
 def reliability_diagram(answers: Mapping[str, tuple[np.ndarray, np.ndarray]], prefix: str) -> str:
-    """SVG: accuracy against confidence, in at most 10 bins of equally many images, at least 10, with Wilson's 95 %
-    intervals; the diagonal means perfect calibration.
+    """SVG: accuracy against confidence, in at most 10 bins of equally many images, at least 10,
+    with Wilson's 95 % intervals; the diagonal means perfect calibration.
 
     answers: confidence [N], 0..1, and whether it was right [N], by "zero-shot" and "adapted".
     """
@@ -118,8 +131,12 @@ def reliability_diagram(answers: Mapping[str, tuple[np.ndarray, np.ndarray]], pr
         for (name, (sure, correct)), marker in zip(answers.items(), "so", strict=False):
             x, y, ends = equal_count(sure, correct, min(10, len(sure) // 10))
             axes.vlines(x, ends[:, 0], ends[:, 1], color=COLOURS[name], linewidth=1, alpha=0.45)
-            axes.plot(x, y, color=COLOURS[name], marker=marker, markersize=5, linewidth=1.5, label=name)
-        axes.set(xlim=(0, 103), ylim=(0, 103), xlabel="confidence, %", ylabel="answers that are right, %")
+            axes.plot(
+                x, y, color=COLOURS[name], marker=marker, markersize=5, linewidth=1.5, label=name
+            )
+        axes.set(
+            xlim=(0, 103), ylim=(0, 103), xlabel="confidence, %", ylabel="answers that are right, %"
+        )
         axes.legend(loc="upper left")
     return out[0]
 
@@ -128,12 +145,19 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f}\u00a0s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}\u00a0min {rest}\u00a0s" if minutes < 60 else f"{minutes // 60}\u00a0h {minutes % 60}\u00a0min"
+    return (
+        f"{minutes}\u00a0min {rest}\u00a0s"
+        if minutes < 60
+        else f"{minutes // 60}\u00a0h {minutes % 60}\u00a0min"
+    )
 
 
 @contextmanager
-def canvas(width: float, height: float, prefix: str, label: str) -> Iterator[tuple[Axes, list[str]]]:
-    """Axes to draw on, and the list that holds the finished SVG afterwards; avoids pyplot and its global state."""
+def canvas(
+    width: float, height: float, prefix: str, label: str
+) -> Iterator[tuple[Axes, list[str]]]:
+    """Axes to draw on, and the list that holds the finished SVG afterwards; avoids pyplot and its
+    global state."""
     import matplotlib.style
     from matplotlib.figure import Figure
 
@@ -151,7 +175,9 @@ def _inline(figure: Figure, prefix: str, label: str) -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     # matplotlib's style element would reach beyond the plot: in a page it applies to everything.
-    svg = re.sub(r"<!--.*?-->\s*|<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(
+        r"<!--.*?-->\s*|<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", svg, flags=re.DOTALL
+    )
     svg = re.sub(r' (width|height)="[^"]*pt"', "", svg)
     svg = svg.replace("<svg", f'<svg role="img" aria-label={quoteattr(label)}', 1)
     # Several plots share one page, so their ids must not clash.

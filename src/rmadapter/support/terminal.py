@@ -1,4 +1,5 @@
-"""What the command line shows: tables on stdout, progress on stderr, a bar in a terminal and lines in a pipe.
+"""What the command line shows: tables on stdout, progress on stderr, a bar in a terminal and lines
+in a pipe.
 
 It also handles lost output streams, names with control characters for the terminal, and Ctrl-C.
 """
@@ -24,25 +25,62 @@ import typer
 from rmadapter.support.distributed import helps
 
 T = TypeVar("T")
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any setting, such as rank=8.")]
-Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings, such as a run's config.yaml.")]
-Outside = Annotated[bool, typer.Option("--allow-outside", help="Read listed files even outside the data's folder.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip unreadable images and report them.")]
-Name = Annotated[str, typer.Option("--method", help="Name from `rmadapter methods`, package:Class or file.py:Class.")]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", callback=lambda on: hush(on), help="Hide progress and notes, but not errors.")
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Any setting, such as rank=8."),
 ]
-ImageColumn = Annotated[str, typer.Option(help="Table column of paths; by default path, image, file, filename, ...")]
-LabelColumn = Annotated[str, typer.Option(help="Table column of classes; by default label, class or category.")]
-SplitColumn = Annotated[str, typer.Option(help="Table column of train, val or test; by default split or subset.")]
-GroupColumn = Annotated[str, typer.Option(help="Table column of groups, such as patients; by default group.")]
-Separator = Annotated[str, typer.Option("--label-separator", help="Separator of several labels of an image, such as ;")]
-Crops = Annotated[bool, typer.Option("--crops", help="COCO, YOLO, Label Studio, FiftyOne: use the boxes as images.")]
-Its = Annotated[str | None, typer.Option("--backbone", help="The run's backbone, if a folder or a repository.")]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", help="YAML file of settings, such as a run's config.yaml."),
+]
+Outside = Annotated[
+    bool, typer.Option("--allow-outside", help="Read listed files even outside the data's folder.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Skip unreadable images and report them.")
+]
+Name = Annotated[
+    str,
+    typer.Option("--method", help="Name from `rmadapter methods`, package:Class or file.py:Class."),
+]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet",
+        "-q",
+        callback=lambda on: hush(on),
+        help="Hide progress and notes, but not errors.",
+    ),
+]
+ImageColumn = Annotated[
+    str, typer.Option(help="Table column of paths; by default path, image, file, filename, ...")
+]
+LabelColumn = Annotated[
+    str, typer.Option(help="Table column of classes; by default label, class or category.")
+]
+SplitColumn = Annotated[
+    str, typer.Option(help="Table column of train, val or test; by default split or subset.")
+]
+GroupColumn = Annotated[
+    str, typer.Option(help="Table column of groups, such as patients; by default group.")
+]
+Separator = Annotated[
+    str,
+    typer.Option("--label-separator", help="Separator of several labels of an image, such as ;"),
+]
+Crops = Annotated[
+    bool,
+    typer.Option("--crops", help="COCO, YOLO, Label Studio, FiftyOne: use the boxes as images."),
+]
+Its = Annotated[
+    str | None, typer.Option("--backbone", help="The run's backbone, if a folder or a repository.")
+]
 
 
-def named_columns(image: str, label: str, split: str, group: str, separator: str = "") -> dict[str, str]:
+def named_columns(
+    image: str, label: str, split: str, group: str, separator: str = ""
+) -> dict[str, str]:
     """The column options that were given, as `read_images` takes them."""
     given = {"image": image, "label": label, "split": split, "group": group, "separator": separator}
     return {kind: name for kind, name in given.items() if name}
@@ -52,7 +90,8 @@ STOPPED, GRACE = 128 + signal.SIGINT, 5  # exit code, as in shells; seconds for 
 AGAIN = "rmadapter: stopped; repeat the command to start again, or to resume an unfinished `fit` or `predict --out`"
 EVERY = 0.5 if os.environ.get("RMADAPTER_OFTEN") else 10.0  # seconds between two lines in a pipe
 SHOW_CURSOR = b"\x1b[?25h"  # a bar hides it
-# Characters that a terminal obeys instead of showing, or that turn the direction of text; file names may hold them.
+# Characters that a terminal obeys instead of showing, or that turn the direction of text; file
+# names may hold them.
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -70,7 +109,8 @@ _quiet = False  # for the command that runs; `streams` resets it
 
 
 def hush(on: bool) -> bool:
-    """Hide bars and notes from now on, or show them; of several processes, only the first ever shows them."""
+    """Hide bars and notes from now on, or show them; of several processes, only the first ever
+    shows them."""
     global _quiet
     _quiet = on or helps()
     return on
@@ -83,7 +123,8 @@ def note(text: str) -> None:
 
 
 class _Lasting(io.RawIOBase):
-    """A stream that goes on without a reader or on a full disk, so that work is finished; `error` keeps the failure."""
+    """A stream that goes on without a reader or on a full disk, so that work is finished; `error`
+    keeps the failure."""
 
     def __init__(self, raw: Any) -> None:
         self._raw = raw
@@ -125,16 +166,21 @@ class _Plain(io.TextIOBase):
 def streams(words: Sequence[str] = ()) -> Iterator[None]:
     """Within the block stdout and stderr accept everything, even when closed, also from Typer.
 
-    words: of the command, which Typer quotes unescaped. If the block succeeds but stdout was lost, the exit code is
-    141, as of a process that SIGPIPE ended, or 2 with a message.
+    words: of the command, which Typer quotes unescaped. If the block succeeds but stdout was lost,
+    the exit code is 141, as of a process that SIGPIPE ended, or 2 with a message.
     """
-    for number in range(3):  # else a file opened later would get a closed stream's number, and what is printed
+    for number in range(
+        3
+    ):  # else a file opened later would get a closed stream's number, and what is printed
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
     before, hostile = (sys.stdout, sys.stderr), any(map(CONTROL.search, words))
-    (sys.stdout, out), (sys.stderr, _) = _lasting(sys.stdout, hostile), _lasting(sys.stderr, hostile)
+    (sys.stdout, out), (sys.stderr, _) = (
+        _lasting(sys.stdout, hostile),
+        _lasting(sys.stderr, hostile),
+    )
     try:
         yield
     except SystemExit as stop:
@@ -143,7 +189,10 @@ def streams(words: Sequence[str] = ()) -> Iterator[None]:
             raise
         if out.error.errno == errno.EPIPE:
             raise SystemExit(128 + 13) from None
-        print(f"rmadapter: cannot write to stdout ({out.error.strerror}): redirect it elsewhere", file=sys.stderr)
+        print(
+            f"rmadapter: cannot write to stdout ({out.error.strerror}): redirect it elsewhere",
+            file=sys.stderr,
+        )
         raise SystemExit(2) from None
     finally:
         hush(False)
@@ -156,8 +205,8 @@ def streams(words: Sequence[str] = ()) -> Iterator[None]:
 def stoppable() -> Iterator[None]:
     """Within the block Ctrl-C ends the process with exit code 130 and a message.
 
-    It raises an exception. If that is lost, as in a callback, or something waits for ever, the process is ended all the
-    same: the next start copes with what a kill leaves behind.
+    It raises an exception. If that is lost, as in a callback, or something waits for ever, the
+    process is ended all the same: the next start copes with what a kill leaves behind.
     """
     teller, before, stopped = os.getpid(), sys.unraisablehook, False
 
@@ -182,7 +231,9 @@ def stoppable() -> Iterator[None]:
 
     sys.unraisablehook = lost
     signal.signal(signal.SIGINT, stop)
-    if hasattr(signal, "SIGALRM"):  # Python restores handlers as it ends, and an alarm would then kill it
+    if hasattr(
+        signal, "SIGALRM"
+    ):  # Python restores handlers as it ends, and an alarm would then kill it
         atexit.register(signal.alarm, 0)
     try:
         try:
@@ -192,7 +243,9 @@ def stoppable() -> Iterator[None]:
                 raise SystemExit(STOPPED) from None
             raise
     except SystemExit as ended:
-        if ended.code == STOPPED:  # printed here, as the signal may have come in the middle of a line
+        if (
+            ended.code == STOPPED
+        ):  # printed here, as the signal may have come in the middle of a line
             print(AGAIN, file=sys.stderr)
             teller = 0
         raise
@@ -201,14 +254,17 @@ def stoppable() -> Iterator[None]:
 
 
 def _lasting(stream: Any, hostile: bool) -> tuple[Any, _Lasting | None]:
-    """A stream in place of another, and its `_Lasting`; None for that if the other is closed or not Python's own."""
+    """A stream in place of another, and its `_Lasting`; None for that if the other is closed or not
+    Python's own."""
     raw = None
     if stream is None:
         stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     elif stream in (sys.__stdout__, sys.__stderr__):
         raw = _Lasting(getattr(stream.buffer, "raw", stream.buffer))
         lines = stream.line_buffering
-        stream = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=lines)
+        stream = io.TextIOWrapper(
+            io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=lines
+        )
     else:
         stream.reconfigure(errors="backslashreplace")
     return (_Plain(stream) if hostile else stream), raw
@@ -223,12 +279,15 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for row in rows:
         drawn.add_row(*map(plain, row))
     width = None if sys.stdout.isatty() else 200  # a pipe has no width: allow long lines
-    console = Console(width=width, markup=False, emoji=False, highlight=False)  # "[a]" or ":b:" may be a name
+    console = Console(
+        width=width, markup=False, emoji=False, highlight=False
+    )  # "[a]" or ":b:" may be a name
     console.print(drawn)
 
 
 def bar(enabled: bool = True) -> Any:
-    """A rich Progress with the remaining time, which fits into 80 columns; use it as a context manager.
+    """A rich Progress with the remaining time, which fits into 80 columns; use it as a context
+    manager.
 
     In a pipe it prints a line now and then; if not enabled, nothing.
     """
@@ -252,7 +311,8 @@ def bar(enabled: bool = True) -> Any:
 
 
 class _Lines:
-    """Replaces a rich Progress of one task in a pipe: "training: 120 of 800, 3 min left, loss 0.532"."""
+    """Replaces a rich Progress of one task in a pipe: "training: 120 of 800, 3 min left, loss
+    0.532"."""
 
     def __init__(self, console: Any) -> None:
         self.console = console
@@ -264,7 +324,9 @@ class _Lines:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def add_task(self, description: str, total: float | None = None, completed: float = 0, note: str = "") -> int:
+    def add_task(
+        self, description: str, total: float | None = None, completed: float = 0, note: str = ""
+    ) -> int:
         self._text, self._total, self._note = description, total, note
         self._before = self._done = completed
         return 0
@@ -273,7 +335,13 @@ class _Lines:
         self.update(task, advance=advance)
 
     def update(
-        self, task: int, *, advance: float = 0, completed: float | None = None, description: str = "", note: str = ""
+        self,
+        task: int,
+        *,
+        advance: float = 0,
+        completed: float | None = None,
+        description: str = "",
+        note: str = "",
     ) -> None:
         self._done = (self._done if completed is None else completed) + advance
         self._text, self._note = description or self._text, note or self._note

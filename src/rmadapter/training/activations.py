@@ -1,4 +1,5 @@
-"""Frozen activations of images, held in memory or in a file; `cache.Live` computes the same on demand."""
+"""Frozen activations of images, held in memory or in a file; `cache.Live` computes the same on
+demand."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ Plan = list[tuple[tuple[int, ...], torch.dtype]]  # shape and number format of e
 
 @dataclass(frozen=True)
 class Held:
-    """Activations of V views of N images, view by view: features [V * N, e], and x and y as in `States`.
+    """Activations of V views of N images, view by view: features [V * N, e], and x and y as in
+    `States`.
 
     contents: `ImageSet.contents` of the N images; empty if nothing looks images up by them.
     """
@@ -33,7 +35,9 @@ class Held:
     def of_features(cls, views: Tensor) -> Held:
         """From features [V, N, e] that are already computed."""
         nothing = torch.empty(0)
-        return cls(None, Grid(None), views.device, views.flatten(0, 1), nothing, nothing, len(views))
+        return cls(
+            None, Grid(None), views.device, views.flatten(0, 1), nothing, nothing, len(views)
+        )
 
     def __len__(self) -> int:
         """Number of images."""

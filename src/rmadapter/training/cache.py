@@ -1,8 +1,8 @@
-"""Frozen activations of image sets: computed once, kept in memory, in a file or in the user's cache, shared by every
-method and run.
+"""Frozen activations of image sets: computed once, kept in memory, in a file or in the user's
+cache, shared by every method and run.
 
-This module deals with encoders and images, not adapters. `Cache.source` alone decides whether activations are held or
-computed on demand.
+This module deals with encoders and images, not adapters. `Cache.source` alone decides whether
+activations are held or computed on demand.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Live:
-    """The same activations as `Held`, read and encoded on demand. views: 0 for fresh ones in every epoch."""
+    """The same activations as `Held`, read and encoded on demand. views: 0 for fresh ones in every
+    epoch."""
 
     cache: Cache
     images: ImageSet
@@ -58,15 +59,21 @@ class Live:
 
     def batches(self, epoch: int, orders: Sequence[Tensor]) -> Iterator[States]:
         for pixels in self.pixels(epoch, orders):
-            with torch.autocast(pixels.device.type, enabled=False):  # of a training step: held ones are float32, too
+            with torch.autocast(
+                pixels.device.type, enabled=False
+            ):  # of a training step: held ones are float32, too
                 wanted = self.features or self.first is None
                 states = self.cache.backbone.image.frozen(pixels, self.first, features=wanted)
             yield states
 
     def pixels(self, epoch: int, orders: Sequence[Tensor]) -> Iterator[Tensor]:
         """Pixels [B, 3, H, W] of each batch of rows in turn."""
-        tensors = self.cache.tensors(self.images, epoch % self.views if self.views else epoch, self.augmented)
-        for pixels in batches(tensors, [rows.tolist() for rows in orders], self.cache.machine.workers):
+        tensors = self.cache.tensors(
+            self.images, epoch % self.views if self.views else epoch, self.augmented
+        )
+        for pixels in batches(
+            tensors, [rows.tolist() for rows in orders], self.cache.machine.workers
+        ):
             yield pixels.to(self.cache.device)
 
 
@@ -75,12 +82,13 @@ Source = Held | Live
 
 @dataclass(eq=False)
 class Cache:
-    """A memory of activations that drops the least recently used when `machine.cache_memory` GB are full.
+    """A memory of activations that drops the least recently used when `machine.cache_memory` GB are
+    full.
 
-    augmentation, views, seed: of the training images, as in `Task`. folder: holds activations that do not fit into
-    memory, as files. hold: False computes everything on demand, for images seen once, unless `machine.disk_cache` keeps
-    it for later commands. blocks: those whose inputs will be needed; one pass computes them all if together they take
-    at most a quarter of the memory.
+    augmentation, views, seed: of the training images, as in `Task`. folder: holds activations that
+    do not fit into memory, as files. hold: False computes everything on demand, for images seen
+    once, unless `machine.disk_cache` keeps it for later commands. blocks: those whose inputs will
+    be needed; one pass computes them all if together they take at most a quarter of the memory.
     """
 
     backbone: Backbone
@@ -104,16 +112,23 @@ class Cache:
         return self.backbone.device
 
     def expect_parts(self, images: ImageSet) -> None:
-        """Announce that parts of these images will be requested: the first request then computes all of them."""
+        """Announce that parts of these images will be requested: the first request then computes
+        all of them."""
         self._whole = images
 
     def source(
-        self, images: ImageSet, first: int | None = None, *, augmented: bool = False, precision: str = "fp32"
+        self,
+        images: ImageSet,
+        first: int | None = None,
+        *,
+        augmented: bool = False,
+        precision: str = "fp32",
     ) -> Source:
-        """Tokens into block `first` of the image encoder, its output and the features; None for features alone.
+        """Tokens into block `first` of the image encoder, its output and the features; None for
+        features alone.
 
-        augmented: take the training views, if there is augmentation. precision: format in which tokens are held;
-        features are held in float32.
+        augmented: take the training views, if there is augmentation. precision: format in which
+        tokens are held; features are held in float32.
         """
         augmented = augmented and self.augmentation == "standard"
         views = self.views if augmented else 1
@@ -125,12 +140,15 @@ class Cache:
             whole = self._whole
             if whole is not None and not augmented and {*images.contents} < {*whole.contents}:
                 self.source(whole, first, precision=precision)
-            found = self._among(images, first, augmented, kind) or self._compute(images, first, augmented, views, kind)
+            found = self._among(images, first, augmented, kind) or self._compute(
+                images, first, augmented, views, kind
+            )
             if found is None:
                 return Live(self, images, first, augmented, views)
             self._held[key] = found
             while (
-                len(self._held) > 1 and sum(held.bytes for held in self._held.values()) > self.machine.cache_memory * GB
+                len(self._held) > 1
+                and sum(held.bytes for held in self._held.values()) > self.machine.cache_memory * GB
             ):
                 self._held.popitem(last=False)
         self._held.move_to_end(key)
@@ -146,30 +164,42 @@ class Cache:
     ) -> Tensor:
         """Untouched features [V, N, e] of all views of all images, on the device; not normalised.
 
-        of: computes what to return instead from the states of block `first`, [B, d]. Raises UserError if every epoch
-        has views of its own.
+        of: computes what to return instead from the states of block `first`, [B, d]. Raises
+        UserError if every epoch has views of its own.
         """
         source = self.source(images, first, augmented=augmented)
         if not source.views:
-            raise UserError("this method reads all views of its images at once: set their number, as in --set views=8")
+            raise UserError(
+                "this method reads all views of its images at once: set their number, as in --set views=8"
+            )
         return encoded(source, of)
 
     def stream(
-        self, images: ImageSet, first: int | None = None, text: str = "evaluating", order: Tensor | None = None
+        self,
+        images: ImageSet,
+        first: int | None = None,
+        text: str = "evaluating",
+        order: Tensor | None = None,
     ) -> Iterator[States]:
         """The states of all images in batches, in their own order or in that of the rows `order`."""
         orders = in_turn(len(images)) if order is None else list(order.split(BATCH))
-        yield from track(self.source(images, first).batches(0, orders), len(orders), text, self.progress)
+        yield from track(
+            self.source(images, first).batches(0, orders), len(orders), text, self.progress
+        )
 
     def tensors(self, images: ImageSet, view: int, augmented: bool) -> ImageTensors:
-        """Images as the encoder takes them; an augmented one depends only on the seed, the view and its place."""
+        """Images as the encoder takes them; an augmented one depends only on the seed, the view and
+        its place."""
         if not augmented:
             return ImageTensors(images, self.backbone.preprocess)
         transform = TrainTransform(self.backbone.image_size, self.backbone.mean, self.backbone.std)
         return ImageTensors(images, transform, (self.seed, view))
 
-    def _among(self, images: ImageSet, first: int | None, augmented: bool, kind: torch.dtype) -> Held | None:
-        """A part of what is held: features without tokens, or some images (not augmented ones: they go by place)."""
+    def _among(
+        self, images: ImageSet, first: int | None, augmented: bool, kind: torch.dtype
+    ) -> Held | None:
+        """A part of what is held: features without tokens, or some images (not augmented ones: they
+        go by place)."""
         for (digest, block, views, format_), held in self._held.items():
             if views != augmented or first not in (block, None) or (first and kind != format_):
                 continue
@@ -177,13 +207,19 @@ class Cache:
             if digest == images.digest:
                 rows = torch.arange(len(held.features))
             elif not augmented and all(content in places for content in images.contents):
-                rows = torch.tensor([places[content] for content in images.contents], dtype=torch.long)
+                rows = torch.tensor(
+                    [places[content] for content in images.contents], dtype=torch.long
+                )
             else:
                 continue
             if first is None:
                 held = replace(held, first=None, x=torch.empty(0), y=torch.empty(0))
             if held.bytes * len(rows) < self.machine.cache_memory * GB * len(held.features):
-                parts = {name: part[rows] for name in ("features", "x", "y") if len(part := getattr(held, name))}
+                parts = {
+                    name: part[rows]
+                    for name in ("features", "x", "y")
+                    if len(part := getattr(held, name))
+                }
                 return replace(held, contents=images.contents, **parts)
         return None
 
@@ -191,7 +227,11 @@ class Cache:
         self, images: ImageSet, first: int | None, augmented: bool, views: int, kind: torch.dtype
     ) -> Held | None:
         """Compute activations and hold them in memory or in a file; None if neither has room."""
-        started, live, count = time.perf_counter(), Live(self, images, first, augmented, views), views * len(images)
+        started, live, count = (
+            time.perf_counter(),
+            Live(self, images, first, augmented, views),
+            views * len(images),
+        )
         there = {block for digest, block, *_ in self._held if digest == images.digest}
         others = [] if augmented else sorted({*self.blocks} - {first, *there})
         blocks = [first, *others]
@@ -205,14 +245,21 @@ class Cache:
             stores = [torch.empty(shape, dtype=kind) for shape, kind in plan]
             self._find(live, blocks, stores, kind)
         elif self.folder and self.hold and size < 0.9 * shutil.disk_usage(_made(self.folder)).free:
-            file = self.folder / f"frozen-{self._name(images, first, augmented, kind, images.digest)}.bin"
-            if not file.exists() or file.stat().st_size != size:  # torch would pad a short file with zeros
+            file = (
+                self.folder
+                / f"frozen-{self._name(images, first, augmented, kind, images.digest)}.bin"
+            )
+            if (
+                not file.exists() or file.stat().st_size != size
+            ):  # torch would pad a short file with zeros
                 with atomic(file) as part:
                     reserve(part, size)
                     flat = torch.from_file(str(part), shared=True, size=size, dtype=torch.uint8)
                     self._fill(live, blocks, cut(flat, plan))
                     del flat
-            stores = cut(torch.from_file(str(file), shared=True, size=size, dtype=torch.uint8), plan)
+            stores = cut(
+                torch.from_file(str(file), shared=True, size=size, dtype=torch.uint8), plan
+            )
         else:
             return None
         self.seconds += time.perf_counter() - started
@@ -226,10 +273,14 @@ class Cache:
         """Bytes that activations of `count` views take."""
         return size_of(self._plan(count, [first], FORMATS[self.machine.precision])[1])
 
-    def _plan(self, count: int, blocks: Sequence[int | None], kind: torch.dtype) -> tuple[Grid, Plan]:
-        """The layout of tokens, and the plan of `count` views: features, and x and y of each block. Found by encoding a
-        blank image."""
-        blank = torch.zeros(1, 3, self.backbone.image_size, self.backbone.image_size, device=self.device)
+    def _plan(
+        self, count: int, blocks: Sequence[int | None], kind: torch.dtype
+    ) -> tuple[Grid, Plan]:
+        """The layout of tokens, and the plan of `count` views: features, and x and y of each block.
+        Found by encoding a blank image."""
+        blank = torch.zeros(
+            1, 3, self.backbone.image_size, self.backbone.image_size, device=self.device
+        )
         probes = self.backbone.image.frozen_at(blank, blocks)
         parts = [
             (probes[0].features, torch.float32),
@@ -238,15 +289,26 @@ class Cache:
         shapes = [((count, *part.shape[1:]) if len(part) else (0,), kind) for part, kind in parts]
         return probes[0].layout, shapes
 
-    def _find(self, live: Live, blocks: Sequence[int | None], stores: list[Tensor], kind: torch.dtype) -> None:
+    def _find(
+        self, live: Live, blocks: Sequence[int | None], stores: list[Tensor], kind: torch.dtype
+    ) -> None:
         """Fill the stores from the cache on disk, if there is one, and compute what it lacks."""
         images, count, lacking = live.images, live.views * len(live), []
-        if self.store is None or " at 0x" in str(self.backbone.preprocess):  # a function has no lasting name
+        if self.store is None or " at 0x" in str(
+            self.backbone.preprocess
+        ):  # a function has no lasting name
             self._fill(live, blocks, stores)
             return
         # Views also depend on the place of their image, and so belong to one set of images.
-        keys = [*map(str, range(count))] if live.augmented else [content.hex() for content in images.contents]
-        digest, what = images.digest if live.augmented else "", f"{self.backbone.name} on {self.device.type}: "
+        keys = (
+            [*map(str, range(count))]
+            if live.augmented
+            else [content.hex() for content in images.contents]
+        )
+        digest, what = (
+            images.digest if live.augmented else "",
+            f"{self.backbone.name} on {self.device.type}: ",
+        )
         wanted: list[tuple[int | None, torch.dtype, str, dict[str, Tensor]]]
         wanted = [(None, torch.float32, f"{what}features", {"features": stores[0]})]
         for block, x, y in zip(blocks, stores[1::2], stores[2::2], strict=True):
@@ -261,7 +323,13 @@ class Cache:
         for name, about, parts, rows in lacking:
             self.store.write(name, about, keys, parts, rows)
 
-    def _fill(self, live: Live, blocks: Sequence[int | None], stores: list[Tensor], rows: Tensor | None = None) -> None:
+    def _fill(
+        self,
+        live: Live,
+        blocks: Sequence[int | None],
+        stores: list[Tensor],
+        rows: Tensor | None = None,
+    ) -> None:
         """Fill the stores by encoding. rows: of each view; None for all."""
         orders = in_turn(len(live)) if rows is None else list(rows.split(BATCH))
         turns = [(view, order) for view in range(live.views) for order in orders]
@@ -274,17 +342,23 @@ class Cache:
                 if len(part):
                     store[order + view * len(live)] = part.to(store)
 
-    def _name(self, images: ImageSet, first: int | None, augmented: bool, kind: torch.dtype, digest: str) -> str:
-        """A hash of weights, transform, the images' digest, block, format and device, so that a stale file is never
-        read."""
-        transform = [str(self.tensors(images, 0, augmented).transform), *([self.seed, self.views] if augmented else ())]
+    def _name(
+        self, images: ImageSet, first: int | None, augmented: bool, kind: torch.dtype, digest: str
+    ) -> str:
+        """A hash of weights, transform, the images' digest, block, format and device, so that a
+        stale file is never read."""
+        transform = [
+            str(self.tensors(images, 0, augmented).transform),
+            *([self.seed, self.views] if augmented else ()),
+        ]
         backbone = [self.backbone.digest, self.backbone.structure, self.backbone.resizing]
         parts = [backbone, transform, digest, first, str(kind), self.device.type]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def encoded(source: Source, of: Callable[[States], Tensor]) -> Tensor:
-    """Apply `of` to the states of all views of all images: [V, N, d]. The source needs a fixed number of views."""
+    """Apply `of` to the states of all views of all images: [V, N, d]. The source needs a fixed
+    number of views."""
     orders = in_turn(len(source))
     views = [source.batches(view, orders) for view in range(source.views)]
     return torch.stack([torch.cat([of(states) for states in view]) for view in views])

@@ -1,7 +1,8 @@
-"""The contract of every method: `fit(backbone, shots) -> Fitted`, and `restore` for what was fitted and saved.
+"""The contract of every method: `fit(backbone, shots) -> Fitted`, and `restore` for what was fitted
+and saved.
 
-A method is a frozen dataclass. Its fields are the hyper-parameters of its published configuration; docs/your_method.md
-shows one in 25 lines.
+A method is a frozen dataclass. Its fields are the hyper-parameters of its published configuration;
+docs/your_method.md shows one in 25 lines.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ NEIGHBOUR = 1  # chosen in docs/unfamiliar.md
 
 
 class NotApplicable(Exception):
-    """The method has no answer to this question, such as about classes that it never saw; the message says why."""
+    """The method has no answer to this question, such as about classes that it never saw; the
+    message says why."""
 
 
 class Parameters(NamedTuple):
@@ -46,7 +48,8 @@ class Parameters(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What a model is fitted to: class names, templates with one {} each, and whether an image may have several."""
+    """What a model is fitted to: class names, templates with one {} each, and whether an image may
+    have several."""
 
     classes: tuple[str, ...]
     templates: tuple[str, ...] = TEMPLATES
@@ -55,11 +58,13 @@ class Known(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Shots:
-    """All that a method sees: the shots, validation images drawn from the val split, and what is common to all.
+    """All that a method sees: the shots, validation images drawn from the val split, and what is
+    common to all.
 
-    No test image is reachable from here. templates: prompt templates, one {} each. seed: of everything random.
-    unfinished: where the training is kept while it runs. callbacks: called after every step. unlabelled: train images
-    of all classes of the data, including novel ones, for methods that ask for them; their labels mean nothing.
+    No test image is reachable from here. templates: prompt templates, one {} each. seed: of
+    everything random. unfinished: where the training is kept while it runs. callbacks: called after
+    every step. unlabelled: train images of all classes of the data, including novel ones, for
+    methods that ask for them; their labels mean nothing.
     """
 
     images: ImageSet
@@ -82,14 +87,16 @@ class Shots:
 
     @property
     def labels(self) -> Tensor:
-        """[N], indices into `classes`; if images may have several, [N, C] in float32, 1 for each that they have."""
+        """[N], indices into `classes`; if images may have several, [N, C] in float32, 1 for each
+        that they have."""
         if self.known.several:
             return torch.from_numpy(self.images.targets()).float().to(self.device)
         return torch.tensor(self.images.labels, device=self.device)
 
     @property
     def weights(self) -> Tensor | None:
-        """[N] in float64 on the CPU, 1 on average: how much each shot counts; None where all count alike."""
+        """[N] in float64 on the CPU, 1 on average: how much each shot counts; None where all count
+        alike."""
         weights = torch.tensor(self.images.weights, dtype=torch.float64)
         return weights / weights.mean() if len(weights) and weights.any() else None
 
@@ -102,35 +109,44 @@ class Shots:
         return self.cache.machine
 
     def source(self, first: int | None = None) -> Source:
-        """Frozen activations of the shots in all their views, in the number format of training. first: the block
-        whose input is wanted, None for features alone."""
-        return self.cache.source(self.images, first, augmented=True, precision=self.machine.precision)
+        """Frozen activations of the shots in all their views, in the number format of training.
+        first: the block whose input is wanted, None for features alone."""
+        return self.cache.source(
+            self.images, first, augmented=True, precision=self.machine.precision
+        )
 
     def features(self) -> Tensor:
         """Untouched features [V, N, e] of V views of the shots, not normalised."""
         return self.cache.features(self.images, augmented=True)
 
     def plain_features(self, images: ImageSet | None = None) -> Tensor:
-        """Untouched features [N, e], without augmentation, of the shots or of other images; not normalised."""
+        """Untouched features [N, e], without augmentation, of the shots or of other images; not
+        normalised."""
         return self.cache.features(self.images if images is None else images)[0]
 
     def pixels(self, rows: Tensor, epoch: int, first: int | None) -> Tensor:
-        """Pixels [B, 3, H, W] of the shots whose states `source(first)` gives for these rows in this epoch."""
+        """Pixels [B, 3, H, W] of the shots whose states `source(first)` gives for these rows in
+        this epoch."""
         source = self.source(first)
-        live = Live(self.cache, self.images, first, self.cache.augmentation == "standard", source.views)
+        live = Live(
+            self.cache, self.images, first, self.cache.augmentation == "standard", source.views
+        )
         return next(live.pixels(epoch, [rows]))
 
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """A fitted method: everything that it needs to answer is in `tensors`, its own fields and the backbone.
+    """A fitted method: everything that it needs to answer is in `tensors`, its own fields and the
+    backbone.
 
-    for_classes(names) returns a function from the states of B images to logits [B, C]; it raises NotApplicable for
-    names that the method cannot handle. first: the block of the image encoder whose input these states hold; None for
-    features alone. parameters: how many were trained. temperature: `score` divides logits by it to calibrate
-    probabilities; no answer changes. threshold: probability from which on a class is answered, if images may have
-    several. examples: untouched unit features [N, e], in float16, of images that it was fitted to; None if not kept.
-    remembers: whether the function of `for_classes` learns from each image, so that answers depend on earlier images.
+    for_classes(names) returns a function from the states of B images to logits [B, C]; it raises
+    NotApplicable for names that the method cannot handle. first: the block of the image encoder
+    whose input these states hold; None for features alone. parameters: how many were trained.
+    temperature: `score` divides logits by it to calibrate probabilities; no answer changes.
+    threshold: probability from which on a class is answered, if images may have several. examples:
+    untouched unit features [N, e], in float16, of images that it was fitted to; None if not kept.
+    remembers: whether the function of `for_classes` learns from each image, so that answers depend
+    on earlier images.
     """
 
     method: Method
@@ -155,35 +171,51 @@ class Fitted:
         return replace(self, trained=trained)
 
     def fitted_to(self, features: Tensor) -> Fitted:
-        """A copy with untouched features [N, e] of its training images, every k-th of over `MOST_EXAMPLES`."""
+        """A copy with untouched features [N, e] of its training images, every k-th of over
+        `MOST_EXAMPLES`."""
         some = features[:: -(-len(features) // MOST_EXAMPLES)]
         return replace(self, examples=F.normalize(some.float(), dim=-1).half())
 
     def unfamiliar(self, features: Tensor) -> Tensor:
-        """[B], from 0 up: 1 - cosine of untouched features [B, e] to the nearest image that it was fitted to.
+        """[B], from 0 up: 1 - cosine of untouched features [B, e] to the nearest image that it was
+        fitted to.
 
-        How far to trust it: docs/unfamiliar.md. Raises UserError if the features of these images were not kept.
+        How far to trust it: docs/unfamiliar.md. Raises UserError if the features of these images
+        were not kept.
         """
         if self.examples is None:
-            raise UserError("this model holds no features of its training images, as none of earlier versions does")
+            raise UserError(
+                "this model holds no features of its training images, as none of earlier versions does"
+            )
         cosines = F.normalize(features.float(), dim=-1) @ self.examples.float().T
-        return (1 - cosines.topk(min(NEIGHBOUR, cosines.shape[1])).values[:, -1]).clamp(min=0)  # against rounding
+        return (1 - cosines.topk(min(NEIGHBOUR, cosines.shape[1])).values[:, -1]).clamp(
+            min=0
+        )  # against rounding
 
     def score(self, names: Sequence[str] | None = None) -> ToLogits:
-        """`for_classes`, calibrated and without gradients; None for the classes that it was fitted to."""
+        """`for_classes`, calibrated and without gradients; None for the classes that it was fitted
+        to."""
         with torch.no_grad():
             found = self.for_classes(self.classes if names is None else tuple(names))
         return torch.no_grad()(lambda states: found(states) / self.temperature)
 
     def probabilities(
-        self, images: Sequence[ImageSource], names: Sequence[str] | None = None, *, progress: bool = False
+        self,
+        images: Sequence[ImageSource],
+        names: Sequence[str] | None = None,
+        *,
+        progress: bool = False,
     ) -> Iterator[Tensor]:
-        """[B, C] of each batch, every image decoded and encoded once. Raises as `score` and `load_image`."""
+        """[B, C] of each batch, every image decoded and encoded once. Raises as `score` and
+        `load_image`."""
         from rmadapter.data.transforms import decoded
 
         models = {self.method.title: self.score(names)}
         stream = track(
-            decoded(images, self.backbone.preprocess, BATCH), -(-len(images) // BATCH), "predicting", progress
+            decoded(images, self.backbone.preprocess, BATCH),
+            -(-len(images) // BATCH),
+            "predicting",
+            progress,
         )
         for _, pixels in stream:
             yield self.answers(models, pixels)[self.method.title]
@@ -193,16 +225,22 @@ class Fitted:
 
         models: first this one, as `score` returns it, then any others that read features.
         """
-        return next(answers(models, [self.states(pixels, features=len(models) > 1)], self.known.several))
+        return next(
+            answers(models, [self.states(pixels, features=len(models) > 1)], self.known.several)
+        )
 
     def states(self, pixels: Tensor, features: bool = False) -> States:
-        """States of pixels [B, 3, H, W]. features: include untouched features even if the model does not read them."""
+        """States of pixels [B, 3, H, W]. features: include untouched features even if the model
+        does not read them."""
         wanted = features or self.first is None
-        return self.backbone.image.frozen(pixels.to(self.backbone.device), self.first, features=wanted)
+        return self.backbone.image.frozen(
+            pixels.to(self.backbone.device), self.first, features=wanted
+        )
 
 
 class Method(Protocol):
-    """What every method has. title: for tables. source: paper, and where the values of the fields are from."""
+    """What every method has. title: for tables. source: paper, and where the values of the fields
+    are from."""
 
     @property
     def title(self) -> str: ...
@@ -225,13 +263,17 @@ class Method(Protocol):
 def answers(
     models: Mapping[str, ToLogits], stream: Iterable[States], several: bool = False
 ) -> Iterator[dict[str, Tensor]]:
-    """Probabilities [B, C] of each model on the CPU, batch by batch: over all classes, or with `several` for each class
-    by itself. Raises UserError if they are not finite."""
+    """Probabilities [B, C] of each model on the CPU, batch by batch: over all classes, or with
+    `several` for each class by itself. Raises UserError if they are not finite."""
     for states in stream:
         logits = {name: score(states).float() for name, score in models.items()}
-        found = {name: (x.sigmoid() if several else x.softmax(-1)).cpu() for name, x in logits.items()}
+        found = {
+            name: (x.sigmoid() if several else x.softmax(-1)).cpu() for name, x in logits.items()
+        }
         if bad := [name for name, table in found.items() if not table.isfinite().all()]:
-            raise UserError(f"the answers of {bad[0]} contain NaN or infinity: its training diverged, or it has a bug")
+            raise UserError(
+                f"the answers of {bad[0]} contain NaN or infinity: its training diverged, or it has a bug"
+            )
         yield found
 
 
@@ -246,7 +288,8 @@ def columns(title: str, classes: Sequence[str], names: Sequence[str]) -> list[in
 class Learner(nn.Module, ABC):
     """A module on a frozen backbone, whose state is all that a method learns.
 
-    first: the image encoder's block whose input it reads; None for features alone. reaches: sides whose blocks it runs.
+    first: the image encoder's block whose input it reads; None for features alone. reaches: sides
+    whose blocks it runs.
     """
 
     first: int | None = None
@@ -262,7 +305,8 @@ class Learner(nn.Module, ABC):
 
 
 class ModuleMethod(ABC):
-    """A method that learns one module: a new module that loads the trained state answers like the trained one."""
+    """A method that learns one module: a new module that loads the trained state answers like the
+    trained one."""
 
     @property
     @abstractmethod

@@ -1,7 +1,7 @@
 """Frozen activations on disk for later commands: rows of images, up to a limit in bytes.
 
-A file is named by its content, written atomically and never changed, so processes need no locks: one that finds a file
-gone computes its rows again. Nothing that goes wrong here ends a run.
+A file is named by its content, written atomically and never changed, so processes need no locks:
+one that finds a file gone computes its rows again. Nothing that goes wrong here ends a run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ NAME = re.compile(r"[0-9a-f]{16}(\.safetensors)?")
 
 
 class Rows(NamedTuple):
-    """What a file holds. about: a description, for people. keys: say what each row was made from. parts: [N, ...]."""
+    """What a file holds. about: a description, for people. keys: say what each row was made from.
+    parts: [N, ...]."""
 
     about: str
     keys: tuple[str, ...]
@@ -57,7 +58,8 @@ class Store:
         return cls(place(), gigabytes * GB) if gigabytes else None
 
     def read(self, name: str, keys: Sequence[str], parts: Mapping[str, Tensor]) -> list[int]:
-        """Fill in the rows of each part [N, ...] that are stored under a name, by their keys; return the other rows."""
+        """Fill in the rows of each part [N, ...] that are stored under a name, by their keys;
+        return the other rows."""
         places: dict[str, list[int]] = {}
         for row, key in enumerate(keys):
             places.setdefault(key, []).append(row)
@@ -70,10 +72,15 @@ class Store:
         return sorted(row for rows in places.values() for row in rows)
 
     def write(
-        self, name: str, about: str, keys: Sequence[str], parts: Mapping[str, Tensor], rows: Sequence[int]
+        self,
+        name: str,
+        about: str,
+        keys: Sequence[str],
+        parts: Mapping[str, Tensor],
+        rows: Sequence[int],
     ) -> None:
-        """Store some rows, and remove the least recently used files beyond the limit. Does nothing if the rows alone
-        exceed it, or if nothing can be written."""
+        """Store some rows, and remove the least recently used files beyond the limit. Does nothing
+        if the rows alone exceed it, or if nothing can be written."""
         each = sum(part[0].numel() * part.element_size() for part in parts.values()) if rows else 0
         if not each or each * len(rows) > self.limit or not self._open():
             return
@@ -97,42 +104,61 @@ class Store:
                 yield file, file.stat()
 
     def contents(self) -> list[dict[str, Any]]:
-        """What is stored, by description: number of images, MB, and time of last use in seconds since 1970."""
+        """What is stored, by description: number of images, MB, and time of last use in seconds
+        since 1970."""
         found: dict[str, dict[str, Any]] = {}
         for file, status in self.files():
             if rows := _read(file):
-                one = found.setdefault(rows.about, {"what": rows.about, "images": 0, "mb": 0.0, "used": 0.0})
+                one = found.setdefault(
+                    rows.about, {"what": rows.about, "images": 0, "mb": 0.0, "used": 0.0}
+                )
                 one["images"] += len(rows.keys)
                 one["mb"] += status.st_size / 1e6
                 one["used"] = max(one["used"], status.st_mtime)
         return sorted(found.values(), key=lambda one: one["what"])
 
     def clear(self) -> int:
-        """Remove everything at once; returns the bytes freed. Raises UserError, and removes nothing, if the folder
-        holds anything that this class did not write."""
+        """Remove everything at once; returns the bytes freed. Raises UserError, and removes
+        nothing, if the folder holds anything that this class did not write."""
         size = sum(status.st_size for _, status in self.files())
         if self.folder.exists() or self.folder.is_symlink():
             if not self._open():
-                raise UserError(f"{self.folder}: not a folder that rmadapter made; nothing was removed")
+                raise UserError(
+                    f"{self.folder}: not a folder that rmadapter made; nothing was removed"
+                )
             for path in sorted(self.folder.rglob("*")):
                 if not _known(path):
-                    raise UserError(f"{path}: not an rmadapter file: move it elsewhere first; nothing was removed")
-            # A reader has its file open; a writer finds the folder gone, and makes a new one the next time.
-            os.replace(self.folder, self.folder.with_name(f".{self.folder.name}.{secrets.token_hex(4)}"))
-        for gone in self.folder.parent.glob(f".{self.folder.name}.????????"):  # also if a process was killed here
+                    raise UserError(
+                        f"{path}: not an rmadapter file: move it elsewhere first; nothing was removed"
+                    )
+            # A reader has its file open; a writer finds the folder gone, and makes a new one the
+            # next time.
+            os.replace(
+                self.folder, self.folder.with_name(f".{self.folder.name}.{secrets.token_hex(4)}")
+            )
+        for gone in self.folder.parent.glob(
+            f".{self.folder.name}.????????"
+        ):  # also if a process was killed here
             shutil.rmtree(gone, ignore_errors=True)
         return size
 
     def _ours(self) -> bool:
         with suppress(OSError, UnicodeDecodeError):
-            return not self.folder.is_symlink() and (self.folder / TAG).read_text(encoding="utf-8") == OURS
+            return (
+                not self.folder.is_symlink()
+                and (self.folder / TAG).read_text(encoding="utf-8") == OURS
+            )
         return False
 
     def _open(self) -> bool:
         """Make the folder, readable only by this user. False if the folder is not ours."""
         with suppress(OSError, UserError):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not self._ours() and not self.folder.is_symlink() and all(map(_known, self.folder.iterdir())):
+            if (
+                not self._ours()
+                and not self.folder.is_symlink()
+                and all(map(_known, self.folder.iterdir()))
+            ):
                 self.folder.chmod(0o700)  # made by a writer after `clear` took its folder away
                 write_text(self.folder / TAG, OURS)
         return self._ours()
@@ -140,7 +166,9 @@ class Store:
 
 def _known(path: Path) -> bool:
     name = path.name
-    return not path.is_symlink() and (name == TAG or bool(NAME.fullmatch(name) or PART.fullmatch(name)))
+    return not path.is_symlink() and (
+        name == TAG or bool(NAME.fullmatch(name) or PART.fullmatch(name))
+    )
 
 
 def _write(folder: Path, rows: Rows) -> None:
@@ -148,12 +176,15 @@ def _write(folder: Path, rows: Rows) -> None:
 
     name = hashlib.sha256(" ".join(rows.keys).encode()).hexdigest()[:16]
     about = {"about": rows.about, "keys": " ".join(rows.keys), "sum": _sum(rows.parts)}
-    with atomic(folder / f"{name}.safetensors", sync=False) as part:  # the sum detects damage from a power cut
+    with atomic(
+        folder / f"{name}.safetensors", sync=False
+    ) as part:  # the sum detects damage from a power cut
         part.write_bytes(save(dict(rows.parts), about))
 
 
 def _read(file: Path, check: bool = False) -> Rows | None:
-    """Read a file. check: read and verify its tensors too. None if it is gone or damaged; a damaged one is removed."""
+    """Read a file. check: read and verify its tensors too. None if it is gone or damaged; a damaged
+    one is removed."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -179,7 +210,9 @@ def _checked(file: Path, parts: Mapping[str, Tensor], wanted: Mapping[str, Any])
         return None
     rows = _read(file, check=True)
     kinds = {part: (tensor.dtype, tensor.shape[1:]) for part, tensor in parts.items()}
-    if rows is None or kinds != {part: (tensor.dtype, tensor.shape[1:]) for part, tensor in rows.parts.items()}:
+    if rows is None or kinds != {
+        part: (tensor.dtype, tensor.shape[1:]) for part, tensor in rows.parts.items()
+    }:
         return None
     with suppress(OSError):
         os.utime(file)

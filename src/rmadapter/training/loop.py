@@ -42,7 +42,8 @@ Rate = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Recipe:
-    """How a method is optimised. The defaults are those of Dassl, on which most of the field's code is built."""
+    """How a method is optimised. The defaults are those of Dassl, on which most of the field's code
+    is built."""
 
     optimizer: Literal["sgd", "adamw", "adam"] = option("sgd", "optimiser")
     learning_rate: float = option(0.002, "peak learning rate", gt=0)
@@ -52,13 +53,19 @@ class Recipe:
     eps: float = option(1e-8, "term in Adam's denominator", gt=0)
     epochs: int = option(50, "passes over the training images", ge=1, le=1_000_000)
     iterations: int = option(
-        0, "steps per shot of a class, rounded up to whole epochs; replaces `epochs`", ge=0, le=1_000_000
+        0,
+        "steps per shot of a class, rounded up to whole epochs; replaces `epochs`",
+        ge=0,
+        le=1_000_000,
     )
     batch_size: int = option(32, "images per step", ge=1, le=WHOLE)
     schedule: Literal["epoch", "step", "twice"] = option(
-        "epoch", "cosine updated every epoch, as in Dassl, or every step; twice: two cosines by step, as in 2SFS"
+        "epoch",
+        "cosine updated every epoch, as in Dassl, or every step; twice: two cosines by step, as in 2SFS",
     )
-    warmup_epochs: float = option(1.0, "warm-up before the cosine: constant if by epoch, linear if by step", ge=0)
+    warmup_epochs: float = option(
+        1.0, "warm-up before the cosine: constant if by epoch, linear if by step", ge=0
+    )
     warmup_rate: float = option(1e-5, "learning rate of the constant warm-up", gt=0)
     final_rate: float = option(0.0, "learning rate at the end of a cosine by step", ge=0)
     clip_gradient: float = option(0.0, "largest gradient norm; 0 turns clipping off", ge=0)
@@ -66,9 +73,15 @@ class Recipe:
     def rate(self, step: int, per_epoch: int, epochs: int) -> float:
         """Learning rate of a step counted from 0."""
         peak, warmup = self.learning_rate, self.warmup_epochs * per_epoch
-        if self.schedule == "epoch":  # Dassl's cosine begins after the warm-up, and so stops short of zero
+        if (
+            self.schedule == "epoch"
+        ):  # Dassl's cosine begins after the warm-up, and so stops short of zero
             gone = step // per_epoch - self.warmup_epochs
-            return self.warmup_rate if step < warmup else peak * 0.5 * (1 + math.cos(math.pi * gone / epochs))
+            return (
+                self.warmup_rate
+                if step < warmup
+                else peak * 0.5 * (1 + math.cos(math.pi * gone / epochs))
+            )
         if step < warmup:
             return peak * (step + 1) / (warmup + 1)
         start, end = warmup, epochs * per_epoch
@@ -93,14 +106,17 @@ class Recipe:
         """parameters: single ones, or groups as in torch."""
         some = list(parameters)
         if self.optimizer == "sgd":
-            return torch.optim.SGD(some, self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay)
+            return torch.optim.SGD(
+                some, self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
+            )
         kind = torch.optim.AdamW if self.optimizer == "adamw" else torch.optim.Adam
         return kind(some, self.learning_rate, self.betas, self.eps, self.weight_decay)
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """The input of a loss. rows: [B] indices of the shots, on the CPU. labels: as `Shots.labels`. images: their states.
+    """The input of a loss. rows: [B] indices of the shots, on the CPU. labels: as `Shots.labels`.
+    images: their states.
 
     generator: for anything else drawn in a step; a resumed training restores its state.
     """
@@ -124,12 +140,14 @@ def minimise(
     after_epoch: Callable[[int], object] = lambda epoch: None,
     times: Callable[[str], float] = lambda name: 1.0,
 ) -> Trained:
-    """Minimise loss(batch) over the shots, in an order that depends on the seed, the epoch and the weights alone.
+    """Minimise loss(batch) over the shots, in an order that depends on the seed, the epoch and the
+    weights alone.
 
-    module: what is trained; its state is the result. The loss is a scalar, or a dictionary of terms with their sum
-    under "loss". source: gives the states of a batch. after_epoch(epoch), counted from 0, may change buffers of the
-    module. times(name): factor on the peak learning rate of that parameter. Raises UserError if the loss is not
-    finite, if the unfinished training is another one, or if the device lacks the number format.
+    module: what is trained; its state is the result. The loss is a scalar, or a dictionary of terms
+    with their sum under "loss". source: gives the states of a batch. after_epoch(epoch), counted
+    from 0, may change buffers of the module. times(name): factor on the peak learning rate of that
+    parameter. Raises UserError if the loss is not finite, if the unfinished training is another
+    one, or if the device lacks the number format.
     """
     machine, device = shots.machine, shots.device
     if machine.precision == "fp16" and device.type == "cpu":
@@ -142,19 +160,30 @@ def minimise(
     call = torch.compile(loss) if machine.compile else loss
     trained, labels, seconds = loop.trained, shots.labels, []
     started, saved = time.monotonic() - trained.seconds, time.monotonic()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), bar(shots.progress) as display:
+    with (
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        bar(shots.progress) as display,
+    ):
         loop.seed()
-        task = display.add_task("training", total=epochs * per_epoch, completed=trained.step, note="")
+        task = display.add_task(
+            "training", total=epochs * per_epoch, completed=trained.step, note=""
+        )
         for epoch in range(trained.step // per_epoch, epochs):
-            orders = order(len(labels), recipe.batch_size, shots.seed, epoch, shots.weights)[trained.step % per_epoch :]
+            orders = order(len(labels), recipe.batch_size, shots.seed, epoch, shots.weights)[
+                trained.step % per_epoch :
+            ]
             parts, shares = zip(*map(_share, orders), strict=True)
-            for part, share, images in zip(parts, shares, source.batches(epoch, parts), strict=True):
+            for part, share, images in zip(
+                parts, shares, source.batches(epoch, parts), strict=True
+            ):
                 begun = time.perf_counter()
                 rates = [one.rate(trained.step, per_epoch, epochs) for one in loop.recipes]
                 batch = Batch(epoch, part, labels[part.to(device)], images, loop.generator)
                 terms = loop.step(call, batch, rates, share)
                 trained.step, trained.seconds = trained.step + 1, time.monotonic() - started
-                trained.history.append({"step": trained.step, "epoch": epoch + 1, **terms, "lr": rates[0]})
+                trained.history.append(
+                    {"step": trained.step, "epoch": epoch + 1, **terms, "lr": rates[0]}
+                )
                 if trained.step % per_epoch == 0:
                     after_epoch(epoch)
                 tell(shots.callbacks if loop.writes else (), trained.history, per_epoch)
@@ -168,22 +197,28 @@ def minimise(
     return trained
 
 
-def order(count: int, batch_size: int, seed: int, epoch: int, weights: Tensor | None = None) -> list[Tensor]:
+def order(
+    count: int, batch_size: int, seed: int, epoch: int, weights: Tensor | None = None
+) -> list[Tensor]:
     """Rows of every step of an epoch.
 
-    weights: [count] in float64, 1 on average. By systematic sampling, a row of weight w comes w times per epoch on
-    average, and always less than once more or fewer, so that a loss need not know of weights.
+    weights: [count] in float64, 1 on average. By systematic sampling, a row of weight w comes w
+    times per epoch on average, and always less than once more or fewer, so that a loss need not
+    know of weights.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     rows = torch.randperm(count, generator=generator)
     if weights is not None:
         marks = torch.arange(count) + torch.rand((), generator=generator, dtype=torch.float64)
-        rows = torch.searchsorted(weights.cumsum(0), marks).clamp(max=int(weights.nonzero()[-1]))[rows]
+        rows = torch.searchsorted(weights.cumsum(0), marks).clamp(max=int(weights.nonzero()[-1]))[
+            rows
+        ]
     return list(rows.split(batch_size))
 
 
 def _share(rows: Tensor) -> tuple[Tensor, float]:
-    """This process's part of a batch, and its weight; if no row is left for it, one row with weight 0."""
+    """This process's part of a batch, and its weight; if no row is left for it, one row with weight
+    0."""
     if not several():
         return rows, 1.0
     mine = rows[dist.get_rank() :: dist.get_world_size()]
@@ -193,7 +228,9 @@ def _share(rows: Tensor) -> tuple[Tensor, float]:
 class _Loop:
     """One step of a training, and everything that the rest depends on, in memory and on disk."""
 
-    def __init__(self, module: nn.Module, recipe: Recipe, shots: Shots, times: Callable[[str], float]) -> None:
+    def __init__(
+        self, module: nn.Module, recipe: Recipe, shots: Shots, times: Callable[[str], float]
+    ) -> None:
         self.module, self.recipe, self._shots = module, recipe, shots
         self.format, self.device = FORMATS[shots.machine.precision], shots.device
         groups = defaultdict[float, list[nn.Parameter]](list)
@@ -202,7 +239,9 @@ class _Loop:
                 groups[times(name)].append(parameter)
         self.parameters = [*chain.from_iterable(groups.values())]
         self.optimizer = recipe.make({"params": some} for some in groups.values())
-        self.recipes = [replace(recipe, learning_rate=factor * recipe.learning_rate) for factor in groups]
+        self.recipes = [
+            replace(recipe, learning_rate=factor * recipe.learning_rate) for factor in groups
+        ]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.format == torch.float16)
         self.generator = torch.Generator().manual_seed(shots.seed)
         self.writes = not several() or dist.get_rank() == 0
@@ -215,7 +254,9 @@ class _Loop:
 
     def seed(self) -> None:
         """Seed torch's own generators, or restore them when resuming."""
-        torch.default_generator.manual_seed(self._shots.seed)  # torch.manual_seed would also seed all GPUs
+        torch.default_generator.manual_seed(
+            self._shots.seed
+        )  # torch.manual_seed would also seed all GPUs
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(self._shots.seed)
         if "random.cpu" in self._random:
@@ -224,8 +265,11 @@ class _Loop:
         if "random.cuda" in self._random:
             torch.cuda.set_rng_state(self._random["random.cuda"], self.device)
 
-    def step(self, loss: Loss, batch: Batch, rates: Sequence[float], share: float) -> dict[str, float]:
-        """Do a step and return its loss terms. rates: one per group. share: how much of the batch is this process's."""
+    def step(
+        self, loss: Loss, batch: Batch, rates: Sequence[float], share: float
+    ) -> dict[str, float]:
+        """Do a step and return its loss terms. rates: one per group. share: how much of the batch
+        is this process's."""
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         with torch.autocast(self.device.type, self.format, enabled=self.format != torch.float32):
@@ -248,23 +292,35 @@ class _Loop:
             add_up(values.mul_(share))
         record = dict(zip(terms, values.tolist(), strict=True))
         if not math.isfinite(record["loss"]):
-            raise UserError(f"the loss became {record['loss']} in step {self.trained.step + 1}: lower learning_rate")
+            raise UserError(
+                f"the loss became {record['loss']} in step {self.trained.step + 1}: lower learning_rate"
+            )
         return record
 
     def save(self, unfinished: Unfinished) -> None:
         """Write one safetensors file, atomically."""
         tensors = {f"module.{name}": tensor for name, tensor in self.module.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{slot}": v for slot, v in slots.items() if isinstance(v, Tensor)}
+            tensors |= {
+                f"optimizer.{index}.{slot}": v for slot, v in slots.items() if isinstance(v, Tensor)
+            }
         tensors |= {"random.cpu": torch.get_rng_state(), "random.batch": self.generator.get_state()}
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        terms, tensors["history"] = as_table(self.trained.history)  # metadata may have 100 MB at most
-        record = {"key": unfinished.key, "scaler": self.scaler.state_dict(), **vars(self.trained), "history": terms}
+        terms, tensors["history"] = as_table(
+            self.trained.history
+        )  # metadata may have 100 MB at most
+        record = {
+            "key": unfinished.key,
+            "scaler": self.scaler.state_dict(),
+            **vars(self.trained),
+            "history": terms,
+        }
         write_tensors(unfinished.path, tensors, {"progress": json.dumps(record)})
 
     def load(self, unfinished: Unfinished) -> None:
-        """Resume an unfinished training. Raises UserError if the file is damaged or from another training."""
+        """Resume an unfinished training. Raises UserError if the file is damaged or from another
+        training."""
         from safetensors import SafetensorError, safe_open
 
         path = unfinished.path
@@ -274,13 +330,19 @@ class _Loop:
                 key, scaler = record.pop("key"), record.pop("scaler")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise UserError(f"{path}: not a readable training state ({type(error).__name__}); delete it") from None
+            raise UserError(
+                f"{path}: not a readable training state ({type(error).__name__}); delete it"
+            ) from None
         if key != unfinished.key:
             raise UserError(
                 f"{path.parent} holds another, unfinished training: choose another --out or delete that folder"
             )
         self.scaler.load_state_dict(scaler or {})
-        parts = {name.removeprefix("module."): t for name, t in tensors.items() if name.startswith("module.")}
+        parts = {
+            name.removeprefix("module."): t
+            for name, t in tensors.items()
+            if name.startswith("module.")
+        }
         self.module.load_state_dict(parts)
         state = self.optimizer.state_dict()
         for name, tensor in tensors.items():
@@ -288,7 +350,9 @@ class _Loop:
                 _, index, slot = name.split(".", 2)
                 state["state"].setdefault(int(index), {})[slot] = tensor
         self.optimizer.load_state_dict(state)
-        self._random = {name: tensor for name, tensor in tensors.items() if name.startswith("random.")}
+        self._random = {
+            name: tensor for name, tensor in tensors.items() if name.startswith("random.")
+        }
         if (table := tensors.get("history")) is not None:  # else of an earlier version
             record["history"] = as_rows(record["history"], table)
         self.trained = Trained(**record)

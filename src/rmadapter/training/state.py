@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Trained:
-    """Where a training stands, or ended: steps, seconds, loss terms of every step, median seconds of one.
+    """Where a training stands, or ended: steps, seconds, loss terms of every step, median seconds
+    of one.
 
     weighed: whether the shots' weights, if any, were used.
     """
@@ -28,7 +29,8 @@ class Trained:
 
 
 def as_table(history: Sequence[Mapping[str, float]]) -> tuple[dict[str, bool], Tensor]:
-    """Name of each term -> whether it is a whole number; and all values [steps, terms] in float64, NaN for none."""
+    """Name of each term -> whether it is a whole number; and all values [steps, terms] in float64,
+    NaN for none."""
     import torch
 
     names: dict[str, bool] = {}
@@ -42,7 +44,10 @@ def as_table(history: Sequence[Mapping[str, float]]) -> tuple[dict[str, bool], T
 def as_rows(names: Mapping[str, bool], table: Tensor) -> list[dict[str, float]]:
     """What `as_table` was given."""
     rows = (zip(names.items(), row, strict=True) for row in table.tolist())
-    return [{name: int(x) if whole else x for (name, whole), x in row if not math.isnan(x)} for row in rows]
+    return [
+        {name: int(x) if whole else x for (name, whole), x in row if not math.isnan(x)}
+        for row in rows
+    ]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Printed figures: typed, from a named place, and their contradictions found by arithmetic that is done again here."""
+"""Printed figures: typed, from a named place, and their contradictions found by arithmetic that is
+done again here."""
 
 from __future__ import annotations
 
@@ -20,7 +21,13 @@ PAPER = list(CATALOG)[:15]
 
 
 def figure(value: float, **fields: Any) -> Figure:
-    cell = {"method": "mma", "protocol": "base-to-novel", "dataset": "dtd", "shots": 16, "backbone": "B"}
+    cell = {
+        "method": "mma",
+        "protocol": "base-to-novel",
+        "dataset": "dtd",
+        "shots": 16,
+        "backbone": "B",
+    }
     read = {"value": value, "kind": "printed", "source": "vacsr", "place": "Table 9"}
     return Figure(**{**cell, **read, "metric": "hm", **fields})
 
@@ -31,7 +38,17 @@ def test_every_figure_has_a_source_that_is_described_and_a_place() -> None:
     assert all(f.place and all(sources()[f.source]) for f in found)
     assert {f.dataset for f in found} <= {"average", *PAPER}
     assert len({(*f.cell, f.source, f.place) for f in found}) == len(found)
-    ours = {"zero-shot", "coop", "maple", "mmrl", "2sfs", "prolip", "clip-lora", "lp-plus-plus", "tip-adapter-f"}
+    ours = {
+        "zero-shot",
+        "coop",
+        "maple",
+        "mmrl",
+        "2sfs",
+        "prolip",
+        "clip-lora",
+        "lp-plus-plus",
+        "tip-adapter-f",
+    }
     assert ours < {f.method for f in found} & METHODS.keys()
 
 
@@ -42,11 +59,21 @@ def test_a_line_of_the_file_is_what_is_read() -> None:
     wanted = ("mmrl", "sun397", "hm", "vacsr")
     [row] = [r for r in rows if (r["method"], r["dataset"], r["metric"], r["source"]) == wanted]
     [read] = [f for f in published() if (f.method, f.dataset, f.metric, f.source) == wanted]
-    assert {name: str(value) for name, value in read.model_dump().items()} == {**row, "value": "81.2"}
+    assert {name: str(value) for name, value in read.model_dump().items()} == {
+        **row,
+        "value": "81.2",
+    }
     assert row["value"] == "81.20"
 
 
-WRONG = ({"value": 100.1}, {"metric": "f1"}, {"kind": "guessed"}, {"dataset": ""}, {"shots": 32}, {"licence": "MIT"})
+WRONG = (
+    {"value": 100.1},
+    {"metric": "f1"},
+    {"kind": "guessed"},
+    {"dataset": ""},
+    {"shots": 32},
+    {"licence": "MIT"},
+)
 
 
 @pytest.mark.parametrize("wrong", WRONG)
@@ -57,38 +84,77 @@ def test_what_is_no_figure_is_refused(wrong: dict[str, Any]) -> None:
 
 def test_contradictions_of_what_is_printed() -> None:
     told = contradictions()
-    again = [f for f in published() if f.kind == "rerun" and f.method == "mmrl" and f.metric == "novel"]
+    again = [
+        f for f in published() if f.kind == "rerun" and f.method == "mmrl" and f.metric == "novel"
+    ]
     values = [f.value for f in again]
-    assert fmean(values) + 2.776 * stdev(values) / 5**0.5 < 80.17  # Student's t of 4 degrees of freedom
+    assert (
+        fmean(values) + 2.776 * stdev(values) / 5**0.5 < 80.17
+    )  # Student's t of 4 degrees of freedom
     [one] = [text for text in told if text.startswith("mmrl, base-to-novel, eurosat, novel")]
     assert "printed as 80.17, but 5 runs with the released code gave 69.87 to 74.90" in one
-    [hm] = [text for text in told if text.startswith("mma, base-to-novel, ucf101, HM") and "ICML" in text]
+    [hm] = [
+        text
+        for text in told
+        if text.startswith("mma, base-to-novel, ucf101, HM") and "ICML" in text
+    ]
     assert f"that of its base and novel figures is {2 * 86.23 * 80.03 / (86.23 + 80.03):.2f}" in hm
-    [two] = [text for text in told if text.startswith("promptsrc, base-to-novel, stanford_cars, base")]
+    [two] = [
+        text for text in told if text.startswith("promptsrc, base-to-novel, stanford_cars, base")
+    ]
     assert "76.87 (Lin et al., RMAdapter" in two
     assert "78.27 (Zhang et al." in two
-    assert not any(text.startswith("maple, base-to-novel, eurosat, base") for text in told)  # one run proves nothing
+    assert not any(
+        text.startswith("maple, base-to-novel, eurosat, base") for text in told
+    )  # one run proves nothing
 
 
 def test_each_kind_of_contradiction_and_no_other() -> None:
     sets = PAPER[:5]
     fine = [
         figure(value, dataset=dataset, metric=metric)
-        for dataset, (metric, value) in product(sets, [("base", 80.0), ("novel", 60.0), ("hm", 68.57)])
+        for dataset, (metric, value) in product(
+            sets, [("base", 80.0), ("novel", 60.0), ("hm", 68.57)]
+        )
     ]
-    fine += [figure(80.0, dataset="average", metric="base"), figure(60.01, dataset="average", metric="novel")]
+    fine += [
+        figure(80.0, dataset="average", metric="base"),
+        figure(60.01, dataset="average", metric="novel"),
+    ]
     assert contradictions(fine) == []
-    assert len(contradictions([*fine, figure(81.0, dataset="average", metric="base", source="onpokd")])) == 1
+    assert (
+        len(
+            contradictions([*fine, figure(81.0, dataset="average", metric="base", source="onpokd")])
+        )
+        == 1
+    )
     swapped = {(sets[0], "hm"): 68.6, ("average", "novel"): 60.1}
-    told = contradictions(f.model_copy(update={"value": swapped.get((f.dataset, f.metric), f.value)}) for f in fine)
-    assert [text.split(":")[0].split(", ", 2)[2] for text in told] == [f"{sets[0]}, HM", "average, novel"]
+    told = contradictions(
+        f.model_copy(update={"value": swapped.get((f.dataset, f.metric), f.value)}) for f in fine
+    )
+    assert [text.split(":")[0].split(", ", 2)[2] for text in told] == [
+        f"{sets[0]}, HM",
+        "average, novel",
+    ]
     hms = [figure(80.0, metric="base"), figure(60.0, metric="novel")]
     halves = [f.model_copy(update={"dataset": "average"}) for f in hms]  # whose HM is 68.57
-    each = [figure(value, dataset=dataset) for dataset, value in zip(sets, (60.0, 65.0, 68.0, 70.0, 72.0), strict=True)]
-    for value, parts, count in ((68.57, each, 0), (67.0, each, 0), (67.5, each, 1), (67.5, [], 0), (68.7, [], 1)):
+    each = [
+        figure(value, dataset=dataset)
+        for dataset, value in zip(sets, (60.0, 65.0, 68.0, 70.0, 72.0), strict=True)
+    ]
+    for value, parts, count in (
+        (68.57, each, 0),
+        (67.0, each, 0),
+        (67.5, each, 1),
+        (67.5, [], 0),
+        (68.7, [], 1),
+    ):
         told = contradictions([*halves, *parts, figure(value, dataset="average")])
         assert len(told) == count, (value, told)
-    runs = [figure(70.0 + i, metric="base", kind="rerun", source="mmrl-issue-14", place=f"seed {i}") for i in range(3)]
+    runs = [
+        figure(70.0 + i, metric="base", kind="rerun", source="mmrl-issue-14", place=f"seed {i}")
+        for i in range(3)
+    ]
     assert contradictions([figure(73.0, metric="base"), *runs]) == []
     assert len(contradictions([figure(74.0, metric="base"), *runs])) == 1
     assert contradictions([figure(74.0, metric="base"), runs[0]]) == []

@@ -1,4 +1,5 @@
-"""Boards of records with known figures: who stands where, what papers print beside, and what never meets."""
+"""Boards of records with known figures: who stands where, what papers print beside, and what never
+meets."""
 
 from __future__ import annotations
 
@@ -13,10 +14,14 @@ from tests.helpers.synthetic_runs import VIT, record
 SETS = ("dtd", "eurosat", "food101", "sun397")
 
 
-def halves(method: str, gain: float, sets: tuple[str, ...] = SETS, **fields: object) -> list[Record]:
+def halves(
+    method: str, gain: float, sets: tuple[str, ...] = SETS, **fields: object
+) -> list[Record]:
     """Base 60, 61, ... by data set plus the gain, half a point more or less by seed."""
     return [
-        record(method, data, seed, {"base": 60.0 + n + gain + (seed - 1.5), "novel": 50.0}, **fields)  # type: ignore[arg-type]
+        record(
+            method, data, seed, {"base": 60.0 + n + gain + (seed - 1.5), "novel": 50.0}, **fields
+        )  # type: ignore[arg-type]
         for n, data in enumerate(sets)
         for seed in (1, 2)
     ]
@@ -27,21 +32,37 @@ def made(records: list[Record]) -> dict[str, Board]:
 
 
 def test_a_board_ranks_its_methods_over_the_sets_that_all_have() -> None:
-    runs = [*halves("zero-shot", 0.0), *halves("mma", 3.0), *halves("coop", 5.0), *halves("mma", 3.0, ("ucf101",))]
+    runs = [
+        *halves("zero-shot", 0.0),
+        *halves("mma", 3.0),
+        *halves("coop", 5.0),
+        *halves("mma", 3.0, ("ucf101",)),
+    ]
     [board] = boards(runs)
     assert board.title == "base-to-novel: pocket, 16 shots, ranked"
     assert board.sets == SETS
     assert [row.label for row in board.standings] == ["coop", "MMA", "Zero-shot CLIP"]
     assert [row.rank.value for row in board.standings] == [1.0, 2.0, 3.0]
-    assert [row.cells[0].number for row in board.standings] == [fmean(60 + n for n in range(4)) + g for g in (5, 3, 0)]
-    assert [(row.parameters, row.runs) for row in board.standings] == [(1000, 8), (1000, 10), (0, 8)]
+    assert [row.cells[0].number for row in board.standings] == [
+        fmean(60 + n for n in range(4)) + g for g in (5, 3, 0)
+    ]
+    assert [(row.parameters, row.runs) for row in board.standings] == [
+        (1000, 8),
+        (1000, 10),
+        (0, 8),
+    ]
     assert board.standings[0].seconds == 11.5  # of seeds 1 and 2: 11 and 12
-    assert board.standings[0].uses == "authors' constants for each set: epochs, on ImageNet; tuned on: as published"
+    assert (
+        board.standings[0].uses
+        == "authors' constants for each set: epochs, on ImageNet; tuned on: as published"
+    )
 
 
 def test_what_is_not_ranked_stands_where_its_figures_are() -> None:
     more = (*SETS, *(f"set {n}" for n in range(7)))
-    runs = [halves(name, gain, more) for name, gain in (("zero-shot", 0.0), ("mma", 3.0), ("coop", 5.0))]
+    runs = [
+        halves(name, gain, more) for name, gain in (("zero-shot", 0.0), ("mma", 3.0), ("coop", 5.0))
+    ]
     [board] = boards([*(run for some in runs for run in some), *halves("tcp", 9.0)])
     assert [row.label for row in board.standings] == ["tcp", "coop", "MMA", "Zero-shot CLIP"]
     assert board.standings[0].rank.value is None
@@ -49,7 +70,9 @@ def test_what_is_not_ranked_stands_where_its_figures_are() -> None:
 
 
 def test_costs_are_of_the_sets_that_all_have() -> None:
-    large = [run.model_copy(update={"parameters": 9000}) for run in halves("mma", 3.0, ("imagenet",))]
+    large = [
+        run.model_copy(update={"parameters": 9000}) for run in halves("mma", 3.0, ("imagenet",))
+    ]
     [board] = boards([*halves("zero-shot", 0.0), *halves("coop", 5.0), *halves("mma", 3.0), *large])
     assert {row.label: (row.parameters, row.runs) for row in board.standings}["MMA"] == (1000, 10)
 
@@ -66,12 +89,16 @@ def test_lines_are_those_of_the_records_file() -> None:
 
 
 def test_tracks_backbones_and_shots_never_meet() -> None:
-    own = MethodName(name="x:X", title="X", uses=Uses(track="teacher", teacher="ViT-L/14", tuned="nothing"))
+    own = MethodName(
+        name="x:X", title="X", uses=Uses(track="teacher", teacher="ViT-L/14", tuned="nothing")
+    )
     teacher = [run.model_copy(update={"method": own}) for run in halves("x:X", 9.0)]
     silent = halves("y:Y", 9.0)
     few = [record("mma", "dtd", 1, {"all": 50.0}, shots=k, protocol="few-shot") for k in (1, 4)]
     ablation = halves("rmadapter", 1.0, protocol="ablation-layers", variant="1")
-    found = made([*halves("mma", 1.0), *halves("coop", 1.0, **VIT), *teacher, *silent, *few, *ablation])
+    found = made(
+        [*halves("mma", 1.0), *halves("coop", 1.0, **VIT), *teacher, *silent, *few, *ablation]
+    )
     assert list(found) == [
         "base-to-novel: ViT-B-16/openai, 16 shots, ranked",
         "base-to-novel: pocket, 16 shots, ranked",
@@ -92,14 +119,22 @@ def test_methods_that_do_not_say_what_they_use_are_shown_and_not_ranked() -> Non
 
 def as_papers(base: float, novel: float, seed: int, images: int = 8100, **fields: object) -> Record:
     counts = {"base": 4200, "novel": images - 4200}
-    return record("mmrl", "eurosat", seed, {"base": base, "novel": novel}, counts=counts, **{**VIT, **fields})  # type: ignore[arg-type]
+    return record(
+        "mmrl", "eurosat", seed, {"base": base, "novel": novel}, counts=counts, **{**VIT, **fields}
+    )  # type: ignore[arg-type]
 
 
 def test_what_papers_print_stands_beside_the_same_set_and_backbone_alone() -> None:
-    [board] = boards([as_papers(95.6, novel, seed) for seed, novel in enumerate((70.0, 72.0, 74.0), 1)])
+    [board] = boards(
+        [as_papers(95.6, novel, seed) for seed, novel in enumerate((70.0, 72.0, 74.0), 1)]
+    )
     [line] = board.lines
     printed = {one.figure: one for one in line.printed}
-    assert {name: one.value for name, one in printed.items()} == {"base": 95.60, "novel": 80.17, "HM": 87.21}
+    assert {name: one.value for name, one in printed.items()} == {
+        "base": 95.60,
+        "novel": 80.17,
+        "HM": 87.21,
+    }
     assert not printed["base"].off
     assert printed["novel"].off
     assert round(printed["novel"].difference, 2) == -8.17
@@ -112,25 +147,38 @@ def test_what_papers_print_stands_beside_the_same_set_and_backbone_alone() -> No
 
 
 def test_a_wide_interval_excuses_a_figure() -> None:
-    [board] = boards([as_papers(95.6, novel, seed) for seed, novel in enumerate((66.0, 78.0, 87.0), 1)])
+    [board] = boards(
+        [as_papers(95.6, novel, seed) for seed, novel in enumerate((66.0, 78.0, 87.0), 1)]
+    )
     assert not any(one.off for one in board.lines[0].printed)
 
 
 def test_the_average_over_targets_stands_beside_that_of_the_same_targets() -> None:
     def run(missing: int) -> Record:
         targets = list(paper.TEST_IMAGES)[1 + missing : 11]
-        counts = {"all": paper.TEST_IMAGES["imagenet"], **{name: paper.TEST_IMAGES[name] for name in targets}}
+        counts = {
+            "all": paper.TEST_IMAGES["imagenet"],
+            **{name: paper.TEST_IMAGES[name] for name in targets},
+        }
         accuracies = {"all": 71.0, **dict.fromkeys(targets, 66.0)}
-        return record("mma", "imagenet", 1, accuracies, protocol="cross-dataset", counts=counts, **VIT)
+        return record(
+            "mma", "imagenet", 1, accuracies, protocol="cross-dataset", counts=counts, **VIT
+        )
 
     [line] = boards([run(0)])[0].lines
-    assert {(one.figure, one.value) for one in line.printed} == {("source", 71.0), ("targets", 66.61)}
+    assert {(one.figure, one.value) for one in line.printed} == {
+        ("source", 71.0),
+        ("targets", 66.61),
+    }
     [line] = boards([run(1)])[0].lines
     assert {one.figure for one in line.printed} == {"source"}
 
 
 def test_lines_average_the_targets_that_all_have() -> None:
     asked = {"mma": {"x": 90.0}, "coop": {"x": 90.0, "y": 10.0}}
-    runs = [record(m, "a", 1, {"all": 50.0, **targets}, protocol="cross-dataset") for m, targets in asked.items()]
+    runs = [
+        record(m, "a", 1, {"all": 50.0, **targets}, protocol="cross-dataset")
+        for m, targets in asked.items()
+    ]
     [board] = boards(runs)
     assert [line.cells[-1].value for line in board.lines] == [90.0, 90.0]

@@ -83,7 +83,10 @@ def test_without_ray_a_sentence_names_the_extra(monkeypatch: pytest.MonkeyPatch)
 
 def test_nobody_at_an_address() -> None:
     pytest.importorskip("ray")
-    with pytest.raises(UserError, match="no Ray cluster could be reached"), connected("127.0.0.1:1"):
+    with (
+        pytest.raises(UserError, match="no Ray cluster could be reached"),
+        connected("127.0.0.1:1"),
+    ):
         pass
 
 
@@ -107,7 +110,9 @@ def test_all_is_done_once_by_one_or_two(session: None) -> None:
     for size in (1, 2):
         found = dict(counted([1, 2, 3, 4, 5], size))
         assert sorted(found) == [1, 2, 3, 4, 5]
-        assert sum(len(did) == 1 for did in found.values()) <= size  # each begins once: they are kept
+        assert (
+            sum(len(did) == 1 for did in found.values()) <= size
+        )  # each begins once: they are kept
 
 
 def test_one_workers_error_ends_all_with_its_own_sentence(session: None) -> None:
@@ -127,7 +132,9 @@ def test_processors_are_shared(session: None) -> None:
 def test_gpus_are_shared(session: None, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
-    nodes = [{"Alive": alive, "Resources": {"CPU": 8.0, "GPU": 2.0}} for alive in (True, True, False)]
+    nodes = [
+        {"Alive": alive, "Resources": {"CPU": 8.0, "GPU": 2.0}} for alive in (True, True, False)
+    ]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     assert [shares(count)["num_gpus"] for count in (1, 4, 5, 8)] == [1, 1, 1 / 2, 1 / 2]
     assert [shares(count)["num_cpus"] for count in (1, 4, 5, 8)] == [8, 4, 2, 2]
@@ -142,13 +149,18 @@ def test_a_cluster_of_our_own_wants_a_token(session: None) -> None:
     words, here = [sys.executable, "-c", code], dict(os.environ)
     wrong = {**here, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
     right = {**here, "RAY_AUTH_MODE": "token"}
-    found = [subprocess.run(words, env=env, capture_output=True, text=True, timeout=120) for env in (right, wrong)]
+    found = [
+        subprocess.run(words, env=env, capture_output=True, text=True, timeout=120)
+        for env in (right, wrong)
+    ]
     assert found[0].stdout == "in\n", found[0].stderr
     assert found[1].returncode != 0
     assert "oken" in found[1].stderr
 
 
-def test_the_user_is_where_workers_are(session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_user_is_where_workers_are(
+    session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
     from rmadapter.bench.ray.cluster import settle

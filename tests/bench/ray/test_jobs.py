@@ -31,9 +31,15 @@ __all__ = ["done", "session"]
 MORTAL = f"{Path(__file__).parents[2] / 'helpers/mortal.py'}:Mortal"
 
 
-def do(colors: Path, out: Path, jobs: Any, values: Any = None, processes: int = 1, address: str = "") -> list[Record]:
+def do(
+    colors: Path, out: Path, jobs: Any, values: Any = None, processes: int = 1, address: str = ""
+) -> list[Record]:
     used = {job.method for job in jobs}
-    values = {method: own for method, own in VALUES.items() if method in used} if values is None else values
+    values = (
+        {method: own for method, own in VALUES.items() if method in used}
+        if values is None
+        else values
+    )
     plan = Plan(tuple(jobs), out, colors.parent, Machine(device="cpu"), values)
     return run_all(plan, processes, progress=False, engine=partial(work, address=address))
 
@@ -55,11 +61,15 @@ def test_figures_are_those_of_the_local_engine(
     """To the last digit; test_runner.py has the same of local processes. Every thread count is one."""
     jobs = jobs_of(tiny_clip, colors)
     found = do(colors, tmp_path, jobs, processes=2)
-    here = run_all(Plan(tuple(jobs), done, colors.parent, Machine(device="cpu"), VALUES), progress=False)
+    here = run_all(
+        Plan(tuple(jobs), done, colors.parent, Machine(device="cpu"), VALUES), progress=False
+    )
     assert [record.scores for record in found] == [record.scores for record in here]
     assert [record.key for record in found] == [record.key for record in here]
     assert [record.machine["threads"] for record in found] == [1] * 6
-    assert {path.name for path in tmp_path.iterdir()} == {"base-to-novel"}  # no lock, no activations
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "base-to-novel"
+    }  # no lock, no activations
     before = records(tmp_path)
     do(colors, tmp_path, jobs)
     assert records(tmp_path) == before
@@ -110,11 +120,15 @@ def test_data_and_backbone_that_a_node_lacks_or_has_otherwise(
         changed.ready() or changed.do(job)
     missing = Worker(replace(plan, root=tmp_path), {}, expected, Path.cwd(), 1)
     missing.ready()
-    with pytest.raises(UserError, match=r"^node [0-9.]+: .*every node needs data and backbone at the same path"):
+    with pytest.raises(
+        UserError, match=r"^node [0-9.]+: .*every node needs data and backbone at the same path"
+    ):
         missing.do(job)
 
 
-def test_nobody_else_works_in_the_folder(session: None, tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+def test_nobody_else_works_in_the_folder(
+    session: None, tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
     from rmadapter.support.locks import alone
 
     with alone(tmp_path), pytest.raises(UserError, match="another process is at work"):
@@ -133,7 +147,9 @@ def test_a_driver_that_is_killed_and_one_that_is_stopped_go_on(
 ) -> None:
     """With it the cluster dies that it had started; what is done is kept."""
     pytest.importorskip("ray")
-    words = [*command(tiny_clip, colors, tmp_path / "out", "--engine", "ray", "--jobs", "2", "--json")]
+    words = [
+        *command(tiny_clip, colors, tmp_path / "out", "--engine", "ray", "--jobs", "2", "--json")
+    ]
     kept: dict[str, bytes] = {}
     for number, code, least in ((signal.SIGKILL, -9, 2), (signal.SIGINT, 130, 4), (0, 0, 9)):
         process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -156,15 +172,22 @@ def test_a_node_that_dies_loses_nothing(tiny_clip: Backbone, colors: Path, tmp_p
     from ray.cluster_utils import Cluster
 
     ray.shutdown()  # the session of the tests above
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+    )
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         jobs = jobs_of(tiny_clip, colors, methods=list(METHODS), seeds=[1, 2, 3, 4])
         lost = threading.Thread(
-            target=lambda: (waited(tmp_path, 2), cluster.remove_node(nodes[1], allow_graceful=False))
+            target=lambda: (
+                waited(tmp_path, 2),
+                cluster.remove_node(nodes[1], allow_graceful=False),
+            )
         )
         lost.start()
-        found = do(colors, tmp_path, jobs, {m: {**QUICK, "epochs": 20} for m in VALUES}, 2, cluster.address)
+        found = do(
+            colors, tmp_path, jobs, {m: {**QUICK, "epochs": 20} for m in VALUES}, 2, cluster.address
+        )
         lost.join()
     finally:
         cluster.shutdown()

@@ -23,21 +23,44 @@ def record(method: str = "mma", seed: int = 1, **more: object) -> Record:
     found = {"scores": scores, "seconds": {"train": 1.5}, "step_seconds": 0.1, **more}
     task = Task(data="colors", seed=seed, classes="base")
     name = MethodName(name=method, settings={"rank": 4})
-    return Record(format=2, task=task, method=name, backbone=BackboneName(name="tiny", digest="0"), **found)  # type: ignore[arg-type]
+    return Record(
+        format=2, task=task, method=name, backbone=BackboneName(name="tiny", digest="0"), **found
+    )  # type: ignore[arg-type]
 
 
 def test_a_row_is_a_score(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     record().save(tmp_path / "run" / "run.json")
     (tmp_path / "run" / "model.json").write_text("{}")  # no record, and no matter
-    lines = [record(seed=2), record(), record("coop", status="failed", reason="no memory", scores=())]
+    lines = [
+        record(seed=2),
+        record(),
+        record("coop", status="failed", reason="no memory", scores=()),
+    ]
     (tmp_path / "lines.jsonl").write_text("".join(one.line() for one in lines), encoding="utf-8")
     frame = rmadapter.records(tmp_path)
-    assert len(frame) == 5  # two scores of each seed, although one record is there twice, and a failure
-    assert sorted(set(frame["file"])) == ["lines.jsonl, line 1", "lines.jsonl, line 2", "lines.jsonl, line 3"]
+    assert (
+        len(frame) == 5
+    )  # two scores of each seed, although one record is there twice, and a failure
+    assert sorted(set(frame["file"])) == [
+        "lines.jsonl, line 1",
+        "lines.jsonl, line 2",
+        "lines.jsonl, line 3",
+    ]
     row = frame[(frame.seed == 2) & (frame.tested == "base")].iloc[0]
-    assert (row["method"], row["data"], row["shots"], row["accuracy"], row["gain"]) == ("mma", "colors", 16, 80, 30)
-    assert (row["set.rank"], row["seconds.train"], row["step_seconds"], row["n_classes"]) == (4, 1.5, 0.1, 2)
+    assert (row["method"], row["data"], row["shots"], row["accuracy"], row["gain"]) == (
+        "mma",
+        "colors",
+        16,
+        80,
+        30,
+    )
+    assert (row["set.rank"], row["seconds.train"], row["step_seconds"], row["n_classes"]) == (
+        4,
+        1.5,
+        0.1,
+        2,
+    )
     novel = frame[(frame.seed == 2) & (frame.tested == "novel")].iloc[0]
     assert pandas.isna(novel["accuracy"])
     assert novel["reason"] == "knows its own classes alone"
@@ -56,7 +79,9 @@ def test_a_file_will_do_and_nothing_is_an_error(tmp_path: Path) -> None:
         rmadapter.records(tmp_path / "nowhere")
 
 
-def test_without_pandas_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pandas_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(UserError, match=r"pip install 'rmadapter\[report\]'"):
         rmadapter.records(tmp_path)

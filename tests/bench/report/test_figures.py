@@ -17,12 +17,24 @@ def figures(runs: list[Record]) -> list[Figure]:
 
 
 def texts(figure: Figure) -> list[str]:
-    return ["".join(node.itertext()).strip() for node in ET.fromstring(figure.svg).iter() if node.tag.endswith("text")]
+    return [
+        "".join(node.itertext()).strip()
+        for node in ET.fromstring(figure.svg).iter()
+        if node.tag.endswith("text")
+    ]
 
 
 def variants(protocol: str, labels: list[str], **fields: Any) -> list[Record]:
     return [
-        record("rmadapter", "a", seed, {"base": 60.0 + i + seed, "novel": 50.0}, protocol=protocol, variant=v, **fields)
+        record(
+            "rmadapter",
+            "a",
+            seed,
+            {"base": 60.0 + i + seed, "novel": 50.0},
+            protocol=protocol,
+            variant=v,
+            **fields,
+        )
         for i, v in enumerate(labels)
         for seed in (1, 2)
     ]
@@ -30,7 +42,11 @@ def variants(protocol: str, labels: list[str], **fields: Any) -> list[Record]:
 
 def test_trade_off_has_a_point_per_method_that_names_new_classes() -> None:
     values = {"zero-shot": (60.0, 50.0), "mma": (64.0, 49.0), "rmadapter": (66.0, 52.0)}
-    runs = [record(m, "a", s, {"base": b + s, "novel": n}) for m, (b, n) in values.items() for s in (1, 2)]
+    runs = [
+        record(m, "a", s, {"base": b + s, "novel": n})
+        for m, (b, n) in values.items()
+        for s in (1, 2)
+    ]
     runs += [record("linear-probe", "a", s, {"base": 70.0, "novel": None}) for s in (1, 2)]
     figure, _ = figures(runs)
     shown = texts(figure)
@@ -50,7 +66,9 @@ def test_cost_has_a_point_per_trained_method_and_a_line_for_zero_shot() -> None:
     ]
     _, figure = figures(runs)
     assert {"Zero-shot CLIP", "MMA", "RMAdapter", "training, s", "100"} <= set(texts(figure))
-    assert [f.title for f in figures([r for r in runs if r.method.name != "mma"])] == ["Base against novel accuracy"]
+    assert [f.title for f in figures([r for r in runs if r.method.name != "mma"])] == [
+        "Base against novel accuracy"
+    ]
 
 
 def test_a_legend_of_many_long_names_stays_inside() -> None:
@@ -62,7 +80,9 @@ def test_a_legend_of_many_long_names_stays_inside() -> None:
     starts = {node.text: float(node.get("x", "-1")) for node in root.iter() if node.text in names}
     assert starts.keys() == set(names)
     assert min(starts.values()) > 0
-    assert max(starts.values()) + 4.2 * len(names[0]) < right  # 4.2 pt: a narrow mean width of a character at 9 pt
+    assert (
+        max(starts.values()) + 4.2 * len(names[0]) < right
+    )  # 4.2 pt: a narrow mean width of a character at 9 pt
 
 
 def test_few_shot_curves_per_data_set_and_average() -> None:
@@ -78,7 +98,12 @@ def test_few_shot_curves_per_data_set_and_average() -> None:
     assert all("/" not in figure.name for figure in drawn)
     assert {"1", "2", "16", "images per class", "MMA"} <= set(texts(drawn[0]))
     assert len(figures([r for r in runs if r.task.data == "a"])) == 1
-    ids = [node.get("id") for figure in drawn for node in ET.fromstring(figure.svg).iter() if node.get("id")]
+    ids = [
+        node.get("id")
+        for figure in drawn
+        for node in ET.fromstring(figure.svg).iter()
+        if node.get("id")
+    ]
     assert len(ids) == len(set(ids))
 
 
@@ -113,7 +138,11 @@ def test_ranks_have_a_row_per_method_and_a_bar_for_those_not_shown_to_differ() -
     *_, figure = figures(runs(["zero-shot", "mma", "rmadapter"], 4))
     assert (figure.name[-6:], figure.title) == ("-ranks", "Mean ranks in HM over n = 4 data sets")
     shown = texts(figure)
-    assert [t for t in shown if t in ("Zero-shot CLIP", "MMA", "RMAdapter")] == ["RMAdapter", "MMA", "Zero-shot CLIP"]
+    assert [t for t in shown if t in ("Zero-shot CLIP", "MMA", "RMAdapter")] == [
+        "RMAdapter",
+        "MMA",
+        "Zero-shot CLIP",
+    ]
     assert any(text.startswith("mean rank, 1 is the best") for text in shown)
     ink = "stroke: var(--ink, #1d2129); stroke-width: 2.5"
     assert figure.svg.count(ink) == 1

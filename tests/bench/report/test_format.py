@@ -9,7 +9,17 @@ import sys
 
 import pytest
 
-from rmadapter.bench.report.format import Cell, Row, Table, mark_best, minus, tex, to_csv, to_latex, to_markdown
+from rmadapter.bench.report.format import (
+    Cell,
+    Row,
+    Table,
+    mark_best,
+    minus,
+    tex,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
 from rmadapter.errors import UserError
 
 ROWS = mark_best(
@@ -54,7 +64,9 @@ def test_markdown() -> None:
     assert "| C (1 of 3 seeds) | 99.00 | – |" in lines
     assert "| *D, as printed* | *80.00* | *1.00* |" in lines
     assert text.index("3 seeds.") < text.index("1. A note.")
-    widths = {len(re.split(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")}
+    widths = {
+        len(re.split(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")
+    }
     assert widths == {5}
 
 
@@ -66,13 +78,19 @@ def test_latex_is_booktabs_with_every_special_character_escaped() -> None:
     assert r"\textit{D, as printed} & \textit{80.00} & \textit{1.00} \\" in text
     assert text.index(r"\end{tabular}") < text.index("A note.") < text.index(r"\end{table}")
     assert r"A table of 5 \%. 3 seeds." in text
-    assert tex("a_b{c}~^\\ −1") == r"a\_b\{c\}\textasciitilde{}\textasciicircum{}\textbackslash{} $-$1"
+    assert (
+        tex("a_b{c}~^\\ −1") == r"a\_b\{c\}\textasciitilde{}\textasciicircum{}\textbackslash{} $-$1"
+    )
 
 
 def test_csv_reads_back() -> None:
     rows = list(csv.DictReader(io.StringIO(to_csv(TABLE))))
     assert rows[0]["method"] == "A_1 & co"
-    assert (rows[0]["x_y"], rows[0]["x_y ± 95 %"], rows[1]["x_y ± 95 %"]) == ("70.1230", "0.5000", "")
+    assert (rows[0]["x_y"], rows[0]["x_y ± 95 %"], rows[1]["x_y ± 95 %"]) == (
+        "70.1230",
+        "0.5000",
+        "",
+    )
     assert [row["source"] for row in rows] == ["measured", "measured", "measured", "paper"]
     assert (rows[2]["note"], rows[2]["time"]) == ("1 of 3 seeds", "")
 

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from rmadapter.artifacts.record import BackboneName, MethodName, Record
-from rmadapter.bench.report.groups import alike, by_size, complete, entries, group_records, in_words, slug
+from rmadapter.bench.report.groups import (
+    alike,
+    by_size,
+    complete,
+    entries,
+    group_records,
+    in_words,
+    slug,
+)
 from rmadapter.bench.report.tables import make_tables
 from tests.helpers.synthetic_runs import VIT, record
 
@@ -41,18 +49,29 @@ def test_methods_of_different_tracks_never_share_a_table_or_a_test() -> None:
     assert groups[0].title == "base-to-novel: pocket, 16 shots"
     assert groups[2].title == "base-to-novel: pocket, 16 shots, test time"
     assert len({group.slug for group in groups}) == 4
-    tested = [[table.title for table in make_tables(group) if "minus the others" in table.title] for group in groups]
+    tested = [
+        [table.title for table in make_tables(group) if "minus the others" in table.title]
+        for group in groups
+    ]
     assert tested == [["Zero-shot CLIP minus the others, in points"], [], [], []]
     texts = [
-        run.model_copy(update={"method": MethodName(name="coprompt", settings={"descriptions": "x"})})
+        run.model_copy(
+            update={"method": MethodName(name="coprompt", settings={"descriptions": "x"})}
+        )
         for run in runs[:4]
     ]
-    assert [group.track for group in group_records([*runs[4:8], *texts])] == ["ranked", "extra data"]
+    assert [group.track for group in group_records([*runs[4:8], *texts])] == [
+        "ranked",
+        "extra data",
+    ]
 
 
 def test_one_backbone_under_two_names_is_one() -> None:
     names = {name: BackboneName(name=name, digest="d") for name in ("x", "/y/x")}
-    two = [record("mma", "a", 1, VALUES, backbone=names["x"]), record("coop", "a", 1, VALUES, backbone=names["/y/x"])]
+    two = [
+        record("mma", "a", 1, VALUES, backbone=names["x"]),
+        record("coop", "a", 1, VALUES, backbone=names["/y/x"]),
+    ]
     [group] = group_records(two)
     assert (len(group.records), group.backbone.name) == (2, "x")
 
@@ -76,7 +95,9 @@ def test_templates_may_differ_between_data_sets_but_not_within_one() -> None:
     (own,) = group_records([of("dtd", "{} texture."), of("pets", "a photo of a {}, a pet.")])
     assert own.shared["templates"] == "each data set's own"
     common = "a photo of a {}."
-    first, second = group_records([of("dtd", common), of("pets", common), of("dtd", "Texture: {}.")])
+    first, second = group_records(
+        [of("dtd", common), of("pets", common), of("dtd", "Texture: {}.")]
+    )
     assert (first.shared["templates"], first.datasets) == ((common,), ["dtd", "pets"])
     assert (second.shared["templates"], second.datasets) == (("Texture: {}.",), ["dtd"])
     assert first.slug != second.slug
@@ -85,10 +106,15 @@ def test_templates_may_differ_between_data_sets_but_not_within_one() -> None:
 def test_order_of_rows() -> None:
     methods = [record(m, "a", 1, {"base": 1.0}) for m in ("rmadapter", "mma", "coop", "zero-shot")]
     assert list(entries(methods)) == ["Zero-shot CLIP", "coop", "MMA", "RMAdapter"]
-    values = [record("rmadapter", "a", 1, VALUES, axis="rank", value=v, variant=f"rank={v}") for v in (16, 4, 128)]
+    values = [
+        record("rmadapter", "a", 1, VALUES, axis="rank", value=v, variant=f"rank={v}")
+        for v in (16, 4, 128)
+    ]
     assert list(entries(values)) == ["rank=4", "rank=16", "rank=128"]
     planned = ("shared down-projection (RMAdapter)", "independent")
-    sharing = [record("rmadapter", "a", 1, VALUES, protocol="ablation-sharing", variant=v) for v in planned]
+    sharing = [
+        record("rmadapter", "a", 1, VALUES, protocol="ablation-sharing", variant=v) for v in planned
+    ]
     assert list(entries(sharing)) == ["independent", "shared down-projection (RMAdapter)"]
     twins = [record(m, "a", 1, {"base": 1.0}, title="Tip") for m in ("tip", "tip-f")]
     assert list(entries(twins)) == ["Tip (tip)", "Tip (tip-f)"]
@@ -106,7 +132,10 @@ def test_complete_is_a_rectangle() -> None:
 
 
 def test_alike_keeps_the_targets_of_all_with_the_same_source() -> None:
-    runs = [record("mma", "s", 1, {"all": 1.0, "x": 1.0, "y": 1.0}), record("mma", "s", 2, {"all": 1.0, "y": 1.0})]
+    runs = [
+        record("mma", "s", 1, {"all": 1.0, "x": 1.0, "y": 1.0}),
+        record("mma", "s", 2, {"all": 1.0, "y": 1.0}),
+    ]
     other = record("mma", "t", 1, {"all": 1.0, "z": 1.0})
     assert [r.targets for r in alike([*runs, other])] == [["y"], ["y"], ["z"]]
     assert [r.metric("all") for r in alike(runs)] == [1.0, 1.0]

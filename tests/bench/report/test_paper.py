@@ -24,7 +24,9 @@ def counts(dataset: str) -> dict[str, int]:
     return {"base": 500, "novel": paper.TEST_IMAGES[dataset] - 500}
 
 
-def as_printed(method: str, printed: str, shift: float = 0.0, seeds: tuple[int, ...] = (1, 2, 3)) -> list[Record]:
+def as_printed(
+    method: str, printed: str, shift: float = 0.0, seeds: tuple[int, ...] = (1, 2, 3)
+) -> list[Record]:
     """Runs whose figures are those of Table 1, plus a shift of base and novel."""
     runs = []
     for row in raw("table1_base_to_novel.csv"):
@@ -40,21 +42,35 @@ def test_the_average_hm_follows_neither_convention() -> None:
     average = next(row for row in rows if row["dataset"] == "average")
     own = [float(row["hm"]) for row in rows if row["dataset"] != "average"]
     of_means = hmean([float(average["base"]), float(average["novel"])])
-    assert (average["hm"], f"{of_means:.2f}", f"{np.mean(own):.2f}", len(own)) == ("80.62", "80.78", "80.60", 11)
+    assert (average["hm"], f"{of_means:.2f}", f"{np.mean(own):.2f}", len(own)) == (
+        "80.62",
+        "80.78",
+        "80.60",
+        11,
+    )
     (note,) = paper.footnotes("base-to-novel", shown=["RMAdapter"])
-    assert note.endswith("HM is printed as 80.62, but that of its printed base and novel figures is 80.78.")
+    assert note.endswith(
+        "HM is printed as 80.62, but that of its printed base and novel figures is 80.78."
+    )
 
 
 def test_averages_that_are_not_the_means_of_their_rows() -> None:
     notes = " ".join(paper.footnotes("base-to-novel"))
-    named = {name for name in paper.halves()["average"] if f"In the paper, {name}: base is" in notes}
+    named = {
+        name for name in paper.halves()["average"] if f"In the paper, {name}: base is" in notes
+    }
     assert named == {"Co-CoOp", "KgCoOp", "MaPLe", "PromptSRC"}
-    assert "PromptSRC: base is printed as 84.26, but the mean of its 11 printed data sets is 84.07" in notes
+    assert (
+        "PromptSRC: base is printed as 84.26, but the mean of its 11 printed data sets is 84.07"
+        in notes
+    )
 
 
 def test_the_cross_dataset_average() -> None:
     (row,) = (row for row in raw("table2_cross_dataset.csv") if row["method"] == "RMAdapter")
-    targets = [float(value) for key, value in row.items() if key not in {"method", "imagenet", "average"}]
+    targets = [
+        float(value) for key, value in row.items() if key not in {"method", "imagenet", "average"}
+    ]
     assert (row["average"], f"{np.mean(targets):.2f}", len(targets)) == ("67.56", "67.18", 10)
     (note,) = paper.footnotes("cross-dataset")
     for part in ("RMAdapter", "67.56", "its 10 printed targets is 67.18"):
@@ -68,7 +84,10 @@ def test_mma_stands_under_another_name_in_ucf101() -> None:
     assert paper.MISNAMED == {("ucf101", "mma"): "ProGrad"}
     mma, prograd = (
         paper.printed(
-            record(method, "ucf101", 1, {"base": 1.0, "novel": 1.0}, counts=counts("ucf101"), **VIT), "ucf101"
+            record(
+                method, "ucf101", 1, {"base": 1.0, "novel": 1.0}, counts=counts("ucf101"), **VIT
+            ),
+            "ucf101",
         )
         for method in ("mma", "prograd")
     )
@@ -89,7 +108,10 @@ def test_ablations_repeat_the_average_that_does_not_add_up() -> None:
         (note,) = paper.footnotes(protocol)
         assert "80.62" in note
         assert "80.78" in note
-    variants = [("MMA (its own configuration)", "MMA (no reconstruction, no constraint)"), ("RMAdapter", "RMAdapter")]
+    variants = [
+        ("MMA (its own configuration)", "MMA (no reconstruction, no constraint)"),
+        ("RMAdapter", "RMAdapter"),
+    ]
     variants += [("RMAdapter's adapters + constraint", "MMA + constraint")]
     alone = "RMAdapter's adapters, no reconstruction, no constraint"  # of which nothing is printed
     for variant, printed in [*variants, (alone, None), ("something else", None)]:
@@ -137,7 +159,11 @@ def test_the_average_of_targets_needs_all_of_them() -> None:
         found = paper.printed(shifted(1, tested), "")
         assert found is not None
         assert found[0] == "CLIP"
-        assert ("average" in found[1], "imagenet_a" in found[1], "imagenet_r" in found[1]) == (has, has, True)
+        assert ("average" in found[1], "imagenet_a" in found[1], "imagenet_r" in found[1]) == (
+            has,
+            has,
+            True,
+        )
 
 
 def test_the_average_of_targets_is_of_no_others() -> None:
@@ -149,7 +175,9 @@ def test_the_average_of_targets_is_of_no_others() -> None:
 
 
 def test_check_of_targets() -> None:
-    runs = [shifted(seed, {name: paper.TEST_IMAGES[name] for name in TARGETS}) for seed in (1, 2, 3)]
+    runs = [
+        shifted(seed, {name: paper.TEST_IMAGES[name] for name in TARGETS}) for seed in (1, 2, 3)
+    ]
     ours = {
         line["figure"]: line["ours"]
         for line in paper.check(runs)
@@ -165,24 +193,43 @@ def test_check_judges_each_figure() -> None:
     halves = [*raw("table1_base_to_novel.csv"), *raw("tables4-6_ablations.csv")]
     assert len(lines) == 3 * len(halves) + 7 * 12 + 9 * 6
     near, far = lines["Table 1, dtd", "RMAdapter", "base"], lines["Table 1, dtd", "CLIP", "novel"]
-    assert (near["within"], near["status"], near["difference"]) == (True, "measured", pytest.approx(-0.5))
+    assert (near["within"], near["status"], near["difference"]) == (
+        True,
+        "measured",
+        pytest.approx(-0.5),
+    )
     assert (far["within"], far["ours"]) == (False, pytest.approx(56.9))
     average = lines["Table 1, average", "RMAdapter", "HM"]
-    base, novel = (lines["Table 1, average", "RMAdapter", half]["ours"] for half in ("base", "novel"))
+    base, novel = (
+        lines["Table 1, average", "RMAdapter", half]["ours"] for half in ("base", "novel")
+    )
     assert average["ours"] == pytest.approx(hmean([base, novel]))
     partial = lines["Table 1, dtd", "TCP", "base"]
-    assert (partial["within"], partial["status"], partial["difference"]) == (None, "2 of 3 seeds", pytest.approx(0))
+    assert (partial["within"], partial["status"], partial["difference"]) == (
+        None,
+        "2 of 3 seeds",
+        pytest.approx(0),
+    )
     missing = lines["Table 2", "RMAdapter", "average"]
     assert (missing["ours"], missing["within"], missing["status"]) == (None, None, "not measured")
     assert paper.check(runs, tolerance=0.4) != paper.check(runs, tolerance=0.6)
 
 
 def test_two_settings_of_one_method_are_judged_apart() -> None:
-    runs = [*as_printed("rmadapter", "RMAdapter", -3.0), *as_printed("rmadapter-paper", "RMAdapter")]
+    runs = [
+        *as_printed("rmadapter", "RMAdapter", -3.0),
+        *as_printed("rmadapter-paper", "RMAdapter"),
+    ]
     within = {
-        line["row"].split(", ")[0]: line["within"] for line in paper.check(runs) if line["table"] == "Table 1, average"
+        line["row"].split(", ")[0]: line["within"]
+        for line in paper.check(runs)
+        if line["table"] == "Table 1, average"
     }
-    assert (within["RMAdapter (rmadapter"], within["RMAdapter (rmadapter-paper"], within["MMA"]) == (
+    assert (
+        within["RMAdapter (rmadapter"],
+        within["RMAdapter (rmadapter-paper"],
+        within["MMA"],
+    ) == (
         False,
         True,
         None,

@@ -25,12 +25,16 @@ AUC = np.array(
     ]
 )  # fmt: skip
 PRINTED = {"C4.5": 3.143, "C4.5+m": 2.000, "C4.5+cf": 2.893, "C4.5+m+cf": 1.964}
-# He ranks voting's last two 2 and 3, by digits that are not printed; from what is printed, both are 2.5.
+# He ranks voting's last two 2 and 3, by digits that are not printed; from what is printed, both are
+# 2.5.
 UNPRINTED = {"C4.5+cf": 0.5 / 14, "C4.5+m+cf": -0.5 / 14}
 
 
-def runs(values: dict[str, list[float]], seeds: tuple[int, ...] = (1, 2), **fields: str) -> dict[str, list[Record]]:
-    """Method -> records of set 0, set 1, ..., whose seeds differ by a point on either side of the figure."""
+def runs(
+    values: dict[str, list[float]], seeds: tuple[int, ...] = (1, 2), **fields: str
+) -> dict[str, list[Record]]:
+    """Method -> records of set 0, set 1, ..., whose seeds differ by a point on either side of the
+    figure."""
     spread = np.linspace(-1, 1, len(seeds))
     return {
         method: [
@@ -43,22 +47,28 @@ def runs(values: dict[str, list[float]], seeds: tuple[int, ...] = (1, 2), **fiel
 
 
 def test_the_published_example(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scipy.stats.wilcoxon", lambda d: SimpleNamespace(pvalue=1.0))  # seconds, where there are ties
+    monkeypatch.setattr(
+        "scipy.stats.wilcoxon", lambda d: SimpleNamespace(pvalue=1.0)
+    )  # seconds, where there are ties
     found = compare(C45, AUC)
     for label, rank in zip(found.labels, found.mean, strict=True):
         assert rank == pytest.approx(PRINTED[label] + UNPRINTED.get(label, 0), abs=6e-4)
-    # Friedman's chi-square as he writes it, from mean ranks, divided by the correction for ties, which he leaves out
+    # Friedman's chi-square as he writes it, from mean ranks, divided by the correction for ties,
+    # which he leaves out
     n, k = AUC.shape
     by_hand = 12 * n / (k * (k + 1)) * (sum(rank**2 for rank in found.mean) - k * (k + 1) ** 2 / 4)
     ties = 4 * (2**3 - 2) + 4**3 - 4  # iris, lung cancer, primary tumor and voting; mushroom
     assert found.chi2 == pytest.approx(by_hand / (1 - ties / (n * k * (k**2 - 1))))
-    printed = 12 * n / (k * (k + 1)) * (sum(rank**2 for rank in PRINTED.values()) - k * (k + 1) ** 2 / 4)
+    printed = (
+        12 * n / (k * (k + 1)) * (sum(rank**2 for rank in PRINTED.values()) - k * (k + 1) ** 2 / 4)
+    )
     assert printed == pytest.approx(9.28, abs=0.01)
     assert found.p == pytest.approx(stats.chi2.sf(found.chi2, k - 1))
 
 
 def test_pairs_are_wilcoxons_corrected_for_all_of_them() -> None:
-    """Six sets, all differences of one sign and without ties: p = 2 / 2**6, exactly, of each of three pairs."""
+    """Six sets, all differences of one sign and without ties: p = 2 / 2**6, exactly, of each of
+    three pairs."""
     base = np.array([50.0, 52.0, 55.0, 59.0, 64.0, 70.0])
     values = np.stack([base, base + np.arange(1, 7), base + np.arange(9, 20, 2)], 1)
     found = compare(("a", "b", "c"), values)
@@ -105,7 +115,9 @@ def test_a_data_set_counts_once_with_the_mean_over_the_seeds_that_all_have() -> 
     own["b"] = [r for r in own["b"] if (r.task.data, r.task.seed) != ("set 0", 3)]
     found = ranked(own, "base")
     assert found is not None
-    assert found.values[0].tolist() == [61.0 - 0.5, 60.0 - 0.5, 50.0 - 0.5], "seeds 1 and 2, which are 1 and 0 below"
+    assert found.values[0].tolist() == [61.0 - 0.5, 60.0 - 0.5, 50.0 - 0.5], (
+        "seeds 1 and 2, which are 1 and 0 below"
+    )
     assert found.values[3].tolist() == [64.0, 60.0, 50.0]
     other = runs({"a": [60.0] * 4}, seeds=(1, 2, 3), split_digest="others")["a"]
     assert ranked({**own, "a": other}, "base") is None, "no image is the same"
@@ -115,25 +127,36 @@ def test_no_method_is_left_out_for_a_few_data_sets_more() -> None:
     small = runs({"a": [60.0] * 7, "b": [61.0] * 7, "c": [62.0] * 4})
     found = ranked(small, "base")
     assert found is not None
-    assert (found.labels, found.left_out) == (("c", "b", "a"), ("set 4", "set 5", "set 6"))  # 12 of 21 cells or fewer
+    assert (found.labels, found.left_out) == (
+        ("c", "b", "a"),
+        ("set 4", "set 5", "set 6"),
+    )  # 12 of 21 cells or fewer
     many = runs({"a": [60.0] * 9, "b": [61.0] * 9, "c": [62.0] * 9, "d": [63.0] * 4})
     found = ranked(many, "base")
     assert found is not None
     assert (found.labels, found.values.shape) == (("d", "c", "b", "a"), (4, 4))
-    found = ranked(runs({"a": [60.0] * 11, "b": [61.0] * 11, "c": [62.0] * 11, "d": [63.0] * 4}), "base")
+    found = ranked(
+        runs({"a": [60.0] * 11, "b": [61.0] * 11, "c": [62.0] * 11, "d": [63.0] * 4}), "base"
+    )
     assert found is not None
-    assert (found.labels, found.left_out) == (("c", "b", "a"), ("d",)), "16 cells are less than half of 33"
+    assert (found.labels, found.left_out) == (("c", "b", "a"), ("d",)), (
+        "16 cells are less than half of 33"
+    )
 
 
 def test_methods_on_few_data_sets_do_not_cost_the_others_their_ranks() -> None:
     own = runs({name: [60.0 + i] * (5 if i < 8 else 3) for i, name in enumerate("abcdefghijklmn")})
     found = ranked(own, "base")
     assert found is not None
-    assert found.values.shape == (5, 8), "and not 14 methods on 3 sets, which are more cells but no ranking"
+    assert found.values.shape == (5, 8), (
+        "and not 14 methods on 3 sets, which are more cells but no ranking"
+    )
 
 
 def test_the_largest_block_without_gaps() -> None:
-    own = runs({"a": [60.0] * 6, "b": [61.0] * 6, "c": [62.0] * 4, "d": [63.0] * 4, "e": [64.0]})  # e ranks nothing
+    own = runs(
+        {"a": [60.0] * 6, "b": [61.0] * 6, "c": [62.0] * 4, "d": [63.0] * 4, "e": [64.0]}
+    )  # e ranks nothing
     found = ranked(own, "base")
     assert found is not None
     assert (found.labels, found.values.shape) == (("d", "c", "b", "a"), (4, 4))
@@ -157,12 +180,17 @@ def test_ties_everywhere_are_no_difference() -> None:
 def test_few_data_sets_are_said_to_show_nothing() -> None:
     found = compare(("a", "b", "c"), np.arange(12.0).reshape(4, 3))
     assert (found.labels, found.least) == (("c", "b", "a"), 3 / 8)
-    assert "of a method that wins on all 4, p would be 0.38" in " ".join(to_table(found, "", "", "", "").footnotes)
+    assert "of a method that wins on all 4, p would be 0.38" in " ".join(
+        to_table(found, "", "", "", "").footnotes
+    )
 
 
 def test_each_target_is_a_data_set() -> None:
     own = {
-        m: [record(m, source, 1, {"all": 70.0, "x": 50.0 + gain, "y": 60.0 + gain}) for source in ("s", "t")]
+        m: [
+            record(m, source, 1, {"all": 70.0, "x": 50.0 + gain, "y": 60.0 + gain})
+            for source in ("s", "t")
+        ]
         for m, gain in (("a", 0.0), ("b", 1.0), ("c", 2.0))
     }
     found = ranked(own, "average")

@@ -52,7 +52,9 @@ def test_a_file_of_lines_is_as_good_as_a_folder_of_files(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("page", ["report.json", "leaderboard.json"])
-def test_what_a_report_wrote_below_is_read_only_where_it_is_named(tmp_path: Path, page: str) -> None:
+def test_what_a_report_wrote_below_is_read_only_where_it_is_named(
+    tmp_path: Path, page: str
+) -> None:
     """Its runs may have been deleted since."""
     write(tmp_path, record("mma", "a", 1, VALUES))
     old = record("mma", "a", 2, VALUES)
@@ -78,11 +80,15 @@ def test_nothing_to_read_is_the_users_mistake(tmp_path: Path) -> None:
 
 def test_a_cell_counts_once_and_the_later_run_wins(tmp_path: Path) -> None:
     early = record("mma", "a", 1, VALUES, finished="2026-01-02T00:00:00+00:00")
-    late = record("mma", "a", 1, {"base": 60.0, "novel": 40.0}, finished="2026-01-03T00:00:00+00:00")
+    late = record(
+        "mma", "a", 1, {"base": 60.0, "novel": 40.0}, finished="2026-01-03T00:00:00+00:00"
+    )
     write(tmp_path, late, early)
     found = read_records(tmp_path)
     assert [r.metric("base") for r in found.finished] == [60.0]
-    assert found.notes == ["001.json: 000.json is the same experiment, finished later or first in order; left out"]
+    assert found.notes == [
+        "001.json: 000.json is the same experiment, finished later or first in order; left out"
+    ]
 
 
 def test_a_failure_is_history_once_the_run_has_finished(tmp_path: Path) -> None:
@@ -100,10 +106,16 @@ def test_a_failure_is_history_once_the_run_has_finished(tmp_path: Path) -> None:
 def test_runs_that_were_tested_on_other_images_than_most_are_left_out(tmp_path: Path) -> None:
     def tested(method: str, data: str, digest: str) -> Record:
         one = record(method, data, 1, {"base": 60, "novel": 50})
-        return one.model_copy(update={"scores": tuple(s.model_copy(update={"digest": digest}) for s in one.scores)})
+        return one.model_copy(
+            update={"scores": tuple(s.model_copy(update={"digest": digest}) for s in one.scores)}
+        )
 
     runs = [tested("mma", "a", "1"), tested("rmadapter", "a", "1"), tested("zero-shot", "a", "2")]
-    runs += [tested("mma", "b", "3"), tested("zero-shot", "b", "3"), tested("rmadapter", "b", "")]  # an earlier version
+    runs += [
+        tested("mma", "b", "3"),
+        tested("zero-shot", "b", "3"),
+        tested("rmadapter", "b", ""),
+    ]  # an earlier version
     found = read_records(write(tmp_path, *runs))
     assert [r.task.data for r in found.finished if r.method.name == "zero-shot"] == ["b"]
     assert len(found.finished) == 5
@@ -116,34 +128,60 @@ def test_runs_of_other_settings_than_most_of_their_row_are_left_out(tmp_path: Pa
 
     def with_settings(seed: int, **settings: object) -> Record:
         method = runs[seed - 1].method
-        return runs[seed - 1].model_copy(update={"method": method.model_copy(update={"settings": settings})})
+        return runs[seed - 1].model_copy(
+            update={"method": method.model_copy(update={"settings": settings})}
+        )
 
     runs = [record("mma", "a", seed, VALUES) for seed in (1, 2, 3)]
-    alike = [with_settings(1, alpha=1.0, scale=2), with_settings(2, alpha=1.0), with_settings(3, alpha=1.0, scale=2)]
+    alike = [
+        with_settings(1, alpha=1.0, scale=2),
+        with_settings(2, alpha=1.0),
+        with_settings(3, alpha=1.0, scale=2),
+    ]
     assert read_records(write(tmp_path / "alike", *alike)).notes == []
-    mixed = [*alike[:2], with_settings(3, alpha=9.5, scale=2), record("mma", "a", 3, VALUES, variant="other")]
+    mixed = [
+        *alike[:2],
+        with_settings(3, alpha=9.5, scale=2),
+        record("mma", "a", 3, VALUES, variant="other"),
+    ]
     found = read_records(write(tmp_path / "mixed", *mixed))
     assert [(r.task.seed, r.variant) for r in found.finished] == [(1, ""), (2, ""), (3, "other")]
     why = "mma with alpha=9.5, unlike the runs kept; left out, put it in a folder of its own"
     assert found.notes == [f"002.json: {why}"]
     runs.append(record("mma", "a", 4, VALUES))
-    old = [with_settings(1), with_settings(2, alpha=0.1), with_settings(3, alpha=0.1), with_settings(4, alpha=0.5)]
-    found = read_records(write(tmp_path / "old", *old))  # one without settings does not hide the others'
+    old = [
+        with_settings(1),
+        with_settings(2, alpha=0.1),
+        with_settings(3, alpha=0.1),
+        with_settings(4, alpha=0.5),
+    ]
+    found = read_records(
+        write(tmp_path / "old", *old)
+    )  # one without settings does not hide the others'
     assert [r.task.seed for r in found.finished] == [1, 2, 3]
     assert found.notes == [
         "003.json: mma with alpha=0.5, unlike the runs kept; left out, put it in a folder of its own"
     ]
     texts = record("coprompt", "a", 1, VALUES), record("coprompt", "b", 1, VALUES)
-    described = MethodName(name="coprompt", settings={**texts[1].method.settings, "descriptions": "x"})
+    described = MethodName(
+        name="coprompt", settings={**texts[1].method.settings, "descriptions": "x"}
+    )
     plain = MethodName(name="coprompt", settings={**texts[0].method.settings, "descriptions": ""})
-    both = [run.model_copy(update={"method": one}) for run, one in zip(texts, (plain, described), strict=True)]
+    both = [
+        run.model_copy(update={"method": one})
+        for run, one in zip(texts, (plain, described), strict=True)
+    ]
     assert len(read_records(write(tmp_path / "tracks", *both)).finished) == 2
 
 
-def test_other_settings_are_found_across_prompts_of_data_sets_and_within_a_variant(tmp_path: Path) -> None:
+def test_other_settings_are_found_across_prompts_of_data_sets_and_within_a_variant(
+    tmp_path: Path,
+) -> None:
     def run(data: str, seed: int, epochs: int, **fields: Any) -> Record:
         made = record("rmadapter", data, seed, VALUES, templates=(f"a {{}}, a {data}.",), **fields)
-        return made.model_copy(update={"method": made.method.model_copy(update={"settings": {"epochs": epochs}})})
+        return made.model_copy(
+            update={"method": made.method.model_copy(update={"settings": {"epochs": epochs}})}
+        )
 
     own = [run("a", 1, 5), run("a", 2, 5), run("b", 1, 50)]
     assert [r.task.data for r in read_records(write(tmp_path / "own", *own)).finished] == ["a", "a"]
@@ -152,7 +190,9 @@ def test_other_settings_are_found_across_prompts_of_data_sets_and_within_a_varia
     found = read_records(write(tmp_path / "variant", *same))
     assert [r.task.seed for r in found.finished] == [1, 2]
     assert "rmadapter with epochs=500, unlike the runs kept" in found.notes[0]
-    published = [run(data, 1, epochs, variant="as published") for data, epochs in (("a", 5), ("b", 50))]
+    published = [
+        run(data, 1, epochs, variant="as published") for data, epochs in (("a", 5), ("b", 50))
+    ]
     assert len(read_records(write(tmp_path / "published", *published)).finished) == 2
 
 
@@ -175,10 +215,15 @@ def test_two_methods_of_one_name_and_one_method_of_two_contents(tmp_path: Path) 
 
     def run(seed: int, title: str, sums: str, day: int) -> Record:
         method = MethodName(name="mine.py:Mine", title=title, sums=(sums,))
-        made = record("mine.py:Mine", "a", seed, VALUES, finished=f"2026-01-{day:02}T00:00:00+00:00")
+        made = record(
+            "mine.py:Mine", "a", seed, VALUES, finished=f"2026-01-{day:02}T00:00:00+00:00"
+        )
         return made.model_copy(update={"method": method})
 
-    anna, bert = ([run(seed, title, sums, seed) for seed in (1, 2)] for title, sums in (("A", "aa"), ("B", "bb")))
+    anna, bert = (
+        [run(seed, title, sums, seed) for seed in (1, 2)]
+        for title, sums in (("A", "aa"), ("B", "bb"))
+    )
     found = read_records(write(tmp_path / "both", *anna, *bert))
     assert (len(found.finished), found.notes) == (4, [])
     assert {*entries(found.finished)} == {"A", "B"}

@@ -19,7 +19,10 @@ METHODS = ("zero-shot", "mma", "rmadapter")
 RANKS = ("ranks-base", "ranks-novel", "ranks-hm")
 RNG = np.random.default_rng(5)
 HALVES = {
-    (method, dataset, seed): {"base": float(RNG.uniform(60, 90)), "novel": float(RNG.uniform(40, 70))}
+    (method, dataset, seed): {
+        "base": float(RNG.uniform(60, 90)),
+        "novel": float(RNG.uniform(40, 70)),
+    }
     for method in METHODS
     for dataset in ("a", "b")
     for seed in (1, 2, 3)
@@ -60,7 +63,9 @@ def test_base_to_novel_per_data_set_and_average() -> None:
         mean_of_hms = np.mean([stats.hmean(list(v.values())) for v in every])
         average = [cell.value for cell in row(found["average"], TITLES[method]).cells]
         assert average == pytest.approx([base, novel, stats.hmean([base, novel]), mean_of_hms])
-    best = max(METHODS, key=lambda m: np.mean([HALVES[m, "b", seed]["novel"] for seed in (1, 2, 3)]))
+    best = max(
+        METHODS, key=lambda m: np.mean([HALVES[m, "b", seed]["novel"] for seed in (1, 2, 3)])
+    )
     assert [r.label for r in found["b"].rows if r.cells[1].best] == [TITLES[best]]
     assert not any(r.paper for table in found.values() for r in table.rows)
     told = "3 seeds (1, 2, 3); 16 shots; pocket (ab12cd34); images tested: base 200, novel 160; 18 runs,"
@@ -74,7 +79,9 @@ def test_a_missing_seed_is_told_and_left_out_of_the_average_of_all() -> None:
     assert not row(found["b"], "MMA").cells[0].best
     (told,) = (note for note in found["average"].footnotes if note.startswith("Incomplete"))
     assert "seed 3" in told
-    expected = np.mean([v["base"] for (m, _, seed), v in HALVES.items() if m == "rmadapter" and seed < 3])
+    expected = np.mean(
+        [v["base"] for (m, _, seed), v in HALVES.items() if m == "rmadapter" and seed < 3]
+    )
     assert row(found["average"], "RMAdapter").cells[0].value == pytest.approx(expected)
 
 
@@ -92,21 +99,37 @@ def test_a_method_without_novel_classes_has_a_dash() -> None:
     name, halves = "linear-probe", {"base": 70.0, "novel": None}
     probe = [record(name, d, s, halves, **fields) for d in ("a", "b") for s in (1, 2, 3)]
     found = tables([*base_to_novel(), *probe])
-    assert [cell.text for cell in row(found["average"], name).cells] == ["70.00 ± 0.00", "–", "–", "–"]
-    assert found["average"].footnotes[1:] == found["a"].footnotes[1:] == ("–: probe knows no new class.",)
+    assert [cell.text for cell in row(found["average"], name).cells] == [
+        "70.00 ± 0.00",
+        "–",
+        "–",
+        "–",
+    ]
+    assert (
+        found["average"].footnotes[1:]
+        == found["a"].footnotes[1:]
+        == ("–: probe knows no new class.",)
+    )
 
 
 def test_pairs_are_rmadapter_minus_the_others_over_data_sets() -> None:
     pairs = tables(base_to_novel())["pairs"]
     assert pairs.title == "RMAdapter minus the others, in points"
     d = [
-        np.mean([HALVES["rmadapter", a, s]["novel"] - HALVES["mma", a, s]["novel"] for s in (1, 2, 3)])
+        np.mean(
+            [HALVES["rmadapter", a, s]["novel"] - HALVES["mma", a, s]["novel"] for s in (1, 2, 3)]
+        )
         for a in ("a", "b")
     ]
     (line,) = (r for r in pairs.rows if r.label == "MMA" and r.cells[0].value == "novel")
     low, high = stats.t.interval(0.95, 1, loc=np.mean(d), scale=stats.sem(d))
     assert [cell.value for cell in line.cells[1:4]] == pytest.approx([np.mean(d), low, high])
-    assert [cell.value for cell in line.cells[4:8]] == [2, 6, sum(x > 0 for x in d), sum(x < 0 for x in d)]
+    assert [cell.value for cell in line.cells[4:8]] == [
+        2,
+        6,
+        sum(x > 0 for x in d),
+        sum(x < 0 for x in d),
+    ]
     assert [cell.value for cell in line.cells[8:]] == [None, None, None, "two data sets"]
 
 
@@ -135,10 +158,19 @@ def test_runs_on_other_images_are_named() -> None:
 
 
 def test_reference() -> None:
-    variants = ["RMAdapter's adapters, no reconstruction", "shared down-projection (RMAdapter)", "independent"]
+    variants = [
+        "RMAdapter's adapters, no reconstruction",
+        "shared down-projection (RMAdapter)",
+        "independent",
+    ]
     rows = {v: [record("rmadapter", "a", 1, {"base": 1.0}, variant=v)] for v in variants}
     assert reference(rows) == variants[1]
-    assert reference({"x": [record("x", "a", 1, {"base": 1.0})], "y": [record("y", "a", 1, {"base": 1.0})]}) == "x"
+    assert (
+        reference(
+            {"x": [record("x", "a", 1, {"base": 1.0})], "y": [record("y", "a", 1, {"base": 1.0})]}
+        )
+        == "x"
+    )
 
 
 def test_the_papers_rows_stand_beside_ours_where_they_belong() -> None:
@@ -148,18 +180,36 @@ def test_the_papers_rows_stand_beside_ours_where_they_belong() -> None:
             counts = {"base": 500, "novel": TEST_IMAGES[dataset] - 500}
             values = {half: rows["RMAdapter"][half] for half in ("base", "novel")}
             runs += [record("rmadapter", dataset, s, values, counts=counts, **VIT) for s in (1, 2)]
-    found = tables([*runs, *(record("rmadapter", "grocery", s, {"base": 50.0, "novel": 40.0}, **VIT) for s in (1, 2))])
+    found = tables(
+        [
+            *runs,
+            *(
+                record("rmadapter", "grocery", s, {"base": 50.0, "novel": 40.0}, **VIT)
+                for s in (1, 2)
+            ),
+        ]
+    )
     printed = row(found["dtd"], "RMAdapter, as printed")
     assert [cell.text for cell in printed.cells] == ["83.37", "66.73", "74.09"]
     assert any("is 74.13" in note for note in found["dtd"].footnotes)
     assert not any(r.paper for r in found["grocery"].rows)
     assert "The paper has no figures for this data set" in " ".join(found["grocery"].footnotes)
-    assert not any(r.paper for r in found["average"].rows), "twelve data sets are not the paper's eleven"
+    assert not any(r.paper for r in found["average"].rows), (
+        "twelve data sets are not the paper's eleven"
+    )
     eleven = tables(runs)["average"]
-    assert [cell.text for cell in row(eleven, "RMAdapter, as printed").cells] == ["84.52", "77.36", "80.62", "–"]
+    assert [cell.text for cell in row(eleven, "RMAdapter, as printed").cells] == [
+        "84.52",
+        "77.36",
+        "80.62",
+        "–",
+    ]
     assert "80.78" in " ".join(eleven.footnotes)
     assert row(eleven, "RMAdapter").cells[2].text == "80.78 ± 0.00"
-    own = [stats.hmean([rows["RMAdapter"][half] for half in ("base", "novel")]) for rows in list(halves().values())[1:]]
+    own = [
+        stats.hmean([rows["RMAdapter"][half] for half in ("base", "novel")])
+        for rows in list(halves().values())[1:]
+    ]
     assert row(eleven, "RMAdapter").cells[3].text == f"{np.mean(own):.2f} ± 0.00"
 
 
@@ -170,12 +220,27 @@ def test_transfer_has_each_target_and_the_average_of_those_that_all_have() -> No
     full = of("mma", {"x": 10.0, "y": 20.0, "z": 60.0})
     (table, *_) = tables([full, of("rmadapter", {"x": 12.0, "y": 30.0})]).values()
     assert table.columns == ("method", "src (source)", "x", "y", "z", "average of the targets")
-    assert [c.text for c in row(table, "MMA").cells] == ["70.00", "10.00", "20.00", "60.00", "15.00"]
-    assert [c.text for c in row(table, "RMAdapter").cells] == ["70.00", "12.00", "30.00", "–", "21.00"]
+    assert [c.text for c in row(table, "MMA").cells] == [
+        "70.00",
+        "10.00",
+        "20.00",
+        "60.00",
+        "15.00",
+    ]
+    assert [c.text for c in row(table, "RMAdapter").cells] == [
+        "70.00",
+        "12.00",
+        "30.00",
+        "–",
+        "21.00",
+    ]
     assert "targets of all rows: x, y." in " ".join(table.footnotes)
     assert "images tested: all 9, x 9, y 9, z 9" in table.facts
     pairs = tables([full, of("rmadapter", {"x": 12.0, "y": 30.0})])["pairs"]
-    assert [[c.value for c in r.cells[:2]] for r in pairs.rows] == [["source", 0.0], ["targets", 6.0]]
+    assert [[c.value for c in r.cells[:2]] for r in pairs.rows] == [
+        ["source", 0.0],
+        ["targets", 6.0],
+    ]
     assert [[c.value for c in r.cells[4:8]] for r in pairs.rows] == [[1, 1, 0, 0], [2, 1, 2, 0]]
     assert [r.cells[-1].value for r in pairs.rows] == ["one data set", "two data sets"]
 
@@ -193,7 +258,9 @@ def test_few_shot_has_a_column_per_number_of_shots() -> None:
     assert found["a"].columns == ("method", "1 shot", "4 shots")
     assert [cell.value for cell in row(found["a"], "MMA").cells] == [52.5, 55.5]
     assert row(found["b"], "MMA").note == "fewer than 2 seeds at 4 shots"
-    assert [cell.value for cell in row(found["average"], "RMAdapter").cells] == [52.5, 55.5], "seed 1 alone"
+    assert [cell.value for cell in row(found["average"], "RMAdapter").cells] == [52.5, 55.5], (
+        "seed 1 alone"
+    )
     assert {r.cells[0].value for r in found["pairs"].rows} == {"1 shot", "4 shots"}
     assert [r.cells[-1].value for r in found["cost"].rows] == [2, 2], "of seed 1, which both have"
     every = [record("mma", "a", 1, {"all": 90.0}, protocol="few-shot", shots=k) for k in (0, 4)]
@@ -202,7 +269,9 @@ def test_few_shot_has_a_column_per_number_of_shots() -> None:
 
 def test_a_run_that_two_protocols_count_was_made_once() -> None:
     run = record("mma", "a", 1, {"base": 1.0, "novel": 1.0}, key="k")
-    copied = run.model_copy(update={"protocol": "ablation-sharing", "variant": "full", "copied_from": "x"})
+    copied = run.model_copy(
+        update={"protocol": "ablation-sharing", "variant": "full", "copied_from": "x"}
+    )
     other = record("mma", "a", 2, {"base": 1.0, "novel": 1.0}, key="l")
     assert total_seconds([run, copied, other]) == total_seconds([run, other]) == 14 + 15
 
@@ -211,9 +280,20 @@ def test_cost_is_the_median_and_names_mixed_machines() -> None:
     runs = base_to_novel()
     found = tables(runs)["cost"]
     cells = row(found, "MMA").cells
-    assert [cell.text for cell in cells] == ["1,000", "900.00", "12.00", "0.25", "2.00", "15.00", "6"]
+    assert [cell.text for cell in cells] == [
+        "1,000",
+        "900.00",
+        "12.00",
+        "0.25",
+        "2.00",
+        "15.00",
+        "6",
+    ]
     assert row(found, "Zero-shot CLIP").cells[3].text == "–"
-    mixed = [*runs, record("coop", "a", 1, {"base": 1.0}, machine={"cpu": "other"}, peak_gpu_mb=5.0)]
+    mixed = [
+        *runs,
+        record("coop", "a", 1, {"base": 1.0}, machine={"cpu": "other"}, peak_gpu_mb=5.0),
+    ]
     other = tables(mixed)["cost"]
     assert "different machines" in " ".join(other.footnotes)
     assert other.columns[3] == "peak GPU memory, MB"
@@ -224,13 +304,21 @@ def test_verdicts_are_corrected_for_the_rows_of_a_figure_and_ranks_follow_them()
     """Alone, each difference to RMAdapter would be shown; of five together none is."""
     gains = {f"set {i}": 2.0 + i for i in range(4)}
     runs = [
-        record(m, data, s, {"base": 60.0 - gain * (m != "rmadapter") + (m == "cocoop"), "novel": 50.0})
+        record(
+            m, data, s, {"base": 60.0 - gain * (m != "rmadapter") + (m == "cocoop"), "novel": 50.0}
+        )
         for m in ("zero-shot", "mma", "coop", "cocoop", "kgcoop", "rmadapter")
         for data, gain in gains.items()
         for s in (1, 2)
     ]
     found = tables(runs)
-    assert [name for name in found if "set" not in name] == ["average", "pairs", *RANKS, "cost", "rules"]
+    assert [name for name in found if "set" not in name] == [
+        "average",
+        "pairs",
+        *RANKS,
+        "cost",
+        "rules",
+    ]
     bases = [r for r in found["pairs"].rows if r.cells[0].value == "base"]
     p = stats.ttest_1samp(list(gains.values()), 0).pvalue
     assert p < 0.05 < 5 * p

@@ -1,4 +1,5 @@
-"""The rules under a group's tables: of our methods by their names, of others by what their records say."""
+"""The rules under a group's tables: of our methods by their names, of others by what their records
+say."""
 
 from __future__ import annotations
 
@@ -16,17 +17,24 @@ def test_a_row_for_each_method_with_what_it_uses() -> None:
     own = record("mmrl", "dtd", 1, HALVES, title="MMRL", variant="MMRL, as published for each set")
     theirs = [record(f"{x}.py:X", "dtd", 1, HALVES, title=x) for x in "XY"]
     uses = Uses(extra="50 templates", tuned="nothing")
-    told = record("z:Z", "dtd", 1, HALVES).model_copy(update={"method": MethodName(name="z:Z", title="Z", uses=uses)})
+    told = record("z:Z", "dtd", 1, HALVES).model_copy(
+        update={"method": MethodName(name="z:Z", title="Z", uses=uses)}
+    )
     mmrl = record("mmrl", "dtd", 1, HALVES, title="MMRL")
     group, silent = group_records([own, *theirs, told, mmrl])
     [table] = to_tables(group, "method")
     assert table.columns == ("method", *HEADS)
     cells = {row.label: [cell.text for cell in row.cells] for row in table.rows}
     assert cells["Z"] == ["ranked", "50 templates", "–", "–", "–", "nothing"]
-    assert [cell.text for cell in to_tables(silent, "method")[0].rows[0].cells] == ["not stated", *["–"] * 5]
+    assert [cell.text for cell in to_tables(silent, "method")[0].rows[0].cells] == [
+        "not stated",
+        *["–"] * 5,
+    ]
     assert cells["MMRL"][0] == "ranked"
     assert cells["MMRL"][4].startswith("not in use: weight of regularisation")
-    assert cells["MMRL, as published for each set"][4].startswith("in use: weight of regularisation")
+    assert cells["MMRL, as published for each set"][4].startswith(
+        "in use: weight of regularisation"
+    )
     assert make_tables(group)[-1] == table
     [alone] = group_records([mmrl])
     assert to_tables(alone, "method") == []

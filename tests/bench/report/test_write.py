@@ -1,4 +1,5 @@
-"""The whole report of a folder of synthetic runs: files, self-containedness, and what must be said in it."""
+"""The whole report of a folder of synthetic runs: files, self-containedness, and what must be said
+in it."""
 
 from __future__ import annotations
 
@@ -28,9 +29,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for s in (1, 2)
     ]
     few = {"protocol": "few-shot"}
-    runs += [record("mma", "caltech101", 1, {"all": 50.0 + k}, shots=k, **few) for k in (1, 2, 4, 8)]
+    runs += [
+        record("mma", "caltech101", 1, {"all": 50.0 + k}, shots=k, **few) for k in (1, 2, 4, 8)
+    ]
     vit = {**VIT, "counts": {"base": 1000, "novel": 1465}}
-    runs += [record("rmadapter", "caltech101", s, {"base": 98.0, "novel": 90.0}, **vit) for s in (1, 2, 3)]
+    runs += [
+        record("rmadapter", "caltech101", s, {"base": 98.0, "novel": 90.0}, **vit)
+        for s in (1, 2, 3)
+    ]
     runs.append(record("cocoop", "caltech101", 1, {}, status="failed", reason="out of memory"))
     write(root / "runs", *runs)
     (root / "runs/note.json").write_text("[]")
@@ -39,7 +45,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_do_not_write_into_one_folder(folder: Path, tmp_path: Path) -> None:
-    with alone(tmp_path / "out"), pytest.raises(UserError, match="another process is at work in this folder"):
+    with (
+        alone(tmp_path / "out"),
+        pytest.raises(UserError, match="another process is at work in this folder"),
+    ):
         write_reports(folder / "runs", tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
     assert not list(folder.rglob("*.lock"))
@@ -82,12 +91,16 @@ def test_the_finding_is_the_title_then_one_scatter_three_sentences_and_tables(fo
     html = (folder / "out/report.html").read_text(encoding="utf-8")
     assert f"<title>{title}</title>" in html
     places = [
-        html.index(part) for part in (f"<h1>{title}", "<svg", "<p>This is of", "<p>The largest", "<nav", "<table")
+        html.index(part)
+        for part in (f"<h1>{title}", "<svg", "<p>This is of", "<p>The largest", "<nav", "<table")
     ]
     assert places == sorted(places)
     assert html.count("Base against novel accuracy") == 2  # its label and its caption
     text = (folder / "out/report.md").read_text(encoding="utf-8")
-    places = [text.index(part) for part in (f"# {title}\n\nThis is of", "-trade-off.svg)", "\n## ", "\n| ")]
+    places = [
+        text.index(part)
+        for part in (f"# {title}\n\nThis is of", "-trade-off.svg)", "\n## ", "\n| ")
+    ]
     assert places == sorted(places)
     assert text.count("-trade-off.svg)") == 1
     finding = json.loads((folder / "out/report.json").read_text(encoding="utf-8"))["finding"]
@@ -97,7 +110,13 @@ def test_the_finding_is_the_title_then_one_scatter_three_sentences_and_tables(fo
 def test_it_says_what_was_measured(folder: Path) -> None:
     for name in ("report.md", "report.html", "report.tex"):
         text = (folder / "out" / name).read_text(encoding="utf-8")
-        for part in ("Average over 2 data sets", "HM of the means", "mean of the HMs", "verdict", "two data sets"):
+        for part in (
+            "Average over 2 data sets",
+            "HM of the means",
+            "mean of the HMs",
+            "verdict",
+            "two data sets",
+        ):
             assert part in text
     text = re.sub(" +", " ", (folder / "out/report.md").read_text(encoding="utf-8"))
     for part in (
@@ -111,7 +130,9 @@ def test_it_says_what_was_measured(folder: Path) -> None:
     ):
         assert part in text
     assert text.count("Medians over the runs") == 1
-    assert (folder / "out/report.tex").read_text(encoding="utf-8").count("Medians over the runs") == 3
+    assert (folder / "out/report.tex").read_text(encoding="utf-8").count(
+        "Medians over the runs"
+    ) == 3
 
 
 def test_a_wide_table_names_its_figures_where_a_narrow_screen_stacks_them(folder: Path) -> None:
@@ -131,7 +152,9 @@ def test_backbones_never_share_a_table(folder: Path) -> None:
     for section in summary["sections"]:
         for table in section["tables"]:
             assert f"{section['backbone']['name']} (" in table["facts"]
-    pocket = next(s for s in summary["sections"] if (s["backbone"]["name"], s["shots"]) == ("pocket", 16))
+    pocket = next(
+        s for s in summary["sections"] if (s["backbone"]["name"], s["shots"]) == ("pocket", 16)
+    )
     assert not any(row["paper"] for table in pocket["tables"] for row in table["rows"])
 
 
@@ -160,7 +183,9 @@ def test_data_sets_whose_names_end_alike_have_files_of_their_own(tmp_path: Path)
 
 def test_the_same_runs_give_the_same_bytes_even_beside_the_report(folder: Path) -> None:
     def content(out: Path) -> dict[str, bytes]:
-        return {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+        return {
+            p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*") if p.is_file()
+        }
 
     beside = folder / "runs/report"
     write_reports(folder / "runs", beside)
@@ -176,19 +201,27 @@ def test_the_records_are_enough_to_write_the_report_again(folder: Path, tmp_path
     write_reports(records, tmp_path)
     assert (tmp_path / "records.jsonl").read_bytes() == records.read_bytes()
     assert (tmp_path / "report.tex").read_bytes() == (folder / "out/report.tex").read_bytes()
-    again, once = (json.loads((out / "report.json").read_text()) for out in (tmp_path, folder / "out"))
+    again, once = (
+        json.loads((out / "report.json").read_text()) for out in (tmp_path, folder / "out")
+    )
     assert {**again, "notes": once["notes"]} == once
     assert again["notes"] == []
 
 
 @pytest.mark.parametrize("study", ["photographs", "methods", "transfer"])
-def test_the_reports_in_the_documentation_are_those_of_their_records(study: str, tmp_path: Path) -> None:
+def test_the_reports_in_the_documentation_are_those_of_their_records(
+    study: str, tmp_path: Path
+) -> None:
     folder = Path(__file__).parents[3] / "docs/results" / study
     write_reports(folder / "records.jsonl", tmp_path)
     assert (tmp_path / "records.jsonl").read_bytes() == (folder / "records.jsonl").read_bytes()
-    ours, theirs = ((path / "report.md").read_text(encoding="utf-8").split() for path in (tmp_path, folder))
+    ours, theirs = (
+        (path / "report.md").read_text(encoding="utf-8").split() for path in (tmp_path, folder)
+    )
     assert ours == theirs
-    assert {p.name for p in tmp_path.glob("figures/*")} == {p.name for p in folder.glob("figures/*")}
+    assert {p.name for p in tmp_path.glob("figures/*")} == {
+        p.name for p in folder.glob("figures/*")
+    }
 
 
 def test_latex_has_balanced_environments(folder: Path) -> None:
@@ -196,14 +229,25 @@ def test_latex_has_balanced_environments(folder: Path) -> None:
     for name in ("table", "tabular"):
         assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") > 0
     # Outside of labels and of the lines of tables, every special character is escaped.
-    prose = [line for line in text.splitlines() if not re.match(r"%|\\label", line) and not line.endswith(r" \\")]
+    prose = [
+        line
+        for line in text.splitlines()
+        if not re.match(r"%|\\label", line) and not line.endswith(r" \\")
+    ]
     assert [line for line in prose if re.search(r"(?<!\\)[_&#%]", line)] == []
 
 
 def test_groups_in_both_train_and_test_are_named_once_per_set(tmp_path: Path) -> None:
     """The start of the note is that of a run's, which test_judge has in full."""
-    told = ("train and test share the group 'p': 3 of 6 test images inflate the accuracy", "another note")
-    runs = [record("mma", data, seed, {"base": 5.0, "novel": 4.0}, notes=told) for data in "ab" for seed in (1, 2)]
+    told = (
+        "train and test share the group 'p': 3 of 6 test images inflate the accuracy",
+        "another note",
+    )
+    runs = [
+        record("mma", data, seed, {"base": 5.0, "novel": 4.0}, notes=told)
+        for data in "ab"
+        for seed in (1, 2)
+    ]
     write_reports(write(tmp_path / "runs", *runs), tmp_path / "report")
     page = (tmp_path / "report/report.md").read_text()
     assert page.count("share the group") == 2

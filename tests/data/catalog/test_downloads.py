@@ -1,4 +1,5 @@
-"""Archives of the catalogue: laid out as CoOp has them, the same as at the first download, and where else they are."""
+"""Archives of the catalogue: laid out as CoOp has them, the same as at the first download, and
+where else they are."""
 
 from __future__ import annotations
 
@@ -45,7 +46,9 @@ def test_downloads_end_up_as_coop_lays_them_out(tmp_path: Path, key: str) -> Non
     download(dataset, tmp_path)
     write(tmp_path / "wanted")
     digests = (home / ".archives.sha256").read_text().splitlines()
-    assert {line.split("  ")[1] for line in digests} == {url.rpartition("/")[2] for url in dataset.archives}
+    assert {line.split("  ")[1] for line in digests} == {
+        url.rpartition("/")[2] for url in dataset.archives
+    }
     assert below(home) - {Path(".archives.sha256")} == below(tmp_path / "wanted")
     assert load_dataset(key, tmp_path)["train"]
 
@@ -55,10 +58,15 @@ def below(folder: Path) -> set[Path]:
 
 
 def test_failed_downloads(tmp_path: Path) -> None:
-    gone = CATALOG["eurosat"].model_copy(update={"archives": {"http://127.0.0.1:1/EuroSAT.zip": ""}})
+    gone = CATALOG["eurosat"].model_copy(
+        update={"archives": {"http://127.0.0.1:1/EuroSAT.zip": ""}}
+    )
     with pytest.raises(UserError, match=r"EuroSAT: not downloaded .*refused.*by hand"):
         download(gone, tmp_path)
-    with alone(tmp_path / "eurosat"), pytest.raises(UserError, match=r"EuroSAT: not downloaded .*another process"):
+    with (
+        alone(tmp_path / "eurosat"),
+        pytest.raises(UserError, match=r"EuroSAT: not downloaded .*another process"),
+    ):
         download(gone, tmp_path)
     with pytest.raises(UserError, match="Stanford Cars has to be fetched by hand"):
         download(CATALOG["stanford_cars"], tmp_path)
@@ -79,6 +87,8 @@ def test_another_archive_than_at_the_first_download_is_refused(tmp_path: Path) -
         packed(dataset, tmp_path / "source", stage)
         if count == 1:
             download(dataset, tmp_path)
-    with pytest.raises(UserError, match=r"dtd-r1.0.1.tar.gz: not the file of the first download \(sha256"):
+    with pytest.raises(
+        UserError, match=r"dtd-r1.0.1.tar.gz: not the file of the first download \(sha256"
+    ):
         download(dataset, tmp_path)
     assert not list(stage.glob("*.gz"))

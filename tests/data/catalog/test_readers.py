@@ -1,4 +1,5 @@
-"""Every archive format on a miniature, random splits against CoOp's procedure restated with the global generator."""
+"""Every archive format on a miniature, random splits against CoOp's procedure restated with the
+global generator."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ def seeded(groups: Iterable[list[T]]) -> list[list[T]]:
 
 
 def halves(groups: Iterable[list[str]]) -> dict[str, list[str]]:
-    """METHOD of CoOp for archives without a split: 50 % train, 20 % val, the rest test, class by class."""
+    """METHOD of CoOp for archives without a split: 50 % train, 20 % val, the rest test, class by
+    class."""
     parts: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     for items in seeded(groups):
         a, b = round(len(items) * 0.5), round(len(items) * 0.2)
@@ -77,9 +79,13 @@ def test_a_split_file_is_read_as_it_is(tmp_path: Path) -> None:
     table = split_json(tmp_path / "split.json")
     assert {split: [list(row) for row in rows] for split, rows in table.items()} == record
     sets = image_sets(table, tmp_path / "pictures", tmp_path)
-    assert sets["train"].classes == sets["test"].classes == ("Zebra", "sea horse")  # by label, not by name
+    assert (
+        sets["train"].classes == sets["test"].classes == ("Zebra", "sea horse")
+    )  # by label, not by name
     assert sets["train"].labels == (1, 0, 1)
-    assert sets["train"].images == tuple(tmp_path / "pictures" / path for path in ("b/1.jpg", "a/2.jpg", "b/0.jpg"))
+    assert sets["train"].images == tuple(
+        tmp_path / "pictures" / path for path in ("b/1.jpg", "a/2.jpg", "b/0.jpg")
+    )
     assert sets["test"].name(0) == "b/0.jpg"
 
 
@@ -91,7 +97,10 @@ def test_a_split_file_is_read_as_it_is(tmp_path: Path) -> None:
         ({"train": ROWS}, "write it as"),
         ({"train": ROWS, "test": ROWS, "heldout": ROWS}, "write it as"),
         ({"train": ROWS, "test": {}}, r"test\[0\] is {}"),
-        ({"train": ROWS, "test": [["a.jpg", "0", "Zebra"]]}, r"test\[0\] is .*'0'.*, not \[path, label, class name\]"),
+        (
+            {"train": ROWS, "test": [["a.jpg", "0", "Zebra"]]},
+            r"test\[0\] is .*'0'.*, not \[path, label, class name\]",
+        ),
         ({"train": ROWS, "test": [["a.jpg", True, "Zebra"]]}, r"test\[0\] is .*True"),
         ({"train": [*ROWS, ["a.jpg", 0]], "test": []}, r"train\[3\] is \['a.jpg', 0\]"),
         ({"train": ROWS[:1], "test": []}, "no image has the label 0"),
@@ -155,15 +164,23 @@ def test_imagenet(tmp_path: Path) -> None:
 
 
 def test_imagenet_variants(tmp_path: Path) -> None:
-    """200 of 1,000 classes count from 0 under their own names; V2's folders are numbers; names may lie beside."""
+    """200 of 1,000 classes count from 0 under their own names; V2's folders are numbers; names may
+    lie beside."""
     adversarial = read("imagenet_a", tmp_path / "imagenet-adversarial")
     assert classes(adversarial) == {0: "goldfish", 1: "construction crane"}
-    assert [path.split("/")[1] for path in paths(adversarial, "test")] == ["n01443537"] * 2 + ["n03126707"] * 2
-    assert classes(read("imagenetv2", tmp_path / "imagenetv2")) == dict(enumerate(archives.WNIDS.values()))
+    assert [path.split("/")[1] for path in paths(adversarial, "test")] == ["n01443537"] * 2 + [
+        "n03126707"
+    ] * 2
+    assert classes(read("imagenetv2", tmp_path / "imagenetv2")) == dict(
+        enumerate(archives.WNIDS.values())
+    )
 
     archives.imagenet(tmp_path / "imagenet")
     archives.folders(tmp_path / "imagenet-sketch" / "images", archives.WNIDS, 1)
-    assert classes(table_of(CATALOG["imagenet_sketch"], tmp_path / "imagenet-sketch"))[3] == "construction crane"
+    assert (
+        classes(table_of(CATALOG["imagenet_sketch"], tmp_path / "imagenet-sketch"))[3]
+        == "construction crane"
+    )
     archives.folders(tmp_path / "imagenet-sketch" / "images", ["n99999999"], 1)
     with pytest.raises(UserError, match=r"n99999999: classnames.txt has no name"):
         table_of(CATALOG["imagenet_sketch"], tmp_path / "imagenet-sketch")
@@ -187,7 +204,9 @@ def test_pets(tmp_path: Path) -> None:
     assert list(groups) != sorted(groups)
     assert (paths(table, "train"), paths(table, "val")) == fifth(groups.values())
     assert [len(rows) for rows in table.values()] == [16, 4, 6]
-    assert all((tmp_path / "images" / path).is_file() for split in table for path in paths(table, split))
+    assert all(
+        (tmp_path / "images" / path).is_file() for split in table for path in paths(table, split)
+    )
 
 
 def test_aircraft(tmp_path: Path) -> None:
@@ -199,14 +218,20 @@ def test_aircraft(tmp_path: Path) -> None:
         ("0000001.jpg", 2, "A300B4"),
     ]
     assert table["val"] == [("0000002.jpg", 3, "F/A-18")]
-    assert image_sets(table, tmp_path, tmp_path)["test"].classes == ("707-320", "Challenger 600", "A300B4", "F/A-18")
+    assert image_sets(table, tmp_path, tmp_path)["test"].classes == (
+        "707-320",
+        "Challenger 600",
+        "A300B4",
+        "F/A-18",
+    )
 
 
 def test_sun397(tmp_path: Path) -> None:
     table = read("sun397", tmp_path)
     assert classes(table) == {0: "abbey", 1: "indoor apse", 2: "gas_station"}
     groups = [
-        [f"{name}/sun_{i}{name[-1]}.jpg" for i in range(5)] for name in ("g/gas_station", "a/apse/indoor", "a/abbey")
+        [f"{name}/sun_{i}{name[-1]}.jpg" for i in range(5)]
+        for name in ("g/gas_station", "a/apse/indoor", "a/abbey")
     ]
     assert (paths(table, "train"), paths(table, "val")) == fifth(groups)
     assert paths(table, "test")[:2] == ["g/gas_station/sun_5n.jpg", "g/gas_station/sun_6n.jpg"]
@@ -215,7 +240,11 @@ def test_sun397(tmp_path: Path) -> None:
 def test_ucf101(tmp_path: Path) -> None:
     table = read("ucf101", tmp_path)
     assert classes(table) == {0: "Apply_Eye_Makeup", 1: "Yo_Yo"}
-    assert table["test"][0] == ("Apply_Eye_Makeup/v_ApplyEyeMakeup_g01_c01.jpg", 0, "Apply_Eye_Makeup")
+    assert table["test"][0] == (
+        "Apply_Eye_Makeup/v_ApplyEyeMakeup_g01_c01.jpg",
+        0,
+        "Apply_Eye_Makeup",
+    )
     assert [len(rows) for rows in table.values()] == [12, 3, 2]
     assert image_sets(table, tmp_path, tmp_path)["val"].classes == ("Apply Eye Makeup", "Yo Yo")
 
@@ -227,18 +256,26 @@ def test_cars(tmp_path: Path) -> None:
     table = read("stanford_cars", tmp_path)
     assert classes(table) == {0: "2000 AM General Hummer SUV", 1: "2012 Ram C/V Cargo Van Minivan"}
     groups = [
-        [f"cars_train/{i:05d}.jpg" for i, label in enumerate(archives.CARS["train"], 1) if label == wanted]
+        [
+            f"cars_train/{i:05d}.jpg"
+            for i, label in enumerate(archives.CARS["train"], 1)
+            if label == wanted
+        ]
         for wanted in (2, 1)
     ]
     assert (paths(table, "train"), paths(table, "val")) == fifth(groups)
-    assert [row[:2] for row in table["test"]] == [("cars_test/00001.jpg", 0), ("cars_test/00002.jpg", 1)]
+    assert [row[:2] for row in table["test"]] == [
+        ("cars_test/00001.jpg", 0),
+        ("cars_test/00002.jpg", 1),
+    ]
 
 
 def test_flowers(tmp_path: Path) -> None:
     table = read("oxford_flowers", tmp_path)
     assert classes(table) == {0: "pink primrose", 1: "hard-leaved orchid", 2: "canterbury bells"}
     groups = [
-        [f"image_{i:05d}.jpg" for i, label in enumerate(archives.FLOWERS, 1) if label == wanted] for wanted in (2, 3, 1)
+        [f"image_{i:05d}.jpg" for i, label in enumerate(archives.FLOWERS, 1) if label == wanted]
+        for wanted in (2, 3, 1)
     ]
     assert {split: paths(table, split) for split in table} == halves(groups)
 
@@ -253,16 +290,33 @@ def test_flowers(tmp_path: Path) -> None:
             "test.txt, line 1: 'Abyssinian_1 1' does not match",
         ),
         ("oxford_pets", "annotations/test.txt", None, "test.txt: no such file"),
-        ("fgvc_aircraft", "images_variant_val.txt", "7 Concorde\n", "class 'Concorde' is not in variants.txt"),
+        (
+            "fgvc_aircraft",
+            "images_variant_val.txt",
+            "7 Concorde\n",
+            "class 'Concorde' is not in variants.txt",
+        ),
         ("ucf101", "ucfTrainTestlist/classInd.txt", "ApplyEyeMakeup\n", "classInd.txt, line 1"),
-        ("stanford_cars", "cars_test_annos_withlabels.mat", "text", "not a MATLAB file with 'annotations'"),
-        ("stanford_cars", "devkit/cars_meta.mat", None, "cars_meta.mat: not a MATLAB file .*No such file"),
+        (
+            "stanford_cars",
+            "cars_test_annos_withlabels.mat",
+            "text",
+            "not a MATLAB file with 'annotations'",
+        ),
+        (
+            "stanford_cars",
+            "devkit/cars_meta.mat",
+            None,
+            "cars_meta.mat: not a MATLAB file .*No such file",
+        ),
         ("oxford_flowers", "cat_to_name.json", "{}", "cat_to_name.json: has no name for class 2"),
         ("oxford_flowers", "cat_to_name.json", None, "cat_to_name.json: not readable JSON"),
         ("imagenet", "classnames.txt", "n01440764\n", "classnames.txt, line 1"),
     ],
 )
-def test_broken_archives(tmp_path: Path, key: str, file: str, content: str | None, complaint: str) -> None:
+def test_broken_archives(
+    tmp_path: Path, key: str, file: str, content: str | None, complaint: str
+) -> None:
     archives.WRITERS[key](tmp_path)
     if content is None:
         (tmp_path / file).unlink()
@@ -283,8 +337,15 @@ ROW = st.tuples(st.text(max_size=9), st.integers(), st.text(max_size=9)) | st.li
 )
 
 
-@given(st.dictionaries(st.sampled_from(["train", "val", "test", "other"]), st.lists(ROW, max_size=4) | st.integers()))
-def test_a_split_file_is_read_as_it_is_or_refused(tmp_path_factory: pytest.TempPathFactory, written: Any) -> None:
+@given(
+    st.dictionaries(
+        st.sampled_from(["train", "val", "test", "other"]),
+        st.lists(ROW, max_size=4) | st.integers(),
+    )
+)
+def test_a_split_file_is_read_as_it_is_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, written: Any
+) -> None:
     file = tmp_path_factory.getbasetemp() / "split.json"
     file.write_text(json.dumps(written))
     try:
@@ -293,5 +354,9 @@ def test_a_split_file_is_read_as_it_is_or_refused(tmp_path_factory: pytest.TempP
     except UserError as error:
         assert len(str(error)) < 500  # noqa: PT017
     else:
-        assert {split: [list(row) for row in rows] for split, rows in table.items()} == json.loads(file.read_text())
-        assert all(0 <= label < len(images.classes) for images in sets.values() for label in images.labels)
+        assert {split: [list(row) for row in rows] for split, rows in table.items()} == json.loads(
+            file.read_text()
+        )
+        assert all(
+            0 <= label < len(images.classes) for images in sets.values() for label in images.labels
+        )

@@ -1,4 +1,5 @@
-"""The table against the archives' own totals; data sets by name; shots against Dassl's procedure; checks, downloads."""
+"""The table against the archives' own totals; data sets by name; shots against Dassl's procedure;
+checks, downloads."""
 
 from __future__ import annotations
 
@@ -21,9 +22,12 @@ from rmadapter.errors import UserError
 from tests.helpers import archives
 
 # torchvision knows the same archives, and so the same checksums.
-TORCHVISION = "".join(path.read_text() for path in Path(torchvision.datasets.__file__).parent.glob("*.py"))
+TORCHVISION = "".join(
+    path.read_text() for path in Path(torchvision.datasets.__file__).parent.glob("*.py")
+)
 
-# What the archives' authors say they hold; of Caltech, without its background and its second folder of faces.
+# What the archives' authors say they hold; of Caltech, without its background and its second folder
+# of faces.
 TOTALS = {
     "caltech101": 9144 - 467 - 435,
     "oxford_pets": 3680 + 3669,
@@ -47,9 +51,14 @@ def test_the_table_holds_together() -> None:
         assert dataset.spelling in SPELLINGS
         assert all(template.count("{}") == 1 for template in dataset.templates)
         assert "{home}" in " ".join(dataset.steps)
-        assert all(digest == "" or digest.removeprefix("md5:") in TORCHVISION for digest in dataset.archives.values())
+        assert all(
+            digest == "" or digest.removeprefix("md5:") in TORCHVISION
+            for digest in dataset.archives.values()
+        )
         assert "name" in re.compile(dataset.order_line).groupindex
-        assert dataset.reader != "text_lists" or {"name", "file"} <= set(re.compile(dataset.line).groupindex)
+        assert dataset.reader != "text_lists" or {"name", "file"} <= set(
+            re.compile(dataset.line).groupindex
+        )
         assert bool(dataset.split) == bool(dataset.split_url)
         assert sum(dataset.counts.values()) == TOTALS.get(key, sum(dataset.counts.values()))
         if dataset.reader == "class_folders":  # 50 %, 20 % and 30 %, to one image a class
@@ -80,14 +89,26 @@ def test_names_folders_and_paths_lead_to_the_archive(tmp_path: Path) -> None:
     for name, root in [("caltech-101", tmp_path), (str(tmp_path / "caltech-101"), None)]:
         assert load_dataset(name, root)["train"].images == by_key["train"].images
     plain(tmp_path / "caltech101", ["Faces"])
-    assert load_dataset("caltech101", tmp_path)["train"].images == by_key["train"].images  # the archive comes first
-    assert load_dataset(tmp_path / "caltech101")["train"].classes == ("face",)  # unless the path says otherwise
+    assert (
+        load_dataset("caltech101", tmp_path)["train"].images == by_key["train"].images
+    )  # the archive comes first
+    assert load_dataset(tmp_path / "caltech101")["train"].classes == (
+        "face",
+    )  # unless the path says otherwise
 
 
 def test_plain_folders_get_the_names_of_the_catalogue(tmp_path: Path) -> None:
-    plain(tmp_path / "caltech101", ["accordion", "airplanes", "BACKGROUND_Google", "Faces", "Faces_easy", "sea_horse"])
+    plain(
+        tmp_path / "caltech101",
+        ["accordion", "airplanes", "BACKGROUND_Google", "Faces", "Faces_easy", "sea_horse"],
+    )
     sets = load_dataset("caltech101", tmp_path)
-    assert sets["test"].classes == ("face", "accordion", "airplane", "sea horse")  # capitals first, as CoOp sorts
+    assert sets["test"].classes == (
+        "face",
+        "accordion",
+        "airplane",
+        "sea horse",
+    )  # capitals first, as CoOp sorts
     assert [sets["train"].name(i) for i in range(3)] == [
         "train/Faces/0.png",
         "train/Faces/1.png",
@@ -106,9 +127,14 @@ def test_other_data_and_domains(tmp_path: Path) -> None:
     assert domains(tmp_path / "pacs") == ["art_painting", "photo", "sketch"]
     assert domains(tmp_path / "mine") == domains(tmp_path) == domains(tmp_path / "nothing") == []
     assert load_dataset("pacs/photo", tmp_path)["train"].classes == ("dog", "guitar")
-    with pytest.raises(UserError, match="domains art_painting, photo, sketch; choose one, such as pacs/art_painting"):
+    with pytest.raises(
+        UserError,
+        match="domains art_painting, photo, sketch; choose one, such as pacs/art_painting",
+    ):
         load_dataset("pacs", tmp_path)
-    (tmp_path / "own.csv").write_text("path,label\nmine/train/zebra/0.png,zebra\nmine/train/zebra/1.png,horse\n")
+    (tmp_path / "own.csv").write_text(
+        "path,label\nmine/train/zebra/0.png,zebra\nmine/train/zebra/1.png,horse\n"
+    )
     assert load_dataset("own.csv", tmp_path)["all"].classes == ("horse", "zebra")
     assert load_dataset(tmp_path / "mine")["train"].classes == ("sea horse", "zebra")
     with pytest.raises(UserError, match="did you mean 'mine'"):
@@ -121,17 +147,29 @@ def test_other_data_and_domains(tmp_path: Path) -> None:
 
 
 def dassl(rows: list[list[Any]], shots: int) -> list[str]:
-    """Dassl's draw from the global generator: items grouped by label as they come, `shots` sampled from each group."""
+    """Dassl's draw from the global generator: items grouped by label as they come, `shots` sampled
+    from each group."""
     groups: dict[int, list[str]] = {}
     for path, label, _ in rows:
         groups.setdefault(label, []).append(path)
-    return [p for items in groups.values() for p in (random.sample(items, shots) if len(items) >= shots else items)]
+    return [
+        p
+        for items in groups.values()
+        for p in (random.sample(items, shots) if len(items) >= shots else items)
+    ]
 
 
 @pytest.mark.parametrize(("seed", "shots"), [(1, 16), (2, 16), (3, 4), (1, 1)])
 def test_shots_are_those_that_dassl_draws(tmp_path: Path, seed: int, shots: int) -> None:
-    names, sizes = ["zebra", "Sea_horse", "ant", "bee", "cow"], [20, 30, 12, 17, 40]  # one has fewer than 16
-    rows = [[f"{names[label]}/{i}.jpg", label, names[label]] for label, size in enumerate(sizes) for i in range(size)]
+    names, sizes = (
+        ["zebra", "Sea_horse", "ant", "bee", "cow"],
+        [20, 30, 12, 17, 40],
+    )  # one has fewer than 16
+    rows = [
+        [f"{names[label]}/{i}.jpg", label, names[label]]
+        for label, size in enumerate(sizes)
+        for i in range(size)
+    ]
     random.Random(0).shuffle(rows)  # labels first appear out of order, and files too
     split = {"train": rows, "val": rows[60:], "test": rows[:9]}
     home = tmp_path / "dtd"
@@ -151,7 +189,9 @@ def test_shots_are_those_that_dassl_draws(tmp_path: Path, seed: int, shots: int)
     ) == expected
     base = half(few.train, "base")
     assert base.classes == ("zebra", "Sea horse", "ant")
-    kept = [path for path in expected[0] if names.index(path.split("/")[0]) < math.ceil(len(names) / 2)]
+    kept = [
+        path for path in expected[0] if names.index(path.split("/")[0]) < math.ceil(len(names) / 2)
+    ]
     assert [base.name(i) for i in range(len(base))] == kept
 
 
@@ -166,7 +206,9 @@ def fill(monkeypatch: pytest.MonkeyPatch, key: str, **fields: Any) -> Any:
 
 
 def test_complete_partial_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = fill(monkeypatch, "caltech101", classes=5, counts={"train": 25, "val": 10, "test": 15})
+    dataset = fill(
+        monkeypatch, "caltech101", classes=5, counts={"train": 25, "val": 10, "test": 15}
+    )
     assert check(dataset, tmp_path).status == "absent"
     home = tmp_path / "caltech-101"
     home.mkdir()
@@ -176,7 +218,9 @@ def test_complete_partial_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     found = check(dataset, tmp_path)
     assert (found.status, found.counts) == ("partial", {"train": 25, "val": 10, "test": 15})
     assert found.how == f"put {dataset.split_url} into {home}"
-    assert found.missing == ("split_zhou_Caltech101.json, so the splits are not those of published results",)
+    assert found.missing == (
+        "split_zhou_Caltech101.json, so the splits are not those of published results",
+    )
 
     archives.write_json(home / dataset.split, table_of(dataset, home))
     found = check(dataset, tmp_path)
@@ -189,7 +233,9 @@ def test_complete_partial_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [line] = found.missing
     assert line.startswith("2 of 50 images are missing, such as Faces/image_000")
     assert found.how == f"rmadapter data caltech101 --root {tmp_path} --download"
-    with pytest.raises(UserError, match=r"2 of 50 images are missing.*rmadapter data caltech101 --root"):
+    with pytest.raises(
+        UserError, match=r"2 of 50 images are missing.*rmadapter data caltech101 --root"
+    ):
         load_dataset("caltech101", tmp_path)
     shutil.rmtree(home / "101_ObjectCategories")
     assert "50 of 50 images" in check(dataset, tmp_path).missing[0]
@@ -221,7 +267,9 @@ def test_the_command(tmp_path: Path) -> None:
         return CliRunner().invoke(app, ["data", *map(str, words)])
 
     archives.dtd(tmp_path / "dtd")
-    found = {row["name"]: row["status"] for row in json.loads(data("--check", tmp_path, "--json").stdout)}
+    found = {
+        row["name"]: row["status"] for row in json.loads(data("--check", tmp_path, "--json").stdout)
+    }
     assert found == {key: "partial" if key == "dtd" else "absent" for key in CATALOG}
     assert [row["key"] for row in json.loads(data("--json").stdout)] == list(CATALOG)
     told = data("imagenet", "--root", tmp_path).stdout
@@ -242,6 +290,9 @@ def test_a_split_file_that_leads_out_needs_the_users_word(tmp_path: Path) -> Non
     for name in ("../../private.png", str(tmp_path / "private.png")):
         rows = [["banded/image_0001.jpg", 0, "banded"], [name, 1, "zigzagged"]]
         archives.write_json(home / CATALOG["dtd"].split, {"train": rows, "test": rows})
-        with pytest.raises(UserError, match=rf"split_zhou_Des.*{re.escape(name[:40])}.* lies outside.*--allow-outside"):
+        with pytest.raises(
+            UserError,
+            match=rf"split_zhou_Des.*{re.escape(name[:40])}.* lies outside.*--allow-outside",
+        ):
             load_dataset("dtd", tmp_path)
         assert len(load_dataset("dtd", tmp_path, outside=True)["train"]) == 2

@@ -46,15 +46,26 @@ def test_two_classes_in_one_image_are_two_labels_of_it(tmp_path: Path) -> None:
 def test_what_is_no_name_of_a_class(halves: Path, label: str) -> None:
     for crops in (False, True):
         with pytest.raises(UserError, match=r"line 3: .* is not a class name") as caught:
-            rows_of({halves: [Mark(label, "line 3", (0, 0, 1, 1))]}, halves.parent, crops, Counter())
+            rows_of(
+                {halves: [Mark(label, "line 3", (0, 0, 1, 1))]}, halves.parent, crops, Counter()
+            )
         assert len(str(caught.value)) < 200
 
 
 def test_crops_are_the_pixels_of_their_boxes_and_one_group(halves: Path) -> None:
-    marks = [Mark("red", "1", (0, 0, 5, 4), (10, 4)), Mark("blue", "2", (0.5, 0, 0.5, 0.5)), Mark("all", "3")]
+    marks = [
+        Mark("red", "1", (0, 0, 5, 4), (10, 4)),
+        Mark("blue", "2", (0.5, 0, 0.5, 0.5)),
+        Mark("all", "3"),
+    ]
     ignored: Counter[str] = Counter()
     red, blue = rows_of({halves: marks}, halves.parent, True, ignored)
-    assert (red.label, blue.label, red.group, blue.group) == ("red", "blue", "halves.png", "halves.png")
+    assert (red.label, blue.label, red.group, blue.group) == (
+        "red",
+        "blue",
+        "halves.png",
+        "halves.png",
+    )
     assert ignored == {"labels without a box": 1}
     with Image.open(red.image) as left, Image.open(blue.image) as right:
         assert (left.size, left.getcolors()) == ((5, 4), [(20, (255, 0, 0))])
@@ -72,8 +83,13 @@ def test_boxes_of_stored_pixels_are_turned_with_the_photo(tmp_path: Path, turn: 
     exif[0x0112] = turn
     stored.save(tmp_path / "a.jpg", quality=95, exif=exif)
     left, top, right, bottom = stored.getbbox() or ()
-    for box, size in (((left, top, right - left, bottom - top), stored.size), ((16, 32, 16, 16), upright.size)):
-        [row] = rows_of({tmp_path / "a.jpg": [Mark("it", "1", box, size)]}, tmp_path, True, Counter())
+    for box, size in (
+        ((left, top, right - left, bottom - top), stored.size),
+        ((16, 32, 16, 16), upright.size),
+    ):
+        [row] = rows_of(
+            {tmp_path / "a.jpg": [Mark("it", "1", box, size)]}, tmp_path, True, Counter()
+        )
         with Image.open(row.image) as found:
             assert found.size == (16, 16)
             assert min(found.convert("L").tobytes()) > 240
@@ -119,12 +135,19 @@ def test_boxes_that_lie_nowhere_are_refused(halves: Path, box: Any, size: Any) -
 
 
 def test_a_box_that_leads_over_the_edge_ends_there(halves: Path) -> None:
-    (row,) = rows_of({halves: [Mark("red", "1", (8, -1, 99, 99), (10, 4))]}, halves.parent, True, Counter())
+    (row,) = rows_of(
+        {halves: [Mark("red", "1", (8, -1, 99, 99), (10, 4))]}, halves.parent, True, Counter()
+    )
     with Image.open(row.image) as crop:
         assert crop.size == (2, 4)
 
 
-@pytest.mark.parametrize("wrong", [lambda: {}["images"], lambda: None + 1, lambda: int("x"), lambda: [].get])
+@pytest.mark.parametrize(
+    "wrong", [lambda: {}["images"], lambda: None + 1, lambda: int("x"), lambda: [].get]
+)
 def test_a_file_of_another_shape_is_one_sentence(tmp_path: Path, wrong: Any) -> None:
-    with pytest.raises(UserError, match=r"a\.json: not a list \("), shaped(tmp_path / "a.json", "a list"):
+    with (
+        pytest.raises(UserError, match=r"a\.json: not a list \("),
+        shaped(tmp_path / "a.json", "a list"),
+    ):
         wrong()

@@ -60,7 +60,10 @@ def test_tar_files(tmp_path: Path, suffix: str, mode: str) -> None:
     [
         ({"..__..__a.png": b"x"}, "leads out of its folder"),
         ({"__etc__a.png": b"x"}, "leads out of its folder"),
-        ({"bomb.png": bytes(150_000_000)}, "more than 10[0-9],[0-9]{3},[0-9]{3} bytes, so it is not what it says"),
+        (
+            {"bomb.png": bytes(150_000_000)},
+            "more than 10[0-9],[0-9]{3},[0-9]{3} bytes, so it is not what it says",
+        ),
     ],
 )
 def test_hostile_archives_are_refused_and_leave_nothing(
@@ -82,7 +85,9 @@ def test_a_folder_that_lost_files_is_made_again(tmp_path: Path) -> None:
     assert sorted(path.name for path in (unpacked(archive) / "a").iterdir()) == ["1.png", "2.png"]
 
 
-def test_its_lock_is_one_that_reaches_other_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_lock_is_one_that_reaches_other_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The cache may be in a home folder that several machines share."""
     asked: list[Path] = []
     monkeypatch.setattr("rmadapter.support.locks.soft", lambda path: bool(asked.append(path)))
@@ -105,7 +110,9 @@ def test_a_damaged_archive(tmp_path: Path) -> None:
         lambda whole: whole[: 6 * 512],  # behind c, without an end
     ],
 )
-def test_a_tar_that_ends_early_loses_nothing_silently(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_a_tar_that_ends_early_loses_nothing_silently(
+    tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
     """Python's tarfile takes a damaged header for the end."""
     with tarfile.open(tmp_path / "x.tar", "w") as file:
         for name in "abc":
@@ -144,7 +151,8 @@ def test_the_folder_that_an_archive_is_about(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "ends"), [("a b.png", "-a_b.png"), ("../../x.jpg", "-x.jpg"), (".png", "-png"), ("", "-image")]
+    ("name", "ends"),
+    [("a b.png", "-a_b.png"), ("../../x.jpg", "-x.jpg"), (".png", "-png"), ("", "-image")],
 )
 def test_images_are_called_by_their_content(cache: Path, name: str, ends: str) -> None:
     path = stored(b"pixels", name)
@@ -156,8 +164,12 @@ def test_images_are_called_by_their_content(cache: Path, name: str, ends: str) -
 
 
 def test_archives_within_one_may_not_hold_the_same_names(tmp_path: Path) -> None:
-    one, other = (zipped(tmp_path / name, cat__1=name.encode()).read_bytes() for name in ("a.zip", "b.zip"))
-    with pytest.raises(UserError, match=r"holds '?cat/1'? twice, or an archive in it does; unpack it first$"):
+    one, other = (
+        zipped(tmp_path / name, cat__1=name.encode()).read_bytes() for name in ("a.zip", "b.zip")
+    )
+    with pytest.raises(
+        UserError, match=r"holds '?cat/1'? twice, or an archive in it does; unpack it first$"
+    ):
         unpacked(zipped(tmp_path / "both.zip", **{"a.zip": one, "b.zip": other}))
     apart = unpacked(zipped(tmp_path / "apart.zip", **{"x__a.zip": one, "y__b.zip": other}))
     assert {(apart / name).read_text() for name in ("x/cat/1", "y/cat/1")} == {"a.zip", "b.zip"}
@@ -165,7 +177,10 @@ def test_archives_within_one_may_not_hold_the_same_names(tmp_path: Path) -> None
 
 
 def test_the_bound_is_that_of_all_archives_in_one(tmp_path: Path) -> None:
-    inner_ones = {f"x{i}__a.zip": zipped(tmp_path / f"{i}.zip", data=bytes(900)).read_bytes() for i in range(5)}
+    inner_ones = {
+        f"x{i}__a.zip": zipped(tmp_path / f"{i}.zip", data=bytes(900)).read_bytes()
+        for i in range(5)
+    }
     outer = zipped(tmp_path / "outer.zip", **inner_ones)
     size = sum(map(len, inner_ones.values()))
     assert unpack(outer, tmp_path / "room", size + 4500) == 0

@@ -20,7 +20,10 @@ def coco(names: tuple[str, ...] = NAMES) -> dict[str, Any]:
     number = {"cat": 17, "dog": 18}
     return {
         "info": {"year": 2017},
-        "images": [{"id": i, "file_name": name, "width": 8, "height": 8} for i, name in enumerate(names, 500)],
+        "images": [
+            {"id": i, "file_name": name, "width": 8, "height": 8}
+            for i, name in enumerate(names, 500)
+        ],
         "annotations": [
             {
                 "id": i,
@@ -31,18 +34,28 @@ def coco(names: tuple[str, ...] = NAMES) -> dict[str, Any]:
             }
             for i, name in enumerate(names)
         ],
-        "categories": [{"id": 17, "name": "cat", "supercategory": "animal"}, {"id": 18, "name": "dog"}],
+        "categories": [
+            {"id": 17, "name": "cat", "supercategory": "animal"},
+            {"id": 18, "name": "dog"},
+        ],
     }
 
 
 def labels(marks: Any, root: Path) -> list[tuple[str, list[str]]]:
-    return [(image.relative_to(root).as_posix(), [mark.label for mark in own]) for image, own in marks.items()]
+    return [
+        (image.relative_to(root).as_posix(), [mark.label for mark in own])
+        for image, own in marks.items()
+    ]
 
 
 def test_images_beside_the_file(tmp_path: Path) -> None:
     file = write_json(paint(tmp_path, *NAMES) / "labels.json", coco())
     marks = read_coco(file, coco())
-    assert labels(marks, tmp_path) == [("cat_1.png", ["cat"]), ("dog_1.png", ["dog"]), ("cat_2.png", ["cat"])]
+    assert labels(marks, tmp_path) == [
+        ("cat_1.png", ["cat"]),
+        ("dog_1.png", ["dog"]),
+        ("cat_2.png", ["cat"]),
+    ]
     (mark,) = marks[tmp_path / "dog_1.png"]
     assert (mark.box, mark.size) == ([1, 2, 4, 4], (8, 8))
 
@@ -62,8 +75,15 @@ def test_one_image_that_is_gone_does_not_hide_where_the_others_are(tmp_path: Pat
 
 
 def test_roboflow_has_a_file_in_each_split(tmp_path: Path) -> None:
-    files = {s: write_json(tmp_path / s / "_annotations.coco.json", coco()) for s in ("train", "valid", "test")}
-    assert coco_files(tmp_path) == {"train": files["train"], "val": files["valid"], "test": files["test"]}
+    files = {
+        s: write_json(tmp_path / s / "_annotations.coco.json", coco())
+        for s in ("train", "valid", "test")
+    }
+    assert coco_files(tmp_path) == {
+        "train": files["train"],
+        "val": files["valid"],
+        "test": files["test"],
+    }
 
 
 def test_two_files_of_a_split(tmp_path: Path) -> None:
@@ -93,13 +113,28 @@ def change(**more: Any) -> Callable[[dict[str, Any]], None]:
         (change(categories=[]), r"annotation 0 refers to category 17, which"),
         (change(images=[]), "annotation 0 refers to image 500, which"),
         (change(annotations=[[1]]), "not a COCO file"),
-        (lambda value: value["images"].append(dict(value["images"][0])), "two images have the id 500"),
-        (lambda value: value["categories"].append({"id": 17, "name": "yeti"}), "two categories have the id 17"),
-        (lambda value: value["images"][0].update(file_name="../x.png"), r"image 500: '../x.png' lies outside"),
+        (
+            lambda value: value["images"].append(dict(value["images"][0])),
+            "two images have the id 500",
+        ),
+        (
+            lambda value: value["categories"].append({"id": 17, "name": "yeti"}),
+            "two categories have the id 17",
+        ),
+        (
+            lambda value: value["images"][0].update(file_name="../x.png"),
+            r"image 500: '../x.png' lies outside",
+        ),
         (lambda value: value["images"][0].update(file_name="/x.png"), "lies outside"),
         (lambda value: value["images"][0].update(file_name="http://x/y.png"), "is a web address"),
-        (lambda value: value["images"][0].update(file_name="a\0.png"), "image 500: the path holds a NUL"),
-        (lambda value: value["annotations"][0].update(bbox=5), r"annotation 0: bbox 5 is not a list of four numbers"),
+        (
+            lambda value: value["images"][0].update(file_name="a\0.png"),
+            "image 500: the path holds a NUL",
+        ),
+        (
+            lambda value: value["annotations"][0].update(bbox=5),
+            r"annotation 0: bbox 5 is not a list of four numbers",
+        ),
         (lambda value: value["images"][0].update(id=[]), "not a COCO file"),
     ],
 )
@@ -113,7 +148,9 @@ def test_damage_is_one_sentence(tmp_path: Path, spoil: Callable[[Any], None], wo
 
 def test_outside_where_it_is_allowed(tmp_path: Path) -> None:
     value = coco(("../cat_1.png",))
-    assert [*read_coco(tmp_path / "in" / "c.json", value, outside=True)] == [tmp_path / "in" / "../cat_1.png"]
+    assert [*read_coco(tmp_path / "in" / "c.json", value, outside=True)] == [
+        tmp_path / "in" / "../cat_1.png"
+    ]
 
 
 def test_what_is_no_coco() -> None:

@@ -13,7 +13,9 @@ from rmadapter.errors import UserError
 
 @pytest.mark.parametrize("mark", [",", ";", "\t"])
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv"])
-def test_the_delimiter_is_that_which_makes_most_columns(tmp_path: Path, mark: str, name: str) -> None:
+def test_the_delimiter_is_that_which_makes_most_columns(
+    tmp_path: Path, mark: str, name: str
+) -> None:
     lines = [["path", '"note, with; all\tthree"', "label"], ["a.png", "x", '"sea, horse; or"']]
     (tmp_path / name).write_text("\r\n".join(mark.join(cells) for cells in lines))
     assert list(read_rows(tmp_path / name, ["image", "label"])) == [
@@ -30,7 +32,10 @@ def cells(path: Path, text: str, **named: str) -> dict[str, str]:
 @pytest.mark.parametrize("image", ["path", "image", "file", "filename", "file_name", "File_Name"])
 @pytest.mark.parametrize("label", ["label", "class", "Category"])
 def test_usual_names_are_recognised(tmp_path: Path, image: str, label: str) -> None:
-    assert cells(tmp_path / "t.csv", f"{label},{image}\ncat, a.png \n") == {"image": "a.png", "label": "cat"}
+    assert cells(tmp_path / "t.csv", f"{label},{image}\ncat, a.png \n") == {
+        "image": "a.png",
+        "label": "cat",
+    }
 
 
 @pytest.mark.parametrize("text", [",path,label\n0,a.png,cat\n", "path;label;\na.png;cat;\n"])
@@ -43,7 +48,12 @@ def test_a_column_without_a_name_is_nobodys(text: str, tmp_path: Path) -> None:
 
 def test_the_first_usual_name_counts_and_a_named_column_more(tmp_path: Path) -> None:
     text = "image,path,class,label,subset,group,fold\n1,2,3,4,5,6,7\n"
-    assert cells(tmp_path / "t.csv", text) == {"image": "2", "label": "4", "split": "5", "group": "6"}
+    assert cells(tmp_path / "t.csv", text) == {
+        "image": "2",
+        "label": "4",
+        "split": "5",
+        "group": "6",
+    }
     found = cells(tmp_path / "t.csv", text, image="image", label="class", split="fold", group="")
     assert found == {"image": "1", "label": "3", "split": "7", "group": "6"}
     assert cells(tmp_path / "t.csv", "path,label,split\na,b\n")["split"] == ""  # there, and empty
@@ -52,8 +62,16 @@ def test_the_first_usual_name_counts_and_a_named_column_more(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "named", "hint"),
     [
-        ("a,b\n", {}, r"none of its columns \(a, b\) is called path or .*; name one with --image-column"),
-        ("path,b\n", {}, r"\(path, b\) is called label or class or category; name one with --label-column"),
+        (
+            "a,b\n",
+            {},
+            r"none of its columns \(a, b\) is called path or .*; name one with --image-column",
+        ),
+        (
+            "path,b\n",
+            {},
+            r"\(path, b\) is called label or class or category; name one with --label-column",
+        ),
         ("path,label\n", {"group": "patient"}, r"\(path, label\) is called 'patient'$"),
         ("path,label\n", {"label": "Label"}, "is called 'Label'$"),
         ("path,label\n", {"labels": "x"}, "unknown kind 'labels'; did you mean 'label'"),
@@ -78,7 +96,9 @@ def test_parquet(tmp_path: Path) -> None:
     from pyarrow import parquet
 
     file = tmp_path / "t.parquet"
-    parquet.write_table(pa.table({"image": ["a.png", None], "class": [3, 4], "pixels": [b"x", b"y"]}), file)
+    parquet.write_table(
+        pa.table({"image": ["a.png", None], "class": [3, 4], "pixels": [b"x", b"y"]}), file
+    )
     assert list(read_rows(file, ["image", "label"], ["group"])) == [
         (f"{file}, row 1", {"image": "a.png", "label": "3"}),
         (f"{file}, row 2", {"image": "", "label": "4"}),
@@ -96,7 +116,9 @@ def test_parquet(tmp_path: Path) -> None:
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(UserError, match=r"t\.parquet: reading parquet needs pyarrow; `pip install pyarrow`"):
+    with pytest.raises(
+        UserError, match=r"t\.parquet: reading parquet needs pyarrow; `pip install pyarrow`"
+    ):
         list(read_rows(tmp_path / "t.parquet", ["image"]))
 
 
@@ -104,7 +126,10 @@ def test_labels_may_stand_in_for_the_label() -> None:
     kinds = ("image", "label"), ("several", "split")
     assert choose_columns("t", ["path", "Labels"], *kinds) == {"image": "path", "several": "Labels"}
     assert choose_columns("t", ["path", "class"], *kinds) == {"image": "path", "label": "class"}
-    for there in (["path"], ["path", "labels"]):  # who asks for one label alone gets no list of them
+    for there in (
+        ["path"],
+        ["path", "labels"],
+    ):  # who asks for one label alone gets no list of them
         with pytest.raises(UserError, match="is called label or class or category"):
             choose_columns("t", there, *(kinds if there == ["path"] else (("image", "label"), ())))
     with pytest.raises(UserError, match="t: --label-separator is for CSV"):
@@ -125,7 +150,9 @@ def test_a_number_that_is_none_is_an_empty_cell(tmp_path: Path) -> None:
 
 def test_any_line_of_json_may_bring_a_column(tmp_path: Path) -> None:
     table = tmp_path / "a.jsonl"
-    table.write_text('{"path": "1.png", "label": "cat"}\n{"path": "2.png", "label": "dog", "split": "test"}\n')
+    table.write_text(
+        '{"path": "1.png", "label": "cat"}\n{"path": "2.png", "label": "dog", "split": "test"}\n'
+    )
     rows = [cells for _, cells in read_rows(table, ["image", "label"], ["split"])]
     assert [row["split"] for row in rows] == ["", "test"]
 

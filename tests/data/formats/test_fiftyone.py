@@ -21,21 +21,34 @@ def home(tmp_path: Path) -> Path:
 
 def labels(home: Path, value: Any) -> dict[str, list[str]]:
     marks = read_fiftyone(home / "labels.json", value)
-    return {image.relative_to(home).as_posix(): [mark.label for mark in own] for image, own in marks.items()}
+    return {
+        image.relative_to(home).as_posix(): [mark.label for mark in own]
+        for image, own in marks.items()
+    }
 
 
 def test_numbers_of_classes_and_images_without_one(home: Path) -> None:
     value = {"classes": ["cat", "dog"], "labels": {"deep/dog_1": 1, "cat_1": 0, "cat_2": None}}
-    assert labels(home, value) == {"data/deep/dog_1.jpg": ["dog"], "data/cat_1.png": ["cat"], "data/cat_2.png": []}
+    assert labels(home, value) == {
+        "data/deep/dog_1.jpg": ["dog"],
+        "data/cat_1.png": ["cat"],
+        "data/cat_2.png": [],
+    }
 
 
 def test_names_and_further_attributes(home: Path) -> None:
-    value = {"classes": None, "labels": {"cat_1": "cat", "deep/dog_1": {"label": "dog", "confidence": 0.9}}}
+    value = {
+        "classes": None,
+        "labels": {"cat_1": "cat", "deep/dog_1": {"label": "dog", "confidence": 0.9}},
+    }
     assert labels(home, value) == {"data/cat_1.png": ["cat"], "data/deep/dog_1.jpg": ["dog"]}
 
 
 def test_several_labels(home: Path) -> None:
-    value = {"classes": ["cat", "dog"], "labels": {"cat_1": [0, 1], "cat_2": [{"label": 1, "confidence": 0.9}]}}
+    value = {
+        "classes": ["cat", "dog"],
+        "labels": {"cat_1": [0, 1], "cat_2": [{"label": 1, "confidence": 0.9}]},
+    }
     assert labels(home, value) == {"data/cat_1.png": ["cat", "dog"], "data/cat_2.png": ["dog"]}
 
 
@@ -46,7 +59,10 @@ def test_an_image_that_is_gone_is_named(home: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ({"classes": ["cat"], "labels": {"cat_1": 1}}, "'cat_1' has class 1, which the file does not list"),
+        (
+            {"classes": ["cat"], "labels": {"cat_1": 1}},
+            "'cat_1' has class 1, which the file does not list",
+        ),
         ({"classes": ["cat"], "labels": {"cat_1": -1}}, "has class -1"),
         ({"classes": None, "labels": {"cat_1": 0}}, "has class 0"),
         ({"classes": 5, "labels": {"cat_1": 0}}, "not a FiftyOne list of labels"),
@@ -82,11 +98,19 @@ def of(label: str | None, kind: str = "Classification", **more: Any) -> dict[str
 
 def splits(home: Path, *samples: Any) -> dict[str, dict[str, list[Mark]]]:
     found = read_samples(home / "samples.json", {"samples": [*samples]})
-    return {s: {image.relative_to(home).as_posix(): own for image, own in marks.items()} for s, marks in found.items()}
+    return {
+        s: {image.relative_to(home).as_posix(): own for image, own in marks.items()}
+        for s, marks in found.items()
+    }
 
 
 def test_samples_with_one_label_each(home: Path) -> None:
-    found = splits(home, sample("cat_1.png", truth=of("cat")), sample("owl.jpg", truth=of(None)), sample("x.jpg"))
+    found = splits(
+        home,
+        sample("cat_1.png", truth=of("cat")),
+        sample("owl.jpg", truth=of(None)),
+        sample("x.jpg"),
+    )
     assert {image: [mark.label for mark in own] for image, own in found["all"].items()} == {
         "data/cat_1.png": ["cat"], "data/owl.jpg": [], "data/x.jpg": []
     }  # fmt: skip
@@ -95,8 +119,16 @@ def test_samples_with_one_label_each(home: Path) -> None:
 
 def test_samples_with_several_labels_and_boxes(home: Path) -> None:
     kinds = {"_cls": "Classifications", "classifications": [of("cat"), of("pet")]}
-    boxes = {"_cls": "Detections", "detections": [of("dog", "Detection", bounding_box=[0.1, 0.2, 0.5, 0.25])]}
-    found = splits(home, sample("a.jpg", x=kinds), sample("b.jpg", x=boxes), sample("c.jpg", x=boxes["detections"][0]))
+    boxes = {
+        "_cls": "Detections",
+        "detections": [of("dog", "Detection", bounding_box=[0.1, 0.2, 0.5, 0.25])],
+    }
+    found = splits(
+        home,
+        sample("a.jpg", x=kinds),
+        sample("b.jpg", x=boxes),
+        sample("c.jpg", x=boxes["detections"][0]),
+    )
     assert [mark.label for mark in found["all"]["data/a.jpg"]] == ["cat", "pet"]
     for name in ("data/b.jpg", "data/c.jpg"):
         [mark] = found["all"][name]
@@ -117,12 +149,24 @@ def test_the_field_that_counts_and_the_splits_that_tags_name(home: Path) -> None
     [
         ([sample("a.jpg")], "no sample has a label of the types Classification, "),
         ([], "no sample has a label"),
-        ([sample("a.jpg", x=of("cat"), y=of("dog"))], "in the fields 'x', 'y': export only one of them, or call one"),
-        ([sample("a.jpg", ["train", "test"], x=of("cat"))], "is tagged with the splits test and train: keep one"),
-        ([sample("a.jpg", ["train"], x=of("cat")), sample("b.jpg", x=of("cat"))], "others are not: tag all or none"),
+        (
+            [sample("a.jpg", x=of("cat"), y=of("dog"))],
+            "in the fields 'x', 'y': export only one of them, or call one",
+        ),
+        (
+            [sample("a.jpg", ["train", "test"], x=of("cat"))],
+            "is tagged with the splits test and train: keep one",
+        ),
+        (
+            [sample("a.jpg", ["train"], x=of("cat")), sample("b.jpg", x=of("cat"))],
+            "others are not: tag all or none",
+        ),
         ([{"tags": [], "x": of("cat")}], "not a FiftyOne data set"),
         ([sample("a.jpg", x={"_cls": "Detections"})], "not a FiftyOne data set"),
-        ([sample("a.jpg", ground_truth=of("cat")), sample("b.jpg", ground_truth="cat")], "not a FiftyOne data set"),
+        (
+            [sample("a.jpg", ground_truth=of("cat")), sample("b.jpg", ground_truth="cat")],
+            "not a FiftyOne data set",
+        ),
         (["a.jpg"], "not a FiftyOne data set"),
         ([sample("../../a.jpg", x=of("cat"))], "lies outside"),
     ],

@@ -53,7 +53,9 @@ def test_a_dataset_in_memory_becomes_files_with_the_same_pixels(library: Any) ->
 
 
 def test_a_saved_folder_of_splits(library: Any, tmp_path: Path) -> None:
-    library.DatasetDict({"train": pets(library), "validation": pets(library, (0, 1))}).save_to_disk(tmp_path / "pets")
+    library.DatasetDict({"train": pets(library), "validation": pets(library, (0, 1))}).save_to_disk(
+        tmp_path / "pets"
+    )
     assert is_saved(tmp_path / "pets")
     source = read_saved(tmp_path / "pets")
     assert {split: labels(rows) for split, rows in source.splits.items()} == {
@@ -61,7 +63,9 @@ def test_a_saved_folder_of_splits(library: Any, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_a_saved_folder_without_splits_and_images_without_a_label(library: Any, tmp_path: Path) -> None:
+def test_a_saved_folder_without_splits_and_images_without_a_label(
+    library: Any, tmp_path: Path
+) -> None:
     pets(library, (0, -1, None)).save_to_disk(tmp_path / "pets")
     assert is_saved(tmp_path / "pets")
     source = read_saved(tmp_path / "pets")
@@ -76,7 +80,10 @@ def test_images_that_are_files(library: Any, tmp_path: Path) -> None:
     )
     data = data.cast_column("photo", library.Image())
     rows = read_dataset(data, {"label": "kind"}).splits["all"]
-    assert [(row.label, row.image) for row in rows] == [("3", tmp_path / "cat_1.png"), ("4", tmp_path / "dog_1.png")]
+    assert [(row.label, row.image) for row in rows] == [
+        ("3", tmp_path / "cat_1.png"),
+        ("4", tmp_path / "dog_1.png"),
+    ]
 
 
 def test_a_saved_folder_may_not_name_files_elsewhere(library: Any, tmp_path: Path) -> None:
@@ -97,7 +104,9 @@ def test_a_saved_folder_may_not_name_files_elsewhere(library: Any, tmp_path: Pat
 def test_all_images_with_a_label_and_without(library: Any, tmp_path: Path) -> None:
     """In splits of any name, as where a test split on the hub has no labels."""
     bare = pets(library, (0, 1, 1)).remove_columns("label")
-    library.DatasetDict({"train": pets(library, (0,)), "unseen": bare}).save_to_disk(tmp_path / "pets")
+    library.DatasetDict({"train": pets(library, (0,)), "unseen": bare}).save_to_disk(
+        tmp_path / "pets"
+    )
     found = all_images(tmp_path / "pets")
     assert len(found) == 4, "row by row, the cat of both splits too"
     assert found == find_images([str(tmp_path / "pets")]).files
@@ -152,20 +161,35 @@ def test_columns_of_splits_and_groups(library: Any) -> None:
 @pytest.mark.parametrize("column", ["label", "labels"])
 def test_lists_of_labels_are_several_labels(library: Any, column: str) -> None:
     named = library.Features(
-        {"image": library.Image(), column: library.Sequence(library.ClassLabel(names=["house_cat", "dog"]))}
+        {
+            "image": library.Image(),
+            column: library.Sequence(library.ClassLabel(names=["house_cat", "dog"])),
+        }
     )
     images = [picture("cat"), picture("dog"), picture("dog", 1)]
-    numbers = library.Dataset.from_dict({"image": images, column: [[0], [1, 0], []]}, features=named)
-    words = library.Dataset.from_dict({"image": images, column: [["house_cat"], ["dog", "house_cat"], []]})
+    numbers = library.Dataset.from_dict(
+        {"image": images, column: [[0], [1, 0], []]}, features=named
+    )
+    words = library.Dataset.from_dict(
+        {"image": images, column: [["house_cat"], ["dog", "house_cat"], []]}
+    )
     for found in (numbers, words.cast_column("image", library.Image())):
         source = read_dataset(found)
-        assert [row.labels for row in source.splits["all"]] == [("house_cat",), ("dog", "house_cat")]
+        assert [row.labels for row in source.splits["all"]] == [
+            ("house_cat",),
+            ("dog", "house_cat"),
+        ]
         assert source.ignored.total() == 1
 
 
 def test_minus_one_is_unknown_only_where_classes_are_numbered(library: Any) -> None:
-    numbers = library.Dataset.from_dict({"image": [picture("cat"), picture("dog")], "label": [-1, 1]})
-    assert labels(read_dataset(numbers.cast_column("image", library.Image())).splits["all"]) == ["-1", "1"]
+    numbers = library.Dataset.from_dict(
+        {"image": [picture("cat"), picture("dog")], "label": [-1, 1]}
+    )
+    assert labels(read_dataset(numbers.cast_column("image", library.Image())).splits["all"]) == [
+        "-1",
+        "1",
+    ]
     assert labels(read_dataset(pets(library, (-1, 1))).splits["all"]) == ["dog"]
 
 
@@ -190,7 +214,9 @@ def test_a_broken_folder(library: Any, tmp_path: Path) -> None:
         read_saved(tmp_path / "pets")
 
 
-def test_without_the_library_the_message_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_the_message_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"pip install 'rmadapter\[data\]'"):
         read_saved(tmp_path)

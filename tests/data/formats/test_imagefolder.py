@@ -19,14 +19,18 @@ def table(folder: Path, suffix: str, rows: list[tuple[str, str]] = ROWS) -> Path
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"metadata{suffix}"
     if suffix == ".jsonl":
-        file.write_text("".join(json.dumps({"file_name": name, "label": label}) + "\n" for name, label in rows))
+        file.write_text(
+            "".join(json.dumps({"file_name": name, "label": label}) + "\n" for name, label in rows)
+        )
     elif suffix == ".csv":
         file.write_text("file_name,label\n" + "".join(f"{name},{label}\n" for name, label in rows))
     else:
         pa = pytest.importorskip("pyarrow", reason="parquet needs pyarrow")
         from pyarrow import parquet
 
-        parquet.write_table(pa.table({"file_name": [r[0] for r in rows], "label": [r[1] for r in rows]}), file)
+        parquet.write_table(
+            pa.table({"file_name": [r[0] for r in rows], "label": [r[1] for r in rows]}), file
+        )
     return file
 
 
@@ -38,10 +42,16 @@ def test_one_table(tmp_path: Path, suffix: str) -> None:
 
 
 def test_a_table_in_each_split(tmp_path: Path) -> None:
-    tables = {"train": table(tmp_path / "train", ".csv"), "test": table(tmp_path / "test", ".jsonl", ROWS[:1])}
+    tables = {
+        "train": table(tmp_path / "train", ".csv"),
+        "test": table(tmp_path / "test", ".jsonl", ROWS[:1]),
+    }
     assert metadata(tmp_path) == tables
     found = said(read_imagefolder(tables), tmp_path)
-    assert found == {"train": [(f"train/{n}", x) for n, x in ROWS], "test": [("test/cat_1.png", "cat")]}
+    assert found == {
+        "train": [(f"train/{n}", x) for n, x in ROWS],
+        "test": [("test/cat_1.png", "cat")],
+    }
 
 
 def test_a_row_that_is_listed_again_is_read_once(tmp_path: Path) -> None:
@@ -60,16 +70,25 @@ def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
 
 
 def test_one_table_of_folders_that_are_splits(tmp_path: Path) -> None:
-    file = table(tmp_path, ".csv", [("Train/a.png", "cat"), ("validation/b.png", "cat"), ("Train/x/c.png", "dog")])
+    file = table(
+        tmp_path,
+        ".csv",
+        [("Train/a.png", "cat"), ("validation/b.png", "cat"), ("Train/x/c.png", "dog")],
+    )
     found = said(read_imagefolder({"": file}), tmp_path)
-    assert found == {"train": [("Train/a.png", "cat"), ("Train/x/c.png", "dog")], "val": [("validation/b.png", "cat")]}
+    assert found == {
+        "train": [("Train/a.png", "cat"), ("Train/x/c.png", "dog")],
+        "val": [("validation/b.png", "cat")],
+    }
     table(tmp_path, ".csv", [("train/a.png", "cat"), ("b.png", "cat")])
     with pytest.raises(UserError, match="1 of its images are in no split folder"):
         read_imagefolder({"": file})
 
 
 def test_other_columns(tmp_path: Path) -> None:
-    (tmp_path / "metadata.csv").write_text("image,file_name,species,part\nfirst look,a.png,cat,test\n")
+    (tmp_path / "metadata.csv").write_text(
+        "image,file_name,species,part\nfirst look,a.png,cat,test\n"
+    )
     tables = metadata(tmp_path)
     with pytest.raises(UserError, match="is called label"):
         read_imagefolder(tables)

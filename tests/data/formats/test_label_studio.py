@@ -14,14 +14,22 @@ from tests.helpers.miniatures import paint
 
 def task(image: str, *choices: str, **more: Any) -> dict[str, Any]:
     """As in the export JSON of version 1."""
-    value = {"type": "choices", "value": {"choices": [*choices]}, "from_name": "choice", "to_name": "image"}
+    value = {
+        "type": "choices",
+        "value": {"choices": [*choices]},
+        "from_name": "choice",
+        "to_name": "image",
+    }
     annotation = {"id": 1, "was_cancelled": False, "result": [value] if choices else []}
     return {"id": 7, "annotations": [annotation], "data": {"image": image}, **more}
 
 
 def labels(file: Path, tasks: Any, **more: Any) -> dict[str, list[str]]:
     marks = read_label_studio(file, tasks, **more)
-    return {image.relative_to(file.parent).as_posix(): [mark.label for mark in own] for image, own in marks.items()}
+    return {
+        image.relative_to(file.parent).as_posix(): [mark.label for mark in own]
+        for image, own in marks.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -52,7 +60,10 @@ def test_an_upload_is_found_by_its_own_name(tmp_path: Path) -> None:
 
 def test_two_addresses_that_end_alike_are_no_two_labels(tmp_path: Path) -> None:
     paint(tmp_path, "cat_1.png")
-    both = [task("https://x.org/cats/cat_1.png", "cat"), task("https://x.org/dogs/cat_1.png", "dog")]
+    both = [
+        task("https://x.org/cats/cat_1.png", "cat"),
+        task("https://x.org/dogs/cat_1.png", "dog"),
+    ]
     with pytest.raises(UserError, match=r"are both .*cat_1\.png here: rename one"):
         labels(tmp_path / "e.json", both)
     assert labels(tmp_path / "e.json", [both[0], both[0]]) == {"cat_1.png": ["cat", "cat"]}
@@ -69,12 +80,23 @@ def test_a_turned_rectangle_is_the_box_around_it(tmp_path: Path) -> None:
     """As Label Studio turns it: clockwise about its top left corner, in pixels."""
     paint(tmp_path, "cat_1.png")
     value = {"x": 50, "y": 0, "width": 20, "height": 50, "rotation": 90, "rectanglelabels": ["cat"]}
-    result = {"type": "rectanglelabels", "original_width": 200, "original_height": 100, "value": value}
+    result = {
+        "type": "rectanglelabels",
+        "original_width": 200,
+        "original_height": 100,
+        "value": value,
+    }
     full = {"id": 1, "data": {"image": "cat_1.png"}, "annotations": [{"result": [result]}]}
-    short = {"id": 1, "image": "cat_1.png", "label": [{**value, "original_width": 200, "original_height": 100}]}
+    short = {
+        "id": 1,
+        "image": "cat_1.png",
+        "label": [{**value, "original_width": 200, "original_height": 100}],
+    }
     for tasks in ([full], [short]):
         [[mark]] = read_label_studio(tmp_path / "e.json", tasks).values()
-        assert mark.box == pytest.approx((25, 0, 25, 40))  # 40 x 50 pixels at (100, 0) become 50 x 40 at (50, 0)
+        assert mark.box == pytest.approx(
+            (25, 0, 25, 40)
+        )  # 40 x 50 pixels at (100, 0) become 50 x 40 at (50, 0)
     value["rotation"] = 45
     [[mark]] = read_label_studio(tmp_path / "e.json", [full]).values()
     assert mark.box == pytest.approx((50 - 25 * 0.5**0.5, 0, 45 * 0.5**0.5, 90 * 0.5**0.5))
@@ -98,7 +120,11 @@ def test_json_min(tmp_path: Path) -> None:
         {"image": "b.png", "id": 2, "choice": {"choices": ["cat", "dog"]}},
         {"photo": "/x/c.png", "id": 3, "annotator": 1},
     ]
-    assert labels(tmp_path / "e.json", tasks) == {"a.png": ["cat"], "b.png": ["cat", "dog"], "c.png": []}
+    assert labels(tmp_path / "e.json", tasks) == {
+        "a.png": ["cat"],
+        "b.png": ["cat", "dog"],
+        "c.png": [],
+    }
 
 
 def test_columns_of_the_import_beside_the_choice_are_no_labels(tmp_path: Path) -> None:
@@ -123,7 +149,9 @@ def test_rectangles_are_boxes_in_percent(tmp_path: Path) -> None:
     found = read_label_studio(tmp_path / "e.json", [full, short])
     assert sorted(image.name for image in found) == ["a.png", "b.png"]
     for own in found.values():
-        assert [(mark.label, mark.box, mark.size) for mark in own] == [("dog", (10, 20, 30, 40), (100, 100))]
+        assert [(mark.label, mark.box, mark.size) for mark in own] == [
+            ("dog", (10, 20, 30, 40), (100, 100))
+        ]
 
 
 @pytest.mark.parametrize(
@@ -132,11 +160,25 @@ def test_rectangles_are_boxes_in_percent(tmp_path: Path) -> None:
         ([1], r"not a Label Studio export \(AttributeError"),
         ([{"data": {"text": "a cat"}}], "task 0 names no image"),
         ([task("../../etc/a.png", "cat")], r"task 7: '\.\./\.\./etc/a\.png' lies outside"),
-        ([task("/data/local-files/?d=/etc/a.png", "cat", file_upload="../b.png")], r"'\.\./b\.png' lies outside"),
-        ([task("https://example.org/cat.png", "cat")], "is a web address, and there is no 'cat.png' beside the file"),
-        ([{"data": {"image": "a.png"}, "annotations": [{"result": [{}]}]}], "not a Label Studio export"),
         (
-            [{"data": {"image": "a.png"}, "annotations": [{"result": [{"value": {"rectanglelabels": ["x"]}}]}]}],
+            [task("/data/local-files/?d=/etc/a.png", "cat", file_upload="../b.png")],
+            r"'\.\./b\.png' lies outside",
+        ),
+        (
+            [task("https://example.org/cat.png", "cat")],
+            "is a web address, and there is no 'cat.png' beside the file",
+        ),
+        (
+            [{"data": {"image": "a.png"}, "annotations": [{"result": [{}]}]}],
+            "not a Label Studio export",
+        ),
+        (
+            [
+                {
+                    "data": {"image": "a.png"},
+                    "annotations": [{"result": [{"value": {"rectanglelabels": ["x"]}}]}],
+                }
+            ],
             "KeyError",
         ),
     ],
@@ -147,7 +189,9 @@ def test_damage_is_one_sentence(tmp_path: Path, tasks: Any, words: str) -> None:
 
 
 def test_a_missing_image_is_named_by_itself(tmp_path: Path) -> None:
-    assert labels(tmp_path / "e.json", [task("/data/upload/1/0a1b2c3d-x.png", "cat")]) == {"0a1b2c3d-x.png": ["cat"]}
+    assert labels(tmp_path / "e.json", [task("/data/upload/1/0a1b2c3d-x.png", "cat")]) == {
+        "0a1b2c3d-x.png": ["cat"]
+    }
 
 
 def test_what_is_no_export() -> None:

@@ -23,7 +23,15 @@ def plant(root: Path, *files: str) -> Path:
 
 
 def test_class_folders_are_rows_in_order(tmp_path: Path) -> None:
-    plant(tmp_path, "b/2.png", "b/1.JPG", "A/deep/er/3.png", "A/notes.txt", ".cache/x.png", "__MACOSX/y.png")
+    plant(
+        tmp_path,
+        "b/2.png",
+        "b/1.JPG",
+        "A/deep/er/3.png",
+        "A/notes.txt",
+        ".cache/x.png",
+        "__MACOSX/y.png",
+    )
     found = scan_folder(tmp_path)
     assert list(found) == ["all"]
     rows = [(row.label, row.image.relative_to(tmp_path).as_posix()) for row in found["all"]]
@@ -42,17 +50,32 @@ def test_splits_by_a_part_of_their_names_are_not_classes(tmp_path: Path) -> None
     plant(tmp_path, "Training/a/1.png", "Testing/a/2.png")
     assert [*scan_folder(tmp_path)] == ["train", "test"]
     plant(tmp_path / "b", "seg_train/a/1.png", "seg_test/a/2.png")
-    with pytest.raises(UserError, match="'seg_test' and the others seem to be splits: rename them to train and test"):
+    with pytest.raises(
+        UserError,
+        match="'seg_test' and the others seem to be splits: rename them to train and test",
+    ):
         scan_folder(tmp_path / "b")
     plant(tmp_path / "c", "crash_test/1.png", "freight_train/1.png")  # classes
-    assert [row.label for row in scan_folder(tmp_path / "c")["all"]] == ["crash_test", "freight_train"]
+    assert [row.label for row in scan_folder(tmp_path / "c")["all"]] == [
+        "crash_test",
+        "freight_train",
+    ]
     assert split_named("pets-training-0.tar") == "train"
-    with pytest.raises(UserError, match=r"stress-test-train-0\.tar: its name says test and train: rename it"):
+    with pytest.raises(
+        UserError, match=r"stress-test-train-0\.tar: its name says test and train: rename it"
+    ):
         split_named("stress-test-train-0.tar")
 
 
 def test_folders_of_systems_hold_no_data(tmp_path: Path) -> None:
-    plant(tmp_path, "cat/1.png", "cat/@eaDir/1.png", "dog/1.png", "@eaDir/2.png", "System Volume Information/3.png")
+    plant(
+        tmp_path,
+        "cat/1.png",
+        "cat/@eaDir/1.png",
+        "dog/1.png",
+        "@eaDir/2.png",
+        "System Volume Information/3.png",
+    )
     found = [row.image.relative_to(tmp_path).as_posix() for row in scan_folder(tmp_path)["all"]]
     assert found == ["cat/1.png", "dog/1.png"]
 
@@ -77,7 +100,11 @@ def test_a_run_among_the_classes_is_none(tmp_path: Path) -> None:
     for folder, name in (("run", "run.json"), ("stopped", "split.json"), ("train", "run.json")):
         (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / folder / name).write_text("{}")
-    assert [row.label for row in scan_folder(tmp_path)["all"]] == ["cat", "dog", "train"]  # one has an image
+    assert [row.label for row in scan_folder(tmp_path)["all"]] == [
+        "cat",
+        "dog",
+        "train",
+    ]  # one has an image
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
@@ -87,10 +114,14 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 
 def test_splits_beside_classes_are_refused(tmp_path: Path) -> None:
     plant(tmp_path, "train/cat/1.png", "test/cat/2.png", "dog/3.png")
-    with pytest.raises(UserError, match="holds 'test' beside 'dog': keep either splits or classes there"):
+    with pytest.raises(
+        UserError, match="holds 'test' beside 'dog': keep either splits or classes there"
+    ):
         scan_folder(tmp_path)
     (tmp_path / "dog").rename(tmp_path / "vall")
-    with pytest.raises(UserError, match=r"holds 'test' beside 'vall' \(did you mean 'val'\?\): keep either"):
+    with pytest.raises(
+        UserError, match=r"holds 'test' beside 'vall' \(did you mean 'val'\?\): keep either"
+    ):
         scan_folder(tmp_path)
 
 
@@ -105,22 +136,36 @@ def test_a_csv_keeps_its_order(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text("label,path,split\nb,2.png,test\na,1.png,train\nb,0.png,train\n")
     found = scan_table(table)
-    assert {split: [row.label for row in rows] for split, rows in found.items()} == {"test": ["b"], "train": ["a", "b"]}
+    assert {split: [row.label for row in rows] for split, rows in found.items()} == {
+        "test": ["b"],
+        "train": ["a", "b"],
+    }
 
 
 def test_groups_and_columns_of_other_names(tmp_path: Path) -> None:
     table = tmp_path / "t.tsv"
-    table.write_text("group\tclass\tfile\tpatient\tsubset\na\tcat\t1.png\tp1\tTrain\nb\tdog\t2.png\t\tvalid\n")
-    rows = {"train": [Row("cat", tmp_path / "1.png", "a")], "val": [Row("dog", tmp_path / "2.png", "b")]}
+    table.write_text(
+        "group\tclass\tfile\tpatient\tsubset\na\tcat\t1.png\tp1\tTrain\nb\tdog\t2.png\t\tvalid\n"
+    )
+    rows = {
+        "train": [Row("cat", tmp_path / "1.png", "a")],
+        "val": [Row("dog", tmp_path / "2.png", "b")],
+    }
     assert scan_table(table) == rows
     found = scan_table(table, columns={"image": "", "group": "patient", "label": "group"})
-    assert found == {"train": [Row("a", tmp_path / "1.png", "p1")], "val": [Row("b", tmp_path / "2.png")]}
+    assert found == {
+        "train": [Row("a", tmp_path / "1.png", "p1")],
+        "val": [Row("b", tmp_path / "2.png")],
+    }
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("file,species\na,b\n", r"none of its columns \(file, species\) is called label or class or category"),
+        (
+            "file,species\na,b\n",
+            r"none of its columns \(file, species\) is called label or class or category",
+        ),
         ("path,label\n,b\n", "line 2: the path is empty"),
         ("path,label\na,\n", "line 2: the label is empty"),
         ("path,label\nhttp://x/a.png,b\n", "line 2: .* is a web address"),
@@ -136,13 +181,22 @@ def test_a_csv_that_says_nothing_clear_is_refused(tmp_path: Path, text: str, wor
 
 
 def test_names_are_ordered_as_a_person_would() -> None:
-    assert sorted(["b", "A", "a", "\u00e9", "e\u0301", "Z"], key=order) == ["A", "a", "b", "Z", "e\u0301", "\u00e9"]
+    assert sorted(["b", "A", "a", "\u00e9", "e\u0301", "Z"], key=order) == [
+        "A",
+        "a",
+        "b",
+        "Z",
+        "e\u0301",
+        "\u00e9",
+    ]
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../secret.png", "a/../../secret.png"])
 def test_a_csv_that_leads_out_of_its_folder_needs_the_users_word(tmp_path: Path, name: str) -> None:
     (tmp_path / "t.csv").write_text(f"path,label\na/1.png,a\n{name},b\n")
-    with pytest.raises(UserError, match=r"t\.csv, line 3: .* lies outside .*--allow-outside \(outside=True\)"):
+    with pytest.raises(
+        UserError, match=r"t\.csv, line 3: .* lies outside .*--allow-outside \(outside=True\)"
+    ):
         scan_table(tmp_path / "t.csv")
     assert scan_table(tmp_path / "t.csv", outside=True)["all"][1] == Row("b", tmp_path / name)
 
@@ -163,7 +217,9 @@ def test_several_labels_an_image(
     tmp_path: Path, name: str, text: str, separator: str, labels: list[tuple[str, ...]]
 ) -> None:
     (tmp_path / name).write_text(text)
-    rows = scan_table(tmp_path / name, columns={"separator": separator} if separator else None)["all"]
+    rows = scan_table(tmp_path / name, columns={"separator": separator} if separator else None)[
+        "all"
+    ]
     assert [row.labels for row in rows] == labels
 
 

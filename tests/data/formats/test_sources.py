@@ -1,4 +1,5 @@
-"""One function finds out what a path is: each format, as its program writes it, becomes labelled images."""
+"""One function finds out what a path is: each format, as its program writes it, becomes labelled
+images."""
 
 from __future__ import annotations
 
@@ -39,13 +40,17 @@ def csv_file(home: Path) -> Path:
 
 
 def json_lines(home: Path) -> Path:
-    text = '{"file_name": "cat_1.png", "label": "cat"}\n\n{"file_name": "dog_1.png", "label": "dog"}\n'
+    text = (
+        '{"file_name": "cat_1.png", "label": "cat"}\n\n{"file_name": "dog_1.png", "label": "dog"}\n'
+    )
     (paint(home, *NAMES) / "list.jsonl").write_text(text)
     return home / "list.jsonl"
 
 
 def imagefolder(home: Path) -> Path:
-    (paint(home, *NAMES) / "metadata.csv").write_text("file_name,label\ncat_1.png,cat\ndog_1.png,dog\n")
+    (paint(home, *NAMES) / "metadata.csv").write_text(
+        "file_name,label\ncat_1.png,cat\ndog_1.png,dog\n"
+    )
     return home
 
 
@@ -53,7 +58,10 @@ def coco_file(home: Path) -> Path:
     images = [{"id": i, "file_name": name, "width": 8, "height": 8} for i, name in enumerate(NAMES)]
     marks = [{"id": i, "image_id": i, "category_id": i, "bbox": [0, 0, 4, 2]} for i in (0, 1)]
     kinds = [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}]
-    return write_json(paint(home, *NAMES) / "coco.json", {"images": images, "annotations": marks, "categories": kinds})
+    return write_json(
+        paint(home, *NAMES) / "coco.json",
+        {"images": images, "annotations": marks, "categories": kinds},
+    )
 
 
 def coco_folder(home: Path) -> Path:
@@ -94,7 +102,9 @@ def label_studio(home: Path) -> Path:
 
 def fiftyone(home: Path) -> Path:
     paint(home, "data/cat_1.png", "data/dog_1.png")
-    write_json(home / "labels.json", {"classes": ["cat", "dog"], "labels": {"cat_1": 0, "dog_1": 1}})
+    write_json(
+        home / "labels.json", {"classes": ["cat", "dog"], "labels": {"cat_1": 0, "dog_1": 1}}
+    )
     return home
 
 
@@ -104,7 +114,9 @@ def fiftyone_samples(home: Path) -> Path:
             {"_cls": "Detection", "label": name[:3], "bounding_box": [0, 0, 0.5, 0.25]}
         ]}} for name in NAMES
     ]  # fmt: skip
-    write_json(paint(home, *(f"data/{name}" for name in NAMES)) / "samples.json", {"samples": samples})
+    write_json(
+        paint(home, *(f"data/{name}" for name in NAMES)) / "samples.json", {"samples": samples}
+    )
     write_json(home / "metadata.json", {"name": "pets"})
     return home
 
@@ -162,15 +174,29 @@ FORMATS = (
     yolo_file, label_studio, fiftyone, fiftyone_samples, fiftyone_files, zip_file, zip_of_coco, tar_file, shard,
     shard_folder,
 )  # fmt: skip
-BOXED = (coco_file, coco_folder, roboflow, yolo, yolo_file, fiftyone_samples, fiftyone_files, zip_of_coco)
+BOXED = (
+    coco_file,
+    coco_folder,
+    roboflow,
+    yolo,
+    yolo_file,
+    fiftyone_samples,
+    fiftyone_files,
+    zip_of_coco,
+)
 
 
 def labelled(images: ImageSet) -> list[tuple[str, str]]:
-    return [(Path(str(p)).name, images.classes[label]) for p, label in zip(images.images, images.labels, strict=True)]
+    return [
+        (Path(str(p)).name, images.classes[label])
+        for p, label in zip(images.images, images.labels, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("write", FORMATS)
-def test_every_format_becomes_the_same_images_and_labels(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+def test_every_format_becomes_the_same_images_and_labels(
+    tmp_path: Path, write: Callable[[Path], Path]
+) -> None:
     path = write(tmp_path / "set")
     sets = read_images(path)
     images = next(iter(sets.values()))
@@ -182,7 +208,9 @@ def test_every_format_becomes_the_same_images_and_labels(tmp_path: Path, write: 
 
 
 @pytest.mark.parametrize("write", FORMATS)
-def test_predict_finds_the_images_of_every_format(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+def test_predict_finds_the_images_of_every_format(
+    tmp_path: Path, write: Callable[[Path], Path]
+) -> None:
     files = find_images([str(write(tmp_path / "set"))]).files
     assert {"cat_1.png", "dog_1.png"} <= {file.name for file in files}
 
@@ -201,7 +229,9 @@ def test_boxes_as_crops_for_fit_and_predict(tmp_path: Path, write: Callable[[Pat
     assert images_root(path, crops=True) / images.name(0) == images.images[0]
 
 
-@pytest.mark.parametrize("write", [write for write in FORMATS if write not in (*BOXED, label_studio, fiftyone)])
+@pytest.mark.parametrize(
+    "write", [write for write in FORMATS if write not in (*BOXED, label_studio, fiftyone)]
+)
 def test_crops_where_there_are_no_boxes(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     with pytest.raises(UserError, match="there are none here"):
         read_images(write(tmp_path / "set"), crops=True)
@@ -213,7 +243,9 @@ def test_crops_where_no_label_has_a_box(tmp_path: Path, write: Callable[[Path], 
         read_images(write(tmp_path / "set"), crops=True)
 
 
-@pytest.mark.parametrize("write", [imagefolder, coco_folder, yolo, fiftyone, fiftyone_samples, fiftyone_files])
+@pytest.mark.parametrize(
+    "write", [imagefolder, coco_folder, yolo, fiftyone, fiftyone_samples, fiftyone_files]
+)
 def test_what_no_label_names_is_counted(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     home = write(tmp_path / "set")
     paint(home, "more/owl_1.png")
@@ -246,7 +278,10 @@ def test_an_image_listed_twice_is_read_once(tmp_path: Path) -> None:
 def test_a_shard_of_no_split_beside_others_is_not_forgotten(tmp_path: Path) -> None:
     for name in ("train-0000.tar", "extra-0000.tar"):
         with tarfile.open(tmp_path / name, "w") as file:
-            for member in (paint(tmp_path / "raw", "cat_1.png") / "cat_1.png", tmp_path / "raw/cat_1.cls"):
+            for member in (
+                paint(tmp_path / "raw", "cat_1.png") / "cat_1.png",
+                tmp_path / "raw/cat_1.cls",
+            ):
                 member.exists() or member.write_text("cat")
                 file.add(member, member.name)
     shutil.rmtree(tmp_path / "raw")
@@ -259,13 +294,16 @@ def test_what_is_no_data_says_what_is(tmp_path: Path, name: str) -> None:
     if "gone" not in name:
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(
-        UserError, match=r"(no such file or folder|unknown format); give a folder of class folders; a table"
+        UserError,
+        match=r"(no such file or folder|unknown format); give a folder of class folders; a table",
     ):
         open_source(tmp_path / name)
     assert is_source(tmp_path / name) == name.endswith("zip")
 
 
-def test_a_file_of_labels_that_is_too_large_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_labels_that_is_too_large_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = coco_file(tmp_path / "set")
     monkeypatch.setattr("rmadapter.data.formats.sources.LARGEST", 100)
     words = r"coco\.json: has \d+ bytes, .* may have 100; .* 'del\(\.annotations\[\]\.segmentation\)' coco"
@@ -274,7 +312,9 @@ def test_a_file_of_labels_that_is_too_large_says_what_to_do(tmp_path: Path, monk
 
 
 def test_the_root_of_what_is_gone_and_of_an_archive_that_is_still_packed(tmp_path: Path) -> None:
-    assert images_root(tmp_path / "gone.csv") == tmp_path / "gone.csv"  # so that nothing beside it is shown
+    assert (
+        images_root(tmp_path / "gone.csv") == tmp_path / "gone.csv"
+    )  # so that nothing beside it is shown
     file = zip_file(tmp_path / "set")
     assert not images_root(file).exists()
     open_source(file)

@@ -51,7 +51,12 @@ def test_numbers_are_lines_of_classnames(tmp_path: Path) -> None:
 
 
 def test_shards_of_one_folder_say_their_split_by_name(tmp_path: Path) -> None:
-    for name in ("pets-train-000000.tar", "pets-train-000001.tar", "pets-val-000000.tar", "notes.txt"):
+    for name in (
+        "pets-train-000000.tar",
+        "pets-train-000001.tar",
+        "pets-val-000000.tar",
+        "notes.txt",
+    ):
         (tmp_path / name).write_bytes(b"")
     assert {split: [file.name[-10:] for file in files] for split, files in shards(tmp_path).items()} == {
         "train": ["000000.tar", "000001.tar"], "val": ["000000.tar"],
@@ -95,7 +100,8 @@ def test_what_holds_no_samples(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("2", "class 2 is not among the 2 lines"), ("\udcff", "not a readable text")]
+    ("text", "words"),
+    [("2", "class 2 is not among the 2 lines"), ("\udcff", "not a readable text")],
 )
 def test_classes_that_cannot_be_read(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "a.png").write_bytes(b"")

@@ -17,7 +17,11 @@ YAML = "path: ../datasets/pets\ntrain: images/train\nval: images/val\nnames:\n  
 @pytest.fixture
 def pets(tmp_path: Path) -> Path:
     paint(
-        tmp_path, "images/train/cat_1.png", "images/train/dog_1.png", "images/train/cat_2.png", "images/val/dog_2.png"
+        tmp_path,
+        "images/train/cat_1.png",
+        "images/train/dog_1.png",
+        "images/train/cat_2.png",
+        "images/val/dog_2.png",
     )
     for name, text in {
         "train/cat_1": "0 0.5 0.5 0.5 0.25\n0 0.1 0.1 0.1 0.1\n",
@@ -33,7 +37,8 @@ def pets(tmp_path: Path) -> Path:
 def test_labels_lie_in_a_folder_of_their_own(pets: Path) -> None:
     found = read_yolo(pets / "data.yaml")
     names = {
-        split: {image.name: [m.label for m in own] for image, own in marks.items()} for split, marks in found.items()
+        split: {image.name: [m.label for m in own] for image, own in marks.items()}
+        for split, marks in found.items()
     }
     assert names == {
         "train": {"cat_1.png": ["cat", "cat"], "cat_2.png": [], "dog_1.png": ["dog"]},
@@ -98,9 +103,15 @@ def test_the_file_is_found_among_others(pets: Path) -> None:
         ("names: [cat, dog]\n", "has no train, val or test"),
         ("train: images/train\nnames: 3\n", "not a YOLO data.yaml"),
         ("train: images/train\n", "not a YOLO data.yaml"),
-        ("train: images/train\nnames: [cat]\n", r"dog_1.txt, line 1: '1 0.1 .* is not a class number"),
+        (
+            "train: images/train\nnames: [cat]\n",
+            r"dog_1.txt, line 1: '1 0.1 .* is not a class number",
+        ),
         ("train: gone\nnames: [cat, dog]\n", "train is 'gone', which was not found in its folder"),
-        ("train: /\nnames: [cat, dog]\n", "'/', which was .*: delete that line if there is .*; --allow-outside"),
+        (
+            "train: /\nnames: [cat, dog]\n",
+            "'/', which was .*: delete that line if there is .*; --allow-outside",
+        ),
         ("train: ../..\nnames: [cat, dog]\n", "which was not found in its folder"),
         ("path: /\ntrain: tmp\nnames: [cat, dog]\n", "'tmp', which was not found in its folder"),
     ],
@@ -111,7 +122,9 @@ def test_files_that_say_nothing_clear(pets: Path, yaml: str, words: str) -> None
         read_yolo(pets / "data.yaml")
 
 
-@pytest.mark.parametrize("line", ["1 0.5 0.5", "1 a b c d", "x 0.5 0.5 1 1", "-1 0.5 0.5 1 1", "1 0.1 0.1 0.2 0.2 0.3"])
+@pytest.mark.parametrize(
+    "line", ["1 0.5 0.5", "1 a b c d", "x 0.5 0.5 1 1", "-1 0.5 0.5 1 1", "1 0.1 0.1 0.2 0.2 0.3"]
+)
 def test_lines_that_are_no_box(pets: Path, line: str) -> None:
     (pets / "labels" / "train" / "cat_1.txt").write_text(f"0 0.5 0.5 1 1\n{line}\n")
     with pytest.raises(UserError, match=r"cat_1.txt, line 2: "):

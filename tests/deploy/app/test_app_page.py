@@ -1,4 +1,5 @@
-"""The page in a browser, from the first click to the model that `rmadapter.load` opens, by keys, narrow and wide."""
+"""The page in a browser, from the first click to the model that `rmadapter.load` opens, by keys,
+narrow and wide."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ LABELS = ("red", "blue", "a class whose name is rather long, as those of some da
 def serving(tiny_clip: Backbone, *words: str) -> Iterator[str]:
     """The address of a real server."""
     words = ("app", "--port", "0", "--backbone", tiny_clip.name, "--json", *words)
-    process = subprocess.Popen([sys.executable, "-m", "rmadapter", *words], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rmadapter", *words], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     try:
         yield json.loads(process.stdout.readline())["address"]
@@ -41,7 +44,9 @@ def serving(tiny_clip: Backbone, *words: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def address(tiny_clip: Backbone, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def address(
+    tiny_clip: Backbone, finished: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """Of one which may open one run."""
     runs = tmp_path_factory.mktemp("runs")
     shutil.copytree(finished, runs / "colours")
@@ -129,14 +134,16 @@ def test_from_the_first_click_to_a_model_that_answers(
     said = bring(page, images)
     assert "break_it_in_two.jpg: not an image in a supported format" in said
     train(page, "linear-probe-pair")
-    assert "are right, compared with" in page.until("document.getElementById('verdict').textContent")
+    assert "are right, compared with" in page.until(
+        "document.getElementById('verdict').textContent"
+    )
     assert page.script("document.querySelectorAll('#rates tbody tr').length") >= 2
     assert "cross-validation" in page.script("document.getElementById('how').textContent")
     choose(page, "#files", str(colors / "test/red/0.png"), images["red"][-1])
     page.until("document.querySelectorAll('#answers > li').length === 1")
-    assert page.until(f"{told('try')}.includes('break_it') && document.querySelector('#answers h3').textContent") == (
-        "0.png: red"
-    )
+    assert page.until(
+        f"{told('try')}.includes('break_it') && document.querySelector('#answers h3').textContent"
+    ) == ("0.png: red")
     looks(page)
     click(page, "#get a[href='download/model']")
     with zipfile.ZipFile(downloaded(tmp_path / "got")) as file:
@@ -150,7 +157,13 @@ def test_from_the_first_click_to_a_model_that_answers(
 def looks(page: Tab) -> None:
     """Nothing is cut off, on a narrow screen and on a wide one."""
     for width in (400, 1280):
-        page("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+        page(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
         assert page.script("document.documentElement.scrollWidth") <= width
         every = "[...document.querySelectorAll('main *:not(.heard, option, i, .button input)')]"
         wide = f"{every}.filter((e) => e.clientWidth && e.scrollWidth > e.clientWidth + 1).map((e) => e.outerHTML)"
@@ -185,11 +198,19 @@ def test_names_alone_by_keys(page: Tab, colors: Path) -> None:
     seen = []
     while not seen or seen[-1] != "Use the names alone":
         page.press("Tab")
-        seen.append(page.script("document.activeElement.textContent || document.activeElement.ariaLabel || ''"))
+        seen.append(
+            page.script(
+                "document.activeElement.textContent || document.activeElement.ariaLabel || ''"
+            )
+        )
         assert len(seen) < 30
-    assert {"Add images of red", "Camera red", "Remove blue", "Open", "Train on the images"} <= {*seen}
+    assert {"Add images of red", "Camera red", "Remove blue", "Open", "Train on the images"} <= {
+        *seen
+    }
     page.press("Enter")
-    page.until(f"{told('train')}.startsWith('The classifier is ready') && !document.getElementById('more').hidden")
+    page.until(
+        f"{told('train')}.startsWith('The classifier is ready') && !document.getElementById('more').hidden"
+    )
     write(page, "further", "night sky")
     page.until("document.getElementById('known').textContent.startsWith('Classes it knows (3)')")
     choose(page, "#files", str(colors / "test/red/0.png"))
@@ -231,9 +252,13 @@ def test_stopping_opening_and_mistakes(page: Tab, images: dict[str, list[str]]) 
     page.until("!document.getElementById('work').hidden && document.getElementById('go').disabled")
     click(page, "#stop")
     page.until(f"{told('train')} === 'Training was stopped; nothing has changed.'")
-    assert page.script("document.getElementById('judge').hidden && !document.getElementById('go').disabled")
+    assert page.script(
+        "document.getElementById('judge').hidden && !document.getElementById('go').disabled"
+    )
     click(page, "#open button")
-    page.until(f"{told('images')} === 'colours is open.' && !document.getElementById('judge').hidden")
+    page.until(
+        f"{told('images')} === 'colours is open.' && !document.getElementById('judge').hidden"
+    )
     assert page.script("document.querySelectorAll('#classes > li').length") == 0
     assert "A classifier is open" in page.script("document.getElementById('base').textContent")
     for count in (1, 2):  # the same file again
@@ -251,10 +276,15 @@ def test_the_page_that_it_makes(page: Tab, colors: Path, tmp_path: Path) -> None
     write(page, "names", "red, blue")
     page.until("document.querySelectorAll('#classes > li').length === 2")
     click(page, "#alone")
-    page.until(f"{told('train')}.startsWith('The classifier is ready') && !document.getElementById('get').hidden")
+    page.until(
+        f"{told('train')}.startsWith('The classifier is ready') && !document.getElementById('get').hidden"
+    )
     click(page, "#targets button:nth-of-type(2)")
     page.until("document.querySelector('#targets a') !== null", seconds=300)
-    assert page.script("document.querySelector('#targets a').textContent") == "Download it as a web page"
+    assert (
+        page.script("document.querySelector('#targets a').textContent")
+        == "Download it as a web page"
+    )
     click(page, "#targets a")
     with zipfile.ZipFile(downloaded(tmp_path / "got")) as file:
         file.extractall(tmp_path / "mine")
@@ -269,7 +299,8 @@ def test_the_page_that_it_makes(page: Tab, colors: Path, tmp_path: Path) -> None
 
 @needs_browser
 def test_another_site_s_frame(tiny_clip: Backbone, tmp_path: Path) -> None:
-    """Which a browser gives the cookie in, as the page allows it there: 127.0.0.1 is another site than localhost."""
+    """Which a browser gives the cookie in, as the page allows it there: 127.0.0.1 is another site
+    than localhost."""
     flat = "--disable-site-isolation-trials"  # else the frame is a page of its own to the protocol
     with (
         served(tmp_path) as site,
@@ -279,7 +310,9 @@ def test_another_site_s_frame(tiny_clip: Backbone, tmp_path: Path) -> None:
         framed = address.replace("127.0.0.1", "localhost")
         (tmp_path / "index.html").write_text(f"<iframe src={framed}></iframe>")
         page.go(site)
-        while (context := page.event("Runtime.executionContextCreated")["context"])["origin"] + "/" != framed:
+        while (context := page.event("Runtime.executionContextCreated")["context"])[
+            "origin"
+        ] + "/" != framed:
             pass
         code = """(async () => {
           await fetch("api/classes", {method: "POST", body: JSON.stringify({names: ["red"]})});
@@ -287,5 +320,7 @@ def test_another_site_s_frame(tiny_clip: Backbone, tmp_path: Path) -> None:
           const { classes } = await (await fetch("api/state")).json();
           return JSON.stringify([...classes, document.querySelector("#report a").target]);
         })()"""
-        found = page("Runtime.evaluate", expression=code, contextId=context["id"], awaitPromise=True)
+        found = page(
+            "Runtime.evaluate", expression=code, contextId=context["id"], awaitPromise=True
+        )
         assert json.loads(found["result"]["value"]) == [{"label": "red", "images": 0}, "_self"]

@@ -49,7 +49,9 @@ def test_images_become_the_list_that_fit_reads(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert shelf._bytes == sum(path.stat().st_size for path in (tmp_path / FILES).iterdir())
     shelf.remove("sea_horse")
-    assert shelf._bytes == sum(path.stat().st_size for path in (tmp_path / FILES).iterdir()) > 0  # room for others
+    assert (
+        shelf._bytes == sum(path.stat().st_size for path in (tmp_path / FILES).iterdir()) > 0
+    )  # room for others
     assert len([*(tmp_path / FILES).iterdir()]) == len(shelf) == 1
     with pytest.raises(UserError, match="at least two classes"):
         shelf.write()
@@ -77,12 +79,19 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_zip_with_a_folder_for_each_class(tmp_path: Path) -> None:
-    members = {f"set/{split}/{label}/1.png": png(label) for split in ("train", "test") for label in ("red", "blue")}
+    members = {
+        f"set/{split}/{label}/1.png": png(label)
+        for split in ("train", "test")
+        for label in ("red", "blue")
+    }
     members |= {"set/train/red/broken.jpg": b"no", "set/train/red/notes.txt": b"x"}
     shelf = Shelf(tmp_path / "home")
     shelf.folder.mkdir()
     told = shelf.take_folder(unzipped(packed(tmp_path / "set.zip", members), tmp_path / "out"))
-    assert told == ["train/red/broken.jpg: not an image in a supported format", "1 file ignored: .txt 1"]
+    assert told == [
+        "train/red/broken.jpg: not an image in a supported format",
+        "1 file ignored: .txt 1",
+    ]
     put(shelf, "red", "more.png", png("yellow"))
     shelf.write()
     sets = read_images(shelf.folder / IMAGES, progress=False)
@@ -97,13 +106,17 @@ def test_a_zip_with_the_folder_of_one_class(tmp_path: Path) -> None:
     assert {label: len(shots) for label, shots in shelf.classes.items()} == {"red": 2}
 
 
-def test_a_list_of_images_with_several_labels_is_refused_before_one_is_taken(tmp_path: Path) -> None:
+def test_a_list_of_images_with_several_labels_is_refused_before_one_is_taken(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "set").mkdir()
     for name in ("a.png", "b.png"):
         (tmp_path / "set" / name).write_bytes(png())
     (tmp_path / "set" / IMAGES).write_text("path,labels\na.png,red;round\nb.png,blue\n")
     shelf = Shelf(tmp_path / "home")
-    with pytest.raises(UserError, match="this page: needs one label per image, but images here have several"):
+    with pytest.raises(
+        UserError, match="this page: needs one label per image, but images here have several"
+    ):
         shelf.take_folder(tmp_path / "set")
     assert not shelf.classes
     assert (tmp_path / "set/a.png").exists()
@@ -119,15 +132,26 @@ def test_what_a_shelf_gave_comes_back(tmp_path: Path) -> None:
     one.write()
     listed = (one.folder / IMAGES).read_text()
     assert two.take_folder(one.folder) == []
-    assert {label: len(shots) for label, shots in two.classes.items()} == {"red/green": 2, "blue": 1}
+    assert {label: len(shots) for label, shots in two.classes.items()} == {
+        "red/green": 2,
+        "blue": 1,
+    }
     two.write()
-    assert (two.folder / IMAGES).read_text() == listed  # by the names in the run's record, whatever the order
+    assert (
+        two.folder / IMAGES
+    ).read_text() == listed  # by the names in the run's record, whatever the order
     put(two, "blue", "c.png", png("blue"))
     (three := Shelf(tmp_path / "three")).folder.mkdir()
     put(three, "blue", "a.png", png("blue"))
     two.write()
     assert three.take_folder(two.folder) == []
-    names = ("000001-a", "000002-a", "000002-b", "000003-a", "000004-c")  # the second was 000001-a, which was taken
+    names = (
+        "000001-a",
+        "000002-a",
+        "000002-b",
+        "000003-a",
+        "000004-c",
+    )  # the second was 000001-a, which was taken
     assert sorted(three.files()) == [f"files/{name}.png" for name in names]
 
 

@@ -1,4 +1,5 @@
-"""Commands one after the other: what they say, how they end, and what is left when they are stopped."""
+"""Commands one after the other: what they say, how they end, and what is left when they are
+stopped."""
 
 from __future__ import annotations
 
@@ -63,13 +64,21 @@ def test_one_that_ends_well(jobs: Jobs, tmp_path: Path) -> None:
     jobs.add(one)
     wait(one, "done")
     assert seen == [True]
-    assert (one.notes, one.share, one.told) == (["two classes"], 0.75, "learning from them: 3 s left")
+    assert (one.notes, one.share, one.told) == (
+        ["two classes"],
+        0.75,
+        "learning from them: 3 s left",
+    )
     assert one.out.is_dir()
 
 
 @pytest.mark.parametrize(
     ("kind", "told"),
-    [("wrong", "give more"), ("bug", "exit code 1, which is a bug"), ("killed", "as when memory runs out")],
+    [
+        ("wrong", "give more"),
+        ("bug", "exit code 1, which is a bug"),
+        ("killed", "as when memory runs out"),
+    ],
 )
 def test_one_that_fails_leaves_nothing(jobs: Jobs, tmp_path: Path, kind: str, told: str) -> None:
     one = job(tmp_path, kind)
@@ -80,14 +89,18 @@ def test_one_that_fails_leaves_nothing(jobs: Jobs, tmp_path: Path, kind: str, to
     assert gone(one.out)
 
 
-def test_what_comes_after_may_fail_too(jobs: Jobs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_comes_after_may_fail_too(
+    jobs: Jobs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def refuse() -> None:
         raise UserError("not this one")
 
     def stumble() -> None:
         raise ZeroDivisionError
 
-    for number, (then, told) in enumerate([(refuse, "not this one"), (stumble, "The server has a bug")]):
+    for number, (then, told) in enumerate(
+        [(refuse, "not this one"), (stumble, "The server has a bug")]
+    ):
         one = job(tmp_path, "well", str(number))
         one.then = then
         jobs.add(one)
@@ -98,7 +111,9 @@ def test_what_comes_after_may_fail_too(jobs: Jobs, tmp_path: Path, capsys: pytes
 
 
 def test_a_line_and_stopping(jobs: Jobs, tmp_path: Path) -> None:
-    one, two, three = (job(tmp_path, kind, name) for kind, name in [("long", "a"), ("well", "b"), ("well", "c")])
+    one, two, three = (
+        job(tmp_path, kind, name) for kind, name in [("long", "a"), ("well", "b"), ("well", "c")]
+    )
     for each in (one, two, three):
         jobs.add(each)
     wait(one, "running")

@@ -67,7 +67,9 @@ def test_the_surest_mistakes_come_first(colors: Path) -> None:
     assert [one["probability"] for one in told["wrong"]] == sorted(sure[1:], reverse=True)[:MOST]
     assert {(one["true"], one["answer"]) for one in told["wrong"]} == {("red", "blue")}
     assert all(one["src"].startswith("data:image/jpeg;base64,") for one in told["wrong"])
-    gone = wrong(Predictions(**{**vars(found), "sources": (None,) * count}), {(0, images[-1]): "data:x"})
+    gone = wrong(
+        Predictions(**{**vars(found), "sources": (None,) * count}), {(0, images[-1]): "data:x"}
+    )
     assert [one["src"] for one in gone["wrong"]].count("data:x") == sum(
         one["name"] == images[-1] for one in gone["wrong"]
     )

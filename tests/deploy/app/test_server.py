@@ -1,4 +1,5 @@
-"""The page's server, asked without a browser: whose is what, what is too large, and what a mistake looks like."""
+"""The page's server, asked without a browser: whose is what, what is too large, and what a mistake
+looks like."""
 
 from __future__ import annotations
 
@@ -61,7 +62,11 @@ def test_the_page_and_its_parts(client: TestClient) -> None:
     page = client.get("/")
     assert "<title>Make your own image classifier</title>" in page.text
     assert "script-src" not in page.headers["content-security-policy"]
-    for name, kind in (("page.mjs", "text/javascript"), ("parts.mjs", "text/javascript"), ("style.css", "text/css")):
+    for name, kind in (
+        ("page.mjs", "text/javascript"),
+        ("parts.mjs", "text/javascript"),
+        ("style.css", "text/css"),
+    ):
         assert client.get(f"/{name}").headers["content-type"].startswith(kind)
     for path in ("/index.html", "/../site.py", "/api", "/report/x"):
         assert client.get(path).status_code == 404
@@ -74,7 +79,11 @@ def test_a_cookie_that_scripts_and_other_sites_do_not_get(client: TestClient) ->
     assert "SameSite=Lax" in cookie
     assert "set-cookie" not in client.get("/").headers
     stranger = TestClient(client.app, ADDRESS, cookies={"rmadapter-app-8080": "guess"})
-    for response in (stranger.get("/api/state"), stranger.get("/report"), stranger.get("/download/model")):
+    for response in (
+        stranger.get("/api/state"),
+        stranger.get("/report"),
+        stranger.get("/download/model"),
+    ):
         assert "reload it" in told(response)
     assert "reload it" in told(put(stranger, "image", b"", label="a"))
 
@@ -84,10 +93,15 @@ def test_two_at_once_never_mix(client: TestClient, colors: Path) -> None:
 
     def work(who: TestClient, label: str) -> None:
         for image in sorted((colors / "train" / label).iterdir()):
-            assert put(who, "image", image.read_bytes(), label=label, name=image.name).status_code == 200
+            assert (
+                put(who, "image", image.read_bytes(), label=label, name=image.name).status_code
+                == 200
+            )
         named(who, f"{label} thing")
 
-    threads = [threading.Thread(target=work, args=pair) for pair in ((client, "red"), (other, "blue"))]
+    threads = [
+        threading.Thread(target=work, args=pair) for pair in ((client, "red"), (other, "blue"))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -102,13 +116,23 @@ def test_two_at_once_never_mix(client: TestClient, colors: Path) -> None:
             assert label in file.read("model/model.json").decode()
 
 
-def test_mistakes_are_one_sentence(client: TestClient, colors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_are_one_sentence(
+    client: TestClient, colors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "MOST_IMAGE", 100)
     monkeypatch.setattr(module, "MOST_ZIP", 50)
-    assert told(put(client, "image", b"x" * 101, label="a", name="big.png")).startswith("big.png: larger than the 100")
-    assert told(put(client, "zip", b"x" * 51, name="big.zip")).startswith("big.zip: larger than the 50")
-    assert told(put(client, "zip", b"no", name="../evil.zip")).startswith("evil.zip: not a readable zip file")
-    assert told(put(client, "image", b"no", label="a", name="bad.png")).startswith("bad.png: not an image")
+    assert told(put(client, "image", b"x" * 101, label="a", name="big.png")).startswith(
+        "big.png: larger than the 100"
+    )
+    assert told(put(client, "zip", b"x" * 51, name="big.zip")).startswith(
+        "big.zip: larger than the 50"
+    )
+    assert told(put(client, "zip", b"no", name="../evil.zip")).startswith(
+        "evil.zip: not a readable zip file"
+    )
+    assert told(put(client, "image", b"no", label="a", name="bad.png")).startswith(
+        "bad.png: not an image"
+    )
     assert told(put(client, "ask", b"no", name="bad.png")).startswith("There is no classifier yet")
     assert "at least two classes" in told(client.post("/api/train", json={"method": "auto"}))
     for wanted in ({}, {"names": "a"}, {"names": []}, {"names": [1]}):
@@ -116,7 +140,9 @@ def test_mistakes_are_one_sentence(client: TestClient, colors: Path, monkeypatch
     assert "method is missing" in told(client.post("/api/train"))
     for body in (b"{", b"[1]", b"[" * 50_000, b"\xff"):
         assert "JSON" in told(client.post("/api/classes", content=body))
-    assert "larger than the 100,000 bytes" in told(client.post("/api/classes", content=b" " * 100_001))
+    assert "larger than the 100,000 bytes" in told(
+        client.post("/api/classes", content=b" " * 100_001)
+    )
     assert "there is no report" in told(client.get("/report"))
     assert "no classifier" in told(client.get("/download/web"))
     assert classes(client) == {}
@@ -129,7 +155,8 @@ def test_a_full_disk_is_a_sentence(client: TestClient, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(module, "_bounded", full)
     assert (
-        told(put(client, "zip", b"x", name="a.zip")) == "a.zip: cannot be kept on the server (No space left on device)"
+        told(put(client, "zip", b"x", name="a.zip"))
+        == "a.zip: cannot be kept on the server (No space left on device)"
     )
     assert classes(client) == {}
 
@@ -138,9 +165,22 @@ def test_somebody_who_leaves_in_the_middle(client: TestClient) -> None:
     sent: list[Any] = []
     cookie = "; ".join(f"{name}={value}" for name, value in client.cookies.items())
     headers = [(b"host", b"127.0.0.1:8080"), (b"cookie", cookie.encode())]
-    scope = {"type": "http", "method": "PUT", "path": "/api/image", "query_string": b"label=a", "headers": headers}
-    scope |= {"server": ("127.0.0.1", 8080), "scheme": "http", "root_path": "", "http_version": "1.1"}
-    messages = iter([{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}])
+    scope = {
+        "type": "http",
+        "method": "PUT",
+        "path": "/api/image",
+        "query_string": b"label=a",
+        "headers": headers,
+    }
+    scope |= {
+        "server": ("127.0.0.1", 8080),
+        "scheme": "http",
+        "root_path": "",
+        "http_version": "1.1",
+    }
+    messages = iter(
+        [{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}]
+    )
 
     async def receive() -> Any:
         return next(messages)
@@ -156,9 +196,14 @@ def test_somebody_who_leaves_in_the_middle(client: TestClient) -> None:
 
 def test_other_sites(client: TestClient) -> None:
     evil = {"origin": "http://evil.example"}
-    assert "Another site" in told(client.post("/api/classes", json={"names": ["a"]}, headers=evil), 403)
+    assert "Another site" in told(
+        client.post("/api/classes", json={"names": ["a"]}, headers=evil), 403
+    )
     assert "at the address" in told(client.get("/api/state", headers={"host": "evil.example"}), 403)
-    assert client.post("/api/classes", json={"names": ["a"]}, headers={"origin": ADDRESS}).status_code == 200
+    assert (
+        client.post("/api/classes", json={"names": ["a"]}, headers={"origin": ADDRESS}).status_code
+        == 200
+    )
     assert classes(client) == {"a": 0}
 
 

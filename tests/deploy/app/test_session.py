@@ -1,4 +1,5 @@
-"""What a visitor does with a tiny model, without a browser: train, open, add, ask, download, and mistakes."""
+"""What a visitor does with a tiny model, without a browser: train, open, add, ask, download, and
+mistakes."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ from rmadapter.methods.linear_probe import LinearProbe
 
 @pytest.fixture(autouse=True)
 def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For a penalty of the linear probes, which takes half of the time here and is tested in test_linear_probe.py."""
+    """For a penalty of the linear probes, which takes half of the time here and is tested in
+    test_linear_probe.py."""
     monkeypatch.setattr(LinearProbe, "_best", lambda probe, worth: max((4.0, 0.0), key=worth))
 
 
@@ -63,7 +65,9 @@ def wait(session: Session) -> str:
     return session.job.state
 
 
-def test_from_images_to_a_model_that_comes_back(session: Session, shared: Shared, colors: Path, tmp_path: Path) -> None:
+def test_from_images_to_a_model_that_comes_back(
+    session: Session, shared: Shared, colors: Path, tmp_path: Path
+) -> None:
     bring(session, colors / "train", "red", "blue", "green")
     session.train("linear-probe-pair")
     for call in (lambda: session.train("auto"), lambda: session.remove("red")):
@@ -80,7 +84,9 @@ def test_from_images_to_a_model_that_comes_back(session: Session, shared: Shared
     assert "cross-validation" in found["how"]
     assert all(one["src"].startswith("data:image/jpeg") for one in found["wrong"])
     assert session.run is not None
-    assert read_record(session.run / "run.json").command.startswith("rmadapter fit images.csv --method")
+    assert read_record(session.run / "run.json").command.startswith(
+        "rmadapter fit images.csv --method"
+    )
     assert "<html" in session.report().read_text("utf-8")
     answers = session.ask(colors / "test/red/0.png", "photo.png")
     assert answers[0]["label"] == "red"
@@ -115,7 +121,9 @@ def comes_back(session: Session, other: Session, colors: Path, tmp_path: Path) -
         other.train("linear-probe-pair")
 
 
-def test_a_run_of_the_server_learns_one_more_class(session: Session, colors: Path, tmp_path: Path) -> None:
+def test_a_run_of_the_server_learns_one_more_class(
+    session: Session, colors: Path, tmp_path: Path
+) -> None:
     record = tmp_path / "runs/colours/run.json"
     record.write_text(record.read_text().replace('"data": "colors"', f'"data": "{colors}"'))
     (record.parent / "SHA256SUMS").unlink()
@@ -126,7 +134,14 @@ def test_a_run_of_the_server_learns_one_more_class(session: Session, colors: Pat
     bring(session, tmp_path / "more", "scarlet", "navy")
     session.train("auto")
     assert wait(session) == "done", session.job and session.job.told
-    assert session.state()["model"]["labels"] == ["blue", "green", "navy", "night_sky", "red", "scarlet"]
+    assert session.state()["model"]["labels"] == [
+        "blue",
+        "green",
+        "navy",
+        "night_sky",
+        "red",
+        "scarlet",
+    ]
     before = session.run
     session.add(["yellow"])
     assert session.state()["model"]["labels"][-1] == "yellow"
@@ -211,17 +226,26 @@ def test_the_sentence_of_the_command_line(session: Session, shared: Shared, colo
     session.train("linear-probe-pair")
     assert wait(session) == "failed"
     assert session.job is not None
-    assert session.job.told.startswith("files/000001-0.png: not an image in a supported format; --skip-bad")
+    assert session.job.told.startswith(
+        "files/000001-0.png: not an image in a supported format; --skip-bad"
+    )
     assert session.state()["model"] is None
 
 
 @pytest.mark.parametrize("where", ["task", "score"])
-def test_a_run_that_leads_elsewhere(session: Session, tmp_path: Path, colors: Path, where: str) -> None:
-    """Whoever sends a run must not get images of this machine to see; the server's own runs do show theirs."""
+def test_a_run_that_leads_elsewhere(
+    session: Session, tmp_path: Path, colors: Path, where: str
+) -> None:
+    """Whoever sends a run must not get images of this machine to see; the server's own runs do show
+    theirs."""
     run = tmp_path / "runs/colours"
     record = read_record(run / "run.json")
     score = record.scores[0].model_copy(update={"data": str(colors)})
-    update = {"task": replace(record.task, data=str(colors))} if where == "task" else {"scores": (score,)}
+    update = (
+        {"task": replace(record.task, data=str(colors))}
+        if where == "task"
+        else {"scores": (score,)}
+    )
     record.model_copy(update=update).save(run / "run.json")
     rows = (run / "predictions.csv").read_text().replace(",red,red,", ",red,blue,")
     (run / "predictions.csv").write_text(rows)
@@ -262,7 +286,8 @@ def test_a_job_finds_a_backbone_that_was_named_from_here(
     home, words = Path(shared.backbone.name), list[str]()
     monkeypatch.chdir(home.parent)
     monkeypatch.setattr(
-        "rmadapter.deploy.app.session.Job", lambda what, given, *_: [words.extend(given), SimpleNamespace(over=True)][1]
+        "rmadapter.deploy.app.session.Job",
+        lambda what, given, *_: [words.extend(given), SimpleNamespace(over=True)][1],
     )
     monkeypatch.setattr(shared.jobs, "add", lambda job: None)
     for name, expected in ((f"./{home.name}", str(home)), ("pocket", "pocket")):
@@ -295,7 +320,9 @@ def test_a_run_of_another_backbone_is_told_without_paths(session: Session, finis
     with zipfile.ZipFile(archive, "w") as file:
         file.write(finished / "model.safetensors", "model.safetensors")
         file.writestr("model.json", json.dumps(model))
-    with pytest.raises(UserError, match=r"^the run was trained on other .* has other weights") as caught:
+    with pytest.raises(
+        UserError, match=r"^the run was trained on other .* has other weights"
+    ) as caught:
         session.take_zip(archive)
     assert "/" not in str(caught.value)
 

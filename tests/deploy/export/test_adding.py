@@ -13,7 +13,9 @@ from rmadapter.errors import UserError
 
 
 def test_without_a_text_encoder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="takes no other classes; `rmadapter export RUN --text` makes one"):
+    with pytest.raises(
+        UserError, match="takes no other classes; `rmadapter export RUN --text` makes one"
+    ):
         Naming(tmp_path)
 
 

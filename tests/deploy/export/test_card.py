@@ -21,14 +21,28 @@ FACTS: dict[str, Any] = {
     "backbone": {"name": "pocket", "digest": "b" * 64},
     "licence of the weights": "theirs",
     "versions": {"rmadapter": "0.2.0"},
-    "parity": {"title": "generated", "images": 64, "same": 1.0, "difference": 1.5e-6, "before": None, "after": None},
+    "parity": {
+        "title": "generated",
+        "images": 64,
+        "same": 1.0,
+        "difference": 1.5e-6,
+        "before": None,
+        "after": None,
+    },
     "kept in spite of": "",
 }
 
 
 def test_with_and_without_a_record(finished: Path) -> None:
     bare = card(FACTS, None, 32)
-    for text in ("# RMAdapter: 4 classes", "12.3 MB", "a" * 64, "licence of the weights: theirs", "1.5e-06", "32, 32]"):
+    for text in (
+        "# RMAdapter: 4 classes",
+        "12.3 MB",
+        "a" * 64,
+        "licence of the weights: theirs",
+        "1.5e-06",
+        "32, 32]",
+    ):
         assert text in bare
     assert "|" not in bare
     assert "although" not in bare

@@ -43,7 +43,9 @@ def saved(finished: Path) -> Saved:
 
 
 @pytest.fixture(scope="module")
-def exported(finished: Path, saved: Saved, colors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(
+    finished: Path, saved: Saved, colors: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     out = tmp_path_factory.mktemp("exports") / "model"
     export(finished, saved, out, data=colors, command="as tested")
     return out
@@ -53,22 +55,38 @@ def test_what_lies_in_it(exported: Path, saved: Saved) -> None:
     assert {file.name for file in exported.iterdir()} == FILES
     assert {file.name for file in exported.parent.iterdir()} == {"model"}
     check_sums(exported, ["model.onnx", "labels.json", "preprocess.json"])
-    assert json.loads((exported / "labels.json").read_text()) == ["blue", "green", "night_sky", "red"]
+    assert json.loads((exported / "labels.json").read_text()) == [
+        "blue",
+        "green",
+        "night_sky",
+        "red",
+    ]
     facts = json.loads((exported / "export.json").read_text())
     assert facts["parity"]["same"] == 1
     assert facts["parity"]["difference"] <= 1e-4
     assert facts["parity"]["images"] == 16
     assert facts["parity"]["before"] == facts["parity"]["after"] > 90
-    assert (facts["method"]["name"], facts["classes"], facts["command"]) == ("rmadapter", 4, "as tested")
+    assert (facts["method"]["name"], facts["classes"], facts["command"]) == (
+        "rmadapter",
+        4,
+        "as tested",
+    )
     assert "/" not in facts["backbone"]["name"]  # of a folder: whose it was is nobody's business
     assert {"onnx", "onnxruntime", "torch"} <= set(facts["versions"])
     page = (exported / "README.md").read_text()
-    for text in (facts["sha256"], "RMAdapter: 4 classes", "licence of the weights", "100.0 % of the answers"):
+    for text in (
+        facts["sha256"],
+        "RMAdapter: 4 classes",
+        "licence of the weights",
+        "100.0 % of the answers",
+    ):
         assert text in page
     assert "{" not in page.replace("{label}: {probability:.1%}", "")
 
 
-def test_without_torch_it_answers_as_predict_does(exported: Path, saved: Saved, colors: Path) -> None:
+def test_without_torch_it_answers_as_predict_does(
+    exported: Path, saved: Saved, colors: Path
+) -> None:
     command = [sys.executable, "-c", ALONE, exported / PREDICT, colors / "test"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -85,19 +103,26 @@ def test_without_torch_it_answers_as_predict_does(exported: Path, saved: Saved, 
 def test_the_code_of_its_page(exported: Path, colors: Path) -> None:
     block = (exported / "README.md").read_text().split("```python\n")[1].split("```")[0]
     code = block.replace("cat.jpg", str(colors / "test/red/0.png"))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=exported)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=exported
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("red: ")
     assert len(done.stdout.splitlines()) == 3
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
-def test_openvino(precision: str, finished: Path, saved: Saved, colors: Path, tmp_path: Path) -> None:
+def test_openvino(
+    precision: str, finished: Path, saved: Saved, colors: Path, tmp_path: Path
+) -> None:
     for name in ("openvino", "nncf")[: 1 + (precision == "int8")]:
         pytest.importorskip(name, reason="pip install 'rmadapter[openvino]'")
     out = tmp_path / "model"
     facts = export(finished, saved, out, precision, colors, to="openvino")
-    assert {file.name for file in out.iterdir()} == (FILES - {"model.onnx"}) | {"model.xml", "model.bin"}
+    assert {file.name for file in out.iterdir()} == (FILES - {"model.onnx"}) | {
+        "model.xml",
+        "model.bin",
+    }
     assert facts["files"] == ["model.xml", "model.bin"]
     assert (out / "requirements.txt").read_text().endswith("openvino>=2025\n")
     assert facts["parity"]["difference"] <= {"fp32": 1e-4, "int8": 0.1}.get(precision, 1e-2)
@@ -113,16 +138,24 @@ def test_other_answers_are_refused(
     finished: Path, saved: Saved, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(parity.LIMITS, "fp16", parity.Limit(difference=1e-9))
-    with pytest.raises(UserError, match=r"^RMAdapter in fp16: a probability differs by .+; --force keeps it"):
+    with pytest.raises(
+        UserError, match=r"^RMAdapter in fp16: a probability differs by .+; --force keeps it"
+    ):
         export(finished, saved, tmp_path / "model", "fp16", colors)
     assert not list(tmp_path.iterdir())
     facts = export(finished, saved, tmp_path / "model", "fp16", colors, force=True)
     assert "a probability differs" in facts["kept in spite of"]
-    assert "It was kept although a probability differs" in (tmp_path / "model/README.md").read_text()
+    assert (
+        "It was kept although a probability differs" in (tmp_path / "model/README.md").read_text()
+    )
 
 
 def test_generated_images_are_told(
-    finished: Path, saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    finished: Path,
+    saved: Saved,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)  # where the data is not
     assert len(_questions(finished, saved, None, False, "fp32").images) == parity.GENERATED
@@ -130,13 +163,20 @@ def test_generated_images_are_told(
 
 
 def test_int8_needs_images_with_labels(finished: Path, saved: Saved, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="int8 is judged by accuracy, but the run's images are missing"):
+    with pytest.raises(
+        UserError, match="int8 is judged by accuracy, but the run's images are missing"
+    ):
         export(finished, saved, tmp_path / "model", "int8")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk(
-    finished: Path, saved: Saved, exported: Path, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path,
+    saved: Saved,
+    exported: Path,
+    colors: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import onnx
 
@@ -158,13 +198,19 @@ def test_wishes_that_cannot_be_granted(tmp_path: Path, monkeypatch: pytest.Monke
     for there in (tmp_path, tmp_path / "link"):
         with pytest.raises(UserError, match="already exists; choose another --out"):
             check_wishes(there, "onnx", "fp32")
-    with pytest.raises(UserError, match="--precision fp8: choose one of fp32, fp16, int8 for --to onnx"):
+    with pytest.raises(
+        UserError, match="--precision fp8: choose one of fp32, fp16, int8 for --to onnx"
+    ):
         check_wishes(tmp_path / "new", "onnx", "fp8")
-    with pytest.raises(UserError, match="--to tflite: choose one of onnx, web, torch, litert, openvino"):
+    with pytest.raises(
+        UserError, match="--to tflite: choose one of onnx, web, torch, litert, openvino"
+    ):
         check_wishes(tmp_path / "new", "tflite", "fp32")
     missing = exporting.TARGETS["onnx"]._replace(modules=("onnx", "no_such_module"))
     monkeypatch.setitem(exporting.TARGETS, "onnx", missing)
-    with pytest.raises(UserError, match=r"^export needs no_such_module; run `pip install 'rmadapter\[export\]'`"):
+    with pytest.raises(
+        UserError, match=r"^export needs no_such_module; run `pip install 'rmadapter\[export\]'`"
+    ):
         check_wishes(tmp_path / "new", "onnx", "fp32")
 
 
@@ -187,11 +233,15 @@ def test_features_too(to: str, finished: Path, saved: Saved, colors: Path, tmp_p
 
 
 def test_without_features_it_says_so(exported: Path, colors: Path) -> None:
-    with pytest.raises(UserError, match="gives no features; `rmadapter export RUN --embeddings` makes one"):
+    with pytest.raises(
+        UserError, match="gives no features; `rmadapter export RUN --embeddings` makes one"
+    ):
         Model(exported).embed(sorted(colors.glob("test/*/*.png")))
 
 
-def test_torch_without_this_package(finished: Path, saved: Saved, colors: Path, tmp_path: Path) -> None:
+def test_torch_without_this_package(
+    finished: Path, saved: Saved, colors: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "model"
     facts = export(finished, saved, out, data=colors, to="torch")
     assert {file.name for file in out.iterdir()} == (FILES - {"model.onnx"}) | {"model.pt2"}
@@ -202,7 +252,11 @@ def test_torch_without_this_package(finished: Path, saved: Saved, colors: Path, 
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1 + 4
     with zipfile.ZipFile(out / "model.pt2") as parts:
-        assert not [name for name in parts.namelist() if b"\x80\x02}" in parts.read(name)[:4] or name.endswith(".pkl")]
+        assert not [
+            name
+            for name in parts.namelist()
+            if b"\x80\x02}" in parts.read(name)[:4] or name.endswith(".pkl")
+        ]
 
 
 def test_a_class_more(finished: Path, saved: Saved, colors: Path, tmp_path: Path) -> None:
@@ -216,13 +270,27 @@ def test_a_class_more(finished: Path, saved: Saved, colors: Path, tmp_path: Path
         "prompts.json",
         "weights.npy",
     }
-    command = [sys.executable, "-c", ALONE, out / PREDICT, *images, "--add", "olive_green", "--top", "5"]
+    command = [
+        sys.executable,
+        "-c",
+        ALONE,
+        out / PREDICT,
+        *images,
+        "--add",
+        "olive_green",
+        "--top",
+        "5",
+    ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader(done.stdout.splitlines()))
     table = next(saved.fitted.probabilities(images, (*saved.names, "olive green"))).tolist()
     for row, shares in zip(rows, table, strict=True):
-        found = {row[f"label{n}"]: float(row[f"probability{n}"]) for n in ("", "_2", "_3", "_4", "_5")}
-        assert found == pytest.approx(dict(zip([*saved.labels, "olive_green"], shares, strict=True)), abs=1e-4)
+        found = {
+            row[f"label{n}"]: float(row[f"probability{n}"]) for n in ("", "_2", "_3", "_4", "_5")
+        }
+        assert found == pytest.approx(
+            dict(zip([*saved.labels, "olive_green"], shares, strict=True)), abs=1e-4
+        )
     with pytest.raises(UserError, match="--text only works with --to onnx"):
         check_wishes(tmp_path / "new", "openvino", "fp32", text=True)

@@ -59,7 +59,9 @@ def answers(fitted: Fitted, pixels: Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_by_the_same_way(tiny_clip: Backbone, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_method_by_the_same_way(
+    tiny_clip: Backbone, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     """And in silence, unlike the exporter of torch itself."""
     fitted = fitted_by(name, tiny_clip, **METHODS[name])
     pixels = pixels_of(tiny_clip, meaningless(5, seed=1))
@@ -77,7 +79,10 @@ def test_every_kind_of_backbone(kind: str, request: pytest.FixtureRequest) -> No
     backbone = request.getfixturevalue(kind)
     fitted = fitted_by("rmadapter", backbone, **FEW, **UPPER)
     pixels = pixels_of(backbone, meaningless(3))
-    assert np.abs(ask(graph.trace(fitted, fitted.classes), pixels, 3) - answers(fitted, pixels)).max() < 1e-5
+    assert (
+        np.abs(ask(graph.trace(fitted, fitted.classes), pixels, 3) - answers(fitted, pixels)).max()
+        < 1e-5
+    )
 
 
 def test_a_method_that_treats_each_image_by_itself(tiny_hf: Backbone) -> None:
@@ -100,7 +105,9 @@ def test_what_cannot_be_traced_is_told_in_a_sentence(tiny_clip: Backbone) -> Non
         return torch.from_numpy(states.features.numpy())[:, :2]
 
     fitted = replace(zero_shot(tiny_clip), for_classes=lambda names: leaves_torch)
-    with pytest.raises(UserError, match=r"^zero-shot CLIP cannot be exported as an ONNX graph \(.+\)$"):
+    with pytest.raises(
+        UserError, match=r"^zero-shot CLIP cannot be exported as an ONNX graph \(.+\)$"
+    ):
         graph.trace(fitted, ("cat", "dog"))
 
 
@@ -135,8 +142,11 @@ def test_low_rank_updates_and_maps_of_tokens_are_folded(tiny_clip: Backbone) -> 
         model = graph.trace(fitted, fitted.classes)
         found[name] = products(model)
         large = [node for node in model.graph.node if node.op_type == "Transpose"]
-        assert not {node.input[0] for node in large} & {weight.name for weight in model.graph.initializer}
-    # Three products more: in the top block query, key and value are not one product, and none runs for all tokens.
+        assert not {node.input[0] for node in large} & {
+            weight.name for weight in model.graph.initializer
+        }
+    # Three products more: in the top block query, key and value are not one product, and none runs
+    # for all tokens.
     assert found["clip-lora"][0] <= plain + 3
     assert found["clip-lora"][1] == pytest.approx(weights, abs=100)
     assert found["mmrl"][0] <= plain + 10

@@ -38,14 +38,21 @@ def test_the_chosen_one_is_smaller_and_near(stage: Path, monkeypatch: pytest.Mon
     before, size = Model(stage), (stage / GRAPH).stat().st_size
     pixels = before.pixels(images)
     rows = int8.search(stage, images)
-    assert [row["weights in 8 bits"] for row in rows] == ["none: fp32", *(way.name for way in int8.WAYS)]
-    assert (rows[0]["same answers in %"], rows[0]["mean difference"], rows[0]["chosen"]) == (100, 0, False)
+    assert [row["weights in 8 bits"] for row in rows] == [
+        "none: fp32",
+        *(way.name for way in int8.WAYS),
+    ]
+    assert (rows[0]["same answers in %"], rows[0]["mean difference"], rows[0]["chosen"]) == (
+        100,
+        0,
+        False,
+    )
     del rows[0]
     assert {file.name for file in stage.iterdir()} == {GRAPH, LABELS, TRANSFORM}
     (chosen,) = [row for row in rows if row["chosen"]]
-    assert chosen["same answers in %"] == max(min(row["same answers in %"], 99.5) for row in rows) or (
-        chosen["same answers in %"] >= 99.5
-    )
+    assert chosen["same answers in %"] == max(
+        min(row["same answers in %"], 99.5) for row in rows
+    ) or (chosen["same answers in %"] >= 99.5)
     assert (stage / GRAPH).stat().st_size < 0.6 * size
     difference = np.abs(Model(stage).probabilities(pixels) - before.probabilities(pixels))
     assert 0 < difference.mean() == pytest.approx(chosen["mean difference"], rel=0.06)
@@ -57,14 +64,18 @@ def test_the_fastest_that_is_good_enough_is_taken_else_the_best() -> None:
     assert int8.taken([(0.98, 2), (0.99, 4), (0.97, 1)]) == 1
 
 
-def test_only_products_that_read_no_norm_are_in_blocks(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_products_that_read_no_norm_are_in_blocks(
+    stage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of each block of the encoder, the products after attention and after the activation function."""
     import onnx
 
     monkeypatch.setattr(int8, "LARGE", 2**10)
     monkeypatch.setattr(int8, "BLOCK", 32)
     large = len(int8._products(int8._loaded(stage / GRAPH))[0])
-    assert large == 4 * 4 + 1 + 1  # of the blocks, the query of the top one by itself, and the projection
+    assert (
+        large == 4 * 4 + 1 + 1
+    )  # of the blocks, the query of the top one by itself, and the projection
     found = {}
     pixels = Model(stage).pixels(meaningless(4).images)
     for way in int8.candidates(stage, pixels, (int8.PLAIN, *int8.WAYS)):
@@ -83,7 +94,9 @@ def test_large_products_alone(stage: Path, monkeypatch: pytest.MonkeyPatch) -> N
     model = onnx.load(str(stage / GRAPH))
     monkeypatch.setattr(int8, "LARGE", 64 * 64)
     large, others = int8._products(model)
-    assert len(large) >= 3 * 3 + 1  # three in each block, and of the top one, which runs for one token, key and value
+    assert (
+        len(large) >= 3 * 3 + 1
+    )  # three in each block, and of the top one, which runs for one token, key and value
     attention = [node.name for node in model.graph.node if "scaled_dot" in node.name]
     assert attention
     assert set(attention) <= set(others)

@@ -39,7 +39,12 @@ def test_what_is_measured() -> None:
     assert (found.before, found.after) == (75.0, 50.0)
     assert found.row() == ["some", "4", "75.0", "2.0e-01", "75.0", "50.0"]
     unknown = measure(Questions("some", ["a"] * 4), BEFORE, BEFORE)
-    assert (unknown.before, unknown.after, unknown.same, unknown.difference) == (None, None, 1.0, 0.0)
+    assert (unknown.before, unknown.after, unknown.same, unknown.difference) == (
+        None,
+        None,
+        1.0,
+        0.0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,15 +72,20 @@ def saved(finished: Path) -> Saved:
     return load(finished, read_record(finished / "run.json").backbone.name)
 
 
-def test_images_that_the_run_never_saw(saved: Saved, finished: Path, colors: Path, tmp_path: Path) -> None:
+def test_images_that_the_run_never_saw(
+    saved: Saved, finished: Path, colors: Path, tmp_path: Path
+) -> None:
     given = questions(finished, saved, colors, False, 100)
     assert given.title == f"test images of {colors.name}"
     assert sorted(given.images, key=str) == sorted(colors.glob("test/*/*.png"))
     assert all(
-        Path(str(image)).parent.name == saved.labels[i] for image, i in zip(given.images, given.labels, strict=True)
+        Path(str(image)).parent.name == saved.labels[i]
+        for image, i in zip(given.images, given.labels, strict=True)
     )
     assert len(questions(finished, saved, colors, False, 5).images) == 5
-    away = questions(finished, saved, None, False, 100)  # its data is called "colors", which is nowhere
+    away = questions(
+        finished, saved, None, False, 100
+    )  # its data is called "colors", which is nowhere
     assert (away.title, len(away.labels)) == ("generated", 0)
     assert len(training(finished)) == len(away.images)
     other = shutil.copytree(colors / "test", tmp_path / "other")
@@ -95,14 +105,22 @@ def test_of_its_own_data_what_was_not_drawn(
     held = questions(finished, saved, None, False, 100)
     assert held.title == "held out images of colors"
     assert len(held.images) == 4 * (6 - 4)
-    given = questions(finished, saved, tmp_path / "colors", False, 100)  # the same, named by the user
+    given = questions(
+        finished, saved, tmp_path / "colors", False, 100
+    )  # the same, named by the user
     assert (given.title, given.labels) == (held.title, held.labels)
-    assert [Path(str(image)).name for image in given.images] == [Path(str(image)).name for image in held.images]
-    other = questions(finished, saved, shutil.copytree(tmp_path / "colors", tmp_path / "other"), False, 100)
+    assert [Path(str(image)).name for image in given.images] == [
+        Path(str(image)).name for image in held.images
+    ]
+    other = questions(
+        finished, saved, shutil.copytree(tmp_path / "colors", tmp_path / "other"), False, 100
+    )
     assert (other.title, len(other.images)) == ("images of other", 4 * 6)
     drawn = training(finished)
     assert len(drawn) == 4 * 4
-    assert not {Path(str(image)).resolve() for image in held.images} & {Path(str(i)).resolve() for i in drawn}
+    assert not {Path(str(image)).resolve() for image in held.images} & {
+        Path(str(i)).resolve() for i in drawn
+    }
 
 
 def test_what_was_drawn_for_validation_is_not_held_out(
@@ -129,11 +147,20 @@ def test_generated_images_are_always_the_same() -> None:
 def test_its_own_table_whose_columns_have_names_of_their_own(
     saved: Saved, finished: Path, colors: Path, tmp_path: Path
 ) -> None:
-    run, home = shutil.copytree(finished, tmp_path / "run"), shutil.copytree(colors, tmp_path / "colors")
-    lines = [f"{file.relative_to(home)};{file.parts[-2]};{file.parts[-3]}" for file in home.glob("t*/*/*.png")]
+    run, home = (
+        shutil.copytree(finished, tmp_path / "run"),
+        shutil.copytree(colors, tmp_path / "colors"),
+    )
+    lines = [
+        f"{file.relative_to(home)};{file.parts[-2]};{file.parts[-3]}"
+        for file in home.glob("t*/*/*.png")
+    ]
     (home / "all.csv").write_text("\n".join(["foto;art;teil", *lines]))
     record = read_record(run / "run.json")
-    task, named = replace(record.task, data=str(home / "all.csv")), {"image": "foto", "label": "art", "split": "teil"}
+    task, named = (
+        replace(record.task, data=str(home / "all.csv")),
+        {"image": "foto", "label": "art", "split": "teil"},
+    )
     for columns, title in ((named, "test images of all.csv"), ({}, "generated")):
         record.model_copy(update={"task": task, "columns": columns}).save(run / "run.json")
         assert questions(run, saved, None, False, 100).title == title

@@ -24,7 +24,9 @@ SIZES = [(32, 32), (33, 32), (31, 47), (200, 33), (64, 500), (7, 5), (1, 40), (1
 
 
 def noise(width: int, height: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
+    )
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
@@ -33,11 +35,18 @@ def test_the_same_tensors_bit_for_bit(tiny_clip: Backbone, resize: str, interpol
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     visual: Any = tiny_clip.model.visual
-    config = {**visual.preprocess_cfg, "resize_mode": resize, "interpolation": interpolation, "fill_color": 7}
+    config = {
+        **visual.preprocess_cfg,
+        "resize_mode": resize,
+        "interpolation": interpolation,
+        "fill_color": 7,
+    }
     theirs = image_transform_v2(PreprocessCfg(**config), is_train=False)
     before, visual.preprocess_cfg = visual.preprocess_cfg, config
     try:
-        ours = Transform(**json.loads(json.dumps(transform_facts(replace(tiny_clip, preprocess=theirs)))))
+        ours = Transform(
+            **json.loads(json.dumps(transform_facts(replace(tiny_clip, preprocess=theirs))))
+        )
     finally:
         visual.preprocess_cfg = before
     for size in SIZES:
@@ -80,7 +89,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.save(model, str(found / runtime.GRAPH))
     (found / runtime.LABELS).write_text(json.dumps(["red", "=green", 3]))
-    numbers = {"size": 8, "resize": "shortest", "interpolation": "bicubic", "mean": [0, 0, 0], "std": [1, 1, 1]}
+    numbers = {
+        "size": 8,
+        "resize": "shortest",
+        "interpolation": "bicubic",
+        "mean": [0, 0, 0],
+        "std": [1, 1, 1],
+    }
     (found / runtime.TRANSFORM).write_text(json.dumps(numbers))
     return found
 
@@ -94,9 +109,13 @@ def images(tmp_path: Path) -> Path:
 
 def test_answers_in_order(folder: Path, images: Path) -> None:
     files = sorted(images.iterdir())
-    answers = Model(folder).predict([files[0], Image.open(files[1]), np.asarray(Image.open(files[2]))], top=2)
+    answers = Model(folder).predict(
+        [files[0], Image.open(files[1]), np.asarray(Image.open(files[2]))], top=2
+    )
     sure = float(np.exp(1) / (np.exp(1) + 2))
-    assert [answer[0] for answer in answers] == [(name, round(sure, 6)) for name in ("red", "=green", "3")]
+    assert [answer[0] for answer in answers] == [
+        (name, round(sure, 6)) for name in ("red", "=green", "3")
+    ]
     assert all(len(answer) == 2 for answer in answers)
     assert [row[0][0] for row in Model(folder).predict(files)] == ["red", "=green", "3"] * 12
 
@@ -127,7 +146,9 @@ def test_a_damaged_folder(folder: Path, tmp_path: Path) -> None:
 def test_the_command_line(folder: Path, images: Path) -> None:
     from rmadapter.deploy.export.onefile import one_file
 
-    (folder / "predict.py").write_text(one_file("rmadapter.deploy.export.runtime", "tested"), encoding="utf-8")
+    (folder / "predict.py").write_text(
+        one_file("rmadapter.deploy.export.runtime", "tested"), encoding="utf-8"
+    )
 
     def call(*words: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(folder / "predict.py"), *map(str, words)]
@@ -137,7 +158,9 @@ def test_the_command_line(folder: Path, images: Path) -> None:
     assert done.returncode == 0, done.stderr
     header, *lines = done.stdout.splitlines()
     assert header == "image,label,probability,guess,label_2,probability_2,unsure"
-    assert lines[1].startswith(f"{images / '01.png'},'=green,0.576117,'=green,")  # no formula for a spreadsheet
+    assert lines[1].startswith(
+        f"{images / '01.png'},'=green,0.576117,'=green,"
+    )  # no formula for a spreadsheet
     assert len(lines) == 36
     (images / "bad.png").write_bytes(b"no image")
     done = call(images)

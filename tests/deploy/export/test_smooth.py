@@ -14,9 +14,12 @@ pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
 
 
 def model(more: bool = False) -> Any:
-    """pixels [B, 3, 4, 8] -> norm -> two products, one with its axes turned; their sum. more: the norm, too."""
+    """pixels [B, 3, 4, 8] -> norm -> two products, one with its axes turned; their sum. more: the
+    norm, too."""
     rng, helper = np.random.default_rng(0), onnx.helper
-    scale = np.array([1, 1, 1, 1, 1, 1, 1, 100], np.float32)  # one channel is far larger than the others
+    scale = np.array(
+        [1, 1, 1, 1, 1, 1, 1, 100], np.float32
+    )  # one channel is far larger than the others
     first, second = (rng.standard_normal((8, 5)).astype(np.float32) for _ in range(2))
     values = {"scale": scale, "shift": scale / 3, "first": first, "second": second}
     nodes = [
@@ -39,23 +42,35 @@ def model(more: bool = False) -> Any:
 def run(found: Any, pixels: np.ndarray) -> np.ndarray:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(found.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        found.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     return session.run(["sum"], {"pixels": pixels})[0]
 
 
 def test_the_function_stays_and_channels_become_alike() -> None:
-    """Eq. 4 with alpha = 1/2: afterwards a channel's largest number and the largest of its weights are the same."""
-    found, pixels = model(), np.random.default_rng(1).standard_normal((40, 3, 4, 8)).astype(np.float32)
+    """Eq. 4 with alpha = 1/2: afterwards a channel's largest number and the largest of its weights
+    are the same."""
+    found, pixels = (
+        model(),
+        np.random.default_rng(1).standard_normal((40, 3, 4, 8)).astype(np.float32),
+    )
     before = run(found, pixels)
     smooth(found, pixels)
     after = run(found, pixels)
     assert np.abs(after - before).max() < 1e-6 * np.abs(before).max() * 8
-    weights = {weight.name: onnx.numpy_helper.to_array(weight) for weight in found.graph.initializer}
+    weights = {
+        weight.name: onnx.numpy_helper.to_array(weight) for weight in found.graph.initializer
+    }
     assert len(weights) == 4  # none of the old ones is left
-    scale, shift, first, second = (weights[name] for node in found.graph.node for name in node.input if name in weights)
+    scale, shift, first, second = (
+        weights[name] for node in found.graph.node for name in node.input if name in weights
+    )
     mean, deviation = pixels.mean(-1, keepdims=True), np.sqrt(pixels.var(-1, keepdims=True) + 1e-5)
     channels = np.abs((pixels - mean) / deviation * scale + shift).max((0, 1, 2))
-    np.testing.assert_allclose(channels, np.abs(np.concatenate([first, second], 1)).max(1), rtol=1e-4)
+    np.testing.assert_allclose(
+        channels, np.abs(np.concatenate([first, second], 1)).max(1), rtol=1e-4
+    )
 
 
 def test_a_norm_that_something_else_reads_stays() -> None:

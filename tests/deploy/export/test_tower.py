@@ -48,14 +48,18 @@ def test_features_of_new_names_are_the_methods_own(
     same_features(fitted_by(name, tiny_clip, settings), tmp_path)
 
 
-def test_a_name_that_another_model_is_asked_about(tiny_clip: Backbone, tiny_hf: Backbone, tmp_path: Path) -> None:
+def test_a_name_that_another_model_is_asked_about(
+    tiny_clip: Backbone, tiny_hf: Backbone, tmp_path: Path
+) -> None:
     fitted = fitted_by("prompt-kd", tiny_clip, {**FEW, "teaching": 1, "teacher": tiny_hf.name})
     with pytest.raises(NotApplicable, match="PromptKD asks another model about a class name"):
         write_text_encoder(fitted, fitted.classes, tmp_path)
 
 
 def test_another_kind_of_encoder_and_several_templates(tiny_hf: Backbone, tmp_path: Path) -> None:
-    fitted = fitted_by("rmadapter", tiny_hf, {**FEW, **UPPER}, templates=("a {}.", "a photo of the {}"))
+    fitted = fitted_by(
+        "rmadapter", tiny_hf, {**FEW, **UPPER}, templates=("a {}.", "a photo of the {}")
+    )
     assert same_features(fitted, tmp_path).templates == ["a {}.", "a photo of the {}"]
 
 

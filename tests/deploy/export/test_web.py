@@ -1,4 +1,5 @@
-"""The web page of an export: the numbers of Pillow in JavaScript, and the answers of `predict` in a browser."""
+"""The web page of an export: the numbers of Pillow in JavaScript, and the answers of `predict` in a
+browser."""
 
 from __future__ import annotations
 
@@ -29,21 +30,46 @@ for (const {{ width, height, file, transform }} of JSON.parse(readFileSync({case
   writeFileSync(file + ".out", Buffer.from(found.buffer));
 }}
 """
-# Upright and lying, tall enough for the height to come first, larger and smaller than what the model sees, and lines.
-SIZES = [(32, 32), (33, 32), (31, 47), (200, 33), (64, 300), (7, 5), (401, 277), (96, 33), (4, 90), (90, 4), (1, 1)]
+# Upright and lying, tall enough for the height to come first, larger and smaller than what the
+# model sees, and lines.
+SIZES = [
+    (32, 32),
+    (33, 32),
+    (31, 47),
+    (200, 33),
+    (64, 300),
+    (7, 5),
+    (401, 277),
+    (96, 33),
+    (4, 90),
+    (90, 4),
+    (1, 1),
+]
 KINDS = list(itertools.product(("shortest", "longest", "squash"), ("bicubic", "bilinear")))
 needs_node = pytest.mark.skipif(NODE is None, reason="no Node.js")
 
 
-def in_node(folder: Path, images: list[np.ndarray], transforms: list[dict[str, Any] | None]) -> list[bytes]:
-    """What the page makes of RGB images: float32 [3, size, size], or without a transform half of it."""
+def in_node(
+    folder: Path, images: list[np.ndarray], transforms: list[dict[str, Any] | None]
+) -> list[bytes]:
+    """What the page makes of RGB images: float32 [3, size, size], or without a transform half of
+    it."""
     cases = []
     for number, (pixels, transform) in enumerate(zip(images, transforms, strict=True)):
         (folder / f"{number}.rgb").write_bytes(pixels.tobytes())
         height, width = pixels.shape[:2]
-        cases.append({"width": width, "height": height, "file": str(folder / f"{number}.rgb"), "transform": transform})
+        cases.append(
+            {
+                "width": width,
+                "height": height,
+                "file": str(folder / f"{number}.rgb"),
+                "transform": transform,
+            }
+        )
     (folder / "cases.json").write_text(json.dumps(cases))
-    module, listed = (json.dumps(str(path)) for path in (web.PAGE / "pixels.mjs", folder / "cases.json"))
+    module, listed = (
+        json.dumps(str(path)) for path in (web.PAGE / "pixels.mjs", folder / "cases.json")
+    )
     (folder / "run.mjs").write_text(IN_NODE.format(module=module, cases=listed))
     subprocess.run([str(NODE), folder / "run.mjs"], check=True)
     return [Path(f"{case['file']}.out").read_bytes() for case in cases]
@@ -63,14 +89,23 @@ def test_the_numbers_of_pillow(tmp_path: Path) -> None:
             numbers = {"size": 32, "resize": resize, "interpolation": interpolation, "fill": 7}
             images.append(rng.integers(0, 256, (height, width, 3), np.uint8))
             transforms.append(numbers | {"mean": [0.48, 0.45, 0.4], "std": [0.22, 0.3, 0.26]})
-    for pixels, numbers, found in zip(images, transforms, in_node(tmp_path, images, transforms), strict=True):  # type: ignore[arg-type]
-        assert Transform(**numbers)(Image.fromarray(pixels)).tobytes() == found, (pixels.shape, numbers)  # type: ignore[arg-type]
+    for pixels, numbers, found in zip(
+        images, transforms, in_node(tmp_path, images, transforms), strict=True
+    ):  # type: ignore[arg-type]
+        assert Transform(**numbers)(Image.fromarray(pixels)).tobytes() == found, (
+            pixels.shape,
+            numbers,
+        )  # type: ignore[arg-type]
 
 
 @needs_node
 def test_a_large_image_is_halved_as_in_python(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    images = [rng.integers(0, 256, (height, width, 3), np.uint8) for height in (8, 7, 1) for width in (8, 9)]
+    images = [
+        rng.integers(0, 256, (height, width, 3), np.uint8)
+        for height in (8, 7, 1)
+        for width in (8, 9)
+    ]
     for pixels, found in zip(images, in_node(tmp_path, images, [None] * len(images)), strict=True):
         assert Image.fromarray(pixels).reduce(2).tobytes() == found, pixels.shape
 
@@ -92,7 +127,9 @@ def test_a_browser_answers_as_the_model_does(finished: Path, colors: Path, tmp_p
     exif[0x0112] = 6
     noise = np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
     Image.fromarray(noise).resize((70, 300)).save(tmp_path / "tall.png")
-    Image.fromarray(noise).resize((5000, 4802)).save(tmp_path / "large.png", compress_level=1)  # 24.01 megapixels
+    Image.fromarray(noise).resize((5000, 4802)).save(
+        tmp_path / "large.png", compress_level=1
+    )  # 24.01 megapixels
     Image.fromarray(noise).resize((700, 900)).save(tmp_path / "turned.jpg", exif=exif)
     Image.fromarray(np.dstack([noise, noise[:, :, :1]])).save(tmp_path / "clear.png")
     images += [tmp_path / name for name in ("tall.png", "large.png", "turned.jpg", "clear.png")]
@@ -112,14 +149,21 @@ def test_a_browser_answers_as_the_model_does(finished: Path, colors: Path, tmp_p
     for image, answer, shares in zip(images, found, table, strict=True):
         assert answer[0]["label"] == saved.labels[int(shares.argmax())]
         theirs = {each["label"]: each["probability"] for each in answer}
-        difference = max(abs(theirs[str(label)] - share) for label, share in zip(saved.labels, shares, strict=True))
-        assert difference < (1e-4 if image.suffix == ".png" and image.stem != "clear" else 2e-2), image
+        difference = max(
+            abs(theirs[str(label)] - share)
+            for label, share in zip(saved.labels, shares, strict=True)
+        )
+        assert difference < (1e-4 if image.suffix == ".png" and image.stem != "clear" else 2e-2), (
+            image
+        )
 
 
 def test_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match=r"--to web takes onnxruntime-web .+ from npm, which is not installed"):
+    with pytest.raises(
+        UserError, match=r"--to web takes onnxruntime-web .+ from npm, which is not installed"
+    ):
         web.engine()
     (tmp_path / web.TARBALL).write_bytes(b"another file")
     with pytest.raises(UserError, match="not the expected file"):

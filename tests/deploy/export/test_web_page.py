@@ -1,4 +1,5 @@
-"""The exported page in a browser: by keys alone, for a screen reader, on narrow and wide screens, and when broken."""
+"""The exported page in a browser: by keys alone, for a screen reader, on narrow and wide screens,
+and when broken."""
 
 from __future__ import annotations
 
@@ -28,7 +29,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     Image.new("RGB", (300, 200), "red").save(folder / "red.png")
     Image.new("RGB", (1, 1), "blue").save(folder / "pixel.png")
     Image.radial_gradient("L").resize((60, 400)).save(folder / "تفاحة.png")
-    (folder / "an unreadable file with a long_name_without_any_place_to_break_it_in_two_parts.jpg").write_bytes(b"no")
+    (
+        folder
+        / "an unreadable file with a long_name_without_any_place_to_break_it_in_two_parts.jpg"
+    ).write_bytes(b"no")
     Image.new("RGB", (301, 3), "red").save(folder / "line.png")
     return sorted(map(str, folder.iterdir()))
 
@@ -61,7 +65,10 @@ def test_by_keys_and_ears_alone(browser: tuple[Tab, str], pictures: list[str]) -
     assert f"red.png: {NAMES[1]}, 73.0 %. " in said
     assert "break_it_in_two_parts.jpg is not an image that this browser can read. " in said
     assert "line.png has 301 x 3 pixels: more than 100 times as long as wide. " in said
-    assert page.script("getComputedStyle(document.activeElement.parentElement).outlineStyle") == "solid"
+    assert (
+        page.script("getComputedStyle(document.activeElement.parentElement).outlineStyle")
+        == "solid"
+    )
     seen = []
     for _ in range(2):
         page.press("Tab")
@@ -70,7 +77,11 @@ def test_by_keys_and_ears_alone(browser: tuple[Tab, str], pictures: list[str]) -
     page.press("Enter")
     assert page.script("document.querySelector('details').open")
     heard = page.heard()
-    assert {("main", ""), ("heading", "What is in this image?"), ("list", "Answers, newest image first")} <= {*heard}
+    assert {
+        ("main", ""),
+        ("heading", "What is in this image?"),
+        ("list", "Answers, newest image first"),
+    } <= {*heard}
     assert {("button", "Use the camera"), ("heading", f"red.png: {NAMES[1]}")} <= {*heard}
     assert sum(role == "status" for role, _ in heard) == 1
     assert not [name for role, name in heard if role in ("image", "Video")]
@@ -87,10 +98,22 @@ def test_the_camera_by_keys(browser: tuple[Tab, str]) -> None:
     for key in ("Tab", "Enter"):
         page.press(key)
     assert page.until(f"{STATE}.startsWith('camera image: ') && {STATE}").endswith(" %. ")
-    page("Input.dispatchKeyEvent", type="rawKeyDown", key="Tab", code="Tab", windowsVirtualKeyCode=9, modifiers=8)
+    page(
+        "Input.dispatchKeyEvent",
+        type="rawKeyDown",
+        key="Tab",
+        code="Tab",
+        windowsVirtualKeyCode=9,
+        modifiers=8,
+    )
     assert page.script("document.activeElement.textContent") == "Stop the camera"
     page.press("Enter")
-    assert page.until("document.getElementById('video').srcObject === null && document.activeElement.id") == "camera"
+    assert (
+        page.until(
+            "document.getElementById('video').srcObject === null && document.activeElement.id"
+        )
+        == "camera"
+    )
     assert ("button", "Take picture") not in page.heard()
 
 
@@ -98,19 +121,34 @@ def test_the_camera_by_keys(browser: tuple[Tab, str]) -> None:
 @pytest.mark.parametrize("width", [400, 1280])
 def test_nothing_is_cut_off(browser: tuple[Tab, str], pictures: list[str], width: int) -> None:
     page, address = browser
-    page("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+    page(
+        "Emulation.setDeviceMetricsOverride",
+        width=width,
+        height=900,
+        deviceScaleFactor=1,
+        mobile=False,
+    )
     page.go(address)
     choose(page, pictures)
     assert page.script("document.documentElement.scrollWidth") <= width
     every = "[...document.querySelectorAll('main *:not(.heard)')]"
-    assert page.script(f"{every}.filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => e.outerHTML)") == []
-    heights = page.script("[...document.querySelectorAll('#answers > li')].map((e) => e.offsetHeight)")
+    assert (
+        page.script(
+            f"{every}.filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => e.outerHTML)"
+        )
+        == []
+    )
+    heights = page.script(
+        "[...document.querySelectorAll('#answers > li')].map((e) => e.offsetHeight)"
+    )
     assert all(40 < height < 900 for height in heights)
 
 
 @needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_what_axe_finds(browser: tuple[Tab, str], pictures: list[str], scheme: str, axe: str) -> None:
+def test_what_axe_finds(
+    browser: tuple[Tab, str], pictures: list[str], scheme: str, axe: str
+) -> None:
     page, address = browser
     page("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
     page.go(address)
@@ -127,9 +165,17 @@ def test_what_axe_finds(browser: tuple[Tab, str], pictures: list[str], scheme: s
     [
         (GRAPH, None, "model.onnx is missing (404): copy the whole folder to the server."),
         (GRAPH, b"damaged", "model.onnx is damaged: copy the folder again, or export it again."),
-        (web.ENGINE[1], None, "ort-wasm-simd-threaded.wasm is missing (404): copy the whole folder"),
+        (
+            web.ENGINE[1],
+            None,
+            "ort-wasm-simd-threaded.wasm is missing (404): copy the whole folder",
+        ),
         (web.ENGINE[1], b"damaged", "The model cannot be started ("),
-        (web.ENGINE[0], None, "A file of this page (page.mjs, answer.mjs, pixels.mjs or ort.wasm.bundle.min.mjs) is"),
+        (
+            web.ENGINE[0],
+            None,
+            "A file of this page (page.mjs, answer.mjs, pixels.mjs or ort.wasm.bundle.min.mjs) is",
+        ),
     ],
 )
 def test_a_page_that_cannot_start(
@@ -147,8 +193,12 @@ def test_a_page_that_cannot_start(
 
 
 @needs_browser
-@pytest.mark.parametrize(("suffix", "told"), [(".mjs", "does not send it as JavaScript"), (".wasm", "Ready.")])
-def test_a_server_that_tells_wrong_types(site: Path, browser: tuple[Tab, str], suffix: str, told: str) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "told"), [(".mjs", "does not send it as JavaScript"), (".wasm", "Ready.")]
+)
+def test_a_server_that_tells_wrong_types(
+    site: Path, browser: tuple[Tab, str], suffix: str, told: str
+) -> None:
     with served(site, {suffix: "text/plain"}) as address:
         browser[0].go(address)
         assert told in browser[0].until(f"{STATE} !== 'The model is loading.' && {STATE}")

@@ -12,29 +12,52 @@ from rmadapter.support.files import last_part
 def test_names_without_folders(tmp_path: Path) -> None:
     (tmp_path / "a.json").touch()
     outside = MethodName(
-        name=f"{tmp_path}/m.py:Mine", settings={"file": str(tmp_path / "a.json"), "rank": 4, "x": "a/b"}
+        name=f"{tmp_path}/m.py:Mine",
+        settings={"file": str(tmp_path / "a.json"), "rank": 4, "x": "a/b"},
     )
-    method, backbone = bare_names(outside, BackboneName(name=f"ViT-B-16/{tmp_path}/w.safetensors", digest="0"))
-    assert (method.name, method.settings) == ("m.py:Mine", {"file": "a.json", "rank": 4, "x": "a/b"})
+    method, backbone = bare_names(
+        outside, BackboneName(name=f"ViT-B-16/{tmp_path}/w.safetensors", digest="0")
+    )
+    assert (method.name, method.settings) == (
+        "m.py:Mine",
+        {"file": "a.json", "rank": 4, "x": "a/b"},
+    )
     assert backbone.name == "w.safetensors"
     for name in ("pocket", "ViT-B-16/openai", "hf-hub:a/b"):
         assert bare_names(outside, BackboneName(name=name, digest="0"))[1].name == name
-    assert [*map(last_part, ("C:\\Users\\anna\\pets", "/home/anna/pets/", "pets", ""))] == ["pets", "pets", "pets", ""]
+    assert [*map(last_part, ("C:\\Users\\anna\\pets", "/home/anna/pets/", "pets", ""))] == [
+        "pets",
+        "pets",
+        "pets",
+        "",
+    ]
 
 
 def test_a_bare_record_keeps_its_figures(finished: Path) -> None:
     record = read_record(finished / "run.json")
     found = bare_record(record)
-    assert (found.scores, found.judgement, found.split_digest) == (record.scores, record.judgement, record.split_digest)
+    assert (found.scores, found.judgement, found.split_digest) == (
+        record.scores,
+        record.judgement,
+        record.split_digest,
+    )
 
 
 def test_a_command_without_folders() -> None:
-    written = "rmadapter export '/home/anna/my run' --out runs/model --to onnx --backbone ViT-B-16/openai"
-    assert bare_command(written) == "rmadapter export 'my run' --out model --to onnx --backbone ViT-B-16/openai"
+    written = (
+        "rmadapter export '/home/anna/my run' --out runs/model --to onnx --backbone ViT-B-16/openai"
+    )
+    assert (
+        bare_command(written)
+        == "rmadapter export 'my run' --out model --to onnx --backbone ViT-B-16/openai"
+    )
     assert bare_command("rmadapter export hf:a/b --data=/home/anna/pets --set a=b/c") == (
         "rmadapter export hf:a/b --data=pets --set a=b/c"
     )
-    assert bare_command(r"rmadapter export r '--data=C:\Users\anna\pets'") == "rmadapter export r --data=pets"
+    assert (
+        bare_command(r"rmadapter export r '--data=C:\Users\anna\pets'")
+        == "rmadapter export r --data=pets"
+    )
     assert bare_command("as tested") == "as tested"
     assert bare_command(
         "rmadapter fit --data=acme/photos --set descriptions=acme/t.json lweib.descriptions=b/t.json"
@@ -43,7 +66,9 @@ def test_a_command_without_folders() -> None:
 
 def test_settings_that_name_files_are_cut_wherever_the_files_are() -> None:
     method = MethodName(
-        name="lweib", title="LwEIB", settings={"descriptions": "acme/merger/texts.json", "init": "a / b"}
+        name="lweib",
+        title="LwEIB",
+        settings={"descriptions": "acme/merger/texts.json", "init": "a / b"},
     )
     assert bare_names(method, BackboneName(name="pocket", digest=""))[0].settings == {
         "descriptions": "texts.json",

@@ -18,19 +18,33 @@ def test_metadata_and_figures(finished: Path) -> None:
     assert judged is not None
     card = ModelCard(modelcard(model, record, "anna/colors", "mit", examples=False))
     data = card.data.to_dict()
-    assert (data["license"], data["library_name"], data["pipeline_tag"]) == ("mit", "rmadapter", "image-classification")
+    assert (data["license"], data["library_name"], data["pipeline_tag"]) == (
+        "mit",
+        "rmadapter",
+        "image-classification",
+    )
     assert {"few-shot", "rmadapter"} <= {*data["tags"]}
     assert "base_model" not in data  # a folder is none
     results = {one.metric_type: one for one in card.data.eval_results or ()}
     assert results["accuracy"].metric_value == round(judged.own.accuracy / 100, 4)
-    assert (results["accuracy"].dataset_name, results["accuracy"].dataset_split) == ("colors", judged.how)
+    assert (results["accuracy"].dataset_name, results["accuracy"].dataset_split) == (
+        "colors",
+        judged.how,
+    )
     for row in judged.rows:
         assert f"| {row.name} | {row.accuracy:.1f} | {row.low:.1f} to {row.high:.1f} |" in card.text
-    for text in (*judged.doubts, "blue, green, night\\_sky, red", "training images per class: 4, drawn with seed 1"):
+    for text in (
+        *judged.doubts,
+        "blue, green, night\\_sky, red",
+        "training images per class: 4, drawn with seed 1",
+    ):
         assert text in card.text
     assert 'FewShotClassifier.load("hf:anna/colors", backbone="BACKBONE")' in card.text
     assert "rmadapter predict hf:anna/colors photos --backbone BACKBONE\n" in card.text
-    assert f"BACKBONE is the folder, file or repository of {model.backbone.name}".replace("_", "\\_") in card.text
+    assert (
+        f"BACKBONE is the folder, file or repository of {model.backbone.name}".replace("_", "\\_")
+        in card.text
+    )
     published = model.model_copy(update={"backbone": BackboneName(name="pocket", digest="0")})
     text = modelcard(published, record, "anna/colors", "mit", examples=False)
     assert 'FewShotClassifier.load("hf:anna/colors")' in text
@@ -54,7 +68,9 @@ def test_names_break_nothing(finished: Path) -> None:
     odd = "<b>a|b</b>\n---\nlicense: mine"
     model = model.model_copy(update={"labels": (odd, *model.labels[1:])})
     task = record.task.__class__(**{**vars(record.task), "data": odd})
-    text = modelcard(model, record.model_copy(update={"task": task}), "anna/colors", "mit", examples=False)
+    text = modelcard(
+        model, record.model_copy(update={"task": task}), "anna/colors", "mit", examples=False
+    )
     card = ModelCard(text)
     assert card.data.license == "mit"
     assert "<b>" not in card.text

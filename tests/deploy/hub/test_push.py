@@ -1,4 +1,5 @@
-"""A run in a repository: what goes, what never goes, and what the hub may refuse; the hub is one on loopback."""
+"""A run in a repository: what goes, what never goes, and what the hub may refuse; the hub is one on
+loopback."""
 
 from __future__ import annotations
 
@@ -37,7 +38,11 @@ def test_there_and_back(
     assert done.err.startswith("note: to anna/colors: README.md (0.00 MB), SHA256SUMS")
     assert f"{hub.url}/anna/colors: rmadapter predict hf:anna/colors IMAGES" in done.out
     repository = hub.repositories["anna/colors"]
-    assert (repository.private, {*repository.files}, len(repository.log)) == (True, {".gitattributes", *FILES}, 2)
+    assert (repository.private, {*repository.files}, len(repository.log)) == (
+        True,
+        {".gitattributes", *FILES},
+        2,
+    )
     images, run = sorted((colors / "test").rglob("*.png")), "hf:anna/colors"
     wanted = np.concatenate([*load(finished, tiny_clip).fitted.probabilities(images)])
     found = np.concatenate([*load(run, tiny_clip).fitted.probabilities(images)])
@@ -52,12 +57,19 @@ def test_there_and_back(
 
 
 def test_an_export_of_a_repository_lies_here(
-    rmadapter: Command, hub: Hub, finished: Path, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rmadapter: Command,
+    hub: Hub,
+    finished: Path,
+    colors: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("onnxruntime")
     push(finished, "anna/colors")
     monkeypatch.chdir(tmp_path)
-    assert rmadapter("export", "hf:anna/colors", *its_backbone(finished), "--data", colors).code == 0
+    assert (
+        rmadapter("export", "hf:anna/colors", *its_backbone(finished), "--data", colors).code == 0
+    )
     assert (tmp_path / "colors-onnx/model.onnx").is_file()
 
 
@@ -66,12 +78,19 @@ def test_nothing_tells_whose_images_they_were(finished: Path, tmp_path: Path) ->
     record = read_record(run / "run.json")
     secret = "/home/anna/secret"
     task = replace(record.task, data=f"{secret}/pets", tests=(Question("x", f"{secret}/zoo"),))
-    found = {"task": task, "command": f"rmadapter fit {secret}", "notes": (secret,), "machine": {"cpu": secret}}
+    found = {
+        "task": task,
+        "command": f"rmadapter fit {secret}",
+        "notes": (secret,),
+        "machine": {"cpu": secret},
+    }
     told = {"data": f"{secret}/zoo", "reason": f"{secret}/1.jpg: damaged"}
     found |= {"scores": tuple(score.model_copy(update=told) for score in record.scores)}
     row = Candidate(name="mma", reason=f"{secret}/1.jpg: damaged")
     found |= {"choice": Choice(chosen="rmadapter", minutes=1, rows=(row,)), "reason": secret}
-    record.model_copy(update={**found, "columns": {"image": "secret"}, "copied_from": secret}).save(run / "run.json")
+    record.model_copy(update={**found, "columns": {"image": "secret"}, "copied_from": secret}).save(
+        run / "run.json"
+    )
     (run / "SHA256SUMS").unlink()
     push(run, "anna/pets", to=tmp_path / "out")
     assert {file.name for file in (tmp_path / "out").iterdir()} == FILES
@@ -99,7 +118,9 @@ def test_half_and_examples(finished: Path, tiny_clip: Backbone, tmp_path: Path) 
         np.testing.assert_array_equal(tensor, whole[name])
 
 
-def test_a_second_push_is_one_commit_and_takes_old_files_away(hub: Hub, finished: Path, tmp_path: Path) -> None:
+def test_a_second_push_is_one_commit_and_takes_old_files_away(
+    hub: Hub, finished: Path, tmp_path: Path
+) -> None:
     push(finished, "anna/colors")
     bare = Path(shutil.copytree(finished, tmp_path / "run"))
     for name in ("run.json", "SHA256SUMS"):
@@ -113,15 +134,24 @@ def test_a_second_push_is_one_commit_and_takes_old_files_away(hub: Hub, finished
 
 
 def test_what_is_refused(rmadapter: Command, hub: Hub, finished: Path, tmp_path: Path) -> None:
-    refused(rmadapter("push", finished, "colors"), "'colors': not a repository name; write OWNER/NAME")
+    refused(
+        rmadapter("push", finished, "colors"), "'colors': not a repository name; write OWNER/NAME"
+    )
     refused(rmadapter("push", tmp_path, "anna/x"), "not a finished run; `rmadapter fit DATA --out")
-    refused(rmadapter("push", finished, "anna/x", "--to", tmp_path), "already exists; choose another --to")
+    refused(
+        rmadapter("push", finished, "anna/x", "--to", tmp_path),
+        "already exists; choose another --to",
+    )
     assert not hub.asked
     quiet = ["push", finished, "--quiet"]
     refused(rmadapter(*quiet, "bert/x"), "bert/x: your token may not write there")
     hub.repositories["anna/text"] = Repository(**{"config.json": b"{}"})
     refused(rmadapter(*quiet, "anna/text"), "anna/text already exists and is not a run")
-    refused(rmadapter(*quiet, "anna/a", "--licence", "nonsense"), "does not accept anna/a", '"license" must be one of')
+    refused(
+        rmadapter(*quiet, "anna/a", "--licence", "nonsense"),
+        "does not accept anna/a",
+        '"license" must be one of',
+    )
     push(finished, "anna/open")
     refused(rmadapter(*quiet, "anna/open", "--private"), "anna/open already exists and is public")
     assert len(hub.repositories["anna/open"].log) == 2
@@ -137,15 +167,30 @@ def test_a_damaged_run_does_not_go(finished: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("token", ["", "hf_nobody"])
 def test_without_a_token(
-    rmadapter: Command, hub: Hub, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str
+    rmadapter: Command,
+    hub: Hub,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    token: str,
 ) -> None:
     point_to(hub.url, tmp_path, monkeypatch, token)
-    refused(rmadapter("push", finished, "anna/x", "--quiet"), "does not know who you are", "`hf auth login`")
+    refused(
+        rmadapter("push", finished, "anna/x", "--quiet"),
+        "does not know who you are",
+        "`hf auth login`",
+    )
 
 
-def test_without_a_network(rmadapter: Command, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network(
+    rmadapter: Command, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     point_to("http://127.0.0.1:1", tmp_path, monkeypatch)
-    refused(rmadapter("push", finished, "anna/x", "--quiet"), "cannot be reached for 'anna/x'", "check the connection")
+    refused(
+        rmadapter("push", finished, "anna/x", "--quiet"),
+        "cannot be reached for 'anna/x'",
+        "check the connection",
+    )
 
 
 def test_json_and_a_folder(rmadapter: Command, finished: Path, tmp_path: Path) -> None:

@@ -50,9 +50,13 @@ def test_a_batch_that_fails_is_asked_about_one_by_one() -> None:
         if place == 3:
             assert isinstance(answer.exception(10), RuntimeError)
         else:
-            assert answer.result(10).probabilities[0] == pytest.approx(place / 10 / (1 + place / 10), abs=1e-6)
+            assert answer.result(10).probabilities[0] == pytest.approx(
+                place / 10 / (1 + place / 10), abs=1e-6
+            )
     assert toy.sizes[0] == 5
-    assert isinstance(batcher.submit(np.full((3, 4, 4), np.nan, np.float32)).exception(10), ArithmeticError)
+    assert isinstance(
+        batcher.submit(np.full((3, 4, 4), np.nan, np.float32)).exception(10), ArithmeticError
+    )
     batcher.retire()
 
 

@@ -16,13 +16,21 @@ def test_prometheus_reads_it() -> None:
     for status, count in ((200, 3), (429, 2)):
         counters.requests.labels("/predict", status).inc(count)
     counters.batches.labels('a "model"').observe(5)
-    found = {family.name: family for family in text_string_to_metric_families(counters.text().decode())}
+    found = {
+        family.name: family for family in text_string_to_metric_families(counters.text().decode())
+    }
     samples = found["rmadapter_requests"].samples
-    assert {tuple(sample.labels.values()): sample.value for sample in samples if sample.name.endswith("_total")} == {
+    assert {
+        tuple(sample.labels.values()): sample.value
+        for sample in samples
+        if sample.name.endswith("_total")
+    } == {
         ("/predict", "200"): 3,
         ("/predict", "429"): 2,
     }
-    buckets = {sample.labels.get("le"): sample.value for sample in found["rmadapter_batch_images"].samples}
+    buckets = {
+        sample.labels.get("le"): sample.value for sample in found["rmadapter_batch_images"].samples
+    }
     assert (buckets["4.0"], buckets["8.0"]) == (0, 1)
     assert counters.total("rmadapter_requests") == 5
     assert counters.total("rmadapter_requests", status="429") == 2

@@ -23,7 +23,9 @@ pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
 pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
 
 
-def test_once_a_run(finished: Path, tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_once_a_run(
+    finished: Path, tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     wish = Wish(run, "onnx", 1, tiny_clip.name)

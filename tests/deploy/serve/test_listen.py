@@ -23,7 +23,10 @@ def test_what_was_taken_is_answered_before_it_ends(finished: Path) -> None:
         with socket.create_connection((host, int(port)), timeout=30) as client:
             head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
             client.sendall(f"{head}\r\n\r\n".encode() + body[:5])
-            wait_for(lambda: post(server.address, "/predict", [("a.png", coloured(1, 2, 3))])[0] == 200, "no answer")
+            wait_for(
+                lambda: post(server.address, "/predict", [("a.png", coloured(1, 2, 3))])[0] == 200,
+                "no answer",
+            )
             server.process.send_signal(signal.SIGTERM)
             wait_for(lambda: not takes(host, int(port)), "it takes new ones")
             client.sendall(body[5:])
@@ -58,8 +61,13 @@ def test_ctrl_c_ends_it_with_0(finished: Path) -> None:
         assert server.said == []
 
 
-def test_a_changed_run_is_taken_and_no_request_is_lost(finished: Path, colors: Path, tmp_path: Path) -> None:
-    run, saved = Path(shutil.copytree(finished, tmp_path / "run")), load(finished, its_backbone(finished)[1])
+def test_a_changed_run_is_taken_and_no_request_is_lost(
+    finished: Path, colors: Path, tmp_path: Path
+) -> None:
+    run, saved = (
+        Path(shutil.copytree(finished, tmp_path / "run")),
+        load(finished, its_backbone(finished)[1]),
+    )
     (run / "run.json").unlink()  # a model alone, which may be saved again
     image, found = read([colors / "test/red/0.png"]), list[tuple[int, str]]()
     ends = threading.Event()
@@ -67,7 +75,12 @@ def test_a_changed_run_is_taken_and_no_request_is_lost(finished: Path, colors: P
     def asks() -> None:
         while not ends.is_set():
             status, answer = post(server.address, "/predict", image)
-            found.append((status, answer["answers"][0]["classes"][0]["class"] if status == 200 else str(answer)))
+            found.append(
+                (
+                    status,
+                    answer["answers"][0]["classes"][0]["class"] if status == 200 else str(answer),
+                )
+            )
 
     with Process(run, *its_backbone(finished)) as server:
         clients = [threading.Thread(target=asks) for _ in range(3)]
@@ -80,7 +93,9 @@ def test_a_changed_run_is_taken_and_no_request_is_lost(finished: Path, colors: P
             wait_for(lambda: (200, "rot") in found, "the new one was not taken")
             (run / "model.safetensors").write_bytes(b"x")
             server.process.send_signal(signal.SIGHUP)
-            wait_for(lambda: any("not reloaded" in line for line in server.said), "nothing was said")
+            wait_for(
+                lambda: any("not reloaded" in line for line in server.said), "nothing was said"
+            )
             before = len(found)
             wait_for(lambda: len(found) > before + 3, "the old one does not answer")
         finally:
@@ -106,5 +121,8 @@ def test_a_body_that_does_not_come(finished: Path) -> None:
             started = time.monotonic()
             assert rest_of(client).startswith("HTTP/1.1 408")
             assert time.monotonic() - started < 20
-        wait_for(lambda: any('"POST /predict HTTP/1.1" 408' in line for line in server.said), "it is not in the log")
+        wait_for(
+            lambda: any('"POST /predict HTTP/1.1" 408' in line for line in server.said),
+            "it is not in the log",
+        )
         assert server.end() == 0

@@ -32,7 +32,9 @@ def through(door: Door, *chunks: bytes, path: str = "/predict", **headers: str) 
     return asyncio.run(_through(door, chunks, path, headers))
 
 
-async def _through(door: Door, chunks: tuple[bytes, ...], path: str, headers: dict[str, str]) -> int:
+async def _through(
+    door: Door, chunks: tuple[bytes, ...], path: str, headers: dict[str, str]
+) -> int:
     parts = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
     coming, sent = iter([*parts, {"type": "http.request", "body": b"", "more_body": False}]), []
 
@@ -79,20 +81,40 @@ def test_a_key_opens_and_nothing_else_does() -> None:
         door = Door(Inside(), service.limits, service.counters, "secret:ü")
         basic = base64.b64encode("anybody:secret:ü".encode()).decode()
         assert through(door, authorization=f"Basic {basic}") == 200
-        assert through(door, x_api_key="secret:ü") == through(door, authorization="Bearer secret:ü") == 200
-        assert through(door) == through(door, x_api_key="secret") == through(door, authorization="Basic ?") == 401
+        assert (
+            through(door, x_api_key="secret:ü")
+            == through(door, authorization="Bearer secret:ü")
+            == 200
+        )
+        assert (
+            through(door)
+            == through(door, x_api_key="secret")
+            == through(door, authorization="Basic ?")
+            == 401
+        )
         assert through(door, path="/health") == through(door, path="/ready") == 200
         door = Door(Inside(), service.limits, service.counters, "secret")
-        assert through(door, x_api_key="secret") == through(door, authorization="Bearer secret") == 200
+        assert (
+            through(door, x_api_key="secret") == through(door, authorization="Bearer secret") == 200
+        )
         for wrong in ("secret2", "secre", "", "SECRET"):
-            assert through(door, x_api_key=wrong) == through(door, authorization=f"Bearer {wrong}") == 401
+            assert (
+                through(door, x_api_key=wrong)
+                == through(door, authorization=f"Bearer {wrong}")
+                == 401
+            )
         assert through(door, path="/health/x") == 401
 
 
 def test_a_key_that_is_no_text_is_compared_as_bytes() -> None:
     """As a variable of the environment may hold one."""
     with serviced(Toy()) as service:
-        door = Door(Inside(), service.limits, service.counters, b"\xff\xfe".decode("utf-8", "surrogateescape"))
+        door = Door(
+            Inside(),
+            service.limits,
+            service.counters,
+            b"\xff\xfe".decode("utf-8", "surrogateescape"),
+        )
         assert through(door) == through(door, x_api_key="y") == 401
 
 

@@ -36,7 +36,9 @@ print(json.dumps([served.labels, served.facts, "torch" in sys.modules]))
 
 
 @pytest.fixture(scope="module")
-def exported(finished: Path, tiny_clip: Backbone, colors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(
+    finished: Path, tiny_clip: Backbone, colors: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     out = tmp_path_factory.mktemp("served") / "export"
     export(finished, load(finished, tiny_clip), out, data=colors, embeddings=True)
     return out
@@ -47,7 +49,9 @@ def test_answers_and_features_are_those_of_the_run(
 ) -> None:
     images = sorted(colors.glob("test/*/*.png"))
     saved = load(finished, tiny_clip)
-    wanted = np.concatenate([part.numpy() for part in saved.fitted.probabilities(images, saved.names)])
+    wanted = np.concatenate(
+        [part.numpy() for part in saved.fitted.probabilities(images, saved.names)]
+    )
     features = []
     for folder, near in ((finished, 1e-6), (exported, 1e-4)):
         served = open_served(Wish(folder, backbone=tiny_clip.name, threads=1))
@@ -69,7 +73,11 @@ def test_what_is_told_of_a_run(finished: Path, tiny_clip: Backbone) -> None:
     assert facts["accuracy"]["accuracy"] == pytest.approx(own.accuracy, abs=0.01)
     assert facts["accuracy"]["low"] < own.accuracy
     assert facts["accuracy"]["images"] == 16
-    assert (facts["method"]["name"], facts["engine"], facts["image_size"]) == ("rmadapter", "torch", 32)
+    assert (facts["method"]["name"], facts["engine"], facts["image_size"]) == (
+        "rmadapter",
+        "torch",
+        32,
+    )
     assert facts["classes"] == ["blue", "green", "night_sky", "red"]
     assert facts["backbone"]["name"] == Path(tiny_clip.name).name  # and nothing of where it lies
     assert {"rmadapter", "torch", "numpy"} <= set(facts["versions"])
@@ -95,12 +103,18 @@ def test_the_accuracy_of_a_run_that_nobody_judged(finished: Path) -> None:
 
 
 def test_an_export_is_served_without_torch(exported: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", ALONE, str(exported)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, str(exported)], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     labels, facts, torch = json.loads(done.stdout)
     assert not torch
     assert labels == facts["classes"] == ["blue", "green", "night_sky", "red"]
-    assert (facts["engine"], facts["features"], facts["method"]["name"]) == ("onnx", True, "rmadapter")
+    assert (facts["engine"], facts["features"], facts["method"]["name"]) == (
+        "onnx",
+        True,
+        "rmadapter",
+    )
     assert facts["accuracy"]["images"] == 16
     assert "onnxruntime" in facts["versions"]
 
@@ -119,14 +133,20 @@ def test_what_an_export_says_of_itself_may_be_anything(exported: Path, tmp_path:
     assert open_served(Wish(folder)).facts["accuracy"] is None
 
 
-def test_a_method_without_features(tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_without_features(
+    tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from rmadapter.deploy.export import graph
     from rmadapter.training.contract import NotApplicable
 
     def none(*_: object) -> None:
         raise NotApplicable("no features")
 
-    save(tmp_path / "run", load_method("zero-shot").restore(tiny_clip, Known(("cat", "dog")), {}), "zero-shot")
+    save(
+        tmp_path / "run",
+        load_method("zero-shot").restore(tiny_clip, Known(("cat", "dog")), {}),
+        "zero-shot",
+    )
     assert open_served(Wish(tmp_path / "run", backbone=tiny_clip.name)).features
     monkeypatch.setattr(graph, "_features", none)
     served = open_served(Wish(tmp_path / "run", backbone=tiny_clip.name))
@@ -136,7 +156,9 @@ def test_a_method_without_features(tiny_clip: Backbone, tmp_path: Path, monkeypa
     assert served.facts["accuracy"] is None
 
 
-def test_what_is_refused(finished: Path, exported: Path, tiny_clip: Backbone, tmp_path: Path) -> None:
+def test_what_is_refused(
+    finished: Path, exported: Path, tiny_clip: Backbone, tmp_path: Path
+) -> None:
     for wish, told in (
         (Wish(tmp_path), "not a finished run"),
         (Wish(tmp_path, "onnx"), "not a run that --engine onnx can serve"),
@@ -151,10 +173,16 @@ def test_what_is_refused(finished: Path, exported: Path, tiny_clip: Backbone, tm
 def test_a_model_that_answers_no_numbers_is_refused() -> None:
     for number in (np.nan, np.inf):
         with pytest.raises(UserError, match="run: its answers contain NaN or infinity"):
-            _grey(Path("run"), lambda pixels, number=number: [pixels.mean((2, 3)), pixels.mean((2, 3)) + number], 4)  # type: ignore
+            _grey(
+                Path("run"),
+                lambda pixels, number=number: [pixels.mean((2, 3)), pixels.mean((2, 3)) + number],
+                4,
+            )  # type: ignore
 
 
-def test_it_keeps_the_sign_that_the_folder_had_before_it_was_read(exported: Path, tmp_path: Path) -> None:
+def test_it_keeps_the_sign_that_the_folder_had_before_it_was_read(
+    exported: Path, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(exported, tmp_path / "export"))
     assert open_served(Wish(folder)).sign == sign(folder) is not None
     (folder / "SHA256SUMS").unlink()

@@ -53,7 +53,9 @@ def look(eye: Watch, times: int = 2) -> None:
         asyncio.run(eye.look())
 
 
-def test_loaded_when_it_has_settled(tmp_path: Path, opened: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_loaded_when_it_has_settled(
+    tmp_path: Path, opened: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     write(tmp_path, "a b c")
     with watched(tmp_path) as (service, eye):
         look(eye)
@@ -93,7 +95,9 @@ def test_what_is_damaged_is_refused_once_and_the_old_one_stays(
         assert service.counters.total("rmadapter_reloads", outcome="loaded") == 1
 
 
-def test_when_it_is_asked_to_it_loads_what_has_not_changed(tmp_path: Path, opened: list[str]) -> None:
+def test_when_it_is_asked_to_it_loads_what_has_not_changed(
+    tmp_path: Path, opened: list[str]
+) -> None:
     async def asked(eye: Watch) -> None:
         running = asyncio.create_task(eye.run())
         await asyncio.sleep(0)

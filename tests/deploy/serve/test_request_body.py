@@ -18,8 +18,15 @@ def read(body: bytes, kind: str, most: int = 3) -> list[tuple[str, bytes]]:
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": body, "more_body": False}
 
-    scope = {"type": "http", "method": "POST", "headers": [(b"content-type", kind.encode())], "app": Starlette()}
-    return [tuple(one) for one in asyncio.run(images_of(Request(scope, receive), Limits(images=most)))]  # type: ignore
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "headers": [(b"content-type", kind.encode())],
+        "app": Starlette(),
+    }
+    return [
+        tuple(one) for one in asyncio.run(images_of(Request(scope, receive), Limits(images=most)))
+    ]  # type: ignore
 
 
 def refusal(body: bytes, kind: str = "application/json") -> tuple[int, str]:
@@ -33,8 +40,12 @@ def test_files_of_a_form() -> None:
     assert read(*multipart(files)) == [*files[:2], ("x" * 200, b"3")]
 
 
-@pytest.mark.parametrize(("codec", "name"), [("unicode_escape", rb"\ud800.png"), ("utf-7", b"+2AA-.png")])
-def test_a_codec_of_the_requests_own_brings_no_name_that_no_answer_can_hold(codec: str, name: bytes) -> None:
+@pytest.mark.parametrize(
+    ("codec", "name"), [("unicode_escape", rb"\ud800.png"), ("utf-7", b"+2AA-.png")]
+)
+def test_a_codec_of_the_requests_own_brings_no_name_that_no_answer_can_hold(
+    codec: str, name: bytes
+) -> None:
     body, kind = multipart([("NAME", b"1")])
     [(found, data)] = read(body.replace(b"NAME", name), f"{kind}; charset={codec}")
     assert (found, data) == ("?.png", b"1")
@@ -57,7 +68,10 @@ def test_a_boundary_that_cannot_be_read(boundary: str) -> None:
 def test_base64_in_json() -> None:
     coded = base64.b64encode(b"1").decode()
     body = json.dumps({"images": [coded, f"data:image/png;base64,{coded}"]}).encode()
-    assert read(body, "application/json; charset=utf-8") == [("images[0]", b"1"), ("images[1]", b"1")]
+    assert read(body, "application/json; charset=utf-8") == [
+        ("images[0]", b"1"),
+        ("images[1]", b"1"),
+    ]
 
 
 def test_what_is_refused() -> None:
@@ -79,7 +93,10 @@ def test_what_is_refused() -> None:
     assert refusal(b'{"images": ["\\u00e9"]}') == (400, "images[0]: not base64")
     assert refusal(b'{"images": []}')[1].startswith("no images received")
     assert refusal(*multipart([("a", b"1")], field="image"))[1].startswith("no images received")
-    assert refusal(*multipart([("a", b"1")] * 4)) == (400, "4 images, but a request may have only 3: send several")
+    assert refusal(*multipart([("a", b"1")] * 4)) == (
+        400,
+        "4 images, but a request may have only 3: send several",
+    )
     assert refusal(*multipart([("a", b"1")] * 9))[0] == 400
     assert refusal(b"nothing", "multipart/form-data; boundary=edge")[0] == 400
     assert refusal(b"nothing", "multipart/form-data")[0] == 400

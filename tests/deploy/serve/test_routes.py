@@ -41,8 +41,15 @@ def test_predict(client: TestClient) -> None:
     best = [{"class": "red", "probability": 0.833333}, {"class": "green", "probability": 0.166667}]
     assert found["answers"][0]["classes"] == best
     assert found["answers"][1]["classes"][0]["class"] == "green"
-    assert client.post("/models/toy/predict?top=9", files=form(RED)).json()["answers"][0]["classes"][:2] == best
-    as_json = client.post("/predict?model=toy", json={"images": [base64.b64encode(RED[1]).decode()]}).json()
+    assert (
+        client.post("/models/toy/predict?top=9", files=form(RED)).json()["answers"][0]["classes"][
+            :2
+        ]
+        == best
+    )
+    as_json = client.post(
+        "/predict?model=toy", json={"images": [base64.b64encode(RED[1]).decode()]}
+    ).json()
     assert as_json["answers"][0]["image"] == "images[0]"
     assert as_json["answers"][0]["classes"][:2] == best
 
@@ -61,7 +68,9 @@ def test_a_bad_image_is_named_and_the_others_can_be_had(client: TestClient) -> N
     answer = client.post("/predict", files=form(RED, ("x.png", b"x")))
     assert answer.status_code == 422
     assert [one["image"] for one in answer.json()["images"]] == ["x.png"]
-    found = client.post("/predict?skip_bad=true", files=form(RED, ("x.png", b"x"))).json()["answers"]
+    found = client.post("/predict?skip_bad=true", files=form(RED, ("x.png", b"x"))).json()[
+        "answers"
+    ]
     assert found[0]["classes"][0]["class"] == "red"
     assert found[1]["error"].startswith("x.png: ")
 
@@ -78,7 +87,12 @@ def test_what_is_refused_is_a_sentence(client: TestClient) -> None:
         assert (answer.status_code, list(answer.json())) == (status, ["error"])
         assert answer.json()["error"].startswith(told)
     assert client.post("/predict", files=form(*[RED] * 4)).status_code == 400
-    assert client.post("/predict", content=b"x", headers={"Content-Type": "application/json"}).status_code == 400
+    assert (
+        client.post(
+            "/predict", content=b"x", headers={"Content-Type": "application/json"}
+        ).status_code
+        == 400
+    )
 
 
 def test_too_slow_a_model_is_503(toy: Toy) -> None:
@@ -87,9 +101,15 @@ def test_too_slow_a_model_is_503(toy: Toy) -> None:
         toy.gate.clear()
         answer = client.post("/predict", files=form(RED))
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-        assert service.counters.registry.get_sample_value("rmadapter_queue_images", {"model": "toy"}) == 0
+        assert (
+            service.counters.registry.get_sample_value("rmadapter_queue_images", {"model": "toy"})
+            == 0
+        )
         toy.gate.set()
-        wait_for(lambda: client.post("/predict", files=form(RED)).status_code == 200, "it does not answer any more")
+        wait_for(
+            lambda: client.post("/predict", files=form(RED)).status_code == 200,
+            "it does not answer any more",
+        )
 
 
 def test_what_it_tells_of_itself(client: TestClient) -> None:
@@ -111,7 +131,11 @@ def test_openapi_says_how_to_send_images(client: TestClient) -> None:
     assert {"/predict", "/embed", "/models/{model}/predict", "/info", "/metrics"} <= set(paths)
     body = paths["/predict"]["post"]["requestBody"]["content"]
     assert set(body) == {"multipart/form-data", "application/json"}
-    assert {one["name"] for one in paths["/predict"]["post"]["parameters"]} == {"model", "top", "skip_bad"}
+    assert {one["name"] for one in paths["/predict"]["post"]["parameters"]} == {
+        "model",
+        "top",
+        "skip_bad",
+    }
 
 
 def test_the_documentation_finds_its_paths_behind_the_prefix_of_a_proxy(client: TestClient) -> None:
@@ -131,7 +155,15 @@ def test_pages_of_other_origins_are_let_in_by_name_alone(toy: Toy) -> None:
             (("https://b.example",), None),
         ):
             client = TestClient(create_app(service, "key", cors))
-            assert client.options("/predict", headers=asks).headers.get("access-control-allow-origin") == allowed
-            answer = client.post("/predict", files=form(RED), headers={"Origin": asks["Origin"], "X-API-Key": "key"})
-            assert (answer.status_code, answer.headers.get("access-control-allow-origin")) == (200, allowed)
+            assert (
+                client.options("/predict", headers=asks).headers.get("access-control-allow-origin")
+                == allowed
+            )
+            answer = client.post(
+                "/predict", files=form(RED), headers={"Origin": asks["Origin"], "X-API-Key": "key"}
+            )
+            assert (answer.status_code, answer.headers.get("access-control-allow-origin")) == (
+                200,
+                allowed,
+            )
             assert client.post("/predict", files=form(RED)).status_code == 401

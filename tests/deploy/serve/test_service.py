@@ -1,4 +1,5 @@
-"""Images are decoded, asked about with those of other requests, and answered, whatever their neighbours are."""
+"""Images are decoded, asked about with those of other requests, and answered, whatever their
+neighbours are."""
 
 from __future__ import annotations
 
@@ -36,7 +37,12 @@ def test_bad_images_are_named_and_can_be_left_out() -> None:
         rows = asyncio.run(service.answer("toy", [BAD, RED, BAD], skip_bad=True)).rows
         assert [isinstance(row, UserError) for row in rows] == [True, False, True]
         assert rows[1].probabilities.argmax() == 0  # type: ignore[union-attr]
-        assert asyncio.run(service.answer("toy", [BAD], skip_bad=True)).rows[0].args[0].startswith("bad.png")  # type: ignore
+        assert (
+            asyncio.run(service.answer("toy", [BAD], skip_bad=True))
+            .rows[0]
+            .args[0]
+            .startswith("bad.png")
+        )  # type: ignore
         assert service.counters.total("rmadapter_images", outcome="bad") == 5
         assert service.counters.total("rmadapter_images", outcome="answered") == 1
 
@@ -62,11 +68,15 @@ def test_a_full_queue_refuses_and_forgets_nothing() -> None:
 def test_names_of_models() -> None:
     with serviced(Toy(features=False)) as service:
         assert service.only() == "toy"
-        assert refusal(service, RED, model="toi").detail == "unknown model 'toi'; did you mean 'toy'?"
+        assert (
+            refusal(service, RED, model="toi").detail == "unknown model 'toi'; did you mean 'toy'?"
+        )
         found = refusal(service, RED, features=True)
         assert (found.status_code, found.detail.startswith("toy gives no features")) == (404, True)
         service.put("other", Toy().served)
-        with pytest.raises(HTTPException, match=r"several models are served: add \?model= with one of other, toy"):
+        with pytest.raises(
+            HTTPException, match=r"several models are served: add \?model= with one of other, toy"
+        ):
             service.only()
 
 
@@ -92,16 +102,25 @@ def test_answers_of_many_requests_at_once_are_those_of_predict(
 ) -> None:
     """Mixed sizes, and bad ones between them."""
     files = [Given(*one) for one in read(sorted(colors.glob("*/*/*.png")))]
-    files += [Given(f"{n}.png", coloured(9 * n, 200 - 5 * n, 40, (5 + 31 * n, 400 - 29 * n))) for n in range(12)]
-    service = Service({"run": open_served(Wish(finished, backbone=tiny_clip.name))}, Limits(batch=7))
+    files += [
+        Given(f"{n}.png", coloured(9 * n, 200 - 5 * n, 40, (5 + 31 * n, 400 - 29 * n)))
+        for n in range(12)
+    ]
+    service = Service(
+        {"run": open_served(Wish(finished, backbone=tiny_clip.name))}, Limits(batch=7)
+    )
     paths = [tmp_path / f"{place}.png" for place in range(len(files))]
     for path, one in zip(paths, files, strict=True):
         path.write_bytes(one.data)
     saved = load(finished, tiny_clip)
-    wanted = np.concatenate([part.numpy() for part in saved.fitted.probabilities(paths, saved.names)])
+    wanted = np.concatenate(
+        [part.numpy() for part in saved.fitted.probabilities(paths, saved.names)]
+    )
 
     async def ask(place: int) -> np.ndarray:
-        rows = (await service.answer("run", [files[place], BAD], features=place % 3 == 0, skip_bad=True)).rows
+        rows = (
+            await service.answer("run", [files[place], BAD], features=place % 3 == 0, skip_bad=True)
+        ).rows
         assert isinstance(rows[1], UserError)
         return rows[0].probabilities  # type: ignore[union-attr]
 
@@ -110,6 +129,8 @@ def test_answers_of_many_requests_at_once_are_those_of_predict(
 
     try:
         assert np.abs(np.stack(asyncio.run(all_at_once())) - wanted).max() < 1e-6
-        assert service.counters.registry.get_sample_value("rmadapter_batch_images_count", {"model": "run"}) < len(files)  # type: ignore
+        assert service.counters.registry.get_sample_value(
+            "rmadapter_batch_images_count", {"model": "run"}
+        ) < len(files)  # type: ignore
     finally:
         service.close()

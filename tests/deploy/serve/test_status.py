@@ -12,10 +12,18 @@ def test_models_and_a_form_that_answers() -> None:
     with serviced(Toy()) as service:
         client = TestClient(create_app(service))
         page = client.get("/").text
-        for part in ("Toy on none", "90.0", "(80 to 95)", "3 classes", "red, green, blue", 'action="?model=toy"'):
+        for part in (
+            "Toy on none",
+            "90.0",
+            "(80 to 95)",
+            "3 classes",
+            "red, green, blue",
+            'action="?model=toy"',
+        ):
             assert part in page
         page = client.post(
-            "/?model=toy", files=[("files", ("<b>.png", coloured(255, 0, 0))), ("files", ("x", b"x"))]
+            "/?model=toy",
+            files=[("files", ("<b>.png", coloured(255, 0, 0))), ("files", ("x", b"x"))],
         ).text
         assert "&lt;b&gt;.png" in page
         assert "100.0&nbsp;%" in page
@@ -42,7 +50,9 @@ def test_no_script_nothing_from_elsewhere_and_a_policy_that_says_so() -> None:
 
 def test_a_model_of_which_little_is_known() -> None:
     with serviced(Toy()) as service:
-        service.models["toy"].facts.update(method=None, backbone=None, accuracy=None, features=False)
+        service.models["toy"].facts.update(
+            method=None, backbone=None, accuracy=None, features=False
+        )
         page = TestClient(create_app(service)).get("/").text
         assert "Its accuracy is not recorded." in page
         assert "without features" in page

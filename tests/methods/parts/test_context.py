@@ -14,18 +14,29 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
-from rmadapter.methods.parts.context import PromptedText, context_vectors, draw, encoder_of, init_words
+from rmadapter.methods.parts.context import (
+    PromptedText,
+    context_vectors,
+    draw,
+    encoder_of,
+    init_words,
+)
 from tests.helpers.rounding import double
 
 NAMES = ("cat", "a small red car", "dog", "tree house")  # of different lengths
 
 
 def plain_text(
-    backbone: Backbone, classes: tuple[str, ...], context: Tensor, deep: Mapping[int, Tensor] | None = None
+    backbone: Backbone,
+    classes: tuple[str, ...],
+    context: Tensor,
+    deep: Mapping[int, Tensor] | None = None,
 ) -> Tensor:
-    """Class features [C, e] of context [n, d] or [C, n, d], from full padded sequences, nothing shared.
+    """Class features [C, e] of context [n, d] or [C, n, d], from full padded sequences, nothing
+    shared.
 
-    deep: contexts that stand in the same places before a block, by its number from 0 (open_clip's transformer alone).
+    deep: contexts that stand in the same places before a block, by its number from 0 (open_clip's
+    transformer alone).
     """
     model: Any = backbone.model
     n, text = context.shape[-2], getattr(model, "text", model)
@@ -37,7 +48,9 @@ def plain_text(
     if hasattr(text, "transformer") and hasattr(text.transformer, "encoder"):  # Hugging Face
         mask = (tokens != text.config.pad_token_id).long()
         words = put(text.transformer.embeddings.word_embeddings(tokens), context)
-        return text.proj(text.pooler(text.transformer(inputs_embeds=words, attention_mask=mask), mask))
+        return text.proj(
+            text.pooler(text.transformer(inputs_embeds=words, attention_mask=mask), mask)
+        )
     x = put(text.token_embedding(tokens), context) + text.positional_embedding
     mask = None if text.attn_mask is None else text.attn_mask.to(x.dtype)
     for i, block in enumerate(text.transformer.resblocks):
@@ -49,7 +62,9 @@ def plain_text(
 
 
 def context_of(width: int, *shape: int) -> Tensor:
-    made = torch.randn(*shape, width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    made = torch.randn(
+        *shape, width, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
     return made.requires_grad_()
 
 
@@ -65,7 +80,9 @@ def test_features_and_gradients_are_those_of_full_sequences(
     lean, plain = prompts.encode(context), plain_text(backbone, classes, context)
     torch.testing.assert_close(lean, plain, rtol=1e-9, atol=1e-10)
     weight = torch.randn(plain.shape, generator=torch.Generator().manual_seed(2), dtype=plain.dtype)
-    gradients = [torch.autograd.grad((features * weight).sum(), context)[0] for features in (lean, plain)]
+    gradients = [
+        torch.autograd.grad((features * weight).sum(), context)[0] for features in (lean, plain)
+    ]
     assert gradients[1].norm() > 0
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-10)
 
@@ -77,15 +94,21 @@ def test_deep_prompts_stand_where_the_context_stood(tiny_clip: Backbone, share: 
     context, second = context_of(48, 2), context_of(48, 2) + 1
     assert (prompts.layout.prefix > 0) == share
     lean = prompts.encode(context, lambda i, x: prompts.put(x, second) if i == 3 else x)
-    torch.testing.assert_close(lean, plain_text(backbone, NAMES, context, {2: second}), rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(
+        lean, plain_text(backbone, NAMES, context, {2: second}), rtol=1e-9, atol=1e-10
+    )
 
 
-def test_the_words_of_the_context_give_the_written_prompts(tiny_clip: Backbone, tiny_hf: Backbone) -> None:
+def test_the_words_of_the_context_give_the_written_prompts(
+    tiny_clip: Backbone, tiny_hf: Backbone
+) -> None:
     for backbone in (double(tiny_clip), double(tiny_hf)):
         context = init_words(backbone, "a photo of the")
         assert context.shape[0] == 4
         prompts = PromptedText(backbone, NAMES, 4)
-        written = backbone.model.encode_text(backbone.tokenizer([f"a photo of the {n}." for n in NAMES]))  # type: ignore[operator]
+        written = backbone.model.encode_text(
+            backbone.tokenizer([f"a photo of the {n}." for n in NAMES])
+        )  # type: ignore[operator]
         torch.testing.assert_close(prompts.encode(context), written, rtol=1e-9, atol=1e-10)
 
 
@@ -103,9 +126,12 @@ def test_contexts_of_classes_apart_need_prompts_apart(tiny_clip: Backbone) -> No
 
 
 def test_where_a_text_starts_is_found_once(tiny_clip: Backbone) -> None:
-    """An export is traced, and what is traced cannot be looked at; and nothing keeps the backbone alive."""
+    """An export is traced, and what is traced cannot be looked at; and nothing keeps the backbone
+    alive."""
     asked: list[list[str]] = []
-    backbone = replace(tiny_clip, tokenizer=lambda texts: asked.append(texts) or tiny_clip.tokenizer(texts))
+    backbone = replace(
+        tiny_clip, tokenizer=lambda texts: asked.append(texts) or tiny_clip.tokenizer(texts)
+    )
     PromptedText(backbone, ["cat"], 2)
     found = len(asked)
     PromptedText(backbone, ["dog"], 2)
@@ -128,7 +154,10 @@ def test_context_starts_as_words_or_as_small_noise_of_the_seed(tiny_clip: Backbo
 
 def test_of_several_descriptions_the_first_is_the_name(tiny_clip: Backbone) -> None:
     context = context_of(tiny_clip.text.width, 3).float()
-    some, first = (PromptedText(tiny_clip, names, 3) for names in (("cat | a small pet", "dog"), ("cat", "dog")))
+    some, first = (
+        PromptedText(tiny_clip, names, 3)
+        for names in (("cat | a small pet", "dog"), ("cat", "dog"))
+    )
     assert torch.equal(some.encode(context), first.encode(context))
 
 

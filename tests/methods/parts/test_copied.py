@@ -1,4 +1,5 @@
-"""A copy with some weights of its own computes the same, until they change, and shares all the others."""
+"""A copy with some weights of its own computes the same, until they change, and shares all the
+others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Deep prompts in both encoders against the backbones' own forward passes, with hooks that put the prompts in place."""
+"""Deep prompts in both encoders against the backbones' own forward passes, with hooks that put the
+prompts in place."""
 
 from __future__ import annotations
 
@@ -30,8 +31,11 @@ def pixels(backbone: Backbone, count: int = 5) -> Tensor:
 
 
 @contextmanager
-def hooked(backbone: Backbone, text: Sequence[Tensor] = (), image: Sequence[Tensor] = ()) -> Iterator[Any]:
-    """The model, whose own forward passes carry prompts: into text behind its first token, into images at their end."""
+def hooked(
+    backbone: Backbone, text: Sequence[Tensor] = (), image: Sequence[Tensor] = ()
+) -> Iterator[Any]:
+    """The model, whose own forward passes carry prompts: into text behind its first token, into
+    images at their end."""
     model: Any = backbone.model
     visual, encoder = model.visual, getattr(model, "text", model)
     timm, bert = hasattr(visual, "trunk"), hasattr(encoder.transformer, "encoder")
@@ -51,7 +55,9 @@ def hooked(backbone: Backbone, text: Sequence[Tensor] = (), image: Sequence[Tens
     if text:
         handles.append(embedding.register_forward_hook(lambda module, args, x: inner(x, text[0])))
     for block, prompt in zip(text_blocks[1:], text[1:], strict=False):
-        handles.append(block.register_forward_pre_hook(lambda module, a, p=prompt: (inner(a[0], p), *a[1:])))
+        handles.append(
+            block.register_forward_pre_hook(lambda module, a, p=prompt: (inner(a[0], p), *a[1:]))
+        )
     for i, (block, prompt) in enumerate(zip(image_blocks, image, strict=False)):
         change = lambda module, a, p=prompt, i=i: (outer(a[0], p, i == 0), *a[1:])  # noqa: E731
         handles.append(block.register_forward_pre_hook(change))
@@ -63,7 +69,8 @@ def hooked(backbone: Backbone, text: Sequence[Tensor] = (), image: Sequence[Tens
 
 
 def same(module: nn.Module, lean: Mapping[str, Tensor], plain: Mapping[str, Tensor]) -> None:
-    """Terms, and the gradients of the loss with respect to every trainable tensor, none of which is zero."""
+    """Terms, and the gradients of the loss with respect to every trainable tensor, none of which is
+    zero."""
     assert lean.keys() == plain.keys()
     for name, value in plain.items():
         torch.testing.assert_close(lean[name], value, rtol=1e-9, atol=1e-12)
@@ -76,7 +83,11 @@ def same(module: nn.Module, lean: Mapping[str, Tensor], plain: Mapping[str, Tens
 
 def eight_images(backbone: Backbone, **fields: Any) -> Shots:
     """Two images of noise for each of four classes."""
-    return shots_of(backbone, ImageSet.from_lists(meaningless(8).images, ["cat", "dog", "car", "bird"] * 2), **fields)
+    return shots_of(
+        backbone,
+        ImageSet.from_lists(meaningless(8).images, ["cat", "dog", "car", "bird"] * 2),
+        **fields,
+    )
 
 
 def learns(method: Any, backbone: Backbone) -> None:
@@ -103,7 +114,9 @@ def prompts(count: int, tokens: int, width: int) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf", "tiny_siglip"])
 @pytest.mark.parametrize("depth", [1, 2, 4])
-def test_features_are_those_of_the_backbones_own_forward(name: str, depth: int, request: pytest.FixtureRequest) -> None:
+def test_features_are_those_of_the_backbones_own_forward(
+    name: str, depth: int, request: pytest.FixtureRequest
+) -> None:
     backbone = double(request.getfixturevalue(name))
     deep.check_room(backbone, "this")
     text, image = prompts(depth, 3, backbone.text.width), prompts(depth, 2, backbone.image.width)

@@ -19,7 +19,9 @@ def test_one_that_fits_comes_back_in_float32() -> None:
 
 @pytest.mark.parametrize("shape", [(3, 2), (2,), (2, 3, 1), ()])
 def test_another_shape_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(RuntimeError, match=r"weight is torch.float32 of \[2, 3\], not numbers of \["):
+    with pytest.raises(
+        RuntimeError, match=r"weight is torch.float32 of \[2, 3\], not numbers of \["
+    ):
         shaped({"weight": torch.rand(2, 3)}, "weight", *shape)
 
 

@@ -42,8 +42,12 @@ def test_each_view_is_encoded_once_where_all_come_again(
     assert asked == ([5, 5] if once else [3, 2] * 4)
 
 
-@pytest.mark.parametrize("method", [TwoStages(), PromptKD(teaching=1, depth=2, weight=1.0)], ids=["2sfs", "prompt-kd"])
-def test_methods_learn_the_same_without_it(method: Any, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "method", [TwoStages(), PromptKD(teaching=1, depth=2, weight=1.0)], ids=["2sfs", "prompt-kd"]
+)
+def test_methods_learn_the_same_without_it(
+    method: Any, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shots = shots_of(tiny_clip, meaningless(6), augmentation="standard", views=2)
     quick = configured(method, {"iterations": 0, "epochs": 6, "batch_size": 4})
     asked: list[Any] = []
@@ -51,7 +55,9 @@ def test_methods_learn_the_same_without_it(method: Any, tiny_clip: Backbone, mon
     monkeypatch.setattr(still, "encoded", lambda *words: [asked.append(words), encoded(*words)][1])
     fitted = quick.fit(tiny_clip, shots)
     assert len(asked) == 1
-    monkeypatch.setattr(still.Still, "features", lambda self, batch, source: self.of(batch.images).detach())
+    monkeypatch.setattr(
+        still.Still, "features", lambda self, batch, source: self.of(batch.images).detach()
+    )
     plain = quick.fit(tiny_clip, shots)
     assert len(asked) == 1
     for name, tensor in plain.tensors.items():

@@ -1,6 +1,8 @@
-"""Figures as other papers print them, and the contradictions among them, which are computed, not typed.
+"""Figures as other papers print them, and the contradictions among them, which are computed, not
+typed.
 
-assets/published has the figures, each with its source and the place in it; RMAdapter's own are in assets/paper.
+assets/published has the figures, each with its source and the place in it; RMAdapter's own are in
+assets/paper.
 """
 
 from __future__ import annotations
@@ -24,7 +26,11 @@ from rmadapter.bench.report.stats import half_width
 from rmadapter.metrics import harmonic_mean
 
 AVERAGE = "average"
-OWN = {"CLIP": "zero-shot", "Co-CoOp": "cocoop", "RMAdapter": "rmadapter"}  # rows of RMAdapter's tables
+OWN = {
+    "CLIP": "zero-shot",
+    "Co-CoOp": "cocoop",
+    "RMAdapter": "rmadapter",
+}  # rows of RMAdapter's tables
 
 
 class Source(NamedTuple):
@@ -36,8 +42,9 @@ class Source(NamedTuple):
 
 
 class Figure(BaseModel):
-    """A published figure. method: our name if we have it, else as printed. dataset: of the catalogue, or "average".
-    backbone: "" if not stated. kind: printed, or rerun by others with the authors' code. place: in the source."""
+    """A published figure. method: our name if we have it, else as printed. dataset: of the
+    catalogue, or "average". backbone: "" if not stated. kind: printed, or rerun by others with the
+    authors' code. place: in the source."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,7 +62,14 @@ class Figure(BaseModel):
     @property
     def cell(self) -> tuple[str, ...]:
         """What the figure measures, whoever prints it."""
-        return (self.protocol, self.backbone, str(self.shots), self.method, self.dataset, self.metric)
+        return (
+            self.protocol,
+            self.backbone,
+            str(self.shots),
+            self.method,
+            self.dataset,
+            self.metric,
+        )
 
 
 def _text(name: str) -> str:
@@ -70,16 +84,32 @@ def sources() -> dict[str, Source]:
 @cache
 def published() -> tuple[Figure, ...]:
     """All figures, including RMAdapter's tables."""
-    rows = TypeAdapter(list[Figure]).validate_python(list(csv.DictReader(io.StringIO(_text("figures.csv")))))
+    rows = TypeAdapter(list[Figure]).validate_python(
+        list(csv.DictReader(io.StringIO(_text("figures.csv"))))
+    )
     return (*rows, *_rmadapters())
 
 
 def _rmadapters() -> Iterator[Figure]:
-    def figure(method: str, dataset: str, protocol: str, metric: str, value: float, place: str) -> Figure:
+    def figure(
+        method: str, dataset: str, protocol: str, metric: str, value: float, place: str
+    ) -> Figure:
         name = paper.MISNAMED_BY.get((dataset, method), OWN.get(method, method.lower()))
         shots = 0 if name == "zero-shot" else paper.SHOTS
-        what = {"method": name, "protocol": protocol, "dataset": dataset, "metric": metric, "value": value}
-        how = {"shots": shots, "backbone": paper.BACKBONES[0], "kind": "printed", "source": "rmadapter", "place": place}
+        what = {
+            "method": name,
+            "protocol": protocol,
+            "dataset": dataset,
+            "metric": metric,
+            "value": value,
+        }
+        how = {
+            "shots": shots,
+            "backbone": paper.BACKBONES[0],
+            "kind": "printed",
+            "source": "rmadapter",
+            "place": place,
+        }
         return Figure.model_validate({**what, **how})
 
     for dataset, rows in paper.halves().items():
@@ -93,8 +123,9 @@ def _rmadapters() -> Iterator[Figure]:
 
 
 def contradictions(figures: Iterable[Figure] | None = None) -> list[str]:
-    """A sentence for each: an HM or average that does not follow from its parts in the same source; sources that print
-    different figures for the same cell; a printed figure outside the 95 % interval of runs by others."""
+    """A sentence for each: an HM or average that does not follow from its parts in the same source;
+    sources that print different figures for the same cell; a printed figure outside the 95 %
+    interval of runs by others."""
     found = published() if figures is None else tuple(figures)
     return [*_arithmetic(found), *_between_sources(found), *_runs_again(found)]
 
@@ -112,20 +143,28 @@ def _arithmetic(figures: Iterable[Figure]) -> Iterator[str]:
     for cells in tables.values():
         for (dataset, metric), f in cells.items():
             source = {"imagenet"} if f.protocol in TRANSFER else set()
-            parts = [o.value for (d, m), o in cells.items() if m == metric and d not in {AVERAGE, *source}]
+            parts = [
+                o.value
+                for (d, m), o in cells.items()
+                if m == metric and d not in {AVERAGE, *source}
+            ]
             mean = fmean(parts) if dataset == AVERAGE and len(parts) > 3 else None
             if metric == "hm" and {(dataset, "base"), (dataset, "novel")} <= cells.keys():
                 value = harmonic_mean(cells[dataset, "base"].value, cells[dataset, "novel"].value)
                 if not (dataset == AVERAGE and _mean_of_hms(f.value, value, mean)):
-                    also = "" if mean is None else f"the mean of its {len(parts)} data sets is {mean:.2f}, and "
+                    also = (
+                        ""
+                        if mean is None
+                        else f"the mean of its {len(parts)} data sets is {mean:.2f}, and "
+                    )
                     yield from _off(f, f"{also}that of its base and novel figures", value)
             elif mean is not None:
                 yield from _off(f, f"the mean of its {len(parts)} data sets", mean)
 
 
 def _mean_of_hms(printed: float, of_means: float, mean: float | None) -> bool:
-    """Whether an average may be the mean of the HMs, the other convention: where these are not all printed (mean is
-    None), whether it is below the HM of the means, as their mean always is."""
+    """Whether an average may be the mean of the HMs, the other convention: where these are not all
+    printed (mean is None), whether it is below the HM of the means, as their mean always is."""
     return printed < of_means if mean is None else abs(printed - mean) <= paper.ROUNDING
 
 
@@ -142,7 +181,10 @@ def _between_sources(figures: Iterable[Figure]) -> Iterator[str]:
             cells[figure.cell].setdefault(figure.value, figure)
     for values in cells.values():
         if max(values) - min(values) > paper.ROUNDING:
-            told = " and ".join(f"{v:.2f} ({sources()[f.source].title}, {f.place})" for v, f in sorted(values.items()))
+            told = " and ".join(
+                f"{v:.2f} ({sources()[f.source].title}, {f.place})"
+                for v, f in sorted(values.items())
+            )
             yield f"{_name(next(iter(values.values())))}: printed as {told}."
 
 

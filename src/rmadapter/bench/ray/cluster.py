@@ -1,4 +1,5 @@
-"""A Ray cluster: connects to it, assigns resources to workers, and shares work among workers that may die."""
+"""A Ray cluster: connects to it, assigns resources to workers, and shares work among workers that
+may die."""
 
 from __future__ import annotations
 
@@ -16,15 +17,20 @@ from rmadapter.errors import UserError, nearest
 from rmadapter.support.terminal import STOPPED
 
 T = TypeVar("T")
-Engine = Annotated[str, typer.Option(help="local, or ray: on a Ray cluster; needs the extra `ray`.")]
-Address = Annotated[str, typer.Option(help="HOST:PORT of a Ray cluster, or auto; by default one is started here.")]
+Engine = Annotated[
+    str, typer.Option(help="local, or ray: on a Ray cluster; needs the extra `ray`.")
+]
+Address = Annotated[
+    str, typer.Option(help="HOST:PORT of a Ray cluster, or auto; by default one is started here.")
+]
 ENGINES = ("local", "ray")
 PAUSE = 0.5  # seconds between polls of the workers
 TRIES = 3  # deaths of workers on one piece of work, after which to give up
 
 
 def is_ray(engine: str, address: str = "", workers: int = 1) -> bool:
-    """Whether the engine is Ray. Raises UserError for an unknown engine, and for an address or workers without Ray."""
+    """Whether the engine is Ray. Raises UserError for an unknown engine, and for an address or
+    workers without Ray."""
     if engine not in ENGINES:
         raise UserError(f"--engine {engine!r}{nearest(engine, ENGINES)}")
     if address and engine != "ray":
@@ -37,7 +43,9 @@ def is_ray(engine: str, address: str = "", workers: int = 1) -> bool:
 def ray_module() -> Any:
     """Import Ray. Raises UserError if it is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report usage to its makers
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its future default; avoids a warning
+    os.environ.setdefault(
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
+    )  # its future default; avoids a warning
     try:
         import ray
     except ImportError:
@@ -47,11 +55,12 @@ def ray_module() -> Any:
 
 @contextmanager
 def connected(address: str = "", processors: int | None = None) -> Iterator[None]:
-    """Connect to Ray for the block: at the address, or on this machine, started for the block and closed to anyone
-    without the token that Ray creates. An existing connection of the process is kept.
+    """Connect to Ray for the block: at the address, or on this machine, started for the block and
+    closed to anyone without the token that Ray creates. An existing connection of the process is
+    kept.
 
-    processors: of a cluster started here; by default all. Raises UserError if Ray is not installed or cannot be reached
-    or started.
+    processors: of a cluster started here; by default all. Raises UserError if Ray is not installed
+    or cannot be reached or started.
     """
     ray = ray_module()
     if ray.is_initialized():
@@ -62,10 +71,20 @@ def connected(address: str = "", processors: int | None = None) -> Iterator[None
     try:
         if port.isdigit():  # Ray would retry for minutes, then end the process
             socket.create_connection((host, int(port)), timeout=5).close()
-        ray.init(address or "local", log_to_driver=False, logging_level="ERROR", configure_logging=False, **own)
+        ray.init(
+            address or "local",
+            log_to_driver=False,
+            logging_level="ERROR",
+            configure_logging=False,
+            **own,
+        )
     except Exception as error:  # OSError, RuntimeError, ValueError, and those of its authentication
         reason = " ".join(str(error).split())[:300]
-        where = f"--address {address}: no Ray cluster could be reached" if address else "Ray could not be started here"
+        where = (
+            f"--address {address}: no Ray cluster could be reached"
+            if address
+            else "Ray could not be started here"
+        )
         raise UserError(f"{where} ({reason})") from None
     try:
         yield
@@ -76,12 +95,16 @@ def connected(address: str = "", processors: int | None = None) -> Iterator[None
 
 
 def shares(count: int, device: str = "auto") -> dict[str, float]:
-    """Resources of each of `count` workers: the most whole processors, and the largest share of a GPU, with which all
-    fit into the cluster. device: as in `Machine`."""
+    """Resources of each of `count` workers: the most whole processors, and the largest share of a
+    GPU, with which all fit into the cluster. device: as in `Machine`."""
     nodes = [node["Resources"] for node in ray_module().nodes() if node["Alive"]]
     processors = [int(node.get("CPU", 0)) for node in nodes]
     graphics = [int(node.get("GPU", 0)) for node in nodes] if device != "cpu" else []
-    own = (n for n in range(max(processors, default=1), 0, -1) if sum(p // n for p in processors) >= count)
+    own = (
+        n
+        for n in range(max(processors, default=1), 0, -1)
+        if sum(p // n for p in processors) >= count
+    )
     found: dict[str, float] = {"num_cpus": next(own, 1), "num_gpus": 0}
     if total := sum(graphics):
         found["num_gpus"] = 1 / -(-count // total)
@@ -94,17 +117,21 @@ def share(
 ) -> Iterator[tuple[T, Any] | None]:  # fmt: skip
     """Yield (work, result) as work is done, and None from time to time while nothing is.
 
-    hire: starts a worker, an actor with `ready()`, which may be slow, and `do(work)`. size: most workers at a time.
-    pick(its last work, work left, work of the others): the next work for a worker, which is passed `send(work)`. If a
-    worker dies, its work goes to another and a new one is hired, which waits if the cluster has no room.
+    hire: starts a worker, an actor with `ready()`, which may be slow, and `do(work)`. size: most
+    workers at a time. pick(its last work, work left, work of the others): the next work for a
+    worker, which is passed `send(work)`. If a worker dies, its work goes to another and a new one
+    is hired, which waits if the cluster has no room.
 
-    Raises UserError if the same work, or starting, kills `TRIES` workers, and whatever a worker raises.
+    Raises UserError if the same work, or starting, kills `TRIES` workers, and whatever a worker
+    raises.
     """
     ray = ray_module()
     left, idle, lost, last = list(todo), [], Counter[Any](), dict[Any, T]()
     at: dict[Any, tuple[Any, T | None]] = {}  # awaited reference -> the worker and its work
     try:
-        at |= {(worker := hire()).ready.remote(): (worker, None) for _ in range(min(size, len(left)))}
+        at |= {
+            (worker := hire()).ready.remote(): (worker, None) for _ in range(min(size, len(left)))
+        }
         while left or any(work is not None for _, work in at.values()):
             done, _ = ray.wait(list(at), timeout=PAUSE)
             for ref in done:
@@ -127,7 +154,9 @@ def share(
                     yield work, found
             while idle and left:
                 worker = idle.pop()
-                work = pick(last.get(worker), left, [work for _, work in at.values() if work is not None])
+                work = pick(
+                    last.get(worker), left, [work for _, work in at.values() if work is not None]
+                )
                 left.remove(work)
                 at[worker.do.remote(send(work))] = worker, work
             if not done:
@@ -143,11 +172,14 @@ def _count(lost: Counter[Any], work: Any, error: Exception) -> None:
     lost[work] += 1
     if lost[work] >= TRIES:
         what = "while starting" if work is None else f"on this, perhaps out of memory: {work}"
-        raise UserError(f"{TRIES} workers died {what} ({str(error).strip().splitlines()[-1].strip()[:300]})")
+        raise UserError(
+            f"{TRIES} workers died {what} ({str(error).strip().splitlines()[-1].strip()[:300]})"
+        )
 
 
 def settle(folder: Path, threads: float) -> str:
-    """Set up a worker: change to the user's folder, if it exists here, and set threads; returns the node's address."""
+    """Set up a worker: change to the user's folder, if it exists here, and set threads; returns the
+    node's address."""
     import torch
 
     with suppress(OSError):

@@ -16,15 +16,17 @@ OF_TASK = ("data", "shots", "seed", "classes", "augmentation", "views")
 def records(results: str | Path) -> Any:
     """All records of a folder or file, from `fit` or `bench`, as a DataFrame.
 
-    A row is a score: `accuracy`, `zero_shot` and `gain` in percent, on the set `tested`. A run without scores, which
-    failed or whose method does not apply, has one row with the reason. Every setting of the methods is a column
-    `set.NAME`, seconds are columns `seconds.WHAT`, and `file` is where the record was found. Raises UserError without
-    pandas, and if there is no record.
+    A row is a score: `accuracy`, `zero_shot` and `gain` in percent, on the set `tested`. A run
+    without scores, which failed or whose method does not apply, has one row with the reason. Every
+    setting of the methods is a column `set.NAME`, seconds are columns `seconds.WHAT`, and `file` is
+    where the record was found. Raises UserError without pandas, and if there is no record.
     """
     try:
         import pandas
     except ImportError:
-        raise UserError("records as a data frame need pandas: pip install 'rmadapter[report]'") from None
+        raise UserError(
+            "records as a data frame need pandas: pip install 'rmadapter[report]'"
+        ) from None
     seen: set[str] = set()  # a report of the folder repeats its records
     rows = []
     for where, line in lines(Path(results)):
@@ -34,7 +36,9 @@ def records(results: str | Path) -> Any:
                 rows += [{"file": where, **row} for row in _rows(record)]
                 seen.add(record.line())
     if not rows:
-        raise UserError(f"{results}: no run records found; `rmadapter fit` and `bench` write them below --out")
+        raise UserError(
+            f"{results}: no run records found; `rmadapter fit` and `bench` write them below --out"
+        )
     return pandas.DataFrame(rows)
 
 
@@ -44,7 +48,10 @@ def _rows(record: Record) -> list[dict[str, Any]]:
         "title": record.method.title,
         "backbone": record.backbone.name,
         **{name: getattr(record.task, name) for name in OF_TASK},
-        **{name: getattr(record, name) for name in ("protocol", "variant", "axis", "value", "precision", "status")},
+        **{
+            name: getattr(record, name)
+            for name in ("protocol", "variant", "axis", "value", "precision", "status")
+        },
     }
     cost = {
         "parameters": record.parameters,

@@ -1,4 +1,5 @@
-"""The figures of the bench report as SVG that takes its colours from the page, as `support.plots` does."""
+"""The figures of the bench report as SVG that takes its colours from the page, as `support.plots`
+does."""
 
 from __future__ import annotations
 
@@ -18,9 +19,14 @@ from rmadapter.support.plots import COLOURS, canvas
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Mid tones that are readable on white and black (after Okabe and Ito, and Tol); markers distinguish the rest.
+# Mid tones that are readable on white and black (after Okabe and Ito, and Tol); markers distinguish
+# the rest.
 GREEN = "#009e73"
-FIXED = {"zero-shot": (COLOURS["zero-shot"], "o"), "mma": (GREEN, "s"), "rmadapter": (COLOURS["adapted"], "D")}
+FIXED = {
+    "zero-shot": (COLOURS["zero-shot"], "o"),
+    "mma": (GREEN, "s"),
+    "rmadapter": (COLOURS["adapted"], "D"),
+}
 OTHERS = ("#cc79a7", "#8f7a00", "#7f6fd6", "#5f8f9f", "#b5651d", "#3f9f3f", "#a05070")
 MARKERS = "^vPXphd<>"
 HM = HALVES[-1]
@@ -53,18 +59,28 @@ def _own(group: Group) -> list[Figure]:
 def _looks(group: Group) -> dict[str, Look]:
     """The look of each row, the same in every figure of a group."""
     rest = zip(itertools.cycle(OTHERS), itertools.cycle(MARKERS))
-    return {label: FIXED.get(some[0].method.name) or next(rest) for label, some in entries(group.records).items()}
+    return {
+        label: FIXED.get(some[0].method.name) or next(rest)
+        for label, some in entries(group.records).items()
+    }
 
 
 def _scatter(group: Group) -> list[Figure]:
-    """Base against novel accuracy, and HM against training time; accuracies are averages over the data sets that every
-    row has."""
+    """Base against novel accuracy, and HM against training time; accuracies are averages over the
+    data sets that every row has."""
     rows, looks = entries(group.records), _looks(group)
     every = complete(rows)
-    cells = {label: [column.cell(some, *every) for column in HALVES] for label, some in rows.items()}
-    points = {label: some for label, some in cells.items() if all(cell.value is not None for cell in some)}
+    cells = {
+        label: [column.cell(some, *every) for column in HALVES] for label, some in rows.items()
+    }
+    points = {
+        label: some for label, some in cells.items() if all(cell.value is not None for cell in some)
+    }
     beside = alongside(rows)
-    seconds = {label: median(record.seconds.get("train", 0) for record in beside[label]) for label in points}
+    seconds = {
+        label: median(record.seconds.get("train", 0) for record in beside[label])
+        for label in points
+    }
     trained = [value for value in seconds.values() if value > 0]
     figures = []
     if len(points) > 1:
@@ -84,7 +100,9 @@ def _scatter(group: Group) -> list[Figure]:
                 if seconds[label] > 0:
                     _point(axes, seconds[label], hm, label, looks[label])
                 else:  # such as zero-shot, which is not trained
-                    axes.axhline(hm.number, color=looks[label][0], linestyle="--", linewidth=1, label=label)
+                    axes.axhline(
+                        hm.number, color=looks[label][0], linestyle="--", linewidth=1, label=label
+                    )
             if max(trained) > 10 * min(trained):
                 axes.set_xscale("log")
                 axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -94,23 +112,32 @@ def _scatter(group: Group) -> list[Figure]:
     return figures
 
 
-def _point(axes: Axes, x: float, y: Cell, label: str, look: Look, interval: float | None = None) -> None:
+def _point(
+    axes: Axes, x: float, y: Cell, label: str, look: Look, interval: float | None = None
+) -> None:
     """A row's mark with the interval of y and, if there is one, of x."""
     colour, marker = look
-    axes.errorbar(x, y.number, y.interval, interval, fmt="none", ecolor=colour, elinewidth=1, alpha=0.6)
+    axes.errorbar(
+        x, y.number, y.interval, interval, fmt="none", ecolor=colour, elinewidth=1, alpha=0.6
+    )
     axes.plot(x, y.number, marker, color=colour, markersize=6.5, markeredgewidth=0, label=label)
 
 
 def _equal_hm(axes: Axes) -> None:
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-    x, y = np.meshgrid(np.linspace(max(left, 0.1), right, 100), np.linspace(max(low, 0.1), high, 100))
-    lines = axes.contour(x, y, 2 * x * y / (x + y), levels=6, colors=COLOURS["faint"], linewidths=0.8, zorder=1)
+    x, y = np.meshgrid(
+        np.linspace(max(left, 0.1), right, 100), np.linspace(max(low, 0.1), high, 100)
+    )
+    lines = axes.contour(
+        x, y, 2 * x * y / (x + y), levels=6, colors=COLOURS["faint"], linewidths=0.8, zorder=1
+    )
     axes.clabel(lines, fmt=lambda value: f"HM {value:g}", fontsize=7, colors=COLOURS["ink"])
     axes.grid(False)
 
 
 def _legend(axes: Axes) -> None:
-    """A legend below the axes, in as many columns as surely fit. The figure grows for every row but the first."""
+    """A legend below the axes, in as many columns as surely fit. The figure grows for every row but
+    the first."""
     figure: Any = axes.figure
     labels = axes.get_legend_handles_labels()[1]
     inches = 0.4 + 0.065 * max(map(len, labels), default=0)  # of a label in 9 points
@@ -123,7 +150,9 @@ def _few_shot(group: Group) -> list[Figure]:
     """Accuracy against shots with a band for the interval: the average first, then each data set."""
     rows, looks = entries(group.records), _looks(group)
     datasets, seeds = complete(rows)
-    parts: list[tuple[str, str, list[str], list[int] | None]] = [(d, d, [d], None) for d in group.datasets]
+    parts: list[tuple[str, str, list[str], list[int] | None]] = [
+        (d, d, [d], None) for d in group.datasets
+    ]
     if len(datasets) > 1 and seeds:
         parts.insert(0, ("average", average_title(datasets, seeds), datasets, seeds))
     figures = []
@@ -131,9 +160,14 @@ def _few_shot(group: Group) -> list[Figure]:
         name = f"{group.slug}-{slug(key)}-curve"
         with canvas(3.6, 3.1, name, f"Accuracy against shots, {title}") as (axes, out):
             columns = {column.shots or 0: column for column in columns_of(group)}
-            places = {shots: shots or 2 * max(columns) or 1 for shots in columns}  # all images, after the most shots
+            places = {
+                shots: shots or 2 * max(columns) or 1 for shots in columns
+            }  # all images, after the most shots
             for label, records in rows.items():
-                cells = {places[shots]: column.cell(records, sets, some) for shots, column in columns.items()}
+                cells = {
+                    places[shots]: column.cell(records, sets, some)
+                    for shots, column in columns.items()
+                }
                 _curve(axes, cells, looks[label], label)
             _value_axis(axes, list(places.values()), [str(shots or "all") for shots in places])
             axes.set(xlabel="images per class", ylabel="accuracy, %")
@@ -143,7 +177,8 @@ def _few_shot(group: Group) -> list[Figure]:
 
 
 def _curve(axes: Axes, cells: Mapping[Any, Cell], look: Look, label: str) -> None:
-    """A curve over x with a band for the intervals; a single figure, such as zero-shot's, is a horizontal line."""
+    """A curve over x with a band for the intervals; a single figure, such as zero-shot's, is a
+    horizontal line."""
     known = {x: cell for x, cell in cells.items() if cell.value is not None}
     colour, marker = look
     y = np.array([cell.number for cell in known.values()])
@@ -151,12 +186,15 @@ def _curve(axes: Axes, cells: Mapping[Any, Cell], look: Look, label: str) -> Non
     if len(y) == 1:
         axes.axhline(y[0], color=colour, linestyle="--", label=label)
     elif len(y):
-        axes.plot(list(known), y, color=colour, marker=marker, markersize=4.5, linewidth=1.6, label=label)
+        axes.plot(
+            list(known), y, color=colour, marker=marker, markersize=4.5, linewidth=1.6, label=label
+        )
         axes.fill_between(list(known), y - half, y + half, color=colour, alpha=0.15, linewidth=0)
 
 
 def _value_axis(axes: Axes, places: Sequence[float], texts: Sequence[str]) -> None:
-    """Ticks at the values that were tried; logarithmic above the smallest positive one if they span a decade."""
+    """Ticks at the values that were tried; logarithmic above the smallest positive one if they span
+    a decade."""
     positive = [place for place in places if place > 0]
     if positive and min(places) >= 0 and max(positive) >= 10 * min(positive):
         axes.set_xscale("symlog", linthresh=min(positive), linscale=0.5)
@@ -172,7 +210,10 @@ def _ablation(group: Group) -> list[Figure]:
     cells = {label: cell for label, cell in cells.items() if cell.value is not None}
     if len(cells) < 2:
         return []
-    name, title = f"{group.slug}-bars", f"HM of each variant, {group.protocol.removeprefix('ablation-')}"
+    name, title = (
+        f"{group.slug}-bars",
+        f"HM of each variant, {group.protocol.removeprefix('ablation-')}",
+    )
     with canvas(4.2, 0.9 + 0.5 * len(cells), name, title) as (axes, out):
         for place, (label, cell) in enumerate(cells.items()):
             colour = COLOURS["adapted"] if label == reference(rows) else GREEN
@@ -181,8 +222,17 @@ def _ablation(group: Group) -> list[Figure]:
             axes.plot(cell.number, place, "o", color=colour, markersize=6)
             for text, x, side in ((label, 0, "left"), (cell.text, 1, "right")):
                 above = (x, place - 0.3)
-                axes.annotate(text, above, xycoords=("axes fraction", "data"), ha=side, va="bottom", fontsize=8)
-        axes.set(ylim=(len(cells) - 0.5, -0.85), xlabel="HM, %; the band is the 95 % interval over seeds")
+                axes.annotate(
+                    text,
+                    above,
+                    xycoords=("axes fraction", "data"),
+                    ha=side,
+                    va="bottom",
+                    fontsize=8,
+                )
+        axes.set(
+            ylim=(len(cells) - 0.5, -0.85), xlabel="HM, %; the band is the 95 % interval over seeds"
+        )
         axes.use_sticky_edges = False
         axes.margins(x=0.1)
         axes.set_yticks([])
@@ -212,8 +262,8 @@ def _sensitivity(group: Group) -> list[Figure]:
 
 
 def _ranks(group: Group) -> list[Figure]:
-    """A critical-difference diagram of the figure that the finding is about: mean ranks with their intervals, and bars
-    beside methods of which no two are shown to differ."""
+    """A critical-difference diagram of the figure that the finding is about: mean ranks with their
+    intervals, and bars beside methods of which no two are shown to differ."""
     *_, column = columns_of(group)
     found = rankings(group, [column])
     if column not in found:
@@ -222,15 +272,28 @@ def _ranks(group: Group) -> list[Figure]:
     k, (n, _) = len(ranks.labels), ranks.values.shape
     name, title = f"{group.slug}-ranks", f"Mean ranks in {column.head} over n = {n} data sets"
     with canvas(5.0, 1.1 + 0.25 * k, name, title) as (axes, out):
-        for place, (label, rank, half) in enumerate(zip(ranks.labels, ranks.mean, ranks.half_widths, strict=True)):
+        for place, (label, rank, half) in enumerate(
+            zip(ranks.labels, ranks.mean, ranks.half_widths, strict=True)
+        ):
             colour, marker = looks[label]
             ends = [[min(half, rank - 1)], [min(half, k - rank)]]  # ranks are from 1 to k
-            axes.errorbar(rank, place, xerr=ends, fmt="none", ecolor=colour, elinewidth=1.2, alpha=0.6)
+            axes.errorbar(
+                rank, place, xerr=ends, fmt="none", ecolor=colour, elinewidth=1.2, alpha=0.6
+            )
             axes.plot(rank, place, marker, color=colour, markersize=6.5, markeredgewidth=0)
         right = max(axes.get_xlim()[1], k)
         for number, (first, last) in enumerate(ranks.level(), 1):
             x = [right + 0.04 * k * number] * 2
-            axes.plot(x, [first - 0.25, last + 0.25], color=COLOURS["ink"], linewidth=2.5, solid_capstyle="butt")
+            axes.plot(
+                x,
+                [first - 0.25, last + 0.25],
+                color=COLOURS["ink"],
+                linewidth=2.5,
+                solid_capstyle="butt",
+            )
         axes.set_yticks(range(k), ranks.labels)
-        axes.set(ylim=(k - 0.5, -0.5), xlabel="mean rank, 1 is the best;\na bar joins methods not shown to differ")
+        axes.set(
+            ylim=(k - 0.5, -0.5),
+            xlabel="mean rank, 1 is the best;\na bar joins methods not shown to differ",
+        )
     return [Figure(name, title, out[0])]

@@ -40,7 +40,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A labelled row. paper: its figures are the paper's, not measured here. note: what is incomplete about it."""
+    """A labelled row. paper: its figures are the paper's, not measured here. note: what is
+    incomplete about it."""
 
     label: str
     cells: tuple[Cell, ...]
@@ -54,7 +55,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table. name: of its files and labels. columns: the first heads the row labels. facts: needed to repeat it."""
+    """A table. name: of its files and labels. columns: the first heads the row labels. facts:
+    needed to repeat it."""
 
     name: str
     title: str
@@ -65,7 +67,8 @@ class Table:
 
 
 def mark_best(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """Mark the largest measured figure of each column, and those that print the same; none in a column of one.
+    """Mark the largest measured figure of each column, and those that print the same; none in a
+    column of one.
 
     Incomplete rows and the paper's rows are not compared: they were not measured on the same runs.
     """
@@ -77,7 +80,10 @@ def mark_best(rows: Sequence[Row]) -> tuple[Row, ...]:
 
     def marked(row: Row) -> Row:
         pairs = zip(row.cells, best, strict=True)
-        return replace(row, cells=tuple(replace(cell, best=round(cell.number, 2) == top) for cell, top in pairs))
+        return replace(
+            row,
+            cells=tuple(replace(cell, best=round(cell.number, 2) == top) for cell, top in pairs),
+        )
 
     return tuple(marked(row) if row in judged else row for row in rows)
 
@@ -88,17 +94,35 @@ def minus(text: str) -> str:
 
 
 def to_markdown(table: Table) -> str:
-    """A pipe table with its title, facts and footnotes. Raises UserError without pandas, as do the two below."""
+    """A pipe table with its title, facts and footnotes. Raises UserError without pandas, as do the
+    two below."""
     frame = _frame(table, lambda text: text.replace("|", "\\|"), "**{}**", "*{}*")
     aligned = ("left", *["right"] * (len(table.columns) - 1))
     body = frame.to_markdown(index=False, disable_numparse=True, colalign=aligned)
     notes = [f"{number}. {note}" for number, note in enumerate(table.footnotes, 1)]
-    return "\n\n".join(filter(None, [f"### {table.title}", body, table.facts, "\n".join(notes)])) + "\n"
+    return (
+        "\n\n".join(filter(None, [f"### {table.title}", body, table.facts, "\n".join(notes)]))
+        + "\n"
+    )
 
 
 _TEX = {character: f"\\{character}" for character in "&%$#_{}"}
-_TEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "…": r"\ldots{}"}
-_TEX |= {"±": r"$\pm$", "−": "$-$", "×": r"$\times$", "→": r"$\to$", "<": "$<$", ">": "$>$", "·": r"$\cdot$"}
+_TEX |= {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "–": "--",
+    "…": r"\ldots{}",
+}
+_TEX |= {
+    "±": r"$\pm$",
+    "−": "$-$",
+    "×": r"$\times$",
+    "→": r"$\to$",
+    "<": "$<$",
+    ">": "$>$",
+    "·": r"$\cdot$",
+}
 
 
 def tex(text: str) -> str:
@@ -129,7 +153,9 @@ def _frame(table: Table, escape: Callable[[str], str], bold: str, italic: str) -
             *((bold if cell.best else plain).format(escape(cell.text)) for cell in row.cells),
         ]
 
-    return _pandas().DataFrame([line(row) for row in table.rows], columns=[escape(head) for head in table.columns])
+    return _pandas().DataFrame(
+        [line(row) for row in table.rows], columns=[escape(head) for head in table.columns]
+    )
 
 
 def to_csv(table: Table) -> str:
@@ -161,5 +187,7 @@ def _pandas() -> Any:
         import pandas
         import tabulate  # noqa: F401
     except ImportError:
-        raise UserError("tables as Markdown, LaTeX and CSV need pandas: pip install 'rmadapter[report]'") from None
+        raise UserError(
+            "tables as Markdown, LaTeX and CSV need pandas: pip install 'rmadapter[report]'"
+        ) from None
     return pandas

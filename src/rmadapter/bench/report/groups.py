@@ -17,17 +17,28 @@ from rmadapter.artifacts.record import BackboneName, Record
 from rmadapter.bench.protocols import PROTOCOLS
 from rmadapter.methods.uses import TRACKS, UNKNOWN, track_of
 
-SHARED = ("task.templates", "task.augmentation", "task.views", "precision")  # what runs must share to be compared
+SHARED = (
+    "task.templates",
+    "task.augmentation",
+    "task.views",
+    "precision",
+)  # what runs must share to be compared
 TRANSFER = ("cross-dataset", "domain-generalization")
-ORDER = {"zero-shot": -1, "mma": 1, "rmadapter-paper": 2, "rmadapter": 3}  # of rows; 0 for other methods
+ORDER = {
+    "zero-shot": -1,
+    "mma": 1,
+    "rmadapter-paper": 2,
+    "rmadapter": 3,
+}  # of rows; 0 for other methods
 
 
 @dataclass(frozen=True)
 class Group:
-    """Records that may share a table: one protocol, track, backbone, number of shots and set of shared settings.
+    """Records that may share a table: one protocol, track, backbone, number of shots and set of
+    shared settings.
 
-    shots: None for few-shot, where they vary. axis: of sensitivity, the setting that varies. prompts: number of the
-    set of prompt templates, from 0, where one data set was run with several.
+    shots: None for few-shot, where they vary. axis: of sensitivity, the setting that varies.
+    prompts: number of the set of prompt templates, from 0, where one data set was run with several.
     """
 
     protocol: str
@@ -44,7 +55,10 @@ class Group:
         """A name for files and labels, unique among groups by the start of the digest."""
         parts = [self.protocol, self.axis, Path(self.backbone.name).name, self.backbone.digest[:6]]
         parts += [] if self.shots is None else [f"{self.shots}shots"]
-        parts += [f"{k}-{v}" for k, v in self._unlike_the_defaults("augmentation", "views", "precision").items()]
+        parts += [
+            f"{k}-{v}"
+            for k, v in self._unlike_the_defaults("augmentation", "views", "precision").items()
+        ]
         parts += [f"prompts{self.prompts + 1}"] if self.prompts else []
         parts += [] if self.track == TRACKS[0] else [self.track]
         return slug("-".join(filter(None, parts)))
@@ -54,15 +68,23 @@ class Group:
         axis = f", {self.axis}" if self.axis else ""
         shots = "" if self.shots is None else f", {in_words(self.shots)}"
         track = "" if self.track == TRACKS[0] else f", {self.track}"
-        made = "".join(f", {value}" for value in self._unlike_the_defaults("precision", "augmentation").values())
+        made = "".join(
+            f", {value}"
+            for value in self._unlike_the_defaults("precision", "augmentation").values()
+        )
         return f"{self.protocol}{axis}: {self.backbone.name}{shots}{made}{track}"
 
     def _unlike_the_defaults(self, *names: str) -> dict[str, Any]:
-        return {name: self.shared[name] for name in names if self.shared[name] not in ("none", 0, "fp32")}
+        return {
+            name: self.shared[name]
+            for name in names
+            if self.shared[name] not in ("none", 0, "fp32")
+        }
 
     @property
     def compared(self) -> bool:
-        """Whether its rows are tested against each other: not in sensitivity, nor if what they use is not stated."""
+        """Whether its rows are tested against each other: not in sensitivity, nor if what they use
+        is not stated."""
         return self.protocol != "sensitivity" and self.track != UNKNOWN
 
     @property
@@ -124,19 +146,26 @@ def cell(record: Record) -> tuple[Any, ...]:
 
 
 def group_records(records: Sequence[Record]) -> list[Group]:
-    """Group records so that protocol, track, backbone, shots and shared settings are the same within a group.
+    """Group records so that protocol, track, backbone, shots and shared settings are the same
+    within a group.
 
-    Each data set may have its own templates. If one was run with several, the most common come first.
+    Each data set may have its own templates. If one was run with several, the most common come
+    first.
     """
     usual = Counter(record.task.templates for record in records)
     own: dict[tuple[str, str], set[tuple[str, ...]]] = defaultdict(set)
     for record in records:
         own[record.protocol, record.task.data].add(record.task.templates)
 
-    names = {record.backbone.digest: record.backbone for record in reversed(records)}  # of several, the first
+    names = {
+        record.backbone.digest: record.backbone for record in reversed(records)
+    }  # of several, the first
 
     def key(record: Record) -> tuple[Any, ...]:
-        mine = sorted(own[record.protocol, record.task.data], key=lambda templates: (-usual[templates], templates))
+        mine = sorted(
+            own[record.protocol, record.task.data],
+            key=lambda templates: (-usual[templates], templates),
+        )
         settings = {name: value for name, value in shared(record).items() if name != "templates"}
         places = list(PROTOCOLS).index(record.protocol), [*TRACKS, UNKNOWN].index(track(record))
         shots = record.task.shots
@@ -145,19 +174,24 @@ def group_records(records: Sequence[Record]) -> list[Group]:
         return *places, *fixed, json.dumps(settings), mine.index(record.task.templates), record.axis
 
     groups = []
-    for (_, place, _, digest, shots, _, prompts, axis), members in groupby(sorted(records, key=key), key):
+    for (_, place, _, digest, shots, _, prompts, axis), members in groupby(
+        sorted(records, key=key), key
+    ):
         some = list(members)
         settings = shared(some[0])
         if len({record.task.templates for record in some}) > 1:
             settings["templates"] = "each data set's own"
         known = None if shots < 0 else shots
         which = [*TRACKS, UNKNOWN][place]
-        groups.append(Group(some[0].protocol, names[digest], known, settings, some, which, axis, prompts))
+        groups.append(
+            Group(some[0].protocol, names[digest], known, settings, some, which, axis, prompts)
+        )
     return groups
 
 
 def entries(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Records by the label of their row: the untouched model first, RMAdapter last; variants in the protocol's order.
+    """Records by the label of their row: the untouched model first, RMAdapter last; variants in the
+    protocol's order.
 
     Methods that share a title get their names added.
     """
@@ -180,7 +214,8 @@ def entries(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def complete(rows: Mapping[str, Sequence[Record]]) -> tuple[list[str], list[int]]:
-    """The data sets that every row has at each of its numbers of shots, and the seeds for which it has all of them."""
+    """The data sets that every row has at each of its numbers of shots, and the seeds for which it
+    has all of them."""
     parts: dict[tuple[str, int], set[tuple[str, int]]] = defaultdict(set)
     for title, records in rows.items():
         for record in records:
@@ -189,24 +224,33 @@ def complete(rows: Mapping[str, Sequence[Record]]) -> tuple[list[str], list[int]
         return [], []
     datasets = set.intersection(*({dataset for dataset, _ in cells} for cells in parts.values()))
     seeds = sorted({seed for _, seed in set.union(*parts.values())})
-    have = [seed for seed in seeds if all((d, seed) in cells for cells in parts.values() for d in datasets)]
+    have = [
+        seed
+        for seed in seeds
+        if all((d, seed) in cells for cells in parts.values() for d in datasets)
+    ]
     return sorted(datasets), have if datasets else []
 
 
 def alongside(rows: Mapping[str, Sequence[Record]]) -> dict[str, Sequence[Record]]:
-    """The records on the data sets and seeds that every row has, whose costs can be compared; all if there are none."""
+    """The records on the data sets and seeds that every row has, whose costs can be compared; all
+    if there are none."""
     sets, seeds = complete(rows)
     if not seeds:
         return {**rows}
     return {
-        label: [record for record in records if record.task.data in sets and record.task.seed in seeds]
+        label: [
+            record for record in records if record.task.data in sets and record.task.seed in seeds
+        ]
         for label, records in rows.items()
     }
 
 
 def other_images(group: Group) -> list[str]:
     """Notes on runs that look like pairs but were trained on different images."""
-    digests: dict[tuple[str, int, int], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    digests: dict[tuple[str, int, int], dict[str, list[str]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     for label, records in entries(group.records).items():
         for record in records:
             drawn = record.task.data, record.task.shots, record.task.seed
@@ -220,10 +264,13 @@ def other_images(group: Group) -> list[str]:
 
 
 def alike(records: Sequence[Record]) -> list[Record]:
-    """The records with only the targets that all with the same source have, so that averages are comparable."""
+    """The records with only the targets that all with the same source have, so that averages are
+    comparable."""
     common: dict[str, set[str]] = {}
     for record in records:
-        common[record.task.data] = common.get(record.task.data, set(record.targets)) & set(record.targets)
+        common[record.task.data] = common.get(record.task.data, set(record.targets)) & set(
+            record.targets
+        )
 
     def trimmed(record: Record) -> Record:
         keep = common[record.task.data]

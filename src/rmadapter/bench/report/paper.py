@@ -1,4 +1,5 @@
-"""The printed figures of the RMAdapter paper (AAAI-26, pp. 23594-23602), their contradictions, and ours beside them.
+"""The printed figures of the RMAdapter paper (AAAI-26, pp. 23594-23602), their contradictions, and
+ours beside them.
 
 The CSV files under assets/paper hold the tables as they are printed; no figure is typed here.
 """
@@ -36,7 +37,9 @@ ABLATIONS = {
     "ablation-sharing": ("sharing", "Table 5"),
     "ablation-layers": ("reconstruction_layers", "Table 6"),
 }
-MISNAMED = {("ucf101", "mma"): "ProGrad"}  # block and method of a row of Table 1 -> the name printed there
+MISNAMED = {
+    ("ucf101", "mma"): "ProGrad"
+}  # block and method of a row of Table 1 -> the name printed there
 MISNAMED_BY = {(block, printed): method for (block, method), printed in MISNAMED.items()}
 # A data set with another number of test images is another one under the same name.
 TEST_IMAGES = {key: dataset.counts["test"] for key, dataset in CATALOG.items()}
@@ -55,13 +58,16 @@ def halves() -> dict[str, dict[str, Figures]]:
     """Table 1: block ("average" or a data set) -> method as printed -> {"base", "novel", "hm"}."""
     blocks: dict[str, dict[str, Figures]] = {}
     for row in _table("table1_base_to_novel"):
-        blocks.setdefault(row["dataset"], {})[row["method"]] = {key: float(row[key]) for key in NAMES}
+        blocks.setdefault(row["dataset"], {})[row["method"]] = {
+            key: float(row[key]) for key in NAMES
+        }
     return blocks
 
 
 @cache
 def transfer(protocol: str) -> dict[str, Figures]:
-    """Table 2 (cross-dataset) or 3 (domain-generalization): method as printed -> {"imagenet", targets, "average"}."""
+    """Table 2 (cross-dataset) or 3 (domain-generalization): method as printed -> {"imagenet",
+    targets, "average"}."""
     rows = _table(FILES[protocol])
     return {row["method"]: {k: float(v) for k, v in row.items() if k != "method"} for row in rows}
 
@@ -69,7 +75,9 @@ def transfer(protocol: str) -> dict[str, Figures]:
 @cache
 def ablation(protocol: str) -> dict[str, Figures]:
     """Table 4, 5 or 6: variant as printed -> {"base", "novel", "hm"}."""
-    rows = [row for row in _table("tables4-6_ablations") if row["ablation"] == ABLATIONS[protocol][0]]
+    rows = [
+        row for row in _table("tables4-6_ablations") if row["ablation"] == ABLATIONS[protocol][0]
+    ]
     return {row["variant"]: {key: float(row[key]) for key in NAMES} for row in rows}
 
 
@@ -83,7 +91,8 @@ def _rows(protocol: str, block: str) -> dict[str, Figures]:
 
 
 def printed_name(record: Record, rows: Sequence[str]) -> str | None:
-    """The printed row about this record's method, or about its variant in an ablation; None if there is none.
+    """The printed row about this record's method, or about its variant in an ablation; None if
+    there is none.
 
     Table 4 says that it adds its parts to MMA; ours adds them to RMAdapter's adapters.
     """
@@ -100,16 +109,22 @@ def _match(name: str, rows: Sequence[str]) -> str | None:
 
 
 def dataset_name(dataset: str) -> str:
-    """The key of a catalogue data set, given any of its names; any other name in lower case with underscores."""
+    """The key of a catalogue data set, given any of its names; any other name in lower case with
+    underscores."""
     known = find(dataset)
     return known.key if known else dataset.lower().replace("-", "_")
 
 
 def belongs(record: Record) -> bool:
-    """Whether backbone, shots and data set are the paper's, the latter judged by its name and test images."""
+    """Whether backbone, shots and data set are the paper's, the latter judged by its name and test
+    images."""
     name, images = dataset_name(record.task.data), tested(record)
     shots = {SHOTS, 0} if record.method.name == "zero-shot" else {SHOTS}
-    if record.backbone.name not in BACKBONES or record.task.shots not in shots or name not in TEST_IMAGES:
+    if (
+        record.backbone.name not in BACKBONES
+        or record.task.shots not in shots
+        or name not in TEST_IMAGES
+    ):
         return False
     if record.protocol in TRANSFER:
         return name == "imagenet" and images.get("all") == TEST_IMAGES[name]
@@ -119,7 +134,8 @@ def belongs(record: Record) -> bool:
 
 
 def printed(record: Record, block: str) -> tuple[str, Figures] | None:
-    """(row as printed, its figures) that belong beside this record, or None. block: a data set or "average"."""
+    """(row as printed, its figures) that belong beside this record, or None. block: a data set or
+    "average"."""
     if not belongs(record):
         return None
     rows = _rows(record.protocol, block)
@@ -129,16 +145,23 @@ def printed(record: Record, block: str) -> tuple[str, Figures] | None:
     if name not in rows:
         return None
     figures = rows[name]
-    if record.protocol in TRANSFER:  # a target with other images than the paper's has no printed figure
+    if (
+        record.protocol in TRANSFER
+    ):  # a target with other images than the paper's has no printed figure
         known = {dataset_name(key): count for key, count in tested(record).items()}
-        same = {k: v for k, v in figures.items() if k in {"imagenet", "average"} or known.get(k) == TEST_IMAGES[k]}
+        same = {
+            k: v
+            for k, v in figures.items()
+            if k in {"imagenet", "average"} or known.get(k) == TEST_IMAGES[k]
+        }
         alike = len(same) == len(figures) and known.keys() <= {*figures, "imagenet", "all"}
         figures = same if alike else {k: v for k, v in same.items() if k != "average"}
     return name, figures
 
 
 def footnotes(protocol: str, block: str = "average", shown: Sequence[str] = ()) -> list[str]:
-    """Where printed figures contradict each other: computed, not typed. shown: rows of interest; all when empty."""
+    """Where printed figures contradict each other: computed, not typed. shown: rows of interest;
+    all when empty."""
     notes = []
     for name, row in _rows(protocol, block).items():
         off = [
@@ -146,28 +169,43 @@ def footnotes(protocol: str, block: str = "average", shown: Sequence[str] = ()) 
             for figure, how, value in _implied(protocol, block, name, row)
             if abs(row[figure] - value) > ROUNDING
         ]
-        off += [f"this is the row of {method}" for (b, method), as_ in MISNAMED.items() if (b, as_) == (block, name)]
+        off += [
+            f"this is the row of {method}"
+            for (b, method), as_ in MISNAMED.items()
+            if (b, as_) == (block, name)
+        ]
         if off and (name in shown or not shown):
             notes.append(f"In the paper, {name}: {'; '.join(off)}.")
     return notes
 
 
-def _implied(protocol: str, block: str, name: str, row: Figures) -> Iterator[tuple[str, str, float]]:
+def _implied(
+    protocol: str, block: str, name: str, row: Figures
+) -> Iterator[tuple[str, str, float]]:
     """(figure, what it should be, that value) according to the other printed figures."""
     if protocol in TRANSFER:
         targets = [value for key, value in row.items() if key not in {"imagenet", "average"}]
         yield "average", f"the mean of its {len(targets)} printed targets", fmean(targets)
         return
-    yield "hm", "that of its printed base and novel figures", harmonic_mean(row["base"], row["novel"])
+    yield (
+        "hm",
+        "that of its printed base and novel figures",
+        harmonic_mean(row["base"], row["novel"]),
+    )
     sets = [rows[name] for key, rows in halves().items() if key != "average" and name in rows]
     if (protocol, block) == ("base-to-novel", "average") and len(sets) == len(halves()) - 1:
         for half in ("base", "novel"):
-            yield half, f"the mean of its {len(sets)} printed data sets", fmean(figures[half] for figures in sets)
+            yield (
+                half,
+                f"the mean of its {len(sets)} printed data sets",
+                fmean(figures[half] for figures in sets),
+            )
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A printed figure and the records that measure it. datasets: the one it is for, or those it averages over."""
+    """A printed figure and the records that measure it. datasets: the one it is for, or those it
+    averages over."""
 
     table: str
     row: str
@@ -184,7 +222,9 @@ class Claim:
 
     def judged(self, tolerance: float, seeds: Sequence[int]) -> dict[str, Any]:
         cells = {(record.task.data, record.task.seed) for record in self.records}
-        have = [seed for seed in seeds if all((dataset, seed) in cells for dataset in self.datasets)]
+        have = [
+            seed for seed in seeds if all((dataset, seed) in cells for dataset in self.datasets)
+        ]
         found = average(self.records, self.metric, self.datasets, have).value
         ours = found if isinstance(found, float) else None
         difference = None if ours is None else ours - self.value
@@ -197,7 +237,11 @@ class Claim:
             "ours": ours,
             "difference": difference,
             "within": abs(difference) <= tolerance if difference is not None and full else None,
-            "status": "measured" if full else "not measured" if ours is None else f"{len(have)} of {len(seeds)} seeds",
+            "status": "measured"
+            if full
+            else "not measured"
+            if ours is None
+            else f"{len(have)} of {len(seeds)} seeds",
         }
 
 
@@ -206,9 +250,10 @@ def check(
 ) -> list[dict[str, Any]]:
     """Each printed figure beside the mean of ours over `seeds`, in points.
 
-    Returns {"table", "row", "figure", "paper", "ours", "difference" (ours minus paper), "within" the tolerance,
-    "status": "measured", "n of m seeds" or "not measured"}; what is missing is None. An average is measured once every
-    data set of its table is. Our average HM is that of the mean base and novel figures.
+    Returns {"table", "row", "figure", "paper", "ours", "difference" (ours minus paper), "within"
+    the tolerance, "status": "measured", "n of m seeds" or "not measured"}; what is missing is None.
+    An average is measured once every data set of its table is. Our average HM is that of the mean
+    base and novel figures.
     """
     records = read_records(results).finished if isinstance(results, Path) else results
     groups = group_records([_renamed(record) for record in records if belongs(record)])
@@ -217,14 +262,18 @@ def check(
 
 def _renamed(record: Record) -> Record:
     """The record with its data sets named as in the catalogue."""
-    scores = [s.model_copy(update={"name": dataset_name(s.name)}) if s.data else s for s in record.scores]
+    scores = [
+        s.model_copy(update={"name": dataset_name(s.name)}) if s.data else s for s in record.scores
+    ]
     task = replace(record.task, data=dataset_name(record.task.data))
     return record.model_copy(update={"task": task, "scores": tuple(scores)})
 
 
 def _claims(groups: Sequence[Group]) -> Iterator[Claim]:
     sets = [key for key in halves() if key != "average"]
-    tables = [("base-to-novel", f"Table 1, {key}", key, rows, [key]) for key, rows in halves().items()]
+    tables = [
+        ("base-to-novel", f"Table 1, {key}", key, rows, [key]) for key, rows in halves().items()
+    ]
     tables += [(p, f"Table {n}", "", transfer(p), ["imagenet"]) for n, p in enumerate(TRANSFER, 2)]
     tables += [(p, title, "average", ablation(p), sets) for p, (_, title) in ABLATIONS.items()]
     for protocol, table, block, rows, datasets in tables:
@@ -232,16 +281,27 @@ def _claims(groups: Sequence[Group]) -> Iterator[Claim]:
         for name, figures in rows.items():
             for row, records in _ours(mine, block, name):
                 for figure, value in figures.items():
-                    known = [record for record in records if figure in (printed(record, block) or ("", {}))[1]]
-                    yield Claim(table, row, figure, value, sets if block == "average" else datasets, known)
+                    known = [
+                        record
+                        for record in records
+                        if figure in (printed(record, block) or ("", {}))[1]
+                    ]
+                    yield Claim(
+                        table, row, figure, value, sets if block == "average" else datasets, known
+                    )
 
 
 def _ours(groups: Sequence[Group], block: str, name: str) -> list[tuple[str, list[Record]]]:
-    """(row, records) for each of our methods that a printed row is about, by group; without records if none was run."""
+    """(row, records) for each of our methods that a printed row is about, by group; without records
+    if none was run."""
     found: dict[str, list[Record]] = {}
     for group in groups:
         for record in group.records:
             if (row := printed(record, block)) and row[0] == name:
-                who = record.method.name if record.protocol in ABLATIONS else record.variant or record.method.name
+                who = (
+                    record.method.name
+                    if record.protocol in ABLATIONS
+                    else record.variant or record.method.name
+                )
                 found.setdefault(f"{name} ({who}, {group.slug})", []).append(record)
     return list(found.items()) if len(found) > 1 else [(name, list(*found.values()))]

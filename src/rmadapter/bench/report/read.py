@@ -1,4 +1,5 @@
-"""Read records back. Each experiment counts once; what is no record, or unlike the others, is left out with a note."""
+"""Read records back. Each experiment counts once; what is no record, or unlike the others, is left
+out with a note."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ Finished = dict[Key, tuple[str, Record]]  # where the record was found, and the 
 
 @dataclass(frozen=True)
 class Results:
-    """finished: each experiment once. unfinished: failed and not applicable. notes: what was left out and why."""
+    """finished: each experiment once. unfinished: failed and not applicable. notes: what was left
+    out and why."""
 
     finished: list[Record]
     unfinished: list[Record]
@@ -34,8 +36,9 @@ class Results:
 def read_records(results: Path) -> Results:
     """The records of a file of lines, or of every *.json and *.jsonl below a folder.
 
-    What is no record is left out with a note, and so is a run tested on other images, or with other settings, than most
-    of its kind; of two finished records of one cell the later counts, with a note. Raises UserError without records.
+    What is no record is left out with a note, and so is a run tested on other images, or with other
+    settings, than most of its kind; of two finished records of one cell the later counts, with a
+    note. Raises UserError without records.
     """
     found: list[tuple[str, Record]] = []
     notes = []
@@ -51,11 +54,15 @@ def read_records(results: Path) -> Results:
             found.append((where, record))
     if not found:
         why = f" ({notes[0]})" if notes else ""
-        raise UserError(f"{results}: no bench records found{why}; `rmadapter bench ... --out FOLDER` writes them")
+        raise UserError(
+            f"{results}: no bench records found{why}; `rmadapter bench ... --out FOLDER` writes them"
+        )
     finished: Finished = {}
     for where, record in found:
         if record.status == "finished":
-            finished.setdefault((cell(record), record.line()), (where, record))  # the same record twice needs no note
+            finished.setdefault(
+                (cell(record), record.line()), (where, record)
+            )  # the same record twice needs no note
     # A failure that has since been repeated with success does not count.
     cells = {which for which, _ in finished}
     unfinished = {cell(r): r for _, r in found if r.status != "finished" and cell(r) not in cells}
@@ -66,7 +73,8 @@ def read_records(results: Path) -> Results:
 
 
 def _tested_elsewhere(finished: Finished) -> list[str]:
-    """Remove each record that was tested on other images than most of its data set, and return a note on it."""
+    """Remove each record that was tested on other images than most of its data set, and return a
+    note on it."""
     sets: dict[Any, dict[str, list[Key]]] = defaultdict(lambda: defaultdict(list))
     for key, (_, record) in finished.items():
         for score in record.scores:
@@ -75,22 +83,33 @@ def _tested_elsewhere(finished: Finished) -> list[str]:
                 sets[(record.task.data, score.name, score.split, *drawn)][score.digest].append(key)
     fewer = [key for sides in sets.values() for key in _fewer(finished, sides)[0]]
     gone = [finished.pop(key) for key in dict.fromkeys(fewer)]
-    return [f"{where}: tested on other images of {r.task.data} than the runs kept; left out" for where, r in gone]
+    return [
+        f"{where}: tested on other images of {r.task.data} than the runs kept; left out"
+        for where, r in gone
+    ]
 
 
 def _set_otherwise(finished: Finished) -> list[str]:
     """Remove each record that has other settings than most of its row, and return a note on it.
 
-    Variants that are not the protocol's own, such as methods as published, differ from set to set by design and are
-    kept. A setting that a record lacks, as of another version, is no difference.
+    Variants that are not the protocol's own, such as methods as published, differ from set to set
+    by design and are kept. A setting that a record lacks, as of another version, is no difference.
     """
     rows: dict[tuple[Any, ...], list[Key]] = defaultdict(list)
     for key, (_, record) in finished.items():
         planned = [variant.label for variant in PROTOCOLS[record.protocol].variants]
         if not record.variant or record.variant in planned:
-            row = (record.protocol, *known_as(record), record.variant, record.axis, json.dumps(record.value))
+            row = (
+                record.protocol,
+                *known_as(record),
+                record.variant,
+                record.axis,
+                json.dumps(record.value),
+            )
             made = {name: value for name, value in shared(record).items() if name != "templates"}
-            rows[(*row, track(record), record.backbone.digest, record.task.shots, json.dumps(made))].append(key)
+            rows[
+                (*row, track(record), record.backbone.digest, record.task.shots, json.dumps(made))
+            ].append(key)
     notes = []
     for keys in rows.values():
         settings = {key: _made_with(finished[key][1].method) for key in keys}
@@ -106,12 +125,20 @@ def _set_otherwise(finished: Finished) -> list[str]:
     return notes
 
 
-def _sides(settings: Mapping[Key, Mapping[str, Any]]) -> dict[str, tuple[dict[str, Any], list[Key]]]:
-    """Records whose settings agree, and these settings, by any text; one that lacks settings is with the most others
-    that it agrees with."""
+def _sides(
+    settings: Mapping[Key, Mapping[str, Any]],
+) -> dict[str, tuple[dict[str, Any], list[Key]]]:
+    """Records whose settings agree, and these settings, by any text; one that lacks settings is
+    with the most others that it agrees with."""
     sides: list[tuple[dict[str, Any], list[Key]]] = []
-    for key, own in sorted(settings.items(), key=lambda item: (-len(item[1]), json.dumps(item[1], sort_keys=True))):
-        fit = [side for side in sides if all(side[0].get(name, value) == value for name, value in own.items())]
+    for key, own in sorted(
+        settings.items(), key=lambda item: (-len(item[1]), json.dumps(item[1], sort_keys=True))
+    ):
+        fit = [
+            side
+            for side in sides
+            if all(side[0].get(name, value) == value for name, value in own.items())
+        ]
         made, keys = max(fit, key=lambda side: len(side[1]), default=({}, []))
         if not fit:
             sides.append((made, keys))
@@ -122,7 +149,10 @@ def _sides(settings: Mapping[Key, Mapping[str, Any]]) -> dict[str, tuple[dict[st
 
 def _made_with(method: MethodName) -> dict[str, Any]:
     """Its settings, and the start of the digest of each file or code behind it."""
-    return {**method.settings, **({"content": " ".join(s[:12] for s in method.sums)} if method.sums else {})}
+    return {
+        **method.settings,
+        **({"content": " ".join(s[:12] for s in method.sums)} if method.sums else {}),
+    }
 
 
 def _done_again(finished: Finished) -> list[str]:
@@ -132,7 +162,9 @@ def _done_again(finished: Finished) -> list[str]:
     for key in [*finished]:
         old = latest.setdefault(key[0], key)
         if old != key:
-            late, early = sorted([old, key], key=lambda one: finished[one][1].finished, reverse=True)  # ISO, UTC
+            late, early = sorted(
+                [old, key], key=lambda one: finished[one][1].finished, reverse=True
+            )  # ISO, UTC
             latest[key[0]] = late
             told = f"{finished[late][0]} is the same experiment, finished later or first in order; left out"
             notes.append(f"{finished[early][0]}: {told}")
@@ -141,30 +173,38 @@ def _done_again(finished: Finished) -> list[str]:
 
 
 def _fewer(finished: Finished, sides: Mapping[str, list[Key]]) -> tuple[list[Key], Key]:
-    """The keys of all sides but that with most cells, and one key of that; between sides of the same size the latest
-    run decides, then names."""
+    """The keys of all sides but that with most cells, and one key of that; between sides of the
+    same size the latest run decides, then names."""
 
     def size(side: str) -> tuple[int, str, str]:
         keys = sides[side]
-        return len({which for which, _ in keys}), max(finished[key][1].finished for key in keys), side
+        return (
+            len({which for which, _ in keys}),
+            max(finished[key][1].finished for key in keys),
+            side,
+        )
 
     *fewer, most = sorted(sides, key=size)
     return [key for side in fewer for key in sides[side]], sides[most][0]
 
 
 def lines(results: Path) -> Iterator[tuple[str, str]]:
-    """(where it was found, text) of everything that may be a record, but for what `report` and `leaderboard` wrote into
-    folders below."""
+    """(where it was found, text) of everything that may be a record, but for what `report` and
+    `leaderboard` wrote into folders below."""
     results = user_path(results)
     if not results.exists():
-        raise UserError(f"{results}: not found; give the folder that `rmadapter bench ... --out` wrote, or its records")
+        raise UserError(
+            f"{results}: not found; give the folder that `rmadapter bench ... --out` wrote, or its records"
+        )
     paths = [results] if results.is_file() else sorted(results.rglob("*.json*"))
     for path in paths:
         where = path.relative_to(results).as_posix() if path != results else path.name
         hidden = any(part.startswith(".") for part in where.split("/"))
         if hidden or path.name in SUMMARIES or path.suffix not in (".json", ".jsonl"):
             continue
-        if where.endswith(f"/{RECORDS}") and any((path.parent / name).is_file() for name in SUMMARIES):
+        if where.endswith(f"/{RECORDS}") and any(
+            (path.parent / name).is_file() for name in SUMMARIES
+        ):
             continue  # its runs are here, too, or were deleted
         try:
             text = read_text(path, errors="replace")
@@ -173,7 +213,11 @@ def lines(results: Path) -> Iterator[tuple[str, str]]:
         if path.suffix == ".json":
             yield where, text
         else:
-            yield from ((f"{where}, line {n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
+            yield from (
+                (f"{where}, line {n}", line)
+                for n, line in enumerate(text.split("\n"), 1)
+                if line.strip()
+            )
 
 
 def fault(record: Record) -> str:

@@ -20,11 +20,14 @@ HM_OF_MEANS = "HM of the means"
 Key = TypeVar("Key")
 
 
-def average(records: Sequence[Record], name: str, datasets: Sequence[str], seeds: Sequence[int]) -> Cell:
+def average(
+    records: Sequence[Record], name: str, datasets: Sequence[str], seeds: Sequence[int]
+) -> Cell:
     """Mean of a metric over data sets and seeds; empty if one figure is missing.
 
-    The interval is Student's t over the seeds' averages over data sets. name: as `Record.metric` takes it, or
-    HM_OF_MEANS: the HM of the mean base and the mean novel accuracy, the convention of the paper's averages.
+    The interval is Student's t over the seeds' averages over data sets. name: as `Record.metric`
+    takes it, or HM_OF_MEANS: the HM of the mean base and the mean novel accuracy, the convention of
+    the paper's averages.
     """
     parts = ("base", "novel") if name == HM_OF_MEANS else (name,)
     found = [_per_seed(records, part, datasets, seeds) for part in parts]
@@ -37,7 +40,9 @@ def average(records: Sequence[Record], name: str, datasets: Sequence[str], seeds
     return Cell(harmonic_mean(*(float(values.mean()) for values in known)), half_width(per_seed))
 
 
-def _per_seed(records: Sequence[Record], name: str, datasets: Sequence[str], seeds: Sequence[int]) -> np.ndarray | None:
+def _per_seed(
+    records: Sequence[Record], name: str, datasets: Sequence[str], seeds: Sequence[int]
+) -> np.ndarray | None:
     """[seeds], the average over data sets; None if one of the figures is missing."""
     found = {(record.task.data, record.task.seed): record.metric(name) for record in records}
     values = [[found.get((dataset, seed)) for dataset in datasets] for seed in seeds]
@@ -53,11 +58,12 @@ def half_width(values: np.ndarray) -> float | None:
 
 @dataclass(frozen=True)
 class Paired:
-    """A difference in points over data sets. Each data set counts once, with the mean of its pairs of runs.
+    """A difference in points over data sets. Each data set counts once, with the mean of its pairs
+    of runs.
 
-    low, high: 95 % interval by Student's t; None for one data set. ahead, behind: numbers of data sets. t, wilcoxon: p
-    values; None for fewer than three data sets, or if there is nothing to test. holm: t, corrected for the number of
-    differences reported together; None if not corrected.
+    low, high: 95 % interval by Student's t; None for one data set. ahead, behind: numbers of data
+    sets. t, wilcoxon: p values; None for fewer than three data sets, or if there is nothing to
+    test. holm: t, corrected for the number of differences reported together; None if not corrected.
     """
 
     sets: int
@@ -73,7 +79,8 @@ class Paired:
 
     @property
     def verdict(self) -> str:
-        """What the test shows. For a single difference, t below 0.05 means the same as an interval without 0."""
+        """What the test shows. For a single difference, t below 0.05 means the same as an interval
+        without 0."""
         if self.sets < ENOUGH:
             return "one data set" if self.sets == 1 else "two data sets"
         p = self.t if self.holm is None else self.holm
@@ -83,7 +90,8 @@ class Paired:
 
 
 def paired(a: Sequence[Record], b: Sequence[Record], name: str) -> Paired | None:
-    """a minus b in a metric, over pairs of the same data set, shots, seed and images; None if there is no pair.
+    """a minus b in a metric, over pairs of the same data set, shots, seed and images; None if there
+    is no pair.
 
     For "average", each target counts as a data set.
     """
@@ -130,15 +138,16 @@ def drawn(record: Record) -> tuple[str, int, int, str]:
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
-    """p values corrected for their number (Holm, Scandinavian Journal of Statistics 1979): the probability that any is
-    below a level by chance is at most that level."""
+    """p values corrected for their number (Holm, Scandinavian Journal of Statistics 1979): the
+    probability that any is below a level by chance is at most that level."""
     order, corrected = np.argsort(p), np.empty(len(p))
     corrected[order] = np.maximum.accumulate(np.sort(p) * np.arange(len(p), 0, -1)).clip(max=1)
     return corrected
 
 
 def corrected(pairs: Mapping[Key, Paired]) -> dict[Key, Paired]:
-    """Differences that are reported together, with p values corrected for their number, which set the verdicts."""
+    """Differences that are reported together, with p values corrected for their number, which set
+    the verdicts."""
     tested = {key: pair.t for key, pair in pairs.items() if pair.t is not None}
     found = dict(zip(tested, holm([*tested.values()]).tolist(), strict=True))
     return {key: replace(pair, holm=found.get(key)) for key, pair in pairs.items()}

@@ -1,4 +1,5 @@
-"""Sum up records in a title and three sentences that say no more than the test over data sets shows."""
+"""Sum up records in a title and three sentences that say no more than the test over data sets
+shows."""
 
 from __future__ import annotations
 
@@ -21,13 +22,17 @@ class Finding(NamedTuple):
 
 
 def finding(groups: Sequence[Group]) -> Finding:
-    """Sum up a group that compares methods: base-to-novel if there is one, tested over the most data sets,
-    then of the most methods, then with the most shots."""
+    """Sum up a group that compares methods: base-to-novel if there is one, tested over the most
+    data sets, then of the most methods, then with the most shots."""
     there = [group for group in groups if _compared(group)[2]]
     if not there:
         count = sum(len(group.records) for group in groups)
-        return Finding(None, f"{count} run{'' if count == 1 else 's'}, and no two methods to compare", ())
-    group = max(there, key=lambda group: (group.protocol == MAIN, *_size(group), by_size(group.shots or 0)))
+        return Finding(
+            None, f"{count} run{'' if count == 1 else 's'}, and no two methods to compare", ()
+        )
+    group = max(
+        there, key=lambda group: (group.protocol == MAIN, *_size(group), by_size(group.shots or 0))
+    )
     first, figure, pairs = _compared(group)
     return Finding(group, _title(first, figure, pairs), _sentences(group, first, figure, pairs))
 
@@ -39,7 +44,8 @@ def _size(group: Group) -> tuple[int, int]:
 
 
 def _compared(group: Group) -> tuple[str, str, Mapping[str, Paired]]:
-    """The row that the others are compared with, the figure, and the differences: as in the table of pairs."""
+    """The row that the others are compared with, the figure, and the differences: as in the table
+    of pairs."""
     rows, columns = entries(alike(group.records)), columns_of(group)
     first = reference(rows)
     if first is None or not group.compared:
@@ -53,7 +59,9 @@ def _title(first: str, figure: str, pairs: Mapping[str, Paired]) -> str:
     if all(pair.sets < ENOUGH for pair in pairs.values()):
         many = "is" if {pair.sets for pair in pairs.values()} == {1} else "are"
         return f"{_sets(pairs)} {many} too few to compare {first} with {_named(list(pairs))} in {figure}"
-    ahead, behind = ([label for label in pairs if pairs[label].verdict == word] for word in ("ahead", "behind"))
+    ahead, behind = (
+        [label for label in pairs if pairs[label].verdict == word] for word in ("ahead", "behind")
+    )
     rest = [label for label in pairs if label not in (*ahead, *behind)]
     groups = {"ahead of": ahead, "behind": behind, "not shown to differ from": rest}
     *parts, last = [f"{words} {_named(labels)}" for words, labels in groups.items() if labels]
@@ -71,13 +79,19 @@ def _sets(pairs: Mapping[str, Paired]) -> str:
     return f"n = {span} data set{'' if counts == [1] else 's'}"
 
 
-def _sentences(group: Group, first: str, figure: str, pairs: Mapping[str, Paired]) -> tuple[str, ...]:
+def _sentences(
+    group: Group, first: str, figure: str, pairs: Mapping[str, Paired]
+) -> tuple[str, ...]:
     rows, sets, seeds = len(entries(group.records)), len(group.datasets), len(group.seeds)
     label, pair = max(pairs.items(), key=lambda item: abs(item[1].difference))
     ends = (
-        "" if pair.low is None or pair.high is None else f"95 % interval {_signed(pair.low)} to {_signed(pair.high)}, "
+        ""
+        if pair.low is None or pair.high is None
+        else f"95 % interval {_signed(pair.low)} to {_signed(pair.high)}, "
     )
-    words = {"ahead": "is shown", "behind": "is shown", "not shown": "is not shown"}.get(pair.verdict, "is not tested")
+    words = {"ahead": "is shown", "behind": "is shown", "not shown": "is not shown"}.get(
+        pair.verdict, "is not tested"
+    )
     return (
         f"This is of {group.title}: {len(group.records)} runs, {rows} rows, {sets} data set{'' if sets == 1 else 's'}, "
         f"{seeds} seed{'' if seeds == 1 else 's'}.",

@@ -1,4 +1,5 @@
-"""Records of one group as tables: means with intervals over seeds, differences over data sets, costs."""
+"""Records of one group as tables: means with intervals over seeds, differences over data sets,
+costs."""
 
 from __future__ import annotations
 
@@ -48,8 +49,8 @@ COST_NOTE = (
 
 @dataclass(frozen=True)
 class Column:
-    """A column of figures. metric: as `average` takes it. shots: for few-shot, which has a column per number of shots.
-    printed: name of the paper's figure."""
+    """A column of figures. metric: as `average` takes it. shots: for few-shot, which has a column
+    per number of shots. printed: name of the paper's figure."""
 
     head: str
     metric: str
@@ -59,14 +60,20 @@ class Column:
     def of(self, records: Sequence[Record]) -> list[Record]:
         return [record for record in records if self.shots in (None, record.task.shots)]
 
-    def cell(self, records: Sequence[Record], datasets: Sequence[str], seeds: Sequence[int] | None = None) -> Cell:
+    def cell(
+        self, records: Sequence[Record], datasets: Sequence[str], seeds: Sequence[int] | None = None
+    ) -> Cell:
         """The average. seeds: None for all there are."""
         mine = [record for record in self.of(records) if record.task.data in datasets]
         return average(mine, self.metric, datasets, _seeds(mine) if seeds is None else seeds)
 
 
 HALVES = tuple(Column(head, metric, printed=metric) for metric, head in paper.NAMES.items())
-AVERAGES = (*HALVES[:2], Column(HM_OF_MEANS, HM_OF_MEANS, printed="hm"), Column("mean of the HMs", "hm"))
+AVERAGES = (
+    *HALVES[:2],
+    Column(HM_OF_MEANS, HM_OF_MEANS, printed="hm"),
+    Column("mean of the HMs", "hm"),
+)
 
 
 def columns_of(group: Group) -> tuple[Column, ...]:
@@ -74,13 +81,21 @@ def columns_of(group: Group) -> tuple[Column, ...]:
     if group.protocol == "few-shot":
         shots = sorted({record.task.shots for record in group.records}, key=by_size)
         return tuple(Column(in_words(k), "all", k) for k in shots)
-    return (Column("source", "all"), Column("targets", "average")) if group.protocol in TRANSFER else HALVES
+    return (
+        (Column("source", "all"), Column("targets", "average"))
+        if group.protocol in TRANSFER
+        else HALVES
+    )
 
 
 def reference(rows: Rows) -> str | None:
     """The row that the others are compared with: unchanged RMAdapter, else the first."""
     full = [label for label in rows if label == "RMAdapter" or label.endswith("(RMAdapter)")]
-    own = [label for label, records in rows.items() if records[0].method.name == "rmadapter" and not records[0].variant]
+    own = [
+        label
+        for label, records in rows.items()
+        if records[0].method.name == "rmadapter" and not records[0].variant
+    ]
     return next(iter([*own, *full, *rows]), None)
 
 
@@ -92,7 +107,9 @@ def make_tables(group: Group) -> list[Table]:
     else:
         if len(group.datasets) > 1:
             parts = [_average(group)]
-        parts += [_means(group, dataset, columns_of(group), [dataset]) for dataset in group.datasets]
+        parts += [
+            _means(group, dataset, columns_of(group), [dataset]) for dataset in group.datasets
+        ]
     rules = fair.to_tables(group, first_column(group))
     return [*parts, *_pairs(group), *_ranks(group), _cost(group), *rules]
 
@@ -101,18 +118,28 @@ def _means(
     group: Group, title: str, columns: Sequence[Column], datasets: Sequence[str], seeds: Sequence[int] | None = None,
     block: str | None = None, notes: Sequence[str] = (),
 ) -> Table:  # fmt: skip
-    """A table of a row per method or variant. seeds: None for each row's own. block: of the paper's figures."""
+    """A table of a row per method or variant. seeds: None for each row's own. block: of the paper's
+    figures."""
     lines: list[Row] = []
     block = paper.dataset_name(datasets[0]) if block is None else block
     comparable = entries(alike(group.records))
     for label, every in entries(group.records).items():
         mine = [record for record in every if record.task.data in datasets]
         sides = [comparable[label] if column.metric == "average" else mine for column in columns]
-        cells = [column.cell(side, datasets, seeds) for column, side in zip(columns, sides, strict=True)]
+        cells = [
+            column.cell(side, datasets, seeds) for column, side in zip(columns, sides, strict=True)
+        ]
         note = _missing(mine, columns, group.seeds) if seeds is None else ""
         lines += [Row(label, tuple(cells), note=note), *_printed(mine, block, columns)]
-    used = [r for r in group.records if r.task.data in datasets and (seeds is None or r.task.seed in seeds)]
-    first = (next((record.reason for record in some if record.reason), "") for some in entries(used).values())
+    used = [
+        r
+        for r in group.records
+        if r.task.data in datasets and (seeds is None or r.task.seed in seeds)
+    ]
+    first = (
+        next((record.reason for record in some if record.reason), "")
+        for some in entries(used).values()
+    )
     reasons = "; ".join(dict.fromkeys(filter(None, first)))
     dashes = [f"–: {reasons}."] if reasons else []
     footnotes = (MEAN_NOTE, *notes, *dashes, *_paper_notes(group, lines, block))
@@ -144,7 +171,9 @@ def _average(group: Group) -> Table:
     of_paper = {paper.dataset_name(d) for d in datasets} == paper.halves().keys() - {"average"}
     block = "average" if of_paper and all(map(paper.belongs, group.records)) else ""
     columns = columns_of(group) if group.protocol == "few-shot" else AVERAGES
-    return _means(group, average_title(datasets, seeds), columns, datasets, seeds, block, left_out(group))
+    return _means(
+        group, average_title(datasets, seeds), columns, datasets, seeds, block, left_out(group)
+    )
 
 
 def average_title(datasets: Sequence[str], seeds: Sequence[int]) -> str:
@@ -159,8 +188,16 @@ def left_out(group: Group) -> list[str]:
     sets = [dataset for dataset in group.datasets if dataset not in datasets]
     missing = [str(seed) for seed in group.seeds if seed not in seeds] if datasets else []
     kinds = (("data set", sets), ("seed", missing))
-    told = [f"{what}{'' if len(names) == 1 else 's'} {', '.join(names)}" for what, names in kinds if names]
-    return [f"Incomplete: the average leaves out {' and '.join(told)}, which not every row has."] if told else []
+    told = [
+        f"{what}{'' if len(names) == 1 else 's'} {', '.join(names)}"
+        for what, names in kinds
+        if names
+    ]
+    return (
+        [f"Incomplete: the average leaves out {' and '.join(told)}, which not every row has."]
+        if told
+        else []
+    )
 
 
 def _transfer(group: Group, source: str) -> Table:
@@ -180,7 +217,13 @@ def _printed(records: Sequence[Record], block: str, columns: Sequence[Column]) -
     found = paper.printed(records[0], block) if records else None
     if found is None:
         return []
-    return [Row(f"{found[0]}{PRINTED}", tuple(Cell(found[1].get(column.printed)) for column in columns), True)]
+    return [
+        Row(
+            f"{found[0]}{PRINTED}",
+            tuple(Cell(found[1].get(column.printed)) for column in columns),
+            True,
+        )
+    ]
 
 
 def _paper_notes(group: Group, rows: Sequence[Row], block: str) -> list[str]:
@@ -188,7 +231,11 @@ def _paper_notes(group: Group, rows: Sequence[Row], block: str) -> list[str]:
         return [PAPER_NOTE, *paper.footnotes(group.protocol, block, shown)]
     protocols = (*TRANSFER, *paper.ABLATIONS, "base-to-novel")
     known = group.backbone.name in paper.BACKBONES and group.protocol in protocols
-    return ["The paper has no figures for this data set with these shots and test images."] if known and block else []
+    return (
+        ["The paper has no figures for this data set with these shots and test images."]
+        if known and block
+        else []
+    )
 
 
 def _pairs(group: Group) -> list[Table]:
@@ -202,64 +249,113 @@ def _pairs(group: Group) -> list[Table]:
         for column, pairs in together.items():
             if label in pairs:
                 found = pairs[label]
-                tests = (None if p is None else f"{p:.3g}" for p in (found.t, found.holm, found.wilcoxon))
-                values = (found.difference, found.low, found.high, found.sets, found.pairs, found.ahead, found.behind)
-                lines.append(Row(label, (Cell(column.head), *map(Cell, (*values, *tests, found.verdict)))))
+                tests = (
+                    None if p is None else f"{p:.3g}" for p in (found.t, found.holm, found.wilcoxon)
+                )
+                values = (
+                    found.difference,
+                    found.low,
+                    found.high,
+                    found.sets,
+                    found.pairs,
+                    found.ahead,
+                    found.behind,
+                )
+                lines.append(
+                    Row(label, (Cell(column.head), *map(Cell, (*values, *tests, found.verdict))))
+                )
     heads = (
         "compared with", "figure", "difference", "95 % from", "to", "n", "pairs", "better on", "worse on",
         "p, t", "p, Holm", "p, Wilcoxon", "verdict",
     )  # fmt: skip
     notes = (PAIR_NOTE, *other_images(group))
     title = f"{first} minus the others, in points"
-    return [Table(f"{group.slug}-pairs", title, heads, tuple(lines), facts(group, group.records), notes)]
+    return [
+        Table(f"{group.slug}-pairs", title, heads, tuple(lines), facts(group, group.records), notes)
+    ]
 
 
 def differences(rows: Rows, first: str, column: Column) -> dict[str, Paired]:
     """Differences of one row to every other that it has pairs with, tested together."""
     others = {label: column.of(records) for label, records in rows.items() if label != first}
-    found = {label: paired(column.of(rows[first]), records, column.metric) for label, records in others.items()}
+    found = {
+        label: paired(column.of(rows[first]), records, column.metric)
+        for label, records in others.items()
+    }
     return corrected({label: pair for label, pair in found.items() if pair is not None})
 
 
 def rankings(group: Group, columns: Sequence[Column] | None = None) -> dict[Column, Ranks]:
-    """Ranks in each figure that has enough methods and data sets. columns: of these figures, by default of all."""
+    """Ranks in each figure that has enough methods and data sets. columns: of these figures, by
+    default of all."""
     rows = entries(alike(group.records))
     columns = (columns_of(group) if columns is None else columns) if group.compared else ()
-    found = {c: ranked({label: c.of(records) for label, records in rows.items()}, c.metric) for c in columns}
+    found = {
+        c: ranked({label: c.of(records) for label, records in rows.items()}, c.metric)
+        for c in columns
+    }
     return {column: ranks for column, ranks in found.items() if ranks is not None}
 
 
 def _ranks(group: Group) -> list[Table]:
     told = facts(group, group.records)
     return [
-        to_table(ranks, f"{group.slug}-ranks-{slug(column.head)}", column.head, first_column(group), told)
+        to_table(
+            ranks, f"{group.slug}-ranks-{slug(column.head)}", column.head, first_column(group), told
+        )
         for column, ranks in rankings(group).items()
     ]
 
 
 def _cost(group: Group) -> Table:
     most = max((record.task.shots for record in group.records), key=by_size)
-    used = [record for record in group.records if group.protocol != "few-shot" or record.task.shots == most]
+    used = [
+        record
+        for record in group.records
+        if group.protocol != "few-shot" or record.task.shots == most
+    ]
     on_gpu = any(record.peak_gpu_mb is not None for record in used)
     heads = ["trained parameters", "peak memory, MB", *(["peak GPU memory, MB"] if on_gpu else [])]
     heads += ["training, s", "one step, s", "evaluation, s", "all, s", "runs"]
     lines = []
     for label, records in alongside(entries(used)).items():
-        train, evaluate, total = ([r.seconds.get(name) for r in records] for name in ("train", "evaluate", "total"))
-        memory = [[r.peak_mb for r in records], *([[r.peak_gpu_mb for r in records]] if on_gpu else [])]
+        train, evaluate, total = (
+            [r.seconds.get(name) for r in records] for name in ("train", "evaluate", "total")
+        )
+        memory = [
+            [r.peak_mb for r in records],
+            *([[r.peak_gpu_mb for r in records]] if on_gpu else []),
+        ]
         columns = [*memory, train, [r.step_seconds for r in records], evaluate, total]
         known = ([value for value in column if value is not None] for column in columns)
         medians = (median(values) if values else None for values in known)
         lines.append(Row(label, (_parameters(records), *map(Cell, medians), Cell(len(records)))))
     where = machines(used)
-    told = "Measured on different machines, so that times cannot be compared: " if len(where) > 1 else "On "
+    told = (
+        "Measured on different machines, so that times cannot be compared: "
+        if len(where) > 1
+        else "On "
+    )
     notes = (COST_NOTE, *([f"{told}{'; '.join(where)}."] if where else []))
-    return Table(f"{group.slug}-cost", "Cost", (first_column(group), *heads), tuple(lines), facts(group, used), notes)
+    return Table(
+        f"{group.slug}-cost",
+        "Cost",
+        (first_column(group), *heads),
+        tuple(lines),
+        facts(group, used),
+        notes,
+    )
 
 
 def _parameters(records: Sequence[Record]) -> Cell:
     numbers = sorted({record.parameters for record in records if record.parameters is not None})
-    return Cell(f"{numbers[0]:,} to {numbers[-1]:,}" if len(numbers) > 1 else numbers[0] if numbers else None)
+    return Cell(
+        f"{numbers[0]:,} to {numbers[-1]:,}"
+        if len(numbers) > 1
+        else numbers[0]
+        if numbers
+        else None
+    )
 
 
 def first_column(group: Group) -> str:
@@ -292,4 +388,10 @@ def total_seconds(records: Sequence[Record]) -> float:
 
 def machines(records: Sequence[Record]) -> list[str]:
     """The machines that runs were made on, as text."""
-    return sorted({", ".join(f"{k} {v}" for k, v in record.machine.items()) for record in records if record.machine})
+    return sorted(
+        {
+            ", ".join(f"{k} {v}" for k, v in record.machine.items())
+            for record in records
+            if record.machine
+        }
+    )

@@ -1,4 +1,5 @@
-"""A table of what each row of a group uses beyond the shots, by its records and, for our own methods, by `uses`."""
+"""A table of what each row of a group uses beyond the shots, by its records and, for our own
+methods, by `uses`."""
 
 from __future__ import annotations
 
@@ -9,7 +10,14 @@ from rmadapter.bench.report.format import Cell, Row, Table
 from rmadapter.bench.report.groups import Group, entries
 from rmadapter.methods.uses import PUBLISHED, TRACKS, TUNED, UNKNOWN, Uses, uses_of
 
-HEADS = ("track", "extra data or texts", "teacher", "test images together", "constants of each data set", "tuned on")
+HEADS = (
+    "track",
+    "extra data or texts",
+    "teacher",
+    "test images together",
+    "constants of each data set",
+    "tuned on",
+)
 NOTE = (
     "Methods of different tracks are not comparable. Constants are what the authors set for each data set; a row has "
     f"one setting for all, unless its name says “{PUBLISHED} for each set”. Parameters and seconds: see Cost."
@@ -17,7 +25,8 @@ NOTE = (
 
 
 def uses(records: Sequence[Record]) -> Uses | None:
-    """What the records of one row use, including a search for settings; None if an outside method does not say."""
+    """What the records of one row use, including a search for settings; None if an outside method
+    does not say."""
     method = records[0].method
     found = uses_of(method.name, method.settings, method.uses)
     _, searched, trials = records[0].variant.partition(f", {TUNED} ")
@@ -27,10 +36,14 @@ def uses(records: Sequence[Record]) -> Uses | None:
 
 
 def to_tables(group: Group, first: str) -> list[Table]:
-    """One table, or none if the rows are ranked and all of one method. first: heading of the column of rows."""
+    """One table, or none if the rows are ranked and all of one method. first: heading of the column
+    of rows."""
     if group.track == TRACKS[0] and len({record.method.name for record in group.records}) < 2:
         return []
-    rows = tuple(Row(label, tuple(map(Cell, _cells(records)))) for label, records in entries(group.records).items())
+    rows = tuple(
+        Row(label, tuple(map(Cell, _cells(records))))
+        for label, records in entries(group.records).items()
+    )
     backbone = f"{group.backbone.name} ({group.backbone.digest[:8]})."
     return [Table(f"{group.slug}-rules", "Rules", (first, *HEADS), rows, backbone, (NOTE,))]
 

@@ -40,14 +40,15 @@ class Section:
 
 
 def write_reports(results: Path, out: Path) -> dict[str, Any]:
-    """Read all records of `results`, a folder or a file of lines, and write to `out`: report.md, .tex, .html, .json,
-    tables/*.csv, figures/*.svg, and the records themselves, sorted, as records.jsonl.
+    """Read all records of `results`, a folder or a file of lines, and write to `out`: report.md,
+    .tex, .html, .json, tables/*.csv, figures/*.svg, and the records themselves, sorted, as
+    records.jsonl.
 
-    Returns what report.json holds: {"finding": {"title", "sentences"}, "runs", "unfinished", "seconds", "sections":
-    [{"title", "protocol", "axis", "backbone", "shots", "shared", "tables"}], "paper": what `paper.check` measured,
-    "notes"}. The same records give the same bytes.
-    Raises UserError when there is no record, pandas is missing, another process is at work in `out`, or it cannot be
-    written to.
+    Returns what report.json holds: {"finding": {"title", "sentences"}, "runs", "unfinished",
+    "seconds", "sections": [{"title", "protocol", "axis", "backbone", "shots", "shared", "tables"}],
+    "paper": what `paper.check` measured, "notes"}. The same records give the same bytes. Raises
+    UserError when there is no record, pandas is missing, another process is at work in `out`, or it
+    cannot be written to.
     """
     found = read_records(results)
     sections = [_section(group) for group in group_records(found.finished)]
@@ -62,18 +63,39 @@ def write_reports(results: Path, out: Path) -> dict[str, Any]:
     ]
     told = finding([section.group for section in sections])
     scatter = next(
-        (f for s in sections if s.group is told.group for f in s.figures if f.name.endswith(TRADE_OFF)), None
+        (
+            f
+            for s in sections
+            if s.group is told.group
+            for f in s.figures
+            if f.name.endswith(TRADE_OFF)
+        ),
+        None,
     )
-    summary = _summary(found, sections) | {"finding": {"title": told.title, "sentences": told.sentences}}
+    summary = _summary(found, sections) | {
+        "finding": {"title": told.title, "sentences": told.sentences}
+    }
     last = _appendix(found, summary["paper"])
     page = template("bench.html.j2", duration=duration)
     files = {
-        **{f"tables/{table.name}.csv": to_csv(table) for section in sections for table in section.tables},
-        **{f"figures/{figure.name}.svg": _alone(figure) for section in sections for figure in section.figures},
+        **{
+            f"tables/{table.name}.csv": to_csv(table)
+            for section in sections
+            for table in section.tables
+        },
+        **{
+            f"figures/{figure.name}.svg": _alone(figure)
+            for section in sections
+            for figure in section.figures
+        },
         "report.md": _markdown(sections, summary, last, scatter),
         "report.tex": _latex(sections),
-        "report.html": page.render(sections=sections, summary=summary, appendix=last, scatter=scatter),
-        "records.jsonl": "".join(record.line() for record in sorted([*found.finished, *found.unfinished], key=cell)),
+        "report.html": page.render(
+            sections=sections, summary=summary, appendix=last, scatter=scatter
+        ),
+        "records.jsonl": "".join(
+            record.line() for record in sorted([*found.finished, *found.unfinished], key=cell)
+        ),
         SUMMARY: json.dumps(summary, indent=1, ensure_ascii=False) + "\n",
     }
     with alone(out):  # two at once would mix their files
@@ -132,7 +154,8 @@ def _summary(found: Results, sections: Sequence[Section]) -> dict[str, Any]:
 
 
 def _appendix(found: Results, checked: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
-    """Title -> lines: agreement with the paper, runs without figures, what was left out, shared groups, versions."""
+    """Title -> lines: agreement with the paper, runs without figures, what was left out, shared
+    groups, versions."""
     judged = [line for line in checked if line["within"] is not None]
     outside = [
         f"{line['table']}, {line['row']}, {line['figure']}: {line['ours']:.2f}, the paper has {line['paper']:.2f}"
@@ -144,11 +167,15 @@ def _appendix(found: Results, checked: Sequence[dict[str, Any]]) -> dict[str, li
     for record in found.finished:
         for name, version in record.versions.items():
             versions[name].add(version)
-    weights = {f"weights of {record.backbone.name}: {record.backbone.digest}" for record in found.finished}
+    weights = {
+        f"weights of {record.backbone.name}: {record.backbone.digest}" for record in found.finished
+    }
     akin = {r.task.data: note for r in found.finished for note in r.notes if note.startswith(AKIN)}
     made_with = [f"{name} {', '.join(sorted(some))}" for name, some in sorted(versions.items())]
     parts = {
-        "Against the paper": [f"{agreement}{'; these do not:' if outside else '.'}", *outside] if judged else [],
+        "Against the paper": [f"{agreement}{'; these do not:' if outside else '.'}", *outside]
+        if judged
+        else [],
         "Runs without figures": list(map(_unfinished, found.unfinished)),
         "Left out": found.notes,
         "Groups in both train and test": [f"{data}: {note}" for data, note in akin.items()],
@@ -164,10 +191,16 @@ def _unfinished(record: Record) -> str:
 
 
 def _markdown(
-    sections: Sequence[Section], summary: dict[str, Any], appendix: dict[str, list[str]], scatter: Figure | None
+    sections: Sequence[Section],
+    summary: dict[str, Any],
+    appendix: dict[str, list[str]],
+    scatter: Figure | None,
 ) -> str:
     told = f"{summary['runs']} runs, {duration(summary['seconds'])} in all: [records.jsonl](records.jsonl)."
-    parts, seen = [f"# {summary['finding']['title']}", " ".join(summary["finding"]["sentences"])], set[str]()
+    parts, seen = (
+        [f"# {summary['finding']['title']}", " ".join(summary["finding"]["sentences"])],
+        set[str](),
+    )
     parts = [*filter(None, parts), *([_picture(scatter)] if scatter else []), told]
     for section in sections:
         parts += [f"## {section.title}", section.about]
@@ -187,7 +220,9 @@ def _picture(figure: Figure) -> str:
 
 
 def _latex(sections: Sequence[Section]) -> str:
-    parts = ["% Needs \\usepackage{booktabs}; wide tables may need \\usepackage{graphicx} and \\resizebox."]
+    parts = [
+        "% Needs \\usepackage{booktabs}; wide tables may need \\usepackage{graphicx} and \\resizebox."
+    ]
     for section in sections:
         parts += [rf"\subsection*{{{tex(section.title)}}}", tex(section.about)]
         parts += [to_latex(table).rstrip() for table in section.tables]

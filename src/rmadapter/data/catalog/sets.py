@@ -1,7 +1,7 @@
 """The public data sets of the paper as a table, and any data set by name or path.
 
-The table is catalog.yaml. Layouts, class names, prompt templates and counts follow the CoOp protocol (Zhou et al.,
-IJCV 2022), whose folders and split files are read unchanged.
+The table is catalog.yaml. Layouts, class names, prompt templates and counts follow the CoOp
+protocol (Zhou et al., IJCV 2022), whose folders and split files are read unchanged.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ ELEVEN = tuple(CATALOG)[:11]  # of base-to-novel, ImageNet first
 
 def find(name: str) -> Dataset | None:
     """The data set with this key or CoOp folder name."""
-    return next((dataset for dataset in CATALOG.values() if name in (dataset.key, dataset.folder)), None)
+    return next(
+        (dataset for dataset in CATALOG.values() if name in (dataset.key, dataset.folder)), None
+    )
 
 
 def get(name: str) -> Dataset:
@@ -74,14 +76,20 @@ def table_of(dataset: Dataset, home: Path, outside: bool = False) -> Table:
 
 
 def load_dataset(
-    name_or_path: str | Path, root: Path | None = None, *, outside: bool = False, crops: bool = False
+    name_or_path: str | Path,
+    root: Path | None = None,
+    *,
+    outside: bool = False,
+    crops: bool = False,
 ) -> dict[str, ImageSet]:
-    """Load a catalogue data set below `root`, by key or CoOp folder name; else a folder or table relative to `root`.
+    """Load a catalogue data set below `root`, by key or CoOp folder name; else a folder or table
+    relative to `root`.
 
-    Returns split -> ImageSet with classes in label order and images in the order of the files that list them. A
-    catalogue data set may also be stored as plain folders ([split/]class/image); its classes then get the catalogue's
-    names. crops: as in `read_images`. Raises UserError if nothing is there, images are missing or have several labels,
-    files contradict each other, or lists name images outside the data set and `outside` is not set.
+    Returns split -> ImageSet with classes in label order and images in the order of the files that
+    list them. A catalogue data set may also be stored as plain folders ([split/]class/image); its
+    classes then get the catalogue's names. crops: as in `read_images`. Raises UserError if nothing
+    is there, images are missing or have several labels, files contradict each other, or lists name
+    images outside the data set and `outside` is not set.
     """
     base = user_path(root) if root else Path()
     given = user_path(name_or_path)
@@ -95,32 +103,42 @@ def load_dataset(
             hint = f"`rmadapter data {dataset.key} --root {base}` says how to get it"
             raise UserError(f"{dataset.title} is not in {path.parent}: {hint}")
         beside = [entry.name for entry in base.iterdir() if entry.is_dir()] if base.is_dir() else []
-        raise UserError(f"{path}: no such data set{nearest(str(name_or_path), {*CATALOG, *beside})}")
+        raise UserError(
+            f"{path}: no such data set{nearest(str(name_or_path), {*CATALOG, *beside})}"
+        )
     if dataset and dataset.laid_out(home):
         only_boxes(home, crops)
         table = table_of(dataset, home, outside)
         if missing := _missing(home / dataset.images, table):
-            raise UserError(f"{home}: {missing}; `rmadapter data {dataset.key} --root {home.parent}` says what to do")
+            raise UserError(
+                f"{home}: {missing}; `rmadapter data {dataset.key} --root {home.parent}` says what to do"
+            )
         return image_sets(table, home / dataset.images, home)
     if inside := domains(home):
-        raise UserError(f"{home}: has the domains {', '.join(inside)}; choose one, such as {home.name}/{inside[0]}")
+        raise UserError(
+            f"{home}: has the domains {', '.join(inside)}; choose one, such as {home.name}/{inside[0]}"
+        )
     sets = read_images(home, outside=outside, crops=crops)
     one_label(any(images.several for images in sets.values()), f"{home} as a bench data set", CROPS)
     return _renamed(sets, dataset, home) if dataset else sets
 
 
 def home_of(dataset: Dataset, root: Path) -> Path | None:
-    """The data set's folder below `root`, under either name; prefers an original archive to plain folders."""
+    """The data set's folder below `root`, under either name; prefers an original archive to plain
+    folders."""
     homes = [root / dataset.folder, root / dataset.key]
     found = [home for home in homes if home.is_dir() and any(home.iterdir())]
     return next((home for home in found if dataset.laid_out(home)), found[0] if found else None)
 
 
 def _renamed(sets: Mapping[str, ImageSet], dataset: Dataset, home: Path) -> dict[str, ImageSet]:
-    """Sets of plain folders with the catalogue's class names and order: capitals first where CoOp sorts folders."""
+    """Sets of plain folders with the catalogue's class names and order: capitals first where CoOp
+    sorts folders."""
     names = next(iter(sets.values())).classes
     if any(re.fullmatch(r"n\d{8}", name) for name in names):
-        raise UserError(f"{home}: classes are WordNet ids; `rmadapter data {dataset.key}` says where to get names")
+        raise UserError(
+            f"{home}: classes are WordNet ids; `rmadapter data {dataset.key}` says where to get names"
+        )
     ignored = {prompt_name(name) for name in dataset.ignored}
     kept = [i for i, name in enumerate(names) if name not in ignored]
     if dataset.reader == "class_folders":
@@ -131,14 +149,19 @@ def _renamed(sets: Mapping[str, ImageSet], dataset: Dataset, home: Path) -> dict
     number = {old: new for new, old in enumerate(kept)}
     renamed = {}
     for split, images in sets.items():
-        rows = sorted((number[label], i) for i, label in enumerate(images.labels) if label in number)
+        rows = sorted(
+            (number[label], i) for i, label in enumerate(images.labels) if label in number
+        )
         part = images.subset(i for _, i in rows)
-        renamed[split] = replace(part, labels=tuple(label for label, _ in rows), classes=classes, written=written)
+        renamed[split] = replace(
+            part, labels=tuple(label for label, _ in rows), classes=classes, written=written
+        )
     return renamed
 
 
 def domains(path: Path) -> list[str]:
-    """The domains in `path`, sorted: two or more folders with splits and the same class folders; else []."""
+    """The domains in `path`, sorted: two or more folders with splits and the same class folders;
+    else []."""
     found: dict[str, set[str]] = {}
     for name in subfolders(path):
         if name.casefold() in SPLITS:
@@ -154,7 +177,8 @@ def domains(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Check:
-    """Status of a data set: complete, partial (with what is missing) or absent. how: how to get the rest."""
+    """Status of a data set: complete, partial (with what is missing) or absent. how: how to get the
+    rest."""
 
     name: str
     status: str
@@ -165,7 +189,8 @@ class Check:
 
 
 def check(dataset: Dataset, root: Path) -> Check:
-    """Check a data set below `root`. Complete: its split file if CoOp has one, all listed images, and CoOp's counts."""
+    """Check a data set below `root`. Complete: its split file if CoOp has one, all listed images,
+    and CoOp's counts."""
     home = home_of(dataset, root)
     command = f"rmadapter data {dataset.key} --root {root}"
     how = f"{command} --download" if dataset.archives else f"{command} lists the steps"
@@ -187,9 +212,14 @@ def check(dataset: Dataset, root: Path) -> Check:
         counts = {split: len(images) for split, images in sets.items()}
         classes = len(next(iter(sets.values())).classes)
         wanted = {"classes": dataset.classes, **dataset.counts}
-        for what, count in {"classes": classes, **{split: counts.get(split, 0) for split in dataset.counts}}.items():
+        for what, count in {
+            "classes": classes,
+            **{split: counts.get(split, 0) for split in dataset.counts},
+        }.items():
             if count != wanted[what]:
-                missing.append(f"{what}: {count} of {wanted[what]}" + " images" * (what != "classes"))
+                missing.append(
+                    f"{what}: {count} of {wanted[what]}" + " images" * (what != "classes")
+                )
     except UserError as error:
         missing.append(str(error))
     if not missing:
@@ -209,7 +239,11 @@ def _missing(images: Path, table: Table) -> str:
             there[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
         if name not in there[folder]:
             absent.append(path)
-    return f"{len(absent)} of {len(paths)} images are missing, such as {', '.join(absent[:3])}" if absent else ""
+    return (
+        f"{len(absent)} of {len(paths)} images are missing, such as {', '.join(absent[:3])}"
+        if absent
+        else ""
+    )
 
 
 def describe(dataset: Dataset, root: Path) -> str:
@@ -217,7 +251,9 @@ def describe(dataset: Dataset, root: Path) -> str:
     home = root / dataset.folder
     steps = [step.replace("{home}", str(home)) for step in dataset.steps]
     if dataset.split:
-        steps.append(f"Put {dataset.split} ({dataset.split_url}) into {home}: the splits of published results.")
+        steps.append(
+            f"Put {dataset.split} ({dataset.split_url}) into {home}: the splits of published results."
+        )
     fetched = f"Run `rmadapter data {dataset.key} --root {root} --download`, or do it by hand:"
     facts: dict[str, Any] = {
         "images": ", ".join(f"{count:,} {split}" for split, count in dataset.counts.items()),
@@ -238,18 +274,24 @@ def describe(dataset: Dataset, root: Path) -> str:
 def download(dataset: Dataset, root: Path) -> None:
     """Fetch the archives and lay them out as CoOp does; an interrupted download is resumed.
 
-    Raises UserError if there is nothing to fetch, another process works in the folder, the download fails, or an
-    archive has a wrong digest or differs from the first download, whose SHA-256 is kept in the data set's folder.
+    Raises UserError if there is nothing to fetch, another process works in the folder, the download
+    fails, or an archive has a wrong digest or differs from the first download, whose SHA-256 is
+    kept in the data set's folder.
     """
     if not dataset.archives:
         raise UserError(f"{dataset.title} has to be fetched by hand: follow the steps")
     home = root / dataset.folder
-    print(f"Licence of {dataset.title}: {dataset.licence}. By downloading you accept it.", file=sys.stderr)
+    print(
+        f"Licence of {dataset.title}: {dataset.licence}. By downloading you accept it.",
+        file=sys.stderr,
+    )
     try:
         with alone(home):
             _download(dataset, home)
     except (UserError, OSError) as error:
-        raise UserError(f"{dataset.title}: not downloaded ({error}); try again, or follow the steps by hand") from None
+        raise UserError(
+            f"{dataset.title}: not downloaded ({error}); try again, or follow the steps by hand"
+        ) from None
 
 
 def _download(dataset: Dataset, home: Path) -> None:
@@ -258,7 +300,13 @@ def _download(dataset: Dataset, home: Path) -> None:
         archive = stage / url.rpartition("/")[2]
         with bar() as display:
             task = display.add_task(archive.name, total=None, note="bytes")
-            fetch(url, archive, digest, dataset.most, lambda size, task=task: display.update(task, completed=size))  # type: ignore[misc]
+            fetch(
+                url,
+                archive,
+                digest,
+                dataset.most,
+                lambda size, task=task: display.update(task, completed=size),  # type: ignore[misc]
+            )
         remember(archive, home / DIGESTS)
     shutil.rmtree(unpacked, ignore_errors=True)
     for url in dataset.archives:
@@ -267,9 +315,13 @@ def _download(dataset: Dataset, home: Path) -> None:
             unpack(archive, unpacked, dataset.most)
         else:
             shutil.copy(archive, unpacked)
-    shutil.copytree(unpacked / dataset.unpacked, home, copy_function=shutil.move, dirs_exist_ok=True)
+    shutil.copytree(
+        unpacked / dataset.unpacked, home, copy_function=shutil.move, dirs_exist_ok=True
+    )
     if dataset.reader == "flowers_matlab" and not (home / dataset.order).exists():
         from torchvision.datasets import Flowers102  # it has the names that the archive lacks
 
-        write_json(home / dataset.order, {str(i): name for i, name in enumerate(Flowers102.classes, 1)})
+        write_json(
+            home / dataset.order, {str(i): name for i, name in enumerate(Flowers102.classes, 1)}
+        )
     shutil.rmtree(stage)

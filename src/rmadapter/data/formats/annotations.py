@@ -1,4 +1,5 @@
-"""Annotations of images, each a class with or without a box, become labels of images or of cut-out boxes."""
+"""Annotations of images, each a class with or without a box, become labels of images or of cut-out
+boxes."""
 
 from __future__ import annotations
 
@@ -31,8 +32,8 @@ MOST = 1000  # characters of a class name
 
 
 class Mark(NamedTuple):
-    """One annotation. label: class name. where: its place, for messages. box: left, top, width, height. size: width and
-    height of the whole image, in the unit of the box."""
+    """One annotation. label: class name. where: its place, for messages. box: left, top, width,
+    height. size: width and height of the whole image, in the unit of the box."""
 
     label: str
     where: str
@@ -51,13 +52,19 @@ def shaped(path: Path, kind: str) -> Iterator[None]:
     except UserError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise UserError(f"{path}: not {kind} ({type(error).__name__}: {quoted(str(error))})") from None
+        raise UserError(
+            f"{path}: not {kind} ({type(error).__name__}: {quoted(str(error))})"
+        ) from None
 
 
-def rows_of(marks: Mapping[Path, Sequence[Mark]], root: Path, crops: bool, ignored: Counter[str]) -> Rows:
-    """Rows of the images in order; with `crops`, of their boxes, grouped by image (its path relative to `root`).
+def rows_of(
+    marks: Mapping[Path, Sequence[Mark]], root: Path, crops: bool, ignored: Counter[str]
+) -> Rows:
+    """Rows of the images in order; with `crops`, of their boxes, grouped by image (its path
+    relative to `root`).
 
-    ignored: counts images without a label, and labels without a box. Raises UserError for an invalid class name or box.
+    ignored: counts images without a label, and labels without a box. Raises UserError for an
+    invalid class name or box.
     """
     rows: Rows = []
     for image, own in marks.items():
@@ -81,8 +88,8 @@ def rows_of(marks: Mapping[Path, Sequence[Mark]], root: Path, crops: bool, ignor
 
 
 def _turn(image: Path, size: Sequence[Any]) -> int:
-    """The orientation in a JPEG's EXIF if its boxes, by the size they are for, are of the pixels as stored; 1 if of
-    the upright image."""
+    """The orientation in a JPEG's EXIF if its boxes, by the size they are for, are of the pixels as
+    stored; 1 if of the upright image."""
     with suppress(Exception):  # an unreadable file is told later
         if os.path.isfile(image):
             with Image.open(image, formats=["JPEG", "MPO"]) as photo:  # reads their header alone
@@ -95,27 +102,35 @@ def _turn(image: Path, size: Sequence[Any]) -> int:
 def class_name(written: str, where: str) -> str:
     """A class name from an annotation file, stripped. Raises UserError for an invalid one."""
     if not written.strip() or len(written) > MOST or not is_text(written):
-        raise UserError(f"{where}: {quoted(written)} is not a class name: use plain text of 1 to {MOST} characters")
+        raise UserError(
+            f"{where}: {quoted(written)} is not a class name: use plain text of 1 to {MOST} characters"
+        )
     return written.strip()
 
 
 def _shares(mark: Mark) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom as fractions of the image, clipped to it. Raises UserError for an empty box."""
+    """Left, top, right and bottom as fractions of the image, clipped to it. Raises UserError for an
+    empty box."""
     with suppress(TypeError, ValueError, OverflowError):
         left, top, width, height = (float(value) for value in mark.box)
         across, down = (float(value) for value in mark.size)
-        if all(map(math.isfinite, (left, top, width, height, across, down))) and min(width, height, across, down) > 0:
+        if (
+            all(map(math.isfinite, (left, top, width, height, across, down)))
+            and min(width, height, across, down) > 0
+        ):
             box = (left / across, top / down, (left + width) / across, (top + height) / down)
             inside = tuple(min(max(share, 0.0), 1.0) for share in box)
             if inside[0] < inside[2] and inside[1] < inside[3]:
                 return inside  # type: ignore[return-value]
     box_, size = quoted(list(mark.box)), " x ".join(str(side)[:20] for side in mark.size)
-    raise UserError(f"{mark.where}: the box {box_} (left, top, width, height) covers nothing in an image of {size}")
+    raise UserError(
+        f"{mark.where}: the box {box_} (left, top, width, height) covers nothing in an image of {size}"
+    )
 
 
 def cut(image: Path, boxes: Sequence[tuple[float, float, float, float]]) -> list[Path]:
-    """Paths of the cut-out boxes, PNG files in the cache, made if missing. For an unreadable image returns its own
-    path for every box, to be reported as a bad file."""
+    """Paths of the cut-out boxes, PNG files in the cache, made if missing. For an unreadable image
+    returns its own path for every box, to be reported as a bad file."""
     try:
         facts = os.stat(image)
     except (OSError, ValueError):  # ValueError: a NUL in its name
@@ -131,7 +146,9 @@ def cut(image: Path, boxes: Sequence[tuple[float, float, float, float]]) -> list
             except UserError:
                 return [image] * len(boxes)
             sides = (*whole.size, *whole.size)
-            left, top, right, bottom = (round(share * side) for share, side in zip(box, sides, strict=True))
+            left, top, right, bottom = (
+                round(share * side) for share, side in zip(box, sides, strict=True)
+            )
             left, top = min(left, whole.width - 1), min(top, whole.height - 1)
             with atomic(path, sync=False) as temporary:
                 whole.crop((left, top, max(right, left + 1), max(bottom, top + 1))).save(

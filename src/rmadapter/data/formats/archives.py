@@ -15,7 +15,9 @@ from rmadapter.errors import UserError
 from rmadapter.support.files import atomic, cache_folder, shortened
 from rmadapter.support.locks import claim
 
-ABOUT = re.compile(r"(readme|licen[cs]e|copying)(\.(txt|md|rst|html|pdf))?|.*\.md", re.IGNORECASE)  # no data
+ABOUT = re.compile(
+    r"(readme|licen[cs]e|copying)(\.(txt|md|rst|html|pdf))?|.*\.md", re.IGNORECASE
+)  # no data
 LEAST, TIMES = 100_000_000, 20  # an archive may unpack to LEAST bytes plus TIMES its own size
 
 
@@ -24,7 +26,8 @@ def is_packed(path: Path) -> bool:
 
 
 def place(archive: Path) -> Path:
-    """The cache folder for an archive, which need not exist yet; a changed archive gets another one."""
+    """The cache folder for an archive, which need not exist yet; a changed archive gets another
+    one."""
     facts = os.stat(archive)
     word = f"{archive.resolve()} {facts.st_size} {facts.st_mtime_ns}"
     key = hashlib.sha256(word.encode(errors="surrogateescape")).hexdigest()[:16]
@@ -35,8 +38,8 @@ def place(archive: Path) -> Path:
 def unpacked(archive: Path) -> Path:
     """The folder with the contents of a zip or tar file, which is unpacked once unless it changes.
 
-    Raises UserError as `fetch.unpack`, with a limit of 100 MB plus twenty times the archive's size, and if the cache
-    cannot be written.
+    Raises UserError as `fetch.unpack`, with a limit of 100 MB plus twenty times the archive's size,
+    and if the cache cannot be written.
     """
     folder = place(archive)
     aside, counted = (folder.with_name(f".{folder.name}.{kind}") for kind in ("part", "files"))
@@ -54,7 +57,9 @@ def unpacked(archive: Path) -> Path:
                 finally:
                     shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); point RMADAPTER_CACHE elsewhere") from None
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror}); point RMADAPTER_CACHE elsewhere"
+        ) from None
     return folder
 
 
@@ -64,11 +69,16 @@ def _files(folder: Path) -> str:
 
 
 def inner(folder: Path) -> Path:
-    """The innermost folder of an unpacked archive, entered as long as a folder holds nothing but one folder, which is
-    none of a split, and words about the data. Not a folder of nothing but images: it is a class."""
+    """The innermost folder of an unpacked archive, entered as long as a folder holds nothing but
+    one folder, which is none of a split, and words about the data. Not a folder of nothing but
+    images: it is a class."""
     while True:
-        inside = [entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX"))]
-        inside = [entry for entry in inside if not (ABOUT.fullmatch(entry.name) and entry.is_file())]
+        inside = [
+            entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX"))
+        ]
+        inside = [
+            entry for entry in inside if not (ABOUT.fullmatch(entry.name) and entry.is_file())
+        ]
         one = len(inside) == 1 and inside[0].is_dir() and not inside[0].is_symlink()
         if not one or inside[0].name.casefold() in SPLITS or _is_class(inside[0]):
             return folder
@@ -80,7 +90,8 @@ def _is_class(folder: Path) -> bool:
 
 
 def stored(data: bytes, name: str) -> Path:
-    """Store an encoded image in the cache; returns its path, made of the content's digest and `name`."""
+    """Store an encoded image in the cache; returns its path, made of the content's digest and
+    `name`."""
     digest = hashlib.sha256(data).hexdigest()
     plain = shortened(re.sub(r"[^\w.-]", "_", Path(name).name), end=True).lstrip(".") or "image"
     path = cache_folder() / "images" / digest[:2] / f"{digest[:24]}-{plain}"

@@ -1,4 +1,5 @@
-"""COCO's JSON: images, annotations and categories (cocodataset.org/#format-data), also from Roboflow and FiftyOne.
+"""COCO's JSON: images, annotations and categories (cocodataset.org/#format-data), also from
+Roboflow and FiftyOne.
 
 An annotation without a box labels the whole image.
 """
@@ -24,22 +25,32 @@ def is_coco(value: Any) -> bool:
 
 
 def coco_files(folder: Path) -> dict[str, Path]:
-    """Split -> annotation file of a folder laid out like COCO (annotations/instances_train2017.json) or a Roboflow
-    export (train/_annotations.coco.json). Raises UserError for two files of one split."""
+    """Split -> annotation file of a folder laid out like COCO
+    (annotations/instances_train2017.json) or a Roboflow export (train/_annotations.coco.json).
+    Raises UserError for two files of one split."""
     found: dict[str, Path] = {}
     files = sorted((folder / "annotations").glob("instances_*.json"))
-    files += [file for file in sorted(folder.glob("*/_annotations.coco.json")) if file.parent.name.casefold() in SPLITS]
+    files += [
+        file
+        for file in sorted(folder.glob("*/_annotations.coco.json"))
+        if file.parent.name.casefold() in SPLITS
+    ]
     files += sorted(folder.glob("_annotations.coco.json"))
     for file in files:
-        split = split_named(file.parent.name if file.name.startswith("_") and file.parent != folder else file.stem)
+        split = split_named(
+            file.parent.name if file.name.startswith("_") and file.parent != folder else file.stem
+        )
         if (other := found.setdefault(split, file)) is not file:
-            raise UserError(f"{folder}: {other.name} and {file.name} are both for the split {split!r}: keep one")
+            raise UserError(
+                f"{folder}: {other.name} and {file.name} are both for the split {split!r}: keep one"
+            )
     return found
 
 
 def read_coco(path: Path, value: Mapping[str, Any], outside: bool = False) -> Marks:
-    """The images in the order of the file. Raises UserError for a malformed file, duplicate ids, annotations of
-    unlisted images or categories, and paths that leave the folder unless `outside` is set."""
+    """The images in the order of the file. Raises UserError for a malformed file, duplicate ids,
+    annotations of unlisted images or categories, and paths that leave the folder unless `outside`
+    is set."""
     with shaped(path, KIND):
         names: dict[Any, str] = {}
         for row in value["categories"]:
@@ -51,7 +62,9 @@ def read_coco(path: Path, value: Mapping[str, Any], outside: bool = False) -> Ma
                 raise UserError(f"{path}: two images have the id {quoted(row['id'])}")
         base = _base(path, [str(row["file_name"]) for row in listed.values()])
         files = {
-            number: listed_image(base / path.name, f"{path}: image {quoted(number)}", str(row["file_name"]), outside)
+            number: listed_image(
+                base / path.name, f"{path}: image {quoted(number)}", str(row["file_name"]), outside
+            )
             for number, row in listed.items()
         }
         marks: Marks = {file: [] for file in files.values()}
@@ -59,7 +72,11 @@ def read_coco(path: Path, value: Mapping[str, Any], outside: bool = False) -> Ma
             where = f"{path}: annotation {quoted(row.get('id', number))}"
             image, category = row["image_id"], row["category_id"]
             if image not in listed or category not in names:
-                what = f"image {quoted(image)}" if image not in listed else f"category {quoted(category)}"
+                what = (
+                    f"image {quoted(image)}"
+                    if image not in listed
+                    else f"category {quoted(category)}"
+                )
                 raise UserError(f"{where} refers to {what}, which the file does not list")
             crowd = row.get("iscrowd")  # its box surrounds many objects
             box, sides = () if crowd else row.get("bbox") or (), listed[image]
@@ -71,10 +88,16 @@ def read_coco(path: Path, value: Mapping[str, Any], outside: bool = False) -> Ma
 
 
 def _base(path: Path, names: list[str]) -> Path:
-    """The folder that file names are relative to: that of the file, or where COCO and FiftyOne put images."""
+    """The folder that file names are relative to: that of the file, or where COCO and FiftyOne put
+    images."""
     home, split = path.parent, path.stem.rpartition("_")[2]
     places = [home, home / "images", home / "data"]
     if home.name == "annotations":
-        places += [home.parent / split, home.parent / "images" / split, home.parent / "images", home.parent]
+        places += [
+            home.parent / split,
+            home.parent / "images" / split,
+            home.parent / "images",
+            home.parent,
+        ]
     some = names[:TRIED]  # one may be missing
     return max(places, key=lambda place: sum(os.path.exists(place / name) for name in some))

@@ -1,4 +1,5 @@
-"""Data sets of Hugging Face's library `datasets`: a Dataset or DatasetDict, or a folder written by save_to_disk.
+"""Data sets of Hugging Face's library `datasets`: a Dataset or DatasetDict, or a folder written by
+save_to_disk.
 
 Embedded images are written to the cache as files, one after another.
 """
@@ -22,7 +23,9 @@ from rmadapter.support.files import cache_folder
 
 def is_saved(folder: Path) -> bool:
     one = all(os.path.isfile(folder / name) for name in ("dataset_info.json", "state.json"))
-    return one or os.path.isfile(folder / "dataset_dict.json")  # pathlib raises if a folder may not be read
+    return one or os.path.isfile(
+        folder / "dataset_dict.json"
+    )  # pathlib raises if a folder may not be read
 
 
 def is_library(path: Path) -> bool:
@@ -36,17 +39,24 @@ def is_dataset(value: Any) -> bool:
     """Whether it is a Dataset or a mapping of Datasets; does not import `datasets`."""
     if isinstance(value, Mapping):
         return bool(value) and all(map(is_dataset, value.values()))
-    return hasattr(value, "features") and hasattr(value, "column_names") and hasattr(value, "cast_column")
+    return (
+        hasattr(value, "features")
+        and hasattr(value, "column_names")
+        and hasattr(value, "cast_column")
+    )
 
 
-def read_saved(folder: Path, outside: bool = False, columns: Mapping[str, str] | None = None) -> Source:
-    """Read a folder written by save_to_disk. Raises UserError if it is unreadable or its images are files outside it
-    (unless `outside` is set), and as `read_dataset`."""
+def read_saved(
+    folder: Path, outside: bool = False, columns: Mapping[str, str] | None = None
+) -> Source:
+    """Read a folder written by save_to_disk. Raises UserError if it is unreadable or its images are
+    files outside it (unless `outside` is set), and as `read_dataset`."""
     return read_dataset(_saved(folder), columns, folder, outside)
 
 
 def all_images(path: Path, column: str = "", outside: bool = False) -> list[Path]:
-    """Each image, labelled or not, of every split of a file or folder that `datasets` reads, row by row.
+    """Each image, labelled or not, of every split of a file or folder that `datasets` reads, row by
+    row.
 
     column: the image column; "" if there is only one. Raises UserError as `read_saved`.
     """
@@ -59,17 +69,24 @@ def all_images(path: Path, column: str = "", outside: bool = False) -> list[Path
     for split, part in parts.items():
         where = str(path) if split == "all" else f"{path} ({split})"
         cells, _ = _cells(part, where, ("image",), (), {"image": column})
-        found += [_file(cell["image"], f"{split}-{n}", f"{where}, row {n}", folder, outside) for n, cell in cells]
+        found += [
+            _file(cell["image"], f"{split}-{n}", f"{where}, row {n}", folder, outside)
+            for n, cell in cells
+        ]
     return found
 
 
 def read_dataset(
-    found: Any, columns: Mapping[str, str] | None = None, folder: Path | None = None, outside: bool = True
+    found: Any,
+    columns: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    outside: bool = True,
 ) -> Source:
-    """Read a Dataset, or split -> Dataset. Raises UserError for missing columns and splits but train, val and test.
+    """Read a Dataset, or split -> Dataset. Raises UserError for missing columns and splits but
+    train, val and test.
 
-    columns: as in `read_images`; by default the only column of type Image, and the only one of type ClassLabel or else
-    one with a usual name.
+    columns: as in `read_images`; by default the only column of type Image, and the only one of type
+    ClassLabel or else one with a usual name.
     """
     splits: dict[str, Rows] = {}
     ignored: Counter[str] = Counter()
@@ -91,14 +108,17 @@ def is_hub_parquet(path: Path) -> bool:
     if path.suffix.lower() != ".parquet":
         return False
     try:
-        features = (pyarrow("parquet", str(path)).read_schema(path).metadata or {}).get(b"huggingface", b"")
+        features = (pyarrow("parquet", str(path)).read_schema(path).metadata or {}).get(
+            b"huggingface", b""
+        )
     except Exception:  # the reader of tables reports it
         return False
     return b'"Image"' in features
 
 
 def hub_parquets(folder: Path) -> dict[str, list[Path]]:
-    """Split -> hub parquet files (train-00000-of-00002.parquet) in a folder or its subfolder `data`."""
+    """Split -> hub parquet files (train-00000-of-00002.parquet) in a folder or its subfolder
+    `data`."""
     found: dict[str, list[Path]] = {}
     for file in in_order([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")]):
         if is_hub_parquet(file):
@@ -106,9 +126,14 @@ def hub_parquets(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def read_parquets(found: Mapping[str, list[Path]], columns: Mapping[str, str] | None = None) -> Source:
-    """Read hub parquet files. Raises UserError for unreadable files, images elsewhere, and as `read_dataset`."""
-    return read_dataset(_parquets(found), columns, next(iter(found.values()))[0].parent, outside=False)
+def read_parquets(
+    found: Mapping[str, list[Path]], columns: Mapping[str, str] | None = None
+) -> Source:
+    """Read hub parquet files. Raises UserError for unreadable files, images elsewhere, and as
+    `read_dataset`."""
+    return read_dataset(
+        _parquets(found), columns, next(iter(found.values()))[0].parent, outside=False
+    )
 
 
 def _saved(folder: Path) -> dict[str, Any]:
@@ -117,7 +142,9 @@ def _saved(folder: Path) -> dict[str, Any]:
     try:
         found = library.load_from_disk(str(folder))
     except Exception as error:  # on broken files it raises nearly anything
-        raise UserError(f"{folder}: not a readable save_to_disk folder ({type(error).__name__})") from None
+        raise UserError(
+            f"{folder}: not a readable save_to_disk folder ({type(error).__name__})"
+        ) from None
     return {**found} if isinstance(found, Mapping) else {"all": found}
 
 
@@ -126,7 +153,10 @@ def _parquets(found: Mapping[str, list[Path]]) -> dict[str, Any]:
     first = next(iter(found.values()))[0]
     load, cache = _library(str(first)).Dataset.from_parquet, str(cache_folder() / "datasets")
     try:
-        return {split: load([str(file) for file in files], cache_dir=cache) for split, files in found.items()}
+        return {
+            split: load([str(file) for file in files], cache_dir=cache)
+            for split, files in found.items()
+        }
     except Exception as error:  # on broken files it raises nearly anything
         raise UserError(f"{first}: not a readable parquet file ({type(error).__name__})") from None
 
@@ -135,7 +165,8 @@ def _rows(
     part: Any, split: str, where: str, columns: Mapping[str, str] | None, folder: Path | None, outside: bool,
     ignored: Counter[str],
 ) -> Any:  # fmt: skip
-    """(split, row) of each labelled image of a part of this name; split is "" unless a column gives it."""
+    """(split, row) of each labelled image of a part of this name; split is "" unless a column gives
+    it."""
     cells, feature = _cells(part, where, ("image", "label"), ("several", "split", "group"), columns)
     for number, cell in cells:
         what = "label" if "label" in cell else "several"
@@ -145,11 +176,15 @@ def _rows(
             continue
         path = _file(cell["image"], f"{split}-{number}", f"{where}, row {number}", folder, outside)
         group = "" if cell.get("group") is None else str(cell["group"])
-        yield str(cell["split"]) if "split" in cell else "", Row(labels[0], path, group, tuple(labels[1:]))
+        yield (
+            str(cell["split"]) if "split" in cell else "",
+            Row(labels[0], path, group, tuple(labels[1:])),
+        )
 
 
 def _names(value: Any, feature: Any) -> Any:
-    """The label, or list of labels, as text where the feature numbers its classes; None for an unknown class."""
+    """The label, or list of labels, as text where the feature numbers its classes; None for an
+    unknown class."""
     if isinstance(value, list):
         return [_names(one, _inner(feature)) for one in value]
     if not hasattr(feature, "int2str") or value is None:
@@ -163,12 +198,19 @@ def _inner(feature: Any) -> Any:
 
 
 def _cells(
-    part: Any, where: str, needed: tuple[str, ...], also: tuple[str, ...], columns: Mapping[str, str] | None
+    part: Any,
+    where: str,
+    needed: tuple[str, ...],
+    also: tuple[str, ...],
+    columns: Mapping[str, str] | None,
 ) -> tuple[Iterator[tuple[int, dict[str, Any]]], Any]:
-    """(number, cells) of each row, images not decoded; and the feature of the label column, if there is one."""
+    """(number, cells) of each row, images not decoded; and the feature of the label column, if
+    there is one."""
     library, features = _library(where), part.features
     if features is None:
-        raise UserError(f"{where}: its columns are unknown, as of a stream: give a Dataset with features")
+        raise UserError(
+            f"{where}: its columns are unknown, as of a stream: give a Dataset with features"
+        )
     named = dict(columns or {})
     images = [name for name, feature in features.items() if isinstance(feature, library.Image)]
     kinds = {name: (type(feature), type(_inner(feature))) for name, feature in features.items()}
@@ -179,8 +221,12 @@ def _cells(
     image = chosen["image"]
     if not isinstance(features[image], library.Image):
         raise UserError(f"{where}: the column {image!r} holds no images")
-    plain = part.select_columns([*dict.fromkeys(chosen.values())]).cast_column(image, library.Image(decode=False))
-    rows = ({what: row[column] for what, column in chosen.items()} for row in plain.with_format(None))
+    plain = part.select_columns([*dict.fromkeys(chosen.values())]).cast_column(
+        image, library.Image(decode=False)
+    )
+    rows = (
+        {what: row[column] for what, column in chosen.items()} for row in plain.with_format(None)
+    )
     return enumerate(rows), features.get(chosen.get("label", chosen.get("several")))
 
 
@@ -199,5 +245,7 @@ def _library(where: str) -> Any:
     try:
         import datasets
     except ImportError:
-        raise UserError(f"{where}: reading this needs the library `datasets`; pip install 'rmadapter[data]'") from None
+        raise UserError(
+            f"{where}: reading this needs the library `datasets`; pip install 'rmadapter[data]'"
+        ) from None
     return datasets

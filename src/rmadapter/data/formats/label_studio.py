@@ -1,4 +1,5 @@
-"""Label Studio's exports JSON and JSON-MIN (labelstud.io/guide/export): choices, and rectangles for crops."""
+"""Label Studio's exports JSON and JSON-MIN (labelstud.io/guide/export): choices, and rectangles for
+crops."""
 
 from __future__ import annotations
 
@@ -25,8 +26,9 @@ def is_label_studio(value: Any) -> bool:
 
 
 def read_label_studio(path: Path, tasks: Sequence[Any], outside: bool = False) -> Marks:
-    """The images in the order of the file, without cancelled annotations. Raises UserError for a malformed file, a
-    task without an image, and paths that leave the folder unless `outside` is set."""
+    """The images in the order of the file, without cancelled annotations. Raises UserError for a
+    malformed file, a task without an image, and paths that leave the folder unless `outside` is
+    set."""
     marks: Marks = {}
     known: dict[Path, str] = {}
     with shaped(path, KIND):
@@ -36,7 +38,9 @@ def read_label_studio(path: Path, tasks: Sequence[Any], outside: bool = False) -
             written = _written(where, task["data"] if full else task)
             image = _file(path, where, written, str(task.get("file_upload") or ""), outside)
             if (other := known.setdefault(image, written)) != written:
-                raise UserError(f"{where}: {quoted(written)} and {quoted(other)} are both {image} here: rename one")
+                raise UserError(
+                    f"{where}: {quoted(written)} and {quoted(other)} are both {image} here: rename one"
+                )
             marks.setdefault(image, []).extend(_full(where, task) if full else _short(where, task))
     return marks
 
@@ -45,7 +49,9 @@ def _written(where: str, data: Mapping[str, Any]) -> str:
     """The image as written, found by a usual key or else by its suffix."""
     texts = {key: value for key, value in data.items() if isinstance(value, str)}
     usual = [texts[key] for key in USUAL["image"] if key in texts]
-    found = usual or [text for text in texts.values() if Path(unquote(text)).suffix.lower() in formats()]
+    found = usual or [
+        text for text in texts.values() if Path(unquote(text)).suffix.lower() in formats()
+    ]
     if not found:
         raise UserError(f"{where} names no image")
     return found[0]
@@ -67,8 +73,12 @@ def _short(where: str, task: Mapping[str, Any]) -> Iterator[Mark]:
         if isinstance(value, list):
             yield from _boxes(where, value)
     chosen = next((value for value in values if isinstance(value, (str, dict))), {"choices": ()})
-    # Of several, the others were imported: such an export has a task's own fields beside what was chosen.
-    yield from (Mark(str(name), where) for name in ([chosen] if isinstance(chosen, str) else chosen["choices"]))
+    # Of several, the others were imported: such an export has a task's own fields beside what was
+    # chosen.
+    yield from (
+        Mark(str(name), where)
+        for name in ([chosen] if isinstance(chosen, str) else chosen["choices"])
+    )
 
 
 def _boxes(where: str, values: Sequence[Mapping[str, Any]]) -> Iterator[Mark]:
@@ -81,27 +91,39 @@ def _boxes(where: str, values: Sequence[Mapping[str, Any]]) -> Iterator[Mark]:
             yield Mark(str(name), where, box, (100, 100))
 
 
-def _around(box: tuple[float, float, float, float], turn: float, ratio: float) -> tuple[float, float, float, float]:
-    """The upright box around one that is turned clockwise about its corner at the top left, by `turn` degrees of a
-    circle in pixels. ratio: height of the image over its width, in pixels."""
+def _around(
+    box: tuple[float, float, float, float], turn: float, ratio: float
+) -> tuple[float, float, float, float]:
+    """The upright box around one that is turned clockwise about its corner at the top left, by
+    `turn` degrees of a circle in pixels. ratio: height of the image over its width, in pixels."""
     left, top, width, height = box
     c, s = math.cos(math.radians(turn)), math.sin(math.radians(turn))
     corners = [(x * width, y * height * ratio) for x in (0, 1) for y in (0, 1)]
-    across, down = [x * c - y * s for x, y in corners], [(x * s + y * c) / ratio for x, y in corners]
+    across, down = (
+        [x * c - y * s for x, y in corners],
+        [(x * s + y * c) / ratio for x, y in corners],
+    )
     return left + min(across), top + min(down), max(across) - min(across), max(down) - min(down)
 
 
 def _file(path: Path, where: str, written: str, upload: str, outside: bool) -> Path:
-    """The image beside the export or in images/: as the imported path, the upload, or its file name with or without
-    Label Studio's prefix."""
+    """The image beside the export or in images/: as the imported path, the upload, or its file name
+    with or without Label Studio's prefix."""
     name = unquote(written).partition("?d=")[2] or unquote(written)
     base = Path(name).name
-    names = [*([] if URL.match(name) else [name.lstrip("/")]), upload, base, re.sub(r"^[0-9a-f]{8}-", "", base)]
+    names = [
+        *([] if URL.match(name) else [name.lstrip("/")]),
+        upload,
+        base,
+        re.sub(r"^[0-9a-f]{8}-", "", base),
+    ]
     for each in filter(None, names):
         check_inside(each, where, outside)
         for folder in (path.parent, path.parent / "images"):
             if os.path.isfile(folder / each):  # unlike Path's, never raises
                 return folder / each
     if URL.match(name):
-        raise UserError(f"{where}: {name!r:.200} is a web address, and there is no {base!r:.80} beside the file")
+        raise UserError(
+            f"{where}: {name!r:.200} is a web address, and there is no {base!r:.80} beside the file"
+        )
     return path.parent / base

@@ -1,4 +1,5 @@
-"""Reads a folder of class folders or a table as rows of class and path, as written, without opening images."""
+"""Reads a folder of class folders or a table as rows of class and path, as written, without opening
+images."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ from rmadapter.errors import UserError
 
 
 class Row(NamedTuple):
-    """One image. label: as written on disk. group: shared by images that belong together, "" for none. also: further
-    labels of an image with several."""
+    """One image. label: as written on disk. group: shared by images that belong together, "" for
+    none. also: further labels of an image with several."""
 
     label: str
     image: Path
@@ -34,8 +35,9 @@ Rows: TypeAlias = list[Row]
 
 
 class Source(NamedTuple):
-    """The images of a data set. root: the folder that their names are relative to. splits: "train", "val" and "test",
-    or "all" -> rows. ignored: number of files not read, by suffix or other reason."""
+    """The images of a data set. root: the folder that their names are relative to. splits: "train",
+    "val" and "test", or "all" -> rows. ignored: number of files not read, by suffix or other
+    reason."""
 
     root: Path
     splits: dict[str, Rows]
@@ -53,7 +55,12 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }
-OTHERS = ("$RECYCLE.BIN", "@eaDir", "lost+found", "System Volume Information")  # folders of systems, with no data
+OTHERS = (
+    "$RECYCLE.BIN",
+    "@eaDir",
+    "lost+found",
+    "System Volume Information",
+)  # folders of systems, with no data
 
 
 def order(written: str) -> tuple[str, str]:
@@ -62,10 +69,13 @@ def order(written: str) -> tuple[str, str]:
 
 
 def _folders(path: Path) -> list[Path]:
-    """Visible subfolders, except runs and those of systems; __MACOSX is left behind by the zip program of macOS."""
+    """Visible subfolders, except runs and those of systems; __MACOSX is left behind by the zip
+    program of macOS."""
     shown = (entry for entry in listed(path) if not entry.name.startswith((".", "__MACOSX")))
     inside = [entry for entry in shown if entry.name not in OTHERS and entry.is_dir()]
-    return sorted((entry for entry in inside if not _is_run(entry)), key=lambda entry: order(entry.name))
+    return sorted(
+        (entry for entry in inside if not _is_run(entry)), key=lambda entry: order(entry.name)
+    )
 
 
 def _is_run(folder: Path) -> bool:
@@ -87,18 +97,24 @@ def _refuse(error: OSError) -> NoReturn:
 
 
 def split_named(name: str) -> str:
-    """The split in the name of a file or folder: "instances_val2017" -> "val"; "all" if there is none. Raises UserError
-    if there are two."""
-    found = dict.fromkeys(SPLITS[word] for word in re.findall("[a-z]+", name.casefold()) if word in SPLITS)
+    """The split in the name of a file or folder: "instances_val2017" -> "val"; "all" if there is
+    none. Raises UserError if there are two."""
+    found = dict.fromkeys(
+        SPLITS[word] for word in re.findall("[a-z]+", name.casefold()) if word in SPLITS
+    )
     if len(found) > 1:
-        raise UserError(f"{name}: its name says {' and '.join(found)}: rename it, so that it is in one split")
+        raise UserError(
+            f"{name}: its name says {' and '.join(found)}: rename it, so that it is in one split"
+        )
     return next(iter(found), "all")
 
 
 def scan_folder(root: Path, ignored: Counter[str] | None = None) -> dict[str, Rows]:
-    """Split -> rows sorted by class and file; {"all": ...} if there are no split folders above the class folders.
+    """Split -> rows sorted by class and file; {"all": ...} if there are no split folders above the
+    class folders.
 
-    ignored: counts other files by suffix. Raises UserError for unreadable folders and any other layout.
+    ignored: counts other files by suffix. Raises UserError for unreadable folders and any other
+    layout.
     """
     ignored = Counter() if ignored is None else ignored
     if (real := root.resolve()).parts[:2] in SYSTEM:
@@ -119,16 +135,21 @@ def scan_folder(root: Path, ignored: Counter[str] | None = None) -> dict[str, Ro
     for folder in splits:
         name = SPLITS[folder.name.casefold()]
         if name in found:
-            raise UserError(f"{root}: {folder.name!r} is a second folder for the split {name!r}: merge the two")
+            raise UserError(
+                f"{root}: {folder.name!r} is a second folder for the split {name!r}: merge the two"
+            )
         found[name] = _scan_classes(folder, ignored)
     return {name: found[name] for name in ("train", "val", "test") if name in found}
 
 
 def _check_classes(root: Path, inside: Sequence[Path]) -> None:
-    """Raise UserError if all folders, each of folders, are splits by a part of their names: seg_train, seg_test."""
+    """Raise UserError if all folders, each of folders, are splits by a part of their names:
+    seg_train, seg_test."""
     found = [split_named(folder.name) for folder in inside]
     if {"train", "test"} <= {*found} and "all" not in found and all(map(_folders, inside)):
-        raise UserError(f"{root}: {inside[0].name!r} and the others seem to be splits: rename them to train and test")
+        raise UserError(
+            f"{root}: {inside[0].name!r} and the others seem to be splits: rename them to train and test"
+        )
 
 
 def _count(folder: Path, ignored: Counter[str]) -> None:
@@ -144,32 +165,46 @@ def _kind(path: Path) -> str:
 
 
 def _scan_classes(parent: Path, ignored: Counter[str]) -> Rows:
-    """Rows of all class folders; a class folder without images gets a row of its own path, to be reported as bad."""
+    """Rows of all class folders; a class folder without images gets a row of its own path, to be
+    reported as bad."""
     classes = _folders(parent)
     if not classes:
         raise UserError(f"{parent}: holds no class folders; images belong in {parent}/CLASS NAME/")
     # A link up the tree, or to another class, would bring in images under a wrong label.
     home = parent.resolve()
-    barred = {home, *home.parents, *(folder.resolve() for folder in classes if not folder.is_symlink())}
+    barred = {
+        home,
+        *home.parents,
+        *(folder.resolve() for folder in classes if not folder.is_symlink()),
+    }
     rows: Rows = []
     for folder in classes:
         if (below := _folders(folder)) and all(inner.name.casefold() in SPLITS for inner in below):
-            raise UserError(f"{folder}: holds splits, so it is a data set, not a class: give that folder instead")
+            raise UserError(
+                f"{folder}: holds splits, so it is a data set, not a class: give that folder instead"
+            )
         seen = barred - ({folder.resolve()} if not folder.is_symlink() else set())
-        rows += [Row(folder.name, image) for image in image_files(folder, seen, ignored) or [folder]]
+        rows += [
+            Row(folder.name, image) for image in image_files(folder, seen, ignored) or [folder]
+        ]
     _count(parent, ignored)
     return rows
 
 
 def image_files(folder: Path, seen: set[Path], ignored: Counter[str] | None = None) -> list[Path]:
-    """Files with an image suffix at any depth, sorted; skips folders in `seen`, and enters no folder twice.
+    """Files with an image suffix at any depth, sorted; skips folders in `seen`, and enters no
+    folder twice.
 
     ignored: counts other files by suffix.
     """
     images: list[Path] = []
     for here, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
         real = Path(here).resolve()
-        folders[:] = [] if real in seen else sorted(n for n in folders if not n.startswith(".") and n not in OTHERS)
+        folders[:] = (
+            []
+            if real in seen
+            else sorted(n for n in folders if not n.startswith(".") and n not in OTHERS)
+        )
         for path in [Path(here, name) for name in files] if real not in seen else []:
             if path.suffix.lower() in formats() and not path.name.startswith("."):
                 images.append(path)
@@ -184,15 +219,22 @@ def in_order(paths: Iterable[Path]) -> list[Path]:
     return sorted(paths, key=lambda path: unicodedata.normalize("NFC", path.as_posix()))
 
 
-def scan_table(path: Path, outside: bool = False, columns: Mapping[str, str] | None = None) -> dict[str, Rows]:
-    """Split -> rows in the order of the table, on which draws depend; {"all": ...} without a split column.
+def scan_table(
+    path: Path, outside: bool = False, columns: Mapping[str, str] | None = None
+) -> dict[str, Rows]:
+    """Split -> rows in the order of the table, on which draws depend; {"all": ...} without a split
+    column.
 
-    outside: whether images may be outside the table's folder. columns: `named` of `read_rows`, and SEPARATOR -> what
-    separates the labels of an image. Raises UserError as `read_rows` and `listed_image`, and for an empty label or a
-    split other than train, val and test.
+    outside: whether images may be outside the table's folder. columns: `named` of `read_rows`, and
+    SEPARATOR -> what separates the labels of an image. Raises UserError as `read_rows` and
+    `listed_image`, and for an empty label or a split other than train, val and test.
     """
     found: dict[str, Rows] = {}
-    named = None if columns is None else {what: name for what, name in columns.items() if what != SEPARATOR}
+    named = (
+        None
+        if columns is None
+        else {what: name for what, name in columns.items() if what != SEPARATOR}
+    )
     for where, cells in read_rows(path, ("image", "label"), ("several", "split", "group"), named):
         image, split = listed_image(path, where, cells["image"], outside), cells.get("split", "all")
         labels = row_labels(cells, (columns or {}).get(SEPARATOR, ""))
@@ -206,8 +248,8 @@ def scan_table(path: Path, outside: bool = False, columns: Mapping[str, str] | N
 
 
 def row_labels(cells: Mapping[str, str], separator: str = "") -> list[str]:
-    """Labels of a row, without repeats; those of a list, and what the separator splits. Without one, only a column
-    `labels` is split, at ; and |."""
+    """Labels of a row, without repeats; those of a list, and what the separator splits. Without
+    one, only a column `labels` is split, at ; and |."""
     written = cells["label"] if "label" in cells else cells["several"]
     for mark in [separator] if separator else [] if "label" in cells else [";", "|"]:
         written = written.replace(mark, BETWEEN)

@@ -11,7 +11,13 @@ from rmadapter.data.formats.annotations import Marks, rows_of
 from rmadapter.data.formats.archives import inner, is_packed, place, unpacked
 from rmadapter.data.formats.coco import coco_files, is_coco, read_coco
 from rmadapter.data.formats.columns import SUFFIXES
-from rmadapter.data.formats.fiftyone import SAMPLES, is_fiftyone, is_samples, read_fiftyone, read_samples
+from rmadapter.data.formats.fiftyone import (
+    SAMPLES,
+    is_fiftyone,
+    is_samples,
+    read_fiftyone,
+    read_samples,
+)
 from rmadapter.data.formats.hf_datasets import (
     hub_parquets,
     is_hub_parquet,
@@ -46,12 +52,17 @@ def is_source(path: Path) -> bool:
 
 
 def open_source(
-    data: str | Path, outside: bool = False, columns: Mapping[str, str] | None = None, crops: bool = False
+    data: str | Path,
+    outside: bool = False,
+    columns: Mapping[str, str] | None = None,
+    crops: bool = False,
 ) -> Source:
-    """List the images of a folder or file in any format of docs/data.md; decodes images only for `crops`.
+    """List the images of a folder or file in any format of docs/data.md; decodes images only for
+    `crops`.
 
-    outside: whether lists may name images outside their folder. columns: as in `read_images`. crops: the boxes of COCO,
-    YOLO, Label Studio and FiftyOne instead of whole images. Raises UserError for unknown formats and broken data.
+    outside: whether lists may name images outside their folder. columns: as in `read_images`.
+    crops: the boxes of COCO, YOLO, Label Studio and FiftyOne instead of whole images. Raises
+    UserError for unknown formats and broken data.
     """
     path = user_path(data)
     if os.path.isdir(path):  # never raises, even for overlong names
@@ -71,8 +82,8 @@ def open_source(
 
 
 def images_root(data: str | Path, crops: bool = False) -> Path:
-    """The folder that a data set's image names are relative to, the root of `open_source`'s result; unpacks nothing.
-    crops: as in `open_source`."""
+    """The folder that a data set's image names are relative to, the root of `open_source`'s result;
+    unpacks nothing. crops: as in `open_source`."""
     path = user_path(data)
     if crops:
         return cache_folder() / "crops"
@@ -89,7 +100,8 @@ def images_root(data: str | Path, crops: bool = False) -> Path:
 
 
 def annotated(path: Path, outside: bool = False) -> dict[str, Marks]:
-    """Split -> images and labels of an annotation file (suffix in `ANNOTATED`). Raises UserError as `open_source`."""
+    """Split -> images and labels of an annotation file (suffix in `ANNOTATED`). Raises UserError as
+    `open_source`."""
     return read_yolo(path, outside) if path.suffix.lower() in YAML else _json(path, outside)
 
 
@@ -120,7 +132,9 @@ def _folder(folder: Path, outside: bool, columns: Mapping[str, str] | None, crop
     if yaml := yolo_file(folder):
         return _source(folder, read_yolo(yaml, outside), crops)
     if files := coco_files(folder):
-        found = {split: marks for split, file in files.items() for marks in _json(file, outside).values()}
+        found = {
+            split: marks for split, file in files.items() for marks in _json(file, outside).values()
+        }
         return _source(folder, found, crops)
     if (folder / "labels.json").is_file() and (folder / "data").is_dir():
         return _source(folder, _json(folder / "labels.json", outside), crops)
@@ -163,7 +177,8 @@ def _beside(labels: Path) -> Path:
 
 
 def _source(root: Path, marks: Mapping[str, Marks], crops: bool, whole: bool = True) -> Source:
-    """whole: whether a folder was given, so that its images without an entry are counted as ignored."""
+    """whole: whether a folder was given, so that its images without an entry are counted as
+    ignored."""
     ignored: Counter[str] = Counter()
     splits = {split: rows_of(own, root, crops, ignored) for split, own in marks.items()}
     splits = {split: rows for split, rows in splits.items() if rows}
@@ -178,14 +193,18 @@ def _unlisted(root: Path, listed: set[Path], ignored: Counter[str]) -> None:
     """Count a folder's unlisted images, and its other files except those that may hold labels."""
     others: Counter[str] = Counter()
     known = {os.path.abspath(image) for image in listed}
-    if count := sum(os.path.abspath(image) not in known for image in image_files(root, set(), others)):
+    if count := sum(
+        os.path.abspath(image) not in known for image in image_files(root, set(), others)
+    ):
         ignored["images without an entry"] = count
     ignored.update({kind: count for kind, count in others.items() if kind not in LISTS})
 
 
 def only_boxes(path: Path, crops: bool) -> None:
     if crops:
-        raise UserError(f"{path}: --crops (crops=True) needs boxes (COCO, YOLO, Label Studio); there are none here")
+        raise UserError(
+            f"{path}: --crops (crops=True) needs boxes (COCO, YOLO, Label Studio); there are none here"
+        )
 
 
 def _no_columns(path: Path, columns: Mapping[str, str] | None) -> None:

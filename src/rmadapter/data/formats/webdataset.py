@@ -1,7 +1,9 @@
-"""webdataset: tar files in which 0001.jpg and 0001.cls form a sample (github.com/webdataset/webdataset).
+"""webdataset: tar files in which 0001.jpg and 0001.cls form a sample
+(github.com/webdataset/webdataset).
 
-Each shard is unpacked once into the cache, member by member. The class is the text of .cls, or the field label, class,
-category or cls of .json; if classnames.txt is beside the shards, numbers index its lines.
+Each shard is unpacked once into the cache, member by member. The class is the text of .cls, or the
+field label, class, category or cls of .json; if classnames.txt is beside the shards, numbers index
+its lines.
 """
 
 from __future__ import annotations
@@ -15,7 +17,15 @@ from rmadapter.data.decode_limits import formats
 from rmadapter.data.formats.annotations import UNLABELLED, class_name
 from rmadapter.data.formats.archives import unpacked
 from rmadapter.data.formats.columns import USUAL
-from rmadapter.data.formats.scan import SPLITS, Row, Rows, image_files, in_order, listed, split_named
+from rmadapter.data.formats.scan import (
+    SPLITS,
+    Row,
+    Rows,
+    image_files,
+    in_order,
+    listed,
+    split_named,
+)
 from rmadapter.errors import UserError, quoted
 from rmadapter.support.files import read_json, read_text
 
@@ -24,14 +34,17 @@ FIELDS = (*USUAL["label"], "cls")
 
 
 def shards(folder: Path) -> dict[str, list[Path]]:
-    """Split -> its tar files in order; the split is taken from the name of their folder, or else of the file.
+    """Split -> its tar files in order; the split is taken from the name of their folder, or else of
+    the file.
 
     Empty if there are other folders, which the tar files may have been unpacked to.
     """
     found: dict[str, list[Path]] = {}
     for file in in_order(filter(_is_shard, listed(folder))):
         found.setdefault(split_named(file.name), []).append(file)
-    for below in sorted(path for path in listed(folder) if path.is_dir() and not path.name.startswith(".")):
+    for below in sorted(
+        path for path in listed(folder) if path.is_dir() and not path.name.startswith(".")
+    ):
         inside = in_order(filter(_is_shard, listed(below)))
         if below.name.casefold() not in SPLITS or not inside:
             return {}
@@ -43,11 +56,14 @@ def _is_shard(file: Path) -> bool:
     return file.name.lower().endswith(SHARDS) and not file.name.startswith(".")
 
 
-def read_shards(folder: Path, found: dict[str, list[Path]], ignored: Counter[str]) -> dict[str, Rows]:
+def read_shards(
+    folder: Path, found: dict[str, list[Path]], ignored: Counter[str]
+) -> dict[str, Rows]:
     """Split -> rows in the order of the shards. Raises UserError as `unpacked` and `samples`."""
     names = class_names(folder)
     return {
-        split: [r for file in files for r in samples(unpacked(file), names, ignored)] for split, files in found.items()
+        split: [r for file in files for r in samples(unpacked(file), names, ignored)]
+        for split, files in found.items()
     }
 
 
@@ -57,7 +73,8 @@ def class_names(folder: Path) -> list[str]:
 
 
 def is_sampled(folder: Path) -> bool:
-    """Whether a folder holds samples like a shard: classes in .cls, or images with a .json of the same name."""
+    """Whether a folder holds samples like a shard: classes in .cls, or images with a .json of the
+    same name."""
     if any(next(folder.glob(pattern), None) for pattern in ("*.cls", "*/*.cls")):
         return True
     names = [path.name.partition(".") for path in folder.iterdir() if path.is_file()]
@@ -105,6 +122,8 @@ def _label(folder: Path, stem: str, names: Sequence[str]) -> tuple[str, Path | N
 def _named(label: str, names: Sequence[str], file: Path) -> str:
     if names and label.isdecimal():
         if int(label) >= len(names):
-            raise UserError(f"{file}: class {label} is not among the {len(names)} lines of classnames.txt")
+            raise UserError(
+                f"{file}: class {label} is not among the {len(names)} lines of classnames.txt"
+            )
         return names[int(label)]
     return label

@@ -1,4 +1,5 @@
-"""Which requests are served: those to a known host name or an IP address, and not from another site's page."""
+"""Which requests are served: those to a known host name or an IP address, and not from another
+site's page."""
 
 from __future__ import annotations
 
@@ -24,9 +25,9 @@ ADDED = {
 def refusal(method: str, host: str, origin: str | None, names: Collection[str]) -> str:
     """Why a request is not served, or "".
 
-    host, origin: its headers. names: host names of this server besides "localhost" and any IP address. The host
-    reveals a site that points its own name at this machine (DNS rebinding), the origin one whose page sends something
-    here (CSRF).
+    host, origin: its headers. names: host names of this server besides "localhost" and any IP
+    address. The host reveals a site that points its own name at this machine (DNS rebinding), the
+    origin one whose page sends something here (CSRF).
     """
     name = _part(f"//{host}", "hostname")
     if name not in names and name != "localhost" and not _is_number(name):
@@ -53,10 +54,12 @@ def _is_number(name: str) -> bool:
 
 
 class Doors:
-    """An application behind `refusal`; headers of its answers forbid things to browsers. names: as in `refusal`.
-    frames: origins of the pages that may show it in a frame."""
+    """An application behind `refusal`; headers of its answers forbid things to browsers. names: as
+    in `refusal`. frames: origins of the pages that may show it in a frame."""
 
-    def __init__(self, app: ASGIApp, names: Collection[str] = (), frames: Collection[str] = ()) -> None:
+    def __init__(
+        self, app: ASGIApp, names: Collection[str] = (), frames: Collection[str] = ()
+    ) -> None:
         self.app, self.names = app, {name.casefold() for name in names}
         self.added = {**ADDED, POLICY: ADDED[POLICY] + (" ".join(frames) or "'none'")}
 
@@ -70,7 +73,9 @@ class Doors:
 
         if scope["type"] == "http":
             headers = Headers(scope=scope)
-            if told := refusal(scope["method"], headers.get("host", ""), headers.get("origin"), self.names):
+            if told := refusal(
+                scope["method"], headers.get("host", ""), headers.get("origin"), self.names
+            ):
                 await JSONResponse({"error": told}, 403)(scope, receive, guarded)
                 return
         await self.app(scope, receive, guarded)

@@ -1,4 +1,5 @@
-"""The images of one visitor by class: limited in number and size, decoded once as a check, and renamed."""
+"""The images of one visitor by class: limited in number and size, decoded once as a check, and
+renamed."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ LONGEST = 100  # characters of a class's name
 
 
 class Shot(NamedTuple):
-    """file: relative to the visitor's folder. split: "train", "val", "test", or "" if not given. size: in bytes."""
+    """file: relative to the visitor's folder. split: "train", "val", "test", or "" if not given.
+    size: in bytes."""
 
     file: str
     split: str = ""
@@ -48,14 +50,17 @@ class Shelf:
         return sum(map(len, self.classes.values()))
 
     def add_class(self, written: str) -> str:
-        """Add a class; returns its label, or that of a class that is there already and is the same in a prompt.
+        """Add a class; returns its label, or that of a class that is there already and is the same
+        in a prompt.
 
         Raises UserError for an empty or very long name, and for too many classes.
         """
         label = spelled(written)
         label = next((known for known in self.classes if key(known) == key(label)), label)
         if label not in self.classes and len(self.classes) == MOST_CLASSES:
-            raise UserError(f"this page takes at most {MOST_CLASSES:,} classes: use the command line for more")
+            raise UserError(
+                f"this page takes at most {MOST_CLASSES:,} classes: use the command line for more"
+            )
         self.classes.setdefault(label, [])
         return label
 
@@ -72,8 +77,9 @@ class Shelf:
             self.remove(label)
 
     def take(self, path: Path, label: str, name: str, split: str = "", kept: str = "") -> None:
-        """Take an image by moving its file here. name: what its owner called it, also used in errors. kept: its file on
-        another shelf, a name that stays, since the run's record of its images has it.
+        """Take an image by moving its file here. name: what its owner called it, also used in
+        errors. kept: its file on another shelf, a name that stays, since the run's record of its
+        images has it.
 
         Raises UserError if it cannot be read, and if there are too many images or bytes.
         """
@@ -98,10 +104,11 @@ class Shelf:
         self.classes[label].append(Shot(file, split, size))
 
     def take_folder(self, folder: Path, start: Callable[[], None] = lambda: None) -> list[str]:
-        """Take all images in class folders, or listed in `IMAGES`; returns a sentence for each that is left out.
+        """Take all images in class folders, or listed in `IMAGES`; returns a sentence for each that
+        is left out.
 
-        start: called once the folder has proved readable, before the first image is taken. Raises UserError as
-        `scan_folder` and `scan_table`, and for images with several labels.
+        start: called once the folder has proved readable, before the first image is taken. Raises
+        UserError as `scan_folder` and `scan_table`, and for images with several labels.
         """
         ignored: Counter[str] = Counter()
         listed = (folder / IMAGES).is_file()
@@ -121,10 +128,17 @@ class Shelf:
         return [*bad, *filter(None, [ignored_note(ignored)])]
 
     def write(self) -> None:
-        """Write the list that `fit` reads. Raises UserError if fewer than two classes have images to learn from."""
-        learnt = [label for label, shots in self.classes.items() if any(shot.split in ("", "train") for shot in shots)]
+        """Write the list that `fit` reads. Raises UserError if fewer than two classes have images
+        to learn from."""
+        learnt = [
+            label
+            for label, shots in self.classes.items()
+            if any(shot.split in ("", "train") for shot in shots)
+        ]
         if len(learnt) < 2:
-            raise UserError("give images of at least two classes: a classifier needs something to tell apart")
+            raise UserError(
+                "give images of at least two classes: a classifier needs something to tell apart"
+            )
         splits = any(shot.split for shots in self.classes.values() for shot in shots)
         shots = [(shot, label) for label in learnt for shot in self.classes[label]]
         rows = [[shot.file, label, *[shot.split or "train"] * splits] for shot, label in shots]
@@ -135,10 +149,13 @@ class Shelf:
 
 
 def spelled(written: str) -> str:
-    """A class name without odd spaces. Raises UserError if it is empty, very long, or no text to a tokenizer."""
+    """A class name without odd spaces. Raises UserError if it is empty, very long, or no text to a
+    tokenizer."""
     label = " ".join(written.split())
     if not is_text(label) or len(label) > LONGEST:
-        raise UserError(f"{quoted(label)}: a class name must be text of at most {LONGEST} characters")
+        raise UserError(
+            f"{quoted(label)}: a class name must be text of at most {LONGEST} characters"
+        )
     prompt_names([label])
     return label
 
@@ -160,14 +177,18 @@ def own_name(file: str) -> str:
 
 
 def listing(archive: Path) -> int:
-    """Bytes of the list of files at a zip's end, as its end says, before any of them is read; 0 if it has no end."""
+    """Bytes of the list of files at a zip's end, as its end says, before any of them is read; 0 if
+    it has no end."""
     with open(archive, "rb") as file:
         file.seek(max(0, archive.stat().st_size - 2**16 - 100))
         tail = file.read()
         place = len(tail) - 22 if tail[-22:-18] == b"PK\5\6" else tail.rfind(b"PK\5\6")
         if place < 0:
             return 0
-        size, before = int.from_bytes(tail[place + 12 : place + 16], "little"), tail[max(0, place - 20) : place]
+        size, before = (
+            int.from_bytes(tail[place + 12 : place + 16], "little"),
+            tail[max(0, place - 20) : place],
+        )
         if before[:4] == b"PK\6\7":  # of a large one: where its own end is
             file.seek(int.from_bytes(before[8:16], "little"))
             size = max(size % (2**32 - 1), int.from_bytes(file.read(48)[40:], "little"))
@@ -175,16 +196,21 @@ def listing(archive: Path) -> int:
 
 
 def unzipped(archive: Path, folder: Path) -> Path:
-    """Unpack a zip into a folder; returns its `inner` one. Raises UserError as `unpack`, and for too many members."""
+    """Unpack a zip into a folder; returns its `inner` one. Raises UserError as `unpack`, and for
+    too many members."""
     if listing(archive) > MOST_LISTING:
-        raise UserError(f"{archive.name}: lists far more files than the {2 * MOST_IMAGES:,} that are allowed")
+        raise UserError(
+            f"{archive.name}: lists far more files than the {2 * MOST_IMAGES:,} that are allowed"
+        )
     try:
         with zipfile.ZipFile(archive) as opened:
             count = len(opened.infolist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise UserError(f"{archive.name}: not a readable zip file ({error})") from None
     if count > 2 * MOST_IMAGES:
-        raise UserError(f"{archive.name}: holds {count:,} files, and at most {2 * MOST_IMAGES:,} are allowed")
+        raise UserError(
+            f"{archive.name}: holds {count:,} files, and at most {2 * MOST_IMAGES:,} are allowed"
+        )
     folder.mkdir(parents=True)
     try:
         unpack(archive, folder, MOST_ZIP)

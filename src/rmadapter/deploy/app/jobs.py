@@ -1,7 +1,7 @@
 """Run commands of the command line one after the other, each in its own process.
 
-So the page can do only what the command line does, and says the same; and a job that is stopped, or runs out of memory,
-takes nothing else down.
+So the page can do only what the command line does, and says the same; and a job that is stopped, or
+runs out of memory, takes nothing else down.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from typing import Any, Literal
 
 from rmadapter.errors import UserError
 
-SURROUNDINGS = {"RMADAPTER_OFTEN": "1", "PYTHONSAFEPATH": "1"}  # safe: no imports from its working directory
+SURROUNDINGS = {
+    "RMADAPTER_OFTEN": "1",
+    "PYTHONSAFEPATH": "1",
+}  # safe: no imports from its working directory
 COMMAND = (sys.executable, "-m", "rmadapter")
 LINE = re.compile(
     r"(?P<what>[^:]+): (?P<done>[\d,]+)(?: of (?P<total>[\d,]+))?(?:, (?P<left>[1-9][\d,]* (?:s|min) left))?(?:, .*)?"
@@ -35,8 +38,8 @@ PATIENCE = 10  # seconds for a process to end by itself
 
 @dataclass(eq=False)
 class Job:
-    """words: of the command. home: its working directory. out: what it writes there, deleted unless it succeeds. then:
-    called if it succeeds, before the job counts as done."""
+    """words: of the command. home: its working directory. out: what it writes there, deleted unless
+    it succeeds. then: called if it succeeds, before the job counts as done."""
 
     what: str
     words: Sequence[str]
@@ -61,7 +64,10 @@ class Job:
                 self.told, self.share = f"trying {text.removeprefix('auto: ')}", None
         elif found := LINE.fullmatch(line):
             done, total = (int((found[name] or "0").replace(",", "")) for name in ("done", "total"))
-            what, under_way = PLAIN.get(found["what"], found["what"]), done < total and ", 0 s left" not in line
+            what, under_way = (
+                PLAIN.get(found["what"], found["what"]),
+                done < total and ", 0 s left" not in line,
+            )
             self.share = done / total if under_way else None  # the next step has not reported yet
             self.told = f"{what}: {found['left']}" if found["left"] else what
 
@@ -138,7 +144,11 @@ class Jobs:
 
 
 def _start(job: Job) -> subprocess.Popen[str]:
-    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    streams: dict[str, Any] = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.PIPE,
+    }
     return subprocess.Popen(
         [*COMMAND, *job.words], cwd=job.home, env={**os.environ, **SURROUNDINGS}, text=True,
         encoding="utf-8", errors="replace", start_new_session=True, **streams,

@@ -1,4 +1,5 @@
-"""How good a run is, as the page shows it: before and after, doubts, and the images that it gets wrong."""
+"""How good a run is, as the page shows it: before and after, doubts, and the images that it gets
+wrong."""
 
 from __future__ import annotations
 
@@ -19,15 +20,19 @@ MOST = 24  # wrong images shown
 
 
 def its_record(run: Path, home: Path) -> Record | None:
-    """The record of a run, its data path taken relative to `home`; None for a model that was saved by itself."""
+    """The record of a run, its data path taken relative to `home`; None for a model that was saved
+    by itself."""
     if not (run / RECORD).is_file():
         return None
     record = read_record(run / RECORD)
-    return record.model_copy(update={"task": replace(record.task, data=str(home / record.task.data))})
+    return record.model_copy(
+        update={"task": replace(record.task, data=str(home / record.task.data))}
+    )
 
 
 def judged(run: Path, home: Path) -> dict[str, Any] | None:
-    """What the page shows of a run, rates in percent; None for a model without record. home: where its command ran.
+    """What the page shows of a run, rates in percent; None for a model without record. home: where
+    its command ran.
 
     Raises UserError for a damaged run.
     """
@@ -45,10 +50,22 @@ def judged(run: Path, home: Path) -> dict[str, Any] | None:
         "report": (run / PAGE).is_file(),
     }
     if judgement := record.judgement:
-        names = {ZERO_SHOT: "before: by the class names alone", record.method.title: f"after: {record.method.title}"}
-        rows = [_rates(row, names.get(row.name, row.name.replace("-", " "))) for row in judgement.rows]
-        found |= {"how": judgement.how, "rows": rows, "doubts": list(judgement.doubts), "images": judgement.images}
-    if (run / PREDICTIONS).is_file() and (some := read_predictions(run, record)):  # a repository's run has none
+        names = {
+            ZERO_SHOT: "before: by the class names alone",
+            record.method.title: f"after: {record.method.title}",
+        }
+        rows = [
+            _rates(row, names.get(row.name, row.name.replace("-", " "))) for row in judgement.rows
+        ]
+        found |= {
+            "how": judgement.how,
+            "rows": rows,
+            "doubts": list(judgement.doubts),
+            "images": judgement.images,
+        }
+    if (run / PREDICTIONS).is_file() and (
+        some := read_predictions(run, record)
+    ):  # a repository's run has none
         found |= wrong(some[0], thumbnails_of(run / PAGE))
     return found
 

@@ -1,4 +1,5 @@
-"""The page and its requests, over HTTP. Images and zips are sent as they are, one at a time, all else as JSON."""
+"""The page and its requests, over HTTP. Images and zips are sent as they are, one at a time, all
+else as JSON."""
 
 from __future__ import annotations
 
@@ -28,15 +29,22 @@ MOST_IMAGE, MOST_JSON = 100_000_000, 100_000  # bytes of a request
 MINUTE = 60.0  # seconds between two looks for idle visitors
 ENDED = "This page was idle for too long, or the server was restarted: reload it."
 # A report may come from an uploaded run: it is shown, but nothing in it may run.
-SEALED = {"Content-Security-Policy": "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'"}
+SEALED = {
+    "Content-Security-Policy": "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+}
 
 
-def build(shared: Shared, hours: float = 12, names: Collection[str] = (), frames: Collection[str] = ()) -> Starlette:
-    """hours: without activity, after which a visitor's data is removed. names, frames: as in `doors.Doors`."""
+def build(
+    shared: Shared, hours: float = 12, names: Collection[str] = (), frames: Collection[str] = ()
+) -> Starlette:
+    """hours: without activity, after which a visitor's data is removed. names, frames: as in
+    `doors.Doors`."""
 
     @contextlib.asynccontextmanager
     async def life(app: Starlette) -> AsyncIterator[None]:
-        with tempfile.TemporaryDirectory(prefix="rmadapter-app-", ignore_cleanup_errors=True) as root:
+        with tempfile.TemporaryDirectory(
+            prefix="rmadapter-app-", ignore_cleanup_errors=True
+        ) as root:
             app.state.same_site = "None; Secure; Partitioned" if frames else "Lax"
             app.state.visitors = Visitors(Path(root), shared, 3600 * hours)
             sweeping = asyncio.create_task(_sweep(app.state.visitors))
@@ -49,8 +57,15 @@ def build(shared: Shared, hours: float = 12, names: Collection[str] = (), frames
     return Starlette(
         routes=[
             Route("/", _page),
-            *(Route(f"/{file.name}", _asset(file)) for file in ASSETS.iterdir() if file.suffix != ".html"),
-            *(Route(f"/api/{name}", _answered(answer), methods=["POST"]) for name, answer in ANSWERS.items()),
+            *(
+                Route(f"/{file.name}", _asset(file))
+                for file in ASSETS.iterdir()
+                if file.suffix != ".html"
+            ),
+            *(
+                Route(f"/api/{name}", _answered(answer), methods=["POST"])
+                for name, answer in ANSWERS.items()
+            ),
             Route("/api/state", _answered(lambda session, _: session.state())),
             Route("/api/judged", _answered(lambda session, _: session.judged())),
             Route("/api/image", _image, methods=["PUT"]),
@@ -115,7 +130,9 @@ ANSWERS: dict[str, Callable[[Session, dict[str, Any]], Any]] = {
 }
 
 
-def _answered(answer: Callable[[Session, dict[str, Any]], Any]) -> Callable[[Request], Awaitable[Response]]:
+def _answered(
+    answer: Callable[[Session, dict[str, Any]], Any],
+) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         wanted = {}
         if request.method == "POST":
@@ -136,8 +153,11 @@ async def _page(request: Request) -> Response:
     response = FileResponse(ASSETS / "index.html")
     if request.method == "GET" and visitors.known(request.cookies.get(_cookie(request))) is None:
         number = await run_in_threadpool(visitors.welcome)
-        # By hand: many browsers keep no cookie in a frame without Partitioned; Starlette writes it from Python 3.14 on.
-        cookie = f"{_cookie(request)}={number}; HttpOnly; Path=/; SameSite={request.app.state.same_site}"
+        # By hand: many browsers keep no cookie in a frame without Partitioned; Starlette writes it
+        # from Python 3.14 on.
+        cookie = (
+            f"{_cookie(request)}={number}; HttpOnly; Path=/; SameSite={request.app.state.same_site}"
+        )
         response.headers.append("Set-Cookie", cookie)
     return response
 

@@ -36,8 +36,8 @@ NO_MODEL = "There is no classifier yet: train one, or use the names alone."
 
 @dataclass(eq=False)
 class Shared:
-    """What all visitors share. runs: a folder of runs that any of them may open. lock: of the backbone, which serves
-    one visitor at a time."""
+    """What all visitors share. runs: a folder of runs that any of them may open. lock: of the
+    backbone, which serves one visitor at a time."""
 
     backbone: Backbone
     jobs: Jobs
@@ -59,7 +59,8 @@ class Base(NamedTuple):
 
 
 class Session:
-    """One visitor's work. Methods raise UserError with a message for the page, and then leave everything as it was."""
+    """One visitor's work. Methods raise UserError with a message for the page, and then leave
+    everything as it was."""
 
     def __init__(self, folder: Path, shared: Shared) -> None:
         self.folder, self.shared, self.shelf = folder, shared, Shelf(folder)
@@ -111,13 +112,16 @@ class Session:
             self.shelf.remove(label)
 
     def take_zip(self, archive: Path) -> dict[str, Any]:
-        """Take a zip of class folders, or of a run from this page; "bad" has a sentence for each image left out."""
+        """Take a zip of class folders, or of a run from this page; "bad" has a sentence for each
+        image left out."""
         with self.lock:
             self._idle()
             where = self._new("unpacked")
             try:
                 inside = unzipped(archive, where)
-                run = next((path for path in (inside, inside / "model") if (path / MODEL).is_file()), None)
+                run = next(
+                    (path for path in (inside, inside / "model") if (path / MODEL).is_file()), None
+                )
                 if run is None:
                     return {"opened": "", "bad": self.shelf.take_folder(inside)}
                 return {"opened": archive.stem, "bad": self._take_back(run, inside)}
@@ -152,7 +156,8 @@ class Session:
             self._open(there[name], str(user_path(record.task.data).absolute()) if record else "")
 
     def _open(self, run: Path, data: str, foreign: bool = False) -> None:
-        """Open a copy of a run, and clear the shelf. data: as in `Base`. foreign: the run is untrusted."""
+        """Open a copy of a run, and clear the shelf. data: as in `Base`. foreign: the run is
+        untrusted."""
         out = self._new("model")
         try:
             with bare_paths(out, self.shared.backbone.name):
@@ -173,12 +178,21 @@ class Session:
                 raise UserError(f"unknown method {quoted(method)}{nearest(method, METHODS)}")
             self._idle()
             if self.base and not self.base.data:
-                raise UserError("the images of this run are not here, and it cannot learn more without them")
+                raise UserError(
+                    "the images of this run are not here, and it cannot learn more without them"
+                )
             self.shelf.write()
             out = self._new("model")
             words = ["fit", IMAGES, "--method", method]
             if self.base:
-                words = ["add", self.base.run.name, IMAGES, "--old-data", self.base.data, "--allow-outside"]
+                words = [
+                    "add",
+                    self.base.run.name,
+                    IMAGES,
+                    "--old-data",
+                    self.base.data,
+                    "--allow-outside",
+                ]
             self._start("Training", [*words, "--shots", "0"], out, lambda: self._take(out))
 
     def use_names(self) -> None:
@@ -187,7 +201,9 @@ class Session:
             self._idle()
             called = prompt_names([*self.shelf.classes])
             if len(called) < 2:
-                raise UserError("give at least two classes: a classifier needs something to tell apart")
+                raise UserError(
+                    "give at least two classes: a classifier needs something to tell apart"
+                )
             known = Known(tuple(called.values()), TEMPLATES)
             with self.shared.lock:
                 fitted = load_method("zero-shot").restore(self.shared.backbone, known, {})
@@ -208,14 +224,18 @@ class Session:
             self._take(out)
 
     def ask(self, image: Path, name: str) -> list[dict[str, Any]]:
-        """Classes and probabilities of an image, most probable first. name: what its owner called it."""
+        """Classes and probabilities of an image, most probable first. name: what its owner called
+        it."""
         saved = self._model()
         try:
             with self.shared.lock:
                 table = next(saved.fitted.probabilities([image], saved.names))[0].tolist()
         except UserError as error:
             raise UserError(str(error).replace(str(image), name)) from None
-        rows = [{"label": str(label), "probability": p} for label, p in zip(saved.labels, table, strict=True)]
+        rows = [
+            {"label": str(label), "probability": p}
+            for label, p in zip(saved.labels, table, strict=True)
+        ]
         return sorted(rows, key=lambda row: -row["probability"])
 
     def judged(self) -> dict[str, Any] | None:
@@ -244,7 +264,12 @@ class Session:
             self._model()
             assert self.run is not None
             out = self._new(to)
-            self._start("Exporting", ["export", self.run.name, "--to", to], out, lambda: self.exports.update({to: out}))
+            self._start(
+                "Exporting",
+                ["export", self.run.name, "--to", to],
+                out,
+                lambda: self.exports.update({to: out}),
+            )
 
     def zipped(self, what: str) -> Path:
         """A zip of the "model", of the model with its "images", or of an export by its target."""
@@ -289,9 +314,13 @@ class Session:
             saved = load(run, self.shared.backbone)
             self.run, self.saved, self.exports = run, saved, {}
 
-    def _start(self, what: str, words: Sequence[str], out: Path, then: Callable[[], object]) -> None:
+    def _start(
+        self, what: str, words: Sequence[str], out: Path, then: Callable[[], object]
+    ) -> None:
         name = self.shared.backbone.name
-        name = str(user_path(name).absolute()) if user_path(name).exists() else name  # a job runs in another folder
+        name = (
+            str(user_path(name).absolute()) if user_path(name).exists() else name
+        )  # a job runs in another folder
         more = ["--out", out.name, "--backbone", name, "--json"]
         self.job = Job(what, [*words, *more], self.folder, out, then)
         self.shared.jobs.add(self.job)

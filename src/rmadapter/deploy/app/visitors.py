@@ -1,4 +1,5 @@
-"""Visitors of the page: a random number in a cookie identifies each browser, which has a private folder."""
+"""Visitors of the page: a random number in a cookie identifies each browser, which has a private
+folder."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ from pathlib import Path
 
 from rmadapter.deploy.app.session import Session, Shared
 
-MOST = 200  # visitors; to make room, those go first who did nothing yet, then the one idle the longest
+MOST = (
+    200  # visitors; to make room, those go first who did nothing yet, then the one idle the longest
+)
 
 
 @dataclass(eq=False)
@@ -23,9 +26,16 @@ class _Visit:
 
 
 class Visitors:
-    """root: of their folders. seconds: without activity, after which one is forgotten. clock: in seconds."""
+    """root: of their folders. seconds: without activity, after which one is forgotten. clock: in
+    seconds."""
 
-    def __init__(self, root: Path, shared: Shared, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        root: Path,
+        shared: Shared,
+        seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.root, self.shared, self.seconds, self.clock = root, shared, seconds, clock
         self._visits: dict[str, _Visit] = {}
         self._lock = threading.Lock()

@@ -26,7 +26,8 @@ MOST_ANSWERS = 10_000_000  # bytes of predictions.csv, which takes 25 times as m
 
 
 def copy_run(run: Path, out: Path, foreign: bool = False) -> None:
-    """Copy the files of a run into a new folder. foreign: it is untrusted, so `keep_within` is applied.
+    """Copy the files of a run into a new folder. foreign: it is untrusted, so `keep_within` is
+    applied.
 
     Raises UserError for a foreign run that is damaged.
     """
@@ -55,12 +56,17 @@ def keep_within(run: Path) -> None:
     """
     check_sums(run)
     model = read_model(run / MODEL)
-    if max(len(model.classes), len(model.labels)) > MOST_CLASSES or len(model.templates) > MOST_TEMPLATES:
+    if (
+        max(len(model.classes), len(model.labels)) > MOST_CLASSES
+        or len(model.templates) > MOST_TEMPLATES
+    ):
         raise UserError(
             f"{run}: this page takes at most {MOST_CLASSES:,} classes and {MOST_TEMPLATES} prompt templates"
         )
     if (run / PREDICTIONS).is_file() and (run / PREDICTIONS).stat().st_size > MOST_ANSWERS:
-        raise UserError(f"{run / PREDICTIONS}: larger than the {MOST_ANSWERS:,} bytes that this page takes")
+        raise UserError(
+            f"{run / PREDICTIONS}: larger than the {MOST_ANSWERS:,} bytes that this page takes"
+        )
     if not (run / RECORD).is_file():
         return
     record = read_record(run / RECORD)
@@ -74,9 +80,13 @@ def keep_within(run: Path) -> None:
 
 
 def pack(path: Path, folder: Path, name: str, more: Mapping[str, Path]) -> None:
-    """Write a zip, atomically, of a folder's files below `name`, and of more files by their names in the zip."""
+    """Write a zip, atomically, of a folder's files below `name`, and of more files by their names
+    in the zip."""
     files = [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
     inside = {f"{name}/{file.name}": file for file in files} | dict(more)
-    with atomic(path, sync=False) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+    with (
+        atomic(path, sync=False) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
         for called, file in sorted(inside.items()):
             archive.write(file, called)

@@ -1,4 +1,5 @@
-"""Classes added to an exported model by name: its text encoder, run by onnxruntime and tokenizers, after ftfy."""
+"""Classes added to an exported model by name: its text encoder, run by onnxruntime and tokenizers,
+after ftfy."""
 
 from __future__ import annotations
 
@@ -16,12 +17,14 @@ TOKENS = "tokens"
 
 
 class Naming:
-    """weights: class features [C, e]. scale: factor of their cosines with image features. Raises UserError if the
-    export has no text encoder."""
+    """weights: class features [C, e]. scale: factor of their cosines with image features. Raises
+    UserError if the export has no text encoder."""
 
     def __init__(self, folder: Path) -> None:
         if not (folder / TOWER).is_file():
-            raise UserError("this model takes no other classes; `rmadapter export RUN --text` makes one that does")
+            raise UserError(
+                "this model takes no other classes; `rmadapter export RUN --text` makes one that does"
+            )
         import ftfy
         import onnxruntime
         import tokenizers
@@ -32,7 +35,9 @@ class Naming:
         self.weights: np.ndarray = np.load(folder / KNOWN, allow_pickle=False)
         self._mend = ftfy.fix_text
         self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / WORDS))
-        self._session = onnxruntime.InferenceSession(str(folder / TOWER), providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(
+            str(folder / TOWER), providers=["CPUExecutionProvider"]
+        )
 
     def tokens(self, name: str) -> np.ndarray:
         """Tokens of all prompts of a class, int64 [N, L]."""
@@ -44,11 +49,14 @@ class Naming:
         return " ".join(html.unescape(html.unescape(self._mend(text))).split())
 
     def add(self, label: str, labels: list[str]) -> None:
-        """Append a class, and its label to `labels`. Raises UserError for one that exists, or is not a single name."""
+        """Append a class, and its label to `labels`. Raises UserError for one that exists, or is
+        not a single name."""
         name = default_name(label)
         if not name or OR in label:
             raise UserError(f"class {label!r}: give one name of at least one word")
-        if key(label) in {key(other) for other in labels} or key(name) in {key(other) for other in self.names}:
+        if key(label) in {key(other) for other in labels} or key(name) in {
+            key(other) for other in self.names
+        }:
             raise UserError(f"class {label!r} already exists")
         (weights,) = self._session.run(None, {TOKENS: self.tokens(name)})
         self.weights = np.concatenate([self.weights, weights])

@@ -79,7 +79,9 @@ def card(facts: dict[str, Any], record: Record | None, size: int) -> str:
         asked=parity["title"],
         same=100 * parity["same"],
         difference=parity["difference"],
-        kept=f" It was kept although {facts['kept in spite of']}." if facts["kept in spite of"] else "",
+        kept=f" It was kept although {facts['kept in spite of']}."
+        if facts["kept in spite of"]
+        else "",
     )
 
 
@@ -90,7 +92,9 @@ def _numbers(record: Record | None, parity: dict[str, Any]) -> str:
         if score.accuracy is not None and score.zero_shot is not None
     ]
     if parity["after"] is not None:
-        rows.append(f"| {parity['title']}, this export | {parity['images']:,} | | {parity['after']:.1f} |")
+        rows.append(
+            f"| {parity['title']}, this export | {parity['images']:,} | | {parity['after']:.1f} |"
+        )
     if not rows:
         return ""
     head = ["| images | n | untouched backbone, accuracy in % | this model |", "|---|---|---|---|"]

@@ -1,4 +1,5 @@
-"""Engines that run an exported graph: onnxruntime, OpenVINO, torch or LiteRT, each imported only for its own graph."""
+"""Engines that run an exported graph: onnxruntime, OpenVINO, torch or LiteRT, each imported only
+for its own graph."""
 
 from __future__ import annotations
 
@@ -40,10 +41,16 @@ def _openvino(file: Path, threads: int) -> Engine:
     model = core.read_model(file)
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _text(model, HINT)}
     settings |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
-    settings |= {"DYNAMIC_QUANTIZATION_GROUP_SIZE": _text(model, GROUPS)} if model.has_rt_info(GROUPS) else {}
+    settings |= (
+        {"DYNAMIC_QUANTIZATION_GROUP_SIZE": _text(model, GROUPS)}
+        if model.has_rt_info(GROUPS)
+        else {}
+    )
     compiled = core.compile_model(model, "CPU", settings)
     size = model.input(INPUT).partial_shape[0]
-    return (lambda pixels: list(compiled([pixels]).values())), 0 if size.is_dynamic else size.get_length()
+    return (
+        lambda pixels: list(compiled([pixels]).values())
+    ), 0 if size.is_dynamic else size.get_length()
 
 
 def _text(model: Any, place: list[str]) -> str:
@@ -56,10 +63,17 @@ def _torch(file: Path, threads: int) -> Engine:
 
     with zipfile.ZipFile(file) as parts:
         inside = {part.filename: part for part in parts.infolist()}
-        settings = [json.loads(parts.read(name)) for name in inside if name.endswith("_config.json")]
+        settings = [
+            json.loads(parts.read(name)) for name in inside if name.endswith("_config.json")
+        ]
     examples = [part for name, part in inside.items() if "/sample_inputs/" in name]
     weights = [weight for setting in settings for weight in setting["config"].values()]
-    if len(settings) != 2 or len(examples) != 1 or examples[0].file_size or any(w["use_pickle"] for w in weights):
+    if (
+        len(settings) != 2
+        or len(examples) != 1
+        or examples[0].file_size
+        or any(w["use_pickle"] for w in weights)
+    ):
         raise UserError(f"{file}: not a graph without pickles, as `export` writes it")
     if threads:
         torch.set_num_threads(threads)
@@ -71,7 +85,9 @@ def _torch(file: Path, threads: int) -> Engine:
     def run(pixels: np.ndarray) -> list[np.ndarray]:
         with torch.no_grad():
             found = module(torch.from_numpy(pixels))
-        return [tensor.numpy() for tensor in (found if isinstance(found, (tuple, list)) else [found])]
+        return [
+            tensor.numpy() for tensor in (found if isinstance(found, (tuple, list)) else [found])
+        ]
 
     return run, size if isinstance(size, int) else 0
 

@@ -31,7 +31,8 @@ COMMON = "numpy>=1.26\npillow>=12.3\n"
 
 
 class Target(NamedTuple):
-    """precisions: those available. modules: needed to write it. needs: lines of its requirements.txt."""
+    """precisions: those available. modules: needed to write it. needs: lines of its
+    requirements.txt."""
 
     precisions: tuple[str, ...]
     modules: tuple[str, ...]
@@ -42,20 +43,31 @@ ONNX = ("onnx", "onnxruntime", "onnxscript")
 TARGETS = {
     "onnx": Target(("fp32", "fp16", "int8"), ONNX, f"{COMMON}onnxruntime>=1.22\n"),
     "web": Target(("fp32", "fp16"), ONNX, f"{COMMON}onnxruntime>=1.22\n"),
-    "torch": Target(("fp32",), ("torch",), f"{COMMON}torch>={'.'.join(metadata.version('torch').split('.')[:2])}\n"),
+    "torch": Target(
+        ("fp32",),
+        ("torch",),
+        f"{COMMON}torch>={'.'.join(metadata.version('torch').split('.')[:2])}\n",
+    ),
     "litert": Target(("fp32",), ("litert_torch",), f"{COMMON}ai-edge-litert>=2\n"),
-    "openvino": Target(("fp32", "fp16", "bf16", "int8"), (*ONNX, "openvino"), f"{COMMON}openvino>=2025\n"),
+    "openvino": Target(
+        ("fp32", "fp16", "bf16", "int8"), (*ONNX, "openvino"), f"{COMMON}openvino>=2025\n"
+    ),
 }
 
 
-def check_wishes(out: Path, to: str, precision: str, text: bool = False, embeddings: bool = False) -> None:
-    """Check wishes before slow work. Raises UserError for a folder that exists, bad wishes and missing packages."""
+def check_wishes(
+    out: Path, to: str, precision: str, text: bool = False, embeddings: bool = False
+) -> None:
+    """Check wishes before slow work. Raises UserError for a folder that exists, bad wishes and
+    missing packages."""
     if to not in TARGETS:
         raise UserError(f"--to {to}: choose one of {', '.join(TARGETS)}")
     check_new(out)
     target = TARGETS[to]
     if precision not in target.precisions:
-        raise UserError(f"--precision {precision}: choose one of {', '.join(target.precisions)} for --to {to}")
+        raise UserError(
+            f"--precision {precision}: choose one of {', '.join(target.precisions)} for --to {to}"
+        )
     if text and to != "onnx":
         raise UserError("--text only works with --to onnx")
     if embeddings and to == "litert":
@@ -63,7 +75,9 @@ def check_wishes(out: Path, to: str, precision: str, text: bool = False, embeddi
     modules = (*target.modules, *["nncf"] * (to == "openvino" and precision == "int8"))
     if missing := [name for name in modules if importlib.util.find_spec(name) is None]:
         extra = to if to in ("openvino", "litert") else "export"
-        raise UserError(f"export needs {', '.join(missing)}; run `pip install 'rmadapter[{extra}]'`")
+        raise UserError(
+            f"export needs {', '.join(missing)}; run `pip install 'rmadapter[{extra}]'`"
+        )
 
 
 def export(
@@ -71,17 +85,21 @@ def export(
     to: str = "onnx", outside: bool = False, force: bool = False, command: str = "", embeddings: bool = False,
     text: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Export a run to a new folder, which is kept only if the exported model answers images as the run does.
+    """Export a run to a new folder, which is kept only if the exported model answers images as the
+    run does.
 
-    to: one of TARGETS. data: images to compare on, as in `questions`. force: keep a model that differs by more than
-    its precision allows. embeddings: whether it outputs features, too. text: whether classes can be added by name,
-    which implies features. Returns the contents of export.json. Raises UserError as `check_wishes` does, for a method
-    that cannot become a graph, for a model that differs too much, and where nothing can be written.
+    to: one of TARGETS. data: images to compare on, as in `questions`. force: keep a model that
+    differs by more than its precision allows. embeddings: whether it outputs features, too. text:
+    whether classes can be added by name, which implies features. Returns the contents of
+    export.json. Raises UserError as `check_wishes` does, for a method that cannot become a graph,
+    for a model that differs too much, and where nothing can be written.
     """
     check_wishes(out, to, precision, text, embeddings)
     with whole(out) as stage:
         asked = _questions(run, saved, data, outside, precision)
-        facts, record = _write_model(stage, run, saved, asked, to, precision, force, embeddings or text, text)
+        facts, record = _write_model(
+            stage, run, saved, asked, to, precision, force, embeddings or text, text
+        )
         facts["command"] = bare_command(command)
         write_json(stage / FACTS, facts)
         write_text(stage / PREDICT, one_file("rmadapter.deploy.export.runtime", _header()))
@@ -90,13 +108,17 @@ def export(
     return facts
 
 
-def _questions(run: Path, saved: Saved, data: Path | None, outside: bool, precision: str) -> Questions:
+def _questions(
+    run: Path, saved: Saved, data: Path | None, outside: bool, precision: str
+) -> Questions:
     from rmadapter.deploy.export import graph, int8
     from rmadapter.deploy.export.parity import questions
 
     asked = questions(run, saved, data, outside, int8.ASKED if precision == "int8" else graph.ASKED)
     if precision == "int8" and not asked.labels:
-        raise UserError(f"{run}: int8 is judged by accuracy, but the run's images are missing; give others with --data")
+        raise UserError(
+            f"{run}: int8 is judged by accuracy, but the run's images are missing; give others with --data"
+        )
     if not asked.labels and data is None:
         note(
             "compared on generated images, as the run's data is gone or all trained on; --data compares on photographs"
@@ -104,7 +126,9 @@ def _questions(run: Path, saved: Saved, data: Path | None, outside: bool, precis
     return asked
 
 
-def _write_graph(stage: Path, run: Path, saved: Saved, to: str, precision: str, embeddings: bool) -> list[Any]:
+def _write_graph(
+    stage: Path, run: Path, saved: Saved, to: str, precision: str, embeddings: bool
+) -> list[Any]:
     """Write the graph; returns the rows of the int8 search, if there was one."""
     from rmadapter.deploy.export import graph, int8, web
     from rmadapter.deploy.export.parity import training
@@ -120,11 +144,15 @@ def _write_graph(stage: Path, run: Path, saved: Saved, to: str, precision: str, 
         model = graph.trace(saved.fitted, saved.names, embeddings)
     except NotApplicable as error:
         raise UserError(f"{run}: {error}") from None
-    graph.write(graph.in_half(model) if precision == "fp16" and to != "openvino" else model, stage / GRAPH)
+    graph.write(
+        graph.in_half(model) if precision == "fp16" and to != "openvino" else model, stage / GRAPH
+    )
     search = int8.search(stage, training(run)) if precision == "int8" and to == "onnx" else []
     if to == "openvino":
         if precision == "int8":
-            int8.make_even(stage / GRAPH, stage / GRAPH, Model(stage).pixels(training(run)[: int8.SEEN]))
+            int8.make_even(
+                stage / GRAPH, stage / GRAPH, Model(stage).pixels(training(run)[: int8.SEEN])
+            )
         graph.write_openvino(stage, precision)
     if to == "web":
         web.write_page(stage)
@@ -154,7 +182,8 @@ def _write_model(
     embeddings: bool,
     text: bool,
 ) -> tuple[dict[str, Any], Record | None]:
-    """Write and compare the model; returns its part of export.json, and the run's record if there is one."""
+    """Write and compare the model; returns its part of export.json, and the run's record if there
+    is one."""
     from rmadapter.deploy.export import graph
     from rmadapter.deploy.export.parity import LIMITS, compare
     from rmadapter.deploy.export.runtime import LABELS, TRANSFORM, Model
@@ -162,13 +191,23 @@ def _write_model(
     write_json(stage / LABELS, [*map(str, saved.labels)])  # JavaScript would round large numbers
     write_json(stage / TRANSFORM, transform_facts(saved.fitted.backbone))
     search = _write_graph(stage, run, saved, to, precision, embeddings)
-    files = [name for name in (GRAPH, graph.BESIDE, OPENVINO, graph.WEIGHTS, TORCH, LITERT) if (stage / name).exists()]
+    files = [
+        name
+        for name in (GRAPH, graph.BESIDE, OPENVINO, graph.WEIGHTS, TORCH, LITERT)
+        if (stage / name).exists()
+    ]
     more = write_tower(stage, run, saved) if text else ()
     write_sums(stage, (*files, LABELS, TRANSFORM, *more))
     parity = compare(saved, Model(stage), asked, embeddings, text)
     if (fault := parity.fault(LIMITS[precision])) and not force:
-        raise UserError(f"{saved.fitted.method.title} in {precision}: {fault}; --force keeps it anyway")
-    record = read_record(run / RECORD) if (run / RECORD).is_file() and (run / WEIGHTS).is_file() else None
+        raise UserError(
+            f"{saved.fitted.method.title} in {precision}: {fault}; --force keeps it anyway"
+        )
+    record = (
+        read_record(run / RECORD)
+        if (run / RECORD).is_file() and (run / WEIGHTS).is_file()
+        else None
+    )
     return {
         "format": 1,
         "to": to,
@@ -208,4 +247,9 @@ def _run_facts(saved: Saved, record: Record | None) -> dict[str, Any]:
 
 def transform_facts(backbone: Backbone) -> dict[str, Any]:
     """Arguments of `runtime.Transform` that describe `backbone.preprocess`."""
-    return {"size": backbone.image_size, "mean": backbone.mean, "std": backbone.std, **backbone.resizing}
+    return {
+        "size": backbone.image_size,
+        "mean": backbone.mean,
+        "std": backbone.std,
+        **backbone.resizing,
+    }

@@ -1,7 +1,7 @@
 """A fitted method as one graph, of ONNX or torch: pixels [B, 3, H, W] in, probabilities [B, C] out.
 
-No code here depends on the method: its own scoring is traced, and what does not depend on the image (class features,
-a cache of shots, learned tokens) becomes constants in the graph.
+No code here depends on the method: its own scoring is traced, and what does not depend on the image
+(class features, a cache of shots, learned tokens) becomes constants in the graph.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ WEIGHTS = "model.bin"  # the weights of an OpenVINO model
 
 
 class Answers(nn.Module):
-    """`Fitted.answers` of one model, as a module. names: of the classes. embeddings: whether unit features [B, e]
-    follow the probabilities: those that are compared with class features; if the classes are scored otherwise, those
-    of the untouched encoder, or, if the method runs blocks itself, those that it compares for unseen classes.
+    """`Fitted.answers` of one model, as a module. names: of the classes. embeddings: whether unit
+    features [B, e] follow the probabilities: those that are compared with class features; if the
+    classes are scored otherwise, those of the untouched encoder, or, if the method runs blocks
+    itself, those that it compares for unseen classes.
 
-    Raises NotApplicable as `Fitted.score`, and for embeddings if the method has no features to give; UserError for a
-    model with several labels per image, and for one that remembers images.
+    Raises NotApplicable as `Fitted.score`, and for embeddings if the method has no features to
+    give; UserError for a model with several labels per image, and for one that remembers images.
     """
 
     def __init__(self, fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> None:
@@ -57,10 +58,16 @@ class Answers(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         states, found = self.fitted.states(pixels), self.found
         features = self.features(states) if self.features else None
-        same = isinstance(found, Cosines) and features is not None  # so that nothing is computed twice
+        same = (
+            isinstance(found, Cosines) and features is not None
+        )  # so that nothing is computed twice
         logits = cosine_logits(found.backbone, features, found.weights) if same else found(states)  # type: ignore
         answers = (logits / self.fitted.temperature).float().softmax(-1)
-        return answers if features is None else (answers, F.normalize(at_least_float32(features), dim=-1))
+        return (
+            answers
+            if features is None
+            else (answers, F.normalize(at_least_float32(features), dim=-1))
+        )
 
 
 def _features(fitted: Fitted, names: Sequence[str], found: ToLogits) -> Callable[[States], Tensor]:
@@ -70,19 +77,25 @@ def _features(fitted: Fitted, names: Sequence[str], found: ToLogits) -> Callable
         return untouched
     other = fitted.for_classes((*names, "something else"))
     if not isinstance(other, Cosines):
-        raise NotApplicable(f"{fitted.method.title} has no image features to give: leave out --embeddings and --text")
+        raise NotApplicable(
+            f"{fitted.method.title} has no image features to give: leave out --embeddings and --text"
+        )
     return other.features
 
 
 def trace(fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> Any:
-    """An onnx.ModelProto with a free batch axis, or a batch of 1 if the method treats each image by itself.
+    """An onnx.ModelProto with a free batch axis, or a batch of 1 if the method treats each image by
+    itself.
 
-    embeddings: as in `Answers`. Raises UserError for a method that cannot be traced, and NotApplicable as `Answers`.
+    embeddings: as in `Answers`. Raises UserError for a method that cannot be traced, and
+    NotApplicable as `Answers`.
     """
     return _traced(Answers(fitted, names, embeddings), _onnx, "an ONNX graph")
 
 
-def program(fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> torch.export.ExportedProgram:
+def program(
+    fitted: Fitted, names: Sequence[str], embeddings: bool = False
+) -> torch.export.ExportedProgram:
     """As `trace`, but as torch's own graph."""
     return _traced(Answers(fitted, names, embeddings), _program, "a torch graph")
 
@@ -99,7 +112,9 @@ def _traced(module: Answers, make: Callable[..., T], what: str) -> T:
             return make(module, pixels[:1], None)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{fitted.method.title} cannot be exported as {what} ({reason})") from error
+            raise UserError(
+                f"{fitted.method.title} cannot be exported as {what} ({reason})"
+            ) from error
 
 
 def _program(module: nn.Module, pixels: Tensor, batch: Any) -> torch.export.ExportedProgram:
@@ -115,13 +130,16 @@ def _onnx(module: Answers, pixels: Tensor, batch: Any) -> Any:
         dynamic_shapes=batch and ({0: "batch"},),
     )  # fmt: skip
     assert found is not None
-    fold_constants(found.model, input_size_limit=LARGEST, output_size_limit=LARGEST)  # such as transposed weights
+    fold_constants(
+        found.model, input_size_limit=LARGEST, output_size_limit=LARGEST
+    )  # such as transposed weights
     return found.model_proto
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence exporters, which print progress, warn about their own parts, and log what they do not fold."""
+    """Silence exporters, which print progress, warn about their own parts, and log what they do not
+    fold."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -153,7 +171,8 @@ def write_torch(found: torch.export.ExportedProgram, file: Path) -> None:
 
 
 def write_litert(fitted: Fitted, names: Sequence[str], file: Path) -> None:
-    """Write a graph of one image for LiteRT. Raises OSError, UserError if it cannot be converted, and NotApplicable."""
+    """Write a graph of one image for LiteRT. Raises OSError, UserError if it cannot be converted,
+    and NotApplicable."""
     import litert_torch
 
     def convert(module: Answers, pixels: Tensor, batch: Any) -> Any:
@@ -163,9 +182,9 @@ def write_litert(fitted: Fitted, names: Sequence[str], file: Path) -> None:
 
 
 def write_openvino(folder: Path, precision: str) -> None:
-    """Replace the ONNX graph in a folder by OpenVINO's form of it. precision: fp32; fp16 for weights alone; bf16 for
-    products, if the processor has them; int8 for weights, and for activations in groups of GROUP numbers that share a
-    range. Raises OSError."""
+    """Replace the ONNX graph in a folder by OpenVINO's form of it. precision: fp32; fp16 for
+    weights alone; bf16 for products, if the processor has them; int8 for weights, and for
+    activations in groups of GROUP numbers that share a range. Raises OSError."""
     import openvino
 
     model = openvino.convert_model(folder / GRAPH)
@@ -173,7 +192,9 @@ def write_openvino(folder: Path, precision: str) -> None:
         model = _in_8_bits(model)
     model.set_rt_info("bf16" if precision == "bf16" else "f32", HINT)
     try:
-        openvino.save_model(model, folder / OPENVINO, compress_to_fp16=precision in ("fp16", "bf16"))
+        openvino.save_model(
+            model, folder / OPENVINO, compress_to_fp16=precision in ("fp16", "bf16")
+        )
     except RuntimeError as error:  # what it makes of a full disk
         raise OSError(str(error)) from error
     for file in (GRAPH, BESIDE):
@@ -205,7 +226,9 @@ def in_half(model: Any) -> Any:
             continue
         name, weight.name = weight.name, f"{weight.name}_16"
         weight.CopyFrom(numpy_helper.from_array(values.astype(np.float16), weight.name))
-        casts.append(onnx.helper.make_node("Cast", [weight.name], [name], to=onnx.TensorProto.FLOAT))
+        casts.append(
+            onnx.helper.make_node("Cast", [weight.name], [name], to=onnx.TensorProto.FLOAT)
+        )
     nodes = [*casts, *found.graph.node]
     del found.graph.node[:]
     found.graph.node.extend(nodes)

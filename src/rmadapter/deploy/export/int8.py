@@ -1,7 +1,8 @@
-"""An ONNX graph with 8-bit weights: several ways to make one, the best chosen by its answers to training images.
+"""An ONNX graph with 8-bit weights: several ways to make one, the best chosen by its answers to
+training images.
 
-Products of two activations, as in attention, and small products stay in float32: they take little time, and would cost
-accuracy. No image that the model is judged by is used here.
+Products of two activations, as in attention, and small products stay in float32: they take little
+time, and would cost accuracy. No image that the model is judged by is used here.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ CANDIDATE, SMOOTH = "candidate.onnx", "smooth.onnx"
 
 
 class Way(NamedTuple):
-    """How activations are quantised: with one range per batch, or in blocks, where every BLOCK numbers of a row have a
-    range of their own: closer to float32, but slower. smooth: balance the channels behind norms first. blocks: used by
-    no large product, by the "others" that do not read a norm, or by "all"."""
+    """How activations are quantised: with one range per batch, or in blocks, where every BLOCK
+    numbers of a row have a range of their own: closer to float32, but slower. smooth: balance the
+    channels behind norms first. blocks: used by no large product, by the "others" that do not read
+    a norm, or by "all"."""
 
     name: str
     smooth: bool = False
@@ -50,11 +52,13 @@ WAYS = (
 def search(stage: Path, images: Sequence[ImageSource]) -> list[dict[str, Any]]:
     """Replace the model in an exported folder by the best 8-bit one. images: training images.
 
-    The best is the fastest whose share of answers equal to float32's reaches ENOUGH, else the one that has most.
-    Returns a row for float32 and for each way, the chosen one marked.
+    The best is the fastest whose share of answers equal to float32's reaches ENOUGH, else the one
+    that has most. Returns a row for float32 and for each way, the chosen one marked.
     """
     model, best = Model(stage, threads=1), stage / f"best.{CANDIDATE}"
-    pixels = np.concatenate([model.pixels(images[i : i + BATCH]) for i in range(0, len(images), BATCH)])
+    pixels = np.concatenate(
+        [model.pixels(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
+    )
     wanted, seconds = asked(model, pixels)
     rows, kept = [_row("none: fp32", stage / GRAPH, wanted, wanted, seconds)], []
     for way in candidates(stage, pixels):
@@ -68,7 +72,8 @@ def search(stage: Path, images: Sequence[ImageSource]) -> list[dict[str, Any]]:
 
 
 def candidates(stage: Path, pixels: np.ndarray, ways: Sequence[Way] = WAYS) -> Iterator[Way]:
-    """Yield each way while its model is in an exported folder as CANDIDATE. pixels: of training images."""
+    """Yield each way while its model is in an exported folder as CANDIDATE. pixels: of training
+    images."""
     make_even(stage / GRAPH, stage / SMOOTH, pixels)
     for way in ways:
         _quantise(stage / (SMOOTH if way.smooth else GRAPH), stage / CANDIDATE, way)
@@ -92,7 +97,9 @@ def taken(found: Sequence[tuple[float, float]]) -> int:
     return marks.index(max(marks))
 
 
-def _row(name: str, file: Path, found: np.ndarray, wanted: np.ndarray, seconds: float) -> dict[str, Any]:
+def _row(
+    name: str, file: Path, found: np.ndarray, wanted: np.ndarray, seconds: float
+) -> dict[str, Any]:
     return {
         "weights in 8 bits": name,
         "MB": round(file.stat().st_size / 1e6, 1),
@@ -121,9 +128,15 @@ def _quantise(source: Path, target: Path, way: Way) -> None:
     model = _loaded(source)
     large, others = _products(model)
     even = {node.name for nodes in behind_norms(model).values() for node in nodes}
-    fine = {"": [], "others": [name for name in large if name not in even], "all": large}[way.blocks]
+    fine = {"": [], "others": [name for name in large if name not in even], "all": large}[
+        way.blocks
+    ]
     with quiet():
-        model = _in_blocks(model, [name for name in (*others, *large) if name not in fine]) if fine else model
+        model = (
+            _in_blocks(model, [name for name in (*others, *large) if name not in fine])
+            if fine
+            else model
+        )
         if len(fine) == len(large):
             onnx.save(model, str(target))
             return
@@ -135,7 +148,8 @@ def _quantise(source: Path, target: Path, way: Way) -> None:
 
 
 def _loaded(file: Path) -> Any:
-    """Load a graph, with MatMul for the Gemm that PyTorch's exporter writes where attention flattens its tokens."""
+    """Load a graph, with MatMul for the Gemm that PyTorch's exporter writes where attention
+    flattens its tokens."""
     import onnx
     from onnxruntime.quantization.onnx_model import ONNXModel
 
@@ -148,7 +162,12 @@ def _in_blocks(model: Any, others: list[str]) -> Any:
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     found = MatMulNBitsQuantizer(
-        model, bits=8, block_size=BLOCK, is_symmetric=True, accuracy_level=INT8, nodes_to_exclude=others
+        model,
+        bits=8,
+        block_size=BLOCK,
+        is_symmetric=True,
+        accuracy_level=INT8,
+        nodes_to_exclude=others,
     )
     found.process()
     return found.model.model

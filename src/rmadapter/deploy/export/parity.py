@@ -35,7 +35,8 @@ HEADER = ["images", "n", "same %", "differs", "accuracy", "exported"]
 
 @dataclass(frozen=True)
 class Limit:
-    """How much an exported model may differ: share of other answers, probability, points of accuracy lost."""
+    """How much an exported model may differ: share of other answers, probability, points of
+    accuracy lost."""
 
     others: float = 1.0
     difference: float = 1.0
@@ -52,7 +53,8 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Questions:
-    """Images to compare on. labels: indices into the model's labels, empty if unknown. title: for tables."""
+    """Images to compare on. labels: indices into the model's labels, empty if unknown. title: for
+    tables."""
 
     title: str
     images: Sequence[ImageSource]
@@ -61,9 +63,10 @@ class Questions:
 
 @dataclass(frozen=True)
 class Parity:
-    """same: share of equal answers. difference: largest difference of a probability. before, after: accuracy in percent
-    of the fitted and of the exported model, if labels are known. features: largest difference of a feature value, if
-    features are exported. added: largest difference of a probability with a class added by name."""
+    """same: share of equal answers. difference: largest difference of a probability. before, after:
+    accuracy in percent of the fitted and of the exported model, if labels are known. features:
+    largest difference of a feature value, if features are exported. added: largest difference of a
+    probability with a class added by name."""
 
     title: str
     images: int
@@ -87,16 +90,24 @@ class Parity:
                 f"with one more class a probability differs by {self.added:.1g}, "
                 f"more than the {limit.difference:g} allowed"
             )
-        if self.before is not None and self.after is not None and not self.before - self.after <= limit.loss:
+        if (
+            self.before is not None
+            and self.after is not None
+            and not self.before - self.after <= limit.loss
+        ):
             lost, allowed = self.before - self.after, limit.loss
-            return (
-                f"it loses {lost:.1f} points of accuracy ({self.before:.1f} % before), more than the {allowed} allowed"
-            )
+            return f"it loses {lost:.1f} points of accuracy ({self.before:.1f} % before), more than the {allowed} allowed"
         return ""
 
     def row(self) -> list[str]:
         rates = ["-" if rate is None else f"{rate:.1f}" for rate in (self.before, self.after)]
-        return [self.title, str(self.images), f"{100 * self.same:.1f}", f"{self.difference:.1e}", *rates]
+        return [
+            self.title,
+            str(self.images),
+            f"{100 * self.same:.1f}",
+            f"{self.difference:.1e}",
+            *rates,
+        ]
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
@@ -104,7 +115,9 @@ class Parity:
 
 def fitted_table(saved: Saved, images: Sequence[ImageSource]) -> np.ndarray:
     """Probabilities [N, C] as `predict` gives them."""
-    return np.concatenate([part.numpy() for part in saved.fitted.probabilities(images, saved.names)])
+    return np.concatenate(
+        [part.numpy() for part in saved.fitted.probabilities(images, saved.names)]
+    )
 
 
 @torch.no_grad()
@@ -123,22 +136,35 @@ def exported_table(model: Model, images: Sequence[ImageSource]) -> np.ndarray:
 def measure(asked: Questions, before: np.ndarray, after: np.ndarray) -> Parity:
     """Compare probabilities [N, C] of the fitted and of the exported model."""
     same = before.argmax(-1) == after.argmax(-1)
-    found = Parity(asked.title, len(before), float(same.mean()), float(np.abs(before - after).max()))
+    found = Parity(
+        asked.title, len(before), float(same.mean()), float(np.abs(before - after).max())
+    )
     if not len(asked.labels):
         return found
-    return replace(found, before=accuracy(before, asked.labels), after=accuracy(after, asked.labels))
+    return replace(
+        found, before=accuracy(before, asked.labels), after=accuracy(after, asked.labels)
+    )
 
 
-def compare(saved: Saved, model: Model, asked: Questions, embeddings: bool = False, text: bool = False) -> Parity:
-    """Compare a fitted and an exported model. embeddings: their features, too. text, only with embeddings: also with a
-    class that is added to the exported model."""
+def compare(
+    saved: Saved, model: Model, asked: Questions, embeddings: bool = False, text: bool = False
+) -> Parity:
+    """Compare a fitted and an exported model. embeddings: their features, too. text, only with
+    embeddings: also with a class that is added to the exported model."""
     found = measure(asked, fitted_table(saved, asked.images), exported_table(model, asked.images))
     if not embeddings:
         return found
-    found = replace(found, features=float(np.abs(embedded(saved, asked.images) - model.embed(asked.images)).max()))
+    found = replace(
+        found,
+        features=float(np.abs(embedded(saved, asked.images) - model.embed(asked.images)).max()),
+    )
     if not text:
         return found
-    name = next(name for name in ("sundial", "quince", "yurt") if name not in {key(str(each)) for each in saved.labels})
+    name = next(
+        name
+        for name in ("sundial", "quince", "yurt")
+        if name not in {key(str(each)) for each in saved.labels}
+    )
     model.add_class(name)
     wanted = fitted_table(saved._replace(names=(*saved.names, name)), asked.images)
     return replace(found, added=float(np.abs(wanted - exported_table(model, asked.images)).max()))
@@ -148,14 +174,21 @@ def compare(saved: Saved, model: Model, asked: Questions, embeddings: bool = Fal
 
 
 def questions(run: Path, saved: Saved, data: Path | None, outside: bool, most: int) -> Questions:
-    """At most `most` images: of `data` if given, else of the run's own data, if still there, else generated ones. The
-    test split if there is one; of its own data, in any case none that the run drew for training or validation.
+    """At most `most` images: of `data` if given, else of the run's own data, if still there, else
+    generated ones. The test split if there is one; of its own data, in any case none that the run
+    drew for training or validation.
 
     Raises UserError for data without images of the model's classes.
     """
     if data is not None:
         home = user_path(data)
-        return _of(home, open_source(data, outside), saved, _seen(run) if _is_own(run, home) else None, most)
+        return _of(
+            home,
+            open_source(data, outside),
+            saved,
+            _seen(run) if _is_own(run, home) else None,
+            most,
+        )
     with suppress(UserError):  # moved, changed, or all of it was trained on
         return _of(*_opened(run), saved, _seen(run), most)
     return Questions("generated", generated(GENERATED))
@@ -199,7 +232,10 @@ def _of(data: Path, source: Source, saved: Saved, drawn: set[str] | None, most: 
     """drawn: names of those images that the run drew; None for data that is not its own."""
     root, there, _ = source
     rows = there.get("test") or [
-        row for part in there.values() for row in part if relative(row.image, root) not in (drawn or ())
+        row
+        for part in there.values()
+        for row in part
+        if relative(row.image, root) not in (drawn or ())
     ]
     places = {key(str(label)): i for i, label in enumerate(saved.labels)}
     known = [row for row in rows if key(row.label) in places]

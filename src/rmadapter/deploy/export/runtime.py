@@ -1,4 +1,5 @@
-"""Answers of an exported model; needs only NumPy, Pillow and its engine: onnxruntime, OpenVINO, torch or LiteRT.
+"""Answers of an exported model; needs only NumPy, Pillow and its engine: onnxruntime, OpenVINO,
+torch or LiteRT.
 
     python predict.py IMAGES > answers.csv
 
@@ -40,18 +41,28 @@ FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BIL
 class Transform:
     """RGB image -> float32 [3, size, size], as preprocess.json says.
 
-    resize: fit the "shortest" side and crop the centre, fit the "longest" side and pad with `fill`, or "squash".
-    mean, std: of RGB in 0..1.
+    resize: fit the "shortest" side and crop the centre, fit the "longest" side and pad with `fill`,
+    or "squash". mean, std: of RGB in 0..1.
     """
 
     def __init__(
-        self, size: int, resize: str, interpolation: str, mean: Sequence[float], std: Sequence[float], fill: int = 0
+        self,
+        size: int,
+        resize: str,
+        interpolation: str,
+        mean: Sequence[float],
+        std: Sequence[float],
+        fill: int = 0,
     ) -> None:
         self.size, self.resize, self.fill, self.filter = size, resize, fill, FILTERS[interpolation]
-        self.mean, self.std = (np.array(numbers, np.float32)[:, None, None] for numbers in (mean, std))
+        self.mean, self.std = (
+            np.array(numbers, np.float32)[:, None, None] for numbers in (mean, std)
+        )
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        values = np.asarray(self._square(image)).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+        values = np.asarray(self._square(image)).transpose(2, 0, 1).astype(np.float32) / np.float32(
+            255
+        )
         return (values - self.mean) / self.std
 
     def _square(self, image: Image.Image) -> Image.Image:
@@ -71,13 +82,16 @@ class Transform:
 
 
 class Model:
-    """An exported model. labels: of the classes, in the order of the probabilities. threads: 0 leaves it to the engine.
-    graph: the model's file, by default the one in the folder.
+    """An exported model. labels: of the classes, in the order of the probabilities. threads: 0
+    leaves it to the engine. graph: the model's file, by default the one in the folder.
 
-    Raises UserError if the folder holds no model or a damaged one, or if its engine is not installed.
+    Raises UserError if the folder holds no model or a damaged one, or if its engine is not
+    installed.
     """
 
-    def __init__(self, folder: str | Path = Path(__file__).parent, threads: int = 0, graph: str = "") -> None:
+    def __init__(
+        self, folder: str | Path = Path(__file__).parent, threads: int = 0, graph: str = ""
+    ) -> None:
         folder = Path(folder)
         graph = graph or next((name for name in ENGINES if (folder / name).is_file()), GRAPH)
         if not (folder / graph).is_file():
@@ -92,12 +106,15 @@ class Model:
         except ModuleNotFoundError as error:
             raise UserError(f"{error.name} is missing; run `pip install {error.name}`") from None
         except Exception as error:  # engines raise types of their own for a damaged file
-            raise UserError(f"{folder}: damaged ({type(error).__name__}: {str(error)[:200]})") from error
+            raise UserError(
+                f"{folder}: damaged ({type(error).__name__}: {str(error)[:200]})"
+            ) from error
         self.batch, self.folder = batch or BATCH, folder
         self.naming: Naming | None = None
 
     def add_class(self, label: str) -> None:
-        """Add a class by name alone. Raises UserError for one that exists, and for a model exported without --text."""
+        """Add a class by name alone. Raises UserError for one that exists, and for a model exported
+        without --text."""
         try:
             self.naming = self.naming or Naming(self.folder)
         except ModuleNotFoundError as error:
@@ -119,8 +136,8 @@ class Model:
         return [self.naming.probabilities(found[1]), *found[1:]] if self.naming else found
 
     def embed(self, images: Iterable[ImageSource]) -> np.ndarray:
-        """Features [N, e] of unit length, similar for similar images. Raises UserError for an unreadable image, and for
-        a model exported without --embeddings."""
+        """Features [N, e] of unit length, similar for similar images. Raises UserError for an
+        unreadable image, and for a model exported without --embeddings."""
         return np.concatenate([outputs[1] for _, outputs in self.outputs(images, wanted=2)])
 
     def answers(
@@ -132,10 +149,11 @@ class Model:
     def outputs(
         self, images: Iterable[ImageSource], bad: list[str] | None = None, wanted: int = 1
     ) -> Iterator[tuple[list[ImageSource], list[np.ndarray]]]:
-        """Batches of images, their probabilities [B, C], and features [B, e] if the model has them; threads decode.
+        """Batches of images, their probabilities [B, C], and features [B, e] if the model has them;
+        threads decode.
 
-        bad: collects a sentence for each unreadable image, which is left out; if None, the first one raises UserError.
-        wanted: how many outputs there must be; UserError if there are fewer.
+        bad: collects a sentence for each unreadable image, which is left out; if None, the first
+        one raises UserError. wanted: how many outputs there must be; UserError if there are fewer.
         """
 
         def load(image: ImageSource) -> np.ndarray | UserError:
@@ -152,16 +170,21 @@ class Model:
                     if bad is None:
                         raise error
                     bad.append(str(error))
-                good = [(image, tensor) for image, tensor in found if isinstance(tensor, np.ndarray)]
+                good = [
+                    (image, tensor) for image, tensor in found if isinstance(tensor, np.ndarray)
+                ]
                 if good:
                     kept = [image for image, _ in good]
                     outputs = self.ask(np.stack([tensor for _, tensor in good]))
                     if len(outputs) < wanted:
-                        raise UserError("this model gives no features; `rmadapter export RUN --embeddings` makes one")
+                        raise UserError(
+                            "this model gives no features; `rmadapter export RUN --embeddings` makes one"
+                        )
                     yield kept, outputs
 
     def predict(self, images: Iterable[ImageSource], top: int = 5) -> list[list[tuple[str, float]]]:
-        """Labels and probabilities of each image (a path, a PIL image or an array), most probable first."""
+        """Labels and probabilities of each image (a path, a PIL image or an array), most probable
+        first."""
         return [self.best(row, top) for _, table in self.answers(images) for row in table]
 
     def best(self, probabilities: np.ndarray, top: int = 5) -> list[tuple[str, float]]:
@@ -179,8 +202,11 @@ def _files(words: Sequence[str]) -> list[Path]:
     return found
 
 
-def _write(model: Model, files: Sequence[Path], top: int, bad: list[str] | None, embeddings: str) -> None:
-    """Print CSV as `rmadapter predict --no-zero-shot --out` writes it. embeddings: file for features, in its order."""
+def _write(
+    model: Model, files: Sequence[Path], top: int, bad: list[str] | None, embeddings: str
+) -> None:
+    """Print CSV as `rmadapter predict --no-zero-shot --out` writes it. embeddings: file for
+    features, in its order."""
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="")  # type: ignore[union-attr]
     writer, header = csv.writer(sys.stdout), columns(top, zero_shot=False)
     writer.writerow(header)
@@ -198,20 +224,38 @@ def _write(model: Model, files: Sequence[Path], top: int, bad: list[str] | None,
 
 def main() -> None:
     """The command line; a UserError becomes one line on stderr and exit code 2."""
-    parser = argparse.ArgumentParser(description="The most probable classes of images, as CSV on stdout.")
-    parser.add_argument("images", nargs="+", help="files, or folders, which are searched to any depth")
+    parser = argparse.ArgumentParser(
+        description="The most probable classes of images, as CSV on stdout."
+    )
+    parser.add_argument(
+        "images", nargs="+", help="files, or folders, which are searched to any depth"
+    )
     parser.add_argument("--top", type=int, default=5, help="answers per image, by default 5")
-    parser.add_argument("--add", action="append", default=[], help="name of one more class; may be repeated")
-    parser.add_argument("--embeddings", default="", help="file.npy for the features [N, e] of the images")
-    parser.add_argument("--skip-bad", action="store_true", help="go on without unreadable images and report them")
-    parser.add_argument("--threads", type=int, default=0, help="by default as many as there are cores")
+    parser.add_argument(
+        "--add", action="append", default=[], help="name of one more class; may be repeated"
+    )
+    parser.add_argument(
+        "--embeddings", default="", help="file.npy for the features [N, e] of the images"
+    )
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="go on without unreadable images and report them"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=0, help="by default as many as there are cores"
+    )
     words = parser.parse_args()
     bad: list[str] | None = [] if words.skip_bad else None
     try:
         model = Model(threads=max(words.threads, 0))
         for label in words.add:
             model.add_class(label)
-        _write(model, _files(words.images), min(max(words.top, 1), len(model.labels)), bad, words.embeddings)
+        _write(
+            model,
+            _files(words.images),
+            min(max(words.top, 1), len(model.labels)),
+            bad,
+            words.embeddings,
+        )
     except (UserError, OSError) as error:
         print("predict.py:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)

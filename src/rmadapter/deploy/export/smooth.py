@@ -1,8 +1,10 @@
-"""Balance channels between LayerNorms and products: the same function in float32, closer to it in 8 bits.
+"""Balance channels between LayerNorms and products: the same function in float32, closer to it in 8
+bits.
 
-SmoothQuant (https://arxiv.org/abs/2211.10438), Eq. 4 with alpha = 1/2: for each channel j between a LayerNorm and
-products, s_j = sqrt(max|X_j| / max|W_j|) makes the maxima of activations X, over a few images, and weights W equal.
-The norm's scale and shift are divided by s, and rows of the weights multiplied by it; no operation is added.
+SmoothQuant (https://arxiv.org/abs/2211.10438), Eq. 4 with alpha = 1/2: for each channel j between a
+LayerNorm and products, s_j = sqrt(max|X_j| / max|W_j|) makes the maxima of activations X, over a
+few images, and weights W equal. The norm's scale and shift are divided by s, and rows of the
+weights multiplied by it; no operation is added.
 """
 
 from __future__ import annotations
@@ -27,15 +29,26 @@ def behind_norms(model: Any) -> dict[str, list[Any]]:
             readers[name].append(reader)
 
     def products(name: str) -> list[Any]:
-        """Products that read a tensor or its transpose, as attention may put tokens first; None for other readers."""
+        """Products that read a tensor or its transpose, as attention may put tokens first; None for
+        other readers."""
         return [
             product
             for node in readers[name]
-            for product in (products(node.output[0]) if _turns(node) else [node if _product(node, weights) else None])
+            for product in (
+                products(node.output[0])
+                if _turns(node)
+                else [node if _product(node, weights) else None]
+            )
         ]
 
-    norms = [node for node in model.graph.node if node.op_type == "LayerNormalization" and _last(node)]
-    found = {norm.output[0]: products(norm.output[0]) for norm in norms if weights.issuperset(norm.input[1:])}
+    norms = [
+        node for node in model.graph.node if node.op_type == "LayerNormalization" and _last(node)
+    ]
+    found = {
+        norm.output[0]: products(norm.output[0])
+        for norm in norms
+        if weights.issuperset(norm.input[1:])
+    }
     return {name: nodes for name, nodes in found.items() if nodes and None not in nodes}
 
 
@@ -67,10 +80,14 @@ def smooth(model: Any, pixels: np.ndarray) -> None:
         """Scale an input of a node, in a new tensor: nodes with identical ones share a tensor."""
         values = numpy_helper.to_array(weights[node.input[place]]) * factor
         node.input[place] = f"{node.input[place]}_{node.output[0]}_smooth"
-        model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), node.input[place]))
+        model.graph.initializer.append(
+            numpy_helper.from_array(values.astype(np.float32), node.input[place])
+        )
 
     for name, peak in _peaks(model, list(products), pixels).items():
-        rows = [np.abs(numpy_helper.to_array(weights[node.input[1]])).max(1) for node in products[name]]
+        rows = [
+            np.abs(numpy_helper.to_array(weights[node.input[1]])).max(1) for node in products[name]
+        ]
         ratio = np.sqrt(np.maximum(peak, TINY) / np.maximum(np.max(rows, 0), TINY))
         for place in range(1, len(norms[name].input)):
             change(norms[name], place, 1 / ratio)
@@ -90,10 +107,14 @@ def _peaks(model: Any, names: Sequence[str], pixels: np.ndarray) -> Mapping[str,
     seen = onnx.ModelProto()
     seen.CopyFrom(model)
     del seen.graph.output[:]
-    seen.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
+    seen.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names
+    )
     options = SessionOptions()
     options.log_severity_level = 3  # errors
-    session = InferenceSession(seen.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = InferenceSession(
+        seen.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     size = session.get_inputs()[0].shape[0]
     step, found = size if isinstance(size, int) else AT_ONCE, [np.zeros(1)] * len(names)
     for start in range(0, len(pixels), step):

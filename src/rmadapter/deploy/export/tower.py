@@ -1,7 +1,7 @@
 """The text encoder of a fitted method as a graph of its own, with the tokenizer for class names.
 
-The method makes class features from a name as usual, and is watched: its prompts are the texts that it passes to the
-tokenizer, and what it does with their tokens is traced.
+The method makes class features from a name as usual, and is watched: its prompts are the texts that
+it passes to the tokenizer, and what it does with their tokens is traced.
 """
 
 from __future__ import annotations
@@ -23,13 +23,17 @@ from rmadapter.prompts import Cosines
 from rmadapter.support.files import write_json
 from rmadapter.training.contract import Fitted, NotApplicable
 
-NAMES = ("anything", "something")  # the first shows the prompts; the second is traced, as nothing is cached for it
+NAMES = (
+    "anything",
+    "something",
+)  # the first shows the prompts; the second is traced, as nothing is cached for it
 # Names that both tokenizers must read alike.
 ODD = ("Éclair au café", "7 1/2's  don't", "women’s ﬁsh &amp; ｃｈｉｐｓ", "日本", "x" * 400)
 
 
 class _Tokenizer:
-    """A backbone's tokenizer that records prompts of NAMES, and returns `tokens` for them once these are set."""
+    """A backbone's tokenizer that records prompts of NAMES, and returns `tokens` for them once
+    these are set."""
 
     def __init__(self, own: Any) -> None:
         self.own, self.asked = own, list[str]()
@@ -46,7 +50,8 @@ class _Tokenizer:
 class Tower(nn.Module):
     """Tokens [N, L] of all prompts of one class -> its normalised features [1, e].
 
-    templates: N prompts, one {} each. Raises NotApplicable for a method that scores by anything but their features.
+    templates: N prompts, one {} each. Raises NotApplicable for a method that scores by anything but
+    their features.
     """
 
     def __init__(self, fitted: Fitted) -> None:
@@ -68,7 +73,8 @@ class Tower(nn.Module):
 
 
 def weights_of(fitted: Fitted, names: Sequence[str]) -> Cosines:
-    """Class features of names. Raises NotApplicable for a method that does not score by these alone."""
+    """Class features of names. Raises NotApplicable for a method that does not score by these
+    alone."""
     found = fitted.for_classes(tuple(names))
     if not isinstance(found, Cosines):
         raise NotApplicable(f"{fitted.method.title} does not score images by class features alone")
@@ -76,8 +82,9 @@ def weights_of(fitted: Fitted, names: Sequence[str]) -> Cosines:
 
 
 def write_text_encoder(fitted: Fitted, names: Sequence[str], folder: Path) -> None:
-    """Put the text encoder beside an exported graph. names: of its classes. Raises NotApplicable for a method that
-    cannot add a class by name, UserError if its text encoder or tokenizer cannot be exported, and OSError."""
+    """Put the text encoder beside an exported graph. names: of its classes. Raises NotApplicable
+    for a method that cannot add a class by name, UserError if its text encoder or tokenizer cannot
+    be exported, and OSError."""
     tower = Tower(fitted).eval()
     with torch.no_grad():
         known = weights_of(fitted, (*names, NAMES[0]))
@@ -105,7 +112,8 @@ def write_text_encoder(fitted: Fitted, names: Sequence[str], folder: Path) -> No
 
 
 def check_words(backbone: Backbone, names: Sequence[str], folder: Path) -> None:
-    """Raises UserError unless the written tokenizer reads names, and those in ODD, as the backbone's own does."""
+    """Raises UserError unless the written tokenizer reads names, and those in ODD, as the
+    backbone's own does."""
     naming = Naming(folder)
     for name in (*names, *ODD):
         texts = [template.replace("{}", name) for template in naming.templates]
@@ -116,7 +124,8 @@ def check_words(backbone: Backbone, names: Sequence[str], folder: Path) -> None:
 
 
 def tokenizer_of(backbone: Backbone) -> Any:
-    """The backbone's tokenizer as a tokenizers.Tokenizer. Raises UserError for a kind that cannot become one."""
+    """The backbone's tokenizer as a tokenizers.Tokenizer. Raises UserError for a kind that cannot
+    become one."""
     from open_clip import SimpleTokenizer
     from open_clip.tokenizer import HFTokenizer
     from tokenizers import Tokenizer
@@ -130,7 +139,9 @@ def tokenizer_of(backbone: Backbone) -> Any:
     found = Tokenizer.from_str(inner.to_str())
     found.enable_truncation(own.context_length)
     found.enable_padding(
-        length=own.context_length, pad_id=own.tokenizer.pad_token_id, pad_token=own.tokenizer.pad_token
+        length=own.context_length,
+        pad_id=own.tokenizer.pad_token_id,
+        pad_token=own.tokenizer.pad_token,
     )
     return found
 
@@ -151,7 +162,8 @@ def _clip(own: Any) -> Any:
         [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     found.post_processor = processors.TemplateProcessing(
-        single=f"{start} $A {end}", special_tokens=[(start, own.sot_token_id), (end, own.eot_token_id)]
+        single=f"{start} $A {end}",
+        special_tokens=[(start, own.sot_token_id), (end, own.eot_token_id)],
     )
     found.enable_truncation(own.context_length)
     found.enable_padding(length=own.context_length, pad_id=0, pad_token="!")

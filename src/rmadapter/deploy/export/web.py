@@ -1,4 +1,5 @@
-"""A static page around an exported graph: onnxruntime-web from npm, and our own resize, which matches Pillow's."""
+"""A static page around an exported graph: onnxruntime-web from npm, and our own resize, which
+matches Pillow's."""
 
 from __future__ import annotations
 
@@ -17,9 +18,14 @@ from rmadapter.support.files import cache_folder
 
 PAGE = Path(__file__).parents[2] / "assets/web"
 NAME, VERSION = "onnxruntime-web", "1.30.0"
-INTEGRITY = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+INTEGRITY = (
+    "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+)
 TARBALL = f"{NAME}-{VERSION}.tgz"
-ENGINE = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")  # the files of it that the page needs
+ENGINE = (
+    "ort.wasm.bundle.min.mjs",
+    "ort-wasm-simd-threaded.wasm",
+)  # the files of it that the page needs
 
 
 def engine() -> Path:
@@ -45,7 +51,15 @@ def _fetch(folder: Path) -> None:
             f"--to web takes {NAME} {VERSION} from npm, which is not installed: install Node.js, or put {TARBALL} into "
             f"{cache_folder()}"
         )
-    command = [npm, "pack", f"{NAME}@{VERSION}", "--pack-destination", str(folder), "--ignore-scripts", "--silent"]
+    command = [
+        npm,
+        "pack",
+        f"{NAME}@{VERSION}",
+        "--pack-destination",
+        str(folder),
+        "--ignore-scripts",
+        "--silent",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode or not (folder / TARBALL).is_file():
         reason = (done.stderr.strip() or "npm failed").splitlines()[-1][:200]
@@ -53,8 +67,8 @@ def _fetch(folder: Path) -> None:
 
 
 def write_page(folder: Path) -> None:
-    """Put the page and its engine beside a graph. Raises UserError as `engine` does and for a graph too large for a
-    page, and OSError."""
+    """Put the page and its engine beside a graph. Raises UserError as `engine` does and for a graph
+    too large for a page, and OSError."""
     if (folder / BESIDE).exists():
         size = (folder / BESIDE).stat().st_size
         raise UserError(

@@ -14,7 +14,9 @@ from rmadapter.backbones.load import is_published
 from rmadapter.methods.uses import USES
 from rmadapter.support.files import last_part
 
-FILES = {name for uses in USES.values() for name in (*uses.files, *uses.backbones)}  # settings that name any
+FILES = {
+    name for uses in USES.values() for name in (*uses.files, *uses.backbones)
+}  # settings that name any
 
 
 def bare_reason(text: str) -> str:
@@ -28,12 +30,15 @@ def libraries(versions: Mapping[str, str]) -> dict[str, str]:
 
 
 def bare_names(method: MethodName, backbone: BackboneName) -> tuple[MethodName, BackboneName]:
-    """Strip folders from a method's own file, from files in its settings, and from an unpublished backbone."""
+    """Strip folders from a method's own file, from files in its settings, and from an unpublished
+    backbone."""
     uses = USES.get(method.name, method.uses)
     named = () if uses is None else (*uses.files, *uses.backbones)
 
     def bare(name: str, value: Any) -> Any:
-        path = isinstance(value, str) and (name in named or os.path.exists(value) or value[:1] in "/~.")
+        path = isinstance(value, str) and (
+            name in named or os.path.exists(value) or value[:1] in "/~."
+        )
         return bare_word(value) if path else value
 
     settings = {name: bare(name, value) for name, value in method.settings.items()}
@@ -51,10 +56,16 @@ def bare_word(word: str) -> str:
 def bare_record(record: Record) -> Record:
     """The record without paths, command, machine, notes, and the names of a table's columns."""
     method, backbone = bare_names(record.method, record.backbone)
-    asked = tuple(replace(question, data=last_part(question.data)) for question in record.task.tests)
-    task = replace(record.task, data=last_part(record.task.data), backbone=backbone.name, tests=asked)
+    asked = tuple(
+        replace(question, data=last_part(question.data)) for question in record.task.tests
+    )
+    task = replace(
+        record.task, data=last_part(record.task.data), backbone=backbone.name, tests=asked
+    )
     scores = tuple(
-        score.model_copy(update={"data": last_part(score.data), "reason": bare_reason(score.reason)})
+        score.model_copy(
+            update={"data": last_part(score.data), "reason": bare_reason(score.reason)}
+        )
         for score in record.scores
     )
     if choice := record.choice:
@@ -63,15 +74,33 @@ def bare_record(record: Record) -> Record:
             for row in choice.rows
         )
         choice = choice.model_copy(update={"rows": rows, "chosen": last_part(choice.chosen)})
-    gone: Mapping[str, Any] = {"command": "", "machine": {}, "notes": (), "columns": {}, "copied_from": ""}
-    kept = {"method": method, "backbone": backbone, "task": task, "scores": scores, "choice": choice}
+    gone: Mapping[str, Any] = {
+        "command": "",
+        "machine": {},
+        "notes": (),
+        "columns": {},
+        "copied_from": "",
+    }
+    kept = {
+        "method": method,
+        "backbone": backbone,
+        "task": task,
+        "scores": scores,
+        "choice": choice,
+    }
     return record.model_copy(
-        update={**kept, "reason": bare_reason(record.reason), "versions": libraries(record.versions), **gone}
+        update={
+            **kept,
+            "reason": bare_reason(record.reason),
+            "versions": libraries(record.versions),
+            **gone,
+        }
     )
 
 
 def bare_command(command: str) -> str:
-    """The command with each path cut to its last part; backbones and repositories keep their full names."""
+    """The command with each path cut to its last part; backbones and repositories keep their full
+    names."""
 
     def bare(word: str) -> str:
         name, equals, value = word.rpartition("=")

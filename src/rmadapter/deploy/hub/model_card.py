@@ -1,4 +1,5 @@
-"""The model card of a run on the Hugging Face hub: what it is, how good it is, and what is untested."""
+"""The model card of a run on the Hugging Face hub: what it is, how good it is, and what is
+untested."""
 
 from __future__ import annotations
 
@@ -17,10 +18,12 @@ LIBRARY, TASK = "rmadapter", "image-classification"
 MOST = 50  # classes listed at most
 
 
-def modelcard(model: Model, record: Record | None, repository: str, licence: str, examples: bool) -> str:
-    """README.md with the hub's metadata. record: None if the model was saved by itself. licence: of what was
-    trained. examples: whether the weights include features of the training images. Raises UserError for a model with
-    several labels per image."""
+def modelcard(
+    model: Model, record: Record | None, repository: str, licence: str, examples: bool
+) -> str:
+    """README.md with the hub's metadata. record: None if the model was saved by itself. licence: of
+    what was trained. examples: whether the weights include features of the training images. Raises
+    UserError for a model with several labels per image."""
     one_label(model.several, "push")
     return template("modelcard.md.j2", escape=False, cell=_cell, percent=_percent).render(
         metadata=_metadata(model, record, repository, licence),
@@ -38,7 +41,8 @@ def modelcard(model: Model, record: Record | None, repository: str, licence: str
 
 
 def _cell(text: Any) -> str:
-    """Text as one line of Markdown, escaped so that no class or folder name can break it or become HTML."""
+    """Text as one line of Markdown, escaped so that no class or folder name can break it or become
+    HTML."""
     return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", " ".join(str(text).split()))
 
 
@@ -56,7 +60,13 @@ def _metadata(model: Model, record: Record | None, repository: str, licence: str
         license=licence,
         library_name=LIBRARY,
         pipeline_tag=TASK,
-        tags=[LIBRARY, "clip", "few-shot", "adapter", re.sub(r"[^a-z0-9-]+", "-", model.method.name.lower())],
+        tags=[
+            LIBRARY,
+            "clip",
+            "few-shot",
+            "adapter",
+            re.sub(r"[^a-z0-9-]+", "-", model.method.name.lower()),
+        ],
         base_model=base,
         metrics=["accuracy"] if results else None,
         base_model_relation="adapter" if base else None,
@@ -82,7 +92,11 @@ def _results(record: Record) -> list[Any]:
     data = record.task.data or "unknown"
     if judged := record.judgement:
         own = judged.own
-        rates = {"accuracy": own.accuracy, "f1": own.macro_f1, "expected_calibration_error": own.calibration_error}
+        rates = {
+            "accuracy": own.accuracy,
+            "f1": own.macro_f1,
+            "expected_calibration_error": own.calibration_error,
+        }
         return [_result(data, judged.how, kind, value) for kind, value in rates.items()]
     return [
         _result(score.data or data, score.title, "accuracy", score.accuracy)

@@ -1,8 +1,10 @@
-"""Push a run to the Hugging Face hub: what others need to use it, and nothing about whose images it was made from.
+"""Push a run to the Hugging Face hub: what others need to use it, and nothing about whose images it
+was made from.
 
-Sent: the weights, model.json, config.yaml, run.json, a model card, SHA256SUMS. Not sent: names and copies of images
-(split.json, predictions.csv, why.json, images.csv, report.html), paths, the command, the machine, notes, reasons that
-may name files, and, unless asked for, the features of the training images.
+Sent: the weights, model.json, config.yaml, run.json, a model card, SHA256SUMS. Not sent: names and
+copies of images (split.json, predictions.csv, why.json, images.csv, report.html), paths, the
+command, the machine, notes, reasons that may name files, and, unless asked for, the features of the
+training images.
 """
 
 from __future__ import annotations
@@ -11,7 +13,16 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rmadapter.artifacts.checkpoint import CONFIG, EXAMPLES, MODEL, RECORD, WEIGHTS, flat, halved, read_tensors
+from rmadapter.artifacts.checkpoint import (
+    CONFIG,
+    EXAMPLES,
+    MODEL,
+    RECORD,
+    WEIGHTS,
+    flat,
+    halved,
+    read_tensors,
+)
 from rmadapter.artifacts.model_file import no_model, read_model
 from rmadapter.artifacts.record import read_record
 from rmadapter.deploy.export.folder import README
@@ -31,8 +42,8 @@ THE_HUBS = {".gitattributes"}  # in every repository
 
 
 class Wishes(NamedTuple):
-    """half: store float32 numbers as float16. examples: also send features of the training images. licence: of what was
-    trained, as the hub calls it."""
+    """half: store float32 numbers as float16. examples: also send features of the training images.
+    licence: of what was trained, as the hub calls it."""
 
     half: bool = False
     examples: bool = False
@@ -43,14 +54,20 @@ PLAIN = Wishes()
 
 
 def push(
-    run: Path, repository: str, wishes: Wishes = PLAIN, *, private: bool = False, to: Path | None = None
+    run: Path,
+    repository: str,
+    wishes: Wishes = PLAIN,
+    *,
+    private: bool = False,
+    to: Path | None = None,
 ) -> dict[str, Any]:
-    """Push a run to a repository OWNER/NAME of the Hugging Face hub in one commit; a note first lists what is sent.
+    """Push a run to a repository OWNER/NAME of the Hugging Face hub in one commit; a note first
+    lists what is sent.
 
-    to: a new folder for what would be sent; then nothing leaves this machine. private: make a new repository private.
-    Returns the files with their sizes in bytes, and where they are. Raises UserError for anything but a finished run of
-    this version, for a repository that holds something else or is public despite `private`, and for whatever the hub
-    refuses.
+    to: a new folder for what would be sent; then nothing leaves this machine. private: make a new
+    repository private. Returns the files with their sizes in bytes, and where they are. Raises
+    UserError for anything but a finished run of this version, for a repository that holds something
+    else or is public despite `private`, and for whatever the hub refuses.
     """
     check_repository(repository)
     if to is not None:
@@ -86,7 +103,9 @@ def _written(folder: Path, run: Path, repository: str, wishes: Wishes) -> dict[s
     card = modelcard(model, record, repository, wishes.licence, EXAMPLES in tensors)
     write_text(folder / README, card)
     write_sums(folder, FILES)
-    sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.name in OURS}
+    sizes = {
+        file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.name in OURS
+    }
     return {"files": sizes, "bytes": sum(sizes.values())}
 
 
@@ -105,7 +124,9 @@ def _uploaded(folder: Path, repository: str, private: bool) -> dict[str, Any]:
         operations: list[Any] = [CommitOperationAdd(name, folder / name) for name in names]
         operations += [CommitOperationDelete(name) for name in sorted((there & OURS) - {*names})]
         message = f"A run of {LIBRARY} {__version__}"
-        done = api.create_commit(repository, operations, commit_message=message, parent_commit=before)
+        done = api.create_commit(
+            repository, operations, commit_message=message, parent_commit=before
+        )
     url = f"{api.endpoint}/{repository}"
     return {"repository": repository, "url": url, "commit": done.oid, "load": f"{HUB}{repository}"}
 
@@ -122,7 +143,9 @@ def _opened(api: Any, repository: str, private: bool) -> tuple[str | None, set[s
     info = api.model_info(repository)
     there = {file.rfilename for file in info.siblings or ()}
     if there - THE_HUBS and info.library_name != LIBRARY:
-        raise UserError(f"{repository} already exists and is not a run of {LIBRARY}; choose another name")
+        raise UserError(
+            f"{repository} already exists and is not a run of {LIBRARY}; choose another name"
+        )
     if private and not info.private:
         raise UserError(
             f"{repository} already exists and is public, which --private does not change: make it private on its "

@@ -35,11 +35,14 @@ class _Item(NamedTuple):
 class Batcher:
     """told: called with the number of images of every batch.
 
-    All but `_work` runs in the event loop's thread. Whoever takes images gets their answers or an error, even after
-    `retire`, and must `release` them; the thread of a retired batcher ends once all are released.
+    All but `_work` runs in the event loop's thread. Whoever takes images gets their answers or an
+    error, even after `retire`, and must `release` them; the thread of a retired batcher ends once
+    all are released.
     """
 
-    def __init__(self, served: Served, limits: Limits, told: Callable[[int], object] = lambda _: None) -> None:
+    def __init__(
+        self, served: Served, limits: Limits, told: Callable[[int], object] = lambda _: None
+    ) -> None:
         self.served, self._limits, self._told = served, limits, told
         self.taken, self.retired = 0, False
         self._items: SimpleQueue[_Item | None] = SimpleQueue()
@@ -95,7 +98,10 @@ class Batcher:
     def _answer(self, items: Sequence[_Item]) -> None:
         """Answer a batch; if it fails, try each image alone, so that none fails because of another."""
         try:
-            pixels, wanted = np.stack([item.pixels for item in items]), any(item.features for item in items)
+            pixels, wanted = (
+                np.stack([item.pixels for item in items]),
+                any(item.features for item in items),
+            )
             probabilities, *features = self.served.ask(pixels, wanted)
             if not np.isfinite(probabilities).all():
                 raise ArithmeticError("the model's answers contain NaN or infinity")

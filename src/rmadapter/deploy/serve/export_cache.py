@@ -20,18 +20,26 @@ PATIENCE = 1800  # seconds to wait for another server's export
 def cached(folder: Path, wish: Wish) -> Path:
     """The export of a run, made now if not cached. Raises UserError as `load` and `export`."""
     if not (folder / MODEL).is_file():
-        raise UserError(f"{folder}: not a run that --engine {wish.engine} can serve; `rmadapter fit` makes one")
+        raise UserError(
+            f"{folder}: not a run that --engine {wish.engine} can serve; `rmadapter fit` makes one"
+        )
     check_sums(folder)
     # model.json holds the digests of the weights and of the backbone
     own = user_path(wish.method.rpartition(":")[0])  # the file of a method from outside
     code = sha256(own) if wish.method and own.is_file() else ""
-    words = f"{sha256(folder / MODEL)} {wish.engine} {metadata.version('rmadapter')} {code}".rstrip()
+    words = (
+        f"{sha256(folder / MODEL)} {wish.engine} {metadata.version('rmadapter')} {code}".rstrip()
+    )
     place = cache_folder() / "serve" / hashlib.sha256(words.encode()).hexdigest()[:32]
     if place.is_dir():
         return place
-    taken = UserError(f"{folder}: another server has been exporting it for {PATIENCE // 60} minutes")
+    taken = UserError(
+        f"{folder}: another server has been exporting it for {PATIENCE // 60} minutes"
+    )
     failed = f"{place}: cannot be written (%s); point RMADAPTER_CACHE elsewhere"
-    with only(place.with_name(f".{place.name}.lock"), PATIENCE, taken, failed):  # servers of one run share the cache
+    with only(
+        place.with_name(f".{place.name}.lock"), PATIENCE, taken, failed
+    ):  # servers of one run share the cache
         if not place.is_dir():
             _export(folder, wish, place)
     return place

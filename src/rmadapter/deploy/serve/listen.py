@@ -28,13 +28,16 @@ def run(
 ) -> None:  # fmt: skip
     """Serve until SIGTERM or SIGINT; then accept nothing new, and answer what was accepted.
 
-    ready: called once requests are accepted. log: print a line on stderr for each request. SIGHUP reloads the models.
+    ready: called once requests are accepted. log: print a line on stderr for each request. SIGHUP
+    reloads the models.
     """
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
         watch = Watch(service, wishes)
-        with suppress(AttributeError, NotImplementedError, ValueError, RuntimeError):  # Windows, or no main thread
+        with suppress(
+            AttributeError, NotImplementedError, ValueError, RuntimeError
+        ):  # Windows, or no main thread
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, watch.ask)
         watching = asyncio.create_task(watch.run())
         listening.listen(BACKLOG)

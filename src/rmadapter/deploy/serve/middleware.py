@@ -1,4 +1,5 @@
-"""An ASGI application around another one, which checks keys, limits request bodies, and counts requests."""
+"""An ASGI application around another one, which checks keys, limits request bodies, and counts
+requests."""
 
 from __future__ import annotations
 
@@ -41,7 +42,10 @@ class Door:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": [*message["headers"], (b"x-content-type-options", b"nosniff")]}
+                message = {
+                    **message,
+                    "headers": [*message["headers"], (b"x-content-type-options", b"nosniff")],
+                }
             await send(message)
 
         try:
@@ -54,15 +58,25 @@ class Door:
             status = 500
             raise
         finally:
-            path = getattr(scope.get("route"), "path", "other")  # as declared: strangers must not invent labels
+            path = getattr(
+                scope.get("route"), "path", "other"
+            )  # as declared: strangers must not invent labels
             self._counters.requests.labels(path, status).inc()
             self._counters.seconds.labels(path).observe(time.perf_counter() - started)
 
     def _fault(self, scope: Scope) -> JSONResponse | None:
         headers = Headers(scope=scope)
-        if self._key and scope["path"] not in FREE and not any(self._opens(key) for key in keys(headers)):
-            more = {"WWW-Authenticate": "Basic"}  # the password is the key: a browser then asks for it
-            return JSONResponse({"error": "this server needs its key in the header X-API-Key"}, 401, more)
+        if (
+            self._key
+            and scope["path"] not in FREE
+            and not any(self._opens(key) for key in keys(headers))
+        ):
+            more = {
+                "WWW-Authenticate": "Basic"
+            }  # the password is the key: a browser then asks for it
+            return JSONResponse(
+                {"error": "this server needs its key in the header X-API-Key"}, 401, more
+            )
         length = headers.get("content-length", "")
         if length.isdigit() and len(length) < 20 and int(length) > self._limits.bytes:
             return JSONResponse({"error": self._too_large()}, 413)

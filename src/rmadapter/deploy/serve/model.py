@@ -32,14 +32,18 @@ if TYPE_CHECKING:
 
 NAMES = {GRAPH: "onnx", OPENVINO: "openvino", TORCH: "torch", LITERT: "litert"}
 OF_RUNS = ("torch", "onnx", "openvino")
-LIBRARIES = {"onnx": "onnxruntime", "litert": "ai-edge-litert"}  # packages of engines, where their names differ
+LIBRARIES = {
+    "onnx": "onnxruntime",
+    "litert": "ai-edge-litert",
+}  # packages of engines, where their names differ
 
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """labels: of the C classes. transform: RGB image -> float32 [3, H, W]. ask: pixels [B, 3, H, W], and whether
-    features are wanted -> probabilities [B, C] and, if wanted, unit features [B, e]. features: whether it has any.
-    size: H and W. facts: for /info, JSON. sign: of the folder before it was read."""
+    """labels: of the C classes. transform: RGB image -> float32 [3, H, W]. ask: pixels [B, 3, H,
+    W], and whether features are wanted -> probabilities [B, C] and, if wanted, unit features [B,
+    e]. features: whether it has any. size: H and W. facts: for /info, JSON. sign: of the folder
+    before it was read."""
 
     labels: tuple[str, ...]
     transform: Callable[[Image.Image], np.ndarray]
@@ -57,8 +61,8 @@ class Served:
 def open_served(wish: Wish) -> Served:
     """Load a model, and ask it about a grey image once.
 
-    Raises UserError for a folder that is damaged or neither a run nor an export, for an engine that cannot run it, and
-    for answers that contain NaN or infinity.
+    Raises UserError for a folder that is damaged or neither a run nor an export, for an engine that
+    cannot run it, and for answers that contain NaN or infinity.
     """
     before = sign(user_path(wish.folder))
     return replace(_opened(user_path(wish.folder), wish), sign=before)
@@ -70,7 +74,9 @@ def _opened(folder: Path, wish: Wish) -> Served:
         raise UserError(f"--engine {engine}{nearest(engine, OF_RUNS)}")
     if graph := next((name for name in ENGINES if (folder / name).is_file()), None):
         if engine not in ("", NAMES[graph]):
-            raise UserError(f"{folder}: an export for {NAMES[graph]}; leave out --engine {engine}, or name the run")
+            raise UserError(
+                f"{folder}: an export for {NAMES[graph]}; leave out --engine {engine}, or name the run"
+            )
         return _by_runtime(folder, folder, wish.threads, _of_export(folder))
     if engine in ("", "torch"):
         return _by_torch(folder, wish)
@@ -79,11 +85,21 @@ def _opened(folder: Path, wish: Wish) -> Served:
 
 def _by_runtime(folder: Path, export: Path, threads: int, facts: dict[str, Any]) -> Served:
     """folder: as the user named it. export: the folder to open."""
-    model, engine = Model(export, threads), NAMES[next(name for name in ENGINES if (export / name).is_file())]
+    model, engine = (
+        Model(export, threads),
+        NAMES[next(name for name in ENGINES if (export / name).is_file())],
+    )
     size = model.transform.size
     features = len(_grey(folder, model.ask, size)) > 1
     facts = _facts(facts, model.labels, engine, features, size)
-    return Served(tuple(model.labels), model.transform, lambda pixels, _: model.ask(pixels), features, size, facts)
+    return Served(
+        tuple(model.labels),
+        model.transform,
+        lambda pixels, _: model.ask(pixels),
+        features,
+        size,
+        facts,
+    )
 
 
 def _by_torch(folder: Path, wish: Wish) -> Served:
@@ -107,11 +123,18 @@ def _by_torch(folder: Path, wish: Wish) -> Served:
     facts = _facts(_of_run(folder), labels, "torch", features, backbone.image_size)
     facts |= {"device": str(backbone.device)}
     return Served(
-        tuple(labels), lambda image: backbone.preprocess(image).numpy(), ask, features, backbone.image_size, facts
+        tuple(labels),
+        lambda image: backbone.preprocess(image).numpy(),
+        ask,
+        features,
+        backbone.image_size,
+        facts,
     )
 
 
-def _grey(folder: Path, ask: Callable[[np.ndarray], list[np.ndarray]], size: int) -> list[np.ndarray]:
+def _grey(
+    folder: Path, ask: Callable[[np.ndarray], list[np.ndarray]], size: int
+) -> list[np.ndarray]:
     """The answer to a grey image: the first one, which is the slowest."""
     found = ask(np.zeros((1, 3, size, size), np.float32))
     if not all(np.isfinite(part).all() for part in found):
@@ -122,18 +145,37 @@ def _grey(folder: Path, ask: Callable[[np.ndarray], list[np.ndarray]], size: int
 # ---- facts for /info, without paths of this machine ----
 
 
-def _facts(own: dict[str, Any], labels: list[str], engine: str, features: bool, size: int) -> dict[str, Any]:
+def _facts(
+    own: dict[str, Any], labels: list[str], engine: str, features: bool, size: int
+) -> dict[str, Any]:
     libraries = ("rmadapter", "numpy", "pillow", LIBRARIES.get(engine, engine))
-    versions = {"python": platform.python_version()} | {name: version_of(name) for name in libraries}
-    return {**own, "engine": engine, "classes": labels, "features": features, "image_size": size, "versions": versions}
+    versions = {"python": platform.python_version()} | {
+        name: version_of(name) for name in libraries
+    }
+    return {
+        **own,
+        "engine": engine,
+        "classes": labels,
+        "features": features,
+        "image_size": size,
+        "versions": versions,
+    }
 
 
 def _of_run(folder: Path) -> dict[str, Any]:
-    record = read_record(folder / RECORD) if (folder / RECORD).is_file() and (folder / MODEL).is_file() else None
+    record = (
+        read_record(folder / RECORD)
+        if (folder / RECORD).is_file() and (folder / MODEL).is_file()
+        else None
+    )
     if not (folder / MODEL).is_file():  # of version 0.1
         return {"method": None, "backbone": None, "sha256": None, "accuracy": None}
     model = read_model(folder / MODEL)
-    method = {"name": last_part(model.method.name), "title": model.method.title, "source": model.method.source}
+    method = {
+        "name": last_part(model.method.name),
+        "title": model.method.title,
+        "source": model.method.source,
+    }
     return {
         "method": method,
         "backbone": {"name": _last(model.backbone.name), "digest": model.backbone.digest},
@@ -143,10 +185,13 @@ def _of_run(folder: Path) -> dict[str, Any]:
 
 
 def worth(record: Record) -> dict[str, Any] | None:
-    """Accuracy in percent with its 95 % interval, on how many images, and on which; None if unknown."""
+    """Accuracy in percent with its 95 % interval, on how many images, and on which; None if
+    unknown."""
     if record.judgement:
         own = record.judgement.own
-        return _accuracy(record.judgement.how, record.judgement.images, own.accuracy, (own.low, own.high))
+        return _accuracy(
+            record.judgement.how, record.judgement.images, own.accuracy, (own.low, own.high)
+        )
     for score in record.scores:
         if score.accuracy is not None and score.images:
             return _accuracy(score.title, score.images, score.accuracy)
@@ -160,22 +205,44 @@ def _of_export(folder: Path) -> dict[str, Any]:
     parity = found["parity"] if isinstance(found.get("parity"), Mapping) else {}
     after, images = parity.get("after"), parity.get("images")
     accuracy = None
-    if isinstance(after, float) and isinstance(images, int) and 0 <= after <= 100 and 0 < images < 2**31:
+    if (
+        isinstance(after, float)
+        and isinstance(images, int)
+        and 0 <= after <= 100
+        and 0 < images < 2**31
+    ):
         accuracy = _accuracy(str(parity.get("title")), images, after)
     method, backbone = (
         _words(found.get("method"), "name", "title", "source"),
         _words(found.get("backbone"), "name", "digest"),
     )
-    return {"method": method, "backbone": backbone, "sha256": str(found.get("sha256")), "accuracy": accuracy}
+    return {
+        "method": method,
+        "backbone": backbone,
+        "sha256": str(found.get("sha256")),
+        "accuracy": accuracy,
+    }
 
 
 def _words(found: Any, *wanted: str) -> dict[str, str] | None:
-    return {name: _last(str(found.get(name))) for name in wanted} if isinstance(found, Mapping) else None
+    return (
+        {name: _last(str(found.get(name))) for name in wanted}
+        if isinstance(found, Mapping)
+        else None
+    )
 
 
-def _accuracy(of: str, images: int, accuracy: float, ends: tuple[float, float] | None = None) -> dict[str, Any]:
+def _accuracy(
+    of: str, images: int, accuracy: float, ends: tuple[float, float] | None = None
+) -> dict[str, Any]:
     low, high = ends or wilson(round(accuracy * images / 100), images)
-    return {"accuracy": round(accuracy, 2), "low": round(low, 2), "high": round(high, 2), "images": images, "of": of}
+    return {
+        "accuracy": round(accuracy, 2),
+        "low": round(low, 2),
+        "high": round(high, 2),
+        "images": images,
+        "of": of,
+    }
 
 
 def _last(name: str) -> str:

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 
 class Wish(NamedTuple):
-    """What to open: a folder of `fit`, `save` or `export`. engine: "" for the folder's own. threads: 0 leaves it to
-    the engine. backbone, method: as in `checkpoint.load`."""
+    """What to open: a folder of `fit`, `save` or `export`. engine: "" for the folder's own.
+    threads: 0 leaves it to the engine. backbone, method: as in `checkpoint.load`."""
 
     folder: Path
     engine: str = ""

@@ -52,7 +52,9 @@ class Watch:
         try:
             served = await asyncio.to_thread(open_served, wish)
         except Exception as error:  # whatever is wrong with the new one, keep the old one
-            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            reason = (
+                str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            )
             self._tell(name, "refused", f"not reloaded, the old one keeps answering: {reason}")
         else:
             self._service.put(name, served)

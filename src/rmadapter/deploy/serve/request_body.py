@@ -27,14 +27,18 @@ BODY: dict[str, Any] = {
                 "schema": {
                     "type": "object",
                     "required": [FIELD],
-                    "properties": {FIELD: {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                    "properties": {
+                        FIELD: {"type": "array", "items": {"type": "string", "format": "binary"}}
+                    },
                 }
             },
             "application/json": {
                 "schema": {
                     "type": "object",
                     "required": ["images"],
-                    "properties": {"images": {"type": "array", "items": {"type": "string", "format": "byte"}}},
+                    "properties": {
+                        "images": {"type": "array", "items": {"type": "string", "format": "byte"}}
+                    },
                 }
             },
         },
@@ -43,7 +47,8 @@ BODY: dict[str, Any] = {
 
 
 async def images_of(request: Request, limits: Limits) -> list[Given]:
-    """Raises HTTPException: 415 for another kind of body, 400 for a damaged or empty one, or for too many images."""
+    """Raises HTTPException: 415 for another kind of body, 400 for a damaged or empty one, or for
+    too many images."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         found = await _files(request, limits.images)
@@ -54,7 +59,9 @@ async def images_of(request: Request, limits: Limits) -> list[Given]:
     if not found:
         raise HTTPException(400, f"no images received; {HOW}")
     if len(found) > limits.images:
-        raise HTTPException(400, f"{len(found)} images, but a request may have only {limits.images}: send several")
+        raise HTTPException(
+            400, f"{len(found)} images, but a request may have only {limits.images}: send several"
+        )
     return found
 
 
@@ -63,7 +70,11 @@ async def _files(request: Request, most: int) -> list[Given]:
     told["content-type"] = request.headers["content-type"]
     try:
         end = f"--{told.get_boundary('')}--".encode("latin-1", "replace")
-    except (ValueError, TypeError, LookupError):  # of a parameter in several parts, or in no character set
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+    ):  # of a parameter in several parts, or in no character set
         raise HTTPException(400, f"not a form (its boundary); {HOW}") from None
     if end not in await request.body():  # Starlette drops an incomplete part without a word
         raise HTTPException(400, f"not a whole form; {HOW}")
@@ -72,13 +83,17 @@ async def _files(request: Request, most: int) -> list[Given]:
             files = [one for one in form.getlist(FIELD) if isinstance(one, UploadFile)]
             # if no file was chosen, a browser sends an empty one without a name
             named = [(place, one) for place, one in enumerate(files) if one.filename or one.size]
-            return [Given(_plain(one.filename) or f"{FIELD}[{place}]", await one.read()) for place, one in named]
+            return [
+                Given(_plain(one.filename) or f"{FIELD}[{place}]", await one.read())
+                for place, one in named
+            ]
     except ValueError as error:  # raised by Starlette 0.49 for a damaged form
         raise HTTPException(400, f"not a form ({str(error)[:100]}); {HOW}") from None
 
 
 def _plain(name: str | None) -> str:
-    """A name that UTF-8 can hold: a request chooses its own charset, which may yield lone surrogates."""
+    """A name that UTF-8 can hold: a request chooses its own charset, which may yield lone
+    surrogates."""
     return (name or "")[:NAME].encode("utf-8", "replace").decode()
 
 
@@ -96,6 +111,8 @@ def _base64(body: bytes) -> list[Given]:
 def _decoded(text: str, place: int) -> bytes:
     """Decode base64, also in a data: URL, as web pages have it."""
     try:
-        return base64.b64decode(text.rpartition(",")[2] if text.startswith("data:") else text, validate=True)
+        return base64.b64decode(
+            text.rpartition(",")[2] if text.startswith("data:") else text, validate=True
+        )
     except (binascii.Error, ValueError):
         raise HTTPException(400, f"images[{place}]: not base64") from None

@@ -23,13 +23,17 @@ from rmadapter.deploy.serve.status import status_page
 from rmadapter.errors import UserError
 
 Top = Annotated[int, Query(ge=1, description="Answers per image.")]
-SkipBad = Annotated[bool, Query(description="Answer the other images; bad ones get an error instead of an answer.")]
+SkipBad = Annotated[
+    bool, Query(description="Answer the other images; bad ones get an error instead of an answer.")
+]
 router = APIRouter()
 
 
 @router.post("/models/{model}/predict", openapi_extra=BODY)
 @router.post("/predict", openapi_extra=BODY)
-async def predict(request: Request, model: str = "", top: Top = 5, skip_bad: SkipBad = False) -> JSONResponse:
+async def predict(
+    request: Request, model: str = "", top: Top = 5, skip_bad: SkipBad = False
+) -> JSONResponse:
     """The most probable classes of images."""
     name, names, found = await _answered(request, model, skip_bad=skip_bad)
     answers = [
@@ -51,7 +55,9 @@ async def embed(request: Request, model: str = "", skip_bad: SkipBad = False) ->
         if isinstance(row, UserError) or row.features is None:
             answers.append({"image": image, "error": str(row)})
         else:
-            answers.append({"image": image, "features": row.features.astype(float).round(7).tolist()})
+            answers.append(
+                {"image": image, "features": row.features.astype(float).round(7).tolist()}
+            )
     return JSONResponse({"model": name, "answers": answers})
 
 
@@ -88,7 +94,9 @@ async def metrics(request: Request) -> Response:
 
 @router.get("/docs", include_in_schema=False)
 async def documentation() -> HTMLResponse:
-    return get_swagger_ui_html(openapi_url="openapi.json", title="rmadapter")  # relative: a proxy may add a prefix
+    return get_swagger_ui_html(
+        openapi_url="openapi.json", title="rmadapter"
+    )  # relative: a proxy may add a prefix
 
 
 @router.get("/", include_in_schema=False)
@@ -103,7 +111,9 @@ async def page_with_answers(request: Request, model: str = "") -> HTMLResponse:
     except HTTPException as error:
         return status_page(_service(request), fault=str(error.detail), status=error.status_code)
     answers = [
-        (image, str(row), []) if isinstance(row, UserError) else (image, "", found.served.best(row.probabilities, 5))
+        (image, str(row), [])
+        if isinstance(row, UserError)
+        else (image, "", found.served.best(row.probabilities, 5))
         for image, row in zip(names, found.rows, strict=True)
     ]
     return status_page(_service(request), asked=name, answers=answers)
@@ -119,7 +129,9 @@ async def _answered(
         with anyio.fail_after(seconds):
             given = await images_of(request, service.limits)
     except TimeoutError:
-        raise HTTPException(408, f"the body did not arrive within {seconds:g} s", {"Connection": "close"}) from None
+        raise HTTPException(
+            408, f"the body did not arrive within {seconds:g} s", {"Connection": "close"}
+        ) from None
     try:
         with anyio.fail_after(seconds):
             found = await service.answer(name, given, features, skip_bad)
@@ -145,7 +157,8 @@ def create_app(
     cors: Sequence[str] = (),
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
 ) -> FastAPI:
-    """key: that requests must have. cors: origins of web pages that may ask. lifespan: what runs beside the app."""
+    """key: that requests must have. cors: origins of web pages that may ask. lifespan: what runs
+    beside the app."""
     about = "Image classifiers that rmadapter fitted."
     version, here = metadata.version("rmadapter"), [{"url": "./"}]
     app = FastAPI(

@@ -1,4 +1,5 @@
-"""Models by name. Images are decoded in threads, batched with those of other requests, and answered."""
+"""Models by name. Images are decoded in threads, batched with those of other requests, and
+answered."""
 
 from __future__ import annotations
 
@@ -56,7 +57,9 @@ class Service:
     def put(self, name: str, served: Served) -> None:
         """Serve a model under a name; the previous one still answers what it has taken."""
         before = self._models.get(name)
-        self._models[name] = Batcher(served, self.limits, self.counters.batches.labels(name).observe)
+        self._models[name] = Batcher(
+            served, self.limits, self.counters.batches.labels(name).observe
+        )
         self.counters.queue.labels(name).set_function(lambda: self._models[name].taken)
         if before:
             before.retire()
@@ -81,24 +84,37 @@ class Service:
     ) -> Answered:
         """Answer all images, or with `skip_bad` those that can be read.
 
-        Raises HTTPException: 404 for an unknown model or one without the wanted features, 422 with the bad images, 429
-        if too many images are waiting already.
+        Raises HTTPException: 404 for an unknown model or one without the wanted features, 422 with
+        the bad images, 429 if too many images are waiting already.
         """
         if name not in self._models:
             raise HTTPException(404, f"unknown model {name!r:.100}{nearest(name, self._models)}")
         batcher = self._models[name]
         if features and not batcher.served.features:
-            raise HTTPException(404, f"{name} gives no features: its method has none, or its export lacks --embeddings")
-        with self._taken(batcher, len(given)):  # nothing was awaited, so it is still the current model
-            pixels = await asyncio.gather(*(self._decoded(batcher.served.transform, one) for one in given))
-            bad = {place: found for place, found in enumerate(pixels) if isinstance(found, UserError)}
+            raise HTTPException(
+                404,
+                f"{name} gives no features: its method has none, or its export lacks --embeddings",
+            )
+        with self._taken(
+            batcher, len(given)
+        ):  # nothing was awaited, so it is still the current model
+            pixels = await asyncio.gather(
+                *(self._decoded(batcher.served.transform, one) for one in given)
+            )
+            bad = {
+                place: found for place, found in enumerate(pixels) if isinstance(found, UserError)
+            }
             self.counters.images.labels(name, "bad").inc(len(bad))
             if bad and not skip_bad:
                 raise HTTPException(422, _complaint(given, bad))  # type: ignore[arg-type]
-            good = [batcher.submit(found, features) for found in pixels if isinstance(found, np.ndarray)]
+            good = [
+                batcher.submit(found, features) for found in pixels if isinstance(found, np.ndarray)
+            ]
             rows = iter(await asyncio.gather(*map(asyncio.wrap_future, good)))
             self.counters.images.labels(name, "answered").inc(len(good))
-            return Answered(batcher.served, [bad[i] if i in bad else next(rows) for i in range(len(given))])
+            return Answered(
+                batcher.served, [bad[i] if i in bad else next(rows) for i in range(len(given))]
+            )
 
     @contextmanager
     def _taken(self, batcher: Batcher, count: int) -> Iterator[None]:
@@ -111,8 +127,12 @@ class Service:
         finally:
             batcher.release(count)
 
-    async def _decoded(self, transform: Callable[..., np.ndarray], one: Given) -> np.ndarray | UserError:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(decode, transform, one))
+    async def _decoded(
+        self, transform: Callable[..., np.ndarray], one: Given
+    ) -> np.ndarray | UserError:
+        return await asyncio.get_running_loop().run_in_executor(
+            self._pool, partial(decode, transform, one)
+        )
 
 
 def decode(transform: Callable[..., np.ndarray], one: Given) -> np.ndarray | UserError:
@@ -125,5 +145,8 @@ def decode(transform: Callable[..., np.ndarray], one: Given) -> np.ndarray | Use
 
 def _complaint(given: Sequence[Given], bad: Mapping[int, UserError]) -> dict[str, Any]:
     told = f"{len(bad)} of {len(given)} images cannot be read, so none was answered; ?skip_bad=true answers the others"
-    images = [{"index": place, "image": given[place].name, "error": str(error)} for place, error in bad.items()]
+    images = [
+        {"index": place, "image": given[place].name, "error": str(error)}
+        for place, error in bad.items()
+    ]
     return {"error": told, "images": images}

@@ -1,4 +1,5 @@
-"""The status page: what is served, and a form to try it. It needs no script and nothing from elsewhere."""
+"""The status page: what is served, and a form to try it. It needs no script and nothing from
+elsewhere."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ def status_page(
     fault: str = "",
     status: int = 200,
 ) -> HTMLResponse:
-    """asked: the model that answered. answers: each image's name, what is wrong with it, and its best classes.
-    fault: why there are no answers."""
+    """asked: the model that answered. answers: each image's name, what is wrong with it, and its
+    best classes. fault: why there are no answers."""
     counters = service.counters
     html = template("serve.html.j2").render(
         models={name: served.facts for name, served in service.models.items()},
@@ -33,4 +34,6 @@ def status_page(
         fault=fault,
         version=metadata.version("rmadapter"),
     )
-    return HTMLResponse(html, status, {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"})
+    return HTMLResponse(
+        html, status, {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"}
+    )

@@ -1,7 +1,7 @@
 """Prompts with learned context: "X X X X name." with vectors in place of the placeholders X.
 
-Under causal attention, prompts that share their context begin with the same tokens, which are computed only once;
-tokens after the end of a text are not computed at all. Both are exact.
+Under causal attention, prompts that share their context begin with the same tokens, which are
+computed only once; tokens after the end of a text are not computed at all. Both are exact.
 """
 
 from __future__ import annotations
@@ -27,15 +27,18 @@ HOLDER = "X"  # a single token in every vocabulary, if only the unknown one
 
 
 class PromptedText:
-    """The text encoder of a backbone on "X ... X name.", where the n_ctx X are the context. Of a name with
-    several descriptions, the first is used.
+    """The text encoder of a backbone on "X ... X name.", where the n_ctx X are the context. Of a
+    name with several descriptions, the first is used.
 
-    layout: the packed prompts of C classes, T tokens in all. words: their own embeddings [T, d]. positions: packed rows
-    of the context tokens, [n_ctx] if the classes share them, else [C, n_ctx]. share=False always keeps them apart, for
-    contexts that differ between classes. Raises UserError if n_ctx tokens and a name do not fit the encoder.
+    layout: the packed prompts of C classes, T tokens in all. words: their own embeddings [T, d].
+    positions: packed rows of the context tokens, [n_ctx] if the classes share them, else [C,
+    n_ctx]. share=False always keeps them apart, for contexts that differ between classes. Raises
+    UserError if n_ctx tokens and a name do not fit the encoder.
     """
 
-    def __init__(self, backbone: Backbone, classes: Sequence[str], n_ctx: int, share: bool = True) -> None:
+    def __init__(
+        self, backbone: Backbone, classes: Sequence[str], n_ctx: int, share: bool = True
+    ) -> None:
         self.encoder, device = backbone.text, backbone.device
         holders = " ".join([HOLDER] * n_ctx)
         called = [descriptions(name)[0] for name in classes]
@@ -55,13 +58,20 @@ class PromptedText:
             self.positions = (lengths.cumsum(0) - lengths)[:, None] + self.positions
 
     def put(self, x: Tensor, context: Tensor) -> Tensor:
-        """x [T, d] with the context tokens' rows replaced by context [n_ctx, d], or [C, n_ctx, d] per class."""
-        assert context.ndim == 2 or self.positions.ndim == 2, "contexts that differ between classes need share=False"
+        """x [T, d] with the context tokens' rows replaced by context [n_ctx, d], or [C, n_ctx, d]
+        per class."""
+        assert context.ndim == 2 or self.positions.ndim == 2, (
+            "contexts that differ between classes need share=False"
+        )
         if self.positions.ndim > context.ndim - 1:
             context = context.expand(len(self.positions), -1, -1)
-        return x.index_copy(0, self.positions.flatten(), context.reshape(-1, x.shape[-1]).to(x.dtype))
+        return x.index_copy(
+            0, self.positions.flatten(), context.reshape(-1, x.shape[-1]).to(x.dtype)
+        )
 
-    def encode(self, context: Tensor, edit: Callable[[int, Tensor], Tensor] | None = None) -> Tensor:
+    def encode(
+        self, context: Tensor, edit: Callable[[int, Tensor], Tensor] | None = None
+    ) -> Tensor:
         """Class features [C, e], not normalised, of context [n_ctx, d] or [C, n_ctx, d].
 
         edit(i, x) changes the input of block i, for instance by `put`.
@@ -71,16 +81,22 @@ class PromptedText:
 
 
 def encoder_of(backbone: Backbone, names: Sequence[str], tokens: int) -> Callable[[Tensor], Tensor]:
-    """Context [tokens, d] -> class features [C, e], not normalised. Prompts are encoded in chunks of CHUNK; if
-    there are several, the backward pass recomputes them, and so only holds one at a time."""
-    parts = [PromptedText(backbone, names[i : i + CHUNK], tokens) for i in range(0, len(names), CHUNK)]
+    """Context [tokens, d] -> class features [C, e], not normalised. Prompts are encoded in chunks
+    of CHUNK; if there are several, the backward pass recomputes them, and so only holds one at a
+    time."""
+    parts = [
+        PromptedText(backbone, names[i : i + CHUNK], tokens) for i in range(0, len(names), CHUNK)
+    ]
     if len(parts) == 1:
         return parts[0].encode
-    return lambda context: torch.cat([checkpoint(part.encode, context, use_reentrant=False) for part in parts])
+    return lambda context: torch.cat(
+        [checkpoint(part.encode, context, use_reentrant=False) for part in parts]
+    )
 
 
 def _start(backbone: Backbone) -> int:
-    """How many tokens the tokenizer puts before a text; found once, as an export that is traced cannot look at them."""
+    """How many tokens the tokenizer puts before a text; found once, as an export that is traced
+    cannot look at them."""
     if backbone not in _STARTS:
         one, other = backbone.tokenizer([HOLDER, "photo"])
         _STARTS[backbone] = int((one != other).int().argmax())
@@ -101,7 +117,8 @@ def draw(count: int, width: int, seed: int) -> Tensor:
 
 
 def context_vectors(backbone: Backbone, words: str, tokens: int, seed: int) -> nn.Parameter:
-    """Context [n, d] to train: the embeddings of `words`, or `tokens` random vectors if `words` is empty."""
+    """Context [n, d] to train: the embeddings of `words`, or `tokens` random vectors if `words` is
+    empty."""
     start = init_words(backbone, words) if words else draw(tokens, backbone.text.width, seed)
     return nn.Parameter(start.to(backbone.device))
 
@@ -118,8 +135,8 @@ class ContextLearner(Learner):
 
     @abstractmethod
     def bind(self, names: Sequence[str], templates: Sequence[str]) -> Callable[[], Tensor]:
-        """A function without arguments that returns the normalised features [C, e] of these classes under the current
-        parameters."""
+        """A function without arguments that returns the normalised features [C, e] of these classes
+        under the current parameters."""
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
         weights = self.bind(names, known.templates)()
@@ -127,14 +144,20 @@ class ContextLearner(Learner):
 
 
 def train_context(
-    learner: ContextLearner, shots: Shots, recipe: Recipe, penalty: Callable[[Tensor], Tensor] | None = None
+    learner: ContextLearner,
+    shots: Shots,
+    recipe: Recipe,
+    penalty: Callable[[Tensor], Tensor] | None = None,
 ) -> Trained:
-    """Cross-entropy of untouched image features against a learner's class features, plus penalty(class features)."""
+    """Cross-entropy of untouched image features against a learner's class features, plus
+    penalty(class features)."""
     weights = learner.bind(shots.classes, shots.templates)
 
     def loss(batch: Batch) -> dict[str, Tensor]:
         classes = weights()
-        ce = F.cross_entropy(cosine_logits(learner.backbone, batch.images.features, classes), batch.labels)
+        ce = F.cross_entropy(
+            cosine_logits(learner.backbone, batch.images.features, classes), batch.labels
+        )
         if penalty is None:
             return {"loss": ce}
         distance = penalty(classes)

@@ -1,7 +1,8 @@
-"""Deep prompts: in the first blocks of an encoder, learned tokens replace the prompt tokens output by the block below.
+"""Deep prompts: in the first blocks of an encoder, learned tokens replace the prompt tokens output
+by the block below.
 
-Introduced for images by Jia et al., "Visual Prompt Tuning", ECCV 2022. `prompts` are the tokens [n, d] that enter
-blocks 1, 2, ..., one tensor per block; above the last of these, nothing is replaced.
+Introduced for images by Jia et al., "Visual Prompt Tuning", ECCV 2022. `prompts` are the tokens [n,
+d] that enter blocks 1, 2, ..., one tensor per block; above the last of these, nothing is replaced.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ def check_room(backbone: Backbone, method: str) -> None:
 
 
 def first_context(backbone: Backbone, init: str, n_ctx: int, seed: int) -> tuple[Tensor, str]:
-    """The initial context, from the first n_ctx words of `init`, and the remaining words, which stay fixed.
+    """The initial context, from the first n_ctx words of `init`, and the remaining words, which
+    stay fixed.
 
-    The context is random and no words remain if `init` has fewer words, or one of them takes several tokens.
+    The context is random and no words remain if `init` has fewer words, or one of them takes
+    several tokens.
     """
     words = init.split()
     if len(words) >= n_ctx:
@@ -53,10 +56,11 @@ def encode_text(text: PromptedText, prompts: Sequence[Tensor]) -> Tensor:
 
 
 def encode_image(backbone: Backbone, states: States, prompts: Sequence[Tensor]) -> Tensor:
-    """Features [B, e], not normalised, of tokens [B, L, d] that enter block 1, followed by prompts [n, d].
+    """Features [B, e], not normalised, of tokens [B, L, d] that enter block 1, followed by prompts
+    [n, d].
 
-    The first prompts pass through the encoder's norm before block 1, as the image's tokens already have. An encoder
-    that pools over all tokens also pools over the prompts.
+    The first prompts pass through the encoder's norm before block 1, as the image's tokens already
+    have. An encoder that pools over all tokens also pools over the prompts.
     """
     encoder, own = backbone.image, states.x.shape[1]
 
@@ -75,8 +79,8 @@ def logits(backbone: Backbone, image: Tensor, classes: Tensor) -> Tensor:
 
 
 class Prompted(Learner):
-    """A module of prompts for both encoders. rest: fixed words between the text prompts and a class name. Features are
-    not normalised."""
+    """A module of prompts for both encoders. rest: fixed words between the text prompts and a class
+    name. Features are not normalised."""
 
     first = 1
     reaches = ("image", "text")
@@ -96,7 +100,11 @@ class Prompted(Learner):
 
     def text(self, names: Sequence[str]) -> PromptedText:
         """The text encoder on "X ... X rest name.", where the X are the prompts."""
-        return PromptedText(self.backbone, [f"{self.rest} {name}".strip() for name in names], len(self.into_text()[0]))
+        return PromptedText(
+            self.backbone,
+            [f"{self.rest} {name}".strip() for name in names],
+            len(self.into_text()[0]),
+        )
 
     def class_features(self, text: PromptedText) -> Tensor:
         """[C, e]"""

@@ -13,7 +13,8 @@ FOLDS = 4
 
 
 def held_out(shots: Shots) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """(rows of the shots to fit, features [M, e] and labels, as in `Shots`, to judge by): one, or one per fold.
+    """(rows of the shots to fit, features [M, e] and labels, as in `Shots`, to judge by): one, or
+    one per fold.
 
     Folds are drawn whatever the groups, which change no model: nothing is reported on them.
     """
@@ -26,8 +27,8 @@ def held_out(shots: Shots) -> list[tuple[Tensor, Tensor, Tensor]]:
 
 
 def folds(labels: Tensor, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """(rows to fit, rows held out) for at most FOLDS parts; none if a class has one shot. Every fit has every class,
-    except rare classes if images have several labels."""
+    """(rows to fit, rows held out) for at most FOLDS parts; none if a class has one shot. Every fit
+    has every class, except rare classes if images have several labels."""
     from sklearn.model_selection import KFold, StratifiedKFold
 
     several = labels.ndim == 2
@@ -35,5 +36,7 @@ def folds(labels: Tensor, seed: int) -> list[tuple[Tensor, Tensor]]:
     if parts < 2:
         return []
     found = labels.cpu().numpy()
-    splits = (KFold if several else StratifiedKFold)(parts, shuffle=True, random_state=seed).split(found, found)
+    splits = (KFold if several else StratifiedKFold)(parts, shuffle=True, random_state=seed).split(
+        found, found
+    )
     return [(torch.from_numpy(fit), torch.from_numpy(held)) for fit, held in splits]

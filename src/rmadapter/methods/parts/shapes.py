@@ -10,12 +10,16 @@ from torch import Tensor
 def shaped(tensors: Mapping[str, Tensor], name: str, *shape: int) -> Tensor:
     """One of the tensors, in float32. shape: its expected sides, -1 for any length.
 
-    Raises RuntimeError, as torch does for a module's tensors, if it has another shape or no floating-point numbers, and
-    KeyError if it is missing.
+    Raises RuntimeError, as torch does for a module's tensors, if it has another shape or no
+    floating-point numbers, and KeyError if it is missing.
     """
     tensor = tensors[name]
-    fits = tensor.ndim == len(shape) and all(want in (-1, side) for want, side in zip(shape, tensor.shape, strict=True))
+    fits = tensor.ndim == len(shape) and all(
+        want in (-1, side) for want, side in zip(shape, tensor.shape, strict=True)
+    )
     if not fits or not tensor.is_floating_point():
         wanted = ", ".join("any" if side < 0 else str(side) for side in shape)
-        raise RuntimeError(f"{name} is {tensor.dtype} of {[*tensor.shape]}, not numbers of [{wanted}]")
+        raise RuntimeError(
+            f"{name} is {tensor.dtype} of {[*tensor.shape]}, not numbers of [{wanted}]"
+        )
     return tensor.float()

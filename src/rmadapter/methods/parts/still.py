@@ -15,10 +15,11 @@ from rmadapter.training.loop import Batch
 
 @dataclass
 class Still:
-    """Features of the images of a source: computed for all images at the first request if all views are used within
-    the remaining epochs, else batch by batch.
+    """Features of the images of a source: computed for all images at the first request if all views
+    are used within the remaining epochs, else batch by batch.
 
-    of: the states of some images -> [B, d]. epochs: number of epochs in which features will be requested.
+    of: the states of some images -> [B, d]. epochs: number of epochs in which features will be
+    requested.
     """
 
     source: Source
