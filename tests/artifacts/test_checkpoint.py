@@ -24,7 +24,7 @@ from rmadapter.methods import load_method
 from rmadapter.runs.request import Request
 from rmadapter.settings import read_yaml, settings_of
 from rmadapter.support.checksums import check_sums
-from rmadapter.support.locks import alone
+from rmadapter.support.locks import exclusive
 from rmadapter.training.contract import Fitted
 from tests.helpers.fixed import write_fixed_backbone
 from tests.helpers.shots import noisy_colors, shots_of
@@ -81,7 +81,7 @@ def test_two_do_not_save_into_one_folder(fitted: Fitted, tmp_path: Path) -> None
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert before.keys() == {FILE, "model.json", "SHA256SUMS"}  # and no lock
     with (
-        alone(tmp_path),
+        exclusive(tmp_path),
         pytest.raises(UserError, match="another process is at work in this folder"),
     ):
         save(tmp_path, fitted, "mma", half=True)

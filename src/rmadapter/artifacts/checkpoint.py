@@ -34,7 +34,7 @@ from rmadapter.settings import configured, read_yaml, settings_of, to_yaml
 from rmadapter.support.checksums import SUMS, check_sums, sha256, write_sums
 from rmadapter.support.files import atomic, read_json, write_json, write_tensors, write_text
 from rmadapter.support.hub import run_folder
-from rmadapter.support.locks import alone
+from rmadapter.support.locks import exclusive
 from rmadapter.support.machine import find_device, versions
 from rmadapter.task import COMMON_SETTINGS, TASK_SETTINGS, Task, qualified_settings
 from rmadapter.training.contract import Fitted, Known, Method
@@ -78,7 +78,7 @@ def save(
     model.json is complete. Raises UserError if another process is at work in the folder, if nothing
     can be written there, and if it holds a run of `fit`, whose figures are of another model.
     """
-    with alone(Path(folder)):
+    with exclusive(Path(folder)):
         if (Path(folder) / RECORD).exists():
             raise UserError(
                 f"{folder}: holds a run of `fit`, which this would overwrite: choose another folder"

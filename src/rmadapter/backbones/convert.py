@@ -20,7 +20,7 @@ from rmadapter.backbones.trust import CONFIG, PICKLES
 from rmadapter.errors import UserError
 from rmadapter.support.checksums import sha256, write_sums
 from rmadapter.support.files import opened, write_json, write_tensors
-from rmadapter.support.locks import whole
+from rmadapter.support.locks import staged_folder
 
 SECONDS, BYTES_A_SECOND = 60, 20e6  # limit on reading: a minute, and more for large files
 
@@ -37,7 +37,7 @@ def convert(file: Path, architecture: str, out: Path, digest: str = "") -> dict[
         _check(file, out, digest),
         architecture_config(architecture, architecture),
     )
-    with whole(out) as folder:
+    with staged_folder(out) as folder:
         apart = folder / "apart"  # what reads the pickle works there
         apart.mkdir()
         facts = _read(file, flat := apart / "tensors.safetensors")

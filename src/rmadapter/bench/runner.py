@@ -25,7 +25,7 @@ from rmadapter.errors import UserError
 from rmadapter.methods.uses import TUNED, named_sums
 from rmadapter.settings import settings_of
 from rmadapter.support.files import ACTIVATIONS, parts
-from rmadapter.support.locks import claim, together
+from rmadapter.support.locks import claim, shared
 from rmadapter.support.terminal import bar, plain
 
 PAUSE = 0.5  # seconds between two looks at what other processes have done
@@ -50,7 +50,7 @@ def run_all(
         check_images(plan, lab, left)
     if left or _leftovers(plan):  # the folder of a finished bench may be read-only
         first, last = lambda: _remove(_parts(plan)), lambda: _remove(_leftovers(plan))
-        with together(plan.out, first, last, only=engine is not None):
+        with shared(plan.out, first, last, alone=engine is not None):
             if left:
                 _work_through(plan, board, lab, processes, progress, engine)
             _remove(

@@ -31,7 +31,7 @@ from rmadapter.runs.request import Request
 from rmadapter.runs.run import Lab, run_key
 from rmadapter.settings import configured, to_yaml
 from rmadapter.support.files import parts, read_json, write_json, write_text
-from rmadapter.support.locks import alone
+from rmadapter.support.locks import exclusive
 from rmadapter.support.machine import versions
 from rmadapter.support.terminal import bar
 from rmadapter.task import qualified_settings
@@ -118,7 +118,7 @@ def tune(
     several, proposals depend on which trials are done when a worker becomes free. Raises UserError
     for a folder of another search, and as `Search.make_folds`.
     """
-    with alone(out):
+    with exclusive(out):
         for left in parts(out):
             left.unlink()
         folds = search.make_folds()

@@ -237,9 +237,9 @@ def write_answers(
     """Answer images that have no row yet; returns counts of all rows. asker: an `Asker` or anything
     with its `ask`."""
     from rmadapter.predict.outfile import only_writer
-    from rmadapter.support.locks import alone
+    from rmadapter.support.locks import exclusive
 
-    with only_writer(file.path), alone(sorter.root) if sorter else nullcontext():
+    with only_writer(file.path), exclusive(sorter.root) if sorter else nullcontext():
         file.open()
         todo = file.missing(images, gone=sorter is not None and sorter.how == "move")
         if sorter:

@@ -26,7 +26,7 @@ from rmadapter.support.files import (
     write_json,
     write_text,
 )
-from rmadapter.support.locks import whole
+from rmadapter.support.locks import staged_folder
 from rmadapter.support.terminal import note
 
 KEEP, DROP, RELABEL = "keep", "drop", "relabel"
@@ -84,7 +84,7 @@ def apply_decisions(
         (row, chosen.get(i, row.label)) for i, row in enumerate(rows) if chosen.get(i) != DROP_IT
     ]
     if folders:
-        with whole(target) as folder:
+        with staged_folder(target) as folder:
             _copy(home, splits, folder)
             if (root / CLASSNAMES).is_file():
                 shutil.copy2(root / CLASSNAMES, folder / CLASSNAMES)

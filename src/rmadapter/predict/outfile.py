@@ -20,7 +20,7 @@ from typing import Any
 from rmadapter.data.formats.columns import pyarrow
 from rmadapter.errors import UserError
 from rmadapter.support.files import atomic, check_new, inert, inert_path, opened
-from rmadapter.support.locks import only
+from rmadapter.support.locks import hold
 
 Row = dict[str, Any]
 PARTIAL = ".partial"
@@ -130,7 +130,7 @@ class OutFile:
 def only_writer(path: Path) -> AbstractContextManager[None]:
     """A lock on the file. Raises UserError while another process writes it."""
     taken = UserError(f"{path}: another process is writing it")
-    return only(path.with_name(f".{path.name}.lock"), 0, taken, f"{path}: cannot be written (%s)")
+    return hold(path.with_name(f".{path.name}.lock"), 0, taken, f"{path}: cannot be written (%s)")
 
 
 @contextmanager

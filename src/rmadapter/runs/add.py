@@ -26,7 +26,7 @@ from rmadapter.runs.request import Request, read_config
 from rmadapter.runs.run import Lab
 from rmadapter.settings import configured, settings_of
 from rmadapter.support.files import csv_text, path_from, user_path, write_json, write_text
-from rmadapter.support.locks import alone
+from rmadapter.support.locks import exclusive
 from rmadapter.training.contract import NotApplicable
 
 
@@ -105,7 +105,7 @@ def add_images(
     had = {key(str(label)) for label in saved.labels}
     brought = classnames_json(fresh.root, beside_splits(data, fresh.splits))
     new = {name: prompt for name, prompt in brought.items() if key(name) not in had}
-    with alone(out):
+    with exclusive(out):
         _write_list(out, rows, {**new, **saved.given})
     lab.add_backbone(saved.fitted.backbone)
     lab.add(task.data, read_images(out / IMAGES, skip_bad=skip_bad, outside=True))

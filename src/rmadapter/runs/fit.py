@@ -50,7 +50,7 @@ from rmadapter.runs.unlabelled import wants
 from rmadapter.support.checksums import check_sums, write_sums
 from rmadapter.support.distributed import asked
 from rmadapter.support.files import ACTIVATIONS, parts, read_json, read_text, write_json
-from rmadapter.support.locks import alone
+from rmadapter.support.locks import exclusive
 from rmadapter.support.terminal import note
 from rmadapter.task import Half, Question, Task
 from rmadapter.training.cache import Cache
@@ -76,7 +76,7 @@ def fit(
     UserError if `out` holds another run, another process is at work there, or nothing can be
     written there.
     """
-    with alone(out):
+    with exclusive(out):
         for left in parts(out, *out.glob(f"{ACTIVATIONS}/*")):
             left.unlink()
         few, backbone = lab.draw(task), lab.backbone(task.backbone)
@@ -136,7 +136,7 @@ def page_again(folder: Path) -> Path:
 
     Raises UserError for a folder without a run of this version, or with a damaged one.
     """
-    with alone(folder):
+    with exclusive(folder):
         check_sums(folder, [RECORD])
         record, page = read_record(folder / RECORD), folder / PAGE
         found, history = read_predictions(folder, record), _history(folder / HISTORY)

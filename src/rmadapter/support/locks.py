@@ -1,14 +1,15 @@
-"""Locks on folders: for one process alone, or for several together.
+"""Locks on folders, exclusive or shared, and folders that are built aside and then renamed.
 
-A lock is the system's own, which releases it when the process dies: a lock file left by a killed
-process blocks nobody. Where the system's locks do not reach other machines, the lock is a file that
-only one process can create, and that its owner touches as long as it lives.
+The system releases its own locks when a process dies, so a lock file that a killed process left
+blocks nobody. Where the system's locks do not reach other machines, the lock is a file that only
+one process can create, and that its owner touches as long as it lives.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import re
 import secrets
@@ -16,11 +17,14 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rmadapter.errors import UserError
 
-DOOR = ".lock"
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+LOCK = ".lock"
 PRESENT = ".present.lock"
 SECONDS = 1.0  # to wait for a process that is about to leave or only looks in
 SOFT = "RMADAPTER_SOFT_LOCKS"  # 1 or 0: decides instead of the folder's mount which locks are used
@@ -28,16 +32,16 @@ LEASE = 30.0  # seconds without a sign of life after which another machine takes
 MOUNTS = Path("/proc/self/mounts")
 
 
-def claim(path: Path) -> Any:
-    """A lock of filelock: `acquire(timeout)` and `acquire(blocking=False)` raise its Timeout."""
+def claim(path: Path) -> BaseFileLock:
+    """Return the lock of filelock for a lock file; its `acquire` raises filelock.Timeout."""
     from filelock import FileLock
 
     return _lease(path) if soft(path) else FileLock(path)
 
 
-# an object recognises a dead owner's lease by its not having changed since it last looked
+# One object a path: it recognises a dead owner because the lease has not changed since its last look.
 @functools.cache
-def _lease(path: Path) -> Any:
+def _lease(path: Path) -> BaseFileLock:
     try:
         from filelock import SoftFileLease
     except ImportError:
@@ -48,11 +52,14 @@ def _lease(path: Path) -> Any:
 
 
 def soft(path: Path) -> bool:
-    """Whether the system's locks in this folder only hold within one machine, as mount options of
-    NFS and Lustre may have it. If a file system has no locks at all, filelock detects that and does
-    without."""
-    if given := os.environ.get(SOFT):
-        return given != "0"
+    """Return whether the system's locks in this folder hold only within one machine, which mount
+    options of NFS and Lustre decide.
+
+    Where a file system has no locks at all, filelock notices and does without.
+    """
+    setting = os.environ.get(SOFT)
+    if setting:
+        return setting != "0"
     try:
         mounts = [line.split()[1:4] for line in MOUNTS.read_text().splitlines()]
     except (OSError, UnicodeDecodeError):
@@ -61,105 +68,136 @@ def soft(path: Path) -> bool:
     above = [mount for mount in mounts if len(mount) == 3 and _holds(mount[0], home)]
     if not above:
         return False
-    _, kind, options = max(
-        reversed(above), key=lambda mount: len(mount[0])
-    )  # of two mounts at one place, the later counts
+    # of two mounts at one place, the later counts
+    _, kind, options = max(reversed(above), key=lambda mount: len(mount[0]))
     local = {"nolock", "local_lock=all", "local_lock=flock", "localflock"}
     return kind in ("nfs", "nfs4", "lustre") and not local.isdisjoint(options.split(","))
 
 
 def _holds(mount: str, path: str) -> bool:
-    place = re.sub(
-        r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), mount
-    )  # a blank is written \040
+    # a blank is written \040
+    place = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), mount)
     return os.path.commonpath([place, path]) == place
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Be the only process at work in a folder, which is created if missing.
+def exclusive(folder: Path) -> Iterator[None]:
+    """Lock a folder exclusively; it is created if missing.
 
-    Raises UserError if another process is at work there or nothing can be written there.
+    Raises UserError if another process works in the folder or nothing can be written to it.
     """
-    with _door(folder):
+    with _entry(folder):
         if _others(folder, patient=True):
-            raise _taken(folder)
+            raise _busy(folder)
         yield
 
 
 @contextmanager
-def whole(out: Path) -> Iterator[Path]:
-    """A folder beside `out`; it is renamed to `out` if the block succeeds, and removed otherwise.
-
-    What a killed process left in it is removed first. Raises UserError if another process is at
-    work on it or nothing can be written, as on a full disk.
-    """
-    stage, door = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.part{DOOR}")
-    failed = f"{out}: cannot be written (%s); nothing was left there"
-    try:
-        with only(
-            door, SECONDS, _taken(out), failed
-        ):  # until after the renaming: who waits would empty the stage
-            try:
-                if stage.exists():
-                    shutil.rmtree(stage)
-                stage.mkdir()
-                yield stage
-                os.rename(stage, out)
-            except BaseException:
-                shutil.rmtree(stage, ignore_errors=True)
-                raise
-    except OSError as error:
-        raise UserError(failed.replace("%s", str(error.strerror or error))) from error
-
-
-@contextmanager
-def together(
-    folder: Path, first: Callable[[], object], last: Callable[[], object], only: bool = False
+def shared(
+    folder: Path, first: Callable[[], object], last: Callable[[], object], alone: bool = False
 ) -> Iterator[None]:
-    """Be one of any number of processes at work in a folder. first: called if no other is there.
-    last: called after success if no other is left. only: keep all others out, and raise, as
-    `alone`."""
-    if only:
-        with alone(folder):
+    """Hold a shared lock on a folder. first: called if no other process holds one. last: called
+    after success if no other process is left. alone: lock the folder like `exclusive` instead."""
+    if alone:
+        with exclusive(folder):
             first()
             yield
             last()
         return
-    mine = folder / f".{secrets.token_hex(4)}{PRESENT}"
-    lock = claim(mine)
-    with _door(folder):
+    presence = folder / f".{secrets.token_hex(4)}{PRESENT}"
+    lock = claim(presence)
+    with _entry(folder):
         if not _others(folder):
             first()
         lock.acquire()
     try:
         yield
-        with _door(folder, patience=30):  # others may be clearing up
-            if not _others(folder, mine):
+        with _entry(folder, patience=30):  # other processes may be running `last`
+            if not _others(folder, presence):
                 last()
     finally:
-        _release(lock, mine)
-
-
-def _door(folder: Path, patience: float = 1) -> AbstractContextManager[None]:
-    """The lock for coming and going, one process at a time."""
-    failed = f"{folder}: cannot be written to (%s): choose another folder"
-    return only(folder / DOOR, patience * SECONDS, _taken(folder), failed)
+        _release(lock, presence)
 
 
 @contextmanager
-def only(path: Path, patience: float, taken: UserError, failed: str) -> Iterator[None]:
-    """Be the only process with the lock file `path`, whose folder is created if missing. Raises
-    `taken` if another has it for longer than `patience` seconds, and UserError(`failed`, with the
-    reason for %s) if locking fails."""
+def staged_folder(out: Path) -> Iterator[Path]:
+    """Yield a new folder beside `out`. It is renamed to `out` if the block succeeds, and removed
+    otherwise.
+
+    Leftovers of a killed process are removed first. Raises UserError if another process is writing
+    `out` or the disk refuses.
+    """
+    failed = f"{out}: cannot be written (%s); nothing was left there"
+    try:
+        with hold(_stage_lock(out), SECONDS, _busy(out), failed), _stage(out) as stage:
+            yield stage
+    except OSError as error:
+        raise UserError(failed.replace("%s", str(error.strerror or error))) from error
+
+
+def build_once(
+    out: Path, build: Callable[[Path], object], ready: Callable[[], bool] | None = None
+) -> None:
+    """Build the folder `out` of the cache unless it exists. Other processes wait until it does.
+
+    build: called with a new folder beside `out`, which is renamed to `out` afterwards. ready:
+    whether `out` can be used as it is; by default, whether it is a folder. Raises UserError if the
+    cache cannot be written.
+    """
+    ready = ready or out.is_dir
+    if ready():
+        return
+    failed = f"{out}: cannot be written (%s); point RMADAPTER_CACHE elsewhere"
+    try:
+        with hold(_stage_lock(out), math.inf, _busy(out), failed):
+            if not ready():  # another process may have built it meanwhile
+                shutil.rmtree(out, ignore_errors=True)
+                with _stage(out) as stage:
+                    build(stage)
+    except OSError as error:
+        raise UserError(failed.replace("%s", str(error.strerror or error))) from error
+
+
+def _stage_lock(out: Path) -> Path:
+    return out.with_name(f".{out.name}.part{LOCK}")
+
+
+@contextmanager
+def _stage(out: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `out` and rename it at the end, while its lock is held."""
+    stage = out.with_name(f".{out.name}.part")
+    try:
+        shutil.rmtree(stage, ignore_errors=True)  # a killed process left it
+        stage.mkdir(exist_ok=True)  # a child of that process may still be removing its files
+        yield stage
+        os.rename(stage, out)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise
+
+
+def _entry(folder: Path, patience: float = 1) -> AbstractContextManager[None]:
+    """Hold the lock that a process needs to start or end its work in a folder."""
+    failed = f"{folder}: cannot be written to (%s): choose another folder"
+    return hold(folder / LOCK, patience * SECONDS, _busy(folder), failed)
+
+
+@contextmanager
+def hold(path: Path, patience: float, busy: UserError, failed: str) -> Iterator[None]:
+    """Hold the lock file `path`, whose folder is created if missing.
+
+    Raises `busy` if another process holds it for longer than `patience` seconds, and
+    UserError(`failed`, with the reason for %s) if locking fails.
+    """
     from filelock import Timeout
 
     lock = claim(path)
+    timeout = max(patience, _until_dead(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=max(patience, _until_dead(path)))
+        lock.acquire(timeout=-1 if timeout == math.inf else timeout)
     except Timeout:
-        raise taken from None
+        raise busy from None
     except OSError as error:
         raise UserError(failed.replace("%s", str(error.strerror or error))) from None
     try:
@@ -168,13 +206,13 @@ def only(path: Path, patience: float, taken: UserError, failed: str) -> Iterator
         _release(lock, path)
 
 
-def _others(folder: Path, mine: Path | None = None, patient: bool = False) -> bool:
-    """Whether another process is present; lock files of dead ones are removed. patient: wait until
-    certain."""
+def _others(folder: Path, presence: Path | None = None, patient: bool = False) -> bool:
+    """Return whether another process works in a folder, and remove the lock files of dead ones.
+    presence: this process's own file. patient: wait until the answer is certain."""
     from filelock import Timeout
 
     for path in folder.glob(f".*{PRESENT}"):
-        if path == mine:
+        if path == presence:
             continue
         lock = claim(path)
         try:
@@ -186,26 +224,25 @@ def _others(folder: Path, mine: Path | None = None, patient: bool = False) -> bo
 
 
 def _until_dead(path: Path) -> float:
-    """Seconds after which a lock can be acquired if its owner is dead."""
+    """Return the seconds after which a lock of a dead process can be acquired."""
     return 1.5 * LEASE if soft(path) else 0
 
 
-def _release(lock: Any, path: Path) -> None:
-    """Release a lock, and remove its file while it is ours: others who have it open find it gone
-    and try again."""
+def _release(lock: BaseFileLock, path: Path) -> None:
+    """Release a lock and remove its file first: a process that has it open notices and tries
+    again."""
     if not soft(path):  # releasing a lease removes its file
         _remove(path)
     lock.release()
 
 
 def _remove(path: Path) -> None:
-    with contextlib.suppress(
-        OSError
-    ):  # Windows keeps a file that is open; filelock removes it there
+    with contextlib.suppress(OSError):  # Windows keeps an open file; filelock removes it there
         path.unlink()
 
 
-def _taken(folder: Path) -> UserError:
+def _busy(folder: Path) -> UserError:
     return UserError(
-        f"{folder}: another process is at work in this folder: wait for it, or choose another folder"
+        f"{folder}: another process is at work in this folder: "
+        "wait for it, or choose another folder"
     )

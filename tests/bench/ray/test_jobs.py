@@ -129,9 +129,9 @@ def test_data_and_backbone_that_a_node_lacks_or_has_otherwise(
 def test_nobody_else_works_in_the_folder(
     session: None, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
-    from rmadapter.support.locks import alone
+    from rmadapter.support.locks import exclusive
 
-    with alone(tmp_path), pytest.raises(UserError, match="another process is at work"):
+    with exclusive(tmp_path), pytest.raises(UserError, match="another process is at work"):
         do(colors, tmp_path, jobs_of(tiny_clip, colors, methods=["zero-shot"]))
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from rmadapter.bench.report.write import write_reports
 from rmadapter.errors import UserError
-from rmadapter.support.locks import alone
+from rmadapter.support.locks import exclusive
 from tests.helpers.synthetic_runs import VIT, record, write
 
 NAME = "grocery <b>&"
@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_do_not_write_into_one_folder(folder: Path, tmp_path: Path) -> None:
     with (
-        alone(tmp_path / "out"),
+        exclusive(tmp_path / "out"),
         pytest.raises(UserError, match="another process is at work in this folder"),
     ):
         write_reports(folder / "runs", tmp_path / "out")

@@ -13,7 +13,7 @@ import pytest
 
 from rmadapter.data.catalog.sets import CATALOG, describe, download, load_dataset
 from rmadapter.errors import UserError
-from rmadapter.support.locks import alone
+from rmadapter.support.locks import exclusive
 from tests.helpers import archives
 
 
@@ -64,7 +64,7 @@ def test_failed_downloads(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"EuroSAT: not downloaded .*refused.*by hand"):
         download(gone, tmp_path)
     with (
-        alone(tmp_path / "eurosat"),
+        exclusive(tmp_path / "eurosat"),
         pytest.raises(UserError, match=r"EuroSAT: not downloaded .*another process"),
     ):
         download(gone, tmp_path)

@@ -29,7 +29,7 @@ from rmadapter.bench.report.stats import LEVEL
 from rmadapter.errors import UserError
 from rmadapter.support.files import write_text
 from rmadapter.support.html import template
-from rmadapter.support.locks import alone
+from rmadapter.support.locks import exclusive
 from rmadapter.support.terminal import note
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = (
@@ -67,7 +67,7 @@ def write_leaderboard(results: Path, out: Path) -> dict[str, Any]:
         "boards": [_facts(board) for board in made],
         "contradictions": contradictions(),
     }
-    with alone(out):  # two at once would mix their files
+    with exclusive(out):  # two at once would mix their files
         write_text(out / "records.jsonl", "".join(record.line() for record in found))
         write_text(
             out / "leaderboard.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n"

@@ -20,7 +20,7 @@ from rmadapter.bench.report.summary import finding
 from rmadapter.bench.report.tables import machines, make_tables, total_seconds
 from rmadapter.support.files import write_text
 from rmadapter.support.html import template
-from rmadapter.support.locks import alone
+from rmadapter.support.locks import exclusive
 from rmadapter.support.plots import duration
 from rmadapter.task import AKIN
 
@@ -98,7 +98,7 @@ def write_reports(results: Path, out: Path) -> dict[str, Any]:
         ),
         SUMMARY: json.dumps(summary, indent=1, ensure_ascii=False) + "\n",
     }
-    with alone(out):  # two at once would mix their files
+    with exclusive(out):  # two at once would mix their files
         for name, text in files.items():
             write_text(out / name, text)
     return summary

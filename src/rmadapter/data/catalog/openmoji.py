@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError, nearest
-from rmadapter.support.locks import whole
+from rmadapter.support.locks import staged_folder
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
@@ -141,7 +141,7 @@ def write_folder(out: Path, size: int = 112, style: Style = "color", seed: int =
     if out.exists():
         raise UserError(f"{out} already exists; choose a new folder for the images")
     font = _font(size, style)
-    with whole(out) as root:
+    with staged_folder(out) as root:
         for split, pictograms in split_pictograms(seed).items():
             for p in pictograms:
                 folder = root / split / list(CLASSES)[p.label]

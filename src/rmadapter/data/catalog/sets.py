@@ -28,7 +28,7 @@ from rmadapter.data.names import prompt_name
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError, nearest
 from rmadapter.support.files import user_path, write_json
-from rmadapter.support.locks import alone
+from rmadapter.support.locks import exclusive
 from rmadapter.support.terminal import bar
 
 ELSEWHERE = "Mirrors, not checked by us (parquet and webdataset may lack the file names that published shots need):"
@@ -286,7 +286,7 @@ def download(dataset: Dataset, root: Path) -> None:
         file=sys.stderr,
     )
     try:
-        with alone(home):
+        with exclusive(home):
             _download(dataset, home)
     except (UserError, OSError) as error:
         raise UserError(

@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 from pathlib import Path
 
 from rmadapter.data.catalog.fetch import ARCHIVES, unpack
 from rmadapter.data.decode_limits import formats
 from rmadapter.data.formats.scan import SPLITS
-from rmadapter.errors import UserError
 from rmadapter.support.files import atomic, cache_folder, shortened
-from rmadapter.support.locks import claim
+from rmadapter.support.locks import build_once
 
 ABOUT = re.compile(
     r"(readme|licen[cs]e|copying)(\.(txt|md|rst|html|pdf))?|.*\.md", re.IGNORECASE
@@ -42,24 +40,16 @@ def unpacked(archive: Path) -> Path:
     and if the cache cannot be written.
     """
     folder = place(archive)
-    aside, counted = (folder.with_name(f".{folder.name}.{kind}") for kind in ("part", "files"))
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with claim(folder.with_name(f".{folder.name}.lock")):
-            if not folder.is_dir() or (counted.is_file() and _files(folder) != counted.read_text()):
-                shutil.rmtree(folder, ignore_errors=True)  # from which a cleaner took single files
-                shutil.rmtree(aside, ignore_errors=True)  # left by a killed process
-                aside.mkdir()
-                try:
-                    unpack(archive, aside, LEAST + TIMES * os.stat(archive).st_size, fresh=True)
-                    counted.write_text(_files(aside))
-                    os.rename(aside, folder)
-                finally:
-                    shutil.rmtree(aside, ignore_errors=True)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written ({error.strerror}); point RMADAPTER_CACHE elsewhere"
-        ) from None
+    count = folder.with_name(f".{folder.name}.files")
+
+    def complete() -> bool:  # a program that deletes old files from caches may have taken some
+        return folder.is_dir() and not (count.is_file() and _files(folder) != count.read_text())
+
+    def build(stage: Path) -> None:
+        unpack(archive, stage, LEAST + TIMES * os.stat(archive).st_size, fresh=True)
+        count.write_text(_files(stage))
+
+    build_once(folder, build, complete)
     return folder
 
 

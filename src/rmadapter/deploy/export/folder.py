@@ -18,7 +18,7 @@ from rmadapter.deploy.hub.anonymise import bare_command, bare_names
 from rmadapter.errors import UserError
 from rmadapter.support.checksums import sha256, write_sums
 from rmadapter.support.files import check_new, write_json, write_text
-from rmadapter.support.locks import whole
+from rmadapter.support.locks import staged_folder
 from rmadapter.support.machine import version_of, versions
 from rmadapter.support.terminal import note
 from rmadapter.training.contract import NotApplicable
@@ -95,7 +95,7 @@ def export(
     for a model that differs too much, and where nothing can be written.
     """
     check_wishes(out, to, precision, text, embeddings)
-    with whole(out) as stage:
+    with staged_folder(out) as stage:
         asked = _questions(run, saved, data, outside, precision)
         facts, record = _write_model(
             stage, run, saved, asked, to, precision, force, embeddings or text, text

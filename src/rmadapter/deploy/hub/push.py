@@ -33,7 +33,7 @@ from rmadapter.settings import to_yaml
 from rmadapter.support.checksums import SUMS, check_sums, sha256, write_sums
 from rmadapter.support.files import check_new, write_json, write_tensors, write_text
 from rmadapter.support.hub import HUB, check_repository, told
-from rmadapter.support.locks import whole
+from rmadapter.support.locks import staged_folder
 from rmadapter.support.terminal import note
 
 FILES = (WEIGHTS, MODEL, CONFIG, RECORD, README)
@@ -72,7 +72,7 @@ def push(
     check_repository(repository)
     if to is not None:
         check_new(to, option="--to")
-        with whole(to) as stage:
+        with staged_folder(to) as stage:
             return {"folder": str(to), **_written(stage, run, repository, wishes)}
     with tempfile.TemporaryDirectory() as place:
         facts = _written(Path(place), run, repository, wishes)

@@ -11,7 +11,7 @@ from rmadapter.deploy.serve.options import Wish, answers_of
 from rmadapter.errors import UserError
 from rmadapter.support.checksums import check_sums, sha256
 from rmadapter.support.files import cache_folder, user_path
-from rmadapter.support.locks import only
+from rmadapter.support.locks import hold
 from rmadapter.support.terminal import note
 
 PATIENCE = 1800  # seconds to wait for another server's export
@@ -37,7 +37,7 @@ def cached(folder: Path, wish: Wish) -> Path:
         f"{folder}: another server has been exporting it for {PATIENCE // 60} minutes"
     )
     failed = f"{place}: cannot be written (%s); point RMADAPTER_CACHE elsewhere"
-    with only(
+    with hold(
         place.with_name(f".{place.name}.lock"), PATIENCE, taken, failed
     ):  # servers of one run share the cache
         if not place.is_dir():
