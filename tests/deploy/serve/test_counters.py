@@ -24,10 +24,7 @@ def test_prometheus_reads_it() -> None:
         tuple(sample.labels.values()): sample.value
         for sample in samples
         if sample.name.endswith("_total")
-    } == {
-        ("/predict", "200"): 3,
-        ("/predict", "429"): 2,
-    }
+    } == {("/predict", "200"): 3, ("/predict", "429"): 2}
     buckets = {
         sample.labels.get("le"): sample.value for sample in found["rmadapter_batch_images"].samples
     }
