@@ -20,8 +20,8 @@ import numpy as np
 from lines import keep, kept, parser
 from PIL import ImageFilter
 
-from rmadapter.curate import label_rules as rules
-from rmadapter.curate import oddities
+from rmadapter.artifacts.mistakes import nearest
+from rmadapter.curate import checks
 from rmadapter.data.decode import load_image
 from rmadapter.data.duplicates import groups, looks
 from rmadapter.data.read import ImageSet
@@ -45,13 +45,13 @@ Line = Mapping[str, Any]
 
 def blurred(images: ImageSet, measured: np.ndarray, radius: float, seed: int) -> float:
     """The share of blurred images that are called so among the others. measured: from
-    `oddities.measure`."""
+    `checks.measure`."""
     rows = random.Random(seed).sample(range(len(images)), round(BLURRED * len(images)))
     found = measured.copy()
-    found[rows] = oddities.measure(
+    found[rows] = checks.measure(
         [load_image(images.images[i]).filter(ImageFilter.GaussianBlur(radius)) for i in rows]
     )
-    reasons = oddities.odd(found)
+    reasons = checks.odd(found)
     return fmean("blurred" in reasons[i] for i in rows)
 
 
@@ -62,8 +62,9 @@ def strangers(features: np.ndarray, together: np.ndarray, others: np.ndarray, se
     count = max(len(features) // 99, 1)
     rows = random.Random(seed).sample(range(len(others)), count)
     every = np.concatenate([features, others[rows]])
-    near = rules.nearest(every, np.concatenate([together, together.max() + 1 + np.arange(count)]))
-    return float(oddities.outliers(near.cosines)[-count:].mean())
+    apart = np.concatenate([together, together.max() + 1 + np.arange(count)])
+    near = nearest(every, count=checks.NEIGHBOURS, groups=apart)
+    return float(checks.outliers(near.cosines)[-count:].mean())
 
 
 def table(lines: Sequence[Line]) -> str:
@@ -109,10 +110,10 @@ def main() -> None:
             continue
         (_, others), (images, own) = features(other), features(data)
         measured, together = (
-            oddities.measure(images.images),
+            checks.measure(images.images),
             groups(looks(images.images), images.groups),
         )
-        reasons = oddities.odd(measured)
+        reasons = checks.odd(measured)
         for seed in args.seeds:
             line = {
                 "data": data,

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from lines import keep, kept, parser
 
-from rmadapter.curate import label_rules as rules
+from rmadapter.artifacts.mistakes import Nearest, nearest
+from rmadapter.curate import checks
 from rmadapter.data.duplicates import groups, looks
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.methods.zero_shot import ZeroShot
@@ -85,11 +86,11 @@ def margin(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 RULES: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "self-confidence": self_confidence, "margin": margin, "logit margin": rules.logit_margin,
+    "self-confidence": self_confidence, "margin": margin, "logit margin": checks.logit_margin,
 }  # fmt: skip
 
 
-def votes(near: rules.Near, labels: np.ndarray, classes: int) -> np.ndarray:
+def votes(near: Nearest, labels: np.ndarray, classes: int) -> np.ndarray:
     """[N, C]: shares of the neighbours' labels, each weighted by its cosine; zeros for images
     without neighbours."""
     weights = np.clip(near.cosines, 0, None)
@@ -163,7 +164,7 @@ class Study:
     def line(self, kind: str, share: int, seed: int) -> dict[str, Any]:
         true, classes = np.array(self.images.labels), len(self.images.classes)
         labels = flipped(true, self.target if kind == "confusable" else None, share, classes, seed)
-        near = rules.nearest(self.features, self.together)
+        near = nearest(self.features, count=checks.NEIGHBOURS, groups=self.together)
         tables = {"neighbours": votes(near, labels, classes)}
         for name, strength in zip(PROBES, STRENGTHS, strict=True):
             probe = LinearProbe(search_steps=0, C=strength)
@@ -177,7 +178,7 @@ class Study:
         scores = {"random": np.random.default_rng(seed).random(len(rows))} | ranked(tables, given)
         flags = {}
         for name in PROBES:
-            confident = rules.confident(tables[name], given)
+            confident = checks.confident(tables[name], given)
             flags[name] = caught((confident >= 0) & (confident != given), wrong)
             theirs, mask = cleanlab(tables[name], given)
             scores |= {f"cleanlab, {name}, {how}": score for how, score in theirs.items()}

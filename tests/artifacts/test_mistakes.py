@@ -35,14 +35,31 @@ from tests.artifacts.test_page import evaluation, score
 from tests.helpers.shots import pixels_of
 
 
-def test_the_nearest_by_hand() -> None:
-    examples = torch.tensor([[1.0, 0], [0, 1], [0.6, 0.8]])
-    [[first, second], [third, _]] = nearest(examples, torch.tensor([[5.0, 0], [0, -2]]), 2)
-    assert first == (0, 1)
-    assert second == (2, pytest.approx(0.6))
-    assert third == (0, 0)
-    assert len(nearest(examples, torch.ones(1, 2))[0]) == 3  # there are no more
-    assert nearest(None, torch.ones(2, 2)) == [[], []]
+def test_nearest_by_hand() -> None:
+    examples = np.array([[1.0, 0], [0, 1], [0.6, 0.8]])
+    near = nearest(np.array([[5.0, 0], [0, -2]]), examples, 2)
+    assert near.rows[0].tolist() == [0, 2]
+    assert near.cosines[0] == pytest.approx([1, 0.6])
+    assert near.rows[1, 0] == 0
+    assert nearest(np.ones((1, 2)), examples).rows.shape == (1, 3)  # there are no more
+    assert nearest(np.empty((0, 2)), examples).rows.shape == (0, 3)
+
+
+def test_nearest_agrees_with_scikit_learn_and_skips_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.neighbors import NearestNeighbors
+
+    monkeypatch.setattr("rmadapter.artifacts.mistakes.CHUNK", 7)
+    features = np.random.default_rng(0).normal(size=(30, 5))
+    alone = np.arange(30)
+    oracle = NearestNeighbors(n_neighbors=5, metric="cosine").fit(features)
+    distances, rows = oracle.kneighbors(features)
+    near = nearest(features, count=4, groups=alone)
+    assert (near.rows == rows[:, 1:]).all()
+    assert near.cosines == pytest.approx(1 - distances[:, 1:])
+    copies = alone.copy()
+    copies[rows[0, 1]] = 0  # a copy of the first
+    assert nearest(features, count=4, groups=copies).rows[0, 0] == rows[0, 2]
+    assert np.isinf(nearest(features, count=4, groups=np.zeros(30)).cosines).all()
 
 
 def test_what_is_kept_of_very_many(

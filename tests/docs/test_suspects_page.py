@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
-from rmadapter.curate import label_rules as rules
-from rmadapter.curate import oddities
+from rmadapter.curate import checks
 from rmadapter.curate.suspects import PROBE
 from rmadapter.runs.folds import FOLDS
 
@@ -53,7 +52,7 @@ def test_the_product_has_the_rule_that_was_chosen() -> None:
     assert suspects.best(LINES) == f"probe {PROBE['C']:g}, logit margin"
     assert f"takes C = {PROBE['C']:g} without a search" in TEXT
     assert FOLDS == 4
-    assert rules.NEIGHBOURS == 10
+    assert checks.NEIGHBOURS == 10
 
 
 def test_what_is_said_of_the_chosen_rule() -> None:
@@ -85,7 +84,7 @@ def test_what_is_said_of_the_chosen_rule() -> None:
 
 
 def test_the_thresholds_are_those_of_the_product() -> None:
-    assert f"standard deviation below {oddities.FLAT:g} of 255" in TEXT
-    assert f"below {oddities.TINY} pixels" in TEXT
-    assert f"{oddities.FAR:g} robust standard deviations below" in TEXT
-    assert (oddities.NTH, oddities.SHARE, oddities.HALF) == (5, 0.01, 0.5)
+    assert f"standard deviation below {checks.FLAT:g} of 255" in TEXT
+    assert f"below {checks.TINY} pixels" in TEXT
+    assert f"{checks.FAR:g} robust standard deviations below" in TEXT
+    assert (checks.NTH, checks.SHARE, checks.HALF) == (5, 0.01, 0.5)

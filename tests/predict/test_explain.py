@@ -1,4 +1,4 @@
-"""Explanations: nearest training images, answers and maps are those of the run."""
+"""Explanations hold the run's answers and nearest training images, in Python and on a page."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn.functional import normalize
 
 from rmadapter.artifacts.checkpoint import load
-from rmadapter.artifacts.mistakes import SHOWN
+from rmadapter.artifacts.mistakes import SHOWN, Neighbour
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
-from rmadapter.predict.explain import explain_images
+from rmadapter.predict.explain import Explanation, explain_images, write_page
 from rmadapter.support.files import read_json, write_json
+from tests.helpers.parsed import Page
 from tests.helpers.shots import pixels_of
 
 
-def test_the_nearest_training_images(finished: Path, tiny_clip: Backbone, colors: Path) -> None:
+def test_nearest_training_images(finished: Path, tiny_clip: Backbone, colors: Path) -> None:
     """By features computed anew from the files that split.json names; a training image is nearest
     to itself."""
     drawn = [row[0] for row in read_json(finished / "split.json")["train"]]
@@ -51,7 +53,7 @@ def test_answers(finished: Path, tiny_clip: Backbone, colors: Path) -> None:
     assert any(one.best[0][0] != one.zero_shot[0][0] for one in found)
 
 
-def test_a_run_that_does_not_say(
+def test_run_without_a_record_of_its_images(
     finished: Path,
     tiny_clip: Backbone,
     colors: Path,
@@ -66,32 +68,28 @@ def test_a_run_that_does_not_say(
     assert "no neighbours are shown" in capsys.readouterr().err
     split = read_json(finished / "split.json")
     write_json(copy / "split.json", {**split, "train": split["train"][1:]})
-    with pytest.raises(UserError, match="does not list the images"):
+    with pytest.raises(UserError, match=r"split\.json"):
         explain_images(copy, [colors / "test/red/0.png"], backbone=tiny_clip, progress=False)
     with pytest.raises(UserError, match="gone"):
         explain_images(finished, ["gone.png"], backbone=tiny_clip, progress=False)
     assert torch.is_grad_enabled()
 
 
-def test_data_that_is_not_there_and_labels_of_other_images_are_refused(
+def test_missing_data_and_labels_of_other_images_are_refused(
     finished: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
     image, copy = colors / "test/red/0.png", Path(shutil.copytree(finished, tmp_path / "copy"))
-    with pytest.raises(
-        UserError,
-        match="nowhere: does not exist; give the location of the run's training images with --data",
-    ):
-        explain_images(
-            finished, [image], data=tmp_path / "nowhere", backbone=tiny_clip, progress=False
-        )
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(UserError, match=r"nowhere: .*--data"):
+        explain_images(finished, [image], data=nowhere, backbone=tiny_clip, progress=False)
     (copy / "SHA256SUMS").unlink()
     split = read_json(finished / "split.json")
     write_json(copy / "split.json", {**split, "several": [[0]]})
-    with pytest.raises(UserError, match="names a class that it does not list"):
+    with pytest.raises(UserError, match=r"split\.json"):
         explain_images(copy, [image], backbone=tiny_clip, progress=False)
 
 
-def test_a_foreign_run_shows_no_image_outside_its_data(
+def test_foreign_run_shows_no_image_outside_its_data(
     finished: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(finished, tmp_path / "copy"))
@@ -103,3 +101,30 @@ def test_a_foreign_run_shows_no_image_outside_its_data(
     sources = {near.image: near.source for near in one.neighbours}
     assert sources.pop(f"../colors/{name}") is None
     assert all(source is not None for source in sources.values())
+
+
+EVIL = "<script>alert(1)</script>"
+
+
+def example(folder: Path) -> Explanation:
+    Image.new("RGB", (400, 300), "red").save(folder / "a.png")
+    near = (
+        Neighbour("a.png", folder / "a.png", EVIL, 0.876),
+        Neighbour("gone.png", folder / "gone.png", "cat", 0.5),
+    )
+    best = (("cat", 0.944), (EVIL, 0.05))
+    return Explanation(folder / "a.png", best, best[::-1], near)
+
+
+def test_page_shows_answers_and_neighbours_without_scripts(tmp_path: Path) -> None:
+    write_page(tmp_path / "e.html", [example(tmp_path)] * 2, EVIL)
+    page = Page(tmp_path / "e.html")
+    assert not [tag for tag, _ in page.tags if tag == "script"]
+    text = page.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert f"adapted: cat 94 %, {EVIL} 5 %" in text
+    assert f"{EVIL}0.88" in text.replace(" ", "")
+    sources = page.values("src")
+    assert len(sources) == 2 * 2  # image and neighbour of both
+    assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
+    assert text.count("not here") == 2
+    assert "://" not in (tmp_path / "e.html").read_text("utf-8")

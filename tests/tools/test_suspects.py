@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rmadapter.curate.label_rules import Near
+from rmadapter.artifacts.mistakes import Nearest
 from tests.helpers.studying import Study, study
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
@@ -46,7 +46,7 @@ def test_scores_by_hand() -> None:
     assert suspects.margin(table, given) == pytest.approx(
         [0.1, 0.75]
     )  # (1 + best other - given) / 2
-    near = Near(
+    near = Nearest(
         np.array([[1, 2], [0, 2], [1, 0]]), np.array([[0.6, 0.2], [0.5, -0.5], [-np.inf, -np.inf]])
     )
     assert suspects.votes(near, np.array([0, 1, 0]), 2) == pytest.approx(

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-import torch.nn.functional as F
+import torch
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from torch import Tensor
 
 from rmadapter.artifacts.evaluation import Evaluation
 from rmadapter.artifacts.predictions import Predictions, source_of, spelled
+from rmadapter.data.names import Label
 from rmadapter.data.read import ImageSet, ImageSource
 from rmadapter.errors import UserError, first_fault
 from rmadapter.support.files import read_json, write_json
@@ -22,18 +23,32 @@ from rmadapter.training.contract import MOST_EXAMPLES, Fitted
 
 WHY = "why.json"
 WRONG, SHOWN = 6, 5  # mistakes, and neighbours of each
+CHUNK = 2048  # images compared at once
 
 Item = TypeVar("Item")
 
 
 class Neighbour(NamedTuple):
-    """image: as in split.json. source: the image itself; None if its path leads out of the data.
-    similarity: cosine of untouched features; 1 means identical."""
+    """A nearby image.
+
+    image: its name, as in split.json. source: the image itself; None if its path leads out of the
+    data. similarity: cosine of untouched features; 1 means identical.
+    """
 
     image: str
     source: ImageSource | None
-    label: str
+    label: Label
     similarity: float
+
+    def json(self) -> dict[str, str | int | float]:
+        return {"image": self.image, "label": self.label, "similarity": self.similarity}
+
+
+class Nearest(NamedTuple):
+    """Rows [B, k] of the nearest images, nearest first, and their cosines [B, k]; -inf for none."""
+
+    rows: np.ndarray
+    cosines: np.ndarray
 
 
 class Mistake(NamedTuple):
@@ -49,18 +64,40 @@ def kept(images: Sequence[Item]) -> Sequence[Item]:
 
 
 def nearest(
-    examples: Tensor | None, features: Tensor, count: int = SHOWN
-) -> list[list[tuple[int, float]]]:
-    """(row, cosine) of the nearest examples [N, e] for each of features [B, e], nearest first; none
-    if no examples."""
-    if examples is None:
-        return [[] for _ in features]
-    cosines = F.normalize(features.float(), dim=-1) @ examples.float().T
-    best = cosines.topk(min(count, cosines.shape[1]))
-    return [
-        list(zip(*pair, strict=True))
-        for pair in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]
+    features: np.ndarray,
+    examples: np.ndarray | None = None,
+    count: int = SHOWN,
+    groups: np.ndarray | None = None,
+) -> Nearest:
+    """Find the examples with the highest cosine to each feature vector.
+
+    features: [B, e], of any length. examples: [N, e], of unit length; by default the features
+    themselves. groups: [B] numbers; an image is no neighbour of an image with the same number, such
+    as itself and its copies. Of equal cosines the first example comes first.
+    """
+    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    others = unit if examples is None else examples
+    count = min(count, len(others))
+    rows, cosines = [], []
+    for start in range(0, len(unit), CHUNK):
+        part = unit[start : start + CHUNK] @ others.T
+        if groups is not None:
+            part[groups[start : start + CHUNK, None] == groups[None]] = -np.inf
+        # topk is many times faster than sorting or NumPy's partition
+        best = np.sort(torch.from_numpy(part).topk(count).indices.numpy(), axis=1)
+        order = np.argsort(-np.take_along_axis(part, best, 1), axis=1, kind="stable")
+        rows.append(np.take_along_axis(best, order, 1))
+        cosines.append(np.take_along_axis(part, rows[-1], 1))
+    if not rows:
+        return Nearest(np.empty((0, count), int), np.empty((0, count)))
+    return Nearest(np.concatenate(rows), np.concatenate(cosines))
+
+
+def nearest_examples(fitted: Fitted, features: Tensor, count: int = SHOWN) -> Nearest:
+    """Find the training images nearest to features [B, e]; none if the model keeps no examples."""
+    if fitted.examples is None:
+        return Nearest(np.empty((len(features), 0), int), np.empty((len(features), 0)))
+    return nearest(features.float().cpu().numpy(), fitted.examples.float().cpu().numpy(), count)
 
 
 def mistakes(
@@ -85,9 +122,9 @@ def mistakes(
         return []
     known = kept(range(len(train)))
     result = list[Mistake]()
-    near = nearest(fitted.examples, cache.features(images.subset(rows))[0], SHOWN + 1)
-    for row, pairs in zip(rows, near, strict=True):
-        others = [(known[place], cosine) for place, cosine in pairs]
+    near = nearest_examples(fitted, cache.features(images.subset(rows))[0], SHOWN + 1)
+    for row, places, cosines in zip(rows, near.rows, near.cosines.tolist(), strict=True):
+        others = [(known[place], cosine) for place, cosine in zip(places, cosines, strict=True)]
         others = [pair for pair in others if train.images[pair[0]] is not images.images[row]]
         neighbours = tuple(
             Neighbour(
@@ -104,12 +141,8 @@ def mistakes(
 
 def write_mistakes(path: Path, found: Sequence[Mistake]) -> None:
     """As JSON, atomically."""
-    keys = ("image", "label", "similarity")
     rows = [
-        {
-            "image": one.image,
-            "neighbours": [{key: getattr(near, key) for key in keys} for near in one.neighbours],
-        }
+        {"image": one.image, "neighbours": [near.json() for near in one.neighbours]}
         for one in found
     ]
     write_json(path, rows)

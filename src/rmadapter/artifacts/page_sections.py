@@ -198,7 +198,7 @@ def reasons(
         near = [
             {
                 "image": one.image,
-                "label": names.get(one.label, one.label),
+                "label": names.get(str(one.label), one.label),
                 "similarity": one.similarity,
                 "src": thumbnail(one.source, SMALL) or thumbnails.get((TRAINING, one.image), ""),
             }

@@ -47,8 +47,7 @@ def explain(
 ) -> None:
     """Explain a run's answers: the two best classes and the nearest training images."""
     from rmadapter.data.inputs import find_images
-    from rmadapter.predict.explain import explain_images
-    from rmadapter.predict.explain_page import write_page
+    from rmadapter.predict.explain import explain_images, write_page
 
     page = out / PAGE if out else None
     if page:

@@ -24,7 +24,7 @@ from rmadapter.support.terminal import (
 )
 
 if TYPE_CHECKING:
-    from rmadapter.curate.suspects import Found
+    from rmadapter.curate.suspects import Suspects
 
 FIRST = 20  # suspects in a table
 METHOD = "linear-probe"
@@ -116,10 +116,15 @@ def _files(out: Path, data: Path) -> tuple[Path, Path]:
 
 
 def _write(
-    found: Found, files: tuple[Path, Path], data: Path, method: str, as_json: bool, more: list[str]
+    found: Suspects,
+    files: tuple[Path, Path],
+    data: Path,
+    method: str,
+    as_json: bool,
+    more: list[str],
 ) -> None:
     """more: options of the command that applies the list."""
-    from rmadapter.curate.suspects_sheet import write_csv, write_page
+    from rmadapter.curate.suspects import write_csv, write_page
 
     write_page(files[1], found, str(data), method, files[0], more)
     write_csv(files[0], found)
@@ -136,14 +141,14 @@ def _write(
     print(f"suspects: {files[0]}\npage: {files[1]}")
 
 
-def _counted(found: Found) -> str:
+def _counted(found: Suspects) -> str:
     return (
         ", ".join(f"{kind} {count}" for kind, count in found.counts().items())
         or "nothing to look at"
     )
 
 
-def _show(found: Found, as_json: bool) -> None:
+def _show(found: Suspects, as_json: bool) -> None:
     """Print suspects: all of them as JSON, or the first ones in a table."""
     if as_json:
         print(json.dumps([one.json() for one in found.suspects]))

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rmadapter.curate.suspects import training
-from rmadapter.curate.suspects_sheet import image_cell, label_cell
+from rmadapter.curate.suspects import image_cell, label_cell, training
 from rmadapter.data.formats.archives import is_packed
 from rmadapter.data.formats.columns import read_rows
 from rmadapter.data.formats.scan import CLASSNAMES, SPLITS, Row, Rows

@@ -1,16 +1,22 @@
-"""Find the suspects of a data set: every training image is judged by models trained on the others."""
+"""Find images of a data set that look wrong, and write them as a list and as a page.
+
+Every training image is judged by models trained on the others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from rmadapter.curate import label_rules as rules
-from rmadapter.curate import oddities
+from rmadapter.artifacts.mistakes import Nearest, Neighbour, nearest
+from rmadapter.artifacts.page import percent
+from rmadapter.artifacts.page_sections import thumbnail
+from rmadapter.curate import checks
 from rmadapter.data.decode import complaint
 from rmadapter.data.duplicates import groups, looks
 from rmadapter.data.formats.sources import open_source
@@ -21,35 +27,33 @@ from rmadapter.errors import UserError
 from rmadapter.runs.folds import FOLDS, Folds, split
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import Lab
-from rmadapter.support.files import user_path
+from rmadapter.support.files import csv_text, inert, inert_path, user_path, write_text
+from rmadapter.support.html import template
 
 METHOD = "linear-probe"
-PROBE = {
-    "search_steps": 0,
-    "C": 3.0,
-}  # chosen in docs/suspects.md, and many times faster than a search for C
+# chosen in docs/suspects.md, and many times faster than a search for C
+PROBE = {"search_steps": 0, "C": 3.0}
 WRONG = "wrong label"
-ORDER = (
-    "broken",
-    "two labels",
-    WRONG,
-    "same file",
-    "nearly the same",
-    "one colour",
-    "tiny",
-    "blurred",
-    "unlike",
-)
+MEANINGS = {  # kinds of reasons, the worst first
+    "broken": "Files that cannot be read.",
+    "two labels": "The same or nearly the same picture under different labels: at least one of "
+    "them is wrong.",
+    WRONG: "Another class is confidently more probable than the label. The clearest cases come "
+    "first.",
+    "same file": "Byte-for-byte copies of another training image of the same class, so of no use.",
+    "nearly the same": "An image of the same class resized, mirrored or from the same burst.",
+    "one colour": "Hardly anything to see.",
+    "tiny": "Far smaller than the other images.",
+    "blurred": "Far less sharp than the other images.",
+    "unlike": "The 1 % of all images that are farthest from others, as the untouched model sees "
+    "them.",
+}
+KINDS = tuple(MEANINGS)
 SHOWN = 5  # neighbours of a suspect
+COLUMNS = ("image", "given", "suggested", "confidence", "reasons", "neighbours", "decision")
+MOST, SMALL = 60, 96  # suspects of one kind on the page; pixels of the longer side of a neighbour
 
-
-class Neighbour(NamedTuple):
-    """row: index among the images. similarity: cosine of the untouched features."""
-
-    row: int
-    image: str
-    label: Label
-    similarity: float
+Split = TypeVar("Split")
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,8 @@ class Suspect:
 
     image: as from `ImageSet.name`. given: its label. suggested, confidence: another label and its
     probability, from models that did not learn from this image; None if the label is not
-    suspicious. reasons: each begins with an entry of ORDER. neighbours: the nearest images that are
-    not copies of it. row: index among the images; None if broken.
+    suspicious. reasons: each begins with one of KINDS. neighbours: the nearest images that are not
+    copies of this one. row: index among the images; None if broken.
     """
 
     image: str
@@ -70,18 +74,17 @@ class Suspect:
     neighbours: tuple[Neighbour, ...] = ()
     row: int | None = None
 
-    def json(self) -> dict[str, Any]:
-        near = [
-            {name: value for name, value in one._asdict().items() if name != "row"}
-            for one in self.neighbours
-        ]
+    def json(self) -> dict[str, object]:
         facts = {name: value for name, value in vars(self).items() if name != "row"}
-        return {**facts, "neighbours": near}
+        return {**facts, "neighbours": [near.json() for near in self.neighbours]}
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """images: all readable ones. judged: how many labels were judged. suspects: the worst first."""
+class Suspects:
+    """The suspects of a data set, the worst first.
+
+    images: all readable ones. judged: how many labels were judged.
+    """
 
     images: ImageSet
     judged: int
@@ -93,15 +96,17 @@ class Found:
         return len(self.images) + sum(one.row is None for one in self.suspects)
 
     def counts(self) -> dict[str, int]:
-        """Number of suspects with each kind of reason."""
-        heads = [{kind(reason) for reason in one.reasons} for one in self.suspects]
-        return {kind: n for kind in ORDER if (n := sum(kind in some for some in heads))}
+        """Count the suspects with each kind of reason."""
+        kinds = [{kind(reason) for reason in one.reasons} for one in self.suspects]
+        counts = {name: sum(name in each for each in kinds) for name in KINDS}
+        return {name: count for name, count in counts.items() if count}
 
 
 def find_suspects(
-    data: str | Path | ImageSet, method: str = METHOD, settings: Mapping[str, Any] | None = None, *,
-    columns: Mapping[str, str] | None = None, outside: bool = False, progress: bool = True, lab: Lab | None = None,
-) -> Found:  # fmt: skip
+    data: str | Path | ImageSet, method: str = METHOD, settings: Mapping[str, object] | None = None,
+    *, columns: Mapping[str, str] | None = None, outside: bool = False, progress: bool = True,
+    lab: Lab | None = None,
+) -> Suspects:  # fmt: skip
     """Find training images with a label that looks wrong, duplicates, and images that are broken,
     blurred, tiny, of one colour or unlike all others. Nothing is written.
 
@@ -112,65 +117,76 @@ def find_suspects(
     UserError as `read_images` does, for a data set without training images, and for an unknown
     setting.
     """
+    broken: list[Suspect] = []
     if isinstance(data, ImageSet):
-        images, broken = data, []
+        images = data
     else:
         path = user_path(data)
         splits = read_images(
             path, skip_bad=True, outside=outside, progress=progress, columns=columns
         )
-        images, broken = training(splits, path), _broken(path, splits, columns, outside)
+        images = training(splits, path)
+        broken = _broken(path, images, columns, outside)
     one_label(images.several, "suspects")
-    asked = Request.make(
-        {**(PROBE if method == METHOD else {}), **(settings or {}), "shots": 0}, method, data="it"
-    )
-    lab = lab or Lab(asked.machine, progress=progress)
+    probe = PROBE if method == METHOD else {}
+    request = Request.make({**probe, **(settings or {}), "shots": 0}, method, data="it")
+    lab = lab or Lab(request.machine, progress=progress)
     lab.add("it", {"train": images})
-    images, seen = lab.draw(asked.task).train, looks(images.images, progress)
-    together = groups(seen, images.groups)
-    folds = Folds(asked.task, lab, images, split(images, FOLDS, asked.task.seed, together=together))
-    features = lab.train_cache(asked.task).features(images)[0].float().cpu().numpy()
-    near = rules.nearest(features, together)
-    wrong, odd = _wrong(folds, asked), oddities.odd(oddities.measure(images.images, progress))
-    unlike = oddities.outliers(near.cosines)
+    images = lab.draw(request.task).train
+    looked = looks(images.images, progress)
+    together = groups(looked, images.groups)
+    parts = split(images, FOLDS, request.task.seed, together=together)
+    folds = Folds(request.task, lab, images, parts)
+    features = lab.train_cache(request.task).features(images)[0].float().cpu().numpy()
+    near = nearest(features, count=checks.NEIGHBOURS, groups=together)
+    wrong = _wrong_labels(folds, request)
+    odd = checks.odd(checks.measure(images.images, progress))
+    unlike = checks.outliers(near.cosines)
     suspects = []
-    for i, copies in enumerate(oddities.copies(images, seen)):
-        label, reasons = (
-            wrong.get(i),
-            [*copies, *odd[i], *["unlike all other images"] * bool(unlike[i])],
-        )
+    for i, copies in enumerate(checks.copies(images, looked)):
+        label = wrong.get(i)
+        reasons = [*copies, *odd[i], *["unlike all other images"] * bool(unlike[i])]
         if label or reasons:
-            suspects.append(
-                (_suspect(images, i, label, reasons, near), label.score if label else 0.0)
-            )
-    suspects.sort(key=lambda pair: (ORDER.index(kind(pair[0].reasons[0])), -pair[1]))
-    return Found(images, len(folds.rows), (*broken, *(one for one, _ in suspects)))
+            suspect = _suspect(images, i, label, reasons, near)
+            suspects.append((suspect, label.score if label else 0.0))
+    suspects.sort(key=lambda pair: (_severity(pair[0].reasons[0]), -pair[1]))
+    return Suspects(images, len(folds.rows), (*broken, *(one for one, _ in suspects)))
 
 
-def training(splits: Mapping[str, Any], path: Path) -> Any:
-    """The training split, from `read_images` or `open_source`. Raises UserError if there is none."""
-    found = splits.get("train", splits.get("all"))
-    if not found:
+def training(splits: Mapping[str, Split], path: Path) -> Split:
+    """Return the training split of `read_images` or `open_source`. Raises UserError if there is
+    none."""
+    train = splits.get("train", splits.get("all"))
+    if not train:
         raise UserError(
-            f"{path}: no training images: the data has only {', '.join(splits)}; add a train split"
+            f"{path}: no training images, only {', '.join(splits)}; add a train split to the data"
         )
-    return found
+    return train
+
+
+def kind(reason: str) -> str:
+    """Return the kind that a reason begins with."""
+    return next(kind for kind in KINDS if reason.startswith(kind))
+
+
+def _severity(reason: str) -> int:
+    return KINDS.index(kind(reason))
 
 
 def _broken(
-    path: Path, splits: Mapping[str, ImageSet], columns: Mapping[str, str] | None, outside: bool
+    path: Path, images: ImageSet, columns: Mapping[str, str] | None, outside: bool
 ) -> list[Suspect]:
-    """Training files that cannot be read."""
-    images = training(splits, path)
-    good, rows = {*images.images}, training(open_source(path, outside, columns).splits, path)
-    bad = [row for row in rows if row.image not in good and not row.image.is_dir()]
-    named = replace(
-        images, images=tuple(row.image for row in bad), labels=(0,) * len(bad), groups=()
-    )
-    reasons = [complaint(row.image).removeprefix(f"{row.image}: ") for row in bad]
-    return [
-        Suspect(named.name(i), row.label, (f"broken: {reasons[i]}",)) for i, row in enumerate(bad)
-    ]
+    """List the training files that cannot be read. images: the readable ones."""
+    readable = {*images.images}
+    rows = training(open_source(path, outside, columns).splits, path)
+    bad = [row for row in rows if row.image not in readable and not row.image.is_dir()]
+    files = tuple(row.image for row in bad)
+    named = replace(images, images=files, labels=(0,) * len(bad), groups=())
+    suspects = []
+    for i, row in enumerate(bad):
+        reason = complaint(row.image).removeprefix(f"{row.image}: ")
+        suspects.append(Suspect(named.name(i), row.label, (f"broken: {reason}",)))
+    return suspects
 
 
 class _Label(NamedTuple):
@@ -179,37 +195,110 @@ class _Label(NamedTuple):
     score: float
 
 
-def _wrong(folds: Folds, asked: Request) -> dict[int, _Label]:
-    """Row -> suggested label, for images whose label looks wrong."""
+def _wrong_labels(folds: Folds, request: Request) -> dict[int, _Label]:
+    """Suggest a label for each row whose label looks wrong."""
     if not len(folds):
         return {}
-    rows, labels = np.array(folds.rows), np.array(folds.judged.labels)
-    table = folds.answers(asked.method, asked.name).table.astype(float)
-    scores, better = rules.logit_margin(table, labels), rules.confident(table, labels)
+    labels = np.array(folds.judged.labels)
+    table = folds.answers(request.method, request.name).table.astype(float)
+    scores = checks.logit_margin(table, labels)
+    better = checks.confident(table, labels)
     return {
-        int(row): _Label(int(better[i]), float(table[i, better[i]]), float(scores[i]))
-        for i, row in enumerate(rows)
+        row: _Label(int(better[i]), float(table[i, better[i]]), float(scores[i]))
+        for i, row in enumerate(folds.rows)
         if better[i] not in (-1, labels[i])
     }
 
 
 def _suspect(
-    images: ImageSet, row: int, label: _Label | None, reasons: list[str], near: rules.Near
+    images: ImageSet, row: int, label: _Label | None, reasons: list[str], near: Nearest
 ) -> Suspect:
-    neighbours = tuple(
-        Neighbour(int(j), images.name(int(j)), images.written[images.labels[j]], float(cosine))
-        for j, cosine in zip(near.rows[row, :SHOWN], near.cosines[row, :SHOWN], strict=True)
-        if np.isfinite(cosine)
-    )
-    ordered = sorted(
-        [*[WRONG] * (label is not None), *reasons], key=lambda reason: ORDER.index(kind(reason))
-    )
+    neighbours = []
+    for j, cosine in zip(near.rows[row, :SHOWN].tolist(), near.cosines[row].tolist(), strict=False):
+        if np.isfinite(cosine):
+            written = images.written[images.labels[j]]
+            neighbours.append(Neighbour(images.name(j), images.images[j], written, cosine))
+    ordered = sorted([*[WRONG] * (label is not None), *reasons], key=_severity)
     suggested = None if label is None else images.written[label.suggested]
     confidence = None if label is None else label.confidence
-    given = images.written[images.labels[row]]
-    return Suspect(images.name(row), given, tuple(ordered), suggested, confidence, neighbours, row)
+    written = images.written[images.labels[row]]
+    return Suspect(
+        images.name(row), written, tuple(ordered), suggested, confidence, tuple(neighbours), row
+    )
 
 
-def kind(reason: str) -> str:
-    """The entry of ORDER that a reason begins with."""
-    return next(kind for kind in ORDER if reason.startswith(kind))
+# The list and the page
+
+
+def write_csv(path: Path, suspects: Suspects) -> None:
+    """Write one row per suspect atomically, the worst first. An empty decision keeps the image as
+    it is."""
+    rows = []
+    for one in suspects.suspects:
+        near = "; ".join(f"{n.image} ({n.label}, {n.similarity:.2f})" for n in one.neighbours)
+        guess = ["", ""]
+        if one.confidence is not None:
+            guess = [label_cell(one.suggested), f"{one.confidence:.3f}"]
+        cells = [inert("; ".join(one.reasons)), inert(near), ""]
+        rows.append([image_cell(one.image), label_cell(one.given), *guess, *cells])
+    write_text(path, csv_text(COLUMNS, rows))
+
+
+def image_cell(name: str) -> str:
+    return _readable(inert_path(name))
+
+
+def label_cell(label: Label | None) -> str:
+    return _readable(inert(str(label)))
+
+
+def _readable(text: str) -> str:
+    """Return text as it is read back: file names that are not UTF-8 get backslashes."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def write_page(
+    path: Path, suspects: Suspects, data: str, method: str, table: Path,
+    options: Sequence[str] = ("--out", "CLEAN"),
+) -> None:  # fmt: skip
+    """Write the page atomically; it needs no network and no script.
+
+    data, method: names to show. table: the list. options: of the command that applies the list.
+    """
+    html = template("suspects.html.j2", percent=percent).render(
+        data=data,
+        method=method,
+        table=table.name,
+        command=shlex.join(["rmadapter", "suspects", data, "--apply", str(table), *options]),
+        total=len(suspects.suspects),
+        images=suspects.total,
+        judged=suspects.judged,
+        sections=list(_sections(suspects)),
+    )
+    write_text(path, html)
+
+
+def _sections(suspects: Suspects) -> Iterator[dict[str, object]]:
+    """Group suspects by their worst reason."""
+    for title, meaning in MEANINGS.items():
+        group = [one for one in suspects.suspects if kind(one.reasons[0]) == title]
+        if group:
+            cards = [_card(suspects.images, one) for one in group[:MOST]]
+            yield {"title": title, "meaning": meaning, "count": len(group), "cards": cards}
+
+
+def _card(images: ImageSet, one: Suspect) -> dict[str, object]:
+    neighbours = [
+        {
+            **near._asdict(),
+            "src": thumbnail(near.source, SMALL),
+            "suggested": one.suggested is not None and near.label == one.suggested,
+        }
+        for near in one.neighbours
+    ]
+    return {
+        **vars(one),
+        "src": "" if one.row is None else thumbnail(images.images[one.row]),
+        "confidence": None if one.confidence is None else 100 * one.confidence,
+        "neighbours": neighbours,
+    }

@@ -1,123 +1,140 @@
-"""Why a run answers what it answers, image by image."""
+"""Explain a run's answers, image by image: the best classes and the nearest training images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from rmadapter.artifacts.checkpoint import RECORD, Saved, load
-from rmadapter.artifacts.mistakes import Neighbour, kept, nearest
+from rmadapter.artifacts.checkpoint import Saved, load
+from rmadapter.artifacts.mistakes import Neighbour, kept, nearest_examples
+from rmadapter.artifacts.page import percent
+from rmadapter.artifacts.page_sections import SMALL, thumbnail
 from rmadapter.artifacts.predictions import SPLIT, source_of
-from rmadapter.artifacts.record import read_record
+from rmadapter.artifacts.record import RECORD, read_record
 from rmadapter.backbones import Backbone
 from rmadapter.data.fewshot import read_split
 from rmadapter.data.formats.sources import images_root
 from rmadapter.data.transforms import decoded, hinted
 from rmadapter.errors import UserError
 from rmadapter.methods.zero_shot import ZeroShot
-from rmadapter.support.files import user_path
+from rmadapter.support.files import user_path, write_text
+from rmadapter.support.html import template
 from rmadapter.support.hub import run_folder
 from rmadapter.support.terminal import note, track
 from rmadapter.training.cache import BATCH
 from rmadapter.training.contract import answers
 
-Shares = tuple[tuple[str, float], ...]  # labels with probabilities, the most probable first
+Classes = tuple[tuple[str, float], ...]  # labels with probabilities, the most probable first
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """best, zero_shot: the two most probable classes by the run and by the untouched backbone."""
+    """The two most probable classes of an image by the run and by the untouched backbone, and the
+    nearest training images."""
 
     image: Path
-    best: Shares
-    zero_shot: Shares
+    best: Classes
+    zero_shot: Classes
     neighbours: tuple[Neighbour, ...]
 
-    def json(self) -> dict[str, Any]:
-        def listed(shares: Shares) -> list[dict[str, Any]]:
-            return [{"class": label, "probability": share} for label, share in shares]
-
-        near = [
-            {"image": n.image, "label": n.label, "similarity": n.similarity}
-            for n in self.neighbours
-        ]
+    def json(self) -> dict[str, object]:
         return {
-            "image": str(self.image), "classes": listed(self.best), "zero_shot": listed(self.zero_shot),
-            "neighbours": near,
-        }  # fmt: skip
+            "image": str(self.image),
+            "classes": classes_json(self.best),
+            "zero_shot": classes_json(self.zero_shot),
+            "neighbours": [near.json() for near in self.neighbours],
+        }
+
+
+def classes_json(classes: Sequence[tuple[str, float]]) -> list[dict[str, str | float]]:
+    return [{"class": label, "probability": probability} for label, probability in classes]
 
 
 def explain_images(
     run: str | Path, images: Sequence[str | Path], *, data: str | Path | None = None,
-    backbone: Backbone | str | None = None, method: str = "", skip_bad: bool = False, progress: bool = True,
+    backbone: Backbone | str | None = None, method: str = "", skip_bad: bool = False,
+    progress: bool = True,
 ) -> list[Explanation]:  # fmt: skip
-    """For each image: the two best classes, those of the untouched backbone, and the nearest
+    """Explain each image: its two best classes, those of the untouched backbone, and the nearest
     training images.
 
-    data: where the run's training images are now, if they moved. Raises UserError as `load` does,
-    and for an unreadable image, unless it is to be left out (skip_bad).
+    data: where the run's training images are now, if they moved. skip_bad: leave out unreadable
+    images. Raises UserError as `load` does, and for an unreadable image.
     """
     if data and not user_path(data).exists():
         raise UserError(
-            f"{data}: does not exist; give the location of the run's training images with --data"
+            f"{data}: does not exist; give the folder of the run's training images with --data"
         )
     folder = run_folder(run)
     saved = load(folder, backbone, method=method)
-    fitted, found = saved.fitted, list[Explanation]()
-    known = _training(folder, saved, data)
-    asked = fitted.known._replace(classes=saved.names)
-    untouched = ZeroShot().restore(fitted.backbone, asked, {})
-    models = {"own": fitted.score(saved.names), "untouched": untouched.score()}
+    fitted = saved.fitted
+    training = _training_images(folder, saved, data)
+    question = fitted.known._replace(classes=saved.names)
+    untouched = ZeroShot().restore(fitted.backbone, question, {})
+    models = {"adapted": fitted.score(saved.names), "untouched": untouched.score()}
     files = [Path(image) for image in images]
     bad: list[tuple[Path, str]] | None = [] if skip_bad else None
     stream = hinted(decoded(files, fitted.backbone.preprocess, BATCH, bad))
-    for some, pixels in track(stream, -(-len(files) // BATCH), "explaining", progress):
+    explanations = []
+    for batch, pixels in track(stream, -(-len(files) // BATCH), "explaining", progress):
         states = fitted.states(pixels, features=True)
-        tables = next(answers(models, [states], asked.several))
-        near = nearest(fitted.examples, states.features)
-        for i, image in enumerate(some):
+        tables = next(answers(models, [states], question.several))
+        near = nearest_examples(fitted, states.features)
+        for i, image in enumerate(batch):
             neighbours = tuple(
-                known[row]._replace(similarity=round(cos, 4)) for row, cos in near[i] if known
+                training[row]._replace(similarity=round(cosine, 4))
+                for row, cosine in zip(near.rows[i], near.cosines[i].tolist(), strict=True)
+                if training
             )
-            best, zero_shot = (_best(saved, tables[name][i]) for name in ("own", "untouched"))
-            found.append(Explanation(image, best, zero_shot, neighbours))
+            best = _best(saved, tables["adapted"][i])
+            zero_shot = _best(saved, tables["untouched"][i])
+            explanations.append(Explanation(image, best, zero_shot, neighbours))
     for _, text in bad or []:
         note(f"left out: {text}")
-    return found
+    return explanations
 
 
-def _best(saved: Saved, row: Tensor) -> Shares:
+def _best(saved: Saved, row: Tensor) -> Classes:
     values, places = row.sort(descending=True, stable=True)
     pairs = zip(places[:2].tolist(), values[:2].tolist(), strict=True)
     return tuple((str(saved.labels[place]), round(value, 6)) for place, value in pairs)
 
 
-def _training(folder: Path, saved: Saved, data: str | Path | None) -> list[Neighbour]:
-    """The images behind `Fitted.examples`, in their order; none if the run does not record them."""
+def _training_images(folder: Path, saved: Saved, data: str | Path | None) -> list[Neighbour]:
+    """List the images behind `Fitted.examples`, in their order; none if the run does not record
+    them."""
     examples, split = saved.fitted.examples, folder / SPLIT
     if examples is None or not split.is_file() or not (folder / RECORD).is_file():
         note(f"{folder}: does not record its training images; no neighbours are shown")
         return []
     record, drawn = read_record(folder / RECORD), read_split(split)
-    middle = (len(drawn.classes) + 1) // 2
-    wanted = {
-        "all": range(len(drawn.classes)),
-        "base": range(middle),
-        "novel": range(middle, len(drawn.classes)),
-    }
+    count = len(drawn.classes)
+    middle = (count + 1) // 2
+    ranges = {"all": range(count), "base": range(middle), "novel": range(middle, count)}
+    classes = ranges[record.task.classes]
     labels = drawn.several or [(label,) for _, label, _ in drawn.train]
     listed = zip(drawn.train, labels, strict=True)
-    rows = kept(
-        [(name, own) for (name, label, _), own in listed if label in wanted[record.task.classes]]
-    )
+    rows = kept([(name, all_labels) for (name, label, _), all_labels in listed if label in classes])
     if len(rows) != len(examples):
         raise UserError(
-            f"{split}: does not list the images the model was fitted to; the folder is damaged or mixed"
+            f"{split}: does not list the images the model was fitted to; the folder is damaged or "
+            "mixed"
         )
     root = images_root(data or record.task.data, record.crops)
     shown = ((name, "; ".join(str(drawn.written[i]) for i in own)) for name, own in rows)
     return [Neighbour(name, source_of(root, name), label, 0.0) for name, label in shown]
+
+
+def write_page(path: Path, explanations: Sequence[Explanation], run: str) -> None:
+    """Write the page atomically; it needs no network and no script. run: its name on the page."""
+    cards = []
+    for one in explanations:
+        neighbours = [
+            {**near._asdict(), "src": thumbnail(near.source, SMALL)} for near in one.neighbours
+        ]
+        cards.append({**vars(one), "neighbours": neighbours, "src": thumbnail(one.image)})
+    html = template("explain.html.j2", percent=percent).render(cards=cards, run=run)
+    write_text(path, html)

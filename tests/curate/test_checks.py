@@ -1,5 +1,4 @@
-"""Odd images among ordinary ones that the test makes, and each measure against another way to
-compute it."""
+"""Rules for wrong labels by hand, and odd images among ordinary ones that the test makes."""
 
 from __future__ import annotations
 
@@ -10,9 +9,29 @@ import pytest
 from PIL import Image, ImageFilter, ImageOps
 from scipy import ndimage
 
-from rmadapter.curate import oddities
+from rmadapter.curate import checks
 from rmadapter.data.duplicates import looks
 from rmadapter.data.read import ImageSet
+
+TABLE = np.array([[0.9, 0.1, 0.0], [0.2, 0.7, 0.1], [0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
+LABELS = np.array([0, 0, 1, 2])
+
+
+def test_logit_margin_by_hand() -> None:
+    expected = np.log([0.1 / 0.9, 0.7 / 0.2, 0.5 / 0.3, 0.2 / 0.7])
+    assert checks.logit_margin(TABLE, LABELS) == pytest.approx(expected, abs=1e-4)
+    assert np.isfinite(checks.logit_margin(np.eye(2), np.array([0, 1]))).all()
+
+
+def test_confident_class_by_hand() -> None:
+    """Thresholds, the means over images of a label: (0.9 + 0.2) / 2, 0.3, 0.7."""
+    assert checks.confident(TABLE, LABELS).tolist() == [0, 1, 1, 2]
+    unsure = np.vstack([TABLE, [[0.5, 0.2, 0.3]]])
+    assert (
+        checks.confident(unsure, np.array([0, 0, 1, 2, 0]))[4] == -1
+    )  # 0.533, 0.3, 0.7: below all
+    without = checks.confident(np.array([[0.4, 0.6], [0.3, 0.7]]), np.array([0, 0]))
+    assert without.tolist() == [0, -1]  # a class without a label has no threshold
 
 
 def scene(seed: int, side: int = 96) -> Image.Image:
@@ -23,9 +42,9 @@ def scene(seed: int, side: int = 96) -> Image.Image:
     return Image.fromarray(np.clip(blobs + rng.normal(0, 20, blobs.shape), 0, 255).astype(np.uint8))
 
 
-def test_measures_are_those_of_other_libraries() -> None:
+def test_measures_agree_with_other_libraries() -> None:
     image = scene(0)
-    [[shorter, sharpness, spread]] = oddities.measure([image])
+    [[shorter, sharpness, spread]] = checks.measure([image])
     grey = np.asarray(image.convert("L"), float)
     assert shorter == 96
     assert sharpness == pytest.approx(ndimage.laplace(grey)[1:-1, 1:-1].var(), rel=1e-5)
@@ -34,46 +53,44 @@ def test_measures_are_those_of_other_libraries() -> None:
     )
     large = scene(0, 1000)  # is reduced first
     small = large.resize((256, 256), Image.Resampling.BICUBIC)
-    assert oddities.measure([large])[0, 1] == pytest.approx(
-        oddities.measure([small])[0, 1], rel=0.01
-    )
-    assert oddities.measure([Image.new("RGB", (2, 2), "red")]).tolist() == [[2, 0, 0]]
+    assert checks.measure([large])[0, 1] == pytest.approx(checks.measure([small])[0, 1], rel=0.01)
+    assert checks.measure([Image.new("RGB", (2, 2), "red")]).tolist() == [[2, 0, 0]]
 
 
-def test_odd_images_are_found_among_others() -> None:
+def test_odd_images_are_found() -> None:
     images = [scene(seed) for seed in range(30)]
     images[3] = images[3].filter(ImageFilter.GaussianBlur(4))
     images[5] = images[5].resize((24, 24), Image.Resampling.NEAREST)
     images[7] = Image.new("RGB", (96, 96), (200, 30, 30))
-    found = oddities.odd(oddities.measure(images))
+    found = checks.odd(checks.measure(images))
     assert {i: reasons for i, reasons in enumerate(found) if reasons} == {
         3: ["blurred"],
         5: ["tiny"],
         7: ["one colour"],
     }
     alike = [scene(seed, 24) for seed in range(30)]  # small where all are
-    assert not any(oddities.odd(oddities.measure(alike)))
+    assert not any(checks.odd(checks.measure(alike)))
 
 
-def test_the_modified_z_score_by_hand() -> None:
-    assert oddities.modified_z(np.array([1.0, 2, 3, 4, 100])) == pytest.approx(
+def test_modified_z_score_by_hand() -> None:
+    assert checks.modified_z(np.array([1.0, 2, 3, 4, 100])) == pytest.approx(
         0.6745 * np.array([-2, -1, 0, 1, 97])
     )  # median 3, median distance from it 1
-    assert oddities.modified_z(np.ones(4)).tolist() == [0] * 4
-    assert len(oddities.modified_z(np.array([]))) == 0
+    assert checks.modified_z(np.ones(4)).tolist() == [0] * 4
+    assert len(checks.modified_z(np.array([]))) == 0
 
 
-def test_the_hundredth_that_is_farthest_from_others() -> None:
+def test_outliers_are_the_farthest_percent() -> None:
     cosines = np.sort(np.random.default_rng(0).uniform(0.5, 0.8, (250, 6)))[:, ::-1].copy()
     cosines[7] = [0.9, 0.9, 0.9, 0.9, 0.1, 0.0]  # few like it, by the 5th
     cosines[9] = [0.2, 0.2, 0.2, 0.2, 0.2, -np.inf]
     cosines[11] = -np.inf
-    assert np.flatnonzero(oddities.outliers(cosines)).tolist() == [7, 9]
-    assert not oddities.outliers(cosines[:20]).any()  # a fifth of an image
-    assert not oddities.outliers(np.full((250, 1), -np.inf)).any()
+    assert np.flatnonzero(checks.outliers(cosines)).tolist() == [7, 9]
+    assert not checks.outliers(cosines[:20]).any()  # a fifth of an image
+    assert not checks.outliers(np.full((250, 1), -np.inf)).any()
 
 
-def test_copies_of_one_label_leave_the_first_and_those_of_two_labels_are_all_named(
+def test_copies_name_all_but_the_first_unless_labels_differ(
     tmp_path: Path,
 ) -> None:
     for name, image in (("a", scene(0)), ("b", scene(1)), ("c", scene(2))):
@@ -83,7 +100,7 @@ def test_copies_of_one_label_leave_the_first_and_those_of_two_labels_are_all_nam
     names = ["a", "b", "b2", "c", "c2"]
     paths, labels = tuple(tmp_path / f"{name}.png" for name in names), (0, 0, 0, 0, 1)
     images = ImageSet(paths, labels, ("cat", "dog"), tmp_path)
-    assert oddities.copies(images, looks(paths)) == [
+    assert checks.copies(images, looks(paths)) == [
         [],
         [],
         ["same file as b.png"],
