@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--shots", type=int, default=16)
-    parser.add_argument("--backbone", nargs="+", default=["pocket", "pocket-1"])
+    parser.add_argument("--backbone", nargs="+", default=["pocket"])
     parser.add_argument(
         "--logit-scale", type=float, nargs="+", default=[0, 50, 100], help="0: the backbone's own"
     )

@@ -35,8 +35,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     given by name: `FewShotClassifier(rank=16, epochs=10, device="cpu")`.
 
     Images are paths, PIL images or arrays [H, W, 3]; labels are class names or integers. After fit:
-    `classes_` (labels in the order of `predict_proba`'s columns), `fitted_` (Fitted), `history_`. A
-    pickle holds the name and digest of the backbone, not the backbone.
+    `classes_` (labels in the order of `predict_proba`'s columns), `fitted_` (Fitted), `history_`.
+    `save` keeps the model on disk.
     """
 
     def __init__(
@@ -253,17 +253,49 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        from rmadapter.artifacts.pickling import pack
+        """Return the model as plain values with the name of its backbone, for joblib's workers."""
+        from rmadapter.settings import settings_of
 
         state = {**super().__getstate__()}
-        return {**state, "fitted_": pack(self.fitted_, self._name)} if "fitted_" in state else state
+        fitted = state.pop("fitted_", None)
+        if fitted is not None:
+            state["model"] = {
+                "settings": settings_of(fitted.method),
+                "backbone": (fitted.backbone.name, fitted.backbone.digest),
+                "known": fitted.known,
+                "tensors": {name: tensor.cpu().numpy() for name, tensor in fitted.tensors.items()},
+                "examples": None if fitted.examples is None else fitted.examples.cpu().numpy(),
+                "rest": {"trained": fitted.trained, "temperature": fitted.temperature},
+            }
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        from rmadapter.artifacts.pickling import unpack
+        """Restore the model on the copy of its backbone in memory, or load that by its name. Raises
+        UserError if its weights are others."""
+        import torch
 
-        super().__setstate__(state)
-        if "fitted_" in state:
-            self.fitted_ = unpack(state["fitted_"], self.settings.get("device", "auto"))
+        from rmadapter.backbones.shared import again, name_it
+        from rmadapter.methods import load_method
+        from rmadapter.methods.uses import backbones_in
+        from rmadapter.support.machine import find_device
+
+        super().__setstate__({name: value for name, value in state.items() if name != "model"})
+        model = state.get("model")
+        if model is None:
+            return
+        for name in backbones_in(self._name, model["settings"]):
+            name_it(name)
+        device = find_device(self.settings.get("device", "auto"))
+        name, digest = model["backbone"]
+        backbone = again(name, digest, device, trusted=True)
+        tensors = {name: torch.from_numpy(x).to(device) for name, x in model["tensors"].items()}
+        fitted = load_method(self._name, model["settings"]).restore(
+            backbone, model["known"], tensors
+        )
+        examples = model["examples"]
+        if examples is not None:
+            examples = torch.from_numpy(examples).to(device)
+        self.fitted_ = replace(fitted, examples=examples, **model["rest"])
 
     def __sklearn_tags__(self) -> Any:
         """Images are not rows of numbers, so `check_estimator` cannot make any up."""
@@ -276,7 +308,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return tags
 
 
-RMAdapterClassifier = FewShotClassifier  # its name in version 0.1, which had one method
+RMAdapterClassifier = FewShotClassifier  # for those who look for RMAdapter by name
 
 
 def _as_list(images: Any) -> tuple[bool, list[ImageSource]]:

@@ -7,13 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from safetensors.torch import save as save_tensors
 
-from rmadapter.artifacts.checkpoint import Saved, drawn, flat, load, save, save_run
+from rmadapter.artifacts.checkpoint import drawn, flat, load, save, save_run
 from rmadapter.artifacts.checkpoint import finished as finished_run
 from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone, load_backbone
@@ -26,11 +24,9 @@ from rmadapter.settings import read_yaml, settings_of
 from rmadapter.support.checksums import check_sums
 from rmadapter.support.locks import exclusive
 from rmadapter.training.contract import Fitted
-from tests.helpers.fixed import write_fixed_backbone
 from tests.helpers.shots import noisy_colors, shots_of
 
 FILE = "model.safetensors"
-OLD = Path(__file__).parents[1] / "helpers/run_0_1"
 
 
 @pytest.fixture(scope="module")
@@ -294,74 +290,3 @@ def test_settings_given_go_before_those_saved(finished: Path, tiny_clip: Backbon
     )
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
     refused(finished, "unknown field 'alfa'; did you mean 'alpha'", tiny_clip, settings={"alfa": 0})
-
-
-# ---- version 0.1 ----
-
-DEEP = save_tensors(
-    {"x": torch.zeros(1)}, {"rmadapter-1": "[" * 100_000}
-)  # JSON that Python cannot read
-
-
-def old(tmp_path: Path) -> tuple[Path, Saved]:
-    """The kept run on its backbone, whose weights are the same on every machine."""
-    backbone = load_backbone(str(write_fixed_backbone(tmp_path / "fixed")))
-    folder = Path(shutil.copytree(OLD, tmp_path / "run"))
-    return folder, load(folder, backbone)
-
-
-def test_a_run_of_version_0_1_is_still_read(tmp_path: Path) -> None:
-    """It was made by version 0.1 itself, which also wrote the probabilities of six images beside
-    it."""
-    folder, saved = old(tmp_path)
-    assert saved.fitted.classes == ("Fox", "sea horse", "tree")
-    assert saved.labels == ("Fox", "sea_horse", "tree")
-    assert saved.fitted.known.templates == ("a {}.", "the {}.")
-    assert {"rank": 2, "norm": "block", "cross_modal": True}.items() <= settings_of(
-        saved.fitted.method
-    ).items()
-    rng = np.random.default_rng(1)
-    colors = {"sea_horse": (40, 60, 220), "Fox": (220, 120, 30), "tree": (30, 160, 60)}
-    images = [
-        [
-            np.clip(rng.integers(-30, 31, (20, 20, 3)) + np.array(color), 0, 255).astype(np.uint8)
-            for _ in range(count)
-        ]
-        for count in (4, 2)  # the four were trained on
-        for color in colors.values()
-    ]
-    found = torch.cat(
-        list(saved.fitted.probabilities([image for some in images[3:] for image in some]))
-    )
-    expected = torch.tensor(json.loads((OLD / "expected.json").read_text())["probabilities"])
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
-    untouched = load(folder, saved.fitted.backbone, settings={"alpha": 0}).fitted
-    other = torch.cat(
-        list(untouched.probabilities([image for some in images[3:] for image in some]))
-    )
-    assert (other - expected).abs().max() > 1e-3  # so the adapters were read
-    assert drawn(folder)[:2] == (3, 1)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("adapter.safetensors", b"", "damaged, or not the adapters of rmadapter 0.1"),
-        ("adapter.safetensors", DEEP, "damaged, or not the adapters of rmadapter 0.1"),
-        ("config.yaml", b"rank: much", "rank='much'"),
-        ("classes.json", b"[]", r"classes\.json: holds no class names"),
-        ("classes.json", b'{"classes": [1]}', r"classes\.json: holds no class names"),
-        (
-            "classes.json",
-            b'{"classes": ["one"]}',
-            r"classes\.json and run\.json are from different runs",
-        ),
-        ("run.json", b"{", r"run\.json: not readable JSON"),
-    ],
-)
-def test_a_damaged_run_of_version_0_1_is_refused(
-    tmp_path: Path, name: str, content: bytes, words: str
-) -> None:
-    folder, saved = old(tmp_path)
-    (folder / name).write_bytes(content)
-    refused(folder, words, saved.fitted.backbone)

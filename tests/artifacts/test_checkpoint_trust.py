@@ -72,7 +72,7 @@ def test_a_run_cannot_name_a_folder_or_a_repository_to_be_read(
         renamed(copy, name)
         refused(copy, "a run's word is not enough to read it; name it yourself: --backbone '")
     monkeypatch.setattr("rmadapter.artifacts.checkpoint.load_backbone", lambda name: tiny_clip)
-    for name in ("pocket", "pocket-1", "ViT-B-16/openai", "ViT-B-32/none"):
+    for name in ("pocket", "ViT-B-16/openai", "ViT-B-32/none"):
         renamed(copy, name)
         assert load(copy).fitted.backbone is tiny_clip
     monkeypatch.chdir(tmp_path)

@@ -43,7 +43,6 @@ def test_sizes_are_those_of_the_weights(name: str) -> None:
 
 def test_pocket_alone_is_advised_against() -> None:
     assert re.search(r"ViT-B-16/openai \(598 MB from the Hugging Face hub", choice.advise("pocket"))
-    assert choice.advise("pocket-1") == choice.advise("pocket")
     assert choice.advise("ViT-B-16/openai") == ""
 
 

@@ -164,7 +164,6 @@ def test_names_that_alone_say_which_weights(
     (tmp_path / "ViT-L-14" / "openai").mkdir(parents=True)
     for name in (
         "pocket",
-        "pocket-1",
         "ViT-B-16/openai",
         "ViT-B-16-quickgelu/openai",
         f"{SMALL}/none",

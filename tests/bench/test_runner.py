@@ -210,7 +210,7 @@ def test_another_content_of_a_file_that_a_method_reads_is_refused(
     for some in (left, jobs):  # also if nothing is left to do
         with pytest.raises(UserError, match=changed):
             do(colors, out, some, values=values)
-    for path in out.rglob("*.json"):  # as earlier versions wrote them
+    for path in out.rglob("*.json"):  # records that do not say it
         old = read_record(path)
         old.model_copy(update={"method": old.method.model_copy(update={"sums": ()})}).save(path)
     assert [record.key for record in do(colors, out, jobs, values=values)] == before

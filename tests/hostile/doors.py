@@ -48,14 +48,6 @@ def inside(place: Path) -> dict[str, tuple[Path, Callable[[], object]]]:
     flowers = CATALOG["oxford_flowers"]
     return {
         "model.json": (place / "model.json", lambda: load(place, base.backbone())),
-        "classes.json": (
-            place / "classes.json",
-            lambda: load(_old(place, "classes.json"), base.backbone()),
-        ),
-        "old config": (
-            place / "config.yaml",
-            lambda: load(_old(place, "config.yaml"), base.backbone()),
-        ),
         "classnames.json": (place / "classnames.json", lambda: read_images(_colors(place))),
         "labels.mat": (place / "imagelabels.mat", lambda: table_of(flowers, _names(place))),
         "names.json": (place / "cat_to_name.json", lambda: table_of(flowers, place)),
@@ -67,10 +59,6 @@ def inside(place: Path) -> dict[str, tuple[Path, Callable[[], object]]]:
         "open_clip": (place / "open_clip_config.json", lambda: load_backbone(str(_weights(place)))),
         "hf": (place / "config.json", lambda: load_backbone(str(_weights(place)))),
     }
-
-
-def _old(place: Path, leaving: str) -> Path:
-    return base.copied(Path(__file__).parents[1] / "helpers/run_0_1", place, leaving)
 
 
 def _colors(place: Path) -> Path:

@@ -26,17 +26,14 @@ FILES = (
     "run.json",
     "config.yaml",
 )
-OLD = Path(__file__).parents[1] / "helpers/run_0_1"
-OLD_FILES = ("classes.json", "config.yaml", "run.json", "adapter.safetensors")
 
 
 def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
     rng = random.Random(seed)
     for number in range(count):
-        old = number % 10 == 9
-        method = "0.1" if old else base.METHODS[number // 10 % len(base.METHODS)]
-        file = rng.choice(OLD_FILES if old else FILES)
-        data = ((OLD if old else base.run(method)) / file).read_bytes()
+        method = base.METHODS[number // 10 % len(base.METHODS)]
+        file = rng.choice(FILES)
+        data = (base.run(method) / file).read_bytes()
         spoil = spoilt_json(rng, json.loads(data)) if file.endswith(".json") else _header(rng, data)
         yield f"{method}/{file}/{spoil[0]}-{number}", spoil[1]
 
@@ -51,21 +48,19 @@ def _header(rng: random.Random, data: bytes) -> tuple[str, bytes]:
 
 def ask(name: str, content: bytes, folder: Path) -> object:
     method, file, _ = name.split("/")
-    source = OLD if method == "0.1" else base.run(method)
-    run = base.copied(source, folder / "run", file)
+    run = base.copied(base.run(method), folder / "run", file)
     (run / file).write_bytes(content)
     if forged := int(name.rsplit("-", 1)[1]) % 2 == 1:
         (run / SUMS).unlink(missing_ok=True)
     found = answer(run)
-    # version 0.1 kept no digest of its files
-    if found != sound(method, source) and not forged and method != "0.1":
-        raise Changed(f"{found} instead of {sound(method, source)}"[:1000])
+    if found != sound(method) and not forged:
+        raise Changed(f"{found} instead of {sound(method)}"[:1000])
     return found
 
 
 @cache
-def sound(method: str, source: Path) -> tuple[object, ...]:
-    return answer(source)
+def sound(method: str) -> tuple[object, ...]:
+    return answer(base.run(method))
 
 
 def answer(run: Path) -> tuple[object, ...]:

@@ -135,7 +135,7 @@ def test_a_finished_run_is_not_returned_for_another_test_split_or_number_of_fold
     assert kept.scores[0].digest == splits["test"].digest
     path.write_text(
         path.read_text().replace(kept.scores[0].digest, "")
-    )  # of an earlier version, which did not say it
+    )  # a record that does not say it
     assert again(finished, fewer, out).scores[0].digest == ""
 
 

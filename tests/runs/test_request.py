@@ -14,7 +14,7 @@ from rmadapter.runs.request import Request, read_config
 from rmadapter.settings import settings_of
 from rmadapter.task import COMMON_SETTINGS, qualified_settings
 
-# A contract: these names are used on command lines and by other programs; version 0.1 had them all.
+# A contract: these names are used on command lines and by other programs.
 PROMISED = {
     *(
         "backbone",
@@ -144,14 +144,6 @@ def test_an_effort_counts_more_than_a_file_and_less_than_set(tmp_path: Path) -> 
         found: Any = requested("", tmp_path / "c.yaml", {}, sets, effort).method
         assert (found.recipe.epochs, found.n_image) == (epochs, 2)
     assert found.teaching == 6
-
-
-def test_a_run_from_before_keeps_the_unit_of_its_constraint(tmp_path: Path) -> None:
-    """Its weights would otherwise count as many times as the logit scale says."""
-    _, values = read_config(Path(__file__).parents[1] / "helpers/run_0_1" / "config.yaml")
-    assert values["consistency_unit"] == "feature"
-    (tmp_path / "mine.yaml").write_text("lambda_image_con: 2\n")
-    assert read_config(tmp_path / "mine.yaml")[1] == {"lambda_image_con": 2}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from rmadapter.backbones import Backbone
-from rmadapter.backbones.pocket import ASSETS
+from rmadapter.backbones.pocket import DELTA
 from rmadapter.errors import UserError
 from rmadapter.prompts import raw_text_features
 from tests.helpers.rounding import assert_same_float32
@@ -118,9 +118,12 @@ def test_the_student_is_the_end_of_the_model(pocket: Backbone) -> None:
         for block in trunk.blocks[: states.FROZEN_BLOCKS]:
             x = block(x)
         assert_same_float32(some.image(x), F.normalize(model.encode_image(images), dim=-1))
-    shipped, delta = load_file(ASSETS / "pocket_2.safetensors"), some.delta()
+    shipped, delta = load_file(DELTA), some.delta()
     assert delta.keys() == shipped.keys()
     assert all(torch.equal(delta[name], shipped[name]) for name in shipped)
+    some.load_state_dict({name: torch.zeros_like(part) for name, part in some.state_dict().items()})
+    some.load(DELTA)
+    assert all(torch.equal(some.delta()[name], shipped[name]) for name in shipped)
 
 
 def test_the_loss_is_what_its_terms_say(pocket: Backbone) -> None:

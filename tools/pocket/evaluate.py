@@ -108,9 +108,7 @@ def main() -> None:
         action="store_true",
         help="the demo's pictograms too, in colour and as line art",
     )
-    parser.add_argument(
-        "--backbones", nargs="+", default=["pocket", "pocket-1"], help="default %(default)s"
-    )
+    parser.add_argument("--backbones", nargs="+", default=["pocket"], help="default %(default)s")
     parser.add_argument("--template", default=TEMPLATES[0], help="default %(default)r")
     parser.add_argument(
         "--json", action="store_true", help="one JSON line a result instead of a table"

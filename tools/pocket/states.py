@@ -45,8 +45,8 @@ def resized(images: np.ndarray, size: int) -> Tensor:
 
 
 def student() -> tuple[Callable[[np.ndarray], Tensor], tuple[int, ...]]:
-    """The blocks that stay as they are; those of `pocket-1`, and of the wheel."""
-    backbone = load_backbone("pocket-1")
+    """The blocks that stay as they are, which are those of the wheel."""
+    backbone = load_backbone("pocket")
     clip: Any = backbone.model
     trunk = clip.visual.trunk
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (backbone.mean, backbone.std))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +41,13 @@ class Student(nn.Module):
         self.logit_scale = nn.Parameter(model.logit_scale.detach().clone())
         self.requires_grad_(True)
         self.text_proj: Tensor = model.text.proj.weight.detach().clone()
+
+    def load(self, delta: Path) -> None:
+        """Start from a file of the tensors that `delta` returns."""
+        tensors = {name: tensor.float() for name, tensor in load_file(delta).items()}
+        self.text_proj = tensors.pop("text.proj.weight")
+        prefix = re.compile(r"visual\.(trunk|head)\.")
+        self.load_state_dict({prefix.sub("", name): tensor for name, tensor in tensors.items()})
 
     def image(self, x: Tensor) -> Tensor:
         """Token states [N, 1 + patches, 384] -> unit features [N, 256] of the class token."""
@@ -170,7 +178,7 @@ def loss_terms(
 
 def write_model(student: Student, out: Path) -> None:
     """The folder `out`: the delta, and a whole model that open_clip and `load_backbone` can read."""
-    start = pocket_folder("pocket-1")
+    start = pocket_folder()
     shutil.copytree(start, out, dirs_exist_ok=True)
     config, (old, new) = (
         (start / "open_clip_config.json"),

@@ -131,7 +131,7 @@ def main() -> None:
     print(f"{len(found)} labels, {len(texts)} texts, {alone.sum()} of them sentences", flush=True)
     write(arguments.work / "labels.json", found)
     np.save(arguments.work / "sentences.npy", alone)
-    backbone = load_backbone("pocket-1")  # its text encoder is pocket 2's
+    backbone = load_backbone("pocket")  # the text encoder is not trained
     np.save(arguments.work / "texts.npy", embed_texts(texts, alone, backbone))
     prompts = class_prompts(labels)
     states = embed([prompt for some in prompts for prompt in some], backbone)

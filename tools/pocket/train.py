@@ -1,7 +1,8 @@
 """Step 9: train the last four blocks, the norm, the projection and the scale (41 minutes on two
 cores).
 
-Starts from `pocket-1`. The defaults are those of the shipped delta. Writes a folder with the delta
+Starts from `pocket`, or from the delta of --start. The other defaults are those of the shipped delta,
+which started from the first version's (README.md). Writes a folder with the delta
 alone and as a whole model, which `evaluate.py --backbones FOLDER` measures.
 """
 
@@ -122,6 +123,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of steps 2 to 8")
     parser.add_argument("--out", type=Path, required=True, help="folder for the model")
     parser.add_argument(
+        "--start", type=Path, help="delta to start from (default: that of `pocket`)"
+    )
+    parser.add_argument(
         "--minutes", type=float, default=41.0, help="length of the run (default %(default)s)"
     )
     parser.add_argument(
@@ -144,7 +148,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
     a = parser.parse_args()
     torch.manual_seed(a.seed)
-    student, rows = Student(load_backbone("pocket-1")), Rows(a.work)
+    student, rows = Student(load_backbone("pocket")), Rows(a.work)
+    if a.start:
+        student.load(a.start)
     states, alone = (
         torch.from_numpy(np.load(a.work / f"{name}.npy")) for name in ("texts", "sentences")
     )

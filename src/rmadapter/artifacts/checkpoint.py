@@ -2,8 +2,7 @@
 run.json.
 
 The backbone is named, not stored; its digest prevents loading a model onto another one. Nothing is
-ever unpickled, and SHA256SUMS tells whether the files belong together. Runs of version 0.1
-(adapter.safetensors, config.yaml, classes.json, run.json) are still read.
+ever unpickled, and SHA256SUMS tells whether the files belong together.
 """
 
 from __future__ import annotations
@@ -24,26 +23,24 @@ from rmadapter.artifacts.predictions import PREDICTIONS, SPLIT
 from rmadapter.artifacts.record import RECORD, BackboneName, MethodName, Record, read_record
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.backbones.load import is_published
-from rmadapter.backbones.pocket import pocket_named
 from rmadapter.backbones.shared import name_it
 from rmadapter.data.names import Label, given_names
 from rmadapter.errors import UserError
 from rmadapter.methods import is_outside, load_method
 from rmadapter.methods.uses import backbones_in
-from rmadapter.settings import configured, read_yaml, settings_of, to_yaml
+from rmadapter.settings import settings_of, to_yaml
 from rmadapter.support.checksums import SUMS, check_sums, sha256, write_sums
-from rmadapter.support.files import atomic, read_json, write_json, write_tensors, write_text
+from rmadapter.support.files import atomic, write_json, write_tensors, write_text
 from rmadapter.support.hub import run_folder
 from rmadapter.support.locks import exclusive
 from rmadapter.support.machine import find_device, versions
-from rmadapter.task import COMMON_SETTINGS, TASK_SETTINGS, Task, qualified_settings
+from rmadapter.task import TASK_SETTINGS, qualified_settings
 from rmadapter.training.contract import Fitted, Known, Method
 
 WEIGHTS, CONFIG, HISTORY = "model.safetensors", "config.yaml", "history.csv"
 IMAGES = "images.csv"  # of a run that grew; it replaces a folder of data
 PAGE = "report.html"
 FILES = (WEIGHTS, MODEL, CONFIG, RECORD, HISTORY, SPLIT, PREDICTIONS, WHY, PAGE, IMAGES)
-OLD = "adapter.safetensors"
 EXAMPLES = "fitted to"  # name beside the method's own tensors, none of which can have it
 
 
@@ -162,12 +159,10 @@ def flat(record: Record) -> dict[str, Any]:
 def finished(folder: Path, key: str) -> Record | None:
     """The record of a finished run of the same key. Raises UserError when the folder holds another
     run."""
-    if not (folder / RECORD).exists() or not (
-        (folder / WEIGHTS).exists() or (folder / OLD).exists()
-    ):
+    if not (folder / RECORD).exists() or not (folder / WEIGHTS).exists():
         return None
-    record = read_record(folder / RECORD) if (folder / WEIGHTS).exists() else None
-    if record is None or record.key != key:
+    record = read_record(folder / RECORD)
+    if record.key != key:
         raise UserError(f"{folder} holds another run: choose another --out or delete that folder")
     return record
 
@@ -187,8 +182,6 @@ def load(
     """
     folder = run_folder(folder)
     if not (folder / MODEL).is_file():
-        if (folder / OLD).is_file() and (folder / RECORD).is_file():
-            return _load_old(folder, backbone, settings or {}, device)
         raise UserError(f"{folder}: {no_model(folder)}")
     model = read_model(folder / MODEL)
     if is_outside(model.method.name) and model.method.name != method:
@@ -233,7 +226,7 @@ def _backbone(
     folder: Path, given: Backbone | str | None, wanted: BackboneName, device: str
 ) -> Backbone:
     if not isinstance(given, Backbone):
-        name = pocket_named(given or wanted.name, wanted.digest)
+        name = given or wanted.name
         if not given and not is_published(name):
             shown = repr(name)[:300]
             raise UserError(
@@ -309,52 +302,6 @@ def drawn(folder: Path) -> tuple[int, int, str]:
         raise UserError(
             f"{folder}: a model that was saved by itself does not say which images it was fitted to"
         )
-    if (folder / WEIGHTS).is_file() or not (folder / OLD).is_file():
-        check_sums(folder, [RECORD])
-        record = read_record(folder / RECORD)
-        return record.task.shots, record.task.seed, record.split_digest
-    config, old = read_yaml(folder / CONFIG), read_json(folder / RECORD)
-    task = configured(Task(), {name: config[name] for name in ("shots", "seed") if name in config})
-    return task.shots, task.seed, str(old.get("split_digest", "")) if isinstance(old, dict) else ""
-
-
-# Version 0.1, which had only RMAdapter and MMA
-
-
-def _load_old(
-    folder: Path, backbone: Backbone | str | None, settings: Mapping[str, Any], device: str
-) -> Saved:
-    from safetensors import SafetensorError, safe_open
-
-    file, config = folder / OLD, read_yaml(folder / CONFIG)
-    try:
-        with safe_open(file, "pt") as stored:
-            label = json.loads((stored.metadata() or {}).get("rmadapter-1", "{}"))
-        wanted = BackboneName(name=label["backbone"], digest=label["digest"])
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"{file}: damaged, or not the adapters of rmadapter 0.1 ({error})"
-        ) from None
-    content, record = read_json(folder / "classes.json"), read_json(folder / RECORD)
-    classes = content.get("classes") if isinstance(content, dict) else None
-    if (
-        not isinstance(classes, list)
-        or not classes
-        or not all(isinstance(name, str) for name in classes)
-    ):
-        raise UserError(f"{folder / 'classes.json'}: holds no class names")
-    labels = record.get("labels", classes) if isinstance(record, dict) else classes
-    if not isinstance(labels, list) or len(labels) != len(classes):
-        raise UserError(
-            f"{folder}: classes.json and run.json are from different runs; the folder is damaged or mixed"
-        )
-    task = configured(
-        Task(), {name: value for name, value in config.items() if name in ("templates",)}
-    )
-    own = {name: value for name, value in config.items() if name not in COMMON_SETTINGS}
-    method = configured(load_method("rmadapter", own), settings)
-    loaded = _backbone(folder, backbone, wanted, device)
-    fitted = _restored(
-        folder, method, loaded, Known(tuple(classes), task.templates), _tensors(file)
-    )
-    return Saved(fitted, tuple(labels), "rmadapter", fitted.classes)
+    check_sums(folder, [RECORD])
+    record = read_record(folder / RECORD)
+    return record.task.shots, record.task.seed, record.split_digest

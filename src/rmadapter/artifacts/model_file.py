@@ -19,7 +19,6 @@ OF_RUNS = (
     "split.json",
     "config.yaml",
     "model.safetensors",
-    "adapter.safetensors",
     "training.safetensors",
 )
 
@@ -35,7 +34,7 @@ Text = Annotated[str, AfterValidator(_a_name)]
 
 class Transform(BaseModel):
     """How images are prepared for the backbone: side in pixels; mean and standard deviation of RGB
-    in 0..1; the rest as in open_clip, None in files of earlier versions."""
+    in 0..1; the rest as in open_clip, None where the file does not say."""
 
     image_size: int
     mean: tuple[float, float, float]
@@ -55,8 +54,8 @@ class Model(BaseModel):
     """sha256: of the weights' file. classes: those that the method was fitted to. names: of the
     classes it answers, if they are others; labels: the same as the user writes them. temperature:
     logits are divided by it. several, threshold: whether an image may have several classes, and the
-    probability from which on it has one. tokenizer: digest of the backbone's; empty in files of
-    earlier versions."""
+    probability from which on it has one. tokenizer: digest of the backbone's; empty where the file
+    does not say."""
 
     model_config = ConfigDict(frozen=True)
 

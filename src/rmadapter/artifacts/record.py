@@ -63,8 +63,8 @@ class Several(Value):
     """Results in percent on images that may belong to several classes at once. threshold: the
     lowest probability at which a class is answered. For each class: its number of images, the
     average precision of the method and of the untouched backbone, and F1 at the threshold; None for
-    a class without images. intervals: of the means, from `several.intervals`; empty in records of
-    earlier versions."""
+    a class without images. intervals: of the means, from `several.intervals`; empty where the record
+    does not say."""
 
     threshold: Annotated[float, Field(ge=0, le=1)]
     classes: tuple[str, ...]
@@ -115,8 +115,8 @@ class Score(Value):
     """Accuracies on one set, in percent. data: the set's, if not the task's own. accuracy: None if
     the method has no answer (reason says why), or if images have several labels. zero_shot: the
     untouched backbone's. several: the results for several labels. order: seed of the order of
-    images, if answers depend on it. digest: of the images, as `ImageSet.digest`; empty in records
-    of earlier versions."""
+    images, if answers depend on it. digest: of the images, as `ImageSet.digest`; empty where the
+    record does not say."""
 
     name: str
     images: int = Field(ge=0, le=10**9)

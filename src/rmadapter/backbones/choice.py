@@ -12,7 +12,7 @@ import torch
 from rmadapter.backbones.backbone import Backbone
 from rmadapter.backbones.hub import Unreachable
 from rmadapter.backbones.load import load_backbone
-from rmadapter.backbones.pocket import LICENCE, POCKETS
+from rmadapter.backbones.pocket import LICENCE, POCKET
 from rmadapter.errors import UserError
 from rmadapter.support.files import user_path
 from rmadapter.support.terminal import note
@@ -42,12 +42,12 @@ BATCH, TIMES = 8, 5
 
 def advise(name: str) -> str:
     """Advice for a run on this backbone, "" if none."""
-    return BETTER if name in POCKETS else ""
+    return BETTER if name == POCKET else ""
 
 
 def licence_of(name: str) -> str:
     """Licence of a backbone's weights, as far as known here."""
-    if name in POCKETS:
+    if name == POCKET:
         return LICENCE
     unknown = "its publisher's, not known here: check where the backbone comes from"
     return f"{KNOWN[name].licence} (its card on the hub)" if name in KNOWN else unknown
@@ -81,7 +81,7 @@ def first_of(names: str) -> Backbone:
 def images_per_second(name: str, device: torch.device) -> float:
     """Speed of its image encoder on this machine, in batches of 8. Published models are measured
     with random weights, so that nothing is downloaded."""
-    backbone = load_backbone(name if name in POCKETS else f"{name.partition('/')[0]}/none").to(
+    backbone = load_backbone(name if name == POCKET else f"{name.partition('/')[0]}/none").to(
         device
     )
     pixels = torch.zeros(BATCH, 3, backbone.image_size, backbone.image_size, device=device)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.backbones.choice import KNOWN
-from rmadapter.backbones.pocket import POCKETS, SIZE_TO_FETCH, pocket_place
+from rmadapter.backbones.pocket import POCKET, SIZE_TO_FETCH, pocket_place
 
 MB = 1e6
 TO_COME = "from the Hugging Face hub when first used"
@@ -22,12 +22,12 @@ def listed(hub_cache: Path | None = None) -> list[dict[str, Any]]:
     """
     return [
         {**one, "about": _about(one["name"])}
-        for one in (*_pockets(), *_published(_cached(hub_cache)))
+        for one in (_pocket(), *_published(_cached(hub_cache)))
     ]
 
 
 def _about(name: str) -> str:
-    if name in POCKETS:
+    if name == POCKET:
         return "needs PyPI once; for trying out, research and teaching (docs/pocket.md)"
     if name not in KNOWN:
         return ""
@@ -35,21 +35,14 @@ def _about(name: str) -> str:
     return f"needs the hub once; published: {known.imagenet} % zero-shot on ImageNet; licence: {known.licence}"
 
 
-def _pockets() -> Iterator[dict[str, Any]]:
-    for name in POCKETS:
-        place = pocket_place(name)
-        ready = place.is_dir()
-        state = (
-            "ready"
-            if ready
-            else f"built when first used: {SIZE_TO_FETCH} MB from PyPI, 180 MB on disk"
-        )
-        yield {
-            "name": name,
-            "state": state,
-            "mb": _size(place) if ready else None,
-            "folder": str(place),
-        }
+def _pocket() -> dict[str, Any]:
+    place = pocket_place()
+    state, megabytes = "ready", None
+    if place.is_dir():
+        megabytes = _size(place)
+    else:
+        state = f"built when first used: {SIZE_TO_FETCH} MB from PyPI, 180 MB on disk"
+    return {"name": POCKET, "state": state, "mb": megabytes, "folder": str(place)}
 
 
 def _published(cached: dict[str, Path]) -> Iterator[dict[str, Any]]:

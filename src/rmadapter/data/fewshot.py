@@ -213,7 +213,7 @@ def save_split(few: FewShot, path: Path) -> None:
 
 
 class Split(BaseModel):
-    """A file written by `save_split`; labels and several are empty in files of earlier versions."""
+    """A file written by `save_split`; labels and several may be empty."""
 
     digest: str
     classes: tuple[str, ...]

@@ -103,12 +103,6 @@ def read_config(file: Path | None, named: Sequence[str] = ()) -> tuple[str, dict
             [str(one) for some in given for one in (some if isinstance(some, list) else [some])],
             named,
         )
-    if {
-        "lambda_image_con",
-        "lambda_text_con",
-        "decouple_scale",
-    } <= values.keys():  # a run's file lists all settings
-        values.setdefault("consistency_unit", "feature")  # from before this setting existed
     return str(values.pop("method", "")), values
 
 

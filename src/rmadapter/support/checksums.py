@@ -45,7 +45,7 @@ def write_sums(
 def check_sums(folder: Path, needed: Iterable[str] = ()) -> None:
     """Raises UserError if a file has changed since it was saved, or if a needed one is not listed.
 
-    A folder without SHA256SUMS passes: it may be being saved, or be of an earlier version. So does
+    A folder without SHA256SUMS passes: it may be about to be saved. So does
     a listed file that is gone.
     """
     if not (folder / SUMS).exists():

@@ -184,9 +184,7 @@ class Fitted:
         were not kept.
         """
         if self.examples is None:
-            raise UserError(
-                "this model holds no features of its training images, as none of earlier versions does"
-            )
+            raise UserError("this model holds no features of its training images")
         cosines = F.normalize(features.float(), dim=-1) @ self.examples.float().T
         return (1 - cosines.topk(min(NEIGHBOUR, cosines.shape[1])).values[:, -1]).clamp(
             min=0

@@ -353,6 +353,5 @@ class _Loop:
         self._random = {
             name: tensor for name, tensor in tensors.items() if name.startswith("random.")
         }
-        if (table := tensors.get("history")) is not None:  # else of an earlier version
-            record["history"] = as_rows(record["history"], table)
+        record["history"] = as_rows(record["history"], tensors["history"])
         self.trained = Trained(**record)

@@ -115,7 +115,7 @@ def test_runs_that_were_tested_on_other_images_than_most_are_left_out(tmp_path: 
         tested("mma", "b", "3"),
         tested("zero-shot", "b", "3"),
         tested("rmadapter", "b", ""),
-    ]  # an earlier version
+    ]  # which does not say it
     found = read_records(write(tmp_path, *runs))
     assert [r.task.data for r in found.finished if r.method.name == "zero-shot"] == ["b"]
     assert len(found.finished) == 5

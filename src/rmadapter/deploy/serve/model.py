@@ -163,13 +163,7 @@ def _facts(
 
 
 def _of_run(folder: Path) -> dict[str, Any]:
-    record = (
-        read_record(folder / RECORD)
-        if (folder / RECORD).is_file() and (folder / MODEL).is_file()
-        else None
-    )
-    if not (folder / MODEL).is_file():  # of version 0.1
-        return {"method": None, "backbone": None, "sha256": None, "accuracy": None}
+    record = read_record(folder / RECORD) if (folder / RECORD).is_file() else None
     model = read_model(folder / MODEL)
     method = {
         "name": last_part(model.method.name),
