@@ -6,11 +6,11 @@ from __future__ import annotations
 import csv
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import several as study
 import torch
 from PIL import Image
 
@@ -33,10 +33,6 @@ from rmadapter.several import intervals, mean_f1, mean_precision
 from rmadapter.training.cache import Cache
 from tests.helpers.shell import Command, its_backbone, refused, rmadapter
 from tests.helpers.shots import COLORS
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-
-import several as study
 
 __all__ = ["rmadapter"]  # a fixture
 

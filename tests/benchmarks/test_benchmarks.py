@@ -19,21 +19,20 @@ from tests.helpers.rounding import FACTOR, SLACK, relative_errors
 from tests.helpers.shots import noisy_colors
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(FOLDER))
 
-import common  # noqa: E402
-import demo_fit  # noqa: E402
-import figures  # noqa: E402
-import inference  # noqa: E402
-import options  # noqa: E402
-import overhead  # noqa: E402
-import peers  # noqa: E402
-import public  # noqa: E402
-import scaling  # noqa: E402
-import train_step  # noqa: E402
-from step import Step  # noqa: E402
+import common
+import demo_fit
+import figures
+import inference
+import options
+import overhead
+import peers
+import public
+import scaling
+import train_step
+from step import Step
 
-import predict  # noqa: E402
+import predict
 
 SCRIPTS = (demo_fit, inference, options, overhead, peers, predict, public, scaling, train_step)
 Printed = pytest.CaptureFixture[str]

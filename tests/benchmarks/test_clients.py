@@ -3,21 +3,15 @@ not refuse."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-
-import pytest
-
-from tests.helpers.answering import Toy, coloured, serviced
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import clients
+import pytest
 
 from rmadapter.deploy import sockets
+from tests.helpers.answering import Toy, coloured, serviced
 
 
 @contextmanager

@@ -8,11 +8,8 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 import drawing
+import pytest
 
 
 def row(classes: int) -> dict[str, float]:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
+import folder
 import pytest
 
 from rmadapter.backbones import Backbone
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import folder
 
 
 def test_the_parts_are_the_whole_and_hold_nothing_twice() -> None:

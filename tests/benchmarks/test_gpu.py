@@ -15,11 +15,10 @@ from rmadapter.backbones import Backbone, load_backbone
 from tests.conftest import CLIP_TEXT, write_model
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(FOLDER))
 
-import figures  # noqa: E402
-import gpu  # noqa: E402
-from step import Step  # noqa: E402
+import figures
+import gpu
+from step import Step
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,9 @@ import pytest
 from tests.conftest import CLIP_TEXT, write_model
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(FOLDER))
 
-import figures  # noqa: E402
-import growth  # noqa: E402
+import figures
+import growth
 
 
 def test_every_study_leaves_a_table_and_a_picture(

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
+import profiling
 import pytest
 
 from rmadapter.backbones import Backbone
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import profiling
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 
 from rmadapter.backbones import Backbone
 
 pytest.importorskip("ray", reason="needs the extra ray: `make scale` installs it")
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import ray_predict
 
 

@@ -7,15 +7,12 @@ import json
 import sys
 from pathlib import Path
 
+import figures
 import pytest
+import serve
 
 from tests.conftest import CLIP_TEXT, write_model
 from tests.helpers.answering import FACTS
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import figures
-import serve
 
 assert FACTS  # its import skips this file where the extra is missing
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from whole import image_states, whole
 
 from rmadapter.backbones import Backbone
 from rmadapter.methods.coop import CoOp
 from tests.methods.parts.test_deep import NAMES
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-from whole import image_states, whole
 
 
 def counted(run: Callable[[], Tensor]) -> tuple[Tensor, int]:

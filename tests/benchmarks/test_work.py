@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import train_step
+import work
+from step import Step
 from torch.utils.flop_counter import FlopCounterMode
 
 from rmadapter.adapter import DualBranchAdapter
 from rmadapter.backbones import Backbone
 from rmadapter.prompts import tokenize
 from tests.helpers.rounding import double
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import train_step
-import work
-from step import Step
 
 
 def tiny_step(backbone: Backbone, **fields: Any) -> Step:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
 
+import auto
 import numpy as np
 import pytest
 
 from rmadapter.metrics import confidence_interval
 from rmadapter.runs.auto import preferred
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-import auto
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "auto.md").read_text(encoding="utf-8")

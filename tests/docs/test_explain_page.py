@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from statistics import fmean
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 import explain_study
 from explain_maps import CANDIDATES

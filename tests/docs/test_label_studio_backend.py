@@ -3,7 +3,6 @@ webhook."""
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -15,16 +14,13 @@ import pytest
 
 pytest.importorskip("fastapi", reason="pip install 'rmadapter[serve]'")
 
+import label_studio_backend as backend
 from fastapi.testclient import TestClient
 
 from rmadapter import load
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from tests.helpers.listening import Server
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-
-import label_studio_backend as backend
 
 CONFIG = """<View><Image name="photo" value="$image"/><Choices name="kind" toName="photo">
 <Choice value="blue"/><Choice value="green"/><Choice value="night_sky"/><Choice value="red"/></Choices></View>"""

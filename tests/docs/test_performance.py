@@ -3,11 +3,6 @@ what they say."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 import drawing
 import performance
 from performance import RESULTS, ROOT

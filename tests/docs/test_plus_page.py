@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 from plus_tables import CHOSEN_ON, PAIRS, STUDY, read, tables
 from reconstruction_tables import by_set, difference, differences

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from itertools import product
 from pathlib import Path
 
 import pytest
+import suggest
 
 from rmadapter.curate import suggest as propose
 from rmadapter.curate.acquisition import FIRST, NEXT
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-import suggest
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "suggest.md").read_text(encoding="utf-8")

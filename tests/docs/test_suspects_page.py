@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
+import suspects
+
 from rmadapter.curate import checks
 from rmadapter.curate.suspects import PROBE
 from rmadapter.runs.folds import FOLDS
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-import suspects
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "suspects.md").read_text(encoding="utf-8")

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
-
-from rmadapter.training.contract import NEIGHBOUR
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
 import unfamiliar
 from unfamiliar import REPORT, over
+
+from rmadapter.training.contract import NEIGHBOUR
 
 ROOT = Path(__file__).parents[2]
 LINES = [

@@ -5,22 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from browser import BROWSER, STATE, Tab, served, tab
 from onnx import TensorProto, helper
 
 from rmadapter.deploy.export import web
 from rmadapter.deploy.export.runtime import GRAPH, LABELS, TRANSFORM
 from rmadapter.errors import UserError
 from rmadapter.support.checksums import write_sums
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-from browser import BROWSER, STATE, Tab, served, tab
 
 __all__ = ["NAMES", "STATE", "Tab", "axe", "engine", "needs_browser", "served", "tab", "write_site"]
 

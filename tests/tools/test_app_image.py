@@ -3,7 +3,6 @@ picture."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,16 +10,13 @@ import pytest
 pytest.importorskip("starlette", reason="pip install 'rmadapter[app]'")
 pytest.importorskip("uvicorn", reason="pip install 'rmadapter[app]'")
 
+import app_image
 from PIL import Image
 
 from rmadapter.backbones import Backbone
 from rmadapter.data.catalog import openmoji
 from tests.deploy.app.test_app_page import serving
 from tests.helpers.pages import needs_browser
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-import app_image
 
 
 def test_what_it_shows_are_pictograms() -> None:

@@ -4,23 +4,18 @@ says."""
 from __future__ import annotations
 
 import json
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from importlib import metadata
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import audit
 import pytest
 
 from tests.helpers.listening import Server
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-import audit
 
 DJANGO = {"django": ["3.0.1"]}
 

@@ -4,18 +4,13 @@ hand."""
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
+import auto
 import numpy as np
 import pytest
 
 from tests.helpers.studying import Study, study
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-import auto
 
 __all__ = ["study"]  # a fixture
 

@@ -7,14 +7,11 @@ import json
 import sys
 from pathlib import Path
 
+import choose_defaults
 import pytest
 import torch
 
 from rmadapter.backbones import Backbone
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-import choose_defaults
 
 
 def test_a_copy_differs_in_the_logit_scale_alone(tiny_clip: Backbone) -> None:

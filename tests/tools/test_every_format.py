@@ -8,16 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import every_format
 import pytest
+from every_format import digest, line
+from format_writers import FORMATS, Format, class_folders
 
 from rmadapter.data.read import read_images
 from tests.helpers.miniatures import paint
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-import every_format
-from every_format import digest, line
-from format_writers import FORMATS, Format, class_folders
 
 
 @pytest.fixture

@@ -3,11 +3,9 @@ that can be done."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from explain_maps import CANDIDATES, Trace, covered, occlusion, probabilities, trace
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
@@ -17,10 +15,6 @@ from rmadapter.settings import settings_of
 from rmadapter.training.contract import Fitted, Known, NotApplicable
 from tests.helpers.rounding import assert_same_float32
 from tests.helpers.shots import NEEDED, meaningless, noisy_colors, pixels_of, shots_of
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-from explain_maps import CANDIDATES, Trace, covered, occlusion, probabilities, trace
 
 QUICK = {
     "epochs": 1,

@@ -3,18 +3,13 @@ its lines."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
+import explain_study
 import pytest
 import torch
 
 from tests.helpers.studying import Study, study
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-import explain_study
 
 __all__ = ["study"]  # a fixture
 

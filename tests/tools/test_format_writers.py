@@ -4,19 +4,15 @@ has them."""
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from every_format import digest
+from format_writers import FORMATS, shots_of
 
 from rmadapter.data.read import read_images
 from tests.helpers.miniatures import paint
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-from every_format import digest
-from format_writers import FORMATS, shots_of
 
 ONE_SET = (  # where one file, or one object, is one set
     "COCO", "COCO, --crops", "Label Studio, JSON", "Label Studio, JSON-MIN", "FiftyOneImageClassificationDataset",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from int8_study import FP32, OTHER, compare, table
 
 from rmadapter.backbones import Backbone
 from rmadapter.deploy.export import graph, int8
@@ -18,10 +18,6 @@ from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.support.files import write_json
 from rmadapter.training.contract import Known
 from tests.helpers.shots import meaningless
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-from int8_study import FP32, OTHER, compare, table
 
 
 def test_every_way_is_asked_about_test_images(

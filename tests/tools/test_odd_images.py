@@ -3,20 +3,14 @@ lines."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
+import odd_images
 import pytest
 from PIL import Image
 
 from rmadapter.curate import checks
 from rmadapter.data.read import ImageSet
 from tests.helpers.studying import Study, study
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-import odd_images
 
 __all__ = ["study"]  # a fixture
 

@@ -3,20 +3,15 @@ size."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
+import parity
 import pytest
+from originals import MAKERS
+from peer import Sizes
 
 from rmadapter.methods import load_method
 from tests.tools.test_upstream import small  # noqa: F401
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-import parity
-from originals import MAKERS
-from peer import Sizes
 
 
 @pytest.mark.parametrize("sizes", [Sizes(3, 2, 3), Sizes(5, 4, 2)])

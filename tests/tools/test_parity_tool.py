@@ -7,21 +7,17 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import parity
 import pytest
+from originals import PEERS
+from parity import BEGIN, BY_HAND, DIFFERENCES, END, LIMIT, commit, main, table, write_page
 
 from rmadapter.methods import METHODS, load_method
 from rmadapter.settings import settings_of
 from tests.tools.test_upstream import small, write_clone  # noqa: F401
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-import parity
-from originals import PEERS
-from parity import BEGIN, BY_HAND, DIFFERENCES, END, LIMIT, commit, main, table, write_page
 
 MEASURED: dict[str, Any] = {
     "repository": "KaiyangZhou/CoOp", "commit": "0123456789", "trained": 2048, "largest logit": 3.14,

@@ -8,16 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import plus
 import pytest
 
 from rmadapter.backbones import Backbone
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import Lab, run_task
 from rmadapter.settings import Machine
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-import plus
 
 SMALL = {"first_block": 3, "rank": 4, "epochs": 20, "learning_rate": 0.03}
 

@@ -6,11 +6,8 @@ import json
 import sys
 from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
 import plus_tables
+import pytest
 from plus import PIECES
 
 BASE = {"dtd10": 50.0, "neu_steel": 60.0, "pacs/photo": 70.0, "rsscn7": 80.0}

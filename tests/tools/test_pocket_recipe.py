@@ -9,9 +9,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import drawings
+import duplicates
+import evaluate
+import labels
 import numpy as np
+import photographs
+import pools
 import pytest
+import restyle
+import rows
+import sources
+import states
+import texts
 import torch
+import train
+import vector
+import wordnet
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -19,23 +33,6 @@ from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.backbones.pocket import DELTA
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools" / "pocket"))
-
-import drawings
-import duplicates
-import evaluate
-import labels
-import photographs
-import pools
-import restyle
-import rows
-import sources
-import states
-import texts
-import train
-import vector
-import wordnet
 
 SCRIPTS = (
     sources,

@@ -7,10 +7,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import drawings
+import duplicates
+import evaluate
 import numpy as np
+import pools
 import pytest
+import restyle
+import rows
+import states
+import student
+import texts
 import torch
 import torch.nn.functional as F
+import vector
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -19,19 +29,6 @@ from rmadapter.backbones.pocket import DELTA
 from rmadapter.errors import UserError
 from rmadapter.prompts import raw_text_features
 from tests.helpers.rounding import assert_same_float32
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools" / "pocket"))
-
-import drawings
-import duplicates
-import evaluate
-import pools
-import restyle
-import rows
-import states
-import student
-import texts
-import vector
 
 
 def some_image(seed: int, size: int = 40) -> Image.Image:

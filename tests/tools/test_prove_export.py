@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+import prove_export
 import pytest
+from prove_export import NoPip, asked, compare, fresh, megabytes, rows
 
 from tests.helpers.shell import its_backbone
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-import prove_export
-from prove_export import NoPip, asked, compare, fresh, megabytes, rows
 
 
 def answer(image: str, label: str, probability: str, second: str, other: str) -> dict[str, str]:

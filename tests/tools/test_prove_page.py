@@ -7,14 +7,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import prove_page
 import pytest
 from PIL import Image
 
 from tests.helpers.pages import needs_browser, write_site
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-import prove_page
 
 
 def test_tall_and_large_images() -> None:

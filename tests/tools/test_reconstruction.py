@@ -8,17 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import reconstruction
 import torch
+from reconstruction import NEITHER, OWN, Average, Controlled, shuffled, spread, subspace
 
 from rmadapter.adapter import DualBranchAdapter
 from rmadapter.backbones import Backbone
 from rmadapter.methods import load_method
 from rmadapter.model import AdaptedCLIP
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-import reconstruction
-from reconstruction import NEITHER, OWN, Average, Controlled, shuffled, spread, subspace
 
 
 def test_the_subspace_of_a_down_projection() -> None:

@@ -8,12 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scipy.stats import ttest_rel
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
 import reconstruction
 import reconstruction_tables as tables
+from scipy.stats import ttest_rel
 
 BASE = {
     "a": {"neither": (60, 62), "reconstruction": (61, 61)},

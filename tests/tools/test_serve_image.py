@@ -3,18 +3,14 @@ script."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+import serve_image
 from PIL import Image
 
 from tests.benchmarks.test_clients import served
 from tests.helpers.answering import Toy, coloured
 from tests.helpers.pages import needs_browser, tab
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-import serve_image
 
 
 @needs_browser

@@ -7,13 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import smoke
 
 from rmadapter.data.read import read_images
 from tests.helpers.commands import assert_parses
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-import smoke
 
 
 def test_its_images_are_read(tmp_path: Path) -> None:

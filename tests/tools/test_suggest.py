@@ -3,18 +3,14 @@ by hand."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import suggest
 
 from rmadapter.backbones import Backbone
 from tests.helpers.studying import Study, study
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-import suggest
 
 __all__ = ["study"]  # a fixture
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import suspects
 
 from rmadapter.artifacts.mistakes import Nearest
 from tests.helpers.studying import Study, study
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-import suspects
 
 __all__ = ["study"]  # a fixture
 

@@ -11,13 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+import unfamiliar
 
 from rmadapter.backbones import Backbone
 from tests.conftest import write_colors
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-import unfamiliar
 
 
 def seen(*features: list[float], error: float = 0.0) -> unfamiliar.Seen:

@@ -7,19 +7,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-import torch
-from torch import Tensor, nn
-
-from rmadapter.errors import UserError
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
 import originals
 import parity
+import pytest
+import torch
 import upstream
 from originals import PEERS
+from torch import Tensor, nn
 from upstream import LEFT, imported, theirs
+
+from rmadapter.errors import UserError
 
 
 @pytest.fixture(autouse=True)

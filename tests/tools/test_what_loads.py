@@ -3,20 +3,16 @@ finds of all."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
+import what_loads
+from what_loads import END, START, ask, rows
 
 from rmadapter.encoders.layouts import Packed
 from rmadapter.task import FEATURES_ALONE, TEXT_TOO
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-import what_loads
-from what_loads import END, START, ask, rows
 
 PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
 ALL = "all"
