@@ -26,7 +26,7 @@ from rmadapter.prompts import (
     tokenize,
     zero_shot_weights,
 )
-from tests.conftest import CLIP_TEXT, write_model
+from tests.helpers.models import CLIP_TEXT, write_model
 from tests.helpers.rounding import assert_same_float32, double
 
 NAMES = ("cat", "a small red car", "dog")

@@ -16,8 +16,8 @@ from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.methods import METHODS
 from rmadapter.support.checksums import sha256
+from tests.helpers.methods import probabilities, quick
 from tests.helpers.shots import noisy_colors, shots_of
-from tests.methods.test_methods import answers, quick
 
 FORGED: dict[str, Callable[[Tensor], Tensor]] = {
     "more rows": lambda x: torch.cat([x, x]) if x.ndim else torch.stack([x, x]),
@@ -60,4 +60,4 @@ def test_forged_weights_are_refused_or_asked(
             except UserError:
                 continue
             assert how in ("double", "bfloat16", "whole numbers"), what
-            assert answers(loaded, images).shape == (len(images), len(images.classes))
+            assert probabilities(loaded, images).shape == (len(images), len(images.classes))

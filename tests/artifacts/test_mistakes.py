@@ -31,7 +31,7 @@ from rmadapter.data.fewshot import few_shot
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
 from rmadapter.training.cache import Cache
-from tests.artifacts.test_page import evaluation, score
+from tests.helpers.run_pages import evaluation, score
 from tests.helpers.shots import pixels_of
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 
 from rmadapter.artifacts.evaluation import Evaluation
 from rmadapter.data.read import ImageSet
-from tests.artifacts.test_page import HISTORY, Page, evaluation, record, score, write
+from tests.helpers.parsed import Page
+from tests.helpers.run_pages import HISTORY, evaluation, record, score, write
 
 
 def test_images_are_drawn_anew_and_bring_nothing_of_their_files(tmp_path: Path) -> None:

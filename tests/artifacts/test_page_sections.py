@@ -18,8 +18,8 @@ from rmadapter.artifacts.page import write_page
 from rmadapter.artifacts.page_sections import MATRIX_LIMIT, TRAINING, Change, panel, thumbnails_of
 from rmadapter.artifacts.predictions import Predictions
 from rmadapter.data.read import ImageSet
-from tests.artifacts.test_page import correct, evaluation, record, score, write
 from tests.helpers.parsed import Page
+from tests.helpers.run_pages import correct, evaluation, record, score, write
 
 
 def found(n: int = 200, classes: int = 4, seed: int = 0) -> Predictions:

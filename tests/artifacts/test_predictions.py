@@ -26,8 +26,8 @@ from rmadapter.data.fewshot import FewShot, save_split
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
 from rmadapter.task import Question, Task
-from tests.artifacts.test_page import evaluation, record, score
 from tests.helpers.parsed import Page
+from tests.helpers.run_pages import evaluation, record, score
 
 LABELS = ("=sum(A1)", "sea_horse", 'a "b", c')
 NAMES = ("formula", "sea horse | a fish", "letters")

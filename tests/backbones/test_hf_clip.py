@@ -7,37 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPModel
 
 from rmadapter.backbones import load_backbone
+from tests.helpers.hf_models import write_clip
 from tests.helpers.rounding import double
-
-TEXT = {
-    "hidden_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 3,
-    "intermediate_size": 100,
-}
-TEXT |= {"max_position_embeddings": 16}
-VISION = {
-    "hidden_size": 64,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "intermediate_size": 128,
-}
-VISION |= {"image_size": 32, "patch_size": 8}
-
-
-def write_clip(folder: Path, **both: Any) -> CLIPModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = CLIPModel(
-            CLIPConfig(text_config=TEXT | both, vision_config=VISION | both, projection_dim=40)
-        ).eval()
-        for parameter in model.parameters():
-            parameter.data += 0.1 * torch.randn_like(parameter)
-    model.save_pretrained(folder)
-    return model
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,8 @@ from rmadapter.backbones import load_backbone
 from rmadapter.errors import UserError
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.training.contract import Known
-from tests.backbones.test_hf_clip import TEXT, VISION, write_clip
-from tests.encoders.test_encoder import adapted, same_as_reference
-from tests.helpers.hf_models import KINDS, inputs, write_hf
+from tests.helpers.hf_models import CLIP_TEXT, CLIP_VISION, KINDS, inputs, write_clip, write_hf
+from tests.helpers.passes import adapted, same_as_reference
 from tests.helpers.rounding import double
 
 
@@ -78,7 +77,10 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
             {"model_type": "clip", "text_config": {"hidden_act": "relu"}},
             "activations quick_gelu and relu",
         ),
-        ({"model_type": "clip", "text_config": TEXT, "vision_config": VISION}, "do not fit"),
+        (
+            {"model_type": "clip", "text_config": CLIP_TEXT, "vision_config": CLIP_VISION},
+            "do not fit",
+        ),
     ]:
         config.write_text(json.dumps(values))
         with pytest.raises(UserError, match=told):

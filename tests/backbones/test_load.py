@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.backbones.load import _hub_file, identity_of, is_published
 from rmadapter.errors import UserError
-from tests.helpers.fixed import write_fixed_backbone
+from tests.helpers.models import write_fixed_backbone
 
 SMALL = "ViT-S-32-alt"  # the smallest of open_clip's architectures
 TEXTS = ["a photo of a cat.", "a red dog", ""]

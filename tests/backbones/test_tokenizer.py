@@ -15,7 +15,7 @@ import torch
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.backbones.tokenizer import load_tokenizer
 from rmadapter.errors import UserError
-from tests.conftest import write_bert
+from tests.helpers.models import write_bert
 
 TEXTS = ["a photo of the cat.", "Red car", ""]
 NAMED = {"context_length": 9, "hf_tokenizer_name": "x"}

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from rmadapter.backbones import load_backbone
-from tests.conftest import SIZE
 from tests.helpers.evil_models import (
     CONFIG,
     EVIL,
@@ -27,6 +26,7 @@ from tests.helpers.evil_models import (
     vision,
     write_payload,
 )
+from tests.helpers.models import SIZE
 
 __all__ = ["built", "model"]  # fixtures
 

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -18,38 +17,9 @@ import pytest
 from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
-from tests.helpers.benches import METHODS, QUICK, VALUES, do, done, jobs_of, records
+from tests.helpers.benches import QUICK, VALUES, command, do, done, jobs_of, records
 
 __all__ = ["done"]  # a fixture
-
-
-def command(backbone: Backbone, colors: Path, out: Path, *more: str) -> list[str]:
-    sets = [f"--set={method}.{name}={value}" for method in VALUES for name, value in QUICK.items()]
-    code = "from rmadapter.cli.main import main; main()"
-    data = ["--datasets", colors.name, "--root", str(colors.parent), "--backbone", backbone.name]
-    which = [
-        "--methods",
-        ",".join(METHODS),
-        "--seeds",
-        "1,2,3",
-        "--shots",
-        "2",
-        "--set",
-        "device=cpu",
-    ]
-    return [
-        sys.executable,
-        "-c",
-        code,
-        "bench",
-        "base-to-novel",
-        *data,
-        *which,
-        *sets,
-        "--out",
-        str(out),
-        *more,
-    ]
 
 
 def start(words: list[str], log: Path) -> subprocess.Popen:

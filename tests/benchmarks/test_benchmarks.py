@@ -8,18 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-import torch
-from PIL import Image
-
-from rmadapter.backbones import load_backbone
-from rmadapter.data.read import ImageSet
-from tests.conftest import CLIP_TEXT, write_model
-from tests.helpers.rounding import FACTOR, SLACK, relative_errors
-from tests.helpers.shots import noisy_colors
-
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-
 import common
 import demo_fit
 import figures
@@ -28,14 +16,23 @@ import options
 import overhead
 import peers
 import public
+import pytest
 import scaling
+import torch
 import train_step
+from PIL import Image
 from step import Step
 
 import predict
+from rmadapter.backbones import load_backbone
+from rmadapter.data.read import ImageSet
+from tests.helpers.benchmarks import Printed, run
+from tests.helpers.models import CLIP_TEXT, write_model
+from tests.helpers.rounding import FACTOR, SLACK, relative_errors
+from tests.helpers.shots import noisy_colors
 
+FOLDER = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = (demo_fit, inference, options, overhead, peers, predict, public, scaling, train_step)
-Printed = pytest.CaptureFixture[str]
 
 
 def test_rounds_are_taken_in_turns_and_end_with_the_budget() -> None:
@@ -65,23 +62,6 @@ def test_peak_is_what_was_held_at_once_beyond_what_was_held_before() -> None:
     assert most is not None
     assert 100 + 35 < most < 100 + 80
     del kept
-
-
-def run(module: Any, monkeypatch: pytest.MonkeyPatch, capsys: Printed, *given: str) -> str:
-    """What a benchmark prints; what it would run in fresh processes, whose start takes seconds,
-    runs in this one."""
-
-    def here(script: str, options: argparse.Namespace, *more: str) -> Any:
-        assert script == module.__file__
-        monkeypatch.setattr(sys, "argv", [script, *given, *more])
-        module.main()
-        return json.loads(capsys.readouterr().out)
-
-    monkeypatch.setattr(module, "in_fresh_process", here, raising=False)
-    monkeypatch.setattr(train_step, "SQUARES", (16,))
-    monkeypatch.setattr(sys, "argv", [module.__file__, *given])
-    module.main()
-    return capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

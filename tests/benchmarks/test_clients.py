@@ -4,37 +4,11 @@ not refuse."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import clients
 import pytest
 
-from rmadapter.deploy import sockets
-from tests.helpers.answering import Toy, coloured, serviced
-
-
-@contextmanager
-def served(toy: Toy) -> Iterator[str]:
-    """In a thread of this process."""
-    import threading
-
-    import uvicorn
-
-    from rmadapter.deploy.serve.routes import create_app
-
-    with serviced(toy, body=0.2, seconds=5) as service, sockets.bound("127.0.0.1", 0) as socket:
-        server = uvicorn.Server(
-            uvicorn.Config(create_app(service), log_config=None, log_level="error", lifespan="off")
-        )
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
-        socket.listen()
-        thread.start()
-        try:
-            yield sockets.address(socket)
-        finally:
-            server.should_exit = True
-            thread.join(20)
+from tests.helpers.answering import Toy, coloured, served
 
 
 def test_polite_ones_get_each_answer_in_its_place() -> None:

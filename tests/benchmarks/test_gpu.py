@@ -8,17 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-import torch
-
-from rmadapter.backbones import Backbone, load_backbone
-from tests.conftest import CLIP_TEXT, write_model
-
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-
 import figures
 import gpu
+import pytest
+import torch
 from step import Step
+
+from rmadapter.backbones import Backbone, load_backbone
+from tests.helpers.models import CLIP_TEXT, write_model
 
 
 @pytest.fixture(scope="module")

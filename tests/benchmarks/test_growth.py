@@ -7,14 +7,11 @@ import json
 import sys
 from pathlib import Path
 
-import pytest
-
-from tests.conftest import CLIP_TEXT, write_model
-
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-
 import figures
 import growth
+import pytest
+
+from tests.helpers.models import CLIP_TEXT, write_model
 
 
 def test_every_study_leaves_a_table_and_a_picture(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 
+import figures
 import pytest
 
 from rmadapter.methods import METHODS, ON_FEATURES
 from rmadapter.settings import settings_of
-from tests.benchmarks.test_benchmarks import Printed, figures, run
-from tests.conftest import CLIP_TEXT, write_model
+from tests.helpers.benchmarks import Printed, run
+from tests.helpers.models import CLIP_TEXT, write_model
 
 import peers  # isort: skip
 

@@ -7,13 +7,14 @@ import json
 import sys
 from pathlib import Path
 
+import figures
 import pytest
 import torch
 
 from rmadapter.backbones import Backbone
-from tests.benchmarks.test_benchmarks import Printed, figures
-from tests.conftest import CLIP_TEXT, DEPTH, write_model
-from tests.tools.test_upstream import write_clone
+from tests.helpers.benchmarks import Printed
+from tests.helpers.clones import write_clone
+from tests.helpers.models import CLIP_TEXT, DEPTH, write_model
 
 import public  # isort: skip
 

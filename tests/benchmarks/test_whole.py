@@ -13,7 +13,7 @@ from whole import image_states, whole
 
 from rmadapter.backbones import Backbone
 from rmadapter.methods.coop import CoOp
-from tests.methods.parts.test_deep import NAMES
+from tests.helpers.deep_prompts import NAMES
 
 
 def counted(run: Callable[[], Tensor]) -> tuple[Tensor, int]:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from rmadapter.backbones import Backbone
-from tests.data.formats.test_sources import FORMATS
+from tests.helpers.formats import FORMATS
 from tests.helpers.miniatures import write_json
 from tests.helpers.parsed import Page
 from tests.helpers.shell import Command, its_backbone, refused, rmadapter

@@ -10,7 +10,7 @@ import pytest
 
 from rmadapter.data.inputs import find_images
 from rmadapter.errors import UserError
-from tests.data.formats.test_webdataset import sample, shard
+from tests.helpers.formats import sample, write_shard
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_folder_is_searched_to_any_depth_in_order_and_what_is_no_image_is_coun
 
 
 def test_labels_in_shards_and_the_shards_themselves_are_not_ignored_files(tmp_path: Path) -> None:
-    shard(tmp_path / "set/0.tar", **sample(0, "cat", "0"), **sample(1, "dog", "1"))
+    write_shard(tmp_path / "set/0.tar", **sample(0, "cat", "0"), **sample(1, "dog", "1"))
     (tmp_path / "set/notes.txt").write_text("x")
     found = find_images([str(tmp_path / "set")])
     assert [path.name for path in found.files] == ["000000.png", "000001.png"]

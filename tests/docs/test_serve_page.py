@@ -11,8 +11,7 @@ import typer
 
 from rmadapter.cli.main import app
 from rmadapter.deploy.serve.routes import create_app
-from tests.benchmarks.test_clients import served
-from tests.helpers.answering import Toy, coloured, serviced
+from tests.helpers.answering import Toy, coloured, served, serviced
 
 TEXT = (Path(__file__).parents[2] / "docs/serve.md").read_text(encoding="utf-8")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rmadapter.backbones import Backbone, load_backbone
-from tests.conftest import write_hf
+from tests.helpers.models import write_timm_bert
 from tests.helpers.rounding import double
 
 BACKBONES = ["tiny_clip", "tiny_siglip", "tiny_eva", "tiny_hf"]
@@ -51,7 +51,7 @@ def test_frozen_features_are_the_backbones(backbone: Backbone, tokens: Tensor) -
     ],
 )
 def test_other_berts(pooler: str, config: dict[str, bool], kind: str, tmp_path: Path) -> None:
-    found = double(load_backbone(str(write_hf(tmp_path, pooler, **config))))
+    found = double(load_backbone(str(write_timm_bert(tmp_path, pooler, **config))))
     tokens = found.tokenizer(PROMPTS)
     assert type(found.text).__name__ == kind
     torch.testing.assert_close(found.text.frozen(tokens).features, own(found, tokens), **EXACT)

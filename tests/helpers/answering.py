@@ -34,6 +34,7 @@ from starlette.exceptions import HTTPException  # noqa: E402
 from starlette.requests import Request  # noqa: E402
 from starlette.responses import Response  # noqa: E402
 
+from rmadapter.deploy import sockets  # noqa: E402
 from rmadapter.deploy.serve.limits import Limits  # noqa: E402
 from rmadapter.deploy.serve.model import Served  # noqa: E402
 from rmadapter.deploy.serve.service import Service  # noqa: E402
@@ -195,3 +196,26 @@ def multipart(files: Sequence[tuple[str, bytes]], field: str = "files") -> tuple
 
 def read(paths: Sequence[Path]) -> list[tuple[str, bytes]]:
     return [(path.name, path.read_bytes()) for path in paths]
+
+
+@contextmanager
+def served(toy: Toy) -> Iterator[str]:
+    """In a thread of this process."""
+    import threading
+
+    import uvicorn
+
+    from rmadapter.deploy.serve.routes import create_app
+
+    with serviced(toy, body=0.2, seconds=5) as service, sockets.bound("127.0.0.1", 0) as socket:
+        server = uvicorn.Server(
+            uvicorn.Config(create_app(service), log_config=None, log_level="error", lifespan="off")
+        )
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
+        socket.listen()
+        thread.start()
+        try:
+            yield sockets.address(socket)
+        finally:
+            server.should_exit = True
+            thread.join(20)

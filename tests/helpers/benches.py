@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +54,32 @@ def done(tiny_clip: Backbone, colors: Path, tmp_path_factory: pytest.TempPathFac
     out = tmp_path_factory.mktemp("done")
     do(colors, out, jobs_of(tiny_clip, colors))
     return out
+
+
+def command(backbone: Backbone, colors: Path, out: Path, *more: str) -> list[str]:
+    sets = [f"--set={method}.{name}={value}" for method in VALUES for name, value in QUICK.items()]
+    code = "from rmadapter.cli.main import main; main()"
+    data = ["--datasets", colors.name, "--root", str(colors.parent), "--backbone", backbone.name]
+    which = [
+        "--methods",
+        ",".join(METHODS),
+        "--seeds",
+        "1,2,3",
+        "--shots",
+        "2",
+        "--set",
+        "device=cpu",
+    ]
+    return [
+        sys.executable,
+        "-c",
+        code,
+        "bench",
+        "base-to-novel",
+        *data,
+        *which,
+        *sets,
+        "--out",
+        str(out),
+        *more,
+    ]

@@ -15,7 +15,7 @@ from huggingface_hub import constants
 
 from rmadapter.backbones import load_backbone
 from rmadapter.errors import UserError
-from tests.conftest import SIZE, timm_trunk, write_bert, write_model
+from tests.helpers.models import SIZE, timm_trunk, write_bert, write_model
 
 CONFIG, TOKENIZER = "open_clip_config.json", "tokenizer_config.json"
 EVIL = {

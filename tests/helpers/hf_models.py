@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 import transformers
+from transformers import CLIPConfig, CLIPModel
 
-from tests.conftest import WORDS
+from tests.helpers.models import WORDS
 
 LAYERS = {"num_hidden_layers": 3, "intermediate_size": 100}
 TEXT = LAYERS | {"hidden_size": 48, "num_attention_heads": 3, "max_position_embeddings": 16}
@@ -86,3 +87,34 @@ def inputs(kind: str, images: torch.Tensor, tokens: torch.Tensor) -> dict[str, A
         given |= {"pixel_values": patches, "spatial_shapes": torch.full((len(images), 2), 4)}
         given["pixel_attention_mask"] = torch.ones(patches.shape[:2], dtype=torch.long)
     return given
+
+
+CLIP_TEXT = {
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 100,
+    "max_position_embeddings": 16,
+}
+CLIP_VISION = {
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+
+def write_clip(folder: Path, **both: Any) -> CLIPModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = CLIPModel(
+            CLIPConfig(
+                text_config=CLIP_TEXT | both, vision_config=CLIP_VISION | both, projection_dim=40
+            )
+        ).eval()
+        for parameter in model.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    return model

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tests.helpers.fixed import write_fixed_backbone
+from tests.helpers.models import write_fixed_backbone
 
 METHODS = (
     "rmadapter",

@@ -36,7 +36,8 @@ from rmadapter.artifacts.record import read_record
 from rmadapter.cli import main as cli
 from rmadapter.support.terminal import table
 from rmadapter.training import loop as train
-from tests.conftest import CLIP_TEXT, DEPTH, PATCH, SIZE, WIDTH, write_colors, write_model
+from tests.helpers.images import write_colors
+from tests.helpers.models import CLIP_TEXT, DEPTH, PATCH, SIZE, WIDTH, write_model
 from tests.hostile import fetched
 from tests.hostile.left import files, records
 

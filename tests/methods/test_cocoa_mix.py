@@ -23,17 +23,17 @@ from rmadapter.methods.cocoa_mix import (
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import configured
 from rmadapter.training.contract import Known, Shots
-from tests.helpers.shots import logits_of
-from tests.methods.parts.test_context import plain_text
-from tests.methods.test_coop import (
+from tests.helpers.context_prompts import (
     CLASSES,
     LABELS,
     eight,
     overfits,
     plain_logits,
+    plain_text,
     same_as_plain,
     the_seed_decides,
 )
+from tests.helpers.shots import logits_of
 
 
 def drawn(seed: int, scale: float = 3.0, images: int = 40) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,19 +13,19 @@ from rmadapter.backbones import Backbone
 from rmadapter.methods.cocoop import CoCoOp
 from rmadapter.settings import configured
 from rmadapter.training.contract import Shots
-from tests.helpers.rounding import assert_same_float32
-from tests.helpers.shots import logits_of, pixels_of
-from tests.methods.parts.test_context import plain_text
-from tests.methods.test_coop import (
+from tests.helpers.context_prompts import (
     CLASSES,
     LABELS,
     ROWS,
     eight,
     overfits,
     plain_logits,
+    plain_text,
     same_as_plain,
     the_seed_decides,
 )
+from tests.helpers.rounding import assert_same_float32
+from tests.helpers.shots import logits_of, pixels_of
 
 
 def plain_rows(learner: Any, shots: Shots) -> Tensor:

@@ -2,98 +2,30 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
-from rmadapter.data.read import ImageSet
 from rmadapter.methods.coop import CoOp
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.settings import configured
 from rmadapter.training.contract import Shots
-from tests.helpers.rounding import FACTOR, assert_rounds_like, double
-from tests.helpers.shots import gradients, logits_of, pixels_of, shots_of, untrained
-from tests.methods.parts.test_context import plain_text
-
-CLASSES = ("cat", "a small red car", "dog", "tree house")
-NEW = ("blue bird", "house")
-ROWS = (5, 0, 3)
-LABELS = torch.tensor([2, 0, 1])  # of these rows
-
-
-def eight(backbone: Backbone, seed: int = 1) -> Shots:
-    """Two noisy images of one colour for each of four classes."""
-    colors = np.repeat([(40, 60, 220), (30, 170, 60), (220, 40, 30), (200, 200, 40)], 2, axis=0)
-    noise = np.random.default_rng(0).normal(colors[:, None, None], 40, (8, 32, 32, 3))
-    pixels = np.clip(noise, 0, 255).astype(np.uint8)
-    return shots_of(
-        backbone, ImageSet.from_lists(list(pixels), [0, 0, 1, 1, 2, 2, 3, 3], CLASSES), seed=seed
-    )
-
-
-def same_as_plain(
-    method: Any,
-    backbone: Backbone,
-    plain: Callable[[Any, Shots], Tensor],
-    seed: int = 1,
-    factor: float = FACTOR,
-) -> None:
-    """Loss and every gradient of three shots at the start; plain(learner, shots) -> loss of ROWS.
-
-    The method works in float32; so it is the plain way in float64 that says what is right, and in
-    float32 how exactly.
-    """
-    shots = eight(backbone, seed)
-    start = untrained(method, backbone, shots)
-    exact = copy.deepcopy(start.module).double()
-    exact.backbone = double(backbone)
-    found = _loss_and_gradients(start.module, start.terms(ROWS)["loss"])
-    same, truth = (
-        _loss_and_gradients(module, plain(module, shots)) for module in (start.module, exact)
-    )
-    assert all(gradient.norm() > 0 for gradient in truth[1].values())
-    for one, mine, true in zip(same, found, truth, strict=True):
-        assert_rounds_like(one, mine, true, factor=factor)
-
-
-def _loss_and_gradients(learner: Any, loss: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    return {"loss": loss.detach()}, gradients(learner, loss)
-
-
-def plain_logits(backbone: Backbone, shots: Shots, classes: Tensor) -> Tensor:
-    """Of ROWS, from pixels on."""
-    model: Any = backbone.model
-    features = model.encode_image(
-        pixels_of(backbone, shots.images, ROWS).to(model.logit_scale.dtype)
-    )
-    return model.logit_scale.exp() * F.normalize(features, dim=-1) @ F.normalize(classes, dim=-1).T
-
-
-def the_seed_decides(method: Any, backbone: Backbone) -> bool:
-    """Two fits with one seed agree, another seed does not, and nothing asks for gradients of the
-    backbone."""
-    shots = [eight(backbone, seed) for seed in (1, 1, 2)]
-    once, again, other = (logits_of(method.fit(backbone, some), some, NEW) for some in shots)
-    still = all(parameter.grad is None for parameter in backbone.model.parameters())
-    return (
-        once.shape == (8, 2) and torch.equal(once, again) and not torch.equal(once, other) and still
-    )
-
-
-def overfits(method: Any, backbone: Backbone) -> bool:
-    shots = eight(backbone)
-    fitted = method.fit(backbone, shots)
-    loss = [record.get("ce", record["loss"]) for record in fitted.trained.history]
-    return loss[-1] < 0.2 * loss[0] and logits_of(fitted, shots).argmax(-1).tolist() == list(
-        shots.images.labels
-    )
+from tests.helpers.context_prompts import (
+    CLASSES,
+    LABELS,
+    NEW,
+    eight,
+    overfits,
+    plain_logits,
+    plain_text,
+    same_as_plain,
+    the_seed_decides,
+)
+from tests.helpers.shots import logits_of, untrained
 
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])

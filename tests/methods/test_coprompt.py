@@ -15,9 +15,9 @@ from rmadapter.errors import UserError
 from rmadapter.methods.coprompt import CoPrompt, Descriptions
 from rmadapter.methods.descriptions import without_texts
 from rmadapter.settings import configured
+from tests.helpers.deep_prompts import LABELS, NAMES, eight_images, hooked, learns, pixels, same
 from tests.helpers.rounding import double
 from tests.helpers.shots import logits_of, meaningless, shots_of, untrained
-from tests.methods.parts.test_deep import LABELS, NAMES, eight_images, hooked, learns, pixels, same
 
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])

@@ -15,9 +15,9 @@ from rmadapter.methods.dept import DePT
 from rmadapter.methods.maple import MaPLe
 from rmadapter.settings import configured
 from rmadapter.training.contract import Known
+from tests.helpers.deep_prompts import LABELS, NAMES, eight_images, hooked, learns, pixels, same
 from tests.helpers.rounding import assert_same_float32, double
 from tests.helpers.shots import logits_of, meaningless, shots_of, untrained
-from tests.methods.parts.test_deep import LABELS, NAMES, eight_images, hooked, learns, pixels, same
 
 
 def shaken(module: Any) -> Any:

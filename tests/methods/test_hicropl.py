@@ -14,9 +14,9 @@ from rmadapter.errors import UserError
 from rmadapter.methods import hicropl
 from rmadapter.methods.hicropl import HEADS, HiCroPL
 from rmadapter.settings import configured
+from tests.helpers.deep_prompts import LABELS, NAMES, eight_images, hooked, learns, pixels, same
 from tests.helpers.rounding import double
 from tests.helpers.shots import logits_of, meaningless, shots_of, untrained
-from tests.methods.parts.test_deep import LABELS, NAMES, eight_images, hooked, learns, pixels, same
 
 
 def attended(own: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -14,26 +14,18 @@ from rmadapter.methods.coop import CoOp
 from rmadapter.methods.kgcoop import KgCoOp
 from rmadapter.settings import configured
 from rmadapter.training.contract import Shots
-from tests.helpers.shots import logits_of
-from tests.methods.parts.test_context import plain_text
-from tests.methods.test_coop import (
+from tests.helpers.context_prompts import (
     CLASSES,
     LABELS,
     eight,
+    knowledge,
     overfits,
     plain_logits,
+    plain_text,
     same_as_plain,
     the_seed_decides,
 )
-
-
-def knowledge(backbone: Backbone, classes: Tensor) -> Tensor:
-    """One minus the mean cosine to the features of "a photo of a NAME."."""
-    model: Any = backbone.model
-    known = F.normalize(
-        model.encode_text(backbone.tokenizer([f"a photo of a {name}." for name in CLASSES])), dim=-1
-    )
-    return 1 - (F.normalize(classes, dim=-1) * known).sum(-1).mean()
+from tests.helpers.shots import logits_of
 
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])

@@ -21,9 +21,9 @@ from rmadapter.methods.lweib import LwEIB, rivals
 from rmadapter.prompts import cosine_logits
 from rmadapter.settings import configured
 from rmadapter.training.contract import Known
+from tests.helpers.deep_prompts import NAMES, eight_images, learns, pixels
 from tests.helpers.rounding import double
 from tests.helpers.shots import gradients, logits_of, meaningless, shots_of, untrained
-from tests.methods.parts.test_deep import NAMES, eight_images, learns, pixels
 
 SCALES = (0.5, 0.3, 0.7, 0.4)
 KINDS = ["tiny_clip", "tiny_hf", "tiny_siglip"]

@@ -10,9 +10,9 @@ from rmadapter.backbones import Backbone
 from rmadapter.methods.maple import MaPLe
 from rmadapter.methods.parts import deep
 from rmadapter.settings import configured
+from tests.helpers.deep_prompts import LABELS, NAMES, hooked, learns, pixels, same
 from tests.helpers.rounding import double
 from tests.helpers.shots import meaningless, shots_of, untrained
-from tests.methods.parts.test_deep import LABELS, NAMES, hooked, learns, pixels, same
 
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])

@@ -30,21 +30,12 @@ from rmadapter.methods import (
     load_method,
 )
 from rmadapter.runs.auto import Auto
-from rmadapter.settings import settings_of
 from rmadapter.training import loop as training
 from rmadapter.training.contract import Fitted, Known, NotApplicable
 from tests.helpers.gpu_rules import GpuRules
-from tests.helpers.shots import NEEDED, noisy_colors, shots_of
+from tests.helpers.methods import probabilities, quick
+from tests.helpers.shots import noisy_colors, shots_of
 
-QUICK = {
-    "epochs": 2,
-    "iterations": 4,
-    "batch_size": 3,
-    "first_block": 3,
-    "rank": 4,
-    "layer": 3,
-    "n_ctx": 2,
-}
 UNTRAINED = ("zero-shot", "zero-shot-ensemble", "zero-shot-descriptions", "tda", "tip-adapter")
 CLOSED = (
     *("linear-probe", "linear-probe-zero-shot", "linear-probe-pair", "clap", "lp-plus-plus"),
@@ -60,24 +51,11 @@ def images() -> ImageSet:
     return noisy_colors(2)
 
 
-def quick(name: str) -> Any:
-    """The method with little to do on four blocks."""
-    own = settings_of(load_method(name))
-    values = {key: value for key, value in QUICK.items() if key in own}
-    if not own.get("iterations"):
-        values.pop("iterations", None)
-    return load_method(name, values | NEEDED.get(name, {}))
-
-
 def weights(backbone: Backbone) -> str:
     flat = hashlib.sha256()
     for tensor in backbone.model.state_dict().values():
         flat.update(tensor.numpy().tobytes())
     return flat.hexdigest()
-
-
-def answers(fitted: Fitted, images: ImageSet, names: tuple[str, ...] | None = None) -> torch.Tensor:
-    return torch.cat(list(fitted.probabilities(images.images, names)))
 
 
 def same_tensors(one: Fitted, two: Fitted) -> bool:
@@ -109,7 +87,7 @@ def test_a_method_answers_and_leaves_the_backbone_as_it_was(
 ) -> None:
     before = weights(tiny_clip)
     fitted = quick(name).fit(tiny_clip, shots_of(tiny_clip, images, precision=precision))
-    table = answers(fitted, images)
+    table = probabilities(fitted, images)
     assert table.shape == (len(images), len(images.classes))
     torch.testing.assert_close(table.sum(1), torch.ones(len(images)))
     shots = len(images) // len(images.classes)
@@ -127,7 +105,7 @@ def test_a_method_answers_and_leaves_the_backbone_as_it_was(
         ):
             fitted.score(OTHERS)
     else:
-        assert answers(fitted, images, OTHERS).shape == (len(images), 4)
+        assert probabilities(fitted, images, OTHERS).shape == (len(images), 4)
     assert weights(tiny_clip) == before
     assert not any(module._forward_hooks for module in tiny_clip.model.modules())
 
@@ -160,8 +138,8 @@ def test_saved_and_loaded_it_answers_the_same(
     assert (loaded.first, loaded.parameters) == (fitted.first, fitted.parameters)
     assert same_tensors(fitted, loaded)
     some = images.classes[1:3]
-    assert torch.equal(answers(loaded, images), answers(fitted, images))
-    assert torch.equal(answers(loaded, images, some), answers(fitted, images, some))
+    assert torch.equal(probabilities(loaded, images), probabilities(fitted, images))
+    assert torch.equal(probabilities(loaded, images, some), probabilities(fitted, images, some))
 
 
 class Killed(BaseException):
@@ -264,7 +242,7 @@ def test_a_method_in_a_file(tiny_clip: Backbone, images: ImageSet, tmp_path: Pat
     with pytest.raises(UserError, match="is code from outside; name it yourself to run it"):
         load(tmp_path, tiny_clip)
     loaded = load(tmp_path, tiny_clip, method=GUEST).fitted
-    assert torch.equal(answers(loaded, images), answers(fitted, images))
+    assert torch.equal(probabilities(loaded, images), probabilities(fitted, images))
 
 
 def test_a_method_in_a_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,9 +15,9 @@ from rmadapter.errors import UserError
 from rmadapter.methods import load_method
 from rmadapter.methods.mmrl import MMRL, MMRL_PLUS_PLUS, LowRank, Representations
 from rmadapter.settings import configured
+from tests.helpers.deep_prompts import LABELS, NAMES, eight_images, learns, pixels, same
 from tests.helpers.rounding import assert_same_float32, double
 from tests.helpers.shots import logits_of, meaningless, shots_of, untrained
-from tests.methods.parts.test_deep import LABELS, NAMES, eight_images, learns, pixels, same
 
 TEMPLATE = "a photo of a {}."
 

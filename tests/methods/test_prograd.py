@@ -17,18 +17,18 @@ from rmadapter.methods.prograd import Aligned, ProGrad
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import configured
 from rmadapter.training.contract import Shots
-from tests.helpers.rounding import FACTOR
-from tests.helpers.shots import logits_of
-from tests.methods.parts.test_context import plain_text
-from tests.methods.test_coop import (
+from tests.helpers.context_prompts import (
     CLASSES,
     LABELS,
     eight,
     overfits,
     plain_logits,
+    plain_text,
     same_as_plain,
     the_seed_decides,
 )
+from tests.helpers.rounding import FACTOR
+from tests.helpers.shots import logits_of
 
 
 def projected(learner: Any, shots: Shots, strength: float = 1.0) -> tuple[Tensor, float]:

@@ -21,9 +21,9 @@ from rmadapter.settings import configured
 from rmadapter.training import loop as training
 from rmadapter.training.loop import Batch, Recipe
 from rmadapter.training.state import Trained, Unfinished
+from tests.helpers.deep_prompts import eight_images, hooked, learns, pixels
 from tests.helpers.rounding import double
 from tests.helpers.shots import gradients, logits_of
-from tests.methods.parts.test_deep import eight_images, hooked, learns, pixels
 
 QUICK = {"teaching": 2, "epochs": 2, "learning_rate": 0.02}
 

@@ -14,9 +14,9 @@ from rmadapter.methods import promptsrc
 from rmadapter.methods.promptsrc import PromptSRC, gaussian
 from rmadapter.settings import configured
 from rmadapter.training.loop import minimise
+from tests.helpers.deep_prompts import LABELS, NAMES, eight_images, hooked, learns, pixels, same
 from tests.helpers.rounding import assert_same_float32, double
 from tests.helpers.shots import logits_of, meaningless, shots_of, untrained
-from tests.methods.parts.test_deep import LABELS, NAMES, eight_images, hooked, learns, pixels, same
 
 TEMPLATES = ("a photo of a {}.", "the small {}")
 

@@ -14,16 +14,16 @@ from rmadapter.errors import UserError
 from rmadapter.methods.tcp import TCP
 from rmadapter.settings import configured
 from rmadapter.training.contract import Shots
-from tests.methods.parts.test_context import plain_text
-from tests.methods.test_coop import (
+from tests.helpers.context_prompts import (
     CLASSES,
     LABELS,
+    knowledge,
     overfits,
     plain_logits,
+    plain_text,
     same_as_plain,
     the_seed_decides,
 )
-from tests.methods.test_kgcoop import knowledge
 
 
 def class_contexts(learner: Any) -> Tensor:

@@ -18,10 +18,9 @@ from rmadapter.methods import text_refiner
 from rmadapter.methods.coop import CoOp
 from rmadapter.methods.text_refiner import Refiner, TextRefiner, Training, local_features
 from rmadapter.settings import configured
+from tests.helpers.context_prompts import eight, overfits, plain_text, the_seed_decides
 from tests.helpers.rounding import double
 from tests.helpers.shots import logits_of, meaningless, shots_of, untrained
-from tests.methods.parts.test_context import plain_text
-from tests.methods.test_coop import eight, overfits, the_seed_decides
 
 NAMES = ("cat", "a small red car", "dog", "tree house")
 KINDS = ("tiny_clip", "tiny_hf")

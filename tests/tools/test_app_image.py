@@ -15,7 +15,7 @@ from PIL import Image
 
 from rmadapter.backbones import Backbone
 from rmadapter.data.catalog import openmoji
-from tests.deploy.app.test_app_page import serving
+from tests.helpers.app import serving
 from tests.helpers.pages import needs_browser
 
 

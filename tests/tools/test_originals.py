@@ -11,7 +11,7 @@ from originals import MAKERS
 from peer import Sizes
 
 from rmadapter.methods import load_method
-from tests.tools.test_upstream import small  # noqa: F401
+from tests.helpers.clones import small  # noqa: F401
 
 
 @pytest.mark.parametrize("sizes", [Sizes(3, 2, 3), Sizes(5, 4, 2)])

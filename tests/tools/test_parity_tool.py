@@ -17,7 +17,7 @@ from parity import BEGIN, BY_HAND, DIFFERENCES, END, LIMIT, commit, main, table,
 
 from rmadapter.methods import METHODS, load_method
 from rmadapter.settings import settings_of
-from tests.tools.test_upstream import small, write_clone  # noqa: F401
+from tests.helpers.clones import small, write_clone  # noqa: F401
 
 MEASURED: dict[str, Any] = {
     "repository": "KaiyangZhou/CoOp", "commit": "0123456789", "trained": 2048, "largest logit": 3.14,

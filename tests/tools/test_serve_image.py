@@ -8,8 +8,7 @@ from pathlib import Path
 import serve_image
 from PIL import Image
 
-from tests.benchmarks.test_clients import served
-from tests.helpers.answering import Toy, coloured
+from tests.helpers.answering import Toy, coloured, served
 from tests.helpers.pages import needs_browser, tab
 
 

@@ -14,7 +14,7 @@ import torch
 import unfamiliar
 
 from rmadapter.backbones import Backbone
-from tests.conftest import write_colors
+from tests.helpers.images import write_colors
 
 
 def seen(*features: list[float], error: float = 0.0) -> unfamiliar.Seen:

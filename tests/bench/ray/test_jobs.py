@@ -23,8 +23,7 @@ from rmadapter.bench.ray.jobs import Expected, Worker, near, work
 from rmadapter.bench.runner import in_order, run_all
 from rmadapter.errors import UserError
 from rmadapter.settings import Machine
-from tests.bench.test_runner_kills import command
-from tests.helpers.benches import METHODS, QUICK, VALUES, done, jobs_of, records
+from tests.helpers.benches import METHODS, QUICK, VALUES, command, done, jobs_of, records
 from tests.helpers.clusters import session
 
 __all__ = ["done", "session"]

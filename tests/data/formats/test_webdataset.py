@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 
 from rmadapter.data.formats.webdataset import class_names, is_sampled, read_shards, samples, shards
 from rmadapter.errors import UserError
+from tests.helpers.formats import sample, write_shard
 from tests.helpers.miniatures import png
 
 
@@ -20,25 +19,11 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
 
 
-def shard(path: Path, **members: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as file:
-        for name, data in members.items():
-            member = tarfile.TarInfo(name.replace("__", "."))
-            member.size = len(data)
-            file.addfile(member, io.BytesIO(data))
-    return path
-
-
-def sample(number: int, label: str, text: str) -> dict[str, bytes]:
-    return {f"{number:06d}__png": png(label, number), f"{number:06d}__cls": text.encode()}
-
-
 def test_numbers_are_lines_of_classnames(tmp_path: Path) -> None:
     home = tmp_path / "set"
-    shard(home / "train" / "0.tar", **sample(0, "cat", "0"), **sample(1, "dog", "1\n"))
-    shard(home / "train" / "1.tar", **sample(0, "dog", "1"))
-    shard(home / "test" / "0.tar", **sample(0, "cat", "0"))
+    write_shard(home / "train" / "0.tar", **sample(0, "cat", "0"), **sample(1, "dog", "1\n"))
+    write_shard(home / "train" / "1.tar", **sample(0, "dog", "1"))
+    write_shard(home / "test" / "0.tar", **sample(0, "cat", "0"))
     (home / "classnames.txt").write_text("house cat\ndog\n")
     found = shards(home)
     assert {split: len(files) for split, files in found.items()} == {"test": 1, "train": 2}
@@ -47,7 +32,9 @@ def test_numbers_are_lines_of_classnames(tmp_path: Path) -> None:
         "test": [("000000.png", "house cat")],
         "train": [("000000.png", "house cat"), ("000001.png", "dog"), ("000000.png", "dog")],
     }
-    assert rows["train"][2].image.read_bytes() == png("dog", 0)  # of one name, in another shard
+    assert rows["train"][2].image.read_bytes() == png(
+        "dog", 0
+    )  # of one name, in another shard
 
 
 def test_shards_of_one_folder_say_their_split_by_name(tmp_path: Path) -> None:

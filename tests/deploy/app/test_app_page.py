@@ -5,13 +5,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,26 +17,12 @@ pytest.importorskip("uvicorn", reason="pip install 'rmadapter[app]'")
 
 from rmadapter import load
 from rmadapter.backbones import Backbone
+from tests.helpers.app import serving
 from tests.helpers.pages import STATE, Tab, axe, engine, needs_browser, served, tab
 
 __all__ = ["axe"]  # a fixture
 
 LABELS = ("red", "blue", "a class whose name is rather long, as those of some data sets are, تفاحة")
-
-
-@contextmanager
-def serving(tiny_clip: Backbone, *words: str) -> Iterator[str]:
-    """The address of a real server."""
-    words = ("app", "--port", "0", "--backbone", tiny_clip.name, "--json", *words)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rmadapter", *words], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    try:
-        yield json.loads(process.stdout.readline())["address"]
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -21,44 +19,10 @@ from rmadapter.methods.parts.context import (
     encoder_of,
     init_words,
 )
+from tests.helpers.context_prompts import plain_text
 from tests.helpers.rounding import double
 
 NAMES = ("cat", "a small red car", "dog", "tree house")  # of different lengths
-
-
-def plain_text(
-    backbone: Backbone,
-    classes: tuple[str, ...],
-    context: Tensor,
-    deep: Mapping[int, Tensor] | None = None,
-) -> Tensor:
-    """Class features [C, e] of context [n, d] or [C, n, d], from full padded sequences, nothing
-    shared.
-
-    deep: contexts that stand in the same places before a block, by its number from 0 (open_clip's
-    transformer alone).
-    """
-    model: Any = backbone.model
-    n, text = context.shape[-2], getattr(model, "text", model)
-    tokens = backbone.tokenizer([" ".join("X" * n) + f" {name}." for name in classes])
-
-    def put(x: Tensor, values: Tensor) -> Tensor:
-        return torch.cat([x[:, :1], values.expand(len(classes), -1, -1), x[:, 1 + n :]], 1)
-
-    if hasattr(text, "transformer") and hasattr(text.transformer, "encoder"):  # Hugging Face
-        mask = (tokens != text.config.pad_token_id).long()
-        words = put(text.transformer.embeddings.word_embeddings(tokens), context)
-        return text.proj(
-            text.pooler(text.transformer(inputs_embeds=words, attention_mask=mask), mask)
-        )
-    x = put(text.token_embedding(tokens), context) + text.positional_embedding
-    mask = None if text.attn_mask is None else text.attn_mask.to(x.dtype)
-    for i, block in enumerate(text.transformer.resblocks):
-        x = block(put(x, deep[i]) if deep and i in deep else x, attn_mask=mask)
-    x = text.ln_final(x)
-    last = getattr(text, "pool_type", "argmax") == "last"
-    read = x[:, -1] if last else x[torch.arange(len(x)), tokens.argmax(-1)]
-    return text.text_projection(read) if last else read @ text.text_projection
 
 
 def context_of(width: int, *shape: int) -> Tensor:

@@ -1,0 +1,142 @@
+"""Compare methods that learn context tokens (CoOp and its kin) with plain forward passes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rmadapter.backbones import Backbone
+from rmadapter.data.read import ImageSet
+from rmadapter.training.contract import Shots
+from tests.helpers.rounding import FACTOR, assert_rounds_like, double
+from tests.helpers.shots import gradients, logits_of, pixels_of, shots_of, untrained
+
+
+def plain_text(
+    backbone: Backbone,
+    classes: tuple[str, ...],
+    context: Tensor,
+    deep: Mapping[int, Tensor] | None = None,
+) -> Tensor:
+    """Class features [C, e] of context [n, d] or [C, n, d], from full padded sequences, nothing
+    shared.
+
+    deep: contexts that stand in the same places before a block, by its number from 0 (open_clip's
+    transformer alone).
+    """
+    model: Any = backbone.model
+    n, text = context.shape[-2], getattr(model, "text", model)
+    tokens = backbone.tokenizer([" ".join("X" * n) + f" {name}." for name in classes])
+
+    def put(x: Tensor, values: Tensor) -> Tensor:
+        return torch.cat([x[:, :1], values.expand(len(classes), -1, -1), x[:, 1 + n :]], 1)
+
+    if hasattr(text, "transformer") and hasattr(text.transformer, "encoder"):  # Hugging Face
+        mask = (tokens != text.config.pad_token_id).long()
+        words = put(text.transformer.embeddings.word_embeddings(tokens), context)
+        return text.proj(
+            text.pooler(text.transformer(inputs_embeds=words, attention_mask=mask), mask)
+        )
+    x = put(text.token_embedding(tokens), context) + text.positional_embedding
+    mask = None if text.attn_mask is None else text.attn_mask.to(x.dtype)
+    for i, block in enumerate(text.transformer.resblocks):
+        x = block(put(x, deep[i]) if deep and i in deep else x, attn_mask=mask)
+    x = text.ln_final(x)
+    last = getattr(text, "pool_type", "argmax") == "last"
+    read = x[:, -1] if last else x[torch.arange(len(x)), tokens.argmax(-1)]
+    return text.text_projection(read) if last else read @ text.text_projection
+
+
+CLASSES = ("cat", "a small red car", "dog", "tree house")
+
+
+NEW = ("blue bird", "house")
+
+
+ROWS = (5, 0, 3)
+
+
+LABELS = torch.tensor([2, 0, 1])  # of these rows
+
+
+def eight(backbone: Backbone, seed: int = 1) -> Shots:
+    """Two noisy images of one colour for each of four classes."""
+    colors = np.repeat([(40, 60, 220), (30, 170, 60), (220, 40, 30), (200, 200, 40)], 2, axis=0)
+    noise = np.random.default_rng(0).normal(colors[:, None, None], 40, (8, 32, 32, 3))
+    pixels = np.clip(noise, 0, 255).astype(np.uint8)
+    return shots_of(
+        backbone, ImageSet.from_lists(list(pixels), [0, 0, 1, 1, 2, 2, 3, 3], CLASSES), seed=seed
+    )
+
+
+def same_as_plain(
+    method: Any,
+    backbone: Backbone,
+    plain: Callable[[Any, Shots], Tensor],
+    seed: int = 1,
+    factor: float = FACTOR,
+) -> None:
+    """Loss and every gradient of three shots at the start; plain(learner, shots) -> loss of ROWS.
+
+    The method works in float32; so it is the plain way in float64 that says what is right, and in
+    float32 how exactly.
+    """
+    shots = eight(backbone, seed)
+    start = untrained(method, backbone, shots)
+    exact = copy.deepcopy(start.module).double()
+    exact.backbone = double(backbone)
+    found = _loss_and_gradients(start.module, start.terms(ROWS)["loss"])
+    same, truth = (
+        _loss_and_gradients(module, plain(module, shots)) for module in (start.module, exact)
+    )
+    assert all(gradient.norm() > 0 for gradient in truth[1].values())
+    for one, mine, true in zip(same, found, truth, strict=True):
+        assert_rounds_like(one, mine, true, factor=factor)
+
+
+def _loss_and_gradients(learner: Any, loss: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    return {"loss": loss.detach()}, gradients(learner, loss)
+
+
+def plain_logits(backbone: Backbone, shots: Shots, classes: Tensor) -> Tensor:
+    """Of ROWS, from pixels on."""
+    model: Any = backbone.model
+    features = model.encode_image(
+        pixels_of(backbone, shots.images, ROWS).to(model.logit_scale.dtype)
+    )
+    return model.logit_scale.exp() * F.normalize(features, dim=-1) @ F.normalize(classes, dim=-1).T
+
+
+def the_seed_decides(method: Any, backbone: Backbone) -> bool:
+    """Two fits with one seed agree, another seed does not, and nothing asks for gradients of the
+    backbone."""
+    shots = [eight(backbone, seed) for seed in (1, 1, 2)]
+    once, again, other = (logits_of(method.fit(backbone, some), some, NEW) for some in shots)
+    still = all(parameter.grad is None for parameter in backbone.model.parameters())
+    return (
+        once.shape == (8, 2) and torch.equal(once, again) and not torch.equal(once, other) and still
+    )
+
+
+def overfits(method: Any, backbone: Backbone) -> bool:
+    shots = eight(backbone)
+    fitted = method.fit(backbone, shots)
+    loss = [record.get("ce", record["loss"]) for record in fitted.trained.history]
+    return loss[-1] < 0.2 * loss[0] and logits_of(fitted, shots).argmax(-1).tolist() == list(
+        shots.images.labels
+    )
+
+
+def knowledge(backbone: Backbone, classes: Tensor) -> Tensor:
+    """One minus the mean cosine to the features of "a photo of a NAME."."""
+    model: Any = backbone.model
+    known = F.normalize(
+        model.encode_text(backbone.tokenizer([f"a photo of a {name}." for name in CLASSES])), dim=-1
+    )
+    return 1 - (F.normalize(classes, dim=-1) * known).sum(-1).mean()

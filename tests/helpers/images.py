@@ -1,0 +1,32 @@
+"""Write a small data set of coloured images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.helpers.models import (
+    SIZE,
+)
+
+COLORS = {
+    "blue": (40, 60, 220),
+    "green": (30, 170, 60),
+    "night_sky": (20, 20, 40),
+    "red": (220, 40, 30),
+}
+
+
+def write_colors(root: Path) -> Path:
+    """A data set on disk: train/CLASS/0.png..5.png and test/CLASS/0.png..3.png in noisy colours of
+    four classes."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("test", 4)):
+        for name, color in COLORS.items():
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = np.clip(rng.normal(color, 40, (SIZE, SIZE, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+    return root
