@@ -32,9 +32,7 @@ def test_numbers_are_lines_of_classnames(tmp_path: Path) -> None:
         "test": [("000000.png", "house cat")],
         "train": [("000000.png", "house cat"), ("000001.png", "dog"), ("000000.png", "dog")],
     }
-    assert rows["train"][2].image.read_bytes() == png(
-        "dog", 0
-    )  # of one name, in another shard
+    assert rows["train"][2].image.read_bytes() == png("dog", 0)  # of one name, in another shard
 
 
 def test_shards_of_one_folder_say_their_split_by_name(tmp_path: Path) -> None:
