@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -396,14 +395,6 @@ def test_any_method(tiny_clip: Backbone, colors: Path, tmp_path: Path, method: s
         assert loaded.classes_.tolist() == NAMES  # nothing has changed
     else:
         assert loaded.add_classes(["zebra"]).predict_proba(paths).shape == (16, 5)
-
-
-def test_several_labels_are_not_scored_by_the_first(
-    fitted: FewShotClassifier, colors: Path
-) -> None:
-    images = read_images(colors, progress=False)["test"]
-    with pytest.raises(UserError, match="several"):
-        fitted.score(replace(images, several=tuple((label, 0) for label in images.labels)))
 
 
 def test_a_method_that_remembers_is_scored_in_the_order_of_eval(

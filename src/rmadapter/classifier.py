@@ -13,7 +13,6 @@ from sklearn.utils.validation import check_is_fitted
 
 from rmadapter.data.fewshot import half
 from rmadapter.data.given import image_list, image_set, weighted
-from rmadapter.data.image_set import one_label
 from rmadapter.data.names import nfc, places, prompt_names
 from rmadapter.data.read import ImageSource
 from rmadapter.errors import UserError
@@ -112,7 +111,6 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         given = {"backbone": self.backbone, "shots": self.shots, "seed": self.seed, **self.settings}
         wanted = asked(given) if self.method == AUTO else Request.make(given, self.method)
         found = image_set(images, labels, self.class_names if class_names is None else class_names)
-        one_label(found.several, type(self).__name__)
         found = weighted(found, sample_weight, self.class_weight, wanted.task.shots)
         lab = Lab(wanted.machine, progress=self.progress)
         lab.add_backbone(shared(wanted.task.backbone, find_device(wanted.machine.device)))
@@ -197,7 +195,6 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "fitted_")
         if labels is None:
             found = image_set(images, split="test")
-            one_label(found.several, type(self).__name__)
             images, labels = found, [found.written[label] for label in found.labels]
         images, wanted = image_list(images), np.asarray(labels)
         wanted = wanted[:, 0] if wanted.shape == (len(images), 1) else wanted
@@ -242,7 +239,6 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
         saved = load(Path(folder), backbone or None, method=method)
         fitted = saved.fitted
-        one_label(fitted.known.several, cls.__name__)
         self = cls(
             fitted.backbone.name,
             method=saved.name,

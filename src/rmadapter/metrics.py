@@ -1,5 +1,4 @@
-"""Accuracy, its spread and its calibration; average precision and F1 for images with several
-labels.
+"""Accuracy, its spread and its calibration.
 
 Returned rates are in percent; probabilities passed in are 0..1.
 """
@@ -11,8 +10,6 @@ import statistics
 
 import numpy as np
 from numpy.typing import ArrayLike
-
-from rmadapter.several import mean_f1
 
 BINS = 15  # of the calibration error
 
@@ -96,76 +93,6 @@ def equal_count(
     ends = [wilson(int(correct[part].sum()), len(part)) for part in parts]
     means = [[100 * float(values[part].mean()) for part in parts] for values in (sure, correct)]
     return np.array(means[0]), np.array(means[1]), np.array(ends)
-
-
-def average_precisions(scores: ArrayLike, targets: ArrayLike) -> list[float | None]:
-    """For each class in percent, as scikit-learn defines it, without interpolation; None for a
-    class without images.
-
-    scores: [N, C], only the order within a class counts; targets: [N, C] of bool, whether an image
-    has a label
-    """
-    from sklearn.metrics import average_precision_score
-
-    columns = zip(np.asarray(targets).T, np.asarray(scores).T, strict=True)
-    return [
-        min(100.0, 100 * float(average_precision_score(y, x))) if y.any() else None
-        for y, x in columns
-    ]
-
-
-def f1_scores(scores: ArrayLike, targets: ArrayLike, threshold: float) -> list[float | None]:
-    """For each class in percent, when classes scoring at least the threshold are answered; the rest
-    as above."""
-    from sklearn.metrics import f1_score
-
-    answered, wanted = np.asarray(scores) >= threshold, np.asarray(targets)
-    columns = zip(wanted.T, answered.T, strict=True)
-    return [
-        min(100.0, 100 * float(f1_score(y, x, zero_division=0))) if y.any() else None
-        for y, x in columns
-    ]
-
-
-def best_threshold(probabilities: ArrayLike, targets: ArrayLike) -> float:
-    """The one of 0.01, 0.02, ..., 0.99 with the highest mean F1 over classes; of equal ones, the
-    nearest to 0.5.
-
-    probabilities, targets: [N, C] as above. One for all classes: a few-shot class has too few
-    images for its own.
-    """
-
-    scores, wanted = np.asarray(probabilities), np.asarray(targets, dtype=bool)
-    each = np.ones((1, len(scores)), np.float32)
-
-    def worth(threshold: float) -> tuple[float, float]:
-        return round(float(mean_f1(each, scores >= threshold, wanted)[0]), 6), -abs(threshold - 0.5)
-
-    return max((percent / 100 for percent in range(1, 100)), key=worth)
-
-
-def platt(scores: ArrayLike, targets: ArrayLike, weights: ArrayLike) -> tuple[float, float]:
-    """Slope and offset of the line whose sigmoid best fits whether an image has a label (Platt,
-    1999); never falling.
-
-    scores, targets: [M]; weights: [M], how much each counts
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    x, y, w = (
-        np.asarray(scores, dtype=np.float64),
-        np.asarray(targets, dtype=bool),
-        np.asarray(weights),
-    )
-    if y.all() or not y.any():
-        return 1e-3, float(np.log((1 + y.sum()) / (1 + (~y).sum())))
-    middle, width = float(x.mean()), float(x.std()) or 1.0
-    model = LogisticRegression(
-        C=1e3, solver="newton-cholesky"
-    )  # as good as without a penalty, and finite
-    model.fit(((x - middle) / width)[:, None], y, w)
-    slope = max(float(model.coef_[0, 0]) / width, 1e-3)
-    return slope, float(model.intercept_[0]) - slope * middle
 
 
 def tempered(probabilities: ArrayLike, temperature: float) -> np.ndarray:

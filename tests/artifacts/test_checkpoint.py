@@ -207,6 +207,15 @@ def test_damaged_files_are_refused(
     refused(copy, words, tiny_clip)
 
 
+def test_a_model_of_several_labels_per_image_is_refused(copy: Path, tiny_clip: Backbone) -> None:
+    (copy / "SHA256SUMS").unlink()
+    content = json.loads((copy / "model.json").read_text("utf-8"))
+    (copy / "model.json").write_text(json.dumps({**content, "several": False, "threshold": 0.5}))
+    load(copy, tiny_clip)
+    (copy / "model.json").write_text(json.dumps({**content, "several": True, "threshold": 0.3}))
+    refused(copy, r"model\.json: .*several labels per image", tiny_clip)
+
+
 def test_one_flipped_bit_is_refused(copy: Path, tiny_clip: Backbone) -> None:
     content = bytearray((copy / FILE).read_bytes())
     content[-5] ^= 1

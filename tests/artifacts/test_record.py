@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,11 +16,9 @@ from rmadapter.artifacts.record import (
     MethodName,
     Record,
     Score,
-    Several,
     parse_record,
     read_record,
 )
-from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
 from rmadapter.task import Question, Task
 
@@ -189,30 +185,15 @@ def test_a_judgement_is_of_one_method_and_its_classes(
         parse_record(line, "run.json")
 
 
-def test_what_a_model_of_several_labels_is_worth() -> None:
-    images = replace(
-        ImageSet.from_lists([np.zeros((2, 2), np.uint8)] * 3, [*"abc"]),
-        several=((0, 1), (1,), (1,)),
-    )
-    table = np.array([[0.9, 0.8, 0.1], [0.2, 0.9, 0.2], [0.1, 0.4, 0.3]])
-    worth = Several.of(table, 1 - table, images, 0.5)
-    assert worth.images == (1, 3, 0)
-    assert worth.precisions == (100, 100, None)
-    assert worth.zero_shot == pytest.approx((100 / 3, 100, None))
-    assert worth.f1s == pytest.approx((100, 80, None))
-    assert worth.means == pytest.approx((100, 200 / 3, 90))
-    one = record().model_copy(
-        update={"scores": (Score(name="all", images=3, classes=3, several=worth),)}
-    )
-    assert parse_record(one.line(), "") == one
-    assert one.metrics == {}
-    with pytest.raises(UserError, match="for other classes than it lists"):
-        parse_record(
-            one.line().replace('"classes": ["a", "b", "c"]', '"classes": ["a", "b"]'), "run.json"
-        )
-    assert len(worth.intervals) == 4
-    with pytest.raises(UserError, match="intervals for other figures"):
-        parse_record(one.line().replace('"intervals": [', '"intervals": [[1, 2], '), "run.json")
+@pytest.mark.parametrize(("several", "accepted"), [(None, True), ({"threshold": 0.5}, False)])
+def test_a_score_on_several_labels_per_image_is_refused(several: Any, accepted: bool) -> None:
+    content = json.loads(record().line())
+    content["scores"] = [{"name": "all", "images": 3, "classes": 3, "several": several}]
+    if accepted:
+        assert parse_record(json.dumps(content), "run.json").scores[0].name == "all"
+        return
+    with pytest.raises(UserError, match=r"run\.json: .*several labels per image"):
+        parse_record(json.dumps(content), "run.json")
 
 
 def test_one_of_many_faults_is_enough(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from rmadapter.artifacts.record import Judgement, Rates, Score, Several
-from rmadapter.artifacts.summary import lowest, show, show_score, thresholded
+from rmadapter.artifacts.record import Judgement, Rates, Score
+from rmadapter.artifacts.summary import lowest, show, show_score
 from tests.helpers import synthetic_runs
 
 
@@ -97,44 +97,3 @@ def test_one_set(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["chance"] == 25
     show_score(score, as_json=False)
     assert "+30.0" in capsys.readouterr().out
-
-
-def test_a_run_of_several_labels_shows_each_label(capsys: pytest.CaptureFixture[str]) -> None:
-    worth = Several(
-        threshold=0.32, classes=("ant", "bee"), images=(1200, 0), precisions=(61.25, None), zero_shot=(40.0, None),
-        f1s=(55.5, None),
-    )  # fmt: skip
-    score = Score(name="all", images=1300, classes=2, several=worth)
-    record = synthetic_runs.record("linear-probe", "x", 1, {}).model_copy(
-        update={"scores": (score,)}
-    )
-    show(record, as_json=False)
-    shown = capsys.readouterr().out
-    lines = [
-        [cell.strip() for cell in line.split("│")[1:-1]]
-        for line in shown.splitlines()
-        if "│" in line
-    ]
-    assert lines == [
-        ["mean over classes", "", "61.2", "40.0", "55.5"], ["ant", "1,200", "61.2", "40.0", "55.5"],
-        ["bee", "0", "-", "-", "-"],
-    ]  # fmt: skip
-    assert (
-        "test, all classes, 1,300 images; F1 counts classes that are at least 32 % probable\n"
-        in shown
-    )
-    assert "chance" not in shown
-    show_score(score, as_json=False)
-    assert capsys.readouterr().out == shown
-    show(record, as_json=True)
-    found = json.loads(capsys.readouterr().out)["test, all classes"]
-    assert found["accuracy"] is None
-    assert found["several"]["mean_average_precision"] == 61.25
-    assert found["several"]["f1s"] == [55.5, None]
-    told = thresholded(
-        worth.model_copy(update={"intervals": ((60, 62.5), (39, 41), (50, 59.96), (-1, 2))})
-    )
-    assert told.endswith(
-        "a mean average precision of 60.0 to 62.5 % is plausible (95 % interval), -1.0 to 2.0 points more than "
-        "zero-shot, and a mean F1 of 50.0 to 60.0 %"
-    )

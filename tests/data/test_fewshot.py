@@ -18,7 +18,6 @@ from rmadapter.data.fewshot import (
     has_digest,
     order_digest,
     read_split,
-    sample_several,
     sample_shots,
     save_split,
     split_digest,
@@ -83,44 +82,6 @@ def test_same_pictures_as_the_protocol(seed: int, shots: int) -> None:
     )
     assert sorted(indices(few.train) + indices(few.heldout)) == list(range(len(LABELS)))
     assert sample_shots(LABELS, shots, random.Random(seed)) == indices(few.train)
-
-
-def test_of_several_labels_an_image_each_label_has_its_shots() -> None:
-    rng = np.random.default_rng(0)
-    labels = [
-        tuple(np.flatnonzero(rng.random(6) < share).tolist()) or (0,)
-        for share in [0.15] * 40 + [0.5] * 20
-    ]
-    for shots, seed in ((1, 1), (3, 1), (5, 2)):
-        chosen = sample_several(labels, shots, random.Random(seed))
-        assert len(set(chosen)) == len(chosen) < len(labels)
-        assert all(sum(label in labels[i] for i in chosen) >= shots for label in range(6))
-        assert chosen == sample_several(labels, shots, random.Random(seed))
-    assert sorted(sample_several(labels, 100, random.Random(1))) == sample_several(
-        labels, 0, random.Random(1)
-    )
-    assert sample_several([(0, 1), (1,), (1,)], 1, random.Random(1)) == [
-        0
-    ]  # the rare one brings the other along
-
-
-def test_a_draw_of_several_labels_an_image() -> None:
-    plain = make([0, 1, 0, 1, 0], 3)  # class 2 is never first
-    images = replace(plain, several=((0, 2), (1,), (0,), (1, 2), (0, 1)))
-    few = few_shot({"all": images, "val": images}, 2, 1)
-    assert few.train.targets().sum(0).min() >= 2
-    assert few.val is not None
-    assert few.val.several
-    assert not few.short
-    assert few_shot({"all": images}, 3, 1).short == (
-        "class 'class 2' has 2 images, fewer than 3 shots",
-    )
-    assert has_digest(few, split_digest(few_shot({"all": images, "val": images}, 2, 1)))
-    one, other = (few_shot({"all": replace(plain, classes=("a", "b"), written=("a", "b"), several=several)}, 0, 1)
-                  for several in ((), ((0,), (1,), (0,), (1,), (0, 1))))  # fmt: skip
-    assert split_digest(one) != split_digest(other)
-    with pytest.raises(UserError, match="classes='base': needs one label per image"):
-        half(images, "base")
 
 
 def test_a_known_draw() -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rmadapter.data.fewshot import half
-from rmadapter.data.image_set import ImageSet, one_label
+from rmadapter.data.image_set import ImageSet
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
 from tests.helpers.shots import plant
@@ -28,36 +27,19 @@ def test_groups_go_along() -> None:
         ImageSet.from_lists(pixels, [*"abcab"], groups=["p"])
 
 
-def test_an_image_may_have_a_list_of_labels() -> None:
+def test_a_label_may_be_a_list_of_one() -> None:
     pixels = list(np.zeros((3, 4, 4, 3), np.uint8))
-    named = ImageSet.from_lists(pixels, [["b", "a"], "b", ("a", "a")])
-    assert (named.classes, named.labels, named.several) == (
-        ("a", "b"),
-        (1, 1, 0),
-        ((1, 0), (1,), (0,)),
-    )
-    assert ImageSet.from_lists(pixels, [[1, 0], 1, [0]], ["a", "b"]).several == named.several
-    assert ImageSet.from_lists(pixels, [["b"], "b", "a"]).several == ()
+    named = ImageSet.from_lists(pixels, [["b"], "b", ("a", "a")])
+    assert (named.classes, named.labels) == (("a", "b"), (1, 1, 0))
+    assert ImageSet.from_lists(pixels, [[1], 1, [0]], ["a", "b"]).labels == named.labels
     with pytest.raises(UserError, match="image 1 has an empty list of labels"):
         ImageSet.from_lists(pixels, ["a", [], "b"])
-
-
-def test_several_labels_go_along() -> None:
-    pixels = list(np.zeros((3, 4, 4, 3), np.uint8))
-    plain = ImageSet.from_lists(pixels, [*"abc"])
-    assert plain.all_labels == ((0,), (1,), (2,))
-    images = replace(plain, several=((0, 2), (1,), (2, 1)))
-    assert images.subset([2, 0]).all_labels == ((2, 1), (0, 2))
-    np.testing.assert_array_equal(
-        images.subset([2, 1]).targets(), [[False, True, True], [False, True, False]]
-    )
-    assert (
-        len({images.digest, plain.digest, replace(images, several=((0, 1), (1,), (2, 1))).digest})
-        == 3
-    )
-    one_label(plain.several, "it")
-    with pytest.raises(UserError, match=r"^it: needs one label per image"):
-        one_label(images.several, "it")
+    with pytest.raises(UserError, match=r"image 1: .*'a'.*'b'"):
+        ImageSet.from_lists(pixels, ["a", ["a", "b"], "b"])
+    with pytest.raises(UserError, match=r"image 1: .*0.*1"):
+        ImageSet.from_lists(pixels, [0, [0, 1], 1], ["a", "b"])
+    with pytest.raises(UserError, match="class names"):
+        ImageSet.from_lists(pixels, ["a", [["a"]], "b"])
 
 
 def test_lists() -> None:

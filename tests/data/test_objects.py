@@ -102,16 +102,18 @@ def test_tables_that_say_nothing_clear(columns: dict[str, Any], words: str) -> N
         read_images(pd.DataFrame(columns))
 
 
-def test_a_cell_may_hold_several_labels(home: Path) -> None:
+def test_a_cell_may_be_a_list_of_one_label(home: Path) -> None:
     pd = pytest.importorskip("pandas")
-    cells = [["cat", "dog"], np.array(["dog"]), ("cat",)]
+    cells = [["cat"], np.array(["dog"]), ("cat",)]
     paths = sorted(map(str, home.rglob("*.png")))[:3]
     for images in (paths, [picture("cat"), picture("dog"), picture("cat", 1)]):
-        for column, values in (("label", cells), ("labels", ["cat;dog", "dog", "cat"])):
-            found = read_images(pd.DataFrame({"image": images, column: values}), progress=False)[
-                "all"
-            ]
-            assert (found.classes, found.several) == (("cat", "dog"), ((0, 1), (1,), (0,)))
+        for column, values in (("label", cells), ("labels", ["cat", "dog;dog", "cat"])):
+            table = pd.DataFrame({"image": images, column: values})
+            found = read_images(table, progress=False)["all"]
+            assert (found.classes, found.labels) == (("cat", "dog"), (0, 1, 0))
+            table[column] = [*values[:2], "cat;dog" if column == "labels" else ("cat", "dog")]
+            with pytest.raises(UserError, match=r"DataFrame, row 2: .*'cat'.*'dog'"):
+                read_images(table, progress=False)
 
 
 def test_torchvision_folders_are_read_as_files_whatever_their_transform(home: Path) -> None:
@@ -158,8 +160,10 @@ def test_pairs_of_image_and_label() -> None:
     assert images.images[1] is pairs[1][0]
     (images,) = read_images([(picture("cat"), "cat"), (picture("dog"), "dog")]).values()
     assert labels(images) == ["cat", "dog"]
-    (images,) = read_images(Pairs([(picture("cat"), [0, 1]), (picture("dog"), ["dog"])])).values()
-    assert (images.classes, images.several) == (("dog", "house cat"), ((1, 0), (0,)))
+    (images,) = read_images(Pairs([(picture("cat"), [0]), (picture("dog"), ["dog"])])).values()
+    assert labels(images) == ["house cat", "dog"]
+    with pytest.raises(UserError, match=r"image 0: .*'house cat'.*'dog'"):
+        read_images(Pairs([(picture("cat"), [0, 1]), (picture("dog"), ["dog"])]))
 
 
 def test_imagenet_of_torchvision_has_synonyms(home: Path) -> None:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression
 
 from rmadapter.backbones import Backbone
-from rmadapter.data.read import ImageSet, read_images
+from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
 from rmadapter.methods.linear_probe import LinearProbe
-from rmadapter.training.contract import NotApplicable, Shots, answers
+from rmadapter.training.contract import NotApplicable, Shots
 from tests.helpers.rounding import assert_same_float32
 from tests.helpers.shots import logits_of, meaningless, noisy_colors, shots_of
 
@@ -168,67 +165,3 @@ def test_one_class_and_one_shot(tiny_clip: Backbone) -> None:
 def test_parameters_of_vit_b16(vit_b16: Backbone) -> None:
     # weights and biases of a linear layer
     assert LinearProbe().parameters(vit_b16, classes=1000) == (1000 * (512 + 1), 0)
-
-
-def several_of(count: int = 24, seed: int = 0) -> ImageSet:
-    """Noise, of which each image has one to three of three labels."""
-    rng = np.random.default_rng(seed)
-    labels = [tuple(np.flatnonzero(row).tolist()) or (0,) for row in rng.random((count, 3)) < 0.5]
-    return replace(
-        meaningless(count, ("cat", "dog", "car")),
-        labels=tuple(own[0] for own in labels),
-        several=tuple(labels),
-    )
-
-
-@pytest.mark.parametrize("strength", [0.5, 50.0])
-def test_of_several_labels_it_is_a_regression_a_class(tiny_clip: Backbone, strength: float) -> None:
-    """Against scikit-learn's, class by class, with weights."""
-    weights = tuple(np.random.default_rng(1).uniform(0.2, 3, 24).tolist())
-    shots = shots_of(tiny_clip, replace(several_of(), weights=weights))
-    fitted = LinearProbe(search_steps=0, C=strength).fit(tiny_clip, shots)
-    x, y = F.normalize(shots.plain_features(), dim=-1).double().numpy(), shots.images.targets()
-    models = [
-        LogisticRegression(C=strength, tol=1e-10, max_iter=10_000).fit(
-            x, y[:, i], shots.weights.numpy()
-        )  # type: ignore[union-attr]
-        for i in range(3)
-    ]
-    expected = np.stack([model.predict_proba(x)[:, 1] for model in models], 1)
-    found = next(answers({"it": fitted.score()}, shots.cache.stream(shots.images), several=True))[
-        "it"
-    ]
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-3)
-    assert fitted.known.several
-    assert fitted.parameters == 3 * 41 == LinearProbe().parameters(tiny_clip, 3).trained
-
-
-def test_of_several_labels_the_strength_has_the_least_cross_entropy() -> None:
-    random, probe = torch.Generator().manual_seed(0), LinearProbe(iterations=200)
-    labels = (torch.rand(60, 4, generator=random) < 0.4).float()
-    center = torch.randn(4, 10, generator=random)
-    fit, held = (
-        F.normalize(labels @ center + 2 * torch.randn(60, 10, generator=random), dim=-1)
-        for _ in range(2)
-    )
-
-    def loss(strength: float) -> float:
-        weight, bias = probe._regressions(fit[None], labels, torch.ones(60), strength)
-        return float(
-            F.binary_cross_entropy_with_logits(
-                F.linear(held.double(), weight, bias), labels.double()
-            )
-        )
-
-    found = probe._search_of_several(
-        fit[None], labels, torch.ones(60), [(torch.arange(60), held, labels)]
-    )
-    assert loss(found) <= min(loss(10.0**exponent) for exponent in range(-6, 7, 2))
-    assert loss(found) <= min(loss(found * 10**0.125), loss(found / 10**0.125))
-    assert probe._search_of_several(fit[None], labels, torch.ones(60), []) == probe.C
-
-
-def test_a_label_of_all_images_leaves_finite_numbers(tiny_clip: Backbone) -> None:
-    images = replace(meaningless(8), several=((0, 1), (1,)) * 4)
-    fitted = LinearProbe().fit(tiny_clip, shots_of(tiny_clip, images))
-    assert all(tensor.isfinite().all() for tensor in fitted.tensors.values())

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import random
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,11 @@ from rmadapter.methods import (
     EFFORTS,
     METHODS,
     ON_FEATURES,
-    SEVERAL,
-    check_labels,
     entry_points,
     explain_effort,
     is_outside,
     load_method,
 )
-from rmadapter.runs.auto import Auto
 from rmadapter.training import loop as training
 from rmadapter.training.contract import Fitted, Known, NotApplicable
 from tests.helpers.gpu_rules import GpuRules
@@ -279,21 +275,3 @@ def test_a_method_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_cannot_be_a_method(name: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         load_method(name)
-
-
-def test_those_of_several_labels_an_image_say_so_and_the_others_refuse() -> None:
-    one = noisy_colors(1)
-    two = replace(one, several=tuple((label, 0) for label in one.labels))
-    assert {name for name in METHODS if getattr(load_method(name), "several", False)} == {*SEVERAL}
-    for name in METHODS:
-        check_labels(load_method(name), one)
-        if name in SEVERAL:
-            check_labels(load_method(name), two)
-            continue
-        with pytest.raises(
-            UserError,
-            match=r"learns one label per image, .* --method linear-probe, zero-shot, zero-",
-        ):
-            check_labels(load_method(name), two)
-    with pytest.raises(UserError, match=r"^auto learns one label"):
-        check_labels(Auto(), two)

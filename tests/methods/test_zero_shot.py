@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,8 +12,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
 from rmadapter.methods.zero_shot import ZeroShot
-from rmadapter.training.contract import answers
-from tests.helpers.shots import logits_of, meaningless, pixels_of, shots_of
+from tests.helpers.shots import logits_of, pixels_of, shots_of
 
 NAMES = ("cat", "a small red car", "dog")
 
@@ -64,28 +62,3 @@ def test_the_ensemble_has_seven_templates_and_can_be_given_others(tiny_clip: Bac
     assert other.templates == ("{}",)
     with pytest.raises(UserError, match="templates"):
         load_method("zero-shot-ensemble", {"template": "{}"})
-
-
-def test_of_several_labels_a_line_makes_probabilities_and_keeps_the_order(
-    tiny_clip: Backbone,
-) -> None:
-    images = replace(meaningless(12, ("cat", "dog", "car")), several=((0, 1), (1,), (0, 2)) * 4)
-    shots = shots_of(tiny_clip, images)
-    plain = logits_of(
-        ZeroShot().fit(tiny_clip, replace(shots, images=replace(images, several=()))), shots
-    )
-    fitted = ZeroShot().fit(tiny_clip, shots)
-    slope, offset = fitted.tensors["line"]
-    assert slope > 0
-    torch.testing.assert_close(
-        logits_of(fitted, shots), slope * plain + offset, rtol=1e-4, atol=1e-4
-    )
-    found = next(answers({"it": fitted.score()}, shots.cache.stream(images), several=True))["it"]
-    assert float(found.mean()) == pytest.approx(
-        images.targets().mean(), abs=0.02
-    )  # as often as the shots have labels
-    again = ZeroShot().restore(tiny_clip, fitted.known, fitted.tensors)
-    assert torch.equal(logits_of(again, shots, NAMES), logits_of(fitted, shots, NAMES))
-    untouched = logits_of(ZeroShot().restore(tiny_clip, fitted.known, {}), shots)
-    torch.testing.assert_close(untouched, plain / tiny_clip.logit_scale, rtol=1e-4, atol=1e-4)
-    assert untouched.abs().max() <= 1.001  # cosines, of whose sigmoid float32 keeps the order

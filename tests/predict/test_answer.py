@@ -39,10 +39,3 @@ def test_columns_are_those_of_the_rows() -> None:
 def test_the_best_classes_and_of_equal_ones_the_first() -> None:
     found = best(("a", "b", "c", "d"), np.array([0.1, 0.4, 0.1, 0.4], np.float32), 3)
     assert found == [("b", 0.4), ("d", 0.4), ("a", 0.1)]
-
-
-def test_several_labels_are_one_cell() -> None:
-    answer = Answer(Path("a.png"), (("cat", 0.8), ("dog", 0.7)), labels=("cat", "dog", "car"))
-    assert answer.row()["label"] == "cat;dog;car"
-    assert (answer.row()["guess"], answer.row()["probability"]) == ("cat", 0.8)
-    assert answer.row(0.9)["label"] == "unsure"

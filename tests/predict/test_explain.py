@@ -84,7 +84,8 @@ def test_missing_data_and_labels_of_other_images_are_refused(
         explain_images(finished, [image], data=nowhere, backbone=tiny_clip, progress=False)
     (copy / "SHA256SUMS").unlink()
     split = read_json(finished / "split.json")
-    write_json(copy / "split.json", {**split, "several": [[0]]})
+    first, *others = split["train"]
+    write_json(copy / "split.json", {**split, "train": [[first[0], 99, "x"], *others]})
     with pytest.raises(UserError, match=r"split\.json"):
         explain_images(copy, [image], backbone=tiny_clip, progress=False)
 

@@ -4,7 +4,6 @@ again."""
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import rmadapter.runs.folds
 from rmadapter import metrics
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet, read_images
-from rmadapter.errors import UserError
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.runs.folds import Folds, OutOfTime, split
 from rmadapter.runs.request import Request
@@ -94,32 +92,6 @@ def test_a_group_that_is_always_trained_on_judges_nothing() -> None:
             rest = set(range(len(some))) - {*part}
             assert {some.labels[i] for i in rest} == {0, 1, 2}
             assert not {some.groups[i] for i in part} & {some.groups[i] for i in rest}
-
-
-def test_of_several_labels_an_image_every_class_is_learnt_in_every_fold(
-    tiny_clip: Backbone,
-) -> None:
-    plain = grouped("ababcababcab", [""] * 12)
-    images = replace(
-        plain,
-        several=((0, 1), (1,), (0, 2), (1, 2), (2,), (0,), (1,), (0, 1), (1,), (2, 0), (0,), (1,)),
-    )
-    parts = split(images, 3, seed=1)
-    assert sorted(row for part in parts for row in part) == list(range(12))
-    for part in parts:
-        assert images.subset(i for i in range(12) if i not in part).targets().any(0).all()
-    wanted, _, folds = folds_of(tiny_clip, images)
-    method = LinearProbe(search_steps=0)
-    table = folds.answers(method, "linear-probe").table
-    assert table.shape == (12, 3)
-    assert folds.threshold(method, "linear-probe") == metrics.best_threshold(
-        table, folds.judged.targets()
-    )
-    with pytest.raises(
-        UserError, match=r"^RMAdapter learns one label per image.*--method linear-probe, zero-shot"
-    ):
-        folds.answers(wanted.method, wanted.name)
-    assert Folds(wanted.task, folds.lab, images, []).threshold(method, "linear-probe") is None
 
 
 def test_every_class_loses_as_many_images_to_a_fold() -> None:

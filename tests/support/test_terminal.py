@@ -176,4 +176,3 @@ def test_ctrl_c_that_becomes_another_error_on_its_way_still_ends_with_130(
 
 def test_of_the_columns_those_that_were_named() -> None:
     assert named_columns("", "art", "", "patient") == {"label": "art", "group": "patient"}
-    assert named_columns("", "art", "", "", ";") == {"label": "art", "separator": ";"}

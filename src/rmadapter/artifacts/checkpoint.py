@@ -104,8 +104,6 @@ def _save(
         sha256=sha256(folder / WEIGHTS),
         tokenizer=backbone.tokenizer_digest,
         temperature=fitted.temperature,
-        several=fitted.known.several,
-        threshold=fitted.threshold,
         versions=versions(),
     )
     write_json(folder / MODEL, model.model_dump(mode="json"))
@@ -198,10 +196,8 @@ def load(
     found = load_method(model.method.name, {**model.method.settings, **(settings or {})})
     for name in backbones_in(model.method.name, settings or {}):
         name_it(name)
-    fitted = _restored(
-        folder, found, loaded, Known(model.classes, model.templates, model.several), tensors
-    )
-    fitted = replace(fitted, temperature=model.temperature, threshold=model.threshold)
+    fitted = _restored(folder, found, loaded, Known(model.classes, model.templates), tensors)
+    fitted = replace(fitted, temperature=model.temperature)
     return Saved(fitted, model.labels, model.method.name, model.names or model.classes)
 
 

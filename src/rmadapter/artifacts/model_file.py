@@ -53,9 +53,8 @@ class Transform(BaseModel):
 class Model(BaseModel):
     """sha256: of the weights' file. classes: those that the method was fitted to. names: of the
     classes it answers, if they are others; labels: the same as the user writes them. temperature:
-    logits are divided by it. several, threshold: whether an image may have several classes, and the
-    probability from which on it has one. tokenizer: digest of the backbone's; empty where the file
-    does not say."""
+    logits are divided by it. tokenizer: digest of the backbone's; empty where the file does not say.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -70,8 +69,6 @@ class Model(BaseModel):
     sha256: str
     tokenizer: str = ""
     temperature: float = Field(1.0, gt=0, le=1e6)
-    several: bool = False
-    threshold: float = Field(0.5, ge=0, le=1)
     versions: dict[str, str]
 
     @model_validator(mode="after")
@@ -87,9 +84,15 @@ class Model(BaseModel):
 
 
 def read_model(file: Path) -> Model:
-    """Read a model.json. Raises UserError if it is missing, damaged or no such file."""
+    """Read a model.json. Raises UserError if it is missing, damaged or no such file, and for a
+    model of several labels per image, as earlier versions could fit."""
+    values = read_json(file, LONGEST)
+    if isinstance(values, dict) and values.get("several"):
+        raise UserError(
+            f"{file}: fitted to several labels per image, which is no longer supported: fit again with one each"
+        )
     try:
-        return Model.model_validate(read_json(file, LONGEST))
+        return Model.model_validate(values)
     except ValidationError as error:
         place, reason = first_fault(error)
         raise UserError(f"{file}: not a model of this version ({place}: {reason})") from None

@@ -15,7 +15,7 @@ from rmadapter.artifacts.mistakes import Mistake
 from rmadapter.artifacts.page_sections import Thumbnails, panel, reasons
 from rmadapter.artifacts.predictions import Predictions
 from rmadapter.artifacts.record import MethodName, Record
-from rmadapter.artifacts.summary import as_table, choice_table, several_table, thresholded, told
+from rmadapter.artifacts.summary import as_table, choice_table, told
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method, may_run
 from rmadapter.settings import Machine, documentation, settings_of
@@ -52,16 +52,6 @@ def write_page(
         judged=record.judgement and as_table(record.judgement),
         choice=record.choice and (*choice_table(record.choice), told(record.choice)),
         rows=[(score, changes.get(number)) for number, score in enumerate(record.scores)],
-        several=[
-            (
-                score.title,
-                score.several.means,
-                *several_table(score.several),
-                thresholded(score.several),
-            )
-            for score in record.scores
-            if score.several
-        ],
         mean=record.metric("hm"),
         mean_zero_shot=record.metric("hm", zero_shot=True),
         panels=panels,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path, PureWindowsPath
@@ -30,13 +30,6 @@ COLUMNS = (
 )  # fmt: skip
 
 ROWS = 1024  # of a table processed at once
-SEVERAL = (
-    "set",
-    "split",
-    "image",
-    "true",
-    "answer",
-)  # with several labels per image; each class's probability follows
 
 
 class Guess(NamedTuple):
@@ -122,11 +115,8 @@ def _guess(table: np.ndarray, which: np.ndarray) -> Guess:
 def predictions(record: Record, evaluations: Sequence[Evaluation]) -> list[Predictions]:
     """One for each score of a record that has an accuracy. evaluations: of its scores with answers,
     in the same order. Raises ValueError if they do not match."""
-    asked = [score for score in record.scores if score.accuracy is not None or score.several]
-    both = zip(asked, evaluations, strict=True)
-    return [
-        Predictions.of(score, e) for score, e in both if not score.several
-    ]  # `write_answers` writes the others
+    asked = [score for score in record.scores if score.accuracy is not None]
+    return [Predictions.of(score, e) for score, e in zip(asked, evaluations, strict=True)]
 
 
 def write_predictions(path: Path, found: Sequence[Predictions]) -> None:
@@ -234,37 +224,3 @@ def source_of(root: Path, image: str) -> Path | None:
     this machine."""
     there = PureWindowsPath(image)  # which takes both kinds of slashes for one
     return None if there.anchor or image.startswith("/") or ".." in there.parts else root / image
-
-
-def write_answers(path: Path, scores: Iterable[Score], evaluations: Sequence[Evaluation]) -> None:
-    """Write predictions.csv of a run with several labels per image, atomically; no file if it
-    tested none. A row holds an image's labels, the answered ones (most probable first), both joined
-    by ;, and each class's probability."""
-    known = [score for score in scores if score.accuracy is not None or score.several]
-    found = [(score, e) for score, e in zip(known, evaluations, strict=True) if score.several]
-    if found:
-        labels = list(dict.fromkeys(str(label) for _, e in found for label in e.images.written))
-        header = (*SEVERAL, *(f"probability of {label}" for label in labels))
-        write_text(
-            path, csv_text(header, (row for score, e in found for row in _rows(score, e, labels)))
-        )
-
-
-def _rows(score: Score, e: Evaluation, labels: Sequence[str]) -> Iterator[list[str]]:
-    assert score.several
-    own = [str(label) for label in e.images.written]
-    place = {label: number for number, label in enumerate(own)}
-    places = [place.get(label, -1) for label in labels]
-    for row, (shares, wanted) in enumerate(zip(e.probabilities, e.images.all_labels, strict=True)):
-        order = np.argsort(-shares, kind="stable").tolist()
-        told = order[: max(1, int((shares >= score.several.threshold).sum()))]
-        cells = [
-            score.name,
-            score.split,
-            e.images.name(row),
-            *(";".join(own[i] for i in x) for x in (wanted, told)),
-        ]
-        yield [
-            *map(inert, cells),
-            *("" if place < 0 else f"{shares[place]:.6f}" for place in places),
-        ]

@@ -10,17 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 
-from rmadapter.data.names import descriptions
 from rmadapter.errors import UserError, first_fault
 from rmadapter.methods.uses import Uses
-from rmadapter.metrics import average_precisions, f1_scores, harmonic_mean
-from rmadapter.several import intervals
+from rmadapter.metrics import harmonic_mean
 from rmadapter.support.files import read_text, write_text
 from rmadapter.task import Question, Task
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from rmadapter.data.read import ImageSet
 
 FORMAT: Literal[2] = 2
@@ -59,64 +55,11 @@ class MethodName(Value):
     sums: Annotated[tuple[str, ...], Field(max_length=100)] = ()
 
 
-class Several(Value):
-    """Results in percent on images that may belong to several classes at once. threshold: the
-    lowest probability at which a class is answered. For each class: its number of images, the
-    average precision of the method and of the untouched backbone, and F1 at the threshold; None for
-    a class without images. intervals: of the means, from `several.intervals`; empty where the record
-    does not say."""
-
-    threshold: Annotated[float, Field(ge=0, le=1)]
-    classes: tuple[str, ...]
-    images: tuple[int, ...]
-    precisions: tuple[Percent | None, ...]
-    zero_shot: tuple[Percent | None, ...]
-    f1s: tuple[Percent | None, ...]
-    intervals: tuple[tuple[float, float], ...] = ()
-
-    @classmethod
-    def of(
-        cls, table: np.ndarray, zero_shot: np.ndarray, images: ImageSet, threshold: float
-    ) -> Several:
-        """table, zero_shot: probabilities [N, C] of the method and of the untouched backbone."""
-        targets = images.targets()
-        return cls(
-            threshold=threshold,
-            classes=tuple(descriptions(name)[0] for name in images.classes),
-            images=tuple(targets.sum(0).tolist()),
-            precisions=tuple(average_precisions(table, targets)),
-            zero_shot=tuple(average_precisions(zero_shot, targets)),
-            f1s=tuple(f1_scores(table, targets, threshold)),
-            intervals=intervals(table, zero_shot, targets, threshold),
-        )
-
-    @property
-    def means(self) -> tuple[float, float, float]:
-        """Over classes with images: mean average precision, that of the untouched backbone, and
-        mean F1."""
-        first, second, third = (
-            fmean([value for value in values if value is not None] or [0.0])
-            for values in (self.precisions, self.zero_shot, self.f1s)
-        )
-        return first, second, third
-
-    @model_validator(mode="after")
-    def _one_of_each_class(self) -> Several:
-        if {len(self.images), len(self.precisions), len(self.zero_shot), len(self.f1s)} != {
-            len(self.classes)
-        }:
-            raise ValueError("figures for other classes than it lists")
-        if len(self.intervals) not in (0, 4):
-            raise ValueError("intervals for other figures than it has")
-        return self
-
-
 class Score(Value):
     """Accuracies on one set, in percent. data: the set's, if not the task's own. accuracy: None if
-    the method has no answer (reason says why), or if images have several labels. zero_shot: the
-    untouched backbone's. several: the results for several labels. order: seed of the order of
-    images, if answers depend on it. digest: of the images, as `ImageSet.digest`; empty where the
-    record does not say."""
+    the method has no answer (reason says why). zero_shot: the untouched backbone's. order: seed of
+    the order of images, if answers depend on it. digest: of the images, as `ImageSet.digest`; empty
+    where the record does not say."""
 
     name: str
     images: int = Field(ge=0, le=10**9)
@@ -127,8 +70,18 @@ class Score(Value):
     accuracy: Percent | None = None
     zero_shot: Percent | None = None
     reason: str = ""
-    several: Several | None = None
     order: int | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one_label_per_image(cls, values: object) -> object:
+        """Drop an empty field of earlier versions; refuse what they measured on several labels per
+        image."""
+        if not isinstance(values, dict) or "several" not in values:
+            return values
+        if values["several"] is not None:
+            raise ValueError("several labels per image, which is no longer supported")
+        return {name: value for name, value in values.items() if name != "several"}
 
     @property
     def chance(self) -> float:

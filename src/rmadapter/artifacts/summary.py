@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rmadapter.support.terminal import note, table
 
 if TYPE_CHECKING:
-    from rmadapter.artifacts.record import Choice, Judgement, Record, Score, Several
+    from rmadapter.artifacts.record import Choice, Judgement, Record, Score
 
 HEADER = ["accuracy in %", "images", "chance", "zero-shot", "adapted", "change"]
 
@@ -39,9 +39,7 @@ def show(record: Record, as_json: bool, run: Path | None = None) -> None:
         print(f"lowest recall: {lowest(judged)}")
     if judged and len(record.scores) == 1:
         return
-    for score in record.scores:
-        _show_several(score)
-    rows = [_row(score) for score in record.scores if not score.several]
+    rows = [_row(score) for score in record.scores]
     if mean is not None and before is not None:
         rows.append(
             ["harmonic mean", "", "", f"{before:.1f}", f"{mean:.1f}", f"{mean - before:+.1f}"]
@@ -57,8 +55,6 @@ def show_score(score: Score, as_json: bool) -> None:
     """Print a single set."""
     if as_json:
         print(json.dumps(_summary(score)))
-    elif score.several:
-        _show_several(score)
     else:
         table(HEADER, [_row(score)])
 
@@ -72,20 +68,7 @@ def _summary(score: Score) -> dict[str, Any]:
         "n_images": score.images,
         "n_classes": score.classes,
         **({"reason": score.reason} if score.reason else {}),
-        **({"several": _of_several(score.several)} if score.several else {}),
     }
-
-
-def _of_several(found: Several) -> dict[str, Any]:
-    names = ("mean_average_precision", "zero_shot_mean_average_precision", "macro_f1")
-    return {**dict(zip(names, found.means, strict=True)), **found.model_dump(mode="json")}
-
-
-def _show_several(score: Score) -> None:
-    """Print a score on several labels per image; nothing for any other."""
-    if score.several:
-        table(*several_table(score.several))
-        print(f"{score.title}, {score.images:,} images; {thresholded(score.several)}")
 
 
 def _row(score: Score) -> list[str]:
@@ -99,31 +82,6 @@ def _row(score: Score) -> list[str]:
         f"{score.accuracy:.1f}",
         f"{score.accuracy - score.zero_shot:+.1f}",
     ]
-
-
-def several_table(found: Several) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, for the screen and the page; the mean of the classes first."""
-
-    def cells(values: tuple[float | None, ...]) -> list[str]:
-        return ["-" if value is None else f"{value:.1f}" for value in values]
-
-    rows = [["mean over classes", "", *cells(found.means)]]
-    columns = zip(found.precisions, found.zero_shot, found.f1s, strict=True)
-    named = zip(found.classes, found.images, columns, strict=True)
-    rows += [[name, f"{count:,}", *cells(figures)] for name, count, figures in named]
-    return ["class", "images", "average precision in %", "zero-shot", "F1"], rows
-
-
-def thresholded(found: Several) -> str:
-    """What F1 counts, and how far the means may be off."""
-    text = f"F1 counts classes that are at least {100 * found.threshold:.0f} % probable"
-    if not found.intervals:
-        return text
-    mine, _, f1, gain = (f"{low:.1f} to {high:.1f}" for low, high in found.intervals)
-    return (
-        f"{text}. On as many other images of this kind, a mean average precision of {mine} % is plausible "
-        f"(95 % interval), {gain} points more than zero-shot, and a mean F1 of {f1} %"
-    )
 
 
 def told(choice: Choice) -> str:

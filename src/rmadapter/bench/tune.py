@@ -21,10 +21,8 @@ import numpy as np
 from rmadapter.bench.ray.cluster import connected, ray_module, settle, share, shares
 from rmadapter.bench.search_space import Trial, optuna
 from rmadapter.bench.tune_plot import coordinates
-from rmadapter.data.image_set import one_label
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
-from rmadapter.methods import check_labels
 from rmadapter.runs.auto import behind
 from rmadapter.runs.folds import Folds
 from rmadapter.runs.request import Request
@@ -58,8 +56,6 @@ class Search:
         splits: dict[str, ImageSet] = read_images(task.data, progress=False, **self.read)
         lab.add(task.data, {name: images for name, images in splits.items() if name != "test"})
         folds = Folds.make(task, lab, self.folds)
-        one_label(folds.images.several, "tune")
-        check_labels(self.request.method, folds.images)
         if not folds:
             raise UserError(
                 f"{task.data}: too few images per class for the folds that judge trials: give more shots"

@@ -39,7 +39,6 @@ from rmadapter.support.terminal import (
     Name,
     Outside,
     Quiet,
-    Separator,
     Sets,
     SkipBad,
     SplitColumn,
@@ -132,7 +131,6 @@ def fit(
     label_column: LabelColumn = "",
     split_column: SplitColumn = "",
     group_column: GroupColumn = "",
-    separator: Separator = "",
     crops: Crops = False,
     names: Annotated[
         Path | None, typer.Option(help="CSV file of label,name: class names for prompts.")
@@ -173,7 +171,7 @@ def fit(
         note(explain_effort(wanted.name, effort, wanted.method))
     lab = Lab(world.share(wanted.name, wanted.method, wanted.machine))
     given = read_names(names) if names else {}
-    columns = named_columns(image_column, label_column, split_column, group_column, separator)
+    columns = named_columns(image_column, label_column, split_column, group_column)
     splits = read_images(
         data, skip_bad=skip_bad, outside=outside, names=given, columns=columns, crops=crops
     )
@@ -216,7 +214,6 @@ def evaluate(
     label_column: LabelColumn = "",
     split_column: SplitColumn = "",
     group_column: GroupColumn = "",
-    separator: Separator = "",
     crops: Crops = False,
     classes: Which = None,
     method: Name = "",
@@ -246,7 +243,7 @@ def evaluate(
     )
     settings = request.split(values, name)[2] | given
     saved = load(run, backbone, method=method, settings=settings, device=machine.device)
-    columns = named_columns(image_column, label_column, split_column, group_column, separator)
+    columns = named_columns(image_column, label_column, split_column, group_column)
     names = known_names(run_folder(run), saved)
     splits = read_images(
         data, skip_bad=skip_bad, outside=outside, names=names, columns=columns, crops=crops

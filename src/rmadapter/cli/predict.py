@@ -90,7 +90,6 @@ def predict(
     """Predict the most probable classes of images: on screen, in a file, or by sorting the images
     into folders."""
     from rmadapter.artifacts.checkpoint import load
-    from rmadapter.data.image_set import one_label
     from rmadapter.data.inputs import find_images
     from rmadapter.predict.answer import columns
     from rmadapter.predict.outfile import OutFile
@@ -111,8 +110,6 @@ def predict(
             f"{run}: --unfamiliar needs features of the training images, which it does not hold; `fit` keeps them, and "
             "`push --examples` sends them"
         )
-    several = saved.fitted.known.several
-    one_label(several and sort_into, "--sort-into")
     sorter = _sorter(sort_into, move, link, labels, unsure)
     path = sorter.root / "answers.csv" if sorter and not out else out
     if saved.fitted.remembers:
@@ -122,12 +119,7 @@ def predict(
         _show(found.files, asker, unsure, skip_bad, as_json, unfamiliar)
         return
     header = columns(asker.top, sorter is not None, zero_shot, unfamiliar, error=ray)
-    settings = [
-        header,
-        unsure,
-        *([] if sorter is None else sorter.settings),
-        *[saved.fitted.threshold] * several,
-    ]
+    settings = [header, unsure, *([] if sorter is None else sorter.settings)]
     file = OutFile(path, header, _key(run, asker, settings))
     how: dict[str, Any] = {
         "column": image_column,
@@ -320,13 +312,12 @@ def _show(
             best = [{"class": label, "probability": share} for label, share in answer.best]
             more: dict[str, Any] = {"unsure": answer.best[0][1] < unsure} if unsure else {}
             more |= {"unfamiliar": answer.unfamiliar} if unfamiliar else {}
-            more |= {"labels": answer.labels} if answer.labels else {}
             found.append({"image": str(answer.image), "classes": best, **more})
         print(json.dumps(found))
         return
     lines = []
     for answer in answers:
-        for place, (label, share) in enumerate(answer.best[: len(answer.labels) or None]):
+        for place, (label, share) in enumerate(answer.best):
             shown = f"unsure: {label}" if not place and share < unsure else label
             far = [] if answer.unfamiliar is None else ["" if place else f"{answer.unfamiliar:.3f}"]
             lines.append(["" if place else str(answer.image), shown, f"{100 * share:.1f} %", *far])

@@ -14,7 +14,6 @@ from rmadapter.data.formats.archives import is_packed
 from rmadapter.data.formats.columns import read_rows
 from rmadapter.data.formats.scan import CLASSNAMES, SPLITS, Row, Rows
 from rmadapter.data.formats.sources import open_source
-from rmadapter.data.image_set import one_label
 from rmadapter.data.names import beside_splits, classnames_json
 from rmadapter.errors import UserError, nearest, quoted
 from rmadapter.support.files import (
@@ -70,7 +69,6 @@ def apply_decisions(
     """
     path, target = user_path(data), user_path(out)
     root, found, _ = open_source(path, outside, columns)
-    one_label(any(row.also for some in found.values() for row in some), "suspects --apply")
     home = root if is_packed(path) else path
     folders = _as_folders(home, found)
     given = classnames_json(root, beside_splits(home, found))

@@ -15,7 +15,6 @@ from rmadapter.artifacts.checkpoint import Saved, load
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.curate.acquisition import FIRST, NEXT, Pool, pick
 from rmadapter.data.duplicates import groups, looks
-from rmadapter.data.image_set import one_label
 from rmadapter.data.inputs import Inputs, find_images
 from rmadapter.data.names import prompt_names
 from rmadapter.data.transforms import decoded, hinted
@@ -70,7 +69,6 @@ def suggest_images(
     """
     chosen = _known(rule or DEFAULT_NEXT, NEXT)
     saved = run if isinstance(run, Saved) else load(run, backbone)
-    one_label(saved.fitted.known.several, "suggest")
     labels = [str(label) for label in saved.labels]
     if saved.fitted.examples is None and not isinstance(saved.fitted.method, ZeroShot):
         note(

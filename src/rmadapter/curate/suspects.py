@@ -20,7 +20,6 @@ from rmadapter.curate import checks
 from rmadapter.data.decode import complaint
 from rmadapter.data.duplicates import groups, looks
 from rmadapter.data.formats.sources import open_source
-from rmadapter.data.image_set import one_label
 from rmadapter.data.names import Label
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
@@ -127,7 +126,6 @@ def find_suspects(
         )
         images = training(splits, path)
         broken = _broken(path, images, columns, outside)
-    one_label(images.several, "suspects")
     probe = PROBE if method == METHOD else {}
     request = Request.make({**probe, **(settings or {}), "shots": 0}, method, data="it")
     lab = lab or Lab(request.machine, progress=progress)

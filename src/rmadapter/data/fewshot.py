@@ -13,9 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from rmadapter.data.image_set import one_label
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError, first_fault
 from rmadapter.support.files import read_json, write_json
@@ -77,34 +76,6 @@ def sample_shots(labels: Sequence[int], shots: int, rng: random.Random) -> list[
     ]
 
 
-def sample_several(labels: Sequence[Sequence[int]], shots: int, rng: random.Random) -> list[int]:
-    """Indices of items such that each label has at least `shots` of them, or all it has; 0 returns
-    all, in their order.
-
-    The rarest label is drawn first; the other labels of its items count towards their own shots.
-    """
-    if shots < 1:
-        return list(range(len(labels)))
-    groups: dict[int, list[int]] = {}
-    for index, own in enumerate(labels):
-        for label in own:
-            groups.setdefault(label, []).append(index)
-    drawn: dict[int, None] = {}
-    for group in sorted(groups.values(), key=len):
-        rest = [index for index in group if index not in drawn]
-        missing = max(0, min(shots, len(group)) - (len(group) - len(rest)))
-        drawn.update(dict.fromkeys(rng.sample(rest, missing)))
-    return list(drawn)
-
-
-def _drawn(images: ImageSet, shots: int, rng: random.Random) -> list[int]:
-    return (
-        sample_several(images.several, shots, rng)
-        if images.several
-        else sample_shots(images.labels, shots, rng)
-    )
-
-
 def few_shot(splits: Mapping[str, ImageSet], shots: int, seed: int) -> FewShot:
     """Draw from "train" (or "all"), then min(shots, 4) per class from "val", with one generator
     seeded for this draw.
@@ -119,17 +90,19 @@ def few_shot(splits: Mapping[str, ImageSet], shots: int, seed: int) -> FewShot:
         )
     if shots < 0:
         raise UserError(f"shots={shots}: give the number of images per class, or 0 for all")
-    counts = Counter(label for own in source.all_labels for label in own)
+    counts = Counter(source.labels)
     for number, name in enumerate(source.classes):
         if not counts[number]:
             raise UserError(f"class {name!r} has no train images: add some or remove the class")
     rng = random.Random(seed)
-    chosen = _drawn(source, shots, rng)
+    chosen = sample_shots(source.labels, shots, rng)
     val = splits.get("val")
+    if val is not None:
+        val = val.subset(sample_shots(val.labels, min(shots, VAL_SHOTS), rng))
     drawn = set(chosen)
     return FewShot(
         train=source.subset(chosen),
-        val=None if val is None else val.subset(_drawn(val, min(shots, VAL_SHOTS), rng)),
+        val=val,
         heldout=source.subset(i for i in range(len(source)) if i not in drawn),
         shots=shots,
         seed=seed,
@@ -148,7 +121,6 @@ def half(images: ImageSet, which: Literal["all", "base", "novel"]) -> ImageSet:
         return images
     if which not in ("base", "novel"):
         raise UserError(f"classes={which!r}: write all, base or novel")
-    one_label(images.several, f"classes={which!r}")
     count = len(images.classes)
     if count < 2:
         raise UserError(f"{count} class cannot be halved into base and novel: give at least two")
@@ -168,7 +140,7 @@ def split_digest(few: FewShot) -> str:
         if part is None
         else (
             part.classes,
-            sorted(zip(part.several or part.labels, map(bytes.hex, part.contents), strict=True)),
+            sorted(zip(part.labels, map(bytes.hex, part.contents), strict=True)),
         )
         for part in (few.train, few.val)
     ]
@@ -190,8 +162,6 @@ def has_digest(few: FewShot, digest: str) -> bool:
 def save_split(few: FewShot, path: Path) -> None:
     """Write the draw as JSON, atomically; rows are [path, label, class name], as in CoOp's own
     split files.
-
-    Rows hold only the first of several labels; "several" lists all labels of the train images.
     """
 
     def rows(images: ImageSet) -> list[list[str | int]]:
@@ -207,20 +177,18 @@ def save_split(few: FewShot, path: Path) -> None:
         "labels": few.train.written,
         "train": rows(few.train),
         "val": None if few.val is None else rows(few.val),
-        **({"several": few.train.several} if few.train.several else {}),
     }
     write_json(path, record)
 
 
 class Split(BaseModel):
-    """A file written by `save_split`; labels and several may be empty."""
+    """A file written by `save_split`; labels may be empty."""
 
     digest: str
     classes: tuple[str, ...]
     labels: tuple[str | int, ...] = ()
     train: list[tuple[str, int, str]]
     val: list[tuple[str, int, str]] | None = None
-    several: list[tuple[int, ...]] = Field(default_factory=list)
 
     @property
     def written(self) -> tuple[str | int, ...]:
@@ -257,11 +225,7 @@ def read_split(path: Path) -> Split:
     except ValidationError as error:
         place, reason = first_fault(error)
         raise UserError(f"{path}: not a split file of this version ({place}: {reason})") from None
-    labels = [label for _, label, _ in (*found.train, *(found.val or ()))] + [
-        n for some in found.several for n in some
-    ]
-    if len(found.several) not in (0, len(found.train)) or any(
-        not 0 <= label < len(found.written) for label in labels
-    ):
+    labels = [label for _, label, _ in (*found.train, *(found.val or ()))]
+    if any(not 0 <= label < len(found.written) for label in labels):
         raise UserError(f"{path}: names a class that it does not list")
     return found

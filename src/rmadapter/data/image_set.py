@@ -7,32 +7,30 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import cast
 
 from rmadapter.data.decode import ImageSource, content
-from rmadapter.data.formats.scan import order
+from rmadapter.data.formats.scan import only_label, order
 from rmadapter.data.names import Label, places, prompt_names
 from rmadapter.errors import UserError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """N images with their labels.
 
-    images: N paths, PIL images or arrays (uint8, or float in 0..1; [H, W], [H, W, 3] or [H, W, 4])
-    labels: N indices into `classes`; the first label of an image that has several classes: prompt
-    names ("sea horse") root: the folder that image names are relative to ignored: note on files
-    that were not read, such as "5 files ignored: .heic 3, .txt 2" skipped: "path: reason" of every
-    image that skip_bad left out written: the classes as the user writes them ("sea_horse", or a
-    number); by default `classes` groups: N group names, such as patients; images of one group never
-    judge each other. "": no group weights: N weights of the images in training; empty if all are
-    equal several: N tuples of all labels of an image; empty if each image has one label
+    - images: N paths, PIL images or arrays (uint8, or float in 0..1; [H, W], [H, W, 3] or
+      [H, W, 4])
+    - labels: N indices into `classes`
+    - classes: prompt names ("sea horse")
+    - root: the folder that image names are relative to
+    - skipped: "path: reason" of every image that skip_bad left out
+    - written: the classes as the user writes them ("sea_horse", or a number); by default `classes`
+    - groups: N group names, such as patients; images of one group never judge each other. "": none
+    - ignored: note on files that were not read, such as "5 files ignored: .heic 3, .txt 2"
+    - weights: N weights of the images in training; empty if all are equal
     """
 
     images: tuple[ImageSource, ...]
@@ -44,7 +42,6 @@ class ImageSet:
     groups: tuple[str, ...] = ()
     ignored: str = ""
     weights: tuple[float, ...] = ()
-    several: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "written", self.written or self.classes)
@@ -66,18 +63,21 @@ class ImageSet:
         """From N images and N labels: class names (then `classes` may be omitted), or indices into
         `classes`.
 
-        An image that may have several labels has a list of them. `prompt_names` turns the names
-        into prompt names. Raises UserError for lists that do not fit together.
+        A label may be a list of one. `prompt_names` turns the names into prompt names. Raises
+        UserError for lists that do not fit together, and for an image with several labels.
         """
         images, given = tuple(images), tuple(labels)
         if not images or len(images) != len(given):
             raise UserError(
                 f"{len(images)} images and {len(given)} labels: give one label for each image"
             )
-        each = [tuple(label) if isinstance(label, (list, tuple)) else (label,) for label in given]
-        if () in each:
-            raise UserError(f"image {each.index(())} has an empty list of labels")
-        flat = [label for own in each for label in own]
+        flat: list[Label] = []
+        for number, label in enumerate(given):
+            each = label if isinstance(label, (list, tuple)) else (label,)
+            only = only_label(each, f"image {number}")
+            if only is None:
+                raise UserError(f"image {number} has an empty list of labels")
+            flat.append(cast("Label", only))
         text, numbers = (all(isinstance(label, kind) for label in flat) for kind in (str, Integral))
         if text and classes is None:
             classes = sorted({str(label) for label in flat}, key=order)
@@ -87,10 +87,7 @@ class ImageSet:
         found = places(flat, classes if text else range(len(classes)), names)
         spelled = dict(zip(found, flat, strict=True)) if text else {}
         written = tuple(spelled.get(i, name if text else i) for i, name in enumerate(classes))
-        turn = iter(found)
-        rows = tuple(tuple(dict.fromkeys(islice(turn, len(own)))) for own in each)
-        first, several = tuple(own[0] for own in rows), rows if max(map(len, rows)) > 1 else ()
-        return cls(images, first, names, written=written, groups=tuple(groups), several=several)
+        return cls(images, tuple(found), names, written=written, groups=tuple(groups))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -104,22 +101,7 @@ class ImageSet:
             labels=tuple(self.labels[i] for i in chosen),
             groups=tuple(self.groups[i] for i in chosen),
             weights=tuple(self.weights[i] for i in chosen) if self.weights else (),
-            several=tuple(self.several[i] for i in chosen) if self.several else (),
         )
-
-    @property
-    def all_labels(self) -> tuple[tuple[int, ...], ...]:
-        """N tuples of one or more labels."""
-        return self.several or tuple((label,) for label in self.labels)
-
-    def targets(self) -> np.ndarray:
-        """Bool [N, C]: whether an image has a label."""
-        import numpy as np
-
-        found = np.zeros((len(self), len(self.classes)), dtype=bool)
-        for row, labels in enumerate(self.all_labels):
-            found[row, list(labels)] = True
-        return found
 
     def akin(self, others: ImageSet) -> list[int]:
         """Indices of the images that share a group with one of the others."""
@@ -141,25 +123,8 @@ class ImageSet:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of classes, labels, weights and image contents in order; independent of paths."""
-        about = [
-            self.classes,
-            self.labels,
-            *(more for more in (self.weights, self.several) if more),
-        ]
+        about = [self.classes, self.labels, *([self.weights] if self.weights else [])]
         return hashlib.sha256(json.dumps(about).encode() + b"".join(self.contents)).hexdigest()
-
-
-CROPS = "; for annotations, --crops (crops=True) cuts out the boxes"  # which have one label each
-
-
-def one_label(several: object, what: str, advice: str = "") -> None:
-    """Raise UserError if images have several labels but `what` takes only one. advice: appended to
-    the message."""
-    if several:
-        raise UserError(
-            f"{what}: needs one label per image, but images here have several "
-            f"(docs/data.md says what takes several){advice}"
-        )
 
 
 def relative(path: Path, root: Path | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from rmadapter.data.decode_limits import URL
 from rmadapter.data.formats.columns import as_text, choose_columns, frame_cells
 from rmadapter.data.formats.hf_datasets import is_dataset, read_dataset
-from rmadapter.data.formats.scan import SPLITS, Row, Rows, Source, row_labels
+from rmadapter.data.formats.scan import SPLITS, Row, Rows, Source, only_label, row_labels
 from rmadapter.data.image_set import ImageSet
 from rmadapter.errors import UserError, quoted
 
@@ -53,7 +53,7 @@ def _frame(table: Any, columns: Mapping[str, str] | None) -> Source | dict[str, 
         "DataFrame",
         list(map(str, table.columns)),
         ("image", "label"),
-        ("several", "split", "group"),
+        ("label_list", "split", "group"),
         columns or {},
     )
     cells = frame_cells(table, chosen)
@@ -61,13 +61,15 @@ def _frame(table: Any, columns: Mapping[str, str] | None) -> Source | dict[str, 
     texts = {
         what: [*map(as_text, column)]
         for what, column in cells.items()
-        if what in ("label", "several")
+        if what in ("label", "label_list")
     }
-    labels = [
-        row_labels(dict(zip(texts, row, strict=True))) for row in zip(*texts.values(), strict=True)
-    ]
-    if [] in labels:
-        raise UserError(f"DataFrame, row {labels.index([])}: the label is empty")
+    labels: list[str] = []
+    for number, row in enumerate(zip(*texts.values(), strict=True)):
+        where = f"DataFrame, row {number}"
+        label = only_label(row_labels(dict(zip(texts, row, strict=True))), where)
+        if label is None:
+            raise UserError(f"{where}: the label is empty")
+        labels.append(label)
     if gaps := [i for i, image in enumerate(images) if image is None]:
         raise UserError(f"DataFrame, row {gaps[0]}: the image is empty")
     splits = [as_text(split).casefold() or "all" for split in cells.get("split", empty)]
@@ -87,9 +89,7 @@ def _frame(table: Any, columns: Mapping[str, str] | None) -> Source | dict[str, 
                 f"DataFrame: {quoted(str(address))} is a web address; fetch the images first"
             )
         rows = {
-            split: [
-                Row(labels[i][0], Path(images[i]), groups[i], tuple(labels[i][1:])) for i in some
-            ]
+            split: [Row(labels[i], Path(images[i]), groups[i]) for i in some]
             for split, some in order.items()
         }
         return Source(Path(), rows, Counter())

@@ -13,13 +13,13 @@ from typing import Any
 
 from rmadapter.data.decode import ImageSource, complaint, load_image
 from rmadapter.data.formats.archives import is_packed
-from rmadapter.data.formats.scan import Row, Rows, order
+from rmadapter.data.formats.scan import Row, Rows, only_label, order
 from rmadapter.data.formats.sources import open_source
 from rmadapter.data.ignored import ignored_note
 from rmadapter.data.image_set import ImageSet, relative
 from rmadapter.data.names import beside_splits, classnames_json, prompt_name, prompt_names
 from rmadapter.data.objects import open_object
-from rmadapter.errors import UserError, quoted
+from rmadapter.errors import UserError
 from rmadapter.support.files import cache_folder, user_path
 from rmadapter.support.terminal import track
 
@@ -36,15 +36,14 @@ def read_images(
     `path,label[,split][,group]`, or any other format of docs/data.md.
 
     data: a path, or an object that `memory.open_object` accepts. columns: "image", "label", "split"
-    or "group" -> its column in a table that uses other than the usual names; "separator" -> what
-    separates several labels of an image. crops: use the boxes of COCO, YOLO, Label Studio and
-    FiftyOne as images. names: label -> prompt name; overrides classnames.json, an optional file in
+    or "group" -> its column in a table that uses other than the usual names. crops: use the boxes
+    of COCO, YOLO, Label Studio and FiftyOne as images. names: label -> prompt name; overrides classnames.json, an optional file in
     the folder (for one of several domains, beside the domains). "crane | tall bird" gives one class
     two descriptions. Returns split ("train", "val", "test"; "all" for data without splits) ->
     ImageSet. All share the classes of train (of all splits if there is no train), sorted by folder
     name. Every file is decoded once, so every image returned is readable; unreadable ones raise
     UserError, or with `skip_bad` are left out and listed in `skipped`. Also raises UserError for
-    ambiguous labels, and for paths in a table that leave its folder unless `outside` is set.
+    several labels of one image, ambiguous labels, and for paths in a table that leave its folder unless `outside` is set.
     """
     if isinstance(data, (str, Path)):
         path, source = user_path(data), open_source(data, outside, columns, crops)
@@ -83,7 +82,7 @@ def read_images(
         )
     good = {split: [row for row in rows if row.image not in bad] for split, rows in found.items()}
     leading = [good["train"]] if "train" in good else good.values()
-    left = {called[label] for rows in leading for row in rows for label in row.labels}
+    left = {called[row.label] for rows in leading for row in rows}
     classes = [name for name in written if name in left]
     if not classes:
         raise UserError(f"{path}: no readable images{' in train' if 'train' in good else ''}")
@@ -104,19 +103,15 @@ def read_images(
         written=tuple(written[name] for name in classes),
         ignored=ignored,
     )
-    several = any(row.also for rows in found.values() for row in rows)
-    return {
-        split: _filled(whole, rows, numbers, skipped[split], several)
-        for split, rows in good.items()
-    }
+    return {split: _filled(whole, rows, numbers, skipped[split]) for split, rows in good.items()}
 
 
 def _once(rows: Rows) -> Rows:
-    """The rows without those of the same image and labels, one of which could be trained on and
+    """The rows without those of the same image and label, one of which could be trained on and
     another judge."""
     first: dict[Any, Row] = {}
     for row in rows:
-        first.setdefault((row.image, frozenset(row.labels)), row)
+        first.setdefault((row.image, row.label), row)
     return [*first.values()]
 
 
@@ -130,37 +125,29 @@ def _check_once(found: Mapping[str, Rows], path: Path) -> None:
                 raise UserError(
                     f"{path}: {row.image} is in {where} and in {split}: leave it in one"
                 )
-            other = split != "test" and {*first.labels} != {*row.labels}
+            other = split != "test" and first.label != row.label
             if other and not complaints(
                 [row.image], progress=False
             ):  # all boxes of an unreadable photo are its path
-                raise UserError(
-                    f"{path}: {row.image} is listed as {quoted(first.label)} and as {quoted(row.label)}: list it once, "
-                    f"with several labels as 'a;b', or give boxes in a format that --crops (crops=True) can cut"
-                )
+                only_label((first.label, row.label), f"{path}: {row.image}")
 
 
 def _filled(
-    empty: ImageSet, rows: Rows, numbers: Mapping[str, int], skipped: Sequence[str], several: bool
+    empty: ImageSet, rows: Rows, numbers: Mapping[str, int], skipped: Sequence[str]
 ) -> ImageSet:
-    """`empty` with the images of `rows`. numbers: label -> class index; rows without any such label
+    """`empty` with the images of `rows`. numbers: label -> class index; rows without such a label
     are skipped."""
-    labels = [
-        tuple(dict.fromkeys(numbers[label] for label in row.labels if label in numbers))
-        for row in rows
-    ]
-    kept = [(row, own) for row, own in zip(rows, labels, strict=True) if own]
-    lost = [row.image for row, own in zip(rows, labels, strict=True) if not own]
+    kept = [row for row in rows if row.label in numbers]
+    lost = [row.image for row in rows if row.label not in numbers]
     return replace(
         empty,
-        images=tuple(row.image for row, _ in kept),
-        labels=tuple(own[0] for _, own in kept),
+        images=tuple(row.image for row in kept),
+        labels=tuple(numbers[row.label] for row in kept),
         skipped=(
             *skipped,
             *(f"{relative(image, empty.root)}: no train images of its class" for image in lost),
         ),
-        groups=tuple(row.group for row, _ in kept),
-        several=tuple(own for _, own in kept) if several else (),
+        groups=tuple(row.group for row in kept),
     )
 
 
@@ -171,7 +158,7 @@ def _shared_names(
     name."""
     own = {
         split: prompt_names(
-            sorted({x for row in rows for x in row.labels}, key=order), given, f"{path} ({split}): "
+            sorted({row.label for row in rows}, key=order), given, f"{path} ({split}): "
         )
         for split, rows in found.items()
     }

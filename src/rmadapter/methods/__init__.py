@@ -23,7 +23,6 @@ from rmadapter.support.files import user_path
 from rmadapter.task import FEATURES_ALONE, TEXT_TOO
 
 if TYPE_CHECKING:
-    from rmadapter.data.read import ImageSet
     from rmadapter.training.contract import Method
 
 METHODS: dict[str, str] = {
@@ -69,8 +68,6 @@ METHODS: dict[str, str] = {
 # Methods that read only image features, and so can reuse those computed along with another method's
 # tokens.
 ON_FEATURES = (*FEATURES_ALONE, *TEXT_TOO)
-# Methods that learn several labels per image; each declares it by its attribute `several`.
-SEVERAL = ("linear-probe", "zero-shot", "zero-shot-ensemble")
 DEFAULT = "rmadapter"
 AUTO = "auto"  # not a method: see choose.py
 GROUP = "rmadapter.methods"
@@ -178,18 +175,6 @@ def _from_file(path: Path) -> Any:
             del sys.modules[key]
             raise
     return sys.modules[key]
-
-
-def check_labels(method: Any, images: ImageSet) -> None:
-    """Raise UserError if images have several labels but the method (or choice of methods) learns
-    only one."""
-    if images.several and not getattr(method, "several", False):
-        from rmadapter.data.image_set import CROPS
-
-        raise UserError(
-            f"{getattr(method, 'title', AUTO)} learns one label per image, but images here have several: --method "
-            f"{', '.join(SEVERAL)} can{CROPS}"
-        )
 
 
 # Effort

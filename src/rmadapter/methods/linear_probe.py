@@ -49,12 +49,8 @@ class LinearProbe:
     class nothing can be held out, and `C` stays as given. The penalty strongly affects the probe's
     confidence, so its logits are divided by the temperature that suits the same images; no answer
     changes. Only answers for the classes of its shots.
-
-    If images have several labels, there is one regression per class, all with the same penalty: the
-    one with the least cross-entropy on the held-out images.
     """
 
-    several: ClassVar[bool] = True
     title: ClassVar[str] = "linear probe"
     source: ClassVar[str] = (
         "Radford et al., ICML 2021 (arXiv 2103.00020), appendix A.3: L-BFGS and the search of C; "
@@ -70,17 +66,12 @@ class LinearProbe:
         views, labels = F.normalize(shots.features(), dim=-1), shots.labels
         weights = torch.ones(len(labels)) if shots.weights is None else shots.weights
         parts = held_out(shots) if self.search_steps else []
-        if shots.known.several:
-            strength = self._search_of_several(views, labels, weights, parts)
-            weight, bias = self._regressions(views, labels, weights, strength)
-        else:
-            strength, heat = self._search(views, labels, weights, parts)
-            model = self._regression(views, labels, weights, strength)
-            weight, bias = (
-                torch.from_numpy(model.coef_ / heat),
-                torch.from_numpy(model.intercept_ / heat),
-            )
-        tensors = {"weight": weight.float().to(shots.device), "bias": bias.float().to(shots.device)}
+        strength, heat = self._search(views, labels, weights, parts)
+        model = self._regression(views, labels, weights, strength)
+        tensors = {
+            "weight": torch.from_numpy(model.coef_ / heat).float().to(shots.device),
+            "bias": torch.from_numpy(model.intercept_ / heat).float().to(shots.device),
+        }
         return self.restore(backbone, shots.known, tensors).after(Trained(weighed=True))
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
@@ -164,63 +155,3 @@ class LinearProbe:
         for step in range(self.search_steps):
             best = max((best, best + 0.5**step, best - 0.5**step), key=worth)
         return best
-
-    def _regressions(
-        self, views: Tensor, labels: Tensor, weights: Tensor, strength: float
-    ) -> tuple[Tensor, Tensor]:
-        """Weight [C, e] and bias [C] in float64 of one logistic regression per class. labels: [N,
-        C].
-
-        All are fitted at once, since their losses simply add up; scikit-learn would fit one after
-        the other.
-        """
-        from scipy.optimize import minimize
-        from scipy.special import expit
-
-        x, y = (
-            views.flatten(0, 1).cpu().double().numpy(),
-            labels.repeat(len(views), 1).cpu().numpy(),
-        )
-        each, shape = (
-            strength * weights.repeat(len(views)).numpy()[:, None],
-            (y.shape[1], x.shape[1] + 1),
-        )
-
-        def loss(numbers: np.ndarray) -> tuple[float, np.ndarray]:
-            lines = numbers.reshape(shape)
-            weight, bias = lines[:, :-1], lines[:, -1]
-            logits = x @ weight.T + bias
-            value = (each * (np.logaddexp(0, logits) - y * logits)).sum() + (weight**2).sum() / 2
-            slopes = each * (expit(logits) - y)
-            return float(value), np.column_stack([slopes.T @ x + weight, slopes.sum(0)]).ravel()
-
-        steps = {"maxiter": self.iterations}
-        done = minimize(loss, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B", options=steps)
-        lines = torch.from_numpy(done.x.reshape(shape))
-        return lines[:, :-1].contiguous(), lines[:, -1].contiguous()
-
-    def _search_of_several(
-        self,
-        views: Tensor,
-        labels: Tensor,
-        weights: Tensor,
-        parts: Sequence[tuple[Tensor, Tensor, Tensor]],
-    ) -> float:
-        """As `_search`, but by the cross-entropy on the held-out parts, which also calibrates."""
-        if not parts:
-            return self.C
-
-        @cache
-        def worth(exponent: float) -> float:
-            total = 0.0
-            for rows, x, y in parts:
-                weight, bias = self._regressions(
-                    views[:, rows], labels[rows], weights[rows], 10.0**exponent
-                )
-                logits = F.linear(F.normalize(x, dim=-1).cpu().double(), weight, bias)
-                total += float(
-                    F.binary_cross_entropy_with_logits(logits, y.cpu().double(), reduction="sum")
-                )
-            return -total
-
-        return 10.0 ** self._best(worth)

@@ -21,23 +21,21 @@ LAST = (
 @dataclass(frozen=True)
 class Answer:
     """best: labels and probabilities, the most probable first. zero_shot: the untouched backbone's
-    label, if requested. unfamiliar: as from `Fitted.unfamiliar`, if requested. labels: if images
-    may have several, those that reach the threshold, or else the most probable one."""
+    label, if requested. unfamiliar: as from `Fitted.unfamiliar`, if requested."""
 
     image: Path
     best: tuple[tuple[str, float], ...]
     zero_shot: str = ""
     unfamiliar: float | None = None
-    labels: tuple[str, ...] = ()
 
     def row(self, unsure: float = 0.0) -> dict[str, Any]:
         """A row of a table. unsure: probability below which the label is "unsure"; the guess is
-        kept. Semicolons join several labels."""
+        kept."""
         (guess, probability), *others = self.best
         doubt = probability < unsure
         row = {
             "image": str(self.image),
-            "label": UNSURE if doubt else ";".join(self.labels) or guess,
+            "label": UNSURE if doubt else guess,
             "probability": probability,
             "guess": guess,
         }

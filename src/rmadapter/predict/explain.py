@@ -81,7 +81,7 @@ def explain_images(
     explanations = []
     for batch, pixels in track(stream, -(-len(files) // BATCH), "explaining", progress):
         states = fitted.states(pixels, features=True)
-        tables = next(answers(models, [states], question.several))
+        tables = next(answers(models, [states]))
         near = nearest_examples(fitted, states.features)
         for i, image in enumerate(batch):
             neighbours = tuple(
@@ -115,17 +115,17 @@ def _training_images(folder: Path, saved: Saved, data: str | Path | None) -> lis
     middle = (count + 1) // 2
     ranges = {"all": range(count), "base": range(middle), "novel": range(middle, count)}
     classes = ranges[record.task.classes]
-    labels = drawn.several or [(label,) for _, label, _ in drawn.train]
-    listed = zip(drawn.train, labels, strict=True)
-    rows = kept([(name, all_labels) for (name, label, _), all_labels in listed if label in classes])
+    rows = kept([(name, label) for name, label, _ in drawn.train if label in classes])
     if len(rows) != len(examples):
         raise UserError(
             f"{split}: does not list the images the model was fitted to; the folder is damaged or "
             "mixed"
         )
     root = images_root(data or record.task.data, record.crops)
-    shown = ((name, "; ".join(str(drawn.written[i]) for i in own)) for name, own in rows)
-    return [Neighbour(name, source_of(root, name), label, 0.0) for name, label in shown]
+    return [
+        Neighbour(name, source_of(root, name), str(drawn.written[label]), 0.0)
+        for name, label in rows
+    ]
 
 
 def write_page(path: Path, explanations: Sequence[Explanation], run: str) -> None:

@@ -60,7 +60,7 @@ def digest(asker: Asker) -> str:
     import hashlib
 
     fitted = asker.fitted
-    rest = fitted.backbone.digest, fitted.known.templates, fitted.temperature, fitted.threshold
+    rest = fitted.backbone.digest, fitted.known.templates, fitted.temperature
     found = hashlib.sha256(repr(rest).encode())
     for name, tensor in sorted(fitted.tensors.items()):
         found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())

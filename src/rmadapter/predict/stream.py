@@ -6,8 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from torch import Tensor
-
 from rmadapter.data.transforms import decoded, hinted
 from rmadapter.predict.answer import Answer
 from rmadapter.training.cache import BATCH
@@ -47,21 +45,16 @@ class Asker:
         """
         from rmadapter.methods.zero_shot import ZeroShot
 
-        title, backbone, several = (
-            self.fitted.method.title,
-            self.fitted.backbone,
-            self.fitted.known.several,
-        )
+        title, backbone = self.fitted.method.title, self.fitted.backbone
         models = {title: self._own}
         if zero_shot:
-            known = Known(self.names, self.fitted.known.templates, several)
+            known = Known(self.names, self.fitted.known.templates)
             models["untouched"] = ZeroShot().restore(backbone, known, {}).score()
         for some, pixels in hinted(decoded(images, backbone.preprocess, BATCH, bad)):
             states = self.fitted.states(pixels, features=zero_shot or unfamiliar)
-            tables = next(answers(models, [states], several))
+            tables = next(answers(models, [states]))
             ordered = tables[title].sort(descending=True, stable=True)
             shares, places = (part[:, : self.top].tolist() for part in ordered)
-            labels: list[tuple[str, ...]] = self._above(*ordered) if several else [()] * len(some)
             untouched = (
                 [self.labels[i] for i in tables["untouched"].argmax(-1).tolist()]
                 if zero_shot
@@ -81,18 +74,8 @@ class Asker:
                     ),
                     other,
                     None if distance is None else round(distance, 6),
-                    own,
                 )
-                for image, row, line, other, distance, own in zip(
-                    some, places, shares, untouched, far, labels, strict=True
+                for image, row, line, other, distance in zip(
+                    some, places, shares, untouched, far, strict=True
                 )
             ]
-
-    def _above(self, shares: Tensor, places: Tensor) -> list[tuple[str, ...]]:
-        """Labels of each image that reach the threshold, at least one. Both [B, C], the most
-        probable class first."""
-        counts = (shares >= self.fitted.threshold).sum(1).clamp(min=1).tolist()
-        return [
-            tuple(self.labels[i] for i in row[:n])
-            for row, n in zip(places.tolist(), counts, strict=True)
-        ]

@@ -16,7 +16,6 @@ from rmadapter.data.fewshot import VAL_SHOTS, read_split, sample_shots
 from rmadapter.data.formats.scan import CLASSNAMES, Row, Rows, Source
 from rmadapter.data.formats.sources import open_source
 from rmadapter.data.ignored import ignored_note
-from rmadapter.data.image_set import one_label
 from rmadapter.data.names import beside_splits, classnames_json, key, nfc, prompt_names
 from rmadapter.data.read import ImageSet, complaints, read_images
 from rmadapter.errors import UserError
@@ -87,10 +86,6 @@ def add_images(
     fresh = open_source(data, outside, columns, crops)
     if skip_bad:
         opened, fresh = _readable(opened), _readable(fresh)
-    also = (
-        row.also for source in (opened, fresh) for rows in source.splits.values() for row in rows
-    )
-    one_label(saved.fitted.known.several or any(also), "add with images")
     rows, counts = _grown(
         run, saved, record, opened, _called(fresh.splits, data, saved), data, shots
     )

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from rmadapter.artifacts.checkpoint import Saved
-from rmadapter.data.image_set import CROPS, one_label
 from rmadapter.data.names import nfc
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
@@ -55,8 +54,6 @@ def compare(runs: Sequence[tuple[Path, Saved]], images: ImageSet) -> list[Line]:
     there are no images, and for a method that cannot answer for a class of the data."""
     if not len(images):
         raise UserError("there are no images to compare on")
-    one_label(images.several, "compare", CROPS)
-    one_label(any(saved.fitted.known.several for _, saved in runs), "compare")
     lines: list[Line] = []
     first: np.ndarray | None = None
     for folder, saved in runs:

@@ -32,7 +32,6 @@ from rmadapter.artifacts.predictions import (
     SPLIT,
     predictions,
     read_predictions,
-    write_answers,
     write_predictions,
 )
 from rmadapter.artifacts.record import Choice, Record, Score, Split, read_record
@@ -41,7 +40,6 @@ from rmadapter.data.formats.sources import images_root
 from rmadapter.data.names import given_names
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
-from rmadapter.methods import check_labels
 from rmadapter.runs.auto import Auto, choose
 from rmadapter.runs.folds import FOLDS, Folds
 from rmadapter.runs.judge import BESIDE, enough, judge
@@ -70,8 +68,7 @@ def fit(
 
     method: or how to choose one. folds: of the cross-validation that chooses, calibrates, and
     judges a run on all classes if there are too few other images; None for 4 if choosing or judging
-    needs them, 0 for no judgement. If images have several labels, it chooses the threshold (4 folds
-    for None, none for 0) and judges nothing. columns, crops: how the task's images were read, as in
+    needs them, 0 for no judgement. columns, crops: how the task's images were read, as in
     `read_images`. A killed run is resumed when called again; a finished one is returned. Raises
     UserError if `out` holds another run, another process is at work there, or nothing can be
     written there.
@@ -80,7 +77,6 @@ def fit(
         for left in parts(out, *out.glob(f"{ACTIVATIONS}/*")):
             left.unlink()
         few, backbone = lab.draw(task), lab.backbone(task.backbone)
-        check_labels(method, few.train)
         key = run_key(task, method, name, lab.machine, backbone, few)
         unfinished, key = Unfinished(out / STATE, key), key if folds is None else f"{key}-{folds}"
         record = finished(out, key)
@@ -105,7 +101,6 @@ def fit(
             record = done.record.model_copy(update=found)
             tested = predictions(record, done.evaluations)
             write_predictions(out / PREDICTIONS, tested)
-            write_answers(out / PREDICTIONS, record.scores, done.evaluations)
             train = half(few.train, task.classes)
             wrong = mistakes(done.fitted, train, done.evaluations, tested, lab.test_cache(task))
             write_mistakes(out / WHY, wrong)
@@ -170,10 +165,10 @@ def _done(
 ) -> Outcome:
     """Choose the method, run, calibrate and judge, as far as wanted and possible. count: `folds` of
     `fit`."""
-    several, choice = bool(lab.draw(task).train.several), None
-    judged = count != 0 and task.classes == "all" and not task.tests and not several
+    choice = None
+    judged = count != 0 and task.classes == "all" and not task.tests
     judging = judged and not enough(lab, task)
-    needed = count or judging or isinstance(method, Auto) or (several and count is None)
+    needed = count or judging or isinstance(method, Auto)
     folds = Folds.make(task, lab, count or FOLDS) if needed else None
     if folds and judging:
         images = len(folds.images)
@@ -184,11 +179,8 @@ def _done(
         assert folds is not None
         choice = _choice(folds, method, unfinished)
         method, name = method.method(choice.chosen), choice.chosen
-    temperature = folds.temperature(method, name) if folds and not several else None
-    threshold = folds.threshold(method, name) if folds and several else None
-    done = run_task(
-        task, method, lab, name, unfinished, BESIDE if judged else None, temperature, threshold
-    )
+    temperature = folds.temperature(method, name) if folds else None
+    done = run_task(task, method, lab, name, unfinished, BESIDE if judged else None, temperature)
     done = replace(done, record=done.record.model_copy(update={"choice": choice}))
     return judge(task, method, lab, done, folds) if judged else done
 

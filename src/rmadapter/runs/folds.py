@@ -110,13 +110,6 @@ class Folds:
         surer."""
         return max(temperature, 1.0) if len(self) == 2 else temperature
 
-    def threshold(self, method: Method, name: str) -> float | None:
-        """The probability from which on models of this method should answer a class; None without
-        folds."""
-        if not self.parts:
-            return None
-        return metrics.best_threshold(self.answers(method, name).table, self.judged.targets())
-
     def _ask(self, method: Method, beside: bool, deadline: float) -> Answers:
         started, tables = time.monotonic(), []
         self.lab.train_cache(self.task).expect_parts(self.images)
@@ -167,10 +160,9 @@ def split(
     """
     if together is None:
         together = groups(looks(images.images, progress), images.groups)
-    together, labels = together.tolist(), images.all_labels
-    pairs = ((group, label) for group, some in zip(together, labels, strict=True) for label in some)
+    together, labels = together.tolist(), images.labels
     own: dict[int, list[int]] = defaultdict(list)  # class -> what belongs together, each once
-    for group, label in dict.fromkeys(pairs):
+    for group, label in dict.fromkeys(zip(together, labels, strict=True)):
         own[label].append(group)
     always = {group for some in own.values() if len(some) < 2 for group in some}
     sizes = [len(some) for some in own.values() if len(some) > 1]
@@ -188,8 +180,8 @@ def split(
     found = []
     for fold in range(folds):
         held = np.flatnonzero(place == fold).tolist()
-        rest = {label for i in np.flatnonzero(place != fold).tolist() for label in labels[i]}
-        kept = {together[i] for i in held if not rest.issuperset(labels[i])}
+        rest = {labels[i] for i in np.flatnonzero(place != fold).tolist()}
+        kept = {together[i] for i in held if labels[i] not in rest}
         found.append([i for i in held if together[i] not in kept])
     parts = [part for part in found if part]
     return parts if len(parts) > 1 else []

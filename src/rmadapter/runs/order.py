@@ -29,9 +29,7 @@ def ask_all(
     data sets are sorted by class. Raises UserError as `answers` does.
     """
     order = shuffled(len(images), seed) if fitted.remembers else None
-    parts = list(
-        answers(models, cache.stream(images, fitted.first, text, order), fitted.known.several)
-    )
+    parts = list(answers(models, cache.stream(images, fitted.first, text, order)))
     tables = {name: torch.cat([part.pop(name) for part in parts]) for name in models}
     return (
         tables

@@ -19,17 +19,14 @@ from rmadapter.artifacts.record import (
     MethodName,
     Record,
     Score,
-    Several,
     Split,
 )
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.backbones.load import identity_of, is_published
 from rmadapter.data.catalog.sets import load_dataset
 from rmadapter.data.fewshot import FewShot, few_shot, half, split_digest
-from rmadapter.data.image_set import one_label
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError, quoted
-from rmadapter.methods import check_labels
 from rmadapter.methods.uses import named_sums
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.metrics import accuracy
@@ -163,11 +160,11 @@ class Outcome:
 
 def run_task(
     task: Task, method: Method, lab: Lab, name: str = "", unfinished: Unfinished | None = None,
-    beside: Mapping[str, Method] | None = None, temperature: float | None = None, threshold: float | None = None,
+    beside: Mapping[str, Method] | None = None, temperature: float | None = None,
 ) -> Outcome:  # fmt: skip
     """Run a task with a method. name: for `load_method`. unfinished: where the training is saved
     meanwhile. beside: other methods, fitted to the same shots, whose answers the evaluations hold
-    too. temperature and threshold: as in `Fitted`.
+    too. temperature: as in `Fitted`.
 
     Raises UserError, and NotApplicable if the method cannot answer the first question.
     """
@@ -176,9 +173,7 @@ def run_task(
     reset_peak(cache.device)
     before, started = cache.seconds, time.perf_counter()
     fitted = learn(method, train, task, lab, unfinished)
-    fitted = replace(
-        fitted, temperature=temperature or 1.0, threshold=0.5 if threshold is None else threshold
-    )
+    fitted = replace(fitted, temperature=temperature or 1.0)
     trained, frozen = time.perf_counter() - started, cache.seconds - before
     high = peak(cache.device)
     fitted = fitted.fitted_to(cache.features(train)[0])
@@ -237,7 +232,6 @@ def learn(
 ) -> Fitted:  # fmt: skip
     """Fit a method to some training images, of all classes of a task. cache: used instead of the
     task's own."""
-    check_labels(method, images)
     few, backbone = lab.draw(task), lab.backbone(task.backbone)
     val, cache = (
         None if few.val is None else _alone(half(few.val, task.classes)),
@@ -296,9 +290,7 @@ def evaluate(
     if it cannot answer the first set.
     """
     evaluations, scores = list[Evaluation](), list[Score]()
-    several = fitted.known.several
     for test, images, split in sets:
-        one_label(images.several and not several, fitted.method.title)
         score = Score(
             name=test.name, images=len(images), classes=len(images.classes), data=test.data, digest=images.digest,
             split=split, order=seed if fitted.remembers else None,
@@ -321,11 +313,6 @@ def evaluate(
                 models[f"{name} beside it"] = other.score(images.classes)
         found = ask_all(models, fitted, cache, images, seed, f"evaluating {score.title}")
         tables = [table.numpy() for table in found.values()]
-        if several:
-            worth = Several.of(tables[0], tables[1], images, fitted.threshold)
-            evaluations.append(Evaluation(score.title, images, tables[0], tables[1]))
-            scores.append(score.model_copy(update={"several": worth}))
-            continue
         others = dict(
             zip(
                 (name.removesuffix(" beside it") for name in [*models][2:]), tables[2:], strict=True

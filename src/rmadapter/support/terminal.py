@@ -65,10 +65,6 @@ SplitColumn = Annotated[
 GroupColumn = Annotated[
     str, typer.Option(help="Table column of groups, such as patients; by default group.")
 ]
-Separator = Annotated[
-    str,
-    typer.Option("--label-separator", help="Separator of several labels of an image, such as ;"),
-]
 Crops = Annotated[
     bool,
     typer.Option("--crops", help="COCO, YOLO, Label Studio, FiftyOne: use the boxes as images."),
@@ -78,11 +74,9 @@ Its = Annotated[
 ]
 
 
-def named_columns(
-    image: str, label: str, split: str, group: str, separator: str = ""
-) -> dict[str, str]:
+def named_columns(image: str, label: str, split: str, group: str) -> dict[str, str]:
     """The column options that were given, as `read_images` takes them."""
-    given = {"image": image, "label": label, "split": split, "group": group, "separator": separator}
+    given = {"image": image, "label": label, "split": split, "group": group}
     return {kind: name for kind, name in given.items() if name}
 
 

@@ -48,12 +48,10 @@ class Parameters(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What a model is fitted to: class names, templates with one {} each, and whether an image may
-    have several."""
+    """What a model is fitted to: class names, and templates with one {} each."""
 
     classes: tuple[str, ...]
     templates: tuple[str, ...] = TEMPLATES
-    several: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,14 +81,11 @@ class Shots:
 
     @property
     def known(self) -> Known:
-        return Known(self.classes, self.templates, bool(self.images.several))
+        return Known(self.classes, self.templates)
 
     @property
     def labels(self) -> Tensor:
-        """[N], indices into `classes`; if images may have several, [N, C] in float32, 1 for each
-        that they have."""
-        if self.known.several:
-            return torch.from_numpy(self.images.targets()).float().to(self.device)
+        """[N], indices into `classes`."""
         return torch.tensor(self.images.labels, device=self.device)
 
     @property
@@ -143,8 +138,7 @@ class Fitted:
     NotApplicable for names that the method cannot handle. first: the block of the image encoder
     whose input these states hold; None for features alone. parameters: how many were trained.
     temperature: `score` divides logits by it to calibrate probabilities; no answer changes.
-    threshold: probability from which on a class is answered, if images may have several. examples:
-    untouched unit features [N, e], in float16, of images that it was fitted to; None if not kept.
+    examples: untouched unit features [N, e], in float16, of images that it was fitted to; None if not kept.
     remembers: whether the function of `for_classes` learns from each image, so that answers depend
     on earlier images.
     """
@@ -158,7 +152,6 @@ class Fitted:
     parameters: int = 0
     trained: Trained = field(default_factory=Trained)
     temperature: float = 1.0
-    threshold: float = 0.5
     examples: Tensor | None = None
     remembers: bool = False
 
@@ -223,9 +216,7 @@ class Fitted:
 
         models: first this one, as `score` returns it, then any others that read features.
         """
-        return next(
-            answers(models, [self.states(pixels, features=len(models) > 1)], self.known.several)
-        )
+        return next(answers(models, [self.states(pixels, features=len(models) > 1)]))
 
     def states(self, pixels: Tensor, features: bool = False) -> States:
         """States of pixels [B, 3, H, W]. features: include untouched features even if the model
@@ -259,15 +250,13 @@ class Method(Protocol):
 
 @torch.no_grad()
 def answers(
-    models: Mapping[str, ToLogits], stream: Iterable[States], several: bool = False
+    models: Mapping[str, ToLogits], stream: Iterable[States]
 ) -> Iterator[dict[str, Tensor]]:
-    """Probabilities [B, C] of each model on the CPU, batch by batch: over all classes, or with
-    `several` for each class by itself. Raises UserError if they are not finite."""
+    """Yield the probabilities [B, C] of each model on the CPU, batch by batch. Raises UserError if
+    they are not finite."""
     for states in stream:
         logits = {name: score(states).float() for name, score in models.items()}
-        found = {
-            name: (x.sigmoid() if several else x.softmax(-1)).cpu() for name, x in logits.items()
-        }
+        found = {name: x.softmax(-1).cpu() for name, x in logits.items()}
         if bad := [name for name, table in found.items() if not table.isfinite().all()]:
             raise UserError(
                 f"the answers of {bad[0]} contain NaN or infinity: its training diverged, or it has a bug"

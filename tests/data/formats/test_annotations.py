@@ -35,11 +35,10 @@ def test_whole_images_have_the_label_on_which_all_marks_agree(tmp_path: Path) ->
     assert ignored == {"images without a label": 1}
 
 
-def test_two_classes_in_one_image_are_two_labels_of_it(tmp_path: Path) -> None:
+def test_two_classes_in_one_image_are_refused_without_crops(tmp_path: Path) -> None:
     marks = [Mark("cat", "1", (0, 0, 1, 1)), Mark("dog", "2"), Mark("cat", "3")]
-    assert rows_of({tmp_path / "a.png": marks}, tmp_path, False, Counter()) == [
-        Row("cat", tmp_path / "a.png", also=("dog",))
-    ]
+    with pytest.raises(UserError, match=r"a\.png: .*'cat'.*'dog'.*--crops"):
+        rows_of({tmp_path / "a.png": marks}, tmp_path, False, Counter())
 
 
 @pytest.mark.parametrize("label", ["", " ", "a\0b", "\ud800", "x" * 1001])

@@ -42,7 +42,7 @@ def test_usual_names_are_recognised(tmp_path: Path, image: str, label: str) -> N
 def test_a_column_without_a_name_is_nobodys(text: str, tmp_path: Path) -> None:
     """As pandas and Excel write them."""
     (tmp_path / "t.csv").write_text(text)
-    rows = read_rows(tmp_path / "t.csv", ("image", "label"), ("several", "split", "group"))
+    rows = read_rows(tmp_path / "t.csv", ("image", "label"), ("label_list", "split", "group"))
     assert [cells for _, cells in rows] == [{"image": "a.png", "label": "cat"}]
 
 
@@ -123,8 +123,11 @@ def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_labels_may_stand_in_for_the_label() -> None:
-    kinds = ("image", "label"), ("several", "split")
-    assert choose_columns("t", ["path", "Labels"], *kinds) == {"image": "path", "several": "Labels"}
+    kinds = ("image", "label"), ("label_list", "split")
+    assert choose_columns("t", ["path", "Labels"], *kinds) == {
+        "image": "path",
+        "label_list": "Labels",
+    }
     assert choose_columns("t", ["path", "class"], *kinds) == {"image": "path", "label": "class"}
     for there in (
         ["path"],
@@ -132,8 +135,6 @@ def test_labels_may_stand_in_for_the_label() -> None:
     ):  # who asks for one label alone gets no list of them
         with pytest.raises(UserError, match="is called label or class or category"):
             choose_columns("t", there, *(kinds if there == ["path"] else (("image", "label"), ())))
-    with pytest.raises(UserError, match="t: --label-separator is for CSV"):
-        choose_columns("t", ["path", "label"], ("label",), named={"separator": ";"})
 
 
 def test_a_list_is_one_cell(tmp_path: Path) -> None:

@@ -159,27 +159,26 @@ def test_columns_of_splits_and_groups(library: Any) -> None:
 
 
 @pytest.mark.parametrize("column", ["label", "labels"])
-def test_lists_of_labels_are_several_labels(library: Any, column: str) -> None:
-    named = library.Features(
-        {
-            "image": library.Image(),
-            column: library.Sequence(library.ClassLabel(names=["house_cat", "dog"])),
-        }
-    )
+def test_a_list_of_one_label_is_a_label_and_of_more_is_refused(library: Any, column: str) -> None:
+    classes = library.Sequence(library.ClassLabel(names=["house_cat", "dog"]))
+    named = library.Features({"image": library.Image(), column: classes})
     images = [picture("cat"), picture("dog"), picture("dog", 1)]
-    numbers = library.Dataset.from_dict(
-        {"image": images, column: [[0], [1, 0], []]}, features=named
-    )
-    words = library.Dataset.from_dict(
-        {"image": images, column: [["house_cat"], ["dog", "house_cat"], []]}
-    )
-    for found in (numbers, words.cast_column("image", library.Image())):
-        source = read_dataset(found)
-        assert [row.labels for row in source.splits["all"]] == [
-            ("house_cat",),
-            ("dog", "house_cat"),
+
+    def both(numbers: list[list[int]]) -> list[Any]:
+        words = [[("house_cat", "dog")[number] for number in row] for row in numbers]
+        plain = library.Dataset.from_dict({"image": images, column: words})
+        return [
+            library.Dataset.from_dict({"image": images, column: numbers}, features=named),
+            plain.cast_column("image", library.Image()),
         ]
+
+    for found in both([[0], [1, 1], []]):
+        source = read_dataset(found)
+        assert labels(source.splits["all"]) == ["house_cat", "dog"]
         assert source.ignored.total() == 1
+    for found in both([[0], [1, 0], []]):
+        with pytest.raises(UserError, match=r"row 1: .*'dog'.*'house_cat'"):
+            read_dataset(found)
 
 
 def test_minus_one_is_unknown_only_where_classes_are_numbered(library: Any) -> None:

@@ -202,25 +202,31 @@ def test_a_csv_that_leads_out_of_its_folder_needs_the_users_word(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "separator", "labels"),
+    ("name", "text", "labels"),
     [
-        ("t.csv", "path,labels\n1.png,cat; dog;cat\n2.png,a|b;\n", "", [("cat", "dog"), ("a", "b")]),
-        ("t.csv", "path,label\n1.png,black;white\n2.png,a|b\n", "", [("black;white",), ("a|b",)]),
-        ("t.csv", "path,label,labels\n1.png,one,x;y\n2.png,two,z\n", "", [("one",), ("two",)]),
-        ("t.csv", "path,labels\n1.png,cat + dog\n2.png,a;b\n", " + ", [("cat", "dog"), ("a;b",)]),
-        ("t.csv", 'path,label\n1.png,"cat,dog"\n2.png,a\n', ",", [("cat", "dog"), ("a",)]),
-        ("t.jsonl", '{"path": "1.png", "label": ["cat", "a;b"]}\n{"path": "2.png", "label": "c"}', "",
-         [("cat", "a;b"), ("c",)]),
+        ("t.csv", "path,labels\n1.png,cat; cat;\n2.png,|dog\n", ["cat", "dog"]),
+        ("t.csv", "path,label\n1.png,black;white\n2.png,a|b\n", ["black;white", "a|b"]),
+        ("t.csv", "path,label,labels\n1.png,one,x;y\n2.png,two,z\n", ["one", "two"]),
+        ("t.jsonl", '{"path": "1.png", "label": ["a;b"]}\n{"path": "2.png", "label": "c"}', ["a;b", "c"]),
     ],
 )  # fmt: skip
-def test_several_labels_an_image(
-    tmp_path: Path, name: str, text: str, separator: str, labels: list[tuple[str, ...]]
-) -> None:
+def test_a_row_has_one_label(tmp_path: Path, name: str, text: str, labels: list[str]) -> None:
     (tmp_path / name).write_text(text)
-    rows = scan_table(tmp_path / name, columns={"separator": separator} if separator else None)[
-        "all"
-    ]
-    assert [row.labels for row in rows] == labels
+    assert [row.label for row in scan_table(tmp_path / name)["all"]] == labels
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t.csv", "path,labels\n1.png,cat;dog\n"),
+        ("t.csv", "path,labels\n1.png,cat|dog\n"),
+        ("t.jsonl", '{"path": "1.png", "label": ["cat", "dog"]}'),
+    ],
+)
+def test_a_row_with_several_labels_is_refused(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=f"{name}, line .*'cat'.*'dog'"):
+        scan_table(tmp_path / name)
 
 
 @pytest.mark.parametrize("line", ["1.png, ;|", "1.png,"])

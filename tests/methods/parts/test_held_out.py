@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from rmadapter.backbones import Backbone
@@ -26,17 +24,6 @@ def test_every_shot_is_held_out_once_and_every_class_is_always_fitted() -> None:
 def test_two_shots_make_two_parts_and_one_shot_makes_none() -> None:
     assert len(folds(torch.tensor([0, 0, 1, 1, 1]), 1)) == 2
     assert folds(torch.tensor([0, 0, 1]), 1) == []
-
-
-def test_of_several_labels_an_image_every_image_is_held_out_once(tiny_clip: Backbone) -> None:
-    labels = torch.tensor([[1, 0], [1, 1], [0, 1], [1, 1], [0, 1], [1, 0]]).float()
-    assert sorted(int(i) for _, held in folds(labels, 1) for i in held) == list(range(6))
-    assert folds(labels[:2], 1) == []
-    images = replace(meaningless(8), several=((0, 1), (1,)) * 4)
-    for val in (None, images):
-        for _, features, wanted in held_out(shots_of(tiny_clip, images, val=val)):
-            assert wanted.shape == (len(features), 2)
-            assert wanted[:, 1].all()
 
 
 def test_validation_images_judge_where_there_are_some(tiny_clip: Backbone) -> None:

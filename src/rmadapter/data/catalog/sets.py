@@ -23,7 +23,6 @@ from rmadapter.data.catalog.readers import READERS, Table, image_sets, split_jso
 from rmadapter.data.decode_limits import check_inside
 from rmadapter.data.formats.scan import SPLITS
 from rmadapter.data.formats.sources import only_boxes
-from rmadapter.data.image_set import CROPS, one_label
 from rmadapter.data.names import prompt_name
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError, nearest
@@ -88,7 +87,7 @@ def load_dataset(
     Returns split -> ImageSet with classes in label order and images in the order of the files that
     list them. A catalogue data set may also be stored as plain folders ([split/]class/image); its
     classes then get the catalogue's names. crops: as in `read_images`. Raises UserError if nothing
-    is there, images are missing or have several labels, files contradict each other, or lists name
+    is there, images are missing or have several labels each, files contradict each other, or lists name
     images outside the data set and `outside` is not set.
     """
     base = user_path(root) if root else Path()
@@ -119,7 +118,6 @@ def load_dataset(
             f"{home}: has the domains {', '.join(inside)}; choose one, such as {home.name}/{inside[0]}"
         )
     sets = read_images(home, outside=outside, crops=crops)
-    one_label(any(images.several for images in sets.values()), f"{home} as a bench data set", CROPS)
     return _renamed(sets, dataset, home) if dataset else sets
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 from PIL import Image
 
 from rmadapter.data.decode import load_image
-from rmadapter.data.formats.scan import Row, Rows
+from rmadapter.data.formats.scan import Row, Rows, only_label
 from rmadapter.errors import UserError, is_text, quoted
 from rmadapter.support.files import atomic, cache_folder, shortened
 
@@ -64,7 +64,7 @@ def rows_of(
     relative to `root`).
 
     ignored: counts images without a label, and labels without a box. Raises UserError for an
-    invalid class name or box.
+    invalid class name or box, and without `crops` for an image with several labels.
     """
     rows: Rows = []
     for image, own in marks.items():
@@ -81,8 +81,8 @@ def rows_of(
             group = Path(os.path.relpath(image, root)).as_posix()
             rows += [Row(label, piece, group) for label, piece in zip(labels, pieces, strict=True)]
         else:
-            label, *more = dict.fromkeys(class_name(mark.label, mark.where) for mark in own)
-            rows.append(Row(label, image, also=tuple(more)))
+            names = [class_name(mark.label, mark.where) for mark in own]
+            rows.append(Row(only_label(names, str(image)) or "", image))
     ignored += Counter()  # drops zero counts
     return rows
 

@@ -15,7 +15,7 @@ from rmadapter.support.files import read_text
 USUAL = {  # if a table has several of them, the first is used
     "image": ("path", "image", "file", "filename", "file_name"),
     "label": ("label", "class", "category"),
-    "several": ("labels",),  # labels of one image; replaces "label" in readers that accept it
+    "label_list": ("labels",),  # replaces "label" in readers that accept it
     "split": ("split", "subset"),
     "group": ("group",),
     "name": ("name",),
@@ -25,7 +25,6 @@ USUAL = {  # if a table has several of them, the first is used
 }
 SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl")
 DELIMITERS = ",;\t"  # of equally good ones, the first is used
-SEPARATOR = "separator"  # a further key of `columns`: what separates the labels in a cell
 BETWEEN = "\x1f"  # joins the items of a list, as JSON lines and parquet have them
 
 # the table's columns -> {"image": one of them, ...}
@@ -81,10 +80,8 @@ def choose_columns(
 ) -> dict[str, str]:  # fmt: skip
     """Kind -> its column among `there`; other arguments as in `read_rows`. Raises UserError, naming
     the table."""
-    if (named or {}).get(SEPARATOR):
-        raise UserError(f"{table}: --label-separator is for CSV, TSV, JSON lines and plain parquet")
-    several = "several" in also and there and _column(table, "several", there, named, False)
-    must = {*needed} - ({"label"} if several else set())
+    plural = "label_list" in also and there and _column(table, "label_list", there, named, False)
+    must = {*needed} - ({"label"} if plural else set())
     columns = {what: _column(table, what, there, named, what in must) for what in (*needed, *also)}
     return {what: column for what, column in columns.items() if column is not None}
 

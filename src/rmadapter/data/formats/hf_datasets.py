@@ -16,7 +16,16 @@ from rmadapter.data.decode_limits import check_inside
 from rmadapter.data.formats.annotations import UNLABELLED
 from rmadapter.data.formats.archives import stored
 from rmadapter.data.formats.columns import as_text, choose_columns, pyarrow
-from rmadapter.data.formats.scan import SPLITS, Row, Rows, Source, in_order, row_labels, split_named
+from rmadapter.data.formats.scan import (
+    SPLITS,
+    Row,
+    Rows,
+    Source,
+    in_order,
+    only_label,
+    row_labels,
+    split_named,
+)
 from rmadapter.errors import UserError, quoted
 from rmadapter.support.files import cache_folder
 
@@ -167,18 +176,21 @@ def _rows(
 ) -> Any:  # fmt: skip
     """(split, row) of each labelled image of a part of this name; split is "" unless a column gives
     it."""
-    cells, feature = _cells(part, where, ("image", "label"), ("several", "split", "group"), columns)
+    cells, feature = _cells(
+        part, where, ("image", "label"), ("label_list", "split", "group"), columns
+    )
     for number, cell in cells:
-        what = "label" if "label" in cell else "several"
-        labels = row_labels({what: as_text(_names(cell[what], feature))})
-        if not labels:
+        what = "label" if "label" in cell else "label_list"
+        names = row_labels({what: as_text(_names(cell[what], feature))})
+        label = only_label(names, f"{where}, row {number}")
+        if label is None:
             ignored[UNLABELLED] += 1
             continue
         path = _file(cell["image"], f"{split}-{number}", f"{where}, row {number}", folder, outside)
         group = "" if cell.get("group") is None else str(cell["group"])
         yield (
             str(cell["split"]) if "split" in cell else "",
-            Row(labels[0], path, group, tuple(labels[1:])),
+            Row(label, path, group),
         )
 
 
@@ -227,7 +239,7 @@ def _cells(
     rows = (
         {what: row[column] for what, column in chosen.items()} for row in plain.with_format(None)
     )
-    return enumerate(rows), features.get(chosen.get("label", chosen.get("several")))
+    return enumerate(rows), features.get(chosen.get("label", chosen.get("label_list")))
 
 
 def _file(cell: Any, name: str, where: str, folder: Path | None, outside: bool) -> Path:

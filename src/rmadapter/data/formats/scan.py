@@ -10,25 +10,22 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn, TypeAlias
+from typing import NamedTuple, NoReturn, TypeAlias, TypeVar
 
 from rmadapter.data.decode_limits import formats, listed_image
-from rmadapter.data.formats.columns import BETWEEN, SEPARATOR, read_rows
-from rmadapter.errors import UserError
+from rmadapter.data.formats.columns import BETWEEN, read_rows
+from rmadapter.errors import UserError, quoted
+
+T = TypeVar("T")
 
 
 class Row(NamedTuple):
     """One image. label: as written on disk. group: shared by images that belong together, "" for
-    none. also: further labels of an image with several."""
+    none."""
 
     label: str
     image: Path
     group: str = ""
-    also: tuple[str, ...] = ()
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return (self.label, *self.also)
 
 
 Rows: TypeAlias = list[Row]
@@ -225,32 +222,46 @@ def scan_table(
     """Split -> rows in the order of the table, on which draws depend; {"all": ...} without a split
     column.
 
-    outside: whether images may be outside the table's folder. columns: `named` of `read_rows`, and
-    SEPARATOR -> what separates the labels of an image. Raises UserError as `read_rows` and
-    `listed_image`, and for an empty label or a split other than train, val and test.
+    outside: whether images may be outside the table's folder. columns: `named` of `read_rows`.
+    Raises UserError as `read_rows`, `listed_image` and `only_label`, and for an empty label or a
+    split other than train, val and test.
     """
     found: dict[str, Rows] = {}
-    named = (
-        None
-        if columns is None
-        else {what: name for what, name in columns.items() if what != SEPARATOR}
-    )
-    for where, cells in read_rows(path, ("image", "label"), ("several", "split", "group"), named):
+    for where, cells in read_rows(
+        path, ("image", "label"), ("label_list", "split", "group"), columns
+    ):
         image, split = listed_image(path, where, cells["image"], outside), cells.get("split", "all")
-        labels = row_labels(cells, (columns or {}).get(SEPARATOR, ""))
-        if not labels:
+        label = only_label(row_labels(cells), where)
+        if label is None:
             raise UserError(f"{where}: the label is empty")
         if "split" in cells and split.casefold() not in SPLITS:
             raise UserError(f"{where}: split is {split!r:.80}: write train, val or test")
-        row = Row(labels[0], image, cells.get("group", ""), tuple(labels[1:]))
+        row = Row(label, image, cells.get("group", ""))
         found.setdefault(SPLITS.get(split.casefold(), split), []).append(row)
     return found
 
 
-def row_labels(cells: Mapping[str, str], separator: str = "") -> list[str]:
-    """Labels of a row, without repeats; those of a list, and what the separator splits. Without
-    one, only a column `labels` is split, at ; and |."""
-    written = cells["label"] if "label" in cells else cells["several"]
-    for mark in [separator] if separator else [] if "label" in cells else [";", "|"]:
-        written = written.replace(mark, BETWEEN)
-    return list(dict.fromkeys(filter(None, map(str.strip, written.split(BETWEEN)))))
+def row_labels(cells: Mapping[str, str]) -> list[str]:
+    """Return the labels of a table's row: the items of a list; in a column called `labels`, also
+    the parts between ; or |."""
+    if "label" in cells:
+        written = cells["label"]
+    else:
+        written = cells["label_list"].replace(";", BETWEEN).replace("|", BETWEEN)
+    return [label for label in map(str.strip, written.split(BETWEEN)) if label]
+
+
+def only_label(labels: Iterable[T], where: str) -> T | None:
+    """Return the label of an image, None if it has none; repeats count once. Raises UserError,
+    naming `where`, for an image with several labels."""
+    different: list[T] = []
+    for label in labels:
+        if label not in different:
+            different.append(label)
+    if len(different) > 1:
+        first, second = map(quoted, different[:2])
+        raise UserError(
+            f"{where}: has the labels {first} and {second}, but one label per image is supported: use --crops "
+            f"(crops=True) for boxes, or a multi-label library such as torchvision with BCE loss"
+        )
+    return different[0] if different else None

@@ -17,7 +17,6 @@ from rmadapter.data.decode import complaint
 from rmadapter.data.formats.archives import inner
 from rmadapter.data.formats.scan import scan_folder, scan_table
 from rmadapter.data.ignored import ignored_note
-from rmadapter.data.image_set import one_label
 from rmadapter.data.names import key, prompt_names
 from rmadapter.errors import UserError, is_text, quoted
 from rmadapter.support.files import csv_text, write_text
@@ -108,12 +107,11 @@ class Shelf:
         is left out.
 
         start: called once the folder has proved readable, before the first image is taken. Raises
-        UserError as `scan_folder` and `scan_table`, and for images with several labels.
+        UserError as `scan_folder` and `scan_table`.
         """
         ignored: Counter[str] = Counter()
         listed = (folder / IMAGES).is_file()
         rows = scan_table(folder / IMAGES) if listed else scan_folder(folder, ignored)
-        one_label(any(row.also for some in rows.values() for row in some), "this page")
         start()
         bad = []
         for split, some in rows.items():

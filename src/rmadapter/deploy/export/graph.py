@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.adapter import at_least_float32
-from rmadapter.data.image_set import one_label
 from rmadapter.deploy.export.engines import GRAPH, GROUPS, HINT, INPUT, OPENVINO, OUTPUTS
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
@@ -43,12 +42,11 @@ class Answers(nn.Module):
     itself, those that it compares for unseen classes.
 
     Raises NotApplicable as `Fitted.score`, and for embeddings if the method has no features to
-    give; UserError for a model with several labels per image, and for one that remembers images.
+    give; UserError for a model that remembers images.
     """
 
     def __init__(self, fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> None:
         super().__init__()
-        one_label(fitted.known.several, "export and serve")
         each_alone(fitted, "an exported or served run")
         with torch.no_grad():
             self.fitted, self.found = fitted, fitted.for_classes(tuple(names))

@@ -10,7 +10,6 @@ from rmadapter.artifacts.model_file import Model
 from rmadapter.artifacts.record import Record
 from rmadapter.backbones.choice import licence_of
 from rmadapter.backbones.load import is_published
-from rmadapter.data.image_set import one_label
 from rmadapter.support.html import template
 from rmadapter.support.hub import HUB
 
@@ -22,9 +21,7 @@ def modelcard(
     model: Model, record: Record | None, repository: str, licence: str, examples: bool
 ) -> str:
     """README.md with the hub's metadata. record: None if the model was saved by itself. licence: of
-    what was trained. examples: whether the weights include features of the training images. Raises
-    UserError for a model with several labels per image."""
-    one_label(model.several, "push")
+    what was trained. examples: whether the weights include features of the training images."""
     return template("modelcard.md.j2", escape=False, cell=_cell, percent=_percent).render(
         metadata=_metadata(model, record, repository, licence),
         model=model,

@@ -28,15 +28,12 @@ def held_out(shots: Shots) -> list[tuple[Tensor, Tensor, Tensor]]:
 
 def folds(labels: Tensor, seed: int) -> list[tuple[Tensor, Tensor]]:
     """(rows to fit, rows held out) for at most FOLDS parts; none if a class has one shot. Every fit
-    has every class, except rare classes if images have several labels."""
-    from sklearn.model_selection import KFold, StratifiedKFold
+    has every class."""
+    from sklearn.model_selection import StratifiedKFold
 
-    several = labels.ndim == 2
-    parts = min(FOLDS, int((labels.sum(0) if several else torch.bincount(labels)).min()))
+    parts = min(FOLDS, int(torch.bincount(labels).min()))
     if parts < 2:
         return []
     found = labels.cpu().numpy()
-    splits = (KFold if several else StratifiedKFold)(parts, shuffle=True, random_state=seed).split(
-        found, found
-    )
+    splits = StratifiedKFold(parts, shuffle=True, random_state=seed).split(found, found)
     return [(torch.from_numpy(fit), torch.from_numpy(held)) for fit, held in splits]
