@@ -6,16 +6,14 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import normalize
 
-from rmadapter import Fitted, NotApplicable, Parameters, Uses
+from rmadapter import Fitted, Method, NotApplicable, Parameters, Traits, Uses
 
 
 @dataclass(frozen=True)
-class NearestMean:
+class NearestMean(Method):
     title: ClassVar[str] = "nearest class mean"
     source: ClassVar[str] = "docs/your_method.md"
-    uses: ClassVar[Uses] = Uses(
-        tuned="nothing"
-    )  # beside the shots, and so ranked with those that use no more
+    traits: ClassVar[Traits] = Traits(Uses(tuned="nothing"))  # ranked with those that use no more
     sharpness: float = 20.0  # a field is a setting: --set sharpness=10
 
     def fit(self, backbone, shots):

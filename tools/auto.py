@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from lines import keep, kept, parser
 
+from rmadapter.methods.auto import CANDIDATES, preferred
 from rmadapter.metrics import confidence_interval
-from rmadapter.runs.auto import CANDIDATES, pick, preferred
+from rmadapter.runs.auto import pick
 from rmadapter.runs.folds import FOLDS, Folds
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import Lab, run_task

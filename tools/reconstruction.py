@@ -48,7 +48,7 @@ from rmadapter.runs.run import Lab, evaluate, run_task
 from rmadapter.settings import Machine
 from rmadapter.support.machine import versions
 from rmadapter.task import Task
-from rmadapter.training.contract import Fitted, Known, Parameters, Shots
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots
 from rmadapter.training.loop import Batch, minimise
 
 IMAGES, READ = (
@@ -139,7 +139,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Controlled:
+class Controlled(Method):
     """RMAdapter with a plain regulariser: a penalty on the adapters' output, or a mean of their
     weights over steps."""
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from rmadapter.errors import UserError as UserError
     from rmadapter.methods import load_method as load_method
     from rmadapter.methods.rmadapter import RMAdapter as RMAdapter
-    from rmadapter.methods.uses import Uses as Uses
     from rmadapter.model import AdaptedCLIP as AdaptedCLIP
     from rmadapter.predict.explain import explain_images as explain_images
     from rmadapter.runs.run import Lab as Lab
@@ -46,6 +45,8 @@ if TYPE_CHECKING:
     from rmadapter.training.loop import Batch as Batch
     from rmadapter.training.loop import Recipe as Recipe
     from rmadapter.training.loop import minimise as minimise
+    from rmadapter.training.traits import Traits as Traits
+    from rmadapter.training.traits import Uses as Uses
 
 __version__ = metadata.version("rmadapter")
 
@@ -81,7 +82,7 @@ _HOMES = {
     "curate.suspects": ["find_suspects"],
     "task": ["Question", "Task"],
     "training.loop": ["Batch", "Recipe", "minimise"],
-    "methods.uses": ["Uses"],
+    "training.traits": ["Traits", "Uses"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *_HOME_OF]

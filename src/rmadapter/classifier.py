@@ -66,17 +66,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def set_params(self, **params: Any) -> FewShotClassifier:
         """Set parameters by name. Raises UserError for an unknown one, and then sets none."""
-        from rmadapter.methods import AUTO, load_method
-        from rmadapter.runs.auto import Auto
+        from rmadapter.methods import load_method
         from rmadapter.runs.request import check_names
 
         own = {name: value for name, value in params.items() if name in OWN}
         settings = {name: value for name, value in params.items() if name not in OWN}
         method = own.get("method", self.method)
         if settings:
-            check_names(
-                settings, str(method), Auto() if method == AUTO else load_method(str(method))
-            )
+            check_names(settings, str(method), load_method(str(method), choosing=True))
         for name, value in own.items():
             setattr(self, name, value)
         self.settings = {**self.settings, **settings}
@@ -101,28 +98,27 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         if the method cannot use them.
         """
         from rmadapter.backbones.shared import shared
-        from rmadapter.methods import AUTO
-        from rmadapter.runs.auto import Auto, asked, choose
+        from rmadapter.runs.auto import choose
         from rmadapter.runs.folds import FOLDS, Folds
         from rmadapter.runs.request import Request
         from rmadapter.runs.run import Lab, learn
         from rmadapter.support.machine import find_device
 
         given = {"backbone": self.backbone, "shots": self.shots, "seed": self.seed, **self.settings}
-        wanted = asked(given) if self.method == AUTO else Request.make(given, self.method)
+        wanted = Request.make(given, self.method, choosing=True)
         found = image_set(images, labels, self.class_names if class_names is None else class_names)
         found = weighted(found, sample_weight, self.class_weight, wanted.task.shots)
         lab = Lab(wanted.machine, progress=self.progress)
         lab.add_backbone(shared(wanted.task.backbone, find_device(wanted.machine.device)))
         lab.add("", {"train": found, "test": found.subset([])})
         method, name, temperature, choice = wanted.method, wanted.name, None, None
-        if isinstance(method, Auto):
+        train = half(lab.draw(wanted.task).train, wanted.task.classes)
+        if choices := method.choices(train.labels):
             folds = Folds.make(wanted.task, lab, FOLDS)
-            choice = choose(folds, method)
-            method, name = method.method(choice.chosen), choice.chosen
+            choice = choose(folds, choices)
+            method, name = choices.methods[choice.chosen], choice.chosen
             temperature = folds.temperature(method, name)
         lab.callbacks = tuple(callbacks)
-        train = half(lab.draw(wanted.task).train, wanted.task.classes)
         fitted = replace(learn(method, train, wanted.task, lab), temperature=temperature or 1.0)
         fitted = fitted.fitted_to(lab.train_cache(wanted.task).features(train)[0])
         self.fitted_, self.history_ = fitted, fitted.trained.history

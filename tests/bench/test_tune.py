@@ -13,9 +13,8 @@ from PIL import Image
 
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
-from rmadapter.runs import auto as choose
 from rmadapter.runs.folds import Folds
-from rmadapter.runs.request import Request
+from rmadapter.runs.request import Request, requested
 from rmadapter.settings import read_yaml
 from tests.helpers.clusters import session
 
@@ -82,7 +81,7 @@ def test_trials_are_judged_as_their_methods_are(
 
 def test_the_best_is_a_config(tuned: tuple[Path, Tuned]) -> None:
     out, found = tuned
-    wanted = choose.requested("", out / BEST, {}, None)
+    wanted = requested("", out / BEST, {}, None)
     assert (wanted.name, wanted.task.shots) == ("clip-adapter", 0)
     assert read_yaml(out / BEST)["epochs"] == 30
     for name, value in found.best.params.items():

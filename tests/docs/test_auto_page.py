@@ -11,8 +11,8 @@ import auto
 import numpy as np
 import pytest
 
+from rmadapter.methods.auto import preferred
 from rmadapter.metrics import confidence_interval
-from rmadapter.runs.auto import preferred
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "auto.md").read_text(encoding="utf-8")

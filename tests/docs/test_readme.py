@@ -16,7 +16,7 @@ import torch
 
 from rmadapter.backbones import Backbone
 from rmadapter.methods import METHODS, load_method
-from rmadapter.runs.auto import Auto
+from rmadapter.methods.auto import Auto
 from rmadapter.runs.request import Request
 from rmadapter.settings import settings_of
 from rmadapter.task import COMMON_SETTINGS

@@ -9,8 +9,7 @@ from typer.main import get_command
 
 from rmadapter.bench.protocols import AXES, PROTOCOLS
 from rmadapter.cli.bench import common_and_own
-from rmadapter.methods import AUTO, load_method
-from rmadapter.runs.auto import asked
+from rmadapter.methods import load_method
 from rmadapter.runs.request import Request
 from rmadapter.settings import parse_overrides
 
@@ -51,7 +50,5 @@ def assert_parses(words: list[str], whole: bool = True) -> None:
         Request.make(task | machine)
         for name in {*filter(None, given["methods"].split(",")), *own} - {*PLACEHOLDERS}:
             load_method(name, own.get(name, {}))
-    elif named == AUTO and verb == "fit":
-        asked(sets, given["effort"])
     elif named not in PLACEHOLDERS:
-        Request.make(sets, named, given.get("effort") or "normal")
+        Request.make(sets, named, given.get("effort") or "normal", choosing=verb == "fit")

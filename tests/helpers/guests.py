@@ -9,13 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rmadapter import Backbone, Fitted, NotApplicable, Parameters, Shots
+from rmadapter import Backbone, Fitted, Method, NotApplicable, Parameters, Shots
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.training.contract import Known, ToLogits
 
 
 @dataclass(frozen=True)
-class Guest:
+class Guest(Method):
     """Zero-shot that remembers the mean feature of its shots; kind: how it misbehaves."""
 
     title: ClassVar[str] = "guest"

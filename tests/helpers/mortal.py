@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from rmadapter import Backbone, Fitted, Parameters, Shots
+from rmadapter import Backbone, Fitted, Method, Parameters, Shots
 from rmadapter.methods.zero_shot import ZeroShot
 
 
 @dataclass(frozen=True)
-class Mortal:
+class Mortal(Method):
     """Zero-shot, whose process is killed in its first `deaths` fits; all are counted as files in a
     folder."""
 

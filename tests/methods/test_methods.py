@@ -26,8 +26,10 @@ from rmadapter.methods import (
     is_outside,
     load_method,
 )
+from rmadapter.settings import settings_of
 from rmadapter.training import loop as training
-from rmadapter.training.contract import Fitted, Known, NotApplicable
+from rmadapter.training.contract import Fitted, Known, Method, NotApplicable
+from rmadapter.training.traits import Traits, Uses
 from tests.helpers.gpu_rules import GpuRules
 from tests.helpers.methods import probabilities, quick
 from tests.helpers.shots import noisy_colors, shots_of
@@ -241,6 +243,23 @@ def test_a_method_in_a_file(tiny_clip: Backbone, images: ImageSet, tmp_path: Pat
     assert torch.equal(probabilities(loaded, images), probabilities(fitted, images))
 
 
+def test_a_class_without_the_members_of_method_loads_with_defaults(tmp_path: Path) -> None:
+    (tmp_path / "old.py").write_text(
+        "from dataclasses import dataclass\nfrom rmadapter import Uses\n\n"
+        "@dataclass(frozen=True)\nclass Old:\n"
+        "    size: int = 3\n    title, source, fit = 'old', 'here', None\n"
+        "    restore, parameters = None, None\n    uses, unlabelled = Uses(tuned='nothing'), True\n\n"
+        "BIG = Old(9)\n"
+    )
+    small, big = (load_method(f"{tmp_path / 'old.py'}:{name}") for name in ("Old", "BIG"))
+    assert (small.title, small.recipe, small.choices()) == ("old", None, None)
+    assert small.traits == Traits(Uses(tuned="nothing"), unlabelled=True)
+    assert [settings_of(one) for one in (small, big)] == [{"size": 3}, {"size": 9}]
+    changed = load_method(f"{tmp_path / 'old.py'}:Old", {"size": 9})
+    assert changed == big
+    assert isinstance(changed, Method)
+
+
 def test_a_method_in_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "helpers"))
     assert load_method("guests:Guest").title == "guest"
@@ -268,8 +287,8 @@ def test_a_method_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.Mo
         ("gone.py:Guest", r"cannot be loaded \(ImportError: .*gone.py: no such file"),
         (GUEST.replace("Guest", "Gust"), r"cannot be loaded \(AttributeError"),
         ("no_such_package:Guest", r"cannot be loaded \(ModuleNotFoundError"),
-        (GUEST.replace("Guest", "Unfinished"), "has no 'source': see docs/your_method.md"),
-        (GUEST.replace("Guest", "Undeclared"), "is not a dataclass: see docs/your_method.md"),
+        (GUEST.replace("Guest", "Unfinished"), "Unfinished.*fit, .*source"),
+        (GUEST.replace("Guest", "Undeclared"), "Undeclared.*dataclass"),
     ],
 )
 def test_what_cannot_be_a_method(name: str, words: str) -> None:

@@ -95,15 +95,15 @@ MINE = """
 from dataclasses import dataclass
 from typing import ClassVar
 from tests.helpers.guests import Guest
-from rmadapter import Uses
+from rmadapter import Traits, Uses
 
 @dataclass(frozen=True)
 class Mine(Guest):
-    uses: ClassVar[Uses] = Uses(track="teacher", teacher="ViT-L/14", tuned="nothing")
+    traits: ClassVar[Traits] = Traits(Uses(track="teacher", teacher="ViT-L/14", tuned="nothing"))
 
 @dataclass(frozen=True)
 class Wrong(Guest):
-    uses: ClassVar[str] = "a teacher"
+    traits: ClassVar[Traits] = Traits("a teacher")
 """
 
 
@@ -132,5 +132,5 @@ def test_a_method_from_outside_says_it_in_its_records(
     wrong = f"{tmp_path / 'mine.py'}:Wrong"
     refused(
         rmadapter(*given, "--methods", wrong),
-        "its `uses` is not an rmadapter.Uses: see docs/your_method.md",
+        "mine.py:Wrong",
     )

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 
-from rmadapter import FewShotClassifier, Fitted, Parameters, load_method
+from rmadapter import FewShotClassifier, Fitted, Method, Parameters, load_method
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.methods.linear_probe import LinearProbe
@@ -110,11 +110,14 @@ def test_every_method_that_is_trained_heeds_them(tiny_clip: Backbone) -> None:
     assert table[:, blue].mean() > before[:, blue].mean() + 0.01
 
 
-class Deaf:
+class Deaf(Method):
     title, source = "a method of one's own", ""
 
     def fit(self, backbone: Backbone, shots: Any) -> Fitted:
         return load_method("zero-shot").restore(backbone, shots.known, {})
+
+    def restore(self, backbone: Backbone, known: object, tensors: object) -> Fitted:
+        raise NotImplementedError
 
     def parameters(self, *words: Any) -> Parameters:
         return Parameters()
@@ -128,6 +131,6 @@ def test_a_method_that_does_not_ask_for_weights_is_refused_any(
     lab.add("even", {"train": IMAGES, "test": IMAGES.subset([])})
     lab.add("uneven", {"train": replace(IMAGES, weights=WEIGHTS), "test": IMAGES.subset([])})
     monkeypatch.setattr("rmadapter.runs.run.describe_run", lambda *words, **more: None)
-    run_task(Task(data="even", shots=0, backbone=tiny_clip.name), Deaf(), lab)  # type: ignore[arg-type]
+    run_task(Task(data="even", shots=0, backbone=tiny_clip.name), Deaf(), lab)
     with pytest.raises(UserError, match="a method of one's own cannot weight images"):
-        run_task(Task(data="uneven", shots=0, backbone=tiny_clip.name), Deaf(), lab)  # type: ignore[arg-type]
+        run_task(Task(data="uneven", shots=0, backbone=tiny_clip.name), Deaf(), lab)

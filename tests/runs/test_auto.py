@@ -18,22 +18,15 @@ from rmadapter.backbones import Backbone
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
 from rmadapter.methods import METHODS
+from rmadapter.methods.auto import CANDIDATES, FEW, FOR_FEW, Auto, preferred
 from rmadapter.methods.linear_probe import LinearProbe
-from rmadapter.runs.auto import (
-    CANDIDATES,
-    FEW,
-    FOR_FEW,
-    Auto,
-    asked,
-    choose,
-    pick,
-    preferred,
-    requested,
-)
+from rmadapter.runs.auto import choose, pick
 from rmadapter.runs.fit import fit
 from rmadapter.runs.folds import Folds, OutOfTime
+from rmadapter.runs.request import Request, requested
 from rmadapter.runs.run import Lab, learn
 from rmadapter.settings import settings_of
+from rmadapter.training.contract import Choices
 
 THREE = ("zero-shot", "linear-probe", "tip-adapter")
 
@@ -45,16 +38,23 @@ def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LinearProbe, "_best", lambda probe, worth: max((4.0, 0.0), key=worth))
 
 
+def asked(values: dict[str, Any], data: str = "") -> Request:
+    return Request.make(values, "auto", data=data, choosing=True)
+
+
 def folds_of(
     backbone: Backbone, colors: Path, shots: int = 0, **settings: Any
-) -> tuple[Folds, Auto]:
+) -> tuple[Folds, Choices]:
     wanted = asked(
         {"shots": shots, "device": "cpu", "backbone": backbone.name, **settings}, data="x"
     )
     lab = Lab(wanted.machine, progress=False)
     lab.add_backbone(backbone)
     lab.add("x", {"all": read_images(colors)["train"]})
-    return Folds.make(wanted.task, lab, 3), wanted.method
+    folds = Folds.make(wanted.task, lab, 3)
+    choices = wanted.method.choices(folds.images.labels)
+    assert choices is not None
+    return folds, choices
 
 
 def test_the_first_within_two_standard_errors_of_the_best_is_taken() -> None:
@@ -79,13 +79,13 @@ def test_the_first_within_two_standard_errors_of_the_best_is_taken() -> None:
 
 def test_candidates_are_methods_and_are_asked_in_order(tiny_clip: Backbone, colors: Path) -> None:
     assert {*CANDIDATES} <= {*METHODS}
-    folds, auto = folds_of(tiny_clip, colors, candidates=THREE)
-    choice = choose(folds, auto)
+    folds, choices = folds_of(tiny_clip, colors, candidates=THREE)
+    choice = choose(folds, choices)
     assert [row.name for row in choice.rows] == [*THREE]
     assert (choice.folds, choice.images) == (3, len(folds.rows))
     labels, hits = np.array(folds.judged.labels), []
     for row in choice.rows:
-        hits.append(folds.answers(auto.method(row.name), row.name).table.argmax(1) == labels)
+        hits.append(folds.answers(choices.methods[row.name], row.name).table.argmax(1) == labels)
         assert row.accuracy == pytest.approx(100 * hits[-1].mean())
         assert row.reason == ""
     assert choice.chosen == THREE[pick(np.stack(hits))]
@@ -104,7 +104,7 @@ def test_candidates_are_methods_and_are_asked_in_order(tiny_clip: Backbone, colo
 def test_who_is_late_or_cannot_is_left_out_and_named(
     tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folds, auto = folds_of(tiny_clip, colors, candidates=THREE)
+    folds, choices = folds_of(tiny_clip, colors, candidates=THREE)
     real = folds.answers
 
     def some(method: Any, name: str, **how: Any) -> Any:
@@ -115,7 +115,7 @@ def test_who_is_late_or_cannot_is_left_out_and_named(
         return real(method, name, **how)
 
     monkeypatch.setattr(folds, "answers", some)
-    choice = choose(folds, auto)
+    choice = choose(folds, choices)
     assert choice.chosen == "zero-shot"
     assert [row.reason for row in choice.rows] == [
         "",
@@ -126,7 +126,7 @@ def test_who_is_late_or_cannot_is_left_out_and_named(
     with pytest.raises(
         UserError, match="no candidate could be judged; the first, linear-probe: it has a reason"
     ):
-        choose(folds, Auto(candidates=("linear-probe",)))
+        choose(folds, Auto(candidates=("linear-probe",)).choices())
 
 
 def test_with_one_image_a_class_it_says_that_it_did_not_choose(
@@ -143,14 +143,14 @@ def test_both_probes_are_preferred_for_few_images_alone(tiny_clip: Backbone, col
     assert first == FOR_FEW
     assert others == [name for name in CANDIDATES if name != FOR_FEW]
     assert preferred(("zero-shot", "linear-probe"), 2) == ["zero-shot", "linear-probe"]
-    folds, auto = folds_of(tiny_clip, colors, candidates=("zero-shot", FOR_FEW))
+    folds, choices = folds_of(tiny_clip, colors, candidates=("zero-shot", FOR_FEW))
     assert np.median(np.bincount(folds.images.labels)) < FEW
-    assert [row.name for row in choose(folds, auto).rows] == [FOR_FEW, "zero-shot"]
+    assert [row.name for row in choose(folds, choices).rows] == [FOR_FEW, "zero-shot"]
 
 
 def test_settings_of_a_method_and_unknown_candidates_are_refused() -> None:
-    assert asked({"minutes": 2, "shots": 4}).method.minutes == 2
-    with pytest.raises(UserError, match=r"auto: unknown field 'rank'"):
+    assert asked({"minutes": 2, "shots": 4}).method == Auto(minutes=2)
+    with pytest.raises(UserError, match="rank"):
         asked({"rank": 4})
     with pytest.raises(UserError, match="unknown method 'tip-adaptor'; did you mean"):
         asked({"candidates": ["tip-adaptor"]})
@@ -258,6 +258,6 @@ def test_flags_come_before_the_file_and_set_before_both(tmp_path: Path) -> None:
     assert (found.name, found.task.shots, found.task.seed, found.task.data) == ("mma", 7, 4, "x")
     assert settings_of(found.method)["rank"] == 9
     assert requested("", None, {}, None).name == "rmadapter"
-    assert requested("auto", None, {"minutes": 2}, None, auto=True).method == Auto(minutes=2)
-    with pytest.raises(UserError, match="auto only works with `fit`"):
+    assert requested("auto", None, {"minutes": 2}, None, choosing=True).method == Auto(minutes=2)
+    with pytest.raises(UserError, match="`fit`"):
         requested("auto", None, {}, None)

@@ -22,6 +22,7 @@ from rmadapter.runs.folds import Folds
 from rmadapter.runs.judge import BESIDE, calibrated, judge
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import Lab, Outcome, run_task
+from rmadapter.training.traits import Traits
 from tests.helpers.guests import Guest
 from tests.helpers.shots import grouped
 
@@ -153,7 +154,7 @@ def test_copies_of_training_images_do_not_judge(tiny_clip: Backbone, colors: Pat
 
 
 class Curious(Guest):
-    unlabelled: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(unlabelled=True)
 
 
 def test_copies_of_images_that_were_seen_without_labels_do_not_judge(

@@ -9,8 +9,7 @@ import pytest
 
 from rmadapter.errors import UserError
 from rmadapter.methods import METHODS, load_method
-from rmadapter.runs.auto import requested
-from rmadapter.runs.request import Request, read_config
+from rmadapter.runs.request import Request, read_config, requested
 from rmadapter.settings import settings_of
 from rmadapter.task import COMMON_SETTINGS, qualified_settings
 
@@ -157,7 +156,7 @@ def test_a_config_alone_runs_no_code_from_outside(text: str, tmp_path: Path) -> 
         UserError,
         match=r"is code from outside; name it yourself to run it: --method .+evil\.py:Evil",
     ):
-        requested("", tmp_path / "config.yaml", {}, [], auto=True)
+        requested("", tmp_path / "config.yaml", {}, [], choosing=True)
     read_config(tmp_path / "config.yaml", ("mma", name))
 
 

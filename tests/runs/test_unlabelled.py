@@ -14,11 +14,12 @@ from rmadapter.data.read import ImageSet
 from rmadapter.methods import load_method
 from rmadapter.runs.folds import Folds
 from rmadapter.runs.run import Lab, run_key, run_task
-from rmadapter.runs.unlabelled import digests, pool, wants
+from rmadapter.runs.unlabelled import digests, pool
 from rmadapter.settings import Machine, configured
 from rmadapter.task import Task
 from rmadapter.training.contract import Fitted, Shots
 from rmadapter.training.loop import Recipe
+from rmadapter.training.traits import Traits
 from tests.helpers.guests import Guest
 
 CPU = configured(Machine(), {"device": "cpu"})
@@ -47,7 +48,7 @@ SPLITS = {
 class Curious(Guest):
     """Looks at what it is given."""
 
-    unlabelled: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(unlabelled=True)
     seen: ClassVar[list[Shots]] = []
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
@@ -122,12 +123,14 @@ def test_none_of_the_fold_that_is_asked_about(tiny_clip: Backbone) -> None:
 
 def test_others_get_none(tiny_clip: Backbone) -> None:
     class Incurious(Curious):
-        unlabelled: ClassVar[bool] = False
+        traits: ClassVar[Traits] = Traits()
 
     run_task(task_of(tiny_clip), Incurious(), lab_of(tiny_clip, **SPLITS))
     assert [shots.unlabelled for shots in Curious.seen] == [None]
     assert [
-        name for name in ("prompt-kd", "promptsrc", "rmadapter") if wants(load_method(name))
+        name
+        for name in ("prompt-kd", "promptsrc", "rmadapter")
+        if load_method(name).traits.unlabelled
     ] == ["prompt-kd"]
 
 

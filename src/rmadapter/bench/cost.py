@@ -20,7 +20,6 @@ from rmadapter.data.fewshot import half
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
 from rmadapter.runs.run import Lab, Sets, evaluate, learn
-from rmadapter.runs.unlabelled import wants
 from rmadapter.support.machine import find_device
 from rmadapter.support.terminal import bar, note
 from rmadapter.training.callbacks import Callback
@@ -136,7 +135,8 @@ def _measured(
             classes = len(half(lab.draw(job.task).train, job.task.classes).classes)
             shots = min(most[job.task.data], math.ceil(TRIED / classes))
             try:
-                if wants(method := plan.method(job)):
+                method = plan.method(job)
+                if method.traits.unlabelled:
                     raise UserError(
                         f"{method.title} learns from all train images, and a few of them tell nothing"
                     )
@@ -150,7 +150,7 @@ def _measured(
 def measure(job: Job, method: Method, lab: Lab, shots: int) -> Rates:
     """Measure rates on a few steps with a few shots and on a few test images."""
     task, stamps = replace(job.task, shots=shots), []
-    train, recipe = half(lab.draw(task).train, task.classes), getattr(method, "recipe", None)
+    train, recipe = half(lab.draw(task).train, task.classes), method.recipe
     batch = min(recipe.batch_size, len(train)) if recipe else len(train)
     if recipe:
         short = replace(
@@ -210,7 +210,7 @@ def _seconds(
             continue
         train, recipe = (
             half(lab.draw(job.task).train, job.task.classes),
-            getattr(plan.method(job), "recipe", None),
+            plan.method(job).recipe,
         )
         scale = len(train) / rate.images
         tested = sum(len(images) for _, images, _ in sets)

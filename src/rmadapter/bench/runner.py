@@ -133,7 +133,6 @@ def check_images(plan: Plan, lab: Any, left: Sequence[Job]) -> None:
     ones."""
     from rmadapter.data.fewshot import has_digest
     from rmadapter.runs.run import run_key
-    from rmadapter.runs.unlabelled import wants
 
     for job in left:
         for name in (job.task.data, *(test.data for test in job.task.tests if test.data)):
@@ -164,7 +163,9 @@ def check_images(plan: Plan, lab: Any, left: Sequence[Job]) -> None:
                     f"{path} was tested on different {others[0]} images from the current ones: {CHOOSE}"
                 )
             method = plan.method(job)
-            if not job.trials and (wants(method) or named_sums(job.method, settings_of(method))):
+            if not job.trials and (
+                method.traits.unlabelled or named_sums(job.method, settings_of(method))
+            ):
                 few = lab.draw(job.task)
                 if old.key != run_key(job.task, method, job.method, plan.machine, backbone, few):
                     raise UserError(CHANGED.format(path))
@@ -266,7 +267,7 @@ def blocks_read(methods: Iterable[Any], backbone: Any) -> set[int]:
         with contextlib.suppress(
             Exception
         ):  # a method that does not work on this backbone says so in `fit`
-            found.add(getattr(method, "starts_at", lambda backbone: None)(backbone))
+            found.add(method.starts_at(backbone))
     return found - {None}
 
 

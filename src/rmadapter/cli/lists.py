@@ -42,7 +42,7 @@ def methods(
             "reason": reason,
         }
         settings = settings_of(method)
-        uses = uses_of(name, settings, getattr(method, "uses", None))
+        uses = uses_of(name, settings, method.traits.uses)
         found.append({**facts, "settings": settings, "uses": uses and uses.model_dump()})
     if as_json:
         print(json.dumps(found))

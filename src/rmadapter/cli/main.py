@@ -153,10 +153,10 @@ def fit(
     from rmadapter.backbones.choice import advise, first_of
     from rmadapter.data.names import check_known, read_names
     from rmadapter.data.read import read_images
-    from rmadapter.methods import AUTO, explain_effort
-    from rmadapter.runs.auto import requested
+    from rmadapter.methods import explain_effort
     from rmadapter.runs.fit import fit as run_fit
     from rmadapter.runs.fit import help_fit
+    from rmadapter.runs.request import requested
     from rmadapter.runs.run import Lab
 
     flags = {
@@ -166,8 +166,8 @@ def fit(
         "classes": classes,
         "minutes": minutes,
     }
-    wanted = requested(method, config, flags, sets, effort, str(data), auto=True)
-    if effort != "normal" and wanted.name != AUTO:
+    wanted = requested(method, config, flags, sets, effort, str(data), choosing=True)
+    if effort != "normal":
         note(explain_effort(wanted.name, effort, wanted.method))
     lab = Lab(world.share(wanted.name, wanted.method, wanted.machine))
     given = read_names(names) if names else {}
@@ -272,11 +272,10 @@ def params(
 ) -> None:
     """Count the trained parameters, and how many of them inference needs."""
     from rmadapter.backbones import load_backbone
-    from rmadapter.runs import auto as choose
     from rmadapter.runs import request
 
     own = request.read_config(config, (method,))[1].get("backbone", "ViT-B-16/none")
-    wanted = choose.requested(method, config, {"backbone": backbone or own, "shots": shots}, sets)
+    wanted = request.requested(method, config, {"backbone": backbone or own, "shots": shots}, sets)
     found = wanted.method.parameters(
         load_backbone(wanted.task.backbone), classes, wanted.task.shots
     )

@@ -10,14 +10,15 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
+from abc import ABCMeta
 from collections.abc import Iterable, Mapping
-from dataclasses import is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
+from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmadapter.errors import UserError, nearest, quoted
-from rmadapter.methods.uses import Uses
 from rmadapter.settings import configured
 from rmadapter.support.files import user_path
 from rmadapter.task import FEATURES_ALONE, TEXT_TOO
@@ -69,7 +70,8 @@ METHODS: dict[str, str] = {
 # tokens.
 ON_FEATURES = (*FEATURES_ALONE, *TEXT_TOO)
 DEFAULT = "rmadapter"
-AUTO = "auto"  # not a method: see choose.py
+AUTO = "auto"
+CHOOSING = {AUTO: "auto:Auto"}  # methods that choose among others
 GROUP = "rmadapter.methods"
 EFFORTS = {
     "fast": 0.3,
@@ -83,14 +85,14 @@ def entry_points() -> dict[str, metadata.EntryPoint]:
     return {
         point.name: point
         for point in metadata.entry_points(group=GROUP)
-        if point.name not in METHODS
+        if point.name not in METHODS and point.name not in CHOOSING
     }
 
 
 def is_outside(name: str) -> bool:
     """Whether loading the method runs code that neither this package nor an installed entry point
     names."""
-    return name not in METHODS and name not in entry_points()
+    return name not in METHODS and name not in CHOOSING and name not in entry_points()
 
 
 _TRUSTED: set[str] = (
@@ -114,35 +116,67 @@ def check_named(file: Path, names: Iterable[str], user: Iterable[str]) -> None:
 
 
 def load_method(
-    name: str, values: Mapping[str, Any] | None = None, effort: str = "normal"
+    name: str,
+    values: Mapping[str, Any] | None = None,
+    effort: str = "normal",
+    choosing: bool = False,
 ) -> Method:
-    """A method with its published settings, some of them replaced by flat name.
+    """Return a method with its published settings, some of them replaced by flat name.
 
-    effort: one of EFFORTS; `explain_effort` describes it. Raises UserError for an unknown name,
-    field or effort.
+    effort: one of EFFORTS; `explain_effort` describes it. choosing: whether the method may choose
+    among others. Raises UserError for an unknown name, field or effort.
     """
-    found: Any = _find(name)
-    method = found() if isinstance(found, type) else found
-    for wanted in ("title", "source", "fit", "restore", "parameters"):
-        if not hasattr(method, wanted):
-            raise UserError(f"method {name!r} has no {wanted!r}: see docs/your_method.md")
-    if not is_dataclass(method):
-        raise UserError(f"method {name!r} is not a dataclass: see docs/your_method.md")
-    if not isinstance(getattr(method, "uses", None), Uses | None):
-        raise UserError(
-            f"method {name!r}: its `uses` is not an rmadapter.Uses: see docs/your_method.md"
-        )
+    method = _checked(_find(name), name)
+    if method.choices() and not choosing:
+        raise UserError(f"{name} only works with `fit` and FewShotClassifier: name a method here")
     return configured(_with_effort(method, effort), values or {}, name)
 
 
+def _checked(found: Any, name: str) -> Method:
+    """Return an instance of `Method`. Raises UserError if the class or object is none."""
+    from rmadapter.training.contract import Method
+    from rmadapter.training.traits import Uses
+
+    kind: type = found if isinstance(found, type) else type(found)
+    if not is_dataclass(kind):
+        raise UserError(f"method {name!r} is not a dataclass: see docs/your_method.md")
+    complete = kind if issubclass(kind, Method) else _as_method(kind)
+    if missing := complete.__abstractmethods__:
+        raise UserError(
+            f"method {name!r} has no {', '.join(sorted(missing))}: see docs/your_method.md"
+        )
+    values = (
+        {} if found is kind else {field.name: getattr(found, field.name) for field in fields(found)}
+    )
+    method = found if isinstance(found, Method) else complete(**values)
+    if not isinstance(method.traits.uses, Uses | None):
+        raise UserError(
+            f"method {name!r}: `uses` is not an rmadapter.Uses: see docs/your_method.md"
+        )
+    return method
+
+
+@cache
+def _as_method(kind: type) -> type[Method]:
+    """Return a subclass with the defaults of `Method`, for classes that do not inherit it; they may
+    have their traits as attributes."""
+    from rmadapter.training.contract import Method
+    from rmadapter.training.traits import Traits
+
+    known = {trait.name for trait in fields(Traits)}
+    traits = Traits(**{name: getattr(kind, name) for name in known if hasattr(kind, name)})
+    made: Any = ABCMeta(
+        kind.__name__, (kind, Method), {"traits": traits, "__module__": kind.__module__}
+    )
+    return made
+
+
 def _find(name: str) -> Any:
-    if name in METHODS:
-        module, _, attribute = METHODS[name].partition(":")
+    if place := METHODS.get(name) or CHOOSING.get(name):
+        module, _, attribute = place.partition(":")
         return getattr(import_module(f"rmadapter.methods.{module}"), attribute)
     if (point := entry_points().get(name)) is not None:
         return point.load()
-    if name == AUTO:
-        raise UserError("auto only works with `fit` and FewShotClassifier: name a method here")
     place, colon, attribute = name.rpartition(":")
     if not colon:
         known = [*METHODS, *entry_points()]
@@ -180,30 +214,36 @@ def _from_file(path: Path) -> Any:
 # Effort
 
 
-def _with_effort(method: Any, effort: str) -> Any:
+def _with_effort(method: Method, effort: str) -> Method:
     if effort not in EFFORTS:
         raise UserError(f"effort={effort!r}{nearest(effort, EFFORTS)}")
-    factor, recipe = EFFORTS[effort], getattr(method, "recipe", None)
+    factor, recipe = EFFORTS[effort], method.recipe
+    if method.choices():
+        return configured(method, {"effort": effort})
     if factor == 1 or recipe is None:
         return method
     more = {name: math.ceil(factor * getattr(recipe, name)) for name in ("epochs", "iterations")}
-    own = {name: getattr(method, name) for name in getattr(method, "in_epochs", ())}
+    own = {name: getattr(method, name) for name in method.traits.in_epochs}
     own = {
         name: factor * n if isinstance(n, float) else math.ceil(factor * n)
         for name, n in own.items()
     }
-    return replace(method, recipe=replace(recipe, **more), **own)
+    return replace(method, recipe=replace(recipe, **more), **own)  # type: ignore[type-var]
 
 
-def explain_effort(name: str, effort: str, method: Any = None) -> str:
+def explain_effort(name: str, effort: str, method: Method | None = None) -> str:
     """What an effort changes, in a sentence. method: the one to be trained, if its settings may say
     otherwise."""
-    plain, other = (
-        getattr(load_method(name, effort=e), "recipe", None) for e in ("normal", effort)
-    )
+    if method is not None and method.choices():
+        return f"effort {effort}: of every method that {name} tries"
+    plain, other = (load_method(name, effort=e).recipe for e in ("normal", effort))
     if plain is None or other is None:
         return f"effort {effort}: {name} is not trained step by step, so nothing changes"
     what = "iterations" if plain.iterations else "epochs"
-    if method is not None and (own := getattr(method.recipe, what)) != getattr(other, what):
+    if (
+        method is not None
+        and method.recipe
+        and (own := getattr(method.recipe, what)) != getattr(other, what)
+    ):
         return f"effort {effort}: {what}={own} is set, which counts more"
     return f"effort {effort}: {getattr(other, what)} {what} instead of {getattr(plain, what)}"

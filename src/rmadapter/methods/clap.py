@@ -32,7 +32,7 @@ RECIPE = Recipe(learning_rate=0.1, epochs=300, batch_size=256, weight_decay=0.0)
 
 
 @dataclass(frozen=True)
-class ZeroShotProbe:
+class ZeroShotProbe(Method):
     """Class features trained as free weights, without a penalty. Only answers for the classes of
     its shots."""
 
@@ -51,7 +51,7 @@ class ZeroShotProbe:
 
 
 @dataclass(frozen=True)
-class CLAP:
+class CLAP(Method):
     """The same, held near the text features. One setting for all data sets, as published; the
     strengths keep their initial values, as with constraint `l2` of the released code. Only answers
     for the classes of its shots."""

@@ -31,7 +31,16 @@ from rmadapter.methods.parts.context import PromptedText
 from rmadapter.prompts import Cosines, cosine_logits, linear_logits
 from rmadapter.settings import Positive, Share, Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Fitted, Known, Learner, Parameters, Shots, ToLogits, count
+from rmadapter.training.contract import (
+    Fitted,
+    Known,
+    Learner,
+    Method,
+    Parameters,
+    Shots,
+    ToLogits,
+    count,
+)
 from rmadapter.training.loop import Batch, Recipe, minimise
 
 FIRST, PROMPTS = CoupledPrompts.first, "prompts."
@@ -94,7 +103,7 @@ class Decoupled(Learner):
 
 
 @dataclass(frozen=True)
-class DePT:
+class DePT(Method):
     """n_ctx, depth, init: as in MaPLe. share: lambda. head_rate: factor on the learning rate for
     the head.
 

@@ -28,7 +28,7 @@ from rmadapter.errors import UserError
 from rmadapter.methods.parts.shapes import shaped
 from rmadapter.prompts import Cosines, text_features, untouched
 from rmadapter.support.terminal import note
-from rmadapter.training.contract import Fitted, Known, Parameters, Shots, ToLogits, Trained
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, Trained
 
 WEIGHTS, TEXTS = "weights", "texts"
 IS, ALONE = (
@@ -38,7 +38,7 @@ IS, ALONE = (
 
 
 @dataclass(frozen=True)
-class Descriptions:
+class Descriptions(Method):
     """descriptions: JSON file {class name: [text, ...]} with every class it is fitted to. form:
     kind of the texts.
 

@@ -20,7 +20,16 @@ from rmadapter.methods.parts.held_out import held_out
 from rmadapter.methods.parts.shapes import shaped
 from rmadapter.metrics import temperature
 from rmadapter.settings import Count, Positive
-from rmadapter.training.contract import Fitted, Known, Parameters, Shots, ToLogits, Trained, columns
+from rmadapter.training.contract import (
+    Fitted,
+    Known,
+    Method,
+    Parameters,
+    Shots,
+    ToLogits,
+    Trained,
+    columns,
+)
 
 # mean difference of logits to which they are divided at most: float32 still tells the answers apart
 FLATTEST = 1e-2
@@ -42,7 +51,7 @@ def linear(
 
 
 @dataclass(frozen=True)
-class LinearProbe:
+class LinearProbe(Method):
     """Logistic regression on normalised features, with an L2 penalty chosen on held-out images.
 
     These are the validation images, else parts of the shots held out in turn; with one shot per

@@ -28,7 +28,7 @@ from rmadapter.methods.parts.shapes import shaped
 from rmadapter.methods.tip_adapter import one_hot
 from rmadapter.prompts import linear_logits, zero_shot_weights
 from rmadapter.settings import Positive, Size
-from rmadapter.training.contract import Fitted, Known, Parameters, Shots
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots
 from rmadapter.training.loop import WHOLE, Batch, Recipe, minimise
 
 
@@ -75,7 +75,7 @@ class Blend(nn.Module):
 
 
 @dataclass(frozen=True)
-class LPPlusPlus:
+class LPPlusPlus(Method):
     """One step on all shots per epoch, and one of alpha every `every` epochs. `learning_rate` and
     `final_rate` are factors on the step size of W and b. start: initial alpha in units of the mean
     cosine. One setting for all data sets, as published. Only answers for the classes of its shots.

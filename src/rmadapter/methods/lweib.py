@@ -36,7 +36,7 @@ from rmadapter.methods.descriptions import TEXTS, group_means, packed, unpacked,
 from rmadapter.prompts import Cosines, cosine_logits, learnt_weights
 from rmadapter.settings import Count, Positive, Share
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Fitted, Known, Parameters, Shots, ToLogits, count
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, count
 from rmadapter.training.loop import Batch, Recipe, minimise
 
 FIRST = 1  # block of the image encoder whose input is read
@@ -215,7 +215,7 @@ def rivals(
 
 
 @dataclass(frozen=True)
-class LwEIB:
+class LwEIB(Method):
     """scale: s. fast: factor on s at random in training. slow: probability that the factor is not
     applied. negatives: other classes for each class of a step's images; 0 for all classes.
 

@@ -16,14 +16,14 @@ from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
 from rmadapter.methods.clap import ZeroShotProbe
 from rmadapter.methods.linear_probe import LinearProbe
-from rmadapter.training.contract import Fitted, Known, Parameters, Shots, ToLogits
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits
 from rmadapter.training.loop import Recipe
 
 PROBE = LinearProbe()
 
 
 @dataclass(frozen=True)
-class ProbePair:
+class ProbePair(Method):
     """recipe: of the probe that starts as zero-shot; the other one is as published. Only answers
     for the classes of its shots."""
 

@@ -34,9 +34,10 @@ from rmadapter.prompts import Cosines, cosine_logits
 from rmadapter.settings import Positive, Size
 from rmadapter.support.machine import seeded
 from rmadapter.training.cache import Cache
-from rmadapter.training.contract import Fitted, Known, Parameters, Shots, ToLogits, count
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, count
 from rmadapter.training.loop import Batch, Recipe, minimise
 from rmadapter.training.state import Unfinished, key_of
+from rmadapter.training.traits import Traits
 
 FIRST = 1  # block of both image encoders whose input is read
 STUDENT, TEACHER, CLASSES, DIGEST = "student.", "teacher.", "classes", "digest"  # of tensors
@@ -79,7 +80,7 @@ class Lesson(nn.Module):
 
 
 @dataclass(frozen=True)
-class PromptKD:
+class PromptKD(Method):
     """teacher: name of its backbone, such as a larger one; empty: the student's own. teaching:
     epochs of the teacher. n_image, depth: the student's prompts per block, and its prompted blocks.
     tau, weight: of the loss.
@@ -95,9 +96,11 @@ class PromptKD:
         "Li et al., CVPR 2024 (arXiv 2403.03781); vit_b16_c2_ep20_batch8_4+4ctx.yaml and "
         "scripts/promptkd/base2new_train.sh of github.com/zhengli97/PromptKD"
     )
-    unlabelled: ClassVar[bool] = True
-    whole_batches: ClassVar[bool] = True  # of the batch norm
-    in_epochs: ClassVar[tuple[str, ...]] = ("teaching",)
+    traits: ClassVar[Traits] = Traits(
+        unlabelled=True,
+        whole_batches=True,  # for its batch norm
+        in_epochs=("teaching",),
+    )
     teacher: str = ""
     teaching: Size = 20
     n_image: Size = 4

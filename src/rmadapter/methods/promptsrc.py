@@ -29,6 +29,7 @@ from rmadapter.settings import Size
 from rmadapter.task import check_templates
 from rmadapter.training.contract import Fitted, ModuleMethod, Shots
 from rmadapter.training.loop import Batch, Recipe, minimise
+from rmadapter.training.traits import Traits
 
 # Our own list; the released code averages 60 templates of CLIP's ImageNet ensemble. Both mix
 # medium, quality and size.
@@ -123,7 +124,7 @@ class PromptSRC(ModuleMethod):
         "Khattak et al., ICCV 2023 (arXiv 2307.06948); vit_b16_c2_ep20_batch4_4+4ctx.yaml of "
         "github.com/muzairkhattak/PromptSRC, with templates of our own"
     )
-    in_epochs: ClassVar[tuple[str, ...]] = ("mean", "std")
+    traits: ClassVar[Traits] = Traits(in_epochs=("mean", "std"))
     n_text: Size = 4
     n_image: Size = 4
     depth: Size = 9

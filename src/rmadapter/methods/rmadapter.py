@@ -20,7 +20,7 @@ from rmadapter.errors import UserError
 from rmadapter.model import AdaptedCLIP
 from rmadapter.prompts import Cosines, prompts_each, tokenize
 from rmadapter.settings import AdapterSettings, LossSettings
-from rmadapter.training.contract import Fitted, Known, Parameters, Shots, ToLogits
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits
 from rmadapter.training.loop import Batch, Recipe, minimise
 
 ADAMW = Recipe(
@@ -34,7 +34,7 @@ ADAMW = Recipe(
 
 
 @dataclass(frozen=True)
-class RMAdapter:
+class RMAdapter(Method):
     """The defaults are RMAdapter; docs/defaults.md explains those that the paper leaves open.
     forward: "lean" computes nothing twice, "reference" uses the backbone's own forward pass; both
     give the same loss."""

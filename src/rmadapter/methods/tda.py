@@ -25,7 +25,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import Positive, Share, Size
-from rmadapter.training.contract import Fitted, Known, Parameters, Shots, ToLogits, Trained
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, Trained
 
 
 class Memory:
@@ -55,7 +55,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class TDA:
+class TDA(Method):
     """alpha, beta, size: of the positive memory, with `size` images per class. negative_...: of the
     negative one, which takes entropies over log2 C between lowest and highest. mask: probability
     above which a class counts there.

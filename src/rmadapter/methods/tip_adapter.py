@@ -26,7 +26,16 @@ from rmadapter.methods.parts.shapes import shaped
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import STRICT, option
 from rmadapter.training.cache import Held
-from rmadapter.training.contract import Fitted, Known, Parameters, Shots, ToLogits, Trained, columns
+from rmadapter.training.contract import (
+    Fitted,
+    Known,
+    Method,
+    Parameters,
+    Shots,
+    ToLogits,
+    Trained,
+    columns,
+)
 from rmadapter.training.loop import Batch, Recipe, minimise
 
 PAPER = "Zhang et al., ECCV 2022 (arXiv 2207.09519); configs/imagenet.yaml of github.com/gaopengcuhk/Tip-Adapter"
@@ -49,7 +58,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class TipAdapter:
+class TipAdapter(Method):
     """Nothing is trained. A key is the mean of a shot over the run's augmented views; the released
     code takes ten. Only answers for the classes of its shots."""
 
@@ -72,7 +81,7 @@ class TipAdapter:
 
 
 @dataclass(frozen=True)
-class TipAdapterF:
+class TipAdapterF(Method):
     """Trains the keys, with alpha and beta as given, before both are searched. The keys of the last
     epoch are used; the released code uses the best epoch on the test images."""
 

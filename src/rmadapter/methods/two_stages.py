@@ -22,7 +22,7 @@ from rmadapter.encoders import Encoder, Packed, States, encoders_of
 from rmadapter.methods.parts.copied import with_own
 from rmadapter.methods.parts.still import Still
 from rmadapter.prompts import CHUNK, Cosines, cosine_logits, learnt_weights, prompts_each, tokenize
-from rmadapter.training.contract import Fitted, Known, Parameters, Shots, ToLogits, count
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, count
 from rmadapter.training.loop import Batch, Recipe, minimise
 
 FIRST = 1  # block of the image encoder whose input is read; nothing before it is trained
@@ -89,7 +89,7 @@ def _norms(*encoders: Encoder) -> list[nn.Module]:
 
 
 @dataclass(frozen=True)
-class TwoStages:
+class TwoStages(Method):
     """One setting for all data sets, as published; stages end with whole epochs. Several templates
     are averaged, where the released code trains with the first.
 

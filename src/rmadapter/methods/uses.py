@@ -4,70 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
-
-from pydantic import BaseModel, ConfigDict, model_validator
+from typing import Any
 
 from rmadapter.support.files import read_text, user_path
+from rmadapter.training.traits import TRACKS as TRACKS
+from rmadapter.training.traits import Uses as Uses
 
-Track = Literal["ranked", "extra data", "teacher", "test time"]
-TRACKS: tuple[Track, ...] = get_args(Track)
 UNKNOWN = "not stated"  # track of external methods that do not say what they use: shown, not ranked
-
-
-class Uses(BaseModel):
-    """What a method uses beyond the shots, the class names and the run's templates. Empty: nothing.
-
-    track: methods of different tracks are never ranked together. extra: data or texts. files:
-    settings that name files with these; if one is set, the track is "extra data". teacher: another
-    model that is fitted or queried. backbones: settings that name one. constants: what the authors
-    set for each data set, where we have one setting for all. test_time: what is learned from test
-    images, or from several of them together. tuned: what the settings were chosen on, and what
-    `fit` chooses itself.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    track: Track = "ranked"
-    extra: str = ""
-    files: tuple[str, ...] = ()
-    teacher: str = ""
-    backbones: tuple[str, ...] = ()
-    constants: str = ""
-    test_time: str = ""
-    tuned: str
-
-    @model_validator(mode="after")
-    def _says_why(self) -> Uses:
-        why = {
-            "ranked": self.tuned,
-            "extra data": self.extra,
-            "teacher": self.teacher,
-            "test time": self.test_time,
-        }
-        if not why[self.track]:
-            raise ValueError(f"a method of the track {self.track!r} must say what it uses")
-        return self
-
-    def given(self, settings: Mapping[str, Any]) -> Uses:
-        """The same under these settings of the method."""
-        return (
-            self.model_copy(update={"track": "extra data"})
-            if any(map(settings.get, self.files))
-            else self
-        )
-
-    @property
-    def words(self) -> str:
-        """All in one line."""
-        parts = {
-            "extra": self.extra,
-            "teacher": self.teacher,
-            "test images together": self.test_time,
-            "authors' constants for each set": self.constants,
-            "tuned on": self.tuned,
-        }
-        return "; ".join(f"{name}: {text}" for name, text in parts.items() if text)
 
 
 PUBLISHED = "as published"

@@ -5,13 +5,10 @@ from __future__ import annotations
 import csv
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import cast
-
-from pydantic import ValidationError
 
 from rmadapter.artifacts.checkpoint import (
     FILES,
@@ -34,20 +31,19 @@ from rmadapter.artifacts.predictions import (
     read_predictions,
     write_predictions,
 )
-from rmadapter.artifacts.record import Choice, Record, Score, Split, read_record
+from rmadapter.artifacts.record import Record, Score, Split, read_record
 from rmadapter.data.fewshot import few_shot, half, has_digest, read_split, save_split
 from rmadapter.data.formats.sources import images_root
 from rmadapter.data.names import given_names
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
-from rmadapter.runs.auto import Auto, choose
+from rmadapter.runs.auto import choose_once
 from rmadapter.runs.folds import FOLDS, Folds
 from rmadapter.runs.judge import BESIDE, enough, judge
 from rmadapter.runs.run import Lab, Outcome, Splits, evaluate, learn, run_key, run_task
-from rmadapter.runs.unlabelled import wants
 from rmadapter.support.checksums import check_sums, write_sums
 from rmadapter.support.distributed import asked
-from rmadapter.support.files import ACTIVATIONS, parts, read_json, read_text, write_json
+from rmadapter.support.files import ACTIVATIONS, parts, read_text
 from rmadapter.support.locks import exclusive
 from rmadapter.support.terminal import note
 from rmadapter.task import Half, Question, Task
@@ -60,13 +56,13 @@ NOTHING = "no image was left to evaluate on: {}add a test split, or more than on
 
 
 def fit(
-    task: Task, method: Method | Auto, out: Path, lab: Lab, name: str = "", command: str = "",
+    task: Task, method: Method, out: Path, lab: Lab, name: str = "", command: str = "",
     notes: tuple[str, ...] = (), folds: int | None = None, columns: Mapping[str, str] | None = None,
     crops: bool = False,
 ) -> Record:  # fmt: skip
     """Do a task, and keep the model, the record and the report in a folder.
 
-    method: or how to choose one. folds: of the cross-validation that chooses, calibrates, and
+    folds: of the cross-validation that chooses, calibrates, and
     judges a run on all classes if there are too few other images; None for 4 if choosing or judging
     needs them, 0 for no judgement. columns, crops: how the task's images were read, as in
     `read_images`. A killed run is resumed when called again; a finished one is returned. Raises
@@ -157,7 +153,7 @@ def _history(path: Path) -> list[dict[str, float]]:
 
 def _done(
     task: Task,
-    method: Method | Auto,
+    method: Method,
     lab: Lab,
     name: str,
     unfinished: Unfinished,
@@ -168,31 +164,22 @@ def _done(
     choice = None
     judged = count != 0 and task.classes == "all" and not task.tests
     judging = judged and not enough(lab, task)
-    needed = count or judging or isinstance(method, Auto)
+    choices = method.choices(half(lab.draw(task).train, task.classes).labels)
+    needed = count or judging or choices
     folds = Folds.make(task, lab, count or FOLDS) if needed else None
     if folds and judging:
         images = len(folds.images)
         note(
             f"no test split: judging by {len(folds)}-fold cross-validation of the {images:,} training images"
         )
-    if isinstance(method, Auto):
-        assert folds is not None
-        choice = _choice(folds, method, unfinished)
-        method, name = method.method(choice.chosen), choice.chosen
+    if folds is not None and choices:
+        file = f"choice-{unfinished.key[:24]}-{len(folds)}.json"
+        choice = choose_once(folds, choices, unfinished.path.parent / ACTIVATIONS / file)
+        method, name = choices.methods[choice.chosen], choice.chosen
     temperature = folds.temperature(method, name) if folds else None
     done = run_task(task, method, lab, name, unfinished, BESIDE if judged else None, temperature)
     done = replace(done, record=done.record.model_copy(update={"choice": choice}))
     return judge(task, method, lab, done, folds) if judged else done
-
-
-def _choice(folds: Folds, auto: Auto, unfinished: Unfinished) -> Choice:
-    """The choice, made once and kept: after a stop, other timings might lead to another method."""
-    path = unfinished.path.parent / ACTIVATIONS / f"choice-{unfinished.key[:24]}-{len(folds)}.json"
-    with suppress(UserError, ValidationError):
-        return Choice.model_validate(read_json(path))
-    choice = choose(folds, auto)
-    write_json(path, choice.model_dump(mode="json"))
-    return choice
 
 
 def known_names(folder: Path, saved: Saved) -> dict[str, str]:
@@ -237,7 +224,7 @@ def evaluate_saved(
         there = ", ".join([*splits, "heldout"])
         raise UserError(f"the data has no {split} split: give --split one of {there}")
     if split == "heldout":
-        if wants(fitted.method):
+        if fitted.method.traits.unlabelled:
             raise UserError(
                 f"{fitted.method.title} has seen the images that were not drawn: give --split test"
             )

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.errors import UserError, nearest, quoted
-from rmadapter.methods import AUTO, DEFAULT, check_named, load_method
-from rmadapter.settings import Machine, configured, read_yaml, settings_of
+from rmadapter.methods import DEFAULT, check_named, load_method
+from rmadapter.settings import Machine, configured, parse_overrides, read_yaml, settings_of
 from rmadapter.support.machine import fastest_precision, find_device
 from rmadapter.support.terminal import note
 from rmadapter.task import COMMON_SETTINGS, MACHINE_SETTINGS, TASK_SETTINGS, Task, check_views
@@ -40,19 +40,37 @@ class Request:
         method: str = DEFAULT,
         effort: str = "normal",
         data: str = "",
+        choosing: bool = False,
     ) -> Request:
         """Build from flat names of the task, the machine and the method; `METHOD.field` reaches a
-        method's field whose name is also a common one. Raises UserError that says what is unknown
-        and what to write."""
-        task, machine, own = split(values or {}, method)
-        found = load_method(method, {}, effort)
-        check_own(own, found)
-        return cls(
-            check_views(configured(Task(data=data), task)),
-            machine_of(machine),
-            configured(found, own),
-            method,
+        method's field whose name is also a common one. choosing: as for `load_method`. Raises
+        UserError that says what is unknown and what to write."""
+        task, machine, settings = split(values or {}, method)
+        published = load_method(method, {}, effort, choosing)
+        check_own(settings, published)
+        configured_method = configured(published, settings)
+        configured_method.choices()  # loads the candidates, if it has any
+        task_settings = check_views(configured(Task(data=data), task))
+        return cls(task_settings, machine_of(machine), configured_method, method)
+
+
+def requested(
+    method: str, config: Path | None, flags: Mapping[str, Any], sets: list[str] | None, effort: str = "normal",
+    data: str = "", choosing: bool = False,
+) -> Request:  # fmt: skip
+    """Build a request from a command line: a file of settings, overridden by flags, which --set
+    overrides."""
+    named, values = read_config(config, (method,))
+    name = method or named or DEFAULT
+    if effort != "normal":
+        values = without_length(values, name)
+    values |= {flag: value for flag, value in flags.items() if value is not None}
+    values |= parse_overrides(sets or [])
+    if flags.get("minutes") is not None and not load_method(name, choosing=choosing).choices():
+        raise UserError(
+            "--minutes limits the choice of --method auto; other methods train as long as --effort says"
         )
+    return Request.make(values, name, effort, data, choosing)
 
 
 def machine_of(values: Mapping[str, Any]) -> Machine:
@@ -94,9 +112,7 @@ def read_config(file: Path | None, named: Sequence[str] = ()) -> tuple[str, dict
     values = read_yaml(file) if file else {}
     if file:
         given = [
-            values[name]
-            for name in ("method", "candidates", f"{AUTO}.candidates")
-            if name in values
+            values[name] for name in values if name.rpartition(".")[2] in ("method", "candidates")
         ]
         check_named(
             file,
@@ -107,8 +123,11 @@ def read_config(file: Path | None, named: Sequence[str] = ()) -> tuple[str, dict
 
 
 def without_length(values: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """A file's values without those that an effort scales: an option takes precedence over a file."""
-    long = ("epochs", "iterations", *getattr(load_method(method), "in_epochs", ()))
+    """Return a file's values without those that an effort scales: an option takes precedence."""
+    loaded = load_method(method, choosing=True)
+    if loaded.choices():
+        return dict(values)
+    long = ("epochs", "iterations", *loaded.traits.in_epochs)
     return {name: value for name, value in values.items() if name.rpartition(".")[2] not in long}
 
 

@@ -31,7 +31,7 @@ from rmadapter.methods.uses import named_sums
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.metrics import accuracy
 from rmadapter.runs.order import ask_all
-from rmadapter.runs.unlabelled import digests, pool, seen, wants
+from rmadapter.runs.unlabelled import digests, pool, seen
 from rmadapter.settings import Machine, settings_of
 from rmadapter.support.distributed import ask
 from rmadapter.support.files import own_name
@@ -237,7 +237,11 @@ def learn(
         None if few.val is None else _alone(half(few.val, task.classes)),
         cache or lab.train_cache(task),
     )
-    more = pool(few, images, asked=not lab.splits(task.data).get("test")) if wants(method) else None
+    more = (
+        pool(few, images, asked=not lab.splits(task.data).get("test"))
+        if method.traits.unlabelled
+        else None
+    )
     shots = Shots(
         _alone(images),
         cache,
@@ -331,7 +335,7 @@ def describe_run(
     backbone = lab.backbone(task.backbone)
     settings = json.loads(json.dumps(settings_of(method)))
     own: Any = {
-        "uses": getattr(method, "uses", None),
+        "uses": method.traits.uses,
         "sums": tuple(named_sums(name, settings)) if few else (),
     }
     return Record(
@@ -351,7 +355,7 @@ def describe_run(
 
 
 def run_key(
-    task: Task, method: Any, name: str, machine: Machine, backbone: Backbone, few: FewShot
+    task: Task, method: Method, name: str, machine: Machine, backbone: Backbone, few: FewShot
 ) -> str:
     """Hash of all that a training depends on; not of where data and activations are, nor of what
     computes them."""

@@ -1,20 +1,15 @@
-"""Train images without their labels, for methods that set `unlabelled: ClassVar[bool] = True`, such
-as PromptKD."""
+"""Train images without their labels, for methods with the trait `unlabelled`, such as PromptKD."""
 
 from __future__ import annotations
 
 from rmadapter.data.fewshot import FewShot, order_digest
 from rmadapter.data.read import ImageSet
+from rmadapter.training.contract import Method
 
 
-def wants(method: object) -> bool:
-    """Whether a method learns from images without labels."""
-    return bool(getattr(method, "unlabelled", False))
-
-
-def digests(method: object, few: FewShot) -> list[str]:
+def digests(method: Method, few: FewShot) -> list[str]:
     """SHA-256 digests, dependent on order, of the images in a draw that a training depends on."""
-    return [order_digest(few), *([few.heldout.digest] if wants(method) else [])]
+    return [order_digest(few), *([few.heldout.digest] if method.traits.unlabelled else [])]
 
 
 def pool(few: FewShot, images: ImageSet, asked: bool) -> ImageSet:
@@ -37,7 +32,7 @@ def pool(few: FewShot, images: ImageSet, asked: bool) -> ImageSet:
     return ImageSet(found, labels, few.train.classes, written=few.train.written, groups=groups)
 
 
-def seen(method: object, few: FewShot, images: ImageSet, tested: object) -> ImageSet:
+def seen(method: Method, few: FewShot, images: ImageSet, tested: object) -> ImageSet:
     """All images that a method learns from. tested: whether there is a test split, so undrawn
     images are not tested."""
-    return pool(few, images, asked=not tested) if wants(method) else images
+    return pool(few, images, asked=not tested) if method.traits.unlabelled else images

@@ -105,7 +105,7 @@ def share(name: str, method: Any, machine: Machine) -> Machine:
     if not launched():
         return machine
     recipe, count, local = (
-        getattr(method, "recipe", None),
+        method.recipe,
         int(os.environ["WORLD_SIZE"]),
         int(os.environ["LOCAL_RANK"]),
     )
@@ -113,7 +113,7 @@ def share(name: str, method: Any, machine: Machine) -> Machine:
         raise UserError(
             f"{name} is not trained step by step: {count} processes have nothing to share; start one"
         )
-    if getattr(method, "whole_batches", False):
+    if method.traits.whole_batches:
         raise UserError(
             f"{name} normalises over a batch, which {count} processes would split: start one"
         )

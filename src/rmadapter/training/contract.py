@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +24,13 @@ from rmadapter.task import TEMPLATES
 from rmadapter.training.cache import BATCH, Cache, Live, Source
 from rmadapter.training.callbacks import Callback
 from rmadapter.training.state import Trained, Unfinished
+from rmadapter.training.traits import Traits
 
 if TYPE_CHECKING:
     from rmadapter.backbones import Backbone
     from rmadapter.data.read import ImageSet, ImageSource
     from rmadapter.encoders import States
+    from rmadapter.training.loop import Recipe
 
 ToLogits: TypeAlias = "Callable[[States], Tensor]"  # states of B images -> logits [B, C]
 MOST_EXAMPLES = 10_000
@@ -227,25 +229,54 @@ class Fitted:
         )
 
 
-class Method(Protocol):
-    """What every method has. title: for tables. source: paper, and where the values of the fields
-    are from."""
+class Choices(NamedTuple):
+    """Methods to choose from by name, the preferred first, and the minutes for judging them."""
+
+    methods: Mapping[str, Method]
+    minutes: float
+
+
+class Method(ABC):
+    """A few-shot method: a frozen dataclass whose fields are its settings."""
+
+    traits: ClassVar[Traits] = Traits()
 
     @property
-    def title(self) -> str: ...
+    @abstractmethod
+    def title(self) -> str:
+        """Return the name for tables."""
 
     @property
-    def source(self) -> str: ...
+    @abstractmethod
+    def source(self) -> str:
+        """Return the paper, and where the values of the fields are from."""
 
-    def fit(self, backbone: Backbone, shots: Shots) -> Fitted: ...
+    @property
+    def recipe(self) -> Recipe | None:
+        """Return the recipe of a method that trains step by step, else None."""
+        return None
 
+    @abstractmethod
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        """Train on the shots. Raises UserError if settings and shots do not fit together."""
+
+    @abstractmethod
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
-        """What `fit` returned, from its tensors; a freshly fitted model answers through this, too."""
-        ...
+        """Return what `fit` returned, from its tensors; `fit` itself ends with this call."""
 
+    @abstractmethod
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
-        """Numbers of parameters; the numbers of classes and shots matter to few methods."""
-        ...
+        """Count parameters. Few methods depend on `classes` or `shots`."""
+
+    def starts_at(self, backbone: Backbone) -> int | None:
+        """Return the block of the image encoder whose input the fitted model reads; None for
+        features alone."""
+        return None
+
+    def choices(self, labels: Sequence[int] = ()) -> Choices | None:
+        """Return the methods of which the best on folds of the shots is to be fitted; None to fit
+        this one. labels: of the shots."""
+        return None
 
 
 @torch.no_grad()
@@ -291,24 +322,13 @@ class Learner(nn.Module, ABC):
         """As `Fitted.for_classes`, after a fit to `known`."""
 
 
-class ModuleMethod(ABC):
+class ModuleMethod(Method):
     """A method that learns one module: a new module that loads the trained state answers like the
     trained one."""
 
-    @property
-    @abstractmethod
-    def title(self) -> str: ...
-
-    @property
-    @abstractmethod
-    def source(self) -> str: ...
-
     @abstractmethod
     def module(self, backbone: Backbone, seed: int = 1) -> Learner:
-        """An untrained module."""
-
-    @abstractmethod
-    def fit(self, backbone: Backbone, shots: Shots) -> Fitted: ...
+        """Return an untrained module."""
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         module = self.module(backbone).eval()

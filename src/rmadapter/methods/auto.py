@@ -1,0 +1,60 @@
+"""`--method auto`: a method that chooses among others; docs/auto.md says what that is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from rmadapter.backbones import Backbone
+from rmadapter.errors import UserError
+from rmadapter.methods import load_method
+from rmadapter.settings import STRICT, option
+from rmadapter.training.contract import Choices, Fitted, Known, Method, Parameters, Shots
+
+# In order of preference and of trial: the cheap ones first, and among these the best on the
+# choosing sets.
+CANDIDATES = (
+    "linear-probe", "linear-probe-pair", "linear-probe-zero-shot", "tip-adapter-f", "zero-shot", "zero-shot-ensemble",
+    "rmadapter", "mmrl",
+)  # fmt: skip
+FOR_FEW, FEW = "linear-probe-pair", 8  # preferred if classes usually have fewer images than FEW
+
+
+def preferred(candidates: Sequence[str], images: float) -> list[str]:
+    """Return the candidates in their order, but `FOR_FEW` first if a class usually has fewer than
+    `FEW` images."""
+    return sorted(candidates, key=lambda name: images >= FEW or name != FOR_FEW)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Auto(Method):
+    """The most preferred of its candidates that `runs.auto.choose` finds as good as the best."""
+
+    title: ClassVar[str] = "auto"
+    source: ClassVar[str] = "docs/auto.md"
+    minutes: float = option(
+        10.0, "minutes for the choice; methods that would take longer are left out", gt=0
+    )
+    candidates: tuple[str, ...] = option(
+        CANDIDATES, "methods to choose from, the preferred first", min_length=1
+    )
+    effort: str = option("normal", "effort of the candidates")
+
+    def choices(self, labels: Sequence[int] = ()) -> Choices:
+        names = preferred(self.candidates, float(np.median(np.bincount(labels))) if labels else FEW)
+        methods = {name: load_method(name, effort=self.effort) for name in names}
+        return Choices(methods, self.minutes)
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        """Fit the most preferred candidate: where nothing was judged, nothing speaks for another."""
+        return next(iter(self.choices(shots.images.labels).methods.values())).fit(backbone, shots)
+
+    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
+        raise UserError("a run of auto is saved under the method that was chosen: load that one")
+
+    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
+        raise UserError("auto has no parameters of its own: name one of its candidates")

@@ -1,0 +1,81 @@
+"""What the package must know about a method beyond its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+Track = Literal["ranked", "extra data", "teacher", "test time"]
+TRACKS: tuple[Track, ...] = get_args(Track)
+
+
+class Uses(BaseModel):
+    """What a method uses beyond the shots, the class names and the run's templates. Empty: nothing.
+
+    track: methods of different tracks are never ranked together. extra: data or texts. files:
+    settings that name files with these; if one is set, the track is "extra data". teacher: another
+    model that is fitted or queried. backbones: settings that name one. constants: what the authors
+    set for each data set, where we have one setting for all. test_time: what is learned from test
+    images, or from several of them together. tuned: what the settings were chosen on, and what
+    `fit` chooses itself.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    track: Track = "ranked"
+    extra: str = ""
+    files: tuple[str, ...] = ()
+    teacher: str = ""
+    backbones: tuple[str, ...] = ()
+    constants: str = ""
+    test_time: str = ""
+    tuned: str
+
+    @model_validator(mode="after")
+    def _says_why(self) -> Uses:
+        why = {
+            "ranked": self.tuned,
+            "extra data": self.extra,
+            "teacher": self.teacher,
+            "test time": self.test_time,
+        }
+        if not why[self.track]:
+            raise ValueError(f"a method of the track {self.track!r} must say what it uses")
+        return self
+
+    def given(self, settings: Mapping[str, Any]) -> Uses:
+        """Return a copy that reflects the settings."""
+        if any(settings.get(file) for file in self.files):
+            return self.model_copy(update={"track": "extra data"})
+        return self
+
+    @property
+    def words(self) -> str:
+        """Summarise in one line."""
+        parts = {
+            "extra": self.extra,
+            "teacher": self.teacher,
+            "test images together": self.test_time,
+            "authors' constants for each set": self.constants,
+            "tuned on": self.tuned,
+        }
+        return "; ".join(f"{name}: {text}" for name, text in parts.items() if text)
+
+
+@dataclass(frozen=True)
+class Traits:
+    """Facts about a method's class, whatever its settings.
+
+    uses: what it uses beyond the shots; None if a method from outside does not say. unlabelled:
+    whether it learns from `Shots.unlabelled`. whole_batches: whether its loss depends on a whole
+    batch, which several processes must not split. in_epochs: fields outside `recipe` that count
+    epochs, which `--effort` scales.
+    """
+
+    uses: Uses | None = None
+    unlabelled: bool = False
+    whole_batches: bool = False
+    in_epochs: tuple[str, ...] = ()
