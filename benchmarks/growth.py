@@ -33,9 +33,9 @@ from scaling import parsed, plot
 from step import Step
 
 from rmadapter.artifacts.evaluation import Evaluation
-from rmadapter.artifacts.page import write_page
 from rmadapter.artifacts.predictions import Predictions, write_predictions
 from rmadapter.artifacts.record import FORMAT, BackboneName, MethodName, Record, Score
+from rmadapter.artifacts.run_page import write_run_page
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.data.duplicates import groups, looks
 from rmadapter.data.read import ImageSet, read_images
@@ -266,7 +266,7 @@ def written(images: ImageSet, count: int) -> None:
     found = [Predictions.of(score, e)]
     with tempfile.TemporaryDirectory() as folder:
         write_predictions(Path(folder) / "predictions.csv", found)
-        write_page(Path(folder) / "report.html", record, found, [])
+        write_run_page(Path(folder) / "report.html", record, found, [])
 
 
 STUDIES: dict[str, Any] = {

@@ -290,7 +290,7 @@ def test_scores_and_answers_that_do_not_belong_together_are_refused(
 
 def test_templates_can_be_had_without_the_libraries_that_draw() -> None:
     code = (
-        "import sys, rmadapter.artifacts.page\n"
+        "import sys, rmadapter.artifacts.run_page\n"
         "sys.exit(bool({'sklearn', 'scipy', 'matplotlib', 'jinja2', 'open_clip'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

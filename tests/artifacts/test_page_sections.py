@@ -14,9 +14,9 @@ from sklearn.metrics import confusion_matrix
 
 from rmadapter.artifacts.evaluation import Evaluation
 from rmadapter.artifacts.mistakes import Mistake, Neighbour
-from rmadapter.artifacts.page import write_page
-from rmadapter.artifacts.page_sections import MATRIX_LIMIT, TRAINING, Change, panel, thumbnails_of
+from rmadapter.artifacts.page import thumbnails_of
 from rmadapter.artifacts.predictions import Predictions
+from rmadapter.artifacts.run_page import MATRIX_LIMIT, TRAINING, Change, panel, write_run_page
 from rmadapter.data.read import ImageSet
 from tests.helpers.parsed import Page
 from tests.helpers.run_pages import correct, evaluation, record, score, write
@@ -138,7 +138,7 @@ def test_mistakes_are_shown_with_the_nearest_training_images(tmp_path: Path) -> 
         Neighbour("<gone>.png", None, "<b>", 0.5),
     )
     wrong = [Mistake(its.images[row], near)]
-    write_page(tmp_path / "r.html", record(score(e, "all")), [its], [], wrong=wrong)
+    write_run_page(tmp_path / "r.html", record(score(e, "all")), [its], [], wrong=wrong)
     page = Page(tmp_path / "r.html")
     text = page.text
     assert "why" in page.values("id")
@@ -154,7 +154,7 @@ def test_mistakes_are_shown_with_the_nearest_training_images(tmp_path: Path) -> 
     assert kept[TRAINING, "near.png"]
     gone = Predictions(**{**vars(its), "sources": (None,) * 40})
     wrong = [Mistake(its.images[row], tuple(one._replace(source=None) for one in near))]
-    write_page(tmp_path / "again.html", record(score(e, "all")), [gone], [], kept, wrong)
+    write_run_page(tmp_path / "again.html", record(score(e, "all")), [gone], [], kept, wrong)
     assert (tmp_path / "again.html").read_bytes() == (tmp_path / "r.html").read_bytes()
-    write_page(tmp_path / "none.html", record(score(e, "all")), [its], [])
+    write_run_page(tmp_path / "none.html", record(score(e, "all")), [its], [])
     assert "why" not in Page(tmp_path / "none.html").values("id")

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from rmadapter.artifacts.evaluation import Evaluation
-from rmadapter.artifacts.page import write_page
 from rmadapter.artifacts.predictions import (
     COLUMNS,
     PREDICTIONS,
@@ -22,6 +21,7 @@ from rmadapter.artifacts.predictions import (
     write_predictions,
 )
 from rmadapter.artifacts.record import Record
+from rmadapter.artifacts.run_page import write_run_page
 from rmadapter.data.fewshot import FewShot, save_split
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
@@ -84,7 +84,7 @@ def test_read_back_it_is_the_same(tmp_path: Path) -> None:
 
 def test_the_numbers_of_the_page_are_those_of_the_file(tmp_path: Path) -> None:
     its, _ = written(tmp_path)
-    write_page(tmp_path / "r.html", its, read_predictions(tmp_path, its), [])
+    write_run_page(tmp_path / "r.html", its, read_predictions(tmp_path, its), [])
     text = Page(tmp_path / "r.html").text
     with open(tmp_path / PREDICTIONS, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

@@ -64,7 +64,7 @@ def write_site(out: Path) -> Path:
     numbers = {"size": 32, "resize": "shortest", "interpolation": "bicubic", "fill": 0}
     (out / TRANSFORM).write_text(json.dumps(numbers | {"mean": [0, 0, 0], "std": [1, 1, 1]}))
     write_sums(out, (GRAPH, LABELS, TRANSFORM))
-    web.write_page(out)
+    web.add_page(out)
     return out
 
 

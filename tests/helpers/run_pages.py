@@ -9,9 +9,9 @@ import numpy as np
 from sklearn.metrics import accuracy_score
 
 from rmadapter.artifacts.evaluation import Evaluation
-from rmadapter.artifacts.page import write_page
 from rmadapter.artifacts.predictions import predictions
 from rmadapter.artifacts.record import FORMAT, BackboneName, MethodName, Record, Score
+from rmadapter.artifacts.run_page import write_run_page
 from rmadapter.data.read import ImageSet
 from rmadapter.methods import load_method
 from rmadapter.settings import settings_of
@@ -78,7 +78,7 @@ def record(
 
 
 def write(path: Path, its: Record, evaluations: list[Evaluation], history: Any = ()) -> None:
-    write_page(path, its, predictions(its, evaluations), history)
+    write_run_page(path, its, predictions(its, evaluations), history)
 
 
 HISTORY = [{"step": i, "epoch": 1, "loss": 3.0 / i, "lr": 0.1} for i in range(1, 30)]

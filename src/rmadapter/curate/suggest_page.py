@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rmadapter.artifacts.page import percent
-from rmadapter.artifacts.page_sections import thumbnail
+from rmadapter.artifacts.page import thumbnail, write_html
 from rmadapter.curate.suggest import Suggested
 from rmadapter.support.files import csv_text, inert, inert_path, path_from, write_text
-from rmadapter.support.html import template
 
 COLUMNS = ("image", "label", "rank", "score", "guess", "probability", "guess_2", "probability_2")
 MOST = 300  # images on the page
@@ -39,7 +37,5 @@ def write_page(path: Path, found: Suggested, pool: str, table: Path) -> None:
     table: the list."""
     some = found.suggestions[:MOST]
     cards = [{"src": thumbnail(one.image), **one._asdict()} for one in some]
-    html = template("suggest.html.j2", percent=percent).render(
-        found=found, cards=cards, pool=pool, table=table.name, meaning=MEANINGS[found.rule]
-    )
-    write_text(path, html)
+    names = {"pool": pool, "table": table.name, "meaning": MEANINGS[found.rule]}
+    write_html(path, "suggest.html.j2", found=found, cards=cards, **names)

@@ -14,8 +14,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from rmadapter.artifacts.mistakes import Nearest, Neighbour, nearest
-from rmadapter.artifacts.page import percent
-from rmadapter.artifacts.page_sections import thumbnail
+from rmadapter.artifacts.page import neighbour_cards, thumbnail, write_html
 from rmadapter.curate import checks
 from rmadapter.data.decode import complaint
 from rmadapter.data.duplicates import groups, looks
@@ -27,7 +26,6 @@ from rmadapter.runs.folds import FOLDS, Folds, split
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import Lab
 from rmadapter.support.files import csv_text, inert, inert_path, user_path, write_text
-from rmadapter.support.html import template
 
 METHOD = "linear-probe"
 # chosen in docs/suspects.md, and many times faster than a search for C
@@ -50,7 +48,7 @@ MEANINGS = {  # kinds of reasons, the worst first
 KINDS = tuple(MEANINGS)
 SHOWN = 5  # neighbours of a suspect
 COLUMNS = ("image", "given", "suggested", "confidence", "reasons", "neighbours", "decision")
-MOST, SMALL = 60, 96  # suspects of one kind on the page; pixels of the longer side of a neighbour
+MOST = 60  # suspects of one kind on the page
 
 Split = TypeVar("Split")
 
@@ -263,7 +261,9 @@ def write_page(
 
     data, method: names to show. table: the list. options: of the command that applies the list.
     """
-    html = template("suspects.html.j2", percent=percent).render(
+    write_html(
+        path,
+        "suspects.html.j2",
         data=data,
         method=method,
         table=table.name,
@@ -273,7 +273,6 @@ def write_page(
         judged=suspects.judged,
         sections=list(_sections(suspects)),
     )
-    write_text(path, html)
 
 
 def _sections(suspects: Suspects) -> Iterator[dict[str, object]]:
@@ -286,14 +285,9 @@ def _sections(suspects: Suspects) -> Iterator[dict[str, object]]:
 
 
 def _card(images: ImageSet, one: Suspect) -> dict[str, object]:
-    neighbours = [
-        {
-            **near._asdict(),
-            "src": thumbnail(near.source, SMALL),
-            "suggested": one.suggested is not None and near.label == one.suggested,
-        }
-        for near in one.neighbours
-    ]
+    neighbours = neighbour_cards(one.neighbours)
+    for card in neighbours:
+        card["suggested"] = one.suggested is not None and card["label"] == one.suggested
     return {
         **vars(one),
         "src": "" if one.row is None else thumbnail(images.images[one.row]),

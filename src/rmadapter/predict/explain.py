@@ -10,8 +10,7 @@ from torch import Tensor
 
 from rmadapter.artifacts.checkpoint import Saved, load
 from rmadapter.artifacts.mistakes import Neighbour, kept, nearest_examples
-from rmadapter.artifacts.page import percent
-from rmadapter.artifacts.page_sections import SMALL, thumbnail
+from rmadapter.artifacts.page import neighbour_cards, thumbnail, write_html
 from rmadapter.artifacts.predictions import SPLIT, source_of
 from rmadapter.artifacts.record import RECORD, read_record
 from rmadapter.backbones import Backbone
@@ -20,8 +19,7 @@ from rmadapter.data.formats.sources import images_root
 from rmadapter.data.transforms import decoded, hinted
 from rmadapter.errors import UserError
 from rmadapter.methods.zero_shot import ZeroShot
-from rmadapter.support.files import user_path, write_text
-from rmadapter.support.html import template
+from rmadapter.support.files import user_path
 from rmadapter.support.hub import run_folder
 from rmadapter.support.terminal import note, track
 from rmadapter.training.cache import BATCH
@@ -132,9 +130,6 @@ def write_page(path: Path, explanations: Sequence[Explanation], run: str) -> Non
     """Write the page atomically; it needs no network and no script. run: its name on the page."""
     cards = []
     for one in explanations:
-        neighbours = [
-            {**near._asdict(), "src": thumbnail(near.source, SMALL)} for near in one.neighbours
-        ]
+        neighbours = neighbour_cards(one.neighbours)
         cards.append({**vars(one), "neighbours": neighbours, "src": thumbnail(one.image)})
-    html = template("explain.html.j2", percent=percent).render(cards=cards, run=run)
-    write_text(path, html)
+    write_html(path, "explain.html.j2", cards=cards, run=run)

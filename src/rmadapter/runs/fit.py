@@ -22,8 +22,7 @@ from rmadapter.artifacts.checkpoint import (
 )
 from rmadapter.artifacts.evaluation import Evaluation
 from rmadapter.artifacts.mistakes import WHY, mistakes, read_mistakes, write_mistakes
-from rmadapter.artifacts.page import write_page
-from rmadapter.artifacts.page_sections import thumbnails_of
+from rmadapter.artifacts.page import thumbnails_of
 from rmadapter.artifacts.predictions import (
     PREDICTIONS,
     SPLIT,
@@ -32,6 +31,7 @@ from rmadapter.artifacts.predictions import (
     write_predictions,
 )
 from rmadapter.artifacts.record import Record, Score, Split, read_record
+from rmadapter.artifacts.run_page import write_run_page
 from rmadapter.data.fewshot import few_shot, half, has_digest, read_split, save_split
 from rmadapter.data.formats.sources import images_root
 from rmadapter.data.names import given_names
@@ -100,7 +100,7 @@ def fit(
             train = half(few.train, task.classes)
             wrong = mistakes(done.fitted, train, done.evaluations, tested, lab.test_cache(task))
             write_mistakes(out / WHY, wrong)
-            write_page(out / PAGE, record, tested, done.fitted.trained.history, wrong=wrong)
+            write_run_page(out / PAGE, record, tested, done.fitted.trained.history, wrong=wrong)
             save_run(out, done.fitted, record.method.name, record, train.written)
         # Only an unfinished run needs these: this one, or one that was killed here.
         (out / STATE).unlink(missing_ok=True)
@@ -135,7 +135,7 @@ def page_again(folder: Path) -> Path:
         wrong = read_mistakes(folder / WHY, found[0], root) if found else []
         thumbnails = thumbnails_of(page)
         write_sums(folder, set(FILES) - {PAGE})  # these fit the folder even if this is killed
-        write_page(page, record, found, history, thumbnails, wrong)
+        write_run_page(page, record, found, history, thumbnails, wrong)
         write_sums(folder, FILES)
     return page
 

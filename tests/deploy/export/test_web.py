@@ -174,5 +174,5 @@ def test_a_model_that_is_too_large_for_a_page_is_refused(tmp_path: Path) -> None
     with open(tmp_path / graph.BESIDE, "wb") as file:
         file.truncate(2_500_000_000)
     with pytest.raises(UserError, match=r"the model takes 2\.5 GB, but a page holds less than 2"):
-        web.write_page(tmp_path)
+        web.add_page(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == [graph.BESIDE]

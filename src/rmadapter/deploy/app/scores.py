@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rmadapter.artifacts.checkpoint import PAGE, RECORD
-from rmadapter.artifacts.page_sections import thumbnail, thumbnails_of
+from rmadapter.artifacts.page import thumbnail, thumbnails_of
 from rmadapter.artifacts.predictions import PREDICTIONS, Predictions, read_predictions
 from rmadapter.artifacts.record import Rates, Record, read_record
 from rmadapter.deploy.app.images import own_name

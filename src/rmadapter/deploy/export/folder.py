@@ -155,7 +155,7 @@ def _write_graph(
             )
         graph.write_openvino(stage, precision)
     if to == "web":
-        web.write_page(stage)
+        web.add_page(stage)
     return search
 
 

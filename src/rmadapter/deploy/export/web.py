@@ -66,7 +66,7 @@ def _fetch(folder: Path) -> None:
         raise UserError(f"{NAME} {VERSION} could not be fetched ({reason}); check the connection")
 
 
-def write_page(folder: Path) -> None:
+def add_page(folder: Path) -> None:
     """Put the page and its engine beside a graph. Raises UserError as `engine` does and for a graph
     too large for a page, and OSError."""
     if (folder / BESIDE).exists():

@@ -1,27 +1,29 @@
-"""What a run's page shows for one set of images: the change, images, confusions, classes and
-confidence."""
+"""The page of a run: report.html says what the adaptation changed, with images, confusions, classes
+and confidence."""
 
 from __future__ import annotations
 
-import base64
-import io
-import re
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from html import unescape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rmadapter import metrics
+from rmadapter.artifacts.checkpoint import flat
 from rmadapter.artifacts.mistakes import Mistake
+from rmadapter.artifacts.page import neighbour_cards, thumbnail, write_html
 from rmadapter.artifacts.predictions import Predictions
-from rmadapter.artifacts.record import Score
-from rmadapter.data.read import ImageSource, load_image
+from rmadapter.artifacts.record import MethodName, Record, Score
+from rmadapter.artifacts.summary import as_table, choice_table, told
 from rmadapter.errors import UserError
+from rmadapter.methods import load_method, may_run
+from rmadapter.settings import Machine, documentation, settings_of
 from rmadapter.support import plots
-from rmadapter.support.files import read_text
+from rmadapter.task import Task
 
 MATRIX_LIMIT = (
     25  # most classes for which a matrix is readable; beyond, only its largest entries are listed
@@ -31,7 +33,6 @@ PAIRS = 15  # most rows in the list of confusions
 AT_FIRST = 8  # of these, shown in place of a matrix
 IN_WORDS = 3  # of these, told in a sentence
 PER_OUTCOME = 6  # images shown for each outcome
-THUMBNAIL, SMALL = 160, 96  # pixels of the longer side, and of a training image
 TRAINING = -1  # number of the training images, which are no scored set
 OUTCOMES = (  # name, what it means, (zero-shot is right, adapted is right)
     ("Gained", "only the adapted model is right", (False, True)),
@@ -41,6 +42,80 @@ OUTCOMES = (  # name, what it means, (zero-shot is right, adapted is right)
 )
 
 Thumbnails = Mapping[tuple[int, str], str]  # (number of the set, path) -> data: address
+
+
+def write_run_page(
+    path: Path,
+    record: Record,
+    found: Sequence[Predictions],
+    history: Sequence[Mapping[str, float]],
+    thumbnails: Thumbnails | None = None,
+    wrong: Sequence[Mistake] = (),
+) -> None:
+    """Write the page atomically; the same input gives the same bytes.
+
+    found: one for each score of the record that has an accuracy, in the same order
+    history: loss terms of every step; empty for a method that is not trained step by step
+    thumbnails: from `page.thumbnails_of`, for images that no longer exist
+    wrong: mistakes on the first test set, with the nearest training images
+    Raises ValueError if scores and predictions do not match.
+    """
+    answered = [number for number, score in enumerate(record.scores) if score.accuracy is not None]
+    panels = [
+        panel(number, record.scores[number], some, thumbnails or {})
+        for number, some in zip(answered, found, strict=True)
+    ]
+    changes = {part["number"]: part["change"] for part in panels}
+    write_html(
+        path,
+        "report.html.j2",
+        record=record,
+        judged=record.judgement and as_table(record.judgement),
+        choice=record.choice and (*choice_table(record.choice), told(record.choice)),
+        rows=[(score, changes.get(number)) for number, score in enumerate(record.scores)],
+        mean=record.metric("hm"),
+        mean_zero_shot=record.metric("hm", zero_shot=True),
+        panels=panels,
+        reasons=reasons(answered[0], found[0], wrong, thumbnails or {}) if wrong else [],
+        losses=plots.loss_terms(history),
+        settings=_settings(record),
+    )
+
+
+def _settings(record: Record) -> list[dict[str, Any]]:
+    """Every setting with its meaning; `changed` if it differs from the default, which is known only
+    if the method can be loaded again."""
+    name, meaning, usual = record.method.name, documentation(Task()) | documentation(Machine()), {}
+    if (method := _method(name)) is not None:
+        own = documentation(method)
+        meaning = own | {f"{name}.{setting}": text for setting, text in own.items()} | meaning
+        plain = MethodName(name=name, settings=settings_of(method))
+        usual = flat(
+            record.model_copy(
+                update={"task": Task(), "precision": Machine().precision, "method": plain}
+            )
+        )
+    return [
+        {
+            "name": setting,
+            "value": value if isinstance(value, str) else _json(value),
+            "changed": setting in usual and _json(value) != _json(usual[setting]),
+            "text": meaning.get(setting, ""),
+        }
+        for setting, value in flat(record).items()
+    ]
+
+
+def _method(name: str) -> Any:
+    """The method; None if it cannot be loaded, and if that would run code that only the record
+    names."""
+    with suppress(UserError):
+        return load_method(name) if may_run(name) else None
+    return None
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 @dataclass(frozen=True)
@@ -195,15 +270,10 @@ def reasons(
     cards = []
     for image, neighbours in wrong:
         i = found.images.index(image)
-        near = [
-            {
-                "image": one.image,
-                "label": names.get(str(one.label), one.label),
-                "similarity": one.similarity,
-                "src": thumbnail(one.source, SMALL) or thumbnails.get((TRAINING, one.image), ""),
-            }
-            for one in neighbours
-        ]
+        near = neighbour_cards(neighbours)
+        for card in near:
+            card["label"] = names.get(str(card["label"]), card["label"])
+            card["src"] = card["src"] or thumbnails.get((TRAINING, card["image"]), "")
         adapted, zero_shot = (
             [
                 (found.classes[guess.which[i]], float(guess.probability[i]))
@@ -216,29 +286,3 @@ def reasons(
         card = {"set": number, "image": image, "src": src, "true": found.classes[found.true[i]]}
         cards.append({**card, "best": adapted, "zero_shot": zero_shot, "neighbours": near})
     return cards
-
-
-def thumbnail(source: ImageSource | None, side: int = THUMBNAIL) -> str:
-    """The image as a data: address, its longer side at most `side` pixels; "" if it can no longer
-    be read."""
-    if source is None:
-        return ""
-    try:
-        image = load_image(source)
-    except UserError:
-        return ""
-    image.thumbnail((side, side))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def thumbnails_of(page: Path) -> dict[tuple[int, str], str]:
-    """Thumbnails from an earlier page of the run, so that it can be rebuilt without its images."""
-    try:
-        text = read_text(page, errors="replace") if page.is_file() else ""
-    except UserError:  # far larger than any page
-        return {}
-    card = r'<\w+ class="\w+" data-set="(-?\d+)" title="([^"]*)">\s*<img src="(data:image/jpeg;base64,[\w+/=]+)"'
-    found = re.findall(card, text)
-    return {(int(number), unescape(file)): src for number, file, src in found}
