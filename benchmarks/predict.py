@@ -28,15 +28,14 @@ from PIL import Image
 from torch import Tensor
 
 from rmadapter.backbones import load_backbone
-from rmadapter.cli.predict import write_answers
 from rmadapter.data.inputs import find_images
 from rmadapter.data.read import ImageSet
 from rmadapter.data.transforms import ImageTensors, batches
 from rmadapter.methods import load_method
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.predict.answer import columns
-from rmadapter.predict.outfile import OutFile
-from rmadapter.predict.stream import Asker
+from rmadapter.predict.stream import Predictor
+from rmadapter.predict.write import AnswerFile, write_answers
 from rmadapter.prompts import cosine_logits
 from rmadapter.training.cache import BATCH
 from rmadapter.training.contract import Known
@@ -99,17 +98,23 @@ def measure(options: argparse.Namespace, images: ImageSet) -> dict[str, Any]:
         return torch.cat(list(fitted.probabilities(images.images)))
 
     untouched = ZeroShot().restore(backbone, Known(names), {}).score()
-    asker, top = (
-        Asker(fitted, names, names, 1),
+    predictor, top = (
+        Predictor(fitted, names, names, 1),
         {"own": fitted.score(names), "untouched": untouched},
     )
 
     def file() -> Tensor:
         """The probabilities of the best class, as the file has them."""
         with tempfile.TemporaryDirectory() as folder:
-            out = OutFile(Path(folder) / "answers.csv", columns(1), "")
+            out = AnswerFile(Path(folder) / "answers.csv", columns(1), "")
             write_answers(
-                find_images([str(images.root)]).files, asker, 0.0, False, out, None, progress=False
+                find_images([str(images.root)]).files,
+                predictor,
+                0.0,
+                False,
+                out,
+                None,
+                progress=False,
             )
             with open(out.path, newline="", encoding="utf-8") as text:
                 found = {row["image"]: float(row["probability"]) for row in csv.DictReader(text)}

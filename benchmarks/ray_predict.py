@@ -27,7 +27,7 @@ from rmadapter.backbones import load_backbone
 from rmadapter.bench.ray.cluster import connected
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.predict.ray import cluster
-from rmadapter.predict.stream import Asker
+from rmadapter.predict.stream import Predictor
 from rmadapter.training.cache import BATCH
 from rmadapter.training.contract import Known
 
@@ -58,14 +58,14 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     names = tuple(class_names(options.classes, options.seed))
     save(folder / "run", ZeroShot().restore(backbone, Known(names), {}), "zero-shot")
     files = list(write_files(folder, options))
-    asker = Asker(load(folder / "run", options.backbone).fitted, names, names)
-    rows = [timed(0, asker, files)]
+    predictor = Predictor(load(folder / "run", options.backbone).fitted, names, names)
+    rows = [timed(0, predictor, files)]
     for workers in options.workers:
         with connected(processors=max(options.workers)):
             rows.append(
                 timed(
                     workers,
-                    cluster(asker, folder / "run", options.backbone, "", workers, ""),
+                    cluster(predictor, folder / "run", options.backbone, "", workers, ""),
                     files,
                 )
             )
@@ -74,17 +74,17 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {"about": about, "rows": rows}
 
 
-def timed(workers: int, asker: Any, files: Sequence[Path]) -> dict[str, Any]:
+def timed(workers: int, predictor: Any, files: Sequence[Path]) -> dict[str, Any]:
     """Seconds per image. workers: 0 for the local engine."""
     few = BATCH * max(workers, 1)
-    start, whole = spent(asker, files[:few]), spent(asker, files)
+    start, whole = spent(predictor, files[:few]), spent(predictor, files)
     return {"workers": workers, "start": start, "seconds": (whole - start) / (len(files) - few)}
 
 
-def spent(asker: Any, files: Sequence[Path]) -> float:
+def spent(predictor: Any, files: Sequence[Path]) -> float:
     """Seconds until all are answered."""
     begun = time.perf_counter()
-    assert sum(map(len, asker.ask(files))) == len(files)
+    assert sum(map(len, predictor.predict(files))) == len(files)
     return time.perf_counter() - begun
 
 

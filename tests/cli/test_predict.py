@@ -17,7 +17,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.cli.main import main
 from rmadapter.cli.predict import _classes, _key
 from rmadapter.predict import stream
-from rmadapter.predict.stream import Asker
+from rmadapter.predict.stream import Predictor
 from rmadapter.support.locks import exclusive
 from tests.helpers.shell import Answer, Command, its_backbone, refused, rmadapter
 
@@ -220,9 +220,7 @@ def test_the_first_bad_file_stops_it_and_the_same_command_goes_on(
     monkeypatch.setattr(
         stream, "decoded", lambda images, *more: seen.extend(images) or decoded(images, *more)
     )
-    refused_with_notes(
-        rmadapter(*command, "--top", 3), "a.csv.partial: holds answers from another run or other"
-    )
+    refused_with_notes(rmadapter(*command, "--top", 3), "a.csv.partial")
     others = [
         "predict",
         finished,
@@ -231,7 +229,7 @@ def test_the_first_bad_file_stops_it_and_the_same_command_goes_on(
         "--out",
         tmp_path / "a.csv",
     ]
-    refused_with_notes(rmadapter(*others), "a.csv.partial: holds answers to other images, such as")
+    refused_with_notes(rmadapter(*others), "a.csv.partial")
     seen.clear()
     done = rmadapter(*command, "--skip-bad", "--json")
     assert seen == [path for path in sorted(photos.glob("*/*.png")) if path.parent.name > "1"]
@@ -305,7 +303,7 @@ def test_what_is_refused(rmadapter: Command, finished: Path, photos: Path, tmp_p
         ([image, image, "--sort-into", tmp_path / "s", "--move"], "is given twice"),
         (
             [photos / "0", "--sort-into", photos / "0/s"],
-            "which is searched for images: choose another folder",
+            "choose another folder to sort into",
         ),
         ([image, "--out", tmp_path / "a.txt"], "give a name that ends in .csv"),
     ):
@@ -338,8 +336,8 @@ def test_answers_of_another_calibration_are_not_gone_on_with(
     saved = load(finished, tiny_clip)
     keys = []
     for heat in (1.0, 1.0, 3.0):
-        asker = Asker(
+        predictor = Predictor(
             replace(saved.fitted, temperature=heat), saved.names, [*map(str, saved.labels)], 1
         )
-        keys.append(_key(finished, asker, []))
+        keys.append(_key(finished, predictor, []))
     assert keys[0] == keys[1] != keys[2]

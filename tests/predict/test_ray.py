@@ -16,17 +16,26 @@ from rmadapter.artifacts.checkpoint import load
 from rmadapter.backbones import Backbone
 from rmadapter.cli.main import main
 from rmadapter.errors import UserError
-from rmadapter.predict.ray import Answering, cluster, digest
-from rmadapter.predict.stream import Asker
+from rmadapter.predict.ray import (
+    Worker,
+    cluster,
+    digest,
+    find_rows,
+    is_row,
+    rows_of,
+    unpacked_rows,
+)  # fmt: skip
+from rmadapter.predict.stream import Predictor
 from tests.helpers.clusters import session
 
 __all__ = ["session"]
 pa = pytest.importorskip("pyarrow")
+from pyarrow import parquet  # noqa: E402
 
 
-def asker_of(finished: Path, backbone: Backbone) -> Asker:
+def predictor_of(finished: Path, backbone: Backbone) -> Predictor:
     saved = load(finished, backbone)
-    return Asker(saved.fitted, saved.names, [str(label) for label in saved.labels], 3)
+    return Predictor(saved.fitted, saved.names, [str(label) for label in saved.labels], 3)
 
 
 def predict(monkeypatch: pytest.MonkeyPatch, *words: Any) -> int:
@@ -50,7 +59,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_answers_are_those_of_the_local_engine(
+def test_answers_equal_those_of_the_local_engine(
     session: None,
     finished: Path,
     tiny_clip: Backbone,
@@ -77,7 +86,7 @@ def test_answers_are_those_of_the_local_engine(
     assert len(there) == 16 + 2
 
 
-def test_bytes_in_parquet_are_decoded_as_files_are(
+def test_bytes_in_parquet_are_decoded_like_files(
     session: None,
     finished: Path,
     tiny_clip: Backbone,
@@ -87,7 +96,6 @@ def test_bytes_in_parquet_are_decoded_as_files_are(
     """A photo that lies on its side, 16 bits, transparency: as test_images.py has them."""
     import numpy as np
     from PIL import Image
-    from pyarrow import parquet
 
     monkeypatch.chdir(images.parent)
     turned = Image.open(images / "red/0.png").convert("RGB")
@@ -113,7 +121,7 @@ def test_bytes_in_parquet_are_decoded_as_files_are(
     assert packed[:3] == plain[:3]
 
 
-def test_a_restart_asks_what_is_left_alone(
+def test_restart_answers_only_what_is_left(
     session: None,
     finished: Path,
     tiny_clip: Backbone,
@@ -140,7 +148,7 @@ def test_a_restart_asks_what_is_left_alone(
         raise UserError("stopped")
 
     with monkeypatch.context() as patched:
-        patched.setattr("rmadapter.predict.outfile.OutFile.finish", stopped)
+        patched.setattr("rmadapter.predict.write.AnswerFile.finish", stopped)
         assert predict(patched, *words, "a.csv") == 2
     ten = [kept[0], *(line.replace('"guess": "', '"guess": "kept ') for line in kept[1:11])]
     Path("a.csv.partial").write_text("\n".join(ten) + "\n")
@@ -152,45 +160,45 @@ def test_a_restart_asks_what_is_left_alone(
     )
 
 
-def test_a_node_that_lacks_the_run_or_has_another(
+def test_node_without_the_run_or_with_another(
     session: None, finished: Path, tiny_clip: Backbone, images: Path, tmp_path: Path
 ) -> None:
-    asker = asker_of(finished, tiny_clip)
-    other = cluster(asker, tmp_path / "nowhere", tiny_clip.name, "", 1, "")
+    predictor = predictor_of(finished, tiny_clip)
+    other = cluster(predictor, tmp_path / "nowhere", tiny_clip.name, "", 1, "")
     with pytest.raises(UserError, match=r"^node [0-9.]+: .*nowhere: no such folder"):
-        list(other.ask([images / "red/0.png"]))
-    changed = Answering(
-        cluster(asker, finished, tiny_clip.name, "", 1, "").model.__class__(
-            finished, tiny_clip.name, "", asker.names, tuple(asker.labels), 3, "0" * 64
+        list(other.predict([images / "red/0.png"]))
+    changed = Worker(
+        cluster(predictor, finished, tiny_clip.name, "", 1, "").model.__class__(
+            finished, tiny_clip.name, "", predictor.names, tuple(predictor.labels), 3, "0" * 64
         ), {}, Path.cwd(), 1,
     )  # fmt: skip
-    assert "a different model from the one" in changed.complaint
+    assert str(finished) in changed.complaint
 
 
-def test_a_bad_image_is_refused_where_nobody_asked_to_skip_it(
+def test_bad_image_is_refused_without_skip_bad(
     session: None, finished: Path, tiny_clip: Backbone, images: Path
 ) -> None:
-    asker = cluster(asker_of(finished, tiny_clip), finished, tiny_clip.name, "", 1, "")
-    assert list(asker.ask([])) == []
+    predictor = cluster(predictor_of(finished, tiny_clip), finished, tiny_clip.name, "", 1, "")
+    assert list(predictor.predict([])) == []
     with pytest.raises(UserError, match=r"1a\.png: .*--skip-bad"):
-        list(asker.ask([images / "red/1a.png"]))
+        list(predictor.predict([images / "red/1a.png"]))
 
 
-def test_the_digest_is_that_of_what_was_learnt(finished: Path, tiny_clip: Backbone) -> None:
+def test_digest_depends_on_weights_and_temperature(finished: Path, tiny_clip: Backbone) -> None:
     from dataclasses import replace
 
-    asker = asker_of(finished, tiny_clip)
-    before = digest(asker)
-    assert digest(asker_of(finished, tiny_clip)) == before
-    tensors = {name: tensor + 1 for name, tensor in asker.fitted.tensors.items()}
-    asker.fitted = replace(asker.fitted, tensors=tensors)
-    assert digest(asker) != before
-    warmer = asker_of(finished, tiny_clip)
+    predictor = predictor_of(finished, tiny_clip)
+    before = digest(predictor)
+    assert digest(predictor_of(finished, tiny_clip)) == before
+    tensors = {name: tensor + 1 for name, tensor in predictor.fitted.tensors.items()}
+    predictor.fitted = replace(predictor.fitted, tensors=tensors)
+    assert digest(predictor) != before
+    warmer = predictor_of(finished, tiny_clip)
     warmer.fitted = replace(warmer.fitted, temperature=2.0)
     assert digest(warmer) != before
 
 
-def test_what_belongs_to_the_local_engine(
+def test_options_of_the_local_engine_are_refused(
     finished: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -198,4 +206,56 @@ def test_what_belongs_to_the_local_engine(
 ) -> None:
     for more in ([], ["--out", tmp_path / "a.csv", "--sort-into", tmp_path / "sorted"]):
         assert predict(monkeypatch, finished, "x", "--engine", "ray", *more) == 2
-        assert "give --out, not --sort-into" in capsys.readouterr().err
+        assert "--sort-into" in capsys.readouterr().err
+
+
+# Images as bytes in a parquet file
+
+
+def written(path: Path, columns: dict[str, list[object]], group: int = 2) -> Path:
+    parquet.write_table(pa.table(columns), path, row_group_size=group)
+    return path
+
+
+CONTENTS: list[object] = [b"zero", b"one", b"two", None, b"four"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("bytes", "a.parquet"), ("struct", "a.parquet"), ("bytes", "B.PARQUET")]
+)
+def test_rows_become_files_in_order(tmp_path: Path, kind: str, name: str) -> None:
+    cells = CONTENTS if kind == "bytes" else [{"bytes": cell, "path": "x.png"} for cell in CONTENTS]
+    path = written(tmp_path / name, {"label": [0, 1, 2, 3, 4], "image": cells})
+    rows = rows_of(str(path))
+    assert [row.name for row in rows] == [f"{name}#{number}" for number in range(5)]
+    bad: list[tuple[Path, str]] = []
+    plain = tmp_path / "plain.png"
+    (folder := tmp_path / "folder").mkdir()
+    asked = [rows[4], plain, rows[0], rows[3], rows[4]]
+    found = unpacked_rows(asked, folder, bad)
+    assert [name for _, name in found] == [rows[4], plain, rows[0], rows[4]]
+    assert [file.read_bytes() for file, name in found if is_row(name)] == [
+        b"four",
+        b"zero",
+        b"four",
+    ]
+    assert found[1] == (plain, plain)
+    assert bad == [(rows[3], f"{rows[3]}: holds no bytes")]
+
+
+def test_other_tables_and_images_are_found_as_usual(colors: Path, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.parquet", {"picture": [b"x", b"y"], "image_bytes": [b"1", b"2"]})
+    table = written(tmp_path / "b.parquet", {"path": [str(colors / "train/red/0.png")]})
+    for other in (table, colors, tmp_path / "missing.parquet"):
+        assert rows_of(str(other)) == []
+    found = find_rows([str(table), str(path), str(colors / "test/red")], outside=True)
+    assert [file.name for file in found.files[:3]] == ["a.parquet#0", "a.parquet#1", "0.png"]
+    assert len(found.files) == 2 + 1 + 4
+    file = unpacked_rows(rows_of(str(path))[:1], tmp_path, [])[0][0]
+    assert file.read_bytes() == b"1"  # of two columns, that of a usual name
+
+
+def test_broken_parquet_file(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"a\.parquet"):
+        rows_of(str(tmp_path / "a.parquet"))

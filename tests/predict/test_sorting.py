@@ -15,7 +15,7 @@ def image(path: Path, text: str = "") -> Path:
     return path
 
 
-def test_a_name_that_is_taken_gets_a_suffix_on_every_file_system(tmp_path: Path) -> None:
+def test_taken_names_get_a_number(tmp_path: Path) -> None:
     image(tmp_path / "out/cat/a-4.jpg")
     sorter = Sorter(tmp_path / "out", ["cat", "dog"])
     names = ["a.jpg", "a-2.jpg", "A.JPG", "a.jpg", "a.jpg"]
@@ -25,7 +25,7 @@ def test_a_name_that_is_taken_gets_a_suffix_on_every_file_system(tmp_path: Path)
 
 
 @pytest.mark.parametrize("how", ["copy", "move", "link"])
-def test_images_are_copied_moved_or_linked_and_never_written_over(tmp_path: Path, how: str) -> None:
+def test_images_are_copied_moved_or_linked_and_never_overwritten(tmp_path: Path, how: str) -> None:
     source, sorter = image(tmp_path / "in/a.jpg", "new"), Sorter(tmp_path / "out", ["cat"], how)  # type: ignore[arg-type]
     os.utime(source, (1e9, 1e9))
     there = image(tmp_path / "out/cat/b.jpg", "old")
@@ -58,7 +58,7 @@ def test_moving_a_link_and_between_disks(tmp_path: Path, monkeypatch: pytest.Mon
     assert not source.exists()
 
 
-def test_a_killed_process_is_made_good(tmp_path: Path) -> None:
+def test_killed_process_is_resumed(tmp_path: Path) -> None:
     """The row is written first, so that its place is known."""
     source, place = image(tmp_path / "in/a.jpg", "x"), tmp_path / "out/cat/a.jpg"
     sorter = Sorter(tmp_path / "out", ["cat"])
@@ -72,58 +72,54 @@ def test_a_killed_process_is_made_good(tmp_path: Path) -> None:
     )
 
 
-def test_labels_as_folders(tmp_path: Path) -> None:
+def test_folder_names(tmp_path: Path) -> None:
     sorter = Sorter(tmp_path, ["sea_horse", "a/b", "..", "Käfer "])
     assert list(sorter.folders.values()) == ["sea_horse", "a_b", "_", "Käfer"]
     odd = Sorter(tmp_path, ["a. .", "aux", "NUL.txt", "com1 .x", "console"])
     assert list(odd.folders.values()) == ["a", "aux_", "NUL.txt_", "com1 .x_", "console"]
-    with pytest.raises(UserError, match="labels 'a/b' and 'A_b' would share the folder 'A_b'"):
+    with pytest.raises(UserError, match="'a/b' and 'A_b'"):
         Sorter(tmp_path, ["a/b", "A_b"])
 
 
-def test_what_is_refused(tmp_path: Path) -> None:
+def test_refused_folders(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     one = tmp_path / "in/a.jpg"
     for root in (tmp_path / "in", tmp_path / "in/sorted/new"):
-        with pytest.raises(UserError, match="which is searched for images: choose another folder"):
+        with pytest.raises(UserError, match=str(tmp_path / "in")):
             Sorter(root, ["cat"]).check([tmp_path / "in"], [one])
     Sorter(tmp_path / "inner", ["cat"]).check([tmp_path / "in"], [one, one])
-    with pytest.raises(UserError, match=r"a\.jpg: is given twice, but can only be moved once"):
+    with pytest.raises(UserError, match=r"a\.jpg"):
         Sorter(tmp_path / "inner", ["cat"], "move").check([], [one, one])
     for searched, images in (
         ([tmp_path / "in/cat"], []),
         ([tmp_path / "in/cat/old"], []),
         ([], [tmp_path / "in/cat/a.jpg"]),
     ):
-        with pytest.raises(
-            UserError, match="images are sorted into it as well: choose another folder"
-        ):
+        with pytest.raises(UserError, match=str(tmp_path / "in/cat")):
             Sorter(tmp_path / "in", ["cat"]).check(searched, images)
     Sorter(tmp_path / "in", ["cat"]).check([tmp_path / "in/dog"], [one])
     image(tmp_path / "file")
-    with pytest.raises(UserError, match="cannot be placed at"):
+    with pytest.raises(UserError, match=str(one)):
         Sorter(tmp_path / "file", ["cat"], "link").put(one, tmp_path / "file/cat/a.jpg")
 
 
-def test_images_of_an_archive_stay_where_they_are(
+def test_images_of_an_archive_are_only_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the cache, where the next command takes them for the archive."""
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
     inside = image(tmp_path / "cache/unpacked/photos-1/cat/a.jpg")
     for how in ("move", "link"):
-        with pytest.raises(
-            UserError, match=f"images from an archive can only be copied: leave out --{how}$"
-        ):
+        with pytest.raises(UserError, match=f"--{how}$"):
             Sorter(tmp_path / "out", ["cat"], how).check([], [image(tmp_path / "in/b.jpg"), inside])  # type: ignore[arg-type]
     Sorter(tmp_path / "out", ["cat"]).check([], [inside])
 
 
-def test_an_image_by_two_paths_is_moved_once(tmp_path: Path) -> None:
+def test_image_with_two_paths_is_moved_once(tmp_path: Path) -> None:
     one = image(tmp_path / "in/a.jpg")
     (tmp_path / "same").symlink_to("in")
     (tmp_path / "in/link.jpg").symlink_to("a.jpg")  # which is moved as a link, beside its target
     sorter = Sorter(tmp_path / "out", ["cat"], "move")
     sorter.check([], [one, tmp_path / "in/link.jpg"])
-    with pytest.raises(UserError, match=r"in/a.jpg: is given twice, but can only be moved once$"):
+    with pytest.raises(UserError, match=r"in/a\.jpg"):
         sorter.check([], [one, tmp_path / "same/a.jpg"])

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -23,7 +22,6 @@ from rmadapter.support.terminal import (
     Outside,
     Quiet,
     SkipBad,
-    bar,
     note,
     table,
     track,
@@ -32,9 +30,8 @@ from rmadapter.support.terminal import (
 if TYPE_CHECKING:
     from rmadapter.artifacts.checkpoint import Saved
     from rmadapter.data.inputs import Inputs
-    from rmadapter.predict.outfile import OutFile
     from rmadapter.predict.sorting import Sorter
-    from rmadapter.predict.stream import Asker
+    from rmadapter.predict.stream import Predictor
     from rmadapter.training.contract import Fitted
 
 SHOWN = 20  # images in a table
@@ -92,8 +89,8 @@ def predict(
     from rmadapter.artifacts.checkpoint import load
     from rmadapter.data.inputs import find_images
     from rmadapter.predict.answer import columns
-    from rmadapter.predict.outfile import OutFile
-    from rmadapter.predict.stream import Asker
+    from rmadapter.predict.stream import Predictor
+    from rmadapter.predict.write import AnswerFile, write_answers
     from rmadapter.training.contract import NotApplicable
 
     if (ray := is_ray(engine, address, jobs)) and (out is None or sort_into):
@@ -102,7 +99,7 @@ def predict(
     saved = load(run, backbone, method=method)
     asked, labels = _classes(saved, names)
     try:
-        asker = Asker(saved.fitted, asked, labels, top)
+        predictor = Predictor(saved.fitted, asked, labels, top)
     except NotApplicable as error:
         raise UserError(f"--names: {error}") from None
     if unfamiliar and saved.fitted.examples is None:
@@ -116,11 +113,11 @@ def predict(
         _remembering(saved.fitted, ray, path)
     if path is None:
         found = _found(find_images(images, image_column, outside, crops=crops))
-        _show(found.files, asker, unsure, skip_bad, as_json, unfamiliar)
+        _show(found.files, predictor, unsure, skip_bad, as_json, unfamiliar)
         return
-    header = columns(asker.top, sorter is not None, zero_shot, unfamiliar, error=ray)
+    header = columns(predictor.top, sorter is not None, zero_shot, unfamiliar, error=ray)
     settings = [header, unsure, *([] if sorter is None else sorter.settings)]
-    file = OutFile(path, header, _key(run, asker, settings))
+    file = AnswerFile(path, header, _key(run, predictor, settings))
     how: dict[str, Any] = {
         "column": image_column,
         "outside": outside,
@@ -128,25 +125,28 @@ def predict(
         "crops": crops,
     }
     if ray:
-        from rmadapter.predict.parquet import find_rows
-        from rmadapter.predict.ray import cluster
+        from rmadapter.predict.ray import cluster, find_rows
 
         found = _found(find_rows(images, **how))
         facts = write_answers(
-            found.files, cluster(asker, run, backbone, method, jobs, address), unsure, True, file
+            found.files,
+            cluster(predictor, run, backbone, method, jobs, address),
+            unsure,
+            True,
+            file,
         )
     else:
         found = _found(find_images(images, **how))
         if sorter:
             sorter.check(found.folders, found.files)
-        facts = write_answers(found.files, asker, unsure, skip_bad, file, sorter)
+        facts = write_answers(found.files, predictor, unsure, skip_bad, file, sorter)
     _tell({"answers": str(path), **facts, "ignored": dict(found.ignored)}, as_json)
 
 
 def _remembering(fitted: Fitted, ray: bool, path: Path | None) -> None:
     """Note that answers depend on the order of images. Raises UserError if one process does not see
     all of them."""
-    from rmadapter.predict.outfile import PARTIAL
+    from rmadapter.predict.write import PARTIAL
     from rmadapter.runs.order import each_alone
 
     if ray:
@@ -198,13 +198,13 @@ def _sorter(
     return Sorter(root, [*labels, *([UNSURE] if unsure else [])], how)
 
 
-def _key(run: Path, asker: Asker, settings: Sequence[Any]) -> str:
+def _key(run: Path, predictor: Predictor, settings: Sequence[Any]) -> str:
     """A digest of everything that answers depend on, except the images."""
     from rmadapter.artifacts.checkpoint import WEIGHTS
     from rmadapter.settings import settings_of
     from rmadapter.support.checksums import sha256
 
-    fitted = asker.fitted
+    fitted = predictor.fitted
     model = [
         sha256(run / WEIGHTS),
         fitted.method.title,
@@ -215,61 +215,11 @@ def _key(run: Path, asker: Asker, settings: Sequence[Any]) -> str:
         *model,
         fitted.temperature,
         fitted.known.templates,
-        asker.names,
-        asker.labels,
+        predictor.names,
+        predictor.labels,
         *settings,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def write_answers(
-    images: Sequence[Path], asker: Any, unsure: float, skip_bad: bool, file: OutFile, sorter: Sorter | None = None,
-    progress: bool = True,
-) -> dict[str, Any]:  # fmt: skip
-    """Answer images that have no row yet; returns counts of all rows. asker: an `Asker` or anything
-    with its `ask`."""
-    from rmadapter.predict.outfile import only_writer
-    from rmadapter.support.locks import exclusive
-
-    with only_writer(file.path), exclusive(sorter.root) if sorter else nullcontext():
-        file.open()
-        todo = file.missing(images, gone=sorter is not None and sorter.how == "move")
-        if sorter:
-            sorter.resume(file.rows())
-        bad: list[tuple[Path, str]] | None = [] if skip_bad else None
-        with bar(progress) as display:
-            done = file.done.total()
-            task = display.add_task("predicting", total=done + len(todo), completed=done, note="")
-            for some in asker.ask(
-                todo, "zero_shot_label" in file.columns, bad, "unfamiliar" in file.columns
-            ):
-                rows = [answer.row(unsure) for answer in some]
-                if sorter:
-                    rows = [
-                        {**row, "sorted_to": str(sorter.place(Path(row["image"]), row["label"]))}
-                        for row in rows
-                    ]
-                file.write([*rows, *_bad_rows(bad)])
-                for row in rows if sorter else []:
-                    cast("Sorter", sorter).put(Path(row["image"]), Path(row["sorted_to"]))
-                display.advance(task, len(some))
-            file.write(_bad_rows(bad))
-        facts: dict[str, Any] = {"images": 0, "unsure": 0, "skipped": []}
-        for row in file.rows():
-            facts["images"] += "bad" not in row
-            facts["unsure"] += row.get("unsure", False)
-            if "bad" in row:
-                facts["skipped"].append(row["bad"])
-        file.finish()
-    return facts
-
-
-def _bad_rows(bad: list[tuple[Path, str]] | None) -> list[dict[str, str]]:
-    """Rows of the bad images found since the last call, which are removed from the list."""
-    rows = [{"image": str(image), "bad": text} for image, text in bad or []]
-    if bad:
-        bad.clear()
-    return rows
 
 
 def _tell(facts: dict[str, Any], as_json: bool) -> None:
@@ -290,7 +240,7 @@ def _tell_bad(texts: Sequence[str]) -> None:
 
 def _show(
     images: Sequence[Path],
-    asker: Asker,
+    predictor: Predictor,
     unsure: float,
     skip_bad: bool,
     as_json: bool,
@@ -302,7 +252,9 @@ def _show(
     bad: list[tuple[Path, str]] | None = [] if skip_bad else None
     some = images if as_json else images[:SHOWN]
     answered = track(
-        asker.ask(some, bad=bad, unfamiliar=unfamiliar), -(-len(some) // BATCH), "predicting"
+        predictor.predict(some, bad=bad, unfamiliar=unfamiliar),
+        -(-len(some) // BATCH),
+        "predicting",
     )
     answers = [answer for part in answered for answer in part]
     _tell_bad([text for _, text in bad or []])

@@ -36,7 +36,8 @@ Rule = Callable[[Pool, int], Picked]
 def closeness(table: np.ndarray) -> np.ndarray:
     """[N], 0 to 1: 1 - the margin of the best class over the second (Scheffer et al., IDA 2001)."""
     best = np.sort(table, axis=1)
-    return 1 - (best[:, -1] - best[:, -2])
+    closeness: np.ndarray = 1 - (best[:, -1] - best[:, -2])
+    return closeness
 
 
 def margin(pool: Pool, n: int) -> Picked:

@@ -5,70 +5,82 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from rmadapter.support.files import inert, inert_path
+
+Cell = str | float | bool | None
+Row = dict[str, Cell]
+
 UNSURE = "unsure"
-LAST = (
-    "unfamiliar",
-    "zero_shot_label",
-    "sorted_to",
-    "error",
-)  # optional columns of a file of answers
+OPTIONAL = ("unfamiliar", "zero_shot_label", "sorted_to", "error")  # the last columns
 
 
 @dataclass(frozen=True)
 class Answer:
-    """best: labels and probabilities, the most probable first. zero_shot: the untouched backbone's
-    label, if requested. unfamiliar: as from `Fitted.unfamiliar`, if requested."""
+    """What a model answers for one image.
+
+    best: labels and probabilities, the most probable first. zero_shot: the untouched backbone's
+    label, if requested. unfamiliar: as from `Fitted.unfamiliar`, if requested.
+    """
 
     image: Path
     best: tuple[tuple[str, float], ...]
     zero_shot: str = ""
     unfamiliar: float | None = None
 
-    def row(self, unsure: float = 0.0) -> dict[str, Any]:
-        """A row of a table. unsure: probability below which the label is "unsure"; the guess is
-        kept."""
+    def row(self, unsure: float = 0.0) -> Row:
+        """Return a row of a table.
+
+        unsure: probability below which the label is "unsure"; the guess is kept.
+        """
         (guess, probability), *others = self.best
-        doubt = probability < unsure
-        row = {
+        is_unsure = probability < unsure
+        row: Row = {
             "image": str(self.image),
-            "label": UNSURE if doubt else guess,
+            "label": UNSURE if is_unsure else guess,
             "probability": probability,
             "guess": guess,
         }
-        for place, (label, share) in enumerate(others, 2):
-            row |= {f"label_{place}": label, f"probability_{place}": share}
-        return {
-            **row,
-            "unsure": doubt,
-            "unfamiliar": self.unfamiliar,
-            "zero_shot_label": self.zero_shot,
-        }
+        for place, (other, share) in enumerate(others, 2):
+            row[f"label_{place}"] = other
+            row[f"probability_{place}"] = share
+        row["unsure"] = is_unsure
+        row["unfamiliar"] = self.unfamiliar
+        row["zero_shot_label"] = self.zero_shot
+        return row
 
 
 def best(labels: Sequence[str], probabilities: np.ndarray, top: int) -> list[tuple[str, float]]:
-    """The `top` labels and probabilities of one image, the most probable first. probabilities: [C]."""
+    """Return the `top` labels of one image with their probabilities, the most probable first.
+
+    probabilities: [C].
+    """
     order = np.argsort(-probabilities, kind="stable")[:top]
     return [(labels[i], round(float(probabilities[i]), 6)) for i in order]
 
 
 def columns(
-    top: int,
-    sort: bool = False,
-    zero_shot: bool = True,
-    unfamiliar: bool = False,
+    top: int, sort: bool = False, zero_shot: bool = True, unfamiliar: bool = False,
     error: bool = False,
-) -> list[str]:
-    """Columns of a file with `top` answers per image. sort: with the image's new place. zero_shot:
-    with the untouched answer. unfamiliar: with how unlike the training images it is. error: with
-    what is wrong with a bad image."""
+) -> list[str]:  # fmt: skip
+    """Return the columns of a table with `top` answers per image.
+
+    sort: with the image's new place. zero_shot: with the untouched backbone's label. unfamiliar:
+    with how unlike the training images the image is. error: with what is wrong with a bad image.
+    """
     more = [f"{what}_{place}" for place in range(2, top + 1) for what in ("label", "probability")]
-    last = [
-        name
-        for name, there in zip(LAST, (unfamiliar, zero_shot, sort, error), strict=True)
-        if there
-    ]
+    wanted = (unfamiliar, zero_shot, sort, error)
+    last = [name for name, is_wanted in zip(OPTIONAL, wanted, strict=True) if is_wanted]
     return ["image", "label", "probability", "guess", *more, "unsure", *last]
+
+
+def cell(column: str, value: Cell) -> Cell:
+    """Return a value that no spreadsheet takes for a formula; an image's path still leads to the
+    image."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, str):
+        return value
+    return inert_path(value) if column == "image" else inert(value)

@@ -1,12 +1,17 @@
 """`predict --engine ray`: the same answers from the workers of a cluster, through Ray Data.
 
 A worker keeps the run loaded, decodes and encodes images like the local engine, and needs the run
-and the images at the same path. Answers come back in order and are written here, so a stopped
-command resumes like a local one.
+and the images at the same path. Answers come back in order and are written by this process, so a
+stopped command resumes like a local one.
+
+Images may also be stored as bytes in a parquet file; each row then has a name, FILE.parquet#ROW. A
+row is written to a temporary file, so it is decoded by the same code as any other image. The column
+holds bytes, or a struct with "bytes", as Hugging Face writes it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import tempfile
@@ -16,11 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.bench.ray.cluster import connected, ray_module, settle, shares
+from rmadapter.data.formats.columns import USUAL, pyarrow
+from rmadapter.data.inputs import Inputs, find_images
 from rmadapter.data.transforms import WAY_OUT
 from rmadapter.errors import UserError
 from rmadapter.predict.answer import Answer
-from rmadapter.predict.parquet import unpacked_rows
-from rmadapter.predict.stream import Asker
+from rmadapter.predict.stream import BadImages, Predictor
+from rmadapter.support.files import user_path
 from rmadapter.training.cache import BATCH
 
 CHUNK = 8 * BATCH  # most images given to a worker at once, and repeated if it dies
@@ -28,8 +35,8 @@ CHUNK = 8 * BATCH  # most images given to a worker at once, and repeated if it d
 
 @dataclass(frozen=True)
 class Model:
-    """What every worker loads: arguments of `checkpoint.load` and of `Asker`. digest: as the
-    function `digest`."""
+    """What every worker loads: arguments of `checkpoint.load` and of `Predictor`. digest: as from
+    the function `digest`."""
 
     run: Path
     backbone: str | None
@@ -39,83 +46,81 @@ class Model:
     top: int
     digest: str
 
-    def asker(self) -> Asker:
-        """Load the run. Raises UserError as `load`, and if a different model is there."""
+    def load(self) -> Predictor:
+        """Load the run. Raises UserError as `checkpoint.load`, and for a different model."""
         from rmadapter.artifacts.checkpoint import load
 
-        asker = Asker(
-            load(self.run, self.backbone, method=self.method).fitted,
-            self.names,
-            self.labels,
-            self.top,
-        )
-        if digest(asker) != self.digest:
+        saved = load(self.run, self.backbone, method=self.method)
+        predictor = Predictor(saved.fitted, self.names, self.labels, self.top)
+        if digest(predictor) != self.digest:
             raise UserError(f"{self.run}: a different model from the one where the command runs")
-        return asker
+        return predictor
 
 
-def digest(asker: Asker) -> str:
-    """SHA-256 of all that answers depend on; `load` has checked the backbone's digest against the
-    run."""
-    import hashlib
-
-    fitted = asker.fitted
+def digest(predictor: Predictor) -> str:
+    """Return the SHA-256 of all that answers depend on; `load` has checked the backbone's digest
+    against the run."""
+    fitted = predictor.fitted
     rest = fitted.backbone.digest, fitted.known.templates, fitted.temperature
-    found = hashlib.sha256(repr(rest).encode())
+    sha256 = hashlib.sha256(repr(rest).encode())
     for name, tensor in sorted(fitted.tensors.items()):
-        found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+        sha256.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return sha256.hexdigest()
 
 
-class Answering:
-    """An actor of Ray Data: turns a batch of names into lines of JSON, each an answer or a bad
-    image."""
+class Worker:
+    """An actor of Ray Data, which turns a batch of names into lines of JSON: answers and bad
+    images."""
 
-    def __init__(self, model: Model, words: Mapping[str, bool], home: Path, threads: float) -> None:
-        self.words, node = words, settle(home, threads)
-        self.asker: Asker | None = None
+    def __init__(
+        self, model: Model, options: Mapping[str, bool], home: Path, threads: float
+    ) -> None:
+        self.options = options
+        self.predictor: Predictor | None = None
+        node = settle(home, threads)
         try:
-            self.asker = model.asker()
+            self.predictor = model.load()
         except UserError as error:  # returned as a row: Ray would restart a failing actor for ever
             self.complaint = (
                 f"node {node}: {error}; every node needs the run and the images at the same path"
             )
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        if self.asker is None:
+    def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+        if self.predictor is None:
             return {"line": [json.dumps({"complaint": self.complaint})]}
-        names, bad = [Path(name) for name in batch["image"]], list[tuple[Path, str]]()
+        bad: BadImages = []
+        unreadable: BadImages = []
+        lines: list[dict[str, object]] = []
         with tempfile.TemporaryDirectory() as folder:
-            given, broken = unpacked_rows(names, Path(folder), bad), list[tuple[Path, str]]()
-            name_of = dict(given)
-            lines = [
-                {**asdict(answer), "image": str(name_of[answer.image])}
-                for some in self.asker.ask([file for file, _ in given], bad=broken, **self.words)
-                for answer in some
-            ]
-        bad += [
-            (name_of[file], text.replace(str(file), str(name_of[file]))) for file, text in broken
-        ]
+            files = unpacked_rows([Path(name) for name in batch["image"]], Path(folder), bad)
+            name_of = dict(files)
+            images = [file for file, _ in files]
+            for answers in self.predictor.predict(images, bad=unreadable, **self.options):
+                for answer in answers:
+                    lines.append({**asdict(answer), "image": str(name_of[answer.image])})
+        for file, text in unreadable:
+            bad.append((name_of[file], text.replace(str(file), str(name_of[file]))))
         lines += [{"image": str(name), "bad": text} for name, text in bad]
         return {"line": [json.dumps(line) for line in lines]}
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Stands in for an `Asker`, with the same `ask`. address: as in `connected`."""
+    """A `Predictor` whose work is done by a cluster. address: as in `connected`."""
 
     model: Model
     jobs: int = 1
     address: str = ""
 
-    def ask(
-        self, images: Sequence[Path], zero_shot: bool = False, bad: list[tuple[Path, str]] | None = None,
+    def predict(
+        self, images: Sequence[Path], zero_shot: bool = False, bad: BadImages | None = None,
         unfamiliar: bool = False,
     ) -> Iterator[list[Answer]]:  # fmt: skip
-        """As `Asker.ask`. Also raises UserError if a node lacks the run or has a different one."""
+        """Yield answers like `Predictor.predict`. Also raises UserError if a node lacks the run or
+        has a different one."""
         if not images:
             return
-        import pyarrow
+        import pyarrow as pa
 
         ray = ray_module()
         with connected(self.address):
@@ -123,16 +128,20 @@ class Cluster:
             logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised anyway
             context.execution_options.preserve_order = True
             context.enable_progress_bars = False
-            own, words = shares(self.jobs), {"zero_shot": zero_shot, "unfamiliar": unfamiliar}
-            size = min(
-                CHUNK, -(-len(images) // (self.jobs * BATCH)) * BATCH
-            )  # every worker gets some, even of few
+            # every worker gets some, even of few
+            size = min(CHUNK, -(-len(images) // (self.jobs * BATCH)) * BATCH)
             parts = [images[start : start + size] for start in range(0, len(images), size)]
-            blocks = [pyarrow.table({"image": [str(image) for image in part]}) for part in parts]
+            blocks = [pa.table({"image": [str(image) for image in part]}) for part in parts]
+            resources = shares(self.jobs)
+            options = {"zero_shot": zero_shot, "unfamiliar": unfamiliar}
             answered = ray.data.from_arrow(blocks).map_batches(
-                Answering, fn_constructor_args=(self.model, words, Path.cwd(), own["num_cpus"]), batch_size=size,
-                compute=ray.data.ActorPoolStrategy(size=min(self.jobs, len(blocks))), zero_copy_batch=True, **own,
-            )  # fmt: skip
+                Worker,
+                fn_constructor_args=(self.model, options, Path.cwd(), resources["num_cpus"]),
+                batch_size=size,
+                compute=ray.data.ActorPoolStrategy(size=min(self.jobs, len(blocks))),
+                zero_copy_batch=True,
+                **resources,
+            )
             for block in answered.iter_batches(
                 batch_size=None, batch_format="pyarrow", prefetch_batches=1
             ):
@@ -140,26 +149,120 @@ class Cluster:
 
 
 def cluster(
-    asker: Asker, run: Path, backbone: str | None, method: str, jobs: int, address: str
+    predictor: Predictor, run: Path, backbone: str | None, method: str, jobs: int, address: str
 ) -> Cluster:
-    """A `Cluster` that answers like `asker`, which was loaded with this run, backbone and method."""
+    """Return a cluster that answers like a predictor, which was loaded with this run, backbone and
+    method."""
+    labels = tuple(predictor.labels)
     model = Model(
-        run.absolute(), backbone, method, asker.names, tuple(asker.labels), asker.top, digest(asker)
+        run.absolute(), backbone, method, predictor.names, labels, predictor.top, digest(predictor)
     )
     return Cluster(model, jobs, address)
 
 
-def _answers(
-    lines: Sequence[dict[str, Any]], bad: list[tuple[Path, str]] | None
-) -> Iterator[Answer]:
+def _answers(lines: Sequence[dict[str, Any]], bad: BadImages | None) -> Iterator[Answer]:
     for line in lines:
         if "complaint" in line:
             raise UserError(line["complaint"])
         image = Path(line.pop("image"))
         if "bad" not in line:
             best = tuple((label, share) for label, share in line.pop("best"))
-            yield Answer(image, best, **{**line, "labels": tuple(line["labels"])})
+            yield Answer(image, best, **line)
         elif bad is None:
             raise UserError(f"{line['bad']}; {WAY_OUT}")
         else:
             bad.append((image, line["bad"]))
+
+
+# Images as bytes in a parquet file
+
+MARK = ".parquet#"
+NAMES = ("bytes", "image_bytes", *USUAL["image"], "img", "content")
+
+
+def is_row(name: Path) -> bool:
+    return MARK in name.name.lower()
+
+
+def find_rows(
+    words: Sequence[str], column: str = "", outside: bool = False, none: bool = False,
+    crops: bool = False,
+) -> Inputs:  # fmt: skip
+    """Find images like `find_images`, but `words` may include parquet files of bytes, whose rows
+    come first."""
+    rows = {word: rows_of(word) for word in words}
+    others = [word for word in words if not rows[word]]
+    inputs = find_images(others, column, outside, none, crops) if others else Inputs()
+    inputs.files = [row for names in rows.values() for row in names] + inputs.files
+    return inputs
+
+
+def rows_of(word: str) -> list[Path]:
+    """Name the images in a parquet file; none if it is another kind of file or a table of paths."""
+    path = user_path(word)
+    if path.suffix.lower() != ".parquet" or not path.is_file():
+        return []
+    file = _opened(path)
+    if not _column(file):
+        return []
+    return [path.with_name(f"{path.name}#{row}") for row in range(file.metadata.num_rows)]
+
+
+def unpacked_rows(names: Sequence[Path], folder: Path, bad: BadImages) -> list[tuple[Path, Path]]:
+    """Return (file, name) of each image in order; rows become files in `folder`. bad: collects rows
+    without bytes."""
+    files: list[tuple[Path, Path]] = []
+    contents = dict(_contents([name for name in names if is_row(name)]))
+    for number, name in enumerate(names):
+        if not is_row(name):
+            files.append((name, name))
+        elif name in contents:
+            file = folder / str(number)
+            file.write_bytes(contents[name])
+            files.append((file, name))
+        else:
+            bad.append((name, f"{name}: holds no bytes"))
+    return files
+
+
+def _contents(names: Sequence[Path]) -> Iterator[tuple[Path, bytes]]:
+    """Yield (name, bytes) of the rows that hold bytes, of any files; each row group is read once."""
+    wanted: dict[Path, set[int]] = {}
+    for name in names:
+        table, _, number = name.name.rpartition("#")
+        wanted.setdefault(name.with_name(table), set()).add(int(number))
+    for path, rows in wanted.items():
+        file = _opened(path)
+        column = _column(file)
+        start = 0
+        for group in range(file.num_row_groups):
+            size = file.metadata.row_group(group).num_rows
+            in_group = sorted(row for row in rows if start <= row < start + size)
+            if in_group:
+                cells = file.read_row_group(group, columns=[column]).column(column)
+                for row in in_group:
+                    cell = cells[row - start].as_py()
+                    content = cell.get("bytes") if isinstance(cell, dict) else cell
+                    if content:
+                        yield path.with_name(f"{path.name}#{row}"), content
+            start += size
+
+
+def _opened(path: Path) -> Any:
+    parquet = pyarrow("parquet", str(path))
+    try:
+        return parquet.ParquetFile(path)
+    except Exception as error:  # on broken files pyarrow raises nearly anything
+        raise UserError(f"{path}: not a readable parquet file ({type(error).__name__})") from None
+
+
+def _column(file: Any) -> str:
+    """Return the column of bytes, by a usual name or else the first; "" if there is none."""
+    types = pyarrow("types", "")
+    columns = []
+    for field in file.schema_arrow:
+        is_bytes = types.is_binary(field.type) or types.is_large_binary(field.type)
+        in_struct = types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
+        if is_bytes or in_struct:
+            columns.append(field.name)
+    return next((name for name in NAMES if name in columns), columns[0] if columns else "")

@@ -1,18 +1,34 @@
-"""Images -> answers: each image is decoded and encoded once, decoded in threads while the model
-works."""
+"""Answer a stream of images: each is decoded once, in threads while the model works, and encoded
+once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
 
 from rmadapter.data.transforms import decoded, hinted
+from rmadapter.encoders import States
+from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.predict.answer import Answer
 from rmadapter.training.cache import BATCH
 from rmadapter.training.contract import Fitted, Known, answers
 
+BadImages = list[tuple[Path, str]]  # unreadable images, each with the reason
 
-class Asker:
+
+class Answers(Protocol):
+    """What answers images: a `Predictor` in this process, or a cluster."""
+
+    def predict(
+        self, images: Sequence[Path], zero_shot: bool = False, bad: BadImages | None = None,
+        unfamiliar: bool = False,
+    ) -> Iterator[list[Answer]]: ...  # fmt: skip
+
+
+class Predictor:
     """A model and the classes that it chooses from.
 
     names: of the classes, as in prompts. labels: of the classes, as in answers. top: answers per
@@ -22,60 +38,50 @@ class Asker:
     def __init__(
         self, fitted: Fitted, names: Sequence[str], labels: Sequence[str], top: int = 5
     ) -> None:
-        self.fitted, self.names, self.labels, self.top = (
-            fitted,
-            tuple(names),
-            labels,
-            min(top, len(labels)),
-        )
-        self._own = fitted.score(self.names)
+        self.fitted = fitted
+        self.names = tuple(names)
+        self.labels = labels
+        self.top = min(top, len(labels))
+        self._score = fitted.score(self.names)
 
-    def ask(
-        self,
-        images: Iterable[Path],
-        zero_shot: bool = False,
-        bad: list[tuple[Path, str]] | None = None,
+    def predict(
+        self, images: Iterable[Path], zero_shot: bool = False, bad: BadImages | None = None,
         unfamiliar: bool = False,
-    ) -> Iterator[list[Answer]]:
-        """Answers in the order of the images, in batches; nothing else is kept.
+    ) -> Iterator[list[Answer]]:  # fmt: skip
+        """Yield answers in the order of the images, in batches; nothing else is kept.
 
-        zero_shot: also ask the untouched backbone. bad: as in `decoded`. unfamiliar: also tell how
-        unfamiliar each image is. Raises UserError for an unreadable image, and as
+        zero_shot: also answer with the untouched backbone. bad: as in `decoded`. unfamiliar: also
+        measure how unfamiliar each image is. Raises UserError for an unreadable image, and as
         `Fitted.unfamiliar` does.
         """
-        from rmadapter.methods.zero_shot import ZeroShot
-
-        title, backbone = self.fitted.method.title, self.fitted.backbone
-        models = {title: self._own}
+        fitted = self.fitted
+        models = {fitted.method.title: self._score}
         if zero_shot:
-            known = Known(self.names, self.fitted.known.templates)
-            models["untouched"] = ZeroShot().restore(backbone, known, {}).score()
-        for some, pixels in hinted(decoded(images, backbone.preprocess, BATCH, bad)):
-            states = self.fitted.states(pixels, features=zero_shot or unfamiliar)
+            known = Known(self.names, fitted.known.templates)
+            models["untouched"] = ZeroShot().restore(fitted.backbone, known, {}).score()
+        for batch, pixels in hinted(decoded(images, fitted.backbone.preprocess, BATCH, bad)):
+            states = fitted.states(pixels, features=zero_shot or unfamiliar)
             tables = next(answers(models, [states]))
-            ordered = tables[title].sort(descending=True, stable=True)
-            shares, places = (part[:, : self.top].tolist() for part in ordered)
-            untouched = (
-                [self.labels[i] for i in tables["untouched"].argmax(-1).tolist()]
-                if zero_shot
-                else [""] * len(some)
-            )
-            far = (
-                self.fitted.unfamiliar(states.features).tolist()
-                if unfamiliar
-                else [None] * len(some)
-            )
-            yield [
-                Answer(
-                    image,
-                    tuple(
-                        (self.labels[i], round(share, 6))
-                        for i, share in zip(row, line, strict=True)
-                    ),
-                    other,
-                    None if distance is None else round(distance, 6),
-                )
-                for image, row, line, other, distance in zip(
-                    some, places, shares, untouched, far, strict=True
-                )
-            ]
+            table, untouched = tables[fitted.method.title], tables.get("untouched")
+            yield self._answers(batch, table, untouched, states if unfamiliar else None)
+
+    def _answers(
+        self, images: Sequence[Path], table: Tensor, untouched: Tensor | None, states: States | None
+    ) -> list[Answer]:
+        """table, untouched: probabilities [B, C]. states: of the images, to tell how unfamiliar
+        they are."""
+        shares, places = (part[:, : self.top] for part in table.sort(descending=True, stable=True))
+        zero_shot = [""] * len(images)
+        if untouched is not None:
+            zero_shot = [self.labels[i] for i in untouched.argmax(-1).tolist()]
+        distances: list[float | None] = [None] * len(images)
+        if states is not None:
+            values = self.fitted.unfamiliar(states.features).tolist()
+            distances = [round(value, 6) for value in values]
+        rows = zip(images, places.tolist(), shares.tolist(), zero_shot, distances, strict=True)
+        result = []
+        for image, row, probabilities, label, distance in rows:
+            pairs = zip(row, probabilities, strict=True)
+            best = tuple((self.labels[i], round(share, 6)) for i, share in pairs)
+            result.append(Answer(image, best, label, distance))
+        return result

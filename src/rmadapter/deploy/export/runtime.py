@@ -29,8 +29,7 @@ from rmadapter.data.formats.scan import image_files
 from rmadapter.deploy.export.adding import Naming
 from rmadapter.deploy.export.engines import ENGINES, GRAPH
 from rmadapter.errors import UserError
-from rmadapter.predict.answer import Answer, best, columns
-from rmadapter.predict.outfile import cell
+from rmadapter.predict.answer import Answer, best, cell, columns
 from rmadapter.support.checksums import check_sums
 
 LABELS, TRANSFORM = "labels.json", "preprocess.json"
