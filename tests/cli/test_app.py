@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 
 from rmadapter.backbones import Backbone
-from rmadapter.cli import app as cli
+from rmadapter.cli import deploy as cli
 from rmadapter.deploy.sockets import address
 from tests.helpers.shell import Command, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
 
 needs_extra = pytest.mark.skipif(
-    any(cli.importlib.util.find_spec(name) is None for name in cli.NEEDS),
+    any(cli.importlib.util.find_spec(name) is None for name in cli.NEEDED_BY_APP),
     reason="pip install 'rmadapter[app]'",
 )
 
@@ -32,7 +32,7 @@ def served(monkeypatch: pytest.MonkeyPatch, tiny_clip: Backbone) -> list[Any]:
     """What would be served, and what would be opened."""
     found: list[Any] = []
     monkeypatch.setattr("rmadapter.backbones.choice.load_backbone", lambda _: tiny_clip)
-    monkeypatch.setattr(cli, "serve", lambda site, door: found.append(f"{address(door)}/"))
+    monkeypatch.setattr(cli, "run_server", lambda site, door: found.append(f"{address(door)}/"))
     monkeypatch.setattr(cli.webbrowser, "open", found.append)
     return found
 
@@ -79,9 +79,7 @@ def test_mistakes(rmadapter: Command, tmp_path: Path) -> None:
     "word", ["", "https://a.example", "a.example:80", "a.example/", "*", "-a", "a\n"]
 )
 def test_what_is_no_name(rmadapter: Command, word: str) -> None:
-    refused(
-        rmadapter("app", "--allow-host", word), "--allow-host ", "write it as anna-photos.hf.space"
-    )
+    refused(rmadapter("app", "--allow-host", word), "--allow-host ", "anna-photos.hf.space")
 
 
 @needs_extra
@@ -92,12 +90,12 @@ def test_what_is_no_site(rmadapter: Command, word: str) -> None:
     refused(
         rmadapter("app", "--allow-frame", word),
         "--allow-frame ",
-        "write it as https://huggingface.co",
+        "https://huggingface.co",
     )
 
 
 def test_the_extra_is_named(rmadapter: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "NEEDS", ("no_such_module",))
+    monkeypatch.setattr(cli, "NEEDED_BY_APP", ("no_such_module",))
     refused(rmadapter("app"), "app needs no_such_module; run `pip install 'rmadapter[app]'`")
 
 
@@ -117,7 +115,7 @@ def test_names_and_sites_reach_the_page(
 
     got: list[Any] = []
     monkeypatch.setattr(
-        cli, "serve", lambda site, door: got.append(TestClient(site, "https://anna.example"))
+        cli, "run_server", lambda site, door: got.append(TestClient(site, "https://anna.example"))
     )
     rmadapter(
         "app", "--port", 0, "--allow-host", "Anna.example", "--allow-frame", "https://b.example"

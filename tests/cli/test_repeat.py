@@ -13,8 +13,8 @@ import pytest
 
 from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
+from rmadapter.cli.options import command
 from rmadapter.data.read import read_images
-from rmadapter.support.terminal import command
 from tests.helpers.shell import Command, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
@@ -187,7 +187,7 @@ def test_the_demo_keeps_its_command(rmadapter: Command, monkeypatch: pytest.Monk
         given.extend([*args, more])
         raise SystemExit(0)
 
-    monkeypatch.setattr("rmadapter.cli.demo.demo", stop)
+    monkeypatch.setattr("rmadapter.cli.runs.run_demo", stop)
     rmadapter("demo", "--out", "a b", "--seed", 3)
     assert given == [Path("a b"), 3, {"command": "rmadapter demo --out 'a b' --seed 3"}]
     assert command() == "rmadapter demo --out 'a b' --seed 3"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rmadapter.cli.serve import named
+from rmadapter.cli.deploy import named
 from rmadapter.errors import UserError
 from tests.helpers.answering import Process, coloured, post
 from tests.helpers.fakehub import Hub, Repository, hub

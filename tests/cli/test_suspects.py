@@ -140,4 +140,4 @@ def test_mistakes_are_one_sentence(rmadapter: Command, data: Path, tmp_path: Pat
         applied = rmadapter(
             "suspects", data, "--apply", tmp_path / "s.csv", "--out", tmp_path / "clean", *options
         )
-        refused(applied, "leave out --method, --backbone and --set")
+        refused(applied, "--method, --backbone and --set")

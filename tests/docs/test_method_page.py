@@ -52,19 +52,26 @@ def test_the_walks_are_walked(
     tiny_clip: Backbone, colors: Path, finished: Path, tmp_path: Path
 ) -> None:
     """Every function of a walk is called, by whatever way, by the one above it."""
-    from rmadapter.cli.bench import bench
-    from rmadapter.cli.main import fit
+    from rmadapter.cli.bench import BenchOptions, bench
+    from rmadapter.cli.options import RunOptions, SettingOptions
     from rmadapter.cli.predict import predict
+    from rmadapter.cli.runs import FitOptions, fit
 
     name = tiny_clip.name
     sets = ["epochs=1", "rank=2", "first_block=3", "device=cpu"]
     own = [f"rmadapter.{s}" if "device" not in s else s for s in sets]
     calls: list[Callable[[], Any]] = [
-        lambda: fit(colors, tmp_path / "run", backbone=name, shots=2, sets=sets),
-        lambda: predict(finished, [str(colors / "test/red/0.png")], backbone=name),
+        lambda: fit(
+            colors, tmp_path / "run", FitOptions(backbone=name, shots=2), settings=SettingOptions(sets=sets)
+        ),
+        lambda: predict(
+            finished, [str(colors / "test/red/0.png")], options=RunOptions(backbone=name)
+        ),
         lambda: bench(
-            "base-to-novel", colors.name, tmp_path / "out", methods="rmadapter", backbone=name, seeds="1", shots="2",
-            root=colors.parent, sets=own,
+            BenchOptions(
+                "base-to-novel", colors.name, tmp_path / "out", methods="rmadapter", backbone=name, seeds="1",
+                shots="2", root=colors.parent, sets=own,
+            )
         ),
     ]  # fmt: skip
     for walk, call in zip(walks(), calls, strict=True):

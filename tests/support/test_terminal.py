@@ -12,10 +12,9 @@ from rmadapter.support import terminal as console
 from rmadapter.support.terminal import (
     CONTROL,
     bar,
-    hush,
-    named_columns,
+    escape,
     note,
-    plain,
+    set_quiet,
     streams,
     table,
     track,
@@ -92,7 +91,7 @@ def test_quiet_is_for_one_command(
 ) -> None:
     monkeypatch.setattr(console, "EVERY", 0)
     with streams():
-        hush(True)
+        set_quiet(True)
         note("something")
         assert list(track([1, 2], 2, "images")) == [1, 2]
         with bar() as display:
@@ -129,9 +128,9 @@ SHOWN = r"\x1b[2J\x07\r\x9b31m\u202egpj.png"
 
 
 def test_control_characters_are_shown_and_never_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert plain(HOSTILE) == SHOWN
+    assert escape(HOSTILE) == SHOWN
     assert (
-        plain("größe 斑马 👩‍🚀\nنام\u00a0\u200c") == "größe 斑马 👩‍🚀\nنام\u00a0\u200c"
+        escape("größe 斑马 👩‍🚀\nنام\u00a0\u200c") == "größe 斑马 👩‍🚀\nنام\u00a0\u200c"
     )  # these are letters
     note(f"{HOSTILE}\nrmadapter: a forged line")
     table(["class"], [[HOSTILE]])
@@ -172,7 +171,3 @@ def test_ctrl_c_that_becomes_another_error_on_its_way_still_ends_with_130(
     with pytest.raises(ImportError), console.stoppable():
         raise ImportError("of its own")
     signal.signal(signal.SIGINT, before)
-
-
-def test_of_the_columns_those_that_were_named() -> None:
-    assert named_columns("", "art", "", "patient") == {"label": "art", "group": "patient"}

@@ -26,7 +26,7 @@ from rmadapter.methods.uses import TUNED, named_sums
 from rmadapter.settings import settings_of
 from rmadapter.support.files import ACTIVATIONS, parts
 from rmadapter.support.locks import claim, shared
-from rmadapter.support.terminal import bar, plain
+from rmadapter.support.terminal import bar, escape
 
 PAUSE = 0.5  # seconds between two looks at what other processes have done
 
@@ -101,7 +101,7 @@ def _look(
             done += len(news)
             for record in (news if processes > 1 else [did] if did else []) if progress else ():
                 display.console.print(
-                    plain(line(record)), markup=False, highlight=False, soft_wrap=True
+                    escape(line(record)), markup=False, highlight=False, soft_wrap=True
                 )
             display.update(task, completed=done, **({} if note is None else {"note": note}))
 
@@ -349,7 +349,7 @@ def made(job: Job, plan: Plan, lab: Any, known: dict[str, Record]) -> Record:
         if not isinstance(
             error, UserError
         ):  # a bug of ours or of an outside method, or out of memory
-            print(plain(traceback.format_exc()), end="", file=sys.stderr)
+            print(escape(traceback.format_exc()), end="", file=sys.stderr)
             reason = f"{type(error).__name__}: {error}"
         record = describe_run(task, method, lab, job.method, few, status="failed", reason=reason)
     place = {"protocol": job.protocol, "variant": job.variant, "axis": job.axis, "value": job.value}

@@ -1,82 +1,75 @@
-"""The commands of the bench. They are thin, and import slow modules only when they run."""
+"""The verbs `bench`, `plan`, `report`, `leaderboard` and `reproduce`; slow imports wait until a verb
+runs."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rmadapter.bench.ray.cluster import Address, Engine, is_ray
+from rmadapter.cli.options import Address, Config, Crops, Engine, Json, Outside, Quiet
 from rmadapter.errors import UserError
-from rmadapter.support.terminal import Config, Crops, Json, Outside, Quiet, note, table
+from rmadapter.support.terminal import note, table
 
 if TYPE_CHECKING:
     from rmadapter.artifacts.record import Record
     from rmadapter.bench.plan import Plan
+    from rmadapter.bench.protocols import Job
 
 
-class Asked(NamedTuple):
-    """The runs to do and the number of processes. engine: as in `run_all`."""
+@dataclass(frozen=True)
+class BenchOptions:
+    """Options of `bench` and `plan`."""
 
-    plan: Plan
-    processes: int
-    as_json: bool
-    engine: Callable[..., None] | None = None
-
-
-def _asked(
     protocol: Annotated[
         str,
         typer.Argument(help="base-to-novel, cross-dataset, domain-generalization, few-shot, ..."),
-    ],
+    ]
     datasets: Annotated[
         str,
         typer.Option(
             help="Names or folders below --root: a,b or pacs/photo; paper: the paper's 11."
         ),
-    ],
+    ]
     out: Annotated[
         Path, typer.Option("--out", help="Folder for results; repeat the command to resume.")
-    ],
+    ]
     methods: Annotated[
         str, typer.Option(help="Names from `rmadapter methods`, package:Class or file.py:Class.")
-    ] = "",
+    ] = ""
     backbone: Annotated[
         str | None, typer.Option(help="pocket (the default), ViT-B-16/openai, ... or a folder.")
-    ] = None,
-    seeds: Annotated[
-        str, typer.Option(help="Seeds of draw, initialisation and batches.")
-    ] = "1,2,3",
+    ] = None
+    seeds: Annotated[str, typer.Option(help="Seeds of draw, initialisation and batches.")] = "1,2,3"
     shots: Annotated[
         str, typer.Option(help="Images per class; by default 16, for few-shot 1,2,4,8,16.")
-    ] = "",
-    root: Annotated[Path, typer.Option(help="Folder of data sets.")] = Path(),
+    ] = ""
+    root: Annotated[Path, typer.Option(help="Folder of data sets.")] = Path()
     templates: Annotated[
         str,
         typer.Option(
             help='"dataset" for that of the set trained on, or one prompt template with {}.'
         ),
-    ] = "",
-    axes: Annotated[str, typer.Option(help="For sensitivity: rank,alpha,...")] = "",
+    ] = ""
+    axes: Annotated[str, typer.Option(help="For sensitivity: rank,alpha,...")] = ""
     per_set: Annotated[
         bool,
         typer.Option("--per-set", help="Also run with the authors' constants for each data set."),
-    ] = False,
+    ] = False
     tune: Annotated[
         int,
         typer.Option(
             min=0, help="Also run each method with the best of this many settings, judged on folds."
         ),
-    ] = 0,
-    config: Config = None,
+    ] = 0
+    config: Config = None
     sets: Annotated[
         list[str] | None,
         typer.Option(
@@ -84,135 +77,151 @@ def _asked(
             metavar="[METHOD.]FIELD=VALUE",
             help="A method's setting, or one common to all.",
         ),
-    ] = None,
+    ] = None
     jobs: Annotated[
         int, typer.Option(min=1, help="Processes; they share the cores, and use the GPUs in turn.")
-    ] = 1,
+    ] = 1
     jobs_per_gpu: Annotated[
         int, typer.Option(min=0, help="Processes per GPU, instead of --jobs.")
-    ] = 0,
+    ] = 0
     shard: Annotated[
         str,
         typer.Option(
             help="2/8: the second of eight parts; auto: the part of this Slurm array task."
         ),
-    ] = "",
-    engine: Engine = "local",
-    address: Address = "",
-    crops: Crops = False,
-    outside: Outside = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> Asked:
-    """Read the options of `bench` and `plan`."""
-    from rmadapter.bench import shard as parts
-    from rmadapter.bench.plan import Plan
-    from rmadapter.bench.pool import workers
-    from rmadapter.bench.protocols import expand
-    from rmadapter.bench.published_settings import as_published
-    from rmadapter.data.catalog.sets import ELEVEN
-    from rmadapter.runs.request import machine_of, read_config
-    from rmadapter.settings import configured, parse_overrides
-    from rmadapter.task import Task, check_views
+    ] = ""
+    engine: Engine = "local"
+    address: Address = ""
+    crops: Crops = False
+    outside: Outside = False
 
-    elsewhere = None
-    if is_ray(engine, address):
+    def plan(self) -> Plan:
+        """Return the runs to do. Raises UserError for options that do not fit together."""
+        from rmadapter.bench.plan import Plan
+        from rmadapter.bench.published_settings import as_published
+        from rmadapter.runs.request import machine_of, read_config
+        from rmadapter.settings import parse_overrides
+
+        fitted, values = read_config(self.config, _list(self.methods))
+        given = _of_run(fitted, values)
+        if self.backbone:
+            given["backbone"] = self.backbone
+        if self.templates not in ("", "dataset"):
+            given["templates"] = self.templates
+        task, machine, own = common_and_own(given | parse_overrides(self.sets or []))
+        jobs = self._jobs(_list(self.methods or fitted), task)
+        if self.per_set:
+            jobs = list(as_published(jobs))
+        search = None
+        if self.tune:
+            from rmadapter.bench.tuned import as_tuned, tuned
+
+            jobs, search = list(as_tuned(jobs, self.tune, own)), tuned
+        jobs, elsewhere = self._part(jobs)
+        own = {name: values for name, values in own.items() if name not in elsewhere}
+        return Plan(
+            tuple(jobs),
+            self.out,
+            self.root,
+            machine_of(machine),
+            own,
+            self.outside,
+            self.crops,
+            search,
+        )
+
+    def _jobs(self, methods: Sequence[str], task: dict[str, Any]) -> Sequence[Job]:
+        from rmadapter.bench.protocols import expand
+        from rmadapter.data.catalog.sets import ELEVEN
+        from rmadapter.settings import configured
+        from rmadapter.task import Task, check_views
+
+        datasets = ELEVEN if self.datasets == "paper" else _list(self.datasets)
+        return expand(
+            self.protocol, datasets, methods, numbers("seeds", self.seeds), numbers("shots", self.shots),
+            axes=_list(self.axes), root=self.root, common=check_views(configured(Task(), task)),
+            own_templates=self.templates == "dataset",
+        )  # fmt: skip
+
+    def _part(self, jobs: Sequence[Job]) -> tuple[Sequence[Job], set[str]]:
+        """Return the jobs of this --shard, and the methods that only other shards run."""
+        from rmadapter.bench import shard
+
+        if self.shard:
+            number, count = shard.shard(self.shard, os.environ)
+            chosen = shard.part(jobs, number, count)
+            note(f"part {number} of {count}: {len(chosen)} of {len(jobs)} runs")
+            return chosen, {job.method for job in jobs} - {job.method for job in chosen}
+        if shard.in_array(os.environ):
+            note(
+                "a task of an array without --shard auto: all tasks share all runs, and each takes whatever is free"
+            )
+        return jobs, set()
+
+    def processes(self, plan: Plan) -> int:
+        """Return the number of processes."""
+        from rmadapter.bench.pool import workers
+
+        return workers(plan.machine.device, self.jobs, self.jobs_per_gpu)
+
+    def cluster(self) -> Callable[..., None] | None:
+        """Return what does the runs on a Ray cluster, if one is wanted, as `run_all` takes it."""
+        from rmadapter.bench.ray.cluster import is_ray
+
+        if not is_ray(self.engine, self.address):
+            return None
         from rmadapter.bench.ray.jobs import work
 
-        elsewhere = partial(work, address=address)
-    if datasets == "paper":
-        datasets = ",".join(ELEVEN)
-    fitted, values = read_config(config, _list(methods))
-    given = {**_of_run(fitted, values), **({"backbone": backbone} if backbone else {})}
-    if templates not in ("", "dataset"):
-        given["templates"] = templates
-    task, machine, own = common_and_own(given | parse_overrides(sets or []))
-    planned = expand(
-        protocol, _list(datasets), _list(methods or fitted), _numbers("seeds", seeds), _numbers("shots", shots),
-        axes=_list(axes), root=root, common=check_views(configured(Task(), task)), own_templates=templates == "dataset",
-    )  # fmt: skip
-    planned, search = list(as_published(planned)) if per_set else planned, None
-    if tune:
-        from rmadapter.bench.tuned import as_tuned, tuned
-
-        planned, search = list(as_tuned(planned, tune, own)), tuned
-    if shard:
-        number, count = parts.shard(shard, os.environ)
-        every, planned = planned, parts.part(planned, number, count)
-        elsewhere_set = {job.method for job in every} - {job.method for job in planned}
-        own = {name: values for name, values in own.items() if name not in elsewhere_set}
-        note(f"part {number} of {count}: {len(planned)} of {len(every)} runs")
-    elif parts.in_array(os.environ):
-        note(
-            "a task of an array without --shard auto: all tasks share all runs, and each takes whatever is free"
-        )
-    wanted = Plan(tuple(planned), out, root, machine_of(machine), own, outside, crops, search)
-    return Asked(wanted, workers(wanted.machine.device, jobs, jobs_per_gpu), as_json, elsewhere)
+        return partial(work, address=self.address)
 
 
-def _with_options(verb: Callable[[Asked], None]) -> Callable[..., None]:
-    """Make a command with the options of `_asked`, which Typer reads from the signature."""
-
-    def command(*words: Any, **named: Any) -> None:
-        verb(_asked(*words, **named))
-
-    command.__name__, command.__doc__ = verb.__name__, verb.__doc__
-    hints, signature = get_type_hints(_asked, include_extras=True), inspect.signature(_asked)
-    options = [
-        option.replace(annotation=hints[name]) for name, option in signature.parameters.items()
-    ]
-    command.__signature__ = signature.replace(parameters=options, return_annotation=None)  # type: ignore[attr-defined]
-    return command
-
-
-@_with_options
-def bench(asked: Asked) -> None:
-    """Run one of the paper's experiments; finished runs are kept."""
+def bench(options: BenchOptions, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Run an experiment of many runs; finished runs are kept."""
     from rmadapter.bench.runner import run_all
 
-    records = run_all(asked.plan, asked.processes, engine=asked.engine)
-    if asked.as_json:
+    engine = options.cluster()
+    plan = options.plan()
+    records = run_all(plan, options.processes(plan), engine=engine)
+    if as_json:
         print(json.dumps([json.loads(record.line()) for record in records]))
     else:
         _show(records)
     failed = [record for record in records if record.status == "failed"]
     if failed:
-        first = f"{failed[0].task.data}, {failed[0].method.name}, seed {failed[0].task.seed}: {failed[0].reason}"
+        task, method = failed[0].task, failed[0].method
+        first = f"{task.data}, {method.name}, seed {task.seed}: {failed[0].reason}"
         raise UserError(
             f"{len(failed)} of {len(records)} runs failed ({first}); the same command retries them"
         )
 
 
-@_with_options
-def plan(asked: Asked) -> None:
-    """Estimate the cost of `bench` with the same options: runs, hours and disk, from a few steps of
-    each method."""
+def plan(options: BenchOptions, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Estimate what `bench` with the same options would cost.
+
+    Hours and disk space are estimated from a few steps of each method.
+    """
     from rmadapter.bench.cost import cost
 
-    if asked.plan.tune:
+    engine = options.cluster()
+    runs = options.plan()
+    if runs.tune:
         raise UserError(
             "plan cannot tell what a search costs: leave out --tune, and count up to 4 fits per trial"
         )
-    if asked.engine is not None:
+    if engine is not None:
         raise UserError("plan measures on this machine: leave out --engine and --address")
-    found = cost(asked.plan, asked.processes)
-    if asked.as_json:
+    found = cost(runs, options.processes(runs))
+    if as_json:
         print(json.dumps(asdict(found)))
         return
-    rows = [
-        [
-            line.data,
-            line.variant or line.method,
-            str(line.shots),
-            f"{line.left} of {line.runs}",
-            f"{line.seconds:.0f}",
-        ]
-        for line in found.lines
-    ]
+    rows = []
+    for line in found.lines:
+        left = f"{line.left} of {line.runs}"
+        name = line.variant or line.method
+        rows.append([line.data, name, str(line.shots), left, f"{line.seconds:.0f}"])
     table(["data set", "method", "shots", "runs left", "seconds"], rows)
-    print(
-        f"{found.left} of {found.runs} runs are left: {found.hours:.2f} hours on {found.devices} x {found.device}"
-    )
+    where = f"{found.devices} x {found.device}"
+    print(f"{found.left} of {found.runs} runs are left: {found.hours:.2f} hours on {where}")
     print(f"activations on disk: {found.disk / 1e9:.1f} GB; measured in {found.spent:.0f} s")
     if found.order:
         print(
@@ -278,7 +287,7 @@ def report(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write tables, figures and one page of everything measured; or rewrite the page of one run."""
+    """Write tables and figures of a bench; or a run's page again."""
     if tolerance is not None and not check:
         raise UserError("--tolerance: is for --check, which compares with the paper's figures")
     if (results / "model.json").is_file():
@@ -296,26 +305,22 @@ def report(
         print(json.dumps(judged if check else written))
     elif check:
         names = ["table", "row", "figure", "paper", "ours", "difference", "within", "status"]
-        cells = {None: "-", True: "yes", False: "NO"}
-        table(
-            names,
-            [
-                [
-                    f"{v:.2f}" if isinstance(v := r[n], float) else cells.get(v, str(v))
-                    for n in names
-                ]
-                for r in judged
-            ],
-        )
+        table(names, [[_cell(row[name]) for name in names] for row in judged])
         measured = [row for row in judged if row["within"] is not None]
         near = sum(row["within"] for row in measured)
-        print(
-            f"{len(measured)} of {len(judged)} printed figures were measured; {near} are within {within:g} points"
-        )
+        counts = f"{len(measured)} of {len(judged)} printed figures were measured"
+        print(f"{counts}; {near} are within {within:g} points")
     else:
         print(f"report: {out / 'report.html'}")
     if any(row["within"] is False for row in judged):
         raise typer.Exit(1)
+
+
+def _cell(value: object) -> str:
+    words = {None: "-", True: "yes", False: "NO"}
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return words[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def _page_again(run: Path, out: Path | None, check: bool, as_json: bool) -> None:
@@ -333,7 +338,7 @@ def _list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _numbers(name: str, text: str) -> list[int]:
+def numbers(name: str, text: str) -> list[int]:
     try:
         return [int(part) for part in _list(text)]
     except ValueError:
@@ -369,3 +374,112 @@ def _show(records: Sequence[Record]) -> None:
         f"{record.method.name}: {record.reason}" for record in records if record.reason
     ):
         note(reason)
+
+
+def leaderboard(
+    results: Annotated[
+        Path, typer.Argument(help="Folder written by `bench`, or a file of records.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the page.")],
+    as_json: Json = False,
+) -> None:
+    """Rank all measured methods by track on one page.
+
+    What their papers print stands beside the measured figures.
+    """
+    from rmadapter.bench.leaderboard.page import write_leaderboard
+
+    written = write_leaderboard(results, out)
+    print(json.dumps(written) if as_json else f"leaderboard: {out / 'index.html'}")
+
+
+def reproduce(
+    root: Annotated[Path, typer.Option(help="Folder of the data sets.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for results; repeat the command to resume.")
+    ],
+    tables: Annotated[str, typer.Option(help="Tables of the paper, by number.")] = "1,2,3,4,5,6",
+    methods: Annotated[str, typer.Option(help="Some of the tables' methods; all by default.")] = "",
+    seeds: Annotated[
+        str, typer.Option(help="Seeds of draw, initialisation and batches.")
+    ] = "1,2,3",
+    backbone: Annotated[
+        str, typer.Option(help="Backbone; the paper's by default.")
+    ] = "ViT-B-16/openai",
+    templates: Annotated[
+        str,
+        typer.Option(help='"dataset" for each data set\'s own, or one prompt template with {}.'),
+    ] = "",
+    per_set: Annotated[
+        bool,
+        typer.Option("--per-set", help="Also run with the authors' constants for each data set."),
+    ] = False,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="[METHOD.]FIELD=VALUE", help="As for `bench`."),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes, as for `bench`.")] = 1,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Show what would run, without running it.")
+    ] = False,
+    tolerance: Annotated[float, typer.Option(help="Points by which a figure may be off.")] = 1.0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Run the paper's tables and judge each printed figure.
+
+    The verdicts: within the tolerance, off by some points, or not run. Exit code 1 if one is off.
+    """
+    from rmadapter.bench import reproduce as work
+    from rmadapter.runs.request import machine_of
+    from rmadapter.settings import configured, parse_overrides
+    from rmadapter.task import Task, check_views
+
+    given = {"backbone": backbone}
+    if templates not in ("", "dataset"):
+        given["templates"] = templates
+    task, machine, own = common_and_own(given | parse_overrides(sets or []))
+    wish = work.Wish(
+        root, out, _list(tables), _list(methods), numbers("seeds", seeds), per_set,
+        templates == "dataset", check_views(configured(Task(), task)), machine_of(machine), own,
+    )  # fmt: skip
+    absent = work.missing(wish)
+    for key, why in absent.items():
+        how = f"`rmadapter data {key} --root {root}` says how to get it"
+        note(f"{key} is incomplete ({why}); {how}")
+    made = work.plans(wish, absent)
+    if plan:
+        rows = [
+            {"table": t, "data set": d, "runs": n, "finished": f}
+            for t, d, n, f in work.outline(made)
+        ]
+        if as_json:
+            print(json.dumps(rows))
+        else:
+            header = ["table", "data set", "runs", "finished"]
+            table(header, [[str(value) for value in row.values()] for row in rows])
+        return
+    records = work.run(made, jobs)
+    judged = work.verdicts(wish, made, tolerance)
+    _show_verdicts(judged, as_json, out / work.VERDICTS)
+    failed = [record for record in records if record.status == "failed"]
+    if failed:
+        counts = f"{len(failed)} of {len(records)} runs failed ({failed[0].reason})"
+        raise UserError(f"{counts}; the same command retries them")
+    if any(row["within"] is False for row in judged):
+        raise typer.Exit(1)
+
+
+def _show_verdicts(judged: Sequence[dict[str, Any]], as_json: bool, where: Path) -> None:
+    if as_json:
+        print(json.dumps(judged))
+        return
+    kinds = ("within", "off", "some seeds", "not run")
+    counts: dict[str, Counter[str]] = {}
+    for row in judged:
+        verdict = row["verdict"]
+        kind = "off" if verdict.startswith("off") else verdict if verdict in kinds else "some seeds"
+        counts.setdefault(row["table"], Counter())[kind] += 1
+    rows = [[name, *(str(count[kind]) for kind in kinds)] for name, count in counts.items()]
+    table(["table", *kinds], rows)
+    print(f"{len(judged)} verdicts, one on each printed figure for each of our entries: {where}")

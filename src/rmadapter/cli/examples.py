@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
-import typer
-
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "demo": ("rmadapter demo --out runs/demo",),
     "suspects": (
@@ -80,12 +76,5 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 
 
 def epilog(verb: str) -> str:
-    """The examples as paragraphs, which Typer keeps apart."""
+    """Return the examples as paragraphs, which Typer keeps apart."""
     return "\n\n".join(("Examples:", *EXAMPLES.get(verb, ())))
-
-
-def register(app: typer.Typer, verbs: Iterable[Callable[..., None]]) -> None:
-    """Register functions as commands, in their order; `evaluate` is called eval."""
-    for verb in verbs:
-        name = "eval" if verb.__name__ == "evaluate" else verb.__name__
-        app.command(name, epilog=epilog(name))(verb)

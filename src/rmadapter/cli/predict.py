@@ -1,31 +1,32 @@
-"""The verb `predict`; slow imports wait until it runs."""
+"""The verbs `predict` and `explain`; slow imports wait until a verb runs."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rmadapter.bench.ray.cluster import Address, Engine, is_ray
-from rmadapter.errors import UserError
-from rmadapter.support.hub import run_folder
-from rmadapter.support.terminal import (
+from rmadapter.cli.options import (
     Crops,
+    FileOptions,
     ImageColumn,
-    Its,
     Json,
-    Name,
     Outside,
     Quiet,
+    RayOptions,
+    Run,
+    RunOptions,
     SkipBad,
-    note,
-    table,
-    track,
 )
+from rmadapter.errors import UserError
+from rmadapter.support.files import check_new
+from rmadapter.support.hub import run_folder
+from rmadapter.support.terminal import note, table, track
 
 if TYPE_CHECKING:
     from rmadapter.artifacts.checkpoint import Saved
@@ -35,10 +36,67 @@ if TYPE_CHECKING:
     from rmadapter.training.contract import Fitted
 
 SHOWN = 20  # images in a table
+PAGE = "explain.html"
+
+
+@dataclass(frozen=True)
+class SortOptions:
+    """How images are sorted into folders by their label."""
+
+    sort_into: Annotated[
+        Path | None, typer.Option(help="Copy the images into one folder per label below this one.")
+    ] = None
+    move: Annotated[
+        bool, typer.Option("--move", help="With --sort-into: move the images instead.")
+    ] = False
+    link: Annotated[
+        bool, typer.Option("--link", help="With --sort-into: link to the images instead.")
+    ] = False
+    unsure: Annotated[
+        float, typer.Option(min=0, max=1, help='Below this probability the label is "unsure".')
+    ] = 0.0
+
+    def sorter(self, labels: Sequence[str]) -> Sorter | None:
+        """Return what sorts the images, if anything. Raises UserError for options that contradict
+        each other or the labels."""
+        from rmadapter.predict.answer import UNSURE
+        from rmadapter.predict.sorting import Sorter
+
+        if self.unsure and UNSURE in labels:
+            raise UserError(
+                f"a class is already labelled {UNSURE!r}: leave out --unsure, or choose other --names"
+            )
+        if self.move and self.link:
+            raise UserError("--move and --link: give only one of them")
+        if self.sort_into is None:
+            if self.move or self.link:
+                raise UserError("--move and --link need --sort-into DIR")
+            return None
+        folders = [*labels, *([UNSURE] if self.unsure else [])]
+        return Sorter(
+            self.sort_into, folders, "move" if self.move else "link" if self.link else "copy"
+        )
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """What is asked about each image besides its classes."""
+
+    zero_shot: Annotated[
+        bool,
+        typer.Option(
+            "--zero-shot/--no-zero-shot",
+            help="Also ask the untouched backbone, which takes extra time.",
+        ),
+    ] = True
+    unfamiliar: Annotated[
+        bool,
+        typer.Option("--unfamiliar", help="Report how unlike the training images each image is."),
+    ] = False
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="Folder written by `fit`, or hf:OWNER/NAME.")],
+    run: Run,
     images: Annotated[
         list[str], typer.Argument(help="Files, folders, patterns, tables, archives; - for stdin.")
     ],
@@ -49,103 +107,77 @@ def predict(
     out: Annotated[
         Path | None, typer.Option("--out", help="File for the answers: .csv, .jsonl or .parquet.")
     ] = None,
-    sort_into: Annotated[
-        Path | None, typer.Option(help="Copy the images into one folder per label below this one.")
-    ] = None,
-    move: Annotated[
-        bool, typer.Option("--move", help="With --sort-into: move the images instead.")
-    ] = False,
-    link: Annotated[
-        bool, typer.Option("--link", help="With --sort-into: link to the images instead.")
-    ] = False,
-    unsure: Annotated[
-        float, typer.Option(min=0, max=1, help='Below this probability the label is "unsure".')
-    ] = 0.0,
-    zero_shot: Annotated[
-        bool,
-        typer.Option(
-            "--zero-shot/--no-zero-shot",
-            help="Also ask the untouched backbone, which takes extra time.",
-        ),
-    ] = True,
-    unfamiliar: Annotated[
-        bool,
-        typer.Option("--unfamiliar", help="Report how unlike the training images each image is."),
-    ] = False,
+    sorting: SortOptions = SortOptions(),
+    more: AnswerOptions = AnswerOptions(),
     image_column: ImageColumn = "",
     crops: Crops = False,
-    skip_bad: SkipBad = False,
-    outside: Outside = False,
-    method: Name = "",
-    backbone: Its = None,
-    jobs: Annotated[int, typer.Option(min=1, help="With --engine ray: number of workers.")] = 1,
-    engine: Engine = "local",
-    address: Address = "",
+    files: FileOptions = FileOptions(),
+    options: RunOptions = RunOptions(),
+    ray: RayOptions = RayOptions(),
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Predict the most probable classes of images: on screen, in a file, or by sorting the images
-    into folders."""
-    from rmadapter.artifacts.checkpoint import load
+    """Predict the classes of images.
+
+    The answers are shown, written to a file, or used to sort the images into folders.
+    """
     from rmadapter.data.inputs import find_images
     from rmadapter.predict.answer import columns
     from rmadapter.predict.stream import Predictor
     from rmadapter.predict.write import AnswerFile, write_answers
     from rmadapter.training.contract import NotApplicable
 
-    if (ray := is_ray(engine, address, jobs)) and (out is None or sort_into):
+    on_ray, unsure = ray.chosen(), sorting.unsure
+    if on_ray and (out is None or sorting.sort_into):
         raise UserError("--engine ray writes a file of answers: give --out, not --sort-into")
     run = run_folder(run)
-    saved = load(run, backbone, method=method)
-    asked, labels = _classes(saved, names)
+    saved = options.load(run)
+    prompts, labels = _classes(saved, names)
     try:
-        predictor = Predictor(saved.fitted, asked, labels, top)
+        predictor = Predictor(saved.fitted, prompts, labels, top)
     except NotApplicable as error:
         raise UserError(f"--names: {error}") from None
-    if unfamiliar and saved.fitted.examples is None:
+    if more.unfamiliar and saved.fitted.examples is None:
         raise UserError(
             f"{run}: --unfamiliar needs features of the training images, which it does not hold; `fit` keeps them, and "
             "`push --examples` sends them"
         )
-    sorter = _sorter(sort_into, move, link, labels, unsure)
+    sorter = sorting.sorter(labels)
     path = sorter.root / "answers.csv" if sorter and not out else out
     if saved.fitted.remembers:
-        _remembering(saved.fitted, ray, path)
+        _remembering(saved.fitted, on_ray, path)
     if path is None:
-        found = _found(find_images(images, image_column, outside, crops=crops))
-        _show(found.files, predictor, unsure, skip_bad, as_json, unfamiliar)
+        inputs = _noted(find_images(images, image_column, files.outside, crops=crops))
+        _show(inputs.files, predictor, unsure, files.skip_bad, as_json, more.unfamiliar)
         return
-    header = columns(predictor.top, sorter is not None, zero_shot, unfamiliar, error=ray)
+    header = columns(
+        predictor.top, sorter is not None, more.zero_shot, more.unfamiliar, error=on_ray
+    )
     settings = [header, unsure, *([] if sorter is None else sorter.settings)]
-    file = AnswerFile(path, header, _key(run, predictor, settings))
+    file = AnswerFile(path, header, answers_key(run, predictor, settings))
     how: dict[str, Any] = {
         "column": image_column,
-        "outside": outside,
+        "outside": files.outside,
         "none": file.partial.exists(),
         "crops": crops,
     }
-    if ray:
+    if on_ray:
         from rmadapter.predict.ray import cluster, find_rows
 
-        found = _found(find_rows(images, **how))
-        facts = write_answers(
-            found.files,
-            cluster(predictor, run, backbone, method, jobs, address),
-            unsure,
-            True,
-            file,
-        )
+        inputs = _noted(find_rows(images, **how))
+        workers = cluster(predictor, run, options.backbone, options.method, ray.jobs, ray.address)
+        facts = write_answers(inputs.files, workers, unsure, True, file)
     else:
-        found = _found(find_images(images, **how))
+        inputs = _noted(find_images(images, **how))
         if sorter:
-            sorter.check(found.folders, found.files)
-        facts = write_answers(found.files, predictor, unsure, skip_bad, file, sorter)
-    _tell({"answers": str(path), **facts, "ignored": dict(found.ignored)}, as_json)
+            sorter.check(inputs.folders, inputs.files)
+        facts = write_answers(inputs.files, predictor, unsure, files.skip_bad, file, sorter)
+    _tell({"answers": str(path), **facts, "ignored": dict(inputs.ignored)}, as_json)
 
 
 def _remembering(fitted: Fitted, ray: bool, path: Path | None) -> None:
-    """Note that answers depend on the order of images. Raises UserError if one process does not see
-    all of them."""
+    """Print a note that answers depend on the order of the images. Raises UserError where one
+    process does not see all of them."""
     from rmadapter.predict.write import PARTIAL
     from rmadapter.runs.order import each_alone
 
@@ -160,14 +192,14 @@ def _remembering(fitted: Fitted, ray: bool, path: Path | None) -> None:
     )
 
 
-def _found(inputs: Inputs) -> Inputs:
+def _noted(inputs: Inputs) -> Inputs:
     if inputs.note:
         note(inputs.note)
     return inputs
 
 
 def _classes(saved: Saved, names: str | None) -> tuple[tuple[str, ...], list[str]]:
-    """The classes to choose from, as named in prompts and as labelled in answers."""
+    """Return the classes to choose from: names for prompts, and labels for answers."""
     from rmadapter.data.names import prompt_names
 
     if names is None:
@@ -178,47 +210,16 @@ def _classes(saved: Saved, names: str | None) -> tuple[tuple[str, ...], list[str
     return tuple(prompt_names(shown, saved.given, where="--names: ").values()), shown
 
 
-def _sorter(
-    root: Path | None, move: bool, link: bool, labels: Sequence[str], unsure: float
-) -> Sorter | None:
-    from rmadapter.predict.answer import UNSURE
-    from rmadapter.predict.sorting import Sorter
-
-    if unsure and UNSURE in labels:
-        raise UserError(
-            f"a class is already labelled {UNSURE!r}: leave out --unsure, or choose other --names"
-        )
-    if move and link:
-        raise UserError("--move and --link: give only one of them")
-    if root is None:
-        if move or link:
-            raise UserError("--move and --link need --sort-into DIR")
-        return None
-    how: Literal["copy", "move", "link"] = "move" if move else "link" if link else "copy"
-    return Sorter(root, [*labels, *([UNSURE] if unsure else [])], how)
-
-
-def _key(run: Path, predictor: Predictor, settings: Sequence[Any]) -> str:
-    """A digest of everything that answers depend on, except the images."""
+def answers_key(run: Path, predictor: Predictor, settings: Sequence[Any]) -> str:
+    """Return a digest of everything that the answers depend on, except the images."""
     from rmadapter.artifacts.checkpoint import WEIGHTS
     from rmadapter.settings import settings_of
     from rmadapter.support.checksums import sha256
 
     fitted = predictor.fitted
-    model = [
-        sha256(run / WEIGHTS),
-        fitted.method.title,
-        settings_of(fitted.method),
-        fitted.backbone.digest,
-    ]
-    parts = [
-        *model,
-        fitted.temperature,
-        fitted.known.templates,
-        predictor.names,
-        predictor.labels,
-        *settings,
-    ]
+    method = [fitted.method.title, settings_of(fitted.method), fitted.backbone.digest]
+    classes = [fitted.known.templates, predictor.names, predictor.labels]
+    parts = [sha256(run / WEIGHTS), *method, fitted.temperature, *classes, *settings]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -250,13 +251,10 @@ def _show(
     from rmadapter.training.cache import BATCH
 
     bad: list[tuple[Path, str]] | None = [] if skip_bad else None
-    some = images if as_json else images[:SHOWN]
-    answered = track(
-        predictor.predict(some, bad=bad, unfamiliar=unfamiliar),
-        -(-len(some) // BATCH),
-        "predicting",
-    )
-    answers = [answer for part in answered for answer in part]
+    chosen = images if as_json else images[:SHOWN]
+    batches = predictor.predict(chosen, bad=bad, unfamiliar=unfamiliar)
+    answered = track(batches, -(-len(chosen) // BATCH), "predicting")
+    answers = [answer for batch in answered for answer in batch]
     _tell_bad([text for _, text in bad or []])
     if as_json:
         found: list[dict[str, Any]] = []
@@ -276,3 +274,60 @@ def _show(
     table(["image", "class", "probability", *(["unfamiliar"] if unfamiliar else [])], lines)
     if len(images) > SHOWN:
         print(f"the first {SHOWN} of {len(images):,} images; --out answers.csv answers all of them")
+
+
+def explain(
+    run: Run,
+    images: Annotated[
+        list[str], typer.Argument(help="Files, folders, patterns, tables, archives, COCO, YOLO ...")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help=f"Folder for {PAGE}, which shows the images.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Where the run's training images are now.")
+    ] = None,
+    image_column: ImageColumn = "",
+    crops: Crops = False,
+    outside: Outside = False,
+    options: RunOptions = RunOptions(),
+    skip_bad: SkipBad = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Explain answers by the nearest training images.
+
+    The two best classes stand beside them.
+    """
+    from rmadapter.data.inputs import find_images
+    from rmadapter.predict.explain import explain_images, write_page
+
+    page = out / PAGE if out else None
+    if page:
+        check_new(page)
+    inputs = _noted(find_images(images, image_column, outside, crops=crops))
+    found = explain_images(
+        run,
+        inputs.files,
+        data=data,
+        backbone=options.backbone,
+        method=options.method,
+        skip_bad=skip_bad,
+    )
+    if page:
+        write_page(page, found, run.resolve().name)
+    if as_json:
+        listed = [one.json() for one in found]
+        print(json.dumps({"page": str(page), "images": listed} if page else listed))
+        return
+    rows = []
+    for one in found:
+        near = "; ".join(f"{n.image} ({n.label}, {n.similarity:.2f})" for n in one.neighbours)
+        rows.append([str(one.image), _shares(one.best), _shares(one.zero_shot), near])
+    table(["image", "adapted", "zero-shot", "nearest training images"], rows)
+    if page:
+        print(f"page: {page}")
+
+
+def _shares(best: Sequence[tuple[object, float]]) -> str:
+    return ", ".join(f"{label} {100 * share:.0f} %" for label, share in best)

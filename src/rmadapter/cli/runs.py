@@ -1,33 +1,257 @@
-"""The verbs `add` and `compare`; slow imports wait until a verb runs."""
+"""The verbs that make runs and judge them; slow imports wait until a verb runs."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rmadapter.data.formats.columns import SUFFIXES
-from rmadapter.errors import UserError
-from rmadapter.support.hub import run_folder
-from rmadapter.support.terminal import (
+from rmadapter.cli.options import (
+    Classes,
     Crops,
-    GroupColumn,
-    ImageColumn,
-    Its,
+    DataOptions,
+    FileOptions,
     Json,
-    LabelColumn,
-    Name,
-    Outside,
+    MethodName,
     Quiet,
-    SkipBad,
-    SplitColumn,
+    RayOptions,
+    Run,
+    RunOptions,
+    SettingOptions,
     command,
-    named_columns,
-    note,
-    table,
 )
+from rmadapter.errors import UserError
+from rmadapter.support import distributed as world
+from rmadapter.support.hub import run_folder
+from rmadapter.support.terminal import note, table
+
+if TYPE_CHECKING:
+    from rmadapter.artifacts.record import Record
+    from rmadapter.bench.tune import Tuned
+
+SHOWN = 10  # trials in the table of `tune`
+Shots = Annotated[
+    int | None, typer.Option(help="Training images per class; 16 by default, 0 takes all.")
+]
+Data = Annotated[
+    Path,
+    typer.Argument(
+        help="Folder of class folders, table of path,label[,split], or a format in docs/data.md."
+    ),
+]
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the run.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Seed for everything random.")] = 1,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Adapt `pocket` to OpenMoji pictograms; needs no data of yours.
+
+    The report shows what the adapted model gains and keeps.
+    """
+    from rmadapter.artifacts.summary import show
+
+    record = run_demo(out, seed, command=command())
+    show(record, as_json, out)
+    if not as_json:
+        for text in record.notes:  # the licence, which --quiet does not silence
+            print(text)
+        print(f"report: {out / 'report.html'}")
+
+
+def run_demo(
+    out: Path, seed: int = 1, progress: bool = True, command: str = "", **settings: Any
+) -> Record:
+    """Train on colour pictograms of the base classes; test base and novel classes, in colour and as
+    black line art.
+
+    command: the command that repeats the run. settings: override the defaults. Raises UserError if
+    the demo's packages are missing.
+    """
+    from rmadapter.data.catalog.openmoji import ATTRIBUTION, load_openmoji
+    from rmadapter.runs.fit import fit
+    from rmadapter.runs.request import Request
+    from rmadapter.runs.run import Lab
+    from rmadapter.settings import configured
+    from rmadapter.task import Question
+
+    line_art = "OpenMoji line art"
+    request = Request.make({"classes": "base", "seed": seed, **settings}, data="OpenMoji")
+    lab = Lab(request.machine, progress=progress)
+    lab.add("OpenMoji", load_openmoji())
+    lab.add(line_art, {"test": load_openmoji(style="black")["test"]})
+    questions = (
+        Question("base", classes="base"),
+        Question("novel", classes="novel"),
+        Question("line art, base classes", line_art, "base"),
+        Question("line art, novel classes", line_art, "novel"),
+    )
+    task = configured(request.task, {"tests": questions})
+    return fit(task, request.method, out, lab, request.name, command, (ATTRIBUTION,))
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What to train."""
+
+    method: MethodName = ""
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            "--backbone",
+            help="pocket (the default), ViT-B-16/openai, hf-hub:... or a folder; A,B: B if A is unavailable.",
+        ),
+    ] = None
+    shots: Shots = None
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of draw, initialisation and batches; 1 by default.")
+    ] = None
+    classes: Classes = None
+    effort: Annotated[str, typer.Option(help="How long to train: fast, normal or thorough.")] = (
+        "normal"
+    )
+    minutes: Annotated[
+        float | None, typer.Option(help="Minutes for --method auto to choose; 10 by default.")
+    ] = None
+
+    def flags(self) -> dict[str, Any]:
+        """Return the options that are settings of a task or of the choice of a method."""
+        names = ("backbone", "shots", "seed", "classes", "minutes")
+        return {name: getattr(self, name) for name in names}
+
+
+def fit(
+    data: Data,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for the run; repeat the command to resume.")
+    ],
+    options: FitOptions = FitOptions(),
+    images: DataOptions = DataOptions(),
+    names: Annotated[
+        Path | None, typer.Option(help="CSV file of label,name: class names for prompts.")
+    ] = None,
+    settings: SettingOptions = SettingOptions(),
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Cross-validation folds; 4 by default where needed, 0: no judgement."
+        ),
+    ] = None,
+    files: FileOptions = FileOptions(),
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model on images; write it, its record and report.html."""
+    from rmadapter.backbones.choice import advise, first_of
+    from rmadapter.data.names import check_known, read_names
+    from rmadapter.data.read import read_images
+    from rmadapter.methods import explain_effort
+    from rmadapter.runs.fit import fit as run_fit
+    from rmadapter.runs.fit import help_fit
+    from rmadapter.runs.request import requested
+    from rmadapter.runs.run import Lab
+
+    request = requested(
+        options.method,
+        settings.config,
+        options.flags(),
+        settings.sets,
+        options.effort,
+        str(data),
+        choosing=True,
+    )
+    if options.effort != "normal":
+        note(explain_effort(request.name, options.effort, request.method))
+    lab = Lab(world.share(request.name, request.method, request.machine))
+    given = read_names(names) if names else {}
+    columns = images.named()
+    splits = read_images(
+        data,
+        skip_bad=files.skip_bad,
+        outside=files.outside,
+        names=given,
+        columns=columns,
+        crops=images.crops,
+    )
+    check_known(given, next(iter(splits.values())).written, names or "")
+    lab.add(str(data), splits)
+    backbone = first_of(request.task.backbone)
+    lab.add_backbone(backbone)
+    if advice := advise(backbone.name):
+        note(advice)
+    task = replace(request.task, backbone=backbone.name)
+    if world.helps():
+        help_fit(task, request.method, out, lab, request.name)
+        world.leave()
+        return
+    record = run_fit(
+        task, request.method, out, lab, request.name, command(),
+        folds=folds, columns=columns, crops=images.crops,
+    )  # fmt: skip
+    world.leave()
+    _show(record, out, as_json)
+
+
+def _show(record: Record, out: Path, as_json: bool) -> None:
+    """Print a record, its notes and the place of its report."""
+    from rmadapter.artifacts.summary import show
+
+    for text in record.notes:
+        note(text)
+    show(record, as_json, out)
+    if not as_json:
+        print(f"report: {out / 'report.html'}")
+
+
+def evaluate(
+    run: Run,
+    data: Annotated[Path, typer.Argument(help="Folder or table of images.")],
+    split: Annotated[
+        str, typer.Option(help="Split of the data, or heldout: images `fit` did not draw.")
+    ] = "test",
+    images: DataOptions = DataOptions(),
+    classes: Classes = None,
+    options: RunOptions = RunOptions(),
+    settings: SettingOptions = SettingOptions(),
+    files: FileOptions = FileOptions(),
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a run's accuracy on labelled images.
+
+    The untouched backbone's accuracy stands beside it.
+    """
+    from rmadapter.artifacts.checkpoint import load
+    from rmadapter.artifacts.summary import show_score
+    from rmadapter.data.read import read_images
+    from rmadapter.runs import request
+    from rmadapter.runs.fit import evaluate_saved, known_names
+    from rmadapter.settings import configured, parse_overrides
+    from rmadapter.task import Task
+    from rmadapter.training.cache import Cache
+
+    which = configured(Task(), {"classes": classes or "all"}).classes
+    name, values = request.read_config(settings.config, (options.method,))
+    overrides = parse_overrides(settings.sets or [])
+    reading = {field: overrides.pop(field) for field in request.READING if field in overrides}
+    machine = request.machine_of(reading)
+    own = request.split(values, name)[2] | overrides
+    folder = run_folder(run)
+    saved = load(run, options.backbone, method=options.method, settings=own, device=machine.device)
+    splits = read_images(
+        data, skip_bad=files.skip_bad, outside=files.outside, names=known_names(folder, saved),
+        columns=images.named(), crops=images.crops,
+    )  # fmt: skip
+    if ignored := next(iter(splits.values())).ignored:
+        note(ignored)
+    cache = Cache(saved.fitted.backbone, machine, hold=False)
+    _, scores = evaluate_saved(folder, saved.fitted, splits, split, which, cache)
+    show_score(scores[0], as_json)
 
 
 def add(
@@ -39,11 +263,7 @@ def add(
         typer.Argument(help="Names of new classes; or a folder or table of images of any classes."),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the new run.")],
-    image_column: ImageColumn = "",
-    label_column: LabelColumn = "",
-    split_column: SplitColumn = "",
-    group_column: GroupColumn = "",
-    crops: Crops = False,
+    images: DataOptions = DataOptions(),
     old_data: Annotated[
         Path | None,
         typer.Option("--old-data", "--data", help="Where the run's own images are now."),
@@ -51,47 +271,44 @@ def add(
     shots: Annotated[
         int | None, typer.Option(min=0, help="New images per class; by default as for the run.")
     ] = None,
-    method: Name = "",
-    backbone: Its = None,
-    skip_bad: SkipBad = False,
-    outside: Outside = False,
+    options: RunOptions = RunOptions(),
+    files: FileOptions = FileOptions(),
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Extend a run: with classes by name alone, or trained again with more images."""
-    from rmadapter.artifacts.checkpoint import load
-    from rmadapter.artifacts.summary import show
+    """Extend a run with more classes or images.
+
+    New classes need only a name; with images, the model is trained again.
+    """
     from rmadapter.data.formats.sources import is_source
     from rmadapter.runs.add import add_images, add_names
 
     run = run_folder(run)
-    saved, data = load(run, backbone, method=method), Path(what[0])
-    columns = named_columns(image_column, label_column, split_column, group_column)
+    saved, data = options.load(run), Path(what[0])
     if len(what) == 1 and (data.is_dir() or is_source(data)):
         record = add_images(
-            run, saved, data, out, old_data, shots, skip_bad, outside, command(), columns, crops
-        )
-        for text in record.notes:
-            note(text)
-        show(record, as_json, out)
-        if not as_json:
-            print(f"report: {out / 'report.html'}")
+            run, saved, data, out, old_data, shots, files.skip_bad, files.outside, command(),
+            images.named(), images.crops,
+        )  # fmt: skip
+        _show(record, out, as_json)
         return
-    if lost := next((word for word in what if Path(word).exists() or _is_place(word)), None):
-        raise UserError(
-            f"{lost}: give one folder or table that exists, or names of classes that are no files here"
-        )
+    for word in what:
+        if Path(word).exists() or _is_place(word):
+            raise UserError(
+                f"{word}: give one folder or table that exists, or names of classes that are no files here"
+            )
     labels = add_names(saved, what, out)
     if as_json:
         print(json.dumps({"run": str(out), "labels": labels}))
     else:
-        print(
-            f"{out}: {len(labels)} classes, {len(what)} of them new and known by name alone: {', '.join(what)}"
-        )
+        new = f"{len(what)} of them new and known by name alone: {', '.join(what)}"
+        print(f"{out}: {len(labels)} classes, {new}")
 
 
 def _is_place(word: str) -> bool:
-    """Whether a word is written as the path of a folder or a table, and not as the name of a class."""
+    """Return whether a word is written as a path of a folder or table rather than a class name."""
+    from rmadapter.data.formats.columns import SUFFIXES
+
     return word.startswith(("/", "./", "../", "~/")) or word.endswith(("/", *SUFFIXES))
 
 
@@ -105,23 +322,22 @@ def compare(
     ],
     split: Annotated[str, typer.Option(help="Split of the data.")] = "test",
     crops: Crops = False,
-    method: Name = "",
-    backbone: Its = None,
-    skip_bad: SkipBad = False,
-    outside: Outside = False,
+    options: RunOptions = RunOptions(),
+    files: FileOptions = FileOptions(),
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Compare runs on one test set, image by image: accuracies, differences and whether they may be
-    chance."""
-    from rmadapter.artifacts.checkpoint import load
+    """Compare runs on one test set, image by image.
+
+    Shows accuracies, their differences and whether these may be chance.
+    """
     from rmadapter.data.read import read_images
-    from rmadapter.runs.compare import compare as compared
+    from rmadapter.runs.compare import compare as compare_runs
     from rmadapter.runs.fit import trained_on
 
     if len(runs) < 2:
         raise UserError("only one run: give at least two to compare")
-    splits = read_images(data, skip_bad=skip_bad, outside=outside, crops=crops)
+    splits = read_images(data, skip_bad=files.skip_bad, outside=files.outside, crops=crops)
     if split not in splits:
         raise UserError(f"the data has no {split} split: give --split one of {', '.join(splits)}")
     images = splits[split]
@@ -132,17 +348,106 @@ def compare(
             note(
                 f"{run}: {known} of these {len(images)} images were trained on, so its accuracy says little"
             )
-    lines = compared([(run, load(run, backbone, method=method)) for run in runs], images)
+    lines = compare_runs([(run, options.load(run)) for run in runs], images)
     if as_json:
-        facts = {
-            "images": len(images),
-            "classes": len(images.classes),
-            "runs": [line.json() for line in lines],
-        }
-        print(json.dumps(facts))
+        rows = [line.json() for line in lines]
+        print(json.dumps({"images": len(images), "classes": len(images.classes), "runs": rows}))
         return
-    table(
-        ["run", "method", "accuracy in %", "difference", "95 % interval", "p"],
-        [line.row() for line in lines],
-    )
+    header = ["run", "method", "accuracy in %", "difference", "95 % interval", "p"]
+    table(header, [line.row() for line in lines])
     print(f"{len(images):,} images of {len(images.classes):,} classes; p by McNemar's exact test")
+
+
+def tune(
+    data: Annotated[
+        Path, typer.Argument(help="Folder of class folders, table, or a format in docs/data.md.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for results; repeat the command to resume.")
+    ],
+    method: MethodName = "",
+    trials: Annotated[
+        int, typer.Option(min=2, help="Number of settings to try, the given ones first.")
+    ] = 20,
+    search: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--search",
+            metavar="FIELD[=LOW..HIGH]",
+            help="What to try; also FIELD=A,B,C. May be repeated.",
+        ),
+    ] = None,
+    folds: Annotated[
+        int, typer.Option(min=2, help="Folds of the shots, to judge each setting by.")
+    ] = 4,
+    backbone: Annotated[
+        str | None, typer.Option(help="pocket (the default), ViT-B-16/openai, ... or a folder.")
+    ] = None,
+    shots: Shots = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of draw, folds, training and proposals; 1 by default.")
+    ] = None,
+    ray: RayOptions = RayOptions(),
+    crops: Crops = False,
+    settings: SettingOptions = SettingOptions(),
+    files: FileOptions = FileOptions(),
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Search for better settings of a method on your images.
+
+    Each trial is judged on folds of the training images; no test image is read.
+    """
+    from rmadapter.bench.search_space import space
+    from rmadapter.bench.tune import Search
+    from rmadapter.bench.tune import tune as run_tune
+    from rmadapter.methods import DEFAULT
+    from rmadapter.runs.request import Request, read_config
+    from rmadapter.settings import parse_overrides
+
+    cluster = ray.address if ray.chosen() else None
+    named, values = read_config(settings.config, (method,))
+    flags = {"backbone": backbone, "shots": shots, "seed": seed}
+    values |= {flag: value for flag, value in flags.items() if value is not None}
+    values |= parse_overrides(settings.sets or [])
+    request = Request.make(values, method or named or DEFAULT, data=str(data))
+    ranges = space(request.method, request.name, search or ())
+    read = {"skip_bad": files.skip_bad, "outside": files.outside, "crops": crops}
+    tuned = run_tune(Search(request, values, folds, read), ranges, trials, out, ray.jobs, cluster)
+    _show_tuned(tuned, [*ranges], out, as_json)
+
+
+def _show_tuned(tuned: Tuned, names: list[str], out: Path, as_json: bool) -> None:
+    from rmadapter.bench.tune import BEST, FILE, PICTURE
+
+    best, gain = tuned.best, tuned.gain
+    places = {"config": str(out / BEST), "picture": str(out / PICTURE), "trials": str(out / FILE)}
+    for trial in tuned.trials:
+        if trial.reason:
+            note(f"trial {trial.number}: {trial.reason}")
+    if as_json:
+        facts = {"number": best.number, "params": best.params, "accuracy": best.accuracy}
+        points = {"gain": gain and gain[0], "error": gain and gain[1]}
+        print(json.dumps({"best": facts, **points, **places}))
+        return
+    ordered = sorted(
+        (trial for trial in tuned.trials if trial.right), key=lambda trial: -(trial.accuracy or 0)
+    )
+    rows = [
+        [f"{trial.number}" if trial.number else "0 (as given)", *(_cell(trial.params.get(name)) for name in names),
+         f"{trial.accuracy:.1f}", f"{trial.seconds:.0f}"]
+        for trial in ordered[:SHOWN]
+    ]  # fmt: skip
+    table(["trial", *names, "accuracy in %", "seconds"], rows)
+    print(f"judged by {len(best.right):,} training images in folds; no model read a test image")
+    if gain:
+        print(f"the best is {gain[0]:.1f} ± {gain[1]:.1f} points ahead of the given settings")
+        if gain[0] <= 2 * gain[1]:
+            note(
+                "that is within two standard errors, so it may be chance alone: no reason to leave the given settings"
+            )
+    print("\n".join(f"{what}: {place}" for what, place in places.items()))
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -9,77 +9,19 @@ from __future__ import annotations
 import atexit
 import errno
 import io
+import logging
 import os
 import re
-import shlex
 import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
-
-import typer
+from typing import Any, TypeVar
 
 from rmadapter.support.distributed import helps
 
 T = TypeVar("T")
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Any setting, such as rank=8."),
-]
-Config = Annotated[
-    Path | None,
-    typer.Option("--config", help="YAML file of settings, such as a run's config.yaml."),
-]
-Outside = Annotated[
-    bool, typer.Option("--allow-outside", help="Read listed files even outside the data's folder.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-SkipBad = Annotated[
-    bool, typer.Option("--skip-bad", help="Skip unreadable images and report them.")
-]
-Name = Annotated[
-    str,
-    typer.Option("--method", help="Name from `rmadapter methods`, package:Class or file.py:Class."),
-]
-Quiet = Annotated[
-    bool,
-    typer.Option(
-        "--quiet",
-        "-q",
-        callback=lambda on: hush(on),
-        help="Hide progress and notes, but not errors.",
-    ),
-]
-ImageColumn = Annotated[
-    str, typer.Option(help="Table column of paths; by default path, image, file, filename, ...")
-]
-LabelColumn = Annotated[
-    str, typer.Option(help="Table column of classes; by default label, class or category.")
-]
-SplitColumn = Annotated[
-    str, typer.Option(help="Table column of train, val or test; by default split or subset.")
-]
-GroupColumn = Annotated[
-    str, typer.Option(help="Table column of groups, such as patients; by default group.")
-]
-Crops = Annotated[
-    bool,
-    typer.Option("--crops", help="COCO, YOLO, Label Studio, FiftyOne: use the boxes as images."),
-]
-Its = Annotated[
-    str | None, typer.Option("--backbone", help="The run's backbone, if a folder or a repository.")
-]
-
-
-def named_columns(image: str, label: str, split: str, group: str) -> dict[str, str]:
-    """The column options that were given, as `read_images` takes them."""
-    given = {"image": image, "label": label, "split": split, "group": group}
-    return {kind: name for kind, name in given.items() if name}
-
-
 STOPPED, GRACE = 128 + signal.SIGINT, 5  # exit code, as in shells; seconds for clearing up
 AGAIN = "rmadapter: stopped; repeat the command to start again, or to resume an unfinished `fit` or `predict --out`"
 EVERY = 0.5 if os.environ.get("RMADAPTER_OFTEN") else 10.0  # seconds between two lines in a pipe
@@ -89,31 +31,40 @@ SHOW_CURSOR = b"\x1b[?25h"  # a bar hides it
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
-def plain(text: str) -> str:
+def escape(text: str) -> str:
     """A text with its control characters escaped as in Python, except for newlines."""
     return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
-def command() -> str:
-    """The command that runs, quoted for a shell."""
-    return shlex.join(["rmadapter", *sys.argv[1:]])
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print("note:", escape(" ".join(record.getMessage().split())), file=sys.stderr)
 
 
-_quiet = False  # for the command that runs; `streams` resets it
+def _logger() -> logging.Logger:
+    """Return the logger of notes, which prints on stderr; its level is WARNING while quiet."""
+    logger = logging.getLogger("rmadapter.notes")
+    if not logger.handlers:
+        logger.addHandler(_Notes())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    return logger
 
 
-def hush(on: bool) -> bool:
-    """Hide bars and notes from now on, or show them; of several processes, only the first ever
-    shows them."""
-    global _quiet
-    _quiet = on or helps()
+def set_quiet(on: bool) -> bool:
+    """Hide progress bars and notes, or show them again. Helpers of a training in several processes
+    never show them. Return `on`."""
+    _logger().setLevel(logging.WARNING if on or helps() else logging.INFO)
     return on
 
 
+def _quiet() -> bool:
+    return not _logger().isEnabledFor(logging.INFO)
+
+
 def note(text: str) -> None:
-    """Tell the user something, in a line on stderr."""
-    if not _quiet:
-        print("note:", plain(" ".join(text.split())), file=sys.stderr)
+    """Print a note for the user in one line on stderr, unless quiet."""
+    _logger().info("%s", text)
 
 
 class _Lasting(io.RawIOBase):
@@ -142,7 +93,7 @@ class _Lasting(io.RawIOBase):
 
 
 class _Plain(io.TextIOBase):
-    """A stream that makes whatever is written to it `plain`; it is no terminal."""
+    """A stream that makes whatever is written to it escaped; it is no terminal."""
 
     encoding = "utf-8"
 
@@ -150,7 +101,7 @@ class _Plain(io.TextIOBase):
         self._stream = stream
 
     def write(self, text: str) -> int:
-        return self._stream.write(plain(text))
+        return self._stream.write(escape(text))
 
     def flush(self) -> None:
         self._stream.flush()
@@ -189,7 +140,7 @@ def streams(words: Sequence[str] = ()) -> Iterator[None]:
         )
         raise SystemExit(2) from None
     finally:
-        hush(False)
+        set_quiet(False)
         sys.stdout.flush()
         sys.stderr.flush()
         sys.stdout, sys.stderr = before
@@ -271,7 +222,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
     drawn = Table(*header)
     for row in rows:
-        drawn.add_row(*map(plain, row))
+        drawn.add_row(*map(escape, row))
     width = None if sys.stdout.isatty() else 200  # a pipe has no width: allow long lines
     console = Console(
         width=width, markup=False, emoji=False, highlight=False
@@ -288,9 +239,9 @@ def bar(enabled: bool = True) -> Any:
     from rich import progress
     from rich.console import Console
 
-    console = Console(stderr=True, quiet=_quiet)
+    console = Console(stderr=True, quiet=_quiet())
     terminal = console.is_terminal or console.is_jupyter
-    if enabled and not terminal and not _quiet:
+    if enabled and not terminal and not _quiet():
         return _Lines(console)
     return progress.Progress(
         progress.TextColumn("{task.description}", markup=False),
@@ -300,7 +251,7 @@ def bar(enabled: bool = True) -> Any:
         progress.TextColumn("{task.fields[note]}", markup=False),
         console=console,
         transient=True,
-        disable=not enabled or _quiet,
+        disable=not enabled or _quiet(),
     )
 
 
@@ -342,7 +293,7 @@ class _Lines:
         now = time.monotonic()
         if now - self._said >= EVERY:
             self._said = now
-            print(plain(self._line(now - self._started)), file=sys.stderr, flush=True)
+            print(escape(self._line(now - self._started)), file=sys.stderr, flush=True)
 
     def _line(self, seconds: float) -> str:
         parts = [f"{self._done:,.0f}" + (f" of {self._total:,.0f}" if self._total else "")]
@@ -355,7 +306,7 @@ class _Lines:
 def track(items: Iterable[T], total: int, text: str, enabled: bool = True) -> Iterator[T]:
     """Go through `items` with a bar."""
     with bar(enabled) as progress:
-        task = progress.add_task(plain(text), total=total, note="")
+        task = progress.add_task(escape(text), total=total, note="")
         for item in items:
             yield item
             progress.advance(task)

@@ -12,7 +12,7 @@ import pytest
 
 from rmadapter.artifacts.checkpoint import Saved, load
 from rmadapter.artifacts.record import read_record
-from rmadapter.cli.export import SEARCHED
+from rmadapter.cli.deploy import SEARCHED
 from rmadapter.data.image_set import relative
 from rmadapter.deploy.export.int8 import WAYS
 from rmadapter.deploy.export.parity import (

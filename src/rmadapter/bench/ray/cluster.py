@@ -9,20 +9,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
-
-import typer
+from typing import Any, TypeVar
 
 from rmadapter.errors import UserError, nearest
 from rmadapter.support.terminal import STOPPED
 
 T = TypeVar("T")
-Engine = Annotated[
-    str, typer.Option(help="local, or ray: on a Ray cluster; needs the extra `ray`.")
-]
-Address = Annotated[
-    str, typer.Option(help="HOST:PORT of a Ray cluster, or auto; by default one is started here.")
-]
 ENGINES = ("local", "ray")
 PAUSE = 0.5  # seconds between polls of the workers
 TRIES = 3  # deaths of workers on one piece of work, after which to give up

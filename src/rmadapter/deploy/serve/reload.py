@@ -10,7 +10,7 @@ from rmadapter.deploy.serve.model import Wish, open_served
 from rmadapter.deploy.serve.service import Service
 from rmadapter.errors import UserError
 from rmadapter.support.checksums import sign
-from rmadapter.support.terminal import plain
+from rmadapter.support.terminal import escape
 
 EVERY = 2.0  # seconds between two looks
 
@@ -62,4 +62,6 @@ class Watch:
 
     def _tell(self, name: str, outcome: str, text: str) -> None:
         self._service.counters.reloads.labels(name, outcome).inc()
-        print("rmadapter:", plain(" ".join(f"{name}: {text}".split())), file=sys.stderr, flush=True)
+        print(
+            "rmadapter:", escape(" ".join(f"{name}: {text}".split())), file=sys.stderr, flush=True
+        )

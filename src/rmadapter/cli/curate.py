@@ -1,0 +1,246 @@
+"""The verbs `suspects` and `suggest`, which look at images before training; slow imports wait until
+a verb runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rmadapter.cli.options import Columns, FileOptions, ImageColumn, Json, Outside, Quiet, Sets
+from rmadapter.errors import UserError
+from rmadapter.support.files import check_new
+from rmadapter.support.terminal import note, table
+
+if TYPE_CHECKING:
+    from rmadapter.curate.suggest import Suggested
+    from rmadapter.curate.suspects import Suspects
+
+SHOWN = 20  # images in a table
+METHOD = "linear-probe"
+
+
+def suspects(
+    data: Annotated[
+        Path, typer.Argument(help="Folder of class folders, or table of path,label[,split].")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder or .csv file for the list and its page.")
+    ] = None,
+    apply: Annotated[
+        Path | None,
+        typer.Option(
+            "--apply",
+            help="suspects.csv with your decisions: write a cleaned copy or list to --out.",
+        ),
+    ] = None,
+    method: Annotated[
+        str, typer.Option("--method", help="What judges the labels: one of `rmadapter methods`.")
+    ] = METHOD,
+    backbone: Annotated[
+        str | None, typer.Option(help="As for `fit`; pocket is the default.")
+    ] = None,
+    table_columns: Columns = Columns(),
+    sets: Sets = None,
+    outside: Outside = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Find wrong labels, copies, and broken or odd images.
+
+    With --apply: write a data set without them.
+    """
+    from rmadapter.curate.apply import apply_decisions, cleaned_name
+    from rmadapter.curate.suspects import find_suspects
+    from rmadapter.settings import parse_overrides
+
+    columns = table_columns.named()
+    if apply:
+        if out is None:
+            raise UserError("--apply: name the cleaned copy with --out")
+        if method != METHOD or backbone or sets:
+            raise UserError("--apply trains nothing: remove --method, --backbone and --set")
+        cleaned = apply_decisions(data, apply, out, columns=columns, outside=outside)
+        _show_cleaned(out, vars(cleaned), as_json)
+        return
+    files = _suspects_files(out, data) if out else None
+    settings = {**({"backbone": backbone} if backbone else {}), **parse_overrides(sets or [])}
+    found = find_suspects(
+        data, method, settings, columns=columns, outside=outside, progress=not quiet
+    )
+    if not found.judged:
+        note("no label was judged: judging takes two images per class that are not copies")
+    if files:
+        more = ["--allow-outside"] * outside + ["--out", cleaned_name(data, columns, outside)]
+        for kind, name in reversed(columns.items()):
+            more = [f"--{kind}-column", name, *more]
+        _write_suspects(found, files, data, method, as_json, more)
+    else:
+        _show_suspects(found, as_json)
+
+
+def _suspects_files(out: Path, data: Path) -> tuple[Path, Path]:
+    """Return the paths of the list and its page. Raises UserError if one exists, because it may hold
+    decisions, and for a folder that would be read as a class."""
+    listed = out if out.suffix.lower() == ".csv" else out / "suspects.csv"
+    if data.is_dir() and data.resolve() in listed.resolve().parent.parents:
+        raise UserError(f"{out}: lies in {data}, whose folders are classes; choose another --out")
+    files = listed, listed.with_suffix(".html")
+    check_new(*files)
+    return files
+
+
+def _write_suspects(
+    found: Suspects,
+    files: tuple[Path, Path],
+    data: Path,
+    method: str,
+    as_json: bool,
+    more: list[str],
+) -> None:
+    """Write the list and its page. more: options of the command that applies the list."""
+    from rmadapter.curate.suspects import write_csv, write_page
+
+    write_page(files[1], found, str(data), method, files[0], more)
+    write_csv(files[0], found)
+    facts = {
+        "suspects": str(files[0]),
+        "page": str(files[1]),
+        "images": found.total,
+        "found": found.counts(),
+    }
+    if as_json:
+        print(json.dumps(facts))
+        return
+    print(f"{len(found.suspects):,} of {found.total:,} images: {_counted(found)}")
+    print(f"suspects: {files[0]}\npage: {files[1]}")
+
+
+def _counted(found: Suspects) -> str:
+    counts = ", ".join(f"{kind} {count}" for kind, count in found.counts().items())
+    return counts or "nothing to look at"
+
+
+def _show_suspects(found: Suspects, as_json: bool) -> None:
+    """Print suspects: all of them as JSON, or the first ones in a table."""
+    if as_json:
+        print(json.dumps([one.json() for one in found.suspects]))
+        return
+    rows = []
+    for one in found.suspects[:SHOWN]:
+        sure = "" if one.confidence is None else f"{100 * one.confidence:.0f} %"
+        suggested = "" if one.suggested is None else str(one.suggested)
+        rows.append([one.image, str(one.given), suggested, sure, "; ".join(one.reasons)])
+    if rows:
+        table(["image", "given", "suggested", "confidence", "reasons"], rows)
+    print(f"{len(found.suspects):,} of {found.total:,} images: {_counted(found)}")
+    if found.suspects:
+        print("--out FOLDER writes all of them to suspects.csv, and a page with the images")
+
+
+def _show_cleaned(out: Path, facts: dict[str, Any], as_json: bool) -> None:
+    for label in facts["without"]:
+        note(f"class {label!r} has no training image left")
+    if as_json:
+        print(json.dumps({"cleaned": str(out), **facts}))
+        return
+    counts = f"{facts['relabelled']:,} with another label; {facts['dropped']:,} left out"
+    print(f"{out}: {facts['images']:,} images, {counts}")
+
+
+def suggest(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN POOL...",
+            help="Folder written by `fit`, then files, folders, tables, archives, COCO ...",
+        ),
+    ],
+    n: Annotated[int, typer.Option("--n", min=1, help="Number of images to suggest.")] = 50,
+    start: Annotated[
+        bool, typer.Option("--start", help="Without a run: suggest the images to label first.")
+    ] = False,
+    names: Annotated[
+        str, typer.Option("--names", help='With --start: the classes, such as "cat,dog,zebra".')
+    ] = "",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help=".csv file for the list; its page is written beside it."),
+    ] = None,
+    rule: Annotated[
+        str,
+        typer.Option(
+            "--rule",
+            help="margin, entropy, coverage, typicality, mix or random; balanced with --start.",
+        ),
+    ] = "",
+    seed: Annotated[int, typer.Option(min=0, help="Seed for everything random.")] = 1,
+    backbone: Annotated[
+        str | None, typer.Option(help="With --start any; else the run's, if a folder.")
+    ] = None,
+    image_column: ImageColumn = "",
+    reading: FileOptions = FileOptions(),
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Suggest which unlabelled images to label next, or first."""
+    from rmadapter.curate.suggest import first_images, suggest_images
+
+    files = _suggest_files(out) if out else None
+    common: Any = {"skip_bad": reading.skip_bad, "column": image_column, "outside": reading.outside}
+    if start:
+        classes = [name.strip() for name in names.split(",") if name.strip()]
+        found = first_images(
+            words, n, names=classes, rule=rule, seed=seed, backbone=backbone or "pocket", **common
+        )
+    else:
+        if names:
+            raise UserError("--names needs --start: a run has its own classes")
+        if len(words) < 2:
+            raise UserError("name a run and the images to choose from, or give --start")
+        run, *pool = words
+        found = suggest_images(run, pool, n, rule=rule, seed=seed, backbone=backbone, **common)
+    if len(found.suggestions) < n:
+        note(f"{len(found.suggestions)} images instead of {n}: the pool has no more new ones")
+    _show_suggested(found, files, " ".join(words if start else words[1:]), as_json)
+
+
+def _suggest_files(out: Path) -> tuple[Path, Path]:
+    """Return the paths of the list and its page. Raises UserError if one exists, or if `out` is no
+    .csv."""
+    if out.suffix.lower() != ".csv":
+        raise UserError(f"{out}: give --out a name that ends in .csv")
+    files = out, out.with_suffix(".html")
+    check_new(*files)
+    return files
+
+
+def _show_suggested(
+    found: Suggested, files: tuple[Path, Path] | None, pool: str, as_json: bool
+) -> None:
+    from rmadapter.curate.suggest_page import write_csv, write_page
+
+    if files:
+        write_page(files[1], found, pool, files[0])
+        write_csv(files[0], found)
+    if as_json:
+        facts = {**vars(found), "suggestions": [one.json() for one in found.suggestions]}
+        where = {"list": str(files[0]), "page": str(files[1])} if files else {}
+        print(json.dumps({**facts, **where}))
+        return
+    if not files:
+        rows = []
+        for one in found.suggestions[:SHOWN]:
+            best = ", ".join(f"{label} {100 * share:.0f} %" for label, share in one.best)
+            score = "" if found.rule == "random" else f"{one.score:.3f}"
+            rows.append([str(one.rank), str(one.image), score, best])
+        table(["rank", "image", "score", "looks like"], rows)
+    left = f", {found.known:,} known already" if found.known else ""
+    left += f", {found.copies:,} copies" if found.copies else ""
+    print(f"{len(found.suggestions):,} of {found.pool:,} images by the rule {found.rule}{left}")
+    if files:
+        print(f"list: {files[0]}\npage: {files[1]}")
+    elif len(found.suggestions) > SHOWN:
+        print("--out suggest.csv writes all of them, and a page with the images")

@@ -1,0 +1,364 @@
+"""The verbs `export`, `push`, `serve` and `app`; slow imports wait until a verb runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import ipaddress
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import webbrowser
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rmadapter.cli.options import Json, Outside, Quiet, Run, RunOptions, command
+from rmadapter.deploy.sockets import address, bound, until_ended
+from rmadapter.errors import UserError, quoted
+from rmadapter.support.files import user_path
+from rmadapter.support.hub import HUB, is_remote, run_folder
+from rmadapter.support.terminal import escape, note, table
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+    from rmadapter.deploy.serve.limits import Limits
+    from rmadapter.deploy.serve.model import Wish
+
+NEEDED_BY_APP = ("starlette", "uvicorn")
+NEEDED_BY_SERVE = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
+KEY = "RMADAPTER_API_KEY"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", re.IGNORECASE)
+ORIGIN = re.compile(rf"https?://{HOST.pattern}(:\d+)?", re.IGNORECASE)
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")]
+SEARCHED = ["weights in 8 bits", "MB", "same %", "differs", "images/s", "taken"]  # `int8.search`
+
+
+def export(
+    run: Run,
+    to: Annotated[
+        str, typer.Option("--to", help="onnx, openvino, torch, litert (phones) or web (a page).")
+    ] = "onnx",
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16, int8 (onnx, openvino) or bf16 (openvino).")
+    ] = "fp32",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="New folder; by default RUN-onnx and so on.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Images to compare on; by default the run's own.")
+    ] = None,
+    embeddings: Annotated[
+        bool, typer.Option("--embeddings", help="Output image features, too.")
+    ] = False,
+    text: Annotated[
+        bool,
+        typer.Option("--text", help="Allow classes to be added by name; outputs features, too."),
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Keep a model that differs by more than allowed.")
+    ] = False,
+    options: RunOptions = RunOptions(),
+    outside: Outside = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Export a run to a folder that works without rmadapter.
+
+    Its answers are compared with the run's before it is written.
+    """
+    from rmadapter.deploy.export import folder as exporting
+    from rmadapter.deploy.export.parity import HEADER, Parity
+
+    folder = run_folder(run)
+    where = folder.resolve() if folder.name in ("", "..") else folder  # "." has no name of its own
+    default = Path(run.name) if is_remote(run) else where
+    out = out or default.with_name(f"{default.name}-{to}")
+    exporting.check_wishes(out, to, precision, text, embeddings)
+    saved = options.load(folder, device="cpu")
+    facts = exporting.export(
+        folder, saved, out, precision, data,
+        to=to, outside=outside, force=force, command=command(), embeddings=embeddings, text=text,
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps({"export": str(out), **facts}))
+        return
+    if facts["search"]:
+        rows = [
+            [*map(str, list(row.values())[:-1]), "*" * row["chosen"]] for row in facts["search"]
+        ]
+        table(SEARCHED, rows)
+    table(HEADER, [Parity(**facts["parity"]).row()])
+    for what, title in (
+        ("features", "features differ"),
+        ("added", "with a class added by name, probabilities differ"),
+    ):
+        if facts["parity"][what] is not None:
+            print(f"{title} by at most {facts['parity'][what]:.1e}")
+    print(f"export: {out}, {facts['bytes'] / 1e6:.1f} MB in {precision}")
+
+
+def push(
+    run: Annotated[Path, typer.Argument(help="Folder written by `fit`.")],
+    repository: Annotated[
+        str,
+        typer.Argument(
+            metavar="OWNER/NAME",
+            help="Repository on the Hugging Face hub: new, or one that holds a run.",
+        ),
+    ],
+    private: Annotated[
+        bool, typer.Option("--private", help="Make the repository private.")
+    ] = False,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", help="New folder for what would be sent; nothing is sent."),
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Store weights in 16 bits.")] = False,
+    examples: Annotated[
+        bool,
+        typer.Option(
+            "--examples",
+            help="Include features of the training images, for `predict --unfamiliar`.",
+        ),
+    ] = False,
+    licence: Annotated[
+        str, typer.Option(help="Licence of what was trained, as the hub calls it: apache-2.0.")
+    ] = "unknown",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Push a run to the Hugging Face hub, with a model card.
+
+    Names of your files stay here. `hf:OWNER/NAME` then works as a run.
+    """
+    from rmadapter.deploy.hub.push import Wishes
+    from rmadapter.deploy.hub.push import push as push_run
+
+    wishes = Wishes(half, examples, licence)
+    facts = push_run(user_path(run), repository, wishes, private=private, to=to)
+    if as_json:
+        print(json.dumps(facts))
+        return
+    table(["file", "bytes"], [[name, f"{size:,}"] for name, size in facts["files"].items()])
+    if to:
+        print(f"folder: {to}; nothing was sent")
+    else:
+        print(f"{facts['url']}: rmadapter predict {facts['load']} IMAGES")
+
+
+@dataclass(frozen=True)
+class LimitOptions:
+    """What the server does at most."""
+
+    batch: Annotated[int, typer.Option(min=1, help="Most images sent to a model in one batch.")] = (
+        16
+    )
+    wait: Annotated[
+        float, typer.Option(min=0, max=1000, help="Milliseconds to wait for a batch to fill.")
+    ] = 3.0
+    queue: Annotated[
+        int, typer.Option(min=1, help="Most images waiting for a model; beyond that, status 429.")
+    ] = 256
+    images: Annotated[int, typer.Option(min=1, help="Most images per request.")] = 64
+    body: Annotated[float, typer.Option(min=0.001, max=10_000, help="Most MB per request.")] = 32.0
+    seconds: Annotated[
+        float,
+        typer.Option(
+            min=0.1, max=86_400, help="Most seconds for a body to arrive, and for an answer."
+        ),
+    ] = 30.0
+
+    def limits(self) -> Limits:
+        """Return the limits as the server takes them."""
+        from rmadapter.deploy.serve.limits import Limits
+
+        return Limits(self.batch, self.wait, self.queue, self.images, self.body, self.seconds)
+
+
+def serve(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="Folders of runs or exports; NAME=FOLDER names one."),
+    ],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 for all addresses.")
+    ] = "127.0.0.1",
+    port: Port = 8000,
+    engine: Annotated[
+        str, typer.Option(help="torch, onnx or openvino; by default torch, or the export's.")
+    ] = "",
+    threads: Annotated[
+        int, typer.Option(min=0, help="Threads per model; 0 leaves it to the engine.")
+    ] = 0,
+    limits: LimitOptions = LimitOptions(),
+    cors: Annotated[
+        list[str] | None,
+        typer.Option(help="Origin of web pages that may send requests; may be repeated."),
+    ] = None,
+    log: Annotated[
+        bool, typer.Option("--log", help="Print a line on stderr for each request.")
+    ] = False,
+    options: RunOptions = RunOptions(),
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Classify images over HTTP.
+
+    If RMADAPTER_API_KEY is set, requests must carry that key.
+    """
+    check_extra("serve", NEEDED_BY_SERVE)
+    from rmadapter.deploy.serve import listen
+    from rmadapter.deploy.serve.model import Wish, open_served
+    from rmadapter.deploy.serve.service import Service
+
+    most = limits.limits()
+    wishes = {
+        name: Wish(folder, engine, threads, options.backbone, options.method)
+        for name, folder in named(runs).items()
+    }
+    key = os.environ.get(KEY, "")
+    with bound(host, port) as listening:
+        service = Service({name: open_served(wish) for name, wish in wishes.items()}, most)
+        where = address(listening)
+        listen.run(
+            service, wishes, listening, lambda: _announce(where, wishes, as_json), key=key, cors=cors or (), log=log
+        )  # fmt: skip
+
+
+def named(words: Sequence[str]) -> dict[str, Path]:
+    """Return folders by the names under which they are served: NAME of NAME=FOLDER or
+    hf:OWNER/NAME, else the folder's name.
+
+    Raises UserError for a name that cannot be in a URL, and for one given twice.
+    """
+    found: dict[str, Path] = {}
+    for word in words:
+        name, sign, folder = word.partition("=")
+        if not sign or os.path.isdir(word):
+            name, folder = Path(word).resolve().name, word
+        if not sign and word.startswith(HUB):
+            name = name.partition("@")[0]  # without the revision
+        if not NAME.fullmatch(name):
+            raise UserError(
+                f"{word}: give it a name of letters, digits, dots, _ and -, as in birds={folder}"
+            )
+        if name in found:
+            raise UserError(
+                f"{word}: {name} is already {found[name]}; give one of them another name: NAME={folder}"
+            )
+        found[name] = run_folder(folder)
+    return found
+
+
+def _announce(where: str, wishes: dict[str, Wish], as_json: bool) -> None:
+    if as_json:
+        models = {name: str(wish.folder) for name, wish in wishes.items()}
+        print(json.dumps({"address": where, "models": models}), flush=True)
+    else:
+        print(escape(f"rmadapter: {', '.join(wishes)} at {where}"), file=sys.stderr, flush=True)
+
+
+def app(
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 lets others in.")
+    ] = "127.0.0.1",
+    port: Port = 8080,
+    backbone: Annotated[
+        str, typer.Option(help="As for `fit`; every classifier on the page uses it.")
+    ] = "pocket",
+    runs: Annotated[
+        Path | None, typer.Option(help="Folder of runs that the page may open.")
+    ] = None,
+    keep_hours: Annotated[
+        float,
+        typer.Option(
+            min=0.01, help="Hours without activity after which a visitor's data is removed."
+        ),
+    ] = 12.0,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Host name by which others open the page; may be repeated."),
+    ] = None,
+    allow_frame: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Site that may show the page in a frame, such as https://huggingface.co."
+        ),
+    ] = None,
+    browser: Annotated[
+        bool, typer.Option("--open", help="Open the page in this machine's browser.")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Serve a page for making a classifier without code."""
+    check_extra("app", NEEDED_BY_APP)
+    if runs is not None and not user_path(runs).is_dir():
+        raise UserError(f"{runs}: not a folder of runs")
+    others = checked("--allow-host", allow_host or (), HOST, "anna-photos.hf.space")
+    frames = checked("--allow-frame", allow_frame or (), ORIGIN, "https://huggingface.co")
+    with bound(host, port) as listening:
+        listening.listen()
+        from rmadapter.backbones.choice import first_of
+        from rmadapter.deploy.app.jobs import Jobs
+        from rmadapter.deploy.app.server import build
+        from rmadapter.deploy.app.session import Shared
+        from rmadapter.support.machine import find_device
+
+        chosen = first_of(backbone).to(find_device("auto"))
+        names = {host, socket.gethostname(), *others}
+        site = build(Shared(chosen, Jobs(), runs and user_path(runs)), keep_hours, names, frames)
+        where = f"{address(listening)}/"
+        if others or not is_loopback(host):
+            addresses = " or ".join((where, *others))
+            note(
+                f"anyone who reaches {addresses} can use this page, this machine's time and its disk: "
+                "there is no login"
+            )
+        line = json.dumps({"address": where}) if as_json else f"{where} (Ctrl-C ends it)"
+        print(line, flush=True)
+        if browser:
+            webbrowser.open(where)
+        run_server(site, listening)
+
+
+def check_extra(verb: str, needed: Sequence[str]) -> None:
+    """Raises UserError if the extra of a verb is not installed."""
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        raise UserError(f"{verb} needs {', '.join(missing)}; run `pip install 'rmadapter[{verb}]'`")
+
+
+def checked(
+    option: str, words: Sequence[str], form: re.Pattern[str], example: str
+) -> Sequence[str]:
+    """Return the words. Raises UserError for one of another form."""
+    for word in words:
+        if not form.fullmatch(word):
+            raise UserError(f"{option} {quoted(word)}: write it like {example}, and nothing else")
+    return words
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def run_server(site: Starlette, listening: socket.socket) -> None:
+    """Serve the page until stopped, and then delete what was written for visitors."""
+    import uvicorn
+
+    if hasattr(signal, "SIGHUP"):  # of a terminal that is closed
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    settings = uvicorn.Config(site, log_level="warning", access_log=False, server_header=False, proxy_headers=False,
+                              timeout_graceful_shutdown=5)  # fmt: skip
+    until_ended(settings, listening)

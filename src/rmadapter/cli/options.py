@@ -1,0 +1,180 @@
+"""Options that several commands share, and classes of options that a command takes as one argument."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from rmadapter.support.terminal import set_quiet
+
+if TYPE_CHECKING:
+    from rmadapter.artifacts.checkpoint import Saved
+
+Run = Annotated[Path, typer.Argument(help="Folder written by `fit`, or hf:OWNER/NAME.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", callback=set_quiet, help="Hide progress and notes, but not errors."
+    ),
+]
+MethodName = Annotated[
+    str,
+    typer.Option("--method", help="Name from `rmadapter methods`, package:Class or file.py:Class."),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Any setting, such as rank=8."),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", help="YAML file of settings, such as a run's config.yaml."),
+]
+Classes = Annotated[
+    str | None,
+    typer.Option("--classes", help="all (default), base (first half) or novel (second half)."),
+]
+ImageColumn = Annotated[
+    str, typer.Option(help="Table column of paths; by default path, image, file, filename, ...")
+]
+Crops = Annotated[
+    bool,
+    typer.Option("--crops", help="COCO, YOLO, Label Studio, FiftyOne: use the boxes as images."),
+]
+Outside = Annotated[
+    bool, typer.Option("--allow-outside", help="Read listed files even outside the data's folder.")
+]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Skip unreadable images and report them.")
+]
+Engine = Annotated[
+    str, typer.Option(help="local, or ray: on a Ray cluster; needs the extra `ray`.")
+]
+Address = Annotated[
+    str, typer.Option(help="HOST:PORT of a Ray cluster, or auto; by default one is started here.")
+]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns of a table of images."""
+
+    image_column: ImageColumn = ""
+    label_column: Annotated[
+        str, typer.Option(help="Table column of classes; by default label, class or category.")
+    ] = ""
+    split_column: Annotated[
+        str, typer.Option(help="Table column of train, val or test; by default split or subset.")
+    ] = ""
+    group_column: Annotated[
+        str, typer.Option(help="Table column of groups, such as patients; by default group.")
+    ] = ""
+
+    def named(self) -> dict[str, str]:
+        """Return the columns that the user named, as `read_images` takes them."""
+        kinds = ("image", "label", "split", "group")
+        named = {kind: getattr(self, f"{kind}_column") for kind in kinds}
+        return {kind: name for kind, name in named.items() if name}
+
+
+@dataclass(frozen=True)
+class DataOptions(Columns):
+    """Where a data set's labels and images are."""
+
+    crops: Crops = False
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """Which files of a data set are read."""
+
+    skip_bad: SkipBad = False
+    outside: Outside = False
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run may load beyond its own folder."""
+
+    method: MethodName = ""
+    backbone: Annotated[
+        str | None,
+        typer.Option("--backbone", help="The run's backbone, if a folder or a repository."),
+    ] = None
+
+    def load(self, run: Path, device: str = "auto") -> Saved:
+        """Load the run."""
+        from rmadapter.artifacts.checkpoint import load
+
+        return load(run, self.backbone, method=self.method, device=device)
+
+
+@dataclass(frozen=True)
+class SettingOptions:
+    """Settings from a file and from the command line."""
+
+    config: Config = None
+    sets: Sets = None
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """Where the work is done."""
+
+    jobs: Annotated[int, typer.Option(min=1, help="With --engine ray: number of workers.")] = 1
+    engine: Engine = "local"
+    address: Address = ""
+
+    def chosen(self) -> bool:
+        """Return whether a Ray cluster does the work. Raises UserError for options that need one."""
+        from rmadapter.bench.ray.cluster import is_ray
+
+        return is_ray(self.engine, self.address, self.jobs)
+
+
+def command() -> str:
+    """Return the running command, quoted for a shell."""
+    return shlex.join(["rmadapter", *sys.argv[1:]])
+
+
+def expand(verb: Callable[..., None]) -> Callable[..., None]:
+    """Return a function for Typer that calls `verb`.
+
+    In its signature, the fields of each parameter that is a dataclass stand in that parameter's
+    place.
+    """
+    hints = get_type_hints(verb, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+
+    def run(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        verb(**values)
+
+    options: dict[str, tuple[object, object]] = {}  # annotation and default by name
+    for name, parameter in inspect.signature(verb).parameters.items():
+        if name in groups:
+            types = get_type_hints(groups[name], include_extras=True)
+            options |= {one.name: (types[one.name], one.default) for one in fields(groups[name])}
+        else:
+            options[name] = (hints[name], parameter.default)
+    parameters = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if default is MISSING else default,
+            annotation=annotation,
+        )
+        for name, (annotation, default) in options.items()
+    ]
+    run.__name__, run.__doc__ = verb.__name__, verb.__doc__
+    run.__annotations__ = {name: annotation for name, (annotation, _) in options.items()}
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return run
