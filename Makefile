@@ -17,7 +17,7 @@ demo: setup
 test: setup  # a process a core, of one thread: several threads slow tiny models down
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
-test-all: setup  # the slow ones, too: tests/slow.txt
+test-all: setup  # also those marked slow
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m ""
 
 kills: setup

@@ -1,5 +1,5 @@
-"""Backbones for the tests: four tiny ones with random weights, one for each kind of tower, and the
-real `pocket`."""
+"""Fixtures for all tests: tiny backbones with random weights, the real `pocket`, a data set and a
+finished run."""
 
 from __future__ import annotations
 
@@ -27,79 +27,40 @@ from tests.helpers.models import (
     write_timm_bert,
 )
 
-os.environ.setdefault(
-    "RAY_worker_niceness", "0"
-)  # Ray's own, 15, waits for minutes where other tests take all cores
+# Ray's default, 15, lets its workers wait for minutes while other tests use all cores
+os.environ.setdefault("RAY_worker_niceness", "0")
 
-hypothesis.settings.register_profile(
-    "patient", deadline=None
-)  # a busy machine is no fault of the code
-hypothesis.settings.load_profile("patient")
-
-SLOW = Path(__file__).with_name(
-    "slow.txt"
-)  # which `make test` leaves out, and `make test-all` does not
-
-
-def slow_tests() -> list[list[str]]:
-    """What slow.txt lists: a test, and behind it the parameters with which it is not slow."""
-    return [
-        line.split()
-        for line in SLOW.read_text(encoding="utf-8").splitlines()
-        if line and line[0] != "#"
-    ]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    but = {name: kept for name, *kept in slow_tests()}
-    for item in items:
-        name, _, given = item.nodeid.removeprefix("tests/").partition("[")
-        if name in but and given.rstrip("]").replace(" ", "-") not in but[name]:
-            item.add_marker(pytest.mark.slow)
+hypothesis.settings.register_profile("no deadline", deadline=None)  # the machine may be busy
+hypothesis.settings.load_profile("no deadline")
 
 
 @pytest.fixture(autouse=True, scope="module")
-def no_walk_over_what_is_there_to_stay() -> None:
-    """Every run starts with a full collection, to know its memory: for torch alone that takes a
-    third of a second."""
+def freeze_garbage_collector() -> None:
+    """Exclude loaded libraries from garbage collection.
+
+    Every run begins with a full collection, which would take a third of a second for torch alone.
+    """
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
-def no_lines_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However slow the machine is."""
+def no_progress_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Print no progress lines to a pipe, however slow the machine is."""
     monkeypatch.setattr("rmadapter.support.terminal.EVERY", float("inf"))
 
 
-LOOKED_AT = (
-    "auto",
-    "drawing",
-    "figures",
-    "linear_probe",
-    "judge",
-    "page",
-    "performance",
-    "tune_plot",
-    "plots",
-    "tune",
-    "write",
-)
-
-
 @pytest.fixture(autouse=True)
-def no_figures_and_no_search(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Elsewhere the figures of a report, and the search for a penalty of the probe beside a fit,
-    take a tenth of the time, and nobody looks at them."""
-    if request.path.stem.removeprefix("test_") not in LOOKED_AT:
-        spare(monkeypatch)
+def placeholder_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip plots and the search for the probe's penalty, except with `@pytest.mark.real_plots`."""
+    if request.node.get_closest_marker("real_plots") is None:
+        skip_plots(monkeypatch)
 
 
-def spare(monkeypatch: pytest.MonkeyPatch) -> None:
+def skip_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace plots by empty images and fit the baseline probe without a search."""
     monkeypatch.setattr(
-        "rmadapter.support.plots._inline",
+        "rmadapter.support.plots.inline_svg",
         lambda figure, prefix, label: f'<svg role="img" aria-label={quoteattr(label)}></svg>',
     )
     monkeypatch.setitem(BESIDE, "linear-probe", LinearProbe(search_steps=0))
@@ -217,6 +178,6 @@ def finished(tiny_clip: Backbone, colors: Path, tmp_path_factory: pytest.TempPat
     lab.add("colors", read_images(colors))
     out = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        spare(monkeypatch)
+        skip_plots(monkeypatch)
         fit(wanted.task, wanted.method, out, lab, wanted.name)
     return out

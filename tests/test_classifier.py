@@ -22,6 +22,7 @@ from rmadapter.settings import Machine
 from rmadapter.task import Question
 from rmadapter.training.cache import Cache
 from rmadapter.training.contract import NotApplicable
+from tests.helpers.slow import slow_except
 
 NAMES = ["blue", "green", "night_sky", "red"]
 FIELDS: dict[str, Any] = {
@@ -369,7 +370,9 @@ def test_runs_of_the_command_line_and_of_the_classifier_are_alike(
     np.testing.assert_array_equal(loaded.predict_proba(paths), fitted.predict_proba(paths))
 
 
-@pytest.mark.parametrize("method", ["zero-shot", "linear-probe", "coop", "mmrl"])
+@pytest.mark.parametrize(
+    "method", slow_except(["zero-shot", "linear-probe", "coop", "mmrl"], "linear-probe")
+)
 def test_any_method(tiny_clip: Backbone, colors: Path, tmp_path: Path, method: str) -> None:
     settings: dict[str, Any] = {"coop": {"epochs": 2}, "mmrl": {"epochs": 1, "first_block": 3}}.get(
         method, {}

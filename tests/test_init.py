@@ -63,6 +63,7 @@ reveal_type(run_task)
 """
 
 
+@pytest.mark.slow
 def test_a_type_checker_sees_types(tmp_path: Path) -> None:
     """mypy --strict on a user's script finds no Any where a name of ours stands."""
     from mypy import api

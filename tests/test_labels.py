@@ -18,6 +18,7 @@ from rmadapter.errors import UserError
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.runs.fit import known_names
 from tests.helpers.shell import Command, its_backbone, refused, rmadapter
+from tests.helpers.slow import slow_except
 
 __all__ = ["rmadapter"]  # a fixture
 
@@ -91,14 +92,17 @@ def test_they_come_back_by_every_route(
 
 @pytest.mark.parametrize(
     ("method", "settings"),
-    [
-        ("rmadapter", ["epochs=1", "first_block=3", "rank=4"]),
-        ("zero-shot", []),
-        ("coop", ["epochs=1"]),
-        ("linear-probe-zero-shot", ["epochs=1"]),
-        ("mmrl", ["epochs=1", "first_block=3"]),
-        ("clip-lora", ["iterations=2"]),
-    ],
+    slow_except(
+        [
+            ("rmadapter", ["epochs=1", "first_block=3", "rank=4"]),
+            ("zero-shot", []),
+            ("coop", ["epochs=1"]),
+            ("linear-probe-zero-shot", ["epochs=1"]),
+            ("mmrl", ["epochs=1", "first_block=3"]),
+            ("clip-lora", ["iterations=2"]),
+        ],
+        "rmadapter",
+    ),
 )
 def test_a_class_with_several_descriptions_keeps_its_label(
     rmadapter: Command,

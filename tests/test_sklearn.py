@@ -23,6 +23,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.backbones.shared import shared
 from rmadapter.errors import UserError
 from tests.helpers.shots import COLORS, noisy_colors
+from tests.helpers.slow import slow_except
 
 IMAGES = noisy_colors(6)
 NAMES = list(COLORS)
@@ -46,6 +47,7 @@ def paths(colors: Path) -> tuple[np.ndarray, np.ndarray]:
 # Inside others
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["paths", "arrays"])
 def test_cross_validated_predictions_and_a_search(
     tiny_clip: Backbone, paths: tuple[np.ndarray, np.ndarray], kind: str
@@ -71,6 +73,7 @@ def test_calibrated(tiny_clip: Backbone, paths: tuple[np.ndarray, np.ndarray]) -
     assert calibrated.score(*paths) > 0.75
 
 
+@pytest.mark.slow
 def test_stacked_copies_fit_to_numbers_and_know_the_names(
     tiny_clip: Backbone, paths: tuple[np.ndarray, np.ndarray]
 ) -> None:
@@ -85,7 +88,9 @@ def test_stacked_copies_fit_to_numbers_and_know_the_names(
     assert stack.estimators_[0].fitted_.backbone.digest == tiny_clip.digest
 
 
-@pytest.mark.parametrize("method", ["linear-probe", "rmadapter", "tip-adapter", "zero-shot"])
+@pytest.mark.parametrize(
+    "method", slow_except(["linear-probe", "rmadapter", "tip-adapter", "zero-shot"], "zero-shot")
+)
 def test_bagged(tiny_clip: Backbone, paths: tuple[np.ndarray, np.ndarray], method: str) -> None:
     """It draws images by their weight, which every method takes."""
     own: dict[str, Any] = {"rmadapter": {"epochs": 2, "first_block": 4, "rank": 2}}.get(method, {})
@@ -198,6 +203,7 @@ EXPECTED = {  # as the page lists them, check -> why it does not pass
 }
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:labels are numbers")
 def test_scikit_learns_own_checks(tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,8 @@ from rmadapter.task import Task
 from tests.helpers.parsed import Page
 from tests.helpers.run_pages import HISTORY, correct, evaluation, record, score, write
 
+pytestmark = pytest.mark.real_plots
+
 NASTY = ('<b>bold</b> & "quotes"', "größe 斑马 $x_1$", "it's {{ 7 * 7 }}")
 
 

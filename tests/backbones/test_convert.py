@@ -21,6 +21,7 @@ from rmadapter.errors import UserError
 from rmadapter.support.checksums import check_sums
 from rmadapter.support.locks import claim
 from tests.helpers.shell import Command, refused, rmadapter
+from tests.helpers.slow import slow_except
 
 __all__ = ["rmadapter"]  # a fixture
 
@@ -74,7 +75,7 @@ WRAPPED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("how", WRAPPED)
+@pytest.mark.parametrize("how", slow_except(WRAPPED, "plain"))
 def test_a_folder_opens_with_the_same_weights(how: str, state: State, tmp_path: Path) -> None:
     out = tmp_path / "made" / "here"
     file = written(tmp_path, WRAPPED[how](state))
@@ -122,6 +123,7 @@ class Both(torch.nn.Module):
         return self.model.encode_image(image), self.model.encode_text(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.filterwarnings(
     "ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"

@@ -21,6 +21,7 @@ from rmadapter.backbones import convert as converting
 from rmadapter.backbones import unpickle
 from rmadapter.backbones.convert import convert
 from rmadapter.errors import UserError
+from tests.helpers.slow import slow_except
 
 NAME = "ViT-S-32-alt"
 
@@ -111,7 +112,9 @@ HOSTILE: dict[str, tuple[Callable[[Path], bytes], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize(
+    "kind", slow_except(HOSTILE, "os.system", "the old format", "eval", "very deep")
+)
 def test_nothing_runs_and_nothing_is_left(kind: str, tmp_path: Path) -> None:
     marker, file = tmp_path / "ran", tmp_path / "weights.pt"
     make, told = HOSTILE[kind]

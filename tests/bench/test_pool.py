@@ -20,6 +20,7 @@ def seen() -> tuple[int, str | None, int]:
     return os.getpid(), os.environ.get(VISIBLE), torch.get_num_threads()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [["MIG-1", "GPU-2"], []])
 def test_each_worker_sees_one_gpu_and_has_its_share_of_the_threads(
     devices: list[str], monkeypatch: pytest.MonkeyPatch

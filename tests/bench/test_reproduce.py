@@ -69,6 +69,7 @@ def words(tmp_path: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) 
     return ["reproduce", *common, "--tables", "1", "--methods", "zero-shot,rmadapter"]
 
 
+@pytest.mark.slow
 def test_a_rehearsal_from_plan_to_verdict_and_on(
     rmadapter: Command, words: list[object], tmp_path: Path
 ) -> None:

@@ -234,6 +234,7 @@ def test_code_that_changed_after_the_last_run_is_refused(
         do(colors, out, jobs)
 
 
+@pytest.mark.slow
 def test_processes_of_one_command_find_the_same(
     done: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:

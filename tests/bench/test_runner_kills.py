@@ -37,6 +37,7 @@ def done_by(log: Path) -> list[str]:
     return re.findall(r"^(base-to-novel .+): finished ", log.read_text(), re.M)
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_beside_another(
     tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
@@ -68,6 +69,7 @@ def test_killed_and_started_again_beside_another(
     assert not list(out.rglob("*.lock"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_workers_end_with_their_parent(
     tiny_clip: Backbone, colors: Path, tmp_path: Path, number: int

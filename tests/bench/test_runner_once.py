@@ -34,8 +34,15 @@ FREE = tuple(
 
 @pytest.mark.parametrize(
     "methods",
-    [FREE, (*FREE[:3], *IN_BLOCKS), (*FREE[:11], *IN_BLOCKS, *ELSEWHERE)],
-    ids=["features", "tokens", "twenty methods that begin at several blocks"],
+    [
+        pytest.param(FREE, id="features", marks=pytest.mark.slow),
+        pytest.param((*FREE[:3], *IN_BLOCKS), id="tokens"),
+        pytest.param(
+            (*FREE[:11], *IN_BLOCKS, *ELSEWHERE),
+            id="twenty methods that begin at several blocks",
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_every_test_image_is_decoded_and_encoded_once(
     methods: tuple[str, ...],

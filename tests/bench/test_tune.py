@@ -22,6 +22,8 @@ pytest.importorskip("optuna", reason="needs the extra ray: `make scale` installs
 from rmadapter.bench.search_space import Trial, space
 from rmadapter.bench.tune import BEST, FILE, PICTURE, Search, Tuned, judged, tune
 
+pytestmark = pytest.mark.real_plots
+
 __all__ = ["session"]
 GIVEN = {"shots": 0, "device": "cpu", "epochs": 30}
 

@@ -11,6 +11,8 @@ optuna = pytest.importorskip("optuna", reason="needs the extra ray: `make scale`
 from rmadapter.bench.search_space import Trial  # noqa: E402
 from rmadapter.bench.tune_plot import _column, coordinates  # noqa: E402
 
+pytestmark = pytest.mark.real_plots
+
 SPACE = {
     "rate": optuna.distributions.FloatDistribution(0.01, 1, log=True),
     "share": optuna.distributions.CategoricalDistribution(("down", "up", "none")),

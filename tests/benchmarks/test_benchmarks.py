@@ -30,6 +30,7 @@ from tests.helpers.benchmarks import Printed, run
 from tests.helpers.models import CLIP_TEXT, write_model
 from tests.helpers.rounding import FACTOR, SLACK, relative_errors
 from tests.helpers.shots import noisy_colors
+from tests.helpers.slow import slow_except
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = (demo_fit, inference, options, overhead, peers, predict, public, scaling, train_step)
@@ -83,6 +84,7 @@ def rounding_of(model: str, classes: int) -> float:
     return (1 + FACTOR) * max(relative_errors(plain, truth, 1e-4).values()) + SLACK
 
 
+@pytest.mark.slow
 def test_train_step_prints_one_object_per_class_count(
     tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Printed
 ) -> None:
@@ -106,6 +108,7 @@ def test_train_step_prints_one_object_per_class_count(
     )
 
 
+@pytest.mark.slow
 def test_overhead_counts_the_branch_and_cites_the_paper(
     tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Printed
 ) -> None:
@@ -125,6 +128,7 @@ def test_overhead_counts_the_branch_and_cites_the_paper(
     assert "paper" in run(overhead, monkeypatch, capsys, *tiny, "--batch", "2", "--classes", "3")
 
 
+@pytest.mark.slow
 def test_inference_compares_every_engine_with_open_clip(
     tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Printed
 ) -> None:
@@ -204,7 +208,7 @@ def test_demo_fit_compares_the_last_loss(
     assert result["reference_seconds"] > 0
 
 
-@pytest.mark.parametrize("study", ["classes", "shots", "depth"])
+@pytest.mark.parametrize("study", slow_except(["classes", "shots", "depth"], "classes"))
 def test_scaling_writes_its_points_and_a_plot_of_all_studies(
     study: str, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Printed
 ) -> None:

@@ -11,6 +11,8 @@ from xml.etree import ElementTree
 import drawing
 import pytest
 
+pytestmark = pytest.mark.real_plots
+
 
 def row(classes: int) -> dict[str, float]:
     own = {"public_seconds": classes / 5, "fp32_seconds": 4.0, "bf16_seconds": 2.0}

@@ -24,6 +24,7 @@ def test_the_parts_are_the_whole_and_hold_nothing_twice() -> None:
     assert sum(row[part] for part in folder.PARTS) == row["seconds"]
 
 
+@pytest.mark.slow
 def test_it_times_the_command(
     tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,6 +38,7 @@ def printed(
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_the_whole_script_runs_without_a_gpu(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -67,6 +68,7 @@ def test_the_whole_script_runs_without_a_gpu(
     assert "cpu" in figures.gpu(result)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_had_is_a_row_that_says_why(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

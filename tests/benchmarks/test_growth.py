@@ -14,6 +14,7 @@ import pytest
 from tests.helpers.models import CLIP_TEXT, write_model
 
 
+@pytest.mark.slow
 def test_every_study_leaves_a_table_and_a_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

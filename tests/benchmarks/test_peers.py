@@ -11,6 +11,7 @@ from rmadapter.methods import METHODS, ON_FEATURES
 from rmadapter.settings import settings_of
 from tests.helpers.benchmarks import Printed, run
 from tests.helpers.models import CLIP_TEXT, write_model
+from tests.helpers.slow import slow_except
 
 import peers  # isort: skip
 
@@ -49,7 +50,7 @@ def test_methods_on_features_have_no_plain_pass(
     assert not {*peers.IN_BLOCKS} & ({*ON_FEATURES} - {"coop", "cocoop", "kgcoop", "tcp"})
 
 
-@pytest.mark.parametrize("name", peers.IN_BLOCKS)
+@pytest.mark.parametrize("name", slow_except(peers.IN_BLOCKS, "rmadapter"))
 def test_the_lean_pass_is_the_plain_one(
     name: str,
     tiny: list[str],

@@ -17,6 +17,7 @@ from tests.helpers.models import CLIP_TEXT, write_model
 assert FACTS  # its import skips this file where the extra is missing
 
 
+@pytest.mark.slow
 def test_throughput_latency_and_a_soak(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.cli import deploy as cli
 from rmadapter.deploy.sockets import address
 from tests.helpers.shell import Command, refused, rmadapter
+from tests.helpers.slow import slow_except
 
 __all__ = ["rmadapter"]  # a fixture
 
@@ -130,10 +131,11 @@ def test_names_and_sites_reach_the_page(
         assert page.headers["set-cookie"].endswith("; SameSite=None; Secure; Partitioned")
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
+
+
 @needs_extra
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
-)
+@pytest.mark.parametrize("number", slow_except(SIGNALS, signal.SIGINT))
 def test_a_real_process_clears_up(tiny_clip: Backbone, tmp_path: Path, number: int) -> None:
     words = ["app", "--port", "0", "--backbone", tiny_clip.name, "--json"]
     process = subprocess.Popen(

@@ -152,6 +152,7 @@ def test_pages_of_a_run_find_its_images(
     assert len(page.values("src")) == 1 + 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", FORMATS)
 def test_every_format_is_explained_and_a_pool(
     rmadapter: Command, finished: Path, tmp_path: Path, write: Callable[[Path], Path]

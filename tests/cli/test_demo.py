@@ -39,6 +39,7 @@ def test_demo(tiny_clip: Backbone, tmp_path: Path) -> None:
     assert run_demo(tmp_path, progress=False, **small) == record
 
 
+@pytest.mark.slow
 def test_the_demo_keeps_its_promise(pocket: Backbone, tmp_path: Path) -> None:
     """What its first screen says: far above chance before training, more on the trained classes,
     others kept."""

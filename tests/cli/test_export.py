@@ -17,6 +17,7 @@ pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
 pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
 
 
+@pytest.mark.slow
 def test_a_table_or_json(rmadapter: Command, finished: Path, colors: Path, tmp_path: Path) -> None:
     command = ["export", finished, "--data", colors, *its_backbone(finished)]
     done = rmadapter(*command, "--out", tmp_path / "a")

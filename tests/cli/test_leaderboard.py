@@ -86,6 +86,7 @@ def test_the_same_records_give_the_same_bytes_and_json(
     assert found["boards"][0]["datasets"] == [*SETS]
 
 
+@pytest.mark.slow
 def test_methods_of_their_own_tracks_stand_by_themselves_from_bench_to_page(
     rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:

@@ -74,6 +74,7 @@ def test_a_run_is_repeated_by_its_report(
     assert Path("a run/model.safetensors").read_bytes() == weights
 
 
+@pytest.mark.slow
 def test_a_table_with_columns_of_any_name_is_repeated_asked_and_grown(
     rmadapter: Command,
     colors: Path,

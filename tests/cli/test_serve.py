@@ -76,6 +76,7 @@ def test_what_is_refused(
     )
 
 
+@pytest.mark.slow
 def test_two_models_and_a_key(finished: Path) -> None:
     image = [("a.png", coloured(1, 2, 3))]
     with Process(

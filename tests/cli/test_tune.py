@@ -12,6 +12,8 @@ import pytest
 from rmadapter.backbones import Backbone
 from rmadapter.cli.main import main
 
+pytestmark = pytest.mark.real_plots
+
 pytest.importorskip("optuna", reason="needs the extra ray: `make scale` installs it")
 
 

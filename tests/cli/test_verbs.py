@@ -19,6 +19,7 @@ from rmadapter.runs.request import Request
 from rmadapter.settings import read_yaml, settings_of
 from tests.helpers.shell import Command, its_backbone, refused, rmadapter
 from tests.helpers.shots import NEEDED
+from tests.helpers.slow import slow_except
 
 __all__ = ["rmadapter"]  # a fixture
 
@@ -40,7 +41,7 @@ def sets(method: str, **more: object) -> list[object]:
     ]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", slow_except(METHODS, "zero-shot", "coop", "rmadapter"))
 def test_fit_eval_and_predict_with_every_method(
     rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone, method: str
 ) -> None:
@@ -123,6 +124,7 @@ def test_fit_then_eval_then_predict(
     assert json.loads(text)["accuracy"] == read_record(out / "run.json").metric("base")
 
 
+@pytest.mark.slow
 def test_a_runs_config_repeats_it(
     rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone
 ) -> None:

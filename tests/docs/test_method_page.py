@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from rmadapter.backbones import Backbone
 from rmadapter.methods import load_method
 from rmadapter.settings import parse_overrides, settings_of
@@ -48,6 +50,7 @@ def walks() -> list[list[list[str]]]:
     return [[re.findall(r"`(\w+(?:\.\w+)+)`", line) for line in lines] for lines in parts]
 
 
+@pytest.mark.slow
 def test_the_walks_are_walked(
     tiny_clip: Backbone, colors: Path, finished: Path, tmp_path: Path
 ) -> None:

@@ -35,6 +35,7 @@ def test_every_cell_was_executed_in_order_and_names_no_place() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of Jupyter's own parts
 def test_it_runs(pocket: Backbone, tmp_path: Path) -> None:
     client = pytest.importorskip("nbclient", reason="nbclient is not installed")

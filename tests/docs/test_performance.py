@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import drawing
 import performance
+import pytest
 from performance import RESULTS, ROOT
 from reconstruction_tables import CHOOSE, difference, read
 
 from rmadapter.support.files import read_json
+
+pytestmark = pytest.mark.real_plots
 
 PAGE = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
 TEXT = " ".join(PAGE.split())

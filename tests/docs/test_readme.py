@@ -229,6 +229,7 @@ def test_python_of_the_readme_runs(few_pictograms: None) -> None:
     exec(compile(block, "README.md", "exec"), {})
 
 
+@pytest.mark.slow
 def test_python_of_usage_runs(few_pictograms: None) -> None:
     from rmadapter import AdaptedCLIP
     from rmadapter.artifacts.record import parse_record

@@ -114,6 +114,7 @@ def test_pocket_is_the_reference(pocket64: Backbone, fields: Fields, templates: 
     assert same_as_reference(model, NAMES, templates, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fields", "templates"), [REAL[0], REAL[3]], ids=str)
 def test_vit_b16_is_the_reference(
     vit_b16_64: Backbone, fields: Fields, templates: Templates
@@ -122,6 +123,7 @@ def test_vit_b16_is_the_reference(
     assert same_as_reference(model, ("cat", "a very long name for a dog"), templates, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fields", "templates"), REAL, ids=str)
 def test_pocket_rounds_like_the_reference(
     pocket: Backbone, pocket64: Backbone, fields: Fields, templates: Templates
@@ -131,6 +133,7 @@ def test_pocket_rounds_like_the_reference(
     )
 
 
+@pytest.mark.slow
 def test_vit_b16_rounds_like_the_reference(vit_b16: Backbone, vit_b16_64: Backbone) -> None:
     rounds_like_reference(vit_b16, vit_b16_64, first_block=9, alpha=0.1)
 

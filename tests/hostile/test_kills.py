@@ -13,6 +13,7 @@ import pytest
 from tests.hostile import kills
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("only", ["fit coop", "data"])
 def test_killed_runs_end_as_undisturbed_ones(only: str) -> None:
     [row] = kills.hunt(2, seed=1, only=only)
@@ -33,6 +34,7 @@ def careless() -> None:
         os._exit(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("only", ["fit coop", "data"])
 def test_it_notices(monkeypatch: pytest.MonkeyPatch, only: str) -> None:
     monkeypatch.setattr(kills.cli, "main", careless)

@@ -66,6 +66,7 @@ def test_parameters_are_those_of_the_code(vit_b16: Backbone) -> None:
     assert CoCoOp().parameters(vit_b16) == (count, 0) == (35_360, 0)
 
 
+@pytest.mark.slow
 def test_eight_images_are_learned_by_heart(tiny_clip: Backbone) -> None:
     assert overfits(configured(CoCoOp(), {"epochs": 30, "learning_rate": 0.02}), tiny_clip)
 

@@ -133,6 +133,7 @@ def test_wrong_descriptions_are_named(tiny_clip: Backbone, tmp_path: Path, value
         CoPrompt(descriptions=write(tmp_path, value)).read(tiny_clip, ["cat"], ["{}"])
 
 
+@pytest.mark.slow
 def test_it_learns_eight_images(tiny_clip: Backbone) -> None:
     fields = {"epochs": 80, "learning_rate": 0.05, "batch_size": 8, "consistency": 0.1}
     learns(configured(CoPrompt(), fields), tiny_clip)

@@ -125,6 +125,7 @@ def test_without_the_head_it_is_maple(tiny_clip: Backbone) -> None:
     )
 
 
+@pytest.mark.slow
 def test_it_learns_eight_images(tiny_clip: Backbone) -> None:
     learns(configured(DePT(), {"epochs": 60, "learning_rate": 0.02, "batch_size": 8}), tiny_clip)
 

@@ -86,6 +86,7 @@ def test_terms_and_gradients_are_plain_ones(name: str, request: pytest.FixtureRe
     same(module, lean, {"loss": sum(plain.values()), **plain})  # type: ignore[dict-item]
 
 
+@pytest.mark.slow
 def test_it_learns_eight_images(tiny_clip: Backbone) -> None:
     fields = {"n_ctx": 2, "epochs": 60, "learning_rate": 0.01, "batch_size": 8, "consistency": 0.1}
     learns(configured(HiCroPL(), fields), tiny_clip)

@@ -17,6 +17,8 @@ from rmadapter.training.contract import NotApplicable, Shots
 from tests.helpers.rounding import assert_same_float32
 from tests.helpers.shots import logits_of, meaningless, noisy_colors, shots_of
 
+pytestmark = pytest.mark.real_plots
+
 
 @pytest.fixture
 def shots(tiny_clip: Backbone, colors: Path) -> Shots:

@@ -252,6 +252,7 @@ def test_class_prompts_stand_in_and_a_note_says_so(
     ]
 
 
+@pytest.mark.slow
 def test_it_learns_eight_images(tiny_clip: Backbone) -> None:
     learns(
         configured(LwEIB(), {"epochs": 60, "learning_rate": 2.0, "batch_size": 8, "scale": 0.3}),

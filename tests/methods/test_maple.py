@@ -49,6 +49,7 @@ def test_the_start_is_clip_with_more_tokens_in_the_image(tiny_clip: Backbone) ->
     )
 
 
+@pytest.mark.slow
 def test_it_learns_eight_images(tiny_clip: Backbone) -> None:
     learns(configured(MaPLe(), {"epochs": 80, "learning_rate": 0.05, "batch_size": 8}), tiny_clip)
 

@@ -105,6 +105,7 @@ def test_the_loss_is_the_divergence_from_the_teacher(
     assert not any(parameter.requires_grad for parameter in lesson.teacher.parameters())
 
 
+@pytest.mark.slow
 def test_it_learns_eight_images(tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a teacher that did."""
     fields = {"text_weight": 0.0, "image_weight": 0.0, "mean": 120.0, "batch_size": 8}

@@ -107,6 +107,7 @@ def test_the_average_is_that_of_the_prompts_at_the_end_of_each_epoch(
         assert not torch.equal(before, after)
 
 
+@pytest.mark.slow
 def test_it_learns_eight_images(tiny_clip: Backbone) -> None:
     fields = {"text_weight": 0.0, "image_weight": 0.0, "mean": 120.0, "batch_size": 8}
     learns(configured(PromptSRC(), {"epochs": 120, "learning_rate": 0.05, **fields}), tiny_clip)

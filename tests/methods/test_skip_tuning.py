@@ -56,6 +56,7 @@ def plain_loss(logits: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
     return torch.stack(found).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [3, 1024])
 @pytest.mark.parametrize("skipped", [0.0, 0.5, 0.75])
 @pytest.mark.parametrize("name", KINDS)

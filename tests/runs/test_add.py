@@ -113,6 +113,7 @@ def test_a_method_that_cannot_know_a_name_says_what_to_do(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_images_of_old_and_new_classes(run: Path, tiny_clip: Backbone, tmp_path: Path) -> None:
     before = everything(run)
     new = write(tmp_path / "photos", yellow=(YELLOW, 5), **{"Night sky": (DARK, 3)})

@@ -28,6 +28,8 @@ from rmadapter.runs.run import Lab, learn
 from rmadapter.settings import settings_of
 from rmadapter.training.contract import Choices
 
+pytestmark = pytest.mark.real_plots
+
 THREE = ("zero-shot", "linear-probe", "tip-adapter")
 
 

@@ -30,6 +30,7 @@ from rmadapter.runs.run import Lab
 from rmadapter.settings import read_yaml
 from rmadapter.support.locks import exclusive
 from rmadapter.training.cache import Cache
+from tests.helpers.slow import slow_except
 
 MODEL = "model.safetensors"
 DONE = {
@@ -172,7 +173,7 @@ fit(wanted.task, wanted.method, Path(sys.argv[3]), lab, wanted.name)
 """
 
 
-@pytest.mark.parametrize("augmentation", ["none", "standard"])
+@pytest.mark.parametrize("augmentation", slow_except(["none", "standard"], "none"))
 def test_killed_and_started_again_it_ends_the_same(
     finished: Path, colors: Path, tmp_path: Path, augmentation: str
 ) -> None:
@@ -271,6 +272,7 @@ def test_base_classes_train_and_both_halves_are_evaluated(
     assert record.notes[0] == "class 'blue' has 6 images, fewer than 8 shots"
 
 
+@pytest.mark.slow
 def test_without_a_test_split(finished: Path, colors: Path, tmp_path: Path) -> None:
     """What was not drawn is evaluated; where that is less than what was drawn, or nothing, the
     shots judge in turn."""

@@ -26,6 +26,8 @@ from rmadapter.training.traits import Traits
 from tests.helpers.guests import Guest
 from tests.helpers.shots import grouped
 
+pytestmark = pytest.mark.real_plots
+
 SETTINGS = {"shots": 0, "epochs": 2, "batch_size": 8, "device": "cpu", "first_block": 3, "rank": 4}
 
 

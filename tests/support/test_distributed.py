@@ -110,6 +110,7 @@ def alone(words: list[str], out: Path) -> Record:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @needs_torchrun
 def test_two_processes_fit_the_model_that_one_fits_though_one_of_them_dies(
     words: list[str], torchrun: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
@@ -137,6 +138,7 @@ def test_two_processes_fit_the_model_that_one_fits_though_one_of_them_dies(
     )
 
 
+@pytest.mark.slow
 @needs_torchrun
 def test_what_several_processes_cannot_do_is_one_sentence(
     words: list[str], torchrun: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path

@@ -105,6 +105,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, kept)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the allocator is glibc's")
 def test_freed_memory_is_used_again() -> None:
     counts = {}

@@ -7,8 +7,11 @@ import sys
 import xml.etree.ElementTree as ET
 
 import numpy as np
+import pytest
 
 from rmadapter.support import plots
+
+pytestmark = pytest.mark.real_plots
 
 NAN = float("nan")
 

@@ -26,6 +26,7 @@ def test_what_it_shows_are_pictograms() -> None:
     } <= openmoji.CLASSES.keys()
 
 
+@pytest.mark.slow
 @needs_browser
 def test_a_picture_of_the_whole_page(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
     with serving(tiny_clip) as address:

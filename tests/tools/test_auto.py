@@ -12,6 +12,8 @@ import pytest
 
 from tests.helpers.studying import Study, study
 
+pytestmark = pytest.mark.real_plots
+
 __all__ = ["study"]  # a fixture
 
 
@@ -52,6 +54,7 @@ def test_what_auto_takes_and_how_far_it_is_behind() -> None:
     assert auto.regrets(found, shots=2) == {}
 
 
+@pytest.mark.slow
 def test_finished_lines_are_kept(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--shots", "3", "--seeds", "1", "--candidates"]
     first = study(auto, *given, "zero-shot")

@@ -25,6 +25,7 @@ def test_a_copy_differs_in_the_logit_scale_alone(tiny_clip: Backbone) -> None:
     assert choose_defaults.rescaled(tiny_clip.name, 0).digest == tiny_clip.digest
 
 
+@pytest.mark.slow
 def test_finished_lines_are_kept(
     colors: Path,
     tmp_path: Path,

@@ -20,6 +20,7 @@ from rmadapter.training.contract import Known
 from tests.helpers.shots import meaningless
 
 
+@pytest.mark.slow
 def test_every_way_is_asked_about_test_images(
     tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,7 @@ def run(
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_pieces_are_models_of_these_settings(
     tmp_path: Path, colors: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
@@ -75,6 +76,7 @@ def test_pieces_are_models_of_these_settings(
     assert len({tuple(line[piece].values()) for piece in plus.PIECES}) > 3  # they do differ
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_finished_lines_are_kept(
     tmp_path: Path, colors: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch

@@ -169,6 +169,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(states.torch, "set_num_threads", lambda number: None)
 
 
+@pytest.mark.slow
 def test_the_recipe_runs_from_end_to_end(
     made_up: Path, quick: None, pocket: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ def test_pip_itself_is_not_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_fresh_environment(finished: Path, colors: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
     pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")

@@ -32,6 +32,7 @@ def test_what_counts_as_another_answer() -> None:
     assert found["largest difference"] == pytest.approx(0.0101, abs=1e-5)
 
 
+@pytest.mark.slow
 @needs_browser
 def test_a_page_beside_its_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
     pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")

@@ -78,6 +78,7 @@ def run(
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_lines_are_kept_and_hold_what_is_measured(
     colors: Path, tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

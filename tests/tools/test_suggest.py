@@ -66,6 +66,7 @@ def test_how_many_classes_are_among_the_first() -> None:
     assert suggest.classes(lines, "random") == [75, 87.5]
 
 
+@pytest.mark.slow
 def test_finished_lines_are_kept(
     study: Study, colors: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

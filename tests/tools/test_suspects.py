@@ -70,6 +70,7 @@ def test_cleanlab_scores_the_same_probabilities_alike() -> None:
     assert 0 < mask.sum() < 60
 
 
+@pytest.mark.slow
 def test_finished_lines_are_kept(
     study: Study, colors: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

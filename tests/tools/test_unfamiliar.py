@@ -118,6 +118,7 @@ def test_the_halves_share_no_set_and_related_ones_are_no_pair() -> None:
     assert unfamiliar.far_of("pacs/photo") == ["grocery", "dtd10", "sign_digits", "neu_steel"]
 
 
+@pytest.mark.slow
 def test_finished_lines_are_kept(
     tmp_path: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -360,6 +360,7 @@ def process(rank: int, folder: Path, name: str, trainings: list[dict[str, Any]])
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not dist.is_available(), reason="this torch was built without torch.distributed"
 )

@@ -165,10 +165,10 @@ def canvas(
     with matplotlib.style.context(["default", _STYLE]):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure.add_subplot(), out
-        out.append(_inline(figure, prefix, label))
+        out.append(inline_svg(figure, prefix, label))
 
 
-def _inline(figure: Figure, prefix: str, label: str) -> str:
+def inline_svg(figure: Figure, prefix: str, label: str) -> str:
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)

@@ -141,6 +141,7 @@ def waited(out: Path, count: int, seconds: float = 300) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_driver_that_is_killed_and_one_that_is_stopped_go_on(
     tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:

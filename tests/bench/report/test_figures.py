@@ -5,10 +5,14 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from typing import Any
 
+import pytest
+
 from rmadapter.artifacts.record import Record
 from rmadapter.bench.report.figures import Figure, make_figures
 from rmadapter.bench.report.groups import group_records
 from tests.helpers.synthetic_runs import record
+
+pytestmark = pytest.mark.real_plots
 
 
 def figures(runs: list[Record]) -> list[Figure]:

@@ -15,6 +15,8 @@ from rmadapter.errors import UserError
 from rmadapter.support.locks import exclusive
 from tests.helpers.synthetic_runs import VIT, record, write
 
+pytestmark = pytest.mark.real_plots
+
 NAME = "grocery <b>&"
 
 

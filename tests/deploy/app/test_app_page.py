@@ -249,6 +249,7 @@ def test_stopping_opening_and_mistakes(page: Tab, images: dict[str, list[str]]) 
     looks(page)
 
 
+@pytest.mark.slow
 @needs_browser
 def test_the_page_that_it_makes(page: Tab, colors: Path, tmp_path: Path) -> None:
     """From a click to a zip, and from that to a page that answers by itself."""

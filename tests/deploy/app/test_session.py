@@ -121,6 +121,7 @@ def comes_back(session: Session, other: Session, colors: Path, tmp_path: Path) -
         other.train("linear-probe-pair")
 
 
+@pytest.mark.slow
 def test_a_run_of_the_server_learns_one_more_class(
     session: Session, colors: Path, tmp_path: Path
 ) -> None:
@@ -151,6 +152,7 @@ def test_a_run_of_the_server_learns_one_more_class(
         session.report()
 
 
+@pytest.mark.slow
 def test_an_export(session: Session) -> None:
     pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
     pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")

@@ -134,6 +134,7 @@ def test_openvino(
     assert found.probabilities(np.zeros((1, 3, 32, 32), np.float32)).shape == (1, 4)
 
 
+@pytest.mark.slow
 def test_other_answers_are_refused(
     finished: Path, saved: Saved, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +215,7 @@ def test_wishes_that_cannot_be_granted(tmp_path: Path, monkeypatch: pytest.Monke
         check_wishes(tmp_path / "new", "onnx", "fp32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["onnx", "torch"])
 def test_features_too(to: str, finished: Path, saved: Saved, colors: Path, tmp_path: Path) -> None:
     out, images = tmp_path / "model", sorted(colors.glob("test/*/*.png"))
@@ -239,6 +241,7 @@ def test_without_features_it_says_so(exported: Path, colors: Path) -> None:
         Model(exported).embed(sorted(colors.glob("test/*/*.png")))
 
 
+@pytest.mark.slow
 def test_torch_without_this_package(
     finished: Path, saved: Saved, colors: Path, tmp_path: Path
 ) -> None:
@@ -259,6 +262,7 @@ def test_torch_without_this_package(
         ]
 
 
+@pytest.mark.slow
 def test_a_class_more(finished: Path, saved: Saved, colors: Path, tmp_path: Path) -> None:
     out, images = tmp_path / "model", sorted(colors.glob("test/*/*.png"))
     facts = export(finished, saved, out, data=colors, text=True)

@@ -18,6 +18,7 @@ from rmadapter.methods import load_method
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.training.contract import Fitted, Known
 from tests.helpers.shots import meaningless, pixels_of, shots_of
+from tests.helpers.slow import slow_except
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
 pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
@@ -58,7 +59,7 @@ def answers(fitted: Fitted, pixels: Tensor) -> np.ndarray:
     return fitted.answers({"": fitted.score()}, pixels)[""].numpy()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", slow_except(METHODS, "linear-probe"))
 def test_every_method_by_the_same_way(
     tiny_clip: Backbone, name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -74,7 +75,7 @@ def test_every_method_by_the_same_way(
         assert np.abs(ask(model, pixels, some) - answers(fitted, pixels)).max() < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["tiny_siglip", "tiny_eva", "tiny_hf"])
+@pytest.mark.parametrize("kind", slow_except(["tiny_siglip", "tiny_eva", "tiny_hf"], "tiny_siglip"))
 def test_every_kind_of_backbone(kind: str, request: pytest.FixtureRequest) -> None:
     backbone = request.getfixturevalue(kind)
     fitted = fitted_by("rmadapter", backbone, **FEW, **UPPER)
@@ -85,6 +86,7 @@ def test_every_kind_of_backbone(kind: str, request: pytest.FixtureRequest) -> No
     )
 
 
+@pytest.mark.slow
 def test_a_method_that_treats_each_image_by_itself(tiny_hf: Backbone) -> None:
     """CoCoOp: its text encoder comes along, and the graph takes one image at a time."""
     fitted = fitted_by("cocoop", tiny_hf, **{**FEW, "batch_size": 1})
@@ -111,6 +113,7 @@ def test_what_cannot_be_traced_is_told_in_a_sentence(tiny_clip: Backbone) -> Non
         graph.trace(fitted, ("cat", "dog"))
 
 
+@pytest.mark.slow
 def test_weights_in_16_bits_and_beside_the_graph(
     tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +137,7 @@ def products(model: Any) -> tuple[int, int]:
     return count, sum(int(np.prod(weight.dims)) for weight in model.graph.initializer)
 
 
+@pytest.mark.slow
 def test_low_rank_updates_and_maps_of_tokens_are_folded(tiny_clip: Backbone) -> None:
     plain, weights = products(graph.trace(zero_shot(tiny_clip), ("cat", "dog")))
     found = {}

@@ -64,6 +64,7 @@ def test_the_fastest_that_is_good_enough_is_taken_else_the_best() -> None:
     assert int8.taken([(0.98, 2), (0.99, 4), (0.97, 1)]) == 1
 
 
+@pytest.mark.slow
 def test_only_products_that_read_no_norm_are_in_blocks(
     stage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,6 +89,7 @@ def test_only_products_that_read_no_norm_are_in_blocks(
     assert min(some, rest) > large / 3
 
 
+@pytest.mark.slow
 def test_large_products_alone(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnx
 

@@ -15,6 +15,7 @@ from rmadapter.deploy.export.tower import tokenizer_of, write_text_encoder
 from rmadapter.methods import load_method
 from rmadapter.training.contract import Fitted, NotApplicable
 from tests.helpers.shots import meaningless, shots_of
+from tests.helpers.slow import slow_except
 
 pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
 pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
@@ -29,18 +30,22 @@ def fitted_by(name: str, backbone: Backbone, settings: dict[str, Any], **given: 
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [
-        ("rmadapter", {**FEW, **UPPER}),
-        ("clip-lora", {"iterations": 2, "batch_size": 4}),
-        ("2sfs", {"iterations": 2, "batch_size": 4}),
-        ("skip-tuning", FEW),
-        ("text-refiner", FEW),
-        ("prolip", FEW),
-        ("maple", FEW),
-        ("lweib", {**FEW, "scale": 0.3}),
-        ("prompt-kd", {**FEW, "teaching": 1}),
-        ("coop", FEW),
-    ],
+    slow_except(
+        [
+            ("rmadapter", {**FEW, **UPPER}),
+            ("clip-lora", {"iterations": 2, "batch_size": 4}),
+            ("2sfs", {"iterations": 2, "batch_size": 4}),
+            ("skip-tuning", FEW),
+            ("text-refiner", FEW),
+            ("prolip", FEW),
+            ("maple", FEW),
+            ("lweib", {**FEW, "scale": 0.3}),
+            ("prompt-kd", {**FEW, "teaching": 1}),
+            ("coop", FEW),
+        ],
+        "rmadapter",
+        "coop",
+    ),
 )
 def test_features_of_new_names_are_the_methods_own(
     tiny_clip: Backbone, name: str, settings: dict[str, Any], tmp_path: Path

@@ -110,6 +110,7 @@ def test_a_large_image_is_halved_as_in_python(tmp_path: Path) -> None:
         assert Image.fromarray(pixels).reduce(2).tobytes() == found, pixels.shape
 
 
+@pytest.mark.slow
 @needs_browser
 def test_a_browser_answers_as_the_model_does(finished: Path, colors: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")

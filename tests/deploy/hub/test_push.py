@@ -56,6 +56,7 @@ def test_there_and_back(
     assert rmadapter("add", run, "yellow", *its, "--out", tmp_path / "more").code == 0
 
 
+@pytest.mark.slow
 def test_an_export_of_a_repository_lies_here(
     rmadapter: Command,
     hub: Hub,

@@ -23,6 +23,7 @@ pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
 pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
 
 
+@pytest.mark.slow
 def test_once_a_run(
     finished: Path, tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

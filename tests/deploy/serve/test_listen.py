@@ -10,11 +10,14 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from rmadapter.artifacts.checkpoint import load, save
 from tests.helpers.answering import Process, coloured, post, read, wait_for
 from tests.helpers.shell import its_backbone
 
 
+@pytest.mark.slow
 def test_what_was_taken_is_answered_before_it_ends(finished: Path) -> None:
     """A request whose body is still coming when SIGTERM arrives; a new one is refused."""
     body = json.dumps({"images": []}).encode()
@@ -111,6 +114,7 @@ def test_a_changed_run_is_taken_and_no_request_is_lost(
         assert "the old one keeps answering: " in server.said[2]
 
 
+@pytest.mark.slow
 def test_a_body_that_does_not_come(finished: Path) -> None:
     with Process(finished, *its_backbone(finished), "--seconds", "0.5", "--log") as server:
         host, port = server.address.removeprefix("http://").split(":")
