@@ -37,7 +37,7 @@ from rmadapter.artifacts.predictions import Predictions, write_predictions
 from rmadapter.artifacts.record import FORMAT, BackboneName, MethodName, Record, Score
 from rmadapter.artifacts.run_page import write_run_page
 from rmadapter.backbones import Backbone, load_backbone
-from rmadapter.data.duplicates import groups, looks
+from rmadapter.data.duplicates import groups
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.prompts import zero_shot_weights
@@ -193,7 +193,7 @@ def scanned(folder: Path, found: list[ImageSet]) -> None:
 
 
 def grouped(found: Sequence[ImageSet]) -> None:
-    groups(looks(found[0].images))
+    groups(found[0].looks())
 
 
 def tiny(folder: Path) -> Backbone:

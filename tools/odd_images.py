@@ -23,7 +23,7 @@ from PIL import ImageFilter
 from rmadapter.artifacts.mistakes import nearest
 from rmadapter.curate import checks
 from rmadapter.data.decode import load_image
-from rmadapter.data.duplicates import groups, looks
+from rmadapter.data.duplicates import groups
 from rmadapter.data.read import ImageSet
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import Lab
@@ -111,7 +111,7 @@ def main() -> None:
         (_, others), (images, own) = features(other), features(data)
         measured, together = (
             checks.measure(images.images),
-            groups(looks(images.images), images.groups),
+            groups(images.looks(), images.groups),
         )
         reasons = checks.odd(measured)
         for seed in args.seeds:

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from lines import keep, kept, parser
 
 from rmadapter.curate.acquisition import FIRST, NEXT, Pool, pick
-from rmadapter.data.duplicates import groups, looks
+from rmadapter.data.duplicates import groups
 from rmadapter.data.fewshot import sample_shots
 from rmadapter.methods.clap import ZeroShotProbe
 from rmadapter.methods.zero_shot import ZeroShot
@@ -65,7 +65,7 @@ class Study:
         self.cache = lab.train_cache(self.task)
         self.cache.expect_parts(self.train)
         self.unit = F.normalize(self.cache.features(self.train)[0].float(), dim=-1).numpy()
-        self.together = groups(looks(self.train.images), self.train.groups)
+        self.together = groups(self.train.looks(), self.train.groups)
         self.classes = len(self.train.classes)
 
     def fitted(self, rows: Sequence[int], seed: int) -> Fitted:

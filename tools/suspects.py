@@ -27,7 +27,7 @@ from lines import keep, kept, parser
 
 from rmadapter.artifacts.mistakes import Nearest, nearest
 from rmadapter.curate import checks
-from rmadapter.data.duplicates import groups, looks
+from rmadapter.data.duplicates import groups
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.metrics import confidence_interval
@@ -118,7 +118,7 @@ class Study:
         self.lab, self.data = lab, data
         self.asked = Request.make({"shots": SHOTS.get(data, 0)}, "zero-shot", data=data)
         few = lab.draw(self.asked.task)
-        self.together = groups(looks(few.train.images), few.train.groups)
+        self.together = groups(few.train.looks(), few.train.groups)
         self.images = few.train
         lab.train_cache(self.asked.task).expect_parts(few.train)
 

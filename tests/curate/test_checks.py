@@ -10,7 +10,6 @@ from PIL import Image, ImageFilter, ImageOps
 from scipy import ndimage
 
 from rmadapter.curate import checks
-from rmadapter.data.duplicates import looks
 from rmadapter.data.read import ImageSet
 
 TABLE = np.array([[0.9, 0.1, 0.0], [0.2, 0.7, 0.1], [0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
@@ -100,7 +99,7 @@ def test_copies_name_all_but_the_first_unless_labels_differ(
     names = ["a", "b", "b2", "c", "c2"]
     paths, labels = tuple(tmp_path / f"{name}.png" for name in names), (0, 0, 0, 0, 1)
     images = ImageSet(paths, labels, ("cat", "dog"), tmp_path)
-    assert checks.copies(images, looks(paths)) == [
+    assert checks.copies(images, images.looks()) == [
         [],
         [],
         ["same file as b.png"],

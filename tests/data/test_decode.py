@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rmadapter.data.decode import complaint, content, read_image
+from rmadapter.data.decode import content, image_error, read_image
 from rmadapter.data.read import load_image
 from rmadapter.errors import UserError
 from tests.hostile import images as hostile
@@ -191,7 +191,7 @@ def test_bad_files_are_refused_by_name_at_reading_and_at_loading(tmp_path: Path,
         load_image(path)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
-    assert complaint(path).startswith(str(path))
+    assert image_error(path).startswith(str(path))
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
@@ -201,9 +201,9 @@ def test_missing_file_and_good_files(tmp_path: Path) -> None:
     for ending in ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF"):
         path = tmp_path / f"good.{ending}"
         path.write_bytes(saved(ending))
-        assert complaint(path) == ""
+        assert image_error(path) == ""
     (tmp_path / "tail.jpg").write_bytes(saved("JPEG") + b"appended by a phone")
-    assert complaint(tmp_path / "tail.jpg") == ""
+    assert image_error(tmp_path / "tail.jpg") == ""
 
 
 def outcome(path: Path) -> str:
@@ -224,7 +224,7 @@ def test_what_passes_the_check_can_be_loaded_and_all_else_is_one_sentence(tmp_pa
         path.write_bytes(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            told = complaint(path)
+            told = image_error(path)
             loaded = outcome(path)
         assert loaded == told, name
         assert "\n" not in told

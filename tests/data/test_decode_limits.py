@@ -10,14 +10,15 @@ import struct
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from rmadapter.data import decode_limits as guard
-from rmadapter.data.decode import complaint, content, load_image
-from rmadapter.data.decode_limits import check_inside, shrink
+from rmadapter.data.decode import content, image_error, load_image
+from rmadapter.data.decode_limits import advice, check_inside, ignored_note, shrink
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
 from tests.hostile import bombs as hostile
@@ -49,7 +50,7 @@ def test_what_is_no_file_is_refused_at_once(
             with pytest.raises(UserError) as caught:
                 read(path)
             assert str(caught.value).startswith(f"{path}: not a readable image (")
-        assert complaint(path).startswith(f"{path}: ")
+        assert image_error(path).startswith(f"{path}: ")
 
 
 @needs_linux
@@ -69,7 +70,8 @@ def test_ctrl_c_ends_the_check(tmp_path: Path) -> None:
         (tmp_path / "a" / f"{number}.jpg").write_bytes(slow)
     # which what starts the tests may ignore
     code = "import signal; signal.signal(2, signal.default_int_handler); "
-    code += f"import rmadapter.data.read as i; print('go', flush=True); i.read_images({str(tmp_path)!r})"
+    code += "import rmadapter.data.read as i; print('go', flush=True); "
+    code += f"i.read_images({str(tmp_path)!r}, check=True)"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as child:
@@ -108,7 +110,7 @@ def test_bombs_are_refused_by_name(tmp_path: Path, name: str, content: bytes, hi
     with pytest.raises(UserError, match=hint) as caught:
         load_image(tmp_path / name)
     assert str(caught.value).startswith(str(tmp_path / name))
-    assert complaint(tmp_path / name) == str(caught.value)
+    assert image_error(tmp_path / name) == str(caught.value)
 
 
 def test_a_large_file_is_refused_and_not_read(tmp_path: Path) -> None:
@@ -212,4 +214,35 @@ def test_an_icon_that_holds_another_image_than_it_says(tmp_path: Path) -> None:
     inside = hostile.png(9500, 9500, 1, 0)
     (tmp_path / "x.ico").write_bytes(hostile.icon(inside))
     assert struct.unpack("<H", (tmp_path / "x.ico").read_bytes()[2:4]) == (1,)
-    assert "x.ico" in complaint(tmp_path / "x.ico")
+    assert "x.ico" in image_error(tmp_path / "x.ico")
+
+
+def test_files_are_counted_by_kind_the_most_frequent_first() -> None:
+    assert ignored_note(Counter({".txt": 2, "hidden": 3})) == "5 files ignored: hidden 3, .txt 2"
+    assert ignored_note(Counter({".txt": 1})) == "1 file ignored: .txt 1"
+    assert ignored_note(Counter()) == ""
+
+
+def test_photos_that_could_be_read_come_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rmadapter.data.decode_limits.formats", dict)  # as without pillow-heif
+    text = ignored_note(Counter({".heic": 3, ".cr2": 1, ".txt": 2}))
+    assert text == (
+        "6 files ignored: .heic 3, .txt 2, .cr2 1; pip install 'rmadapter[heic]' to read .heic; "
+        ".cr2 is a camera's RAW format: convert it to JPEG first"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a/IMG_1.HEIC", "to read .heic"),
+        ("b.NEF", "RAW format"),
+        (".dng", "RAW format"),
+        ("c.jpg", ""),
+        ("raw", ""),
+    ],
+)
+def test_advice_follows_the_suffix(name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rmadapter.data.decode_limits.formats", lambda: {".heif": "HEIF"})
+    assert advice("d.heif") == ""  # it could be read: this file is damaged
+    assert (words in advice(name)) if words else advice(name) == ""

@@ -3,6 +3,7 @@ is only smooth."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,19 @@ import pytest
 from PIL import Image, ImageOps
 
 from rmadapter.data import duplicates
-from rmadapter.data.duplicates import groups, looks, pairs
+from rmadapter.data.decode import ImageSource
+from rmadapter.data.duplicates import groups, pairs
+from rmadapter.data.image_reader import ImageReader
 
 
 def scene(seed: int, size: int = 96) -> Image.Image:
     """Blobs, smooth enough to survive another size."""
     small = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def looks(images: Sequence[ImageSource]) -> np.ndarray:
+    return duplicates.looks(ImageReader().thumbprints(images))
 
 
 def test_copies_are_found_and_other_images_are_not(tmp_path: Path) -> None:

@@ -107,9 +107,7 @@ def test_tensors_can_be_pickled() -> None:
 def test_a_bad_file_is_one_sentence_from_workers_too(tmp_path: Path, workers: int) -> None:
     (tmp_path / "bad.png").write_bytes(b"")
     images = ImageSet.from_lists([tmp_path / "bad.png"], ["a"])
-    with pytest.raises(
-        UserError, match=r"^\S*bad\.png: not a readable image \(the file is empty, 0 bytes\)$"
-    ):
+    with pytest.raises(UserError, match=r"^\S*bad\.png: [^\n]*0 bytes[^\n]*--skip-bad[^\n]*$"):
         list(batches(ImageTensors(images, PREPROCESS), [[0]], workers))
 
 

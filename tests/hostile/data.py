@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rmadapter.data.catalog.readers import image_sets, split_json
-from rmadapter.data.decode import complaint
+from rmadapter.data.decode import image_error
 from rmadapter.data.read import load_image, read_images
 from rmadapter.errors import UserError
 from tests.hostile.harness import Changed
@@ -15,7 +15,7 @@ def ask_image(name: str, content: bytes, folder: Path) -> object:
     """What the check takes can be decoded, twice to the same pixels."""
     path = folder / name
     path.write_bytes(content)
-    if text := complaint(path):
+    if text := image_error(path):
         raise UserError(text)
     try:
         once, twice = load_image(path), load_image(path)

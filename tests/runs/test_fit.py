@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
+import rmadapter.runs.fit
 import rmadapter.training.loop
 from rmadapter.artifacts.checkpoint import load
 from rmadapter.artifacts.record import Record, Score, read_record
@@ -30,6 +31,7 @@ from rmadapter.runs.run import Lab
 from rmadapter.settings import read_yaml
 from rmadapter.support.locks import exclusive
 from rmadapter.training.cache import Cache
+from tests.helpers.decodes import count_decodes
 from tests.helpers.slow import slow_except
 
 MODEL = "model.safetensors"
@@ -94,6 +96,51 @@ def test_a_run_leaves_these_files_and_learns(finished: Path) -> None:
     assert [line.split(",")[0] for line in history[1:]] == [str(step) for step in range(1, 41)]
     assert float(history[-1].split(",")[2]) < float(history[1].split(",")[2])
     assert "test, all classes" in (finished / "report.html").read_text("utf-8")
+
+
+def cut(image: Path) -> Path:
+    """Remove the end of an image file; its header stays."""
+    image.write_bytes(image.read_bytes()[:-30])
+    return image
+
+
+def test_drawn_and_judged_images_are_decoded_once_and_others_never(
+    finished: Path, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = count_decodes(monkeypatch)
+    before_page: dict[str, int] = {}
+
+    def no_mistakes(*_: object) -> list[Any]:
+        before_page.update(counts)
+        return []
+
+    monkeypatch.setattr(rmadapter.runs.fit, "mistakes", no_mistakes)
+    splits = read_images(colors)
+    again(finished, splits, tmp_path / "run", shots=2)
+    few = few_shot(splits, 2, 1)
+    assert len(few.heldout) > 0
+    assert before_page == {
+        str(image): 1 for part in (few.train, splits["test"]) for image in part.images
+    }
+
+
+def test_a_broken_image_is_refused_if_it_is_drawn_or_judged(
+    finished: Path, colors: Path, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(colors, tmp_path / "data"))
+    few = few_shot(read_images(data), 2, 1)
+    undrawn = cut(Path(str(few.heldout.images[0])))
+    assert again(finished, read_images(data), tmp_path / "good", shots=2).scores
+    with pytest.raises(UserError, match=f"{undrawn.name}: .*--skip-bad"):
+        read_images(data, check=True)
+    drawn = cut(Path(str(few.train.images[0])))
+    with pytest.raises(UserError, match=f"{drawn.name}: .*--skip-bad"):
+        again(finished, read_images(data), tmp_path / "run", shots=2)
+    assert not [*(tmp_path / "run").iterdir()]
+    shutil.copy(colors / drawn.relative_to(data), drawn)
+    judged = cut(next((data / "test").glob("*/*")))
+    with pytest.raises(UserError, match=f"{judged.name}: .*--skip-bad"):
+        again(finished, read_images(data), tmp_path / "run", shots=2)
 
 
 def test_the_same_call_returns_the_finished_run(finished: Path, colors: Path) -> None:

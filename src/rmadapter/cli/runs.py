@@ -143,6 +143,9 @@ def fit(
         ),
     ] = None,
     files: FileOptions = FileOptions(),
+    check: Annotated[
+        bool, typer.Option("--check", help="Decode all images first, not only those drawn.")
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -173,6 +176,7 @@ def fit(
     splits = read_images(
         data,
         skip_bad=files.skip_bad,
+        check=check,
         outside=files.outside,
         names=given,
         columns=columns,

@@ -15,6 +15,7 @@ from rmadapter.artifacts.checkpoint import Saved, load
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.curate.acquisition import FIRST, NEXT, Pool, pick
 from rmadapter.data.duplicates import groups, looks
+from rmadapter.data.image_reader import ImageReader
 from rmadapter.data.inputs import Inputs, find_images
 from rmadapter.data.names import prompt_names
 from rmadapter.data.transforms import decoded, hinted
@@ -168,7 +169,7 @@ def _picked(
         fresh = np.flatnonzero((1 - (seen.unit @ examples.T).max(1).values > SAME).numpy())
     if not len(fresh):
         raise UserError("the run was fitted to every image of the pool: give others")
-    together = groups(looks([seen.images[i] for i in fresh]))
+    together = groups(looks(ImageReader().thumbprints([seen.images[i] for i in fresh])))
     table = seen.table[fresh] if len(seen.table) else seen.table
     found = pick(
         rules[rule], Pool(seen.unit[fresh].numpy(), examples.numpy(), table, seed), n, together

@@ -16,8 +16,8 @@ import numpy as np
 from rmadapter.artifacts.mistakes import Nearest, Neighbour, nearest
 from rmadapter.artifacts.page import neighbour_cards, thumbnail, write_html
 from rmadapter.curate import checks
-from rmadapter.data.decode import complaint
-from rmadapter.data.duplicates import groups, looks
+from rmadapter.data.decode import image_error
+from rmadapter.data.duplicates import groups
 from rmadapter.data.formats.sources import open_source
 from rmadapter.data.names import Label
 from rmadapter.data.read import ImageSet, read_images
@@ -129,7 +129,7 @@ def find_suspects(
     lab = lab or Lab(request.machine, progress=progress)
     lab.add("it", {"train": images})
     images = lab.draw(request.task).train
-    looked = looks(images.images, progress)
+    looked = images.looks(progress)
     together = groups(looked, images.groups)
     parts = split(images, FOLDS, request.task.seed, together=together)
     folds = Folds(request.task, lab, images, parts)
@@ -180,7 +180,7 @@ def _broken(
     named = replace(images, images=files, labels=(0,) * len(bad), groups=())
     suspects = []
     for i, row in enumerate(bad):
-        reason = complaint(row.image).removeprefix(f"{row.image}: ")
+        reason = image_error(row.image).removeprefix(f"{row.image}: ")
         suspects.append(Suspect(named.name(i), row.label, (f"broken: {reason}",)))
     return suspects
 

@@ -1,46 +1,52 @@
-"""Near-duplicate images: copies, resized copies, mirror images, and neighbours in a burst."""
+"""Find near-duplicate images: copies, resized copies, mirror images, and neighbours in a burst."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import numpy as np
 from PIL import Image
 
-from rmadapter.data.decode import ImageSource, load_image
-from rmadapter.support.terminal import track
-
-BITS, SIDE = 64, 32
-FAR = 8  # bits that may differ
-ALIKE = 0.9  # least correlation of the grey images: smooth images may share their bits by chance
+BITS = 64
+SIDE = 32
+MOST_BITS = 8  # that may differ
+LEAST_CORRELATION = 0.9  # of the grey images: smooth images may share their bits by chance
 CHUNK = 2048
+SMALL = 9 * 8  # pixels whose neighbours give the bits
 
 
-def looks(images: Sequence[ImageSource], progress: bool = False) -> np.ndarray:
-    """Features [N, 2, 64 + 1024] of each image and its mirror image, by which near-duplicates are
-    found.
+def thumbprint(image: Image.Image) -> bytes:
+    """Return what `looks` needs of an RGB image: 9 x 8 and 32 x 32 grey pixels, and a colour."""
+    grey = image.convert("L")
+    small = grey.resize((9, 8), Image.Resampling.BICUBIC).tobytes()
+    large = grey.resize((SIDE, SIDE), Image.Resampling.BICUBIC).tobytes()
+    # the colour counts only for an image of one grey
+    colour = image.resize((1, 1)).tobytes() if len(set(large)) == 1 else bytes(3)
+    return small + large + colour
+
+
+def looks(thumbprints: Sequence[bytes]) -> np.ndarray:
+    """Return features [N, 2, 64 + 1024] of each image and its mirror image, by which near-duplicates
+    are found.
 
     The 64 are signs: whether each of 8 x 8 cells gets lighter to the right (the difference hash).
-    The 1024 are the 32 x 32 grey image with mean 0 and norm 1. Raises as `load_image`.
+    The 1024 are the 32 x 32 grey image with mean 0 and norm 1.
     """
-    with ThreadPoolExecutor() as pool:
-        found = list(
-            track(pool.map(_look, images), len(images), "looking for duplicates", progress)
-        )
-    return np.stack(found) if found else np.empty((0, 2, BITS + SIDE * SIDE), np.float32)
+    features = [_features(thumbprint) for thumbprint in thumbprints]
+    return np.stack(features) if features else np.empty((0, 2, BITS + SIDE * SIDE), np.float32)
 
 
-def _look(source: ImageSource) -> np.ndarray:
-    image = load_image(source)
-    grey = image.convert("L")
-    small = np.asarray(grey.resize((9, 8), Image.Resampling.BICUBIC), np.int16)
-    large = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32)
-    found = np.stack([_one(small, large), _one(small[:, ::-1], large[:, ::-1])])
-    if not found[:, BITS:].any():
-        found[:, BITS:] = _of_colour(image)
-    return found
+def _features(thumbprint: bytes) -> np.ndarray:
+    pixels = np.frombuffer(thumbprint, np.uint8)
+    small = pixels[:SMALL].reshape(8, 9).astype(np.int16)
+    large = pixels[SMALL:-3].reshape(SIDE, SIDE).astype(np.float32)
+    features = np.stack([_one(small, large), _one(small[:, ::-1], large[:, ::-1])])
+    if not features[:, BITS:].any():  # a norm of 0 says nothing: take a direction for each colour
+        red, green, blue = thumbprint[-3:]
+        direction = np.random.default_rng(red << 16 | green << 8 | blue).standard_normal(SIDE**2)
+        features[:, BITS:] = direction / np.linalg.norm(direction)
+    return features
 
 
 def _one(small: np.ndarray, large: np.ndarray) -> np.ndarray:
@@ -49,45 +55,39 @@ def _one(small: np.ndarray, large: np.ndarray) -> np.ndarray:
     return np.concatenate([signs, flat / max(float(np.linalg.norm(flat)), 1e-6)]).astype(np.float32)
 
 
-def _of_colour(image: Image.Image) -> np.ndarray:
-    """In place of the grey image, whose norm is 0: a direction of its own for each colour."""
-    red, green, blue = image.resize((1, 1)).tobytes()
-    found = np.random.default_rng(red << 16 | green << 8 | blue).standard_normal(SIDE * SIDE)
-    return found / np.linalg.norm(found)
-
-
 def pairs(some: np.ndarray, others: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Index pairs (i, j) of near-duplicates, mirrored or not, from two results of `looks`."""
+    """Yield index pairs (i, j) of near-duplicates, mirrored or not, from two results of `looks`."""
     for start in range(0, len(some), CHUNK):
         part = some[start : start + CHUNK, 0]
         near = np.zeros((len(part), len(others)), bool)
         for low, side in product(range(0, len(others), CHUNK), (0, 1)):
-            near[:, low : low + CHUNK] |= _alike(part, others[low : low + CHUNK, side])
+            near[:, low : low + CHUNK] |= _similar(part, others[low : low + CHUNK, side])
         yield from ((start + int(i), int(j)) for i, j in np.argwhere(near))
 
 
-def _alike(some: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Bool [N, M]. Bits are compared first, the 16 times longer grey images only where they match,
-    which is rare."""
-    found = some[:, :BITS] @ others[:, :BITS].T >= BITS - 2 * FAR  # a bit that differs costs two
-    rows, columns = found.any(1).nonzero()[0], found.any(0).nonzero()[0]
-    found[np.ix_(rows, columns)] &= some[rows, BITS:] @ others[columns, BITS:].T >= ALIKE
-    return found
+def _similar(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return bool [N, M]. Bits are compared first, and the 16 times longer grey images only where
+    the bits match, which is rare."""
+    similar = some[:, :BITS] @ others[:, :BITS].T >= BITS - 2 * MOST_BITS  # a bit costs two
+    rows = similar.any(1).nonzero()[0]
+    columns = similar.any(0).nonzero()[0]
+    correlations = some[rows, BITS:] @ others[columns, BITS:].T
+    similar[np.ix_(rows, columns)] &= correlations >= LEAST_CORRELATION
+    return similar
 
 
-def groups(found: np.ndarray, named: Sequence[str] = ()) -> np.ndarray:
-    """Group numbers [N] of images, given their `looks`; images linked by a chain of near-duplicates
-    share a number.
+def groups(looks: np.ndarray, named: Sequence[str] = ()) -> np.ndarray:
+    """Return group numbers [N] of images; images linked by a chain of near-duplicates share one.
 
     named: known group of each image, "" for none; images of one known group are linked, too.
     """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
+    count = len(looks)
     first: dict[str, int] = {}
     same = [(i, first.setdefault(name, i)) for i, name in enumerate(named) if name]
-    links = np.array(
-        [*pairs(found, found), *same, *((i, i) for i in range(len(found)))], int
-    ).reshape(-1, 2)
-    graph = coo_matrix((np.ones(len(links)), (links[:, 0], links[:, 1])), (len(found), len(found)))
+    itself = [(i, i) for i in range(count)]
+    links = np.array([*pairs(looks, looks), *same, *itself], int).reshape(-1, 2)
+    graph = coo_matrix((np.ones(len(links)), (links[:, 0], links[:, 1])), (count, count))
     return connected_components(graph, directed=False)[1]

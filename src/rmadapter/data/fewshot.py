@@ -15,6 +15,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ValidationError
 
+from rmadapter.data.image_reader import Transform
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError, first_fault
 from rmadapter.support.files import read_json, write_json
@@ -33,6 +34,12 @@ class FewShot:
     shots: int
     seed: int
     short: tuple[str, ...]  # one sentence per class with fewer images than shots
+
+    def read(self, transform: Transform, progress: bool = False) -> None:
+        """Decode every drawn image once, ahead of its use. Raises as `ImageSet.read`."""
+        for part in (self.train, self.val):
+            if part is not None:
+                part.read(transform, progress)
 
     @cached_property
     def apart(self) -> ImageSet:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from rmadapter.data.decode import ImageSource, content
+from rmadapter.data.decode import ImageSource
+from rmadapter.data.duplicates import looks
 from rmadapter.data.formats.scan import only_label, order
+from rmadapter.data.image_reader import ImageReader, Transform
 from rmadapter.data.names import Label, places, prompt_names
 from rmadapter.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +36,7 @@ class ImageSet:
     - groups: N group names, such as patients; images of one group never judge each other. "": none
     - ignored: note on files that were not read, such as "5 files ignored: .heic 3, .txt 2"
     - weights: N weights of the images in training; empty if all are equal
+    - reader: of the image files; shared by all subsets
     """
 
     images: tuple[ImageSource, ...]
@@ -42,6 +48,7 @@ class ImageSet:
     groups: tuple[str, ...] = ()
     ignored: str = ""
     weights: tuple[float, ...] = ()
+    reader: ImageReader = field(default_factory=ImageReader, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "written", self.written or self.classes)
@@ -115,16 +122,39 @@ class ImageSet:
             return f"image {index}"
         return relative(Path(image), self.root)
 
+    def read(self, transform: Transform, progress: bool = False) -> None:
+        """Decode every image once, ahead of its use: `reader` keeps what is needed later.
+
+        transform: of a backbone, from an RGB image to pixels. Raises UserError if an image cannot be
+        read.
+        """
+        errors = [error for error in self.reader.read(self.images, transform, progress) if error]
+        if errors:
+            raise UserError(unreadable(errors))
+
+    def looks(self, progress: bool = False) -> np.ndarray:
+        """Return the features by which `duplicates` finds near-duplicates. Raises as `load_image`."""
+        return looks(self.reader.thumbprints(self.images, progress))
+
     @cached_property
     def contents(self) -> tuple[bytes, ...]:
-        """SHA-256 of each image."""
-        return tuple(map(content, self.images))
+        """The SHA-256 of each image."""
+        return tuple(map(self.reader.content, self.images))
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of classes, labels, weights and image contents in order; independent of paths."""
         about = [self.classes, self.labels, *([self.weights] if self.weights else [])]
         return hashlib.sha256(json.dumps(about).encode() + b"".join(self.contents)).hexdigest()
+
+
+SKIP_BAD = "--skip-bad (skip_bad=True) leaves out such files"
+
+
+def unreadable(errors: Sequence[str], note: str = "") -> str:
+    """Return a message about images that cannot be read, which quotes the first of the errors."""
+    more = f" (and {len(errors) - 1} more like it)" if len(errors) > 1 else ""
+    return f"{errors[0]}{more}{note}; {SKIP_BAD}"
 
 
 def relative(path: Path, root: Path | None) -> str:

@@ -11,14 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rmadapter.data.decode_limits import URL, formats, listed_image
+from rmadapter.data.decode_limits import URL, formats, ignored_note, listed_image
 from rmadapter.data.formats.archives import is_packed, unpacked
 from rmadapter.data.formats.columns import SUFFIXES, read_rows
 from rmadapter.data.formats.hf_datasets import all_images, is_library
 from rmadapter.data.formats.scan import image_files, in_order
 from rmadapter.data.formats.sources import ANNOTATED, annotated, open_source
 from rmadapter.data.formats.webdataset import shards
-from rmadapter.data.ignored import ignored_note
 from rmadapter.errors import UserError
 from rmadapter.support.files import user_path
 

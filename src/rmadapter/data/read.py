@@ -6,22 +6,22 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rmadapter.data.decode import ImageSource, complaint, load_image
+from rmadapter.data.decode import ImageSource, image_error, load_image
+from rmadapter.data.decode_limits import ignored_note
 from rmadapter.data.formats.archives import is_packed
 from rmadapter.data.formats.scan import Row, Rows, only_label, order
 from rmadapter.data.formats.sources import open_source
-from rmadapter.data.ignored import ignored_note
-from rmadapter.data.image_set import ImageSet, relative
+from rmadapter.data.image_reader import in_threads
+from rmadapter.data.image_set import ImageSet, relative, unreadable
 from rmadapter.data.names import beside_splits, classnames_json, prompt_name, prompt_names
 from rmadapter.data.objects import open_object
 from rmadapter.errors import UserError
 from rmadapter.support.files import cache_folder, user_path
-from rmadapter.support.terminal import track
 
 REPEATED = "images listed again"
 
@@ -29,8 +29,8 @@ __all__ = ["ImageSet", "ImageSource", "load_image", "prompt_name", "read_images"
 
 
 def read_images(
-    data: Any, *, skip_bad: bool = False, outside: bool = False, progress: bool = True,
-    names: Mapping[str, str] | None = None, columns: Mapping[str, str] | None = None, crops: bool = False,
+    data: Any, *, skip_bad: bool = False, check: bool = False, outside: bool = False,
+    progress: bool = True, names: Mapping[str, str] | None = None, columns: Mapping[str, str] | None = None, crops: bool = False,
 ) -> dict[str, ImageSet]:  # fmt: skip
     """Read a folder of class folders, train/val/test folders of such, a table
     `path,label[,split][,group]`, or any other format of docs/data.md.
@@ -41,9 +41,10 @@ def read_images(
     the folder (for one of several domains, beside the domains). "crane | tall bird" gives one class
     two descriptions. Returns split ("train", "val", "test"; "all" for data without splits) ->
     ImageSet. All share the classes of train (of all splits if there is no train), sorted by folder
-    name. Every file is decoded once, so every image returned is readable; unreadable ones raise
-    UserError, or with `skip_bad` are left out and listed in `skipped`. Also raises UserError for
-    several labels of one image, ambiguous labels, and for paths in a table that leave its folder unless `outside` is set.
+    name. Of each image the header is read, and with `check` or `skip_bad` all of it; unreadable
+    images raise UserError, or with `skip_bad` are left out and listed in `skipped`. Also raises
+    UserError for several labels of one image, ambiguous labels, and for paths in a table that leave
+    its folder unless `outside` is set.
     """
     if isinstance(data, (str, Path)):
         path, source = user_path(data), open_source(data, outside, columns, crops)
@@ -71,15 +72,13 @@ def read_images(
     written, called = _shared_names(found, given, path)
     _check_once(found, path)
 
-    bad = complaints([row.image for rows in found.values() for row in rows], progress)
+    images = [row.image for rows in found.values() for row in rows]
+    bad = image_errors(images, progress, header=not (check or skip_bad))
     if bad and not skip_bad:
-        more = f" (and {len(bad) - 1} more like it)" if len(bad) > 1 else ""
-        more += f" ({ignored})" if ignored and any(os.path.isdir(image) for image in bad) else ""
+        more = f" ({ignored})" if ignored and any(os.path.isdir(image) for image in bad) else ""
         lost = not os.path.exists(next(iter(bad))) and path.is_file()
         more += f"; paths are relative to {path.parent}" if lost else ""
-        raise UserError(
-            f"{next(iter(bad.values()))}{more}; --skip-bad (skip_bad=True) goes on without such files"
-        )
+        raise UserError(unreadable([*bad.values()], more))
     good = {split: [row for row in rows if row.image not in bad] for split, rows in found.items()}
     leading = [good["train"]] if "train" in good else good.values()
     left = {called[row.label] for rows in leading for row in rows}
@@ -126,7 +125,7 @@ def _check_once(found: Mapping[str, Rows], path: Path) -> None:
                     f"{path}: {row.image} is in {where} and in {split}: leave it in one"
                 )
             other = split != "test" and first.label != row.label
-            if other and not complaints(
+            if other and not image_errors(
                 [row.image], progress=False
             ):  # all boxes of an unreadable photo are its path
                 only_label((first.label, row.label), f"{path}: {row.image}")
@@ -182,13 +181,10 @@ def _shared_names(
     }
 
 
-def complaints(paths: Sequence[Path], progress: bool) -> dict[Path, str]:
-    """Unreadable files, each with the reason."""
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # `complaint` says what is wrong
-            told = track(pool.map(complaint, paths), len(paths), "checking images", progress)
-            return {path: text for path, text in zip(paths, told, strict=True) if text}
-    finally:
-        pool.shutdown(cancel_futures=True)
+def image_errors(paths: Sequence[Path], progress: bool, *, header: bool = False) -> dict[Path, str]:
+    """Return the unreadable files, each with the reason. header: as in `image_error`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `image_error` says what is wrong
+        check = partial(image_error, header=header)
+        errors = in_threads(check, paths, "checking images", progress)
+    return {path: error for path, error in zip(paths, errors, strict=True) if error}

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rmadapter.data.read import ImageSet, ImageSource, load_image
+from rmadapter.data.decode import ImageSource, load_image
+from rmadapter.data.image_set import SKIP_BAD, ImageSet
 from rmadapter.errors import UserError
 from rmadapter.support.machine import end_with_parent, seeded
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 Source = TypeVar("Source", bound=ImageSource)
 T = TypeVar("T")
-WAY_OUT = "--skip-bad (skip_bad=True) leaves out such files"
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,10 @@ class ImageTensors(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor:
-        image = load_image(self.images.images[index])
+        source = self.images.images[index]
         if self.key is None:
-            return self.transform(image)
+            return self.images.reader.pixels(source, self.transform)
+        image = self.images.reader.image(source)
         word = hashlib.sha256(f"{self.key[0]} {self.key[1]} {index}".encode()).digest()
         return self.transform(image, int.from_bytes(word[:7], "big"))
 
@@ -109,7 +110,7 @@ def batches(
             found = iter(loader)
         yield from found
     except UserError as error:  # a worker process sends its whole traceback as the message
-        raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
+        raise UserError(f"{str(error).rpartition('UserError: ')[2].strip()}; {SKIP_BAD}") from None
 
 
 def decoded(
@@ -191,4 +192,4 @@ def hinted(stream: Iterator[T]) -> Iterator[T]:
     try:
         yield from stream
     except UserError as error:
-        raise UserError(f"{error}; {WAY_OUT}") from None
+        raise UserError(f"{error}; {SKIP_BAD}") from None

@@ -22,8 +22,8 @@ from typing import Any
 
 from rmadapter.bench.ray.cluster import connected, ray_module, settle, shares
 from rmadapter.data.formats.columns import USUAL, pyarrow
+from rmadapter.data.image_set import SKIP_BAD
 from rmadapter.data.inputs import Inputs, find_images
-from rmadapter.data.transforms import WAY_OUT
 from rmadapter.errors import UserError
 from rmadapter.predict.answer import Answer
 from rmadapter.predict.stream import BadImages, Predictor
@@ -169,7 +169,7 @@ def _answers(lines: Sequence[dict[str, Any]], bad: BadImages | None) -> Iterator
             best = tuple((label, share) for label, share in line.pop("best"))
             yield Answer(image, best, **line)
         elif bad is None:
-            raise UserError(f"{line['bad']}; {WAY_OUT}")
+            raise UserError(f"{line['bad']}; {SKIP_BAD}")
         else:
             bad.append((image, line["bad"]))
 

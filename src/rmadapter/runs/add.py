@@ -12,12 +12,12 @@ from rmadapter.artifacts.predictions import SPLIT
 from rmadapter.artifacts.record import Record, read_record
 from rmadapter.backbones.shared import check_backbone_named
 from rmadapter.data.decode import content
+from rmadapter.data.decode_limits import ignored_note
 from rmadapter.data.fewshot import VAL_SHOTS, read_split, sample_shots
 from rmadapter.data.formats.scan import CLASSNAMES, Row, Rows, Source
 from rmadapter.data.formats.sources import open_source
-from rmadapter.data.ignored import ignored_note
 from rmadapter.data.names import beside_splits, classnames_json, key, nfc, prompt_names
-from rmadapter.data.read import ImageSet, complaints, read_images
+from rmadapter.data.read import ImageSet, image_errors, read_images
 from rmadapter.errors import UserError
 from rmadapter.methods.uses import backbones_in
 from rmadapter.runs.fit import fit
@@ -116,7 +116,9 @@ Listed = list[tuple[str, Row]]  # split, row
 
 def _readable(source: Source) -> Source:
     """The source without unreadable images."""
-    bad = complaints([row.image for rows in source.splits.values() for row in rows], progress=False)
+    bad = image_errors(
+        [row.image for rows in source.splits.values() for row in rows], progress=False
+    )
     return source._replace(
         splits={s: [r for r in rows if r.image not in bad] for s, rows in source.splits.items()}
     )

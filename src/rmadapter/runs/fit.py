@@ -82,6 +82,7 @@ def fit(
                 "another --out, or evaluate it on them with `rmadapter eval`"
             )
         if record is None:
+            few.read(backbone.preprocess, lab.progress)
             save_split(few, out / SPLIT)
             lab.folder = out / ACTIVATIONS
             done = _done(task, method, lab, name, unfinished, folds)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from rmadapter import metrics
-from rmadapter.data.duplicates import groups, looks
+from rmadapter.data.duplicates import groups
 from rmadapter.data.fewshot import half
 from rmadapter.data.read import ImageSet
 from rmadapter.runs.order import ask_all
@@ -159,7 +159,7 @@ def split(
     the `groups` of the images, if already known.
     """
     if together is None:
-        together = groups(looks(images.images, progress), images.groups)
+        together = groups(images.looks(progress), images.groups)
     together, labels = together.tolist(), images.labels
     own: dict[int, list[int]] = defaultdict(list)  # class -> what belongs together, each once
     for group, label in dict.fromkeys(zip(together, labels, strict=True)):

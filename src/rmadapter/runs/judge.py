@@ -11,7 +11,7 @@ import numpy as np
 from rmadapter import metrics
 from rmadapter.artifacts.evaluation import Evaluation
 from rmadapter.artifacts.record import Judgement, Rates, Score
-from rmadapter.data.duplicates import looks, pairs
+from rmadapter.data.duplicates import pairs
 from rmadapter.methods import load_method
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.runs.folds import Folds
@@ -54,10 +54,9 @@ def judge(
         score.split, f"by {len(folds or ())}-fold cross-validation of the training images"
     )
     if score.split in how:
-        asked, files = first.images, [image for images in known for image in images.images]
-        copies = {
-            i for i, _ in pairs(looks(asked.images, lab.progress), looks(files, lab.progress))
-        }
+        asked = first.images
+        learnt_looks = np.concatenate([images.looks(lab.progress) for images in known])
+        copies = {i for i, _ in pairs(asked.looks(lab.progress), learnt_looks)}
         akin = {i for images in known for i in asked.akin(images)} - copies
         rows = [row for row in rows if row not in copies | akin]
         text += f", without {len(copies)} nearly identical to training images" if copies else ""

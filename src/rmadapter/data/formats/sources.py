@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from rmadapter.data.decode_limits import ignored_note
 from rmadapter.data.formats.annotations import Marks, rows_of
 from rmadapter.data.formats.archives import inner, is_packed, place, unpacked
 from rmadapter.data.formats.coco import coco_files, is_coco, read_coco
@@ -31,7 +32,6 @@ from rmadapter.data.formats.label_studio import is_label_studio, read_label_stud
 from rmadapter.data.formats.scan import Source, image_files, scan_folder, scan_table
 from rmadapter.data.formats.webdataset import class_names, is_sampled, read_shards, samples, shards
 from rmadapter.data.formats.yolo import read_yolo, yolo_file
-from rmadapter.data.ignored import ignored_note
 from rmadapter.errors import UserError
 from rmadapter.support.files import cache_folder, read_json, user_path
 

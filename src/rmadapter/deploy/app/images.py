@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rmadapter.data.catalog.fetch import unpack
-from rmadapter.data.decode import complaint
+from rmadapter.data.decode import image_error
+from rmadapter.data.decode_limits import ignored_note
 from rmadapter.data.formats.archives import inner
 from rmadapter.data.formats.scan import scan_folder, scan_table
-from rmadapter.data.ignored import ignored_note
 from rmadapter.data.names import key, prompt_names
 from rmadapter.errors import UserError, is_text, quoted
 from rmadapter.support.files import csv_text, write_text
@@ -82,7 +82,7 @@ class Shelf:
 
         Raises UserError if it cannot be read, and if there are too many images or bytes.
         """
-        if bad := complaint(path):
+        if bad := image_error(path):
             raise UserError(bad.replace(str(path), name))
         size = path.stat().st_size
         if len(self) >= MOST_IMAGES or self._bytes + size > MOST_BYTES:

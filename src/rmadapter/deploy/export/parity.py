@@ -15,7 +15,7 @@ import torch
 from rmadapter.artifacts.checkpoint import RECORD, WEIGHTS, Saved
 from rmadapter.artifacts.predictions import SPLIT
 from rmadapter.artifacts.record import read_record
-from rmadapter.data.decode import complaint
+from rmadapter.data.decode import image_error
 from rmadapter.data.fewshot import read_split
 from rmadapter.data.formats.scan import Source
 from rmadapter.data.formats.sources import open_source
@@ -199,7 +199,7 @@ def training(run: Path) -> Sequence[ImageSource]:
     with suppress(UserError):
         root, names = _opened(run)[1].root, sorted(_drawn(run))
         random.Random(0).shuffle(names)
-        if found := [root / name for name in names[:256] if not complaint(root / name)]:
+        if found := [root / name for name in names[:256] if not image_error(root / name)]:
             return found
     return generated(GENERATED)
 
@@ -240,7 +240,7 @@ def _of(data: Path, source: Source, saved: Saved, drawn: set[str] | None, most: 
     places = {key(str(label)): i for i, label in enumerate(saved.labels)}
     known = [row for row in rows if key(row.label) in places]
     random.Random(0).shuffle(known)
-    good = [row for row in known[:most] if not complaint(row.image)]
+    good = [row for row in known[:most] if not image_error(row.image)]
     if not good:
         but = "" if drawn is None else " that `fit` did not draw"
         raise UserError(f"{data}: no readable image of the model's classes{but}")

@@ -1,0 +1,46 @@
+"""benchmarks/first_step.py: only drawn images are decoded before the first step."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from rmadapter.backbones import Backbone
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import first_step
+
+
+def test_only_drawn_images_are_decoded(
+    tiny_clip: Backbone,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [
+        "--images",
+        "20",
+        "--distinct",
+        "8",
+        "--classes",
+        "2",
+        "--shots",
+        "2",
+        "--pixels",
+        "32",
+        "24",
+        "--json",
+    ]
+    folder = tmp_path / "data"
+    monkeypatch.setattr(
+        "sys.argv",
+        ["first_step.py", "--backbone", tiny_clip.name, *words, "--folder", str(folder)],
+    )
+    first_step.main()
+    result = json.loads(capsys.readouterr().out)
+    assert (result["images"], result["files_decoded"], result["decodes"]) == (20, 4, 4)
+    assert len({path.stat().st_ino for path in folder.rglob("*.jpg")}) == 8
