@@ -27,6 +27,7 @@ from rmadapter.data.read import read_images
 from rmadapter.runs.fit import fit
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import Lab
+from rmadapter.settings import parse_overrides
 from rmadapter.training.callbacks import Callback
 
 KEYS = ("images", "seconds", "cpu_seconds", "files_decoded", "decodes")
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument(
         "--pixels", type=int, nargs=2, default=[4000, 3000], help="width and height of a file"
     )
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="as for `fit`")
     parser.add_argument("--folder", type=Path, help="keeps the images for the next call")
     options = parser.parse_args()
     set_up(options)
@@ -71,6 +73,7 @@ def measure(data: Path, out: Path, options: Any) -> dict[str, Any]:
 
     decode.read_image = counted
     values = {"shots": options.shots, "seed": options.seed, "backbone": options.backbone}
+    values |= parse_overrides(options.set)
     request = Request.make(values, "rmadapter", data=str(data))
     lab = Lab(request.machine, progress=False, callbacks=(Callback(on_step=stop),))
     lab.add_backbone(load_backbone(options.backbone))

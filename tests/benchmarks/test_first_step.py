@@ -38,7 +38,16 @@ def test_only_drawn_images_are_decoded(
     folder = tmp_path / "data"
     monkeypatch.setattr(
         "sys.argv",
-        ["first_step.py", "--backbone", tiny_clip.name, *words, "--folder", str(folder)],
+        [
+            "first_step.py",
+            "--backbone",
+            tiny_clip.name,
+            *words,
+            "--folder",
+            str(folder),
+            "--set",
+            "first_block=3",
+        ],
     )
     first_step.main()
     result = json.loads(capsys.readouterr().out)
