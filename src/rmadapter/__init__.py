@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rmadapter.artifacts.record import Record as Record
     from rmadapter.backbones import Backbone as Backbone
     from rmadapter.backbones import load_backbone as load_backbone
-    from rmadapter.bench.report.dataframe import records as records
+    from rmadapter.bench.report.read import records as records
     from rmadapter.classifier import FewShotClassifier as FewShotClassifier
     from rmadapter.classifier import RMAdapterClassifier as RMAdapterClassifier
     from rmadapter.curate.apply import apply_decisions as apply_decisions
@@ -55,7 +55,7 @@ __version__ = metadata.version("rmadapter")
 _HOMES = {
     "adapter": ["DualBranchAdapter"],
     "backbones": ["Backbone", "load_backbone"],
-    "bench.report.dataframe": ["records"],
+    "bench.report.read": ["records"],
     "training.callbacks": ["Callback"],
     "artifacts.checkpoint": ["load", "save"],
     "classifier": ["FewShotClassifier", "RMAdapterClassifier"],

@@ -14,7 +14,7 @@ import pytest
 
 from rmadapter.backbones import Backbone
 from rmadapter.bench import cost as module
-from rmadapter.bench.cost import Rates, cost
+from rmadapter.bench.cost import Timing, cost
 from rmadapter.bench.plan import Plan
 from rmadapter.errors import UserError
 from rmadapter.settings import Machine
@@ -24,8 +24,16 @@ from tests.helpers.shell import Command, rmadapter
 
 __all__ = ["done", "rmadapter"]  # fixtures
 # Seconds that are powers of two, so that sums tell what was added.
-RATES = Rates(
-    frozen=1, fixed=64, step=8, once=256, asked=4096, image=65536, images=4, batch=4, first=3
+TIMING = Timing(
+    frozen=1,
+    fixed=64,
+    step=8,
+    first_use=256,
+    test_set=4096,
+    image=65536,
+    images=4,
+    batch=4,
+    first=3,
 )
 
 
@@ -45,7 +53,7 @@ def test_what_is_added_up(
 ) -> None:
     """Of base-to-novel with 2 shots: 4 training images in one batch of 16, two epochs, two sets of
     8 test images."""
-    monkeypatch.setattr(module, "measure", lambda *_: RATES)
+    monkeypatch.setattr(module, "measure", lambda *_: TIMING)
     trained, asked = 4 * 1 + 64 + 2 * 8, 2 * 4096 + 16 * 65536
     found = cost(plan(colors, tmp_path, tiny_clip, methods=["mma", "rmadapter"]), progress=False)
     assert (found.runs, found.left, found.device, found.devices, found.disk) == (4, 4, "cpu", 1, 0)
@@ -74,7 +82,7 @@ def test_what_is_added_up(
 def test_images_that_were_not_drawn_are_frozen_for_every_draw(
     tiny_clip: Backbone, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "measure", lambda *_: RATES)
+    monkeypatch.setattr(module, "measure", lambda *_: TIMING)
     whole = Path(shutil.copytree(colors / "train", tmp_path / "data" / colors.name))
     left = len([*whole.rglob("*.png")]) - 4 * 2
     found = cost(plan(whole, tmp_path / "out", tiny_clip, methods=["mma"]), progress=False)
@@ -84,13 +92,13 @@ def test_images_that_were_not_drawn_are_frozen_for_every_draw(
 def test_gpus_share_the_hours_and_large_activations_lie_on_disk(
     tiny_clip: Backbone, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "measure", lambda *_: RATES)
+    monkeypatch.setattr(module, "measure", lambda *_: TIMING)
     one = plan(colors, tmp_path, tiny_clip, methods=["mma"])
     small = replace(one, machine=Machine(device="cpu", cache_memory=0))
     cache = Cache(tiny_clip)
     # the shots of two seeds, and the test images of either half
     assert cost(small, progress=False).disk == 2 * cache.bytes_of(4, 3) + 2 * cache.bytes_of(8, 3)
-    monkeypatch.setattr(module, "to_share", lambda _: ["0", "1"])
+    monkeypatch.setattr(module, "shared_gpus", lambda _: ["0", "1"])
     alone, shared = cost(one, 1, progress=False), cost(one, 4, progress=False)
     assert (alone.devices, shared.devices) == (1, 2)
     assert shared.hours == pytest.approx(sum(line.seconds for line in shared.lines) / 3600 / 2)
@@ -131,7 +139,7 @@ def test_what_takes_how_long_is_measured(tiny_clip: Backbone, colors: Path, tmp_
     ours = plan(colors, tmp_path, tiny_clip, methods=["rmadapter"], seeds=[1])
     rates = module.measure(ours.jobs[0], ours.method(ours.jobs[0]), ours.lab(), shots=4)
     assert (rates.images, rates.batch, rates.first) == (8, 8, 3)
-    assert min(rates.frozen, rates.step, rates.asked) > 0
+    assert min(rates.frozen, rates.step, rates.test_set) > 0
 
 
 def test_what_is_done_costs_nothing_and_nothing_is_written(
@@ -163,7 +171,7 @@ def test_a_method_that_learns_from_all_images_is_not_measured_on_a_few(
         plan(colors, tmp_path, tiny_clip, methods=["prompt-kd"], seeds=[1]), progress=False
     )
     assert [line.seconds for line in found.lines] == [0]
-    assert "cannot be measured (PromptKD learns from all train images" in capsys.readouterr().err
+    assert "cannot be measured (PromptKD learns from all" in capsys.readouterr().err
 
 
 def test_a_method_that_cannot_be_tried_is_noted(

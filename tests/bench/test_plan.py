@@ -1,13 +1,33 @@
-"""What every process of a bench knows."""
+"""The plan of a bench, its rows as published, and the parts of a job array."""
 
 from __future__ import annotations
 
+import json
 import pickle
+import shutil
 from pathlib import Path
 
-from rmadapter.bench.plan import Plan
+import pytest
+
+from rmadapter.artifacts.record import parse_record
+from rmadapter.backbones import Backbone
+from rmadapter.bench.plan import (
+    Plan,
+    add_published_rows,
+    dataset_constants,
+    in_array,
+    parse_shard,
+    published_settings,
+    select_shard,
+)
 from rmadapter.bench.protocols import expand
+from rmadapter.data.catalog.sets import CATALOG
+from rmadapter.errors import UserError
 from rmadapter.methods import load_method
+from rmadapter.settings import settings_of
+from tests.helpers.shell import Command, rmadapter
+
+__all__ = ["rmadapter"]  # fixtures
 
 
 def test_a_plan_can_be_sent_to_another_process(tmp_path: Path) -> None:
@@ -32,3 +52,144 @@ def test_activations_lie_in_the_folder_of_results(tmp_path: Path) -> None:
     lab = Plan((), tmp_path, Path("data"), crops=True).lab()
     assert (lab.folder, lab.root, lab.keep) == (tmp_path / ".activations", Path("data"), True)
     assert (lab.outside, lab.crops) == (False, True)
+
+
+PAPER = list(CATALOG)[:11]
+
+
+@pytest.mark.parametrize("method", published_settings())
+def test_the_table_names_data_sets_and_settings_that_exist(method: str) -> None:
+    row = published_settings()[method]
+    assert "github.com/" in row["source"]
+    assert set(row["sets"]) <= set(PAPER)
+    plain = load_method(method)
+    for dataset in row["sets"]:
+        own = dataset_constants(method, f"below/{dataset}")
+        assert settings_of(load_method(method, own)) == settings_of(plain) | own
+
+
+def test_what_the_sources_say() -> None:
+    assert dataset_constants("mmrl", "eurosat") == {"regularisation": 0.01, "width": 2048}
+    assert dataset_constants("coprompt", "oxford_pets") == {
+        "n_ctx": 2,
+        "depth": 12,
+        "consistency": 0.1,
+    }
+    assert dataset_constants("tip-adapter", "eurosat") == {
+        "alpha": 2.0,
+        "largest_beta": 12.0,
+        "largest_alpha": 10.0,
+    }
+    assert dataset_constants("tip-adapter-f", "eurosat") == dataset_constants(
+        "tip-adapter", "eurosat"
+    ) | {"epochs": 100}
+    assert dataset_constants("mmrl", "my-images") == dataset_constants("mma", "eurosat") == {}
+    assert dataset_constants("mma", "imagenet") == {"batch_size": 128}
+
+
+def test_a_second_row_where_there_are_dataset_constants() -> None:
+    jobs = expand("base-to-novel", ["dtd", "sun397", "my-images"], ["maple", "prompt-kd"], [1])
+    assert dataset_constants("prompt-kd", "sun397") == {}
+    found, own = list(add_published_rows(jobs)), "PromptKD, as published for each set"
+    assert [(job.task.data, job.method, job.variant) for job in found] == [
+        ("dtd", "maple", ""),
+        ("dtd", "prompt-kd", ""),
+        ("dtd", "prompt-kd", own),
+        ("sun397", "maple", ""),
+        ("sun397", "prompt-kd", ""),
+        ("sun397", "prompt-kd", own),  # so that the two rows have the same sets
+        ("my-images", "maple", ""),
+        ("my-images", "prompt-kd", ""),
+    ]
+    assert (found[2].values, found[5].values) == ((("weight", 200.0),), ())
+    assert found[2].path != found[1].path
+    assert list(add_published_rows(jobs[2:])) == jobs[2:]  # nothing but equal rows
+    ablation = expand("ablation-layers", ["dtd"], [], [1])
+    assert list(add_published_rows(ablation)) == ablation
+
+
+def test_the_bench_runs_both(
+    rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(colors, tmp_path / "dtd")
+    given = [
+        "bench",
+        "few-shot",
+        "--datasets",
+        "dtd",
+        "--root",
+        tmp_path,
+        "--backbone",
+        tiny_clip.name,
+    ]
+    given += ["--methods", "tip-adapter", "--seeds", "1", "--shots", "1", "--set", "device=cpu"]
+    code, out, _ = rmadapter(*given, "--out", tmp_path / "out", "--per-set", "--json")
+    assert code == 0
+    plain, own = (parse_record(json.dumps(record), "") for record in json.loads(out))
+    assert (plain.variant, own.variant) == ("", "Tip-Adapter, as published for each set")
+    assert (plain.method.settings["alpha"], own.method.settings["alpha"]) == (1.17, 2.0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 7])
+def test_parts_are_disjoint_whole_and_of_about_the_same_work(count: int) -> None:
+    jobs = expand("few-shot", ["a", "b", "c"], ["mma", "coop"], [1, 2, 3], [1, 2, 4, 8, 16])
+    parts = [select_shard(jobs, number, count) for number in range(1, count + 1)]
+    assert sorted(str(job) for one in parts for job in one) == sorted(map(str, jobs))
+    for one in parts:
+        assert one == [job for job in jobs if job in one]  # in their order
+        assert {job.images for job in one}.isdisjoint(
+            {job.images for other in parts for job in other if other != one}
+        )
+    work = [sum(16 + job.task.shots for job in one) for one in parts]
+    assert max(work) - min(work) <= 2 * (16 + 16)  # one group
+
+
+def test_more_parts_than_groups_leave_some_empty() -> None:
+    jobs = expand("base-to-novel", ["a", "b"], seeds=[1])
+    assert [len(select_shard(jobs, number, 3)) for number in (1, 2, 3)] == [3, 3, 0]
+
+
+def array(place: int, numbers: str) -> dict[str, str]:
+    """What Slurm 23 sets for a task of sbatch --array=..., as its documents have it."""
+    found: list[int] = []
+    step = 1
+    for word in numbers.split(","):
+        span, _, given = word.partition(":")
+        first, _, last = span.partition("-")
+        step = int(given or 1)
+        found += range(int(first), int(last or first) + 1, step)
+    values = {"ID": place, "MIN": min(found), "MAX": max(found), "STEP": step, "COUNT": len(found)}
+    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in values.items()}
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "found"),
+    [
+        ("2/8", {}, (2, 8)),
+        ("1/1", array(3, "0-7"), (1, 1)),
+        ("auto", array(0, "0-7"), (1, 8)),
+        ("auto", array(7, "0-7"), (8, 8)),
+        ("auto", array(3, "1-4"), (3, 4)),
+        ("auto", array(14, "10-20:4"), (2, 3)),
+        ("auto", array(6, "6"), (1, 1)),
+    ],
+)
+def test_which_part_it_is(text: str, environment: dict[str, str], found: tuple[int, int]) -> None:
+    assert parse_shard(text, environment) == found
+    assert in_array(environment) == bool(environment)
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "words"),
+    [
+        ("0/8", {}, r"--shard '0/8': write the part and the number of parts"),
+        ("9/8", {}, "as 1/8, or auto"),
+        ("first", {}, "as 1/8, or auto"),
+        ("auto", {}, r"not a task of a Slurm array \(sbatch --array=0-7\): write --shard 1/8"),
+        ("auto", array(3, "3,5,6"), "gaps"),
+        ("auto", {"SLURM_ARRAY_TASK_ID": "3"}, "--shard auto"),
+    ],
+)
+def test_what_is_no_part(text: str, environment: dict[str, str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        parse_shard(text, environment)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from rmadapter.bench.pool import pool_on, to_share, workers
+from rmadapter.bench.pool import make_pool, shared_gpus, worker_count
 from rmadapter.errors import UserError
 from rmadapter.support.machine import VISIBLE, threads_each
 
@@ -26,7 +26,7 @@ def test_each_worker_sees_one_gpu_and_has_its_share_of_the_threads(
     devices: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(VISIBLE, raising=False)
-    with pool_on(devices, 3) as pool:
+    with make_pool(devices, 3) as pool:
         futures = [pool.submit(seen) for _ in range(3)]
         found = {process: rest for process, *rest in (future.result() for future in futures)}
     names = ["GPU-2", "MIG-1", "MIG-1"] if devices else [None] * 3
@@ -35,7 +35,7 @@ def test_each_worker_sees_one_gpu_and_has_its_share_of_the_threads(
 
 def test_a_device_that_is_named_is_not_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VISIBLE, "3,1")
-    assert [to_share(device) for device in ("auto", "cuda", "cuda:1", "cpu")] == [
+    assert [shared_gpus(device) for device in ("auto", "cuda", "cuda:1", "cpu")] == [
         ["3", "1"],
         ["3", "1"],
         [],
@@ -45,8 +45,8 @@ def test_a_device_that_is_named_is_not_shared_out(monkeypatch: pytest.MonkeyPatc
 
 def test_workers_are_counted_or_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VISIBLE, "3,1")
-    assert (workers("auto", 4), workers("auto", 1, per_gpu=3)) == (4, 6)
+    assert (worker_count("auto", 4), worker_count("auto", 1, per_gpu=3)) == (4, 6)
     with pytest.raises(
         UserError, match="--jobs-per-gpu: there is no GPU to share; give --jobs instead"
     ):
-        workers("cpu", 1, per_gpu=3)
+        worker_count("cpu", 1, per_gpu=3)

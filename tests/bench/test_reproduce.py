@@ -130,8 +130,10 @@ def test_mistakes_are_told_before_anything_runs(
     assert not (tmp_path / "out").exists()
 
 
-def wish(root: Path, **fields: object) -> reproduce.Wish:
-    return reproduce.Wish(root, root / "out", task=Task(backbone="ViT-B-16/openai"), **fields)  # type: ignore[arg-type]
+def options(root: Path, **fields: object) -> reproduce.ReproduceOptions:
+    return reproduce.ReproduceOptions(
+        root, root / "out", task=Task(backbone="ViT-B-16/openai"), **fields
+    )  # type: ignore[arg-type]
 
 
 def test_the_parts_are_the_papers_tables(tmp_path: Path) -> None:
@@ -147,7 +149,7 @@ def test_the_parts_are_the_papers_tables(tmp_path: Path) -> None:
         names = {"zero-shot": "CLIP", "cocoop": "Co-CoOp", "rmadapter-paper": "RMAdapter"}
         ours = {names.get(method, load_method(method).title) for method in part.methods}
         assert ours <= rows
-    made = reproduce.plans(wish(tmp_path), [])
+    made = reproduce.make_plans(options(tmp_path), [])
     assert list(made) == list(reproduce.PARTS)
     assert len(made["1"].jobs) == 11 * 11 * 3
     assert [job.task.data for job in made["2"].jobs][:1] == ["imagenet"]
@@ -158,29 +160,33 @@ def test_the_parts_are_the_papers_tables(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_takes_away_what_needs_it(tmp_path: Path) -> None:
-    made = reproduce.plans(wish(tmp_path), ["imagenet_a", "dtd"])
+    made = reproduce.make_plans(options(tmp_path), ["imagenet_a", "dtd"])
     assert list(made) == ["1", "4", "5", "6"]
     assert "dtd" not in {job.task.data for job in made["1"].jobs}
-    assert list(reproduce.plans(wish(tmp_path, tables=("3", "4"), methods=("coop",)), [])) == ["3"]
-    assert reproduce.missing(wish(tmp_path, tables=("3",))).keys() == {
+    assert list(
+        reproduce.make_plans(options(tmp_path, tables=("3", "4"), methods=("coop",)), [])
+    ) == ["3"]
+    assert reproduce.missing_data(options(tmp_path, tables=("3",))).keys() == {
         "imagenet", "imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r",
     }  # fmt: skip
-    own = reproduce.plans(wish(tmp_path, tables=("1",), methods=("tcp",), own_templates=True), [])[
-        "1"
-    ].jobs
+    own = reproduce.make_plans(
+        options(tmp_path, tables=("1",), methods=("tcp",), own_templates=True), []
+    )["1"].jobs
     assert {job.task.templates for job in own} == {find(job.task.data).templates for job in own}  # type: ignore[union-attr]
     assert len({job.task.templates for job in own}) == 8
-    both = reproduce.plans(
-        wish(tmp_path, tables=("1",), methods=("coprompt",), seeds=(1,), per_set=True), []
+    both = reproduce.make_plans(
+        options(tmp_path, tables=("1",), methods=("coprompt",), seeds=(1,), per_set=True), []
     )
     assert len(both["1"].jobs) == 22
 
 
 def test_values_of_set_go_before_those_of_a_table(tmp_path: Path) -> None:
-    made = reproduce.plans(wish(tmp_path, tables=("2",), values={"maple": {"epochs": 1}}), [])
+    made = reproduce.make_plans(
+        options(tmp_path, tables=("2",), values={"maple": {"epochs": 1}}), []
+    )
     assert made["2"].values["maple"] == {"depth": 3, "epochs": 1, "learning_rate": 0.0026}
     with pytest.raises(UserError, match="--tables x"):
-        wish(tmp_path, tables=("x",))
+        options(tmp_path, tables=("x",))
 
 
 def test_the_page_has_the_settings_and_the_count() -> None:

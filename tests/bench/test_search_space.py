@@ -13,7 +13,7 @@ from rmadapter.methods import METHODS, load_method
 from rmadapter.settings import configured
 
 optuna = pytest.importorskip("optuna", reason="needs the extra ray: `make scale` installs it")
-from rmadapter.bench.search_space import LEFT, space  # noqa: E402
+from rmadapter.bench.search_space import ON_REQUEST, make_space  # noqa: E402
 
 
 def ends(one: Any) -> tuple[Any, ...]:
@@ -21,14 +21,14 @@ def ends(one: Any) -> tuple[Any, ...]:
 
 
 def test_positive_numbers_by_default() -> None:
-    found = space(load_method("rmadapter"), "rmadapter")
+    found = make_space(load_method("rmadapter"), "rmadapter")
     assert {*found} == {
         "alpha", "lambda_image_rec", "lambda_text_rec", "lambda_image_con", "lambda_text_con", "learning_rate",
         "weight_decay",
     }  # fmt: skip
     assert ends(found["learning_rate"]) == pytest.approx((0.0006, 0.06))
     assert all(one.log for one in found.values())
-    dropout = space(load_method("clip-lora"), "clip-lora")["dropout"]
+    dropout = make_space(load_method("clip-lora"), "clip-lora")["dropout"]
     assert (dropout.low, dropout.high <= 1) == (0.025, True)  # a share stays within its limit
 
 
@@ -37,11 +37,11 @@ def test_every_method_can_have_what_is_tried_of_it() -> None:
     for name in METHODS:
         method = load_method(name)
         try:
-            found = space(method, name)
+            found = make_space(method, name)
         except UserError as error:
             empty += "has no settings to try by default" in str(error)
             continue
-        assert not {*found} & {*LEFT}
+        assert not {*found} & {*ON_REQUEST}
         for end in (0, -1):
             configured(method, {field: ends(one)[end] for field, one in found.items()}, name)
     assert empty == 3  # zero-shot, its ensemble, and with descriptions
@@ -54,12 +54,12 @@ class Optional:
 
 
 def test_a_setting_that_is_unset_is_not_tried_by_default() -> None:
-    assert [*space(Optional(), "mine")] == ["rate"]
+    assert [*make_space(Optional(), "mine")] == ["rate"]
 
 
 def test_sizes_choices_and_switches_when_named() -> None:
     method = load_method("rmadapter")
-    found = space(
+    found = make_space(
         method, "rmadapter", ["rank", "share", "cross_modal", "reconstruction_layers", "epochs"]
     )
     assert [ends(one) for one in found.values()] == [
@@ -68,7 +68,7 @@ def test_sizes_choices_and_switches_when_named() -> None:
 
 
 def test_ranges_and_values_as_the_user_says() -> None:
-    found = space(
+    found = make_space(
         load_method("mma"),
         "mma",
         ["lambda_text_con=0..1", "rank=4..32", "alpha=1e-3..1", "init=zero,small"],
@@ -96,10 +96,10 @@ def test_ranges_and_values_as_the_user_says() -> None:
 )
 def test_what_cannot_be_tried(asked: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        space(load_method("mma"), "mma", [asked])
+        make_space(load_method("mma"), "mma", [asked])
 
 
 def test_without_optuna_a_sentence_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserError, match=r"rmadapter\[ray\]"):
-        space(load_method("mma"), "mma")
+        make_space(load_method("mma"), "mma")

@@ -1,30 +1,56 @@
-"""A search is judged by train images alone, goes on where it was, and finds the same on a cluster."""
+"""Searches are judged by training images alone, resume, and give the same result on a cluster."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from rmadapter.artifacts.record import parse_record
 from rmadapter.backbones import Backbone
+from rmadapter.bench import tune as module
+from rmadapter.bench.protocols import Job, expand
+from rmadapter.bench.report.groups import group_records
+from rmadapter.bench.report.tables import uses_tables
+from rmadapter.bench.runner import with_search
+from rmadapter.bench.search_space import make_space
+from rmadapter.bench.tune import (
+    BEST,
+    FILE,
+    PICTURE,
+    Search,
+    Trial,
+    Tuned,
+    add_tuned_rows,
+    draw_trials,
+    heights,
+    run_trial,
+    tune,
+    tune_job,
+)
+from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
+from rmadapter.methods import load_method
 from rmadapter.runs.folds import Folds
 from rmadapter.runs.request import Request, requested
-from rmadapter.settings import read_yaml
+from rmadapter.runs.run import Lab
+from rmadapter.settings import Machine, read_yaml, settings_of
 from tests.helpers.clusters import session
+from tests.helpers.shell import Command, refused, rmadapter
+from tests.helpers.shots import noisy_colors
+from tests.helpers.synthetic_runs import record
 
-pytest.importorskip("optuna", reason="needs the extra ray: `make scale` installs it")
-from rmadapter.bench.search_space import Trial, space
-from rmadapter.bench.tune import BEST, FILE, PICTURE, Search, Tuned, judged, tune
+__all__ = ["rmadapter", "session"]  # fixtures
+optuna = pytest.importorskip("optuna", reason="needs the extra ray: `make scale` installs it")
 
 pytestmark = pytest.mark.real_plots
-
-__all__ = ["session"]
 GIVEN = {"shots": 0, "device": "cpu", "epochs": 30}
 
 
@@ -33,7 +59,7 @@ def search_of(
 ) -> tuple[Search, Any]:
     values = {**GIVEN, "backbone": backbone.name, **given}
     request = Request.make(values, method, data=str(data))
-    return Search(request, values, folds=3), space(
+    return Search(request, values, folds=3), make_space(
         request.method, method, ["learning_rate=1e-5..1", "ratio"]
     )
 
@@ -126,9 +152,9 @@ def test_a_stopped_search_finds_what_one_that_was_not_does(
         calls.append(given)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return judged(*given)
+        return run_trial(*given)
 
-    monkeypatch.setattr("rmadapter.bench.tune.judged", stopped)
+    monkeypatch.setattr("rmadapter.bench.tune.run_trial", stopped)
     with pytest.raises(KeyboardInterrupt):
         tune(search, ranges, 6, tmp_path, progress=False)
     assert len(json.loads((tmp_path / FILE).read_text())["trials"]) == 3
@@ -162,10 +188,14 @@ def test_settings_that_cannot_be_tried_are_a_trial_with_a_reason(
         {**GIVEN, "epochs": 1, "rank": 4, "backbone": tiny_clip.name}, "mma", data=str(colors)
     )
     search = Search(request, folds=2)
-    with pytest.raises(
-        UserError, match=r"no trial could be judged; the first failed: .*have 4 and 4 blocks"
-    ):
-        tune(search, space(request.method, "mma", ["first_block=8,9"]), 2, tmp_path, progress=False)
+    with pytest.raises(UserError, match="4 and 4 blocks"):
+        tune(
+            search,
+            make_space(request.method, "mma", ["first_block=8,9"]),
+            2,
+            tmp_path,
+            progress=False,
+        )
     trials = json.loads((tmp_path / FILE).read_text())["trials"]
     assert ["4 blocks" in trial["reason"] for trial in trials] == [True, True]
 
@@ -198,3 +228,170 @@ def test_one_worker_of_a_cluster_finds_the_same(
     )  # which propose by what they know by then
     assert [trial.number for trial in two.trials] == [*range(5)]
     assert two.trials[0].right == found.trials[0].right
+
+
+def test_a_second_row_where_there_is_something_to_try() -> None:
+    jobs = expand("few-shot", ["a"], ["zero-shot", "clip-adapter"], [1], [4])
+    found = list(add_tuned_rows(jobs, 5, {}))
+    assert [(job.method, job.variant, job.trials) for job in found] == [
+        ("zero-shot", "", 0),
+        ("clip-adapter", "", 0),
+        ("clip-adapter", "CLIP-Adapter, tuned by 5 trials", 5),
+    ]
+    assert "learning_rate" in found[2].searched
+    pinned = list(add_tuned_rows(jobs[1:], 5, {"clip-adapter": {"weight_decay": 0.0}}))[1]
+    assert {*found[2].searched} - {*pinned.searched} <= {"weight_decay"}
+    ablation = expand("ablation-layers", ["a"], [], [1])
+    assert list(add_tuned_rows(ablation, 5, {})) == ablation
+
+
+def test_the_best_trial_wins_and_the_first_is_the_method_as_given(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same seed the same trials; the images are those of the train split alone."""
+    seen: list[dict[str, Any]] = []
+
+    def judged(search: Any, folds: Any, number: int, params: dict[str, Any]) -> Trial:
+        assert len(folds.rows) == 16
+        seen.append(params)
+        return Trial(number, params, "10" if number != 2 else "11", 2.5)
+
+    monkeypatch.setattr(module, "run_trial", judged)
+    lab = Lab(Machine(device="cpu"), progress=False)
+    lab.add_backbone(tiny_clip)
+    splits: dict[str, ImageSet] = {"train": noisy_colors(4), "test": noisy_colors(3, seed=1)}
+    lab.add("colors", splits)
+    [job] = expand("few-shot", ["colors"], ["clip-adapter"], [1], [4])
+    job = list(
+        add_tuned_rows([replace(job, task=replace(job.task, backbone=tiny_clip.name))], 4, {})
+    )[1]
+    method: Any = load_method("clip-adapter")
+    found, told, seconds = tune_job(method, job, lab)
+    assert seen[0] == {}
+    assert {*seen[2]} == {*job.searched}
+    assert settings_of(found) == settings_of(method) | seen[2]
+    assert (
+        told
+        == "tuned by 4 trials on 4 folds of 16 training images, the best of which has 100.0 %, as given 50.0"
+    )
+    assert seconds == 4 * 2.5
+    assert tune_job(method, job, lab) == (found, told, seconds)
+    assert seen[:4] == seen[4:]
+
+
+def test_too_few_images_are_named(tiny_clip: Backbone) -> None:
+    lab = Lab(Machine(device="cpu"), progress=False)
+    lab.add_backbone(tiny_clip)
+    lab.add("colors", {"train": noisy_colors(1), "test": noisy_colors(1, seed=1)})
+    [job] = expand("few-shot", ["colors"], ["clip-adapter"], [1], [1])
+    job = Job(
+        job.protocol,
+        replace(job.task, backbone=tiny_clip.name),
+        job.method,
+        trials=2,
+        searched=("ratio",),
+    )
+    with pytest.raises(UserError, match="colors: too few images per class for the folds"):
+        tune_job(load_method("clip-adapter"), job, lab)
+
+
+def test_from_the_bench_to_the_rules_of_its_report(
+    rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path
+) -> None:
+    given = [
+        "bench",
+        "few-shot",
+        "--datasets",
+        colors.name,
+        "--root",
+        colors.parent,
+        "--backbone",
+        tiny_clip.name,
+    ]
+    given += [
+        "--methods",
+        "zero-shot,clip-adapter",
+        "--seeds",
+        "1",
+        "--shots",
+        "4",
+        "--set",
+        "device=cpu",
+    ]
+    given += ["--set", "clip-adapter.epochs=1", "--tune", "2"]
+    refused(
+        rmadapter("plan", *given[1:], "--out", tmp_path / "runs"),
+        "plan cannot tell what a search costs",
+    )
+    code, out, err = rmadapter(*given, "--out", tmp_path / "runs", "--json")
+    assert code == 0, err
+    records = [parse_record(json.dumps(line), "") for line in json.loads(out)]
+    plain, searched = records[1:]
+    assert [one.variant for one in records] == ["", "", "CLIP-Adapter, tuned by 2 trials"]
+    assert searched.notes[-1].startswith("tuned by 2 trials on 4 folds of 16 training images")
+    assert searched.method.settings["epochs"] == plain.method.settings["epochs"] == 1
+    assert searched.seconds["search"] > 0
+    assert searched.seconds["total"] == pytest.approx(
+        sum(searched.seconds[w] for w in ("frozen", "train", "evaluate", "search")),
+        abs=0.0025,  # five figures of three decimals
+    )
+    assert "search" not in plain.seconds
+    again = rmadapter(*given, "--out", tmp_path / "runs", "--json")
+    assert again.out == out  # nothing is searched twice
+    refused(
+        rmadapter(*given, "--set", "clip-adapter.epochs=2", "--out", tmp_path / "runs"),
+        "a different value of epochs",
+    )
+    [group] = group_records(records)
+    [table] = uses_tables(group)
+    cells = {row.label: row.cells[-1].text for row in table.rows}
+    assert (
+        cells["CLIP-Adapter, tuned by 2 trials"]
+        == "as published for ImageNet; then 2 trials on folds of its shots"
+    )
+    assert cells["CLIP-Adapter"] == "as published for ImageNet"
+
+
+def test_a_copy_has_its_own_search_and_no_other() -> None:
+    plain = record("mma", "a", 1, {"all": 50.0}, protocol="few-shot")
+    searched = with_search(plain, "tuned by 2 trials, the best", 7.0)
+    assert searched.seconds == {
+        **plain.seconds,
+        "search": 7.0,
+        "total": plain.seconds["total"] + 7.0,
+    }
+    assert with_search(searched, "", 0.0) == plain
+    assert with_search(searched, "tuned by 3 trials", 1.0).notes == ("tuned by 3 trials",)
+    assert (
+        with_search(searched, "tuned by 3 trials", 1.0).seconds["total"]
+        == plain.seconds["total"] + 1.0
+    )
+
+
+SPACE = {
+    "rate": optuna.distributions.FloatDistribution(0.01, 1, log=True),
+    "share": optuna.distributions.CategoricalDistribution(("down", "up", "none")),
+}
+
+
+def test_heights() -> None:
+    assert np.allclose(heights([0.01, 0.1, 1], SPACE["rate"]), [0, 0.5, 1])
+    assert np.allclose(heights(["none", "down", "up"], SPACE["share"]), [1, 0, 0.5])
+    assert np.allclose(heights([2, 3], optuna.distributions.IntDistribution(1, 3)), [0.5, 1])
+    assert heights([7], optuna.distributions.IntDistribution(7, 7)).tolist() == [0]
+
+
+def test_a_line_for_each_trial_that_chose_its_settings() -> None:
+    trials = [
+        Trial(0, {}, "11"),
+        Trial(1, {"rate": 0.1, "share": "up"}, "10"),
+        Trial(2, {"rate": 1.0, "share": "up"}),
+    ]
+    picture = draw_trials(trials, SPACE)
+    ElementTree.fromstring(picture)
+    assert all(
+        f">{word}<" in picture for word in ("rate", "share", "accuracy, %", "down", "none", "50.0")
+    )
+    more = draw_trials([*trials, Trial(3, {"rate": 0.5, "share": "down"}, "11")], SPACE)
+    assert more.count("<path") > picture.count("<path")
+    ElementTree.fromstring(draw_trials(trials[:1], SPACE))  # nothing to draw yet

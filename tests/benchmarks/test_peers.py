@@ -36,9 +36,7 @@ def test_every_peer_is_measured_with_its_published_batch_and_a_single_pass() -> 
 
 
 def test_methods_on_features_have_no_plain_pass(
-    tiny: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: Printed,
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Printed
 ) -> None:
     given = (*tiny, "--classes", "3", "--methods", "clip-adapter", "zero-shot", "--json")
     found = json.loads(run(peers, monkeypatch, capsys, *given))
@@ -52,10 +50,7 @@ def test_methods_on_features_have_no_plain_pass(
 
 @pytest.mark.parametrize("name", slow_except(peers.IN_BLOCKS, "rmadapter"))
 def test_the_lean_pass_is_the_plain_one(
-    name: str,
-    tiny: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: Printed,
+    name: str, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Printed
 ) -> None:
     given = (*tiny, "--classes", "3", "--largest", "3", "--methods", name, "--json")
     found = json.loads(run(peers, monkeypatch, capsys, *given))

@@ -14,7 +14,7 @@ import pytest
 from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
 from rmadapter.bench.leaderboard.page import HEIGHT, printed_averages, scatter, write_leaderboard
-from rmadapter.bench.leaderboard.standings import boards
+from rmadapter.bench.leaderboard.standings import make_standings
 from rmadapter.bench.report.write import write_reports
 from rmadapter.errors import UserError
 from tests.helpers.pages import axe, needs_browser, tab
@@ -207,7 +207,7 @@ def test_the_scatter_keeps_the_order_and_stays_inside() -> None:
         )
         for seed in (1, 2)
     ]
-    plot = scatter(boards(runs)[0])
+    plot = scatter(make_standings(runs)[0])
     assert plot is not None
     points = {point["label"]: point for point in plot["points"]}
     assert points["Zero-shot CLIP"]["x"] < points["MMA"]["x"] < points["coop"]["x"]
@@ -219,7 +219,7 @@ def test_the_scatter_keeps_the_order_and_stays_inside() -> None:
         ]:
             assert plot["left"] <= x <= plot["right"]
             assert plot["top"] <= y <= plot["bottom"]
-    assert scatter(boards(runs[:2])[0]) is None
+    assert scatter(make_standings(runs[:2])[0]) is None
 
 
 def test_printed_averages_show_all_values_where_sources_differ() -> None:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from rmadapter.artifacts.record import Record
-from rmadapter.bench.report.groups import alike, entries, group_records, label
+from rmadapter.bench.report.groups import common_targets, group_records, label, rows_of
 from rmadapter.bench.report.read import read_records
-from rmadapter.bench.report.stats import corrected, half_width, paired
+from rmadapter.bench.report.stats import correct, half_width, paired
 from rmadapter.bench.report.tables import columns_of, differences, rankings
 
 ROOT = Path(__file__).parents[2]
@@ -177,7 +177,7 @@ def check_differences(some: list[Record], rows: list[list[str]]) -> None:
         for name, (*methods, metric) in asked.items()
     }
     for metric in {metric for *_, metric in asked.values()}:
-        pairs |= corrected(
+        pairs |= correct(
             {name: pair for name, pair in pairs.items() if pair and asked[name][2] == metric}
         )
     for name, *cells in rows:
@@ -279,7 +279,7 @@ def test_what_is_said_of_the_sets_that_chose_nothing() -> None:
     found, every = {}, {}
     for metric in ("base", "hm"):
         pairs = {(a, b): paired(of[a], of[b], metric) for a, b in combinations(of, 2)}
-        found[metric] = corrected({key: pair for key, pair in pairs.items() if pair})[
+        found[metric] = correct({key: pair for key, pair in pairs.items() if pair})[
             "rmadapter", "zero-shot"
         ]
         every[metric] = found[metric].verdict
@@ -326,7 +326,7 @@ def test_what_is_said_of_the_sets_that_chose_nothing() -> None:
     )
     [group] = [group for group in group_records(many) if group.track == "ranked"]
     [column] = [column for column in columns_of(group) if column.metric == "base"]
-    among = differences(entries(alike(group.records)), "RMAdapter", column)
+    among = differences(rows_of(common_targets(group.records)), "RMAdapter", column)
     assert [name for name, pair in among.items() if pair.verdict != "not shown"] == []
     assert f"among all {len(among) + 1} ranked methods" in text
     assert f"among {len(among) + 1} methods it does not" in text
@@ -378,7 +378,7 @@ def test_what_is_said_of_many_methods() -> None:
         (found[shots, sets],) = (
             ranks for column, ranks in rankings(group).items() if column.metric == "hm"
         )
-        rows = entries(alike(group.records))
+        rows = rows_of(common_targets(group.records))
         pairs = {
             (c.metric, k): d
             for c in columns_of(group)

@@ -9,8 +9,8 @@ from pathlib import Path
 from rmadapter.artifacts.checkpoint import load
 from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import load_backbone
-from rmadapter.bench.done import Board, answers
 from rmadapter.bench.plan import Plan
+from rmadapter.bench.progress import Progress, finished_records
 from rmadapter.bench.protocols import expand
 from rmadapter.bench.report.read import read_records
 from rmadapter.data.catalog.readers import split_json
@@ -35,10 +35,10 @@ GIVEN: dict[str, Callable[[str], object]] = {
     "json": lambda path: read_json(Path(path)),
     "split": lambda path: split_json(Path(path)),
     "image": load_image,
-    "bench": lambda path: Board(
+    "bench": lambda path: Progress(
         Plan(tuple(expand("base-to-novel", [path], ["mma"], [1])), Path("nowhere"))
-    ).left(),
-    "results": lambda path: answers(Path(path)),
+    ).remaining(),
+    "results": lambda path: finished_records(Path(path)),
 }
 
 
@@ -55,7 +55,10 @@ def inside(place: Path) -> dict[str, tuple[Path, Callable[[], object]]]:
             place / "annotations/trainval.txt",
             lambda: table_of(CATALOG["oxford_pets"], place),
         ),
-        "results.json": (place / "a/run.json", lambda: (answers(place), read_records(place))),
+        "results.json": (
+            place / "a/run.json",
+            lambda: (finished_records(place), read_records(place)),
+        ),
         "open_clip": (place / "open_clip_config.json", lambda: load_backbone(str(_weights(place)))),
         "hf": (place / "config.json", lambda: load_backbone(str(_weights(place)))),
     }

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rmadapter.artifacts.record import read_record
-from rmadapter.bench.report.groups import cell
+from rmadapter.bench.report.groups import experiment_of
 from rmadapter.bench.report.read import read_records
 from tests.helpers.synthetic_runs import record
 from tests.hostile.harness import Changed
@@ -51,5 +51,9 @@ def ask(name: str, content: bytes, folder: Path) -> object:
     found.save(file)
     if read_record(file) != found:
         raise Changed("another record when it was written and read")
-    shown = [found.metrics, [(score.title, score.chance) for score in found.scores], cell(found)]
+    shown = [
+        found.metrics,
+        [(score.title, score.chance) for score in found.scores],
+        experiment_of(found),
+    ]
     return shown, read_records(file)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from rmadapter.artifacts.record import parse_record
 from rmadapter.backbones import Backbone
-from rmadapter.bench.published_settings import per_set
+from rmadapter.bench.plan import published_settings
 from rmadapter.methods import METHODS, load_method
 from rmadapter.methods.uses import TRACKS, USES, Uses, named_sums, uses_of
 from rmadapter.settings import settings_of
@@ -38,7 +38,7 @@ def test_every_method_declares_what_it_uses_and_the_page_says_the_same() -> None
 
 
 def test_constants_that_were_read_belong_to_methods_that_say_so() -> None:
-    assert all(USES[name].constants for name in per_set())
+    assert all(USES[name].constants for name in published_settings())
 
 
 @pytest.mark.parametrize("track", TRACKS[1:])

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import TypeAlias, TypeVar
 
-from rmadapter.bench.done import Board
 from rmadapter.bench.plan import Plan
-from rmadapter.bench.pool import to_share
+from rmadapter.bench.pool import shared_gpus
+from rmadapter.bench.progress import Progress
 from rmadapter.bench.protocols import Job
 from rmadapter.bench.runner import check_images, check_settings, in_order
 from rmadapter.data.fewshot import half
@@ -25,24 +25,27 @@ from rmadapter.support.terminal import bar, note
 from rmadapter.training.callbacks import Callback
 from rmadapter.training.contract import Method, NotApplicable
 
-TRIED, ASKED = 96, 48  # training images, and images of each test set, to measure on
+TRAIN_IMAGES, TEST_IMAGES = 96, 48  # images to measure on; the latter of each test set
 STEPS = 4  # at least; the first is not counted
+
+T = TypeVar("T")
+Kind: TypeAlias = "tuple[str, str, tuple[tuple[str, object], ...]]"
 
 
 @dataclass(frozen=True)
-class Rates:
-    """Seconds of a method. frozen: to freeze a view of an image. fixed: training without its steps.
-    step: on `batch` images. once: extra per test image the first time it is used. asked: per test
-    set. image: per test image.
+class Timing:
+    """Seconds of a method.
 
-    images: number trained on, to scale by. first: as in `Fitted`.
+    frozen: freezing one view of an image. fixed: training without its steps. step: one step on
+    `batch` images. first_use: extra per test image the first time it is used. test_set: per test
+    set. image: per test image. images: number trained on, to scale by. first: as in `Fitted`.
     """
 
     frozen: float
     fixed: float
     step: float
-    once: float
-    asked: float
+    first_use: float
+    test_set: float
     image: float
     images: int
     batch: int
@@ -50,7 +53,7 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Line:
+class CostLine:
     """Runs that differ only in their seed. left: number not done yet. seconds: of these."""
 
     data: str
@@ -65,8 +68,8 @@ class Line:
 @dataclass(frozen=True)
 class Cost:
     """The cost of a bench. device: measured on. devices: how many of them share the work. disk:
-    bytes of activations that do not fit into memory. order: of the runs left. spent: seconds that
-    measuring took."""
+    bytes of activations that do not fit into memory. order: of the remaining runs. spent: seconds
+    that measuring took."""
 
     runs: int
     left: int
@@ -75,7 +78,7 @@ class Cost:
     hours: float
     disk: int
     spent: float
-    lines: tuple[Line, ...]
+    lines: tuple[CostLine, ...]
     order: tuple[str, ...]
 
 
@@ -84,174 +87,175 @@ def cost(plan: Plan, processes: int = 1, progress: bool = True) -> Cost:
 
     Raises UserError for settings, data and backbones that a bench would refuse.
     """
-    started, board = time.monotonic(), Board(plan)
+    started = time.monotonic()
+    state = Progress(plan)
     check_settings(plan)
-    board.check()
-    left = {*board.left()}
-    jobs = [job for job in in_order(plan.jobs) if job in left]
+    state.check()
+    remaining = {*state.remaining()}
+    jobs = [job for job in in_order(plan.jobs) if job in remaining]
     lab = Lab(
         plan.machine, plan.root, keep=True, progress=False, outside=plan.outside, crops=plan.crops
     )
     if jobs:
         check_images(plan, lab, jobs)
-    rates = _measured(plan, jobs, lab, progress)
-    seconds = _seconds(plan, jobs, lab, rates, processes)
-    devices = max(1, min(processes, len(to_share(plan.machine.device))))
+    timings = _measure_all(plan, jobs, lab, progress)
+    seconds = _seconds(plan, jobs, lab, timings, processes)
+    devices = max(1, min(processes, len(shared_gpus(plan.machine.device))))
     return Cost(
-        len(plan.jobs), len(jobs), str(find_device(plan.machine.device)), devices,
+        runs=len(plan.jobs),
+        left=len(jobs),
+        device=str(find_device(plan.machine.device)),
+        devices=devices,
         hours=sum(seconds.values()) / 3600 / devices,
-        disk=_disk(jobs, lab, rates),
+        disk=_disk(jobs, lab, timings),
         spent=time.monotonic() - started,
         lines=tuple(_lines(plan.jobs, seconds)),
         order=tuple(map(str, jobs)),
-    )  # fmt: skip
+    )
 
 
-def _key(job: Job) -> tuple[Any, ...]:
-    """Runs with the same key take equally long for the same work."""
+def _kind(job: Job) -> Kind:
+    """Runs of the same kind take equally long for the same work."""
     return job.task.data, job.method, job.values
 
 
-def _measured(
-    plan: Plan, jobs: Sequence[Job], lab: Lab, progress: bool
-) -> dict[tuple[Any, ...], Rates]:
-    """Rates by key. Methods on the same images follow each other: what they share is computed, and
-    so measured, once.
+def _measure_all(plan: Plan, jobs: Sequence[Job], lab: Lab, progress: bool) -> dict[Kind, Timing]:
+    """Measure a job of each kind. Methods on the same images follow each other: what they share is
+    computed, and so measured, once.
 
     A method that cannot be measured is left out with a note.
     """
-    found: dict[tuple[Any, ...], Rates] = {}
-    kinds: dict[tuple[Any, ...], Job] = {}
+    timings: dict[Kind, Timing] = {}
+    examples: dict[Kind, Job] = {}
+    most_shots: dict[str, int] = {}
     for job in jobs:
-        kinds.setdefault(_key(job), job)
-    most = {
-        job.task.data: max(j.task.shots or TRIED for j in jobs if j.task.data == job.task.data)
-        for job in jobs
-    }
-    with bar(progress) as display:
-        task = display.add_task("measuring", total=len(kinds), note="")
-        for key, job in kinds.items():
-            display.update(task, note=f"{job.task.data} {job.method}")
+        examples.setdefault(_kind(job), job)
+        shots = job.task.shots or TRAIN_IMAGES
+        most_shots[job.task.data] = max(shots, most_shots.get(job.task.data, 0))
+    with bar(progress) as progress_bar:
+        task = progress_bar.add_task("measuring", total=len(examples), note="")
+        for kind, job in examples.items():
+            progress_bar.update(task, note=f"{job.task.data} {job.method}")
             classes = len(half(lab.draw(job.task).train, job.task.classes).classes)
-            shots = min(most[job.task.data], math.ceil(TRIED / classes))
+            shots = min(most_shots[job.task.data], math.ceil(TRAIN_IMAGES / classes))
             try:
                 method = plan.method(job)
                 if method.traits.unlabelled:
-                    raise UserError(
-                        f"{method.title} learns from all train images, and a few of them tell nothing"
-                    )
-                found[key] = measure(job, method, lab, shots)
+                    raise UserError(f"{method.title} learns from all train images, not from a few")
+                timings[kind] = measure(job, method, lab, shots)
             except (UserError, NotApplicable) as error:
                 note(f"{job}: cannot be measured ({error})")
-            display.update(task, advance=1)
-    return found
+            progress_bar.update(task, advance=1)
+    return timings
 
 
-def measure(job: Job, method: Method, lab: Lab, shots: int) -> Rates:
-    """Measure rates on a few steps with a few shots and on a few test images."""
-    task, stamps = replace(job.task, shots=shots), []
-    train, recipe = half(lab.draw(task).train, task.classes), method.recipe
+def measure(job: Job, method: Method, lab: Lab, shots: int) -> Timing:
+    """Measure a method on a few steps with a few shots and on a few test images."""
+    task = replace(job.task, shots=shots)
+    train = half(lab.draw(task).train, task.classes)
+    recipe = method.recipe
     batch = min(recipe.batch_size, len(train)) if recipe else len(train)
     if recipe:
-        short = replace(
-            recipe, epochs=math.ceil(STEPS / math.ceil(len(train) / batch)), iterations=0
-        )
+        epochs = math.ceil(STEPS / math.ceil(len(train) / batch))
+        short = replace(recipe, epochs=epochs, iterations=0)
         method = replace(method, recipe=short)  # type: ignore[type-var]
+    stamps: list[float] = []
     lab.callbacks = (Callback(on_step=lambda _: stamps.append(time.perf_counter())),)
-    cache, sets = (
-        lab.train_cache(task),
-        [(q, _some(images), tested) for q, images, tested in lab.tests(job.task)],
-    )
-    frozen = cache.seconds
+    cache = lab.train_cache(task)
+    sets: Sets = [
+        (question, _sample(images), split) for question, images, split in lab.tests(job.task)
+    ]
+    single: Sets = [(question, images.subset([0]), split) for question, images, split in sets]
+    frozen_before = cache.seconds
     seconds, fitted = _timed(lambda: learn(method, train, task, lab))
-    frozen = cache.seconds - frozen
+    frozen = cache.seconds - frozen_before
     steps = [after - before for before, after in pairwise(stamps)]
     step = statistics.median(steps) if steps else 0.0
     count = sum(len(images) for _, images, _ in sets)
-    single: Sets = [(q, images.subset([0]), split) for q, images, split in sets]
-    asks = [partial(evaluate, fitted, some, lab.test_cache(task)) for some in (sets, sets, single)]
-    fresh, again, alone = (_timed(ask)[0] for ask in asks)
-    return Rates(
+    fresh, again, minimal = (
+        _timed(partial(evaluate, fitted, tested, lab.test_cache(task)))[0]
+        for tested in (sets, sets, single)
+    )
+    return Timing(
         frozen=frozen / len(train) / max(1, task.views),
         fixed=max(0.0, seconds - frozen - step * len(stamps)),
         step=step,
-        once=max(0.0, fresh - again) / count,
-        asked=alone / len(sets),
-        image=max(0.0, again - alone) / max(1, count - len(sets)),
-        images=len(train), batch=batch, first=fitted.first,
-    )  # fmt: skip
+        first_use=max(0.0, fresh - again) / count,
+        test_set=minimal / len(sets),
+        image=max(0.0, again - minimal) / max(1, count - len(sets)),
+        images=len(train),
+        batch=batch,
+        first=fitted.first,
+    )
 
 
-def _some(images: ImageSet) -> ImageSet:
-    return images.subset(range(0, len(images), math.ceil(len(images) / ASKED)))
+def _sample(images: ImageSet) -> ImageSet:
+    return images.subset(range(0, len(images), math.ceil(len(images) / TEST_IMAGES)))
 
 
-def _timed(do: Callable[[], Any]) -> tuple[float, Any]:
+def _timed(call: Callable[[], T]) -> tuple[float, T]:
     started = time.perf_counter()
-    found = do()
-    return time.perf_counter() - started, found
+    result = call()
+    return time.perf_counter() - started, result
 
 
 def _seconds(
-    plan: Plan, jobs: Sequence[Job], lab: Lab, rates: dict[tuple[Any, ...], Rates], processes: int
+    plan: Plan, jobs: Sequence[Job], lab: Lab, timings: dict[Kind, Timing], processes: int
 ) -> dict[Job, float]:
-    """Seconds of each job. Each process freezes the test images of a data set once, in its first
-    run on it, and those that were not drawn for every draw."""
-    found: dict[Job, float] = {}
-    groups: dict[str, dict[Any, bool]] = {}
+    """Return the seconds of each job. Each process freezes the test images of a data set once, in
+    its first run on it, and those that were not drawn for every draw."""
+    seconds: dict[Job, float] = {}
+    first_uses: dict[str, dict[tuple[str, int, int], bool]] = {}
     for job in jobs:
-        here = groups.setdefault(job.task.data, {})
+        draws = first_uses.setdefault(job.task.data, {})
         sets = lab.tests(job.task)
         undrawn = any(split == "held out" for *_, split in sets)  # others in every draw
-        fresh = here.setdefault(job.images, undrawn or len(here) < processes)
-        rate = rates.get(_key(job))
-        if rate is None:
-            found[job] = 0.0
+        fresh = draws.setdefault(job.images, undrawn or len(draws) < processes)
+        timing = timings.get(_kind(job))
+        if timing is None:
+            seconds[job] = 0.0
             continue
-        train, recipe = (
-            half(lab.draw(job.task).train, job.task.classes),
-            plan.method(job).recipe,
-        )
-        scale = len(train) / rate.images
-        tested = sum(len(images) for _, images, _ in sets)
+        train = half(lab.draw(job.task).train, job.task.classes)
+        recipe = plan.method(job).recipe
         if recipe:
             epochs, per_epoch = recipe.length(train.labels)
-            trained = (
-                rate.fixed
-                + epochs * per_epoch * rate.step * min(recipe.batch_size, len(train)) / rate.batch
-            )
+            batches = epochs * per_epoch * min(recipe.batch_size, len(train)) / timing.batch
+            training = timing.fixed + timing.step * batches
         else:
-            trained = rate.fixed * scale
-        asked = rate.asked * len(sets) + tested * (rate.image + fresh * rate.once)
-        found[job] = rate.frozen * len(train) * max(1, job.task.views) + trained + asked
-    return found
+            training = timing.fixed * len(train) / timing.images
+        tested = sum(len(images) for _, images, _ in sets)
+        evaluation = timing.test_set * len(sets)
+        evaluation += tested * (timing.image + fresh * timing.first_use)
+        freezing = timing.frozen * len(train) * max(1, job.task.views)
+        seconds[job] = freezing + training + evaluation
+    return seconds
 
 
-def _disk(jobs: Sequence[Job], lab: Lab, rates: dict[tuple[Any, ...], Rates]) -> int:
-    """Total bytes of those train and test activations that do not fit into the memory for them."""
-    sizes: dict[Any, int] = {}
+def _disk(jobs: Sequence[Job], lab: Lab, timings: dict[Kind, Timing]) -> int:
+    """Return the bytes of those train and test activations that do not fit into the memory for
+    them."""
+    sizes: dict[tuple[object, ...], int] = {}
     for job in jobs:
-        rate = rates.get(_key(job))
-        if rate and rate.first is not None:
+        timing = timings.get(_kind(job))
+        if timing and timing.first is not None:
             cache = lab.train_cache(job.task)
             train = len(half(lab.draw(job.task).train, job.task.classes)) * max(1, job.task.views)
-            sizes[job.images, job.task.classes, rate.first] = cache.bytes_of(train, rate.first)
+            size = cache.bytes_of(train, timing.first)
+            sizes[job.images, job.task.classes, timing.first] = size
             for question, images, _ in lab.tests(job.task):
-                key = question.data or job.task.data, question.classes, rate.first
-                sizes[key] = cache.bytes_of(len(images), rate.first)
+                key = question.data or job.task.data, question.classes, timing.first
+                sizes[key] = cache.bytes_of(len(images), timing.first)
     return sum(size for size in sizes.values() if size > lab.machine.cache_memory * 1e9)
 
 
-def _lines(jobs: Sequence[Job], seconds: dict[Job, float]) -> list[Line]:
+def _lines(jobs: Sequence[Job], seconds: dict[Job, float]) -> list[CostLine]:
     groups: dict[tuple[str, str, str, int], list[Job]] = {}
     for job in in_order(jobs):
         groups.setdefault((job.task.data, job.method, job.variant, job.task.shots), []).append(job)
     return [
-        Line(
-            *key,
-            len(group),
-            sum(job in seconds for job in group),
-            sum(seconds.get(job, 0.0) for job in group),
+        CostLine(
+            *key, runs=len(group), left=sum(job in seconds for job in group),
+            seconds=sum(seconds.get(job, 0.0) for job in group),
         )
         for key, group in groups.items()
-    ]
+    ]  # fmt: skip

@@ -1,5 +1,5 @@
-"""Reproduce the paper's Tables 1 to 6: the runs they need, on the data sets that are there, and a
-verdict.
+"""Reproduce the paper's Tables 1 to 6: the runs they need, on the data sets that are present, and
+a verdict on each printed figure.
 
 The settings that methods have on ImageNet only are from their authors' repositories; see
 docs/reproduce.md.
@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, TypeAlias
 
 from rmadapter.artifacts.record import Record, read_record
-from rmadapter.bench.done import Board
-from rmadapter.bench.plan import Plan
+from rmadapter.bench.plan import Plan, add_published_rows
+from rmadapter.bench.progress import Progress
 from rmadapter.bench.protocols import DOMAINS, expand
-from rmadapter.bench.published_settings import as_published
 from rmadapter.bench.report import paper
 from rmadapter.bench.report.groups import TRANSFER
 from rmadapter.bench.runner import run_all
@@ -31,6 +30,9 @@ NOT_RUN = "not run"
 VERDICTS = "verdict.csv"
 
 
+Settings: TypeAlias = "Mapping[str, Mapping[str, object]]"  # {method: {setting: value}}
+
+
 def _size(dataset: str) -> tuple[int, str]:
     return sum(CATALOG[dataset].counts.values()), dataset
 
@@ -42,28 +44,27 @@ class Part:
 
     protocol: str
     methods: tuple[str, ...] = ()
-    values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    values: Settings = field(default_factory=dict)
 
     @property
     def needed(self) -> tuple[str, ...]:
-        return (
-            ("imagenet", *DOMAINS["imagenet"])
-            if self.protocol == "domain-generalization"
-            else ELEVEN
-        )
+        """The data sets that the table uses."""
+        if self.protocol == "domain-generalization":
+            return ("imagenet", *DOMAINS["imagenet"])
+        return ELEVEN
 
-    def datasets(self, there: Iterable[str]) -> list[str]:
-        """Data sets for `expand`, small ones first; for transfer the source first, or none if any
-        is missing."""
-        here = set(there) & {*self.needed}
+    def datasets(self, available: Iterable[str]) -> list[str]:
+        """Return data sets for `expand`, small ones first; for transfer the source first, or none
+        if any is missing."""
+        present = set(available) & {*self.needed}
         if self.protocol not in TRANSFER:
-            return sorted(here, key=_size)
-        if len(here) < len(self.needed):
+            return sorted(present, key=_size)
+        if len(present) < len(self.needed):
             return []
         return list(ELEVEN) if self.protocol == "cross-dataset" else ["imagenet"]
 
 
-ON_IMAGENET: Mapping[str, Mapping[str, Any]] = {
+ON_IMAGENET: Settings = {
     "coop": {"epochs": 50},
     "maple": {"depth": 3, "epochs": 2, "learning_rate": 0.0026},
     "promptsrc": {"depth": 3, "mean": 6.0, "std": 10.0},
@@ -73,16 +74,8 @@ PARTS: Mapping[str, Part] = {
     "1": Part(
         "base-to-novel",
         (
-            "zero-shot",
-            "coop",
-            "cocoop",
-            "kgcoop",
-            "maple",
-            "tcp",
-            "promptsrc",
-            "mma",
-            "coprompt",
-            *OURS,
+            "zero-shot", "coop", "cocoop", "kgcoop", "maple", "tcp", "promptsrc", "mma",
+            "coprompt", *OURS,
         ),
     ),
     "2": Part(
@@ -98,11 +91,11 @@ PARTS: Mapping[str, Part] = {
     "4": Part("ablation-components"),
     "5": Part("ablation-sharing"),
     "6": Part("ablation-layers"),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Wish:
+class ReproduceOptions:
     """What to reproduce and how. tables: their numbers. methods: empty for all. own_templates: each
     data set's prompt templates. values: of `--set`."""
 
@@ -115,110 +108,126 @@ class Wish:
     own_templates: bool = False
     task: Task = field(default_factory=Task)
     machine: Machine = field(default_factory=Machine)
-    values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    values: Settings = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.tables:
             raise UserError(f"--tables: name at least one of {', '.join(PARTS)}")
-        if unknown := [table for table in self.tables if table not in PARTS]:
-            raise UserError(f"--tables {unknown[0]}: the tables with runs are {', '.join(PARTS)}")
-        known = {method for part in PARTS.values() for method in part.methods}
-        if unknown := [method for method in (*self.methods, *self.values) if method not in known]:
-            raise UserError(
-                f"{unknown[0]}: the methods of the paper's tables are {', '.join(sorted(known))}"
-            )
+        for table in self.tables:
+            if table not in PARTS:
+                raise UserError(f"--tables {table}: the tables with runs are {', '.join(PARTS)}")
+        known = sorted({method for part in PARTS.values() for method in part.methods})
+        for method in (*self.methods, *self.values):
+            if method not in known:
+                raise UserError(
+                    f"{method}: the methods of the paper's tables are {', '.join(known)}"
+                )
         if self.task.backbone not in paper.BACKBONES:
-            known = set(paper.BACKBONES)
-            raise UserError(
-                f"--backbone {self.task.backbone}: the paper's figures use {' or '.join(sorted(known))}"
-            )
+            allowed = " or ".join(sorted(paper.BACKBONES))
+            raise UserError(f"--backbone {self.task.backbone}: the paper's figures use {allowed}")
 
 
-def missing(wish: Wish) -> dict[str, str]:
-    """What is missing of each data set that the tables need and that is not complete below the
-    root."""
-    needed = dict.fromkeys(key for table in wish.tables for key in PARTS[table].needed)
-    found = {key: check(CATALOG[key], wish.root) for key in needed}
+def missing_data(options: ReproduceOptions) -> dict[str, str]:
+    """Return what is missing of each data set that the tables need and that is not complete below
+    the root."""
+    needed = dict.fromkeys(key for table in options.tables for key in PARTS[table].needed)
+    states = {key: check(CATALOG[key], options.root) for key in needed}
     return {
-        key: "; ".join(one.missing) or one.status
-        for key, one in found.items()
-        if one.status != "complete"
+        key: "; ".join(state.missing) or state.status
+        for key, state in states.items()
+        if state.status != "complete"
     }
 
 
-def plans(wish: Wish, absent: Iterable[str]) -> dict[str, Plan]:
-    """The runs on complete data sets, by table number. Tables without runs are left out."""
-    made = {}
-    for table in wish.tables:
+def make_plans(options: ReproduceOptions, absent: Iterable[str]) -> dict[str, Plan]:
+    """Plan the runs on complete data sets, by table number. Tables without runs are left out."""
+    plans = {}
+    for table in options.tables:
         part = PARTS[table]
-        methods = [method for method in part.methods if not wish.methods or method in wish.methods]
+        methods = [m for m in part.methods if not options.methods or m in options.methods]
         datasets = part.datasets({*part.needed} - {*absent})
-        ablation = not part.methods and (not wish.methods or "rmadapter" in wish.methods)
+        ablation = not part.methods and (not options.methods or "rmadapter" in options.methods)
         if not datasets or not (methods or ablation):
             continue
-        own = {"root": wish.root, "common": wish.task, "own_templates": wish.own_templates}
-        jobs = expand(part.protocol, datasets, methods, wish.seeds, **own)  # type: ignore[arg-type]
-        there = {job.method for job in jobs}
-        values = {m: {**part.values.get(m, {}), **wish.values.get(m, {})} for m in there}
-        jobs = list(as_published(jobs)) if wish.per_set else jobs
-        kept = {method: own for method, own in values.items() if own}
-        made[table] = Plan(tuple(jobs), wish.out, wish.root, wish.machine, kept)
-    return made
+        jobs = expand(
+            part.protocol, datasets, methods, options.seeds, root=options.root,
+            common=options.task, own_templates=options.own_templates,
+        )  # fmt: skip
+        if options.per_set:
+            jobs = list(add_published_rows(jobs))
+        values = {}
+        for method in {job.method for job in jobs}:
+            settings = {**part.values.get(method, {}), **options.values.get(method, {})}
+            if settings:
+                values[method] = settings
+        plans[table] = Plan(tuple(jobs), options.out, options.root, options.machine, values)
+    return plans
 
 
-def outline(made: Mapping[str, Plan]) -> list[tuple[str, str, int, int]]:
-    """(table, data set, number of runs, number of finished runs), table by table."""
-    found = []
-    for number, plan in made.items():
-        left = {*Board(plan).left()}
+class Outline(NamedTuple):
+    """The runs of a table on a data set."""
+
+    table: str
+    dataset: str
+    runs: int
+    finished: int
+
+
+def outline(plans: Mapping[str, Plan]) -> list[Outline]:
+    """Count all and finished runs, table by table."""
+    lines = []
+    for table, plan in plans.items():
+        remaining = {*Progress(plan).remaining()}
         for dataset in dict.fromkeys(job.task.data for job in plan.jobs):
             jobs = [job for job in plan.jobs if job.task.data == dataset]
-            found.append((number, dataset, len(jobs), sum(job not in left for job in jobs)))
-    return found
+            finished = sum(job not in remaining for job in jobs)
+            lines.append(Outline(table, dataset, len(jobs), finished))
+    return lines
 
 
-def run(made: Mapping[str, Plan], processes: int = 1) -> list[Record]:
-    """Do the runs: small data sets first, all tables of one together as they share its frozen
-    activations; then Tables 2 and 3. Finished runs are kept."""
+def run_plans(plans: Mapping[str, Plan], processes: int = 1) -> list[Record]:
+    """Do the runs: small data sets first, all tables of a data set together as they share its
+    frozen activations; then Tables 2 and 3. Finished runs are kept."""
     records: list[Record] = []
     for transfer in (False, True):
-        some = [
-            plan for table, plan in made.items() if (PARTS[table].protocol in TRANSFER) == transfer
+        selected = [
+            plan for table, plan in plans.items() if (PARTS[table].protocol in TRANSFER) == transfer
         ]
-        jobs = [job for plan in some for job in plan.jobs]
-        values = {method: own for plan in some for method, own in plan.values.items()}
+        jobs = [job for plan in selected for job in plan.jobs]
+        values = {method: own for plan in selected for method, own in plan.values.items()}
         for dataset in sorted({job.task.data for job in jobs}, key=_size):
-            here = tuple(job for job in jobs if job.task.data == dataset)
-            own = {
-                method: values[method] for method in {job.method for job in here} & values.keys()
-            }
-            records += run_all(replace(some[0], jobs=here, values=own), processes)
+            part = tuple(job for job in jobs if job.task.data == dataset)
+            in_use = {job.method for job in part} & values.keys()
+            settings = {method: values[method] for method in in_use}
+            records += run_all(replace(selected[0], jobs=part, values=settings), processes)
     return records
 
 
-def verdicts(
-    wish: Wish, made: Mapping[str, Plan], tolerance: float = paper.TOLERANCE
-) -> list[dict[str, Any]]:
-    """`paper.check` of the finished runs, for the wanted tables, with a verdict on each printed
-    figure: "within", "off by +1.23", "2 of 3 seeds" or "not run". Also writes this to `out` as CSV.
-    """
-    paths = [plan.out / job.path for plan in made.values() for job in plan.jobs]
-    records = [
-        record
-        for path in paths
-        if path.is_file() and (record := read_record(path)).status == "finished"
-    ]
-    titles = tuple(f"Table {table}" for table in wish.tables)
-    rows = [
+class Verdict(paper.Check):
+    """A row of `paper.check` with "within", "off by +1.23", "2 of 3 seeds" or "not run"."""
+
+    verdict: str
+
+
+def judge(
+    options: ReproduceOptions, plans: Mapping[str, Plan], tolerance: float = paper.TOLERANCE
+) -> list[Verdict]:
+    """Compare the finished runs with each printed figure of the wanted tables, as `paper.check`
+    does. Also writes the verdicts to `out` as CSV."""
+    paths = [plan.out / job.path for plan in plans.values() for job in plan.jobs]
+    records = [read_record(path) for path in paths if path.is_file()]
+    finished = [record for record in records if record.status == "finished"]
+    titles = tuple(f"Table {table}" for table in options.tables)
+    rows: list[Verdict] = [
         {**row, "verdict": _verdict(row)}
-        for row in paper.check(records, tolerance, wish.seeds)
+        for row in paper.check(finished, tolerance, options.seeds)
         if row["table"].split(",")[0] in titles
     ]
-    write_text(wish.out / VERDICTS, csv_text([*rows[0]], [[*row.values()] for row in rows]))
+    write_text(options.out / VERDICTS, csv_text([*rows[0]], [[*row.values()] for row in rows]))
     return rows
 
 
-def _verdict(row: Mapping[str, Any]) -> str:
+def _verdict(row: paper.Check) -> str:
     if row["within"] is None:
-        return NOT_RUN if row["ours"] is None else str(row["status"])
+        return NOT_RUN if row["ours"] is None else row["status"]
     return "within" if row["within"] else f"off by {row['difference']:+.2f}"

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from rmadapter.artifacts.record import Record, read_record
-from rmadapter.bench.done import CHANGED, CHOOSE, Board, answers, copied
 from rmadapter.bench.plan import Plan
-from rmadapter.bench.pool import pool_on, to_share
+from rmadapter.bench.pool import make_pool, shared_gpus
+from rmadapter.bench.progress import CHANGED, CHOOSE, Progress, finished_records, mark_copied
 from rmadapter.bench.protocols import Job
 from rmadapter.errors import UserError
 from rmadapter.methods.uses import TUNED, named_sums
@@ -28,52 +28,70 @@ from rmadapter.support.files import ACTIVATIONS, parts
 from rmadapter.support.locks import claim, shared
 from rmadapter.support.terminal import bar, escape
 
+if TYPE_CHECKING:
+    from rmadapter.backbones import Backbone
+    from rmadapter.runs.run import Lab
+    from rmadapter.training.contract import Method
+
 PAUSE = 0.5  # seconds between two looks at what other processes have done
 
 
+class Display(Protocol):
+    """Show progress: a note on the next run, and the record of a run that this process did."""
+
+    def __call__(self, note: str | None = None, record: Record | None = None) -> None: ...
+
+
+Engine: TypeAlias = "Callable[[Plan, Progress, Lab, int, Display], None]"
+
+
 def run_all(
-    plan: Plan, processes: int = 1, progress: bool = True, engine: Callable[..., None] | None = None
+    plan: Plan, processes: int = 1, progress: bool = True, engine: Engine | None = None
 ) -> list[Record]:
-    """Do the jobs that `plan.out` does not hold yet, and return the records of all, in the order
-    given.
+    """Do the jobs that `plan.out` does not hold yet, and return the records of all in the order of
+    the plan.
 
     Any number of calls may work on one folder at the same time; each returns when all of its jobs
-    are done, by any of them. engine: does the jobs that are left, called with (plan, board, lab,
-    processes, look), instead of processes of this machine; it needs the folder to itself. Raises
-    UserError, before anything starts, for settings that do not exist and for records in the folder
-    that were made with other settings.
+    are done, by any of them. engine: does the remaining jobs instead of processes of this machine;
+    it needs the folder to itself. Raises UserError, before anything starts, for settings that do
+    not exist and for records in the folder that were made with other settings.
     """
     check_settings(plan)
-    lab, board = plan.lab(), Board(plan)
-    board.check()
-    if left := board.left():
-        check_images(plan, lab, left)
-    if left or _leftovers(plan):  # the folder of a finished bench may be read-only
-        first, last = lambda: _remove(_parts(plan)), lambda: _remove(_leftovers(plan))
-        with shared(plan.out, first, last, alone=engine is not None):
-            if left:
-                _work_through(plan, board, lab, processes, progress, engine)
-            _remove(
-                _locks(plan)
-            )  # no longer needed, even if another process holds one for a moment
-        board.check()  # what others did meanwhile
+    lab = plan.lab()
+    state = Progress(plan)
+    state.check()
+    remaining = state.remaining()
+    if remaining:
+        check_images(plan, lab, remaining)
+    if remaining or _leftovers(plan):  # the folder of a finished bench may be read-only
+
+        def on_first() -> None:
+            _remove(_partial_files(plan))
+
+        def on_last() -> None:
+            _remove(_leftovers(plan))
+
+        with shared(plan.out, on_first, on_last, alone=engine is not None):
+            if remaining:
+                _do_remaining(plan, state, lab, processes, progress, engine)
+            _remove(_locks(plan))  # another process may hold one for a moment, but needs none
+        state.check()  # also the records that other processes wrote meanwhile
     return [read_record(plan.out / job.path) for job in plan.jobs]
 
 
 def _leftovers(plan: Plan) -> list[Path]:
-    """Files that only unfinished runs need, and those that killed ones left."""
-    found = [*_locks(plan), *plan.out.glob(".*lock"), plan.out / ACTIVATIONS]
-    return [path for path in found if path.exists()] + _parts(plan)
+    """Return existing files that only unfinished runs need or that killed ones left."""
+    paths = [*_locks(plan), *plan.out.glob(".*lock"), plan.out / ACTIVATIONS]
+    return [path for path in paths if path.exists()] + _partial_files(plan)
 
 
 def _locks(plan: Plan) -> list[Path]:
     return [_lock(plan, job) for job in plan.jobs]
 
 
-def _parts(plan: Plan) -> list[Path]:
-    return parts(
-        *{(plan.out / job.path).parent for job in plan.jobs}, *plan.out.glob(f"{ACTIVATIONS}/*")
-    )
+def _partial_files(plan: Plan) -> list[Path]:
+    folders = {(plan.out / job.path).parent for job in plan.jobs}
+    return parts(*folders, *plan.out.glob(f"{ACTIVATIONS}/*"))
 
 
 def _remove(paths: Iterable[Path]) -> None:
@@ -86,27 +104,28 @@ def _remove(paths: Iterable[Path]) -> None:
 
 
 @contextlib.contextmanager
-def _look(
-    plan: Plan, board: Board, processes: int, progress: bool
-) -> Iterator[Callable[..., None]]:
-    """A function that shows progress. It takes a note on the next run, and the record of a run this
-    process did."""
-    with bar(progress) as display:
-        task = display.add_task("runs", total=len(plan.jobs), note="")
-        done = len(list(board.news()))
+def _display(plan: Plan, state: Progress, all_records: bool, progress: bool) -> Iterator[Display]:
+    """Show a progress bar for the block. all_records: also log the records that other processes
+    write."""
+    with bar(progress) as progress_bar:
+        task = progress_bar.add_task("runs", total=len(plan.jobs), note="")
+        done = len(list(state.new_records()))
 
-        def look(note: str | None = None, did: Record | None = None) -> None:
+        def show(note: str | None = None, record: Record | None = None) -> None:
             nonlocal done
-            news = list(board.news())
-            done += len(news)
-            for record in (news if processes > 1 else [did] if did else []) if progress else ():
-                display.console.print(
-                    escape(line(record)), markup=False, highlight=False, soft_wrap=True
-                )
-            display.update(task, completed=done, **({} if note is None else {"note": note}))
+            new = list(state.new_records())
+            done += len(new)
+            logged = new if all_records else [record] if record else []
+            for entry in logged if progress else []:
+                text = escape(describe_record(entry))
+                progress_bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            if note is None:
+                progress_bar.update(task, completed=done)
+            else:
+                progress_bar.update(task, completed=done, note=note)
 
-        yield look
-        look("")
+        yield show
+        show("")
 
 
 def check_settings(plan: Plan) -> None:
@@ -121,162 +140,171 @@ def check_settings(plan: Plan) -> None:
     methods = sorted({job.method for job in plan.jobs})
     for method in plan.values:
         if method not in methods:
+            in_use = ", ".join(methods)
             raise UserError(
-                f"--set {method}.*: no run uses the method {method!r}; in use are {', '.join(methods)}"
+                f"--set {method}.*: no run uses the method {method!r}; in use are {in_use}"
             )
     for job in {(job.method, job.values): job for job in plan.jobs}.values():
         plan.method(job)
 
 
-def check_images(plan: Plan, lab: Any, left: Sequence[Job]) -> None:
-    """Raise UserError for a missing data set or backbone, and for answers that were made with other
-    ones."""
+def check_images(plan: Plan, lab: Lab, remaining: Sequence[Job]) -> None:
+    """Raise UserError for a missing data set or backbone, and for finished records that were made
+    with other ones."""
     from rmadapter.data.fewshot import has_digest
-    from rmadapter.runs.run import run_key
 
-    for job in left:
+    for job in remaining:
         for name in (job.task.data, *(test.data for test in job.task.tests if test.data)):
             lab.splits(name)
         if not lab.tests(job.task):
             raise UserError(
-                f"{job.task.data}: there is no test split, and no training image is left over: draw fewer shots"
+                f"{job.task.data}: there is no test split, and no training image is left over: "
+                "draw fewer shots"
             )
-    backbone, drawn = lab.backbone(left[0].task.backbone), {job.images for job in left}
-    again = {
-        job.task.data for job in left if lab.splits(job.task.data).get("test")
-    }  # may be averaged with old runs
+    backbone = lab.backbone(remaining[0].task.backbone)
+    unfinished = {*remaining}
+    draws = {job.images for job in remaining}
+    with_test = {job.task.data for job in remaining if lab.splits(job.task.data).get("test")}
     for job in plan.jobs:
+        if job in unfinished:
+            continue
         path = plan.out / job.path
-        if job not in left and (old := read_record(path)).status == "finished":
-            if old.backbone.digest != backbone.digest:
+        record = read_record(path)
+        if record.status != "finished":
+            continue
+        if record.backbone.digest != backbone.digest:
+            raise UserError(
+                f"{path} used different weights of {backbone.name} from the current ones: {CHOOSE}"
+            )
+        if job.images in draws and not has_digest(lab.draw(job.task), record.split_digest):
+            raise UserError(
+                f"{path} used different images of {job.task.data} from the current ones: {CHOOSE}"
+            )
+        if job.images in draws or job.task.data in with_test:  # may be averaged with new runs
+            others = record.other_images(lab.tests(job.task))
+            if others:
                 raise UserError(
-                    f"{path} used different weights of {backbone.name} from the current ones: {CHOOSE}"
+                    f"{path} was tested on different {others[0]} images from the current ones: "
+                    f"{CHOOSE}"
                 )
-            if job.images in drawn and not has_digest(lab.draw(job.task), old.split_digest):
-                raise UserError(
-                    f"{path} used different images of {job.task.data} from the current ones: {CHOOSE}"
-                )
-            if (job.images in drawn or job.task.data in again) and (
-                others := old.other_images(lab.tests(job.task))
-            ):
-                raise UserError(
-                    f"{path} was tested on different {others[0]} images from the current ones: {CHOOSE}"
-                )
-            method = plan.method(job)
-            if not job.trials and (
-                method.traits.unlabelled or named_sums(job.method, settings_of(method))
-            ):
-                few = lab.draw(job.task)
-                if old.key != run_key(job.task, method, job.method, plan.machine, backbone, few):
-                    raise UserError(CHANGED.format(path))
+        _check_key(plan, lab, job, record, backbone)
 
 
-def line(record: Record) -> str:
-    """What a run found, for the log."""
-    found = (
-        " ".join(f"{name} {value:.2f}" for name, value in record.metrics.items()) or record.reason
-    )
+def _check_key(plan: Plan, lab: Lab, job: Job, record: Record, backbone: Backbone) -> None:
+    """Raise UserError if a method that reads more than the shots has read something else."""
+    from rmadapter.runs.run import run_key
+
+    method = plan.method(job)
+    if not job.trials and (method.traits.unlabelled or named_sums(job.method, settings_of(method))):
+        few = lab.draw(job.task)
+        if record.key != run_key(job.task, method, job.method, plan.machine, backbone, few):
+            raise UserError(CHANGED.format(plan.out / job.path))
+
+
+def describe_record(record: Record) -> str:
+    """Summarise a run in one line, for the log."""
+    metrics = " ".join(f"{name} {value:.2f}" for name, value in record.metrics.items())
     names = [record.protocol, record.task.data, record.method.name, *filter(None, [record.variant])]
     seconds = f" ({record.seconds['total']:.0f} s)" if "total" in record.seconds else ""
-    where = f"{record.task.shots} shots, seed {record.task.seed}"
-    return f"{' | '.join(names)} | {where}: {record.status} {found}{seconds}"
+    draw = f"{record.task.shots} shots, seed {record.task.seed}"
+    return f"{' | '.join(names)} | {draw}: {record.status} {metrics or record.reason}{seconds}"
 
 
-def _work_through(
-    plan: Plan, board: Board, lab: Any, processes: int, progress: bool, engine: Any
+def _do_remaining(
+    plan: Plan, state: Progress, lab: Lab, processes: int, progress: bool, engine: Engine | None
 ) -> None:
-    with _look(plan, board, 2 if engine else processes, progress) as look:
+    several = engine is not None or processes > 1
+    with _display(plan, state, several, progress) as show:
         if engine:
-            engine(plan, board, lab, processes, look)
+            engine(plan, state, lab, processes, show)
         elif processes == 1:
-            work(plan, board, lab=lab, look=look)
+            work(plan, state, lab=lab, show=show)
         else:
-            _work_together(plan, board, processes, look)
+            _work_in_pool(plan, state, processes, show)
 
 
-def _work_together(plan: Plan, board: Board, processes: int, look: Callable[[], Any]) -> None:
+def _work_in_pool(plan: Plan, state: Progress, processes: int, show: Display) -> None:
     """Work in several processes. Each starts at another job, so that they read different data sets
     while they can."""
-    others = {*multiprocessing.active_children()}
-    with pool_on(to_share(plan.machine.device), processes) as pool:
+    earlier = {*multiprocessing.active_children()}
+    with make_pool(shared_gpus(plan.machine.device), processes) as pool:
         try:
-            waiting = {
-                pool.submit(work, plan, board, i * len(plan.jobs) // processes)
-                for i in range(processes)
-            }
+            starts = (i * len(plan.jobs) // processes for i in range(processes))
+            waiting = {pool.submit(work, plan, state, start) for start in starts}
             while waiting:
                 done, waiting = wait(waiting, timeout=PAUSE)
-                look()
+                show()
                 for future in done:
                     future.result()
         except BrokenProcessPool:
             raise UserError(
-                "a worker process died, perhaps out of memory: start again with fewer --jobs or less cache_memory"
+                "a worker process died, perhaps out of memory: "
+                "start again with fewer --jobs or less cache_memory"
             ) from None
         except BaseException:
-            for process in {*multiprocessing.active_children()} - others:
-                # else leaving the pool would wait until they have done all jobs
+            # otherwise leaving the pool would wait until they have done all jobs
+            for process in {*multiprocessing.active_children()} - earlier:
                 process.terminate()
             raise
 
 
+def _show_nothing(note: str | None = None, record: Record | None = None) -> None:
+    pass
+
+
 def work(
-    plan: Plan,
-    board: Board,
-    start: int = 0,
-    lab: Any = None,
-    look: Callable[..., Any] = lambda *news: None,
-) -> None:
+    plan: Plan, state: Progress, start: int = 0, lab: Lab | None = None,
+    show: Display = _show_nothing,
+) -> None:  # fmt: skip
     """Do jobs that no other process is doing, until all are settled. The jobs of a process that
     dies are taken over.
 
-    start: number of the job to begin with. look: made by `_look`.
+    start: number of the job to begin with.
     """
     from filelock import Timeout
 
-    lab, known = lab or plan.lab(), answers(plan.out)
-    if left := board.left():
-        each = {(job.method, job.values): plan.method(job) for job in left}
-        lab.blocks = blocks_read(each.values(), lab.backbone(left[0].task.backbone))
+    lab = lab or plan.lab()
+    finished = finished_records(plan.out)
+    remaining = state.remaining()
+    if remaining:
+        methods = {(job.method, job.values): plan.method(job) for job in remaining}
+        lab.blocks = blocks_read(methods.values(), lab.backbone(remaining[0].task.backbone))
     turn = {job: i for i, job in enumerate(in_order(plan.jobs))}
-    while left := sorted(board.left(), key=lambda job: (turn[job] - start) % len(turn)):
-        busy = True
-        for job in left:
+    while remaining := sorted(state.remaining(), key=lambda job: (turn[job] - start) % len(turn)):
+        all_taken = True
+        for job in remaining:
             lock = claim(_writable(_lock(plan, job)))
             try:
                 held = lock.acquire(blocking=False)
             except Timeout:
                 continue
             with held:
-                busy = False
-                if not board.settled(
-                    job
-                ):  # another process may have done it before we got the lock
-                    look(str(job))
-                    look("", do(job, plan, lab, known))
-        if busy:
-            look("waiting for another process")
+                all_taken = False
+                if not state.settled(job):  # another process may have done it before our lock
+                    show(str(job))
+                    show("", do_job(job, plan, lab, finished))
+        if all_taken:
+            show("waiting for another process")
             time.sleep(PAUSE)
 
 
-def blocks_read(methods: Iterable[Any], backbone: Any) -> set[int]:
-    """The blocks of the image encoder at which methods start, if they say so (`starts_at`): one
-    pass over the images can then give the inputs of all."""
-    found: set[Any] = set()
+def blocks_read(methods: Iterable[Method], backbone: Backbone) -> set[int]:
+    """Return the blocks of the image encoder at which methods start, if they say so (`starts_at`):
+    one pass over the images can then give the inputs of all."""
+    blocks: set[int | None] = set()
     for method in methods:
-        with contextlib.suppress(
-            Exception
-        ):  # a method that does not work on this backbone says so in `fit`
-            found.add(method.starts_at(backbone))
-    return found - {None}
+        # a method that does not work on this backbone raises in `fit`
+        with contextlib.suppress(Exception):
+            blocks.add(method.starts_at(backbone))
+    return {block for block in blocks if block is not None}
 
 
 def in_order(jobs: Sequence[Job]) -> list[Job]:
-    """Jobs on the same images together, those that need only features last: methods on tokens
-    compute these anyway."""
+    """Sort jobs so that those on the same images are together, and those that need only features
+    come last: methods on tokens compute features anyway."""
     from rmadapter.methods import ON_FEATURES
 
-    first: dict[Any, int] = {}
+    first: dict[tuple[str, int, int], int] = {}
     for job in jobs:
         first.setdefault(job.images, len(first))
     return sorted(jobs, key=lambda job: (first[job.images], job.method in ON_FEATURES))
@@ -291,53 +319,38 @@ def _writable(path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}): choose another --out"
-        ) from None
+        reason = error.strerror or error
+        raise UserError(f"{path}: cannot be written ({reason}): choose another --out") from None
     return path
 
 
-def do(job: Job, plan: Plan, lab: Any, known: dict[str, Record]) -> Record:
-    """Do one job, write its record and return it. known: as in `made`."""
-    record = made(job, plan, lab, known)
+def do_job(job: Job, plan: Plan, lab: Lab, finished: dict[str, Record]) -> Record:
+    """Do one job, write its record and return it. finished: as in `make_record`."""
+    record = make_record(job, plan, lab, finished)
     record.save(plan.out / job.path)
     return record
 
 
-def _with_search(record: Record, told: str, spent: float) -> Record:
-    """The record with the search of this job, in place of that of the run it may be copied from."""
-    seconds, notes = (
-        dict(record.seconds),
-        [note for note in record.notes if not note.startswith(TUNED)],
-    )
-    before = seconds.pop("search", 0.0)
-    if told and "total" in seconds:
-        seconds |= {"search": round(spent, 3), "total": round(seconds["total"] - before + spent, 3)}
-    elif before:
-        seconds["total"] -= before
-    return record.model_copy(update={"seconds": seconds, "notes": (*notes, *filter(None, [told]))})
+def make_record(job: Job, plan: Plan, lab: Lab, finished: dict[str, Record]) -> Record:
+    """Do one job and return its record, also if it fails.
 
-
-def made(job: Job, plan: Plan, lab: Any, known: dict[str, Record]) -> Record:
-    """Do one job and return its record, also if it fails. known: finished records by key, as from
-    `answers`; grows.
-
-    A training that another protocol has done already, such as an ablation's row that is RMAdapter
-    itself, is not repeated; its record says where the figures are from.
+    finished: records by key, as from `finished_records`; the new one is added. A training that
+    another protocol has done already, such as an ablation's row that is RMAdapter itself, is not
+    repeated; its record says where the figures are from.
     """
     from rmadapter.runs.run import describe_run, run_key, run_task
     from rmadapter.training.contract import NotApplicable
 
-    task, method, few, told, spent = job.task, plan.method(job), None, "", 0.0
-    backbone = lab.backbone(task.backbone)  # without it there is nothing to record
+    task, method, few, search, spent = job.task, plan.method(job), None, "", 0.0
+    backbone = lab.backbone(task.backbone)  # without a backbone there is nothing to record
     try:
         drawn = lab.draw(task)
         if job.trials and plan.tune:
-            method, told, spent = plan.tune(method, job, lab)
-        key, few = run_key(task, method, job.method, plan.machine, backbone, drawn), drawn
-        old = known.get(
-            key
-        )  # of another protocol; folders of the same name may share only their train images
+            method, search, spent = plan.tune(method, job, lab)
+        key = run_key(task, method, job.method, plan.machine, backbone, drawn)
+        few = drawn
+        old = finished.get(key)  # of another protocol
+        # folders of the same name may share only their training images
         same = old and old.task.data == task.data and not old.other_images(lab.tests(task))
         record = old if old and same else run_task(task, method, lab, job.method).record
     except NotApplicable as error:
@@ -346,14 +359,26 @@ def made(job: Job, plan: Plan, lab: Any, known: dict[str, Record]) -> Record:
         )
     except Exception as error:
         reason = " ".join(str(error).split())
-        if not isinstance(
-            error, UserError
-        ):  # a bug of ours or of an outside method, or out of memory
+        if not isinstance(error, UserError):  # a bug here or in an outside method, or no memory
             print(escape(traceback.format_exc()), end="", file=sys.stderr)
             reason = f"{type(error).__name__}: {error}"
         record = describe_run(task, method, lab, job.method, few, status="failed", reason=reason)
     place = {"protocol": job.protocol, "variant": job.variant, "axis": job.axis, "value": job.value}
-    record = _with_search(record.model_copy(update={**place, "crops": plan.crops}), told, spent)
+    record = with_search(record.model_copy(update={**place, "crops": plan.crops}), search, spent)
     if record.status == "finished":
-        known.setdefault(record.key, copied(record, job.path))
+        finished.setdefault(record.key, mark_copied(record, job.path))
     return record
+
+
+def with_search(record: Record, search: str, spent: float) -> Record:
+    """Return the record with the search of this job, in place of that of the run it may be copied
+    from. search: a sentence about it. spent: its seconds."""
+    seconds = dict(record.seconds)
+    notes = [note for note in record.notes if not note.startswith(TUNED)]
+    before = seconds.pop("search", 0.0)
+    if search and "total" in seconds:
+        seconds |= {"search": round(spent, 3), "total": round(seconds["total"] - before + spent, 3)}
+    elif before:
+        seconds["total"] -= before
+    notes += [search] if search else []
+    return record.model_copy(update={"seconds": seconds, "notes": tuple(notes)})

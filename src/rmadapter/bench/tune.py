@@ -1,42 +1,70 @@
-"""`tune`: searches for settings of a method that beat the published ones on folds of the training
-images.
+"""Search for settings of a method that beat the published ones on folds of the training images.
 
 Optuna's TPE (Bergstra et al., NeurIPS 2011) proposes settings; trials run here or on the workers of
 a Ray cluster. tune.json is updated after every trial, so repeating the command resumes, without
 reading pickles as Ray Tune's restore would. The first trial is the method as requested. No model
 ever sees test images.
+
+`bench --tune N` searches for each run on its own (`add_tuned_rows`, `tune_job`): with the run's seed
+and shots, so nothing is chosen on images that another run is tested on. N is the same for all
+methods.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rmadapter.bench.ray.cluster import connected, ray_module, settle, share, shares
-from rmadapter.bench.search_space import Trial, optuna
-from rmadapter.bench.tune_plot import coordinates
+from rmadapter.bench.protocols import Job
+from rmadapter.bench.ray.cluster import SAME_PATH, connected, ray_module, settle, share, shares
+from rmadapter.bench.search_space import Distribution, Space, make_space, optuna
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
+from rmadapter.methods import load_method
+from rmadapter.methods.uses import TUNED
 from rmadapter.runs.auto import behind
-from rmadapter.runs.folds import Folds
+from rmadapter.runs.folds import FOLDS, Folds
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import Lab, run_key
 from rmadapter.settings import configured, to_yaml
 from rmadapter.support.files import parts, read_json, write_json, write_text
 from rmadapter.support.locks import exclusive
 from rmadapter.support.machine import versions
+from rmadapter.support.plots import COLOURS, canvas
 from rmadapter.support.terminal import bar
 from rmadapter.task import qualified_settings
 from rmadapter.training.contract import NotApplicable
 
+if TYPE_CHECKING:
+    from rmadapter.training.contract import Method
+
 FILE, BEST, PICTURE = "tune.json", "best.yaml", "tune.svg"
 KEPT = ("key", "images", "folds", "space")  # entries of the file that must match to resume
+COLOURED = 0.1  # share of the trials in colour, in the picture
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial. number: from 0, which is the method as requested. right: a character per judged
+    image, "1" if the answer is right, else "0"; empty if the trial failed, for the reason."""
+
+    number: int
+    params: dict[str, Any]
+    right: str = ""
+    seconds: float = 0.0
+    reason: str = ""
+
+    @property
+    def accuracy(self) -> float | None:
+        """Percent; None if the trial failed."""
+        return 100 * self.right.count("1") / len(self.right) if self.right else None
 
 
 @dataclass(frozen=True)
@@ -50,21 +78,29 @@ class Search:
     read: Mapping[str, Any] = field(default_factory=dict)
 
     def make_folds(self) -> Folds:
-        """Make folds of the shots, in a lab without the test split. Raises UserError for images and
-        methods that cannot be evaluated on folds."""
-        task, lab = self.request.task, Lab(self.request.machine, progress=False)
+        """Make folds of the shots, in a lab without the test split. Raises UserError for too few
+        images."""
+        task = self.request.task
+        lab = Lab(self.request.machine, progress=False)
         splits: dict[str, ImageSet] = read_images(task.data, progress=False, **self.read)
         lab.add(task.data, {name: images for name, images in splits.items() if name != "test"})
         folds = Folds.make(task, lab, self.folds)
-        if not folds:
-            raise UserError(
-                f"{task.data}: too few images per class for the folds that judge trials: give more shots"
-            )
+        _check_folds(folds)
         return folds
+
+
+def _check_folds(folds: Folds) -> None:
+    if not folds:
+        raise UserError(
+            f"{folds.task.data}: too few images per class for the folds that judge trials: "
+            "use more shots"
+        )
 
 
 @dataclass(frozen=True)
 class Tuned:
+    """The trials of a search, by number."""
+
     trials: tuple[Trial, ...]
 
     @property
@@ -73,7 +109,7 @@ class Tuned:
         failed."""
         judged = [trial for trial in self.trials if trial.right]
         if not judged:
-            raise UserError(f"no trial could be judged; the first failed: {self.trials[0].reason}")
+            raise UserError(f"every trial failed; the first: {self.trials[0].reason}")
         return max(judged, key=lambda trial: trial.right.count("1"))
 
     @property
@@ -82,34 +118,34 @@ class Tuned:
         the first failed."""
         if not self.trials[0].right:
             return None
-        hits = np.array(
-            [[mark == "1" for mark in trial.right] for trial in (self.best, self.trials[0])]
-        )
+        compared = (self.best, self.trials[0])
+        hits = np.array([[mark == "1" for mark in trial.right] for trial in compared])
         points, error = behind(hits)[:, 1].tolist()
         return points, error
 
 
-def judged(search: Search, folds: Folds, number: int, params: dict[str, Any]) -> Trial:
+def run_trial(search: Search, folds: Folds, number: int, params: dict[str, Any]) -> Trial:
     """Run one trial; a failure is recorded as its reason."""
     try:
         method = configured(search.request.method, params, search.request.name)
-        found = folds.answers(method, search.request.name)
+        answers = folds.answers(method, search.request.name)
     except (UserError, NotApplicable) as error:
         return Trial(number, params, reason=" ".join(str(error).split()))
-    if not np.isfinite(found.table).all():
+    if not np.isfinite(answers.table).all():
         return Trial(number, params, reason="its answers contain NaN or infinity")
-    hits = found.table.argmax(1) == np.array(folds.judged.labels)
-    return Trial(number, params, "".join("01"[int(hit)] for hit in hits), round(found.seconds, 2))
+    hits = answers.table.argmax(1) == np.array(folds.judged.labels)
+    right = "".join("1" if hit else "0" for hit in hits)
+    return Trial(number, params, right, round(answers.seconds, 2))
 
 
 def tune(
-    search: Search, space: Mapping[str, Any], count: int, out: Path, jobs: int = 1, address: str | None = None,
+    search: Search, space: Space, count: int, out: Path, jobs: int = 1, address: str | None = None,
     progress: bool = True,
 ) -> Tuned:  # fmt: skip
     """Try `count` settings, including those already in `out`; writes all trials, the best settings
     as a file for `--config`, and a picture.
 
-    space: from `space.space`. address: of a Ray cluster, where `jobs` workers run trials; None runs
+    space: from `make_space`. address: of a Ray cluster, where `jobs` workers run trials; None runs
     them here. With at most one worker results are reproducible even after interruptions; with
     several, proposals depend on which trials are done when a worker becomes free. Raises UserError
     for a folder of another search, and as `Search.make_folds`.
@@ -119,72 +155,62 @@ def tune(
             left.unlink()
         folds = search.make_folds()
         head = _head(search, folds, space)
-        trials = _read(out / FILE, head)
+        trials = _read_trials(out / FILE, head)
         study = Study(space, search.request.task.seed, trials, jobs)
         todo = sorted({*range(count)} - {trial.number for trial in trials})
-        done = (
-            _here(search, folds, study, todo)
-            if address is None
-            else _there(search, study, todo, head["key"], address)
-        )
-        with bar(progress) as display:
-            task = display.add_task(
-                "trials", total=len(trials) + len(todo), completed=len(trials), note=""
-            )
-            for trial in done:
+        if address is None:
+            new_trials: Iterator[Trial | None] = _run_here(search, folds, study, todo)
+        else:
+            new_trials = _run_on_cluster(search, study, todo, head["key"], address)
+        with bar(progress) as progress_bar:
+            total = len(trials) + len(todo)
+            task = progress_bar.add_task("trials", total=total, completed=len(trials), note="")
+            for trial in new_trials:
                 if trial:
                     trials = sorted([*trials, trial], key=attrgetter("number"))
-                    _write(out, head, trials)
-                    display.advance(task)
-        found = Tuned(tuple(trials))
+                    _write_trials(out, head, trials)
+                    progress_bar.advance(task)
+        tuned = Tuned(tuple(trials))
         name = search.request.name
-        write_text(
-            out / BEST,
-            to_yaml(
-                {"method": name, **search.given, **qualified_settings(name, found.best.params)}
-            ),
-        )
-        write_text(out / PICTURE, coordinates(found.trials, space))
-        return found
+        best = {"method": name, **search.given, **qualified_settings(name, tuned.best.params)}
+        write_text(out / BEST, to_yaml(best))
+        write_text(out / PICTURE, draw_trials(tuned.trials, space))
+        return tuned
 
 
-def _head(search: Search, folds: Folds, space: Mapping[str, Any]) -> dict[str, Any]:
-    """The head of tune.json: what identifies a search, and facts about it."""
+def _head(search: Search, folds: Folds, space: Space) -> dict[str, Any]:
+    """Return the head of tune.json: what identifies a search, and facts about it."""
     request, lab = search.request, folds.lab
     backbone, few = lab.backbone(request.task.backbone), lab.draw(request.task)
-    key = run_key(request.task, request.method, request.name, request.machine, backbone, few)
-    ranges = {name: optuna().distributions.distribution_to_json(one) for name, one in space.items()}
-    about = {
+    to_json = optuna().distributions.distribution_to_json
+    return {
+        "key": run_key(request.task, request.method, request.name, request.machine, backbone, few),
         "method": request.name,
         "task": asdict(request.task),
         "folds": len(folds),
         "images": len(folds.rows),
-    }
-    return {
-        "key": key,
-        **about,
-        "space": ranges,
+        "space": {name: to_json(distribution) for name, distribution in space.items()},
         "versions": {**versions(), "optuna": optuna().__version__},
     }
 
 
-def _read(file: Path, head: Mapping[str, Any]) -> list[Trial]:
+def _read_trials(file: Path, head: Mapping[str, Any]) -> list[Trial]:
     if not file.exists():
         return []
-    found = read_json(file)
-    if not isinstance(found, dict) or any(found.get(name) != head[name] for name in KEPT):
+    content = read_json(file)
+    if not isinstance(content, dict) or any(content.get(name) != head[name] for name in KEPT):
         raise UserError(
-            f"{file}: a different search, or one on different images; choose another --out, or delete it"
+            f"{file}: a different search, or one on different images; choose another --out, or "
+            "delete it"
         )
+    names = [f.name for f in fields(Trial)]
     try:
-        return [
-            Trial(**{f.name: trial[f.name] for f in fields(Trial)}) for trial in found["trials"]
-        ]
+        return [Trial(**{name: row[name] for name in names}) for row in content["trials"]]
     except (KeyError, TypeError):
         raise UserError(f"{file}: damaged; choose another --out, or delete it") from None
 
 
-def _write(out: Path, head: Mapping[str, Any], trials: Collection[Trial]) -> None:
+def _write_trials(out: Path, head: Mapping[str, Any], trials: Collection[Trial]) -> None:
     rows = [{"accuracy": trial.accuracy, **asdict(trial)} for trial in trials]
     write_json(out / FILE, {**head, "trials": rows})
 
@@ -193,11 +219,9 @@ class Study:
     """An Optuna study in memory; each proposal has its own seed, so results do not depend on
     interruptions."""
 
-    def __init__(
-        self, space: Mapping[str, Any], seed: int, trials: Collection[Trial], jobs: int
-    ) -> None:
+    def __init__(self, space: Space, seed: int, trials: Collection[Trial], jobs: int) -> None:
         self.space, self.seed, self.jobs = space, seed, jobs
-        self.asked: dict[int, Any] = {}
+        self.proposals: dict[int, Any] = {}
         self.study = optuna().create_study(direction="maximize")
         for trial in trials:
             if trial.number and trial.right:
@@ -208,31 +232,28 @@ class Study:
                 )
 
     def ask(self, number: int) -> tuple[int, dict[str, Any]]:
-        """The trial's number and settings to try; the same if asked again."""
+        """Return the trial's number and settings to try; the same if asked again."""
         if not number:
             return 0, {}
-        if number not in self.asked:
-            sampler = optuna().samplers.TPESampler(
-                seed=(self.seed + number) % 2**32, constant_liar=self.jobs > 1
-            )
-            self.study.sampler = sampler
-            self.asked[number] = self.study.ask(dict(self.space))
-        return number, self.asked[number].params
+        if number not in self.proposals:
+            seed = (self.seed + number) % 2**32
+            samplers = optuna().samplers
+            self.study.sampler = samplers.TPESampler(seed=seed, constant_liar=self.jobs > 1)
+            self.proposals[number] = self.study.ask(dict(self.space))
+        return number, self.proposals[number].params
 
     def tell(self, trial: Trial) -> Trial:
+        """Pass the result of a trial to Optuna, and return the trial."""
         if trial.number:
-            state = optuna().trial.TrialState
-            self.study.tell(
-                self.asked[trial.number],
-                trial.accuracy,
-                state.COMPLETE if trial.right else state.FAIL,
-            )
+            states = optuna().trial.TrialState
+            state = states.COMPLETE if trial.right else states.FAIL
+            self.study.tell(self.proposals[trial.number], trial.accuracy, state)
         return trial
 
 
-def _here(search: Search, folds: Folds, study: Study, todo: Sequence[int]) -> Iterator[Trial]:
+def _run_here(search: Search, folds: Folds, study: Study, todo: Sequence[int]) -> Iterator[Trial]:
     for number in todo:
-        yield study.tell(judged(search, folds, *study.ask(number)))
+        yield study.tell(run_trial(search, folds, *study.ask(number)))
 
 
 class Judge:
@@ -243,28 +264,117 @@ class Judge:
         self.search, self.key, self.node = search, key, settle(home, threads)
 
     def ready(self) -> None:
+        """Make the folds. Raises UserError if data or backbone differ from those of the driver."""
         try:
             self.folds = self.search.make_folds()
             if _head(self.search, self.folds, {})["key"] != self.key:
                 raise UserError("its data or backbone differ from those where the command runs")
         except UserError as error:
-            raise UserError(
-                f"node {self.node}: {error}; every node needs data and backbone at the same path"
-            ) from None
+            raise UserError(f"node {self.node}: {error}; {SAME_PATH}") from None
 
     def do(self, work: tuple[int, dict[str, Any]]) -> Trial:
-        return judged(self.search, self.folds, *work)
+        """Run a trial. work: its number and settings."""
+        return run_trial(self.search, self.folds, *work)
 
 
-def _there(
+def _run_on_cluster(
     search: Search, study: Study, todo: Sequence[int], key: str, address: str
 ) -> Iterator[Trial | None]:
     """Run trials on a cluster; yields None from time to time while none ends."""
     ray = ray_module()
     with connected(address):
-        own = shares(study.jobs, search.request.machine.device)
-        actor = partial(
-            ray.remote(Judge).options(**own).remote, search, key, Path.cwd(), own["num_cpus"]
-        )
-        for found in share(actor, study.jobs, todo, lambda last, left, others: left[0], study.ask):
-            yield study.tell(found[1]) if found else None
+        resources = shares(study.jobs, search.request.machine.device)
+        actor = ray.remote(Judge).options(**resources)
+        hire = partial(actor.remote, search, key, Path.cwd(), resources["num_cpus"])
+        for result in share(hire, study.jobs, todo, lambda last, left, others: left[0], study.ask):
+            yield study.tell(result[1]) if result else None
+
+
+def add_tuned_rows(
+    jobs: Iterable[Job], trials: int, values: Mapping[str, Mapping[str, Any]]
+) -> Iterator[Job]:
+    """Follow each job by its tuned variant if the method has settings to try. values: as in `Plan`.
+    Raises UserError if Optuna is not installed."""
+    optuna()  # fails early if it is not installed
+    for job in jobs:
+        yield job
+        method = load_method(job.method, {**values.get(job.method, {}), **dict(job.values)})
+        searched = () if job.variant else _default_settings(method, job.method)
+        if searched:
+            variant = f"{method.title}, {TUNED} {trials} trials"
+            yield replace(job, trials=trials, searched=searched, variant=variant)
+
+
+def _default_settings(method: Method, name: str) -> tuple[str, ...]:
+    try:
+        return tuple(make_space(method, name))
+    except UserError:  # no settings to try by default
+        return ()
+
+
+def tune_job(method: Method, job: Job, lab: Lab) -> tuple[Method, str, float]:
+    """Return the method with the settings of the best trial, a sentence about them, and the seconds
+    of the search.
+
+    Answers of the folds are kept in the lab's folder, so a killed search resumes. Raises UserError
+    if images are too few for folds, and if all trials failed.
+    """
+    space = make_space(method, job.method, job.searched)
+    folds = Folds.make(job.task, lab, FOLDS)
+    _check_folds(folds)
+    search = Search(Request(job.task, lab.machine, method, job.method))
+    study = Study(space, job.task.seed, (), 1)
+    trials = tuple(_run_here(search, folds, study, range(job.trials)))
+    best, first = Tuned(trials).best, trials[0].accuracy
+    before = "" if first is None else f", as given {first:.1f}"
+    sentence = (
+        f"{TUNED} {job.trials} trials on {len(folds)} folds of {len(folds.rows)} training images, "
+        f"the best of which has {best.accuracy:.1f} %{before}"
+    )
+    seconds = sum(trial.seconds for trial in trials)
+    return configured(method, best.params, job.method), sentence, seconds
+
+
+def draw_trials(trials: Sequence[Trial], space: Space) -> str:
+    """Draw the trials with proposed settings (not the first) as parallel coordinates, in SVG: a
+    line for each, the best in colour; accuracy is on the last axis."""
+    shown = [trial for trial in trials if trial.right and trial.params]
+    rows = sorted(shown, key=lambda trial: trial.accuracy or 0)
+    names = [*space]
+    width = 1.6 + 1.3 * len(names)
+    with canvas(width, 3.2, "tune", "Settings and accuracy of every trial") as (axes, out):
+        columns = [heights([trial.params[name] for trial in rows], space[name]) for name in names]
+        accuracies = np.array([trial.accuracy for trial in rows], dtype=float)
+        low, high = (accuracies.min(), accuracies.max()) if len(rows) else (0.0, 100.0)
+        columns.append((accuracies - low) / ((high - low) or 1))
+        best = max(1, math.ceil(COLOURED * len(rows)))
+        for place, line in enumerate(zip(*columns, strict=True)):
+            coloured = place >= len(rows) - best
+            colour = COLOURS["adapted" if coloured else "faint"]
+            width = 1.8 if coloured else 0.8
+            axes.plot(line, color=colour, linewidth=width, zorder=1 + coloured)
+        ticks = range(len(names) + 1)
+        axes.set(xticks=ticks, yticks=[], ylim=(-0.12, 1.12), xlim=(-0.3, len(names) + 0.3))
+        axes.set_xticklabels([*names, "accuracy, %"], rotation=20, ha="right")
+        ends = [*(_labels(space[name]) for name in names), (f"{low:.1f}", f"{high:.1f}")]
+        for place, (lowest, highest) in enumerate(ends):
+            axes.text(place, -0.04, lowest, ha="center", va="top", fontsize=7)
+            axes.text(place, 1.04, highest, ha="center", va="bottom", fontsize=7)
+    return out[0]
+
+
+def heights(values: Sequence[Any], distribution: Distribution) -> np.ndarray:
+    """Return the heights [N], 0 to 1, of the values on the axis of their distribution."""
+    if hasattr(distribution, "choices"):
+        places = np.array([distribution.choices.index(value) for value in values])
+        return places / max(len(distribution.choices) - 1, 1)
+    scale = math.log if distribution.log else float
+    low, high = scale(distribution.low), scale(distribution.high)
+    return np.array([(scale(value) - low) / ((high - low) or 1) for value in values])
+
+
+def _labels(distribution: Distribution) -> tuple[str, str]:
+    """Return the texts at both ends of an axis."""
+    if hasattr(distribution, "choices"):
+        return str(distribution.choices[0]), str(distribution.choices[-1])
+    return f"{distribution.low:.3g}", f"{distribution.high:.3g}"

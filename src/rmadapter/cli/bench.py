@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rmadapter.artifacts.record import Record
     from rmadapter.bench.plan import Plan
     from rmadapter.bench.protocols import Job
+    from rmadapter.bench.reproduce import Verdict
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,7 @@ class BenchOptions:
 
     def plan(self) -> Plan:
         """Return the runs to do. Raises UserError for options that do not fit together."""
-        from rmadapter.bench.plan import Plan
-        from rmadapter.bench.published_settings import as_published
+        from rmadapter.bench.plan import Plan, add_published_rows
         from rmadapter.runs.request import machine_of, read_config
         from rmadapter.settings import parse_overrides
 
@@ -111,12 +111,12 @@ class BenchOptions:
         task, machine, own = common_and_own(given | parse_overrides(self.sets or []))
         jobs = self._jobs(_list(self.methods or fitted), task)
         if self.per_set:
-            jobs = list(as_published(jobs))
+            jobs = list(add_published_rows(jobs))
         search = None
         if self.tune:
-            from rmadapter.bench.tuned import as_tuned, tuned
+            from rmadapter.bench.tune import add_tuned_rows, tune_job
 
-            jobs, search = list(as_tuned(jobs, self.tune, own)), tuned
+            jobs, search = list(add_tuned_rows(jobs, self.tune, own)), tune_job
         jobs, elsewhere = self._part(jobs)
         own = {name: values for name, values in own.items() if name not in elsewhere}
         return Plan(
@@ -145,14 +145,14 @@ class BenchOptions:
 
     def _part(self, jobs: Sequence[Job]) -> tuple[Sequence[Job], set[str]]:
         """Return the jobs of this --shard, and the methods that only other shards run."""
-        from rmadapter.bench import shard
+        from rmadapter.bench.plan import in_array, parse_shard, select_shard
 
         if self.shard:
-            number, count = shard.shard(self.shard, os.environ)
-            chosen = shard.part(jobs, number, count)
+            number, count = parse_shard(self.shard, os.environ)
+            chosen = select_shard(jobs, number, count)
             note(f"part {number} of {count}: {len(chosen)} of {len(jobs)} runs")
             return chosen, {job.method for job in jobs} - {job.method for job in chosen}
-        if shard.in_array(os.environ):
+        if in_array(os.environ):
             note(
                 "a task of an array without --shard auto: all tasks share all runs, and each takes whatever is free"
             )
@@ -160,9 +160,9 @@ class BenchOptions:
 
     def processes(self, plan: Plan) -> int:
         """Return the number of processes."""
-        from rmadapter.bench.pool import workers
+        from rmadapter.bench.pool import worker_count
 
-        return workers(plan.machine.device, self.jobs, self.jobs_per_gpu)
+        return worker_count(plan.machine.device, self.jobs, self.jobs_per_gpu)
 
     def cluster(self) -> Callable[..., None] | None:
         """Return what does the runs on a Ray cluster, if one is wanted, as `run_all` takes it."""
@@ -305,9 +305,9 @@ def report(
         print(json.dumps(judged if check else written))
     elif check:
         names = ["table", "row", "figure", "paper", "ours", "difference", "within", "status"]
-        table(names, [[_cell(row[name]) for name in names] for row in judged])
+        table(names, [[_cell(value) for value in row.values()] for row in judged])
         measured = [row for row in judged if row["within"] is not None]
-        near = sum(row["within"] for row in measured)
+        near = sum(row["within"] is True for row in measured)
         counts = f"{len(measured)} of {len(judged)} printed figures were measured"
         print(f"{counts}; {near} are within {within:g} points")
     else:
@@ -439,15 +439,15 @@ def reproduce(
     if templates not in ("", "dataset"):
         given["templates"] = templates
     task, machine, own = common_and_own(given | parse_overrides(sets or []))
-    wish = work.Wish(
+    options = work.ReproduceOptions(
         root, out, _list(tables), _list(methods), numbers("seeds", seeds), per_set,
         templates == "dataset", check_views(configured(Task(), task)), machine_of(machine), own,
     )  # fmt: skip
-    absent = work.missing(wish)
+    absent = work.missing_data(options)
     for key, why in absent.items():
         how = f"`rmadapter data {key} --root {root}` says how to get it"
         note(f"{key} is incomplete ({why}); {how}")
-    made = work.plans(wish, absent)
+    made = work.make_plans(options, absent)
     if plan:
         rows = [
             {"table": t, "data set": d, "runs": n, "finished": f}
@@ -459,8 +459,8 @@ def reproduce(
             header = ["table", "data set", "runs", "finished"]
             table(header, [[str(value) for value in row.values()] for row in rows])
         return
-    records = work.run(made, jobs)
-    judged = work.verdicts(wish, made, tolerance)
+    records = work.run_plans(made, jobs)
+    judged = work.judge(options, made, tolerance)
     _show_verdicts(judged, as_json, out / work.VERDICTS)
     failed = [record for record in records if record.status == "failed"]
     if failed:
@@ -470,7 +470,7 @@ def reproduce(
         raise typer.Exit(1)
 
 
-def _show_verdicts(judged: Sequence[dict[str, Any]], as_json: bool, where: Path) -> None:
+def _show_verdicts(judged: Sequence[Verdict], as_json: bool, where: Path) -> None:
     if as_json:
         print(json.dumps(judged))
         return

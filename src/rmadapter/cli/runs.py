@@ -402,7 +402,7 @@ def tune(
 
     Each trial is judged on folds of the training images; no test image is read.
     """
-    from rmadapter.bench.search_space import space
+    from rmadapter.bench.search_space import make_space
     from rmadapter.bench.tune import Search
     from rmadapter.bench.tune import tune as run_tune
     from rmadapter.methods import DEFAULT
@@ -415,7 +415,7 @@ def tune(
     values |= {flag: value for flag, value in flags.items() if value is not None}
     values |= parse_overrides(settings.sets or [])
     request = Request.make(values, method or named or DEFAULT, data=str(data))
-    ranges = space(request.method, request.name, search or ())
+    ranges = make_space(request.method, request.name, search or ())
     read = {"skip_bad": files.skip_bad, "outside": files.outside, "crops": crops}
     tuned = run_tune(Search(request, values, folds, read), ranges, trials, out, ray.jobs, cluster)
     _show_tuned(tuned, [*ranges], out, as_json)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from statistics import fmean
 
 from rmadapter.artifacts.record import MethodName, Record
-from rmadapter.bench.leaderboard.standings import Board, boards, comparable
+from rmadapter.bench.leaderboard.standings import Standings, comparable, make_standings
 from rmadapter.bench.report import paper
 from rmadapter.methods.uses import Uses
 from tests.helpers.synthetic_runs import VIT, record
@@ -27,33 +27,33 @@ def halves(
     ]
 
 
-def made(records: list[Record]) -> dict[str, Board]:
-    return {board.title: board for board in boards(records)}
+def made(records: list[Record]) -> dict[str, Standings]:
+    return {table.title: table for table in make_standings(records)}
 
 
-def test_a_board_ranks_its_methods_over_the_sets_that_all_have() -> None:
+def test_a_table_ranks_its_methods_over_the_sets_that_all_have() -> None:
     runs = [
         *halves("zero-shot", 0.0),
         *halves("mma", 3.0),
         *halves("coop", 5.0),
         *halves("mma", 3.0, ("ucf101",)),
     ]
-    [board] = boards(runs)
-    assert board.title == "base-to-novel: pocket, 16 shots, ranked"
-    assert board.sets == SETS
-    assert [row.label for row in board.standings] == ["coop", "MMA", "Zero-shot CLIP"]
-    assert [row.rank.value for row in board.standings] == [1.0, 2.0, 3.0]
-    assert [row.cells[0].number for row in board.standings] == [
+    [table] = make_standings(runs)
+    assert table.title == "base-to-novel: pocket, 16 shots, ranked"
+    assert table.sets == SETS
+    assert [row.label for row in table.rows] == ["coop", "MMA", "Zero-shot CLIP"]
+    assert [row.rank.value for row in table.rows] == [1.0, 2.0, 3.0]
+    assert [row.cells[0].number for row in table.rows] == [
         fmean(60 + n for n in range(4)) + g for g in (5, 3, 0)
     ]
-    assert [(row.parameters, row.runs) for row in board.standings] == [
+    assert [(row.parameters, row.runs) for row in table.rows] == [
         (1000, 8),
         (1000, 10),
         (0, 8),
     ]
-    assert board.standings[0].seconds == 11.5  # of seeds 1 and 2: 11 and 12
+    assert table.rows[0].seconds == 11.5  # of seeds 1 and 2: 11 and 12
     assert (
-        board.standings[0].uses
+        table.rows[0].uses
         == "authors' constants for each set: epochs, on ImageNet; tuned on: as published"
     )
 
@@ -63,25 +63,27 @@ def test_what_is_not_ranked_stands_where_its_figures_are() -> None:
     runs = [
         halves(name, gain, more) for name, gain in (("zero-shot", 0.0), ("mma", 3.0), ("coop", 5.0))
     ]
-    [board] = boards([*(run for some in runs for run in some), *halves("tcp", 9.0)])
-    assert [row.label for row in board.standings] == ["tcp", "coop", "MMA", "Zero-shot CLIP"]
-    assert board.standings[0].rank.value is None
-    assert [row.rank.value for row in board.standings[1:]] == [1.0, 2.0, 3.0]
+    [table] = make_standings([*(run for some in runs for run in some), *halves("tcp", 9.0)])
+    assert [row.label for row in table.rows] == ["tcp", "coop", "MMA", "Zero-shot CLIP"]
+    assert table.rows[0].rank.value is None
+    assert [row.rank.value for row in table.rows[1:]] == [1.0, 2.0, 3.0]
 
 
 def test_costs_are_of_the_sets_that_all_have() -> None:
     large = [
         run.model_copy(update={"parameters": 9000}) for run in halves("mma", 3.0, ("imagenet",))
     ]
-    [board] = boards([*halves("zero-shot", 0.0), *halves("coop", 5.0), *halves("mma", 3.0), *large])
-    assert {row.label: (row.parameters, row.runs) for row in board.standings}["MMA"] == (1000, 10)
+    [table] = make_standings(
+        [*halves("zero-shot", 0.0), *halves("coop", 5.0), *halves("mma", 3.0), *large]
+    )
+    assert {row.label: (row.parameters, row.runs) for row in table.rows}["MMA"] == (1000, 10)
 
 
 def test_lines_are_those_of_the_records_file() -> None:
     runs = [*halves("mma", 3.0), *halves("zero-shot", 0.0)]
-    [board] = boards(runs)
-    assert [line.dataset for line in board.lines] == [name for name in SETS for _ in range(2)]
-    for line in board.lines:
+    [table] = make_standings(runs)
+    assert [line.dataset for line in table.results] == [name for name in SETS for _ in range(2)]
+    for line in table.results:
         found = [runs[number - 1] for number in line.lines]
         assert {r.task.data for r in found} == {line.dataset}
         assert {r.method.title for r in found} == {line.label}
@@ -107,14 +109,14 @@ def test_tracks_backbones_and_shots_never_meet() -> None:
         "few-shot: pocket, 1 shot, ranked",
         "few-shot: pocket, 4 shots, ranked",
     ]
-    assert all(len({line.label for line in board.lines}) == 1 for board in found.values())
+    assert all(len({line.label for line in table.results}) == 1 for table in found.values())
 
 
 def test_methods_that_do_not_say_what_they_use_are_shown_and_not_ranked() -> None:
     silent = [run for n, name in enumerate(("a:A", "b:B", "c:C")) for run in halves(name, float(n))]
-    [board] = boards(silent)
-    assert (board.group.track, board.ranks) == ("not stated", None)
-    assert [row.rank.text for row in board.standings] == ["–"] * 3
+    [table] = make_standings(silent)
+    assert (table.group.track, table.ranks) == ("not stated", None)
+    assert [row.rank.text for row in table.rows] == ["–"] * 3
 
 
 def as_papers(base: float, novel: float, seed: int, images: int = 8100, **fields: object) -> Record:
@@ -125,10 +127,10 @@ def as_papers(base: float, novel: float, seed: int, images: int = 8100, **fields
 
 
 def test_what_papers_print_stands_beside_the_same_set_and_backbone_alone() -> None:
-    [board] = boards(
+    [table] = make_standings(
         [as_papers(95.6, novel, seed) for seed, novel in enumerate((70.0, 72.0, 74.0), 1)]
     )
-    [line] = board.lines
+    [line] = table.results
     printed = {one.figure: one for one in line.printed}
     assert {name: one.value for name, one in printed.items()} == {
         "base": 95.60,
@@ -142,15 +144,15 @@ def test_what_papers_print_stands_beside_the_same_set_and_backbone_alone() -> No
     assert "MMRL's code" in printed["novel"].where  # two that print the same
     other = VIT["backbone"].model_copy(update={"name": "ViT-B-32/openai"})
     for run in (as_papers(95.6, 72.0, 1, images=8000), as_papers(95.6, 72.0, 1, backbone=other)):
-        assert boards([run])[0].lines[0].printed == ()
+        assert make_standings([run])[0].results[0].printed == ()
     assert not comparable(as_papers(95.6, 72.0, 1, images=8000))
 
 
 def test_a_wide_interval_excuses_a_figure() -> None:
-    [board] = boards(
+    [table] = make_standings(
         [as_papers(95.6, novel, seed) for seed, novel in enumerate((66.0, 78.0, 87.0), 1)]
     )
-    assert not any(one.off for one in board.lines[0].printed)
+    assert not any(one.off for one in table.results[0].printed)
 
 
 def test_the_average_over_targets_stands_beside_that_of_the_same_targets() -> None:
@@ -165,12 +167,12 @@ def test_the_average_over_targets_stands_beside_that_of_the_same_targets() -> No
             "mma", "imagenet", 1, accuracies, protocol="cross-dataset", counts=counts, **VIT
         )
 
-    [line] = boards([run(0)])[0].lines
+    [line] = make_standings([run(0)])[0].results
     assert {(one.figure, one.value) for one in line.printed} == {
         ("source", 71.0),
         ("targets", 66.61),
     }
-    [line] = boards([run(1)])[0].lines
+    [line] = make_standings([run(1)])[0].results
     assert {one.figure for one in line.printed} == {"source"}
 
 
@@ -180,5 +182,5 @@ def test_lines_average_the_targets_that_all_have() -> None:
         record(m, "a", 1, {"all": 50.0, **targets}, protocol="cross-dataset")
         for m, targets in asked.items()
     ]
-    [board] = boards(runs)
-    assert [line.cells[-1].value for line in board.lines] == [90.0, 90.0]
+    [table] = make_standings(runs)
+    assert [line.cells[-1].value for line in table.results] == [90.0, 90.0]

@@ -19,7 +19,7 @@ from rmadapter.artifacts.record import Record, read_record
 from rmadapter.backbones import Backbone
 from rmadapter.bench.plan import Plan
 from rmadapter.bench.protocols import expand
-from rmadapter.bench.ray.jobs import Expected, Worker, near, work
+from rmadapter.bench.ray.jobs import Expected, Worker, next_job, work
 from rmadapter.bench.runner import in_order, run_all
 from rmadapter.errors import UserError
 from rmadapter.settings import Machine
@@ -46,12 +46,12 @@ def do(
 def test_the_next_run_is_on_the_same_images() -> None:
     jobs = in_order(expand("few-shot", ["a", "b"], ["coop", "zero-shot"], [1], [1, 2]))
     a, b = jobs[0], next(job for job in jobs if job.task.data == "b")
-    assert near(None, jobs, []) == a
-    assert near(a, jobs[1:], []).images == a.images
-    assert near(b, jobs, []).images == b.images
-    other = near(None, jobs[1:], [a])
+    assert next_job(None, jobs, []) == a
+    assert next_job(a, jobs[1:], []).images == a.images
+    assert next_job(b, jobs, []).images == b.images
+    other = next_job(None, jobs[1:], [a])
     assert other.images != a.images
-    assert near(None, jobs[:2], [a]) == a  # nothing else is left
+    assert next_job(None, jobs[:2], [a]) == a  # nothing else is left
 
 
 def test_figures_are_those_of_the_local_engine(

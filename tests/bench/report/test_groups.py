@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from rmadapter.artifacts.record import BackboneName, MethodName, Record
 from rmadapter.bench.report.groups import (
-    alike,
     by_size,
+    common_targets,
     complete,
-    entries,
+    describe_shots,
     group_records,
-    in_words,
+    rows_of,
     slug,
 )
 from rmadapter.bench.report.tables import make_tables
@@ -78,8 +78,12 @@ def test_one_backbone_under_two_names_is_one() -> None:
 
 def test_all_images_are_the_most_shots() -> None:
     assert sorted([4, 0, 16, 1], key=by_size) == [1, 4, 16, 0]
-    assert in_words(1, 4, 0) == "1, 4 shots, all images"
-    assert (in_words(1), in_words(4), in_words(0)) == ("1 shot", "4 shots", "all images")
+    assert describe_shots(1, 4, 0) == "1, 4 shots, all images"
+    assert (describe_shots(1), describe_shots(4), describe_shots(0)) == (
+        "1 shot",
+        "4 shots",
+        "all images",
+    )
     [group] = group_records([record("mma", "a", 1, VALUES, shots=0)])
     assert group.title == "base-to-novel: pocket, all images"
 
@@ -105,19 +109,19 @@ def test_templates_may_differ_between_data_sets_but_not_within_one() -> None:
 
 def test_order_of_rows() -> None:
     methods = [record(m, "a", 1, {"base": 1.0}) for m in ("rmadapter", "mma", "coop", "zero-shot")]
-    assert list(entries(methods)) == ["Zero-shot CLIP", "coop", "MMA", "RMAdapter"]
+    assert list(rows_of(methods)) == ["Zero-shot CLIP", "coop", "MMA", "RMAdapter"]
     values = [
         record("rmadapter", "a", 1, VALUES, axis="rank", value=v, variant=f"rank={v}")
         for v in (16, 4, 128)
     ]
-    assert list(entries(values)) == ["rank=4", "rank=16", "rank=128"]
+    assert list(rows_of(values)) == ["rank=4", "rank=16", "rank=128"]
     planned = ("shared down-projection (RMAdapter)", "independent")
     sharing = [
         record("rmadapter", "a", 1, VALUES, protocol="ablation-sharing", variant=v) for v in planned
     ]
-    assert list(entries(sharing)) == ["independent", "shared down-projection (RMAdapter)"]
+    assert list(rows_of(sharing)) == ["independent", "shared down-projection (RMAdapter)"]
     twins = [record(m, "a", 1, {"base": 1.0}, title="Tip") for m in ("tip", "tip-f")]
-    assert list(entries(twins)) == ["Tip (tip)", "Tip (tip-f)"]
+    assert list(rows_of(twins)) == ["Tip (tip)", "Tip (tip-f)"]
 
 
 def test_complete_is_a_rectangle() -> None:
@@ -137,5 +141,5 @@ def test_alike_keeps_the_targets_of_all_with_the_same_source() -> None:
         record("mma", "s", 2, {"all": 1.0, "y": 1.0}),
     ]
     other = record("mma", "t", 1, {"all": 1.0, "z": 1.0})
-    assert [r.targets for r in alike([*runs, other])] == [["y"], ["y"], ["z"]]
-    assert [r.metric("all") for r in alike(runs)] == [1.0, 1.0]
+    assert [r.targets for r in common_targets([*runs, other])] == [["y"], ["y"], ["z"]]
+    assert [r.metric("all") for r in common_targets(runs)] == [1.0, 1.0]

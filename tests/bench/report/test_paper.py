@@ -229,11 +229,7 @@ def test_two_settings_of_one_method_are_judged_apart() -> None:
         within["RMAdapter (rmadapter"],
         within["RMAdapter (rmadapter-paper"],
         within["MMA"],
-    ) == (
-        False,
-        True,
-        None,
-    )
+    ) == (False, True, None)
 
 
 def test_an_average_is_not_measured_until_every_data_set_is() -> None:

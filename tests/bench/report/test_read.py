@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rmadapter.artifacts.record import MethodName, Record
-from rmadapter.bench.report.groups import entries
+import rmadapter
+from rmadapter.artifacts.record import BackboneName, MethodName, Record, Score
+from rmadapter.bench.report.groups import rows_of
 from rmadapter.bench.report.read import read_records
 from rmadapter.errors import UserError
+from rmadapter.task import Task
 from tests.helpers.synthetic_runs import record, write
 
 VALUES = {"base": 50.0, "novel": 40.0}
@@ -226,7 +229,7 @@ def test_two_methods_of_one_name_and_one_method_of_two_contents(tmp_path: Path) 
     )
     found = read_records(write(tmp_path / "both", *anna, *bert))
     assert (len(found.finished), found.notes) == (4, [])
-    assert {*entries(found.finished)} == {"A", "B"}
+    assert {*rows_of(found.finished)} == {"A", "B"}
     found = read_records(write(tmp_path / "changed", *anna, run(3, "A", "other", 9)))
     assert found.finished == anna
     assert "mine.py:Mine with content=other, unlike the runs kept" in found.notes[0]
@@ -239,3 +242,76 @@ def test_half_against_half_does_not_depend_on_where_the_runs_were_found(tmp_path
     one, other = write(tmp_path / "one", *runs), write(tmp_path / "other", *reversed(runs))
     assert read_records(one).finished == read_records(other).finished
     assert len(read_records(one).finished) == 1
+
+
+def fit_record(method: str = "mma", seed: int = 1, **more: object) -> Record:
+    scores = (
+        Score(name="base", images=10, classes=2, accuracy=80, zero_shot=50),
+        Score(name="novel", images=20, classes=3, reason="knows its own classes alone"),
+    )
+    found = {"scores": scores, "seconds": {"train": 1.5}, "step_seconds": 0.1, **more}
+    task = Task(data="colors", seed=seed, classes="base")
+    name = MethodName(name=method, settings={"rank": 4})
+    return Record(
+        format=2, task=task, method=name, backbone=BackboneName(name="tiny", digest="0"), **found
+    )  # type: ignore[arg-type]
+
+
+def test_a_row_is_a_score(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    (tmp_path / "run").mkdir()
+    fit_record().save(tmp_path / "run" / "run.json")
+    (tmp_path / "run" / "model.json").write_text("{}")  # no record, and no matter
+    lines = [
+        fit_record(seed=2),
+        fit_record(),
+        fit_record("coop", status="failed", reason="no memory", scores=()),
+    ]
+    (tmp_path / "lines.jsonl").write_text("".join(one.line() for one in lines), encoding="utf-8")
+    frame = rmadapter.records(tmp_path)
+    assert (
+        len(frame) == 5
+    )  # two scores of each seed, although one record is there twice, and a failure
+    assert sorted(set(frame["file"])) == [
+        "lines.jsonl, line 1",
+        "lines.jsonl, line 2",
+        "lines.jsonl, line 3",
+    ]
+    row = frame[(frame.seed == 2) & (frame.tested == "base")].iloc[0]
+    assert (row["method"], row["data"], row["shots"], row["accuracy"], row["gain"]) == (
+        "mma",
+        "colors",
+        16,
+        80,
+        30,
+    )
+    assert (row["set.rank"], row["seconds.train"], row["step_seconds"], row["n_classes"]) == (
+        4,
+        1.5,
+        0.1,
+        2,
+    )
+    novel = frame[(frame.seed == 2) & (frame.tested == "novel")].iloc[0]
+    assert pandas.isna(novel["accuracy"])
+    assert novel["reason"] == "knows its own classes alone"
+    failed = frame[frame.method == "coop"].iloc[0]
+    assert (failed["status"], failed["reason"]) == ("failed", "no memory")
+    assert frame[frame.tested == "base"].groupby("method").accuracy.mean().to_dict() == {"mma": 80}
+
+
+def test_a_file_will_do_and_nothing_is_an_error(tmp_path: Path) -> None:
+    fit_record().save(tmp_path / "run.json")
+    assert len(rmadapter.records(str(tmp_path / "run.json"))) == 2
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no run records found"):
+        rmadapter.records(tmp_path / "empty")
+    with pytest.raises(UserError, match="not found"):
+        rmadapter.records(tmp_path / "nowhere")
+
+
+def test_without_pandas_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(UserError, match=r"pip install 'rmadapter\[report\]'"):
+        rmadapter.records(tmp_path)

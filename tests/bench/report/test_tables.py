@@ -8,11 +8,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rmadapter.artifacts.record import Record
+from rmadapter.artifacts.record import MethodName, Record
 from rmadapter.bench.report.format import Row, Table
 from rmadapter.bench.report.groups import Group, group_records
 from rmadapter.bench.report.paper import TEST_IMAGES, halves
-from rmadapter.bench.report.tables import make_tables, reference, total_seconds
+from rmadapter.bench.report.tables import (
+    USES_HEADS,
+    make_tables,
+    reference,
+    row_uses,
+    total_seconds,
+    uses_tables,
+)
+from rmadapter.methods.uses import Uses
 from tests.helpers.synthetic_runs import TITLES, VIT, record
 
 METHODS = ("zero-shot", "mma", "rmadapter")
@@ -331,3 +339,42 @@ def test_verdicts_are_corrected_for_the_rows_of_a_figure_and_ranks_follow_them()
     assert ranks.facts == found["pairs"].facts
     two = [r for r in runs if r.method.name in ("mma", "rmadapter")]
     assert not any("ranks" in name for name in tables(two)), "two methods have no ranks"
+
+
+ONE_RUN = {"base": 80.0, "novel": 70.0}
+
+
+def test_a_row_for_each_method_with_what_it_uses() -> None:
+    own = record("mmrl", "dtd", 1, ONE_RUN, title="MMRL", variant="MMRL, as published for each set")
+    theirs = [record(f"{x}.py:X", "dtd", 1, ONE_RUN, title=x) for x in "XY"]
+    uses = Uses(extra="50 templates", tuned="nothing")
+    told = record("z:Z", "dtd", 1, ONE_RUN).model_copy(
+        update={"method": MethodName(name="z:Z", title="Z", uses=uses)}
+    )
+    mmrl = record("mmrl", "dtd", 1, ONE_RUN, title="MMRL")
+    group, silent = group_records([own, *theirs, told, mmrl])
+    [table] = uses_tables(group)
+    assert table.columns == ("method", *USES_HEADS)
+    cells = {row.label: [cell.text for cell in row.cells] for row in table.rows}
+    assert cells["Z"] == ["ranked", "50 templates", "–", "–", "–", "nothing"]
+    assert [cell.text for cell in uses_tables(silent)[0].rows[0].cells] == [
+        "not stated",
+        *["–"] * 5,
+    ]
+    assert cells["MMRL"][0] == "ranked"
+    assert cells["MMRL"][4].startswith("not in use: weight of regularisation")
+    assert cells["MMRL, as published for each set"][4].startswith(
+        "in use: weight of regularisation"
+    )
+    assert make_tables(group)[-1] == table
+    [alone] = group_records([mmrl])
+    assert uses_tables(alone) == []
+    [apart] = group_records([record("tda", "dtd", 1, ONE_RUN)])
+    assert [row.cells[0].text for row in uses_tables(apart)[0].rows] == ["test time"]
+
+
+def test_a_setting_may_change_the_track() -> None:
+    method = MethodName(name="coprompt", settings={"descriptions": "texts.json"})
+    found = row_uses([record("coprompt", "dtd", 1, ONE_RUN).model_copy(update={"method": method})])
+    assert found is not None
+    assert found.track == "extra data"

@@ -1,4 +1,5 @@
-"""The boards as one self-contained page and as JSON, with the records they are made of."""
+"""The leaderboard: standings as one self-contained page and as JSON, with the records they are made
+of."""
 
 from __future__ import annotations
 
@@ -7,11 +8,11 @@ import hashlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, TypedDict
 
 from rmadapter.artifacts.record import parse_record
 from rmadapter.bench.leaderboard.published import (
@@ -21,28 +22,34 @@ from rmadapter.bench.leaderboard.published import (
     published,
     sources,
 )
-from rmadapter.bench.leaderboard.standings import Board, Standing, boards
+from rmadapter.bench.leaderboard.standings import Standing, Standings, make_standings
 from rmadapter.bench.report import paper
-from rmadapter.bench.report.groups import cell
-from rmadapter.bench.report.read import fault, lines, read_records
+from rmadapter.bench.report.groups import experiment_of
+from rmadapter.bench.report.read import RECORDS, fault, lines, read_records
 from rmadapter.bench.report.stats import LEVEL
+from rmadapter.bench.report.tables import counted
 from rmadapter.errors import UserError
 from rmadapter.support.files import write_text
 from rmadapter.support.html import template
 from rmadapter.support.locks import exclusive
 from rmadapter.support.terminal import note
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = (
-    340,
-    300,
-    48,
-    328,
-    10,
-    256,
-)  # of a scatter, in its own units
+# of a scatter, in its own units
+WIDTH, HEIGHT = 340, 300
+LEFT, RIGHT, TOP, BOTTOM = 48, 328, 10, 256
+
+Tick: TypeAlias = "dict[str, float | str]"  # at, text
 
 
-def write_leaderboard(results: Path, out: Path) -> dict[str, Any]:
+class Leaderboard(TypedDict):
+    """The content of leaderboard.json."""
+
+    runs: int
+    boards: list[dict[str, object]]
+    contradictions: list[str]
+
+
+def write_leaderboard(results: Path, out: Path) -> Leaderboard:
     """Write index.html, leaderboard.json and records.jsonl to `out`, and return what the JSON
     holds.
 
@@ -50,164 +57,167 @@ def write_leaderboard(results: Path, out: Path) -> dict[str, Any]:
     Raises UserError for anything that is no valid record of the bench, if no run is finished, and
     if `out` cannot be written.
     """
-    for where, line in lines(results):
-        if wrong := fault(parse_record(line, where)):
-            raise UserError(f"{where}: {wrong}")
+    for place, line in lines(results):
+        wrong = fault(parse_record(line, place))
+        if wrong:
+            raise UserError(f"{place}: {wrong}")
     read = read_records(results)
     for text in read.notes:
         note(text)
-    found = sorted(read.finished, key=cell)
-    made = boards(found)
-    if not made:
+    records = sorted(read.finished, key=experiment_of)
+    tables = make_standings(records)
+    if not tables:
         raise UserError(
             f"{results}: no finished run of a method, so a leaderboard has nothing to show"
         )
-    summary = {
-        "runs": len(found),
-        "boards": [_facts(board) for board in made],
+    summary: Leaderboard = {
+        "runs": len(records),
+        "boards": [_to_json(table) for table in tables],
         "contradictions": contradictions(),
     }
     with exclusive(out):  # two at once would mix their files
-        write_text(out / "records.jsonl", "".join(record.line() for record in found))
-        write_text(
-            out / "leaderboard.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
-        )
-        write_text(out / "index.html", _page(made, len(found)))
+        write_text(out / RECORDS, "".join(record.line() for record in records))
+        text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
+        write_text(out / "leaderboard.json", text)
+        write_text(out / "index.html", _html(tables, len(records)))
     return summary
 
 
-def _facts(board: Board) -> dict[str, Any]:
-    group = board.group
+def _to_json(table: Standings) -> dict[str, object]:
+    group = table.group
     return {
         "protocol": group.protocol,
         "backbone": group.backbone.model_dump(),
         "shots": group.shots,
         "shared": group.shared,
-        "track": board.group.track,
-        "heads": board.heads,
-        "columns": board.columns,
-        "datasets": board.sets,
-        "standings": [asdict(row) for row in board.standings],
-        "lines": [asdict(line) for line in board.lines],
+        "track": group.track,
+        "heads": table.heads,
+        "columns": table.columns,
+        "datasets": table.sets,
+        "standings": [asdict(row) for row in table.rows],
+        "lines": [asdict(result) for result in table.results],
     }
 
 
-def _page(made: Sequence[Board], runs: int) -> str:
+def _html(tables: Sequence[Standings], runs: int) -> str:
     script = (files("rmadapter") / "assets/leaderboard.js").read_text(encoding="utf-8")
-    filters: dict[str, list[Any]] = {
-        "protocol": [*dict.fromkeys(board.group.protocol for board in made)],
-        "track": [*dict.fromkeys(board.group.track for board in made)],
-        "backbone": [*dict.fromkeys(board.group.backbone.name for board in made)],
-        "shots": sorted({board.group.shots for board in made}),
-        "set": sorted({line.dataset for board in made for line in board.lines}),
+    groups = [table.group for table in tables]
+    sets = sorted({result.dataset for table in tables for result in table.results})
+    filters: dict[str, Sequence[object]] = {
+        "protocol": [*dict.fromkeys(group.protocol for group in groups)],
+        "track": [*dict.fromkeys(group.track for group in groups)],
+        "backbone": [*dict.fromkeys(group.backbone.name for group in groups)],
+        "shots": sorted({group.shots or 0 for group in groups}),
+        "set": sets,
     }
-    sets, methods = (
-        len(filters["set"]),
-        len({row.label for board in made for row in board.standings}),
-    )
-    return template("leaderboard.html.j2").render(
-        title=f"{methods} methods on {sets} data set{'' if sets == 1 else 's'}",
+    methods = len({row.label for table in tables for row in table.rows})
+    entries = [
+        {
+            "table": table,
+            "about": _about(table),
+            "plot": scatter(table),
+            "ranking": _ranking(table),
+        }
+        for table in tables
+    ]
+    html: str = template("leaderboard.html.j2").render(
+        title=f"{methods} methods on {counted(len(sets), 'data set')}",
         runs=runs,
         filters=filters,
-        entries=[
-            {"board": b, "about": _about(b), "plot": scatter(b), "ranking": _ranking(b)}
-            for b in made
-        ],
+        entries=entries,
         printed=printed_averages(),
         contradictions=contradictions(),
         script=script,
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+    return html
 
 
-def _about(board: Board) -> str:
-    shared = "; ".join(
-        f"{name} {', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}"
-        for name, value in board.group.shared.items()
+def _about(table: Standings) -> str:
+    settings = []
+    for name, value in table.group.shared.items():
+        text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+        settings.append(f"{name} {text}")
+    scope = "empty, because no data set has all methods"
+    if table.sets:
+        scope = f"over {', '.join(table.sets)}"
+    return (
+        f"The first table is {scope}. All runs share: {'; '.join(settings)}; "
+        f"weights {table.group.backbone.digest[:8]}."
     )
-    where = (
-        f"over {', '.join(board.sets)}"
-        if board.sets
-        else "empty, because no data set has all methods"
-    )
-    return f"The first table is {where}. All runs share: {shared}; weights {board.group.backbone.digest[:8]}."
 
 
-def _ranking(board: Board) -> str:
-    found = board.ranks
-    if found is None:
+def _ranking(table: Standings) -> str:
+    ranks = table.ranks
+    if ranks is None:
         return ""
-    n, differ = (
-        len(found.values),
-        "they differ" if found.p < LEVEL else "they are not shown to differ",
+    differ = "they differ" if ranks.p < LEVEL else "they are not shown to differ"
+    text = (
+        f"Mean ranks in {table.columns[-1]} over n = {len(ranks.values)} data sets; {differ} "
+        f"(Friedman's test, p {ranks.p:.2g})."
     )
-    told = f"Mean ranks in {board.columns[-1]} over n = {n} data sets; {differ} (Friedman's test, p {found.p:.2g})."
-    return f"{told} Left out: {', '.join(found.left_out)}." if found.left_out else told
+    return f"{text} Left out: {', '.join(ranks.left_out)}." if ranks.left_out else text
 
 
-def scatter(board: Board) -> dict[str, Any] | None:
-    """Base against novel accuracy of the standings, in the units of the drawing; None for fewer
-    than two points."""
+def scatter(table: Standings) -> dict[str, object] | None:
+    """Lay out base against novel accuracy of the standings, in the units of the drawing; None for
+    fewer than two points."""
     rows = [
-        (n, row)
-        for n, row in enumerate(board.standings, 1)
-        if all(c.value is not None for c in row.cells[:2])
+        (number, row)
+        for number, row in enumerate(table.rows, 1)
+        if all(cell.value is not None for cell in row.cells[:2])
     ]
-    if board.group.protocol != "base-to-novel" or len(rows) < 2:
+    if table.group.protocol != "base-to-novel" or len(rows) < 2:
         return None
-    x, y = (
-        _axis([row for _, row in rows], i, *ends)
-        for i, ends in enumerate(((LEFT, RIGHT), (BOTTOM, TOP)))
-    )
+    shown = [row for _, row in rows]
+    x_ticks, x_of = _axis(shown, 0, LEFT, RIGHT)
+    y_ticks, y_of = _axis(shown, 1, BOTTOM, TOP)
     points = []
     for number, row in rows:
         base, novel = row.cells[:2]
-        at = x[1](base.number), y[1](novel.number)
+        x, y = x_of(base.number), y_of(novel.number)
         wide, high = base.interval or 0.0, novel.interval or 0.0
         bars = [
-            (x[1](base.number - wide), at[1], x[1](base.number + wide), at[1]),
-            (at[0], y[1](novel.number - high), at[0], y[1](novel.number + high)),
+            (x_of(base.number - wide), y, x_of(base.number + wide), y),
+            (x, y_of(novel.number - high), x, y_of(novel.number + high)),
         ]
-        shown = {"label": row.label, "base": base.text, "novel": novel.text}
-        points.append({"number": number, "x": at[0], "y": at[1], "bars": bars, **shown})
-    box = {
-        "width": WIDTH,
-        "height": HEIGHT,
-        "left": LEFT,
-        "right": RIGHT,
-        "top": TOP,
-        "bottom": BOTTOM,
-    }
-    return {**box, "x": x[0], "y": y[0], "points": points}
+        texts = {"label": row.label, "base": base.text, "novel": novel.text}
+        points.append({"number": number, "x": x, "y": y, "bars": bars, **texts})
+    size = {"width": WIDTH, "height": HEIGHT}
+    box = {"left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM}
+    return {**size, **box, "x": x_ticks, "y": y_ticks, "points": points}
 
 
 def _percent(value: float) -> float:
-    """The nearest that an accuracy can be: an interval over two seeds may reach beyond."""
+    """Return the nearest possible accuracy: an interval over two seeds may reach beyond."""
     return min(max(value, 0), 100)
 
 
 def _axis(
     rows: Sequence[Standing], which: int, start: float, end: float
-) -> tuple[list[dict[str, Any]], Any]:
-    """Ticks, and a function from percent to the drawing's units."""
+) -> tuple[list[Tick], Callable[[float], float]]:
+    """Return ticks, and a function from percent to the drawing's units."""
     cells = [row.cells[which] for row in rows]
     ends = [
         _percent(cell.number + sign * (cell.interval or 0)) for cell in cells for sign in (-1, 1)
     ]
-    low, high = min(ends), max(ends)
-    step = next(step for step in (1, 2, 5, 10, 20, 50) if (high - low) / step <= 6)
-    low, high = step * math.floor(low / step), step * math.ceil(high / step + 1e-9)
-    high = max(high, low + step)
+    span = max(ends) - min(ends)
+    step = next(step for step in (1, 2, 5, 10, 20, 50) if span / step <= 6)
+    low = step * math.floor(min(ends) / step)
+    high = max(step * math.ceil(max(ends) / step + 1e-9), low + step)
 
     def place(value: float) -> float:
         return round(start + (_percent(value) - low) / (high - low) * (end - start), 1)
 
-    return [{"at": place(tick), "text": str(tick)} for tick in range(low, high + 1, step)], place
+    ticks: list[Tick] = [
+        {"at": place(tick), "text": str(tick)} for tick in range(low, high + 1, step)
+    ]
+    return ticks, place
 
 
-def printed_averages() -> list[dict[str, Any]]:
-    """Tables of the printed averages by protocol, backbone and shots; where sources differ, with
-    all values."""
+def printed_averages() -> list[dict[str, object]]:
+    """Make tables of the printed averages by protocol, backbone and shots; where sources differ,
+    with all values."""
     tables: dict[tuple[str, str, int], dict[str, dict[str, list[Figure]]]] = defaultdict(
         lambda: defaultdict(dict)
     )
@@ -217,31 +227,27 @@ def printed_averages() -> list[dict[str, Any]]:
             rows = tables[figure.protocol, figure.backbone or "backbone not stated", shots]
             rows[figure.method].setdefault(figure.metric, []).append(figure)
     return [
-        {
-            "title": f"{protocol}: {backbone}, {shots} shot{'' if shots == 1 else 's'}",
-            **_averages(rows),
-        }
+        {"title": f"{protocol}: {backbone}, {counted(shots, 'shot')}", **_average_rows(rows)}
         for (protocol, backbone, shots), rows in sorted(tables.items())
     ]
 
 
-def _averages(rows: dict[str, dict[str, list[Figure]]]) -> dict[str, Any]:
+def _average_rows(rows: Mapping[str, Mapping[str, Sequence[Figure]]]) -> dict[str, object]:
     metrics = [m for m in ("base", "novel", "hm", "all") if any(m in row for row in rows.values())]
-    shown = []
     best = {
-        method: max((f.value for f in row.get(metrics[-1], [])), default=0.0)
+        method: max((figure.value for figure in row.get(metrics[-1], [])), default=0.0)
         for method, row in rows.items()
     }
+    shown = []
     for method in sorted(rows, key=lambda method: -best[method]):
         row = rows[method]
-        cells = [
-            " / ".join(f"{v:.2f}" for v in sorted({f.value for f in row.get(m, [])}))
-            for m in metrics
-        ]
-        where = sorted(
-            {f"{sources()[f.source].title}, {f.place}" for some in row.values() for f in some}
+        cells = []
+        for metric in metrics:
+            values = sorted({figure.value for figure in row.get(metric, [])})
+            cells.append(" / ".join(f"{value:.2f}" for value in values))
+        places = sorted(
+            {f"{sources()[f.source].title}, {f.place}" for figures in row.values() for f in figures}
         )
-        shown.append(
-            {"method": method, "cells": cells, "sources": len(where), "where": "; ".join(where)}
-        )
+        where = "; ".join(places)
+        shown.append({"method": method, "cells": cells, "sources": len(places), "where": where})
     return {"heads": [paper.NAMES.get(m, "accuracy") for m in metrics], "rows": shown}

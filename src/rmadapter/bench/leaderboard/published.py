@@ -1,8 +1,8 @@
 """Figures as other papers print them, and the contradictions among them, which are computed, not
 typed.
 
-assets/published has the figures, each with its source and the place in it; RMAdapter's own are in
-assets/paper.
+assets/published has the figures, each with its source and the place in it; those of RMAdapter are
+in assets/paper.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.resources import files
 from statistics import fmean
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import yaml
@@ -26,11 +26,8 @@ from rmadapter.bench.report.stats import half_width
 from rmadapter.metrics import harmonic_mean
 
 AVERAGE = "average"
-OWN = {
-    "CLIP": "zero-shot",
-    "Co-CoOp": "cocoop",
-    "RMAdapter": "rmadapter",
-}  # rows of RMAdapter's tables
+# rows of RMAdapter's tables
+OUR_NAMES = {"CLIP": "zero-shot", "Co-CoOp": "cocoop", "RMAdapter": "rmadapter"}
 
 
 class Source(NamedTuple):
@@ -62,14 +59,8 @@ class Figure(BaseModel):
     @property
     def cell(self) -> tuple[str, ...]:
         """What the figure measures, whoever prints it."""
-        return (
-            self.protocol,
-            self.backbone,
-            str(self.shots),
-            self.method,
-            self.dataset,
-            self.metric,
-        )
+        experiment = (self.protocol, self.backbone, str(self.shots))
+        return (*experiment, self.method, self.dataset, self.metric)
 
 
 def _text(name: str) -> str:
@@ -78,39 +69,27 @@ def _text(name: str) -> str:
 
 @cache
 def sources() -> dict[str, Source]:
+    """Read the sources by name."""
     return {name: Source(**row) for name, row in yaml.safe_load(_text("sources.yaml")).items()}
 
 
 @cache
 def published() -> tuple[Figure, ...]:
-    """All figures, including RMAdapter's tables."""
-    rows = TypeAdapter(list[Figure]).validate_python(
-        list(csv.DictReader(io.StringIO(_text("figures.csv"))))
-    )
-    return (*rows, *_rmadapters())
+    """Read all figures, including RMAdapter's tables."""
+    rows = list(csv.DictReader(io.StringIO(_text("figures.csv"))))
+    return (*TypeAdapter(list[Figure]).validate_python(rows), *_rmadapter_figures())
 
 
-def _rmadapters() -> Iterator[Figure]:
+def _rmadapter_figures() -> Iterator[Figure]:
     def figure(
-        method: str, dataset: str, protocol: str, metric: str, value: float, place: str
+        method: str, dataset: str, protocol: Any, metric: Any, value: float, place: str
     ) -> Figure:
-        name = paper.MISNAMED_BY.get((dataset, method), OWN.get(method, method.lower()))
-        shots = 0 if name == "zero-shot" else paper.SHOTS
-        what = {
-            "method": name,
-            "protocol": protocol,
-            "dataset": dataset,
-            "metric": metric,
-            "value": value,
-        }
-        how = {
-            "shots": shots,
-            "backbone": paper.BACKBONES[0],
-            "kind": "printed",
-            "source": "rmadapter",
-            "place": place,
-        }
-        return Figure.model_validate({**what, **how})
+        name = paper.MISNAMED_BY.get((dataset, method), OUR_NAMES.get(method, method.lower()))
+        return Figure(
+            method=name, protocol=protocol, dataset=dataset, metric=metric, value=value,
+            shots=0 if name == "zero-shot" else paper.SHOTS, backbone=paper.BACKBONES[0],
+            kind="printed", source="rmadapter", place=place,
+        )  # fmt: skip
 
     for dataset, rows in paper.halves().items():
         for method, row in rows.items():
@@ -123,16 +102,17 @@ def _rmadapters() -> Iterator[Figure]:
 
 
 def contradictions(figures: Iterable[Figure] | None = None) -> list[str]:
-    """A sentence for each: an HM or average that does not follow from its parts in the same source;
-    sources that print different figures for the same cell; a printed figure outside the 95 %
-    interval of runs by others."""
-    found = published() if figures is None else tuple(figures)
-    return [*_arithmetic(found), *_between_sources(found), *_runs_again(found)]
+    """Write a sentence on each contradiction: an HM or average that does not follow from its parts
+    in the same source; sources that print different figures for the same cell; a printed figure
+    outside the 95 % interval of runs by others."""
+    figures = published() if figures is None else tuple(figures)
+    return [*_arithmetic(figures), *_between_sources(figures), *_reruns(figures)]
 
 
 def _name(figure: Figure) -> str:
     shots = f", {figure.shots} shots" if figure.protocol == "few-shot" else ""
-    return f"{figure.method}, {figure.protocol}, {figure.dataset}{shots}, {paper.NAMES.get(figure.metric, 'accuracy')}"
+    metric = paper.NAMES.get(figure.metric, "accuracy")
+    return f"{figure.method}, {figure.protocol}, {figure.dataset}{shots}, {metric}"
 
 
 def _arithmetic(figures: Iterable[Figure]) -> Iterator[str]:
@@ -142,29 +122,34 @@ def _arithmetic(figures: Iterable[Figure]) -> Iterator[str]:
         tables[key][f.dataset, f.metric] = f
     for cells in tables.values():
         for (dataset, metric), f in cells.items():
-            source = {"imagenet"} if f.protocol in TRANSFER else set()
-            parts = [
-                o.value
-                for (d, m), o in cells.items()
-                if m == metric and d not in {AVERAGE, *source}
-            ]
-            mean = fmean(parts) if dataset == AVERAGE and len(parts) > 3 else None
+            mean, sets = _mean_of_parts(cells, f) if dataset == AVERAGE else (None, "")
             if metric == "hm" and {(dataset, "base"), (dataset, "novel")} <= cells.keys():
-                value = harmonic_mean(cells[dataset, "base"].value, cells[dataset, "novel"].value)
-                if not (dataset == AVERAGE and _mean_of_hms(f.value, value, mean)):
-                    also = (
-                        ""
-                        if mean is None
-                        else f"the mean of its {len(parts)} data sets is {mean:.2f}, and "
-                    )
-                    yield from _off(f, f"{also}that of its base and novel figures", value)
+                hm = harmonic_mean(cells[dataset, "base"].value, cells[dataset, "novel"].value)
+                if not (dataset == AVERAGE and _is_mean_of_hms(f.value, hm, mean)):
+                    prefix = "" if mean is None else f"{sets} is {mean:.2f}, and "
+                    yield from _off(f, f"{prefix}that of its base and novel figures", hm)
             elif mean is not None:
-                yield from _off(f, f"the mean of its {len(parts)} data sets", mean)
+                yield from _off(f, sets, mean)
 
 
-def _mean_of_hms(printed: float, of_means: float, mean: float | None) -> bool:
-    """Whether an average may be the mean of the HMs, the other convention: where these are not all
-    printed (mean is None), whether it is below the HM of the means, as their mean always is."""
+def _mean_of_parts(
+    cells: Mapping[tuple[str, str], Figure], average: Figure
+) -> tuple[float | None, str]:
+    """Average the figures of the data sets; None for too few of them. Also name that mean."""
+    excluded = {AVERAGE, "imagenet"} if average.protocol in TRANSFER else {AVERAGE}
+    parts = [
+        figure.value
+        for (dataset, metric), figure in cells.items()
+        if metric == average.metric and dataset not in excluded
+    ]
+    mean = fmean(parts) if len(parts) > 3 else None
+    return mean, f"the mean of its {len(parts)} data sets"
+
+
+def _is_mean_of_hms(printed: float, of_means: float, mean: float | None) -> bool:
+    """Return whether an average may be the mean of the HMs, the other convention: where these are
+    not all printed (mean is None), whether it is below the HM of the means, as their mean always
+    is."""
     return printed < of_means if mean is None else abs(printed - mean) <= paper.ROUNDING
 
 
@@ -181,24 +166,26 @@ def _between_sources(figures: Iterable[Figure]) -> Iterator[str]:
             cells[figure.cell].setdefault(figure.value, figure)
     for values in cells.values():
         if max(values) - min(values) > paper.ROUNDING:
-            told = " and ".join(
-                f"{v:.2f} ({sources()[f.source].title}, {f.place})"
-                for v, f in sorted(values.items())
-            )
-            yield f"{_name(next(iter(values.values())))}: printed as {told}."
+            texts = [
+                f"{value:.2f} ({sources()[figure.source].title}, {figure.place})"
+                for value, figure in sorted(values.items())
+            ]
+            yield f"{_name(next(iter(values.values())))}: printed as {' and '.join(texts)}."
 
 
-def _runs_again(figures: Iterable[Figure]) -> Iterator[str]:
+def _reruns(figures: Iterable[Figure]) -> Iterator[str]:
     printed = {f.cell: f for f in figures if f.kind == "printed"}
-    again: dict[tuple[str, ...], list[Figure]] = defaultdict(list)
+    reruns: dict[tuple[str, ...], list[Figure]] = defaultdict(list)
     for figure in figures:
         if figure.kind == "rerun":
-            again[figure.cell].append(figure)
-    for cell, runs in again.items():
+            reruns[figure.cell].append(figure)
+    for cell, runs in reruns.items():
         values = np.array([run.value for run in runs])
-        half, first = half_width(values), printed.get(cell)
+        half = half_width(values)
+        first = printed.get(cell)
         if first and half is not None and abs(first.value - values.mean()) > half:
             yield (
-                f"{_name(first)}: printed as {first.value:.2f}, but {len(runs)} runs with the released code gave "
-                f"{values.min():.2f} to {values.max():.2f} ({sources()[runs[0].source].at})."
+                f"{_name(first)}: printed as {first.value:.2f}, but {len(runs)} runs with the "
+                f"released code gave {values.min():.2f} to {values.max():.2f} "
+                f"({sources()[runs[0].source].at})."
             )

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,15 +14,16 @@ from typing import Any, TypeVar
 from rmadapter.errors import UserError, nearest
 from rmadapter.support.terminal import STOPPED
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Hashable)
 ENGINES = ("local", "ray")
 PAUSE = 0.5  # seconds between polls of the workers
 TRIES = 3  # deaths of workers on one piece of work, after which to give up
+SAME_PATH = "every node needs data and backbone at the same path"
 
 
 def is_ray(engine: str, address: str = "", workers: int = 1) -> bool:
-    """Whether the engine is Ray. Raises UserError for an unknown engine, and for an address or
-    workers without Ray."""
+    """Return whether the engine is Ray. Raises UserError for an unknown engine, and for an address
+    or workers without Ray."""
     if engine not in ENGINES:
         raise UserError(f"--engine {engine!r}{nearest(engine, ENGINES)}")
     if address and engine != "ray":
@@ -35,9 +36,8 @@ def is_ray(engine: str, address: str = "", workers: int = 1) -> bool:
 def ray_module() -> Any:
     """Import Ray. Raises UserError if it is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report usage to its makers
-    os.environ.setdefault(
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
-    )  # its future default; avoids a warning
+    # its future default; avoids a warning
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
     except ImportError:
@@ -58,26 +58,23 @@ def connected(address: str = "", processors: int | None = None) -> Iterator[None
     if ray.is_initialized():
         yield
         return
-    own = {} if address else {"num_cpus": processors, "include_dashboard": False}
+    options = {} if address else {"num_cpus": processors, "include_dashboard": False}
     host, _, port = address.rpartition(":")
     try:
         if port.isdigit():  # Ray would retry for minutes, then end the process
             socket.create_connection((host, int(port)), timeout=5).close()
         ray.init(
-            address or "local",
-            log_to_driver=False,
-            logging_level="ERROR",
-            configure_logging=False,
-            **own,
-        )
+            address or "local", log_to_driver=False, logging_level="ERROR",
+            configure_logging=False, **options,
+        )  # fmt: skip
     except Exception as error:  # OSError, RuntimeError, ValueError, and those of its authentication
         reason = " ".join(str(error).split())[:300]
-        where = (
+        failure = (
             f"--address {address}: no Ray cluster could be reached"
             if address
             else "Ray could not be started here"
         )
-        raise UserError(f"{where} ({reason})") from None
+        raise UserError(f"{failure} ({reason})") from None
     try:
         yield
     except (KeyboardInterrupt, SystemExit):  # Ray turns Ctrl-C while it waits into exit code 1
@@ -87,25 +84,21 @@ def connected(address: str = "", processors: int | None = None) -> Iterator[None
 
 
 def shares(count: int, device: str = "auto") -> dict[str, float]:
-    """Resources of each of `count` workers: the most whole processors, and the largest share of a
-    GPU, with which all fit into the cluster. device: as in `Machine`."""
+    """Return the resources of each of `count` workers: the most whole processors, and the largest
+    share of a GPU, with which all fit into the cluster. device: as in `Machine`."""
     nodes = [node["Resources"] for node in ray_module().nodes() if node["Alive"]]
     processors = [int(node.get("CPU", 0)) for node in nodes]
-    graphics = [int(node.get("GPU", 0)) for node in nodes] if device != "cpu" else []
-    own = (
-        n
-        for n in range(max(processors, default=1), 0, -1)
-        if sum(p // n for p in processors) >= count
-    )
-    found: dict[str, float] = {"num_cpus": next(own, 1), "num_gpus": 0}
-    if total := sum(graphics):
-        found["num_gpus"] = 1 / -(-count // total)
-    return found
+    gpus = sum(int(node.get("GPU", 0)) for node in nodes) if device != "cpu" else 0
+    each = max(processors, default=1)
+    while each > 1 and sum(available // each for available in processors) < count:
+        each -= 1
+    return {"num_cpus": max(each, 1), "num_gpus": 1 / -(-count // gpus) if gpus else 0}
 
 
 def share(
-    hire: Callable[[], Any], size: int, todo: Sequence[T], pick: Callable[[T | None, list[T], Collection[T]], T],
-    send: Callable[[T], Any] = lambda work: work,
+    hire: Callable[[], Any], size: int, todo: Sequence[T],
+    pick: Callable[[T | None, list[T], Collection[T]], T],
+    send: Callable[[T], object] = lambda work: work,
 ) -> Iterator[tuple[T, Any] | None]:  # fmt: skip
     """Yield (work, result) as work is done, and None from time to time while nothing is.
 
@@ -118,55 +111,59 @@ def share(
     raises.
     """
     ray = ray_module()
-    left, idle, lost, last = list(todo), [], Counter[Any](), dict[Any, T]()
-    at: dict[Any, tuple[Any, T | None]] = {}  # awaited reference -> the worker and its work
+    left = list(todo)
+    idle: list[Any] = []
+    last: dict[Any, T] = {}
+    deaths: Counter[T | None] = Counter()
+    awaited: dict[Any, tuple[Any, T | None]] = {}  # reference -> the worker and its work
+
+    def start_worker() -> None:
+        worker = hire()
+        awaited[worker.ready.remote()] = worker, None
+
     try:
-        at |= {
-            (worker := hire()).ready.remote(): (worker, None) for _ in range(min(size, len(left)))
-        }
-        while left or any(work is not None for _, work in at.values()):
-            done, _ = ray.wait(list(at), timeout=PAUSE)
-            for ref in done:
-                worker, work = at.pop(ref)
+        for _ in range(min(size, len(left))):
+            start_worker()
+        while left or any(work is not None for _, work in awaited.values()):
+            done, _ = ray.wait(list(awaited), timeout=PAUSE)
+            for reference in done:
+                worker, work = awaited.pop(reference)
                 try:
-                    found = ray.get(ref)
+                    result = ray.get(reference)
                 except ray.exceptions.RayTaskError as error:
                     raise error.cause if isinstance(error.cause, UserError) else error from None
                 except ray.exceptions.RayError as error:
-                    _count(lost, work, error)
+                    _count_death(deaths, work, error)
                     left = left if work is None else [work, *left]
                     ray.kill(worker)  # it may only be unreachable
-                    worker = hire()
-                    at[worker.ready.remote()] = worker, None
+                    start_worker()
                     continue
-                lost.pop(None, None)
+                deaths.pop(None, None)
                 idle.append(worker)
                 if work is not None:
                     last[worker] = work
-                    yield work, found
+                    yield work, result
             while idle and left:
                 worker = idle.pop()
-                work = pick(
-                    last.get(worker), left, [work for _, work in at.values() if work is not None]
-                )
+                others = [work for _, work in awaited.values() if work is not None]
+                work = pick(last.get(worker), left, others)
                 left.remove(work)
-                at[worker.do.remote(send(work))] = worker, work
+                awaited[worker.do.remote(send(work))] = worker, work
             if not done:
                 yield None
     finally:
-        for worker in (*idle, *(worker for worker, _ in at.values())):
+        for worker in (*idle, *(worker for worker, _ in awaited.values())):
             with suppress(Exception):  # the cluster may be gone
                 ray.kill(worker)
 
 
-def _count(lost: Counter[Any], work: Any, error: Exception) -> None:
+def _count_death(deaths: Counter[T | None], work: T | None, error: Exception) -> None:
     """Count a dead worker; work None means its start. Starts are counted until any call succeeds."""
-    lost[work] += 1
-    if lost[work] >= TRIES:
-        what = "while starting" if work is None else f"on this, perhaps out of memory: {work}"
-        raise UserError(
-            f"{TRIES} workers died {what} ({str(error).strip().splitlines()[-1].strip()[:300]})"
-        )
+    deaths[work] += 1
+    if deaths[work] >= TRIES:
+        when = "while starting" if work is None else f"on this, perhaps out of memory: {work}"
+        reason = str(error).strip().splitlines()[-1].strip()[:300]
+        raise UserError(f"{TRIES} workers died {when} ({reason})")
 
 
 def settle(folder: Path, threads: float) -> str:
@@ -177,4 +174,5 @@ def settle(folder: Path, threads: float) -> str:
     with suppress(OSError):
         os.chdir(folder)
     torch.set_num_threads(max(int(threads), 1))
-    return ray_module().util.get_node_ip_address()
+    address: str = ray_module().util.get_node_ip_address()
+    return address

@@ -7,17 +7,18 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
 from rmadapter.bench.report.format import Cell
-from rmadapter.bench.report.groups import Group, alongside, complete, entries, slug
+from rmadapter.bench.report.groups import Group, comparable_costs, complete, rows_of, slug
 from rmadapter.bench.report.tables import HALVES, average_title, columns_of, rankings, reference
 from rmadapter.support.plots import COLOURS, canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as MatplotlibFigure
 
 # Mid tones that are readable on white and black (after Okabe and Ito, and Tol); markers distinguish
 # the rest.
@@ -36,17 +37,20 @@ Look = tuple[str, str]  # colour and marker
 
 
 class Figure(NamedTuple):
-    name: str  # of its file
+    """A figure. name: of its file."""
+
+    name: str
     title: str
     svg: str
 
 
 def make_figures(group: Group) -> list[Figure]:
-    """The figures that fit the protocol, and the ranks; none where there is too little to draw."""
-    return [*_own(group), *_ranks(group)]
+    """Draw the figures that fit the protocol, and the ranks; none where there is too little to
+    draw."""
+    return [*_protocol_figures(group), *_ranks(group)]
 
 
-def _own(group: Group) -> list[Figure]:
+def _protocol_figures(group: Group) -> list[Figure]:
     if group.protocol == "few-shot":
         return _few_shot(group)
     if group.protocol == "base-to-novel":
@@ -57,31 +61,24 @@ def _own(group: Group) -> list[Figure]:
 
 
 def _looks(group: Group) -> dict[str, Look]:
-    """The look of each row, the same in every figure of a group."""
+    """Assign each row a look, the same in every figure of a group."""
     rest = zip(itertools.cycle(OTHERS), itertools.cycle(MARKERS))
     return {
-        label: FIXED.get(some[0].method.name) or next(rest)
-        for label, some in entries(group.records).items()
+        label: FIXED.get(records[0].method.name) or next(rest)
+        for label, records in rows_of(group.records).items()
     }
 
 
 def _scatter(group: Group) -> list[Figure]:
-    """Base against novel accuracy, and HM against training time; accuracies are averages over the
-    data sets that every row has."""
-    rows, looks = entries(group.records), _looks(group)
-    every = complete(rows)
-    cells = {
-        label: [column.cell(some, *every) for column in HALVES] for label, some in rows.items()
-    }
-    points = {
-        label: some for label, some in cells.items() if all(cell.value is not None for cell in some)
-    }
-    beside = alongside(rows)
-    seconds = {
-        label: median(record.seconds.get("train", 0) for record in beside[label])
-        for label in points
-    }
-    trained = [value for value in seconds.values() if value > 0]
+    """Draw base against novel accuracy, and HM against training time; accuracies are averages over
+    the data sets that every row has."""
+    rows, looks = rows_of(group.records), _looks(group)
+    datasets, seeds = complete(rows)
+    points = {}
+    for label, records in rows.items():
+        cells = [column.cell(records, datasets, seeds) for column in HALVES]
+        if all(cell.value is not None for cell in cells):
+            points[label] = cells
     figures = []
     if len(points) > 1:
         name, title = f"{group.slug}-{TRADE_OFF}", "Base against novel accuracy"
@@ -93,29 +90,40 @@ def _scatter(group: Group) -> list[Figure]:
             axes.set(xlabel="base classes, %", ylabel="novel classes, %")
             _legend(axes)
         figures.append(Figure(name, title, out[0]))
-    if len(trained) > 1:
-        name, title = f"{group.slug}-cost", "HM against training time"
-        with canvas(4.2, 3.6, name, title) as (axes, out):
-            for label, (*_, hm) in points.items():
-                if seconds[label] > 0:
-                    _point(axes, seconds[label], hm, label, looks[label])
-                else:  # such as zero-shot, which is not trained
-                    axes.axhline(
-                        hm.number, color=looks[label][0], linestyle="--", linewidth=1, label=label
-                    )
-            if max(trained) > 10 * min(trained):
-                axes.set_xscale("log")
-                axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            axes.set(xlabel="training, s", ylabel="HM, %")
-            _legend(axes)
-        figures.append(Figure(name, title, out[0]))
-    return figures
+    costs = comparable_costs(rows)
+    seconds = {
+        label: median(record.seconds.get("train", 0) for record in costs[label]) for label in points
+    }
+    hms = {label: hm for label, (*_, hm) in points.items()}
+    return figures + _cost_figure(group, hms, seconds, looks)
+
+
+def _cost_figure(
+    group: Group, hms: Mapping[str, Cell], seconds: Mapping[str, float], looks: Mapping[str, Look]
+) -> list[Figure]:
+    trained = [value for value in seconds.values() if value > 0]
+    if len(trained) < 2:
+        return []
+    name, title = f"{group.slug}-cost", "HM against training time"
+    with canvas(4.2, 3.6, name, title) as (axes, out):
+        for label, hm in hms.items():
+            if seconds[label] > 0:
+                _point(axes, seconds[label], hm, label, looks[label])
+            else:  # such as zero-shot, which is not trained
+                colour = looks[label][0]
+                axes.axhline(hm.number, color=colour, linestyle="--", linewidth=1, label=label)
+        if max(trained) > 10 * min(trained):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set(xlabel="training, s", ylabel="HM, %")
+        _legend(axes)
+    return [Figure(name, title, out[0])]
 
 
 def _point(
     axes: Axes, x: float, y: Cell, label: str, look: Look, interval: float | None = None
 ) -> None:
-    """A row's mark with the interval of y and, if there is one, of x."""
+    """Draw a row's mark with the interval of y and, if there is one, of x."""
     colour, marker = look
     axes.errorbar(
         x, y.number, y.interval, interval, fmt="none", ecolor=colour, elinewidth=1, alpha=0.6
@@ -124,21 +132,20 @@ def _point(
 
 
 def _equal_hm(axes: Axes) -> None:
+    """Draw contours of equal HM behind the points."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-    x, y = np.meshgrid(
-        np.linspace(max(left, 0.1), right, 100), np.linspace(max(low, 0.1), high, 100)
-    )
-    lines = axes.contour(
-        x, y, 2 * x * y / (x + y), levels=6, colors=COLOURS["faint"], linewidths=0.8, zorder=1
-    )
+    columns = np.linspace(max(left, 0.1), right, 100)
+    x, y = np.meshgrid(columns, np.linspace(max(low, 0.1), high, 100))
+    hm = 2 * x * y / (x + y)
+    lines = axes.contour(x, y, hm, levels=6, colors=COLOURS["faint"], linewidths=0.8, zorder=1)
     axes.clabel(lines, fmt=lambda value: f"HM {value:g}", fontsize=7, colors=COLOURS["ink"])
     axes.grid(False)
 
 
 def _legend(axes: Axes) -> None:
-    """A legend below the axes, in as many columns as surely fit. The figure grows for every row but
-    the first."""
-    figure: Any = axes.figure
+    """Put a legend below the axes, in as many columns as surely fit. The figure grows for every row
+    but the first."""
+    figure = cast("MatplotlibFigure", axes.figure)
     labels = axes.get_legend_handles_labels()[1]
     inches = 0.4 + 0.065 * max(map(len, labels), default=0)  # of a label in 9 points
     columns = max(1, min(3, int(figure.get_figwidth() / inches)))
@@ -147,54 +154,56 @@ def _legend(axes: Axes) -> None:
 
 
 def _few_shot(group: Group) -> list[Figure]:
-    """Accuracy against shots with a band for the interval: the average first, then each data set."""
-    rows, looks = entries(group.records), _looks(group)
-    datasets, seeds = complete(rows)
-    parts: list[tuple[str, str, list[str], list[int] | None]] = [
-        (d, d, [d], None) for d in group.datasets
-    ]
-    if len(datasets) > 1 and seeds:
-        parts.insert(0, ("average", average_title(datasets, seeds), datasets, seeds))
+    """Draw accuracy against shots with a band for the interval: the average first, then each data
+    set."""
+    datasets, seeds = complete(rows_of(group.records))
     figures = []
-    for key, title, sets, some in parts:
-        name = f"{group.slug}-{slug(key)}-curve"
-        with canvas(3.6, 3.1, name, f"Accuracy against shots, {title}") as (axes, out):
-            columns = {column.shots or 0: column for column in columns_of(group)}
-            places = {
-                shots: shots or 2 * max(columns) or 1 for shots in columns
-            }  # all images, after the most shots
-            for label, records in rows.items():
-                cells = {
-                    places[shots]: column.cell(records, sets, some)
-                    for shots, column in columns.items()
-                }
-                _curve(axes, cells, looks[label], label)
-            _value_axis(axes, list(places.values()), [str(shots or "all") for shots in places])
-            axes.set(xlabel="images per class", ylabel="accuracy, %")
-            _legend(axes)
-        figures.append(Figure(name, title, out[0]))
+    if len(datasets) > 1 and seeds:
+        title = average_title(datasets, seeds)
+        figures.append(_shots_figure(group, "average", title, datasets, seeds))
+    figures += [_shots_figure(group, name, name, [name], None) for name in group.datasets]
     return figures
 
 
-def _curve(axes: Axes, cells: Mapping[Any, Cell], look: Look, label: str) -> None:
-    """A curve over x with a band for the intervals; a single figure, such as zero-shot's, is a
+def _shots_figure(
+    group: Group, key: str, title: str, datasets: Sequence[str], seeds: Sequence[int] | None
+) -> Figure:
+    looks = _looks(group)
+    name = f"{group.slug}-{slug(key)}-curve"
+    columns = {column.shots or 0: column for column in columns_of(group)}
+    # all images stand after the most shots
+    places = {shots: shots or 2 * max(columns) or 1 for shots in columns}
+    with canvas(3.6, 3.1, name, f"Accuracy against shots, {title}") as (axes, out):
+        for label, records in rows_of(group.records).items():
+            cells: dict[float, Cell] = {
+                places[shots]: column.cell(records, datasets, seeds)
+                for shots, column in columns.items()
+            }
+            _curve(axes, cells, looks[label], label)
+        _value_axis(axes, list(places.values()), [str(shots or "all") for shots in places])
+        axes.set(xlabel="images per class", ylabel="accuracy, %")
+        _legend(axes)
+    return Figure(name, title, out[0])
+
+
+def _curve(axes: Axes, cells: Mapping[float, Cell], look: Look, label: str) -> None:
+    """Draw a curve over x with a band for the intervals; a single figure, such as zero-shot's, is a
     horizontal line."""
     known = {x: cell for x, cell in cells.items() if cell.value is not None}
     colour, marker = look
+    x = list(known)
     y = np.array([cell.number for cell in known.values()])
     half = np.array([cell.interval or 0 for cell in known.values()])
     if len(y) == 1:
         axes.axhline(y[0], color=colour, linestyle="--", label=label)
     elif len(y):
-        axes.plot(
-            list(known), y, color=colour, marker=marker, markersize=4.5, linewidth=1.6, label=label
-        )
-        axes.fill_between(list(known), y - half, y + half, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(x, y, color=colour, marker=marker, markersize=4.5, linewidth=1.6, label=label)
+        axes.fill_between(x, y - half, y + half, color=colour, alpha=0.15, linewidth=0)
 
 
 def _value_axis(axes: Axes, places: Sequence[float], texts: Sequence[str]) -> None:
-    """Ticks at the values that were tried; logarithmic above the smallest positive one if they span
-    a decade."""
+    """Set ticks at the values that were tried; logarithmic above the smallest positive one if they
+    span a decade."""
     positive = [place for place in places if place > 0]
     if positive and min(places) >= 0 and max(positive) >= 10 * min(positive):
         axes.set_xscale("symlog", linthresh=min(positive), linscale=0.5)
@@ -203,17 +212,16 @@ def _value_axis(axes: Axes, places: Sequence[float], texts: Sequence[str]) -> No
 
 
 def _ablation(group: Group) -> list[Figure]:
-    """HM of each variant with a bar for its interval; columns from 0 would hide the differences."""
-    rows = entries(group.records)
-    every = complete(rows)
-    cells = {label: HM.cell(some, *every) for label, some in rows.items()}
+    """Draw the HM of each variant with a bar for its interval; columns from 0 would hide the
+    differences."""
+    rows = rows_of(group.records)
+    datasets, seeds = complete(rows)
+    cells = {label: HM.cell(records, datasets, seeds) for label, records in rows.items()}
     cells = {label: cell for label, cell in cells.items() if cell.value is not None}
     if len(cells) < 2:
         return []
-    name, title = (
-        f"{group.slug}-bars",
-        f"HM of each variant, {group.protocol.removeprefix('ablation-')}",
-    )
+    name = f"{group.slug}-bars"
+    title = f"HM of each variant, {group.protocol.removeprefix('ablation-')}"
     with canvas(4.2, 0.9 + 0.5 * len(cells), name, title) as (axes, out):
         for place, (label, cell) in enumerate(cells.items()):
             colour = COLOURS["adapted"] if label == reference(rows) else GREEN
@@ -221,18 +229,10 @@ def _ablation(group: Group) -> list[Figure]:
             axes.barh(place, 2 * half, 0.34, cell.number - half, color=colour, alpha=0.25)
             axes.plot(cell.number, place, "o", color=colour, markersize=6)
             for text, x, side in ((label, 0, "left"), (cell.text, 1, "right")):
-                above = (x, place - 0.3)
-                axes.annotate(
-                    text,
-                    above,
-                    xycoords=("axes fraction", "data"),
-                    ha=side,
-                    va="bottom",
-                    fontsize=8,
-                )
-        axes.set(
-            ylim=(len(cells) - 0.5, -0.85), xlabel="HM, %; the band is the 95 % interval over seeds"
-        )
+                above, where = (x, place - 0.3), ("axes fraction", "data")
+                axes.annotate(text, above, xycoords=where, ha=side, va="bottom", fontsize=8)
+        xlabel = "HM, %; the band is the 95 % interval over seeds"
+        axes.set(ylim=(len(cells) - 0.5, -0.85), xlabel=xlabel)
         axes.use_sticky_edges = False
         axes.margins(x=0.1)
         axes.set_yticks([])
@@ -241,9 +241,9 @@ def _ablation(group: Group) -> list[Figure]:
 
 
 def _sensitivity(group: Group) -> list[Figure]:
-    """Base, novel and HM against the value of the setting that varies."""
-    rows = entries(group.records)
-    values = [some[0].value for some in rows.values()]
+    """Draw base, novel and HM against the value of the setting that varies."""
+    rows = rows_of(group.records)
+    values = [records[0].value for records in rows.values()]
     if len(values) < 2:
         return []
     numbers = [value for value in values if isinstance(value, (int, float))]
@@ -251,9 +251,9 @@ def _sensitivity(group: Group) -> list[Figure]:
     places = [float(number) for number in (numbers if numeric else range(len(values)))]
     name, title = f"{group.slug}-line", f"Accuracy against {group.axis}"
     with canvas(3.6, 3.1, name, title) as (axes, out):
-        every = complete(rows)
+        datasets, seeds = complete(rows)
         for column, look in zip(HALVES, FIXED.values(), strict=True):
-            cells = [column.cell(some, *every) for some in rows.values()]
+            cells = [column.cell(records, datasets, seeds) for records in rows.values()]
             _curve(axes, dict(zip(places, cells, strict=True)), look, column.head)
         _value_axis(axes, places, [f"{value:g}" if numeric else str(value) for value in values])
         axes.set(xlabel=group.axis, ylabel="accuracy, %")
@@ -262,19 +262,18 @@ def _sensitivity(group: Group) -> list[Figure]:
 
 
 def _ranks(group: Group) -> list[Figure]:
-    """A critical-difference diagram of the figure that the finding is about: mean ranks with their
-    intervals, and bars beside methods of which no two are shown to differ."""
+    """Draw a critical-difference diagram of the figure that the finding is about: mean ranks with
+    their intervals, and bars beside methods of which no two are shown to differ."""
     *_, column = columns_of(group)
-    found = rankings(group, [column])
-    if column not in found:
+    ranks = rankings(group, [column]).get(column)
+    if ranks is None:
         return []
-    ranks, looks = found[column], _looks(group)
+    looks = _looks(group)
     k, (n, _) = len(ranks.labels), ranks.values.shape
     name, title = f"{group.slug}-ranks", f"Mean ranks in {column.head} over n = {n} data sets"
     with canvas(5.0, 1.1 + 0.25 * k, name, title) as (axes, out):
-        for place, (label, rank, half) in enumerate(
-            zip(ranks.labels, ranks.mean, ranks.half_widths, strict=True)
-        ):
+        lines = zip(ranks.labels, ranks.mean, ranks.half_widths, strict=True)
+        for place, (label, rank, half) in enumerate(lines):
             colour, marker = looks[label]
             ends = [[min(half, rank - 1)], [min(half, k - rank)]]  # ranks are from 1 to k
             axes.errorbar(
@@ -282,18 +281,12 @@ def _ranks(group: Group) -> list[Figure]:
             )
             axes.plot(rank, place, marker, color=colour, markersize=6.5, markeredgewidth=0)
         right = max(axes.get_xlim()[1], k)
+        ink = COLOURS["ink"]
         for number, (first, last) in enumerate(ranks.level(), 1):
             x = [right + 0.04 * k * number] * 2
-            axes.plot(
-                x,
-                [first - 0.25, last + 0.25],
-                color=COLOURS["ink"],
-                linewidth=2.5,
-                solid_capstyle="butt",
-            )
+            y = [first - 0.25, last + 0.25]
+            axes.plot(x, y, color=ink, linewidth=2.5, solid_capstyle="butt")
         axes.set_yticks(range(k), ranks.labels)
-        axes.set(
-            ylim=(k - 0.5, -0.5),
-            xlabel="mean rank, 1 is the best;\na bar joins methods not shown to differ",
-        )
+        xlabel = "mean rank, 1 is the best;\na bar joins methods not shown to differ"
+        axes.set(ylim=(k - 0.5, -0.5), xlabel=xlabel)
     return [Figure(name, title, out[0])]

@@ -6,17 +6,20 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rmadapter.errors import UserError
 from rmadapter.support.files import inert
+
+if TYPE_CHECKING:
+    import pandas
 
 NOTHING = "–"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure with the half width of its 95 % interval (None: there is none to show), or a text."""
+    """A figure with half the width of its 95 % interval (None: there is none to show), or a text."""
 
     value: float | str | None = None
     interval: float | None = None
@@ -24,7 +27,7 @@ class Cell:
 
     @property
     def number(self) -> float:
-        """The figure; NaN where there is none."""
+        """The figure; NaN if there is none."""
         return float(self.value) if isinstance(self.value, (int, float)) else math.nan
 
     @property
@@ -50,6 +53,7 @@ class Row:
 
     @property
     def title(self) -> str:
+        """The label with the note."""
         return f"{self.label} ({self.note})" if self.note else self.label
 
 
@@ -72,69 +76,53 @@ def mark_best(rows: Sequence[Row]) -> tuple[Row, ...]:
 
     Incomplete rows and the paper's rows are not compared: they were not measured on the same runs.
     """
-    judged = [row for row in rows if not row.paper and not row.note]
+    compared = [row for row in rows if not row.paper and not row.note]
     best: list[float | None] = []
-    for cells in zip(*(row.cells for row in judged), strict=True):
+    for cells in zip(*(row.cells for row in compared), strict=True):
         values = [round(cell.number, 2) for cell in cells if not math.isnan(cell.number)]
         best.append(max(values) if len(values) > 1 else None)
 
-    def marked(row: Row) -> Row:
+    def mark(row: Row) -> Row:
         pairs = zip(row.cells, best, strict=True)
-        return replace(
-            row,
-            cells=tuple(replace(cell, best=round(cell.number, 2) == top) for cell, top in pairs),
-        )
+        cells = (replace(cell, best=round(cell.number, 2) == top) for cell, top in pairs)
+        return replace(row, cells=tuple(cells))
 
-    return tuple(marked(row) if row in judged else row for row in rows)
+    return tuple(mark(row) if row in compared else row for row in rows)
 
 
 def minus(text: str) -> str:
-    """The number with a real minus sign, and no -0.00."""
+    """Return the number with a real minus sign, and no -0.00."""
     return re.sub(r"^-(?=0(\.0+)?$)", "", text).replace("-", "−")
 
 
 def to_markdown(table: Table) -> str:
-    """A pipe table with its title, facts and footnotes. Raises UserError without pandas, as do the
-    two below."""
+    """Write a pipe table with its title, facts and footnotes. Raises UserError without pandas, as
+    `to_latex` and `to_csv` do."""
     frame = _frame(table, lambda text: text.replace("|", "\\|"), "**{}**", "*{}*")
     aligned = ("left", *["right"] * (len(table.columns) - 1))
     body = frame.to_markdown(index=False, disable_numparse=True, colalign=aligned)
     notes = [f"{number}. {note}" for number, note in enumerate(table.footnotes, 1)]
-    return (
-        "\n\n".join(filter(None, [f"### {table.title}", body, table.facts, "\n".join(notes)]))
-        + "\n"
-    )
+    parts = [f"### {table.title}", body, table.facts, "\n".join(notes)]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
-_TEX = {character: f"\\{character}" for character in "&%$#_{}"}
-_TEX |= {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "–": "--",
-    "…": r"\ldots{}",
-}
-_TEX |= {
-    "±": r"$\pm$",
-    "−": "$-$",
-    "×": r"$\times$",
-    "→": r"$\to$",
-    "<": "$<$",
-    ">": "$>$",
-    "·": r"$\cdot$",
-}
+_TEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--",
+    "…": r"\ldots{}", "±": r"$\pm$", "−": "$-$", "×": r"$\times$", "→": r"$\to$", "<": "$<$",
+    ">": "$>$", "·": r"$\cdot$",
+}  # fmt: skip
 
 
 def tex(text: str) -> str:
-    """Plain text for LaTeX."""
+    """Escape plain text for LaTeX."""
     return "".join(_TEX.get(character, character) for character in text)
 
 
 def to_latex(table: Table) -> str:
-    """A table float; it needs the package booktabs."""
+    """Write a table float; it needs the package booktabs."""
     frame = _frame(table, tex, r"\textbf{{{}}}", r"\textit{{{}}}")
     caption = ". ".join(filter(None, [table.title, table.facts.rstrip(".")])) + "."
-    text = frame.to_latex(
+    text: str = frame.to_latex(
         index=False, escape=False, column_format="l" + "r" * (len(table.columns) - 1),
         caption=tex(caption), label=f"tab:{table.name}", position="htbp",
     )  # fmt: skip
@@ -143,23 +131,20 @@ def to_latex(table: Table) -> str:
     return text.replace("\\end{table}", f"{notes}\\end{{table}}")
 
 
-def _frame(table: Table, escape: Callable[[str], str], bold: str, italic: str) -> Any:
-    """All texts as they are shown: the best in bold, the paper's rows in italics."""
+def _frame(table: Table, escape: Callable[[str], str], bold: str, italic: str) -> pandas.DataFrame:
+    """Lay out all texts as they are shown: the best in bold, the paper's rows in italics."""
 
-    def line(row: Row) -> list[str]:
-        plain = italic if row.paper else "{}"
-        return [
-            plain.format(escape(row.title)),
-            *((bold if cell.best else plain).format(escape(cell.text)) for cell in row.cells),
-        ]
+    def texts(row: Row) -> list[str]:
+        style = italic if row.paper else "{}"
+        cells = [(bold if cell.best else style).format(escape(cell.text)) for cell in row.cells]
+        return [style.format(escape(row.title)), *cells]
 
-    return _pandas().DataFrame(
-        [line(row) for row in table.rows], columns=[escape(head) for head in table.columns]
-    )
+    heads = [escape(head) for head in table.columns]
+    return _pandas().DataFrame([texts(row) for row in table.rows], columns=heads)
 
 
 def to_csv(table: Table) -> str:
-    """One line per row; a column with intervals is followed by one with their half widths."""
+    """Write one line per row; a column with intervals is followed by one with half their widths."""
     columns: dict[str, list[str]] = {
         inert(table.columns[0]): [inert(row.label) for row in table.rows],
         "source": ["paper" if row.paper else "measured" for row in table.rows],
@@ -168,13 +153,13 @@ def to_csv(table: Table) -> str:
     for place, head in enumerate(table.columns[1:]):
         cells = [row.cells[place] for row in table.rows]
         head = inert(head)
-        columns[head] = [_plain(cell.value) for cell in cells]
+        columns[head] = [_csv_value(cell.value) for cell in cells]
         if any(cell.interval is not None for cell in cells):
-            columns[f"{head} ± 95 %"] = [_plain(cell.interval) for cell in cells]
-    return _pandas().DataFrame(columns).to_csv(index=False, lineterminator="\n")
+            columns[f"{head} ± 95 %"] = [_csv_value(cell.interval) for cell in cells]
+    return str(_pandas().DataFrame(columns).to_csv(index=False, lineterminator="\n"))
 
 
-def _plain(value: float | str | None) -> str:
+def _csv_value(value: float | str | None) -> str:
     if value is None:
         return ""
     if isinstance(value, str):

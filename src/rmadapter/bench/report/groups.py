@@ -1,4 +1,4 @@
-"""Records grouped so that like is compared with like."""
+"""Group records so that only comparable runs share a table."""
 
 from __future__ import annotations
 
@@ -11,25 +11,19 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from rmadapter.artifacts.record import BackboneName, Record
 from rmadapter.bench.protocols import PROTOCOLS
 from rmadapter.methods.uses import TRACKS, UNKNOWN, track_of
 
-SHARED = (
-    "task.templates",
-    "task.augmentation",
-    "task.views",
-    "precision",
-)  # what runs must share to be compared
+# what runs must share to be compared
+SHARED = ("task.templates", "task.augmentation", "task.views", "precision")
 TRANSFER = ("cross-dataset", "domain-generalization")
-ORDER = {
-    "zero-shot": -1,
-    "mma": 1,
-    "rmadapter-paper": 2,
-    "rmadapter": 3,
-}  # of rows; 0 for other methods
+ORDER = {"zero-shot": -1, "mma": 1, "rmadapter-paper": 2, "rmadapter": 3}  # of rows; others are 0
+
+Rows: TypeAlias = "Mapping[str, Sequence[Record]]"  # by label
+Experiment: TypeAlias = tuple[Any, ...]  # texts and numbers that sort
 
 
 @dataclass(frozen=True)
@@ -44,7 +38,7 @@ class Group:
     protocol: str
     backbone: BackboneName
     shots: int | None
-    shared: dict[str, Any]
+    shared: dict[str, object]
     records: list[Record]
     track: str = TRACKS[0]
     axis: str = ""
@@ -55,31 +49,25 @@ class Group:
         """A name for files and labels, unique among groups by the start of the digest."""
         parts = [self.protocol, self.axis, Path(self.backbone.name).name, self.backbone.digest[:6]]
         parts += [] if self.shots is None else [f"{self.shots}shots"]
-        parts += [
-            f"{k}-{v}"
-            for k, v in self._unlike_the_defaults("augmentation", "views", "precision").items()
-        ]
+        special = self._not_default("augmentation", "views", "precision")
+        parts += [f"{name}-{value}" for name, value in special.items()]
         parts += [f"prompts{self.prompts + 1}"] if self.prompts else []
         parts += [] if self.track == TRACKS[0] else [self.track]
         return slug("-".join(filter(None, parts)))
 
     @property
     def title(self) -> str:
+        """A title for readers."""
         axis = f", {self.axis}" if self.axis else ""
-        shots = "" if self.shots is None else f", {in_words(self.shots)}"
+        shots = "" if self.shots is None else f", {describe_shots(self.shots)}"
+        special = self._not_default("precision", "augmentation").values()
+        settings = "".join(f", {value}" for value in special)
         track = "" if self.track == TRACKS[0] else f", {self.track}"
-        made = "".join(
-            f", {value}"
-            for value in self._unlike_the_defaults("precision", "augmentation").values()
-        )
-        return f"{self.protocol}{axis}: {self.backbone.name}{shots}{made}{track}"
+        return f"{self.protocol}{axis}: {self.backbone.name}{shots}{settings}{track}"
 
-    def _unlike_the_defaults(self, *names: str) -> dict[str, Any]:
-        return {
-            name: self.shared[name]
-            for name in names
-            if self.shared[name] not in ("none", 0, "fp32")
-        }
+    def _not_default(self, *names: str) -> dict[str, object]:
+        defaults = ("none", 0, "fp32")
+        return {name: self.shared[name] for name in names if self.shared[name] not in defaults}
 
     @property
     def compared(self) -> bool:
@@ -89,18 +77,21 @@ class Group:
 
     @property
     def datasets(self) -> list[str]:
+        """The data sets trained on, sorted."""
         return sorted({record.task.data for record in self.records})
 
     @property
     def seeds(self) -> list[int]:
+        """The seeds, sorted."""
         return sorted({record.task.seed for record in self.records})
 
 
-def in_words(*shots: int) -> str:
-    """ "1, 4, 16 shots, all images"; in the order of `by_size`."""
-    some = [number for number in shots if number]
-    told = [f"{', '.join(map(str, some))} shot{'' if some == [1] else 's'}"] if some else []
-    return ", ".join([*told, *["all images"] * (0 in shots)])
+def describe_shots(*shots: int) -> str:
+    """Write numbers of shots as "1, 4, 16 shots, all images"; give them in the order of `by_size`."""
+    numbers = [number for number in shots if number]
+    unit = "shot" if numbers == [1] else "shots"
+    parts = [f"{', '.join(map(str, numbers))} {unit}"] if numbers else []
+    return ", ".join([*parts, *["all images"] * (0 in shots)])
 
 
 def by_size(shots: int) -> tuple[bool, int]:
@@ -109,38 +100,42 @@ def by_size(shots: int) -> tuple[bool, int]:
 
 
 def slug(text: str) -> str:
-    """The text in lower-case letters of any script, digits, dots and dashes."""
+    """Return the text in lower-case letters of any script, digits, dots and dashes."""
     return re.sub(r"[^\w.]+|_+", "-", text.lower()).strip("-.")
 
 
 def label(record: Record) -> str:
-    """The label of a row: the record's variant if it has one, else its method."""
+    """Return the label of a row: the record's variant if it has one, else its method."""
     return record.variant or record.method.title or record.method.name
 
 
 def track(record: Record) -> str:
+    """Return the track of the record's method."""
     method = record.method
     return track_of(method.name, method.settings, method.uses)
 
 
-def shared(record: Record) -> dict[str, Any]:
+def shared(record: Record) -> dict[str, object]:
+    """Return the settings that runs must share to be compared."""
     return {name.rpartition(".")[2]: attrgetter(name)(record) for name in SHARED}
 
 
 def tested(record: Record) -> dict[str, int]:
-    """Number of images in each test set on which the method has an accuracy."""
+    """Return the number of images in each test set on which the method has an accuracy."""
     return {score.name: score.images for score in record.scores if score.accuracy is not None}
 
 
-def known_as(record: Record) -> tuple[str, str]:
-    """Name and, of a method from outside, title: two people may have a mine.py:Mine."""
+def method_key(record: Record) -> tuple[str, str]:
+    """Return the name and, of a method from outside, the title: two people may have a
+    mine.py:Mine."""
     name = record.method.name
     return name, record.method.title if ":" in name else ""
 
 
-def cell(record: Record) -> tuple[Any, ...]:
-    """What was measured: two finished records of one cell are the same experiment twice."""
-    what = (record.protocol, record.task.data, *known_as(record), record.variant, record.axis)
+def experiment_of(record: Record) -> Experiment:
+    """Return a key of what was measured: two finished records with the same key are the same
+    experiment twice."""
+    what = (record.protocol, record.task.data, *method_key(record), record.variant, record.axis)
     how = (json.dumps(record.value), record.backbone.digest, json.dumps(shared(record)))
     return (*what, *how, record.task.shots, record.task.seed)
 
@@ -152,45 +147,49 @@ def group_records(records: Sequence[Record]) -> list[Group]:
     Each data set may have its own templates. If one was run with several, the most common come
     first.
     """
-    usual = Counter(record.task.templates for record in records)
-    own: dict[tuple[str, str], set[tuple[str, ...]]] = defaultdict(set)
+    common = Counter(record.task.templates for record in records)
+    of_dataset: dict[tuple[str, str], set[tuple[str, ...]]] = defaultdict(set)
     for record in records:
-        own[record.protocol, record.task.data].add(record.task.templates)
-
-    names = {
-        record.backbone.digest: record.backbone for record in reversed(records)
-    }  # of several, the first
+        of_dataset[record.protocol, record.task.data].add(record.task.templates)
+    # of several names of one backbone, the first
+    backbones = {record.backbone.digest: record.backbone for record in reversed(records)}
+    tracks = [*TRACKS, UNKNOWN]
 
     def key(record: Record) -> tuple[Any, ...]:
-        mine = sorted(
-            own[record.protocol, record.task.data],
-            key=lambda templates: (-usual[templates], templates),
+        templates = sorted(
+            of_dataset[record.protocol, record.task.data], key=lambda t: (-common[t], t)
         )
         settings = {name: value for name, value in shared(record).items() if name != "templates"}
-        places = list(PROTOCOLS).index(record.protocol), [*TRACKS, UNKNOWN].index(track(record))
-        shots = record.task.shots
         digest = record.backbone.digest
-        fixed = (names[digest].name, digest, -1 if record.protocol == "few-shot" else shots)
-        return *places, *fixed, json.dumps(settings), mine.index(record.task.templates), record.axis
+        return (
+            list(PROTOCOLS).index(record.protocol),
+            tracks.index(track(record)),
+            backbones[digest].name,
+            digest,
+            -1 if record.protocol == "few-shot" else record.task.shots,
+            json.dumps(settings),
+            templates.index(record.task.templates),
+            record.axis,
+        )
 
     groups = []
-    for (_, place, _, digest, shots, _, prompts, axis), members in groupby(
-        sorted(records, key=key), key
-    ):
-        some = list(members)
-        settings = shared(some[0])
-        if len({record.task.templates for record in some}) > 1:
+    for fields, iterator in groupby(sorted(records, key=key), key):
+        _, place, _, digest, shots, _, prompts, axis = fields
+        members = list(iterator)
+        settings = shared(members[0])
+        if len({record.task.templates for record in members}) > 1:
             settings["templates"] = "each data set's own"
-        known = None if shots < 0 else shots
-        which = [*TRACKS, UNKNOWN][place]
         groups.append(
-            Group(some[0].protocol, names[digest], known, settings, some, which, axis, prompts)
-        )
+            Group(
+                members[0].protocol, backbones[digest], None if shots < 0 else shots, settings,
+                members, tracks[place], axis, prompts,
+            )
+        )  # fmt: skip
     return groups
 
 
-def entries(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Records by the label of their row: the untouched model first, RMAdapter last; variants in the
+def rows_of(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Sort records into rows by label: the untouched model first, RMAdapter last; variants in the
     protocol's order.
 
     Methods that share a title get their names added.
@@ -200,22 +199,24 @@ def entries(records: Sequence[Record]) -> dict[str, list[Record]]:
         methods[label(record)].add(record.method.name)
     rows: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        alone = len(methods[label(record)]) == 1
-        rows[label(record) if alone else f"{label(record)} ({record.method.name})"].append(record)
+        title = label(record)
+        unique = len(methods[title]) == 1
+        rows[title if unique else f"{title} ({record.method.name})"].append(record)
 
-    def rank(title: str) -> tuple[Any, ...]:
+    def rank(title: str) -> tuple[int, float, int, str]:
         record = rows[title][0]
         number = record.value if isinstance(record.value, (int, float)) else math.inf
         planned = [variant.label for variant in PROTOCOLS[record.protocol].variants]
         place = planned.index(record.variant) if record.variant in planned else len(planned)
-        return 0 if record.variant else ORDER.get(record.method.name, 0), number, place, title
+        order = 0 if record.variant else ORDER.get(record.method.name, 0)
+        return order, number, place, title
 
     return {title: rows[title] for title in sorted(rows, key=rank)}
 
 
-def complete(rows: Mapping[str, Sequence[Record]]) -> tuple[list[str], list[int]]:
-    """The data sets that every row has at each of its numbers of shots, and the seeds for which it
-    has all of them."""
+def complete(rows: Rows) -> tuple[list[str], list[int]]:
+    """Return the data sets that every row has at each of its numbers of shots, and the seeds for
+    which it has all of them."""
     parts: dict[tuple[str, int], set[tuple[str, int]]] = defaultdict(set)
     for title, records in rows.items():
         for record in records:
@@ -223,58 +224,60 @@ def complete(rows: Mapping[str, Sequence[Record]]) -> tuple[list[str], list[int]
     if not parts:
         return [], []
     datasets = set.intersection(*({dataset for dataset, _ in cells} for cells in parts.values()))
+    if not datasets:
+        return [], []
     seeds = sorted({seed for _, seed in set.union(*parts.values())})
-    have = [
+    everywhere = [
         seed
         for seed in seeds
-        if all((d, seed) in cells for cells in parts.values() for d in datasets)
+        if all((dataset, seed) in cells for cells in parts.values() for dataset in datasets)
     ]
-    return sorted(datasets), have if datasets else []
+    return sorted(datasets), everywhere
 
 
-def alongside(rows: Mapping[str, Sequence[Record]]) -> dict[str, Sequence[Record]]:
-    """The records on the data sets and seeds that every row has, whose costs can be compared; all
-    if there are none."""
+def comparable_costs(rows: Rows) -> Rows:
+    """Return the records on the data sets and seeds that every row has, whose costs can be
+    compared; all if there are none."""
     sets, seeds = complete(rows)
     if not seeds:
-        return {**rows}
+        return rows
     return {
-        label: [
-            record for record in records if record.task.data in sets and record.task.seed in seeds
-        ]
+        label: [r for r in records if r.task.data in sets and r.task.seed in seeds]
         for label, records in rows.items()
     }
 
 
 def other_images(group: Group) -> list[str]:
-    """Notes on runs that look like pairs but were trained on different images."""
+    """Write notes on runs that look like pairs but were trained on different images."""
     digests: dict[tuple[str, int, int], dict[str, list[str]]] = defaultdict(
         lambda: defaultdict(list)
     )
-    for label, records in entries(group.records).items():
+    for label, records in rows_of(group.records).items():
         for record in records:
-            drawn = record.task.data, record.task.shots, record.task.seed
-            digests[drawn][record.split_digest].append(label)
-    return [
-        f"Not the same images, so not paired, on {dataset}, {shots} shots, seed {seed}: "
-        f"{' against '.join(', '.join(rows) for rows in sides.values())}."
-        for (dataset, shots, seed), sides in digests.items()
-        if len(sides) > 1
-    ]
+            draw = record.task.data, record.task.shots, record.task.seed
+            digests[draw][record.split_digest].append(label)
+    notes = []
+    for (dataset, shots, seed), sides in digests.items():
+        if len(sides) > 1:
+            against = " against ".join(", ".join(rows) for rows in sides.values())
+            notes.append(
+                f"Not the same images, so not paired, on {dataset}, {shots} shots, seed {seed}: "
+                f"{against}."
+            )
+    return notes
 
 
-def alike(records: Sequence[Record]) -> list[Record]:
-    """The records with only the targets that all with the same source have, so that averages are
-    comparable."""
-    common: dict[str, set[str]] = {}
+def common_targets(records: Sequence[Record]) -> list[Record]:
+    """Return the records with only the targets that all with the same source have, so that averages
+    are comparable."""
+    targets: dict[str, set[str]] = {}
     for record in records:
-        common[record.task.data] = common.get(record.task.data, set(record.targets)) & set(
-            record.targets
-        )
+        known = targets.get(record.task.data, set(record.targets))
+        targets[record.task.data] = known & set(record.targets)
 
-    def trimmed(record: Record) -> Record:
-        keep = common[record.task.data]
+    def trim(record: Record) -> Record:
+        keep = targets[record.task.data]
         scores = tuple(score for score in record.scores if not score.data or score.name in keep)
         return record.model_copy(update={"scores": scores})
 
-    return [trimmed(record) for record in records]
+    return [trim(record) for record in records]

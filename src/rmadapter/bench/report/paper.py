@@ -1,5 +1,5 @@
 """The printed figures of the RMAdapter paper (AAAI-26, pp. 23594-23602), their contradictions, and
-ours beside them.
+our figures beside them.
 
 The CSV files under assets/paper hold the tables as they are printed; no figure is typed here.
 """
@@ -15,7 +15,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TypedDict
 
 from rmadapter.artifacts.record import Record
 from rmadapter.bench.report.groups import TRANSFER, Group, group_records, tested
@@ -37,14 +37,27 @@ ABLATIONS = {
     "ablation-sharing": ("sharing", "Table 5"),
     "ablation-layers": ("reconstruction_layers", "Table 6"),
 }
-MISNAMED = {
-    ("ucf101", "mma"): "ProGrad"
-}  # block and method of a row of Table 1 -> the name printed there
+# block and method of a row of Table 1 -> the name printed there
+MISNAMED = {("ucf101", "mma"): "ProGrad"}
 MISNAMED_BY = {(block, printed): method for (block, method), printed in MISNAMED.items()}
 # A data set with another number of test images is another one under the same name.
 TEST_IMAGES = {key: dataset.counts["test"] for key, dataset in CATALOG.items()}
 
 Figures = dict[str, float]
+
+
+class Check(TypedDict):
+    """A printed figure beside ours. difference: ours minus the paper's, in points. within: the
+    tolerance. What is missing is None. status: "measured", "n of m seeds" or "not measured"."""
+
+    table: str
+    row: str
+    figure: str
+    paper: float
+    ours: float | None
+    difference: float | None
+    within: bool | None
+    status: str
 
 
 @cache
@@ -55,7 +68,7 @@ def _table(name: str) -> list[dict[str, str]]:
 
 @cache
 def halves() -> dict[str, dict[str, Figures]]:
-    """Table 1: block ("average" or a data set) -> method as printed -> {"base", "novel", "hm"}."""
+    """Read Table 1: block ("average" or a data set) -> method as printed -> {"base", "novel", "hm"}."""
     blocks: dict[str, dict[str, Figures]] = {}
     for row in _table("table1_base_to_novel"):
         blocks.setdefault(row["dataset"], {})[row["method"]] = {
@@ -66,7 +79,7 @@ def halves() -> dict[str, dict[str, Figures]]:
 
 @cache
 def transfer(protocol: str) -> dict[str, Figures]:
-    """Table 2 (cross-dataset) or 3 (domain-generalization): method as printed -> {"imagenet",
+    """Read Table 2 (cross-dataset) or 3 (domain-generalization): method as printed -> {"imagenet",
     targets, "average"}."""
     rows = _table(FILES[protocol])
     return {row["method"]: {k: float(v) for k, v in row.items() if k != "method"} for row in rows}
@@ -74,7 +87,7 @@ def transfer(protocol: str) -> dict[str, Figures]:
 
 @cache
 def ablation(protocol: str) -> dict[str, Figures]:
-    """Table 4, 5 or 6: variant as printed -> {"base", "novel", "hm"}."""
+    """Read Table 4, 5 or 6: variant as printed -> {"base", "novel", "hm"}."""
     rows = [
         row for row in _table("tables4-6_ablations") if row["ablation"] == ABLATIONS[protocol][0]
     ]
@@ -82,7 +95,7 @@ def ablation(protocol: str) -> dict[str, Figures]:
 
 
 def _rows(protocol: str, block: str) -> dict[str, Figures]:
-    """The printed rows of a protocol. block: "average", or a data set of Table 1."""
+    """Return the printed rows of a protocol. block: "average", or a data set of Table 1."""
     if protocol in TRANSFER:
         return transfer(protocol)
     if protocol in ABLATIONS:
@@ -91,8 +104,8 @@ def _rows(protocol: str, block: str) -> dict[str, Figures]:
 
 
 def printed_name(record: Record, rows: Sequence[str]) -> str | None:
-    """The printed row about this record's method, or about its variant in an ablation; None if
-    there is none.
+    """Return the printed row about this record's method, or about its variant in an ablation; None
+    if there is none.
 
     Table 4 says that it adds its parts to MMA; ours adds them to RMAdapter's adapters.
     """
@@ -109,22 +122,20 @@ def _match(name: str, rows: Sequence[str]) -> str | None:
 
 
 def dataset_name(dataset: str) -> str:
-    """The key of a catalogue data set, given any of its names; any other name in lower case with
-    underscores."""
-    known = find(dataset)
-    return known.key if known else dataset.lower().replace("-", "_")
+    """Return the key of a catalogue data set, given any of its names; any other name in lower case
+    with underscores."""
+    catalogued = find(dataset)
+    return catalogued.key if catalogued else dataset.lower().replace("-", "_")
 
 
 def belongs(record: Record) -> bool:
-    """Whether backbone, shots and data set are the paper's, the latter judged by its name and test
-    images."""
-    name, images = dataset_name(record.task.data), tested(record)
+    """Return whether backbone, shots and data set are the paper's, the latter judged by its name and
+    test images."""
+    name = dataset_name(record.task.data)
+    images = tested(record)
     shots = {SHOTS, 0} if record.method.name == "zero-shot" else {SHOTS}
-    if (
-        record.backbone.name not in BACKBONES
-        or record.task.shots not in shots
-        or name not in TEST_IMAGES
-    ):
+    same_setting = record.backbone.name in BACKBONES and record.task.shots in shots
+    if not same_setting or name not in TEST_IMAGES:
         return False
     if record.protocol in TRANSFER:
         return name == "imagenet" and images.get("all") == TEST_IMAGES[name]
@@ -134,34 +145,38 @@ def belongs(record: Record) -> bool:
 
 
 def printed(record: Record, block: str) -> tuple[str, Figures] | None:
-    """(row as printed, its figures) that belong beside this record, or None. block: a data set or
-    "average"."""
+    """Return (row as printed, its figures) that belong beside this record, or None. block: a data
+    set or "average"."""
     if not belongs(record):
         return None
     rows = _rows(record.protocol, block)
-    own = record.method.name
-    honest = [row for row in rows if MISNAMED_BY.get((block, row), own) == own]
-    name = printed_name(record, honest) or MISNAMED.get((block, own))
+    method = record.method.name
+    correct = [row for row in rows if MISNAMED_BY.get((block, row), method) == method]
+    name = printed_name(record, correct) or MISNAMED.get((block, method))
     if name not in rows:
         return None
     figures = rows[name]
-    if (
-        record.protocol in TRANSFER
-    ):  # a target with other images than the paper's has no printed figure
-        known = {dataset_name(key): count for key, count in tested(record).items()}
-        same = {
-            k: v
-            for k, v in figures.items()
-            if k in {"imagenet", "average"} or known.get(k) == TEST_IMAGES[k]
-        }
-        alike = len(same) == len(figures) and known.keys() <= {*figures, "imagenet", "all"}
-        figures = same if alike else {k: v for k, v in same.items() if k != "average"}
+    if record.protocol in TRANSFER:
+        figures = _on_same_images(figures, record)
     return name, figures
 
 
+def _on_same_images(figures: Figures, record: Record) -> Figures:
+    """Leave out targets that have other images than the paper's, and then the average, too."""
+    counts = {dataset_name(key): count for key, count in tested(record).items()}
+    same = {
+        key: value
+        for key, value in figures.items()
+        if key in {"imagenet", "average"} or counts.get(key) == TEST_IMAGES[key]
+    }
+    if len(same) == len(figures) and counts.keys() <= {*figures, "imagenet", "all"}:
+        return same
+    return {key: value for key, value in same.items() if key != "average"}
+
+
 def footnotes(protocol: str, block: str = "average", shown: Sequence[str] = ()) -> list[str]:
-    """Where printed figures contradict each other: computed, not typed. shown: rows of interest;
-    all when empty."""
+    """Describe where printed figures contradict each other: computed, not typed. shown: rows of
+    interest; all when empty."""
     notes = []
     for name, row in _rows(protocol, block).items():
         off = [
@@ -169,11 +184,8 @@ def footnotes(protocol: str, block: str = "average", shown: Sequence[str] = ()) 
             for figure, how, value in _implied(protocol, block, name, row)
             if abs(row[figure] - value) > ROUNDING
         ]
-        off += [
-            f"this is the row of {method}"
-            for (b, method), as_ in MISNAMED.items()
-            if (b, as_) == (block, name)
-        ]
+        method = MISNAMED_BY.get((block, name))
+        off += [f"this is the row of {method}"] if method else []
         if off and (name in shown or not shown):
             notes.append(f"In the paper, {name}: {'; '.join(off)}.")
     return notes
@@ -182,24 +194,18 @@ def footnotes(protocol: str, block: str = "average", shown: Sequence[str] = ()) 
 def _implied(
     protocol: str, block: str, name: str, row: Figures
 ) -> Iterator[tuple[str, str, float]]:
-    """(figure, what it should be, that value) according to the other printed figures."""
+    """Yield (figure, what it should be, that value) according to the other printed figures."""
     if protocol in TRANSFER:
         targets = [value for key, value in row.items() if key not in {"imagenet", "average"}]
         yield "average", f"the mean of its {len(targets)} printed targets", fmean(targets)
         return
-    yield (
-        "hm",
-        "that of its printed base and novel figures",
-        harmonic_mean(row["base"], row["novel"]),
-    )
+    hm = harmonic_mean(row["base"], row["novel"])
+    yield "hm", "that of its printed base and novel figures", hm
     sets = [rows[name] for key, rows in halves().items() if key != "average" and name in rows]
     if (protocol, block) == ("base-to-novel", "average") and len(sets) == len(halves()) - 1:
         for half in ("base", "novel"):
-            yield (
-                half,
-                f"the mean of its {len(sets)} printed data sets",
-                fmean(figures[half] for figures in sets),
-            )
+            mean = fmean(figures[half] for figures in sets)
+            yield half, f"the mean of its {len(sets)} printed data sets", mean
 
 
 @dataclass(frozen=True)
@@ -216,19 +222,27 @@ class Claim:
 
     @property
     def metric(self) -> str:
+        """The metric for `average`."""
         if self.figure == "hm" and len(self.datasets) > 1:
             return HM_OF_MEANS
         return "all" if self.figure == "imagenet" else self.figure
 
-    def judged(self, tolerance: float, seeds: Sequence[int]) -> dict[str, Any]:
+    def check(self, tolerance: float, seeds: Sequence[int]) -> Check:
+        """Compare the figure with the mean of the records."""
         cells = {(record.task.data, record.task.seed) for record in self.records}
-        have = [
-            seed for seed in seeds if all((dataset, seed) in cells for dataset in self.datasets)
-        ]
-        found = average(self.records, self.metric, self.datasets, have).value
-        ours = found if isinstance(found, float) else None
+        run = [s for s in seeds if all((dataset, s) in cells for dataset in self.datasets)]
+        mean = average(self.records, self.metric, self.datasets, run).value
+        ours = mean if isinstance(mean, float) else None
         difference = None if ours is None else ours - self.value
-        full = difference is not None and len(have) == len(seeds)
+        if difference is None:
+            status = "not measured"
+        elif len(run) < len(seeds):
+            status = f"{len(run)} of {len(seeds)} seeds"
+        else:
+            status = "measured"
+        within = None
+        if difference is not None and status == "measured":
+            within = abs(difference) <= tolerance
         return {
             "table": self.table,
             "row": self.row,
@@ -236,32 +250,26 @@ class Claim:
             "paper": self.value,
             "ours": ours,
             "difference": difference,
-            "within": abs(difference) <= tolerance if difference is not None and full else None,
-            "status": "measured"
-            if full
-            else "not measured"
-            if ours is None
-            else f"{len(have)} of {len(seeds)} seeds",
+            "within": within,
+            "status": status,
         }
 
 
 def check(
     results: Path | Sequence[Record], tolerance: float = TOLERANCE, seeds: Sequence[int] = SEEDS
-) -> list[dict[str, Any]]:
-    """Each printed figure beside the mean of ours over `seeds`, in points.
+) -> list[Check]:
+    """Compare each printed figure with the mean of ours over `seeds`, in points.
 
-    Returns {"table", "row", "figure", "paper", "ours", "difference" (ours minus paper), "within"
-    the tolerance, "status": "measured", "n of m seeds" or "not measured"}; what is missing is None.
     An average is measured once every data set of its table is. Our average HM is that of the mean
     base and novel figures.
     """
     records = read_records(results).finished if isinstance(results, Path) else results
     groups = group_records([_renamed(record) for record in records if belongs(record)])
-    return [claim.judged(tolerance, seeds) for claim in _claims(groups)]
+    return [claim.check(tolerance, seeds) for claim in _claims(groups)]
 
 
 def _renamed(record: Record) -> Record:
-    """The record with its data sets named as in the catalogue."""
+    """Return the record with its data sets named as in the catalogue."""
     scores = [
         s.model_copy(update={"name": dataset_name(s.name)}) if s.data else s for s in record.scores
     ]
@@ -277,31 +285,24 @@ def _claims(groups: Sequence[Group]) -> Iterator[Claim]:
     tables += [(p, f"Table {n}", "", transfer(p), ["imagenet"]) for n, p in enumerate(TRANSFER, 2)]
     tables += [(p, title, "average", ablation(p), sets) for p, (_, title) in ABLATIONS.items()]
     for protocol, table, block, rows, datasets in tables:
-        mine = [group for group in groups if group.protocol == protocol]
+        of_protocol = [group for group in groups if group.protocol == protocol]
+        datasets = sets if block == "average" else datasets
         for name, figures in rows.items():
-            for row, records in _ours(mine, block, name):
+            for row, records in _our_rows(of_protocol, block, name):
                 for figure, value in figures.items():
-                    known = [
-                        record
-                        for record in records
-                        if figure in (printed(record, block) or ("", {}))[1]
-                    ]
-                    yield Claim(
-                        table, row, figure, value, sets if block == "average" else datasets, known
-                    )
+                    measuring = [r for r in records if figure in (printed(r, block) or ("", {}))[1]]
+                    yield Claim(table, row, figure, value, datasets, measuring)
 
 
-def _ours(groups: Sequence[Group], block: str, name: str) -> list[tuple[str, list[Record]]]:
-    """(row, records) for each of our methods that a printed row is about, by group; without records
-    if none was run."""
-    found: dict[str, list[Record]] = {}
+def _our_rows(groups: Sequence[Group], block: str, name: str) -> list[tuple[str, list[Record]]]:
+    """Return (row, records) for each of our methods that a printed row is about, by group; without
+    records if none was run."""
+    rows: dict[str, list[Record]] = {}
     for group in groups:
         for record in group.records:
-            if (row := printed(record, block)) and row[0] == name:
-                who = (
-                    record.method.name
-                    if record.protocol in ABLATIONS
-                    else record.variant or record.method.name
-                )
-                found.setdefault(f"{name} ({who}, {group.slug})", []).append(record)
-    return list(found.items()) if len(found) > 1 else [(name, list(*found.values()))]
+            row = printed(record, block)
+            if row and row[0] == name:
+                method = record.method.name
+                who = method if record.protocol in ABLATIONS else record.variant or method
+                rows.setdefault(f"{name} ({who}, {group.slug})", []).append(record)
+    return list(rows.items()) if len(rows) > 1 else [(name, list(*rows.values()))]

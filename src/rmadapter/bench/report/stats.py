@@ -1,58 +1,70 @@
-"""Means with intervals over seeds, and differences between two methods, tested over data sets."""
+"""Means with intervals over seeds, and methods compared over data sets.
+
+Two methods: `paired` differences with Student's t and Wilcoxon's signed-rank test. Many methods:
+mean ranks, Friedman's test, and Wilcoxon's test of every pair, after Demsar, "Statistical
+Comparisons of Classifiers over Multiple Data Sets", JMLR 2006. Two methods are compared by their
+own figures, not by mean ranks, which depend on the other methods (Benavoli et al., JMLR 2016).
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
 from rmadapter.artifacts.record import Record
-from rmadapter.bench.report.format import Cell
+from rmadapter.bench.report.format import Cell, Row, Table
 from rmadapter.metrics import confidence_interval, harmonic_mean
 
-LEVEL = 0.05  # of the t test
-ENOUGH = 3  # data sets below which nothing is tested
+LEVEL = 0.05  # of the tests
+ENOUGH = 3  # data sets below which no difference is tested
+FEWEST_METHODS, FEWEST_SETS = 3, 4  # to be ranked
 HM_OF_MEANS = "HM of the means"
+
 Key = TypeVar("Key")
+Draw: TypeAlias = "tuple[str, int, int, str]"  # data, shots, seed, digest of the split
+Figures: TypeAlias = "Mapping[str, Mapping[Draw, float]]"  # by data set, then by draw
 
 
 def average(
     records: Sequence[Record], name: str, datasets: Sequence[str], seeds: Sequence[int]
 ) -> Cell:
-    """Mean of a metric over data sets and seeds; empty if one figure is missing.
+    """Average a metric over data sets and seeds; empty if one figure is missing.
 
     The interval is Student's t over the seeds' averages over data sets. name: as `Record.metric`
     takes it, or HM_OF_MEANS: the HM of the mean base and the mean novel accuracy, the convention of
     the paper's averages.
     """
     parts = ("base", "novel") if name == HM_OF_MEANS else (name,)
-    found = [_per_seed(records, part, datasets, seeds) for part in parts]
-    known = [values for values in found if values is not None]
+    per_seed = [_per_seed(records, part, datasets, seeds) for part in parts]
+    known = [values for values in per_seed if values is not None]
     if len(known) < len(parts):
         return Cell()
     if name != HM_OF_MEANS:
         return Cell(float(known[0].mean()), half_width(known[0]))
-    per_seed = np.array([harmonic_mean(base, novel) for base, novel in zip(*known, strict=True)])
-    return Cell(harmonic_mean(*(float(values.mean()) for values in known)), half_width(per_seed))
+    hms = np.array([harmonic_mean(base, novel) for base, novel in zip(*known, strict=True)])
+    return Cell(harmonic_mean(*(float(values.mean()) for values in known)), half_width(hms))
 
 
 def _per_seed(
     records: Sequence[Record], name: str, datasets: Sequence[str], seeds: Sequence[int]
 ) -> np.ndarray | None:
-    """[seeds], the average over data sets; None if one of the figures is missing."""
-    found = {(record.task.data, record.task.seed): record.metric(name) for record in records}
-    values = [[found.get((dataset, seed)) for dataset in datasets] for seed in seeds]
-    if not values or not datasets or any(value is None for line in values for value in line):
+    """Return [seeds], the average over data sets; None if one of the figures is missing."""
+    figures = {(record.task.data, record.task.seed): record.metric(name) for record in records}
+    values = [[figures.get((dataset, seed)) for dataset in datasets] for seed in seeds]
+    if not values or not datasets or any(None in line for line in values):
         return None
-    return np.array(values, dtype=np.float64).mean(axis=1)
+    means: np.ndarray = np.array(values, dtype=np.float64).mean(axis=1)
+    return means
 
 
 def half_width(values: np.ndarray) -> float | None:
-    """Half width of the 95 % interval of a mean, by Student's t; None for a single value."""
+    """Return half the width of the 95 % interval of a mean, by Student's t; None for a single
+    value."""
     return confidence_interval(values) if len(values) > 1 else None
 
 
@@ -90,28 +102,30 @@ class Paired:
 
 
 def paired(a: Sequence[Record], b: Sequence[Record], name: str) -> Paired | None:
-    """a minus b in a metric, over pairs of the same data set, shots, seed and images; None if there
-    is no pair.
+    """Compare a with b (a minus b) in a metric, over pairs of the same data set, shots, seed and
+    images; None if there is no pair.
 
     For "average", each target counts as a data set.
     """
     from scipy.stats import wilcoxon
 
-    others = {drawn(record): record for record in b}
-    of_set: dict[tuple[str, str], list[float]] = defaultdict(list)
+    others = {draw_of(record): record for record in b}
+    per_set: dict[tuple[str, str], list[float]] = defaultdict(list)
     pairs = set()
     for record in a:
-        other = others.get(drawn(record))
+        other = others.get(draw_of(record))
         for part in record.targets if name == "average" else [name]:
-            x, y = record.metric(part), None if other is None else other.metric(part)
+            x = record.metric(part)
+            y = None if other is None else other.metric(part)
             if x is not None and y is not None:
-                of_set[record.task.data, part].append(x - y)
-                pairs.add(drawn(record))
+                per_set[record.task.data, part].append(x - y)
+                pairs.add(draw_of(record))
     if not pairs:
         return None
     # Accuracies are ratios of counts: what differs by rounding alone is a tie.
-    d = np.round([fmean(differences) for differences in of_set.values()], 9)
-    mean, half, enough = float(d.mean()), half_width(d), len(d) >= ENOUGH
+    d = np.round([fmean(differences) for differences in per_set.values()], 9)
+    mean, half = float(d.mean()), half_width(d)
+    testable = len(d) >= ENOUGH and bool(d.any())
     return Paired(
         sets=len(d),
         pairs=len(pairs),
@@ -120,34 +134,208 @@ def paired(a: Sequence[Record], b: Sequence[Record], name: str) -> Paired | None
         high=None if half is None else mean + half,
         ahead=int((d > 0).sum()),
         behind=int((d < 0).sum()),
-        t=_student(d) if enough and d.any() else None,
-        wilcoxon=float(wilcoxon(d[d != 0]).pvalue) if enough and d.any() else None,
+        t=_student(d) if testable else None,
+        wilcoxon=float(wilcoxon(d[d != 0]).pvalue) if testable else None,
     )
 
 
 def _student(d: np.ndarray) -> float:
-    """p of Student's t; 0 for equal differences, whose interval is their value alone."""
+    """Return p of Student's t; 0 for equal differences, whose interval is their value alone."""
     from scipy.stats import ttest_1samp
 
     return float(ttest_1samp(d, 0).pvalue) if np.ptp(d) > 0 else 0.0
 
 
-def drawn(record: Record) -> tuple[str, int, int, str]:
-    """A key that is equal for runs trained on the same images."""
+def draw_of(record: Record) -> Draw:
+    """Return a key that is equal for runs trained on the same images."""
     return record.task.data, record.task.shots, record.task.seed, record.split_digest
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
-    """p values corrected for their number (Holm, Scandinavian Journal of Statistics 1979): the
+    """Correct p values for their number (Holm, Scandinavian Journal of Statistics 1979): the
     probability that any is below a level by chance is at most that level."""
     order, corrected = np.argsort(p), np.empty(len(p))
     corrected[order] = np.maximum.accumulate(np.sort(p) * np.arange(len(p), 0, -1)).clip(max=1)
     return corrected
 
 
-def corrected(pairs: Mapping[Key, Paired]) -> dict[Key, Paired]:
-    """Differences that are reported together, with p values corrected for their number, which set
-    the verdicts."""
+def correct(pairs: Mapping[Key, Paired]) -> dict[Key, Paired]:
+    """Correct the p values of differences that are reported together for their number; the
+    corrected values set the verdicts."""
     tested = {key: pair.t for key, pair in pairs.items() if pair.t is not None}
-    found = dict(zip(tested, holm([*tested.values()]).tolist(), strict=True))
-    return {key: replace(pair, holm=found.get(key)) for key, pair in pairs.items()}
+    corrected = dict(zip(tested, holm([*tested.values()]).tolist(), strict=True))
+    return {key: replace(pair, holm=corrected.get(key)) for key, pair in pairs.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Ranks:
+    """k methods on n data sets, best mean rank first. Rank 1 is the best, and ties share the mean
+    of their ranks.
+
+    values: [n, k], means over seeds. ranks: [n, k]. chi2, p: Friedman's. holm: [k, k], symmetric, p
+    of each pair, corrected for the number of pairs; 1 on the diagonal. left_out: data sets and
+    methods that are not compared.
+    """
+
+    labels: tuple[str, ...]
+    values: np.ndarray
+    ranks: np.ndarray
+    chi2: float
+    p: float
+    holm: np.ndarray
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def mean(self) -> list[float]:
+        """The mean rank of each method."""
+        return [float(column.mean()) for column in self.ranks.T]
+
+    @property
+    def half_widths(self) -> list[float]:
+        """Half the width of the 95 % interval of each mean rank, by Student's t over data sets."""
+        return [half_width(column) or 0.0 for column in self.ranks.T]
+
+    @property
+    def pairs(self) -> int:
+        """The number of pairs of methods."""
+        return len(self.labels) * (len(self.labels) - 1) // 2
+
+    @property
+    def least(self) -> float:
+        """The smallest corrected p that so few data sets and so many pairs allow: all differences
+        have one sign."""
+        return min(1.0, self.pairs * 2.0 ** (1 - len(self.values)))
+
+    def against(self, one: int, other: int) -> str:
+        """Count the data sets on which `one` is better, level, worse; add ahead or behind if the
+        corrected test says so."""
+        from scipy.stats import rankdata
+
+        d = self.values[:, one] - self.values[:, other]
+        counts = "-".join(str(int(sign.sum())) for sign in (d > 0, d == 0, d < 0))
+        if self.holm[one, other] >= LEVEL:
+            return counts
+        ahead = (np.sign(d) * rankdata(abs(d))).sum() > 0
+        return f"{counts} {'ahead' if ahead else 'behind'}"
+
+    def level(self) -> list[tuple[int, int]]:
+        """Return (first, last) of the longest runs of two or more methods in which no two are shown
+        to differ."""
+        runs: list[tuple[int, int]] = []
+        k = len(self.labels)
+        for first in range(k):
+            last = first
+            while last + 1 < k and (self.holm[first : last + 1, last + 1] >= LEVEL).all():
+                last += 1
+            if last > first and (not runs or last > runs[-1][1]):
+                runs.append((first, last))
+        return runs
+
+
+def rank_methods(rows: Mapping[str, Sequence[Record]], metric: str) -> Ranks | None:
+    """Rank a block of data sets and methods without gaps, of all methods if that is not much
+    smaller. Each data set counts once, with the mean over the seeds and images that all of these
+    methods have; for "average", each target is a data set.
+
+    None for fewer than three methods or four data sets.
+    """
+    figures = {label: _figures(records, metric) for label, records in rows.items()}
+    labels, sets = _block(figures)
+    if len(labels) < FEWEST_METHODS:
+        return None
+    draws = {
+        name: sorted(set.intersection(*({*figures[label][name]} for label in labels)))
+        for name in sets
+    }
+    sets = [name for name in sets if draws[name]]
+    if len(sets) < FEWEST_SETS:
+        return None
+    values = [
+        [fmean(figures[label][name][draw] for draw in draws[name]) for label in labels]
+        for name in sets
+    ]
+    other_sets = {name for of_method in figures.values() for name in of_method}.difference(sets)
+    other_methods = [label for label in rows if label not in labels]
+    return compare(labels, np.array(values), [*sorted(other_sets), *other_methods])
+
+
+def compare(labels: Sequence[str], values: np.ndarray, left_out: Sequence[str] = ()) -> Ranks:
+    """Rank k > 2 methods on n data sets. values: [n, k], larger is better."""
+    from scipy.stats import friedmanchisquare, rankdata, wilcoxon
+
+    values = np.round(values, 9)  # as in `paired`
+    ranks, k = rankdata(-values, axis=1), len(labels)
+    order = np.argsort(ranks.mean(axis=0), kind="stable")
+    values, ranks = values[:, order], ranks[:, order]
+    chi2, p = friedmanchisquare(*values.T) if np.ptp(values, axis=1).any() else (0.0, 1.0)
+    upper = np.triu_indices(k, 1)
+    differences = [values[:, i] - values[:, j] for i, j in zip(*upper, strict=True)]
+    corrected = np.ones((k, k))
+    corrected[upper] = holm(
+        [float(wilcoxon(d[d != 0]).pvalue) if d.any() else 1.0 for d in differences]
+    )
+    symmetric = np.minimum(corrected, corrected.T)
+    sorted_labels = tuple(labels[i] for i in order)
+    return Ranks(sorted_labels, values, ranks, float(chi2), float(p), symmetric, tuple(left_out))
+
+
+def _figures(records: Sequence[Record], metric: str) -> Figures:
+    figures: dict[str, dict[Draw, float]] = defaultdict(dict)
+    for record in records:
+        for part in record.targets if metric == "average" else [metric]:
+            value = record.metric(part)
+            if value is not None:
+                name = f"{record.task.data} to {part}" if metric == "average" else record.task.data
+                figures[name][draw_of(record)] = value
+    return figures
+
+
+def _block(figures: Mapping[str, Figures]) -> tuple[list[str], list[str]]:
+    """Return methods and data sets without gaps: all methods if that keeps half of the largest
+    block's cells, else the largest block."""
+    counts = Counter(name for of_method in figures.values() for name in of_method)
+    blocks = []
+    for least in sorted({*counts.values()}):
+        sets = sorted(name for name, count in counts.items() if count >= least)
+        labels = [label for label, own in figures.items() if all(name in own for name in sets)]
+        if len(labels) >= FEWEST_METHODS and len(sets) >= FEWEST_SETS:
+            blocks.append((labels, sets))
+    if not blocks:
+        return [], []
+    largest = max(blocks, key=_cells)
+    most_methods = max(blocks, key=lambda block: (len(block[0]), len(block[1])))
+    return most_methods if 2 * _cells(most_methods) >= _cells(largest) else largest
+
+
+def _cells(block: tuple[list[str], list[str]]) -> int:
+    return len(block[0]) * len(block[1])
+
+
+def rank_table(ranks: Ranks, name: str, figure: str, first: str, facts: str) -> Table:
+    """Make a table of mean ranks, and of each method against every other. first: heading of the
+    column of methods."""
+    n, k = ranks.values.shape
+    rows = []
+    for i, label in enumerate(ranks.labels):
+        against = (Cell("" if i == j else ranks.against(i, j)) for j in range(k))
+        rows.append(Row(label, (Cell(ranks.mean[i], ranks.half_widths[i]), *against)))
+    shown = "are shown to differ" if ranks.p < LEVEL else "are not shown to differ"
+    notes = [
+        f"Friedman's test over n = {n} data sets: chi-square {ranks.chi2:.2f}, p {ranks.p:.2g}; "
+        f"the {k} ranks {shown}. 1 is the best rank; the interval of a mean rank is Student's t "
+        "over data sets.",
+        "Column 1 is the method of row 1, and so on. A cell counts the data sets on which the row "
+        "is better, level and worse than the column. Ahead and behind stand where Wilcoxon's "
+        f"signed-rank test over n = {n} data sets, corrected by Holm for all {ranks.pairs} pairs, "
+        f"gives p below {LEVEL}.",
+    ]
+    if ranks.least >= LEVEL:
+        notes.append(
+            f"So few sets cannot show it: of a method that wins on all {n}, p would be "
+            f"{ranks.least:.2g}."
+        )
+    if ranks.left_out:
+        notes.append(f"Left out, as the table has no gaps: {', '.join(ranks.left_out)}.")
+    heads = (first, "mean rank", *map(str, range(1, k + 1)))
+    title = f"Ranks in {figure} over n = {n} data sets"
+    return Table(name, title, heads, tuple(rows), facts, tuple(notes))

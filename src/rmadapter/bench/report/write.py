@@ -1,28 +1,50 @@
-"""The report of a set of records: Markdown, LaTeX, CSV, JSON and one self-contained HTML page."""
+"""The report of a set of records: Markdown, LaTeX, CSV, JSON and one self-contained HTML page.
+
+A title and three sentences sum up the records; they say no more than the test over data sets shows.
+"""
 
 from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, TypedDict
 
 from rmadapter.artifacts.record import Record
 from rmadapter.bench.protocols import PROTOCOLS
 from rmadapter.bench.report import paper
 from rmadapter.bench.report.figures import TRADE_OFF, Figure, make_figures
 from rmadapter.bench.report.format import Table, tex, to_csv, to_latex, to_markdown
-from rmadapter.bench.report.groups import Group, cell, group_records, label
-from rmadapter.bench.report.read import SUMMARY, Results, read_records
-from rmadapter.bench.report.summary import finding
-from rmadapter.bench.report.tables import machines, make_tables, total_seconds
+from rmadapter.bench.report.groups import (
+    TRANSFER,
+    Group,
+    by_size,
+    common_targets,
+    experiment_of,
+    group_records,
+    label,
+    rows_of,
+)
+from rmadapter.bench.report.read import RECORDS, SUMMARY, Results, read_records
+from rmadapter.bench.report.stats import ENOUGH, LEVEL, Paired
+from rmadapter.bench.report.tables import (
+    columns_of,
+    counted,
+    differences,
+    machines,
+    make_tables,
+    reference,
+    total_seconds,
+)
 from rmadapter.support.files import write_text
 from rmadapter.support.html import template
 from rmadapter.support.locks import exclusive
 from rmadapter.support.plots import duration
 from rmadapter.task import AKIN
+
+MAIN = "base-to-novel"  # the protocol to sum up if it was run
 
 
 @dataclass(frozen=True)
@@ -36,66 +58,59 @@ class Section:
 
     @property
     def title(self) -> str:
+        """The title of the group."""
         return self.group.title
 
 
-def write_reports(results: Path, out: Path) -> dict[str, Any]:
+class FindingSummary(TypedDict):
+    """The finding in report.json."""
+
+    title: str
+    sentences: tuple[str, ...]
+
+
+class Summary(TypedDict):
+    """The content of report.json. sections: {"title", "protocol", "axis", "backbone", "shots",
+    "shared", "tables"} each. paper: what `paper.check` measured."""
+
+    runs: int
+    unfinished: int
+    seconds: float
+    sections: list[dict[str, object]]
+    paper: list[paper.Check]
+    notes: list[str]
+    finding: FindingSummary
+
+
+def write_reports(results: Path, out: Path) -> Summary:
     """Read all records of `results`, a folder or a file of lines, and write to `out`: report.md,
     .tex, .html, .json, tables/*.csv, figures/*.svg, and the records themselves, sorted, as
     records.jsonl.
 
-    Returns what report.json holds: {"finding": {"title", "sentences"}, "runs", "unfinished",
-    "seconds", "sections": [{"title", "protocol", "axis", "backbone", "shots", "shared", "tables"}],
-    "paper": what `paper.check` measured, "notes"}. The same records give the same bytes. Raises
-    UserError when there is no record, pandas is missing, another process is at work in `out`, or it
-    cannot be written to.
+    Returns what report.json holds. The same records give the same bytes. Raises UserError when
+    there is no record, pandas is missing, another process is at work in `out`, or it cannot be
+    written to.
     """
-    found = read_records(results)
-    sections = [_section(group) for group in group_records(found.finished)]
-    table, figure = _namer(), _namer()
-    sections = [
-        replace(
-            section,
-            tables=[replace(part, name=table(part.name)) for part in section.tables],
-            figures=[part._replace(name=figure(part.name)) for part in section.figures],
-        )
-        for section in sections
-    ]
-    told = finding([section.group for section in sections])
-    scatter = next(
-        (
-            f
-            for s in sections
-            if s.group is told.group
-            for f in s.figures
-            if f.name.endswith(TRADE_OFF)
-        ),
-        None,
-    )
-    summary = _summary(found, sections) | {
-        "finding": {"title": told.title, "sentences": told.sentences}
-    }
-    last = _appendix(found, summary["paper"])
+    read = read_records(results)
+    sections = _number_names([_section(group) for group in group_records(read.finished)])
+    finding = summarise([section.group for section in sections])
+    figures = [f for s in sections if s.group is finding.group for f in s.figures]
+    scatter = next((figure for figure in figures if figure.name.endswith(TRADE_OFF)), None)
+    summary = _summary(read, sections, finding)
+    appendix = _appendix(read, summary["paper"])
     page = template("bench.html.j2", duration=duration)
-    files = {
-        **{
-            f"tables/{table.name}.csv": to_csv(table)
-            for section in sections
-            for table in section.tables
-        },
-        **{
-            f"figures/{figure.name}.svg": _alone(figure)
-            for section in sections
-            for figure in section.figures
-        },
-        "report.md": _markdown(sections, summary, last, scatter),
+    html = page.render(sections=sections, summary=summary, appendix=appendix, scatter=scatter)
+    files: dict[str, str] = {}
+    for section in sections:
+        files |= {f"tables/{table.name}.csv": to_csv(table) for table in section.tables}
+    for section in sections:
+        files |= {f"figures/{figure.name}.svg": _svg_file(figure) for figure in section.figures}
+    records = sorted([*read.finished, *read.unfinished], key=experiment_of)
+    files |= {
+        "report.md": _markdown(sections, summary, appendix, scatter),
         "report.tex": _latex(sections),
-        "report.html": page.render(
-            sections=sections, summary=summary, appendix=last, scatter=scatter
-        ),
-        "records.jsonl": "".join(
-            record.line() for record in sorted([*found.finished, *found.unfinished], key=cell)
-        ),
+        "report.html": html,
+        RECORDS: "".join(record.line() for record in records),
         SUMMARY: json.dumps(summary, indent=1, ensure_ascii=False) + "\n",
     }
     with exclusive(out):  # two at once would mix their files
@@ -104,19 +119,30 @@ def write_reports(results: Path, out: Path) -> dict[str, Any]:
     return summary
 
 
+def _number_names(sections: Sequence[Section]) -> list[Section]:
+    """Give every table and every figure a name of its own."""
+    unique_table, unique_figure = _namer(), _namer()
+    numbered = []
+    for section in sections:
+        tables = [replace(table, name=unique_table(table.name)) for table in section.tables]
+        figures = [figure._replace(name=unique_figure(figure.name)) for figure in section.figures]
+        numbered.append(replace(section, tables=tables, figures=figures))
+    return numbered
+
+
 def _namer() -> Callable[[str], str]:
-    """Names for files: a number is added to one that is taken."""
+    """Return a function that adds a number to a name that is taken."""
     taken: Counter[str] = Counter()
 
-    def own(name: str) -> str:
+    def unique(name: str) -> str:
         taken[name] += 1
         return name if taken[name] == 1 else f"{name}-{taken[name]}"
 
-    return own
+    return unique
 
 
-def _alone(figure: Figure) -> str:
-    """The SVG as a file of its own, with a background, as there is no page behind it."""
+def _svg_file(figure: Figure) -> str:
+    """Return the SVG with a background, as there is no page behind it."""
     return figure.svg.replace("<svg", '<svg style="background:#fff"', 1)
 
 
@@ -127,15 +153,16 @@ def _section(group: Group) -> Section:
     return Section(group, about, make_tables(group), make_figures(group))
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     return ", ".join(f"“{v}”" for v in value) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _summary(found: Results, sections: Sequence[Section]) -> dict[str, Any]:
+def _summary(read: Results, sections: Sequence[Section], finding: Finding) -> Summary:
+    checks = paper.check(read.finished)
     return {
-        "runs": len(found.finished),
-        "unfinished": len(found.unfinished),
-        "seconds": round(total_seconds(found.finished), 1),
+        "runs": len(read.finished),
+        "unfinished": len(read.unfinished),
+        "seconds": round(total_seconds(read.finished), 1),
         "sections": [
             {
                 "title": section.title,
@@ -148,82 +175,191 @@ def _summary(found: Results, sections: Sequence[Section]) -> dict[str, Any]:
             }
             for section in sections
         ],
-        "paper": [line for line in paper.check(found.finished) if line["status"] != "not measured"],
-        "notes": found.notes,
+        "paper": [check for check in checks if check["status"] != "not measured"],
+        "notes": read.notes,
+        "finding": {"title": finding.title, "sentences": finding.sentences},
     }
 
 
-def _appendix(found: Results, checked: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
-    """Title -> lines: agreement with the paper, runs without figures, what was left out, shared
-    groups, versions."""
-    judged = [line for line in checked if line["within"] is not None]
-    outside = [
-        f"{line['table']}, {line['row']}, {line['figure']}: {line['ours']:.2f}, the paper has {line['paper']:.2f}"
-        for line in judged
-        if not line["within"]
-    ]
-    agreement = f"{len(judged) - len(outside)} of {len(judged)} figures lie within {paper.TOLERANCE:.1f} points"
+def _appendix(read: Results, checks: Sequence[paper.Check]) -> dict[str, list[str]]:
+    """Return title -> lines: agreement with the paper, runs without figures, what was left out,
+    shared groups, versions."""
     versions: dict[str, set[str]] = defaultdict(set)
-    for record in found.finished:
+    for record in read.finished:
         for name, version in record.versions.items():
             versions[name].add(version)
+    packages = [f"{name} {', '.join(sorted(used))}" for name, used in sorted(versions.items())]
     weights = {
-        f"weights of {record.backbone.name}: {record.backbone.digest}" for record in found.finished
+        f"weights of {record.backbone.name}: {record.backbone.digest}" for record in read.finished
     }
-    akin = {r.task.data: note for r in found.finished for note in r.notes if note.startswith(AKIN)}
-    made_with = [f"{name} {', '.join(sorted(some))}" for name, some in sorted(versions.items())]
+    shared_groups = {
+        record.task.data: note
+        for record in read.finished
+        for note in record.notes
+        if note.startswith(AKIN)
+    }
     parts = {
-        "Against the paper": [f"{agreement}{'; these do not:' if outside else '.'}", *outside]
-        if judged
-        else [],
-        "Runs without figures": list(map(_unfinished, found.unfinished)),
-        "Left out": found.notes,
-        "Groups in both train and test": [f"{data}: {note}" for data, note in akin.items()],
-        "Made with": [*made_with, *machines(found.finished), *sorted(weights)],
+        "Against the paper": _agreement(checks),
+        "Runs without figures": list(map(_describe_unfinished, read.unfinished)),
+        "Left out": read.notes,
+        "Groups in both train and test": [f"{data}: {n}" for data, n in shared_groups.items()],
+        "Made with": [*packages, *machines(read.finished), *sorted(weights)],
     }
     return {title: lines for title, lines in parts.items() if lines}
 
 
-def _unfinished(record: Record) -> str:
+def _agreement(checks: Sequence[paper.Check]) -> list[str]:
+    """Count the printed figures that were reproduced, and list the others."""
+    judged = [check for check in checks if check["within"] is not None]
+    outside = [
+        f"{check['table']}, {check['row']}, {check['figure']}: {check['ours']:.2f}, "
+        f"the paper has {check['paper']:.2f}"
+        for check in judged
+        if not check["within"]
+    ]
+    if not judged:
+        return []
+    count = f"{len(judged) - len(outside)} of {len(judged)} figures lie within"
+    end = "; these do not:" if outside else "."
+    return [f"{count} {paper.TOLERANCE:.1f} points{end}", *outside]
+
+
+def _describe_unfinished(record: Record) -> str:
     task = record.task
-    where = f"{record.protocol}, {record.backbone.name}, {task.shots} shots, seed {task.seed}"
-    return f"{label(record)} on {task.data} ({where}): {': '.join(filter(None, [record.status, record.reason]))}"
+    run = f"{record.protocol}, {record.backbone.name}, {task.shots} shots, seed {task.seed}"
+    reason = ": ".join(filter(None, [record.status, record.reason]))
+    return f"{label(record)} on {task.data} ({run}): {reason}"
 
 
 def _markdown(
-    sections: Sequence[Section],
-    summary: dict[str, Any],
-    appendix: dict[str, list[str]],
+    sections: Sequence[Section], summary: Summary, appendix: Mapping[str, Sequence[str]],
     scatter: Figure | None,
-) -> str:
-    told = f"{summary['runs']} runs, {duration(summary['seconds'])} in all: [records.jsonl](records.jsonl)."
-    parts, seen = (
-        [f"# {summary['finding']['title']}", " ".join(summary["finding"]["sentences"])],
-        set[str](),
-    )
-    parts = [*filter(None, parts), *([_picture(scatter)] if scatter else []), told]
+) -> str:  # fmt: skip
+    finding = summary["finding"]
+    count, total = summary["runs"], duration(summary["seconds"])
+    parts = [f"# {finding['title']}"]
+    parts += [" ".join(finding["sentences"])] if finding["sentences"] else []
+    parts += [_image(scatter)] if scatter else []
+    parts.append(f"{count} runs, {total} in all: [records.jsonl](records.jsonl).")
+    seen: set[str] = set()
     for section in sections:
         parts += [f"## {section.title}", section.about]
         for table in section.tables:  # one page says everything once
             new = tuple(note for note in table.footnotes if note not in seen)
             parts.append(to_markdown(replace(table, footnotes=new)).rstrip())
             seen.update(new)
-        parts += [_picture(figure) for figure in section.figures if figure is not scatter]
+        parts += [_image(figure) for figure in section.figures if figure is not scatter]
     parts.append("## Appendix")
     for title, lines in appendix.items():
         parts += [f"**{title}**", "\n".join(f"- {line}" for line in lines)]
     return "\n\n".join(parts) + "\n"
 
 
-def _picture(figure: Figure) -> str:
+def _image(figure: Figure) -> str:
     return f"![{figure.title}](figures/{figure.name}.svg)"
 
 
 def _latex(sections: Sequence[Section]) -> str:
     parts = [
-        "% Needs \\usepackage{booktabs}; wide tables may need \\usepackage{graphicx} and \\resizebox."
+        "% Needs \\usepackage{booktabs}; wide tables may need \\usepackage{graphicx} and "
+        "\\resizebox."
     ]
     for section in sections:
         parts += [rf"\subsection*{{{tex(section.title)}}}", tex(section.about)]
         parts += [to_latex(table).rstrip() for table in section.tables]
     return "\n\n".join(parts) + "\n"
+
+
+class Finding(NamedTuple):
+    """The summary of records. group: the one it is about; None if no two methods were compared."""
+
+    group: Group | None
+    title: str
+    sentences: tuple[str, ...]
+
+
+class Comparison(NamedTuple):
+    """Differences of one row to the others. figure: the name of what they differ in."""
+
+    first: str
+    figure: str
+    pairs: Mapping[str, Paired]
+
+
+def summarise(groups: Sequence[Group]) -> Finding:
+    """Sum up a group that compares methods: base-to-novel if there is one, tested over the most
+    data sets, then of the most methods, then with the most shots."""
+    comparisons = [(group, _comparison(group)) for group in groups]
+    compared = [(group, comparison) for group, comparison in comparisons if comparison.pairs]
+    if not compared:
+        count = counted(sum(len(group.records) for group in groups), "run")
+        return Finding(None, f"{count}, and no two methods to compare", ())
+
+    def importance(item: tuple[Group, Comparison]) -> tuple[bool, int, int, tuple[bool, int]]:
+        group, comparison = item
+        sets = max(pair.sets for pair in comparison.pairs.values())
+        return group.protocol == MAIN, sets, len(comparison.pairs), by_size(group.shots or 0)
+
+    group, comparison = max(compared, key=importance)
+    return Finding(group, _title(comparison), _sentences(group, comparison))
+
+
+def _comparison(group: Group) -> Comparison:
+    """Compare the rows of a group as in the table of pairs, in its main figure."""
+    rows = rows_of(common_targets(group.records))
+    first = reference(rows)
+    if first is None or not group.compared:
+        return Comparison("", "", {})
+    column = columns_of(group)[-1]  # HM, the targets, or the most shots
+    figure = "accuracy on the targets" if group.protocol in TRANSFER else column.head
+    return Comparison(first, figure, differences(rows, first, column))
+
+
+def _title(comparison: Comparison) -> str:
+    first, figure, pairs = comparison
+    counts = {pair.sets for pair in pairs.values()}
+    if max(counts) < ENOUGH:
+        verb = "is" if counts == {1} else "are"
+        others = _name_rows(list(pairs))
+        return f"{_sets(pairs)} {verb} too few to compare {first} with {others} in {figure}"
+    labels: dict[str, list[str]] = {"ahead of": [], "behind": [], "not shown to differ from": []}
+    words = {"ahead": "ahead of", "behind": "behind"}
+    for row, pair in pairs.items():
+        labels[words.get(pair.verdict, "not shown to differ from")].append(row)
+    *parts, last = [f"{word} {_name_rows(rows)}" for word, rows in labels.items() if rows]
+    verdict = f"{', '.join(parts)} and {last}" if parts else last
+    return f"{first} is {verdict} in {figure}, tested over {_sets(pairs)}"
+
+
+def _name_rows(labels: Sequence[str]) -> str:
+    return " and ".join(labels) if len(labels) < 3 else f"{len(labels)} others"
+
+
+def _sets(pairs: Mapping[str, Paired]) -> str:
+    counts = sorted({pair.sets for pair in pairs.values()})
+    span = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"n = {span} data set{'' if counts == [1] else 's'}"
+
+
+def _sentences(group: Group, comparison: Comparison) -> tuple[str, ...]:
+    first, figure, pairs = comparison
+    other, pair = max(pairs.items(), key=lambda item: abs(item[1].difference))
+    interval = ""
+    if pair.low is not None and pair.high is not None:
+        interval = f"95 % interval {_signed(pair.low)} to {_signed(pair.high)}, "
+    verdicts = {"ahead": "is shown", "behind": "is shown", "not shown": "is not shown"}
+    verdict = verdicts.get(pair.verdict, "is not tested")
+    rows = len(rows_of(group.records))
+    holm = f"; p is corrected by Holm for {len(pairs)} comparisons" if len(pairs) > 1 else ""
+    return (
+        f"This is of {group.title}: {len(group.records)} runs, {rows} rows, "
+        f"{counted(len(group.datasets), 'data set')}, {counted(len(group.seeds), 'seed')}.",
+        f"The largest difference in {figure} is that of {first} to {other}, "
+        f"{_signed(pair.difference)} points ({interval}n = {pair.sets}), which {verdict}.",
+        f"A difference is shown where Student's t over data sets gives p below {LEVEL}, "
+        f"on {ENOUGH} of them or more{holm}.",
+    )
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")

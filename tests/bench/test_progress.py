@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from rmadapter.artifacts.record import BackboneName, MethodName, Record
-from rmadapter.bench.done import Board, answers
 from rmadapter.bench.plan import Plan
+from rmadapter.bench.progress import Progress, finished_records
 from rmadapter.bench.protocols import Job, expand
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
@@ -44,48 +44,48 @@ def write(out: Path, job: Job, status: Any, **more: Any) -> Path:
     ("status", "done"), [("finished", True), ("not-applicable", True), ("failed", False)]
 )
 def test_what_is_done_when_we_start(job: Job, tmp_path: Path, status: str, done: bool) -> None:
-    assert Board(Plan((job,), tmp_path)).left() == [job]
+    assert Progress(Plan((job,), tmp_path)).remaining() == [job]
     write(tmp_path, job, status)
-    assert Board(Plan((job,), tmp_path)).settled(job) == done
+    assert Progress(Plan((job,), tmp_path)).settled(job) == done
 
 
 def test_a_damaged_record_is_none(job: Job, tmp_path: Path) -> None:
     path = write(tmp_path, job, "finished")
     for text in (path.read_text()[:20], "[]", "", "3"):
         path.write_text(text)
-        assert Board(Plan((job,), tmp_path)).left() == [job]
-        Board(Plan((job,), tmp_path)).check()
+        assert Progress(Plan((job,), tmp_path)).remaining() == [job]
+        Progress(Plan((job,), tmp_path)).check()
 
 
 def test_a_record_of_another_version_is_not_written_over(job: Job, tmp_path: Path) -> None:
     path = write(tmp_path, job, "finished")
     path.write_text('{"protocol": "base-to-novel", "metrics": {"base": 1}}')
     with pytest.raises(UserError, match=r"not a run record of this version: choose another --out"):
-        Board(Plan((job,), tmp_path)).check()
+        Progress(Plan((job,), tmp_path)).check()
 
 
 def test_what_fails_while_we_are_here_is_not_tried_again(job: Job, tmp_path: Path) -> None:
-    board = Board(Plan((job,), tmp_path))
+    state = Progress(Plan((job,), tmp_path))
     path = write(tmp_path, job, "failed")
-    assert board.left() == []
+    assert state.remaining() == []
     os.utime(path, ns=(1, 1))
-    board = Board(Plan((job,), tmp_path))  # the next command does try it
-    assert board.left() == [job]
+    state = Progress(Plan((job,), tmp_path))  # the next command does try it
+    assert state.remaining() == [job]
     write(tmp_path, job, "failed")
-    assert board.left() == []
+    assert state.remaining() == []
 
 
 def test_news_are_told_once(job: Job, tmp_path: Path) -> None:
-    board = Board(Plan((job,), tmp_path))
-    assert list(board.news()) == []
+    state = Progress(Plan((job,), tmp_path))
+    assert list(state.new_records()) == []
     write(tmp_path, job, "finished", reason="mine")
-    assert [record.reason for record in board.news()] == ["mine"]
-    assert list(board.news()) == []
+    assert [record.reason for record in state.new_records()] == ["mine"]
+    assert list(state.new_records()) == []
 
 
 def test_an_answer_of_other_settings_is_refused(job: Job, tmp_path: Path) -> None:
     path = write(tmp_path, job, "finished")
-    Board(Plan((job,), tmp_path)).check()
+    Progress(Plan((job,), tmp_path)).check()
     other = replace(job, task=configured(job.task, {"templates": ["a {}."]}))
     precise = configured(Plan((), tmp_path).machine, {"precision": "bf16"})
     for jobs, words, named in (
@@ -94,24 +94,24 @@ def test_an_answer_of_other_settings_is_refused(job: Job, tmp_path: Path) -> Non
         (job, {"machine": precise}, "precision"),
         (job, {"crops": True}, "--crops"),
     ):
-        board = Board(Plan((jobs,), tmp_path, **words))  # type: ignore[arg-type]
+        state = Progress(Plan((jobs,), tmp_path, **words))  # type: ignore[arg-type]
         with pytest.raises(
             UserError,
             match=f"{path} was run with a different value of {named}: choose another --out",
         ):
-            board.check()
+            state.check()
         write(tmp_path, job, "failed")  # what has no answer may be done otherwise
-        board.check()
+        state.check()
         write(tmp_path, job, "finished")
 
 
 def test_answers_by_key(job: Job, tmp_path: Path) -> None:
     (tmp_path / "notes.json").write_text("no record")
-    assert answers(tmp_path) == {}
+    assert finished_records(tmp_path) == {}
     path = write(tmp_path, job, "finished")
-    [(key, found)] = answers(tmp_path).items()
+    [(key, found)] = finished_records(tmp_path).items()
     assert (key, found.copied_from) == ("k", path.relative_to(tmp_path).as_posix())
     write(tmp_path, job, "failed")
-    assert answers(tmp_path) == {}
+    assert finished_records(tmp_path) == {}
     write(tmp_path, job, "finished", protocol="fit")  # its scores are of other questions
-    assert answers(tmp_path) == {}
+    assert finished_records(tmp_path) == {}
