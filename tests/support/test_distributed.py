@@ -17,7 +17,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
 from rmadapter.settings import Machine
-from rmadapter.support import distributed as world
+from rmadapter.support import distributed
 from tests.helpers.rounding import relative_errors
 
 LAUNCHED = {
@@ -27,13 +27,13 @@ LAUNCHED = {
     "MASTER_ADDR": "localhost",
     "MASTER_PORT": "29500",
 }
-# The command line, saving after every step; in the first of two lives the second process dies in a
-# step of the last
-# training. The first process counts the sums over both.
+# The command line, saving after every step. In the first of two lives the second process dies in a
+# step of the last training. The first process counts the sums.
 SCRIPT = """
 import atexit, os, signal, sys
-from rmadapter import cli, train
-train.SAVE_SECONDS, add_up, sums = 0.0, train.add_up, 0
+from rmadapter.cli.main import main
+from rmadapter.training import loop
+loop.SAVE_SECONDS, add_up, sums = 0.0, loop.add_up, 0
 first, life = os.environ["RANK"] == "0", os.environ["TORCHELASTIC_RESTART_COUNT"]
 def counted(tensor):
     global sums
@@ -41,10 +41,10 @@ def counted(tensor):
     if not first and life == "0" and sums == int(os.environ.get("DIES", 0)):
         os.kill(os.getpid(), signal.SIGKILL)
     add_up(tensor)
-train.add_up = counted
+loop.add_up = counted
 if first:
     atexit.register(lambda: print(f"sums {sums}"))
-cli.main()
+main()
 """
 needs_torchrun = pytest.mark.skipif(
     not dist.is_available(), reason="this torch was built without torch.distributed"
@@ -55,7 +55,7 @@ needs_torchrun = pytest.mark.skipif(
 def words(tiny_clip: Backbone, colors: Path) -> list[str]:
     """Of a `fit` whose batches do not go evenly into two: seven of the eight images, then the last
     one."""
-    pairs = (
+    pairs = [
         "first_block=3",
         "rank=4",
         "epochs=2",
@@ -63,7 +63,7 @@ def words(tiny_clip: Backbone, colors: Path) -> list[str]:
         "init=kaiming",
         "alpha=1",
         "device=cpu",
-    )
+    ]
     given = ["fit", str(colors), "--backbone", tiny_clip.name, "--shots", "2", "--folds", "2"]
     return [*given, *(f"--set={pair}" for pair in pairs)]
 
@@ -76,25 +76,13 @@ def torchrun(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(words: list[str], out: Path, **environment: str) -> subprocess.CompletedProcess[str]:
         import os
 
-        launch = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            "2",
-        ]
-        given = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-        command = [
-            *launch,
-            "--max-restarts",
-            str(int(bool(environment))),
-            str(script),
-            *words,
-            "--out",
-            str(out),
-        ]
-        return subprocess.run(command, capture_output=True, text=True, env=given)
+        launch = (
+            f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2".split()
+        )
+        restarts = ["--max-restarts", str(int(bool(environment)))]
+        command = [*launch, *restarts, str(script), *words, "--out", str(out)]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        return subprocess.run(command, capture_output=True, text=True, env=env)
 
     return run
 
@@ -123,7 +111,7 @@ def test_two_processes_fit_the_model_that_one_fits_though_one_of_them_dies(
     done = torchrun(words, out, DIES=str(dies))
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stderr.splitlines() if line.startswith("rmadapter:")]
-    assert said == [f"rmadapter: {world.ENDED}"]
+    assert said == [f"rmadapter: {distributed.ENDED}"]
     assert done.stdout.count("report: ") == 1
     assert (
         0 < int(done.stdout.split("sums ")[-1]) < dies
@@ -155,23 +143,23 @@ def test_what_several_processes_cannot_do_is_one_sentence(
 def test_a_world_size_that_no_launcher_gave_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in LAUNCHED:
         monkeypatch.delenv(name, raising=False)
-    assert not world.launched()
+    assert not distributed.launched()
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert not world.launched()
-    world.enter("bench")
+    assert not distributed.launched()
+    distributed.enter("bench")
     machine = Machine()
-    assert world.share("zero-shot", load_method("zero-shot"), machine) is machine
+    assert distributed.distribute("zero-shot", load_method("zero-shot"), machine) is machine
     for name, value in LAUNCHED.items():
         monkeypatch.setenv(name, value)
-    assert world.launched()
-    assert not world.helps()
+    assert distributed.launched()
+    assert not distributed.is_helper()
     monkeypatch.setenv("RANK", "1")
-    assert world.helps()
+    assert distributed.is_helper()
     monkeypatch.setenv("RANK", "first")
-    assert not world.launched()
+    assert not distributed.launched()
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert not world.launched()
+    assert not distributed.launched()
 
 
 @pytest.mark.parametrize(
@@ -204,45 +192,45 @@ def test_what_leaves_several_nothing_to_do_is_refused(
     for variable, value in LAUNCHED.items():
         monkeypatch.setenv(variable, value)
     with pytest.raises(UserError, match=words):
-        world.share(name, load_method(name, values), Machine(device=device))
+        distributed.distribute(name, load_method(name, values), Machine(device=device))
 
 
 def test_other_commands_run_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable, value in LAUNCHED.items():
         monkeypatch.setenv(variable, value)
-    with pytest.raises(UserError, match="started in several processes, but predict runs in one"):
-        world.enter("predict")
+    with pytest.raises(UserError, match=r"predict .*torchrun"):
+        distributed.enter("predict")
 
 
 def test_all_take_the_number_format_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable, value in LAUNCHED.items():
         monkeypatch.setenv(variable, value)
-    monkeypatch.setattr(world, "_shared", None)
+    monkeypatch.setattr(distributed, "_shared", None)
     monkeypatch.setattr(
-        world, "_send", lambda words: [1] if words == [0] else pytest.fail("it has fp32")
+        distributed, "_send", lambda words: [1] if words == [0] else pytest.fail("it has fp32")
     )
-    machine = world.share("mma", load_method("mma"), Machine(device="cpu"))
+    machine = distributed.distribute("mma", load_method("mma"), Machine(device="cpu"))
     assert (machine.precision, machine.device) == ("bf16", "cpu")
 
 
 def test_helpers_take_part_in_the_training_that_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     words = iter([[0, 3, 1], [int("abc", 16), 2], [-1]])
-    monkeypatch.setattr(world, "_send", lambda _: next(words))
-    assert list(world.asked("abc")) == [([3, 1], False), ([2], True)]
+    monkeypatch.setattr(distributed, "_send", lambda _: next(words))
+    assert list(distributed.requests("abc")) == [([3, 1], False), ([2], True)]
     words = iter([[0, 3], [int("abd", 16), 2]])
     with pytest.raises(
         UserError, match="images, weights or settings differ from those of the first process"
     ):
-        list(world.asked("abc"))
+        list(distributed.requests("abc"))
 
 
 def test_a_helper_says_who_it_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(world, "LATER", 0)
+    monkeypatch.setattr(distributed, "LATER", 0)
     for variable, value in LAUNCHED.items():
         monkeypatch.setenv(variable, value)
-    world.tell("no")
+    distributed.print_error("no")
     monkeypatch.setenv("RANK", "1")
-    world.tell("no")
+    distributed.print_error("no")
     assert capsys.readouterr().err == "rmadapter: no\nrmadapter: process 1: no\n"

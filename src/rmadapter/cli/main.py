@@ -11,7 +11,7 @@ from rmadapter.cli import bench, curate, deploy, machine, predict, runs
 from rmadapter.cli.examples import epilog
 from rmadapter.cli.options import expand
 from rmadapter.errors import mistake
-from rmadapter.support import distributed as world
+from rmadapter.support import distributed
 from rmadapter.support.files import at_home
 from rmadapter.support.terminal import escape, stoppable, streams
 
@@ -43,7 +43,7 @@ def main() -> None:
             code = app(words, prog_name="rmadapter", standalone_mode=False)  # else errors in a box
         except Exception as error:
             if text := mistake(error):
-                world.tell(escape(text))
+                distributed.print_error(escape(text))
             code = 2
         sys.exit(code)
 
@@ -63,7 +63,7 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    world.enter(str(context.invoked_subcommand))
+    distributed.enter(str(context.invoked_subcommand))
 
 
 for panel, verbs in VERBS.items():

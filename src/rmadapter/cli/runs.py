@@ -24,7 +24,7 @@ from rmadapter.cli.options import (
     command,
 )
 from rmadapter.errors import UserError
-from rmadapter.support import distributed as world
+from rmadapter.support import distributed
 from rmadapter.support.hub import run_folder
 from rmadapter.support.terminal import note, table
 
@@ -170,7 +170,7 @@ def fit(
     )
     if options.effort != "normal":
         note(explain_effort(request.name, options.effort, request.method))
-    lab = Lab(world.share(request.name, request.method, request.machine))
+    lab = Lab(distributed.distribute(request.name, request.method, request.machine))
     given = read_names(names) if names else {}
     columns = images.named()
     splits = read_images(
@@ -189,15 +189,15 @@ def fit(
     if advice := advise(backbone.name):
         note(advice)
     task = replace(request.task, backbone=backbone.name)
-    if world.helps():
+    if distributed.is_helper():
         help_fit(task, request.method, out, lab, request.name)
-        world.leave()
+        distributed.leave()
         return
     record = run_fit(
         task, request.method, out, lab, request.name, command(),
         folds=folds, columns=columns, crops=images.crops,
     )  # fmt: skip
-    world.leave()
+    distributed.leave()
     _show(record, out, as_json)
 
 

@@ -42,7 +42,7 @@ from rmadapter.runs.folds import FOLDS, Folds
 from rmadapter.runs.judge import BESIDE, enough, judge
 from rmadapter.runs.run import Lab, Outcome, Splits, evaluate, learn, run_key, run_task
 from rmadapter.support.checksums import check_sums, write_sums
-from rmadapter.support.distributed import asked
+from rmadapter.support.distributed import requests
 from rmadapter.support.files import ACTIVATIONS, parts, read_text
 from rmadapter.support.locks import exclusive
 from rmadapter.support.terminal import note
@@ -116,7 +116,7 @@ def help_fit(task: Task, method: Method, out: Path, lab: Lab, name: str) -> None
     images, lab.folder = half(few.train, task.classes), out / ACTIVATIONS
     key = run_key(task, method, name, lab.machine, backbone, few)
     lab.train_cache(task).expect_parts(images)
-    for rows, kept in asked(key):
+    for rows, kept in requests(key):
         learn(
             method, images.subset(rows), task, lab, Unfinished(out / STATE, key) if kept else None
         )

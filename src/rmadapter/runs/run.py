@@ -33,7 +33,7 @@ from rmadapter.metrics import accuracy
 from rmadapter.runs.order import ask_all
 from rmadapter.runs.unlabelled import digests, pool, seen
 from rmadapter.settings import Machine, settings_of
-from rmadapter.support.distributed import ask
+from rmadapter.support.distributed import announce
 from rmadapter.support.files import own_name
 from rmadapter.support.machine import all_seeded, describe, find_device, peak, reset_peak, versions
 from rmadapter.task import AKIN, Question, Task
@@ -253,7 +253,9 @@ def learn(
         lab.callbacks,
         more,
     )
-    ask(method, images, lambda: half(few.train, task.classes), unfinished.key if unfinished else "")
+    announce(
+        method, images, lambda: half(few.train, task.classes), unfinished.key if unfinished else ""
+    )
     with all_seeded(task.seed):
         fitted = method.fit(backbone, shots)
     if shots.weights is not None and not fitted.trained.weighed:

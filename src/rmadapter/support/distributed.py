@@ -1,8 +1,8 @@
-"""One training in several processes, as `torchrun` starts them: the first leads, and the others
-help it train.
+"""One training in several processes, as `torchrun` starts them: the first leads, the others help.
 
-The first runs the command as if it were alone. The others draw the same images, load the same
-backbone and join every training that it announces; it does folds, answers and files by itself.
+The first process runs the command as if it were alone. The helpers draw the same images, load the
+same backbone and join every training that the first announces. Folds, answers and files are the
+first process's own work.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 FORMATS: tuple[Literal["fp32", "bf16", "fp16"], ...] = ("fp32", "bf16", "fp16")
-LONG = timedelta(
-    days=7
-)  # helpers wait while the first process evaluates; the launcher ends them if it dies
+LONG = timedelta(days=7)  # how long helpers wait while the first process evaluates
 LATER = 5.0  # seconds before a helper prints an error, if the launcher has not ended it by then
 ENDED = "another process of this training ended: run the same command again to resume"
 
@@ -38,21 +36,22 @@ _shared: Any = None  # the method that is trained in several processes, until `l
 
 
 def launched() -> bool:
-    """Whether a launcher started this process as one of several; WORLD_SIZE alone, which clusters
-    set, is no sign.
+    """Return whether a launcher started this process as one of several.
 
-    Needs no torch."""
-    given = [os.environ.get(name, "") for name in NAMES]
-    return all(given) and all(word.isdecimal() for word in given[:3]) and int(given[2]) > 1
+    Clusters set WORLD_SIZE too, so it alone is no sign. Needs no torch.
+    """
+    values = [os.environ.get(name, "") for name in NAMES]
+    numbers = values[:3]
+    return all(values) and all(value.isdecimal() for value in numbers) and int(values[2]) > 1
 
 
-def helps() -> bool:
-    """Whether this process is one of several, and not the first."""
+def is_helper() -> bool:
+    """Return whether this process is one of several, and not the first."""
     return launched() and int(os.environ["RANK"]) > 0
 
 
 def enter(verb: str) -> None:
-    """Join the other processes that the launcher started; a single process does nothing.
+    """Join the other processes that the launcher started, if any.
 
     Raises UserError for a command that runs in one process.
     """
@@ -60,16 +59,16 @@ def enter(verb: str) -> None:
         return
     if verb != "fit":
         raise UserError(
-            f"started in several processes, but {verb} runs in one; only `fit` trains in several, and `bench --jobs` "
-            "shares runs among several"
+            f"{verb} does not run under torchrun, only `fit` does; for several runs at once use "
+            "`bench --jobs`"
         )
-    if helps():
+    if is_helper():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process reports it
     else:
-        teller = os.getpid()
+        this = os.getpid()
 
-        def stop(*_: Any) -> None:
-            if os.getpid() == teller:  # and not a child process
+        def stop(*_: object) -> None:
+            if os.getpid() == this:  # and not a child process
                 os.write(2, f"rmadapter: {ENDED}\n".encode())
             os._exit(2)
 
@@ -80,22 +79,22 @@ def enter(verb: str) -> None:
         store, rank, count = next(dist.rendezvous("env://", timeout=LONG))
         # After a restart the store still holds the addresses of dead processes; a new prefix avoids
         # waiting for them.
-        own = dist.PrefixStore(f"life {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-        dist.init_process_group(
-            store=own, rank=rank, world_size=count, timeout=LONG
-        )  # by gloo, or NCCL between GPUs
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"life {restarts}", store)
+        # gloo, or NCCL between GPUs
+        dist.init_process_group(store=store, rank=rank, world_size=count, timeout=LONG)
 
 
-def tell(sentence: str) -> None:
-    """Print an error on stderr. A helper waits first, so that an error common to all comes from the
-    first process."""
-    if helps():
+def print_error(sentence: str) -> None:
+    """Print an error on stderr. A helper waits first, so that the first process reports an error
+    that all have."""
+    if is_helper():
         time.sleep(LATER)
         sentence = f"process {os.environ['RANK']}: {sentence}"
     print("rmadapter:", sentence, file=sys.stderr)
 
 
-def share(name: str, method: Any, machine: Machine) -> Machine:
+def distribute(name: str, method: Any, machine: Machine) -> Machine:
     """Train this method in all processes, each on its own GPU if there are any.
 
     Raises UserError if processes would have nothing to do or may not split a batch, for a device
@@ -143,21 +142,21 @@ def share(name: str, method: Any, machine: Machine) -> Machine:
 
 
 def leave() -> None:
-    """Leave the other processes: the first needs no more help."""
+    """Leave the other processes, and release them if this is the first."""
     global _shared
     if _shared is not None:
         import torch.distributed as dist
 
-        if not helps():
+        if not is_helper():
             _send([-1])
         dist.destroy_process_group()
         _shared = None
 
 
-def ask(method: Any, images: ImageSet, among: Callable[[], ImageSet], key: str) -> None:
+def announce(method: Any, images: ImageSet, among: Callable[[], ImageSet], key: str) -> None:
     """Have the others join a training on images, if this is the shared method. among: all images
     that they have. key: of the training that is saved meanwhile; empty if none is."""
-    if method is _shared is not None and not helps():
+    if method is _shared is not None and not is_helper():
         whole = among()
         row = {
             (id(image), label): i
@@ -169,7 +168,7 @@ def ask(method: Any, images: ImageSet, among: Callable[[], ImageSet], key: str) 
         _send([_number(key), *rows])
 
 
-def asked(key: str) -> Iterator[tuple[list[int], bool]]:
+def requests(key: str) -> Iterator[tuple[list[int], bool]]:
     """Yield rows of images, and whether the training has this key, until the first process needs no
     more help.
 
@@ -185,34 +184,33 @@ def asked(key: str) -> Iterator[tuple[list[int], bool]]:
 
 
 def _number(key: str) -> int:
-    """A number to send for a key in hexadecimal digits; 0 for none."""
+    """Return a number to send for a key of hexadecimal digits; 0 for no key."""
     return int(key[:15] or "0", 16)
 
 
 def _send(words: list[int]) -> list[int]:
-    """Send words from the first process to all."""
+    """Send numbers from the first process to all, and return them."""
     import torch
 
     count = torch.tensor([len(words)])
     _broadcast(count)
-    found = torch.tensor(words) if words else torch.empty(int(count), dtype=torch.long)
-    _broadcast(found)
-    return [int(word) for word in found]
+    sent = torch.tensor(words) if words else torch.empty(int(count), dtype=torch.long)
+    _broadcast(sent)
+    return [int(word) for word in sent]
 
 
 # In a training
 
 
 def several() -> bool:
-    """Whether other processes train along with this one."""
+    """Return whether other processes train along with this one."""
     import torch.distributed as dist
 
     return dist.is_available() and dist.is_initialized()
 
 
 def begin(tensors: Iterable[Tensor], step: int) -> None:
-    """Begin with the first process's tensors, copied in place. step: at which a killed training
-    resumes.
+    """Copy the first process's tensors into all processes, in place. step: where training resumes.
 
     Raises UserError if the processes see different steps.
     """
@@ -224,7 +222,7 @@ def begin(tensors: Iterable[Tensor], step: int) -> None:
         dist.all_reduce(ends, dist.ReduceOp.MAX)
     if ends[0] != -ends[1]:
         raise UserError(
-            "the processes see different states of the training: --out must be a folder that all share"
+            "the processes see different states of the training: give --out a folder that all share"
         )
     for tensor in tensors:
         _broadcast(tensor)
@@ -247,14 +245,15 @@ def _broadcast(tensor: Tensor) -> None:
 
 @contextmanager
 def _all() -> Iterator[None]:
-    """Raises UserError if another process is gone or cannot be reached."""
+    """Convert an error of the connection into a UserError."""
     try:
         yield
     except RuntimeError as error:  # torch raises nothing narrower for gloo
-        if not helps():
+        if not is_helper():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this process reports the end itself
         reason = str(error).partition("\n")[0][:200]
-        lost = f"the processes of this training cannot reach each other ({reason})"
+        if re.search("by peer|Broken pipe|[Cc]losed", reason):
+            raise UserError(ENDED) from error
         raise UserError(
-            ENDED if re.search("by peer|Broken pipe|[Cc]losed", reason) else lost
+            f"the processes of this training cannot reach each other ({reason})"
         ) from error

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
-from rmadapter.support.distributed import helps
+from rmadapter.support.distributed import is_helper
 
 T = TypeVar("T")
 STOPPED, GRACE = 128 + signal.SIGINT, 5  # exit code, as in shells; seconds for clearing up
@@ -54,7 +54,7 @@ def _logger() -> logging.Logger:
 def set_quiet(on: bool) -> bool:
     """Hide progress bars and notes, or show them again. Helpers of a training in several processes
     never show them. Return `on`."""
-    _logger().setLevel(logging.WARNING if on or helps() else logging.INFO)
+    _logger().setLevel(logging.WARNING if on or is_helper() else logging.INFO)
     return on
 
 
