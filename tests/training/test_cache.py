@@ -18,7 +18,7 @@ from torch import Tensor
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet
 from rmadapter.data.transforms import ImageTensors, TrainTransform
-from rmadapter.encoders import States
+from rmadapter.encoders import Grid, States
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
 from rmadapter.settings import Machine
@@ -385,3 +385,53 @@ def test_where_memory_is_short_blocks_are_computed_one_by_one(
     assert_same_states(whole(cache.source(IMAGES, 2)), tiny_clip.image.frozen(pixels(tiny_clip), 2))
     assert_same_states(whole(cache.source(IMAGES, 3)), tiny_clip.image.frozen(pixels(tiny_clip), 3))
     assert filled == [[2], [3]]
+
+
+@pytest.mark.parametrize("memory", [4.0, 0.0])
+def test_tokens_are_held_in_the_requested_format_and_features_in_float32(
+    tiny_clip: Backbone, tmp_path: Path, memory: float
+) -> None:
+    cache = of(tiny_clip, tmp_path, memory)
+    half, full = cache.source(IMAGES, 2, precision="bf16"), cache.source(IMAGES, 2)
+    assert isinstance(half, Held)
+    assert isinstance(full, Held)
+    assert torch.equal(half.x, full.x.bfloat16())
+    assert torch.equal(half.y, full.y.bfloat16())
+    assert_same_float32(half.features, full.features)
+    assert len(list(tmp_path.glob("frozen-*.bin"))) == (0 if memory else 2)
+    # From the file, if there is one.
+    again = of(tiny_clip, tmp_path, memory).source(IMAGES, 2, precision="bf16")
+    assert isinstance(again, Held)
+    assert torch.equal(again.x, half.x)
+    assert whole(cache.source(IMAGES, None, precision="bf16")).features.dtype == torch.float32
+
+
+def test_live_states_equal_held_ones_under_autocast(tiny_clip: Backbone) -> None:
+    live, held = (of(tiny_clip, memory=memory).source(IMAGES, 2) for memory in (0.0, 4.0))
+    assert isinstance(live, Live)
+    with torch.autocast("cpu", torch.bfloat16):
+        states = whole(live)
+    assert_same_states(states, whole(held))
+
+
+def test_held_views_alternate_by_epoch() -> None:
+    features, x, y = torch.randn(6, 4), torch.randn(6, 5, 3), torch.randn(6, 5, 3)
+    held = Held(2, Grid(None), torch.device("cpu"), features, x, y, views=2)
+    assert len(held) == 3
+    rows = torch.tensor([2, 0])
+    for epoch, own in ((0, [2, 0]), (1, [5, 3]), (2, [2, 0])):
+        batch = held.batch(rows, epoch)
+        assert batch.first == 2
+        assert torch.equal(batch.features, features[own])
+        assert torch.equal(batch.x, x[own])
+        assert torch.equal(batch.y, y[own])
+    assert [len(batch.x) for batch in held.batches(0, [rows, rows[:1]])] == [2, 1]
+
+
+def test_held_features_alone_are_views_without_tokens() -> None:
+    features = torch.randn(2, 7, 4)
+    held = Held.of_features(features)
+    assert (len(held), held.views) == (7, 2)
+    batch = held.batch(torch.tensor([3]), 3)
+    assert torch.equal(batch.features, features[1, 3:4])
+    assert batch.x.numel() == batch.y.numel() == 0

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,7 +29,6 @@ from rmadapter.errors import UserError
 from rmadapter.settings import Machine
 from rmadapter.support.files import atomic, reserve
 from rmadapter.support.terminal import track
-from rmadapter.training.activations import Held, Plan, cut, size_of
 from rmadapter.training.disk_cache import Store
 
 __all__ = ["BATCH", "FORMATS", "Cache", "Held", "Live", "Source", "encoded", "in_turn"]
@@ -38,10 +37,61 @@ GB = 1e9
 BATCH = 64  # images encoded at once when no gradient is needed
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+Plan: TypeAlias = list[tuple[tuple[int, ...], torch.dtype]]  # shape and format of each tensor
+Key: TypeAlias = tuple[str, int | None, bool, torch.dtype]  # digest, block, augmented, format
+
+
+@dataclass(frozen=True)
+class Held:
+    """Activations of V views of N images, view by view: features [V * N, e], and x and y as in
+    `States`.
+
+    contents: `ImageSet.contents` of the N images; empty if nothing looks images up by them.
+    """
+
+    first: int | None
+    layout: Grid
+    device: torch.device
+    features: Tensor
+    x: Tensor
+    y: Tensor
+    views: int = 1
+    contents: tuple[bytes, ...] = ()
+
+    @classmethod
+    def of_features(cls, views: Tensor) -> Held:
+        """Wrap features [V, N, e] that are already computed."""
+        flat, empty = views.flatten(0, 1), torch.empty(0)
+        return cls(None, Grid(None), views.device, flat, empty, empty, len(views))
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.features) // self.views
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.numel() * part.element_size() for part in (self.features, self.x, self.y))
+
+    def batch(self, rows: Tensor, epoch: int = 0) -> States:
+        """Return the states of some images; each epoch takes the next view."""
+        rows = rows + epoch % self.views * len(self)
+        parts = [part[rows] if len(part) else part for part in (self.features, self.x, self.y)]
+        return States(self.first, self.layout, *parts).to(self.device)
+
+    def batches(self, epoch: int, orders: Sequence[Tensor]) -> Iterator[States]:
+        for rows in orders:
+            yield self.batch(rows, epoch)
+
+    def subset(self, rows: Tensor, images: ImageSet) -> Held:
+        """Keep some rows, those of the views of some images."""
+        parts = [part[rows] if len(part) else part for part in (self.features, self.x, self.y)]
+        features, x, y = parts
+        return replace(self, features=features, x=x, y=y, contents=images.contents)
+
 
 @dataclass(frozen=True)
 class Live:
-    """The same activations as `Held`, read and encoded on demand. views: 0 for fresh ones in every
+    """The same activations as `Held`, read and encoded on demand. views: 0 draws new ones in every
     epoch."""
 
     cache: Cache
@@ -58,22 +108,19 @@ class Live:
         return next(self.batches(epoch, [rows]))
 
     def batches(self, epoch: int, orders: Sequence[Tensor]) -> Iterator[States]:
+        wanted = self.features or self.first is None
         for pixels in self.pixels(epoch, orders):
-            with torch.autocast(
-                pixels.device.type, enabled=False
-            ):  # of a training step: held ones are float32, too
-                wanted = self.features or self.first is None
+            # Without the autocast of a training step, since held activations are float32, too.
+            with torch.autocast(pixels.device.type, enabled=False):
                 states = self.cache.backbone.image.frozen(pixels, self.first, features=wanted)
             yield states
 
     def pixels(self, epoch: int, orders: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Pixels [B, 3, H, W] of each batch of rows in turn."""
-        tensors = self.cache.tensors(
-            self.images, epoch % self.views if self.views else epoch, self.augmented
-        )
-        for pixels in batches(
-            tensors, [rows.tolist() for rows in orders], self.cache.machine.workers
-        ):
+        """Yield pixels [B, 3, H, W] of each batch of rows in turn."""
+        view = epoch % self.views if self.views else epoch
+        tensors = self.cache.tensors(self.images, view, self.augmented)
+        rows = [order.tolist() for order in orders]
+        for pixels in batches(tensors, rows, self.cache.machine.workers):
             yield pixels.to(self.cache.device)
 
 
@@ -102,7 +149,7 @@ class Cache:
     blocks: Collection[int] = ()
 
     def __post_init__(self) -> None:
-        self._held: OrderedDict[tuple[Any, ...], Held] = OrderedDict()
+        self._held: OrderedDict[Key, Held] = OrderedDict()
         self._whole: ImageSet | None = None
         self.store = Store.of(self.machine.disk_cache)
         self.seconds = 0.0  # spent on computing activations so far
@@ -111,9 +158,13 @@ class Cache:
     def device(self) -> torch.device:
         return self.backbone.device
 
+    @property
+    def _room(self) -> float:
+        """Bytes of memory for activations."""
+        return self.machine.cache_memory * GB
+
     def expect_parts(self, images: ImageSet) -> None:
-        """Announce that parts of these images will be requested: the first request then computes
-        all of them."""
+        """Announce requests for parts of these images: the first request then computes all."""
         self._whole = images
 
     def source(
@@ -124,31 +175,29 @@ class Cache:
         augmented: bool = False,
         precision: str = "fp32",
     ) -> Source:
-        """Tokens into block `first` of the image encoder, its output and the features; None for
-        features alone.
+        """Return tokens into block `first` of the image encoder, the block's output and the
+        features; for None features alone.
 
         augmented: take the training views, if there is augmentation. precision: format in which
         tokens are held; features are held in float32.
         """
         augmented = augmented and self.augmentation == "standard"
         views = self.views if augmented else 1
+        live = Live(self, images, first, augmented, views)
         if not views or not (self.hold or self.store):
-            return Live(self, images, first, augmented, views)
+            return live
         kind = FORMATS[precision if first else "fp32"]
         key = (images.digest, first, augmented, kind)
         if key not in self._held:
             whole = self._whole
             if whole is not None and not augmented and {*images.contents} < {*whole.contents}:
                 self.source(whole, first, precision=precision)
-            found = self._among(images, first, augmented, kind) or self._compute(
-                images, first, augmented, views, kind
-            )
-            if found is None:
-                return Live(self, images, first, augmented, views)
-            self._held[key] = found
+            held = self._reuse(images, first, augmented, kind) or self._compute(live, kind)
+            if held is None:
+                return live
+            self._held[key] = held
             while (
-                len(self._held) > 1
-                and sum(held.bytes for held in self._held.values()) > self.machine.cache_memory * GB
+                len(self._held) > 1 and sum(one.bytes for one in self._held.values()) > self._room
             ):
                 self._held.popitem(last=False)
         self._held.move_to_end(key)
@@ -162,15 +211,17 @@ class Cache:
         first: int | None = None,
         of: Callable[[States], Tensor] = attrgetter("features"),
     ) -> Tensor:
-        """Untouched features [V, N, e] of all views of all images, on the device; not normalised.
+        """Return untouched features [V, N, e] of all views of all images, on the device; not
+        normalised.
 
         of: computes what to return instead from the states of block `first`, [B, d]. Raises
-        UserError if every epoch has views of its own.
+        UserError if every epoch draws its own views.
         """
         source = self.source(images, first, augmented=augmented)
         if not source.views:
             raise UserError(
-                "this method reads all views of its images at once: set their number, as in --set views=8"
+                "this method reads all views of its images at once: set their number, as in "
+                "--set views=8"
             )
         return encoded(source, of)
 
@@ -181,25 +232,29 @@ class Cache:
         text: str = "evaluating",
         order: Tensor | None = None,
     ) -> Iterator[States]:
-        """The states of all images in batches, in their own order or in that of the rows `order`."""
+        """Yield the states of all images in batches, in their own order or in that of the rows
+        `order`."""
         orders = in_turn(len(images)) if order is None else list(order.split(BATCH))
-        yield from track(
-            self.source(images, first).batches(0, orders), len(orders), text, self.progress
-        )
+        source = self.source(images, first)
+        yield from track(source.batches(0, orders), len(orders), text, self.progress)
 
     def tensors(self, images: ImageSet, view: int, augmented: bool) -> ImageTensors:
-        """Images as the encoder takes them; an augmented one depends only on the seed, the view and
+        """Prepare images for the encoder; an augmented one depends only on the seed, the view and
         its place."""
         if not augmented:
             return ImageTensors(images, self.backbone.preprocess)
         transform = TrainTransform(self.backbone.image_size, self.backbone.mean, self.backbone.std)
         return ImageTensors(images, transform, (self.seed, view))
 
-    def _among(
+    def bytes_of(self, count: int, first: int | None) -> int:
+        """Return how many bytes the activations of `count` views take."""
+        return _size(self._plan(count, [first], FORMATS[self.machine.precision])[1])
+
+    def _reuse(
         self, images: ImageSet, first: int | None, augmented: bool, kind: torch.dtype
     ) -> Held | None:
-        """A part of what is held: features without tokens, or some images (not augmented ones: they
-        go by place)."""
+        """Return a part of what is held: features without tokens, or some of the images (not of
+        augmented ones, whose views depend on their places)."""
         for (digest, block, views, format_), held in self._held.items():
             if views != augmented or first not in (block, None) or (first and kind != format_):
                 continue
@@ -207,150 +262,133 @@ class Cache:
             if digest == images.digest:
                 rows = torch.arange(len(held.features))
             elif not augmented and all(content in places for content in images.contents):
-                rows = torch.tensor(
-                    [places[content] for content in images.contents], dtype=torch.long
-                )
+                rows = torch.tensor([places[one] for one in images.contents], dtype=torch.long)
             else:
                 continue
             if first is None:
                 held = replace(held, first=None, x=torch.empty(0), y=torch.empty(0))
-            if held.bytes * len(rows) < self.machine.cache_memory * GB * len(held.features):
-                parts = {
-                    name: part[rows]
-                    for name in ("features", "x", "y")
-                    if len(part := getattr(held, name))
-                }
-                return replace(held, contents=images.contents, **parts)
+            if held.bytes * len(rows) < self._room * len(held.features):
+                return held.subset(rows, images)
         return None
 
-    def _compute(
-        self, images: ImageSet, first: int | None, augmented: bool, views: int, kind: torch.dtype
-    ) -> Held | None:
+    def _compute(self, live: Live, kind: torch.dtype) -> Held | None:
         """Compute activations and hold them in memory or in a file; None if neither has room."""
-        started, live, count = (
-            time.perf_counter(),
-            Live(self, images, first, augmented, views),
-            views * len(images),
-        )
-        there = {block for digest, block, *_ in self._held if digest == images.digest}
-        others = [] if augmented else sorted({*self.blocks} - {first, *there})
+        started, images, first = time.perf_counter(), live.images, live.first
+        count = live.views * len(images)
+        done = {block for digest, block, *_ in self._held if digest == images.digest}
+        others = [] if live.augmented else sorted({*self.blocks} - {first, *done})
         blocks = [first, *others]
         layout, plan = self._plan(count, blocks, kind)
-        room = self.machine.cache_memory * GB
-        if others and size_of(plan) > room / 4:
+        if others and _size(plan) > self._room / 4:
             blocks = [first]
             layout, plan = self._plan(count, blocks, kind)
-        size = size_of(plan)
-        if first is None or size <= room:
-            stores = [torch.empty(shape, dtype=kind) for shape, kind in plan]
-            self._find(live, blocks, stores, kind)
-        elif self.folder and self.hold and size < 0.9 * shutil.disk_usage(_made(self.folder)).free:
-            file = (
-                self.folder
-                / f"frozen-{self._name(images, first, augmented, kind, images.digest)}.bin"
-            )
-            if (
-                not file.exists() or file.stat().st_size != size
-            ):  # torch would pad a short file with zeros
-                with atomic(file) as part:
-                    reserve(part, size)
-                    flat = torch.from_file(str(part), shared=True, size=size, dtype=torch.uint8)
-                    self._fill(live, blocks, cut(flat, plan))
-                    del flat
-            stores = cut(
-                torch.from_file(str(file), shared=True, size=size, dtype=torch.uint8), plan
-            )
+        size = _size(plan)
+        if first is None or size <= self._room:
+            tensors = [torch.empty(shape, dtype=dtype) for shape, dtype in plan]
+            self._fill_from_disk(live, blocks, tensors, kind)
+        elif self.folder and self.hold and size < 0.9 * _free_space(self.folder):
+            tensors = self._tensors_in_file(self.folder, live, blocks, plan, kind)
         else:
             return None
         self.seconds += time.perf_counter() - started
-        features, *tokens = stores
+        features, *tokens = tensors
         for block, x, y in reversed([*zip(blocks, tokens[::2], tokens[1::2], strict=True)]):
-            held = Held(block, layout, self.device, features, x, y, views, images.contents)
-            self._held[images.digest, block, augmented, kind] = held
+            held = Held(block, layout, self.device, features, x, y, live.views, images.contents)
+            self._held[images.digest, block, live.augmented, kind] = held
         return held
-
-    def bytes_of(self, count: int, first: int | None) -> int:
-        """Bytes that activations of `count` views take."""
-        return size_of(self._plan(count, [first], FORMATS[self.machine.precision])[1])
 
     def _plan(
         self, count: int, blocks: Sequence[int | None], kind: torch.dtype
     ) -> tuple[Grid, Plan]:
-        """The layout of tokens, and the plan of `count` views: features, and x and y of each block.
-        Found by encoding a blank image."""
-        blank = torch.zeros(
-            1, 3, self.backbone.image_size, self.backbone.image_size, device=self.device
-        )
+        """Encode a blank image, and return the layout of tokens and the plan of `count` views:
+        features, and x and y of each block."""
+        size = self.backbone.image_size
+        blank = torch.zeros(1, 3, size, size, device=self.device)
         probes = self.backbone.image.frozen_at(blank, blocks)
-        parts = [
-            (probes[0].features, torch.float32),
-            *((part, kind) for probe in probes for part in (probe.x, probe.y)),
-        ]
-        shapes = [((count, *part.shape[1:]) if len(part) else (0,), kind) for part, kind in parts]
-        return probes[0].layout, shapes
+        plan: Plan = [((count, *probes[0].features.shape[1:]), torch.float32)]
+        for probe in probes:
+            for part in (probe.x, probe.y):
+                plan.append(((count, *part.shape[1:]) if len(part) else (0,), kind))
+        return probes[0].layout, plan
 
-    def _find(
-        self, live: Live, blocks: Sequence[int | None], stores: list[Tensor], kind: torch.dtype
+    def _tensors_in_file(
+        self,
+        folder: Path,
+        live: Live,
+        blocks: Sequence[int | None],
+        plan: Plan,
+        kind: torch.dtype,
+    ) -> list[Tensor]:
+        """Return the tensors of a plan in a file of the folder, which is made unless it exists."""
+        name, size = self._name(live, live.first, kind, live.images.digest), _size(plan)
+        path = folder / f"frozen-{name}.bin"
+
+        def mapped(file: Path) -> list[Tensor]:
+            flat = torch.from_file(str(file), shared=True, size=size, dtype=torch.uint8)
+            return _cut(flat, plan)
+
+        # torch would pad a short file with zeros
+        if not path.exists() or path.stat().st_size != size:
+            with atomic(path) as part:
+                reserve(part, size)
+                self._fill(live, blocks, mapped(part))
+        return mapped(path)
+
+    def _fill_from_disk(
+        self, live: Live, blocks: Sequence[int | None], tensors: list[Tensor], kind: torch.dtype
     ) -> None:
-        """Fill the stores from the cache on disk, if there is one, and compute what it lacks."""
-        images, count, lacking = live.images, live.views * len(live), []
-        if self.store is None or " at 0x" in str(
-            self.backbone.preprocess
-        ):  # a function has no lasting name
-            self._fill(live, blocks, stores)
+        """Fill the tensors from the cache on disk, if there is one, and compute what it lacks."""
+        # A function as a transform has no lasting name.
+        if self.store is None or " at 0x" in str(self.backbone.preprocess):
+            self._fill(live, blocks, tensors)
             return
         # Views also depend on the place of their image, and so belong to one set of images.
-        keys = (
-            [*map(str, range(count))]
-            if live.augmented
-            else [content.hex() for content in images.contents]
-        )
-        digest, what = (
-            images.digest if live.augmented else "",
-            f"{self.backbone.name} on {self.device.type}: ",
-        )
-        wanted: list[tuple[int | None, torch.dtype, str, dict[str, Tensor]]]
-        wanted = [(None, torch.float32, f"{what}features", {"features": stores[0]})]
-        for block, x, y in zip(blocks, stores[1::2], stores[2::2], strict=True):
+        digest = live.images.digest if live.augmented else ""
+        keys = [content.hex() for content in live.images.contents]
+        if live.augmented:
+            keys = [str(number) for number in range(live.views * len(live))]
+        where = f"{self.backbone.name} on {self.device.type}"
+        format_ = str(kind).removeprefix("torch.")
+        entries: list[tuple[str, str, dict[str, Tensor]]] = []  # name, description, tensors
+        name = self._name(live, None, torch.float32, digest)
+        entries.append((name, f"{where}: features", {"features": tensors[0]}))
+        for block, x, y in zip(blocks, tensors[1::2], tensors[2::2], strict=True):
             if block:
-                about = f"{what}tokens of block {block}, {str(kind).removeprefix('torch.')}"
-                wanted.append((block, kind, about, {"x": x, "y": y}))
-        for block, own, about, parts in wanted:
-            name = self._name(images, block, live.augmented, own, digest)
-            lacking.append((name, about, parts, self.store.read(name, keys, parts)))
-        if missing := sorted({row for *_, rows in lacking for row in rows}):
-            self._fill(live, blocks, stores, None if live.augmented else torch.tensor(missing))
-        for name, about, parts, rows in lacking:
-            self.store.write(name, about, keys, parts, rows)
+                name = self._name(live, block, kind, digest)
+                about = f"{where}: tokens of block {block}, {format_}"
+                entries.append((name, about, {"x": x, "y": y}))
+        missing = [self.store.read(name, keys, parts) for name, _, parts in entries]
+        if any(missing):
+            rows = torch.tensor(sorted({row for own in missing for row in own}))
+            self._fill(live, blocks, tensors, None if live.augmented else rows)
+        for (name, about, parts), own in zip(entries, missing, strict=True):
+            self.store.write(name, about, keys, parts, own)
 
     def _fill(
         self,
         live: Live,
         blocks: Sequence[int | None],
-        stores: list[Tensor],
+        tensors: list[Tensor],
         rows: Tensor | None = None,
     ) -> None:
-        """Fill the stores by encoding. rows: of each view; None for all."""
+        """Fill the tensors by encoding. rows: of each view; None for all."""
         orders = in_turn(len(live)) if rows is None else list(rows.split(BATCH))
         turns = [(view, order) for view in range(live.views) for order in orders]
-        every = (pixels for view in range(live.views) for pixels in live.pixels(view, orders))
-        told = track(every, len(turns), "frozen activations", self.progress)
-        for (view, order), pixels in zip(turns, told, strict=True):
+        stream = (pixels for view in range(live.views) for pixels in live.pixels(view, orders))
+        tracked = track(stream, len(turns), "frozen activations", self.progress)
+        for (view, order), pixels in zip(turns, tracked, strict=True):
             states = self.backbone.image.frozen_at(pixels, blocks)
             parts = [states[0].features, *(part for one in states for part in (one.x, one.y))]
-            for store, part in zip(stores, parts, strict=True):
+            for tensor, part in zip(tensors, parts, strict=True):
                 if len(part):
-                    store[order + view * len(live)] = part.to(store)
+                    tensor[order + view * len(live)] = part.to(tensor)
 
-    def _name(
-        self, images: ImageSet, first: int | None, augmented: bool, kind: torch.dtype, digest: str
-    ) -> str:
-        """A hash of weights, transform, the images' digest, block, format and device, so that a
-        stale file is never read."""
-        transform = [
-            str(self.tensors(images, 0, augmented).transform),
-            *([self.seed, self.views] if augmented else ()),
-        ]
+    def _name(self, live: Live, first: int | None, kind: torch.dtype, digest: str) -> str:
+        """Hash weights, transform, the images' digest, block, format and device, so that a stale
+        file is never read."""
+        transform: list[object] = [str(self.tensors(live.images, 0, live.augmented).transform)]
+        if live.augmented:
+            transform += [self.seed, self.views]
         backbone = [self.backbone.digest, self.backbone.structure, self.backbone.resizing]
         parts = [backbone, transform, digest, first, str(kind), self.device.type]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
@@ -365,10 +403,21 @@ def encoded(source: Source, of: Callable[[States], Tensor]) -> Tensor:
 
 
 def in_turn(count: int) -> list[Tensor]:
-    """All rows in order, in batches."""
+    """Return all rows in order, in batches."""
     return list(torch.arange(count).split(BATCH)) if count else []
 
 
-def _made(folder: Path) -> Path:
+def _size(plan: Plan) -> int:
+    """Return how many bytes the tensors of a plan take."""
+    return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in plan)
+
+
+def _cut(flat: Tensor, plan: Plan) -> list[Tensor]:
+    """Cut a flat tensor of bytes into the tensors of a plan."""
+    parts = flat.split([_size([one]) for one in plan])
+    return [part.view(dtype).view(shape) for part, (shape, dtype) in zip(parts, plan, strict=True)]
+
+
+def _free_space(folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return shutil.disk_usage(folder).free

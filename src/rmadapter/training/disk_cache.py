@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -28,48 +28,64 @@ from rmadapter.support.terminal import note
 GB = 1e9
 SHARD = 2**26  # bytes of a file, roughly; it is copied in memory while it is written
 TAG = "CACHEDIR.TAG"  # tells backup programs to leave this folder out (bford.info/cachedir)
-OURS = "Signature: 8a477f597d28d172789f06886806bc55\n# Of rmadapter: `rmadapter cache --clear` removes this folder.\n"
+OURS = (
+    "Signature: 8a477f597d28d172789f06886806bc55\n"
+    "# Of rmadapter: `rmadapter cache --clear` removes this folder.\n"
+)
 NAME = re.compile(r"[0-9a-f]{16}(\.safetensors)?")
 
 
 class Rows(NamedTuple):
-    """What a file holds. about: a description, for people. keys: say what each row was made from.
-    parts: [N, ...]."""
+    """The content of a file. about: a description, for people. keys: name what each row was made
+    from. parts: [N, ...]."""
 
     about: str
     keys: tuple[str, ...]
     parts: Mapping[str, Tensor]
 
 
+class Entry(TypedDict):
+    """Everything stored under one description. used: time of the last use in seconds since 1970."""
+
+    what: str
+    images: int
+    mb: float
+    used: float
+
+
 def place() -> Path:
+    """Return the folder of the activations in the user's cache."""
     return cache_folder() / "activations"
 
 
 @dataclass(frozen=True)
 class Store:
-    """limit: bytes of all files together; beyond it, the least recently used are removed."""
+    """A folder of activations. limit: bytes of all files together; beyond it, the least recently
+    used are removed."""
 
     folder: Path
     limit: float = 0
 
     @classmethod
     def of(cls, gigabytes: float) -> Store | None:
-        """The store in the user's cache; None if nothing may be kept."""
+        """Return the store in the user's cache; None if nothing may be kept."""
         return cls(place(), gigabytes * GB) if gigabytes else None
 
     def read(self, name: str, keys: Sequence[str], parts: Mapping[str, Tensor]) -> list[int]:
         """Fill in the rows of each part [N, ...] that are stored under a name, by their keys;
         return the other rows."""
-        places: dict[str, list[int]] = {}
+        missing: dict[str, list[int]] = {}  # key -> rows
         for row, key in enumerate(keys):
-            places.setdefault(key, []).append(row)
-        for file in sorted((self.folder / name).glob("*.safetensors")) if self._ours() else ():
-            found = _checked(file, parts, places) if places else None
-            for i, key in enumerate(found.keys if found else ()):
-                for row in places.pop(key, ()):
+            missing.setdefault(key, []).append(row)
+        for file in sorted((self.folder / name).glob("*.safetensors")) if self._is_ours() else ():
+            stored = _matching(file, parts, missing)
+            if stored is None:
+                continue
+            for i, key in enumerate(stored.keys):
+                for row in missing.pop(key, ()):
                     for part, tensor in parts.items():
-                        tensor[row] = found.parts[part][i]  # type: ignore[union-attr]
-        return sorted(row for rows in places.values() for row in rows)
+                        tensor[row] = stored.parts[part][i]
+        return sorted(row for rows in missing.values() for row in rows)
 
     def write(
         self,
@@ -82,13 +98,14 @@ class Store:
         """Store some rows, and remove the least recently used files beyond the limit. Does nothing
         if the rows alone exceed it, or if nothing can be written."""
         each = sum(part[0].numel() * part.element_size() for part in parts.values()) if rows else 0
-        if not each or each * len(rows) > self.limit or not self._open():
+        if not each or each * len(rows) > self.limit or not self._make():
             return
         size = max(SHARD // each, 1)
         with suppress(UserError):  # disk full, or the folder was cleared: computed again later
-            for some in (rows[start : start + size] for start in range(0, len(rows), size)):
-                own = {part: tensor[list(some)].contiguous() for part, tensor in parts.items()}
-                _write(self.folder / name, Rows(about, tuple(keys[row] for row in some), own))
+            for start in range(0, len(rows), size):
+                batch = list(rows[start : start + size])
+                kept = {part: tensor[batch].contiguous() for part, tensor in parts.items()}
+                _write(self.folder / name, Rows(about, tuple(keys[row] for row in batch), kept))
         files = sorted(self.files(), key=lambda one: one[1].st_mtime)
         total = sum(status.st_size for _, status in files)
         for file, status in files:
@@ -98,93 +115,81 @@ class Store:
                 total -= status.st_size
 
     def files(self) -> Iterator[tuple[Path, os.stat_result]]:
-        """Every file with rows."""
-        for file in self.folder.glob("*/*.safetensors") if self._ours() else ():
+        """Yield every file with rows."""
+        for file in self.folder.glob("*/*.safetensors") if self._is_ours() else ():
             with suppress(OSError):
                 yield file, file.stat()
 
-    def contents(self) -> list[dict[str, Any]]:
-        """What is stored, by description: number of images, MB, and time of last use in seconds
-        since 1970."""
-        found: dict[str, dict[str, Any]] = {}
+    def contents(self) -> list[Entry]:
+        """Summarise what is stored, sorted by description."""
+        entries: dict[str, Entry] = {}
         for file, status in self.files():
-            if rows := _read(file):
-                one = found.setdefault(
-                    rows.about, {"what": rows.about, "images": 0, "mb": 0.0, "used": 0.0}
-                )
-                one["images"] += len(rows.keys)
-                one["mb"] += status.st_size / 1e6
-                one["used"] = max(one["used"], status.st_mtime)
-        return sorted(found.values(), key=lambda one: one["what"])
+            rows = _read(file)
+            if rows is None:
+                continue
+            empty = Entry(what=rows.about, images=0, mb=0.0, used=0.0)
+            entry = entries.setdefault(rows.about, empty)
+            entry["images"] += len(rows.keys)
+            entry["mb"] += status.st_size / 1e6
+            entry["used"] = max(entry["used"], status.st_mtime)
+        return sorted(entries.values(), key=lambda entry: entry["what"])
 
     def clear(self) -> int:
-        """Remove everything at once; returns the bytes freed. Raises UserError, and removes
+        """Remove everything at once and return the bytes freed. Raises UserError, and removes
         nothing, if the folder holds anything that this class did not write."""
         size = sum(status.st_size for _, status in self.files())
         if self.folder.exists() or self.folder.is_symlink():
-            if not self._open():
-                raise UserError(
-                    f"{self.folder}: not a folder that rmadapter made; nothing was removed"
-                )
+            if not self._make():
+                raise UserError(f"{self.folder}: rmadapter did not make it; nothing was removed")
             for path in sorted(self.folder.rglob("*")):
-                if not _known(path):
+                if not _is_known(path):
                     raise UserError(
-                        f"{path}: not an rmadapter file: move it elsewhere first; nothing was removed"
+                        f"{path}: not a file of rmadapter, move it elsewhere; nothing was removed"
                     )
-            # A reader has its file open; a writer finds the folder gone, and makes a new one the
-            # next time.
-            os.replace(
-                self.folder, self.folder.with_name(f".{self.folder.name}.{secrets.token_hex(4)}")
-            )
-        for gone in self.folder.parent.glob(
-            f".{self.folder.name}.????????"
-        ):  # also if a process was killed here
-            shutil.rmtree(gone, ignore_errors=True)
+            # A reader has its file open; a writer that finds the folder gone makes a new one.
+            trash = f".{self.folder.name}.{secrets.token_hex(4)}"
+            os.replace(self.folder, self.folder.with_name(trash))
+        # Including what a killed process left behind.
+        for trashed in self.folder.parent.glob(f".{self.folder.name}.????????"):
+            shutil.rmtree(trashed, ignore_errors=True)
         return size
 
-    def _ours(self) -> bool:
+    def _is_ours(self) -> bool:
         with suppress(OSError, UnicodeDecodeError):
-            return (
-                not self.folder.is_symlink()
-                and (self.folder / TAG).read_text(encoding="utf-8") == OURS
-            )
+            tag = (self.folder / TAG).read_text(encoding="utf-8")
+            return not self.folder.is_symlink() and tag == OURS
         return False
 
-    def _open(self) -> bool:
-        """Make the folder, readable only by this user. False if the folder is not ours."""
+    def _make(self) -> bool:
+        """Make the folder, readable only by this user. Return False if it belongs to others."""
         with suppress(OSError, UserError):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if (
-                not self._ours()
-                and not self.folder.is_symlink()
-                and all(map(_known, self.folder.iterdir()))
-            ):
+            untagged = not self._is_ours() and not self.folder.is_symlink()
+            if untagged and all(map(_is_known, self.folder.iterdir())):
                 self.folder.chmod(0o700)  # made by a writer after `clear` took its folder away
                 write_text(self.folder / TAG, OURS)
-        return self._ours()
+        return self._is_ours()
 
 
-def _known(path: Path) -> bool:
-    name = path.name
-    return not path.is_symlink() and (
-        name == TAG or bool(NAME.fullmatch(name) or PART.fullmatch(name))
-    )
+def _is_known(path: Path) -> bool:
+    """Return whether this module may have written the file or folder."""
+    known = path.name == TAG or NAME.fullmatch(path.name) or PART.fullmatch(path.name)
+    return bool(known) and not path.is_symlink()
 
 
 def _write(folder: Path, rows: Rows) -> None:
     from safetensors.torch import save
 
     name = hashlib.sha256(" ".join(rows.keys).encode()).hexdigest()[:16]
+    # The sum detects damage from a power cut.
     about = {"about": rows.about, "keys": " ".join(rows.keys), "sum": _sum(rows.parts)}
-    with atomic(
-        folder / f"{name}.safetensors", sync=False
-    ) as part:  # the sum detects damage from a power cut
+    with atomic(folder / f"{name}.safetensors", sync=False) as part:
         part.write_bytes(save(dict(rows.parts), about))
 
 
 def _read(file: Path, check: bool = False) -> Rows | None:
-    """Read a file. check: read and verify its tensors too. None if it is gone or damaged; a damaged
-    one is removed."""
+    """Read a file; return None if it is gone or damaged, and remove a damaged one. check: read and
+    verify its tensors too."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -197,26 +202,27 @@ def _read(file: Path, check: bool = False) -> Rows | None:
     except FileNotFoundError:
         return None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
-        note(f"{file}: damaged, so its activations are computed again")
+        note(f"{file}: damaged and removed; its activations are computed again")
         with suppress(OSError):
             file.unlink()
         return None
 
 
-def _checked(file: Path, parts: Mapping[str, Tensor], wanted: Mapping[str, Any]) -> Rows | None:
-    """The rows of a file, if some are wanted and they have the dtypes and shapes of `parts`."""
-    head = _read(file)
-    if head is None or not any(key in wanted for key in head.keys):
+def _matching(file: Path, parts: Mapping[str, Tensor], keys: Mapping[str, object]) -> Rows | None:
+    """Return the rows of a file that has any of the keys, in the formats and shapes of `parts`."""
+    head = _read(file) if keys else None
+    if head is None or not any(key in keys for key in head.keys):
         return None
     rows = _read(file, check=True)
-    kinds = {part: (tensor.dtype, tensor.shape[1:]) for part, tensor in parts.items()}
-    if rows is None or kinds != {
-        part: (tensor.dtype, tensor.shape[1:]) for part, tensor in rows.parts.items()
-    }:
+    if rows is None or _kinds(rows.parts) != _kinds(parts):
         return None
     with suppress(OSError):
         os.utime(file)
     return rows
+
+
+def _kinds(parts: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:
+    return {part: (tensor.dtype, tensor.shape[1:]) for part, tensor in parts.items()}
 
 
 def _sum(parts: Mapping[str, Tensor]) -> str:
