@@ -97,7 +97,7 @@ def test_both_stages_with_the_steps_of_adamw(
     fitted = configured(TwoStages(), {**WHOLE, "epochs": 5, "learning_rate": 0.01}).fit(
         tiny_clip, shots
     )
-    monkeypatch.setattr(train, "TURN", 1.0)
+    monkeypatch.setattr(train, "RESTART", 1.0)
     first = configured(TwoStages(), {**WHOLE, "epochs": 3, "learning_rate": 0.01}).fit(
         tiny_clip, shots
     )

@@ -12,7 +12,7 @@ import pytest
 from rmadapter import Callback
 from rmadapter.backbones import Backbone
 from rmadapter.methods import load_method
-from rmadapter.training.callbacks import tell
+from rmadapter.training.callbacks import notify
 from rmadapter.training.loop import Unfinished
 from tests.helpers.shots import shots_of
 
@@ -26,7 +26,7 @@ def test_an_epochs_figures_are_the_means_of_its_steps() -> None:
         {"step": n, "epoch": 1 + (n > 2), "loss": float(n), "lr": 0.1 * n} for n in range(1, 5)
     ]
     for count in range(1, 5):
-        tell([callback], history[:count], 2)
+        notify([callback], history[:count], 2)
     assert seen == [
         {"step": 2, "epoch": 1, "loss": 1.5, "lr": 0.2},
         {"step": 4, "epoch": 2, "loss": 3.5, "lr": 0.4},

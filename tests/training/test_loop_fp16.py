@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import Grid, States
-from rmadapter.training.loop import Batch, Recipe, _Loop
+from rmadapter.training.loop import Batch, Recipe, Trainer
 from tests.helpers.shots import shots_of
 
 
@@ -24,7 +24,7 @@ def moved(backbone: Backbone, precision: str, factor: float) -> tuple[Tensor, li
     nn.init.zeros_(module.weight)
     recipe = Recipe(learning_rate=1.0, momentum=0.0, weight_decay=0.0)
     loop, scales = (
-        _Loop(module, recipe, shots_of(backbone, precision=precision), lambda name: 1.0),
+        Trainer(module, recipe, shots_of(backbone, precision=precision), lambda name: 1.0),
         list[float](),
     )
     batch = Batch(

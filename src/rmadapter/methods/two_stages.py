@@ -113,7 +113,7 @@ class TwoStages(Method):
         )
         prompts = module.prompts(shots.classes, shots.templates)
         source, epochs = shots.source(FIRST), self.recipe.length(shots.images.labels)[0]
-        turn = self.recipe.turn(epochs)
+        turn = self.recipe.restart(epochs)
         still = Still(source, module.image_features, epochs - turn)
 
         def loss(batch: Batch) -> Tensor:

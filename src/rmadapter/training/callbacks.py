@@ -1,5 +1,5 @@
-"""Callbacks that a training calls after every step and epoch, to feed TensorBoard or Weights &
-Biases, for example."""
+"""Callbacks of a training, called after every step and epoch, for TensorBoard or Weights & Biases,
+say."""
 
 from __future__ import annotations
 
@@ -17,29 +17,25 @@ def _nothing(figures: Figures) -> None:
 
 @dataclass(frozen=True)
 class Callback:
-    """on_step({"step", "epoch", every term of the loss, "lr"}) is called after each step; steps
-    count from 1.
+    """Functions of the figures of a training: "step" and "epoch", counted from 1, every term of the
+    loss, and "lr".
 
-    on_epoch(the same, with each term averaged over the epoch) is called after the epoch's last
-    step. An exception in either ends the training.
+    on_step is called after each step; on_epoch after the last step of an epoch, with the mean of
+    each term over the epoch. An exception in either ends the training.
     """
 
     on_step: Callable[[Figures], object] = _nothing
     on_epoch: Callable[[Figures], object] = _nothing
 
 
-def tell(callbacks: Iterable[Callback], history: Sequence[Figures], per_epoch: int) -> None:
-    """Call the callbacks after a step. history: figures of all steps so far. per_epoch: steps of an
+def notify(callbacks: Iterable[Callback], history: Sequence[Figures], per_epoch: int) -> None:
+    """Call the callbacks after a step. history: figures of all steps so far. per_epoch: steps in an
     epoch."""
     last = history[-1]
     for callback in callbacks:
         callback.on_step(dict(last))
         if last["step"] % per_epoch == 0:
-            steps = history[-per_epoch:]
-            plain = ("step", "epoch", "lr")
-            callback.on_epoch(
-                {
-                    name: v if name in plain else fmean(s[name] for s in steps)
-                    for name, v in last.items()
-                }
-            )
+            figures = dict(last)
+            for term in last.keys() - {"step", "epoch", "lr"}:
+                figures[term] = fmean(step[term] for step in history[-per_epoch:])
+            callback.on_epoch(figures)

@@ -38,19 +38,18 @@ NEIGHBOUR = 1  # chosen in docs/unfamiliar.md
 
 
 class NotApplicable(Exception):
-    """The method has no answer to this question, such as about classes that it never saw; the
-    message says why."""
+    """The method cannot score these classes (unseen ones, for example); the message says why."""
 
 
 class Parameters(NamedTuple):
-    """How many numbers are trained, and how many of them only training needs."""
+    """Numbers of parameters that are trained, and of those that only training needs."""
 
     trained: int = 0
     training_only: int = 0
 
 
 class Known(NamedTuple):
-    """What a model is fitted to: class names, and templates with one {} each."""
+    """The classes that a model is fitted to: their names, and templates with one {} each."""
 
     classes: tuple[str, ...]
     templates: tuple[str, ...] = TEMPLATES
@@ -58,13 +57,12 @@ class Known(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Shots:
-    """All that a method sees: the shots, validation images drawn from the val split, and what is
-    common to all.
+    """Everything that a method may see; no test image can be reached from it.
 
-    No test image is reachable from here. templates: prompt templates, one {} each. seed: of
-    everything random. unfinished: where the training is kept while it runs. callbacks: called after
-    every step. unlabelled: train images of all classes of the data, including novel ones, for
-    methods that ask for them; their labels mean nothing.
+    images: the shots. val: images drawn from the val split. templates: prompt templates, one {}
+    each. seed: of everything random. unfinished: keeps the training while it runs. callbacks:
+    called after every step. unlabelled: train images of all classes, including novel ones, for
+    methods whose traits ask for them; their labels mean nothing.
     """
 
     images: ImageSet
@@ -87,13 +85,13 @@ class Shots:
 
     @property
     def labels(self) -> Tensor:
-        """[N], indices into `classes`."""
+        """Return [N] indices into `classes`."""
         return torch.tensor(self.images.labels, device=self.device)
 
     @property
     def weights(self) -> Tensor | None:
-        """[N] in float64 on the CPU, 1 on average: how much each shot counts; None where all count
-        alike."""
+        """Return how much each shot counts, [N] in float64 on the CPU, 1 on average; None if all
+        count alike."""
         weights = torch.tensor(self.images.weights, dtype=torch.float64)
         return weights / weights.mean() if len(weights) and weights.any() else None
 
@@ -106,43 +104,40 @@ class Shots:
         return self.cache.machine
 
     def source(self, first: int | None = None) -> Source:
-        """Frozen activations of the shots in all their views, in the number format of training.
-        first: the block whose input is wanted, None for features alone."""
+        """Return frozen activations of the shots in all their views, in the number format of
+        training. first: the block whose input is wanted, None for features alone."""
         return self.cache.source(
             self.images, first, augmented=True, precision=self.machine.precision
         )
 
     def features(self) -> Tensor:
-        """Untouched features [V, N, e] of V views of the shots, not normalised."""
+        """Return untouched features [V, N, e] of V views of the shots, not normalised."""
         return self.cache.features(self.images, augmented=True)
 
     def plain_features(self, images: ImageSet | None = None) -> Tensor:
-        """Untouched features [N, e], without augmentation, of the shots or of other images; not
-        normalised."""
+        """Return untouched features [N, e], without augmentation, of the shots or of other images;
+        not normalised."""
         return self.cache.features(self.images if images is None else images)[0]
 
     def pixels(self, rows: Tensor, epoch: int, first: int | None) -> Tensor:
-        """Pixels [B, 3, H, W] of the shots whose states `source(first)` gives for these rows in
-        this epoch."""
-        source = self.source(first)
-        live = Live(
-            self.cache, self.images, first, self.cache.augmentation == "standard", source.views
-        )
+        """Return the pixels [B, 3, H, W] behind the states that `source(first)` gives for these
+        rows in this epoch."""
+        augmented, views = self.cache.augmentation == "standard", self.source(first).views
+        live = Live(self.cache, self.images, first, augmented, views)
         return next(live.pixels(epoch, [rows]))
 
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """A fitted method: everything that it needs to answer is in `tensors`, its own fields and the
-    backbone.
+    """A fitted method: `tensors`, the method's fields and the backbone determine every answer.
 
     for_classes(names) returns a function from the states of B images to logits [B, C]; it raises
     NotApplicable for names that the method cannot handle. first: the block of the image encoder
     whose input these states hold; None for features alone. parameters: how many were trained.
-    temperature: `score` divides logits by it to calibrate probabilities; no answer changes.
-    examples: untouched unit features [N, e], in float16, of images that it was fitted to; None if not kept.
-    remembers: whether the function of `for_classes` learns from each image, so that answers depend
-    on earlier images.
+    temperature: divides the logits in `score`, which calibrates probabilities and changes no
+    answer. examples: untouched unit features [N, e], in float16, of the training images; None if
+    not kept. remembers: whether the function of `for_classes` learns from each image, so that
+    answers depend on earlier images.
     """
 
     method: Method
@@ -162,35 +157,34 @@ class Fitted:
         return self.known.classes
 
     def after(self, trained: Trained) -> Fitted:
-        """A copy that says how it was trained."""
+        """Return a copy with the record of its training."""
         return replace(self, trained=trained)
 
     def fitted_to(self, features: Tensor) -> Fitted:
-        """A copy with untouched features [N, e] of its training images, every k-th of over
-        `MOST_EXAMPLES`."""
-        some = features[:: -(-len(features) // MOST_EXAMPLES)]
-        return replace(self, examples=F.normalize(some.float(), dim=-1).half())
+        """Return a copy that keeps untouched features [N, e] of its training images, every k-th of
+        over `MOST_EXAMPLES`."""
+        kept = features[:: -(-len(features) // MOST_EXAMPLES)]
+        return replace(self, examples=F.normalize(kept.float(), dim=-1).half())
 
     def unfamiliar(self, features: Tensor) -> Tensor:
-        """[B], from 0 up: 1 - cosine of untouched features [B, e] to the nearest image that it was
-        fitted to.
+        """Return [B], from 0 up: 1 - cosine of untouched features [B, e] to the nearest training
+        image.
 
-        How far to trust it: docs/unfamiliar.md. Raises UserError if the features of these images
-        were not kept.
+        docs/unfamiliar.md says how far to trust it. Raises UserError if the features of the
+        training images were not kept.
         """
         if self.examples is None:
             raise UserError("this model holds no features of its training images")
         cosines = F.normalize(features.float(), dim=-1) @ self.examples.float().T
-        return (1 - cosines.topk(min(NEIGHBOUR, cosines.shape[1])).values[:, -1]).clamp(
-            min=0
-        )  # against rounding
+        nearest = cosines.topk(min(NEIGHBOUR, cosines.shape[1])).values[:, -1]
+        return (1 - nearest).clamp(min=0)  # against rounding
 
     def score(self, names: Sequence[str] | None = None) -> ToLogits:
-        """`for_classes`, calibrated and without gradients; None for the classes that it was fitted
-        to."""
+        """Return `for_classes(names)`, calibrated and without gradients. names: by default the
+        classes that it was fitted to."""
         with torch.no_grad():
-            found = self.for_classes(self.classes if names is None else tuple(names))
-        return torch.no_grad()(lambda states: found(states) / self.temperature)
+            logits = self.for_classes(self.classes if names is None else tuple(names))
+        return torch.no_grad()(lambda states: logits(states) / self.temperature)
 
     def probabilities(
         self,
@@ -199,34 +193,29 @@ class Fitted:
         *,
         progress: bool = False,
     ) -> Iterator[Tensor]:
-        """[B, C] of each batch, every image decoded and encoded once. Raises as `score` and
-        `load_image`."""
+        """Yield probabilities [B, C] of each batch; every image is decoded and encoded once.
+        Raises as `score` and `load_image`."""
         from rmadapter.data.transforms import decoded
 
         models = {self.method.title: self.score(names)}
-        stream = track(
-            decoded(images, self.backbone.preprocess, BATCH),
-            -(-len(images) // BATCH),
-            "predicting",
-            progress,
-        )
-        for _, pixels in stream:
+        stream = decoded(images, self.backbone.preprocess, BATCH)
+        for _, pixels in track(stream, -(-len(images) // BATCH), "predicting", progress):
             yield self.answers(models, pixels)[self.method.title]
 
     def answers(self, models: Mapping[str, ToLogits], pixels: Tensor) -> dict[str, Tensor]:
-        """Probabilities [B, C] that each model gives for pixels [B, 3, H, W], encoded once.
+        """Return the probabilities [B, C] that each model gives for pixels [B, 3, H, W], encoded
+        once.
 
         models: first this one, as `score` returns it, then any others that read features.
         """
         return next(answers(models, [self.states(pixels, features=len(models) > 1)]))
 
     def states(self, pixels: Tensor, features: bool = False) -> States:
-        """States of pixels [B, 3, H, W]. features: include untouched features even if the model
-        does not read them."""
+        """Encode pixels [B, 3, H, W]. features: include untouched features even if the model does
+        not read them."""
+        pixels = pixels.to(self.backbone.device)
         wanted = features or self.first is None
-        return self.backbone.image.frozen(
-            pixels.to(self.backbone.device), self.first, features=wanted
-        )
+        return self.backbone.image.frozen(pixels, self.first, features=wanted)
 
 
 class Choices(NamedTuple):
@@ -287,27 +276,31 @@ def answers(
     they are not finite."""
     for states in stream:
         logits = {name: score(states).float() for name, score in models.items()}
-        found = {name: x.softmax(-1).cpu() for name, x in logits.items()}
-        if bad := [name for name, table in found.items() if not table.isfinite().all()]:
-            raise UserError(
-                f"the answers of {bad[0]} contain NaN or infinity: its training diverged, or it has a bug"
-            )
-        yield found
+        tables = {name: x.softmax(-1).cpu() for name, x in logits.items()}
+        for name, table in tables.items():
+            if not table.isfinite().all():
+                raise UserError(
+                    f"the answers of {name} contain NaN or infinity: its training diverged, or it "
+                    "has a bug"
+                )
+        yield tables
 
 
 def columns(title: str, classes: Sequence[str], names: Sequence[str]) -> list[int]:
-    """Indices of the names among the trained classes. Raises NotApplicable for any other name."""
+    """Return the indices of the names among the trained classes. Raises NotApplicable for any other
+    name."""
     place = {name: i for i, name in enumerate(classes)}
-    if new := [name for name in names if name not in place]:
-        raise NotApplicable(f"{title} only knows the classes it was trained on, not {new[0]!r}")
+    for name in names:
+        if name not in place:
+            raise NotApplicable(f"{title} only knows the classes it was trained on, not {name!r}")
     return [place[name] for name in names]
 
 
 class Learner(nn.Module, ABC):
-    """A module on a frozen backbone, whose state is all that a method learns.
+    """A module on a frozen backbone; its state is everything that a method learns.
 
-    first: the image encoder's block whose input it reads; None for features alone. reaches: sides
-    whose blocks it runs.
+    first: the image encoder's block whose input it reads; None for features alone. reaches: sides,
+    "image" or "text", whose blocks it runs.
     """
 
     first: int | None = None
@@ -319,7 +312,7 @@ class Learner(nn.Module, ABC):
 
     @abstractmethod
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
-        """As `Fitted.for_classes`, after a fit to `known`."""
+        """Return the scorer of `Fitted.for_classes`, after a fit to `known`."""
 
 
 class ModuleMethod(Method):
@@ -344,5 +337,5 @@ class ModuleMethod(Method):
 
 
 def count(module: nn.Module) -> int:
-    """Number of parameters."""
+    """Count the parameters of a module."""
     return sum(parameter.numel() for parameter in module.parameters())

@@ -1,4 +1,4 @@
-"""Where a training stands, in memory and, while it runs, on disk."""
+"""The progress of a training, in memory and, while it runs, on disk."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Trained:
-    """Where a training stands, or ended: steps, seconds, loss terms of every step, median seconds
-    of one.
+    """The progress of a training, finished or not: steps, seconds, and the loss terms of each step.
 
-    weighed: whether the shots' weights, if any, were used.
+    step_seconds: median of the steps. weighed: whether the shots' weights, if any, were used.
     """
 
     step: int = 0
@@ -29,8 +28,8 @@ class Trained:
 
 
 def as_table(history: Sequence[Mapping[str, float]]) -> tuple[dict[str, bool], Tensor]:
-    """Name of each term -> whether it is a whole number; and all values [steps, terms] in float64,
-    NaN for none."""
+    """Return name of each term -> whether it is a whole number, and all values [steps, terms] in
+    float64, NaN for none."""
     import torch
 
     names: dict[str, bool] = {}
@@ -42,7 +41,7 @@ def as_table(history: Sequence[Mapping[str, float]]) -> tuple[dict[str, bool], T
 
 
 def as_rows(names: Mapping[str, bool], table: Tensor) -> list[dict[str, float]]:
-    """What `as_table` was given."""
+    """Invert `as_table`."""
     rows = (zip(names.items(), row, strict=True) for row in table.tolist())
     return [
         {name: int(x) if whole else x for (name, whole), x in row if not math.isnan(x)}
@@ -52,9 +51,10 @@ def as_rows(names: Mapping[str, bool], table: Tensor) -> list[dict[str, float]]:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """Where a killed training was saved, and its key, so that a different training is refused.
+    """The file that keeps a training while it runs, and the training's key, so that another one is
+    refused.
 
-    before: key of a training that comes first; its file may stay there until this one saves.
+    before: key of a training that precedes this one; its file may stay until this one saves.
     """
 
     path: Path
@@ -63,7 +63,7 @@ class Unfinished:
 
 
 def key_of(unfinished: Unfinished) -> str:
-    """Key of the training saved there; empty if there is none, or a damaged one."""
+    """Return the key of the saved training; empty if there is none, or a damaged one."""
     from safetensors import SafetensorError, safe_open
 
     try:
