@@ -1,10 +1,10 @@
-"""The training loop: recipes and steps by hand, one training however it is computed. Resume:
-test_train_resume.py"""
+"""The training loop: recipes and steps by hand, one training however it is computed."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.encoders import Grid, States
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
 from rmadapter.training.contract import Fitted, Shots
-from rmadapter.training.loop import Batch, Recipe, minimise, order
+from rmadapter.training.loop import Batch, Recipe, Trainer, minimise, order
 from tests.helpers.rounding import relative_errors
 from tests.helpers.shots import HEAVY, noisy_colors, shots_of
 
@@ -384,3 +385,37 @@ def test_two_processes_train_as_one_does(tiny_clip: Backbone, tmp_path: Path) ->
         alone = fit(shots_of(tiny_clip, IMAGES.subset(range(7))), **fields)
         assert found == pytest.approx(losses(alone), rel=1e-4)
         assert max(relative_errors(tensors, alone.tensors).values()) < 1e-4
+
+
+# ---- float16 on a CPU, which `minimise` leaves to GPUs ----
+
+
+def first_step(backbone: Backbone, precision: str, factor: float) -> tuple[Tensor, list[float]]:
+    """Return the weights, zero at first, after the first SGD step that moves them, and the scales
+    of the loss until then."""
+    module = nn.Linear(4, 2, bias=False)
+    nn.init.zeros_(module.weight)
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    recipe = Recipe(learning_rate=1.0, momentum=0.0, weight_decay=0.0)
+    trainer = Trainer(module, recipe, shots_of(backbone, precision=precision), lambda name: 1.0)
+    labels, states = torch.zeros(8, dtype=torch.long), States(None, Grid(None))
+    batch = Batch(0, torch.arange(8), labels, states, torch.Generator())
+    scales = list[float]()
+    while not module.weight.any() and len(scales) < 20:
+        scales.append(trainer.scaler.get_scale())
+        trainer.step(lambda _: factor * (module(x) - 1).float().square().mean(), batch, [1.0], 1.0)
+    return module.weight.detach(), scales
+
+
+def test_an_overflowing_step_is_skipped_and_the_next_scaled_less(tiny_clip: Backbone) -> None:
+    plain, once = first_step(tiny_clip, "fp32", 1000.0)
+    half, scales = first_step(tiny_clip, "fp16", 1000.0)
+    assert once == [1.0]
+    assert len(scales) > 1
+    assert all(b == a / 2 for a, b in pairwise(scales))
+    torch.testing.assert_close(half, plain, rtol=5e-3, atol=1.0)
+
+
+def test_gradients_too_small_for_the_format_are_not_lost(tiny_clip: Backbone) -> None:
+    plain, half = (first_step(tiny_clip, precision, 1e-7)[0] for precision in ("fp32", "fp16"))
+    torch.testing.assert_close(half, plain, rtol=5e-2, atol=1e-10)
