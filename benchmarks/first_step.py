@@ -25,8 +25,8 @@ from rmadapter.backbones import load_backbone
 from rmadapter.data import decode
 from rmadapter.data.read import read_images
 from rmadapter.runs.fit import fit
+from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
-from rmadapter.runs.run import Lab
 from rmadapter.settings import parse_overrides
 from rmadapter.training.callbacks import Callback
 

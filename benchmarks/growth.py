@@ -41,7 +41,7 @@ from rmadapter.data.duplicates import groups
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.prompts import zero_shot_weights
-from rmadapter.runs.run import evaluate
+from rmadapter.runs.evaluate import evaluate
 from rmadapter.support.machine import peak, reset_peak, versions
 from rmadapter.task import Question, Task
 from rmadapter.training.cache import Cache

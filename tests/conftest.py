@@ -14,7 +14,7 @@ import pytest
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.errors import UserError
 from rmadapter.methods.linear_probe import LinearProbe
-from rmadapter.runs.judge import BESIDE
+from rmadapter.runs.judge import BASELINES
 from tests.helpers.images import write_colors
 from tests.helpers.models import (
     CLIP_TEXT,
@@ -63,7 +63,7 @@ def skip_plots(monkeypatch: pytest.MonkeyPatch) -> None:
         "rmadapter.support.plots.inline_svg",
         lambda figure, prefix, label: f'<svg role="img" aria-label={quoteattr(label)}></svg>',
     )
-    monkeypatch.setitem(BESIDE, "linear-probe", LinearProbe(search_steps=0))
+    monkeypatch.setitem(BASELINES, "linear-probe", LinearProbe(search_steps=0))
 
 
 @pytest.fixture(scope="session")
@@ -155,8 +155,8 @@ def finished(tiny_clip: Backbone, colors: Path, tmp_path_factory: pytest.TempPat
     to change it."""
     from rmadapter.data.read import read_images
     from rmadapter.runs.fit import fit
+    from rmadapter.runs.lab import Lab
     from rmadapter.runs.request import Request
-    from rmadapter.runs.run import Lab
 
     settings = {
         "shots": 4,

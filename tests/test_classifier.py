@@ -17,7 +17,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.data.read import load_image, read_images
 from rmadapter.errors import UserError
 from rmadapter.model import AdaptedCLIP
-from rmadapter.runs.run import evaluate
+from rmadapter.runs.evaluate import evaluate
 from rmadapter.settings import Machine
 from rmadapter.task import Question
 from rmadapter.training.cache import Cache

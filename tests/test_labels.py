@@ -16,7 +16,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.data.read import load_image
 from rmadapter.errors import UserError
 from rmadapter.prompts import cosine_logits, zero_shot_weights
-from rmadapter.runs.fit import known_names
+from rmadapter.runs.evaluate import known_names
 from tests.helpers.shell import Command, its_backbone, refused, rmadapter
 from tests.helpers.slow import slow_except
 

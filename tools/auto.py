@@ -24,8 +24,9 @@ from rmadapter.methods.auto import CANDIDATES, preferred
 from rmadapter.metrics import confidence_interval
 from rmadapter.runs.auto import pick
 from rmadapter.runs.folds import FOLDS, Folds
+from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
-from rmadapter.runs.run import Lab, run_task
+from rmadapter.runs.run import run_task
 
 Task = tuple[str, int, int]  # data set, shots, seed
 
@@ -110,7 +111,7 @@ def trial(
     """One candidate: which images it gets right over the folds (bits in hexadecimal), and its test
     accuracy."""
     wanted = Request.make({"shots": shots, "seed": seed}, name, data=data)
-    folds = folds or Folds.make(wanted.task, lab, FOLDS)
+    folds = folds or Folds.make(wanted.task, lab.draw(wanted.task), lab, FOLDS)
     found = folds.answers(wanted.method, name)
     right = found.table.argmax(1) == np.array(folds.judged.labels)
     record = run_task(wanted.task, wanted.method, lab, name).record

@@ -23,8 +23,9 @@ import torch
 import yaml
 
 from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
-from rmadapter.runs.run import Lab, run_task
+from rmadapter.runs.run import run_task
 
 
 def rescaled(name: str, scale: float) -> Backbone:

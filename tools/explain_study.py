@@ -25,8 +25,9 @@ from torch import Tensor
 
 from rmadapter.data.transforms import decoded
 from rmadapter.metrics import confidence_interval
+from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
-from rmadapter.runs.run import Lab, learn
+from rmadapter.runs.run import learn
 from rmadapter.support.machine import versions
 from rmadapter.training.contract import Fitted
 
@@ -73,7 +74,8 @@ class Study:
     def __init__(self, lab: Lab, data: str, name: str, images: int) -> None:
         wanted = Request.make({"shots": SHOTS, **METHODS[name]}, name, data=data)
         self.data, self.name = data, name
-        self.fitted = learn(wanted.method, lab.draw(wanted.task).train, wanted.task, lab)
+        few = lab.draw(wanted.task)
+        self.fitted = learn(wanted.method, few.train, wanted.task, few, lab)
         self.test = lab.splits(data)["test"]
         self.rows = np.random.default_rng(1).permutation(len(self.test))[:images].tolist()
 

@@ -25,8 +25,8 @@ from rmadapter.curate import checks
 from rmadapter.data.decode import load_image
 from rmadapter.data.duplicates import groups
 from rmadapter.data.read import ImageSet
+from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
-from rmadapter.runs.run import Lab
 
 SETS = (
     "trashnet",

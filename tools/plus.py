@@ -23,8 +23,9 @@ from torch import Tensor
 from rmadapter.data.fewshot import half
 from rmadapter.data.image_set import ImageSet
 from rmadapter.methods.rmadapter_plus import HEAD, Both, RMAdapterPlus, ridge, unit
+from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
-from rmadapter.runs.run import Lab, run_task
+from rmadapter.runs.run import run_task
 from rmadapter.settings import Machine
 from rmadapter.support.machine import versions
 from rmadapter.training.cache import Cache

@@ -18,7 +18,8 @@ from rmadapter.artifacts.evaluation import Evaluation
 from rmadapter.artifacts.record import read_record
 from rmadapter.data.catalog.openmoji import load_openmoji
 from rmadapter.data.fewshot import half
-from rmadapter.runs.run import Sets, evaluate
+from rmadapter.runs.evaluate import evaluate
+from rmadapter.runs.lab import Sets
 from rmadapter.task import Question
 from rmadapter.training.cache import Cache
 

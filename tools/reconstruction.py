@@ -43,8 +43,10 @@ from rmadapter.encoders import States
 from rmadapter.methods.rmadapter import RMAdapter
 from rmadapter.model import AdaptedCLIP
 from rmadapter.prompts import prompts_each, tokenize
+from rmadapter.runs.evaluate import evaluate
+from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
-from rmadapter.runs.run import Lab, evaluate, run_task
+from rmadapter.runs.run import run_task
 from rmadapter.settings import Machine
 from rmadapter.support.machine import versions
 from rmadapter.task import Task

@@ -31,8 +31,9 @@ from rmadapter.data.fewshot import sample_shots
 from rmadapter.methods.clap import ZeroShotProbe
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.metrics import accuracy, confidence_interval
+from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
-from rmadapter.runs.run import Lab, learn
+from rmadapter.runs.run import learn
 from rmadapter.support.machine import versions
 from rmadapter.training.contract import Fitted, Known, answers
 
@@ -73,13 +74,8 @@ class Study:
         if not rows:
             known = Known(self.train.classes, self.task.templates)
             return ZeroShot().restore(self.lab.backbone(self.task.backbone), known, {})
-        return learn(
-            METHOD,
-            self.train.subset(rows),
-            replace(self.task, seed=seed),
-            self.lab,
-            cache=self.cache,
-        )
+        task, images = replace(self.task, seed=seed), self.train.subset(rows)
+        return learn(METHOD, images, task, self.lab.draw(task), self.lab, cache=self.cache)
 
     def table(self, fitted: Fitted) -> np.ndarray:
         """Probabilities [N, C] of the pool."""

@@ -32,8 +32,8 @@ from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.metrics import confidence_interval
 from rmadapter.runs.folds import FOLDS, Folds, split
+from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
-from rmadapter.runs.run import Lab
 from rmadapter.support.machine import versions
 from rmadapter.training.contract import Known, answers
 
@@ -132,7 +132,13 @@ class Study:
             self.asked.task, data=f"{self.data} {images.digest} {seed}", shots=0
         )  # one seed: one cache
         self.lab.add(task.data, {"train": images})
-        folds = Folds(task, self.lab, images, split(images, FOLDS, seed, together=self.together))
+        folds = Folds(
+            task,
+            self.lab.draw(task),
+            self.lab,
+            images,
+            split(images, FOLDS, seed, together=self.together),
+        )
         table = folds.answers(method, name).table.astype(float)
         return np.array(folds.rows), table / table.sum(1, keepdims=True)
 

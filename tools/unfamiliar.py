@@ -30,8 +30,9 @@ from rmadapter.data.read import ImageSet
 from rmadapter.metrics import confidence_interval
 from rmadapter.model import AdaptedCLIP
 from rmadapter.prompts import zero_shot_weights
+from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
-from rmadapter.runs.run import Lab, learn
+from rmadapter.runs.run import learn
 from rmadapter.support.machine import versions
 from rmadapter.task import TEMPLATES
 from rmadapter.training.cache import Cache
@@ -141,7 +142,7 @@ class Study:
         wanted = Request.make(given, data=data)
         few = self.lab.draw(wanted.task)
         train = half(few.train, "base")
-        fitted = learn(wanted.method, train, wanted.task, self.lab)
+        fitted = learn(wanted.method, train, wanted.task, few, self.lab)
         model, cache = self._model(seed, fitted), self.lab.test_cache(wanted.task)
         with torch.no_grad():
             names, scale = fitted.classes, float(fitted.backbone.logit_scale)

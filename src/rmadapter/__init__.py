@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rmadapter.methods.rmadapter import RMAdapter as RMAdapter
     from rmadapter.model import AdaptedCLIP as AdaptedCLIP
     from rmadapter.predict.explain import explain_images as explain_images
-    from rmadapter.runs.run import Lab as Lab
+    from rmadapter.runs.lab import Lab as Lab
     from rmadapter.runs.run import run_task as run_task
     from rmadapter.settings import AdapterSettings as AdapterSettings
     from rmadapter.settings import LossSettings as LossSettings
@@ -75,7 +75,8 @@ _HOMES = {
     "methods.rmadapter": ["RMAdapter"],
     "model": ["AdaptedCLIP"],
     "artifacts.record": ["Record"],
-    "runs.run": ["Lab", "run_task"],
+    "runs.lab": ["Lab"],
+    "runs.run": ["run_task"],
     "settings": ["AdapterSettings", "LossSettings", "Machine"],
     "curate.suggest": ["first_images", "suggest_images"],
     "curate.apply": ["apply_decisions"],

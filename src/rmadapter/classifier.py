@@ -100,8 +100,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         from rmadapter.backbones.shared import shared
         from rmadapter.runs.auto import choose
         from rmadapter.runs.folds import FOLDS, Folds
+        from rmadapter.runs.lab import Lab
         from rmadapter.runs.request import Request
-        from rmadapter.runs.run import Lab, learn
+        from rmadapter.runs.run import learn
         from rmadapter.support.machine import find_device
 
         given = {"backbone": self.backbone, "shots": self.shots, "seed": self.seed, **self.settings}
@@ -112,14 +113,15 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         lab.add_backbone(shared(wanted.task.backbone, find_device(wanted.machine.device)))
         lab.add("", {"train": found, "test": found.subset([])})
         method, name, temperature, choice = wanted.method, wanted.name, None, None
-        train = half(lab.draw(wanted.task).train, wanted.task.classes)
+        few = lab.draw(wanted.task)
+        train = half(few.train, wanted.task.classes)
         if choices := method.choices(train.labels):
-            folds = Folds.make(wanted.task, lab, FOLDS)
+            folds = Folds.make(wanted.task, few, lab, FOLDS)
             choice = choose(folds, choices)
             method, name = choices.methods[choice.chosen], choice.chosen
             temperature = folds.temperature(method, name)
-        lab.callbacks = tuple(callbacks)
-        fitted = replace(learn(method, train, wanted.task, lab), temperature=temperature or 1.0)
+        fitted = learn(method, train, wanted.task, few, lab, callbacks=tuple(callbacks))
+        fitted = replace(fitted, temperature=temperature or 1.0)
         fitted = fitted.fitted_to(lab.train_cache(wanted.task).features(train)[0])
         self.fitted_, self.history_ = fitted, fitted.trained.history
         self.__dict__.pop("choice_", None)  # of an earlier fit
@@ -186,7 +188,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         test images are used if there are splits. Raises UserError for a label that is no class, and
         for splits without test images.
         """
-        from rmadapter.runs.order import shuffled
+        from rmadapter.runs.evaluate import shuffled
 
         check_is_fitted(self, "fitted_")
         if labels is None:

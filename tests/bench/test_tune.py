@@ -39,8 +39,8 @@ from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
 from rmadapter.runs.folds import Folds
+from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request, requested
-from rmadapter.runs.run import Lab
 from rmadapter.settings import Machine, read_yaml, settings_of
 from tests.helpers.clusters import session
 from tests.helpers.shell import Command, refused, rmadapter
@@ -81,7 +81,7 @@ def test_trials_are_judged_as_their_methods_are(
 ) -> None:
     """By folds of the train split, made and asked by hand."""
     from rmadapter.data.read import read_images
-    from rmadapter.runs.run import Lab
+    from rmadapter.runs.lab import Lab
 
     out, found = tuned
     assert [trial.number for trial in found.trials] == [*range(6)]
@@ -92,7 +92,7 @@ def test_trials_are_judged_as_their_methods_are(
     )
     lab = Lab(wanted.machine, progress=False)
     lab.add("x", {"all": read_images(colors)["train"]})
-    folds = Folds.make(wanted.task, lab, 3)
+    folds = Folds.make(wanted.task, lab.draw(wanted.task), lab, 3)
     hits = folds.answers(wanted.method, "clip-adapter").table.argmax(1) == np.array(
         folds.judged.labels
     )

@@ -281,8 +281,8 @@ def test_what_predict_refuses(
 def test_several_processes_of_one_command_are_refused(
     rmadapter: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As torchrun starts them: each would do the same. test_world.py has `fit`, which several can
-    do."""
+    """As torchrun starts them: each would do the same. tests/runs/test_team.py has `fit`, which
+    several can do."""
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     for name, value in zip(names, ("0", "0", "2", "localhost", "1"), strict=True):
         monkeypatch.setenv(name, value)

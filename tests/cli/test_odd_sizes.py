@@ -14,8 +14,9 @@ from PIL import Image
 from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet
+from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
-from rmadapter.runs.run import Lab, run_task
+from rmadapter.runs.run import run_task
 from tests.helpers.shell import Command, its_backbone, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture

@@ -22,7 +22,7 @@ __all__ = ["rmadapter"]  # a fixture
 def data(
     colors: Path, tmp_path: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    monkeypatch.setattr("rmadapter.runs.run.load_backbone", lambda name: tiny_clip)
+    monkeypatch.setattr("rmadapter.runs.lab.load_backbone", lambda name: tiny_clip)
     return spoil(colors, tmp_path / "data")
 
 

@@ -29,7 +29,7 @@ from rmadapter.curate.suspects import (
 )  # fmt: skip
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
-from rmadapter.runs.run import Lab
+from rmadapter.runs.lab import Lab
 from tests.helpers.parsed import Page
 from tests.helpers.spoiled import spoil
 

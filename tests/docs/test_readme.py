@@ -236,7 +236,7 @@ def test_python_of_usage_runs(few_pictograms: None) -> None:
     from rmadapter.data.catalog.openmoji import CLASSES
     from rmadapter.data.read import read_images
     from rmadapter.runs.fit import fit
-    from rmadapter.runs.run import Lab
+    from rmadapter.runs.lab import Lab
 
     wanted = Request.make(
         {"classes": "base", "shots": 1}, data="pictograms"

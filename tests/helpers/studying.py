@@ -22,7 +22,7 @@ def study(
 ) -> Study:
     """Runs the main of a tool, with words, on the set `colors` and a tiny backbone; returns all
     lines of its file."""
-    monkeypatch.setattr("rmadapter.runs.run.load_backbone", lambda name: tiny_clip)
+    monkeypatch.setattr("rmadapter.runs.lab.load_backbone", lambda name: tiny_clip)
     out = tmp_path / "lines.jsonl"
 
     def run(tool: ModuleType, *words: str) -> list[dict[str, Any]]:

@@ -61,8 +61,8 @@ def images() -> Any:
 def run(name: str) -> Path:
     """The folder of a run of a method."""
     from rmadapter.runs.fit import fit
+    from rmadapter.runs.lab import Lab
     from rmadapter.runs.request import Request
-    from rmadapter.runs.run import Lab
     from rmadapter.settings import settings_of
 
     own = settings_of(Request.make({}, name).method)

@@ -18,7 +18,8 @@ from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.methods.tip_adapter import Search, TipAdapter
-from rmadapter.runs.run import Lab, run_task
+from rmadapter.runs.lab import Lab
+from rmadapter.runs.run import run_task
 from rmadapter.task import Task
 from rmadapter.training.loop import order
 from tests.helpers.shots import logits_of, noisy_colors, shots_of

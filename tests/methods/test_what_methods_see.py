@@ -21,7 +21,8 @@ from rmadapter.bench.runner import run_all
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
-from rmadapter.runs.run import Lab, run_task
+from rmadapter.runs.lab import Lab
+from rmadapter.runs.run import run_task
 from rmadapter.settings import Machine, configured
 from rmadapter.task import Task
 from rmadapter.training.contract import Fitted, Shots

@@ -23,8 +23,9 @@ from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.runs.auto import choose, pick
 from rmadapter.runs.fit import fit
 from rmadapter.runs.folds import Folds, OutOfTime
+from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request, requested
-from rmadapter.runs.run import Lab, learn
+from rmadapter.runs.run import learn
 from rmadapter.settings import settings_of
 from rmadapter.training.contract import Choices
 
@@ -53,7 +54,7 @@ def folds_of(
     lab = Lab(wanted.machine, progress=False)
     lab.add_backbone(backbone)
     lab.add("x", {"all": read_images(colors)["train"]})
-    folds = Folds.make(wanted.task, lab, 3)
+    folds = Folds.make(wanted.task, lab.draw(wanted.task), lab, 3)
     choices = wanted.method.choices(folds.images.labels)
     assert choices is not None
     return folds, choices

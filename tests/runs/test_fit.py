@@ -25,9 +25,10 @@ from rmadapter.data.fewshot import few_shot
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
 from rmadapter.methods.prompt_kd import PromptKD
-from rmadapter.runs.fit import STATE, evaluate_saved, fit, page_again
+from rmadapter.runs.evaluate import evaluate_saved
+from rmadapter.runs.fit import STATE, fit, rewrite_page
+from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
-from rmadapter.runs.run import Lab
 from rmadapter.settings import read_yaml
 from rmadapter.support.locks import exclusive
 from rmadapter.training.cache import Cache
@@ -204,7 +205,7 @@ import rmadapter.training.loop as train
 from rmadapter.data.read import read_images
 from rmadapter.runs.request import Request
 from rmadapter.runs.fit import fit
-from rmadapter.runs.run import Lab
+from rmadapter.runs.lab import Lab
 train.SAVE_SECONDS = -1.0
 rate = train.Recipe.rate
 def dies(recipe, step, per_epoch, epochs):
@@ -408,9 +409,9 @@ def test_the_page_is_made_again_from_the_folder_alone(finished: Path, tmp_path: 
     """Byte for byte, though the data, of which the record has a name alone, is not there."""
     out = Path(shutil.copytree(finished, tmp_path / "run"))
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert page_again(out) == out / "report.html"
+    assert rewrite_page(out) == out / "report.html"
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     (out / "predictions.csv").write_text("another")
     with pytest.raises(UserError, match="does not match SHA256SUMS"):
-        page_again(out)
+        rewrite_page(out)
     assert (out / "report.html").read_bytes() == before["report.html"]

@@ -17,8 +17,9 @@ from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.runs.folds import Folds, OutOfTime, split
+from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
-from rmadapter.runs.run import Lab, learn
+from rmadapter.runs.run import learn
 from rmadapter.training.contract import answers
 from tests.helpers.shots import grouped
 
@@ -32,7 +33,7 @@ def folds_of(
     lab = Lab(wanted.machine, folder=folder, progress=False)
     lab.add_backbone(backbone)
     lab.add("x", {"all": train})
-    return wanted, lab, Folds.make(wanted.task, lab, 3)
+    return wanted, lab, Folds.make(wanted.task, lab.draw(wanted.task), lab, 3)
 
 
 def test_folds_leave_every_class_to_learn_from_and_copies_together() -> None:
@@ -118,7 +119,7 @@ def test_answers_are_those_of_fits_to_the_other_folds(tiny_clip: Backbone, color
     found = folds.answers(wanted.method, wanted.name)
     _, fresh, _ = folds_of(tiny_clip, train)
     rest = train.subset(i for i in range(len(train)) if i not in folds.parts[0])
-    fitted = learn(wanted.method, rest, wanted.task, fresh)
+    fitted = learn(wanted.method, rest, wanted.task, fresh.draw(wanted.task), fresh)
     stream = fresh.test_cache(wanted.task).stream(train.subset(folds.parts[0]), fitted.first)
     expected = np.concatenate(
         [answer["it"].numpy() for answer in answers({"it": fitted.score()}, stream)]
@@ -196,9 +197,9 @@ def test_answers_of_other_folds_are_asked_anew(tiny_clip: Backbone, tmp_path: Pa
     wanted, lab, folds = folds_of(tiny_clip, images, tmp_path)
     method = LinearProbe(search_steps=0)
     folds.answers(method, "linear-probe")
-    other = Folds(wanted.task, lab, images, [*reversed(folds.parts)])
+    other = Folds(wanted.task, folds.few, lab, images, [*reversed(folds.parts)])
     assert other.rows != folds.rows
-    fresh = Folds(wanted.task, folds_of(tiny_clip, images)[1], images, other.parts)
+    fresh = Folds(wanted.task, folds.few, folds_of(tiny_clip, images)[1], images, other.parts)
     found, right = (some.answers(method, "linear-probe").table for some in (other, fresh))
     np.testing.assert_array_equal(found, right)
     assert len([*tmp_path.glob("folds-*")]) == 2

@@ -19,9 +19,10 @@ from rmadapter.data.read import ImageSet, read_images
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.runs import judge as judging
 from rmadapter.runs.folds import Folds
-from rmadapter.runs.judge import BESIDE, calibrated, judge
+from rmadapter.runs.judge import BASELINES, calibrated, judge
+from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
-from rmadapter.runs.run import Lab, Outcome, run_task
+from rmadapter.runs.run import Outcome, run_task
 from rmadapter.training.traits import Traits
 from tests.helpers.guests import Guest
 from tests.helpers.shots import grouped
@@ -41,8 +42,11 @@ def lab_of(backbone: Backbone, splits: dict[str, ImageSet]) -> tuple[Request, La
 
 def judged(backbone: Backbone, splits: dict[str, ImageSet], folds: int = 3) -> Outcome:
     wanted, lab = lab_of(backbone, splits)
-    done = run_task(wanted.task, wanted.method, lab, wanted.name, beside=BESIDE)
-    return judge(wanted.task, wanted.method, lab, done, Folds.make(wanted.task, lab, folds))
+    done = run_task(wanted.task, wanted.method, lab, wanted.name, baselines=BASELINES)
+    few = lab.draw(wanted.task)
+    return judge(
+        wanted.task, wanted.method, lab, done, few, Folds.make(wanted.task, few, lab, folds)
+    )
 
 
 def test_test_images_of_a_group_that_was_trained_on_do_not_judge(tiny_clip: Backbone) -> None:
@@ -73,8 +77,8 @@ def test_a_method_of_any_title_is_judged_by_its_own_answers(
     method = type("Mine", (ZeroShot,), {"title": title, "__module__": __name__})()
     splits = {"train": grouped("aabb", [""] * 4), "test": grouped("aaabbb", [""] * 6, seed=1)}
     wanted, lab = lab_of(tiny_clip, splits)
-    [score] = run_task(wanted.task, method, lab, "mine", beside=BESIDE).record.scores
-    [plain] = run_task(wanted.task, ZeroShot(), lab, "zero-shot", beside=BESIDE).record.scores
+    [score] = run_task(wanted.task, method, lab, "mine", baselines=BASELINES).record.scores
+    [plain] = run_task(wanted.task, ZeroShot(), lab, "zero-shot", baselines=BASELINES).record.scores
     assert (score.accuracy, score.zero_shot) == (plain.accuracy, plain.accuracy)
 
 
@@ -94,11 +98,12 @@ def test_images_that_were_not_drawn_judge_where_enough_are_of_other_groups(
         """Groups that were drawn, and by which and how many images it is judged."""
         wanted, lab = lab_of(tiny_clip, {"all": images})
         task = replace(wanted.task, shots=shots)
-        done = run_task(task, wanted.method, lab, wanted.name, beside=BESIDE)
-        record = judge(task, wanted.method, lab, done, Folds.make(task, lab, 4)).record
+        done = run_task(task, wanted.method, lab, wanted.name, baselines=BASELINES)
+        few = lab.draw(task)
+        record = judge(task, wanted.method, lab, done, few, Folds.make(task, few, lab, 4)).record
         if record.judgement is None:
-            return len(set(lab.draw(task).train.groups)), record.notes[-1], 0
-        return len(set(lab.draw(task).train.groups)), record.judgement.how, record.judgement.images
+            return len(set(few.train.groups)), record.notes[-1], 0
+        return len(set(few.train.groups)), record.judgement.how, record.judgement.images
 
     apart = grouped("aaaaaabbbbbb", [*"pqrstu"] * 2)
     count, text, images = how(apart, 1)
@@ -173,7 +178,7 @@ def test_copies_of_images_that_were_seen_without_labels_do_not_judge(
     lab.add("x", {"train": train, "test": replace(test, images=(*test.images[:-2], *added))})
     for method, copies in ((wanted.method, 1), (Curious(), 2)):
         found = judge(
-            task, method, lab, run_task(task, method, lab, beside=BESIDE)
+            task, method, lab, run_task(task, method, lab, baselines=BASELINES), few
         ).record.judgement
         assert found is not None
         assert found.images == len(test) - copies
@@ -229,7 +234,7 @@ def test_a_method_that_is_judged_beside_stands_there_once() -> None:
 
 def test_no_image_has_a_part_in_its_own_calibration(tiny_clip: Backbone, colors: Path) -> None:
     wanted, lab = lab_of(tiny_clip, {"all": read_images(colors)["train"]})
-    folds = Folds.make(wanted.task, lab, 3)
+    folds = Folds.make(wanted.task, lab.draw(wanted.task), lab, 3)
     table = np.random.default_rng(0).dirichlet([0.3] * 4, len(folds.rows))
     found, labels = calibrated(table, folds), np.array(folds.judged.labels)
     start = 0
@@ -245,7 +250,7 @@ def test_two_folds_make_no_answer_surer(tiny_clip: Backbone, colors: Path) -> No
     """Of two images a class each model saw one."""
     wanted, lab = lab_of(tiny_clip, {"all": read_images(colors)["train"]})
     for count in (2, 3):
-        folds = Folds.make(wanted.task, lab, count)
+        folds = Folds.make(wanted.task, lab.draw(wanted.task), lab, count)
         labels = np.array(folds.judged.labels)
         unsure = np.where(
             np.eye(4)[labels] > 0, 0.4, 0.2

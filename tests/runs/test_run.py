@@ -16,8 +16,10 @@ from rmadapter.backbones import Backbone
 from rmadapter.data.fewshot import FewShot
 from rmadapter.data.read import ImageSet, load_image, read_images
 from rmadapter.methods.rmadapter import RMAdapter
+from rmadapter.runs.evaluate import evaluate
+from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
-from rmadapter.runs.run import Lab, evaluate, run_key, run_task
+from rmadapter.runs.run import run_key, run_task
 from rmadapter.settings import Machine, configured
 from rmadapter.task import Question, Task
 from rmadapter.training.cache import Cache

@@ -12,8 +12,9 @@ import plus
 import pytest
 
 from rmadapter.backbones import Backbone
+from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
-from rmadapter.runs.run import Lab, run_task
+from rmadapter.runs.run import run_task
 from rmadapter.settings import Machine
 
 SMALL = {"first_block": 3, "rank": 4, "epochs": 20, "learning_rate": 0.03}

@@ -97,7 +97,7 @@ def test_finished_lines_are_kept(
 def test_the_first_images_have_no_label_before(
     colors: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rmadapter.runs.run.load_backbone", lambda name: tiny_clip)
+    monkeypatch.setattr("rmadapter.runs.lab.load_backbone", lambda name: tiny_clip)
     study = suggest.Study(suggest.Lab(root=colors.parent, keep=True, progress=False), colors.name)
     found = study.first("coverage", 1)
     assert len(found["test"]) == len(suggest.FIRSTS)

@@ -19,7 +19,9 @@ from rmadapter.bench.runner import check_images, check_settings, in_order
 from rmadapter.data.fewshot import half
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
-from rmadapter.runs.run import Lab, Sets, evaluate, learn
+from rmadapter.runs.evaluate import evaluate
+from rmadapter.runs.lab import Lab, Sets
+from rmadapter.runs.run import learn
 from rmadapter.support.machine import find_device
 from rmadapter.support.terminal import bar, note
 from rmadapter.training.callbacks import Callback
@@ -152,7 +154,8 @@ def _measure_all(plan: Plan, jobs: Sequence[Job], lab: Lab, progress: bool) -> d
 def measure(job: Job, method: Method, lab: Lab, shots: int) -> Timing:
     """Measure a method on a few steps with a few shots and on a few test images."""
     task = replace(job.task, shots=shots)
-    train = half(lab.draw(task).train, task.classes)
+    few = lab.draw(task)
+    train = half(few.train, task.classes)
     recipe = method.recipe
     batch = min(recipe.batch_size, len(train)) if recipe else len(train)
     if recipe:
@@ -160,14 +163,14 @@ def measure(job: Job, method: Method, lab: Lab, shots: int) -> Timing:
         short = replace(recipe, epochs=epochs, iterations=0)
         method = replace(method, recipe=short)  # type: ignore[type-var]
     stamps: list[float] = []
-    lab.callbacks = (Callback(on_step=lambda _: stamps.append(time.perf_counter())),)
+    watch = Callback(on_step=lambda _: stamps.append(time.perf_counter()))
     cache = lab.train_cache(task)
     sets: Sets = [
         (question, _sample(images), split) for question, images, split in lab.tests(job.task)
     ]
     single: Sets = [(question, images.subset([0]), split) for question, images, split in sets]
     frozen_before = cache.seconds
-    seconds, fitted = _timed(lambda: learn(method, train, task, lab))
+    seconds, fitted = _timed(lambda: learn(method, train, task, few, lab, callbacks=(watch,)))
     frozen = cache.seconds - frozen_before
     steps = [after - before for before, after in pairwise(stamps)]
     step = statistics.median(steps) if steps else 0.0

@@ -24,7 +24,7 @@ from rmadapter.settings import Machine
 from rmadapter.support.files import ACTIVATIONS
 
 if TYPE_CHECKING:
-    from rmadapter.runs.run import Lab
+    from rmadapter.runs.lab import Lab
     from rmadapter.training.contract import Method
 
 AUTO = "auto"
@@ -54,7 +54,7 @@ class Plan:
 
     def lab(self) -> Lab:
         """Return a lab that keeps activations in the results folder."""
-        from rmadapter.runs.run import Lab
+        from rmadapter.runs.lab import Lab
 
         return Lab(
             self.machine, self.root, self.out / ACTIVATIONS, keep=True, progress=False,

@@ -30,7 +30,7 @@ from rmadapter.support.terminal import bar, escape
 
 if TYPE_CHECKING:
     from rmadapter.backbones import Backbone
-    from rmadapter.runs.run import Lab
+    from rmadapter.runs.lab import Lab
     from rmadapter.training.contract import Method
 
 PAUSE = 0.5  # seconds between two looks at what other processes have done

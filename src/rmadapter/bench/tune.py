@@ -31,8 +31,9 @@ from rmadapter.methods import load_method
 from rmadapter.methods.uses import TUNED
 from rmadapter.runs.auto import behind
 from rmadapter.runs.folds import FOLDS, Folds
+from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
-from rmadapter.runs.run import Lab, run_key
+from rmadapter.runs.run import run_key
 from rmadapter.settings import configured, to_yaml
 from rmadapter.support.files import parts, read_json, write_json, write_text
 from rmadapter.support.locks import exclusive
@@ -84,7 +85,7 @@ class Search:
         lab = Lab(self.request.machine, progress=False)
         splits: dict[str, ImageSet] = read_images(task.data, progress=False, **self.read)
         lab.add(task.data, {name: images for name, images in splits.items() if name != "test"})
-        folds = Folds.make(task, lab, self.folds)
+        folds = Folds.make(task, lab.draw(task), lab, self.folds)
         _check_folds(folds)
         return folds
 
@@ -320,7 +321,7 @@ def tune_job(method: Method, job: Job, lab: Lab) -> tuple[Method, str, float]:
     if images are too few for folds, and if all trials failed.
     """
     space = make_space(method, job.method, job.searched)
-    folds = Folds.make(job.task, lab, FOLDS)
+    folds = Folds.make(job.task, lab.draw(job.task), lab, FOLDS)
     _check_folds(folds)
     search = Search(Request(job.task, lab.machine, method, job.method))
     study = Study(space, job.task.seed, (), 1)

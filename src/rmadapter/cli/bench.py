@@ -291,7 +291,7 @@ def report(
     if tolerance is not None and not check:
         raise UserError("--tolerance: is for --check, which compares with the paper's figures")
     if (results / "model.json").is_file():
-        _page_again(results, out, check, as_json)
+        _rewrite_page(results, out, check, as_json)
         return
     if out is None:
         raise UserError("--out: give a folder for the report")
@@ -323,14 +323,14 @@ def _cell(value: object) -> str:
     return words[value] if value is None or isinstance(value, bool) else str(value)
 
 
-def _page_again(run: Path, out: Path | None, check: bool, as_json: bool) -> None:
-    from rmadapter.runs.fit import page_again
+def _rewrite_page(run: Path, out: Path | None, check: bool, as_json: bool) -> None:
+    from rmadapter.runs.fit import rewrite_page
 
     if out is not None or check:
         raise UserError(
             f"{run}: a run's report is written into its own folder: leave out --out and --check"
         )
-    page = page_again(run)
+    page = rewrite_page(run)
     print(json.dumps({"report": str(page)}) if as_json else f"report: {page}")
 
 

@@ -179,10 +179,10 @@ def _remembering(fitted: Fitted, ray: bool, path: Path | None) -> None:
     """Print a note that answers depend on the order of the images. Raises UserError where one
     process does not see all of them."""
     from rmadapter.predict.write import PARTIAL
-    from rmadapter.runs.order import each_alone
+    from rmadapter.runs.evaluate import refuse_stateful
 
     if ray:
-        each_alone(fitted, "a worker of --engine ray")
+        refuse_stateful(fitted, "a worker of --engine ray")
     if path and (partial := path.with_name(path.name + PARTIAL)).exists():
         raise UserError(
             f"{partial}: unfinished, and {fitted.method.title} cannot resume; delete it to start again"

@@ -75,8 +75,8 @@ def run_demo(
     """
     from rmadapter.data.catalog.openmoji import ATTRIBUTION, load_openmoji
     from rmadapter.runs.fit import fit
+    from rmadapter.runs.lab import Lab
     from rmadapter.runs.request import Request
-    from rmadapter.runs.run import Lab
     from rmadapter.settings import configured
     from rmadapter.task import Question
 
@@ -155,9 +155,10 @@ def fit(
     from rmadapter.data.read import read_images
     from rmadapter.methods import explain_effort
     from rmadapter.runs.fit import fit as run_fit
-    from rmadapter.runs.fit import help_fit
+    from rmadapter.runs.fit import join_fit
+    from rmadapter.runs.lab import Lab
     from rmadapter.runs.request import requested
-    from rmadapter.runs.run import Lab
+    from rmadapter.runs.team import Team
 
     request = requested(
         options.method,
@@ -170,7 +171,8 @@ def fit(
     )
     if options.effort != "normal":
         note(explain_effort(request.name, options.effort, request.method))
-    lab = Lab(distributed.distribute(request.name, request.method, request.machine))
+    team = Team.of(request.name, request.method, request.machine)
+    lab = Lab(team.machine, team=team)
     given = read_names(names) if names else {}
     columns = images.named()
     splits = read_images(
@@ -190,14 +192,14 @@ def fit(
         note(advice)
     task = replace(request.task, backbone=backbone.name)
     if distributed.is_helper():
-        help_fit(task, request.method, out, lab, request.name)
-        distributed.leave()
+        join_fit(task, request.method, out, lab, request.name)
+        team.leave()
         return
     record = run_fit(
         task, request.method, out, lab, request.name, command(),
         folds=folds, columns=columns, crops=images.crops,
     )  # fmt: skip
-    distributed.leave()
+    team.leave()
     _show(record, out, as_json)
 
 
@@ -234,7 +236,7 @@ def evaluate(
     from rmadapter.artifacts.summary import show_score
     from rmadapter.data.read import read_images
     from rmadapter.runs import request
-    from rmadapter.runs.fit import evaluate_saved, known_names
+    from rmadapter.runs.evaluate import evaluate_saved, known_names
     from rmadapter.settings import configured, parse_overrides
     from rmadapter.task import Task
     from rmadapter.training.cache import Cache
@@ -337,7 +339,7 @@ def compare(
     """
     from rmadapter.data.read import read_images
     from rmadapter.runs.compare import compare as compare_runs
-    from rmadapter.runs.fit import trained_on
+    from rmadapter.runs.evaluate import trained_on
 
     if len(runs) < 2:
         raise UserError("only one run: give at least two to compare")

@@ -23,8 +23,8 @@ from rmadapter.data.names import Label
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
 from rmadapter.runs.folds import FOLDS, Folds, split
+from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
-from rmadapter.runs.run import Lab
 from rmadapter.support.files import csv_text, inert, inert_path, user_path, write_text
 
 METHOD = "linear-probe"
@@ -128,11 +128,12 @@ def find_suspects(
     request = Request.make({**probe, **(settings or {}), "shots": 0}, method, data="it")
     lab = lab or Lab(request.machine, progress=progress)
     lab.add("it", {"train": images})
-    images = lab.draw(request.task).train
+    few = lab.draw(request.task)
+    images = few.train
     looked = images.looks(progress)
     together = groups(looked, images.groups)
     parts = split(images, FOLDS, request.task.seed, together=together)
-    folds = Folds(request.task, lab, images, parts)
+    folds = Folds(request.task, few, lab, images, parts)
     features = lab.train_cache(request.task).features(images)[0].float().cpu().numpy()
     near = nearest(features, count=checks.NEIGHBOURS, groups=together)
     wrong = _wrong_labels(folds, request)

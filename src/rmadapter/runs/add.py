@@ -21,8 +21,8 @@ from rmadapter.data.read import ImageSet, image_errors, read_images
 from rmadapter.errors import UserError
 from rmadapter.methods.uses import backbones_in
 from rmadapter.runs.fit import fit
+from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request, read_config
-from rmadapter.runs.run import Lab
 from rmadapter.settings import configured, settings_of
 from rmadapter.support.files import csv_text, path_from, user_path, write_json, write_text
 from rmadapter.support.locks import exclusive

@@ -15,7 +15,7 @@ from rmadapter.data.names import nfc
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
 from rmadapter.metrics import paired
-from rmadapter.runs.run import evaluate
+from rmadapter.runs.evaluate import evaluate
 from rmadapter.task import Question
 from rmadapter.training.cache import Cache
 from rmadapter.training.contract import NotApplicable

@@ -16,10 +16,11 @@ import torch
 
 from rmadapter import metrics
 from rmadapter.data.duplicates import groups
-from rmadapter.data.fewshot import half
+from rmadapter.data.fewshot import FewShot, half
 from rmadapter.data.read import ImageSet
-from rmadapter.runs.order import ask_all
-from rmadapter.runs.run import Lab, learn, learn_beside, run_key
+from rmadapter.runs.evaluate import predict_all
+from rmadapter.runs.lab import Lab
+from rmadapter.runs.run import fit_baseline, learn, run_key
 from rmadapter.support.files import write_tensors
 from rmadapter.task import Task
 from rmadapter.training.contract import Method
@@ -46,81 +47,83 @@ class Folds:
     Answers are kept in the lab's folder, if it has one, so that a killed run can resume."""
 
     task: Task
+    few: FewShot
     lab: Lab
     images: ImageSet
     parts: list[list[int]]
     _known: dict[str, Answers] = field(default_factory=dict)
 
     @classmethod
-    def make(cls, task: Task, lab: Lab, count: int) -> Folds:
-        """At most `count` folds: fewer if classes are small, none if no class can spare an image."""
-        images = half(lab.draw(task).train, task.classes)
-        return cls(task, lab, images, split(images, count, task.seed, lab.progress))
+    def make(cls, task: Task, few: FewShot, lab: Lab, count: int) -> Folds:
+        """Make at most `count` folds: fewer if classes are small, none if no class can spare an
+        image."""
+        images = half(few.train, task.classes)
+        return cls(task, few, lab, images, split(images, count, task.seed, lab.progress))
 
     def __len__(self) -> int:
         return len(self.parts)
 
     @property
     def rows(self) -> list[int]:
-        """Rows of the images to judge by, M of the N shots."""
+        """Return the rows of the images to judge by, M of the N shots."""
         return [row for part in self.parts for row in part]
 
     @property
     def judged(self) -> ImageSet:
+        """Return the M images to judge by."""
         return self.images.subset(self.rows)
 
     def answers(
-        self, method: Method, name: str, *, beside: bool = False, deadline: float = float("inf")
+        self, method: Method, name: str, *, baseline: bool = False, deadline: float = float("inf")
     ) -> Answers:
-        """Answers of this method. name: as `load_method` accepts it. beside: as `learn_beside`.
-        deadline: on the clock `time.monotonic`; raises OutOfTime as soon as the finished folds show
-        that the others will be late."""
-        few, backbone = self.lab.draw(self.task), self.lab.backbone(self.task.backbone)
-        beside = beside and self.task.augmentation != "none"
-        key = run_key(self.task, method, name, self.lab.machine, backbone, few)
-        parts = hashlib.sha256(
-            json.dumps(self.parts).encode()
-        ).hexdigest()  # groups move rows between folds
-        key = f"{key[:24]}-{len(self)}-{parts[:12]}{'-beside' * beside}"
-        file = self.lab.folder and self.lab.folder / f"folds-{key}.safetensors"
+        """Return the answers of a method, computed once.
+
+        name: as `load_method` accepts it. baseline: fit as `fit_baseline` does. deadline: on the
+        clock `time.monotonic`; raises OutOfTime as soon as the finished folds show that the others
+        will be late.
+        """
+        plain = baseline and self.task.augmentation != "none"
+        key = self._key(method, name, plain)
         if key not in self._known:
-            self._known[key] = (file and _read(file, len(self.rows))) or self._ask(
-                method, beside, deadline
-            )
-            if file:
-                kept = self._known[key]
-                tensors = {
-                    "table": torch.from_numpy(kept.table),
-                    "seconds": torch.tensor(kept.seconds),
-                }
-                write_tensors(file, tensors)
+            file = self.lab.folder and self.lab.folder / f"folds-{key}.safetensors"
+            saved = _read(file, len(self.rows)) if file else None
+            answers = saved or self._compute(method, plain, deadline)
+            if file and saved is None:
+                table, seconds = torch.from_numpy(answers.table), torch.tensor(answers.seconds)
+                write_tensors(file, {"table": table, "seconds": seconds})
+            self._known[key] = answers
         return self._known[key]
 
+    def _key(self, method: Method, name: str, plain: bool) -> str:
+        backbone = self.lab.backbone(self.task.backbone)
+        key = run_key(self.task, method, name, self.lab.machine, backbone, self.few)
+        # groups move rows between folds
+        parts = hashlib.sha256(json.dumps(self.parts).encode()).hexdigest()
+        return f"{key[:24]}-{len(self)}-{parts[:12]}{'-beside' * plain}"
+
     def temperature(self, method: Method, name: str) -> float | None:
-        """The temperature that calibrates models of this method; None without folds."""
+        """Return the temperature that calibrates models of this method; None without folds."""
         if not self.parts:
             return None
-        return self.no_surer(
-            metrics.temperature(self.answers(method, name).table, self.judged.labels)
-        )
+        table = self.answers(method, name).table
+        return self.never_sharpen(metrics.temperature(table, self.judged.labels))
 
-    def no_surer(self, temperature: float) -> float:
-        """At least 1 for two folds: with two images per class, their models saw one of them, and
-        are less sure than the model that sees both, so their temperature must not make that one
-        surer."""
+    def never_sharpen(self, temperature: float) -> float:
+        """Return at least 1 for two folds: fold models that saw one image per class are
+        underconfident, so never sharpen with their temperature."""
         return max(temperature, 1.0) if len(self) == 2 else temperature
 
-    def _ask(self, method: Method, beside: bool, deadline: float) -> Answers:
-        started, tables = time.monotonic(), []
-        self.lab.train_cache(self.task).expect_parts(self.images)
+    def _compute(self, method: Method, plain: bool, deadline: float) -> Answers:
+        started, tables = time.monotonic(), list[torch.Tensor]()
+        train = fit_baseline if plain else learn
+        cache = self.lab.train_cache(self.task)
+        cache.expect_parts(self.images)
         for part in self.parts:
-            out = set(part)
-            rest = self.images.subset(i for i in range(len(self.images)) if i not in out)
-            fitted = (learn_beside if beside else learn)(method, rest, self.task, self.lab)
-            cache, judged = self.lab.train_cache(self.task), self.images.subset(part)
-            tables.append(
-                ask_all({"it": fitted.score()}, fitted, cache, judged, self.task.seed)["it"]
-            )
+            held_out = set(part)
+            rest = self.images.subset(i for i in range(len(self.images)) if i not in held_out)
+            fitted = train(method, rest, self.task, self.few, self.lab)
+            models, judged = {method.title: fitted.score()}, self.images.subset(part)
+            tables.append(predict_all(models, fitted, cache, judged, self.task.seed)[method.title])
             now, done = time.monotonic(), sum(map(len, tables))
             if now + (now - started) * (len(self.rows) - done) / done > deadline:
                 raise OutOfTime
@@ -128,18 +131,16 @@ class Folds:
 
 
 def _read(file: Path, count: int) -> Answers | None:
+    """Read saved answers on `count` images; None if there are none, or only damaged ones."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        found = load_file(file)
-        return (
-            Answers(found["table"].numpy(), float(found["seconds"]))
-            if len(found["table"]) == count
-            else None
-        )
+        tensors = load_file(file)
+        answers = Answers(tensors["table"].numpy(), float(tensors["seconds"]))
     except (SafetensorError, OSError, KeyError, ValueError):
-        return None  # it is computed again
+        return None
+    return answers if len(answers.table) == count else None
 
 
 def split(
@@ -149,8 +150,8 @@ def split(
     progress: bool = False,
     together: np.ndarray | None = None,
 ) -> list[list[int]]:
-    """Rows to judge by, fold by fold, such that the rest still has every class; near-duplicates,
-    and images of one group, share a fold.
+    """Return rows to judge by, fold by fold, such that the rest still has every class;
+    near-duplicates, and images of one group, share a fold.
 
     The images of each class are dealt in turn. There are no more folds than a class usually has
     images: every class should lose equally many, as a model that saw fewer images of a class
@@ -160,28 +161,29 @@ def split(
     """
     if together is None:
         together = groups(images.looks(progress), images.groups)
-    together, labels = together.tolist(), images.labels
-    own: dict[int, list[int]] = defaultdict(list)  # class -> what belongs together, each once
-    for group, label in dict.fromkeys(zip(together, labels, strict=True)):
-        own[label].append(group)
-    always = {group for some in own.values() if len(some) < 2 for group in some}
-    sizes = [len(some) for some in own.values() if len(some) > 1]
-    folds = min(folds, int(median(sizes))) if sizes else 0
-    if folds < 2:
+    group_of, labels = together.tolist(), images.labels
+    groups_of: dict[int, list[int]] = defaultdict(list)  # class -> its groups, each once
+    for group, label in dict.fromkeys(zip(group_of, labels, strict=True)):
+        groups_of[label].append(group)
+    always = {members[0] for members in groups_of.values() if len(members) == 1}
+    sizes = [len(members) for members in groups_of.values() if len(members) > 1]
+    count = min(folds, int(median(sizes))) if sizes else 0
+    if count < 2:
         return []
-    deck, fold_of, turn = random.Random(seed), {}, 0
-    for label in sorted(own):
-        deck.shuffle(own[label])
-        for group in own[label]:
+    rng = random.Random(seed)
+    fold_of: dict[int, int] = {}
+    for label in sorted(groups_of):
+        rng.shuffle(groups_of[label])
+        for group in groups_of[label]:
             if group not in always and group not in fold_of:
-                fold_of[group] = turn % folds
-                turn += 1
-    place = np.array([fold_of.get(group, -1) for group in together])
-    found = []
-    for fold in range(folds):
-        held = np.flatnonzero(place == fold).tolist()
+                fold_of[group] = len(fold_of) % count
+    place = np.array([fold_of.get(group, -1) for group in group_of])
+    parts = []
+    for fold in range(count):
+        held_out = np.flatnonzero(place == fold).tolist()
         rest = {labels[i] for i in np.flatnonzero(place != fold).tolist()}
-        kept = {together[i] for i in held if labels[i] not in rest}
-        found.append([i for i in held if together[i] not in kept])
-    parts = [part for part in found if part]
+        needed = {group_of[i] for i in held_out if labels[i] not in rest}
+        part = [i for i in held_out if group_of[i] not in needed]
+        if part:
+            parts.append(part)
     return parts if len(parts) > 1 else []

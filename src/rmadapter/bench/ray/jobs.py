@@ -19,7 +19,7 @@ from rmadapter.bench.protocols import Job
 from rmadapter.bench.ray.cluster import SAME_PATH, connected, ray_module, settle, share, shares
 from rmadapter.bench.runner import Display, in_order, make_record
 from rmadapter.errors import UserError
-from rmadapter.runs.run import Lab
+from rmadapter.runs.lab import Lab
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from rmadapter.deploy.export.engines import GRAPH, GROUPS, HINT, INPUT, OPENVINO
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
 from rmadapter.prompts import Cosines, cosine_logits, untouched
-from rmadapter.runs.order import each_alone
+from rmadapter.runs.evaluate import refuse_stateful
 from rmadapter.training.contract import Fitted, NotApplicable, ToLogits
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class Answers(nn.Module):
 
     def __init__(self, fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> None:
         super().__init__()
-        each_alone(fitted, "an exported or served run")
+        refuse_stateful(fitted, "an exported or served run")
         with torch.no_grad():
             self.fitted, self.found = fitted, fitted.for_classes(tuple(names))
             self.features = _features(fitted, names, self.found) if embeddings else None

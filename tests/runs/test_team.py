@@ -16,6 +16,7 @@ from rmadapter.artifacts.record import Record, read_record
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
+from rmadapter.runs.team import Team
 from rmadapter.settings import Machine
 from rmadapter.support import distributed
 from tests.helpers.rounding import relative_errors
@@ -148,7 +149,7 @@ def test_a_world_size_that_no_launcher_gave_is_nothing(monkeypatch: pytest.Monke
     assert not distributed.launched()
     distributed.enter("bench")
     machine = Machine()
-    assert distributed.distribute("zero-shot", load_method("zero-shot"), machine) is machine
+    assert Team.of("zero-shot", load_method("zero-shot"), machine).machine is machine
     for name, value in LAUNCHED.items():
         monkeypatch.setenv(name, value)
     assert distributed.launched()
@@ -192,7 +193,7 @@ def test_what_leaves_several_nothing_to_do_is_refused(
     for variable, value in LAUNCHED.items():
         monkeypatch.setenv(variable, value)
     with pytest.raises(UserError, match=words):
-        distributed.distribute(name, load_method(name, values), Machine(device=device))
+        Team.of(name, load_method(name, values), Machine(device=device))
 
 
 def test_other_commands_run_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,23 +206,25 @@ def test_other_commands_run_in_one_process(monkeypatch: pytest.MonkeyPatch) -> N
 def test_all_take_the_number_format_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable, value in LAUNCHED.items():
         monkeypatch.setenv(variable, value)
-    monkeypatch.setattr(distributed, "_shared", None)
     monkeypatch.setattr(
-        distributed, "_send", lambda words: [1] if words == [0] else pytest.fail("it has fp32")
+        distributed,
+        "broadcast_numbers",
+        lambda numbers: [1] if numbers == [0] else pytest.fail("it has fp32"),
     )
-    machine = distributed.distribute("mma", load_method("mma"), Machine(device="cpu"))
+    machine = Team.of("mma", load_method("mma"), Machine(device="cpu")).machine
     assert (machine.precision, machine.device) == ("bf16", "cpu")
 
 
 def test_helpers_take_part_in_the_training_that_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     words = iter([[0, 3, 1], [int("abc", 16), 2], [-1]])
-    monkeypatch.setattr(distributed, "_send", lambda _: next(words))
-    assert list(distributed.requests("abc")) == [([3, 1], False), ([2], True)]
+    monkeypatch.setattr(distributed, "broadcast_numbers", lambda _: next(words))
+    team = Team(Machine(), load_method("mma"))
+    assert list(team.trainings("abc")) == [([3, 1], False), ([2], True)]
     words = iter([[0, 3], [int("abd", 16), 2]])
     with pytest.raises(
         UserError, match="images, weights or settings differ from those of the first process"
     ):
-        list(distributed.requests("abc"))
+        list(team.trainings("abc"))
 
 
 def test_a_helper_says_who_it_is(

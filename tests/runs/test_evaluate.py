@@ -12,7 +12,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
-from rmadapter.runs.order import ask_all, each_alone, shuffled
+from rmadapter.runs.evaluate import predict_all, refuse_stateful, shuffled
 from rmadapter.settings import Machine
 from rmadapter.training.cache import Cache
 from rmadapter.training.contract import Fitted, Known
@@ -45,7 +45,9 @@ def test_a_method_that_remembers_is_asked_in_a_random_order(
         for name in ("zero-shot", "tda")
     )
     for fitted, order in ((plain, torch.arange(70)), (tda, shuffled(70, 3))):
-        found = ask_all({"it": counting(), "zero-shot": plain.score()}, fitted, cache, IMAGES, 3)
+        found = predict_all(
+            {"it": counting(), "zero-shot": plain.score()}, fitted, cache, IMAGES, 3
+        )
         places = torch.empty(70).scatter_(0, order, torch.arange(70.0))  # when each image was asked
         torch.testing.assert_close(found["it"][:, 1].logit(), places / 10, rtol=1e-3, atol=1e-3)
         expected = torch.cat(list(plain.probabilities(IMAGES.images)))
@@ -60,9 +62,6 @@ def test_an_order_is_that_of_its_seed() -> None:
 
 def test_what_answers_each_image_alone_refuses_a_memory(tiny_clip: Backbone) -> None:
     fitted: Fitted = load_method("zero-shot").fit(tiny_clip, shots_of(tiny_clip, IMAGES))
-    each_alone(fitted, "a window")
-    with pytest.raises(
-        UserError,
-        match="a window answers each image by itself, but TDA learns from the images that",
-    ):
-        each_alone(load_method("tda").fit(tiny_clip, shots_of(tiny_clip, IMAGES)), "a window")
+    refuse_stateful(fitted, "a window")
+    with pytest.raises(UserError, match=r"a window .* TDA"):
+        refuse_stateful(load_method("tda").fit(tiny_clip, shots_of(tiny_clip, IMAGES)), "a window")

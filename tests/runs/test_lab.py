@@ -13,8 +13,8 @@ from rmadapter.data.fewshot import few_shot, half
 from rmadapter.data.read import ImageSet
 from rmadapter.methods import load_method
 from rmadapter.runs.folds import Folds
-from rmadapter.runs.run import Lab, run_key, run_task
-from rmadapter.runs.unlabelled import digests, pool
+from rmadapter.runs.lab import Lab, without_labels
+from rmadapter.runs.run import image_digests, run_key, run_task
 from rmadapter.settings import Machine, configured
 from rmadapter.task import Task
 from rmadapter.training.contract import Fitted, Shots
@@ -112,7 +112,7 @@ def test_none_that_is_asked_about_for_want_of_a_test_split(
 
 def test_none_of_the_fold_that_is_asked_about(tiny_clip: Backbone) -> None:
     lab, task = lab_of(tiny_clip, **SPLITS), task_of(tiny_clip, shots=4)
-    folds = Folds.make(task, lab, 2)
+    folds = Folds.make(task, lab.draw(task), lab, 2)
     folds.temperature(Curious(), "curious")
     assert len(Curious.seen) == 2
     for shots in Curious.seen:
@@ -143,14 +143,14 @@ def test_the_key_holds_them(tiny_clip: Backbone) -> None:
     for method, same in ((Curious(), False), (load_method("rmadapter"), True)):
         keys = {run_key(task, method, "x", CPU, WEIGHTS, draw) for draw in (few, other)}
         assert (len(keys) == 1) == same
-        assert (digests(method, few) == digests(method, other)) == same
+        assert (image_digests(method, few) == image_digests(method, other)) == same
 
 
 def test_a_pool_of_a_half_by_hand() -> None:
     few = few_shot(SPLITS, 1, 3)
     base = half(few.train, "base")
-    assert greys(pool(few, base, asked=False)) == {*range(16)}
-    assert greys(pool(few, base, asked=True)) == greys(few.train)
-    assert greys(pool(few, base.subset([1]), asked=True)) == greys(few.train) - greys(
+    assert greys(without_labels(few, base, tested=False)) == {*range(16)}
+    assert greys(without_labels(few, base, tested=True)) == greys(few.train)
+    assert greys(without_labels(few, base.subset([1]), tested=True)) == greys(few.train) - greys(
         base.subset([0])
     )

@@ -1,0 +1,194 @@
+"""Evaluate a fitted method: in a run, and later from its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from rmadapter.artifacts.checkpoint import RECORD, Saved, drawn
+from rmadapter.artifacts.evaluation import Evaluation
+from rmadapter.artifacts.predictions import SPLIT
+from rmadapter.artifacts.record import Score, Split, read_record
+from rmadapter.data.fewshot import few_shot, half, has_digest, read_split
+from rmadapter.data.names import given_names
+from rmadapter.data.read import ImageSet
+from rmadapter.errors import UserError
+from rmadapter.methods.zero_shot import ZeroShot
+from rmadapter.metrics import accuracy
+from rmadapter.runs.lab import Sets, Splits
+from rmadapter.support.terminal import note
+from rmadapter.task import Half, Question
+from rmadapter.training.cache import Cache
+from rmadapter.training.contract import Fitted, NotApplicable, ToLogits, answers
+
+
+def evaluate(
+    fitted: Fitted,
+    sets: Sets,
+    cache: Cache,
+    baselines: Mapping[str, Fitted] | None = None,
+    seed: int = 1,
+) -> tuple[list[Evaluation], list[Score]]:
+    """Evaluate the method and the untouched backbone on every image; the frozen part is computed
+    once for both.
+
+    baselines: other methods, which read only features; the evaluations hold their answers where
+    they know the classes. seed: of the image order, if the method remembers images. Raises
+    NotApplicable if it cannot answer the first set.
+    """
+    evaluations, scores = list[Evaluation](), list[Score]()
+    for question, images, split in sets:
+        score = Score(
+            name=question.name, images=len(images), classes=len(images.classes), data=question.data,
+            digest=images.digest, split=split, order=seed if fitted.remembers else None,
+        )  # fmt: skip
+        try:
+            model = fitted.score(images.classes)
+        except NotApplicable as error:
+            if not scores:
+                raise
+            scores.append(score.model_copy(update={"reason": str(error)}))
+            continue
+        known = fitted.known._replace(classes=images.classes)
+        untouched = ZeroShot().restore(fitted.backbone, known, {}).score()
+        others: dict[str, ToLogits] = {}
+        for name, other in (baselines or {}).items():
+            with suppress(NotApplicable):
+                others[name] = other.score(images.classes)
+        titled = {f"the baseline {name}": other for name, other in others.items()}
+        models = {fitted.method.title or "the method": model, "": untouched, **titled}
+        tables = predict_all(models, fitted, cache, images, seed, f"evaluating {score.title}")
+        ours, zero_shot, *rest = (table.numpy() for table in tables.values())
+        beside = dict(zip(others, rest, strict=True))
+        evaluations.append(Evaluation(score.title, images, ours, zero_shot, beside))
+        rates = {
+            "accuracy": round(accuracy(ours, images.labels), 4),
+            "zero_shot": round(accuracy(zero_shot, images.labels), 4),
+        }
+        scores.append(score.model_copy(update=rates))
+    return evaluations, scores
+
+
+# Methods whose answer to an image depends on the images before it
+
+
+def predict_all(
+    models: Mapping[str, ToLogits],
+    fitted: Fitted,
+    cache: Cache,
+    images: ImageSet,
+    seed: int,
+    text: str = "evaluating",
+) -> dict[str, Tensor]:
+    """Return probabilities [N, C] of each model, in the order of the images. models: as for
+    `Fitted.answers`.
+
+    A method that remembers images sees them in a random order that depends on the seed, because
+    data sets are sorted by class. Raises UserError as `answers` does.
+    """
+    order = shuffled(len(images), seed) if fitted.remembers else None
+    parts = list(answers(models, cache.stream(images, fitted.first, text, order)))
+    tables = {name: torch.cat([part.pop(name) for part in parts]) for name in models}
+    if order is None:
+        return tables
+    return {name: table[order.argsort()] for name, table in tables.items()}
+
+
+def shuffled(count: int, seed: int) -> Tensor:
+    """Return row numbers [count] in random order."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+
+def refuse_stateful(fitted: Fitted, what: str) -> None:
+    """Raise UserError for a method whose answers depend on earlier images."""
+    if fitted.remembers:
+        raise UserError(
+            f"{what} classifies each image by itself, but {fitted.method.title} learns from earlier "
+            "images: use `rmadapter predict` with all of them, or another method"
+        )
+
+
+# Saved runs
+
+
+def known_names(folder: Path, saved: Saved) -> dict[str, str]:
+    """Return the prompt names that do not follow from the labels of a saved run, as `read_images`
+    takes them; also those of the half that the run was not fitted to."""
+    file = folder / SPLIT
+    if not file.is_file():
+        return saved.given
+    split = read_split(file)
+    return {**given_names(split.written, split.classes), **saved.given}
+
+
+def trained_on(folder: Path, splits: Splits, split: str, images: ImageSet) -> int:
+    """Count the images of a split that a saved run has learnt from; 0 if it was fitted to another
+    data set."""
+    if split in ("test", "heldout"):  # what is drawn is in neither
+        return 0
+    try:
+        shots, seed, digest = drawn(folder)
+        classes = read_record(folder / RECORD).task.classes
+        few = few_shot(splits, shots, seed)
+    except UserError:
+        return 0
+    if not has_digest(few, digest):
+        return 0
+    parts = [half(part, classes).images for part in (few.train, few.val) if part]
+    learnt = {image for part in parts for image in part}
+    return sum(image in learnt for image in images.images)
+
+
+def evaluate_saved(
+    folder: Path, fitted: Fitted, splits: Splits, split: str, classes: Half, cache: Cache
+) -> tuple[list[Evaluation], list[Score]]:
+    """Evaluate a saved run on one split of a data set, with the data set's class names.
+
+    split: of the data, or "heldout": the train images that the run did not see. Raises UserError
+    for a split that is missing or empty, and for "heldout" if the method saw these images or was
+    fitted to other data.
+    """
+    if split == "heldout":
+        images = _heldout(folder, fitted, splits, classes)
+    elif split in splits:
+        images = half(splits[split], classes)
+    else:
+        choices = ", ".join([*splits, "heldout"])
+        raise UserError(f"the data has no {split} split: give --split one of {choices}")
+    if not len(images):
+        raise UserError(f"{split}: there are no images to evaluate on")
+    if known := trained_on(folder, splits, split, images):
+        note(
+            f"{known} of these {len(images)} images were trained on: this accuracy says little about new ones"
+        )
+    seed = drawn(folder)[1] if fitted.remembers and (folder / RECORD).is_file() else 1
+    named = cast(Split, "held out" if split == "heldout" else split)
+    return evaluate(fitted, [(Question(classes, classes=classes), images, named)], cache, seed=seed)
+
+
+def _heldout(folder: Path, fitted: Fitted, splits: Splits, classes: Half) -> ImageSet:
+    """Return the train images that a run did not see. Raises UserError if there are none."""
+    if fitted.method.traits.unlabelled:
+        raise UserError(
+            f"{fitted.method.title} has seen the images that were not drawn: give --split test"
+        )
+    shots, seed, digest = drawn(folder)
+    few = few_shot(splits, shots, seed)
+    if not has_digest(few, digest):
+        raise UserError(
+            f"{folder} was trained on different images: --split heldout needs the data it was fitted to"
+        )
+    images = half(few.apart, classes)
+    if not len(images):
+        raise UserError(
+            "heldout: every train image was drawn or shares a group with one: give --split test, or "
+            "see the results of `fit` with `rmadapter report`"
+        )
+    for text in few.akin:
+        note(text)
+    return images
