@@ -35,8 +35,8 @@ from starlette.requests import Request  # noqa: E402
 from starlette.responses import Response  # noqa: E402
 
 from rmadapter.deploy import sockets  # noqa: E402
-from rmadapter.deploy.serve.limits import Limits  # noqa: E402
-from rmadapter.deploy.serve.model import Served  # noqa: E402
+from rmadapter.deploy.serve.model import ServedModel  # noqa: E402
+from rmadapter.deploy.serve.options import Limits  # noqa: E402
 from rmadapter.deploy.serve.service import Service  # noqa: E402
 
 __all__ = [
@@ -69,7 +69,7 @@ class Toy:
         self.gate = threading.Event()
         self.gate.set()
         self.poison: float | None = None
-        self.served = Served(
+        self.served = ServedModel(
             tuple(labels), self.transform, self.ask, features, 4, {**FACTS, "features": features}
         )
 
@@ -207,7 +207,7 @@ def served(toy: Toy) -> Iterator[str]:
 
     from rmadapter.deploy.serve.routes import create_app
 
-    with serviced(toy, body=0.2, seconds=5) as service, sockets.bound("127.0.0.1", 0) as socket:
+    with serviced(toy, body=0.2, seconds=5) as service, sockets.bind("127.0.0.1", 0) as socket:
         server = uvicorn.Server(
             uvicorn.Config(create_app(service), log_config=None, log_level="error", lifespan="off")
         )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rmadapter.cli.options import Json, Outside, Quiet, Run, RunOptions, command
-from rmadapter.deploy.sockets import address, bound, until_ended
+from rmadapter.deploy.sockets import address, bind, serve_until_stopped
 from rmadapter.errors import UserError, quoted
 from rmadapter.support.files import user_path
 from rmadapter.support.hub import HUB, is_remote, run_folder
@@ -28,8 +28,7 @@ from rmadapter.support.terminal import escape, note, table
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-    from rmadapter.deploy.serve.limits import Limits
-    from rmadapter.deploy.serve.model import Wish
+    from rmadapter.deploy.serve.options import Limits, ServeOptions
 
 NEEDED_BY_APP = ("starlette", "uvicorn")
 NEEDED_BY_SERVE = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
@@ -81,7 +80,7 @@ def export(
     where = folder.resolve() if folder.name in ("", "..") else folder  # "." has no name of its own
     default = Path(run.name) if is_remote(run) else where
     out = out or default.with_name(f"{default.name}-{to}")
-    exporting.check_wishes(out, to, precision, text, embeddings)
+    exporting.check_options(out, to, precision, text, embeddings)
     saved = options.load(folder, device="cpu")
     facts = exporting.export(
         folder, saved, out, precision, data,
@@ -178,7 +177,7 @@ class LimitOptions:
 
     def limits(self) -> Limits:
         """Return the limits as the server takes them."""
-        from rmadapter.deploy.serve.limits import Limits
+        from rmadapter.deploy.serve.options import Limits
 
         return Limits(self.batch, self.wait, self.queue, self.images, self.body, self.seconds)
 
@@ -215,21 +214,23 @@ def serve(
     If RMADAPTER_API_KEY is set, requests must carry that key.
     """
     check_extra("serve", NEEDED_BY_SERVE)
-    from rmadapter.deploy.serve import listen
-    from rmadapter.deploy.serve.model import Wish, open_served
+    from rmadapter.deploy.serve import server
+    from rmadapter.deploy.serve.model import open_served
+    from rmadapter.deploy.serve.options import ServeOptions
     from rmadapter.deploy.serve.service import Service
 
     most = limits.limits()
-    wishes = {
-        name: Wish(folder, engine, threads, options.backbone, options.method)
+    models = {
+        name: ServeOptions(folder, engine, threads, options.backbone, options.method)
         for name, folder in named(runs).items()
     }
     key = os.environ.get(KEY, "")
-    with bound(host, port) as listening:
-        service = Service({name: open_served(wish) for name, wish in wishes.items()}, most)
+    with bind(host, port) as listening:
+        service = Service({name: open_served(each) for name, each in models.items()}, most)
         where = address(listening)
-        listen.run(
-            service, wishes, listening, lambda: _announce(where, wishes, as_json), key=key, cors=cors or (), log=log
+        server.run(
+            service, models, listening, lambda: _announce(where, models, as_json),
+            key=key, cors=cors or (), log=log,
         )  # fmt: skip
 
 
@@ -258,12 +259,12 @@ def named(words: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def _announce(where: str, wishes: dict[str, Wish], as_json: bool) -> None:
+def _announce(where: str, models: dict[str, ServeOptions], as_json: bool) -> None:
     if as_json:
-        models = {name: str(wish.folder) for name, wish in wishes.items()}
-        print(json.dumps({"address": where, "models": models}), flush=True)
+        folders = {name: str(each.folder) for name, each in models.items()}
+        print(json.dumps({"address": where, "models": folders}), flush=True)
     else:
-        print(escape(f"rmadapter: {', '.join(wishes)} at {where}"), file=sys.stderr, flush=True)
+        print(escape(f"rmadapter: {', '.join(models)} at {where}"), file=sys.stderr, flush=True)
 
 
 def app(
@@ -305,7 +306,7 @@ def app(
         raise UserError(f"{runs}: not a folder of runs")
     others = checked("--allow-host", allow_host or (), HOST, "anna-photos.hf.space")
     frames = checked("--allow-frame", allow_frame or (), ORIGIN, "https://huggingface.co")
-    with bound(host, port) as listening:
+    with bind(host, port) as listening:
         listening.listen()
         from rmadapter.backbones.choice import first_of
         from rmadapter.deploy.app.jobs import Jobs
@@ -361,4 +362,4 @@ def run_server(site: Starlette, listening: socket.socket) -> None:
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     settings = uvicorn.Config(site, log_level="warning", access_log=False, server_header=False, proxy_headers=False,
                               timeout_graceful_shutdown=5)  # fmt: skip
-    until_ended(settings, listening)
+    serve_until_stopped(settings, listening)

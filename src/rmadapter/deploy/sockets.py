@@ -15,18 +15,20 @@ if TYPE_CHECKING:
     import uvicorn
 
 
-def bound(host: str, port: int) -> socket.socket:
-    """A bound socket, not listening yet. port: 0 for a free one. Raises UserError if it cannot be
-    bound."""
+def bind(host: str, port: int) -> socket.socket:
+    """Return a bound socket that does not listen yet. port: 0 for a free one.
+
+    Raises UserError if the address cannot be bound.
+    """
     try:
         family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with ExitStack() as fails:
-            found = fails.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        with ExitStack() as on_error:
+            bound = on_error.enter_context(socket.socket(family, socket.SOCK_STREAM))
             if os.name == "posix":  # elsewhere it would let two processes have one port
-                found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            found.bind(place)
-            fails.pop_all()
-        return found
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(place)
+            on_error.pop_all()
+        return bound
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
@@ -39,7 +41,7 @@ def address(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def until_ended(config: uvicorn.Config, listening: socket.socket) -> None:
+def serve_until_stopped(config: uvicorn.Config, listening: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT, and then return."""
     import uvicorn
 

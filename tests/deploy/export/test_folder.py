@@ -19,7 +19,7 @@ from rmadapter.artifacts.record import read_record
 from rmadapter.data.read import load_image
 from rmadapter.deploy.export import folder as exporting
 from rmadapter.deploy.export import parity
-from rmadapter.deploy.export.folder import PREDICT, _questions, check_wishes, export
+from rmadapter.deploy.export.folder import PREDICT, _questions, check_options, export
 from rmadapter.deploy.export.runtime import Model
 from rmadapter.errors import UserError
 from rmadapter.support.checksums import check_sums
@@ -194,25 +194,25 @@ def test_a_full_disk(
 
 
 def test_wishes_that_cannot_be_granted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_wishes(tmp_path / "new", "onnx", "fp32")
+    check_options(tmp_path / "new", "onnx", "fp32")
     os.symlink(tmp_path / "nowhere", tmp_path / "link")
     for there in (tmp_path, tmp_path / "link"):
         with pytest.raises(UserError, match="already exists; choose another --out"):
-            check_wishes(there, "onnx", "fp32")
+            check_options(there, "onnx", "fp32")
     with pytest.raises(
         UserError, match="--precision fp8: choose one of fp32, fp16, int8 for --to onnx"
     ):
-        check_wishes(tmp_path / "new", "onnx", "fp8")
+        check_options(tmp_path / "new", "onnx", "fp8")
     with pytest.raises(
         UserError, match="--to tflite: choose one of onnx, web, torch, litert, openvino"
     ):
-        check_wishes(tmp_path / "new", "tflite", "fp32")
+        check_options(tmp_path / "new", "tflite", "fp32")
     missing = exporting.TARGETS["onnx"]._replace(modules=("onnx", "no_such_module"))
     monkeypatch.setitem(exporting.TARGETS, "onnx", missing)
     with pytest.raises(
         UserError, match=r"^export needs no_such_module; run `pip install 'rmadapter\[export\]'`"
     ):
-        check_wishes(tmp_path / "new", "onnx", "fp32")
+        check_options(tmp_path / "new", "onnx", "fp32")
 
 
 @pytest.mark.slow
@@ -297,4 +297,4 @@ def test_a_class_more(finished: Path, saved: Saved, colors: Path, tmp_path: Path
             dict(zip([*saved.labels, "olive_green"], shares, strict=True)), abs=1e-4
         )
     with pytest.raises(UserError, match="--text only works with --to onnx"):
-        check_wishes(tmp_path / "new", "openvino", "fp32", text=True)
+        check_options(tmp_path / "new", "openvino", "fp32", text=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rmadapter.deploy.serve.batcher import Batcher, Full
-from rmadapter.deploy.serve.limits import Limits
+from rmadapter.deploy.serve.batcher import Batcher, QueueFull
+from rmadapter.deploy.serve.options import Limits
 from tests.helpers.answering import Toy, wait_for
 
 
@@ -14,7 +14,7 @@ def pixels(red: float) -> np.ndarray:
     return np.stack([np.full((4, 4), value, np.float32) for value in (red, 0.5, 0.5)])
 
 
-def test_what_waits_is_asked_about_together_and_each_gets_its_own_answer() -> None:
+def test_waiting_images_are_batched() -> None:
     toy, told = Toy(), list[int]()
     batcher = Batcher(toy.served, Limits(batch=4, wait=0), told.append)
     toy.gate.clear()
@@ -32,7 +32,7 @@ def test_what_waits_is_asked_about_together_and_each_gets_its_own_answer() -> No
     assert not batcher.thread.is_alive()
 
 
-def test_it_waits_for_others_until_the_batch_is_full() -> None:
+def test_batch_waits_until_it_is_full() -> None:
     toy = Toy()
     batcher = Batcher(toy.served, Limits(batch=2, wait=1000))
     for answer in [batcher.submit(pixels(0.1)) for _ in range(2)]:
@@ -41,7 +41,7 @@ def test_it_waits_for_others_until_the_batch_is_full() -> None:
     batcher.retire()
 
 
-def test_a_batch_that_fails_is_asked_about_one_by_one() -> None:
+def test_failed_batch_is_answered_one_by_one() -> None:
     toy = Toy()
     toy.poison = 0.3
     batcher = Batcher(toy.served, Limits(wait=50))
@@ -60,7 +60,7 @@ def test_a_batch_that_fails_is_asked_about_one_by_one() -> None:
     batcher.retire()
 
 
-def test_answers_that_nobody_waits_for_are_not_computed() -> None:
+def test_cancelled_images_are_not_computed() -> None:
     toy = Toy()
     batcher = Batcher(toy.served, Limits(wait=0, batch=1))
     toy.gate.clear()
@@ -75,11 +75,11 @@ def test_answers_that_nobody_waits_for_are_not_computed() -> None:
     batcher.retire()
 
 
-def test_it_takes_so_many_and_ends_after_the_last_of_them() -> None:
+def test_queue_is_limited_and_thread_ends_after_the_last_image() -> None:
     toy = Toy()
     batcher = Batcher(toy.served, Limits(queue=64))
     batcher.take(60)
-    with pytest.raises(Full):
+    with pytest.raises(QueueFull):
         batcher.take(5)
     batcher.take(4)
     batcher.release(60)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from rmadapter.deploy.serve.limits import Limits
-from rmadapter.deploy.serve.request_body import images_of
+from rmadapter.deploy.serve.options import Limits
+from rmadapter.deploy.serve.request_body import read_uploads
 from tests.helpers.answering import HTTPException, Request, Starlette, multipart
 
 
@@ -25,7 +25,8 @@ def read(body: bytes, kind: str, most: int = 3) -> list[tuple[str, bytes]]:
         "app": Starlette(),
     }
     return [
-        tuple(one) for one in asyncio.run(images_of(Request(scope, receive), Limits(images=most)))
+        tuple(one)
+        for one in asyncio.run(read_uploads(Request(scope, receive), Limits(images=most)))
     ]  # type: ignore
 
 
@@ -43,15 +44,13 @@ def test_files_of_a_form() -> None:
 @pytest.mark.parametrize(
     ("codec", "name"), [("unicode_escape", rb"\ud800.png"), ("utf-7", b"+2AA-.png")]
 )
-def test_a_codec_of_the_requests_own_brings_no_name_that_no_answer_can_hold(
-    codec: str, name: bytes
-) -> None:
+def test_names_in_any_charset_fit_into_utf_8(codec: str, name: bytes) -> None:
     body, kind = multipart([("NAME", b"1")])
     [(found, data)] = read(body.replace(b"NAME", name), f"{kind}; charset={codec}")
     assert (found, data) == ("?.png", b"1")
 
 
-def test_a_form_that_is_cut_off_is_not_answered_in_part() -> None:
+def test_truncated_form_is_refused() -> None:
     body, kind = multipart([("a.png", b"1"), ("b.png", b"2" * 100)])
     assert len(read(body, kind)) == 2
     for cut in (body[:-30], body[:-4]):
@@ -59,7 +58,7 @@ def test_a_form_that_is_cut_off_is_not_answered_in_part() -> None:
 
 
 @pytest.mark.parametrize("boundary", ["boundary*=idna''%ff%fe", "boundary*0=x; boundary*=y"])
-def test_a_boundary_that_cannot_be_read(boundary: str) -> None:
+def test_unreadable_boundary_is_refused(boundary: str) -> None:
     code, told = refusal(b"--x--", f"multipart/form-data; {boundary}")
     assert code == 400
     assert told.startswith("not a ")
@@ -74,7 +73,7 @@ def test_base64_in_json() -> None:
     ]
 
 
-def test_what_is_refused() -> None:
+def test_refused_bodies() -> None:
     assert refusal(b"x", "image/png")[0] == 415
     for body in (
         b"",
@@ -88,7 +87,7 @@ def test_what_is_refused() -> None:
     ):
         status, told = refusal(body)
         assert status == 400
-        assert 'send files as multipart/form-data under "files"' in told
+        assert "multipart/form-data" in told
     assert refusal(b'{"images": ["a", "%%%"]}') == (400, "images[0]: not base64")
     assert refusal(b'{"images": ["\\u00e9"]}') == (400, "images[0]: not base64")
     assert refusal(b'{"images": []}')[1].startswith("no images received")

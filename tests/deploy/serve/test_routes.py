@@ -64,7 +64,7 @@ def test_embed(client: TestClient) -> None:
     assert bad[1] == row
 
 
-def test_a_bad_image_is_named_and_the_others_can_be_had(client: TestClient) -> None:
+def test_bad_images_are_named_or_skipped(client: TestClient) -> None:
     answer = client.post("/predict", files=form(RED, ("x.png", b"x")))
     assert answer.status_code == 422
     assert [one["image"] for one in answer.json()["images"]] == ["x.png"]
@@ -75,7 +75,7 @@ def test_a_bad_image_is_named_and_the_others_can_be_had(client: TestClient) -> N
     assert found[1]["error"].startswith("x.png: ")
 
 
-def test_what_is_refused_is_a_sentence(client: TestClient) -> None:
+def test_errors_are_one_line(client: TestClient) -> None:
     for path, status, told in (
         ("/predict?top=0", 422, "query.top: "),
         ("/predict?skip_bad=perhaps", 422, "query.skip_bad: "),
@@ -95,7 +95,7 @@ def test_what_is_refused_is_a_sentence(client: TestClient) -> None:
     )
 
 
-def test_too_slow_a_model_is_503(toy: Toy) -> None:
+def test_slow_model_answers_503(toy: Toy) -> None:
     with serviced(toy, seconds=0.5) as service:
         client = TestClient(create_app(service))
         toy.gate.clear()
@@ -112,7 +112,7 @@ def test_too_slow_a_model_is_503(toy: Toy) -> None:
         )
 
 
-def test_what_it_tells_of_itself(client: TestClient) -> None:
+def test_health_and_facts(client: TestClient) -> None:
     assert client.get("/health").json() == {"alive": True}
     assert client.get("/ready").json() == {"ready": True}
     assert client.get("/models").json() == {"models": ["toy"]}
@@ -138,7 +138,7 @@ def test_openapi_says_how_to_send_images(client: TestClient) -> None:
     }
 
 
-def test_the_documentation_finds_its_paths_behind_the_prefix_of_a_proxy(client: TestClient) -> None:
+def test_documentation_works_behind_a_proxy(client: TestClient) -> None:
     page = client.get("/docs").text
     (place,) = re.findall(r"url: ['\"](.*?)['\"]", page)
     assert urljoin("https://x.org/birds/docs", place) == "https://x.org/birds/openapi.json"
@@ -146,7 +146,7 @@ def test_the_documentation_finds_its_paths_behind_the_prefix_of_a_proxy(client: 
     assert urljoin("https://x.org/birds/openapi.json", server["url"]) == "https://x.org/birds/"
 
 
-def test_pages_of_other_origins_are_let_in_by_name_alone(toy: Toy) -> None:
+def test_only_listed_origins_are_allowed(toy: Toy) -> None:
     asks = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
     with serviced(toy) as service:
         for cors, allowed in (
@@ -167,3 +167,55 @@ def test_pages_of_other_origins_are_let_in_by_name_alone(toy: Toy) -> None:
                 allowed,
             )
             assert client.post("/predict", files=form(RED)).status_code == 401
+
+
+# The status page
+
+
+def test_page_shows_models_and_answers() -> None:
+    with serviced(Toy()) as service:
+        client = TestClient(create_app(service))
+        page = client.get("/").text
+        for part in (
+            "Toy on none",
+            "90.0",
+            "(80 to 95)",
+            "3 classes",
+            "red, green, blue",
+            'action="?model=toy"',
+        ):
+            assert part in page
+        page = client.post(
+            "/?model=toy",
+            files=[("files", ("<b>.png", coloured(255, 0, 0))), ("files", ("x", b"x"))],
+        ).text
+        assert "&lt;b&gt;.png" in page
+        assert "100.0&nbsp;%" in page
+        assert "x: not an image" in page
+        assert "<b>1</b> image classified" in page
+
+
+def test_page_shows_errors() -> None:
+    with serviced(Toy()) as service:
+        client = TestClient(create_app(service))
+        answer = client.post("/?model=other", files=[("files", ("a.png", b""))])
+        assert answer.status_code == 404
+        assert "unknown model &#39;other&#39;" in answer.text
+
+
+def test_page_has_no_script_and_a_strict_policy() -> None:
+    with serviced(Toy(labels=("<script>", "b", "c"))) as service:
+        service.models["toy"].facts["classes"] = ["<script>alert(1)</script>"]
+        answer = TestClient(create_app(service)).get("/")
+        assert "<script" not in answer.text
+        assert not re.search(r"(src|href)=.(https?:)?//", answer.text)
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+
+
+def test_page_of_a_model_with_few_facts() -> None:
+    with serviced(Toy()) as service:
+        service.models["toy"].facts.update(
+            method=None, backbone=None, accuracy=None, features=False
+        )
+        page = TestClient(create_app(service)).get("/").text
+        assert "without features" in page

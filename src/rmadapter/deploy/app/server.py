@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from rmadapter.deploy.app.host_check import Doors
+from rmadapter.deploy.access import HostMiddleware
 from rmadapter.deploy.app.images import MOST_ZIP, plain
 from rmadapter.deploy.app.session import Session, Shared
 from rmadapter.deploy.app.visitors import Visitors
@@ -38,7 +38,7 @@ def build(
     shared: Shared, hours: float = 12, names: Collection[str] = (), frames: Collection[str] = ()
 ) -> Starlette:
     """hours: without activity, after which a visitor's data is removed. names, frames: as in
-    `doors.Doors`."""
+    `access.HostMiddleware`."""
 
     @contextlib.asynccontextmanager
     async def life(app: Starlette) -> AsyncIterator[None]:
@@ -74,7 +74,7 @@ def build(
             Route("/report", _report),
             Route("/download/{what}", _download),
         ],
-        middleware=[Middleware(Doors, names=names, frames=frames)],
+        middleware=[Middleware(HostMiddleware, names=names, frames=frames)],
         exception_handlers={UserError: _mistake, ClientDisconnect: _gone},
         lifespan=life,
     )

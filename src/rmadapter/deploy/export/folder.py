@@ -55,7 +55,7 @@ TARGETS = {
 }
 
 
-def check_wishes(
+def check_options(
     out: Path, to: str, precision: str, text: bool = False, embeddings: bool = False
 ) -> None:
     """Check wishes before slow work. Raises UserError for a folder that exists, bad wishes and
@@ -91,10 +91,10 @@ def export(
     to: one of TARGETS. data: images to compare on, as in `questions`. force: keep a model that
     differs by more than its precision allows. embeddings: whether it outputs features, too. text:
     whether classes can be added by name, which implies features. Returns the contents of
-    export.json. Raises UserError as `check_wishes` does, for a method that cannot become a graph,
+    export.json. Raises UserError as `check_options` does, for a method that cannot become a graph,
     for a model that differs too much, and where nothing can be written.
     """
-    check_wishes(out, to, precision, text, embeddings)
+    check_options(out, to, precision, text, embeddings)
     with staged_folder(out) as stage:
         asked = _questions(run, saved, data, outside, precision)
         facts, record = _write_model(

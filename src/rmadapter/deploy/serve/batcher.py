@@ -1,4 +1,4 @@
-"""One thread per model answers images as they arrive, in batches from many requests."""
+"""Answer images as they arrive: one thread per model, in batches from many requests."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rmadapter.deploy.serve.limits import Limits
-from rmadapter.deploy.serve.model import Served
+from rmadapter.deploy.serve.model import ServedModel
+from rmadapter.deploy.serve.options import Limits
 
 
-class Full(Exception):
+class QueueFull(Exception):
     """The queue of images is full."""
 
 
-class Row(NamedTuple):
-    """One image's probabilities [C], and features [e] if asked for."""
+class Outputs(NamedTuple):
+    """One image's probabilities [C], and features [e] if requested."""
 
     probabilities: np.ndarray
     features: np.ndarray | None = None
@@ -29,30 +29,33 @@ class Row(NamedTuple):
 class _Item(NamedTuple):
     pixels: np.ndarray
     features: bool
-    answer: Future[Row]
+    outputs: Future[Outputs]
 
 
 class Batcher:
-    """told: called with the number of images of every batch.
+    """The queue and the thread of a model. on_batch: called with the number of images of each batch.
 
-    All but `_work` runs in the event loop's thread. Whoever takes images gets their answers or an
+    All but `_work` runs in the event loop's thread. Whoever takes images gets their outputs or an
     error, even after `retire`, and must `release` them; the thread of a retired batcher ends once
     all are released.
     """
 
     def __init__(
-        self, served: Served, limits: Limits, told: Callable[[int], object] = lambda _: None
+        self, model: ServedModel, limits: Limits, on_batch: Callable[[int], object] = lambda _: None
     ) -> None:
-        self.served, self._limits, self._told = served, limits, told
-        self.taken, self.retired = 0, False
+        self.model = model
+        self.taken = 0
+        self.retired = False
+        self._limits = limits
+        self._on_batch = on_batch
         self._items: SimpleQueue[_Item | None] = SimpleQueue()
         self.thread = Thread(target=self._work, name="model", daemon=True)
         self.thread.start()
 
     def take(self, count: int) -> None:
-        """Reserve places for images. Raises Full."""
+        """Reserve places for images. Raises QueueFull."""
         if self.taken + count > self._limits.queue:
-            raise Full
+            raise QueueFull
         self.taken += count
 
     def release(self, count: int) -> None:
@@ -65,55 +68,60 @@ class Batcher:
         self.retired = True
         self.release(0)
 
-    def submit(self, pixels: np.ndarray, features: bool = False) -> Future[Row]:
+    def submit(self, pixels: np.ndarray, features: bool = False) -> Future[Outputs]:
         """Queue one image that was taken. pixels: [3, H, W]."""
         item = _Item(pixels, features, Future())
         self._items.put(item)
-        return item.answer
+        return item.outputs
 
     def _work(self) -> None:
-        while items := self._together():
-            if items := [item for item in items if item.answer.set_running_or_notify_cancel()]:
-                self._told(len(items))
-                self._answer(items)
+        while batch := self._next_batch():
+            batch = [item for item in batch if item.outputs.set_running_or_notify_cancel()]
+            if batch:
+                self._on_batch(len(batch))
+                self._answer(batch)
 
-    def _together(self) -> list[_Item]:
-        """Images that arrive until the wait is over or the batch is full; none at the end."""
-        found: list[_Item] = []
+    def _next_batch(self) -> list[_Item]:
+        """Collect images until the wait is over or the batch is full; none at the end."""
+        batch: list[_Item] = []
         until = float("inf")
-        while len(found) < self._limits.batch:
+        while len(batch) < self._limits.batch:
+            timeout = max(until - time.monotonic(), 0) if batch else None
             try:
-                item = self._items.get(timeout=max(until - time.monotonic(), 0) if found else None)
+                item = self._items.get(timeout=timeout)
             except Empty:
                 break
             if item is None:  # the end, which may follow items that nobody waits for any more
-                if found:
+                if batch:
                     self._items.put(None)
                 break
-            found.append(item)
-            if len(found) == 1:
+            batch.append(item)
+            if len(batch) == 1:
                 until = time.monotonic() + self._limits.wait / 1000
-        return found
+        return batch
 
-    def _answer(self, items: Sequence[_Item]) -> None:
-        """Answer a batch; if it fails, try each image alone, so that none fails because of another."""
+    def _answer(self, batch: Sequence[_Item]) -> None:
+        """Answer a batch; if it fails, try each image alone, so that none fails because of
+        another."""
         try:
-            pixels, wanted = (
-                np.stack([item.pixels for item in items]),
-                any(item.features for item in items),
-            )
-            probabilities, *features = self.served.ask(pixels, wanted)
-            if not np.isfinite(probabilities).all():
-                raise ArithmeticError("the model's answers contain NaN or infinity")
-            rows = [
-                Row(probabilities[i], features[0][i] if features and item.features else None)
-                for i, item in enumerate(items)
-            ]
+            outputs = self._outputs(batch)
         except Exception as error:
-            if len(items) == 1:
-                items[0].answer.set_exception(error)
-            for item in items if len(items) > 1 else ():
-                self._answer([item])
+            if len(batch) == 1:
+                batch[0].outputs.set_exception(error)
+            else:
+                for item in batch:
+                    self._answer([item])
             return
-        for item, row in zip(items, rows, strict=True):
-            item.answer.set_result(row)
+        for item, output in zip(batch, outputs, strict=True):
+            item.outputs.set_result(output)
+
+    def _outputs(self, batch: Sequence[_Item]) -> list[Outputs]:
+        pixels = np.stack([item.pixels for item in batch])
+        wanted = any(item.features for item in batch)
+        probabilities, *features = self.model.predict(pixels, wanted)
+        if not np.isfinite(probabilities).all():
+            raise ArithmeticError("the model's answers contain NaN or infinity")
+        return [
+            Outputs(probabilities[i], features[0][i] if features and item.features else None)
+            for i, item in enumerate(batch)
+        ]

@@ -6,11 +6,13 @@ An export, and a run whose export is cached, needs no torch here, unless torch i
 from __future__ import annotations
 
 import copy
+import hashlib
 import platform
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -18,151 +20,246 @@ from rmadapter.artifacts.model_file import MODEL, read_model
 from rmadapter.artifacts.record import RECORD, Record, read_record
 from rmadapter.deploy.export.engines import ENGINES, FACTS, GRAPH, LITERT, OPENVINO, TORCH
 from rmadapter.deploy.export.runtime import Model
-from rmadapter.deploy.serve.export_cache import cached
-from rmadapter.deploy.serve.options import Wish, answers_of
+from rmadapter.deploy.serve.options import ServeOptions
 from rmadapter.errors import UserError, nearest
 from rmadapter.metrics import wilson
 from rmadapter.predict.answer import best
-from rmadapter.support.checksums import Sign, sign
-from rmadapter.support.files import last_part, read_json, user_path
+from rmadapter.support.checksums import Sign, check_sums, sha256, sign
+from rmadapter.support.files import cache_folder, last_part, read_json, user_path
+from rmadapter.support.locks import hold
 from rmadapter.support.machine import version_of
+from rmadapter.support.terminal import note
 
 if TYPE_CHECKING:
     from PIL import Image
 
-NAMES = {GRAPH: "onnx", OPENVINO: "openvino", TORCH: "torch", LITERT: "litert"}
-OF_RUNS = ("torch", "onnx", "openvino")
-LIBRARIES = {
-    "onnx": "onnxruntime",
-    "litert": "ai-edge-litert",
-}  # packages of engines, where their names differ
+    from rmadapter.artifacts.checkpoint import Saved
+    from rmadapter.deploy.export.graph import Answers
+
+ENGINE_NAMES = {GRAPH: "onnx", OPENVINO: "openvino", TORCH: "torch", LITERT: "litert"}
+RUN_ENGINES = ("torch", "onnx", "openvino")
+# packages of engines, where their names differ
+LIBRARIES = {"onnx": "onnxruntime", "litert": "ai-edge-litert"}
+PATIENCE = 1800  # seconds to wait for another server's export
+
+
+class Accuracy(TypedDict):
+    """Accuracy in percent with its 95 % interval. of: which images."""
+
+    accuracy: float
+    low: float
+    high: float
+    images: int
+    of: str
+
+
+class ModelFacts(TypedDict, total=False):
+    """What /info tells of a model, without paths of this machine.
+
+    accuracy: None if unknown. device: of torch only.
+    """
+
+    method: dict[str, str] | None
+    backbone: dict[str, str] | None
+    sha256: str
+    accuracy: Accuracy | None
+    engine: str
+    classes: list[str]
+    features: bool
+    image_size: int
+    versions: dict[str, str]
+    device: str
+
+
+class _Source(NamedTuple):
+    """The part of `ModelFacts` that is read from a folder."""
+
+    method: dict[str, str] | None
+    backbone: dict[str, str] | None
+    sha256: str
+    accuracy: Accuracy | None
 
 
 @dataclass(frozen=True, eq=False)
-class Served:
-    """labels: of the C classes. transform: RGB image -> float32 [3, H, W]. ask: pixels [B, 3, H,
+class ServedModel:
+    """A model that the server calls.
+
+    labels: of the C classes. transform: RGB image -> float32 [3, H, W]. predict: pixels [B, 3, H,
     W], and whether features are wanted -> probabilities [B, C] and, if wanted, unit features [B,
-    e]. features: whether it has any. size: H and W. facts: for /info, JSON. sign: of the folder
-    before it was read."""
+    e]. features: whether it has any. size: H and W. sign: of the folder before it was read.
+    """
 
     labels: tuple[str, ...]
     transform: Callable[[Image.Image], np.ndarray]
-    ask: Callable[[np.ndarray, bool], list[np.ndarray]]
+    predict: Callable[[np.ndarray, bool], list[np.ndarray]]
     features: bool
     size: int
-    facts: dict[str, Any]
+    facts: ModelFacts
     sign: Sign | None = None
 
     def best(self, probabilities: np.ndarray, top: int) -> list[tuple[str, float]]:
-        """Labels and probabilities of one image, most probable first. probabilities: [C]."""
+        """Return labels and probabilities of one image, the most probable first. probabilities:
+        [C]."""
         return best(self.labels, probabilities, top)
 
 
-def open_served(wish: Wish) -> Served:
-    """Load a model, and ask it about a grey image once.
+def open_served(options: ServeOptions) -> ServedModel:
+    """Load a model, and let it answer a grey image once.
 
     Raises UserError for a folder that is damaged or neither a run nor an export, for an engine that
     cannot run it, and for answers that contain NaN or infinity.
     """
-    before = sign(user_path(wish.folder))
-    return replace(_opened(user_path(wish.folder), wish), sign=before)
+    folder, engine = user_path(options.folder), options.engine
+    before = sign(folder)
+    if engine and engine not in RUN_ENGINES:
+        raise UserError(f"--engine {engine}{nearest(engine, RUN_ENGINES)}")
+    graph = next((name for name in ENGINES if (folder / name).is_file()), None)
+    if graph is None and engine in ("", "torch"):
+        return _with_torch(folder, options, before)
+    if graph is None:
+        export, source = cached_export(folder, options), run_source(folder)
+    elif engine in ("", ENGINE_NAMES[graph]):
+        export, source = folder, _export_source(folder)
+    else:
+        raise UserError(
+            f"{folder}: an export for {ENGINE_NAMES[graph]}; remove --engine {engine}, or name the "
+            "run"
+        )
+    return _with_runtime(folder, export, options.threads, source, before)
 
 
-def _opened(folder: Path, wish: Wish) -> Served:
-    engine = wish.engine
-    if engine and engine not in OF_RUNS:
-        raise UserError(f"--engine {engine}{nearest(engine, OF_RUNS)}")
-    if graph := next((name for name in ENGINES if (folder / name).is_file()), None):
-        if engine not in ("", NAMES[graph]):
-            raise UserError(
-                f"{folder}: an export for {NAMES[graph]}; leave out --engine {engine}, or name the run"
-            )
-        return _by_runtime(folder, folder, wish.threads, _of_export(folder))
-    if engine in ("", "torch"):
-        return _by_torch(folder, wish)
-    return _by_runtime(folder, cached(folder, wish), wish.threads, _of_run(folder))
-
-
-def _by_runtime(folder: Path, export: Path, threads: int, facts: dict[str, Any]) -> Served:
+def _with_runtime(
+    folder: Path, export: Path, threads: int, source: _Source, before: Sign | None
+) -> ServedModel:
     """folder: as the user named it. export: the folder to open."""
-    model, engine = (
-        Model(export, threads),
-        NAMES[next(name for name in ENGINES if (export / name).is_file())],
-    )
+    model = Model(export, threads)
+    engine = ENGINE_NAMES[next(name for name in ENGINES if (export / name).is_file())]
     size = model.transform.size
-    features = len(_grey(folder, model.ask, size)) > 1
-    facts = _facts(facts, model.labels, engine, features, size)
-    return Served(
-        tuple(model.labels),
-        model.transform,
-        lambda pixels, _: model.ask(pixels),
-        features,
-        size,
-        facts,
-    )
+    features = len(answer_grey(folder, model.ask, size)) > 1
+    facts = _facts(source, model.labels, engine, features, size)
+
+    def predict(pixels: np.ndarray, _: bool) -> list[np.ndarray]:
+        return model.ask(pixels)
+
+    return ServedModel(tuple(model.labels), model.transform, predict, features, size, facts, before)
 
 
-def _by_torch(folder: Path, wish: Wish) -> Served:
+def _with_torch(folder: Path, options: ServeOptions, before: Sign | None) -> ServedModel:
     import torch
 
     from rmadapter.artifacts.checkpoint import load
 
-    if wish.threads:
-        torch.set_num_threads(wish.threads)
-    saved = load(folder, wish.backbone, method=wish.method)
-    backbone, (both, features) = saved.fitted.backbone, answers_of(saved)
-    plain = copy.copy(both)
-    plain.features = None
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    saved = load(folder, options.backbone, method=options.method)
+    backbone = saved.fitted.backbone
+    module, features = answers_module(saved)
+    without_features = copy.copy(module)
+    without_features.features = None
 
-    def ask(pixels: np.ndarray, wanted: bool) -> list[np.ndarray]:
-        found = (both if wanted else plain)(torch.from_numpy(pixels))
-        return [part.cpu().numpy() for part in (found if isinstance(found, tuple) else (found,))]
+    def transform(image: Image.Image) -> np.ndarray:
+        return backbone.preprocess(image).numpy()
 
-    _grey(folder, lambda pixels: ask(pixels, features), backbone.image_size)
-    labels = [str(label) for label in saved.labels]
-    facts = _facts(_of_run(folder), labels, "torch", features, backbone.image_size)
-    facts |= {"device": str(backbone.device)}
-    return Served(
-        tuple(labels),
-        lambda image: backbone.preprocess(image).numpy(),
-        ask,
-        features,
-        backbone.image_size,
-        facts,
-    )
+    def predict(pixels: np.ndarray, wanted: bool) -> list[np.ndarray]:
+        outputs = (module if wanted else without_features)(torch.from_numpy(pixels))
+        parts = outputs if isinstance(outputs, tuple) else (outputs,)
+        return [part.cpu().numpy() for part in parts]
+
+    size = backbone.image_size
+    answer_grey(folder, lambda pixels: predict(pixels, features), size)
+    labels = tuple(str(label) for label in saved.labels)
+    facts = _facts(run_source(folder), labels, "torch", features, size)
+    facts["device"] = str(backbone.device)
+    return ServedModel(labels, transform, predict, features, size, facts, before)
 
 
-def _grey(
-    folder: Path, ask: Callable[[np.ndarray], list[np.ndarray]], size: int
+def answers_module(saved: Saved) -> tuple[Answers, bool]:
+    """Return a run as a module, and whether it gives features besides probabilities."""
+    from rmadapter.deploy.export.graph import Answers
+    from rmadapter.training.contract import NotApplicable
+
+    try:
+        return Answers(saved.fitted, saved.names, embeddings=True), True
+    except NotApplicable:
+        return Answers(saved.fitted, saved.names), False
+
+
+def answer_grey(
+    folder: Path, predict: Callable[[np.ndarray], list[np.ndarray]], size: int
 ) -> list[np.ndarray]:
-    """The answer to a grey image: the first one, which is the slowest."""
-    found = ask(np.zeros((1, 3, size, size), np.float32))
-    if not all(np.isfinite(part).all() for part in found):
+    """Answer a grey image: the first answer, which is the slowest."""
+    outputs = predict(np.zeros((1, 3, size, size), np.float32))
+    if not all(np.isfinite(part).all() for part in outputs):
         raise UserError(f"{folder}: its answers contain NaN or infinity; fit again")
-    return found
+    return outputs
 
 
-# ---- facts for /info, without paths of this machine ----
+# Exports of runs, cached under a digest of their contents
+
+
+def cached_export(folder: Path, options: ServeOptions) -> Path:
+    """Return the export of a run for an engine other than torch; it is made now if not cached.
+
+    Raises UserError as `checkpoint.load` and `export`.
+    """
+    if not (folder / MODEL).is_file():
+        raise UserError(
+            f"{folder}: not a run that --engine {options.engine} can serve; `rmadapter fit` makes "
+            "one"
+        )
+    check_sums(folder)
+    # model.json holds the digests of the weights and of the backbone
+    words = [sha256(folder / MODEL), options.engine, metadata.version("rmadapter")]
+    code = user_path(options.method.rpartition(":")[0])  # the file of a custom method
+    if options.method and code.is_file():
+        words.append(sha256(code))
+    digest = hashlib.sha256(" ".join(words).encode()).hexdigest()[:32]
+    place = cache_folder() / "serve" / digest
+    if place.is_dir():
+        return place
+    busy = UserError(f"{folder}: another server has been exporting it for {PATIENCE // 60} minutes")
+    failed = f"{place}: cannot be written (%s); point RMADAPTER_CACHE elsewhere"
+    # servers of one run share the cache
+    with hold(place.with_name(f".{place.name}.lock"), PATIENCE, busy, failed):
+        if not place.is_dir():
+            export_run(folder, options, place)
+    return place
+
+
+def export_run(folder: Path, options: ServeOptions, place: Path) -> None:
+    from rmadapter.artifacts.checkpoint import load
+    from rmadapter.deploy.export.folder import check_options, export
+
+    check_options(place, options.engine, "fp32")
+    note(f"{folder}: exporting it for {options.engine} and comparing, once; the cache keeps it")
+    saved = load(folder, options.backbone, method=options.method, device="cpu")
+    _, features = answers_module(saved)
+    export(folder, saved, place, to=options.engine, embeddings=features)
+
+
+# Facts for /info, without paths of this machine
 
 
 def _facts(
-    own: dict[str, Any], labels: list[str], engine: str, features: bool, size: int
-) -> dict[str, Any]:
+    source: _Source, labels: Sequence[str], engine: str, features: bool, size: int
+) -> ModelFacts:
     libraries = ("rmadapter", "numpy", "pillow", LIBRARIES.get(engine, engine))
-    versions = {"python": platform.python_version()} | {
-        name: version_of(name) for name in libraries
-    }
+    versions = {"python": platform.python_version()}
+    versions |= {name: version_of(name) for name in libraries}
     return {
-        **own,
+        "method": source.method,
+        "backbone": source.backbone,
+        "sha256": source.sha256,
+        "accuracy": source.accuracy,
         "engine": engine,
-        "classes": labels,
+        "classes": list(labels),
         "features": features,
         "image_size": size,
         "versions": versions,
     }
 
 
-def _of_run(folder: Path) -> dict[str, Any]:
+def run_source(folder: Path) -> _Source:
     record = read_record(folder / RECORD) if (folder / RECORD).is_file() else None
     model = read_model(folder / MODEL)
     method = {
@@ -170,66 +267,54 @@ def _of_run(folder: Path) -> dict[str, Any]:
         "title": model.method.title,
         "source": model.method.source,
     }
-    return {
-        "method": method,
-        "backbone": {"name": _last(model.backbone.name), "digest": model.backbone.digest},
-        "sha256": model.sha256,
-        "accuracy": record and worth(record),
-    }
+    backbone = {"name": _without_folder(model.backbone.name), "digest": model.backbone.digest}
+    return _Source(method, backbone, model.sha256, accuracy_of(record) if record else None)
 
 
-def worth(record: Record) -> dict[str, Any] | None:
-    """Accuracy in percent with its 95 % interval, on how many images, and on which; None if
-    unknown."""
-    if record.judgement:
-        own = record.judgement.own
-        return _accuracy(
-            record.judgement.how, record.judgement.images, own.accuracy, (own.low, own.high)
-        )
+def accuracy_of(record: Record) -> Accuracy | None:
+    """Return the accuracy that a run recorded, by its judgement or else on its first test images;
+    None if unknown."""
+    if judgement := record.judgement:
+        own = judgement.own
+        return _accuracy(judgement.how, judgement.images, own.accuracy, (own.low, own.high))
     for score in record.scores:
         if score.accuracy is not None and score.images:
             return _accuracy(score.title, score.images, score.accuracy)
     return None
 
 
-def _of_export(folder: Path) -> dict[str, Any]:
-    """Facts from export.json, which may be missing or hold anything."""
-    found = read_json(folder / FACTS) if (folder / FACTS).is_file() else {}
-    found = found if isinstance(found, Mapping) else {}
-    parity = found["parity"] if isinstance(found.get("parity"), Mapping) else {}
-    after, images = parity.get("after"), parity.get("images")
-    accuracy = None
-    if (
-        isinstance(after, float)
-        and isinstance(images, int)
-        and 0 <= after <= 100
-        and 0 < images < 2**31
-    ):
-        accuracy = _accuracy(str(parity.get("title")), images, after)
-    method, backbone = (
-        _words(found.get("method"), "name", "title", "source"),
-        _words(found.get("backbone"), "name", "digest"),
-    )
-    return {
-        "method": method,
-        "backbone": backbone,
-        "sha256": str(found.get("sha256")),
-        "accuracy": accuracy,
-    }
+def _export_source(folder: Path) -> _Source:
+    """Read facts from export.json, which may be missing or hold anything."""
+    facts = _mapping(read_json(folder / FACTS) if (folder / FACTS).is_file() else {})
+    method = _texts(facts.get("method"), "name", "title", "source")
+    backbone = _texts(facts.get("backbone"), "name", "digest")
+    accuracy = _export_accuracy(_mapping(facts.get("parity")))
+    return _Source(method, backbone, str(facts.get("sha256")), accuracy)
 
 
-def _words(found: Any, *wanted: str) -> dict[str, str] | None:
-    return (
-        {name: _last(str(found.get(name))) for name in wanted}
-        if isinstance(found, Mapping)
-        else None
-    )
+def _export_accuracy(parity: Mapping[str, object]) -> Accuracy | None:
+    percent, images = parity.get("after"), parity.get("images")
+    if not isinstance(percent, float) or not isinstance(images, int):
+        return None
+    if not 0 <= percent <= 100 or not 0 < images < 2**31:
+        return None
+    return _accuracy(str(parity.get("title")), images, percent)
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _texts(value: object, *keys: str) -> dict[str, str] | None:
+    if not isinstance(value, Mapping):
+        return None
+    return {key: _without_folder(str(value.get(key))) for key in keys}
 
 
 def _accuracy(
-    of: str, images: int, accuracy: float, ends: tuple[float, float] | None = None
-) -> dict[str, Any]:
-    low, high = ends or wilson(round(accuracy * images / 100), images)
+    of: str, images: int, accuracy: float, interval: tuple[float, float] | None = None
+) -> Accuracy:
+    low, high = interval or wilson(round(accuracy * images / 100), images)
     return {
         "accuracy": round(accuracy, 2),
         "low": round(low, 2),
@@ -239,6 +324,6 @@ def _accuracy(
     }
 
 
-def _last(name: str) -> str:
-    """The name alone of a backbone that is a folder."""
+def _without_folder(name: str) -> str:
+    """Return the last part of a name that is a path."""
     return Path(name).name if Path(name).is_absolute() else name

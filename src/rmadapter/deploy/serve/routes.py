@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from importlib import metadata
-from typing import Annotated, Any
+from typing import Annotated, NamedTuple, cast
 
 import anyio
 from fastapi import APIRouter, FastAPI, Query, Request
@@ -16,12 +16,18 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from rmadapter.deploy.serve.middleware import GONE, Door
-from rmadapter.deploy.serve.request_body import BODY, images_of
-from rmadapter.deploy.serve.service import LATER, Answered, Service
-from rmadapter.deploy.serve.status import status_page
+from rmadapter.deploy.access import CLIENT_LEFT, RETRY, AccessMiddleware
+from rmadapter.deploy.serve.batcher import Outputs
+from rmadapter.deploy.serve.model import ModelFacts, ServedModel
+from rmadapter.deploy.serve.request_body import BODY, read_uploads
+from rmadapter.deploy.serve.service import Service
 from rmadapter.errors import UserError
+from rmadapter.support.html import template
 
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'self'; "
+    "frame-ancestors 'none'"
+)
 Top = Annotated[int, Query(ge=1, description="Answers per image.")]
 SkipBad = Annotated[
     bool, Query(description="Answer the other images; bad ones get an error instead of an answer.")
@@ -35,30 +41,31 @@ async def predict(
     request: Request, model: str = "", top: Top = 5, skip_bad: SkipBad = False
 ) -> JSONResponse:
     """The most probable classes of images."""
-    name, names, found = await _answered(request, model, skip_bad=skip_bad)
-    answers = [
-        {"image": image, "error": str(row)}
-        if isinstance(row, UserError)
-        else {"image": image, "classes": _shares(found.served.best(row.probabilities, top))}
-        for image, row in zip(names, found.rows, strict=True)
-    ]
-    return JSONResponse({"model": name, "answers": answers})
+    result = await _answer(request, model, skip_bad=skip_bad)
+    answers: list[dict[str, object]] = []
+    for image, row in zip(result.images, result.rows, strict=True):
+        if isinstance(row, UserError):
+            answers.append({"image": image, "error": str(row)})
+        else:
+            best = result.model.best(row.probabilities, top)
+            classes = [{"class": label, "probability": share} for label, share in best]
+            answers.append({"image": image, "classes": classes})
+    return JSONResponse({"model": result.name, "answers": answers})
 
 
 @router.post("/models/{model}/embed", openapi_extra=BODY)
 @router.post("/embed", openapi_extra=BODY)
 async def embed(request: Request, model: str = "", skip_bad: SkipBad = False) -> JSONResponse:
     """Features of unit length, similar for similar images."""
-    name, names, found = await _answered(request, model, skip_bad=skip_bad, features=True)
-    answers: list[dict[str, Any]] = []
-    for image, row in zip(names, found.rows, strict=True):
+    result = await _answer(request, model, skip_bad=skip_bad, features=True)
+    answers: list[dict[str, object]] = []
+    for image, row in zip(result.images, result.rows, strict=True):
         if isinstance(row, UserError) or row.features is None:
             answers.append({"image": image, "error": str(row)})
         else:
-            answers.append(
-                {"image": image, "features": row.features.astype(float).round(7).tolist()}
-            )
-    return JSONResponse({"model": name, "answers": answers})
+            features = row.features.astype(float).round(7).tolist()
+            answers.append({"image": image, "features": features})
+    return JSONResponse({"model": result.name, "answers": answers})
 
 
 @router.get("/health")
@@ -70,20 +77,20 @@ async def health() -> dict[str, bool]:
 @router.get("/ready")
 async def ready(request: Request) -> JSONResponse:
     """The models are loaded and requests are accepted. Needs no key."""
-    going = not _service(request).stopping
-    return JSONResponse({"ready": going}, 200 if going else 503)
+    is_ready = not _service(request).stopping
+    return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
 
 
 @router.get("/models")
-async def models(request: Request) -> dict[str, Any]:
+async def models(request: Request) -> dict[str, object]:
     """Names of the models."""
     return {"models": list(_service(request).models)}
 
 
 @router.get("/info")
-async def info(request: Request) -> dict[str, Any]:
+async def info(request: Request) -> dict[str, object]:
     """Method, backbone, classes, engine, versions and, if known, accuracy of each model."""
-    return {"models": {name: served.facts for name, served in _service(request).models.items()}}
+    return {"models": _facts(request)}
 
 
 @router.get("/metrics", response_class=Response)
@@ -94,61 +101,99 @@ async def metrics(request: Request) -> Response:
 
 @router.get("/docs", include_in_schema=False)
 async def documentation() -> HTMLResponse:
-    return get_swagger_ui_html(
-        openapi_url="openapi.json", title="rmadapter"
-    )  # relative: a proxy may add a prefix
+    # a relative address: a proxy may add a prefix
+    return get_swagger_ui_html(openapi_url="openapi.json", title="rmadapter")
+
+
+def _service(request: Request) -> Service:
+    return cast(Service, request.app.state.service)
+
+
+def _facts(request: Request) -> dict[str, ModelFacts]:
+    return {name: model.facts for name, model in _service(request).models.items()}
+
+
+class _Result(NamedTuple):
+    """name: of the model. images: their names. rows: as in `Answers`."""
+
+    name: str
+    model: ServedModel
+    images: list[str]
+    rows: list[Outputs | UserError]
+
+
+async def _answer(
+    request: Request, model: str, *, skip_bad: bool, features: bool = False
+) -> _Result:
+    """Answer the images of a request. Raises HTTPException."""
+    service = _service(request)
+    name = model or service.only()
+    seconds = service.limits.seconds
+    try:
+        with anyio.fail_after(seconds):
+            uploads = await read_uploads(request, service.limits)
+    except TimeoutError:
+        close = {"Connection": "close"}
+        raise HTTPException(408, f"the body did not arrive within {seconds:g} s", close) from None
+    try:
+        with anyio.fail_after(seconds):
+            answers = await service.answer(name, uploads, features, skip_bad)
+    except TimeoutError:
+        raise HTTPException(503, f"no answer within {seconds:g} s: try again", RETRY) from None
+    return _Result(name, answers.model, [upload.name for upload in uploads], answers.rows)
+
+
+# The status page, which needs no script and nothing from elsewhere
+
+
+class _Card(NamedTuple):
+    """An image on the page: its name, what is wrong with it, and its best classes."""
+
+    image: str
+    error: str
+    best: list[tuple[str, float]]
 
 
 @router.get("/", include_in_schema=False)
 async def page(request: Request) -> HTMLResponse:
-    return status_page(_service(request))
+    return _page(request)
 
 
 @router.post("/", include_in_schema=False)
 async def page_with_answers(request: Request, model: str = "") -> HTMLResponse:
     try:
-        name, names, found = await _answered(request, model, skip_bad=True)
+        result = await _answer(request, model, skip_bad=True)
     except HTTPException as error:
-        return status_page(_service(request), fault=str(error.detail), status=error.status_code)
-    answers = [
-        (image, str(row), [])
-        if isinstance(row, UserError)
-        else (image, "", found.served.best(row.probabilities, 5))
-        for image, row in zip(names, found.rows, strict=True)
-    ]
-    return status_page(_service(request), asked=name, answers=answers)
+        return _page(request, error=str(error.detail), status=error.status_code)
+    cards = []
+    for image, row in zip(result.images, result.rows, strict=True):
+        if isinstance(row, UserError):
+            cards.append(_Card(image, str(row), []))
+        else:
+            cards.append(_Card(image, "", result.model.best(row.probabilities, 5)))
+    return _page(request, result.name, cards)
 
 
-async def _answered(
-    request: Request, model: str, *, skip_bad: bool, features: bool = False
-) -> tuple[str, list[str], Answered]:
-    """Name of the model, names of the images, and the answers. Raises HTTPException."""
-    service = _service(request)
-    name, seconds = model or service.only(), service.limits.seconds
-    try:
-        with anyio.fail_after(seconds):
-            given = await images_of(request, service.limits)
-    except TimeoutError:
-        raise HTTPException(
-            408, f"the body did not arrive within {seconds:g} s", {"Connection": "close"}
-        ) from None
-    try:
-        with anyio.fail_after(seconds):
-            found = await service.answer(name, given, features, skip_bad)
-    except TimeoutError:
-        raise HTTPException(503, f"no answer within {seconds:g} s: try again", LATER) from None
-    return name, [one.name for one in given], found
+def _page(
+    request: Request, model: str = "", answers: Sequence[_Card] = (), error: str = "",
+    status: int = 200,
+) -> HTMLResponse:  # fmt: skip
+    """model: the one that answered. error: why there are no answers."""
+    counters = _service(request).counters
+    html = template("serve.html.j2").render(
+        models=_facts(request),
+        requests=counters.total("rmadapter_requests"),
+        images=counters.total("rmadapter_images", outcome="answered"),
+        model=model,
+        answers=answers,
+        error=error,
+        version=metadata.version("rmadapter"),
+    )
+    headers = {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"}
+    return HTMLResponse(html, status, headers)
 
 
-def _shares(best: list[tuple[str, float]]) -> list[dict[str, Any]]:
-    return [{"class": label, "probability": share} for label, share in best]
-
-
-def _service(request: Request) -> Service:
-    return request.app.state.service
-
-
-# ---- the application ----
+# The application
 
 
 def create_app(
@@ -157,38 +202,48 @@ def create_app(
     cors: Sequence[str] = (),
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
 ) -> FastAPI:
-    """key: that requests must have. cors: origins of web pages that may ask. lifespan: what runs
-    beside the app."""
-    about = "Image classifiers that rmadapter fitted."
-    version, here = metadata.version("rmadapter"), [{"url": "./"}]
+    """Create the application.
+
+    key: that requests must have. cors: origins of web pages that may send requests. lifespan: what
+    runs beside the application.
+    """
     app = FastAPI(
-        title="rmadapter", description=about, version=version, servers=here, docs_url=None, redoc_url=None,
+        title="rmadapter",
+        description="Image classifiers that rmadapter fitted.",
+        version=metadata.version("rmadapter"),
+        servers=[{"url": "./"}],
+        docs_url=None,
+        redoc_url=None,
         lifespan=lifespan,
-    )  # fmt: skip
+    )
     app.state.service = service
     app.include_router(router)
-    app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(HTTPException, _error)
     app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(ClientDisconnect, _left)
-    app.add_middleware(Door, limits=service.limits, counters=service.counters, key=key)
-    if cors:  # outside the door: a browser first asks without the key
+    app.add_exception_handler(ClientDisconnect, _client_left)
+    app.add_middleware(AccessMiddleware, limits=service.limits, counters=service.counters, key=key)
+    if cors:  # outermost: a browser first asks without the key
         app.add_middleware(
-            CORSMiddleware, allow_origins=list(cors), allow_methods=["GET", "POST"],
+            CORSMiddleware,
+            allow_origins=list(cors),
+            allow_methods=["GET", "POST"],
             allow_headers=["X-API-Key", "Authorization", "Content-Type"],
-        )  # fmt: skip
+        )
     return app
 
 
-async def _refused(_: Request, error: Any) -> JSONResponse:
+async def _error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
     content = error.detail if isinstance(error.detail, dict) else {"error": error.detail}
     return JSONResponse(content, error.status_code, error.headers)
 
 
-async def _left(_: Request, error: Any) -> Response:
+async def _client_left(_: Request, error: Exception) -> Response:
     """The client left in the middle of the body: nobody reads this."""
-    return Response(status_code=GONE)
+    return Response(status_code=CLIENT_LEFT)
 
 
-async def _invalid(_: Request, error: Any) -> JSONResponse:
+async def _invalid(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     return JSONResponse({"error": f"{'.'.join(map(str, first['loc']))}: {first['msg']}"}, 422)

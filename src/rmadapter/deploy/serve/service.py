@@ -1,5 +1,7 @@
-"""Models by name. Images are decoded in threads, batched with those of other requests, and
-answered."""
+"""Models by name: decode images in threads, batch them with those of other requests, and answer.
+
+Counters for /metrics are kept by Prometheus' own library.
+"""
 
 from __future__ import annotations
 
@@ -9,57 +11,109 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 from starlette.exceptions import HTTPException
 
 from rmadapter.data.decode import read_image
-from rmadapter.deploy.serve.batcher import Batcher, Full, Row
-from rmadapter.deploy.serve.counters import Counters
-from rmadapter.deploy.serve.limits import Limits
-from rmadapter.deploy.serve.model import Served
+from rmadapter.deploy.access import RETRY
+from rmadapter.deploy.serve.batcher import Batcher, Outputs, QueueFull
+from rmadapter.deploy.serve.model import ServedModel
+from rmadapter.deploy.serve.options import Limits
 from rmadapter.errors import UserError, nearest
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 DECODERS = min(4, os.cpu_count() or 1)  # threads
-LATER = {"Retry-After": "1"}
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
-class Given(NamedTuple):
+class Counters:
+    """Metrics of one server, with CPU seconds and memory of its process where the system provides
+    them (Linux)."""
+
+    def __init__(self) -> None:
+        self.registry = own = CollectorRegistry()
+        ProcessCollector(registry=own)
+        self.requests = Counter("rmadapter_requests", "Requests.", ["path", "status"], registry=own)
+        self.seconds = Histogram(
+            "rmadapter_request_seconds", "From the first byte to the last.", ["path"],
+            registry=own, buckets=SECONDS,
+        )  # fmt: skip
+        self.images = Counter(
+            "rmadapter_images", "Images, answered or bad.", ["model", "outcome"], registry=own
+        )
+        self.batches = Histogram(
+            "rmadapter_batch_images", "Images asked about at once.", ["model"],
+            registry=own, buckets=IMAGES,
+        )  # fmt: skip
+        self.queue = Gauge(
+            "rmadapter_queue_images", "Images accepted but unanswered.", ["model"], registry=own
+        )
+        self.reloads = Counter(
+            "rmadapter_reloads", "Of changed models.", ["model", "outcome"], registry=own
+        )
+
+    def text(self) -> bytes:
+        """Return all metrics in Prometheus' format."""
+        return generate_latest(self.registry)
+
+    def total(self, name: str, **labels: str) -> int:
+        """Return the sum of a counter over all labels that are not given."""
+        total = 0.0
+        for metric in self.registry.collect():
+            for sample in metric.samples:
+                if sample.name == f"{name}_total" and labels.items() <= sample.labels.items():
+                    total += sample.value
+        return int(total)
+
+
+class Upload(NamedTuple):
     """An image as received. name: of the file, or its place in the request."""
 
     name: str
     data: bytes
 
 
-class Answered(NamedTuple):
-    """The model that answered, and for each image its row, or what is wrong with it."""
+class Answers(NamedTuple):
+    """The model that answered, and for each image its outputs, or what is wrong with it."""
 
-    served: Served
-    rows: list[Row | UserError]
+    model: ServedModel
+    rows: list[Outputs | UserError]
 
 
 class Service:
-    """Everything but `decode` runs in the event loop's thread."""
+    """The models of a server. Everything but `decode` runs in the event loop's thread."""
 
-    def __init__(self, models: Mapping[str, Served], limits: Limits) -> None:
-        self.limits, self.counters, self.stopping = limits, Counters(), False
+    def __init__(self, models: Mapping[str, ServedModel], limits: Limits) -> None:
+        self.limits = limits
+        self.counters = Counters()
+        self.stopping = False
         self._models: dict[str, Batcher] = {}
         self._pool = ThreadPoolExecutor(DECODERS, "decode")
-        for name, served in models.items():
-            self.put(name, served)
+        for name, model in models.items():
+            self.put(name, model)
 
     @property
-    def models(self) -> dict[str, Served]:
-        return {name: batcher.served for name, batcher in self._models.items()}
+    def models(self) -> dict[str, ServedModel]:
+        return {name: batcher.model for name, batcher in self._models.items()}
 
-    def put(self, name: str, served: Served) -> None:
+    def put(self, name: str, model: ServedModel) -> None:
         """Serve a model under a name; the previous one still answers what it has taken."""
         before = self._models.get(name)
-        self._models[name] = Batcher(
-            served, self.limits, self.counters.batches.labels(name).observe
-        )
+        on_batch = self.counters.batches.labels(name).observe
+        self._models[name] = Batcher(model, self.limits, on_batch)
         self.counters.queue.labels(name).set_function(lambda: self._models[name].taken)
         if before:
             before.retire()
@@ -73,15 +127,15 @@ class Service:
         self._pool.shutdown(cancel_futures=True)
 
     def only(self) -> str:
-        """The name of the only model. Raises HTTPException if there are several."""
+        """Return the name of the only model. Raises HTTPException if there are several."""
         if len(self._models) > 1:
-            known = ", ".join(sorted(self._models))
-            raise HTTPException(400, f"several models are served: add ?model= with one of {known}")
+            names = ", ".join(sorted(self._models))
+            raise HTTPException(400, f"several models are served: add ?model= with one of {names}")
         return next(iter(self._models))
 
     async def answer(
-        self, name: str, given: Sequence[Given], features: bool = False, skip_bad: bool = False
-    ) -> Answered:
+        self, name: str, uploads: Sequence[Upload], features: bool = False, skip_bad: bool = False
+    ) -> Answers:
         """Answer all images, or with `skip_bad` those that can be read.
 
         Raises HTTPException: 404 for an unknown model or one without the wanted features, 422 with
@@ -90,63 +144,60 @@ class Service:
         if name not in self._models:
             raise HTTPException(404, f"unknown model {name!r:.100}{nearest(name, self._models)}")
         batcher = self._models[name]
-        if features and not batcher.served.features:
+        if features and not batcher.model.features:
             raise HTTPException(
                 404,
                 f"{name} gives no features: its method has none, or its export lacks --embeddings",
             )
-        with self._taken(
-            batcher, len(given)
-        ):  # nothing was awaited, so it is still the current model
-            pixels = await asyncio.gather(
-                *(self._decoded(batcher.served.transform, one) for one in given)
-            )
-            bad = {
-                place: found for place, found in enumerate(pixels) if isinstance(found, UserError)
-            }
+        # nothing was awaited, so it is still the current model
+        with self._reserved(batcher, len(uploads)):
+            pixels = await self._decode_all(batcher.model.transform, uploads)
+            bad = {i: each for i, each in enumerate(pixels) if isinstance(each, UserError)}
             self.counters.images.labels(name, "bad").inc(len(bad))
             if bad and not skip_bad:
-                raise HTTPException(422, _complaint(given, bad))  # type: ignore[arg-type]
-            good = [
-                batcher.submit(found, features) for found in pixels if isinstance(found, np.ndarray)
-            ]
-            rows = iter(await asyncio.gather(*map(asyncio.wrap_future, good)))
+                raise _bad_images(uploads, bad)
+            good = [batcher.submit(x, features) for x in pixels if isinstance(x, np.ndarray)]
+            outputs = iter(await asyncio.gather(*map(asyncio.wrap_future, good)))
             self.counters.images.labels(name, "answered").inc(len(good))
-            return Answered(
-                batcher.served, [bad[i] if i in bad else next(rows) for i in range(len(given))]
-            )
+            rows = [bad[i] if i in bad else next(outputs) for i in range(len(uploads))]
+            return Answers(batcher.model, rows)
 
     @contextmanager
-    def _taken(self, batcher: Batcher, count: int) -> Iterator[None]:
+    def _reserved(self, batcher: Batcher, count: int) -> Iterator[None]:
         try:
             batcher.take(count)
-        except Full:
-            raise HTTPException(429, "too many images are waiting: try again", LATER) from None
+        except QueueFull:
+            raise HTTPException(429, "too many images are waiting: try again", RETRY) from None
         try:
             yield
         finally:
             batcher.release(count)
 
-    async def _decoded(
-        self, transform: Callable[..., np.ndarray], one: Given
-    ) -> np.ndarray | UserError:
-        return await asyncio.get_running_loop().run_in_executor(
-            self._pool, partial(decode, transform, one)
-        )
+    async def _decode_all(
+        self, transform: Callable[[Image.Image], np.ndarray], uploads: Sequence[Upload]
+    ) -> list[np.ndarray | UserError]:
+        run = asyncio.get_running_loop().run_in_executor
+        jobs = [run(self._pool, decode, transform, upload) for upload in uploads]
+        return await asyncio.gather(*jobs)
 
 
-def decode(transform: Callable[..., np.ndarray], one: Given) -> np.ndarray | UserError:
-    """float32 [3, H, W], or what is wrong with the image."""
+def decode(
+    transform: Callable[[Image.Image], np.ndarray], upload: Upload
+) -> np.ndarray | UserError:
+    """Return float32 [3, H, W], or what is wrong with the image."""
     try:
-        return transform(read_image(io.BytesIO(one.data), one.name))
+        return transform(read_image(io.BytesIO(upload.data), upload.name))
     except UserError as error:
         return error
 
 
-def _complaint(given: Sequence[Given], bad: Mapping[int, UserError]) -> dict[str, Any]:
-    told = f"{len(bad)} of {len(given)} images cannot be read, so none was answered; ?skip_bad=true answers the others"
+def _bad_images(uploads: Sequence[Upload], bad: Mapping[int, UserError]) -> HTTPException:
     images = [
-        {"index": place, "image": given[place].name, "error": str(error)}
-        for place, error in bad.items()
+        {"index": i, "image": uploads[i].name, "error": str(error)} for i, error in bad.items()
     ]
-    return {"error": told, "images": images}
+    message = (
+        f"{len(bad)} of {len(uploads)} images cannot be read, so none was answered; "
+        "?skip_bad=true answers the others"
+    )
+    content = {"error": message, "images": images}
+    return HTTPException(422, content)  # type: ignore[arg-type]  # `_error` in routes takes it

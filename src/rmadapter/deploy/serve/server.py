@@ -1,0 +1,123 @@
+"""Run the server: handle signals, reload changed models, and shut down without losing answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+
+import uvicorn
+from fastapi import FastAPI
+
+from rmadapter.deploy.serve.model import open_served
+from rmadapter.deploy.serve.options import CONNECTIONS, HEADERS, ServeOptions
+from rmadapter.deploy.serve.routes import create_app
+from rmadapter.deploy.serve.service import Service
+from rmadapter.deploy.sockets import serve_until_stopped
+from rmadapter.errors import UserError
+from rmadapter.support.checksums import sign
+from rmadapter.support.terminal import escape
+
+BACKLOG = 2048  # connections that wait to be accepted
+EVERY = 2.0  # seconds between two looks at the models
+
+
+def run(
+    service: Service, options: Mapping[str, ServeOptions], listening: socket.socket,
+    ready: Callable[[], None], *, key: str = "", cors: Sequence[str] = (), log: bool = False,
+) -> None:  # fmt: skip
+    """Serve until SIGTERM or SIGINT; then accept nothing new, and answer what was accepted.
+
+    options: of the models, by name. ready: called once requests are accepted. log: print a line on
+    stderr for each request. SIGHUP reloads the models.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        reloader = Reloader(service, options)
+        # fails on Windows and outside the main thread
+        with suppress(AttributeError, NotImplementedError, ValueError, RuntimeError):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.reload_all)
+        reloading = asyncio.create_task(reloader.run())
+        listening.listen(BACKLOG)
+        ready()
+        yield
+        reloading.cancel()
+        service.close()
+
+    if log:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+    config = uvicorn.Config(
+        create_app(service, key, cors, lifespan),
+        lifespan="on",
+        http="h11",  # others count headers and bodies differently
+        ws="none",
+        log_config=None,
+        log_level="info" if log else "error",
+        access_log=log,
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        h11_max_incomplete_event_size=HEADERS,
+        timeout_graceful_shutdown=int(2 * service.limits.seconds) + 1,
+    )
+    serve_until_stopped(config, listening)
+
+
+class Reloader:
+    """Reloads models that change on disk. The old one answers meanwhile, and goes on if loading
+    fails. options: of the models, by name."""
+
+    def __init__(
+        self, service: Service, options: Mapping[str, ServeOptions], every: float = EVERY
+    ) -> None:
+        self._service, self._options, self._every = service, options, every
+        self._loaded = {name: model.sign for name, model in service.models.items()}
+        self._last = dict(self._loaded)
+        self._requested = asyncio.Event()
+
+    def reload_all(self) -> None:
+        """Reload all models soon, whether or not they look changed."""
+        self._requested.set()
+
+    async def run(self) -> None:
+        """Check for changes until cancelled."""
+        while True:
+            forced = True
+            try:
+                await asyncio.wait_for(self._requested.wait(), self._every)
+            except asyncio.TimeoutError:
+                forced = False
+            self._requested.clear()
+            await self.check(forced)
+
+    async def check(self, forced: bool = False) -> None:
+        """Reload what has changed; a run is complete if it has not changed since the last check."""
+        for name, options in self._options.items():
+            now = sign(options.folder)
+            settled = now == self._last[name]
+            self._last[name] = now
+            if forced or (now is not None and settled and now != self._loaded[name]):
+                self._loaded[name] = now  # even if loading fails: this is reported only once
+                await self._load(name, options)
+
+    async def _load(self, name: str, options: ServeOptions) -> None:
+        try:
+            model = await asyncio.to_thread(open_served, options)
+        except Exception as error:  # whatever is wrong with the new one, keep the old one
+            reason = (
+                str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            )
+            self._report(name, "refused", f"not reloaded, the old one keeps answering: {reason}")
+        else:
+            self._service.put(name, model)
+            self._report(name, "loaded", "reloaded")
+
+    def _report(self, name: str, outcome: str, text: str) -> None:
+        self._service.counters.reloads.labels(name, outcome).inc()
+        print(
+            "rmadapter:", escape(" ".join(f"{name}: {text}".split())), file=sys.stderr, flush=True
+        )

@@ -1,0 +1,247 @@
+"""A server ends without losing an answer, and reloads runs that change while it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.answering import Process, Toy, coloured, post, read, serviced, wait_for  # isort: skip
+
+from rmadapter.artifacts.checkpoint import load, save
+from rmadapter.deploy.serve import server
+from rmadapter.deploy.serve.model import ServedModel
+from rmadapter.deploy.serve.options import ServeOptions
+from rmadapter.deploy.serve.server import Reloader
+from rmadapter.deploy.serve.service import Service
+from rmadapter.errors import UserError
+from rmadapter.support.checksums import sign, write_sums
+from tests.helpers.shell import its_backbone
+
+
+@pytest.mark.slow
+def test_accepted_requests_are_answered_before_the_end(finished: Path) -> None:
+    """A request whose body is still coming when SIGTERM arrives; a new one is refused."""
+    body = json.dumps({"images": []}).encode()
+    with Process(finished, *its_backbone(finished)) as process:
+        host, port = process.address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as client:
+            head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+            client.sendall(f"{head}\r\n\r\n".encode() + body[:5])
+            wait_for(
+                lambda: post(process.address, "/predict", [("a.png", coloured(1, 2, 3))])[0] == 200,
+                "no answer",
+            )
+            process.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: not takes(host, int(port)), "it takes new ones")
+            client.sendall(body[5:])
+            answer = rest_of(client)
+        assert answer.startswith("HTTP/1.1 400")
+        assert "no images received" in answer
+        assert "server:" not in answer.lower()
+        assert process.ended() == 0
+        assert [line for line in process.said if not line.startswith("rmadapter: ")] == []
+
+
+def rest_of(client: socket.socket) -> str:
+    """All until the other side closes."""
+    return b"".join(iter(lambda: client.recv(10_000), b"")).decode()
+
+
+def takes(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_ctrl_c_ends_with_0(finished: Path) -> None:
+    with Process(finished, *its_backbone(finished), "--json") as process:
+        assert process.process.stdout is not None
+        told = json.loads(process.process.stdout.readline())
+        assert told["models"] == {finished.name: str(finished)}
+        assert post(told["address"], "/predict", [("a.png", coloured(1, 2, 3))])[0] == 200
+        assert process.end(signal.SIGINT) == 0
+        assert process.said == []
+
+
+def test_reload_loses_no_request(finished: Path, colors: Path, tmp_path: Path) -> None:
+    run, saved = (
+        Path(shutil.copytree(finished, tmp_path / "run")),
+        load(finished, its_backbone(finished)[1]),
+    )
+    (run / "run.json").unlink()  # a model alone, which may be saved again
+    image, found = read([colors / "test/red/0.png"]), list[tuple[int, str]]()
+    ends = threading.Event()
+
+    def asks() -> None:
+        while not ends.is_set():
+            status, answer = post(process.address, "/predict", image)
+            found.append(
+                (
+                    status,
+                    answer["answers"][0]["classes"][0]["class"] if status == 200 else str(answer),
+                )
+            )
+
+    with Process(run, *its_backbone(finished)) as process:
+        clients = [threading.Thread(target=asks) for _ in range(3)]
+        assert process.address
+        for client in clients:
+            client.start()
+        try:
+            wait_for(lambda: found, "no answer")
+            save(run, saved.fitted, saved.name, labels=("blau", "grün", "nacht", "rot"))
+            wait_for(lambda: (200, "rot") in found, "the new one was not taken")
+            (run / "model.safetensors").write_bytes(b"x")
+            process.process.send_signal(signal.SIGHUP)
+            wait_for(
+                lambda: any("not reloaded" in line for line in process.said), "nothing was said"
+            )
+            before = len(found)
+            wait_for(lambda: len(found) > before + 3, "the old one does not answer")
+        finally:
+            ends.set()
+            for client in clients:
+                client.join()
+        assert {status for status, _ in found} == {200}
+        names = [name for _, name in found]
+        assert {*names} == {"red", "rot"}  # no other answer
+        assert names[-1] == "rot"
+        assert process.end() == 0
+        assert process.said[1] == "rmadapter: run: reloaded"
+        assert "the old one keeps answering: " in process.said[2]
+
+
+@pytest.mark.slow
+def test_missing_body_times_out(finished: Path) -> None:
+    with Process(finished, *its_backbone(finished), "--seconds", "0.5", "--log") as process:
+        host, port = process.address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as client:
+            client.sendall(
+                b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+            )
+            started = time.monotonic()
+            assert rest_of(client).startswith("HTTP/1.1 408")
+            assert time.monotonic() - started < 20
+        wait_for(
+            lambda: any('"POST /predict HTTP/1.1" 408' in line for line in process.said),
+            "it is not in the log",
+        )
+        assert process.end() == 0
+
+
+# Reloading
+
+
+def write(folder: Path, text: str) -> None:
+    (folder / "labels").write_text(text)
+    write_sums(folder, ["labels"])
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was opened. A folder's labels are the model."""
+    found: list[str] = []
+
+    def open_served(options: ServeOptions) -> ServedModel:
+        found.append((options.folder / "labels").read_text())
+        if found[-1] == "bad":
+            raise UserError("labels: damaged")
+        if found[-1] == "bug":
+            raise ZeroDivisionError("oh")
+        return Toy(labels=found[-1].split()).served
+
+    monkeypatch.setattr(server, "open_served", open_served)
+    return found
+
+
+@contextmanager
+def watched(folder: Path, **how: float) -> Iterator[tuple[Service, Reloader]]:
+    with serviced(Toy()) as service:
+        service.put("toy", replace(Toy().served, sign=sign(folder)))
+        yield service, Reloader(service, {"toy": ServeOptions(folder)}, **how)
+
+
+def check(reloader: Reloader, times: int = 2) -> None:
+    for _ in range(times):
+        asyncio.run(reloader.check())
+
+
+def test_changed_run_is_loaded_once_complete(
+    tmp_path: Path, opened: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, "a b c")
+    with watched(tmp_path) as (service, reloader):
+        check(reloader)
+        assert opened == []
+        write(tmp_path, "d e f")
+        check(reloader, 1)
+        assert opened == []  # it may be in the middle of it
+        check(reloader, 3)
+        assert opened == ["d e f"]
+        assert service.models["toy"].labels == ("d", "e", "f")
+        assert capsys.readouterr().err == "rmadapter: toy: reloaded\n"
+        (tmp_path / "SHA256SUMS").unlink()  # as whoever saves a run begins
+        check(reloader, 3)
+        assert opened == ["d e f"]
+        write(tmp_path, "g h i")
+        check(reloader)
+        assert service.models["toy"].labels == ("g", "h", "i")
+
+
+def test_damaged_run_is_refused_once(
+    tmp_path: Path, opened: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, "a b c")
+    with watched(tmp_path) as (service, reloader):
+        for text, told in (("bad", "labels: damaged"), ("bug", "ZeroDivisionError: oh")):
+            write(tmp_path, text)
+            check(reloader, 4)
+            assert opened.pop() == text
+            assert opened == []
+            line = f"rmadapter: toy: not reloaded, the old one keeps answering: {told}\n"
+            assert capsys.readouterr().err == line
+            assert service.models["toy"].labels == ("red", "green", "blue")
+        assert service.counters.total("rmadapter_reloads", outcome="refused") == 2
+        write(tmp_path, "d e f")
+        check(reloader)
+        assert service.models["toy"].labels == ("d", "e", "f")
+        assert service.counters.total("rmadapter_reloads", outcome="loaded") == 1
+
+
+def test_unchanged_run_is_loaded_on_request(tmp_path: Path, opened: list[str]) -> None:
+    async def requested(reloader: Reloader) -> None:
+        running = asyncio.create_task(reloader.run())
+        await asyncio.sleep(0)
+        reloader.reload_all()
+        await asyncio.to_thread(wait_for, lambda: opened, "it did not look")
+        running.cancel()
+
+    write(tmp_path, "d e f")
+    with watched(tmp_path, every=60) as (_, reloader):
+        asyncio.run(requested(reloader))
+    assert opened == ["d e f"]
+
+
+def test_changes_are_checked_regularly(tmp_path: Path, opened: list[str]) -> None:
+    async def waited(reloader: Reloader) -> None:
+        running = asyncio.create_task(reloader.run())
+        write(tmp_path, "d e f")
+        await asyncio.to_thread(wait_for, lambda: opened, "it did not look")
+        running.cancel()
+
+    write(tmp_path, "a b c")
+    with watched(tmp_path, every=0.01) as (_, reloader):
+        asyncio.run(waited(reloader))
