@@ -17,7 +17,7 @@ from rmadapter.data.read import load_image
 from rmadapter.errors import UserError
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.runs.evaluate import known_names
-from tests.helpers.shell import Command, its_backbone, refused, rmadapter
+from tests.helpers.shell import Command, backbone_option, refused, rmadapter
 from tests.helpers.slow import slow_except
 
 __all__ = ["rmadapter"]  # a fixture
@@ -73,7 +73,7 @@ def test_labels_and_prompt_names_are_both_kept(
 def test_they_come_back_by_every_route(
     rmadapter: Command, named: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
-    image, its = colors / "test/night_sky/0.png", its_backbone(named)
+    image, its = colors / "test/night_sky/0.png", backbone_option(named)
     table = rmadapter("predict", named, image, *its).out
     assert "night_sky" in table
     assert "stars" not in table
@@ -134,7 +134,7 @@ def test_a_class_with_several_descriptions_keeps_its_label(
     assert judgement is not None
     assert judgement.classes == saved.labels
     assert "the red one" not in (run / "report.html").read_text("utf-8")
-    its = its_backbone(run)
+    its = backbone_option(run)
     found = json.loads(rmadapter("eval", run, colors, *its, "--json").out)
     assert found["accuracy"] == read_record(run / "run.json").scores[0].accuracy
     [answer] = json.loads(rmadapter("predict", run, colors / "test/red/0.png", *its, "--json").out)
@@ -170,10 +170,10 @@ def test_a_score_refuses_what_is_no_class(named: Path, tiny_clip: Backbone, colo
 def test_eval_asks_a_run_by_the_names_it_knows(
     rmadapter: Command, named: Path, colors: Path
 ) -> None:
-    found = json.loads(rmadapter("eval", named, colors, *its_backbone(named), "--json").out)
+    found = json.loads(rmadapter("eval", named, colors, *backbone_option(named), "--json").out)
     record = json.loads((named / "run.json").read_text("utf-8"))
     assert found["accuracy"] == record["scores"][0]["accuracy"]
-    held = rmadapter("eval", named, colors, *its_backbone(named), "--split", "heldout", "--json")
+    held = rmadapter("eval", named, colors, *backbone_option(named), "--split", "heldout", "--json")
     assert json.loads(held.out)["n_images"] == 16  # the draw's digest counts the names
 
 
@@ -202,7 +202,7 @@ def test_eval_asks_a_run_on_half_of_the_classes_about_the_others_by_their_names(
         "eval",
         run,
         colors,
-        *its_backbone(run),
+        *backbone_option(run),
         "--split",
         "heldout",
         "--classes",

@@ -29,7 +29,7 @@ from rmadapter.runs.request import Request
 from rmadapter.runs.run import run_key
 from rmadapter.settings import settings_of
 from tests.helpers.commands import parser
-from tests.helpers.shell import Command, its_backbone, rmadapter
+from tests.helpers.shell import Command, backbone_option, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
 
@@ -138,7 +138,7 @@ def _files(folder: Path) -> Any:
 def test_a_run_and_what_is_made_of_it(
     rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone, finished: Path
 ) -> None:
-    run, own = tmp_path / "run", its_backbone(finished)
+    run, own = tmp_path / "run", backbone_option(finished)
     small = [
         "--set",
         "device=cpu",

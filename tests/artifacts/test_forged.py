@@ -16,7 +16,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.methods import METHODS
 from rmadapter.support.checksums import sha256
-from tests.helpers.methods import probabilities, quick
+from tests.helpers.methods import probabilities, quick_method
 from tests.helpers.shots import noisy_colors, shots_of
 
 FORGED: dict[str, Callable[[Tensor], Tensor]] = {
@@ -47,7 +47,7 @@ def test_forged_weights_are_refused_or_asked(
 ) -> None:
     assert name in METHODS
     images = noisy_colors(1)
-    save(tmp_path, quick(name).fit(tiny_clip, shots_of(tiny_clip, images)), name)
+    save(tmp_path, quick_method(name).fit(tiny_clip, shots_of(tiny_clip, images)), name)
     file, model = tmp_path / "model.safetensors", tmp_path / "model.json"
     whole, said = load_file(file), json.loads(model.read_text())
     last = {what.rpartition(".")[2]: what for what in whole}  # one of each kind

@@ -25,7 +25,7 @@ from rmadapter.data.read import ImageSet
 from rmadapter.methods import load_method
 from rmadapter.settings import documentation, settings_of
 from rmadapter.task import Task
-from tests.helpers.parsed import Page
+from tests.helpers.html import Page
 from tests.helpers.run_pages import HISTORY, correct, evaluation, record, score, write
 
 pytestmark = pytest.mark.real_plots

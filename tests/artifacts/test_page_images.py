@@ -10,7 +10,7 @@ from PIL import Image
 
 from rmadapter.artifacts.evaluation import Evaluation
 from rmadapter.data.read import ImageSet
-from tests.helpers.parsed import Page
+from tests.helpers.html import Page
 from tests.helpers.run_pages import HISTORY, evaluation, record, score, write
 
 

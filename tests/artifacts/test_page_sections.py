@@ -18,7 +18,7 @@ from rmadapter.artifacts.page import thumbnails_of
 from rmadapter.artifacts.predictions import Predictions
 from rmadapter.artifacts.run_page import MATRIX_LIMIT, TRAINING, Change, panel, write_run_page
 from rmadapter.data.read import ImageSet
-from tests.helpers.parsed import Page
+from tests.helpers.html import Page
 from tests.helpers.run_pages import correct, evaluation, record, score, write
 
 

@@ -26,7 +26,7 @@ from rmadapter.data.fewshot import FewShot, save_split
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
 from rmadapter.task import Question, Task
-from tests.helpers.parsed import Page
+from tests.helpers.html import Page
 from tests.helpers.run_pages import evaluation, record, score
 
 LABELS = ("=sum(A1)", "sea_horse", 'a "b", c')

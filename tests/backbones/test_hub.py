@@ -13,21 +13,21 @@ from huggingface_hub import constants
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.backbones.hub import fetch
 from rmadapter.errors import UserError
-from tests.helpers.evil_models import (
+from tests.helpers.malicious_models import (
     CONFIG,
-    EVIL,
+    MALICIOUS,
     TOKENIZER,
-    built,
-    change,
+    assert_refused,
+    built_model,
+    edit_json,
     model,
-    publish,
-    refused,
     text,
     vision,
+    write_hub_cache,
     write_payload,
 )
 
-__all__ = ["built", "model"]  # fixtures
+__all__ = ["built_model", "model"]  # fixtures
 
 
 @pytest.fixture
@@ -66,11 +66,11 @@ def hub(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     vision(model, timm_model_name="vit_small_patch16_224")
     text(model, hf_tokenizer_name="somebody/model", hf_model_name=None, heads=3, width=48)
-    return publish(model, tmp_path / "cache" / "models--somebody--model")
+    return write_hub_cache(model, tmp_path / "cache" / "models--somebody--model")
 
 
 def test_a_snapshot_of_links_is_read(tiny_clip: Backbone, cache: Path) -> None:
-    snapshot = publish(Path(tiny_clip.name), cache / "models--somebody--clip")
+    snapshot = write_hub_cache(Path(tiny_clip.name), cache / "models--somebody--clip")
     assert (snapshot / CONFIG).is_symlink()
     for name in ("hf-hub:somebody/clip", str(snapshot)):
         found = load_backbone(name)
@@ -81,33 +81,35 @@ def test_a_snapshot_of_links_is_read(tiny_clip: Backbone, cache: Path) -> None:
 
 
 def test_code_in_a_repository_does_not_run(hub: Path) -> None:
-    change(hub / TOKENIZER, lambda config: config | {"auto_map": EVIL})
+    edit_json(hub / TOKENIZER, lambda config: config | {"auto_map": MALICIOUS})
     text(hub, tokenizer_kwargs={"trust_remote_code": True})
     write_payload(hub)
-    refused("hf-hub:somebody/model", r"evil\.py is code")
+    assert_refused("hf-hub:somebody/model", r"evil\.py is code")
     (hub / "evil.py").unlink()
-    refused("hf-hub:somebody/model", "its field 'trust_remote_code' asks to run code")
+    assert_refused("hf-hub:somebody/model", "its field 'trust_remote_code' asks to run code")
     text(hub, tokenizer_kwargs={})
-    refused("hf-hub:somebody/model", "its field 'auto_map' asks to run code")
+    assert_refused("hf-hub:somebody/model", "its field 'auto_map' asks to run code")
 
 
 @pytest.mark.parametrize("name", ["somebody/tokenizer", "../../evil", "model", "/etc"])
 def test_a_repository_does_not_lead_to_another_one(hub: Path, tmp_path: Path, name: str) -> None:
-    publish(tmp_path / "model", tmp_path / "cache" / "models--somebody--tokenizer")
+    write_hub_cache(tmp_path / "model", tmp_path / "cache" / "models--somebody--tokenizer")
     text(hub, hf_tokenizer_name=name)
-    refused("hf-hub:somebody/model", "hf_tokenizer_name leads out of the repository, to")
+    assert_refused("hf-hub:somebody/model", "hf_tokenizer_name leads out of the repository, to")
 
 
 def test_the_tokenizer_that_open_clip_itself_takes_is_checked_too(
     hub: Path, tmp_path: Path
 ) -> None:
-    other = publish(tmp_path / "model", tmp_path / "cache" / "models--timm--ViT-B-16-SigLIP")
+    other = write_hub_cache(
+        tmp_path / "model", tmp_path / "cache" / "models--timm--ViT-B-16-SigLIP"
+    )
     text(hub, hf_tokenizer_name="timm/ViT-B-16-SigLIP")
-    change(other / TOKENIZER, lambda config: config | {"auto_map": EVIL})
-    refused("hf-hub:somebody/model", "SigLIP/.+ its field 'auto_map' asks to run code")
+    edit_json(other / TOKENIZER, lambda config: config | {"auto_map": MALICIOUS})
+    assert_refused("hf-hub:somebody/model", "SigLIP/.+ its field 'auto_map' asks to run code")
 
 
 def test_a_link_from_a_snapshot_to_elsewhere_is_refused(hub: Path, tmp_path: Path) -> None:
     (hub / TOKENIZER).unlink()
     os.symlink(tmp_path / "model" / TOKENIZER, hub / TOKENIZER)
-    refused("hf-hub:somebody/model", f"{TOKENIZER} leads out of its folder")
+    assert_refused("hf-hub:somebody/model", f"{TOKENIZER} leads out of its folder")

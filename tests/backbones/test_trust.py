@@ -13,22 +13,22 @@ from typing import Any
 import pytest
 
 from rmadapter.backbones import load_backbone
-from tests.helpers.evil_models import (
+from tests.helpers.malicious_models import (
     CONFIG,
-    EVIL,
+    MALICIOUS,
     TOKENIZER,
-    adds,
-    built,
-    change,
+    add_fields,
+    assert_refused,
+    built_model,
+    edit_json,
     model,
-    refused,
     text,
     vision,
     write_payload,
 )
 from tests.helpers.models import SIZE
 
-__all__ = ["built", "model"]  # fixtures
+__all__ = ["built_model", "model"]  # fixtures
 
 
 def test_a_folder_without_any_of_it_is_read(model: Path) -> None:
@@ -46,7 +46,7 @@ def test_a_folder_without_any_of_it_is_read(model: Path) -> None:
 
 def by_tokenizer_settings(folder: Path) -> None:
     text(folder, tokenizer_kwargs={"trust_remote_code": True})
-    adds(folder, TOKENIZER, auto_map=EVIL)
+    add_fields(folder, TOKENIZER, auto_map=MALICIOUS)
     write_payload(folder)
 
 
@@ -55,41 +55,43 @@ def by_tokenizer_settings_alone(folder: Path) -> None:
 
 
 def by_the_tokenizers_configuration(folder: Path) -> None:
-    adds(folder, TOKENIZER, auto_map=EVIL, tokenizer_class="Evil")
+    add_fields(folder, TOKENIZER, auto_map=MALICIOUS, tokenizer_class="Evil")
     write_payload(folder)
 
 
 def by_the_tokenizers_configuration_and_another_repository(folder: Path) -> None:
-    adds(folder, TOKENIZER, auto_map={"AutoTokenizer": ["somebody/code--evil.Evil", None]})
+    add_fields(folder, TOKENIZER, auto_map={"AutoTokenizer": ["somebody/code--evil.Evil", None]})
 
 
 def by_the_text_encoders_configuration(folder: Path) -> None:
-    adds(folder, "bert/config.json", auto_map=EVIL, model_type="evil")
+    add_fields(folder, "bert/config.json", auto_map=MALICIOUS, model_type="evil")
     write_payload(folder / "bert")
 
 
 def by_a_list(folder: Path) -> None:
-    adds(folder, TOKENIZER, auto_map=["evil.Evil", None])
+    add_fields(folder, TOKENIZER, auto_map=["evil.Evil", None])
 
 
 def by_a_class_that_loads_models(folder: Path) -> None:
-    adds(folder, TOKENIZER, tokenizer_class="AutoModel")
+    add_fields(folder, TOKENIZER, tokenizer_class="AutoModel")
 
 
 def by_a_kernel_from_the_hub(folder: Path) -> None:
-    adds(folder, "bert/config.json", attn_implementation="somebody/kernel")
+    add_fields(folder, "bert/config.json", attn_implementation="somebody/kernel")
 
 
 def by_a_kernel_under_its_inner_name(folder: Path) -> None:
-    adds(folder, "bert/config.json", _attn_implementation_internal="somebody/kernel")
+    add_fields(folder, "bert/config.json", _attn_implementation_internal="somebody/kernel")
 
 
 def deep_in_a_file(folder: Path) -> None:
-    (folder / "vit" / "more.json").write_text(json.dumps({"a": [{"b": {"auto_map": EVIL}}]}))
+    (folder / "vit" / "more.json").write_text(json.dumps({"a": [{"b": {"auto_map": MALICIOUS}}]}))
 
 
 def by_an_encoder_that_builds_others(folder: Path) -> None:
-    adds(folder, "bert/config.json", model_type="timm_wrapper", architecture="hf-hub:somebody/else")
+    add_fields(
+        folder, "bert/config.json", model_type="timm_wrapper", architecture="hf-hub:somebody/else"
+    )
 
 
 def by_a_python_file(folder: Path) -> None:
@@ -145,7 +147,7 @@ def test_code_is_refused_and_does_not_run(
     model: Path, attack: Callable[[Path], None], words: str
 ) -> None:
     attack(model)
-    refused(model, words)
+    assert_refused(model, words)
 
 
 # ---- ways out of the folder ----
@@ -170,7 +172,7 @@ def test_code_is_refused_and_does_not_run(
 def test_names_of_image_encoders_stay_inside(model: Path, tmp_path: Path, name: Any) -> None:
     outside = shutil.copytree(model, tmp_path / "outside")
     vision(model, timm_model_name=name.format(outside=outside) if isinstance(name, str) else name)
-    refused(model, "timm_model_name leads out of the folder|timm_model_name is a")
+    assert_refused(model, "timm_model_name leads out of the folder|timm_model_name is a")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +192,9 @@ def test_names_of_text_encoders_stay_inside(model: Path, tmp_path: Path, name: A
     outside = shutil.copytree(model, tmp_path / "outside")
     shutil.copytree(outside / "bert", tmp_path / "roberta-base")
     text(model, hf_model_name=name.format(outside=outside) if isinstance(name, str) else name)
-    refused(model, "hf_model_name leads out of the folder|hf_model_name must be a plain value")
+    assert_refused(
+        model, "hf_model_name leads out of the folder|hf_model_name must be a plain value"
+    )
 
 
 def test_relative_names_that_stay_inside_are_read(model: Path) -> None:
@@ -200,10 +204,10 @@ def test_relative_names_that_stay_inside_are_read(model: Path) -> None:
 
 
 def test_a_folder_here_is_not_read_in_place_of_the_hubs(model: Path, tmp_path: Path) -> None:
-    adds(model, "bert/config.json", auto_map=EVIL, model_type="evil")
+    add_fields(model, "bert/config.json", auto_map=MALICIOUS, model_type="evil")
     write_payload(model / "bert")
     (model / "bert").rename(tmp_path / "roberta-base")
-    refused(
+    assert_refused(
         "roberta-ViT-B-32/none", "roberta-base would be read instead of the hub's 'roberta-base'"
     )
 
@@ -215,20 +219,20 @@ def test_links_out_of_the_folder_are_refused(model: Path, tmp_path: Path, name: 
     (tmp_path / "outside").mkdir()
     (model / name).rename(tmp_path / "outside" / "it")
     os.symlink(tmp_path / "outside" / "it", model / name)
-    refused(model, f"{name} leads out of its folder, to .+/outside/it")
+    assert_refused(model, f"{name} leads out of its folder, to .+/outside/it")
 
 
 def test_broken_links_and_pipes_are_refused(model: Path, tmp_path: Path) -> None:
     os.symlink("gone.json", model / "a.json")
-    refused(model, r"a\.json is not a plain file")
+    assert_refused(model, r"a\.json is not a plain file")
     (model / "a.json").unlink()
     os.mkfifo(model / "b.json")  # opening it would wait for ever
-    refused(model, r"b\.json is not a plain file")
+    assert_refused(model, r"b\.json is not a plain file")
 
 
 def test_a_config_that_is_no_table(model: Path) -> None:
     (model / "open_clip_config.json").write_text('[{"model_cfg": {}}]')
-    refused(model, "a model_cfg with a vision_cfg and a text_cfg is missing")
+    assert_refused(model, "a model_cfg with a vision_cfg and a text_cfg is missing")
 
 
 @pytest.mark.parametrize(
@@ -279,11 +283,11 @@ def test_fields_that_open_clip_does_not_have_are_refused(
         table |= fields
         return config
 
-    change(model / CONFIG, more)
-    refused(model, words)
+    edit_json(model / CONFIG, more)
+    assert_refused(model, words)
 
 
 @pytest.mark.parametrize("content", ["{", "[" * 100_000, "\ufeff{}", '"\ud800"'])
 def test_files_that_are_no_json_are_refused(model: Path, content: str) -> None:
     (model / "more.json").write_bytes(content.encode("utf-8", "surrogatepass"))
-    refused(model, r"more\.json: not readable JSON")
+    assert_refused(model, r"more\.json: not readable JSON")

@@ -19,10 +19,10 @@ from rmadapter.bench.plan import Plan
 from rmadapter.errors import UserError
 from rmadapter.settings import Machine
 from rmadapter.training.cache import Cache
-from tests.helpers.benches import QUICK, VALUES, do, done, jobs_of
+from tests.helpers.bench_runs import QUICK, VALUES, finished_bench, jobs_of, run_bench
 from tests.helpers.shell import Command, rmadapter
 
-__all__ = ["done", "rmadapter"]  # fixtures
+__all__ = ["finished_bench", "rmadapter"]  # fixtures
 # Seconds that are powers of two, so that sums tell what was added.
 TIMING = Timing(
     frozen=1,
@@ -143,16 +143,16 @@ def test_what_takes_how_long_is_measured(tiny_clip: Backbone, colors: Path, tmp_
 
 
 def test_what_is_done_costs_nothing_and_nothing_is_written(
-    done: Path,
+    finished_bench: Path,
     tiny_clip: Backbone,
     colors: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    found = cost(plan(colors, done, tiny_clip, methods=["zero-shot", "mma", "rmadapter"]))
+    found = cost(plan(colors, finished_bench, tiny_clip, methods=["zero-shot", "mma", "rmadapter"]))
     assert (found.runs, found.left, found.hours, found.order) == (6, 0, 0, ())
     jobs = jobs_of(tiny_clip, colors, methods=["zero-shot", "mma"], seeds=[1, 2])
-    do(colors, tmp_path, jobs[:1])
+    run_bench(colors, tmp_path, jobs[:1])
     before = sorted(tmp_path.rglob("*"))
     found = cost(plan(colors, tmp_path, tiny_clip, methods=["zero-shot", "mma"]))
     assert [(line.method, line.left, line.runs) for line in found.lines] == [

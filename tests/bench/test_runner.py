@@ -17,18 +17,18 @@ from rmadapter.bench.runner import in_order
 from rmadapter.errors import UserError
 from rmadapter.settings import configured
 from rmadapter.task import Question
-from tests.helpers.benches import QUICK, VALUES, do, done, jobs_of, records
+from tests.helpers.bench_runs import QUICK, VALUES, finished_bench, jobs_of, records, run_bench
 
-__all__ = ["done"]  # a fixture
-GUEST = f"{Path(__file__).parents[1] / 'helpers/guests.py'}:Guest"
+__all__ = ["finished_bench"]  # a fixture
+EXTERNAL = f"{Path(__file__).parents[1] / 'helpers/external_methods.py'}:ExternalMethod"
 
 
-def test_record(done: Path, tiny_clip: Backbone, colors: Path) -> None:
+def test_record(finished_bench: Path, tiny_clip: Backbone, colors: Path) -> None:
     from rmadapter.data.fewshot import few_shot, split_digest
     from rmadapter.data.read import read_images
     from rmadapter.metrics import harmonic_mean
 
-    path = done / "base-to-novel" / colors.name / "rmadapter/default-2shots-seed2.json"
+    path = finished_bench / "base-to-novel" / colors.name / "rmadapter/default-2shots-seed2.json"
     assert path.read_text().count("\n") == 1
     record = read_record(path)
     # four test images of each of two and two classes
@@ -53,17 +53,17 @@ def test_record(done: Path, tiny_clip: Backbone, colors: Path) -> None:
 
 
 def test_zero_shot_does_not_depend_on_the_seed_and_nothing_is_repeated(
-    done: Path, tiny_clip: Backbone, colors: Path
+    finished_bench: Path, tiny_clip: Backbone, colors: Path
 ) -> None:
-    before = records(done)
-    found = do(colors, done, jobs_of(tiny_clip, colors))
-    assert records(done) == before
+    before = records(finished_bench)
+    found = run_bench(colors, finished_bench, jobs_of(tiny_clip, colors))
+    assert records(finished_bench) == before
     zero = [record.metrics for record in found if record.method.name == "zero-shot"]
     assert zero[0] == zero[1]
 
 
 def test_zero_shot_accuracy_is_that_of_the_backbone_itself(
-    done: Path, tiny_clip: Backbone, colors: Path
+    finished_bench: Path, tiny_clip: Backbone, colors: Path
 ) -> None:
     import torch
     from PIL import Image
@@ -87,41 +87,43 @@ def test_zero_shot_accuracy_is_that_of_the_backbone_itself(
     assert gap > 1e-4, "rounding would decide what is right: choose other images"
     answers = cosines.argmax(-1)
     expected = 100 * (answers == torch.tensor([label for _, label in files])).float().mean()
-    [record] = do(colors, done, jobs_of(tiny_clip, colors, methods=["zero-shot"], seeds=[1]))
+    [record] = run_bench(
+        colors, finished_bench, jobs_of(tiny_clip, colors, methods=["zero-shot"], seeds=[1])
+    )
     assert record.metric("base") == pytest.approx(float(expected), abs=1e-3)
 
 
 def test_a_finished_bench_may_lie_where_nothing_can_be_written(
-    done: Path, tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch
+    finished_bench: Path, tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "rmadapter.bench.runner.shared", lambda *_: pytest.fail("nothing is left to do")
     )
-    assert len(do(colors, done, jobs_of(tiny_clip, colors))) == 6
+    assert len(run_bench(colors, finished_bench, jobs_of(tiny_clip, colors))) == 6
 
 
 def test_broken_and_failed_runs_are_repeated_and_others_kept(
-    done: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
+    finished_bench: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
-    out = Path(shutil.copytree(done, tmp_path / "out"))
+    out = Path(shutil.copytree(finished_bench, tmp_path / "out"))
     paths = sorted(out.rglob("*.json"))
     paths[0].write_text(paths[0].read_text()[:300])
     failed = {**json.loads(paths[1].read_text()), "status": "failed", "reason": "no luck"}
     paths[1].write_text(json.dumps(failed))
     paths[2].unlink()
     kept = {path: path.stat().st_mtime_ns for path in paths[3:]}
-    found = do(colors, out, jobs_of(tiny_clip, colors))
+    found = run_bench(colors, out, jobs_of(tiny_clip, colors))
     assert [record.status for record in found] == ["finished"] * 6
     assert {path: path.stat().st_mtime_ns for path in paths[3:]} == kept
     for path in paths[:3]:  # the same figures again
-        old, new = read_record(done / path.relative_to(out)), read_record(path)
+        old, new = read_record(finished_bench / path.relative_to(out)), read_record(path)
         assert (new.scores, new.key, new.split_digest) == (old.scores, old.key, old.split_digest)
 
 
 def test_other_settings_in_the_same_folder_are_refused_before_anything_starts(
-    done: Path, tiny_clip: Backbone, tiny_siglip: Backbone, colors: Path
+    finished_bench: Path, tiny_clip: Backbone, tiny_siglip: Backbone, colors: Path
 ) -> None:
-    before, seeds = records(done), [1, 2, 3]
+    before, seeds = records(finished_bench), [1, 2, 3]
     longer = {**VALUES, "rmadapter": {**QUICK, "epochs": 3}}
     templates = {"templates": ("a {}.",)}
     plain, other = (
@@ -143,17 +145,17 @@ def test_other_settings_in_the_same_folder_are_refused_before_anything_starts(
         ),
     ):
         with pytest.raises(UserError, match=named):
-            do(colors, done, jobs, **words)
-    assert records(done) == before
+            run_bench(colors, finished_bench, jobs, **words)
+    assert records(finished_bench) == before
 
 
 def test_other_weights_and_other_images_under_the_same_name_are_refused(
-    done: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
+    finished_bench: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
     from PIL import Image
 
     jobs = jobs_of(tiny_clip, colors)
-    out = Path(shutil.copytree(done, tmp_path / "out"))
+    out = Path(shutil.copytree(finished_bench, tmp_path / "out"))
     changed = Path(shutil.copytree(colors, tmp_path / "data" / colors.name))
     for path in (changed / "train").rglob("*.png"):
         Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
@@ -161,17 +163,17 @@ def test_other_weights_and_other_images_under_the_same_name_are_refused(
     with pytest.raises(
         UserError, match=f"used different images of {colors.name} from the current ones"
     ):
-        do(changed, out, jobs)
+        run_bench(changed, out, jobs)
     path = next(out.rglob("*seed2.json"))
     path.write_text(path.read_text().replace(tiny_clip.digest, "0" * 64))
     with pytest.raises(UserError, match="used different weights of"):
-        do(colors, out, jobs)
+        run_bench(colors, out, jobs)
 
 
 def test_another_test_split_under_the_same_name_is_refused(
-    done: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
+    finished_bench: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
-    jobs, out = jobs_of(tiny_clip, colors), Path(shutil.copytree(done, tmp_path / "out"))
+    jobs, out = jobs_of(tiny_clip, colors), Path(shutil.copytree(finished_bench, tmp_path / "out"))
     changed = Path(shutil.copytree(colors, tmp_path / "data" / colors.name))
     next((changed / "test" / "red").iterdir()).unlink()
     next(out.rglob("*seed1.json")).unlink()
@@ -179,19 +181,19 @@ def test_another_test_split_under_the_same_name_is_refused(
         UserError,
         match="was tested on different novel images from the current ones: choose another --out",
     ):
-        do(changed, out, jobs)
+        run_bench(changed, out, jobs)
 
 
 def test_further_seeds_are_not_averaged_with_answers_to_other_images(
-    done: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
+    finished_bench: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
-    out = Path(shutil.copytree(done, tmp_path / "out"))
+    out = Path(shutil.copytree(finished_bench, tmp_path / "out"))
     changed = Path(shutil.copytree(colors, tmp_path / "data" / colors.name))
     next((changed / "test" / "red").iterdir()).unlink()
     with pytest.raises(
         UserError, match="was tested on different novel images from the current ones"
     ):
-        do(changed, out, jobs_of(tiny_clip, colors, seeds=[1, 2, 3]))
+        run_bench(changed, out, jobs_of(tiny_clip, colors, seeds=[1, 2, 3]))
 
 
 def test_another_content_of_a_file_that_a_method_reads_is_refused(
@@ -202,20 +204,20 @@ def test_another_content_of_a_file_that_a_method_reads_is_refused(
     texts.write_text(json.dumps(written))
     values = {"zero-shot-descriptions": {"descriptions": str(texts)}}
     jobs = jobs_of(tiny_clip, colors, methods=["zero-shot-descriptions"])
-    before = [record.key for record in do(colors, out, jobs, values=values)]
-    assert [record.key for record in do(colors, out, jobs, values=values)] == before
+    before = [record.key for record in run_bench(colors, out, jobs, values=values)]
+    assert [record.key for record in run_bench(colors, out, jobs, values=values)] == before
     texts.write_text(json.dumps(written | {"red": ["blood"]}))
     left = jobs_of(tiny_clip, colors, methods=["zero-shot-descriptions"], seeds=[1, 2, 3])
     changed = "has changed since"
     for some in (left, jobs):  # also if nothing is left to do
         with pytest.raises(UserError, match=changed):
-            do(colors, out, some, values=values)
+            run_bench(colors, out, some, values=values)
     for path in out.rglob("*.json"):  # records that do not say it
         old = read_record(path)
         old.model_copy(update={"method": old.method.model_copy(update={"sums": ()})}).save(path)
-    assert [record.key for record in do(colors, out, jobs, values=values)] == before
+    assert [record.key for record in run_bench(colors, out, jobs, values=values)] == before
     with pytest.raises(UserError, match=changed):
-        do(colors, out, left, values=values)
+        run_bench(colors, out, left, values=values)
 
 
 def test_code_that_changed_after_the_last_run_is_refused(
@@ -224,22 +226,22 @@ def test_code_that_changed_after_the_last_run_is_refused(
     """The daily loop of somebody who writes a method: edit it, and give the same command again."""
     code, out = tmp_path / "mine.py", tmp_path / "out"
     code.write_text(
-        "from tests.helpers.guests import Guest\n\nclass Mine(Guest):\n    title = 'mine'\n"
+        "from tests.helpers.external_methods import ExternalMethod\n\nclass Mine(ExternalMethod):\n    title = 'mine'\n"
     )
     jobs = jobs_of(tiny_clip, colors, methods=[f"{code}:Mine"], seeds=[1])
-    do(colors, out, jobs)
-    do(colors, out, jobs)
+    run_bench(colors, out, jobs)
+    run_bench(colors, out, jobs)
     code.write_text(code.read_text() + "    # better\n")
     with pytest.raises(UserError, match="has changed since"):
-        do(colors, out, jobs)
+        run_bench(colors, out, jobs)
 
 
 @pytest.mark.slow
 def test_processes_of_one_command_find_the_same(
-    done: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
+    finished_bench: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
-    found = do(colors, tmp_path, jobs_of(tiny_clip, colors), processes=2)
-    one = do(colors, done, jobs_of(tiny_clip, colors))
+    found = run_bench(colors, tmp_path, jobs_of(tiny_clip, colors), processes=2)
+    one = run_bench(colors, finished_bench, jobs_of(tiny_clip, colors))
     assert [record.scores for record in found] == [record.scores for record in one]
     assert [record.key for record in found] == [record.key for record in one]
     assert not list(tmp_path.rglob("*.lock"))
@@ -247,10 +249,12 @@ def test_processes_of_one_command_find_the_same(
 
 
 def test_a_training_that_another_protocol_did_is_not_done_again(
-    done: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
+    finished_bench: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
-    out = Path(shutil.copytree(done, tmp_path / "out"))
-    found = do(colors, out, jobs_of(tiny_clip, colors, protocol="ablation-layers", seeds=[1]))
+    out = Path(shutil.copytree(finished_bench, tmp_path / "out"))
+    found = run_bench(
+        colors, out, jobs_of(tiny_clip, colors, protocol="ablation-layers", seeds=[1])
+    )
     original = f"base-to-novel/{colors.name}/rmadapter/default-2shots-seed1.json"
     assert [record.copied_from for record in found] == ["", original, ""]
     copy, old = found[1], read_record(out / original)
@@ -268,7 +272,7 @@ def test_two_folders_of_one_name_are_each_asked(
         shutil.copy(colors / "test/blue/0.png", path)  # never called red
     names = [f"{name}/{colors.name}" for name in "ab"]
     jobs = jobs_of(tiny_clip, colors, datasets=names, methods=["zero-shot"], seeds=[1])
-    first, second = do(tmp_path / colors.name, tmp_path / "out", jobs)
+    first, second = run_bench(tmp_path / colors.name, tmp_path / "out", jobs)
     assert first.key == second.key
     assert (first.copied_from, second.copied_from) == ("", "")
     assert first.scores[0].digest == second.scores[0].digest  # base: blue and green
@@ -281,7 +285,7 @@ def test_one_failure_leaves_the_others_alone(
     values = {"rmadapter": {**QUICK, "first_block": 9}}
     jobs = jobs_of(tiny_clip, colors, methods=["rmadapter", "zero-shot"], seeds=[1])
     for _ in range(2):  # it is tried again, and fails again
-        bad, good = do(colors, tmp_path, jobs, values=values)
+        bad, good = run_bench(colors, tmp_path, jobs, values=values)
         assert (bad.status, good.status) == ("failed", "finished")
         assert "have 4 and 4 blocks" in bad.reason
         assert not bad.scores
@@ -293,7 +297,7 @@ def test_a_method_whose_file_is_missing_leaves_the_others_alone(
     """Without the file, its run has no key."""
     jobs = jobs_of(tiny_clip, colors, methods=["zero-shot-descriptions", "zero-shot"], seeds=[1])
     values = {"zero-shot-descriptions": {"descriptions": str(tmp_path / "gone.json")}}
-    bad, good = do(colors, tmp_path / "out", jobs, values=values)
+    bad, good = run_bench(colors, tmp_path / "out", jobs, values=values)
     assert (bad.status, bad.key, good.status) == ("failed", "", "finished")
     assert "gone.json" in bad.reason
 
@@ -303,17 +307,22 @@ def test_a_method_from_outside_may_fail_in_its_own_ways(
 ) -> None:
     """Its traceback goes to stderr, its record names where it is from, and the other runs are done."""
     for kind, status, words in (
-        ("crash", "failed", "ZeroDivisionError: a bug of the guest"),
-        ("nan", "failed", "the answers of guest contain NaN or infinity"),
+        ("crash", "failed", "ZeroDivisionError: a bug of the method"),
+        ("nan", "failed", "the answers of external contain NaN or infinity"),
         ("good", "finished", ""),
     ):
-        jobs = jobs_of(tiny_clip, colors, methods=[GUEST, "zero-shot"], seeds=[1])
-        guest, other = do(colors, tmp_path / kind, jobs, values={GUEST: {"kind": kind}})
-        assert (guest.status, other.status) == (status, "finished")
-        assert words in guest.reason
-        assert (guest.method.name, guest.method.source) == (GUEST, "tests/helpers/guests.py")
-    assert guest.metrics == other.metrics  # the good one is zero-shot
-    assert "a bug of the guest" in capsys.readouterr().err
+        jobs = jobs_of(tiny_clip, colors, methods=[EXTERNAL, "zero-shot"], seeds=[1])
+        external, other = run_bench(
+            colors, tmp_path / kind, jobs, values={EXTERNAL: {"kind": kind}}
+        )
+        assert (external.status, other.status) == (status, "finished")
+        assert words in external.reason
+        assert (external.method.name, external.method.source) == (
+            EXTERNAL,
+            "tests/helpers/external_methods.py",
+        )
+    assert external.metrics == other.metrics  # the good one is zero-shot
+    assert "a bug of the method" in capsys.readouterr().err
 
 
 def test_a_question_without_an_answer_is_not_applicable(
@@ -321,7 +330,7 @@ def test_a_question_without_an_answer_is_not_applicable(
 ) -> None:
     [job] = jobs_of(tiny_clip, colors, methods=["linear-probe"], seeds=[1])
     novel = configured(job.task, {"tests": (Question("novel", classes="novel"),)})
-    [record] = do(colors, tmp_path, [Job(job.protocol, novel, job.method)])
+    [record] = run_bench(colors, tmp_path, [Job(job.protocol, novel, job.method)])
     assert (record.status, record.scores) == ("not-applicable", ())
     assert record.reason == "linear probe only knows the classes it was trained on, not 'night sky'"
 
@@ -336,15 +345,15 @@ def test_settings_that_cannot_be_right(tiny_clip: Backbone, colors: Path, tmp_pa
     )
     for some, values, complaint in wrong:
         with pytest.raises(UserError, match=complaint):
-            do(colors, tmp_path / "out", some, values=values)
+            run_bench(colors, tmp_path / "out", some, values=values)
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="file: cannot be written to"):
-        do(colors, tmp_path / "file", jobs)
+        run_bench(colors, tmp_path / "file", jobs)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/base-to-novel").write_text("x")
     with pytest.raises(UserError, match="cannot be written"):
-        do(colors, tmp_path / "out", jobs)
+        run_bench(colors, tmp_path / "out", jobs)
 
 
 def test_order_keeps_jobs_on_the_same_images_together() -> None:

@@ -17,9 +17,17 @@ import pytest
 from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
-from tests.helpers.benches import QUICK, VALUES, command, do, done, jobs_of, records
+from tests.helpers.bench_runs import (
+    QUICK,
+    VALUES,
+    bench_command,
+    finished_bench,
+    jobs_of,
+    records,
+    run_bench,
+)
 
-__all__ = ["done"]  # a fixture
+__all__ = ["finished_bench"]  # a fixture
 
 
 def start(words: list[str], log: Path) -> subprocess.Popen:
@@ -49,7 +57,7 @@ def test_killed_and_started_again_beside_another(
         tmp_path / "2.log",
         tmp_path / "3.log",
     )
-    killed = start(command(tiny_clip, colors, out), first)
+    killed = start(bench_command(tiny_clip, colors, out), first)
     deadline = time.monotonic() + 120
     while len(records(out)) < 3 and killed.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -57,7 +65,7 @@ def test_killed_and_started_again_beside_another(
     killed.wait()
     before = records(out)
     assert 3 <= len(before) < 9
-    both = [start(command(tiny_clip, colors, out), log) for log in (second, third)]
+    both = [start(bench_command(tiny_clip, colors, out), log) for log in (second, third)]
     assert [process.wait(timeout=120) for process in both] == [0, 0]
     after = records(out)
     assert len(after) == 9
@@ -75,7 +83,7 @@ def test_workers_end_with_their_parent(
     tiny_clip: Backbone, colors: Path, tmp_path: Path, number: int
 ) -> None:
     log = tmp_path / "log"
-    parent = start(command(tiny_clip, colors, tmp_path / "out", "--jobs", "2"), log)
+    parent = start(bench_command(tiny_clip, colors, tmp_path / "out", "--jobs", "2"), log)
     deadline = time.monotonic() + 120
     while not records(tmp_path / "out") and parent.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -96,9 +104,9 @@ def test_workers_end_with_their_parent(
     "when", ["before its last record", "between its last record and its clean-up"]
 )
 def test_what_a_killed_bench_left_is_removed_by_the_next(
-    done: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path, when: str
+    finished_bench: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path, when: str
 ) -> None:
-    out = Path(shutil.copytree(done, tmp_path / "out"))
+    out = Path(shutil.copytree(finished_bench, tmp_path / "out"))
     before, [path, *_] = records(out), sorted(out.rglob("*.json"))
     left = [out / ".lock", out / ".0123abcd.present.lock", path.with_suffix(".lock")]
     left += [
@@ -110,19 +118,23 @@ def test_what_a_killed_bench_left_is_removed_by_the_next(
         file.write_text("")
     if when == "before its last record":
         path.unlink()
-    do(colors, out, jobs_of(tiny_clip, colors))
+    run_bench(colors, out, jobs_of(tiny_clip, colors))
     assert {file for file in out.rglob("*") if file.is_file()} == {out / name for name in before}
     assert not (out / ".activations").exists()
 
 
 def test_two_benches_of_other_settings_at_once_never_mix(
-    done: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished_bench: Path,
+    tiny_clip: Backbone,
+    colors: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """While we are at it, another process writes the record of a run with another number of epochs."""
     longer = {**VALUES, "rmadapter": {**QUICK, "epochs": 3}}
     monkeypatch.setattr(
         "rmadapter.bench.runner.work",
-        lambda *_, **__: shutil.copytree(done, tmp_path, dirs_exist_ok=True),
+        lambda *_, **__: shutil.copytree(finished_bench, tmp_path, dirs_exist_ok=True),
     )
     with pytest.raises(UserError, match="was run with a different value of epochs"):
-        do(colors, tmp_path, jobs_of(tiny_clip, colors), values=longer)
+        run_bench(colors, tmp_path, jobs_of(tiny_clip, colors), values=longer)

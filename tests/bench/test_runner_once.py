@@ -15,7 +15,7 @@ from rmadapter.data import transforms
 from rmadapter.encoders import ImageEncoder
 from rmadapter.methods import METHODS, ON_FEATURES, load_method
 from rmadapter.settings import settings_of
-from tests.helpers.benches import QUICK, do, jobs_of
+from tests.helpers.bench_runs import QUICK, jobs_of, run_bench
 
 IN_BLOCKS = ("rmadapter", "mma")  # whose adapters begin at the same block
 ELSEWHERE = (
@@ -73,7 +73,7 @@ def test_every_test_image_is_decoded_and_encoded_once(
         own = {key: value for key, value in small.items() if key in settings_of(load_method(name))}
         values |= {name: own} if own else {}
     jobs = jobs_of(tiny_clip, colors, methods=[*methods], seeds=[1])
-    found = do(colors, tmp_path / "out", jobs, values=values)
+    found = run_bench(colors, tmp_path / "out", jobs, values=values)
     assert (
         {record.method.name for record in found if record.status == "finished"}
         == {*methods}

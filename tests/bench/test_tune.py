@@ -42,12 +42,12 @@ from rmadapter.runs.folds import Folds
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request, requested
 from rmadapter.settings import Machine, read_yaml, settings_of
-from tests.helpers.clusters import session
+from tests.helpers.ray_cluster import ray_session
 from tests.helpers.shell import Command, refused, rmadapter
 from tests.helpers.shots import noisy_colors
 from tests.helpers.synthetic_runs import record
 
-__all__ = ["rmadapter", "session"]  # fixtures
+__all__ = ["ray_session", "rmadapter"]  # fixtures
 optuna = pytest.importorskip("optuna", reason="needs the extra ray: `make scale` installs it")
 
 pytestmark = pytest.mark.real_plots
@@ -218,7 +218,7 @@ def test_too_few_images_for_folds(tiny_clip: Backbone, colors: Path, tmp_path: P
 
 
 def test_one_worker_of_a_cluster_finds_the_same(
-    session: None, tuned: tuple[Path, Tuned], tiny_clip: Backbone, colors: Path, tmp_path: Path
+    ray_session: None, tuned: tuple[Path, Tuned], tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
     search, ranges = search_of(tiny_clip, colors)
     found = tune(search, ranges, 4, tmp_path / "one", 1, "", progress=False)

@@ -8,12 +8,12 @@ import time
 import clients
 import pytest
 
-from tests.helpers.answering import Toy, coloured, served
+from tests.helpers.serving import Toy, colour_image, running_server
 
 
 def test_polite_ones_get_each_answer_in_its_place() -> None:
-    bodies = [clients.form(coloured(250 - 4 * n, 4 * n, 0)) for n in range(30)]
-    with served(Toy()) as address:
+    bodies = [clients.form(colour_image(250 - 4 * n, 4 * n, 0)) for n in range(30)]
+    with running_server(Toy()) as address:
         found = clients.closed_loop(address, bodies, 5)
         shares = [
             answer["answers"][0]["classes"][0]["probability"]
@@ -29,9 +29,9 @@ def test_polite_ones_get_each_answer_in_its_place() -> None:
 
 
 def test_hostile_ones_are_refused_or_answered() -> None:
-    with served(Toy()) as address:
+    with running_server(Toy()) as address:
         kinds = clients._kinds(
-            address, coloured(9, 9, 9, (90, 70), "JPEG"), 200_000, clients.random.Random(1)
+            address, colour_image(9, 9, 9, (90, 70), "JPEG"), 200_000, clients.random.Random(1)
         )
         statuses = {kind: send() for kind, send in kinds.items() if kind != "large image"}
         assert statuses.pop("slow body") == clients.GONE
@@ -48,7 +48,7 @@ def test_hostile_ones_are_refused_or_answered() -> None:
             "no such path": 404,
         }
         assert clients.hostile(
-            address, coloured(9, 9, 9, (90, 70), "JPEG"), 200_000, time.monotonic() + 0.5, 2
+            address, colour_image(9, 9, 9, (90, 70), "JPEG"), 200_000, time.monotonic() + 0.5, 2
         )
 
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
+import first_step
 import pytest
 
 from rmadapter.backbones import Backbone
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import first_step
 
 
 def test_only_drawn_images_are_decoded(

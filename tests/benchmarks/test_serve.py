@@ -11,8 +11,8 @@ import figures
 import pytest
 import serve
 
-from tests.helpers.answering import FACTS
 from tests.helpers.models import CLIP_TEXT, write_model
+from tests.helpers.serving import FACTS
 
 assert FACTS  # its import skips this file where the extra is missing
 

@@ -13,7 +13,7 @@ import pytest
 from rmadapter.backbones import Backbone
 from rmadapter.cli import machine
 from rmadapter.cli import main as cli
-from tests.helpers.shell import Command, its_backbone, process, refused, rmadapter
+from tests.helpers.shell import Command, backbone_option, refused, rmadapter, run_process
 
 __all__ = ["rmadapter"]  # a fixture
 
@@ -122,7 +122,9 @@ def test_wrong_usage_is_one_line(rmadapter: Command) -> None:
 
 
 def test_a_mistake_is_one_line_in_a_real_process() -> None:
-    refused(process("fit", "gone", "--out", "x", "--shots", "no"), "'--shots'", "a valid integer")
+    refused(
+        run_process("fit", "gone", "--out", "x", "--shots", "no"), "'--shots'", "a valid integer"
+    )
 
 
 def test_what_fit_refuses(
@@ -203,7 +205,7 @@ def test_what_eval_refuses(
     (broken / "model.safetensors").write_bytes(b"PK\x03\x04")
     refused(rmadapter("eval", broken, colors), "model.safetensors: does not match model.json")
     refused(rmadapter("eval", finished, colors), "name it yourself: --backbone '")
-    its = its_backbone(finished)
+    its = backbone_option(finished)
     refused(
         rmadapter("eval", finished, colors, *its, "--set", "alfa=0"),
         "unknown field 'alfa'; did you mean 'alpha'?",
@@ -229,7 +231,7 @@ def test_what_eval_refuses(
 def test_an_accuracy_on_what_was_trained_on_is_told(
     rmadapter: Command, finished: Path, colors: Path
 ) -> None:
-    its = its_backbone(finished)
+    its = backbone_option(finished)
     told = "note: 16 of these 24 images were trained on: this accuracy says little about new ones"
     assert told in rmadapter("eval", finished, colors, *its, "--split", "train").err
     assert "trained on" not in rmadapter("eval", finished, colors, *its).err
@@ -239,7 +241,7 @@ def test_an_accuracy_on_what_was_trained_on_is_told(
 def test_what_predict_refuses(
     rmadapter: Command, finished: Path, colors: Path, tmp_path: Path, tiny_clip: Backbone
 ) -> None:
-    image, its = colors / "test" / "red" / "0.png", its_backbone(finished)
+    image, its = colors / "test" / "red" / "0.png", backbone_option(finished)
     (tmp_path / "bad.png").write_bytes(b"\x89PNG")
     refused(rmadapter("predict", finished, image), "name it yourself: --backbone '")
     refused(rmadapter("predict", finished, tmp_path / "bad.png", *its), "bad.png: not")
@@ -380,7 +382,7 @@ def test_names_with_control_characters_never_reach_the_terminal(
     data = Path(shutil.copytree(colors, tmp_path / "data"))
     shutil.copy(bad, data / "train/red" / bad.name)
     fit = ["fit", data, "--backbone", tiny_clip.name, *QUICK, "--out", tmp_path / "run"]
-    its = its_backbone(finished)
+    its = backbone_option(finished)
     answers = [
         rmadapter("predict", finished, *words, *its) for words in ([good], [good, "--json"], [bad])
     ]

@@ -14,9 +14,9 @@ from PIL import Image
 
 from rmadapter.backbones import Backbone
 from tests.helpers.formats import FORMATS
-from tests.helpers.miniatures import write_json
-from tests.helpers.parsed import Page
-from tests.helpers.shell import Command, its_backbone, refused, rmadapter
+from tests.helpers.html import Page
+from tests.helpers.shell import Command, backbone_option, refused, rmadapter
+from tests.helpers.small_images import write_json
 
 __all__ = ["rmadapter"]  # a fixture
 
@@ -59,7 +59,7 @@ def test_compare(
     rmadapter: Command, finished: Path, colors: Path, boxes: Path, tmp_path: Path
 ) -> None:
     copy = shutil.copytree(finished, tmp_path / "copy")
-    command = ["compare", finished, copy, *its_backbone(finished), "--json", "--data"]
+    command = ["compare", finished, copy, *backbone_option(finished), "--json", "--data"]
     assert json.loads(rmadapter(*command, boxes, "--crops").out) == json.loads(
         rmadapter(*command, colors).out
     )
@@ -119,7 +119,7 @@ def test_bench(
 
 
 def test_explain_a_box(rmadapter: Command, finished: Path, colors: Path, boxes: Path) -> None:
-    command = ["explain", finished, *its_backbone(finished), "--data", colors, "--json", "-q"]
+    command = ["explain", finished, *backbone_option(finished), "--data", colors, "--json", "-q"]
     cut = json.loads(rmadapter(*command, boxes / "test/_annotations.coco.json", "--crops").out)
     plain = [colors / "test" / name / f"{i}.png" for i in range(4) for name in NAMES]
     wanted = json.loads(rmadapter(*command, *plain).out)
@@ -157,7 +157,7 @@ def test_pages_of_a_run_find_its_images(
 def test_every_format_is_explained_and_a_pool(
     rmadapter: Command, finished: Path, tmp_path: Path, write: Callable[[Path], Path]
 ) -> None:
-    path, its = write(tmp_path / "set"), its_backbone(finished)
+    path, its = write(tmp_path / "set"), backbone_option(finished)
     explained = json.loads(rmadapter("explain", finished, path, *its, "--json", "-q").out)
     assert {"cat_1", "dog_1"} <= {Path(one["image"]).stem for one in explained}
     for words in (["suggest", finished, path, *its], ["suggest", "--start", path]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.helpers.shell import Command, its_backbone, refused, rmadapter
+from tests.helpers.shell import Command, backbone_option, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
 
@@ -14,7 +14,7 @@ def test_a_table_json_and_a_page(
     rmadapter: Command, finished: Path, colors: Path, tmp_path: Path
 ) -> None:
     images = [colors / "test/red/0.png", colors / "test/blue/1.png"]
-    command = ["explain", finished, *images, "--data", colors, *its_backbone(finished), "-q"]
+    command = ["explain", finished, *images, "--data", colors, *backbone_option(finished), "-q"]
     done = rmadapter(*command)
     assert (done.code, done.err) == (0, "")
     assert "nearest training images" in done.out
@@ -40,7 +40,7 @@ def test_mistakes_are_one_sentence(rmadapter: Command, finished: Path, colors: P
         finished,
         "nowhere.png",
         colors / "test/red/0.png",
-        *its_backbone(finished),
+        *backbone_option(finished),
         "-q",
     ]
     refused(rmadapter(*command), "nowhere.png", "--skip-bad (skip_bad=True) leaves out such files")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rmadapter.errors import UserError
-from tests.helpers.shell import Command, its_backbone, refused, rmadapter
+from tests.helpers.shell import Command, backbone_option, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
 
@@ -19,7 +19,7 @@ pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
 
 @pytest.mark.slow
 def test_a_table_or_json(rmadapter: Command, finished: Path, colors: Path, tmp_path: Path) -> None:
-    command = ["export", finished, "--data", colors, *its_backbone(finished)]
+    command = ["export", finished, "--data", colors, *backbone_option(finished)]
     done = rmadapter(*command, "--out", tmp_path / "a")
     assert (done.code, done.err) == (0, "")
     assert f"test images of {colors.name}" in done.out
@@ -43,7 +43,7 @@ def test_what_is_refused(rmadapter: Command, finished: Path, tmp_path: Path) -> 
         "--precision x: choose one of",
     )
     refused(rmadapter("export", tmp_path, "--out", tmp_path / "a"), "not a finished run")
-    gone = ["--data", tmp_path / "gone", *its_backbone(finished), "--out", tmp_path / "a"]
+    gone = ["--data", tmp_path / "gone", *backbone_option(finished), "--out", tmp_path / "a"]
     refused(rmadapter("export", finished, *gone), "gone: no such file or folder")
     assert not list(tmp_path.iterdir())
 
@@ -57,6 +57,6 @@ def test_a_run_that_is_called_by_a_dot(
     monkeypatch.setattr("rmadapter.deploy.export.folder.export", stop)  # which takes ten seconds
     monkeypatch.chdir(shutil.copytree(finished, tmp_path / "run"))
     refused(
-        rmadapter("export", ".", *its_backbone(finished)),
+        rmadapter("export", ".", *backbone_option(finished)),
         f"it would be written to {tmp_path / 'run-onnx'}",
     )

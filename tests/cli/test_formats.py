@@ -14,8 +14,8 @@ from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
 from rmadapter.data.fewshot import few_shot
 from rmadapter.data.read import read_images
-from tests.helpers.miniatures import write_json
-from tests.helpers.shell import Command, its_backbone, rmadapter
+from tests.helpers.shell import Command, backbone_option, rmadapter
+from tests.helpers.small_images import write_json
 
 __all__ = ["rmadapter"]  # a fixture
 
@@ -62,7 +62,7 @@ def test_a_zip_file_gives_the_run_and_the_answers_of_its_folder(
     )
     assert (packed.split_digest, packed.scores) == (plain.split_digest, plain.scores)
     assert "1 file ignored: .txt 1" in packed.notes
-    its = its_backbone(Path("run of colors.zip"))
+    its = backbone_option(Path("run of colors.zip"))
     scores = [
         rmadapter("eval", "run of colors.zip", data, *its, "--json")
         for data in ("colors", "colors.zip")
@@ -116,7 +116,7 @@ def test_a_run_on_crops_remembers_that_and_is_asked_and_grown(
     code, _, err = rmadapter(*words, "--crops")
     assert code == 0, err
     assert read_record(Path("run/run.json")).crops
-    its = its_backbone(Path("run"))
+    its = backbone_option(Path("run"))
     answers = json.loads(
         rmadapter("predict", "run", "data/coco.json", "--crops", *its, "--json").out
     )

@@ -17,10 +17,10 @@ from rmadapter.bench.leaderboard.page import HEIGHT, printed_averages, scatter, 
 from rmadapter.bench.leaderboard.standings import make_standings
 from rmadapter.bench.report.write import write_reports
 from rmadapter.errors import UserError
-from tests.helpers.pages import axe, needs_browser, tab
 from tests.helpers.shell import Command, refused, rmadapter
-from tests.helpers.shots import NEEDED
+from tests.helpers.shots import REQUIRED_SETTINGS
 from tests.helpers.synthetic_runs import VIT, record, write
+from tests.helpers.web_pages import axe, needs_browser, tab
 
 __all__ = ["axe", "rmadapter"]  # fixtures
 
@@ -92,7 +92,7 @@ def test_methods_of_their_own_tracks_stand_by_themselves_from_bench_to_page(
 ) -> None:
     methods, texts = (
         "zero-shot,zero-shot-ensemble,zero-shot-descriptions,tda",
-        NEEDED["zero-shot-descriptions"],
+        REQUIRED_SETTINGS["zero-shot-descriptions"],
     )
     given = [
         "bench",

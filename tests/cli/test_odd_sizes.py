@@ -17,7 +17,7 @@ from rmadapter.data.read import ImageSet
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import run_task
-from tests.helpers.shell import Command, its_backbone, refused, rmadapter
+from tests.helpers.shell import Command, backbone_option, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
 
@@ -60,7 +60,7 @@ def test_two_classes_of_one_image_each(
     assert "no image was left to evaluate" in err
     assert "class 'cat' has 1 image, fewer than 16 shots" in err
     assert "report: " in table
-    answers = json.loads(rmadapter("predict", out, data, *its_backbone(out), "--json").out)
+    answers = json.loads(rmadapter("predict", out, data, *backbone_option(out), "--json").out)
     assert [len(answer["classes"]) for answer in answers] == [2, 2]
 
 

@@ -19,7 +19,7 @@ from rmadapter.cli.predict import _classes, answers_key
 from rmadapter.predict import stream
 from rmadapter.predict.stream import Predictor
 from rmadapter.support.locks import exclusive
-from tests.helpers.shell import Answer, Command, its_backbone, refused, rmadapter
+from tests.helpers.shell import Answer, Command, backbone_option, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
 
@@ -43,7 +43,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 def test_a_folder_becomes_a_table_in_a_file(
     rmadapter: Command, finished: Path, photos: Path, tmp_path: Path
 ) -> None:
-    command = ["predict", finished, photos, *its_backbone(finished), "--top", 2]
+    command = ["predict", finished, photos, *backbone_option(finished), "--top", 2]
     done = rmadapter(*command, "--out", tmp_path / "a.csv")
     assert done.code == 0
     assert done.err == "note: 1 file ignored: .txt 1\n"
@@ -72,7 +72,7 @@ def test_a_folder_becomes_a_table_in_a_file(
 def test_many_images_in_a_table_of_the_first(
     rmadapter: Command, finished: Path, colors: Path
 ) -> None:
-    command = ["predict", finished, f"{colors}/*/*/?.png", *its_backbone(finished), "--top", 1]
+    command = ["predict", finished, f"{colors}/*/*/?.png", *backbone_option(finished), "--top", 1]
     done = rmadapter(*command)
     assert done.out.endswith("the first 20 of 40 images; --out answers.csv answers all of them\n")
     assert done.out.count(".png") == 20
@@ -82,7 +82,7 @@ def test_many_images_in_a_table_of_the_first(
 def test_unsure_answers_keep_their_guess(
     rmadapter: Command, finished: Path, photos: Path, tmp_path: Path
 ) -> None:
-    command = ["predict", finished, photos, *its_backbone(finished), "--unsure"]
+    command = ["predict", finished, photos, *backbone_option(finished), "--unsure"]
     everything = json.loads(rmadapter(*command, 0, "--json").out)
     middle = sorted(answer["classes"][0]["probability"] for answer in everything)[8]
     done = rmadapter(*command, middle, "--out", tmp_path / "a.csv")
@@ -106,7 +106,7 @@ def test_sorting(
     rmadapter: Command, finished: Path, photos: Path, tmp_path: Path, how: list[str]
 ) -> None:
     out, before = tmp_path / "sorted", {path.read_bytes() for path in photos.glob("*/*.png")}
-    command = ["predict", finished, photos, *its_backbone(finished), "--sort-into"]
+    command = ["predict", finished, photos, *backbone_option(finished), "--sort-into"]
     assert rmadapter(*command, out, *how).code == 0
     found = rows(out / "answers.csv")
     assert len(found) == len(list(out.glob("*/*.png"))) == 16
@@ -126,7 +126,14 @@ def test_two_commands_never_sort_into_one_folder_at_once(
 ) -> None:
     """Whatever file their answers go to: each might take a name that the other has chosen."""
     (photos / "notes.txt").unlink()
-    command = ["predict", finished, photos, *its_backbone(finished), "--sort-into", tmp_path / "s"]
+    command = [
+        "predict",
+        finished,
+        photos,
+        *backbone_option(finished),
+        "--sort-into",
+        tmp_path / "s",
+    ]
     with exclusive(tmp_path / "s"):
         refused(
             rmadapter(*command, "--out", tmp_path / "a.csv"),
@@ -140,7 +147,7 @@ def test_two_commands_never_sort_into_one_folder_at_once(
 def test_without_the_untouched_backbone(
     rmadapter: Command, finished: Path, photos: Path, tmp_path: Path
 ) -> None:
-    command = ["predict", finished, photos, *its_backbone(finished), "--top", 1, "--out"]
+    command = ["predict", finished, photos, *backbone_option(finished), "--top", 1, "--out"]
     assert (
         rmadapter(*command, tmp_path / "a.csv").code
         == rmadapter(*command, tmp_path / "b.csv", "--no-zero-shot").code
@@ -159,7 +166,7 @@ def test_unfamiliar_images_are_far_from_those_of_training(
     from rmadapter.data.fewshot import read_split
 
     trained = set(map(str, read_split(finished / "split.json").images(colors).train.images))
-    images = [f"{colors}/train/*/*.png", *its_backbone(finished), "--unfamiliar"]
+    images = [f"{colors}/train/*/*.png", *backbone_option(finished), "--unfamiliar"]
     out = tmp_path / "a.csv"
     assert (
         rmadapter("predict", finished, *images, "--top", 1, "--no-zero-shot", "--out", out).code
@@ -176,7 +183,7 @@ def test_unfamiliar_images_are_far_from_those_of_training(
         round(float(row["unfamiliar"]), 4) for row in found
     ]
     assert "unfamiliar" in rmadapter("predict", finished, *images).out
-    kept = load(finished, its_backbone(finished)[1]).fitted
+    kept = load(finished, backbone_option(finished)[1]).fitted
     save(tmp_path / "earlier", replace(kept, examples=None), "rmadapter")
     refused(
         rmadapter("predict", tmp_path / "earlier", *images),
@@ -191,7 +198,7 @@ def test_unsure_images_have_a_folder(
         "predict",
         finished,
         photos,
-        *its_backbone(finished),
+        *backbone_option(finished),
         "--sort-into",
         tmp_path / "s",
         "--unsure",
@@ -210,7 +217,7 @@ def test_the_first_bad_file_stops_it_and_the_same_command_goes_on(
 ) -> None:
     bad = photos / "2/a bad one.png"
     bad.write_bytes(b"\x89PNG")
-    command = ["predict", finished, photos, *its_backbone(finished), "--out", tmp_path / "a.csv"]
+    command = ["predict", finished, photos, *backbone_option(finished), "--out", tmp_path / "a.csv"]
     refused_with_notes(
         rmadapter(*command), "a bad one.png: not", "--skip-bad (skip_bad=True) leaves out"
     )
@@ -225,7 +232,7 @@ def test_the_first_bad_file_stops_it_and_the_same_command_goes_on(
         "predict",
         finished,
         photos / "1",
-        *its_backbone(finished),
+        *backbone_option(finished),
         "--out",
         tmp_path / "a.csv",
     ]
@@ -243,7 +250,7 @@ def test_the_first_bad_file_stops_it_and_the_same_command_goes_on(
         finished,
         bad,
         photos / "0/red.png",
-        *its_backbone(finished),
+        *backbone_option(finished),
         "--skip-bad",
         "--json",
     )
@@ -268,7 +275,7 @@ def test_a_killed_move_goes_on(
         "predict",
         finished,
         photos,
-        *its_backbone(finished),
+        *backbone_option(finished),
         "--sort-into",
         tmp_path / "s",
         "--move",
@@ -295,7 +302,7 @@ def test_a_killed_move_goes_on(
 
 
 def test_what_is_refused(rmadapter: Command, finished: Path, photos: Path, tmp_path: Path) -> None:
-    image, its = photos / "0/red.png", its_backbone(finished)
+    image, its = photos / "0/red.png", backbone_option(finished)
     for words, hint in (
         (["https://x.org/a.jpg"], "a web address"),
         ([image, "--move"], "--move and --link need --sort-into DIR"),
@@ -316,7 +323,7 @@ def test_paths_on_stdin(
 ) -> None:
     listed = io.TextIOWrapper(io.BytesIO(f"{photos / '1/red.png'}\n{photos / '0'}\n".encode()))
     monkeypatch.setattr(sys, "stdin", listed)
-    done = rmadapter("predict", finished, "-", *its_backbone(finished), "--json")
+    done = rmadapter("predict", finished, "-", *backbone_option(finished), "--json")
     assert done.code == 0, done.err
     assert len(json.loads(done.out)) == 5
 

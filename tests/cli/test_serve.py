@@ -10,9 +10,9 @@ import pytest
 
 from rmadapter.cli.deploy import named
 from rmadapter.errors import UserError
-from tests.helpers.answering import Process, coloured, post
-from tests.helpers.fakehub import Hub, Repository, hub
-from tests.helpers.shell import Command, its_backbone, refused, rmadapter
+from tests.helpers.fake_hub import Hub, Repository, hub
+from tests.helpers.serving import Process, colour_image, post
+from tests.helpers.shell import Command, backbone_option, refused, rmadapter
 
 __all__ = ["hub", "rmadapter"]  # fixtures
 
@@ -78,9 +78,9 @@ def test_what_is_refused(
 
 @pytest.mark.slow
 def test_two_models_and_a_key(finished: Path) -> None:
-    image = [("a.png", coloured(1, 2, 3))]
+    image = [("a.png", colour_image(1, 2, 3))]
     with Process(
-        f"one={finished}", f"two={finished}", *its_backbone(finished), key="secret"
+        f"one={finished}", f"two={finished}", *backbone_option(finished), key="secret"
     ) as server:
         address = server.address
         assert server.said == [f"rmadapter: one, two at {address}"]

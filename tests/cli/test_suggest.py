@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rmadapter.backbones import Backbone
-from tests.helpers.shell import Command, its_backbone, refused, rmadapter
+from tests.helpers.shell import Command, backbone_option, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
 
@@ -23,7 +23,7 @@ def test_a_list_with_its_page(
         "suggest",
         finished,
         colors,
-        *its_backbone(finished),
+        *backbone_option(finished),
         "--n",
         5,
         "--rule",
@@ -70,7 +70,7 @@ def test_the_list_is_a_table_to_fill_in(
 ) -> None:
     """A model is not trained on its own guesses because a user took the next step too early."""
     pool = shutil.copytree(colors / "test", tmp_path / "new")
-    its, out = its_backbone(finished), tmp_path / "s.csv"
+    its, out = backbone_option(finished), tmp_path / "s.csv"
     assert rmadapter("suggest", finished, pool, *its, "--n", 4, "--out", out, "-q").code == 0
     add = ["add", finished, out, "--old-data", colors, *its, "--out", tmp_path / "next", "-q"]
     refused(rmadapter(*add), "s.csv, line 2: the label is empty")
@@ -86,7 +86,7 @@ def test_the_list_is_a_table_to_fill_in(
 def test_tables_and_bad_files(
     rmadapter: Command, finished: Path, colors: Path, tmp_path: Path
 ) -> None:
-    its, bad = its_backbone(finished), tmp_path / "bad.png"
+    its, bad = backbone_option(finished), tmp_path / "bad.png"
     bad.write_bytes(b"no")
     (tmp_path / "pool.csv").write_text(f"photo\n{colors / 'test/red/0.png'}\n{bad}\n")
     command = ["suggest", finished, tmp_path / "pool.csv", *its, "--n", 1, "-q"]

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from rmadapter.backbones import Backbone
-from tests.helpers.parsed import Page
+from tests.helpers.html import Page
+from tests.helpers.images import write_damaged_colors
 from tests.helpers.shell import Command, refused, rmadapter
-from tests.helpers.spoiled import spoil
 
 __all__ = ["rmadapter"]  # a fixture
 
@@ -23,7 +23,7 @@ def data(
     colors: Path, tmp_path: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
     monkeypatch.setattr("rmadapter.runs.lab.load_backbone", lambda name: tiny_clip)
-    return spoil(colors, tmp_path / "data")
+    return write_damaged_colors(colors, tmp_path / "data")
 
 
 def test_from_a_folder_to_a_cleaned_one(rmadapter: Command, data: Path, tmp_path: Path) -> None:

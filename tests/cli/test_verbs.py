@@ -17,8 +17,8 @@ from rmadapter.backbones import Backbone
 from rmadapter.methods import METHODS, load_method
 from rmadapter.runs.request import Request
 from rmadapter.settings import read_yaml, settings_of
-from tests.helpers.shell import Command, its_backbone, refused, rmadapter
-from tests.helpers.shots import NEEDED
+from tests.helpers.shell import Command, backbone_option, refused, rmadapter
+from tests.helpers.shots import REQUIRED_SETTINGS
 from tests.helpers.slow import slow_except
 
 __all__ = ["rmadapter"]  # a fixture
@@ -36,7 +36,12 @@ def sets(method: str, **more: object) -> list[object]:
     }
     return [
         word
-        for name, value in {**values, **NEEDED.get(method, {}), "device": "cpu", **more}.items()
+        for name, value in {
+            **values,
+            **REQUIRED_SETTINGS.get(method, {}),
+            "device": "cpu",
+            **more,
+        }.items()
         for word in ("--set", f"{name}={value}")
     ]
 
@@ -64,9 +69,11 @@ def test_fit_eval_and_predict_with_every_method(
     assert Path(found["report"]).is_file()
     figures, [*_, own] = found["test, all classes"], found["judgement"]["rows"]
     assert own["accuracy"] == figures["accuracy"]
-    assert json.loads(rmadapter("eval", out, colors, *its_backbone(out), "--json").out) == figures
+    assert (
+        json.loads(rmadapter("eval", out, colors, *backbone_option(out), "--json").out) == figures
+    )
     image = colors / "test" / "red" / "0.png"
-    [answer] = json.loads(rmadapter("predict", out, image, *its_backbone(out), "--json").out)
+    [answer] = json.loads(rmadapter("predict", out, image, *backbone_option(out), "--json").out)
     assert {guess["class"] for guess in answer["classes"]} == {"blue", "green", "night_sky", "red"}
     assert sum(guess["probability"] for guess in answer["classes"]) == pytest.approx(1, abs=1e-5)
     assert "Repeat it" in (out / "report.html").read_text("utf-8")
@@ -118,7 +125,7 @@ def test_fit_then_eval_then_predict(
         assert words in again.out
     refused(rmadapter(*command, "--set", "rank=5"), "holds another run: choose another --out")
     code, text, err = rmadapter(
-        "eval", out, colors, *its_backbone(out), "--classes", "base", "--json"
+        "eval", out, colors, *backbone_option(out), "--classes", "base", "--json"
     )
     assert (code, err) == (0, "")
     assert json.loads(text)["accuracy"] == read_record(out / "run.json").metric("base")
@@ -148,7 +155,7 @@ def test_a_runs_config_repeats_it(
         1,
         4,
     )
-    again = ["eval", third, colors, *its_backbone(third), "--config", third / "config.yaml"]
+    again = ["eval", third, colors, *backbone_option(third), "--config", third / "config.yaml"]
     found = json.loads(rmadapter(*again, "--json").out)
     assert found["accuracy"] == other.metric("all")
     data = [
@@ -192,7 +199,7 @@ def test_effort_is_told(
 
 
 def test_eval_prints_exactly_these_keys(rmadapter: Command, finished: Path, colors: Path) -> None:
-    its = its_backbone(finished)
+    its = backbone_option(finished)
     code, out, err = rmadapter("eval", finished, colors, *its, "--json")
     assert (code, err) == (0, "")
     found = json.loads(out)
@@ -246,7 +253,7 @@ def test_report_of_a_run_makes_its_page_again(
 def test_predict(rmadapter: Command, finished: Path, colors: Path, tmp_path: Path) -> None:
     images, its = (
         [colors / "test" / name / "0.png" for name in ("red", "night_sky")],
-        its_backbone(finished),
+        backbone_option(finished),
     )
     code, out, err = rmadapter("predict", finished, *its, *images, "--top", 2, "--json")
     assert (code, err) == (0, "")
@@ -334,7 +341,7 @@ print([name for name in others if name in sys.modules], file=sys.stderr)
         "predict",
         finished,
         colors / "test" / "red" / "0.png",
-        *its_backbone(finished),
+        *backbone_option(finished),
         "--json",
     ]
     done = subprocess.run(

@@ -12,7 +12,7 @@ from PIL import Image
 from rmadapter.curate import suggest_page as shown
 from rmadapter.curate.acquisition import FIRST, NEXT
 from rmadapter.curate.suggest import Suggested, Suggestion
-from tests.helpers.parsed import Page
+from tests.helpers.html import Page
 
 EVIL = "<script>alert(1)</script>"
 

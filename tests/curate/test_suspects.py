@@ -30,8 +30,8 @@ from rmadapter.curate.suspects import (
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
 from rmadapter.runs.lab import Lab
-from tests.helpers.parsed import Page
-from tests.helpers.spoiled import spoil
+from tests.helpers.html import Page
+from tests.helpers.images import write_damaged_colors
 
 
 def suspects_of(backbone: Backbone, data: Path | ImageSet, **more: Any) -> Suspects:
@@ -43,7 +43,7 @@ def suspects_of(backbone: Backbone, data: Path | ImageSet, **more: Any) -> Suspe
 
 
 def test_damage_is_found(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
-    data = spoil(colors, tmp_path / "data")
+    data = write_damaged_colors(colors, tmp_path / "data")
     before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
     found = suspects_of(tiny_clip, data)
     by_name = {one.image: one for one in found.suspects}
@@ -71,7 +71,7 @@ def test_neighbours_are_nearest_by_untouched_features(
 ) -> None:
     from rmadapter.training.cache import Cache
 
-    data = spoil(colors, tmp_path / "data")
+    data = write_damaged_colors(colors, tmp_path / "data")
     found = suspects_of(tiny_clip, data)
     features = Cache(tiny_clip, progress=False).features(found.images)[0].numpy()
     features /= np.linalg.norm(features, axis=1, keepdims=True)

@@ -13,8 +13,8 @@ from PIL import Image
 from rmadapter.data.given import image_list, image_set, weighted
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
-from tests.helpers.miniatures import picture
 from tests.helpers.shots import noisy_colors
+from tests.helpers.small_images import picture
 
 
 def same(one: ImageSet, other: ImageSet) -> bool:

@@ -12,7 +12,7 @@ from rmadapter.data.fewshot import half
 from rmadapter.data.image_set import ImageSet
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
-from tests.helpers.shots import plant
+from tests.helpers.shots import write_tiny_images
 
 
 def test_groups_go_along() -> None:
@@ -83,7 +83,8 @@ def test_bad_lists_are_refused(labels: list[object], classes: list[str] | None, 
 
 def test_digest_identifies_pictures_labels_and_classes_wherever_they_lie(tmp_path: Path) -> None:
     here, there = (
-        read_images(plant(tmp_path / place, "a/1.png", "b/1.png"))["all"] for place in ("x", "y")
+        read_images(write_tiny_images(tmp_path / place, "a/1.png", "b/1.png"))["all"]
+        for place in ("x", "y")
     )
     assert here.digest == there.digest
     others = [
@@ -102,7 +103,9 @@ def test_digest_identifies_pictures_labels_and_classes_wherever_they_lie(tmp_pat
 
 
 def test_subset_keeps_classes(tmp_path: Path) -> None:
-    images = read_images(plant(tmp_path, "a/1.png", "b/1.png", "b/2.png"))["all"].subset([2, 0])
+    images = read_images(write_tiny_images(tmp_path, "a/1.png", "b/1.png", "b/2.png"))[
+        "all"
+    ].subset([2, 0])
     assert ([images.name(i) for i in range(2)], images.labels, images.classes) == (
         ["b/2.png", "a/1.png"],
         (1, 0),

@@ -11,12 +11,12 @@ import pytest
 from rmadapter.data.objects import open_object
 from rmadapter.data.read import ImageSet, load_image, read_images
 from rmadapter.errors import UserError
-from tests.helpers.miniatures import paint, picture
+from tests.helpers.small_images import picture, write_images
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    return paint(tmp_path, "cat/cat_1.png", "cat/cat_2.png", "dog/dog_1.png")
+    return write_images(tmp_path, "cat/cat_1.png", "cat/cat_2.png", "dog/dog_1.png")
 
 
 def labels(images: ImageSet) -> list[str]:

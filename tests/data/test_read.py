@@ -12,7 +12,7 @@ import pytest
 
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
-from tests.helpers.shots import plant
+from tests.helpers.shots import write_tiny_images
 from tests.hostile import bombs as hostile
 
 
@@ -27,7 +27,7 @@ def refused(data: Path, hint: str) -> None:
 
 
 def test_flat_folder(tmp_path: Path) -> None:
-    plant(
+    write_tiny_images(
         tmp_path,
         "sea_horse/b.png",
         "sea_horse/deep/er/a.jpg",
@@ -35,7 +35,9 @@ def test_flat_folder(tmp_path: Path) -> None:
         "bird--of_prey /x.PNG",
         "top.png",
     )
-    plant(tmp_path, ".hidden/a.png", "Cat/.hidden.png", "Cat/.git/a.png", "__MACOSX/a.png")
+    write_tiny_images(
+        tmp_path, ".hidden/a.png", "Cat/.hidden.png", "Cat/.git/a.png", "__MACOSX/a.png"
+    )
     (tmp_path / "Cat" / "notes.txt").write_text("not a picture")
     (tmp_path / "Cat" / "features.h5").write_bytes(b"")
     (images,) = read_images(tmp_path).values()
@@ -51,7 +53,7 @@ def test_flat_folder(tmp_path: Path) -> None:
 
 
 def test_splits_share_the_classes_of_train(tmp_path: Path) -> None:
-    plant(
+    write_tiny_images(
         tmp_path,
         "train/b_b/1.png",
         "train/a/1.png",
@@ -59,13 +61,13 @@ def test_splits_share_the_classes_of_train(tmp_path: Path) -> None:
         "Validation/a/1.png",
         "test/c/1.png",
     )
-    plant(tmp_path, "test/b-b/1.png")  # another spelling of the same class
+    write_tiny_images(tmp_path, "test/b-b/1.png")  # another spelling of the same class
     sets = read_images(tmp_path)
     assert list(sets) == ["train", "val", "test"]
     assert {images.classes for images in sets.values()} == {("a", "b b", "c")}
     assert sets["test"].labels == (1, 2)
     assert names(sets["val"]) == ["Validation/a/1.png"]
-    plant(tmp_path, "test/zebra/1.png")
+    write_tiny_images(tmp_path, "test/zebra/1.png")
     refused(tmp_path, "test has a class 'zebra' that train lacks")
 
 
@@ -73,7 +75,7 @@ def test_crops_have_the_names_beside_their_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
-    home = plant(tmp_path / "data", "images/a.png", "images/b.png")
+    home = write_tiny_images(tmp_path / "data", "images/a.png", "images/b.png")
     (home / "labels").mkdir()
     for number, name in enumerate("ab"):
         (home / f"labels/{name}.txt").write_text(f"{number} .5 .5 1 1\n")
@@ -97,7 +99,7 @@ def test_an_unreadable_photo_with_boxes_of_two_classes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
-    plant(tmp_path, "1.png", "2.png")
+    write_tiny_images(tmp_path, "1.png", "2.png")
     kinds = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
     files = [{"id": n, "file_name": f"{n}.png", "width": 4, "height": 4} for n in (1, 2)]
     marks = [
@@ -118,7 +120,7 @@ def test_an_unreadable_photo_with_boxes_of_two_classes(
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    plant(tmp_path, "train/1.png", "bus/1.png")
+    write_tiny_images(tmp_path, "train/1.png", "bus/1.png")
     assert read_images(tmp_path)["all"].classes == ("bus", "train")
 
 
@@ -139,7 +141,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     ],
 )
 def test_ambiguous_folders_are_refused(tmp_path: Path, paths: list[str], hint: str) -> None:
-    refused(plant(tmp_path, *paths), hint)
+    refused(write_tiny_images(tmp_path, *paths), hint)
 
 
 def test_neither_folder_nor_csv(tmp_path: Path) -> None:
@@ -149,7 +151,7 @@ def test_neither_folder_nor_csv(tmp_path: Path) -> None:
 
 
 def test_bad_files_are_refused_or_skipped(tmp_path: Path) -> None:
-    plant(
+    write_tiny_images(
         tmp_path,
         "train/a/1.png",
         "train/a/2.png",
@@ -181,7 +183,7 @@ def test_bad_files_are_refused_or_skipped(tmp_path: Path) -> None:
 
 def test_names_that_are_not_ascii(tmp_path: Path) -> None:
     apart, joined = unicodedata.normalize("NFD", "Käfer_grün"), "Käfer grün"
-    plant(tmp_path, f"{apart}/Ä ü.png", "象/写真.png")
+    write_tiny_images(tmp_path, f"{apart}/Ä ü.png", "象/写真.png")
     images = read_images(tmp_path)["all"]
     assert images.classes == (joined, "象")
     assert images.name(1) == "象/写真.png"
@@ -189,8 +191,8 @@ def test_names_that_are_not_ascii(tmp_path: Path) -> None:
 
 def test_symlink_loops_end_and_bring_in_no_other_class(tmp_path: Path) -> None:
     root, elsewhere = (
-        plant(tmp_path / "data", "cat/1.png", "dog/1.png"),
-        plant(tmp_path / "elsewhere", "far/2.png"),
+        write_tiny_images(tmp_path / "data", "cat/1.png", "dog/1.png"),
+        write_tiny_images(tmp_path / "elsewhere", "far/2.png"),
     )
     (root / "cat/up").symlink_to(root)
     (root / "cat/self").symlink_to(root / "cat")
@@ -205,7 +207,7 @@ def test_symlink_loops_end_and_bring_in_no_other_class(tmp_path: Path) -> None:
 
 
 def test_classnames_json(tmp_path: Path) -> None:
-    plant(tmp_path, "airplanes/1.png", "t_shirt/1.png", "zebra/1.png")
+    write_tiny_images(tmp_path, "airplanes/1.png", "t_shirt/1.png", "zebra/1.png")
     given = tmp_path / "classnames.json"
     given.write_text(json.dumps({"airplanes": "airplane", "t_shirt": "T-shirt", "unused": "x"}))
     found = read_images(tmp_path)["all"]
@@ -228,7 +230,7 @@ def test_classnames_json(tmp_path: Path) -> None:
 
 
 def test_classnames_beside_the_domains_serve_a_domain_of_splits(tmp_path: Path) -> None:
-    plant(
+    write_tiny_images(
         tmp_path,
         *(
             f"{domain}/{split}/bike/{domain}.png"
@@ -246,7 +248,7 @@ def test_classnames_beside_the_domains_serve_a_domain_of_splits(tmp_path: Path) 
 
 
 def test_csv_keeps_its_order(tmp_path: Path) -> None:
-    plant(tmp_path, "pics/1.png", "pics/2.png", "pics/ü,3.png")
+    write_tiny_images(tmp_path, "pics/1.png", "pics/2.png", "pics/ü,3.png")
     table = tmp_path / "table.csv"
     text = '\ufeffpath,label,split\npics/2.png,sea_horse,train\n"pics/ü,3.png",Ant,train\npics/1.png,Ant,Valid\n'
     table.write_text(text, encoding="utf-8")
@@ -288,13 +290,13 @@ def test_csv_keeps_its_order(tmp_path: Path) -> None:
     ],
 )
 def test_bad_csv_files_are_refused(tmp_path: Path, text: bytes, hint: str) -> None:
-    plant(tmp_path, "a.png")
+    write_tiny_images(tmp_path, "a.png")
     (tmp_path / "table.csv").write_bytes(text)
     refused(tmp_path / "table.csv", hint)
 
 
 def test_a_table_with_columns_of_any_name_and_groups(tmp_path: Path) -> None:
-    plant(tmp_path, "1.png", "2.png", "3.png")
+    write_tiny_images(tmp_path, "1.png", "2.png", "3.png")
     table = tmp_path / "t.tsv"
     table.write_text("foto\tart\tpatient\n1.png\tcat\tp1\n2.png\tdog\tp2\n3.png\tdog\t\n")
     found = read_images(
@@ -313,7 +315,7 @@ def test_a_table_with_columns_of_any_name_and_groups(tmp_path: Path) -> None:
 
 
 def test_annotations_of_several_classes_are_refused(tmp_path: Path) -> None:
-    plant(tmp_path, "1.png", "2.png")
+    write_tiny_images(tmp_path, "1.png", "2.png")
     kinds = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
     files = [{"id": n, "file_name": f"{n}.png", "width": 4, "height": 4} for n in (1, 2)]
     marks = [
@@ -337,7 +339,7 @@ def test_annotations_of_several_classes_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="has no pipes with names")
 def test_a_pipe_among_the_images_is_one_bad_file(tmp_path: Path) -> None:
-    plant(tmp_path, "cat/1.png", "dog/1.png")
+    write_tiny_images(tmp_path, "cat/1.png", "dog/1.png")
     os.mkfifo(tmp_path / "cat" / "2.jpg")
     refused(tmp_path, r"cat/2\.jpg: not a readable image \(a pipe or device, not a file\)")
     images = read_images(tmp_path, skip_bad=True)["all"]
@@ -347,7 +349,7 @@ def test_a_pipe_among_the_images_is_one_bad_file(tmp_path: Path) -> None:
 
 def test_a_damaged_file_that_looks_whole_is_found_by_decoding_it(tmp_path: Path) -> None:
     """A PNG whose checksums are right, with half of its pixels: only decoding tells."""
-    plant(tmp_path, "cat/1.png", "dog/1.png")
+    write_tiny_images(tmp_path, "cat/1.png", "dog/1.png")
     (tmp_path / "dog/2.png").write_bytes(hostile.png(8, 8, 8, 0, bits=4))
     assert len(read_images(tmp_path)["all"]) == 3
     with pytest.raises(UserError, match=r"dog/2\.png: .*truncated"):
@@ -356,7 +358,7 @@ def test_a_damaged_file_that_looks_whole_is_found_by_decoding_it(tmp_path: Path)
 
 
 def test_the_user_may_allow_images_outside_of_the_folder(tmp_path: Path) -> None:
-    plant(tmp_path, "elsewhere/1.png", "list/2.png")
+    write_tiny_images(tmp_path, "elsewhere/1.png", "list/2.png")
     (tmp_path / "list/t.csv").write_text("path,label\n../elsewhere/1.png,cat\n2.png,dog\n")
     refused(
         tmp_path / "list/t.csv",

@@ -11,7 +11,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from rmadapter.deploy.access import AccessMiddleware, HostMiddleware, keys, refusal
-from tests.helpers.answering import (
+from tests.helpers.serving import (
     Headers,
     HTTPException,
     Request,
@@ -19,7 +19,7 @@ from tests.helpers.answering import (
     Starlette,
     TestClient,
     Toy,
-    serviced,
+    running_service,
 )  # fmt: skip
 
 # Keys and bodies
@@ -64,7 +64,7 @@ async def _status_of(
 
 
 def test_body_size_is_limited_by_header_and_by_bytes() -> None:
-    with serviced(Toy(), body=0.001) as service:
+    with running_service(Toy(), body=0.001) as service:
         app = AccessMiddleware(inside := Inside(), service.limits, service.counters)
         assert status_of(app, b"x" * 600, b"x" * 400) == 200
         assert status_of(app, b"x" * 600, b"x" * 401) == 413
@@ -82,7 +82,7 @@ def test_bodies_of_all_requests_are_limited() -> None:
         parts = (b"x" * 500, b"x" * 500)
         return await asyncio.gather(*(_status_of(app, parts, "/predict", {}) for _ in range(20)))
 
-    with serviced(Toy(), body=0.001) as service:
+    with running_service(Toy(), body=0.001) as service:
         app = AccessMiddleware(Inside(), service.limits, service.counters)
         statuses = asyncio.run(many(app))
         assert set(statuses) == {200, 429}
@@ -90,7 +90,7 @@ def test_bodies_of_all_requests_are_limited() -> None:
 
 
 def test_only_the_key_is_accepted() -> None:
-    with serviced(Toy()) as service:
+    with running_service(Toy()) as service:
         app = AccessMiddleware(Inside(), service.limits, service.counters, "secret:ü")
         basic = base64.b64encode("anybody:secret:ü".encode()).decode()
         assert status_of(app, authorization=f"Basic {basic}") == 200
@@ -123,7 +123,7 @@ def test_only_the_key_is_accepted() -> None:
 
 def test_key_that_is_not_text_is_compared_as_bytes() -> None:
     """As a variable of the environment may hold one."""
-    with serviced(Toy()) as service:
+    with running_service(Toy()) as service:
         app = AccessMiddleware(
             Inside(),
             service.limits,
@@ -145,7 +145,7 @@ def test_clients_that_leave_count_as_499_and_bugs_as_500() -> None:
     async def breaks(*_: Any) -> None:
         raise ZeroDivisionError
 
-    with serviced(Toy()) as service:
+    with running_service(Toy()) as service:
         asyncio.run(AccessMiddleware(leaves, service.limits, service.counters)(
             {"type": "http", "path": "/", "headers": []}, None, None  # type: ignore[arg-type]
         ))  # fmt: skip

@@ -19,7 +19,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from rmadapter.cli.main import app
-from tests.helpers.dockerfiles import PROJECT, ROOT, SPACE, of
+from tests.helpers.dockerfiles import PROJECT, ROOT, SPACE, arguments_of
 
 FILES = ("docker/Dockerfile", "docker/Dockerfile.cuda")
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))
@@ -40,7 +40,7 @@ def is_sent(path: str) -> bool:
 
 @each
 def test_what_is_copied_is_there(file: str) -> None:
-    for words in of(file, "COPY"):
+    for words in arguments_of(file, "COPY"):
         if "--from" not in words:
             source = words.split()[0]
             assert source == "." or ((ROOT / source).is_file() and is_sent(source))
@@ -65,8 +65,8 @@ def test_the_build_gets_what_the_wheel_is_made_of_and_no_more() -> None:
 
 @each
 def test_it_is_nobody_s_root_and_says_whether_it_is_well(file: str) -> None:
-    assert of(file, "USER")[-1] == "10001"
-    [check] = of(file, "HEALTHCHECK")
+    assert arguments_of(file, "USER")[-1] == "10001"
+    [check] = arguments_of(file, "HEALTHCHECK")
     words = json.loads(check.partition("CMD ")[2])
     assert words[:2] == ["python", "-c"]
     compile(words[2], file, "exec")
@@ -75,7 +75,7 @@ def test_it_is_nobody_s_root_and_says_whether_it_is_well(file: str) -> None:
 
 @each
 def test_the_command_exists(file: str) -> None:
-    [entry], [words] = of(file, "ENTRYPOINT"), of(file, "CMD")
+    [entry], [words] = arguments_of(file, "ENTRYPOINT"), arguments_of(file, "CMD")
     assert json.loads(entry) == ["rmadapter"]
     assert "rmadapter" in PROJECT["scripts"]
     verb, *arguments = json.loads(words)
@@ -86,7 +86,9 @@ def test_the_command_exists(file: str) -> None:
 
 
 def test_the_extras_of_the_cuda_image_exist() -> None:
-    [words] = [line for line in of("docker/Dockerfile.cuda", "RUN") if "rmadapter[" in line]
+    [words] = [
+        line for line in arguments_of("docker/Dockerfile.cuda", "RUN") if "rmadapter[" in line
+    ]
     [extras] = re.findall(r"rmadapter\[([\w,]+)\]", words)
     known = PROJECT["optional-dependencies"]
     if "serve" not in known:
@@ -141,11 +143,13 @@ def test_hadolint_finds_nothing() -> None:
 
 def test_what_the_wheel_step_writes_is_what_the_next_one_takes() -> None:
     for file in FILES:
-        runs = [shlex.split(line) for line in of(file, "RUN")]
+        runs = [shlex.split(line) for line in arguments_of(file, "RUN")]
         assert ["--wheel-dir", "/wheels"] in [
             line[i : i + 2] for line in runs for i in range(len(line))
         ]
-        assert any(words.startswith("--from=build /wheels ") for words in of(file, "COPY"))
+        assert any(
+            words.startswith("--from=build /wheels ") for words in arguments_of(file, "COPY")
+        )
 
 
 SMALL = """

@@ -20,7 +20,7 @@ from fastapi.testclient import TestClient
 from rmadapter import load
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
-from tests.helpers.listening import Server
+from tests.helpers.http_server import Server
 
 CONFIG = """<View><Image name="photo" value="$image"/><Choices name="kind" toName="photo">
 <Choice value="blue"/><Choice value="green"/><Choice value="night_sky"/><Choice value="red"/></Choices></View>"""

@@ -11,7 +11,7 @@ import typer
 
 from rmadapter.cli.main import app
 from rmadapter.deploy.serve.routes import create_app
-from tests.helpers.answering import Toy, coloured, served, serviced
+from tests.helpers.serving import Toy, colour_image, running_server, running_service
 
 TEXT = (Path(__file__).parents[2] / "docs/serve.md").read_text(encoding="utf-8")
 
@@ -29,7 +29,7 @@ def test_defaults_are_those_of_the_command() -> None:
 
 
 def test_paths_exist() -> None:
-    with serviced(Toy()) as service:
+    with running_service(Toy()) as service:
         paths = create_app(service).openapi()["paths"]
     told = re.findall(r"`(GET|POST) (/[\w/.]+)`", TEXT)
     assert len(told) > 8
@@ -42,8 +42,8 @@ def test_its_python_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "cat.jpg").write_bytes(coloured(250, 5, 5, kind="JPEG"))
+    (tmp_path / "cat.jpg").write_bytes(colour_image(250, 5, 5, kind="JPEG"))
     [code] = re.findall(r"^```python\n(.*?)^```", TEXT, re.M | re.S)
-    with served(Toy()) as address:
+    with running_server(Toy()) as address:
         exec(compile(code.replace("http://127.0.0.1:8000", address), "serve.md", "exec"), {})
     assert capsys.readouterr().out == "red\n"

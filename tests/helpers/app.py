@@ -13,7 +13,7 @@ from rmadapter.backbones import Backbone
 
 
 @contextmanager
-def serving(tiny_clip: Backbone, *words: str) -> Iterator[str]:
+def running_app(tiny_clip: Backbone, *words: str) -> Iterator[str]:
     """The address of a real server."""
     words = ("app", "--port", "0", "--backbone", tiny_clip.name, "--json", *words)
     process = subprocess.Popen(

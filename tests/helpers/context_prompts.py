@@ -65,7 +65,7 @@ ROWS = (5, 0, 3)
 LABELS = torch.tensor([2, 0, 1])  # of these rows
 
 
-def eight(backbone: Backbone, seed: int = 1) -> Shots:
+def eight_shots(backbone: Backbone, seed: int = 1) -> Shots:
     """Two noisy images of one colour for each of four classes."""
     colors = np.repeat([(40, 60, 220), (30, 170, 60), (220, 40, 30), (200, 200, 40)], 2, axis=0)
     noise = np.random.default_rng(0).normal(colors[:, None, None], 40, (8, 32, 32, 3))
@@ -75,7 +75,7 @@ def eight(backbone: Backbone, seed: int = 1) -> Shots:
     )
 
 
-def same_as_plain(
+def assert_same_as_plain(
     method: Any,
     backbone: Backbone,
     plain: Callable[[Any, Shots], Tensor],
@@ -87,7 +87,7 @@ def same_as_plain(
     The method works in float32; so it is the plain way in float64 that says what is right, and in
     float32 how exactly.
     """
-    shots = eight(backbone, seed)
+    shots = eight_shots(backbone, seed)
     start = untrained(method, backbone, shots)
     exact = copy.deepcopy(start.module).double()
     exact.backbone = double(backbone)
@@ -113,10 +113,10 @@ def plain_logits(backbone: Backbone, shots: Shots, classes: Tensor) -> Tensor:
     return model.logit_scale.exp() * F.normalize(features, dim=-1) @ F.normalize(classes, dim=-1).T
 
 
-def the_seed_decides(method: Any, backbone: Backbone) -> bool:
+def depends_on_seed_only(method: Any, backbone: Backbone) -> bool:
     """Two fits with one seed agree, another seed does not, and nothing asks for gradients of the
     backbone."""
-    shots = [eight(backbone, seed) for seed in (1, 1, 2)]
+    shots = [eight_shots(backbone, seed) for seed in (1, 1, 2)]
     once, again, other = (logits_of(method.fit(backbone, some), some, NEW) for some in shots)
     still = all(parameter.grad is None for parameter in backbone.model.parameters())
     return (
@@ -124,8 +124,8 @@ def the_seed_decides(method: Any, backbone: Backbone) -> bool:
     )
 
 
-def overfits(method: Any, backbone: Backbone) -> bool:
-    shots = eight(backbone)
+def learns_all_shots(method: Any, backbone: Backbone) -> bool:
+    shots = eight_shots(backbone)
     fitted = method.fit(backbone, shots)
     loss = [record.get("ce", record["loss"]) for record in fitted.trained.history]
     return loss[-1] < 0.2 * loss[0] and logits_of(fitted, shots).argmax(-1).tolist() == list(

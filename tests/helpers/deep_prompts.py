@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet
 from rmadapter.training.contract import Shots
-from tests.helpers.shots import gradients, logits_of, meaningless, shots_of
+from tests.helpers.shots import gradients, logits_of, noise_images, shots_of
 
 NAMES = ("cat", "a small red car", "dog", "tree house")  # of different lengths
 
@@ -27,7 +27,7 @@ def pixels(backbone: Backbone, count: int = 5) -> Tensor:
 
 
 @contextmanager
-def hooked(
+def prompts_inserted(
     backbone: Backbone, text: Sequence[Tensor] = (), image: Sequence[Tensor] = ()
 ) -> Iterator[Any]:
     """The model, whose own forward passes carry prompts: into text behind its first token, into
@@ -64,7 +64,9 @@ def hooked(
             handle.remove()
 
 
-def same(module: nn.Module, lean: Mapping[str, Tensor], plain: Mapping[str, Tensor]) -> None:
+def assert_same_terms(
+    module: nn.Module, lean: Mapping[str, Tensor], plain: Mapping[str, Tensor]
+) -> None:
     """Terms, and the gradients of the loss with respect to every trainable tensor, none of which is
     zero."""
     assert lean.keys() == plain.keys()
@@ -81,12 +83,12 @@ def eight_images(backbone: Backbone, **fields: Any) -> Shots:
     """Two images of noise for each of four classes."""
     return shots_of(
         backbone,
-        ImageSet.from_lists(meaningless(8).images, ["cat", "dog", "car", "bird"] * 2),
+        ImageSet.from_lists(noise_images(8).images, ["cat", "dog", "car", "bird"] * 2),
         **fields,
     )
 
 
-def learns(method: Any, backbone: Backbone) -> None:
+def assert_learns(method: Any, backbone: Backbone) -> None:
     """All of eight images, leaving the backbone alone, and the same way twice."""
     before = replace(backbone).digest  # computed anew
     logits = []

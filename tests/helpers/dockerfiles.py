@@ -22,5 +22,5 @@ def instructions(file: str) -> list[tuple[str, str]]:
     return [(name, rest) for name, rest in words]
 
 
-def of(file: str, name: str) -> list[str]:
+def arguments_of(file: str, name: str) -> list[str]:
     return [rest for kind, rest in instructions(file) if kind == name]

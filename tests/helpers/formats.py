@@ -8,7 +8,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-from tests.helpers.miniatures import paint, png, write_json
+from tests.helpers.small_images import png, write_images, write_json
 
 
 def write_shard(path: Path, **members: bytes) -> Path:
@@ -29,15 +29,17 @@ NAMES = ("cat_1.png", "dog_1.png")
 
 
 def class_folders(home: Path) -> Path:
-    return paint(home, "cat/cat_1.png", "dog/dog_1.png")
+    return write_images(home, "cat/cat_1.png", "dog/dog_1.png")
 
 
 def yolo_classification(home: Path) -> Path:
-    return paint(home, "train/cat/cat_1.png", "train/dog/dog_1.png", "val/cat/cat_2.png")
+    return write_images(home, "train/cat/cat_1.png", "train/dog/dog_1.png", "val/cat/cat_2.png")
 
 
 def csv_file(home: Path) -> Path:
-    (paint(home, *NAMES) / "list.csv").write_text("file_name;class\ncat_1.png;cat\ndog_1.png;dog\n")
+    (write_images(home, *NAMES) / "list.csv").write_text(
+        "file_name;class\ncat_1.png;cat\ndog_1.png;dog\n"
+    )
     return home / "list.csv"
 
 
@@ -45,12 +47,12 @@ def json_lines(home: Path) -> Path:
     text = (
         '{"file_name": "cat_1.png", "label": "cat"}\n\n{"file_name": "dog_1.png", "label": "dog"}\n'
     )
-    (paint(home, *NAMES) / "list.jsonl").write_text(text)
+    (write_images(home, *NAMES) / "list.jsonl").write_text(text)
     return home / "list.jsonl"
 
 
 def imagefolder(home: Path) -> Path:
-    (paint(home, *NAMES) / "metadata.csv").write_text(
+    (write_images(home, *NAMES) / "metadata.csv").write_text(
         "file_name,label\ncat_1.png,cat\ndog_1.png,dog\n"
     )
     return home
@@ -61,7 +63,7 @@ def coco_file(home: Path) -> Path:
     marks = [{"id": i, "image_id": i, "category_id": i, "bbox": [0, 0, 4, 2]} for i in (0, 1)]
     kinds = [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}]
     return write_json(
-        paint(home, *NAMES) / "coco.json",
+        write_images(home, *NAMES) / "coco.json",
         {"images": images, "annotations": marks, "categories": kinds},
     )
 
@@ -81,7 +83,7 @@ def roboflow(home: Path) -> Path:
 
 
 def yolo(home: Path) -> Path:
-    paint(home, "images/train/cat_1.png", "images/train/dog_1.png")
+    write_images(home, "images/train/cat_1.png", "images/train/dog_1.png")
     (home / "labels" / "train").mkdir(parents=True)
     for number, name in enumerate(("cat_1", "dog_1")):
         (home / "labels" / "train" / f"{name}.txt").write_text(f"{number} 0.5 0.5 0.5 0.25\n")
@@ -99,11 +101,11 @@ def label_studio(home: Path) -> Path:
             {"result": [{"type": "choices", "value": {"choices": [name[:3]]}}]}
         ]} for i, name in enumerate(NAMES)
     ]  # fmt: skip
-    return write_json(paint(home, *NAMES) / "export.json", tasks)
+    return write_json(write_images(home, *NAMES) / "export.json", tasks)
 
 
 def fiftyone(home: Path) -> Path:
-    paint(home, "data/cat_1.png", "data/dog_1.png")
+    write_images(home, "data/cat_1.png", "data/dog_1.png")
     write_json(
         home / "labels.json", {"classes": ["cat", "dog"], "labels": {"cat_1": 0, "dog_1": 1}}
     )
@@ -117,7 +119,8 @@ def fiftyone_samples(home: Path) -> Path:
         ]}} for name in NAMES
     ]  # fmt: skip
     write_json(
-        paint(home, *(f"data/{name}" for name in NAMES)) / "samples.json", {"samples": samples}
+        write_images(home, *(f"data/{name}" for name in NAMES)) / "samples.json",
+        {"samples": samples},
     )
     write_json(home / "metadata.json", {"name": "pets"})
     return home
@@ -157,7 +160,7 @@ def tar_file(home: Path) -> Path:
 
 
 def shard(home: Path) -> Path:
-    paint(home / "in", *NAMES)
+    write_images(home / "in", *NAMES)
     for name in NAMES:
         (home / "in" / name).with_suffix(".cls").write_text(name[:3])
     (home / "shards").mkdir()

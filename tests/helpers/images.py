@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from tests.helpers.models import (
@@ -29,4 +30,15 @@ def write_colors(root: Path) -> Path:
             for number in range(count):
                 pixels = np.clip(rng.normal(color, 40, (SIZE, SIZE, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+    return root
+
+
+def write_damaged_colors(colors: Path, root: Path) -> Path:
+    """Copy `colors` and add a wrong label, two duplicates and a broken file."""
+    shutil.copytree(colors, root)
+    train = root / "train"
+    shutil.copy(root / "test/red/0.png", train / "blue/is red.png")
+    shutil.copy(train / "red/0.png", train / "red/copy.png")
+    shutil.copy(train / "night_sky/1.png", train / "green/two.png")
+    (train / "green/broken.png").write_bytes((train / "green/0.png").read_bytes()[:100])
     return root

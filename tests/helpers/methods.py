@@ -12,7 +12,7 @@ from rmadapter.methods import (
 )
 from rmadapter.settings import settings_of
 from rmadapter.training.contract import Fitted
-from tests.helpers.shots import NEEDED
+from tests.helpers.shots import REQUIRED_SETTINGS
 
 QUICK = {
     "epochs": 2,
@@ -25,13 +25,13 @@ QUICK = {
 }
 
 
-def quick(name: str) -> Any:
+def quick_method(name: str) -> Any:
     """The method with little to do on four blocks."""
     own = settings_of(load_method(name))
     values = {key: value for key, value in QUICK.items() if key in own}
     if not own.get("iterations"):
         values.pop("iterations", None)
-    return load_method(name, values | NEEDED.get(name, {}))
+    return load_method(name, values | REQUIRED_SETTINGS.get(name, {}))
 
 
 def probabilities(

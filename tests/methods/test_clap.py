@@ -19,7 +19,7 @@ from rmadapter.prompts import raw_text_features
 from rmadapter.settings import configured
 from rmadapter.training.contract import NotApplicable, Shots
 from tests.helpers.rounding import assert_same_float32
-from tests.helpers.shots import logits_of, meaningless, noisy_colors, shots_of, untrained
+from tests.helpers.shots import logits_of, noise_images, noisy_colors, shots_of, untrained
 
 BOTH = [ZeroShotProbe(), CLAP()]
 
@@ -48,7 +48,7 @@ def test_eight_images_are_learnt_by_heart_but_not_against_the_penalty(
 ) -> None:
     """What CLAP is without it, bit for bit, is ZS-LP. The backbone stays."""
     before = {k: v.clone() for k, v in tiny_clip.model.state_dict().items()}
-    shots = shots_of(tiny_clip, meaningless(8))
+    shots = shots_of(tiny_clip, noise_images(8))
     free, again = (ZeroShotProbe().fit(tiny_clip, shots) for _ in range(2))
     held = CLAP().fit(tiny_clip, shots)
     assert logits_of(free, shots).argmax(1).tolist() == list(shots.images.labels)

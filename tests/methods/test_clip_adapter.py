@@ -15,7 +15,7 @@ from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
 from rmadapter.methods.clip_adapter import Bottleneck, CLIPAdapter
 from rmadapter.settings import configured
-from tests.helpers.shots import logits_of, meaningless, pixels_of, shots_of
+from tests.helpers.shots import logits_of, noise_images, pixels_of, shots_of
 
 
 def open_clip_features(
@@ -73,7 +73,7 @@ def test_loss_gradient_and_logits_are_those_of_the_equations(
 
 def test_eight_images_are_learnt_by_heart_and_the_backbone_stays(tiny_clip: Backbone) -> None:
     before = {k: v.clone() for k, v in tiny_clip.model.state_dict().items()}
-    colors = meaningless(8, grain=32)
+    colors = noise_images(8, grain=32)
     shots = shots_of(tiny_clip, ImageSet(colors.images, (0, 1, 0, 1, 1, 0, 0, 1), colors.classes))
     method = configured(CLIPAdapter(), {"learning_rate": 0.2, "epochs": 300})
     fitted, again = method.fit(tiny_clip, shots), method.fit(tiny_clip, shots)

@@ -20,7 +20,7 @@ from rmadapter.prompts import cosine_logits
 from rmadapter.settings import configured
 from rmadapter.training.contract import Known
 from tests.helpers.rounding import double
-from tests.helpers.shots import gradients, logits_of, meaningless, shots_of, untrained
+from tests.helpers.shots import gradients, logits_of, noise_images, shots_of, untrained
 
 NAMES = ("cat", "a small red car. a blue bird", "dog")
 IMAGE = {"tiny_clip": "visual.transformer.resblocks.{}.attn.in_proj_weight"}
@@ -78,7 +78,7 @@ def test_logits_and_gradients_are_those_of_merged_weights(
     given: Backbone = request.getfixturevalue(name)
     backbone = double(given)
     random = torch.Generator().manual_seed(1)
-    images, shots = torch.randn(4, 3, 32, 32, generator=random).double(), meaningless(4, NAMES)
+    images, shots = torch.randn(4, 3, 32, 32, generator=random).double(), noise_images(4, NAMES)
     method = CLIPLoRA(rank=3, alpha=2.0, dropout=0)
     start = untrained(method, backbone, shots_of(given, shots, templates=templates))
     model = start.module.double()
@@ -129,7 +129,7 @@ def test_with_dropout_no_prompt_shares_what_another_begins_with(
 ) -> None:
     """Each token of each prompt is dropped by itself; without dropout, what all begin with is
     computed once."""
-    shots = shots_of(tiny_clip, meaningless(4, NAMES))
+    shots = shots_of(tiny_clip, noise_images(4, NAMES))
     start = untrained(CLIPLoRA(dropout=dropout), tiny_clip, shots)
     seen: list[int] = []
     start.module.updates[1][0][0].register_forward_pre_hook(
@@ -148,7 +148,7 @@ def test_frozen_weights_are_cast_to_bfloat16_once_and_not_in_every_step(
     monkeypatch.setattr(
         encoder, "cast", lambda block, kind: cast.append(block) or blocks.cast(block, kind)
     )
-    start = untrained(CLIPLoRA(), backbone, shots_of(backbone, meaningless(4, NAMES)))
+    start = untrained(CLIPLoRA(), backbone, shots_of(backbone, noise_images(4, NAMES)))
     for _ in range(2):
         with torch.autocast("cpu", torch.bfloat16):
             start.terms([0, 1])["loss"].backward()
@@ -158,7 +158,7 @@ def test_frozen_weights_are_cast_to_bfloat16_once_and_not_in_every_step(
 
 def test_eight_images_are_learnt_by_heart_and_the_backbone_stays(tiny_clip: Backbone) -> None:
     before = {k: v.clone() for k, v in tiny_clip.model.state_dict().items()}
-    shots = shots_of(tiny_clip, meaningless(8, grain=32))
+    shots = shots_of(tiny_clip, noise_images(8, grain=32))
     method = configured(CLIPLoRA(), {"learning_rate": 0.02, "iterations": 15})
     state = torch.random.get_rng_state()
     fitted, again = method.fit(tiny_clip, shots), method.fit(tiny_clip, shots)
@@ -173,7 +173,7 @@ def test_eight_images_are_learnt_by_heart_and_the_backbone_stays(tiny_clip: Back
 
 
 def test_without_a_step_it_is_zero_shot(tiny_clip: Backbone) -> None:
-    shots = shots_of(tiny_clip, meaningless(8, grain=32))
+    shots = shots_of(tiny_clip, noise_images(8, grain=32))
     plain, start = ZeroShot().fit(tiny_clip, shots), untrained(CLIPLoRA(), tiny_clip, shots).fitted
     torch.testing.assert_close(
         logits_of(start, shots), logits_of(plain, shots), rtol=1e-4, atol=1e-4
@@ -183,7 +183,7 @@ def test_without_a_step_it_is_zero_shot(tiny_clip: Backbone) -> None:
 def test_the_schedule_is_torchs_cosine_over_as_many_steps_as_the_shots_ask_for(
     tiny_clip: Backbone,
 ) -> None:
-    shots = shots_of(tiny_clip, meaningless(12, ("cat", "dog", "car"), grain=32))
+    shots = shots_of(tiny_clip, noise_images(12, ("cat", "dog", "car"), grain=32))
     method = configured(CLIPLoRA(), {"batch_size": 5, "iterations": 7})
     recipe = method.recipe
     steps = 30  # 7 iterations x 4 shots, and whole epochs of 3

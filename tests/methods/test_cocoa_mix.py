@@ -26,12 +26,12 @@ from rmadapter.training.contract import Known, Shots
 from tests.helpers.context_prompts import (
     CLASSES,
     LABELS,
-    eight,
-    overfits,
+    assert_same_as_plain,
+    depends_on_seed_only,
+    eight_shots,
+    learns_all_shots,
     plain_logits,
     plain_text,
-    same_as_plain,
-    the_seed_decides,
 )
 from tests.helpers.shots import logits_of
 
@@ -61,7 +61,7 @@ def test_loss_and_gradient_are_the_plain_ones(
         own = (p / p.sum(-1, keepdim=True))[range(3), LABELS]
         return (confusion * (1 - own) - own.log()).mean()
 
-    same_as_plain(CoCoAMix(confusion=confusion), request.getfixturevalue(name), plain)
+    assert_same_as_plain(CoCoAMix(confusion=confusion), request.getfixturevalue(name), plain)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -128,7 +128,7 @@ def test_words_that_are_no_class() -> None:
 
 def test_each_class_has_the_share_of_its_kind(tiny_clip: Backbone) -> None:
     """Whatever else is asked about, and without a unit length: it is the cosines that are mixed."""
-    shots, templates = eight(tiny_clip), ("the {}",)
+    shots, templates = eight_shots(tiny_clip), ("the {}",)
     module: Any = CoCoAMix().module(tiny_clip)
     module.shares.copy_(torch.tensor([0.8, 0.3]))
     names = ("house", "dog", "blue bird", "cat")
@@ -149,7 +149,7 @@ def test_each_class_has_the_share_of_its_kind(tiny_clip: Backbone) -> None:
 
 
 def test_the_shares_of_a_fit_are_those_of_its_shots(tiny_clip: Backbone) -> None:
-    shots = eight(tiny_clip)
+    shots = eight_shots(tiny_clip)
     fitted = configured(CoCoAMix(), {"epochs": 20}).fit(tiny_clip, shots)
     features = F.normalize(shots.plain_features(), dim=-1).double()
 
@@ -176,9 +176,13 @@ def test_vectors_are_as_many_as_fit(tiny_clip: Backbone, vit_b16: Backbone) -> N
 
 
 def test_eight_images_are_learned_by_heart(tiny_clip: Backbone) -> None:
-    assert overfits(configured(CoCoAMix(), {"epochs": 120, "learning_rate": 0.02}), tiny_clip)
+    assert learns_all_shots(
+        configured(CoCoAMix(), {"epochs": 120, "learning_rate": 0.02}), tiny_clip
+    )
 
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
 def test_the_seed_decides(name: str, request: pytest.FixtureRequest) -> None:
-    assert the_seed_decides(configured(CoCoAMix(), {"epochs": 3}), request.getfixturevalue(name))
+    assert depends_on_seed_only(
+        configured(CoCoAMix(), {"epochs": 3}), request.getfixturevalue(name)
+    )

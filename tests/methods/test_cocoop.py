@@ -17,12 +17,12 @@ from tests.helpers.context_prompts import (
     CLASSES,
     LABELS,
     ROWS,
-    eight,
-    overfits,
+    assert_same_as_plain,
+    depends_on_seed_only,
+    eight_shots,
+    learns_all_shots,
     plain_logits,
     plain_text,
-    same_as_plain,
-    the_seed_decides,
 )
 from tests.helpers.rounding import assert_same_float32
 from tests.helpers.shots import logits_of, pixels_of
@@ -48,11 +48,13 @@ def test_loss_and_gradients_are_the_plain_ones(name: str, request: pytest.Fixtur
         return F.cross_entropy(plain_rows(learner, shots), LABELS)
 
     # The meta-net has two hidden units here; the seed is one of those with which both are alive.
-    same_as_plain(CoCoOp(context="a photo of the"), request.getfixturevalue(name), plain, seed=2)
+    assert_same_as_plain(
+        CoCoOp(context="a photo of the"), request.getfixturevalue(name), plain, seed=2
+    )
 
 
 def test_an_image_is_scored_alike_in_any_company(tiny_clip: Backbone) -> None:
-    shots = eight(tiny_clip)
+    shots = eight_shots(tiny_clip)
     fitted = configured(CoCoOp(), {"epochs": 1}).fit(tiny_clip, shots)
     score, held = fitted.score(), shots.source()
     alone = torch.cat([score(held.batch(torch.tensor([i]))) for i in range(8)])
@@ -68,9 +70,9 @@ def test_parameters_are_those_of_the_code(vit_b16: Backbone) -> None:
 
 @pytest.mark.slow
 def test_eight_images_are_learned_by_heart(tiny_clip: Backbone) -> None:
-    assert overfits(configured(CoCoOp(), {"epochs": 30, "learning_rate": 0.02}), tiny_clip)
+    assert learns_all_shots(configured(CoCoOp(), {"epochs": 30, "learning_rate": 0.02}), tiny_clip)
 
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
 def test_the_seed_decides(name: str, request: pytest.FixtureRequest) -> None:
-    assert the_seed_decides(configured(CoCoOp(), {"epochs": 2}), request.getfixturevalue(name))
+    assert depends_on_seed_only(configured(CoCoOp(), {"epochs": 2}), request.getfixturevalue(name))

@@ -18,12 +18,12 @@ from tests.helpers.context_prompts import (
     CLASSES,
     LABELS,
     NEW,
-    eight,
-    overfits,
+    assert_same_as_plain,
+    depends_on_seed_only,
+    eight_shots,
+    learns_all_shots,
     plain_logits,
     plain_text,
-    same_as_plain,
-    the_seed_decides,
 )
 from tests.helpers.shots import logits_of, untrained
 
@@ -37,12 +37,12 @@ def test_loss_and_gradient_are_the_plain_ones(
         classes = plain_text(learner.backbone, CLASSES, learner.ctx)
         return F.cross_entropy(plain_logits(learner.backbone, shots, classes), LABELS)
 
-    same_as_plain(CoOp(context=context), request.getfixturevalue(name), plain)
+    assert_same_as_plain(CoOp(context=context), request.getfixturevalue(name), plain)
 
 
 def test_untrained_context_is_the_written_prompt(tiny_clip: Backbone) -> None:
     """Before the first step: zero-shot CLIP with "a photo of a"."""
-    shots = eight(tiny_clip)
+    shots = eight_shots(tiny_clip)
     found = logits_of(untrained(CoOp(), tiny_clip, shots).fitted, shots, NEW)
     expected = logits_of(ZeroShot().fit(tiny_clip, shots), shots, NEW)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -54,11 +54,11 @@ def test_parameters_are_those_of_the_code(vit_b16: Backbone) -> None:
 
 
 def test_eight_images_are_learned_by_heart(tiny_clip: Backbone) -> None:
-    assert overfits(configured(CoOp(), {"epochs": 120, "learning_rate": 0.02}), tiny_clip)
+    assert learns_all_shots(configured(CoOp(), {"epochs": 120, "learning_rate": 0.02}), tiny_clip)
 
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
 def test_the_seed_decides(name: str, request: pytest.FixtureRequest) -> None:
-    assert the_seed_decides(
+    assert depends_on_seed_only(
         configured(CoOp(context=""), {"epochs": 3}), request.getfixturevalue(name)
     )

@@ -15,9 +15,17 @@ from rmadapter.errors import UserError
 from rmadapter.methods.coprompt import CoPrompt, Descriptions
 from rmadapter.methods.descriptions import without_texts
 from rmadapter.settings import configured
-from tests.helpers.deep_prompts import LABELS, NAMES, eight_images, hooked, learns, pixels, same
+from tests.helpers.deep_prompts import (
+    LABELS,
+    NAMES,
+    assert_learns,
+    assert_same_terms,
+    eight_images,
+    pixels,
+    prompts_inserted,
+)
 from tests.helpers.rounding import double
-from tests.helpers.shots import logits_of, meaningless, shots_of, untrained
+from tests.helpers.shots import logits_of, noise_images, shots_of, untrained
 
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
@@ -34,7 +42,7 @@ def test_terms_and_gradients_are_plain_ones(name: str, request: pytest.FixtureRe
     lean = method.loss(
         module, LABELS, backbone.image.frozen(images, 1), text, (frozen[0], frozen[1])
     )
-    same(module, lean, plain_terms(backbone, module, images, frozen))
+    assert_same_terms(module, lean, plain_terms(backbone, module, images, frozen))
 
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
@@ -46,7 +54,7 @@ def test_a_fit_compares_with_the_untouched_encoders(
     backbone, images = double(given), pixels(given)
     method = CoPrompt(n_ctx=2, depth=3, consistency=4, reduction=1)
     start = untrained(
-        method, backbone, shots_of(given, meaningless(5, NAMES), templates=("the {}",))
+        method, backbone, shots_of(given, noise_images(5, NAMES), templates=("the {}",))
     )
     module, model = start.module.double(), backbone.model
     frozen = [
@@ -54,7 +62,7 @@ def test_a_fit_compares_with_the_untouched_encoders(
         model.encode_text(backbone.tokenizer([f"the {name}" for name in NAMES])),
     ]  # type: ignore[operator]
     lean = start.terms(range(5), images=backbone.image.frozen(images, 1))
-    same(module, lean, plain_terms(backbone, module, images, frozen))
+    assert_same_terms(module, lean, plain_terms(backbone, module, images, frozen))
 
 
 def plain_terms(
@@ -65,7 +73,7 @@ def plain_terms(
         p @ layer.weight.T + layer.bias
         for p, layer in zip(module.coupled.prompts, module.coupled.maps, strict=True)
     ]
-    with hooked(backbone, list(module.coupled.prompts), mapped) as model:
+    with prompts_inserted(backbone, list(module.coupled.prompts), mapped) as model:
         w = model.encode_text(backbone.tokenizer([f"a photo of a {name}." for name in NAMES]))
         f = model.encode_image(images)
     mixed = []
@@ -136,7 +144,7 @@ def test_wrong_descriptions_are_named(tiny_clip: Backbone, tmp_path: Path, value
 @pytest.mark.slow
 def test_it_learns_eight_images(tiny_clip: Backbone) -> None:
     fields = {"epochs": 80, "learning_rate": 0.05, "batch_size": 8, "consistency": 0.1}
-    learns(configured(CoPrompt(), fields), tiny_clip)
+    assert_learns(configured(CoPrompt(), fields), tiny_clip)
 
 
 @pytest.mark.parametrize("views", [1, 2, 0])

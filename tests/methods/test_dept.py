@@ -15,9 +15,17 @@ from rmadapter.methods.dept import DePT
 from rmadapter.methods.maple import MaPLe
 from rmadapter.settings import configured
 from rmadapter.training.contract import Known
-from tests.helpers.deep_prompts import LABELS, NAMES, eight_images, hooked, learns, pixels, same
+from tests.helpers.deep_prompts import (
+    LABELS,
+    NAMES,
+    assert_learns,
+    assert_same_terms,
+    eight_images,
+    pixels,
+    prompts_inserted,
+)
 from tests.helpers.rounding import assert_same_float32, double
-from tests.helpers.shots import logits_of, meaningless, shots_of, untrained
+from tests.helpers.shots import logits_of, noise_images, shots_of, untrained
 
 
 def shaken(module: Any) -> Any:
@@ -39,7 +47,7 @@ def plain_heads(
     mapped = [
         p @ layer.weight.T + layer.bias for p, layer in zip(inner.prompts, inner.maps, strict=True)
     ]
-    with hooked(backbone, list(inner.prompts), mapped) as model:
+    with prompts_inserted(backbone, list(inner.prompts), mapped) as model:
         w = model.encode_text(backbone.tokenizer([f"a photo of a {name}." for name in names]))
         f = model.encode_image(images)
     ours = model.logit_scale.exp() * F.cosine_similarity(f[:, None], w[None], dim=-1)
@@ -54,7 +62,7 @@ def test_terms_and_gradients_are_plain_ones(
 ) -> None:
     given = request.getfixturevalue(name)
     backbone, images = double(given), pixels(given)
-    start = untrained(DePT(depth=2, share=share), backbone, shots_of(given, meaningless(5, NAMES)))
+    start = untrained(DePT(depth=2, share=share), backbone, shots_of(given, noise_images(5, NAMES)))
     module: Any = shaken(start.module.double())
     lean = start.terms(range(5), images=backbone.image.frozen(images, 1))
     ours, of_images, of_texts = plain_heads(module, backbone, images, NAMES)
@@ -63,7 +71,7 @@ def test_terms_and_gradients_are_plain_ones(
         "ce": (1 - share) * F.cross_entropy(ours, LABELS),
         "ce_head": -share * head[torch.arange(10), torch.cat([LABELS, LABELS])].mean(),
     }
-    same(module, lean, {"loss": sum(plain.values()), **plain})  # type: ignore[dict-item]
+    assert_same_terms(module, lean, {"loss": sum(plain.values()), **plain})  # type: ignore[dict-item]
 
 
 def test_the_head_answers_about_trained_classes_alone(tiny_clip: Backbone) -> None:
@@ -127,7 +135,9 @@ def test_without_the_head_it_is_maple(tiny_clip: Backbone) -> None:
 
 @pytest.mark.slow
 def test_it_learns_eight_images(tiny_clip: Backbone) -> None:
-    learns(configured(DePT(), {"epochs": 60, "learning_rate": 0.02, "batch_size": 8}), tiny_clip)
+    assert_learns(
+        configured(DePT(), {"epochs": 60, "learning_rate": 0.02, "batch_size": 8}), tiny_clip
+    )
 
 
 def test_parameters_are_the_codes(vit_b16: Backbone) -> None:

@@ -17,12 +17,12 @@ from rmadapter.errors import UserError
 from rmadapter.methods import load_method
 from rmadapter.methods.descriptions import TEXTS, WEIGHTS, Descriptions, clause
 from rmadapter.prompts import zero_shot_weights
-from tests.helpers.shell import Command, its_backbone, refused, rmadapter
-from tests.helpers.shots import NEEDED, logits_of, noisy_colors, pixels_of, shots_of
+from tests.helpers.shell import Command, backbone_option, refused, rmadapter
+from tests.helpers.shots import REQUIRED_SETTINGS, logits_of, noisy_colors, pixels_of, shots_of
 
 __all__ = ["rmadapter"]  # a fixture
 
-FILE = NEEDED["zero-shot-descriptions"]["descriptions"]
+FILE = REQUIRED_SETTINGS["zero-shot-descriptions"]["descriptions"]
 GIVEN: dict[str, list[str]] = json.loads(Path(FILE).read_text("utf-8"))
 CLASSES = ("blue", "green", "night sky", "red")
 
@@ -136,7 +136,7 @@ def test_from_a_file_to_a_run_that_grows(
     file.write_text(json.dumps(GIVEN), encoding="utf-8")
     refused(rmadapter(*other), "holds another run")  # for its texts are others
     grown = rmadapter(
-        "add", run, "yellow", "house", "--out", tmp_path / "more", *its_backbone(run), "--json"
+        "add", run, "yellow", "house", "--out", tmp_path / "more", *backbone_option(run), "--json"
     )
     assert json.loads(grown.out)["labels"] == [
         "blue",
@@ -148,7 +148,9 @@ def test_from_a_file_to_a_run_that_grows(
     ]
     image = colors / "test" / "red" / "0.png"
     [answer] = json.loads(
-        rmadapter("predict", tmp_path / "more", image, *its_backbone(run), "--top", 6, "--json").out
+        rmadapter(
+            "predict", tmp_path / "more", image, *backbone_option(run), "--top", 6, "--json"
+        ).out
     )
     assert len(answer["classes"]) == 6
 

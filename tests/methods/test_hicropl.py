@@ -14,9 +14,17 @@ from rmadapter.errors import UserError
 from rmadapter.methods import hicropl
 from rmadapter.methods.hicropl import HEADS, HiCroPL
 from rmadapter.settings import configured
-from tests.helpers.deep_prompts import LABELS, NAMES, eight_images, hooked, learns, pixels, same
+from tests.helpers.deep_prompts import (
+    LABELS,
+    NAMES,
+    assert_learns,
+    assert_same_terms,
+    eight_images,
+    pixels,
+    prompts_inserted,
+)
 from tests.helpers.rounding import double
-from tests.helpers.shots import logits_of, meaningless, shots_of, untrained
+from tests.helpers.shots import logits_of, noise_images, shots_of, untrained
 
 
 def attended(own: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -57,7 +65,7 @@ def test_terms_and_gradients_are_plain_ones(name: str, request: pytest.FixtureRe
     the text's."""
     given = request.getfixturevalue(name)
     backbone, images = double(given), pixels(given)
-    shots = shots_of(given, meaningless(5, NAMES), templates=("the small {}",))
+    shots = shots_of(given, noise_images(5, NAMES), templates=("the small {}",))
     start = untrained(HiCroPL(n_ctx=2), backbone, shots)
     module: Any = start.module
     noise = torch.Generator().manual_seed(0)
@@ -68,7 +76,7 @@ def test_terms_and_gradients_are_plain_ones(name: str, request: pytest.FixtureRe
 
     (*text, t3, t4), (v1, v2, *image) = module.prompts["text"], module.prompts["image"]
     texts = [*text, *mapped(module, "text", [t3, t4], "image", image)]
-    with hooked(
+    with prompts_inserted(
         backbone, texts, [*mapped(module, "image", [v1, v2], "text", text), *image]
     ) as model:
         w = model.encode_text(backbone.tokenizer([f"a photo of a {name}." for name in NAMES]))
@@ -83,13 +91,13 @@ def test_terms_and_gradients_are_plain_ones(name: str, request: pytest.FixtureRe
         "image": 12 * (1 - (f * f_0).sum(-1).mean()),
         "text": 12 * (1 - (w * w_0).sum(-1).mean()),
     }
-    same(module, lean, {"loss": sum(plain.values()), **plain})  # type: ignore[dict-item]
+    assert_same_terms(module, lean, {"loss": sum(plain.values()), **plain})  # type: ignore[dict-item]
 
 
 @pytest.mark.slow
 def test_it_learns_eight_images(tiny_clip: Backbone) -> None:
     fields = {"n_ctx": 2, "epochs": 60, "learning_rate": 0.01, "batch_size": 8, "consistency": 0.1}
-    learns(configured(HiCroPL(), fields), tiny_clip)
+    assert_learns(configured(HiCroPL(), fields), tiny_clip)
 
 
 def test_answers_need_no_untouched_features_given(tiny_clip: Backbone) -> None:

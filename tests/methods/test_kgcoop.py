@@ -17,13 +17,13 @@ from rmadapter.training.contract import Shots
 from tests.helpers.context_prompts import (
     CLASSES,
     LABELS,
-    eight,
+    assert_same_as_plain,
+    depends_on_seed_only,
+    eight_shots,
     knowledge,
-    overfits,
+    learns_all_shots,
     plain_logits,
     plain_text,
-    same_as_plain,
-    the_seed_decides,
 )
 from tests.helpers.shots import logits_of
 
@@ -36,14 +36,14 @@ def test_loss_and_gradient_are_the_plain_ones(name: str, request: pytest.Fixture
         return ce + 8 * knowledge(learner.backbone, classes)
 
     # from noise: "a photo of a" is at a distance of 0
-    same_as_plain(KgCoOp(context=""), request.getfixturevalue(name), plain)
+    assert_same_as_plain(KgCoOp(context=""), request.getfixturevalue(name), plain)
 
 
 def test_weight_zero_is_coop_and_a_large_one_stays_near_the_written_prompts(
     tiny_clip: Backbone,
 ) -> None:
     fields = {"context": "", "epochs": 60, "batch_size": 8, "learning_rate": 0.02}
-    shots = eight(tiny_clip)
+    shots = eight_shots(tiny_clip)
     coop = configured(CoOp(), fields).fit(tiny_clip, shots)
     weights = {
         w: configured(KgCoOp(), {**fields, "distance_weight": w}).fit(tiny_clip, shots)
@@ -61,11 +61,11 @@ def test_parameters_are_those_of_the_code(vit_b16: Backbone) -> None:
 
 def test_eight_images_are_learned_by_heart(tiny_clip: Backbone) -> None:
     fields = {"epochs": 120, "learning_rate": 0.02, "distance_weight": 0.1}
-    assert overfits(configured(KgCoOp(), fields), tiny_clip)
+    assert learns_all_shots(configured(KgCoOp(), fields), tiny_clip)
 
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
 def test_the_seed_decides(name: str, request: pytest.FixtureRequest) -> None:
-    assert the_seed_decides(
+    assert depends_on_seed_only(
         configured(KgCoOp(), {"context": "", "epochs": 3}), request.getfixturevalue(name)
     )

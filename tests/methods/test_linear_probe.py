@@ -15,7 +15,7 @@ from rmadapter.errors import UserError
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.training.contract import NotApplicable, Shots
 from tests.helpers.rounding import assert_same_float32
-from tests.helpers.shots import logits_of, meaningless, noisy_colors, shots_of
+from tests.helpers.shots import logits_of, noise_images, noisy_colors, shots_of
 
 pytestmark = pytest.mark.real_plots
 
@@ -139,7 +139,7 @@ def test_it_knows_its_classes_alone_in_any_order(tiny_clip: Backbone, shots: Sho
 
 def test_eight_images_are_learnt_by_heart_and_the_backbone_stays(tiny_clip: Backbone) -> None:
     before = {k: v.clone() for k, v in tiny_clip.model.state_dict().items()}
-    shots, method = shots_of(tiny_clip, meaningless(8)), LinearProbe(search_steps=0, C=1e6)
+    shots, method = shots_of(tiny_clip, noise_images(8)), LinearProbe(search_steps=0, C=1e6)
     fitted, again = method.fit(tiny_clip, shots), method.fit(tiny_clip, shots)
     assert logits_of(fitted, shots).argmax(1).tolist() == list(shots.images.labels)
     assert torch.equal(logits_of(fitted, shots), logits_of(again, shots))
@@ -148,8 +148,8 @@ def test_eight_images_are_learnt_by_heart_and_the_backbone_stays(tiny_clip: Back
 
 def test_one_class_and_one_shot(tiny_clip: Backbone) -> None:
     with pytest.raises(UserError, match="at least two"):
-        LinearProbe().fit(tiny_clip, shots_of(tiny_clip, meaningless(3, ("cat",))))
-    one = shots_of(tiny_clip, meaningless(3, ("cat", "dog", "car")))
+        LinearProbe().fit(tiny_clip, shots_of(tiny_clip, noise_images(3, ("cat",))))
+    one = shots_of(tiny_clip, noise_images(3, ("cat", "dog", "car")))
     given, searched = (
         LinearProbe(search_steps=0).fit(tiny_clip, one),
         LinearProbe().fit(tiny_clip, one),
@@ -160,7 +160,7 @@ def test_one_class_and_one_shot(tiny_clip: Backbone) -> None:
             "error"
         )  # scikit-learn takes many classes of one image each for a regression's values
         LinearProbe().fit(
-            tiny_clip, shots_of(tiny_clip, meaningless(24, tuple(f"thing {i}" for i in range(24))))
+            tiny_clip, shots_of(tiny_clip, noise_images(24, tuple(f"thing {i}" for i in range(24))))
         )
 
 

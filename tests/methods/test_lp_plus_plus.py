@@ -18,7 +18,7 @@ from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import configured
 from rmadapter.training.contract import NotApplicable, Shots
 from tests.helpers.rounding import assert_same_float32
-from tests.helpers.shots import logits_of, meaningless, noisy_colors, shots_of
+from tests.helpers.shots import logits_of, noise_images, noisy_colors, shots_of
 
 Array = np.ndarray
 
@@ -128,7 +128,7 @@ def test_alpha_moves_after_every_so_many_epochs(tiny_clip: Backbone, shots: Shot
 
 def test_eight_images_are_learnt_by_heart_and_the_backbone_stays(tiny_clip: Backbone) -> None:
     before = {k: v.clone() for k, v in tiny_clip.model.state_dict().items()}
-    shots = shots_of(tiny_clip, meaningless(8))
+    shots = shots_of(tiny_clip, noise_images(8))
     method = LPPlusPlus()
     fitted, again = method.fit(tiny_clip, shots), method.fit(tiny_clip, shots)
     assert logits_of(fitted, shots).argmax(1).tolist() == list(shots.images.labels)

@@ -21,9 +21,9 @@ from rmadapter.methods.lweib import LwEIB, rivals
 from rmadapter.prompts import cosine_logits
 from rmadapter.settings import configured
 from rmadapter.training.contract import Known
-from tests.helpers.deep_prompts import NAMES, eight_images, learns, pixels
+from tests.helpers.deep_prompts import NAMES, assert_learns, eight_images, pixels
 from tests.helpers.rounding import double
-from tests.helpers.shots import gradients, logits_of, meaningless, shots_of, untrained
+from tests.helpers.shots import gradients, logits_of, noise_images, shots_of, untrained
 
 SCALES = (0.5, 0.3, 0.7, 0.4)
 KINDS = ["tiny_clip", "tiny_hf", "tiny_siglip"]
@@ -243,7 +243,7 @@ def test_class_prompts_stand_in_and_a_note_says_so(
     without_texts.cache_clear()
     for _ in range(2):
         fitted = configured(LwEIB(), {"epochs": 1}).fit(
-            tiny_clip, shots_of(tiny_clip, meaningless(2))
+            tiny_clip, shots_of(tiny_clip, noise_images(2))
         )
     assert capsys.readouterr().err.count("without generated descriptions") == 1
     assert unpacked(fitted.tensors[TEXTS]) == {}
@@ -254,7 +254,7 @@ def test_class_prompts_stand_in_and_a_note_says_so(
 
 @pytest.mark.slow
 def test_it_learns_eight_images(tiny_clip: Backbone) -> None:
-    learns(
+    assert_learns(
         configured(LwEIB(), {"epochs": 60, "learning_rate": 2.0, "batch_size": 8, "scale": 0.3}),
         tiny_clip,
     )

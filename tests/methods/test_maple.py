@@ -10,9 +10,16 @@ from rmadapter.backbones import Backbone
 from rmadapter.methods.maple import MaPLe
 from rmadapter.methods.parts import deep
 from rmadapter.settings import configured
-from tests.helpers.deep_prompts import LABELS, NAMES, hooked, learns, pixels, same
+from tests.helpers.deep_prompts import (
+    LABELS,
+    NAMES,
+    assert_learns,
+    assert_same_terms,
+    pixels,
+    prompts_inserted,
+)
 from tests.helpers.rounding import double
-from tests.helpers.shots import meaningless, shots_of, untrained
+from tests.helpers.shots import noise_images, shots_of, untrained
 
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
@@ -22,7 +29,7 @@ def test_logits_loss_and_gradients_are_plain_ones(
 ) -> None:
     given = request.getfixturevalue(name)
     backbone, images = double(given), pixels(given)
-    start = untrained(MaPLe(**fields), backbone, shots_of(given, meaningless(5, NAMES)))  # type: ignore[arg-type]
+    start = untrained(MaPLe(**fields), backbone, shots_of(given, noise_images(5, NAMES)))  # type: ignore[arg-type]
     module, states = start.module.double(), backbone.image.frozen(images, 1)
     lean = deep.logits(
         backbone, module.image_features(states), module.class_features(module.text(NAMES))
@@ -31,13 +38,15 @@ def test_logits_loss_and_gradients_are_plain_ones(
         p @ layer.weight.T + layer.bias
         for p, layer in zip(module.prompts, module.maps, strict=True)
     ]
-    with hooked(backbone, list(module.prompts), mapped) as model:
+    with prompts_inserted(backbone, list(module.prompts), mapped) as model:
         text = model.encode_text(backbone.tokenizer([f"a photo of a {name}." for name in NAMES]))
         plain = model.logit_scale.exp() * F.cosine_similarity(
             model.encode_image(images)[:, None], text[None], dim=-1
         )
     torch.testing.assert_close(lean, plain, rtol=1e-9, atol=1e-10)
-    same(module, start.terms(range(5), images=states), {"loss": F.cross_entropy(plain, LABELS)})
+    assert_same_terms(
+        module, start.terms(range(5), images=states), {"loss": F.cross_entropy(plain, LABELS)}
+    )
 
 
 def test_the_start_is_clip_with_more_tokens_in_the_image(tiny_clip: Backbone) -> None:
@@ -51,7 +60,9 @@ def test_the_start_is_clip_with_more_tokens_in_the_image(tiny_clip: Backbone) ->
 
 @pytest.mark.slow
 def test_it_learns_eight_images(tiny_clip: Backbone) -> None:
-    learns(configured(MaPLe(), {"epochs": 80, "learning_rate": 0.05, "batch_size": 8}), tiny_clip)
+    assert_learns(
+        configured(MaPLe(), {"epochs": 80, "learning_rate": 0.05, "batch_size": 8}), tiny_clip
+    )
 
 
 def test_parameters_are_the_codes(vit_b16: Backbone) -> None:

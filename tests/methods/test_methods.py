@@ -31,7 +31,7 @@ from rmadapter.training import loop as training
 from rmadapter.training.contract import Fitted, Known, Method, NotApplicable
 from rmadapter.training.traits import Traits, Uses
 from tests.helpers.gpu_rules import GpuRules
-from tests.helpers.methods import probabilities, quick
+from tests.helpers.methods import probabilities, quick_method
 from tests.helpers.shots import noisy_colors, shots_of
 
 UNTRAINED = ("zero-shot", "zero-shot-ensemble", "zero-shot-descriptions", "tda", "tip-adapter")
@@ -41,7 +41,7 @@ CLOSED = (
 )
 TRAINED = [name for name in METHODS if name not in (*UNTRAINED, "linear-probe")]  # step by step
 OTHERS = ("house", "tree", "car", "bird")
-GUEST = f"{Path(__file__).parents[1] / 'helpers/guests.py'}:Guest"
+EXTERNAL = f"{Path(__file__).parents[1] / 'helpers/external_methods.py'}:ExternalMethod"
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_a_method_answers_and_leaves_the_backbone_as_it_was(
     name: str, precision: str, tiny_clip: Backbone, images: ImageSet
 ) -> None:
     before = weights(tiny_clip)
-    fitted = quick(name).fit(tiny_clip, shots_of(tiny_clip, images, precision=precision))
+    fitted = quick_method(name).fit(tiny_clip, shots_of(tiny_clip, images, precision=precision))
     table = probabilities(fitted, images)
     assert table.shape == (len(images), len(images.classes))
     torch.testing.assert_close(table.sum(1), torch.ones(len(images)))
@@ -113,7 +113,7 @@ def test_half_precision_works_by_the_rules_of_a_gpu(
     name: str, tiny_clip: Backbone, images: ImageSet
 ) -> None:
     with GpuRules():
-        fitted = quick(name).fit(tiny_clip, shots_of(tiny_clip, images, precision="bf16"))
+        fitted = quick_method(name).fit(tiny_clip, shots_of(tiny_clip, images, precision="bf16"))
     assert not {tensor.dtype for tensor in fitted.tensors.values()} & {
         torch.bfloat16,
         torch.float16,
@@ -125,7 +125,7 @@ def test_saved_and_loaded_it_answers_the_same(
     name: str, tiny_clip: Backbone, images: ImageSet, tmp_path: Path
 ) -> None:
     """Bit for bit: a fitted model and a loaded one answer by the same `restore`."""
-    method = quick(name)
+    method = quick_method(name)
     fitted = method.fit(
         tiny_clip, shots_of(tiny_clip, images, templates=("a {}.", "the {}."), seed=3)
     )
@@ -154,7 +154,7 @@ def test_a_killed_training_ends_with_the_same_weights(
 ) -> None:
     """Killed at a random step, after which another process would go on: bit for bit, dropout and
     averages included."""
-    method, views = quick(name), {"augmentation": "standard", "views": 2}
+    method, views = quick_method(name), {"augmentation": "standard", "views": 2}
     whole = method.fit(tiny_clip, shots_of(tiny_clip, images, **views))
     total = whole.trained.step
     survived = random.Random(f"{name} {sys.version}").randrange(1, total) if total > 1 else 0
@@ -187,7 +187,7 @@ def test_half_precision_that_needs_a_gpu_is_refused_for_all(
 ) -> None:
     for name in ("coop", "maple", "rmadapter", "clip-lora"):
         with pytest.raises(UserError, match="precision=fp16 needs a GPU: write precision=bf16"):
-            quick(name).fit(tiny_clip, shots_of(tiny_clip, images, precision="fp16"))
+            quick_method(name).fit(tiny_clip, shots_of(tiny_clip, images, precision="fp16"))
 
 
 def test_fresh_augmentation_where_a_method_can_and_a_sentence_where_it_cannot(
@@ -195,12 +195,14 @@ def test_fresh_augmentation_where_a_method_can_and_a_sentence_where_it_cannot(
 ) -> None:
     """views=0 are new crops in every epoch; methods that read all views at once need a number."""
     for name in ("coop", "mmrl", "rmadapter"):
-        fresh = quick(name).fit(tiny_clip, shots_of(tiny_clip, images, augmentation="standard"))
-        plain = quick(name).fit(tiny_clip, shots_of(tiny_clip, images))
+        fresh = quick_method(name).fit(
+            tiny_clip, shots_of(tiny_clip, images, augmentation="standard")
+        )
+        plain = quick_method(name).fit(tiny_clip, shots_of(tiny_clip, images))
         assert not same_tensors(fresh, plain)
     for name in ("linear-probe", "tip-adapter", "clap", "lp-plus-plus", "prolip"):
         with pytest.raises(UserError, match="set their number, as in --set views=8"):
-            quick(name).fit(tiny_clip, shots_of(tiny_clip, images, augmentation="standard"))
+            quick_method(name).fit(tiny_clip, shots_of(tiny_clip, images, augmentation="standard"))
 
 
 # ---- names ----
@@ -233,13 +235,13 @@ def test_efforts_are_explained() -> None:
 
 
 def test_a_method_in_a_file(tiny_clip: Backbone, images: ImageSet, tmp_path: Path) -> None:
-    method: Any = load_method(GUEST, {"kind": "closed"})
-    assert (method.title, method.kind) == ("guest", "closed")
+    method: Any = load_method(EXTERNAL, {"kind": "closed"})
+    assert (method.title, method.kind) == ("external", "closed")
     fitted = method.fit(tiny_clip, shots_of(tiny_clip, images))
-    save(tmp_path, fitted, GUEST)
+    save(tmp_path, fitted, EXTERNAL)
     with pytest.raises(UserError, match="is code from outside; name it yourself to run it"):
         load(tmp_path, tiny_clip)
-    loaded = load(tmp_path, tiny_clip, method=GUEST).fitted
+    loaded = load(tmp_path, tiny_clip, method=EXTERNAL).fitted
     assert torch.equal(probabilities(loaded, images), probabilities(fitted, images))
 
 
@@ -262,7 +264,7 @@ def test_a_class_without_the_members_of_method_loads_with_defaults(tmp_path: Pat
 
 def test_a_method_in_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "helpers"))
-    assert load_method("guests:Guest").title == "guest"
+    assert load_method("external_methods:ExternalMethod").title == "external"
 
 
 def test_a_method_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,25 +272,29 @@ def test_a_method_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.Mo
     package = tmp_path / "theirs-1.0.dist-info"
     package.mkdir()
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
-    lines = ["[rmadapter.methods]", "theirs = guests:Guest", "coop = guests:Guest"]
+    lines = [
+        "[rmadapter.methods]",
+        "theirs = external_methods:ExternalMethod",
+        "coop = external_methods:ExternalMethod",
+    ]
     (package / "entry_points.txt").write_text("\n".join(lines))
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "helpers"))
     assert list(entry_points()) == ["theirs"]
-    assert load_method("theirs").title == "guest"
+    assert load_method("theirs").title == "external"
     assert load_method("coop").title == "CoOp"
     assert not is_outside("theirs")
-    assert is_outside(GUEST)
+    assert is_outside(EXTERNAL)
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("gone.py:Guest", r"cannot be loaded \(ImportError: .*gone.py: no such file"),
-        (GUEST.replace("Guest", "Gust"), r"cannot be loaded \(AttributeError"),
-        ("no_such_package:Guest", r"cannot be loaded \(ModuleNotFoundError"),
-        (GUEST.replace("Guest", "Unfinished"), "Unfinished.*fit, .*source"),
-        (GUEST.replace("Guest", "Undeclared"), "Undeclared.*dataclass"),
+        ("gone.py:ExternalMethod", r"cannot be loaded \(ImportError: .*gone.py: no such file"),
+        (EXTERNAL.replace("ExternalMethod", "Missing"), r"cannot be loaded \(AttributeError"),
+        ("no_such_package:ExternalMethod", r"cannot be loaded \(ModuleNotFoundError"),
+        (EXTERNAL.replace("ExternalMethod", "Unfinished"), "Unfinished.*fit, .*source"),
+        (EXTERNAL.replace("ExternalMethod", "Undeclared"), "Undeclared.*dataclass"),
     ],
 )
 def test_what_cannot_be_a_method(name: str, words: str) -> None:

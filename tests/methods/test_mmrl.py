@@ -15,9 +15,16 @@ from rmadapter.errors import UserError
 from rmadapter.methods import load_method
 from rmadapter.methods.mmrl import MMRL, MMRL_PLUS_PLUS, LowRank, Representations
 from rmadapter.settings import configured
-from tests.helpers.deep_prompts import LABELS, NAMES, eight_images, learns, pixels, same
+from tests.helpers.deep_prompts import (
+    LABELS,
+    NAMES,
+    assert_learns,
+    assert_same_terms,
+    eight_images,
+    pixels,
+)
 from tests.helpers.rounding import assert_same_float32, double
-from tests.helpers.shots import logits_of, meaningless, shots_of, untrained
+from tests.helpers.shots import logits_of, noise_images, shots_of, untrained
 
 TEMPLATE = "a photo of a {}."
 
@@ -91,7 +98,7 @@ def test_terms_and_gradients_are_plain_ones(
     given = request.getfixturevalue(name)
     backbone, images = double(given), pixels(given)
     method = MMRL(tokens=3, width=24, first_block=first_block, regularisation=0.5, **plus)
-    start = untrained(method, backbone, shots_of(given, meaningless(5, NAMES)))
+    start = untrained(method, backbone, shots_of(given, noise_images(5, NAMES)))
     module = start.module.double()
     with torch.no_grad():
         module.space.mul_(20)
@@ -122,7 +129,7 @@ def test_terms_and_gradients_are_plain_ones(
         "image": 0.5 * (1 - (f_c * f_0).sum(-1).mean()),
         "text": 0.5 * (1 - (w * w_0).sum(-1).mean()),
     }
-    same(module, lean, {"loss": sum(plain.values()), **plain})
+    assert_same_terms(module, lean, {"loss": sum(plain.values()), **plain})
 
 
 def test_templates_are_averaged(tiny_clip: Backbone) -> None:
@@ -168,7 +175,9 @@ def test_representations_answer_about_trained_classes_alone(tiny_clip: Backbone)
 
 @pytest.mark.parametrize("method", [MMRL(), MMRL_PLUS_PLUS], ids=lambda method: method.title)
 def test_it_learns_eight_images(method: MMRL, tiny_clip: Backbone) -> None:
-    learns(configured(method, {"first_block": 2, "epochs": 20, "learning_rate": 0.005}), tiny_clip)
+    assert_learns(
+        configured(method, {"first_block": 2, "epochs": 20, "learning_rate": 0.005}), tiny_clip
+    )
 
 
 def test_it_starts_from_clips_own_projection(

@@ -20,12 +20,12 @@ from rmadapter.training.contract import Shots
 from tests.helpers.context_prompts import (
     CLASSES,
     LABELS,
-    eight,
-    overfits,
+    assert_same_as_plain,
+    depends_on_seed_only,
+    eight_shots,
+    learns_all_shots,
     plain_logits,
     plain_text,
-    same_as_plain,
-    the_seed_decides,
 )
 from tests.helpers.rounding import FACTOR
 from tests.helpers.shots import logits_of
@@ -60,7 +60,7 @@ def test_loss_and_gradient_are_the_plain_ones(
     factor = (
         4 * FACTOR if against else FACTOR
     )  # what is projected is a difference, by which luck counts for more
-    same_as_plain(
+    assert_same_as_plain(
         ProGrad(context="", strength=strength), request.getfixturevalue(name), plain, factor=factor
     )
 
@@ -102,12 +102,12 @@ def test_eight_images_are_learned_by_heart(tiny_clip: Backbone) -> None:
     """Without the projection; with it, what zero-shot CLIP answers stands against some of the
     labels."""
     fields = {"epochs": 120, "learning_rate": 0.02, "strength": 0.0}
-    assert overfits(configured(ProGrad(), fields), tiny_clip)
+    assert learns_all_shots(configured(ProGrad(), fields), tiny_clip)
 
 
 def test_it_stays_nearer_to_zero_shot_clip_than_coop(tiny_clip: Backbone) -> None:
     shots, fields = (
-        eight(tiny_clip),
+        eight_shots(tiny_clip),
         {"context": "", "epochs": 60, "batch_size": 8, "learning_rate": 0.02},
     )
     free, held = (
@@ -121,6 +121,6 @@ def test_it_stays_nearer_to_zero_shot_clip_than_coop(tiny_clip: Backbone) -> Non
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
 def test_the_seed_decides(name: str, request: pytest.FixtureRequest) -> None:
-    assert the_seed_decides(
+    assert depends_on_seed_only(
         configured(ProGrad(context=""), {"epochs": 3}), request.getfixturevalue(name)
     )

@@ -18,7 +18,7 @@ from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.settings import configured
 from rmadapter.training.contract import Known
 from tests.helpers.rounding import assert_same_float32, double
-from tests.helpers.shots import logits_of, meaningless, pixels_of, shots_of, untrained
+from tests.helpers.shots import logits_of, noise_images, pixels_of, shots_of, untrained
 
 NAMES = ("cat", "red car")
 LINEAR = "visual.head.proj.weight"
@@ -101,7 +101,7 @@ def test_steps_are_adams_on_cross_entropy_and_the_distance_from_the_start(
 
 def test_each_epoch_trains_on_the_next_view(tiny_clip: Backbone) -> None:
     """A projection that hardly moves: the loss of an epoch is that of its view."""
-    shots = shots_of(tiny_clip, meaningless(6), augmentation="standard", views=2)
+    shots = shots_of(tiny_clip, noise_images(6), augmentation="standard", views=2)
     fitted = configured(ProLIP(), {"epochs": 3, "learning_rate": 1e-12}).fit(tiny_clip, shots)
     losses = [step["loss"] for step in fitted.trained.history]
     assert losses[0] == pytest.approx(losses[2], rel=1e-5)
@@ -117,14 +117,14 @@ def test_each_epoch_trains_on_the_next_view(tiny_clip: Backbone) -> None:
 @pytest.mark.parametrize("name", PROJECTION)
 def test_without_a_step_it_is_zero_shot(name: str, request: pytest.FixtureRequest) -> None:
     backbone: Backbone = request.getfixturevalue(name)
-    shots = shots_of(backbone, meaningless(8))
+    shots = shots_of(backbone, noise_images(8))
     plain, start = ZeroShot().fit(backbone, shots), untrained(ProLIP(), backbone, shots).fitted
     assert_same_float32(logits_of(start, shots), logits_of(plain, shots))
 
 
 def test_eight_images_are_learnt_by_heart_and_the_backbone_stays(tiny_clip: Backbone) -> None:
     before = {k: v.clone() for k, v in tiny_clip.model.state_dict().items()}
-    shots = shots_of(tiny_clip, meaningless(8))
+    shots = shots_of(tiny_clip, noise_images(8))
     method = configured(ProLIP(strength=1e-6), {"learning_rate": 0.02})
     fitted, again = method.fit(tiny_clip, shots), method.fit(tiny_clip, shots)
     assert logits_of(fitted, shots).argmax(1).tolist() == list(shots.images.labels)
@@ -148,4 +148,4 @@ def test_a_backbone_without_a_projection_is_told_so(tiny_clip: Backbone) -> None
 
 def test_views_that_change_with_every_epoch_are_refused(tiny_clip: Backbone) -> None:
     with pytest.raises(UserError, match="set their number, as in --set views=8"):
-        ProLIP().fit(tiny_clip, shots_of(tiny_clip, meaningless(4), augmentation="standard"))
+        ProLIP().fit(tiny_clip, shots_of(tiny_clip, noise_images(4), augmentation="standard"))

@@ -21,7 +21,7 @@ from rmadapter.settings import configured
 from rmadapter.training import loop as training
 from rmadapter.training.loop import Batch, Recipe
 from rmadapter.training.state import Trained, Unfinished
-from tests.helpers.deep_prompts import eight_images, hooked, learns, pixels
+from tests.helpers.deep_prompts import assert_learns, eight_images, pixels, prompts_inserted
 from tests.helpers.rounding import double
 from tests.helpers.shots import gradients, logits_of
 
@@ -53,7 +53,7 @@ def test_features_are_plain_ones(name: str, request: pytest.FixtureRequest) -> N
     student.norm.weight.data.uniform_(0.5, 2)
     images = pixels(backbone)
     states = backbone.image.frozen(images, 1)
-    with hooked(backbone, image=[*student.prompts]) as model:
+    with prompts_inserted(backbone, image=[*student.prompts]) as model:
         x = model.encode_image(images) @ student.down.weight.T + student.down.bias
     n: Any = student.norm
     kept = (n.running_mean.clone(), n.running_var.clone())
@@ -111,7 +111,7 @@ def test_it_learns_eight_images(tiny_clip: Backbone, monkeypatch: pytest.MonkeyP
     fields = {"text_weight": 0.0, "image_weight": 0.0, "mean": 120.0, "batch_size": 8}
     tutor = configured(PromptSRC(), {"epochs": 120, "learning_rate": 0.05, **fields})
     monkeypatch.setattr(PromptKD, "_tutor", lambda self: tutor)
-    learns(
+    assert_learns(
         configured(PromptKD(), {"epochs": 100, "learning_rate": 0.002, "batch_size": 8}), tiny_clip
     )
 

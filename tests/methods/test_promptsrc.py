@@ -14,9 +14,17 @@ from rmadapter.methods import promptsrc
 from rmadapter.methods.promptsrc import PromptSRC, gaussian
 from rmadapter.settings import configured
 from rmadapter.training.loop import minimise
-from tests.helpers.deep_prompts import LABELS, NAMES, eight_images, hooked, learns, pixels, same
+from tests.helpers.deep_prompts import (
+    LABELS,
+    NAMES,
+    assert_learns,
+    assert_same_terms,
+    eight_images,
+    pixels,
+    prompts_inserted,
+)
 from tests.helpers.rounding import assert_same_float32, double
-from tests.helpers.shots import logits_of, meaningless, shots_of, untrained
+from tests.helpers.shots import logits_of, noise_images, shots_of, untrained
 
 TEMPLATES = ("a photo of a {}.", "the small {}")
 
@@ -29,13 +37,13 @@ def test_terms_and_gradients_are_plain_ones(
     """own: the templates are the method's, or else the run's."""
     given = request.getfixturevalue(name)
     backbone, images, count = double(given), pixels(given), len(NAMES)
-    shots = shots_of(given, meaningless(5, NAMES), **({} if own else {"templates": TEMPLATES}))
+    shots = shots_of(given, noise_images(5, NAMES), **({} if own else {"templates": TEMPLATES}))
     method = PromptSRC(depth=3, n_image=2, templates=TEMPLATES if own else ())
     start = untrained(method, backbone, shots)
     module: Any = start.module.double().prompts
     lean = start.terms(range(5), images=backbone.image.frozen(images, 1))
 
-    with hooked(backbone, list(module.text_prompts), list(module.image_prompts)) as model:
+    with prompts_inserted(backbone, list(module.text_prompts), list(module.image_prompts)) as model:
         w = model.encode_text(backbone.tokenizer([f"a photo of a {name}." for name in NAMES]))
         f = model.encode_image(images)
     f_0 = model.encode_image(images)
@@ -55,7 +63,7 @@ def test_terms_and_gradients_are_plain_ones(
         "image": 10 * (f - f_0).abs().mean(),
         "logits": (q * (q / p).log()).sum() / (5 * count),
     }
-    same(module, lean, {"loss": sum(plain.values()), **plain})  # type: ignore[dict-item]
+    assert_same_terms(module, lean, {"loss": sum(plain.values()), **plain})  # type: ignore[dict-item]
 
 
 def test_weights_of_epochs_are_a_gaussian_of_their_number() -> None:
@@ -110,7 +118,9 @@ def test_the_average_is_that_of_the_prompts_at_the_end_of_each_epoch(
 @pytest.mark.slow
 def test_it_learns_eight_images(tiny_clip: Backbone) -> None:
     fields = {"text_weight": 0.0, "image_weight": 0.0, "mean": 120.0, "batch_size": 8}
-    learns(configured(PromptSRC(), {"epochs": 120, "learning_rate": 0.05, **fields}), tiny_clip)
+    assert_learns(
+        configured(PromptSRC(), {"epochs": 120, "learning_rate": 0.05, **fields}), tiny_clip
+    )
 
 
 def test_templates_need_a_place_for_the_name() -> None:

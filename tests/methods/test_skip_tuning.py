@@ -20,7 +20,7 @@ from rmadapter.methods.skip_tuning import Prompts, SkipTuning, TunedCLIP, kept
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.settings import configured
 from tests.helpers.rounding import assert_same_float32, double
-from tests.helpers.shots import logits_of, meaningless, shots_of, untrained
+from tests.helpers.shots import logits_of, noise_images, shots_of, untrained
 
 NAMES = ("cat", "a small red car. a blue bird", "dog", "house")
 TEMPLATES = ("a photo of a {}.", "{}")
@@ -72,7 +72,7 @@ def test_it_is_fine_tuning_of_the_upper_blocks(
         monkeypatch.setattr(f"rmadapter.{place}.CHUNK", chunk)  # more prompts than fit at once
     given: Backbone = request.getfixturevalue(name)
     backbone, pixels = double(given), torch.randn(5, 3, 32, 32).double()
-    shots = shots_of(given, meaningless(5, NAMES), templates=TEMPLATES)
+    shots = shots_of(given, noise_images(5, NAMES), templates=TEMPLATES)
     for ratio in (1.0, 0.3):
         start = untrained(SkipTuning(skipped=skipped, ratio=ratio), backbone, shots)
         module: TunedCLIP = start.module
@@ -126,7 +126,7 @@ def test_what_is_skipped_is_not_computed(
 ) -> None:
     """No lower block runs in a step, and of the classes those alone that an image needs."""
     names = tuple(f"thing {i}" for i in range(30))
-    shots = shots_of(tiny_clip, meaningless(30, names))
+    shots = shots_of(tiny_clip, noise_images(30, names))
     start = untrained(SkipTuning(skipped=0.5), tiny_clip, shots)
     ran, prompts, norm, of = [], [], PreNorm.close, Prompts.of
 
@@ -151,7 +151,7 @@ def test_what_is_skipped_is_not_computed(
 def test_a_compiled_step_is_the_same(tiny_clip: Backbone) -> None:
     """Which tokens there are is not known when it is compiled."""
     start = untrained(
-        SkipTuning(), tiny_clip, shots_of(tiny_clip, meaningless(4, NAMES), templates=TEMPLATES)
+        SkipTuning(), tiny_clip, shots_of(tiny_clip, noise_images(4, NAMES), templates=TEMPLATES)
     )
     plain = start.terms(range(4))
     compiled = replace(start, loss=torch.compile(start.loss, backend="eager")).terms(range(4))
@@ -161,7 +161,7 @@ def test_a_compiled_step_is_the_same(tiny_clip: Backbone) -> None:
 
 def test_eight_images_are_learnt_by_heart_and_the_backbone_stays(tiny_clip: Backbone) -> None:
     before = {k: v.clone() for k, v in tiny_clip.model.state_dict().items()}
-    shots = shots_of(tiny_clip, meaningless(8, NAMES))
+    shots = shots_of(tiny_clip, noise_images(8, NAMES))
     method = configured(SkipTuning(), {"learning_rate": 0.01, "epochs": 40})
     fitted, again = method.fit(tiny_clip, shots), method.fit(tiny_clip, shots)
     assert logits_of(fitted, shots).argmax(1).tolist() == list(shots.images.labels)
@@ -173,7 +173,7 @@ def test_eight_images_are_learnt_by_heart_and_the_backbone_stays(tiny_clip: Back
 @pytest.mark.parametrize("name", KINDS)
 def test_without_a_step_it_answers_as_zero_shot(name: str, request: pytest.FixtureRequest) -> None:
     backbone: Backbone = request.getfixturevalue(name)
-    shots, names = shots_of(backbone, meaningless(4), templates=TEMPLATES), ("tree", "blue house")
+    shots, names = shots_of(backbone, noise_images(4), templates=TEMPLATES), ("tree", "blue house")
     plain, start = ZeroShot().fit(backbone, shots), untrained(SkipTuning(), backbone, shots).fitted
     assert_same_float32(logits_of(start, shots, names), logits_of(plain, shots, names))
 

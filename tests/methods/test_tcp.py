@@ -17,12 +17,12 @@ from rmadapter.training.contract import Shots
 from tests.helpers.context_prompts import (
     CLASSES,
     LABELS,
+    assert_same_as_plain,
+    depends_on_seed_only,
     knowledge,
-    overfits,
+    learns_all_shots,
     plain_logits,
     plain_text,
-    same_as_plain,
-    the_seed_decides,
 )
 
 
@@ -50,7 +50,7 @@ def test_loss_and_gradients_are_the_plain_ones(tiny_clip: Backbone, layer: int, 
         ce = F.cross_entropy(plain_logits(learner.backbone, shots, classes), LABELS)
         return ce + 8 * knowledge(learner.backbone, classes)
 
-    same_as_plain(TCP(layer=layer), tiny_clip, plain)
+    assert_same_as_plain(TCP(layer=layer), tiny_clip, plain)
 
 
 def test_a_bert_gets_its_class_contexts_too(tiny_hf: Backbone) -> None:
@@ -73,7 +73,7 @@ def test_a_bert_gets_its_class_contexts_too(tiny_hf: Backbone) -> None:
         ce = F.cross_entropy(plain_logits(learner.backbone, shots, classes), LABELS)
         return ce + 8 * knowledge(learner.backbone, classes)
 
-    same_as_plain(TCP(), tiny_hf, plain)
+    assert_same_as_plain(TCP(), tiny_hf, plain)
 
 
 def test_parameters_are_those_of_the_code(vit_b16: Backbone) -> None:
@@ -84,12 +84,12 @@ def test_parameters_are_those_of_the_code(vit_b16: Backbone) -> None:
 
 def test_eight_images_are_learned_by_heart(tiny_clip: Backbone) -> None:
     fields = {"epochs": 60, "learning_rate": 0.02, "distance_weight": 0.1}
-    assert overfits(configured(TCP(), fields), tiny_clip)
+    assert learns_all_shots(configured(TCP(), fields), tiny_clip)
 
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
 def test_the_seed_decides(name: str, request: pytest.FixtureRequest) -> None:
-    assert the_seed_decides(configured(TCP(), {"epochs": 3}), request.getfixturevalue(name))
+    assert depends_on_seed_only(configured(TCP(), {"epochs": 3}), request.getfixturevalue(name))
 
 
 def test_a_block_that_no_encoder_has(tiny_clip: Backbone) -> None:

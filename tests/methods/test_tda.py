@@ -19,8 +19,8 @@ from rmadapter.encoders import Grid, States
 from rmadapter.methods import load_method
 from rmadapter.methods.tda import TDA
 from rmadapter.training.contract import Known
-from tests.helpers.shell import Command, its_backbone, refused, rmadapter
-from tests.helpers.shots import meaningless, shots_of
+from tests.helpers.shell import Command, backbone_option, refused, rmadapter
+from tests.helpers.shots import noise_images, shots_of
 
 __all__ = ["rmadapter"]  # a fixture
 
@@ -96,7 +96,7 @@ def test_logits_are_those_of_the_authors_caches(
 
 def test_batches_do_not_matter_but_the_order_does(tiny_clip: Backbone) -> None:
     """And each call starts with nothing."""
-    fitted = load_method("tda").fit(tiny_clip, shots_of(tiny_clip, meaningless(4, NAMES)))
+    fitted = load_method("tda").fit(tiny_clip, shots_of(tiny_clip, noise_images(4, NAMES)))
     assert fitted.remembers
     _, images = near_prompts(tiny_clip)
     whole = fitted.score()(states(images))
@@ -131,7 +131,9 @@ def test_its_record_says_in_which_order_and_eval_repeats_it(
         assert rmadapter(*command, "--set", "device=cpu", "--out", run).code == 0
         [score] = json.loads((run / "run.json").read_text("utf-8"))["scores"]
         assert score["order"] == seed
-        found[seed] = json.loads(rmadapter("eval", run, colors, *its_backbone(run), "--json").out)
+        found[seed] = json.loads(
+            rmadapter("eval", run, colors, *backbone_option(run), "--json").out
+        )
         assert found[seed]["accuracy"] == score["accuracy"]
     other = [
         "fit",
@@ -166,7 +168,7 @@ def test_predict_says_that_it_learns_and_what_cannot_be_had_is_refused(
         "device=cpu",
     ]
     assert rmadapter(*command, "--out", run).code == 0
-    asked = ["predict", run, colors / "test", *its_backbone(run), "--out", out]
+    asked = ["predict", run, colors / "test", *backbone_option(run), "--out", out]
     code, _, err = rmadapter(*asked)
     assert (code, out.exists()) == (0, True)
     assert "TDA learns from these images in their order; the next call starts afresh" in err
@@ -180,7 +182,7 @@ def test_predict_says_that_it_learns_and_what_cannot_be_had_is_refused(
     )
     for words in (["export", run, "--out", tmp_path / "exported"], ["serve", run]):
         refused(
-            rmadapter(*words, *its_backbone(run)),
+            rmadapter(*words, *backbone_option(run)),
             "an exported or served run",
             "TDA",
         )

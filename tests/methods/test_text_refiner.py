@@ -18,9 +18,14 @@ from rmadapter.methods import text_refiner
 from rmadapter.methods.coop import CoOp
 from rmadapter.methods.text_refiner import Refiner, TextRefiner, Training, local_features
 from rmadapter.settings import configured
-from tests.helpers.context_prompts import eight, overfits, plain_text, the_seed_decides
+from tests.helpers.context_prompts import (
+    depends_on_seed_only,
+    eight_shots,
+    learns_all_shots,
+    plain_text,
+)
 from tests.helpers.rounding import double
-from tests.helpers.shots import logits_of, meaningless, shots_of, untrained
+from tests.helpers.shots import logits_of, noise_images, shots_of, untrained
 
 NAMES = ("cat", "a small red car", "dog", "tree house")
 KINDS = ("tiny_clip", "tiny_hf")
@@ -97,7 +102,7 @@ def test_loss_gradients_cache_and_answers_are_the_plain_ones(
 ) -> None:
     given: Backbone = request.getfixturevalue(name)
     backbone, pixels = double(given), torch.randn(4, 3, 32, 32).double()
-    shots = shots_of(given, meaningless(4, NAMES))
+    shots = shots_of(given, noise_images(4, NAMES))
     start = untrained(TextRefiner(slots=6), backbone, shots)
     module: Training = start.module.double().train()
     for parameter in module.parameters():
@@ -156,11 +161,11 @@ def test_several_processes_go_on_with_the_mean_of_their_caches(
 
 def test_eight_images_are_learned_by_heart(tiny_clip: Backbone) -> None:
     fields = {"epochs": 120, "learning_rate": 0.02, "likeness": 0.0}
-    assert overfits(configured(TextRefiner(), fields), tiny_clip)
+    assert learns_all_shots(configured(TextRefiner(), fields), tiny_clip)
 
 
 def test_without_what_is_added_it_is_coop(tiny_clip: Backbone) -> None:
-    shots, fields = eight(tiny_clip), {"epochs": 5, "batch_size": 8, "learning_rate": 0.02}
+    shots, fields = eight_shots(tiny_clip), {"epochs": 5, "batch_size": 8, "learning_rate": 0.02}
     refined = configured(TextRefiner(), {**fields, "alpha": 0.0, "local_weight": 0.0}).fit(
         tiny_clip, shots
     )
@@ -172,7 +177,9 @@ def test_without_what_is_added_it_is_coop(tiny_clip: Backbone) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_seed_decides(name: str, request: pytest.FixtureRequest) -> None:
-    assert the_seed_decides(configured(TextRefiner(), {"epochs": 3}), request.getfixturevalue(name))
+    assert depends_on_seed_only(
+        configured(TextRefiner(), {"epochs": 3}), request.getfixturevalue(name)
+    )
 
 
 def test_parameters_are_those_of_the_code(vit_b16: Backbone) -> None:

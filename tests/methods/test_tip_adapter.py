@@ -18,7 +18,7 @@ from rmadapter.methods.tip_adapter import Search, TipAdapter, TipAdapterF
 from rmadapter.settings import configured
 from rmadapter.training.contract import NotApplicable
 from tests.helpers.rounding import assert_same_float32
-from tests.helpers.shots import logits_of, meaningless, pixels_of, shots_of
+from tests.helpers.shots import logits_of, noise_images, pixels_of, shots_of
 
 THREE = ("cat", "dog", "car")
 
@@ -97,7 +97,7 @@ def test_loss_and_first_step_of_the_trained_keys(tiny_clip: Backbone, colors: Pa
 
 def test_each_epoch_trains_on_the_next_view(tiny_clip: Backbone) -> None:
     """Keys that hardly move: the loss of an epoch is that of its view."""
-    shots = shots_of(tiny_clip, meaningless(6, THREE), augmentation="standard", views=2)
+    shots = shots_of(tiny_clip, noise_images(6, THREE), augmentation="standard", views=2)
     fields = {"epochs": 3, "search": False, "learning_rate": 1e-9}
     fitted = configured(TipAdapterF(), fields).fit(tiny_clip, shots)
     _, w = unit_features(tiny_clip, shots.images)
@@ -115,8 +115,8 @@ def test_each_epoch_trains_on_the_next_view(tiny_clip: Backbone) -> None:
 def test_alpha_and_beta_are_the_best_of_the_grid_on_validation_images(
     method: Any, tiny_clip: Backbone
 ) -> None:
-    val = meaningless(15, THREE, seed=101, grain=32)
-    shots = shots_of(tiny_clip, meaningless(12, THREE, seed=1, grain=32), val=val)
+    val = noise_images(15, THREE, seed=101, grain=32)
+    shots = shots_of(tiny_clip, noise_images(12, THREE, seed=1, grain=32), val=val)
     method = configured(
         method, {"alpha_steps": 5, "beta_steps": 6, "largest_alpha": 20, "largest_beta": 30}
     )
@@ -144,7 +144,7 @@ def test_alpha_and_beta_are_the_best_of_the_grid_on_validation_images(
 
 
 def test_without_validation_images_every_shot_is_held_out_once(tiny_clip: Backbone) -> None:
-    shots = shots_of(tiny_clip, meaningless(12, THREE, grain=32))
+    shots = shots_of(tiny_clip, noise_images(12, THREE, grain=32))
     method, views = TipAdapter(), shots.features()
     parts = list(
         tip_adapter._judged(
@@ -161,7 +161,7 @@ def test_without_validation_images_every_shot_is_held_out_once(tiny_clip: Backbo
 
 
 def test_of_one_shot_nothing_is_held_out(tiny_clip: Backbone) -> None:
-    one = shots_of(tiny_clip, meaningless(3, THREE, grain=32))
+    one = shots_of(tiny_clip, noise_images(3, THREE, grain=32))
     given, searched = (
         TipAdapter(Search(search=False)).fit(tiny_clip, one),
         TipAdapter().fit(tiny_clip, one),
@@ -176,7 +176,7 @@ def test_of_one_shot_nothing_is_held_out(tiny_clip: Backbone) -> None:
 
 def test_eight_images_are_learnt_by_heart_and_the_backbone_stays(tiny_clip: Backbone) -> None:
     before = {k: v.clone() for k, v in tiny_clip.model.state_dict().items()}
-    shots = shots_of(tiny_clip, meaningless(8, grain=32))
+    shots = shots_of(tiny_clip, noise_images(8, grain=32))
     trained = {"alpha": 5, "beta": 20, "search": False, "epochs": 200, "learning_rate": 0.01}
     for method in (
         TipAdapter(Search(alpha=50, beta=50, search=False)),

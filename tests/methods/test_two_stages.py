@@ -16,7 +16,7 @@ from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.settings import configured
 from rmadapter.training import loop as train
 from tests.helpers.rounding import assert_same_float32, double
-from tests.helpers.shots import logits_of, meaningless, shots_of, untrained
+from tests.helpers.shots import logits_of, noise_images, shots_of, untrained
 
 NAMES = ("cat", "a small red car. a blue bird", "dog")
 TEMPLATES = ("a photo of a {}.", "{}")
@@ -58,7 +58,7 @@ def test_stage_1_is_the_backbones_forward_with_other_norms(
     )  # more prompts than fit at once
     given: Backbone = request.getfixturevalue(name)
     backbone, pixels = double(given), torch.randn(4, 3, 32, 32).double()
-    shots = shots_of(given, meaningless(4, NAMES), templates=TEMPLATES)
+    shots = shots_of(given, noise_images(4, NAMES), templates=TEMPLATES)
     start = untrained(TwoStages(), backbone, shots)
     module: Norms = start.module
     for parameter in module.norms.parameters():
@@ -93,7 +93,7 @@ def test_both_stages_with_the_steps_of_adamw(
     tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Five epochs of one step: three of the norms, which then stay, and two of the class features."""
-    shots = shots_of(tiny_clip, meaningless(6, NAMES, grain=32), templates=TEMPLATES)
+    shots = shots_of(tiny_clip, noise_images(6, NAMES, grain=32), templates=TEMPLATES)
     fitted = configured(TwoStages(), {**WHOLE, "epochs": 5, "learning_rate": 0.01}).fit(
         tiny_clip, shots
     )
@@ -131,7 +131,7 @@ def test_both_stages_with_the_steps_of_adamw(
 
 
 def test_the_schedule_is_torchs_cosine_twice(tiny_clip: Backbone) -> None:
-    shots = shots_of(tiny_clip, meaningless(9, NAMES, grain=32))
+    shots = shots_of(tiny_clip, noise_images(9, NAMES, grain=32))
     fitted = configured(TwoStages(), {"batch_size": 5, "iterations": 6}).fit(tiny_clip, shots)
     expected = []
     for steps in (
@@ -149,7 +149,7 @@ def test_the_schedule_is_torchs_cosine_twice(tiny_clip: Backbone) -> None:
 
 def test_eight_images_are_learnt_by_heart_and_the_backbone_stays(tiny_clip: Backbone) -> None:
     before = {k: v.clone() for k, v in tiny_clip.model.state_dict().items()}
-    shots = shots_of(tiny_clip, meaningless(8))
+    shots = shots_of(tiny_clip, noise_images(8))
     method = configured(TwoStages(), {"learning_rate": 0.05, "iterations": 0, "epochs": 40})
     fitted, again = method.fit(tiny_clip, shots), method.fit(tiny_clip, shots)
     assert logits_of(fitted, shots).argmax(1).tolist() == list(shots.images.labels)
@@ -165,7 +165,7 @@ def test_without_a_step_a_new_class_is_answered_as_by_zero_shot(
     name: str, request: pytest.FixtureRequest
 ) -> None:
     backbone: Backbone = request.getfixturevalue(name)
-    shots, names = shots_of(backbone, meaningless(4)), ("tree", "blue house")
+    shots, names = shots_of(backbone, noise_images(4)), ("tree", "blue house")
     plain, start = ZeroShot().fit(backbone, shots), untrained(TwoStages(), backbone, shots).fitted
     assert_same_float32(logits_of(start, shots, names), logits_of(plain, shots, names))
 

@@ -94,15 +94,15 @@ def test_what_settings_name_is_told_by_its_content(tmp_path: Path, tiny_clip: Ba
 MINE = """
 from dataclasses import dataclass
 from typing import ClassVar
-from tests.helpers.guests import Guest
+from tests.helpers.external_methods import ExternalMethod
 from rmadapter import Traits, Uses
 
 @dataclass(frozen=True)
-class Mine(Guest):
+class Mine(ExternalMethod):
     traits: ClassVar[Traits] = Traits(Uses(track="teacher", teacher="ViT-L/14", tuned="nothing"))
 
 @dataclass(frozen=True)
-class Wrong(Guest):
+class Wrong(ExternalMethod):
     traits: ClassVar[Traits] = Traits("a teacher")
 """
 

@@ -26,7 +26,7 @@ from rmadapter.runs.run import run_task
 from rmadapter.settings import Machine, configured
 from rmadapter.task import Task
 from rmadapter.training.contract import Fitted, Shots
-from tests.helpers.guests import Guest
+from tests.helpers.external_methods import ExternalMethod
 
 OPENED: list[str] | None = None  # files opened while somebody listens; an audit hook stays for good
 CPU = configured(Machine(), {"device": "cpu"})
@@ -70,7 +70,7 @@ def ask(job: Job, lab: Lab, method: Any = None) -> Record:
 
 
 def watched(job: Job, lab: Lab, look: Callable[[Backbone, Shots], object]) -> None:
-    class Looking(Guest):
+    class Looking(ExternalMethod):
         def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
             look(backbone, shots)
             return super().fit(backbone, shots)
@@ -130,7 +130,7 @@ def test_a_method_without_an_answer_for_new_classes(
     tiny_clip: Backbone, root: Path, tmp_path: Path
 ) -> None:
     name, lab = (
-        f"{Path(__file__).parents[1] / 'helpers/guests.py'}:Guest",
+        f"{Path(__file__).parents[1] / 'helpers/external_methods.py'}:ExternalMethod",
         Lab(CPU, root, progress=False),
     )
     jobs = [
@@ -144,7 +144,7 @@ def test_a_method_without_an_answer_for_new_classes(
     assert (halves.status, halves.metrics) == ("finished", {"base": known})
     novel = halves.score("novel")
     assert novel is not None
-    assert (novel.images, novel.reason) == (8, "guest knows its own classes alone")
+    assert (novel.images, novel.reason) == (8, "external knows its own classes alone")
     assert domains.metric("domains/loud") is not None  # the same classes in another domain
     assert fewer.metric("fewer") is not None  # some of its classes
 

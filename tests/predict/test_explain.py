@@ -17,7 +17,7 @@ from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
 from rmadapter.predict.explain import Explanation, explain_images, write_page
 from rmadapter.support.files import read_json, write_json
-from tests.helpers.parsed import Page
+from tests.helpers.html import Page
 from tests.helpers.shots import pixels_of
 
 

@@ -26,9 +26,9 @@ from rmadapter.predict.ray import (
     unpacked_rows,
 )  # fmt: skip
 from rmadapter.predict.stream import Predictor
-from tests.helpers.clusters import session
+from tests.helpers.ray_cluster import ray_session
 
-__all__ = ["session"]
+__all__ = ["ray_session"]
 pa = pytest.importorskip("pyarrow")
 from pyarrow import parquet  # noqa: E402
 
@@ -60,7 +60,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_answers_equal_those_of_the_local_engine(
-    session: None,
+    ray_session: None,
     finished: Path,
     tiny_clip: Backbone,
     images: Path,
@@ -87,7 +87,7 @@ def test_answers_equal_those_of_the_local_engine(
 
 
 def test_bytes_in_parquet_are_decoded_like_files(
-    session: None,
+    ray_session: None,
     finished: Path,
     tiny_clip: Backbone,
     images: Path,
@@ -122,7 +122,7 @@ def test_bytes_in_parquet_are_decoded_like_files(
 
 
 def test_restart_answers_only_what_is_left(
-    session: None,
+    ray_session: None,
     finished: Path,
     tiny_clip: Backbone,
     images: Path,
@@ -161,7 +161,7 @@ def test_restart_answers_only_what_is_left(
 
 
 def test_node_without_the_run_or_with_another(
-    session: None, finished: Path, tiny_clip: Backbone, images: Path, tmp_path: Path
+    ray_session: None, finished: Path, tiny_clip: Backbone, images: Path, tmp_path: Path
 ) -> None:
     predictor = predictor_of(finished, tiny_clip)
     other = cluster(predictor, tmp_path / "nowhere", tiny_clip.name, "", 1, "")
@@ -176,7 +176,7 @@ def test_node_without_the_run_or_with_another(
 
 
 def test_bad_image_is_refused_without_skip_bad(
-    session: None, finished: Path, tiny_clip: Backbone, images: Path
+    ray_session: None, finished: Path, tiny_clip: Backbone, images: Path
 ) -> None:
     predictor = cluster(predictor_of(finished, tiny_clip), finished, tiny_clip.name, "", 1, "")
     assert list(predictor.predict([])) == []

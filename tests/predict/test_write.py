@@ -12,7 +12,7 @@ import pytest
 from rmadapter.errors import UserError
 from rmadapter.predict.answer import Row
 from rmadapter.predict.write import AnswerFile, only_writer
-from tests.helpers.shell import no_room
+from tests.helpers.shell import limited_file_size
 
 COLUMNS = ["image", "label", "probability", "unsure"]
 
@@ -123,7 +123,7 @@ def test_full_disk_loses_no_written_row(tmp_path: Path) -> None:
     file = started(tmp_path / "answers.csv")
     file.write([row("a.png")])
     with (
-        no_room(400),
+        limited_file_size(400),
         pytest.raises(UserError, match=r"answers\.csv\.partial"),
     ):
         file.write([row(f"{i}.png") for i in range(50)])

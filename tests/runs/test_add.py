@@ -16,7 +16,7 @@ from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
 from rmadapter.runs.add import add_images, add_names
 from rmadapter.support.checksums import check_sums
-from tests.helpers.shell import Command, its_backbone, refused, rmadapter
+from tests.helpers.shell import Command, backbone_option, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
 
@@ -223,7 +223,7 @@ def test_a_runs_word_is_not_enough_to_read_a_teacher(
 def test_the_verbs(
     rmadapter: Command, run: Path, tmp_path: Path, colors: Path, finished: Path
 ) -> None:
-    its, data = its_backbone(run), write(tmp_path / "photos", yellow=(YELLOW, 5))
+    its, data = backbone_option(run), write(tmp_path / "photos", yellow=(YELLOW, 5))
     assert json.loads(rmadapter("add", run, "cat", "dog", "--out", tmp_path / "named", *its, "--json").out) == {
         "run": str(tmp_path / "named"), "labels": ["blue", "green", "night_sky", "red", "cat", "dog"],
     }  # fmt: skip

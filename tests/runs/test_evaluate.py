@@ -16,9 +16,9 @@ from rmadapter.runs.evaluate import predict_all, refuse_stateful, shuffled
 from rmadapter.settings import Machine
 from rmadapter.training.cache import Cache
 from rmadapter.training.contract import Fitted, Known
-from tests.helpers.shots import meaningless, shots_of
+from tests.helpers.shots import noise_images, shots_of
 
-IMAGES = meaningless(70, ("cat", "dog"))
+IMAGES = noise_images(70, ("cat", "dog"))
 
 
 def counting() -> Callable[[States], Tensor]:

@@ -21,7 +21,7 @@ from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import learn
 from rmadapter.training.contract import answers
-from tests.helpers.shots import grouped
+from tests.helpers.shots import grouped_noise
 
 SETTINGS = {"shots": 0, "epochs": 2, "batch_size": 8, "device": "cpu", "first_block": 3, "rank": 4}
 
@@ -65,7 +65,9 @@ def test_folds_leave_every_class_to_learn_from_and_copies_together() -> None:
 
 
 def test_folds_keep_groups_together() -> None:
-    some = grouped("aaaaaabbbbbb", ["p", "p", "q", "q", "r", "r", "p", "s", "s", "t", "t", ""])
+    some = grouped_noise(
+        "aaaaaabbbbbb", ["p", "p", "q", "q", "r", "r", "p", "s", "s", "t", "t", ""]
+    )
     parts = split(some, 3, seed=1)
     assert sorted(row for part in parts for row in part) == list(range(12))
     fold = {row: number for number, part in enumerate(parts) for row in part}
@@ -76,19 +78,19 @@ def test_folds_keep_groups_together() -> None:
 
 def test_there_are_several_folds_or_none() -> None:
     """Three patients who share classes two by two: holding out one leaves a class with none."""
-    some = grouped("xxxyyyxxxzzzzzzyyy", [*"ppppppqqqqqqrrrrrr"])
+    some = grouped_noise("xxxyyyxxxzzzzzzyyy", [*"ppppppqqqqqqrrrrrr"])
     assert [split(some, 4, seed) for seed in range(8)] == [[]] * 8
 
 
 def test_a_group_that_is_always_trained_on_judges_nothing() -> None:
     """All of c is of p, so that c is never held out; nor are p's images of a, then."""
-    some = grouped("aaaabbbcc", [*"pqrsqrspp"])
+    some = grouped_noise("aaaabbbcc", [*"pqrsqrspp"])
     parts = split(some, 3, seed=1)
     assert sorted(row for part in parts for row in part) == [1, 2, 3, 4, 5, 6]
     for seed in range(
         20
     ):  # of d, both groups may fall into one fold: then nothing else of the two is judged there
-        some = grouped("aaaabbbbdd", [*"pqrspqrspq"])
+        some = grouped_noise("aaaabbbbdd", [*"pqrspqrspq"])
         for part in split(some, 2, seed=seed):
             rest = set(range(len(some))) - {*part}
             assert {some.labels[i] for i in rest} == {0, 1, 2}
@@ -193,7 +195,7 @@ def test_who_will_be_late_is_not_waited_for(
 def test_answers_of_other_folds_are_asked_anew(tiny_clip: Backbone, tmp_path: Path) -> None:
     """Groups that came in between move images from one fold to another; nothing else tells the two
     apart."""
-    images = grouped("ababab", [""] * 6)
+    images = grouped_noise("ababab", [""] * 6)
     wanted, lab, folds = folds_of(tiny_clip, images, tmp_path)
     method = LinearProbe(search_steps=0)
     folds.answers(method, "linear-probe")

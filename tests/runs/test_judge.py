@@ -24,8 +24,8 @@ from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import Outcome, run_task
 from rmadapter.training.traits import Traits
-from tests.helpers.guests import Guest
-from tests.helpers.shots import grouped
+from tests.helpers.external_methods import ExternalMethod
+from tests.helpers.shots import grouped_noise
 
 pytestmark = pytest.mark.real_plots
 
@@ -51,8 +51,8 @@ def judged(backbone: Backbone, splits: dict[str, ImageSet], folds: int = 3) -> O
 
 def test_test_images_of_a_group_that_was_trained_on_do_not_judge(tiny_clip: Backbone) -> None:
     train, test = (
-        grouped("aabb", ["p", "q", "", "r"]),
-        grouped("aaabbb", ["p", "x", "", "q", "p", "y"], seed=1),
+        grouped_noise("aabb", ["p", "q", "", "r"]),
+        grouped_noise("aaabbb", ["p", "x", "", "q", "p", "y"], seed=1),
     )
     record = judged(tiny_clip, {"train": train, "test": test}).record
     assert record.judgement is not None
@@ -75,7 +75,10 @@ def test_a_method_of_any_title_is_judged_by_its_own_answers(
     tiny_clip: Backbone, title: str
 ) -> None:
     method = type("Mine", (ZeroShot,), {"title": title, "__module__": __name__})()
-    splits = {"train": grouped("aabb", [""] * 4), "test": grouped("aaabbb", [""] * 6, seed=1)}
+    splits = {
+        "train": grouped_noise("aabb", [""] * 4),
+        "test": grouped_noise("aaabbb", [""] * 6, seed=1),
+    }
     wanted, lab = lab_of(tiny_clip, splits)
     [score] = run_task(wanted.task, method, lab, "mine", baselines=BASELINES).record.scores
     [plain] = run_task(wanted.task, ZeroShot(), lab, "zero-shot", baselines=BASELINES).record.scores
@@ -83,8 +86,8 @@ def test_a_method_of_any_title_is_judged_by_its_own_answers(
 
 
 def test_nor_do_those_of_a_group_that_settings_were_chosen_on(tiny_clip: Backbone) -> None:
-    train, val = grouped("aabb", ["", "", "", ""]), grouped("ab", ["v", "w"], seed=2)
-    test = grouped("aabb", ["v", "", "w", ""], seed=1)
+    train, val = grouped_noise("aabb", ["", "", "", ""]), grouped_noise("ab", ["v", "w"], seed=2)
+    test = grouped_noise("aabb", ["v", "", "w", ""], seed=1)
     record = judged(tiny_clip, {"train": train, "val": val, "test": test}).record
     assert record.judgement is not None
     assert record.judgement.images == 2
@@ -105,17 +108,17 @@ def test_images_that_were_not_drawn_judge_where_enough_are_of_other_groups(
             return len(set(few.train.groups)), record.notes[-1], 0
         return len(set(few.train.groups)), record.judgement.how, record.judgement.images
 
-    apart = grouped("aaaaaabbbbbb", [*"pqrstu"] * 2)
+    apart = grouped_noise("aaaaaabbbbbb", [*"pqrstu"] * 2)
     count, text, images = how(apart, 1)
     assert text == "on images that were not drawn"
     assert images == 12 - 2 * count
-    torn = grouped("a" * 21 + "b" * 21, [*"pqr"] * 14)
+    torn = grouped_noise("a" * 21 + "b" * 21, [*"pqr"] * 14)
     assert how(torn, 8) == (3, "by 3-fold cross-validation of the training images", 16)
     assert how(ImageSet(torn.images, torn.labels, torn.classes), 8)[1:] == (
         "on images that were not drawn",
         26,
     )
-    pure = grouped("a" * 6 + "b" * 6, ["p"] * 6 + ["q"] * 6)
+    pure = grouped_noise("a" * 6 + "b" * 6, ["p"] * 6 + ["q"] * 6)
     left_out = "left out of the images that were not drawn: 6 that share a group with one drawn"
     assert how(pure, 3) == (2, left_out, 0)
 
@@ -160,7 +163,7 @@ def test_copies_of_training_images_do_not_judge(tiny_clip: Backbone, colors: Pat
     assert ours == theirs
 
 
-class Curious(Guest):
+class Curious(ExternalMethod):
     traits: ClassVar[Traits] = Traits(unlabelled=True)
 
 

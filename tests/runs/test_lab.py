@@ -20,7 +20,7 @@ from rmadapter.task import Task
 from rmadapter.training.contract import Fitted, Shots
 from rmadapter.training.loop import Recipe
 from rmadapter.training.traits import Traits
-from tests.helpers.guests import Guest
+from tests.helpers.external_methods import ExternalMethod
 
 CPU = configured(Machine(), {"device": "cpu"})
 WEIGHTS: Any = SimpleNamespace(
@@ -45,7 +45,7 @@ SPLITS = {
 }
 
 
-class Curious(Guest):
+class Curious(ExternalMethod):
     """Looks at what it is given."""
 
     traits: ClassVar[Traits] = Traits(unlabelled=True)

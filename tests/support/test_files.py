@@ -35,7 +35,7 @@ from rmadapter.support.files import (
     write_tensors,
     write_text,
 )
-from tests.helpers.shell import no_room
+from tests.helpers.shell import limited_file_size
 
 
 def only(folder: Path, name: str, content: str) -> None:
@@ -94,7 +94,7 @@ def test_a_failing_body_leaves_the_old_file(tmp_path: Path, error: type[BaseExce
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "old")
     with (
-        no_room(),
+        limited_file_size(),
         pytest.raises(
             UserError, match=r"a\.txt: cannot be written \(.+\); nothing was changed there"
         ),
@@ -105,7 +105,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_a_full_disk_under_safetensors_is_told_the_same_way(tmp_path: Path) -> None:
     write_text(tmp_path / "a.safetensors", "old")
-    with no_room(), pytest.raises(UserError, match="cannot be written"):
+    with limited_file_size(), pytest.raises(UserError, match="cannot be written"):
         write_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(10_000)})
     only(tmp_path, "a.safetensors", "old")
 
@@ -149,7 +149,7 @@ def test_room_is_reserved_or_refused(
     assert (tmp_path / "a").stat().st_size == 10_000
     assert (tmp_path / "a").stat().st_blocks * 512 >= 10_000  # no hole that has to be filled later
     with (
-        no_room(),
+        limited_file_size(),
         pytest.raises(UserError, match=r"b: cannot be written \(.+\)"),
         atomic(tmp_path / "b") as part,
     ):

@@ -11,7 +11,7 @@ import pytest
 from rmadapter.backbones.hub import fetch
 from rmadapter.errors import UserError
 from rmadapter.support.hub import check_repository, run_folder
-from tests.helpers.fakehub import Hub, Repository, hub, point_to
+from tests.helpers.fake_hub import Hub, Repository, hub, point_to
 
 __all__ = ["hub"]  # a fixture
 

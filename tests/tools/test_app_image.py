@@ -15,8 +15,8 @@ from PIL import Image
 
 from rmadapter.backbones import Backbone
 from rmadapter.data.catalog import openmoji
-from tests.helpers.app import serving
-from tests.helpers.pages import needs_browser
+from tests.helpers.app import running_app
+from tests.helpers.web_pages import needs_browser
 
 
 def test_what_it_shows_are_pictograms() -> None:
@@ -29,7 +29,7 @@ def test_what_it_shows_are_pictograms() -> None:
 @pytest.mark.slow
 @needs_browser
 def test_a_picture_of_the_whole_page(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
-    with serving(tiny_clip) as address:
+    with running_app(tiny_clip) as address:
         app_image.main(
             address, tmp_path / "page.png", colors, ("red", "blue"), ("red/0.png", "blue/0.png")
         )

@@ -15,7 +15,7 @@ from typing import Any
 import audit
 import pytest
 
-from tests.helpers.listening import Server
+from tests.helpers.http_server import Server
 
 DJANGO = {"django": ["3.0.1"]}
 

@@ -10,7 +10,7 @@ import auto
 import numpy as np
 import pytest
 
-from tests.helpers.studying import Study, study
+from tests.helpers.studies import Study, study
 
 pytestmark = pytest.mark.real_plots
 

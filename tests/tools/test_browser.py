@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.helpers.pages import needs_browser, served, tab
+from tests.helpers.web_pages import needs_browser, served, tab
 
 PAGE = """<!doctype html><title>A page</title><h1>Heading</h1><button id="first">One</button>
 <button onclick="this.textContent = 'pressed'">Two</button><p aria-hidden="true">unheard</p>"""

@@ -14,12 +14,12 @@ from every_format import digest, line
 from format_writers import FORMATS, Format, class_folders
 
 from rmadapter.data.read import read_images
-from tests.helpers.miniatures import paint
+from tests.helpers.small_images import write_images
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    return paint(tmp_path / "home", *(f"{split}/{c}/{c}_{i}.png" for split in ("train", "test") for c in ("cat", "owl")
+    return write_images(tmp_path / "home", *(f"{split}/{c}/{c}_{i}.png" for split in ("train", "test") for c in ("cat", "owl")
                                       for i in (1, 2)))  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.settings import settings_of
 from rmadapter.training.contract import Fitted, Known, NotApplicable
 from tests.helpers.rounding import assert_same_float32
-from tests.helpers.shots import NEEDED, meaningless, noisy_colors, pixels_of, shots_of
+from tests.helpers.shots import REQUIRED_SETTINGS, noise_images, noisy_colors, pixels_of, shots_of
 
 QUICK = {
     "epochs": 1,
@@ -32,7 +32,7 @@ def fitted_by(name: str, backbone: Backbone) -> Fitted:
     values = {key: value for key, value in QUICK.items() if key in own}
     if own.get("iterations"):
         values["iterations"] = 4
-    return load_method(name, values | NEEDED.get(name, {})).fit(
+    return load_method(name, values | REQUIRED_SETTINGS.get(name, {})).fit(
         backbone, shots_of(backbone, noisy_colors(2))
     )
 
@@ -47,7 +47,7 @@ def hand(layers: list[Tensor], tokens: Tensor | None = None, logits: Tensor | No
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_pass_is_that_of_every_method(name: str, tiny_clip: Backbone) -> None:
-    fitted, pixels = fitted_by(name, tiny_clip), pixels_of(tiny_clip, meaningless(3))
+    fitted, pixels = fitted_by(name, tiny_clip), pixels_of(tiny_clip, noise_images(3))
     expected = fitted.score()(fitted.states(pixels, features=True))
     if fitted.remembers:
         with pytest.raises(NotApplicable, match="the answers of TDA depend on other images, too"):
@@ -69,7 +69,7 @@ def test_other_kinds_of_backbone(
     tiny_siglip: Backbone, tiny_hf: Backbone, tiny_eva: Backbone
 ) -> None:
     for backbone in (tiny_siglip, tiny_hf):
-        found = trace(fitted_by("rmadapter", backbone), pixels_of(backbone, meaningless(2)))
+        found = trace(fitted_by("rmadapter", backbone), pixels_of(backbone, noise_images(2)))
         assert CANDIDATES["attention x gradient"](found, torch.tensor([0, 1])).std() > 0
     with pytest.raises(NotApplicable, match="do not show what they attend to"):
         trace(ZeroShot().restore(tiny_eva, Known(("cat", "dog")), {}), torch.zeros(1, 3, 32, 32))
@@ -128,7 +128,7 @@ def test_grad_cam_by_hand(appended: int) -> None:
 
 
 def test_occlusion_is_the_fall_of_the_log_probability(tiny_clip: Backbone) -> None:
-    fitted, pixels = fitted_by("linear-probe", tiny_clip), pixels_of(tiny_clip, meaningless(1))[0]
+    fitted, pixels = fitted_by("linear-probe", tiny_clip), pixels_of(tiny_clip, noise_images(1))[0]
     found = occlusion(fitted, pixels, 1, 4)
     hidden = pixels.clone()
     hidden[:, 16:, :16] = 0

@@ -9,7 +9,7 @@ import explain_study
 import pytest
 import torch
 
-from tests.helpers.studying import Study, study
+from tests.helpers.studies import Study, study
 
 __all__ = ["study"]  # a fixture
 

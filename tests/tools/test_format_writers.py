@@ -12,7 +12,7 @@ from every_format import digest
 from format_writers import FORMATS, shots_of
 
 from rmadapter.data.read import read_images
-from tests.helpers.miniatures import paint
+from tests.helpers.small_images import write_images
 
 ONE_SET = (  # where one file, or one object, is one set
     "COCO", "COCO, --crops", "Label Studio, JSON", "Label Studio, JSON-MIN", "FiftyOneImageClassificationDataset",
@@ -30,7 +30,7 @@ NAMES = [
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
     (tmp_path / "data").mkdir()
-    return paint(tmp_path / "home", *NAMES)
+    return write_images(tmp_path / "home", *NAMES)
 
 
 @pytest.mark.parametrize("name", FORMATS)

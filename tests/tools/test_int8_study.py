@@ -17,7 +17,7 @@ from rmadapter.deploy.export.runtime import GRAPH, LABELS, TRANSFORM, Model
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.support.files import write_json
 from rmadapter.training.contract import Known
-from tests.helpers.shots import meaningless
+from tests.helpers.shots import noise_images
 
 
 @pytest.mark.slow
@@ -34,7 +34,7 @@ def test_every_way_is_asked_about_test_images(
     write_json(tmp_path / LABELS, names)
     write_json(tmp_path / TRANSFORM, transform_facts(tiny_clip))
     model = Model(tmp_path)
-    pixels = model.pixels(meaningless(12).images)
+    pixels = model.pixels(noise_images(12).images)
     answers = model.probabilities(pixels).argmax(-1)
     rows = compare(model, tmp_path, pixels[:4], pixels, [int(place) for place in answers])
     other = [OTHER] * bool(importlib.util.find_spec("nncf"))

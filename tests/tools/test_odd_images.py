@@ -10,7 +10,7 @@ from PIL import Image
 
 from rmadapter.curate import checks
 from rmadapter.data.read import ImageSet
-from tests.helpers.studying import Study, study
+from tests.helpers.studies import Study, study
 
 __all__ = ["study"]  # a fixture
 

@@ -8,7 +8,7 @@ import prove_export
 import pytest
 from prove_export import NoPip, asked, compare, fresh, megabytes, rows
 
-from tests.helpers.shell import its_backbone
+from tests.helpers.shell import backbone_option
 
 
 def answer(image: str, label: str, probability: str, second: str, other: str) -> dict[str, str]:
@@ -39,7 +39,7 @@ def test_pip_itself_is_not_counted(tmp_path: Path) -> None:
 def test_a_fresh_environment(finished: Path, colors: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
     pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
-    images, its = sorted(colors.glob("test/*/*.png")), its_backbone(finished)
+    images, its = sorted(colors.glob("test/*/*.png")), backbone_option(finished)
     prove_export.rmadapter("export", finished, "--data", colors, "--out", tmp_path / "model", *its)
     prove_export.rmadapter(
         "predict", finished, *images, *its, "--no-zero-shot", "--out", tmp_path / "ours.csv"

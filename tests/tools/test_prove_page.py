@@ -11,7 +11,7 @@ import prove_page
 import pytest
 from PIL import Image
 
-from tests.helpers.pages import needs_browser, write_site
+from tests.helpers.web_pages import needs_browser, write_site
 
 
 def test_tall_and_large_images() -> None:

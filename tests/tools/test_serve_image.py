@@ -8,14 +8,14 @@ from pathlib import Path
 import serve_image
 from PIL import Image
 
-from tests.helpers.answering import Toy, coloured, served
-from tests.helpers.pages import needs_browser, tab
+from tests.helpers.serving import Toy, colour_image, running_server
+from tests.helpers.web_pages import needs_browser, tab
 
 
 @needs_browser
 def test_a_page_with_answers(tmp_path: Path) -> None:
-    (tmp_path / "red one.png").write_bytes(coloured(250, 5, 5))
-    with served(Toy()) as address:
+    (tmp_path / "red one.png").write_bytes(colour_image(250, 5, 5))
+    with running_server(Toy()) as address:
         serve_image.main(address, tmp_path / "page.png", [tmp_path / "red one.png"])
         with tab(tmp_path / "home") as page:
             page.go(address)

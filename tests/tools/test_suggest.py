@@ -10,7 +10,7 @@ import pytest
 import suggest
 
 from rmadapter.backbones import Backbone
-from tests.helpers.studying import Study, study
+from tests.helpers.studies import Study, study
 
 __all__ = ["study"]  # a fixture
 

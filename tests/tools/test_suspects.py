@@ -10,7 +10,7 @@ import pytest
 import suspects
 
 from rmadapter.artifacts.mistakes import Nearest
-from tests.helpers.studying import Study, study
+from tests.helpers.studies import Study, study
 
 __all__ = ["study"]  # a fixture
 

@@ -25,7 +25,7 @@ from rmadapter.settings import Machine
 from rmadapter.training.cache import GB, Cache, Held, Live, Source
 from rmadapter.training.contract import Shots
 from tests.helpers.rounding import assert_same_float32
-from tests.helpers.shell import no_room
+from tests.helpers.shell import limited_file_size
 
 ARRAYS = [np.random.default_rng(i).integers(0, 255, (40, 50, 3), dtype=np.uint8) for i in range(7)]
 IMAGES = ImageSet.from_lists(ARRAYS, ["a", "b"] * 3 + ["a"])
@@ -240,7 +240,7 @@ def test_a_disk_that_is_full_ends_it_with_a_sentence_before_anything_is_computed
     """Written through a mapping, it would end the process by SIGBUS, or by a RuntimeError of torch."""
     monkeypatch.setattr(Cache, "_fill", lambda *_: pytest.fail("computed for nothing"))
     sentence = r"frozen-\w+\.bin: cannot be written \((File too large|No space left on device)\)"
-    with no_room(), pytest.raises(UserError, match=sentence):
+    with limited_file_size(), pytest.raises(UserError, match=sentence):
         of(tiny_clip, tmp_path, 0).source(IMAGES, 2)
 
     def full(file: int, start: int, size: int) -> None:

@@ -22,11 +22,11 @@ from rmadapter.task import Task
 from rmadapter.training.cache import Cache, Held, Live
 from tests.helpers.rounding import assert_same_float32
 from tests.helpers.shell import Command, rmadapter
-from tests.helpers.shots import meaningless
+from tests.helpers.shots import noise_images
 
 __all__ = ["rmadapter"]
 
-IMAGES = meaningless(7)
+IMAGES = noise_images(7)
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,7 @@ def test_another_process_computes_what_is_new_alone(tiny_clip: Backbone, seen: l
     for name in ("features", "x", "y"):
         assert torch.equal(getattr(again, name), getattr(first, name))
     assert torch.equal(held(of(tiny_clip), first=None).features, first.features)
-    more = meaningless(9).subset([8, 2, 7, 0])  # other labels, another order and two other images
+    more = noise_images(9).subset([8, 2, 7, 0])  # other labels, another order and two other images
     found = held(of(tiny_clip), more)
     assert seen == [7, 2]
     assert torch.equal(found.x[[1, 3]], first.x[[2, 0]])

@@ -18,7 +18,7 @@ from rmadapter.methods import load_method
 from rmadapter.settings import Machine
 from rmadapter.training.cache import Cache
 from rmadapter.training.contract import NotApplicable, Shots, answers, columns, count
-from tests.helpers.guests import Guest
+from tests.helpers.external_methods import ExternalMethod
 from tests.helpers.shots import noisy_colors, shots_of
 
 
@@ -90,8 +90,12 @@ def test_answers_are_probabilities_without_gradient(tiny_clip: Backbone) -> None
 
 
 def test_what_is_not_a_number_is_told(tiny_clip: Backbone) -> None:
-    with pytest.raises(UserError, match="the answers of guest contain NaN or infinity"):
-        list(Guest("nan").fit(tiny_clip, shots_of(tiny_clip)).probabilities(noisy_colors(1).images))
+    with pytest.raises(UserError, match="the answers of external contain NaN or infinity"):
+        list(
+            ExternalMethod("nan")
+            .fit(tiny_clip, shots_of(tiny_clip))
+            .probabilities(noisy_colors(1).images)
+        )
     bad = States(None, Grid(None), torch.zeros(1, 2))
     with pytest.raises(UserError, match="the answers of mine"):
         list(answers({"mine": lambda states: states.features / 0}, [bad]))

@@ -20,7 +20,7 @@ from rmadapter.methods import load_method
 from rmadapter.training.contract import Fitted, Shots
 from rmadapter.training.loop import Batch, Recipe, Trainer, minimise, order
 from tests.helpers.rounding import relative_errors
-from tests.helpers.shots import HEAVY, noisy_colors, shots_of
+from tests.helpers.shots import LARGE_WEIGHTS, noisy_colors, shots_of
 
 SMALL = {
     "first_block": 2,
@@ -234,7 +234,9 @@ def test_gradients_are_clipped(tiny_clip: Backbone) -> None:
             "batch_size": 8,
             "epochs": 1,
         }
-        end = fit(shots_of(tiny_clip, IMAGES), clip_gradient=clip, **fields, **HEAVY).tensors
+        end = fit(
+            shots_of(tiny_clip, IMAGES), clip_gradient=clip, **fields, **LARGE_WEIGHTS
+        ).tensors
         return math.sqrt(sum(float((end[k] - start[k]).square().sum()) for k in start))
 
     assert moved(0.1) == pytest.approx(0.1 * 0.01, rel=1e-3)
@@ -287,7 +289,9 @@ def test_the_lean_loop_is_the_reference_loop(
 
 
 def test_half_precision_trains_and_is_close(tiny_clip: Backbone) -> None:
-    whole, half = (fit(shots_of(tiny_clip, IMAGES, precision=p), **HEAVY) for p in ("fp32", "bf16"))
+    whole, half = (
+        fit(shots_of(tiny_clip, IMAGES, precision=p), **LARGE_WEIGHTS) for p in ("fp32", "bf16")
+    )
     assert losses(half) == pytest.approx(losses(whole), rel=5e-2)
     assert losses(half) != losses(whole)
     assert {tensor.dtype for tensor in half.tensors.values()} == {torch.float32}

@@ -15,9 +15,9 @@ import pytest
 
 from rmadapter.bench.ray.cluster import connected, is_ray, share, shares
 from rmadapter.errors import UserError
-from tests.helpers.clusters import session
+from tests.helpers.ray_cluster import ray_session
 
-__all__ = ["session"]
+__all__ = ["ray_session"]
 
 
 WAITING = """
@@ -106,7 +106,7 @@ def test_ctrl_c_while_ray_waits_leaves_no_process() -> None:
     assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
 
 
-def test_all_is_done_once_by_one_or_two(session: None) -> None:
+def test_all_is_done_once_by_one_or_two(ray_session: None) -> None:
     for size in (1, 2):
         found = dict(counted([1, 2, 3, 4, 5], size))
         assert sorted(found) == [1, 2, 3, 4, 5]
@@ -115,21 +115,21 @@ def test_all_is_done_once_by_one_or_two(session: None) -> None:
         )  # each begins once: they are kept
 
 
-def test_one_workers_error_ends_all_with_its_own_sentence(session: None) -> None:
+def test_one_workers_error_ends_all_with_its_own_sentence(ray_session: None) -> None:
     with pytest.raises(UserError, match=r"^-1 is too little$"):
         list(counted([1, -1, 2], 2))
 
 
-def test_what_kills_its_worker_again_and_again_is_given_up(session: None) -> None:
+def test_what_kills_its_worker_again_and_again_is_given_up(ray_session: None) -> None:
     with pytest.raises(UserError, match="3 workers died on this, perhaps out of memory: 99"):
         list(counted([1, 99], 2))
 
 
-def test_processors_are_shared(session: None) -> None:
+def test_processors_are_shared(ray_session: None) -> None:
     assert [shares(count)["num_cpus"] for count in (1, 2, 3)] == [2, 1, 1]
 
 
-def test_gpus_are_shared(session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_shared(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     nodes = [
@@ -141,7 +141,7 @@ def test_gpus_are_shared(session: None, monkeypatch: pytest.MonkeyPatch) -> None
     assert shares(4, "cpu")["num_gpus"] == 0
 
 
-def test_a_cluster_of_our_own_wants_a_token(session: None) -> None:
+def test_a_cluster_of_our_own_wants_a_token(ray_session: None) -> None:
     """So nobody else who reaches its ports is let in."""
     import ray
 
@@ -159,7 +159,7 @@ def test_a_cluster_of_our_own_wants_a_token(session: None) -> None:
 
 
 def test_the_user_is_where_workers_are(
-    session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
 

@@ -23,11 +23,19 @@ from rmadapter.bench.ray.jobs import Expected, Worker, next_job, work
 from rmadapter.bench.runner import in_order, run_all
 from rmadapter.errors import UserError
 from rmadapter.settings import Machine
-from tests.helpers.benches import METHODS, QUICK, VALUES, command, done, jobs_of, records
-from tests.helpers.clusters import session
+from tests.helpers.bench_runs import (
+    METHODS,
+    QUICK,
+    VALUES,
+    bench_command,
+    finished_bench,
+    jobs_of,
+    records,
+)
+from tests.helpers.ray_cluster import ray_session
 
-__all__ = ["done", "session"]
-MORTAL = f"{Path(__file__).parents[2] / 'helpers/mortal.py'}:Mortal"
+__all__ = ["finished_bench", "ray_session"]
+CRASHING = f"{Path(__file__).parents[2] / 'helpers/crashing_method.py'}:CrashingMethod"
 
 
 def do(
@@ -55,13 +63,14 @@ def test_the_next_run_is_on_the_same_images() -> None:
 
 
 def test_figures_are_those_of_the_local_engine(
-    session: None, done: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
+    ray_session: None, finished_bench: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
     """To the last digit; test_runner.py has the same of local processes. Every thread count is one."""
     jobs = jobs_of(tiny_clip, colors)
     found = do(colors, tmp_path, jobs, processes=2)
     here = run_all(
-        Plan(tuple(jobs), done, colors.parent, Machine(device="cpu"), VALUES), progress=False
+        Plan(tuple(jobs), finished_bench, colors.parent, Machine(device="cpu"), VALUES),
+        progress=False,
     )
     assert [record.scores for record in found] == [record.scores for record in here]
     assert [record.key for record in found] == [record.key for record in here]
@@ -75,9 +84,9 @@ def test_figures_are_those_of_the_local_engine(
 
 
 def test_a_training_that_another_protocol_did_is_not_done_again(
-    session: None, done: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
+    ray_session: None, finished_bench: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
-    out = Path(shutil.copytree(done, tmp_path / "out"))
+    out = Path(shutil.copytree(finished_bench, tmp_path / "out"))
     found = do(colors, out, jobs_of(tiny_clip, colors, protocol="ablation-layers", seeds=[1]))
     assert [record.copied_from for record in found] == [
         "", f"base-to-novel/{colors.name}/rmadapter/default-2shots-seed1.json", ""
@@ -85,13 +94,15 @@ def test_a_training_that_another_protocol_did_is_not_done_again(
 
 
 def test_a_worker_that_dies_in_a_run_loses_nothing(
-    session: None, tiny_clip: Backbone, colors: Path, tmp_path: Path
+    ray_session: None, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
-    (grave := tmp_path / "grave").mkdir()
-    jobs = jobs_of(tiny_clip, colors, methods=[MORTAL, "zero-shot"])
-    found = do(colors, tmp_path / "out", jobs, {MORTAL: {"grave": str(grave), "deaths": 2}})
+    (fits_folder := tmp_path / "fits_folder").mkdir()
+    jobs = jobs_of(tiny_clip, colors, methods=[CRASHING, "zero-shot"])
+    found = do(
+        colors, tmp_path / "out", jobs, {CRASHING: {"fits_folder": str(fits_folder), "crashes": 2}}
+    )
     assert [record.status for record in found] == ["finished"] * 4
-    assert len(list(grave.iterdir())) == 2 + 2  # two deaths, and each of two runs once
+    assert len(list(fits_folder.iterdir())) == 2 + 2  # two crashes, and each of two runs once
     assert found[0].metrics == found[2].metrics  # it answers as zero-shot does
 
 
@@ -126,7 +137,7 @@ def test_data_and_backbone_that_a_node_lacks_or_has_otherwise(
 
 
 def test_nobody_else_works_in_the_folder(
-    session: None, tiny_clip: Backbone, colors: Path, tmp_path: Path
+    ray_session: None, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
     from rmadapter.support.locks import exclusive
 
@@ -148,7 +159,9 @@ def test_a_driver_that_is_killed_and_one_that_is_stopped_go_on(
     """With it the cluster dies that it had started; what is done is kept."""
     pytest.importorskip("ray")
     words = [
-        *command(tiny_clip, colors, tmp_path / "out", "--engine", "ray", "--jobs", "2", "--json")
+        *bench_command(
+            tiny_clip, colors, tmp_path / "out", "--engine", "ray", "--jobs", "2", "--json"
+        )
     ]
     kept: dict[str, bytes] = {}
     for number, code, least in ((signal.SIGKILL, -9, 2), (signal.SIGINT, 130, 4), (0, 0, 9)):
@@ -171,7 +184,7 @@ def test_a_node_that_dies_loses_nothing(tiny_clip: Backbone, colors: Path, tmp_p
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    ray.shutdown()  # the session of the tests above
+    ray.shutdown()  # the ray_session of the tests above
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
     )

@@ -17,12 +17,12 @@ import pytest
 
 from rmadapter.data.catalog.fetch import fetch, unpack
 from rmadapter.errors import UserError
-from tests.helpers import listening
+from tests.helpers import http_server
 
 CONTENT = bytes(range(256)) * 5000
 
 
-class Server(listening.Server):
+class Server(http_server.Server):
     """content: what it has at any address. cuts: bytes after which it hangs up, one a request.
     asked: Range headers."""
 

@@ -15,8 +15,8 @@ import pytest
 from rmadapter.data.catalog.fetch import unpack
 from rmadapter.data.formats.archives import inner, is_packed, stored, unpacked
 from rmadapter.errors import UserError
-from tests.helpers.miniatures import png
-from tests.helpers.shots import plant
+from tests.helpers.shots import write_tiny_images
+from tests.helpers.small_images import png
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +78,7 @@ def test_hostile_archives_are_refused_and_leave_nothing(
 
 def test_a_folder_that_lost_files_is_made_again(tmp_path: Path) -> None:
     """As by a program that deletes old files from a cache."""
-    plant(tmp_path / "set", "a/1.png", "a/2.png")
+    write_tiny_images(tmp_path / "set", "a/1.png", "a/2.png")
     archive = Path(shutil.make_archive(str(tmp_path / "set"), "zip", tmp_path / "set"))
     folder = unpacked(archive)
     (folder / "a/1.png").unlink()

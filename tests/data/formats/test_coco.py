@@ -10,7 +10,7 @@ import pytest
 
 from rmadapter.data.formats.coco import coco_files, is_coco, read_coco
 from rmadapter.errors import UserError
-from tests.helpers.miniatures import paint, write_json
+from tests.helpers.small_images import write_images, write_json
 
 NAMES = ("cat_1.png", "dog_1.png", "cat_2.png")
 
@@ -49,7 +49,7 @@ def labels(marks: Any, root: Path) -> list[tuple[str, list[str]]]:
 
 
 def test_images_beside_the_file(tmp_path: Path) -> None:
-    file = write_json(paint(tmp_path, *NAMES) / "labels.json", coco())
+    file = write_json(write_images(tmp_path, *NAMES) / "labels.json", coco())
     marks = read_coco(file, coco())
     assert labels(marks, tmp_path) == [
         ("cat_1.png", ["cat"]),
@@ -62,14 +62,14 @@ def test_images_beside_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["train2017", "images/train2017", "images", "."])
 def test_images_where_coco_has_them(tmp_path: Path, place: str) -> None:
-    paint(tmp_path / place, *NAMES)
+    write_images(tmp_path / place, *NAMES)
     file = write_json(tmp_path / "annotations" / "instances_train2017.json", coco())
     assert all(image.is_file() for image in read_coco(file, coco()))
     assert coco_files(tmp_path) == {"train": file}
 
 
 def test_one_image_that_is_gone_does_not_hide_where_the_others_are(tmp_path: Path) -> None:
-    paint(tmp_path / "train2017", *NAMES[1:])
+    write_images(tmp_path / "train2017", *NAMES[1:])
     file = write_json(tmp_path / "annotations" / "instances_train2017.json", coco())
     assert {image.parent for image in read_coco(file, coco())} == {tmp_path / "train2017"}
 

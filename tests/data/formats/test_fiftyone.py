@@ -11,12 +11,12 @@ import pytest
 from rmadapter.data.formats.annotations import Mark
 from rmadapter.data.formats.fiftyone import is_fiftyone, is_samples, read_fiftyone, read_samples
 from rmadapter.errors import UserError
-from tests.helpers.miniatures import paint
+from tests.helpers.small_images import write_images
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    return paint(tmp_path, "data/cat_1.png", "data/deep/dog_1.jpg", "data/cat_2.png")
+    return write_images(tmp_path, "data/cat_1.png", "data/deep/dog_1.jpg", "data/cat_2.png")
 
 
 def labels(home: Path, value: Any) -> dict[str, list[str]]:
@@ -78,7 +78,7 @@ def test_damage_is_one_sentence(home: Path, value: Any, words: str) -> None:
 
 
 def test_two_images_of_one_name(home: Path) -> None:
-    paint(home, "data/cat_1.jpg")
+    write_images(home, "data/cat_1.jpg")
     with pytest.raises(UserError, match="share one name"):
         labels(home, {"classes": ["cat"], "labels": {"cat_1": 0}})
 

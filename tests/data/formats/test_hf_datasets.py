@@ -20,7 +20,7 @@ from rmadapter.data.formats.hf_datasets import (
 )
 from rmadapter.data.inputs import find_images
 from rmadapter.errors import UserError
-from tests.helpers.miniatures import paint, picture
+from tests.helpers.small_images import picture, write_images
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_a_saved_folder_without_splits_and_images_without_a_label(
 
 
 def test_images_that_are_files(library: Any, tmp_path: Path) -> None:
-    paint(tmp_path, "cat_1.png", "dog_1.png")
+    write_images(tmp_path, "cat_1.png", "dog_1.png")
     data = library.Dataset.from_dict(
         {"photo": [str(tmp_path / "cat_1.png"), str(tmp_path / "dog_1.png")], "kind": [3, 4]}
     )

@@ -10,7 +10,7 @@ import pytest
 from rmadapter.data.formats.imagefolder import metadata, read_imagefolder
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
-from tests.helpers.miniatures import paint, said
+from tests.helpers.small_images import paths_and_labels, write_images
 
 ROWS = [("cat_1.png", "cat"), ("dog_1.png", "dog")]
 
@@ -38,7 +38,7 @@ def table(folder: Path, suffix: str, rows: list[tuple[str, str]] = ROWS) -> Path
 def test_one_table(tmp_path: Path, suffix: str) -> None:
     file = table(tmp_path, suffix)
     assert metadata(tmp_path) == {"": file}
-    assert said(read_imagefolder({"": file}), tmp_path) == {"all": ROWS}
+    assert paths_and_labels(read_imagefolder({"": file}), tmp_path) == {"all": ROWS}
 
 
 def test_a_table_in_each_split(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_a_table_in_each_split(tmp_path: Path) -> None:
         "test": table(tmp_path / "test", ".jsonl", ROWS[:1]),
     }
     assert metadata(tmp_path) == tables
-    found = said(read_imagefolder(tables), tmp_path)
+    found = paths_and_labels(read_imagefolder(tables), tmp_path)
     assert found == {
         "train": [(f"train/{n}", x) for n, x in ROWS],
         "test": [("test/cat_1.png", "cat")],
@@ -55,7 +55,7 @@ def test_a_table_in_each_split(tmp_path: Path) -> None:
 
 
 def test_a_row_that_is_listed_again_is_read_once(tmp_path: Path) -> None:
-    table(paint(tmp_path, *dict(ROWS)), ".csv", [*ROWS, *ROWS])
+    table(write_images(tmp_path, *dict(ROWS)), ".csv", [*ROWS, *ROWS])
     found = read_images(tmp_path)["all"]
     assert len(found) == len(ROWS)
     assert found.ignored.endswith(f"images listed again {len(ROWS)}")
@@ -75,7 +75,7 @@ def test_one_table_of_folders_that_are_splits(tmp_path: Path) -> None:
         ".csv",
         [("Train/a.png", "cat"), ("validation/b.png", "cat"), ("Train/x/c.png", "dog")],
     )
-    found = said(read_imagefolder({"": file}), tmp_path)
+    found = paths_and_labels(read_imagefolder({"": file}), tmp_path)
     assert found == {
         "train": [("Train/a.png", "cat"), ("Train/x/c.png", "dog")],
         "val": [("validation/b.png", "cat")],
@@ -93,7 +93,7 @@ def test_other_columns(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is called label"):
         read_imagefolder(tables)
     found = read_imagefolder(tables, columns={"image": "", "label": "species", "split": "part"})
-    assert said(found, tmp_path) == {"test": [("a.png", "cat")]}
+    assert paths_and_labels(found, tmp_path) == {"test": [("a.png", "cat")]}
     with pytest.raises(UserError, match="lists images of the split 'test'"):
         read_imagefolder({"train": tables[""]}, columns={"label": "species", "split": "part"})
 

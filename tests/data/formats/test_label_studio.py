@@ -9,7 +9,7 @@ import pytest
 
 from rmadapter.data.formats.label_studio import is_label_studio, read_label_studio
 from rmadapter.errors import UserError
-from tests.helpers.miniatures import paint
+from tests.helpers.small_images import write_images
 
 
 def task(image: str, *choices: str, **more: Any) -> dict[str, Any]:
@@ -46,20 +46,20 @@ def labels(file: Path, tasks: Any, **more: Any) -> dict[str, list[str]]:
     ],
 )
 def test_images_are_found_where_they_were_put(tmp_path: Path, written: str, there: str) -> None:
-    paint(tmp_path, "cat_1.png")
+    write_images(tmp_path, "cat_1.png")
     (tmp_path / there).parent.mkdir(exist_ok=True)
     (tmp_path / "cat_1.png").rename(tmp_path / there)
     assert labels(tmp_path / "export.json", [task(written, "cat")]) == {there: ["cat"]}
 
 
 def test_an_upload_is_found_by_its_own_name(tmp_path: Path) -> None:
-    paint(tmp_path, "cat_1.png")
+    write_images(tmp_path, "cat_1.png")
     tasks = [task("/data/upload/1/x", "cat", file_upload="cat_1.png")]
     assert labels(tmp_path / "export.json", tasks) == {"cat_1.png": ["cat"]}
 
 
 def test_two_addresses_that_end_alike_are_no_two_labels(tmp_path: Path) -> None:
-    paint(tmp_path, "cat_1.png")
+    write_images(tmp_path, "cat_1.png")
     both = [
         task("https://x.org/cats/cat_1.png", "cat"),
         task("https://x.org/dogs/cat_1.png", "dog"),
@@ -70,7 +70,7 @@ def test_two_addresses_that_end_alike_are_no_two_labels(tmp_path: Path) -> None:
 
 
 def test_a_relation_is_no_label(tmp_path: Path) -> None:
-    paint(tmp_path, "cat_1.png")
+    write_images(tmp_path, "cat_1.png")
     one = task("cat_1.png", "cat")
     one["annotations"][0]["result"].append({"type": "relation", "from_id": "a", "to_id": "b"})
     assert labels(tmp_path / "e.json", [one]) == {"cat_1.png": ["cat"]}
@@ -78,7 +78,7 @@ def test_a_relation_is_no_label(tmp_path: Path) -> None:
 
 def test_a_turned_rectangle_is_the_box_around_it(tmp_path: Path) -> None:
     """As Label Studio turns it: clockwise about its top left corner, in pixels."""
-    paint(tmp_path, "cat_1.png")
+    write_images(tmp_path, "cat_1.png")
     value = {"x": 50, "y": 0, "width": 20, "height": 50, "rotation": 90, "rectanglelabels": ["cat"]}
     result = {
         "type": "rectanglelabels",

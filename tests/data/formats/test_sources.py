@@ -30,7 +30,7 @@ from tests.helpers.formats import (
     yolo_file,
     zip_file,
 )
-from tests.helpers.miniatures import paint
+from tests.helpers.small_images import write_images
 
 
 @pytest.fixture(autouse=True)
@@ -100,14 +100,14 @@ def test_crops_where_no_label_has_a_box(tmp_path: Path, write: Callable[[Path], 
 )
 def test_what_no_label_names_is_counted(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     home = write(tmp_path / "set")
-    paint(home, "more/owl_1.png")
+    write_images(home, "more/owl_1.png")
     (home / "readme.md").write_text("")
     (images, *_) = read_images(home).values()
     assert images.ignored == "2 files ignored: .md 1, images without an entry 1"
 
 
 def test_class_folders_count_what_lies_beside_them(tmp_path: Path) -> None:
-    home = paint(class_folders(tmp_path / "set"), "owl_1.png")
+    home = write_images(class_folders(tmp_path / "set"), "owl_1.png")
     for name in ("cat/notes.txt", ".hidden", "classnames.json"):
         (home / name).write_text("{}")
     (images,) = read_images(home).values()
@@ -116,7 +116,7 @@ def test_class_folders_count_what_lies_beside_them(tmp_path: Path) -> None:
 
 
 def test_an_image_listed_twice_is_read_once(tmp_path: Path) -> None:
-    paint(tmp_path, "cat_1.png", "cat_2.png", "dog_1.png")
+    write_images(tmp_path, "cat_1.png", "cat_2.png", "dog_1.png")
     (tmp_path / "t.csv").write_text(
         "path,label,split\ncat_1.png,cat,train\ndog_1.png,dog,train\n./cat_1.png,cat,train\ncat_2.png,cat,test\n"
     )
@@ -131,7 +131,7 @@ def test_a_shard_of_no_split_beside_others_is_not_forgotten(tmp_path: Path) -> N
     for name in ("train-0000.tar", "extra-0000.tar"):
         with tarfile.open(tmp_path / name, "w") as file:
             for member in (
-                paint(tmp_path / "raw", "cat_1.png") / "cat_1.png",
+                write_images(tmp_path / "raw", "cat_1.png") / "cat_1.png",
                 tmp_path / "raw/cat_1.cls",
             ):
                 member.exists() or member.write_text("cat")

@@ -11,7 +11,7 @@ import pytest
 from rmadapter.data.formats.webdataset import class_names, is_sampled, read_shards, samples, shards
 from rmadapter.errors import UserError
 from tests.helpers.formats import sample, write_shard
-from tests.helpers.miniatures import png
+from tests.helpers.small_images import png
 
 
 @pytest.fixture(autouse=True)

@@ -8,15 +8,15 @@ import pytest
 
 from rmadapter.data.formats.yolo import read_yolo, yolo_file
 from rmadapter.errors import UserError
-from tests.helpers.miniatures import paint
-from tests.helpers.shots import plant
+from tests.helpers.shots import write_tiny_images
+from tests.helpers.small_images import write_images
 
 YAML = "path: ../datasets/pets\ntrain: images/train\nval: images/val\nnames:\n  0: cat\n  1: dog\n"
 
 
 @pytest.fixture
 def pets(tmp_path: Path) -> Path:
-    paint(
+    write_images(
         tmp_path,
         "images/train/cat_1.png",
         "images/train/dog_1.png",
@@ -58,7 +58,7 @@ def test_numbers_that_are_neither_box_nor_polygon(pets: Path) -> None:
 
 
 def test_roboflow_writes_one_step_too_many_and_a_list_of_names(tmp_path: Path) -> None:
-    paint(tmp_path, "train/images/dog_1.png")
+    write_images(tmp_path, "train/images/dog_1.png")
     (tmp_path / "train" / "labels").mkdir()
     (tmp_path / "train" / "labels" / "dog_1.txt").write_text("1 0.5 0.5 1 1")
     (tmp_path / "data.yaml").write_text("train: ../train/images\nnc: 2\nnames: ['cat', 'dog']\n")
@@ -67,7 +67,7 @@ def test_roboflow_writes_one_step_too_many_and_a_list_of_names(tmp_path: Path) -
 
 
 def test_a_list_of_images_and_labels_beside_them(tmp_path: Path) -> None:
-    paint(tmp_path, "all/dog_1.png", "all/cat_1.png")
+    write_images(tmp_path, "all/dog_1.png", "all/cat_1.png")
     (tmp_path / "all" / "dog_1.txt").write_text("1 0.5 0.5 1 1")
     (tmp_path / "train.txt").write_text("./all/dog_1.png\n\nall/cat_1.png\n")
     (tmp_path / "d.yaml").write_text("train: [train.txt]\nnames: [cat, dog]\n")
@@ -80,7 +80,7 @@ def test_a_list_of_images_and_labels_beside_them(tmp_path: Path) -> None:
 
 def test_a_folder_called_images_around_the_data_is_no_part_of_it(tmp_path: Path) -> None:
     home = tmp_path / "images" / "pets"
-    paint(home, "all/cat_1.png")
+    write_images(home, "all/cat_1.png")
     (home / "all/cat_1.txt").write_text("0 0.5 0.5 1 1\n")
     (home / "data.yaml").write_text("train: all\nnames: [cat]\n")
     ((image, marks),) = read_yolo(home / "data.yaml")["train"].items()
@@ -139,7 +139,7 @@ def test_names_that_yaml_takes_for_something_else(pets: Path) -> None:
 
 
 def test_keypoints_follow_a_box(tmp_path: Path) -> None:
-    plant(tmp_path, "images/a.png")
+    write_tiny_images(tmp_path, "images/a.png")
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels/a.txt").write_text("0 .5 .5 .2 .2 .45 .45 2 .55 .5 2\n")
     (tmp_path / "data.yaml").write_text("train: images\nnames: [cat]\nkpt_shape: [2, 3]\n")

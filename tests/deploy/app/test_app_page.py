@@ -17,8 +17,8 @@ pytest.importorskip("uvicorn", reason="pip install 'rmadapter[app]'")
 
 from rmadapter import load
 from rmadapter.backbones import Backbone
-from tests.helpers.app import serving
-from tests.helpers.pages import STATE, Tab, axe, engine, needs_browser, served, tab
+from tests.helpers.app import running_app
+from tests.helpers.web_pages import STATE, Tab, axe, engine, needs_browser, served, tab
 
 __all__ = ["axe"]  # a fixture
 
@@ -32,7 +32,7 @@ def address(
     """Of one which may open one run."""
     runs = tmp_path_factory.mktemp("runs")
     shutil.copytree(finished, runs / "colours")
-    with serving(tiny_clip, "--runs", str(runs)) as found:
+    with running_app(tiny_clip, "--runs", str(runs)) as found:
         yield found
 
 
@@ -288,7 +288,7 @@ def test_another_site_s_frame(tiny_clip: Backbone, tmp_path: Path) -> None:
     with (
         served(tmp_path) as site,
         tab(tmp_path / "home", flat) as page,
-        serving(tiny_clip, "--allow-frame", site.rstrip("/")) as address,
+        running_app(tiny_clip, "--allow-frame", site.rstrip("/")) as address,
     ):
         framed = address.replace("127.0.0.1", "localhost")
         (tmp_path / "index.html").write_text(f"<iframe src={framed}></iframe>")

@@ -23,7 +23,7 @@ from rmadapter.deploy.export.folder import PREDICT, _questions, check_options, e
 from rmadapter.deploy.export.runtime import Model
 from rmadapter.errors import UserError
 from rmadapter.support.checksums import check_sums
-from tests.helpers.shell import no_room
+from tests.helpers.shell import limited_file_size
 
 pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
 pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
@@ -185,7 +185,7 @@ def test_a_full_disk(
     monkeypatch.setattr("rmadapter.deploy.export.graph.trace", lambda *_: there)
 
     def full() -> None:
-        with no_room(100_000):
+        with limited_file_size(100_000):
             export(finished, saved, tmp_path / "model", data=colors)
 
     with pytest.raises(UserError, match="cannot be written"):

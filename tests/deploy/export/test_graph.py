@@ -17,7 +17,7 @@ from rmadapter.errors import UserError
 from rmadapter.methods import load_method
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.training.contract import Fitted, Known
-from tests.helpers.shots import meaningless, pixels_of, shots_of
+from tests.helpers.shots import noise_images, pixels_of, shots_of
 from tests.helpers.slow import slow_except
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
@@ -46,7 +46,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def fitted_by(name: str, backbone: Backbone, **settings: Any) -> Fitted:
-    return load_method(name, settings).fit(backbone, shots_of(backbone, meaningless(8)))
+    return load_method(name, settings).fit(backbone, shots_of(backbone, noise_images(8)))
 
 
 def ask(model: Any, pixels: Tensor, some: int) -> np.ndarray:
@@ -65,7 +65,7 @@ def test_every_method_by_the_same_way(
 ) -> None:
     """And in silence, unlike the exporter of torch itself."""
     fitted = fitted_by(name, tiny_clip, **METHODS[name])
-    pixels = pixels_of(tiny_clip, meaningless(5, seed=1))
+    pixels = pixels_of(tiny_clip, noise_images(5, seed=1))
     capfd.readouterr()
     model = graph.trace(fitted, fitted.classes)
     assert capfd.readouterr() == ("", "")
@@ -79,7 +79,7 @@ def test_every_method_by_the_same_way(
 def test_every_kind_of_backbone(kind: str, request: pytest.FixtureRequest) -> None:
     backbone = request.getfixturevalue(kind)
     fitted = fitted_by("rmadapter", backbone, **FEW, **UPPER)
-    pixels = pixels_of(backbone, meaningless(3))
+    pixels = pixels_of(backbone, noise_images(3))
     assert (
         np.abs(ask(graph.trace(fitted, fitted.classes), pixels, 3) - answers(fitted, pixels)).max()
         < 1e-5
@@ -92,7 +92,7 @@ def test_a_method_that_treats_each_image_by_itself(tiny_hf: Backbone) -> None:
     fitted = fitted_by("cocoop", tiny_hf, **{**FEW, "batch_size": 1})
     model = graph.trace(fitted, fitted.classes)
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
-    pixels = pixels_of(tiny_hf, meaningless(3))
+    pixels = pixels_of(tiny_hf, noise_images(3))
     assert np.abs(ask(model, pixels, 1) - answers(fitted, pixels)).max() < 1e-5
 
 
@@ -117,7 +117,7 @@ def test_what_cannot_be_traced_is_told_in_a_sentence(tiny_clip: Backbone) -> Non
 def test_weights_in_16_bits_and_beside_the_graph(
     tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fitted, pixels = zero_shot(tiny_clip), pixels_of(tiny_clip, meaningless(3))
+    fitted, pixels = zero_shot(tiny_clip), pixels_of(tiny_clip, noise_images(3))
     model = graph.trace(fitted, fitted.classes)
     half = graph.in_half(model)
     assert half.ByteSize() < 0.6 * model.ByteSize()

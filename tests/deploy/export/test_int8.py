@@ -14,7 +14,7 @@ from rmadapter.deploy.export.runtime import GRAPH, LABELS, TRANSFORM, Model
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.support.files import write_json
 from rmadapter.training.contract import Known
-from tests.helpers.shots import meaningless
+from tests.helpers.shots import noise_images
 
 pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
 pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
@@ -34,7 +34,7 @@ def stage(tiny_clip: Backbone, tmp_path: Path) -> Path:
 def test_the_chosen_one_is_smaller_and_near(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int8, "LARGE", 2**10)
     monkeypatch.setattr(int8, "BLOCK", 32)
-    images = meaningless(20).images
+    images = noise_images(20).images
     before, size = Model(stage), (stage / GRAPH).stat().st_size
     pixels = before.pixels(images)
     rows = int8.search(stage, images)
@@ -78,7 +78,7 @@ def test_only_products_that_read_no_norm_are_in_blocks(
         large == 4 * 4 + 1 + 1
     )  # of the blocks, the query of the top one by itself, and the projection
     found = {}
-    pixels = Model(stage).pixels(meaningless(4).images)
+    pixels = Model(stage).pixels(noise_images(4).images)
     for way in int8.candidates(stage, pixels, (int8.PLAIN, *int8.WAYS)):
         nodes = [node.op_type for node in onnx.load(str(stage / int8.CANDIDATE)).graph.node]
         found[way.name] = nodes.count("MatMulNBits"), nodes.count("MatMulInteger")

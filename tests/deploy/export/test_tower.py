@@ -14,7 +14,7 @@ from rmadapter.deploy.export.adding import Naming
 from rmadapter.deploy.export.tower import tokenizer_of, write_text_encoder
 from rmadapter.methods import load_method
 from rmadapter.training.contract import Fitted, NotApplicable
-from tests.helpers.shots import meaningless, shots_of
+from tests.helpers.shots import noise_images, shots_of
 from tests.helpers.slow import slow_except
 
 pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
@@ -25,7 +25,7 @@ UPPER = {"first_block": 3}
 
 
 def fitted_by(name: str, backbone: Backbone, settings: dict[str, Any], **given: Any) -> Fitted:
-    return load_method(name, settings).fit(backbone, shots_of(backbone, meaningless(8), **given))
+    return load_method(name, settings).fit(backbone, shots_of(backbone, noise_images(8), **given))
 
 
 @pytest.mark.parametrize(

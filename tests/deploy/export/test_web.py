@@ -18,7 +18,7 @@ from PIL import Image
 from rmadapter.deploy.export import graph, web
 from rmadapter.deploy.export.runtime import Transform
 from rmadapter.errors import UserError
-from tests.helpers.pages import STATE, engine, needs_browser, served, tab
+from tests.helpers.web_pages import STATE, engine, needs_browser, served, tab
 
 NODE = shutil.which("node")
 IN_NODE = """

@@ -12,7 +12,7 @@ from PIL import Image
 
 from rmadapter.deploy.export import web
 from rmadapter.deploy.export.runtime import GRAPH
-from tests.helpers.pages import NAMES, STATE, Tab, axe, needs_browser, served, tab, write_site
+from tests.helpers.web_pages import NAMES, STATE, Tab, axe, needs_browser, served, tab, write_site
 
 __all__ = ["axe"]  # a fixture
 

@@ -21,8 +21,8 @@ from rmadapter.deploy.hub.push import Wishes, push
 from rmadapter.errors import UserError
 from rmadapter.support.checksums import check_sums
 from rmadapter.task import Question
-from tests.helpers.fakehub import Hub, Repository, hub, point_to
-from tests.helpers.shell import Command, its_backbone, refused, rmadapter
+from tests.helpers.fake_hub import Hub, Repository, hub, point_to
+from tests.helpers.shell import Command, backbone_option, refused, rmadapter
 
 __all__ = ["hub", "rmadapter"]  # fixtures
 
@@ -49,7 +49,7 @@ def test_there_and_back(
     np.testing.assert_array_equal(found, wanted)
     with pytest.raises(UserError, match="its backbone 'tiny_clip0' is a folder"):
         FewShotClassifier.load(run)
-    its = its_backbone(finished)
+    its = backbone_option(finished)
     for words in (["predict", run, images[0]], ["eval", run, colors], ["explain", run, images[0]]):
         assert rmadapter(*words, *its, "--json").code == 0
     assert rmadapter("suggest", run, colors / "test", "--n", 2, *its).code == 0
@@ -69,7 +69,8 @@ def test_an_export_of_a_repository_lies_here(
     push(finished, "anna/colors")
     monkeypatch.chdir(tmp_path)
     assert (
-        rmadapter("export", "hf:anna/colors", *its_backbone(finished), "--data", colors).code == 0
+        rmadapter("export", "hf:anna/colors", *backbone_option(finished), "--data", colors).code
+        == 0
     )
     assert (tmp_path / "colors-onnx/model.onnx").is_file()
 

@@ -7,7 +7,7 @@ import pytest
 
 from rmadapter.deploy.serve.batcher import Batcher, QueueFull
 from rmadapter.deploy.serve.options import Limits
-from tests.helpers.answering import Toy, wait_for
+from tests.helpers.serving import Toy, wait_for
 
 
 def pixels(red: float) -> np.ndarray:

@@ -268,8 +268,8 @@ def test_changed_custom_method_is_exported_again(
 ) -> None:
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(exporting, "export", lambda folder, saved, place, **_: place.mkdir())
-    code = Path(shutil.copy(Path(__file__).parents[2] / "helpers/guests.py", tmp_path))
-    name = f"{code}:Guest"
+    code = Path(shutil.copy(Path(__file__).parents[2] / "helpers/external_methods.py", tmp_path))
+    name = f"{code}:ExternalMethod"
     save(tmp_path / "run", load_method(name).fit(tiny_clip, shots_of(tiny_clip)), name)
     options = ServeOptions(tmp_path / "run", "onnx", 1, tiny_clip.name, name)
     first = cached_export(tmp_path / "run", options)

@@ -11,7 +11,7 @@ import pytest
 
 from rmadapter.deploy.serve.options import Limits
 from rmadapter.deploy.serve.request_body import read_uploads
-from tests.helpers.answering import HTTPException, Request, Starlette, multipart
+from tests.helpers.serving import HTTPException, Request, Starlette, multipart
 
 
 def read(body: bytes, kind: str, most: int = 3) -> list[tuple[str, bytes]]:

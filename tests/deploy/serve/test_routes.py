@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from rmadapter.deploy.serve.routes import create_app
-from tests.helpers.answering import FACTS, TestClient, Toy, coloured, serviced, wait_for
+from tests.helpers.serving import FACTS, TestClient, Toy, colour_image, running_service, wait_for
 
-RED, GREEN = ("red.png", coloured(250, 50, 0)), ("green.jpg", coloured(0, 250, 0, (30, 8), "JPEG"))
+RED, GREEN = (
+    ("red.png", colour_image(250, 50, 0)),
+    ("green.jpg", colour_image(0, 250, 0, (30, 8), "JPEG")),
+)
 
 
 def form(*files: tuple[str, bytes]) -> list[tuple[str, tuple[str, bytes]]]:
@@ -27,7 +30,7 @@ def toy() -> Toy:
 
 @pytest.fixture
 def client(toy: Toy) -> Iterator[TestClient]:
-    with serviced(toy, images=3) as service:
+    with running_service(toy, images=3) as service:
         yield TestClient(create_app(service))
 
 
@@ -96,7 +99,7 @@ def test_errors_are_one_line(client: TestClient) -> None:
 
 
 def test_slow_model_answers_503(toy: Toy) -> None:
-    with serviced(toy, seconds=0.5) as service:
+    with running_service(toy, seconds=0.5) as service:
         client = TestClient(create_app(service))
         toy.gate.clear()
         answer = client.post("/predict", files=form(RED))
@@ -148,7 +151,7 @@ def test_documentation_works_behind_a_proxy(client: TestClient) -> None:
 
 def test_only_listed_origins_are_allowed(toy: Toy) -> None:
     asks = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
-    with serviced(toy) as service:
+    with running_service(toy) as service:
         for cors, allowed in (
             ((), None),
             (("https://a.example",), "https://a.example"),
@@ -173,7 +176,7 @@ def test_only_listed_origins_are_allowed(toy: Toy) -> None:
 
 
 def test_page_shows_models_and_answers() -> None:
-    with serviced(Toy()) as service:
+    with running_service(Toy()) as service:
         client = TestClient(create_app(service))
         page = client.get("/").text
         for part in (
@@ -187,7 +190,7 @@ def test_page_shows_models_and_answers() -> None:
             assert part in page
         page = client.post(
             "/?model=toy",
-            files=[("files", ("<b>.png", coloured(255, 0, 0))), ("files", ("x", b"x"))],
+            files=[("files", ("<b>.png", colour_image(255, 0, 0))), ("files", ("x", b"x"))],
         ).text
         assert "&lt;b&gt;.png" in page
         assert "100.0&nbsp;%" in page
@@ -196,7 +199,7 @@ def test_page_shows_models_and_answers() -> None:
 
 
 def test_page_shows_errors() -> None:
-    with serviced(Toy()) as service:
+    with running_service(Toy()) as service:
         client = TestClient(create_app(service))
         answer = client.post("/?model=other", files=[("files", ("a.png", b""))])
         assert answer.status_code == 404
@@ -204,7 +207,7 @@ def test_page_shows_errors() -> None:
 
 
 def test_page_has_no_script_and_a_strict_policy() -> None:
-    with serviced(Toy(labels=("<script>", "b", "c"))) as service:
+    with running_service(Toy(labels=("<script>", "b", "c"))) as service:
         service.models["toy"].facts["classes"] = ["<script>alert(1)</script>"]
         answer = TestClient(create_app(service)).get("/")
         assert "<script" not in answer.text
@@ -213,7 +216,7 @@ def test_page_has_no_script_and_a_strict_policy() -> None:
 
 
 def test_page_of_a_model_with_few_facts() -> None:
-    with serviced(Toy()) as service:
+    with running_service(Toy()) as service:
         service.models["toy"].facts.update(
             method=None, backbone=None, accuracy=None, features=False
         )

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.answering import Process, Toy, coloured, post, read, serviced, wait_for  # isort: skip
+from tests.helpers.serving import Process, Toy, colour_image, post, read, running_service, wait_for  # isort: skip
 
 from rmadapter.artifacts.checkpoint import load, save
 from rmadapter.deploy.serve import server
@@ -26,20 +26,22 @@ from rmadapter.deploy.serve.server import Reloader
 from rmadapter.deploy.serve.service import Service
 from rmadapter.errors import UserError
 from rmadapter.support.checksums import sign, write_sums
-from tests.helpers.shell import its_backbone
+from tests.helpers.shell import backbone_option
 
 
 @pytest.mark.slow
 def test_accepted_requests_are_answered_before_the_end(finished: Path) -> None:
     """A request whose body is still coming when SIGTERM arrives; a new one is refused."""
     body = json.dumps({"images": []}).encode()
-    with Process(finished, *its_backbone(finished)) as process:
+    with Process(finished, *backbone_option(finished)) as process:
         host, port = process.address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=30) as client:
             head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
             client.sendall(f"{head}\r\n\r\n".encode() + body[:5])
             wait_for(
-                lambda: post(process.address, "/predict", [("a.png", coloured(1, 2, 3))])[0] == 200,
+                lambda: (
+                    post(process.address, "/predict", [("a.png", colour_image(1, 2, 3))])[0] == 200
+                ),
                 "no answer",
             )
             process.process.send_signal(signal.SIGTERM)
@@ -67,11 +69,11 @@ def takes(host: str, port: int) -> bool:
 
 
 def test_ctrl_c_ends_with_0(finished: Path) -> None:
-    with Process(finished, *its_backbone(finished), "--json") as process:
+    with Process(finished, *backbone_option(finished), "--json") as process:
         assert process.process.stdout is not None
         told = json.loads(process.process.stdout.readline())
         assert told["models"] == {finished.name: str(finished)}
-        assert post(told["address"], "/predict", [("a.png", coloured(1, 2, 3))])[0] == 200
+        assert post(told["address"], "/predict", [("a.png", colour_image(1, 2, 3))])[0] == 200
         assert process.end(signal.SIGINT) == 0
         assert process.said == []
 
@@ -79,7 +81,7 @@ def test_ctrl_c_ends_with_0(finished: Path) -> None:
 def test_reload_loses_no_request(finished: Path, colors: Path, tmp_path: Path) -> None:
     run, saved = (
         Path(shutil.copytree(finished, tmp_path / "run")),
-        load(finished, its_backbone(finished)[1]),
+        load(finished, backbone_option(finished)[1]),
     )
     (run / "run.json").unlink()  # a model alone, which may be saved again
     image, found = read([colors / "test/red/0.png"]), list[tuple[int, str]]()
@@ -95,7 +97,7 @@ def test_reload_loses_no_request(finished: Path, colors: Path, tmp_path: Path) -
                 )
             )
 
-    with Process(run, *its_backbone(finished)) as process:
+    with Process(run, *backbone_option(finished)) as process:
         clients = [threading.Thread(target=asks) for _ in range(3)]
         assert process.address
         for client in clients:
@@ -126,7 +128,7 @@ def test_reload_loses_no_request(finished: Path, colors: Path, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_missing_body_times_out(finished: Path) -> None:
-    with Process(finished, *its_backbone(finished), "--seconds", "0.5", "--log") as process:
+    with Process(finished, *backbone_option(finished), "--seconds", "0.5", "--log") as process:
         host, port = process.address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=30) as client:
             client.sendall(
@@ -169,7 +171,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @contextmanager
 def watched(folder: Path, **how: float) -> Iterator[tuple[Service, Reloader]]:
-    with serviced(Toy()) as service:
+    with running_service(Toy()) as service:
         service.put("toy", replace(Toy().served, sign=sign(folder)))
         yield service, Reloader(service, {"toy": ServeOptions(folder)}, **how)
 

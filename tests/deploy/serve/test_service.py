@@ -16,11 +16,11 @@ from rmadapter.deploy.serve.options import Limits, ServeOptions
 from rmadapter.deploy.serve.service import Counters, Service, Upload
 from rmadapter.errors import UserError
 
-from tests.helpers.answering import HTTPException, Toy, coloured, read, serviced  # isort: skip
+from tests.helpers.serving import HTTPException, Toy, colour_image, read, running_service  # isort: skip
 
 from prometheus_client.parser import text_string_to_metric_families
 
-RED = Upload("red.png", coloured(255, 0, 0))
+RED = Upload("red.png", colour_image(255, 0, 0))
 BAD = Upload("bad.png", b"\x89PNG")
 
 
@@ -31,7 +31,7 @@ def refusal(service: Service, *uploads: Upload, model: str = "toy", **more: bool
 
 
 def test_bad_images_are_named_and_can_be_skipped() -> None:
-    with serviced(Toy()) as service:
+    with running_service(Toy()) as service:
         found = refusal(service, RED, BAD, Upload("text.txt", b"text"))
         assert found.status_code == 422
         told = found.detail["images"]  # type: ignore[index]
@@ -64,12 +64,12 @@ def test_full_queue_refuses_and_loses_nothing() -> None:
         assert len((await service.answer("toy", [RED] * 4)).rows) == 4  # all places are free again
 
     toy = Toy()
-    with serviced(toy, queue=4, images=4) as service:
+    with running_service(toy, queue=4, images=4) as service:
         asyncio.run(both(service, toy))
 
 
 def test_names_of_models() -> None:
-    with serviced(Toy(features=False)) as service:
+    with running_service(Toy(features=False)) as service:
         assert service.only() == "toy"
         assert "'toy'" in refusal(service, RED, model="toi").detail
         found = refusal(service, RED, features=True)
@@ -92,7 +92,7 @@ def test_model_is_replaced_while_it_answers() -> None:
         assert (await first).model.labels[0] == "red"
 
     toy = Toy()
-    with serviced(toy) as service:
+    with running_service(toy) as service:
         asyncio.run(exchanged(service, toy))
 
 
@@ -102,7 +102,7 @@ def test_concurrent_requests_get_the_answers_of_predict(
     """Mixed sizes, and bad ones between them."""
     files = [Upload(*one) for one in read(sorted(colors.glob("*/*/*.png")))]
     files += [
-        Upload(f"{n}.png", coloured(9 * n, 200 - 5 * n, 40, (5 + 31 * n, 400 - 29 * n)))
+        Upload(f"{n}.png", colour_image(9 * n, 200 - 5 * n, 40, (5 + 31 * n, 400 - 29 * n)))
         for n in range(12)
     ]
     service = Service(

@@ -11,7 +11,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.methods.parts import deep
 from rmadapter.methods.parts.context import PromptedText, draw, init_words
-from tests.helpers.deep_prompts import NAMES, hooked, pixels
+from tests.helpers.deep_prompts import NAMES, pixels, prompts_inserted
 from tests.helpers.rounding import double
 
 
@@ -31,7 +31,7 @@ def test_features_are_those_of_the_backbones_own_forward(
     assert len(text) == len(image) == depth
     images, tokens = pixels(backbone), backbone.tokenizer([f"X X X of {name}." for name in NAMES])
     lean = deep.encode_text(PromptedText(backbone, [f"of {name}" for name in NAMES], 3), text)
-    with hooked(backbone, text, image) as model:
+    with prompts_inserted(backbone, text, image) as model:
         torch.testing.assert_close(lean, model.encode_text(tokens), rtol=1e-9, atol=1e-10)
         expected = model.encode_image(images)
     found = deep.encode_image(backbone, backbone.image.frozen(images, 1), image)

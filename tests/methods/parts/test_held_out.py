@@ -6,7 +6,7 @@ import torch
 
 from rmadapter.backbones import Backbone
 from rmadapter.methods.parts.held_out import FOLDS, folds, held_out
-from tests.helpers.shots import meaningless, shots_of
+from tests.helpers.shots import noise_images, shots_of
 
 
 def test_every_shot_is_held_out_once_and_every_class_is_always_fitted() -> None:
@@ -27,9 +27,9 @@ def test_two_shots_make_two_parts_and_one_shot_makes_none() -> None:
 
 
 def test_validation_images_judge_where_there_are_some(tiny_clip: Backbone) -> None:
-    val = meaningless(6)
+    val = noise_images(6)
     for given, sizes in ((val, [(12, 6)]), (None, [(9, 3), (9, 3), (9, 3), (9, 3)])):
-        some = shots_of(tiny_clip, meaningless(12), val=given)
+        some = shots_of(tiny_clip, noise_images(12), val=given)
         parts = held_out(some)
         assert [(len(rows), len(features)) for rows, features, _ in parts] == sizes
         judged = some.plain_features(given)

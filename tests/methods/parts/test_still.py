@@ -16,7 +16,7 @@ from rmadapter.methods.prompt_kd import PromptKD
 from rmadapter.methods.two_stages import TwoStages
 from rmadapter.settings import configured
 from rmadapter.training.loop import Batch
-from tests.helpers.shots import meaningless, shots_of
+from tests.helpers.shots import noise_images, shots_of
 
 
 @pytest.mark.parametrize(("views", "epochs", "once"), [(2, 2, True), (2, 1, False), (0, 9, False)])
@@ -24,7 +24,7 @@ from tests.helpers.shots import meaningless, shots_of
 def test_each_view_is_encoded_once_where_all_come_again(
     views: int, epochs: int, once: bool, apart: bool, tiny_clip: Backbone
 ) -> None:
-    shots = shots_of(tiny_clip, meaningless(5), augmentation="standard", views=views)
+    shots = shots_of(tiny_clip, noise_images(5), augmentation="standard", views=views)
     source, asked = shots.source(1), list[int]()
 
     def of(states: States) -> Tensor:
@@ -48,7 +48,7 @@ def test_each_view_is_encoded_once_where_all_come_again(
 def test_methods_learn_the_same_without_it(
     method: Any, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shots = shots_of(tiny_clip, meaningless(6), augmentation="standard", views=2)
+    shots = shots_of(tiny_clip, noise_images(6), augmentation="standard", views=2)
     quick = configured(method, {"iterations": 0, "epochs": 6, "batch_size": 4})
     asked: list[Any] = []
     encoded = still.encoded

@@ -22,7 +22,7 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
-from tests.helpers.listening import Server
+from tests.helpers.http_server import Server
 
 TOKENS = {"hf_anna": "anna", "hf_bert": "bert"}
 

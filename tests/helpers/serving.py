@@ -88,7 +88,7 @@ class Toy:
 
 
 @contextmanager
-def serviced(toy: Toy, **limits: Any) -> Iterator[Service]:
+def running_service(toy: Toy, **limits: Any) -> Iterator[Service]:
     service = Service({"toy": toy.served}, Limits(**limits))
     try:
         yield service
@@ -97,7 +97,7 @@ def serviced(toy: Toy, **limits: Any) -> Iterator[Service]:
         service.close()
 
 
-def coloured(
+def colour_image(
     red: int, green: int, blue: int, size: tuple[int, int] = (9, 7), kind: str = "PNG"
 ) -> bytes:
     file = io.BytesIO()
@@ -199,7 +199,7 @@ def read(paths: Sequence[Path]) -> list[tuple[str, bytes]]:
 
 
 @contextmanager
-def served(toy: Toy) -> Iterator[str]:
+def running_server(toy: Toy) -> Iterator[str]:
     """In a thread of this process."""
     import threading
 
@@ -207,7 +207,10 @@ def served(toy: Toy) -> Iterator[str]:
 
     from rmadapter.deploy.serve.routes import create_app
 
-    with serviced(toy, body=0.2, seconds=5) as service, sockets.bind("127.0.0.1", 0) as socket:
+    with (
+        running_service(toy, body=0.2, seconds=5) as service,
+        sockets.bind("127.0.0.1", 0) as socket,
+    ):
         server = uvicorn.Server(
             uvicorn.Config(create_app(service), log_config=None, log_level="error", lifespan="off")
         )

@@ -1,4 +1,4 @@
-"""Methods from outside, for the tests: one that works and some that do not."""
+"""External methods: one that works and two that do not."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from rmadapter.training.contract import Known, ToLogits
 
 
 @dataclass(frozen=True)
-class Guest(Method):
+class ExternalMethod(Method):
     """Zero-shot that remembers the mean feature of its shots; kind: how it misbehaves."""
 
-    title: ClassVar[str] = "guest"
-    source: ClassVar[str] = "tests/helpers/guests.py"
+    title: ClassVar[str] = "external"
+    source: ClassVar[str] = "tests/helpers/external_methods.py"
     kind: str = "good"
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         if self.kind == "crash":
-            raise ZeroDivisionError("a bug of the guest")
+            raise ZeroDivisionError("a bug of the method")
         return self.restore(backbone, shots.known, {"mean": shots.features().mean((0, 1))})
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
@@ -32,7 +32,7 @@ class Guest(Method):
 
         def for_classes(names: Sequence[str]) -> ToLogits:
             if self.kind == "closed" and not {*names} <= {*known.classes}:
-                raise NotApplicable("guest knows its own classes alone")
+                raise NotApplicable("external knows its own classes alone")
             score = plain.for_classes(names)
             return (lambda states: score(states) * torch.nan) if self.kind == "nan" else score
 
@@ -45,8 +45,8 @@ class Guest(Method):
 class Undeclared:
     """A method, but its settings are told nowhere."""
 
-    title, source = "undeclared", "tests/helpers/guests.py"
-    fit, restore, parameters = Guest.fit, Guest.restore, Guest.parameters
+    title, source = "undeclared", "tests/helpers/external_methods.py"
+    fit, restore, parameters = ExternalMethod.fit, ExternalMethod.restore, ExternalMethod.parameters
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,4 @@
-"""A method whose process dies, for tests of workers: in a file that needs no other one of the
-tests."""
+"""A method that kills its process, in a file without imports from the tests."""
 
 from __future__ import annotations
 
@@ -14,19 +13,19 @@ from rmadapter.methods.zero_shot import ZeroShot
 
 
 @dataclass(frozen=True)
-class Mortal(Method):
-    """Zero-shot, whose process is killed in its first `deaths` fits; all are counted as files in a
+class CrashingMethod(Method):
+    """Zero-shot that kills its process in its first `crashes` fits and counts all fits as files in a
     folder."""
 
-    title: ClassVar[str] = "mortal"
-    source: ClassVar[str] = "tests/helpers/mortal.py"
-    grave: str = ""
-    deaths: int = 1
+    title: ClassVar[str] = "crashing"
+    source: ClassVar[str] = "tests/helpers/crashing_method.py"
+    fits_folder: str = ""
+    crashes: int = 1
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        dead = len(list(Path(self.grave).iterdir()))
-        Path(self.grave, str(dead)).touch()
-        if dead < self.deaths:
+        fits = len(list(Path(self.fits_folder).iterdir()))
+        Path(self.fits_folder, str(fits)).touch()
+        if fits < self.crashes:
             os.kill(os.getpid(), signal.SIGKILL)
         return ZeroShot().fit(backbone, shots)
 

@@ -24,7 +24,7 @@ def png(label: str, number: int = 0) -> bytes:
     return file.getvalue()
 
 
-def paint(root: Path, *names: str) -> Path:
+def write_images(root: Path, *names: str) -> Path:
     """Images below a folder whose names begin with their class, such as "dog_1.png"."""
     for number, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def write_json(path: Path, value: Any) -> Path:
     return path
 
 
-def said(splits: Any, root: Path) -> dict[str, list[tuple[str, str]]]:
+def paths_and_labels(splits: Any, root: Path) -> dict[str, list[tuple[str, str]]]:
     """Split -> (path from the root, label) of what a reader found."""
     return {
         s: [(row.image.relative_to(root).as_posix(), row.label) for row in rows]

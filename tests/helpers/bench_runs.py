@@ -33,7 +33,9 @@ def jobs_of(backbone: Backbone, colors: Path, **words: Any) -> list[Job]:
     return expand(**given, common=common)
 
 
-def do(colors: Path, out: Path, jobs: list[Job], processes: int = 1, **words: Any) -> list[Record]:
+def run_bench(
+    colors: Path, out: Path, jobs: list[Job], processes: int = 1, **words: Any
+) -> list[Record]:
     values = words.pop(
         "values",
         {name: own for name, own in VALUES.items() if name in {job.method for job in jobs}},
@@ -49,14 +51,16 @@ def records(out: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="session")
-def done(tiny_clip: Backbone, colors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_bench(
+    tiny_clip: Backbone, colors: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Results of three methods and two seeds. Copy them to change them."""
     out = tmp_path_factory.mktemp("done")
-    do(colors, out, jobs_of(tiny_clip, colors))
+    run_bench(colors, out, jobs_of(tiny_clip, colors))
     return out
 
 
-def command(backbone: Backbone, colors: Path, out: Path, *more: str) -> list[str]:
+def bench_command(backbone: Backbone, colors: Path, out: Path, *more: str) -> list[str]:
     sets = [f"--set={method}.{name}={value}" for method in VALUES for name, value in QUICK.items()]
     code = "from rmadapter.cli.main import main; main()"
     data = ["--datasets", colors.name, "--root", str(colors.parent), "--backbone", backbone.name]

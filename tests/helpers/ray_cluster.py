@@ -8,7 +8,7 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def session() -> Iterator[None]:
+def ray_session() -> Iterator[None]:
     """A cluster of this machine's, with two processors."""
     pytest.importorskip("ray", reason="needs the extra ray: `make scale` installs it")
     from rmadapter.bench.ray.cluster import connected

@@ -18,7 +18,7 @@ from rmadapter.errors import UserError
 from tests.helpers.models import SIZE, timm_trunk, write_bert, write_model
 
 CONFIG, TOKENIZER = "open_clip_config.json", "tokenizer_config.json"
-EVIL = {
+MALICIOUS = {
     "AutoTokenizer": ["evil.Evil", "evil.Evil"],
     "AutoConfig": "evil.Evil",
     "AutoModel": "evil.Evil",
@@ -26,7 +26,7 @@ EVIL = {
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_bert(tmp_path_factory.mktemp("built") / "model")
     trunk = timm_trunk(folder / "vit", "vit_small_patch14_dinov2", init_values=0.1)
     vision = {
@@ -49,13 +49,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def model(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def model(built_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy at `model` in the working folder, no network, and a user who agrees to all. The
     payload must not run."""
-    folder = Path(shutil.copytree(built, tmp_path / "model"))
-    change(
+    folder = Path(shutil.copytree(built_model, tmp_path / "model"))
+    edit_json(
         folder / CONFIG,
-        lambda config: json.loads(json.dumps(config).replace(str(built), str(folder))),
+        lambda config: json.loads(json.dumps(config).replace(str(built_model), str(folder))),
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -76,38 +76,38 @@ def write_payload(folder: Path) -> None:
     (folder / "evil.py").write_text("\n".join([*lines, "class Evil(BertTokenizer): pass", ""]))
 
 
-def change(file: Path, how: Callable[[Any], Any]) -> None:
+def edit_json(file: Path, how: Callable[[Any], Any]) -> None:
     file.write_text(json.dumps(how(json.loads(file.read_text()))))
 
 
 def text(folder: Path, **fields: Any) -> None:
-    tower(folder, "text_cfg", fields)
+    set_tower(folder, "text_cfg", fields)
 
 
 def vision(folder: Path, **fields: Any) -> None:
-    tower(folder, "vision_cfg", fields)
+    set_tower(folder, "vision_cfg", fields)
 
 
-def tower(folder: Path, side: str, fields: dict[str, Any]) -> None:
+def set_tower(folder: Path, side: str, fields: dict[str, Any]) -> None:
     def more(config: Any) -> Any:
         config["model_cfg"][side] |= fields
         return config
 
-    change(folder / CONFIG, more)
+    edit_json(folder / CONFIG, more)
 
 
-def adds(folder: Path, name: str, **fields: Any) -> None:
-    change(folder / name, lambda config: config | fields)
+def add_fields(folder: Path, name: str, **fields: Any) -> None:
+    edit_json(folder / name, lambda config: config | fields)
 
 
-def refused(name: object, words: str) -> None:
+def assert_refused(name: object, words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         load_backbone(str(name))
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 800
 
 
-def publish(folder: Path, repository: Path) -> Path:
+def write_hub_cache(folder: Path, repository: Path) -> Path:
     revision = "0" * 40
     snapshot = repository / "snapshots" / revision
     for file in [file for file in folder.rglob("*") if file.is_file()]:
