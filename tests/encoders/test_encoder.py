@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
-from rmadapter.encoders import encoders_of
-from rmadapter.encoders.whole import WholeImage, first_of
+from rmadapter.encoders import encoders_of, features_of
+from rmadapter.encoders.image import WholeImage
 from rmadapter.prompts import tokenize
 from tests.helpers.passes import (
     NAMES,
@@ -239,7 +239,7 @@ def test_an_image_encoder_that_also_gives_its_tokens_is_read_by_every_way(
 ) -> None:
     """As CoCa's does; a cache asks for the states of several blocks at once."""
     visual: Any = double(tiny_clip).model.visual
-    whole = WholeImage(visual, "CoCa", lambda images: first_of((visual(images), "tokens")))
+    whole = WholeImage(visual, "CoCa", lambda images: features_of((visual(images), "tokens")))
     pixels = noise(double(tiny_clip))
     [one, other] = whole.frozen_at(pixels, [None, None], features=False)
     for states in (one, other, whole.frozen(pixels)):

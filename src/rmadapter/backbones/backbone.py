@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from rmadapter.encoders import ImageEncoder, TextEncoder, encoders_of
-from rmadapter.encoders.whole import WholeImage, WholeText
+from rmadapter.encoders.image import WholeImage
+from rmadapter.encoders.text import WholeText
 from rmadapter.errors import UserError
 from rmadapter.task import FEATURES_ALONE, TEXT_TOO
 

@@ -1,14 +1,15 @@
-"""The two encoders of a CLIP-like model, taken apart; nothing here knows a method."""
+"""The two encoders of a CLIP-like model as stem, blocks and head; no method is known here."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from rmadapter.encoders.encoder import Encoder, States, weights_of
-from rmadapter.encoders.image import ClipImage, ImageEncoder, TimmImage
+from rmadapter.encoders.image import ClipImage, ImageEncoder, TimmImage, WholeImage
 from rmadapter.encoders.layouts import Grid, Packed
-from rmadapter.encoders.text import BertText, ClipText, TextEncoder
-from rmadapter.encoders.whole import WholeImage, WholeText, first_of
+from rmadapter.encoders.text import BertText, ClipText, TextEncoder, WholeText
 
 __all__ = [
     "Encoder",
@@ -23,9 +24,14 @@ __all__ = [
 
 
 def encoders_of(model: Any) -> tuple[ImageEncoder, TextEncoder]:
-    """The two encoders of an open_clip model; one that is not a stack of transformer blocks has
-    none."""
+    """Return the two encoders of an open_clip model. One that is not a stack of transformer blocks
+    is a `WholeImage` or `WholeText`."""
     return _image(model), _text(model)
+
+
+def features_of(output: Any) -> Tensor:
+    """Return the features of an encoder that may also give its tokens, as CoCa's do."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def _image(model: Any) -> ImageEncoder:
@@ -33,14 +39,15 @@ def _image(model: Any) -> ImageEncoder:
     from open_clip.transformer import VisionTransformer
 
     visual = model.visual
+    trunk = getattr(visual, "trunk", visual)
     if isinstance(visual, VisionTransformer) and not visual.output_tokens:
         return ClipImage(visual)
-    if isinstance(visual, TimmModel) and hasattr(
-        next(iter(getattr(visual.trunk, "blocks", ())), None), "attn"
-    ):
-        return TimmImage(visual)
-    kind = _of_coca(model) + type(getattr(visual, "trunk", visual)).__name__
-    return WholeImage(visual, kind, lambda images: first_of(visual(images)))
+    if isinstance(visual, TimmModel):
+        first_block = next(iter(getattr(trunk, "blocks", ())), None)
+        if hasattr(first_block, "attn"):
+            return TimmImage(visual)
+    kind = _prefix(model) + type(trunk).__name__
+    return WholeImage(visual, kind, lambda images: features_of(visual(images)))
 
 
 def _text(model: Any) -> TextEncoder:
@@ -49,30 +56,26 @@ def _text(model: Any) -> TextEncoder:
     from open_clip.transformer import TextTransformer
 
     text = getattr(model, "text", model)
-    found: TextEncoder | None = None
+    encoder: TextEncoder | None = None
     if isinstance(text, open_clip.CLIP):
-        found = ClipText(text, inside=True)
+        encoder = ClipText(text, inside=True)
     elif isinstance(text, TextTransformer) and text.cls_emb is None and not text.use_pad_mask:
-        found = ClipText(text, inside=False)
-    elif isinstance(text, HFTextEncoder) and hasattr(
-        getattr(text.transformer, "encoder", None), "layer"
-    ):
-        found = (
-            None if getattr(text.config, "is_decoder", False) else BertText(text)
-        )  # a decoder is causal
-    if found is not None and not found.opaque:
-        return found
-    kind = (
-        type(getattr(text, "transformer", text)).__name__
-        if found is None
-        else type(found.blocks[0]).__name__
-    )
-    return WholeText(
-        _of_coca(model) + kind, lambda tokens: first_of(model.encode_text(tokens, normalize=False))
-    )
+        encoder = ClipText(text, inside=False)
+    elif isinstance(text, HFTextEncoder):
+        layered = hasattr(getattr(text.transformer, "encoder", None), "layer")
+        if layered and not getattr(text.config, "is_decoder", False):  # a decoder is causal
+            encoder = BertText(text)
+    if encoder is not None and not encoder.opaque:
+        return encoder
+    part = getattr(text, "transformer", text) if encoder is None else encoder.blocks[0]
+
+    def encode(tokens: Tensor) -> Tensor:
+        return features_of(model.encode_text(tokens, normalize=False))
+
+    return WholeText(_prefix(model) + type(part).__name__, encode)
 
 
-def _of_coca(model: Any) -> str:
+def _prefix(model: Any) -> str:
     import open_clip
 
     return "CoCa's " if isinstance(model, open_clip.CoCa) else ""

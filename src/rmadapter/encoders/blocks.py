@@ -1,4 +1,4 @@
-"""Transformer blocks of open_clip, timm and BERT by the roles of their parts.
+"""Views of the transformer blocks of open_clip, timm and BERT, by the roles of their parts.
 
 A view runs the backbone's own modules, in the order of the block's own forward, but lets the caller
 skip what is not read.
@@ -18,16 +18,16 @@ Edit = Callable[[Tensor], Tensor]
 
 
 class View(Protocol):
-    """A block taken apart: norm, projections, attention (by the caller), and what comes after it.
+    """The parts of a block: norm, projections, and what follows attention, which the caller does.
 
-    hidden: width inside the MLP; 0 for an MLP of another make, which cannot be taken apart.
+    hidden: width inside the MLP; 0 for an MLP of another make, whose layers are not known.
     """
 
     heads: int
     hidden: int
 
     def norm(self, x: Tensor) -> Tensor:
-        """What attention reads of the tokens [..., d]."""
+        """Return what attention reads of the tokens [..., d]."""
         ...
 
     def qkv(self, n: Tensor) -> tuple[Tensor, ...]: ...
@@ -37,7 +37,7 @@ class View(Protocol):
     def key_value(self, n: Tensor) -> tuple[Tensor, ...]: ...
 
     def close(self, x: Tensor, attended: Tensor, edit: Edit | None = None) -> Tensor:
-        """Everything after attention: its output projection, the residuals and the MLP. edit:
+        """Apply everything after attention: its output projection, the residuals and the MLP. edit:
         changes what enters the MLP's activation, [..., hidden]."""
         ...
 
@@ -54,14 +54,12 @@ class PreNorm:
         self.hidden = self.layers[0].out_features if self.layers else 0
 
     def _project(self, n: Tensor, start: int, stop: int) -> Tensor:
-        """Rows start..stop, in widths, of the fused query-key-value projection."""
-        a, d = self.attn, n.shape[-1]
-        weight, bias = (
-            (a.qkv.weight, a.qkv.bias) if self.timm else (a.in_proj_weight, a.in_proj_bias)
-        )
-        return F.linear(
-            n, weight[start * d : stop * d], None if bias is None else bias[start * d : stop * d]
-        )
+        """Apply rows start..stop, in widths, of the fused query-key-value projection."""
+        a = self.attn
+        weight = a.qkv.weight if self.timm else a.in_proj_weight
+        bias = a.qkv.bias if self.timm else a.in_proj_bias
+        rows = slice(start * n.shape[-1], stop * n.shape[-1])
+        return F.linear(n, weight[rows], None if bias is None else bias[rows])
 
     def qkv(self, n: Tensor) -> tuple[Tensor, ...]:
         return self._project(n, 0, 3).chunk(3, -1)
@@ -86,8 +84,8 @@ class PreNorm:
 
 
 def _layers(mlp: Any) -> list[Any]:
-    """The layers of an MLP in order, a linear one first; empty for an MLP of another make."""
-    from timm.layers import Mlp
+    """Return the layers of an MLP in order, a linear one first; none of an MLP of another make."""
+    from timm.layers.mlp import Mlp
 
     if isinstance(mlp, nn.Sequential):
         return [*mlp]
@@ -129,36 +127,30 @@ class Opaque:
         self.norm = getattr(block, "norm1", None) or getattr(block, "ln_1", None) or nn.Identity()
 
     def run(self, x: Tensor, extras: Mapping[str, Any]) -> Tensor:
-        """extras: further arguments, which its encoder passes to it besides the tokens."""
+        """Run the block. extras: further arguments that its encoder passes besides the tokens."""
         return self.block(x, **extras)
 
 
 def view_of(block: Any) -> View | Opaque:
-    """The leanest view that computes exactly what the block's own forward computes."""
+    """Return the leanest view that computes exactly what the block's own forward computes."""
     from open_clip.transformer import ResidualAttentionBlock
     from timm.models.vision_transformer import Block
 
     if type(block) is ResidualAttentionBlock and block.attn.batch_first:
         return PreNorm(block, timm=False)
-    if (
-        type(block) is Block and type(block.attn).__name__ == "Attention"
-    ):  # there are others, such as DiffAttention
-        plain = [getattr(block.attn, name, None) for name in ("q_norm", "k_norm", "norm", "gate")]
-        if all(part is None or isinstance(part, nn.Identity) for part in plain) and hasattr(
-            block.attn, "qkv"
-        ):
+    # By name, since there are others, such as DiffAttention.
+    if type(block) is Block and type(block.attn).__name__ == "Attention":
+        parts = [getattr(block.attn, name, None) for name in ("q_norm", "k_norm", "norm", "gate")]
+        plain = all(part is None or isinstance(part, nn.Identity) for part in parts)
+        if plain and hasattr(block.attn, "qkv"):
             return PreNorm(block, timm=True)
-    if (
-        hasattr(block, "intermediate")
-        and hasattr(block, "attention")
-        and hasattr(block.attention, "self")
-    ):
+    if hasattr(block, "intermediate") and hasattr(getattr(block, "attention", None), "self"):
         return PostNorm(block)
     return Opaque(block)
 
 
 def cast(block: nn.Module, kind: torch.dtype) -> nn.Module:
-    """A copy of a block with its weights in another number format, except those of its norms."""
+    """Copy a block, with its weights in another number format except those of its norms."""
     twin = copy.deepcopy(block)
     for module in twin.modules():
         if not isinstance(module, nn.LayerNorm):

@@ -1,14 +1,16 @@
 """An encoder as stem -> blocks -> head, which computes nothing twice and nothing that is never
 read.
 
-Run from what enters block `first`, it computes the same function as the backbone's own forward pass, but
-  1. the blocks below `first` are frozen: their output is given, not computed, and so is block `first`'s own output;
+Run from what enters block `first`, it computes the same function as the backbone's own forward
+pass, but
+  1. the blocks below `first` are frozen: their output is an input here, as is block `first`'s own;
   2. text is cut at the end-of-text token, since causal attention never reads what follows;
   3. the words that all prompts begin with are computed once, for every class to attend to;
   4. norms, projections and MLPs run only on real text tokens, packed without padding;
   5. the top block runs only for the token that is read (class token, end-of-text), if just one is.
-Under autocast the same blocks run on tokens in that number format, with weights that were cast once; norms keep theirs.
-Nothing in an encoder changes after it is made, except its cache of cast blocks, so any number of methods can share it.
+Under autocast the same blocks run on tokens in that number format, with weights that were cast
+once; norms keep theirs. Nothing in an encoder changes after it is made, except its cache of cast
+blocks, so any number of methods can share it.
 """
 
 from __future__ import annotations
@@ -29,18 +31,19 @@ NOTHING = torch.empty(0)
 
 
 def weights_of(*parts: nn.Module | nn.Parameter | None) -> list[nn.Parameter]:
-    """All parameters of the modules among the parts, and the parts that are parameters."""
-    own = [
-        list(part.parameters()) if isinstance(part, nn.Module) else [part]
-        for part in parts
-        if part is not None
-    ]
-    return [weight for some in own for weight in some]
+    """Return all parameters of the modules among the parts, and the parts that are parameters."""
+    weights: list[nn.Parameter] = []
+    for part in parts:
+        if isinstance(part, nn.Module):
+            weights += part.parameters()
+        elif part is not None:
+            weights.append(part)
+    return weights
 
 
 @dataclass(frozen=True)
 class States:
-    """What an encoder computes up to block `first`; none of it changes in training.
+    """What an encoder computes up to block `first`, which no training changes.
 
     first: a block, counted from 1; None if only the features were wanted. x: tokens that enter it,
     [B, L, d] of images, [T, d] of text. y: the untouched block's output for them (only for the
@@ -60,7 +63,8 @@ class States:
 
 
 class Encoder(ABC, Generic[Layout]):
-    """blocks: the backbone's own modules. views: the same, taken apart."""
+    """One side of a backbone. blocks: its own modules. views: the same by the roles of their
+    parts."""
 
     side: ClassVar[str]
 
@@ -72,42 +76,41 @@ class Encoder(ABC, Generic[Layout]):
 
     @property
     def opaque(self) -> bool:
-        """Whether some block runs only by its own forward, and only on the tokens that its encoder
+        """Return whether some block runs only by its own forward, on tokens that its encoder
         made."""
         return any(isinstance(view, Opaque) for view in self.views)
 
     @abstractmethod
     def head(self, x: Tensor, layout: Layout) -> Tensor:
-        """Tokens that leave the top block, or just those that are read, -> features [B or C, e]."""
+        """Return features [B or C, e] of the tokens that leave the top block, or just of those
+        that are read."""
 
     @property
     @abstractmethod
     def tail(self) -> list[nn.Parameter]:
-        """The head's parameters: norms, pooling and projection after the top block."""
+        """Return the head's parameters: norms, pooling and projection after the top block."""
 
     def reads_some(self, layout: Layout) -> bool:
-        """Whether the top block is needed only for the tokens that `layout.read` gives."""
+        """Return whether the top block is needed only for the tokens of `layout.read`."""
         return layout.read_index is not None and not isinstance(self.views[-1], Opaque)
 
     def norm(self, block: int, x: Tensor) -> Tensor:
-        """What the attention of a block, counted from 1, reads of the tokens that enter it."""
+        """Return what the attention of a block, counted from 1, reads of the tokens entering it."""
         return self.views[block - 1].norm(self._low(x))
 
     def _low(self, x: Tensor) -> Tensor:
-        """x in autocast's number format, if autocast is on and all blocks can be taken apart."""
-        kind = x.device.type
-        return (
-            x
-            if self.opaque or not torch.is_autocast_enabled(kind)
-            else x.to(torch.get_autocast_dtype(kind))
-        )
+        """Cast x to autocast's number format, if autocast is on and no block is opaque."""
+        device = x.device.type
+        if self.opaque or not torch.is_autocast_enabled(device):
+            return x
+        return x.to(torch.get_autocast_dtype(device))
 
     def view(self, block: int, kind: torch.dtype) -> View | Opaque:
-        """The view of a block, counted from 1, for tokens of a number format, to which its weights
-        are cast once."""
-        own = self.views[block - 1]
-        if isinstance(own, Opaque) or kind not in (torch.bfloat16, torch.float16):
-            return own
+        """Return the view of a block, counted from 1, for tokens of a number format, to which its
+        weights are cast once."""
+        view = self.views[block - 1]
+        if isinstance(view, Opaque) or kind not in (torch.bfloat16, torch.float16):
+            return view
         if (block, kind) not in self._cast:
             self._cast[block, kind] = view_of(cast(self.blocks[block - 1], kind))
         return self._cast[block, kind]
@@ -130,9 +133,8 @@ class Encoder(ABC, Generic[Layout]):
             return view.run(x, layout.extras.get(block, {}))
         if top:
             k, v = view.key_value(n)
-            return view.close(
-                layout.read(x), layout.attend_read(view.query(layout.read(n)), k, v, view.heads)
-            )
+            q = view.query(layout.read(n))
+            return view.close(layout.read(x), layout.attend_read(q, k, v, view.heads))
         q, k, v = view.qkv(n)
         return view.close(x, layout.attend(q, k, v, view.heads))
 
@@ -144,8 +146,8 @@ class Encoder(ABC, Generic[Layout]):
         edit: Callable[[int, Tensor], Tensor] | None = None,
         views: Sequence[Any] = (),
     ) -> Tensor:
-        """Features [B or C, e] of tokens that enter block `first`; edit(i, x) changes what enters
-        block i."""
+        """Return features [B or C, e] of tokens that enter block `first`; edit(i, x) changes what
+        enters block i."""
         for i in range(first, self.depth + 1):
             x = edit(i, x) if edit else x
             x = self.step(i, x, self.norm(i, x), layout, self._is_top(i, layout), views)

@@ -1,9 +1,9 @@
-"""Image encoders: open_clip's own vision transformer, and a timm trunk with a projection."""
+"""Image encoders: open_clip's own vision transformer, a timm trunk with a projection, any other."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -15,13 +15,16 @@ from rmadapter.encoders.encoder import NOTHING, Encoder, States, weights_of
 from rmadapter.encoders.layouts import Grid
 
 
-class _Enough(Exception):
-    """Raised inside a forward pass to skip the rest of it."""
+class _StopForward(Exception):
+    """Raised inside a forward pass to skip its rest."""
 
 
 class ImageEncoder(Encoder[Grid]):
-    """pre_norm: applied to the embeddings before block 1. read_index: the token that the head
-    reads, if it reads just one. front: number of tokens before those of the patches."""
+    """An image encoder as stem, blocks and head.
+
+    pre_norm: applied to the embeddings before block 1. read_index: the token that the head reads,
+    if it reads just one. front: number of tokens before those of the patches.
+    """
 
     side = "image"
     pre_norm: nn.Module
@@ -36,20 +39,19 @@ class ImageEncoder(Encoder[Grid]):
     @property
     @abstractmethod
     def projection(self) -> tuple[Tensor, Tensor | None] | None:
-        """Weight [d, e] and bias [e] of the linear map from `pooled` to features; None if there is
-        none."""
+        """Return weight [d, e] and bias [e] of the linear map from `pooled` to features, if any."""
 
     @abstractmethod
     def pooled(self, x: Tensor) -> Tensor:
-        """Tokens that leave the top block, or just those that are read, -> what is projected [B,
-        d]."""
+        """Return what is projected, [B, d], from the tokens that leave the top block, or just from
+        those that are read."""
 
     @abstractmethod
     def top_norm(self, x: Tensor) -> Tensor:
-        """The norm after the top block, on single tokens [..., d]."""
+        """Apply the norm after the top block to single tokens [..., d]."""
 
     def frozen(self, images: Tensor, first: int | None = None, *, features: bool = True) -> States:
-        """What the untouched encoder makes of images [B, 3, H, W].
+        """Run the untouched encoder on images [B, 3, H, W].
 
         first: the block whose input is wanted, if any. features=False skips the blocks above it.
         """
@@ -59,44 +61,46 @@ class ImageEncoder(Encoder[Grid]):
     def frozen_at(
         self, images: Tensor, firsts: Sequence[int | None], *, features: bool = True
     ) -> list[States]:
-        """`frozen` for several blocks in one pass. Hooks on the encoder's own forward make this
-        work for every stem. The top block runs only for the token that is read, if just one is."""
-        seen: dict[int, tuple[Tensor, Tensor]] = {}
+        """Return the states of `frozen` at several blocks from one pass. Hooks on the encoder's
+        forward make this work for every stem. The top block runs only for the token that is read,
+        if just one is."""
+        top = self.depth
+        seen: dict[int, tuple[Tensor, Tensor]] = {}  # block -> its input and output
         extras: dict[int, dict[str, Any]] = {}
         layout = Grid(self.read_index, extras=extras)
-        lean, wanted = self.reads_some(layout), {first for first in firsts if first is not None}
+        lean = self.reads_some(layout)
+        wanted = {first for first in firsts if first is not None}
 
-        def watch(i: int) -> Any:
-            def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
+        def watch(i: int) -> Callable[..., None]:
+            def hook(
+                module: nn.Module, args: tuple[Tensor], kwargs: dict[str, Any], output: Tensor
+            ) -> None:
                 if isinstance(self.views[i - 1], Opaque):
                     extras[i] = kwargs
                 if i in wanted:
                     seen[i] = (args[0], output)
                     if i == max(wanted) and not features and not self.opaque:
-                        raise _Enough
+                        raise _StopForward
 
             return hook
 
-        def stop(module: nn.Module, args: Any) -> None:
+        def run_top(module: nn.Module, args: tuple[Tensor]) -> None:
             x = args[0]
-            seen[self.depth] = (
-                x,
-                self.step(self.depth, x, self.norm(self.depth, x), layout, top=True),
-            )
-            raise _Enough
+            seen[top] = (x, self.step(top, x, self.norm(top, x), layout, top=True))
+            raise _StopForward
 
-        found = NOTHING
+        output = NOTHING
         with ExitStack() as stack:
-            for i in range(min(wanted, default=self.depth + 1), self.depth + 1):
+            for i in range(min(wanted, default=top + 1), top + 1):
                 handle = self.blocks[i - 1].register_forward_hook(watch(i), with_kwargs=True)
                 stack.callback(handle.remove)
             if lean:
-                stack.callback(self.blocks[-1].register_forward_pre_hook(stop).remove)
-            with suppress(_Enough):
-                found = self.visual(images)
+                stack.callback(self.blocks[-1].register_forward_pre_hook(run_top).remove)
+            with suppress(_StopForward):
+                output = self.visual(images)
         if lean and features:
-            found = self.head(seen[self.depth][1], layout)
-        return [States(i, layout, found, *(() if i is None else seen[i])) for i in firsts]
+            output = self.head(seen[top][1], layout)
+        return [States(i, layout, output, *(() if i is None else seen[i])) for i in firsts]
 
 
 class ClipImage(ImageEncoder):
@@ -105,10 +109,9 @@ class ClipImage(ImageEncoder):
     front = 1
 
     def __init__(self, visual: Any) -> None:
+        stack = visual.transformer
         one = visual.pool_type == "tok" and visual.attn_pool is None
-        super().__init__(
-            visual, visual.transformer.resblocks, visual.transformer.width, 0 if one else None
-        )
+        super().__init__(visual, stack.resblocks, stack.width, 0 if one else None)
         self.pre_norm = visual.ln_pre
 
     @property
@@ -147,9 +150,8 @@ class TimmImage(ImageEncoder):
     @property
     def projection(self) -> tuple[Tensor, Tensor | None] | None:
         v: Any = self.visual
-        last = (
-            getattr(v.head, "proj", None) if len(v.head) else self.trunk.head
-        )  # the trunk's own, as in EVA-02
+        # An empty head leaves the projection to the trunk, as in EVA-02.
+        last = getattr(v.head, "proj", None) if len(v.head) else self.trunk.head
         return (last.weight.T, last.bias) if isinstance(last, nn.Linear) else None
 
     @property
@@ -159,9 +161,8 @@ class TimmImage(ImageEncoder):
         return weights_of(t.norm, getattr(t, "attn_pool", None), t.fc_norm, t.head, v.head)
 
     def pooled(self, x: Tensor) -> Tensor:
-        return self.trunk.forward_head(
-            self.trunk.norm(x if x.ndim == 3 else x[:, None]), pre_logits=True
-        )
+        tokens = self.trunk.norm(x if x.ndim == 3 else x[:, None])
+        return self.trunk.forward_head(tokens, pre_logits=True)
 
     def head(self, x: Tensor, layout: Grid) -> Tensor:
         v: Any = self.visual
@@ -169,3 +170,35 @@ class TimmImage(ImageEncoder):
 
     def top_norm(self, x: Tensor) -> Tensor:
         return self.trunk.fc_norm(self.trunk.norm(x))
+
+
+class WholeImage(ImageEncoder):
+    """An encoder without blocks to reach into, such as a convolutional network.
+
+    kind: its name. encode: images [B, 3, H, W] -> features [B, e].
+    """
+
+    opaque = True
+    tail: list[nn.Parameter] = []  # noqa: RUF012
+    pre_norm = nn.Identity()
+    projection = None
+
+    def __init__(self, visual: nn.Module, kind: str, encode: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(visual, (), 0, None)
+        self.kind, self._encode = kind, encode
+
+    @torch.no_grad()
+    def frozen_at(
+        self, images: Tensor, firsts: Sequence[int | None], *, features: bool = True
+    ) -> list[States]:
+        assert not any(firsts), "it has no blocks"
+        return [States(None, Grid(None), self._encode(images))] * len(firsts)
+
+    def head(self, x: Tensor, layout: Grid) -> Tensor:
+        raise NotImplementedError("it has no blocks")
+
+    def pooled(self, x: Tensor) -> Tensor:
+        raise NotImplementedError("it has no blocks")
+
+    def top_norm(self, x: Tensor) -> Tensor:
+        raise NotImplementedError("it has no blocks")

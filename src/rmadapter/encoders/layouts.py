@@ -18,25 +18,22 @@ from torch import Tensor
 
 def _heads(x: Tensor, heads: int) -> Tensor:
     """[..., L, d] -> [..., h, L, d/h]"""
-    return x.unflatten(-1, (heads, -1)).transpose(-3, -2)
+    return torch.unflatten(x, -1, (heads, -1)).transpose(-3, -2)
 
 
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, causal: bool = False
 ) -> Tensor:
-    """Multi-head attention of [N, L, d] on [N, M, d]; mask is True where a query may look."""
+    """Apply multi-head attention of [N, L, d] on [N, M, d]; mask is True where a query may look."""
     q, k, v = _heads(q, heads), _heads(k, heads), _heads(v, heads)
-    attend = (
-        _products
-        if q.dtype == torch.bfloat16 and q.device.type == "cpu"
-        else F.scaled_dot_product_attention
-    )
+    slow = q.dtype == torch.bfloat16 and q.device.type == "cpu"
+    attend = _products if slow else F.scaled_dot_product_attention
     return attend(q, k, v, mask, is_causal=causal).transpose(1, 2).flatten(2)
 
 
 def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-    """Attention by its definition. In bfloat16 on a CPU torch's fused one takes longer, mainly
-    backward; softmax sums in float32 in both."""
+    """Compute attention by its definition. In bfloat16 on a CPU torch's fused one takes longer,
+    mainly backward; softmax sums in float32 in both."""
     if is_causal:
         mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
@@ -45,7 +42,7 @@ def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: b
 
 @dataclass(frozen=True)
 class Grid:
-    """Images: every sequence has the same L tokens, all of them real.
+    """The layout of images: every sequence has the same L tokens, all of them real.
 
     read_index: the token that the head reads; None for all. last: number of tokens at the end that
     are read as well. extras: what the encoder passes to blocks of an unknown make besides the
@@ -60,12 +57,12 @@ class Grid:
         return _attend(q, k, v, heads)
 
     def attend_read(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-        """Attention of the tokens that `read` gives."""
+        """Apply attention of the tokens of `read`."""
         return _attend(q, k, v, heads) if self.last else _attend(q[:, None], k, v, heads)[:, 0]
 
     def looks(self, q: Tensor, k: Tensor, heads: int) -> Tensor:
-        """[B, L], with sum 1: how much the token that is read, with query [B, d], attends to each;
-        mean over heads."""
+        """Return how much the token that is read, with query [B, d], attends to each token: [B, L]
+        with sum 1, mean over heads."""
         q, k = _heads(q[:, None], heads), _heads(k, heads)
         return (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1).mean(1)[:, 0]
 
@@ -74,19 +71,19 @@ class Grid:
         return torch.cat([x[:, :1], x[:, -self.last :]], 1) if self.last else x[:, self.read_index]
 
     def to(self, device: torch.device) -> Grid:
-        def moved(value: Any) -> Any:
-            return value.to(device) if isinstance(value, Tensor) else value
-
-        return replace(
-            self,
-            extras={i: {k: moved(v) for k, v in given.items()} for i, given in self.extras.items()},
-        )
+        extras: dict[int, dict[str, Any]] = {}
+        for block, values in self.extras.items():
+            extras[block] = dict(values)
+            for name, value in values.items():
+                if isinstance(value, Tensor):
+                    extras[block][name] = value.to(device)
+        return replace(self, extras=extras)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Prompts without padding: a shared prefix of P tokens once, then each prompt's own tokens, one
-    after the other.
+    """The layout of prompts, without padding: a shared prefix of P tokens once, then each prompt's
+    own tokens, one after the other.
 
     ids, positions: [T] id and position of each token. slots: [T - P] place of each own token in the
     padded grid [C, S]. mask: what a grid token may look at, among prefix and own tokens.
@@ -108,16 +105,14 @@ class Packed:
         """Own tokens [T - P, d] -> grid [C, S, d], zero where there is no token."""
         rows, columns = self.grid
         flat = x.new_zeros(rows * columns, x.shape[-1]).index_copy(0, self.slots, x)
-        return flat.unflatten(0, self.grid)
+        return torch.unflatten(flat, 0, self.grid)
 
     def apart(self, x: Tensor) -> Tensor:
         """[T, d] -> [C, P + S, d]: the prefix before every prompt's own tokens."""
         own = self.pad(x[self.prefix :])
-        return (
-            torch.cat([x[: self.prefix].expand(self.grid[0], -1, -1), own], 1)
-            if self.prefix
-            else own
-        )
+        if not self.prefix:
+            return own
+        return torch.cat([x[: self.prefix].expand(self.grid[0], -1, -1), own], 1)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         p = self.prefix
@@ -137,9 +132,8 @@ class Packed:
         return x.index_select(0, self.read_index)
 
     def to(self, device: torch.device) -> Packed:
-        moved: dict[str, Any] = {
-            k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)
-        }
+        tensors = {name: part for name, part in vars(self).items() if isinstance(part, Tensor)}
+        moved: dict[str, Any] = {name: part.to(device) for name, part in tensors.items()}
         return replace(self, **moved)
 
 
@@ -186,7 +180,7 @@ def pack(
 
 
 def _whole(tokens: Tensor, lengths: Tensor, read: Tensor | None, causal: bool) -> Packed:
-    """Nothing is cut and nothing shared; a weight of 0 marks padding."""
+    """Lay out prompts with nothing cut and nothing shared; a weight of 0 marks padding."""
     count, width = tokens.shape
     column = torch.arange(width, device=tokens.device)
     rows = torch.arange(count, device=tokens.device)

@@ -1,8 +1,10 @@
-"""Text encoders on packed prompts: open_clip's text transformer and Hugging Face's BERT family."""
+"""Text encoders on packed prompts: open_clip's text transformer, Hugging Face's BERT family, any
+other."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,27 +15,28 @@ from rmadapter.encoders.layouts import Packed, pack
 
 
 class TextEncoder(Encoder[Packed]):
-    """causal: whether a token attends only to itself and those before it."""
+    """A text encoder as stem, blocks and head. causal: whether a token attends only to itself and
+    those before it."""
 
     side = "text"
     causal = False
 
     @abstractmethod
     def real_tokens(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """How many tokens of each prompt count [C], and the position of the one that is read [C],
-        if just one is."""
+        """Return how many tokens of each prompt count, [C], and the position of the one that is
+        read, [C], if just one is."""
 
     @abstractmethod
     def words(self, layout: Packed) -> Tensor:
-        """Embeddings of the tokens, [T, d], without positions."""
+        """Return the embeddings of the tokens, [T, d], without positions."""
 
     @abstractmethod
     def stem(self, layout: Packed, words: Tensor | None = None) -> Tensor:
-        """What enters block 1, [T, d]. words: embeddings to use instead of the tokens' own."""
+        """Return what enters block 1, [T, d]. words: embeddings to use instead of the tokens'."""
 
     def layout(self, tokens: Tensor, share: bool = True) -> Packed:
-        """share=False keeps a common beginning apart for each prompt, so that it can be changed
-        class by class."""
+        """Lay out tokens [C, L]. share: keep a common beginning once; False keeps it for each
+        prompt, so that it can be changed class by class."""
         return pack(tokens, *self.real_tokens(tokens), causal=self.causal, share=share)
 
     @torch.no_grad()
@@ -57,9 +60,8 @@ class ClipText(TextEncoder):
     def __init__(self, text: Any, *, inside: bool) -> None:
         super().__init__(text.transformer.resblocks, text.transformer.width)
         self.text, self.causal = text, text.attn_mask is not None
-        self.pool, self.eos = (
-            (text.text_pool_type, text.text_eos_id) if inside else (text.pool_type, text.eos_id)
-        )
+        self.pool = text.text_pool_type if inside else text.pool_type
+        self.eos = text.text_eos_id if inside else text.eos_id
 
     @property
     def tail(self) -> list[nn.Parameter]:
@@ -79,9 +81,8 @@ class ClipText(TextEncoder):
         return self.text.token_embedding(layout.ids)
 
     def stem(self, layout: Packed, words: Tensor | None = None) -> Tensor:
-        return (self.words(layout) if words is None else words) + self.text.positional_embedding[
-            layout.positions
-        ]
+        words = self.words(layout) if words is None else words
+        return words + self.text.positional_embedding[layout.positions]
 
     def head(self, x: Tensor, layout: Packed) -> Tensor:
         rows = x if self.reads_some(layout) else layout.read(x)
@@ -97,9 +98,8 @@ class BertText(TextEncoder):
     def __init__(self, text: Any) -> None:
         super().__init__(text.transformer.encoder.layer, text.config.hidden_size)
         self.text = text
-        self.top = getattr(
-            text.transformer, "pooler", None
-        )  # there if open_clip's pooler reads its output
+        # It exists if open_clip's pooler reads its output.
+        self.top = getattr(text.transformer, "pooler", None)
 
     @property
     def tail(self) -> list[nn.Parameter]:
@@ -113,9 +113,10 @@ class BertText(TextEncoder):
 
     def stem(self, layout: Packed, words: Tensor | None = None) -> Tensor:
         grid = torch.full(layout.grid, self.text.config.pad_token_id, device=layout.ids.device)
-        ids = grid.flatten().index_copy(0, layout.slots, layout.ids).unflatten(0, layout.grid)
-        given = {"input_ids": ids} if words is None else {"inputs_embeds": layout.pad(words)}
-        return self.text.transformer.embeddings(**given).flatten(0, 1)[layout.slots]
+        flat = grid.flatten().index_copy(0, layout.slots, layout.ids)
+        ids = torch.unflatten(flat, 0, layout.grid)
+        inputs = {"input_ids": ids} if words is None else {"inputs_embeds": layout.pad(words)}
+        return self.text.transformer.embeddings(**inputs).flatten(0, 1)[layout.slots]
 
     def head(self, x: Tensor, layout: Packed) -> Tensor:
         from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -123,5 +124,36 @@ class BertText(TextEncoder):
         hidden = layout.pad(x)
         mask = layout.pad((layout.weight[:, None] > 0).to(x.dtype))[..., 0].long()
         read = None if self.top is None else self.top(hidden)
-        found = BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=read)
-        return self.text.proj(self.text.pooler(found, mask))
+        output = BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=read)
+        return self.text.proj(self.text.pooler(output, mask))
+
+
+class WholeText(TextEncoder):
+    """An encoder without blocks to reach into, such as T5.
+
+    kind: its name. encode: tokens [C, L] -> features [C, e].
+    """
+
+    opaque = True
+    tail: list[nn.Parameter] = []  # noqa: RUF012
+
+    def __init__(self, kind: str, encode: Callable[[Tensor], Tensor]) -> None:
+        super().__init__((), 0)
+        self.kind, self._encode = kind, encode
+
+    @torch.no_grad()
+    def frozen(self, tokens: Tensor, first: int | None = None) -> States:
+        assert first is None, "it has no blocks"
+        return States(None, self.layout(tokens), self._encode(tokens))
+
+    def real_tokens(self, tokens: Tensor) -> tuple[Tensor, None]:
+        return torch.full((len(tokens),), tokens.shape[1], device=tokens.device), None
+
+    def words(self, layout: Packed) -> Tensor:
+        raise NotImplementedError("it has no blocks")
+
+    def stem(self, layout: Packed, words: Tensor | None = None) -> Tensor:
+        raise NotImplementedError("it has no blocks")
+
+    def head(self, x: Tensor, layout: Packed) -> Tensor:
+        raise NotImplementedError("it has no blocks")
