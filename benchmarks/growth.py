@@ -32,8 +32,7 @@ from PIL import Image
 from scaling import parsed, plot
 from step import Step
 
-from rmadapter.artifacts.evaluation import Evaluation
-from rmadapter.artifacts.predictions import Predictions, write_predictions
+from rmadapter.artifacts.predictions import Evaluation, Predictions, write_predictions
 from rmadapter.artifacts.record import FORMAT, BackboneName, MethodName, Record, Score
 from rmadapter.artifacts.run_page import write_run_page
 from rmadapter.backbones import Backbone, load_backbone

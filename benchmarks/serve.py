@@ -34,7 +34,7 @@ from common import MB, arguments, class_names, interleaved, medians, set_up, set
 
 from predict import write_files
 from rmadapter.artifacts.checkpoint import load, save
-from rmadapter.artifacts.model_file import MODEL
+from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.backbones import load_backbone
 from rmadapter.deploy.export.folder import export
 from rmadapter.deploy.export.runtime import Model
@@ -142,7 +142,7 @@ def asker(
 ) -> Callable[[], Answers]:
     """() -> the best class of each file and its probability, as `predict` has them. folder: a run,
     or an export."""
-    if (folder / MODEL).is_file():
+    if RunFolder(folder).model.is_file():
         saved = load(folder, options.backbone)
         labels = saved.labels
 

@@ -65,7 +65,7 @@ def test_labels_and_prompt_names_are_both_kept(
     saved = load(named, tiny_clip)
     assert saved.labels == ("blue", "green", "night_sky", "red")
     assert saved.names == saved.fitted.classes == ("blue", "green", "stars at night", "scarlet")
-    assert saved.given == {"night_sky": "stars at night", "red": "scarlet"}
+    assert saved.custom_names == {"night_sky": "stars at night", "red": "scarlet"}
     split = json.loads((named / "split.json").read_text("utf-8"))
     assert (split["classes"], split["labels"]) == (list(saved.names), list(saved.labels))
 
@@ -196,7 +196,7 @@ def test_eval_asks_a_run_on_half_of_the_classes_about_the_others_by_their_names(
         rmadapter("fit", colors, "--out", run, "--names", tmp_path / "names.csv", *words).code == 0
     )
     saved = load(run, tiny_clip)
-    assert saved.given == {"blue": "sea"}
+    assert saved.custom_names == {"blue": "sea"}
     assert known_names(run, saved) == {"blue": "sea", "red": "scarlet"}
     held = rmadapter(
         "eval",

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from rmadapter.artifacts.checkpoint import load
-from rmadapter.artifacts.evaluation import Evaluation
+from rmadapter.artifacts.predictions import Evaluation
 from rmadapter.artifacts.record import read_record
 from rmadapter.data.catalog.openmoji import load_openmoji
 from rmadapter.data.fewshot import half

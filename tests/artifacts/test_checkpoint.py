@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rmadapter.artifacts.checkpoint import drawn, flat, load, save, save_run
-from rmadapter.artifacts.checkpoint import finished as finished_run
+from rmadapter.artifacts.checkpoint import config_of, find_finished, load, read_draw, save, save_run
 from rmadapter.artifacts.record import read_record
+from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.data.fewshot import few_shot, split_digest
 from rmadapter.data.read import read_images
@@ -59,16 +59,16 @@ def test_a_run_that_is_killed_before_its_sums_are_written_is_not_complete(
 ) -> None:
     record, saved = read_record(copy / "run.json"), load(copy, tiny_clip)
 
-    def killed(*_: object) -> None:
+    def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("rmadapter.artifacts.checkpoint.write_sums", killed)
+        patched.setattr(RunFolder, "write_sums", killed)
         with pytest.raises(KeyboardInterrupt):
             save_run(copy, saved.fitted, saved.name, record)
-    assert finished_run(copy, record.key) is None
+    assert find_finished(copy, record.key) is None
     save_run(copy, saved.fitted, saved.name, record)
-    assert finished_run(copy, record.key) == record
+    assert find_finished(copy, record.key) == record
     check_sums(copy, ["run.json"])
 
 
@@ -123,7 +123,7 @@ def test_a_folder_may_be_text_and_says_no_more_than_it_knows(
     save(str(tmp_path), fitted, "rmadapter")
     assert load(str(tmp_path), fitted.backbone).fitted.classes == fitted.classes
     with pytest.raises(UserError, match="does not say which images it was fitted to"):
-        drawn(tmp_path)
+        read_draw(tmp_path)
 
 
 def test_the_trained_numbers_alone_are_stored(fitted: Fitted, tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_run_tells_what_it_takes_to_repeat_it(
     assert (record.backbone.name, record.backbone.digest) == (tiny_clip.name, tiny_clip.digest)
     split = split_digest(few_shot(read_images(colors), 4, 1))
     assert (
-        drawn(finished)
+        read_draw(finished)
         == (4, 1, split)
         == (record.task.shots, record.task.seed, record.split_digest)
     )
@@ -174,7 +174,7 @@ def test_settings_that_are_called_as_common_ones_keep_their_method(
     method = record.method.model_copy(
         update={"name": "promptsrc", "settings": settings_of(load_method("promptsrc"))}
     )
-    values = flat(record.model_copy(update={"method": method}))
+    values = config_of(record.model_copy(update={"method": method}))
     assert values["templates"] == ("a photo of a {}.",)
     assert len(values["promptsrc.templates"]) == 20
     assert Request.make(values, values.pop("method")).method == load_method("promptsrc")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from rmadapter import FewShotClassifier
-from rmadapter.artifacts.checkpoint import drawn, load, save
+from rmadapter.artifacts.checkpoint import load, read_draw, save
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.support.checksums import write_sums
@@ -153,16 +153,16 @@ def test_one_changed_byte_of_any_file_is_refused(
 
 
 def test_a_record_that_the_sums_leave_out_is_of_another_run(copy: Path) -> None:
-    assert drawn(copy)[:2] == (4, 1)
+    assert read_draw(copy)[:2] == (4, 1)
     write_sums(copy, (FILE, "model.json"))
     with pytest.raises(UserError, match=r"run\.json: not listed in SHA256SUMS"):
-        drawn(copy)
+        read_draw(copy)
 
 
 def test_a_run_of_an_earlier_version_has_no_sums(copy: Path, tiny_clip: Backbone) -> None:
     (copy / "SHA256SUMS").unlink()
     assert load(copy, tiny_clip).name == "rmadapter"
-    assert drawn(copy)[:2] == (4, 1)
+    assert read_draw(copy)[:2] == (4, 1)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])

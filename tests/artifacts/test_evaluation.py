@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rmadapter.artifacts.evaluation import Evaluation
+from rmadapter.artifacts.predictions import Evaluation
 from rmadapter.data.read import ImageSet
 
 

@@ -13,7 +13,6 @@ import torch
 from torch.nn.functional import normalize
 
 from rmadapter.artifacts.checkpoint import load
-from rmadapter.artifacts.evaluation import Evaluation
 from rmadapter.artifacts.mistakes import (
     SHOWN,
     WRONG,
@@ -25,7 +24,7 @@ from rmadapter.artifacts.mistakes import (
     read_mistakes,
     write_mistakes,
 )
-from rmadapter.artifacts.predictions import Predictions
+from rmadapter.artifacts.predictions import Evaluation, Predictions
 from rmadapter.backbones import Backbone
 from rmadapter.data.fewshot import few_shot
 from rmadapter.data.read import ImageSet, read_images

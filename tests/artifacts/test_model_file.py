@@ -13,7 +13,7 @@ import torch
 
 from rmadapter import FewShotClassifier
 from rmadapter.artifacts.checkpoint import load, save
-from rmadapter.artifacts.model_file import no_model, read_model
+from rmadapter.artifacts.model_file import read_model
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 
@@ -76,21 +76,3 @@ def test_a_temperature_comes_back(
         list(f.probabilities(image)) for f in (saved.fitted, load(tmp_path, tiny_clip).fitted)
     )
     torch.testing.assert_close(tempered, (plain.log() / 2.5).softmax(-1))
-
-
-def test_what_a_folder_without_a_model_is(tmp_path: Path) -> None:
-    for name in ("first", "empty", "photos", "export", "killed"):
-        (tmp_path / name).mkdir()
-    for name in ("first/model.json", "photos/a.png", "export/export.json", "killed/split.json"):
-        (tmp_path / name).touch()
-    for name, words in {
-        "frist": "no such folder; did you mean 'first'?",
-        "empty": "not a finished run; `rmadapter fit DATA --out",
-        "killed": "not a finished run; `rmadapter fit DATA --out",
-        "photos": "not a finished run, but a folder of something else; name the run first, then images or data",
-        "export": "an export; ask it with `python ",
-    }.items():
-        assert no_model(tmp_path / name).startswith(words), name
-    assert no_model(tmp_path / "photos/gone").startswith(
-        "no such folder; `rmadapter fit DATA --out "
-    )

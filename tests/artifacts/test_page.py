@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from scipy.stats import binomtest
 
-from rmadapter.artifacts.evaluation import Evaluation
+from rmadapter.artifacts.predictions import Evaluation
 from rmadapter.artifacts.record import Score
 from rmadapter.data.read import ImageSet
 from rmadapter.methods import load_method

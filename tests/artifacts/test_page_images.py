@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from rmadapter.artifacts.evaluation import Evaluation
+from rmadapter.artifacts.predictions import Evaluation
 from rmadapter.data.read import ImageSet
 from tests.helpers.html import Page
 from tests.helpers.run_pages import HISTORY, evaluation, record, score, write

@@ -12,10 +12,9 @@ import pytest
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
-from rmadapter.artifacts.evaluation import Evaluation
 from rmadapter.artifacts.mistakes import Mistake, Neighbour
 from rmadapter.artifacts.page import thumbnails_of
-from rmadapter.artifacts.predictions import Predictions
+from rmadapter.artifacts.predictions import Evaluation, Predictions
 from rmadapter.artifacts.run_page import MATRIX_LIMIT, TRAINING, Change, panel, write_run_page
 from rmadapter.data.read import ImageSet
 from tests.helpers.html import Page

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rmadapter.artifacts.evaluation import Evaluation
 from rmadapter.artifacts.predictions import (
     COLUMNS,
-    PREDICTIONS,
+    Evaluation,
     Predictions,
     predictions,
     read_predictions,
     write_predictions,
 )
 from rmadapter.artifacts.record import Record
+from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.artifacts.run_page import write_run_page
 from rmadapter.data.fewshot import FewShot, save_split
 from rmadapter.data.read import ImageSet
@@ -48,14 +48,14 @@ def asked(folder: Path, **changes: Any) -> tuple[Record, list[Evaluation]]:
 def written(folder: Path) -> tuple[Record, list[Predictions]]:
     its, evaluations = asked(folder)
     found = predictions(its, evaluations)
-    write_predictions(folder / PREDICTIONS, found)
+    write_predictions(RunFolder(folder).predictions, found)
     return its, found
 
 
 def test_every_image_is_a_row_with_what_was_answered(tmp_path: Path) -> None:
     its, [e] = asked(tmp_path)
-    write_predictions(tmp_path / PREDICTIONS, predictions(its, [e]))
-    with open(tmp_path / PREDICTIONS, newline="", encoding="utf-8") as file:
+    write_predictions(RunFolder(tmp_path).predictions, predictions(its, [e]))
+    with open(RunFolder(tmp_path).predictions, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS
     assert {(row["set"], row["split"]) for row in rows} == {("all", "cross-validated")}
@@ -86,7 +86,7 @@ def test_the_numbers_of_the_page_are_those_of_the_file(tmp_path: Path) -> None:
     its, _ = written(tmp_path)
     write_run_page(tmp_path / "r.html", its, read_predictions(tmp_path, its), [])
     text = Page(tmp_path / "r.html").text
-    with open(tmp_path / PREDICTIONS, newline="", encoding="utf-8") as file:
+    with open(RunFolder(tmp_path).predictions, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     after, before = ([row["true"] == row[name] for row in rows] for name in ("answer", "zero_shot"))
     assert f": {2 * sum(after):.1f} % instead of {2 * sum(before):.1f} % right on 50 images" in text
@@ -122,7 +122,7 @@ def test_sets_of_other_classes_than_the_run(tmp_path: Path) -> None:
     both = its.model_copy(
         update={"task": task, "scores": (*its.scores, score(far, "far", data="elsewhere"))}
     )
-    write_predictions(tmp_path / PREDICTIONS, predictions(both, [own, far]))
+    write_predictions(RunFolder(tmp_path).predictions, predictions(both, [own, far]))
     first, second = read_predictions(tmp_path, both)
     assert (first.labels, second.labels, second.classes) == (LABELS, ("x_y", "z"), ("x y", "z"))
 
@@ -140,7 +140,7 @@ def test_sets_of_other_classes_than_the_run(tmp_path: Path) -> None:
 )
 def test_a_foreign_file_names_no_image_outside_of_the_data(tmp_path: Path, path: str) -> None:
     its, _ = written(tmp_path)
-    file = tmp_path / PREDICTIONS
+    file = RunFolder(tmp_path).predictions
     file.write_text(file.read_text("utf-8").replace(",7.png,", f",{path},"), "utf-8")
     [found] = read_predictions(tmp_path, its)
     assert found.sources[7] is None
@@ -163,18 +163,18 @@ def test_a_damaged_file_is_refused_in_a_sentence(
     tmp_path: Path, old: str, new: str, reason: str
 ) -> None:
     its, _ = written(tmp_path)
-    file = tmp_path / PREDICTIONS
+    file = RunFolder(tmp_path).predictions
     file.write_text(file.read_text("utf-8").replace(old, new), "utf-8")
     if reason == "nobody":  # a label that the run does not know is one of another set of classes
         assert "zebra" in read_predictions(tmp_path, its)[0].labels
         return
-    with pytest.raises(UserError, match=f"{PREDICTIONS}: .*({reason})"):
+    with pytest.raises(UserError, match=rf"predictions\.csv: .*({reason})"):
         read_predictions(tmp_path, its)
 
 
 def test_rows_that_are_gone_and_runs_of_earlier_versions(tmp_path: Path) -> None:
     its, _ = written(tmp_path)
-    file = tmp_path / PREDICTIONS
+    file = RunFolder(tmp_path).predictions
     file.write_text("".join(file.read_text("utf-8").splitlines(keepends=True)[:-1]), "utf-8")
     with pytest.raises(
         UserError, match=r"49 images of cross-validated, all classes, but run\.json has 50"
@@ -186,6 +186,6 @@ def test_rows_that_are_gone_and_runs_of_earlier_versions(tmp_path: Path) -> None
 
 
 def test_where_nothing_was_tested_there_is_no_file(tmp_path: Path) -> None:
-    write_predictions(tmp_path / PREDICTIONS, [])
+    write_predictions(RunFolder(tmp_path).predictions, [])
     assert not list(tmp_path.iterdir())
     assert read_predictions(tmp_path, record()) == []

@@ -15,9 +15,9 @@ from huggingface_hub import constants
 
 from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone, choice
-from rmadapter.backbones.hub import Unreachable
 from rmadapter.backbones.pocket import LICENCE
 from rmadapter.errors import UserError
+from rmadapter.support.hub import Unreachable
 from tests.helpers.shell import Command, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
@@ -52,7 +52,7 @@ def test_the_first_that_is_to_be_had(
     assert choice.first_of(f"{tiny_clip.name},pocket").digest == tiny_clip.digest
     assert choice.first_of(f"ViT-B-16/openai, {tiny_clip.name}").name == tiny_clip.name
     told = capsys.readouterr().err
-    assert "could not be fetched from the Hugging Face hub" in told
+    assert "the Hugging Face hub cannot be reached" in told
     assert f"using {tiny_clip.name} instead" in told
     assert choice.first_of(tiny_clip.name).name == tiny_clip.name
     assert capsys.readouterr().err == ""
@@ -121,7 +121,7 @@ def test_the_command_gets_one_and_lists_all(
     assert json.loads(done.out) == {"name": tiny_clip.name, "digest": tiny_clip.digest}
     refused(rmadapter("backbones", "get"), "write `rmadapter backbones get NAME`")
     refused(rmadapter("backbones", "fetch", "pocket"), "write `rmadapter backbones get NAME`")
-    refused(rmadapter("backbones", "get", "ViT-B-16/openai"), "could not be fetched")
+    refused(rmadapter("backbones", "get", "ViT-B-16/openai"), "cannot be reached")
     monkeypatch.setattr(choice, "images_per_second", lambda name, device: 12.34)
     rows = {row["name"]: row for row in json.loads(rmadapter("backbones", "--speed", "--json").out)}
     assert rows["ViT-B-16/openai"]["images_per_second"] == 12.3

@@ -50,9 +50,7 @@ def test_cached_repository_needs_no_network(tiny_clip, cache: Path) -> None:
 
 @pytest.mark.parametrize("name", ["hf-hub:someone/tiny", "ViT-B-16/openai"])
 def test_without_network_one_sentence_says_what_to_do(name: str, cache: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"could not be fetched .* check the connection, give a local file"
-    ):
+    with pytest.raises(UserError, match=r"cannot be reached .*pocket"):
         load_backbone(name)
 
 

@@ -210,9 +210,7 @@ def test_what_eval_refuses(
         rmadapter("eval", finished, colors, *its, "--set", "alfa=0"),
         "unknown field 'alfa'; did you mean 'alpha'?",
     )
-    refused(
-        rmadapter("eval", tmp_path, colors), "not a finished run, but a folder of something else"
-    )
+    refused(rmadapter("eval", tmp_path, colors), "name the run first")
     refused(rmadapter("eval", finished, tmp_path / "gone", *its), "gone: no such file or folder")
     plain = ["eval", finished, colors / "train", *its]
     refused(rmadapter(*plain), "the data has no test split: give --split one of all, heldout")
@@ -260,7 +258,7 @@ def test_what_predict_refuses(
         ("Cat,cat", "both called"),
     ):
         refused(rmadapter("predict", finished, image, *its, "--names", names), "--names", words)
-    refused(rmadapter("predict", colors, image), "not a finished run")
+    refused(rmadapter("predict", colors, image), "not a run")
     probe = tmp_path / "probe"
     fit = [
         "fit",

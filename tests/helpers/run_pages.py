@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import accuracy_score
 
-from rmadapter.artifacts.evaluation import Evaluation
-from rmadapter.artifacts.predictions import predictions
+from rmadapter.artifacts.predictions import Evaluation, predictions
 from rmadapter.artifacts.record import FORMAT, BackboneName, MethodName, Record, Score
 from rmadapter.artifacts.run_page import write_run_page
 from rmadapter.data.read import ImageSet

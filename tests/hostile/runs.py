@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from rmadapter.artifacts.checkpoint import drawn, load
+from rmadapter.artifacts.checkpoint import load, read_draw
 from rmadapter.support.checksums import SUMS
 from tests.hostile import base
 from tests.hostile.harness import Changed
@@ -67,4 +67,4 @@ def answer(run: Path) -> tuple[object, ...]:
     """Labels and probabilities, and what the run says about its images."""
     fitted, labels, *_ = load(run, base.backbone())
     rows = [row for part in fitted.probabilities(base.images().images[:2]) for row in part.tolist()]
-    return labels, rows, drawn(run)[:2]
+    return labels, rows, read_draw(run)[:2]

@@ -138,7 +138,7 @@ def test_images_of_old_and_new_classes(run: Path, tiny_clip: Backbone, tmp_path:
     assert record.notes[-1] == "trained on the 8 images of run and 4 new ones"
     saved = load(tmp_path / "new", tiny_clip)
     assert saved.labels == found["train"].written
-    assert saved.given == {"red": "scarlet"}
+    assert saved.custom_names == {"red": "scarlet"}
     assert "images.csv" in (tmp_path / "new/SHA256SUMS").read_text()
     check_sums(tmp_path / "new")
     assert grown(run, tiny_clip, new, tmp_path / "new") == record  # the same command again
@@ -265,5 +265,5 @@ def test_prompt_names_that_new_data_brings_and_files_that_are_gone(
     record = grown(run, tiny_clip, new, tmp_path / "new", skip_bad=True)
     saved = load(tmp_path / "new", tiny_clip)
     assert saved.names == ("blue", "green", "zebra", "night sky", "scarlet")
-    assert saved.given == {"red": "scarlet", "n02391049": "zebra"}
+    assert saved.custom_names == {"red": "scarlet", "n02391049": "zebra"}
     assert record.notes[-1] == "trained on the 8 images of run and 4 new ones"

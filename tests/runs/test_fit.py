@@ -20,13 +20,15 @@ import rmadapter.runs.fit
 import rmadapter.training.loop
 from rmadapter.artifacts.checkpoint import load
 from rmadapter.artifacts.record import Record, Score, read_record
+from rmadapter.artifacts.run_folder import RunFolder
+from rmadapter.artifacts.run_page import rewrite_page
 from rmadapter.backbones import Backbone
 from rmadapter.data.fewshot import few_shot
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
 from rmadapter.methods.prompt_kd import PromptKD
 from rmadapter.runs.evaluate import evaluate_saved
-from rmadapter.runs.fit import STATE, fit, rewrite_page
+from rmadapter.runs.fit import fit
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.settings import read_yaml
@@ -66,7 +68,7 @@ def content(run: Path) -> bytes:
 
 
 def steps_saved(out: Path) -> int:
-    with safe_open(out / STATE, "pt") as file:
+    with safe_open(RunFolder(out).training, "pt") as file:
         return int(json.loads(file.metadata()["progress"])["step"])
 
 
@@ -232,7 +234,7 @@ def test_killed_and_started_again_it_ends_the_same(
     out, whole = tmp_path / "killed", tmp_path / "whole"
     done = subprocess.run([sys.executable, "-c", KILLED, given, colors, out], capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    assert {path.name for path in out.iterdir()} == {".lock", "split.json", STATE}
+    assert {path.name for path in out.iterdir()} == {".lock", "split.json", "training.safetensors"}
     assert steps_saved(out) == 5
     splits = read_images(colors)
     with pytest.raises(UserError, match="holds another, unfinished training"):
@@ -260,7 +262,7 @@ def test_what_killed_runs_left_is_removed_by_the_next(
         out.mkdir()
     else:
         shutil.copytree(finished, out)
-        (out / STATE).write_bytes(b"of a training that is done")
+        RunFolder(out).training.write_bytes(b"of a training that is done")
     for name in (*LEFT, ".lock", ".notes.settings"):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text("x")

@@ -12,7 +12,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from rmadapter import metrics
-from rmadapter.artifacts.evaluation import Evaluation
+from rmadapter.artifacts.predictions import Evaluation
 from rmadapter.artifacts.summary import as_table
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet, read_images

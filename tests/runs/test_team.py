@@ -11,8 +11,8 @@ import pytest
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from rmadapter.artifacts.checkpoint import RECORD, WEIGHTS
 from rmadapter.artifacts.record import Record, read_record
+from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
@@ -95,7 +95,7 @@ def alone(words: list[str], out: Path) -> Record:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    return read_record(out / RECORD)
+    return read_record(RunFolder(out).record)
 
 
 @pytest.mark.slow
@@ -108,7 +108,7 @@ def test_two_processes_fit_the_model_that_one_fits_though_one_of_them_dies(
     out = tmp_path / "two"
     # Two folds of a step an epoch, and the training of two: a sum for the terms of the loss and for
     # each parameter.
-    dies = 7 * (1 + len(load_file(tmp_path / "one" / WEIGHTS)))
+    dies = 7 * (1 + len(load_file(RunFolder(tmp_path / "one").weights)))
     done = torchrun(words, out, DIES=str(dies))
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stderr.splitlines() if line.startswith("rmadapter:")]
@@ -117,10 +117,10 @@ def test_two_processes_fit_the_model_that_one_fits_though_one_of_them_dies(
     assert (
         0 < int(done.stdout.split("sums ")[-1]) < dies
     )  # the second life does what the first one had not done
-    two = read_record(out / RECORD)
+    two = read_record(RunFolder(out).record)
     assert (two.key, two.temperature) == (one.key, pytest.approx(one.temperature, rel=1e-3))
     assert [score.accuracy for score in two.scores] == [score.accuracy for score in one.scores]
-    tensors = [load_file(tmp_path / name / WEIGHTS) for name in ("one", "two")]
+    tensors = [load_file(tmp_path / RunFolder(name).weights) for name in ("one", "two")]
     assert max(relative_errors(*tensors).values()) < 1e-4
     assert sorted(path.name for path in out.iterdir()) == sorted(
         path.name for path in (tmp_path / "one").iterdir()

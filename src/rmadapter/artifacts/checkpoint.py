@@ -1,8 +1,7 @@
-"""A fitted method on disk, one format for all: model.safetensors, model.json, config.yaml and
-run.json.
+"""Save a fitted method to a folder and load it again: one format for all methods.
 
 The backbone is named, not stored; its digest prevents loading a model onto another one. Nothing is
-ever unpickled, and SHA256SUMS tells whether the files belong together.
+ever unpickled, and SHA256SUMS shows whether the files belong together.
 """
 
 from __future__ import annotations
@@ -12,15 +11,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rmadapter.artifacts.mistakes import WHY
-from rmadapter.artifacts.model_file import MODEL, Model, Transform, no_model, read_model
-from rmadapter.artifacts.predictions import PREDICTIONS, SPLIT
-from rmadapter.artifacts.record import RECORD, BackboneName, MethodName, Record, read_record
+from rmadapter.artifacts.model_file import Model, Transform, read_model
+from rmadapter.artifacts.record import BackboneName, MethodName, Record, read_record
+from rmadapter.artifacts.run_folder import RunFolder, find_run, without_model
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.backbones.load import is_published
 from rmadapter.backbones.shared import name_it
@@ -29,24 +27,19 @@ from rmadapter.errors import UserError
 from rmadapter.methods import is_outside, load_method
 from rmadapter.methods.uses import backbones_in
 from rmadapter.settings import settings_of, to_yaml
-from rmadapter.support.checksums import SUMS, check_sums, sha256, write_sums
+from rmadapter.support.checksums import sha256, write_sums
 from rmadapter.support.files import atomic, write_json, write_tensors, write_text
-from rmadapter.support.hub import run_folder
 from rmadapter.support.locks import exclusive
 from rmadapter.support.machine import find_device, versions
 from rmadapter.task import TASK_SETTINGS, qualified_settings
 from rmadapter.training.contract import Fitted, Known, Method
 
-WEIGHTS, CONFIG, HISTORY = "model.safetensors", "config.yaml", "history.csv"
-IMAGES = "images.csv"  # of a run that grew; it replaces a folder of data
-PAGE = "report.html"
-FILES = (WEIGHTS, MODEL, CONFIG, RECORD, HISTORY, SPLIT, PREDICTIONS, WHY, PAGE, IMAGES)
-EXAMPLES = "fitted to"  # name beside the method's own tensors, none of which can have it
+EXAMPLES = "fitted to"  # the name of `Fitted.examples` in the file; no method's tensor can have it
 
 
 class Saved(NamedTuple):
-    """A loaded model. labels: of the classes it answers, as the user writes them. names: the same
-    as in prompts. name: of the method, as `load_method` accepts it."""
+    """A loaded model. labels: of the classes it answers, as the user writes them. names: of the same
+    classes, as in prompts. name: of the method, as `load_method` accepts it."""
 
     fitted: Fitted
     labels: tuple[Label, ...]
@@ -54,44 +47,64 @@ class Saved(NamedTuple):
     names: tuple[str, ...]
 
     @property
-    def given(self) -> dict[str, str]:
+    def custom_names(self) -> dict[str, str]:
         """The prompt names that do not follow from the labels, as `read_images` takes them."""
         return given_names(self.labels, self.names)
 
 
+# Saving
+
+
 def save(
-    folder: str | Path,
-    fitted: Fitted,
-    name: str = "",
-    labels: tuple[Label, ...] = (),
-    names: tuple[str, ...] = (),
-    *,
-    half: bool = False,
-) -> None:
+    folder: str | Path, fitted: Fitted, name: str = "", labels: tuple[Label, ...] = (),
+    names: tuple[str, ...] = (), *, half: bool = False,
+) -> None:  # fmt: skip
     """Write a fitted method. name: of the method, as `load_method` accepts it. half: float32
     numbers as float16.
 
-    names, labels: as in `Saved`; by default the classes that it was fitted to. A folder that has
+    labels, names: as in `Saved`; by default the classes that it was fitted to. A folder that has
     model.json is complete. Raises UserError if another process is at work in the folder, if nothing
     can be written there, and if it holds a run of `fit`, whose figures are of another model.
     """
-    with exclusive(Path(folder)):
-        if (Path(folder) / RECORD).exists():
+    run = RunFolder(Path(folder))
+    with exclusive(run.path):
+        if run.record.exists():
             raise UserError(
                 f"{folder}: holds a run of `fit`, which this would overwrite: choose another folder"
             )
-        _save(Path(folder), fitted, name, labels, names, half)
-        write_sums(Path(folder), (WEIGHTS, MODEL))
+        _save(run, fitted, name, labels, names, half)
+        write_sums(run.path, [run.weights.name, run.model.name])
+
+
+def save_run(
+    folder: Path, fitted: Fitted, name: str, record: Record, labels: tuple[Label, ...] = ()
+) -> None:
+    """Write a run: the model as `save` does, its record, its settings for --config, and the loss of
+    every step.
+
+    The caller holds the folder's lock. A folder that has run.json is complete.
+    """
+    run = RunFolder(folder)
+    run.record.unlink(missing_ok=True)  # its model will be gone
+    if fitted.trained.history:
+        _write_history(run.history, fitted.trained.history)
+    write_text(run.config, to_yaml(config_of(record)))
+    _save(run, fitted, name, labels)
+    with atomic(run.record) as temporary:
+        record.save(temporary)
+        run.write_sums(to_come={run.record.name: sha256(temporary)})
 
 
 def _save(
-    folder: Path, fitted: Fitted, name: str, labels: tuple[Label, ...], names: tuple[str, ...] = (),
-    half: bool = False,
+    run: RunFolder, fitted: Fitted, name: str, labels: tuple[Label, ...],
+    names: tuple[str, ...] = (), half: bool = False,
 ) -> None:  # fmt: skip
     backbone, method = fitted.backbone, fitted.method
-    (folder / SUMS).unlink(missing_ok=True)  # of the model that this one replaces
-    tensors = {**fitted.tensors, **({} if fitted.examples is None else {EXAMPLES: fitted.examples})}
-    write_tensors(folder / WEIGHTS, halved(tensors) if half else tensors)
+    run.sums.unlink(missing_ok=True)  # of the model that this one replaces
+    tensors = dict(fitted.tensors)
+    if fitted.examples is not None:
+        tensors[EXAMPLES] = fitted.examples
+    write_tensors(run.weights, to_half(tensors) if half else tensors)
     settings = json.loads(json.dumps(settings_of(method)))
     model = Model(
         method=MethodName(name=name, title=method.title, source=method.source, settings=settings),
@@ -101,73 +114,50 @@ def _save(
         labels=labels or names or fitted.classes,
         templates=fitted.known.templates,
         transform=_transform(backbone),
-        sha256=sha256(folder / WEIGHTS),
+        sha256=sha256(run.weights),
         tokenizer=backbone.tokenizer_digest,
         temperature=fitted.temperature,
         versions=versions(),
     )
-    write_json(folder / MODEL, model.model_dump(mode="json"))
+    write_json(run.model, model.model_dump(mode="json"))
 
 
-def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Float32 tensors as float16, others as they are."""
+def _write_history(path: Path, history: list[dict[str, float]]) -> None:
+    columns = dict.fromkeys(key for step in history for key in step)
+    with (
+        atomic(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.DictWriter(file, list(columns))
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def to_half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert float32 tensors to float16; leave others as they are."""
     return {
         name: tensor.half() if tensor.dtype == torch.float32 else tensor
         for name, tensor in tensors.items()
     }
 
 
-def save_run(
-    folder: Path, fitted: Fitted, name: str, record: Record, labels: tuple[Label, ...] = ()
-) -> None:
-    """Write a run: the model, its record, its settings for --config, and the loss of every step;
-    the rest as in `save`.
-
-    The caller holds the folder's lock. A folder that has run.json is complete.
-    """
-    (folder / RECORD).unlink(missing_ok=True)  # of a run whose model is gone
-    if history := fitted.trained.history:
-        with (
-            atomic(folder / HISTORY) as temporary,
-            open(temporary, "w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.DictWriter(
-                file, list(dict.fromkeys(key for step in history for key in step))
-            )
-            writer.writeheader()
-            writer.writerows(history)
-    write_text(folder / CONFIG, to_yaml(flat(record)))
-    _save(folder, fitted, name, labels)
-    with atomic(folder / RECORD) as temporary:
-        record.save(temporary)
-        write_sums(folder, FILES, {RECORD: sha256(temporary)})
-
-
-def flat(record: Record) -> dict[str, Any]:
-    """Task and settings of a run as `--config` reads them."""
-    task, method = {name: getattr(record.task, name) for name in TASK_SETTINGS}, record.method
+def config_of(record: Record) -> dict[str, object]:
+    """Return the task and the settings of a run as `--config` reads them."""
+    task, method = record.task, record.method
     return {
         "method": method.name,
-        **task,
+        **{name: getattr(task, name) for name in TASK_SETTINGS},
         "precision": record.precision,
         **qualified_settings(method.name, method.settings),
     }
 
 
-def finished(folder: Path, key: str) -> Record | None:
-    """The record of a finished run of the same key. Raises UserError when the folder holds another
-    run."""
-    if not (folder / RECORD).exists() or not (folder / WEIGHTS).exists():
-        return None
-    record = read_record(folder / RECORD)
-    if record.key != key:
-        raise UserError(f"{folder} holds another run: choose another --out or delete that folder")
-    return record
+# Loading
 
 
 def load(
     folder: str | Path, backbone: Backbone | str | None = None, *,
-    method: str = "", settings: Mapping[str, Any] | None = None, device: str = "auto",
+    method: str = "", settings: Mapping[str, object] | None = None, device: str = "auto",
 ) -> Saved:  # fmt: skip
     """Load a fitted method from its folder, or from `hf:OWNER/NAME`. backbone: a loaded one or a
     name, instead of the one that the folder names.
@@ -178,83 +168,90 @@ def load(
     for a folder without a model, a damaged or foreign file, and a backbone other than the one the
     model was fitted on.
     """
-    folder = run_folder(folder)
-    if not (folder / MODEL).is_file():
-        raise UserError(f"{folder}: {no_model(folder)}")
-    model = read_model(folder / MODEL)
-    if is_outside(model.method.name) and model.method.name != method:
+    folder = find_run(folder)
+    run = RunFolder(folder)
+    if not run.model.is_file():
+        raise UserError(f"{folder}: {without_model(folder)}")
+    model = read_model(run.model)
+    name = model.method.name
+    if is_outside(name) and name != method:
         raise UserError(
-            f"{folder}: its method {model.method.name!r} is code from outside; name it yourself to run it: "
-            f"--method {model.method.name}"
+            f"{folder}: its method {name!r} is code from outside; name it yourself to run it: "
+            f"--method {name}"
         )
-    if sha256(folder / WEIGHTS) != model.sha256:
-        raise UserError(f"{folder / WEIGHTS}: does not match {MODEL}; the folder is damaged")
-    check_sums(folder)
-    tensors = _tensors(folder / WEIGHTS)
-    loaded = _backbone(folder, backbone, model.backbone, device)
-    _check_surroundings(folder, model, loaded)
-    found = load_method(model.method.name, {**model.method.settings, **(settings or {})})
-    for name in backbones_in(model.method.name, settings or {}):
-        name_it(name)
-    fitted = _restored(folder, found, loaded, Known(model.classes, model.templates), tensors)
+    check_weights(run, model)
+    run.check_sums()
+    tensors = _read_float32(run.weights)
+    loaded = _load_backbone(folder, backbone, model.backbone, device)
+    _check_preparation(folder, model, loaded)
+    with_settings = load_method(name, {**model.method.settings, **(settings or {})})
+    for other in backbones_in(name, settings or {}):
+        name_it(other)
+    known = Known(model.classes, model.templates)
+    fitted = _restore(folder, with_settings, loaded, known, tensors)
     fitted = replace(fitted, temperature=model.temperature)
-    return Saved(fitted, model.labels, model.method.name, model.names or model.classes)
+    return Saved(fitted, model.labels, name, model.names or model.classes)
 
 
-def _restored(
+def check_weights(run: RunFolder, model: Model) -> None:
+    """Raise UserError if the weights are not those that the model was saved with."""
+    if sha256(run.weights) != model.sha256:
+        raise UserError(f"{run.weights}: does not match {run.model.name}; the folder is damaged")
+
+
+def _restore(
     folder: Path, method: Method, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]
 ) -> Fitted:
     moved = {name: tensor.to(backbone.device) for name, tensor in tensors.items()}
     examples = moved.pop(EXAMPLES, None)
     try:
         return replace(method.restore(backbone, known, moved), examples=examples)
-    except (
-        RuntimeError,
-        KeyError,
-    ) as error:  # what torch raises for names and shapes that do not fit
+    except (RuntimeError, KeyError) as error:  # torch's, for names and shapes that do not fit
         first = " ".join(str(error).split())[:200]
         raise UserError(
             f"{folder}: its weights do not fit the settings of {method.title} ({first})"
         ) from None
 
 
-def _backbone(
-    folder: Path, given: Backbone | str | None, wanted: BackboneName, device: str
+def _load_backbone(
+    folder: Path, chosen: Backbone | str | None, saved: BackboneName, device: str
 ) -> Backbone:
-    if not isinstance(given, Backbone):
-        name = given or wanted.name
-        if not given and not is_published(name):
+    if isinstance(chosen, Backbone):
+        backbone = chosen
+    else:
+        name = chosen or saved.name
+        if not chosen and not is_published(name):
             shown = repr(name)[:300]
             raise UserError(
-                f"{folder}: its backbone {shown} is a folder, a file or a repository, and a run's word is not enough "
-                f"to read it; name it yourself: --backbone {shown}, in Python backbone={shown}"
+                f"{folder}: its backbone {shown} is a folder, a file or a repository, and a run's "
+                f"word is not enough to read it; name it yourself: --backbone {shown}, in Python "
+                f"backbone={shown}"
             )
         name_it(name)
-        given = load_backbone(name)
-    if given.digest != wanted.digest:
+        backbone = load_backbone(name)
+    if backbone.digest != saved.digest:
         raise UserError(
-            f"{folder} was trained on {wanted.name} ({wanted.digest[:12]}), but {given.name} "
-            f"({given.digest[:12]}) has other weights: load it with the backbone it was trained on"
+            f"{folder} was trained on {saved.name} ({saved.digest[:12]}), but {backbone.name} "
+            f"({backbone.digest[:12]}) has other weights: load it with the backbone it was trained "
+            "on"
         )
-    return given.to(find_device(device))
+    return backbone.to(find_device(device))
 
 
-def _check_surroundings(folder: Path, model: Model, backbone: Backbone) -> None:
+def _check_preparation(folder: Path, model: Model, backbone: Backbone) -> None:
     """Raise UserError if the backbone has the same weights, but another tokenizer or image
     transform."""
-    if (
-        model.tokenizer
-        and backbone.tokenizer_digest
-        and model.tokenizer != backbone.tokenizer_digest
-    ):
-        part = "tokenizer"
-    elif not model.transform.allows(_transform(backbone)):
+    part = ""
+    if not model.transform.allows(_transform(backbone)):
         part = "image transform"
-    else:
-        return
-    raise UserError(
-        f"{folder}: the {part} of its backbone {backbone.name} has changed since; restore it, or fit again"
-    )
+    digests = {model.tokenizer, backbone.tokenizer_digest} - {""}
+    if len(digests) > 1:
+        part = "tokenizer"
+    if part:
+        raise UserError(
+            f"{folder}: the {part} of its backbone {backbone.name} has changed since; restore it, "
+            "or fit again"
+        )
 
 
 def _transform(backbone: Backbone) -> Transform:
@@ -263,8 +260,8 @@ def _transform(backbone: Backbone) -> Transform:
     )
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file; float16, which only saves space, becomes float32."""
+def _read_float32(file: Path) -> dict[str, Tensor]:
+    """Read tensors; float16, which only saves space, becomes float32."""
     return {
         name: tensor.float() if tensor.dtype == torch.float16 else tensor
         for name, tensor in read_tensors(file).items()
@@ -272,32 +269,45 @@ def _tensors(file: Path) -> dict[str, Tensor]:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors as stored. Raises UserError for a damaged file, 8-bit floats and numbers that are
+    """Read tensors as stored. Raises UserError for a damaged file, 8-bit floats and numbers that are
     not finite."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        found = load_file(file)
+        tensors = load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{file}: damaged or not a safetensors file ({error})") from None
-    for name, tensor in found.items():
+    for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.element_size() < 2:
             raise UserError(
                 f"{file}: {name[:100]!r} is in {tensor.dtype}, which training never uses; fit again"
             )
         if not tensor.isfinite().all():
             raise UserError(f"{file}: {name[:100]!r} holds numbers that are not finite; fit again")
-    return found
+    return tensors
 
 
-def drawn(folder: Path) -> tuple[int, int, str]:
-    """Shots and seed of a run, and the digest of the images that were drawn for it. Raises
-    UserError for a folder with only a model."""
-    if not (folder / RECORD).is_file():
+def find_finished(folder: Path, key: str) -> Record | None:
+    """Return the record of a finished run of the same key, None if there is none. Raises UserError
+    if the folder holds another run."""
+    run = RunFolder(folder)
+    if not run.record.exists() or not run.weights.exists():
+        return None
+    record = read_record(run.record)
+    if record.key != key:
+        raise UserError(f"{folder} holds another run: choose another --out or delete that folder")
+    return record
+
+
+def read_draw(folder: Path) -> tuple[int, int, str]:
+    """Return the shots and the seed of a run, and the digest of the images that were drawn for it.
+    Raises UserError for a folder with only a model."""
+    run = RunFolder(folder)
+    if not run.record.is_file():
         raise UserError(
             f"{folder}: a model that was saved by itself does not say which images it was fitted to"
         )
-    check_sums(folder, [RECORD])
-    record = read_record(folder / RECORD)
+    run.check_sums([run.record])
+    record = read_record(run.record)
     return record.task.shots, record.task.seed, record.split_digest

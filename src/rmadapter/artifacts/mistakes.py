@@ -12,8 +12,7 @@ import torch
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from torch import Tensor
 
-from rmadapter.artifacts.evaluation import Evaluation
-from rmadapter.artifacts.predictions import Predictions, source_of, spelled
+from rmadapter.artifacts.predictions import Evaluation, Predictions, source_of, spelled
 from rmadapter.data.names import Label
 from rmadapter.data.read import ImageSet, ImageSource
 from rmadapter.errors import UserError, first_fault

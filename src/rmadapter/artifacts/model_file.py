@@ -3,7 +3,6 @@ them."""
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,15 +11,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from rmadapter.artifacts.record import LONGEST, BackboneName, MethodName
 from rmadapter.errors import UserError, first_fault, is_text
 from rmadapter.support.files import read_json
-
-MODEL = "model.json"
-OF_RUNS = (
-    "run.json",
-    "split.json",
-    "config.yaml",
-    "model.safetensors",
-    "training.safetensors",
-)
 
 
 def _a_name(text: str) -> str:
@@ -96,23 +86,3 @@ def read_model(file: Path) -> Model:
     except ValidationError as error:
         place, reason = first_fault(error)
         raise UserError(f"{file}: not a model of this version ({place}: {reason})") from None
-
-
-def no_model(folder: Path) -> str:
-    """What a folder without a model is, and what to do, for a message."""
-    makes = f"`rmadapter fit DATA --out {folder}` makes one"
-    if not folder.exists():
-        beside = {file.parent.name for file in folder.absolute().parent.glob(f"*/{MODEL}")}
-        close = difflib.get_close_matches(folder.name, beside, n=1)
-        return (
-            f"no such folder; did you mean {close[0]!r}?" if close else f"no such folder; {makes}"
-        )
-    if (folder / "export.json").is_file():
-        return f"an export; ask it with `python {folder}/predict.py IMAGES` or `rmadapter serve {folder}`"
-    if (
-        folder.is_dir()
-        and any(folder.iterdir())
-        and not any((folder / name).exists() for name in OF_RUNS)
-    ):
-        return "not a finished run, but a folder of something else; name the run first, then images or data"
-    return f"not a finished run; {makes}"

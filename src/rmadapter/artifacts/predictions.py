@@ -5,16 +5,16 @@ from __future__ import annotations
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
 import numpy as np
 
-from rmadapter.artifacts.evaluation import Evaluation
 from rmadapter.artifacts.record import Record, Score
+from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.data.fewshot import half, read_split
 from rmadapter.data.formats.scan import order
 from rmadapter.data.formats.sources import images_root
@@ -23,13 +23,34 @@ from rmadapter.data.read import ImageSet, ImageSource
 from rmadapter.errors import UserError
 from rmadapter.support.files import csv_text, inert, read_text, write_text
 
-PREDICTIONS, SPLIT = "predictions.csv", "split.json"
 COLUMNS = (
     "set", "split", "image", "true", "answer", "probability", "second", "second_probability", "zero_shot",
     "zero_shot_probability",
 )  # fmt: skip
 
 ROWS = 1024  # of a table processed at once
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Answers on N images over C classes: probabilities of the method and of the untouched
+    backbone, [N, C], and of others by name."""
+
+    title: str
+    images: ImageSet
+    probabilities: np.ndarray
+    zero_shot: np.ndarray
+    beside: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; the first description of a class that has several."""
+        return tuple(descriptions(name)[0] for name in self.images.classes)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """[N], indices into `classes`."""
+        return np.asarray(self.images.labels)
 
 
 class Guess(NamedTuple):
@@ -136,7 +157,7 @@ def read_predictions(folder: Path, record: Record) -> list[Predictions]:
     wanted = [score for score in record.scores if score.accuracy is not None]
     if not wanted:
         return []
-    path = folder / PREDICTIONS
+    path = RunFolder(folder).predictions
     if not path.is_file():
         raise UserError(
             f"{path}: missing; only runs of this version have it, and `rmadapter fit` makes one"
@@ -201,7 +222,7 @@ def _read(path: Path, record: Record, score: Score, rows: list[list[str]]) -> Pr
 def _classes(folder: Path, record: Record, score: Score, used: set[str]) -> dict[str, str]:
     """A page's names for the classes of a score, by label: those of the run's draw or, if the score
     has other classes, those that occur."""
-    draw = read_split(folder / SPLIT)
+    draw = read_split(RunFolder(folder).split)
     question = next((asked for asked in record.task.asked if asked.name == score.name), None)
     which = question.classes if question else "all"
     of_run = half(ImageSet((), (), draw.classes, written=draw.written), which)

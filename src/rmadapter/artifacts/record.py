@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from rmadapter.data.read import ImageSet
 
 FORMAT: Literal[2] = 2
-RECORD = "run.json"  # of a run
 ANSWERED = ("finished", "not-applicable")
 LONGEST = 2**24  # bytes of a record; one with thousands of notes has a hundredth of that
 

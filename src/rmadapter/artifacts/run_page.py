@@ -3,6 +3,7 @@ and confidence."""
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -13,16 +14,20 @@ from typing import Any
 import numpy as np
 
 from rmadapter import metrics
-from rmadapter.artifacts.checkpoint import flat
-from rmadapter.artifacts.mistakes import Mistake
-from rmadapter.artifacts.page import neighbour_cards, thumbnail, write_html
-from rmadapter.artifacts.predictions import Predictions
-from rmadapter.artifacts.record import MethodName, Record, Score
+from rmadapter.artifacts.checkpoint import config_of
+from rmadapter.artifacts.mistakes import Mistake, read_mistakes
+from rmadapter.artifacts.page import neighbour_cards, thumbnail, thumbnails_of, write_html
+from rmadapter.artifacts.predictions import Predictions, read_predictions
+from rmadapter.artifacts.record import MethodName, Record, Score, read_record
+from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.artifacts.summary import as_table, choice_table, told
+from rmadapter.data.formats.sources import images_root
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method, may_run
 from rmadapter.settings import Machine, documentation, settings_of
 from rmadapter.support import plots
+from rmadapter.support.files import read_text
+from rmadapter.support.locks import exclusive
 from rmadapter.task import Task
 
 MATRIX_LIMIT = (
@@ -82,6 +87,37 @@ def write_run_page(
     )
 
 
+def rewrite_page(folder: Path) -> Path:
+    """Write the page of a finished run again from its folder, and return its path. Images that are
+    gone from the data are taken from the earlier page.
+
+    Raises UserError for a folder without a run of this version, or with a damaged one.
+    """
+    run = RunFolder(folder)
+    with exclusive(folder):
+        run.check_sums([run.record])
+        record = read_record(run.record)
+        found, history = read_predictions(folder, record), _history(run.history)
+        root = images_root(record.task.data, record.crops)
+        wrong = read_mistakes(run.mistakes, found[0], root) if found else []
+        thumbnails = thumbnails_of(run.page)
+        run.write_sums(without=[run.page])  # these fit the folder even if this is killed
+        write_run_page(run.page, record, found, history, thumbnails, wrong)
+        run.write_sums()
+    return run.page
+
+
+def _history(path: Path) -> list[dict[str, float]]:
+    """Read the loss terms of every step. Raises UserError for a damaged file."""
+    if not path.is_file():
+        return []
+    try:
+        rows = list(csv.DictReader(read_text(path, "readable CSV").splitlines()))
+        return [{name: float(value) for name, value in row.items() if value} for row in rows]
+    except (csv.Error, ValueError, TypeError) as error:
+        raise UserError(f"{path}: not the losses of a run ({error})") from None
+
+
 def _settings(record: Record) -> list[dict[str, Any]]:
     """Every setting with its meaning; `changed` if it differs from the default, which is known only
     if the method can be loaded again."""
@@ -90,7 +126,7 @@ def _settings(record: Record) -> list[dict[str, Any]]:
         own = documentation(method)
         meaning = own | {f"{name}.{setting}": text for setting, text in own.items()} | meaning
         plain = MethodName(name=name, settings=settings_of(method))
-        usual = flat(
+        usual = config_of(
             record.model_copy(
                 update={"task": Task(), "precision": Machine().precision, "method": plain}
             )
@@ -102,7 +138,7 @@ def _settings(record: Record) -> list[dict[str, Any]]:
             "changed": setting in usual and _json(value) != _json(usual[setting]),
             "text": meaning.get(setting, ""),
         }
-        for setting, value in flat(record).items()
+        for setting, value in config_of(record).items()
     ]
 
 

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import torch
 
 from rmadapter.backbones.backbone import Backbone
-from rmadapter.backbones.hub import Unreachable
 from rmadapter.backbones.load import load_backbone
 from rmadapter.backbones.pocket import LICENCE, POCKET
 from rmadapter.errors import UserError
 from rmadapter.support.files import user_path
+from rmadapter.support.hub import Unreachable
 from rmadapter.support.terminal import note
 
 

@@ -3,19 +3,22 @@ are there."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from rmadapter.backbones.trust import how_to_convert
-from rmadapter.errors import UserError
-from rmadapter.support.hub import GATED
+from rmadapter.support.hub import hub_errors
 
 SMALL_FILES = ["*.json", "*.txt", "*.model"]  # configurations and tokenizers
 
 
-class Unreachable(UserError):
-    """The files are not in the cache and cannot be fetched now."""
+def _hub_errors(repository: str) -> AbstractContextManager[None]:
+    return hub_errors(
+        repository,
+        missing=", or none with safetensors weights; if it holds a pickle, fetch that: "
+        + how_to_convert(Path("FILE")),
+        otherwise=", give a local file or folder, or use the backbone 'pocket'",
+    )
 
 
 def fetch(repository: str, file: str) -> Path:
@@ -26,7 +29,7 @@ def fetch(repository: str, file: str) -> Path:
     """
     import huggingface_hub
 
-    with _told_in_a_sentence(repository):
+    with _hub_errors(repository):
         try:
             return Path(huggingface_hub.hf_hub_download(repository, file, local_files_only=True))
         except huggingface_hub.errors.LocalEntryNotFoundError:
@@ -61,7 +64,7 @@ def _snapshot(repository: str, *wanted: str) -> Path:
     fetched."""
     import huggingface_hub
 
-    with _told_in_a_sentence(repository):
+    with _hub_errors(repository):
         try:
             folder = Path(huggingface_hub.snapshot_download(repository, local_files_only=True))
             if any(True for pattern in wanted for _ in folder.glob(pattern)):
@@ -69,27 +72,3 @@ def _snapshot(repository: str, *wanted: str) -> Path:
         except huggingface_hub.errors.LocalEntryNotFoundError:
             pass
         return Path(huggingface_hub.snapshot_download(repository, allow_patterns=SMALL_FILES))
-
-
-@contextlib.contextmanager
-def _told_in_a_sentence(repository: str) -> Iterator[None]:
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except errors.GatedRepoError as error:  # which counts as not found
-        raise UserError(f"{repository}: {GATED}") from error
-    except (
-        errors.RepositoryNotFoundError,
-        errors.RemoteEntryNotFoundError,
-        errors.HFValidationError,
-    ) as error:
-        raise UserError(
-            f"the Hugging Face hub has no {repository!r}, or none with safetensors weights; "
-            f"if it holds a pickle, fetch that: {how_to_convert(Path('FILE'))}"
-        ) from error
-    except Exception as error:  # networks fail in many ways
-        raise Unreachable(
-            f"{repository!r} could not be fetched from the Hugging Face hub ({type(error).__name__}); "
-            f"check the connection, give a local file or folder, or use the backbone 'pocket'"
-        ) from error

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 import yaml
 
+from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.bench.protocols import Job
 from rmadapter.data.catalog.sets import ELEVEN, find
 from rmadapter.errors import UserError, quoted
 from rmadapter.methods.uses import PUBLISHED
 from rmadapter.settings import Machine
-from rmadapter.support.files import ACTIVATIONS
 
 if TYPE_CHECKING:
     from rmadapter.runs.lab import Lab
@@ -57,7 +57,7 @@ class Plan:
         from rmadapter.runs.lab import Lab
 
         return Lab(
-            self.machine, self.root, self.out / ACTIVATIONS, keep=True, progress=False,
+            self.machine, self.root, RunFolder(self.out).activations, keep=True, progress=False,
             outside=self.outside, crops=self.crops,
         )  # fmt: skip
 

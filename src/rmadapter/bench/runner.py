@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from rmadapter.artifacts.record import Record, read_record
+from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.bench.plan import Plan
 from rmadapter.bench.pool import make_pool, shared_gpus
 from rmadapter.bench.progress import CHANGED, CHOOSE, Progress, finished_records, mark_copied
@@ -24,7 +25,7 @@ from rmadapter.bench.protocols import Job
 from rmadapter.errors import UserError
 from rmadapter.methods.uses import TUNED, named_sums
 from rmadapter.settings import settings_of
-from rmadapter.support.files import ACTIVATIONS, parts
+from rmadapter.support.files import parts
 from rmadapter.support.locks import claim, shared
 from rmadapter.support.terminal import bar, escape
 
@@ -81,7 +82,7 @@ def run_all(
 
 def _leftovers(plan: Plan) -> list[Path]:
     """Return existing files that only unfinished runs need or that killed ones left."""
-    paths = [*_locks(plan), *plan.out.glob(".*lock"), plan.out / ACTIVATIONS]
+    paths = [*_locks(plan), *plan.out.glob(".*lock"), RunFolder(plan.out).activations]
     return [path for path in paths if path.exists()] + _partial_files(plan)
 
 
@@ -91,7 +92,7 @@ def _locks(plan: Plan) -> list[Path]:
 
 def _partial_files(plan: Plan) -> list[Path]:
     folders = {(plan.out / job.path).parent for job in plan.jobs}
-    return parts(*folders, *plan.out.glob(f"{ACTIVATIONS}/*"))
+    return parts(*folders, *RunFolder(plan.out).activations.glob("*"))
 
 
 def _remove(paths: Iterable[Path]) -> None:

@@ -290,7 +290,9 @@ def report(
     """Write tables and figures of a bench; or a run's page again."""
     if tolerance is not None and not check:
         raise UserError("--tolerance: is for --check, which compares with the paper's figures")
-    if (results / "model.json").is_file():
+    from rmadapter.artifacts.run_folder import RunFolder
+
+    if RunFolder(results).model.is_file():
         _rewrite_page(results, out, check, as_json)
         return
     if out is None:
@@ -324,7 +326,7 @@ def _cell(value: object) -> str:
 
 
 def _rewrite_page(run: Path, out: Path | None, check: bool, as_json: bool) -> None:
-    from rmadapter.runs.fit import rewrite_page
+    from rmadapter.artifacts.run_page import rewrite_page
 
     if out is not None or check:
         raise UserError(

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rmadapter.artifacts.run_folder import HUB, find_run, is_remote
 from rmadapter.cli.options import Json, Outside, Quiet, Run, RunOptions, command
 from rmadapter.deploy.sockets import address, bind, serve_until_stopped
 from rmadapter.errors import UserError, quoted
 from rmadapter.support.files import user_path
-from rmadapter.support.hub import HUB, is_remote, run_folder
 from rmadapter.support.terminal import escape, note, table
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def export(
     from rmadapter.deploy.export import folder as exporting
     from rmadapter.deploy.export.parity import HEADER, Parity
 
-    folder = run_folder(run)
+    folder = find_run(run)
     where = folder.resolve() if folder.name in ("", "..") else folder  # "." has no name of its own
     default = Path(run.name) if is_remote(run) else where
     out = out or default.with_name(f"{default.name}-{to}")
@@ -255,7 +255,7 @@ def named(words: Sequence[str]) -> dict[str, Path]:
             raise UserError(
                 f"{word}: {name} is already {found[name]}; give one of them another name: NAME={folder}"
             )
-        found[name] = run_folder(folder)
+        found[name] = find_run(folder)
     return found
 
 

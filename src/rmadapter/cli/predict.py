@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rmadapter.artifacts.run_folder import RunFolder, find_run
 from rmadapter.cli.options import (
     Crops,
     FileOptions,
@@ -25,7 +26,6 @@ from rmadapter.cli.options import (
 )
 from rmadapter.errors import UserError
 from rmadapter.support.files import check_new
-from rmadapter.support.hub import run_folder
 from rmadapter.support.terminal import note, table, track
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def predict(
     on_ray, unsure = ray.chosen(), sorting.unsure
     if on_ray and (out is None or sorting.sort_into):
         raise UserError("--engine ray writes a file of answers: give --out, not --sort-into")
-    run = run_folder(run)
+    run = find_run(run)
     saved = options.load(run)
     prompts, labels = _classes(saved, names)
     try:
@@ -207,19 +207,18 @@ def _classes(saved: Saved, names: str | None) -> tuple[tuple[str, ...], list[str
     shown = [name.strip() for name in names.split(",") if name.strip()]
     if not shown:
         raise UserError(f"--names {names!r}: give at least one class name")
-    return tuple(prompt_names(shown, saved.given, where="--names: ").values()), shown
+    return tuple(prompt_names(shown, saved.custom_names, where="--names: ").values()), shown
 
 
 def answers_key(run: Path, predictor: Predictor, settings: Sequence[Any]) -> str:
     """Return a digest of everything that the answers depend on, except the images."""
-    from rmadapter.artifacts.checkpoint import WEIGHTS
     from rmadapter.settings import settings_of
     from rmadapter.support.checksums import sha256
 
     fitted = predictor.fitted
     method = [fitted.method.title, settings_of(fitted.method), fitted.backbone.digest]
     classes = [fitted.known.templates, predictor.names, predictor.labels]
-    parts = [sha256(run / WEIGHTS), *method, fitted.temperature, *classes, *settings]
+    parts = [sha256(RunFolder(run).weights), *method, fitted.temperature, *classes, *settings]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rmadapter.artifacts.run_folder import find_run
 from rmadapter.cli.options import (
     Classes,
     Crops,
@@ -25,7 +26,6 @@ from rmadapter.cli.options import (
 )
 from rmadapter.errors import UserError
 from rmadapter.support import distributed
-from rmadapter.support.hub import run_folder
 from rmadapter.support.terminal import note, table
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ def evaluate(
     reading = {field: overrides.pop(field) for field in request.READING if field in overrides}
     machine = request.machine_of(reading)
     own = request.split(values, name)[2] | overrides
-    folder = run_folder(run)
+    folder = find_run(run)
     saved = load(run, options.backbone, method=options.method, settings=own, device=machine.device)
     splits = read_images(
         data, skip_bad=files.skip_bad, outside=files.outside, names=known_names(folder, saved),
@@ -289,7 +289,7 @@ def add(
     from rmadapter.data.formats.sources import is_source
     from rmadapter.runs.add import add_images, add_names
 
-    run = run_folder(run)
+    run = find_run(run)
     saved, data = options.load(run), Path(what[0])
     if len(what) == 1 and (data.is_dir() or is_source(data)):
         record = add_images(
@@ -350,7 +350,7 @@ def compare(
     if images.ignored:
         note(images.ignored)
     for run in runs:
-        if known := trained_on(run_folder(run), splits, split, images):
+        if known := trained_on(find_run(run), splits, split, images):
             note(
                 f"{run}: {known} of these {len(images)} images were trained on, so its accuracy says little"
             )

@@ -11,8 +11,9 @@ from torch import Tensor
 from rmadapter.artifacts.checkpoint import Saved, load
 from rmadapter.artifacts.mistakes import Neighbour, kept, nearest_examples
 from rmadapter.artifacts.page import neighbour_cards, thumbnail, write_html
-from rmadapter.artifacts.predictions import SPLIT, source_of
-from rmadapter.artifacts.record import RECORD, read_record
+from rmadapter.artifacts.predictions import source_of
+from rmadapter.artifacts.record import read_record
+from rmadapter.artifacts.run_folder import RunFolder, find_run
 from rmadapter.backbones import Backbone
 from rmadapter.data.fewshot import read_split
 from rmadapter.data.formats.sources import images_root
@@ -20,7 +21,6 @@ from rmadapter.data.transforms import decoded, hinted
 from rmadapter.errors import UserError
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.support.files import user_path
-from rmadapter.support.hub import run_folder
 from rmadapter.support.terminal import note, track
 from rmadapter.training.cache import BATCH
 from rmadapter.training.contract import answers
@@ -66,7 +66,7 @@ def explain_images(
         raise UserError(
             f"{data}: does not exist; give the folder of the run's training images with --data"
         )
-    folder = run_folder(run)
+    folder = find_run(run)
     saved = load(folder, backbone, method=method)
     fitted = saved.fitted
     training = _training_images(folder, saved, data)
@@ -104,11 +104,12 @@ def _best(saved: Saved, row: Tensor) -> Classes:
 def _training_images(folder: Path, saved: Saved, data: str | Path | None) -> list[Neighbour]:
     """List the images behind `Fitted.examples`, in their order; none if the run does not record
     them."""
-    examples, split = saved.fitted.examples, folder / SPLIT
-    if examples is None or not split.is_file() or not (folder / RECORD).is_file():
+    run = RunFolder(folder)
+    examples, split = saved.fitted.examples, run.split
+    if examples is None or not split.is_file() or not run.record.is_file():
         note(f"{folder}: does not record its training images; no neighbours are shown")
         return []
-    record, drawn = read_record(folder / RECORD), read_split(split)
+    record, drawn = read_record(run.record), read_split(split)
     count = len(drawn.classes)
     middle = (count + 1) // 2
     ranges = {"all": range(count), "base": range(middle), "novel": range(middle, count)}

@@ -7,9 +7,9 @@ import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rmadapter.artifacts.checkpoint import CONFIG, IMAGES, MODEL, RECORD, Saved, save
-from rmadapter.artifacts.predictions import SPLIT
+from rmadapter.artifacts.checkpoint import Saved, save
 from rmadapter.artifacts.record import Record, read_record
+from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.backbones.shared import check_backbone_named
 from rmadapter.data.decode import content
 from rmadapter.data.decode_limits import ignored_note
@@ -48,7 +48,7 @@ def add_names(saved: Saved, names: Sequence[str], out: Path) -> tuple[str, ...]:
         raise UserError(
             f"{error}; `rmadapter add RUN FOLDER` trains it again with images of the new classes"
         ) from None
-    if (out / MODEL).exists():
+    if RunFolder(out).model.exists():
         raise UserError(f"{out} already holds a model: choose another --out")
     save(out, saved.fitted, saved.name, tuple(called), tuple(called.values()))
     return tuple(called)
@@ -75,11 +75,11 @@ def add_images(
     the new data, as for `read_images`. Raises UserError if the old data is missing or has changed,
     if a class would occur twice, and if `out` holds another run.
     """
-    if not (run / RECORD).is_file():
+    if not RunFolder(run).record.is_file():
         raise UserError(
             f"{run}: a model saved on its own does not record its training images; give a run of `fit`"
         )
-    record = read_record(run / RECORD)
+    record = read_record(RunFolder(run).record)
     shots = record.task.shots if shots is None else shots
     home = _home(run, record, old)
     opened = open_source(home, outside, record.columns, record.crops)
@@ -89,8 +89,8 @@ def add_images(
     rows, counts = _grown(
         run, saved, record, opened, _called(fresh.splits, data, saved), data, shots
     )
-    name, values = read_config(run / CONFIG, (saved.name,))
-    wanted = Request.make(values, name, data=str(out / IMAGES))
+    name, values = read_config(RunFolder(run).config, (saved.name,))
+    wanted = Request.make(values, name, data=str(RunFolder(out).images))
     for backbone in backbones_in(wanted.name, settings_of(wanted.method)):
         check_backbone_named(backbone)
     task = configured(
@@ -101,9 +101,9 @@ def add_images(
     brought = classnames_json(fresh.root, beside_splits(data, fresh.splits))
     new = {name: prompt for name, prompt in brought.items() if key(name) not in had}
     with exclusive(out):
-        _write_list(out, rows, {**new, **saved.given})
+        _write_list(out, rows, {**new, **saved.custom_names})
     lab.add_backbone(saved.fitted.backbone)
-    lab.add(task.data, read_images(out / IMAGES, skip_bad=skip_bad, outside=True))
+    lab.add(task.data, read_images(RunFolder(out).images, skip_bad=skip_bad, outside=True))
     notes: tuple[str, ...] = (
         f"trained on the {counts[0]} images of {run.name} and {counts[1]} new ones",
     )
@@ -144,7 +144,7 @@ def _grown(
 ) -> tuple[Listed, tuple[int, int]]:
     """Every image with its split and label, and the numbers of old and new training images."""
     try:
-        few = read_split(run / SPLIT).images(opened.root)
+        few = read_split(RunFolder(run).split).images(opened.root)
     except UserError as error:
         raise UserError(
             f"{run}: {error}; give the new location of its data with --old-data"
@@ -222,8 +222,8 @@ def _write_list(out: Path, rows: Listed, given: dict[str, str]) -> None:
         [path_from(out, row.image), row.label, split, *[row.group] * grouped] for split, row in rows
     ]
     text = csv_text(["path", "label", "split", *["group"] * grouped], lines)
-    file = out / IMAGES
-    if (out / RECORD).exists() and (not file.exists() or file.read_text("utf-8") != text):
+    file = RunFolder(out).images
+    if RunFolder(out).record.exists() and (not file.exists() or file.read_text("utf-8") != text):
         raise UserError(f"{out} holds another run: choose another --out or delete that folder")
     write_text(file, text)
     if given:

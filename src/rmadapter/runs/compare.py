@@ -58,7 +58,7 @@ def compare(runs: Sequence[tuple[Path, Saved]], images: ImageSet) -> list[Line]:
     first: np.ndarray | None = None
     for folder, saved in runs:
         names = (
-            saved.given.get(nfc(str(label)), name)
+            saved.custom_names.get(nfc(str(label)), name)
             for label, name in zip(images.written, images.classes, strict=True)
         )
         asked, cache = (

@@ -10,10 +10,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from rmadapter.artifacts.checkpoint import RECORD, Saved, drawn
-from rmadapter.artifacts.evaluation import Evaluation
-from rmadapter.artifacts.predictions import SPLIT
+from rmadapter.artifacts.checkpoint import Saved, read_draw
+from rmadapter.artifacts.predictions import Evaluation
 from rmadapter.artifacts.record import Score, Split, read_record
+from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.data.fewshot import few_shot, half, has_digest, read_split
 from rmadapter.data.names import given_names
 from rmadapter.data.read import ImageSet
@@ -119,11 +119,11 @@ def refuse_stateful(fitted: Fitted, what: str) -> None:
 def known_names(folder: Path, saved: Saved) -> dict[str, str]:
     """Return the prompt names that do not follow from the labels of a saved run, as `read_images`
     takes them; also those of the half that the run was not fitted to."""
-    file = folder / SPLIT
+    file = RunFolder(folder).split
     if not file.is_file():
-        return saved.given
+        return saved.custom_names
     split = read_split(file)
-    return {**given_names(split.written, split.classes), **saved.given}
+    return {**given_names(split.written, split.classes), **saved.custom_names}
 
 
 def trained_on(folder: Path, splits: Splits, split: str, images: ImageSet) -> int:
@@ -132,8 +132,8 @@ def trained_on(folder: Path, splits: Splits, split: str, images: ImageSet) -> in
     if split in ("test", "heldout"):  # what is drawn is in neither
         return 0
     try:
-        shots, seed, digest = drawn(folder)
-        classes = read_record(folder / RECORD).task.classes
+        shots, seed, digest = read_draw(folder)
+        classes = read_record(RunFolder(folder).record).task.classes
         few = few_shot(splits, shots, seed)
     except UserError:
         return 0
@@ -166,7 +166,7 @@ def evaluate_saved(
         note(
             f"{known} of these {len(images)} images were trained on: this accuracy says little about new ones"
         )
-    seed = drawn(folder)[1] if fitted.remembers and (folder / RECORD).is_file() else 1
+    seed = read_draw(folder)[1] if fitted.remembers and RunFolder(folder).record.is_file() else 1
     named = cast(Split, "held out" if split == "heldout" else split)
     return evaluate(fitted, [(Question(classes, classes=classes), images, named)], cache, seed=seed)
 
@@ -177,7 +177,7 @@ def _heldout(folder: Path, fitted: Fitted, splits: Splits, classes: Half) -> Ima
         raise UserError(
             f"{fitted.method.title} has seen the images that were not drawn: give --split test"
         )
-    shots, seed, digest = drawn(folder)
+    shots, seed, digest = read_draw(folder)
     few = few_shot(splits, shots, seed)
     if not has_digest(few, digest):
         raise UserError(

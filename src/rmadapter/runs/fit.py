@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from rmadapter.artifacts.checkpoint import FILES, HISTORY, PAGE, RECORD, finished, save_run
-from rmadapter.artifacts.mistakes import WHY, mistakes, read_mistakes, write_mistakes
-from rmadapter.artifacts.page import thumbnails_of
-from rmadapter.artifacts.predictions import (
-    PREDICTIONS,
-    SPLIT,
-    predictions,
-    read_predictions,
-    write_predictions,
-)
-from rmadapter.artifacts.record import Record, read_record
+from rmadapter.artifacts.checkpoint import find_finished, save_run
+from rmadapter.artifacts.mistakes import mistakes, write_mistakes
+from rmadapter.artifacts.predictions import predictions, write_predictions
+from rmadapter.artifacts.record import Record
+from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.artifacts.run_page import write_run_page
 from rmadapter.data.fewshot import FewShot, half, save_split
-from rmadapter.data.formats.sources import images_root
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
 from rmadapter.runs.auto import choose_once
@@ -28,16 +20,13 @@ from rmadapter.runs.folds import FOLDS, Folds
 from rmadapter.runs.judge import BASELINES, enough, judge
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.run import Outcome, learn, run_key, run_task
-from rmadapter.support.checksums import check_sums, write_sums
-from rmadapter.support.files import ACTIVATIONS, parts, read_text
+from rmadapter.support.files import parts
 from rmadapter.support.locks import exclusive
 from rmadapter.support.terminal import note
 from rmadapter.task import Task
 from rmadapter.training.cache import Cache
 from rmadapter.training.contract import Method
 from rmadapter.training.state import Unfinished
-
-STATE = "training.safetensors"
 
 
 def fit(
@@ -60,27 +49,28 @@ def fit(
     resumed when called again; a finished one is returned. Raises UserError if `out` holds another
     run, another process is at work there, or nothing can be written there.
     """
+    files = RunFolder(out)
     with exclusive(out):
-        for leftover in parts(out, *out.glob(f"{ACTIVATIONS}/*")):
+        for leftover in parts(out, *files.activations.glob("*")):
             leftover.unlink()
         few, backbone = lab.draw(task), lab.backbone(task.backbone)
         training_key = run_key(task, method, name, lab.machine, backbone, few)
         key = training_key if folds is None else f"{training_key}-{folds}"
-        record = finished(out, key)
+        record = find_finished(out, key)
         if record is not None:
             _check_same_tests(record, out, lab, few)
         else:
             few.read(backbone.preprocess, lab.progress)
-            save_split(few, out / SPLIT)
-            lab.work_in(out / ACTIVATIONS)
-            unfinished, choice = Unfinished(out / STATE, training_key), None
+            save_split(few, files.split)
+            lab.work_in(files.activations)
+            unfinished, choice = Unfinished(files.training, training_key), None
             train = half(few.train, task.classes)
             judged = folds != 0 and task.classes == "all" and not task.tests
             choices = method.choices(train.labels)
             validation = _validation(task, few, lab, folds, judged, bool(choices))
             if choices and validation is not None:
                 file = f"choice-{training_key[:24]}-{len(validation)}.json"
-                choice = choose_once(validation, choices, out / ACTIVATIONS / file)
+                choice = choose_once(validation, choices, files.activations / file)
                 method, name = choices.methods[choice.chosen], choice.chosen
             temperature = validation.temperature(method, name) if validation else None
             baselines = BASELINES if judged else None
@@ -97,8 +87,8 @@ def fit(
             record = outcome.record
             _save(outcome, out, train, lab.test_cache(task))
         # Only an unfinished run needs these: this one, or one that was killed here.
-        (out / STATE).unlink(missing_ok=True)
-        shutil.rmtree(out / ACTIVATIONS, ignore_errors=True)
+        files.training.unlink(missing_ok=True)
+        shutil.rmtree(files.activations, ignore_errors=True)
     return record
 
 
@@ -134,12 +124,13 @@ def _no_images(folds: int | None) -> str:
 
 def _save(outcome: Outcome, out: Path, train: ImageSet, cache: Cache) -> None:
     """Write the files of a run to its folder. train: the shots. cache: of images as they are."""
+    files = RunFolder(out)
     record, fitted, evaluations = outcome.record, outcome.fitted, outcome.evaluations
     rows = predictions(record, evaluations)
-    write_predictions(out / PREDICTIONS, rows)
+    write_predictions(files.predictions, rows)
     wrong = mistakes(fitted, train, evaluations, rows, cache)
-    write_mistakes(out / WHY, wrong)
-    write_run_page(out / PAGE, record, rows, fitted.trained.history, wrong=wrong)
+    write_mistakes(files.mistakes, wrong)
+    write_run_page(files.page, record, rows, fitted.trained.history, wrong=wrong)
     save_run(out, fitted, record.method.name, record, train.written)
 
 
@@ -148,41 +139,10 @@ def join_fit(task: Task, method: Method, out: Path, lab: Lab, name: str) -> None
     announces."""
     assert lab.team is not None
     few, backbone = lab.draw(task), lab.backbone(task.backbone)
-    images = half(few.train, task.classes)
-    lab.work_in(out / ACTIVATIONS)
+    images, files = half(few.train, task.classes), RunFolder(out)
+    lab.work_in(files.activations)
     key = run_key(task, method, name, lab.machine, backbone, few)
     lab.train_cache(task).expect_parts(images)
     for rows, saved in lab.team.trainings(key):
-        unfinished = Unfinished(out / STATE, key) if saved else None
+        unfinished = Unfinished(files.training, key) if saved else None
         learn(method, images.subset(rows), task, few, lab, unfinished)
-
-
-def rewrite_page(folder: Path) -> Path:
-    """Write the page of a finished run again from its folder. Images that are gone from the data
-    are taken from the earlier page.
-
-    Raises UserError for a folder without a run of this version, or with a damaged one.
-    """
-    with exclusive(folder):
-        check_sums(folder, [RECORD])
-        record, page = read_record(folder / RECORD), folder / PAGE
-        rows, history = read_predictions(folder, record), _history(folder / HISTORY)
-        root = images_root(record.task.data, record.crops)
-        wrong = read_mistakes(folder / WHY, rows[0], root) if rows else []
-        thumbnails = thumbnails_of(page)
-        write_sums(folder, set(FILES) - {PAGE})  # these fit the folder even if this is killed
-        write_run_page(page, record, rows, history, thumbnails, wrong)
-        write_sums(folder, FILES)
-    return page
-
-
-def _history(path: Path) -> list[dict[str, float]]:
-    """Read the loss terms of every step, as `save_run` writes them. Raises UserError for a damaged
-    file."""
-    if not path.is_file():
-        return []
-    try:
-        rows = list(csv.DictReader(read_text(path, "readable CSV").splitlines()))
-        return [{name: float(value) for name, value in row.items() if value} for row in rows]
-    except (csv.Error, ValueError, TypeError) as error:
-        raise UserError(f"{path}: not the losses of a run ({error})") from None

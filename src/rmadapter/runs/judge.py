@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from rmadapter import metrics
-from rmadapter.artifacts.evaluation import Evaluation
+from rmadapter.artifacts.predictions import Evaluation
 from rmadapter.artifacts.record import Judgement, Rates, Score
 from rmadapter.data.duplicates import pairs
 from rmadapter.data.fewshot import FewShot

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
-from rmadapter.artifacts.evaluation import Evaluation
+from rmadapter.artifacts.predictions import Evaluation
 from rmadapter.artifacts.record import FORMAT, BackboneName, MethodName, Record
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.load import identity_of, is_published

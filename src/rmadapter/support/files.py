@@ -27,7 +27,6 @@ LARGEST = (
 
 PART = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # names of the temporary files of `atomic`
 CHUNK = 1 << 24
-ACTIVATIONS = ".activations"  # a folder inside a run's, needed only until the run is finished
 
 
 @contextmanager

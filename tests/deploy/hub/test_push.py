@@ -190,7 +190,8 @@ def test_without_a_network(
     point_to("http://127.0.0.1:1", tmp_path, monkeypatch)
     refused(
         rmadapter("push", finished, "anna/x", "--quiet"),
-        "cannot be reached for 'anna/x'",
+        "anna/x",
+        "cannot be reached",
         "check the connection",
     )
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from rmadapter.artifacts.checkpoint import PAGE, RECORD
 from rmadapter.artifacts.page import thumbnail, thumbnails_of
-from rmadapter.artifacts.predictions import PREDICTIONS, Predictions, read_predictions
+from rmadapter.artifacts.predictions import Predictions, read_predictions
 from rmadapter.artifacts.record import Rates, Record, read_record
+from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.deploy.app.images import own_name
 from rmadapter.runs.judge import ZERO_SHOT
 
@@ -22,9 +22,10 @@ MOST = 24  # wrong images shown
 def its_record(run: Path, home: Path) -> Record | None:
     """The record of a run, its data path taken relative to `home`; None for a model that was saved
     by itself."""
-    if not (run / RECORD).is_file():
+    file = RunFolder(run).record
+    if not file.is_file():
         return None
-    record = read_record(run / RECORD)
+    record = read_record(file)
     return record.model_copy(
         update={"task": replace(record.task, data=str(home / record.task.data))}
     )
@@ -47,7 +48,7 @@ def judged(run: Path, home: Path) -> dict[str, Any] | None:
         "doubts": [],
         "wrong": [],
         "images": 0,
-        "report": (run / PAGE).is_file(),
+        "report": RunFolder(run).page.is_file(),
     }
     if judgement := record.judgement:
         names = {
@@ -63,10 +64,10 @@ def judged(run: Path, home: Path) -> dict[str, Any] | None:
             "doubts": list(judgement.doubts),
             "images": judgement.images,
         }
-    if (run / PREDICTIONS).is_file() and (
+    if RunFolder(run).predictions.is_file() and (
         some := read_predictions(run, record)
     ):  # a repository's run has none
-        found |= wrong(some[0], thumbnails_of(run / PAGE))
+        found |= wrong(some[0], thumbnails_of(RunFolder(run).page))
     return found
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rmadapter.artifacts.checkpoint import MODEL, PAGE, Saved, load, save
+from rmadapter.artifacts.checkpoint import Saved, load, save
+from rmadapter.artifacts.run_folder import RunFolder, runs_below
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.choice import advise
 from rmadapter.data.names import prompt_names
@@ -48,7 +49,7 @@ class Shared:
         """The runs by name."""
         if self.runs is None:
             return {}
-        return {path.parent.name: path.parent for path in sorted(self.runs.glob(f"*/{MODEL}"))}
+        return {run.name: run for run in runs_below(self.runs)}
 
 
 class Base(NamedTuple):
@@ -119,9 +120,8 @@ class Session:
             where = self._new("unpacked")
             try:
                 inside = unzipped(archive, where)
-                run = next(
-                    (path for path in (inside, inside / "model") if (path / MODEL).is_file()), None
-                )
+                places = (inside, inside / "model")
+                run = next((path for path in places if RunFolder(path).model.is_file()), None)
                 if run is None:
                     return {"opened": "", "bad": self.shelf.take_folder(inside)}
                 return {"opened": archive.stem, "bad": self._take_back(run, inside)}
@@ -138,7 +138,7 @@ class Session:
         def start() -> None:
             self._open(run, "", foreign=True)
 
-        if not (inside / IMAGES).is_file() or (inside / MODEL).is_file():
+        if not (inside / IMAGES).is_file() or RunFolder(inside).model.is_file():
             start()
             return []
         bad = self.shelf.take_folder(inside, start)
@@ -251,9 +251,9 @@ class Session:
     # Downloads
 
     def report(self) -> Path:
-        if self.run is None or not (self.run / PAGE).is_file():
+        if self.run is None or not RunFolder(self.run).page.is_file():
             raise UserError("there is no report: only training writes one")
-        return self.run / PAGE
+        return RunFolder(self.run).page
 
     def export(self, to: str) -> None:
         """Export the model, in a job, to a folder that answers without this package."""

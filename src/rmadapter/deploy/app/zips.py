@@ -10,15 +10,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from rmadapter.artifacts.checkpoint import FILES as RUN_FILES
-from rmadapter.artifacts.checkpoint import IMAGES as GROWN
-from rmadapter.artifacts.checkpoint import MODEL, RECORD
 from rmadapter.artifacts.model_file import read_model
-from rmadapter.artifacts.predictions import PREDICTIONS
 from rmadapter.artifacts.record import read_record
+from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.deploy.app.images import IMAGES, MOST_CLASSES
 from rmadapter.errors import UserError
-from rmadapter.support.checksums import SUMS, check_sums, write_sums
 from rmadapter.support.files import atomic, last_part
 
 MOST_TEMPLATES = 100  # of prompts
@@ -32,9 +28,10 @@ def copy_run(run: Path, out: Path, foreign: bool = False) -> None:
     Raises UserError for a foreign run that is damaged.
     """
     out.mkdir(parents=True)
-    for file in {*RUN_FILES, SUMS, "classnames.json"} - ({GROWN} if foreign else set()):
-        if (run / file).is_file():
-            shutil.copyfile(run / file, out / file)
+    files = RunFolder(run)
+    for file in (*files.saved, files.sums, run / "classnames.json"):
+        if file.is_file() and not (foreign and file == files.images):
+            shutil.copyfile(file, out / file.name)
     if foreign:
         keep_within(out)
 
@@ -54,8 +51,9 @@ def keep_within(run: Path) -> None:
 
     Raises UserError for a damaged run, and for one that would keep the server busy.
     """
-    check_sums(run)
-    model = read_model(run / MODEL)
+    files = RunFolder(run)
+    files.check_sums()
+    model = read_model(files.model)
     if (
         max(len(model.classes), len(model.labels)) > MOST_CLASSES
         or len(model.templates) > MOST_TEMPLATES
@@ -63,20 +61,20 @@ def keep_within(run: Path) -> None:
         raise UserError(
             f"{run}: this page takes at most {MOST_CLASSES:,} classes and {MOST_TEMPLATES} prompt templates"
         )
-    if (run / PREDICTIONS).is_file() and (run / PREDICTIONS).stat().st_size > MOST_ANSWERS:
+    if files.predictions.is_file() and files.predictions.stat().st_size > MOST_ANSWERS:
         raise UserError(
-            f"{run / PREDICTIONS}: larger than the {MOST_ANSWERS:,} bytes that this page takes"
+            f"{files.predictions}: larger than the {MOST_ANSWERS:,} bytes that this page takes"
         )
-    if not (run / RECORD).is_file():
+    if not files.record.is_file():
         return
-    record = read_record(run / RECORD)
+    record = read_record(files.record)
     tests = tuple(replace(test, data="") for test in record.task.tests)
     found = {
         "task": replace(record.task, data=IMAGES, tests=tests),
         "scores": tuple(score.model_copy(update={"data": ""}) for score in record.scores),
     }
-    record.model_copy(update={**found, "crops": False}).save(run / RECORD)
-    write_sums(run, RUN_FILES)
+    record.model_copy(update={**found, "crops": False}).save(files.record)
+    files.write_sums()
 
 
 def pack(path: Path, folder: Path, name: str, more: Mapping[str, Path]) -> None:

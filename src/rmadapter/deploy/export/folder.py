@@ -7,8 +7,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rmadapter.artifacts.checkpoint import RECORD, WEIGHTS, Saved
+from rmadapter.artifacts.checkpoint import Saved
 from rmadapter.artifacts.record import BackboneName, MethodName, Record, read_record
+from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.choice import licence_of
 from rmadapter.deploy.export.card import card
@@ -203,11 +204,8 @@ def _write_model(
         raise UserError(
             f"{saved.fitted.method.title} in {precision}: {fault}; --force keeps it anyway"
         )
-    record = (
-        read_record(run / RECORD)
-        if (run / RECORD).is_file() and (run / WEIGHTS).is_file()
-        else None
-    )
+    file = RunFolder(run).record
+    record = read_record(file) if file.is_file() else None
     return {
         "format": 1,
         "to": to,

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from rmadapter.artifacts.checkpoint import RECORD, WEIGHTS, Saved
-from rmadapter.artifacts.predictions import SPLIT
+from rmadapter.artifacts.checkpoint import Saved
 from rmadapter.artifacts.record import read_record
+from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.data.decode import image_error
 from rmadapter.data.fewshot import read_split
 from rmadapter.data.formats.scan import Source
@@ -206,26 +206,26 @@ def training(run: Path) -> Sequence[ImageSource]:
 
 def _is_own(run: Path, data: Path) -> bool:
     with suppress(UserError, OSError):
-        return user_path(read_record(run / RECORD).task.data).samefile(data)
+        return user_path(read_record(RunFolder(run).record).task.data).samefile(data)
     return False
 
 
 def _opened(run: Path) -> tuple[Path, Source]:
     """The run's own data. Raises UserError if it is unknown or missing."""
-    if not (run / WEIGHTS).is_file():
+    if not RunFolder(run).weights.is_file():
         raise UserError(f"{run}: not a run of this version")
-    record = read_record(run / RECORD)
+    record = read_record(RunFolder(run).record)
     home = user_path(record.task.data)
     return home, open_source(home, True, record.columns, record.crops)
 
 
 def _drawn(run: Path) -> set[str]:
-    return {name for name, _, _ in read_split(run / SPLIT).train}
+    return {name for name, _, _ in read_split(RunFolder(run).split).train}
 
 
 def _seen(run: Path) -> set[str]:
     """With the validation images, by which methods choose settings."""
-    return _drawn(run) | {name for name, _, _ in read_split(run / SPLIT).val or ()}
+    return _drawn(run) | {name for name, _, _ in read_split(RunFolder(run).split).val or ()}
 
 
 def _of(data: Path, source: Source, saved: Saved, drawn: set[str] | None, most: int) -> Questions:

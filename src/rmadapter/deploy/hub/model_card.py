@@ -8,10 +8,10 @@ from typing import Any
 
 from rmadapter.artifacts.model_file import Model
 from rmadapter.artifacts.record import Record
+from rmadapter.artifacts.run_folder import HUB
 from rmadapter.backbones.choice import licence_of
 from rmadapter.backbones.load import is_published
 from rmadapter.support.html import template
-from rmadapter.support.hub import HUB
 
 LIBRARY, TASK = "rmadapter", "image-classification"
 MOST = 50  # classes listed at most

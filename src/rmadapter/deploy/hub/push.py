@@ -13,30 +13,22 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rmadapter.artifacts.checkpoint import (
-    CONFIG,
-    EXAMPLES,
-    MODEL,
-    RECORD,
-    WEIGHTS,
-    flat,
-    halved,
-    read_tensors,
-)
-from rmadapter.artifacts.model_file import no_model, read_model
+from rmadapter.artifacts.checkpoint import EXAMPLES, check_weights, config_of, read_tensors, to_half
+from rmadapter.artifacts.model_file import read_model
 from rmadapter.artifacts.record import read_record
+from rmadapter.artifacts.run_folder import HUB, RunFolder, without_model
 from rmadapter.deploy.export.folder import README
 from rmadapter.deploy.hub.anonymise import bare_names, bare_record, libraries
 from rmadapter.deploy.hub.model_card import LIBRARY, modelcard
 from rmadapter.errors import UserError
 from rmadapter.settings import to_yaml
-from rmadapter.support.checksums import SUMS, check_sums, sha256, write_sums
+from rmadapter.support.checksums import SUMS, sha256, write_sums
 from rmadapter.support.files import check_new, write_json, write_tensors, write_text
-from rmadapter.support.hub import HUB, check_repository, told
+from rmadapter.support.hub import check_repository, hub_errors
 from rmadapter.support.locks import staged_folder
 from rmadapter.support.terminal import note
 
-FILES = (WEIGHTS, MODEL, CONFIG, RECORD, README)
+FILES = (*(file.name for file in RunFolder(Path()).shared), README)
 OURS = {*FILES, SUMS}
 THE_HUBS = {".gitattributes"}  # in every repository
 
@@ -82,24 +74,24 @@ def push(
 
 
 def _written(folder: Path, run: Path, repository: str, wishes: Wishes) -> dict[str, Any]:
-    if not (run / MODEL).is_file():
-        raise UserError(f"{run}: {no_model(run)}")
-    model, record = read_model(run / MODEL), None
-    if sha256(run / WEIGHTS) != model.sha256:
-        raise UserError(f"{run / WEIGHTS}: does not match {MODEL}; the folder is damaged")
-    check_sums(run)
-    tensors = read_tensors(run / WEIGHTS)
+    source, copy = RunFolder(run), RunFolder(folder)
+    if not source.model.is_file():
+        raise UserError(f"{run}: {without_model(run)}")
+    model, record = read_model(source.model), None
+    check_weights(source, model)
+    source.check_sums()
+    tensors = read_tensors(source.weights)
     if not wishes.examples:
         tensors.pop(EXAMPLES, None)
-    write_tensors(folder / WEIGHTS, halved(tensors) if wishes.half else tensors)
-    if (run / RECORD).is_file():
-        record = bare_record(read_record(run / RECORD))
-        record.save(folder / RECORD)
-        write_text(folder / CONFIG, to_yaml(flat(record)))
+    write_tensors(copy.weights, to_half(tensors) if wishes.half else tensors)
+    if source.record.is_file():
+        record = bare_record(read_record(source.record))
+        record.save(copy.record)
+        write_text(copy.config, to_yaml(config_of(record)))
     method, backbone = bare_names(model.method, model.backbone)
     update = {"method": method, "backbone": backbone, "versions": libraries(model.versions)}
-    model = model.model_copy(update={**update, "sha256": sha256(folder / WEIGHTS)})
-    write_json(folder / MODEL, model.model_dump(mode="json"))
+    model = model.model_copy(update={**update, "sha256": sha256(copy.weights)})
+    write_json(copy.model, model.model_dump(mode="json"))
     card = modelcard(model, record, repository, wishes.licence, EXAMPLES in tensors)
     write_text(folder / README, card)
     write_sums(folder, FILES)
@@ -119,7 +111,7 @@ def _uploaded(folder: Path, repository: str, private: bool) -> dict[str, Any]:
 
     api = HfApi(library_name=LIBRARY, library_version=__version__)
     names = sorted(file.name for file in folder.iterdir() if file.name in OURS)
-    with told(repository):
+    with hub_errors(repository):
         before, there = _opened(api, repository, private)
         operations: list[Any] = [CommitOperationAdd(name, folder / name) for name in names]
         operations += [CommitOperationDelete(name) for name in sorted((there & OURS) - {*names})]

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import numpy as np
 
-from rmadapter.artifacts.model_file import MODEL, read_model
-from rmadapter.artifacts.record import RECORD, Record, read_record
+from rmadapter.artifacts.model_file import read_model
+from rmadapter.artifacts.record import Record, read_record
+from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.deploy.export.engines import ENGINES, FACTS, GRAPH, LITERT, OPENVINO, TORCH
 from rmadapter.deploy.export.runtime import Model
 from rmadapter.deploy.serve.options import ServeOptions
@@ -202,14 +203,14 @@ def cached_export(folder: Path, options: ServeOptions) -> Path:
 
     Raises UserError as `checkpoint.load` and `export`.
     """
-    if not (folder / MODEL).is_file():
+    if not RunFolder(folder).model.is_file():
         raise UserError(
             f"{folder}: not a run that --engine {options.engine} can serve; `rmadapter fit` makes "
             "one"
         )
     check_sums(folder)
     # model.json holds the digests of the weights and of the backbone
-    words = [sha256(folder / MODEL), options.engine, metadata.version("rmadapter")]
+    words = [sha256(RunFolder(folder).model), options.engine, metadata.version("rmadapter")]
     code = user_path(options.method.rpartition(":")[0])  # the file of a custom method
     if options.method and code.is_file():
         words.append(sha256(code))
@@ -260,8 +261,9 @@ def _facts(
 
 
 def run_source(folder: Path) -> _Source:
-    record = read_record(folder / RECORD) if (folder / RECORD).is_file() else None
-    model = read_model(folder / MODEL)
+    run = RunFolder(folder)
+    record = read_record(run.record) if run.record.is_file() else None
+    model = read_model(run.model)
     method = {
         "name": last_part(model.method.name),
         "title": model.method.title,

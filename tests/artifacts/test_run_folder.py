@@ -1,5 +1,4 @@
-"""`hf:OWNER/NAME` as a run: fetched from a hub on loopback, and one sentence for whatever goes
-wrong."""
+"""Names of a run's files, folders without a model, and runs downloaded from a hub on loopback."""
 
 from __future__ import annotations
 
@@ -8,9 +7,10 @@ from pathlib import Path, PureWindowsPath
 
 import pytest
 
+from rmadapter.artifacts.run_folder import RunFolder, find_run, without_model
 from rmadapter.backbones.hub import fetch
 from rmadapter.errors import UserError
-from rmadapter.support.hub import check_repository, run_folder
+from rmadapter.support.hub import check_repository
 from tests.helpers.fake_hub import Hub, Repository, hub, point_to
 
 __all__ = ["hub"]  # a fixture
@@ -24,19 +24,19 @@ RUN = {
 
 
 def test_a_folder_is_itself() -> None:
-    assert run_folder("runs/first") == Path("runs/first")
-    assert run_folder(Path("/a")) == Path("/a")
-    assert run_folder("~/a") == Path.home() / "a"
+    assert find_run("runs/first") == Path("runs/first")
+    assert find_run(Path("/a")) == Path("/a")
+    assert find_run("~/a") == Path.home() / "a"
 
 
 def test_a_path_of_windows_still_names_a_repository(hub: Hub) -> None:
     hub.repositories["anna/birds"] = Repository(**RUN)
-    assert run_folder(PureWindowsPath("hf:anna/birds")) == run_folder("hf:anna/birds")  # type: ignore[arg-type]
+    assert find_run(PureWindowsPath("hf:anna/birds")) == find_run("hf:anna/birds")  # type: ignore[arg-type]
 
 
 def test_only_files_of_a_run_are_fetched(hub: Hub) -> None:
     hub.repositories["anna/pets"] = Repository(**RUN)
-    folder = run_folder("hf:anna/pets")
+    folder = find_run("hf:anna/pets")
     assert {file.name for file in folder.iterdir()} == {"model.json", "model.safetensors"}
     assert (folder / "model.safetensors").read_bytes() == RUN["model.safetensors"]
     assert not [line for line in hub.asked if "evil" in line or "pkl" in line]
@@ -48,10 +48,10 @@ def test_a_revision_stays_and_the_name_moves_on(
     repository = hub.repositories["anna/pets"] = Repository(**RUN)
     first = repository.log[-1][0]
     repository.commit({**RUN, "model.json": b"[]"}, "second")
-    assert (run_folder(f"hf:anna/pets@{first}") / "model.json").read_bytes() == b"{}"
-    assert (run_folder("hf:anna/pets") / "model.json").read_bytes() == b"[]"
-    with pytest.raises(UserError, match="anna/pets on the Hugging Face hub has no such revision"):
-        run_folder("hf:anna/pets@v9")
+    assert (find_run(f"hf:anna/pets@{first}") / "model.json").read_bytes() == b"{}"
+    assert (find_run("hf:anna/pets") / "model.json").read_bytes() == b"[]"
+    with pytest.raises(UserError, match=r"anna/pets .* no such revision"):
+        find_run("hf:anna/pets@v9")
 
 
 def test_what_was_fetched_is_there_without_a_network(
@@ -60,15 +60,13 @@ def test_what_was_fetched_is_there_without_a_network(
     from huggingface_hub import constants
 
     hub.repositories["anna/pets"] = Repository(**RUN)
-    folder = run_folder("hf:anna/pets")
+    folder = find_run("hf:anna/pets")
     point_to(
         "http://127.0.0.1:1", Path(constants.HF_HUB_CACHE), monkeypatch
     )  # where nobody listens
-    assert run_folder("hf:anna/pets") == folder
-    with pytest.raises(
-        UserError, match=r"cannot be reached for 'anna/cats' \(.+\); check the connection"
-    ):
-        run_folder("hf:anna/cats")
+    assert find_run("hf:anna/pets") == folder
+    with pytest.raises(UserError, match=r"anna/cats.* cannot be reached"):
+        find_run("hf:anna/cats")
 
 
 def test_what_is_not_there_or_private_or_no_run(
@@ -79,23 +77,19 @@ def test_what_is_not_there_or_private_or_no_run(
         with pytest.raises(
             UserError, match=f"hub has no '{name}', or it is private: use `hf auth login`"
         ):
-            run_folder(f"hf:{name}")
+            find_run(f"hf:{name}")
     gate = (403, {"error": "Access is restricted"}, {"X-Error-Code": "GatedRepo"})
     with monkeypatch.context() as gated:
         gated.setattr(hub, "answer", lambda *given: gate)
-        with pytest.raises(
-            UserError, match="anna/cats: accept its conditions on its hub page first"
-        ):
-            run_folder("hf:anna/cats")
-        with pytest.raises(
-            UserError, match="anna/cats: accept its conditions on its hub page first"
-        ):
+        with pytest.raises(UserError, match="anna/cats: accept its conditions"):
+            find_run("hf:anna/cats")
+        with pytest.raises(UserError, match="anna/cats: accept its conditions"):
             fetch("anna/cats", "model.safetensors")
     hub.repositories["anna/text"] = Repository(**{"config.json": b"{}"})
     with pytest.raises(
         UserError, match=r"hf:anna/text: holds no rmadapter model: model\.json is missing"
     ):
-        run_folder("hf:anna/text")
+        find_run("hf:anna/text")
 
 
 @pytest.mark.parametrize(
@@ -105,4 +99,30 @@ def test_names_that_none_has(name: str) -> None:
     with pytest.raises(UserError, match="not a repository name; write OWNER/NAME"):
         check_repository(name)
     with pytest.raises(UserError, match=re.escape("not a repository name")):
-        run_folder(f"hf:{name}")
+        find_run(f"hf:{name}")
+
+
+def test_every_file_of_a_run_has_its_name_here(finished: Path) -> None:
+    run = RunFolder(finished)
+    written = {file for file in (*run.saved, run.sums) if file.is_file()}
+    assert {*finished.iterdir()} == written == {*run.saved, run.sums} - {run.images}
+    listed = [line.split()[1] for line in run.sums.read_text().splitlines()]
+    assert listed == sorted(file.name for file in written - {run.sums})
+
+
+def test_what_a_folder_without_a_model_is(tmp_path: Path) -> None:
+    for name in ("first", "empty", "photos", "export", "killed"):
+        (tmp_path / name).mkdir()
+    for name in ("first/model.json", "photos/a.png", "export/export.json", "killed/split.json"):
+        (tmp_path / name).touch()
+    for name, words in {
+        "frist": "no such folder; did you mean 'first'?",
+        "empty": "not a finished run; `rmadapter fit DATA --out",
+        "killed": "not a finished run; `rmadapter fit DATA --out",
+        "photos": "not a run but another folder",
+        "export": "an export; ask it with `python ",
+    }.items():
+        assert without_model(tmp_path / name).startswith(words), name
+    assert without_model(tmp_path / "photos/gone").startswith(
+        "no such folder; `rmadapter fit DATA --out "
+    )

@@ -1,0 +1,165 @@
+"""The folder of a run: the name of each file in it, and how to find the run that a user names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rmadapter.errors import UserError
+from rmadapter.support.checksums import SUMS, check_sums, write_sums
+from rmadapter.support.files import user_path
+from rmadapter.support.hub import check_repository, hub_errors
+
+HUB = "hf:"  # before OWNER/NAME, for a run on the Hugging Face hub
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of a run below `path`. With `model`, its model is complete; with `record`, all is."""
+
+    path: Path
+
+    @property
+    def weights(self) -> Path:
+        """The trained tensors."""
+        return self.path / "model.safetensors"
+
+    @property
+    def model(self) -> Path:
+        """A description of the model, which names the method, the backbone and the classes."""
+        return self.path / "model.json"
+
+    @property
+    def config(self) -> Path:
+        """The settings, as `--config` reads them."""
+        return self.path / "config.yaml"
+
+    @property
+    def record(self) -> Path:
+        """The record, one line of JSON."""
+        return self.path / "run.json"
+
+    @property
+    def history(self) -> Path:
+        """The loss terms of every step."""
+        return self.path / "history.csv"
+
+    @property
+    def split(self) -> Path:
+        """The images that were drawn."""
+        return self.path / "split.json"
+
+    @property
+    def predictions(self) -> Path:
+        """The answers on the test images."""
+        return self.path / "predictions.csv"
+
+    @property
+    def mistakes(self) -> Path:
+        """Some wrong answers, with the nearest training images."""
+        return self.path / "why.json"
+
+    @property
+    def page(self) -> Path:
+        """The page that shows all of this."""
+        return self.path / "report.html"
+
+    @property
+    def images(self) -> Path:
+        """The table of images of a run that grew, in place of a folder of data."""
+        return self.path / "images.csv"
+
+    @property
+    def sums(self) -> Path:
+        """The SHA-256 of each file above."""
+        return self.path / SUMS
+
+    @property
+    def training(self) -> Path:
+        """The state of an unfinished training."""
+        return self.path / "training.safetensors"
+
+    @property
+    def activations(self) -> Path:
+        """A folder of frozen activations, needed only until the run is finished."""
+        return self.path / ".activations"
+
+    @property
+    def shared(self) -> tuple[Path, ...]:
+        """The files that go to the hub, besides `sums`."""
+        return (self.weights, self.model, self.config, self.record)
+
+    @property
+    def saved(self) -> tuple[Path, ...]:
+        """The files that a finished run may have, besides `sums`."""
+        reports = (self.history, self.split, self.predictions, self.mistakes, self.page)
+        return (*self.shared, *reports, self.images)
+
+    def write_sums(
+        self, without: Collection[Path] = (), to_come: Mapping[str, str] | None = None
+    ) -> None:
+        """Write `sums` for the saved files that exist. to_come: SHA-256, by name, of files that are
+        written next."""
+        names = [file.name for file in self.saved if file not in without]
+        write_sums(self.path, names, to_come)
+
+    def check_sums(self, needed: Collection[Path] = ()) -> None:
+        """Raise UserError if a file has changed since it was saved, or a needed one is not listed."""
+        check_sums(self.path, [file.name for file in needed])
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """List the folders directly below that have a model, sorted."""
+    return sorted(file.parent for file in folder.glob(f"*/{RunFolder(folder).model.name}"))
+
+
+def is_remote(name: str | Path) -> bool:
+    """Return whether the name is that of a run on the hub."""
+    return str(name).startswith(HUB)
+
+
+def find_run(name: str | Path) -> Path:
+    """Return the folder of a run. `hf:OWNER/NAME` and `hf:OWNER/NAME@REVISION` are downloaded to the
+    hub's cache, or updated there if the hub can be reached; any other name is a path, with ~ for
+    home.
+
+    Raises UserError if the repository does not exist, holds no model of ours, or cannot be
+    downloaded.
+    """
+    text = str(name).replace("\\", "/")  # a Path of Windows has backslashes
+    if not is_remote(name):
+        return user_path(name)
+    import huggingface_hub
+
+    repository, _, revision = text.removeprefix(HUB).partition("@")
+    check_repository(repository)
+    files = RunFolder(Path())
+    names = [file.name for file in (*files.shared, files.sums)]
+    with hub_errors(repository):
+        folder = huggingface_hub.snapshot_download(
+            repository, revision=revision or None, allow_patterns=names
+        )
+    run = RunFolder(Path(folder))
+    if not run.model.is_file():
+        raise UserError(f"{text}: holds no rmadapter model: {run.model.name} is missing")
+    return run.path
+
+
+def without_model(folder: Path) -> str:
+    """Say what a folder without a model is, and what to do, for a message."""
+    makes = f"`rmadapter fit DATA --out {folder}` makes one"
+    run = RunFolder(folder)
+    if not folder.exists():
+        beside = [run.name for run in runs_below(folder.absolute().parent)]
+        close = difflib.get_close_matches(folder.name, beside, n=1)
+        return (
+            f"no such folder; did you mean {close[0]!r}?" if close else f"no such folder; {makes}"
+        )
+    if (folder / "export.json").is_file():
+        return f"an export; ask it with `python {folder}/predict.py IMAGES` or `rmadapter serve {folder}`"
+    begun = (run.record, run.split, run.config, run.weights, run.training)
+    if folder.is_dir() and any(folder.iterdir()) and not any(file.exists() for file in begun):
+        return "not a run but another folder; name the run first, then images or data"
+    return f"not a finished run; {makes}"
