@@ -25,13 +25,13 @@ import torch
 from torch import Tensor
 
 from rmadapter.backbones import Backbone, load_backbone
-from rmadapter.backbones.build import quiet
 from rmadapter.errors import UserError
 from rmadapter.methods import METHODS, load_method
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.prompts import tokenize
 from rmadapter.settings import settings_of
 from rmadapter.support.files import write_json, write_tensors, write_text
+from rmadapter.support.terminal import silenced
 from rmadapter.training.contract import Known
 
 START, END = "<!-- what loads -->", "<!-- end of what loads -->"
@@ -153,7 +153,7 @@ def tiny(name: str, folder: Path) -> Backbone:
 
     model = shrink(open_clip.get_model_config(name), folder)
     write_json(folder / "open_clip_config.json", {"model_cfg": model, "preprocess_cfg": {}})
-    with quiet(), torch.random.fork_rng():
+    with silenced(), torch.random.fork_rng():
         torch.manual_seed(0)
         plain = open_clip.create_model(
             f"local-dir:{folder}", load_weights=False, pretrained_text=False

@@ -13,6 +13,7 @@ import pytest
 from rmadapter.backbones import Backbone
 from rmadapter.cli import machine
 from rmadapter.cli import main as cli
+from tests.helpers.commands import parser
 from tests.helpers.shell import Command, backbone_option, refused, rmadapter, run_process
 
 __all__ = ["rmadapter"]  # a fixture
@@ -63,23 +64,18 @@ def test_help_of_every_verb(rmadapter: Command, monkeypatch: pytest.MonkeyPatch,
     assert verb in rmadapter("--help").out
 
 
-def test_help_begins_with_what_somebody_new_needs(rmadapter: Command) -> None:
+def test_help_groups_verbs(rmadapter: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     out = rmadapter("--help").out
+    order = "Make a model; demo; fit; eval; Look at data; suspects; Use a model; predict; export; Research"
     places = [
-        out.index(f" {verb} ")
-        for verb in (
-            "demo",
-            "fit",
-            "predict",
-            "eval",
-            "add",
-            "compare",
-            "export",
-            "bench",
-            "doctor",
-        )
+        out.index(f" {word} ") for word in f"{order}; bench; This machine; doctor".split("; ")
     ]
     assert places == sorted(places)
+    shown = out.splitlines()
+    for verb, command in parser().commands.items():  # each in one line, as in its docstring
+        first = command.help.partition("\n")[0]
+        assert any(verb in line and first in line for line in shown), verb
 
 
 def test_help_imports_nothing_heavy() -> None:

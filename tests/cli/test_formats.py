@@ -112,7 +112,7 @@ def test_a_run_on_crops_remembers_that_and_is_asked_and_grown(
     words = ["fit", "data/coco.json", "--backbone", tiny_clip.name, "--out", "run", *QUICK]
     code, _, err = rmadapter(*words)
     assert (code, len(err.splitlines())) == (2, 1)
-    assert "--crops (crops=True) cuts out the boxes" in err
+    assert "--crops" in err
     code, _, err = rmadapter(*words, "--crops")
     assert code == 0, err
     assert read_record(Path("run/run.json")).crops

@@ -21,7 +21,7 @@ from rmadapter.settings import Machine, configured
 from rmadapter.task import Task
 from rmadapter.training.cache import Cache, Held, Live
 from tests.helpers.rounding import assert_same_float32
-from tests.helpers.shell import Command, rmadapter
+from tests.helpers.shell import Command, refused, rmadapter
 from tests.helpers.shots import noise_images
 
 __all__ = ["rmadapter"]
@@ -198,15 +198,19 @@ def test_eval_finds_what_an_earlier_one_left_and_cache_shows_and_clears_it(
         ("features", 16),
         ("tokens of block 3, float32", 16),
     ]
-    assert (shown["folder"], shown["removed_mb"]) == (str(place / "activations"), 0)
+    assert (shown["folder"], shown["removed_mb"]) == (str(place), 0)
     assert shown["mb"] == pytest.approx(sum(one["mb"] for one in shown["contents"]))
-    assert "tokens of block 3" in rmadapter("cache").out
+    assert [one["kind"] for one in shown["kinds"] if one["files"]] == ["activations"]
+    assert "activations" in rmadapter("cache").out
+    assert "tokens of block 3" in rmadapter("cache", "activations").out
+    refused(rmadapter("cache", "activation"), "'activations'")
+    assert json.loads(rmadapter("cache", "unpacked", "--clear", "--json").out)["removed_mb"] == 0
     (place / "pocket").mkdir()
     assert json.loads(rmadapter("cache", "--clear", "--json").out)["removed_mb"] == pytest.approx(
         shown["mb"]
     )
     assert [path.name for path in place.iterdir()] == ["pocket"]
-    assert rmadapter("cache").out == f"{place / 'activations'}: 0.0 MB\n"
+    assert rmadapter("cache").out == f"{place}: 0.0 MB\n"
 
 
 def test_eval_refuses_a_setting_of_the_machine_that_only_training_has(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from rmadapter.backbones.backbone import Backbone
 from rmadapter.backbones.tokenizer import Tokenizer
 from rmadapter.errors import UserError
 from rmadapter.support.machine import seeded
+from rmadapter.support.terminal import silenced
 
 TRANSFORM = ("mean", "std", "interpolation", "resize_mode")
 SHOWN = 3  # names of tensors in a message
@@ -38,8 +38,8 @@ def build_model(
     weights, always the same ones. Raises UserError if open_clip cannot build it."""
     import open_clip
 
-    fill = contextlib.nullcontext() if draw else Unfilled()
-    with quiet(), fill, seeded(0):
+    fill = nullcontext() if draw else Unfilled()
+    with silenced(), fill, seeded(0):
         try:
             model = open_clip.create_model(
                 source,
@@ -80,7 +80,7 @@ def load_weights(
     try:
         with safe_open(file, "pt") as opened:
             shapes = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
-        with quiet():
+        with silenced():
             missing, unexpected = open_clip.load_checkpoint(model, str(file), strict=False)
     except (SafetensorError, OSError) as error:
         raise UserError(
@@ -129,18 +129,6 @@ def as_backbone(name: str, model: nn.Module, tokenizer: Tokenizer) -> Backbone:
 
 def first_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence open_clip, which logs on the root logger and even installs a handler there."""
-    level, handlers = logging.root.manager.disable, logging.root.handlers[:]
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(level)
-        logging.root.handlers[:] = handlers
 
 
 def _last(key: str) -> str:

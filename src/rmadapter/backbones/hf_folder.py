@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from rmadapter.backbones import hf_clip, hf_siglip
-from rmadapter.backbones.build import Unfilled, first_line, quiet
+from rmadapter.backbones.build import Unfilled, first_line
 from rmadapter.backbones.tokenizer import Tokenizer, load_tokenizer
 from rmadapter.errors import UserError
 from rmadapter.support.files import read_json
+from rmadapter.support.terminal import silenced
 
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 NOT = {"align": "its image encoder, an EfficientNet, is not one of open_clip's"}
@@ -62,7 +63,7 @@ def load_hf(name: str, folder: Path) -> tuple[nn.Module, Tokenizer]:
     with (
         tempfile.TemporaryDirectory() as scratch,
         torch.random.fork_rng(devices=[]),
-        quiet(),
+        silenced(),
         Unfilled(),
     ):
         model, text = family.build(config, file, Path(scratch))

@@ -70,7 +70,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "data": ("rmadapter data", "rmadapter data dtd --root data --download"),
     "backbones": ("rmadapter backbones", "rmadapter backbones get pocket"),
     "convert": ("rmadapter convert clip.pt --architecture ViT-B-32 --out my-clip",),
-    "cache": ("rmadapter cache", "rmadapter cache --clear"),
+    "cache": ("rmadapter cache", "rmadapter cache unpacked --clear", "rmadapter cache --clear"),
     "doctor": ("rmadapter doctor",),
 }
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +16,8 @@ import typer
 
 from rmadapter.cli.bench import numbers
 from rmadapter.cli.options import Json, MethodName, SettingOptions
-from rmadapter.errors import UserError
-from rmadapter.support.files import read_text
+from rmadapter.errors import UserError, nearest
+from rmadapter.support.files import cache_folder, read_text
 from rmadapter.support.terminal import note, table
 
 
@@ -26,8 +27,7 @@ def methods(
     ] = "ViT-B-16/none",
     as_json: Json = False,
 ) -> None:
-    """List the methods: published settings, number of trained parameters, and what each uses beyond
-    the shots."""
+    """List the methods: what each trains, costs, and is good for."""
     from rmadapter.backbones import load_backbone
     from rmadapter.methods import METHODS, entry_points, load_method
     from rmadapter.methods.uses import UNKNOWN, Uses, uses_of
@@ -226,37 +226,74 @@ def convert(
 
 
 def cache(
+    kind: Annotated[
+        str | None, typer.Argument(help="One kind of the list; all kinds by default.")
+    ] = None,
     clear: Annotated[
         bool, typer.Option("--clear", help="Remove all of it without asking.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """List or remove the activations of frozen blocks that --set disk_cache=GB left on this disk."""
-    from datetime import datetime
+    """Show what rmadapter keeps on this disk, or clear it.
 
+    Everything shown can be made again. What another process is writing is kept. With KIND
+    activations, a row for each data set and encoder is shown.
+    """
+    from rmadapter.support import cache as kept
     from rmadapter.training.disk_cache import Store, place
 
-    store = Store(place())
-    removed = store.clear() / 1e6 if clear else 0.0
-    found = store.contents()
-    facts = {
-        "folder": str(store.folder),
-        "mb": sum(one["mb"] for one in found),
-        "removed_mb": removed,
-    }
+    if kind is not None and kind not in kept.KINDS:
+        raise UserError(f"{kind!r} is no kind of the cache{nearest(kind, kept.KINDS)}")
+    kinds = [kind] if kind else [*kept.KINDS]
+    before = sum(kept.usage(name).bytes for name in kinds)
+    for name in kinds if clear else ():
+        if name == "activations":
+            Store(place()).clear()
+            continue
+        for path in kept.clear(name):
+            note(f"{path}: kept, because another process is using it")
+    rows = [kept.usage(name) for name in kinds]
+    total = sum(row.bytes for row in rows)
+    contents = Store(place()).contents() if "activations" in kinds else []
     if as_json:
-        print(json.dumps({**facts, "contents": found}))
+        facts = {
+            "folder": str(cache_folder()),
+            "mb": total / 1e6,
+            "removed_mb": (before - total) / 1e6,
+        }
+        listed = [
+            {
+                "kind": row.kind,
+                "about": row.about,
+                "files": row.files,
+                "mb": row.bytes / 1e6,
+                "used": row.used,
+            }
+            for row in rows
+        ]
+        print(json.dumps({**facts, "contents": contents, "kinds": listed}))
         return
-    if found:
-        used = [datetime.fromtimestamp(one["used"]).strftime("%Y-%m-%d %H:%M") for one in found]
-        cells = [[one["what"], f"{one['images']:,}", f"{one['mb']:,.1f}"] for one in found]
-        table(
-            ["activations", "images", "MB", "last used"],
-            [[*row, day] for row, day in zip(cells, used, strict=True)],
-        )
-    print(
-        f"{store.folder}: {facts['mb']:,.1f} MB" + (f"; {removed:,.1f} MB removed" if clear else "")
-    )
+    if kind == "activations":
+        cells = [
+            [one["what"], f"{one['images']:,}", f"{one['mb']:,.1f}", _day(one["used"])]
+            for one in contents
+        ]
+        header = ["activations", "images", "MB", "last used"]
+    else:
+        cells = [
+            [row.kind, row.about, f"{row.bytes / 1e6:,.1f}", _day(row.used)]
+            for row in rows
+            if row.files
+        ]
+        header = ["kind", "what it holds", "MB", "last used"]
+    if cells:
+        table(header, cells)
+    removed = f"; {(before - total) / 1e6:,.1f} MB removed" if clear else ""
+    print(f"{cache_folder()}: {total / 1e6:,.1f} MB{removed}")
+
+
+def _day(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
 
 
 def doctor(as_json: Json = False) -> None:

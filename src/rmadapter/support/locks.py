@@ -206,6 +206,21 @@ def hold(path: Path, patience: float, busy: UserError, failed: str) -> Iterator[
         _release(lock, path)
 
 
+def is_held(path: Path) -> bool:
+    """Return whether a process holds the lock file `path`."""
+    from filelock import Timeout
+
+    if not path.exists():
+        return False
+    lock = claim(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
 def _others(folder: Path, presence: Path | None = None, patient: bool = False) -> bool:
     """Return whether another process works in a folder, and remove the lock files of dead ones.
     presence: this process's own file. patient: wait until the answer is certain."""

@@ -15,8 +15,9 @@ import re
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from typing import Any, TypeVar
 
 from rmadapter.support.distributed import is_helper
@@ -36,35 +37,43 @@ def escape(text: str) -> str:
     return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
-class _Notes(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        print("note:", escape(" ".join(record.getMessage().split())), file=sys.stderr)
-
-
-def _logger() -> logging.Logger:
-    """Return the logger of notes, which prints on stderr; its level is WARNING while quiet."""
-    logger = logging.getLogger("rmadapter.notes")
-    if not logger.handlers:
-        logger.addHandler(_Notes())
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
-    return logger
+NOTES = logging.getLogger("rmadapter.notes")  # its level decides whether notes and bars are shown
 
 
 def set_quiet(on: bool) -> bool:
     """Hide progress bars and notes, or show them again. Helpers of a training in several processes
     never show them. Return `on`."""
-    _logger().setLevel(logging.WARNING if on or is_helper() else logging.INFO)
+    NOTES.setLevel(logging.WARNING if on or is_helper() else logging.INFO)
     return on
 
 
 def _quiet() -> bool:
-    return not _logger().isEnabledFor(logging.INFO)
+    return NOTES.level > logging.INFO
 
 
 def note(text: str) -> None:
     """Print a note for the user in one line on stderr, unless quiet."""
-    _logger().info("%s", text)
+    if not _quiet():
+        print("note:", escape(" ".join(text.split())), file=sys.stderr)
+
+
+@contextmanager
+def silenced(level: int = logging.ERROR, output: bool = False) -> Iterator[None]:
+    """Silence what libraries log up to a level within the block, and drop handlers that they
+    install. output: also silence their warnings and what they print on stdout."""
+    root = logging.root
+    before, handlers = root.manager.disable, root.handlers[:]
+    logging.disable(level)
+    try:
+        with ExitStack() as stack:
+            if output:
+                stack.enter_context(warnings.catch_warnings())
+                stack.enter_context(redirect_stdout(io.StringIO()))
+                warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+        root.handlers[:] = handlers
 
 
 class _Lasting(io.RawIOBase):

@@ -7,10 +7,7 @@ No code here depends on the method: its own scoring is traced, and what does not
 from __future__ import annotations
 
 import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
-from io import StringIO
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +21,7 @@ from rmadapter.encoders import States
 from rmadapter.errors import UserError
 from rmadapter.prompts import Cosines, cosine_logits, untouched
 from rmadapter.runs.evaluate import refuse_stateful
+from rmadapter.support.terminal import silenced
 from rmadapter.training.contract import Fitted, NotApplicable, ToLogits
 
 T = TypeVar("T")
@@ -101,7 +99,7 @@ def program(
 def _traced(module: Answers, make: Callable[..., T], what: str) -> T:
     fitted = module.eval().fitted
     pixels = torch.zeros(2, 3, *[fitted.backbone.image_size] * 2, device=fitted.backbone.device)
-    with quiet():
+    with silenced(logging.WARNING, output=True):
         try:
             return make(module, pixels, ({0: torch.export.Dim("batch")},))
         except Exception:  # for example, prompts that depend on the image
@@ -134,20 +132,6 @@ def _onnx(module: Answers, pixels: Tensor, batch: Any) -> Any:
     return found.model_proto
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence exporters, which print progress, warn about their own parts, and log what they do not
-    fold."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
 def write(model: Any, file: Path) -> None:
     """Write a graph; if it exceeds LARGEST, its weights go beside it, into BESIDE. Raises OSError."""
     import onnx
@@ -162,7 +146,7 @@ def write_torch(found: torch.export.ExportedProgram, file: Path) -> None:
     """Write torch's graph, without the example inputs that torch would pickle. Raises OSError."""
     found.example_inputs = None
     try:
-        with quiet():
+        with silenced(logging.WARNING, output=True):
             torch.export.save(found, file)
     except RuntimeError as error:  # what it makes of a full disk
         raise OSError(str(error)) from error
@@ -203,7 +187,7 @@ def _in_8_bits(model: Any) -> Any:
     import nncf
 
     nncf.set_log_level(logging.ERROR)
-    with quiet():
+    with silenced(logging.WARNING, output=True):
         found = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
     found.set_rt_info(str(GROUP), GROUPS)
     return found

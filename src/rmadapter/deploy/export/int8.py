@@ -7,6 +7,7 @@ time, and would cost accuracy. No image that the model is judged by is used here
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -17,9 +18,9 @@ import numpy as np
 
 from rmadapter.data.read import ImageSource
 from rmadapter.deploy.export.engines import GRAPH
-from rmadapter.deploy.export.graph import quiet
 from rmadapter.deploy.export.runtime import BATCH, Model
 from rmadapter.deploy.export.smooth import behind_norms, smooth
+from rmadapter.support.terminal import silenced
 
 ASKED = 1000  # images to compare on, at most: half a point of accuracy is five of them
 ENOUGH = 0.995  # share of equal answers from which speed decides
@@ -131,7 +132,7 @@ def _quantise(source: Path, target: Path, way: Way) -> None:
     fine = {"": [], "others": [name for name in large if name not in even], "all": large}[
         way.blocks
     ]
-    with quiet():
+    with silenced(logging.WARNING, output=True):
         model = (
             _in_blocks(model, [name for name in (*others, *large) if name not in fine])
             if fine

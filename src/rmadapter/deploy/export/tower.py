@@ -6,6 +6,7 @@ it passes to the tokenizer, and what it does with their tokens is traced.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from rmadapter.deploy.export.adding import KNOWN, PROMPTS, TOKENS, TOWER, WORDS,
 from rmadapter.errors import UserError
 from rmadapter.prompts import Cosines
 from rmadapter.support.files import write_json
+from rmadapter.support.terminal import silenced
 from rmadapter.training.contract import Fitted, NotApplicable
 
 NAMES = (
@@ -89,7 +91,7 @@ def write_text_encoder(fitted: Fitted, names: Sequence[str], folder: Path) -> No
     with torch.no_grad():
         known = weights_of(fitted, (*names, NAMES[0]))
     try:
-        with graph.quiet():
+        with silenced(logging.WARNING, output=True):
             program = torch.export.export(tower, (tower.example,), strict=False)
             found = torch.onnx.export(
                 program, (), dynamo=True, opset_version=graph.OPSET, verbose=False,
