@@ -1,6 +1,6 @@
-"""Hostile inputs by the thousand: each is accepted or refused in a sentence, soon and in little
+"""Thousands of hostile inputs: each must be accepted or refused in one line, fast and in little
 memory.
 
-Each module is a kind: `cases(seed, count)` yields names and contents, the same for the same seed,
-and `ask(name, content, folder)` hands one to the library. `harness` judges what comes of it.
+Each module is one kind: `cases(seed, count)` yields names and contents, the same for the same seed,
+and `ask(name, content, folder)` passes one to the library. `harness` judges the outcome.
 """

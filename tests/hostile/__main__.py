@@ -1,5 +1,4 @@
-"""`make hostile`: all kinds, each in a process of its own, so that no crash keeps the others from
-being tried."""
+"""Run all kinds (`make hostile`), each in its own process, so that a crash ends no other kind."""
 
 from __future__ import annotations
 
@@ -7,24 +6,24 @@ import argparse
 import json
 import sys
 
-from tests.hostile.guard import guarded
 from tests.hostile.harness import BAD, KINDS, VERDICTS, Result, kinds, table
+from tests.hostile.isolated import run_isolated
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.hostile", description=__doc__)
     parser.add_argument("--count", type=int, default=6000, help="inputs of all kinds together")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--kinds", default="", help="some of them, as a,b")
+    parser.add_argument("--kinds", default="", help="only these, such as a,b")
     parser.add_argument(
-        "--json", action="store_true", help="print the table and what went wrong as JSON"
+        "--json", action="store_true", help="print the table and all failures as JSON"
     )
     given = parser.parse_args()
     wanted = given.kinds.split(",") if given.kinds else kinds()
     total = sum(KINDS[kind] for kind in wanted)
     results: list[Result] = []
     for kind in wanted:
-        results += guarded(kind, given.seed, max(1, round(given.count * KINDS[kind] / total)))
+        results += run_isolated(kind, given.seed, max(1, round(given.count * KINDS[kind] / total)))
         print(f"{kind}: done", file=sys.stderr)
     wrong = [result for result in results if result.verdict in BAD]
     if given.json:

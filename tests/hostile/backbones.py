@@ -1,5 +1,4 @@
-"""Backbone folders with one JSON file spoilt, of open_clip and of Hugging Face's CLIP: what loads
-also encodes."""
+"""Backbone folders of open_clip and transformers with one damaged file: what loads also encodes."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from tests.hostile import base
+from tests.hostile import valid
 from tests.hostile.mutate import damaged, spoilt_json
 
 HF = {
@@ -23,7 +22,7 @@ def folders() -> dict[str, Path]:
     from transformers import CLIPConfig, CLIPModel
 
     text, vision = HF | {"max_position_embeddings": 12}, HF | {"image_size": 16, "patch_size": 8}
-    place = base.place() / "hf"
+    place = valid.place() / "hf"
     CLIPModel(
         CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
     ).save_pretrained(place)
@@ -34,7 +33,7 @@ def folders() -> dict[str, Path]:
         "size": {"shortest_edge": 16},
     }
     (place / "preprocessor_config.json").write_text(json.dumps(values))
-    return {"open_clip": Path(base.backbone().name), "hf": place}
+    return {"open_clip": Path(valid.backbone().name), "hf": place}
 
 
 def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
@@ -64,7 +63,7 @@ def ask(name: str, content: bytes, folder: Path) -> object:
     from rmadapter.training.contract import Known
 
     kind, file, _ = name.split("/")
-    place = base.copied(folders()[kind], folder / "model", file)
+    place = valid.copied(folders()[kind], folder / "model", file)
     (place / file).write_bytes(content)
     fitted = ZeroShot().restore(load_backbone(str(place)), Known(("cat", "dog")), {})
-    return list(fitted.probabilities(base.images().images[:1]))
+    return list(fitted.probabilities(valid.images().images[:1]))

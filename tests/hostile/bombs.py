@@ -1,4 +1,4 @@
-"""Image files that are small, good or bad, and ask for much memory or time."""
+"""Small image files that ask for much memory or time."""
 
 from __future__ import annotations
 

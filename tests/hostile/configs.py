@@ -1,4 +1,4 @@
-"""config.yaml: one that is taken means the same when it was written and read again."""
+"""Damaged config.yaml: an accepted one survives writing and reading."""
 
 from __future__ import annotations
 

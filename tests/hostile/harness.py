@@ -1,11 +1,11 @@
-"""Hands one hostile input after the other to the library, and judges what comes of it.
+"""Pass hostile inputs to the library and judge the outcome.
 
-accepted   an answer, the same as a sound input's where that is known
-refused    a UserError of a line
+accepted   an answer, equal to that of the valid input where that is known
+refused    a UserError of one line
 traceback  any other exception, or a refusal that is longer than a line
 hang       no answer in time
 memory     more memory than the kind may take
-changed    an answer, and another one than the sound input's
+changed    an answer that differs from that of the valid input
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rmadapter.errors import UserError
-from tests.hostile import base
+from tests.hostile import valid
 
 # How many inputs of each kind, of 100.
 KINDS = {
@@ -34,7 +34,7 @@ KINDS = {
     "runs": 14,
     "backbones": 5,
     "paths": 4,
-    "odd": 3,
+    "special_files": 3,
     "names": 6,
     "matlab": 1,
     "images": 12,
@@ -46,7 +46,7 @@ VERDICTS = ("accepted", "refused", *BAD)
 
 
 class Changed(AssertionError):
-    """An answer other than the sound input's."""
+    """An answer that differs from that of the valid input."""
 
 
 class Hang(BaseException):
@@ -63,14 +63,17 @@ class Result(NamedTuple):
 
 
 def kinds() -> list[str]:
-    """Those whose modules are there."""
+    """Return the kinds whose modules exist."""
     here = Path(__file__).parent
     return [kind for kind in KINDS if (here / f"{kind}.py").is_file()]
 
 
 class Kind(NamedTuple):
-    """cases: (seed, count) -> names and contents. ask: of a name, a content and an empty folder.
-    seconds, megabytes: at most, for one input."""
+    """Inputs of one kind, and the function that receives them.
+
+    cases: (seed, count) -> names and contents; ask: called with a name, a content and an empty
+    folder; seconds, megabytes: limits for one input.
+    """
 
     cases: Callable[[int, int], Iterator[tuple[str, bytes]]]
     ask: Callable[[str, bytes, Path], object]
@@ -81,20 +84,20 @@ class Kind(NamedTuple):
 def kind_of(name: str) -> Kind:
     module = import_module(f"tests.hostile.{name}")
     if name in ("images", "tables"):
-        from tests.hostile import data
+        from tests.hostile import readers
 
         if name == "tables":
-            return Kind(module.cases, data.ask_table, 20.0)
+            return Kind(module.cases, readers.ask_table, 20.0)
         # the time that a file may take, and four times the memory of an ordinary photograph of 24
         # megapixels
-        return Kind(module.cases, data.ask_image, 40.0, 1000.0)
+        return Kind(module.cases, readers.ask_image, 40.0, 1000.0)
     return Kind(module.cases, module.ask, getattr(module, "SECONDS", SECONDS))
 
 
 def run(name: str, seed: int, count: int, start: int = 0) -> Iterator[Result]:
-    """What becomes of the inputs from `start` on, in this process."""
+    """Judge the inputs from number `start` on, in this process."""
     kind = kind_of(name)
-    base.backbone()  # whoever comes first would pay for the imports
+    valid.backbone()  # imports do not count for the first input
     for number, (case, content) in enumerate(kind.cases(seed, count)):
         if number >= start:
             yield judge(name, kind, case, content)
@@ -152,7 +155,7 @@ def _limited(seconds: float) -> Iterator[None]:
 
 
 def _resident(reset: bool = False) -> float:
-    """Megabytes now. reset: what `_peak` tells begins here."""
+    """Return the resident memory in MB; with `reset`, restart the measurement of `_peak`."""
     if reset:
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
@@ -172,7 +175,7 @@ def _status(name: str) -> float:
 
 
 def table(results: list[Result]) -> list[dict[str, Any]]:
-    """A row for each kind and one for all of them."""
+    """Return one row for each kind and one for all kinds."""
     rows = []
     for kind in [*dict.fromkeys(result.kind for result in results), ""]:
         own = [result for result in results if kind in ("", result.kind)]

@@ -38,8 +38,8 @@ from rmadapter.support.terminal import table
 from rmadapter.training import loop as train
 from tests.helpers.images import write_colors
 from tests.helpers.models import CLIP_TEXT, DEPTH, PATCH, SIZE, WIDTH, write_model
-from tests.hostile import fetched
-from tests.hostile.left import files, records
+from tests.hostile import offline
+from tests.hostile.results import files, records
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 FAULTS = (
@@ -309,11 +309,11 @@ def all_kinds(root: Path, only: str) -> Iterator[list[Kind]]:
             )
             found.append(Kind("export", words, alike=EXPORTED))
         if "data".startswith(only):
-            prepare = stack.enter_context(fetched.data_set())
+            prepare = stack.enter_context(offline.data_set())
             found.append(Kind("data", ("data", "eurosat", "--download"), "--root", prepare))
         if "pocket".startswith(only):
             words = ("params", "--backbone", "pocket", "--classes", "2")
-            found.append(Kind("pocket", words, "RMADAPTER_CACHE", fetched.wheels(root / "wheels")))
+            found.append(Kind("pocket", words, "RMADAPTER_CACHE", offline.wheels(root / "wheels")))
         yield [kind for kind in found if kind.name.startswith(only)]
 
 

@@ -1,4 +1,4 @@
-""".mat files of labels, and the JSON file of names beside them."""
+"""Damaged .mat files of labels and the JSON file of class names beside them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ways to spoil bytes, texts and JSON values; the same generator spoils them the same way."""
+"""Damage bytes, texts and JSON values reproducibly."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Names of classes and files, from folders and from classnames.json: what is taken can be used and
-written."""
+"""Names of classes and files: an accepted name can be used and written."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from rmadapter.data.read import read_images
 from rmadapter.prompts import tokenize
 from rmadapter.support.files import read_json
 from rmadapter.task import TEMPLATES
-from tests.hostile import base
+from tests.hostile import valid
 from tests.hostile.harness import Changed
 from tests.hostile.mutate import TEXTS, spoilt_json
 
@@ -78,4 +77,4 @@ def ask(name: str, content: bytes, folder: Path) -> object:
     save_split(few, folder / "split.json")
     if read_json(folder / "split.json")["classes"] != list(few.train.classes):
         raise Changed("other class names in split.json")
-    return tokenize(base.backbone(), few.train.classes, TEMPLATES)
+    return tokenize(valid.backbone(), few.train.classes, TEMPLATES)

@@ -1,4 +1,4 @@
-"""Paths that no file can have, or that lead to what is no file, through every door."""
+"""Impossible paths and paths that lead to something other than a file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.hostile import doors
+from tests.hostile import entry_points
 
 PATHS = (
     *(
@@ -65,7 +65,7 @@ PATHS = (
 
 
 def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
-    rng, names = random.Random(seed), list(doors.GIVEN)
+    rng, names = random.Random(seed), list(entry_points.ENTRY_POINTS)
     for number in range(count):
         path = rng.choice(PATHS)
         if rng.random() < 0.3:
@@ -81,6 +81,8 @@ def ask(name: str, content: bytes, folder: Path) -> object:
     os.chdir(folder / "empty/home")
     os.environ |= {"HF_HUB_OFFLINE": "1", "HOME": str(folder)}
     try:
-        return doors.GIVEN[name.partition("-")[0]](content.decode("utf-8", "surrogatepass"))
+        return entry_points.ENTRY_POINTS[name.partition("-")[0]](
+            content.decode("utf-8", "surrogatepass")
+        )
     finally:
         os.chdir(before)

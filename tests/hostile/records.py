@@ -1,5 +1,4 @@
-"""run.json: a record that is taken is the same when it was written and read again, and its figures
-can be shown."""
+"""Damaged run.json: an accepted record survives writing and reading, and its figures can be shown."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Folders of runs with one file spoilt: a run that still loads answers as it did.
+"""Folders of runs with one damaged file: a run that still loads gives its old answers.
 
-Every other one has lost its SHA256SUMS, as a forger would have it: its answers may change, and it
-is read with no less care.
+Half of them have lost their SHA256SUMS, as after a forgery: their answers may change, but reading
+them is just as safe.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rmadapter.artifacts.checkpoint import load, read_draw
 from rmadapter.support.checksums import SUMS
-from tests.hostile import base
+from tests.hostile import valid
 from tests.hostile.harness import Changed
 from tests.hostile.mutate import damaged, spoilt_json
 
@@ -31,9 +31,9 @@ FILES = (
 def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
     rng = random.Random(seed)
     for number in range(count):
-        method = base.METHODS[number // 10 % len(base.METHODS)]
+        method = valid.METHODS[number // 10 % len(valid.METHODS)]
         file = rng.choice(FILES)
-        data = (base.run(method) / file).read_bytes()
+        data = (valid.run(method) / file).read_bytes()
         spoil = spoilt_json(rng, json.loads(data)) if file.endswith(".json") else _header(rng, data)
         yield f"{method}/{file}/{spoil[0]}-{number}", spoil[1]
 
@@ -48,7 +48,7 @@ def _header(rng: random.Random, data: bytes) -> tuple[str, bytes]:
 
 def ask(name: str, content: bytes, folder: Path) -> object:
     method, file, _ = name.split("/")
-    run = base.copied(base.run(method), folder / "run", file)
+    run = valid.copied(valid.run(method), folder / "run", file)
     (run / file).write_bytes(content)
     if forged := int(name.rsplit("-", 1)[1]) % 2 == 1:
         (run / SUMS).unlink(missing_ok=True)
@@ -60,11 +60,13 @@ def ask(name: str, content: bytes, folder: Path) -> object:
 
 @cache
 def sound(method: str) -> tuple[object, ...]:
-    return answer(base.run(method))
+    return answer(valid.run(method))
 
 
 def answer(run: Path) -> tuple[object, ...]:
     """Labels and probabilities, and what the run says about its images."""
-    fitted, labels, *_ = load(run, base.backbone())
-    rows = [row for part in fitted.probabilities(base.images().images[:2]) for row in part.tolist()]
+    fitted, labels, *_ = load(run, valid.backbone())
+    rows = [
+        row for part in fitted.probabilities(valid.images().images[:2]) for row in part.tolist()
+    ]
     return labels, rows, read_draw(run)[:2]

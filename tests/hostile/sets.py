@@ -1,4 +1,4 @@
-"""Pairs of --set, for several methods: what is taken survives a config file, and builds a model."""
+"""Pairs of --set for several methods: accepted ones survive a config file and build a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rmadapter.methods import METHODS
 from rmadapter.runs.request import Request
 from rmadapter.settings import parse_overrides, read_yaml, settings_of, to_yaml
 from rmadapter.task import COMMON_SETTINGS
-from tests.hostile import base
+from tests.hostile import valid
 from tests.hostile.harness import Changed
 from tests.hostile.mutate import NUMBERS, TEXTS, damaged
 
@@ -127,7 +127,7 @@ def same_again(values: dict[str, object], method: str, folder: Path) -> Request:
     built of it."""
     fields = settings_of(Request.make({}, method).method) if method in METHODS else {}
     small = {
-        name: value for name, value in base.QUICK.items() if name in fields
+        name: value for name, value in valid.QUICK.items() if name in fields
     }  # it has two blocks
     wanted = Request.make({**small, **values}, method)
     own = {
@@ -142,7 +142,7 @@ def same_again(values: dict[str, object], method: str, folder: Path) -> Request:
     again = Request.make(read_yaml(folder / "config.yaml"), method)
     if (again.task, again.method) != (wanted.task, wanted.method):
         raise Changed(f"{wanted.task}, {wanted.method} became {again.task}, {again.method}"[:1000])
-    wanted.method.parameters(base.backbone(), 5, 2)
+    wanted.method.parameters(valid.backbone(), 5, 2)
     return wanted
 
 

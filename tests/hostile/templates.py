@@ -1,4 +1,4 @@
-"""Prompt templates: one that is taken holds the class name once, and the tokenizer reads it."""
+"""Prompt templates: an accepted one holds the class name once and can be tokenised."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from rmadapter.prompts import tokenize
 from rmadapter.settings import configured
 from rmadapter.task import Task
-from tests.hostile import base
+from tests.hostile import valid
 from tests.hostile.harness import Changed
 from tests.hostile.mutate import TEXTS
 
@@ -46,4 +46,4 @@ def ask(name: str, content: bytes, folder: Path) -> object:
     (found,) = configured(Task(), {"templates": [template]}).templates
     if found != template or found.format("ZEBRA").count("ZEBRA") != 1 + template.count("ZEBRA"):
         raise Changed(f"{template!r} became {found!r}")
-    return tokenize(base.backbone(), ["zebra"], [found])
+    return tokenize(valid.backbone(), ["zebra"], [found])

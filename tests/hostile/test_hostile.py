@@ -9,7 +9,7 @@ import pytest
 
 from rmadapter.errors import UserError
 from tests.hostile import harness
-from tests.hostile.guard import guarded
+from tests.hostile.isolated import run_isolated
 
 SAMPLE = 300  # of all kinds
 FEW = {
@@ -93,5 +93,5 @@ def test_the_table_counts_each_verdict() -> None:
 
 def test_a_process_that_ends_is_a_result() -> None:
     """And one that cannot even begin is not started for each input."""
-    (result,) = guarded("no such kind", 1, 3)
+    (result,) = run_isolated("no such kind", 1, 3)
     assert (result.verdict, result.detail) == ("traceback", "the process ended with 1")

@@ -1,5 +1,4 @@
-"""A kind in a process of its own: what ends it, or keeps it busy where no signal reaches, is a
-result like others."""
+"""Run one kind of inputs in its own process, so that a crash or an endless loop is a result."""
 
 from __future__ import annotations
 
@@ -12,8 +11,8 @@ from tests.hostile.harness import SECONDS, Result, run
 PATIENCE = 60.0  # seconds, beside those that an input has, to import and to begin
 
 
-def guarded(kind: str, seed: int, count: int) -> Iterator[Result]:
-    """As `run`. Goes on in a new process behind the input that ended the old one."""
+def run_isolated(kind: str, seed: int, count: int) -> Iterator[Result]:
+    """Like `run`, in another process; a new one continues after an input that ended the last."""
     done = 0
     while done < count:
         before = done

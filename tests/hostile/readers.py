@@ -1,4 +1,4 @@
-"""How the inputs of `images` and `tables`, which only make them, are handed to the library."""
+"""Pass the inputs of `images` and `tables` to the functions that read them."""
 
 from __future__ import annotations
 

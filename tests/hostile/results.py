@@ -1,4 +1,4 @@
-"""What a run left in its folder."""
+"""List the files and the complete records of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sound things to be spoilt: a backbone, fitted runs, records and settings; made once a process."""
+"""Valid inputs to damage: a backbone, trained runs, records and settings, made once a process."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What is no plain file, where one is expected: pipes, sockets, devices, folders, links that go
-round."""
+"""Pipes, sockets, devices, folders and circular links in place of a file."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.hostile import doors
+from tests.hostile import entry_points
 
 KINDS: dict[str, Callable[[Path], object]] = {
     "fifo": os.mkfifo,
@@ -28,22 +27,26 @@ ENDINGS = {"data": ".csv", "data set": ".csv", "image": ".jpg", "records": ".jso
 
 def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
     rng = random.Random(seed)
-    every = [(door, kind) for door in [*doors.GIVEN, *doors.inside(Path())] for kind in KINDS]
+    every = [
+        (entry, kind)
+        for entry in [*entry_points.ENTRY_POINTS, *entry_points.inside(Path())]
+        for kind in KINDS
+    ]
     rng.shuffle(every)
     for number in range(count):
         yield "/".join((*every[number % len(every)], str(number))), b""
 
 
 def ask(name: str, content: bytes, folder: Path) -> object:
-    door, kind, _ = name.split("/")
+    entry, kind, _ = name.split("/")
     before = os.getcwd()
     os.chdir(folder)
     try:
-        if door in doors.GIVEN:
-            path = folder / f"odd{ENDINGS.get(door, '')}"
+        if entry in entry_points.ENTRY_POINTS:
+            path = folder / f"odd{ENDINGS.get(entry, '')}"
             KINDS[kind](path)
-            return doors.GIVEN[door](str(path))
-        path, read = doors.inside(folder)[door]
+            return entry_points.ENTRY_POINTS[entry](str(path))
+        path, read = entry_points.inside(folder)[entry]
         path.parent.mkdir(parents=True, exist_ok=True)
         KINDS[kind](path)
         return read()

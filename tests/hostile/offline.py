@@ -1,5 +1,4 @@
-"""What the kills fetch without a network: pocket's wheels from a folder, a data set from a server
-of this machine."""
+"""Serve pocket's wheels and a data set from this machine, for `kills`."""
 
 from __future__ import annotations
 

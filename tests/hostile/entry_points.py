@@ -1,4 +1,4 @@
-"""Where a path can be handed to the library, for the kinds that try paths and odd files."""
+"""Functions that take a path, for the kinds `paths` and `special_files`."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from rmadapter.data.read import load_image, read_images
 from rmadapter.methods import load_method
 from rmadapter.runs.request import read_config
 from rmadapter.support.files import read_json
-from tests.hostile import base
+from tests.hostile import valid
 
-GIVEN: dict[str, Callable[[str], object]] = {
+ENTRY_POINTS: dict[str, Callable[[str], object]] = {
     "config": lambda path: read_config(Path(path)),
     "data": read_images,
     "data set": load_dataset,
     "root": lambda path: load_dataset("dtd", Path(path)),
     "backbone": load_backbone,
     "weights": lambda path: load_backbone(f"ViT-B-32/{path}.safetensors"),
-    "run": lambda path: load(path, base.backbone()),
+    "run": lambda path: load(path, valid.backbone()),
     "method": lambda path: load_method(f"{path}.py:Method"),
     "record": lambda path: read_record(Path(path)),
     "records": lambda path: read_records(Path(path)),
@@ -47,7 +47,7 @@ def inside(place: Path) -> dict[str, tuple[Path, Callable[[], object]]]:
     what then opens it."""
     flowers = CATALOG["oxford_flowers"]
     return {
-        "model.json": (place / "model.json", lambda: load(place, base.backbone())),
+        "model.json": (place / "model.json", lambda: load(place, valid.backbone())),
         "classnames.json": (place / "classnames.json", lambda: read_images(_colors(place))),
         "labels.mat": (place / "imagelabels.mat", lambda: table_of(flowers, _names(place))),
         "names.json": (place / "cat_to_name.json", lambda: table_of(flowers, place)),
@@ -79,5 +79,5 @@ def _names(place: Path) -> Path:
 
 
 def _weights(place: Path) -> Path:
-    shutil.copy(Path(base.backbone().name) / "open_clip_model.safetensors", place)
+    shutil.copy(Path(valid.backbone().name) / "open_clip_model.safetensors", place)
     return place
