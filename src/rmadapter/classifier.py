@@ -12,8 +12,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from rmadapter.data.fewshot import half
-from rmadapter.data.given import image_list, image_set, weighted
 from rmadapter.data.names import nfc, places, prompt_names
+from rmadapter.data.objects import image_list, image_set, weighted
 from rmadapter.data.read import ImageSource
 from rmadapter.errors import UserError
 from rmadapter.training.callbacks import Callback

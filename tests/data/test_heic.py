@@ -58,7 +58,7 @@ def test_without_the_extra_photos_are_counted_and_it_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = {ending: name for ending, name in formats().items() if name != "HEIF"}
-    for module in ("formats.scan", "decode_limits"):
+    for module in ("formats.base", "decode_limits"):
         monkeypatch.setattr(f"rmadapter.data.{module}.formats", lambda: known)
     for name in ("cat/1.png", "dog/1.png"):
         (tmp_path / name).parent.mkdir(parents=True)

@@ -16,8 +16,8 @@ import numpy as np
 from rmadapter.artifacts.record import Record, Score
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.data.fewshot import half, read_split
-from rmadapter.data.formats.scan import order
-from rmadapter.data.formats.sources import images_root
+from rmadapter.data.formats.base import order
+from rmadapter.data.formats.registry import images_root
 from rmadapter.data.names import descriptions, prompt_name
 from rmadapter.data.read import ImageSet, ImageSource
 from rmadapter.errors import UserError

@@ -21,7 +21,7 @@ from rmadapter.artifacts.predictions import Predictions, read_predictions
 from rmadapter.artifacts.record import MethodName, Record, Score, read_record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.artifacts.summary import as_table, choice_table, told
-from rmadapter.data.formats.sources import images_root
+from rmadapter.data.formats.registry import images_root
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method, may_run
 from rmadapter.settings import Machine, documentation, settings_of

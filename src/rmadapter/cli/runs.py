@@ -286,12 +286,12 @@ def add(
 
     New classes need only a name; with images, the model is trained again.
     """
-    from rmadapter.data.formats.sources import is_source
+    from rmadapter.data.formats.registry import is_data_file
     from rmadapter.runs.add import add_images, add_names
 
     run = find_run(run)
     saved, data = options.load(run), Path(what[0])
-    if len(what) == 1 and (data.is_dir() or is_source(data)):
+    if len(what) == 1 and (data.is_dir() or is_data_file(data)):
         record = add_images(
             run, saved, data, out, old_data, shots, files.skip_bad, files.outside, command(),
             images.named(), images.crops,
@@ -313,7 +313,7 @@ def add(
 
 def _is_place(word: str) -> bool:
     """Return whether a word is written as a path of a folder or table rather than a class name."""
-    from rmadapter.data.formats.columns import SUFFIXES
+    from rmadapter.data.formats.tables import SUFFIXES
 
     return word.startswith(("/", "./", "../", "~/")) or word.endswith(("/", *SUFFIXES))
 

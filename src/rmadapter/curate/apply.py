@@ -11,9 +11,9 @@ from pathlib import Path
 
 from rmadapter.curate.suspects import image_cell, label_cell, training
 from rmadapter.data.formats.archives import is_packed
-from rmadapter.data.formats.columns import read_rows
-from rmadapter.data.formats.scan import CLASSNAMES, SPLITS, Row, Rows
-from rmadapter.data.formats.sources import open_source
+from rmadapter.data.formats.base import CLASSNAMES, SPLITS, Row, Rows
+from rmadapter.data.formats.registry import open_source
+from rmadapter.data.formats.tables import read_rows
 from rmadapter.data.names import beside_splits, classnames_json
 from rmadapter.errors import UserError, nearest, quoted
 from rmadapter.support.files import (
@@ -45,7 +45,7 @@ def cleaned_name(
 ) -> str:
     """A name for the cleaned copy of a data set that `apply_decisions` accepts."""
     path = user_path(data)
-    root, found, _ = open_source(path, outside, columns)
+    root, found = open_source(path, outside, columns)[:2]
     name = "CLEAN" if _as_folders(root if is_packed(path) else path, found) else "CLEAN.csv"
     within = path.is_dir() and Path.cwd().is_relative_to(
         path.resolve()
@@ -68,7 +68,7 @@ def apply_decisions(
     image, and if `out` exists or is inside the data.
     """
     path, target = user_path(data), user_path(out)
-    root, found, _ = open_source(path, outside, columns)
+    root, found = open_source(path, outside, columns)[:2]
     home = root if is_packed(path) else path
     folders = _as_folders(home, found)
     given = classnames_json(root, beside_splits(home, found))

@@ -18,7 +18,7 @@ from rmadapter.artifacts.page import neighbour_cards, thumbnail, write_html
 from rmadapter.curate import checks
 from rmadapter.data.decode import image_error
 from rmadapter.data.duplicates import groups
-from rmadapter.data.formats.sources import open_source
+from rmadapter.data.formats.registry import open_source
 from rmadapter.data.names import Label
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError

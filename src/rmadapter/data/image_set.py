@@ -1,4 +1,4 @@
-"""ImageSet: labelled images from any source."""
+"""Labelled images from any source."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from rmadapter.data.decode import ImageSource
 from rmadapter.data.duplicates import looks
-from rmadapter.data.formats.scan import only_label, order
+from rmadapter.data.formats.base import only_label, order
 from rmadapter.data.image_reader import ImageReader, Transform
 from rmadapter.data.names import Label, places, prompt_names
 from rmadapter.errors import UserError
@@ -54,53 +54,44 @@ class ImageSet:
         object.__setattr__(self, "written", self.written or self.classes)
         object.__setattr__(self, "groups", self.groups or ("",) * len(self.images))
         if len(self.groups) != len(self.images):
-            raise UserError(
-                f"{len(self.images)} images and {len(self.groups)} groups: give one group for each image"
-            )
+            counts = f"{len(self.images)} images and {len(self.groups)} groups"
+            raise UserError(f"{counts}: give one group for each image")
         if len(self.written) != len(self.classes):
-            raise ValueError(
-                f"{len(self.written)} labels as written for {len(self.classes)} classes"
-            )
+            counts = f"{len(self.written)} labels as written for {len(self.classes)} classes"
+            raise ValueError(counts)
 
     @classmethod
     def from_lists(
         cls, images: Iterable[ImageSource], labels: Iterable[Label | Sequence[Label]],
         classes: Sequence[str] | None = None, groups: Iterable[str] = (),
     ) -> ImageSet:  # fmt: skip
-        """From N images and N labels: class names (then `classes` may be omitted), or indices into
-        `classes`.
+        """Make a set of N images and N labels: class names (then `classes` may be omitted), or
+        indices into `classes`.
 
         A label may be a list of one. `prompt_names` turns the names into prompt names. Raises
         UserError for lists that do not fit together, and for an image with several labels.
         """
-        images, given = tuple(images), tuple(labels)
-        if not images or len(images) != len(given):
-            raise UserError(
-                f"{len(images)} images and {len(given)} labels: give one label for each image"
-            )
-        flat: list[Label] = []
-        for number, label in enumerate(given):
-            each = label if isinstance(label, (list, tuple)) else (label,)
-            only = only_label(each, f"image {number}")
-            if only is None:
-                raise UserError(f"image {number} has an empty list of labels")
-            flat.append(cast("Label", only))
-        text, numbers = (all(isinstance(label, kind) for label in flat) for kind in (str, Integral))
+        images, labels = tuple(images), tuple(labels)
+        if not images or len(images) != len(labels):
+            counts = f"{len(images)} images and {len(labels)} labels"
+            raise UserError(f"{counts}: give one label for each image")
+        single = [_single(label, number) for number, label in enumerate(labels)]
+        text = all(isinstance(label, str) for label in single)
         if text and classes is None:
-            classes = sorted({str(label) for label in flat}, key=order)
-        if classes is None or not (text or numbers):
+            classes = sorted({str(label) for label in single}, key=order)
+        if classes is None or not (text or all(isinstance(x, Integral) for x in single)):
             raise UserError("labels must be class names, or whole numbers with classes=[name, ...]")
         names = tuple(prompt_names(classes).values())
-        found = places(flat, classes if text else range(len(classes)), names)
-        spelled = dict(zip(found, flat, strict=True)) if text else {}
+        indices = places(single, classes if text else range(len(classes)), names)
+        spelled = dict(zip(indices, single, strict=True)) if text else {}
         written = tuple(spelled.get(i, name if text else i) for i, name in enumerate(classes))
-        return cls(images, tuple(found), names, written=written, groups=tuple(groups))
+        return cls(images, tuple(indices), names, written=written, groups=tuple(groups))
 
     def __len__(self) -> int:
         return len(self.images)
 
     def subset(self, indices: Iterable[int]) -> ImageSet:
-        """These images in this order, with the same classes."""
+        """Return these images in this order, with the same classes."""
         chosen = list(indices)
         return replace(
             self,
@@ -111,12 +102,13 @@ class ImageSet:
         )
 
     def akin(self, others: ImageSet) -> list[int]:
-        """Indices of the images that share a group with one of the others."""
+        """Return the indices of the images that share a group with one of the others."""
         theirs = {*others.groups} - {""}
         return [i for i, group in enumerate(self.groups) if group in theirs]
 
     def name(self, index: int) -> str:
-        """Path relative to `root` with forward slashes, or "image 3" for an image in memory."""
+        """Return the path relative to `root` with forward slashes, or "image 3" for an image in
+        memory."""
         image = self.images[index]
         if not isinstance(image, (str, Path)):
             return f"image {index}"
@@ -158,5 +150,15 @@ def unreadable(errors: Sequence[str], note: str = "") -> str:
 
 
 def relative(path: Path, root: Path | None) -> str:
-    """The path relative to `root`, or unchanged if it is outside; with forward slashes."""
-    return (path.relative_to(root) if root and path.is_relative_to(root) else path).as_posix()
+    """Return the path relative to `root`, or unchanged if it is outside; with forward slashes."""
+    inside = root and path.is_relative_to(root)
+    return (path.relative_to(root) if root and inside else path).as_posix()
+
+
+def _single(label: Label | Sequence[Label], number: int) -> Label:
+    if isinstance(label, (list, tuple)):
+        single = only_label(label, f"image {number}")
+        if single is None:
+            raise UserError(f"image {number} has an empty list of labels")
+        return single
+    return cast("Label", label)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from rmadapter.data.formats.columns import read_rows
+from rmadapter.data.formats.tables import read_rows
 from rmadapter.errors import UserError, is_text, nearest, quoted
 from rmadapter.support.files import read_json, user_path
 

@@ -1,18 +1,30 @@
-"""Data in memory: an ImageSet, a DataFrame, a data set of `datasets` or of torchvision."""
+"""Data in memory: an ImageSet, lists and arrays, a DataFrame, a data set of `datasets` or of
+torchvision."""
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from numbers import Integral, Number
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
+import numpy as np
+
+from rmadapter.data.decode import ImageSource
 from rmadapter.data.decode_limits import URL
-from rmadapter.data.formats.columns import as_text, choose_columns, frame_cells
+from rmadapter.data.formats.base import SPLITS, Row, Rows, Source, only_label
 from rmadapter.data.formats.hf_datasets import is_dataset, read_dataset
-from rmadapter.data.formats.scan import SPLITS, Row, Rows, Source, only_label, row_labels
+from rmadapter.data.formats.tables import as_text, choose_columns, frame_cells, row_labels
 from rmadapter.data.image_set import ImageSet
+from rmadapter.data.names import Label, places
 from rmadapter.errors import UserError, quoted
+
+if TYPE_CHECKING:
+    import pandas
 
 
 def open_object(
@@ -27,103 +39,189 @@ def open_object(
     """
     if isinstance(data, ImageSet):
         return {"all": data}
-    if (
-        isinstance(data, Mapping)
-        and data
-        and all(isinstance(part, ImageSet) for part in data.values())
-    ):
+    mapping = isinstance(data, Mapping)
+    if mapping and data and all(isinstance(part, ImageSet) for part in data.values()):
         return dict(data)
     if is_dataset(data):
         return read_dataset(data, columns)
-    if hasattr(data, "columns") and hasattr(data, "iloc"):
-        return _frame(data, columns)
-    if (
-        hasattr(data, "__getitem__")
-        and hasattr(data, "__len__")
-        and not isinstance(data, (Mapping, bytes))
-    ):
+    if _is_frame(data):
+        return _frame_source(data, columns)
+    sequence = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    if sequence and not mapping and not isinstance(data, bytes):
         return _pairs(data)
+    what = type(data).__name__
     raise UserError(
-        f"{type(data).__name__} is not data; give a path, a DataFrame, a Dataset or (image, label) pairs"
+        f"{what} is not data; give a path, a DataFrame, a Dataset or (image, label) pairs"
     )
 
 
-def _frame(table: Any, columns: Mapping[str, str] | None) -> Source | dict[str, ImageSet]:
-    chosen = choose_columns(
-        "DataFrame",
-        list(map(str, table.columns)),
-        ("image", "label"),
-        ("label_list", "split", "group"),
-        columns or {},
-    )
-    cells = frame_cells(table, chosen)
-    images, empty = cells["image"], [None] * len(cells["image"])
-    texts = {
-        what: [*map(as_text, column)]
-        for what, column in cells.items()
-        if what in ("label", "label_list")
-    }
-    labels: list[str] = []
-    for number, row in enumerate(zip(*texts.values(), strict=True)):
-        where = f"DataFrame, row {number}"
-        label = only_label(row_labels(dict(zip(texts, row, strict=True))), where)
-        if label is None:
-            raise UserError(f"{where}: the label is empty")
-        labels.append(label)
-    if gaps := [i for i, image in enumerate(images) if image is None]:
-        raise UserError(f"DataFrame, row {gaps[0]}: the image is empty")
-    splits = [as_text(split).casefold() or "all" for split in cells.get("split", empty)]
-    if other := next((split for split in splits if split not in SPLITS and split != "all"), None):
-        raise UserError(f"DataFrame: split is {quoted(other)}: write train, val or test")
-    if "all" in splits and {*splits} != {"all"}:
+def image_set(
+    data: Any, labels: Any = None, classes: Sequence[str] | None = None, split: str = "train"
+) -> ImageSet:
+    """Return the images to train on, or those of another split.
+
+    With labels: N images, as `image_list` takes them, and N class names or whole numbers. Without:
+    an ImageSet, split -> ImageSet (the split, else "all" is used), a pandas DataFrame with columns
+    named as in a table (if it has splits, its rows of this one are used), or anything else that
+    `read_images` accepts. classes: prompt names of the numbers 0..C-1; without it, numbers may be
+    any and prompts contain them, with a warning. Raises UserError for anything else.
+    """
+    from rmadapter.data.read import read_images
+
+    if labels is not None:
+        return _list_set(image_list(data), _plain(labels), classes)
+    if _is_frame(data):
+        return _frame_set(data, classes, split)
+    pairs = isinstance(data, (list, tuple, np.ndarray)) and len(data) and isinstance(data[0], tuple)
+    listed = isinstance(data, (list, tuple, np.ndarray)) and not pairs
+    if is_dataset(data) or not (listed or isinstance(data, (ImageSet, Mapping))):
+        data = read_images(data, progress=False)
+    if isinstance(data, Mapping):
+        part = data.get(split, data.get("all"))
+        if part is None:
+            splits = ", ".join(map(str, data)) or "nothing"
+            raise UserError(f"no {split} images: the data has only {splits}")
+        data = part
+    if not isinstance(data, ImageSet):
         raise UserError(
-            f"DataFrame, row {splits.index('all')}: the split is empty: write train, val or test"
+            f"labels are missing: give images and labels, or an ImageSet, a folder, a table or a "
+            f"DataFrame, not {type(data).__name__}"
         )
-    groups = [as_text(group) for group in cells.get("group", empty)]
-    order: dict[str, list[int]] = {}
-    for i, split in enumerate(splits):
-        order.setdefault(SPLITS.get(split, split), []).append(i)
-    if images and all(isinstance(image, (str, Path)) for image in images):
-        if address := next((image for image in images if URL.match(str(image))), None):
-            raise UserError(
-                f"DataFrame: {quoted(str(address))} is a web address; fetch the images first"
-            )
-        rows = {
-            split: [Row(labels[i], Path(images[i]), groups[i]) for i in some]
-            for split, some in order.items()
-        }
-        return Source(Path(), rows, Counter())
-    whole = ImageSet.from_lists(images, labels, groups=groups)
-    return {split: whole.subset(some) for split, some in order.items()}
+    return data
+
+
+def image_list(data: Any) -> list[ImageSource]:
+    """Return N images as a list. data: a list, Series or array [N], an array [N, H, W(, 3)], a
+    column [N, 1] of paths or objects as in scikit-learn's ensembles, an ImageSet, or a DataFrame
+    with a column of paths."""
+    if isinstance(data, ImageSet):
+        return list(data.images)
+    if _is_frame(data):
+        names = list(map(str, data.columns))
+        only = len(names) == 1
+        name = names[0] if only else choose_columns("DataFrame", names, ["image"])["image"]
+        return data.iloc[:, names.index(name)].tolist()
+    if isinstance(data, np.ndarray) and data.dtype.kind in "OUS" and data.shape[1:] == (1,):
+        return data[:, 0].tolist()
+    return list(data)
+
+
+# DataFrames
+
+
+class _Table(NamedTuple):
+    """The rows of a DataFrame. splits: of each row; "all" without a column of splits."""
+
+    images: list[Any]
+    labels: list[Label]
+    splits: list[str]
+    groups: list[str]
+
+
+def _read_frame(
+    frame: pandas.DataFrame, columns: Mapping[str, str], numbers: bool = False
+) -> _Table:
+    """Read the columns of a DataFrame. numbers: keep numeric labels, which are class numbers to a
+    classifier; `read_images` takes them for class names, as in a table. Raises UserError for empty
+    cells, several labels in one, and an unknown split."""
+    optional = ("label_list", "split", "group")
+    names = list(map(str, frame.columns))
+    chosen = choose_columns("DataFrame", names, ("image", "label"), optional, columns)
+    cells = frame_cells(frame, chosen)
+    kind = "label" if "label" in cells else "label_list"
+    numeric = numbers and all(isinstance(cell, Number) for cell in cells[kind])
+    labels: list[Label] = _plain(cells[kind]) if numeric else []
+    splits = []
+    for number, image in enumerate(cells["image"]):
+        where = f"DataFrame, row {number}"
+        if image is None:
+            raise UserError(f"{where}: the image is empty")
+        if not numeric:
+            label = only_label(row_labels({kind: as_text(cells[kind][number])}), where)
+            if label is None:
+                raise UserError(f"{where}: the label is empty")
+            labels.append(label)
+        split = as_text(cells["split"][number]).casefold() if "split" in cells else "all"
+        if split not in SPLITS and split not in ("", "all"):
+            raise UserError(f"DataFrame: split is {quoted(split)}: write train, val or test")
+        splits.append(SPLITS.get(split, "all"))
+    if "all" in splits and {*splits} != {"all"}:
+        where = f"DataFrame, row {splits.index('all')}"
+        raise UserError(f"{where}: the split is empty: write train, val or test")
+    groups = [as_text(group) for group in cells.get("group", [None] * len(splits))]
+    return _Table(cells["image"], labels, splits, groups)
+
+
+def _frame_source(
+    frame: pandas.DataFrame, columns: Mapping[str, str] | None
+) -> Source | dict[str, ImageSet]:
+    images, labels, splits, groups = _read_frame(frame, columns or {})
+    rows: dict[str, list[int]] = {}
+    for number, split in enumerate(splits):
+        rows.setdefault(split, []).append(number)
+    if not images or not all(isinstance(image, (str, Path)) for image in images):
+        whole = ImageSet.from_lists(images, labels, groups=groups)
+        return {split: whole.subset(numbers) for split, numbers in rows.items()}
+    for image in images:
+        if URL.match(str(image)):
+            what = f"{quoted(str(image))} is a web address"
+            raise UserError(f"DataFrame: {what}; fetch the images first")
+    files = [
+        Row(str(label), Path(image), group)
+        for image, label, group in zip(images, labels, groups, strict=True)
+    ]
+    parts = {split: [files[number] for number in numbers] for split, numbers in rows.items()}
+    return Source(Path(), parts, Counter())
+
+
+def _frame_set(frame: pandas.DataFrame, classes: Sequence[str] | None, split: str) -> ImageSet:
+    """Return the images of a DataFrame, those of a split if it has any."""
+    table = _read_frame(frame, {}, numbers=True)
+    rows = [row for row, name in enumerate(table.splits) if name in (split, "all")]
+    if not rows and table.splits:
+        raise UserError(f"the DataFrame has a split column, but no row says {split}")
+    images = [table.images[row] for row in rows]
+    labels = [table.labels[row] for row in rows]
+    groups = tuple(table.groups[row] for row in rows)
+    return _list_set(images, labels, classes, groups)
+
+
+def _is_frame(data: object) -> TypeGuard[pandas.DataFrame]:
+    """Return whether data is a pandas DataFrame, without importing pandas: whoever has one has
+    imported it."""
+    module = sys.modules.get("pandas")
+    return module is not None and isinstance(data, module.DataFrame)
+
+
+# Pairs and lists
 
 
 def _pairs(data: Any) -> Source | dict[str, ImageSet]:
-    part = hasattr(data, "dataset") and hasattr(
-        data, "indices"
-    )  # torch's Subset; other wrappers may do anything
-    whole, places = (data.dataset, data.indices) if part else (data, range(len(data)))
+    # torch's Subset; other wrappers may do anything
+    part = hasattr(data, "dataset") and hasattr(data, "indices")
+    whole = data.dataset if part else data
     names: Sequence[Any] | None = getattr(whole, "classes", None)
     samples = getattr(whole, "samples", None)
     if names and samples and all(isinstance(path, (str, Path)) for path, _ in samples):
-        rows: Rows = [Row(str(_name(samples[i][1], names)), Path(samples[i][0])) for i in places]
+        chosen = [samples[i] for i in (data.indices if part else range(len(data)))]
+        rows: Rows = [Row(str(_name(label, names)), Path(path)) for path, label in chosen]
         return Source(Path(), {"all": rows}, Counter())
     images, labels = [], []
-    for i in range(len(data)):
+    for number in range(len(data)):
         try:
-            image, label = data[i]
+            image, label = data[number]
         except (TypeError, ValueError):
-            raise UserError(f"item {i} of the data is not an (image, label) pair") from None
+            raise UserError(f"item {number} of the data is not an (image, label) pair") from None
         if hasattr(image, "detach"):
-            raise UserError(
-                f"item {i} of the data holds a tensor: create the data set without a transform"
-            )
+            advice = "create the data set without a transform"
+            raise UserError(f"item {number} of the data holds a tensor: {advice}")
         images.append(image)
         labels.append(label if isinstance(label, str) or names is None else _name(label, names))
     return {"all": ImageSet.from_lists(images, labels)}
 
 
 def _name(label: Any, names: Sequence[Any]) -> str | list[Any]:
-    """The label, or list of labels, in words."""
+    """Return the label, or list of labels, in words."""
     if isinstance(label, (list, tuple)):
         return [one if isinstance(one, str) else _name(one, names) for one in label]
     number = label.item() if hasattr(label, "item") else label
@@ -131,3 +229,90 @@ def _name(label: Any, names: Sequence[Any]) -> str | list[Any]:
         raise UserError(f"label {quoted(number)} is not one of the {len(names)} classes")
     name = names[number]
     return str(name[0] if isinstance(name, tuple) else name)  # torchvision's ImageNet has synonyms
+
+
+def _list_set(
+    images: list[ImageSource], labels: list[Any], classes: Sequence[str] | None,
+    groups: tuple[str, ...] = (),
+) -> ImageSet:  # fmt: skip
+    numbers = bool(labels) and all(isinstance(label, Integral) for label in labels)
+    if classes is not None or not numbers:
+        return ImageSet.from_lists(images, labels, classes, groups)
+    if len(images) != len(labels):
+        counts = f"{len(images)} images and {len(labels)} labels"
+        raise UserError(f"{counts}: give one label for each image")
+    written = sorted(set(labels))
+    names = tuple(str(number) for number in written)
+    some = f"{', '.join(names[:3])}{', ...' * (len(names) > 3)}"
+    warnings.warn(
+        f"labels are numbers, so prompts call the classes {some}; class_names=[...] gives them "
+        f"names the model can read",
+        stacklevel=4,
+    )
+    index = {label: place for place, label in enumerate(written)}
+    indices = tuple(index[label] for label in labels)
+    return ImageSet(tuple(images), indices, names, written=tuple(written), groups=groups)
+
+
+def _plain(values: Any) -> list[Any]:
+    """Return the values as Python's own numbers and texts."""
+    values = values if isinstance(values, Iterable) else np.asarray(values)
+    if isinstance(values, np.ndarray) and values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    return [value.item() if isinstance(value, np.generic) else value for value in values]
+
+
+# Weights
+
+
+def weighted(images: ImageSet, sample_weight: object, class_weight: object, shots: int) -> ImageSet:
+    """Return the set with a weight for each image: sample_weight [N] times class_weight.
+
+    class_weight: label -> weight (1 for missing labels), or "balanced": all classes count the same
+    once `shots` of each are drawn. Images of weight 0 are left out, unless their class has no
+    others. Raises UserError for invalid weights.
+    """
+    count = len(images)
+    labels = np.array(images.labels)
+    weights = np.ones(count) if sample_weight is None else _numbers(sample_weight)
+    if weights.shape != (count,) or not _are_weights(weights) or not weights.any():
+        what = f"one number of at least 0 for each of the {count} images, not all zero"
+        raise UserError(f"sample_weight: give {what}")
+    present = labels[weights > 0]
+    weights = weights * _class_weights(images, class_weight, present, shots)[labels]
+    kept = np.flatnonzero((weights > 0) | ~np.isin(labels, labels[weights > 0]))
+    weights = weights[kept]
+    images = images if len(kept) == count else images.subset(kept.tolist())
+    return replace(images, weights=tuple(weights.tolist()) if np.ptp(weights) else ())
+
+
+def _class_weights(
+    images: ImageSet, class_weight: object, labels: np.ndarray, shots: int
+) -> np.ndarray:
+    """Return class weights [C]. labels: those of the images whose sample weight is not 0."""
+    factors = np.ones(len(images.classes))
+    if class_weight is None:
+        return factors
+    if isinstance(class_weight, str) and class_weight == "balanced":
+        drawn = np.minimum(np.bincount(labels, minlength=len(factors)), shots or len(labels))
+        return drawn.sum() / np.maximum(drawn, 1) / max(1, np.count_nonzero(drawn))
+    if not isinstance(class_weight, Mapping):
+        advice = "write 'balanced', or a dictionary of label -> weight"
+        raise UserError(f"class_weight={quoted(class_weight)}: {advice}")
+    values = _numbers(list(class_weight.values()))
+    zero = len(values) == len(factors) and not values.any()
+    if zero or not _are_weights(values):
+        raise UserError("class_weight: weights must be numbers of at least 0, not all zero")
+    factors[places(_plain(list(class_weight)), images.written, images.classes)] = values
+    return factors
+
+
+def _are_weights(values: np.ndarray) -> bool:
+    return bool(np.isfinite(values).all() and (values >= 0).all())
+
+
+def _numbers(values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        return np.array(np.nan)

@@ -16,7 +16,7 @@ from rmadapter.artifacts.record import read_record
 from rmadapter.artifacts.run_folder import RunFolder, find_run
 from rmadapter.backbones import Backbone
 from rmadapter.data.fewshot import read_split
-from rmadapter.data.formats.sources import images_root
+from rmadapter.data.formats.registry import images_root
 from rmadapter.data.transforms import decoded, hinted
 from rmadapter.errors import UserError
 from rmadapter.methods.zero_shot import ZeroShot

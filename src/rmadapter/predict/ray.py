@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.bench.ray.cluster import connected, ray_module, settle, shares
-from rmadapter.data.formats.columns import USUAL, pyarrow
+from rmadapter.data.formats.tables import USUAL, pyarrow
 from rmadapter.data.image_set import SKIP_BAD
 from rmadapter.data.inputs import Inputs, find_images
 from rmadapter.errors import UserError

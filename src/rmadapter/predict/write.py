@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TypedDict
 
-from rmadapter.data.formats.columns import pyarrow
+from rmadapter.data.formats.tables import pyarrow
 from rmadapter.errors import UserError
 from rmadapter.predict.answer import Cell, Row, cell
 from rmadapter.predict.sorting import Sorter

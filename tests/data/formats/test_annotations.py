@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from rmadapter.data.formats.annotations import Mark, cut, rows_of, shaped
-from rmadapter.data.formats.scan import Row
+from rmadapter.data.formats.base import Row
 from rmadapter.errors import UserError
 
 

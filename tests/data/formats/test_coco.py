@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rmadapter.data.formats.coco import coco_files, is_coco, read_coco
+from rmadapter.data.formats.coco import is_coco, read_coco, split_files
 from rmadapter.errors import UserError
 from tests.helpers.small_images import write_images, write_json
 
@@ -65,7 +65,7 @@ def test_images_where_coco_has_them(tmp_path: Path, place: str) -> None:
     write_images(tmp_path / place, *NAMES)
     file = write_json(tmp_path / "annotations" / "instances_train2017.json", coco())
     assert all(image.is_file() for image in read_coco(file, coco()))
-    assert coco_files(tmp_path) == {"train": file}
+    assert split_files(tmp_path) == {"train": file}
 
 
 def test_one_image_that_is_gone_does_not_hide_where_the_others_are(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_roboflow_has_a_file_in_each_split(tmp_path: Path) -> None:
         s: write_json(tmp_path / s / "_annotations.coco.json", coco())
         for s in ("train", "valid", "test")
     }
-    assert coco_files(tmp_path) == {
+    assert split_files(tmp_path) == {
         "train": files["train"],
         "val": files["valid"],
         "test": files["test"],
@@ -90,7 +90,7 @@ def test_two_files_of_a_split(tmp_path: Path) -> None:
     for name in ("instances_train2014.json", "instances_train2017.json"):
         write_json(tmp_path / "annotations" / name, coco())
     with pytest.raises(UserError, match="both for the split 'train'"):
-        coco_files(tmp_path)
+        split_files(tmp_path)
 
 
 def test_a_crowd_has_a_label_and_no_box(tmp_path: Path) -> None:

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
+from rmadapter.data.formats.base import ReadOptions
 from rmadapter.data.formats.hf_datasets import (
-    all_images,
+    detects,
     hub_parquets,
     is_dataset,
-    is_library,
     is_saved,
+    list_images,
+    read,
     read_dataset,
-    read_parquets,
-    read_saved,
 )
 from rmadapter.data.inputs import find_images
 from rmadapter.errors import UserError
@@ -57,7 +57,7 @@ def test_a_saved_folder_of_splits(library: Any, tmp_path: Path) -> None:
         tmp_path / "pets"
     )
     assert is_saved(tmp_path / "pets")
-    source = read_saved(tmp_path / "pets")
+    source = read(tmp_path / "pets", ReadOptions())
     assert {split: labels(rows) for split, rows in source.splits.items()} == {
         "train": ["house_cat", "dog", "dog"], "val": ["house_cat", "dog"],
     }  # fmt: skip
@@ -68,7 +68,7 @@ def test_a_saved_folder_without_splits_and_images_without_a_label(
 ) -> None:
     pets(library, (0, -1, None)).save_to_disk(tmp_path / "pets")
     assert is_saved(tmp_path / "pets")
-    source = read_saved(tmp_path / "pets")
+    source = read(tmp_path / "pets", ReadOptions())
     assert labels(source.splits["all"]) == ["house_cat"]
     assert source.ignored == {"images without a label": 2}
 
@@ -96,9 +96,11 @@ def test_a_saved_folder_may_not_name_files_elsewhere(library: Any, tmp_path: Pat
     (file,) = (tmp_path / "x").glob("*.arrow")  # save_to_disk itself packs the files
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, kinds.arrow_schema) as writer:
         writer.write_table(table.cast(kinds.arrow_schema))
-    assert read_saved(tmp_path / "x", outside=True).splits["all"][0].image == Path("/etc/hostname")
+    assert read(tmp_path / "x", ReadOptions(outside=True)).splits["all"][0].image == Path(
+        "/etc/hostname"
+    )
     with pytest.raises(UserError, match="row 0: '/etc/hostname' lies outside"):
-        read_saved(tmp_path / "x")
+        read(tmp_path / "x", ReadOptions())
 
 
 def test_all_images_with_a_label_and_without(library: Any, tmp_path: Path) -> None:
@@ -107,17 +109,17 @@ def test_all_images_with_a_label_and_without(library: Any, tmp_path: Path) -> No
     library.DatasetDict({"train": pets(library, (0,)), "unseen": bare}).save_to_disk(
         tmp_path / "pets"
     )
-    found = all_images(tmp_path / "pets")
+    found = list_images(tmp_path / "pets", ReadOptions()).files
     assert len(found) == 4, "row by row, the cat of both splits too"
     assert found == find_images([str(tmp_path / "pets")]).files
     (tmp_path / "hub").mkdir()
     pets(library, (-1, None)).to_parquet(tmp_path / "hub/test-00000-of-00001.parquet")
     for path in (tmp_path / "hub", tmp_path / "hub/test-00000-of-00001.parquet"):
-        again = all_images(path)
+        again = list_images(path, ReadOptions()).files
         assert [file.read_bytes() for file in again] == [file.read_bytes() for file in found[1:3]]
         assert find_images([str(path)], column="image").files == again
     with pytest.raises(UserError, match=r"none of its columns .* is called 'photo'"):
-        all_images(tmp_path / "pets", "photo")
+        list_images(tmp_path / "pets", ReadOptions(columns={"image": "photo"}))
 
 
 def test_parquet_files_of_the_hub(library: Any, tmp_path: Path) -> None:
@@ -131,13 +133,13 @@ def test_parquet_files_of_the_hub(library: Any, tmp_path: Path) -> None:
     (tmp_path / "data" / "broken.parquet").write_bytes(b"PAR1")
     files = hub_parquets(tmp_path)
     assert {split: len(some) for split, some in files.items()} == {"test": 1, "train": 2}
-    splits = read_parquets(files).splits
+    splits = read(tmp_path, ReadOptions()).splits
     assert {split: labels(rows) for split, rows in splits.items()} == {
         "train": ["house_cat", "dog", "dog"], "test": ["house_cat"],
     }  # fmt: skip
-    assert is_library(tmp_path)
-    assert is_library(files["test"][0])
-    assert not is_library(tmp_path / "data" / "broken.parquet")
+    assert detects(tmp_path)
+    assert detects(files["test"][0])
+    assert not detects(tmp_path / "data" / "broken.parquet")
 
 
 def test_a_parquet_table_of_paths_is_none_of_the_hub(tmp_path: Path) -> None:
@@ -145,9 +147,9 @@ def test_a_parquet_table_of_paths_is_none_of_the_hub(tmp_path: Path) -> None:
     from pyarrow import parquet
 
     parquet.write_table(pa.table({"path": ["a.png"], "label": ["cat"]}), tmp_path / "t.parquet")
-    assert not is_library(tmp_path / "t.parquet")
-    assert not is_library(tmp_path)
-    assert not is_library(tmp_path / "gone.parquet")
+    assert not detects(tmp_path / "t.parquet")
+    assert not detects(tmp_path)
+    assert not detects(tmp_path / "gone.parquet")
 
 
 def test_columns_of_splits_and_groups(library: Any) -> None:
@@ -210,15 +212,16 @@ def test_a_broken_folder(library: Any, tmp_path: Path) -> None:
     for file in (tmp_path / "pets").glob("*.arrow"):
         file.write_bytes(b"no arrow")
     with pytest.raises(UserError, match="not a readable save_to_disk folder"):
-        read_saved(tmp_path / "pets")
+        read(tmp_path / "pets", ReadOptions())
 
 
 def test_without_the_library_the_message_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
+    (tmp_path / "dataset_dict.json").write_text("{}")
     with pytest.raises(UserError, match=r"pip install 'rmadapter\[data\]'"):
-        read_saved(tmp_path)
+        read(tmp_path, ReadOptions())
 
 
 def test_what_is_a_dataset(library: Any, tmp_path: Path) -> None:

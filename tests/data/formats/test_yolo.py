@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rmadapter.data.formats.yolo import read_yolo, yolo_file
+from rmadapter.data.formats.yolo import read_yolo, yaml_file
 from rmadapter.errors import UserError
 from tests.helpers.shots import write_tiny_images
 from tests.helpers.small_images import write_images
@@ -90,11 +90,11 @@ def test_a_folder_called_images_around_the_data_is_no_part_of_it(tmp_path: Path)
 def test_the_file_is_found_among_others(pets: Path) -> None:
     (pets / "a.yaml").write_text("jobs: {}")
     (pets / "b.yaml").write_text("- no config")
-    assert yolo_file(pets) == pets / "data.yaml"
+    assert yaml_file(pets) == pets / "data.yaml"
     (pets / "data.yaml").rename(pets / "pets.yml")
-    assert yolo_file(pets) == pets / "pets.yml"
+    assert yaml_file(pets) == pets / "pets.yml"
     (pets / "pets.yml").unlink()
-    assert yolo_file(pets) is None
+    assert yaml_file(pets) is None
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from rmadapter.data.catalog.dataset import Dataset
 from rmadapter.data.catalog.sets import home_of, table_of
 from rmadapter.data.decode_limits import check_inside
-from rmadapter.data.formats.scan import CLASSNAMES
+from rmadapter.data.formats.base import CLASSNAMES
 from rmadapter.data.names import default_name
 from rmadapter.errors import UserError
 from rmadapter.support.files import csv_text, read_text, write_json, write_text

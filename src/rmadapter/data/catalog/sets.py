@@ -21,8 +21,8 @@ from rmadapter.data.catalog.dataset import Dataset
 from rmadapter.data.catalog.fetch import ARCHIVES, DIGESTS, fetch, remember, unpack
 from rmadapter.data.catalog.readers import READERS, Table, image_sets, split_json, subfolders
 from rmadapter.data.decode_limits import check_inside
-from rmadapter.data.formats.scan import SPLITS
-from rmadapter.data.formats.sources import only_boxes
+from rmadapter.data.formats.base import SPLITS
+from rmadapter.data.formats.registry import refuse_crops
 from rmadapter.data.names import prompt_name
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError, nearest
@@ -106,7 +106,8 @@ def load_dataset(
             f"{path}: no such data set{nearest(str(name_or_path), {*CATALOG, *beside})}"
         )
     if dataset and dataset.laid_out(home):
-        only_boxes(home, crops)
+        if crops:
+            refuse_crops(home)
         table = table_of(dataset, home, outside)
         if missing := _missing(home / dataset.images, table):
             raise UserError(

@@ -1,22 +1,56 @@
-"""Unpacks archives and embedded images into the cache, once, where they are ordinary files."""
+"""Zip and tar files, and embedded images: stored in the cache, once, as ordinary files."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
+from collections import Counter
 from pathlib import Path
 
 from rmadapter.data.catalog.fetch import ARCHIVES, unpack
 from rmadapter.data.decode_limits import formats
-from rmadapter.data.formats.scan import SPLITS
+from rmadapter.data.formats.base import SPLITS, Inputs, ReadOptions, Source, search
 from rmadapter.support.files import atomic, cache_folder, shortened
 from rmadapter.support.locks import build_once
 
+SUFFIXES = ARCHIVES
+HAS_BOXES = True
+HAS_COLUMNS = True
 ABOUT = re.compile(
     r"(readme|licen[cs]e|copying)(\.(txt|md|rst|html|pdf))?|.*\.md", re.IGNORECASE
 )  # no data
 LEAST, TIMES = 100_000_000, 20  # an archive may unpack to LEAST bytes plus TIMES its own size
+
+
+def detects(path: Path) -> bool:
+    return is_packed(path) and os.path.isfile(path)
+
+
+def read(path: Path, options: ReadOptions) -> Source:
+    from rmadapter.data.formats import registry, webdataset
+
+    folder = unpacked(path)
+    if not webdataset.is_sampled(folder):
+        return registry.open_source(inner(folder), options.outside, options.columns, options.crops)
+    if options.crops:
+        registry.refuse_crops(path)
+    ignored: Counter[str] = Counter()
+    names = webdataset.class_names(path.parent) or webdataset.class_names(folder)
+    return Source(folder, {"all": webdataset.samples(folder, names, ignored)}, ignored)
+
+
+def image_root(path: Path) -> Path:
+    from rmadapter.data.formats import registry, webdataset
+
+    folder = place(path)
+    if not folder.is_dir() or webdataset.is_sampled(folder):
+        return folder
+    return registry.images_root(inner(folder))
+
+
+def list_images(path: Path, options: ReadOptions) -> Inputs:
+    return search(unpacked(path))
 
 
 def is_packed(path: Path) -> bool:
@@ -24,17 +58,18 @@ def is_packed(path: Path) -> bool:
 
 
 def place(archive: Path) -> Path:
-    """The cache folder for an archive, which need not exist yet; a changed archive gets another
-    one."""
+    """Return the cache folder for an archive, which need not exist yet; a changed archive gets
+    another one."""
     facts = os.stat(archive)
     word = f"{archive.resolve()} {facts.st_size} {facts.st_mtime_ns}"
     key = hashlib.sha256(word.encode(errors="surrogateescape")).hexdigest()[:16]
-    stem = archive.name[: -len(next(end for end in ARCHIVES if archive.name.lower().endswith(end)))]
-    return cache_folder() / "unpacked" / f"{shortened(stem)}-{key}"
+    suffix = next(suffix for suffix in ARCHIVES if archive.name.lower().endswith(suffix))
+    return cache_folder() / "unpacked" / f"{shortened(archive.name[: -len(suffix)])}-{key}"
 
 
 def unpacked(archive: Path) -> Path:
-    """The folder with the contents of a zip or tar file, which is unpacked once unless it changes.
+    """Return the folder with the contents of a zip or tar file, which is unpacked once unless it
+    changes.
 
     Raises UserError as `fetch.unpack`, with a limit of 100 MB plus twenty times the archive's size,
     and if the cache cannot be written.
@@ -54,25 +89,27 @@ def unpacked(archive: Path) -> Path:
 
 
 def _files(folder: Path) -> str:
-    """Their number."""
+    """Return the number of files, as text."""
     return str(sum(len(files) for _, _, files in os.walk(folder)))
 
 
 def inner(folder: Path) -> Path:
-    """The innermost folder of an unpacked archive, entered as long as a folder holds nothing but
-    one folder, which is none of a split, and words about the data. Not a folder of nothing but
-    images: it is a class."""
+    """Return the innermost folder of an unpacked archive.
+
+    A folder is entered if it holds nothing but one folder and texts about the data. A folder of a
+    split is not entered, nor one of nothing but images, which is a class.
+    """
     while True:
-        inside = [
-            entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX"))
-        ]
-        inside = [
-            entry for entry in inside if not (ABOUT.fullmatch(entry.name) and entry.is_file())
-        ]
+        inside = [entry for entry in folder.iterdir() if not _is_about(entry)]
         one = len(inside) == 1 and inside[0].is_dir() and not inside[0].is_symlink()
         if not one or inside[0].name.casefold() in SPLITS or _is_class(inside[0]):
             return folder
         folder = inside[0]
+
+
+def _is_about(entry: Path) -> bool:
+    text = bool(ABOUT.fullmatch(entry.name)) and entry.is_file()
+    return text or entry.name.startswith((".", "__MACOSX"))
 
 
 def _is_class(folder: Path) -> bool:
@@ -80,7 +117,7 @@ def _is_class(folder: Path) -> bool:
 
 
 def stored(data: bytes, name: str) -> Path:
-    """Store an encoded image in the cache; returns its path, made of the content's digest and
+    """Store an encoded image in the cache; return its path, made of the content's digest and
     `name`."""
     digest = hashlib.sha256(data).hexdigest()
     plain = shortened(re.sub(r"[^\w.-]", "_", Path(name).name), end=True).lstrip(".") or "image"

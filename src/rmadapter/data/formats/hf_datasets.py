@@ -1,5 +1,5 @@
-"""Data sets of Hugging Face's library `datasets`: a Dataset or DatasetDict, or a folder written by
-save_to_disk.
+"""Data sets of Hugging Face's library `datasets`: a Dataset or DatasetDict, a folder written by
+save_to_disk, or parquet files from the hub.
 
 Embedded images are written to the cache as files, one after another.
 """
@@ -8,243 +8,226 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 from rmadapter.data.decode_limits import check_inside
 from rmadapter.data.formats.annotations import UNLABELLED
 from rmadapter.data.formats.archives import stored
-from rmadapter.data.formats.columns import as_text, choose_columns, pyarrow
-from rmadapter.data.formats.scan import (
+from rmadapter.data.formats.base import (
     SPLITS,
+    Inputs,
+    ReadOptions,
     Row,
     Rows,
     Source,
     in_order,
     only_label,
-    row_labels,
     split_named,
 )
+from rmadapter.data.formats.tables import as_text, choose_columns, pyarrow, row_labels
 from rmadapter.errors import UserError, quoted
 from rmadapter.support.files import cache_folder
 
-
-def is_saved(folder: Path) -> bool:
-    one = all(os.path.isfile(folder / name) for name in ("dataset_info.json", "state.json"))
-    return one or os.path.isfile(
-        folder / "dataset_dict.json"
-    )  # pathlib raises if a folder may not be read
+SUFFIXES = (".parquet",)
+HAS_BOXES = False
+HAS_COLUMNS = True
 
 
-def is_library(path: Path) -> bool:
-    """Whether `datasets` reads this file or folder."""
+def detects(path: Path) -> bool:
     if os.path.isdir(path):
         return is_saved(path) or bool(hub_parquets(path))
     return os.path.isfile(path) and is_hub_parquet(path)
 
 
-def is_dataset(value: Any) -> bool:
-    """Whether it is a Dataset or a mapping of Datasets; does not import `datasets`."""
-    if isinstance(value, Mapping):
-        return bool(value) and all(map(is_dataset, value.values()))
-    return (
-        hasattr(value, "features")
-        and hasattr(value, "column_names")
-        and hasattr(value, "cast_column")
-    )
+def read(path: Path, options: ReadOptions) -> Source:
+    """Read a folder or file. Raises UserError if it is unreadable, and as `read_dataset`."""
+    parts, folder = _open(path)
+    outside = options.outside and is_saved(path)  # images of hub files are beside them
+    source = read_dataset(parts, options.columns, folder, outside)
+    return source._replace(home=path if path.is_dir() else path.parent)
 
 
-def read_saved(
-    folder: Path, outside: bool = False, columns: Mapping[str, str] | None = None
-) -> Source:
-    """Read a folder written by save_to_disk. Raises UserError if it is unreadable or its images are
-    files outside it (unless `outside` is set), and as `read_dataset`."""
-    return read_dataset(_saved(folder), columns, folder, outside)
+def image_root(path: Path) -> Path:
+    return cache_folder() / "images"
 
 
-def all_images(path: Path, column: str = "", outside: bool = False) -> list[Path]:
-    """Each image, labelled or not, of every split of a file or folder that `datasets` reads, row by
-    row.
-
-    column: the image column; "" if there is only one. Raises UserError as `read_saved`.
-    """
-    if is_saved(path):
-        parts, folder = _saved(path), path
-    else:
-        files = hub_parquets(path) if path.is_dir() else {"all": [path]}
-        parts, folder = _parquets(files), next(iter(files.values()))[0].parent
-    found: list[Path] = []
+def list_images(path: Path, options: ReadOptions) -> Inputs:
+    """List each image, labelled or not, of every split, row by row. Raises UserError as `read`."""
+    parts, folder = _open(path)
+    named = {"image": (options.columns or {}).get("image", "")}
+    inputs = Inputs()
     for split, part in parts.items():
         where = str(path) if split == "all" else f"{path} ({split})"
-        cells, _ = _cells(part, where, ("image",), (), {"image": column})
-        found += [
-            _file(cell["image"], f"{split}-{n}", f"{where}, row {n}", folder, outside)
-            for n, cell in cells
-        ]
-    return found
+        for number, cells in _Cells.of(part, where, ("image",), (), named).rows():
+            name, at = f"{split}-{number}", f"{where}, row {number}"
+            inputs.files.append(_file(cells["image"], name, at, folder, options.outside))
+    return inputs
+
+
+def is_dataset(value: object) -> bool:
+    """Return whether a value is a Dataset or a mapping of Datasets; does not import `datasets`."""
+    if isinstance(value, Mapping):
+        return bool(value) and all(map(is_dataset, value.values()))
+    return all(hasattr(value, name) for name in ("features", "column_names", "cast_column"))
+
+
+def is_saved(folder: Path) -> bool:
+    """Return whether save_to_disk wrote a folder."""
+    one = all(os.path.isfile(folder / name) for name in ("dataset_info.json", "state.json"))
+    # pathlib raises if a folder may not be read
+    return one or os.path.isfile(folder / "dataset_dict.json")
+
+
+def is_hub_parquet(path: Path) -> bool:
+    """Return whether a parquet file holds images from the Hugging Face hub, by its schema."""
+    if path.suffix.lower() != ".parquet":
+        return False
+    try:
+        facts = pyarrow("parquet", str(path)).read_schema(path).metadata or {}
+    except Exception:  # the reader of tables reports it
+        return False
+    return b'"Image"' in facts.get(b"huggingface", b"")
+
+
+def hub_parquets(folder: Path) -> dict[str, list[Path]]:
+    """Return split -> hub parquet files (train-00000-of-00002.parquet) in a folder or its subfolder
+    `data`."""
+    files: dict[str, list[Path]] = {}
+    for file in in_order([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")]):
+        if is_hub_parquet(file):
+            files.setdefault(split_named(file.name), []).append(file)
+    return files
+
+
+def _open(path: Path) -> tuple[dict[str, Any], Path]:
+    """Return split -> Dataset of a folder or file, and the folder that its paths are relative to."""
+    if is_saved(path):
+        library = _library(str(path))
+        try:
+            saved = library.load_from_disk(str(path))
+        except Exception as error:  # on broken files it raises nearly anything
+            reason = type(error).__name__
+            raise UserError(f"{path}: not a readable save_to_disk folder ({reason})") from None
+        return ({**saved} if isinstance(saved, Mapping) else {"all": saved}), path
+    files = hub_parquets(path) if path.is_dir() else {"all": [path]}
+    first = next(iter(files.values()))[0]
+    load = _library(str(first)).Dataset.from_parquet
+    cache = str(cache_folder() / "datasets")
+    parts = {}
+    try:
+        for split, part in files.items():
+            parts[split] = load([str(file) for file in part], cache_dir=cache)
+    except Exception as error:  # on broken files it raises nearly anything
+        raise UserError(f"{first}: not a readable parquet file ({type(error).__name__})") from None
+    return parts, first.parent
 
 
 def read_dataset(
-    found: Any,
-    columns: Mapping[str, str] | None = None,
-    folder: Path | None = None,
+    data: Any, columns: Mapping[str, str] | None = None, folder: Path | None = None,
     outside: bool = True,
-) -> Source:
+) -> Source:  # fmt: skip
     """Read a Dataset, or split -> Dataset. Raises UserError for missing columns and splits but
     train, val and test.
 
     columns: as in `read_images`; by default the only column of type Image, and the only one of type
-    ClassLabel or else one with a usual name.
+    ClassLabel or else one with a usual name. folder: that paths are relative to. outside: whether
+    paths may leave it.
     """
     splits: dict[str, Rows] = {}
     ignored: Counter[str] = Counter()
     home = str(folder or "data set")
-    for split, part in found.items() if isinstance(found, Mapping) else [("all", found)]:
-        where = home if split == "all" else f"{home} ({split})"
-        for own, row in _rows(part, split, where, columns, folder, outside, ignored):
-            name = (own or split).casefold()
-            if name not in SPLITS and name != "all":
-                raise UserError(f"{where}: has a split {quoted(name)}: call it train, val or test")
-            splits.setdefault(SPLITS.get(name, name), []).append(row)
+    for name, part in data.items() if isinstance(data, Mapping) else [("all", data)]:
+        where = home if name == "all" else f"{home} ({name})"
+        optional = ("label_list", "split", "group")
+        table = _Cells.of(part, where, ("image", "label"), optional, columns)
+        for number, cells in table.rows():
+            at = f"{where}, row {number}"
+            label = table.label(cells, at)
+            if label is None:
+                ignored[UNLABELLED] += 1
+                continue
+            image = _file(cells["image"], f"{name}-{number}", at, folder, outside)
+            group = "" if cells.get("group") is None else str(cells["group"])
+            split = str(cells["split"]) if "split" in cells else ""
+            split = (split or name).casefold()
+            if split not in SPLITS and split != "all":
+                what = f"has a split {quoted(split)}"
+                raise UserError(f"{where}: {what}: call it train, val or test")
+            splits.setdefault(SPLITS.get(split, split), []).append(Row(label, image, group))
     if not splits:
         raise UserError(f"{home}: no labelled images")
     return Source(cache_folder() / "images", splits, ignored)
 
 
-def is_hub_parquet(path: Path) -> bool:
-    """Whether it is a parquet file with images from the Hugging Face hub, according to its schema."""
-    if path.suffix.lower() != ".parquet":
-        return False
-    try:
-        features = (pyarrow("parquet", str(path)).read_schema(path).metadata or {}).get(
-            b"huggingface", b""
-        )
-    except Exception:  # the reader of tables reports it
-        return False
-    return b'"Image"' in features
+class _Cells(NamedTuple):
+    """The columns of a Dataset that are read. chosen: kind -> column. feature: of the labels."""
 
+    part: Any
+    chosen: dict[str, str]
+    feature: Any
 
-def hub_parquets(folder: Path) -> dict[str, list[Path]]:
-    """Split -> hub parquet files (train-00000-of-00002.parquet) in a folder or its subfolder
-    `data`."""
-    found: dict[str, list[Path]] = {}
-    for file in in_order([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")]):
-        if is_hub_parquet(file):
-            found.setdefault(split_named(file.name), []).append(file)
-    return found
+    @classmethod
+    def of(
+        cls, part: Any, where: str, needed: Sequence[str], optional: Sequence[str],
+        columns: Mapping[str, str] | None,
+    ) -> _Cells:  # fmt: skip
+        """Choose columns by name or type. Raises UserError if one is missing."""
+        library, features = _library(where), part.features
+        if features is None:
+            what = "its columns are unknown, as of a stream"
+            raise UserError(f"{where}: {what}: give a Dataset with features")
+        named = dict(columns or {})
+        images = [name for name, kind in features.items() if isinstance(kind, library.Image)]
+        labels = []
+        for name, feature in features.items():
+            if library.ClassLabel in (type(feature), type(_item_feature(feature))):
+                labels.append(name)
+        for kind, typed in (("image", images), ("label", labels)):
+            named[kind] = named.get(kind) or (typed[0] if len(typed) == 1 else "")
+        chosen = choose_columns(where, list(features), needed, optional, named)
+        image = chosen["image"]
+        if not isinstance(features[image], library.Image):
+            raise UserError(f"{where}: the column {image!r} holds no images")
+        plain = part.select_columns([*dict.fromkeys(chosen.values())])
+        plain = plain.cast_column(image, library.Image(decode=False)).with_format(None)
+        return cls(plain, chosen, features.get(chosen.get("label", chosen.get("label_list"))))
 
+    def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield (number, cells by kind) of each row; images are not decoded."""
+        for number, row in enumerate(self.part):
+            yield number, {kind: row[column] for kind, column in self.chosen.items()}
 
-def read_parquets(
-    found: Mapping[str, list[Path]], columns: Mapping[str, str] | None = None
-) -> Source:
-    """Read hub parquet files. Raises UserError for unreadable files, images elsewhere, and as
-    `read_dataset`."""
-    return read_dataset(
-        _parquets(found), columns, next(iter(found.values()))[0].parent, outside=False
-    )
-
-
-def _saved(folder: Path) -> dict[str, Any]:
-    """Split -> Dataset."""
-    library = _library(str(folder))
-    try:
-        found = library.load_from_disk(str(folder))
-    except Exception as error:  # on broken files it raises nearly anything
-        raise UserError(
-            f"{folder}: not a readable save_to_disk folder ({type(error).__name__})"
-        ) from None
-    return {**found} if isinstance(found, Mapping) else {"all": found}
-
-
-def _parquets(found: Mapping[str, list[Path]]) -> dict[str, Any]:
-    """Split -> Dataset."""
-    first = next(iter(found.values()))[0]
-    load, cache = _library(str(first)).Dataset.from_parquet, str(cache_folder() / "datasets")
-    try:
-        return {
-            split: load([str(file) for file in files], cache_dir=cache)
-            for split, files in found.items()
-        }
-    except Exception as error:  # on broken files it raises nearly anything
-        raise UserError(f"{first}: not a readable parquet file ({type(error).__name__})") from None
-
-
-def _rows(
-    part: Any, split: str, where: str, columns: Mapping[str, str] | None, folder: Path | None, outside: bool,
-    ignored: Counter[str],
-) -> Any:  # fmt: skip
-    """(split, row) of each labelled image of a part of this name; split is "" unless a column gives
-    it."""
-    cells, feature = _cells(
-        part, where, ("image", "label"), ("label_list", "split", "group"), columns
-    )
-    for number, cell in cells:
-        what = "label" if "label" in cell else "label_list"
-        names = row_labels({what: as_text(_names(cell[what], feature))})
-        label = only_label(names, f"{where}, row {number}")
-        if label is None:
-            ignored[UNLABELLED] += 1
-            continue
-        path = _file(cell["image"], f"{split}-{number}", f"{where}, row {number}", folder, outside)
-        group = "" if cell.get("group") is None else str(cell["group"])
-        yield (
-            str(cell["split"]) if "split" in cell else "",
-            Row(label, path, group),
-        )
+    def label(self, cells: Mapping[str, Any], where: str) -> str | None:
+        """Return the label of a row, None if it has none."""
+        kind = "label" if "label" in cells else "label_list"
+        names = row_labels({kind: as_text(_names(cells[kind], self.feature))})
+        return only_label(names, where)
 
 
 def _names(value: Any, feature: Any) -> Any:
-    """The label, or list of labels, as text where the feature numbers its classes; None for an
-    unknown class."""
+    """Return the label, or list of labels, as text where the feature numbers its classes; None for
+    an unknown class."""
     if isinstance(value, list):
-        return [_names(one, _inner(feature)) for one in value]
+        return [_names(one, _item_feature(feature)) for one in value]
     if not hasattr(feature, "int2str") or value is None:
         return value
     return None if value == -1 else feature.int2str(value)  # how `datasets` writes an unknown class
 
 
-def _inner(feature: Any) -> Any:
-    """The feature of each item of a list; None for anything else."""
+def _item_feature(feature: Any) -> Any:
+    """Return the feature of each item of a list; None for anything else."""
     return getattr(feature, "feature", None)
 
 
-def _cells(
-    part: Any,
-    where: str,
-    needed: tuple[str, ...],
-    also: tuple[str, ...],
-    columns: Mapping[str, str] | None,
-) -> tuple[Iterator[tuple[int, dict[str, Any]]], Any]:
-    """(number, cells) of each row, images not decoded; and the feature of the label column, if
-    there is one."""
-    library, features = _library(where), part.features
-    if features is None:
-        raise UserError(
-            f"{where}: its columns are unknown, as of a stream: give a Dataset with features"
-        )
-    named = dict(columns or {})
-    images = [name for name, feature in features.items() if isinstance(feature, library.Image)]
-    kinds = {name: (type(feature), type(_inner(feature))) for name, feature in features.items()}
-    labels = [name for name, kind in kinds.items() if library.ClassLabel in kind]
-    for what, kept in (("image", images), ("label", labels)):
-        named[what] = named.get(what) or (kept[0] if len(kept) == 1 else "")
-    chosen = choose_columns(where, list(features), needed, also, named)
-    image = chosen["image"]
-    if not isinstance(features[image], library.Image):
-        raise UserError(f"{where}: the column {image!r} holds no images")
-    plain = part.select_columns([*dict.fromkeys(chosen.values())]).cast_column(
-        image, library.Image(decode=False)
-    )
-    rows = (
-        {what: row[column] for what, column in chosen.items()} for row in plain.with_format(None)
-    )
-    return enumerate(rows), features.get(chosen.get("label", chosen.get("label_list")))
-
-
-def _file(cell: Any, name: str, where: str, folder: Path | None, outside: bool) -> Path:
-    """The image's file. name: of an image that has none."""
-    data, path = (cell or {}).get("bytes"), (cell or {}).get("path")
+def _file(
+    cell: Mapping[str, Any] | None, name: str, where: str, folder: Path | None, outside: bool
+) -> Path:
+    """Return the image's file. name: for an image that has none."""
+    data = (cell or {}).get("bytes")
+    path = (cell or {}).get("path")
     if data is not None:
         return stored(data, path or name)
     if not path:
@@ -253,11 +236,10 @@ def _file(cell: Any, name: str, where: str, folder: Path | None, outside: bool) 
     return (folder or Path()) / path
 
 
-def _library(where: str) -> Any:
+def _library(where: str) -> ModuleType:
     try:
         import datasets
     except ImportError:
-        raise UserError(
-            f"{where}: reading this needs the library `datasets`; pip install 'rmadapter[data]'"
-        ) from None
+        advice = "pip install 'rmadapter[data]'"
+        raise UserError(f"{where}: reading this needs the library `datasets`; {advice}") from None
     return datasets

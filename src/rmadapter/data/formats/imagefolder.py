@@ -7,35 +7,68 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path, PurePath
+from pathlib import Path
 
-from rmadapter.data.formats.columns import header
-from rmadapter.data.formats.scan import SPLITS, Rows, listed, scan_table
+from rmadapter.data.formats.base import (
+    SPLITS,
+    Inputs,
+    ReadOptions,
+    Rows,
+    Source,
+    count_unlisted,
+    listed,
+    search,
+)
+from rmadapter.data.formats.tables import header, scan_table
 from rmadapter.errors import UserError
 
+SUFFIXES = ()
+HAS_BOXES = False
+HAS_COLUMNS = True
 FILE = "file_name"
 
 
+def detects(path: Path) -> bool:
+    if not os.path.isdir(path):
+        return False
+    try:
+        return bool(metadata(path))
+    except UserError:  # `read` reports it
+        return True
+
+
+def read(path: Path, options: ReadOptions) -> Source:
+    ignored: Counter[str] = Counter()
+    splits = read_imagefolder(metadata(path), options.outside, options.columns)
+    count_unlisted(path, {row.image for rows in splits.values() for row in rows}, ignored)
+    return Source(path, splits, ignored)
+
+
+def image_root(path: Path) -> Path:
+    return path
+
+
+def list_images(path: Path, options: ReadOptions) -> Inputs:
+    return search(path)
+
+
 def metadata(folder: Path) -> dict[str, Path]:
-    """Split -> its table, or {"": table} for one of the whole folder; empty if no table has the
-    column file_name.
+    """Return split -> its table, or {"": table} for one of the whole folder; empty if no table has
+    the column file_name.
 
     Raises UserError for two folders of one split.
     """
-    found = _table(folder)
-    if found:
-        return {"": found}
+    table = _table(folder)
+    if table:
+        return {"": table}
     tables: dict[str, Path] = {}
     for below in sorted(listed(folder)):
-        if (
-            (split := SPLITS.get(below.name.casefold()))
-            and below.is_dir()
-            and (table := _table(below))
-        ):
+        split = SPLITS.get(below.name.casefold())
+        table = _table(below) if split and below.is_dir() else None
+        if split and table:
             if split in tables:
-                raise UserError(
-                    f"{folder}: {below.name!r} is a second folder for the split {split!r}: merge the two"
-                )
+                what = f"{below.name!r} is a second folder for the split {split!r}"
+                raise UserError(f"{folder}: {what}: merge the two")
             tables[split] = table
     return tables
 
@@ -51,28 +84,26 @@ def _table(folder: Path) -> Path | None:
 def read_imagefolder(
     tables: Mapping[str, Path], outside: bool = False, columns: Mapping[str, str] | None = None
 ) -> dict[str, Rows]:
-    """Split -> rows in the order of its table. In a table for the whole folder, a column gives the
-    split, or else the first folder of each path. Raises UserError as `scan_table`, and for
-    contradictory or missing splits."""
+    """Return split -> rows in the order of its table. In a table for the whole folder, a column
+    gives the split, or else the first folder of each path. Raises UserError as `scan_table`, and
+    for contradictory or missing splits."""
     named = {**(columns or {}), "image": (columns or {}).get("image") or FILE}
-    found: dict[str, Rows] = {}
+    splits: dict[str, Rows] = {}
     for split, table in tables.items():
-        for own, rows in scan_table(table, outside, named).items():
-            if split and own not in ("all", split):
-                raise UserError(
-                    f"{table}: lists images of the split {own!r}; move them out of the folder of {split!r}"
-                )
+        for part, rows in scan_table(table, outside, named).items():
+            if split and part not in ("all", split):
+                advice = f"move them out of the folder of {split!r}"
+                raise UserError(f"{table}: lists images of the split {part!r}; {advice}")
             for row in rows:
-                name = split or (own if own != "all" else _first(row.image, table.parent))
-                found.setdefault(name, []).append(row)
-    if "all" in found and len(found) > 1:
-        counts = Counter({name: len(rows) for name, rows in found.items()})
-        raise UserError(
-            f"{tables['']}: {counts['all']} of its images are in no split folder, but others are"
-        )
-    return found
+                name = split or (part if part != "all" else _first_folder(row.image, table.parent))
+                splits.setdefault(name, []).append(row)
+    if "all" in splits and len(splits) > 1:
+        count = len(splits["all"])
+        what = f"{count} of its images are in no split folder, but others are"
+        raise UserError(f"{tables['']}: {what}")
+    return splits
 
 
-def _first(image: Path, home: Path) -> str:
-    parts = PurePath(image).relative_to(home).parts if image.is_relative_to(home) else ()
+def _first_folder(image: Path, home: Path) -> str:
+    parts = image.relative_to(home).parts if image.is_relative_to(home) else ()
     return SPLITS.get(parts[0].casefold(), "all") if len(parts) > 1 else "all"

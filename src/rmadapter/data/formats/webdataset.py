@@ -8,48 +8,79 @@ its lines.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rmadapter.data.decode_limits import formats
 from rmadapter.data.formats.annotations import UNLABELLED, class_name
 from rmadapter.data.formats.archives import unpacked
-from rmadapter.data.formats.columns import USUAL
-from rmadapter.data.formats.scan import (
+from rmadapter.data.formats.base import (
     SPLITS,
+    Inputs,
+    ReadOptions,
     Row,
     Rows,
+    Source,
     image_files,
     in_order,
     listed,
+    search,
     split_named,
 )
+from rmadapter.data.formats.tables import USUAL
 from rmadapter.errors import UserError, quoted
-from rmadapter.support.files import read_json, read_text
+from rmadapter.support.files import cache_folder, read_json, read_text
 
+SUFFIXES = ()
+HAS_BOXES = False
+HAS_COLUMNS = False
 SHARDS = (".tar", ".tar.gz", ".tgz")
 FIELDS = (*USUAL["label"], "cls")
 
 
+def detects(path: Path) -> bool:
+    return os.path.isdir(path) and (bool(shards(path)) or is_sampled(path))
+
+
+def read(path: Path, options: ReadOptions) -> Source:
+    ignored: Counter[str] = Counter()
+    files = shards(path)
+    if files:
+        return Source(cache_folder() / "unpacked", read_shards(path, files, ignored), ignored)
+    return Source(path, {"all": samples(path, class_names(path), ignored)}, ignored)
+
+
+def image_root(path: Path) -> Path:
+    return cache_folder() / "unpacked" if shards(path) else path
+
+
+def list_images(path: Path, options: ReadOptions) -> Inputs:
+    files = [file for part in shards(path).values() for file in part]
+    images = [image for file in files for image in image_files(unpacked(file), set())]
+    others = search(path)
+    others.ignored -= Counter(file.suffix.lower() for file in files)
+    return Inputs(images + others.files, others.folders, others.ignored)
+
+
 def shards(folder: Path) -> dict[str, list[Path]]:
-    """Split -> its tar files in order; the split is taken from the name of their folder, or else of
-    the file.
+    """Return split -> its tar files in order; the split is taken from the name of their folder, or
+    else of the file.
 
     Empty if there are other folders, which the tar files may have been unpacked to.
     """
-    found: dict[str, list[Path]] = {}
+    files: dict[str, list[Path]] = {}
     for file in in_order(filter(_is_shard, listed(folder))):
-        found.setdefault(split_named(file.name), []).append(file)
-    for below in sorted(
-        path for path in listed(folder) if path.is_dir() and not path.name.startswith(".")
-    ):
+        files.setdefault(split_named(file.name), []).append(file)
+    visible = [path for path in listed(folder) if path.is_dir() and not path.name.startswith(".")]
+    for below in sorted(visible):
+        split = SPLITS.get(below.name.casefold())
         inside = in_order(filter(_is_shard, listed(below)))
-        if below.name.casefold() not in SPLITS or not inside:
+        if split is None or not inside:
             return {}
-        found.setdefault(SPLITS[below.name.casefold()], []).extend(inside)
-    return found
+        files.setdefault(split, []).extend(inside)
+    return files
 
 
 def _is_shard(file: Path) -> bool:
@@ -57,24 +88,26 @@ def _is_shard(file: Path) -> bool:
 
 
 def read_shards(
-    folder: Path, found: dict[str, list[Path]], ignored: Counter[str]
+    folder: Path, files: dict[str, list[Path]], ignored: Counter[str]
 ) -> dict[str, Rows]:
-    """Split -> rows in the order of the shards. Raises UserError as `unpacked` and `samples`."""
+    """Return split -> rows in the order of the shards. Raises UserError as `unpacked` and
+    `samples`."""
     names = class_names(folder)
-    return {
-        split: [r for file in files for r in samples(unpacked(file), names, ignored)]
-        for split, files in found.items()
-    }
+    splits: dict[str, Rows] = {}
+    for split, part in files.items():
+        splits[split] = [row for file in part for row in samples(unpacked(file), names, ignored)]
+    return splits
 
 
 def class_names(folder: Path) -> list[str]:
+    """Return the lines of classnames.txt; none without that file."""
     file = folder / "classnames.txt"
     return [line.strip() for line in read_text(file).splitlines()] if file.is_file() else []
 
 
 def is_sampled(folder: Path) -> bool:
-    """Whether a folder holds samples like a shard: classes in .cls, or images with a .json of the
-    same name."""
+    """Return whether a folder holds samples like a shard: classes in .cls, or images with a .json
+    of the same name."""
     if any(next(folder.glob(pattern), None) for pattern in ("*.cls", "*/*.cls")):
         return True
     names = [path.name.partition(".") for path in folder.iterdir() if path.is_file()]
@@ -83,47 +116,48 @@ def is_sampled(folder: Path) -> bool:
 
 
 def samples(folder: Path, names: Sequence[str], ignored: Counter[str]) -> Rows:
-    """The labelled images of an unpacked shard. Raises UserError for an unreadable label."""
+    """Return the labelled images of an unpacked shard. Raises UserError for an unreadable label."""
     others: Counter[str] = Counter()
     rows: Rows = []
-    used: set[Path] = set()
+    label_files: set[Path] = set()
     images = image_files(folder, set(), others)
     plain = {image.with_suffix("") for image in images if image.name.count(".") == 1}
     for image in images:
         stem, _, kind = image.name.partition(".")
         label, file = _label(image.parent, stem, names)
-        used |= {file} if file else set()
+        if file:
+            label_files.add(file)
         if "." in kind and image.with_name(stem) in plain:  # such as a mask, 1.seg.png beside 1.jpg
             ignored[f".{kind}"] += 1
         elif label:
             rows.append(Row(class_name(label, str(image)), image))
         else:
             ignored[UNLABELLED] += 1
-    others.subtract(file.suffix for file in used)
+    others.subtract(file.suffix for file in label_files)
     ignored.update({kind: count for kind, count in others.items() if count > 0})
     return rows
 
 
 def _label(folder: Path, stem: str, names: Sequence[str]) -> tuple[str, Path | None]:
-    """A sample's class, and the file that gives it; "" and None if there is none."""
+    """Return a sample's class and the file that gives it; "" and None if there is none."""
     if (file := folder / f"{stem}.cls").is_file():
-        return _named(read_text(file).strip(), names, file), file
-    if (file := folder / f"{stem}.json").is_file():
-        fields: Any = read_json(file)
-        if not isinstance(fields, dict):
-            raise UserError(f"{file}: {quoted(fields)} has none of the fields {', '.join(FIELDS)}")
-        value = next((fields[name] for name in FIELDS if fields.get(name) is not None), "")
-        if isinstance(value, (list, dict)):
-            raise UserError(f"{file}: {quoted(value)} is not one class")
-        return _named(str(value).strip(), names, file), file
-    return "", None
+        return _class_name(read_text(file).strip(), names, file), file
+    file = folder / f"{stem}.json"
+    if not file.is_file():
+        return "", None
+    fields = read_json(file)
+    if not isinstance(fields, dict):
+        raise UserError(f"{file}: {quoted(fields)} has none of the fields {', '.join(FIELDS)}")
+    value = next((fields[name] for name in FIELDS if fields.get(name) is not None), "")
+    if isinstance(value, (list, dict)):
+        raise UserError(f"{file}: {quoted(value)} is not one class")
+    return _class_name(str(value).strip(), names, file), file
 
 
-def _named(label: str, names: Sequence[str], file: Path) -> str:
-    if names and label.isdecimal():
-        if int(label) >= len(names):
-            raise UserError(
-                f"{file}: class {label} is not among the {len(names)} lines of classnames.txt"
-            )
-        return names[int(label)]
-    return label
+def _class_name(label: str, names: Sequence[str], file: Path) -> str:
+    if not names or not label.isdecimal():
+        return label
+    if int(label) >= len(names):
+        lines = f"the {len(names)} lines of classnames.txt"
+        raise UserError(f"{file}: class {label} is not among {lines}")
+    return names[int(label)]

@@ -16,7 +16,8 @@ from rmadapter.data.catalog.fetch import unpack
 from rmadapter.data.decode import image_error
 from rmadapter.data.decode_limits import ignored_note
 from rmadapter.data.formats.archives import inner
-from rmadapter.data.formats.scan import scan_folder, scan_table
+from rmadapter.data.formats.class_folders import scan_folder
+from rmadapter.data.formats.tables import scan_table
 from rmadapter.data.names import key, prompt_names
 from rmadapter.errors import UserError, is_text, quoted
 from rmadapter.support.files import csv_text, write_text

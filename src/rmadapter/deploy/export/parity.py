@@ -17,8 +17,8 @@ from rmadapter.artifacts.record import read_record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.data.decode import image_error
 from rmadapter.data.fewshot import read_split
-from rmadapter.data.formats.scan import Source
-from rmadapter.data.formats.sources import open_source
+from rmadapter.data.formats.base import Source
+from rmadapter.data.formats.registry import open_source
 from rmadapter.data.image_set import relative
 from rmadapter.data.names import key
 from rmadapter.data.read import ImageSource
@@ -230,7 +230,7 @@ def _seen(run: Path) -> set[str]:
 
 def _of(data: Path, source: Source, saved: Saved, drawn: set[str] | None, most: int) -> Questions:
     """drawn: names of those images that the run drew; None for data that is not its own."""
-    root, there, _ = source
+    root, there = source[:2]
     rows = there.get("test") or [
         row
         for part in there.values()

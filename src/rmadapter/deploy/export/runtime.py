@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from rmadapter.data.decode import ImageSource, load_image
-from rmadapter.data.formats.scan import image_files
+from rmadapter.data.formats.base import image_files
 from rmadapter.deploy.export.adding import Naming
 from rmadapter.deploy.export.engines import ENGINES, GRAPH
 from rmadapter.errors import UserError

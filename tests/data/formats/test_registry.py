@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rmadapter.data.formats.sources import images_root, is_source, open_source
+from rmadapter.data.formats.registry import images_root, is_data_file, open_source
 from rmadapter.data.inputs import find_images
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
@@ -150,14 +150,14 @@ def test_what_is_no_data_says_what_is(tmp_path: Path, name: str) -> None:
         match=r"(no such file or folder|unknown format); give a folder of class folders; a table",
     ):
         open_source(tmp_path / name)
-    assert is_source(tmp_path / name) == name.endswith("zip")
+    assert is_data_file(tmp_path / name) == name.endswith("zip")
 
 
 def test_a_file_of_labels_that_is_too_large_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = coco_file(tmp_path / "set")
-    monkeypatch.setattr("rmadapter.data.formats.sources.LARGEST", 100)
+    monkeypatch.setattr("rmadapter.data.formats.annotated.LARGEST", 100)
     words = r"coco\.json: has \d+ bytes, .* may have 100; .* 'del\(\.annotations\[\]\.segmentation\)' coco"
     with pytest.raises(UserError, match=words):
         open_source(file)

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from rmadapter.data.formats.scan import Row, order, scan_folder, scan_table, split_named
+from rmadapter.data.formats.base import Row, order, split_named
+from rmadapter.data.formats.class_folders import scan_folder
+from rmadapter.data.formats.tables import scan_table
 from rmadapter.errors import UserError
 from tests.hostile import tables
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rmadapter.data.formats.columns import BETWEEN, choose_columns, read_rows
+from rmadapter.data.formats.tables import BETWEEN, choose_columns, read_rows
 from rmadapter.errors import UserError
 
 

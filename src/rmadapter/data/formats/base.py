@@ -1,0 +1,215 @@
+"""What all formats share: rows of images with labels, names of splits, and the files of a folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar
+
+from rmadapter.data.decode_limits import formats, ignored_note
+from rmadapter.errors import UserError, quoted
+
+T = TypeVar("T")
+
+CLASSNAMES = "classnames.json"
+SPLITS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+# folders of operating systems, with no data
+SYSTEM_FOLDERS = ("$RECYCLE.BIN", "@eaDir", "lost+found", "System Volume Information")
+LISTS = (".csv", ".tsv", ".parquet", ".jsonl", ".json", ".yaml", ".yml", ".txt")  # may hold labels
+
+
+class Row(NamedTuple):
+    """One image. label: as written on disk. group: shared by images that belong together, "" for
+    none."""
+
+    label: str
+    image: Path
+    group: str = ""
+
+
+Rows: TypeAlias = list[Row]
+
+
+class Source(NamedTuple):
+    """The images of a data set.
+
+    - root: the folder that their names are relative to
+    - splits: "train", "val" and "test", or "all" -> rows
+    - ignored: number of files not read, by suffix or other reason
+    - home: the folder with classnames.json, if it is not `root`, which is then in the cache
+    """
+
+    root: Path
+    splits: dict[str, Rows]
+    ignored: Counter[str]
+    home: Path | None = None
+
+
+@dataclass
+class Inputs:
+    """Images without labels. files: in the order in which they were named, those of a folder
+    sorted. folders: folders searched. ignored: number of other files in them, by suffix."""
+
+    files: list[Path] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def note(self) -> str:
+        """A note such as "5 files ignored: .heic 3, .txt 2", or ""."""
+        return ignored_note(self.ignored)
+
+    def add(self, other: Inputs) -> None:
+        """Append other images."""
+        self.files += other.files
+        self.folders += other.folders
+        self.ignored += other.ignored
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How to read data. outside: allow lists to name images outside their folder. columns: kind ->
+    column of a table, as in `read_images`. crops: use boxes instead of whole images."""
+
+    outside: bool = False
+    columns: Mapping[str, str] | None = None
+    crops: bool = False
+
+
+class Format(Protocol):
+    """A format of data; each is a module of this package, and `registry.FORMATS` lists them.
+
+    SUFFIXES: of its files. HAS_BOXES, HAS_COLUMNS: whether its data may have boxes to crop, and
+    columns to name.
+    """
+
+    @property
+    def SUFFIXES(self) -> tuple[str, ...]: ...
+
+    @property
+    def HAS_BOXES(self) -> bool: ...
+
+    @property
+    def HAS_COLUMNS(self) -> bool: ...
+
+    def detects(self, path: Path) -> bool:
+        """Return whether a file or folder has this format, as far as formats before it do not."""
+
+    def read(self, path: Path, options: ReadOptions) -> Source:
+        """List the images with their labels. Raises UserError for broken data."""
+
+    def image_root(self, path: Path) -> Path:
+        """Return the `root` of what `read` returns, without reading."""
+
+    def list_images(self, path: Path, options: ReadOptions) -> Inputs:
+        """List all images, labelled or not."""
+
+
+# Names
+
+
+def order(name: str) -> tuple[str, str]:
+    """Sort key of names: case-insensitive, and the same on file systems that decompose accents."""
+    return unicodedata.normalize("NFC", name).casefold(), name
+
+
+def split_named(name: str) -> str:
+    """Return the split in the name of a file or folder, such as "val" of "instances_val2017"; "all"
+    if there is none. Raises UserError if there are two."""
+    words = re.findall("[a-z]+", name.casefold())
+    splits = list(dict.fromkeys(SPLITS[word] for word in words if word in SPLITS))
+    if len(splits) > 1:
+        both = " and ".join(splits)
+        raise UserError(f"{name}: its name says {both}: rename it, so that it is in one split")
+    return splits[0] if splits else "all"
+
+
+def only_label(labels: Iterable[T], where: str) -> T | None:
+    """Return the label of an image, None if it has none; repeats count once. Raises UserError,
+    naming `where`, for an image with several labels."""
+    different: list[T] = []
+    for label in labels:
+        if label not in different:
+            different.append(label)
+    if len(different) > 1:
+        first, second = map(quoted, different[:2])
+        raise UserError(
+            f"{where}: has the labels {first} and {second}, but one label per image is supported: "
+            f"use --crops (crops=True) for boxes, or a multi-label library such as torchvision with "
+            f"BCE loss"
+        )
+    return different[0] if different else None
+
+
+# Folders
+
+
+def listed(folder: Path) -> list[Path]:
+    """Return the entries of a folder. Raises UserError if it may not be read."""
+    try:
+        return [*folder.iterdir()]
+    except OSError as error:
+        refuse(error)
+
+
+def refuse(error: OSError) -> NoReturn:
+    """Raise the UserError for a folder that cannot be read."""
+    raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
+
+
+def image_files(folder: Path, skip: set[Path], ignored: Counter[str] | None = None) -> list[Path]:
+    """Return the files with an image suffix at any depth, sorted.
+
+    skip: folders not to enter; gets those entered, so that none is entered twice. ignored: counts
+    other files by suffix.
+    """
+    images: list[Path] = []
+    for name, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        real = Path(name).resolve()
+        if real in skip:
+            folders.clear()
+            continue
+        skip.add(real)
+        hidden = [inner for inner in folders if inner.startswith(".") or inner in SYSTEM_FOLDERS]
+        folders[:] = sorted({*folders} - {*hidden})
+        for path in (Path(name, file) for file in files):
+            if path.suffix.lower() in formats() and not path.name.startswith("."):
+                images.append(path)
+            elif ignored is not None:
+                ignored[file_kind(path)] += 1
+    return in_order(images)
+
+
+def in_order(paths: Iterable[Path]) -> list[Path]:
+    """Sort paths, in the same order on file systems that decompose accents."""
+    return sorted(paths, key=lambda path: unicodedata.normalize("NFC", path.as_posix()))
+
+
+def file_kind(path: Path) -> str:
+    """Return how a file that is not read is counted."""
+    return "hidden" if path.name.startswith(".") else path.suffix.lower() or "no suffix"
+
+
+def search(folder: Path) -> Inputs:
+    """List the images of a folder at any depth."""
+    ignored: Counter[str] = Counter()
+    return Inputs(image_files(folder, set(), ignored), [folder], ignored)
+
+
+def count_unlisted(root: Path, listed: set[Path], ignored: Counter[str]) -> None:
+    """Count a folder's unlisted images, and its other files except those that may hold labels."""
+    others: Counter[str] = Counter()
+    known = {os.path.abspath(image) for image in listed}
+    images = [os.path.abspath(image) for image in image_files(root, set(), others)]
+    unlisted = sum(image not in known for image in images)
+    if unlisted:
+        ignored["images without an entry"] = unlisted
+    ignored.update({kind: count for kind, count in others.items() if kind not in LISTS})

@@ -1,0 +1,137 @@
+"""A folder of class folders, with or without split folders above them."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rmadapter.data.decode_limits import formats
+from rmadapter.data.formats.base import (
+    CLASSNAMES,
+    SPLITS,
+    SYSTEM_FOLDERS,
+    Inputs,
+    ReadOptions,
+    Row,
+    Rows,
+    Source,
+    file_kind,
+    image_files,
+    listed,
+    order,
+    search,
+    split_named,
+)
+from rmadapter.errors import UserError
+
+SUFFIXES = ()
+HAS_BOXES = False
+HAS_COLUMNS = False
+ENDLESS = {("/", name) for name in ("dev", "proc", "sys")}  # their "files" may never end
+
+
+def detects(path: Path) -> bool:
+    return os.path.isdir(path)  # never raises, even for overlong names
+
+
+def read(path: Path, options: ReadOptions) -> Source:
+    ignored: Counter[str] = Counter()
+    return Source(path, scan_folder(path, ignored), ignored)
+
+
+def image_root(path: Path) -> Path:
+    return path
+
+
+def list_images(path: Path, options: ReadOptions) -> Inputs:
+    return search(path)
+
+
+def scan_folder(root: Path, ignored: Counter[str] | None = None) -> dict[str, Rows]:
+    """Return split -> rows sorted by class and file; {"all": ...} if there are no split folders
+    above the class folders.
+
+    ignored: counts other files by suffix. Raises UserError for unreadable folders and any other
+    layout.
+    """
+    ignored = Counter() if ignored is None else ignored
+    real = root.resolve()
+    if real.parts[:2] in ENDLESS:
+        raise UserError(f"{root}: {real.parts[1]} is a system folder, which holds no images")
+    folders = _folders(root)
+    splits = [folder for folder in folders if folder.name.casefold() in SPLITS]
+    others = [folder for folder in folders if folder not in splits]
+    if not splits or (others and not any(_folders(folder) for folder in splits)):
+        _refuse_named_splits(root, folders)
+        return {"all": _scan_classes(root, ignored)}  # "train" may well be a class of vehicles
+    if others:
+        close = difflib.get_close_matches(others[0].name.casefold(), SPLITS, n=1)
+        meant = f" (did you mean {close[0]!r}?)" if close else ""
+        where = f"{root}: holds {splits[0].name!r} beside {others[0].name!r}{meant}"
+        raise UserError(f"{where}: keep either splits or classes there")
+    rows: dict[str, Rows] = {}
+    _count_files(root, ignored)
+    for folder in splits:
+        name = SPLITS[folder.name.casefold()]
+        if name in rows:
+            what = f"{folder.name!r} is a second folder for the split {name!r}"
+            raise UserError(f"{root}: {what}: merge the two")
+        rows[name] = _scan_classes(folder, ignored)
+    return {name: rows[name] for name in ("train", "val", "test") if name in rows}
+
+
+def _scan_classes(parent: Path, ignored: Counter[str]) -> Rows:
+    """Return the rows of all class folders; a class folder without images gets a row of its own
+    path, to be reported as unreadable."""
+    classes = _folders(parent)
+    if not classes:
+        raise UserError(f"{parent}: holds no class folders; images belong in {parent}/CLASS NAME/")
+    # A link up the tree, or to another class, would bring in images under a wrong label.
+    home = parent.resolve()
+    places = {folder: folder.resolve() for folder in classes if not folder.is_symlink()}
+    barred = {home, *home.parents, *places.values()}
+    rows: Rows = []
+    for folder in classes:
+        inside = _folders(folder)
+        if inside and all(inner.name.casefold() in SPLITS for inner in inside):
+            what = "holds splits, so it is a data set, not a class"
+            raise UserError(f"{folder}: {what}: give that folder instead")
+        images = image_files(folder, barred - {places.get(folder)}, ignored)
+        rows += [Row(folder.name, image) for image in images or [folder]]
+    _count_files(parent, ignored)
+    return rows
+
+
+def _folders(path: Path) -> list[Path]:
+    """Return the visible subfolders, except runs and those of systems; the zip program of macOS
+    leaves __MACOSX behind."""
+    visible = [entry for entry in listed(path) if not entry.name.startswith((".", "__MACOSX"))]
+    folders = [entry for entry in visible if entry.name not in SYSTEM_FOLDERS and entry.is_dir()]
+    data = [folder for folder in folders if not _is_run(folder)]
+    return sorted(data, key=lambda folder: order(folder.name))
+
+
+def _is_run(folder: Path) -> bool:
+    """Return whether `fit --out DATA/run` wrote the folder, finished or not."""
+    written = any(os.path.isfile(folder / name) for name in ("run.json", "split.json"))
+    return written and not any(path.suffix.lower() in formats() for path in listed(folder))
+
+
+def _refuse_named_splits(root: Path, folders: Sequence[Path]) -> None:
+    """Raise UserError if all folders, each of folders, are splits by a part of their names:
+    seg_train, seg_test."""
+    splits = [split_named(folder.name) for folder in folders]
+    if {"train", "test"} <= {*splits} and "all" not in splits and all(map(_folders, folders)):
+        what = f"{folders[0].name!r} and the others seem to be splits"
+        raise UserError(f"{root}: {what}: rename them to train and test")
+
+
+def _count_files(folder: Path, ignored: Counter[str]) -> None:
+    """Count the files of a folder that should only hold folders."""
+    for path in listed(folder):
+        if path.is_file() and path.name != CLASSNAMES:
+            image = path.suffix.lower() in formats() and not path.name.startswith(".")
+            ignored["images outside class folders" if image else file_kind(path)] += 1

@@ -1,0 +1,288 @@
+"""Tables of images, as text or parquet; columns are recognised by usual names or as the user says."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from rmadapter.data.decode_limits import listed_image
+from rmadapter.data.formats.base import (
+    SPLITS,
+    Inputs,
+    ReadOptions,
+    Row,
+    Rows,
+    Source,
+    only_label,
+)
+from rmadapter.errors import UserError, nearest, quoted
+from rmadapter.support.files import read_text
+
+if TYPE_CHECKING:
+    import pandas
+
+SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl")
+HAS_BOXES = False
+HAS_COLUMNS = True
+USUAL = {  # if a table has several of them, the first is used
+    "image": ("path", "image", "file", "filename", "file_name"),
+    "label": ("label", "class", "category"),
+    "label_list": ("labels",),  # replaces "label" in readers that accept it
+    "split": ("split", "subset"),
+    "group": ("group",),
+    "name": ("name",),
+    "given": ("given",),
+    "suggested": ("suggested",),
+    "decision": ("decision",),
+}
+DELIMITERS = ",;\t"  # of equally good ones, the first is used
+BETWEEN = "\x1f"  # joins the items of a list, as JSON lines and parquet have them
+
+# the table's columns -> {"image": one of them, ...}
+Choice: TypeAlias = "Callable[[Sequence[str]], dict[str, str]]"
+Cells: TypeAlias = "Iterator[tuple[str, dict[str, Any]]]"  # place of a row, and its cells by kind
+
+
+def detects(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.is_dir()
+
+
+def read(path: Path, options: ReadOptions) -> Source:
+    return Source(path.parent, scan_table(path, options.outside, options.columns), Counter())
+
+
+def image_root(path: Path) -> Path:
+    return path.parent
+
+
+def list_images(path: Path, options: ReadOptions) -> Inputs:
+    named = {"image": (options.columns or {}).get("image", "")}
+    rows = read_rows(path, ["image"], named=named)
+    return Inputs([listed_image(path, at, cells["image"], options.outside) for at, cells in rows])
+
+
+def scan_table(
+    path: Path, outside: bool = False, columns: Mapping[str, str] | None = None
+) -> dict[str, Rows]:
+    """Return split -> rows in the order of the table, on which draws depend; {"all": ...} without a
+    split column.
+
+    outside: whether images may be outside the table's folder. columns: `named` of `read_rows`.
+    Raises UserError as `read_rows`, `listed_image` and `only_label`, and for an empty label or a
+    split other than train, val and test.
+    """
+    splits: dict[str, Rows] = {}
+    optional = ("label_list", "split", "group")
+    for where, cells in read_rows(path, ("image", "label"), optional, columns):
+        image = listed_image(path, where, cells["image"], outside)
+        label = only_label(row_labels(cells), where)
+        if label is None:
+            raise UserError(f"{where}: the label is empty")
+        split = cells.get("split", "all")
+        if "split" in cells and split.casefold() not in SPLITS:
+            raise UserError(f"{where}: split is {split!r:.80}: write train, val or test")
+        row = Row(label, image, cells.get("group", ""))
+        splits.setdefault(SPLITS.get(split.casefold(), split), []).append(row)
+    return splits
+
+
+def row_labels(cells: Mapping[str, str]) -> list[str]:
+    """Return the labels of a table's row: the items of a list; in a column called `labels`, also
+    the parts between ; or |."""
+    if "label" in cells:
+        text = cells["label"]
+    else:
+        text = cells["label_list"].replace(";", BETWEEN).replace("|", BETWEEN)
+    return [label for label in map(str.strip, text.split(BETWEEN)) if label]
+
+
+def read_rows(
+    path: Path, needed: Sequence[str], optional: Sequence[str] = (),
+    named: Mapping[str, str] | None = None,
+) -> Iterator[tuple[str, dict[str, str]]]:  # fmt: skip
+    """Yield the place of each row, for messages, and its cells, stripped, by kind.
+
+    needed, optional: kinds (keys of USUAL); optional ones that the table lacks are left out. named:
+    kind -> column, "" for the usual names; None if the user cannot name any. Raises UserError for a
+    table that is unreadable, lacks a column or has no rows.
+    """
+    unknown = next((kind for kind in named or () if kind not in USUAL), "")
+    if unknown:
+        raise UserError(f"columns: unknown kind {quoted(unknown)}{nearest(unknown, USUAL)}")
+
+    def choose(columns: Sequence[str]) -> dict[str, str]:
+        return choose_columns(path, columns, needed, optional, named)
+
+    where = ""
+    for where, cells in _reader(path)(path, choose):
+        for kind, cell in cells.items():
+            if isinstance(cell, (bytes, dict)):
+                advice = "`datasets` can save images in tables"
+                raise UserError(f"{path}, {where}: the {kind} is data, not text; {advice}")
+        yield f"{path}, {where}", {kind: as_text(cell) for kind, cell in cells.items()}
+    if not where:
+        raise UserError(f"{path}: has no rows of data")
+
+
+def header(path: Path) -> list[str]:
+    """Return the column names of a table. Raises UserError if it is unreadable."""
+    names: list[str] = []
+
+    def keep(columns: Sequence[str]) -> dict[str, str]:
+        names.extend(columns)
+        return {}
+
+    next(_reader(path)(path, keep), None)
+    return names
+
+
+def frame_cells(frame: pandas.DataFrame, columns: Mapping[str, str]) -> dict[str, list[Any]]:
+    """Return kind -> cells of its column of a DataFrame; column names may be of any type, missing
+    cells are None."""
+    names = [*map(str, frame.columns)]
+    cells: dict[str, list[Any]] = {}
+    for kind, name in columns.items():
+        column = frame.iloc[:, names.index(name)]
+        missing = column.isna()
+        pairs = zip(column.tolist(), missing, strict=True)
+        cells[kind] = [None if gone else cell for cell, gone in pairs]
+    return cells
+
+
+def choose_columns(
+    table: Path | str, columns: Sequence[str], needed: Sequence[str], optional: Sequence[str] = (),
+    named: Mapping[str, str] | None = None,
+) -> dict[str, str]:  # fmt: skip
+    """Return kind -> its column; arguments as in `read_rows`. Raises UserError, naming the table."""
+    if not columns:
+        raise UserError(f"{table}: the first line is empty; write the column names there")
+    lists = "label_list" in optional and _column(table, "label_list", columns, named, False)
+    must = {*needed} - ({"label"} if lists else set())
+    chosen = {}
+    for kind in (*needed, *optional):
+        column = _column(table, kind, columns, named, kind in must)
+        if column is not None:
+            chosen[kind] = column
+    return chosen
+
+
+def as_text(value: Any) -> str:
+    """Return the cell as stripped text, "" for a missing one; the items of a list or array joined
+    with BETWEEN."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, (list, tuple)):
+        return BETWEEN.join(map(as_text, value))
+    missing = value is None or value != value  # NaN, as JSON lines of pandas have it
+    return "" if missing else str(value).strip()
+
+
+def _column(
+    table: Path | str, kind: str, columns: Sequence[str], named: Mapping[str, str] | None,
+    needed: bool,
+) -> str | None:  # fmt: skip
+    """Return the column that is named, or else has a usual name in any case; None if there is none
+    and it is not `needed`."""
+    wanted = (named or {}).get(kind, "")
+    if wanted:
+        matches = [wanted] if wanted in columns else []
+    else:
+        plain = {column.strip().casefold(): column for column in reversed(columns)}
+        matches = [plain[name] for name in USUAL[kind] if name in plain]
+    if matches and columns.count(matches[0]) > 1:
+        raise UserError(f"{table}: two columns are called {quoted(matches[0])}: rename one")
+    if matches:
+        return matches[0]
+    if not (wanted or needed):
+        return None
+    called = quoted(wanted) if wanted else " or ".join(USUAL[kind])
+    hint = ""
+    if named is not None and not wanted:
+        hint = f"; name one with --{kind}-column (columns={{'{kind}': ...}})"
+    raise UserError(
+        f"{table}: none of its columns ({', '.join(columns):.200}) is called {called}{hint}"
+    )
+
+
+# Readers
+
+
+def _reader(path: Path) -> Callable[[Path, Choice], Cells]:
+    return {".parquet": _parquet, ".jsonl": _json_lines}.get(path.suffix.lower(), _text)
+
+
+def _text(path: Path, choose: Choice) -> Cells:
+    kind = "a readable CSV file in UTF-8"
+    text = read_text(path, kind)
+    lines = io.StringIO(text, newline="")
+    try:
+        reader = csv.DictReader(lines, delimiter=_delimiter(text), strict=True)
+        columns = choose(reader.fieldnames or [])
+        for row in reader:
+            where = f"line {reader.line_num}"
+            if None in row:
+                raise UserError(
+                    f"{path}, {where}: more cells than columns; quote cells with commas"
+                )
+            if any(cell and cell.strip() for cell in row.values()):
+                yield where, {kind: row[column] for kind, column in columns.items()}
+            # spreadsheets write empty rows below the last one
+    except csv.Error as error:
+        raise UserError(f"{path}: not {kind} ({error})") from None
+
+
+def _delimiter(text: str) -> str:
+    """Return the delimiter that gives the most columns in the first line; spreadsheets write ; if
+    numbers have a comma."""
+    line = next(iter(text[:100_000].splitlines()), "")
+    return max(DELIMITERS, key=lambda mark: len(next(csv.reader([line], delimiter=mark), [])))
+
+
+def _json_lines(path: Path, choose: Choice) -> Cells:
+    """Yield one object per line; any may have columns that others lack."""
+    kind = "readable JSON lines"
+    rows: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(read_text(path, kind).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            reason = type(error).__name__
+            raise UserError(f"{path}, line {number}: not {kind} ({reason})") from None
+        if not isinstance(row, dict):
+            advice = 'write {"column": value, ...}'
+            raise UserError(f"{path}, line {number}: {quoted(row)}: {advice}")
+        rows[number] = row
+    names = dict.fromkeys(name for row in rows.values() for name in row)
+    columns = choose([*names]) if rows else {}
+    for number, row in rows.items():
+        yield f"line {number}", {kind: row.get(column) for kind, column in columns.items()}
+
+
+def _parquet(path: Path, choose: Choice) -> Cells:
+    parquet = pyarrow("parquet", str(path))
+    try:
+        columns = choose(parquet.read_schema(path).names)
+        table = parquet.read_table(path, columns=[*columns.values()])
+        cells = [table.column(column).to_pylist() for column in columns.values()]
+    except UserError:
+        raise
+    except Exception as error:  # on broken files pyarrow raises nearly anything
+        raise UserError(f"{path}: not a readable parquet file ({type(error).__name__})") from None
+    for number, row in enumerate(zip(*cells, strict=True), 1):
+        yield f"row {number}", dict(zip(columns, row, strict=True))
+
+
+def pyarrow(module: str, where: str) -> Any:
+    """Import a module of pyarrow. Raises UserError, naming `where`, if it is not installed."""
+    try:
+        return import_module(f"pyarrow.{module}")
+    except ImportError:
+        advice = "`pip install pyarrow`, or use CSV"
+        raise UserError(f"{where}: reading parquet needs pyarrow; {advice}") from None
