@@ -47,7 +47,7 @@ def job(folder: Path, kind: str, name: str = "out") -> Job:
 def wait(what: Job, state: str) -> None:
     until = time.monotonic() + 60
     while what.state != state:
-        assert time.monotonic() < until, (what.state, what.told)
+        assert time.monotonic() < until, (what.state, what.message)
         time.sleep(0.01)
 
 
@@ -58,13 +58,13 @@ def gone(path: Path) -> bool:
     return not path.exists()
 
 
-def test_one_that_ends_well(jobs: Jobs, tmp_path: Path) -> None:
+def test_successful_job(jobs: Jobs, tmp_path: Path) -> None:
     one, seen = job(tmp_path, "well"), []
-    one.then = lambda: seen.append(one.out.is_dir())
+    one.on_success = lambda: seen.append(one.out.is_dir())
     jobs.add(one)
     wait(one, "done")
     assert seen == [True]
-    assert (one.notes, one.share, one.told) == (
+    assert (one.notes, one.share, one.message) == (
         ["two classes"],
         0.75,
         "learning from them: 3 s left",
@@ -80,16 +80,16 @@ def test_one_that_ends_well(jobs: Jobs, tmp_path: Path) -> None:
         ("killed", "as when memory runs out"),
     ],
 )
-def test_one_that_fails_leaves_nothing(jobs: Jobs, tmp_path: Path, kind: str, told: str) -> None:
+def test_failed_job_leaves_nothing(jobs: Jobs, tmp_path: Path, kind: str, told: str) -> None:
     one = job(tmp_path, kind)
-    one.then = lambda: pytest.fail("it did not end well")
+    one.on_success = lambda: pytest.fail("it did not end well")
     jobs.add(one)
     wait(one, "failed")
-    assert told in one.told
+    assert told in one.message
     assert gone(one.out)
 
 
-def test_what_comes_after_may_fail_too(
+def test_on_success_may_fail(
     jobs: Jobs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse() -> None:
@@ -98,14 +98,12 @@ def test_what_comes_after_may_fail_too(
     def stumble() -> None:
         raise ZeroDivisionError
 
-    for number, (then, told) in enumerate(
-        [(refuse, "not this one"), (stumble, "The server has a bug")]
-    ):
+    for number, (then, told) in enumerate([(refuse, "not this one"), (stumble, "Internal error")]):
         one = job(tmp_path, "well", str(number))
-        one.then = then
+        one.on_success = then
         jobs.add(one)
         wait(one, "failed")
-        assert told in one.told
+        assert told in one.message
         assert gone(one.out)
     assert "ZeroDivisionError" in capsys.readouterr().err
 
@@ -143,13 +141,13 @@ def test_the_end_of_the_server_stops_all(jobs: Jobs, tmp_path: Path) -> None:
 
 def test_what_is_heard() -> None:
     one = Job("Training", [], Path(), Path("x"))
-    one.hear("note: auto: rmadapter (7 of 8)")
-    assert (one.told, one.share) == ("trying rmadapter (7 of 8)", None)
-    one.hear("checking images: 7")
-    assert (one.told, one.share) == ("checking images", None)
-    one.hear("frozen activations: 5 of 10, 12 s left")
-    assert (one.told, one.share) == ("looking at the images: 12 s left", 0.5)
-    one.hear("checking images: 9 of 10, 0 s left, loss 0.1")
-    assert (one.told, one.share) == ("checking images", None)
-    one.hear("something else: entirely")
-    assert one.told == "checking images"
+    one.read_line("note: auto: rmadapter (7 of 8)")
+    assert (one.message, one.share) == ("trying rmadapter (7 of 8)", None)
+    one.read_line("checking images: 7")
+    assert (one.message, one.share) == ("checking images", None)
+    one.read_line("frozen activations: 5 of 10, 12 s left")
+    assert (one.message, one.share) == ("looking at the images: 12 s left", 0.5)
+    one.read_line("checking images: 9 of 10, 0 s left, loss 0.1")
+    assert (one.message, one.share) == ("checking images", None)
+    one.read_line("something else: entirely")
+    assert one.message == "checking images"

@@ -1,5 +1,4 @@
-"""The page's server, asked without a browser: whose is what, what is too large, and what a mistake
-looks like."""
+"""The page's server without a browser: visitors, limits and errors."""
 
 from __future__ import annotations
 
@@ -9,6 +8,7 @@ import threading
 import zipfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 from rmadapter.backbones import Backbone
 from rmadapter.deploy.app import server as module
 from rmadapter.deploy.app.jobs import Jobs
-from rmadapter.deploy.app.server import build
+from rmadapter.deploy.app.server import Visitors, build
 from rmadapter.deploy.app.session import Shared
 
 ADDRESS = "http://127.0.0.1:8080"
@@ -72,7 +72,7 @@ def test_the_page_and_its_parts(client: TestClient) -> None:
         assert client.get(path).status_code == 404
 
 
-def test_a_cookie_that_scripts_and_other_sites_do_not_get(client: TestClient) -> None:
+def test_cookie_is_hidden_from_scripts_and_other_sites(client: TestClient) -> None:
     cookie = TestClient(client.app, ADDRESS).get("/").headers["set-cookie"]
     assert cookie.startswith("rmadapter-app-8080=")
     assert "HttpOnly" in cookie
@@ -88,7 +88,7 @@ def test_a_cookie_that_scripts_and_other_sites_do_not_get(client: TestClient) ->
     assert "reload it" in told(put(stranger, "image", b"", label="a"))
 
 
-def test_two_at_once_never_mix(client: TestClient, colors: Path) -> None:
+def test_concurrent_visitors_are_separate(client: TestClient, colors: Path) -> None:
     other = another(client)
 
     def work(who: TestClient, label: str) -> None:
@@ -116,7 +116,7 @@ def test_two_at_once_never_mix(client: TestClient, colors: Path) -> None:
             assert label in file.read("model/model.json").decode()
 
 
-def test_mistakes_are_one_sentence(
+def test_errors_are_one_line(
     client: TestClient, colors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MOST_IMAGE", 100)
@@ -148,20 +148,17 @@ def test_mistakes_are_one_sentence(
     assert classes(client) == {}
 
 
-def test_a_full_disk_is_a_sentence(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     async def full(*_: object) -> AsyncIterator[bytes]:
         raise OSError(errno.ENOSPC, "No space left on device")
         yield b""
 
-    monkeypatch.setattr(module, "_bounded", full)
-    assert (
-        told(put(client, "zip", b"x", name="a.zip"))
-        == "a.zip: cannot be kept on the server (No space left on device)"
-    )
+    monkeypatch.setattr(module, "read_parts", full)
+    assert told(put(client, "zip", b"x", name="a.zip")).startswith("a.zip: ")
     assert classes(client) == {}
 
 
-def test_somebody_who_leaves_in_the_middle(client: TestClient) -> None:
+def test_client_that_leaves_early(client: TestClient) -> None:
     sent: list[Any] = []
     cookie = "; ".join(f"{name}={value}" for name, value in client.cookies.items())
     headers = [(b"host", b"127.0.0.1:8080"), (b"cookie", cookie.encode())]
@@ -194,7 +191,7 @@ def test_somebody_who_leaves_in_the_middle(client: TestClient) -> None:
     assert not list(session.folder.iterdir())
 
 
-def test_other_sites(client: TestClient) -> None:
+def test_other_sites_are_refused(client: TestClient) -> None:
     evil = {"origin": "http://evil.example"}
     assert "Another site" in told(
         client.post("/api/classes", json={"names": ["a"]}, headers=evil), 403
@@ -207,7 +204,7 @@ def test_other_sites(client: TestClient) -> None:
     assert classes(client) == {"a": 0}
 
 
-def test_a_report_that_somebody_made(client: TestClient, finished: Path) -> None:
+def test_uploaded_report_runs_nothing(client: TestClient, finished: Path) -> None:
     """It may hold anything: none of it runs."""
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as file:
@@ -222,10 +219,96 @@ def test_a_report_that_somebody_made(client: TestClient, finished: Path) -> None
     assert client.get("/api/judged").json()["rows"][-1]["name"].startswith("after: ")
 
 
-def test_nothing_is_left_when_the_server_ends(tiny_clip: Backbone) -> None:
+def test_folders_are_removed_at_the_end(tiny_clip: Backbone) -> None:
     with TestClient(build(Shared(tiny_clip, Jobs())), ADDRESS) as client:
         client.get("/")
         named(client, "red", "blue")
         root = client.app.state.visitors.root  # type: ignore[attr-defined]
         assert [*root.glob("*/model-1/model.json")]
     assert not root.exists()
+
+
+# Visitors
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_visitors_and_strangers(tmp_path: Path) -> None:
+    shared: Any = SimpleNamespace()
+    visitors = Visitors(tmp_path, shared, 10)
+    one, two = visitors.add(), visitors.add()
+    mine, other = visitors.session(one), visitors.session(two)
+    assert mine is not None
+    assert other is not None
+    assert mine is visitors.session(one)
+    assert mine.folder != other.folder
+    assert one not in str(mine.folder)
+    assert visitors.session(None) is visitors.session("") is visitors.session("guess") is None
+    visitors.remove(one)
+    assert visitors.session(one) is None
+    assert (mine.folder.exists(), other.folder.exists()) == (False, True)
+
+
+def test_idle_visitors_are_removed(tmp_path: Path) -> None:
+    shared: Any = SimpleNamespace()
+    clock = Clock()
+    visitors = Visitors(tmp_path, shared, 10, clock)
+    away, here, busy = (visitors.add() for _ in range(3))
+    at_work = visitors.session(busy)
+    assert at_work is not None
+    job: Any = SimpleNamespace(ended=False)
+    at_work.job = job
+    clock.now = 8
+    assert visitors.session(here)
+    clock.now = 11
+    visitors.sweep()
+    assert visitors.session(away) is None
+    assert visitors.session(here)
+    assert visitors.session(busy)
+    assert len([*tmp_path.iterdir()]) == 2
+
+
+def test_active_visitors_stay_longest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when another site's page, or a monitor, asks for the page again and again."""
+    monkeypatch.setattr(module, "MOST_VISITORS", 4)
+    shared: Any = SimpleNamespace()
+    clock = Clock()
+    visitors = Visitors(tmp_path, shared, 10, clock)
+    training, labelled = visitors.add(), visitors.add()
+    busy, idle = visitors.session(training), visitors.session(labelled)
+    assert busy
+    assert idle
+    busy.job = SimpleNamespace(ended=False)  # type: ignore[assignment]
+    idle.images.add_class("cat")
+    for clock.now in range(1, 9):
+        newest = visitors.add()
+        assert visitors.session(newest)
+    assert (visitors.session(training), visitors.session(labelled)) == (busy, idle)
+    for clock.now in range(9, 12):
+        another = visitors.session(visitors.add())
+        assert another
+        another.images.add_class("dog")
+    assert visitors.session(training)
+    assert visitors.session(labelled) is None
+
+
+def test_visitors_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_VISITORS", 2)
+    shared: Any = SimpleNamespace()
+    clock = Clock()
+    visitors = Visitors(tmp_path, shared, 10, clock)
+    numbers = []
+    for clock.now in range(4):
+        numbers.append(visitors.add())
+    assert [visitors.session(number) is not None for number in numbers] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert len([*tmp_path.iterdir()]) == 2

@@ -12,15 +12,26 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from rmadapter import load
-from rmadapter.artifacts.record import read_record
+from rmadapter.artifacts.predictions import Guess, Predictions
+from rmadapter.artifacts.record import Score, read_record
 from rmadapter.backbones import Backbone
 from rmadapter.deploy.app.jobs import Jobs
-from rmadapter.deploy.app.session import Session, Shared
+from rmadapter.deploy.app.session import (
+    MOST_WRONG,
+    Session,
+    Shared,
+    hidden_paths,
+    read_scores,
+    write_zip,
+    wrong_images,
+)  # fmt: skip
 from rmadapter.errors import UserError
 from rmadapter.methods.linear_probe import LinearProbe
+from rmadapter.metrics import wilson
 
 
 @pytest.fixture(autouse=True)
@@ -49,34 +60,34 @@ def visitor(folder: Path, shared: Shared) -> Session:
     return Session(folder, shared)
 
 
-def bring(session: Session, images: Path, *labels: str) -> None:
+def add_images(session: Session, images: Path, *labels: str) -> None:
     for label in labels:
         for image in sorted((images / label).iterdir()):
             path = session.folder / image.name
             shutil.copyfile(image, path)
-            session.shelf.take(path, label, image.name)
+            session.images.add(path, label, image.name)
 
 
 def wait(session: Session) -> str:
     assert session.job is not None
     until = time.monotonic() + 600
-    while not session.job.over and time.monotonic() < until:
+    while not session.job.ended and time.monotonic() < until:
         time.sleep(0.05)
     return session.job.state
 
 
-def test_from_images_to_a_model_that_comes_back(
+def test_training_and_downloads(
     session: Session, shared: Shared, colors: Path, tmp_path: Path
 ) -> None:
-    bring(session, colors / "train", "red", "blue", "green")
+    add_images(session, colors / "train", "red", "blue", "green")
     session.train("linear-probe-pair")
     for call in (lambda: session.train("auto"), lambda: session.remove("red")):
-        with pytest.raises(UserError, match="already running"):
+        with pytest.raises(UserError, match="running"):
             call()
-    assert wait(session) == "done", session.job and session.job.told
+    assert wait(session) == "done", session.job and session.job.message
     state = session.state()
     assert state["model"]["labels"] == ["blue", "green", "red"]
-    found = session.judged()
+    found = session.scores()
     assert found is not None
     assert found["rows"][-1]["accuracy"] > 50
     assert found["rows"][-1]["low"] < found["rows"][-1]["accuracy"] <= found["rows"][-1]["high"]
@@ -88,16 +99,16 @@ def test_from_images_to_a_model_that_comes_back(
         "rmadapter fit images.csv --method"
     )
     assert "<html" in session.report().read_text("utf-8")
-    answers = session.ask(colors / "test/red/0.png", "photo.png")
+    answers = session.predict(colors / "test/red/0.png", "photo.png")
     assert answers[0]["label"] == "red"
     assert sum(row["probability"] for row in answers) == pytest.approx(1, abs=1e-5)
-    with pytest.raises(UserError, match="only knows the classes it was trained on"):
+    with pytest.raises(UserError, match="trained on"):
         session.add(["yellow"])
     assert session.state()["model"] == state["model"]
-    comes_back(session, visitor(tmp_path / "other", shared), colors, tmp_path)
+    check_download(session, visitor(tmp_path / "other", shared), colors, tmp_path)
 
 
-def comes_back(session: Session, other: Session, colors: Path, tmp_path: Path) -> None:
+def check_download(session: Session, other: Session, colors: Path, tmp_path: Path) -> None:
     """What was downloaded, at another visitor's."""
     with zipfile.ZipFile(session.zipped("images")) as file:
         names = file.namelist()
@@ -109,20 +120,20 @@ def comes_back(session: Session, other: Session, colors: Path, tmp_path: Path) -
         assert {name.split("/")[0] for name in file.namelist()} == {"model"}
 
     shutil.copyfile(session.zipped("images"), other.folder / "x.zip")
-    assert other.take_zip(other.folder / "x.zip") == {"opened": "x", "bad": []}
-    assert other.judged() == session.judged()
+    assert other.add_zip(other.folder / "x.zip") == {"opened": "x", "bad": []}
+    assert other.scores() == session.scores()
     state = other.state()
     assert (state["classes"][0], state["base"]) == ({"label": "red", "images": 6}, None)
     shutil.copyfile(session.zipped("model"), other.folder / "y.zip")
-    assert other.take_zip(other.folder / "y.zip")["opened"] == "y"
+    assert other.add_zip(other.folder / "y.zip")["opened"] == "y"
     assert (other.state()["classes"], len(other.state()["model"]["labels"])) == ([], 3)
-    bring(other, colors / "train", "red", "blue")
-    with pytest.raises(UserError, match="images of this run are not here"):
+    add_images(other, colors / "train", "red", "blue")
+    with pytest.raises(UserError, match="images of this run"):
         other.train("linear-probe-pair")
 
 
 @pytest.mark.slow
-def test_a_run_of_the_server_learns_one_more_class(
+def test_run_of_the_server_learns_another_class(
     session: Session, colors: Path, tmp_path: Path
 ) -> None:
     record = tmp_path / "runs/colours/run.json"
@@ -132,9 +143,9 @@ def test_a_run_of_the_server_learns_one_more_class(
     assert session.state()["base"] == {"run": "model-1", "grows": True}
     shutil.copytree(colors / "train/red", tmp_path / "more/scarlet")
     shutil.copytree(colors / "train/blue", tmp_path / "more/navy")
-    bring(session, tmp_path / "more", "scarlet", "navy")
+    add_images(session, tmp_path / "more", "scarlet", "navy")
     session.train("auto")
-    assert wait(session) == "done", session.job and session.job.told
+    assert wait(session) == "done", session.job and session.job.message
     assert session.state()["model"]["labels"] == [
         "blue",
         "green",
@@ -147,7 +158,7 @@ def test_a_run_of_the_server_learns_one_more_class(
     session.add(["yellow"])
     assert session.state()["model"]["labels"][-1] == "yellow"
     assert session.run != before
-    assert session.judged() is None
+    assert session.scores() is None
     with pytest.raises(UserError, match="no report"):
         session.report()
 
@@ -160,7 +171,7 @@ def test_an_export(session: Session) -> None:
     with pytest.raises(UserError, match="not exported yet"):
         session.zipped("onnx")
     session.export("onnx")
-    assert wait(session) == "done", session.job and session.job.told
+    assert wait(session) == "done", session.job and session.job.message
     assert session.state()["exports"] == ["onnx"]
     with zipfile.ZipFile(session.zipped("onnx")) as file:
         assert {"onnx/model.onnx", "onnx/predict.py", "onnx/SHA256SUMS"} <= {*file.namelist()}
@@ -168,14 +179,14 @@ def test_an_export(session: Session) -> None:
 
 def test_names_alone(session: Session, colors: Path) -> None:
     with pytest.raises(UserError, match="no classifier yet"):
-        session.ask(colors / "test/red/0.png", "a.png")
-    session.shelf.add_class("red")
+        session.predict(colors / "test/red/0.png", "a.png")
+    session.images.add_class("red")
     with pytest.raises(UserError, match="at least two classes"):
         session.use_names()
-    session.shelf.add_class("sea_horse")
+    session.images.add_class("sea_horse")
     session.use_names()
     session.add(["night-sky"])
-    assert [one["label"] for one in session.ask(colors / "test/red/0.png", "a.png")] != []
+    assert [one["label"] for one in session.predict(colors / "test/red/0.png", "a.png")] != []
     assert session.state()["model"]["labels"] == ["red", "sea_horse", "night-sky"]
     with pytest.raises(UserError, match="are both called"):
         session.add(["Red"])
@@ -189,14 +200,14 @@ def test_names_alone(session: Session, colors: Path) -> None:
     bad = session.folder / "x"
     bad.write_bytes(b"no")
     with pytest.raises(UserError, match=r"^bad\.png: not an image"):
-        session.ask(bad, "bad.png")
+        session.predict(bad, "bad.png")
     with zipfile.ZipFile(session.zipped("model")) as file:
         assert "model/model.json" in file.namelist()
 
 
-def test_models_that_nothing_uses_any_more_take_no_room(session: Session) -> None:
+def test_unused_models_are_removed(session: Session) -> None:
     for label in ("red", "blue"):
-        session.shelf.add_class(label)
+        session.images.add_class(label)
     for _ in range(3):
         session.use_names()
         session.add(["night-sky"])
@@ -206,10 +217,10 @@ def test_models_that_nothing_uses_any_more_take_no_room(session: Session) -> Non
 
 
 def test_stopping_leaves_everything_as_it_was(session: Session, colors: Path) -> None:
-    session.shelf.add_class("red")
-    session.shelf.add_class("blue")
+    session.images.add_class("red")
+    session.images.add_class("blue")
     session.use_names()
-    bring(session, colors / "train", "red", "blue")
+    add_images(session, colors / "train", "red", "blue")
     before = session.state() | {"job": None}
     session.train("rmadapter")
     while session.job and session.job.state == "waiting":
@@ -217,25 +228,27 @@ def test_stopping_leaves_everything_as_it_was(session: Session, colors: Path) ->
     session.stop()
     assert wait(session) == "stopped"
     assert session.state() | {"job": None} == before
-    session.shelf.remove("blue")
+    session.images.remove("blue")
     with pytest.raises(UserError, match="at least two classes"):
         session.train("auto")
 
 
-def test_the_sentence_of_the_command_line(session: Session, shared: Shared, colors: Path) -> None:
-    bring(session, colors / "train", "red", "blue")
-    (session.folder / session.shelf.classes["red"][0].file).write_bytes(b"spoilt since")
+def test_errors_of_the_command_line_are_shown(
+    session: Session, shared: Shared, colors: Path
+) -> None:
+    add_images(session, colors / "train", "red", "blue")
+    (session.folder / session.images.classes["red"][0].file).write_bytes(b"spoilt since")
     session.train("linear-probe-pair")
     assert wait(session) == "failed"
     assert session.job is not None
-    assert session.job.told.startswith(
+    assert session.job.message.startswith(
         "files/000001-0.png: not an image in a supported format; --skip-bad"
     )
     assert session.state()["model"] is None
 
 
 @pytest.mark.parametrize("where", ["task", "score"])
-def test_a_run_that_leads_elsewhere(
+def test_uploaded_run_shows_no_other_images(
     session: Session, tmp_path: Path, colors: Path, where: str
 ) -> None:
     """Whoever sends a run must not get images of this machine to see; the server's own runs do show
@@ -254,12 +267,12 @@ def test_a_run_that_leads_elsewhere(
     for file in ("SHA256SUMS", "report.html"):
         (run / file).unlink()
     session.open("colours")
-    before = session.judged()
+    before = session.scores()
     with zipfile.ZipFile(session.folder / "evil.zip", "w") as file:
         for path in run.iterdir():
             file.write(path, f"model/{path.name}")
-    assert session.take_zip(session.folder / "evil.zip") == {"opened": "evil", "bad": []}
-    after = session.judged()
+    assert session.add_zip(session.folder / "evil.zip") == {"opened": "evil", "bad": []}
+    after = session.scores()
     assert before is not None
     assert after is not None
     assert {bool(one["src"]) for one in before["wrong"]} == {True}
@@ -267,7 +280,7 @@ def test_a_run_that_leads_elsewhere(
     assert len(after["wrong"]) == len(before["wrong"]) > 1
 
 
-def test_words_that_a_browser_never_sends(session: Session) -> None:
+def test_invalid_requests(session: Session) -> None:
     for call, told in [
         (lambda: session.open("../runs"), "unknown run"),
         (lambda: session.train("magic"), "unknown method"),
@@ -281,7 +294,7 @@ def test_words_that_a_browser_never_sends(session: Session) -> None:
             call()
 
 
-def test_a_job_finds_a_backbone_that_was_named_from_here(
+def test_job_finds_a_backbone_with_a_relative_path(
     session: Session, shared: Shared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It runs in the visitor's folder."""
@@ -289,21 +302,21 @@ def test_a_job_finds_a_backbone_that_was_named_from_here(
     monkeypatch.chdir(home.parent)
     monkeypatch.setattr(
         "rmadapter.deploy.app.session.Job",
-        lambda what, given, *_: [words.extend(given), SimpleNamespace(over=True)][1],
+        lambda what, given, *_: [words.extend(given), SimpleNamespace(ended=True)][1],
     )
     monkeypatch.setattr(shared.jobs, "add", lambda job: None)
     for name, expected in ((f"./{home.name}", str(home)), ("pocket", "pocket")):
         shared.backbone = replace(shared.backbone, name=name)
-        session._start("fit", ["fit"], session.folder / "run", lambda: None)
+        session.start("fit", ["fit"], session.folder / "run", lambda: None)
         assert words[words.index("--backbone") + 1] == expected
         words.clear()
 
 
-def test_a_zip_with_a_broken_list_of_images_leaves_everything_as_it_was(
+def test_zip_with_a_broken_list_changes_nothing(
     session: Session, shared: Shared, colors: Path
 ) -> None:
     session.open("colours")
-    bring(session, colors / "train", "red", "blue")
+    add_images(session, colors / "train", "red", "blue")
     before = session.state()
     assert shared.runs is not None
     with zipfile.ZipFile(session.folder / "a.zip", "w") as file:
@@ -311,11 +324,11 @@ def test_a_zip_with_a_broken_list_of_images_leaves_everything_as_it_was(
             file.write(path, f"model/{path.name}")
         file.writestr("images.csv", "path,label\nfiles/1.png,\n")
     with pytest.raises(UserError, match="label"):
-        session.take_zip(session.folder / "a.zip")
+        session.add_zip(session.folder / "a.zip")
     assert session.state() == before
 
 
-def test_a_run_of_another_backbone_is_told_without_paths(session: Session, finished: Path) -> None:
+def test_errors_name_no_path_of_this_machine(session: Session, finished: Path) -> None:
     model = json.loads((finished / "model.json").read_text())
     model["backbone"] = {"name": "other", "digest": "0" * 64}
     archive = session.folder / "a.zip"
@@ -325,16 +338,101 @@ def test_a_run_of_another_backbone_is_told_without_paths(session: Session, finis
     with pytest.raises(
         UserError, match=r"^the run was trained on other .* has other weights"
     ) as caught:
-        session.take_zip(archive)
+        session.add_zip(archive)
     assert "/" not in str(caught.value)
 
 
-def test_a_damaged_zip_is_told_by_its_own_name(session: Session) -> None:
+def test_errors_name_the_zip(session: Session) -> None:
     archive = session.folder / "a.zip"
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("cat/1.png", b"some bytes")
     data = archive.read_bytes()
     archive.write_bytes(data.replace(b"some bytes", b"other byte"))
     with pytest.raises(UserError, match=r"^a.zip: cannot be unpacked \(Bad CRC-32") as caught:
-        session.take_zip(archive)
+        session.add_zip(archive)
     assert str(session.folder) not in str(caught.value)
+
+
+def test_paths_of_this_machine_are_hidden(tmp_path: Path) -> None:
+    told = f"{tmp_path}/model.json: of {tmp_path}, but /home/anna/clip has other weights"
+    why = r"^model\.json: of the run, but clip has other weights$"
+    with pytest.raises(UserError, match=why), hidden_paths(tmp_path, "/home/anna/clip"):
+        raise UserError(told)
+
+
+def test_zip_holds_plain_files(tmp_path: Path) -> None:
+    (tmp_path / "folder/inner").mkdir(parents=True)
+    for name in ("a.txt", ".hidden"):
+        (tmp_path / "folder" / name).write_text(name)
+    write_zip(
+        tmp_path / "x.zip", tmp_path / "folder", "model", {"files/b": tmp_path / "folder/a.txt"}
+    )
+    with zipfile.ZipFile(tmp_path / "x.zip") as file:
+        assert {name: file.read(name) for name in file.namelist()} == {
+            "model/a.txt": b"a.txt",
+            "files/b": b"a.txt",
+        }
+
+
+# How good a run is
+
+
+def test_scores_of_a_judged_run(finished: Path, colors: Path, tmp_path: Path) -> None:
+    (tmp_path / "colors").symlink_to(colors)
+    found = read_scores(finished, tmp_path)
+    assert found is not None
+    record = read_record(finished / "run.json")
+    assert record.judgement is not None
+    assert [row["name"] for row in found["rows"]] == [
+        "before: by the class names alone", "linear probe", f"after: {record.method.title}",
+    ]  # fmt: skip
+    own, score = found["rows"][-1], record.scores[0]
+    assert (own["accuracy"], found["images"]) == (record.judgement.rows[-1].accuracy, 16)
+    assert (own["low"], own["high"]) == wilson(round(own["accuracy"] * 0.16), 16)
+    assert found["mistakes"] == round(16 * (1 - (score.accuracy or 0) / 100))
+    assert len(found["wrong"]) == found["mistakes"]
+    assert (found["how"], found["report"]) == ("on the test split", True)
+
+
+def test_scores_of_a_run_without_predictions(finished: Path, tmp_path: Path) -> None:
+    """It comes without the answers to single images."""
+    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
+    (copy / "predictions.csv").unlink()
+    found, whole = (read_scores(run, tmp_path) for run in (copy, finished))
+    assert found is not None
+    assert whole is not None
+    assert (found["rows"], found["wrong"]) == (whole["rows"], [])
+
+
+def test_no_scores_without_a_record(finished: Path, tmp_path: Path) -> None:
+    shutil.copyfile(finished / "model.json", tmp_path / "model.json")
+    assert read_scores(tmp_path, tmp_path) is None
+
+
+def test_most_confident_mistakes_come_first(colors: Path) -> None:
+    count = MOST_WRONG + 5
+    images = tuple(f"test/red/{i % 4}.png" for i in range(count))
+    sure = np.linspace(0.5, 0.9, count)
+    answer = Guess(np.ones(count, int), sure)
+    answer.which[0] = 0  # which is right
+    found = Predictions(
+        score=Score(name="all", images=count, classes=2),
+        classes=("red", "blue"),
+        labels=("red", "blue"),
+        images=images,
+        sources=(None, *(colors / image for image in images[1:])),
+        true=np.zeros(count, int),
+        answer=answer,
+        second=answer,
+        zero_shot=answer,
+    )
+    rows, total = wrong_images(found, {})
+    assert (total, len(rows)) == (count - 1, MOST_WRONG)
+    assert [one["probability"] for one in rows] == sorted(sure[1:], reverse=True)[:MOST_WRONG]
+    assert {(one["true"], one["answer"]) for one in rows} == {("red", "blue")}
+    assert all(one["src"].startswith("data:image/jpeg;base64,") for one in rows)
+    without = Predictions(**{**vars(found), "sources": (None,) * count})
+    gone, _ = wrong_images(without, {(0, images[-1]): "data:x"})
+    assert [one["src"] for one in gone].count("data:x") == sum(
+        one["name"] == images[-1] for one in gone
+    )

@@ -1,5 +1,5 @@
 """`rmadapter app`: a page for making a classifier without writing code.
 
-site.py speaks HTTP, session.py does what one visitor asks for, and jobs.py runs commands of the
-command line.
+server.py speaks HTTP and knows the visitors, session.py does what one visitor asks for, images.py
+keeps their images, and jobs.py runs commands of the command line.
 """

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
+
+import numpy as np
 
 from rmadapter.artifacts.checkpoint import Saved, load, save
+from rmadapter.artifacts.page import thumbnail, thumbnails_of
+from rmadapter.artifacts.predictions import Predictions, read_predictions
+from rmadapter.artifacts.record import Rates, Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder, runs_below
+from rmadapter.artifacts.untrusted import MOST_CLASSES, copy_run
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.choice import advise
 from rmadapter.data.names import prompt_names
-from rmadapter.deploy.app.images import IMAGES, MOST_CLASSES, Shelf, spelled, unzipped
+from rmadapter.deploy.app.images import IMAGES, ImageStore, class_name, original_name, unzip
 from rmadapter.deploy.app.jobs import Job, Jobs
-from rmadapter.deploy.app.scores import its_record, judged
-from rmadapter.deploy.app.zips import bare_paths, copy_run, pack
 from rmadapter.errors import UserError, nearest, quoted
 from rmadapter.methods import AUTO, load_method
 from rmadapter.runs.add import add_names
-from rmadapter.support.files import user_path
+from rmadapter.runs.judge import ZERO_SHOT
+from rmadapter.support.files import atomic, last_part, user_path
 from rmadapter.task import TEMPLATES
 from rmadapter.training.contract import Known
 
@@ -33,6 +41,20 @@ METHODS = {
 TARGETS = {"onnx": "for programs (ONNX)", "web": "as a web page"}
 BUSY = "Something is already running: wait for it, or stop it."
 NO_MODEL = "There is no classifier yet: train one, or use the names alone."
+MOST_WRONG = 24  # wrong images shown
+
+
+class Class(TypedDict):
+    label: str
+    probability: float
+
+
+class Upload(TypedDict):
+    """What a zip held. opened: name of its run, "" if none. bad: a sentence for each image left
+    out."""
+
+    opened: str
+    bad: list[str]
 
 
 @dataclass(eq=False)
@@ -45,15 +67,15 @@ class Shared:
     runs: Path | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def listed(self) -> dict[str, Path]:
-        """The runs by name."""
+    def run_folders(self) -> dict[str, Path]:
+        """Return the runs by name."""
         if self.runs is None:
             return {}
         return {run.name: run for run in runs_below(self.runs)}
 
 
 class Base(NamedTuple):
-    """An opened run, whose own images are not on the shelf. data: where they are, "" if unknown."""
+    """An opened run, whose own images are not in the store. data: where they are, "" if unknown."""
 
     run: Path
     data: str
@@ -64,7 +86,9 @@ class Session:
     everything as it was."""
 
     def __init__(self, folder: Path, shared: Shared) -> None:
-        self.folder, self.shared, self.shelf = folder, shared, Shelf(folder)
+        self.folder = folder
+        self.shared = shared
+        self.images = ImageStore(folder)
         self.run: Path | None = None
         self.saved: Saved | None = None
         self.base: Base | None = None
@@ -75,174 +99,180 @@ class Session:
 
     @property
     def busy(self) -> bool:
-        return self.job is not None and not self.job.over
+        return self.job is not None and not self.job.ended
 
     @property
     def empty(self) -> bool:
         """Whether nothing would be lost with it."""
-        return not (self.shelf.classes or self.run or self.job)
+        return not (self.images.classes or self.run or self.job)
 
-    def state(self) -> dict[str, Any]:
-        """Everything that the page shows except images."""
+    def state(self) -> dict[str, object]:
+        """Return everything that the page shows except images."""
         with self.lock:
-            job, saved, run = self.job, self.saved, self.run
+            classes = self.images.classes.items()
             return {
-                "classes": [{"label": label, "images": len(shots)} for label, shots in self.shelf.classes.items()],
+                "classes": [{"label": label, "images": len(images)} for label, images in classes],
                 "base": self.base and {"run": self.base.run.name, "grows": bool(self.base.data)},
-                "runs": [*self.shared.listed()],
+                "runs": [*self.shared.run_folders()],
                 "methods": METHODS,
                 "targets": TARGETS,
                 "exports": [*self.exports],
                 "advice": advise(self.shared.backbone.name),
-                "model": saved
-                and run
-                and {"run": run.name, "labels": list(map(str, saved.labels)), "method": saved.fitted.method.title},
-                "job": job
-                and {
-                    "what": job.what, "state": job.state, "told": job.told, "share": job.share, "notes": job.notes,
-                    "place": self.shared.jobs.place(job),
-                },
-            }  # fmt: skip
+                "model": self._model_state(),
+                "job": self._job_state(),
+            }
+
+    def _model_state(self) -> dict[str, object] | None:
+        if self.saved is None or self.run is None:
+            return None
+        labels = [str(label) for label in self.saved.labels]
+        title = self.saved.fitted.method.title
+        return {"run": self.run.name, "labels": labels, "method": title}
+
+    def _job_state(self) -> dict[str, object] | None:
+        job = self.job
+        if job is None:
+            return None
+        return {
+            "what": job.what,
+            "state": job.state,
+            "told": job.message,
+            "share": job.share,
+            "notes": job.notes,
+            "place": self.shared.jobs.place(job),
+        }
 
     # Images and runs
 
     def remove(self, label: str) -> None:
         """Remove a class with its images, which nothing may be reading."""
         with self.lock:
-            self._idle()
-            self.shelf.remove(label)
+            self._check_idle()
+            self.images.remove(label)
 
-    def take_zip(self, archive: Path) -> dict[str, Any]:
-        """Take a zip of class folders, or of a run from this page; "bad" has a sentence for each
-        image left out."""
+    def add_zip(self, archive: Path) -> Upload:
+        """Add a zip of class folders, or of a run from this page."""
         with self.lock:
-            self._idle()
-            where = self._new("unpacked")
+            self._check_idle()
+            folder = self._new("unpacked")
             try:
-                inside = unzipped(archive, where)
-                places = (inside, inside / "model")
-                run = next((path for path in places if RunFolder(path).model.is_file()), None)
-                if run is None:
-                    return {"opened": "", "bad": self.shelf.take_folder(inside)}
-                return {"opened": archive.stem, "bad": self._take_back(run, inside)}
+                inside = unzip(archive, folder)
+                for run in (inside, inside / "model"):
+                    if RunFolder(run).model.is_file():
+                        return {"opened": archive.stem, "bad": self._open_zip(run, inside)}
+                return {"opened": "", "bad": self.images.add_folder(inside)}
             except UserError as error:
-                told = str(error).replace(f"{archive}", archive.name)
-                raise UserError(told.replace(f"{where}", archive.name)) from None
+                message = str(error).replace(f"{archive}", archive.name)
+                raise UserError(message.replace(f"{folder}", archive.name)) from None
             finally:
-                shutil.rmtree(where, ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)
                 archive.unlink(missing_ok=True)
 
-    def _take_back(self, run: Path, inside: Path) -> list[str]:
-        """Open the run of a zip, and take the images beside it, if there are any."""
+    def _open_zip(self, run: Path, inside: Path) -> list[str]:
+        """Open the run of a zip, and add the images beside it, if there are any."""
 
         def start() -> None:
-            self._open(run, "", foreign=True)
+            self._open(run, "", untrusted=True)
 
         if not (inside / IMAGES).is_file() or RunFolder(inside).model.is_file():
             start()
             return []
-        bad = self.shelf.take_folder(inside, start)
+        bad = self.images.add_folder(inside, start)
         self.base = None
         return bad
 
     def open(self, name: str) -> None:
         """Open a copy of one of the server's own runs."""
         with self.lock:
-            self._idle()
-            there = self.shared.listed()
-            if name not in there:
-                raise UserError(f"unknown run {quoted(name)}{nearest(name, there)}")
-            record = its_record(there[name], Path.cwd())
-            self._open(there[name], str(user_path(record.task.data).absolute()) if record else "")
+            self._check_idle()
+            runs = self.shared.run_folders()
+            if name not in runs:
+                raise UserError(f"unknown run {quoted(name)}{nearest(name, runs)}")
+            record = record_of(runs[name], Path.cwd())
+            self._open(runs[name], str(user_path(record.task.data).absolute()) if record else "")
 
-    def _open(self, run: Path, data: str, foreign: bool = False) -> None:
-        """Open a copy of a run, and clear the shelf. data: as in `Base`. foreign: the run is
-        untrusted."""
+    def _open(self, run: Path, data: str, untrusted: bool = False) -> None:
+        """Open a copy of a run, and remove all images. data: as in `Base`."""
         out = self._new("model")
         try:
-            with bare_paths(out, self.shared.backbone.name):
-                copy_run(run, out, foreign)
-                self._take(out)
+            with hidden_paths(out, self.shared.backbone.name):
+                copy_run(run, out, untrusted)
+                self._use(out)
         except BaseException:
             shutil.rmtree(out, ignore_errors=True)
             raise
-        self.shelf.clear()
+        self.images.clear()
         self.base = Base(out, data)
 
     # Models
 
     def train(self, method: str) -> None:
-        """Train on all images on the shelf; an opened run goes on with its own method."""
+        """Train on all images; an opened run goes on with its own method."""
         with self.lock:
             if method not in METHODS:
                 raise UserError(f"unknown method {quoted(method)}{nearest(method, METHODS)}")
-            self._idle()
+            self._check_idle()
             if self.base and not self.base.data:
                 raise UserError(
                     "the images of this run are not here, and it cannot learn more without them"
                 )
-            self.shelf.write()
+            self.images.write()
             out = self._new("model")
             words = ["fit", IMAGES, "--method", method]
             if self.base:
-                words = [
-                    "add",
-                    self.base.run.name,
-                    IMAGES,
-                    "--old-data",
-                    self.base.data,
-                    "--allow-outside",
-                ]
-            self._start("Training", [*words, "--shots", "0"], out, lambda: self._take(out))
+                old = ["--old-data", self.base.data, "--allow-outside"]
+                words = ["add", self.base.run.name, IMAGES, *old]
+            self.start("Training", [*words, "--shots", "0"], out, lambda: self._use(out))
 
     def use_names(self) -> None:
         """Make a zero-shot classifier from the class names alone; nothing is trained."""
         with self.lock:
-            self._idle()
-            called = prompt_names([*self.shelf.classes])
-            if len(called) < 2:
+            self._check_idle()
+            names = prompt_names([*self.images.classes])
+            if len(names) < 2:
                 raise UserError(
-                    "give at least two classes: a classifier needs something to tell apart"
+                    "add at least two classes: a classifier needs something to tell apart"
                 )
-            known = Known(tuple(called.values()), TEMPLATES)
+            known = Known(tuple(names.values()), TEMPLATES)
             with self.shared.lock:
                 fitted = load_method("zero-shot").restore(self.shared.backbone, known, {})
             out = self._new("model")
-            save(out, fitted, "zero-shot", tuple(called), known.classes)
-            self._take(out)
+            save(out, fitted, "zero-shot", tuple(names), known.classes)
+            self._use(out)
             self.base = None
 
     def add(self, names: Sequence[str]) -> None:
         """Add classes to the model by name alone."""
         with self.lock:
-            self._idle()
-            saved, out = self._model(), self._new("model")
+            self._check_idle()
+            saved = self._model()
+            out = self._new("model")
             if len(saved.labels) + len(names) > MOST_CLASSES:
                 raise UserError(f"this page takes at most {MOST_CLASSES:,} classes")
             with self.shared.lock:
-                add_names(saved, [*map(spelled, names)], out)
-            self._take(out)
+                add_names(saved, [*map(class_name, names)], out)
+            self._use(out)
 
-    def ask(self, image: Path, name: str) -> list[dict[str, Any]]:
-        """Classes and probabilities of an image, most probable first. name: what its owner called
-        it."""
+    def predict(self, image: Path, name: str) -> list[Class]:
+        """Return classes and probabilities of an image, the most probable first. name: what its
+        owner called it."""
         saved = self._model()
         try:
             with self.shared.lock:
                 table = next(saved.fitted.probabilities([image], saved.names))[0].tolist()
         except UserError as error:
             raise UserError(str(error).replace(str(image), name)) from None
-        rows = [
-            {"label": str(label), "probability": p}
-            for label, p in zip(saved.labels, table, strict=True)
+        rows: list[Class] = [
+            {"label": str(label), "probability": probability}
+            for label, probability in zip(saved.labels, table, strict=True)
         ]
         return sorted(rows, key=lambda row: -row["probability"])
 
-    def judged(self) -> dict[str, Any] | None:
+    def scores(self) -> Scores | None:
         self._model()
         assert self.run is not None
-        with bare_paths(self.run, self.shared.backbone.name):
-            return judged(self.run, self.folder)
+        with hidden_paths(self.run, self.shared.backbone.name):
+            return read_scores(self.run, self.folder)
 
     def stop(self) -> None:
         if self.job:
@@ -260,19 +290,15 @@ class Session:
         with self.lock:
             if to not in TARGETS:
                 raise UserError(f"unknown target {quoted(to)}{nearest(to, TARGETS)}")
-            self._idle()
+            self._check_idle()
             self._model()
             assert self.run is not None
             out = self._new(to)
-            self._start(
-                "Exporting",
-                ["export", self.run.name, "--to", to],
-                out,
-                lambda: self.exports.update({to: out}),
-            )
+            words = ["export", self.run.name, "--to", to]
+            self.start("Exporting", words, out, lambda: self.exports.update({to: out}))
 
     def zipped(self, what: str) -> Path:
-        """A zip of the "model", of the model with its "images", or of an export by its target."""
+        """Zip the "model", the model with its "images", or an export by its target."""
         with self.lock:
             if what not in (*TARGETS, "model", "images"):
                 raise UserError(f"{quoted(what)}: not one of model, images, {', '.join(TARGETS)}")
@@ -281,17 +307,17 @@ class Session:
             folder = self.exports.get(what) if what in TARGETS else self.run
             if folder is None:
                 raise UserError(f"{quoted(what)}: not exported yet")
-            more: dict[str, Path] = {}
+            images: dict[str, Path] = {}
             if what == "images":
-                self.shelf.write()
-                more = {name: self.folder / name for name in (IMAGES, *self.shelf.files())}
+                self.images.write()
+                images = {name: self.folder / name for name in (IMAGES, *self.images.files())}
             path = self.folder / f"rmadapter-{what}.zip"
-            pack(path, folder, "model" if folder is self.run else what, more)
+            write_zip(path, folder, "model" if folder is self.run else what, images)
             return path
 
-    # Within
+    # Internal
 
-    def _idle(self) -> None:
+    def _check_idle(self) -> None:
         if self.busy:
             raise UserError(BUSY)
 
@@ -301,26 +327,159 @@ class Session:
         return self.saved
 
     def _new(self, what: str) -> Path:
-        """A new folder; models and exports that nothing uses any more are removed."""
+        """Name a new folder; models and exports that nothing uses any more are removed."""
         used = {self.run, self.base and self.base.run, *self.exports.values()}
-        for old in [path for kind in ("model", *TARGETS) for path in self.folder.glob(f"{kind}-*")]:
-            if old not in used:
-                shutil.rmtree(old, ignore_errors=True)
+        for kind in ("model", *TARGETS):
+            for folder in [*self.folder.glob(f"{kind}-*")]:
+                if folder not in used:
+                    shutil.rmtree(folder, ignore_errors=True)
         self._count += 1
         return self.folder / f"{what}-{self._count}"
 
-    def _take(self, run: Path) -> None:
+    def _use(self, run: Path) -> None:
         with self.lock, self.shared.lock:
-            saved = load(run, self.shared.backbone)
-            self.run, self.saved, self.exports = run, saved, {}
+            self.saved = load(run, self.shared.backbone)
+            self.run = run
+            self.exports = {}
 
-    def _start(
-        self, what: str, words: Sequence[str], out: Path, then: Callable[[], object]
+    def start(
+        self, what: str, words: Sequence[str], out: Path, on_success: Callable[[], object]
     ) -> None:
-        name = self.shared.backbone.name
-        name = (
-            str(user_path(name).absolute()) if user_path(name).exists() else name
-        )  # a job runs in another folder
-        more = ["--out", out.name, "--backbone", name, "--json"]
-        self.job = Job(what, [*words, *more], self.folder, out, then)
+        """Start a job, which runs in the visitor's folder."""
+        backbone = self.shared.backbone.name
+        if user_path(backbone).exists():
+            backbone = str(user_path(backbone).absolute())
+        options = ["--out", out.name, "--backbone", backbone, "--json"]
+        self.job = Job(what, [*words, *options], self.folder, out, on_success)
         self.shared.jobs.add(self.job)
+
+
+@contextmanager
+def hidden_paths(run: Path, backbone: str) -> Iterator[None]:
+    """Remove the paths of this machine, of a run and a backbone, from error messages."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error).replace(f"{run}{os.sep}", "").replace(f"{run}", "the run")
+        raise UserError(message.replace(backbone, last_part(backbone))) from None
+
+
+def write_zip(path: Path, folder: Path, name: str, others: Mapping[str, Path]) -> None:
+    """Write a zip atomically, with a folder's files below `name`, and other files by their names in
+    the zip."""
+    files = [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
+    members = {f"{name}/{file.name}": file for file in files} | dict(others)
+    with (
+        atomic(path, sync=False) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for member, file in sorted(members.items()):
+            archive.write(file, member)
+
+
+# How good a run is
+
+
+class ScoreRow(TypedDict):
+    """Accuracy in percent with its interval."""
+
+    name: str
+    accuracy: float
+    low: float
+    high: float
+
+
+class WrongImage(TypedDict):
+    """true, answer: names of classes. src: a thumbnail, "" if there is none."""
+
+    name: str
+    src: str
+    true: str
+    answer: str
+    probability: float
+
+
+class Scores(TypedDict, total=False):
+    """What the page shows of a run. mistakes: how many images are wrong, of which `wrong` has the
+    first."""
+
+    method: str
+    notes: list[str]
+    how: str
+    rows: list[ScoreRow]
+    doubts: list[str]
+    wrong: list[WrongImage]
+    mistakes: int
+    images: int
+    report: bool
+
+
+def record_of(run: Path, home: Path) -> Record | None:
+    """Read the record of a run, its data path taken relative to `home`; None for a model that was
+    saved by itself."""
+    file = RunFolder(run).record
+    if not file.is_file():
+        return None
+    record = read_record(file)
+    task = replace(record.task, data=str(home / record.task.data))
+    return record.model_copy(update={"task": task})
+
+
+def read_scores(run: Path, home: Path) -> Scores | None:
+    """Read what the page shows of a run; None for a model without record. home: where its command
+    ran.
+
+    Raises UserError for a damaged run.
+    """
+    record, files = record_of(run, home), RunFolder(run)
+    if record is None:
+        return None
+    scores: Scores = {
+        "method": record.method.title,
+        "notes": list(record.notes),
+        "how": "",
+        "rows": [],
+        "doubts": [],
+        "wrong": [],
+        "images": 0,
+        "report": files.page.is_file(),
+    }
+    if judgement := record.judgement:
+        scores["how"] = judgement.how
+        scores["rows"] = [_score_row(row, record.method.title) for row in judgement.rows]
+        scores["doubts"] = list(judgement.doubts)
+        scores["images"] = judgement.images
+    # a repository's run has no answers
+    predictions = read_predictions(run, record) if files.predictions.is_file() else []
+    if predictions:
+        images, count = wrong_images(predictions[0], thumbnails_of(files.page))
+        scores["wrong"] = images
+        scores["mistakes"] = count
+    return scores
+
+
+def _score_row(row: Rates, title: str) -> ScoreRow:
+    names = {ZERO_SHOT: "before: by the class names alone", title: f"after: {title}"}
+    name = names.get(row.name, row.name.replace("-", " "))
+    return {"name": name, "accuracy": row.accuracy, "low": row.low, "high": row.high}
+
+
+def wrong_images(
+    predictions: Predictions, thumbnails: Mapping[tuple[int, str], str]
+) -> tuple[list[WrongImage], int]:
+    """List the images that the model gets wrong, the most confident mistakes first, at most
+    MOST_WRONG; and count all of them."""
+    wrong = np.flatnonzero(~predictions.right[1])
+    wrong = wrong[np.argsort(-predictions.answer.probability[wrong], kind="stable")]
+    images: list[WrongImage] = []
+    for i in wrong[:MOST_WRONG]:
+        image = predictions.images[i]
+        src = thumbnail(predictions.sources[i]) or thumbnails.get((0, image), "")
+        true = predictions.classes[predictions.true[i]]
+        answer = predictions.classes[predictions.answer.which[i]]
+        probability = float(predictions.answer.probability[i])
+        name = original_name(image)
+        images.append(
+            WrongImage(name=name, src=src, true=true, answer=answer, probability=probability)
+        )
+    return images, len(wrong)

@@ -1,30 +1,29 @@
-"""Runs that come from anybody, and zips that go."""
+"""Copies of runs, also of those that somebody else sent."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rmadapter.artifacts.record import read_record
-from rmadapter.deploy.app.zips import bare_paths, copy_run, pack
+from rmadapter.artifacts.untrusted import copy_run
 from rmadapter.errors import UserError
 from rmadapter.support.checksums import check_sums
 from rmadapter.task import Question
 
 
-def test_a_copy_is_the_run(finished: Path, tmp_path: Path) -> None:
+def test_copy_equals_the_run(finished: Path, tmp_path: Path) -> None:
     copy_run(finished, tmp_path / "out")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == {
         path.name: path.read_bytes() for path in finished.iterdir()
     }
 
 
-def test_a_foreign_run_names_no_images_but_its_own(finished: Path, tmp_path: Path) -> None:
+def test_untrusted_run_names_no_other_images(finished: Path, tmp_path: Path) -> None:
     evil = tmp_path / "evil"
     shutil.copytree(finished, evil)
     (evil / "SHA256SUMS").unlink()
@@ -36,7 +35,7 @@ def test_a_foreign_run_names_no_images_but_its_own(finished: Path, tmp_path: Pat
     record.model_copy(update={"task": task, "scores": scores, "crops": True}).save(
         evil / "run.json"
     )
-    copy_run(evil, tmp_path / "out", foreign=True)
+    copy_run(evil, tmp_path / "out", untrusted=True)
     found = read_record(tmp_path / "out/run.json")
     assert (found.task.data, found.task.tests, found.scores[0].data) == (
         "images.csv",
@@ -53,7 +52,7 @@ def test_a_foreign_run_names_no_images_but_its_own(finished: Path, tmp_path: Pat
     ("field", "values"),
     [("labels", [f"x{i}" for i in range(1001)]), ("templates", [f"{i} {{}}" for i in range(101)])],
 )
-def test_a_foreign_run_does_not_keep_the_server_busy(
+def test_large_untrusted_run_is_refused(
     field: str, values: list[str], finished: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(finished, tmp_path / "evil")
@@ -61,44 +60,21 @@ def test_a_foreign_run_does_not_keep_the_server_busy(
     model = json.loads((finished / "model.json").read_text()) | {field: values}
     names = {"names": values} if field == "labels" else {}
     (tmp_path / "evil/model.json").write_text(json.dumps(model | names))
-    with pytest.raises(
-        UserError, match="this page takes at most 1,000 classes and 100 prompt templates"
-    ):
-        copy_run(tmp_path / "evil", tmp_path / "out", foreign=True)
+    with pytest.raises(UserError, match="1,000 classes and 100 prompt"):
+        copy_run(tmp_path / "evil", tmp_path / "out", untrusted=True)
 
 
-def test_a_foreign_list_of_answers_is_bounded(
+def test_predictions_of_an_untrusted_run_are_limited(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy_run(finished, tmp_path / "one", foreign=True)
-    monkeypatch.setattr("rmadapter.deploy.app.zips.MOST_ANSWERS", 50)
-    with pytest.raises(UserError, match=r"predictions\.csv: larger than the 50 bytes"):
-        copy_run(finished, tmp_path / "two", foreign=True)
+    copy_run(finished, tmp_path / "one", untrusted=True)
+    monkeypatch.setattr("rmadapter.artifacts.untrusted.MOST_ANSWERS", 50)
+    with pytest.raises(UserError, match=r"predictions\.csv"):
+        copy_run(finished, tmp_path / "two", untrusted=True)
 
 
-def test_no_path_of_this_machine_is_told(tmp_path: Path) -> None:
-    told = f"{tmp_path}/model.json: of {tmp_path}, but /home/anna/clip has other weights"
-    why = r"^model\.json: of the run, but clip has other weights$"
-    with pytest.raises(UserError, match=why), bare_paths(tmp_path, "/home/anna/clip"):
-        raise UserError(told)
-
-
-def test_a_damaged_one_is_refused_before_its_sums_are_written_anew(
-    finished: Path, tmp_path: Path
-) -> None:
+def test_damaged_untrusted_run_is_refused(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "evil")
     (tmp_path / "evil/predictions.csv").write_text("spoilt")
-    with pytest.raises(UserError, match=r"predictions\.csv: does not match SHA256SUMS"):
-        copy_run(tmp_path / "evil", tmp_path / "out", foreign=True)
-
-
-def test_a_zip_of_plain_names(tmp_path: Path) -> None:
-    (tmp_path / "folder/inner").mkdir(parents=True)
-    for name in ("a.txt", ".hidden"):
-        (tmp_path / "folder" / name).write_text(name)
-    pack(tmp_path / "x.zip", tmp_path / "folder", "model", {"files/b": tmp_path / "folder/a.txt"})
-    with zipfile.ZipFile(tmp_path / "x.zip") as file:
-        assert {name: file.read(name) for name in file.namelist()} == {
-            "model/a.txt": b"a.txt",
-            "files/b": b"a.txt",
-        }
+    with pytest.raises(UserError, match=r"predictions\.csv"):
+        copy_run(tmp_path / "evil", tmp_path / "out", untrusted=True)
