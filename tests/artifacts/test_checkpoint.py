@@ -259,7 +259,7 @@ def test_a_folder_cannot_name_code_to_be_run(
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
     for name in (f"{tmp_path / 'evil.py'}:Evil", "evil:Evil"):
         changed(copy, name=name)
-        refused(copy, "is code from outside; name it yourself to run it: --method")
+        refused(copy, "--method")
     named = f"{tmp_path / 'evil.py'}:Evil"
     changed(copy, name=named)
     with pytest.raises(SystemExit, match="ran"):

@@ -64,7 +64,7 @@ def test_the_commands_of_the_page(
     assert (
         rmadapter("fit", colors, "--method", NEAREST, "--shots", 4, *common, "--out", out).code == 0
     )
-    refused(rmadapter("predict", out, image), "is code from outside")
+    refused(rmadapter("predict", out, image), f"--method {NEAREST}")
     assert "red" in rmadapter("predict", out, image, "--method", NEAREST, *common[:2]).out
     methods = ["--methods", f"zero-shot,{NEAREST}", "--seeds", 1, "--shots", 2]
     data = ["--datasets", colors.name, "--root", colors.parent]

@@ -175,10 +175,7 @@ def load(
     model = read_model(run.model)
     name = model.method.name
     if is_outside(name) and name != method:
-        raise UserError(
-            f"{folder}: its method {name!r} is code from outside; name it yourself to run it: "
-            f"--method {name}"
-        )
+        raise UserError(f"{folder}: this run uses custom code; to run it, pass --method {name}")
     check_weights(run, model)
     run.check_sums()
     tensors = _read_float32(run.weights)

@@ -29,8 +29,7 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.data.names import descriptions
-from rmadapter.methods.coop import Context
-from rmadapter.methods.parts.context import room
+from rmadapter.methods.parts.context import ContextLearner, bind_context, context_vectors, room
 from rmadapter.prompts import Cosines, cosine_logits, untouched, zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.support.files import read_text
@@ -93,15 +92,19 @@ def share_outside(ours: Tensor, theirs: Tensor, margin: float, weights: Tensor) 
     return largest(lambda share: bool((entropy(share * ours) >= wanted).all()))
 
 
-class Mixture(Context):
-    """CoOp's context vectors, and their shares [2] (pi) in answers for trained classes and for
+class Mixture(ContextLearner):
+    """Context vectors as CoOp's, and their shares [2] (pi) in answers for trained classes and for
     others."""
 
     shares: Tensor
 
     def __init__(self, backbone: Backbone, words: str, tokens: int, seed: int) -> None:
-        super().__init__(backbone, words, tokens, seed)
+        super().__init__(backbone)
+        self.ctx = context_vectors(backbone, words, tokens, seed)
         self.register_buffer("shares", torch.ones(2, device=backbone.device))
+
+    def bind(self, names: Sequence[str], templates: Sequence[str]) -> Callable[[], Tensor]:
+        return bind_context(self.backbone, self.ctx, names)
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
         ours, theirs = (

@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.methods.parts.context import (
     ContextLearner,
+    bind_context,
     context_vectors,
-    encoder_of,
     train_context,
 )
 from rmadapter.settings import Size
@@ -30,8 +29,7 @@ class Context(ContextLearner):
         self.ctx = context_vectors(backbone, words, tokens, seed)
 
     def bind(self, names: Sequence[str], templates: Sequence[str]) -> Callable[[], Tensor]:
-        encode = encoder_of(self.backbone, names, len(self.ctx))
-        return lambda: F.normalize(encode(self.ctx), dim=-1)
+        return bind_context(self.backbone, self.ctx, names)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,26 +22,30 @@ from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
 from rmadapter.methods.parts.shapes import shaped
-from rmadapter.methods.rmadapter import PLAIN, RMAdapter
+from rmadapter.methods.rmadapter import ADAMW, PLAIN, RMAdapter
 from rmadapter.methods.zero_shot import SEVEN
 from rmadapter.model import AdaptedCLIP
 from rmadapter.prompts import zero_shot_weights
-from rmadapter.settings import LossSettings, Positive, Share
+from rmadapter.settings import AdapterSettings, LossSettings, Positive, Share
 from rmadapter.task import check_templates
-from rmadapter.training.contract import Fitted, Known, Parameters, Shots, ToLogits
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits
+from rmadapter.training.loop import Recipe
 
 HEAD = "head"
 
 
 @dataclass(frozen=True)
-class RMAdapterPlus(RMAdapter):
+class RMAdapterPlus(Method):
     """For classes of the shots, head: weight of the regression, and penalty: its lambda. For other
     classes, keep: the adapted model's share of the logits, and general: prompts in addition to the
     run's."""
 
     title: str = "RMAdapter+"
     source: str = "of this project; adapters: Lin et al., AAAI-26; both models: Wortsman et al., CVPR 2022 (WiSE-FT)"
+    adapter: AdapterSettings = field(default_factory=AdapterSettings)
     loss: LossSettings = field(default_factory=lambda: PLAIN.loss)
+    recipe: Recipe = ADAMW
+    forward: Literal["lean", "reference"] = "lean"
     head: float = 0.5
     penalty: Positive = 1.0
     keep: Share = 0.5
@@ -50,6 +55,16 @@ class RMAdapterPlus(RMAdapter):
         if self.general:
             check_templates(self.general)
 
+    @property
+    def adapters(self) -> RMAdapter:
+        """Return the method that trains the adapters."""
+        return RMAdapter(
+            self.title, self.source, self.adapter, self.loss, self.recipe, self.forward
+        )
+
+    def model(self, backbone: Backbone) -> AdaptedCLIP:
+        return self.adapters.model(backbone)
+
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         head = ridge(
             unit(shots.plain_features()),
@@ -58,7 +73,7 @@ class RMAdapterPlus(RMAdapter):
             self.penalty,
             shots.weights,
         )
-        adapted = super().fit(backbone, shots)
+        adapted = self.adapters.fit(backbone, shots)
         return self.restore(backbone, shots.known, {**adapted.tensors, HEAD: head}).after(
             adapted.trained
         )
@@ -94,8 +109,11 @@ class RMAdapterPlus(RMAdapter):
         return adapted, untouched
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
-        trained, training_only = super().parameters(backbone, classes, shots)
+        trained, training_only = self.adapters.parameters(backbone, classes, shots)
         return Parameters(trained + classes * backbone.embedding_size, training_only)
+
+    def starts_at(self, backbone: Backbone) -> int | None:
+        return self.adapters.starts_at(backbone)
 
 
 @dataclass(frozen=True)

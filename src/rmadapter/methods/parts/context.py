@@ -123,6 +123,13 @@ def context_vectors(backbone: Backbone, words: str, tokens: int, seed: int) -> n
     return nn.Parameter(start.to(backbone.device))
 
 
+def bind_context(backbone: Backbone, context: Tensor, names: Sequence[str]) -> Callable[[], Tensor]:
+    """Return a function without arguments that returns the normalised features [C, e] of classes,
+    by the current values of a context [n, d] that they share."""
+    encode = encoder_of(backbone, names, len(context))
+    return lambda: F.normalize(encode(context), dim=-1)
+
+
 def room(backbone: Backbone, tokens: int) -> int:
     """`tokens`, but at most a quarter of the text encoder's length."""
     return min(tokens, backbone.tokenizer([HOLDER]).shape[1] // 4)

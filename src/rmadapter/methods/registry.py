@@ -1,0 +1,240 @@
+"""Find methods by name. Each entry names a module and the object in it with the published settings.
+
+Methods from outside: `package.module:Class`, `file.py:Class`, or an entry point of the group
+`rmadapter.methods`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from abc import ABCMeta
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from functools import cache
+from importlib import import_module, metadata
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal, cast
+
+from rmadapter.errors import UserError, nearest, quoted
+from rmadapter.settings import configured
+from rmadapter.support.files import user_path
+from rmadapter.task import FEATURES_ALONE, TEXT_TOO
+
+if TYPE_CHECKING:
+    from rmadapter.training.contract import Method
+
+METHODS: dict[str, str] = {
+    "zero-shot": "zero_shot:ZeroShot",
+    "zero-shot-ensemble": "zero_shot:ENSEMBLE",
+    "zero-shot-descriptions": "descriptions:Descriptions",
+    "tda": "tda:TDA",
+    "linear-probe": "linear_probe:LinearProbe",
+    "linear-probe-zero-shot": "clap:ZeroShotProbe",
+    "linear-probe-pair": "probe_pair:ProbePair",
+    "clap": "clap:CLAP",
+    "lp-plus-plus": "lp_plus_plus:LPPlusPlus",
+    "clip-adapter": "clip_adapter:CLIPAdapter",
+    "tip-adapter": "tip_adapter:TipAdapter",
+    "tip-adapter-f": "tip_adapter:TipAdapterF",
+    "prolip": "prolip:ProLIP",
+    "coop": "coop:CoOp",
+    "cocoop": "cocoop:CoCoOp",
+    "kgcoop": "kgcoop:KgCoOp",
+    "prograd": "prograd:ProGrad",
+    "cocoa-mix": "cocoa_mix:CoCoAMix",
+    "tcp": "tcp:TCP",
+    "text-refiner": "text_refiner:TextRefiner",
+    "clip-lora": "clip_lora:CLIPLoRA",
+    "2sfs": "two_stages:TwoStages",
+    "skip-tuning": "skip_tuning:SkipTuning",
+    "maple": "maple:MaPLe",
+    "dept": "dept:DePT",
+    "promptsrc": "promptsrc:PromptSRC",
+    "coprompt": "coprompt:CoPrompt",
+    "hicropl": "hicropl:HiCroPL",
+    "prompt-kd": "prompt_kd:PromptKD",
+    "mmrl": "mmrl:MMRL",
+    "mmrl-plus-plus": "mmrl:MMRL_PLUS_PLUS",
+    "lweib": "lweib:LwEIB",
+    "mma": "rmadapter:MMA",
+    "mma-adamw": "rmadapter:MMA_ADAMW",
+    "rmadapter": "rmadapter:RMAdapter",
+    "rmadapter-paper": "rmadapter:PAPER",
+    "rmadapter-plain": "rmadapter:PLAIN",
+    "rmadapter-plus": "rmadapter_plus:RMAdapterPlus",
+}
+# Methods that read only image features, and so can reuse those computed along with another method's
+# tokens.
+ON_FEATURES = (*FEATURES_ALONE, *TEXT_TOO)
+DEFAULT = "rmadapter"
+AUTO = "auto"
+CHOOSING = {AUTO: "auto:Auto"}  # methods that choose among others
+GROUP = "rmadapter.methods"
+EFFORTS = {"fast": 0.3, "normal": 1.0, "thorough": 3.0}  # times the published epochs
+# Methods from outside that this process has loaded, as its user named them.
+_TRUSTED: set[str] = set()
+
+
+def entry_points() -> dict[str, metadata.EntryPoint]:
+    """Return the methods of installed packages by name; built-in names take precedence."""
+    points = metadata.entry_points(group=GROUP)
+    return {point.name: point for point in points if point.name not in {*METHODS, *CHOOSING}}
+
+
+def is_outside(name: str) -> bool:
+    """Return whether loading the method runs code that neither this package nor an installed entry
+    point names."""
+    return name not in {*METHODS, *CHOOSING, *entry_points()}
+
+
+def may_run(name: str) -> bool:
+    """Return False if loading would run code the user did not name."""
+    return not is_outside(name) or name in _TRUSTED
+
+
+def check_named(file: Path, names: Iterable[str], user: Iterable[str]) -> None:
+    """Raise UserError if a file names a method from outside that its user does not name, too."""
+    for name in names:
+        if ":" in name and is_outside(name) and name not in user:
+            raise UserError(
+                f"{file}: its method {quoted(name)} is custom code; to run it, pass --method {name}"
+            )
+
+
+def load_method(
+    name: str,
+    values: Mapping[str, object] | None = None,
+    effort: str = "normal",
+    choosing: bool = False,
+) -> Method:
+    """Return a method with its published settings, some of them replaced by flat name.
+
+    effort: one of EFFORTS; `explain_effort` describes it. choosing: whether the method may choose
+    among others. Raises UserError for an unknown name, field or effort.
+    """
+    method = _checked(_find(name), name)
+    if method.choices() and not choosing:
+        raise UserError(f"{name} only works with `fit` and FewShotClassifier: name a method here")
+    return configured(_with_effort(method, effort), values or {}, name)
+
+
+def _find(name: str) -> object:
+    """Return the class or object that a name stands for."""
+    if place := METHODS.get(name) or CHOOSING.get(name):
+        module, _, attribute = place.partition(":")
+        return getattr(import_module(f"rmadapter.methods.{module}"), attribute)
+    if point := entry_points().get(name):
+        return point.load()
+    place, colon, attribute = name.rpartition(":")
+    if not colon:
+        known = [*METHODS, *entry_points()]
+        raise UserError(
+            f"unknown method {quoted(name)}{nearest(name, known)}; for your own, write file.py:Class or package:Class"
+        )
+    try:
+        custom = _from_file(Path(place)) if place.endswith(".py") else import_module(place)
+        member: object = getattr(custom, attribute)
+    except (ImportError, AttributeError, OSError, SyntaxError, TypeError, ValueError) as error:
+        raise UserError(
+            f"method {quoted(name)} cannot be loaded ({type(error).__name__}: {str(error)[:300]})"
+        ) from error
+    _TRUSTED.add(name)
+    return member
+
+
+def _from_file(path: Path) -> ModuleType:
+    """Load each file as its own module, so that two files of the same name do not clash."""
+    file = user_path(path).resolve()
+    key = f"rmadapter_method_{abs(hash(str(file)))}"
+    if key not in sys.modules:
+        spec = importlib.util.spec_from_file_location(key, file)
+        if spec is None or spec.loader is None or not file.is_file():
+            raise ImportError(f"{file}: no such file")
+        sys.modules[key] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(sys.modules[key])
+        except BaseException:
+            del sys.modules[key]
+            raise
+    return sys.modules[key]
+
+
+def _checked(member: object, name: str) -> Method:
+    """Return an instance of `Method`. Raises UserError if the class or object is none."""
+    from rmadapter.training.contract import Method
+    from rmadapter.training.traits import Uses
+
+    kind = member if isinstance(member, type) else type(member)
+    if not is_dataclass(kind):
+        raise UserError(f"method {name!r} is not a dataclass: see docs/your_method.md")
+    complete = kind if issubclass(kind, Method) else _as_method(kind)
+    if missing := complete.__abstractmethods__:
+        names = ", ".join(sorted(missing))
+        raise UserError(f"method {name!r} has no {names}: see docs/your_method.md")
+    if isinstance(member, Method):
+        method = member
+    else:
+        own = () if member is kind else fields(kind)
+        method = complete(**{field.name: getattr(member, field.name) for field in own})
+    if not isinstance(method.traits.uses, Uses | None):
+        raise UserError(
+            f"method {name!r}: `uses` is not an rmadapter.Uses: see docs/your_method.md"
+        )
+    return method
+
+
+@cache
+def _as_method(kind: type) -> type[Method]:
+    """Return a subclass with the defaults of `Method`, for classes that do not inherit it; they may
+    have their traits as attributes."""
+    from rmadapter.training.contract import Method
+    from rmadapter.training.traits import Traits
+
+    known = [trait.name for trait in fields(Traits)]
+    traits = Traits(**{name: getattr(kind, name) for name in known if hasattr(kind, name)})
+    body = {"traits": traits, "__module__": kind.__module__}
+    return cast("type[Method]", ABCMeta(kind.__name__, (kind, Method), body))
+
+
+# Effort
+
+
+def _with_effort(method: Method, effort: str) -> Method:
+    """Return the method with its numbers of epochs and iterations scaled."""
+    if effort not in EFFORTS:
+        raise UserError(f"effort={effort!r}{nearest(effort, EFFORTS)}")
+    factor, recipe = EFFORTS[effort], method.recipe
+    if method.choices():
+        return configured(method, {"effort": effort})
+    if factor == 1 or recipe is None:
+        return method
+    longer = replace(
+        recipe,
+        epochs=math.ceil(factor * recipe.epochs),
+        iterations=math.ceil(factor * recipe.iterations),
+    )
+    others = {}
+    for name in method.traits.in_epochs:
+        value = getattr(method, name)
+        others[name] = factor * value if isinstance(value, float) else math.ceil(factor * value)
+    return replace(method, recipe=longer, **others)  # type: ignore[type-var]
+
+
+def explain_effort(name: str, effort: str, method: Method | None = None) -> str:
+    """Describe in a sentence what an effort changes. method: the one to be trained, if its settings
+    may say otherwise."""
+    if method is not None and method.choices():
+        return f"effort {effort}: applies to every method that {name} tries"
+    published, scaled = load_method(name).recipe, load_method(name, effort=effort).recipe
+    if published is None or scaled is None:
+        return f"effort {effort}: {name} is not trained step by step, so nothing changes"
+    what: Literal["epochs", "iterations"] = "iterations" if published.iterations else "epochs"
+    before, after = getattr(published, what), getattr(scaled, what)
+    if method is not None and method.recipe:
+        chosen = getattr(method.recipe, what)
+        if chosen != after:
+            return f"effort {effort}: {what}={chosen} is set, which counts more"
+    return f"effort {effort}: {after} {what} instead of {before}"
