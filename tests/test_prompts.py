@@ -101,7 +101,7 @@ def test_descriptions_whose_numbers_do_not_fit_are_refused() -> None:
     names = [" | ".join("x" * count) for count in (1, 5, 7, 9)]
     with pytest.raises(
         UserError,
-        match="have 1, 5, 7, 9 descriptions, whose least common multiple, 315, is above 100",
+        match=r"1, 5, 7, 9 descriptions.* 315 .* 100",
     ):
         prompts_each(names, ONE)
     assert prompts_each(names[:3], TEMPLATES) == 3 * 35

@@ -4,11 +4,11 @@
 The whole method, in torch alone. Equation numbers are the paper's; r is the rank, d the width of
 the encoder.
 
-    x_down  = act(x W_down + b_down)                                            Eq. 8   shared by both branches
-    base(x) = x_down W_up + b_up                                                Eq. 9   adaptation branch
-    rec(x)  = act(x_down W_r1 + b_r1) W_r2 + b_r2                               Eq. 10  reconstruction branch
-    x_i     = block_i(x_{i-1}) + alpha * base_i(x_{i-1})                        Eq. 14, 15
-    loss    = cross-entropy + consistency + reconstruction                      Eq. 18
+    x_down  = act(x W_down + b_down)                          Eq. 8   shared by both branches
+    base(x) = x_down W_up + b_up                              Eq. 9   adaptation branch
+    rec(x)  = act(x_down W_r1 + b_r1) W_r2 + b_r2             Eq. 10  reconstruction branch
+    x_i     = block_i(x_{i-1}) + alpha * base_i(x_{i-1})      Eq. 14, 15
+    loss    = cross-entropy + consistency + reconstruction    Eq. 18
 
 Reconstruction is local: adapter i reconstructs its own input, and its gradient does not leave the
 adapter. MMA (CVPR 2024) has cross-entropy alone, a projection shared by both encoders, and
@@ -32,7 +32,7 @@ ROUNDING = 1e-6  # two ways of computing unit features in float32 differ by less
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """OpenAI CLIP's approximation of GELU."""
+    """Apply OpenAI CLIP's approximation of GELU."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -60,17 +60,19 @@ class _ScaleGradient(torch.autograd.Function):
 
 class _SquaredError(torch.autograd.Function):
     """Mean square of h W^T + b - target over the width: h [T, r], weight W [d, r], bias b [d],
-    target [T, d] -> [T]. Autograd would make six [T, d] tensors, dearer than the products; here is
-    one, not kept. None for target."""
+    target [T, d] -> [T]. The target gets no gradient.
+
+    Autograd would make six tensors [T, d], which cost more than the products; this makes one, and
+    does not keep it.
+    """
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
         ctx.save_for_backward(h, weight, bias, target)
         difference = F.linear(h, weight, bias).sub_(target)
         kind = at_least_float32(difference[:0]).dtype
-        return (
-            torch.linalg.vector_norm(difference, dim=-1, dtype=kind).square() / difference.shape[-1]
-        )
+        square = torch.linalg.vector_norm(difference, dim=-1, dtype=kind).square()
+        return square / difference.shape[-1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
@@ -82,13 +84,13 @@ class _SquaredError(torch.autograd.Function):
 
 
 def decoupled(change: Callable[[Tensor], Tensor], x: Tensor, alpha: float) -> Tensor:
-    """alpha * change(x), its weights' gradients as if alpha were 1; the gradient of x keeps the
-    factor (MMA)."""
+    """Return alpha * change(x), with gradients of its weights as if alpha were 1; the gradient of x
+    keeps the factor (MMA)."""
     return _ScaleGradient.apply(alpha * change(_ScaleGradient.apply(x, alpha)), 1 / alpha)
 
 
 def _kaiming(module: nn.Module) -> None:
-    """MMA's initialisation of every linear layer."""
+    """Initialise every linear layer as MMA does."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -96,11 +98,12 @@ def _kaiming(module: nn.Module) -> None:
 
 
 class DualBranchAdapter(nn.Module):
-    """One adapter beside one transformer block (Eq. 8-10).
+    """The adapter beside one transformer block (Eq. 8-10).
 
-    width: d, rank: r. share: the projection both branches use (Table 5). reconstruction_layers:
-    linear layers of the reconstruction branch after its down-projection (Table 6), 0 for none.
-    init: "zero" starts as the untouched backbone, "small" close to it, "kaiming" is MMA's.
+    width: d. rank: r. share: the projection that both branches use (Table 5).
+    reconstruction_layers: linear layers of the reconstruction branch after its down-projection
+    (Table 6), 0 for none. init: "zero" starts as the untouched backbone, "small" close to it,
+    "kaiming" is MMA's.
     """
 
     def __init__(
@@ -112,25 +115,23 @@ class DualBranchAdapter(nn.Module):
         self.down = nn.Linear(width, rank)
         self.up = nn.Linear(rank, width)
         sizes = [rank] * reconstruction_layers + [width]
-        layers = [nn.Linear(a, b) for a, b in pairwise(sizes)][
-            : -1 if share == "up" else None
-        ]  # self.up is last
-        self.rec = nn.ModuleList(layers)
-        self.rec_down = (
-            nn.Linear(width, rank) if reconstruction_layers and share != "down" else None
-        )
+        layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
+        self.rec = nn.ModuleList(layers[:-1] if share == "up" else layers)  # self.up is the last
+        own_down = reconstruction_layers > 0 and share != "down"
+        self.rec_down = nn.Linear(width, rank) if own_down else None
         self.reconstructs = reconstruction_layers > 0
         if init == "kaiming":
             _kaiming(self)
+            return
+        nn.init.zeros_(self.up.bias)
+        if init == "small":
+            nn.init.normal_(self.up.weight, std=1e-3)
         else:
-            nn.init.normal_(self.up.weight, std=1e-3) if init == "small" else nn.init.zeros_(
-                self.up.weight
-            )
-            nn.init.zeros_(self.up.bias)
+            nn.init.zeros_(self.up.weight)
 
     def base(self, x: Tensor, cross: nn.Linear | None = None) -> Tensor:
-        """Adaptation branch, [..., d] -> [..., d]. cross: MMA's r x r projection shared with the
-        other encoder."""
+        """Apply the adaptation branch (Eq. 9), [..., d] -> [..., d]. cross: MMA's r x r projection
+        shared with the other encoder."""
         act = ACTIVATIONS[self.activation]
         hidden = act(self.down(x))
         return self.up(hidden if cross is None else act(cross(hidden)))
@@ -138,25 +139,23 @@ class DualBranchAdapter(nn.Module):
     def scaled_base(
         self, x: Tensor, alpha: float, cross: nn.Linear | None = None, decouple: bool = False
     ) -> Tensor:
-        """alpha * base(x) (Eq. 14, 15). decouple: with `decoupled` gradients."""
+        """Return alpha * base(x) (Eq. 14, 15). decouple: with `decoupled` gradients."""
         base = partial(self.base, cross=cross)
         return decoupled(base, x, alpha) if decouple and alpha else alpha * base(x)
 
     def reconstruction_parameters(self) -> list[nn.Parameter]:
-        """The parameters that only the reconstruction branch uses."""
-        return [
-            *self.rec.parameters(),
-            *(self.rec_down.parameters() if self.rec_down is not None else ()),
-        ]
+        """Return the parameters that only the reconstruction branch uses."""
+        down = () if self.rec_down is None else self.rec_down.parameters()
+        return [*self.rec.parameters(), *down]
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Reconstruction branch (Eq. 10), [..., d] -> [..., d]."""
+        """Apply the reconstruction branch (Eq. 10), [..., d] -> [..., d]."""
         hidden, last = self._before_last(x)
         return last(hidden)
 
     def _before_last(self, x: Tensor) -> tuple[Tensor, nn.Linear]:
-        """The input of the reconstruction branch's last layer, [..., d] -> [..., r], and that
-        layer."""
+        """Return the input of the reconstruction branch's last layer, [..., d] -> [..., r], and
+        that layer."""
         act = ACTIVATIONS[self.activation]
         hidden = act((self.down if self.rec_down is None else self.rec_down)(x))
         layers: list[Any] = [*self.rec, self.up] if self.share == "up" else list(self.rec)
@@ -167,17 +166,18 @@ class DualBranchAdapter(nn.Module):
     def reconstruction_error(
         self, x: Tensor, objective: str = "l2", target: Tensor | None = None, local: bool = True
     ) -> Tensor:
-        """Distance of every token to its reconstruction, [..., d] -> [...], averaged over the width
-        (Eq. 11, 12).
+        """Return the distance of every token to its reconstruction, averaged over the width,
+        [..., d] -> [...] (Eq. 11, 12).
 
-        target: [..., d], x itself if None; never gets a gradient. local: x gets none either."""
+        objective: "l2", "l1" or "cosine". target: [..., d], x itself if None; it never gets a
+        gradient. local: x gets none either.
+        """
         target = (x if target is None else target).detach()
         hidden, last = self._before_last(x.detach() if local else x)
         if objective == "l2":
             weight, bias = last.weight.to(hidden), last.bias.to(hidden)
-            return _SquaredError.apply(
-                hidden.flatten(0, -2), weight, bias, target.flatten(0, -2)
-            ).view(x.shape[:-1])
+            flat = hidden.flatten(0, -2), weight, bias, target.flatten(0, -2)
+            return _SquaredError.apply(*flat).view(x.shape[:-1])
         guess = last(hidden)
         if objective == "cosine":
             return 1 - F.cosine_similarity(guess, target, dim=-1)
@@ -185,11 +185,11 @@ class DualBranchAdapter(nn.Module):
 
 
 def adapted_blocks(first: int, last: int | None, depth: int, deepest: int) -> list[int]:
-    """1-based blocks that get an adapter in an encoder of `depth` blocks.
+    """Return the 1-based blocks that get an adapter in an encoder of `depth` blocks.
 
-    `first` and `last` are counted in the deeper of the two encoders (`deepest` blocks); in a
-    shallower one they are moved to the same relative height. Equal depths, the paper's case, leave
-    them as they are.
+    `first` and `last` count in the deeper of the two encoders (`deepest` blocks); in a shallower
+    one they are moved to the same relative height. Equal depths, the paper's case, leave them as
+    they are.
     """
     low, high = (math.ceil(block * depth / deepest) for block in (first, last or deepest))
     return list(range(low, min(high, depth) + 1))
@@ -227,19 +227,17 @@ class Adapters(nn.Module):
     ) -> None:
         super().__init__()
         self.alpha, self.norm, self.decouple = float(alpha), norm, decouple_scale
-        self.objective, self.target, self.target_norm, self.local = (
-            objective,
-            target,
-            target_norm,
-            local,
-        )
-        kinds = {"activation": activation, "share": share, "init": init}
+        self.objective, self.target, self.target_norm = objective, target, target_norm
+        self.local = local
 
         def stack(side: str, width: int, depth: int) -> nn.ModuleDict:
             blocks = adapted_blocks(first_block, last_block, depth, max(depths))
             layers = reconstruction_layers if side in reconstruct else 0
-            one = partial(DualBranchAdapter, width, rank, reconstruction_layers=layers, **kinds)
-            return nn.ModuleDict({str(block): one() for block in blocks})
+            adapter = partial(
+                DualBranchAdapter, width, rank, reconstruction_layers=layers,
+                activation=activation, share=share, init=init,
+            )  # fmt: skip
+            return nn.ModuleDict({str(block): adapter() for block in blocks})
 
         self.image, self.text = map(stack, SIDES, widths, depths)
         self._top = {"image": max(map(int, self.image)), "text": max(map(int, self.text))}
@@ -249,17 +247,17 @@ class Adapters(nn.Module):
             _kaiming(self.cross)
 
     def blocks(self, side: str) -> list[int]:
-        """1-based numbers of the adapted blocks of `side`, "image" or "text"."""
+        """Return the 1-based numbers of the adapted blocks of `side`, "image" or "text"."""
         return [int(block) for block in getattr(self, side)]
 
     def at(self, side: str, block: int) -> DualBranchAdapter | None:
-        """The adapter beside a block, if any."""
+        """Return the adapter beside a block, if any."""
         stack = getattr(self, side)
         return stack[str(block)] if str(block) in stack else None
 
     def delta(self, side: str, block: int, x: Tensor) -> Tensor:
-        """What is added to the block's output for the adapter's input x (Eq. 14, 15), [..., d] ->
-        [..., d]."""
+        """Return what is added to the block's output (Eq. 14, 15) for the adapter's input x,
+        [..., d] -> [..., d]."""
         height = str(self._top[side] - block)
         cross = self.cross[height] if height in self.cross else None
         return getattr(self, side)[str(block)].scaled_base(x, self.alpha, cross, self.decouple)
@@ -267,37 +265,36 @@ class Adapters(nn.Module):
     def reconstruction_error(
         self, side: str, block: int, x: Tensor, target: Tensor | None = None
     ) -> Tensor:
-        """Error of every token of one adapter's input, [..., d] -> [...] (Eq. 11, 12). target:
-        [..., d], None for x."""
+        """Return the error of every token of one adapter's input, [..., d] -> [...] (Eq. 11, 12).
+        target: [..., d], None for x."""
         if self.target_norm:
             target = F.layer_norm(x if target is None else target, x.shape[-1:])
-        return getattr(self, side)[str(block)].reconstruction_error(
-            x, self.objective, target, self.local
-        )
+        adapter = getattr(self, side)[str(block)]
+        return adapter.reconstruction_error(x, self.objective, target, self.local)
 
     def parameter_counts(self) -> tuple[int, int]:
-        """Numbers of parameters: all, and those of reconstruction alone, which the adapted features
-        do not need."""
-        branches = [module for module in self.modules() if isinstance(module, DualBranchAdapter)]
-        reconstruction = sum(
-            p.numel() for branch in branches for p in branch.reconstruction_parameters()
-        )
+        """Count all parameters, and those of reconstruction alone, which the adapted features do
+        not need."""
+        reconstruction = 0
+        for module in self.modules():
+            if isinstance(module, DualBranchAdapter):
+                reconstruction += sum(p.numel() for p in module.reconstruction_parameters())
         return sum(p.numel() for p in self.parameters()), reconstruction
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """x in float32, since half precision is too coarse for losses; float64 stays."""
+    """Return x in float32, since half precision is too coarse for losses; float64 stays."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def token_mean(error: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean over tokens, scalar; weight: how often each token counts, 0 for padding, None for once
-    each."""
+    """Average over tokens to a scalar. weight: how often each token counts, 0 for padding; None for
+    once each."""
     return error.mean() if weight is None else (error * weight).sum() / weight.sum()
 
 
 def consistency(adapted: Tensor, frozen: Tensor) -> Tensor:
-    """Mean absolute difference of L2-normalised features [n, d], scalar (Eq. 13, 17).
+    """Return the mean absolute difference of L2-normalised features [n, d], a scalar (Eq. 13, 17).
 
     Where both agree up to rounding, as in the first step from a zero-initialised adapter, the sign
     of the difference means nothing, and the gradient is zero. Features that are computed in 16 bits
@@ -308,7 +305,7 @@ def consistency(adapted: Tensor, frozen: Tensor) -> Tensor:
 
 
 class Side(NamedTuple):
-    """What the loss reads from one encoder, and the weights lambda of its two terms; 0 turns a term
+    """The loss's inputs from one encoder, and the weights lambda of its two terms; 0 turns a term
     off.
 
     adapted, frozen: features [B, d] of images or class features [C, d]. errors: reconstruction
@@ -325,24 +322,21 @@ class Side(NamedTuple):
 def loss_terms(
     logit_scale: Tensor, labels: Tensor, image: Side, text: Side, consistency_unit: str = "feature"
 ) -> dict[str, Tensor]:
-    """The loss and its terms (Eq. 11-13, 16-18), each a scalar with its weight lambda already in
-    it.
+    """Return the loss and its terms (Eq. 11-13, 16-18), scalars that include their weight lambda.
 
     labels: [B]. A term that is turned off is absent. consistency_unit: "feature" is Eq. 13 and 17;
     "logit" multiplies the differences by the logit scale, with which the gradient of the
     cross-entropy grows too.
     """
     x, w = (F.normalize(at_least_float32(side.adapted), dim=-1) for side in (image, text))
-    with torch.autocast(
-        x.device.type, enabled=False
-    ):  # bfloat16 would round a logit of 100 to halves
+    # Without autocast, since bfloat16 would round a logit of 100 to halves.
+    with torch.autocast(x.device.type, enabled=False):
         terms = {"ce": F.cross_entropy(logit_scale * x @ w.T, labels)}
     for name, side in zip(SIDES, (image, text), strict=True):
         if side.errors and side.lambda_rec:
             terms[f"{name}_rec"] = side.lambda_rec * torch.stack(list(side.errors)).sum()
         if side.lambda_con:
             unit = logit_scale if consistency_unit == "logit" else 1.0
-            terms[f"{name}_con"] = (
-                unit * side.lambda_con * consistency(*map(at_least_float32, side[:2]))
-            )
+            difference = consistency(*map(at_least_float32, (side.adapted, side.frozen)))
+            terms[f"{name}_con"] = unit * side.lambda_con * difference
     return {"loss": torch.stack(list(terms.values())).sum(), **terms}

@@ -21,14 +21,16 @@ from rmadapter.settings import AdapterSettings, LossSettings
 from rmadapter.support.machine import seeded
 from rmadapter.task import TEMPLATES
 
-Tape: TypeAlias = list[
-    tuple[int, Tensor]
-]  # numbers of adapted blocks, and what their adapters read, [..., d]
+# Numbers of adapted blocks, and what their adapters read, [..., d].
+Tape: TypeAlias = list[tuple[int, Tensor]]
+
+# Adapted features, frozen features, reconstruction errors.
+Encoded: TypeAlias = tuple[Tensor, Tensor, list[Tensor]]
 
 
 class _Hook:
-    """Adds the adapter's output to a block's output. An object, so that a deep copy of the model
-    copies it too."""
+    """A hook that adds the adapter's output to a block's output; an object, so that a deep copy of
+    the model copies it too."""
 
     def __init__(
         self, model: AdaptedCLIP, side: str, block: int, tape: Tape | None, silent: bool
@@ -53,9 +55,9 @@ class _Hook:
 class AdaptedCLIP(nn.Module):
     """A frozen backbone and the adapters beside its blocks.
 
-    seed: of the adapters' initialisation. alpha is a dial: 0 is the untouched backbone bit for bit,
-    `settings.alpha` the trained model, anything between a mix. Raises UserError when the adapted
-    blocks do not exist in the backbone.
+    seed: of the adapters' initialisation. `alpha` may be changed at any time: 0 is the untouched
+    backbone bit for bit, `settings.alpha` the trained model, anything between a mix. Raises
+    UserError if the adapted blocks do not exist in the backbone.
     """
 
     def __init__(
@@ -67,15 +69,17 @@ class AdaptedCLIP(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone.with_blocks("image", "text")
-        self.settings, self.loss = settings or AdapterSettings(), loss or LossSettings()
+        self.settings = settings or AdapterSettings()
+        self.loss = loss or LossSettings()
         self.clip: Any = backbone.model
         self.encoders: dict[str, Encoder[Any]] = {"image": backbone.image, "text": backbone.text}
-        sizes = [(encoder.width, encoder.depth) for encoder in self.encoders.values()]
-        (widths, depths), s = zip(*sizes, strict=True), self.settings
+        widths = (backbone.image.width, backbone.text.width)
+        depths = (backbone.image.depth, backbone.text.depth)
+        s = self.settings
         if max(s.first_block, s.last_block or 1) > max(depths):
-            wanted = f"first_block={s.first_block}, last_block={s.last_block}"
             raise UserError(
-                f"{wanted}: the encoders of {backbone.name} have {depths[0]} and {depths[1]} blocks"
+                f"first_block={s.first_block}, last_block={s.last_block}: the encoders of "
+                f"{backbone.name} have {depths[0]} and {depths[1]} blocks"
             )
         reconstruct = [side for side in SIDES if getattr(self.loss, f"lambda_{side}_rec")]
         with seeded(seed):
@@ -87,8 +91,7 @@ class AdaptedCLIP(nn.Module):
 
     @contextmanager
     def attached(self, tape: Tape | None = None, silent: bool = False) -> Iterator[Any]:
-        """In this context the backbone's own forward pass carries the adapters (Eq. 14, 15); yields
-        the backbone.
+        """Yield the backbone with the adapters in its own forward pass (Eq. 14, 15).
 
         Afterwards the backbone is what it was, bit for bit, so that several models can share one.
         tape: collects the number of each adapted block, and what its adapter read. silent: the
@@ -106,7 +109,8 @@ class AdaptedCLIP(nn.Module):
                 handle.remove()
 
     def train(self, mode: bool = True) -> AdaptedCLIP:
-        """Training mode of the adapters; the frozen backbone stays in evaluation mode (no dropout)."""
+        """Set the mode of the adapters; the frozen backbone stays in evaluation mode, without
+        dropout."""
         super().train(mode)
         self.clip.eval()
         return self
@@ -116,7 +120,7 @@ class AdaptedCLIP(nn.Module):
         return self.backbone.device
 
     def first(self, side: str) -> int:
-        """The lowest adapted block of an encoder, counted from 1; all below it is frozen."""
+        """Return the lowest adapted block of an encoder, counted from 1; all below it is frozen."""
         return min(self.adapters.blocks(side))
 
     @property
@@ -132,45 +136,45 @@ class AdaptedCLIP(nn.Module):
     # ---- features ----
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] -> features [B, e], by the backbone's own forward pass; not
+        """Encode images [B, 3, H, W] to features [B, e] by the backbone's own forward pass; not
         normalised."""
         with self.attached() as clip:
             return clip.encode_image(images)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Tokens [C, L] -> features [C, e], by the backbone's own forward pass; not normalised."""
+        """Encode tokens [C, L] to features [C, e] by the backbone's own forward pass; not
+        normalised."""
         with self.attached() as clip:
             return clip.encode_text(tokens)
 
     def frozen(self, images: Tensor) -> States:
-        """What the untouched image encoder makes of images [B, 3, H, W], up to the first adapted
-        block."""
+        """Run the untouched image encoder on images [B, 3, H, W], up to the first adapted block."""
         return self.backbone.image.frozen(images, self.first("image"))
 
     def frozen_text(self, tokens: Tensor) -> list[States]:
-        """The same for any number of prompts [C, L], in chunks of at most CHUNK."""
-        return [
-            self.backbone.text.frozen(chunk, self.first("text")) for chunk in tokens.split(CHUNK)
-        ]
+        """Run the untouched text encoder on prompts [C, L], up to the first adapted block, CHUNK at
+        a time."""
+        first = self.first("text")
+        return [self.backbone.text.frozen(chunk, first) for chunk in tokens.split(CHUNK)]
 
     def features(
         self, side: str, states: States, reconstruct: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
-        """Adapted features from frozen states, by the lean pass, and every adapter's reconstruction
-        error per token ([B, L] or [T]) if asked for."""
+        """Return adapted features of frozen states, by the lean pass. reconstruct: also return each
+        adapter's reconstruction error per token, [B, L] or [T]."""
         if self.alpha == 0 and not reconstruct and len(states.features):
             return states.features, []
         assert states.first is not None
         encoder, adapters, layout, x = self.encoders[side], self.adapters, states.layout, states.x
-        normed, errors, below = adapters.norm == "block", [], None
-        untouched = (
-            self._untouched(side, states) if reconstruct and adapters.target == "frozen" else {}
-        )
+        normed, below, errors = adapters.norm == "block", None, list[Tensor]()
+        frozen_target = reconstruct and adapters.target == "frozen"
+        untouched = self._untouched(side, states) if frozen_target else {}
         for i in range(states.first, encoder.depth + 1):
             top = i == encoder.depth and encoder.reads_some(layout)
             n = encoder.norm(i, x) if normed or i > states.first else x
             y = encoder.step(i, x, n, layout, top) if i > states.first else states.y
-            if adapter := adapters.at(side, i):
+            adapter = adapters.at(side, i)
+            if adapter is not None:
                 source = n if normed else x
                 if reconstruct and adapter.reconstructs:
                     target = below if adapters.target == "below" else untouched.get(i)
@@ -182,24 +186,23 @@ class AdaptedCLIP(nn.Module):
 
     @torch.no_grad()
     def _untouched(self, side: str, states: States) -> dict[int, Tensor]:
-        """What the adapter of each block would read if none added anything."""
-        encoder, x, found = self.encoders[side], states.x, {}
+        """Return what the adapter of each block would read if none added anything."""
+        encoder, x, inputs = self.encoders[side], states.x, {}
         for i in self.adapters.blocks(side):
             n = encoder.norm(i, x)
-            found[i] = n if self.adapters.norm == "block" else x
+            inputs[i] = n if self.adapters.norm == "block" else x
             if i < encoder.depth:
                 x = states.y if i == states.first else encoder.step(i, x, n, states.layout)
-        return found
+        return inputs
 
     def class_weights(self, names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Tensor:
-        """Normalised class features [C, e] at the present alpha; differentiable with respect to the
-        adapters."""
-        some = list(in_chunks(names, templates))
-        if len(some) == 1:
+        """Return normalised class features [C, e] at the present alpha; differentiable with respect
+        to the adapters."""
+        parts = list(in_chunks(names, templates))
+        if len(parts) == 1:
             return self._class_weights(names, templates)
-        each = [
-            checkpoint(self._class_weights, part, templates, use_reentrant=False) for part in some
-        ]
+        weights = self._class_weights
+        each = [checkpoint(weights, part, templates, use_reentrant=False) for part in parts]
         return torch.cat(each)
 
     def _class_weights(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
@@ -210,7 +213,7 @@ class AdaptedCLIP(nn.Module):
     def _text(
         self, chunks: Sequence[States], reconstruct: bool
     ) -> list[tuple[Tensor, list[Tensor]]]:
-        """`features` of each chunk; if there are several, the gradient keeps only one at a time in
+        """Return `features` of each chunk; of several, the gradient keeps only one at a time in
         memory."""
         if len(chunks) == 1:
             return [self.features("text", chunks[0], reconstruct)]
@@ -224,18 +227,16 @@ class AdaptedCLIP(nn.Module):
     def forward(
         self, labels: Tensor, image: States, text: Sequence[States], templates: int = 1
     ) -> dict[str, Tensor]:
-        """Loss terms of one batch (Eq. 18) by the lean pass, from labels [B], and states of images
-        and prompts."""
+        """Return the loss terms of one batch (Eq. 18) by the lean pass.
+
+        labels: [B]. image, text: states of images and prompts. templates: prompts of each class.
+        """
         x, image_errors = self.features("image", image, reconstruct=True)
         parts = self._text(text, reconstruct=True)
-        w, frozen = (
-            torch.cat([part[0] for part in parts]),
-            torch.cat([chunk.features for chunk in text]),
-        )
+        w = torch.cat([features for features, _ in parts])
+        frozen = torch.cat([chunk.features for chunk in text])
         weight = torch.cat([chunk.layout.weight for chunk in text])
-        text_errors = [
-            torch.cat(errors) for errors in zip(*(part[1] for part in parts), strict=True)
-        ]
+        text_errors = map(torch.cat, zip(*(errors for _, errors in parts), strict=True))
         return self._terms(
             labels,
             (x, image.features, [token_mean(e) for e in image_errors]),
@@ -251,10 +252,10 @@ class AdaptedCLIP(nn.Module):
         frozen: tuple[Tensor, Tensor],
         templates: int = 1,
     ) -> dict[str, Tensor]:
-        """The same terms by the backbone's own forward pass with hooks, on whole sequences: the
-        oracle of `forward`.
+        """Return the terms of `forward` by the backbone's own forward pass with hooks, on whole
+        sequences; its oracle.
 
-        images [B, 3, H, W], tokens [C, L], frozen: features of the untouched encoders for both.
+        images: [B, 3, H, W]. tokens: [C, L]. frozen: untouched features of both.
         """
         x, image_errors = self._hooked("image", images)
         w, text_errors = self._hooked("text", tokens)
@@ -268,36 +269,34 @@ class AdaptedCLIP(nn.Module):
         )
 
     def _hooked(self, side: str, inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Encode images or tokens with hooks; return features and reconstruction errors."""
         tape: Tape = []
-        untouched: Tape = []
         with self.attached(tape) as clip:
             features = getattr(clip, f"encode_{side}")(inputs)
-        if self.adapters.target == "frozen":
+        targets: list[Tensor | None] = [None] * len(tape)
+        if self.adapters.target == "below":
+            targets = [None, *(x for _, x in tape[:-1])]
+        elif self.adapters.target == "frozen":
+            untouched: Tape = []
             with torch.no_grad(), self.attached(untouched, silent=True) as clip:
                 getattr(clip, f"encode_{side}")(inputs)
-        read = [x for _, x in tape]
-        targets: dict[str, list[Tensor | None]] = {
-            "frozen": [x for _, x in untouched],
-            "below": [None, *read[:-1]],
-        }
-        each = zip(tape, targets.get(self.adapters.target, [None] * len(tape)), strict=True)
-        adapters = getattr(self.adapters, side)
-        return features, [
-            self.adapters.reconstruction_error(side, block, x, target)
-            for (block, x), target in each
-            if adapters[str(block)].reconstructs
-        ]
+            targets = [x for _, x in untouched]
+        errors = []
+        for (block, x), target in zip(tape, targets, strict=True):
+            adapter = self.adapters.at(side, block)
+            if adapter is not None and adapter.reconstructs:
+                errors.append(self.adapters.reconstruction_error(side, block, x, target))
+        return features, errors
 
     def _terms(
-        self, labels: Tensor, image: tuple[Any, ...], text: tuple[Any, ...], templates: int
+        self, labels: Tensor, image: Encoded, text: Encoded, templates: int
     ) -> dict[str, Tensor]:
-        """image, text: adapted features, frozen features, reconstruction errors."""
         w, frozen = (class_weights(features, templates) for features in text[:2])
         s = self.loss
         return loss_terms(
             self.backbone.logit_scale,
             labels,
-            Side(image[0], image[1], image[2], s.lambda_image_rec, s.lambda_image_con),
+            Side(*image, s.lambda_image_rec, s.lambda_image_con),
             Side(w, frozen, text[2], s.lambda_text_rec, s.lambda_text_con),
             s.consistency_unit,
         )

@@ -23,34 +23,34 @@ from rmadapter.errors import UserError
 
 CHUNK = 1024  # prompts encoded at once; more are encoded in turn, and again for their gradient
 MOST = 100  # prompts per class and template, where classes have descriptions
-_KEPT: WeakKeyDictionary[Backbone, Callable[..., Tensor]] = (
-    WeakKeyDictionary()
-)  # which a plain cache would keep alive
+# Class weights by backbone, which a plain cache would keep alive.
+_KEPT: WeakKeyDictionary[Backbone, Callable[..., Tensor]] = WeakKeyDictionary()
 
 
 def prompts_each(names: Sequence[str], templates: Sequence[str]) -> int:
-    """Number of prompts of each class: per template, the least common multiple of the classes'
-    numbers of descriptions, so that all classes have as many and each description of a class counts
-    alike. Raises UserError above MOST."""
+    """Return the number of prompts of each class: per template, the least common multiple of the
+    classes' numbers of descriptions, so that all classes have equally many and each description of
+    a class counts equally. Raises UserError above MOST."""
     counts = sorted({len(descriptions(name)) for name in names})
-    if (turns := math.lcm(*counts)) > MOST:
+    multiple = math.lcm(*counts)
+    if multiple > MOST:
         raise UserError(
-            f"some classes have {', '.join(map(str, counts))} descriptions, whose least common multiple, {turns}, is "
-            f"above {MOST}: give them numbers with a smaller one, such as the same to all"
+            f"classes with {', '.join(map(str, counts))} descriptions need {multiple} prompts each "
+            f"(the least common multiple), above {MOST}: give all classes equally many descriptions"
         )
-    return len(templates) * turns
+    return len(templates) * multiple
 
 
 def tokenize(backbone: Backbone, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Tokens [`prompts_each` * C, L] of all prompts, by template, then description, then class, on
-    the backbone's device."""
+    """Return the tokens [`prompts_each` * C, L] of all prompts, by template, then description, then
+    class, on the backbone's device."""
     if not names:
-        raise UserError("no class names given: name at least one class")
+        raise UserError("no class names: name at least one class")
     known = [descriptions(name) for name in names]
-    turns = range(prompts_each(names, templates) // len(templates))
-    texts = [
-        t.format(some[turn % len(some)]) for t in templates for turn in turns for some in known
-    ]
+    texts = []
+    for template in templates:
+        for turn in range(prompts_each(names, templates) // len(templates)):
+            texts += [template.format(one[turn % len(one)]) for one in known]
     return backbone.tokenizer(texts).to(backbone.device)
 
 
@@ -65,65 +65,59 @@ def in_chunks(names: Sequence[str], templates: Sequence[str]) -> Iterator[Sequen
 def frozen_prompts(
     backbone: Backbone, names: Sequence[str], templates: Sequence[str], first: int | None = None
 ) -> list[States]:
-    """States of all prompts in the untouched text encoder, in chunks of at most CHUNK. first: as in
+    """Run the untouched text encoder on all prompts, in chunks of at most CHUNK. first: as in
     `States`."""
-    return [
-        backbone.text.frozen(chunk, first)
-        for chunk in tokenize(backbone, names, templates).split(CHUNK)
-    ]
+    chunks = tokenize(backbone, names, templates).split(CHUNK)
+    return [backbone.text.frozen(chunk, first) for chunk in chunks]
 
 
 def class_weights(features: Tensor, each: int = 1) -> Tensor:
-    """Text features [each * C, e], ordered as by `tokenize`, -> normalised class features [C, e]."""
+    """Average text features [each * C, e], ordered as by `tokenize`, to normalised class features
+    [C, e]."""
     weights = F.normalize(at_least_float32(features), dim=-1)
     if each > 1:
-        weights = F.normalize(weights.unflatten(0, (each, -1)).mean(0), dim=-1)
+        weights = F.normalize(torch.unflatten(weights, 0, (each, -1)).mean(0), dim=-1)
     return weights
 
 
 def learnt_weights(
     encode: Callable[..., Tensor], chunks: Sequence[tuple[Any, ...]], each: int
 ) -> Tensor:
-    """Normalised class features [C, e] of prompts in chunks, by encode(*chunk). If there are
-    several, each is encoded again for the gradient, so that only one at a time holds activations.
-    """
+    """Return normalised class features [C, e] of prompts in chunks, by encode(*chunk). Several
+    chunks are encoded again for the gradient, so that only one at a time holds activations."""
     if len(chunks) == 1:
         return class_weights(encode(*chunks[0]), each)
-    return class_weights(
-        torch.cat([checkpoint(encode, *chunk, use_reentrant=False) for chunk in chunks]), each
-    )
+    features = [checkpoint(encode, *chunk, use_reentrant=False) for chunk in chunks]
+    return class_weights(torch.cat(features), each)
 
 
 def cosine_logits(backbone: Backbone, features: Tensor, weights: Tensor) -> Tensor:
-    """Cosines of image features [B, e], normalised here, and class weights [C, e], times the logit
-    scale -> [B, C].
+    """Return logits [B, C]: cosines of image features [B, e], normalised here, and class weights
+    [C, e], times the logit scale.
 
     In float32 at least, in autocast too: bfloat16 would round logits of 64 to 128 to halves.
     """
     with torch.autocast(features.device.type, enabled=False):
-        return (
-            backbone.logit_scale
-            * F.normalize(at_least_float32(features), dim=-1)
-            @ at_least_float32(weights).T
-        )
+        unit = F.normalize(at_least_float32(features), dim=-1)
+        return backbone.logit_scale * unit @ at_least_float32(weights).T
 
 
 def linear_logits(features: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Logits [B, C] of features [B, e], weights [C, e] and bias [C]. In float32 at least, as
+    """Return logits [B, C] of features [B, e], weights [C, e] and bias [C], in float32 at least, as
     `cosine_logits`."""
     with torch.autocast(features.device.type, enabled=False):
         return F.linear(at_least_float32(features), at_least_float32(weights), bias)
 
 
 def untouched(states: States) -> Tensor:
-    """Features [B, e] of the untouched encoder."""
+    """Return the features [B, e] of the untouched encoder."""
     return states.features
 
 
 @dataclass(frozen=True)
 class Cosines:
-    """A scorer that uses `cosine_logits` alone and exposes its parts. features: states of B images
-    -> [B, e]. weights: of the classes, [C, e]."""
+    """A scorer of `cosine_logits` that exposes its parts. features: states of B images -> [B, e].
+    weights: of the classes, [C, e]."""
 
     backbone: Backbone
     features: Callable[[States], Tensor]
@@ -134,10 +128,10 @@ class Cosines:
 
 
 def zero_shot_weights(backbone: Backbone, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Class weights [C, e] of the untouched text encoder.
+    """Return class weights [C, e] of the untouched text encoder.
 
-    The last results are kept, as long as the backbone is, for the next method with the same
-    classes; each call returns a copy.
+    The last results are kept as long as the backbone is, for the next method with the same classes;
+    each call returns a copy.
     """
     if backbone not in _KEPT:
         _KEPT[backbone] = lru_cache(maxsize=16)(partial(_zero_shot_weights, ref(backbone)))
@@ -145,22 +139,22 @@ def zero_shot_weights(backbone: Backbone, names: Sequence[str], templates: Seque
 
 
 def _zero_shot_weights(
-    home: ref[Backbone], names: tuple[str, ...], templates: tuple[str, ...], device: Any
+    home: ref[Backbone], names: tuple[str, ...], templates: tuple[str, ...], device: torch.device
 ) -> Tensor:
     backbone = home()
     assert backbone is not None
-    parts = [raw_text_features(backbone, some, templates) for some in in_chunks(names, templates)]
+    parts = [raw_text_features(backbone, part, templates) for part in in_chunks(names, templates)]
     return torch.cat([class_weights(features.flatten(0, 1), len(features)) for features in parts])
 
 
 def text_features(backbone: Backbone, texts: Sequence[str]) -> Tensor:
-    """Unit features [S, e] of whole texts from the untouched text encoder; texts too long for it
-    are cut."""
+    """Return unit features [S, e] of whole texts from the untouched text encoder; texts too long
+    for it are cut."""
     chunks = backbone.tokenizer(list(texts)).to(backbone.device).split(CHUNK)
     return class_weights(torch.cat([backbone.text.frozen(chunk).features for chunk in chunks]))
 
 
 def raw_text_features(backbone: Backbone, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Features [`prompts_each`, C, e] of the untouched text encoder, not normalised."""
+    """Return features [`prompts_each`, C, e] of the untouched text encoder, not normalised."""
     features = torch.cat([states.features for states in frozen_prompts(backbone, names, templates)])
-    return at_least_float32(features).unflatten(0, (-1, len(names)))
+    return torch.unflatten(at_least_float32(features), 0, (-1, len(names)))
