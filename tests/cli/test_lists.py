@@ -8,6 +8,7 @@ from typing import Any
 
 from rmadapter.data.catalog.sets import CATALOG
 from rmadapter.methods import METHODS
+from rmadapter.methods.uses import ABOUT
 from tests.helpers.shell import Command, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
@@ -32,6 +33,15 @@ def test_methods_lists_all_with_the_papers_counts(rmadapter: Command) -> None:
         "tda": "test time",
         "prompt-kd": "teacher",
     }
+
+
+def test_methods_fits_80_columns_and_names_all(rmadapter: Command) -> None:
+    code, out, _ = rmadapter("methods")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    assert {*ABOUT} == {*METHODS}
+    for name in METHODS:
+        assert f" {name} " in out
 
 
 def test_data_lists_all_and_says_what_one_lacks(rmadapter: Command, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from rmadapter.methods import (
     is_outside,
     load_method,
 )
+from rmadapter.methods.uses import ABOUT
 from rmadapter.settings import settings_of
 from rmadapter.training import loop as training
 from rmadapter.training.contract import Fitted, Known, Method, NotApplicable
@@ -92,11 +93,12 @@ def test_a_method_answers_and_leaves_the_backbone_as_it_was(
     assert (
         fitted.parameters == fitted.method.parameters(tiny_clip, len(images.classes), shots).trained
     )
-    assert (fitted.parameters > 0) == (name not in UNTRAINED)
+    assert (fitted.parameters > 0) == (name not in UNTRAINED) == (ABOUT[name].cost != "nothing")
     assert (fitted.first is None) == (name in ON_FEATURES)
     assert blocks_read([fitted.method], tiny_clip) == {fitted.first} - {None}
     assert len(fitted.trained.history) == fitted.trained.step
     assert (fitted.trained.step > 0) == (name in TRAINED)
+    assert ABOUT[name].new_classes == (name not in CLOSED)
     if name in CLOSED:
         with pytest.raises(
             NotApplicable, match="only knows the classes it was trained on, not 'house'"

@@ -8,9 +8,10 @@ import json
 import os
 import re
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +20,9 @@ from rmadapter.cli.options import Json, MethodName, SettingOptions
 from rmadapter.errors import UserError, nearest
 from rmadapter.support.files import cache_folder, read_text
 from rmadapter.support.terminal import note, table
+
+if TYPE_CHECKING:
+    from rmadapter.training.traits import About
 
 
 def methods(
@@ -30,37 +34,64 @@ def methods(
     """List the methods: what each trains, costs, and is good for."""
     from rmadapter.backbones import load_backbone
     from rmadapter.methods import METHODS, entry_points, load_method
-    from rmadapter.methods.uses import UNKNOWN, Uses, uses_of
+    from rmadapter.methods.uses import ABOUT, uses_of
     from rmadapter.settings import settings_of
+    from rmadapter.training.traits import COSTS
 
     loaded, classes, shots = load_backbone(backbone), 100, 16
     found: list[dict[str, Any]] = []
+    texts: dict[str, About | None] = {}
     for name in [*METHODS, *entry_points()]:
         method, count, reason = load_method(name), None, ""
         try:
             count = method.parameters(loaded, classes, shots).trained
         except UserError as error:  # the published settings do not fit the backbone
             reason = str(error)
-        facts = {
-            "name": name,
-            "title": method.title,
-            "source": method.source,
-            "parameters": count,
-            "reason": reason,
-        }
         settings = settings_of(method)
         uses = uses_of(name, settings, method.traits.uses)
-        found.append({**facts, "settings": settings, "uses": uses and uses.model_dump()})
+        about = texts[name] = ABOUT.get(name, method.traits.about)
+        found.append(
+            {
+                "name": name, "title": method.title, "source": method.source, "parameters": count,
+                "reason": reason, "settings": settings, "uses": uses and uses.model_dump(),
+                "about": about and asdict(about),
+            }
+        )  # fmt: skip
     if as_json:
         print(json.dumps(found))
         return
-    rows = [
-        [m["name"], m["title"], "-" if m["parameters"] is None else f"{m['parameters']:,}",
-         *((m["uses"]["track"], Uses(**m["uses"]).words) if m["uses"] else (UNKNOWN, "")), m["source"]]
-        for m in found
-    ]  # fmt: skip
-    table(["method", "title", "trained parameters", "track", "uses", "source"], rows)
-    print(f"Parameters for {backbone}, {classes} classes and {shots} shots.")
+    headings = [*COSTS.items(), (None, "From installed packages that do not say more")]
+    header = ["method", "numbers", "what it trains; what it is for", "new"]
+    for cost, heading in headings:
+        rows = []
+        for facts in found:
+            about = texts[facts["name"]]
+            if (about.cost if about else None) == cost:
+                trained = "-" if facts["parameters"] is None else _short(facts["parameters"])
+                rows.append([facts["name"], trained, *_about(facts["title"], about)])
+        if rows:
+            print(f"\n{heading}:")
+            table(header, rows, width=80)
+    print(f"\nnumbers: trained parameters on {backbone} with {classes} classes and {shots} shots.")
+    print("new: whether a model can be asked about classes that it was not trained on.")
+    print("Settings, sources and what each uses beyond the shots: rmadapter methods --json")
+
+
+def _about(title: str, about: About | None) -> tuple[str, str]:
+    if about is None:
+        return title, ""
+    trains = f"{about.trains[0].upper()}{about.trains[1:]}."
+    prefer = f" For {about.prefer}." if about.prefer else ""
+    return trains + prefer, "yes" if about.new_classes else "no"
+
+
+def _short(count: int) -> str:
+    """Return a number in at most five characters."""
+    if count < 1000:
+        return str(count)
+    if count < 1_000_000:
+        return f"{count / 1000:.3g} k"
+    return f"{count / 1_000_000:.3g} M"
 
 
 def params(

@@ -8,6 +8,7 @@ from typing import Any
 
 from rmadapter.support.files import read_text, user_path
 from rmadapter.training.traits import TRACKS as TRACKS
+from rmadapter.training.traits import About
 from rmadapter.training.traits import Uses as Uses
 
 UNKNOWN = "not stated"  # track of external methods that do not say what they use: shown, not ranked
@@ -97,6 +98,149 @@ USES: Mapping[str, Uses] = {
     "rmadapter-plain": Uses(tuned=OURS),
     "rmadapter-plus": Uses(
         extra="7 general templates", tuned="this project's choosing sets (docs/plus.md)"
+    ),
+}
+
+# In the order of their cost, and then of their groups in docs/methods.md.
+ABOUT: Mapping[str, About] = {
+    "zero-shot": About(
+        "nothing",
+        "an image goes to the class with the nearest prompt",
+        "tasks without labelled images",
+    ),
+    "zero-shot-ensemble": About(
+        "nothing",
+        "zero-shot with seven general templates",
+        "tasks without labels or a template of your own",
+    ),
+    "zero-shot-descriptions": About(
+        "nothing",
+        "zero-shot with texts about each class from a file",
+        "classes that you have texts about",
+    ),
+    "tda": About(
+        "nothing",
+        "zero-shot that remembers test images in their order",
+        "many unlabelled images asked about at once",
+    ),
+    "tip-adapter": About(
+        "nothing",
+        "similar shots add to zero-shot answers",
+        "machines that cannot train at all",
+        new_classes=False,
+    ),
+    "linear-probe": About(
+        "features",
+        "a logistic regression that ignores class names",
+        "many shots, or class names that say little",
+        new_classes=False,
+    ),
+    "linear-probe-zero-shot": About(
+        "features",
+        "a linear probe that starts as the class prompts",
+        "class names that mean something",
+        new_classes=False,
+    ),
+    "linear-probe-pair": About(
+        "features", "both linear probes, and answers by their mean", new_classes=False
+    ),
+    "clap": About(
+        "features",
+        "a linear probe held near the class prompts",
+        "few shots of classes whose names CLIP knows",
+        new_classes=False,
+    ),
+    "lp-plus-plus": About(
+        "features", "a linear classifier plus a share of text features", new_classes=False
+    ),
+    "clip-adapter": About(
+        "features",
+        "a small network behind the image encoder",
+        "cheap training that keeps new classes working",
+    ),
+    "tip-adapter-f": About(
+        "features",
+        "Tip-Adapter's stored features of the shots",
+        "few classes: its size grows with shots and classes",
+        new_classes=False,
+    ),
+    "prolip": About("features", "the projection behind the image encoder"),
+    "coop": About(
+        "text",
+        "word vectors before the class name",
+        "trained classes alone; the reference for prompts",
+    ),
+    "cocoop": About(
+        "text", "CoOp's vectors, shifted for each image", "studies of prompts that follow the image"
+    ),
+    "kgcoop": About(
+        "text",
+        "CoOp's vectors, held near hand-written prompts",
+        "new classes, at a price on trained ones",
+    ),
+    "prograd": About("text", "CoOp's vectors, with no step against CLIP's answers"),
+    "cocoa-mix": About("text", "CoOp's vectors, mixed with hand-written prompts"),
+    "tcp": About(
+        "text", "KgCoOp's vectors, made from each class's name", "trained and new classes alike"
+    ),
+    "text-refiner": About("text", "CoOp's vectors, refined by image tokens"),
+    "mma": About(
+        "blocks",
+        "adapters beside blocks, tied across encoders",
+        "trained classes, with nothing to preserve",
+    ),
+    "mma-adamw": About("blocks", "MMA with RMAdapter's optimiser", "studies: a control"),
+    "rmadapter": About(
+        "blocks",
+        "adapters with reconstruction and a pull to CLIP",
+        "trained and new classes; the default",
+    ),
+    "rmadapter-paper": About(
+        "blocks", "RMAdapter, optimised as its paper suggests", "comparisons with the paper"
+    ),
+    "rmadapter-plain": About(
+        "blocks", "RMAdapter's adapters without its two losses", "studies: a control"
+    ),
+    "rmadapter-plus": About(
+        "blocks", "RMAdapter's adapters and a regression of the shots", "trained and new classes"
+    ),
+    "mmrl": About(
+        "blocks", "tokens that both encoders share", "trained classes first, but new ones must work"
+    ),
+    "mmrl-plus-plus": About("blocks", "MMRL with shared and low-rank maps"),
+    "skip-tuning": About("blocks", "the upper blocks themselves"),
+    "clip-lora": About(
+        "encoders",
+        "low-rank updates of attention in every block",
+        "images far from natural photographs",
+    ),
+    "2sfs": About("encoders", "LayerNorms, and then the class features"),
+    "maple": About(
+        "encoders",
+        "prompt tokens, the image's made from the text's",
+        "studies: the reference for prompts in blocks",
+    ),
+    "dept": About("encoders", "MaPLe, and a head for the trained classes"),
+    "promptsrc": About(
+        "encoders",
+        "separate prompt tokens, held near CLIP",
+        "new classes, when training time does not matter",
+    ),
+    "coprompt": About(
+        "encoders",
+        "MaPLe, held near descriptions of the classes",
+        "classes that you have descriptions of",
+    ),
+    "hicropl": About("encoders", "prompts of both encoders that guide each other"),
+    "prompt-kd": About(
+        "encoders",
+        "a student's prompts that copy a teacher's answers",
+        "many images without labels",
+    ),
+    "lweib": About(
+        "encoders",
+        "small convolutions, and texts about the classes",
+        "classes that you have texts about",
     ),
 }
 

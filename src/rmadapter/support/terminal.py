@@ -224,15 +224,16 @@ def _lasting(stream: Any, hostile: bool) -> tuple[Any, _Lasting | None]:
     return (_Plain(stream) if hostile else stream), raw
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table on stdout."""
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], width: int | None = None) -> None:
+    """Print a table on stdout, as wide as the terminal or as given."""
     from rich.console import Console
     from rich.table import Table
 
     drawn = Table(*header)
     for row in rows:
         drawn.add_row(*map(escape, row))
-    width = None if sys.stdout.isatty() else 200  # a pipe has no width: allow long lines
+    if width is None and not sys.stdout.isatty():
+        width = 200  # a pipe has no width: allow long lines
     console = Console(
         width=width, markup=False, emoji=False, highlight=False
     )  # "[a]" or ":b:" may be a name

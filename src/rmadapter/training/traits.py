@@ -65,16 +65,42 @@ class Uses(BaseModel):
         return "; ".join(f"{name}: {text}" for name, text in parts.items() if text)
 
 
+Cost = Literal["nothing", "features", "text", "blocks", "encoders"]
+COSTS: Mapping[Cost, str] = {
+    "nothing": "Trains nothing",
+    "features": "Trains behind the encoders, on features computed once: usually seconds",
+    "text": "Trains through the text encoder, with image features computed once",
+    "blocks": "Trains through the upper blocks, with the lower ones computed once",
+    "encoders": "Trains through whole encoders: the slowest",
+}
+
+
+@dataclass(frozen=True)
+class About:
+    """What a user must know to choose a method, in plain words.
+
+    cost: what a training step runs through. trains: what is trained, or what answers where nothing
+    is. prefer: for what, after "For". new_classes: whether a model can be asked about classes that
+    it was not trained on.
+    """
+
+    cost: Cost
+    trains: str
+    prefer: str = ""
+    new_classes: bool = True
+
+
 @dataclass(frozen=True)
 class Traits:
     """Facts about a method's class, whatever its settings.
 
-    uses: what it uses beyond the shots; None if a method from outside does not say. unlabelled:
+    about: its line in `rmadapter methods`, if it comes from outside. uses: what it uses beyond the shots; None if a method from outside does not say. unlabelled:
     whether it learns from `Shots.unlabelled`. whole_batches: whether its loss depends on a whole
     batch, which several processes must not split. in_epochs: fields outside `recipe` that count
     epochs, which `--effort` scales.
     """
 
+    about: About | None = None
     uses: Uses | None = None
     unlabelled: bool = False
     whole_batches: bool = False
