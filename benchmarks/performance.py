@@ -16,7 +16,8 @@ from rmadapter.support.files import read_json
 
 sys.path.insert(0, str(ROOT / "tools"))
 
-from reconstruction_tables import CHOOSE, differences, markdown, read, show
+from reconstruction_tables import CHOOSE, differences, read
+from studies import markdown, show
 
 HALF = ("both, 5 epochs", "both, 5 epochs, rate 0.012")
 
@@ -26,7 +27,7 @@ def main() -> None:
 
 
 def tables(results: Path, study: Path) -> dict[str, str]:
-    """Every table of the page by its name."""
+    """Make every table of the page by its name."""
     lines = [line for line in read(study) if line["shots"] == 16]
     chosen, reported = (
         [x for x in lines if (x["data"] in CHOOSE) == chosen] for chosen in (True, False)
@@ -35,18 +36,20 @@ def tables(results: Path, study: Path) -> dict[str, str]:
     return {
         "steps": steps(read_json(results / "public.json")[METHOD]),
         "profile": profile(read_json(results / "profiling.json")["rows"]),
-        "folder": markdown(*parts(read_json(results / "folder.json")["rows"])),
-        "half": f"choosing\n\n{differences(chosen, pairs)}\n\nreporting\n\n{differences(reported, pairs)}",
+        "folder": markdown(*parts(read_json(results / "folder.json")["rows"]), spaced=True),
+        "half": "\n\n".join(
+            ["choosing", differences(chosen, pairs), "reporting", differences(reported, pairs)]
+        ),
     }
 
 
 def share(row: dict[str, Any], kind: str) -> float:
-    """The share of the machine's rate of products that the least work of a step reaches."""
+    """Return the share of the machine's rate of products that the least work of a step reaches."""
     return float(row["least_operations"] / row[f"{kind}_gflops"] / 1e9 / row[f"{kind}_seconds"])
 
 
 def steps(rows: list[dict[str, Any]]) -> str:
-    """Seconds, ratios, and how near to the machine's rate, by number of classes."""
+    """Make a table of seconds, ratios and shares of the machine's rate, by number of classes."""
     head = ["classes", "public s", "float32 s", "bfloat16 s", "times public: float32", "bfloat16"]
     cells = [
         [str(row["classes"]), *(both(row, kind) for kind in ("public", "fp32", "bf16"))]
@@ -54,15 +57,14 @@ def steps(rows: list[dict[str, Any]]) -> str:
         + [f"{share(row, kind):.0%}" for kind in ("fp32", "bf16")]
         for row in rows
     ]
-    return markdown([*head, "of the rate of products: float32", "bfloat16"], cells)
+    return markdown([*head, "of the rate of products: float32", "bfloat16"], cells, spaced=True)
 
 
 def profile(rows: list[dict[str, Any]]) -> str:
-    """Shares of a step's time by kind of operation."""
+    """Make a table of the shares of a step's time by kind of operation."""
     kinds = [key for key in rows[0] if key not in ("method", "format")]
-    return markdown(
-        ["", *kinds], [[row["format"], *(f"{row[kind]:.0%}" for kind in kinds)] for row in rows]
-    )
+    cells = [[row["format"], *(f"{row[kind]:.0%}" for kind in kinds)] for row in rows]
+    return markdown(["", *kinds], cells, spaced=True)
 
 
 if __name__ == "__main__":

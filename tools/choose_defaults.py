@@ -6,12 +6,13 @@ python tools/choose_defaults.py caltech101 rsscn7 --root DATA --grid grid.yaml -
 What is chosen with it is reported on other data sets: see docs/defaults.md. The logit scale differs
 between backbones (15 to 100) and changes no zero-shot answer, but shifts the cross-entropy against
 the other terms of the loss. The grid file is a list of {setting: value} mappings, which may contain
-"method: mma". Finished lines are kept: start it again to go on.
+"method: mma". Finished lines are kept: repeat the command to resume.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from typing import Any
 
 import torch
 import yaml
+from studies import Line, append_lines, read_lines
 
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.runs.lab import Lab
@@ -29,7 +31,7 @@ from rmadapter.runs.run import run_task
 
 
 def rescaled(name: str, scale: float) -> Backbone:
-    """A new backbone with another logit scale; 0 keeps the scale."""
+    """Load a backbone with another logit scale; 0 keeps the scale."""
     backbone = load_backbone(name)
     if not scale:
         return backbone
@@ -45,15 +47,13 @@ def trial(
     backbone."""
     values = {name: value for name, value in fields.items() if name != "method"}
     common = {"backbone": backbone, "seed": seed, "shots": shots, "classes": "base"}
-    wanted = Request.make({**values, **common}, fields.get("method", "rmadapter"), data=data)
-    record = run_task(wanted.task, wanted.method, lab, wanted.name).record
-    found: dict[str, Any] = {"seconds": round(record.seconds["train"], 1)}
+    request = Request.make({**values, **common}, fields.get("method", "rmadapter"), data=data)
+    record = run_task(request.task, request.method, lab, request.name).record
+    line: dict[str, Any] = {"seconds": round(record.seconds["train"], 1)}
     for name in ("base", "novel"):
-        found |= {
-            name: record.metric(name),
-            f"zero_shot_{name}": record.metric(name, zero_shot=True),
-        }
-    return found
+        line[name] = record.metric(name)
+        line[f"zero_shot_{name}"] = record.metric(name, zero_shot=True)
+    return line
 
 
 def main() -> None:
@@ -71,36 +71,24 @@ def main() -> None:
         "--logit-scale", type=float, nargs="+", default=[0, 50, 100], help="0: the backbone's own"
     )
     args = parser.parse_args()
-    lines = args.out.read_text().splitlines() if args.out.exists() else []
-    done = {_key(json.loads(line)) for line in lines}
+    done = {_key(line) for line in read_lines(args.out)}
     grid = yaml.safe_load(args.grid.read_text())
-    for name in args.backbone:
-        for scale in args.logit_scale:
-            lab = Lab(
-                root=args.root, keep=True, progress=False
-            )  # activations are computed once for all settings
-            lab.add_backbone(backbone := rescaled(name, scale))
-            for data in args.data:
-                for seed in args.seeds:
-                    about = {
-                        "data": data,
-                        "backbone": backbone.name,
-                        "shots": args.shots,
-                        "seed": seed,
-                    }
-                    for fields in grid:
-                        if _key(line := {**about, "fields": fields}) in done:
-                            continue
-                        line |= trial(lab, data, seed, backbone.name, args.shots, fields)
-                        with args.out.open("a") as file:
-                            file.write(json.dumps(line) + "\n")
-                        print(json.dumps(line), flush=True)
+    for name, scale in itertools.product(args.backbone, args.logit_scale):
+        lab = Lab(root=args.root, keep=True, progress=False)  # activations serve all settings
+        backbone = rescaled(name, scale)
+        lab.add_backbone(backbone)
+        for data, seed, fields in itertools.product(args.data, args.seeds, grid):
+            line = {"data": data, "backbone": backbone.name, "shots": args.shots, "seed": seed}
+            line["fields"] = fields
+            if _key(line) not in done:
+                line |= trial(lab, data, seed, backbone.name, args.shots, fields)
+                append_lines(args.out, [line])
+                print(json.dumps(line), flush=True)
 
 
-def _key(line: Mapping[str, Any]) -> str:
-    return json.dumps(
-        [line[name] for name in ("data", "backbone", "shots", "seed", "fields")], sort_keys=True
-    )
+def _key(line: Line) -> str:
+    names = ("data", "backbone", "shots", "seed", "fields")
+    return json.dumps([line[name] for name in names], sort_keys=True)
 
 
 if __name__ == "__main__":

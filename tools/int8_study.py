@@ -1,31 +1,31 @@
-"""What 8-bit weights cost and save: a linear probe of each data set, by every way of
-`deploy/int8.py`, on test images.
+"""Measure what 8-bit weights cost and save: a linear probe of each data set, with every candidate of
+`deploy/export/int8.py`, on test images.
 
     python tools/int8_study.py grocery pacs/photo --root DATA --out docs/results/int8.jsonl
 
-    python tools/int8_study.py --show docs/results/int8.jsonl
+    python tools/int8_study.py --out docs/results/int8.jsonl --tables
 
 A line is one data set: the ways of `--to onnx`, and that of `--to openvino` if NNCF is installed.
 Training images alone decide which of them an export to ONNX would take. Finished lines are kept:
-start it again to go on. CPU seconds are of one thread.
+repeat the command to resume. CPU seconds are of one thread.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
+from studies import Line, Lines, append_lines, make_parser, markdown, read_lines
 
 from rmadapter.artifacts.checkpoint import Saved, load
 from rmadapter.deploy.export import graph
@@ -47,27 +47,18 @@ from rmadapter.support.files import write_json
 from rmadapter.support.machine import processor, versions
 
 FP32, OTHER = "none: fp32", "--to openvino"
-HEAD = ["data", "test images", "weights in 8 bits", "MB", "accuracy", "change", "same answers in %", "mean difference",
-        "images per CPU second", "of fp32's"]  # fmt: skip
+HEAD = (
+    "data", "test images", "weights in 8 bits", "MB", "accuracy", "change", "same answers in %",
+    "mean difference", "images per CPU second", "of fp32's",
+)  # fmt: skip
 
 
 def study(data: str, root: Path, shots: int, most: int) -> dict[str, Any]:
-    """A line: facts of fp32 and of each way."""
+    """Fit a probe, and make a line: facts of fp32 and of each way."""
     with tempfile.TemporaryDirectory() as folder:
         run, stage = Path(folder) / "run", Path(folder) / "stage"
-        words = (
-            "fit",
-            root / data,
-            "--out",
-            run,
-            "--method",
-            "linear-probe",
-            "--shots",
-            shots,
-            "--folds",
-            0,
-            "--quiet",
-        )
+        options = ("--method", "linear-probe", "--shots", shots, "--folds", 0, "--quiet")
+        words = ("fit", root / data, "--out", run, *options)
         command = [sys.executable, "-m", "rmadapter", *map(str, words)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         saved = load(run, None, device="cpu")
@@ -98,7 +89,7 @@ def _stage(stage: Path, saved: Saved) -> None:
 def compare(
     model: Model, stage: Path, training: np.ndarray, test: np.ndarray, labels: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Rows of fp32 and of each way, with the one that an export takes marked. training, test:
+    """Return rows of fp32 and of each way, with the one that an export takes marked. training, test:
     pixels [N, 3, H, W]."""
     (known, _), (wanted, seconds) = asked(model, training), asked(model, test)
     rows, found = [_row(FP32, stage / GRAPH, wanted, wanted, labels, seconds)], []
@@ -138,27 +129,22 @@ def _row(
     }
 
 
-def table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: what an export takes for each set, and the means of each way over all sets."""
+def table(lines: Lines) -> str:
+    """Make a table of what an export takes for each set, and the means of each way over all sets."""
     rows, parts = [], []
     for line in lines:
         plain = line["rows"][0]
         parts += [(row, plain) for row in line["rows"]]
         parts += [({**row, "way": "taken"}, plain) for row in line["rows"] if row["chosen"]]
-        rows += [
-            _cells(line["data"], line["images"], [(row, plain)])
-            for row in line["rows"]
-            if row["chosen"]
-        ]
+        chosen = [row for row in line["rows"] if row["chosen"]]
+        rows += [_cells(line["data"], line["images"], [(row, plain)]) for row in chosen]
     for name in dict.fromkeys(row["way"] for row, _ in parts):
-        some = [(row, plain) for row, plain in parts if row["way"] == name]
-        rows.append(_cells(f"mean of {len(lines)}", sum(line["images"] for line in lines), some))
-    return "\n".join("| " + " | ".join(row) + " |" for row in [HEAD, ["---"] * len(HEAD), *rows])
+        pairs = [(row, plain) for row, plain in parts if row["way"] == name]
+        rows.append(_cells(f"mean of {len(lines)}", sum(line["images"] for line in lines), pairs))
+    return markdown(HEAD, rows, spaced=True)
 
 
-def _cells(
-    data: str, images: int, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
-) -> list[str]:
+def _cells(data: str, images: int, pairs: Sequence[tuple[Line, Line]]) -> list[str]:
     def mean(key: str) -> float:
         return fmean(row[key] for row, _ in pairs)
 
@@ -171,29 +157,20 @@ def _cells(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data", nargs="*", help="data sets below --root")
-    parser.add_argument("--root", type=Path, default=Path())
-    parser.add_argument("--out", type=Path, help="JSON lines, which are added to")
-    parser.add_argument("--show", type=Path, help="what such a file says")
+    parser = make_parser(__doc__, seeds=False)
     parser.add_argument("--shots", type=int, default=16)
     parser.add_argument("--images", type=int, default=200, help="of the test split, at most")
-    words = parser.parse_args()
-    if words.show:
-        print(table([json.loads(line) for line in words.show.read_text().splitlines()]))
+    args = parser.parse_args()
+    lines = read_lines(args.out)
+    if args.tables:
+        print(table(lines))
         return
-    done = (
-        {json.loads(line)["data"] for line in words.out.read_text().splitlines()}
-        if words.out.exists()
-        else set()
-    )
-    for data in [data for data in words.data if data not in done]:
-        line = json.dumps(study(data, words.root, words.shots, words.images))
-        with words.out.open("a") as file:
-            file.write(line + "\n")
-        print(line, flush=True)
+    done = {line["data"] for line in lines}
+    for data in args.data:
+        if data not in done:
+            line = study(data, args.root, args.shots, args.images)
+            append_lines(args.out, [line])
+            print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

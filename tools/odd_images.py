@@ -1,4 +1,4 @@
-"""What the thresholds of `rmadapter suspects` for odd images let through.
+"""Measure what the thresholds of `rmadapter suspects` for odd images let through.
 
     python tools/odd_images.py --root DATA --out odd_images.jsonl
     python tools/odd_images.py --out odd_images.jsonl --tables
@@ -6,19 +6,17 @@
 A line is one set and seed: the share of its images that are called odd as they are; when 5 % of
 them are blurred, the share of these that are called so; and when images of another set are added,
 as a hundredth of all, the share of these that are called unlike all others. Finished lines are
-kept: start it again to go on.
+kept: repeat the command to resume.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
 
 import numpy as np
-from lines import keep, kept, parser
 from PIL import ImageFilter
+from studies import Lines, append_lines, make_parser, markdown, read_lines
 
 from rmadapter.artifacts.mistakes import nearest
 from rmadapter.curate import checks
@@ -29,35 +27,27 @@ from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 
 SETS = (
-    "trashnet",
-    "rsscn7",
-    "office_caltech/web",
-    "neu_steel",
-    "pacs/photo",
-    "sign_digits",
-    "dtd10",
-)
+    "trashnet", "rsscn7", "office_caltech/web", "neu_steel", "pacs/photo", "sign_digits", "dtd10",
+)  # fmt: skip
 RADII = (1, 2, 4)  # pixels, of images whose shorter side is 128 at most
 BLURRED = 0.05
 KINDS = ("blurred", "one colour", "tiny")
-Line = Mapping[str, Any]
 
 
 def blurred(images: ImageSet, measured: np.ndarray, radius: float, seed: int) -> float:
-    """The share of blurred images that are called so among the others. measured: from
+    """Return the share of blurred images that are called so among the others. measured: from
     `checks.measure`."""
     rows = random.Random(seed).sample(range(len(images)), round(BLURRED * len(images)))
-    found = measured.copy()
-    found[rows] = checks.measure(
-        [load_image(images.images[i]).filter(ImageFilter.GaussianBlur(radius)) for i in rows]
-    )
-    reasons = checks.odd(found)
+    blur = ImageFilter.GaussianBlur(radius)
+    changed = measured.copy()
+    changed[rows] = checks.measure([load_image(images.images[i]).filter(blur) for i in rows])
+    reasons = checks.odd(changed)
     return fmean("blurred" in reasons[i] for i in rows)
 
 
 def strangers(features: np.ndarray, together: np.ndarray, others: np.ndarray, seed: int) -> float:
-    """The share of strangers that are called unlike all others. features: [N, e]. together: [N],
-    from `groups`. others: [M, e], features of another set; enough of them are drawn to be a
+    """Return the share of strangers that are called unlike all others. features: [N, e]. together:
+    [N], from `groups`. others: [M, e], features of another set; enough of them are drawn to be a
     hundredth of all images."""
     count = max(len(features) // 99, 1)
     rows = random.Random(seed).sample(range(len(others)), count)
@@ -67,71 +57,51 @@ def strangers(features: np.ndarray, together: np.ndarray, others: np.ndarray, se
     return float(checks.outliers(near.cosines)[-count:].mean())
 
 
-def table(lines: Sequence[Line]) -> str:
-    """A row per set: the mean over its seeds, in per cent."""
-    heads = [
-        *(f"called {kind} as they are" for kind in KINDS),
-        *(f"blurred by {r} px" for r in RADII),
-        "strangers",
-    ]
-    rows = ["| % | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+def table(lines: Lines) -> str:
+    """Make a table with a row per set: the mean over its seeds, in per cent."""
+    called = [f"called {kind} as they are" for kind in KINDS]
+    heads = ["%", *called, *(f"blurred by {r} px" for r in RADII), "strangers"]
+    rows = []
     for data in dict.fromkeys(line["data"] for line in lines):
-        some = [line for line in lines if line["data"] == data]
-        cells = [fmean(line["as they are"][kind] for line in some) for kind in KINDS]
-        cells += [fmean(line["blurred"][str(radius)] for line in some) for radius in RADII]
-        cells.append(fmean(line["strangers"] for line in some))
-        digits = [1] * len(KINDS) + [0] * (len(RADII) + 1)
-        rows.append(
-            f"| {data} | "
-            + " | ".join(f"{100 * c:.{d}f}" for c, d in zip(cells, digits, strict=True))
-            + " |"
-        )
-    return "\n".join(rows)
+        of_set = [line for line in lines if line["data"] == data]
+        cells = [f"{100 * fmean(x['as they are'][kind] for x in of_set):.1f}" for kind in KINDS]
+        cells += [f"{100 * fmean(x['blurred'][str(r)] for x in of_set):.0f}" for r in RADII]
+        cells.append(f"{100 * fmean(x['strangers'] for x in of_set):.0f}")
+        rows.append([data, *cells])
+    return markdown(heads, rows)
 
 
 def main() -> None:
-    args = parser(__doc__, SETS).parse_args()
-    lines = kept(args.out)
+    args = make_parser(__doc__, SETS).parse_args()
+    lines = read_lines(args.out)
     if args.tables:
         print(table(lines))
         return
-    done, lab = (
-        {(line["data"], line["seed"]) for line in lines},
-        Lab(root=args.root, progress=False),
-    )
+    done = {(line["data"], line["seed"]) for line in lines}
+    lab = Lab(root=args.root, progress=False)
 
-    def features(data: str) -> tuple[ImageSet, np.ndarray]:
+    def read(data: str) -> tuple[ImageSet, np.ndarray]:
         task = Request.make({"shots": 0}, "zero-shot", data=data).task
         images = lab.draw(task).train
         return images, lab.train_cache(task).features(images)[0].float().numpy()
 
     for data, other in zip(args.data, [args.data[-1], *args.data], strict=False):
-        if all((data, seed) in done for seed in args.seeds):
+        seeds = [seed for seed in args.seeds if (data, seed) not in done]
+        if not seeds:
             continue
-        (_, others), (images, own) = features(other), features(data)
-        measured, together = (
-            checks.measure(images.images),
-            groups(images.looks(), images.groups),
-        )
+        _, others = read(other)
+        images, features = read(data)
+        measured = checks.measure(images.images)
+        together = groups(images.looks(), images.groups)
         reasons = checks.odd(measured)
-        for seed in args.seeds:
-            line = {
-                "data": data,
-                "seed": seed,
-                "other": other,
-                "images": len(images),
-                "as they are": {
-                    kind: round(fmean(kind in some for some in reasons), 4) for kind in KINDS
-                },
-                "blurred": {
-                    str(radius): round(blurred(images, measured, radius, seed), 4)
-                    for radius in RADII
-                },
-                "strangers": round(strangers(own, together, others, seed), 4),
-            }
-            if (data, seed) not in done:
-                keep(args.out, [line])
-                print(data, seed, flush=True)
+        odd = {kind: round(fmean(kind in each for each in reasons), 4) for kind in KINDS}
+        for seed in seeds:
+            found = {str(r): round(blurred(images, measured, r, seed), 4) for r in RADII}
+            unlike = round(strangers(features, together, others, seed), 4)
+            line = {"data": data, "seed": seed, "other": other, "images": len(images)}
+            line |= {"as they are": odd, "blurred": found, "strangers": unlike}
+            append_lines(args.out, [line])
+            print(data, seed, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""What reconstruction does to an adapter: accuracy, drift, and what the down-projection keeps of
-its input.
+"""Measure what reconstruction does to an adapter: accuracy, drift, and what the down-projection
+keeps of its input.
 
 python tools/reconstruction.py dtd10 sign_digits --root DATA --out docs/results/reconstruction.jsonl
 
@@ -16,7 +16,7 @@ a line has, on test images:
     kept       share of the same variance within the row space of the down-projection
     overlap    of that row space with the input's first r principal directions: 1 if equal, r / width by chance
 
-Finished lines are kept: start it again to go on. docs/reconstruction.md says what was found.
+Finished lines are kept: repeat the command to resume. docs/reconstruction.md has the results.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from choose_defaults import rescaled
+from studies import append_lines, read_lines
 from torch import Tensor
 
 from rmadapter.adapter import DualBranchAdapter
@@ -63,12 +64,12 @@ NO_CON = {"lambda_image_con": 0.0, "lambda_text_con": 0.0}
 
 
 def rec(weight: float, **fields: Any) -> dict[str, Any]:
-    """Reconstruction of this weight on both sides, and no constraint."""
+    """Return settings: reconstruction of this weight on both sides, and no constraint."""
     return {"lambda_image_rec": weight, "lambda_text_rec": weight, **NO_CON, **fields}
 
 
 def combined() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Eight combinations of seven factors, a design of resolution III (Box and Hunter,
+    """Yield eight combinations of seven factors, a design of resolution III (Box and Hunter,
     Technometrics 1961), each with reconstruction of weight 10 and without, where three of the
     factors have no effect."""
     for place, (con, norm, alpha) in enumerate(itertools.product((False, True), repeat=3), 1):
@@ -195,108 +196,96 @@ class Average:
 
 @torch.no_grad()
 def subspace(adapter: Any, tokens: Tensor) -> dict[str, float]:
-    """`kept`, `overlap` and, if the adapter reconstructs, `explained`, of the tokens [N, d] that it
+    """Return `kept`, `overlap` and, if the adapter reconstructs, `explained`, of the tokens [N, d] that it
     reads."""
     rows = torch.linalg.qr(adapter.down.weight.double().T)[0]  # [d, r], orthonormal
     centred = tokens.double() - tokens.double().mean(0)
     _, principal = torch.linalg.eigh(centred.T @ centred)
     total = centred.square().sum()
-    found = {
+    measures = {
         "kept": float((centred @ rows).square().sum() / total),
         "overlap": float((rows.T @ principal[:, -rows.shape[1] :]).square().sum() / rows.shape[1]),
     }
     if adapter.reconstructs:
-        found["explained"] = float(
-            1 - (adapter.reconstruct(tokens) - tokens).double().square().sum() / total
-        )
-    return found
+        error = (adapter.reconstruct(tokens) - tokens).double().square().sum()
+        measures["explained"] = float(1 - error / total)
+    return measures
 
 
 @torch.no_grad()
 def inside(model: AdaptedCLIP, lab: Lab, task: Task) -> dict[str, float]:
-    """All measures of a model but its accuracy, on test images of both halves and their class
+    """Return all measures of a model but its accuracy, on test images of both halves and their class
     names."""
-    found: dict[str, float] = {}
+    measures: dict[str, float] = {}
     images, cache = lab.splits(task.data)["test"], lab.test_cache(task)
     for name in ("base", "novel"):
-        some = spread(half(images, name), IMAGES)
-        drifts = {
-            "image": [
-                drift(model, "image", states) for states in cache.stream(some, model.first("image"))
-            ],
-            "text": [
-                drift(model, "text", states)
-                for states in model.frozen_text(
-                    tokenize(model.backbone, some.classes, task.templates)
-                )
-            ],
+        compared = spread(half(images, name), IMAGES)
+        tokens = tokenize(model.backbone, compared.classes, task.templates)
+        streams = {
+            "image": cache.stream(compared, model.first("image")),
+            "text": model.frozen_text(tokens),
         }
-        found |= {
-            f"drift_{side}_{name}": float(torch.cat(parts).mean()) for side, parts in drifts.items()
-        }
-    some = spread(half(images, "novel"), READ)
-    tensors = cache.tensors(some, 0, False)
+        for side, stream in streams.items():
+            drifts = torch.cat([drift(model, side, states) for states in stream])
+            measures[f"drift_{side}_{name}"] = float(drifts.mean())
+    tensors = cache.tensors(spread(half(images, "novel"), READ), 0, False)
     pixels = torch.stack([tensors[i] for i in range(len(tensors))]).to(model.device)
     tape: list[tuple[int, Tensor]] = []
     with model.attached(tape) as clip:
         clip.encode_image(pixels)
     each = [subspace(model.adapters.image[str(block)], x.flatten(0, -2)) for block, x in tape]
-    return found | {name: sum(one[name] for one in each) / len(each) for name in each[0]}
+    return measures | {name: sum(one[name] for one in each) / len(each) for name in each[0]}
 
 
 def spread(images: ImageSet, count: int) -> ImageSet:
-    """At most `count` images, evenly over the set."""
+    """Return at most `count` images, evenly over the set."""
     return images.subset(range(0, len(images), -(-len(images) // count)))
 
 
 def drift(model: AdaptedCLIP, side: str, states: States) -> Tensor:
-    """[B], 1 - cosine of adapted and untouched features."""
+    """Return 1 - cosine of adapted and untouched features, [B]."""
     return 1 - F.cosine_similarity(model.features(side, states)[0], states.features)
 
 
 @torch.no_grad()
 def shuffled(backbone: Backbone) -> Backbone:
-    """A copy with the entries of each weight matrix in random order: as large as before, but with
-    nothing learnt."""
+    """Return a copy with the entries of each weight matrix in random order: as large as before, but
+    with nothing learnt."""
     model = copy.deepcopy(backbone.model)
     generator = torch.Generator().manual_seed(0)
     for weights in model.parameters():
         if weights.ndim > 1:
-            weights.copy_(
-                weights.flatten()[torch.randperm(weights.numel(), generator=generator)].view_as(
-                    weights
-                )
-            )
+            order = torch.randperm(weights.numel(), generator=generator)
+            weights.copy_(weights.flatten()[order].view_as(weights))
     return replace(backbone, model=model, name=f"{backbone.name}, shuffled")
 
 
 def trial(
     lab: Lab, data: str, seed: int, shots: int, backbone: str, fields: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """One training and everything that is measured of it."""
+    """Train once, and measure everything."""
     values = {name: value for name, value in fields.items() if name not in OWN}
     common = {"backbone": backbone, "seed": seed, "shots": shots, "classes": "base"}
-    wanted = Request.make({**values, **common}, fields.get("method", "rmadapter"), data=data)
-    assert isinstance(wanted.method, RMAdapter)
+    request = Request.make({**values, **common}, fields.get("method", "rmadapter"), data=data)
+    assert isinstance(request.method, RMAdapter)
     plain = {name: fields[name] for name in ("output", "ema") if name in fields}
-    method = Controlled(wanted.method, **plain) if plain else wanted.method
-    outcome = run_task(wanted.task, method, lab, wanted.name)
+    method = Controlled(request.method, **plain) if plain else request.method
+    outcome = run_task(request.task, method, lab, request.name)
     record = outcome.record
-    model = wanted.method.model(lab.backbone(backbone))
+    model = request.method.model(lab.backbone(backbone))
     model.adapters.load_state_dict(dict(outcome.fitted.tensors))
-    found = {name: record.metric(name) for name in ("base", "novel")}
-    found |= {
-        f"zero_shot_{name}": record.metric(name, zero_shot=True) for name in ("base", "novel")
-    }
-    found |= {name: round(value, 5) for name, value in inside(model, lab, wanted.task).items()}
+    halves = ("base", "novel")
+    line = {name: record.metric(name) for name in halves}
+    line |= {f"zero_shot_{name}": record.metric(name, zero_shot=True) for name in halves}
+    line |= {name: round(value, 5) for name, value in inside(model, lab, request.task).items()}
     for dial in fields.get("dials", ()):
-        adapter = replace(wanted.method.adapter, alpha=dial * wanted.method.adapter.alpha)
-        turned = replace(wanted.method, adapter=adapter).restore(
+        adapter = replace(request.method.adapter, alpha=dial * request.method.adapter.alpha)
+        turned = replace(request.method, adapter=adapter).restore(
             model.backbone, outcome.fitted.known, outcome.fitted.tensors
         )
-        _, scores = evaluate(turned, lab.tests(wanted.task), lab.test_cache(wanted.task))
-        found |= {f"{score.name} at {dial:g}": score.accuracy for score in scores}
-    return found | {"seconds": record.seconds["train"], "split": record.split_digest}
+        _, scores = evaluate(turned, lab.tests(request.task), lab.test_cache(request.task))
+        line |= {f"{score.name} at {dial:g}": score.accuracy for score in scores}
+    return line | {"seconds": record.seconds["train"], "split": record.split_digest}
 
 
 def main() -> None:
@@ -316,40 +305,27 @@ def main() -> None:
     parser.add_argument("--shuffled", action="store_true", help="a backbone that knows nothing")
     parser.add_argument("--precision", default="fp32")
     args = parser.parse_args()
-    lines = args.out.read_text().splitlines() if args.out.exists() else []
-    done = {_key(json.loads(line)) for line in lines}
+    done = {_key(line) for line in read_lines(args.out)}
     lab = Lab(Machine(precision=args.precision), args.root, keep=True, progress=False)
-    lab.add_backbone(backbone := rescaled(args.backbone, args.logit_scale))
+    backbone = rescaled(args.backbone, args.logit_scale)
     if args.shuffled:
-        lab.add_backbone(backbone := shuffled(backbone))
+        backbone = shuffled(backbone)
+    lab.add_backbone(backbone)
     for data, shots, seed, variant in itertools.product(
         args.data, args.shots, args.seeds, args.variants
     ):
-        line = {
-            "data": data,
-            "backbone": backbone.name,
-            "precision": args.precision,
-            "shots": shots,
-            "seed": seed,
-        }
-        line |= {"variant": variant, "fields": VARIANTS[variant]}
+        fields = VARIANTS[variant]
+        line = {"data": data, "backbone": backbone.name, "precision": args.precision}
+        line |= {"shots": shots, "seed": seed, "variant": variant, "fields": fields}
         if _key(line) not in done:
-            line |= trial(lab, data, seed, shots, backbone.name, VARIANTS[variant]) | {
-                "versions": versions()
-            }
-            with args.out.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            print(
-                *(line[name] for name in ("data", "shots", "seed", "variant", "base", "novel")),
-                flush=True,
-            )
+            line |= trial(lab, data, seed, shots, backbone.name, fields)
+            append_lines(args.out, [line | {"versions": versions()}])
+            print(data, shots, seed, variant, line["base"], line["novel"], flush=True)
 
 
 def _key(line: Mapping[str, Any]) -> str:
-    return json.dumps(
-        [line[name] for name in ("data", "backbone", "precision", "shots", "seed", "fields")],
-        sort_keys=True,
-    )
+    names = ("data", "backbone", "precision", "shots", "seed", "fields")
+    return json.dumps([line[name] for name in names], sort_keys=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""What is labelling by `rmadapter suggest` worth, compared with random labelling? Its tables are in
-docs/suggest.md.
+"""Measure what labelling by `rmadapter suggest` is worth, compared with random labelling. The tables
+are in docs/suggest.md.
 
     python tools/suggest.py --root DATA --out docs/results/suggest.jsonl
     python tools/suggest.py --out docs/results/suggest.jsonl --tables
@@ -7,14 +7,14 @@ docs/suggest.md.
 The pool is the train split of a set. "next": one random image per class is labelled; in each round
 a rule picks one more per class on average, with a model fitted to those before. "first": nothing is
 labelled yet. A line is one set, kind, rule and seed, with the test accuracies; those of random are
-the mean of DRAWS. A rule is chosen on CHOOSE and reported on REPORT. Finished lines are kept: start
-it again to go on.
+the mean of DRAWS. A rule is chosen on CHOOSE and reported on REPORT. Finished lines are kept: repeat
+the command to resume.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import product
 from statistics import fmean
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lines import keep, kept, parser
+from studies import Lines, append_lines, make_parser, markdown, read_lines, with_interval
 
 from rmadapter.curate.acquisition import FIRST, NEXT, Pool, pick
 from rmadapter.data.duplicates import groups
@@ -43,12 +43,10 @@ ROUNDS, FIRSTS = (1, 2, 3, 4), (1, 3)  # images per class, on average
 DRAWS = 2
 KINDS = {"next": NEXT, "first": FIRST}
 KEY = ("data", "kind", "rule", "seed")
-METHOD = ZeroShotProbe(
-    replace(ZeroShotProbe().recipe, epochs=100)
-)  # a third of the published epochs, for speed
+# a third of the published epochs, for speed
+METHOD = ZeroShotProbe(replace(ZeroShotProbe().recipe, epochs=100))
 FALLBACK = {"next": "random", "first": "typicality"}
 POOL, TEST = 32, 25  # at most so many images per class
-Line = Mapping[str, Any]
 
 
 class Study:
@@ -62,7 +60,7 @@ class Study:
         )
         lab.add(data, {"train": self.train, "test": self.test})
         self.task = Request.make({"shots": 0}, "zero-shot", data=data).task
-        self.begun: dict[int, tuple[Fitted, float]] = {}
+        self.started: dict[int, tuple[Fitted, float]] = {}  # by seed
         self.cache = lab.train_cache(self.task)
         self.cache.expect_parts(self.train)
         self.unit = F.normalize(self.cache.features(self.train)[0].float(), dim=-1).numpy()
@@ -70,7 +68,7 @@ class Study:
         self.classes = len(self.train.classes)
 
     def fitted(self, rows: Sequence[int], seed: int) -> Fitted:
-        """A model fitted to some images of the pool; classes without any are known by name."""
+        """Fit a model to some images of the pool; classes without any are known by name."""
         if not rows:
             known = Known(self.train.classes, self.task.templates)
             return ZeroShot().restore(self.lab.backbone(self.task.backbone), known, {})
@@ -78,22 +76,22 @@ class Study:
         return learn(METHOD, images, task, self.lab.draw(task), self.lab, cache=self.cache)
 
     def table(self, fitted: Fitted) -> np.ndarray:
-        """Probabilities [N, C] of the pool."""
+        """Return the probabilities [N, C] of the pool."""
         parts = answers({"it": fitted.score()}, self.cache.stream(self.train))
         return torch.cat([part["it"] for part in parts]).numpy()
 
-    def tested(self, fitted: Fitted) -> float:
+    def test_accuracy(self, fitted: Fitted) -> float:
+        """Return the accuracy on the test images, in %."""
         stream = self.lab.test_cache(self.task).stream(self.test)
         table = torch.cat([part["it"] for part in answers({"it": fitted.score()}, stream)]).numpy()
         return round(accuracy(table, self.test.labels), 3)
 
-    def chosen(
+    def choose(
         self, kind: str, rule: str, rows: list[int], fitted: Fitted, n: int, seed: int
     ) -> list[int]:
-        """n further rows of the pool, picked by a rule."""
-        left = np.setdiff1d(
-            np.arange(len(self.unit)), np.flatnonzero(np.isin(self.together, self.together[rows]))
-        )
+        """Pick n further rows of the pool by a rule."""
+        labelled = np.flatnonzero(np.isin(self.together, self.together[rows]))
+        left = np.setdiff1d(np.arange(len(self.unit)), labelled)
         pool = Pool(self.unit[left], self.unit[rows], self.table(fitted)[left], seed)
         return left[pick(KINDS[kind][rule], pool, n, self.together[left]).rows].tolist()
 
@@ -102,150 +100,133 @@ class Study:
         draws = []
         for draw in range(DRAWS if rule == "random" else 1):
             rows = sample_shots(self.train.labels, 1, random.Random(seed))
-            if seed not in self.begun:
+            if seed not in self.started:
                 fitted = self.fitted(rows, seed)
-                self.begun[seed] = fitted, self.tested(fitted)
-            fitted, accuracies = self.begun[seed][0], [self.begun[seed][1]]
+                self.started[seed] = fitted, self.test_accuracy(fitted)
+            fitted, start = self.started[seed]
+            accuracies = [start]
             for number in ROUNDS:
-                rows = rows + self.chosen(
-                    "next", rule, rows, fitted, self.classes, 1000 * draw + 10 * seed + number
-                )
+                drawn = 1000 * draw + 10 * seed + number
+                rows = rows + self.choose("next", rule, rows, fitted, self.classes, drawn)
                 fitted = self.fitted(rows, seed)
-                accuracies.append(self.tested(fitted))
+                accuracies.append(self.test_accuracy(fitted))
             draws.append(accuracies)
         return {"test": np.mean(draws, axis=0).round(3).tolist()}
 
     def first(self, rule: str, seed: int) -> dict[str, Any]:
-        """Label so many at once, and count the classes among them."""
-        found = []
-        for number, draw in product(FIRSTS, range(DRAWS if rule == "random" else 1)):
-            rows = self.chosen(
-                "first", rule, [], self.fitted([], seed), number * self.classes, 1000 * draw + seed
-            )
-            found.append(
-                (
-                    number,
-                    self.tested(self.fitted(rows, seed)),
-                    len({self.train.labels[i] for i in rows}),
-                )
-            )
-        means = [
-            [fmean(one[k] for one in found if one[0] == number) for number in FIRSTS]
-            for k in (1, 2)
-        ]
-        return {"test": [round(x, 3) for x in means[0]], "classes": means[1]}
+        """Label FIRSTS images per class at once, and count the classes among them."""
+        draws = range(DRAWS if rule == "random" else 1)
+        accuracies, counts = [], []
+        for number in FIRSTS:
+            tests, classes = [], []
+            for draw in draws:
+                drawn = 1000 * draw + seed
+                n = number * self.classes
+                rows = self.choose("first", rule, [], self.fitted([], seed), n, drawn)
+                tests.append(self.test_accuracy(self.fitted(rows, seed)))
+                classes.append(len({self.train.labels[i] for i in rows}))
+            accuracies.append(round(fmean(tests), 3))
+            counts.append(fmean(classes))
+        return {"test": accuracies, "classes": counts}
 
 
-# What the lines say. A set counts once, whatever its seeds.
+# Tables of the lines. A set counts once, whatever its seeds.
 
 
-def ahead(lines: Sequence[Line], sets: Iterable[str], kind: str, rule: str) -> list[float]:
-    """Points of accuracy above random for each set, the mean over seeds and numbers of images."""
-    of = {tuple(line[key] for key in KEY): line["test"] for line in lines}
+def ahead(lines: Lines, sets: Iterable[str], kind: str, rule: str) -> list[float]:
+    """Return points of accuracy above random for each set, the mean over seeds and numbers of
+    images."""
+    tests = {tuple(line[key] for key in KEY): line["test"] for line in lines}
     first = 1 if kind == "next" else 0  # before the first round all rules have the same images
-    found = []
+    means = []
     for data in sets:
-        seeds = [seed for d, k, r, seed in of if (d, k, r) == (data, kind, rule)]
-        found += [
-            [
-                fmean(
-                    np.subtract(of[data, kind, rule, seed], of[data, kind, "random", seed])[first:]
-                )
-                for seed in seeds
-            ]
-        ]
-    return [fmean(points) for points in found if points]
+        seeds = [seed for d, k, r, seed in tests if (d, k, r) == (data, kind, rule)]
+        points = []
+        for seed in seeds:
+            random_tests = tests[data, kind, "random", seed]
+            gains = np.subtract(tests[data, kind, rule, seed], random_tests)
+            points.append(fmean(gains[first:]))
+        if points:
+            means.append(fmean(points))
+    return means
 
 
-def told(points: Sequence[float]) -> str:
-    return f"{fmean(points):+.1f} ± {confidence_interval(points):.1f}"
-
-
-def best(lines: Sequence[Line], kind: str) -> str:
-    """The rule that is furthest ahead of random on the sets to choose on."""
+def best(lines: Lines, kind: str) -> str:
+    """Return the rule that is furthest ahead of random on the sets to choose on."""
     return max(KINDS[kind], key=lambda rule: fmean(ahead(lines, CHOOSE, kind, rule)))
 
 
-def proven(lines: Sequence[Line], kind: str, rule: str) -> bool:
-    """Whether a rule beats random on the sets to report on by more than its interval."""
+def proven(lines: Lines, kind: str, rule: str) -> bool:
+    """Return whether a rule beats random on the sets to report on by more than its interval."""
     points = ahead(lines, REPORT, kind, rule)
     return fmean(points) > confidence_interval(points)
 
 
-def default(lines: Sequence[Line], kind: str) -> str:
-    """The chosen rule if it is proven, else the one that was named for that case before the study."""
+def default(lines: Lines, kind: str) -> str:
+    """Return the chosen rule if it is proven, else the one that was named for that case before the
+    study."""
     chosen = best(lines, kind)
     return chosen if proven(lines, kind, chosen) else FALLBACK[kind]
 
 
-def classes(lines: Sequence[Line], rule: str) -> list[float]:
-    """Per cent of the classes that are among the first images, for each of FIRSTS; the mean over
-    sets."""
+def classes(lines: Lines, rule: str) -> list[float]:
+    """Return the per cent of the classes that are among the first images, for each of FIRSTS; the
+    mean over sets."""
     by_set: dict[str, list[list[float]]] = {}
-    for x in lines:
-        if (x["kind"], x["rule"]) == ("first", rule):
-            by_set.setdefault(x["data"], []).append(
-                [100 * count / x["classes_in_all"] for count in x["classes"]]
-            )
-    return np.mean([np.mean(some, axis=0) for some in by_set.values()], axis=0).tolist()
+    for line in lines:
+        if (line["kind"], line["rule"]) == ("first", rule):
+            shares = [100 * count / line["classes_in_all"] for count in line["classes"]]
+            by_set.setdefault(line["data"], []).append(shares)
+    means = np.mean([np.mean(shares, axis=0) for shares in by_set.values()], axis=0)
+    return [float(share) for share in means]
 
 
-def tables(lines: Sequence[Line]) -> str:
-    """The tables of docs/suggest.md."""
+def tables(lines: Lines) -> str:
+    """Make the tables of docs/suggest.md."""
     parts = []
     for kind, rules in KINDS.items():
-        later = [
-            f"{'+' * (kind == 'next')}{n} a class" for n in (ROUNDS if kind == "next" else FIRSTS)
-        ]
-        numbers = ["at first", *later] if kind == "next" else later
+        if kind == "next":
+            numbers = ["at first", *(f"+{n} a class" for n in ROUNDS)]
+        else:
+            numbers = [f"{n} a class" for n in FIRSTS]
         heads = [f"{kind}: accuracy in %", *numbers, "ahead of random", "for choosing", *REPORT]
-        rows = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+        rows = []
         for rule in sorted(rules, key=lambda rule: -fmean(ahead(lines, CHOOSE, kind, rule))):
-            some = [
-                x["test"]
-                for x in lines
-                if (x["kind"], x["rule"]) == (kind, rule) and x["data"] in REPORT
+            tests = [
+                line["test"]
+                for line in lines
+                if (line["kind"], line["rule"]) == (kind, rule) and line["data"] in REPORT
             ]
-            own, other = (ahead(lines, sets, kind, rule) for sets in (REPORT, CHOOSE))
-            points = [told(own), f"{fmean(other):+.1f}", *(f"{x:+.1f}" for x in own)]
-            cells = [
-                *(f"{x:.1f}" for x in np.mean(some, axis=0)),
-                *("" if rule == "random" else x for x in points),
-            ]
-            rows.append("| " + " | ".join([rule, *cells]) + " |")
-        parts.append("\n".join(rows))
+            reported, choosing = (ahead(lines, sets, kind, rule) for sets in (REPORT, CHOOSE))
+            by_set = [f"{points:+.1f}" for points in reported]
+            points = [with_interval(reported), f"{fmean(choosing):+.1f}", *by_set]
+            points = [""] * len(points) if rule == "random" else points
+            rows.append([rule, *(f"{x:.1f}" for x in np.mean(tests, axis=0)), *points])
+        parts.append(markdown(heads, rows))
     return "\n\n".join(parts)
 
 
 def main() -> None:
-    args = parser(__doc__, (*CHOOSE, *REPORT)).parse_args()
-    lines = kept(args.out)
+    args = make_parser(__doc__, (*CHOOSE, *REPORT)).parse_args()
+    lines = read_lines(args.out)
     if args.tables:
         print(tables(lines))
         return
-    done = {tuple(line[key] for key in KEY) for line in lines}
+    done = {tuple(line[name] for name in KEY) for line in lines}
     lab = Lab(root=args.root, keep=True, progress=False)
     for data in args.data:
-        keys = [
-            (data, kind, rule, seed)
-            for seed in args.seeds
-            for kind, rules in KINDS.items()
-            for rule in rules
-        ]
-        if not (todo := [key for key in keys if key not in done]):
-            continue
-        study = Study(lab, data)
+        rules = [(kind, rule) for kind in KINDS for rule in KINDS[kind]]
+        keys = [(data, *which, seed) for seed, which in product(args.seeds, rules)]
+        todo = [key for key in keys if key not in done]
+        study = Study(lab, data) if todo else None
         for key in todo:
-            found = (study.next if key[1] == "next" else study.first)(key[2], key[3])
-            facts = {
-                "pool": len(study.train),
-                "classes_in_all": study.classes,
-                "test_images": len(study.test),
-            }
-            line = {**dict(zip(KEY, key, strict=True)), **found, **facts}
+            assert study is not None
+            measured = (study.next if key[1] == "next" else study.first)(key[2], key[3])
+            line = {**dict(zip(KEY, key, strict=True)), **measured, "pool": len(study.train)}
+            line |= {"classes_in_all": study.classes, "test_images": len(study.test)}
             line |= {"backbone": lab.backbone(study.task.backbone).digest, "versions": versions()}
-            keep(args.out, [line])
-            print(*key, found["test"], flush=True)
+            append_lines(args.out, [line])
+            print(*key, measured["test"], flush=True)
 
 
 if __name__ == "__main__":

@@ -50,11 +50,3 @@ def test_hostile_ones_are_refused_or_answered() -> None:
         assert clients.hostile(
             address, colour_image(9, 9, 9, (90, 70), "JPEG"), 200_000, time.monotonic() + 0.5, 2
         )
-
-
-def test_a_fault_of_a_thread_is_not_lost() -> None:
-    def work(number: int) -> None:
-        assert number != 2
-
-    with pytest.raises(AssertionError):
-        clients.threads(4, work)

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import sys
-
 import folder
-import pytest
-
-from rmadapter.backbones import Backbone
 
 
 def test_the_parts_are_the_whole_and_hold_nothing_twice() -> None:
@@ -22,39 +16,3 @@ def test_the_parts_are_the_whole_and_hold_nothing_twice() -> None:
         "start": 2.0, "decode": 2.5, "frozen": 3.0, "train": 5.0, "evaluate": 4.5, "rest": 4.0,
     }  # fmt: skip
     assert sum(row[part] for part in folder.PARTS) == row["seconds"]
-
-
-@pytest.mark.slow
-def test_it_times_the_command(
-    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    small = [
-        "--classes",
-        "2",
-        "--shots",
-        "2",
-        "--tests",
-        "2",
-        "--repeat",
-        "1",
-        "--pixels",
-        "40",
-        "30",
-    ]
-    given = [
-        "--backbone",
-        tiny_clip.name,
-        "--methods",
-        "linear-probe-zero-shot",
-        "--precisions",
-        "fp32",
-        "--json",
-    ]
-    monkeypatch.setattr(sys, "argv", ["x", *small, *given, "--set", "device=cpu"])
-    folder.main()
-    found = json.loads(capsys.readouterr().out)
-    (row,) = found["rows"]
-    assert row["run"] == "linear-probe-zero-shot, fp32"
-    assert row["seconds"] > row["start"] > 0
-    assert row["train"] > 0
-    assert found["machine"]["cores"] > 0

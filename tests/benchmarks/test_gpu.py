@@ -3,12 +3,8 @@ same step."""
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
-from typing import Any
 
-import figures
 import gpu
 import pytest
 import torch
@@ -24,72 +20,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vision = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 5}
     config = {"vision_cfg": vision, "text_cfg": {**CLIP_TEXT, "layers": 5}}
     return write_model(tmp_path_factory.mktemp("gpu") / "model", config)
-
-
-def printed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *given: str
-) -> Any:
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        ["gpu.py", "--device", "cpu", "--repeat", "2", "--squares", "16", *given, "--json"],
-    )
-    gpu.main()
-    return json.loads(capsys.readouterr().out)
-
-
-@pytest.mark.slow
-def test_the_whole_script_runs_without_a_gpu(
-    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(torch, "compile", lambda it: it)  # a minute, and not what is tested
-    given = (
-        "--allocator",
-        "default",
-        "--backbone",
-        str(model),
-        "--classes",
-        "3",
-        "4",
-        "--batch",
-        "2",
-    )
-    result = printed(monkeypatch, capsys, *given)
-    steps = [row for row in result["rows"] if row["what"].startswith("step")]
-    assert len(steps) == 2 * 6
-    assert len(result["rows"]) == result["finished"] == 2 * 6 + 3
-    for row in result["rows"]:
-        assert "note" not in row, row
-        assert row["images_per_second"] == pytest.approx(2 / row["seconds"])
-        assert row["least_seconds"] <= row["seconds"]
-    for row in steps:
-        assert row["share_of_rate"] > 0
-    assert "step, lean, bf16" in figures.gpu(result)
-    assert "cpu" in figures.gpu(result)
-
-
-@pytest.mark.slow
-def test_what_cannot_be_had_is_a_row_that_says_why(
-    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def refused(*_: object) -> None:
-        raise torch.OutOfMemoryError("no room\nand more")
-
-    monkeypatch.setattr(gpu, "training", refused)
-    given = (
-        "--allocator",
-        "default",
-        "--backbone",
-        str(model),
-        "--classes",
-        "3",
-        "--batch",
-        "2",
-        "--no-compile",
-    )
-    rows = printed(monkeypatch, capsys, *given)["rows"]
-    assert [row["note"] for row in rows[:4]] == ["OutOfMemoryError: no room"] * 4
-    assert all("seconds" in row for row in rows[4:])
 
 
 def gradients(backbone: Backbone, variant: str, name: str) -> torch.Tensor:

@@ -7,7 +7,7 @@ import json
 import figures
 import pytest
 
-from rmadapter.methods import METHODS, ON_FEATURES
+from rmadapter.methods import METHODS
 from rmadapter.settings import settings_of
 from tests.helpers.benchmarks import Printed, run
 from tests.helpers.models import CLIP_TEXT, write_model
@@ -33,19 +33,6 @@ def test_every_peer_is_measured_with_its_published_batch_and_a_single_pass() -> 
     assert batches["zero-shot"] is None
     assert {settings_of(peers.quick(name)).get("epochs", 1) for name in METHODS} == {1}
     assert settings_of(peers.quick("clip-lora"))["iterations"] == 0
-
-
-def test_methods_on_features_have_no_plain_pass(
-    tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Printed
-) -> None:
-    given = (*tiny, "--classes", "3", "--methods", "clip-adapter", "zero-shot", "--json")
-    found = json.loads(run(peers, monkeypatch, capsys, *given))
-    adapter, zero_shot = found[0]["methods"]
-    assert (adapter["title"], adapter["batch"]) == ("CLIP-Adapter", 32)
-    assert adapter["step_seconds"] > 0
-    assert "| clip-adapter |" in figures.peers(found)
-    assert (zero_shot["step_seconds"], zero_shot["parameters"]) == (None, 0)
-    assert not {*peers.IN_BLOCKS} & ({*ON_FEATURES} - {"coop", "cocoop", "kgcoop", "tcp"})
 
 
 @pytest.mark.parametrize("name", slow_except(peers.IN_BLOCKS, "rmadapter"))

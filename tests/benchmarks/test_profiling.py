@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import sys
-
 import profiling
 import pytest
-
-from rmadapter.backbones import Backbone
 
 
 @pytest.mark.parametrize(
@@ -29,36 +24,3 @@ from rmadapter.backbones import Backbone
 )
 def test_kinds_by_name(name: str, kind: str) -> None:
     assert profiling.kind_of(name) == kind
-
-
-def test_shares_of_a_step(
-    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    small = [
-        "--backbone",
-        tiny_clip.name,
-        "--classes",
-        "3",
-        "--batch",
-        "3",
-        "--repeat",
-        "1",
-        "--allocator",
-        "default",
-    ]
-    monkeypatch.setattr(profiling, "load_method", lambda name: load(name))
-    monkeypatch.setattr(sys, "argv", ["x", *small, "--methods", "mma", "--json"])
-    profiling.main()
-    rows = json.loads(capsys.readouterr().out)["rows"]
-    assert [row["format"] for row in rows] == ["fp32", "bf16"]
-    for row in rows:
-        shares = [row[key] for key in (*profiling.KINDS, "other")]
-        assert sum(shares) == pytest.approx(1)
-        assert row["products"] > 0
-        assert row["norm"] > 0
-
-
-def load(name: str) -> object:
-    from rmadapter.methods import load_method
-
-    return load_method(name, {"first_block": 3})

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import figures
 import pytest
-import torch
 
 from rmadapter.backbones import Backbone
 from tests.helpers.benchmarks import Printed
@@ -76,28 +75,6 @@ def test_a_step_of_theirs_stands_beside_ours(
             row["public_least_seconds"] / row["bf16_least_seconds"]
         )
     assert "KaiyangZhou/CoOp" in figures.public({"coop": found["coop"][:2]})
-
-
-@pytest.mark.parametrize(("gflops", "largest"), [(0.3, 512), (1000, 2048)])
-def test_products_stay_small_where_they_are_slow(
-    gflops: float, largest: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sides: list[int] = []
-    monkeypatch.setattr(public, "product", lambda rows, *_: sides.append(rows))
-    monkeypatch.setattr(
-        public, "interleaved", lambda *_, **__: {"": [2 * sides[-1] ** 3 / gflops / 1e9, 9e9]}
-    )
-    assert public.rate(torch.bfloat16) == pytest.approx(gflops)
-    assert sides[-1] == largest
-
-
-def test_what_is_no_clone_is_a_sentence(
-    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Printed
-) -> None:
-    assert (
-        public_main(monkeypatch, "coop", "--upstream", str(tmp_path), "--backbone", backbone) == 2
-    )
-    assert "no trainers/coop.py there" in capsys.readouterr().err
 
 
 def test_sizes_are_the_published_ones(vit_b16: Backbone) -> None:

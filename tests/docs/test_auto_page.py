@@ -76,7 +76,7 @@ def test_what_the_page_says_of_the_choice() -> None:
 
 def test_what_the_page_says_of_choosing_and_of_rmadapter() -> None:
     chosen, other = (
-        {t: v for t, v in FOUND.items() if (t[0] in auto.CHOOSING) == c} for c in (True, False)
+        {t: v for t, v in FOUND.items() if (t[0] in auto.CHOOSE) == c} for c in (True, False)
     )
     gains = []
     for shots in (2, 4, 16):
@@ -92,7 +92,7 @@ def test_what_the_page_says_of_choosing_and_of_rmadapter() -> None:
         f"`auto` is {points['auto']:.1f} points behind, and always taking both probes {more:.2f} more"
         in TEXT
     )
-    early = [line for line in LINES if line["seed"] == 1 and line["data"] not in auto.CHOOSING]
+    early = [line for line in LINES if line["seed"] == 1 and line["data"] not in auto.CHOOSE]
     before = auto.regrets(
         auto.accuracies(early, [name for name in CHEAP if name != "linear-probe-pair"])
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 import explain_study
-from explain_maps import CANDIDATES
+from explain_study import CANDIDATES
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "explain.md").read_text(encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from plus_tables import CHOSEN_ON, PAIRS, STUDY, read, tables
+from plus import CHOSEN_ON, PAIRS, STUDY, read, tables
 from reconstruction_tables import by_set, difference, differences
 
 ROOT = Path(__file__).parents[2]

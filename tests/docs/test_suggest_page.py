@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import suggest
+from studies import with_interval
 
 from rmadapter.curate import suggest as propose
 from rmadapter.curate.acquisition import FIRST, NEXT
@@ -43,7 +44,7 @@ def test_the_tables_are_those_of_the_lines() -> None:
 def test_the_default_is_what_follows_from_the_lines(kind: str) -> None:
     told = TEXT.split(f"**{kind}**: ")[1].split(" **")[0]
     chosen = suggest.best(LINES, kind)
-    points = suggest.told(suggest.ahead(LINES, suggest.REPORT, kind, chosen))
+    points = with_interval(suggest.ahead(LINES, suggest.REPORT, kind, chosen))
     assert f"{chosen} was chosen; elsewhere it is {points} points ahead of random" in told
     assert not any(
         suggest.proven(LINES, kind, rule) for rule in suggest.KINDS[kind] if rule != "random"
@@ -57,7 +58,7 @@ def test_why_typicality_comes_first() -> None:
     sets = (*suggest.CHOOSE, *suggest.REPORT)
     ahead = suggest.ahead(LINES, sets, "first", "typicality")
     assert (
-        f"ahead of random on {sum(x > 0 for x in ahead)} of {len(sets)} sets ({suggest.told(ahead)} over all)"
+        f"ahead of random on {sum(x > 0 for x in ahead)} of {len(sets)} sets ({with_interval(ahead)} over all)"
         in TEXT
     )
     assert max(suggest.ahead(LINES, sets, "next", "coverage")) < 0  # "behind on all five sets"

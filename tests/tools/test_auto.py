@@ -3,18 +3,13 @@ hand."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import auto
 import numpy as np
 import pytest
 
-from tests.helpers.studies import Study, study
-
 pytestmark = pytest.mark.real_plots
-
-__all__ = ["study"]  # a fixture
 
 
 def line(
@@ -52,23 +47,3 @@ def test_what_auto_takes_and_how_far_it_is_behind() -> None:
     assert points["a"] == {"x": 15, "y": 10}
     assert points[auto.BEST] == {"x": 0, "y": 0}
     assert auto.regrets(found, shots=2) == {}
-
-
-@pytest.mark.slow
-def test_finished_lines_are_kept(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["--shots", "3", "--seeds", "1", "--candidates"]
-    first = study(auto, *given, "zero-shot")
-    lines = study(auto, *given, "zero-shot", "linear-probe")
-    assert [json.loads(text) for text in capsys.readouterr().out.splitlines()] == lines
-    assert lines[:1] == first
-    assert [found["candidate"] for found in lines] == ["zero-shot", "linear-probe"]
-    for found in lines:
-        assert (found["folds"], found["images"], found["test_images"]) == (3, 12, 16)
-    study(auto, "--tables", "--candidates", "zero-shot", "linear-probe")
-    shown = capsys.readouterr().out
-    assert "| other: 1 sets, 1 tasks | 3 shots | all | more than auto |" in shown
-    best = max(lines[0]["test"], lines[1]["test"])
-    assert "| all: 1 sets, 1 tasks | 3 shots | all | more than auto |" in shown
-    row, same = [text for text in shown.splitlines() if text.startswith("| zero-shot ")]
-    assert row == same
-    assert [cell.strip() for cell in row.split("|")[2:4]] == [f"{best - lines[0]['test']:.1f}"] * 2

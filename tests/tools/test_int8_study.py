@@ -2,55 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-from int8_study import FP32, OTHER, compare, table
-
-from rmadapter.backbones import Backbone
-from rmadapter.deploy.export import graph, int8
-from rmadapter.deploy.export.folder import transform_facts
-from rmadapter.deploy.export.runtime import GRAPH, LABELS, TRANSFORM, Model
-from rmadapter.methods.zero_shot import ZeroShot
-from rmadapter.support.files import write_json
-from rmadapter.training.contract import Known
-from tests.helpers.shots import noise_images
-
-
-@pytest.mark.slow
-def test_every_way_is_asked_about_test_images(
-    tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
-    pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
-    monkeypatch.setattr(int8, "LARGE", 2**10)
-    monkeypatch.setattr(int8, "BLOCK", 32)
-    names = ("cat", "dog", "tree")
-    fitted = ZeroShot().restore(tiny_clip, Known(names), {})
-    graph.write(graph.trace(fitted, names), tmp_path / GRAPH)
-    write_json(tmp_path / LABELS, names)
-    write_json(tmp_path / TRANSFORM, transform_facts(tiny_clip))
-    model = Model(tmp_path)
-    pixels = model.pixels(noise_images(12).images)
-    answers = model.probabilities(pixels).argmax(-1)
-    rows = compare(model, tmp_path, pixels[:4], pixels, [int(place) for place in answers])
-    other = [OTHER] * bool(importlib.util.find_spec("nncf"))
-    assert [row["way"] for row in rows] == [
-        FP32,
-        int8.PLAIN.name,
-        *(way.name for way in int8.WAYS),
-        *other,
-    ]
-    assert (rows[0]["accuracy"], rows[0]["same"], rows[0]["difference"]) == (100, 100, 0)
-    assert all(
-        row["accuracy"] == pytest.approx(row["same"], abs=0.01) for row in rows
-    )  # labels are fp32's answers
-    assert [row["chosen"] for row in rows].count(True) == 1
-    assert not rows[0]["chosen"]
-    assert not rows[1]["chosen"]
+from int8_study import FP32, table
 
 
 def test_the_table_has_a_line_of_each_set_and_the_means() -> None:

@@ -1,5 +1,4 @@
-"""tools/plus.py: its pieces against models that were fitted with these settings, and that it goes
-on where it was."""
+"""tools/plus.py: its pieces against models fitted with these settings; sets for choosing and reporting."""
 
 from __future__ import annotations
 
@@ -10,6 +9,7 @@ from typing import Any
 
 import plus
 import pytest
+from plus import PIECES
 
 from rmadapter.backbones import Backbone
 from rmadapter.runs.lab import Lab
@@ -77,12 +77,49 @@ def test_pieces_are_models_of_these_settings(
     assert len({tuple(line[piece].values()) for piece in plus.PIECES}) > 3  # they do differ
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("small")
-def test_finished_lines_are_kept(
-    tmp_path: Path, colors: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = run(tmp_path / "out.jsonl", colors, tiny_clip, monkeypatch)
-    monkeypatch.setattr(plus, "trial", lambda *words: pytest.fail("it runs again"))
-    assert run(tmp_path / "out.jsonl", colors, tiny_clip, monkeypatch) == first
-    assert len(first[0]["split"]) == 64
+BASE = {"dtd10": 50.0, "neu_steel": 60.0, "pacs/photo": 70.0, "rsscn7": 80.0}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    lines = [
+        {"data": data, "shots": 4, "seed": seed, "precision": "bf16"}
+        | {name: {"base": base + 4 * i + seed, "novel": 40.0} for i, name in enumerate(PIECES)}
+        for data, base in BASE.items()
+        for seed in (1, 2)
+    ]
+    both = {
+        "variant": "both",
+        "fields": {},
+        "kept": 0,
+        "overlap": 0,
+        "zero_shot_base": 1,
+        "zero_shot_novel": 1,
+    }
+    study = [
+        {key: line[key] for key in ("data", "shots", "seed", "precision")}
+        | both
+        | {"base": 30.0, "novel": 20.0}
+        for line in [*lines, {**lines[0], "seed": 9}]
+    ]
+    (tmp_path / "study.jsonl").write_text("".join(json.dumps(line) + "\n" for line in study))
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path / "lines.jsonl"
+
+
+def test_sets_for_choosing_and_for_reporting_stand_apart(file: Path) -> None:
+    lines = plus.read(file, file.with_name("study.jsonl"))
+    assert len(lines) == 8 * len(PIECES) + 8
+    assert lines[0]["hm"] == pytest.approx(2 * 51 * 40 / 91)
+    found = plus.tables(lines)
+    assert [*found] == ["choosing, 4 shots", "reporting, 4 shots", "differences, 4 shots"]
+    place = [*PIECES].index("adapters")
+    assert (
+        f"| zero-shot | 81.5 | 40.0 | {2 * 81.5 * 40 / 121.5:.1f} | {-4 * place:+.1f}"
+        in found["choosing, 4 shots"]
+    )
+    assert "| zero-shot | 61.5 | 40.0 |" in found["reporting, 4 shots"]
+    assert "| RMAdapter | 30.0 | 20.0 | 24.0 |" in found["reporting, 4 shots"]
+    assert "explained" not in found["choosing, 4 shots"]
+    step = 4 * ([*PIECES].index("RMAdapter+") - place)
+    assert f"| RMAdapter+ - adapters | base | {step:+.2f} |" in found["differences, 4 shots"]

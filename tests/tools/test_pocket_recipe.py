@@ -2,55 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import sys
-import tarfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import drawings
-import duplicates
-import evaluate
 import labels
 import numpy as np
 import photographs
 import pools
 import pytest
-import restyle
-import rows
 import sources
-import states
-import texts
-import torch
-import train
 import vector
 import wordnet
 from PIL import Image
-from safetensors.torch import load_file, save_file
-
-from rmadapter.backbones import Backbone, load_backbone
-from rmadapter.backbones.pocket import DELTA
-from rmadapter.data.read import ImageSet
-from rmadapter.errors import UserError
-
-SCRIPTS = (
-    sources,
-    photographs,
-    wordnet,
-    drawings,
-    restyle,
-    texts,
-    duplicates,
-    states,
-    train,
-    evaluate,
-)
-
-
-def run(script: Any, monkeypatch: pytest.MonkeyPatch, *words: Any) -> None:
-    monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, words)])
-    script.main()
 
 
 def some_image(seed: int, size: int = 40) -> Image.Image:
@@ -146,121 +109,7 @@ def write_wordnet(folder: Path) -> None:
     (folder / "index.noun").write_text("\n".join(["  1 licence", *index]))
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads for processes; stand-ins for resvg, OpenMoji and the states of the 9,000 prompts of
-    ImageNet."""
-    for script in (photographs, drawings, restyle):
-        monkeypatch.setattr(script, "ProcessPoolExecutor", ThreadPoolExecutor)
-
-    def rasterise(svg: str) -> Image.Image:
-        return some_image(int(hashlib.sha256(svg.encode()).hexdigest()[:6], 16), drawings.DRAWN)
-
-    def embed(some: list[str], backbone: Backbone) -> torch.Tensor:
-        if len(some) < 500:
-            return real(some, backbone)
-        return torch.randn(len(some), 384, generator=torch.Generator().manual_seed(0))
-
-    real = texts.embed
-    monkeypatch.setattr(drawings, "rasterise", rasterise)
-    monkeypatch.setattr(texts, "embed", embed)
-    pictograms = {"test": ImageSet((some_image(999),), (0,), ("face",))}
-    monkeypatch.setattr(duplicates, "load_openmoji", lambda style: pictograms)
-    monkeypatch.setattr(states.torch, "set_num_threads", lambda number: None)
-
-
-@pytest.mark.slow
-def test_the_recipe_runs_from_end_to_end(
-    made_up: Path, quick: None, pocket: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    work, out, data = tmp_path / "work", tmp_path / "model", tmp_path / "data"
-    names = [
-        f"{wnid} {'cup' if wnid == 'n01440764' else wnid}"
-        for wnid in labels.ImageNetInfo().label_names()
-    ]
-    (tmp_path / "names.txt").write_text("\n".join(names))
-    (data / "some set/test/cat").mkdir(parents=True)
-    copied = photographs.rows_of("animals", made_up)[0][
-        0
-    ]  # an image that is trained on is in an evaluation set
-    Image.open(copied).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(
-        data / "some set/test/cat/1.png"
-    )
-    teacher = states.timm.create_model("tf_efficientnet_lite2")
-    save_file(teacher.state_dict(), tmp_path / "teacher.safetensors")
-
-    run(photographs, monkeypatch, "--sources", made_up, "--work", work)
-    run(wordnet, monkeypatch, "--sources", made_up, "--work", work)
-    run(drawings, monkeypatch, "--sources", made_up, "--work", work, "--debian", tmp_path / "none")
-    run(restyle, monkeypatch, "--work", work)
-    run(
-        texts,
-        monkeypatch,
-        "--sources",
-        made_up,
-        "--work",
-        work,
-        "--classnames",
-        tmp_path / "names.txt",
-    )
-    run(duplicates, monkeypatch, "--data", data, "--work", work)
-    run(states, monkeypatch, "student", "--work", work)
-    run(
-        states,
-        monkeypatch,
-        "teacher",
-        "--work",
-        work,
-        "--teacher",
-        tmp_path / "teacher.safetensors",
-    )
-    found = rows.Rows(work)
-    of_animals = found.origin_pool == pools.TRAINED.index("animals")
-    assert not found.weight[of_animals & (found.origin_row == 0)].any()  # restyled ones go with it
-    assert found.weight[of_animals & (found.origin_row == 2)].all()
-    short = ("--steps", 3, "--batch", 10, "--texts", 4, "--learning-rate", 0.2)
-    run(train, monkeypatch, "--work", work, "--out", out, *short)
-
-    delta, shipped = load_file(out / "pocket_delta.safetensors"), load_file(DELTA)
-    assert {name: tensor.shape for name, tensor in delta.items()} == {
-        n: t.shape for n, t in shipped.items()
-    }
-    assert {name for name in delta if torch.equal(delta[name], shipped[name])} == {
-        "text.proj.weight"
-    }
-    assert all(tensor.isfinite().all() for tensor in delta.values())
-    model: Any = load_backbone(str(out)).model
-    assert torch.equal(model.visual.head.proj.weight.half(), delta["visual.head.proj.weight"])
-
-
-def test_every_script_says_what_it_does(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    readme = (Path(sources.__file__).parent / "README.md").read_text(encoding="utf-8")
-    for script in SCRIPTS:
-        with pytest.raises(SystemExit) as ended:
-            run(script, monkeypatch, "--help")
-        assert ended.value.code == 0
-        assert script.__doc__.splitlines()[0] in capsys.readouterr().out
-        assert f"python {script.__name__}.py" in readme
-
-
 # Sources
-
-
-def test_another_file_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "npm").mkdir()
-    (tmp_path / "package.json").write_text("{}")
-    archive = tmp_path / "npm/iconify-json-maki-1.2.5.tgz"
-    with tarfile.open(archive, "w:gz") as tar:
-        tar.add(tmp_path / "package.json", "package/package.json")
-    row = next(row for row in sources.known()["npm"] if row["package"] == "@iconify-json/maki")
-    assert "ANOTHER FILE" in sources.unpack(row, tmp_path)
-    with pytest.raises(UserError, match=r"maki-1\.2\.5 is missing"):
-        sources.package("@iconify-json/maki", tmp_path)
-    right = row | {"sha256": hashlib.sha256(archive.read_bytes()).hexdigest()}
-    assert sources.unpack(right, tmp_path) == "ok"
-    assert (sources.package("@iconify-json/maki", tmp_path) / "package.json").read_text() == "{}"
 
 
 def test_every_source_is_pinned_and_has_a_word_on_its_licence() -> None:

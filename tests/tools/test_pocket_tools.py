@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import drawings
 import duplicates
 import evaluate
 import numpy as np
@@ -20,13 +19,11 @@ import student
 import texts
 import torch
 import torch.nn.functional as F
-import vector
 from PIL import Image
 from safetensors.torch import load_file
 
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.pocket import DELTA
-from rmadapter.errors import UserError
 from rmadapter.prompts import raw_text_features
 from tests.helpers.rounding import assert_same_float32
 
@@ -59,26 +56,6 @@ def test_brush_takes_the_side_of_an_edge_that_a_pixel_is_on() -> None:
     np.testing.assert_allclose(
         brushed[8:24, 8:24], image[8:24, 8:24], atol=1e-3
     )  # a mean would blur it
-
-
-def test_an_icon_is_put_in_the_middle_of_a_square() -> None:
-    icon = vector.Icon('<path fill="currentColor"/>', 0, 0, 10, 20)
-    assert 'viewBox="-5.0 0.0 20.0 20.0"' in vector.as_svg(icon, icon.body, 0.0)
-    assert 'viewBox="-7.0 -2.0 24.0 24.0"' in vector.as_svg(icon, icon.body, 0.1)
-    assert "#000" in vector.as_svg(icon, icon.body, 0.0)
-    assert vector.line_art('<path d="M0" fill="red" style="x"/>', 2, "#fff").count("red") == 0
-    assert vector.slug("Person’s Face: Hearts") == "persons-face-hearts"
-
-
-def test_resvg_draws_on_white() -> None:
-    pytest.importorskip("resvg_py", reason="the recipe alone needs it")
-    icon = vector.Icon('<rect width="10" height="5" fill="#f00"/>', 0, 0, 10, 10)
-    drawn = drawings.rasterise(vector.as_svg(icon, icon.body, 0.0))
-    assert drawn
-    assert drawn.size == (drawings.DRAWN, drawings.DRAWN)
-    assert (drawn.getpixel((70, 10)), drawn.getpixel((70, 130))) == ((255, 0, 0), (255, 255, 255))
-    assert drawings.rasterise("<svg") is None
-    assert drawings.rasterise(vector.as_svg(icon, "", 0.0)) is None
 
 
 def test_near_is_by_bits() -> None:
@@ -219,8 +196,3 @@ def test_accuracy_is_that_of_the_plain_model(
             tiny_clip.digest,
         )
         assert "torch" in line["versions"]
-
-
-def test_a_root_without_sets_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no data sets"):
-        evaluate.sets_in(tmp_path)

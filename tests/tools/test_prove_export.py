@@ -6,7 +6,7 @@ from pathlib import Path
 
 import prove_export
 import pytest
-from prove_export import NoPip, asked, compare, fresh, megabytes, rows
+from prove_export import NoPip, asked, compare, fresh, rows
 
 from tests.helpers.shell import backbone_option
 
@@ -25,13 +25,6 @@ def test_answers_are_compared_label_by_label() -> None:
     assert found["largest difference"] == pytest.approx(0.11)
     with pytest.raises(SystemExit, match="other images"):
         compare(mine, theirs[::-1])
-
-
-def test_pip_itself_is_not_counted(tmp_path: Path) -> None:
-    for name in ("pip/a", "pip-23.dist-info/a", "setuptools/a", "numpy/a"):
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).write_bytes(bytes(1_000_000))
-    assert megabytes(tmp_path) == 1
 
 
 @pytest.mark.slow

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
-
 import numpy as np
 import prove_page
 import pytest
 from PIL import Image
-
-from tests.helpers.web_pages import needs_browser, write_site
 
 
 def test_tall_and_large_images() -> None:
@@ -30,31 +24,3 @@ def test_what_counts_as_another_answer() -> None:
     found = prove_page.compare(["cat", "dog"], ours, theirs)
     assert (found["images"], found["other answers"], found["same to 1e-4"]) == (2, 1, 1)
     assert found["largest difference"] == pytest.approx(0.0101, abs=1e-5)
-
-
-@pytest.mark.slow
-@needs_browser
-def test_a_page_beside_its_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
-    pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
-    (tmp_path / "page").mkdir()
-    write_site(tmp_path / "page")
-    rng = np.random.default_rng(0)
-    for number in range(4):
-        file = tmp_path / f"data/test/kind/{number}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (90, 120, 3), np.uint8)).save(file)
-    words = [
-        "prove_page.py",
-        str(tmp_path / "page"),
-        str(tmp_path / "data"),
-        "--large",
-        "0",
-        "--json",
-    ]
-    monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(SystemExit) as ended:
-        prove_page.main()
-    found = json.loads(capsys.readouterr().out)
-    assert ended.value.code == 0
-    assert [*found] == ["as they are", "tall"]
-    assert found["as they are"]["same to 1e-4"] == found["as they are"]["images"] == 4

@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import reconstruction
 import torch
-from reconstruction import NEITHER, OWN, Average, Controlled, shuffled, spread, subspace
+from reconstruction import NEITHER, OWN, Average, shuffled, subspace
 
 from rmadapter.adapter import DualBranchAdapter
 from rmadapter.backbones import Backbone
 from rmadapter.methods import load_method
-from rmadapter.model import AdaptedCLIP
 
 
 def test_the_subspace_of_a_down_projection() -> None:
@@ -138,17 +137,3 @@ def test_a_shuffled_backbone_has_the_same_numbers_in_another_order(tiny_clip: Ba
     assert all(torch.equal(a.flatten().sort()[0], b.flatten().sort()[0]) for a, b in pairs)
     assert not any(torch.equal(a, b) for a, b in pairs if a.ndim > 1)
     assert all(torch.equal(a, b) for a, b in pairs if a.ndim < 2)
-
-
-def test_images_are_spread_over_the_set(tiny_clip: Backbone) -> None:
-    from rmadapter.data.image_set import ImageSet
-
-    images = ImageSet.from_lists([Path(f"{i}.png") for i in range(10)], list("aaaaabbbbb"))
-    assert [path.name for path in spread(images, 4).images] == ["0.png", "3.png", "6.png", "9.png"]  # type: ignore[union-attr]
-    assert len(spread(images, 99)) == 10
-
-
-def test_a_control_keeps_the_method_that_it_is_put_on(tiny_clip: Backbone) -> None:
-    inner = load_method("rmadapter", {"first_block": 3})
-    assert Controlled(inner, 1.0).parameters(tiny_clip) == inner.parameters(tiny_clip)  # type: ignore[arg-type]
-    assert isinstance(inner.model(tiny_clip), AdaptedCLIP)  # type: ignore[attr-defined]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -122,26 +119,3 @@ def test_backbones_stand_side_by_side() -> None:
     assert "| -10.0 |" in first
     assert other.startswith("| other |")
     assert "| -2.0 |" in other
-
-
-def test_the_page_gets_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out, page = tmp_path / "lines.jsonl", tmp_path / "page.md"
-    lines = [
-        line(data, seed, variant, 50)
-        for data in ("a", "rsscn7")
-        for seed in (1, 2)
-        for variant in tables.MAIN
-    ]
-    out.write_text("".join(json.dumps(each) + "\n" for each in lines))
-    names = tables.tables(tables.read(out))
-    page.write_text(
-        "Top\n" + "".join(f"<!-- {name} -->\nold\n<!-- end -->\nText\n" for name in names)
-    )
-    monkeypatch.setattr(sys, "argv", ["x", str(out), "--page", str(page)])
-    tables.main()
-    text = page.read_text()
-    assert "old" not in text
-    assert text.count("Text\n") == len(names)
-    assert all(
-        f"<!-- {name} -->\n\n{table}\n\n<!-- end -->" in text for name, table in names.items()
-    )

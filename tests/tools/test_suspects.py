@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +9,6 @@ import pytest
 import suspects
 
 from rmadapter.artifacts.mistakes import Nearest
-from tests.helpers.studies import Study, study
-
-__all__ = ["study"]  # a fixture
 
 
 def test_as_many_labels_are_flipped_as_was_asked_for_and_where_to() -> None:
@@ -48,15 +44,15 @@ def test_scores_by_hand() -> None:
     assert suspects.votes(near, np.array([0, 1, 0]), 2) == pytest.approx(
         np.array([[0.25, 0.75], [1, 0], [0, 0]])
     )
-    ranked = suspects.ranked(dict.fromkeys((*suspects.PROBES, "neighbours"), table), given)
+    ranked = suspects.score_rules(dict.fromkeys((*suspects.PROBES, "neighbours"), table), given)
     assert ranked["mean rank of probe 3 and neighbours, margin"].tolist() == [2, 4]
 
 
 def test_precision_by_hand() -> None:
     wrong = np.array([True, False, True, False])
-    assert suspects.judged(np.array([4.0, 3, 2, 1]), wrong) == [round((1 + 2 / 3) / 2, 4), 0.5]
-    assert suspects.caught(np.array([True, True, False, False]), wrong) == [0.5, 0.5, 2]
-    assert suspects.caught(np.zeros(4, bool), wrong) == [0, 0, 0]
+    assert suspects.precisions(np.array([4.0, 3, 2, 1]), wrong) == [round((1 + 2 / 3) / 2, 4), 0.5]
+    assert suspects.precision_recall(np.array([True, True, False, False]), wrong) == [0.5, 0.5, 2]
+    assert suspects.precision_recall(np.zeros(4, bool), wrong) == [0, 0, 0]
 
 
 def test_cleanlab_scores_the_same_probabilities_alike() -> None:
@@ -68,28 +64,6 @@ def test_cleanlab_scores_the_same_probabilities_alike() -> None:
     assert theirs["normalized_margin"] == pytest.approx(suspects.margin(table, given))
     assert mask is not None
     assert 0 < mask.sum() < 60
-
-
-@pytest.mark.slow
-def test_finished_lines_are_kept(
-    study: Study, colors: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("suspects.SHARES", (10, 20))
-    monkeypatch.setattr("suspects.REPORT", (colors.name,))
-    study(suspects, "--seeds", "1")
-    lines = study(suspects, "--seeds", "1", "2")
-    assert [(line["kind"], line["share"], line["seed"]) for line in lines] == [
-        (kind, share, seed) for seed in (1, 2) for kind in suspects.KINDS for share in (10, 20)
-    ]
-    assert len(capsys.readouterr().out.splitlines()) == 8
-    for line in lines:
-        assert (line["images"], line["left_out"], line["flips"]) == (
-            24,
-            0,
-            round(24 * line["share"] / 100),
-        )
-        assert set(line["flags"]) >= set(suspects.PROBES)
-        assert line["scores"]["probe 3, logit margin"][0] > line["scores"]["random"][0]
 
 
 def line(data: str, kind: str, share: int, a: float, b: float) -> dict[str, Any]:

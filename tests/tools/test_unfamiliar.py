@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
-import sys
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import unfamiliar
 
-from rmadapter.backbones import Backbone
-from tests.helpers.images import write_colors
 
-
-def seen(*features: list[float], error: float = 0.0) -> unfamiliar.Seen:
+def encoded(*features: list[float], error: float = 0.0) -> unfamiliar.Encoded:
     table = torch.tensor(features)
-    return unfamiliar.Seen(table, table, torch.full((len(table),), error))
+    return unfamiliar.Encoded(table, table, torch.full((len(table),), error))
 
 
 def test_the_scores_of_two_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unfamiliar, "NEIGHBOURS", (1, 2))
-    images, shots = seen([1.0, 0.0], [0.6, 0.8], error=3), seen([1.0, 0.0], [0.0, 1.0])
+    images, shots = encoded([1.0, 0.0], [0.6, 0.8], error=3), encoded([1.0, 0.0], [0.0, 1.0])
     weights = dict.fromkeys(("adapted", "frozen"), torch.eye(2))
     found = unfamiliar.scores(images, shots, weights, 10.0, torch.tensor([5.0, 7.0]))
     second = {name: values[1].item() for name, values in found.items()}
@@ -116,38 +109,3 @@ def test_the_halves_share_no_set_and_related_ones_are_no_pair() -> None:
     assert not set(unfamiliar.CHOOSE) & set(unfamiliar.REPORT)
     assert unfamiliar.far_of("caltech101") == ["rsscn7", "trashnet"]
     assert unfamiliar.far_of("pacs/photo") == ["grocery", "dtd10", "sign_digits", "neu_steel"]
-
-
-@pytest.mark.slow
-def test_finished_lines_are_kept(
-    tmp_path: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("one", "two"):
-        write_colors(tmp_path / name)
-    settings = {"first_block": 3, "rank": 2, "epochs": 1, "device": "cpu"}
-    small = partial(unfamiliar.Study, backbone=tiny_clip.name, shots=3, settings=settings)
-    monkeypatch.setattr(unfamiliar, "Study", small)
-    monkeypatch.setattr(unfamiliar, "CHOOSE", ("one", "two"))
-    monkeypatch.setattr(unfamiliar, "NEIGHBOURS", (1, 2))
-    out = tmp_path / "results.jsonl"
-    command = ["unfamiliar.py", "one", "--root", str(tmp_path), "--out", str(out), "--seeds"]
-    monkeypatch.setattr(sys, "argv", [*command, "1"])
-    unfamiliar.main()
-    first = out.read_text()
-    monkeypatch.setattr(sys, "argv", [*command, "1", "2"])
-    unfamiliar.main()
-    assert out.read_text().startswith(first)
-    lines = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [(line["seed"], line["far"]) for line in lines] == [
-        (1, ""),
-        (1, "two"),
-        (2, ""),
-        (2, "two"),
-    ]
-    for line in lines:
-        assert line["digest"] == tiny_clip.digest
-        assert line["known"] == 8
-        assert line["unfamiliar"] == (16 if line["far"] else 8)
-        assert all(0 <= value <= 1 for pair in line["scores"].values() for value in pair)
-    by_seed = [lines[i]["scores"]["reconstruction, untrained"] for i in (0, 2)]
-    assert by_seed[0] != by_seed[1]  # another start, another branch

@@ -4,7 +4,6 @@ left behind."""
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import originals
@@ -16,7 +15,6 @@ from originals import PEERS
 from torch import Tensor, nn
 from upstream import LEFT, imported, theirs
 
-from rmadapter.errors import UserError
 from tests.helpers.clones import write_clone
 
 
@@ -51,38 +49,6 @@ def test_their_side_of_a_step(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     assert "half" not in vars(Tensor)
 
 
-def test_a_clone_with_a_clip_of_another_name_and_more_sections(tmp_path: Path) -> None:
-    pixels, labels = torch.randn(2, 3, upstream.SIZE, upstream.SIZE), torch.tensor([1, 0])
-    given = parity.tiny_clip().model.state_dict(), ("cat", "sea lion"), pixels, labels
-    expected = theirs(PEERS["coop"], write_clone(tmp_path / "plain"), *given)
-    clone = write_clone(
-        tmp_path / "other",
-        ("from clip import clip", "from plotnine import *\nfrom clip_maple import clip"),
-    )
-    (clone / "clip").rename(clone / "clip_maple")
-    more = {"TRAINER": {"OTHER": {"N_CTX": 2}}}
-    found = theirs(replace(PEERS["coop"], clip="clip_maple", more=more), clone, *given)
-    torch.testing.assert_close(found.logits, expected.logits)
-    assert not [name for name in sys.modules if name.partition(".")[0] in LEFT]
-
-
-def test_it_runs_in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also of a clone that is named from here."""
-    pixels, labels = torch.randn(2, 3, upstream.SIZE, upstream.SIZE), torch.tensor([1, 0])
-    write_clone(tmp_path / "clone", ('print("built")', 'open("left.txt", "x").close()'))
-    monkeypatch.chdir(tmp_path)
-    theirs(
-        PEERS["coop"],
-        Path("clone"),
-        parity.tiny_clip().model.state_dict(),
-        ("cat", "sea lion"),
-        pixels,
-        labels,
-    )
-    assert Path.cwd() == tmp_path
-    assert not [*tmp_path.rglob("left.txt")]
-
-
 def test_within_it_nothing_is_rounded_or_moved(tmp_path: Path) -> None:
     with imported(write_clone(tmp_path), "trainers.coop", {"a": torch.ones(1)}):
         assert (
@@ -97,66 +63,6 @@ def test_within_it_nothing_is_rounded_or_moved(tmp_path: Path) -> None:
         )
         assert torch.ones(1).to(torch.float64).dtype == torch.float64
         assert torch.load("anything").keys() == {"a"}
-
-
-def test_what_is_no_clone(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"no trainers/coop.py there; give the folder of the authors' repository"
-    ):
-        theirs(PEERS["coop"], tmp_path, {}, (), torch.empty(0), torch.empty(0))
-    clone = write_clone(tmp_path, ("import torch\n", "import nothing_of_this_name\n"))
-    with (
-        pytest.raises(
-            UserError,
-            match="No module named 'nothing_of_this_name'; install what the authors' code needs",
-        ),
-        imported(clone, "trainers.coop", {}),
-    ):
-        pass
-    assert not [name for name in sys.modules if name.partition(".")[0] in LEFT]
-
-
-ENGINE = """
-import nothing_of_this_name
-
-
-class Engine:
-    def own_backward(self, loss, scale):
-        self.model_zero_grad(None)
-        for name in self.get_model_names(None):
-            (scale * loss).backward(retain_graph=True)
-            self._optims[name].zero_grad()
-            loss.backward()
-            self.detect_anomaly(torch.zeros(1))
-            self._optims[name].step()
-"""
-
-
-def test_a_step_of_the_authors_own_dassl(tmp_path: Path) -> None:
-    """Of a file that cannot be imported; the gradient that it takes back is gone."""
-    backbone, plain, peer = parity.tiny_clip(), write_clone(tmp_path / "plain"), PEERS["coop"]
-    pixels, labels = torch.randn(2, 3, upstream.SIZE, upstream.SIZE), torch.tensor([1, 0])
-    own = "self.own_backward(loss, 2)"
-    write_clone(tmp_path / "other" / "inner", ("self.model_backward_and_update(loss)", own))
-    given = backbone.model.state_dict(), ("cat", "sea lion"), pixels, labels
-    expected = theirs(peer, plain, *given)
-    other = replace(
-        peer,
-        folder="inner",
-        engine="dassl/engine.py:own_backward",
-        loss=lambda told: 2 * told["loss"],
-    )
-    with pytest.raises(UserError, match=r"no own_backward in dassl/engine.py; give the folder"):
-        theirs(other, tmp_path / "other", *given)
-    (tmp_path / "other" / "dassl").mkdir()
-    (tmp_path / "other" / "dassl" / "engine.py").write_text(ENGINE)
-    found = theirs(other, tmp_path / "other", *given)
-    assert found.loss == 2 * expected.loss
-    for one, same in zip(
-        found.tensors["prompt_learner.ctx"], expected.tensors["prompt_learner.ctx"], strict=True
-    ):
-        torch.testing.assert_close(one, same)
-    assert not hasattr(upstream.Trainer, "own_backward")
 
 
 LORA = """

@@ -9,7 +9,7 @@ import open_clip
 import pytest
 import torch
 import what_loads
-from what_loads import END, START, ask, rows
+from what_loads import END, START, ask
 
 from rmadapter.encoders.layouts import Packed
 from rmadapter.task import FEATURES_ALONE, TEXT_TOO
@@ -71,11 +71,3 @@ def test_the_page_is_what_the_tool_writes(monkeypatch: pytest.MonkeyPatch, tmp_p
         page.read_text("utf-8")
         == "before " + START + "\n" + "\n".join(table()) + "\n" + END + " after"
     )
-
-
-def test_architectures_that_have_all_in_common_share_a_row() -> None:
-    found = [
-        what_loads.Found(name, "ViT", text, ALL)
-        for name, text in (("a", "x"), ("b", "y"), ("c", "x"))
-    ]
-    assert [row.split("|")[4].strip() for row in list(rows(found))[2:]] == ["a, c", "b"]

@@ -1,0 +1,80 @@
+"""What the studies share: options, a file of JSON lines that each of them continues, and tables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, TypeAlias
+
+from rmadapter.metrics import confidence_interval
+from rmadapter.support.files import write_text
+
+Line: TypeAlias = Mapping[str, Any]  # one line of JSON
+Lines: TypeAlias = Sequence[Line]
+
+# Data sets that share no image: rules are chosen on some and reported on the others.
+CHOOSE = ("caltech101", "rsscn7", "trashnet", "office_caltech/web")
+REPORT = ("grocery", "pacs/photo", "dtd10", "sign_digits", "neu_steel")
+
+
+def make_parser(
+    about: str | None, sets: Sequence[str] = (), seeds: bool = True
+) -> argparse.ArgumentParser:
+    """Make a parser for names of data sets (by default `sets`), --root, --out, --tables and, with
+    `seeds`, --seeds."""
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    default = f"; by default {' '.join(sets)}" if sets else ""
+    parser.add_argument("data", nargs="*", default=[*sets], help=f"sets below --root{default}")
+    parser.add_argument("--root", type=Path, default=Path(), help="folder of the data sets")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines; new ones are appended")
+    parser.add_argument(
+        "--tables", action="store_true", help="print tables of the lines in --out, and run nothing"
+    )
+    if seeds:
+        parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    return parser
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Read the lines of a file; none if it does not exist yet."""
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+
+
+def append_lines(file: Path, lines: Iterable[Line]) -> None:
+    """Append lines in one write."""
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    with file.open("a", encoding="utf-8") as out:
+        out.write(text)
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], spaced: bool = False) -> str:
+    """Make a Markdown table. spaced: with spaces in the line below the head."""
+    rule = ["---"] * len(head)
+    lines = ["| " + " | ".join(row) + " |" for row in [head, rule, *rows]]
+    if not spaced:
+        lines[1] = "|---" * len(head) + "|"
+    return "\n".join(lines)
+
+
+def with_interval(values: Sequence[float], digits: int = 1) -> str:
+    """Write a mean with its sign and half the width of its 95 % interval."""
+    return f"{fmean(values):+.{digits}f} ± {confidence_interval(values):.{digits}f}"
+
+
+def show(tables: Mapping[str, str], page: Path | None) -> None:
+    """Print tables by name, or put them where a page has <!-- NAME --> and <!-- end -->."""
+    if page is None:
+        print("\n\n".join(f"{name}\n\n{table}" for name, table in tables.items()))
+        return
+    text = page.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        before, mark, rest = text.partition(f"<!-- {name} -->")
+        text = before + mark + f"\n\n{table}\n\n" + rest[rest.index("<!-- end -->") :]
+    write_text(page, text)
