@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from rmadapter.errors import UserError, first_fault, is_text, mistake, nearest, quoted
+from rmadapter.errors import UserError, did_you_mean, first_fault, is_text, quoted, user_message
 
 
 def test_user_error_is_a_value_error() -> None:
@@ -16,19 +16,22 @@ def test_a_mistake_is_a_line_and_a_bug_stays_one() -> None:
         def format_message(self) -> str:
             return "Missing option\n'--out'."
 
-    assert mistake(UserError("two\n  lines")) == "two lines"
-    assert mistake(Usage()) == "missing option '--out' (`rmadapter -h` lists arguments and options)"
+    assert user_message(UserError("two\n  lines")) == "two lines"
+    assert (
+        user_message(Usage())
+        == "missing option '--out' (`rmadapter -h` lists arguments and options)"
+    )
     with pytest.raises(ZeroDivisionError):
-        mistake(ZeroDivisionError())
+        user_message(ZeroDivisionError())
 
 
 def test_nearest_names_the_word_that_was_meant_or_all() -> None:
     known = {"rank": 1, "alpha": 2, "epochs": 3}
-    assert nearest("rnak", known) == "; did you mean 'rank'?"
-    assert nearest("epoch", known) == "; did you mean 'epochs'?"
-    assert nearest("zzz", known) == "; known are alpha, epochs, rank"
-    assert nearest("zzz", map(str, range(102))).endswith(", 97 and 2 more")
-    assert nearest("zzz", iter(known)) == nearest("zzz", known)  # any iterable, read once
+    assert did_you_mean("rnak", known) == "; did you mean 'rank'?"
+    assert did_you_mean("epoch", known) == "; did you mean 'epochs'?"
+    assert did_you_mean("zzz", known) == "; known are alpha, epochs, rank"
+    assert did_you_mean("zzz", map(str, range(102))).endswith(", 97 and 2 more")
+    assert did_you_mean("zzz", iter(known)) == did_you_mean("zzz", known)  # any iterable, read once
 
 
 def test_what_is_quoted_stays_short_and_on_one_line() -> None:

@@ -1,4 +1,4 @@
-"""What is asked."""
+"""What is questions."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ from rmadapter.task import Question, Task, check_templates
     ("classes", "names"), [("all", ["all"]), ("base", ["base", "novel"]), ("novel", ["novel"])]
 )
 def test_what_is_asked_unless_it_is_said(classes: Any, names: list[str]) -> None:
-    asked = Task(classes=classes).asked
+    questions = Task(classes=classes).questions
     assert (
-        [question.name for question in asked] == names == [question.classes for question in asked]
+        [question.name for question in questions]
+        == names
+        == [question.classes for question in questions]
     )
-    assert not any(question.data for question in asked)
+    assert not any(question.data for question in questions)
 
 
 def test_what_is_said_is_asked() -> None:
     some = (Question("all"), Question("dtd", "dtd"))
-    assert Task(tests=some).asked == some
+    assert Task(tests=some).questions == some
 
 
 def test_a_task_is_a_value() -> None:

@@ -15,55 +15,56 @@ BINS = 15  # of the calibration error
 
 
 def accuracy(answers: ArrayLike, labels: ArrayLike) -> float:
-    """Micro top-1 accuracy in percent.
+    """Return the micro top-1 accuracy in percent.
 
-    answers: [N, C] probabilities (or any scores), or [N] predicted labels
-    labels: [N] int
-    Raises ValueError when nothing is given or the lengths differ.
+    answers: [N, C] probabilities (or any scores), or [N] predicted labels. labels: [N] int. Raises
+    ValueError if there are none or the lengths differ.
     """
     return 100 * float(_correct(answers, labels).mean())
 
 
 def harmonic_mean(a: float, b: float) -> float:
-    """2ab / (a + b), which sums up base-to-novel results; 0 when either is 0."""
+    """Return 2ab / (a + b), which sums up base-to-novel results; 0 if either is 0."""
     return statistics.harmonic_mean([float(a), float(b)])
 
 
 def confidence_interval(values: ArrayLike, level: float = 0.95) -> float:
-    """Half width of the confidence interval of the mean, by Student's t; NaN for fewer than two
-    values."""
+    """Return half the width of the mean's confidence interval by Student's t; NaN for fewer than
+    two values."""
     from scipy.special import stdtrit  # what scipy.stats calls, a hundred times slower
 
     sample = np.asarray(values, dtype=np.float64)
     if sample.size < 2:
         return float("nan")
-    return float(
-        stdtrit(sample.size - 1, (1 + level) / 2) * sample.std(ddof=1) / math.sqrt(sample.size)
-    )
+    quantile = stdtrit(sample.size - 1, (1 + level) / 2)
+    return float(quantile * sample.std(ddof=1) / math.sqrt(sample.size))
 
 
 def wilson(right: int, images: int) -> tuple[float, float]:
-    """95 % interval of an accuracy in percent (Wilson, 1927), for one set of images and one model."""
+    """Return the 95 % interval in percent of an accuracy (Wilson, 1927), for one set of images and
+    one model."""
     from scipy.stats import binomtest
 
-    found = binomtest(right, images).proportion_ci(0.95, method="wilson")
-    return 100 * float(found.low), 100 * float(found.high)
+    interval = binomtest(right, images).proportion_ci(0.95, method="wilson")
+    return 100 * float(interval.low), 100 * float(interval.high)
 
 
 def paired(first: ArrayLike, second: ArrayLike) -> tuple[float, float, float, float]:
-    """How much more often the second of two models is right, in percentage points: difference, low
-    and high end of its 95 % interval (Agresti and Min, 2005, who add half an image to each of the
-    four cells), and the p value of McNemar's exact test.
+    """Compare two models on the same images: return how much more often the second is right, in
+    percentage points, the low and high end of that difference's 95 % interval, and the p value of
+    McNemar's exact test.
 
-    first, second: [N] bool, which of the same images each model names. Raises ValueError for none
-    or unequal lengths.
+    The interval is that of Agresti and Min (2005), who add half an image to each of the four cells.
+    first, second: [N] bool, which images each model gets right. Raises ValueError for none or
+    unequal lengths.
     """
     from scipy.stats import binomtest, norm
 
     one, two = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     if not one.size or one.shape != two.shape:
         raise ValueError(f"{one.size} answers beside {two.size}")
-    gained, lost, count = int((~one & two).sum()), int((one & ~two).sum()), one.size + 2
+    gained, lost = int((~one & two).sum()), int((one & ~two).sum())
+    count = one.size + 2
     middle = (gained - lost) / count
     half = norm.ppf(0.975) * np.sqrt(((gained + lost + 1) / count - middle**2) / count)
     p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
@@ -72,10 +73,10 @@ def paired(first: ArrayLike, second: ArrayLike) -> tuple[float, float, float, fl
 
 
 def calibration_error(confidence: ArrayLike, right: ArrayLike) -> float:
-    """Mean distance in percent between confidence and accuracy, over 15 bins of equal width (closed
-    on the right) that count as many times as they have answers (Guo et al., 2017).
+    """Return the mean distance in percent between confidence and accuracy, over 15 bins of equal
+    width (closed on the right), each weighted by its answers (Guo et al., 2017).
 
-    confidence: [N], the probability of each answer, 0..1; right: [N], whether the answer is right
+    confidence: [N], the probability of each answer, 0..1. right: [N], whether the answer is right.
     """
     sure = np.asarray(confidence, dtype=np.float64)
     bin_of = np.digitize(sure, np.linspace(0, 1, BINS + 1)[1:-1], right=True)
@@ -85,9 +86,11 @@ def calibration_error(confidence: ArrayLike, right: ArrayLike) -> float:
 def equal_count(
     confidence: ArrayLike, right: ArrayLike, bins: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Answers from the least to the most confident, in bins of equal count or one more: mean
-    confidence [B] and accuracy [B] in percent, and Wilson's 95 % interval [B, 2]; B is `bins`, or
-    fewer if there are fewer answers."""
+    """Divide answers, from the least to the most confident, into bins of equal count or one more.
+
+    Returns mean confidence [B] and accuracy [B] in percent, and Wilson's 95 % interval [B, 2]; B is
+    `bins`, or fewer if there are fewer answers.
+    """
     sure, correct = np.asarray(confidence, dtype=np.float64), np.asarray(right, dtype=bool)
     parts = np.array_split(np.argsort(sure, kind="stable"), max(1, min(bins, len(sure))))
     ends = [wilson(int(correct[part].sum()), len(part)) for part in parts]
@@ -96,19 +99,20 @@ def equal_count(
 
 
 def tempered(probabilities: ArrayLike, temperature: float) -> np.ndarray:
-    """Probabilities [N, C] after the logits are divided by a temperature."""
+    """Return probabilities [N, C] after the logits are divided by a temperature."""
     from scipy.special import softmax
 
-    return softmax(_logs(probabilities) / temperature, axis=1)
+    result: np.ndarray = softmax(_logs(probabilities) / temperature, axis=1)
+    return result
 
 
 def temperature(probabilities: ArrayLike, labels: ArrayLike, most: float = 20.0) -> float:
-    """The divisor of the logits with the least cross-entropy (Guo et al., 2017), between 1 / most
-    and most.
+    """Return the divisor of the logits with the least cross-entropy (Guo et al., 2017), between
+    1 / most and most.
 
-    probabilities: [N, C]; labels: [N] int. Targets are smoothed as if there were one more image of
-    unknown class (after Platt, 1999), lest a few images that are all right demand certainty. Raises
-    ValueError as `accuracy`.
+    probabilities: [N, C]. labels: [N] int. Targets are smoothed as if there were one more image of
+    unknown class (after Platt, 1999), so that a few images that are all right do not demand
+    certainty. Raises ValueError as `accuracy`.
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
@@ -126,21 +130,22 @@ def temperature(probabilities: ArrayLike, labels: ArrayLike, most: float = 20.0)
 
 
 def _logs(probabilities: ArrayLike) -> np.ndarray:
-    """Logarithms, finite even where float32 rounded a small probability to 0."""
+    """Return logarithms, finite even where float32 rounded a small probability to 0."""
     return np.log(np.maximum(np.asarray(probabilities, dtype=np.float64), 1e-45))
 
 
 def confusion(labels: ArrayLike, predictions: ArrayLike, n: int) -> np.ndarray:
-    """Counts [n, n] over classes 0..n-1: row = true class, column = predicted class."""
+    """Return counts [n, n] over classes 0..n-1: row = true class, column = predicted class."""
     from sklearn.metrics import confusion_matrix
 
-    # For a single class, such as the novel half of three, scikit-learn warns that there may be
-    # more.
-    return confusion_matrix(labels, predictions, labels=range(max(n, 2)))[:n, :n]
+    # Two at least: for a single class scikit-learn warns that there may be more.
+    counts: np.ndarray = confusion_matrix(labels, predictions, labels=range(max(n, 2)))
+    return counts[:n, :n]
 
 
 def per_class_accuracy(labels: ArrayLike, predictions: ArrayLike, n: int) -> np.ndarray:
-    """Accuracy [n] in percent within each true class (its recall), NaN for a class without images."""
+    """Return the accuracy [n] in percent within each true class (its recall), NaN for a class
+    without images."""
     true = np.asarray(labels)
     right = np.bincount(true[true == np.asarray(predictions)], minlength=n)
     with np.errstate(invalid="ignore"):
@@ -150,18 +155,21 @@ def per_class_accuracy(labels: ArrayLike, predictions: ArrayLike, n: int) -> np.
 def confusions(
     labels: ArrayLike, predictions: ArrayLike, n: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The cells of `confusion` off its diagonal that are not 0, row by row: true class [K],
+    """Return the cells of `confusion` off its diagonal that are not 0, row by row: true class [K],
     predicted class [K] and count [K]. With many classes the matrix is nearly empty, and it grows
     with their square."""
-    true, said = np.asarray(labels), np.asarray(predictions)
-    wrong = true != said
-    places, counts = np.unique(true[wrong] * n + said[wrong], return_counts=True)
+    true, predicted = np.asarray(labels), np.asarray(predictions)
+    wrong = true != predicted
+    places, counts = np.unique(true[wrong] * n + predicted[wrong], return_counts=True)
     return places // n, places % n, counts
 
 
 def _correct(answers: ArrayLike, labels: ArrayLike) -> np.ndarray:
-    given, wanted = np.asarray(answers), np.asarray(labels)
-    predicted = given.argmax(axis=1) if given.ndim == 2 else given
-    if not wanted.size or predicted.shape != wanted.shape:
-        raise ValueError(f"{predicted.size} answers for {wanted.size} labels")
-    return predicted == wanted
+    """Return which answers are right, [N] bool."""
+    predicted, true = np.asarray(answers), np.asarray(labels)
+    if predicted.ndim == 2:
+        predicted = predicted.argmax(axis=1)
+    if not true.size or predicted.shape != true.shape:
+        raise ValueError(f"{predicted.size} answers for {true.size} labels")
+    right: np.ndarray = predicted == true
+    return right

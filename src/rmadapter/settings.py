@@ -18,7 +18,7 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from rmadapter.errors import UserError, is_text, nearest, quoted
+from rmadapter.errors import UserError, did_you_mean, is_text, quoted
 from rmadapter.support.files import read_text
 
 T = TypeVar("T")
@@ -150,7 +150,7 @@ def configured(owner: T, values: Mapping[str, Any], what: str = "") -> T:
     known, where = settings_of(owner), what and f"{what}: "
     for name, value in values.items():
         if name not in known:
-            raise UserError(f"{where}unknown field {quoted(name)}{nearest(str(name), known)}")
+            raise UserError(f"{where}unknown field {quoted(name)}{did_you_mean(str(name), known)}")
         parts = value if isinstance(value, (list, tuple)) else [value]
         if not all(is_text(part) for part in parts if isinstance(part, str)):
             raise UserError(

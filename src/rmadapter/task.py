@@ -27,8 +27,11 @@ TEXT_TOO = ("coop", "cocoop", "kgcoop", "prograd", "cocoa-mix", "tcp")
 
 @dataclass(frozen=True, config=STRICT)
 class Question:
-    """A set of images to test on. data: another data set than the task's; empty for the task's own
-    test split or, if it has none, for its images that were not drawn as shots."""
+    """A set of images to test on.
+
+    data: a data set other than the task's; empty for the task's own test split or, if it has none,
+    for its images that were not drawn as shots.
+    """
 
     name: str
     data: str = ""
@@ -37,8 +40,8 @@ class Question:
 
 @dataclass(frozen=True, config=STRICT)
 class Task:
-    """One training and its tests. tests: if empty, the classes trained on, and after base classes
-    also the novel."""
+    """A training and its tests. tests: if empty, the classes trained on, and after base classes
+    also the novel ones."""
 
     data: str = option("", "name of a data set, folder of class folders, or table")
     backbone: str = option("pocket", "name that load_backbone understands")
@@ -67,7 +70,8 @@ class Task:
         check_templates(self.templates)
 
     @property
-    def asked(self) -> tuple[Question, ...]:
+    def questions(self) -> tuple[Question, ...]:
+        """Return the tests, or the default ones."""
         halves: tuple[Half, ...] = ("base", "novel") if self.classes == "base" else (self.classes,)
         return self.tests or tuple(Question(which, classes=which) for which in halves)
 
@@ -90,7 +94,8 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
         before, braces, after = template.partition("{}")
         if not braces or set("{}") & set(before + after):
             raise UserError(
-                f'template {quoted(template)} needs exactly one {{}} for the class name, as in "a photo of a {{}}."'
+                f"template {quoted(template)} needs exactly one {{}} for the class name, as in "
+                '"a photo of a {}."'
             )
     return tuple(templates)
 
@@ -102,9 +107,7 @@ COMMON_SETTINGS = (*TASK_SETTINGS, *MACHINE_SETTINGS)
 
 
 def qualified_settings(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Name a method's settings as `Request.make` takes them: METHOD.field where a common setting
-    has the same name."""
-    return {
-        f"{method}.{name}" if name in COMMON_SETTINGS else name: value
-        for name, value in settings.items()
-    }
+    """Return a method's settings by the names that `Request.make` takes: METHOD.field where a
+    common setting has the same name."""
+    common = {*COMMON_SETTINGS} & settings.keys()
+    return {f"{method}.{n}" if n in common else n: value for n, value in settings.items()}

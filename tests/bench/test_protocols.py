@@ -30,7 +30,7 @@ def test_base_to_novel_is_every_combination_once() -> None:
     assert set(cells) == {(d, m, s) for d in "ab" for m in ("mma", "zero-shot") for s in (1, 2, 3)}
     assert set(cells.values()) == {1}
     assert {(job.task.shots, job.task.classes, job.values) for job in jobs} == {(16, "base", ())}
-    assert [question.name for question in jobs[0].task.asked] == ["base", "novel"]
+    assert [question.name for question in jobs[0].task.questions] == ["base", "novel"]
     assert len({job.path for job in jobs}) == len(jobs) == 12
     assert jobs[0].path.as_posix() == "base-to-novel/a/mma/default-16shots-seed1.json"
 
@@ -39,7 +39,7 @@ def test_what_is_asked_of_each_protocol(domains: Path) -> None:
     def asked(*words: Any, **more: Any) -> tuple[str, list[tuple[str, str]]]:
         [job] = expand(*words, **more)
         assert job.task.classes == "all"
-        return job.task.data, [(question.name, question.data) for question in job.task.asked]
+        return job.task.data, [(question.name, question.data) for question in job.task.questions]
 
     assert asked("cross-dataset", ["a", "b", "c"], ["mma"], [1]) == (
         "a",

@@ -223,7 +223,7 @@ def _classes(folder: Path, record: Record, score: Score, used: set[str]) -> dict
     """A page's names for the classes of a score, by label: those of the run's draw or, if the score
     has other classes, those that occur."""
     draw = read_split(RunFolder(folder).split)
-    question = next((asked for asked in record.task.asked if asked.name == score.name), None)
+    question = next((one for one in record.task.questions if one.name == score.name), None)
     which = question.classes if question else "all"
     of_run = half(ImageSet((), (), draw.classes, written=draw.written), which)
     known = {

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rmadapter.errors import UserError, nearest
+from rmadapter.errors import UserError, did_you_mean
 from rmadapter.support.files import LARGEST, read_json
 
 CONFIG = "open_clip_config.json"
@@ -156,7 +156,7 @@ def _check_fields(file: Path, value: Any, place: str = "") -> None:
     for name, part in value.items():
         inner = f"{place}.{name}".lstrip(".")
         if name not in KNOWN[place]:
-            hint = nearest(name, KNOWN[place])
+            hint = did_you_mean(name, KNOWN[place])
             raise UserError(f"{file}: {inner[:100]!r} is not a field passed on to open_clip{hint}")
         _check_fields(file, part, inner)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
-from rmadapter.errors import UserError, nearest
+from rmadapter.errors import UserError, did_you_mean
 from rmadapter.settings import configured
 from rmadapter.task import Question, Task
 
@@ -173,7 +173,7 @@ def expand(
     for values that are unknown, given twice, or set by the protocol itself.
     """
     if protocol not in PROTOCOLS:
-        raise UserError(f"unknown protocol {protocol!r}{nearest(protocol, PROTOCOLS)}")
+        raise UserError(f"unknown protocol {protocol!r}{did_you_mean(protocol, PROTOCOLS)}")
     plan = PROTOCOLS[protocol]
     shots = shots or plan.shots
     if plan.variants and {*methods} - {"rmadapter"}:
@@ -241,7 +241,7 @@ def _variants(protocol: str, axes: Sequence[str]) -> list[Variant]:
         raise UserError(f"{protocol} has no axes: leave out --axes, or run sensitivity")
     for axis in axes:
         if axis not in AXES:
-            raise UserError(f"unknown axis {axis!r}{nearest(axis, AXES)}")
+            raise UserError(f"unknown axis {axis!r}{did_you_mean(axis, AXES)}")
     return [v for v in PROTOCOLS[protocol].variants if not axes or v.axis in axes]
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
-from rmadapter.errors import UserError, nearest, quoted
+from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.settings import configured, parse_overrides, settings_of
 
 Distribution: TypeAlias = Any  # of Optuna, which is optional
@@ -64,7 +64,7 @@ def make_space(method: object, name: str, wanted: Iterable[str] = ()) -> dict[st
     for text in wanted:
         field, equals, choices = text.partition("=")
         if field not in known:
-            raise UserError(f"--search {quoted(text)}: unknown setting{nearest(field, known)}")
+            raise UserError(f"--search {quoted(text)}: unknown setting{did_you_mean(field, known)}")
         kind, limits = known[field]
         if equals:
             space[field] = _parse(text, choices, kind)

@@ -17,7 +17,7 @@ import typer
 
 from rmadapter.cli.bench import numbers
 from rmadapter.cli.options import Json, MethodName, SettingOptions
-from rmadapter.errors import UserError, nearest
+from rmadapter.errors import UserError, did_you_mean
 from rmadapter.support.files import cache_folder, read_text
 from rmadapter.support.terminal import note, table
 
@@ -274,7 +274,7 @@ def cache(
     from rmadapter.training.disk_cache import Store, place
 
     if kind is not None and kind not in kept.KINDS:
-        raise UserError(f"{kind!r} is no kind of the cache{nearest(kind, kept.KINDS)}")
+        raise UserError(f"{kind!r} is no kind of the cache{did_you_mean(kind, kept.KINDS)}")
     kinds = [kind] if kind else [*kept.KINDS]
     before = sum(kept.usage(name).bytes for name in kinds)
     for name in kinds if clear else ():

@@ -10,7 +10,7 @@ import typer
 from rmadapter.cli import bench, curate, deploy, machine, predict, runs
 from rmadapter.cli.examples import epilog
 from rmadapter.cli.options import expand
-from rmadapter.errors import mistake
+from rmadapter.errors import user_message
 from rmadapter.support import distributed
 from rmadapter.support.files import at_home
 from rmadapter.support.terminal import escape, stoppable, streams
@@ -42,7 +42,7 @@ def main() -> None:
             words = [*map(at_home, sys.argv[1:])]
             code = app(words, prog_name="rmadapter", standalone_mode=False)  # else errors in a box
         except Exception as error:
-            if text := mistake(error):
+            if text := user_message(error):
                 distributed.print_error(escape(text))
             code = 2
         sys.exit(code)

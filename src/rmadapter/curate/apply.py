@@ -15,7 +15,7 @@ from rmadapter.data.formats.base import CLASSNAMES, SPLITS, Row, Rows
 from rmadapter.data.formats.registry import open_source
 from rmadapter.data.formats.tables import read_rows
 from rmadapter.data.names import beside_splits, classnames_json
-from rmadapter.errors import UserError, nearest, quoted
+from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.support.files import (
     check_new,
     csv_text,
@@ -188,7 +188,7 @@ def _label(decision: str, suggested: str, classes: Mapping[str, str], where: str
         raise UserError(f"{where}: no label is suggested here: write {RELABEL}:CLASS")
     if wanted not in classes:
         raise UserError(
-            f"{where}: {quoted(wanted)} is not a class of the data{nearest(wanted, classes)}"
+            f"{where}: {quoted(wanted)} is not a class of the data{did_you_mean(wanted, classes)}"
         )
     return classes[wanted]
 

@@ -19,7 +19,7 @@ from rmadapter.data.image_reader import ImageReader
 from rmadapter.data.inputs import Inputs, find_images
 from rmadapter.data.names import prompt_names
 from rmadapter.data.transforms import decoded, hinted
-from rmadapter.errors import UserError, nearest
+from rmadapter.errors import UserError, did_you_mean
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.support.terminal import note, track
 from rmadapter.training.cache import BATCH
@@ -107,7 +107,7 @@ def first_images(
 
 def _known(rule: str, rules: Mapping[str, Any]) -> str:
     if rule not in rules:
-        raise UserError(f"unknown rule {rule!r:.80}{nearest(rule, rules)}")
+        raise UserError(f"unknown rule {rule!r:.80}{did_you_mean(rule, rules)}")
     return rule
 
 

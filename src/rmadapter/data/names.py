@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from rmadapter.data.formats.tables import read_rows
-from rmadapter.errors import UserError, is_text, nearest, quoted
+from rmadapter.errors import UserError, did_you_mean, is_text, quoted
 from rmadapter.support.files import read_json, user_path
 
 Label: TypeAlias = str | int
@@ -102,7 +102,7 @@ def places(labels: Iterable[Label], written: Sequence[Label], names: Sequence[st
         number = found.get(label, found.get(key(label)) if isinstance(label, str) else None)
         if number is None:
             raise UserError(
-                f"label {label!r} is not one of the classes{nearest(str(label), map(str, written))}"
+                f"label {label!r} is not one of the classes{did_you_mean(str(label), map(str, written))}"
             )
         numbers.append(number)
     return numbers
@@ -146,7 +146,7 @@ def check_known(given: Mapping[str, str], written: Sequence[Label], where: str |
     known = {nfc(str(label)) for label in written}
     if lost := next((label for label in given if label not in known), None):
         raise UserError(
-            f"{where}: names {quoted(lost)}, which is not a class of the data{nearest(lost, known)}"
+            f"{where}: names {quoted(lost)}, which is not a class of the data{did_you_mean(lost, known)}"
         )
 
 

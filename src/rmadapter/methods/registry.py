@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal, cast
 
-from rmadapter.errors import UserError, nearest, quoted
+from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.settings import configured
 from rmadapter.support.files import user_path
 from rmadapter.task import FEATURES_ALONE, TEXT_TOO
@@ -132,7 +132,7 @@ def _find(name: str) -> object:
     if not colon:
         known = [*METHODS, *entry_points()]
         raise UserError(
-            f"unknown method {quoted(name)}{nearest(name, known)}; for your own, write file.py:Class or package:Class"
+            f"unknown method {quoted(name)}{did_you_mean(name, known)}; for your own, write file.py:Class or package:Class"
         )
     try:
         custom = _from_file(Path(place)) if place.endswith(".py") else import_module(place)
@@ -205,7 +205,7 @@ def _as_method(kind: type) -> type[Method]:
 def _with_effort(method: Method, effort: str) -> Method:
     """Return the method with its numbers of epochs and iterations scaled."""
     if effort not in EFFORTS:
-        raise UserError(f"effort={effort!r}{nearest(effort, EFFORTS)}")
+        raise UserError(f"effort={effort!r}{did_you_mean(effort, EFFORTS)}")
     factor, recipe = EFFORTS[effort], method.recipe
     if method.choices():
         return configured(method, {"effort": effort})

@@ -123,7 +123,7 @@ class Lab:
         """Return each question, its images, and the split they are from; sets without images are
         left out. few: the shots, drawn here if they are needed and not given."""
         sets: Sets = []
-        for question in task.asked:
+        for question in task.questions:
             splits, target = self.splits(question.data or task.data), bool(question.data)
             tested = splits.get("test") or (splits.get("all") if target else None)
             if tested is None and target:

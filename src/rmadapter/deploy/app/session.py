@@ -25,7 +25,7 @@ from rmadapter.backbones.choice import advise
 from rmadapter.data.names import prompt_names
 from rmadapter.deploy.app.images import IMAGES, ImageStore, class_name, original_name, unzip
 from rmadapter.deploy.app.jobs import Job, Jobs
-from rmadapter.errors import UserError, nearest, quoted
+from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.methods import AUTO, load_method
 from rmadapter.runs.add import add_names
 from rmadapter.runs.judge import ZERO_SHOT
@@ -187,7 +187,7 @@ class Session:
             self._check_idle()
             runs = self.shared.run_folders()
             if name not in runs:
-                raise UserError(f"unknown run {quoted(name)}{nearest(name, runs)}")
+                raise UserError(f"unknown run {quoted(name)}{did_you_mean(name, runs)}")
             record = record_of(runs[name], Path.cwd())
             self._open(runs[name], str(user_path(record.task.data).absolute()) if record else "")
 
@@ -210,7 +210,7 @@ class Session:
         """Train on all images; an opened run goes on with its own method."""
         with self.lock:
             if method not in METHODS:
-                raise UserError(f"unknown method {quoted(method)}{nearest(method, METHODS)}")
+                raise UserError(f"unknown method {quoted(method)}{did_you_mean(method, METHODS)}")
             self._check_idle()
             if self.base and not self.base.data:
                 raise UserError(
@@ -289,7 +289,7 @@ class Session:
         """Export the model, in a job, to a folder that answers without this package."""
         with self.lock:
             if to not in TARGETS:
-                raise UserError(f"unknown target {quoted(to)}{nearest(to, TARGETS)}")
+                raise UserError(f"unknown target {quoted(to)}{did_you_mean(to, TARGETS)}")
             self._check_idle()
             self._model()
             assert self.run is not None

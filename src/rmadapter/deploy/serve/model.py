@@ -22,7 +22,7 @@ from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.deploy.export.engines import ENGINES, FACTS, GRAPH, LITERT, OPENVINO, TORCH
 from rmadapter.deploy.export.runtime import Model
 from rmadapter.deploy.serve.options import ServeOptions
-from rmadapter.errors import UserError, nearest
+from rmadapter.errors import UserError, did_you_mean
 from rmadapter.metrics import wilson
 from rmadapter.predict.answer import best
 from rmadapter.support.checksums import Sign, check_sums, sha256, sign
@@ -113,7 +113,7 @@ def open_served(options: ServeOptions) -> ServedModel:
     folder, engine = user_path(options.folder), options.engine
     before = sign(folder)
     if engine and engine not in RUN_ENGINES:
-        raise UserError(f"--engine {engine}{nearest(engine, RUN_ENGINES)}")
+        raise UserError(f"--engine {engine}{did_you_mean(engine, RUN_ENGINES)}")
     graph = next((name for name in ENGINES if (folder / name).is_file()), None)
     if graph is None and engine in ("", "torch"):
         return _with_torch(folder, options, before)

@@ -29,7 +29,7 @@ from rmadapter.deploy.access import RETRY
 from rmadapter.deploy.serve.batcher import Batcher, Outputs, QueueFull
 from rmadapter.deploy.serve.model import ServedModel
 from rmadapter.deploy.serve.options import Limits
-from rmadapter.errors import UserError, nearest
+from rmadapter.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -142,7 +142,9 @@ class Service:
         the bad images, 429 if too many images are waiting already.
         """
         if name not in self._models:
-            raise HTTPException(404, f"unknown model {name!r:.100}{nearest(name, self._models)}")
+            raise HTTPException(
+                404, f"unknown model {name!r:.100}{did_you_mean(name, self._models)}"
+            )
         batcher = self._models[name]
         if features and not batcher.model.features:
             raise HTTPException(
