@@ -1,7 +1,7 @@
-"""The picture of docs/performance.md: a training step of MMA by classes, public code, ours, and the
+"""The picture of docs/studies/performance.md: a training step of MMA by classes, public code, ours, and the
 machine's limit.
 
-    python benchmarks/drawing.py docs/results/benchmarks/public.json docs/performance.svg
+    python benchmarks/drawing.py docs/results/benchmarks/public.json docs/studies/performance.svg
 
 The limit is the time in which the machine, at its rate of large matrix products in the same run,
 does the products that a step cannot do without (`work.py`).

@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md, from the result files of benchmarks and of the study of steps.
+"""The tables of docs/studies/performance.md, from the result files of benchmarks and of the study of steps.
 
 python benchmarks/performance.py
 """
@@ -23,7 +23,7 @@ HALF = ("both, 5 epochs", "both, 5 epochs, rate 0.012")
 
 
 def main() -> None:
-    show(tables(RESULTS, ROOT / "docs/results/steps.jsonl"), ROOT / "docs/performance.md")
+    show(tables(RESULTS, ROOT / "docs/results/steps.jsonl"), ROOT / "docs/studies/performance.md")
 
 
 def tables(results: Path, study: Path) -> dict[str, str]:

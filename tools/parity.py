@@ -4,7 +4,7 @@ trainer and of ours.
     git clone https://github.com/ZjjConan/Multi-Modal-Adapter
     python tools/parity.py mma --upstream Multi-Modal-Adapter
 
-    python tools/parity.py --page    # the table in docs/parity.md, of all that was measured
+    python tools/parity.py --page    # the table in docs/studies/parity.md, of all that was measured
 
 Their trainer is imported from your clone and built unchanged, on a small CLIP of random weights
 that our side uses too. What it trains gets noise and is copied into ours; then both answer the same
@@ -44,7 +44,7 @@ from rmadapter.training.contract import Shots, Trained
 from rmadapter.training.loop import Batch
 
 ROOT = Path(__file__).parents[1]
-RESULTS, PAGE = ROOT / "docs/results/parity.json", ROOT / "docs/parity.md"
+RESULTS, PAGE = ROOT / "docs/results/parity.json", ROOT / "docs/studies/parity.md"
 BEGIN, END = "<!-- by tools/parity.py --page, from results/parity.json -->", "<!-- end -->"
 LIMIT = 1e-4
 BY_HAND = ("hicropl", "clip-adapter", "tip-adapter-f")  # not in this tool

@@ -1,7 +1,7 @@
 """RMAdapter+ piece by piece: one training, tested with some of its pieces or without the adapters.
 
     python tools/plus.py dtd10 sign_digits --root DATA --out docs/results/plus.jsonl
-    python tools/plus.py --out docs/results/plus.jsonl --tables --page docs/plus.md
+    python tools/plus.py --out docs/results/plus.jsonl --tables --page docs/studies/plus.md
 
 A line is a data set, number of shots and seed, with the accuracies of `PIECES` on the base and
 novel classes. The adapters are trained once; the answers follow from their features and the
@@ -138,7 +138,7 @@ def _run(line: Line) -> tuple[str, int, int, str]:
 
 
 def tables(lines: Lines) -> dict[str, str]:
-    """Make every table of docs/plus.md by its name."""
+    """Make every table of docs/studies/plus.md by its name."""
     tables = {}
     for title, choosing in (("choosing", True), ("reporting", False)):
         for shots in (4, 16):

@@ -1,9 +1,9 @@
-"""The tables of docs/reconstruction.md, from the lines that tools/reconstruction.py wrote.
+"""The tables of docs/studies/reconstruction.md, from the lines that tools/reconstruction.py wrote.
 
     python tools/reconstruction_tables.py docs/results/reconstruction.jsonl
 
 A data set counts once, with the mean of its seeds; interval and p are Student's over data sets, p
-corrected (Holm) over the rows of a table with the same figure. `--page docs/reconstruction.md` puts
+corrected (Holm) over the rows of a table with the same figure. `--page docs/studies/reconstruction.md` puts
 each table in its place on the page, between <!-- NAME --> and <!-- end -->.
 """
 

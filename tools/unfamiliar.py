@@ -1,5 +1,5 @@
 """Find the score that separates images that a model was not made for from the others. The tables are
-in docs/unfamiliar.md.
+in docs/studies/unfamiliar.md.
 
     python tools/unfamiliar.py --root DATA --out results.jsonl --seeds 1 2 3
     python tools/unfamiliar.py --out results.jsonl --tables
@@ -265,7 +265,7 @@ def difference(lines: Lines, score: str, kind: str) -> tuple[float, float, float
 
 
 def tables(lines: Lines) -> str:
-    """Make the three tables of docs/unfamiliar.md."""
+    """Make the three tables of docs/studies/unfamiliar.md."""
     names = list(lines[0]["scores"])
     families: dict[str, list[str]] = {}
     for name in names:

@@ -190,7 +190,7 @@ def test_values_of_set_go_before_those_of_a_table(tmp_path: Path) -> None:
 
 
 def test_the_page_has_the_settings_and_the_count() -> None:
-    page = (Path(__file__).parents[2] / "docs/reproduce.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs/studies/reproduce.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| (`.*`) \|$", page, re.M)
     found = {method: parse_overrides(re.findall(r"`(\S+)`", values)) for method, values in rows}
     assert found == reproduce.ON_IMAGENET

@@ -1,4 +1,4 @@
-"""docs/auto.md against the lines behind it."""
+"""docs/studies/auto.md against the lines behind it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rmadapter.methods.auto import preferred
 from rmadapter.metrics import confidence_interval
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGE = (DOCS / "auto.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "studies/auto.md").read_text(encoding="utf-8")
 TEXT = " ".join(PAGE.split())
 LINES = [json.loads(line) for line in (DOCS / "results/auto.jsonl").read_text().splitlines()]
 CHEAP = [

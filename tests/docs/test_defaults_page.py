@@ -1,4 +1,4 @@
-"""docs/defaults.md against the trials behind it, and against the settings that the package has."""
+"""docs/studies/defaults.md against the trials behind it, and against the settings that the package has."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_table_is_that_of_the_trials_and_leaves_none_out() -> None:
     settings = settings_of(load_method("rmadapter"))
     chosen = {name: settings[name] for name in BEFORE}
     between = {**chosen, "learning_rate": 0.003}
-    rows = ROW.findall((DOCS / "defaults.md").read_text(encoding="utf-8"))
+    rows = ROW.findall((DOCS / "studies/defaults.md").read_text(encoding="utf-8"))
     shown = 0
     for backbone, scale, data, shots, *figures in rows:
         names = (
@@ -52,7 +52,7 @@ def test_the_table_is_that_of_the_trials_and_leaves_none_out() -> None:
 
 
 def test_the_learning_rates_are_compared_as_the_page_says() -> None:
-    text, pairs = " ".join((DOCS / "defaults.md").read_text(encoding="utf-8").split()), []
+    text, pairs = " ".join((DOCS / "studies/defaults.md").read_text(encoding="utf-8").split()), []
     for slow in TRIALS:
         same = {**slow, "fields": {**slow["fields"], "learning_rate": 0.006}}
         for fast in TRIALS:
@@ -74,7 +74,7 @@ def test_the_learning_rates_are_compared_as_the_page_says() -> None:
 
 
 def test_more_passes_over_few_images_change_what_the_page_says() -> None:
-    text = (DOCS / "defaults.md").read_text(encoding="utf-8")
+    text = (DOCS / "studies/defaults.md").read_text(encoding="utf-8")
     trials = [trial for trial in TRIALS if set(trial["fields"]) <= {"epochs"}]
     plain, changes = load_method("rmadapter").recipe.epochs, []  # type: ignore[attr-defined]
     means = {}

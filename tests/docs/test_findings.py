@@ -19,9 +19,10 @@ from rmadapter.bench.report.stats import correct, half_width, paired
 from rmadapter.bench.report.tables import columns_of, differences, rankings
 
 ROOT = Path(__file__).parents[2]
-FINDINGS = ROOT / "docs/findings.md"
+FINDINGS = ROOT / "docs/studies/findings.md"
 MUST = (ROOT / "README.md", FINDINGS)  # where there must be such a table
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs/studies").glob("*.md")]
+PAGES = [ROOT / "README.md", *sorted(PAGES)]
 SHOTS = r"(\d+) shots?, (\w+)"  # and the study
 SETS = (
     "dtd10",
@@ -427,7 +428,7 @@ def test_what_is_said_of_many_methods() -> None:
 
 
 def test_the_photographs_are_described() -> None:
-    text = (ROOT / "docs/photographs.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/studies/photographs.md").read_text(encoding="utf-8")
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in text.splitlines()

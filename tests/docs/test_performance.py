@@ -1,4 +1,4 @@
-"""docs/performance.md: its tables and picture are those of the result files, and its sentences say
+"""docs/studies/performance.md: its tables and picture are those of the result files, and its sentences say
 what they say."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rmadapter.support.files import read_json
 
 pytestmark = pytest.mark.real_plots
 
-PAGE = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/studies/performance.md").read_text(encoding="utf-8")
 TEXT = " ".join(PAGE.split())
 TABLES = performance.tables(RESULTS, ROOT / "docs/results/steps.jsonl")
 STEPS = {row["classes"]: row for row in read_json(RESULTS / "public.json")["mma"]}
@@ -27,7 +27,7 @@ def test_every_table_is_that_of_the_result_files() -> None:
 
 def test_the_picture_is_drawn_from_them() -> None:
     drawn = drawing.drawn(read_json(RESULTS / "public.json")["mma"])
-    assert drawn.count("<path") == (ROOT / "docs/performance.svg").read_text(
+    assert drawn.count("<path") == (ROOT / "docs/studies/performance.svg").read_text(
         encoding="utf-8"
     ).count("<path")
     assert "performance.svg" in PAGE

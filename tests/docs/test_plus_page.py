@@ -1,4 +1,4 @@
-"""docs/plus.md: its tables are those of its lines, and its sentences say what they say."""
+"""docs/studies/plus.md: its tables are those of its lines, and its sentences say what they say."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from plus import CHOSEN_ON, PAIRS, STUDY, read, tables
 from reconstruction_tables import by_set, difference, differences
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs/plus.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/studies/plus.md").read_text(encoding="utf-8")
 TEXT = " ".join(PAGE.split())
 LINES = read(ROOT / "docs/results/plus.jsonl", STUDY)
 CHOSEN, REPORTED = (

@@ -26,7 +26,11 @@ from tests.helpers.commands import assert_parses
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src/rmadapter"
 NAMES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "tools/pocket/README.md")
-PAGES = [*(ROOT / name for name in NAMES), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in NAMES),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs/studies").glob("*.md")),
+]
 IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
 OTHERS = (
     "pip",

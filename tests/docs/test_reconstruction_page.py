@@ -1,4 +1,4 @@
-"""docs/reconstruction.md: its tables are those of its lines, and its sentences say what they say."""
+"""docs/studies/reconstruction.md: its tables are those of its lines, and its sentences say what they say."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from reconstruction_tables import (
 )
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs/reconstruction.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/studies/reconstruction.md").read_text(encoding="utf-8")
 TEXT = " ".join(PAGE.split())
 EVERY = dialled(read(ROOT / "docs/results/reconstruction.jsonl"))
 LINES = [line for line in EVERY if line["backbone"] == "pocket"]

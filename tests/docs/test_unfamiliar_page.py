@@ -1,4 +1,4 @@
-"""docs/unfamiliar.md, and what other pages say of it, against the lines behind it."""
+"""docs/studies/unfamiliar.md, and what other pages say of it, against the lines behind it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LINES = [
 CHOSEN = f"neighbour {NEIGHBOUR}, frozen"
 
 
-def page(name: str = "docs/unfamiliar.md") -> str:
+def page(name: str = "docs/studies/unfamiliar.md") -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
@@ -54,7 +54,7 @@ def test_the_product_has_the_score_that_was_chosen() -> None:
     assert unfamiliar.best(LINES, filter(unfamiliar.usable, LINES[0]["scores"])) == CHOSEN
 
 
-@pytest.mark.parametrize("name", ["docs/unfamiliar.md", "docs/usage.md"])
+@pytest.mark.parametrize("name", ["docs/studies/unfamiliar.md", "docs/usage.md"])
 def test_its_area_stands_beside_the_claim(name: str) -> None:
     near, far = (f"{over(LINES, REPORT, CHOSEN, kind):.2f}" for kind in ("near", "far"))
     text = " ".join(page(name).split())
@@ -75,7 +75,7 @@ def test_the_reconstruction_error_beside_its_control() -> None:
         over(LINES, REPORT, score, "far")
         for score in ("reconstruction", "reconstruction, untrained")
     ]
-    for name in ("docs/findings.md", "docs/methods.md"):
+    for name in ("docs/studies/findings.md", "docs/methods.md"):
         assert f"{found[0]:.2f} on average, {found[1]:.2f} for an untrained branch" in " ".join(
             page(name).split()
         )

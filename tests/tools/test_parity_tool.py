@@ -1,5 +1,5 @@
 """tools/parity.py: a method beside a clone that agrees and beside some that do not; the table of
-docs/parity.md."""
+docs/studies/parity.md."""
 
 from __future__ import annotations
 

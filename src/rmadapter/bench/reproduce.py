@@ -2,7 +2,7 @@
 a verdict on each printed figure.
 
 The settings that methods have on ImageNet only are from their authors' repositories; see
-docs/reproduce.md.
+docs/studies/reproduce.md.
 """
 
 from __future__ import annotations

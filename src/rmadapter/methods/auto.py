@@ -1,4 +1,4 @@
-"""`--method auto`: a method that chooses among others; docs/auto.md says what that is worth."""
+"""`--method auto`: a method that chooses among others; measured in docs/studies/auto.md."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Auto(Method):
     """The most preferred of its candidates that `runs.auto.choose` finds as good as the best."""
 
     title: ClassVar[str] = "auto"
-    source: ClassVar[str] = "docs/auto.md"
+    source: ClassVar[str] = "docs/studies/auto.md"
     minutes: float = option(
         10.0, "minutes for the choice; methods that would take longer are left out", gt=0
     )

@@ -35,12 +35,15 @@ ADAMW = Recipe(
 
 @dataclass(frozen=True)
 class RMAdapter(Method):
-    """The defaults are RMAdapter; docs/defaults.md explains those that the paper leaves open.
+    """RMAdapter by default; docs/studies/defaults.md explains choices that the paper leaves open.
+
     forward: "lean" computes nothing twice, "reference" uses the backbone's own forward pass; both
     give the same loss."""
 
     title: str = "RMAdapter"
-    source: str = "Lin et al., AAAI-26 (arXiv 2512.06811); open choices as in docs/defaults.md"
+    source: str = (
+        "Lin et al., AAAI-26 (arXiv 2512.06811); open choices as in docs/studies/defaults.md"
+    )
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
     loss: LossSettings = field(default_factory=LossSettings)
     recipe: Recipe = ADAMW
@@ -123,7 +126,7 @@ MMA = RMAdapter(
 # RMAdapter, following MMA (optimisation) and PromptSRC (consistency) as its paper says. MMA's norm
 # is not in its
 # equations, but without it MMA's optimisation does not move these adapters
-# (docs/reconstruction.md).
+# (docs/studies/reconstruction.md).
 PAPER = RMAdapter(
     "RMAdapter, trained as MMA",
     "Lin et al., AAAI-26; optimised as MMA, consistency as PromptSRC",

@@ -5,7 +5,7 @@ kept beside them.
     a class by name alone:  scale * (keep * cos(f, w) + (1 - keep) * cos(g, w0))
 
 f and w are adapted features of image and class, g and w0 the untouched ones, all of unit length; r
-are the weights of a ridge regression of the shots' classes on g. docs/plus.md examines each part.
+are the weights of a ridge regression of the shots' classes on g. docs/studies/plus.md examines each part.
 """
 
 from __future__ import annotations

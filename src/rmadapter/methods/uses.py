@@ -18,7 +18,7 @@ PUBLISHED = "as published"
 # in the variant of a row of `bench --tune N`, followed by the trials on folds of its shots
 TUNED = "tuned by"
 HELD_OUT = "held-out shots, in every fit"
-OURS = "this project's choosing sets (docs/defaults.md)"
+OURS = "this project's choosing sets (docs/studies/defaults.md)"
 _PROMPT = "the words of the prompt"
 
 USES: Mapping[str, Uses] = {
@@ -97,7 +97,7 @@ USES: Mapping[str, Uses] = {
     "rmadapter-paper": Uses(tuned="as MMA and PromptSRC published"),
     "rmadapter-plain": Uses(tuned=OURS),
     "rmadapter-plus": Uses(
-        extra="7 general templates", tuned="this project's choosing sets (docs/plus.md)"
+        extra="7 general templates", tuned="this project's choosing sets (docs/studies/plus.md)"
     ),
 }
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 ToLogits: TypeAlias = "Callable[[States], Tensor]"  # states of B images -> logits [B, C]
 MOST_EXAMPLES = 10_000
-NEIGHBOUR = 1  # chosen in docs/unfamiliar.md
+NEIGHBOUR = 1  # chosen in docs/studies/unfamiliar.md
 
 
 class NotApplicable(Exception):
@@ -170,7 +170,7 @@ class Fitted:
         """Return [B], from 0 up: 1 - cosine of untouched features [B, e] to the nearest training
         image.
 
-        docs/unfamiliar.md says how far to trust it. Raises UserError if the features of the
+        docs/studies/unfamiliar.md says how far to trust it. Raises UserError if the features of the
         training images were not kept.
         """
         if self.examples is None:
