@@ -175,15 +175,7 @@ def test_predict_says_that_it_learns_and_what_cannot_be_had_is_refused(
     out.unlink()
     out.with_name("answers.csv.partial").write_text("{}\n")
     refused(rmadapter(*asked), "TDA cannot resume; delete it to start again")
-    refused(
-        rmadapter(*asked, "--engine", "ray"),
-        "a worker of --engine ray",
-        "TDA",
-    )
+    refused(rmadapter(*asked, "--engine", "ray"), "a worker of --engine ray", "TDA")
     for words in (["export", run, "--out", tmp_path / "exported"], ["serve", run]):
-        refused(
-            rmadapter(*words, *backbone_option(run)),
-            "an exported or served run",
-            "TDA",
-        )
+        refused(rmadapter(*words, *backbone_option(run)), "an exported or served run", "TDA")
     assert not (tmp_path / "exported").exists()

@@ -130,7 +130,4 @@ def test_a_method_from_outside_says_it_in_its_records(
     assert ours.method.uses is None  # a name of ours is enough
     assert theirs.method.uses == Uses(track="teacher", teacher="ViT-L/14", tuned="nothing")
     wrong = f"{tmp_path / 'mine.py'}:Wrong"
-    refused(
-        rmadapter(*given, "--methods", wrong),
-        "mine.py:Wrong",
-    )
+    refused(rmadapter(*given, "--methods", wrong), "mine.py:Wrong")

@@ -152,10 +152,7 @@ def test_a_config_alone_runs_no_code_from_outside(text: str, tmp_path: Path) -> 
     name = f"{tmp_path / 'evil.py'}:Evil"
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
     (tmp_path / "config.yaml").write_text(text.format(name))
-    with pytest.raises(
-        UserError,
-        match=r"--method .+evil\.py:Evil",
-    ):
+    with pytest.raises(UserError, match=r"--method .+evil\.py:Evil"):
         requested("", tmp_path / "config.yaml", {}, [], choosing=True)
     read_config(tmp_path / "config.yaml", ("mma", name))
 

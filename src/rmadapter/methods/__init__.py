@@ -1,4 +1,5 @@
-"""The methods: one paper, one file. `registry` finds them by name, and `parts` is what they share."""
+"""The methods: one paper, one file. `registry` finds them by name, and `parts` is what they
+share."""
 
 from rmadapter.methods.registry import (
     AUTO,

@@ -18,10 +18,11 @@ from rmadapter.training.contract import Choices, Fitted, Known, Method, Paramete
 # In order of preference and of trial: the cheap ones first, and among these the best on the
 # choosing sets.
 CANDIDATES = (
-    "linear-probe", "linear-probe-pair", "linear-probe-zero-shot", "tip-adapter-f", "zero-shot", "zero-shot-ensemble",
-    "rmadapter", "mmrl",
-)  # fmt: skip
-FOR_FEW, FEW = "linear-probe-pair", 8  # preferred if classes usually have fewer images than FEW
+    *("linear-probe", "linear-probe-pair", "linear-probe-zero-shot", "tip-adapter-f"),
+    *("zero-shot", "zero-shot-ensemble", "rmadapter", "mmrl"),
+)
+FEW = 8
+FOR_FEW = "linear-probe-pair"  # preferred if classes usually have fewer images than FEW
 
 
 def preferred(candidates: Sequence[str], images: float) -> list[str]:
@@ -45,12 +46,14 @@ class Auto(Method):
     effort: str = option("normal", "effort of the candidates")
 
     def choices(self, labels: Sequence[int] = ()) -> Choices:
-        names = preferred(self.candidates, float(np.median(np.bincount(labels))) if labels else FEW)
+        images = float(np.median(np.bincount(labels))) if labels else FEW
+        names = preferred(self.candidates, images)
         methods = {name: load_method(name, effort=self.effort) for name in names}
         return Choices(methods, self.minutes)
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        """Fit the most preferred candidate: where nothing was judged, nothing speaks for another."""
+        """Fit the most preferred candidate: where nothing was judged, nothing speaks for
+        another."""
         return next(iter(self.choices(shots.images.labels).methods.values())).fit(backbone, shots)
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:

@@ -27,7 +27,10 @@ from rmadapter.prompts import Cosines, cosine_logits, raw_text_features, untouch
 from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, columns
 from rmadapter.training.loop import Batch, Recipe, minimise
 
-PAPER = "Silva-Rodriguez et al., CVPR 2024 (arXiv 2312.12730); SGD_lr1e-1_B256_ep300 of github.com/jusiro/CLAP"
+PAPER = (
+    "Silva-Rodriguez et al., CVPR 2024 (arXiv 2312.12730); SGD_lr1e-1_B256_ep300 of "
+    "github.com/jusiro/CLAP"
+)
 RECIPE = Recipe(learning_rate=0.1, epochs=300, batch_size=256, weight_decay=0.0)
 
 

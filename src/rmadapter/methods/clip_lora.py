@@ -125,7 +125,8 @@ class UpdatedCLIP(Learner):
         if encoder.opaque:
             kind = type(encoder.blocks[0]).__name__
             raise UserError(
-                f"CLIP-LoRA changes query, key and value, but the blocks ({kind}) of backbone {self.backbone.name!r} "
+                f"CLIP-LoRA changes query, key and value, but the blocks ({kind}) of backbone "
+                f"{self.backbone.name!r} "
                 f"cannot be taken apart; use another, such as 'ViT-B-16/openai'"
             )
         return nn.ModuleList(
@@ -175,7 +176,8 @@ class CLIPLoRA(ModuleMethod):
 
     title: ClassVar[str] = "CLIP-LoRA"
     source: ClassVar[str] = (
-        "Zanella and Ben Ayed, CVPRW 2024 (arXiv 2405.18541); defaults of github.com/MaxZanella/CLIP-LoRA"
+        "Zanella and Ben Ayed, CVPRW 2024 (arXiv 2405.18541); defaults of "
+        "github.com/MaxZanella/CLIP-LoRA"
     )
     rank: Size = 2
     alpha: float = 1.0
@@ -188,7 +190,8 @@ class CLIPLoRA(ModuleMethod):
     def module(self, backbone: Backbone, seed: int = 1) -> UpdatedCLIP:
         if self.rank < 1 or not 0 <= self.dropout < 1:
             raise UserError(
-                f"rank={self.rank}, dropout={self.dropout}: give a rank above 0 and a dropout below 1"
+                f"rank={self.rank}, dropout={self.dropout}: give a rank above 0 and a dropout "
+                "below 1"
             )
         return UpdatedCLIP(
             backbone, self.rank, self.alpha / math.sqrt(self.rank), self.dropout, seed

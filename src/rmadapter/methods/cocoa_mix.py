@@ -147,7 +147,8 @@ class CoCoAMix(ModuleMethod):
 
     title: ClassVar[str] = "CoCoA-Mix"
     source: ClassVar[str] = (
-        "Hong et al., ICML 2025 (arXiv 2506.07484), by a summary of its equations; w, d and epochs are ours"
+        "Hong et al., ICML 2025 (arXiv 2506.07484), by a summary of its equations; w, d and epochs "
+        "are ours"
     )
     context: str = ""
     tokens: Size = 16

@@ -66,7 +66,8 @@ class CoCoOp(ModuleMethod):
 
     title: ClassVar[str] = "CoCoOp"
     source: ClassVar[str] = (
-        "Zhou et al., CVPR 2022 (arXiv 2203.05557); vit_b16_c4_ep10_batch1_ctxv1 of github.com/KaiyangZhou/CoOp"
+        "Zhou et al., CVPR 2022 (arXiv 2203.05557); vit_b16_c4_ep10_batch1_ctxv1 of "
+        "github.com/KaiyangZhou/CoOp"
     )
     context: str = "a photo of a"
     tokens: Size = 4

@@ -43,7 +43,8 @@ class CoOp(ModuleMethod):
 
     title: ClassVar[str] = "CoOp"
     source: ClassVar[str] = (
-        "Zhou et al., IJCV 2022 (arXiv 2109.01134); vit_b16_ctxv1 of github.com/KaiyangZhou/CoOp, the configuration "
+        "Zhou et al., IJCV 2022 (arXiv 2109.01134); vit_b16_ctxv1 of github.com/KaiyangZhou/CoOp, "
+        "the configuration "
         "of its base-to-new script for all data sets but ImageNet, where it trains 50 epochs"
     )
     context: str = "a photo of a"

@@ -92,7 +92,8 @@ class CoPrompt(ModuleMethod):
 
     title: ClassVar[str] = "CoPrompt"
     source: ClassVar[str] = (
-        "Roy & Etemad, ICLR 2024 (arXiv 2306.01195); configs/trainers/coprompt.yaml and the ImageNet entry of "
+        "Roy & Etemad, ICLR 2024 (arXiv 2306.01195); configs/trainers/coprompt.yaml and the "
+        "ImageNet entry of "
         "trainers/constants.py of github.com/ShuvenduRoy/CoPrompt"
     )
     n_ctx: Size = 4

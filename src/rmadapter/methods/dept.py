@@ -113,7 +113,8 @@ class DePT(Method):
 
     title: ClassVar[str] = "DePT"
     source: ClassVar[str] = (
-        "Zhang et al., CVPR 2024 (arXiv 2309.07439); ExtrasLinearProbeMaPLe/vit_b16_c2_ep10_batch4_2ctx.yaml and "
+        "Zhang et al., CVPR 2024 (arXiv 2309.07439); "
+        "ExtrasLinearProbeMaPLe/vit_b16_c2_ep10_batch4_2ctx.yaml and "
         "train.py of github.com/Koorye/DePT"
     )
     n_ctx: Size = 2

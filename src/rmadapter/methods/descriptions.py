@@ -48,7 +48,8 @@ class Descriptions(Method):
 
     title: ClassVar[str] = "zero-shot CLIP, generated texts"
     source: ClassVar[str] = (
-        "Pratt et al., ICCV 2023 (arXiv 2209.03320), classify_imagenet.py of github.com/sarahpratt/CuPL; "
+        "Pratt et al., ICCV 2023 (arXiv 2209.03320), classify_imagenet.py of "
+        "github.com/sarahpratt/CuPL; "
         "form=descriptors: Menon & Vondrick, ICLR 2023 (arXiv 2210.07183), load.py and main.py of "
         "github.com/sachit-menon/classify_by_description_release"
     )
@@ -138,5 +139,6 @@ def clause(descriptor: str) -> str:
 def without_texts(does: str, method: str) -> None:
     """Say once per process what a method does instead."""
     note(
-        f"without generated descriptions, {does}; name a file of descriptions in {method}.descriptions"
+        f"without generated descriptions, {does}; name a file of descriptions in "
+        f"{method}.descriptions"
     )

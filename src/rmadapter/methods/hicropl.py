@@ -180,7 +180,8 @@ class HiCroPL(ModuleMethod):
 
     title: ClassVar[str] = "HiCroPL"
     source: ClassVar[str] = (
-        "Zheng et al., ICCV 2025 (arXiv 2507.14976); vit_b16_c2_ep50_batch32_16ctx.yaml of github.com/zzeoZheng/HiCroPL"
+        "Zheng et al., ICCV 2025 (arXiv 2507.14976); vit_b16_c2_ep50_batch32_16ctx.yaml of "
+        "github.com/zzeoZheng/HiCroPL"
     )
     n_ctx: Size = 16
     depth: Size = 12
@@ -200,7 +201,8 @@ class HiCroPL(ModuleMethod):
         text: PromptedText,
         w_0: Tensor,
     ) -> dict[str, Tensor]:
-        """The loss and its weighted terms, for labels [B] and untouched class features w_0 [C, e]."""
+        """The loss and its weighted terms, for labels [B] and untouched class features w_0 [C,
+        e]."""
         f, w = module.joint_image(states, module.into_image()), module.joint_classes(text, w_0)
         terms = {
             "ce": F.cross_entropy(cosine_logits(module.backbone, f, w), labels),

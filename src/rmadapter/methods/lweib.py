@@ -133,7 +133,8 @@ class Convolutions(nn.Module):
         for encoder in self.encoders.values():
             if encoder.opaque or not all(view.hidden for view in encoder.views):  # type: ignore[union-attr]
                 raise UserError(
-                    f"{title} changes attention and MLP of each block, but the blocks of {backbone.name} cannot be "
+                    f"{title} changes attention and MLP of each block, but the blocks of "
+                    f"{backbone.name} cannot be "
                     f"taken apart; choose another method or a plain ViT"
                 )
         with seeded(seed):
@@ -228,7 +229,8 @@ class LwEIB(Method):
 
     title: ClassVar[str] = "LwEIB"
     source: ClassVar[str] = (
-        "Yang et al., IJCV 2025; configs/trainers/LwEIB/base2new.yaml of github.com/ZjjConan/VLM-LwEIB"
+        "Yang et al., IJCV 2025; configs/trainers/LwEIB/base2new.yaml of "
+        "github.com/ZjjConan/VLM-LwEIB"
     )
     scale: Positive = 0.025
     fast: Positive = 2.5

@@ -109,7 +109,8 @@ class Representations(Learner):
         deepest = max(encoder.depth for encoder in sides)
         if not 1 <= settings.first_block <= deepest:
             raise UserError(
-                f"mmrl.first_block={settings.first_block}: {backbone.name} has blocks 1 to {deepest}"
+                f"mmrl.first_block={settings.first_block}: {backbone.name} has blocks 1 to "
+                f"{deepest}"
             )
         self.space = nn.Parameter(draw(settings.tokens, settings.width, seed))
         self.maps, self.shared, self.lowest = nn.ModuleDict(), nn.ParameterDict(), {}
@@ -142,7 +143,8 @@ class Representations(Learner):
             return
         if self.backbone.image.projection is None:
             raise UserError(
-                f"{settings.title}: {self.backbone.name} has no linear projection of images to add to"
+                f"{settings.title}: {self.backbone.name} has no linear projection of images to add "
+                "to"
             )
         self.projection = LowRank(rows, size, settings.projection_rank)
 
@@ -234,7 +236,10 @@ class MMRL(ModuleMethod):
     """
 
     title: str = "MMRL"
-    source: str = "Guo & Gu, CVPR 2025 (arXiv 2503.08497); configs/trainers/MMRL/vit_b16.yaml of github.com/yunncheng/MMRL"
+    source: str = (
+        "Guo & Gu, CVPR 2025 (arXiv 2503.08497); configs/trainers/MMRL/vit_b16.yaml of "
+        "github.com/yunncheng/MMRL"
+    )
     tokens: Size = 5
     width: Size = 512
     first_block: Size = 6

@@ -29,7 +29,8 @@ class ProbePair(Method):
 
     title: ClassVar[str] = "both linear probes"
     source: ClassVar[str] = (
-        f"of this project; product of experts: Hinton, Neural Computation 2002; probes: {PROBE.source}; "
+        "of this project; product of experts: Hinton, Neural Computation 2002; probes: "
+        f"{PROBE.source}; "
         f"{ZeroShotProbe.source}"
     )
     recipe: Recipe = ZeroShotProbe().recipe

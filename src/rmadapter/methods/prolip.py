@@ -41,7 +41,8 @@ class Projector(Learner):
         self.first = backbone.image.depth
         if (found := backbone.image.projection) is None:
             raise UserError(
-                f"ProLIP trains the linear projection after the image encoder, but {backbone.name} has none: use "
+                f"ProLIP trains the linear projection after the image encoder, but {backbone.name} "
+                "has none: use "
                 f"another method, such as 'clip-adapter'"
             )
         start, bias = found
@@ -75,7 +76,8 @@ class ProLIP(ModuleMethod):
     )
     strength: Positive = 1.0
     recipe: Recipe = Recipe(
-        optimizer="adam", learning_rate=1e-5, weight_decay=0.0, eps=1e-4, epochs=300, batch_size=WHOLE,
+        optimizer="adam", learning_rate=1e-5, weight_decay=0.0, eps=1e-4, epochs=300,
+        batch_size=WHOLE,
         schedule="step", warmup_epochs=0,
     )  # fmt: skip
 

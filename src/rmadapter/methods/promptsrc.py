@@ -84,7 +84,8 @@ class IndependentPrompts(deep.Prompted):
 
 
 class Averaged(nn.Module):
-    """Prompts and their average over the epochs so far, both saved for a training that is resumed."""
+    """Prompts and their average over the epochs so far, both saved for a training that is
+    resumed."""
 
     def __init__(self, prompts: IndependentPrompts, weights: Sequence[float]) -> None:
         super().__init__()

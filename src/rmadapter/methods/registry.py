@@ -132,7 +132,8 @@ def _find(name: str) -> object:
     if not colon:
         known = [*METHODS, *entry_points()]
         raise UserError(
-            f"unknown method {quoted(name)}{did_you_mean(name, known)}; for your own, write file.py:Class or package:Class"
+            f"unknown method {quoted(name)}{did_you_mean(name, known)}; for your own, write "
+            "file.py:Class or package:Class"
         )
     try:
         custom = _from_file(Path(place)) if place.endswith(".py") else import_module(place)

@@ -55,7 +55,8 @@ class RMAdapter(Method):
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         if self.adapter.alpha == 0:
             raise UserError(
-                "alpha=0 trains nothing: the adapters' output would not count; give a number above 0"
+                "alpha=0 trains nothing: the adapters' output would not count; give a number above "
+                "0"
             )
         model, count = (
             self.model(backbone, shots.seed),
@@ -138,7 +139,8 @@ PAPER = RMAdapter(
 # from optimisation.
 PLAIN = RMAdapter(
     "RMAdapter's adapters alone",
-    "Lin et al., AAAI-26, without reconstruction and consistency; optimised with the defaults of this package",
+    "Lin et al., AAAI-26, without reconstruction and consistency; optimised with the defaults of "
+    "this package",
     loss=MMA.loss,
 )
 MMA_ADAMW = RMAdapter(

@@ -41,7 +41,10 @@ class RMAdapterPlus(Method):
     run's."""
 
     title: str = "RMAdapter+"
-    source: str = "of this project; adapters: Lin et al., AAAI-26; both models: Wortsman et al., CVPR 2022 (WiSE-FT)"
+    source: str = (
+        "of this project; adapters: Lin et al., AAAI-26; both models: Wortsman et al., CVPR 2022 "
+        "(WiSE-FT)"
+    )
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
     loss: LossSettings = field(default_factory=lambda: PLAIN.loss)
     recipe: Recipe = ADAMW

@@ -46,7 +46,8 @@ class ClassAware(ContextLearner):
         self.layer = min(method.layer, 1 + (method.layer - 1) * depth // 12)
         if self.layer > depth:
             raise UserError(
-                f"tcp.layer={method.layer}: {backbone.name} has no such block; give at most {max(depth, 12)}"
+                f"tcp.layer={method.layer}: {backbone.name} has no such block; give at most "
+                f"{max(depth, 12)}"
             )
         self.to(backbone.device)
 
@@ -87,7 +88,8 @@ class TCP(ModuleMethod):
 
     title: ClassVar[str] = "TCP"
     source: ClassVar[str] = (
-        "Yao et al., CVPR 2024 (arXiv 2311.18231); vit_b16_ep100_ctxv1, scripts/base2new_train.sh and Adam's eps of "
+        "Yao et al., CVPR 2024 (arXiv 2311.18231); vit_b16_ep100_ctxv1, scripts/base2new_train.sh "
+        "and Adam's eps of "
         "the README of github.com/htyao89/Textual-based_Class-aware_prompt_tuning"
     )
     context: str = ""

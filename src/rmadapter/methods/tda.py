@@ -95,7 +95,8 @@ class TDA(Method):
 
 
 class Stream:
-    """Answers images one after the other, however they are batched. weights: class weights [C, e]."""
+    """Answers images one after the other, however they are batched. weights: class weights [C,
+    e]."""
 
     def __init__(self, method: TDA, backbone: Backbone, weights: Tensor) -> None:
         self.method, self.backbone, self.weights = method, backbone, weights

@@ -61,8 +61,10 @@ class Refiner(Learner):
             or backbone.image.projection is None
         ):
             raise UserError(
-                f"TextRefiner reads what the class token attends to and projects every token, but the image encoder of "
-                f"{backbone.name!r} has no such token, block or projection; use another method, such as 'coop'"
+                "TextRefiner reads what the class token attends to and projects every token, but "
+                "the image encoder of "
+                f"{backbone.name!r} has no such token, block or projection; use another method, "
+                "such as 'coop'"
             )
         self.ctx = context_vectors(backbone, method.context, method.tokens, seed)
         with seeded(seed):
@@ -146,7 +148,8 @@ class TextRefiner(ModuleMethod):
 
     title: ClassVar[str] = "TextRefiner"
     source: ClassVar[str] = (
-        "Xie et al., AAAI 2025 (arXiv 2412.08176); vit_b16_ep10_ctxv1 and the defaults of train.py of "
+        "Xie et al., AAAI 2025 (arXiv 2412.08176); vit_b16_ep10_ctxv1 and the defaults of train.py "
+        "of "
         "github.com/xjjxmu/TextRefiner"
     )
     context: str = "a photo of a"

@@ -38,7 +38,10 @@ from rmadapter.training.contract import (
 )
 from rmadapter.training.loop import Batch, Recipe, minimise
 
-PAPER = "Zhang et al., ECCV 2022 (arXiv 2207.09519); configs/imagenet.yaml of github.com/gaopengcuhk/Tip-Adapter"
+PAPER = (
+    "Zhang et al., ECCV 2022 (arXiv 2207.09519); configs/imagenet.yaml of "
+    "github.com/gaopengcuhk/Tip-Adapter"
+)
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
@@ -89,7 +92,8 @@ class TipAdapterF(Method):
     source: ClassVar[str] = PAPER
     grid: Search = field(default_factory=Search)
     recipe: Recipe = Recipe(
-        optimizer="adamw", learning_rate=1e-3, weight_decay=0.01, eps=1e-4, epochs=20, batch_size=256,
+        optimizer="adamw", learning_rate=1e-3, weight_decay=0.01, eps=1e-4, epochs=20,
+        batch_size=256,
         schedule="step", warmup_epochs=0,
     )  # fmt: skip
 

@@ -99,7 +99,8 @@ class TwoStages(Method):
 
     title: ClassVar[str] = "2SFS"
     source: ClassVar[str] = (
-        "Farina et al., CVPR 2025 (arXiv 2503.11609); defaults of github.com/FarinaMatteo/rethinking_fewshot_vlms"
+        "Farina et al., CVPR 2025 (arXiv 2503.11609); defaults of "
+        "github.com/FarinaMatteo/rethinking_fewshot_vlms"
     )
     recipe: Recipe = Recipe(
         optimizer="adamw", learning_rate=2e-4, weight_decay=0.01, iterations=300, batch_size=32,

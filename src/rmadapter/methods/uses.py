@@ -61,7 +61,8 @@ USES: Mapping[str, Uses] = {
     "dept": Uses(tuned=PUBLISHED),
     "promptsrc": Uses(extra="20 general templates", tuned=PUBLISHED),
     "coprompt": Uses(
-        extra="generated descriptions of the trained classes, in a file; without it the run's prompts",
+        extra="generated descriptions of the trained classes, in a file; without it the run's "
+        "prompts",
         files=("descriptions",),
         constants="number and depth of prompts, weight of consistency, epochs",
         tuned="as published for ImageNet",

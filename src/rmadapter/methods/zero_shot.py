@@ -55,6 +55,7 @@ class ZeroShot(Method):
 
 ENSEMBLE = ZeroShot(
     "zero-shot CLIP, 7 templates",
-    f"{PAPER}; templates of notebooks/Prompt_Engineering_for_ImageNet.ipynb in openai/CLIP, whatever the data",
+    f"{PAPER}; templates of notebooks/Prompt_Engineering_for_ImageNet.ipynb in openai/CLIP, "
+    "whatever the data",
     SEVEN,
 )

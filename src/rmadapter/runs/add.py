@@ -77,7 +77,8 @@ def add_images(
     """
     if not RunFolder(run).record.is_file():
         raise UserError(
-            f"{run}: a model saved on its own does not record its training images; give a run of `fit`"
+            f"{run}: a model saved on its own does not record its training images; give a run of "
+            "`fit`"
         )
     record = read_record(RunFolder(run).record)
     shots = record.task.shots if shots is None else shots

@@ -72,15 +72,17 @@ def choose(folds: Folds, choices: Choices) -> Choice:
 
 
 def pick(hits: np.ndarray) -> int:
-    """Return the place of the first candidate within two standard errors of the best. hits: [K, M] bool,
-    whether a candidate names an image."""
+    """Return the place of the first candidate within two standard errors of the best.
+
+    hits: [K, M] bool, whether a candidate is right about an image.
+    """
     points, error = behind(hits)
     return int(np.flatnonzero(points <= ERRORS * error)[0])
 
 
 def behind(hits: np.ndarray) -> np.ndarray:
-    """Return [2, K]: how many points each candidate is behind the best, and the standard error of that
-    difference."""
+    """Return [2, K]: how many points each candidate is behind the best, and the standard error of
+    that difference."""
     best = hits[hits.mean(1).argmax()]
     lost = best.astype(float) - hits
     return 100 * np.stack([lost.mean(1), lost.std(1) / math.sqrt(hits.shape[1])])

@@ -108,7 +108,8 @@ def refuse_stateful(fitted: Fitted, what: str) -> None:
     """Raise UserError for a method whose answers depend on earlier images."""
     if fitted.remembers:
         raise UserError(
-            f"{what} classifies each image by itself, but {fitted.method.title} learns from earlier "
+            f"{what} classifies each image by itself, but {fitted.method.title} learns from "
+            "earlier "
             "images: use `rmadapter predict` with all of them, or another method"
         )
 
@@ -164,7 +165,8 @@ def evaluate_saved(
         raise UserError(f"{split}: there are no images to evaluate on")
     if known := trained_on(folder, splits, split, images):
         note(
-            f"{known} of these {len(images)} images were trained on: this accuracy says little about new ones"
+            f"{known} of these {len(images)} images were trained on: this accuracy says little "
+            "about new ones"
         )
     seed = read_draw(folder)[1] if fitted.remembers and RunFolder(folder).record.is_file() else 1
     named = cast(Split, "held out" if split == "heldout" else split)
@@ -181,12 +183,14 @@ def _heldout(folder: Path, fitted: Fitted, splits: Splits, classes: Half) -> Ima
     few = few_shot(splits, shots, seed)
     if not has_digest(few, digest):
         raise UserError(
-            f"{folder} was trained on different images: --split heldout needs the data it was fitted to"
+            f"{folder} was trained on different images: --split heldout needs the data it was "
+            "fitted to"
         )
     images = half(few.apart, classes)
     if not len(images):
         raise UserError(
-            "heldout: every train image was drawn or shares a group with one: give --split test, or "
+            "heldout: every train image was drawn or shares a group with one: give --split test, "
+            "or "
             "see the results of `fit` with `rmadapter report`"
         )
     for text in few.akin:

@@ -96,7 +96,8 @@ def _check_same_tests(record: Record, out: Path, lab: Lab, few: FewShot) -> None
     """Raise UserError if a finished run was judged on other images than those of now."""
     if others := record.other_images(lab.tests(record.task, few)):
         raise UserError(
-            f"{out} was judged on different images ({others[0]} classes) from the current ones: choose "
+            f"{out} was judged on different images ({others[0]} classes) from the current ones: "
+            "choose "
             "another --out, or evaluate it on them with `rmadapter eval`"
         )
 
@@ -111,7 +112,8 @@ def _validation(
     folds = Folds.make(task, few, lab, count or FOLDS)
     if folds and judging:
         note(
-            f"no test split: judging by {len(folds)}-fold cross-validation of the {len(folds.images):,} "
+            f"no test split: judging by {len(folds)}-fold cross-validation of the "
+            f"{len(folds.images):,} "
             "training images"
         )
     return folds
@@ -119,7 +121,10 @@ def _validation(
 
 def _no_images(folds: int | None) -> str:
     more = "leave out --folds 0, " if folds == 0 else ""
-    return f"no image was left to evaluate on: {more}add a test split, or more than one image per class"
+    return (
+        f"no image was left to evaluate on: {more}add a test split, or more than one image per "
+        "class"
+    )
 
 
 def _save(outcome: Outcome, out: Path, train: ImageSet, cache: Cache) -> None:

@@ -61,7 +61,10 @@ def judge(
         return outcome.with_facts(judgement=None, notes=(*record.notes, NO_IMAGES))
     judgement = _judgement(how, evaluation, rows, record.method.title, record.method.name)
     if record.choice and split not in UNSEEN and len(record.choice.rows) > 1:
-        doubt = f"{record.method.title} was also chosen on these images: it is likely to be a little worse elsewhere"
+        doubt = (
+            f"{record.method.title} was also chosen on these images: it is likely to be a little "
+            "worse elsewhere"
+        )
         judgement = judgement.model_copy(update={"doubts": (*judgement.doubts, doubt)})
     return outcome.with_facts(judgement=judgement)
 
@@ -181,7 +184,8 @@ def _doubts(
     doubts = []
     if (ours.high - ours.low) / 2 > WIDE:
         doubts.append(
-            f"{len(right[ours.name])} images are too few to judge by: any accuracy from {ours.low:.0f} to "
+            f"{len(right[ours.name])} images are too few to judge by: any accuracy from "
+            f"{ours.low:.0f} to "
             f"{ours.high:.0f} % is plausible; add images"
         )
     if missing:
@@ -190,7 +194,8 @@ def _doubts(
     for other in others:
         if other.accuracy > ours.accuracy and other.p is not None and other.p < LEVEL:
             doubts.append(
-                f"{other.name} is right more often, {other.accuracy:.1f} against {ours.accuracy:.1f} % "
+                f"{other.name} is right more often, {other.accuracy:.1f} against "
+                f"{ours.accuracy:.1f} % "
                 f"(McNemar's test, p = {other.p:.2g}): fit again with --method {other.name}"
             )
     return doubts

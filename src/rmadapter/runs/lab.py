@@ -100,9 +100,10 @@ class Lab:
         alike, so that methods share activations."""
         backbone, made = self.backbone(task.backbone), (task.augmentation, task.views, task.seed)
         if self._train is None or self._train[0] != made:
+            folder = self.folder and self.folder / "train"
             cache = Cache(
-                backbone, self.machine, augmentation=task.augmentation, views=task.views, seed=task.seed,
-                folder=self.folder and self.folder / "train", progress=self.progress,
+                backbone, self.machine, task.augmentation, task.views, task.seed, folder,
+                progress=self.progress,
             )  # fmt: skip
             self._train = made, cache
         return self._train[1]

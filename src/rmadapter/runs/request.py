@@ -55,9 +55,14 @@ class Request:
 
 
 def requested(
-    method: str, config: Path | None, flags: Mapping[str, Any], sets: list[str] | None, effort: str = "normal",
-    data: str = "", choosing: bool = False,
-) -> Request:  # fmt: skip
+    method: str,
+    config: Path | None,
+    flags: Mapping[str, Any],
+    sets: list[str] | None,
+    effort: str = "normal",
+    data: str = "",
+    choosing: bool = False,
+) -> Request:
     """Build a request from a command line: a file of settings, overridden by flags, which --set
     overrides."""
     named, values = read_config(config, (method,))
@@ -68,7 +73,8 @@ def requested(
     values |= parse_overrides(sets or [])
     if flags.get("minutes") is not None and not load_method(name, choosing=choosing).choices():
         raise UserError(
-            "--minutes limits the choice of --method auto; other methods train as long as --effort says"
+            "--minutes limits the choice of --method auto; other methods train as long as --effort "
+            "says"
         )
     return Request.make(values, name, effort, data, choosing)
 
@@ -82,7 +88,8 @@ def machine_of(values: Mapping[str, Any]) -> Machine:
     precision, times = fastest_precision(find_device(machine.device))
     kind = "float16" if precision == "fp16" else "bfloat16"
     note(
-        f"precision={precision}: a matrix product in {kind} takes {1 / times:.2g} of its float32 time here"
+        f"precision={precision}: a matrix product in {kind} takes {1 / times:.2g} of its float32 "
+        "time here"
     )
     return replace(machine, precision=precision)
 
@@ -97,7 +104,8 @@ def check_own(own: Mapping[str, Any], owner: Any) -> None:
     for name in own:
         if name not in settings_of(owner):
             raise UserError(
-                f"unknown setting {quoted(name)}{did_you_mean(name, [*settings_of(owner), *COMMON_SETTINGS])}"
+                f"unknown setting {quoted(name)}"
+                + did_you_mean(name, [*settings_of(owner), *COMMON_SETTINGS])
             )
 
 

@@ -139,8 +139,8 @@ def learn(
     cannot use."""
     val = None if few.val is None else _detached(half(few.val, task.classes))
     shots = Shots(
-        _detached(images), cache or lab.train_cache(task), task.templates, task.seed, val, unfinished, lab.progress,
-        lab.callbacks if callbacks is None else callbacks,
+        _detached(images), cache or lab.train_cache(task), task.templates, task.seed, val,
+        unfinished, lab.progress, lab.callbacks if callbacks is None else callbacks,
         lab.unlabelled(task, few, images) if method.traits.unlabelled else None,
     )  # fmt: skip
     if lab.team:

@@ -86,7 +86,8 @@ def _check(name: str, method: Method, count: int) -> None:
     """Raise UserError for a method that several processes cannot train together."""
     if method.recipe is None:
         raise UserError(
-            f"{name} is not trained step by step: {count} processes have nothing to share; start one"
+            f"{name} is not trained step by step: {count} processes have nothing to share; start "
+            "one"
         )
     if method.traits.whole_batches:
         raise UserError(
@@ -94,7 +95,8 @@ def _check(name: str, method: Method, count: int) -> None:
         )
     if method.recipe.batch_size < count:
         raise UserError(
-            f"{name} has batch_size={method.recipe.batch_size}, too small for {count} processes: start fewer"
+            f"{name} has batch_size={method.recipe.batch_size}, too small for {count} processes: "
+            "start fewer"
         )
 
 

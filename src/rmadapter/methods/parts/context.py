@@ -105,7 +105,8 @@ def _start(backbone: Backbone) -> int:
 
 @torch.no_grad()
 def init_words(backbone: Backbone, text: str) -> Tensor:
-    """Embeddings [n, d] of the n tokens of a text, without those that the tokenizer adds around it."""
+    """Embeddings [n, d] of the n tokens of a text, without those that the tokenizer adds around
+    it."""
     tokens = backbone.tokenizer([text, f"{text} {HOLDER}"]).to(backbone.device)
     end = int((tokens[0] != tokens[1]).int().argmax())
     return backbone.text.words(backbone.text.layout(tokens[:1]))[_start(backbone) : end].clone()

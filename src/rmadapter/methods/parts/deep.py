@@ -26,7 +26,8 @@ def check_room(backbone: Backbone, method: str) -> None:
     """Raise UserError if the image encoder cannot take additional tokens."""
     if backbone.image.opaque:
         raise UserError(
-            f"{method} adds tokens to an image's own, but the blocks of {backbone.name} only take those of its "
+            f"{method} adds tokens to an image's own, but the blocks of {backbone.name} only take "
+            "those of its "
             f"patches; choose another method or a plain ViT"
         )
 
