@@ -99,10 +99,7 @@ def test_each_description_of_a_class_counts_alike(
 
 def test_descriptions_whose_numbers_do_not_fit_are_refused() -> None:
     names = [" | ".join("x" * count) for count in (1, 5, 7, 9)]
-    with pytest.raises(
-        UserError,
-        match=r"1, 5, 7, 9 descriptions.* 315 .* 100",
-    ):
+    with pytest.raises(UserError, match=r"1, 5, 7, 9 descriptions.* 315 .* 100"):
         prompts_each(names, ONE)
     assert prompts_each(names[:3], TEMPLATES) == 3 * 35
 

@@ -1,9 +1,8 @@
-"""Settings: small typed groups, one documented line per field, and how flat names (--set, YAML)
-reach them.
+"""Settings: small typed groups with a documented line per field, set by flat names (--set, YAML).
 
 A method is a frozen dataclass whose fields are its settings. The fields of a nested group count as
-the method's own: `learning_rate` reaches `recipe.learning_rate`. `Task` and `Machine` hold the
-settings common to all methods.
+the method's: `learning_rate` reaches `recipe.learning_rate`. `Task` and `Machine` hold the settings
+common to all methods.
 """
 
 from __future__ import annotations
@@ -24,9 +23,7 @@ from rmadapter.support.files import read_text
 T = TypeVar("T")
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 NOT_SETTINGS = ("title", "source")  # name and origin of a method
-Size = Annotated[
-    int, Field(ge=1, le=4096)
-]  # of a part of a model: a width, a rank, a depth, a number of tokens
+Size = Annotated[int, Field(ge=1, le=4096)]  # a width, a rank, a depth, a number of tokens
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -34,7 +31,7 @@ MOST_TEXT, MOST_LEVELS = 2**16, 8  # characters of a config or value, and levels
 
 
 def option(default: Any, text: str, **limits: Any) -> Any:
-    """A documented field of a group. limits: as for pydantic's Field."""
+    """Return a documented field of a group. limits: as for pydantic's Field."""
     return Field(default, description=text, **limits)
 
 
@@ -66,7 +63,8 @@ class AdapterSettings:
     )
     target: Literal["input", "frozen", "below"] = option(
         "input",
-        "what to reconstruct (Eq. 11): the adapter's input, the untouched encoder's, or the adapter below's",
+        "what to reconstruct (Eq. 11): the adapter's input, the untouched encoder's, or the "
+        "adapter below's",
     )
     target_norm: bool = option(False, "apply a LayerNorm without weights to the target")
     local: bool = option(True, "keep reconstruction gradients inside their adapter, as published")
@@ -94,19 +92,21 @@ class LossSettings:
     lambda_text_con: float = option(3.4, "weight of text consistency; 0 turns it off", ge=0)
     consistency_unit: Literal["feature", "logit"] = option(
         "logit",
-        "difference of unit features (feature), or that times the logit scale: one weight for every backbone",
+        "difference of unit features (feature), or that times the logit scale: one weight for "
+        "every backbone",
     )
 
 
 @dataclass(frozen=True, config=STRICT)
 class Machine:
-    """Where and how numbers are computed; only the number format may change them by more than
+    """The device and the number format; only the format may change results by more than
     rounding."""
 
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     precision: Literal["fp32", "bf16", "fp16", "auto"] = option(
         "fp32",
-        "number format of the forward pass in training; auto: bf16 or fp16 where measured to be faster",
+        "number format of the forward pass in training; auto: bf16 or fp16 where measured to be "
+        "faster",
     )
     compile: bool = option(
         False, "compile the training step with torch.compile: minutes at first, then faster"
@@ -130,75 +130,79 @@ class Machine:
 
 
 def settings_of(owner: Any) -> dict[str, Any]:
-    """The settings of a group or method by flat name."""
-    found: dict[str, Any] = {}
+    """Return the settings of a group or method by flat name."""
+    settings: dict[str, Any] = {}
     for f in fields(owner):
         value = getattr(owner, f.name)
         if is_dataclass(value):
-            found |= settings_of(value)
+            settings |= settings_of(value)
         elif f.name not in NOT_SETTINGS:
-            found[f.name] = value
-    return found
+            settings[f.name] = value
+    return settings
 
 
 def configured(owner: T, values: Mapping[str, Any], what: str = "") -> T:
-    """The group or method with some settings replaced. Raises UserError for an unknown one or an
-    invalid value.
+    """Return the group or method with some settings replaced. Raises UserError for an unknown one
+    or an invalid value.
 
     what: the owner's name in messages.
     """
-    known, where = settings_of(owner), what and f"{what}: "
+    known = settings_of(owner)
+    where = f"{what}: " if what else ""
     for name, value in values.items():
         if name not in known:
             raise UserError(f"{where}unknown field {quoted(name)}{did_you_mean(str(name), known)}")
         parts = value if isinstance(value, (list, tuple)) else [value]
         if not all(is_text(part) for part in parts if isinstance(part, str)):
             raise UserError(
-                f"{where}{name}={quoted(value)}: holds a NUL or a lone surrogate, which is not text"
+                f"{where}{name}={quoted(value)}: has a NUL or a lone surrogate; use text"
             )
-    return _replaced(owner, values, what) if values else owner
+    return _replaced(owner, values, where) if values else owner
 
 
-def _replaced(owner: T, values: Mapping[str, Any], what: str) -> T:
+def _replaced(owner: T, values: Mapping[str, Any], where: str) -> T:
     hints = get_type_hints(type(owner))
     changed: dict[str, Any] = {}
     for f in fields(owner):  # type: ignore[arg-type]
         old = getattr(owner, f.name)
         if is_dataclass(old):
             own = {name: value for name, value in values.items() if name in settings_of(old)}
-            changed[f.name] = _replaced(old, own, what) if own else old
+            changed[f.name] = _replaced(old, own, where) if own else old
         elif f.name in values:
             value = values[f.name]
-            one = isinstance(value, str) and get_origin(hints[f.name]) is tuple
-            changed[f.name] = (value,) if one else value
+            single = isinstance(value, str) and get_origin(hints[f.name]) is tuple
+            changed[f.name] = (value,) if single else value
     shallow = {f.name: getattr(owner, f.name) for f in fields(owner) if f.init}  # type: ignore[arg-type]
     try:
         return TypeAdapter(type(owner)).validate_python({**shallow, **changed})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        if isinstance(cause := first.get("ctx", {}).get("error"), UserError):
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, UserError):
             raise cause from None
-        name, text = str(first["loc"][0]), documentation(owner).get(str(first["loc"][0]), "")
-        where = f"{what and what + ': '}{name}={quoted(first['input'])}"
-        raise UserError(f"{where}: {first['msg']}{text and f' ({name}: {text})'}") from None
+        name = str(first["loc"][0])
+        text = documentation(owner).get(name, "")
+        meaning = f" ({name}: {text})" if text else ""
+        value = quoted(first["input"])
+        raise UserError(f"{where}{name}={value}: {first['msg']}{meaning}") from None
 
 
 def documentation(owner: Any) -> dict[str, str]:
-    """What each setting means, by flat name, where it is documented."""
-    found: dict[str, str] = {}
+    """Return the meaning of each documented setting by flat name."""
+    texts: dict[str, str] = {}
     documented = getattr(type(owner), "__pydantic_fields__", {})
     for f in fields(owner):
         value = getattr(owner, f.name)
         if is_dataclass(value):
-            found |= documentation(value)
+            texts |= documentation(value)
         elif f.name in documented:
-            found[f.name] = documented[f.name].description or ""
-    return found
+            texts[f.name] = documented[f.name].description or ""
+    return texts
 
 
 def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
-    """`["rank=8", "norm=block"]` as a dictionary; values are read as YAML. Raises UserError for a
-    pair without '='."""
+    """Parse `["rank=8", "norm=block"]` into a dictionary; values are read as YAML. Raises UserError
+    for a pair without '='."""
     values: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -217,8 +221,8 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file of flat fields. Raises UserError if it is missing or not a list of 'field: value'
-    lines."""
+    """Read a YAML file of flat fields. Raises UserError if it is missing or not a list of
+    'field: value' lines."""
     kind = "a readable config"
     text = read_text(path, kind, MOST_TEXT)
     try:
@@ -231,7 +235,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _load(text: str) -> Any:
-    """A YAML value of few levels and without aliases, with which a few bytes can stand for
+    """Parse YAML of few levels and without aliases, since few bytes of others can stand for
     gigabytes.
 
     Raises ValueError for any other text.
@@ -241,25 +245,21 @@ def _load(text: str) -> Any:
     level = 0
     try:
         for event in yaml.parse(text, yaml.SafeLoader):
-            level += isinstance(event, yaml.CollectionStartEvent) - isinstance(
-                event, yaml.CollectionEndEvent
-            )
+            level += isinstance(event, yaml.CollectionStartEvent)
+            level -= isinstance(event, yaml.CollectionEndEvent)
             if level > MOST_LEVELS or isinstance(event, yaml.AliasEvent):
                 raise ValueError
         return yaml.safe_load(text)
-    except (
-        Exception
-    ) as error:  # PyYAML raises nearly anything, an AttributeError for `!!timestamp x`
+    # PyYAML raises nearly anything, such as an AttributeError for `!!timestamp x`.
+    except Exception as error:
         mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
+        line = f" in line {mark.line + 1}" if mark else ""
         raise ValueError(
-            f"not YAML of at most {MOST_LEVELS} levels without aliases{where}"
+            f"not YAML of at most {MOST_LEVELS} levels without aliases{line}"
         ) from None
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
-    """Fields as YAML, in their order."""
-    plain = {
-        name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
-    }
+    """Write fields as YAML, in their order."""
+    plain = {n: list(value) if isinstance(value, tuple) else value for n, value in values.items()}
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)

@@ -312,12 +312,7 @@ class Cache:
         return probes[0].layout, plan
 
     def _tensors_in_file(
-        self,
-        folder: Path,
-        live: Live,
-        blocks: Sequence[int | None],
-        plan: Plan,
-        kind: torch.dtype,
+        self, folder: Path, live: Live, blocks: Sequence[int | None], plan: Plan, kind: torch.dtype
     ) -> list[Tensor]:
         """Return the tensors of a plan in a file of the folder, which is made unless it exists."""
         name, size = self._name(live, live.first, kind, live.images.digest), _size(plan)
