@@ -18,8 +18,8 @@ from rmadapter.artifacts.mistakes import (
     WRONG,
     Mistake,
     Neighbour,
-    kept,
-    mistakes,
+    find_mistakes,
+    images_of_examples,
     nearest,
     read_mistakes,
     write_mistakes,
@@ -69,9 +69,9 @@ def test_what_is_kept_of_very_many(
     features = torch.eye(11)
     examples = load(finished, tiny_clip).fitted.fitted_to(features).examples
     assert examples is not None
-    assert examples.argmax(1).tolist() == [*kept(range(11))] == [0, 3, 6, 9]
-    assert [*kept(range(4))] == [0, 1, 2, 3]
-    assert [*kept(())] == []
+    assert examples.argmax(1).tolist() == [*images_of_examples(range(11))] == [0, 3, 6, 9]
+    assert [*images_of_examples(range(4))] == [0, 1, 2, 3]
+    assert [*images_of_examples(())] == []
 
 
 def answered(images: ImageSet, wrong: dict[int, float]) -> Evaluation:
@@ -87,7 +87,7 @@ def answered(images: ImageSet, wrong: dict[int, float]) -> Evaluation:
 
 def found(fitted: Any, train: ImageSet, e: Evaluation, tiny_clip: Backbone) -> list[Mistake]:
     cache = Cache(tiny_clip, hold=False, progress=False)
-    return mistakes(fitted, train, [e], [Predictions.of(score(e, "all"), e)], cache)
+    return find_mistakes(fitted, train, [e], [Predictions.of(score(e, "all"), e)], cache)
 
 
 def test_mistakes_with_their_nearest_training_images(
@@ -118,7 +118,7 @@ def test_mistakes_with_their_nearest_training_images(
             assert near.source == colors / near.image
             assert near.label == Path(near.image).parent.name
     assert found(fitted, train, answered(test, {}), tiny_clip) == []
-    assert mistakes(fitted, train, [], [], Cache(tiny_clip)) == []
+    assert find_mistakes(fitted, train, [], [], Cache(tiny_clip)) == []
 
 
 def test_an_image_that_was_trained_on_is_no_neighbour_of_itself(

@@ -15,7 +15,7 @@ from rmadapter.artifacts.predictions import (
     COLUMNS,
     Evaluation,
     Predictions,
-    predictions,
+    predictions_of,
     read_predictions,
     write_predictions,
 )
@@ -47,14 +47,14 @@ def asked(folder: Path, **changes: Any) -> tuple[Record, list[Evaluation]]:
 
 def written(folder: Path) -> tuple[Record, list[Predictions]]:
     its, evaluations = asked(folder)
-    found = predictions(its, evaluations)
+    found = predictions_of(its, evaluations)
     write_predictions(RunFolder(folder).predictions, found)
     return its, found
 
 
 def test_every_image_is_a_row_with_what_was_answered(tmp_path: Path) -> None:
     its, [e] = asked(tmp_path)
-    write_predictions(RunFolder(tmp_path).predictions, predictions(its, [e]))
+    write_predictions(RunFolder(tmp_path).predictions, predictions_of(its, [e]))
     with open(RunFolder(tmp_path).predictions, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS
@@ -122,7 +122,7 @@ def test_sets_of_other_classes_than_the_run(tmp_path: Path) -> None:
     both = its.model_copy(
         update={"task": task, "scores": (*its.scores, score(far, "far", data="elsewhere"))}
     )
-    write_predictions(RunFolder(tmp_path).predictions, predictions(both, [own, far]))
+    write_predictions(RunFolder(tmp_path).predictions, predictions_of(both, [own, far]))
     first, second = read_predictions(tmp_path, both)
     assert (first.labels, second.labels, second.classes) == (LABELS, ("x_y", "z"), ("x y", "z"))
 
@@ -181,7 +181,7 @@ def test_rows_that_are_gone_and_runs_of_earlier_versions(tmp_path: Path) -> None
     ):
         read_predictions(tmp_path, its)
     file.unlink()
-    with pytest.raises(UserError, match="missing; only runs of this version have it"):
+    with pytest.raises(UserError, match=r"predictions\.csv: missing"):
         read_predictions(tmp_path, its)
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from rmadapter.artifacts.record import Judgement, Rates, Score
-from rmadapter.artifacts.summary import lowest, show, show_score
+from rmadapter.artifacts.summary import lowest_recalls, print_record, print_score
 from tests.helpers import synthetic_runs
 
 
@@ -28,7 +28,7 @@ def test_a_judged_run_shows_what_it_is_worth(capsys: pytest.CaptureFixture[str])
     record = synthetic_runs.record("rmadapter", "x", 1, {}).model_copy(
         update={"scores": (score,), "judgement": judgement}
     )
-    show(record, as_json=False)
+    print_record(record, as_json=False)
     out, err = capsys.readouterr()
     for words in (
         "1,200 images",
@@ -45,7 +45,7 @@ def test_a_judged_run_shows_what_it_is_worth(capsys: pytest.CaptureFixture[str])
     assert "\nlowest recall: b 60 %\n" in out
     assert err == "note: few images\n"
     assert "chance" not in out  # the table of scores would say it twice
-    show(record, as_json=True)
+    print_record(record, as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert found["judgement"]["rows"][1]["accuracy"] == found["test, all classes"]["accuracy"] == 60
 
@@ -63,7 +63,7 @@ def test_the_three_lowest_recalls_are_the_methods_own() -> None:
         Rates(name="RMAdapter", recalls=[50.0, 66.7, None, 12.5, 50.0, 100.0], **rates),
     )
     found = Judgement(how="", images=9, classes=(*"abcdef",), majority=50.0, rows=rows)
-    assert lowest(found) == "d 12 %, a 50 %, e 50 %"
+    assert lowest_recalls(found) == "d 12 %, a 50 %, e 50 %"
 
 
 def test_halves_are_summed_up_and_a_set_without_an_answer_says_why(
@@ -74,7 +74,7 @@ def test_halves_are_summed_up_and_a_set_without_an_answer_says_why(
     record = synthetic_runs.record("rmadapter", "x", 1, {}).model_copy(
         update={"scores": tuple(scores)}
     )
-    show(record, as_json=False)
+    print_record(record, as_json=False)
     lines = capsys.readouterr().out.splitlines()
     assert [cell.strip() for cell in lines[-2].split("│")[1:-1]] == [
         "harmonic mean",
@@ -85,7 +85,7 @@ def test_halves_are_summed_up_and_a_set_without_an_answer_says_why(
         "+18.0",
     ]
     silent = Score(name="novel", images=10, classes=5, reason="knows its classes alone")
-    show(record.model_copy(update={"scores": (scores[0], silent)}), as_json=False)
+    print_record(record.model_copy(update={"scores": (scores[0], silent)}), as_json=False)
     found = capsys.readouterr()
     assert "harmonic mean" not in found.out
     assert found.err == "note: test, novel classes: knows its classes alone\n"
@@ -93,7 +93,7 @@ def test_halves_are_summed_up_and_a_set_without_an_answer_says_why(
 
 def test_one_set(capsys: pytest.CaptureFixture[str]) -> None:
     score = Score(name="all", images=10, classes=4, accuracy=60.0, zero_shot=30.0)
-    show_score(score, as_json=True)
+    print_score(score, as_json=True)
     assert json.loads(capsys.readouterr().out)["chance"] == 25
-    show_score(score, as_json=False)
+    print_score(score, as_json=False)
     assert "+30.0" in capsys.readouterr().out

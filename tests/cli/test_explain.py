@@ -29,7 +29,7 @@ def test_a_table_json_and_a_page(
 
 
 def test_mistakes_are_one_sentence(rmadapter: Command, finished: Path, colors: Path) -> None:
-    refused(rmadapter("explain", colors, colors), "not a finished run")
+    refused(rmadapter("explain", colors, colors), "not a run")
     file = finished / "run.json"
     refused(
         rmadapter("explain", finished, colors, "--out", file),

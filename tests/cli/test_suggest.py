@@ -111,5 +111,5 @@ def test_mistakes_are_one_sentence(rmadapter: Command, finished: Path, colors: P
     refused(rmadapter("suggest", finished), "--start")
     refused(rmadapter("suggest", finished, colors, "--names", "a,b"), "--names needs --start")
     refused(rmadapter("suggest", finished, colors, "--out", "list.txt"), "ends in .csv")
-    refused(rmadapter("suggest", colors, colors), "not a finished run")
+    refused(rmadapter("suggest", colors, colors), "not a run")
     refused(rmadapter("suggest", finished, colors, "--rule", "magic"), "unknown rule")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import accuracy_score
 
-from rmadapter.artifacts.predictions import Evaluation, predictions
+from rmadapter.artifacts.predictions import Evaluation, predictions_of
 from rmadapter.artifacts.record import FORMAT, BackboneName, MethodName, Record, Score
 from rmadapter.artifacts.run_page import write_run_page
 from rmadapter.data.read import ImageSet
@@ -77,7 +77,7 @@ def record(
 
 
 def write(path: Path, its: Record, evaluations: list[Evaluation], history: Any = ()) -> None:
-    write_run_page(path, its, predictions(its, evaluations), history)
+    write_run_page(path, its, predictions_of(its, evaluations), history)
 
 
 HISTORY = [{"step": i, "epoch": 1, "loss": 3.0 / i, "lr": 0.1} for i in range(1, 30)]

@@ -13,7 +13,7 @@ import pytest
 from rmadapter import FewShotClassifier
 from rmadapter.artifacts.checkpoint import load
 from rmadapter.artifacts.record import Record
-from rmadapter.artifacts.summary import choice_table, told
+from rmadapter.artifacts.summary import choice_table, describe_choice
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
@@ -100,7 +100,7 @@ def test_candidates_are_methods_and_are_asked_in_order(tiny_clip: Backbone, colo
     assert [row[0].removesuffix(" (chosen)") for row in rows] == [*THREE]
     assert (
         f"auto: {choice.chosen}, the first within two standard errors of the best, by 3-fold"
-        in told(choice)
+        in describe_choice(choice)
     )
 
 
@@ -137,7 +137,7 @@ def test_with_one_image_a_class_it_says_that_it_did_not_choose(
 ) -> None:
     choice = choose(*folds_of(tiny_clip, colors, shots=1))
     assert (choice.chosen, choice.rows) == (FOR_FEW, ())
-    assert "too few images per class to choose by" in told(choice)
+    assert "too few images per class to choose by" in describe_choice(choice)
 
 
 def test_both_probes_are_preferred_for_few_images_alone(tiny_clip: Backbone, colors: Path) -> None:

@@ -13,7 +13,7 @@ from sklearn.metrics import f1_score
 
 from rmadapter import metrics
 from rmadapter.artifacts.predictions import Evaluation
-from rmadapter.artifacts.summary import as_table
+from rmadapter.artifacts.summary import judgement_table
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.methods.zero_shot import ZeroShot
@@ -218,7 +218,7 @@ def test_figures_against_scikit_learn_and_a_better_probe_is_named(tiny_clip: Bac
     assert found.doubts[2].endswith(
         "p = 1.9e-06): fit again with --method linear-probe"
     )  # 2 / 2**20: 20 to 0
-    header, rows = as_table(found)
+    header, rows = judgement_table(found)
     assert header[0] == "40 images"
     assert [row[:2] for row in rows[:2]] == [
         ["guessing", "33.3"],

@@ -38,8 +38,8 @@ EXAMPLES = "fitted to"  # the name of `Fitted.examples` in the file; no method's
 
 
 class Saved(NamedTuple):
-    """A loaded model. labels: of the classes it answers, as the user writes them. names: of the same
-    classes, as in prompts. name: of the method, as `load_method` accepts it."""
+    """A loaded model. labels: of its classes, as the user writes them. names: of the same classes,
+    as in prompts. name: of the method, as `load_method` accepts it."""
 
     fitted: Fitted
     labels: tuple[Label, ...]
@@ -266,8 +266,8 @@ def _read_float32(file: Path) -> dict[str, Tensor]:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Read tensors as stored. Raises UserError for a damaged file, 8-bit floats and numbers that are
-    not finite."""
+    """Read tensors as stored. Raises UserError for a damaged file, 8-bit floats and infinite or
+    undefined numbers."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

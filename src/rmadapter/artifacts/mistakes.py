@@ -1,5 +1,5 @@
-"""Nearest training images, by the untouched features that a fitted model keeps of them; for the
-mistakes of a run they are saved in its why.json."""
+"""The training images nearest to an image, by the untouched features that a fitted model keeps of
+them; why.json holds those of a run's mistakes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from torch import Tensor
 
-from rmadapter.artifacts.predictions import Evaluation, Predictions, source_of, spelled
+from rmadapter.artifacts.predictions import Evaluation, Predictions, as_read, image_source
 from rmadapter.data.names import Label
 from rmadapter.data.read import ImageSet, ImageSource
 from rmadapter.errors import UserError, first_fault
@@ -20,8 +20,8 @@ from rmadapter.support.files import read_json, write_json
 from rmadapter.training.cache import Cache
 from rmadapter.training.contract import MOST_EXAMPLES, Fitted
 
-WHY = "why.json"
-WRONG, SHOWN = 6, 5  # mistakes, and neighbours of each
+WRONG = 6  # mistakes of a run
+SHOWN = 5  # neighbours of an image
 CHUNK = 2048  # images compared at once
 
 Item = TypeVar("Item")
@@ -57,17 +57,15 @@ class Mistake(NamedTuple):
     neighbours: tuple[Neighbour, ...]
 
 
-def kept(images: Sequence[Item]) -> Sequence[Item]:
-    """Those of a model's training images whose features `Fitted.examples` keeps, in order."""
+def images_of_examples(images: Sequence[Item]) -> Sequence[Item]:
+    """Return the training images of a model whose features `Fitted.examples` keeps, in order."""
     return images[:: max(-(-len(images) // MOST_EXAMPLES), 1)]
 
 
 def nearest(
-    features: np.ndarray,
-    examples: np.ndarray | None = None,
-    count: int = SHOWN,
+    features: np.ndarray, examples: np.ndarray | None = None, count: int = SHOWN,
     groups: np.ndarray | None = None,
-) -> Nearest:
+) -> Nearest:  # fmt: skip
     """Find the examples with the highest cosine to each feature vector.
 
     features: [B, e], of any length. examples: [N, e], of unit length; by default the features
@@ -99,87 +97,81 @@ def nearest_examples(fitted: Fitted, features: Tensor, count: int = SHOWN) -> Ne
     return nearest(features.float().cpu().numpy(), fitted.examples.float().cpu().numpy(), count)
 
 
-def mistakes(
-    fitted: Fitted,
-    train: ImageSet,
-    evaluations: Sequence[Evaluation],
-    tested: Sequence[Predictions],
-    cache: Cache,
-) -> list[Mistake]:
-    """At most WRONG images of the first test set that the model gets wrong, the most confident
-    answers first, each with its nearest training images.
+def find_mistakes(
+    fitted: Fitted, train: ImageSet, evaluations: Sequence[Evaluation],
+    predictions: Sequence[Predictions], cache: Cache,
+) -> list[Mistake]:  # fmt: skip
+    """Return at most WRONG images of the first test set that the model gets wrong, the most
+    confident answers first, each with its nearest training images.
 
-    train: what the model was fitted to. tested: the answers of the evaluations. A tested image that
-    is also a training image, as in cross-validation, is not its own neighbour.
+    train: the images that the model was fitted to. predictions: of the evaluations. A test image
+    that is also a training image, as in cross-validation, is not its own neighbour.
     """
-    if not tested:
+    if not predictions:
         return []
-    images, found = evaluations[0].images, tested[0]
-    wrong = np.flatnonzero(found.answer.which != found.true)
-    rows = wrong[np.argsort(-found.answer.probability[wrong], kind="stable")][:WRONG].tolist()
+    images, first = evaluations[0].images, predictions[0]
+    wrong = np.flatnonzero(first.answer.which != first.true)
+    rows = wrong[np.argsort(-first.answer.probability[wrong], kind="stable")][:WRONG].tolist()
     if not rows:
         return []
-    known = kept(range(len(train)))
-    result = list[Mistake]()
+    known = images_of_examples(range(len(train)))
     near = nearest_examples(fitted, cache.features(images.subset(rows))[0], SHOWN + 1)
+    mistakes = []
     for row, places, cosines in zip(rows, near.rows, near.cosines.tolist(), strict=True):
-        others = [(known[place], cosine) for place, cosine in zip(places, cosines, strict=True)]
-        others = [pair for pair in others if train.images[pair[0]] is not images.images[row]]
-        neighbours = tuple(
-            Neighbour(
-                train.name(i),
-                train.images[i],
-                str(train.written[train.labels[i]]),
-                round(cosine, 4),
-            )
-            for i, cosine in others[:SHOWN]
-        )
-        result.append(Mistake(found.images[row], neighbours))
-    return result
+        neighbours = []
+        for place, cosine in zip(places, cosines, strict=True):
+            i = known[place]
+            if train.images[i] is not images.images[row]:
+                label = str(train.written[train.labels[i]])
+                neighbour = Neighbour(train.name(i), train.images[i], label, round(cosine, 4))
+                neighbours.append(neighbour)
+        mistakes.append(Mistake(first.images[row], tuple(neighbours[:SHOWN])))
+    return mistakes
 
 
-def write_mistakes(path: Path, found: Sequence[Mistake]) -> None:
-    """As JSON, atomically."""
-    rows = [
-        {"image": one.image, "neighbours": [near.json() for near in one.neighbours]}
-        for one in found
-    ]
+def write_mistakes(path: Path, mistakes: Sequence[Mistake]) -> None:
+    """Write mistakes as JSON, atomically."""
+    rows = []
+    for image, neighbours in mistakes:
+        rows.append({"image": image, "neighbours": [near.json() for near in neighbours]})
     write_json(path, rows)
 
 
-class _Near(BaseModel):
+class _NeighbourRow(BaseModel):
     image: str
     label: str
     similarity: float
 
 
-class _Wrong(BaseModel):
+class _MistakeRow(BaseModel):
     image: str
-    neighbours: list[_Near]
+    neighbours: list[_NeighbourRow]
 
 
-def read_mistakes(path: Path, found: Predictions, root: Path) -> list[Mistake]:
-    """Read what `write_mistakes` wrote; empty if there is no file, as in runs of earlier versions.
+def read_mistakes(path: Path, predictions: Predictions, root: Path) -> list[Mistake]:
+    """Read the file of `write_mistakes`; a missing one is empty.
 
-    found: the answers on the first test set. root: folder of the training images. Raises UserError
-    for a file that does not belong to them.
+    predictions: on the first test set. root: folder of the training images. Raises UserError for a
+    file that does not belong to them.
     """
     if not path.is_file():
         return []
     try:
-        rows = TypeAdapter(list[_Wrong]).validate_python(read_json(path))
+        rows = TypeAdapter(list[_MistakeRow]).validate_python(read_json(path))
     except ValidationError as error:
         place, reason = first_fault(error)
         raise UserError(f"{path}: not the mistakes of a run ({place}: {reason})") from None
-    there, result = {*found.images}, list[Mistake]()
+    tested, mistakes = {*predictions.images}, []
     for row in rows[:WRONG]:
-        if spelled(row.image) not in there:
+        image = as_read(row.image)
+        if image not in tested:
             raise UserError(
-                f"{path}: names an image that predictions.csv does not; the folder is damaged or mixed"
+                f"{path}: names an image that predictions.csv does not; the folder is damaged or "
+                "mixed"
             )
-        near = (
-            Neighbour(n.image, source_of(root, n.image), n.label, n.similarity)
-            for n in row.neighbours[:SHOWN]
-        )
-        result.append(Mistake(spelled(row.image), tuple(near)))
-    return result
+        neighbours = [
+            Neighbour(near.image, image_source(root, near.image), near.label, near.similarity)
+            for near in row.neighbours[:SHOWN]
+        ]
+        mistakes.append(Mistake(image, tuple(neighbours)))
+    return mistakes

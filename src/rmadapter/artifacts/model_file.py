@@ -1,5 +1,4 @@
-"""model.json, which stands beside the weights of a fitted method and describes all that belongs to
-them."""
+"""model.json, which describes the weights beside it: method, backbone, classes, transform."""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ class Transform(BaseModel):
     fill: int | None = None
 
     def allows(self, other: Transform) -> bool:
-        """Whether the other is the same, as far as this one says."""
+        """Return whether the other is the same, as far as this one says."""
         return all(
             value in (None, theirs) for (_, value), (_, theirs) in zip(self, other, strict=True)
         )
@@ -43,8 +42,8 @@ class Transform(BaseModel):
 class Model(BaseModel):
     """sha256: of the weights' file. classes: those that the method was fitted to. names: of the
     classes it answers, if they are others; labels: the same as the user writes them. temperature:
-    logits are divided by it. tokenizer: digest of the backbone's; empty where the file does not say.
-    """
+    divisor of the logits. tokenizer: digest of the backbone's; empty where the file does not
+    say."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -79,7 +78,8 @@ def read_model(file: Path) -> Model:
     values = read_json(file, LONGEST)
     if isinstance(values, dict) and values.get("several"):
         raise UserError(
-            f"{file}: fitted to several labels per image, which is no longer supported: fit again with one each"
+            f"{file}: fitted to several labels per image, which is no longer supported: fit again "
+            "with one each"
         )
     try:
         return Model.model_validate(values)

@@ -1,4 +1,5 @@
-"""Pages of images: one HTML file each, with thumbnails inside, that needs no network and no script."""
+"""Pages of images: each is one HTML file with thumbnails inside that needs no network and no
+script."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ THUMBNAIL, SMALL = 160, 96  # pixels of the longer side; SMALL: of a training im
 
 
 def write_html(path: Path, template_name: str, **values: object) -> None:
-    """Render a template of the package and write it atomically; the same values give the same bytes.
+    """Render a template of the package and write it atomically; equal values give equal bytes.
 
     Templates escape values for HTML and may use the filters `percent`, `duration` and `count`.
     """
@@ -65,5 +66,8 @@ def thumbnails_of(page: Path) -> dict[tuple[int, str], str]:
         text = read_text(page, errors="replace") if page.is_file() else ""
     except UserError:  # far larger than any page
         return {}
-    card = r'<\w+ class="\w+" data-set="(-?\d+)" title="([^"]*)">\s*<img src="(data:image/jpeg;base64,[\w+/=]+)"'
+    card = (
+        r'<\w+ class="\w+" data-set="(-?\d+)" title="([^"]*)">\s*'
+        r'<img src="(data:image/jpeg;base64,[\w+/=]+)"'
+    )
     return {(int(number), unescape(file)): src for number, file, src in re.findall(card, text)}

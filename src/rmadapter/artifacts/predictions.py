@@ -7,7 +7,7 @@ import io
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
@@ -24,8 +24,8 @@ from rmadapter.errors import UserError
 from rmadapter.support.files import csv_text, inert, read_text, write_text
 
 COLUMNS = (
-    "set", "split", "image", "true", "answer", "probability", "second", "second_probability", "zero_shot",
-    "zero_shot_probability",
+    "set", "split", "image", "true", "answer", "probability", "second", "second_probability",
+    "zero_shot", "zero_shot_probability",
 )  # fmt: skip
 
 ROWS = 1024  # of a table processed at once
@@ -82,32 +82,35 @@ class Predictions:
     zero_shot: Guess
 
     @classmethod
-    def of(cls, score: Score, e: Evaluation) -> Predictions:
-        """Raises ValueError if score and evaluation do not match."""
-        if {len(e.labels), len(e.probabilities), len(e.zero_shot)} != {score.images}:
+    def of(cls, score: Score, evaluation: Evaluation) -> Predictions:
+        """Take the best classes of an evaluation. Raises ValueError if score and evaluation do not
+        match."""
+        images, table = evaluation.images, evaluation.probabilities
+        labels, untouched = evaluation.labels, evaluation.zero_shot
+        if {len(labels), len(table), len(untouched)} != {score.images}:
             raise ValueError(
-                f"{len(e.probabilities)} answers on {len(e.labels)} images, and a score of {score.images}"
+                f"{len(table)} answers on {len(labels)} images, and a score of {score.images}"
             )
-        best = e.probabilities.argmax(1)
+        best = table.argmax(1)
         return cls(
             score=score,
-            classes=e.classes,
-            labels=tuple(map(str, e.images.written)),
-            images=tuple(map(e.images.name, range(len(e.images)))),
-            sources=e.images.images,
-            true=e.labels,
-            answer=_guess(e.probabilities, best),
-            second=_guess(e.probabilities, _second(e.probabilities, best)),
-            zero_shot=_guess(e.zero_shot, e.zero_shot.argmax(1)),
+            classes=evaluation.classes,
+            labels=tuple(map(str, images.written)),
+            images=tuple(images.name(row) for row in range(len(images))),
+            sources=images.images,
+            true=labels,
+            answer=_guess(table, best),
+            second=_guess(table, _second_best(table, best)),
+            zero_shot=_guess(untouched, untouched.argmax(1)),
         )
 
     @property
     def right(self) -> tuple[np.ndarray, np.ndarray]:
-        """Which images [N] the untouched model gets right, and which the adapted one does."""
+        """Whether the untouched model, and whether the adapted one, is right, [N] each."""
         return self.zero_shot.which == self.true, self.answer.which == self.true
 
     def rows(self) -> Iterable[tuple[str, ...]]:
-        """Rows of cells, in the order of `COLUMNS`."""
+        """Return rows of cells, in the order of `COLUMNS`."""
         names = [*map(inert, self.labels), ""]
         columns: list[Iterable[str]] = [map(inert, self.images), (names[i] for i in self.true)]
         for guess in (self.answer, self.second, self.zero_shot):
@@ -116,102 +119,108 @@ class Predictions:
         return zip(repeat(inert(self.score.name)), repeat(self.score.split), *columns)
 
 
-def _second(table: np.ndarray, best: np.ndarray) -> np.ndarray:
-    """The second most probable class [N], -1 if there is only one. Works on some rows at a time,
-    since the table may nearly fill the memory."""
+def _second_best(table: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """Return the second most probable class [N], -1 if there is only one. Works on some rows at a
+    time, since the table may nearly fill the memory."""
     if table.shape[1] < 2:
         return np.full(len(table), -1)
-    found = np.empty_like(best)
+    second = np.empty_like(best)
     for start in range(0, len(table), ROWS):
         part = table[start : start + ROWS].copy()
         np.put_along_axis(part, best[start : start + ROWS, None], -1, axis=1)
-        found[start : start + ROWS] = part.argmax(1)
-    return found
+        second[start : start + ROWS] = part.argmax(1)
+    return second
 
 
 def _guess(table: np.ndarray, which: np.ndarray) -> Guess:
     return Guess(which, np.round(table[np.arange(len(table)), which].astype(np.float64), 6))
 
 
-def predictions(record: Record, evaluations: Sequence[Evaluation]) -> list[Predictions]:
-    """One for each score of a record that has an accuracy. evaluations: of its scores with answers,
-    in the same order. Raises ValueError if they do not match."""
-    asked = [score for score in record.scores if score.accuracy is not None]
-    return [Predictions.of(score, e) for score, e in zip(asked, evaluations, strict=True)]
+def predictions_of(record: Record, evaluations: Sequence[Evaluation]) -> list[Predictions]:
+    """Return the predictions of each score that has an accuracy. evaluations: of these scores, in
+    the same order. Raises ValueError if they do not match."""
+    return [
+        Predictions.of(score, evaluation)
+        for score, evaluation in zip(_answered(record), evaluations, strict=True)
+    ]
 
 
-def write_predictions(path: Path, found: Sequence[Predictions]) -> None:
-    """Write them atomically, as CSV with no cell that a spreadsheet would run; no file if nothing
-    was tested."""
-    if not found:
-        return
-    write_text(path, csv_text(COLUMNS, (row for some in found for row in some.rows())))
+def _answered(record: Record) -> list[Score]:
+    return [score for score in record.scores if score.accuracy is not None]
+
+
+def write_predictions(path: Path, predictions: Sequence[Predictions]) -> None:
+    """Write predictions atomically, as CSV with no cell that a spreadsheet would run; no file if
+    nothing was tested."""
+    if predictions:
+        rows = chain.from_iterable(part.rows() for part in predictions)
+        write_text(path, csv_text(COLUMNS, rows))
 
 
 def read_predictions(folder: Path, record: Record) -> list[Predictions]:
-    """Read those in a run's folder; their sources are the paths below the run's data, whether or
+    """Read the predictions of a run; their sources are the paths below the run's data, whether or
     not they still exist.
 
-    Raises UserError if they are missing, damaged or from another run.
+    Raises UserError if the file is missing, damaged or from another run.
     """
-    wanted = [score for score in record.scores if score.accuracy is not None]
-    if not wanted:
+    scores, path = _answered(record), RunFolder(folder).predictions
+    if not scores:
         return []
-    path = RunFolder(folder).predictions
     if not path.is_file():
-        raise UserError(
-            f"{path}: missing; only runs of this version have it, and `rmadapter fit` makes one"
-        )
+        raise UserError(f"{path}: missing; `rmadapter fit` makes a run that has it")
     rows: dict[tuple[str, str], list[list[str]]] = defaultdict(list)
     try:
         head, *lines = csv.reader(io.StringIO(read_text(path, "readable CSV")))
         for line in lines:
-            name, split, *rest = map(_plain, line)
-            rows[name, split].append(rest)
+            name, split, *cells = map(_undo_inert, line)
+            rows[name, split].append(cells)
     except (csv.Error, ValueError) as error:
         raise UserError(f"{path}: not readable CSV ({error})") from None
-    keys = [(spelled(score.name), str(score.split)) for score in wanted]
-    sizes = {len(row) + 2 for some in rows.values() for row in some}
+    keys = [(as_read(score.name), str(score.split)) for score in scores]
+    sizes = {len(row) + 2 for part in rows.values() for row in part}
     if tuple(head) != COLUMNS or {*keys} != {*rows} or sizes != {len(COLUMNS)}:
         raise UserError(f"{path}: does not match run.json; the folder is damaged or mixed")
-    return [_read(path, record, score, rows[key]) for score, key in zip(wanted, keys, strict=True)]
+    return [_parse(path, record, score, rows[key]) for score, key in zip(scores, keys, strict=True)]
 
 
-def _plain(cell: str) -> str:
-    """Undo `inert`."""
+def _undo_inert(cell: str) -> str:
     return cell[1:] if cell[:1] == "'" and inert(cell[1:]) == cell else cell
 
 
-def _read(path: Path, record: Record, score: Score, rows: list[list[str]]) -> Predictions:
+def as_read(text: object) -> str:
+    """Return a label or path as it is read back from the file."""
+    return _undo_inert(inert(str(text)))
+
+
+def _parse(path: Path, record: Record, score: Score, rows: list[list[str]]) -> Predictions:
+    """Parse the rows of one score, without their first two cells."""
     if len(rows) != score.images:
         raise UserError(
             f"{path}: {len(rows)} images of {score.title}, but run.json has {score.images}"
         )
-    names = _classes(
-        path.parent,
-        record,
-        score,
-        {cell for row in rows for cell in (row[1], row[2], row[4], row[6])},
-    )
-    index = {label: number for number, label in enumerate(names)} | {"": -1}
     columns = list(zip(*rows, strict=True))
+    labels, probabilities = [columns[i] for i in (1, 2, 4, 6)], [columns[i] for i in (3, 5, 7)]
+    names = _class_names(path.parent, record, score, {*chain.from_iterable(labels)})
+    index = {label: number for number, label in enumerate(names)} | {"": -1}
     try:
-        numbers = [np.array([index[cell] for cell in columns[i]]) for i in (1, 2, 4, 6)]
-        shares = [np.array([float(cell or "nan") for cell in columns[i]]) for i in (3, 5, 7)]
+        numbers = [np.array([index[cell] for cell in column]) for column in labels]
+        shares = [np.array([float(cell or "nan") for cell in column]) for column in probabilities]
     except (KeyError, ValueError) as error:
         raise UserError(f"{path}: {score.title}: not a class or not a number ({error})") from None
     true, *which = numbers
     answer, second, zero_shot = map(Guess, which, shares)
-    known = all(((p >= 0) & (p <= 1)).all() for p in (answer.probability, zero_shot.probability))
-    if not known or min(true.min(), answer.which.min(), zero_shot.which.min()) < 0:
-        raise UserError(f"{path}: {score.title}: an empty cell, or a probability outside 0 to 1")
+    for guess in (Guess(true, answer.probability), answer, zero_shot):
+        if guess.which.min() < 0 or not ((guess.probability >= 0) & (guess.probability <= 1)).all():
+            raise UserError(
+                f"{path}: {score.title}: an empty cell, or a probability outside 0 to 1"
+            )
     root = images_root(score.data or record.task.data, record.crops and not score.data)
     return Predictions(
         score=score,
         classes=tuple(names.values()),
         labels=tuple(names),
         images=columns[0],
-        sources=tuple(source_of(root, image) for image in columns[0]),
+        sources=tuple(image_source(root, image) for image in columns[0]),
         true=true,
         answer=answer,
         second=second,
@@ -219,15 +228,15 @@ def _read(path: Path, record: Record, score: Score, rows: list[list[str]]) -> Pr
     )
 
 
-def _classes(folder: Path, record: Record, score: Score, used: set[str]) -> dict[str, str]:
-    """A page's names for the classes of a score, by label: those of the run's draw or, if the score
-    has other classes, those that occur."""
+def _class_names(folder: Path, record: Record, score: Score, used: set[str]) -> dict[str, str]:
+    """Return the names of a score's classes on a page, by label: the classes of the run's draw or,
+    if the score has others, those that occur."""
     draw = read_split(RunFolder(folder).split)
     question = next((one for one in record.task.questions if one.name == score.name), None)
     which = question.classes if question else "all"
     of_run = half(ImageSet((), (), draw.classes, written=draw.written), which)
     known = {
-        spelled(label): descriptions(name)[0]
+        as_read(label): descriptions(name)[0]
         for label, name in zip(of_run.written, of_run.classes, strict=True)
     }
     if len(known) == score.classes and used <= {*known, ""}:
@@ -235,13 +244,9 @@ def _classes(folder: Path, record: Record, score: Score, used: set[str]) -> dict
     return {label: known.get(label, prompt_name(label)) for label in sorted(used - {""}, key=order)}
 
 
-def spelled(text: object) -> str:
-    """A label or path as it is read back from the file."""
-    return _plain(inert(str(text)))
-
-
-def source_of(root: Path, image: str) -> Path | None:
-    """The path of an image, None if it leads out of the data: a foreign run could name any image on
-    this machine."""
-    there = PureWindowsPath(image)  # which takes both kinds of slashes for one
-    return None if there.anchor or image.startswith("/") or ".." in there.parts else root / image
+def image_source(root: Path, image: str) -> Path | None:
+    """Return the path of an image, None if it leads out of the data: a foreign run could name any
+    image on this machine."""
+    path = PureWindowsPath(image)  # which takes both kinds of slashes
+    outside = path.anchor or image.startswith("/") or ".." in path.parts
+    return None if outside else root / image

@@ -43,8 +43,8 @@ class BackboneName(Value):
 
 class MethodName(Value):
     """name: for `load_method`. settings: by flat name. uses: what an external method says that it
-    uses. sums: as `named_sums`, of its code and of files that it reads; empty in records of earlier
-    versions."""
+    uses. sums: as `named_sums`, of its code and of files that it reads; empty where the
+    record does not say."""
 
     name: str
     title: str = ""
@@ -200,36 +200,35 @@ class Record(Value):
     crops: bool = False
 
     def score(self, name: str) -> Score | None:
+        """Return the score on a set, None if there is none."""
         return next((score for score in self.scores if score.name == name), None)
 
     def metric(self, name: str, zero_shot: bool = False) -> float | None:
-        """A figure in percent: the accuracy on a set by its name, "hm" of base and novel, or
+        """Return a figure in percent: the accuracy on a set by its name, "hm" of base and novel, or
         "average" over other data sets; None if the run has none."""
         if name == "hm":
             halves = [self.metric(half, zero_shot) for half in ("base", "novel")]
             return None if None in halves else harmonic_mean(*halves)  # type: ignore[arg-type]
         if name == "average":
-            names = self.targets
-            values = [
-                value for target in names if (value := self.metric(target, zero_shot)) is not None
-            ]
-            return fmean(values) if names and len(values) == len(names) else None
+            figures = [self.metric(target, zero_shot) for target in self.targets]
+            values = [value for value in figures if value is not None]
+            return fmean(values) if figures and len(values) == len(figures) else None
         score = self.score(name)
-        value = None if score is None else score.zero_shot if zero_shot else score.accuracy
-        if score is None or value is None or not score.images:
+        if score is None:
+            return None
+        value = score.zero_shot if zero_shot else score.accuracy
+        if value is None or not score.images:
             return value
-        counted = (
-            100 * round(value * score.images / 100) / score.images
-        )  # records have four decimals
+        # records have four decimals
+        counted = 100 * round(value * score.images / 100) / score.images
         return counted if abs(counted - value) < 1e-4 else value
 
     def other_images(self, sets: Iterable[tuple[Question, ImageSet, Split]]) -> list[str]:
-        """Names of the sets whose images differ from those that were evaluated. sets: from
+        """Name the sets whose images differ from those that were evaluated. sets: from
         `Lab.tests`."""
         digests = {test.name: images.digest for test, images, _ in sets}
-        own = {
-            score.name: score.digest for score in self.scores if score.split != "cross-validated"
-        }
+        scores = [score for score in self.scores if score.split != "cross-validated"]
+        own = {score.name: score.digest for score in scores}
         return [name for name in {**own, **digests} if own.get(name) not in ("", digests.get(name))]
 
     @property
@@ -240,25 +239,22 @@ class Record(Value):
     @property
     def metrics(self) -> dict[str, float]:
         """Every figure of the run, by name."""
-        names = [
-            *(score.name for score in self.scores),
-            "hm",
-            *(["average"] if len(self.targets) > 1 else []),
-        ]
-        return {name: value for name in names if (value := self.metric(name)) is not None}
+        names = [*(score.name for score in self.scores), "hm"]
+        if len(self.targets) > 1:
+            names.append("average")
+        figures = {name: self.metric(name) for name in names}
+        return {name: value for name, value in figures.items() if value is not None}
 
     def line(self) -> str:
-        """The record as one line of JSON: every setting, and everything else that is not empty."""
-        full, short = (
-            self.model_dump(mode="json"),
-            self.model_dump(mode="json", exclude_defaults=True),
-        )
-        settings = {
-            name: full[name] for name in ("task", "precision")
-        }  # their defaults may change later
+        """Return the record as one line of JSON: every setting, and all else that is not empty."""
+        full = self.model_dump(mode="json")
+        short = self.model_dump(mode="json", exclude_defaults=True)
+        # the defaults of settings may change later
+        settings = {name: full[name] for name in ("task", "precision")}
         return json.dumps({"format": FORMAT, **short, **settings}, ensure_ascii=False) + "\n"
 
     def save(self, path: Path) -> None:
+        """Write the record atomically."""
         write_text(path, self.line())
 
 

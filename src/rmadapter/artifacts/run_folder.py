@@ -17,7 +17,8 @@ HUB = "hf:"  # before OWNER/NAME, for a run on the Hugging Face hub
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of a run below `path`. With `model`, its model is complete; with `record`, all is."""
+    """The files of a run below `path`. The model is complete if `model` exists, the run if `record`
+    does."""
 
     path: Path
 
@@ -106,7 +107,8 @@ class RunFolder:
         write_sums(self.path, names, to_come)
 
     def check_sums(self, needed: Collection[Path] = ()) -> None:
-        """Raise UserError if a file has changed since it was saved, or a needed one is not listed."""
+        """Raise UserError if a file has changed since it was saved, or a needed one is not in
+        `sums`."""
         check_sums(self.path, [file.name for file in needed])
 
 
@@ -121,9 +123,9 @@ def is_remote(name: str | Path) -> bool:
 
 
 def find_run(name: str | Path) -> Path:
-    """Return the folder of a run. `hf:OWNER/NAME` and `hf:OWNER/NAME@REVISION` are downloaded to the
-    hub's cache, or updated there if the hub can be reached; any other name is a path, with ~ for
-    home.
+    """Return the folder of a run. `hf:OWNER/NAME` and `hf:OWNER/NAME@REVISION` are downloaded to
+    the hub's cache, or updated there if the hub can be reached; any other name is a path, with ~
+    for home.
 
     Raises UserError if the repository does not exist, holds no model of ours, or cannot be
     downloaded.
@@ -158,7 +160,10 @@ def without_model(folder: Path) -> str:
             f"no such folder; did you mean {close[0]!r}?" if close else f"no such folder; {makes}"
         )
     if (folder / "export.json").is_file():
-        return f"an export; ask it with `python {folder}/predict.py IMAGES` or `rmadapter serve {folder}`"
+        return (
+            f"an export; ask it with `python {folder}/predict.py IMAGES` or `rmadapter serve "
+            f"{folder}`"
+        )
     begun = (run.record, run.split, run.config, run.weights, run.training)
     if folder.is_dir() and any(folder.iterdir()) and not any(file.exists() for file in begun):
         return "not a run but another folder; name the run first, then images or data"

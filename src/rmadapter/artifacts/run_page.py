@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from rmadapter.artifacts.page import neighbour_cards, thumbnail, thumbnails_of, 
 from rmadapter.artifacts.predictions import Predictions, read_predictions
 from rmadapter.artifacts.record import MethodName, Record, Score, read_record
 from rmadapter.artifacts.run_folder import RunFolder
-from rmadapter.artifacts.summary import as_table, choice_table, told
+from rmadapter.artifacts.summary import choice_table, describe_choice, judgement_table
 from rmadapter.data.formats.registry import images_root
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method, may_run
@@ -29,59 +29,56 @@ from rmadapter.support import plots
 from rmadapter.support.files import read_text
 from rmadapter.support.locks import exclusive
 from rmadapter.task import Task
+from rmadapter.training.contract import Method
 
-MATRIX_LIMIT = (
-    25  # most classes for which a matrix is readable; beyond, only its largest entries are listed
-)
-NUMBERS = 16  # most classes for which the counts in it fit on a narrow screen
+MATRIX_LIMIT = 25  # most classes for which a matrix is readable; others have a list of confusions
+NUMBERS = 16  # most classes for which the counts in a matrix fit on a narrow screen
 PAIRS = 15  # most rows in the list of confusions
-AT_FIRST = 8  # of these, shown in place of a matrix
-IN_WORDS = 3  # of these, told in a sentence
+AT_FIRST = 8  # rows of that list shown in place of a matrix
+IN_WORDS = 3  # rows of that list described in a sentence
 PER_OUTCOME = 6  # images shown for each outcome
 TRAINING = -1  # number of the training images, which are no scored set
-OUTCOMES = (  # name, what it means, (zero-shot is right, adapted is right)
+OUTCOMES = (  # name, meaning, (zero-shot is right, adapted is right)
     ("Gained", "only the adapted model is right", (False, True)),
     ("Lost", "only the untouched model is right", (True, False)),
     ("Both right", "", (True, True)),
     ("Both wrong", "", (False, False)),
 )
 
-Thumbnails = Mapping[tuple[int, str], str]  # (number of the set, path) -> data: address
+Thumbnails: TypeAlias = Mapping[tuple[int, str], str]  # (number of the set, path) -> data: address
+Facts: TypeAlias = dict[str, Any]  # values for the template
 
 
 def write_run_page(
-    path: Path,
-    record: Record,
-    found: Sequence[Predictions],
-    history: Sequence[Mapping[str, float]],
-    thumbnails: Thumbnails | None = None,
+    path: Path, record: Record, predictions: Sequence[Predictions],
+    history: Sequence[Mapping[str, float]], thumbnails: Thumbnails | None = None,
     wrong: Sequence[Mistake] = (),
-) -> None:
-    """Write the page atomically; the same input gives the same bytes.
+) -> None:  # fmt: skip
+    """Write the page of a run atomically; the same input gives the same bytes.
 
-    found: one for each score of the record that has an accuracy, in the same order
-    history: loss terms of every step; empty for a method that is not trained step by step
-    thumbnails: from `page.thumbnails_of`, for images that no longer exist
-    wrong: mistakes on the first test set, with the nearest training images
+    predictions: one for each score of the record that has an accuracy, in the same order. history:
+    the loss terms of every step; empty for a method that is not trained step by step. thumbnails:
+    from `thumbnails_of`, for images that no longer exist. wrong: mistakes on the first test set.
     Raises ValueError if scores and predictions do not match.
     """
+    known = thumbnails or {}
     answered = [number for number, score in enumerate(record.scores) if score.accuracy is not None]
     panels = [
-        panel(number, record.scores[number], some, thumbnails or {})
-        for number, some in zip(answered, found, strict=True)
+        panel(number, record.scores[number], answers, known)
+        for number, answers in zip(answered, predictions, strict=True)
     ]
     changes = {part["number"]: part["change"] for part in panels}
     write_html(
         path,
         "report.html.j2",
         record=record,
-        judged=record.judgement and as_table(record.judgement),
-        choice=record.choice and (*choice_table(record.choice), told(record.choice)),
+        judged=record.judgement and judgement_table(record.judgement),
+        choice=record.choice and (*choice_table(record.choice), describe_choice(record.choice)),
         rows=[(score, changes.get(number)) for number, score in enumerate(record.scores)],
         mean=record.metric("hm"),
         mean_zero_shot=record.metric("hm", zero_shot=True),
         panels=panels,
-        reasons=reasons(answered[0], found[0], wrong, thumbnails or {}) if wrong else [],
+        reasons=mistake_cards(answered[0], predictions[0], wrong, known) if wrong else [],
         losses=plots.loss_terms(history),
         settings=_settings(record),
     )
@@ -97,17 +94,17 @@ def rewrite_page(folder: Path) -> Path:
     with exclusive(folder):
         run.check_sums([run.record])
         record = read_record(run.record)
-        found, history = read_predictions(folder, record), _history(run.history)
+        predictions, history = read_predictions(folder, record), _read_history(run.history)
         root = images_root(record.task.data, record.crops)
-        wrong = read_mistakes(run.mistakes, found[0], root) if found else []
+        wrong = read_mistakes(run.mistakes, predictions[0], root) if predictions else []
         thumbnails = thumbnails_of(run.page)
         run.write_sums(without=[run.page])  # these fit the folder even if this is killed
-        write_run_page(run.page, record, found, history, thumbnails, wrong)
+        write_run_page(run.page, record, predictions, history, thumbnails, wrong)
         run.write_sums()
     return run.page
 
 
-def _history(path: Path) -> list[dict[str, float]]:
+def _read_history(path: Path) -> list[dict[str, float]]:
     """Read the loss terms of every step. Raises UserError for a damaged file."""
     if not path.is_file():
         return []
@@ -118,39 +115,38 @@ def _history(path: Path) -> list[dict[str, float]]:
         raise UserError(f"{path}: not the losses of a run ({error})") from None
 
 
-def _settings(record: Record) -> list[dict[str, Any]]:
-    """Every setting with its meaning; `changed` if it differs from the default, which is known only
-    if the method can be loaded again."""
-    name, meaning, usual = record.method.name, documentation(Task()) | documentation(Machine()), {}
-    if (method := _method(name)) is not None:
+def _settings(record: Record) -> list[Facts]:
+    """List every setting with its meaning; `changed` if it differs from the default, which is known
+    only if the method can be loaded again."""
+    name, meaning = record.method.name, documentation(Task()) | documentation(Machine())
+    defaults: dict[str, object] = {}
+    method = _load_trusted(name)
+    if method is not None:
         own = documentation(method)
         meaning = own | {f"{name}.{setting}": text for setting, text in own.items()} | meaning
         plain = MethodName(name=name, settings=settings_of(method))
-        usual = config_of(
-            record.model_copy(
-                update={"task": Task(), "precision": Machine().precision, "method": plain}
-            )
-        )
-    return [
-        {
+        update = {"task": Task(), "precision": Machine().precision, "method": plain}
+        defaults = config_of(record.model_copy(update=update))
+    settings = []
+    for setting, value in config_of(record).items():
+        text = _json(value)
+        settings.append({
             "name": setting,
-            "value": value if isinstance(value, str) else _json(value),
-            "changed": setting in usual and _json(value) != _json(usual[setting]),
+            "value": value if isinstance(value, str) else text,
+            "changed": setting in defaults and text != _json(defaults[setting]),
             "text": meaning.get(setting, ""),
-        }
-        for setting, value in config_of(record).items()
-    ]
+        })  # fmt: skip
+    return settings
 
 
-def _method(name: str) -> Any:
-    """The method; None if it cannot be loaded, and if that would run code that only the record
-    names."""
+def _load_trusted(name: str) -> Method | None:
+    """Load a method; None if that fails, and if it would run code that only the record names."""
     with suppress(UserError):
         return load_method(name) if may_run(name) else None
     return None
 
 
-def _json(value: Any) -> str:
+def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -170,155 +166,147 @@ class Change:
     ece: float
 
     @classmethod
-    def of(cls, found: Predictions) -> Change:
-        before, after = found.right
-        wilson = [metrics.wilson(int(right.sum()), len(right)) for right in (before, after)]
-        sure = (found.zero_shot.probability, found.answer.probability)
-        errors = [
-            metrics.calibration_error(p, right)
-            for p, right in zip(sure, (before, after), strict=True)
-        ]
-        points, low, high, p = metrics.paired(before, after)
-        return cls(points, low, high, p, wilson[0], wilson[1], errors[0], errors[1])
+    def of(cls, predictions: Predictions) -> Change:
+        before, after = predictions.right
+        return cls(
+            *metrics.paired(before, after),
+            before=metrics.wilson(int(before.sum()), len(before)),
+            after=metrics.wilson(int(after.sum()), len(after)),
+            ece_zero_shot=metrics.calibration_error(predictions.zero_shot.probability, before),
+            ece=metrics.calibration_error(predictions.answer.probability, after),
+        )
 
     @property
     def verdict(self) -> str:
         """What the interval says about the adapted model; follows its name in a sentence."""
         if self.low > 0:
             return "is better than the untouched model"
-        return (
-            "is worse than the untouched model"
-            if self.high < 0
-            else "may be no better than the untouched model"
-        )
+        if self.high < 0:
+            return "is worse than the untouched model"
+        return "may be no better than the untouched model"
 
 
-def panel(number: int, score: Score, found: Predictions, thumbnails: Thumbnails) -> dict[str, Any]:
-    """Everything about one score. number: its index in the record."""
-    pairs = _pairs(found)
+def panel(number: int, score: Score, predictions: Predictions, thumbnails: Thumbnails) -> Facts:
+    """Return what the page shows about one score. number: its index in the record."""
+    pairs = _confusions(predictions)
+    before, after = predictions.right
+    curves = {
+        "zero-shot": (predictions.zero_shot.probability, before),
+        "adapted": (predictions.answer.probability, after),
+    }
     return {
         "number": number,
         "score": score,
-        "change": Change.of(found),
-        "outcomes": _outcomes(number, found, thumbnails),
-        "per_class": _per_class(found),
-        "matrix": _matrix(found) if len(found.classes) <= MATRIX_LIMIT else None,
+        "change": Change.of(predictions),
+        "outcomes": _outcomes(number, predictions, thumbnails),
+        "per_class": _per_class(predictions),
+        "matrix": _matrix(predictions) if len(predictions.classes) <= MATRIX_LIMIT else None,
         "pairs": pairs,
         "at_first": pairs[:AT_FIRST],
         "in_words": pairs[:IN_WORDS],
-        "reliability": plots.reliability_diagram(
-            {
-                "zero-shot": (found.zero_shot.probability, found.right[0]),
-                "adapted": (found.answer.probability, found.right[1]),
-            },
-            f"reliability{number}",
-        ),
+        "reliability": plots.reliability_diagram(curves, f"reliability{number}"),
     }
 
 
-def _outcomes(number: int, found: Predictions, thumbnails: Thumbnails) -> list[dict[str, Any]]:
-    before, after = found.right
+def _outcomes(number: int, predictions: Predictions, thumbnails: Thumbnails) -> list[Facts]:
+    before, after = predictions.right
     outcomes = []
     for name, meaning, (zero_shot, adapted) in OUTCOMES:
-        members = np.flatnonzero((before == zero_shot) & (after == adapted))
-        cards = [_card(number, found, int(i), thumbnails) for i in members[_spread(len(members))]]
-        share = 100 * len(members) / len(found.true)
-        outcomes.append(
-            {"name": name, "meaning": meaning, "n": len(members), "share": share, "cards": cards}
-        )
+        rows = np.flatnonzero((before == zero_shot) & (after == adapted))
+        shown = rows[_spread(len(rows))].tolist()
+        facts = {"name": name, "meaning": meaning, "n": len(rows)}
+        facts["share"] = 100 * len(rows) / len(predictions.true)
+        facts["cards"] = [_card(number, predictions, row, thumbnails) for row in shown]
+        outcomes.append(facts)
     return outcomes
 
 
 def _spread(n: int) -> np.ndarray:
-    """At most PER_OUTCOME of 0..n-1, evenly spread: nobody picked them by hand."""
+    """Return at most PER_OUTCOME of 0..n-1, evenly spread: nobody picked them by hand."""
     return np.unique(np.linspace(0, n - 1, min(n, PER_OUTCOME)).round().astype(int))
 
 
-def _per_class(found: Predictions) -> list[dict[str, Any]]:
-    """Accuracy of each class, the largest gain first; those without an image come last."""
-    n = len(found.classes)
-    count = np.bincount(found.true, minlength=n)
-    guesses = (found.zero_shot, found.answer)
-    before, after = (metrics.per_class_accuracy(found.true, guess.which, n) for guess in guesses)
-    columns = zip(found.classes, count, before, after, after - before, strict=True)
+def _per_class(predictions: Predictions) -> list[Facts]:
+    """List the accuracy of each class, the largest gain first, classes without an image last."""
+    true, n = predictions.true, len(predictions.classes)
+    count = np.bincount(true, minlength=n)
+    before = metrics.per_class_accuracy(true, predictions.zero_shot.which, n)
+    after = metrics.per_class_accuracy(true, predictions.answer.which, n)
     keys = ("name", "n", "zero_shot", "adapted", "change")
+    columns = zip(predictions.classes, count, before, after, after - before, strict=True)
     rows = [dict(zip(keys, row, strict=True)) for row in columns]
-    full = sorted(
-        (row for row in rows if row["n"]),
-        key=lambda row: (-row["change"], -row["adapted"], row["name"]),
-    )
+    full = [row for row in rows if row["n"]]
+    full.sort(key=lambda row: (-row["change"], -row["adapted"], row["name"]))
     return full + [row for row in rows if not row["n"]]
 
 
-def _pairs(found: Predictions) -> list[dict[str, Any]]:
-    """The most common mistakes of the adapted model, and how often the untouched model made the
-    same."""
-    n, names = len(found.classes), found.classes
-    true, said, counts = metrics.confusions(found.true, found.answer.which, n)
+def _confusions(predictions: Predictions) -> list[Facts]:
+    """List the most common confusions of the adapted model, and how often the untouched model had
+    the same."""
+    names, truth = predictions.classes, predictions.true
+    true, said, counts = metrics.confusions(truth, predictions.answer.which, len(names))
     largest = np.argsort(-counts, kind="stable")[:PAIRS]
-    total = np.bincount(found.true, minlength=n)
-    return [
-        {
-            "true": names[t],
-            "said": names[s],
-            "n": count,
-            "before": int(((found.true == t) & (found.zero_shot.which == s)).sum()),
-            "total": total[t],
-        }
-        for t, s, count in zip(true[largest], said[largest], counts[largest], strict=True)
-    ]
+    total = np.bincount(truth, minlength=len(names))
+    pairs = []
+    for t, s, n in zip(true[largest], said[largest], counts[largest], strict=True):
+        before = int(((truth == t) & (predictions.zero_shot.which == s)).sum())
+        pair = {"true": names[t], "said": names[s], "n": n, "before": before, "total": total[t]}
+        pairs.append(pair)
+    return pairs
 
 
-def _matrix(found: Predictions) -> dict[str, Any]:
-    """rows: for each class its name, number of images, and count and share of the row for every
-    answer."""
-    counts = metrics.confusion(found.true, found.answer.which, len(found.classes))
+def _matrix(predictions: Predictions) -> Facts:
+    """Return for each class its name, its number of images, and for every answer the count and the
+    share of the row."""
+    classes = predictions.classes
+    counts = metrics.confusion(predictions.true, predictions.answer.which, len(classes))
     totals = counts.sum(axis=1)
     shares = counts / np.maximum(totals, 1)[:, None]
-    rows = zip(found.classes, totals.tolist(), counts.tolist(), shares.tolist(), strict=True)
-    return {
-        "narrow": len(found.classes) > NUMBERS,
-        "rows": [
-            (name, total, list(zip(some, parts, strict=True))) for name, total, some, parts in rows
-        ],
-    }
+    rows = [
+        (name, int(total), list(zip(row.tolist(), parts.tolist(), strict=True)))
+        for name, total, row, parts in zip(classes, totals, counts, shares, strict=True)
+    ]
+    return {"narrow": len(classes) > NUMBERS, "rows": rows}
 
 
-def _card(number: int, found: Predictions, i: int, thumbnails: Thumbnails) -> dict[str, Any]:
-    """What the page shows of one image."""
+def _card(number: int, predictions: Predictions, row: int, thumbnails: Thumbnails) -> Facts:
+    """Return what the page shows of one image."""
+    classes, true = predictions.classes, predictions.true[row]
     answers = []
-    for name, guess in (("zero-shot", found.zero_shot), ("adapted", found.answer)):
-        best = int(guess.which[i])
-        answers.append(
-            (name, found.classes[best], best == found.true[i], 100 * float(guess.probability[i]))
-        )
-    file, true = found.images[i], found.classes[found.true[i]]
-    src = thumbnail(found.sources[i]) or thumbnails.get((number, file), "")
-    return {"set": number, "file": file, "src": src, "true": true, "answers": answers}
+    for name, guess in (("zero-shot", predictions.zero_shot), ("adapted", predictions.answer)):
+        best, probability = int(guess.which[row]), 100 * float(guess.probability[row])
+        answers.append((name, classes[best], best == true, probability))
+    file = predictions.images[row]
+    src = thumbnail(predictions.sources[row]) or thumbnails.get((number, file), "")
+    return {"set": number, "file": file, "src": src, "true": classes[true], "answers": answers}
 
 
-def reasons(
-    number: int, found: Predictions, wrong: Sequence[Mistake], thumbnails: Thumbnails
-) -> list[dict[str, Any]]:
-    """What the page shows of mistakes: the image, the best two classes, the nearest training
+def mistake_cards(
+    number: int, predictions: Predictions, wrong: Sequence[Mistake], thumbnails: Thumbnails
+) -> list[Facts]:
+    """Return what the page shows of mistakes: the image, the best two classes, the nearest training
     images."""
-    names = dict(zip(found.labels, found.classes, strict=True))
+    classes = predictions.classes
+    names = dict(zip(predictions.labels, classes, strict=True))
     cards = []
     for image, neighbours in wrong:
-        i = found.images.index(image)
+        row = predictions.images.index(image)
         near = neighbour_cards(neighbours)
         for card in near:
             card["label"] = names.get(str(card["label"]), card["label"])
             card["src"] = card["src"] or thumbnails.get((TRAINING, card["image"]), "")
-        adapted, zero_shot = (
-            [
-                (found.classes[guess.which[i]], float(guess.probability[i]))
-                for guess in guesses
-                if guess.which[i] >= 0
-            ]
-            for guesses in ((found.answer, found.second), (found.zero_shot,))
-        )
-        src = thumbnail(found.sources[i]) or thumbnails.get((number, image), "")
-        card = {"set": number, "image": image, "src": src, "true": found.classes[found.true[i]]}
-        cards.append({**card, "best": adapted, "zero_shot": zero_shot, "neighbours": near})
+        guesses = [
+            (classes[guess.which[row]], float(guess.probability[row]))
+            for guess in (predictions.answer, predictions.second, predictions.zero_shot)
+            if guess.which[row] >= 0
+        ]
+        cards.append({
+            "set": number,
+            "image": image,
+            "src": thumbnail(predictions.sources[row]) or thumbnails.get((number, image), ""),
+            "true": classes[predictions.true[row]],
+            "best": guesses[:-1],
+            "zero_shot": guesses[-1:],
+            "neighbours": near,
+        })  # fmt: skip
     return cards

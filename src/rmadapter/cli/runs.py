@@ -54,10 +54,10 @@ def demo(
 
     The report shows what the adapted model gains and keeps.
     """
-    from rmadapter.artifacts.summary import show
+    from rmadapter.artifacts.summary import print_record
 
     record = run_demo(out, seed, command=command())
-    show(record, as_json, out)
+    print_record(record, as_json, out)
     if not as_json:
         for text in record.notes:  # the licence, which --quiet does not silence
             print(text)
@@ -205,11 +205,11 @@ def fit(
 
 def _show(record: Record, out: Path, as_json: bool) -> None:
     """Print a record, its notes and the place of its report."""
-    from rmadapter.artifacts.summary import show
+    from rmadapter.artifacts.summary import print_record
 
     for text in record.notes:
         note(text)
-    show(record, as_json, out)
+    print_record(record, as_json, out)
     if not as_json:
         print(f"report: {out / 'report.html'}")
 
@@ -233,7 +233,7 @@ def evaluate(
     The untouched backbone's accuracy stands beside it.
     """
     from rmadapter.artifacts.checkpoint import load
-    from rmadapter.artifacts.summary import show_score
+    from rmadapter.artifacts.summary import print_score
     from rmadapter.data.read import read_images
     from rmadapter.runs import request
     from rmadapter.runs.evaluate import evaluate_saved, known_names
@@ -257,7 +257,7 @@ def evaluate(
         note(ignored)
     cache = Cache(saved.fitted.backbone, machine, hold=False)
     _, scores = evaluate_saved(folder, saved.fitted, splits, split, which, cache)
-    show_score(scores[0], as_json)
+    print_score(scores[0], as_json)
 
 
 def add(

@@ -9,9 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from rmadapter.artifacts.checkpoint import Saved, load
-from rmadapter.artifacts.mistakes import Neighbour, kept, nearest_examples
+from rmadapter.artifacts.mistakes import Neighbour, images_of_examples, nearest_examples
 from rmadapter.artifacts.page import neighbour_cards, thumbnail, write_html
-from rmadapter.artifacts.predictions import source_of
+from rmadapter.artifacts.predictions import image_source
 from rmadapter.artifacts.record import read_record
 from rmadapter.artifacts.run_folder import RunFolder, find_run
 from rmadapter.backbones import Backbone
@@ -114,7 +114,7 @@ def _training_images(folder: Path, saved: Saved, data: str | Path | None) -> lis
     middle = (count + 1) // 2
     ranges = {"all": range(count), "base": range(middle), "novel": range(middle, count)}
     classes = ranges[record.task.classes]
-    rows = kept([(name, label) for name, label, _ in drawn.train if label in classes])
+    rows = images_of_examples([(name, label) for name, label, _ in drawn.train if label in classes])
     if len(rows) != len(examples):
         raise UserError(
             f"{split}: does not list the images the model was fitted to; the folder is damaged or "
@@ -122,7 +122,7 @@ def _training_images(folder: Path, saved: Saved, data: str | Path | None) -> lis
         )
     root = images_root(data or record.task.data, record.crops)
     return [
-        Neighbour(name, source_of(root, name), str(drawn.written[label]), 0.0)
+        Neighbour(name, image_source(root, name), str(drawn.written[label]), 0.0)
         for name, label in rows
     ]
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rmadapter.artifacts.checkpoint import find_finished, save_run
-from rmadapter.artifacts.mistakes import mistakes, write_mistakes
-from rmadapter.artifacts.predictions import predictions, write_predictions
+from rmadapter.artifacts.mistakes import find_mistakes, write_mistakes
+from rmadapter.artifacts.predictions import predictions_of, write_predictions
 from rmadapter.artifacts.record import Record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.artifacts.run_page import write_run_page
@@ -131,9 +131,9 @@ def _save(outcome: Outcome, out: Path, train: ImageSet, cache: Cache) -> None:
     """Write the files of a run to its folder. train: the shots. cache: of images as they are."""
     files = RunFolder(out)
     record, fitted, evaluations = outcome.record, outcome.fitted, outcome.evaluations
-    rows = predictions(record, evaluations)
+    rows = predictions_of(record, evaluations)
     write_predictions(files.predictions, rows)
-    wrong = mistakes(fitted, train, evaluations, rows, cache)
+    wrong = find_mistakes(fitted, train, evaluations, rows, cache)
     write_mistakes(files.mistakes, wrong)
     write_run_page(files.page, record, rows, fitted.trained.history, wrong=wrong)
     save_run(out, fitted, record.method.name, record, train.written)
