@@ -30,28 +30,28 @@ from rmadapter.training.contract import NotApplicable
 
 
 def add_names(saved: Saved, names: Sequence[str], out: Path) -> tuple[str, ...]:
-    """Save a model that also answers for further classes, by name alone; nothing is trained.
-    Returns its labels.
+    """Save a model that also scores further classes, by name alone; nothing is trained. Return its
+    labels.
 
     Raises UserError for a name that it already has, for a method that cannot take classes by name,
     and if `out` already holds a model.
     """
-    before = [
+    labels = [
         label if isinstance(label, str) else name
         for label, name in zip(saved.labels, saved.names, strict=True)
     ]
-    given = {nfc(label): name for label, name in zip(before, saved.names, strict=True)}
-    called = prompt_names([*before, *names], given)
+    known = {nfc(label): name for label, name in zip(labels, saved.names, strict=True)}
+    prompts = prompt_names([*labels, *names], known)
     try:
-        saved.fitted.score(tuple(called.values()))
+        saved.fitted.score(tuple(prompts.values()))
     except NotApplicable as error:
         raise UserError(
             f"{error}; `rmadapter add RUN FOLDER` trains it again with images of the new classes"
         ) from None
     if RunFolder(out).model.exists():
         raise UserError(f"{out} already holds a model: choose another --out")
-    save(out, saved.fitted, saved.name, tuple(called), tuple(called.values()))
-    return tuple(called)
+    save(out, saved.fitted, saved.name, tuple(prompts), tuple(prompts.values()))
+    return tuple(prompts)
 
 
 def add_images(
@@ -82,150 +82,151 @@ def add_images(
         )
     record = read_record(RunFolder(run).record)
     shots = record.task.shots if shots is None else shots
-    home = _home(run, record, old)
-    opened = open_source(home, outside, record.columns, record.crops)
-    fresh = open_source(data, outside, columns, crops)
+    source = open_source(_data_of(run, record, old), outside, record.columns, record.crops)
+    added = open_source(data, outside, columns, crops)
     if skip_bad:
-        opened, fresh = _readable(opened), _readable(fresh)
-    rows, counts = _grown(
-        run, saved, record, opened, _called(fresh.splits, data, saved), data, shots
-    )
+        source, added = _readable(source), _readable(added)
+    kept = _images_of_run(run, saved, source)
+    added_splits = _with_labels(added.splits, data, saved)
+    splits = _extended(kept, added_splits, shots, random.Random(record.task.seed), data)
     name, values = read_config(RunFolder(run).config, (saved.name,))
-    wanted = Request.make(values, name, data=str(RunFolder(out).images))
-    for backbone in backbones_in(wanted.name, settings_of(wanted.method)):
+    request = Request.make(values, name, data=str(RunFolder(out).images))
+    for backbone in backbones_in(request.name, settings_of(request.method)):
         check_backbone_named(backbone)
-    task = configured(
-        wanted.task, {"shots": 0, "classes": "all", "backbone": saved.fitted.backbone.name}
-    )
-    lab = Lab(wanted.machine)
-    had = {key(str(label)) for label in saved.labels}
-    brought = classnames_json(fresh.root, beside_splits(data, fresh.splits))
-    new = {name: prompt for name, prompt in brought.items() if key(name) not in had}
+    all_of_both = {"shots": 0, "classes": "all", "backbone": saved.fitted.backbone.name}
+    task = configured(request.task, all_of_both)
+    lab = Lab(request.machine)
+    known = {key(str(label)) for label in saved.labels}
+    prompts = classnames_json(added.root, beside_splits(data, added.splits))
+    new = {name: prompt for name, prompt in prompts.items() if key(name) not in known}
     with exclusive(out):
-        _write_list(out, rows, {**new, **saved.custom_names})
+        _write_list(out, splits, {**new, **saved.custom_names})
     lab.add_backbone(saved.fitted.backbone)
     lab.add(task.data, read_images(RunFolder(out).images, skip_bad=skip_bad, outside=True))
-    notes: tuple[str, ...] = (
-        f"trained on the {counts[0]} images of {run.name} and {counts[1]} new ones",
-    )
-    notes += (ignored_note(fresh.ignored),) if fresh.ignored else ()
-    return fit(task, wanted.method, out, lab, name, command, notes)
-
-
-Listed = list[tuple[str, Row]]  # split, row
+    before = len(kept["train"])
+    count = len(splits["train"]) - before
+    notes = [f"trained on the {before} images of {run.name} and {count} new ones"]
+    if added.ignored:
+        notes.append(ignored_note(added.ignored))
+    return fit(task, request.method, out, lab, name, command, tuple(notes))
 
 
 def _readable(source: Source) -> Source:
-    """The source without unreadable images."""
-    bad = image_errors(
-        [row.image for rows in source.splits.values() for row in rows], progress=False
-    )
-    return source._replace(
-        splits={s: [r for r in rows if r.image not in bad] for s, rows in source.splits.items()}
-    )
+    """Return the source without unreadable images."""
+    images = [row.image for rows in source.splits.values() for row in rows]
+    bad = image_errors(images, progress=False)
+    splits: dict[str, Rows] = {}
+    for split, rows in source.splits.items():
+        splits[split] = [row for row in rows if row.image not in bad]
+    return source._replace(splits=splits)
 
 
-def _home(run: Path, record: Record, old: Path | None) -> Path:
-    home = user_path(old or record.task.data)
-    if not home.exists():
+def _data_of(run: Path, record: Record, old: Path | None) -> Path:
+    """Return where a run's data is. Raises UserError if it is missing."""
+    data = user_path(old or record.task.data)
+    if not data.exists():
         raise UserError(
-            f"{run}: its data {str(home)!r} is missing; give its new location with --old-data"
+            f"{run}: its data {str(data)!r} is missing; give its new location with --old-data"
         )
-    return home
+    return data
 
 
-def _grown(
-    run: Path,
-    saved: Saved,
-    record: Record,
-    opened: Source,
-    new: Mapping[str, Rows],
-    data: Path,
-    shots: int,
-) -> tuple[Listed, tuple[int, int]]:
-    """Every image with its split and label, and the numbers of old and new training images."""
+def _images_of_run(run: Path, saved: Saved, source: Source) -> dict[str, Rows]:
+    """Return the images that a run was trained and tested on, and those that chose its settings,
+    by split. source: the run's data."""
     try:
-        few = read_split(RunFolder(run).split).images(opened.root)
+        few = read_split(RunFolder(run).split).images(source.root)
     except UserError as error:
         raise UserError(
             f"{run}: {error}; give the new location of its data with --old-data"
         ) from None
-    kept = {key(str(label)): str(label) for label in saved.labels}  # classes that it was trained on
-    there = opened.splits
-    groups = {row.image: row.group for rows in there.values() for row in rows}
-    train, val = (_known(_rows(images, groups), kept) for images in (few.train, few.val))
-    tests = _known(
-        there.get("test", [row for name in ("train", "all") for row in there.get(name, [])]), kept
-    )
+    splits = source.splits
+    groups = {row.image: row.group for rows in splits.values() for row in rows}
+    undivided = [row for name in ("train", "all") for row in splits.get(name, [])]
+    rows = {
+        "train": _rows(few.train, groups),
+        "val": _rows(few.val, groups),
+        "test": splits.get("test", undivided),
+    }
+    labels = {key(str(label)): str(label) for label in saved.labels}  # that it was trained on
+    kept: dict[str, Rows] = {}
+    for split, part in rows.items():
+        known = [row for row in part if key(row.label) in labels]
+        kept[split] = [row._replace(label=labels[key(row.label)]) for row in known]
+    return kept
 
-    seen = {_content(row.image) for row in train}
-    source = [
-        row for row in new.get("train", new.get("all", [])) if _content(row.image) not in seen
-    ]
-    rng = random.Random(record.task.seed)
-    more = [source[i] for i in sample_shots(_numbers(source), shots, rng)]
-    held = new.get("val", [])
-    val += [held[i] for i in sample_shots(_numbers(held), min(shots, VAL_SHOTS), rng)]
-    tests += new.get("test", source)
-    learnt = seen | {_content(row.image) for row in [*more, *val]}  # methods choose settings on val
-    labels = {row.label for row in [*train, *more]}
-    if lost := next((row.label for row in tests if row.label not in labels), None):
-        raise UserError(
-            f"{data}: class {lost!r} has test images but none to train on: add some, or remove it"
-        )
-    tested = [row for row in dict.fromkeys(tests) if _content(row.image) not in learnt]
-    splits = {"train": [*train, *more], "val": val, "test": tested}
-    return [(split, row) for split, rows in splits.items() for row in rows], (len(train), len(more))
+
+def _extended(
+    kept: Mapping[str, Rows], added: Mapping[str, Rows], shots: int, rng: random.Random, data: Path
+) -> dict[str, Rows]:
+    """Return the images to train and test on, and to choose settings by.
+
+    kept: those of the run. added: the new data, of which `shots` per class are drawn, and of its
+    validation split at most `VAL_SHOTS`. Raises UserError for a class that is only tested on.
+    """
+    seen = {_identity(row.image) for row in kept["train"]}
+    undivided = added.get("train", added.get("all", []))
+    source = [row for row in undivided if _identity(row.image) not in seen]
+    train = [*kept["train"], *_draw(source, shots, rng)]
+    val = [*kept["val"], *_draw(added.get("val", []), min(shots, VAL_SHOTS), rng)]
+    tests = [*kept["test"], *added.get("test", source)]
+    learnt = {_identity(row.image) for row in [*train, *val]}  # methods choose settings on val
+    labels = {row.label for row in train}
+    for row in tests:
+        if row.label not in labels:
+            raise UserError(
+                f"{data}: class {row.label!r} has test images but none to train on: add some, or "
+                "remove it"
+            )
+    tested = [row for row in dict.fromkeys(tests) if _identity(row.image) not in learnt]
+    return {"train": train, "val": val, "test": tested}
+
+
+def _draw(rows: Rows, shots: int, rng: random.Random) -> Rows:
+    numbers = {label: i for i, label in enumerate(dict.fromkeys(row.label for row in rows))}
+    return [rows[i] for i in sample_shots([numbers[row.label] for row in rows], shots, rng)]
 
 
 def _rows(images: ImageSet | None, groups: Mapping[Path, str]) -> Rows:
-    if images is None:
-        return []
-    pairs = zip(images.labels, (Path(str(image)) for image in images.images), strict=True)
-    return [Row(str(images.written[label]), image, groups.get(image, "")) for label, image in pairs]
+    rows: Rows = []
+    if images is not None:
+        for label, source in zip(images.labels, images.images, strict=True):
+            path = Path(str(source))
+            rows.append(Row(str(images.written[label]), path, groups.get(path, "")))
+    return rows
 
 
-def _known(rows: Rows, kept: dict[str, str]) -> Rows:
-    """Rows of the classes that were trained on, with the run's labels."""
-    return [row._replace(label=kept[key(row.label)]) for row in rows if key(row.label) in kept]
-
-
-def _called(found: Mapping[str, Rows], data: Path, saved: Saved) -> dict[str, Rows]:
-    """The new images; a class that the run already has gets the run's label."""
-    spelled = {key(str(label)): str(label) for label in saved.labels}
-    for split in sorted(found, key=lambda split: split != "train"):
-        for label in prompt_names(
-            list(dict.fromkeys(row.label for row in found[split])), where=f"{data} ({split}): "
-        ):
-            spelled.setdefault(key(label), label)
+def _with_labels(splits: Mapping[str, Rows], data: Path, saved: Saved) -> dict[str, Rows]:
+    """Return the new images; a class that the run already has gets the run's label."""
+    labels = {key(str(label)): str(label) for label in saved.labels}
+    for split in sorted(splits, key=lambda split: split != "train"):
+        new = list(dict.fromkeys(row.label for row in splits[split]))
+        for label in prompt_names(new, where=f"{data} ({split}): "):
+            labels.setdefault(key(label), label)
     return {
-        split: [row._replace(label=spelled[key(row.label)]) for row in rows]
-        for split, rows in found.items()
+        split: [row._replace(label=labels[key(row.label)]) for row in rows]
+        for split, rows in splits.items()
     }
 
 
-def _content(path: Path) -> bytes:
-    """What identifies an image wherever it is stored; an empty class folder stands for itself, as
-    in a scan."""
+def _identity(path: Path) -> bytes:
+    """Return what identifies an image wherever it is stored; an empty class folder stands for
+    itself, as in a scan."""
     return os.fsencode(path) if path.is_dir() else content(path)
 
 
-def _numbers(rows: Rows) -> list[int]:
-    places = {label: i for i, label in enumerate(dict.fromkeys(row.label for row in rows))}
-    return [places[row.label] for row in rows]
-
-
-def _write_list(out: Path, rows: Listed, given: dict[str, str]) -> None:
+def _write_list(out: Path, splits: Mapping[str, Rows], prompts: Mapping[str, str]) -> None:
     """Write the new run's data as a CSV file, and beside it the prompt names that do not follow
     from the labels."""
-    grouped = any(row.group for _, row in rows)
-    lines = [
-        [path_from(out, row.image), row.label, split, *[row.group] * grouped] for split, row in rows
-    ]
-    text = csv_text(["path", "label", "split", *["group"] * grouped], lines)
-    file = RunFolder(out).images
-    if RunFolder(out).record.exists() and (not file.exists() or file.read_text("utf-8") != text):
+    grouped = any(row.group for rows in splits.values() for row in rows)
+    header = ["path", "label", "split", *["group"] * grouped]
+    lines: list[list[str]] = []
+    for split, rows in splits.items():
+        for row in rows:
+            lines.append([path_from(out, row.image), row.label, split, *[row.group] * grouped])
+    text, run = csv_text(header, lines), RunFolder(out)
+    if run.record.exists() and (not run.images.exists() or run.images.read_text("utf-8") != text):
         raise UserError(f"{out} holds another run: choose another --out or delete that folder")
-    write_text(file, text)
-    if given:
-        write_json(out / CLASSNAMES, given)
+    write_text(run.images, text)
+    if prompts:
+        write_json(out / CLASSNAMES, dict(prompts))

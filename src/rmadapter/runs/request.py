@@ -1,5 +1,4 @@
-"""The whole request for a run, built from flat names and values as --set, --config and Python give
-them."""
+"""Build the request for a run from flat names and values, as --set, --config and Python give them."""
 
 from __future__ import annotations
 
@@ -16,17 +15,13 @@ from rmadapter.support.terminal import note
 from rmadapter.task import COMMON_SETTINGS, MACHINE_SETTINGS, TASK_SETTINGS, Task, check_views
 from rmadapter.training.contract import Method
 
-READING = (
-    "device",
-    "workers",
-    "cache_memory",
-    "disk_cache",
-)  # machine settings that apply where nothing is trained
+# Machine settings that apply where nothing is trained.
+READING = ("device", "workers", "cache_memory", "disk_cache")
 
 
 @dataclass(frozen=True)
 class Request:
-    """name: of the method, for `load_method`."""
+    """A task, a machine and a method. name: of the method, for `load_method`."""
 
     task: Task
     machine: Machine
@@ -45,13 +40,14 @@ class Request:
         """Build from flat names of the task, the machine and the method; `METHOD.field` reaches a
         method's field whose name is also a common one. choosing: as for `load_method`. Raises
         UserError that says what is unknown and what to write."""
-        task, machine, settings = split(values or {}, method)
+        for_task, for_machine, for_method = split(values or {}, method)
         published = load_method(method, {}, effort, choosing)
-        check_own(settings, published)
-        configured_method = configured(published, settings)
-        configured_method.choices()  # loads the candidates, if it has any
-        task_settings = check_views(configured(Task(data=data), task))
-        return cls(task_settings, machine_of(machine), configured_method, method)
+        _check_method_settings(for_method, published)
+        task = check_views(configured(Task(data=data), for_task))
+        machine = machine_of(for_machine)
+        changed = configured(published, for_method)
+        changed.choices()  # loads the candidates, if there are any
+        return cls(task, machine, changed, method)
 
 
 def requested(
@@ -80,8 +76,7 @@ def requested(
 
 
 def machine_of(values: Mapping[str, Any]) -> Machine:
-    """From flat names; `precision=auto` becomes the fastest here, and a note says so. Raises as
-    `configured` does."""
+    """Build a Machine; resolve precision=auto and log the choice. Raises as `configured` does."""
     machine = configured(Machine(), values)
     if machine.precision != "auto":
         return machine
@@ -94,24 +89,23 @@ def machine_of(values: Mapping[str, Any]) -> Machine:
     return replace(machine, precision=precision)
 
 
-def check_names(values: Mapping[str, Any], method: str, owner: Any) -> None:
-    """Raises UserError for a name unknown to the task, the machine and the method. owner: has the
-    method's settings."""
-    check_own(split(values, method)[2], owner)
+def check_names(values: Mapping[str, Any], name: str, method: Method) -> None:
+    """Raise UserError for a setting unknown to the task, the machine and the method. name: of the
+    method."""
+    _check_method_settings(split(values, name)[2], method)
 
 
-def check_own(own: Mapping[str, Any], owner: Any) -> None:
-    for name in own:
-        if name not in settings_of(owner):
-            raise UserError(
-                f"unknown setting {quoted(name)}"
-                + did_you_mean(name, [*settings_of(owner), *COMMON_SETTINGS])
-            )
+def _check_method_settings(values: Mapping[str, Any], method: Method) -> None:
+    known = settings_of(method)
+    for name in values:
+        if name not in known:
+            hint = did_you_mean(name, [*known, *COMMON_SETTINGS])
+            raise UserError(f"unknown setting {quoted(name)}{hint}")
 
 
 def read_config(file: Path | None, named: Sequence[str] = ()) -> tuple[str, dict[str, Any]]:
-    """The method named in a run's config.yaml, "" if none, and its other values; None counts as an
-    empty file.
+    """Return the method named in a run's config.yaml, "" if none, and its other values; None counts
+    as an empty file.
 
     Raises UserError for a method from outside, also as a candidate of `auto`, that is not among
     those `named` by the user: the file may come from elsewhere, and loading such a method runs its
@@ -119,14 +113,11 @@ def read_config(file: Path | None, named: Sequence[str] = ()) -> tuple[str, dict
     """
     values = read_yaml(file) if file else {}
     if file:
-        given = [
-            values[name] for name in values if name.rpartition(".")[2] in ("method", "candidates")
-        ]
-        check_named(
-            file,
-            [str(one) for some in given for one in (some if isinstance(some, list) else [some])],
-            named,
-        )
+        methods: list[str] = []
+        for name, value in values.items():
+            if name.rpartition(".")[2] in ("method", "candidates"):
+                methods += map(str, value if isinstance(value, list) else [value])
+        check_named(file, methods, named)
     return str(values.pop("method", "")), values
 
 
@@ -144,15 +135,15 @@ def split(
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Split values into those of the task, the machine and the method. Raises UserError for another
     method's."""
-    task = {name: value for name, value in values.items() if name in TASK_SETTINGS}
-    machine = {name: value for name, value in values.items() if name in MACHINE_SETTINGS}
-    own: dict[str, Any] = {}
+    for_task = {name: value for name, value in values.items() if name in TASK_SETTINGS}
+    for_machine = {name: value for name, value in values.items() if name in MACHINE_SETTINGS}
+    for_method: dict[str, Any] = {}
     for name, value in values.items():
         prefix, dot, rest = name.rpartition(".")
         if dot and prefix != method:
             raise UserError(
-                f"{quoted(name)}: a setting of {quoted(prefix)}, but the method is {method!r}"
+                f"{quoted(name)} is a setting of {quoted(prefix)}, but the method is {method!r}"
             )
         if name not in COMMON_SETTINGS:
-            own[rest] = value
-    return task, machine, own
+            for_method[rest] = value
+    return for_task, for_machine, for_method
