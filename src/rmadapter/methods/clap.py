@@ -55,9 +55,9 @@ class ZeroShotProbe(Method):
 
 @dataclass(frozen=True)
 class CLAP(Method):
-    """The same, held near the text features. One setting for all data sets, as published; the
-    strengths keep their initial values, as with constraint `l2` of the released code. Only answers
-    for the classes of its shots."""
+    """`ZeroShotProbe`, held near the text features. One setting for all data sets, as published;
+    the strengths keep their initial values, as with constraint `l2` of the released code. Only
+    answers for the classes of its shots."""
 
     title: ClassVar[str] = "CLAP"
     source: ClassVar[str] = PAPER
@@ -74,8 +74,8 @@ class CLAP(Method):
 
 
 def strengths(backbone: Backbone, shots: Shots, text: Tensor) -> Tensor:
-    """Strengths [C] in [0, 1], over all views of the shots; text: class features [C, e]. Raises
-    UserError if views are drawn anew in every epoch."""
+    """Return strengths [C] in [0, 1], over all views of the shots; text: class features [C, e].
+    Raises UserError if views are drawn anew in every epoch."""
     probabilities = (
         cosine_logits(backbone, shots.features(), F.normalize(text, dim=-1)).softmax(-1).mean(0)
     )  # [N, C]

@@ -64,8 +64,8 @@ class CLIPAdapter(ModuleMethod):
     recipe: Recipe = Recipe()
 
     def module(self, backbone: Backbone, seed: int = 1) -> Bottleneck:
-        """A new adapter with PyTorch's initialisation. Raises UserError for a reduction that leaves
-        no width."""
+        """Return a new adapter with PyTorch's initialisation. Raises UserError for a reduction that
+        leaves no width."""
         check_reduction(self.reduction, backbone)
         with seeded(seed):
             return Bottleneck(backbone, self.reduction, self.ratio).to(backbone.device)

@@ -138,13 +138,13 @@ class UpdatedCLIP(Learner):
     def prompts(
         self, names: Sequence[str], templates: Sequence[str], share: bool
     ) -> list[tuple[Tensor, Packed]]:
-        """Frozen input of the text encoder's first block, in chunks of CHUNK prompts."""
+        """Return the frozen input of the text encoder's first block, in chunks of CHUNK prompts."""
         text, tokens = self.backbone.text, tokenize(self.backbone, names, templates)
         layouts = [text.layout(chunk, share) for chunk in tokens.split(CHUNK)]
         return [(text.stem(layout), layout) for layout in layouts]
 
     def class_weights(self, prompts: Sequence[tuple[Tensor, Packed]], each: int) -> Tensor:
-        """Normalised class features [C, e]."""
+        """Return normalised class features [C, e]."""
         return learnt_weights(self._encode_text, prompts, each)
 
     def _encode_text(self, x: Tensor, layout: Packed) -> Tensor:
@@ -152,13 +152,13 @@ class UpdatedCLIP(Learner):
 
     @torch.no_grad()
     def merged(self) -> list[MergedBlock]:
-        """Views of the image encoder's blocks for answers."""
+        """Return the image encoder's blocks with the updates merged, for answers."""
         like = next(self.parameters())
         unit = torch.eye(self.backbone.image.width, device=like.device, dtype=like.dtype)
         return [MergedBlock(view, unit) for view in self.views[0]]
 
     def image_features(self, states: States, views: Sequence[Any]) -> Tensor:
-        """[B, e] from the input of the image encoder's first block."""
+        """Return features [B, e] from the input of the image encoder's first block."""
         return self.backbone.image.encode(states.x, states.layout, views=views)
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:

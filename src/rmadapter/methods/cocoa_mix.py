@@ -42,8 +42,8 @@ WORDS = tuple(read_text(Path(__file__).parents[1] / "assets/words.txt").split())
 
 
 def other_names(classes: Sequence[str], seed: int) -> tuple[str, ...]:
-    """As many words as there are classes, none of them a class name; then pairs of words if there
-    are too few."""
+    """Return as many words as there are classes, none of them a class name; then pairs of words if
+    there are too few."""
     words = random.Random(seed).sample(WORDS, len(WORDS))
     pairs: Iterator[str] = (f"{one} {other}" for one, other in permutations(words, 2))
     taken = {one.lower() for name in classes for one in descriptions(name)}
@@ -51,8 +51,8 @@ def other_names(classes: Sequence[str], seed: int) -> tuple[str, ...]:
 
 
 def largest(holds: Callable[[float], bool]) -> float:
-    """The largest share in [0, 1] that `holds`, which is assumed true up to some share and false
-    above it."""
+    """Return the largest share in [0, 1] that `holds`, which is assumed true up to some share and
+    false above it."""
     if holds(1.0):
         return 1.0
     low, high = 0.0, 1.0
@@ -63,8 +63,8 @@ def largest(holds: Callable[[float], bool]) -> float:
 
 
 def share_inside(ours: Tensor, theirs: Tensor, labels: Tensor, weights: Tensor) -> float:
-    """The pi that minimises the cross-entropy of pi ours + (1 - pi) theirs: both [N, C], labels and
-    weights [N].
+    """Return the pi that minimises the cross-entropy of pi ours + (1 - pi) theirs: both [N, C],
+    labels and weights [N].
 
     The cross-entropy is convex in pi, so its slope grows, and the minimum is where the slope is 0.
     """
@@ -79,14 +79,14 @@ def share_inside(ours: Tensor, theirs: Tensor, labels: Tensor, weights: Tensor) 
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Entropy [N] of the softmax of [N, C], in nats."""
+    """Return the entropy [N] of the softmax of [N, C], in nats."""
     return -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
 
 
 def share_outside(ours: Tensor, theirs: Tensor, margin: float, weights: Tensor) -> float:
-    """The largest pi at which no answer by pi ours is more confident than that by theirs: both [N,
-    C]. Only rows with weights [N] above 0 count. 0 if the margin asks for more than the entropy of
-    a uniform answer."""
+    """Return the largest pi at which no answer by pi ours is more confident than that by theirs:
+    both [N, C]. Only rows with weights [N] above 0 count. 0 if the margin asks for more than the
+    entropy of a uniform answer."""
     ours, theirs = ours[weights > 0], theirs[weights > 0]
     wanted = entropy(theirs) + margin
     return largest(lambda share: bool((entropy(share * ours) >= wanted).all()))

@@ -36,8 +36,8 @@ class Conditional(Learner):
         self.to(backbone.device)
 
     def score(self, names: Sequence[str]) -> Callable[[Tensor], Tensor]:
-        """A function from image features [B, e] to logits [B, C]. It encodes the C prompts of one
-        image at a time."""
+        """Return a function from image features [B, e] to logits [B, C]. It encodes the C prompts
+        of one image at a time."""
         prompts = PromptedText(self.backbone, names, len(self.ctx))
 
         def logits(features: Tensor) -> Tensor:

@@ -73,7 +73,8 @@ class Descriptions:
     counts: Tensor
 
     def draw(self, generator: torch.Generator) -> Tensor:
-        """One sentence per class, [C, e], at the same relative position in every class's list."""
+        """Return the features of one sentence per class, [C, e], at the same relative position in
+        every class's list."""
         start = self.counts.cumsum(0) - self.counts
         place = torch.rand((), generator=generator, dtype=torch.float64).item()
         return self.features[start + (place * self.counts).long()]
@@ -120,8 +121,8 @@ class CoPrompt(ModuleMethod):
         text: PromptedText,
         frozen: tuple[Tensor, Tensor],
     ) -> dict[str, Tensor]:
-        """The loss and its weighted terms. labels: [B]. frozen: features of images [B, e] and of
-        classes [C, e]."""
+        """Return the loss and its weighted terms. labels: [B]. frozen: features of images [B, e]
+        and of classes [C, e]."""
         f, w = module.image_features(states), module.class_features(text)
         terms = {
             "ce": F.cross_entropy(deep.logits(module.backbone, f, w), labels),

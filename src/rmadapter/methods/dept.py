@@ -75,7 +75,7 @@ class Decoupled(Learner):
         self.to(backbone.device)
 
     def loss(self, labels: Tensor, states: States, text: PromptedText) -> dict[str, Tensor]:
-        """The loss and its weighted terms, for labels [B]."""
+        """Return the loss and its weighted terms, for labels [B]."""
         f, w = self.prompts.image_features(states), self.prompts.class_features(text)
         own = self.own_logits(torch.cat([self.text(w[labels]), self.image(f)]))
         terms = {
@@ -85,7 +85,7 @@ class Decoupled(Learner):
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}
 
     def own_logits(self, features: Tensor) -> Tensor:
-        """Of the head, [B, C]."""
+        """Return the head's logits [B, C]."""
         return linear_logits(features, self.head.weight, self.head.bias)
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:

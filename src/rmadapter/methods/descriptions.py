@@ -90,13 +90,13 @@ class Descriptions(Method):
         return Fitted(self, backbone, known, tensors, for_classes)
 
     def _whole(self, name: str, texts: Sequence[str]) -> list[str]:
-        """The texts as passed to the encoder."""
+        """Return the texts as passed to the encoder."""
         if self.form == "sentences":
             return list(texts)
         return [f"{descriptions(name)[0]}, {clause(text)}" for text in texts]
 
     def _weights(self, backbone: Backbone, groups: Sequence[Sequence[str]]) -> Tensor:
-        """Class weights [C, e] from the texts of each class."""
+        """Return class weights [C, e] from the texts of each class."""
         means = group_means(
             text_features(backbone, [text for group in groups for text in group]), groups
         )
@@ -107,17 +107,19 @@ class Descriptions(Method):
 
 
 def group_means(features: Tensor, groups: Sequence[Sequence[str]]) -> Tensor:
-    """Mean [C, e] of each group, from the features [S, e] of all texts, group after group."""
+    """Return the mean [C, e] of each group, from the features [S, e] of all texts, group after
+    group."""
     return torch.stack([part.mean(0) for part in features.split([len(group) for group in groups])])
 
 
 def packed(texts: Mapping[str, list[str]]) -> Tensor:
-    """Texts by class as bytes, to be stored in a model's file."""
+    """Encode texts by class as bytes, to be stored in a model's file."""
     return torch.frombuffer(bytearray(json.dumps(texts).encode()), dtype=torch.uint8)
 
 
 def unpacked(found: Tensor) -> dict[str, list[str]]:
-    """Inverse of `packed`. Raises RuntimeError, as torch does, for the bytes of a damaged file."""
+    """Decode the bytes of `packed`. Raises RuntimeError, as torch does, for the bytes of a damaged
+    file."""
     try:
         return checked(json.loads(found.cpu().numpy().tobytes()), TEXTS)
     except (ValueError, TypeError) as error:
@@ -137,7 +139,7 @@ def clause(descriptor: str) -> str:
 
 @cache
 def without_texts(does: str, method: str) -> None:
-    """Say once per process what a method does instead."""
+    """Note once per process what a method does instead."""
     note(
         f"without generated descriptions, {does}; name a file of descriptions in "
         f"{method}.descriptions"

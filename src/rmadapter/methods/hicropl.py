@@ -122,7 +122,7 @@ class HierarchicalPrompts(deep.Prompted):
         self.to(backbone.device)
 
     def _parts(self, side: str) -> tuple[list[Tensor], list[Tensor]]:
-        """Prompts of the blocks below the turn and of those above it."""
+        """Return the prompts of the blocks below the turn and of those above it."""
         own, turn = [*self.prompts[side]], self.turn[side]  # type: ignore[misc]
         return own[:turn], own[turn:]
 
@@ -142,18 +142,19 @@ class HierarchicalPrompts(deep.Prompted):
         return [*self._guided("image", low, "text", self._parts("text")[0]), *high]
 
     def untouched(self, states: States) -> Tensor:
-        """Untouched features [B, e]: given in training, else computed from the tokens."""
+        """Return untouched features [B, e]: in training those of the batch, else computed from the
+        tokens."""
         if len(states.features):
             return states.features
         with torch.no_grad():
             return self.backbone.image.encode(states.x, states.layout)
 
     def joint_image(self, states: States, prompts: Sequence[Tensor]) -> Tensor:
-        """f [B, e], not normalised, with the prompts of `into_image`."""
+        """Return f [B, e], not normalised, with the prompts of `into_image`."""
         return _sum(deep.encode_image(self.backbone, states, prompts), self.untouched(states))
 
     def joint_classes(self, text: PromptedText, known: Tensor) -> Tensor:
-        """w [C, e], normalised. known: untouched class features [C, e]."""
+        """Return w [C, e], normalised. known: untouched class features [C, e]."""
         return F.normalize(_sum(self.class_features(text), known), dim=-1)
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
@@ -201,8 +202,8 @@ class HiCroPL(ModuleMethod):
         text: PromptedText,
         w_0: Tensor,
     ) -> dict[str, Tensor]:
-        """The loss and its weighted terms, for labels [B] and untouched class features w_0 [C,
-        e]."""
+        """Return the loss and its weighted terms, for labels [B] and untouched class features w_0
+        [C, e]."""
         f, w = module.joint_image(states, module.into_image()), module.joint_classes(text, w_0)
         terms = {
             "ce": F.cross_entropy(cosine_logits(module.backbone, f, w), labels),

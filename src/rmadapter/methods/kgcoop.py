@@ -20,7 +20,8 @@ from rmadapter.training.loop import Recipe
 
 
 def knowledge(backbone: Backbone, shots: Shots, weight: float) -> Callable[[Tensor], Tensor]:
-    """weight * (1 - mean cosine) of class features [C, e] and those of the run's own prompts."""
+    """Return weight * (1 - mean cosine) of class features [C, e] and those of the run's own
+    prompts."""
     known = zero_shot_weights(backbone, shots.classes, shots.templates)
     return lambda classes: weight * (1 - F.cosine_similarity(classes, known, dim=-1).mean())
 

@@ -38,8 +38,8 @@ FLATTEST = 1e-2
 def linear(
     title: str, known: Known, weight: Tensor, bias: Tensor
 ) -> Callable[[Sequence[str]], ToLogits]:
-    """`Fitted.for_classes` for weights [C, e] and biases [C] of the known classes, on normalised
-    features."""
+    """Return `Fitted.for_classes` for weights [C, e] and biases [C] of the known classes, on
+    normalised features."""
 
     def for_classes(names: Sequence[str]) -> ToLogits:
         rows = columns(title, known.classes, names)
@@ -128,8 +128,8 @@ class LinearProbe(Method):
         weights: Tensor,
         parts: Sequence[tuple[Tensor, Tensor, Tensor]],
     ) -> tuple[float, float]:
-        """The C with the most hits on the held-out parts, as found by `_best`, and the temperature
-        of its probes.
+        """Return the C with the most hits on the held-out parts, as found by `_best`, and the
+        temperature of its probes.
 
         parts: as from `held_out`.
         """
@@ -158,7 +158,7 @@ class LinearProbe(Method):
         return 10.0**best, min(heat, max(1.0, spread / FLATTEST))
 
     def _best(self, worth: Callable[[float], float]) -> float:
-        """The best exponent of ten: among even ones, then neighbours at 1, 1/2, 1/4, ... The
+        """Return the best exponent of ten: among even ones, then neighbours at 1, 1/2, 1/4, ... The
         current one wins ties, then the weakest penalty."""
         best = float(max(range(6, -7, -2), key=worth))
         for step in range(self.search_steps):

@@ -57,19 +57,19 @@ class Blend(nn.Module):
         self.register_buffer("slope", self.gradient())
 
     def rates(self) -> tuple[float, float]:
-        """Step sizes of W and b, and of alpha."""
+        """Return the step sizes of W and b, and of alpha."""
         curvature = torch.linalg.matrix_norm(self.counts.sqrt() * self.x, 2).square() / len(self.x)
         return 4 / float(curvature), 1 / (
             4 * float((self.counts * self.cosines.square()).mean(0).max())
         )
 
     def folded(self) -> Tensor:
-        """W + diag(alpha) T"""
+        """Return W + diag(alpha) T."""
         return self.weight + self.alpha[:, None] * self.text
 
     @torch.no_grad()
     def gradient(self) -> Tensor:
-        """Gradient of the mean cross-entropy of all shots with respect to alpha."""
+        """Return the gradient of the mean cross-entropy of all shots with respect to alpha."""
         wrong = self.counts * F.linear(self.x, self.folded(), self.bias).softmax(-1) - self.values
         return (wrong * self.cosines).mean(0)
 

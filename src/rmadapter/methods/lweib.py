@@ -46,8 +46,8 @@ Change = Callable[[Tensor, nn.Module, float], Tensor]  # tokens, convolution, s 
 
 
 def among_patches(x: Tensor, layer: Any, scale: float, front: int) -> Tensor:
-    """x + s conv(x) on the patches of images [B, L, d], which follow `front` other tokens. A single
-    token per image, [B, d], stays unchanged."""
+    """Return x + s conv(x) on the patches of images [B, L, d], which follow `front` other tokens. A
+    single token per image, [B, d], stays unchanged."""
     if x.ndim == 2:
         return x
     own, patches = x[:, :front], x[:, front:]
@@ -65,7 +65,7 @@ def among_patches(x: Tensor, layer: Any, scale: float, front: int) -> Tensor:
 
 
 def among_words(x: Tensor, layer: Any, scale: float, layout: Packed) -> Tensor:
-    """The same for texts, packed one after the other in [T, d]."""
+    """Return x + s conv(x) of texts, packed one after the other in [T, d]."""
     inside = ((layout.positions > 0) & (layout.weight > 0))[
         :, None
     ]  # whether the previous token is in the same text
@@ -164,13 +164,14 @@ class Convolutions(nn.Module):
         ]
 
     def image_features(self, states: States, scales: Sequence[float]) -> Tensor:
-        """[B, e], not normalised, of tokens that enter block 1. scales: s of each block."""
+        """Return features [B, e], not normalised, of tokens that enter block 1. scales: s of each
+        block."""
         image = self.backbone.image
         views = self._views("image", scales, partial(among_patches, front=image.front))
         return image.encode(states.x, states.layout, views=views)
 
     def text_features(self, tokens: Tensor, scales: Sequence[float]) -> Tensor:
-        """Normalised features [S, e] of texts [S, L]."""
+        """Return normalised features [S, e] of texts [S, L]."""
         return learnt_weights(
             self._encode_text, [(chunk, scales) for chunk in tokens.split(CHUNK)], each=1
         )
@@ -188,8 +189,8 @@ class Convolutions(nn.Module):
         return encoder.head(layout.read(x) if encoder.reads_some(layout) else x, layout)
 
     def layout(self, tokens: Tensor) -> Packed:
-        """Layout of texts, cut after the last token that affects the output; if causal, some
-        padding does."""
+        """Return the layout of texts, cut after the last token that affects the output; if causal,
+        some padding does."""
         encoder = self.backbone.text
         lengths, read = encoder.real_tokens(tokens)
         seen = (
@@ -203,9 +204,9 @@ class Convolutions(nn.Module):
 def rivals(
     labels: Tensor, classes: int, negatives: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Classes [K] of a step, and the places of labels [B] among them: the labels' own classes, and
-    for each of these `negatives` random others. All classes if there are no more than labels, or if
-    `negatives` is 0."""
+    """Return the classes [K] of a step, and the places of labels [B] among them: the labels' own
+    classes, and for each of these `negatives` random others. All classes if there are no more than
+    labels, or if `negatives` is 0."""
     if not negatives or classes <= len(labels):
         return torch.arange(classes, device=labels.device), labels
     own, places = labels.unique(return_inverse=True)
@@ -246,13 +247,13 @@ class LwEIB(Method):
         return Convolutions(backbone, packed({}) if texts is None else texts, self.title, seed)
 
     def texts(self, name: str, known: Known, found: Mapping[str, list[str]]) -> list[str]:
-        """All prompts of a class. found: texts as from `read_texts`."""
+        """Return all prompts of a class. found: texts as from `read_texts`."""
         called = descriptions(name)
         whole = [f"{self.init} {called[0]}, {text}".strip() for text in texts_of(found, name)]
         return whole or [template.format(one) for template in known.templates for one in called]
 
     def scales(self, depth: int, generator: torch.Generator | None = None) -> list[float]:
-        """s of each block. generator: given in training, where `fast` applies at random."""
+        """Return s of each block. generator: given in training, where `fast` applies at random."""
         if generator is None:
             return [self.scale] * depth
         quick = torch.rand(depth, generator=generator) > self.slow

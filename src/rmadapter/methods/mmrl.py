@@ -149,13 +149,13 @@ class Representations(Learner):
         self.projection = LowRank(rows, size, settings.projection_rank)
 
     def tokens(self, side: str, block: int) -> Tensor:
-        """[K, d], mapped for one block."""
+        """Return the tokens [K, d], mapped for one block."""
         own: Any = self.maps[side][str(block)]  # type: ignore[index]
         weight = self.shared[side] + own.weight if len(self.shared) else own.weight
         return F.linear(self.space, weight, own.bias)
 
     def project(self, x: Tensor) -> Tensor:
-        """Representation features [B, e] of [B, d]."""
+        """Return representation features [B, e] of [B, d]."""
         if isinstance(self.projection, nn.Parameter):
             return x @ self.projection
         assert self.backbone.image.projection is not None
@@ -164,13 +164,13 @@ class Representations(Learner):
         return found if bias is None else found + bias
 
     def prompts(self, names: Sequence[str], templates: Sequence[str]) -> list[Prompts]:
-        """Prompts of all classes, template by template, in chunks of CHUNK."""
+        """Return the prompts of all classes, template by template, in chunks of CHUNK."""
         text, more, first = self.backbone.text, len(self.space), self.lowest["text"]
         chunks = tokenize(self.backbone, names, templates).split(CHUNK)
         return [widen(text, chunk, more, first) for chunk in chunks]
 
     def class_features(self, prompts: Sequence[Prompts], each: int) -> Tensor:
-        """Normalised class features [C, e]."""
+        """Return normalised class features [C, e]."""
         return class_weights(torch.cat([self._text(chunk) for chunk in prompts]), each)
 
     def _text(self, prompts: Prompts) -> Tensor:
@@ -190,7 +190,7 @@ class Representations(Learner):
         return encoder.head(x, prompts.frozen.layout)
 
     def image_features(self, states: States) -> tuple[Tensor, Tensor]:
-        """f_c and f_r, [B, e] each, not normalised, of image tokens that enter block J."""
+        """Return f_c and f_r, [B, e] each, not normalised, of image tokens that enter block J."""
         encoder, x, k = self.backbone.image, states.x, len(self.space)
         layout: Grid = states.layout
         own, some = x.shape[1], encoder.reads_some(layout)
@@ -261,7 +261,7 @@ class MMRL(ModuleMethod):
         prompts: Sequence[Prompts],
         each: int = 1,
     ) -> dict[str, Tensor]:
-        """The loss and its weighted terms, for labels [B]."""
+        """Return the loss and its weighted terms, for labels [B]."""
         f_c, f_r = module.image_features(states)
         w = module.class_features(prompts, each)
         w_0 = class_weights(torch.cat([chunk.frozen.features for chunk in prompts]), each)

@@ -50,11 +50,11 @@ class Projector(Learner):
         self.bias = None if bias is None else bias.detach()  # not trained
 
     def pooled(self, states: States) -> Tensor:
-        """Pooled tokens [B, d]."""
+        """Return pooled tokens [B, d]."""
         return self.backbone.image.pooled(states.y)
 
     def project(self, pooled: Tensor) -> Tensor:
-        """[B, d] -> features [B, e]"""
+        """Project [B, d] to features [B, e]."""
         return F.linear(pooled, self.weight.T, self.bias)
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:

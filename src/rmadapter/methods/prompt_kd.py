@@ -59,7 +59,8 @@ class Student(nn.Module):
         self.to(backbone.device)
 
     def image_features(self, states: States) -> Tensor:
-        """[B, e'] in the teacher's space, not normalised, from tokens that enter block 1."""
+        """Return features [B, e'] in the teacher's space, not normalised, from tokens that enter
+        block 1."""
         x = self.down(deep.encode_image(self.backbone, states, [*self.prompts]))
         n: Any = self.norm
         alone = self.training and len(x) == 1  # a single image has no variance
@@ -139,14 +140,14 @@ class PromptKD(Method):
         ).after(done)
 
     def loss(self, found: Tensor, expected: Tensor) -> Tensor:
-        """Scalar loss. found, expected: logits [B, C] of student and teacher."""
+        """Return the scalar loss. found, expected: logits [B, C] of student and teacher."""
         z_s, z_t = ((z / self.tau).log_softmax(-1) for z in (found, expected))
         divergence = F.kl_div(z_s, z_t, reduction="sum", log_target=True)
         return self.weight * self.tau**2 * divergence / found.numel()
 
     def module(self, backbone: Backbone, seed: int = 1, large: Backbone | None = None) -> Lesson:
-        """An untrained student and an untrained teacher, without classes. large: the teacher's
-        backbone."""
+        """Return an untrained student and an untrained teacher, without classes. large: the
+        teacher's backbone."""
         large = self._large(backbone) if large is None else large
         student = self._student(backbone, large.embedding_size, seed)
         return Lesson(
@@ -156,8 +157,8 @@ class PromptKD(Method):
     def _lesson(
         self, backbone: Backbone, large: Backbone, shots: Shots, theirs: Shots, names: Sequence[str]
     ) -> Lesson:
-        """The student to train on images of these classes, with a fitted teacher. A student whose
-        training was killed was saved with its teacher, so no teacher is fitted again."""
+        """Return the student to train on images of these classes, with a fitted teacher. A student
+        whose training was killed was saved with its teacher, so no teacher is fitted again."""
         lesson, kept = self.module(backbone, shots.seed, large), shots.unfinished
         if kept is None or key_of(kept) != kept.key:
             first = kept and Unfinished(kept.path, kept.before)
@@ -167,7 +168,7 @@ class PromptKD(Method):
         return lesson
 
     def _seen_by(self, large: Backbone, shots: Shots) -> Shots:
-        """The same shots, with the same views, for the teacher."""
+        """Return the same shots, with the same views, for the teacher."""
         own = shots.cache
         if not self.teacher:
             return shots
@@ -180,7 +181,7 @@ class PromptKD(Method):
         return shared(self.teacher, backbone.device) if self.teacher else backbone
 
     def _tutor(self) -> PromptSRC:
-        """The teacher, as in vit_l14_c2_ep20_batch8_4+4ctx.yaml."""
+        """Return the teacher's method, as in vit_l14_c2_ep20_batch8_4+4ctx.yaml."""
         recipe = replace(PromptSRC.recipe, learning_rate=0.005, epochs=self.teaching, batch_size=8)
         longer = self.teaching / PromptSRC.recipe.epochs
         return PromptSRC(recipe=recipe, mean=longer * PromptSRC.mean, std=longer * PromptSRC.std)
@@ -206,8 +207,8 @@ class PromptKD(Method):
         return Fitted(self, backbone, known, tensors, for_classes, FIRST, count(student))
 
     def _teacher(self, backbone: Backbone, tensors: Mapping[str, Tensor]) -> IndependentPrompts:
-        """The teacher, for features of further classes; loads its backbone. Raises UserError if
-        that has other weights now."""
+        """Return the teacher, for features of further classes; loads its backbone. Raises UserError
+        if that has other weights now."""
         large = backbone
         if self.teacher:
             digest = tensors[DIGEST].cpu().numpy().tobytes().decode(errors="replace")
@@ -225,7 +226,7 @@ class PromptKD(Method):
 
 @torch.no_grad()
 def asked(teacher: IndependentPrompts, names: Sequence[str]) -> Tensor:
-    """Class features [C, e'], normalised."""
+    """Return class features [C, e'], normalised."""
     return F.normalize(teacher.class_features(teacher.text(names)), dim=-1)
 
 

@@ -99,13 +99,13 @@ class Averaged(nn.Module):
             mean.add_(parameter, alpha=self.weights[epoch])
 
     def state(self) -> dict[str, Tensor]:
-        """The averages under the prompts' names."""
+        """Return the averages under the prompts' names."""
         names = [name for name, _ in self.prompts.named_parameters()]
         return dict(zip(names, self.buffers(), strict=True))
 
 
 def gaussian(epochs: int, mean: float, std: float) -> Tensor:
-    """Weights of epochs 1..n, which sum to 1."""
+    """Return weights of epochs 1..n, which sum to 1."""
     return torch.softmax(
         -0.5 * ((torch.arange(1, epochs + 1, dtype=torch.float64) - mean) / std).square(), 0
     )
@@ -147,7 +147,7 @@ class PromptSRC(ModuleMethod):
     def frozen_classes(
         self, backbone: Backbone, names: Sequence[str], templates: Sequence[str]
     ) -> Tensor:
-        """Features [C, e] of the untouched text encoder, averaged over templates before
+        """Return features [C, e] of the untouched text encoder, averaged over templates before
         normalisation."""
         return F.normalize(
             raw_text_features(backbone, names, self.templates or templates).mean(0), dim=-1
@@ -161,7 +161,8 @@ class PromptSRC(ModuleMethod):
         text: PromptedText,
         w_0: Tensor,
     ) -> dict[str, Tensor]:
-        """The loss and its weighted terms, for labels [B] and frozen class features w_0 [C, e]."""
+        """Return the loss and its weighted terms, for labels [B] and frozen class features w_0 [C,
+        e]."""
         f, w = (
             F.normalize(x, dim=-1)
             for x in (module.image_features(states), module.class_features(text))

@@ -5,8 +5,8 @@ kept beside them.
     a class by name alone:  scale * (keep * cos(f, w) + (1 - keep) * cos(g, w0))
 
 f and w are adapted features of image and class, g and w0 the untouched ones, all of unit length; r
-are the weights of a ridge regression of the shots' classes on g. docs/studies/plus.md examines each part.
-"""
+are the weights of a ridge regression of the shots' classes on g. docs/studies/plus.md examines each
+part."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class RMAdapterPlus(Method):
     def _weights(
         self, model: AdaptedCLIP, known: Known, names: Sequence[str], head: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Weights [C, e] for adapted and for untouched image features."""
+        """Return weights [C, e] for adapted and for untouched image features."""
         place = {name: i for i, name in enumerate(known.classes)}
         adapted, untouched = (head.new_zeros(len(names), head.shape[1]) for _ in range(2))
         if old := [i for i, name in enumerate(names) if name in place]:
@@ -143,8 +143,8 @@ def unit(features: Tensor) -> Tensor:
 def ridge(
     x: Tensor, labels: Tensor, classes: int, penalty: float, weights: Tensor | None = None
 ) -> Tensor:
-    """[C, e]: ridge regression of one-hot labels, less 1/C, on x [N, e], without an intercept;
-    weights: [N] or None."""
+    """Return weights [C, e] of the ridge regression of one-hot labels, less 1/C, on x [N, e],
+    without an intercept; weights: [N] or None."""
     y = F.one_hot(labels, classes).to(x) - 1 / classes
     root = x.new_ones(len(x), 1) if weights is None else weights.to(x)[:, None].sqrt()
     x, y = root * x, root * y

@@ -59,7 +59,8 @@ class Prompts:
 
     @torch.compiler.disable  # as the classes change with every step
     def of(self, classes: Tensor) -> list[tuple[Tensor, Packed]]:
-        """classes: [K] -> packed tokens [T, d] and their layout, in chunks of CHUNK prompts."""
+        """Select classes [K] -> packed tokens [T, d] and their layout, in chunks of CHUNK
+        prompts."""
         turns = torch.arange(self.each, device=classes.device) * self.classes
         return [self._packed(rows) for rows in (turns[:, None] + classes).flatten().split(CHUNK)]
 
@@ -99,14 +100,14 @@ class TunedCLIP(Learner):
         ).requires_grad_()
 
     def image_features(self, states: States) -> Tensor:
-        """[B, e]"""
+        """Return image features [B, e]."""
         assert self.first is not None
         return self.image.encode(
             states.x, states.layout, self.first, views=self.image.views
         )  # not of cast copies
 
     def encode_text(self, x: Tensor, layout: Packed) -> Tensor:
-        """Tokens [T, d] that enter the first trained block -> features [P, e]."""
+        """Encode tokens [T, d] that enter the first trained block -> features [P, e]."""
         return self.text.encode(x, layout, self.first_text, views=self.text.views)
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
@@ -121,9 +122,9 @@ class TunedCLIP(Learner):
 def kept(
     similar: Tensor, labels: Tensor, ratio: float, decay: float, generator: torch.Generator
 ) -> Tensor:
-    """Which of C classes each of B images is compared with, [B, C]: its own and the most similar
-    others, ratio * C in all, rounded up, and the k-th after these with probability exp(-decay k).
-    similar: [B, C]. labels: [B]."""
+    """Return which of C classes each of B images is compared with, [B, C]: its own and the most
+    similar others, ratio * C in all, rounded up, and the k-th after these with probability
+    exp(-decay k). similar: [B, C]. labels: [B]."""
     own_first = similar.scatter(1, labels[:, None], math.inf)
     ranks = own_first.argsort(1, descending=True).argsort(1)  # from 0
     behind = ranks + 1 - math.ceil(ratio * similar.shape[1])

@@ -52,7 +52,7 @@ class ClassAware(ContextLearner):
         self.to(backbone.device)
 
     def contexts(self, known: Tensor) -> Tensor:
-        """Untouched class features [C, e] -> contexts [C, n, d]."""
+        """Map untouched class features [C, e] to contexts [C, n, d]."""
         return self.up(quick_gelu(self.down(known))).unflatten(-1, tuple(self.ctx.shape))
 
     def bind(self, names: Sequence[str], templates: Sequence[str]) -> Callable[[], Tensor]:

@@ -41,15 +41,15 @@ class Memory:
         self.entropies = torch.full((count, size), math.inf)  # infinite for a free slot
 
     def add(self, place: int, entropy: float, key: Tensor, value: Tensor) -> None:
-        """place: the class. key: the image's unit features [e]. value: its contribution to each
-        class, [C]."""
+        """Add an image. place: the class. key: the image's unit features [e]. value: its
+        contribution to each class, [C]."""
         last = int(self.entropies[place].argmax())
         if entropy < self.entropies[place, last]:
             self.entropies[place, last] = entropy
             self.keys[place, last], self.values[place, last] = key, value
 
     def logits(self, image: Tensor, beta: float) -> Tensor:
-        """[C] for unit features [e]; a free slot contributes nothing."""
+        """Return logits [C] for unit features [e]; a free slot contributes nothing."""
         near = (beta * (self.keys @ image - 1)).exp()
         return near.flatten() @ self.values.flatten(0, 1)
 
@@ -107,7 +107,7 @@ class Stream:
 
     @torch.no_grad()
     def __call__(self, states: States) -> Tensor:
-        """States of B images -> [B, C]."""
+        """Return logits [B, C] of the states of B images."""
         method, count = self.method, len(self.weights)
         logits = cosine_logits(self.backbone, states.features, self.weights)
         images, shares = F.normalize(at_least_float32(states.features), dim=-1), logits.softmax(-1)

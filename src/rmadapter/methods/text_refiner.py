@@ -73,7 +73,7 @@ class Refiner(Learner):
         self.to(backbone.device)
 
     def refine(self, t: Tensor) -> Tensor:
-        """Unit features [C, e] -> refined ones [C, e], not normalised."""
+        """Map unit features [C, e] to refined ones [C, e], not normalised."""
         read = (t @ self.cache.T).softmax(-1) @ self.cache
         return t + self.alpha * self.map(torch.cat([t, read], -1))
 
@@ -97,7 +97,7 @@ class Training(nn.Module):
         self.to(refiner.cache.device)
 
     def aligned(self, tokens: Tensor) -> Tensor:
-        """[B, L, e] -> [B, L, e]"""
+        """Align the features [B, L, e] of tokens."""
         return self.align(tokens.flatten(0, 1)).view_as(tokens)
 
     @torch.no_grad()
@@ -120,8 +120,9 @@ class Training(nn.Module):
 
 @torch.no_grad()
 def local_features(backbone: Backbone, states: States, looked_at: int) -> tuple[Tensor, Tensor]:
-    """Untouched features [B, L, e] of all tokens, the class token first, from the input of the top
-    block, and the places [B, looked_at] of the tokens that the class token attends to most."""
+    """Return untouched features [B, L, e] of all tokens, the class token first, from the input of
+    the top block, and the places [B, looked_at] of the tokens that the class token attends to
+    most."""
     image, block, x = backbone.image, backbone.image.depth, at_least_float32(states.x)
     view = image.views[-1]
     assert image.projection is not None

@@ -73,7 +73,7 @@ class TipAdapter(Method):
         return _fit(self, backbone, shots)
 
     def keys(self, backbone: Backbone, shots: Shots, views: Tensor) -> tuple[Tensor, Trained]:
-        """Keys [N, e] of some shots with features `views` [V, N, e]."""
+        """Return keys [N, e] of some shots with features `views` [V, N, e]."""
         return _keys(views), Trained(weighed=True)
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
@@ -101,7 +101,8 @@ class TipAdapterF(Method):
         return _fit(self, backbone, shots)
 
     def keys(self, backbone: Backbone, shots: Shots, views: Tensor) -> tuple[Tensor, Trained]:
-        """Keys [N, e] of some shots with features `views` [V, N, e], and how they were trained."""
+        """Return keys [N, e] of some shots with features `views` [V, N, e], and how they were
+        trained."""
         weights = zero_shot_weights(backbone, shots.classes, shots.templates)
         cache, values = nn.ParameterDict({"trained": _keys(views)}), one_hot(shots)
 
@@ -123,18 +124,19 @@ class TipAdapterF(Method):
 
 
 def _keys(views: Tensor) -> Tensor:
-    """[V, N, e] -> [N, e]"""
+    """Average features [V, N, e] over views: [N, e]."""
     return F.normalize(views.mean(0), dim=-1)
 
 
 def one_hot(shots: Shots) -> Tensor:
-    """One-hot labels [N, C] times the shots' weights."""
+    """Return one-hot labels [N, C] times the shots' weights."""
     values = F.one_hot(shots.labels, len(shots.classes)).float()
     return values if shots.weights is None else values * shots.weights.to(values)[:, None]
 
 
 def _ask(affinity: Tensor, values: Tensor, beta: float | Tensor) -> Tensor:
-    """Cosines [B, N] to the keys and values [N, C] -> the cache's logits [B, C], before alpha."""
+    """Turn cosines [B, N] to the keys and values [N, C] into the cache's logits [B, C], before
+    alpha."""
     return (-beta * (1 - affinity)).exp() @ values
 
 
@@ -173,8 +175,8 @@ def _restore(
 def _judged(
     method: TipAdapter | TipAdapterF, backbone: Backbone, shots: Shots, views: Tensor, keys: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Affinity to the keys, values, zero-shot logits and labels of each held-out part. keys: of all
-    shots."""
+    """Return the affinity to the keys, values, zero-shot logits and labels of each held-out part.
+    keys: of all shots."""
     weights = zero_shot_weights(backbone, shots.classes, shots.templates)
     for rows, features, wanted in held_out(shots):
         some, kept = shots, keys
@@ -194,8 +196,8 @@ def _judged(
 def _search(
     method: TipAdapter | TipAdapterF, backbone: Backbone, shots: Shots, views: Tensor, keys: Tensor
 ) -> tuple[float, float]:
-    """alpha and beta with the most hits on a grid from 0.1; among equals, the smallest beta, then
-    alpha."""
+    """Return alpha and beta with the most hits on a grid from 0.1; among equals, the smallest beta,
+    then alpha."""
     grid, best = method.grid, -1
     chosen = grid.alpha, grid.beta
     parts = list(_judged(method, backbone, shots, views, keys)) if grid.search else []

@@ -47,28 +47,28 @@ class Norms(nn.Module):
         )
 
     def image_features(self, states: States) -> Tensor:
-        """[B, e]"""
+        """Return image features [B, e]."""
         return self.image.encode(
             states.x, states.layout, FIRST, views=self.image.views
         )  # not of cast copies
 
     def prompts(self, names: Sequence[str], templates: Sequence[str]) -> list[Packed]:
-        """Layouts of all prompts, in chunks of CHUNK."""
+        """Return the layouts of all prompts, in chunks of CHUNK."""
         return [
             self.text.layout(chunk)
             for chunk in tokenize(self.backbone, names, templates).split(CHUNK)
         ]
 
     def class_features(self, prompts: Sequence[Packed], each: int) -> Tensor:
-        """Normalised class features [C, e]."""
+        """Return normalised class features [C, e]."""
         return learnt_weights(self._encode_text, [(chunk,) for chunk in prompts], each)
 
     def _encode_text(self, layout: Packed) -> Tensor:
         return self.text.encode(self.text.stem(layout), layout, views=self.text.views)
 
     def weights(self, names: Sequence[str], known: Known) -> Tensor:
-        """Normalised class weights [C, e]: trained for known classes, from the text encoder for
-        others."""
+        """Return normalised class weights [C, e]: trained for known classes, from the text encoder
+        for others."""
         place = {name: i for i, name in enumerate(known.classes)}
         found = F.normalize(self.classes, dim=-1)
         if new := [name for name in names if name not in place]:
@@ -81,7 +81,7 @@ class Norms(nn.Module):
 
 
 def _norms(*encoders: Encoder) -> list[nn.Module]:
-    """The LayerNorms in their blocks."""
+    """Return the LayerNorms in their blocks."""
     blocks = (block for encoder in encoders for block in encoder.blocks)
     return [
         module for block in blocks for module in block.modules() if isinstance(module, nn.LayerNorm)

@@ -247,14 +247,13 @@ ABOUT: Mapping[str, About] = {
 
 
 def uses_of(name: str, settings: Mapping[str, Any], own: Uses | None = None) -> Uses | None:
-    """What a method uses, by its name. own: what an external method says itself, which may be
-    nothing."""
+    """Return what a method of this name uses. own: what a method from outside says, if anything."""
     known = USES.get(name, own)
     return known and known.given(settings)
 
 
 def backbones_in(name: str, settings: Mapping[str, Any]) -> list[str]:
-    """Further backbones that settings of this method name, such as a teacher."""
+    """Return further backbones that settings of this method name, such as a teacher."""
     return (
         [settings[field] for field in USES[name].backbones if settings.get(field)]
         if name in USES
@@ -263,9 +262,9 @@ def backbones_in(name: str, settings: Mapping[str, Any]) -> list[str]:
 
 
 def named_sums(name: str, settings: Mapping[str, Any]) -> list[str]:
-    """SHA-256 of each file that the settings name, or of the method's own, and digest of each
-    backbone whose name does not determine its weights, so that other content makes another run.
-    Raises UserError if one is missing."""
+    """Return the SHA-256 of each file that the settings name, or of the method's own, and digest of
+    each backbone whose name does not determine its weights, so that other content makes another
+    run. Raises UserError if one is missing."""
     if name not in USES:
         code = name.rpartition(":")[0]
         return [_sum(code)] if code.endswith(".py") else []
@@ -288,6 +287,6 @@ def _sum(file: str) -> str:
 
 
 def track_of(name: str, settings: Mapping[str, Any], own: Uses | None = None) -> str:
-    """One of TRACKS, or UNKNOWN."""
+    """Return one of TRACKS, or UNKNOWN."""
     found = uses_of(name, settings, own)
     return found.track if found else UNKNOWN

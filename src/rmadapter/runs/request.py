@@ -1,4 +1,5 @@
-"""Build the request for a run from flat names and values, as --set, --config and Python give them."""
+"""Build the request for a run from flat names and values, as --set, --config and Python give
+them."""
 
 from __future__ import annotations
 

@@ -58,8 +58,8 @@ class PromptedText:
             self.positions = (lengths.cumsum(0) - lengths)[:, None] + self.positions
 
     def put(self, x: Tensor, context: Tensor) -> Tensor:
-        """x [T, d] with the context tokens' rows replaced by context [n_ctx, d], or [C, n_ctx, d]
-        per class."""
+        """Return x [T, d] with the context tokens' rows replaced by context [n_ctx, d], or [C,
+        n_ctx, d] per class."""
         assert context.ndim == 2 or self.positions.ndim == 2, (
             "contexts that differ between classes need share=False"
         )
@@ -72,7 +72,7 @@ class PromptedText:
     def encode(
         self, context: Tensor, edit: Callable[[int, Tensor], Tensor] | None = None
     ) -> Tensor:
-        """Class features [C, e], not normalised, of context [n_ctx, d] or [C, n_ctx, d].
+        """Return class features [C, e], not normalised, of context [n_ctx, d] or [C, n_ctx, d].
 
         edit(i, x) changes the input of block i, for instance by `put`.
         """
@@ -81,9 +81,9 @@ class PromptedText:
 
 
 def encoder_of(backbone: Backbone, names: Sequence[str], tokens: int) -> Callable[[Tensor], Tensor]:
-    """Context [tokens, d] -> class features [C, e], not normalised. Prompts are encoded in chunks
-    of CHUNK; if there are several, the backward pass recomputes them, and so only holds one at a
-    time."""
+    """Return a function: context [tokens, d] -> class features [C, e], not normalised. Prompts are
+    encoded in chunks of CHUNK; if there are several, the backward pass recomputes them, and so only
+    holds one at a time."""
     parts = [
         PromptedText(backbone, names[i : i + CHUNK], tokens) for i in range(0, len(names), CHUNK)
     ]
@@ -95,7 +95,7 @@ def encoder_of(backbone: Backbone, names: Sequence[str], tokens: int) -> Callabl
 
 
 def _start(backbone: Backbone) -> int:
-    """How many tokens the tokenizer puts before a text; found once, as an export that is traced
+    """Count the tokens that the tokenizer puts before a text, once, as an export that is traced
     cannot look at them."""
     if backbone not in _STARTS:
         one, other = backbone.tokenizer([HOLDER, "photo"])
@@ -105,21 +105,21 @@ def _start(backbone: Backbone) -> int:
 
 @torch.no_grad()
 def init_words(backbone: Backbone, text: str) -> Tensor:
-    """Embeddings [n, d] of the n tokens of a text, without those that the tokenizer adds around
-    it."""
+    """Return the embeddings [n, d] of the n tokens of a text, without those that the tokenizer adds
+    around it."""
     tokens = backbone.tokenizer([text, f"{text} {HOLDER}"]).to(backbone.device)
     end = int((tokens[0] != tokens[1]).int().argmax())
     return backbone.text.words(backbone.text.layout(tokens[:1]))[_start(backbone) : end].clone()
 
 
 def draw(count: int, width: int, seed: int) -> Tensor:
-    """Random tokens [count, width] with CoOp's standard deviation of 0.02."""
+    """Draw random tokens [count, width] with CoOp's standard deviation of 0.02."""
     return 0.02 * torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
 
 
 def context_vectors(backbone: Backbone, words: str, tokens: int, seed: int) -> nn.Parameter:
-    """Context [n, d] to train: the embeddings of `words`, or `tokens` random vectors if `words` is
-    empty."""
+    """Return a context [n, d] to train: the embeddings of `words`, or `tokens` random vectors if
+    `words` is empty."""
     start = init_words(backbone, words) if words else draw(tokens, backbone.text.width, seed)
     return nn.Parameter(start.to(backbone.device))
 
@@ -132,7 +132,7 @@ def bind_context(backbone: Backbone, context: Tensor, names: Sequence[str]) -> C
 
 
 def room(backbone: Backbone, tokens: int) -> int:
-    """`tokens`, but at most a quarter of the text encoder's length."""
+    """Return `tokens`, but at most a quarter of the text encoder's length."""
     return min(tokens, backbone.tokenizer([HOLDER]).shape[1] // 4)
 
 
@@ -143,8 +143,8 @@ class ContextLearner(Learner):
 
     @abstractmethod
     def bind(self, names: Sequence[str], templates: Sequence[str]) -> Callable[[], Tensor]:
-        """A function without arguments that returns the normalised features [C, e] of these classes
-        under the current parameters."""
+        """Return a function without arguments that returns the normalised features [C, e] of these
+        classes under the current parameters."""
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
         weights = self.bind(names, known.templates)()
@@ -157,8 +157,8 @@ def train_context(
     recipe: Recipe,
     penalty: Callable[[Tensor], Tensor] | None = None,
 ) -> Trained:
-    """Cross-entropy of untouched image features against a learner's class features, plus
-    penalty(class features)."""
+    """Minimise the cross-entropy of untouched image features against a learner's class features,
+    plus penalty(class features)."""
     weights = learner.bind(shots.classes, shots.templates)
 
     def loss(batch: Batch) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""A copy of a model in which only the weights that a method trains are its own."""
+"""Copy a model such that only the weights that a method trains are copied."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import nn
 
 
 def with_own(model: nn.Module, own: Iterable[nn.Parameter]) -> nn.Module:
-    """A copy that shares all tensors but `own`, and all forward hooks: a hook on one model also
-    sees the other."""
+    """Return a copy that shares all tensors but `own`, and all forward hooks: a hook on one model
+    also sees the other."""
     apart = {id(parameter) for parameter in own}
     hooks = (module._forward_hooks for module in model.modules())
     every: Iterable[Any] = chain(model.parameters(), model.buffers(), hooks)

@@ -33,8 +33,8 @@ def check_room(backbone: Backbone, method: str) -> None:
 
 
 def first_context(backbone: Backbone, init: str, n_ctx: int, seed: int) -> tuple[Tensor, str]:
-    """The initial context, from the first n_ctx words of `init`, and the remaining words, which
-    stay fixed.
+    """Return the initial context, from the first n_ctx words of `init`, and the remaining words,
+    which stay fixed.
 
     The context is random and no words remain if `init` has fewer words, or one of them takes
     several tokens.
@@ -48,7 +48,7 @@ def first_context(backbone: Backbone, init: str, n_ctx: int, seed: int) -> tuple
 
 
 def encode_text(text: PromptedText, prompts: Sequence[Tensor]) -> Tensor:
-    """Class features [C, e], not normalised."""
+    """Return class features [C, e], not normalised."""
 
     def edit(i: int, x: Tensor) -> Tensor:
         return text.put(x, prompts[i - 1]) if 1 < i <= len(prompts) else x
@@ -57,8 +57,8 @@ def encode_text(text: PromptedText, prompts: Sequence[Tensor]) -> Tensor:
 
 
 def encode_image(backbone: Backbone, states: States, prompts: Sequence[Tensor]) -> Tensor:
-    """Features [B, e], not normalised, of tokens [B, L, d] that enter block 1, followed by prompts
-    [n, d].
+    """Return features [B, e], not normalised, of tokens [B, L, d] that enter block 1, followed by
+    prompts [n, d].
 
     The first prompts pass through the encoder's norm before block 1, as the image's tokens already
     have. An encoder that pools over all tokens also pools over the prompts.
@@ -75,7 +75,7 @@ def encode_image(backbone: Backbone, states: States, prompts: Sequence[Tensor]) 
 
 
 def logits(backbone: Backbone, image: Tensor, classes: Tensor) -> Tensor:
-    """Features [B, e] and [C, e], normalised here, -> [B, C]."""
+    """Compare features [B, e] and [C, e], normalised here, -> [B, C]."""
     return cosine_logits(backbone, image, F.normalize(classes, dim=-1))
 
 
@@ -89,18 +89,18 @@ class Prompted(Learner):
 
     @abstractmethod
     def into_text(self) -> list[Tensor]:
-        """Prompts [n, d] that enter blocks 1, 2, ... of the text encoder."""
+        """Return prompts [n, d] that enter blocks 1, 2, ... of the text encoder."""
 
     @abstractmethod
     def into_image(self) -> list[Tensor]:
-        """The same for the image encoder."""
+        """Return prompts [n, d] that enter blocks 1, 2, ... of the image encoder."""
 
     def adapt(self, side: str, features: Tensor) -> Tensor:
         """Transform the features of one encoder; most methods leave them unchanged."""
         return features
 
     def text(self, names: Sequence[str]) -> PromptedText:
-        """The text encoder on "X ... X rest name.", where the X are the prompts."""
+        """Return the text encoder on "X ... X rest name.", where the X are the prompts."""
         return PromptedText(
             self.backbone,
             [f"{self.rest} {name}".strip() for name in names],
@@ -108,11 +108,11 @@ class Prompted(Learner):
         )
 
     def class_features(self, text: PromptedText) -> Tensor:
-        """[C, e]"""
+        """Return class features [C, e]."""
         return self.adapt("text", encode_text(text, self.into_text()))
 
     def image_features(self, states: States) -> Tensor:
-        """[B, e]"""
+        """Return image features [B, e]."""
         return self.adapt("image", encode_image(self.backbone, states, self.into_image()))
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:

@@ -1,4 +1,5 @@
-"""Images to choose a setting by: validation images, or parts of the shots held out in turn."""
+"""Hold out images to choose a setting by: validation images, or parts of the shots held out in
+turn."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ FOLDS = 4
 
 
 def held_out(shots: Shots) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """(rows of the shots to fit, features [M, e] and labels, as in `Shots`, to judge by): one, or
-    one per fold.
+    """Return (rows of the shots to fit, features [M, e] and labels, as in `Shots`, to judge by):
+    one, or one per fold.
 
     Folds are drawn whatever the groups, which change no model: nothing is reported on them.
     """
@@ -27,8 +28,8 @@ def held_out(shots: Shots) -> list[tuple[Tensor, Tensor, Tensor]]:
 
 
 def folds(labels: Tensor, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """(rows to fit, rows held out) for at most FOLDS parts; none if a class has one shot. Every fit
-    has every class."""
+    """Return (rows to fit, rows held out) for at most FOLDS parts; none if a class has one shot.
+    Every fit has every class."""
     from sklearn.model_selection import StratifiedKFold
 
     parts = min(FOLDS, int(torch.bincount(labels).min()))

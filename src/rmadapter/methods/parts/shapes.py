@@ -1,4 +1,4 @@
-"""Checks of a saved method's tensors, before anything is computed with them."""
+"""Check a saved method's tensors, before anything is computed with them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def shaped(tensors: Mapping[str, Tensor], name: str, *shape: int) -> Tensor:
-    """One of the tensors, in float32. shape: its expected sides, -1 for any length.
+    """Return one of the tensors, in float32. shape: its expected sides, -1 for any length.
 
     Raises RuntimeError, as torch does for a module's tensors, if it has another shape or no
     floating-point numbers, and KeyError if it is missing.

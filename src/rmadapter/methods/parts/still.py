@@ -30,7 +30,7 @@ class Still:
     @torch.compiler.disable  # what happens only once would be compiled into every step
     @torch.no_grad()
     def features(self, batch: Batch, source: Source) -> Tensor:
-        """Features [B, d]. source: where the batch comes from; its states are not computed
+        """Return features [B, d]. source: where the batch comes from; its states are not computed
         again."""
         if 0 < self.source.views <= self.epochs:
             if self._held is None:
