@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from studies import Lines, append_lines, make_parser, markdown, read_lines, with_interval
 from torch import Tensor
 
-from rmadapter.data.transforms import decoded
+from rmadapter.data.transforms import decode_batches
 from rmadapter.encoders import States
 from rmadapter.metrics import confidence_interval
 from rmadapter.runs.lab import Lab
@@ -256,7 +256,7 @@ class Study:
 
     def line(self, row: int) -> dict[str, Any]:
         """Score every map of one image."""
-        [(_, pixels)] = decoded([self.test.images[row]], self.fitted.backbone.preprocess, 1)
+        [(_, pixels)] = decode_batches([self.test.images[row]], self.fitted.backbone.preprocess, 1)
         target = int(probabilities(self.fitted, pixels).argmax())
         made, side = maps(self.fitted, pixels[0], target, row)
         scores = {}

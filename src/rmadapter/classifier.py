@@ -12,8 +12,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from rmadapter.data.fewshot import half
-from rmadapter.data.names import nfc, places, prompt_names
-from rmadapter.data.objects import image_list, image_set, weighted
+from rmadapter.data.names import class_indices, nfc, prompt_names
+from rmadapter.data.objects import image_list, image_set, with_weights
 from rmadapter.data.read import ImageSource
 from rmadapter.errors import UserError
 from rmadapter.training.callbacks import Callback
@@ -108,7 +108,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         given = {"backbone": self.backbone, "shots": self.shots, "seed": self.seed, **self.settings}
         wanted = Request.make(given, self.method, choosing=True)
         found = image_set(images, labels, self.class_names if class_names is None else class_names)
-        found = weighted(found, sample_weight, self.class_weight, wanted.task.shots)
+        found = with_weights(found, sample_weight, self.class_weight, wanted.task.shots)
         lab = Lab(wanted.machine, progress=self.progress)
         lab.add_backbone(shared(wanted.task.backbone, find_device(wanted.machine.device)))
         lab.add("", {"train": found, "test": found.subset([])})
@@ -201,7 +201,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 f"{len(images)} images and {wanted.size} labels: give one label per image"
             )
         numbers = np.array(
-            places(wanted.tolist(), self.classes_.tolist(), self.class_names_), dtype=int
+            class_indices(wanted.tolist(), self.classes_.tolist(), self.class_names_), dtype=int
         )
         rows = np.arange(len(images))
         if self.fitted_.remembers:  # in the order of `eval`: data sets are sorted by class

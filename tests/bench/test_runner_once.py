@@ -3,7 +3,6 @@ encoder once."""
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,11 @@ import pytest
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
-from rmadapter.data import transforms
 from rmadapter.encoders import ImageEncoder
 from rmadapter.methods import METHODS, ON_FEATURES, load_method
 from rmadapter.settings import settings_of
 from tests.helpers.bench_runs import QUICK, jobs_of, run_bench
+from tests.helpers.decodes import count_decodes
 
 IN_BLOCKS = ("rmadapter", "mma")  # whose adapters begin at the same block
 ELSEWHERE = (
@@ -53,19 +52,14 @@ def test_every_test_image_is_decoded_and_encoded_once(
 ) -> None:
     """tokens: with methods in blocks, whose tokens bring along the features that others read.
     Tokens of several blocks come from one pass."""
-    decoded: Counter[str] = Counter()
+    decoded = count_decodes(monkeypatch)
     encoded: list[int] = []
-    load, frozen_at = transforms.load_image, ImageEncoder.frozen_at
-
-    def loaded(source: Any) -> Any:
-        decoded[str(source)] += 1
-        return load(source)
+    frozen_at = ImageEncoder.frozen_at
 
     def encode(self: ImageEncoder, images: Tensor, *words: Any, **more: Any) -> Any:
         encoded.append(len(images) if images.any() else 0)  # a blank one tells shapes alone
         return frozen_at(self, images, *words, **more)
 
-    monkeypatch.setattr(transforms, "load_image", loaded)
     monkeypatch.setattr(ImageEncoder, "frozen_at", encode)
     values = {name: QUICK for name in IN_BLOCKS if name in methods}
     for name in {*methods} - {*values}:

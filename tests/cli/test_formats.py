@@ -127,8 +127,8 @@ def test_a_run_on_crops_remembers_that_and_is_asked_and_grown(
     assert code == 0, err
     few = few_shot(read_images("data/coco.json", crops=True), 2, 1)
     assert len(few.heldout) == len(marks) - 2 * len(kinds)
-    assert json.loads(out)["n_images"] == len(few.apart) < len(few.heldout)
-    assert f"{len(few.heldout) - len(few.apart)} that share a group with one drawn" in err
+    assert json.loads(out)["n_images"] == len(few.unrelated) < len(few.heldout)
+    assert f"{len(few.heldout) - len(few.unrelated)} undrawn images that share a group" in err
     code, _, err = rmadapter(
         "add", "run", "data/coco.json", "--crops", "--out", "grown", "--shots", 1, *its
     )

@@ -223,9 +223,11 @@ def test_the_first_bad_file_stops_it_and_the_same_command_goes_on(
     )
     assert not (tmp_path / "a.csv").exists()
     seen: list[Path] = []
-    decoded = stream.decoded
+    decode_batches = stream.decode_batches
     monkeypatch.setattr(
-        stream, "decoded", lambda images, *more: seen.extend(images) or decoded(images, *more)
+        stream,
+        "decode_batches",
+        lambda images, *more: seen.extend(images) or decode_batches(images, *more),
     )
     refused_with_notes(rmadapter(*command, "--top", 3), "a.csv.partial")
     others = [

@@ -197,9 +197,9 @@ def test_images_apart_share_no_group_with_those_drawn() -> None:
     few = few_shot({"train": images, "val": replace(make([0, 1], 2), groups=("v", ""))}, 1, 1)
     drawn = {*few.train.groups, "v"} - {""}
     wanted = [i for i in indices(few.heldout) if images.groups[i] not in drawn]
-    assert indices(few.apart) == wanted
-    text = f"left out of the images that were not drawn: {4 - len(wanted)} that share a group with one drawn"
-    assert few.akin == (text,)
+    assert indices(few.unrelated) == wanted
+    (note,) = few.notes
+    assert f" {4 - len(wanted)} " in note
     plain = few_shot({"train": make(LABELS, 3)}, 2, 1)
-    assert plain.apart is plain.heldout
-    assert plain.akin == ()
+    assert plain.unrelated is plain.heldout
+    assert plain.notes == ()

@@ -20,8 +20,8 @@ def test_groups_go_along() -> None:
     images = ImageSet.from_lists(pixels, [*"abcab"], groups=["p", "", "q", "r", "p"])
     assert half(images, "base").groups == ("p", "", "r", "p")
     assert images.subset([4, 2]).groups == ("p", "q")
-    assert images.akin(images.subset([0, 1])) == [0, 4]  # not 1, which stands alone
-    assert images.akin(ImageSet.from_lists(pixels, [*"abcab"])) == []
+    assert images.sharing_groups(images.subset([0, 1])) == [0, 4]  # not 1, which stands alone
+    assert images.sharing_groups(ImageSet.from_lists(pixels, [*"abcab"])) == []
     assert images.digest == ImageSet.from_lists(pixels, [*"abcab"]).digest
     with pytest.raises(UserError, match="5 images and 1 groups"):
         ImageSet.from_lists(pixels, [*"abcab"], groups=["p"])

@@ -9,10 +9,10 @@ from PIL import Image
 from rmadapter.data.names import (
     ELSE,
     check_known,
+    class_indices,
     default_name,
     descriptions,
     key,
-    places,
     prompt_name,
     prompt_names,
     read_names,
@@ -54,14 +54,15 @@ def test_prompt_names_may_be_given_for_labels_as_written() -> None:
 
 def test_a_label_is_found_as_written_then_in_another_spelling_then_by_its_prompt_name() -> None:
     written, names = ["n01", "sea_horse", "zebra"], ["zebra", "sea horse", "horse"]
-    assert places(["zebra", "n01", "Sea-Horse", "N01", "horse"], written, names) == [2, 0, 1, 0, 2]
-    assert places([1, 0, "cat"], [0, 1], ["cat", "dog"]) == [1, 0, 0]
+    labels = ["zebra", "n01", "Sea-Horse", "N01", "horse"]
+    assert class_indices(labels, written, names) == [2, 0, 1, 0, 2]
+    assert class_indices([1, 0, "cat"], [0, 1], ["cat", "dog"]) == [1, 0, 0]
     for wrong, hint in (
         ("zebar", "label 'zebar' is not one .* did you mean 'zebra'"),
         (0, "label 0 is not one"),
     ):
         with pytest.raises(UserError, match=hint):
-            places([wrong], written, names)
+            class_indices([wrong], written, names)
 
 
 def test_names_from_a_csv_file(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rmadapter.data.objects import image_list, image_set, open_object, weighted
+from rmadapter.data.objects import image_list, image_set, open_object, with_weights
 from rmadapter.data.read import ImageSet, load_image, read_images
 from rmadapter.errors import UserError
 from tests.helpers.shots import noisy_colors
@@ -328,13 +328,15 @@ def test_numbers_stay_numbers_and_without_names_there_is_a_warning() -> None:
 )
 def test_weights(sample: Any, classes: Any, expected: tuple[float, ...]) -> None:
     images = ImageSet.from_lists([np.full((4, 4), i, np.uint8) for i in range(5)], list("aaaab"))
-    assert weighted(images, sample, classes, 0).weights == pytest.approx(expected)
+    assert with_weights(images, sample, classes, 0).weights == pytest.approx(expected)
 
 
 def test_balanced_counts_what_will_be_drawn() -> None:
     images = ImageSet.from_lists([np.full((4, 4), i, np.uint8) for i in range(7)], list("aaaabbc"))
-    assert weighted(images, None, "balanced", 1).weights == ()
-    assert weighted(images, None, "balanced", 2).weights == pytest.approx((5 / 6,) * 6 + (5 / 3,))
+    assert with_weights(images, None, "balanced", 1).weights == ()
+    assert with_weights(images, None, "balanced", 2).weights == pytest.approx(
+        (5 / 6,) * 6 + (5 / 3,)
+    )
 
 
 @pytest.mark.parametrize(
@@ -354,4 +356,4 @@ def test_balanced_counts_what_will_be_drawn() -> None:
 def test_what_is_no_weight_is_refused(sample: Any, classes: Any, words: str) -> None:
     images = ImageSet.from_lists([np.full((4, 4), i, np.uint8) for i in range(5)], list("aaaab"))
     with pytest.raises(UserError, match=words):
-        weighted(images, sample, classes, 0)
+        with_weights(images, sample, classes, 0)

@@ -21,7 +21,7 @@ from PIL import Image
 from torchvision import transforms as tv
 
 from rmadapter.data.read import ImageSet
-from rmadapter.data.transforms import ImageTensors, TrainTransform, batches, decoded
+from rmadapter.data.transforms import ImageTensors, TrainTransform, batches, decode_batches
 from rmadapter.errors import UserError
 from rmadapter.support.terminal import AGAIN
 
@@ -114,11 +114,11 @@ def test_a_bad_file_is_one_sentence_from_workers_too(tmp_path: Path, workers: in
 def test_decoded_ahead_in_order_whatever_comes_first() -> None:
     images = [noise(i)[: 20 + 4 * i] for i in range(11)]
     single = [PREPROCESS(Image.fromarray(image)) for image in images]
-    found = list(decoded(images, PREPROCESS, 4))
+    found = list(decode_batches(images, PREPROCESS, 4))
     assert [len(some) for some, _ in found] == [4, 4, 3]
     assert torch.equal(torch.cat([pixels for _, pixels in found]), torch.stack(single))
     assert [image.shape for some, _ in found for image in some] == [image.shape for image in images]
-    assert list(decoded([], PREPROCESS, 4)) == []
+    assert list(decode_batches([], PREPROCESS, 4)) == []
 
 
 def test_decoding_ahead_is_bounded() -> None:
@@ -129,7 +129,7 @@ def test_decoding_ahead_is_bounded() -> None:
             taken.append(None)
             yield noise(0)
 
-    stream = decoded(endless(), PREPROCESS, 2)
+    stream = decode_batches(endless(), PREPROCESS, 2)
     for batch in range(3):
         next(stream)
         assert len(taken) <= 2 * batch + 6 + 2
@@ -140,12 +140,12 @@ def test_bad_images_are_left_out_or_end_it(tmp_path: Path) -> None:
     nothing = np.zeros((0, 0), np.uint8)
     images = [nothing, noise(0), *[nothing] * 20, noise(1), noise(2), nothing]
     bad: list[Any] = []
-    assert [len(some) for some, _ in decoded(images, PREPROCESS, 2, bad)] == [2, 1]
+    assert [len(some) for some, _ in decode_batches(images, PREPROCESS, 2, bad)] == [2, 1]
     assert len(bad) == 22
     assert all("image array of shape" in text for _, text in bad)
     before = []
     with pytest.raises(UserError, match="image array of shape"):
-        before += (len(some) for some, _ in decoded(images[1:], PREPROCESS, 2))
+        before += (len(some) for some, _ in decode_batches(images[1:], PREPROCESS, 2))
     assert before == [1]
 
 

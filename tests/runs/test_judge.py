@@ -119,7 +119,7 @@ def test_images_that_were_not_drawn_judge_where_enough_are_of_other_groups(
         26,
     )
     pure = grouped_noise("a" * 6 + "b" * 6, ["p"] * 6 + ["q"] * 6)
-    left_out = "left out of the images that were not drawn: 6 that share a group with one drawn"
+    left_out = "ignored 6 undrawn images that share a group with a drawn one"
     assert how(pure, 3) == (2, left_out, 0)
 
 

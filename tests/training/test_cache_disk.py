@@ -141,7 +141,7 @@ def test_a_bench_encodes_each_image_once_and_the_next_one_none(
     """Whatever methods, seeds and alphas there are."""
     opened: list[object] = []
     monkeypatch.setattr(
-        "rmadapter.data.transforms.load_image", lambda it: opened.append(it) or load_image(it)
+        "rmadapter.data.image_reader.load_image", lambda it: opened.append(it) or load_image(it)
     )
     common = configured(Task(), {"backbone": tiny_clip.name})
     machine = Machine(device="cpu", disk_cache=0.1)

@@ -22,7 +22,7 @@ from rmadapter.artifacts.run_folder import RunFolder, find_run, without_model
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.backbones.load import is_published
 from rmadapter.backbones.shared import name_it
-from rmadapter.data.names import Label, given_names
+from rmadapter.data.names import Label, custom_names
 from rmadapter.errors import UserError
 from rmadapter.methods import is_outside, load_method
 from rmadapter.methods.uses import backbones_in
@@ -49,7 +49,7 @@ class Saved(NamedTuple):
     @property
     def custom_names(self) -> dict[str, str]:
         """The prompt names that do not follow from the labels, as `read_images` takes them."""
-        return given_names(self.labels, self.names)
+        return custom_names(self.labels, self.names)
 
 
 # Saving

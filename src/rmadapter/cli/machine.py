@@ -147,7 +147,6 @@ def data(
     """
     from dataclasses import asdict
 
-    from rmadapter.data.catalog import lists
     from rmadapter.data.catalog import sets as catalog
 
     chosen = [catalog.get(name)] if name else list(catalog.CATALOG.values())
@@ -159,7 +158,7 @@ def data(
             raise UserError(f"--list {shots}: write shots and seed, such as 16,1")
         if download:
             catalog.download(chosen[0], place)
-        written = str(lists.write_list(chosen[0], place, *drawn))
+        written = str(catalog.write_list(chosen[0], place, *drawn))
         print(json.dumps({"table": written}) if as_json else f"table: {written}")
         return
     if check and not check.is_dir():

@@ -18,7 +18,7 @@ from rmadapter.data.duplicates import groups, looks
 from rmadapter.data.image_reader import ImageReader
 from rmadapter.data.inputs import Inputs, find_images
 from rmadapter.data.names import prompt_names
-from rmadapter.data.transforms import decoded, hinted
+from rmadapter.data.transforms import decode_batches, with_hint
 from rmadapter.errors import UserError, did_you_mean
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.support.terminal import note, track
@@ -139,7 +139,7 @@ def _look(
     bad: list[tuple[Path, str]] | None = [] if skip_bad else None
     models = {"own": fitted.score(names)} if names else {}
     images, features, tables = [], [], []
-    stream = hinted(decoded(files, fitted.backbone.preprocess, BATCH, bad))
+    stream = with_hint(decode_batches(files, fitted.backbone.preprocess, BATCH, bad))
     for some, pixels in track(stream, -(-len(files) // BATCH), "looking at the pool", progress):
         states = fitted.states(pixels, features=True)
         images += some

@@ -1,4 +1,4 @@
-"""Draws shots per class and halves classes into base and novel, exactly as CoOp does (Zhou et al.,
+"""Draw shots per class and halve classes into base and novel, exactly as CoOp does (Zhou et al.,
 IJCV 2022)."""
 
 from __future__ import annotations
@@ -25,49 +25,46 @@ VAL_SHOTS = 4  # CoOp never validates on more
 
 @dataclass(frozen=True, eq=False)
 class FewShot:
-    """One draw. `heldout`: train images that were not drawn, which are tested on if the data has no
-    test split."""
+    """One draw. heldout: train images that were not drawn, which are tested on if the data has no
+    test split. short: one sentence per class with fewer images than shots."""
 
     train: ImageSet
     val: ImageSet | None
     heldout: ImageSet
     shots: int
     seed: int
-    short: tuple[str, ...]  # one sentence per class with fewer images than shots
+    short: tuple[str, ...]
+
+    @property
+    def drawn(self) -> tuple[ImageSet, ...]:
+        """The images for training and, if there are any, for validation."""
+        return (self.train,) if self.val is None else (self.train, self.val)
 
     def read(self, transform: Transform, progress: bool = False) -> None:
         """Decode every drawn image once, ahead of its use. Raises as `ImageSet.read`."""
-        for part in (self.train, self.val):
-            if part is not None:
-                part.read(transform, progress)
+        for part in self.drawn:
+            part.read(transform, progress)
 
     @cached_property
-    def apart(self) -> ImageSet:
+    def unrelated(self) -> ImageSet:
         """The images of `heldout` that share no group with those drawn: these can judge."""
-        akin = {
-            i
-            for part in (self.train, self.val)
-            if part is not None
-            for i in self.heldout.akin(part)
-        }
-        return (
-            self.heldout.subset(i for i in range(len(self.heldout)) if i not in akin)
-            if akin
-            else self.heldout
-        )
+        related = {row for part in self.drawn for row in self.heldout.sharing_groups(part)}
+        if not related:
+            return self.heldout
+        return self.heldout.subset(i for i in range(len(self.heldout)) if i not in related)
 
     @property
-    def akin(self) -> tuple[str, ...]:
-        """A sentence about the images that `apart` lacks, if any."""
-        count = len(self.heldout) - len(self.apart)
-        return (
-            f"left out of the images that were not drawn: {count} that share a group with one drawn",
-        ) * bool(count)
+    def notes(self) -> tuple[str, ...]:
+        """A sentence about the images that `unrelated` lacks, if any."""
+        count = len(self.heldout) - len(self.unrelated)
+        if not count:
+            return ()
+        return (f"ignored {count} undrawn images that share a group with a drawn one",)
 
 
 def sample_shots(labels: Sequence[int], shots: int, rng: random.Random) -> list[int]:
-    """Indices of `shots` items per label, label by label in order of first appearance; 0 returns
-    all, in their order.
+    """Return the indices of `shots` items per label, label by label in order of first appearance; 0
+    returns all, in their order.
 
     A label with fewer items yields all of them and uses no random number.
     """
@@ -76,11 +73,10 @@ def sample_shots(labels: Sequence[int], shots: int, rng: random.Random) -> list[
     groups: dict[int, list[int]] = {}
     for index, label in enumerate(labels):
         groups.setdefault(label, []).append(index)
-    return [
-        i
-        for group in groups.values()
-        for i in (rng.sample(group, shots) if len(group) >= shots else group)
-    ]
+    chosen: list[int] = []
+    for group in groups.values():
+        chosen += rng.sample(group, shots) if len(group) >= shots else group
+    return chosen
 
 
 def few_shot(splits: Mapping[str, ImageSet], shots: int, seed: int) -> FewShot:
@@ -92,9 +88,8 @@ def few_shot(splits: Mapping[str, ImageSet], shots: int, seed: int) -> FewShot:
     """
     source = splits.get("train", splits.get("all"))
     if source is None:
-        raise UserError(
-            f"no train images: the data has only {', '.join(splits) or 'nothing'}; add a train split"
-        )
+        names = ", ".join(splits) or "nothing"
+        raise UserError(f"no train images: the data has only {names}; add a train split")
     if shots < 0:
         raise UserError(f"shots={shots}: give the number of images per class, or 0 for all")
     counts = Counter(source.labels)
@@ -122,8 +117,8 @@ def few_shot(splits: Mapping[str, ImageSet], shots: int, seed: int) -> FewShot:
 
 
 def half(images: ImageSet, which: Literal["all", "base", "novel"]) -> ImageSet:
-    """All classes, the first ceil(n/2), or the rest; labels count from 0 in each half. CoOp halves
-    after drawing."""
+    """Return all classes, the first ceil(n/2), or the rest; labels count from 0 in each half. CoOp
+    halves after drawing."""
     if which == "all":
         return images
     if which not in ("base", "novel"):
@@ -132,49 +127,48 @@ def half(images: ImageSet, which: Literal["all", "base", "novel"]) -> ImageSet:
     if count < 2:
         raise UserError(f"{count} class cannot be halved into base and novel: give at least two")
     middle = (count + 1) // 2
-    wanted = range(middle) if which == "base" else range(middle, count)
-    part = images.subset(i for i, label in enumerate(images.labels) if label in wanted)
-    labels = tuple(label - wanted.start for label in part.labels)
-    own = slice(wanted.start, wanted.stop)
-    return replace(part, labels=labels, classes=images.classes[own], written=images.written[own])
+    kept = slice(0, middle) if which == "base" else slice(middle, count)
+    rows = [i for i, label in enumerate(images.labels) if kept.start <= label < kept.stop]
+    part = images.subset(rows)
+    labels = tuple(label - kept.start for label in part.labels)
+    return replace(part, labels=labels, classes=images.classes[kept], written=images.written[kept])
+
+
+# Digests and files
 
 
 def split_digest(few: FewShot) -> str:
-    """SHA-256 of the drawn images with their labels, and of the classes; ignores image order, file
-    names and seed."""
-    parts = [
-        None
-        if part is None
-        else (
-            part.classes,
-            sorted(zip(part.labels, map(bytes.hex, part.contents), strict=True)),
-        )
-        for part in (few.train, few.val)
-    ]
+    """Return the SHA-256 of the drawn images with their labels, and of the classes; ignores image
+    order, file names and seed."""
+    parts: list[object] = []
+    for part in (few.train, few.val):
+        if part is None:
+            parts.append(None)
+        else:
+            rows = zip(part.labels, map(bytes.hex, part.contents), strict=True)
+            parts.append((part.classes, sorted(rows)))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def order_digest(few: FewShot) -> str:
-    """Like `split_digest`, but dependent on the order of the images, which affects training too."""
+    """Return a digest like `split_digest`, but dependent on the order of the images, which affects
+    training too."""
     parts = [few.train.digest, "" if few.val is None else few.val.digest]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def has_digest(few: FewShot, digest: str) -> bool:
-    """Whether `digest` belongs to these images; the first versions stored what is now
+    """Return whether `digest` belongs to these images; the first versions stored what is now
     `order_digest`."""
     return digest in (split_digest(few), order_digest(few))
 
 
 def save_split(few: FewShot, path: Path) -> None:
     """Write the draw as JSON, atomically; rows are [path, label, class name], as in CoOp's own
-    split files.
-    """
+    split files."""
 
     def rows(images: ImageSet) -> list[list[str | int]]:
-        return [
-            [images.name(i), label, images.classes[label]] for i, label in enumerate(images.labels)
-        ]
+        return [[images.name(i), n, images.classes[n]] for i, n in enumerate(images.labels)]
 
     record = {
         "digest": split_digest(few),
@@ -202,37 +196,34 @@ class Split(BaseModel):
         return self.labels or self.classes
 
     def images(self, root: Path) -> FewShot:
-        """The draw, read below `root`; one label per image. Raises UserError if images are missing
-        or have changed."""
-
-        def found(rows: list[tuple[str, int, str]]) -> ImageSet:
-            paths, labels = (
-                tuple(root / name for name, _, _ in rows),
-                tuple(label for _, label, _ in rows),
-            )
-            return ImageSet(paths, labels, self.classes, root, written=self.written)
-
-        train, val = found(self.train), None if self.val is None else found(self.val)
+        """Return the draw, read below `root`. Raises UserError if images are missing or have
+        changed."""
+        train = self._part(self.train, root)
+        val = None if self.val is None else self._part(self.val, root)
         few = FewShot(train, val, train.subset([]), 0, 0, ())
         try:
             same = has_digest(few, self.digest)
         except UserError as error:
-            raise UserError(
-                f"an image the model was trained on can no longer be read ({error})"
-            ) from None
+            what = "an image the model was trained on can no longer be read"
+            raise UserError(f"{what} ({error})") from None
         if not same:
             raise UserError(f"images below {root} are no longer those the model was trained on")
         return few
+
+    def _part(self, rows: Sequence[tuple[str, int, str]], root: Path) -> ImageSet:
+        paths = tuple(root / name for name, _, _ in rows)
+        labels = tuple(label for _, label, _ in rows)
+        return ImageSet(paths, labels, self.classes, root, written=self.written)
 
 
 def read_split(path: Path) -> Split:
     """Read a split file. Raises UserError if it is not one."""
     try:
-        found = Split.model_validate(read_json(path))
+        split = Split.model_validate(read_json(path))
     except ValidationError as error:
         place, reason = first_fault(error)
         raise UserError(f"{path}: not a split file of this version ({place}: {reason})") from None
-    labels = [label for _, label, _ in (*found.train, *(found.val or ()))]
-    if any(not 0 <= label < len(found.written) for label in labels):
+    rows = (*split.train, *(split.val or ()))
+    if any(not 0 <= label < len(split.written) for _, label, _ in rows):
         raise UserError(f"{path}: names a class that it does not list")
-    return found
+    return split

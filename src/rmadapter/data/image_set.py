@@ -15,7 +15,7 @@ from rmadapter.data.decode import ImageSource
 from rmadapter.data.duplicates import looks
 from rmadapter.data.formats.base import only_label, order
 from rmadapter.data.image_reader import ImageReader, Transform
-from rmadapter.data.names import Label, places, prompt_names
+from rmadapter.data.names import Label, class_indices, prompt_names
 from rmadapter.errors import UserError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class ImageSet:
         if classes is None or not (text or all(isinstance(x, Integral) for x in single)):
             raise UserError("labels must be class names, or whole numbers with classes=[name, ...]")
         names = tuple(prompt_names(classes).values())
-        indices = places(single, classes if text else range(len(classes)), names)
+        indices = class_indices(single, classes if text else range(len(classes)), names)
         spelled = dict(zip(indices, single, strict=True)) if text else {}
         written = tuple(spelled.get(i, name if text else i) for i, name in enumerate(classes))
         return cls(images, tuple(indices), names, written=written, groups=tuple(groups))
@@ -101,7 +101,7 @@ class ImageSet:
             weights=tuple(self.weights[i] for i in chosen) if self.weights else (),
         )
 
-    def akin(self, others: ImageSet) -> list[int]:
+    def sharing_groups(self, others: ImageSet) -> list[int]:
         """Return the indices of the images that share a group with one of the others."""
         theirs = {*others.groups} - {""}
         return [i for i, group in enumerate(self.groups) if group in theirs]

@@ -20,7 +20,7 @@ from rmadapter.data.formats.base import SPLITS, Row, Rows, Source, only_label
 from rmadapter.data.formats.hf_datasets import is_dataset, read_dataset
 from rmadapter.data.formats.tables import as_text, choose_columns, frame_cells, row_labels
 from rmadapter.data.image_set import ImageSet
-from rmadapter.data.names import Label, places
+from rmadapter.data.names import Label, class_indices
 from rmadapter.errors import UserError, quoted
 
 if TYPE_CHECKING:
@@ -265,7 +265,9 @@ def _plain(values: Any) -> list[Any]:
 # Weights
 
 
-def weighted(images: ImageSet, sample_weight: object, class_weight: object, shots: int) -> ImageSet:
+def with_weights(
+    images: ImageSet, sample_weight: object, class_weight: object, shots: int
+) -> ImageSet:
     """Return the set with a weight for each image: sample_weight [N] times class_weight.
 
     class_weight: label -> weight (1 for missing labels), or "balanced": all classes count the same
@@ -303,7 +305,7 @@ def _class_weights(
     zero = len(values) == len(factors) and not values.any()
     if zero or not _are_weights(values):
         raise UserError("class_weight: weights must be numbers of at least 0, not all zero")
-    factors[places(_plain(list(class_weight)), images.written, images.classes)] = values
+    factors[class_indices(_plain(list(class_weight)), images.written, images.classes)] = values
     return factors
 
 

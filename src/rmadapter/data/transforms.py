@@ -37,8 +37,8 @@ class TrainTransform:
     """CoOp's augmentation: bicubic random resized crop, horizontal flip, tensor, normalisation; in
     this order.
 
-    Call it with an RGB image and a seed: it returns a float tensor [3, size, size], the same for
-    the same seed, and leaves torch's global generators unchanged. Can be pickled.
+    Called with an RGB image and a seed, it returns a float tensor [3, size, size], the same for the
+    same seed, and leaves torch's global generators unchanged. It can be pickled.
     """
 
     size: int
@@ -64,12 +64,12 @@ class TrainTransform:
 
 @dataclass(frozen=True, eq=False)
 class ImageTensors(Dataset):
-    """Index -> float tensor [3, H, W] of an ImageSet; can be pickled, so worker processes can read
-    it.
+    """A mapping of index -> float tensor [3, H, W] of an ImageSet; can be pickled for worker
+    processes.
 
-    transform: image -> tensor; with a `key`, (image, seed) -> tensor, such as TrainTransform key:
+    transform: image -> tensor; with a `key`, (image, seed) -> tensor, such as TrainTransform. key:
     (seed, view); an image's augmentation depends only on it and on the index, not on workers or
-    batches
+    batches.
     """
 
     images: ImageSet
@@ -91,36 +91,32 @@ class ImageTensors(Dataset):
 def batches(
     tensors: ImageTensors, orders: Sequence[Sequence[int]], workers: int = 0
 ) -> Iterator[Tensor]:
-    """Float tensors [B, 3, H, W], one batch for each list of rows in `orders`. Raises UserError as
-    `load_image`.
+    """Yield float tensors [B, 3, H, W], one batch for each list of rows in `orders`. Raises
+    UserError as `load_image`.
 
     The loader draws a base seed even if nothing is random, so it gets its own generator instead of
     torch's global one.
     """
-    own = torch.Generator()
-    loader = DataLoader(
-        tensors,
-        batch_sampler=orders,  # type: ignore[arg-type]
-        num_workers=workers,
-        generator=own,
-        worker_init_fn=_in_worker,
-    )
+    loader: DataLoader[Tensor] = DataLoader(
+        tensors, batch_sampler=orders, num_workers=workers,  # type: ignore[arg-type]
+        generator=torch.Generator(), worker_init_fn=_in_worker,
+    )  # fmt: skip
     try:
         with _uninterrupted():
-            found = iter(loader)
-        yield from found
+            stream = iter(loader)
+        yield from stream
     except UserError as error:  # a worker process sends its whole traceback as the message
         raise UserError(f"{str(error).rpartition('UserError: ')[2].strip()}; {SKIP_BAD}") from None
 
 
-def decoded(
+def decode_batches(
     images: Iterable[Source],
     transform: Callable[[Image.Image], Tensor],
     size: int,
     bad: list[tuple[Source, str]] | None = None,
 ) -> Iterator[tuple[list[Source], Tensor]]:
-    """Batches of up to `size` images with their tensors [B, 3, H, W], in order; threads decode two
-    batches ahead.
+    """Yield batches of up to `size` images with their tensors [B, 3, H, W], in order; threads decode
+    two batches ahead.
 
     bad: collects unreadable images with the reason, which are then left out. If None, the first
     unreadable image raises UserError, after the images before it were yielded.
@@ -132,35 +128,34 @@ def decoded(
         except UserError as error:
             return error
 
-    pool, rest = ThreadPoolExecutor(min(8, os.cpu_count() or 1)), iter(images)
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    rest = iter(images)
     waiting: deque[tuple[Source, Future[Tensor | UserError]]] = deque()
-    some: list[tuple[Source, Tensor]] = []
-    stopped: UserError | None = None
+    batch: list[tuple[Source, Tensor]] = []
+    failure: UserError | None = None
     try:
         while True:
-            if not stopped:
-                waiting += [
-                    (image, pool.submit(load, image))
-                    for image in islice(rest, 3 * size - len(waiting))
-                ]
-            if some and (len(some) == size or stopped or not waiting):
-                yield [image for image, _ in some], torch.stack([pixels for _, pixels in some])
-                some = []
-            if stopped or not waiting:
+            if not failure:
+                ahead = islice(rest, 3 * size - len(waiting))
+                waiting += [(image, pool.submit(load, image)) for image in ahead]
+            if batch and (len(batch) == size or failure or not waiting):
+                yield [image for image, _ in batch], torch.stack([pixels for _, pixels in batch])
+                batch = []
+            if failure or not waiting:
                 break
-            while waiting and len(some) < size and not stopped:
+            while waiting and len(batch) < size and not failure:
                 image, future = waiting.popleft()
-                found = future.result()
-                if isinstance(found, Tensor):
-                    some.append((image, found))
+                result = future.result()
+                if isinstance(result, Tensor):
+                    batch.append((image, result))
                 elif bad is None:
-                    stopped = found
+                    failure = result
                 else:
-                    bad.append((image, str(found)))
+                    bad.append((image, str(result)))
     finally:
         pool.shutdown(cancel_futures=True)
-    if stopped:
-        raise stopped
+    if failure:
+        raise failure
 
 
 @contextmanager
@@ -187,8 +182,8 @@ def _in_worker(_: int) -> None:
     end_with_parent()
 
 
-def hinted(stream: Iterator[T]) -> Iterator[T]:
-    """The same, with the way out in what is said of an unreadable image."""
+def with_hint(stream: Iterator[T]) -> Iterator[T]:
+    """Yield the same items; the error of an unreadable image mentions --skip-bad."""
     try:
         yield from stream
     except UserError as error:

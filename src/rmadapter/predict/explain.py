@@ -17,7 +17,7 @@ from rmadapter.artifacts.run_folder import RunFolder, find_run
 from rmadapter.backbones import Backbone
 from rmadapter.data.fewshot import read_split
 from rmadapter.data.formats.registry import images_root
-from rmadapter.data.transforms import decoded, hinted
+from rmadapter.data.transforms import decode_batches, with_hint
 from rmadapter.errors import UserError
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.support.files import user_path
@@ -75,7 +75,7 @@ def explain_images(
     models = {"adapted": fitted.score(saved.names), "untouched": untouched.score()}
     files = [Path(image) for image in images]
     bad: list[tuple[Path, str]] | None = [] if skip_bad else None
-    stream = hinted(decoded(files, fitted.backbone.preprocess, BATCH, bad))
+    stream = with_hint(decode_batches(files, fitted.backbone.preprocess, BATCH, bad))
     explanations = []
     for batch, pixels in track(stream, -(-len(files) // BATCH), "explaining", progress):
         states = fitted.states(pixels, features=True)

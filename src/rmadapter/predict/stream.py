@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from rmadapter.data.transforms import decoded, hinted
+from rmadapter.data.transforms import decode_batches, with_hint
 from rmadapter.encoders import States
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.predict.answer import Answer
@@ -50,7 +50,7 @@ class Predictor:
     ) -> Iterator[list[Answer]]:  # fmt: skip
         """Yield answers in the order of the images, in batches; nothing else is kept.
 
-        zero_shot: also answer with the untouched backbone. bad: as in `decoded`. unfamiliar: also
+        zero_shot: also answer with the untouched backbone. bad: as in `decode_batches`. unfamiliar: also
         measure how unfamiliar each image is. Raises UserError for an unreadable image, and as
         `Fitted.unfamiliar` does.
         """
@@ -59,7 +59,9 @@ class Predictor:
         if zero_shot:
             known = Known(self.names, fitted.known.templates)
             models["untouched"] = ZeroShot().restore(fitted.backbone, known, {}).score()
-        for batch, pixels in hinted(decoded(images, fitted.backbone.preprocess, BATCH, bad)):
+        for batch, pixels in with_hint(
+            decode_batches(images, fitted.backbone.preprocess, BATCH, bad)
+        ):
             states = fitted.states(pixels, features=zero_shot or unfamiliar)
             tables = next(answers(models, [states]))
             table, untouched = tables[fitted.method.title], tables.get("untouched")

@@ -15,7 +15,7 @@ from rmadapter.artifacts.predictions import Evaluation
 from rmadapter.artifacts.record import Score, Split, read_record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.data.fewshot import few_shot, half, has_digest, read_split
-from rmadapter.data.names import given_names
+from rmadapter.data.names import custom_names
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
 from rmadapter.methods.zero_shot import ZeroShot
@@ -124,7 +124,7 @@ def known_names(folder: Path, saved: Saved) -> dict[str, str]:
     if not file.is_file():
         return saved.custom_names
     split = read_split(file)
-    return {**given_names(split.written, split.classes), **saved.custom_names}
+    return {**custom_names(split.written, split.classes), **saved.custom_names}
 
 
 def trained_on(folder: Path, splits: Splits, split: str, images: ImageSet) -> int:
@@ -186,13 +186,13 @@ def _heldout(folder: Path, fitted: Fitted, splits: Splits, classes: Half) -> Ima
             f"{folder} was trained on different images: --split heldout needs the data it was "
             "fitted to"
         )
-    images = half(few.apart, classes)
+    images = half(few.unrelated, classes)
     if not len(images):
         raise UserError(
             "heldout: every train image was drawn or shares a group with one: give --split test, "
             "or "
             "see the results of `fit` with `rmadapter report`"
         )
-    for text in few.akin:
+    for text in few.notes:
         note(text)
     return images

@@ -75,7 +75,7 @@ def _unseen_rows(
     """Return the rows of images that are unlike all known ones, and which others are left out."""
     looks = np.concatenate([part.looks(progress) for part in known])
     copies = {row for row, _ in pairs(images.looks(progress), looks)}
-    akin = {row for part in known for row in images.akin(part)} - copies
+    akin = {row for part in known for row in images.sharing_groups(part)} - copies
     without = f", without {len(copies)} nearly identical to training images" if copies else ""
     if akin:
         without += f", without {len(akin)} that share a group with training images"

@@ -129,7 +129,7 @@ class Lab:
             tested = splits.get("test") or (splits.get("all") if target else None)
             if tested is None and target:
                 raise UserError(f"{question.data}: has no test split, which a target needs")
-            images = (few or self.draw(task)).apart if tested is None else tested
+            images = (few or self.draw(task)).unrelated if tested is None else tested
             draw = None if tested else (task.data, task.shots, task.seed)
             key = (question.data or task.data, question.classes, draw)
             if key not in self._tests and len(images):

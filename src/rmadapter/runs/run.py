@@ -102,7 +102,7 @@ def _notes(task: Task, few: FewShot, lab: Lab, learnt: ImageSet, sets: Sets) -> 
     elsewhere = splits.get("test") or all(question.data for question in task.questions)
     return (
         *few.short,
-        *(() if elsewhere else few.akin),
+        *(() if elsewhere else few.notes),
         *_shared_groups(learnt, sets),
         *dict.fromkeys(images.ignored for images in splits.values() if images.ignored),
         *(note for images in splits.values() for note in images.skipped),
@@ -113,7 +113,7 @@ def _shared_groups(train: ImageSet, sets: Sets) -> list[str]:
     """Describe each test split of the same data that shares groups with the training images."""
     notes = []
     for question, images, split in sets:
-        rows = [] if question.data or split != "test" else images.akin(train)
+        rows = [] if question.data or split != "test" else images.sharing_groups(train)
         names = list(dict.fromkeys(images.groups[i] for i in rows))
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""

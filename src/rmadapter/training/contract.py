@@ -195,10 +195,10 @@ class Fitted:
     ) -> Iterator[Tensor]:
         """Yield probabilities [B, C] of each batch; every image is decoded and encoded once.
         Raises as `score` and `load_image`."""
-        from rmadapter.data.transforms import decoded
+        from rmadapter.data.transforms import decode_batches
 
         models = {self.method.title: self.score(names)}
-        stream = decoded(images, self.backbone.preprocess, BATCH)
+        stream = decode_batches(images, self.backbone.preprocess, BATCH)
         for _, pixels in track(stream, -(-len(images) // BATCH), "predicting", progress):
             yield self.answers(models, pixels)[self.method.title]
 

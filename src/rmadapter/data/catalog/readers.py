@@ -14,35 +14,83 @@ import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
-from rmadapter.data.catalog.dataset import Dataset
+from pydantic import BaseModel, ConfigDict
+
 from rmadapter.data.catalog.matlab import variable
 from rmadapter.data.decode_limits import formats
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError, is_text, quoted
 from rmadapter.support.files import read_json, read_text
 
-Table: TypeAlias = "dict[str, list[tuple[str, int, str]]]"
+Line: TypeAlias = tuple[str, int, str]  # path, label, class name
+Table: TypeAlias = dict[str, list[Line]]
 T = TypeVar("T")
 
 SPLITS = ("train", "val", "test")
-SPLIT_SEED = (
-    1  # CoOp's first run with seed 1 makes the same splits if the archive lists files in an order
-)
+# CoOp's first run with seed 1 makes the same splits if the archive lists files in an order
+SPLIT_SEED = 1
 SPELLINGS: dict[str, Callable[[str], str]] = {
     "as is": str,
     "lower": str.lower,
     "year first": lambda name: " ".join([name.split(" ")[-1], *name.split(" ")[:-1]]),
-    "last word first": lambda name: " ".join(
-        name.split("/")[:0:-1]
-    ),  # "a/apse/indoor", without its initial
+    # "a/apse/indoor", without its initial
+    "last word first": lambda name: " ".join(name.split("/")[:0:-1]),
     "words apart": lambda name: "_".join(re.findall("[A-Z][^A-Z]*", name)),  # "ApplyEyeMakeup"
 }
 
 
+class Dataset(BaseModel):
+    """A row of the catalogue: the layout of a data set's archive, and what users should know. The
+    second block of fields is for the readers of archive formats."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    title: str
+    folder: str  # CoOp's name for it, below the common root
+    classes: int
+    counts: dict[str, int]  # split -> images
+    templates: tuple[str, ...]
+    licence: str
+    size: str
+    citation: str
+    url: str
+    steps: tuple[str, ...]  # for the user to do; {home} is the data set's folder
+    archives: dict[str, str] = {}  # address -> "sha256:..." or "md5:...", "" if none is published
+    # address -> content; neither checked by us nor fetched automatically
+    mirrors: dict[str, str] = {}
+    unpacked: str = "."  # the folder in the archives that holds the data
+
+    reader: str  # of readers.READERS
+    images: str = ""  # the folder that paths of a split are relative to
+    split: str = ""  # CoOp's split file
+    split_url: str = ""
+    lists: dict[str, str] = {}  # split -> the archive's own list, or its folder of class folders
+    order: str = ""  # file of class names
+    order_line: str = "(?P<name>.+)"
+    line: str = ""
+    file: str = ""
+    spelling: str = "as is"
+    renames: dict[str, str] = {}  # class folder -> class name
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def most(self) -> int:
+        """An upper bound on the bytes of the archive, packed or unpacked: four times `size`."""
+        return int(4e9 * float(self.size.split()[0]))
+
+    def laid_out(self, home: Path) -> bool:
+        """Return whether `home` looks like the unpacked archive rather than a plain folder of class
+        folders."""
+        paths = filter(None, (self.split, self.images, *self.lists.values()))
+        return any((home / path).exists() for path in paths)
+
+
 def image_sets(table: Table, images: Path, source: Path) -> dict[str, ImageSet]:
-    """The image sets of a table with paths below `images`; classes in the order of their labels.
+    """Return the image sets of a table with paths below `images`; classes in the order of their
+    labels.
 
     Raises UserError, naming `source`, if a label has two names or the labels are not 0, 1, 2, ...
     without a gap.
@@ -51,37 +99,32 @@ def image_sets(table: Table, images: Path, source: Path) -> dict[str, ImageSet]:
     for rows in table.values():
         for _, label, name in rows:
             if names.setdefault(label, name) != name:
-                raise UserError(
-                    f"{source}: label {label} is called {quoted(names[label])} and {quoted(name)}: keep one name"
-                )
-    gap = next((i for i in range(len(names)) if i not in names), None)
-    if not names or gap is not None:
-        raise UserError(
-            f"{source}: {'names no image' if not names else f'no image has the label {gap}'}"
-        )
+                both = f"{quoted(names[label])} and {quoted(name)}"
+                raise UserError(f"{source}: label {label} is called {both}: keep one name")
+    if not names:
+        raise UserError(f"{source}: names no image")
+    for label in range(len(names)):
+        if label not in names:
+            raise UserError(f"{source}: no image has the label {label}")
     classes = tuple(" ".join(names[label].replace("_", " ").split()) for label in range(len(names)))
-    if wrong := [name for name in classes if not name or not is_text(name)]:
-        raise UserError(
-            f"{source}: a class is called {quoted(wrong[0])}: give it a plain-text name"
-        )
-    return {
-        split: ImageSet(
-            tuple(images / path for path, _, _ in rows),
-            tuple(row[1] for row in rows),
-            classes,
-            images,
-        )
-        for split, rows in table.items()
-        if rows
-    }
+    for name in classes:
+        if not name or not is_text(name):
+            what = f"a class is called {quoted(name)}"
+            raise UserError(f"{source}: {what}: give it a plain-text name")
+    sets: dict[str, ImageSet] = {}
+    for split, rows in table.items():
+        if rows:
+            paths = tuple(images / path for path, _, _ in rows)
+            sets[split] = ImageSet(paths, tuple(label for _, label, _ in rows), classes, images)
+    return sets
 
 
 # Random splits
 
 
 def divide(groups: Iterable[Sequence[T]], shares: Sequence[float], where: Path) -> list[list[T]]:
-    """Shuffle each group and give each part its rounded share, the last one the rest. UserError if
-    one gets none."""
+    """Shuffle each group and give each part its rounded share, the last one the rest. Raises
+    UserError if one gets none."""
     rng = random.Random(SPLIT_SEED)
     parts: list[list[T]] = [[] for _ in range(len(shares) + 1)]
     for group in groups:
@@ -93,16 +136,15 @@ def divide(groups: Iterable[Sequence[T]], shares: Sequence[float], where: Path) 
         ends.append(len(items))
         for part, start, end in zip(parts, ends, ends[1:], strict=False):
             if start >= end:
-                raise UserError(
-                    f"{where}: a class has too few images to split ({len(items)}): {items[0]}"
-                )
+                what = f"a class has too few images to split ({len(items)})"
+                raise UserError(f"{where}: {what}: {items[0]}")
             part += items[start:end]
     return parts
 
 
-def by_label(rows: Sequence[tuple[str, int, str]]) -> list[list[tuple[str, int, str]]]:
-    """Rows of the same label, in order of first appearance."""
-    groups: dict[int, list[tuple[str, int, str]]] = {}
+def by_label(rows: Sequence[Line]) -> list[list[Line]]:
+    """Group rows of the same label, in order of first appearance."""
+    groups: dict[int, list[Line]] = {}
     for row in rows:
         groups.setdefault(row[1], []).append(row)
     return list(groups.values())
@@ -120,73 +162,66 @@ def _with_val(table: Table, where: Path) -> Table:
 
 
 def split_json(path: Path) -> Table:
-    """CoOp's split file: {"train" | "val" | "test": [[path, label, class name], ...]}."""
+    """Read CoOp's split file: {"train" | "val" | "test": [[path, label, class name], ...]}."""
     record = read_json(path)
     if not isinstance(record, dict) or not {"train", "test"} <= record.keys() <= {*SPLITS}:
-        raise UserError(
-            f'{path}: write it as {{"train": [[path, label, class name], ...], "val": ..., "test": ...}}'
-        )
+        form = '{"train": [[path, label, class name], ...], "val": ..., "test": ...}'
+        raise UserError(f"{path}: write it as {form}")
     for split, rows in record.items():
         for number, row in enumerate(rows if isinstance(rows, list) else [rows]):
             if not (isinstance(row, list) and [type(cell) for cell in row] == [str, int, str]):
-                raise UserError(
-                    f"{path}: {split}[{number}] is {quoted(row)}, not [path, label, class name]"
-                )
-    return {
-        split: [(row[0], row[1], row[2]) for row in record[split]]
-        for split in SPLITS
-        if split in record
-    }
+                what = f"{split}[{number}] is {quoted(row)}"
+                raise UserError(f"{path}: {what}, not [path, label, class name]")
+    table: Table = {}
+    for split in SPLITS:
+        if split in record:
+            table[split] = [(path, label, name) for path, label, name in record[split]]
+    return table
 
 
 def class_folders(home: Path, dataset: Dataset) -> Table:
-    """One folder per class and no split: 50 % train, 20 % val, 30 % test."""
+    """Read one folder per class and no split: 50 % train, 20 % val, 30 % test."""
     images = home / dataset.images
-    groups: list[list[tuple[str, int, str]]] = []
+    groups: list[list[Line]] = []
     for folder in _class_folders(images):
         if folder not in dataset.ignored:
-            name, label = dataset.renames.get(folder, folder), len(groups)
+            name = dataset.renames.get(folder, folder)
+            label = len(groups)
             groups.append([(path, label, name) for path in _image_files(images, folder)])
     return dict(zip(SPLITS, divide(groups, [0.5, 0.2], images), strict=True))
 
 
 def wnid_folders(home: Path, dataset: Dataset) -> Table:
-    """ImageNet and its variants: class folders named by WordNet id, or by line number (from 0) in
-    classnames.txt.
+    """Read ImageNet and its variants: class folders named by WordNet id, or by line number (from 0)
+    in classnames.txt.
 
     A variant with 200 of the 1,000 classes has the labels 0 to 199.
     """
     names = _classnames(home)
-    found = {split: _class_folders(home / folder) for split, folder in dataset.lists.items()}
-    order = sorted(
-        {folder for inside in found.values() for folder in inside},
-        key=lambda name: (len(name), name),
-    )
     numbered = dict(enumerate(names))
+    folders = {split: _class_folders(home / path) for split, path in dataset.lists.items()}
+    every = {folder for part in folders.values() for folder in part}
+    order = sorted(every, key=lambda name: (len(name), name))
     table: Table = {}
-    for split, inside in found.items():
+    for split, part in folders.items():
         table[split] = []
         for label, folder in enumerate(order):
             wnid = numbered.get(int(folder), folder) if folder.isdecimal() else folder
+            path = f"{dataset.lists[split]}/{folder}"
             if wnid not in names:
-                raise UserError(
-                    f"{home / dataset.lists[split] / folder}: classnames.txt has no name for it"
-                )
-            if folder in inside:
-                paths = _image_files(home, f"{dataset.lists[split]}/{folder}")
-                table[split] += [(path, label, names[wnid]) for path in paths]
+                raise UserError(f"{home / path}: classnames.txt has no name for it")
+            if folder in part:
+                table[split] += [(file, label, names[wnid]) for file in _image_files(home, path)]
     return table
 
 
 def text_lists(home: Path, dataset: Dataset) -> Table:
-    """One text file per split, one line per image: lines match `dataset.line`, `dataset.order`
+    """Read one text file per split, one line per image: lines match `dataset.line`, `dataset.order`
     orders classes."""
     order: dict[str, int] = {}
     if dataset.order:
-        order = {
-            m["name"]: label
-            for label, m in enumerate(_lines(home / dataset.order, dataset.order_line))
-        }
+        for label, match in enumerate(_lines(home / dataset.order, dataset.order_line)):
+            order[match["name"]] = label
     table: Table = {}
     for split, file in dataset.lists.items():
         table[split] = []
@@ -201,47 +236,46 @@ def text_lists(home: Path, dataset: Dataset) -> Table:
 
 
 def cars_matlab(home: Path, dataset: Dataset) -> Table:
-    """Stanford Cars: structures `annotations` with fname and class (from 1); `class_names` in the
-    development kit."""
+    """Read Stanford Cars: structures `annotations` with fname and class (from 1); `class_names` in
+    the development kit."""
+    spelling = SPELLINGS[dataset.spelling]
     written = variable(home / dataset.order, "class_names")
-    names = {
-        number: SPELLINGS[dataset.spelling](str(name)) for number, name in enumerate(written, 1)
-    }
+    names = {number: spelling(str(name)) for number, name in enumerate(written, 1)}
     table: Table = {}
     for split, file in dataset.lists.items():
         table[split] = []
-        for path, number in variable(home / file, "annotations", "fname", "class"):
-            if (label := _number(number, home / file)) not in names:
-                raise UserError(
-                    f"{home / file}: class {label} of {quoted(path)} is not in {dataset.order}"
-                )
-            table[split].append(
-                (dataset.file.format(split=split, file=path), label - 1, names[label])
-            )
+        for path, value in variable(home / file, "annotations", "fname", "class"):
+            number = _number(value, home / file)
+            if number not in names:
+                what = f"class {number} of {quoted(path)}"
+                raise UserError(f"{home / file}: {what} is not in {dataset.order}")
+            image = dataset.file.format(split=split, file=path)
+            table[split].append((image, number - 1, names[number]))
     return _with_val(table, home)
 
 
 def flowers_matlab(home: Path, dataset: Dataset) -> Table:
-    """Oxford Flowers: one of `labels` per image, from 1; names in JSON {"1": name}; 50 % train, 20
-    % val, 30 % test."""
+    """Read Oxford Flowers: one of `labels` per image, from 1; names in JSON {"1": name}; 50 %
+    train, 20 % val, 30 % test."""
     names = read_json(home / dataset.order)
+    names = names if isinstance(names, dict) else {}
     file = home / dataset.lists["all"]
-    labels = [_number(label, file) for label in variable(file, "labels")]
-    given = {
-        label: isinstance(names, dict) and isinstance(names.get(str(label)), str)
-        for label in set(labels)
-    }
-    if unnamed := [label for label in labels if not given[label]]:
-        raise UserError(f"{home / dataset.order}: has no name for class {unnamed[0]}")
-    rows = [
-        (dataset.file.format(file=i + 1), label - 1, names[str(label)])
-        for i, label in enumerate(labels)
-    ]
+    rows: list[Line] = []
+    for image, value in enumerate(variable(file, "labels"), 1):
+        number = _number(value, file)
+        name = names.get(str(number))
+        if not isinstance(name, str):
+            raise UserError(f"{home / dataset.order}: has no name for class {number}")
+        rows.append((dataset.file.format(file=image), number - 1, name))
     return dict(zip(SPLITS, divide(by_label(rows), [0.5, 0.2], home), strict=True))
 
 
-READERS = {
-    f.__name__: f for f in (class_folders, wnid_folders, text_lists, cars_matlab, flowers_matlab)
+READERS: dict[str, Callable[[Path, Dataset], Table]] = {
+    "class_folders": class_folders,
+    "wnid_folders": wnid_folders,
+    "text_lists": text_lists,
+    "cars_matlab": cars_matlab,
+    "flowers_matlab": flowers_matlab,
 }
 
 
@@ -249,51 +283,53 @@ READERS = {
 
 
 def subfolders(parent: Path) -> list[str]:
-    """Names of the visible subfolders, sorted like CoOp: capitals first."""
-    inside = (
-        [entry.name for entry in os.scandir(parent) if entry.is_dir()] if parent.is_dir() else []
-    )
-    return sorted(name for name in inside if not name.startswith((".", "__MACOSX")))
+    """Return the names of the visible subfolders, sorted like CoOp: capitals first."""
+    if not parent.is_dir():
+        return []
+    names = [entry.name for entry in os.scandir(parent) if entry.is_dir()]
+    return sorted(name for name in names if not name.startswith((".", "__MACOSX")))
 
 
 def _class_folders(parent: Path) -> list[str]:
-    if not (inside := subfolders(parent)):
+    names = subfolders(parent)
+    if not names:
         raise UserError(f"{parent}: no class folders there")
-    return inside
+    return names
 
 
 def _image_files(root: Path, folder: str) -> list[str]:
-    """Paths relative to `root` of the images in one folder, sorted."""
-    inside = sorted(name for name in os.listdir(root / folder) if not name.startswith("."))
-    return [f"{folder}/{name}" for name in inside if os.path.splitext(name)[1].lower() in formats()]
+    """Return the paths relative to `root` of the images in one folder, sorted."""
+    names = sorted(name for name in os.listdir(root / folder) if not name.startswith("."))
+    return [f"{folder}/{name}" for name in names if os.path.splitext(name)[1].lower() in formats()]
 
 
 def _lines(path: Path, pattern: str) -> Iterator[re.Match[str]]:
     try:
         lines = read_text(path).splitlines()
     except UserError as error:
-        raise UserError(
-            f"{path}: {'not a readable text file' if path.exists() else 'no such file'}"
-        ) from error
+        what = "not a readable text file" if path.exists() else "no such file"
+        raise UserError(f"{path}: {what}") from error
     for number, line in enumerate(lines, 1):
-        if line.strip():
-            match = re.fullmatch(pattern, line.strip())
+        text = line.strip()
+        if text:
+            match = re.fullmatch(pattern, text)
             if match is None:
-                raise UserError(
-                    f"{path}, line {number}: {quoted(line.strip())} does not match {pattern}"
-                )
+                raise UserError(f"{path}, line {number}: {quoted(text)} does not match {pattern}")
             yield match
 
 
 def _classnames(home: Path) -> dict[str, str]:
-    """wnid -> name, in the order of classnames.txt, from `home` or else from imagenet/ beside it."""
-    own, shared = home / "classnames.txt", home.parent / "imagenet" / "classnames.txt"
-    path = shared if shared.is_file() and not own.is_file() else own
+    """Return wnid -> name, in the order of classnames.txt, from `home` or else from imagenet/ beside
+    it."""
+    path = home / "classnames.txt"
+    shared = home.parent / "imagenet" / "classnames.txt"
+    if shared.is_file() and not path.is_file():
+        path = shared
     return {match["wnid"]: match["name"] for match in _lines(path, r"(?P<wnid>\S+) (?P<name>.+)")}
 
 
-def _number(value: Any, where: Path) -> int:
-    """A class number from 1, given as text or as any MATLAB number."""
+def _number(value: str | float, where: Path) -> int:
+    """Return a class number from 1, given as text or as any MATLAB number."""
     try:
         number = int(value)
         if number < 1 or (not isinstance(value, str) and number != value):

@@ -1,4 +1,5 @@
-"""The public data sets of the paper as a table, and any data set by name or path.
+"""The public data sets of the paper: find, read, check and download them; any data set by name or
+path.
 
 The table is catalog.yaml. Layouts, class names, prompt templates and counts follow the CoOp
 protocol (Zhou et al., IJCV 2022), whose folders and split files are read unchanged.
@@ -6,29 +7,40 @@ protocol (Zhou et al., IJCV 2022), whose folders and split files are read unchan
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import yaml
 
-from rmadapter.data.catalog.dataset import Dataset
 from rmadapter.data.catalog.fetch import ARCHIVES, DIGESTS, fetch, remember, unpack
-from rmadapter.data.catalog.readers import READERS, Table, image_sets, split_json, subfolders
+from rmadapter.data.catalog.readers import (
+    READERS,
+    Dataset,
+    Table,
+    image_sets,
+    split_json,
+    subfolders,
+)
 from rmadapter.data.decode_limits import check_inside
-from rmadapter.data.formats.base import SPLITS
+from rmadapter.data.formats.base import CLASSNAMES, SPLITS
 from rmadapter.data.formats.registry import refuse_crops
-from rmadapter.data.names import prompt_name
+from rmadapter.data.names import default_name, prompt_name
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError, did_you_mean
-from rmadapter.support.files import user_path, write_json
+from rmadapter.support.files import csv_text, read_text, user_path, write_json, write_text
 from rmadapter.support.locks import exclusive
 from rmadapter.support.terminal import bar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 ELSEWHERE = "Mirrors, not checked by us (parquet and webdataset may lack the file names that published shots need):"
 
@@ -43,15 +55,16 @@ ELEVEN = tuple(CATALOG)[:11]  # of base-to-novel, ImageNet first
 
 
 def find(name: str) -> Dataset | None:
-    """The data set with this key or CoOp folder name."""
-    return next(
-        (dataset for dataset in CATALOG.values() if name in (dataset.key, dataset.folder)), None
-    )
+    """Return the data set with this key or CoOp folder name."""
+    matches = (dataset for dataset in CATALOG.values() if name in (dataset.key, dataset.folder))
+    return next(matches, None)
 
 
 def get(name: str) -> Dataset:
-    """Like `find`, but raises UserError, suggesting the nearest name, if there is none."""
-    if (dataset := find(name)) is None:
+    """Return a data set like `find`. Raises UserError, suggesting the nearest name, if there is
+    none."""
+    dataset = find(name)
+    if dataset is None:
         raise UserError(f"the catalogue has no data set {name!r}{did_you_mean(name, CATALOG)}")
     return dataset
 
@@ -60,17 +73,16 @@ def get(name: str) -> Dataset:
 
 
 def table_of(dataset: Dataset, home: Path, outside: bool = False) -> Table:
-    """The table of CoOp's split file if present, otherwise of the archive's own files.
+    """Return the table of CoOp's split file if present, otherwise of the archive's own files.
 
     Raises UserError for a path that leaves the folder, unless `outside` is set.
     """
-    if dataset.split and (home / dataset.split).is_file():
-        table, source = split_json(home / dataset.split), home / dataset.split
-    else:
-        table, source = READERS[dataset.reader](home, dataset), home
+    split = home / dataset.split
+    published = bool(dataset.split) and split.is_file()
+    table = split_json(split) if published else READERS[dataset.reader](home, dataset)
     for rows in table.values():
         for name, _, _ in rows:
-            check_inside(name, str(source), outside)
+            check_inside(name, str(split if published else home), outside)
     return table
 
 
@@ -109,35 +121,35 @@ def load_dataset(
         if crops:
             refuse_crops(home)
         table = table_of(dataset, home, outside)
-        if missing := _missing(home / dataset.images, table):
-            raise UserError(
-                f"{home}: {missing}; `rmadapter data {dataset.key} --root {home.parent}` says what to do"
-            )
+        missing = _missing(home / dataset.images, table)
+        if missing:
+            command = f"rmadapter data {dataset.key} --root {home.parent}"
+            raise UserError(f"{home}: {missing}; `{command}` says what to do")
         return image_sets(table, home / dataset.images, home)
-    if inside := domains(home):
-        raise UserError(
-            f"{home}: has the domains {', '.join(inside)}; choose one, such as {home.name}/{inside[0]}"
-        )
+    names = domains(home)
+    if names:
+        advice = f"choose one, such as {home.name}/{names[0]}"
+        raise UserError(f"{home}: has the domains {', '.join(names)}; {advice}")
     sets = read_images(home, outside=outside, crops=crops)
     return _renamed(sets, dataset, home) if dataset else sets
 
 
 def home_of(dataset: Dataset, root: Path) -> Path | None:
-    """The data set's folder below `root`, under either name; prefers an original archive to plain
-    folders."""
+    """Return the data set's folder below `root`, under either name; an original archive precedes
+    plain folders."""
     homes = [root / dataset.folder, root / dataset.key]
-    found = [home for home in homes if home.is_dir() and any(home.iterdir())]
-    return next((home for home in found if dataset.laid_out(home)), found[0] if found else None)
+    homes = [home for home in homes if home.is_dir() and any(home.iterdir())]
+    originals = [home for home in homes if dataset.laid_out(home)]
+    return next(iter(originals + homes), None)
 
 
 def _renamed(sets: Mapping[str, ImageSet], dataset: Dataset, home: Path) -> dict[str, ImageSet]:
-    """Sets of plain folders with the catalogue's class names and order: capitals first where CoOp
-    sorts folders."""
+    """Return sets of plain folders with the catalogue's class names and order: capitals first where
+    CoOp sorts folders."""
     names = next(iter(sets.values())).classes
     if any(re.fullmatch(r"n\d{8}", name) for name in names):
-        raise UserError(
-            f"{home}: classes are WordNet ids; `rmadapter data {dataset.key}` says where to get names"
-        )
+        advice = f"`rmadapter data {dataset.key}` says where to get names"
+        raise UserError(f"{home}: classes are WordNet ids; {advice}")
     ignored = {prompt_name(name) for name in dataset.ignored}
     kept = [i for i, name in enumerate(names) if name not in ignored]
     if dataset.reader == "class_folders":
@@ -148,27 +160,27 @@ def _renamed(sets: Mapping[str, ImageSet], dataset: Dataset, home: Path) -> dict
     number = {old: new for new, old in enumerate(kept)}
     renamed = {}
     for split, images in sets.items():
-        rows = sorted(
-            (number[label], i) for i, label in enumerate(images.labels) if label in number
-        )
-        part = images.subset(i for _, i in rows)
-        renamed[split] = replace(
-            part, labels=tuple(label for label, _ in rows), classes=classes, written=written
-        )
+        pairs = enumerate(images.labels)
+        rows = sorted((number[label], row) for row, label in pairs if label in number)
+        part = images.subset(row for _, row in rows)
+        labels = tuple(label for label, _ in rows)
+        renamed[split] = replace(part, labels=labels, classes=classes, written=written)
     return renamed
 
 
 def domains(path: Path) -> list[str]:
-    """The domains in `path`, sorted: two or more folders with splits and the same class folders;
-    else []."""
-    found: dict[str, set[str]] = {}
+    """Return the domains in `path`, sorted: two or more folders with splits and the same class
+    folders; else []."""
+    classes: dict[str, set[str]] = {}
     for name in subfolders(path):
         if name.casefold() in SPLITS:
             return []
-        if splits := [split for split in subfolders(path / name) if split.casefold() in SPLITS]:
-            found[name] = {folder for split in splits for folder in subfolders(path / name / split)}
-    same = all(classes == next(iter(found.values())) for classes in found.values())
-    return list(found) if same and len(found) > 1 else []
+        splits = [split for split in subfolders(path / name) if split.casefold() in SPLITS]
+        folders = [subfolders(path / name / split) for split in splits]
+        if splits:
+            classes[name] = set().union(*folders)
+    same = all(names == next(iter(classes.values())) for names in classes.values())
+    return list(classes) if same and len(classes) > 1 else []
 
 
 # Getting and checking
@@ -176,7 +188,7 @@ def domains(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Check:
-    """Status of a data set: complete, partial (with what is missing) or absent. how: how to get the
+    """The status of a data set: complete, partial (with what is missing) or absent. how: to get the
     rest."""
 
     name: str
@@ -203,22 +215,18 @@ def check(dataset: Dataset, root: Path) -> Check:
     try:
         if dataset.laid_out(home):
             table = table_of(dataset, home)
-            missing += [text] if (text := _missing(home / dataset.images, table)) else []
+            missing += filter(None, [_missing(home / dataset.images, table)])
             sets = image_sets(table, home / dataset.images, home)
         else:
             missing.append("the original archive (plain folders are here, and can be read too)")
             sets = load_dataset(home)
         counts = {split: len(images) for split, images in sets.items()}
         classes = len(next(iter(sets.values())).classes)
-        wanted = {"classes": dataset.classes, **dataset.counts}
-        for what, count in {
-            "classes": classes,
-            **{split: counts.get(split, 0) for split in dataset.counts},
-        }.items():
-            if count != wanted[what]:
-                missing.append(
-                    f"{what}: {count} of {wanted[what]}" + " images" * (what != "classes")
-                )
+        if classes != dataset.classes:
+            missing.append(f"classes: {classes} of {dataset.classes}")
+        for split, wanted in dataset.counts.items():
+            if counts.get(split, 0) != wanted:
+                missing.append(f"{split}: {counts.get(split, 0)} of {wanted} images")
     except UserError as error:
         missing.append(str(error))
     if not missing:
@@ -228,33 +236,31 @@ def check(dataset: Dataset, root: Path) -> Check:
 
 
 def _missing(images: Path, table: Table) -> str:
-    """A sentence on the table's missing images, or "". Lists each folder only once, for speed."""
-    there: dict[str, set[str]] = {}
+    """Return a sentence on the table's missing images, or "". Lists each folder only once, for
+    speed."""
+    present: dict[str, set[str]] = {}
     absent = []
     paths = [row[0] for rows in table.values() for row in rows]
     for path in paths:
         folder, name = os.path.split(images / path)
-        if folder not in there:
-            there[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        if name not in there[folder]:
+        if folder not in present:
+            present[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if name not in present[folder]:
             absent.append(path)
-    return (
-        f"{len(absent)} of {len(paths)} images are missing, such as {', '.join(absent[:3])}"
-        if absent
-        else ""
-    )
+    if not absent:
+        return ""
+    return f"{len(absent)} of {len(paths)} images are missing, such as {', '.join(absent[:3])}"
 
 
 def describe(dataset: Dataset, root: Path) -> str:
-    """Licence, size, citation and the steps to get a data set, as text to read."""
+    """Describe licence, size, citation and the steps to get a data set, as text."""
     home = root / dataset.folder
     steps = [step.replace("{home}", str(home)) for step in dataset.steps]
     if dataset.split:
-        steps.append(
-            f"Put {dataset.split} ({dataset.split_url}) into {home}: the splits of published results."
-        )
+        split = f"{dataset.split} ({dataset.split_url})"
+        steps.append(f"Put {split} into {home}: the splits of published results.")
     fetched = f"Run `rmadapter data {dataset.key} --root {root} --download`, or do it by hand:"
-    facts: dict[str, Any] = {
+    facts: dict[str, object] = {
         "images": ", ".join(f"{count:,} {split}" for split, count in dataset.counts.items()),
         "classes": dataset.classes,
         "prompt": dataset.templates[0],
@@ -294,33 +300,97 @@ def download(dataset: Dataset, root: Path) -> None:
 
 
 def _download(dataset: Dataset, home: Path) -> None:
-    stage, unpacked = home / ".download", home / ".download" / "unpacked"
-    for url, digest in dataset.archives.items():
-        archive = stage / url.rpartition("/")[2]
+    stage = home / ".download"
+    unpacked = stage / "unpacked"
+    archives = {url: stage / url.rpartition("/")[2] for url in dataset.archives}
+    for url, archive in archives.items():
         with bar() as display:
             task = display.add_task(archive.name, total=None, note="bytes")
-            fetch(
-                url,
-                archive,
-                digest,
-                dataset.most,
-                lambda size, task=task: display.update(task, completed=size),  # type: ignore[misc]
-            )
+            show = partial(_show_bytes, display, task)
+            fetch(url, archive, dataset.archives[url], dataset.most, show)
         remember(archive, home / DIGESTS)
     shutil.rmtree(unpacked, ignore_errors=True)
-    for url in dataset.archives:
-        archive = stage / url.rpartition("/")[2]
+    for archive in archives.values():
         if archive.name.endswith(ARCHIVES):
             unpack(archive, unpacked, dataset.most)
         else:
             shutil.copy(archive, unpacked)
-    shutil.copytree(
-        unpacked / dataset.unpacked, home, copy_function=shutil.move, dirs_exist_ok=True
-    )
+    source = unpacked / dataset.unpacked
+    shutil.copytree(source, home, copy_function=shutil.move, dirs_exist_ok=True)
     if dataset.reader == "flowers_matlab" and not (home / dataset.order).exists():
         from torchvision.datasets import Flowers102  # it has the names that the archive lacks
 
-        write_json(
-            home / dataset.order, {str(i): name for i, name in enumerate(Flowers102.classes, 1)}
-        )
+        names = {str(number): name for number, name in enumerate(Flowers102.classes, 1)}
+        write_json(home / dataset.order, names)
     shutil.rmtree(stage)
+
+
+def _show_bytes(display: Progress, task: TaskID, size: int) -> None:
+    display.update(task, completed=size)
+
+
+# The few-shot lists of 2SFS (Farina et al., CVPR 2025): the exact images its authors drew.
+#
+# github.com/FarinaMatteo/rethinking_fewshot_vlms shares 165 of them: 11 data sets, 3 seeds, and 1,
+# 2, 4, 8 and 16 shots. They are JSON lines of `_impath` and `_classname`, in
+# `split_fewshot/shot_16-seed_1_train.jsonl` and so on.
+
+
+def write_list(dataset: Dataset, root: Path, shots: int, seed: int) -> Path:
+    """Write a table of path, label and split beside the images, from a published list, for `fit`
+    and `bench` with --shots 0; return its path.
+
+    Train and val come from the lists, test from the data set itself. Names that the table's reader
+    would change (707-320) go into classnames.json, unless that file exists. Raises UserError if the
+    data set, a list or one of its images is missing.
+    """
+    home = home_of(dataset, root)
+    if home is None:
+        command = f"rmadapter data {dataset.key} --root {root}"
+        raise UserError(f"{dataset.title} is not in {root}: `{command}` says how to get it")
+    rows: list[tuple[str, str, str]] = []
+    for split in ("train", "val"):
+        rows += [(*row, split) for row in _read_list(dataset, home, shots, seed, split)]
+    images = PurePosixPath(dataset.images)
+    for name, _, label in table_of(dataset, home)["test"]:
+        rows.append((str(images / name), label, "test"))
+    out = home / f"shots_{shots}-seed_{seed}.csv"
+    write_text(out, csv_text(("path", "label", "split"), rows))
+    names = {label: label.replace("_", " ") for _, label, _ in rows}  # as in `image_sets`
+    custom = {label: name for label, name in names.items() if default_name(label) != name}
+    if custom and not (home / CLASSNAMES).exists():
+        write_json(home / CLASSNAMES, custom)
+    return out
+
+
+def _read_list(
+    dataset: Dataset, home: Path, shots: int, seed: int, split: str
+) -> list[tuple[str, str]]:
+    """Return (path relative to the data set's folder, class name) of each entry of a list."""
+    file = home / "split_fewshot" / f"shot_{shots}-seed_{seed}_{split}.jsonl"
+    if not file.is_file():
+        advice = "2SFS's scripts/download_splits.sh puts it there (see docs/data.md)"
+        raise UserError(f"{file}: not found; {advice}")
+    rows = []
+    for number, line in enumerate(read_text(file).splitlines(), 1):
+        where = f"{file}, line {number}"
+        try:
+            item = json.loads(line)
+            path, label = str(item["_impath"]), str(item["_classname"])
+        except (ValueError, TypeError, KeyError):
+            what = "not an entry of a few-shot list (_impath, _classname)"
+            raise UserError(f"{where}: {what}") from None
+        rows.append((_listed_path(dataset, home, path, where), label))
+    return rows
+
+
+def _listed_path(dataset: Dataset, home: Path, path: str, where: str) -> str:
+    """Return the path relative to `home`; the listed one may be of another machine, up to the data
+    set's folder."""
+    parts = PurePosixPath(path).parts
+    last = max((i for i, part in enumerate(parts) if part == dataset.folder), default=-1)
+    name = str(PurePosixPath(*parts[last + 1 :]))
+    check_inside(name, where, False)
+    if not (home / name).is_file():
+        raise UserError(f"{where}: {home / name} is missing")
+    return name

@@ -22,7 +22,7 @@ from rmadapter.data.formats.registry import open_source
 from rmadapter.data.image_set import relative
 from rmadapter.data.names import key
 from rmadapter.data.read import ImageSource
-from rmadapter.data.transforms import decoded
+from rmadapter.data.transforms import decode_batches
 from rmadapter.deploy.export.graph import Answers
 from rmadapter.deploy.export.runtime import BATCH, Model
 from rmadapter.errors import UserError
@@ -124,7 +124,7 @@ def fitted_table(saved: Saved, images: Sequence[ImageSource]) -> np.ndarray:
 def embedded(saved: Saved, images: Sequence[ImageSource]) -> np.ndarray:
     """Features [N, e] of the fitted model, as `Answers` gives them."""
     module = Answers(saved.fitted, saved.names, embeddings=True)
-    stream = decoded(images, saved.fitted.backbone.preprocess, BATCH)
+    stream = decode_batches(images, saved.fitted.backbone.preprocess, BATCH)
     return np.concatenate([module(pixels)[1].cpu().numpy() for _, pixels in stream])
 
 
