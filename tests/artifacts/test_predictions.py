@@ -1,4 +1,4 @@
-"""predictions.csv read back: by hand, and as the page reads it."""
+"""predictions.csv: what is written comes back, and what does not belong to the run is refused."""
 
 from __future__ import annotations
 
@@ -189,3 +189,10 @@ def test_where_nothing_was_tested_there_is_no_file(tmp_path: Path) -> None:
     write_predictions(RunFolder(tmp_path).predictions, [])
     assert not list(tmp_path.iterdir())
     assert read_predictions(tmp_path, record()) == []
+
+
+def test_classes_and_labels_are_those_of_the_images() -> None:
+    images = ImageSet((np.zeros((2, 2), np.uint8),) * 3, (0, 1, 1), ("a", "b"))
+    found = Evaluation("test", images, np.eye(2)[[0, 1, 0]], np.eye(2)[[0, 0, 0]])
+    assert found.classes == ("a", "b")
+    assert found.labels.tolist() == [0, 1, 1]
