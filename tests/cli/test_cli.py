@@ -332,7 +332,7 @@ def test_a_keystroke_stops_it_where_an_exception_would_not(where: str) -> None:
     assert done.stderr == f"rmadapter: stopped; {words}\n"
 
 
-FULL = "rmadapter: cannot write to stdout (No space left on device): redirect it elsewhere\n"
+FULL = "rmadapter: cannot write to stdout (No space left on device): redirect it\n"
 SHELL = """
 exec 3>&1
 { %s; echo $? >&3; } %s

@@ -41,9 +41,7 @@ def test_what_has_changed_or_belongs_to_another_run_is_named(folder: Path) -> No
     with pytest.raises(UserError, match=r"run\.json: not listed in SHA256SUMS"):
         check_sums(folder, ["run.json"])
     (folder / "b.json").write_bytes(b"abb")
-    with pytest.raises(
-        UserError, match=r"b\.json: does not match SHA256SUMS; .+ or delete its line"
-    ):
+    with pytest.raises(UserError, match=r"b\.json: does not match SHA256SUMS"):
         check_sums(folder)
 
 
@@ -60,7 +58,7 @@ def test_files_that_are_gone_and_folders_of_earlier_versions_pass(folder: Path) 
 )
 def test_other_lines_are_refused(folder: Path, line: str) -> None:
     (folder / "SHA256SUMS").write_text(line + "\n")
-    with pytest.raises(UserError, match="SHA256SUMS: not lines of a SHA-256 and a name"):
+    with pytest.raises(UserError, match="SHA256SUMS: not lines"):
         check_sums(folder)
 
 

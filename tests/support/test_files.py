@@ -95,9 +95,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "old")
     with (
         limited_file_size(),
-        pytest.raises(
-            UserError, match=r"a\.txt: cannot be written \(.+\); nothing was changed there"
-        ),
+        pytest.raises(UserError, match=r"a\.txt: cannot be written"),
     ):
         write_text(tmp_path / "a.txt", "x" * 100_000)
     only(tmp_path, "a.txt", "old")

@@ -8,20 +8,15 @@ from typing import Any
 
 @cache
 def template(name: str, escape: bool = True, **filters: Any) -> Any:
-    """A template of the package. It escapes values for HTML, unless `escape` is off, and raises on
-    missing ones.
+    """Load a template of the package, once. It escapes values for HTML and raises on missing ones.
 
-    filters: besides Jinja2's and `count`, which marks the thousands of a number. Each template is
-    loaded only once.
+    filters: added to Jinja2's and to `count`, which marks the thousands of a number.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("rmadapter", "assets"),
-        autoescape=escape,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+        loader=PackageLoader("rmadapter", "assets"), autoescape=escape, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     environment.filters.update(filters, count=lambda number: f"{number:,}")
     return environment.get_template(name)

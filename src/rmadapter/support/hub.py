@@ -17,12 +17,8 @@ class Unreachable(UserError):
 
 def check_repository(name: str) -> None:
     """Raise UserError unless the name has the form OWNER/NAME."""
-    if (
-        not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII)
-        or len(name) > 96
-        or ".." in name
-        or "--" in name
-    ):
+    form = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII)
+    if not form or len(name) > 96 or ".." in name or "--" in name:
         raise UserError(
             f"{quoted(name)}: not a repository name; write OWNER/NAME, as in anna/sea-horses"
         )
@@ -69,7 +65,7 @@ def hub_errors(repository: str, missing: str = "", otherwise: str = "") -> Itera
 
 def _refusal(status: int) -> str:
     if status == 401:
-        return f"the Hugging Face hub does not know who you are, or your token has expired: use {LOG_IN}"
+        return f"the Hugging Face hub does not accept your token, or there is none: use {LOG_IN}"
     if status == 403:
         return "your token may not write there; use one with write access, or a name of your own"
     if status == 412:

@@ -1,5 +1,4 @@
-"""The machine: its devices and memory, the memory that runs use, and the versions that numbers
-depend on."""
+"""The machine: its devices, its memory, and the versions of software that results depend on."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 CLEARLY = 1.3  # times as fast: the rest of a training step gains less
 HOPELESS = 0.5  # times as fast: below it, bfloat16 is done in software
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-LIBRARIES = (
+LIBRARIES = [
     "rmadapter",
     "torch",
     "torchvision",
@@ -37,25 +36,24 @@ LIBRARIES = (
     "transformers",
     "numpy",
     "pillow",
-)
+]
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, the platform and every library that a number can depend on."""
-    found = {name: metadata.version(name) for name in LIBRARIES}
-    return {"python": platform.python_version(), "platform": platform.platform(), **found}
+    """Return the versions of Python, the platform and the libraries that results depend on."""
+    libraries = {name: metadata.version(name) for name in LIBRARIES}
+    return {"python": platform.python_version(), "platform": platform.platform(), **libraries}
 
 
 def version_of(name: str) -> str:
-    """The version of a package, or of the module of this name that another package brings, as
-    onnxruntime-gpu does."""
+    """Return the version of a package, or of a module of this name, which another package may bring,
+    such as onnxruntime-gpu."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         with contextlib.suppress(ImportError):
-            return str(
-                getattr(importlib.import_module(name.replace("-", "_")), "__version__", "unknown")
-            )
+            module = importlib.import_module(name.replace("-", "_"))
+            return str(getattr(module, "__version__", "unknown"))
         return "unknown"
 
 
@@ -71,8 +69,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def all_seeded(seed: int) -> Iterator[None]:
-    """The same for all global generators, including Python's and NumPy's, for code that draws from
-    them."""
+    """Seed all global generators, including Python's and NumPy's, and restore them afterwards."""
     import numpy as np
     import torch
 
@@ -89,7 +86,7 @@ def all_seeded(seed: int) -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """Make this worker process end with the one that started it, however that one ends."""
+    """Exit this worker process when its parent dies."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -101,8 +98,8 @@ def end_with_parent() -> None:
 
 
 def find_device(name: str = "auto") -> torch.device:
-    """The device; "auto": a GPU of NVIDIA, AMD or Apple if there is one. Raises UserError if this
-    machine lacks it."""
+    """Return a device by name; "auto" is a GPU of NVIDIA, AMD or Apple if there is one. Raises
+    UserError for a device that this machine lacks."""
     import torch
 
     if name == "auto":
@@ -114,71 +111,70 @@ def find_device(name: str = "auto") -> torch.device:
         raise UserError(f"device={name!r}: write auto, cpu, cuda or cuda:0") from None
     if device.type not in ("cpu", "cuda", "mps"):
         raise UserError(f"device={name!r}: write auto, cpu, cuda or cuda:0")
-    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (device.index or 0) >= there.get(device.type, 1):
+    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= counts.get(device.type, 1):
         raise UserError(
-            f"device={name!r}: this machine has no usable GPU of that name; write device=cpu or device=auto"
+            f"device={name!r}: this machine has no usable GPU of that name; write device=cpu or "
+            "device=auto"
         )
     return device
 
 
 def fastest_precision(device: torch.device) -> tuple[Literal["fp32", "bf16", "fp16"], float]:
-    """bf16 if a product of two matrices [1024, 1024] is clearly faster in it; else fp16 if that is,
-    on a GPU of NVIDIA or AMD, such as one without bfloat16; else fp32. And how many times as fast
-    bf16 or fp16 is.
+    """Return the fastest number format here, and how many times as fast as fp32 it is.
 
-    Measured as the minimum of ten times each. It takes well under a second: smaller matrices first
-    rule out processors without any bfloat16, on which the large ones would take half a minute.
+    bf16 is chosen if a product of two matrices [1024, 1024] is clearly faster in it, else fp16 if
+    that is, on a GPU of NVIDIA or AMD, else fp32. Each time is the least of ten. Smaller matrices
+    first rule out processors without bfloat16, on which the large ones would take half a minute.
     """
     import torch
 
     def least(kind: torch.dtype, side: int = 1024) -> float:
-        x, times = torch.ones(side, side, dtype=kind, device=device), []
+        x = torch.ones(side, side, dtype=kind, device=device)
+        times: list[float] = []
         for _ in range(12):  # the first two warm up
             begun = time.perf_counter()
             (x @ x)[0, 0].item()  # waits for a GPU
             times.append(time.perf_counter() - begun)
         return min(times[2:])
 
-    if (
-        device.type == "cpu"
-        and (small := least(torch.float32, 256) / least(torch.bfloat16, 256)) < HOPELESS
-    ):
-        return "fp32", small
+    if device.type == "cpu":
+        small = least(torch.float32, 256) / least(torch.bfloat16, 256)
+        if small < HOPELESS:
+            return "fp32", small
     plain = least(torch.float32)
     ratio = plain / least(torch.bfloat16)
-    if (
-        ratio <= CLEARLY
-        and device.type == "cuda"
-        and (half := plain / least(torch.float16)) > CLEARLY
-    ):
-        return "fp16", half
-    return ("bf16" if ratio > CLEARLY else "fp32"), ratio
+    if ratio > CLEARLY:
+        return "bf16", ratio
+    if device.type == "cuda":
+        half = plain / least(torch.float16)
+        if half > CLEARLY:
+            return "fp16", half
+    return "fp32", ratio
 
 
 def gpus() -> list[str]:
-    """The GPUs that this process may use, each as CUDA_VISIBLE_DEVICES names it: a number, or a
-    UUID of a GPU or of a part of one (MIG)."""
-    if (given := os.environ.get(VISIBLE)) is not None:
-        names = [name.strip() for name in given.split(",")]
-        return list(
-            itertools.takewhile(lambda name: name not in ("", "-1", "NoDevFiles"), names)
-        )  # as CUDA reads it
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them: by number, or
+    by the UUID of a GPU or of a part of one (MIG)."""
+    visible = os.environ.get(VISIBLE)
+    if visible is not None:
+        names = [name.strip() for name in visible.split(",")]
+        ends = ("", "-1", "NoDevFiles")  # CUDA reads no further
+        return list(itertools.takewhile(lambda name: name not in ends, names))
     import torch
 
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
 def threads_each(processes: int) -> int:
-    """Threads for each of several processes that share the cores of this one."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return max(1, cores // processes)
+    """Return the number of threads for each of several processes that share the cores."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)) // processes)
+    return max(1, (os.cpu_count() or 1) // processes)
 
 
 def keep_freed_memory() -> bool:
-    """Make glibc keep freed memory in this process from now on; False with any other C library.
+    """Make glibc keep freed memory in this process; return False with any other C library.
 
     Every training step allocates and frees the same large tensors. By default glibc takes each of
     them from the system and gives it back at once, so the system fills its pages with zeros every
@@ -187,20 +183,19 @@ def keep_freed_memory() -> bool:
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-        # M_MMAP_THRESHOLD: no mapping of its own for anything smaller. M_TRIM_THRESHOLD: nothing is
-        # given back.
+        # M_MMAP_THRESHOLD: only what is larger is mapped. M_TRIM_THRESHOLD: nothing is given back.
         return bool(mallopt(-3, 2**31 - 1) and mallopt(-1, -1))
     return False
 
 
 def give_back_memory() -> None:
-    """Give kept memory back to the system, once; does nothing if the C library cannot."""
+    """Give kept memory back to the system, if the C library can."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_peak(device: torch.device) -> None:
-    """Make `peak` count from now on, where the system supports it (Linux, CUDA)."""
+    """Start the count of `peak` anew, where the system supports it (Linux, CUDA)."""
     import torch
 
     gc.collect()
@@ -212,7 +207,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak(device: torch.device) -> dict[str, float | None]:
-    """Peak resident memory of the process and, with a GPU, of tensors on it; MB of 1e6 bytes."""
+    """Return the peak memory of the process and of tensors on the GPU, in MB of 1e6 bytes."""
     import torch
 
     try:
@@ -225,16 +220,16 @@ def peak(device: torch.device) -> dict[str, float | None]:
 
 
 def processor() -> str:
-    """Name of the processor."""
+    """Return the name of the processor."""
     try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     except OSError:
-        found = None
-    return found[1] if found else platform.processor()
+        match = None
+    return match[1] if match else platform.processor()
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Processor, its cores, the threads in use and the device."""
+    """Return the processor, its cores, the threads in use and the device."""
     import torch
 
     return {

@@ -1,5 +1,4 @@
-"""The plots of a report as SVG that takes its colours from the page: one file serves light, dark
-and print."""
+"""Plots as SVG that takes its colours from the page, so that one file serves light, dark and print."""
 
 from __future__ import annotations
 
@@ -20,10 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Every colour is drawn in its light value and then replaced by the page's variable of that name.
-# Blue and vermilion are
-# those of Okabe and Ito, distinct for any colour vision; vermilion is darkened to be readable as
-# text.
+# Each colour is drawn in its light value and then replaced by the page's variable of that name. Blue
+# and vermilion are those of Okabe and Ito, distinct for any colour vision; vermilion is darkened to
+# be readable as text.
 COLOURS = {"ink": "#1d2129", "faint": "#c9ced6", "adapted": "#0072b2", "zero-shot": "#b84e00"}
 TERMS = {  # titles of recorded terms; any other term keeps its own name
     "loss": "Total loss",
@@ -63,22 +61,17 @@ _STYLE = {
 
 
 def loss_terms(history: Sequence[Mapping[str, float]]) -> list[tuple[str, str]]:
-    """(title, SVG) of each recorded term that is not 0 throughout: the total loss first, the
+    """Return (title, SVG) of each recorded term that is not 0 throughout: the total loss first, the
     learning rate last. A loss that is never negative has a log axis, which cannot show 0.
 
-    history: one mapping per step with "step". Steps with a missing or non-finite value are left
-    out.
+    history: one mapping per step with "step". Missing and non-finite values are left out.
     """
-    names = [
-        name
-        for name in dict.fromkeys(n for step in history for n in step)
-        if name not in ("step", "epoch")
-    ]
+    recorded = dict.fromkeys(name for step in history for name in step)
+    names = [name for name in recorded if name not in ("step", "epoch")]
     plots = []
     for number, name in enumerate(sorted(names, key=lambda name: (name == "lr", name != "loss"))):
-        steps, values = np.array(
-            [(step["step"], step.get(name, np.nan)) for step in history], dtype=np.float64
-        ).T
+        points = [(step["step"], step.get(name, np.nan)) for step in history]
+        steps, values = np.array(points, dtype=np.float64).T
         rate, title = name == "lr", TERMS.get(name, name)
         log = not rate and not (values < 0).any()
         shown = np.isfinite(values) & ((values > 0) | (not log))
@@ -92,14 +85,12 @@ def loss_terms(history: Sequence[Mapping[str, float]]) -> list[tuple[str, str]]:
 def _curve(axes: Axes, steps: np.ndarray, values: np.ndarray, log: bool, smooth: bool) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    # At most 300 points, each the mean of its stretch; the bold line is a running mean over a tenth
-    # of them.
+    # At most 300 points, each a mean of neighbours; the bold line is a running mean over a tenth.
     stretches = np.array_split(np.arange(len(steps)), min(300, len(steps)))
     x, y = (np.array([column[s].mean() for s in stretches]) for column in (steps, values))
     smooth = smooth and len(x) >= 20
-    axes.plot(
-        x, y, color=COLOURS["adapted"], linewidth=0.8 if smooth else 1.6, alpha=0.4 if smooth else 1
-    )
+    thin, faint = (0.8, 0.4) if smooth else (1.6, 1)
+    axes.plot(x, y, color=COLOURS["adapted"], linewidth=thin, alpha=faint)
     if smooth:
         width = len(x) // 10
         window = np.ones(width)
@@ -121,8 +112,10 @@ def _curve(axes: Axes, steps: np.ndarray, values: np.ndarray, log: bool, smooth:
 
 
 def reliability_diagram(answers: Mapping[str, tuple[np.ndarray, np.ndarray]], prefix: str) -> str:
-    """SVG: accuracy against confidence, in at most 10 bins of equally many images, at least 10,
-    with Wilson's 95 % intervals; the diagonal means perfect calibration.
+    """Plot accuracy against confidence as SVG, with Wilson's 95 % intervals.
+
+    There are at most 10 bins of equally many images, at least 10; the diagonal means perfect
+    calibration.
 
     answers: confidence [N], 0..1, and whether it was right [N], by "zero-shot" and "adapted".
     """
@@ -142,22 +135,20 @@ def reliability_diagram(answers: Mapping[str, tuple[np.ndarray, np.ndarray]], pr
 
 
 def duration(seconds: float) -> str:
+    """Return a duration in seconds, minutes or hours, with two units."""
     if seconds < 60:
         return f"{seconds:.1f}\u00a0s"
     minutes, rest = divmod(round(seconds), 60)
-    return (
-        f"{minutes}\u00a0min {rest}\u00a0s"
-        if minutes < 60
-        else f"{minutes // 60}\u00a0h {minutes % 60}\u00a0min"
-    )
+    if minutes < 60:
+        return f"{minutes}\u00a0min {rest}\u00a0s"
+    return f"{minutes // 60}\u00a0h {minutes % 60}\u00a0min"
 
 
 @contextmanager
 def canvas(
     width: float, height: float, prefix: str, label: str
 ) -> Iterator[tuple[Axes, list[str]]]:
-    """Axes to draw on, and the list that holds the finished SVG afterwards; avoids pyplot and its
-    global state."""
+    """Yield axes to draw on, and the list that holds the SVG afterwards; pyplot is not used."""
     import matplotlib.style
     from matplotlib.figure import Figure
 
@@ -169,6 +160,7 @@ def canvas(
 
 
 def inline_svg(figure: Figure, prefix: str, label: str) -> str:
+    """Return a figure as SVG for a page. prefix: of its ids, so that plots of a page do not clash."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
@@ -180,7 +172,6 @@ def inline_svg(figure: Figure, prefix: str, label: str) -> str:
     )
     svg = re.sub(r' (width|height)="[^"]*pt"', "", svg)
     svg = svg.replace("<svg", f'<svg role="img" aria-label={quoteattr(label)}', 1)
-    # Several plots share one page, so their ids must not clash.
     svg = re.sub(r'( id="|url\(#|href="#)', rf"\1{prefix}-", svg)
     for name, colour in COLOURS.items():
         svg = svg.replace(colour, f"var(--{name}, {colour})")

@@ -1,7 +1,7 @@
-"""What the command line shows: tables on stdout, progress on stderr, a bar in a terminal and lines
-in a pipe.
+"""Output of the command line: tables on stdout; notes and progress on stderr, as a bar in a terminal
+and as lines in a pipe.
 
-It also handles lost output streams, names with control characters for the terminal, and Ctrl-C.
+Also: lost streams, control characters in names, and Ctrl-C.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from rmadapter.support.distributed import is_helper
 
 T = TypeVar("T")
 STOPPED, GRACE = 128 + signal.SIGINT, 5  # exit code, as in shells; seconds for clearing up
-AGAIN = "rmadapter: stopped; repeat the command to start again, or to resume an unfinished `fit` or `predict --out`"
+AGAIN = (
+    "rmadapter: stopped; repeat the command to start again, or to resume an unfinished `fit` or "
+    "`predict --out`"
+)
 EVERY = 0.5 if os.environ.get("RMADAPTER_OFTEN") else 10.0  # seconds between two lines in a pipe
 SHOW_CURSOR = b"\x1b[?25h"  # a bar hides it
 # Characters that a terminal obeys instead of showing, or that turn the direction of text; file
@@ -33,8 +36,8 @@ CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def escape(text: str) -> str:
-    """A text with its control characters escaped as in Python, except for newlines."""
-    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+    """Return a text with its control characters escaped as in Python, except for newlines."""
+    return CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 NOTES = logging.getLogger("rmadapter.notes")  # its level decides whether notes and bars are shown
@@ -77,10 +80,10 @@ def silenced(level: int = logging.ERROR, output: bool = False) -> Iterator[None]
 
 
 class _Lasting(io.RawIOBase):
-    """A stream that goes on without a reader or on a full disk, so that work is finished; `error`
-    keeps the failure."""
+    """A stream that ignores write errors (closed pipe, full disk), so that the work finishes;
+    `error` keeps the last one."""
 
-    def __init__(self, raw: Any) -> None:
+    def __init__(self, raw: io.RawIOBase) -> None:
         self._raw = raw
         self.error: OSError | None = None
 
@@ -95,18 +98,18 @@ class _Lasting(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         try:
-            return self._raw.write(data)
+            return self._raw.write(data) or 0
         except OSError as error:
             self.error = error
             return len(data)
 
 
-class _Plain(io.TextIOBase):
-    """A stream that makes whatever is written to it escaped; it is no terminal."""
+class _Escaped(io.TextIOBase):
+    """A stream that escapes what is written to it; it is no terminal."""
 
     encoding = "utf-8"
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
@@ -118,23 +121,22 @@ class _Plain(io.TextIOBase):
 
 @contextmanager
 def streams(words: Sequence[str] = ()) -> Iterator[None]:
-    """Within the block stdout and stderr accept everything, even when closed, also from Typer.
+    """Make stdout and stderr accept everything within the block, even when closed.
 
-    words: of the command, which Typer quotes unescaped. If the block succeeds but stdout was lost,
-    the exit code is 141, as of a process that SIGPIPE ended, or 2 with a message.
+    words: the arguments of the command, which Typer quotes unescaped. If the block succeeds but
+    stdout was lost, the exit code is 141, like that of a process ended by SIGPIPE, or 2 with a
+    message.
     """
-    for number in range(
-        3
-    ):  # else a file opened later would get a closed stream's number, and what is printed
+    # A file that is opened later must not get the number of a closed stream.
+    for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    before, hostile = (sys.stdout, sys.stderr), any(map(CONTROL.search, words))
-    (sys.stdout, out), (sys.stderr, _) = (
-        _lasting(sys.stdout, hostile),
-        _lasting(sys.stderr, hostile),
-    )
+    before = sys.stdout, sys.stderr
+    hostile = any(map(CONTROL.search, words))
+    sys.stdout, out = _lasting(sys.stdout, hostile)
+    sys.stderr, _ = _lasting(sys.stderr, hostile)
     try:
         yield
     except SystemExit as stop:
@@ -143,10 +145,8 @@ def streams(words: Sequence[str] = ()) -> Iterator[None]:
             raise
         if out.error.errno == errno.EPIPE:
             raise SystemExit(128 + 13) from None
-        print(
-            f"rmadapter: cannot write to stdout ({out.error.strerror}): redirect it elsewhere",
-            file=sys.stderr,
-        )
+        reason = out.error.strerror
+        print(f"rmadapter: cannot write to stdout ({reason}): redirect it", file=sys.stderr)
         raise SystemExit(2) from None
     finally:
         set_quiet(False)
@@ -157,14 +157,16 @@ def streams(words: Sequence[str] = ()) -> Iterator[None]:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Within the block Ctrl-C ends the process with exit code 130 and a message.
+    """Make Ctrl-C end the process with exit code 130 and a message within the block.
 
-    It raises an exception. If that is lost, as in a callback, or something waits for ever, the
-    process is ended all the same: the next start copes with what a kill leaves behind.
+    It raises SystemExit. If that is swallowed, as in a callback, or the process hangs, it is killed:
+    the next start copes with what is left behind.
     """
-    teller, before, stopped = os.getpid(), sys.unraisablehook, False
+    process, before, stopped = os.getpid(), sys.unraisablehook, False
 
-    def stop(*_: Any) -> None:  # Typer swallows a KeyboardInterrupt or says "Aborted", by version
+    def stop(
+        *_: object,
+    ) -> None:  # Typer swallows a KeyboardInterrupt or says "Aborted", by version
         nonlocal stopped
         stopped = True
         if hasattr(signal, "SIGALRM"):
@@ -172,9 +174,9 @@ def stoppable() -> Iterator[None]:
             signal.alarm(GRACE)
         sys.exit(STOPPED)
 
-    def leave(*_: Any) -> None:
+    def leave(*_: object) -> None:
         with suppress(OSError):
-            if os.getpid() == teller:  # not a process that it started
+            if os.getpid() == process:  # not a process that it started
                 os.write(2, SHOW_CURSOR * os.isatty(2) + f"{AGAIN}\n".encode())
         os._exit(STOPPED)
 
@@ -185,9 +187,7 @@ def stoppable() -> Iterator[None]:
 
     sys.unraisablehook = lost
     signal.signal(signal.SIGINT, stop)
-    if hasattr(
-        signal, "SIGALRM"
-    ):  # Python restores handlers as it ends, and an alarm would then kill it
+    if hasattr(signal, "SIGALRM"):  # Python restores handlers at its end; an alarm would kill it
         atexit.register(signal.alarm, 0)
     try:
         try:
@@ -197,19 +197,16 @@ def stoppable() -> Iterator[None]:
                 raise SystemExit(STOPPED) from None
             raise
     except SystemExit as ended:
-        if (
-            ended.code == STOPPED
-        ):  # printed here, as the signal may have come in the middle of a line
+        if ended.code == STOPPED:  # not printed in the handler, which may interrupt a line
             print(AGAIN, file=sys.stderr)
-            teller = 0
+            process = 0
         raise
     finally:
         sys.unraisablehook = before
 
 
 def _lasting(stream: Any, hostile: bool) -> tuple[Any, _Lasting | None]:
-    """A stream in place of another, and its `_Lasting`; None for that if the other is closed or not
-    Python's own."""
+    """Return a stream in place of another, and its `_Lasting` if the other is Python's own."""
     raw = None
     if stream is None:
         stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
@@ -221,7 +218,7 @@ def _lasting(stream: Any, hostile: bool) -> tuple[Any, _Lasting | None]:
         )
     else:
         stream.reconfigure(errors="backslashreplace")
-    return (_Plain(stream) if hostile else stream), raw
+    return (_Escaped(stream) if hostile else stream), raw
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], width: int | None = None) -> None:
@@ -234,15 +231,13 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], width: int | Non
         drawn.add_row(*map(escape, row))
     if width is None and not sys.stdout.isatty():
         width = 200  # a pipe has no width: allow long lines
-    console = Console(
-        width=width, markup=False, emoji=False, highlight=False
-    )  # "[a]" or ":b:" may be a name
+    # "[a]" or ":b:" may be a name
+    console = Console(width=width, markup=False, emoji=False, highlight=False)
     console.print(drawn)
 
 
 def bar(enabled: bool = True) -> Any:
-    """A rich Progress with the remaining time, which fits into 80 columns; use it as a context
-    manager.
+    """Return a rich Progress with the remaining time, in 80 columns; use it as a context manager.
 
     In a pipe it prints a line now and then; if not enabled, nothing.
     """
@@ -266,8 +261,7 @@ def bar(enabled: bool = True) -> Any:
 
 
 class _Lines:
-    """Replaces a rich Progress of one task in a pipe: "training: 120 of 800, 3 min left, loss
-    0.532"."""
+    """A progress of one task for a pipe: "training: 120 of 800, 3 min left, loss 0.532"."""
 
     def __init__(self, console: Any) -> None:
         self.console = console
@@ -314,7 +308,7 @@ class _Lines:
 
 
 def track(items: Iterable[T], total: int, text: str, enabled: bool = True) -> Iterator[T]:
-    """Go through `items` with a bar."""
+    """Yield the items and show a progress bar."""
     with bar(enabled) as progress:
         task = progress.add_task(escape(text), total=total, note="")
         for item in items:

@@ -179,7 +179,7 @@ def test_without_a_token(
     point_to(hub.url, tmp_path, monkeypatch, token)
     refused(
         rmadapter("push", finished, "anna/x", "--quiet"),
-        "does not know who you are",
+        "hf auth login",
         "`hf auth login`",
     )
 
