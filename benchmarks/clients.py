@@ -1,4 +1,5 @@
-"""Clients of a server on this machine, polite and hostile; each thread has a connection of its own."""
+"""Clients of a server on this machine, polite and hostile; each thread has a connection of its
+own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes the figures of docs/results/benchmarks into benchmarks/README.md, between its two markers.
+"""Write the figures of docs/results/benchmarks into benchmarks/README.md, between its two markers.
 
 python benchmarks/figures.py
 """
@@ -6,12 +6,16 @@ python benchmarks/figures.py
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 ROOT = Path(__file__).parents[1]
 RESULTS, README = ROOT / "docs" / "results" / "benchmarks", ROOT / "benchmarks" / "README.md"
 START, END = "<!-- figures -->", "<!-- end of figures -->"
+FORWARDS = ("lean", "mixed", "reference")
+
+Result: TypeAlias = Mapping[str, Any]  # of a benchmark, or a row of it
 
 
 def main() -> None:
@@ -19,199 +23,181 @@ def main() -> None:
 
 
 def updated(text: str) -> str:
-    """The page with its figures replaced by those in the result files."""
+    """Return the page with its figures replaced by those in the result files."""
     before, after = text.split(START)[0], text.split(END)[1]
     return before + START + "\n" + figures(RESULTS) + END + after
 
 
 def figures(folder: Path) -> str:
-    """Markdown of whatever result files are there."""
+    """Make Markdown of all result files in the folder."""
     parts = []
-    for name, show in SECTIONS.items():
-        if (file := folder / f"{name}.json").exists():
-            parts.append(show(json.loads(file.read_text(encoding="utf-8"))))
+    for name, section in SECTIONS.items():
+        file = folder / f"{name}.json"
+        if file.exists():
+            parts.append(section(json.loads(file.read_text(encoding="utf-8"))))
     return "\n".join(parts)
 
 
-def table(title: str, columns: list[str], rows: list[list[str]]) -> str:
-    lines = [
-        " | ".join(columns),
-        " | ".join("---" for _ in columns),
-        *(" | ".join(row) for row in rows),
-    ]
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Make a table with a heading."""
+    lines = [" | ".join(row) for row in (columns, ["---"] * len(columns), *rows)]
     return f"\n### {title}\n\n" + "\n".join(f"| {line} |" for line in lines) + "\n"
 
 
-def about(machine: dict[str, Any]) -> str:
+def about(machine: Result) -> str:
+    """Describe the machine of a benchmark."""
     return (
         f"\nMachine: {machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
         f"{machine['memory_gb']:.0f} GB, torch {machine['torch']}, Python {machine['python']}.\n"
     )
 
 
-def train_step(found: list[dict[str, Any]]) -> str:
-    backbones = dict.fromkeys(r["backbone"] for r in found)
-    return "\n".join(_train_step([r for r in found if r["backbone"] == name]) for name in backbones)
+def _by_backbone(section: Callable[[list[Result]], str]) -> Callable[[Sequence[Result]], str]:
+    """Make one section for each backbone."""
+
+    def sections(results: Sequence[Result]) -> str:
+        names = dict.fromkeys(r["backbone"] for r in results)
+        return "\n".join(section([r for r in results if r["backbone"] == name]) for name in names)
+
+    return sections
 
 
-def _train_step(found: list[dict[str, Any]]) -> str:
-    columns = [
-        "classes",
-        "lean s",
-        "bf16 s",
-        "reference s",
-        "ratio",
-        "bf16 ratio",
-        "ratio of operations",
-    ]
-    columns += ["share of matmul rate", "gradient difference", "lean MB", "bf16 MB", "reference MB"]
+@_by_backbone
+def train_step(results: list[Result]) -> str:
+    """Whole training steps: lean against reference."""
+    columns = ["classes", "lean s", "bf16 s", "reference s", "ratio", "bf16 ratio"]
+    columns += ["ratio of operations", "share of matmul rate", "gradient difference"]
+    columns += ["lean MB", "bf16 MB", "reference MB"]
     rows = []
-    for r in found:
-        operations = (
-            r["reference_flops_executed"] / r["lean_flops_executed"]
-            if "lean_flops_executed" in r
-            else None
-        )
-        row = [
-            str(r["classes"]),
-            *(f"{r[f'{name}_seconds']:.2f}" for name in ("lean", "mixed", "reference")),
-        ]
+    for r in results:
+        operations = "not counted"
+        if "lean_flops_executed" in r:
+            operations = f"{r['reference_flops_executed'] / r['lean_flops_executed']:.2f}"
+        row = [str(r["classes"]), *(f"{r[f'{name}_seconds']:.2f}" for name in FORWARDS)]
         row += [f"{r['ratio']:.2f}", f"{r['mixed_ratio']:.2f}"]
-        row += [f"{operations:.2f}" if operations else "not counted", f"{r['matmul_share']:.0%}"]
-        row += [f"{r['max_gradient_difference']:.1e}"]
-        row += [f"{r[f'{name}_peak_mb']:.0f}" for name in ("lean", "mixed", "reference")]
+        row += [operations, f"{r['matmul_share']:.0%}", f"{r['max_gradient_difference']:.1e}"]
+        row += [f"{r[f'{name}_peak_mb']:.0f}" for name in FORWARDS]
         rows.append(row)
-    title = f"A whole training step of {found[0]['backbone']}, batch 16: lean against reference (`train_step.py`)"
-    return table(title, columns, rows) + about(found[0]["machine"])
+    setting = f"{results[0]['backbone']}, batch 16: lean against reference"
+    title = f"A whole training step of {setting} (`train_step.py`)"
+    return table(title, columns, rows) + about(results[0]["machine"])
 
 
-def overhead(r: dict[str, Any]) -> str:
+def overhead(r: Result) -> str:
+    """What reconstruction costs."""
+    paper = r["paper"]
     rows = [
         [name, f"{r[name]['time_percent']:+.1f} %", f"{r[name]['peak_percent']:+.1f} %"]
         for name in ("lean", "reference")
     ]
-    paper = r["paper"]
-    rows.append(
-        [
-            "paper, Table 7",
-            f"{paper['time_percent']:+.1f} %",
-            f"{paper['memory_percent']:+.1f} % (GPU memory)",
-        ]
-    )
-    added = f"\nParameters added: {r['added_parameters']:,}; the paper says {paper['added_parameters']:,}.\n"
+    memory = f"{paper['memory_percent']:+.1f} % (GPU memory)"
+    rows.append(["paper, Table 7", f"{paper['time_percent']:+.1f} %", memory])
+    columns = ["forward", "step time", "peak of a step"]
     return (
-        table(
-            "What reconstruction costs (`overhead.py`)",
-            ["forward", "step time", "peak of a step"],
-            rows,
-        )
-        + added
+        table("What reconstruction costs (`overhead.py`)", columns, rows)
+        + f"\nParameters added: {r['added_parameters']:,}; "
+        f"the paper says {paper['added_parameters']:,}.\n"
     )
 
 
-def inference(found: list[dict[str, Any]]) -> str:
-    backbones = dict.fromkeys(r["backbone"] for r in found)
-    return "\n".join(_inference([r for r in found if r["backbone"] == name]) for name in backbones)
-
-
-def _inference(found: list[dict[str, Any]]) -> str:
-    settings = list(dict.fromkeys((r["threads"], r["batch"]) for r in found))
-    columns = [
-        "engine",
-        "adapters",
-        *(f"{threads} threads, {batch} at once" for threads, batch in settings),
-    ]
+@_by_backbone
+def inference(results: list[Result]) -> str:
+    """Images per CPU second of each engine."""
+    settings = list(dict.fromkeys((r["threads"], r["batch"]) for r in results))
+    columns = ["engine", "adapters"]
+    columns += [f"{threads} threads, {batch} at once" for threads, batch in settings]
     columns += ["one image: p50, p95 in ms", "peak MB", "largest difference"]
     rows = []
-    for key in dict.fromkeys((r["engine"], r["adapters"]) for r in found):
-        own = {(r["threads"], r["batch"]): r for r in found if (r["engine"], r["adapters"]) == key}
-        one = own[min(settings)]
+    for key in dict.fromkeys((r["engine"], r["adapters"]) for r in results):
+        own = [r for r in results if (r["engine"], r["adapters"]) == key]
+        by_setting = {(r["threads"], r["batch"]): r for r in own}
+        one = by_setting[min(settings)]
         row = [key[0], "yes" if key[1] else "no"]
-        row += [f"{own[s]['images_per_cpu_second']:.1f} ({own[s]['times']:.2f})" for s in settings]
-        peak = "" if one["peak_mb"] is None else f"{one['peak_mb']:.0f}"
-        rows.append(
-            [
-                *row,
-                f"{one['p50_ms']:.0f}, {one['p95_ms']:.0f}",
-                peak,
-                f"{max(r['difference'] for r in own.values()):.1g}",
-            ]
-        )
-    title = f"Images per CPU second (times open_clip), {found[0]['backbone']} (`inference.py`)"
-    machine = found[0]["machine"] | {
-        "threads": " and ".join(str(n) for n in dict.fromkeys(t for t, _ in settings))
-    }
-    return table(title, columns, rows) + about(machine)
+        for setting in settings:
+            r = by_setting[setting]
+            row.append(f"{r['images_per_cpu_second']:.1f} ({r['times']:.2f})")
+        row.append(f"{one['p50_ms']:.0f}, {one['p95_ms']:.0f}")
+        row.append("" if one["peak_mb"] is None else f"{one['peak_mb']:.0f}")
+        row.append(f"{max(r['difference'] for r in own):.1g}")
+        rows.append(row)
+    title = f"Images per CPU second (times open_clip), {results[0]['backbone']} (`inference.py`)"
+    threads = " and ".join(str(n) for n in dict.fromkeys(threads for threads, _ in settings))
+    return table(title, columns, rows) + about({**results[0]["machine"], "threads": threads})
 
 
-def predict(r: dict[str, Any]) -> str:
+def predict(r: Result) -> str:
+    """From files to probabilities."""
     rows = [
         [row["run"], f"{row['images_per_second']:.1f}", f"{row['times_predict']:.2f}"]
         for row in r["rows"]
     ]
+    counts = f"{r['images']} images, {r['classes']} classes"
+    title = f"From files to probabilities, {r['backbone']}, {counts} (`predict.py`)"
+    text = (
+        f"\nEncoding every image once instead of twice: {r['ratio']:.2f} times as fast. "
+        "In `file`, which is\n`predict --out` with the untouched backbone's column, "
+        f"the model is at work {100 * r['share_of_model']:.0f} % of the time.\n"
+    )
     columns = ["run", "images/s", "time, of predict's"]
-    title = f"From files to probabilities, {r['backbone']}, {r['images']} images, {r['classes']} classes (`predict.py`)"
-    share = f"{100 * r['share_of_model']:.0f} %"
-    text = f"\nEncoding every image once instead of twice: {r['ratio']:.2f} times as fast. In `file`, which is\n"
-    text += f"`predict --out` with the untouched backbone's column, the model is at work {share} of the time.\n"
     return table(title, columns, rows) + text + about(r["machine"])
 
 
-def serve(found: list[dict[str, Any]]) -> str:
-    return "\n".join(map(_serve, found))
+def serve(results: Sequence[Result]) -> str:
+    """Over HTTP, one section for each engine."""
+    return "\n".join(map(_serve, results))
 
 
-def _serve(r: dict[str, Any]) -> str:
-    rows = [
-        [
-            row["run"],
-            f"{row['images_per_second']:.1f}",
-            f"{1000 * row['cpu_seconds_per_image']:.1f}",
-        ]
-        for row in r["rows"]
-    ]
+def _serve(r: Result) -> str:
+    rows = []
+    for row in r["rows"]:
+        cpu = f"{1000 * row['cpu_seconds_per_image']:.1f}"
+        rows.append([row["run"], f"{row['images_per_second']:.1f}", cpu])
     title = f"Over HTTP, {r['backbone']} by {r['engine']}, {r['concurrency']} clients (`serve.py`)"
-    late = r["latency"]
-    text = f"\nThroughput is {r['ratio']:.2f} of that of `predict`. At {late['rate']:.1f} requests a second, half of it,\n"
-    text += f"half of the answers come within {late['p50_ms']:.0f} ms and 99 % within {late['p99_ms']:.0f} ms.\n"
-    more = _soak(r["soak"]) if r["soak"] else ""
-    return (
-        table(title, ["run", "images/s", "CPU ms an image"], rows)
-        + text
-        + more
-        + about(r["machine"])
+    latency = r["latency"]
+    text = (
+        f"\nThroughput is {r['ratio']:.2f} of that of `predict`. "
+        f"At {latency['rate']:.1f} requests a second, half of it,\n"
+        f"half of the answers come within {latency['p50_ms']:.0f} ms "
+        f"and 99 % within {latency['p99_ms']:.0f} ms.\n"
     )
+    soak = _soak(r["soak"]) if r["soak"] else ""
+    columns = ["run", "images/s", "CPU ms an image"]
+    return table(title, columns, rows) + text + soak + about(r["machine"])
 
 
-def _soak(r: dict[str, Any]) -> str:
+def _counts(statuses: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} x {status}" for status, count in statuses.items())
+
+
+def _soak(r: Result) -> str:
     memory = ", ".join(f"{mb:.0f} MB at the {when}" for when, mb in r["memory_mb"].items())
-    bad = sum(sum(found.values()) for found in r["hostile"].values())
-    statuses = ", ".join(f"{count:,} x {status}" for status, count in r["statuses"].items())
-    text = f"\n{r['minutes']:g} minutes of full load with {bad:,} hostile requests in it: statuses of polite ones\n"
-    text += f"{statuses}; {r['wrong']} wrong answers; memory {memory}.\n"
-    rows = [
-        [kind, ", ".join(f"{n} x {s}" for s, n in found.items())]
-        for kind, found in r["hostile"].items()
-    ]
-    return text + table(
-        "Hostile requests (0: the client left, or was cut off)", ["kind", "statuses"], rows
+    bad = sum(sum(statuses.values()) for statuses in r["hostile"].values())
+    text = (
+        f"\n{r['minutes']:g} minutes of full load with {bad:,} hostile requests in it: "
+        f"statuses of polite ones\n{_counts(r['statuses'])}; {r['wrong']} wrong answers; "
+        f"memory {memory}.\n"
     )
+    rows = [
+        [kind, ", ".join(f"{count} x {status}" for status, count in statuses.items())]
+        for kind, statuses in r["hostile"].items()
+    ]
+    title = "Hostile requests (0: the client left, or was cut off)"
+    return text + table(title, ["kind", "statuses"], rows)
 
 
-def options(r: dict[str, Any]) -> str:
+def options(r: Result) -> str:
+    """Number formats and the compiler."""
     rows = [
         [row["option"], f"{row['seconds']:.3f}", f"{row['speedup']:.2f}", f"{row['loss']:.4f}"]
         for row in r["rows"]
     ]
-    text = table(
-        "Number format and compiler (`options.py`, pocket)",
-        ["option", "step s", "speed-up", "loss"],
-        rows,
-    )
+    columns = ["option", "step s", "speed-up", "loss"]
+    text = table("Number format and compiler (`options.py`, pocket)", columns, rows)
     return text + f"\nThe first compiled step took {r['compile_seconds']:.0f} s.\n"
 
 
-def demo_fit(r: dict[str, Any]) -> str:
+def demo_fit(r: Result) -> str:
+    """Training of the demo."""
     rows = [
         [name, f"{r[f'{name}_seconds']:.1f}", f"{r[f'{name}_last_loss']:.4f}"]
         for name in ("reference", "lean")
@@ -220,168 +206,143 @@ def demo_fit(r: dict[str, Any]) -> str:
     return text + f"\nRatio {r['ratio']:.2f}, {r['images']} images of 8 classes.\n"
 
 
-def folder(r: dict[str, Any]) -> str:
-    what = f"{r['classes']} classes, {r['shots']} shots and {r['tests']} test images each"
-    return table(
-        f"From a folder to a model, {r['backbone']}, {what}: seconds (`folder.py`)",
-        *parts(r["rows"]),
-    )
+def folder(r: Result) -> str:
+    """Whole commands, from a folder to a model."""
+    counts = f"{r['classes']} classes, {r['shots']} shots and {r['tests']} test images each"
+    title = f"From a folder to a model, {r['backbone']}, {counts}: seconds (`folder.py`)"
+    return table(title, *parts(r["rows"]))
 
 
-def parts(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Heads and cells: seconds and shares of whole commands."""
+def parts(rows: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """Return heads and cells: seconds and shares of whole commands."""
     names = ["start", "decode", "frozen", "train", "evaluate", "rest"]
-    each = [
-        [f"{row[part]:.1f} ({row[part] / row['seconds']:.0%})" for part in names] for row in rows
-    ]
-    cells = [
-        [row["run"], f"{row['seconds']:.1f}", *some] for row, some in zip(rows, each, strict=True)
-    ]
+    cells = []
+    for row in rows:
+        shares = [f"{row[part]:.1f} ({row[part] / row['seconds']:.0%})" for part in names]
+        cells.append([row["run"], f"{row['seconds']:.1f}", *shares])
     return ["method, number format", "s", *names], cells
 
 
-def peers(found: list[dict[str, Any]]) -> str:
-    return "\n".join(_peers(r) for r in found)
+def peers(results: Sequence[Result]) -> str:
+    """Training steps of every method, one section for each number of classes."""
+    return "\n".join(map(_peers, results))
 
 
-def _peers(r: dict[str, Any]) -> str:
-    columns, plain = (
-        ["method", "trainable", "images a step", "step s"],
-        any("ratio" in row for row in r["methods"]),
-    )
-    if plain:
-        columns += [
-            "bf16 s",
-            "reference s",
-            "CPU s: lean, bf16, reference",
-            "reference/lean",
-            "lean/bf16",
-        ]
-        columns += ["ratio of operations", "loss and gradient difference"]
+def _peers(r: Result) -> str:
+    columns = ["method", "trainable", "images a step", "step s"]
+    ratios = any("ratio" in row for row in r["methods"])
+    if ratios:
+        columns += ["bf16 s", "reference s", "CPU s: lean, bf16, reference", "reference/lean"]
+        columns += ["lean/bf16", "ratio of operations", "loss and gradient difference"]
+    kinds = ("step", "bf16", "reference")
     rows = []
     for row in r["methods"]:
-        peak, step = (row.get(key) for key in ("peak_mb", "step_seconds"))
+        peak, step = row.get("peak_mb"), row.get("step_seconds")
         cells = [row["method"], f"{row['parameters']:,}", str(row["batch"] or "")]
         if "ratio" in row:
-            cells += [both(row, kind) for kind in ("step", "bf16", "reference")]
-            cells += [
-                ", ".join(
-                    f"{row[f'{kind}_cpu_seconds']:.2f}" for kind in ("step", "bf16", "reference")
-                )
-            ]
+            cells += [both(row, kind) for kind in kinds]
+            cells.append(", ".join(f"{row[f'{kind}_cpu_seconds']:.2f}" for kind in kinds))
             cells += [f"{row[key]:.2f}" for key in ("ratio", "bf16_ratio", "operations")]
-            cells += [f"{row['loss_difference']:.0e}, {row['gradient_difference']:.0e}"]
+            cells.append(f"{row['loss_difference']:.0e}, {row['gradient_difference']:.0e}")
         else:
             cells += ["" if step is None else f"{step:.4f}", *[""] * (len(columns) - 4)]
         rows.append([*cells, "" if peak is None else f"{peak:.0f}"])
     title = f"Training steps of every method, {r['backbone']}, {r['classes']} classes (`peers.py`)"
-    text = (
-        "\nSeconds are medians, with the least in brackets; ratios are of CPU seconds.\n"
-        if plain
-        else ""
-    )
-    return table(title, [*columns, "peak MB"], rows) + text + about(r["machine"])
+    text = "\nSeconds are medians, with the least in brackets; ratios are of CPU seconds.\n"
+    return table(title, [*columns, "peak MB"], rows) + text * ratios + about(r["machine"])
 
 
-def both(row: dict[str, Any], kind: str) -> str:
-    """Median and least."""
+def both(row: Result, kind: str) -> str:
+    """Write the median seconds and the least."""
     return f"{row[f'{kind}_seconds']:.2f} ({row[f'{kind}_least_seconds']:.2f})"
 
 
-def public(found: dict[str, list[dict[str, Any]]]) -> str:
+def public(results: Mapping[str, Sequence[Result]]) -> str:
+    """Training steps of the authors' public code and ours."""
     columns = ["method", "public code", "classes", "images a step", "public s", "fp32 s", "bf16 s"]
     columns += ["times public: fp32", "bf16", "CPU s: public, fp32, bf16", "gradient difference"]
-    rows, measured = [], [row for some in found.values() for row in some]
+    kinds = ("public", "fp32", "bf16")
+    measured = [row for of_method in results.values() for row in of_method]
+    rows = []
     for row in measured:
-        cells = [
-            row["method"],
-            f"{row['repository']} at {row['commit'][:7]}",
-            str(row["classes"]),
-            str(row["batch"]),
-        ]
-        cells += [both(row, kind) for kind in ("public", "fp32", "bf16")]
+        code = f"{row['repository']} at {row['commit'][:7]}"
+        cells = [row["method"], code, str(row["classes"]), str(row["batch"])]
+        cells += [both(row, kind) for kind in kinds]
         cells += [f"{row['fp32_ratio']:.2f}", f"{row['bf16_ratio']:.2f}"]
-        cells += [
-            ", ".join(f"{row[f'{kind}_cpu_seconds']:.1f}" for kind in ("public", "fp32", "bf16"))
-        ]
+        cells.append(", ".join(f"{row[f'{kind}_cpu_seconds']:.1f}" for kind in kinds))
         rows.append([*cells, f"{row['differences']['gradients']:.0e}"])
     last = measured[-1]
-    kept = "the system's allocator" + ", told to keep freed memory" * (last["allocator"] == "keep")
-    title = f"A whole training step of the authors' public code and ours, {last['backbone']} (`public.py`)"
-    text = f"\nBoth in one process, with {kept}; medians in turns, the least in brackets, of which the ratios are.\n"
+    allocator = "the system's allocator"
+    allocator += ", told to keep freed memory" * (last["allocator"] == "keep")
+    title = "A whole training step of the authors' public code and ours"
+    text = (
+        f"\nBoth in one process, with {allocator}; medians in turns, the least in brackets, "
+        "of which the ratios are.\n"
+    )
+    title = f"{title}, {last['backbone']} (`public.py`)"
     return table(title, columns, rows) + text + about(last["machine"])
 
 
-def scaling(found: dict[str, Any]) -> str:
+def scaling(studies: Mapping[str, Result]) -> str:
+    """Cost against classes, shots, image size and depth."""
     text = ""
-    for study, record in found.items():
+    for study, record in studies.items():
         points = record["points"]
         keys = max((list(point) for point in points), key=len)
         rows = [[f"{point[k]:.4g}" if k in point else "" for k in keys] for point in points]
         text += table(f"Cost against {study}", [key.replace("_", " ") for key in keys], rows)
-    return (
-        text
-        + "\n![Cost against depth, classes, image size and shots](../docs/results/benchmarks/scaling.png)\n"
-    )
+    image = "../docs/results/benchmarks/scaling.png"
+    return f"{text}\n![Cost against depth, classes, image size and shots]({image})\n"
 
 
-def gpu(r: dict[str, Any]) -> str:
+def gpu(r: Result) -> str:
+    """Training and inference on a GPU."""
     keys = {"seconds": ".4f", "images_per_second": ".0f", "peak_mb": ".0f", "share_of_rate": ".0%"}
-    rows = [
-        [row["what"], str(row["classes"] or ""), str(row["batch"])]
-        + ["" if row.get(key) is None else format(row[key], style) for key, style in keys.items()]
-        + [row.get("note", "")]
-        for row in r["rows"]
-    ]
+    rows = []
+    for row in r["rows"]:
+        figures = [
+            "" if row.get(key) is None else format(row[key], style) for key, style in keys.items()
+        ]
+        setting = [row["what"], str(row["classes"] or ""), str(row["batch"])]
+        rows.append([*setting, *figures, row.get("note", "")])
     columns = ["what", "classes", "batch", "s", "images/s", "peak MB", "share of the rate", "note"]
     rates = ", ".join(f"{name} {rate / 1000:.1f}" for name, rate in r["gflops"].items() if rate)
     text = f"\nDevice: {r['device']}. Large square products, TFLOP/s: {rates}.\n"
-    return (
-        table(f"On a GPU, {r['backbone']} (`gpu.py`)", columns, rows) + text + about(r["machine"])
-    )
+    title = f"On a GPU, {r['backbone']} (`gpu.py`)"
+    return table(title, columns, rows) + text + about(r["machine"])
 
 
-def growth(found: dict[str, Any]) -> str:
+def growth(studies: Mapping[str, Result]) -> str:
+    """Growth with classes, images and templates."""
     text = ""
-    for study, record in found.items():
+    for study, record in studies.items():
         points = record["points"]
-        parts = list(
-            dict.fromkeys(
-                key.rpartition("_")[0] for p in points for key in p if key.endswith("_seconds")
-            )
-        )
-        rows = [[_part(point, part) for part in parts] for point in points]
-        rows = [
-            [f"{p[study]:,}", *row, f"{p['process_peak_mb'] or 0:.0f}"]
-            for p, row in zip(points, rows, strict=True)
-        ]
+        keys = dict.fromkeys(key for point in points for key in point)
+        names = [key.rpartition("_")[0] for key in keys if key.endswith("_seconds")]
+        rows = []
+        for point in points:
+            cells = [_growth_cell(point, name) for name in names]
+            rows.append([f"{point[study]:,}", *cells, f"{point['process_peak_mb'] or 0:.0f}"])
         slopes = record["exponents"]
-        both = [(slopes.get(f"{part}_seconds"), slopes.get(f"{part}_mb")) for part in parts]
-        rows.append(
-            [
-                "exponent",
-                *(", ".join("–" if x is None else f"{x:.2f}" for x in pair) for pair in both),
-                "",
-            ]
-        )
-        text += table(
-            f"Growth with {study}: s, MB (`growth.py`)", [study, *parts, "process MB"], rows
-        )
-        text += about(record["machine"])
-    return (
-        text
-        + "\n![Growth with classes, images and templates](../docs/results/benchmarks/growth.png)\n"
-    )
+        cells = []
+        for name in names:
+            pair = (slopes.get(f"{name}_seconds"), slopes.get(f"{name}_mb"))
+            cells.append(", ".join("–" if x is None else f"{x:.2f}" for x in pair))
+        rows.append(["exponent", *cells, ""])
+        title = f"Growth with {study}: s, MB (`growth.py`)"
+        text += table(title, [study, *names, "process MB"], rows) + about(record["machine"])
+    image = "../docs/results/benchmarks/growth.png"
+    return f"{text}\n![Growth with classes, images and templates]({image})\n"
 
 
-def _part(point: dict[str, Any], part: str) -> str:
+def _growth_cell(point: Result, part: str) -> str:
     if f"{part}_seconds" not in point:
         return ""
     memory = point.get(f"{part}_mb")
     return f"{point[f'{part}_seconds']:.2f}" + ("" if memory is None else f", {memory:.0f}")
 
 
-SECTIONS: dict[str, Any] = {
+SECTIONS: dict[str, Callable[[Any], str]] = {
     "train_step": train_step,
     "overhead": overhead,
     "inference": inference,

@@ -192,7 +192,8 @@ def timed(
     seconds, memory = statistics.median(spent), peak(device)
     share = work / seconds / 1e9 / gflops if work and gflops else None
     return {
-        "seconds": seconds, "least_seconds": min(spent), "first_two_seconds": first, "share_of_rate": share,
+        "seconds": seconds, "least_seconds": min(spent), "first_two_seconds": first,
+        "share_of_rate": share,
         "images_per_second": batch / seconds, "peak_mb": memory["peak_gpu_mb"] or memory["peak_mb"],
     }  # fmt: skip
 

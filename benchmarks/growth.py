@@ -276,7 +276,8 @@ STUDIES: dict[str, Any] = {
 
 
 def save(found: dict[str, Any], folder: Path) -> None:
-    """Write growth.json, with the studies in it that were not made again, and one plot of them all."""
+    """Write growth.json, with the studies in it that were not made again, and one plot of them
+    all."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "growth.json"
     every = {**(json.loads(file.read_text()) if file.exists() else {}), **found}

@@ -177,10 +177,12 @@ def measure(
         middle = float(np.median(cpu[1:]))  # the first one warms up
         rows.append({
             **kind._asdict(), "threads": threads, "batch": len(pixels), "times": plain / middle,
-            "images_per_cpu_second": len(pixels) / middle, "images_per_cpu_second_at_best": len(pixels) / min(cpu[1:]),
+            "images_per_cpu_second": len(pixels) / middle,
+            "images_per_cpu_second_at_best": len(pixels) / min(cpu[1:]),
             "images_per_second": len(pixels) / float(np.median(seconds)),
             "images_per_second_at_best": len(pixels) / min(seconds),
-            "p50_ms": 1e3 * float(np.percentile(seconds, 50)), "p95_ms": 1e3 * float(np.percentile(seconds, 95)),
+            "p50_ms": 1e3 * float(np.percentile(seconds, 50)),
+            "p95_ms": 1e3 * float(np.percentile(seconds, 95)),
             "difference": float(np.abs(outputs[kind] - outputs[right]).max()),
         })  # fmt: skip
     return rows

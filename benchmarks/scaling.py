@@ -114,7 +114,8 @@ def study_depth(options: argparse.Namespace, backbone: Backbone, points: Sequenc
 
 
 def study_shots(options: argparse.Namespace, backbone: Backbone, points: Sequence[int]) -> Points:
-    """The run that `fit` makes, apart from reading files: activations computed once, then an epoch."""
+    """The run that `fit` makes, apart from reading files: activations computed once, then an
+    epoch."""
     method: Any = load_method("rmadapter", {"epochs": 1, "batch_size": options.batch})
     for count in points:
         images = noise(SHOT_CLASSES * count, SHOT_CLASSES, backbone.image_size, options.seed)

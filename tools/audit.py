@@ -29,7 +29,8 @@ SECONDS, PATIENCE = 60, 5  # for all, and for each answer
 
 
 def installed(declared: str) -> dict[str, str]:
-    """Name -> version of a requirement's dependencies and theirs, without the requirement itself."""
+    """Name -> version of a requirement's dependencies and theirs, without the requirement
+    itself."""
     found: dict[str, str] = {}
     todo, seen = [Requirement(declared)], set[str]()
     while todo:

@@ -1,5 +1,5 @@
-"""Measure whether heat maps show what an answer rests on, by deletion and insertion (Petsiuk et al.,
-BMVC 2018, arXiv 1806.07421).
+"""Measure whether heat maps show what an answer rests on, by deletion and insertion (Petsiuk et
+al., BMVC 2018, arXiv 1806.07421).
 
     python tools/explain_study.py --root DATA --out docs/results/explain.jsonl
     python tools/explain_study.py --out docs/results/explain.jsonl --tables
@@ -48,8 +48,8 @@ WINDOW = 2  # side, in patches, of what occlusion covers at once
 
 @dataclass(frozen=True)
 class Watched:
-    """A `Grid` of images that records the attention of every block that runs over it, [B, h, L or 1,
-    L], in order."""
+    """A `Grid` of images that records the attention of every block that runs over it, [B, h, L or
+    1, L], in order."""
 
     read_index: int | None
     last: int = 0
@@ -142,9 +142,9 @@ def _gradients(trace: Trace, targets: Tensor, of: Sequence[Tensor]) -> Sequence[
 
 
 def _rolled(trace: Trace, layers: Sequence[Tensor], residual: float) -> Tensor:
-    """Return the relevance [B, S, S] for the token that is read: the product of the layers [B, Q, L], each
-    plus `residual` times the identity. Q is L, or less in a top block that runs only for what is
-    read."""
+    """Return the relevance [B, S, S] for the token that is read: the product of the layers [B, Q,
+    L], each plus `residual` times the identity. Q is L, or less in a top block that runs only for
+    what is read."""
     read = trace.read or 0
     total = torch.eye(layers[0].shape[-1], device=layers[0].device).expand(len(layers[0]), -1, -1)
     for layer in layers:
@@ -168,8 +168,8 @@ def rollout(trace: Trace, targets: Tensor) -> Tensor:
 
 
 def relevance(trace: Trace, targets: Tensor) -> Tensor:
-    """Multiply attention by its gradient, keep the positive part, through all blocks (Chefer et al.,
-    ICCV 2021, equations 5, 6)."""
+    """Multiply attention by its gradient, keep the positive part, through all blocks (Chefer et
+    al., ICCV 2021, equations 5, 6)."""
     gradients = _gradients(trace, targets, trace.attention)
     pairs = zip(trace.attention, gradients, strict=True)
     return _rolled(trace, [(layer * slope).clamp(min=0).mean(1) for layer, slope in pairs], 1.0)

@@ -1,4 +1,5 @@
-"""Write images with one label each in every supported format: by hand if the format is plain text."""
+"""Write images with one label each in every supported format: by hand if the format is plain
+text."""
 
 from __future__ import annotations
 

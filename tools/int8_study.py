@@ -1,5 +1,5 @@
-"""Measure what 8-bit weights cost and save: a linear probe of each data set, with every candidate of
-`deploy/export/int8.py`, on test images.
+"""Measure what 8-bit weights cost and save: a linear probe of each data set, with every candidate
+of `deploy/export/int8.py`, on test images.
 
     python tools/int8_study.py grocery pacs/photo --root DATA --out docs/results/int8.jsonl
 
@@ -68,7 +68,8 @@ def study(data: str, root: Path, shots: int, most: int) -> dict[str, Any]:
             model, stage, model.pixels(training(run)), model.pixels(tests.images), tests.labels
         )
     return {
-        "data": data, "shots": shots, "method": "linear-probe", "backbone": saved.fitted.backbone.name,
+        "data": data, "shots": shots, "method": "linear-probe",
+        "backbone": saved.fitted.backbone.name,
         "images": len(tests.images), "rows": rows, "cpu": processor(),
         "versions": versions() | _engines(),
     }  # fmt: skip
@@ -89,8 +90,8 @@ def _stage(stage: Path, saved: Saved) -> None:
 def compare(
     model: Model, stage: Path, training: np.ndarray, test: np.ndarray, labels: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Return rows of fp32 and of each way, with the one that an export takes marked. training, test:
-    pixels [N, 3, H, W]."""
+    """Return rows of fp32 and of each way, with the one that an export takes marked. training,
+    test: pixels [N, 3, H, W]."""
     (known, _), (wanted, seconds) = asked(model, training), asked(model, test)
     rows, found = [_row(FP32, stage / GRAPH, wanted, wanted, labels, seconds)], []
     for way in candidates(stage, training, (PLAIN, *WAYS)):
@@ -130,7 +131,8 @@ def _row(
 
 
 def table(lines: Lines) -> str:
-    """Make a table of what an export takes for each set, and the means of each way over all sets."""
+    """Make a table of what an export takes for each set, and the means of each way over all
+    sets."""
     rows, parts = [], []
     for line in lines:
         plain = line["rows"][0]
@@ -151,7 +153,8 @@ def _cells(data: str, images: int, pairs: Sequence[tuple[Line, Line]]) -> list[s
     change = fmean(row["accuracy"] - plain["accuracy"] for row, plain in pairs)
     times = fmean(row["rate"] / plain["rate"] for row, plain in pairs)
     return [
-        data, str(images), pairs[0][0]["way"], f"{mean('MB'):.1f}", f"{mean('accuracy'):.1f}", f"{change:+.1f}",
+        data, str(images), pairs[0][0]["way"], f"{mean('MB'):.1f}", f"{mean('accuracy'):.1f}",
+        f"{change:+.1f}",
         f"{mean('same'):.1f}", f"{mean('difference'):.2g}", f"{mean('rate'):.1f}", f"{times:.2f}",
     ]  # fmt: skip
 

@@ -84,7 +84,8 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
         folder="KgCoOp",
     ),
     "tcp": lambda s: Peer(
-        "htyao89/Textual-based_Class-aware_prompt_tuning", "trainers.tcp:TCP", "COOP", {**KNOWLEDGE, "CTX_INIT": ""},
+        "htyao89/Textual-based_Class-aware_prompt_tuning", "trainers.tcp:TCP", "COOP",
+        {**KNOWLEDGE, "CTX_INIT": ""},
         {"ctx": "prompt_learner.ctx", **META_NET},
         more={"DATASET": {"NAME": "Caltech101"}, "TRAINER": {"COCOOP": {"PREC": "fp32"}}},
         clip="trainers.clip_text",
@@ -155,11 +156,14 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
             "DATASET": {"NAME": "Caltech101", "SUBSAMPLE_CLASSES": "base"},
             "OPTIM": {
                 "NAME": "sgd", "LR": 0.0035, "LR_EXP": 6.5, "BASE_LR_MULT": 1.0, "STAGED_LR": True,
-                "NEW_LAYERS": ["linear_probe", "film"], "WEIGHT_DECAY": 5e-4, "MOMENTUM": 0.9, "SGD_DAMPNING": 0,
-                "SGD_NESTEROV": False, "RMSPROP_ALPHA": 0.99, "ADAM_BETA1": 0.9, "ADAM_BETA2": 0.999,
+                "NEW_LAYERS": ["linear_probe", "film"], "WEIGHT_DECAY": 5e-4, "MOMENTUM": 0.9,
+                "SGD_DAMPNING": 0,
+                "SGD_NESTEROV": False, "RMSPROP_ALPHA": 0.99, "ADAM_BETA1": 0.9,
+                "ADAM_BETA2": 0.999,
             },
             "TRAINER": {
-                "NAMES_TO_UPDATE": ["prompt_learner", "linear_probe", "film"], "FILM": {"LINEAR_PROBE": True},
+                "NAMES_TO_UPDATE": ["prompt_learner", "linear_probe", "film"],
+                "FILM": {"LINEAR_PROBE": True},
                 "LINEAR_PROBE": {"TYPE": "linear", "WEIGHT": 0.7, "TEST_TIME_FUSION": True},
             },
         },
@@ -188,7 +192,8 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
         "zhengli97/PromptKD", "trainers.promptkd:PromptKD", "PROMPTKD",
         {
             **INIT, "N_CTX_VISION": 4, "N_CTX_TEXT": 4, "PROMPT_DEPTH_VISION": s.prompted,
-            "PROMPT_DEPTH_TEXT": s.prompted, "TEACHER_NAME": "ViT-B/16", "TEMPERATURE": 2.0, "KD_WEIGHT": 1.0,
+            "PROMPT_DEPTH_TEXT": s.prompted, "TEACHER_NAME": "ViT-B/16", "TEMPERATURE": 2.0,
+            "KD_WEIGHT": 1.0,
         },
         {
             "student.prompts.0": "image_encoder.VPT",
@@ -220,7 +225,8 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
     "mmrl-plus-plus": lambda s: Peer(
         "yunncheng/MMRL", "trainers.mmrlpp:MMRLpp", "MMRLpp",
         {
-            "ALPHA": 0.7, "BETA": 0.9, "REG_WEIGHT": 1.0, "N_REP_TOKENS": 5, "REP_DIM": 512, "REP_LAYERS": [*s.blocks],
+            "ALPHA": 0.7, "BETA": 0.9, "REG_WEIGHT": 1.0, "N_REP_TOKENS": 5, "REP_DIM": 512,
+            "REP_LAYERS": [*s.blocks],
             "PROJ_LORA_DIM": 64, "RES_LORA_DIM": 4, "PREC": "fp32",
         },
         {
@@ -242,8 +248,10 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
     "lweib": lambda s: Peer(
         "ZjjConan/VLM-LwEIB", "trainers.lweib:LwEIB", "LWEIB",
         {
-            "TEXT_CTX_INIT": "a photo of a", "PREC": "fp32", "ADAPTER_START": 1, "ADAPTER_END": s.depth,
-            "ADAPTER_SCALE": 0.3, "ADAPTER_SCALE_FACTOR": 1.0, "SLOW_FAST_RATIO": 0.8, "NEG_SAMPLING_RATIO": 7,
+            "TEXT_CTX_INIT": "a photo of a", "PREC": "fp32", "ADAPTER_START": 1,
+            "ADAPTER_END": s.depth,
+            "ADAPTER_SCALE": 0.3, "ADAPTER_SCALE_FACTOR": 1.0, "SLOW_FAST_RATIO": 0.8,
+            "NEG_SAMPLING_RATIO": 7,
         },
         {
             f"layers.{side}.{i}.{ours}": f"adapter_learner.{theirs}_adapter.{i + 1}.{part}_conv.conv"
@@ -259,7 +267,8 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
     "mma": lambda s: Peer(
         "ZjjConan/Multi-Modal-Adapter", "trainers.mmadapter:MultiModalAdapter", "MMADAPTER",
         {
-            "TEXT_CTX_INIT": "a photo of a", "PREC": "fp32", "ADAPTER_START": s.first, "ADAPTER_END": s.depth,
+            "TEXT_CTX_INIT": "a photo of a", "PREC": "fp32", "ADAPTER_START": s.first,
+            "ADAPTER_END": s.depth,
             "ADAPTER_DIM": 32, "ADAPTER_SCALE": 0.1,
         },
         {
@@ -274,7 +283,8 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
     "clip-lora": lambda s: Peer(
         "MaxZanella/CLIP-LoRA", "lora:run_lora", "",
         {
-            "encoder": "both", "position": "all", "params": ["q", "k", "v"], "r": 2, "alpha": 1, "backbone": "ViT-B/16",
+            "encoder": "both", "position": "all", "params": ["q", "k", "v"], "r": 2, "alpha": 1,
+            "backbone": "ViT-B/16",
             "dropout_rate": 1e-9,  # drops nothing, but runs the code of their default, unlike 0
             "n_iters": 10**9, "shots": 1, "lr": 0.0, "eval_only": False, "save_path": None,
         },
@@ -291,8 +301,10 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
     "2sfs": lambda s: Peer(
         "FarinaMatteo/rethinking_fewshot_vlms", "fs.twostage:run_twostage", "",
         {
-            "peft": "ln", "ln_modality": "both", "ln_vision_start": 0, "ln_text_start": 0, "lr": 0.0, "wd": 0.01,
-            "n_iters": 10**9, "n_iters_frac": 0.6, "shots": 1, "debug": False, "setting": "standard",
+            "peft": "ln", "ln_modality": "both", "ln_vision_start": 0, "ln_text_start": 0,
+            "lr": 0.0, "wd": 0.01,
+            "n_iters": 10**9, "n_iters_frac": 0.6, "shots": 1, "debug": False,
+            "setting": "standard",
         },
         {
             f"norms.{2 * (s.depth * side + i) + j}": f"{tower}.resblocks.{i}.ln_{j + 1}"

@@ -196,8 +196,8 @@ class Average:
 
 @torch.no_grad()
 def subspace(adapter: Any, tokens: Tensor) -> dict[str, float]:
-    """Return `kept`, `overlap` and, if the adapter reconstructs, `explained`, of the tokens [N, d] that it
-    reads."""
+    """Return `kept`, `overlap` and, if the adapter reconstructs, `explained`, of the tokens [N, d]
+    that it reads."""
     rows = torch.linalg.qr(adapter.down.weight.double().T)[0]  # [d, r], orthonormal
     centred = tokens.double() - tokens.double().mean(0)
     _, principal = torch.linalg.eigh(centred.T @ centred)
@@ -214,8 +214,8 @@ def subspace(adapter: Any, tokens: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def inside(model: AdaptedCLIP, lab: Lab, task: Task) -> dict[str, float]:
-    """Return all measures of a model but its accuracy, on test images of both halves and their class
-    names."""
+    """Return all measures of a model but its accuracy, on test images of both halves and their
+    class names."""
     measures: dict[str, float] = {}
     images, cache = lab.splits(task.data)["test"], lab.test_cache(task)
     for name in ("base", "novel"):

@@ -118,7 +118,8 @@ def differences(
 
 
 INSIDE = {
-    "drift_image_base": ".3f", "drift_image_novel": ".3f", "drift_text_base": ".3f", "drift_text_novel": ".3f",
+    "drift_image_base": ".3f", "drift_image_novel": ".3f", "drift_text_base": ".3f",
+    "drift_text_novel": ".3f",
     "kept": ".1%", "overlap": ".1%", "explained": ".0%",
 }  # fmt: skip
 
@@ -141,7 +142,8 @@ def change(mean: float, half: float | None) -> str:
 
 
 def screened(lines: Lines, variants: Sequence[str], control: str = "neither") -> str:
-    """Make a table of means over data sets, and their differences from a control on the same sets."""
+    """Make a table of means over data sets, and their differences from a control on the same
+    sets."""
     rows, explains = [], any("explained" in line for line in lines)
     for variant in variants:
         values = {figure: by_set(lines, variant, figure) for figure in (*FIGURES, "explained")}

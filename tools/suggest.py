@@ -1,5 +1,5 @@
-"""Measure what labelling by `rmadapter suggest` is worth, compared with random labelling. The tables
-are in docs/suggest.md.
+"""Measure what labelling by `rmadapter suggest` is worth, compared with random labelling. The
+tables are in docs/suggest.md.
 
     python tools/suggest.py --root DATA --out docs/results/suggest.jsonl
     python tools/suggest.py --out docs/results/suggest.jsonl --tables
@@ -7,8 +7,8 @@ are in docs/suggest.md.
 The pool is the train split of a set. "next": one random image per class is labelled; in each round
 a rule picks one more per class on average, with a model fitted to those before. "first": nothing is
 labelled yet. A line is one set, kind, rule and seed, with the test accuracies; those of random are
-the mean of DRAWS. A rule is chosen on CHOOSE and reported on REPORT. Finished lines are kept: repeat
-the command to resume.
+the mean of DRAWS. A rule is chosen on CHOOSE and reported on REPORT. Finished lines are kept:
+repeat the command to resume.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Find the score that separates images that a model was not made for from the others. The tables are
-in docs/studies/unfamiliar.md.
+"""Find the score that separates images that a model was not made for from the others. The tables
+are in docs/studies/unfamiliar.md.
 
     python tools/unfamiliar.py --root DATA --out results.jsonl --seeds 1 2 3
     python tools/unfamiliar.py --out results.jsonl --tables
@@ -49,8 +49,9 @@ Which: TypeAlias = Literal["all", "base", "novel"]  # of the classes
 
 
 class Encoded(NamedTuple):
-    """N images as a model encodes them: features [N, e] of the adapted and of the untouched encoder, both
-    of unit length, and the reconstruction error [N]: the mean over tokens, summed over adapters."""
+    """N images as a model encodes them: features [N, e] of the adapted and of the untouched
+    encoder, both of unit length, and the reconstruction error [N]: the mean over tokens, summed
+    over adapters."""
 
     adapted: Tensor
     frozen: Tensor
@@ -109,7 +110,8 @@ def apart(known: Tensor, other: Tensor) -> tuple[float, float]:
 
 @dataclass(eq=False)
 class Study:
-    """The study in one process, with the images it has read and the errors of untrained branches."""
+    """The study in one process, with the images it has read and the errors of untrained
+    branches."""
 
     lab: Lab
     backbone: str = "pocket"
@@ -265,7 +267,7 @@ def difference(lines: Lines, score: str, kind: str) -> tuple[float, float, float
 
 
 def tables(lines: Lines) -> str:
-    """Make the three tables of docs/studies/unfamiliar.md."""
+    """Make the three tables of docs/unfamiliar.md."""
     names = list(lines[0]["scores"])
     families: dict[str, list[str]] = {}
     for name in names:

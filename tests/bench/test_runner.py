@@ -305,7 +305,8 @@ def test_a_method_whose_file_is_missing_leaves_the_others_alone(
 def test_a_method_from_outside_may_fail_in_its_own_ways(
     tiny_clip: Backbone, colors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its traceback goes to stderr, its record names where it is from, and the other runs are done."""
+    """Its traceback goes to stderr, its record names where it is from, and the other runs are
+    done."""
     for kind, status, words in (
         ("crash", "failed", "ZeroDivisionError: a bug of the method"),
         ("nan", "failed", "the answers of external contain NaN or infinity"),

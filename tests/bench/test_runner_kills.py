@@ -130,7 +130,8 @@ def test_two_benches_of_other_settings_at_once_never_mix(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """While we are at it, another process writes the record of a run with another number of epochs."""
+    """While we are at it, another process writes the record of a run with another number of
+    epochs."""
     longer = {**VALUES, "rmadapter": {**QUICK, "epochs": 3}}
     monkeypatch.setattr(
         "rmadapter.bench.runner.work",

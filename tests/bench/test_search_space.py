@@ -23,7 +23,8 @@ def ends(one: Any) -> tuple[Any, ...]:
 def test_positive_numbers_by_default() -> None:
     found = make_space(load_method("rmadapter"), "rmadapter")
     assert {*found} == {
-        "alpha", "lambda_image_rec", "lambda_text_rec", "lambda_image_con", "lambda_text_con", "learning_rate",
+        "alpha", "lambda_image_rec", "lambda_text_rec", "lambda_image_con", "lambda_text_con",
+        "learning_rate",
         "weight_decay",
     }  # fmt: skip
     assert ends(found["learning_rate"]) == pytest.approx((0.0006, 0.06))

@@ -1,4 +1,5 @@
-"""Every benchmark on a tiny model: its JSON. What it measures is never asserted: machines differ."""
+"""Every benchmark on a tiny model: its JSON. What it measures is never asserted: machines
+differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The floating-point work that the benchmarks count, against what torch executes, on tiny models."""
+"""The floating-point work that the benchmarks count, against what torch executes, on tiny
+models."""
 
 from __future__ import annotations
 

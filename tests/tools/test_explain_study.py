@@ -1,4 +1,5 @@
-"""Heat maps and the curves that judge them, by hand; the differentiable pass is the method's own."""
+"""Heat maps and the curves that judge them, by hand; the differentiable pass is the method's
+own."""
 
 from __future__ import annotations
 

@@ -15,7 +15,8 @@ from rmadapter.data.read import read_images
 from tests.helpers.small_images import write_images
 
 ONE_SET = (  # where one file, or one object, is one set
-    "COCO", "COCO, --crops", "Label Studio, JSON", "Label Studio, JSON-MIN", "FiftyOneImageClassificationDataset",
+    "COCO", "COCO, --crops", "Label Studio, JSON", "Label Studio, JSON-MIN",
+    "FiftyOneImageClassificationDataset",
     "torchvision's ImageFolder", "PIL images in pairs", "arrays",
 )  # fmt: skip
 NAMES = [

@@ -19,7 +19,8 @@ from rmadapter.settings import settings_of
 from tests.helpers.clones import small, write_clone  # noqa: F401
 
 MEASURED: dict[str, Any] = {
-    "repository": "KaiyangZhou/CoOp", "commit": "0123456789", "trained": 2048, "largest logit": 3.14,
+    "repository": "KaiyangZhou/CoOp", "commit": "0123456789", "trained": 2048,
+    "largest logit": 3.14,
     "logits": 1.5e-6, "loss": 2e-7, "gradients": 3e-6, "versions": {},
 }  # fmt: skip
 

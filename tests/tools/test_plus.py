@@ -1,4 +1,5 @@
-"""tools/plus.py: its pieces against models fitted with these settings; sets for choosing and reporting."""
+"""tools/plus.py: its pieces against models fitted with these settings; sets for choosing and
+reporting."""
 
 from __future__ import annotations
 

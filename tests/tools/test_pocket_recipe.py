@@ -1,4 +1,5 @@
-"""tools/pocket runs from end to end on made-up images: sources, texts, pools, and what comes out."""
+"""tools/pocket runs from end to end on made-up images: sources, texts, pools, and what comes
+out."""
 
 from __future__ import annotations
 

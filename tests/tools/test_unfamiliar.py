@@ -1,4 +1,5 @@
-"""tools/unfamiliar.py: the scores by hand, how they are compared, and that it goes on where it was."""
+"""tools/unfamiliar.py: the scores by hand, how they are compared, and that it goes on where it
+was."""
 
 from __future__ import annotations
 
@@ -90,8 +91,10 @@ def test_the_score_is_chosen_on_the_sets_for_that_among_what_any_method_has() ->
     assert unfamiliar.best(lines, filter(unfamiliar.usable, areas)) == "neighbour 1, frozen"
     usable = {
         "max-cosine, adapted": False, "energy, adapted": False, "MCM 0.1, adapted": True,
-        "max-softmax, adapted + neighbour 4, frozen": True, "max-softmax, adapted + neighbour 4, adapted": False,
-        "max-cosine, adapted + neighbour 4, frozen": False, "energy 0.1, adapted": False, "reconstruction": False,
+        "max-softmax, adapted + neighbour 4, frozen": True,
+        "max-softmax, adapted + neighbour 4, adapted": False,
+        "max-cosine, adapted + neighbour 4, frozen": False, "energy 0.1, adapted": False,
+        "reconstruction": False,
     }  # fmt: skip
     assert {name: unfamiliar.usable(name) for name in usable} == usable
     assert (

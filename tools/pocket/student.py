@@ -177,7 +177,8 @@ def loss_terms(
 
 
 def write_model(student: Student, out: Path) -> None:
-    """The folder `out`: the delta, and a whole model that open_clip and `load_backbone` can read."""
+    """The folder `out`: the delta, and a whole model that open_clip and `load_backbone` can
+    read."""
     start = pocket_folder()
     shutil.copytree(start, out, dirs_exist_ok=True)
     config, (old, new) = (

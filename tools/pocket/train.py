@@ -1,9 +1,9 @@
 """Step 9: train the last four blocks, the norm, the projection and the scale (41 minutes on two
 cores).
 
-Starts from `pocket`, or from the delta of --start. The other defaults are those of the shipped delta,
-which started from the first version's (README.md). Writes a folder with the delta
-alone and as a whole model, which `evaluate.py --backbones FOLDER` measures.
+Starts from `pocket`, or from the delta of --start. The other defaults are those of the shipped
+delta, which started from the first version's (README.md). Writes a folder with the delta alone and
+as a whole model, which `evaluate.py --backbones FOLDER` measures.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Estimate the cost of a bench before it runs, from the time that a few steps of each method take."""
+"""Estimate the cost of a bench before it runs, from the time that a few steps of each method
+take."""
 
 from __future__ import annotations
 

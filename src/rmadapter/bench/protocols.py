@@ -1,4 +1,5 @@
-"""The paper's experiments as data: what a run trains on, what it is tested on, and what is varied."""
+"""The paper's experiments as data: what a run trains on, what it is tested on, and what is
+varied."""
 
 from __future__ import annotations
 
@@ -6,13 +7,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import Literal, TypeAlias
 
 from rmadapter.errors import UserError, did_you_mean
 from rmadapter.settings import configured
 from rmadapter.task import Question, Task
 
-Asked = Literal["halves", "targets", "accuracy"]
+Tests: TypeAlias = Literal["halves", "targets", "accuracy"]  # what a protocol tests on
+Values: TypeAlias = "tuple[tuple[str, object], ...]"  # (setting, value)
 
 
 @dataclass(frozen=True)
@@ -27,31 +29,31 @@ class Job:
     protocol: str
     task: Task
     method: str
-    values: tuple[tuple[str, Any], ...] = ()
+    values: Values = ()
     variant: str = ""
     axis: str = ""
-    value: Any = None
+    value: object = None
     trials: int = 0
     searched: tuple[str, ...] = ()
 
     @property
     def images(self) -> tuple[str, int, int]:
-        """What determines the images that are drawn."""
+        """Data set, shots and seed, which determine the images that are drawn."""
         return self.task.data, self.task.shots, self.task.seed
 
     @property
     def path(self) -> Path:
-        """The path of its record below the results folder."""
+        """The path of the job's record below the results folder."""
         data = PurePath(self.task.data)
-        parts = [part for part in data.parts if part not in (data.anchor, "..", "~")]
-        name = (
-            f"{_slug(self.variant) or 'default'}-{self.task.shots}shots-seed{self.task.seed}.json"
-        )
-        return Path(self.protocol, *map(_slug, parts), _slug(self.method), name)
+        folders = [part for part in data.parts if part not in (data.anchor, "..", "~")]
+        variant = _slug(self.variant) or "default"
+        name = f"{variant}-{self.task.shots}shots-seed{self.task.seed}.json"
+        return Path(self.protocol, *map(_slug, folders), _slug(self.method), name)
 
     def __str__(self) -> str:
         variant = f" [{self.variant}]" if self.variant else ""
-        return f"{self.protocol} {self.task.data} {self.method}{variant} {self.task.shots} shots seed {self.task.seed}"
+        draw = f"{self.task.shots} shots seed {self.task.seed}"
+        return f"{self.protocol} {self.task.data} {self.method}{variant} {draw}"
 
 
 @dataclass(frozen=True)
@@ -59,27 +61,27 @@ class Variant:
     """A row of an ablation, or a point of a sensitivity curve: a method with some fields set."""
 
     label: str
-    values: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, object] = field(default_factory=dict)
     method: str = "rmadapter"
     axis: str = ""
-    value: Any = None
+    value: object = None
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """An experiment. variants: of an ablation or of sensitivity, which fix their methods; empty for
-    the others."""
+    """An experiment. text: what it does, for readers. tests: the halves of the classes, the target
+    data sets, or all classes. variants: of an ablation or of sensitivity, which fix their methods;
+    empty for the others."""
 
     text: str
-    asked: Asked = "halves"
+    tests: Tests = "halves"
     shots: tuple[int, ...] = (16,)
     variants: tuple[Variant, ...] = ()
 
 
 # Table 4 adds its parts to MMA. We add them to RMAdapter's adapters, which differ from MMA's in
-# norm, activation, start
-# and alpha, so two rows have neither constraint nor reconstruction: MMA as published, and these
-# adapters alone.
+# norm, activation, start and alpha, so two rows have neither constraint nor reconstruction: MMA as
+# published, and these adapters alone.
 NO_RECONSTRUCTION = {"lambda_image_rec": 0.0, "lambda_text_rec": 0.0}
 NO_CONSTRAINT = {"lambda_image_con": 0.0, "lambda_text_con": 0.0}
 COMPONENTS = (
@@ -108,7 +110,7 @@ OBJECTIVE = (
     Variant("L1", {"objective": "l1"}),
     Variant("cosine", {"objective": "cosine"}),
 )
-AXES: dict[str, tuple[Any, ...]] = {
+AXES: dict[str, tuple[float, ...]] = {
     "rank": (4, 8, 16, 32, 64),
     "first_block": (1, 3, 5, 7, 9, 11),
     "alpha": (0.01, 0.03, 0.1, 0.3, 1.0),
@@ -118,7 +120,9 @@ AXES: dict[str, tuple[Any, ...]] = {
     "lambda_text_con": (0.0, 0.85, 1.7, 3.4, 6.8),
 }
 SENSITIVITY = tuple(
-    Variant(f"{a}={v}", {a: v}, axis=a, value=v) for a, values in AXES.items() for v in values
+    Variant(f"{axis}={value}", {axis: value}, axis=axis, value=value)
+    for axis, values in AXES.items()
+    for value in values
 )
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -136,41 +140,26 @@ PROTOCOLS: dict[str, Protocol] = {
     "ablation-objective": Protocol("distance that reconstruction minimises", variants=OBJECTIVE),
     "sensitivity": Protocol("rank, first block, alpha and each lambda", variants=SENSITIVITY),
 }
-METHODS = (
-    "zero-shot",
-    "mma",
-    "rmadapter",
-)  # of a protocol without variants, unless others are named
-RESERVED = {
-    "all",
-    "base",
-    "novel",
-    "hm",
-    "average",
-    "source",
-}  # figures of a record, and columns of its tables
+# of a protocol without variants, unless others are named
+METHODS = ("zero-shot", "mma", "rmadapter")
+# figures of a record, and columns of its tables
+RESERVED = {"all", "base", "novel", "hm", "average", "source"}
 DOMAINS = {"imagenet": ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")}
 
 
 def expand(
-    protocol: str,
-    datasets: Sequence[str],
-    methods: Sequence[str] = (),
-    seeds: Sequence[int] = (1, 2, 3),
-    shots: Sequence[int] = (),
-    *,
-    axes: Sequence[str] = (),
-    root: Path = Path(),
-    common: Task | None = None,
+    protocol: str, datasets: Sequence[str], methods: Sequence[str] = (),
+    seeds: Sequence[int] = (1, 2, 3), shots: Sequence[int] = (), *,
+    axes: Sequence[str] = (), root: Path = Path(), common: Task | None = None,
     own_templates: bool = False,
-) -> list[Job]:
-    """All runs of a protocol; those on the same images are consecutive.
+) -> list[Job]:  # fmt: skip
+    """List all runs of a protocol; those on the same images are consecutive.
 
     datasets: for cross-dataset the source, then the targets; for domain-generalization each is
     FOLDER/DOMAIN, whose siblings below `root` are the targets, or imagenet. methods, shots: empty
     for the protocol's own. axes: of sensitivity; empty for all. common: what all tasks share.
     own_templates: use the data sets' own prompt templates where they are known. Raises UserError
-    for values that are unknown, given twice, or set by the protocol itself.
+    for values that are unknown, duplicated, or set by the protocol itself.
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol {protocol!r}{did_you_mean(protocol, PROTOCOLS)}")
@@ -178,14 +167,12 @@ def expand(
     shots = shots or plan.shots
     if plan.variants and {*methods} - {"rmadapter"}:
         raise UserError(f"{protocol} compares variants of rmadapter: leave out --methods")
-    for name, given in (
-        ("datasets", datasets),
-        ("methods", methods),
-        ("seeds", seeds),
-        ("shots", shots),
-    ):
-        if len(set(given)) < len(given):
-            raise UserError(f"--{name} {','.join(map(str, given))}: a value is given twice")
+    lists: dict[str, Sequence[str | int]] = {
+        "datasets": datasets, "methods": methods, "seeds": seeds, "shots": shots
+    }  # fmt: skip
+    for name, values in lists.items():
+        if len(set(values)) < len(values):
+            raise UserError(f"--{name} {','.join(map(str, values))}: remove the duplicates")
     for name, numbers in (("seeds", seeds), ("shots", shots)):
         if any(number < 0 for number in numbers):
             raise UserError(f"--{name} {','.join(map(str, numbers))}: numbers must be 0 or more")
@@ -193,47 +180,34 @@ def expand(
         raise UserError(
             f"{protocol} needs at least one data set (--datasets) and one seed (--seeds)"
         )
-    variants = _variants(protocol, axes) or [
-        Variant("", method=method) for method in methods or METHODS
-    ]
-    tasks = [
-        _task(common or Task(), dataset, plan.asked, targets, k, seed, own_templates)
-        for dataset, targets in _sets(protocol, datasets, root)
-        for seed in seeds
-        for k in shots
-    ]
+    variants = _variants(protocol, axes)
+    if not variants:
+        variants = [Variant("", method=method) for method in methods or METHODS]
+    common = common or Task()
     return [
         Job(protocol, task, v.method, tuple(v.values.items()), v.label, v.axis, v.value)
-        for task in tasks
+        for dataset, targets in _sets(protocol, datasets, root)
+        for task in _tasks(common, dataset, plan.tests, targets, seeds, shots, own_templates)
         for v in variants
     ]
 
 
-def _task(
-    common: Task,
-    dataset: str,
-    asked: Asked,
-    targets: Sequence[str],
-    shots: int,
-    seed: int,
-    own_templates: bool,
-) -> Task:
+def _tasks(
+    common: Task, dataset: str, tests: Tests, targets: Sequence[str], seeds: Sequence[int],
+    shots: Sequence[int], own_templates: bool,
+) -> Iterator[Task]:  # fmt: skip
     from rmadapter.data.catalog.sets import find
 
-    known = find(PurePath(dataset).name) if own_templates else None
-    return configured(
-        common,
-        {
-            "data": dataset,
-            "shots": shots,
-            "seed": seed,
-            "classes": "base" if asked == "halves" else "all",
-            "tests": ()
-            if asked == "halves"
-            else (Question("all"), *(Question(name, name) for name in targets)),
-            **({"templates": known.templates} if known else {}),
-        },
-    )
+    fields: dict[str, object] = {"data": dataset, "classes": "base", "tests": ()}
+    if tests != "halves":
+        questions = (Question("all"), *(Question(name, name) for name in targets))
+        fields |= {"classes": "all", "tests": questions}
+    catalogued = find(PurePath(dataset).name) if own_templates else None
+    if catalogued:
+        fields["templates"] = catalogued.templates
+    for seed in seeds:
+        for k in shots:
+            yield configured(common, {**fields, "shots": k, "seed": seed})
 
 
 def _variants(protocol: str, axes: Sequence[str]) -> list[Variant]:
@@ -248,15 +222,17 @@ def _variants(protocol: str, axes: Sequence[str]) -> list[Variant]:
 def _sets(
     protocol: str, datasets: Sequence[str], root: Path
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """(data set to train on, other data sets to test on)"""
+    """Yield (data set to train on, other data sets to test on)."""
     if protocol == "cross-dataset":
         if len(datasets) < 2:
             raise UserError(
                 "cross-dataset needs at least two --datasets: the source, then the targets"
             )
-        if taken := RESERVED.intersection(datasets[1:]):
+        reserved = RESERVED.intersection(datasets[1:])
+        if reserved:
             raise UserError(
-                f"--datasets {min(taken)}: records have this name for another figure: rename the folder"
+                f"--datasets {min(reserved)}: records have this name for another figure: "
+                "rename the folder"
             )
         yield datasets[0], tuple(datasets[1:])
         return
@@ -265,21 +241,18 @@ def _sets(
 
 
 def _siblings(dataset: str, root: Path) -> tuple[str, ...]:
-    """The other domains of FOLDER/DOMAIN, in order of their names."""
+    """Return the other domains of FOLDER/DOMAIN, in order of their names."""
     if dataset in DOMAINS:
         return DOMAINS[dataset]
     path = PurePath(dataset)
     folder = root / path.parent
     if len(path.parts) < 2 or not (root / path).is_dir():
         raise UserError(
-            f"domain-generalization trains on one domain of a folder of domains, such as pacs/photo, or on imagenet; "
-            f"{root / path} is not such a folder"
+            "domain-generalization trains on one domain of a folder of domains, such as pacs/photo, "
+            f"or on imagenet; {root / path} is not such a folder"
         )
-    names = sorted(
-        d.name
-        for d in folder.iterdir()
-        if d.is_dir() and not d.name.startswith(".") and d.name != path.name
-    )
+    visible = (d.name for d in folder.iterdir() if d.is_dir() and not d.name.startswith("."))
+    names = sorted(name for name in visible if name != path.name)
     if not names:
         raise UserError(f"{folder} has no domain other than {path.name} to test on")
     return tuple((path.parent / name).as_posix() for name in names)

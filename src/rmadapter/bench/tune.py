@@ -5,8 +5,8 @@ a Ray cluster. tune.json is updated after every trial, so repeating the command 
 reading pickles as Ray Tune's restore would. The first trial is the method as requested. No model
 ever sees test images.
 
-`bench --tune N` searches for each run on its own (`add_tuned_rows`, `tune_job`): with the run's seed
-and shots, so nothing is chosen on images that another run is tested on. N is the same for all
+`bench --tune N` searches for each run on its own (`add_tuned_rows`, `tune_job`): with the run's
+seed and shots, so nothing is chosen on images that another run is tested on. N is the same for all
 methods.
 """
 

@@ -65,7 +65,8 @@ def test_the_next_run_is_on_the_same_images() -> None:
 def test_figures_are_those_of_the_local_engine(
     ray_session: None, finished_bench: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
-    """To the last digit; test_runner.py has the same of local processes. Every thread count is one."""
+    """To the last digit; test_runner.py has the same of local processes. Every thread count is
+    one."""
     jobs = jobs_of(tiny_clip, colors)
     found = do(colors, tmp_path, jobs, processes=2)
     here = run_all(

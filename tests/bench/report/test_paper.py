@@ -1,4 +1,5 @@
-"""The CSV files recomputed with numpy and scipy, and synthetic runs at a known distance from them."""
+"""The CSV files recomputed with numpy and scipy, and synthetic runs at a known distance from
+them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The whole report of a folder of synthetic runs: files, self-containedness, and what must be said in it."""
+"""The whole report of a folder of synthetic runs: files, self-containedness, and what must be said
+in it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Records as standings, one table for each protocol, backbone, number of shots and track, beside the
-figures that papers print."""
+"""Records as standings, one table for each protocol, backbone, number of shots and track, beside
+the figures that papers print."""
 
 from __future__ import annotations
 

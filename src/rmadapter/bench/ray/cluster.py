@@ -158,7 +158,8 @@ def share(
 
 
 def _count_death(deaths: Counter[T | None], work: T | None, error: Exception) -> None:
-    """Count a dead worker; work None means its start. Starts are counted until any call succeeds."""
+    """Count a dead worker; work None means its start. Starts are counted until any call
+    succeeds."""
     deaths[work] += 1
     if deaths[work] >= TRIES:
         when = "while starting" if work is None else f"on this, perhaps out of memory: {work}"

@@ -19,7 +19,8 @@ NOTHING = "–"
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure with half the width of its 95 % interval (None: there is none to show), or a text."""
+    """A figure with half the width of its 95 % interval (None: there is none to show), or a
+    text."""
 
     value: float | str | None = None
     interval: float | None = None

@@ -87,7 +87,8 @@ class Group:
 
 
 def describe_shots(*shots: int) -> str:
-    """Write numbers of shots as "1, 4, 16 shots, all images"; give them in the order of `by_size`."""
+    """Write numbers of shots as "1, 4, 16 shots, all images"; give them in the order of
+    `by_size`."""
     numbers = [number for number in shots if number]
     unit = "shot" if numbers == [1] else "shots"
     parts = [f"{', '.join(map(str, numbers))} {unit}"] if numbers else []

@@ -68,7 +68,8 @@ def _table(name: str) -> list[dict[str, str]]:
 
 @cache
 def halves() -> dict[str, dict[str, Figures]]:
-    """Read Table 1: block ("average" or a data set) -> method as printed -> {"base", "novel", "hm"}."""
+    """Read Table 1: block ("average" or a data set) -> method as printed -> {"base", "novel",
+    "hm"}."""
     blocks: dict[str, dict[str, Figures]] = {}
     for row in _table("table1_base_to_novel"):
         blocks.setdefault(row["dataset"], {})[row["method"]] = {
@@ -129,8 +130,8 @@ def dataset_name(dataset: str) -> str:
 
 
 def belongs(record: Record) -> bool:
-    """Return whether backbone, shots and data set are the paper's, the latter judged by its name and
-    test images."""
+    """Return whether backbone, shots and data set are the paper's, the latter judged by its name
+    and test images."""
     name = dataset_name(record.task.data)
     images = tested(record)
     shots = {SHOTS, 0} if record.method.name == "zero-shot" else {SHOTS}

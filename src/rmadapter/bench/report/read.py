@@ -53,8 +53,8 @@ def read_records(results: Path) -> Results:
     """Read the records of a file of lines, or of every *.json and *.jsonl below a folder.
 
     What is no record is left out with a note, and so is a run tested on other images, or with other
-    settings, than most of its kind; of two finished records of one experiment the later counts, with a
-    note. Raises UserError without records.
+    settings, than most of its kind; of two finished records of one experiment the later counts,
+    with a note. Raises UserError without records.
     """
     records: list[tuple[str, Record]] = []
     notes = []
@@ -194,8 +194,8 @@ def _drop_repeated(finished: Finished) -> list[str]:
 
 
 def _minority(finished: Finished, sides: Mapping[str, list[Key]]) -> tuple[list[Key], Key]:
-    """Return the keys of all sides but that with most experiments, and one key of that; between sides of
-    the same size the latest run decides, then names."""
+    """Return the keys of all sides but that with most experiments, and one key of that; between
+    sides of the same size the latest run decides, then names."""
 
     def size(side: str) -> tuple[int, str, str]:
         keys = sides[side]

@@ -290,7 +290,8 @@ def _pair_cells(column: Column, pair: Paired) -> tuple[Cell, ...]:
 
 
 def differences(rows: Rows, first: str, column: Column) -> dict[str, Paired]:
-    """Compare one row to every other that it has pairs with; the differences are tested together."""
+    """Compare one row to every other that it has pairs with; the differences are tested
+    together."""
     pairs = {}
     for label, records in rows.items():
         if label != first:
