@@ -28,7 +28,7 @@ GONE = 0  # in place of a status: the connection ended without one
 
 
 class Client:
-    """One connection, which is reopened after it has ended."""
+    """A connection, which is reopened after it has ended."""
 
     def __init__(self, address: str) -> None:
         self.connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=120)
@@ -36,7 +36,7 @@ class Client:
     def post(
         self, body: Any, kind: str, path: str = "/predict?top=1", **more: Any
     ) -> tuple[int, Any]:
-        """Status, and JSON or None. Raises OSError and HTTPException of http.client."""
+        """Return the status, and JSON or None. Raises OSError and HTTPException of http.client."""
         try:
             self.connection.request("POST", path, body, {"Content-Type": kind}, **more)
             answer = self.connection.getresponse()
@@ -53,15 +53,16 @@ def _json(text: bytes) -> Any:
 
 
 def form(*files: bytes) -> tuple[bytes, str]:
-    """A multipart body of these files, and its content type."""
+    """Make a multipart body of these files, and its content type."""
     edge = "3d6b6a416f9b"
-    head = f'--{edge}\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n'.encode()
+    name = 'Content-Disposition: form-data; name="files"; filename="a.jpg"'
+    head = f"--{edge}\r\n{name}\r\n\r\n".encode()
     body = b"".join(head + data + b"\r\n" for data in files) + f"--{edge}--\r\n".encode()
     return body, f"multipart/form-data; boundary={edge}"
 
 
 def metrics(address: str) -> dict[str, float]:
-    """The server's metrics without labels, such as `process_cpu_seconds_total`."""
+    """Read the server's metrics without labels, such as `process_cpu_seconds_total`."""
     with closing(
         http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
     ) as connection:
@@ -134,7 +135,7 @@ def open_loop(
 def hostile(
     address: str, photo: bytes, limit: int, until: float, seed: int
 ) -> dict[str, Counter[int]]:
-    """Sends one hostile request after another. photo: a JPEG. limit: bytes of a body that the
+    """Send one hostile request after another. photo: a JPEG. limit: bytes of a body that the
     server takes.
 
     Returns kind -> statuses.
@@ -214,12 +215,13 @@ def _damaged(data: bytes, rng: random.Random) -> bytes:
 
 
 @cache
-def png(width: int, height: int, told: tuple[int, int] | None = None) -> bytes:
-    """A grey PNG, small however many pixels it has. told: the size that its header claims."""
+def png(width: int, height: int, claimed: tuple[int, int] | None = None) -> bytes:
+    """Make a grey PNG, small however many pixels it has. claimed: the size that its header
+    claims."""
     file = io.BytesIO()
     Image.new("L", (width, height)).save(file, "PNG", compress_level=9)
     data = bytearray(file.getvalue())
-    if told:
-        data[16:24] = struct.pack(">II", *told)
+    if claimed:
+        data[16:24] = struct.pack(">II", *claimed)
         data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     return bytes(data)

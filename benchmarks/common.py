@@ -31,7 +31,7 @@ OPTIONS = {"classes": (50, "class names in the prompts"), "batch": (16, "images 
 
 
 def arguments(description: str | None, *names: str, **defaults: Any) -> argparse.ArgumentParser:
-    """A parser of the options that every benchmark has, and of the named ones of OPTIONS."""
+    """Make a parser of the options that every benchmark has, and of the named ones of OPTIONS."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -59,7 +59,7 @@ def arguments(description: str | None, *names: str, **defaults: Any) -> argparse
 
 
 def set_up(options: argparse.Namespace) -> None:
-    """Threads, seed and memory allocator of the process."""
+    """Set threads, seed and memory allocator of the process."""
     if options.allocator == "keep":
         keep_freed_memory()
     if options.threads:
@@ -89,13 +89,13 @@ def machine() -> dict[str, Any]:
 
 
 def setting(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """The options that a figure depends on, with the machine."""
+    """Return the options that a figure depends on, with the machine."""
     every = ("backbone", "seed", "repeat", "allocator", *names)
     return {**{name: getattr(options, name) for name in every}, "machine": machine()}
 
 
 def class_names(count: int, seed: int) -> list[str]:
-    """A draw of ImageNet's class names, which have one to seven tokens."""
+    """Draw some of ImageNet's class names, which have one to seven tokens."""
     from open_clip import IMAGENET_CLASSNAMES
 
     if count > len(IMAGENET_CLASSNAMES):
@@ -104,7 +104,7 @@ def class_names(count: int, seed: int) -> list[str]:
 
 
 def noise(count: int, classes: int, size: int, seed: int) -> ImageSet:
-    """Images of noise, of the classes in turn: the values of pixels do not change the work."""
+    """Make images of noise, of the classes in turn: the values of pixels do not change the work."""
     pixels = np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8)
     return ImageSet(
         tuple(pixels), tuple(i % classes for i in range(count)), tuple(class_names(classes, seed))
@@ -122,7 +122,7 @@ def interleaved(
     warm_up: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of every call of each run, taken in turns after a warm-up round; a round may contain
+    """Time every call of each run, taken in turns after a warm-up round; a round may contain
     a run several times.
 
     budget: seconds after which no further round starts, once there are three. clock:
@@ -154,13 +154,14 @@ def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
 
 
 def held() -> float | None:
-    """MB that the process holds now, where the system can tell it (Linux)."""
+    """Return the MB that the process holds now, where the system can tell it (Linux)."""
     reset_peak(CPU)
     return peak(CPU)["peak_mb"]
 
 
 def peak_beyond(before: float | None, run: Run) -> float | None:
-    """The most MB that the process held at once during a call, beyond what it held before."""
+    """Return the most MB that the process held at once during a call, beyond what it held
+    before."""
     reset_peak(CPU)
     run()
     most = peak(CPU)["peak_mb"]
@@ -188,7 +189,7 @@ def in_fresh_process(script: str, options: argparse.Namespace, *more: str) -> An
 def show(
     options: argparse.Namespace, result: Any, keys: Sequence[str], rows: Sequence[dict[str, Any]]
 ) -> None:
-    """The result as JSON, or for people a table of some figures of each row."""
+    """Print the result as JSON, or for people as a table of some figures of each row."""
     if options.json:
         print(json.dumps(result, indent=1))
         return

@@ -1,4 +1,4 @@
-"""Training time of the demo by the plain forward pass and by the lean one, in one run.
+"""Measure the training time of the demo by the plain forward pass and by the lean one, in one run.
 
     python benchmarks/demo_fit.py --json
 

@@ -1,5 +1,5 @@
-"""The picture of docs/studies/performance.md: a training step of MMA by classes, public code, ours, and the
-machine's limit.
+"""Draw the picture of docs/studies/performance.md: a training step of MMA by classes, public code,
+ours, and the machine's limit.
 
     python benchmarks/drawing.py docs/results/benchmarks/public.json docs/studies/performance.svg
 
@@ -30,7 +30,8 @@ def main() -> None:
 
 
 def drawn(rows: list[dict[str, Any]]) -> str:
-    """SVG with a line for each code, and a dotted one for the limit of either number format."""
+    """Draw an SVG with a line for each code, and a dotted one for the limit of either number
+    format."""
     rows = sorted(rows, key=lambda row: row["classes"])
     classes = [row["classes"] for row in rows]
     colours = dict(

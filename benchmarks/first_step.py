@@ -1,4 +1,5 @@
-"""Seconds from a folder of large photographs to the first training step, and decoded files.
+"""Measure the seconds from a folder of large photographs to the first training step, and count the
+decoded files.
 
     python benchmarks/first_step.py --images 10000 --json
 
@@ -34,7 +35,7 @@ KEYS = ("images", "seconds", "cpu_seconds", "files_decoded", "decodes")
 
 
 class Stepped(Exception):
-    """The first step is done."""
+    """Raised after the first step."""
 
 
 def main() -> None:
@@ -60,7 +61,8 @@ def main() -> None:
 
 
 def measure(data: Path, out: Path, options: Any) -> dict[str, Any]:
-    """Seconds until the first step, without loading the backbone, and decoded files."""
+    """Measure the seconds until the first step, without loading the backbone, and count decoded
+    files."""
     counts: Counter[str] = Counter()
     read_image = decode.read_image
 
@@ -95,7 +97,7 @@ def measure(data: Path, out: Path, options: Any) -> dict[str, Any]:
 
 
 def write_data(data: Path, options: Any) -> None:
-    """Smooth noise, as blurred as photographs are, in class folders."""
+    """Write smooth noise, as blurred as photographs are, into class folders."""
     width, height = options.pixels
     rng = np.random.default_rng(options.seed)
     for number in range(options.images):

@@ -35,7 +35,8 @@ RATE, SPREAD = (
 def shots_for(
     backbone: Backbone, classes: int, batch: int, seed: int, precision: str = "fp32"
 ) -> Shots:
-    """Images of noise, as many as a step takes: the values of pixels do not change the work."""
+    """Make images of noise, as many as a step takes: the values of pixels do not change the
+    work."""
     machine = Machine(device="cpu", precision=precision)  # type: ignore[arg-type]
     cache = Cache(backbone, machine, seed=seed, progress=False)
     return Shots(noise(batch, classes, backbone.image_size, seed), cache, seed=seed, progress=False)
@@ -59,7 +60,7 @@ class Fit:
         return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
 
     def loss(self, states: States | None = None) -> Tensor:
-        """The loss on all shots. states: of the shots, instead of the source's."""
+        """Compute the loss on all shots. states: of the shots, instead of the source's."""
         kind = FORMATS[self.shots.machine.precision]
         images = self.source.batch(self.rows) if states is None else states
         batch = Batch(
@@ -70,7 +71,7 @@ class Fit:
         return found["loss"] if isinstance(found, dict) else found
 
     def step(self, loss: Callable[[], Tensor] | None = None) -> None:
-        """Forward, backward and optimizer."""
+        """Do a step: forward, backward and optimizer."""
         self.optimizer.zero_grad()
         (loss or self.loss)().backward()
         self.optimizer.step()
@@ -78,7 +79,7 @@ class Fit:
     def gradients(
         self, loss: Callable[[], Tensor] | None = None
     ) -> tuple[float, dict[str, Tensor]]:
-        """The loss, and its gradient by every trained tensor."""
+        """Return the loss, and its gradient by every trained tensor."""
         self.optimizer.zero_grad()
         value = (loss or self.loss)()
         value.backward()

@@ -1,4 +1,4 @@
-"""Minutes from a folder of images to a model with its report, and where they go.
+"""Measure the minutes from a folder of images to a model with its report, by part.
 
     python benchmarks/folder.py --backbone pocket --json
 
@@ -33,7 +33,10 @@ from rmadapter.data.transforms import ImageTensors, batches
 from rmadapter.training.cache import BATCH
 
 PARTS = ("start", "decode", "frozen", "train", "evaluate", "rest")
-START = "import sys, rmadapter.cli.main; from rmadapter.backbones import load_backbone; load_backbone(sys.argv[1])"
+START = (
+    "import sys, rmadapter.cli.main; from rmadapter.backbones import load_backbone; "
+    "load_backbone(sys.argv[1])"
+)
 KEYS = ("run", "seconds", *PARTS)
 
 
@@ -59,7 +62,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """A row for each method and number format: medians of seconds."""
+    """Measure a row for each method and number format: medians of seconds."""
     data, files = folder / "data", write_data(folder / "data", options)
     preprocess = load_backbone(options.backbone).preprocess
     spent: dict[str, list[dict[str, float]]] = {}
@@ -112,7 +115,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 
 
 def row(name: str, found: list[dict[str, float]], own: dict[str, float]) -> dict[str, Any]:
-    """The medians of one command, split into its parts. own: what was timed by itself."""
+    """Split the medians of one command into its parts. own: what was timed by itself."""
     each = {key: statistics.median(one[key] for one in found) for key in found[0]}
     parts = {
         "start": own["start"],
@@ -137,8 +140,8 @@ def decode(files: list[Path], preprocess: Any) -> None:
 
 
 def write_data(folder: Path, options: argparse.Namespace) -> dict[str, list[Path]]:
-    """JPEG files of smooth noise, which take about as many bytes as photographs, in a folder per
-    split and class."""
+    """Write JPEG files of smooth noise, which take about as many bytes as photographs, in a folder
+    per split and class."""
     rng, size, written = (
         np.random.default_rng(options.seed),
         tuple(options.pixels),

@@ -1,5 +1,5 @@
-"""Training and inference of RMAdapter on a GPU, by number format and with torch.compile, against
-the card's own rate.
+"""Measure training and inference of RMAdapter on a GPU, by number format and with torch.compile,
+against the card's own rate.
 
     python benchmarks/gpu.py --json > docs/results/benchmarks/gpu.json
 
@@ -109,14 +109,14 @@ def every(
 
 
 def frozen(step: Step) -> tuple[States, States]:
-    """Frozen states with all prompts in one chunk, as their work is counted."""
+    """Compute frozen states with all prompts in one chunk, as their work is counted."""
     model = step.model
     return model.frozen(step.images), model.backbone.text.frozen(step.tokens, model.first("text"))
 
 
 def training(step: Step, variant: str, name: str) -> Callable[[], object]:
-    """A function that does one step, as in `minimise`. Frozen states are computed here, and held in
-    the format."""
+    """Return a function that does one step, as in `minimise`. Frozen states are computed here, and
+    held in the format."""
     model, kind, device = step.model, FORMATS[name], step.images.device
     if variant == "reference":
         inputs = step.untouched()
@@ -145,14 +145,14 @@ def training(step: Step, variant: str, name: str) -> Callable[[], object]:
 
 
 def lower(states: States, kind: torch.dtype) -> States:
-    """Tokens in a format; features stay in float32."""
+    """Convert tokens to a format; features stay in float32."""
     return States(
         states.first, states.layout, states.features, states.x.to(kind), states.y.to(kind)
     )
 
 
 def encoding(step: Step, kind: torch.dtype) -> Callable[[], object]:
-    """A function that makes adapted features of a batch of images from their pixels."""
+    """Return a function that makes adapted features of a batch of images from their pixels."""
 
     @torch.no_grad()
     def run() -> Tensor:
@@ -166,7 +166,7 @@ def timed(
     options: argparse.Namespace, device: torch.device, batch: int, gflops: float | None, work: int,
     make: Callable[[], Callable[[], object]],
 ) -> Row:  # fmt: skip
-    """Figures of a call, or why there are none. The first two calls, which may compile, do not
+    """Time a call, or say why it failed. The first two calls, which may compile, do not
     count."""
     try:
         run, spent = make(), []
@@ -186,9 +186,7 @@ def timed(
     ) as error:  # too little memory, a format or a kernel that the card lacks, no compiler
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        return {
-            "note": f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
-        }
+        return {"note": f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"}
     seconds, memory = statistics.median(spent), peak(device)
     share = work / seconds / 1e9 / gflops if work and gflops else None
     return {
@@ -199,8 +197,8 @@ def timed(
 
 
 def rate(device: torch.device, kind: torch.dtype, options: argparse.Namespace) -> float | None:
-    """Gigaflops a second of the best of large square products; None for a format that the device
-    cannot multiply."""
+    """Measure gigaflops a second of the best of large square products; None for a format that the
+    device cannot multiply."""
     best = 0.0
     with contextlib.suppress(RuntimeError):
         for side in options.squares:

@@ -1,5 +1,5 @@
-"""How every part of a run grows with classes, images and prompt templates: JSON, fitted exponents,
-and a plot.
+"""Measure how every part of a run grows with classes, images and prompt templates: JSON, fitted
+exponents, and a plot.
 
     python benchmarks/growth.py --out docs/results/benchmarks
 
@@ -84,8 +84,8 @@ def main() -> None:
 
 
 def measured(**parts: Callable[[], Any]) -> Row:
-    """Processor seconds, seconds by the clock and MB beyond what was held before, of each part; and
-    the most MB that the process held."""
+    """Measure processor seconds, seconds by the clock and MB beyond what was held before, of each
+    part; and the most MB that the process held."""
     row: Row = {}
     most = 0.0
     for name, run in parts.items():
@@ -104,8 +104,8 @@ def measured(**parts: Callable[[], Any]) -> Row:
 
 
 def exponents(study: str, points: Sequence[Row]) -> dict[str, float]:
-    """The exponent of each part that took enough time or memory at the last two points to be more
-    than chance."""
+    """Fit the exponent of each part that took enough time or memory at the last two points to be
+    more than chance."""
     if len(points) < 2:
         return {}
     a, b = points[-2:]
@@ -123,14 +123,14 @@ def exponents(study: str, points: Sequence[Row]) -> dict[str, float]:
 
 
 def named(count: int) -> tuple[str, ...]:
-    """Class names of three words."""
+    """Make class names of three words."""
     words = ("red", "old", "small", "wild", "grey", "tall", "young", "striped", "round", "dark")
     kinds = ("bird", "car", "tree", "fish", "house", "cup", "dog", "boat", "stone", "leaf")
     return tuple(f"{words[i % 10]} {kinds[i // 10 % 10]} {i // 100}" for i in range(count))
 
 
 def noise(count: int, classes: int, size: int) -> ImageSet:
-    """Images of noise in memory, of the classes in turn."""
+    """Make images of noise in memory, of the classes in turn."""
     pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
     return ImageSet(
         tuple(pixels), tuple(i * classes // count for i in range(count)), named(classes)
@@ -196,7 +196,7 @@ def grouped(found: Sequence[ImageSet]) -> None:
 
 
 def tiny(folder: Path) -> Backbone:
-    """A transformer of two blocks with random weights."""
+    """Make a transformer of two blocks with random weights."""
     import open_clip
     from safetensors.torch import save_file
 
@@ -211,7 +211,7 @@ def tiny(folder: Path) -> Backbone:
 
 
 def write_images(folder: Path, there: int, count: int) -> None:
-    """Add JPEGs of noise to those that are there."""
+    """Add JPEG files of noise to those of the folder."""
     for i in range(there, count):
         place = folder / f"kind {i % KINDS}" / f"{i}.jpg"
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -221,7 +221,7 @@ def write_images(folder: Path, there: int, count: int) -> None:
 
 
 def training_step(backbone: Backbone, names: Sequence[str], options: argparse.Namespace) -> None:
-    """One training step, with what is computed once for it."""
+    """Do one training step, with what is computed once for it."""
     step = Step(backbone, 2, options.batch, options.seed)
     text = step.model.frozen_text(
         backbone.tokenizer([f"a photo of a {name}." for name in names]).to(backbone.device)
@@ -276,8 +276,7 @@ STUDIES: dict[str, Any] = {
 
 
 def save(found: dict[str, Any], folder: Path) -> None:
-    """Write growth.json, with the studies in it that were not made again, and one plot of them
-    all."""
+    """Write growth.json, keeping the studies that were not repeated, and one plot of all."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "growth.json"
     every = {**(json.loads(file.read_text()) if file.exists() else {}), **found}

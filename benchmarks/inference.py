@@ -1,5 +1,5 @@
-"""Images per second of open_clip's model in torch, and of what `rmadapter export` makes of it, in
-turns.
+"""Measure images per second of open_clip's model in torch, and of what `rmadapter export` makes of
+it, in turns.
 
     python benchmarks/inference.py --backbone ViT-B-16/none --batches 1 8 --repeat 3 --json
     python benchmarks/inference.py --backbone pocket --json
@@ -75,7 +75,7 @@ class Kind(NamedTuple):
 
 
 def kinds() -> list[Kind]:
-    """What can be measured here."""
+    """List the engines that can be measured on this machine."""
     there = [
         name
         for name in EXPORTS
@@ -119,7 +119,8 @@ def write(folder: Path, model: Fitted, pixels: np.ndarray, names: list[str]) -> 
 def asking(
     kind: Kind, folder: Path, options: argparse.Namespace, backbone: Backbone, threads: int
 ) -> Ask:
-    """folder: what `write` wrote of the model with, or without, adapters."""
+    """Return a function from pixels to probabilities. folder: of the model with, or without,
+    adapters, from `write`."""
     if kind.engine in EXPORTS:
         place = folder / kind.engine
         name = next(name for name in (OPENVINO, GRAPH) if (place / name).exists())
@@ -155,7 +156,7 @@ def _torch(name: str, backbone: Backbone, weights: Tensor) -> Ask:
 def measure(
     options: argparse.Namespace, asks: dict[Kind, Ask], pixels: np.ndarray, threads: int
 ) -> list[dict[str, Any]]:
-    """Figures of one batch. times: images per CPU second relative to the reference. difference: the
+    """Measure one batch. times: images per CPU second relative to the reference. difference: the
     largest of a probability from torch's in float32, with adapters or without."""
     outputs = {kind: ask(pixels) for kind, ask in asks.items()}
     spent: dict[Kind, list[float]] = {kind: [] for kind in asks}
@@ -189,7 +190,7 @@ def measure(
 
 
 def peak_of(options: argparse.Namespace) -> float | None:
-    """MB that loading an engine and classifying one image takes, in this process."""
+    """Return the MB that loading an engine and classifying one image takes, in this process."""
     name, adapters, folder = options.peak
     before = held()
 

@@ -1,5 +1,5 @@
-"""What bfloat16 and torch.compile do to the lean forward and backward pass, against float32 in the
-same run.
+"""Measure what bfloat16 and torch.compile do to the lean forward and backward pass, against float32
+in the same run.
 
     python benchmarks/options.py --backbone pocket --json
 

@@ -1,5 +1,5 @@
-"""The cost of the reconstruction branch itself: RMAdapter against the same adapter without it
-(paper, Table 7).
+"""Measure the cost of the reconstruction branch itself: RMAdapter against the same adapter without
+it (paper, Table 7).
 
     python benchmarks/overhead.py --json
 
@@ -92,8 +92,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def compare(
     variant: str, spent: dict[str, list[float]], peaks: dict[str, float | None], weights: float
 ) -> dict[str, float | None]:
-    """Figures of one forward pass, and by what percent the branch raises them; for time, the median
-    over rounds."""
+    """Measure one forward pass, and by what percent the branch raises the figures; for time, the
+    median over rounds."""
     more, less = (spent[f"{variant}:{kind}"] for kind in KINDS)
     ratio = statistics.median(a / b for a, b in zip(more, less, strict=True))
     high, low = (peaks[f"{variant}:{kind}"] for kind in KINDS)

@@ -1,5 +1,5 @@
-"""A training step of every method: time, memory and, if it runs transformer blocks, the lean pass
-against the plain.
+"""Measure a training step of every method: time, memory and, if it runs transformer blocks, the
+lean pass against the plain.
 
     python benchmarks/peers.py --backbone pocket --json
     python benchmarks/peers.py --backbone ViT-B-16/none --methods maple mmrl clip-lora
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def quick(name: str) -> Method:
-    """The method with a single pass over the images."""
+    """Load the method with a single pass over the images."""
     own = settings_of(load_method(name))
     return load_method(
         name, {key: value for key, value in {"epochs": 1, "iterations": 0}.items() if key in own}
@@ -104,7 +104,7 @@ def quick(name: str) -> Method:
 
 
 def measure(options: argparse.Namespace, backbone: Backbone, name: str) -> dict[str, Any]:
-    """Figures of some steps; batch and seconds are None for a method that takes none."""
+    """Measure some steps; batch and seconds are None for a method that takes none."""
     method = quick(name)
     batch, steps = settings_of(method).get("batch_size"), STEPS
     if batch == WHOLE:  # the most that its paper has: 16 shots per class
@@ -128,7 +128,7 @@ def measure(options: argparse.Namespace, backbone: Backbone, name: str) -> dict[
 
 
 def compare(options: argparse.Namespace, backbone: Backbone, name: str) -> dict[str, Any]:
-    """Figures of a method whose lean pass is compared with the plain one."""
+    """Measure a method whose lean pass is compared with the plain one."""
     method = load_method(name)
     if "dropout" in settings_of(method):
         method = configured(method, {"dropout": NO_DROPOUT})
@@ -171,7 +171,8 @@ class Looked(NamedTuple):
 
 
 def looked_at(run: Fit | Plain, before: float | None) -> Looked:
-    """One forward and backward pass. before: MB that the process held with the model alone."""
+    """Measure one forward and backward pass. before: MB that the process held with the model
+    alone."""
     found: list[tuple[float, dict[str, Tensor]]] = []
     with FlopCounterMode(display=False) as counter:
         most = peak_beyond(before, lambda: found.append(run.gradients()))

@@ -1,4 +1,5 @@
-"""Images per second from files to probabilities, where each image is decoded once and encoded once.
+"""Measure images per second from files to probabilities, where each image is decoded once and
+encoded once.
 
     python benchmarks/predict.py --backbone pocket --json
 
@@ -58,7 +59,7 @@ def main() -> None:
 
 
 def write_files(folder: Path, options: argparse.Namespace) -> Iterator[Path]:
-    """JPEG files of smooth noise, which take about as many bytes as photographs."""
+    """Write JPEG files of smooth noise, which take about as many bytes as photographs."""
     rng, size = np.random.default_rng(options.seed), tuple(options.pixels)
     for number in range(options.images):
         coarse = Image.fromarray(rng.integers(0, 256, (48, 64, 3), np.uint8))
@@ -104,7 +105,7 @@ def measure(options: argparse.Namespace, images: ImageSet) -> dict[str, Any]:
     )
 
     def file() -> Tensor:
-        """The probabilities of the best class, as the file has them."""
+        """Write the answers, and return the probabilities of the best class."""
         with tempfile.TemporaryDirectory() as folder:
             out = AnswerFile(Path(folder) / "answers.csv", columns(1), "")
             write_answers(

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, by kind of operation, in float32 and bfloat16.
+"""Profile a training step by kind of operation, in float32 and bfloat16.
 
 python benchmarks/profiling.py --backbone ViT-B-16-quickgelu/none --methods mma rmadapter --classes
 200 --json
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def measure(options: Any, name: str, kind: str) -> dict[str, Any]:
-    """Shares of a method's step in a number format."""
+    """Return the shares of a method's step in a number format."""
     backbone = load_backbone(options.backbone)
     fit = Fit(
         load_method(name), shots_for(backbone, options.classes, options.batch, options.seed, kind)
@@ -73,7 +73,7 @@ def measure(options: Any, name: str, kind: str) -> dict[str, Any]:
 
 
 def kind_of(operation: str) -> str:
-    """The kind of an operation, by the profiler's name, such as `aten::addmm` or
+    """Return the kind of an operation, by the profiler's name, such as `aten::addmm` or
     `aten::_softmax_backward_data`."""
     name = operation.rpartition("::")[2].strip("_")
     kinds = {word: kind for kind, words in KINDS.items() for word in words}

@@ -1,8 +1,8 @@
-"""A whole training step of the authors' public code, from your own clone, beside the same step
-here.
+"""Measure a whole training step of the authors' public code, from your own clone, beside the same
+step here.
 
     git clone https://github.com/ZjjConan/Multi-Modal-Adapter
-    python benchmarks/public.py mma --upstream Multi-Modal-Adapter --classes 50 200 --out public.json
+    python benchmarks/public.py mma --upstream Multi-Modal-Adapter --classes 50 --out public.json
 
 All in one process, with the same threads and allocator. First a step of theirs and one of ours are
 compared: logits, loss and gradients from the same weights. Then, in turns: theirs, ours in float32,
@@ -40,9 +40,8 @@ from rmadapter.training.contract import Shots
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
-from originals import MAKERS
+from originals import MAKERS, Peer, Sizes
 from parity import commit, differences
-from peer import Peer, Sizes
 from upstream import theirs
 
 PROMPTED, FIRST = 9, {"mma": 5}  # as published, in encoders of 12 blocks; MMRL's first block is 6
@@ -98,7 +97,7 @@ def main() -> int:
 
 
 def peer_on(name: str, backbone: Backbone) -> Peer:
-    """The authors' trainer for a whole backbone, configured as published."""
+    """Configure the authors' trainer for a whole backbone, as published."""
     depth = backbone.text.depth
     first = min(FIRST.get(name, 6), depth)
     return replace(MAKERS[name](Sizes(depth, first, min(PROMPTED, depth))), prepare=few_templates)
@@ -109,7 +108,7 @@ def few_templates(module: Any) -> None:
 
 
 def measure(options: argparse.Namespace, classes: int) -> dict[str, Any]:
-    """Figures of one number of classes. Raises UserError as `theirs`."""
+    """Measure one number of classes. Raises UserError as `theirs`."""
     backbone, name = load_backbone(options.backbone), options.method
     clip: Any = backbone.model
     clip.logit_scale.data.fill_(np.log(100))  # some authors hard-coded it
@@ -154,8 +153,8 @@ def measure(options: argparse.Namespace, classes: int) -> dict[str, Any]:
 
 
 def limits(backbone: Backbone, method: Any, shots: Shots) -> dict[str, Any]:
-    """Rates of large matrix products in either format, and the operations that a step of adapters
-    cannot do without."""
+    """Measure rates of large matrix products in either format, and the operations that a step of
+    adapters cannot do without."""
     found: dict[str, Any] = {}
     for kind, format_ in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         found[f"{kind}_gflops"] = rate(format_)
@@ -168,7 +167,7 @@ def limits(backbone: Backbone, method: Any, shots: Shots) -> dict[str, Any]:
 
 
 def rate(format_: torch.dtype) -> float:
-    """Gflop/s of square products up to SQUARE, none larger once one is slow (bfloat16 on a
+    """Measure Gflop/s of square products up to SQUARE, none larger once one is slow (bfloat16 on a
     processor without it)."""
     side = 256
     while True:

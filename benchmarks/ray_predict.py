@@ -1,5 +1,5 @@
-"""What Ray costs in bulk prediction: seconds per image of the local engine, and of one and two
-workers of a cluster.
+"""Measure what Ray costs in bulk prediction: seconds per image of the local engine, and of one and
+two workers of a cluster.
 
     python benchmarks/ray_predict.py --backbone pocket --images 1024 --json
 
@@ -75,14 +75,14 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def timed(workers: int, predictor: Any, files: Sequence[Path]) -> dict[str, Any]:
-    """Seconds per image. workers: 0 for the local engine."""
+    """Measure the seconds per image. workers: 0 for the local engine."""
     few = BATCH * max(workers, 1)
     start, whole = spent(predictor, files[:few]), spent(predictor, files)
     return {"workers": workers, "start": start, "seconds": (whole - start) / (len(files) - few)}
 
 
 def spent(predictor: Any, files: Sequence[Path]) -> float:
-    """Seconds until all are answered."""
+    """Measure the seconds until all images are answered."""
     begun = time.perf_counter()
     assert sum(map(len, predictor.predict(files))) == len(files)
     return time.perf_counter() - begun

@@ -1,4 +1,5 @@
-"""How the cost of training grows with classes, shots, image size and depth: JSON, and a plot.
+"""Measure how the cost of training grows with classes, shots, image size and depth: JSON, and a
+plot.
 
     python benchmarks/scaling.py --study classes shots size depth --out docs/results/benchmarks
 
@@ -74,7 +75,7 @@ def parsed(parser: argparse.ArgumentParser, studies: Iterable[str]) -> argparse.
 def cost(
     options: argparse.Namespace, step: Step, variants: Sequence[str] = VARIANTS
 ) -> dict[str, Any]:
-    """Seconds and MB of one step by each forward pass."""
+    """Measure seconds and MB of one step by each forward pass."""
     peaks = {f"{variant}_peak_mb": step.peak(variant) for variant in variants}  # warms up, too
     seconds = interleaved(
         {v: step.run(v) for v in variants}, options.repeat, text="steps", warm_up=False
@@ -98,7 +99,7 @@ def study_size(options: argparse.Namespace, backbone: Backbone, points: Sequence
 
 
 def resized(backbone: Backbone, size: int) -> Backbone:
-    """The same architecture with random weights for images of another size."""
+    """Make the same architecture with random weights for images of another size."""
     import open_clip
 
     architecture = backbone.name.split("/")[0]
@@ -114,8 +115,8 @@ def study_depth(options: argparse.Namespace, backbone: Backbone, points: Sequenc
 
 
 def study_shots(options: argparse.Namespace, backbone: Backbone, points: Sequence[int]) -> Points:
-    """The run that `fit` makes, apart from reading files: activations computed once, then an
-    epoch."""
+    """Measure the run that `fit` makes, apart from reading files: activations computed once, then
+    an epoch."""
     method: Any = load_method("rmadapter", {"epochs": 1, "batch_size": options.batch})
     for count in points:
         images = noise(SHOT_CLASSES * count, SHOT_CLASSES, backbone.image_size, options.seed)
@@ -147,8 +148,7 @@ STUDIES: dict[str, Any] = {
 
 
 def save(found: dict[str, Any], folder: Path) -> None:
-    """Write scaling.json, with the studies in it that were not made again, and one plot of them
-    all."""
+    """Write scaling.json, keeping the studies that were not repeated, and one plot of all."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "scaling.json"
     before = json.loads(file.read_text()) if file.exists() else {}
@@ -160,7 +160,7 @@ def save(found: dict[str, Any], folder: Path) -> None:
 def plot(
     every: dict[str, Any], file: Path, names: dict[str, str], logarithmic: bool = False
 ) -> None:
-    """A row for each study, seconds beside memory; one line for each forward pass or part."""
+    """Draw a row for each study, seconds beside memory; one line for each forward pass or part."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 2.6 * len(every)), layout="constrained")

@@ -1,4 +1,4 @@
-"""An HTTP server beside `predict` on the same images, engine and machine.
+"""Measure an HTTP server beside `predict` on the same images, engine and machine.
 
     python benchmarks/serve.py --backbone pocket --engine torch onnx --minutes 10 --json
 
@@ -120,7 +120,7 @@ def measure(
 
 
 def fitted(options: argparse.Namespace, folder: Path) -> Path:
-    """A model whose adapters change every answer."""
+    """Make a model whose adapters change every answer."""
     backbone = load_backbone(options.backbone)
     method: Any = load_method("rmadapter", {"init": "kaiming"})
     model, names = (
@@ -140,8 +140,8 @@ def exported(options: argparse.Namespace, engine: str, run: Path) -> Path:
 def asker(
     options: argparse.Namespace, folder: Path, files: Sequence[Path]
 ) -> Callable[[], Answers]:
-    """() -> the best class of each file and its probability, as `predict` has them. folder: a run,
-    or an export."""
+    """Return a function that returns the best class of each file and its probability, as `predict`
+    does. folder: a run, or an export."""
     if RunFolder(folder).model.is_file():
         saved = load(folder, options.backbone)
         labels = saved.labels
@@ -218,7 +218,7 @@ def soak(
     asked: Sequence[tuple[Any, tuple[str, float]]],
     photo: bytes,
 ) -> dict[str, Any]:
-    """Full load, including hostile clients. asked: bodies and their answers. photo: a JPEG to
+    """Apply full load, including hostile clients. asked: bodies and their answers. photo: a JPEG to
     spoil."""
     started = time.monotonic()
     until, kinds, statuses = (
@@ -257,8 +257,8 @@ def soak(
     threads(len(jobs) + 1, lambda number: jobs[number](number) if number < len(jobs) else watch())
 
     def around(part: float) -> float:
-        """Median of a tenth of the samples: a single one may catch a large image while it is
-        decoded."""
+        """Return the median of a tenth of the samples: a single one may catch a large image while
+        it is decoded."""
         near = sorted(memory, key=lambda one: abs(one[0] - part * 60 * options.minutes))
         return statistics.median(mb for _, mb in near[: len(near) // 10 + 1])
 

@@ -52,14 +52,14 @@ class Step:
         self._kept: dict[str, Any] = {}
 
     def frozen(self) -> tuple[States, States]:
-        """Frozen states of images and prompts, computed once."""
+        """Compute the frozen states of images and prompts once."""
         if "frozen" not in self._kept:
             (text,) = self.model.frozen_text(self.tokens)
             self._kept["frozen"] = self.model.frozen(self.images), text
         return self._kept["frozen"]
 
     def untouched(self) -> tuple[Tensor, Tensor]:
-        """Features of images and prompts, computed once."""
+        """Compute the features of images and prompts once."""
         if "untouched" not in self._kept:
             backbone = self.model.backbone
             text = torch.cat(
@@ -73,7 +73,7 @@ class Step:
         self.untouched() if variant == "reference" else self.frozen()
 
     def loss(self, variant: str) -> Tensor:
-        """The forward pass alone."""
+        """Run the forward pass alone."""
         if variant != "reference":
             image, text = self.frozen()
             with torch.autocast("cpu", torch.bfloat16, enabled=variant == MIXED):
@@ -83,7 +83,7 @@ class Step:
         return self.model.reference(self.labels, self.images, self.tokens, self.untouched())["loss"]
 
     def _reference_in_chunks(self) -> Tensor:
-        """`AdaptedCLIP.reference`, with only a chunk of the prompts in memory at once."""
+        """Compute `AdaptedCLIP.reference` with only a chunk of the prompts in memory at once."""
         parts = [
             checkpoint(self._encode, "text", part, use_reentrant=False)
             for part in self.tokens.split(self.chunk)
@@ -94,20 +94,19 @@ class Step:
         weight = (torch.arange(self.tokens.shape[1]) < real[:, None]).float()
         image, of_image = self._encode("image", self.images)
         (x, w), s = self.untouched(), self.model.loss
-        return loss_terms(
-            self.model.backbone.logit_scale,
-            self.labels,
-            Side(image, x, [token_mean(e) for e in of_image], s.lambda_image_rec, s.lambda_image_con),
-            Side(
-                class_weights(features), class_weights(w), [token_mean(e, weight) for e in errors],
-                s.lambda_text_rec, s.lambda_text_con,
-            ),
-            s.consistency_unit,
-        )["loss"]  # fmt: skip
+        image_errors = [token_mean(e) for e in of_image]
+        text_errors = [token_mean(e, weight) for e in errors]
+        weights, untouched = class_weights(features), class_weights(w)
+        sides = (
+            Side(image, x, image_errors, s.lambda_image_rec, s.lambda_image_con),
+            Side(weights, untouched, text_errors, s.lambda_text_rec, s.lambda_text_con),
+        )
+        scale = self.model.backbone.logit_scale
+        return loss_terms(scale, self.labels, *sides, s.consistency_unit)["loss"]
 
     def _encode(self, side: str, inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Adapted features by the backbone's own forward, and the reconstruction errors of every
-        token."""
+        """Compute adapted features by the backbone's own forward, and the reconstruction errors of
+        every token."""
         tape: list[tuple[int, Tensor]] = []
         with self.model.attached(tape) as clip:
             features = clip.encode_image(inputs) if side == "image" else clip.encode_text(inputs)
@@ -118,7 +117,7 @@ class Step:
         ]
 
     def run(self, variant: str) -> Callable[[], None]:
-        """A whole step: forward, backward, optimizer."""
+        """Do a whole step: forward, backward, optimizer."""
 
         def step() -> None:
             self.optimizer.zero_grad()
@@ -128,7 +127,7 @@ class Step:
         return step
 
     def gradients(self, variant: str) -> dict[str, Tensor]:
-        """The gradient of every adapter parameter."""
+        """Return the gradient of every adapter parameter."""
         self.model.zero_grad()
         self.loss(variant).backward()
         return {
@@ -138,7 +137,8 @@ class Step:
         }
 
     def peak(self, variant: str) -> float | None:
-        """MB that one step needs beyond the model, its frozen activations or features included."""
+        """Return the MB that one step needs beyond the model, its frozen activations or features
+        included."""
         before = held()
         self.prepare(variant)
         return peak_beyond(before, self.run(variant))

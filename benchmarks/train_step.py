@@ -1,5 +1,5 @@
-"""Time and memory of a whole training step: the lean forward pass against the backbone's own with
-hooks.
+"""Measure time and memory of a whole training step: the lean forward pass against the backbone's
+own with hooks.
 
     python benchmarks/train_step.py --backbone ViT-B-16/none --classes 50 200 1000 --json
 
@@ -83,7 +83,7 @@ def make_step(options: argparse.Namespace, classes: int) -> Step:
 
 
 def free_memory() -> float:
-    """Bytes; infinite if the system does not tell."""
+    """Return the free bytes; infinite if the system does not tell."""
     return (
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
         if hasattr(os, "sysconf")
@@ -92,8 +92,8 @@ def free_memory() -> float:
 
 
 def reference_need(step: Step) -> float:
-    """Bytes the reference keeps for its backward pass, as measured: 14 numbers per width, token and
-    adapted block."""
+    """Return the bytes that the reference keeps for its backward pass, as measured: 14 numbers per
+    width, token and adapted block."""
     encoder = step.model.backbone.text
     return (
         4
@@ -105,7 +105,7 @@ def reference_need(step: Step) -> float:
 
 
 def measure(options: argparse.Namespace, classes: int) -> dict[str, Any]:
-    """All figures of one number of classes."""
+    """Measure all figures of one number of classes."""
     more = [
         "--classes",
         str(classes),
@@ -155,7 +155,8 @@ def measure(options: argparse.Namespace, classes: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def encode_prompts(step: Step) -> float:
-    """Seconds that checkpointing adds to the reference: every prompt goes forward a second time."""
+    """Measure the seconds that checkpointing adds to the reference: every prompt goes forward a
+    second time."""
     begun = time.perf_counter()
     for chunk in step.tokens.split(step.chunk) if step.chunk else ():
         step.model.encode_text(chunk)
@@ -163,7 +164,7 @@ def encode_prompts(step: Step) -> float:
 
 
 def product(rows: int, inner: int, columns: int, kind: torch.dtype = torch.float32) -> Run:
-    """A matrix product [rows, inner] @ [inner, columns] into preallocated memory."""
+    """Make a matrix product [rows, inner] @ [inner, columns] into preallocated memory."""
     a, b, out = (
         torch.rand(shape).to(kind) for shape in ((rows, inner), (inner, columns), (rows, columns))
     )
@@ -171,7 +172,7 @@ def product(rows: int, inner: int, columns: int, kind: torch.dtype = torch.float
 
 
 def rates(seconds: dict[str, float]) -> dict[str, float]:
-    """Gigaflops per second of the products among some timings, by shape."""
+    """Return gigaflops per second of the products among some timings, by shape."""
     found = {}
     for name, spent in seconds.items():
         if shape := re.fullmatch(r"(\d+) x (\d+) x (\d+)", name):
@@ -181,8 +182,8 @@ def rates(seconds: dict[str, float]) -> dict[str, float]:
 
 
 def own_shapes(step: Step) -> list[tuple[int, int, int]]:
-    """The largest products of the step: tokens of either encoder times the largest matrix of a
-    block."""
+    """Return the largest products of the step: tokens of either encoder times the largest matrix of
+    a block."""
     shapes = []
     for encoder, states in zip(step.model.encoders.values(), step.frozen(), strict=True):
         largest = max((p for p in encoder.blocks[-1].parameters() if p.ndim == 2), key=Tensor.numel)
@@ -192,7 +193,8 @@ def own_shapes(step: Step) -> list[tuple[int, int, int]]:
 
 
 def largest_difference(lean: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
-    """Largest |lean - reference| / |reference| over the gradients of all adapter tensors, by norm.
+    """Return the largest |lean - reference| / |reference| over the gradients of all adapter
+    tensors, by norm.
 
     A gradient ten thousand times smaller than the largest one is a difference of large numbers,
     which rounding decides; it is compared with that floor. In float32 the rest is rounding too, of

@@ -45,7 +45,7 @@ class Whole:
     def of(
         cls, tokens: Tensor, lengths: Tensor, read: Tensor, causal: bool, share: bool = True
     ) -> Whole:
-        """As `layouts.pack`; lengths and share are ignored."""
+        """Like `layouts.pack`; lengths and share are ignored."""
         assert causal, "only prompts under causal attention"
         count, width = tokens.shape
         positions, starts = torch.arange(width).repeat(count), width * torch.arange(count)
@@ -63,12 +63,12 @@ class Whole:
         )
 
     def read(self, x: Tensor) -> Tensor:
-        """[C * L, d] -> [C, d]"""
+        """Select the tokens that are read: [C * L, d] -> [C, d]."""
         return x.index_select(0, self.read_index)
 
 
 def _whole_tokens(self: ClipText, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """A replacement for `real_tokens` in which padding counts, too."""
+    """Replace `real_tokens` by one in which padding counts, too."""
     return torch.full((len(tokens),), tokens.shape[1]), REAL_TOKENS(self, tokens)[1]
 
 
@@ -89,8 +89,8 @@ class _There(Exception):
 
 @torch.no_grad()
 def image_states(encoder: ImageEncoder, pixels: Tensor, known: States) -> States:
-    """What enters the block of the known states, computed from pixels, or the features if they are
-    of no block."""
+    """Compute what enters the block of the known states, computed from pixels, or the features if
+    they are of no block."""
     if known.first is None:
         return replace(known, features=encoder.visual(pixels))
     seen: list[Tensor] = []

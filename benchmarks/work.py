@@ -51,13 +51,13 @@ def tokens_of(states: States) -> Tokens:
 
 
 def matrices(module: nn.Module) -> int:
-    """Entries of all weight matrices: a token that goes through the module once costs 2 operations
-    each."""
+    """Count the entries of all weight matrices: a token that goes through the module once costs 2
+    operations each."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.ndim == 2)
 
 
 def step_work(model: AdaptedCLIP, image: States, text: States) -> dict[str, int]:
-    """Operations of one training step from frozen states, by part."""
+    """Count the operations of one training step from frozen states, by part."""
     parts = {"linear layers": 0, "attention": 0, "adapters": 0, "heads": 0, "logits": 0}
     for side, states in (("image", image), ("text", text)):
         encoder, tokens, first = model.encoders[side], tokens_of(states), model.first(side)
@@ -83,7 +83,8 @@ def step_work(model: AdaptedCLIP, image: States, text: States) -> dict[str, int]
 
 
 def block_linear(encoder: Encoder[Any], block: int, tokens: Tokens, one: bool) -> int:
-    """The block's linear layers are frozen: forward and input gradient, no weight gradient.
+    """Count a block's linear layers, which are frozen: forward and input gradient, no weight
+    gradient.
 
     one: only one token leaves the block, so that keys and values alone (2 d^2) are needed of all
     tokens.
@@ -96,8 +97,8 @@ def block_linear(encoder: Encoder[Any], block: int, tokens: Tokens, one: bool) -
 
 
 def attention(width: int, pairs: int) -> int:
-    """Forward: Q K^T and P V. Backward: gradients of V, P, Q and K. Each is 2 d per pair, over all
-    heads.
+    """Count attention. Forward: Q K^T and P V. Backward: gradients of V, P, Q and K. Each is 2 d
+    per pair, over all heads.
 
     Kernels that do not keep P compute Q K^T once more in the backward pass; that does not count.
     """
@@ -105,7 +106,8 @@ def attention(width: int, pairs: int) -> int:
 
 
 def adapter_work(adapter: DualBranchAdapter, rows: int, all_rows: int, goes_on: bool) -> int:
-    """Both branches of one adapter; adaptation is needed of `rows` tokens, reconstruction of all.
+    """Count both branches of one adapter; adaptation is needed of `rows` tokens, reconstruction of
+    all.
 
     goes_on: there are trainable weights below, so that a gradient must reach the adapter's input.
     That of the reconstruction never does (Eq. 11, 12: its input is detached).
@@ -126,12 +128,13 @@ def adapter_work(adapter: DualBranchAdapter, rows: int, all_rows: int, goes_on: 
 
 
 def cross_work(adapters: Adapters, side: str, block: int, rows: int) -> int:
-    """MMA's r x r projection between down and up: forward, input gradient, weight gradient."""
+    """Count MMA's r x r projection between down and up: forward, input gradient, weight
+    gradient."""
     height = str(max(adapters.blocks(side)) - block)
     return 3 * 2 * rows * adapters.cross[height].weight.numel() if height in adapters.cross else 0  # type: ignore
 
 
 def head_matrix(encoder: Encoder[Any], states: States) -> int:
-    """Entries of the projection into the joint space. Attention pooling has more work, which is
-    left out."""
+    """Count the entries of the projection into the joint space. Attention pooling has more work,
+    which is left out."""
     return encoder.width * states.features.shape[1]

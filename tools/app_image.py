@@ -1,4 +1,5 @@
-"""The image of docs/app.md: the application after a training on pictograms, in a headless Chromium.
+"""Make the image of docs/app.md: the application after a training on pictograms, in a headless
+Chromium.
 
 rmadapter app --backbone pocket
 python tools/app_image.py http://127.0.0.1:8080 docs/app.png pictograms
@@ -27,7 +28,7 @@ def main(
     classes: Sequence[str] = CLASSES,
     asked: Sequence[str] = ASKED,
 ) -> None:
-    """data: a folder with train/ and test/."""
+    """Train in the application, and save its page. data: a folder with train/ and test/."""
     with tempfile.TemporaryDirectory() as home:
         for name in classes:
             shutil.copytree(data / "train" / name, Path(home, "zipped", name))

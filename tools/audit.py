@@ -1,5 +1,5 @@
-"""Known vulnerabilities in the package's dependencies, in the versions that are installed here, by
-pip-audit.
+"""List known vulnerabilities in the package's dependencies, in the versions that are installed
+here, by pip-audit.
 
     python tools/audit.py [arguments of pip-audit, as --vulnerability-service osv]
 
@@ -29,7 +29,7 @@ SECONDS, PATIENCE = 60, 5  # for all, and for each answer
 
 
 def installed(declared: str) -> dict[str, str]:
-    """Name -> version of a requirement's dependencies and theirs, without the requirement
+    """Return name -> version of a requirement's dependencies and theirs, without the requirement
     itself."""
     found: dict[str, str] = {}
     todo, seen = [Requirement(declared)], set[str]()
@@ -53,7 +53,7 @@ def installed(declared: str) -> dict[str, str]:
 
 
 def ask(lines: list[str], words: list[str]) -> list[dict[str, Any]] | str:
-    """What pip-audit says of each `name==version`, or why it says nothing."""
+    """Ask pip-audit about each `name==version`; return its answer, or why there is none."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "all.txt").write_text("\n".join(lines))
         command = [
@@ -107,7 +107,8 @@ def main(words: list[str]) -> int:
             closed += bool(fixed)
             names = ", ".join(sorted([hole["id"], *hole["aliases"]]))
             print(
-                f"audit: {one['name']} {one['version']} has {names}; {f'take {fixed}' if fixed else 'no fix yet'}"
+                f"audit: {one['name']} {one['version']} has {names}; "
+                + (f"take {fixed}" if fixed else "no fix yet")
             )
     print(f"audit: {len(found)} packages; holes that another release closes: {closed}")
     return int(closed > 0)

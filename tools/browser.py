@@ -1,5 +1,5 @@
-"""A headless Chromium, driven through a pipe by its own protocol: press keys, and get what is then
-heard and seen."""
+"""Drive a headless Chromium through a pipe by its own protocol: press keys, and read what a screen
+reader and the eye get."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def served(folder: Path, types: Mapping[str, str] | None = None) -> Iterator[str
 
     class Server(ThreadingHTTPServer):
         def handle_error(self, *_: Any) -> None:
-            """The browser is gone."""
+            """Ignore errors of a browser that is gone."""
 
     server = Server(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -58,7 +58,7 @@ def served(folder: Path, types: Mapping[str, str] | None = None) -> Iterator[str
 
 
 class Tab:
-    """One page of a browser of its own."""
+    """A page in a browser process of its own."""
 
     def __init__(self, home: Path, flags: Sequence[str] = ()) -> None:
         (theirs, self._out), (self._in, answers) = os.pipe(), os.pipe()
@@ -110,7 +110,7 @@ class Tab:
         return json.loads(line)
 
     def event(self, method: str, seconds: float = 30) -> dict[str, Any]:
-        """Parameters of the first such event that was not returned before."""
+        """Return the parameters of the first such event that was not returned before."""
         until = time.monotonic() + seconds
         while True:
             for event in self.events:
@@ -120,13 +120,13 @@ class Tab:
             self.events.append(self._next(until))
 
     def script(self, code: str) -> Any:
-        """The value of an expression in the page, awaited."""
+        """Return the value of an expression in the page, awaited."""
         found = self("Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
     def until(self, code: str, seconds: float = 120) -> Any:
-        """The first value of an expression that is true."""
+        """Return the first value of an expression that is true."""
         end = time.monotonic() + seconds
         while not (found := self.script(code)):
             assert time.monotonic() < end, (
@@ -153,7 +153,7 @@ class Tab:
             )
 
     def heard(self) -> list[tuple[str, str]]:
-        """Role and name of everything that a screen reader gets, in order."""
+        """Return role and name of everything that a screen reader gets, in order."""
         nodes = self("Accessibility.getFullAXTree")["nodes"]
         told = [node for node in nodes if not node["ignored"]]
         return [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in told]

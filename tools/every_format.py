@@ -29,7 +29,7 @@ from rmadapter.data.read import ImageSet, load_image, read_images
 
 
 def digest(sets: Mapping[str, ImageSet]) -> str:
-    """A digest of labels and pixels, whatever their order and split."""
+    """Compute a digest of labels and pixels, whatever their order and split."""
     every = []
     for part in sets.values():
         for source, label in zip(part.images, part.labels, strict=True):
@@ -42,7 +42,7 @@ def digest(sets: Mapping[str, ImageSet]) -> str:
 
 
 def row(name: str, shots: Shots, expected: str, place: Path) -> dict[str, Any]:
-    """The row of a format. place: an empty folder, in which its own folder is made."""
+    """Make the row of a format. place: an empty folder, in which its own folder is made."""
     form = FORMATS[name]
     if form.needs and importlib.util.find_spec(form.needs) is None:
         return {"format": name, "skipped": f"needs {form.needs}"}
@@ -75,7 +75,7 @@ def rows(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def line(found: Mapping[str, Any]) -> str:
-    """A row of the table in docs/data.md."""
+    """Write a row of the table in docs/data.md."""
     if "skipped" in found:
         return f"| {found['format']} | {found['skipped']} | | | | | |"
     cells = [found["images"], found["classes"], f"{found['mb']:.1f}" if found["mb"] else ""]
@@ -99,7 +99,7 @@ def main() -> int:
     found = []
     if not words.json:
         print(
-            "| format | images | classes | MB | open, s | decode, s | same |\n|---|---|---|---|---|---|---|"
+            "| format | images | classes | MB | open, s | decode, s | same |\n" + "|---" * 7 + "|"
         )
     for each in rows(words.folder):
         found.append(each)

@@ -30,7 +30,7 @@ Shots = Sequence[Shot]
 
 
 def shots_of(sets: Mapping[str, ImageSet]) -> list[Shot]:
-    """The images of all splits; without splits, all are train."""
+    """Return the images of all splits; without splits, all are train."""
     found = [
         (Path(str(image)), str(part.written[label]), "train" if split == "all" else split)
         for split, part in sets.items()
@@ -142,7 +142,7 @@ def hub_parquet(shots: Shots, home: Path) -> Path:
 
 
 def coco(shots: Shots, home: Path) -> Path:
-    """COCO, with a box around the whole of each image."""
+    """Write COCO, with a box around the whole of each image."""
     copied(shots, lambda shot: home / "images" / shot.name)
     names, images, boxes = labels_of(shots), [], []
     for i, shot in enumerate(shots):

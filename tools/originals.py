@@ -9,22 +9,88 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
-from peer import Peer, Sizes
 from torch import Tensor, zeros
 
-ONE_TEXT = Path(__file__).with_name(
-    "one_text.json"
-)  # one per class, as theirs and ours draw differently from several
+# one per class, as theirs and ours draw differently from several
+ONE_TEXT = Path(__file__).with_name("one_text.json")
 DEPTH, WIDTHS = 3, (768, 512)  # MaPLe's authors hard-coded these widths
 
 
+class Sizes(NamedTuple):
+    """depth: blocks of each encoder. first: the lowest one with adapters or representation tokens.
+    prompted: number of blocks with prompts."""
+
+    depth: int
+    first: int
+    prompted: int
+
+    @property
+    def blocks(self) -> range:
+        """The blocks with adapters or representation tokens."""
+        return range(self.first, self.depth + 1)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Where the authors' code is, its configuration, and our settings that mean the same.
+
+    code: module and trainer, or function. section: of Dassl's configuration; "" for code that is
+    not built on Dassl. names: our tensors -> theirs, with or without ".weight" and ".bias".
+    settings: ours; may read the authors' module. taken: gets the logits from their model's answer.
+    inner: the part of our module with the tensors, if it is not the whole. answering: the part of
+    `inner` whose state answers. more: other sections, and more of the trainer's. clip: the package
+    of their CLIP. folder: of the code within the repository. engine: file and name of a training
+    function in the authors' own Dassl. loss: from what their step returns. labels: of the images.
+    prepare: called with the authors' module before anything is built. whole: the trainer's
+    attribute with all that is trained. ask: (trainer, images) -> the answer for `taken`. kept: our
+    buffers, which are not trained -> how to get theirs from a trainer. idle: tensors of theirs that
+    nothing can move, and that ours lacks. still: our tensors whose gradient is only rounding.
+    later: our tensors that only a later stage trains -> their values in front of it, from our
+    module and the shots. marks: for code not built on Dassl, its function that chooses what is
+    trained. depth: blocks of the small CLIP's encoders, if their code needs another number than the
+    usual one.
+    """
+
+    repository: str
+    code: str
+    section: str
+    config: Mapping[str, Any]
+    names: Mapping[str, str]
+    settings: Callable[[ModuleType], Mapping[str, Any]] = lambda module: {}
+    taken: Callable[[Any], Tensor] = lambda answer: answer
+    inner: str = ""
+    answering: str = ""
+    more: Mapping[str, Any] = field(default_factory=dict)
+    clip: str = "clip"
+    folder: str = ""
+    engine: str = ""
+    loss: Callable[[Mapping[str, float]], float] = itemgetter("loss")
+    labels: tuple[int, ...] = (0, 1, 2, 3, 0, 1)
+    prepare: Callable[[ModuleType], object] = lambda module: None
+    whole: str = "model"
+    ask: Callable[[Any, Tensor], Any] = lambda trainer, pixels: trainer.model(pixels)
+    kept: Mapping[str, Callable[[Any], Tensor]] = field(default_factory=dict)
+    idle: tuple[str, ...] = ()
+    still: tuple[str, ...] = ()
+    later: Mapping[str, Callable[[Any, Any], Tensor]] = field(default_factory=dict)
+    marks: str = ""
+    depth: int = 0
+
+    def called(self, name: str) -> str:
+        """Return the name of one of our tensors in their code."""
+        head, _, leaf = name.rpartition(".")
+        return self.names[name] if name in self.names else f"{self.names[head]}.{leaf}"
+
+
 def _refined(answer: tuple[Any, tuple[Any, ...]]) -> Tensor:
-    """The logits of TextRefiner, whose trainer calls its memory itself."""
+    """Return the logits of TextRefiner, whose trainer calls its memory itself."""
     memory, (classes, images, scale, *_) = answer
     found: Tensor = scale * images @ memory(classes)[0].T
     return found
@@ -32,7 +98,25 @@ def _refined(answer: tuple[Any, tuple[Any, ...]]) -> Tensor:
 
 INIT = {"CTX_INIT": "a photo of a", "PREC": "fp32"}
 REP, ALIGNER = "representation_learner.compound_rep_tokens", "representation_learner.srra"
+COMPOUND, ADAPTER = "prompt_learner.compound_prompt", "adapter_learner"
+STUDENT = (("down", 0), ("norm", 1), ("up", 3))
 META_NET = {"down": "prompt_learner.meta_net.linear1", "up": "prompt_learner.meta_net.linear2"}
+
+
+def _numbered(ours: str, theirs: str, count: int) -> dict[str, str]:
+    """Name our tensors 1, 2, ..., which theirs number from 0."""
+    return {f"{ours}.{i}": f"{theirs}.{i - 1}" for i in range(1, count)}
+
+
+def one_text_per_class(module: Any) -> None:
+    """Have the authors' module read ONE_TEXT."""
+    vars(module).update(load_CuPL_templates=lambda _: json.loads(ONE_TEXT.read_text()))
+
+
+def class_features(own: Any, shots: Any) -> Tensor:
+    """Return 2SFS's class features at the start of its second stage."""
+    features: Tensor = own.class_features(own.prompts(shots.classes, shots.templates), 1)
+    return features
 
 
 def taught_nothing(module: Any) -> None:
@@ -95,7 +179,10 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
         "BeierZhu/Prompt-align", "trainers.prograd:ProGrad", "COOP",
         {**INIT, "N_CTX": 16, "CSC": False, "CLASS_TOKEN_POSITION": "end"},
         {"ctx": "prompt_learner.ctx"},
-        more={"DATASET": {"NAME": "Caltech101"}, "LOSS": {"NAME": "prograd", "T": 1.0, "LAMBDA": 1.0}},
+        more={
+            "DATASET": {"NAME": "Caltech101"},
+            "LOSS": {"NAME": "prograd", "T": 1.0, "LAMBDA": 1.0},
+        },
         folder="ProGrad.public",
         engine="Dassl.ProGrad.pytorch/dassl/engine/trainer.py:prograd_backward_and_update",
         loss=lambda told: told["xe_loss"] + told["kl_loss"],
@@ -123,8 +210,8 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
         {
             "prompts.0": "prompt_learner.ctx",
             "maps.0": "prompt_learner.proj",
-            **{f"prompts.{i}": f"prompt_learner.compound_prompts_text.{i - 1}" for i in range(1, s.prompted)},
-            **{f"maps.{i}": f"prompt_learner.compound_prompt_projections.{i - 1}" for i in range(1, s.prompted)},
+            **_numbered("prompts", f"{COMPOUND}s_text", s.prompted),
+            **_numbered("maps", f"{COMPOUND}_projections", s.prompted),
         },
         lambda module: {"depth": s.prompted},
     ),
@@ -133,7 +220,8 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
         {**INIT, "N_CTX": 4, "PROMPT_DEPTH": s.prompted},
         {
             **{f"coupled.{own}": name for own, name in MAKERS["maple"](s).names.items()},
-            **{f"adapters.{side}.{i}": f"adapter_{side}.fc.{i}" for side in ("image", "text") for i in (0, 2)},
+            **{f"adapters.image.{i}": f"adapter_image.fc.{i}" for i in (0, 2)},
+            **{f"adapters.text.{i}": f"adapter_text.fc.{i}" for i in (0, 2)},
         },
         lambda module: {"depth": s.prompted, "descriptions": str(ONE_TEXT)},
         more={"DATASET": {"NAME": "Caltech101"}, "TRAINER": {"W": 8.0, "DISTILL": "cosine"}},
@@ -201,7 +289,7 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
                 f"student.prompts.{i}": f"image_encoder.transformer.resblocks.{i}.VPT_shallow"
                 for i in range(1, s.prompted)
             },
-            **{f"student.{ours}": f"VPT_image_trans.conv1.{i}" for ours, i in (("down", 0), ("norm", 1), ("up", 3))},
+            **{f"student.{ours}": f"VPT_image_trans.conv1.{i}" for ours, i in STUDENT},
         },
         lambda module: {"depth": s.prompted, "tau": 2.0, "weight": 1.0},
         ask=by_the_teachers_classes,
@@ -211,7 +299,10 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
     ),
     "mmrl": lambda s: Peer(
         "yunncheng/MMRL", "trainers.mmrl:MMRL", "MMRL",
-        {"ALPHA": 0.7, "REG_WEIGHT": 1.0, "N_REP_TOKENS": 5, "REP_DIM": 512, "REP_LAYERS": [*s.blocks], "PREC": "fp32"},
+        {
+            "ALPHA": 0.7, "REG_WEIGHT": 1.0, "N_REP_TOKENS": 5, "REP_DIM": 512,
+            "REP_LAYERS": [*s.blocks], "PREC": "fp32",
+        },
         {
             "space": REP,
             "projection": "image_encoder.proj_rep",
@@ -233,7 +324,8 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
             "space": REP,
             "projection.a": "image_encoder.A",
             "projection.b": "image_encoder.B",
-            **{f"shared.{side}": f"{ALIGNER}_r2{v}proj.weight" for side, v in (("image", "v"), ("text", "t"))},
+            "shared.image": f"{ALIGNER}_r2vproj.weight",
+            "shared.text": f"{ALIGNER}_r2tproj.weight",
             **{
                 f"maps.{side}.{b}.{ours}": f"{ALIGNER}_r2{v}proj.srra.{b - s.first}.{name}"
                 for side, v in (("image", "v"), ("text", "t"))
@@ -254,7 +346,7 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
             "NEG_SAMPLING_RATIO": 7,
         },
         {
-            f"layers.{side}.{i}.{ours}": f"adapter_learner.{theirs}_adapter.{i + 1}.{part}_conv.conv"
+            f"layers.{side}.{i}.{ours}": f"{ADAPTER}.{theirs}_adapter.{i + 1}.{part}_conv.conv"
             for side, theirs in (("image", "visual"), ("text", "text"))
             for i in range(s.depth)
             for ours, part in (("attention", "att"), ("mlp", "mlp"))
@@ -262,7 +354,7 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
         },
         lambda module: {"scale": 0.3, "fast": 1.0, "descriptions": str(ONE_TEXT)},
         more={"DATASET": {"NAME": "Caltech101"}},
-        prepare=lambda module: vars(module).update(load_CuPL_templates=lambda _: json.loads(ONE_TEXT.read_text())),
+        prepare=one_text_per_class,
     ),
     "mma": lambda s: Peer(
         "ZjjConan/Multi-Modal-Adapter", "trainers.mmadapter:MultiModalAdapter", "MMADAPTER",
@@ -289,7 +381,9 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
             "n_iters": 10**9, "shots": 1, "lr": 0.0, "eval_only": False, "save_path": None,
         },
         {
-            f"updates.{side}.{i}.{j}.{ours}.weight": f"{tower}.resblocks.{i}.attn.{part}_proj.w_lora_{matrix}"
+            f"updates.{side}.{i}.{j}.{ours}.weight": (
+                f"{tower}.resblocks.{i}.attn.{part}_proj.w_lora_{matrix}"
+            )
             for side, tower in enumerate(("visual.transformer", "transformer"))
             for i in range(s.depth)
             for j, part in enumerate("qkv")
@@ -313,7 +407,7 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
             for j in (0, 1)
         },
         marks="trainable_norm_params",
-        later={"classes": lambda own, shots: own.class_features(own.prompts(shots.classes, shots.templates), 1)},
+        later={"classes": class_features},
     ),
 }  # fmt: skip
 PEERS = {name: make(Sizes(DEPTH, first=2, prompted=DEPTH)) for name, make in MAKERS.items()}

@@ -27,8 +27,7 @@ from unittest.mock import Mock, patch
 
 import numpy as np
 import torch
-from originals import DEPTH, PEERS, WIDTHS
-from peer import Peer
+from originals import DEPTH, PEERS, WIDTHS, Peer
 from torch import Tensor
 from upstream import SIZE, Theirs, theirs
 
@@ -60,8 +59,8 @@ KEPT = "largest difference of what a step keeps besides"  # if there is any
 
 
 def tiny_clip(depth: int = 0, seed: int = 0) -> Backbone:
-    """OpenAI's architecture, random weights that are not 0, temperature 1/100. depth: of encoders,
-    DEPTH if 0."""
+    """Make OpenAI's architecture with random weights that are not 0, temperature 1/100. depth: of
+    encoders, DEPTH if 0."""
     import open_clip
 
     vision: Any = {
@@ -83,15 +82,15 @@ def tiny_clip(depth: int = 0, seed: int = 0) -> Backbone:
 
 
 def shots_of(peer: Peer, backbone: Backbone) -> Shots:
-    """Images of noise."""
+    """Make images of noise."""
     arrays = np.random.default_rng(0).integers(0, 256, (len(peer.labels), SIZE, SIZE, 3), np.uint8)
     cache = Cache(backbone, Machine(device="cpu"), progress=False)
     return Shots(ImageSet(tuple(arrays), peer.labels, CLASSES), cache, progress=False)
 
 
 def compare(name: str, clone: Path) -> dict[str, Any]:
-    """The differences, the sizes of what is compared, and what it was measured with. Raises
-    UserError if the clone does not have the trainer, or trains other tensors."""
+    """Measure the differences; return them with the sizes of what is compared and the versions.
+    Raises UserError if the clone does not have the trainer, or trains other tensors."""
     peer = PEERS[name]
     backbone = tiny_clip(peer.depth)
     shots = shots_of(peer, backbone)
@@ -110,8 +109,8 @@ def compare(name: str, clone: Path) -> dict[str, Any]:
 def differences(
     name: str, peer: Peer, found: Theirs, shots: Shots, pixels: Tensor, clone: Path
 ) -> dict[str, float]:
-    """Differences between their results and ours, on all shots. Raises UserError if other tensors
-    are trained."""
+    """Return the differences between their results and ours, on all shots. Raises UserError if
+    other tensors are trained."""
     method, backbone, rows = (
         load_method(name, found.settings),
         shots.cache.backbone,
@@ -150,8 +149,8 @@ def differences(
 
 
 def untrained(method: Any, shots: Shots) -> tuple[Any, ...]:
-    """Module, loss, recipe, shots and source of images that `fit` passes to `minimise`, which takes
-    no step here."""
+    """Return module, loss, recipe, shots and source of images that `fit` passes to `minimise`,
+    which takes no step here."""
     minimise = Mock(return_value=Trained())
     with ExitStack() as stack:
         for name, file in list(sys.modules.items()):
@@ -166,7 +165,7 @@ def _relative(found: Tensor, expected: Tensor) -> float:
 
 
 def commit(folder: Path) -> str:
-    """The commit of the clone; "unknown" for a folder that is not one."""
+    """Return the commit of the clone; "unknown" for a folder that is not one."""
     asked = ["git", "-C", str(folder), "rev-parse", "--show-toplevel", "HEAD"]
     top, head, *_ = [
         *subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split("\n"),
@@ -177,7 +176,7 @@ def commit(folder: Path) -> str:
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown: what was measured, and what was not run."""
+    """Make a table of what was measured, and what was not run."""
     heads = ["method", "authors' code", "trained numbers", "logits go up to", *DIFFERENCES.values()]
     rows = [heads, ["---"] * len(heads)]
     for name in (*PEERS, *BY_HAND):
@@ -195,7 +194,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def write_page(results: Path, page: Path) -> None:
-    """Replace what is between the marks."""
+    """Replace the table between the marks."""
     new = f"{BEGIN}\n\n{table(read_json(results))}\n\n{END}"
     write_text(
         page,
@@ -236,7 +235,8 @@ def main(words: list[str]) -> int:
         print(f"parity: {error}", file=sys.stderr)
         return 2
     print(
-        f"{args.method}: {found['trained']:,} trained numbers; logits up to {found['largest logit']:.1f}"
+        f"{args.method}: {found['trained']:,} trained numbers; "
+        f"logits up to {found['largest logit']:.1f}"
     )
     told = {text: found[key] for key, text in {**DIFFERENCES, "kept": KEPT}.items() if key in found}
     for text, difference in told.items():

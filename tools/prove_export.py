@@ -54,7 +54,7 @@ def fresh(folder: Path, needs: Path) -> Path:
 
 
 def megabytes(folder: Path) -> float:
-    """Size of all files, without pip and what came with it."""
+    """Return the size of all files, without pip and what came with it."""
     own = ("pip", "setuptools", "pkg_resources", "_distutils_hack")
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     return (
@@ -74,7 +74,7 @@ def rmadapter(*words: object) -> None:
 
 
 def asked(python: Path, export: Path, images: list[Path], file: Path) -> list[dict[str, str]]:
-    """Rows of the export's own answers, made without torch."""
+    """Return rows of the export's own answers, made without torch."""
     without = subprocess.run(
         [str(python), "-I", "-c", "import torch"], capture_output=True, check=False
     )
@@ -119,7 +119,7 @@ def compare(ours: list[dict[str, str]], theirs: list[dict[str, str]]) -> dict[st
 def prove(
     method: str, to: str, data: Path, images: list[Path], out: Path, python: Path | None
 ) -> tuple[dict[str, Any], Path]:
-    """The result of a method, and the interpreter, which the first call makes."""
+    """Return the result of a method, and the interpreter, which the first call makes."""
     run, export = out / method, out / f"{method}-{to}"
     rmadapter("fit", data, "--method", method, "--out", run, *FIT, *FEWER.get(method, ()))
     rmadapter("export", run, "--to", to, "--out", export)

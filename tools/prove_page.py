@@ -35,7 +35,8 @@ ASK = """(async () => {
 
 
 def tall(image: Image.Image) -> Image.Image:
-    """The middle strip, larger than what a model sees, so that Pillow resizes its height first."""
+    """Cut out the middle strip, larger than what a model sees, so that Pillow resizes its height
+    first."""
     width = min(max(image.height // 3, 1), image.width)
     left = (image.width - width) // 2
     return image.crop((left, 0, left + width, image.height)).resize(

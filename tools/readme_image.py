@@ -1,5 +1,5 @@
-"""The image of README: pictograms of the demo's test set, what the model called them before and
-after, two numbers.
+"""Make the image of README: pictograms of the demo's test set, what the model called them before
+and after, two numbers.
 
 rmadapter demo --out runs/demo
 python tools/readme_image.py runs/demo docs/demo.png
@@ -28,8 +28,8 @@ INK, SOFT, GOOD, BAD = "#1d2129", "#6b7280", "#00724f", "#b84e00"
 
 
 def picked(found: Evaluation) -> np.ndarray:
-    """Rows to show, evenly spread over those whose two answers differ, or over all: nobody picks
-    them by hand."""
+    """Return rows to show, evenly spaced over those whose two answers differ, so that examples are
+    not cherry-picked."""
     before, after = (table.argmax(1) for table in (found.zero_shot, found.probabilities))
     rows = np.flatnonzero(before != after)
     return rows[np.unique(np.linspace(0, len(rows) - 1, COLUMNS).round().astype(int))]

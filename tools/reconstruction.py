@@ -11,10 +11,10 @@ shares of alpha, the trained model is tested once more (as in WiSE-FT, Wortsman 
 nothing: the entries of each weight matrix in a random order. Besides the accuracies of both halves,
 a line has, on test images:
 
-    drift      1 - cosine of adapted and untouched features, of images and of class names, of either half
-    explained  share of the variance of an adapter's input that its reconstruction explains; mean over adapters
+    drift      1 - cosine of adapted and untouched features, of images and class names, of each half
+    explained  share of the variance of an adapter's input that its reconstruction explains; a mean
     kept       share of the same variance within the row space of the down-projection
-    overlap    of that row space with the input's first r principal directions: 1 if equal, r / width by chance
+    overlap    of that row space with the input's first r principal directions; r / width by chance
 
 Finished lines are kept: repeat the command to resume. docs/studies/reconstruction.md has the results.
 """

@@ -1,4 +1,4 @@
-"""The image of docs/serve.md: the status page of a running server with answers on images, in a
+"""Make the image of docs/serve.md: the status page of a running server with answers on images, in a
 headless Chromium.
 
 rmadapter demo --out runs/demo

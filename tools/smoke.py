@@ -1,4 +1,4 @@
-"""Does the package work where it was installed? Tested away from its source, with a Python that has
+"""Check that the package works where it was installed, away from its source, with a Python that has
 it.
 
 python -m venv /tmp/fresh && /tmp/fresh/bin/pip install dist/*.whl
@@ -23,7 +23,7 @@ WHERE = "import rmadapter, sys; print(rmadapter.__file__); print(sys.prefix)"
 
 
 def draw(folder: Path, count: int = 4, size: int = 48) -> Path:
-    """A few images per class, as PPM, which needs no library to write."""
+    """Write a few images per class, as PPM, which needs no library."""
     for name, color in COLORS.items():
         (folder / name).mkdir(parents=True)
         for number in range(count):
@@ -33,7 +33,7 @@ def draw(folder: Path, count: int = 4, size: int = 48) -> Path:
 
 
 def steps(images: Path, run: Path, backbone: str) -> Iterator[list[str]]:
-    """Commands, each of which must succeed."""
+    """List commands, each of which must succeed."""
     yield ["--version"]
     yield ["--help"]
     yield ["doctor", "--json"]
@@ -56,7 +56,7 @@ def steps(images: Path, run: Path, backbone: str) -> Iterator[list[str]]:
 
 
 def source_of(python: str) -> str:
-    """What is wrong with where the package is imported from, or ""."""
+    """Say what is wrong with where the package is imported from, or ""."""
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [python, "-c", WHERE], capture_output=True, text=True, env=clean, cwd=tempfile.gettempdir()
@@ -72,7 +72,7 @@ def source_of(python: str) -> str:
 
 
 def smoke(python: str, backbone: str) -> Iterator[tuple[str, float, str]]:
-    """Step, seconds, and what went wrong, or ""."""
+    """Yield step, seconds, and what went wrong, or ""."""
     with tempfile.TemporaryDirectory() as place:
         images, run = draw(Path(place, "images")), Path(place, "run")
         for words in steps(images, run, backbone):

@@ -267,7 +267,7 @@ def difference(lines: Lines, score: str, kind: str) -> tuple[float, float, float
 
 
 def tables(lines: Lines) -> str:
-    """Make the three tables of docs/unfamiliar.md."""
+    """Make the three tables of docs/studies/unfamiliar.md."""
     names = list(lines[0]["scores"])
     families: dict[str, list[str]] = {}
     for name in names:

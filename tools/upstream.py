@@ -22,7 +22,7 @@ from unittest.mock import MagicMock, Mock, patch
 
 import packaging.version
 import torch
-from peer import Peer
+from originals import Peer
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -88,7 +88,7 @@ def theirs(
 
 @contextmanager
 def _elsewhere() -> Iterator[None]:
-    """In an empty folder: some read and write files where they run."""
+    """Work in an empty folder: some trainers read and write files where they run."""
     before = Path.cwd()
     with TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -138,7 +138,7 @@ def dassl_step(
     labels: Tensor,
     more: Iterable[None],
 ) -> Step:
-    """Logits, loss, trained tensors and kept ones of a trainer class."""
+    """Return logits, loss, trained tensors and kept ones of a trainer class."""
     model = {
         "BACKBONE": {"NAME": "ViT-B/16"},
         "INIT_WEIGHTS": "",
@@ -186,7 +186,8 @@ def function_step(
     labels: Tensor,
     more: Iterable[None],
 ) -> Step:
-    """The same for a function that trains, of CLIP-LoRA and 2SFS; logits are those of training."""
+    """Do the same for a function that trains, of CLIP-LoRA and 2SFS; logits are those of
+    training."""
     module, seen, tensors = (
         sys.modules[run.__module__],
         list[tuple[Tensor, Tensor]](),
@@ -232,7 +233,7 @@ def function_step(
 
 
 def _trained(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
-    """Each tensor with a gradient that is not all zero, and the gradient."""
+    """Return each tensor with a gradient that is not all zero, and the gradient."""
     named = [
         (name, p) for name, p in model.named_parameters() if p.grad is not None and p.grad.any()
     ]
@@ -240,8 +241,8 @@ def _trained(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def defined(clone: Path, file: str, name: str) -> Callable[..., Any]:
-    """A function of a file whose imports are not available; it may use torch. Raises UserError if
-    it is missing."""
+    """Load a function of a file whose imports are not available; it may use torch. Raises UserError
+    if it is missing."""
     path, space = clone / file, dict[str, Any](torch=torch)
     tree = ast.parse(path.read_text(encoding="utf-8") if path.is_file() else "")
     found: list[ast.stmt] = [
@@ -272,8 +273,8 @@ def _tree(value: Any) -> Any:
 def imported(
     clone: Path, name: str, weights: Mapping[str, Tensor], clip: str = "clip"
 ) -> Iterator[ModuleType]:
-    """A module of the clone. While it is used, the clone's CLIP has these weights, and its output
-    is discarded.
+    """Import a module of the clone. While it is used, the clone's CLIP has these weights, and its
+    output is discarded.
 
     clip: the package of that CLIP. Raises UserError if the clone has no such file, or needs a
     package that is not installed.

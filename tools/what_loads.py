@@ -1,4 +1,4 @@
-"""Which of open_clip's architectures load, and which methods work on them, tried on tiny models
+"""Find which of open_clip's architectures load, and which methods work on them, on tiny models
 with random weights.
 
     python tools/what_loads.py --page docs/backbones.md
@@ -64,7 +64,10 @@ TRUNKS: Mapping[str, Mapping[str, Any]] = {
 }
 TEXTS: Mapping[str, Mapping[str, Any]] = {
     r"xlm-roberta": {"model_type": "xlm-roberta"}, r"roberta": {"model_type": "roberta"},
-    r"mt5": {"model_type": "mt5", "d_model": WIDTH, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2},
+    r"mt5": {
+        "model_type": "mt5", "d_model": WIDTH, "d_kv": 8, "d_ff": 32, "num_layers": 2,
+        "num_heads": 2,
+    },
     r"nllb": {"model_type": "m2m_100", "d_model": WIDTH, "encoder_layers": 2, "decoder_layers": 1,
               "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32},
     r"": {"model_type": "bert"},
@@ -87,7 +90,7 @@ class Found(NamedTuple):
 
 
 def shrink(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A small model_cfg of the same kind; the files it names are written to the folder."""
+    """Make a small model_cfg of the same kind; the files it names are written to the folder."""
     small = copy.deepcopy(dict(config))
     vision, text = small["vision_cfg"], small["text_cfg"]
     small["embed_dim"] = WIDTH
@@ -147,8 +150,8 @@ def _tokenizer(folder: Path) -> None:
 
 
 def tiny(name: str, folder: Path) -> Backbone:
-    """A small model of an architecture with random weights, written into the folder and loaded from
-    it."""
+    """Make a small model of an architecture with random weights, written into the folder and loaded
+    from it."""
     import open_clip
 
     model = shrink(open_clip.get_model_config(name), folder)
@@ -195,7 +198,7 @@ def ask(name: str) -> Found:
 
 
 def methods_on(backbone: Backbone) -> list[str]:
-    """The methods that can be set up on a backbone; the others refuse it with a message."""
+    """Return the methods that can be set up on a backbone; the others refuse it with a message."""
     found = []
     for name in METHODS:
         own = settings_of(load_method(name))
@@ -251,7 +254,7 @@ def _same(what: str, found: Tensor, expected: Tensor) -> None:
 
 
 def _kind(encoder: Any) -> str:
-    """The name of an encoder in the table."""
+    """Name an encoder for the table."""
     known = {
         "ClipImage": "open_clip's ViT",
         "ClipText": "open_clip's transformer",
@@ -263,7 +266,7 @@ def _kind(encoder: Any) -> str:
 
 
 def rows(found: Sequence[Found]) -> Iterator[str]:
-    """A table in Markdown; architectures that differ only in name share a line."""
+    """Make a table in Markdown; architectures that differ only in name share a line."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for one in found:
         groups.setdefault(one[1:], []).append(one.name)

@@ -7,8 +7,7 @@ from types import SimpleNamespace
 
 import parity
 import pytest
-from originals import MAKERS
-from peer import Sizes
+from originals import MAKERS, Sizes
 
 from rmadapter.methods import load_method
 from tests.helpers.clones import small  # noqa: F401

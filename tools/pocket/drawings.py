@@ -40,7 +40,7 @@ NO_KINDS = {
 
 
 class Piece(NamedTuple):
-    """What one drawing is made of. content: what `draw` takes, an SVG document, a file or a (font,
+    """The source of one drawing. content: what `draw` takes, an SVG document, a file or a (font,
     character)."""
 
     style: str
@@ -50,7 +50,7 @@ class Piece(NamedTuple):
 
 
 def rasterise(svg: str) -> Image.Image | None:
-    """A square SVG document on white; None where resvg cannot read it, and for what is all but
+    """Draw a square SVG document on white; None if resvg cannot read it, and for what is all but
     empty."""
     try:
         import resvg_py
@@ -68,7 +68,7 @@ def rasterise(svg: str) -> Image.Image | None:
 
 
 def squared(file: Path) -> Image.Image | None:
-    """An image file in the middle of a white square."""
+    """Put an image file into the middle of a white square."""
     try:
         image = load_image(file)
     except UserError:
@@ -80,7 +80,7 @@ def squared(file: Path) -> Image.Image | None:
 
 
 def glyph(content: tuple[Path, str]) -> Image.Image | None:
-    """A character of a font; None where the font lacks it."""
+    """Draw a character of a font; None if the font lacks it."""
     image = Image.new("RGB", (DRAWN, DRAWN), "white")
     font = ImageFont.truetype(str(content[0]), 100)
     ImageDraw.Draw(image).text((DRAWN / 2, DRAWN / 2), content[1], "black", font, anchor="mm")
@@ -88,7 +88,7 @@ def glyph(content: tuple[Path, str]) -> Image.Image | None:
 
 
 def noun_among(words: list[str], nouns: Container[str]) -> str | None:
-    """The longest run of words that is a visible noun."""
+    """Return the longest run of words that is a visible noun."""
     for length in range(min(3, len(words)), 0, -1):
         for start in range(len(words) - length + 1):
             run = " ".join(words[start : start + length])
@@ -99,13 +99,13 @@ def noun_among(words: list[str], nouns: Container[str]) -> str | None:
 
 
 def words_of(text: str) -> list[str]:
-    """ "BlueBird_2" -> ["blue", "bird"]."""
+    """Split "BlueBird_2" -> ["blue", "bird"]."""
     apart = re.sub(r"([a-z])([A-Z])", r"\1 \2", text).lower()
     return [word for word in re.split(r"[^a-z]+", apart) if len(word) > 2]
 
 
 def clip_art(debian: Path, nouns: Container[str]) -> Iterator[Piece]:
-    """Open Clip Art whose file name has a visible noun; its folder is taken for a kind."""
+    """Yield Open Clip Art whose file name has a visible noun; its folder is taken for a kind."""
     for file in sorted((debian / "openclipart/png").rglob("*.png")):
         folders = file.relative_to(debian / "openclipart/png").parts[:-1]
         noun = noun_among(words_of(file.stem)[:4], nouns)
@@ -117,7 +117,7 @@ def clip_art(debian: Path, nouns: Container[str]) -> Iterator[Piece]:
 
 
 def stamps(debian: Path, nouns: Container[str]) -> Iterator[Piece]:
-    """Tux Paint's stamps, each with a sentence."""
+    """Yield Tux Paint's stamps, each with a sentence."""
     for file in sorted((debian / "tuxpaint/stamps").rglob("*.txt")):
         image = file.with_suffix(".png")
         if image.is_file() and not re.search(r"/alphabets/|/numbers|/flags", file.as_posix()):
@@ -128,7 +128,7 @@ def stamps(debian: Path, nouns: Container[str]) -> Iterator[Piece]:
 
 
 def symbols(debian: Path, sources: Path) -> Iterator[Piece]:
-    """The font Symbola's emoji of one character."""
+    """Yield the font Symbola's emoji of one character."""
     for font in sorted((debian / "fonts").rglob("Symbola*"))[:1]:
         for emoji in read(package("emojibase-data", sources) / "en/data.json"):
             character = emoji["emoji"].replace("\ufe0f", "")
@@ -139,7 +139,8 @@ def symbols(debian: Path, sources: Path) -> Iterator[Piece]:
 
 
 def placed(image: Image.Image, seed: int) -> np.ndarray:
-    """[112, 112, 3]: made smaller, moved, some turned, mirrored, inverted or in other colours."""
+    """Return [112, 112, 3]: made smaller, moved, some turned, mirrored, inverted or in other
+    colours."""
     rng = random.Random(seed)
     side = round(IMAGE_SIZE * (rng.uniform(0.62, 1) if rng.random() < 0.8 else 1))
     image = image.resize((side, side), BICUBIC)

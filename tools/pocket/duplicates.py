@@ -1,4 +1,4 @@
-"""Step 7: rows that look like an evaluation image, so that training leaves them out (minutes).
+"""Step 7: find rows that look like an evaluation image, so that training leaves them out (minutes).
 
 Every image below DATA/SET/ (train and test; whole and its central square) and, with the extra
 `demo`, every pictogram of OpenMoji is compared, mirrored too, by 64 bits of brightness differences.
@@ -28,13 +28,14 @@ COMPARED = (*PHOTOGRAPHS, "drawings", HELD_OUT)  # a restyled photograph goes wi
 
 
 def signs(image: Image.Image) -> np.ndarray:
-    """[64] of +1 and -1: whether each of 8 x 8 cells is darker than the one to its right."""
+    """Return [64] of +1 and -1: whether each of 8 x 8 cells is darker than the one to its right."""
     grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BICUBIC), np.int16)
     return np.where(grey[:, 1:] > grey[:, :-1], 1, -1).ravel().astype(np.float32)
 
 
 def near(rows: np.ndarray, others: np.ndarray, chunk: int = 2048) -> np.ndarray:
-    """[N] bool: which rows [N, 64] differ from any of the others [M, 64] in at most 4 bits."""
+    """Return [N] bool: which rows [N, 64] differ from any of the others [M, 64] in at most 4
+    bits."""
     least = BITS - 2 * NEAR  # a product of signs loses two for each bit that differs
     parts = [
         (rows[start : start + chunk] @ others.T >= least).any(1)
@@ -57,7 +58,7 @@ def photographs_below(folder: Path) -> Iterator[Image.Image]:
 
 
 def evaluation_sets(data: Path, left_out: list[str]) -> dict[str, np.ndarray]:
-    """Set -> signs of all its images, [M, 64]."""
+    """Return set -> signs of all its images, [M, 64]."""
     folders = [
         folder
         for folder in sorted(data.iterdir())

@@ -1,4 +1,4 @@
-"""Zero-shot accuracy of any backbones on the test images of any data sets: the table of
+"""Measure the zero-shot accuracy of any backbones on the test images of any data sets: the table of
 docs/pocket.md.
 
     python evaluate.py --root DATA --openmoji --json > results.jsonl
@@ -34,7 +34,7 @@ from rmadapter.training.contract import Known
 
 
 def sets_in(root: Path) -> list[str]:
-    """Names of all data sets with a test split, domains as SET/DOMAIN."""
+    """List all data sets with a test split, domains as SET/DOMAIN."""
     names = [
         f"{name}/{domain}" for name in subfolders(root) for domain in domains(root / name) or [""]
     ]
@@ -45,7 +45,7 @@ def sets_in(root: Path) -> list[str]:
 
 
 def test_images(root: Path, name: str) -> ImageSet:
-    """Test images of a set or a domain. Raises UserError where it has none."""
+    """Read the test images of a set or a domain. Raises UserError without any."""
     splits = load_dataset(name, root)
     if "test" not in splits:
         raise UserError(
@@ -57,7 +57,7 @@ def test_images(root: Path, name: str) -> ImageSet:
 def questions(
     root: Path | None, names: list[str], openmoji: bool, size: int
 ) -> Iterator[tuple[str, ImageSet]]:
-    """Name and images of every line of the table. size: of pictograms, in pixels."""
+    """Yield name and images of every line of the table. size: of pictograms, in pixels."""
     if root:
         yield from ((name, test_images(root, name)) for name in names or sets_in(root))
     for style in get_args(Style) if openmoji else ():
@@ -68,7 +68,7 @@ def questions(
 
 
 def zero_shot(backbone: Backbone, images: ImageSet, template: str) -> float:
-    """Top-1 accuracy in percent."""
+    """Measure the top-1 accuracy in percent."""
     fitted = ZeroShot().restore(backbone, Known(images.classes, (template,)), {})
     return accuracy(
         torch.cat(list(fitted.probabilities(images.images))).cpu().numpy(), images.labels
@@ -76,7 +76,7 @@ def zero_shot(backbone: Backbone, images: ImageSet, template: str) -> float:
 
 
 def evaluate(name: str, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One line of the table after the other."""
+    """Yield one line of the table after the other."""
     backbone = load_backbone(name)
     for question, images in questions(
         arguments.root, arguments.sets, arguments.openmoji, backbone.image_size

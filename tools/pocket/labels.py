@@ -1,4 +1,4 @@
-"""What a key says as a label: a short list of texts with weights that add up to 1."""
+"""Labels of keys: a short list of texts with weights that add up to 1."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Labels:
         }
 
     def of(self, key: list[Any]) -> Weighted | None:
-        """None for a key that nothing is known of."""
+        """Return the label of a key; None if nothing is known about it."""
         kind, value = key
         if kind == "wnid":
             return self._of_wnid(value)
@@ -54,16 +54,16 @@ class Labels:
         return self._of_emoji(value)
 
     def place(self, key: list[Any]) -> int:
-        """Among the teacher's 1000 classes, or -1."""
+        """Return the place among the teacher's 1000 classes, or -1."""
         return self.places.get(key[1], -1) if key[0] == "wnid" else -1
 
     def weight(self, key: list[Any]) -> float:
-        """How often a row of it is drawn, beside others of its pool."""
+        """Return how often a row of the key is drawn, compared with others of its pool."""
         symbol = key[0] == "emoji" and self.emoji.get(key[1], {}).get("group") == SYMBOLS
         return SYMBOL_WEIGHT if symbol else 1.0
 
     def synonyms(self, wnid: str) -> list[str]:
-        """WordNet's words for one of the 1000 classes."""
+        """Return WordNet's words for one of the 1000 classes."""
         return [
             word.strip()
             for word in self.imagenet.index_to_description(self.places[wnid]).split(",")
@@ -96,14 +96,14 @@ class Labels:
         return normalised([(name, 0.5), *((word, 0.3 / len(good)) for word in good), *kinds])
 
     def _kinds(self, word: str) -> Weighted:
-        """What it is a kind of, by its own entry or that of its last word; each step up counts
-        half."""
+        """Return what it is a kind of, by its own entry or that of its last word; each step up
+        counts half."""
         noun = self.nouns.get(word) or self.nouns.get((word.split() or [""])[-1]) or {"kinds": []}
         return [(kind, 0.2 / 2**step) for step, kind in enumerate(noun["kinds"])]
 
 
 def normalised(pairs: Iterable[tuple[str, float]]) -> Weighted:
-    """Weights of the same text added, and all scaled to a sum of 1."""
+    """Add the weights of the same text, and scale all to a sum of 1."""
     sums: dict[str, float] = defaultdict(float)
     for text, weight in pairs:
         sums[text.strip()] += weight

@@ -65,7 +65,7 @@ def imagen_name(written: str) -> str:
 
 
 def vegetable_name(written: str) -> str:
-    """ "Red Apple_12" -> "apple"; empty where nothing is left."""
+    """Convert "Red Apple_12" -> "apple"; empty where nothing is left."""
     words = re.sub(r"[\d_\-. ]+", " ", written.lower())
     words = re.sub(r"\b(large|small|green|red|bowl|image|img)\b", "", words).strip()
     return MISSPELT.get(words, words) if len(words) > 2 else ""
@@ -118,7 +118,7 @@ assert SOURCES.keys() == PHOTOGRAPHS.keys()
 
 
 def captions(pool: str, folder: Path) -> dict[str, list[str]]:
-    """What the pattern of the pool finds -> five sentences."""
+    """Read captions: what the pattern of the pool matches -> five sentences."""
     found: dict[str, list[str]] = defaultdict(list)
     if pool == "coco":
         with open(folder / "pairs.csv", encoding="utf-8", newline="") as file:
@@ -139,7 +139,7 @@ def captions(pool: str, folder: Path) -> dict[str, list[str]]:
 
 
 def rows_of(pool: str, sources: Path) -> list[tuple[Path, list]]:
-    """(file, key) of the images that the pool takes."""
+    """Return (file, key) of the images that the pool takes."""
     source, groups = SOURCES[pool], defaultdict(list)
     folder = sources / source.folder
     sentences = captions(pool, folder) if source.kind == "caption" else {}
@@ -151,7 +151,7 @@ def rows_of(pool: str, sources: Path) -> list[tuple[Path, list]]:
                 groups[match[1]].append((path, [source.kind, value]))
     if not groups:
         raise UserError(
-            f"{folder}: holds none of the images of {pool}; `python sources.py` says how to get them"
+            f"{folder}: holds no image of {pool}; `python sources.py` says how to get them"
         )
     rng = random.Random(0)
     drawn = (
@@ -162,7 +162,7 @@ def rows_of(pool: str, sources: Path) -> list[tuple[Path, list]]:
 
 
 def central_square(image: Image.Image, size: int) -> Image.Image:
-    """Shortest side to `size` pixels, then the middle."""
+    """Resize the shortest side to `size` pixels, then cut out the middle."""
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
     left, top = (width - size) // 2, (height - size) // 2
@@ -172,7 +172,8 @@ def central_square(image: Image.Image, size: int) -> Image.Image:
 
 
 def random_part(image: Image.Image, size: int, rng: random.Random) -> Image.Image:
-    """At least three tenths of the area, of nearly square shape, mirrored half of the time."""
+    """Cut out at least three tenths of the area, of nearly square shape, mirrored half of the
+    time."""
     width, height = image.size
     part = central_square(image, size)
     for _ in range(10):
@@ -187,7 +188,7 @@ def random_part(image: Image.Image, size: int, rng: random.Random) -> Image.Imag
 
 
 def views_of(file: Path, seed: int, number: int, size: int) -> np.ndarray | None:
-    """[number, size, size, 3]; None for a file that is no readable image."""
+    """Return [number, size, size, 3]; None for a file that is no readable image."""
     try:
         image = load_image(file)
     except UserError:

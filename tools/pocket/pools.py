@@ -35,19 +35,19 @@ IMAGE_SIZE = 112  # pixels of the model
 
 
 def save_pool(work: Path, pool: str, images: np.ndarray, keys: list[Any]) -> None:
-    """The images of a pool and what they show."""
+    """Write the images of a pool and what they show."""
     assert len(images) == len(keys)
     work.mkdir(parents=True, exist_ok=True)
     np.save(work / f"{pool}_images.npy", images)
     write(work / f"{pool}_keys.json", keys)
     print(
-        f"{pool}: {len(keys)} rows of {images.shape[1]} px, {len({json.dumps(key) for key in keys})} keys",
+        f"{pool}: {len(keys)} rows of {images.shape[1]} px, {len({*map(json.dumps, keys)})} keys",
         flush=True,
     )
 
 
 def images_of(work: Path, pool: str) -> np.ndarray:
-    """Read from disk where they are used."""
+    """Map the images from disk, so that they are read where they are used."""
     return np.load(work / f"{pool}_images.npy", mmap_mode="r")
 
 

@@ -40,7 +40,7 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def ink(grey: np.ndarray, rng: random.Random) -> np.ndarray:
-    """[H, W] in 0..1 by an extended difference of Gaussians (Winnemoeller et al. 2012)."""
+    """Return [H, W] in 0..1 by an extended difference of Gaussians (Winnemoeller et al. 2012)."""
     sigma = rng.uniform(0.6, 1.3)
     narrow, wide = (ndimage.gaussian_filter(grey, s) for s in (sigma, 1.6 * sigma))
     difference = narrow - rng.uniform(0.92, 0.98) * wide
@@ -49,7 +49,7 @@ def ink(grey: np.ndarray, rng: random.Random) -> np.ndarray:
 
 
 def edges(grey: np.ndarray, rng: random.Random) -> np.ndarray:
-    """[H, W] in 0..1: Sobel's edges, dark on white."""
+    """Return [H, W] in 0..1: Sobel's edges, dark on white."""
     smooth = ndimage.gaussian_filter(grey, rng.uniform(0.6, 1.4))
     strength = np.hypot(ndimage.sobel(smooth, 0), ndimage.sobel(smooth, 1))
     strength = strength / (np.percentile(strength, rng.uniform(94, 99)) + 1e-3)
@@ -57,13 +57,13 @@ def edges(grey: np.ndarray, rng: random.Random) -> np.ndarray:
 
 
 def pencil(grey: np.ndarray, rng: random.Random) -> np.ndarray:
-    """[H, W] in 0..1: brightness against its surroundings."""
+    """Return [H, W] in 0..1: brightness against its surroundings."""
     around = ndimage.gaussian_filter(grey, rng.uniform(2, 6))
     return np.clip(grey / (1e-3 + around), 0, 1) ** rng.uniform(1, 5)
 
 
 def brushed(pixels: np.ndarray, radius: int) -> np.ndarray:
-    """Kuwahara's filter: the mean of that quadrant around a pixel which varies least."""
+    """Apply Kuwahara's filter: the mean of that quadrant around a pixel which varies least."""
     grey, size = pixels @ LUMA, radius + 1
     mean = ndimage.uniform_filter(grey, size)
     variance = ndimage.uniform_filter(grey * grey, size) - mean**2
@@ -109,7 +109,7 @@ def two_tones(grey: np.ndarray, rng: random.Random) -> np.ndarray:
 
 
 def restyled(pixels: np.ndarray, style: str, rng: random.Random) -> np.ndarray:
-    """float [H, W, 3] in 0..255, and not quite."""
+    """Return float [H, W, 3], about in 0..255."""
     grey = pixels @ LUMA
     if style in ("ink", "edges", "pencil"):
         lines = {"ink": ink, "edges": edges, "pencil": pencil}[style](grey, rng) * 255
@@ -134,7 +134,7 @@ def restyled(pixels: np.ndarray, style: str, rng: random.Random) -> np.ndarray:
 
 
 def restyle(image: np.ndarray, seed: int) -> np.ndarray:
-    """uint8 [S, S, 3] -> uint8 [112, 112, 3] in a style that the seed draws."""
+    """Convert uint8 [S, S, 3] -> uint8 [112, 112, 3] in a style that the seed draws."""
     rng = random.Random(seed)
     picture = Image.fromarray(image).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
     picture = ImageOps.mirror(picture) if rng.random() < 0.5 else picture

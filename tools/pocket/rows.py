@@ -1,5 +1,5 @@
 """The cached rows of all pools: which are trained on, how often each is drawn, and which are held
-out to be watched."""
+out for validation."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Rows:
         self.groups = [np.flatnonzero(of_group & (self.weight > 0)) for of_group in groups]
 
     def _held_out(self, labels: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Pool -> (rows, labels) that are watched: some of two pools, and all of the one that is
-        never trained on."""
+        """Return pool -> (rows, labels) held out for validation: some of two pools, and all of the
+        one that is never trained on."""
         found = {}
         rng = np.random.default_rng(3)
         for pool in WATCHED:
@@ -70,8 +70,8 @@ class Rows:
         return found | {HELD_OUT: (rows, labels[HELD_OUT][rows])}
 
     def _weights(self, work: Path) -> np.ndarray:
-        """How often a row is drawn, beside others of its group; 0 without label, near an evaluation
-        image or watched.
+        """Return how often a row is drawn, compared with others of its group; 0 without label, near
+        an evaluation image or watched.
 
         A restyled photograph goes with its origin.
         """
@@ -88,7 +88,8 @@ class Rows:
         return weight
 
     def batches(self, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-        """Rows of one batch after the other, without end, in fixed shares of the three groups."""
+        """Yield rows of one batch after the other, without end, in fixed shares of the three
+        groups."""
         shares = [round(size * share) for share in SHARES]
         shares[0] = size - sum(shares[1:])
         streams = [
@@ -99,7 +100,7 @@ class Rows:
             yield np.sort(np.concatenate([next(stream) for stream in streams]))
 
     def tokens(self, rows: np.ndarray, keep: np.ndarray | None = None) -> Tensor:
-        """States [N, tokens, 384] behind the frozen blocks. keep: tokens that are wanted."""
+        """Return states [N, tokens, 384] behind the frozen blocks. keep: tokens that are wanted."""
         one = self.states[TRAINED[0]].shape[1:]
         found = torch.empty(len(rows), one[0] if keep is None else len(keep), one[1])
         for number in np.unique(self.pool[rows]):
@@ -125,8 +126,8 @@ class Rows:
 def in_turn(
     group: np.ndarray, weight: np.ndarray, size: int, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Endless parts of `size` rows of a group: pass after pass of systematic resampling by weight,
-    shuffled."""
+    """Yield endless parts of `size` rows of a group: pass after pass of systematic resampling by
+    weight, shuffled."""
     ends = np.cumsum(weight)
     while True:
         number = max(size, len(group))

@@ -1,7 +1,7 @@
 """Step 1: say how to get the sources, compare them with sources.json, and unpack the packages.
 
     python sources.py                      # the commands that fetch everything into ./sources
-    python sources.py --sources FOLDER     # compare SHA-256 and commits, unpack what is not yet unpacked
+    python sources.py --sources FOLDER     # compare SHA-256 and commits, unpack new packages
 
 sources.json names every source with its version or commit, SHA-256, licence as far as we saw it,
 and rows that it gave.
@@ -26,17 +26,18 @@ from rmadapter.errors import UserError
 
 @cache
 def known() -> dict[str, list[dict[str, Any]]]:
-    """sources.json: "npm", "github" and "other"."""
+    """Read sources.json: "npm", "github" and "other"."""
     return read(Path(__file__).with_name("sources.json"))
 
 
 def file_stem(row: dict[str, Any]) -> str:
-    """As `npm pack` calls it: "@iconify-json/maki", 1.2.5 -> "iconify-json-maki-1.2.5"."""
+    """Return the name that `npm pack` uses: "@iconify-json/maki", 1.2.5 ->
+    "iconify-json-maki-1.2.5"."""
     return f"{row['package'].lstrip('@').replace('/', '-')}-{row['version']}"
 
 
 def package(name: str, sources: Path) -> Path:
-    """Folder of an unpacked npm package."""
+    """Return the folder of an unpacked npm package."""
     row = next(row for row in known()["npm"] if row["package"] == name)
     folder = sources / "npm" / file_stem(row)
     if not folder.is_dir():
@@ -49,7 +50,7 @@ def checkout(row: dict[str, Any], sources: Path) -> Path:
 
 
 def commands(sources: Path) -> list[str]:
-    """What a shell has to do; npm comes with Node.js."""
+    """List the commands for a shell; npm comes with Node.js."""
     lines = [f"mkdir -p {sources}/npm {sources}/github"]
     lines += [
         f"npm pack --pack-destination {sources}/npm {row['package']}@{row['version']}"
@@ -58,13 +59,14 @@ def commands(sources: Path) -> list[str]:
     for row in known()["github"]:
         folder = checkout(row, sources)
         lines.append(
-            f"git clone https://github.com/{row['repository']} {folder} && git -C {folder} checkout {row['commit']}"
+            f"git clone https://github.com/{row['repository']} {folder} && "
+            f"git -C {folder} checkout {row['commit']}"
         )
     return lines
 
 
 def unpack(row: dict[str, Any], sources: Path) -> str:
-    """What is to be said of an npm package; it is unpacked when its checksum is right."""
+    """Check an npm package, and unpack it if its checksum is right; return the verdict."""
     folder = sources / "npm" / file_stem(row)
     archive = folder.with_name(f"{folder.name}.tgz")
     if not archive.is_file():
@@ -83,7 +85,7 @@ def unpack(row: dict[str, Any], sources: Path) -> str:
 
 
 def compare(row: dict[str, Any], sources: Path) -> str:
-    """What is to be said of a repository."""
+    """Check the commit of a repository; return the verdict."""
     folder = checkout(row, sources)
     if not folder.is_dir():
         return "missing"

@@ -35,7 +35,7 @@ SMALL, SIZE_OF_SMALL, SIZE_OF_OTHERS = (
 
 
 def resized(images: np.ndarray, size: int) -> Tensor:
-    """uint8 [N, H, H, 3] -> float [N, 3, size, size] in 0..1."""
+    """Convert uint8 [N, H, H, 3] -> float [N, 3, size, size] in 0..1."""
     x = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 255
     if x.shape[-1] == size:
         return x
@@ -45,7 +45,7 @@ def resized(images: np.ndarray, size: int) -> Tensor:
 
 
 def student() -> tuple[Callable[[np.ndarray], Tensor], tuple[int, ...]]:
-    """The blocks that stay as they are, which are those of the wheel."""
+    """Compute the blocks that stay as they are, which are those of the wheel."""
     backbone = load_backbone("pocket")
     clip: Any = backbone.model
     trunk = clip.visual.trunk

@@ -50,13 +50,14 @@ class Student(nn.Module):
         self.load_state_dict({prefix.sub("", name): tensor for name, tensor in tensors.items()})
 
     def image(self, x: Tensor) -> Tensor:
-        """Token states [N, 1 + patches, 384] -> unit features [N, 256] of the class token."""
+        """Convert token states [N, 1 + patches, 384] -> unit features [N, 256] of the class
+        token."""
         for block in self.blocks:
             x = block(x)
         return F.normalize(self.proj(self.norm(x)[:, 0]).float(), dim=-1)
 
     def text(self, states: Tensor) -> Tensor:
-        """MiniLM's states [..., 384] -> unit features [..., 256]."""
+        """Convert MiniLM's states [..., 384] -> unit features [..., 256]."""
         return F.normalize(F.linear(states, self.text_proj), dim=-1)
 
     @property
@@ -64,7 +65,7 @@ class Student(nn.Module):
         return self.logit_scale.exp().clamp(max=100)
 
     def delta(self) -> dict[str, Tensor]:
-        """What is stored: float16 tensors under open_clip's names."""
+        """Return what is stored: float16 tensors under open_clip's names."""
         found = {"text.proj.weight": self.text_proj, "visual.head.proj.weight": self.proj.weight}
         found["logit_scale"] = self.logit_scale
         found |= {
@@ -103,12 +104,12 @@ class Texts(NamedTuple):
         return cls(features, members, weights, torch.nonzero(~alone)[:, 0])
 
     def direction(self, template: int, labels: Tensor) -> Tensor:
-        """Unit features of labels [N] -> [N, 256]."""
+        """Return unit features of labels: [N] -> [N, 256]."""
         mixed = self.features[template][self.members[labels]] * self.weights[labels][..., None]
         return F.normalize(mixed.sum(1), dim=-1)
 
     def heaviest(self, labels: Tensor) -> Tensor:
-        """The text of each label that weighs most, [N]."""
+        """Return the text of each label that weighs most, [N]."""
         return self.members[labels, self.weights[labels].argmax(1)]
 
 
@@ -124,19 +125,19 @@ class Targets(NamedTuple):
 
     @property
     def named(self) -> Tensor:
-        """[N] bool: which have a target over the class names."""
+        """Return which rows have a target over the class names, [N] bool."""
         return (self.taught | (self.place >= 0)) & ~self.drawing
 
     def over_classes(self, temperature: float = 1.0) -> Tensor:
-        """[N, 1000]: the teacher's softmax mixed with the truth; the truth alone where there is no
-        teacher."""
+        """Return [N, 1000]: the teacher's softmax mixed with the truth; the truth alone where there
+        is no teacher."""
         truth = torch.where(self.place >= 0, torch.where(self.taught, TRUTH, 1.0), 0.0)[:, None]
         one = F.one_hot(self.place.clamp(min=0), self.logits.shape[1]).float()
         return (1 - truth) * (self.logits / temperature).softmax(-1) + truth * one
 
 
 def divergence(target: Tensor, logits: Tensor) -> Tensor:
-    """KL(target || softmax(logits)), [N]."""
+    """Compute KL(target || softmax(logits)), [N]."""
     return (target * (target.clamp(min=1e-8).log() - logits.log_softmax(-1))).sum(1)
 
 
@@ -150,8 +151,8 @@ def loss_terms(
     others: Tensor,
     template: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """KL over class names, KL over texts, and distance to the label's direction; each a mean over
-    rows.
+    """Compute the KL over class names, the KL over texts, and distance to the label's direction;
+    each a mean over rows.
 
     features [N, 256]; classes [1000, 256] of a prompt; basis [1000, 256]: ConSE's vectors; others:
     texts [M] beside those of the batch's labels; template: the one under which texts are taken.
@@ -177,7 +178,7 @@ def loss_terms(
 
 
 def write_model(student: Student, out: Path) -> None:
-    """The folder `out`: the delta, and a whole model that open_clip and `load_backbone` can
+    """Write the folder `out`: the delta, and a whole model that open_clip and `load_backbone` can
     read."""
     start = pocket_folder()
     shutil.copytree(start, out, dirs_exist_ok=True)

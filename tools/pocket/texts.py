@@ -35,7 +35,7 @@ LONGEST = 40  # tokens
 
 @torch.inference_mode()
 def embed(texts: list[str], backbone: Backbone, batch: int = 256) -> torch.Tensor:
-    """Mean of the token states before the projection, [N, 384], not normalised; texts of similar
+    """Average the token states before the projection, [N, 384], not normalised; texts of similar
     length go together."""
     model: Any = backbone.model
     tokenizer: Any = backbone.tokenizer
@@ -57,7 +57,8 @@ def embed(texts: list[str], backbone: Backbone, batch: int = 256) -> torch.Tenso
 
 
 def label_pools(work: Path, labels: Labels) -> tuple[list[dict[str, Any]], list[str]]:
-    """The labels and the texts that they are made of; -1 in POOL_labels.npy stands for none."""
+    """Return the labels and the texts that they are made of; -1 in POOL_labels.npy stands for
+    none."""
     found: list[dict[str, Any]] = []
     numbers: dict[str, int] = {}
     texts: dict[str, int] = {}
@@ -81,7 +82,7 @@ def label_pools(work: Path, labels: Labels) -> tuple[list[dict[str, Any]], list[
 
 
 def class_prompts(labels: Labels) -> list[list[str]]:
-    """Nine prompts for each of the teacher's classes."""
+    """Make nine prompts for each of the teacher's classes."""
     prompts = []
     for wnid in labels.wnids:
         name = labels.classnames[wnid]
@@ -98,7 +99,7 @@ def class_prompts(labels: Labels) -> list[list[str]]:
 
 
 def embed_texts(texts: list[str], alone: np.ndarray, backbone: Backbone) -> np.ndarray:
-    """float16 [6, texts, 384]; a sentence has the same state under each template."""
+    """Return float16 [6, texts, 384]; a sentence has the same state under each template."""
     states = np.zeros((len(TEMPLATES), len(texts), 384), np.float16)
     words = np.flatnonzero(~alone)
     for number, template in enumerate(TEMPLATES):

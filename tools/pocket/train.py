@@ -30,7 +30,7 @@ REPORT, WATCH = 50, 800  # steps between two lines
 
 @torch.no_grad()
 def watch(student: Student, rows: Rows, texts: Texts, batch: int = 250) -> dict[str, float]:
-    """Accuracy in percent on held-out rows, among the classes of their pool."""
+    """Measure the accuracy in percent on held-out rows, among the classes of their pool."""
     scores = {}
     for pool, (chosen, labels) in rows.watched.items():
         classes, truth = np.unique(labels, return_inverse=True)
@@ -51,7 +51,8 @@ def watch(student: Student, rows: Rows, texts: Texts, batch: int = 250) -> dict[
 def make_optimizer(
     student: Student, learning_rate: float, weight_decay: float
 ) -> torch.optim.AdamW:
-    """Matrices of the blocks decay; projection and scale learn twice as fast."""
+    """Make the optimizer. Matrices of the blocks decay; projection and scale learn twice as
+    fast."""
     fast = [student.proj.weight, student.logit_scale]
     slow = [*student.blocks.parameters(), *student.norm.parameters()]
     groups = [
@@ -69,8 +70,8 @@ def make_optimizer(
 def train(
     student: Student, rows: Rows, texts: Texts, class_states: Tensor, a: argparse.Namespace
 ) -> None:
-    """class_states [1000, 9, 384]. The clock drives the schedule, so that a run ends when it was
-    told to."""
+    """Train. class_states: [1000, 9, 384]. The clock drives the schedule, so that a run ends when
+    it was told to."""
     rng = np.random.default_rng(a.seed)
     prompts = student.text(class_states)  # [1000, 9, 256]
     basis = F.linear(F.normalize(class_states[:, PLAIN_PROMPT], dim=-1), student.text_proj)

@@ -101,7 +101,7 @@ class Icon(NamedTuple):
 
 
 def read_icons(folder: Path) -> dict[str, Icon]:
-    """The icons of one package by name."""
+    """Read the icons of one package by name."""
     data = read(folder / "icons.json")
     width, height = data.get("width", 16), data.get("height", 16)
     return {
@@ -118,7 +118,7 @@ def read_icons(folder: Path) -> dict[str, Icon]:
 
 
 def as_svg(icon: Icon, body: str, margin: float) -> str:
-    """A square document. margin: of each side, as a part of the longer one."""
+    """Make a square document. margin: of each side, as a part of the longer one."""
     longer = max(icon.width, icon.height)
     left = icon.left - (longer - icon.width) / 2 - margin * longer
     top = icon.top - (longer - icon.height) / 2 - margin * longer
@@ -131,7 +131,7 @@ def as_svg(icon: Icon, body: str, margin: float) -> str:
 
 
 def line_art(body: str, width: float, fill: str) -> str:
-    """Every shape with a black line and the same fill, whatever it had."""
+    """Give every shape a black line and the same fill, whatever it had."""
     lines = f'stroke="#000" stroke-width="{width}" stroke-linejoin="round" stroke-linecap="round"'
     return f'<g fill="{fill}" {lines}>{PAINT.sub("", body)}</g>'
 
@@ -141,12 +141,12 @@ def outlined(body: str, width: float) -> str:
 
 
 def slug(name: str) -> str:
-    """ "Smiling Face: Hearts" -> "smiling-face-hearts", as Iconify names emoji."""
+    """Convert "Smiling Face: Hearts" -> "smiling-face-hearts", as Iconify names emoji."""
     return re.sub(r"[^a-z0-9]+", "-", re.sub("[’']", "", name.lower())).strip("-")
 
 
 def emoji_codes(sources: Path) -> dict[str, str]:
-    """Iconify's name of an emoji -> its code points in hex."""
+    """Read Iconify's name of an emoji -> its code points in hex."""
     data = read(package("emojibase-data", sources) / "en/data.json")
     return {
         slug(emoji["label"]): emoji["hexcode"]
@@ -156,8 +156,8 @@ def emoji_codes(sources: Path) -> dict[str, str]:
 
 
 def emoji_drawings(sources: Path, rng: random.Random) -> Iterator[Drawing]:
-    """Each emoji in colour and, where it is flat, as white shapes with lines, outlined, and as bare
-    lines."""
+    """Yield each emoji in colour and, where it is flat, as white shapes with lines, outlined, and
+    as bare lines."""
     codes = emoji_codes(sources)
     for name in EMOJI:
         for emoji, icon in read_icons(package(f"@iconify-json/{name}", sources)).items():
@@ -187,7 +187,7 @@ def drawn_with_lines(name: str, icon: Icon, rng: random.Random) -> Iterator[tupl
 
 
 def icon_drawings(sources: Path, nouns: Container[str], rng: random.Random) -> Iterator[Drawing]:
-    """Icons whose name is a visible noun, some in a colour."""
+    """Yield icons whose name is a visible noun, some in a colour."""
     total: Counter[str] = Counter()
     for package_name in ICONS:
         own: Counter[str] = Counter()

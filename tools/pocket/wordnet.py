@@ -16,15 +16,17 @@ from sources import package
 
 # Lexicographer files: animal, artifact, body, food, object, person, phenomenon, plant, substance.
 VISIBLE = {5, 6, 8, 13, 17, 18, 19, 20, 27}
-GENERAL_WORDS = """entity; physical entity; abstraction; abstract entity; object; physical object; whole; unit; matter;
-thing; artifact; artefact; causal agent; cause; causal agency; living thing; animate thing; organism; being;
-instrumentality; instrumentation; attribute; group; grouping; psychological feature; event; substance; part; piece;
-portion; relation; solid; process; physical process; phenomenon; natural object; way; state; act; deed; human action;
-human activity; location; point; unit of measurement; measure; quantity; amount; content; cognition; knowledge; noesis;
-line; surface; chordate; vertebrate; craniate; placental; placental mammal; eutherian; eutherian mammal; invertebrate;
-arthropod; mortal; soul; someone; somebody; individual; implement; cloth; foodstuff; food product; nutrient; nutriment;
-nourishment; nutrition; sustenance; aliment; alimentation; victuals; vascular plant; tracheophyte; creature;
-animate being; fauna; brute; beast"""
+GENERAL_WORDS = """entity; physical entity; abstraction; abstract entity; object; physical object;
+whole; unit; matter; thing; artifact; artefact; causal agent; cause; causal agency; living thing;
+animate thing; organism; being; instrumentality; instrumentation; attribute; group; grouping;
+psychological feature; event; substance; part; piece; portion; relation; solid; process;
+physical process; phenomenon; natural object; way; state; act; deed; human action; human activity;
+location; point; unit of measurement; measure; quantity; amount; content; cognition; knowledge;
+noesis; line; surface; chordate; vertebrate; craniate; placental; placental mammal; eutherian;
+eutherian mammal; invertebrate; arthropod; mortal; soul; someone; somebody; individual; implement;
+cloth; foodstuff; food product; nutrient; nutriment; nourishment; nutrition; sustenance; aliment;
+alimentation; victuals; vascular plant; tracheophyte; creature; animate being; fauna; brute;
+beast"""
 TOO_GENERAL = {word.strip() for word in GENERAL_WORDS.split(";")}
 FARTHEST = 12  # steps up from a noun
 
@@ -36,7 +38,7 @@ class Synset(NamedTuple):
 
 
 def read_synsets(file: Path) -> dict[str, Synset]:
-    """data.noun, of which `man wndb` tells the format: offset -> synset."""
+    """Read data.noun, of which `man wndb` tells the format: offset -> synset."""
     found = {}
     for line in file.read_text(encoding="utf-8").splitlines():
         if line.startswith("  "):  # the licence
@@ -52,7 +54,7 @@ def read_synsets(file: Path) -> dict[str, Synset]:
 
 
 def read_senses(file: Path) -> dict[str, list[str]]:
-    """index.noun: noun -> offsets of its senses, the most frequent first."""
+    """Read index.noun: noun -> offsets of its senses, the most frequent first."""
     lines = [
         line.split()
         for line in file.read_text(encoding="utf-8").splitlines()
@@ -62,7 +64,8 @@ def read_senses(file: Path) -> dict[str, list[str]]:
 
 
 def kinds(offset: str, synsets: dict[str, Synset]) -> list[str]:
-    """What a synset is a kind of: at most four words that say something, the nearest first."""
+    """Return what a synset is a kind of: at most four words that say something, the nearest
+    first."""
     found: list[str] = []
     for _ in range(FARTHEST):
         if not synsets[offset].above:
@@ -74,7 +77,7 @@ def kinds(offset: str, synsets: dict[str, Synset]) -> list[str]:
 
 
 def visible_nouns(folder: Path) -> dict[str, Any]:
-    """Nouns of which one of the two most frequent senses is something visible."""
+    """Return nouns of which one of the two most frequent senses is something visible."""
     synsets, nouns = read_synsets(folder / "data.noun"), {}
     for noun, senses in read_senses(folder / "index.noun").items():
         offset = next(
