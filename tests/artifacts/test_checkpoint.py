@@ -72,7 +72,7 @@ def test_a_run_that_is_killed_before_its_sums_are_written_is_not_complete(
     check_sums(copy, ["run.json"])
 
 
-def test_two_do_not_save_into_one_folder(fitted: Fitted, tmp_path: Path) -> None:
+def test_save_refuses_a_folder_that_another_process_holds(fitted: Fitted, tmp_path: Path) -> None:
     save(tmp_path, fitted, "mma")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert before.keys() == {FILE, "model.json", "SHA256SUMS"}  # and no lock
@@ -117,7 +117,7 @@ def test_round_trip(fitted: Fitted, tmp_path: Path, half: bool) -> None:
     assert torch.equal(examples, shown.examples.float())  # type: ignore[union-attr]
 
 
-def test_a_folder_may_be_text_and_says_no_more_than_it_knows(
+def test_a_folder_may_be_a_string_and_a_model_alone_records_no_draw(
     fitted: Fitted, tmp_path: Path
 ) -> None:
     save(str(tmp_path), fitted, "rmadapter")
@@ -126,7 +126,7 @@ def test_a_folder_may_be_text_and_says_no_more_than_it_knows(
         read_draw(tmp_path)
 
 
-def test_the_trained_numbers_alone_are_stored(fitted: Fitted, tmp_path: Path) -> None:
+def test_only_trained_tensors_are_stored(fitted: Fitted, tmp_path: Path) -> None:
     save(tmp_path, fitted, "mma")
     layers = [f"{layer}.{kind}" for layer in ("down", "up") for kind in ("weight", "bias")]
     keys = {
@@ -142,13 +142,13 @@ def test_the_trained_numbers_alone_are_stored(fitted: Fitted, tmp_path: Path) ->
     assert (tmp_path / FILE).stat().st_size < 4 * fitted.parameters + 20_000
 
 
-def test_the_same_model_is_the_same_bytes(fitted: Fitted, tmp_path: Path) -> None:
+def test_saving_twice_gives_the_same_bytes(fitted: Fitted, tmp_path: Path) -> None:
     for number in range(5):
         save(tmp_path / str(number), fitted, "mma")
     assert len({(tmp_path / str(number) / FILE).read_bytes() for number in range(5)}) == 1
 
 
-def test_a_run_tells_what_it_takes_to_repeat_it(
+def test_a_run_records_what_it_takes_to_repeat_it(
     finished: Path, colors: Path, tiny_clip: Backbone
 ) -> None:
     record = read_record(finished / "run.json")
@@ -167,7 +167,7 @@ def test_a_run_tells_what_it_takes_to_repeat_it(
     assert json.loads(json.dumps(settings_of(wanted.method))) == record.method.settings
 
 
-def test_settings_that_are_called_as_common_ones_keep_their_method(
+def test_settings_named_like_common_ones_get_the_prefix_of_their_method(
     tiny_clip: Backbone, finished: Path
 ) -> None:
     record = read_record(finished / "run.json")
@@ -183,7 +183,7 @@ def test_settings_that_are_called_as_common_ones_keep_their_method(
 # ---- what is refused ----
 
 
-def test_no_run_is_refused(copy: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused(copy: Path, tmp_path: Path) -> None:
     refused(tmp_path / "none", "none: no such folder; `rmadapter fit DATA --out .+` makes one")
     (copy / "model.json").unlink()
     refused(copy, "not a finished run")
@@ -243,7 +243,7 @@ def test_settings_of_other_shapes_are_refused(
     refused(copy, "its weights do not fit the settings of RMAdapter", tiny_clip)
 
 
-def test_settings_that_are_none_are_refused(copy: Path, tiny_clip: Backbone) -> None:
+def test_unknown_settings_are_refused(copy: Path, tiny_clip: Backbone) -> None:
     changed(copy, rank="many")
     refused(copy, "rank='many'", tiny_clip)
     changed(copy, rank=4, rnak=4)
@@ -252,7 +252,7 @@ def test_settings_that_are_none_are_refused(copy: Path, tiny_clip: Backbone) -> 
     refused(copy, "coop: unknown field", tiny_clip)
 
 
-def test_a_folder_cannot_name_code_to_be_run(
+def test_a_method_from_outside_needs_to_be_named_by_the_user(
     copy: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:
     """Nothing of the named file or package is imported unless the user names it too."""
@@ -290,7 +290,9 @@ def test_the_same_architecture_with_other_weights_is_refused(
     refused(finished, "load it with the backbone it was trained on", load_backbone(str(folder)))
 
 
-def test_settings_given_go_before_those_saved(finished: Path, tiny_clip: Backbone) -> None:
+def test_settings_passed_to_load_replace_the_saved_ones(
+    finished: Path, tiny_clip: Backbone
+) -> None:
     images = noisy_colors(1)
     dialled = load(finished, tiny_clip, settings={"alpha": 0}).fitted
     untouched = load_method("zero-shot").restore(tiny_clip, dialled.known, {})

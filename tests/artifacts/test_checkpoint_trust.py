@@ -50,18 +50,18 @@ def renamed(folder: Path, name: str) -> None:
     (folder / "SHA256SUMS").unlink(missing_ok=True)
 
 
-def test_a_backbone_given_goes_before_the_one_named(copy: Path, tiny_clip: Backbone) -> None:
+def test_a_backbone_passed_to_load_replaces_the_saved_name(copy: Path, tiny_clip: Backbone) -> None:
     renamed(copy, "/gone")
     refused(
         copy,
-        "its backbone '/gone' is a folder, a file or a repository.+: --backbone '/gone', in Python",
+        "'/gone'.+--backbone",
     )
-    refused(copy, "'/gone' is neither a folder nor a name", "/gone")
+    refused(copy, "'/gone'", "/gone")
     assert load(copy, replace(tiny_clip, name="here")).fitted.backbone.name == "here"
     assert load(copy, tiny_clip.name).fitted.backbone.name == tiny_clip.name
 
 
-def test_a_run_cannot_name_a_folder_or_a_repository_to_be_read(
+def test_a_folder_or_repository_needs_to_be_named_by_the_user(
     copy: Path, tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A published name needs nobody's word, unless it is a folder here."""
@@ -76,14 +76,14 @@ def test_a_run_cannot_name_a_folder_or_a_repository_to_be_read(
         "x" * 9000,
     ):
         renamed(copy, name)
-        refused(copy, "a run's word is not enough to read it; name it yourself: --backbone '")
+        refused(copy, "name it yourself: --backbone '")
     monkeypatch.setattr("rmadapter.artifacts.checkpoint.load_backbone", lambda name: tiny_clip)
     for name in ("pocket", "ViT-B-16/openai", "ViT-B-32/none"):
         renamed(copy, name)
         assert load(copy).fitted.backbone is tiny_clip
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ViT-B-32" / "none").mkdir(parents=True)
-    refused(copy, "its backbone 'ViT-B-32/none' is a folder, a file or a repository")
+    refused(copy, "backbone 'ViT-B-32/none'")
     with pytest.raises(UserError, match="name it yourself"):
         FewShotClassifier.load(copy)
 
@@ -100,32 +100,23 @@ def test_another_tokenizer_or_transform_is_refused(
         changed: Any = replace(tiny_clip, **other)  # type: ignore[arg-type]
         refused(
             finished,
-            f"the {part} of its backbone .+ has changed since; restore it, or fit again",
+            f"the {part} of its backbone",
             changed,
         )
     assert content["transform"]["resize"] == "shortest"
     visual: Any = tiny_clip.model.visual
     for field, value in (("resize_mode", "squash"), ("interpolation", "bilinear")):
         monkeypatch.setattr(visual, "preprocess_cfg", {**visual.preprocess_cfg, field: value})
-        refused(finished, "the image transform of its backbone .+ has changed since", tiny_clip)
+        refused(finished, "the image transform of its backbone", tiny_clip)
         monkeypatch.undo()
 
 
-def test_a_model_that_says_little_of_its_transform_is_still_read(
+def test_a_model_that_does_not_say_its_tokenizer_or_resizing_is_read(
     copy: Path, tiny_clip: Backbone
 ) -> None:
     content = json.loads((copy / "model.json").read_text("utf-8"))
     for field in ("resize", "interpolation", "fill"):
         del content["transform"][field]
-    (copy / "model.json").write_text(json.dumps(content))
-    (copy / "SHA256SUMS").unlink()
-    assert load(copy, tiny_clip).name == "rmadapter"
-
-
-def test_a_model_that_says_nothing_of_its_tokenizer_is_still_read(
-    copy: Path, tiny_clip: Backbone
-) -> None:
-    content = json.loads((copy / "model.json").read_text("utf-8"))
     del content["tokenizer"]
     (copy / "model.json").write_text(json.dumps(content))
     (copy / "SHA256SUMS").unlink()
@@ -135,13 +126,9 @@ def test_a_model_that_says_nothing_of_its_tokenizer_is_still_read(
 # ---- files that do not belong together ----
 
 
-def test_a_model_is_not_saved_over_a_run_whose_figures_are_of_another(
-    copy: Path, tiny_clip: Backbone
-) -> None:
+def test_save_refuses_the_folder_of_a_run(copy: Path, tiny_clip: Backbone) -> None:
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
-    with pytest.raises(
-        UserError, match="holds a run of `fit`, which this would overwrite: choose another folder"
-    ):
+    with pytest.raises(UserError, match="holds a run of `fit`"):
         FewShotClassifier.load(copy, backbone=tiny_clip.name).save(copy)
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
 
@@ -155,24 +142,24 @@ def test_one_changed_byte_of_any_file_is_refused(
     content = (copy / name).read_bytes()
     place = content.index(b"blue") if name == "model.json" else len(content) // 2
     (copy / name).write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-    refused(copy, rf"{name}: does not match SHA256SUMS.+ or delete its line", tiny_clip)
+    refused(copy, rf"{name}: does not match SHA256SUMS", tiny_clip)
 
 
-def test_a_record_that_the_sums_leave_out_is_of_another_run(copy: Path) -> None:
+def test_a_record_that_the_sums_do_not_list_is_refused(copy: Path) -> None:
     assert read_draw(copy)[:2] == (4, 1)
     write_sums(copy, (FILE, "model.json"))
     with pytest.raises(UserError, match=r"run\.json: not listed in SHA256SUMS"):
         read_draw(copy)
 
 
-def test_a_run_of_an_earlier_version_has_no_sums(copy: Path, tiny_clip: Backbone) -> None:
+def test_a_run_without_sums_is_read(copy: Path, tiny_clip: Backbone) -> None:
     (copy / "SHA256SUMS").unlink()
     assert load(copy, tiny_clip).name == "rmadapter"
     assert read_draw(copy)[:2] == (4, 1)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
-def test_weights_that_are_no_numbers_are_refused(
+def test_weights_that_are_not_finite_are_refused(
     copy: Path, tiny_clip: Backbone, number: float
 ) -> None:
     fitted = load(copy, tiny_clip).fitted
@@ -182,18 +169,8 @@ def test_weights_that_are_no_numbers_are_refused(
     save(copy, replace(fitted, tensors=tensors), "rmadapter")
     refused(
         copy,
-        rf"{FILE}: 'text.4.down.weight' holds numbers that are not finite; fit again",
+        rf"{FILE}: 'text.4.down.weight'",
         tiny_clip,
-    )
-
-
-def test_weights_in_eight_bits_are_refused(copy: Path, tiny_clip: Backbone) -> None:
-    fitted, name = load(copy, tiny_clip).fitted, "text.4.down.weight"
-    tensors = {**fitted.tensors, name: fitted.tensors[name].to(torch.float8_e4m3fn)}
-    (copy / "run.json").unlink()
-    save(copy, replace(fitted, tensors=tensors), "rmadapter")
-    refused(
-        copy, f"'{name}' is in torch.float8_e4m3fn, which training never uses; fit again", tiny_clip
     )
 
 
@@ -220,7 +197,7 @@ BY_HAND += ("zero-shot-descriptions", "rmadapter-plus", "prompt-kd", "lweib", "m
 
 
 @pytest.mark.parametrize("name", BY_HAND)
-def test_forged_weights_are_refused_or_asked(
+def test_forged_weights_are_refused_or_give_probabilities(
     name: str, tiny_clip: Backbone, tmp_path: Path
 ) -> None:
     assert name in METHODS

@@ -61,7 +61,7 @@ def test_nearest_agrees_with_scikit_learn_and_skips_copies(monkeypatch: pytest.M
     assert np.isinf(nearest(features, count=4, groups=np.zeros(30)).cosines).all()
 
 
-def test_what_is_kept_of_very_many(
+def test_examples_of_many_images_are_a_regular_subset(
     monkeypatch: pytest.MonkeyPatch, finished: Path, tiny_clip: Backbone
 ) -> None:
     for module in ("training.contract", "artifacts.mistakes"):
@@ -85,7 +85,7 @@ def answered(images: ImageSet, wrong: dict[int, float]) -> Evaluation:
     return Evaluation("test, all classes", images, table, table)
 
 
-def found(fitted: Any, train: ImageSet, e: Evaluation, tiny_clip: Backbone) -> list[Mistake]:
+def mistakes_of(fitted: Any, train: ImageSet, e: Evaluation, tiny_clip: Backbone) -> list[Mistake]:
     cache = Cache(tiny_clip, hold=False, progress=False)
     return find_mistakes(fitted, train, [e], [Predictions.of(score(e, "all"), e)], cache)
 
@@ -97,7 +97,7 @@ def test_mistakes_with_their_nearest_training_images(
     splits, fitted = read_images(colors), load(finished, tiny_clip).fitted
     train, test = few_shot(splits, 4, 1).train, splits["test"]
     rows = [3, 7, 1, 0, 12, 15, 8]
-    its = found(
+    its = mistakes_of(
         fitted,
         train,
         answered(test, {row: 0.9 - 0.05 * i for i, row in enumerate(rows)}),
@@ -117,15 +117,17 @@ def test_mistakes_with_their_nearest_training_images(
         for near in one.neighbours:
             assert near.source == colors / near.image
             assert near.label == Path(near.image).parent.name
-    assert found(fitted, train, answered(test, {}), tiny_clip) == []
+    assert mistakes_of(fitted, train, answered(test, {}), tiny_clip) == []
     assert find_mistakes(fitted, train, [], [], Cache(tiny_clip)) == []
 
 
-def test_an_image_that_was_trained_on_is_no_neighbour_of_itself(
+def test_a_training_image_is_not_its_own_neighbour(
     finished: Path, tiny_clip: Backbone, colors: Path
 ) -> None:
     train = few_shot(read_images(colors), 4, 1).train
-    [one] = found(load(finished, tiny_clip).fitted, train, answered(train, {5: 0.7}), tiny_clip)
+    [one] = mistakes_of(
+        load(finished, tiny_clip).fitted, train, answered(train, {5: 0.7}), tiny_clip
+    )
     assert one.image == train.name(5)
     assert len(one.neighbours) == SHOWN
     assert one.image not in [near.image for near in one.neighbours]
@@ -144,7 +146,7 @@ def example(folder: Path) -> tuple[list[Mistake], Predictions]:
     return [Mistake("2.png", near), Mistake("0.png", ())], Predictions.of(score(its, "all"), its)
 
 
-def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+def test_round_trip(tmp_path: Path) -> None:
     wrong, its = example(tmp_path)
     write_mistakes(tmp_path / "why.json", wrong)
     assert read_mistakes(tmp_path / "why.json", its, tmp_path) == wrong
@@ -152,7 +154,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["/etc/secret.png", "../secret.png"])
-def test_a_foreign_file_names_no_image_outside_of_the_data(tmp_path: Path, path: str) -> None:
+def test_a_path_out_of_the_data_has_no_source(tmp_path: Path, path: str) -> None:
     _, its = example(tmp_path)
     write_mistakes(tmp_path / "why.json", [Mistake("2.png", (Neighbour(path, None, "cat", 1.0),))])
     [one] = read_mistakes(tmp_path / "why.json", its, tmp_path)
@@ -171,7 +173,7 @@ def test_a_foreign_file_names_no_image_outside_of_the_data(tmp_path: Path, path:
         ([{"image": "9.png", "neighbours": []}], r"names an image that predictions\.csv does not"),
     ],
 )
-def test_a_damaged_file_is_refused_in_a_sentence(tmp_path: Path, content: Any, words: str) -> None:
+def test_a_damaged_file_is_refused(tmp_path: Path, content: Any, words: str) -> None:
     _, its = example(tmp_path)
     (tmp_path / "why.json").write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(UserError, match=words):

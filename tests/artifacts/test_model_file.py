@@ -39,7 +39,7 @@ from rmadapter.errors import UserError
     ],
     ids=str,
 )
-def test_a_file_that_does_not_fit_itself_is_refused(
+def test_an_inconsistent_file_is_refused(
     finished: Path, tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
     sound = json.loads((finished / "model.json").read_text())
@@ -52,7 +52,7 @@ def test_a_file_that_does_not_fit_itself_is_refused(
         read_model(file)
 
 
-def test_classes_added_by_name_are_kept_and_the_fitted_ones_too(
+def test_added_classes_are_stored_beside_the_fitted_ones(
     finished: Path, colors: Path, tmp_path: Path, tiny_clip: Backbone
 ) -> None:
     image = colors / "test/red/0.png"

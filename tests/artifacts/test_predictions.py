@@ -52,7 +52,7 @@ def written(folder: Path) -> tuple[Record, list[Predictions]]:
     return its, found
 
 
-def test_every_image_is_a_row_with_what_was_answered(tmp_path: Path) -> None:
+def test_every_image_is_a_row_with_its_answers(tmp_path: Path) -> None:
     its, [e] = asked(tmp_path)
     write_predictions(RunFolder(tmp_path).predictions, predictions_of(its, [e]))
     with open(RunFolder(tmp_path).predictions, newline="", encoding="utf-8") as file:
@@ -71,7 +71,7 @@ def test_every_image_is_a_row_with_what_was_answered(tmp_path: Path) -> None:
         assert float(row["zero_shot_probability"]) == pytest.approx(untouched.max(), abs=1e-6)
 
 
-def test_read_back_it_is_the_same(tmp_path: Path) -> None:
+def test_round_trip(tmp_path: Path) -> None:
     its, [wanted] = written(tmp_path)
     [found] = read_predictions(tmp_path, its)
     assert found.classes == ("formula", "sea horse", "letters")
@@ -82,7 +82,7 @@ def test_read_back_it_is_the_same(tmp_path: Path) -> None:
         np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
 
 
-def test_the_numbers_of_the_page_are_those_of_the_file(tmp_path: Path) -> None:
+def test_the_figures_of_the_page_are_those_of_the_file(tmp_path: Path) -> None:
     its, _ = written(tmp_path)
     write_run_page(tmp_path / "r.html", its, read_predictions(tmp_path, its), [])
     text = Page(tmp_path / "r.html").text
@@ -107,13 +107,13 @@ def test_the_numbers_of_the_page_are_those_of_the_file(tmp_path: Path) -> None:
         assert re.search(rf"{name} \({len(own)}\) ?\d+ → {right:.0f} %", text)
 
 
-def test_a_single_class_has_no_second(tmp_path: Path) -> None:
+def test_a_single_class_has_no_second_choice(tmp_path: Path) -> None:
     e = evaluation("test, novel classes", 3, ("only",), 0)
     [row, *_] = Predictions.of(score(e, "novel"), e).rows()
     assert row[5:8] == ("1.000000", "", "")
 
 
-def test_sets_of_other_classes_than_the_run(tmp_path: Path) -> None:
+def test_a_test_set_may_have_other_classes_than_the_run(tmp_path: Path) -> None:
     """The names of what occurs follow from the labels."""
     its, [own] = asked(tmp_path)
     e = evaluation("far", 30, ("x y", "z"), 1)
@@ -138,7 +138,7 @@ def test_sets_of_other_classes_than_the_run(tmp_path: Path) -> None:
         r"\\host\share\x.png",
     ],
 )
-def test_a_foreign_file_names_no_image_outside_of_the_data(tmp_path: Path, path: str) -> None:
+def test_a_path_out_of_the_data_has_no_source(tmp_path: Path, path: str) -> None:
     its, _ = written(tmp_path)
     file = RunFolder(tmp_path).predictions
     file.write_text(file.read_text("utf-8").replace(",7.png,", f",{path},"), "utf-8")
@@ -159,9 +159,7 @@ def test_a_foreign_file_names_no_image_outside_of_the_data(tmp_path: Path, path:
         ("set,", '"', "not readable CSV|does not match run.json"),
     ],
 )
-def test_a_damaged_file_is_refused_in_a_sentence(
-    tmp_path: Path, old: str, new: str, reason: str
-) -> None:
+def test_a_damaged_file_is_refused(tmp_path: Path, old: str, new: str, reason: str) -> None:
     its, _ = written(tmp_path)
     file = RunFolder(tmp_path).predictions
     file.write_text(file.read_text("utf-8").replace(old, new), "utf-8")
@@ -172,7 +170,7 @@ def test_a_damaged_file_is_refused_in_a_sentence(
         read_predictions(tmp_path, its)
 
 
-def test_rows_that_are_gone_and_runs_of_earlier_versions(tmp_path: Path) -> None:
+def test_a_missing_row_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     its, _ = written(tmp_path)
     file = RunFolder(tmp_path).predictions
     file.write_text("".join(file.read_text("utf-8").splitlines(keepends=True)[:-1]), "utf-8")
@@ -185,7 +183,7 @@ def test_rows_that_are_gone_and_runs_of_earlier_versions(tmp_path: Path) -> None
         read_predictions(tmp_path, its)
 
 
-def test_where_nothing_was_tested_there_is_no_file(tmp_path: Path) -> None:
+def test_without_evaluations_no_file_is_written(tmp_path: Path) -> None:
     write_predictions(RunFolder(tmp_path).predictions, [])
     assert not list(tmp_path.iterdir())
     assert read_predictions(tmp_path, record()) == []

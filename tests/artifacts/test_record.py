@@ -79,7 +79,7 @@ def test_the_average_is_over_other_data_and_needs_all_of_them() -> None:
     assert record(scores=(own,)).metric("average") is None
 
 
-def test_one_line_and_back(tmp_path: Path) -> None:
+def test_round_trip_on_one_line(tmp_path: Path) -> None:
     asked = Task(
         data="gr\u00f6\u00dfe", tests=(Question("a", "a"),), templates=("a {}.", "the {}."), shots=0
     )
@@ -97,7 +97,9 @@ def test_one_line_and_back(tmp_path: Path) -> None:
 
 
 @given(st.text(), st.text(), st.floats(0, 100), st.integers(0, 10**9))
-def test_any_text_and_number_survives(name: str, reason: str, accuracy: float, images: int) -> None:
+def test_any_text_and_number_comes_back(
+    name: str, reason: str, accuracy: float, images: int
+) -> None:
     score = Score(name=name, reason=reason, accuracy=accuracy, images=images, classes=2)
     one = record(scores=(score,), notes=(reason,))
     assert parse_record(one.line(), "") == one
@@ -118,7 +120,7 @@ def test_any_text_and_number_survives(name: str, reason: str, accuracy: float, i
         (record().line().replace('"base"', '"bases"', 1), "field task"),
     ],
 )
-def test_what_is_no_record_is_told_in_a_sentence(tmp_path: Path, content: str, words: str) -> None:
+def test_a_file_that_is_no_record_is_refused(tmp_path: Path, content: str, words: str) -> None:
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(UserError, match=words) as caught:
         read_record(tmp_path / "run.json")
@@ -126,12 +128,12 @@ def test_what_is_no_record_is_told_in_a_sentence(tmp_path: Path, content: str, w
     assert len(str(caught.value)) < 400
 
 
-def test_a_missing_file(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not readable"):
         read_record(tmp_path / "none.json")
 
 
-def test_a_record_cannot_change() -> None:
+def test_a_record_is_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         record().key = "x"  # type: ignore[misc]
 
@@ -148,7 +150,7 @@ def test_a_record_cannot_change() -> None:
         ('"shots": 16', '"shots": "\\u0000"', "task.shots"),
     ],
 )
-def test_values_of_other_kinds_are_refused(old: str, new: str, place: str) -> None:
+def test_values_of_wrong_types_are_refused(old: str, new: str, place: str) -> None:
     line = record().line()
     assert old in line
     with pytest.raises(UserError, match=f"field {place}"):
@@ -196,7 +198,7 @@ def test_a_score_on_several_labels_per_image_is_refused(several: Any, accepted: 
         parse_record(json.dumps(content), "run.json")
 
 
-def test_one_of_many_faults_is_enough(tmp_path: Path) -> None:
+def test_only_the_first_of_many_faults_is_reported(tmp_path: Path) -> None:
     """Each fault takes a kilobyte to tell."""
     line = (
         record()
@@ -222,7 +224,7 @@ JSON = st.recursive(
 
 
 @given(st.sampled_from(sorted(Record.model_fields)), JSON)
-def test_any_value_of_any_field_is_refused_or_survives(field: str, value: Any) -> None:
+def test_any_value_of_any_field_is_refused_or_comes_back(field: str, value: Any) -> None:
     try:
         one = parse_record(json.dumps({**json.loads(record().line()), field: value}), "run.json")
     except UserError as error:

@@ -23,7 +23,7 @@ RUN = {
 }
 
 
-def test_a_folder_is_itself() -> None:
+def test_a_path_is_returned_as_it_is() -> None:
     assert find_run("runs/first") == Path("runs/first")
     assert find_run(Path("/a")) == Path("/a")
     assert find_run("~/a") == Path.home() / "a"
@@ -42,7 +42,7 @@ def test_only_files_of_a_run_are_fetched(hub: Hub) -> None:
     assert not [line for line in hub.asked if "evil" in line or "pkl" in line]
 
 
-def test_a_revision_stays_and_the_name_moves_on(
+def test_a_revision_is_fixed_and_the_name_alone_is_updated(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     repository = hub.repositories["anna/pets"] = Repository(**RUN)
@@ -54,7 +54,7 @@ def test_a_revision_stays_and_the_name_moves_on(
         find_run("hf:anna/pets@v9")
 
 
-def test_what_was_fetched_is_there_without_a_network(
+def test_a_downloaded_run_needs_no_network(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from huggingface_hub import constants
@@ -69,7 +69,7 @@ def test_what_was_fetched_is_there_without_a_network(
         find_run("hf:anna/cats")
 
 
-def test_what_is_not_there_or_private_or_no_run(
+def test_missing_private_and_gated_repositories_and_other_content_are_refused(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     hub.repositories["bert/own"] = Repository(private=True, **RUN)
@@ -95,7 +95,7 @@ def test_what_is_not_there_or_private_or_no_run(
 @pytest.mark.parametrize(
     "name", ["pets", "a/b/c", "../a", "a/..", "/a", "a/", "a b/c", "a/b--c", "a/" + "b" * 96, ""]
 )
-def test_names_that_none_has(name: str) -> None:
+def test_impossible_repository_names_are_refused(name: str) -> None:
     with pytest.raises(UserError, match="not a repository name; write OWNER/NAME"):
         check_repository(name)
     with pytest.raises(UserError, match=re.escape("not a repository name")):
@@ -110,7 +110,7 @@ def test_every_file_of_a_run_has_its_name_here(finished: Path) -> None:
     assert listed == sorted(file.name for file in written - {run.sums})
 
 
-def test_what_a_folder_without_a_model_is(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_explained(tmp_path: Path) -> None:
     for name in ("first", "empty", "photos", "export", "killed"):
         (tmp_path / name).mkdir()
     for name in ("first/model.json", "photos/a.png", "export/export.json", "killed/split.json"):

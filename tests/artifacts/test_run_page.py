@@ -57,7 +57,7 @@ def page(tmp_path_factory: pytest.TempPathFactory, base: Evaluation, novel: Eval
     return Page(path)
 
 
-def test_nothing_is_fetched_and_nothing_runs(page: Page) -> None:
+def test_the_page_loads_and_runs_nothing(page: Page) -> None:
     addresses = [v for a in ("src", "href", "xlink:href") for v in page.values(a)]
     assert len(addresses) > 20
     assert all(a.startswith(("data:", "#")) for a in addresses)
@@ -67,7 +67,7 @@ def test_nothing_is_fetched_and_nothing_runs(page: Page) -> None:
     assert {a[1:] for a in addresses if a.startswith("#")} <= set(ids)
 
 
-def test_names_are_text_and_never_markup(page: Page) -> None:
+def test_names_are_escaped(page: Page) -> None:
     for text in (*NASTY, "<i>data</i>", "<script>alert(1)</script> was skipped"):
         assert text in page.text
     assert set(NASTY) <= set(page.values("alt"))
@@ -95,9 +95,7 @@ def test_the_message_comes_first_with_its_numbers_and_intervals(
     assert "Time: training 2 min 31 s, in all 2 min 32 s." in page.text
 
 
-def test_outcomes_are_counted_and_shown_in_a_mix(
-    page: Page, base: Evaluation, novel: Evaluation
-) -> None:
+def test_outcomes_are_counted_and_shown(page: Page, base: Evaluation, novel: Evaluation) -> None:
     names = {
         (False, True): "Gained",
         (True, False): "Lost",
@@ -129,7 +127,7 @@ def test_the_order_of_the_page(page: Page) -> None:
     assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
 
 
-def test_nothing_on_it_is_wider_than_a_narrow_screen(page: Page) -> None:
+def test_nothing_is_wider_than_a_narrow_screen(page: Page) -> None:
     """No width in pixels, no table that a narrow screen would have to scroll, and images with a
     text instead."""
     styles = " ".join(page.values("style"))
@@ -194,7 +192,7 @@ def test_nothing_to_evaluate_and_no_command(tmp_path: Path) -> None:
     assert "Before and after" not in page.text
 
 
-def test_files_that_are_gone(tmp_path: Path, novel: Evaluation) -> None:
+def test_missing_files_are_named_as_unreadable(tmp_path: Path, novel: Evaluation) -> None:
     name = b"gone \xff.jpg".decode(
         "utf-8", "surrogateescape"
     )  # as Linux gives a name that is not UTF-8
@@ -257,7 +255,7 @@ def test_every_setting_has_its_meaning_and_is_bold_where_it_is_not_the_default(
     assert "Bold: not the default" in Page(tmp_path / "r.html").text
 
 
-def test_a_setting_called_as_a_common_one_goes_by_the_name_of_its_method(tmp_path: Path) -> None:
+def test_a_setting_named_like_a_common_one_has_the_prefix_of_its_method(tmp_path: Path) -> None:
     settings = {"templates": ["a {}"]}
     write(tmp_path / "r.html", record(method="zero-shot", settings=settings), [], [])
     found = settings_table(tmp_path / "r.html")
@@ -265,7 +263,7 @@ def test_a_setting_called_as_a_common_one_goes_by_the_name_of_its_method(tmp_pat
     assert not found["templates"][1]
 
 
-def test_a_method_from_outside_that_is_gone_has_no_known_defaults(tmp_path: Path) -> None:
+def test_a_missing_method_from_outside_has_no_known_defaults(tmp_path: Path) -> None:
     gone = record(method=f"{tmp_path}/gone.py:Mine", settings={"width": 3}, task=Task(shots=4))
     write(tmp_path / "r.html", gone, [], [])
     found = settings_table(tmp_path / "r.html")
@@ -274,7 +272,7 @@ def test_a_method_from_outside_that_is_gone_has_no_known_defaults(tmp_path: Path
     assert "Bold: not the default" not in Page(tmp_path / "r.html").text
 
 
-def test_a_page_runs_no_method_that_only_the_record_names(tmp_path: Path) -> None:
+def test_a_method_that_only_the_record_names_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
     write(
         tmp_path / "r.html",
@@ -285,7 +283,7 @@ def test_a_page_runs_no_method_that_only_the_record_names(tmp_path: Path) -> Non
     assert settings_table(tmp_path / "r.html")["width"] == ("3", False, "")
 
 
-def test_scores_and_answers_that_do_not_belong_together_are_refused(
+def test_scores_and_evaluations_that_do_not_match_are_refused(
     tmp_path: Path, base: Evaluation, novel: Evaluation
 ) -> None:
     with pytest.raises(ValueError, match="zip"):
@@ -296,7 +294,7 @@ def test_scores_and_answers_that_do_not_belong_together_are_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_templates_can_be_had_without_the_libraries_that_draw() -> None:
+def test_importing_the_page_imports_no_plotting_library() -> None:
     code = (
         "import sys, rmadapter.artifacts.run_page\n"
         "sys.exit(bool({'sklearn', 'scipy', 'matplotlib', 'jinja2', 'open_clip'} & set(sys.modules)))"
@@ -320,7 +318,7 @@ def test_the_matrix_counts_like_scikit_learn() -> None:
 
 
 @pytest.mark.parametrize(("classes", "there"), [(MATRIX_LIMIT, True), (MATRIX_LIMIT + 1, False)])
-def test_beyond_25_classes_there_is_a_list_alone(classes: int, there: bool) -> None:
+def test_more_than_25_classes_have_no_matrix(classes: int, there: bool) -> None:
     its = found(classes=classes)
     part = panel(0, its.score, its, {})
     assert (part["matrix"] is not None) == there
@@ -389,7 +387,7 @@ def test_the_verdict_claims_no_more_than_the_interval(gained: int, lost: int, wo
     assert change.ece == pytest.approx(abs(90 - correct(its)[1]), abs=0.01)
 
 
-def test_images_that_are_gone_come_from_the_earlier_page(tmp_path: Path) -> None:
+def test_missing_images_come_from_the_earlier_page(tmp_path: Path) -> None:
     e = evaluation("test, all classes", 40, ("x", "y"), 1)
     write(tmp_path / "r.html", record(score(e, "all")), [e])
     kept = thumbnails_of(tmp_path / "r.html")
@@ -442,7 +440,7 @@ def test_mistakes_are_shown_with_the_nearest_training_images(tmp_path: Path) -> 
     assert "why" not in Page(tmp_path / "none.html").values("id")
 
 
-def test_images_are_drawn_anew_and_bring_nothing_of_their_files(tmp_path: Path) -> None:
+def test_thumbnails_hold_no_metadata_of_their_files(tmp_path: Path) -> None:
     """Comment, EXIF, ICC profile, and what follows the end of the image."""
     novel = evaluation("test, novel classes", 40, ("x", "y"), 1)
     secret = b"SECRET, and <script>alert(1)</script>"

@@ -11,7 +11,7 @@ from rmadapter.artifacts.summary import lowest_recalls, print_record, print_scor
 from tests.helpers import synthetic_runs
 
 
-def test_a_judged_run_shows_what_it_is_worth(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_judged_run_shows_its_judgement(capsys: pytest.CaptureFixture[str]) -> None:
     rates = {
         "low": 55.4,
         "high": 64.6,
@@ -50,7 +50,7 @@ def test_a_judged_run_shows_what_it_is_worth(capsys: pytest.CaptureFixture[str])
     assert found["judgement"]["rows"][1]["accuracy"] == found["test, all classes"]["accuracy"] == 60
 
 
-def test_the_three_lowest_recalls_are_the_methods_own() -> None:
+def test_the_three_lowest_recalls_are_those_of_the_fitted_method() -> None:
     rates = {
         "accuracy": 60.0,
         "low": 55.4,
@@ -66,7 +66,7 @@ def test_the_three_lowest_recalls_are_the_methods_own() -> None:
     assert lowest_recalls(found) == "d 12 %, a 50 %, e 50 %"
 
 
-def test_halves_are_summed_up_and_a_set_without_an_answer_says_why(
+def test_halves_have_a_harmonic_mean_and_a_set_without_answers_has_a_reason(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     scores = [Score(name="base", images=10, classes=4, accuracy=60.0, zero_shot=30.0)]
@@ -91,7 +91,7 @@ def test_halves_are_summed_up_and_a_set_without_an_answer_says_why(
     assert found.err == "note: test, novel classes: knows its classes alone\n"
 
 
-def test_one_set(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_single_score(capsys: pytest.CaptureFixture[str]) -> None:
     score = Score(name="all", images=10, classes=4, accuracy=60.0, zero_shot=30.0)
     print_score(score, as_json=True)
     assert json.loads(capsys.readouterr().out)["chance"] == 25
