@@ -1,4 +1,4 @@
-"""FewShotClassifier: few-shot image classification with scikit-learn's conventions, by any method."""
+"""FewShotClassifier: few-shot classification by any method, with scikit-learn's conventions."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ OWN = ("backbone", "method", "shots", "seed", "progress", "class_names", "class_
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
-    """Adapt a CLIP-like backbone to a few images per class; classify any image among any class
-    names.
+    """A CLIP-like backbone adapted to a few images per class, which classifies any image among any
+    class names.
 
     backbone: a name that `load_backbone` understands. method: a name that `load_method`
-    understands, or "auto", which chooses one by cross-validation of the shots and records in
-    `choice_` how. shots: images drawn per class, 0 for all. seed: of the draw, the initialisation
-    and the order of batches. progress: bars on stderr. class_names: names of integer labels 0..C-1
-    in the prompts, also for the copies that scikit-learn's ensembles fit to numbers. class_weight:
-    label -> weight, or "balanced". Every setting of the method, the task or the machine can be
-    given by name: `FewShotClassifier(rank=16, epochs=10, device="cpu")`.
+    understands, or "auto", which chooses one by cross-validation of the shots and describes the
+    choice in `choice_`. shots: images drawn per class, 0 for all. seed: of the draw, the
+    initialisation and the order of batches. progress: show bars on stderr. class_names: names of
+    integer labels 0..C-1 in the prompts, also for the copies that scikit-learn's ensembles fit to
+    numbers. class_weight: label -> weight, or "balanced". settings: any of the method, the task or
+    the machine by name: `FewShotClassifier(rank=16, epochs=10, device="cpu")`.
 
     Images are paths, PIL images or arrays [H, W, 3]; labels are class names or integers. After fit:
     `classes_` (labels in the order of `predict_proba`'s columns), `fitted_` (Fitted), `history_`.
@@ -50,22 +50,21 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         class_weight: Mapping[Any, float] | str | None = None,
         **settings: Any,
     ) -> None:
-        self.backbone, self.method, self.shots, self.seed, self.progress = (
-            backbone,
-            method,
-            shots,
-            seed,
-            progress,
-        )
-        self.class_names, self.class_weight = class_names, class_weight
+        self.backbone = backbone
+        self.method = method
+        self.shots = shots
+        self.seed = seed
+        self.progress = progress
+        self.class_names = class_names
+        self.class_weight = class_weight
         self.settings = settings
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """All parameters by name, including further settings."""
+        """Return all parameters by name, including further settings."""
         return {**{name: getattr(self, name) for name in OWN}, **self.settings}
 
     def set_params(self, **params: Any) -> FewShotClassifier:
-        """Set parameters by name. Raises UserError for an unknown one, and then sets none."""
+        """Set parameters by name. Raises UserError for an unknown one, without setting any."""
         from rmadapter.methods import load_method
         from rmadapter.runs.request import check_names
 
@@ -92,7 +91,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         `read_images` (its train images), a folder, a table, or a pandas DataFrame with columns such
         as path and label.
 
-        class_names: instead of the classifier's own. sample_weight: [N], how much each image
+        class_names: replace those of the classifier. sample_weight: [N], how much each image
         counts. callbacks: called after every step of the training. Raises UserError for an unknown
         setting, lists of different lengths, an unreadable image or an empty class, and for weights
         if the method cannot use them.
@@ -105,35 +104,39 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         from rmadapter.runs.run import learn
         from rmadapter.support.machine import find_device
 
-        given = {"backbone": self.backbone, "shots": self.shots, "seed": self.seed, **self.settings}
-        wanted = Request.make(given, self.method, choosing=True)
-        found = image_set(images, labels, self.class_names if class_names is None else class_names)
-        found = with_weights(found, sample_weight, self.class_weight, wanted.task.shots)
-        lab = Lab(wanted.machine, progress=self.progress)
-        lab.add_backbone(shared(wanted.task.backbone, find_device(wanted.machine.device)))
-        lab.add("", {"train": found, "test": found.subset([])})
-        method, name, temperature, choice = wanted.method, wanted.name, None, None
-        few = lab.draw(wanted.task)
-        train = half(few.train, wanted.task.classes)
-        if choices := method.choices(train.labels):
-            folds = Folds.make(wanted.task, few, lab, FOLDS)
+        names = self.class_names if class_names is None else class_names
+        common = {"backbone": self.backbone, "shots": self.shots, "seed": self.seed}
+        request = Request.make({**common, **self.settings}, self.method, choosing=True)
+        task, method, name = request.task, request.method, request.name
+        data = image_set(images, labels, names)
+        data = with_weights(data, sample_weight, self.class_weight, task.shots)
+        lab = Lab(request.machine, progress=self.progress)
+        lab.add_backbone(shared(task.backbone, find_device(request.machine.device)))
+        lab.add("", {"train": data, "test": data.subset([])})
+        few = lab.draw(task)
+        train = half(few.train, task.classes)
+        choice = temperature = None
+        choices = method.choices(train.labels)
+        if choices:
+            folds = Folds.make(task, few, lab, FOLDS)
             choice = choose(folds, choices)
-            method, name = choices.methods[choice.chosen], choice.chosen
+            name = choice.chosen
+            method = choices.methods[name]
             temperature = folds.temperature(method, name)
-        fitted = learn(method, train, wanted.task, few, lab, callbacks=tuple(callbacks))
+        fitted = learn(method, train, task, few, lab, callbacks=tuple(callbacks))
         fitted = replace(fitted, temperature=temperature or 1.0)
-        fitted = fitted.fitted_to(lab.train_cache(wanted.task).features(train)[0])
-        self.fitted_, self.history_ = fitted, fitted.trained.history
+        self.fitted_ = fitted.fitted_to(lab.train_cache(task).features(train)[0])
+        self.history_ = fitted.trained.history
         self.__dict__.pop("choice_", None)  # of an earlier fit
         if choice:
             self.choice_ = choice
         self.class_names_, self._name = fitted.classes, name
-        self.classes_ = np.array(half(found, wanted.task.classes).written)
+        self.classes_ = np.array(half(data, task.classes).written)
         return self
 
     def set_classes(self, names: Sequence[str]) -> FewShotClassifier:
-        """Let `predict` answer these classes and no others, by name alone; nothing is trained. A
-        label that it answers already keeps its prompt name.
+        """Let `predict` answer exactly these classes, by name alone; nothing is trained. A label
+        that it already answers keeps its prompt name.
 
         Raises UserError for names that are empty or given twice, and NotApplicable if the method
         cannot handle them.
@@ -143,105 +146,90 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             raise UserError(f"give class names as a list: [{names!r}]")
         if not len(names):
             raise UserError("no class names: give at least one")
-        given = {
-            nfc(label): name for label, name in zip(self._labels(), self.class_names_, strict=True)
-        }
-        prompts = tuple(prompt_names(names, given).values())
-        self.fitted_.score(prompts)  # complains now rather than at the first image
+        labels = map(nfc, self._labels())
+        known = dict(zip(labels, self.class_names_, strict=True))
+        prompts = tuple(prompt_names(names, known).values())
+        self.fitted_.score(prompts)  # raises now rather than at the first image
         self.class_names_, self.classes_ = prompts, np.array(list(names))
         return self
 
     def add_classes(self, names: Sequence[str]) -> FewShotClassifier:
         """Let `predict` answer further classes, by name alone. Labels that were numbers become
-        names, since the new classes have no number. Raises as `set_classes`."""
+        names, since new classes have no numbers. Raises as `set_classes`."""
         check_is_fitted(self, "fitted_")
         return self.set_classes(names if isinstance(names, str) else [*self._labels(), *names])
 
     def _labels(self) -> list[str]:
-        """The labels; if they are numbers, the names that prompts have for them."""
-        return (
-            self.classes_.tolist() if self.classes_.dtype.kind in "US" else list(self.class_names_)
-        )
+        """Return the labels; for numbers, their names in the prompts."""
+        named = self.classes_.dtype.kind in "US"
+        return self.classes_.tolist() if named else list(self.class_names_)
 
     def predict_proba(self, images: Any) -> np.ndarray:
-        """Probabilities [N, C] of N images, or [C] of a single one, in the order of `classes_`."""
+        """Return probabilities [N, C] of N images, or [C] of a single one, in the order of
+        `classes_`."""
         check_is_fitted(self, "fitted_")
         single, images = _as_list(images)
-        found = self.fitted_.probabilities(images, self.class_names_, progress=self.progress)
-        rows = [part.numpy() for part in found]
+        stream = self.fitted_.probabilities(images, self.class_names_, progress=self.progress)
+        rows = [part.numpy() for part in stream]
         table = np.concatenate(rows) if rows else np.empty((0, len(self.class_names_)), np.float32)
         return table[0] if single else table
 
     def predict(self, images: Any) -> Any:
-        """The label of a single image, or an array of N labels."""
-        columns = self.predict_proba(images).argmax(
-            -1
-        )  # first, as it checks whether there is a model
+        """Return the label of a single image, or an array of N labels."""
+        columns = self.predict_proba(images).argmax(-1)  # first, since it checks for a model
         best = self.classes_[columns]
         return best.item() if np.ndim(best) == 0 else best
 
     def score(
         self, images: Any, labels: Sequence[Any] | None = None, sample_weight: Any = None
     ) -> float:
-        """Accuracy between 0 and 1, as in scikit-learn; labels as in `classes_` or as in the
-        prompts; None for what has its own: an ImageSet, or whatever else `fit` takes, of which the
-        test images are used if there are splits. Raises UserError for a label that is no class, and
-        for splits without test images.
+        """Return the accuracy between 0 and 1, as in scikit-learn.
+
+        labels: as in `classes_` or as in the prompts; None for an ImageSet, or whatever else `fit`
+        takes without labels, of which the test images are used if there are splits. Raises
+        UserError for a label that is no class, and for splits without test images.
         """
         from rmadapter.runs.evaluate import shuffled
 
         check_is_fitted(self, "fitted_")
         if labels is None:
-            found = image_set(images, split="test")
-            images, labels = found, [found.written[label] for label in found.labels]
-        images, wanted = image_list(images), np.asarray(labels)
-        wanted = wanted[:, 0] if wanted.shape == (len(images), 1) else wanted
-        if wanted.shape != (len(images),):
-            raise UserError(
-                f"{len(images)} images and {wanted.size} labels: give one label per image"
-            )
-        numbers = np.array(
-            class_indices(wanted.tolist(), self.classes_.tolist(), self.class_names_), dtype=int
-        )
+            images = image_set(images, split="test")
+            labels = [images.written[label] for label in images.labels]
+        images, true = image_list(images), np.asarray(labels)
+        if true.shape == (len(images), 1):
+            true = true[:, 0]
+        if true.shape != (len(images),):
+            raise UserError(f"{len(images)} images and {true.size} labels: give one per image")
+        numbers = np.array(class_indices(true.tolist(), self.classes_.tolist(), self.class_names_))
+        numbers = numbers.astype(int)  # also of no images
         rows = np.arange(len(images))
-        if self.fitted_.remembers:  # in the order of `eval`: data sets are sorted by class
+        if self.fitted_.remembers:  # in the order of `eval`, since data sets are sorted by class
             rows = shuffled(len(images), self.seed).numpy()
         right = self.predict_proba([images[row] for row in rows]).argmax(-1) == numbers[rows]
-        return float(
-            np.average(
-                right, weights=None if sample_weight is None else np.asarray(sample_weight)[rows]
-            )
-        )
+        weights = None if sample_weight is None else np.asarray(sample_weight)[rows]
+        return float(np.average(right, weights=weights))
 
     def save(self, folder: str | Path, *, half: bool = False) -> None:
-        """Write the model (half: as float16), its settings and the classes, but not the backbone."""
+        """Write the model, its settings and the classes, but not the backbone. half: store float32
+        numbers as float16."""
         from rmadapter.artifacts.checkpoint import save
 
         check_is_fitted(self, "fitted_")
-        save(
-            folder,
-            self.fitted_,
-            self._name,
-            tuple(self.classes_.tolist()),
-            tuple(self.class_names_),
-            half=half,
-        )
+        labels, names = tuple(self.classes_.tolist()), tuple(self.class_names_)
+        save(folder, self.fitted_, self._name, labels, names, half=half)
 
     @classmethod
     def load(cls, folder: str | Path, *, method: str = "", backbone: str = "") -> FewShotClassifier:
-        """A classifier from a folder that `save` or `rmadapter fit` wrote; the rest is as in
-        `checkpoint.load`."""
+        """Load a classifier from a folder that `save` or `rmadapter fit` wrote. Other arguments are
+        those of `checkpoint.load`."""
         from rmadapter.artifacts.checkpoint import load
         from rmadapter.settings import settings_of
         from rmadapter.task import qualified_settings
 
         saved = load(Path(folder), backbone or None, method=method)
         fitted = saved.fitted
-        self = cls(
-            fitted.backbone.name,
-            method=saved.name,
-            **qualified_settings(saved.name, settings_of(fitted.method)),
-        )
+        settings = qualified_settings(saved.name, settings_of(fitted.method))
+        self = cls(fitted.backbone.name, method=saved.name, **settings)
         self.fitted_, self.history_, self._name = fitted, fitted.trained.history, saved.name
         self.class_names_, self.classes_ = saved.names, np.array(saved.labels)
         return self
@@ -283,22 +271,20 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         name, digest = model["backbone"]
         backbone = again(name, digest, device, trusted=True)
         tensors = {name: torch.from_numpy(x).to(device) for name, x in model["tensors"].items()}
-        fitted = load_method(self._name, model["settings"]).restore(
-            backbone, model["known"], tensors
-        )
+        method = load_method(self._name, model["settings"])
+        fitted = method.restore(backbone, model["known"], tensors)
         examples = model["examples"]
         if examples is not None:
             examples = torch.from_numpy(examples).to(device)
         self.fitted_ = replace(fitted, examples=examples, **model["rest"])
 
     def __sklearn_tags__(self) -> Any:
-        """Images are not rows of numbers, so `check_estimator` cannot make any up."""
+        """Return tags by which `check_estimator` does not make up images, which are no rows of
+        numbers."""
         tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array, tags.input_tags.one_d_array, tags.input_tags.string = (
-            False,
-            True,
-            True,
-        )
+        tags.input_tags.two_d_array = False
+        tags.input_tags.one_d_array = True
+        tags.input_tags.string = True
         return tags
 
 
@@ -306,8 +292,8 @@ RMAdapterClassifier = FewShotClassifier  # for those who look for RMAdapter by n
 
 
 def _as_list(images: Any) -> tuple[bool, list[ImageSource]]:
-    """Whether it was one image, and the images as a list; arrays [N, H, W, 3] and [N, H, W] are N
-    images."""
+    """Return whether it is a single image, and the images as a list; arrays [N, H, W, 3] and
+    [N, H, W] are N images."""
     from PIL import Image
 
     pixels = isinstance(images, np.ndarray) and images.dtype.kind not in "OUS"
