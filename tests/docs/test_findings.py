@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from itertools import combinations
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-import numpy as np
 import pytest
 
 from rmadapter.artifacts.record import Record
-from rmadapter.bench.report.groups import common_targets, group_records, label, rows_of
+from rmadapter.bench.report.groups import label
 from rmadapter.bench.report.read import read_records
-from rmadapter.bench.report.stats import correct, half_width, paired
-from rmadapter.bench.report.tables import columns_of, differences, rankings
+from rmadapter.bench.report.stats import correct, paired
 
 ROOT = Path(__file__).parents[2]
 FINDINGS = ROOT / "docs/studies/findings.md"
@@ -90,59 +87,6 @@ def measured(*which: str, sets: Collection[str] = ()) -> dict[tuple[str, str], s
         key: " / ".join("–" if v is None else f"{v:.1f}" for v in values)
         for key, values in means.items()
     }
-
-
-def test_where_2sfs_is_above_zero_shot() -> None:
-    text = " ".join(FINDINGS.read_text(encoding="utf-8").split())
-    runs = [record for record in base_to_novel("4", "methods") if record.method.name == "2sfs"]
-    gains: dict[str, dict[str, list[float]]] = {"base": {}, "novel": {}}
-    for record in runs:
-        for score in record.scores:
-            assert score.accuracy is not None
-            assert score.zero_shot is not None
-            gains[score.name].setdefault(record.task.data, []).append(
-                score.accuracy - score.zero_shot
-            )
-    ahead = {
-        name: sum(fmean(each) > 0 for each in of_sets.values()) for name, of_sets in gains.items()
-    }
-    assert (ahead, len(gains["base"])) == ({"base": 7, "novel": 4}, 7)
-    assert "above zero-shot's on each of the seven data sets, its novel accuracy on four" in text
-    minutes = [round(record.seconds["total"] / 60) for record in runs]
-    assert (
-        f"A run took {min(minutes)} to {max(minutes)} minutes of one core, beside other work"
-        in text
-    )
-
-
-def test_what_is_said_of_promptkd() -> None:
-    text = " ".join(FINDINGS.read_text(encoding="utf-8").split())
-    gaps, minutes = {}, {}
-    for shots in ("4", "16"):
-        runs = [
-            record
-            for record in base_to_novel(shots, "methods")
-            if record.method.name == "prompt-kd"
-        ]
-        below: dict[str, list[float]] = {}
-        for record in runs:
-            base = record.scores[0]
-            below.setdefault(record.task.data, []).append(
-                (base.zero_shot or 0) - (base.accuracy or 0)
-            )
-        assert {name: len(found) for name, found in below.items()} == dict.fromkeys(
-            {*EVERY} & {*below}, 3
-        )
-        assert len(below) == 6
-        gaps[shots] = [f"{fmean(below[data]):.0f}" for data in ("pacs/photo", "office_caltech/web")]
-        minutes[shots] = [round(record.seconds["total"] / 60) for record in runs]
-    few, many = (" and ".join(some) for some in gaps.values())
-    assert (
-        f"its base accuracy lies {few} points below zero-shot's with 4 shots, and {many} with 16"
-        in text
-    )
-    few, many = (f"{min(some)} to {max(some)}" for some in minutes.values())
-    assert f"A run took {few} minutes of one core with 4 shots and {many} with 16" in text
 
 
 @each_page
@@ -224,207 +168,6 @@ def transferred(protocol: str, sources: str) -> list[Record]:
         r for r in records("transfer") if r.protocol == protocol and r.task.data in data.split(",")
     ]
     return [r for r in some if not shots or r.task.shots == int(shots)]
-
-
-def test_what_is_said_of_other_domains_and_data_sets() -> None:
-    text = " ".join(FINDINGS.read_text(encoding="utf-8").split())
-    every = records("transfer")
-
-    def of(protocol: str, source: str, target: str, *methods: str) -> list[float]:
-        some = [r for r in every if (r.protocol, r.task.data) == (protocol, source)]
-        seeds = 1 if protocol == "cross-dataset" else 3
-        return [mean([r for r in some if r.method.name == m], target, seeds) or 0 for m in methods]
-
-    names = ("mma-adamw", "rmadapter-plain", "rmadapter", "zero-shot")
-    *three, zero = of("domain-generalization", "pacs/photo", "pacs/sketch", *names)
-    fell = [zero - value for value in three]
-    assert f"falls {fell[0]:.0f} points below zero-shot, the adapters alone {fell[1]:.0f};" in text
-    assert f"lies {-fell[2]:.0f} above" in text
-    plain, ours = of(
-        "domain-generalization", "office_caltech/web", "average", "rmadapter-plain", "rmadapter"
-    )
-    assert f"the adapters alone are {plain - ours:.0f} points above RMAdapter" in text
-    methods = {r.method.name for r in every if r.protocol == "domain-generalization"}
-    best = {m: of("domain-generalization", "pacs/photo", "average", m) for m in methods}
-    assert max(best, key=best.__getitem__) == "tip-adapter-f"
-    tip, plus = of(
-        "domain-generalization", "office_caltech/web", "average", "tip-adapter-f", "rmadapter-plus"
-    )
-    assert f"is {plus - tip:.0f} points below RMAdapter+" in text
-    both = [
-        [r for r in every if (r.protocol, r.method.name) == ("cross-dataset", m)]
-        for m in ("rmadapter", "zero-shot")
-    ]
-    found = paired(*both, "average")
-    assert found
-    assert f"within a point on average ({found.low:.1f} to {found.high:+.1f})" in text
-    others = [
-        of("cross-dataset", "caltech101", name, "rmadapter", "zero-shot")
-        for name in ("dtd10", *SETS[1::2])
-    ]
-    apart = np.array([ours - zero for ours, zero in others])
-    half, middle = half_width(apart), apart.mean()
-    assert half
-    words = f"{middle:+.1f} ({middle - half:.1f} to {middle + half:+.1f})"
-    assert f"over the other three targets the difference from zero-shot is {words}" in text
-    ours, zero = of("cross-dataset", "caltech101", "all", "rmadapter", "zero-shot")
-    assert f"with {ours - zero:.0f} points more on its source" in text
-
-
-def test_what_is_said_of_the_sets_that_chose_nothing() -> None:
-    some = [r for r in base_to_novel("16", "photographs") if r.task.data in SETS]
-    of = {
-        name: [r for r in some if r.method.name == name]
-        for name in ("rmadapter", "zero-shot", "mma")
-    }
-    found, every = {}, {}
-    for metric in ("base", "hm"):
-        pairs = {(a, b): paired(of[a], of[b], metric) for a, b in combinations(of, 2)}
-        found[metric] = correct({key: pair for key, pair in pairs.items() if pair})[
-            "rmadapter", "zero-shot"
-        ]
-        every[metric] = found[metric].verdict
-    assert every == {"base": "not shown", "hm": "not shown"}
-    text = " ".join(FINDINGS.read_text(encoding="utf-8").split())
-    three = {name: [r for r in own if r.task.data != "pacs/photo"] for name, own in of.items()}
-    without = paired(three["rmadapter"], three["zero-shot"], "hm")
-    assert without
-    words = f"{without.difference:.1f} points ({without.low:.1f} to {without.high:.1f}, three sets)"
-    assert f"Without it RMAdapter's gain in HM over zero-shot is {words}" in text
-    base, hm = found["base"], found["hm"]
-    assert (
-        f"{base.difference:.1f} points more base accuracy than zero-shot ({base.low:.1f} to {base.high:.1f})"
-        in text
-    )
-    assert f"and {hm.difference:.1f} more HM ({hm.low:.1f} to {hm.high:.1f})" in text
-    many = [r for r in base_to_novel("16", "methods") if r.task.data in SETS]
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert (
-        f"gains {hm.difference:.1f} points of HM over zero-shot (95 % interval {hm.low:.1f} to {hm.high:.1f}"
-        in readme
-    )
-    for other, words in (
-        ("mma", "no difference from MMA ({})"),
-        ("mma-adamw", "or mma-adamw ({}) is shown"),
-    ):
-        pair = paired(
-            *([r for r in many if r.method.name == name] for name in ("rmadapter", other)), "hm"
-        )
-        assert pair
-        assert pair.verdict == "not shown"
-        assert words.format(f"{pair.difference:.1f}, {pair.low:.1f} to {pair.high:.1f}") in readme
-    grocery = measured("16", "methods", sets=["grocery"])["grocery", "linear-probe"].split(" / ")[0]
-    ours = measured("16", "photographs")["grocery", "rmadapter"].split(" / ")[0]
-    assert f"A linear probe has {grocery} on grocery, where RMAdapter has [{ours}]" in text
-    probe = paired(
-        *([r for r in many if r.method.name == name] for name in ("linear-probe", "rmadapter")),
-        "base",
-    )
-    assert probe
-    assert (
-        f"{probe.difference:.1f} points more base accuracy than RMAdapter on the four ({probe.low:.1f} to"
-        in text
-    )
-    [group] = [group for group in group_records(many) if group.track == "ranked"]
-    [column] = [column for column in columns_of(group) if column.metric == "base"]
-    among = differences(rows_of(common_targets(group.records)), "RMAdapter", column)
-    assert [name for name, pair in among.items() if pair.verdict != "not shown"] == []
-    assert f"among all {len(among) + 1} ranked methods" in text
-    assert f"among {len(among) + 1} methods it does not" in text
-
-
-def test_what_is_said_of_curves() -> None:
-    [(_, heads, rows)] = tables(FINDINGS, r"`few-shot` on (\S+)")
-    assert len(rows) == 12
-    text = " ".join(FINDINGS.read_text(encoding="utf-8").split())
-    curves = {
-        name.strip("`"): dict(zip(map(int, heads), cells, strict=True)) for name, *cells in rows
-    }
-    for shots in (1, 2, 4):
-        best = max(curves, key=lambda name: float(curves[name][shots]))
-        assert best == "rmadapter-plus"
-    known = {name: float(curve[8]) for name, curve in curves.items() if curve[8] != "–"}
-    assert known["rmadapter-plus"] == known["mma-adamw"] == max(known.values())
-    behind = [
-        float(curves["linear-probe"][n]) - float(curves["rmadapter"][n]) for n in (1, 2, 4, 8)
-    ]
-    assert f"lies {min(behind):.0f} to {max(behind):.0f} points below a linear probe" in text
-    assert "on average, and no interval over the four sets excludes 0" in text
-    for shots in (1, 2, 4, 8):
-        some = [r for r in records("transfer") if (r.protocol, r.task.shots) == ("few-shot", shots)]
-        own, probe = (
-            [r for r in some if r.method.name == name] for name in ("rmadapter", "linear-probe")
-        )
-        pair = paired(own, probe, "all")
-        assert pair
-        assert pair.low is not None
-        assert pair.high is not None
-        assert pair.low < 0 < pair.high
-    apart = [
-        float(curves["linear-probe"][n]) - float(curves["rmadapter-plain"][n]) for n in (1, 2, 4)
-    ]
-    assert max(map(abs, apart)) < 4
-    for _, _, tested in tables(FINDINGS, r"difference of `few-shot` on (\S+)"):
-        assert [cells[-1] for cells in tested] == ["not shown"] * 5
-
-
-def test_what_is_said_of_many_methods() -> None:
-    text = " ".join(FINDINGS.read_text(encoding="utf-8").split())
-    found, verdicts = {}, {}
-    for shots, sets in ((4, SETS), (16, SETS), (4, None)):
-        some = [
-            r for r in base_to_novel(str(shots), "methods") if sets is None or r.task.data in sets
-        ]
-        [group] = [group for group in group_records(some) if group.track == "ranked"]
-        (found[shots, sets],) = (
-            ranks for column, ranks in rankings(group).items() if column.metric == "hm"
-        )
-        rows = rows_of(common_targets(group.records))
-        pairs = {
-            (c.metric, k): d
-            for c in columns_of(group)
-            for k, d in differences(rows, "RMAdapter", c).items()
-        }
-        verdicts[shots, sets] = {
-            key: pair for key, pair in pairs.items() if pair.verdict != "not shown"
-        }
-    [(which, tcp)] = verdicts[4, SETS].items()
-    assert which == ("novel", "TCP")
-    assert f"by {tcp.difference:.1f} points ({tcp.low:.1f} to {tcp.high:.1f})" in text
-    behind = verdicts[4, None]
-    order = [("base", name) for name in ("RMAdapter+", "both linear probes", "2SFS")]
-    assert behind.keys() == {*order}
-    assert (
-        "by {:.0f}, {:.0f} and {:.0f} points".format(*(-behind[key].difference for key in order))
-        in text
-    )
-    four, sixteen, ranks = found[4, SETS], found[16, SETS], found[4, None]
-    assert four.labels[:2] == ("MMRL", "RMAdapter+")
-    assert sixteen.labels[:2] == ("MMRL", "RMAdapter's adapters alone")
-    said = f"of the {len(four.labels)} methods that can name new classes, with 4 shots ({four.mean[0]:.1f}) and with 16"
-    assert f"{said} ({sixteen.mean[0]:.1f}, of {len(sixteen.labels)})" in text
-    assert f"is second with 4 shots ({four.mean[1]:.1f})" in text
-    cells = measured("4", "methods")
-    base = {key: float(cells[key].split(" / ")[0]) for key in cells if key[0] in SETS}
-    assert all(base[data, "linear-probe"] > base[data, "rmadapter"] for data in SETS)
-    methods = {name for _, name in base}
-    means = {
-        name: fmean(base[data, name] for data in SETS) for name in methods - {"tda", "prompt-kd"}
-    }
-    assert max(means, key=means.__getitem__) == "rmadapter-plus"
-    assert (
-        abs(means["text-refiner"] - means["zero-shot"])
-        < 2
-        > abs(means["clip-adapter"] - means["zero-shot"])
-    )
-    four_sets = [table for table in tables(FINDINGS, SHOTS) if {*SETS} <= {*table[1]}]
-    [(_, _, rows)] = [table for table in four_sets if table[0].groups() == ("4", "methods")]
-    assert {name.strip("`") for name, *_ in rows} == means.keys()
-    assert f"{len(means)} methods with 4 shots" in text
-    assert "Over the seven data sets" in text
-    assert ranks.labels[:2] == ("RMAdapter+", "2SFS")
-    assert f"2SFS is second ({ranks.mean[1]:.1f})" in text
-    assert f"RMAdapter+ has the best mean rank ({ranks.mean[0]:.1f})" in text
 
 
 def test_the_photographs_are_described() -> None:

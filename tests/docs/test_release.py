@@ -1,5 +1,4 @@
-"""What docs/release.md relies on: one version everywhere, and a source archive that has whatever
-the tests need."""
+"""A release: one version everywhere, and a complete source archive."""
 
 from __future__ import annotations
 
@@ -10,12 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-BY_ITSELF = {
-    "README.md",
-    "LICENSE",
-    "pyproject.toml",
-    "src",
-}  # what setuptools takes without being told
+BY_ITSELF = {"README.md", "LICENSE", "pyproject.toml", "src"}  # included by setuptools itself
 NEVER = {".gitignore"}
 
 
