@@ -108,7 +108,7 @@ def write(folder: Path, model: Fitted, pixels: np.ndarray, names: list[str]) -> 
         place.mkdir(parents=True)
         graph.write(found, place / GRAPH)
         if name == "openvino int8":
-            int8.make_even(place / GRAPH, place / GRAPH, pixels)
+            int8.write_balanced(place / GRAPH, place / GRAPH, pixels)
         if name == "onnxruntime int8":
             for _ in int8.candidates(place, pixels, int8.WAYS[:1]):
                 shutil.copyfile(place / int8.CANDIDATE, place / GRAPH)

@@ -34,13 +34,13 @@ from rmadapter.deploy.export.int8 import (
     CANDIDATE,
     PLAIN,
     WAYS,
-    asked,
+    agreement,
+    best_way,
     candidates,
-    make_even,
-    same,
-    taken,
+    timed_answers,
+    write_balanced,
 )
-from rmadapter.deploy.export.parity import questions, training
+from rmadapter.deploy.export.parity import compared_images, training_images
 from rmadapter.deploy.export.runtime import GRAPH, LABELS, TRANSFORM, Model
 from rmadapter.metrics import accuracy
 from rmadapter.support.files import write_json
@@ -63,9 +63,13 @@ def study(data: str, root: Path, shots: int, most: int) -> dict[str, Any]:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         saved = load(run, None, device="cpu")
         _stage(stage, saved)
-        model, tests = Model(stage, threads=1), questions(run, saved, None, False, most)
+        model, tests = Model(stage, threads=1), compared_images(run, saved, None, False, most)
         rows = compare(
-            model, stage, model.pixels(training(run)), model.pixels(tests.images), tests.labels
+            model,
+            stage,
+            model.pixels(training_images(run)),
+            model.pixels(tests.images),
+            tests.labels,
         )
     return {
         "data": data, "shots": shots, "method": "linear-probe",
@@ -92,24 +96,24 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Return rows of fp32 and of each way, with the one that an export takes marked. training,
     test: pixels [N, 3, H, W]."""
-    (known, _), (wanted, seconds) = asked(model, training), asked(model, test)
+    (known, _), (wanted, seconds) = timed_answers(model, training), timed_answers(model, test)
     rows, found = [_row(FP32, stage / GRAPH, wanted, wanted, labels, seconds)], []
     for way in candidates(stage, training, (PLAIN, *WAYS)):
         quantised = Model(stage, threads=1, graph=CANDIDATE)
-        table, spent = asked(quantised, training)
+        table, spent = timed_answers(quantised, training)
         found.append(
-            (same(table, known) if way is not PLAIN else 0.0, spent)
+            (agreement(table, known) if way is not PLAIN else 0.0, spent)
         )  # an export does not try it
-        table, spent = asked(quantised, test)
+        table, spent = timed_answers(quantised, test)
         rows.append(_row(way.name, stage / CANDIDATE, table, wanted, labels, spent))
     if importlib.util.find_spec("nncf"):
         with tempfile.TemporaryDirectory() as folder:
             other = Path(shutil.copytree(stage, Path(folder) / "openvino"))
-            make_even(other / GRAPH, other / GRAPH, training)
+            write_balanced(other / GRAPH, other / GRAPH, training)
             graph.write_openvino(other, "int8")
-            table, spent = asked(Model(other, threads=1), test)
+            table, spent = timed_answers(Model(other, threads=1), test)
             rows.append(_row(OTHER, other / graph.WEIGHTS, table, wanted, labels, spent))
-    return [{**row, "chosen": place == 1 + taken(found)} for place, row in enumerate(rows)]
+    return [{**row, "chosen": place == 1 + best_way(found)} for place, row in enumerate(rows)]
 
 
 def _row(
@@ -124,7 +128,7 @@ def _row(
         "way": name,
         "MB": round(file.stat().st_size / 1e6, 1),
         "accuracy": round(accuracy(found, labels), 2),
-        "same": round(100 * same(found, wanted), 2),
+        "same": round(100 * agreement(found, wanted), 2),
         "difference": float(f"{np.abs(found - wanted).mean():.2g}"),
         "rate": round(len(found) / seconds, 1),
     }

@@ -91,16 +91,16 @@ def export(
         return
     if facts["search"]:
         rows = [
-            [*map(str, list(row.values())[:-1]), "*" * row["chosen"]] for row in facts["search"]
+            [*map(str, list(row.values())[:-1]), "*" if row["chosen"] else ""]
+            for row in facts["search"]
         ]
         table(SEARCHED, rows)
-    table(HEADER, [Parity(**facts["parity"]).row()])
-    for what, title in (
-        ("features", "features differ"),
-        ("added", "with a class added by name, probabilities differ"),
-    ):
-        if facts["parity"][what] is not None:
-            print(f"{title} by at most {facts['parity'][what]:.1e}")
+    parity = Parity(**facts["parity"])
+    table(HEADER, [parity.row()])
+    if parity.features is not None:
+        print(f"features differ by at most {parity.features:.1e}")
+    if parity.added is not None:
+        print(f"with a class added by name, probabilities differ by at most {parity.added:.1e}")
     print(f"export: {out}, {facts['bytes'] / 1e6:.1f} MB in {precision}")
 
 
@@ -138,11 +138,11 @@ def push(
 
     Names of your files stay here. `hf:OWNER/NAME` then works as a run.
     """
-    from rmadapter.deploy.hub.push import Wishes
+    from rmadapter.deploy.hub.push import PushOptions
     from rmadapter.deploy.hub.push import push as push_run
 
-    wishes = Wishes(half, examples, licence)
-    facts = push_run(user_path(run), repository, wishes, private=private, to=to)
+    push_options = PushOptions(half, examples, licence)
+    facts = push_run(user_path(run), repository, push_options, private=private, to=to)
     if as_json:
         print(json.dumps(facts))
         return

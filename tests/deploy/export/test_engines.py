@@ -10,7 +10,7 @@ import torch
 
 from rmadapter.artifacts.checkpoint import load
 from rmadapter.artifacts.record import read_record
-from rmadapter.deploy.export.engines import _torch
+from rmadapter.deploy.export.engines import open_torch
 from rmadapter.deploy.export.folder import export
 from rmadapter.errors import UserError
 
@@ -22,11 +22,11 @@ def test_a_pickle_in_a_graph_of_torch_is_not_opened(tmp_path: Path) -> None:
 
     program = torch.export.export(Doubled(), (torch.ones(2),))
     torch.export.save(program, tmp_path / "model.pt2")  # with its example, pickled
-    with pytest.raises(UserError, match="not a graph without pickles"):
-        _torch(tmp_path / "model.pt2", 1)
+    with pytest.raises(UserError, match=r"model\.pt2"):
+        open_torch(tmp_path / "model.pt2", 1)
     program.example_inputs = None
     torch.export.save(program, tmp_path / "model.pt2")
-    run, size = _torch(tmp_path / "model.pt2", 0)
+    run, size = open_torch(tmp_path / "model.pt2", 0)
     assert size == 2
     assert run(np.ones(2, np.float32))[0].tolist() == [2, 2]
 
@@ -38,5 +38,5 @@ def test_litert(finished: Path, colors: Path, tmp_path: Path) -> None:
     assert facts["files"] == ["model.tflite"]
     assert facts["parity"]["same"] == 1
     assert facts["parity"]["difference"] <= 1e-4
-    with pytest.raises(UserError, match="--embeddings does not work with --to litert"):
+    with pytest.raises(UserError, match="--embeddings"):
         export(finished, saved, tmp_path / "other", data=colors, to="litert", embeddings=True)

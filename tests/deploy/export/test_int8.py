@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +11,14 @@ import pytest
 from rmadapter.backbones import Backbone
 from rmadapter.deploy.export import graph, int8
 from rmadapter.deploy.export.folder import transform_facts
+from rmadapter.deploy.export.int8 import balance, behind_norms
 from rmadapter.deploy.export.runtime import GRAPH, LABELS, TRANSFORM, Model
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.support.files import write_json
 from rmadapter.training.contract import Known
 from tests.helpers.shots import noise_images
 
+onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
 pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
 
@@ -60,8 +63,8 @@ def test_the_chosen_one_is_smaller_and_near(stage: Path, monkeypatch: pytest.Mon
 
 
 def test_the_fastest_that_is_good_enough_is_taken_else_the_best() -> None:
-    assert int8.taken([(0.996, 3), (1.0, 4), (0.9, 1)]) == 0
-    assert int8.taken([(0.98, 2), (0.99, 4), (0.97, 1)]) == 1
+    assert int8.best_way([(0.996, 3), (1.0, 4), (0.9, 1)]) == 0
+    assert int8.best_way([(0.98, 2), (0.99, 4), (0.97, 1)]) == 1
 
 
 @pytest.mark.slow
@@ -69,11 +72,9 @@ def test_only_products_that_read_no_norm_are_in_blocks(
     stage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of each block of the encoder, the products after attention and after the activation function."""
-    import onnx
-
     monkeypatch.setattr(int8, "LARGE", 2**10)
     monkeypatch.setattr(int8, "BLOCK", 32)
-    large = len(int8._products(int8._loaded(stage / GRAPH))[0])
+    large = len(int8.products(int8.load_graph(stage / GRAPH))[0])
     assert (
         large == 4 * 4 + 1 + 1
     )  # of the blocks, the query of the top one by itself, and the projection
@@ -91,14 +92,84 @@ def test_only_products_that_read_no_norm_are_in_blocks(
 
 @pytest.mark.slow
 def test_large_products_alone(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import onnx
-
     model = onnx.load(str(stage / GRAPH))
     monkeypatch.setattr(int8, "LARGE", 64 * 64)
-    large, others = int8._products(model)
+    large, others = int8.products(model)
     assert (
         len(large) >= 3 * 3 + 1
     )  # three in each block, and of the top one, which runs for one token, key and value
     attention = [node.name for node in model.graph.node if "scaled_dot" in node.name]
     assert attention
     assert set(attention) <= set(others)
+
+
+# Balanced channels
+
+
+def norm_model(more: bool = False) -> Any:
+    """pixels [B, 3, 4, 8] -> norm -> two products, one with its axes turned; their sum. more: the
+    norm, too."""
+    rng, helper = np.random.default_rng(0), onnx.helper
+    scale = np.array(
+        [1, 1, 1, 1, 1, 1, 1, 100], np.float32
+    )  # one channel is far larger than the others
+    first, second = (rng.standard_normal((8, 5)).astype(np.float32) for _ in range(2))
+    values = {"scale": scale, "shift": scale / 3, "first": first, "second": second}
+    nodes = [
+        helper.make_node("LayerNormalization", ["pixels", "scale", "shift"], ["norm"]),
+        helper.make_node("MatMul", ["norm", "first"], ["a"]),
+        helper.make_node("Transpose", ["norm"], ["turned"], perm=[1, 0, 2, 3]),
+        helper.make_node("MatMul", ["turned", "second"], ["c"]),
+        helper.make_node("Transpose", ["c"], ["b"], perm=[1, 0, 2, 3]),
+        helper.make_node("Add", ["a", "b"], ["sum"]),
+    ]
+    real, shape = onnx.TensorProto.FLOAT, ["batch", 3, 4]
+    outputs = [helper.make_tensor_value_info("sum", real, [*shape, 5])]
+    outputs += [helper.make_tensor_value_info("norm", real, [*shape, 8])] if more else []
+    entry = helper.make_tensor_value_info("pixels", real, [*shape, 8])
+    weights = [onnx.numpy_helper.from_array(value, name) for name, value in values.items()]
+    graph = helper.make_graph(nodes, "test", [entry], outputs, weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def run_model(found: Any, pixels: np.ndarray) -> np.ndarray:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        found.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    return session.run(["sum"], {"pixels": pixels})[0]
+
+
+def test_balancing_keeps_the_function() -> None:
+    """Eq. 4 with alpha = 1/2: afterwards a channel's largest number and the largest of its weights
+    are the same."""
+    found, pixels = (
+        norm_model(),
+        np.random.default_rng(1).standard_normal((40, 3, 4, 8)).astype(np.float32),
+    )
+    before = run_model(found, pixels)
+    balance(found, pixels)
+    after = run_model(found, pixels)
+    assert np.abs(after - before).max() < 1e-6 * np.abs(before).max() * 8
+    weights = {
+        weight.name: onnx.numpy_helper.to_array(weight) for weight in found.graph.initializer
+    }
+    assert len(weights) == 4  # none of the old ones is left
+    scale, shift, first, second = (
+        weights[name] for node in found.graph.node for name in node.input if name in weights
+    )
+    mean, deviation = pixels.mean(-1, keepdims=True), np.sqrt(pixels.var(-1, keepdims=True) + 1e-5)
+    channels = np.abs((pixels - mean) / deviation * scale + shift).max((0, 1, 2))
+    np.testing.assert_allclose(
+        channels, np.abs(np.concatenate([first, second], 1)).max(1), rtol=1e-4
+    )
+
+
+def test_norms_with_other_readers_stay() -> None:
+    assert [len(nodes) for nodes in behind_norms(norm_model()).values()] == [2]
+    found = norm_model(more=True)
+    assert behind_norms(found) == {}
+    before = found.SerializeToString()
+    balance(found, np.zeros((1, 3, 4, 8), np.float32))
+    assert found.SerializeToString() == before

@@ -18,13 +18,13 @@ from rmadapter.deploy.export.int8 import WAYS
 from rmadapter.deploy.export.parity import (
     HEADER,
     LIMITS,
+    ComparedImages,
     Limit,
     Parity,
-    Questions,
-    generated,
+    compared_images,
+    generated_images,
     measure,
-    questions,
-    training,
+    training_images,
 )
 from rmadapter.errors import UserError
 
@@ -33,12 +33,12 @@ BEFORE = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.5, 0.5]])
 
 def test_what_is_measured() -> None:
     after = BEFORE + np.array([[0, 0], [-0.2, 0.2], [0.01, -0.01], [0, 0]])
-    found = measure(Questions("some", ["a"] * 4, [0, 0, 1, 1]), BEFORE, after)
+    found = measure(ComparedImages("some", ["a"] * 4, [0, 0, 1, 1]), BEFORE, after)
     assert (found.images, found.same) == (4, 0.75)
     assert found.difference == pytest.approx(0.2)
     assert (found.before, found.after) == (75.0, 50.0)
     assert found.row() == ["some", "4", "75.0", "2.0e-01", "75.0", "50.0"]
-    unknown = measure(Questions("some", ["a"] * 4), BEFORE, BEFORE)
+    unknown = measure(ComparedImages("some", ["a"] * 4), BEFORE, BEFORE)
     assert (unknown.before, unknown.after, unknown.same, unknown.difference) == (
         None,
         None,
@@ -75,26 +75,26 @@ def saved(finished: Path) -> Saved:
 def test_images_that_the_run_never_saw(
     saved: Saved, finished: Path, colors: Path, tmp_path: Path
 ) -> None:
-    given = questions(finished, saved, colors, False, 100)
+    given = compared_images(finished, saved, colors, False, 100)
     assert given.title == f"test images of {colors.name}"
     assert sorted(given.images, key=str) == sorted(colors.glob("test/*/*.png"))
     assert all(
         Path(str(image)).parent.name == saved.labels[i]
         for image, i in zip(given.images, given.labels, strict=True)
     )
-    assert len(questions(finished, saved, colors, False, 5).images) == 5
-    away = questions(
+    assert len(compared_images(finished, saved, colors, False, 5).images) == 5
+    away = compared_images(
         finished, saved, None, False, 100
     )  # its data is called "colors", which is nowhere
     assert (away.title, len(away.labels)) == ("generated", 0)
-    assert len(training(finished)) == len(away.images)
+    assert len(training_images(finished)) == len(away.images)
     other = shutil.copytree(colors / "test", tmp_path / "other")
     for folder in list(other.iterdir()):
         folder.rename(other / f"no {folder.name}")
     with pytest.raises(UserError, match="no readable image of the model's classes"):
-        questions(finished, saved, other, False, 100)
+        compared_images(finished, saved, other, False, 100)
     with pytest.raises(UserError, match="no such file or folder"):
-        questions(finished, saved, tmp_path / "gone", False, 100)
+        compared_images(finished, saved, tmp_path / "gone", False, 100)
 
 
 def test_of_its_own_data_what_was_not_drawn(
@@ -102,21 +102,21 @@ def test_of_its_own_data_what_was_not_drawn(
 ) -> None:
     shutil.copytree(colors / "train", tmp_path / "colors/train")
     monkeypatch.chdir(tmp_path)
-    held = questions(finished, saved, None, False, 100)
+    held = compared_images(finished, saved, None, False, 100)
     assert held.title == "held out images of colors"
     assert len(held.images) == 4 * (6 - 4)
-    given = questions(
+    given = compared_images(
         finished, saved, tmp_path / "colors", False, 100
     )  # the same, named by the user
     assert (given.title, given.labels) == (held.title, held.labels)
     assert [Path(str(image)).name for image in given.images] == [
         Path(str(image)).name for image in held.images
     ]
-    other = questions(
+    other = compared_images(
         finished, saved, shutil.copytree(tmp_path / "colors", tmp_path / "other"), False, 100
     )
     assert (other.title, len(other.images)) == ("images of other", 4 * 6)
-    drawn = training(finished)
+    drawn = training_images(finished)
     assert len(drawn) == 4 * 4
     assert not {Path(str(image)).resolve() for image in held.images} & {
         Path(str(i)).resolve() for i in drawn
@@ -129,17 +129,17 @@ def test_what_was_drawn_for_validation_is_not_held_out(
     shutil.copytree(colors / "train", tmp_path / "colors/train")
     monkeypatch.chdir(tmp_path)
     run = Path(shutil.copytree(finished, tmp_path / "run"))
-    before = questions(run, saved, None, False, 100)
+    before = compared_images(run, saved, None, False, 100)
     split = json.loads((run / "split.json").read_text())
     first = relative(Path(str(before.images[0])).absolute(), tmp_path / "colors")
     (run / "split.json").write_text(json.dumps({**split, "val": [[first, 0, split["classes"][0]]]}))
-    after = questions(run, saved, None, False, 100)
+    after = compared_images(run, saved, None, False, 100)
     assert {*map(str, before.images)} - {*map(str, after.images)} == {str(before.images[0])}
-    assert len(training(run)) == 4 * 4
+    assert len(training_images(run)) == 4 * 4
 
 
 def test_generated_images_are_always_the_same() -> None:
-    first, second = generated(3), generated(3)
+    first, second = generated_images(3), generated_images(3)
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
     assert len({image.shape for image in first}) > 1
 
@@ -163,7 +163,7 @@ def test_its_own_table_whose_columns_have_names_of_their_own(
     )
     for columns, title in ((named, "test images of all.csv"), ({}, "generated")):
         record.model_copy(update={"task": task, "columns": columns}).save(run / "run.json")
-        assert questions(run, saved, None, False, 100).title == title
+        assert compared_images(run, saved, None, False, 100).title == title
 
 
 def test_tables_fit_into_80_columns() -> None:

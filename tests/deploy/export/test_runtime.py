@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.data.read import load_image
 from rmadapter.deploy.export import runtime
 from rmadapter.deploy.export.folder import transform_facts
-from rmadapter.deploy.export.runtime import Model, Transform
+from rmadapter.deploy.export.runtime import Model, TextClasses, Transform
 from rmadapter.errors import UserError
 
 SIZES = [(32, 32), (33, 32), (31, 47), (200, 33), (64, 500), (7, 5), (1, 40), (1001, 777)]
@@ -170,3 +171,40 @@ def test_the_command_line(folder: Path, images: Path) -> None:
     assert done.returncode == 0
     assert done.stderr.startswith("left out: ")
     assert call(images / "none").returncode == 2
+
+
+# Classes added by name
+
+
+def test_without_a_text_encoder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--text"):
+        TextClasses(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        ("Night-Sky", "already exists"),
+        ("The dark", "already exists"),
+        ("_", "give one name"),
+        ("crane | tall bird", "give one name"),
+    ],
+)
+def test_refused_class_names(label: str, said: str) -> None:
+    classes, labels = TextClasses.__new__(TextClasses), ["night_sky", "red"]
+    classes.weights, classes.names = np.zeros((2, 3), np.float32), ["the dark", "red"]
+    with pytest.raises(UserError, match=said):
+        classes.add(label, labels)
+    assert (labels, classes.weights.shape) == (["night_sky", "red"], (2, 3))
+
+
+def test_class_names_are_those_of_the_package() -> None:
+    classes, labels, asked = TextClasses.__new__(TextClasses), ["red"], list[str]()
+    classes.weights, classes.names = np.zeros((1, 3), np.float32), ["red"]
+    classes.tokens = lambda name: asked.append(name) or np.zeros((1, 1))  # type: ignore[func-returns-value,method-assign,return-value]
+    classes._session = SimpleNamespace(run=lambda *_: [np.ones((1, 3), np.float32)])
+    classes.add("Other", labels)
+    classes.add("sea-horse", labels)
+    assert (asked, labels) == (["something else", "sea horse"], ["red", "Other", "sea-horse"])
+    with pytest.raises(UserError, match="already exists"):
+        classes.add("none", labels)

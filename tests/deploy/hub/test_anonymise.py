@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rmadapter.artifacts.record import BackboneName, MethodName, read_record
-from rmadapter.deploy.hub.anonymise import bare_command, bare_names, bare_record
+from rmadapter.deploy.hub.anonymise import anonymise_command, anonymise_names, anonymise_record
 from rmadapter.support.files import last_part
 
 
@@ -15,7 +15,7 @@ def test_names_without_folders(tmp_path: Path) -> None:
         name=f"{tmp_path}/m.py:Mine",
         settings={"file": str(tmp_path / "a.json"), "rank": 4, "x": "a/b"},
     )
-    method, backbone = bare_names(
+    method, backbone = anonymise_names(
         outside, BackboneName(name=f"ViT-B-16/{tmp_path}/w.safetensors", digest="0")
     )
     assert (method.name, method.settings) == (
@@ -24,7 +24,7 @@ def test_names_without_folders(tmp_path: Path) -> None:
     )
     assert backbone.name == "w.safetensors"
     for name in ("pocket", "ViT-B-16/openai", "hf-hub:a/b"):
-        assert bare_names(outside, BackboneName(name=name, digest="0"))[1].name == name
+        assert anonymise_names(outside, BackboneName(name=name, digest="0"))[1].name == name
     assert [*map(last_part, ("C:\\Users\\anna\\pets", "/home/anna/pets/", "pets", ""))] == [
         "pets",
         "pets",
@@ -33,9 +33,9 @@ def test_names_without_folders(tmp_path: Path) -> None:
     ]
 
 
-def test_a_bare_record_keeps_its_figures(finished: Path) -> None:
+def test_anonymised_record_keeps_its_figures(finished: Path) -> None:
     record = read_record(finished / "run.json")
-    found = bare_record(record)
+    found = anonymise_record(record)
     assert (found.scores, found.judgement, found.split_digest) == (
         record.scores,
         record.judgement,
@@ -48,29 +48,29 @@ def test_a_command_without_folders() -> None:
         "rmadapter export '/home/anna/my run' --out runs/model --to onnx --backbone ViT-B-16/openai"
     )
     assert (
-        bare_command(written)
+        anonymise_command(written)
         == "rmadapter export 'my run' --out model --to onnx --backbone ViT-B-16/openai"
     )
-    assert bare_command("rmadapter export hf:a/b --data=/home/anna/pets --set a=b/c") == (
+    assert anonymise_command("rmadapter export hf:a/b --data=/home/anna/pets --set a=b/c") == (
         "rmadapter export hf:a/b --data=pets --set a=b/c"
     )
     assert (
-        bare_command(r"rmadapter export r '--data=C:\Users\anna\pets'")
+        anonymise_command(r"rmadapter export r '--data=C:\Users\anna\pets'")
         == "rmadapter export r --data=pets"
     )
-    assert bare_command("as tested") == "as tested"
-    assert bare_command(
+    assert anonymise_command("as tested") == "as tested"
+    assert anonymise_command(
         "rmadapter fit --data=acme/photos --set descriptions=acme/t.json lweib.descriptions=b/t.json"
     ) == ("rmadapter fit --data=photos --set descriptions=t.json lweib.descriptions=t.json")
 
 
-def test_settings_that_name_files_are_cut_wherever_the_files_are() -> None:
+def test_settings_that_name_files_lose_their_folders() -> None:
     method = MethodName(
         name="lweib",
         title="LwEIB",
         settings={"descriptions": "acme/merger/texts.json", "init": "a / b"},
     )
-    assert bare_names(method, BackboneName(name="pocket", digest=""))[0].settings == {
+    assert anonymise_names(method, BackboneName(name="pocket", digest=""))[0].settings == {
         "descriptions": "texts.json",
         "init": "a / b",
     }

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from safetensors.numpy import load as stored
 
 from rmadapter import FewShotClassifier
 from rmadapter.artifacts.checkpoint import EXAMPLES, load
-from rmadapter.artifacts.record import Candidate, Choice, read_record
+from rmadapter.artifacts.model_file import read_model
+from rmadapter.artifacts.record import BackboneName, Candidate, Choice, read_record
 from rmadapter.backbones import Backbone
-from rmadapter.deploy.hub.push import Wishes, push
+from rmadapter.deploy.hub.push import PushOptions, hub_name, model_card, push
 from rmadapter.errors import UserError
 from rmadapter.support.checksums import check_sums
 from rmadapter.task import Question
@@ -29,7 +31,7 @@ __all__ = ["hub", "rmadapter"]  # fixtures
 FILES = {"README.md", "SHA256SUMS", "config.yaml", "model.json", "model.safetensors", "run.json"}
 
 
-def test_there_and_back(
+def test_pushed_run_answers_like_the_run(
     rmadapter: Command, hub: Hub, finished: Path, colors: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:
     """What comes back answers as the run does, from every verb that takes one."""
@@ -47,7 +49,7 @@ def test_there_and_back(
     wanted = np.concatenate([*load(finished, tiny_clip).fitted.probabilities(images)])
     found = np.concatenate([*load(run, tiny_clip).fitted.probabilities(images)])
     np.testing.assert_array_equal(found, wanted)
-    with pytest.raises(UserError, match="its backbone 'tiny_clip0' is a folder"):
+    with pytest.raises(UserError, match="tiny_clip0"):
         FewShotClassifier.load(run)
     its = backbone_option(finished)
     for words in (["predict", run, images[0]], ["eval", run, colors], ["explain", run, images[0]]):
@@ -57,7 +59,7 @@ def test_there_and_back(
 
 
 @pytest.mark.slow
-def test_an_export_of_a_repository_lies_here(
+def test_export_of_a_repository(
     rmadapter: Command,
     hub: Hub,
     finished: Path,
@@ -75,7 +77,7 @@ def test_an_export_of_a_repository_lies_here(
     assert (tmp_path / "colors-onnx/model.onnx").is_file()
 
 
-def test_nothing_tells_whose_images_they_were(finished: Path, tmp_path: Path) -> None:
+def test_nothing_private_is_sent(finished: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     record = read_record(run / "run.json")
     secret = "/home/anna/secret"
@@ -106,10 +108,14 @@ def test_nothing_tells_whose_images_they_were(finished: Path, tmp_path: Path) ->
 
 
 def test_half_and_examples(finished: Path, tiny_clip: Backbone, tmp_path: Path) -> None:
-    wishes = {"plain": Wishes(), "half": Wishes(half=True), "examples": Wishes(examples=True)}
+    options = {
+        "plain": PushOptions(),
+        "half": PushOptions(half=True),
+        "examples": PushOptions(examples=True),
+    }
     tensors = {}
-    for name, wish in wishes.items():
-        push(finished, "anna/colors", wish, to=tmp_path / name)
+    for name, each in options.items():
+        push(finished, "anna/colors", each, to=tmp_path / name)
         tensors[name] = stored((tmp_path / name / "model.safetensors").read_bytes())
         assert (load(tmp_path / name, tiny_clip).fitted.examples is None) == (name != "examples")
     whole = stored((finished / "model.safetensors").read_bytes())
@@ -120,14 +126,12 @@ def test_half_and_examples(finished: Path, tiny_clip: Backbone, tmp_path: Path) 
         np.testing.assert_array_equal(tensor, whole[name])
 
 
-def test_a_second_push_is_one_commit_and_takes_old_files_away(
-    hub: Hub, finished: Path, tmp_path: Path
-) -> None:
+def test_second_push_removes_old_files(hub: Hub, finished: Path, tmp_path: Path) -> None:
     push(finished, "anna/colors")
     bare = Path(shutil.copytree(finished, tmp_path / "run"))
     for name in ("run.json", "SHA256SUMS"):
         (bare / name).unlink()
-    facts = push(bare, "anna/colors", Wishes(licence="mit"))
+    facts = push(bare, "anna/colors", PushOptions(licence="mit"))
     repository = hub.repositories["anna/colors"]
     assert {*repository.files} == {".gitattributes", *FILES} - {"run.json", "config.yaml"}
     assert [message[:8] for _, _, message in repository.log] == ["initial ", "A run of", "A run of"]
@@ -135,7 +139,7 @@ def test_a_second_push_is_one_commit_and_takes_old_files_away(
     assert b"license: mit" in repository.files["README.md"]
 
 
-def test_what_is_refused(rmadapter: Command, hub: Hub, finished: Path, tmp_path: Path) -> None:
+def test_refused_pushes(rmadapter: Command, hub: Hub, finished: Path, tmp_path: Path) -> None:
     refused(
         rmadapter("push", finished, "colors"), "'colors': not a repository name; write OWNER/NAME"
     )
@@ -159,10 +163,10 @@ def test_what_is_refused(rmadapter: Command, hub: Hub, finished: Path, tmp_path:
     assert len(hub.repositories["anna/open"].log) == 2
 
 
-def test_a_damaged_run_does_not_go(finished: Path, tmp_path: Path) -> None:
+def test_damaged_run_is_refused(finished: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     (run / "model.safetensors").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"model\.safetensors: does not match model\.json"):
+    with pytest.raises(UserError, match=r"model\.safetensors"):
         push(run, "anna/x", to=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -202,3 +206,85 @@ def test_json_and_a_folder(rmadapter: Command, finished: Path, tmp_path: Path) -
     assert (done.code, facts["folder"], {*facts["files"]}) == (0, str(tmp_path / "a"), FILES)
     done = rmadapter("push", finished, "anna/x", "--to", tmp_path / "b")
     assert done.out.splitlines()[-1] == f"folder: {tmp_path / 'b'}; nothing was sent"
+
+
+# The model card
+
+
+def test_metadata_and_figures(finished: Path) -> None:
+    model, record = read_model(finished / "model.json"), read_record(finished / "run.json")
+    judged = record.judgement
+    assert judged is not None
+    card = ModelCard(model_card(model, record, "anna/colors", "mit", examples=False))
+    data = card.data.to_dict()
+    assert (data["license"], data["library_name"], data["pipeline_tag"]) == (
+        "mit",
+        "rmadapter",
+        "image-classification",
+    )
+    assert {"few-shot", "rmadapter"} <= {*data["tags"]}
+    assert "base_model" not in data  # a folder is none
+    results = {one.metric_type: one for one in card.data.eval_results or ()}
+    assert results["accuracy"].metric_value == round(judged.own.accuracy / 100, 4)
+    assert (results["accuracy"].dataset_name, results["accuracy"].dataset_split) == (
+        "colors",
+        judged.how,
+    )
+    for row in judged.rows:
+        assert f"| {row.name} | {row.accuracy:.1f} | {row.low:.1f} to {row.high:.1f} |" in card.text
+    for text in (
+        *judged.doubts,
+        "blue, green, night\\_sky, red",
+        "training images per class: 4, drawn with seed 1",
+    ):
+        assert text in card.text
+    assert 'FewShotClassifier.load("hf:anna/colors", backbone="BACKBONE")' in card.text
+    assert "rmadapter predict hf:anna/colors photos --backbone BACKBONE\n" in card.text
+    assert (
+        f"BACKBONE is the folder, file or repository of {model.backbone.name}".replace("_", "\\_")
+        in card.text
+    )
+    published = model.model_copy(update={"backbone": BackboneName(name="pocket", digest="0")})
+    text = model_card(published, record, "anna/colors", "mit", examples=False)
+    assert 'FewShotClassifier.load("hf:anna/colors")' in text
+    assert "rmadapter predict hf:anna/colors photos\n" in text
+    assert "BACKBONE" not in text
+    assert "of the backbone's weights: its publisher's, not known here" in card.text
+    assert "No images or file names are included" in card.text
+
+
+def test_without_a_record_nothing_was_measured(finished: Path) -> None:
+    model = read_model(finished / "model.json")
+    card = ModelCard(model_card(model, None, "anna/colors", "unknown", examples=True))
+    assert card.data.eval_results is None
+    assert "metrics" not in card.data.to_dict()
+    assert "Nothing was measured." in card.text
+    assert "can tell whether a given image was among these" in card.text
+
+
+def test_names_break_nothing(finished: Path) -> None:
+    model, record = read_model(finished / "model.json"), read_record(finished / "run.json")
+    odd = "<b>a|b</b>\n---\nlicense: mine"
+    model = model.model_copy(update={"labels": (odd, *model.labels[1:])})
+    task = record.task.__class__(**{**vars(record.task), "data": odd})
+    text = model_card(
+        model, record.model_copy(update={"task": task}), "anna/colors", "mit", examples=False
+    )
+    card = ModelCard(text)
+    assert card.data.license == "mit"
+    assert "<b>" not in card.text
+    assert "\\<b\\>a\\|b" in card.text
+
+
+@pytest.mark.parametrize(
+    ("backbone", "name"),
+    [
+        ("ViT-B-16/openai", "timm/vit_base_patch16_clip_224.openai"),
+        ("hf-hub:a/b", "a/b"),
+        ("pocket", None),
+        ("ViT-B-16/none", None),
+        ("folder", None),
+    ],
+)
+def test_repository_of_a_backbone(backbone: str, name: str | None) -> None:
+    assert hub_name(backbone) == name

@@ -156,7 +156,7 @@ def test_a_method_without_features(
         "zero-shot",
     )
     assert open_served(ServeOptions(tmp_path / "run", backbone=tiny_clip.name)).features
-    monkeypatch.setattr(graph, "_features", none)
+    monkeypatch.setattr(graph, "image_features", none)
     served = open_served(ServeOptions(tmp_path / "run", backbone=tiny_clip.name))
     assert not served.features
     image = np.zeros((1, *served.transform(Image.new("RGB", (9, 9))).shape), np.float32)
@@ -207,7 +207,7 @@ def test_module_gives_features_if_there_are_any(
     def none(*_: object) -> None:
         raise NotApplicable("no features")
 
-    monkeypatch.setattr(graph, "_features", none)
+    monkeypatch.setattr(graph, "image_features", none)
     module, features = answers_module(saved)
     assert not features
     torch.testing.assert_close(module(pixels), both[0])

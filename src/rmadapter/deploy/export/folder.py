@@ -5,17 +5,16 @@ from __future__ import annotations
 import importlib.util
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from rmadapter.artifacts.checkpoint import Saved
 from rmadapter.artifacts.record import BackboneName, MethodName, Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.choice import licence_of
-from rmadapter.deploy.export.card import card
 from rmadapter.deploy.export.engines import FACTS, GRAPH, LITERT, OPENVINO, TORCH
 from rmadapter.deploy.export.onefile import one_file
-from rmadapter.deploy.hub.anonymise import bare_command, bare_names
+from rmadapter.deploy.hub.anonymise import anonymise_command, anonymise_names
 from rmadapter.errors import UserError
 from rmadapter.support.checksums import sha256, write_sums
 from rmadapter.support.files import check_new, write_json, write_text
@@ -25,30 +24,29 @@ from rmadapter.support.terminal import note
 from rmadapter.training.contract import NotApplicable
 
 if TYPE_CHECKING:
-    from rmadapter.deploy.export.parity import Questions
+    from rmadapter.deploy.export.int8 import Row
+    from rmadapter.deploy.export.parity import ComparedImages, Parity
 
-README, PREDICT, NEEDS = "README.md", "predict.py", "requirements.txt"
+README, PREDICT, REQUIREMENTS = "README.md", "predict.py", "requirements.txt"
 COMMON = "numpy>=1.26\npillow>=12.3\n"
+FOR_TEXT = "tokenizers>=0.20\nftfy>=6.1\n"
 
 
 class Target(NamedTuple):
-    """precisions: those available. modules: needed to write it. needs: lines of its
+    """precisions: those available. modules: needed to write it. requirements: lines of its
     requirements.txt."""
 
     precisions: tuple[str, ...]
     modules: tuple[str, ...]
-    needs: str
+    requirements: str
 
 
 ONNX = ("onnx", "onnxruntime", "onnxscript")
+TORCH_VERSION = ".".join(metadata.version("torch").split(".")[:2])
 TARGETS = {
     "onnx": Target(("fp32", "fp16", "int8"), ONNX, f"{COMMON}onnxruntime>=1.22\n"),
     "web": Target(("fp32", "fp16"), ONNX, f"{COMMON}onnxruntime>=1.22\n"),
-    "torch": Target(
-        ("fp32",),
-        ("torch",),
-        f"{COMMON}torch>={'.'.join(metadata.version('torch').split('.')[:2])}\n",
-    ),
+    "torch": Target(("fp32",), ("torch",), f"{COMMON}torch>={TORCH_VERSION}\n"),
     "litert": Target(("fp32",), ("litert_torch",), f"{COMMON}ai-edge-litert>=2\n"),
     "openvino": Target(
         ("fp32", "fp16", "bf16", "int8"), (*ONNX, "openvino"), f"{COMMON}openvino>=2025\n"
@@ -56,10 +54,68 @@ TARGETS = {
 }
 
 
+class RunFacts(TypedDict):
+    """What identifies the exported run."""
+
+    key: str
+    split_digest: str
+
+
+class ParityFacts(TypedDict):
+    """As `parity.Parity`."""
+
+    title: str
+    images: int
+    same: float
+    difference: float
+    before: float | None
+    after: float | None
+    features: float | None
+    added: float | None
+
+
+ExportFacts = TypedDict(
+    "ExportFacts",
+    {
+        "format": int,
+        "to": str,
+        "precision": str,
+        "opset": int | None,
+        "embeddings": bool,
+        "text": bool,
+        "files": list[str],
+        "bytes": int,
+        "sha256": str,
+        "method": dict[str, str],
+        "backbone": dict[str, str],
+        "classes": int,
+        "licence of the weights": str,
+        "run": RunFacts | None,
+        "parity": ParityFacts,
+        "kept in spite of": str,
+        "search": list["Row"],
+        "versions": dict[str, str],
+        "command": str,
+    },
+)
+ExportFacts.__doc__ = "The contents of export.json. search: rows of the search for an int8 model."
+
+
+class ExportOptions(NamedTuple):
+    """to: one of TARGETS. force: keep a model that differs by more than its precision allows.
+    embeddings: output features, too. text: allow classes to be added by name."""
+
+    to: str
+    precision: str
+    force: bool
+    embeddings: bool
+    text: bool
+
+
 def check_options(
     out: Path, to: str, precision: str, text: bool = False, embeddings: bool = False
 ) -> None:
-    """Check wishes before slow work. Raises UserError for a folder that exists, bad wishes and
+    """Check options before slow work. Raises UserError for a folder that exists, bad options and
     missing packages."""
     if to not in TARGETS:
         raise UserError(f"--to {to}: choose one of {', '.join(TARGETS)}")
@@ -74,7 +130,8 @@ def check_options(
     if embeddings and to == "litert":
         raise UserError("--embeddings does not work with --to litert")
     modules = (*target.modules, *["nncf"] * (to == "openvino" and precision == "int8"))
-    if missing := [name for name in modules if importlib.util.find_spec(name) is None]:
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
         extra = to if to in ("openvino", "litert") else "export"
         raise UserError(
             f"export needs {', '.join(missing)}; run `pip install 'rmadapter[{extra}]'`"
@@ -83,171 +140,267 @@ def check_options(
 
 def export(
     run: Path, saved: Saved, out: Path, precision: str = "fp32", data: Path | None = None, *,
-    to: str = "onnx", outside: bool = False, force: bool = False, command: str = "", embeddings: bool = False,
-    text: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+    to: str = "onnx", outside: bool = False, force: bool = False, command: str = "",
+    embeddings: bool = False, text: bool = False,
+) -> ExportFacts:  # fmt: skip
     """Export a run to a new folder, which is kept only if the exported model answers images as the
     run does.
 
-    to: one of TARGETS. data: images to compare on, as in `questions`. force: keep a model that
+    to: one of TARGETS. data: images to compare on, as in `compared_images`. force: keep a model that
     differs by more than its precision allows. embeddings: whether it outputs features, too. text:
     whether classes can be added by name, which implies features. Returns the contents of
     export.json. Raises UserError as `check_options` does, for a method that cannot become a graph,
     for a model that differs too much, and where nothing can be written.
     """
     check_options(out, to, precision, text, embeddings)
+    options = ExportOptions(to, precision, force, embeddings or text, text)
+    version = metadata.version("rmadapter")
+    header = f"Written by rmadapter {version} from its own code; MIT licence"
     with staged_folder(out) as stage:
-        asked = _questions(run, saved, data, outside, precision)
-        facts, record = _write_model(
-            stage, run, saved, asked, to, precision, force, embeddings or text, text
-        )
-        facts["command"] = bare_command(command)
+        images = comparison_images(run, saved, data, outside, precision)
+        facts, record = _write_model(stage, run, saved, images, options)
+        facts["command"] = anonymise_command(command)
         write_json(stage / FACTS, facts)
-        write_text(stage / PREDICT, one_file("rmadapter.deploy.export.runtime", _header()))
-        write_text(stage / NEEDS, TARGETS[to].needs + "tokenizers>=0.20\nftfy>=6.1\n" * text)
-        write_text(stage / README, card(facts, record, saved.fitted.backbone.image_size))
+        write_text(stage / PREDICT, one_file("rmadapter.deploy.export.runtime", header))
+        write_text(stage / REQUIREMENTS, TARGETS[to].requirements + FOR_TEXT * text)
+        write_text(stage / README, readme(facts, record, saved.fitted.backbone.image_size))
     return facts
 
 
-def _questions(
+def comparison_images(
     run: Path, saved: Saved, data: Path | None, outside: bool, precision: str
-) -> Questions:
+) -> ComparedImages:
+    """Choose images to compare on. Raises UserError if accuracy cannot be compared for int8."""
     from rmadapter.deploy.export import graph, int8
-    from rmadapter.deploy.export.parity import questions
+    from rmadapter.deploy.export.parity import compared_images
 
-    asked = questions(run, saved, data, outside, int8.ASKED if precision == "int8" else graph.ASKED)
-    if precision == "int8" and not asked.labels:
+    most = int8.IMAGES if precision == "int8" else graph.IMAGES
+    images = compared_images(run, saved, data, outside, most)
+    if precision == "int8" and not images.labels:
         raise UserError(
-            f"{run}: int8 is judged by accuracy, but the run's images are missing; give others with --data"
+            f"{run}: int8 is judged by accuracy, but the run's images are missing; give others with "
+            "--data"
         )
-    if not asked.labels and data is None:
+    if not images.labels and data is None:
         note(
-            "compared on generated images, as the run's data is gone or all trained on; --data compares on photographs"
+            "compared on generated images, as the run's data is gone or all trained on; --data "
+            "compares on photographs"
         )
-    return asked
+    return images
 
 
-def _write_graph(
-    stage: Path, run: Path, saved: Saved, to: str, precision: str, embeddings: bool
-) -> list[Any]:
-    """Write the graph; returns the rows of the int8 search, if there was one."""
+def _write_graph(stage: Path, run: Path, saved: Saved, options: ExportOptions) -> list[Row]:
+    """Write the graph; return the rows of the int8 search, if there was one."""
     from rmadapter.deploy.export import graph, int8, web
-    from rmadapter.deploy.export.parity import training
+    from rmadapter.deploy.export.parity import training_images
     from rmadapter.deploy.export.runtime import Model
 
+    to, precision = options.to, options.precision
+    fitted, names = saved.fitted, saved.names
     try:
         if to == "torch":
-            graph.write_torch(graph.program(saved.fitted, saved.names, embeddings), stage / TORCH)
+            graph.write_torch(graph.program(fitted, names, options.embeddings), stage / TORCH)
             return []
         if to == "litert":
-            graph.write_litert(saved.fitted, saved.names, stage / LITERT)
+            graph.write_litert(fitted, names, stage / LITERT)
             return []
-        model = graph.trace(saved.fitted, saved.names, embeddings)
+        model = graph.trace(fitted, names, options.embeddings)
     except NotApplicable as error:
         raise UserError(f"{run}: {error}") from None
-    graph.write(
-        graph.in_half(model) if precision == "fp16" and to != "openvino" else model, stage / GRAPH
-    )
-    search = int8.search(stage, training(run)) if precision == "int8" and to == "onnx" else []
+    if precision == "fp16" and to != "openvino":
+        model = graph.in_half(model)
+    graph.write(model, stage / GRAPH)
+    search: list[Row] = []
+    if precision == "int8" and to == "onnx":
+        search = int8.search(stage, training_images(run))
     if to == "openvino":
         if precision == "int8":
-            int8.make_even(
-                stage / GRAPH, stage / GRAPH, Model(stage).pixels(training(run)[: int8.SEEN])
-            )
+            pixels = Model(stage).pixels(training_images(run)[: int8.SEEN])
+            int8.write_balanced(stage / GRAPH, stage / GRAPH, pixels)
         graph.write_openvino(stage, precision)
     if to == "web":
         web.add_page(stage)
     return search
 
 
-def write_tower(stage: Path, run: Path, saved: Saved) -> tuple[str, ...]:
-    """Write the text encoder; returns its files."""
-    from rmadapter.deploy.export.adding import KNOWN, PROMPTS, TOWER, WORDS
-    from rmadapter.deploy.export.tower import write_text_encoder
+def _write_text_encoder(stage: Path, run: Path, saved: Saved) -> tuple[str, ...]:
+    """Write the text encoder; return its files."""
+    from rmadapter.deploy.export.runtime import PROMPTS, TEXT_ENCODER, TOKENIZER, WEIGHTS
+    from rmadapter.deploy.export.text_encoder import write_text_encoder
 
     try:
         write_text_encoder(saved.fitted, saved.names, stage)
     except NotApplicable as error:
-        raise UserError(f"{run}: {error}; leave --text out") from None
-    return TOWER, WORDS, PROMPTS, KNOWN
+        raise UserError(f"{run}: {error}; remove --text") from None
+    return TEXT_ENCODER, TOKENIZER, PROMPTS, WEIGHTS
 
 
 def _write_model(
-    stage: Path,
-    run: Path,
-    saved: Saved,
-    asked: Questions,
-    to: str,
-    precision: str,
-    force: bool,
-    embeddings: bool,
-    text: bool,
-) -> tuple[dict[str, Any], Record | None]:
-    """Write and compare the model; returns its part of export.json, and the run's record if there
-    is one."""
+    stage: Path, run: Path, saved: Saved, images: ComparedImages, options: ExportOptions
+) -> tuple[ExportFacts, Record | None]:
+    """Write and compare the model; return its part of export.json, and the run's record if there is
+    one."""
     from rmadapter.deploy.export import graph
     from rmadapter.deploy.export.parity import LIMITS, compare
     from rmadapter.deploy.export.runtime import LABELS, TRANSFORM, Model
 
     write_json(stage / LABELS, [*map(str, saved.labels)])  # JavaScript would round large numbers
     write_json(stage / TRANSFORM, transform_facts(saved.fitted.backbone))
-    search = _write_graph(stage, run, saved, to, precision, embeddings)
-    files = [
-        name
-        for name in (GRAPH, graph.BESIDE, OPENVINO, graph.WEIGHTS, TORCH, LITERT)
-        if (stage / name).exists()
-    ]
-    more = write_tower(stage, run, saved) if text else ()
-    write_sums(stage, (*files, LABELS, TRANSFORM, *more))
-    parity = compare(saved, Model(stage), asked, embeddings, text)
-    if (fault := parity.fault(LIMITS[precision])) and not force:
-        raise UserError(
-            f"{saved.fitted.method.title} in {precision}: {fault}; --force keeps it anyway"
-        )
+    search = _write_graph(stage, run, saved, options)
+    names = (GRAPH, graph.BESIDE, OPENVINO, graph.WEIGHTS, TORCH, LITERT)
+    files = [name for name in names if (stage / name).exists()]
+    others = _write_text_encoder(stage, run, saved) if options.text else ()
+    write_sums(stage, (*files, LABELS, TRANSFORM, *others))
+    parity = compare(saved, Model(stage), images, options.embeddings, options.text)
+    fault = parity.fault(LIMITS[options.precision])
+    title = saved.fitted.method.title
+    if fault and not options.force:
+        raise UserError(f"{title} in {options.precision}: {fault}; --force keeps it anyway")
     file = RunFolder(run).record
     record = read_record(file) if file.is_file() else None
-    return {
-        "format": 1,
-        "to": to,
-        "precision": precision,
-        "opset": None if to in ("torch", "litert") else graph.OPSET,
-        "embeddings": embeddings,
-        "text": text,
-        "files": files,
-        "bytes": sum((stage / name).stat().st_size for name in files),
-        "sha256": sha256(stage / files[0]),
-        **_run_facts(saved, record),
-        "parity": parity.json(),
-        "kept in spite of": fault,
-        "search": search,
-        "versions": versions() | {name: version_of(name) for name in TARGETS[to].modules},
-    }, record  # fmt: skip
+    facts = _facts(stage, saved, record, options, files, parity)
+    facts["kept in spite of"] = fault
+    facts["search"] = search
+    return facts, record
 
 
-def _header() -> str:
-    return f"Written by rmadapter {metadata.version('rmadapter')} from its own code; MIT licence"
+def _facts(
+    stage: Path, saved: Saved, record: Record | None, options: ExportOptions, files: list[str],
+    parity: Parity,
+) -> ExportFacts:  # fmt: skip
+    from rmadapter.deploy.export.graph import OPSET
 
-
-def _run_facts(saved: Saved, record: Record | None) -> dict[str, Any]:
     fitted = saved.fitted
-    method, backbone = bare_names(
+    method, backbone = anonymise_names(
         MethodName(name=saved.name, title=fitted.method.title, source=fitted.method.source),
         BackboneName(name=fitted.backbone.name, digest=fitted.backbone.digest),
     )
+    run: RunFacts | None = None
+    if record:
+        run = {"key": record.key, "split_digest": record.split_digest}
+    modules = TARGETS[options.to].modules
     return {
+        "format": 1,
+        "to": options.to,
+        "precision": options.precision,
+        "opset": None if options.to in ("torch", "litert") else OPSET,
+        "embeddings": options.embeddings,
+        "text": options.text,
+        "files": files,
+        "bytes": sum((stage / name).stat().st_size for name in files),
+        "sha256": sha256(stage / files[0]),
         "method": method.model_dump(include={"name", "title", "source"}),
         "backbone": backbone.model_dump(),
         "classes": len(saved.labels),
         "licence of the weights": licence_of(fitted.backbone.name),
-        "run": None if record is None else {"key": record.key, "split_digest": record.split_digest},
+        "run": run,
+        "parity": parity.json(),
+        "kept in spite of": "",
+        "search": [],
+        "versions": versions() | {name: version_of(name) for name in modules},
+        "command": "",
     }
 
 
-def transform_facts(backbone: Backbone) -> dict[str, Any]:
-    """Arguments of `runtime.Transform` that describe `backbone.preprocess`."""
-    return {
-        "size": backbone.image_size,
-        "mean": backbone.mean,
-        "std": backbone.std,
-        **backbone.resizing,
-    }
+def transform_facts(backbone: Backbone) -> dict[str, object]:
+    """Return arguments of `runtime.Transform` that describe `backbone.preprocess`."""
+    size = {"size": backbone.image_size, "mean": backbone.mean, "std": backbone.std}
+    return {**size, **backbone.resizing}
+
+
+# README.md
+
+TEXT = """# {title}: {classes} classes
+
+An image classifier, exported by rmadapter {version} to {form} ({precision}, {megabytes:.1f} MB). \
+It runs {needs}:
+{page}
+```
+pip install -r requirements.txt
+python predict.py IMAGES > answers.csv
+```
+
+```python
+from predict import Model
+
+model = Model()  # the folder of predict.py, or Model("another folder")
+for label, probability in model.predict(["cat.jpg"], top=3)[0]:
+    print(f"{{label}}: {{probability:.1%}}")
+```
+
+## What it is
+
+- method: {title} ({source})
+- backbone: {backbone} (weights {digest})
+- licence of the weights: {licence}; of predict.py: MIT
+- input `pixels`: float32 [batch, 3, {size}, {size}], prepared as preprocess.json says; output \
+`probabilities`: [batch, {classes}], in the order of labels.json{features}
+- {file} has the SHA-256 {sha256}; SHA256SUMS lists it with those of the other files that are loaded
+
+## How good it is
+
+{numbers}
+Before it was written, it was compared with the fitted model on {images} images ({compared}): \
+{same:.1f} % of the answers are the same, and probabilities differ by at most \
+{difference:.1e}.{kept} All of this is in export.json, with the versions that made it.
+"""
+
+FORMS = {"openvino": "OpenVINO", "torch": "a graph of torch", "litert": "LiteRT"}
+FEATURES = (
+    ", and `features` [batch, length] of unit length, for `Model().embed` and "
+    "`predict.py --embeddings FILE.npy`"
+)
+PAGE = """
+```
+python -m http.server
+```
+
+serves it as a web page at http://localhost:8000; any file server will do. Images never leave the \
+browser. Its engine, onnxruntime-web, has the MIT licence. The same folder also works on the \
+command line:
+"""
+
+
+def readme(facts: ExportFacts, record: Record | None, size: int) -> str:
+    """Return README.md. size: of an image, in pixels."""
+    parity, fault = facts["parity"], facts["kept in spite of"]
+    return TEXT.format(
+        title=facts["method"]["title"],
+        source=facts["method"]["source"],
+        classes=facts["classes"],
+        version=facts["versions"]["rmadapter"],
+        precision=facts["precision"],
+        page=PAGE if facts["to"] == "web" else "",
+        form=FORMS.get(facts["to"], f"ONNX of opset {facts['opset']}"),
+        needs="without rmadapter" if facts["to"] == "torch" else "without torch",
+        features=FEATURES if facts["embeddings"] else "",
+        file=facts["files"][0],
+        megabytes=facts["bytes"] / 1e6,
+        backbone=facts["backbone"]["name"],
+        digest=facts["backbone"]["digest"][:12],
+        licence=facts["licence of the weights"],
+        size=size,
+        sha256=facts["sha256"],
+        numbers=_accuracies(record, parity),
+        images=parity["images"],
+        compared=parity["title"],
+        same=100 * parity["same"],
+        difference=parity["difference"],
+        kept=f" It was kept although {fault}." if fault else "",
+    )
+
+
+def _accuracies(record: Record | None, parity: ParityFacts) -> str:
+    """Return a table of accuracies, or ""."""
+    rows = []
+    for score in record.scores if record else ():
+        if score.accuracy is not None and score.zero_shot is not None:
+            rates = f"{score.zero_shot:.1f} | {score.accuracy:.1f}"
+            rows.append(f"| {score.title} ({score.split}) | {score.images:,} | {rates} |")
+    if parity["after"] is not None:
+        name = f"{parity['title']}, this export"
+        rows.append(f"| {name} | {parity['images']:,} | | {parity['after']:.1f} |")
+    if not rows:
+        return ""
+    head = ["| images | n | untouched backbone, accuracy in % | this model |", "|---|---|---|---|"]
+    return "\n".join([*head, *rows, ""])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,64 +24,70 @@ from rmadapter.runs.evaluate import refuse_stateful
 from rmadapter.support.terminal import silenced
 from rmadapter.training.contract import Fitted, NotApplicable, ToLogits
 
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
 T = TypeVar("T")
+BatchAxis = tuple[dict[int, Any]] | None  # which axis of the pixels is free
 OPSET = 20
 GROUP = 64  # numbers that share a range
-ASKED = 200  # images to compare an export on, at most
+IMAGES = 200  # images to compare an export on, at most
 LARGEST = 2_000_000_000  # most bytes of a graph in one file: protobuf's limit is 2^31
 BESIDE = f"{GRAPH}.data"  # the weights of a larger graph
 WEIGHTS = "model.bin"  # the weights of an OpenVINO model
 
 
 class Answers(nn.Module):
-    """`Fitted.answers` of one model, as a module. names: of the classes. embeddings: whether unit
-    features [B, e] follow the probabilities: those that are compared with class features; if the
-    classes are scored otherwise, those of the untouched encoder, or, if the method runs blocks
-    itself, those that it compares for unseen classes.
+    """`Fitted.answers` of one model, as a module.
 
-    Raises NotApplicable as `Fitted.score`, and for embeddings if the method has no features to
+    names: of the classes. embeddings: whether unit features [B, e] follow the probabilities: those
+    that are compared with class features; if the classes are scored otherwise, those of the
+    untouched encoder, or, if the method runs blocks itself, those that it compares for unseen
+    classes. Raises NotApplicable as `Fitted.score`, and for embeddings if the method has no features to
     give; UserError for a model that remembers images.
     """
 
     def __init__(self, fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> None:
         super().__init__()
         refuse_stateful(fitted, "an exported or served run")
+        self.fitted = fitted
         with torch.no_grad():
-            self.fitted, self.found = fitted, fitted.for_classes(tuple(names))
-            self.features = _features(fitted, names, self.found) if embeddings else None
+            self.logits = fitted.for_classes(tuple(names))
+            self.features = image_features(fitted, names, self.logits) if embeddings else None
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        states, found = self.fitted.states(pixels), self.found
+        states = self.fitted.states(pixels)
         features = self.features(states) if self.features else None
-        same = (
-            isinstance(found, Cosines) and features is not None
-        )  # so that nothing is computed twice
-        logits = cosine_logits(found.backbone, features, found.weights) if same else found(states)  # type: ignore
+        if isinstance(self.logits, Cosines) and features is not None:  # compute nothing twice
+            logits = cosine_logits(self.logits.backbone, features, self.logits.weights)
+        else:
+            logits = self.logits(states)
         answers = (logits / self.fitted.temperature).float().softmax(-1)
-        return (
-            answers
-            if features is None
-            else (answers, F.normalize(at_least_float32(features), dim=-1))
-        )
+        if features is None:
+            return answers
+        return answers, F.normalize(at_least_float32(features), dim=-1)
 
 
-def _features(fitted: Fitted, names: Sequence[str], found: ToLogits) -> Callable[[States], Tensor]:
-    if isinstance(found, Cosines):
-        return found.features
+def image_features(
+    fitted: Fitted, names: Sequence[str], logits: ToLogits
+) -> Callable[[States], Tensor]:
+    """Return the function that gives image features, as in `Answers`. Raises NotApplicable."""
+    if isinstance(logits, Cosines):
+        return logits.features
     if fitted.first is None:
         return untouched
     other = fitted.for_classes((*names, "something else"))
     if not isinstance(other, Cosines):
         raise NotApplicable(
-            f"{fitted.method.title} has no image features to give: leave out --embeddings and --text"
+            f"{fitted.method.title} has no image features to give; remove --embeddings and --text"
         )
     return other.features
 
 
-def trace(fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> Any:
-    """An onnx.ModelProto with a free batch axis, or a batch of 1 if the method treats each image by
-    itself.
+def trace(fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> ModelProto:
+    """Trace a method as an ONNX graph with a free batch axis, or a batch of 1 if the method treats
+    each image by itself.
 
     embeddings: as in `Answers`. Raises UserError for a method that cannot be traced, and
     NotApplicable as `Answers`.
@@ -92,7 +98,7 @@ def trace(fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> Any
 def program(
     fitted: Fitted, names: Sequence[str], embeddings: bool = False
 ) -> torch.export.ExportedProgram:
-    """As `trace`, but as torch's own graph."""
+    """Trace a method like `trace`, but as torch's own graph."""
     return _traced(Answers(fitted, names, embeddings), _program, "a torch graph")
 
 
@@ -113,26 +119,26 @@ def _traced(module: Answers, make: Callable[..., T], what: str) -> T:
             ) from error
 
 
-def _program(module: nn.Module, pixels: Tensor, batch: Any) -> torch.export.ExportedProgram:
+def _program(module: nn.Module, pixels: Tensor, batch: BatchAxis) -> torch.export.ExportedProgram:
     return torch.export.export(module, (pixels,), dynamic_shapes=batch, strict=False)
 
 
-def _onnx(module: Answers, pixels: Tensor, batch: Any) -> Any:
+def _onnx(module: Answers, pixels: Tensor, batch: BatchAxis) -> ModelProto:
     from onnxscript.optimizer import fold_constants
 
-    found = torch.onnx.export(
-        _program(module, pixels, batch), (), dynamo=True, opset_version=OPSET, verbose=False, optimize=True,
-        input_names=[INPUT], output_names=list(OUTPUTS if module.features else OUTPUTS[:1]),
+    exported = torch.onnx.export(
+        _program(module, pixels, batch), (), dynamo=True, opset_version=OPSET, verbose=False,
+        optimize=True, input_names=[INPUT],
+        output_names=list(OUTPUTS if module.features else OUTPUTS[:1]),
         dynamic_shapes=batch and ({0: "batch"},),
     )  # fmt: skip
-    assert found is not None
-    fold_constants(
-        found.model, input_size_limit=LARGEST, output_size_limit=LARGEST
-    )  # such as transposed weights
-    return found.model_proto
+    assert exported is not None
+    # such as transposed weights
+    fold_constants(exported.model, input_size_limit=LARGEST, output_size_limit=LARGEST)
+    return exported.model_proto
 
 
-def write(model: Any, file: Path) -> None:
+def write(model: ModelProto, file: Path) -> None:
     """Write a graph; if it exceeds LARGEST, its weights go beside it, into BESIDE. Raises OSError."""
     import onnx
 
@@ -142,13 +148,13 @@ def write(model: Any, file: Path) -> None:
         onnx.save(model, str(file), save_as_external_data=True, location=BESIDE)
 
 
-def write_torch(found: torch.export.ExportedProgram, file: Path) -> None:
+def write_torch(program: torch.export.ExportedProgram, file: Path) -> None:
     """Write torch's graph, without the example inputs that torch would pickle. Raises OSError."""
-    found.example_inputs = None
+    program.example_inputs = None
     try:
         with silenced(logging.WARNING, output=True):
-            torch.export.save(found, file)
-    except RuntimeError as error:  # what it makes of a full disk
+            torch.export.save(program, file)
+    except RuntimeError as error:  # such as a full disk
         raise OSError(str(error)) from error
 
 
@@ -157,16 +163,18 @@ def write_litert(fitted: Fitted, names: Sequence[str], file: Path) -> None:
     and NotApplicable."""
     import litert_torch
 
-    def convert(module: Answers, pixels: Tensor, batch: Any) -> Any:
+    def convert(module: Answers, pixels: Tensor, batch: BatchAxis) -> Any:
         return litert_torch.convert(module, (pixels[:1],))
 
     _traced(Answers(fitted, names), convert, "a LiteRT graph").export(str(file))
 
 
 def write_openvino(folder: Path, precision: str) -> None:
-    """Replace the ONNX graph in a folder by OpenVINO's form of it. precision: fp32; fp16 for
-    weights alone; bf16 for products, if the processor has them; int8 for weights, and for
-    activations in groups of GROUP numbers that share a range. Raises OSError."""
+    """Replace the ONNX graph in a folder by OpenVINO's form.
+
+    precision: fp32; fp16 for weights alone; bf16 for products, if the processor has them; int8 for
+    weights, and for activations in groups of GROUP numbers that share a range. Raises OSError.
+    """
     import openvino
 
     model = openvino.convert_model(folder / GRAPH)
@@ -177,7 +185,7 @@ def write_openvino(folder: Path, precision: str) -> None:
         openvino.save_model(
             model, folder / OPENVINO, compress_to_fp16=precision in ("fp16", "bf16")
         )
-    except RuntimeError as error:  # what it makes of a full disk
+    except RuntimeError as error:  # such as a full disk
         raise OSError(str(error)) from error
     for file in (GRAPH, BESIDE):
         (folder / file).unlink(missing_ok=True)
@@ -188,30 +196,31 @@ def _in_8_bits(model: Any) -> Any:
 
     nncf.set_log_level(logging.ERROR)
     with silenced(logging.WARNING, output=True):
-        found = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
-    found.set_rt_info(str(GROUP), GROUPS)
-    return found
+        compressed = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
+    compressed.set_rt_info(str(GROUP), GROUPS)
+    return compressed
 
 
-def in_half(model: Any) -> Any:
-    """The model with weights stored in 16 bits: half the size, but still computed in float32."""
+def in_half(model: ModelProto) -> ModelProto:
+    """Return the model with weights stored in 16 bits: half the size, but still computed in
+    float32."""
     import numpy as np
     import onnx
     from onnx import numpy_helper
 
-    found = onnx.ModelProto()
-    found.CopyFrom(model)
+    half = onnx.ModelProto()
+    half.CopyFrom(model)
     casts = []
-    for weight in found.graph.initializer:
+    for weight in half.graph.initializer:
         values = numpy_helper.to_array(weight)
         if values.dtype != np.float32 or values.size < 1024:
             continue
-        name, weight.name = weight.name, f"{weight.name}_16"
+        name = weight.name
+        weight.name = f"{name}_16"
         weight.CopyFrom(numpy_helper.from_array(values.astype(np.float16), weight.name))
-        casts.append(
-            onnx.helper.make_node("Cast", [weight.name], [name], to=onnx.TensorProto.FLOAT)
-        )
-    nodes = [*casts, *found.graph.node]
-    del found.graph.node[:]
-    found.graph.node.extend(nodes)
-    return found
+        to = onnx.TensorProto.FLOAT
+        casts.append(onnx.helper.make_node("Cast", [weight.name], [name], to=to))
+    nodes = [*casts, *half.graph.node]
+    del half.graph.node[:]
+    half.graph.node.extend(nodes)
+    return half

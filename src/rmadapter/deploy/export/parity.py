@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -29,8 +29,12 @@ from rmadapter.errors import UserError
 from rmadapter.metrics import accuracy
 from rmadapter.support.files import user_path
 
+if TYPE_CHECKING:
+    from rmadapter.deploy.export.folder import ParityFacts
+
 GENERATED = 64  # images
 HEADER = ["images", "n", "same %", "differs", "accuracy", "exported"]
+NEW_CLASSES = ("sundial", "quince", "yurt")  # one that the model does not have is added to compare
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,9 @@ LIMITS = {
 
 
 @dataclass(frozen=True)
-class Questions:
-    """Images to compare on. labels: indices into the model's labels, empty if unknown. title: for
-    tables."""
+class ComparedImages:
+    """Images to compare on. title: for tables. labels: indices into the model's labels, empty if
+    unknown."""
 
     title: str
     images: Sequence[ImageSource]
@@ -63,10 +67,13 @@ class Questions:
 
 @dataclass(frozen=True)
 class Parity:
-    """same: share of equal answers. difference: largest difference of a probability. before, after:
+    """How far an exported model agrees with the fitted one.
+
+    same: share of equal answers. difference: largest difference of a probability. before, after:
     accuracy in percent of the fitted and of the exported model, if labels are known. features:
     largest difference of a feature value, if features are exported. added: largest difference of a
-    probability with a class added by name."""
+    probability with a class added by name.
+    """
 
     title: str
     images: int
@@ -78,130 +85,118 @@ class Parity:
     added: float | None = None
 
     def fault(self, limit: Limit) -> str:
-        """What exceeds a limit, or ""."""
+        """Say what exceeds a limit, or return ""."""
         if not 1 - self.same <= limit.others:  # not `>`, as every comparison with NaN is false
             return f"{100 * (1 - self.same):.1f} % of its answers differ"
+        allowed = f"more than the {limit.difference:g} allowed"
         if not self.difference <= limit.difference:
-            return f"a probability differs by {self.difference:.1g}, more than the {limit.difference:g} allowed"
+            return f"a probability differs by {self.difference:.1g}, {allowed}"
         if self.features is not None and not self.features <= limit.difference:
-            return f"a feature value differs by {self.features:.1g}, more than the {limit.difference:g} allowed"
+            return f"a feature value differs by {self.features:.1g}, {allowed}"
         if self.added is not None and not self.added <= limit.difference:
-            return (
-                f"with one more class a probability differs by {self.added:.1g}, "
-                f"more than the {limit.difference:g} allowed"
-            )
-        if (
-            self.before is not None
-            and self.after is not None
-            and not self.before - self.after <= limit.loss
-        ):
-            lost, allowed = self.before - self.after, limit.loss
-            return f"it loses {lost:.1f} points of accuracy ({self.before:.1f} % before), more than the {allowed} allowed"
-        return ""
+            return f"with one more class a probability differs by {self.added:.1g}, {allowed}"
+        if self.before is None or self.after is None or self.before - self.after <= limit.loss:
+            return ""
+        return (
+            f"it loses {self.before - self.after:.1f} points of accuracy ({self.before:.1f} % "
+            f"before), more than the {limit.loss} allowed"
+        )
 
     def row(self) -> list[str]:
         rates = ["-" if rate is None else f"{rate:.1f}" for rate in (self.before, self.after)]
-        return [
-            self.title,
-            str(self.images),
-            f"{100 * self.same:.1f}",
-            f"{self.difference:.1e}",
-            *rates,
-        ]
+        same, difference = f"{100 * self.same:.1f}", f"{self.difference:.1e}"
+        return [self.title, str(self.images), same, difference, *rates]
 
-    def json(self) -> dict[str, Any]:
-        return asdict(self)
+    def json(self) -> ParityFacts:
+        return cast("ParityFacts", asdict(self))
 
 
 def fitted_table(saved: Saved, images: Sequence[ImageSource]) -> np.ndarray:
-    """Probabilities [N, C] as `predict` gives them."""
-    return np.concatenate(
-        [part.numpy() for part in saved.fitted.probabilities(images, saved.names)]
-    )
+    """Return probabilities [N, C] as `predict` gives them."""
+    batches = saved.fitted.probabilities(images, saved.names)
+    return np.concatenate([batch.numpy() for batch in batches])
 
 
 @torch.no_grad()
-def embedded(saved: Saved, images: Sequence[ImageSource]) -> np.ndarray:
-    """Features [N, e] of the fitted model, as `Answers` gives them."""
+def fitted_features(saved: Saved, images: Sequence[ImageSource]) -> np.ndarray:
+    """Return features [N, e] of the fitted model, as `Answers` gives them."""
     module = Answers(saved.fitted, saved.names, embeddings=True)
     stream = decode_batches(images, saved.fitted.backbone.preprocess, BATCH)
     return np.concatenate([module(pixels)[1].cpu().numpy() for _, pixels in stream])
 
 
 def exported_table(model: Model, images: Sequence[ImageSource]) -> np.ndarray:
-    """Probabilities [N, C] of an exported model."""
+    """Return probabilities [N, C] of an exported model."""
     return np.concatenate([table for _, table in model.answers(images)])
 
 
-def measure(asked: Questions, before: np.ndarray, after: np.ndarray) -> Parity:
+def measure(images: ComparedImages, before: np.ndarray, after: np.ndarray) -> Parity:
     """Compare probabilities [N, C] of the fitted and of the exported model."""
-    same = before.argmax(-1) == after.argmax(-1)
-    found = Parity(
-        asked.title, len(before), float(same.mean()), float(np.abs(before - after).max())
-    )
-    if not len(asked.labels):
-        return found
-    return replace(
-        found, before=accuracy(before, asked.labels), after=accuracy(after, asked.labels)
-    )
+    same = float((before.argmax(-1) == after.argmax(-1)).mean())
+    parity = Parity(images.title, len(before), same, float(np.abs(before - after).max()))
+    if not len(images.labels):
+        return parity
+    labels = images.labels
+    return replace(parity, before=accuracy(before, labels), after=accuracy(after, labels))
 
 
 def compare(
-    saved: Saved, model: Model, asked: Questions, embeddings: bool = False, text: bool = False
-) -> Parity:
-    """Compare a fitted and an exported model. embeddings: their features, too. text, only with
-    embeddings: also with a class that is added to the exported model."""
-    found = measure(asked, fitted_table(saved, asked.images), exported_table(model, asked.images))
+    saved: Saved, model: Model, compared: ComparedImages, embeddings: bool = False,
+    text: bool = False,
+) -> Parity:  # fmt: skip
+    """Compare a fitted and an exported model.
+
+    embeddings: their features, too. text, only with embeddings: also with a class that is added to
+    the exported model.
+    """
+    images = compared.images
+    parity = measure(compared, fitted_table(saved, images), exported_table(model, images))
     if not embeddings:
-        return found
-    found = replace(
-        found,
-        features=float(np.abs(embedded(saved, asked.images) - model.embed(asked.images)).max()),
-    )
+        return parity
+    difference = np.abs(fitted_features(saved, images) - model.embed(images)).max()
+    parity = replace(parity, features=float(difference))
     if not text:
-        return found
-    name = next(
-        name
-        for name in ("sundial", "quince", "yurt")
-        if name not in {key(str(each)) for each in saved.labels}
-    )
+        return parity
+    known = {key(str(label)) for label in saved.labels}
+    name = next(name for name in NEW_CLASSES if name not in known)
     model.add_class(name)
-    wanted = fitted_table(saved._replace(names=(*saved.names, name)), asked.images)
-    return replace(found, added=float(np.abs(wanted - exported_table(model, asked.images)).max()))
+    expected = fitted_table(saved._replace(names=(*saved.names, name)), images)
+    return replace(parity, added=float(np.abs(expected - exported_table(model, images)).max()))
 
 
 # Images to compare on
 
 
-def questions(run: Path, saved: Saved, data: Path | None, outside: bool, most: int) -> Questions:
-    """At most `most` images: of `data` if given, else of the run's own data, if still there, else
-    generated ones. The test split if there is one; of its own data, in any case none that the run
-    drew for training or validation.
+def compared_images(
+    run: Path, saved: Saved, data: Path | None, outside: bool, most: int
+) -> ComparedImages:
+    """Choose at most `most` images: of `data` if given, else of the run's own data, if still there,
+    else generated ones.
 
-    Raises UserError for data without images of the model's classes.
+    The test split if there is one; of its own data, in any case none that the run drew for training
+    or validation. Raises UserError for data without images of the model's classes.
     """
     if data is not None:
         home = user_path(data)
-        return _of(
-            home,
-            open_source(data, outside),
-            saved,
-            _seen(run) if _is_own(run, home) else None,
-            most,
-        )
+        drawn = _drawn_names(run) if _is_own(run, home) else None
+        return _select(home, open_source(data, outside), saved, drawn, most)
     with suppress(UserError):  # moved, changed, or all of it was trained on
-        return _of(*_opened(run), saved, _seen(run), most)
-    return Questions("generated", generated(GENERATED))
+        home, source = _open_own(run)
+        return _select(home, source, saved, _drawn_names(run), most)
+    return ComparedImages("generated", generated_images(GENERATED))
 
 
-def training(run: Path) -> Sequence[ImageSource]:
-    """At most 256 images that the run was trained on, if still there, else generated ones."""
+def training_images(run: Path) -> Sequence[ImageSource]:
+    """Choose at most 256 images that the run was trained on, if still there, else generated
+    ones."""
     with suppress(UserError):
-        root, names = _opened(run)[1].root, sorted(_drawn(run))
+        root = _open_own(run)[1].root
+        names = sorted(_training_names(run))
         random.Random(0).shuffle(names)
-        if found := [root / name for name in names[:256] if not image_error(root / name)]:
-            return found
-    return generated(GENERATED)
+        readable = [root / name for name in names[:256] if not image_error(root / name)]
+        if readable:
+            return readable
+    return generated_images(GENERATED)
 
 
 def _is_own(run: Path, data: Path) -> bool:
@@ -210,8 +205,8 @@ def _is_own(run: Path, data: Path) -> bool:
     return False
 
 
-def _opened(run: Path) -> tuple[Path, Source]:
-    """The run's own data. Raises UserError if it is unknown or missing."""
+def _open_own(run: Path) -> tuple[Path, Source]:
+    """Open the run's own data. Raises UserError if it is unknown or missing."""
     if not RunFolder(run).weights.is_file():
         raise UserError(f"{run}: not a run of this version")
     record = read_record(RunFolder(run).record)
@@ -219,42 +214,43 @@ def _opened(run: Path) -> tuple[Path, Source]:
     return home, open_source(home, True, record.columns, record.crops)
 
 
-def _drawn(run: Path) -> set[str]:
+def _training_names(run: Path) -> set[str]:
     return {name for name, _, _ in read_split(RunFolder(run).split).train}
 
 
-def _seen(run: Path) -> set[str]:
-    """With the validation images, by which methods choose settings."""
-    return _drawn(run) | {name for name, _, _ in read_split(RunFolder(run).split).val or ()}
+def _drawn_names(run: Path) -> set[str]:
+    """Name the training images, and the validation images, by which methods choose settings."""
+    validation = read_split(RunFolder(run).split).val or ()
+    return _training_names(run) | {name for name, _, _ in validation}
 
 
-def _of(data: Path, source: Source, saved: Saved, drawn: set[str] | None, most: int) -> Questions:
+def _select(
+    data: Path, source: Source, saved: Saved, drawn: set[str] | None, most: int
+) -> ComparedImages:
     """drawn: names of those images that the run drew; None for data that is not its own."""
-    root, there = source[:2]
-    rows = there.get("test") or [
-        row
-        for part in there.values()
-        for row in part
-        if relative(row.image, root) not in (drawn or ())
-    ]
+    root, splits = source.root, source.splits
+    rows = splits.get("test", [])
+    kind = "test " if rows else "" if drawn is None else "held out "
+    if not rows:
+        every = [row for part in splits.values() for row in part]
+        rows = [row for row in every if relative(row.image, root) not in (drawn or ())]
     places = {key(str(label)): i for i, label in enumerate(saved.labels)}
     known = [row for row in rows if key(row.label) in places]
     random.Random(0).shuffle(known)
-    good = [row for row in known[:most] if not image_error(row.image)]
-    if not good:
+    readable = [row for row in known[:most] if not image_error(row.image)]
+    if not readable:
         but = "" if drawn is None else " that `fit` did not draw"
         raise UserError(f"{data}: no readable image of the model's classes{but}")
-    kind = "test " if there.get("test") else "" if drawn is None else "held out "
-    title = f"{kind}images of {data.name}"
-    return Questions(title, [row.image for row in good], [places[key(row.label)] for row in good])
+    labels = [places[key(row.label)] for row in readable]
+    return ComparedImages(f"{kind}images of {data.name}", [row.image for row in readable], labels)
 
 
-def generated(count: int) -> list[np.ndarray]:
-    """Images [H, W, 3] of coloured blocks, in many shapes, always the same ones."""
+def generated_images(count: int) -> list[np.ndarray]:
+    """Generate images [H, W, 3] of coloured blocks, in many shapes, always the same ones."""
     rng = np.random.default_rng(0)
-    found = []
+    images = []
     for _ in range(count):
         rows, columns, grain = rng.integers(2, 9), rng.integers(2, 9), rng.integers(8, 60)
-        blots = rng.integers(0, 256, (rows, columns, 3), np.uint8)
-        found.append(blots.repeat(grain, 0).repeat(grain, 1))
-    return found
+        blocks = rng.integers(0, 256, (rows, columns, 3), np.uint8)
+        images.append(blocks.repeat(grain, 0).repeat(grain, 1))
+    return images

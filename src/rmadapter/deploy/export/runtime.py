@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import html
 import json
 import os
 import sys
@@ -26,13 +27,16 @@ from PIL import Image
 
 from rmadapter.data.decode import ImageSource, load_image
 from rmadapter.data.formats.base import image_files
-from rmadapter.deploy.export.adding import Naming
+from rmadapter.data.names import OR, default_name, key
 from rmadapter.deploy.export.engines import ENGINES, GRAPH
 from rmadapter.errors import UserError
 from rmadapter.predict.answer import Answer, best, cell, columns
 from rmadapter.support.checksums import check_sums
 
 LABELS, TRANSFORM = "labels.json", "preprocess.json"
+TEXT_ENCODER, TOKENIZER = "text.onnx", "tokenizer.json"
+PROMPTS, WEIGHTS = "prompts.json", "weights.npy"
+TOKENS = "tokens"  # input of the text encoder
 BATCH = 32  # images
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -45,23 +49,17 @@ class Transform:
     """
 
     def __init__(
-        self,
-        size: int,
-        resize: str,
-        interpolation: str,
-        mean: Sequence[float],
-        std: Sequence[float],
-        fill: int = 0,
-    ) -> None:
-        self.size, self.resize, self.fill, self.filter = size, resize, fill, FILTERS[interpolation]
-        self.mean, self.std = (
-            np.array(numbers, np.float32)[:, None, None] for numbers in (mean, std)
-        )
+        self, size: int, resize: str, interpolation: str, mean: Sequence[float],
+        std: Sequence[float], fill: int = 0,
+    ) -> None:  # fmt: skip
+        self.size, self.resize, self.fill = size, resize, fill
+        self.filter = FILTERS[interpolation]
+        self.mean = np.array(mean, np.float32)[:, None, None]
+        self.std = np.array(std, np.float32)[:, None, None]
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        values = np.asarray(self._square(image)).transpose(2, 0, 1).astype(np.float32) / np.float32(
-            255
-        )
+        channels = np.asarray(self._square(image)).transpose(2, 0, 1)
+        values = channels.astype(np.float32) / np.float32(255)
         return (values - self.mean) / self.std
 
     def _square(self, image: Image.Image) -> Image.Image:
@@ -71,21 +69,83 @@ class Transform:
         if self.resize == "longest":
             ratio = max(width / size, height / size)
             small = image.resize((round(width / ratio), round(height / ratio)), self.filter)
-            found = Image.new("RGB", (size, size), (self.fill,) * 3)
-            found.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
-            return found
+            square = Image.new("RGB", (size, size), (self.fill,) * 3)
+            square.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
+            return square
         short = min(width, height)
         small = image.resize((int(size * width / short), int(size * height / short)), self.filter)
         left, top = (round((side - size) / 2) for side in small.size)
         return small.crop((left, top, left + size, top + size))
 
 
-class Model:
-    """An exported model. labels: of the classes, in the order of the probabilities. threads: 0
-    leaves it to the engine. graph: the model's file, by default the one in the folder.
+class TextClasses:
+    """Classes of an exported model, to which others are added by name alone: with its text encoder,
+    run by onnxruntime and tokenizers, after ftfy.
 
-    Raises UserError if the folder holds no model or a damaged one, or if its engine is not
-    installed.
+    weights: class features [C, e]. scale: factor of their cosines with image features. Raises
+    UserError if the export has no text encoder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not (folder / TEXT_ENCODER).is_file():
+            raise UserError(
+                "this model takes no other classes; `rmadapter export RUN --text` makes one that "
+                "does"
+            )
+        import ftfy
+        import onnxruntime
+        import tokenizers
+
+        facts = json.loads((folder / PROMPTS).read_text("utf-8"))
+        self.templates: list[str] = facts["templates"]
+        self.scale = float(facts["scale"])
+        self.names: list[str] = facts.get("names", [])  # in prompts; earlier exports have none
+        self.weights: np.ndarray = np.load(folder / WEIGHTS, allow_pickle=False)
+        self._fix_text = ftfy.fix_text
+        self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER))
+        self._session = onnxruntime.InferenceSession(
+            str(folder / TEXT_ENCODER), providers=["CPUExecutionProvider"]
+        )
+
+    def tokens(self, name: str) -> np.ndarray:
+        """Tokens of all prompts of a class, int64 [N, L]."""
+        texts = [self._clean(template.replace("{}", name)) for template in self.templates]
+        return np.array([self._tokenizer.encode(text).ids for text in texts], np.int64)
+
+    def _clean(self, text: str) -> str:
+        """Clean a text like open_clip before any tokenizer: straight quotes, no ligatures, no HTML
+        entities."""
+        return " ".join(html.unescape(html.unescape(self._fix_text(text))).split())
+
+    def add(self, label: str, labels: list[str]) -> None:
+        """Append a class, and its label to `labels`. Raises UserError for one that exists, or is
+        not a single name."""
+        name = default_name(label)
+        if not name or OR in label:
+            raise UserError(f"class {label!r}: give one name of at least one word")
+        known_labels = {key(other) for other in labels}
+        known_names = {key(other) for other in self.names}
+        if key(label) in known_labels or key(name) in known_names:
+            raise UserError(f"class {label!r} already exists")
+        (weights,) = self._session.run(None, {TOKENS: self.tokens(name)})
+        self.weights = np.concatenate([self.weights, weights])
+        labels.append(label)
+        self.names = [*self.names, name]
+
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
+        """Features [B, e] of unit length -> [B, C]"""
+        logits = self.scale * features @ self.weights.T
+        powers = np.exp(logits - logits.max(-1, keepdims=True))
+        shares: np.ndarray = powers / powers.sum(-1, keepdims=True)
+        return shares
+
+
+class Model:
+    """An exported model.
+
+    labels: of the classes, in the order of the probabilities. threads: 0 leaves it to the engine.
+    graph: the model's file, by default the one in the folder. Raises UserError if the folder holds
+    no model or a damaged one, or if its engine is not installed.
     """
 
     def __init__(
@@ -103,22 +163,22 @@ class Model:
         except UserError:
             raise
         except ModuleNotFoundError as error:
-            raise UserError(f"{error.name} is missing; run `pip install {error.name}`") from None
+            raise _missing(error) from None
         except Exception as error:  # engines raise types of their own for a damaged file
-            raise UserError(
-                f"{folder}: damaged ({type(error).__name__}: {str(error)[:200]})"
-            ) from error
-        self.batch, self.folder = batch or BATCH, folder
-        self.naming: Naming | None = None
+            reason = f"{type(error).__name__}: {str(error)[:200]}"
+            raise UserError(f"{folder}: damaged ({reason})") from error
+        self.batch = batch or BATCH
+        self.folder = folder
+        self.classes: TextClasses | None = None
 
     def add_class(self, label: str) -> None:
         """Add a class by name alone. Raises UserError for one that exists, and for a model exported
         without --text."""
         try:
-            self.naming = self.naming or Naming(self.folder)
+            self.classes = self.classes or TextClasses(self.folder)
         except ModuleNotFoundError as error:
-            raise UserError(f"{error.name} is missing; run `pip install {error.name}`") from None
-        self.naming.add(label, self.labels)
+            raise _missing(error) from None
+        self.classes.add(label, self.labels)
 
     def pixels(self, images: Iterable[ImageSource]) -> np.ndarray:
         """Images -> float32 [B, 3, size, size]. Raises UserError for an unreadable image."""
@@ -129,10 +189,13 @@ class Model:
         return self.ask(pixels)[0]
 
     def ask(self, pixels: np.ndarray) -> list[np.ndarray]:
-        """Pixels -> probabilities [B, C], and features [B, e] of unit length if the model has them."""
+        """Pixels -> probabilities [B, C], and features [B, e] of unit length if the model has
+        them."""
         parts = [self._run(pixels[i : i + self.batch]) for i in range(0, len(pixels), self.batch)]
-        found = [np.concatenate(part) for part in zip(*parts, strict=True)]
-        return [self.naming.probabilities(found[1]), *found[1:]] if self.naming else found
+        outputs = [np.concatenate(part) for part in zip(*parts, strict=True)]
+        if self.classes:
+            outputs[0] = self.classes.probabilities(outputs[1])
+        return outputs
 
     def embed(self, images: Iterable[ImageSource]) -> np.ndarray:
         """Features [N, e] of unit length, similar for similar images. Raises UserError for an
@@ -142,44 +205,45 @@ class Model:
     def answers(
         self, images: Iterable[ImageSource], bad: list[str] | None = None
     ) -> Iterator[tuple[list[ImageSource], np.ndarray]]:
-        """As `outputs`, but with the probabilities [B, C] alone."""
-        return ((kept, outputs[0]) for kept, outputs in self.outputs(images, bad))
+        """Like `outputs`, but with the probabilities [B, C] alone."""
+        return ((readable, outputs[0]) for readable, outputs in self.outputs(images, bad))
 
     def outputs(
         self, images: Iterable[ImageSource], bad: list[str] | None = None, wanted: int = 1
     ) -> Iterator[tuple[list[ImageSource], list[np.ndarray]]]:
-        """Batches of images, their probabilities [B, C], and features [B, e] if the model has them;
-        threads decode.
+        """Yield batches of images, their probabilities [B, C], and features [B, e] if the model has
+        them; threads decode.
 
         bad: collects a sentence for each unreadable image, which is left out; if None, the first
         one raises UserError. wanted: how many outputs there must be; UserError if there are fewer.
         """
-
-        def load(image: ImageSource) -> np.ndarray | UserError:
-            try:
-                return self.transform(load_image(image))
-            except UserError as error:
-                return error
-
         rest = iter(images)
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            while some := list(islice(rest, BATCH)):
-                found = list(zip(some, pool.map(load, some), strict=True))
-                for error in [tensor for _, tensor in found if isinstance(tensor, UserError)]:
-                    if bad is None:
-                        raise error
-                    bad.append(str(error))
-                good = [
-                    (image, tensor) for image, tensor in found if isinstance(tensor, np.ndarray)
-                ]
-                if good:
-                    kept = [image for image, _ in good]
-                    outputs = self.ask(np.stack([tensor for _, tensor in good]))
+            while batch := list(islice(rest, BATCH)):
+                readable: list[ImageSource] = []
+                tensors = []
+                for image, tensor in zip(batch, pool.map(self._load, batch), strict=True):
+                    if isinstance(tensor, np.ndarray):
+                        readable.append(image)
+                        tensors.append(tensor)
+                    elif bad is None:
+                        raise tensor
+                    else:
+                        bad.append(str(tensor))
+                if readable:
+                    outputs = self.ask(np.stack(tensors))
                     if len(outputs) < wanted:
                         raise UserError(
-                            "this model gives no features; `rmadapter export RUN --embeddings` makes one"
+                            "this model gives no features; `rmadapter export RUN --embeddings` "
+                            "makes one that does"
                         )
-                    yield kept, outputs
+                    yield readable, outputs
+
+    def _load(self, image: ImageSource) -> np.ndarray | UserError:
+        try:
+            return self.transform(load_image(image))
+        except UserError as error:
+            return error
 
     def predict(self, images: Iterable[ImageSource], top: int = 5) -> list[list[tuple[str, float]]]:
         """Labels and probabilities of each image (a path, a PIL image or an array), most probable
@@ -191,14 +255,18 @@ class Model:
         return best(self.labels, probabilities, top)
 
 
+def _missing(error: ModuleNotFoundError) -> UserError:
+    return UserError(f"{error.name} is missing; run `pip install {error.name}`")
+
+
 def _files(words: Sequence[str]) -> list[Path]:
     """The named files, and the images in named folders."""
-    found: list[Path] = []
+    files: list[Path] = []
     for word in words:
-        found += image_files(Path(word), set()) if os.path.isdir(word) else [Path(word)]
-    if not found:
+        files += image_files(Path(word), set()) if os.path.isdir(word) else [Path(word)]
+    if not files:
         raise UserError(f"{', '.join(words)[:200]}: no images found")
-    return found
+    return files
 
 
 def _write(
@@ -207,12 +275,13 @@ def _write(
     """Print CSV as `rmadapter predict --no-zero-shot --out` writes it. embeddings: file for
     features, in its order."""
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="")  # type: ignore[union-attr]
-    writer, header = csv.writer(sys.stdout), columns(top, zero_shot=False)
+    writer = csv.writer(sys.stdout)
+    header = columns(top, zero_shot=False)
     writer.writerow(header)
     features = []
-    for some, outputs in model.outputs(files, bad, 2 if embeddings else 1):
+    for images, outputs in model.outputs(files, bad, 2 if embeddings else 1):
         features += outputs[1:]
-        for image, line in zip(some, outputs[0], strict=True):
+        for image, line in zip(images, outputs[0], strict=True):
             row = Answer(Path(str(image)), tuple(model.best(line, top))).row()
             writer.writerow([cell(column, row[column]) for column in header])
     if embeddings and features:
@@ -221,40 +290,30 @@ def _write(
         os.replace(f"{embeddings}.part", embeddings)
 
 
-def main() -> None:
-    """The command line; a UserError becomes one line on stderr and exit code 2."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="The most probable classes of images, as CSV on stdout."
     )
-    parser.add_argument(
-        "images", nargs="+", help="files, or folders, which are searched to any depth"
-    )
-    parser.add_argument("--top", type=int, default=5, help="answers per image, by default 5")
-    parser.add_argument(
-        "--add", action="append", default=[], help="name of one more class; may be repeated"
-    )
-    parser.add_argument(
-        "--embeddings", default="", help="file.npy for the features [N, e] of the images"
-    )
-    parser.add_argument(
-        "--skip-bad", action="store_true", help="go on without unreadable images and report them"
-    )
-    parser.add_argument(
-        "--threads", type=int, default=0, help="by default as many as there are cores"
-    )
-    words = parser.parse_args()
+    add = parser.add_argument
+    add("images", nargs="+", help="files, or folders, which are searched to any depth")
+    add("--top", type=int, default=5, help="answers per image, by default 5")
+    add("--add", action="append", default=[], help="name of one more class; may be repeated")
+    add("--embeddings", default="", help="file.npy for the features [N, e] of the images")
+    add("--skip-bad", action="store_true", help="go on without unreadable images and report them")
+    add("--threads", type=int, default=0, help="by default as many as there are cores")
+    return parser
+
+
+def main() -> None:
+    """Run the command line; a UserError becomes one line on stderr and exit code 2."""
+    words = _parser().parse_args()
     bad: list[str] | None = [] if words.skip_bad else None
     try:
         model = Model(threads=max(words.threads, 0))
         for label in words.add:
             model.add_class(label)
-        _write(
-            model,
-            _files(words.images),
-            min(max(words.top, 1), len(model.labels)),
-            bad,
-            words.embeddings,
-        )
+        top = min(max(words.top, 1), len(model.labels))
+        _write(model, _files(words.images), top, bad, words.embeddings)
     except (UserError, OSError) as error:
         print("predict.py:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)

@@ -3,37 +3,45 @@ was made from.
 
 Sent: the weights, model.json, config.yaml, run.json, a model card, SHA256SUMS. Not sent: names and
 copies of images (split.json, predictions.csv, why.json, images.csv, report.html), paths, the
-command, the machine, notes, reasons that may name files, and, unless asked for, the features of the
+command, the machine, notes, reasons that may name files, and, unless requested, the features of the
 training images.
 """
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from rmadapter.artifacts.checkpoint import EXAMPLES, check_weights, config_of, read_tensors, to_half
-from rmadapter.artifacts.model_file import read_model
-from rmadapter.artifacts.record import read_record
+from rmadapter.artifacts.model_file import Model, read_model
+from rmadapter.artifacts.record import Record, read_record
 from rmadapter.artifacts.run_folder import HUB, RunFolder, without_model
+from rmadapter.backbones.choice import licence_of
+from rmadapter.backbones.load import is_published
 from rmadapter.deploy.export.folder import README
-from rmadapter.deploy.hub.anonymise import bare_names, bare_record, libraries
-from rmadapter.deploy.hub.model_card import LIBRARY, modelcard
+from rmadapter.deploy.hub.anonymise import anonymise_names, anonymise_record, libraries
 from rmadapter.errors import UserError
 from rmadapter.settings import to_yaml
 from rmadapter.support.checksums import SUMS, sha256, write_sums
 from rmadapter.support.files import check_new, write_json, write_tensors, write_text
+from rmadapter.support.html import template
 from rmadapter.support.hub import check_repository, hub_errors
 from rmadapter.support.locks import staged_folder
 from rmadapter.support.terminal import note
 
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, HfApi
+
 FILES = (*(file.name for file in RunFolder(Path()).shared), README)
 OURS = {*FILES, SUMS}
-THE_HUBS = {".gitattributes"}  # in every repository
+FILES_OF_THE_HUB = {".gitattributes"}  # in every repository
+LIBRARY, TASK = "rmadapter", "image-classification"
+MOST = 50  # classes listed at most in the model card
 
 
-class Wishes(NamedTuple):
+class PushOptions(NamedTuple):
     """half: store float32 numbers as float16. examples: also send features of the training images.
     licence: of what was trained, as the hub calls it."""
 
@@ -42,69 +50,79 @@ class Wishes(NamedTuple):
     licence: str = "unknown"
 
 
-PLAIN = Wishes()
+DEFAULTS = PushOptions()
+
+
+class Pushed(TypedDict, total=False):
+    """Files with their sizes in bytes, and where they are: a folder, or a repository."""
+
+    folder: str
+    repository: str
+    url: str
+    commit: str
+    load: str
+    files: dict[str, int]
+    bytes: int
 
 
 def push(
-    run: Path,
-    repository: str,
-    wishes: Wishes = PLAIN,
-    *,
-    private: bool = False,
+    run: Path, repository: str, options: PushOptions = DEFAULTS, *, private: bool = False,
     to: Path | None = None,
-) -> dict[str, Any]:
+) -> Pushed:  # fmt: skip
     """Push a run to a repository OWNER/NAME of the Hugging Face hub in one commit; a note first
     lists what is sent.
 
     to: a new folder for what would be sent; then nothing leaves this machine. private: make a new
-    repository private. Returns the files with their sizes in bytes, and where they are. Raises
-    UserError for anything but a finished run of this version, for a repository that holds something
-    else or is public despite `private`, and for whatever the hub refuses.
+    repository private. Raises UserError for anything but a finished run of this version, for a
+    repository that holds something else or is public despite `private`, and for whatever the hub
+    refuses.
     """
     check_repository(repository)
     if to is not None:
         check_new(to, option="--to")
         with staged_folder(to) as stage:
-            return {"folder": str(to), **_written(stage, run, repository, wishes)}
-    with tempfile.TemporaryDirectory() as place:
-        facts = _written(Path(place), run, repository, wishes)
-        listed = ", ".join(f"{name} ({size / 1e6:.2f} MB)" for name, size in facts["files"].items())
-        note(f"to {repository}: {listed}; {facts['bytes'] / 1e6:.2f} MB in all")
-        return {**_uploaded(Path(place), repository, private), **facts}
+            sizes = _write(stage, run, repository, options)
+        return {"folder": str(to), "files": sizes, "bytes": sum(sizes.values())}
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = _write(Path(folder), run, repository, options)
+        total = sum(sizes.values())
+        listed = ", ".join(f"{name} ({size / 1e6:.2f} MB)" for name, size in sizes.items())
+        note(f"to {repository}: {listed}; {total / 1e6:.2f} MB in all")
+        return {**_upload(Path(folder), repository, private), "files": sizes, "bytes": total}
 
 
-def _written(folder: Path, run: Path, repository: str, wishes: Wishes) -> dict[str, Any]:
+def _write(folder: Path, run: Path, repository: str, options: PushOptions) -> dict[str, int]:
+    """Write what is sent; return the size of each file."""
     source, copy = RunFolder(run), RunFolder(folder)
     if not source.model.is_file():
         raise UserError(f"{run}: {without_model(run)}")
-    model, record = read_model(source.model), None
+    model = read_model(source.model)
     check_weights(source, model)
     source.check_sums()
     tensors = read_tensors(source.weights)
-    if not wishes.examples:
+    if not options.examples:
         tensors.pop(EXAMPLES, None)
-    write_tensors(copy.weights, to_half(tensors) if wishes.half else tensors)
+    write_tensors(copy.weights, to_half(tensors) if options.half else tensors)
+    record = None
     if source.record.is_file():
-        record = bare_record(read_record(source.record))
+        record = anonymise_record(read_record(source.record))
         record.save(copy.record)
         write_text(copy.config, to_yaml(config_of(record)))
-    method, backbone = bare_names(model.method, model.backbone)
+    method, backbone = anonymise_names(model.method, model.backbone)
     update = {"method": method, "backbone": backbone, "versions": libraries(model.versions)}
     model = model.model_copy(update={**update, "sha256": sha256(copy.weights)})
     write_json(copy.model, model.model_dump(mode="json"))
-    card = modelcard(model, record, repository, wishes.licence, EXAMPLES in tensors)
+    card = model_card(model, record, repository, options.licence, EXAMPLES in tensors)
     write_text(folder / README, card)
     write_sums(folder, FILES)
-    sizes = {
-        file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.name in OURS
-    }
-    return {"files": sizes, "bytes": sum(sizes.values())}
+    files = sorted(file for file in folder.iterdir() if file.name in OURS)
+    return {file.name: file.stat().st_size for file in files}
 
 
 # The hub
 
 
-def _uploaded(folder: Path, repository: str, private: bool) -> dict[str, Any]:
+def _upload(folder: Path, repository: str, private: bool) -> Pushed:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     from rmadapter import __version__
@@ -112,19 +130,21 @@ def _uploaded(folder: Path, repository: str, private: bool) -> dict[str, Any]:
     api = HfApi(library_name=LIBRARY, library_version=__version__)
     names = sorted(file.name for file in folder.iterdir() if file.name in OURS)
     with hub_errors(repository):
-        before, there = _opened(api, repository, private)
-        operations: list[Any] = [CommitOperationAdd(name, folder / name) for name in names]
-        operations += [CommitOperationDelete(name) for name in sorted((there & OURS) - {*names})]
+        parent, existing = _open_repository(api, repository, private)
+        outdated = sorted((existing & OURS) - {*names})
+        add = [CommitOperationAdd(name, folder / name) for name in names]
+        delete = [CommitOperationDelete(name) for name in outdated]
         message = f"A run of {LIBRARY} {__version__}"
-        done = api.create_commit(
-            repository, operations, commit_message=message, parent_commit=before
+        commit = api.create_commit(
+            repository, [*add, *delete], commit_message=message, parent_commit=parent
         )
     url = f"{api.endpoint}/{repository}"
-    return {"repository": repository, "url": url, "commit": done.oid, "load": f"{HUB}{repository}"}
+    load = f"{HUB}{repository}"
+    return {"repository": repository, "url": url, "commit": commit.oid, "load": load}
 
 
-def _opened(api: Any, repository: str, private: bool) -> tuple[str | None, set[str]]:
-    """Last commit and files of the repository, which is created if new."""
+def _open_repository(api: HfApi, repository: str, private: bool) -> tuple[str | None, set[str]]:
+    """Return the last commit and the files of the repository, which is created if new."""
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
@@ -133,14 +153,110 @@ def _opened(api: Any, repository: str, private: bool) -> tuple[str | None, set[s
         if error.response.status_code != 409:
             raise
     info = api.model_info(repository)
-    there = {file.rfilename for file in info.siblings or ()}
-    if there - THE_HUBS and info.library_name != LIBRARY:
+    existing = {file.rfilename for file in info.siblings or ()}
+    if existing - FILES_OF_THE_HUB and info.library_name != LIBRARY:
         raise UserError(
             f"{repository} already exists and is not a run of {LIBRARY}; choose another name"
         )
     if private and not info.private:
         raise UserError(
-            f"{repository} already exists and is public, which --private does not change: make it private on its "
-            f"page of the hub, or choose another name"
+            f"{repository} already exists and is public, which --private does not change: make it "
+            "private on its page of the hub, or choose another name"
         )
-    return info.sha, there
+    return info.sha, existing
+
+
+# The model card
+
+
+def model_card(
+    model: Model, record: Record | None, repository: str, licence: str, examples: bool
+) -> str:
+    """Return README.md with the hub's metadata: what a run is, how good it is, and what is untested.
+
+    record: None if the model was saved by itself. licence: of what was trained. examples: whether
+    the weights include features of the training images.
+    """
+    text = template("modelcard.md.j2", escape=False, cell=_cell, percent=_percent).render(
+        metadata=_metadata(model, record, repository, licence),
+        model=model,
+        labels=[*map(str, model.labels)],
+        most=MOST,
+        record=record,
+        repository=repository,
+        hub=HUB,
+        licence=licence,
+        known=is_published(model.backbone.name),
+        its_licence=licence_of(model.backbone.name),
+        examples=examples,
+    )
+    return str(text)
+
+
+def _cell(value: object) -> str:
+    """Return text as one line of Markdown, escaped so that no class or folder name can break it or
+    become HTML."""
+    return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", " ".join(str(value).split()))
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _metadata(model: Model, record: Record | None, repository: str, licence: str) -> str:
+    """Return the hub's metadata, as YAML."""
+    from huggingface_hub import ModelCardData
+
+    results = _results(record) if record else []
+    base = hub_name(model.backbone.name)
+    method = re.sub(r"[^a-z0-9-]+", "-", model.method.name.lower())
+    card = ModelCardData(
+        license=licence,
+        library_name=LIBRARY,
+        pipeline_tag=TASK,
+        tags=[LIBRARY, "clip", "few-shot", "adapter", method],
+        base_model=base,
+        metrics=["accuracy"] if results else None,
+        base_model_relation="adapter" if base else None,
+        model_name=repository.partition("/")[2] if results else None,
+        eval_results=results or None,
+    )
+    return str(card.to_yaml())
+
+
+def hub_name(backbone: str) -> str | None:
+    """Return the repository on the hub that a backbone's weights come from, if one is known."""
+    import open_clip
+
+    if backbone.startswith("hf-hub:"):
+        return backbone.removeprefix("hf-hub:")
+    architecture, _, tag = backbone.partition("/")
+    path = open_clip.get_pretrained_cfg(architecture, tag).get("hf_hub", "") if tag else ""
+    return "/".join(path.split("/")[:2]) or None
+
+
+def _results(record: Record) -> list[EvalResult]:
+    """Return scores that the hub shows beside the card, as fractions of 1."""
+    data = record.task.data or "unknown"
+    if judgement := record.judgement:
+        own = judgement.own
+        rates = {
+            "accuracy": own.accuracy,
+            "f1": own.macro_f1,
+            "expected_calibration_error": own.calibration_error,
+        }
+        return [_result(data, judgement.how, kind, value) for kind, value in rates.items()]
+    return [
+        _result(score.data or data, score.title, "accuracy", score.accuracy)
+        for score in record.scores
+        if score.accuracy is not None
+    ]
+
+
+def _result(data: str, split: str, kind: str, value: float) -> EvalResult:
+    from huggingface_hub import EvalResult
+
+    return EvalResult(
+        task_type=TASK, dataset_type=re.sub(r"[^\w.-]+", "-", data), dataset_name=data,
+        dataset_split=split, metric_type=kind, metric_value=round(value / 100, 4),
+    )  # fmt: skip

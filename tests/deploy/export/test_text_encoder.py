@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from rmadapter.backbones import Backbone
-from rmadapter.deploy.export.adding import Naming
-from rmadapter.deploy.export.tower import tokenizer_of, write_text_encoder
+from rmadapter.deploy.export.runtime import TextClasses
+from rmadapter.deploy.export.text_encoder import tokenizer_of, write_text_encoder
 from rmadapter.methods import load_method
 from rmadapter.training.contract import Fitted, NotApplicable
 from tests.helpers.shots import noise_images, shots_of
@@ -47,52 +47,54 @@ def fitted_by(name: str, backbone: Backbone, settings: dict[str, Any], **given: 
         "coop",
     ),
 )
-def test_features_of_new_names_are_the_methods_own(
+def test_features_of_new_names_equal_the_methods(
     tiny_clip: Backbone, name: str, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     same_features(fitted_by(name, tiny_clip, settings), tmp_path)
 
 
-def test_a_name_that_another_model_is_asked_about(
+def test_method_that_asks_another_model_is_refused(
     tiny_clip: Backbone, tiny_hf: Backbone, tmp_path: Path
 ) -> None:
     fitted = fitted_by("prompt-kd", tiny_clip, {**FEW, "teaching": 1, "teacher": tiny_hf.name})
-    with pytest.raises(NotApplicable, match="PromptKD asks another model about a class name"):
+    with pytest.raises(NotApplicable, match="PromptKD"):
         write_text_encoder(fitted, fitted.classes, tmp_path)
 
 
-def test_another_kind_of_encoder_and_several_templates(tiny_hf: Backbone, tmp_path: Path) -> None:
+def test_hf_encoder_with_several_templates(tiny_hf: Backbone, tmp_path: Path) -> None:
     fitted = fitted_by(
         "rmadapter", tiny_hf, {**FEW, **UPPER}, templates=("a {}.", "a photo of the {}")
     )
     assert same_features(fitted, tmp_path).templates == ["a {}.", "a photo of the {}"]
 
 
-def same_features(fitted: Fitted, folder: Path) -> Naming:
+def same_features(fitted: Fitted, folder: Path) -> TextClasses:
     write_text_encoder(fitted, fitted.classes, folder)
-    naming, labels = Naming(folder), list(fitted.classes)
+    classes, labels = TextClasses(folder), list(fitted.classes)
     for label in ("red_bird", "small blue car"):
-        naming.add(label, labels)
+        classes.add(label, labels)
     assert labels[2:] == ["red_bird", "small blue car"]
     with torch.no_grad():
         found: Any = fitted.for_classes((*fitted.classes, "red bird", "small blue car"))
-    assert np.abs(naming.weights - found.weights.numpy()).max() < 1e-5
-    assert np.abs(naming.weights[2] - naming.weights[3]).max() > 1e-3
-    assert naming.scale == pytest.approx(float(fitted.backbone.logit_scale))
-    features = torch.nn.functional.normalize(torch.randn(3, naming.weights.shape[1]), dim=-1)
-    expected = (naming.scale * features @ torch.from_numpy(naming.weights).T).softmax(-1)
-    assert np.abs(naming.probabilities(features.numpy()) - expected.numpy()).max() < 1e-5
-    return naming
+    assert np.abs(classes.weights - found.weights.numpy()).max() < 1e-5
+    assert np.abs(classes.weights[2] - classes.weights[3]).max() > 1e-3
+    assert classes.scale == pytest.approx(float(fitted.backbone.logit_scale))
+    features = torch.nn.functional.normalize(torch.randn(3, classes.weights.shape[1]), dim=-1)
+    expected = (classes.scale * features @ torch.from_numpy(classes.weights).T).softmax(-1)
+    assert np.abs(classes.probabilities(features.numpy()) - expected.numpy()).max() < 1e-5
+    return classes
 
 
 @pytest.mark.parametrize("name", ["linear-probe", "tip-adapter"])
-def test_methods_that_know_no_class_by_name(tiny_clip: Backbone, name: str, tmp_path: Path) -> None:
+def test_methods_without_text_encoder_are_refused(
+    tiny_clip: Backbone, name: str, tmp_path: Path
+) -> None:
     with pytest.raises(NotApplicable):
         write_text_encoder(fitted_by(name, tiny_clip, {}), ("cat", "dog"), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_clips_tokenizer_reads_as_its_own(tiny_clip: Backbone) -> None:
+def test_written_tokenizer_equals_clips(tiny_clip: Backbone) -> None:
     written = tokenizer_of(tiny_clip)
     for text in ("a photo of a Cat.", "it's 1/2  of\tthe café's", "x" * 300, "日本 ☃"):
         assert written.encode(text).ids == tiny_clip.tokenizer([text])[0].tolist(), text

@@ -1,0 +1,185 @@
+"""The text encoder of a fitted method as a separate graph, with the tokenizer for class names.
+
+The method makes class features from a name as usual, and is watched: its prompts are the texts that
+it passes to the tokenizer, and what it does with their tokens is traced.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rmadapter.backbones import Backbone
+from rmadapter.deploy.export import graph
+from rmadapter.deploy.export.runtime import (
+    PROMPTS,
+    TEXT_ENCODER,
+    TOKENIZER,
+    TOKENS,
+    WEIGHTS,
+    TextClasses,
+)  # fmt: skip
+from rmadapter.errors import UserError
+from rmadapter.prompts import Cosines
+from rmadapter.support.files import write_json
+from rmadapter.support.terminal import silenced
+from rmadapter.training.contract import Fitted, NotApplicable
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+# the first shows the prompts; the second is traced, as nothing is cached for it
+NAMES = ("anything", "something")
+# names that both tokenizers must read alike
+ODD = ("Éclair au café", "7 1/2's  don't", "women’s ﬁsh &amp; ｃｈｉｐｓ", "日本", "x" * 400)
+
+
+class _WatchedTokenizer:
+    """A backbone's tokenizer that records prompts of NAMES, and returns `tokens` for them once
+    these are set."""
+
+    def __init__(self, tokenizer: Callable[[list[str]], Tensor]) -> None:
+        self.tokenizer = tokenizer
+        self.prompts: list[str] = []
+        self.tokens: Tensor | None = None
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        if not any(name in texts[0] for name in NAMES):
+            return self.tokenizer(texts)
+        start = len(self.prompts)
+        self.prompts += texts
+        if self.tokens is None:
+            return self.tokenizer(texts)
+        return self.tokens[start : len(self.prompts)]
+
+
+class TextEncoder(nn.Module):
+    """Tokens [N, L] of all prompts of one class -> its normalised features [1, e].
+
+    templates: N prompts, one {} each. Raises NotApplicable for a method that scores by anything but
+    their features.
+    """
+
+    def __init__(self, fitted: Fitted) -> None:
+        super().__init__()
+        self.tokenizer = _WatchedTokenizer(fitted.backbone.tokenizer)
+        backbone = replace(fitted.backbone, tokenizer=self.tokenizer)
+        self.fitted = fitted.method.restore(backbone, fitted.known, fitted.tensors)
+        with torch.no_grad():
+            class_weights(self.fitted, NAMES[:1])
+        if not self.tokenizer.prompts:
+            raise NotApplicable(f"{fitted.method.title} asks another model about a class name")
+        self.templates = [text.replace(NAMES[0], "{}") for text in self.tokenizer.prompts]
+        self.example = fitted.backbone.tokenizer(self.tokenizer.prompts)
+
+    @torch.no_grad()
+    def forward(self, tokens: Tensor) -> Tensor:
+        self.tokenizer.tokens = tokens
+        self.tokenizer.prompts = []
+        return class_weights(self.fitted, NAMES[1:]).weights
+
+
+def class_weights(fitted: Fitted, names: Sequence[str]) -> Cosines:
+    """Return the class features of names. Raises NotApplicable for a method that does not score by
+    these alone."""
+    logits = fitted.for_classes(tuple(names))
+    if not isinstance(logits, Cosines):
+        raise NotApplicable(f"{fitted.method.title} does not score images by class features alone")
+    return logits
+
+
+def write_text_encoder(fitted: Fitted, names: Sequence[str], folder: Path) -> None:
+    """Put the text encoder beside an exported graph. names: of its classes.
+
+    Raises NotApplicable for a method that cannot add a class by name, UserError if its text encoder
+    or tokenizer cannot be exported, and OSError.
+    """
+    encoder = TextEncoder(fitted).eval()
+    with torch.no_grad():
+        logits = class_weights(fitted, (*names, NAMES[0]))
+    try:
+        with silenced(logging.WARNING, output=True):
+            program = torch.export.export(encoder, (encoder.example,), strict=False)
+            exported = torch.onnx.export(
+                program, (), dynamo=True, opset_version=graph.OPSET, verbose=False,
+                input_names=[TOKENS], output_names=["weights"],
+            )  # fmt: skip
+        assert exported is not None
+        graph.write(exported.model_proto, folder / TEXT_ENCODER)
+    except OSError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the text encoder of {fitted.method.title} cannot be exported as a graph ({reason})"
+        ) from error
+    scale = float(fitted.backbone.logit_scale) / fitted.temperature
+    facts = {"templates": encoder.templates, "scale": scale, "names": [*names]}
+    write_json(folder / PROMPTS, facts)
+    np.save(folder / WEIGHTS, logits.weights[:-1].detach().cpu().numpy())
+    tokenizer_of(fitted.backbone).save(str(folder / TOKENIZER))
+    check_tokenizer(fitted.backbone, names, folder)
+
+
+def check_tokenizer(backbone: Backbone, names: Sequence[str], folder: Path) -> None:
+    """Raise UserError unless the written tokenizer reads names, and those in ODD, as the backbone's
+    tokenizer does."""
+    classes = TextClasses(folder)
+    for name in (*names, *ODD):
+        texts = [template.replace("{}", name) for template in classes.templates]
+        if not np.array_equal(classes.tokens(name), backbone.tokenizer(texts).numpy()):
+            raise UserError(
+                f"the tokenizer of {backbone.name} cannot be exported: the copy reads "
+                f"{name[:50]!r} differently"
+            )
+
+
+def tokenizer_of(backbone: Backbone) -> Tokenizer:
+    """Return the backbone's tokenizer as one of tokenizers. Raises UserError for a kind that cannot
+    become one."""
+    from open_clip import SimpleTokenizer
+    from open_clip.tokenizer import HFTokenizer
+    from tokenizers import Tokenizer
+
+    source: Any = backbone.tokenizer
+    if type(source) is SimpleTokenizer:
+        return _byte_pair_tokenizer(source)
+    inner: Any = getattr(getattr(source, "tokenizer", None), "backend_tokenizer", None)
+    is_plain = type(source) is HFTokenizer and inner is not None
+    if not is_plain or source.tokenizer_mode or source.strip_sep_token:
+        raise UserError(f"the tokenizer of {backbone.name} is of a kind that --text cannot export")
+    pad = {"pad_id": source.tokenizer.pad_token_id, "pad_token": source.tokenizer.pad_token}
+    tokenizer = Tokenizer.from_str(inner.to_str())
+    tokenizer.enable_truncation(source.context_length)
+    tokenizer.enable_padding(length=source.context_length, **pad)
+    return tokenizer
+
+
+def _byte_pair_tokenizer(source: Any) -> Tokenizer:
+    """Return CLIP's byte-pair encoding."""
+    from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
+    from tokenizers.models import BPE
+
+    start, end = (source.decoder[number] for number in source.all_special_ids[:2])
+    tokenizer = Tokenizer(BPE(source.encoder, list(source.bpe_ranks), end_of_word_suffix="</w>"))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    words = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+    split = pre_tokenizers.Split(words, behavior="removed", invert=True)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A {end}",
+        special_tokens=[(start, source.sot_token_id), (end, source.eot_token_id)],
+    )
+    tokenizer.enable_truncation(source.context_length)
+    tokenizer.enable_padding(length=source.context_length, pad_id=0, pad_token="!")
+    return tokenizer
