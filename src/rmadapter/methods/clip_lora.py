@@ -60,8 +60,8 @@ class UpdatedBlock:
         return self._view(n.dtype).query(n) + self.updates[0](n)
 
     def key_value(self, n: Tensor) -> tuple[Tensor, ...]:
-        found = self._view(n.dtype).key_value(n)
-        return tuple(x + update(n) for x, update in zip(found, self.updates[1:], strict=True))
+        projected = self._view(n.dtype).key_value(n)
+        return tuple(x + update(n) for x, update in zip(projected, self.updates[1:], strict=True))
 
     def qkv(self, n: Tensor) -> tuple[Tensor, ...]:
         return tuple(

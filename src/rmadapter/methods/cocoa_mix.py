@@ -69,11 +69,11 @@ def share_inside(ours: Tensor, theirs: Tensor, labels: Tensor, weights: Tensor) 
     The cross-entropy is convex in pi, so its slope grows, and the minimum is where the slope is 0.
     """
     gap = ours - theirs
-    own = gap.gather(1, labels[:, None])[:, 0]
+    target = gap.gather(1, labels[:, None])[:, 0]
 
     def falls(share: float) -> bool:
         expected = ((theirs + share * gap).softmax(-1) * gap).sum(-1)
-        return bool((weights * (expected - own)).sum() <= 0)
+        return bool((weights * (expected - target)).sum() <= 0)
 
     return largest(falls)
 
@@ -88,8 +88,8 @@ def share_outside(ours: Tensor, theirs: Tensor, margin: float, weights: Tensor) 
     both [N, C]. Only rows with weights [N] above 0 count. 0 if the margin asks for more than the
     entropy of a uniform answer."""
     ours, theirs = ours[weights > 0], theirs[weights > 0]
-    wanted = entropy(theirs) + margin
-    return largest(lambda share: bool((entropy(share * ours) >= wanted).all()))
+    least = entropy(theirs) + margin
+    return largest(lambda share: bool((entropy(share * ours) >= least).all()))
 
 
 class Mixture(ContextLearner):

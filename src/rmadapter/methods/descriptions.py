@@ -117,11 +117,11 @@ def packed(texts: Mapping[str, list[str]]) -> Tensor:
     return torch.frombuffer(bytearray(json.dumps(texts).encode()), dtype=torch.uint8)
 
 
-def unpacked(found: Tensor) -> dict[str, list[str]]:
+def unpacked(stored: Tensor) -> dict[str, list[str]]:
     """Decode the bytes of `packed`. Raises RuntimeError, as torch does, for the bytes of a damaged
     file."""
     try:
-        return checked(json.loads(found.cpu().numpy().tobytes()), TEXTS)
+        return checked(json.loads(stored.cpu().numpy().tobytes()), TEXTS)
     except (ValueError, TypeError) as error:
         raise RuntimeError(str(error)) from None
 

@@ -123,8 +123,8 @@ class HierarchicalPrompts(deep.Prompted):
 
     def _parts(self, side: str) -> tuple[list[Tensor], list[Tensor]]:
         """Return the prompts of the blocks below the turn and of those above it."""
-        own, turn = [*self.prompts[side]], self.turn[side]  # type: ignore[misc]
-        return own[:turn], own[turn:]
+        prompts, turn = [*self.prompts[side]], self.turn[side]  # type: ignore[misc]
+        return prompts[:turn], prompts[turn:]
 
     def _guided(
         self, side: str, prompts: list[Tensor], by: str, guides: list[Tensor]

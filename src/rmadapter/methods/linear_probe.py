@@ -136,7 +136,7 @@ class LinearProbe(Method):
         if not parts:
             return self.C, 1.0
         judges = [(rows, F.normalize(x, dim=-1).cpu().double().numpy()) for rows, x, _ in parts]
-        wanted = torch.cat([y for _, _, y in parts]).cpu().numpy()
+        targets = torch.cat([y for _, _, y in parts]).cpu().numpy()
 
         def table(exponent: float) -> np.ndarray:
             fits = [
@@ -149,12 +149,14 @@ class LinearProbe(Method):
 
         @cache  # of numbers: of tables, one takes 128 MB for 16 shots of 1,000 classes
         def hits(exponent: float) -> int:
-            return int((table(exponent).argmax(1) == wanted).sum())
+            return int((table(exponent).argmax(1) == targets).sum())
 
         best = self._best(hits)
-        found = table(best)
-        heat = temperature(found, wanted, most=1e8)  # the weakest probes are nearly uniform
-        spread = float(np.ptp(np.log(np.maximum(found, 1e-300)), axis=1).mean())
+        probabilities = table(best)
+        heat = temperature(
+            probabilities, targets, most=1e8
+        )  # the weakest probes are nearly uniform
+        spread = float(np.ptp(np.log(np.maximum(probabilities, 1e-300)), axis=1).mean())
         return 10.0**best, min(heat, max(1.0, spread / FLATTEST))
 
     def _best(self, worth: Callable[[float], float]) -> float:

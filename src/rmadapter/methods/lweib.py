@@ -50,7 +50,7 @@ def among_patches(x: Tensor, layer: Any, scale: float, front: int) -> Tensor:
     single token per image, [B, d], stays unchanged."""
     if x.ndim == 2:
         return x
-    own, patches = x[:, :front], x[:, front:]
+    leading, patches = x[:, :front], x[:, front:]
     side = math.isqrt(patches.shape[1])
 
     def convolved(patches: Tensor) -> Tensor:
@@ -61,20 +61,19 @@ def among_patches(x: Tensor, layer: Any, scale: float, front: int) -> Tensor:
             .transpose(1, 2)
         )
 
-    return torch.cat([own, patches + decoupled(convolved, patches, scale)], 1)
+    return torch.cat([leading, patches + decoupled(convolved, patches, scale)], 1)
 
 
 def among_words(x: Tensor, layer: Any, scale: float, layout: Packed) -> Tensor:
     """Return x + s conv(x) of texts, packed one after the other in [T, d]."""
-    inside = ((layout.positions > 0) & (layout.weight > 0))[
-        :, None
-    ]  # whether the previous token is in the same text
-    before, own, after = layer.weight[:, 0].to(x.dtype).unbind(-1)
+    # whether the previous token is in the same text
+    inside = ((layout.positions > 0) & (layout.weight > 0))[:, None]
+    before, centre, after = layer.weight[:, 0].to(x.dtype).unbind(-1)
 
     def convolved(x: Tensor) -> Tensor:
         follows = torch.where(inside, x, 0.0)
         left, right = torch.where(inside, x.roll(1, 0), 0.0), follows.roll(-1, 0)
-        return before * left + own * x + after * right
+        return before * left + centre * x + after * right
 
     return x + decoupled(convolved, x, scale)
 
@@ -209,11 +208,11 @@ def rivals(
     labels, or if `negatives` is 0."""
     if not negatives or classes <= len(labels):
         return torch.arange(classes, device=labels.device), labels
-    own, places = labels.unique(return_inverse=True)
+    present, places = labels.unique(return_inverse=True)
     others = torch.ones(classes, dtype=torch.bool)
-    others[own.cpu()] = False
-    drawn = torch.randperm(int(others.sum()), generator=generator)[: negatives * len(own)]
-    return torch.cat([own, others.nonzero()[drawn, 0].to(own.device)]), places
+    others[present.cpu()] = False
+    drawn = torch.randperm(int(others.sum()), generator=generator)[: negatives * len(present)]
+    return torch.cat([present, others.nonzero()[drawn, 0].to(present.device)]), places
 
 
 @dataclass(frozen=True)
@@ -246,11 +245,11 @@ class LwEIB(Method):
     ) -> Convolutions:
         return Convolutions(backbone, packed({}) if texts is None else texts, self.title, seed)
 
-    def texts(self, name: str, known: Known, found: Mapping[str, list[str]]) -> list[str]:
-        """Return all prompts of a class. found: texts as from `read_texts`."""
+    def texts(self, name: str, known: Known, texts: Mapping[str, list[str]]) -> list[str]:
+        """Return all prompts of a class. texts: as from `read_texts`."""
         called = descriptions(name)
-        whole = [f"{self.init} {called[0]}, {text}".strip() for text in texts_of(found, name)]
-        return whole or [template.format(one) for template in known.templates for one in called]
+        sentences = [f"{self.init} {called[0]}, {text}".strip() for text in texts_of(texts, name)]
+        return sentences or [template.format(one) for template in known.templates for one in called]
 
     def scales(self, depth: int, generator: torch.Generator | None = None) -> list[float]:
         """Return s of each block. generator: given in training, where `fast` applies at random."""
@@ -260,9 +259,9 @@ class LwEIB(Method):
         return [self.scale * (self.fast if one else 1.0) for one in quick.tolist()]
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        found = self._read(shots.classes)
-        module = self.module(backbone, packed(found), shots.seed)
-        groups = [self.texts(name, shots.known, found) for name in shots.classes]
+        texts = self._read(shots.classes)
+        module = self.module(backbone, packed(texts), shots.seed)
+        groups = [self.texts(name, shots.known, texts) for name in shots.classes]
         tokens = backbone.tokenizer([text for group in groups for text in group]).to(
             backbone.device
         )
@@ -270,9 +269,10 @@ class LwEIB(Method):
         starts = counts.cumsum(0) - counts
 
         def loss(batch: Batch) -> Tensor:
-            own, labels = rivals(batch.labels, len(groups), self.negatives, batch.generator)
-            places = (torch.rand(len(own), generator=batch.generator) * counts[own.cpu()]).long()
-            chosen = tokens[(starts[own.cpu()] + places).to(tokens.device)]
+            classes, labels = rivals(batch.labels, len(groups), self.negatives, batch.generator)
+            shares = torch.rand(len(classes), generator=batch.generator)
+            places = (shares * counts[classes.cpu()]).long()
+            chosen = tokens[(starts[classes.cpu()] + places).to(tokens.device)]
             w = module.text_features(chosen, self.scales(backbone.text.depth, batch.generator))
             f = module.image_features(
                 batch.images, self.scales(backbone.image.depth, batch.generator)
@@ -286,16 +286,16 @@ class LwEIB(Method):
         if not self.descriptions:
             without_texts("LwEIB asks about classes with the run's own class prompts", "lweib")
             return {}
-        found = read_texts(self.descriptions)
-        texts_of_all(found, names, self.descriptions)  # raises for a class without texts
-        return found
+        texts = read_texts(self.descriptions)
+        texts_of_all(texts, names, self.descriptions)  # raises for a class without texts
+        return texts
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
-        module, found = self.module(backbone, tensors[TEXTS]).eval(), unpacked(tensors[TEXTS])
+        module, texts = self.module(backbone, tensors[TEXTS]).eval(), unpacked(tensors[TEXTS])
         module.load_state_dict(dict(tensors))
 
         def for_classes(names: Sequence[str]) -> ToLogits:
-            groups = [self.texts(name, known, found) for name in names]
+            groups = [self.texts(name, known, texts) for name in names]
             tokens = backbone.tokenizer([text for group in groups for text in group]).to(
                 backbone.device
             )

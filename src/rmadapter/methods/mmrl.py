@@ -150,9 +150,9 @@ class Representations(Learner):
 
     def tokens(self, side: str, block: int) -> Tensor:
         """Return the tokens [K, d], mapped for one block."""
-        own: Any = self.maps[side][str(block)]  # type: ignore[index]
-        weight = self.shared[side] + own.weight if len(self.shared) else own.weight
-        return F.linear(self.space, weight, own.bias)
+        mapping: Any = self.maps[side][str(block)]  # type: ignore[index]
+        weight = self.shared[side] + mapping.weight if len(self.shared) else mapping.weight
+        return F.linear(self.space, weight, mapping.bias)
 
     def project(self, x: Tensor) -> Tensor:
         """Return representation features [B, e] of [B, d]."""
@@ -160,8 +160,8 @@ class Representations(Learner):
             return x @ self.projection
         assert self.backbone.image.projection is not None
         weight, bias = self.backbone.image.projection
-        found = x @ (weight + self.projection.weight)
-        return found if bias is None else found + bias
+        projected = x @ (weight + self.projection.weight)
+        return projected if bias is None else projected + bias
 
     def prompts(self, names: Sequence[str], templates: Sequence[str]) -> list[Prompts]:
         """Return the prompts of all classes, template by template, in chunks of CHUNK."""
@@ -193,14 +193,14 @@ class Representations(Learner):
         """Return f_c and f_r, [B, e] each, not normalised, of image tokens that enter block J."""
         encoder, x, k = self.backbone.image, states.x, len(self.space)
         layout: Grid = states.layout
-        own, some = x.shape[1], encoder.reads_some(layout)
+        length, partly = x.shape[1], encoder.reads_some(layout)
         wide = replace(layout, last=k)
         for i in range(self.lowest["image"], encoder.depth + 1):
             mapped = self.tokens("image", i).expand(x.shape[0], -1, -1)
             if i > self.lowest["image"] and self.beta < 1:
-                mapped = self.beta * mapped + (1 - self.beta) * x[:, own:]
-            x = torch.cat([x[:, :own], mapped], 1)
-            x = encoder.step(i, x, encoder.norm(i, x), wide, i == encoder.depth and some)
+                mapped = self.beta * mapped + (1 - self.beta) * x[:, length:]
+            x = torch.cat([x[:, :length], mapped], 1)
+            x = encoder.step(i, x, encoder.norm(i, x), wide, i == encoder.depth and partly)
         return encoder.head(x[:, :-k], layout), self.project(encoder.top_norm(x[:, -k:]).mean(1))
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:

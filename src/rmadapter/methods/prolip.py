@@ -39,13 +39,13 @@ class Projector(Learner):
     def __init__(self, backbone: Backbone) -> None:
         super().__init__(backbone)
         self.first = backbone.image.depth
-        if (found := backbone.image.projection) is None:
+        if (projection := backbone.image.projection) is None:
             raise UserError(
                 f"ProLIP trains the linear projection after the image encoder, but {backbone.name} "
                 "has none: use "
                 f"another method, such as 'clip-adapter'"
             )
-        start, bias = found
+        start, bias = projection
         self.weight = nn.Parameter(start.detach().clone(memory_format=torch.contiguous_format))
         self.bias = None if bias is None else bias.detach()  # not trained
 

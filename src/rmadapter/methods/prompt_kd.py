@@ -125,10 +125,9 @@ class PromptKD(Method):
         def loss(batch: Batch) -> Tensor:
             with torch.no_grad():
                 expected = cosine_logits(large, still.features(batch, source), lesson.classes)
-            found = cosine_logits(
-                backbone, lesson.student.image_features(batch.images), lesson.classes
-            )
-            return self.loss(found, expected)
+            features = lesson.student.image_features(batch.images)
+            predicted = cosine_logits(backbone, features, lesson.classes)
+            return self.loss(predicted, expected)
 
         done = minimise(lesson, loss, self.recipe, shots, source)
         digest = torch.frombuffer(bytearray(large.digest.encode()), dtype=torch.uint8).to(
@@ -139,11 +138,11 @@ class PromptKD(Method):
             backbone, known, {**lesson.state_dict(), CLASSES: classes, DIGEST: digest}
         ).after(done)
 
-    def loss(self, found: Tensor, expected: Tensor) -> Tensor:
-        """Return the scalar loss. found, expected: logits [B, C] of student and teacher."""
-        z_s, z_t = ((z / self.tau).log_softmax(-1) for z in (found, expected))
+    def loss(self, predicted: Tensor, expected: Tensor) -> Tensor:
+        """Return the scalar loss. predicted, expected: logits [B, C] of student and teacher."""
+        z_s, z_t = ((z / self.tau).log_softmax(-1) for z in (predicted, expected))
         divergence = F.kl_div(z_s, z_t, reduction="sum", log_target=True)
-        return self.weight * self.tau**2 * divergence / found.numel()
+        return self.weight * self.tau**2 * divergence / predicted.numel()
 
     def module(self, backbone: Backbone, seed: int = 1, large: Backbone | None = None) -> Lesson:
         """Return an untrained student and an untrained teacher, without classes. large: the
@@ -169,11 +168,16 @@ class PromptKD(Method):
 
     def _seen_by(self, large: Backbone, shots: Shots) -> Shots:
         """Return the same shots, with the same views, for the teacher."""
-        own = shots.cache
+        cache = shots.cache
         if not self.teacher:
             return shots
         cache = Cache(
-            large, own.machine, own.augmentation, own.views, own.seed, progress=shots.progress
+            large,
+            cache.machine,
+            cache.augmentation,
+            cache.views,
+            cache.seed,
+            progress=shots.progress,
         )
         return replace(shots, cache=cache)
 

@@ -178,8 +178,8 @@ def _checked(member: object, name: str) -> Method:
     if isinstance(member, Method):
         method = member
     else:
-        own = () if member is kind else fields(kind)
-        method = complete(**{field.name: getattr(member, field.name) for field in own})
+        settings = () if member is kind else fields(kind)
+        method = complete(**{field.name: getattr(member, field.name) for field in settings})
     if not isinstance(method.traits.uses, Uses | None):
         raise UserError(
             f"method {name!r}: `uses` is not an rmadapter.Uses: see docs/your_method.md"
@@ -196,7 +196,7 @@ def _as_method(kind: type) -> type[Method]:
 
     known = [trait.name for trait in fields(Traits)]
     traits = Traits(**{name: getattr(kind, name) for name in known if hasattr(kind, name)})
-    body = {"traits": traits, "__module__": kind.__module__}
+    body = {"traits": getattr(kind, "traits", traits), "__module__": kind.__module__}
     return cast("type[Method]", ABCMeta(kind.__name__, (kind, Method), body))
 
 

@@ -114,7 +114,7 @@ class Stream:
         places, entropies = logits.argmax(-1), -(shares * logits.log_softmax(-1)).sum(-1)
         taken, maybe = F.one_hot(places, count).to(logits), (shares > method.mask).to(logits)
         relative = entropies / max(math.log2(count), 1.0)  # log2 C is 0 for a single class
-        found = []
+        rows = []
         listed = zip(places.tolist(), entropies.tolist(), relative.tolist(), strict=True)
         for row, (place, entropy, unsure) in enumerate(listed):
             self.positive.add(place, entropy, images[row], taken[row])
@@ -122,5 +122,5 @@ class Stream:
                 self.negative.add(place, entropy, images[row], maybe[row])
             more = method.alpha * self.positive.logits(images[row], method.beta)
             less = method.negative_alpha * self.negative.logits(images[row], method.negative_beta)
-            found.append(logits[row] + more - less)
-        return torch.stack(found)
+            rows.append(logits[row] + more - less)
+        return torch.stack(rows)

@@ -110,12 +110,11 @@ class Training(nn.Module):
         mine = F.one_hot(like.argmax(-1), len(cache))
         weight = (like - like.max(0).values).exp() * mine
         moved = self.keep * cache + (1 - self.keep) * weight.T @ tokens
-        found = F.normalize(torch.where(mine.any(0)[:, None], moved, cache), dim=-1)
+        written = F.normalize(torch.where(mine.any(0)[:, None], moved, cache), dim=-1)
         if several():
-            add_up(found)
-        self.refiner.cache = F.normalize(
-            found, dim=-1
-        )  # a new tensor, as the step's gradient needs the old one
+            add_up(written)
+        # a new tensor, as the step's gradient needs the old one
+        self.refiner.cache = F.normalize(written, dim=-1)
 
 
 @torch.no_grad()

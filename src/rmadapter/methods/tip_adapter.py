@@ -178,19 +178,14 @@ def _judged(
     """Return the affinity to the keys, values, zero-shot logits and labels of each held-out part.
     keys: of all shots."""
     weights = zero_shot_weights(backbone, shots.classes, shots.templates)
-    for rows, features, wanted in held_out(shots):
-        some, kept = shots, keys
+    for rows, features, targets in held_out(shots):
+        fitted, part_keys = shots, keys
         if not shots.val:
-            some = replace(
-                shots,
-                images=shots.images.subset(rows.tolist()),
-                unfinished=None,
-                progress=False,
-                callbacks=(),
-            )
-            kept = method.keys(backbone, some, views[:, rows])[0]
+            images = shots.images.subset(rows.tolist())
+            fitted = replace(shots, images=images, unfinished=None, progress=False, callbacks=())
+            part_keys = method.keys(backbone, fitted, views[:, rows])[0]
         x = F.normalize(at_least_float32(features), dim=-1)
-        yield x @ kept.T, one_hot(some), cosine_logits(backbone, x, weights), wanted
+        yield x @ part_keys.T, one_hot(fitted), cosine_logits(backbone, x, weights), targets
 
 
 def _search(

@@ -70,14 +70,14 @@ class Norms(nn.Module):
         """Return normalised class weights [C, e]: trained for known classes, from the text encoder
         for others."""
         place = {name: i for i, name in enumerate(known.classes)}
-        found = F.normalize(self.classes, dim=-1)
+        weights = F.normalize(self.classes, dim=-1)
         if new := [name for name in names if name not in place]:
             each = prompts_each(new, known.templates)
-            found = torch.cat(
-                [found, self.class_features(self.prompts(new, known.templates), each)]
+            weights = torch.cat(
+                [weights, self.class_features(self.prompts(new, known.templates), each)]
             )
         place |= {name: i for i, name in enumerate(new, len(place))}
-        return found[[place[name] for name in names]]
+        return weights[[place[name] for name in names]]
 
 
 def _norms(*encoders: Encoder) -> list[nn.Module]:

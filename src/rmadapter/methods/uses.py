@@ -246,9 +246,9 @@ ABOUT: Mapping[str, About] = {
 }
 
 
-def uses_of(name: str, settings: Mapping[str, Any], own: Uses | None = None) -> Uses | None:
+def uses_of(name: str, settings: Mapping[str, Any], declared: Uses | None = None) -> Uses | None:
     """Return what a method of this name uses. own: what a method from outside says, if anything."""
-    known = USES.get(name, own)
+    known = USES.get(name, declared)
     return known and known.given(settings)
 
 
@@ -286,7 +286,7 @@ def _sum(file: str) -> str:
     return hashlib.sha256(read_text(user_path(file)).encode()).hexdigest()
 
 
-def track_of(name: str, settings: Mapping[str, Any], own: Uses | None = None) -> str:
+def track_of(name: str, settings: Mapping[str, Any], declared: Uses | None = None) -> str:
     """Return one of TRACKS, or UNKNOWN."""
-    found = uses_of(name, settings, own)
-    return found.track if found else UNKNOWN
+    uses = uses_of(name, settings, declared)
+    return uses.track if uses else UNKNOWN

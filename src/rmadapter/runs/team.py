@@ -56,8 +56,8 @@ class Team:
             return
         pairs = zip(whole.images, whole.labels, strict=True)
         row = {(id(image), label): i for i, (image, label) in enumerate(pairs)}
-        wanted = zip(images.images, images.labels, strict=True)
-        rows = [row[id(image), label] for image, label in wanted]
+        announced = zip(images.images, images.labels, strict=True)
+        rows = [row[id(image), label] for image, label in announced]
         distributed.broadcast_numbers([_number(key), *rows])
 
     def trainings(self, key: str) -> Iterator[tuple[list[int], bool]]:

@@ -94,14 +94,14 @@ class About:
 class Traits:
     """Facts about a method's class, whatever its settings.
 
-    about: its line in `rmadapter methods`, if it comes from outside. uses: what it uses beyond the shots; None if a method from outside does not say. unlabelled:
+    uses: what it uses beyond the shots; None if a method from outside does not say. unlabelled:
     whether it learns from `Shots.unlabelled`. whole_batches: whether its loss depends on a whole
     batch, which several processes must not split. in_epochs: fields outside `recipe` that count
-    epochs, which `--effort` scales.
+    epochs, which `--effort` scales. about: of a method from outside, for `rmadapter methods`.
     """
 
-    about: About | None = None
     uses: Uses | None = None
     unlabelled: bool = False
     whole_batches: bool = False
     in_epochs: tuple[str, ...] = ()
+    about: About | None = None

@@ -41,9 +41,9 @@ def first_context(backbone: Backbone, init: str, n_ctx: int, seed: int) -> tuple
     """
     words = init.split()
     if len(words) >= n_ctx:
-        found = init_words(backbone, " ".join(words[:n_ctx]))
-        if len(found) == n_ctx:
-            return found, " ".join(words[n_ctx:])
+        vectors = init_words(backbone, " ".join(words[:n_ctx]))
+        if len(vectors) == n_ctx:
+            return vectors, " ".join(words[n_ctx:])
     return draw(n_ctx, backbone.text.width, seed), ""
 
 
@@ -63,10 +63,10 @@ def encode_image(backbone: Backbone, states: States, prompts: Sequence[Tensor]) 
     The first prompts pass through the encoder's norm before block 1, as the image's tokens already
     have. An encoder that pools over all tokens also pools over the prompts.
     """
-    encoder, own = backbone.image, states.x.shape[1]
+    encoder, length = backbone.image, states.x.shape[1]
 
     def append(x: Tensor, prompt: Tensor) -> Tensor:
-        return torch.cat([x[:, :own], prompt.to(x.dtype).expand(x.shape[0], -1, -1)], 1)
+        return torch.cat([x[:, :length], prompt.to(x.dtype).expand(x.shape[0], -1, -1)], 1)
 
     def edit(i: int, x: Tensor) -> Tensor:
         return append(x, prompts[i - 1]) if 1 < i <= len(prompts) else x

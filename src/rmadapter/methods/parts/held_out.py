@@ -21,8 +21,8 @@ def held_out(shots: Shots) -> list[tuple[Tensor, Tensor, Tensor]]:
     """
     labels = shots.labels
     if shots.val:
-        wanted = replace(shots, images=shots.val).labels
-        return [(torch.arange(len(labels)), shots.plain_features(shots.val), wanted)]
+        targets = replace(shots, images=shots.val).labels
+        return [(torch.arange(len(labels)), shots.plain_features(shots.val), targets)]
     plain = shots.plain_features()
     return [(rows, plain[held], labels[held]) for rows, held in folds(labels, shots.seed)]
 
@@ -35,6 +35,6 @@ def folds(labels: Tensor, seed: int) -> list[tuple[Tensor, Tensor]]:
     parts = min(FOLDS, int(torch.bincount(labels).min()))
     if parts < 2:
         return []
-    found = labels.cpu().numpy()
-    splits = StratifiedKFold(parts, shuffle=True, random_state=seed).split(found, found)
+    numbers = labels.cpu().numpy()
+    splits = StratifiedKFold(parts, shuffle=True, random_state=seed).split(numbers, numbers)
     return [(torch.from_numpy(fit), torch.from_numpy(held)) for fit, held in splits]

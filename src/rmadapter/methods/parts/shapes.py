@@ -18,8 +18,8 @@ def shaped(tensors: Mapping[str, Tensor], name: str, *shape: int) -> Tensor:
         want in (-1, side) for want, side in zip(shape, tensor.shape, strict=True)
     )
     if not fits or not tensor.is_floating_point():
-        wanted = ", ".join("any" if side < 0 else str(side) for side in shape)
+        expected = ", ".join("any" if side < 0 else str(side) for side in shape)
         raise RuntimeError(
-            f"{name} is {tensor.dtype} of {[*tensor.shape]}, not numbers of [{wanted}]"
+            f"{name} is {tensor.dtype} of {[*tensor.shape]}, not numbers of [{expected}]"
         )
     return tensor.float()
