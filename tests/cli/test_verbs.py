@@ -246,7 +246,7 @@ def test_report_of_a_run_makes_its_page_again(
     (run / "predictions.csv").unlink()
     shown = rmadapter("report", run)
     assert shown.code == 2
-    assert "predictions.csv: missing; only runs of this version have it" in shown.err
+    assert "predictions.csv: missing" in shown.err
     assert "--out: give a folder for the report" in rmadapter("report", tmp_path).err
 
 

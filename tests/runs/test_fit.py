@@ -117,7 +117,7 @@ def test_drawn_and_judged_images_are_decoded_once_and_others_never(
         before_page.update(counts)
         return []
 
-    monkeypatch.setattr(rmadapter.runs.fit, "mistakes", no_mistakes)
+    monkeypatch.setattr(rmadapter.runs.fit, "find_mistakes", no_mistakes)
     splits = read_images(colors)
     again(finished, splits, tmp_path / "run", shots=2)
     few = few_shot(splits, 2, 1)
