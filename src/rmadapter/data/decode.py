@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from rmadapter.data.decode_limits import (
     EXIF,
@@ -100,7 +100,7 @@ def reading(name: str) -> Iterator[None]:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{name}: {error}; make it smaller or leave it out") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         hint = advice(name)
         more = f"; {hint}" if hint else ""
         raise UserError(f"{name}: not an image in a supported format{more}") from None

@@ -144,7 +144,7 @@ def _cost(image: Image.Image) -> int:
         bits = tags.get(258, (1,))
         depth = sum(bits) * (tags.get(277, 1) if len(bits) == 1 else 1)
         strip = min(tags.get(278, image.height), image.height) * image.width
-        return 4 * pixels + max(strip, tags.get(322, 0) * tags.get(323, 0)) * depth // 8
+        return int(4 * pixels + max(strip, tags.get(322, 0) * tags.get(323, 0)) * depth // 8)
     return pixels * PER_PIXEL.get(image.format or "", 4)
 
 
@@ -210,8 +210,8 @@ def advice(name: str) -> str:
 
 
 def ignored_note(ignored: Counter[str]) -> str:
-    """Return a note such as "5 files ignored: .heic 3, .txt 2; pip install 'rmadapter[heic]' to read
-    .heic", or "".
+    """Return a note such as "5 files ignored: .heic 3, .txt 2; pip install 'rmadapter[heic]' to
+    read .heic", or "".
 
     ignored: number of files by suffix or by other reason.
     """

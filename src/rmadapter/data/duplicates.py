@@ -27,8 +27,8 @@ def thumbprint(image: Image.Image) -> bytes:
 
 
 def looks(thumbprints: Sequence[bytes]) -> np.ndarray:
-    """Return features [N, 2, 64 + 1024] of each image and its mirror image, by which near-duplicates
-    are found.
+    """Return features [N, 2, 64 + 1024] of each image and its mirror image, which near-duplicates
+    share.
 
     The 64 are signs: whether each of 8 x 8 cells gets lighter to the right (the difference hash).
     The 1024 are the 32 x 32 grey image with mean 0 and norm 1.
@@ -73,7 +73,7 @@ def _similar(some: np.ndarray, others: np.ndarray) -> np.ndarray:
     columns = similar.any(0).nonzero()[0]
     correlations = some[rows, BITS:] @ others[columns, BITS:].T
     similar[np.ix_(rows, columns)] &= correlations >= LEAST_CORRELATION
-    return similar
+    return np.asarray(similar)
 
 
 def groups(looks: np.ndarray, named: Sequence[str] = ()) -> np.ndarray:
@@ -90,4 +90,4 @@ def groups(looks: np.ndarray, named: Sequence[str] = ()) -> np.ndarray:
     itself = [(i, i) for i in range(count)]
     links = np.array([*pairs(looks, looks), *same, *itself], int).reshape(-1, 2)
     graph = coo_matrix((np.ones(len(links)), (links[:, 0], links[:, 1])), (count, count))
-    return connected_components(graph, directed=False)[1]
+    return np.asarray(connected_components(graph, directed=False)[1])

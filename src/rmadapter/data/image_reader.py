@@ -1,4 +1,4 @@
-"""Read an image file once for everything that needs it: pixels, near-duplicate features, SHA-256."""
+"""Read an image file once for everything that needs it: pixels, near-duplicates, SHA-256."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ImageReader:
     """Reads image files, and remembers what else is needed of them, so that none is decoded again.
 
     `read` decodes images ahead of their use: the next `pixels` of each costs nothing, as long as
-    they fit into `room` bytes. SHA-256 and thumbprints of files are remembered for good; thumbprints
+    they fit into `room` bytes. SHA-256 and thumbprints of files are remembered for good, the latter
     only after the first was requested, since most commands need none. Images in memory are not
     remembered. A copy, such as in a worker process, starts empty.
     """
@@ -53,7 +53,7 @@ class ImageReader:
         return image
 
     def pixels(self, source: ImageSource, transform: Transform) -> Tensor:
-        """Return the transformed image, from memory if `read` has kept it. Raises as `load_image`."""
+        """Return the transformed image, from memory if `read` kept it. Raises as `load_image`."""
         if isinstance(source, (str, Path)):
             with self._lock:
                 if self._pixels.get(str(source), (None,))[0] is transform:
@@ -86,8 +86,8 @@ class ImageReader:
     def read(
         self, sources: Sequence[ImageSource], transform: Transform, progress: bool = False
     ) -> list[str]:
-        """Read images ahead of their use: pixels, thumbprints and SHA-256. Return for each image why
-        it cannot be read, or ""."""
+        """Read images ahead of their use: pixels, thumbprints and SHA-256. Return for each image
+        why it cannot be read, or ""."""
         self._wants_thumbprints = True
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the returned texts say what is wrong

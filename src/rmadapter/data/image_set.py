@@ -117,15 +117,15 @@ class ImageSet:
     def read(self, transform: Transform, progress: bool = False) -> None:
         """Decode every image once, ahead of its use: `reader` keeps what is needed later.
 
-        transform: of a backbone, from an RGB image to pixels. Raises UserError if an image cannot be
-        read.
+        transform: of a backbone, from an RGB image to pixels. Raises UserError if an image cannot
+        be read.
         """
         errors = [error for error in self.reader.read(self.images, transform, progress) if error]
         if errors:
             raise UserError(unreadable(errors))
 
     def looks(self, progress: bool = False) -> np.ndarray:
-        """Return the features by which `duplicates` finds near-duplicates. Raises as `load_image`."""
+        """Return the features that near-duplicates share. Raises as `load_image`."""
         return looks(self.reader.thumbprints(self.images, progress))
 
     @cached_property
@@ -160,5 +160,5 @@ def _single(label: Label | Sequence[Label], number: int) -> Label:
         single = only_label(label, f"image {number}")
         if single is None:
             raise UserError(f"image {number} has an empty list of labels")
-        return single
+        return cast("Label", single)
     return cast("Label", label)

@@ -1,4 +1,4 @@
-"""Images to predict: turn files, folders, patterns, tables and stdin into one list of paths, without
+"""Images to predict: from files, folders, patterns, tables and stdin to one list of paths, without
 opening an image."""
 
 from __future__ import annotations

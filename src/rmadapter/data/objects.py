@@ -100,9 +100,9 @@ def image_list(data: Any) -> list[ImageSource]:
         names = list(map(str, data.columns))
         only = len(names) == 1
         name = names[0] if only else choose_columns("DataFrame", names, ["image"])["image"]
-        return data.iloc[:, names.index(name)].tolist()
+        return list(data.iloc[:, names.index(name)].tolist())
     if isinstance(data, np.ndarray) and data.dtype.kind in "OUS" and data.shape[1:] == (1,):
-        return data[:, 0].tolist()
+        return list(data[:, 0].tolist())
     return list(data)
 
 
@@ -297,7 +297,7 @@ def _class_weights(
         return factors
     if isinstance(class_weight, str) and class_weight == "balanced":
         drawn = np.minimum(np.bincount(labels, minlength=len(factors)), shots or len(labels))
-        return drawn.sum() / np.maximum(drawn, 1) / max(1, np.count_nonzero(drawn))
+        return np.asarray(drawn.sum() / np.maximum(drawn, 1) / max(1, np.count_nonzero(drawn)))
     if not isinstance(class_weight, Mapping):
         advice = "write 'balanced', or a dictionary of label -> weight"
         raise UserError(f"class_weight={quoted(class_weight)}: {advice}")

@@ -39,8 +39,8 @@ def read_images(
     - skip_bad: leave out unreadable images, and list them in `skipped`
     - check: decode all images; otherwise, without `skip_bad`, only their headers are read
     - outside: allow a table to name images outside its folder
-    - names: label -> prompt name; overrides classnames.json, an optional file in the folder (for one
-      of several domains, beside the domains). "crane | tall bird" gives one class two descriptions
+    - names: label -> prompt name; overrides classnames.json, an optional file in the folder (for
+      one of several domains, beside the domains). "crane | tall bird" gives one class two descriptions
     - columns: "image", "label", "split" or "group" -> its column in a table that uses other than
       the usual names
     - crops: use the boxes of COCO, YOLO, Label Studio and FiftyOne as images

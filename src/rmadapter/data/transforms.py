@@ -53,9 +53,10 @@ class TrainTransform:
         crop = tv.RandomResizedCrop(
             self.size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), interpolation=bicubic
         )
-        return tv.Compose(
-            [crop, tv.RandomHorizontalFlip(), tv.ToTensor(), tv.Normalize(self.mean, self.std)]
-        )
+        flip = tv.RandomHorizontalFlip()
+        steps: Callable[[Image.Image], Tensor]
+        steps = tv.Compose([crop, flip, tv.ToTensor(), tv.Normalize(self.mean, self.std)])
+        return steps
 
     def __call__(self, image: Image.Image, seed: int) -> Tensor:
         with seeded(seed):  # torchvision draws from the CPU's default generator
@@ -63,7 +64,7 @@ class TrainTransform:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageTensors(Dataset):
+class ImageTensors(Dataset[Tensor]):
     """A mapping of index -> float tensor [3, H, W] of an ImageSet; can be pickled for worker
     processes.
 

@@ -1,4 +1,4 @@
-"""Fetches archives from the network (resumed and checked) and unpacks them only below their folder."""
+"""Fetch archives from the network, resumed and checked, and unpack them only below their folder."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, TypeAlias
 
 from rmadapter.errors import UserError
 from rmadapter.support.checksums import sha256
@@ -30,12 +32,9 @@ DIGESTS = ".archives.sha256"  # in the format of sha256sum, one line per archive
 
 
 def fetch(
-    url: str,
-    path: Path,
-    digest: str = "",
-    most: int = 1 << 40,
-    show: Callable[[int], Any] | None = None,
-) -> None:
+    url: str, path: Path, digest: str = "", most: int = 1 << 40,
+    show: Callable[[int], object] = lambda size: None,
+) -> None:  # fmt: skip
     """Fetch a file, resuming an earlier call. digest: "md5:..." or "sha256:...", "" if unknown.
 
     show: called with the number of bytes so far. Raises UserError if the connection is lost too
@@ -43,21 +42,21 @@ def fetch(
     """
     if path.exists():
         return
-    part, tries = path.with_name(f"{path.name}.part"), 0
+    part = path.with_name(f"{path.name}.part")
+    tries = 0
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
-            if _get(url, part, before, most, show or (lambda _: None)):
+            if _get(url, part, before, most, show):
                 break
             error: Exception | None = None
         except (OSError, http.client.HTTPException) as cut:
             error = cut
         tries = 1 if part.exists() and part.stat().st_size > before else tries + 1
         if tries == TRIES or isinstance(error, urllib.error.HTTPError):
-            raise UserError(
-                f"{url}: {error or 'connection lost'}; run the same command again to resume"
-            ) from error
+            reason = error or "connection lost"
+            raise UserError(f"{url}: {reason}; run the same command again to resume") from error
     kind, _, wanted = digest.partition(":")
     if wanted and sha256(part, kind) != wanted:
         part.unlink()
@@ -65,8 +64,8 @@ def fetch(
     os.replace(part, path)
 
 
-def _get(url: str, part: Path, start: int, most: int, show: Callable[[int], Any]) -> bool:
-    """Append what is missing to `part`; False if the connection ended before the file."""
+def _get(url: str, part: Path, start: int, most: int, show: Callable[[int], object]) -> bool:
+    """Append what is missing to `part`; return False if the connection ended before the file."""
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
         answer = urllib.request.urlopen(request, timeout=60)
@@ -75,7 +74,8 @@ def _get(url: str, part: Path, start: int, most: int, show: Callable[[int], Any]
             return True
         raise
     with answer, open(part, "ab" if answer.status == 206 else "wb") as file:
-        size, length = file.tell(), answer.headers.get("Content-Length", "")
+        size = file.tell()
+        length = answer.headers.get("Content-Length", "")
         end = size + int(length) if length.isdecimal() else 0
         _check(url, end, most)
         while block := answer.read(CHUNK):
@@ -94,14 +94,17 @@ def _check(url: str, size: int, most: int) -> None:
 def remember(archive: Path, book: Path) -> None:
     """Record an archive's SHA-256 in `book`. If another one is recorded, remove the archive and
     raise UserError."""
-    lines = read_text(book, "a list of digests").splitlines() if book.exists() else []
-    known = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    found = sha256(archive)
-    if known.setdefault(archive.name, found) != found:
+    known: dict[str, str] = {}
+    for line in read_text(book, "a list of digests").splitlines() if book.exists() else []:
+        digest, _, name = line.partition("  ")
+        known[name] = digest
+    digest = sha256(archive)
+    first = known.setdefault(archive.name, digest)
+    if first != digest:
         archive.unlink()
         raise UserError(
-            f"{archive.name}: not the file of the first download (sha256 {found[:12]}; {book} has "
-            f"{known[archive.name][:12]}), so it was removed; if the new one is right, delete that line"
+            f"{archive.name}: not the file of the first download (sha256 {digest[:12]}; {book} has "
+            f"{first[:12]}), so it was removed; if the new one is right, delete that line"
         )
     write_text(book, "".join(f"{digest}  {name}\n" for name, digest in sorted(known.items())))
 
@@ -110,7 +113,7 @@ def remember(archive: Path, book: Path) -> None:
 
 
 def unpack(archive: Path, folder: Path, most: int = 1 << 40, *, fresh: bool = False) -> int:
-    """Unpack a zip or tar file, and archives inside it, below a folder; returns how many of `most`
+    """Unpack a zip or tar file, and archives inside it, below a folder; return how many of `most`
     bytes are left.
 
     fresh: the folder is empty, so a file that exists is a duplicate (two inner archives may share
@@ -125,7 +128,7 @@ def unpack(archive: Path, folder: Path, most: int = 1 << 40, *, fresh: bool = Fa
 
 @dataclass
 class _Room:
-    """What may still be unpacked."""
+    """The bytes and files that may still be unpacked."""
 
     bytes: int
     files: int
@@ -133,79 +136,62 @@ class _Room:
 
 def _unpack(archive: Path, folder: Path, room: _Room, fresh: bool) -> None:
     most = room.bytes
+    members = _zip_members if archive.suffix.lower() == ".zip" else _tar_members
     try:
-        for name, size, content in (_of_zip if archive.suffix.lower() == ".zip" else _of_tar)(
-            archive
-        ):
+        for name, size, content in members(archive):
             path = folder / _inside(name, archive)
-            room.bytes, room.files = room.bytes - size, room.files - 1
-            if room.bytes < 0:
-                raise UserError(
-                    f"{archive}: unpacks to more than {most:,} bytes, so it is not what it says"
-                )
-            if room.files < 0:
-                raise UserError(
-                    f"{archive}: unpacks to far too many files, so it is not what it says"
-                )
+            room.bytes -= size
+            room.files -= 1
+            if room.bytes < 0 or room.files < 0:
+                what = f"more than {most:,} bytes" if room.bytes < 0 else "far too many files"
+                raise UserError(f"{archive}: unpacks to {what}, so it is not what it says")
             path.parent.mkdir(parents=True, exist_ok=True)
             if fresh and path.exists():
-                raise UserError(
-                    f"{archive}: holds {name!r:.80} twice, or an archive in it does; unpack it first"
-                )
+                what = f"holds {name!r:.80} twice, or an archive in it does"
+                raise UserError(f"{archive}: {what}; unpack it first")
             with content() as packed, open(path, "wb") as file:
                 shutil.copyfileobj(packed, file, CHUNK)
-            hidden = any(
-                part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts
-            )  # Finder's notes
+            # of these, Finder's notes are hidden
+            hidden = any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
             if name.lower().endswith(ARCHIVES) and not hidden:
                 _unpack(path, path.parent, room, fresh)
                 path.unlink()
     except UserError:
         raise
     except Exception as error:  # on damaged archives their readers raise nearly anything
-        raise UserError(
-            f"{archive}: cannot be unpacked ({error or type(error).__name__})"
-        ) from error
+        reason = error or type(error).__name__
+        raise UserError(f"{archive}: cannot be unpacked ({reason})") from error
 
 
 def _inside(name: str, archive: Path) -> PurePosixPath:
+    """Return the path of a member. Raises UserError if it leaves the archive's folder."""
     path = PurePosixPath(name)
-    drive = re.match("[A-Za-z]:", name) or (
-        os.name == "nt" and ":" in name
-    )  # other colons are Windows's alone
-    if (
-        path.is_absolute()
-        or ".." in path.parts
-        or not path.parts
-        or drive
-        or "\\" in name
-        or "\0" in name
-    ):
-        raise UserError(
-            f"{archive}: holds {name!r:.80}, which leads out of its folder; nothing in it can be trusted"
-        )
+    drive = re.match("[A-Za-z]:", name) or (os.name == "nt" and ":" in name)
+    odd = drive or "\\" in name or "\0" in name
+    if odd or path.is_absolute() or ".." in path.parts or not path.parts:
+        what = f"holds {name!r:.80}, which leads out of its folder"
+        raise UserError(f"{archive}: {what}; nothing in it can be trusted")
     return path
 
 
-Member = tuple[str, int, Callable[[], Any]]
+Member: TypeAlias = "tuple[str, int, Callable[[], IO[bytes]]]"  # name, bytes, and what opens it
 
 
-def _of_zip(archive: Path) -> Iterator[Member]:
+def _zip_members(archive: Path) -> Iterator[Member]:
     with zipfile.ZipFile(archive) as file:
         for info in file.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise UserError(
-                    f"{archive}: holds {info.filename!r:.80}, which is a link or a device"
-                )
+                what = f"holds {info.filename!r:.80}, which is a link or a device"
+                raise UserError(f"{archive}: {what}")
             if info.is_dir():
-                _inside(_written(info), archive)
+                _inside(_zip_name(info), archive)
             else:  # no more than file_size comes out, whatever the data
-                yield _written(info), info.file_size, lambda info=info: file.open(info)  # type: ignore[misc]
+                yield _zip_name(info), info.file_size, partial(file.open, info)
 
 
-def _written(info: zipfile.ZipInfo) -> str:
-    """The name of a zip's member. The Finder and Info-ZIP write UTF-8 without saying so, PowerShell
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """Return the name of a zip's member. The Finder and Info-ZIP write UTF-8 without saying so, PowerShell
     backslashes."""
     name = info.filename
     if not info.flag_bits & 0x800:  # zipfile took it for the first PC's character set
@@ -215,33 +201,31 @@ def _written(info: zipfile.ZipInfo) -> str:
     return name if climbs else name.replace("\\", "/")
 
 
-def _of_tar(archive: Path) -> Iterator[Member]:
-    opened = gzip.open if archive.suffix.lower() in (".gz", ".tgz") else open
-    with (
-        opened(archive, "rb") as packed,
-        tarfile.open(fileobj=(sparing := _Sparing(packed)), mode="r:") as file,  # type: ignore
-    ):
+def _tar_members(archive: Path) -> Iterator[Member]:
+    unzip = gzip.open if archive.suffix.lower() in (".gz", ".tgz") else open
+    with ExitStack() as stack:
+        bounded = _BoundedFile(stack.enter_context(unzip(archive, "rb")))  # type: ignore[arg-type]
+        file = stack.enter_context(tarfile.open(fileobj=bounded, mode="r:"))  # type: ignore[call-overload]
         for member in file:
             if not (member.isdir() or member.isreg()):
-                raise UserError(
-                    f"{archive}: holds {member.name!r:.80}, which is a link or a device"
-                )
-            if member.isdir():
-                _inside(
-                    f"{member.name}/x", archive
-                )  # its name may be ".", as `tar -C photos .` has it
+                what = f"holds {member.name!r:.80}, which is a link or a device"
+                raise UserError(f"{archive}: {what}")
+            if member.isdir():  # its name may be ".", as `tar -C photos .` has it
+                _inside(f"{member.name}/x", archive)
             else:
-                yield member.name, member.size, lambda member=member: file.extractfile(member)  # type: ignore[misc]
-        if sparing.last != bytes(tarfile.BLOCKSIZE):  # tarfile takes a damaged header for the end
+                yield member.name, member.size, partial(file.extractfile, member)
+        if bounded.last != bytes(tarfile.BLOCKSIZE):  # tarfile takes a damaged header for the end
             raise ValueError("its end is missing, or it is damaged in between")
 
 
-class _Sparing:
-    """A file that refuses large reads: a tar header may claim any size. last: what was read last."""
+class _BoundedFile:
+    """A file that refuses large reads: a tar header may claim any size. last: the last bytes read."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.last = file, b""
-        self.seek, self.tell = file.seek, file.tell
+        self._file = file
+        self.last = b""
+        self.seek = file.seek
+        self.tell = file.tell
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= 16 * CHUNK:

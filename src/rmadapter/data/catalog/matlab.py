@@ -1,5 +1,5 @@
-"""Reads MATLAB files with SciPy in a separate process: a damaged file can crash it or take
-unlimited memory."""
+"""Read MATLAB files with SciPy in a separate process: a damaged file can crash it or take unlimited
+memory."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-SECONDS, BYTES = 60, 2**32  # limits of the other process
+SECONDS = 60  # limits of the other process
+BYTES = 2**32
 
 
 def variable(path: Path, key: str, *fields: str) -> list[Any]:
-    """One variable as a list; with `fields`, a list of structures as tuples of those fields.
+    """Return a variable as a list; with `fields`, a list of structures as tuples of those fields.
 
     Numbers and texts stay as they are, anything else becomes its repr. Raises UserError for a file
     that is missing, damaged or has no such variable.
@@ -25,12 +26,11 @@ def variable(path: Path, key: str, *fields: str) -> list[Any]:
     with opened(path, wanted):  # refuses pipes, on which SciPy would wait
         command = [sys.executable, __file__, str(path), key, *fields]
         try:
-            found = json.loads(
-                subprocess.run(command, capture_output=True, timeout=SECONDS, check=True).stdout
-            )
+            done = subprocess.run(command, capture_output=True, timeout=SECONDS, check=True)
+            rows = json.loads(done.stdout)
         except (subprocess.SubprocessError, ValueError):
             raise UserError(f"{path}: not {wanted}") from None
-    return [tuple(row) for row in found] if fields else found
+    return [tuple(row) for row in rows] if fields else list(rows)
 
 
 def _read(path: str, key: str, *fields: str) -> list[Any]:

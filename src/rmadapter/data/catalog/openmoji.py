@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 Style = Literal["color", "black"]
 
 ATTRIBUTION = (
-    "Pictograms designed by OpenMoji, the open-source emoji and icon project (https://openmoji.org), "
-    "licensed under CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/)."
+    "Pictograms designed by OpenMoji, the open-source emoji and icon project "
+    "(https://openmoji.org), licensed under CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/)."
 )
 
 # Unicode's emoji subgroups (Unicode Technical Standard #51) under names that a text encoder
@@ -35,14 +35,16 @@ CLASSES = {
     "building": "place-building place-religious",
     "clothing": "clothing",
     "electronic device": "phone computer light-and-video",
-    "face": "face-smiling face-affection face-tongue face-hand face-neutral-skeptical face-sleepy face-unwell face-hat "
-    "face-glasses face-concerned face-negative",
+    "face": "face-smiling face-affection face-tongue face-hand face-neutral-skeptical face-sleepy "
+    "face-unwell face-hat face-glasses face-concerned face-negative",
     "fruit or vegetable": "food-fruit food-vegetable",
-    "hand gesture": "hand-fingers-open hand-fingers-partial hand-single-finger hand-fingers-closed hands hand-prop",
+    "hand gesture": "hand-fingers-open hand-fingers-partial hand-single-finger hand-fingers-closed "
+    "hands hand-prop",
     "household item": "household",
     "meal": "food-prepared food-asian",
     "office supply": "office writing book-paper",
-    "person": "person person-gesture person-role person-fantasy person-activity person-sport person-resting",
+    "person": "person person-gesture person-role person-fantasy person-activity person-sport "
+    "person-resting",
     "plant": "plant-flower plant-other",
     "sports equipment": "sport",
     "tool": "tool",
@@ -51,44 +53,20 @@ CLASSES = {
 }
 # Members of those subgroups that nobody would call by the class name.
 EXCLUDED = {
-    *(
-        "rock",
-        "wood",
-        "brick",
-        "gem stone",
-        "lipstick",
-        "abacus",
-        "candle",
-        "diya lamp",
-        "red paper lantern",
-    ),
-    *(
-        "bus stop",
-        "motorway",
-        "railway track",
-        "oil drum",
-        "fuel pump",
-        "wheel",
-        "police car light",
-        "stop sign",
-    ),
-    *(
-        "horizontal traffic light",
-        "vertical traffic light",
-        "construction",
-        "anchor",
-        "ring buoy",
-        "seat",
-    ),
-}
+    "rock", "wood", "brick", "gem stone", "lipstick", "abacus", "candle", "diya lamp",
+    "red paper lantern", "bus stop", "motorway", "railway track", "oil drum", "fuel pump", "wheel",
+    "police car light", "stop sign", "horizontal traffic light", "vertical traffic light",
+    "construction", "anchor", "ring buoy", "seat",
+}  # fmt: skip
 TRAIN_PER_CLASS = 16
 MOST_PER_CLASS = 32  # otherwise a hundred faces and animals would outweigh tools in the accuracy
 
 # Pictograms whose names differ only in these words are one drawing mirrored, recoloured or with
 # other hair.
 _VARIANT_WORDS = re.compile(
-    r"\b(left|right|up|down|leftwards|rightwards|facing|raised|open|closed|low|increasing|decreasing|with flash|"
-    r"man|woman|person|boy|girl|child|old|older|red|green|blue|orange|black|white|small|large|tear-off|spiral)\b|[-: ]"
+    r"\b(left|right|up|down|leftwards|rightwards|facing|raised|open|closed|low|increasing|"
+    r"decreasing|with flash|man|woman|person|boy|girl|child|old|older|red|green|blue|orange|black|"
+    r"white|small|large|tear-off|spiral)\b|[-: ]"
 )
 _FAMILIES = {  # variants of one drawing that the names do not reveal
     **dict.fromkeys(("prince", "princess", "person with crown"), "royal"),
@@ -112,7 +90,7 @@ class Pictogram(NamedTuple):
 
 
 def load_openmoji(size: int = 112, style: Style = "color", seed: int = 0) -> dict[str, ImageSet]:
-    """Splits "train" (16 pictograms per class) and "test" (8 to 16 others), as RGB images [size,
+    """Return "train" (16 pictograms per class) and "test" (8 to 16 others), as RGB images [size,
     size] on white.
 
     `style` "black" keeps only the line layers of the drawings. The seed decides which pictograms go
@@ -121,19 +99,17 @@ def load_openmoji(size: int = 112, style: Style = "color", seed: int = 0) -> dic
     a size below 16.
     """
     font = _font(size, style)
-    return {
-        split: ImageSet(
-            images=tuple(_draw(p.character, font, size) for p in pictograms),
-            labels=tuple(p.label for p in pictograms),
-            classes=tuple(CLASSES),
-        )
-        for split, pictograms in split_pictograms(seed).items()
-    }
+    sets = {}
+    for split, pictograms in split_pictograms(seed).items():
+        images = tuple(_draw(pictogram.character, font, size) for pictogram in pictograms)
+        labels = tuple(pictogram.label for pictogram in pictograms)
+        sets[split] = ImageSet(images, labels, tuple(CLASSES))
+    return sets
 
 
 def write_folder(out: Path, size: int = 112, style: Style = "color", seed: int = 0) -> None:
-    """Write the same set as out/{train,test}/CLASS/NAME.png with out/ATTRIBUTION.txt; `out` appears
-    whole or never.
+    """Write the set of `load_openmoji` as out/{train,test}/CLASS/NAME.png with out/ATTRIBUTION.txt;
+    `out` appears complete or never.
 
     Raises UserError as `load_openmoji`, and if `out` already exists.
     """
@@ -160,16 +136,11 @@ def split_pictograms(seed: int = 0) -> dict[str, list[Pictogram]]:
     for label, subgroups in enumerate(CLASSES.values()):
         families: dict[str, list[Pictogram]] = {}
         for e in emoji:
-            character = e.character.replace(
-                "\ufe0f", ""
-            )  # the variation selector "as emoji" has no glyph
-            # Longer sequences are flags, and skin tones and genders of a pictogram that is already
-            # here.
-            if (
-                e.subcategory in subgroups.split()
-                and len(character) == 1
-                and e.cldr_name not in EXCLUDED
-            ):
+            # the variation selector "as emoji" has no glyph
+            character = e.character.replace("\ufe0f", "")
+            # Longer sequences are flags, or skin tones and genders of another pictogram.
+            listed = e.subcategory in subgroups.split() and e.cldr_name not in EXCLUDED
+            if listed and len(character) == 1:
                 pictogram = Pictogram(character, e.cldr_name, label)
                 families.setdefault(family(e.cldr_name), []).append(pictogram)
         shuffled = list(families.values())
@@ -184,8 +155,8 @@ def split_pictograms(seed: int = 0) -> dict[str, list[Pictogram]]:
 
 
 def family(name: str) -> str:
-    """A name shared by all variants of a drawing, from any of their names: "left-facing fist" ->
-    "fist"."""
+    """Return a name shared by all variants of a drawing, from any of their names: "fist" for
+    "left-facing fist"."""
     if "moon" in name.split():  # the phases, with and without a face
         return "moon"
     return _FAMILIES.get(name) or _VARIANT_WORDS.sub("", name) or "person"
@@ -202,9 +173,8 @@ def _font(size: int, style: Style) -> ImageFont.FreeTypeFont:
     if style == "black":
         content = _lines_only(content)
     # Single characters need no text shaping, so the basic layout gives the same result everywhere.
-    return ImageFont.truetype(
-        io.BytesIO(content), size * _EM / _CANVAS, layout_engine=ImageFont.Layout.BASIC
-    )
+    basic = ImageFont.Layout.BASIC
+    return ImageFont.truetype(io.BytesIO(content), size * _EM / _CANVAS, layout_engine=basic)
 
 
 def _draw(character: str, font: ImageFont.FreeTypeFont, size: int) -> Image.Image:
@@ -217,16 +187,13 @@ def _draw(character: str, font: ImageFont.FreeTypeFont, size: int) -> Image.Imag
 
 
 def _lines_only(font_bytes: bytes) -> bytes:
-    """The font with only the opaque black layers of each pictogram, which are OpenMoji's line art."""
+    """Return the font with only the opaque black layers of each pictogram, which are its line art."""
     from fontTools.ttLib import TTFont
 
     font = TTFont(io.BytesIO(font_bytes), lazy=True, recalcBBoxes=False, recalcTimestamp=False)
     layers = font["COLR"].ColorLayers
-    lines = {
-        i
-        for i, c in enumerate(font["CPAL"].palettes[0])
-        if (c.red, c.green, c.blue, c.alpha) == (0, 0, 0, 255)
-    }
+    palette = [(c.red, c.green, c.blue, c.alpha) for c in font["CPAL"].palettes[0]]
+    lines = {number for number, colour in enumerate(palette) if colour == (0, 0, 0, 255)}
     for glyph, stack in layers.items():
         layers[glyph] = [layer for layer in stack if layer.colorID in lines]
     saved = io.BytesIO()
@@ -238,6 +205,5 @@ def _require(package: str) -> Any:
     try:
         return import_module(package)
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"the demo's images need {package}; run: pip install 'rmadapter[demo]'"
-        ) from error
+        advice = "pip install 'rmadapter[demo]'"
+        raise UserError(f"the demo's images need {package}; run: {advice}") from error

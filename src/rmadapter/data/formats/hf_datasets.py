@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -103,7 +104,7 @@ def hub_parquets(folder: Path) -> dict[str, list[Path]]:
 
 
 def _open(path: Path) -> tuple[dict[str, Any], Path]:
-    """Return split -> Dataset of a folder or file, and the folder that its paths are relative to."""
+    """Return split -> Dataset of a folder or file, and the folder that paths are relative to."""
     if is_saved(path):
         library = _library(str(path))
         try:
@@ -233,13 +234,12 @@ def _file(
     if not path:
         raise UserError(f"{where}: has no image")
     check_inside(path, where, outside)
-    return (folder or Path()) / path
+    return (folder or Path()) / str(path)
 
 
 def _library(where: str) -> ModuleType:
     try:
-        import datasets
+        return import_module("datasets")
     except ImportError:
         advice = "pip install 'rmadapter[data]'"
         raise UserError(f"{where}: reading this needs the library `datasets`; {advice}") from None
-    return datasets
