@@ -58,7 +58,8 @@ def load_image(source: ImageSource) -> Image.Image:
 
 
 def read_image(file: BinaryIO, name: str) -> Image.Image:
-    """Decode an image like `load_image`, from an open file or bytes in memory. name: for messages."""
+    """Decode an image like `load_image`, from an open file or bytes in memory. name: its name in
+    messages."""
     _refuse_raw(name)
     with reading(name):
         return _rgb(open_image(file))

@@ -39,8 +39,8 @@ SCANS = 2_000_000_000  # most pixels times scans of a JPEG: 83 scans at 24 megap
 EXIF = 150_000
 HEIC = (".heic", ".heics", ".heif", ".heifs", ".hif")
 RAW = (
-    ".3fr", ".arw", ".cr2", ".cr3", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mos", ".nef", ".nrw", ".orf", ".pef",
-    ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f",
+    ".3fr", ".arw", ".cr2", ".cr3", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mos", ".nef",
+    ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f",
 )  # fmt: skip
 
 
@@ -68,8 +68,8 @@ def check_inside(name: str, where: str, outside: bool = False) -> None:
 
 
 def listed_image(table: Path, where: str, name: str, outside: bool = False) -> Path:
-    """Return the path of an image named in a table, relative to the table's folder. Raises UserError,
-    naming `where`, for an empty path, a NUL, a web address, and as `check_inside`."""
+    """Return the path of an image named in a table, relative to the table's folder. Raises
+    UserError, naming `where`, for an empty path, a NUL, a web address, and as `check_inside`."""
     if not name or "\0" in name:
         raise UserError(f"{where}: the path {'holds a NUL' if name else 'is empty'}")
     if URL.match(name):

@@ -40,7 +40,7 @@ def read_images(
     - check: decode all images; otherwise, without `skip_bad`, only their headers are read
     - outside: allow a table to name images outside its folder
     - names: label -> prompt name; overrides classnames.json, an optional file in the folder (for
-      one of several domains, beside the domains). "crane | tall bird" gives one class two descriptions
+      one of several domains, beside the domains). "crane | tall bird": one class, two descriptions
     - columns: "image", "label", "split" or "group" -> its column in a table that uses other than
       the usual names
     - crops: use the boxes of COCO, YOLO, Label Studio and FiftyOne as images

@@ -116,8 +116,8 @@ def decode_batches(
     size: int,
     bad: list[tuple[Source, str]] | None = None,
 ) -> Iterator[tuple[list[Source], Tensor]]:
-    """Yield batches of up to `size` images with their tensors [B, 3, H, W], in order; threads decode
-    two batches ahead.
+    """Yield batches of up to `size` images with their tensors [B, 3, H, W], in order; threads
+    decode two batches ahead.
 
     bad: collects unreadable images with the reason, which are then left out. If None, the first
     unreadable image raises UserError, after the images before it were yielded.

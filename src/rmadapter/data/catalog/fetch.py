@@ -191,8 +191,8 @@ def _zip_members(archive: Path) -> Iterator[Member]:
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
-    """Return the name of a zip's member. The Finder and Info-ZIP write UTF-8 without saying so, PowerShell
-    backslashes."""
+    """Return the name of a zip's member. The Finder and Info-ZIP write UTF-8 without saying so,
+    PowerShell backslashes."""
     name = info.filename
     if not info.flag_bits & 0x800:  # zipfile took it for the first PC's character set
         with contextlib.suppress(UnicodeError):
@@ -219,7 +219,7 @@ def _tar_members(archive: Path) -> Iterator[Member]:
 
 
 class _BoundedFile:
-    """A file that refuses large reads: a tar header may claim any size. last: the last bytes read."""
+    """A file that refuses large reads: a tar header may claim any size. last: bytes read last."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

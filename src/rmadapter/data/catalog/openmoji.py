@@ -187,7 +187,7 @@ def _draw(character: str, font: ImageFont.FreeTypeFont, size: int) -> Image.Imag
 
 
 def _lines_only(font_bytes: bytes) -> bytes:
-    """Return the font with only the opaque black layers of each pictogram, which are its line art."""
+    """Return the font with only the opaque black layers of each pictogram: its line art."""
     from fontTools.ttLib import TTFont
 
     font = TTFont(io.BytesIO(font_bytes), lazy=True, recalcBBoxes=False, recalcTimestamp=False)

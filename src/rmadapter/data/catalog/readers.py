@@ -319,8 +319,8 @@ def _lines(path: Path, pattern: str) -> Iterator[re.Match[str]]:
 
 
 def _classnames(home: Path) -> dict[str, str]:
-    """Return wnid -> name, in the order of classnames.txt, from `home` or else from imagenet/ beside
-    it."""
+    """Return wnid -> name, in the order of classnames.txt, from `home` or else from imagenet/
+    beside it."""
     path = home / "classnames.txt"
     shared = home.parent / "imagenet" / "classnames.txt"
     if shared.is_file() and not path.is_file():

@@ -42,7 +42,10 @@ from rmadapter.support.terminal import bar
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-ELSEWHERE = "Mirrors, not checked by us (parquet and webdataset may lack the file names that published shots need):"
+ELSEWHERE = (
+    "Mirrors, not checked by us (parquet and webdataset may lack the file names that published "
+    "shots need):"
+)
 
 
 def _load() -> dict[str, Dataset]:
@@ -99,8 +102,8 @@ def load_dataset(
     Returns split -> ImageSet with classes in label order and images in the order of the files that
     list them. A catalogue data set may also be stored as plain folders ([split/]class/image); its
     classes then get the catalogue's names. crops: as in `read_images`. Raises UserError if nothing
-    is there, images are missing or have several labels each, files contradict each other, or lists name
-    images outside the data set and `outside` is not set.
+    is there, images are missing or have several labels each, files contradict each other, or lists
+    name images outside the data set and `outside` is not set.
     """
     base = user_path(root) if root else Path()
     given = user_path(name_or_path)

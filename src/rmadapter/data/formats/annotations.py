@@ -103,7 +103,7 @@ def _orientation(image: Path, size: Sequence[Any]) -> int:
 
 
 def class_name(name: str, where: str) -> str:
-    """Return a class name from an annotation file, stripped. Raises UserError for an invalid one."""
+    """Return a class name from an annotation file, stripped. Raises UserError if it is invalid."""
     if not name.strip() or len(name) > MOST or not is_text(name):
         advice = f"use plain text of 1 to {MOST} characters"
         raise UserError(f"{where}: {quoted(name)} is not a class name: {advice}")
@@ -124,9 +124,8 @@ def _shares(mark: Mark) -> Box:
                 return x1, y1, x2, y2
     box = quoted(list(mark.box))
     size = " x ".join(str(side)[:20] for side in mark.size)
-    raise UserError(
-        f"{mark.where}: the box {box} (left, top, width, height) covers nothing in an image of {size}"
-    )
+    what = f"the box {box} (left, top, width, height) covers nothing in an image of {size}"
+    raise UserError(f"{mark.where}: {what}")
 
 
 def cut(image: Path, boxes: Sequence[Box]) -> list[Path]:

@@ -1,4 +1,4 @@
-"""What all formats share: rows of images with labels, names of splits, and the files of a folder."""
+"""What all formats share: rows of images with labels, names of splits, files of a folder."""
 
 from __future__ import annotations
 
@@ -143,8 +143,8 @@ def only_label(labels: Iterable[T], where: str) -> T | None:
         first, second = map(quoted, different[:2])
         raise UserError(
             f"{where}: has the labels {first} and {second}, but one label per image is supported: "
-            f"use --crops (crops=True) for boxes, or a multi-label library such as torchvision with "
-            f"BCE loss"
+            f"use --crops (crops=True) for boxes, or a multi-label library such as torchvision "
+            f"with BCE loss"
         )
     return different[0] if different else None
 

@@ -96,8 +96,10 @@ def _boxes(where: str, values: Sequence[Mapping[str, Any]]) -> Iterator[Mark]:
 
 
 def _around(box: Box, turn: float, ratio: float) -> Box:
-    """Return the upright box around one that is turned clockwise about its corner at the top left,
-    by `turn` degrees of a circle in pixels. ratio: height of the image over its width, in pixels."""
+    """Return the upright box around one that is turned clockwise about its corner at the top left.
+
+    turn: degrees of a circle in pixels. ratio: height of the image over its width, in pixels.
+    """
     left, top, width, height = box
     cosine, sine = math.cos(math.radians(turn)), math.sin(math.radians(turn))
     corners = [(x * width, y * height * ratio) for x in (0, 1) for y in (0, 1)]
