@@ -184,15 +184,9 @@ def _kinds(
         "line": png(20_000, 10),
     }
     wrong = [
-        "{",
-        "[" * 10_000,
-        '{"images": 1}',
-        '{"images": ["%"]}',
-        '{"images": [""]}',
-        "[]",
-        "null",
+        "{", "[" * 10_000, '{"images": 1}', '{"images": ["%"]}', '{"images": [""]}', "[]", "null",
         '"\\ud800"',
-    ]
+    ]  # fmt: skip
     return {
         "random bytes": lambda: send(*form(rng.randbytes(rng.randrange(1, 50_000)))),
         "truncated JPEG": lambda: send(*form(photo[: rng.randrange(1, len(photo) - 2)])),

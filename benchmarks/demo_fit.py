@@ -21,13 +21,9 @@ from rmadapter.training.cache import Cache
 from rmadapter.training.contract import Shots
 
 KEYS = (
-    "images",
-    "reference_seconds",
-    "lean_seconds",
-    "ratio",
-    "reference_last_loss",
+    "images", "reference_seconds", "lean_seconds", "ratio", "reference_last_loss",
     "lean_last_loss",
-)
+)  # fmt: skip
 
 
 def main() -> None:

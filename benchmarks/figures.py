@@ -343,20 +343,10 @@ def _growth_cell(point: Result, part: str) -> str:
 
 
 SECTIONS: dict[str, Callable[[Any], str]] = {
-    "train_step": train_step,
-    "overhead": overhead,
-    "inference": inference,
-    "predict": predict,
-    "serve": serve,
-    "options": options,
-    "folder": folder,
-    "demo_fit": demo_fit,
-    "peers": peers,
-    "public": public,
-    "scaling": scaling,
-    "growth": growth,
-    "gpu": gpu,
-}
+    "train_step": train_step, "overhead": overhead, "inference": inference, "predict": predict,
+    "serve": serve, "options": options, "folder": folder, "demo_fit": demo_fit, "peers": peers,
+    "public": public, "scaling": scaling, "growth": growth, "gpu": gpu,
+}  # fmt: skip
 
 if __name__ == "__main__":
     main()

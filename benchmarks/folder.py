@@ -77,14 +77,9 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             *(w for s in options.set for w in ("--set", s)),
         ]
         words += [
-            "--backbone",
-            options.backbone,
-            "--shots",
-            str(options.shots),
-            "--out",
-            str(out),
+            "--backbone", options.backbone, "--shots", str(options.shots), "--out", str(out),
             "--quiet",
-        ]
+        ]  # fmt: skip
         subprocess.run(
             [sys.executable, "-m", "rmadapter", "fit", str(data), *words],
             check=True,

@@ -37,15 +37,8 @@ FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SQUARES = (1024, 4096, 8192)  # sides of the products; the best of them is the card's rate
 BUDGET = 20 * 60.0  # seconds of the whole script; what would begin later is left out
 KEYS = (
-    "what",
-    "classes",
-    "batch",
-    "seconds",
-    "images_per_second",
-    "peak_mb",
-    "share_of_rate",
-    "note",
-)
+    "what", "classes", "batch", "seconds", "images_per_second", "peak_mb", "share_of_rate", "note",
+)  # fmt: skip
 Row = dict[str, Any]
 
 

@@ -49,22 +49,12 @@ from rmadapter.training.contract import Fitted, Known
 REFERENCE, ADAPTED = "open_clip, torch fp32", "rmadapter, torch fp32"
 TORCH = ("torch bf16", "torch bf16 autocast", "torch compiled")
 EXPORTS = (
-    "onnxruntime fp32",
-    "onnxruntime int8",
-    "openvino fp32",
-    "openvino bf16",
-    "openvino int8",
-)
+    "onnxruntime fp32", "onnxruntime int8", "openvino fp32", "openvino bf16", "openvino int8",
+)  # fmt: skip
 KEYS = (
-    "engine",
-    "adapters",
-    "threads",
-    "batch",
-    "images_per_cpu_second",
-    "images_per_second",
-    "times",
-    "difference",
-)
+    "engine", "adapters", "threads", "batch", "images_per_cpu_second", "images_per_second",
+    "times", "difference",
+)  # fmt: skip
 MORE = 5  # times as many repeats for single images
 Ask = Callable[[np.ndarray], np.ndarray]  # pixels [B, 3, H, W] -> probabilities [B, C]
 

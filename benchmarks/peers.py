@@ -40,30 +40,16 @@ from rmadapter.training.loop import WHOLE
 STEPS = 6
 IN_BLOCKS = (
     *(
-        "coop",
-        "cocoop",
-        "kgcoop",
-        "tcp",
-        "maple",
-        "promptsrc",
-        "coprompt",
-        "mmrl",
-        "mmrl-plus-plus",
-        "clip-lora",
+        "coop", "cocoop", "kgcoop", "tcp", "maple", "promptsrc", "coprompt", "mmrl",
+        "mmrl-plus-plus", "clip-lora",
     ),
     *("mma", "rmadapter"),
-)
+)  # fmt: skip
 NO_DROPOUT = 1e-9  # runs the code of dropout, but drops nothing: both passes then compute the same
 KEYS = (
-    "method",
-    "parameters",
-    "batch",
-    "step_seconds",
-    "bf16_seconds",
-    "reference_seconds",
-    "ratio",
+    "method", "parameters", "batch", "step_seconds", "bf16_seconds", "reference_seconds", "ratio",
     "peak_mb",
-)
+)  # fmt: skip
 
 
 def main() -> None:
@@ -118,13 +104,9 @@ def measure(options: argparse.Namespace, backbone: Backbone, name: str) -> dict[
     before = held()
     most = peak_beyond(before, lambda: fitted.append(method.fit(backbone, shots)))
     return {
-        "method": name,
-        "title": method.title,
-        "parameters": fitted[-1].parameters,
-        "batch": batch,
-        "step_seconds": fitted[-1].trained.step_seconds,
-        "peak_mb": most,
-    }
+        "method": name, "title": method.title, "parameters": fitted[-1].parameters, "batch": batch,
+        "step_seconds": fitted[-1].trained.step_seconds, "peak_mb": most,
+    }  # fmt: skip
 
 
 def compare(options: argparse.Namespace, backbone: Backbone, name: str) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""The tables of docs/studies/performance.md, from the result files of benchmarks and of the study of steps.
+"""Write the tables of docs/studies/performance.md, from the results of benchmarks and of the study
+of steps.
 
 python benchmarks/performance.py
 """

@@ -24,20 +24,11 @@ KINDS = {
     "activation": ("gelu", "sigmoid", "relu", "mul", "silu"),
     "norm": ("layer_norm",),
     "copies and casts": (
-        "copy",
-        "to",
-        "cat",
-        "clone",
-        "contiguous",
-        "index",
-        "gather",
-        "scatter",
-        "fill",
-        "zero",
+        "copy", "to", "cat", "clone", "contiguous", "index", "gather", "scatter", "fill", "zero",
     ),
     "sums": ("add", "sum", "mean"),
     "optimizer": ("foreach", "fused", "addcmul", "addcdiv", "sqrt", "lerp"),
-}
+}  # fmt: skip
 
 
 def main() -> None:

@@ -52,15 +52,9 @@ SQUARE, ROUNDS, LONG = (
 )  # of products that measure the machine's rate; seconds after which none is larger
 TEMPLATES = 2  # of PromptSRC's 60, which are encoded before the first step
 KEYS = [
-    "method",
-    "classes",
-    "batch",
-    "public_seconds",
-    "fp32_seconds",
-    "bf16_seconds",
-    "fp32_ratio",
+    "method", "classes", "batch", "public_seconds", "fp32_seconds", "bf16_seconds", "fp32_ratio",
     "bf16_ratio",
-]
+]  # fmt: skip
 
 
 def main() -> int:

@@ -42,14 +42,9 @@ PER_ROUND = 4  # lean steps for one reference step
 HALF = "bfloat16"  # the largest square product in that number format
 CHUNK = 250  # prompts of the reference at once, where all do not fit
 KEYS = [
-    "classes",
-    "lean_seconds",
-    "mixed_seconds",
-    "reference_seconds",
-    "ratio",
-    "mixed_ratio",
+    "classes", "lean_seconds", "mixed_seconds", "reference_seconds", "ratio", "mixed_ratio",
     "matmul_share",
-]
+]  # fmt: skip
 KEYS += ["max_gradient_difference", "lean_peak_mb", "mixed_peak_mb", "reference_peak_mb"]
 
 

@@ -57,23 +57,12 @@ def ask(lines: list[str], words: list[str]) -> list[dict[str, Any]] | str:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "all.txt").write_text("\n".join(lines))
         command = [
-            sys.executable,
-            "-m",
-            "pip_audit",
-            "--requirement",
-            f"{folder}/all.txt",
-            "--no-deps",
+            sys.executable, "-m", "pip_audit", "--requirement", f"{folder}/all.txt", "--no-deps",
             "--disable-pip",
-        ]
+        ]  # fmt: skip
         command += [
-            "--format",
-            "json",
-            "--progress-spinner",
-            "off",
-            "--timeout",
-            str(PATIENCE),
-            *words,
-        ]
+            "--format", "json", "--progress-spinner", "off", "--timeout", str(PATIENCE), *words,
+        ]  # fmt: skip
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=SECONDS, check=False

@@ -24,12 +24,9 @@ BROWSER = next(
 )
 KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), " ": (32, " ")}
 FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
     "--remote-debugging-pipe",
-)
+)  # fmt: skip
 STATE = "document.getElementById('state').textContent"  # of an exported page
 
 

@@ -3,10 +3,10 @@ scales.
 
 python tools/choose_defaults.py caltech101 rsscn7 --root DATA --grid grid.yaml --out results.jsonl
 
-What is chosen with it is reported on other data sets: see docs/studies/defaults.md. The logit scale differs
-between backbones (15 to 100) and changes no zero-shot answer, but shifts the cross-entropy against
-the other terms of the loss. The grid file is a list of {setting: value} mappings, which may contain
-"method: mma". Finished lines are kept: repeat the command to resume.
+What is chosen with it is reported on other data sets: see docs/studies/defaults.md. The logit scale
+differs between backbones (15 to 100) and changes no zero-shot answer, but shifts the cross-entropy
+against the other terms of the loss. The grid file is a list of {setting: value} mappings, which may
+contain "method: mma". Finished lines are kept: repeat the command to resume.
 """
 
 from __future__ import annotations

@@ -56,14 +56,11 @@ def row(name: str, shots: Shots, expected: str, place: Path) -> dict[str, Any]:
     opened = time.perf_counter()
     same = digest(found) == expected
     return {
-        "format": name,
-        "images": sum(map(len, found.values())),
-        "classes": len(next(iter(found.values())).classes),
-        "mb": round(size / 1e6, 2),
-        "open_s": round(opened - started, 2),
-        "decode_s": round(time.perf_counter() - opened, 2),
+        "format": name, "images": sum(map(len, found.values())),
+        "classes": len(next(iter(found.values())).classes), "mb": round(size / 1e6, 2),
+        "open_s": round(opened - started, 2), "decode_s": round(time.perf_counter() - opened, 2),
         "same": same,
-    }
+    }  # fmt: skip
 
 
 def rows(folder: Path) -> Iterator[dict[str, Any]]:

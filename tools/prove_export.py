@@ -38,15 +38,9 @@ def fresh(folder: Path, needs: Path) -> Path:
     venv.create(folder, with_pip=True)
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     command = [
-        str(python),
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-compile",
-        "--requirement",
+        str(python), "-m", "pip", "install", "--quiet", "--no-compile", "--requirement",
         str(needs),
-    ]
+    ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise NoPip((done.stderr.strip() or "pip failed").splitlines()[-1])

@@ -16,7 +16,8 @@ a line has, on test images:
     kept       share of the same variance within the row space of the down-projection
     overlap    of that row space with the input's first r principal directions; r / width by chance
 
-Finished lines are kept: repeat the command to resume. docs/studies/reconstruction.md has the results.
+Finished lines are kept: repeat the command to resume. docs/studies/reconstruction.md has the
+results.
 """
 
 from __future__ import annotations

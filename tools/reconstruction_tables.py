@@ -1,10 +1,12 @@
-"""The tables of docs/studies/reconstruction.md, from the lines that tools/reconstruction.py wrote.
+"""Make the tables of docs/studies/reconstruction.md, from the lines that tools/reconstruction.py
+wrote.
 
     python tools/reconstruction_tables.py docs/results/reconstruction.jsonl
 
 A data set counts once, with the mean of its seeds; interval and p are Student's over data sets, p
-corrected (Holm) over the rows of a table with the same figure. `--page docs/studies/reconstruction.md` puts
-each table in its place on the page, between <!-- NAME --> and <!-- end -->.
+corrected (Holm) over the rows of a table with the same figure. `--page
+docs/studies/reconstruction.md` puts each table in its place on the page, between <!-- NAME --> and
+<!-- end -->.
 """
 
 from __future__ import annotations

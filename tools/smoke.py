@@ -39,16 +39,9 @@ def steps(images: Path, run: Path, backbone: str) -> Iterator[list[str]]:
     yield ["doctor", "--json"]
     yield ["methods", "--json"]
     yield [
-        "fit",
-        str(images),
-        "--method",
-        "zero-shot",
-        "--backbone",
-        backbone,
-        "--out",
-        str(run),
+        "fit", str(images), "--method", "zero-shot", "--backbone", backbone, "--out", str(run),
         "--quiet",
-    ]
+    ]  # fmt: skip
     its = ["--backbone", backbone]
     yield ["predict", str(run), str(images), *its, "--json"]
     yield ["eval", str(run), str(images), "--split", "all", *its, "--json"]

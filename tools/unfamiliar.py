@@ -161,20 +161,13 @@ class Study:
             rated = {name: apart(known_scores[name], x) for name, x in score(images)[1].items()}
             lines.append(
                 {
-                    "data": data,
-                    "seed": seed,
-                    "shots": self.shots,
-                    "backbone": fitted.backbone.name,
-                    "far": other,
-                    "accuracy": round(float(right.double().mean()), 4),
-                    "known": len(known),
-                    "unfamiliar": len(images),
-                    "scores": rated,
-                    "digest": fitted.backbone.digest,
-                    "split": split_digest(few),
-                    "versions": versions(),
+                    "data": data, "seed": seed, "shots": self.shots,
+                    "backbone": fitted.backbone.name, "far": other,
+                    "accuracy": round(float(right.double().mean()), 4), "known": len(known),
+                    "unfamiliar": len(images), "scores": rated, "digest": fitted.backbone.digest,
+                    "split": split_digest(few), "versions": versions(),
                 }
-            )
+            )  # fmt: skip
         return lines
 
     def _model(self, seed: int, fitted: Fitted | None = None) -> AdaptedCLIP:

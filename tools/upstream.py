@@ -32,17 +32,9 @@ from rmadapter.support.machine import seeded
 SIZE, NOISE = 64, 0.05
 # What an import from a clone leaves in sys.modules
 LEFT = (
-    "clip",
-    "clip_maple",
-    "trainers",
-    "dassl",
-    "lora",
-    "loralib",
-    "utils",
-    "fs",
-    "plotnine",
+    "clip", "clip_maple", "trainers", "dassl", "lora", "loralib", "utils", "fs", "plotnine",
     "pkg_resources",
-)
+)  # fmt: skip
 
 
 class Theirs(NamedTuple):

@@ -101,12 +101,8 @@ def shrink(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         vision |= {"layers": [1, 1, 1, 1], "width": 8, "head_width": 8, "image_size": SIDE}
     else:
         vision |= {
-            "layers": 2,
-            "width": WIDTH,
-            "head_width": 16,
-            "image_size": SIDE,
-            "patch_size": 16,
-        }
+            "layers": 2, "width": WIDTH, "head_width": 16, "image_size": SIDE, "patch_size": 16,
+        }  # fmt: skip
     if vision.get("attentional_pool"):
         vision["attn_pooler_heads"] = 2
     if name := text.get("hf_model_name"):

@@ -196,26 +196,13 @@ def test_what_a_bench_would_refuse_is_refused(
 
 def test_the_command(rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
     words = [
-        "few-shot",
-        "--datasets",
-        colors.name,
-        "--root",
-        colors.parent,
-        "--backbone",
+        "few-shot", "--datasets", colors.name, "--root", colors.parent, "--backbone",
         tiny_clip.name,
-    ]
+    ]  # fmt: skip
     words += [
-        "--methods",
-        "zero-shot",
-        "--shots",
-        "1,2",
-        "--seeds",
-        "1",
-        "--set",
-        "device=cpu",
-        "--out",
+        "--methods", "zero-shot", "--shots", "1,2", "--seeds", "1", "--set", "device=cpu", "--out",
         tmp_path / "x",
-    ]
+    ]  # fmt: skip
     code, out, _ = rmadapter("plan", *words)
     assert code == 0
     assert "2 of 2 runs are left: 0.00 hours on 1 x cpu" in out

@@ -113,15 +113,8 @@ def test_the_bench_runs_both(
 ) -> None:
     shutil.copytree(colors, tmp_path / "dtd")
     given = [
-        "bench",
-        "few-shot",
-        "--datasets",
-        "dtd",
-        "--root",
-        tmp_path,
-        "--backbone",
-        tiny_clip.name,
-    ]
+        "bench", "few-shot", "--datasets", "dtd", "--root", tmp_path, "--backbone", tiny_clip.name,
+    ]  # fmt: skip
     given += ["--methods", "tip-adapter", "--seeds", "1", "--shots", "1", "--set", "device=cpu"]
     code, out, _ = rmadapter(*given, "--out", tmp_path / "out", "--per-set", "--json")
     assert code == 0

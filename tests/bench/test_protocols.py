@@ -54,12 +54,8 @@ def test_what_is_asked_of_each_protocol(domains: Path) -> None:
     assert job.path.parts[:3] == ("domain-generalization", "pacs", "photo")
     _, found = asked("domain-generalization", ["imagenet"], ["mma"], [1])
     assert [name for name, _ in found] == [
-        "all",
-        "imagenetv2",
-        "imagenet_sketch",
-        "imagenet_a",
-        "imagenet_r",
-    ]
+        "all", "imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r",
+    ]  # fmt: skip
     jobs = expand("few-shot", ["a"], ["mma"], [1])
     assert [job.task.shots for job in jobs] == [1, 2, 4, 8, 16]
     assert asked("few-shot", ["a"], ["mma"], [1], [3]) == ("a", [("all", "")])

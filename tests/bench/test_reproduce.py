@@ -57,15 +57,9 @@ def words(tmp_path: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) 
         miniature(tmp_path / "data", key, monkeypatch)
     monkeypatch.setattr(paper, "BACKBONES", (tiny_clip.name,))
     common = [
-        "--root",
-        tmp_path / "data",
-        "--out",
-        tmp_path / "out",
-        "--backbone",
-        tiny_clip.name,
-        "--seeds",
-        "1",
-    ]
+        "--root", tmp_path / "data", "--out", tmp_path / "out", "--backbone", tiny_clip.name,
+        "--seeds", "1",
+    ]  # fmt: skip
     return ["reproduce", *common, "--tables", "1", "--methods", "zero-shot,rmadapter"]
 
 

@@ -226,7 +226,8 @@ def test_code_that_changed_after_the_last_run_is_refused(
     """The daily loop of somebody who writes a method: edit it, and give the same command again."""
     code, out = tmp_path / "mine.py", tmp_path / "out"
     code.write_text(
-        "from tests.helpers.external_methods import ExternalMethod\n\nclass Mine(ExternalMethod):\n    title = 'mine'\n"
+        "from tests.helpers.external_methods import ExternalMethod\n\n"
+        "class Mine(ExternalMethod):\n    title = 'mine'\n"
     )
     jobs = jobs_of(tiny_clip, colors, methods=[f"{code}:Mine"], seeds=[1])
     run_bench(colors, out, jobs)

@@ -271,8 +271,8 @@ def test_the_best_trial_wins_and_the_first_is_the_method_as_given(
     assert {*seen[2]} == {*job.searched}
     assert settings_of(found) == settings_of(method) | seen[2]
     assert (
-        told
-        == "tuned by 4 trials on 4 folds of 16 training images, the best of which has 100.0 %, as given 50.0"
+        told == "tuned by 4 trials on 4 folds of 16 training images, "
+        "the best of which has 100.0 %, as given 50.0"
     )
     assert seconds == 4 * 2.5
     assert tune_job(method, job, lab) == (found, told, seconds)
@@ -299,25 +299,13 @@ def test_from_the_bench_to_the_rules_of_its_report(
     rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:
     given = [
-        "bench",
-        "few-shot",
-        "--datasets",
-        colors.name,
-        "--root",
-        colors.parent,
-        "--backbone",
+        "bench", "few-shot", "--datasets", colors.name, "--root", colors.parent, "--backbone",
         tiny_clip.name,
-    ]
+    ]  # fmt: skip
     given += [
-        "--methods",
-        "zero-shot,clip-adapter",
-        "--seeds",
-        "1",
-        "--shots",
-        "4",
-        "--set",
+        "--methods", "zero-shot,clip-adapter", "--seeds", "1", "--shots", "4", "--set",
         "device=cpu",
-    ]
+    ]  # fmt: skip
     given += ["--set", "clip-adapter.epochs=1", "--tune", "2"]
     refused(
         rmadapter("plan", *given[1:], "--out", tmp_path / "runs"),

@@ -102,18 +102,8 @@ def test_inference_compares_every_engine_with_open_clip(
     monkeypatch.setattr(torch, "compile", lambda model: model)
     monkeypatch.setattr(inference.int8, "LARGE", 2**10)
     given = (
-        *tiny,
-        "--classes",
-        "3",
-        "--batches",
-        "1",
-        "3",
-        "--cores",
-        "1",
-        "--size",
-        "32",
-        "--json",
-    )
+        *tiny, "--classes", "3", "--batches", "1", "3", "--cores", "1", "--size", "32", "--json",
+    )  # fmt: skip
     results = json.loads(run(inference, monkeypatch, capsys, *given))
     rows = {(row["engine"], row["adapters"], row["batch"]): row for row in results}
     assert len(rows) == len(results) == 2 * len(inference.kinds())

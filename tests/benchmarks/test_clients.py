@@ -39,14 +39,9 @@ def test_hostile_ones_are_refused_or_answered() -> None:
         assert statuses.pop("damaged form") in (200, 400, 422)
         assert statuses.pop("wrong JSON") in (400, 422)
         assert statuses == {
-            "random bytes": 422,
-            "truncated JPEG": 422,
-            "bomb": 422,
-            "line": 422,
-            "huge body": 413,
-            "huge body in chunks": 413,
-            "no such path": 404,
-        }
+            "random bytes": 422, "truncated JPEG": 422, "bomb": 422, "line": 422, "huge body": 413,
+            "huge body in chunks": 413, "no such path": 404,
+        }  # fmt: skip
         assert clients.hostile(
             address, colour_image(9, 9, 9, (90, 70), "JPEG"), 200_000, time.monotonic() + 0.5, 2
         )

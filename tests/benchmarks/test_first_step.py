@@ -18,33 +18,17 @@ def test_only_drawn_images_are_decoded(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = [
-        "--images",
-        "20",
-        "--distinct",
-        "8",
-        "--classes",
-        "2",
-        "--shots",
-        "2",
-        "--pixels",
-        "32",
-        "24",
-        "--json",
-    ]
+        "--images", "20", "--distinct", "8", "--classes", "2", "--shots", "2", "--pixels", "32",
+        "24", "--json",
+    ]  # fmt: skip
     folder = tmp_path / "data"
     monkeypatch.setattr(
         "sys.argv",
         [
-            "first_step.py",
-            "--backbone",
-            tiny_clip.name,
-            *words,
-            "--folder",
-            str(folder),
-            "--set",
-            "first_block=3",
+            "first_step.py", "--backbone", tiny_clip.name, *words, "--folder", str(folder),
+            "--set", "first_block=3",
         ],
-    )
+    )  # fmt: skip
     first_step.main()
     result = json.loads(capsys.readouterr().out)
     assert (result["images"], result["files_decoded"], result["decodes"]) == (20, 4, 4)

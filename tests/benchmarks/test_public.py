@@ -43,17 +43,9 @@ def test_a_step_of_theirs_stands_beside_ours(
     clone, out = write_clone(tmp_path / "clone"), tmp_path / "out.json"
     out.write_text(json.dumps({"mma": [], "coop": [{"classes": 2}, {"classes": 9}]}))
     words = [
-        "coop",
-        "--upstream",
-        str(clone),
-        "--backbone",
-        backbone,
-        "--classes",
-        "2",
-        "3",
-        "--out",
+        "coop", "--upstream", str(clone), "--backbone", backbone, "--classes", "2", "3", "--out",
         str(out),
-    ]
+    ]  # fmt: skip
     assert public_main(monkeypatch, *words) == 0
     assert "public seconds" in capsys.readouterr().out
     found = json.loads(out.read_text())

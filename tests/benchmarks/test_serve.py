@@ -26,29 +26,13 @@ def test_throughput_latency_and_a_soak(
         tmp_path / "model", {"vision_cfg": vision, "text_cfg": {**CLIP_TEXT, "layers": 5}}
     )
     words = [
-        "--repeat",
-        "2",
-        "--allocator",
-        "default",
-        "--backbone",
-        str(folder),
-        "--images",
-        "6",
-        "--classes",
-        "3",
-    ]
+        "--repeat", "2", "--allocator", "default", "--backbone", str(folder), "--images", "6",
+        "--classes", "3",
+    ]  # fmt: skip
     words += [
-        "--pixels",
-        "40",
-        "30",
-        "--concurrency",
-        "3",
-        "--seconds",
-        "1",
-        "--minutes",
-        "0.03",
+        "--pixels", "40", "30", "--concurrency", "3", "--seconds", "1", "--minutes", "0.03",
         "--json",
-    ]
+    ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", [serve.__file__, *words])
     serve.main()
     (result,) = json.loads(capsys.readouterr().out)

@@ -17,14 +17,9 @@ def line(
 ) -> dict[str, Any]:
     bits = np.packbits(np.array(right, bool)).tobytes().hex()
     return {
-        "data": data,
-        "shots": shots,
-        "seed": seed,
-        "candidate": name,
-        "images": len(right),
-        "right": bits,
-        "test": test,
-    }
+        "data": data, "shots": shots, "seed": seed, "candidate": name, "images": len(right),
+        "right": bits, "test": test,
+    }  # fmt: skip
 
 
 def test_what_auto_takes_and_how_far_it_is_behind() -> None:

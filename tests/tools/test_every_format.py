@@ -14,8 +14,10 @@ from tests.helpers.small_images import write_images
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    return write_images(tmp_path / "home", *(f"{split}/{c}/{c}_{i}.png" for split in ("train", "test") for c in ("cat", "owl")
-                                      for i in (1, 2)))  # fmt: skip
+    names = [f"{c}/{c}_{i}.png" for c in ("cat", "owl") for i in (1, 2)]
+    return write_images(
+        tmp_path / "home", *(f"{split}/{name}" for split in ("train", "test") for name in names)
+    )
 
 
 @pytest.fixture(autouse=True)

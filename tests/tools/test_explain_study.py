@@ -54,14 +54,9 @@ def test_better_than_random_by_more_than_the_interval() -> None:
 
 
 QUICK = {
-    "epochs": 1,
-    "batch_size": 4,
-    "first_block": 3,
-    "rank": 4,
-    "layer": 3,
-    "n_ctx": 2,
+    "epochs": 1, "batch_size": 4, "first_block": 3, "rank": 4, "layer": 3, "n_ctx": 2,
     "search_steps": 0,
-}
+}  # fmt: skip
 
 
 def fitted_by(name: str, backbone: Backbone) -> Fitted:

@@ -12,14 +12,9 @@ from int8_study import FP32, table
 def test_the_table_has_a_line_of_each_set_and_the_means() -> None:
     def row(way: str, accuracy: float, rate: float, chosen: bool = False) -> dict[str, Any]:
         return {
-            "way": way,
-            "MB": 20.0,
-            "accuracy": accuracy,
-            "same": 98.0,
-            "difference": 0.01,
-            "rate": rate,
-            "chosen": chosen,
-        }
+            "way": way, "MB": 20.0, "accuracy": accuracy, "same": 98.0, "difference": 0.01,
+            "rate": rate, "chosen": chosen,
+        }  # fmt: skip
 
     first = {
         "data": "a",
@@ -37,13 +32,10 @@ def test_the_table_has_a_line_of_each_set_and_the_means() -> None:
     ]
     found = {(line[0], line[2]): (line[5], line[9]) for line in lines[2:]}
     assert found == {
-        ("a", "smooth"): ("-1.0", "3.00"),
-        ("b", "blocks"): ("+1.0", "2.00"),
-        ("mean of 2", FP32): ("+0.0", "1.00"),
-        ("mean of 2", "smooth"): ("-2.0", "2.50"),
-        ("mean of 2", "taken"): ("+0.0", "2.50"),
-        ("mean of 2", "blocks"): ("+0.5", "2.00"),
-    }
+        ("a", "smooth"): ("-1.0", "3.00"), ("b", "blocks"): ("+1.0", "2.00"),
+        ("mean of 2", FP32): ("+0.0", "1.00"), ("mean of 2", "smooth"): ("-2.0", "2.50"),
+        ("mean of 2", "taken"): ("+0.0", "2.50"), ("mean of 2", "blocks"): ("+0.5", "2.00"),
+    }  # fmt: skip
 
 
 def test_the_docs_have_the_table_of_the_lines() -> None:

@@ -33,16 +33,9 @@ def run(
     out: Path, colors: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> list[dict[str, Any]]:
     given = [
-        colors.name,
-        "--root",
-        str(colors.parent),
-        "--out",
-        str(out),
-        "--shots",
-        "2",
-        "--seeds",
+        colors.name, "--root", str(colors.parent), "--out", str(out), "--shots", "2", "--seeds",
         "1",
-    ]
+    ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["x", *given, "--backbone", backbone.name])
     plus.main()
     return [json.loads(line) for line in out.read_text().splitlines()]

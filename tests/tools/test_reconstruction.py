@@ -51,16 +51,9 @@ def run(
     out: Path, colors: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch, *variants: str
 ) -> list[Any]:
     given = [
-        colors.name,
-        "--root",
-        str(colors.parent),
-        "--out",
-        str(out),
-        "--shots",
-        "2",
-        "--seeds",
+        colors.name, "--root", str(colors.parent), "--out", str(out), "--shots", "2", "--seeds",
         "1",
-    ]
+    ]  # fmt: skip
     monkeypatch.setattr(
         sys, "argv", ["x", *given, "--backbone", backbone.name, "--variants", *variants]
     )

@@ -24,18 +24,15 @@ def test_the_scores_of_two_images(monkeypatch: pytest.MonkeyPatch) -> None:
     second = {name: values[1].item() for name, values in found.items()}
     softmax = 1 - 1 / (1 + math.exp(-2))
     expected = {
-        "max-softmax, adapted": softmax,
-        "max-cosine, frozen": 0.2,
+        "max-softmax, adapted": softmax, "max-cosine, frozen": 0.2,
         "energy, adapted": -math.log(math.exp(8) + math.exp(6)) / 10,
         "MCM 1, adapted": 1 - 1 / (1 + math.exp(-0.2)),
         "energy 0.1, frozen": -math.log(math.exp(8) + math.exp(6)) / 10,
-        "neighbour 1, adapted": 0.2,
-        "neighbour 2, frozen": 0.4,
+        "neighbour 1, adapted": 0.2, "neighbour 2, frozen": 0.4,
         "max-softmax, adapted + neighbour 2, frozen": softmax + 0.4,
-        "max-cosine, adapted + neighbour 1, adapted": 0.4,
-        "reconstruction": 3,
+        "max-cosine, adapted + neighbour 1, adapted": 0.4, "reconstruction": 3,
         "reconstruction, untrained": 7,
-    }
+    }  # fmt: skip
     assert {name: second[name] for name in expected} == pytest.approx(expected, abs=1e-6)
     assert found["neighbour 1, adapted"][0].item() == 0  # a shot itself
     assert len(found) == 2 * (3 + 2 * len(unfamiliar.TEMPERATURES) + 2) + 2 * 2 * 2 + 2
@@ -55,7 +52,10 @@ def test_area_and_what_passes() -> None:
 def made(areas: dict[str, tuple[float, float]], data: tuple[str, ...]) -> list[dict[str, Any]]:
     """Two seeds and two far sets of equal means; areas: near and far by score."""
     return [
-        {"data": name, "seed": seed, "far": far, "scores": {s: [p[bool(far)] + shift, 0.5] for s, p in areas.items()}}
+        {
+            "data": name, "seed": seed, "far": far,
+            "scores": {s: [p[bool(far)] + shift, 0.5] for s, p in areas.items()},
+        }
         for name in data
         for seed, shift in ((1, -0.05), (2, 0.05))
         for far in ("", "x", "y")

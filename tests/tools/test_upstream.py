@@ -84,10 +84,12 @@ def cls_acc(*_):
 def run_lora(args, model, scale, dataset, train, val, test):
     mark_only_lora_as_trainable(model)
     optimizer = torch.optim.AdamW([model.logit_scale], lr=args.lr)
-    texts = torch.cat([clip.tokenize(dataset.template[0].format(name)) for name in dataset.classnames]).cuda()
+    prompts = [dataset.template[0].format(name) for name in dataset.classnames]
+    texts = torch.cat([clip.tokenize(prompt) for prompt in prompts]).cuda()
     w = F.normalize(model.encode_text(texts), dim=-1)
     for images, labels in train:
-        logits = scale * model.logit_scale * F.normalize(model.encode_image(images.cuda()), dim=-1) @ w.T
+        x = F.normalize(model.encode_image(images.cuda()), dim=-1)
+        logits = scale * model.logit_scale * x @ w.T
         optimizer.zero_grad()
         F.cross_entropy(logits, labels).backward()
         optimizer.step()

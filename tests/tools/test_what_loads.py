@@ -16,7 +16,10 @@ from rmadapter.task import FEATURES_ALONE, TEXT_TOO
 
 PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
 ALL = "all"
-OPAQUE = "all but text-refiner, clip-lora, maple, dept, promptsrc, coprompt, hicropl, prompt-kd, mmrl, mmrl-plus-plus, lweib"
+OPAQUE = (
+    "all but text-refiner, clip-lora, maple, dept, promptsrc, coprompt, hicropl, prompt-kd, mmrl, "
+    "mmrl-plus-plus, lweib"
+)
 SOME = {
     "ViT-B-16-quickgelu": ALL,
     "ViT-H-14-CLIPA": "all but text-refiner",

@@ -17,24 +17,13 @@ from pools import IMAGE_SIZE, images_of, read, save_pool, write
 from scipy import ndimage
 
 RESTYLED = {
-    "mini": 9000,
-    "samples": 6000,
-    "nette": 1200,
-    "imagen": 2500,
-    "animals": 2000,
-    "tiny": 3000,
-}
+    "mini": 9000, "samples": 6000, "nette": 1200, "imagen": 2500, "animals": 2000, "tiny": 3000,
+}  # fmt: skip
 RESTYLED |= {"mini2": 400, "vegetables": 400, "flickr": 600, "scenes": 500}
 STYLES = {
-    "ink": 16,
-    "edges": 14,
-    "pencil": 10,
-    "cartoon": 18,
-    "poster": 8,
-    "painting": 16,
-    "negative": 4,
-    "grey": 4,
-}
+    "ink": 16, "edges": 14, "pencil": 10, "cartoon": 18, "poster": 8, "painting": 16,
+    "negative": 4, "grey": 4,
+}  # fmt: skip
 STYLES |= {"hues": 6, "two tones": 4}  # with their weights
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 

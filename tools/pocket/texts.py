@@ -21,13 +21,9 @@ from pools import POOLS, read, write
 from rmadapter.backbones import Backbone, load_backbone
 
 TEMPLATES = (
-    "{}",
-    "a photo of a {}.",
-    "a picture of a {}.",
-    "a drawing of a {}.",
-    "an icon of a {}.",
+    "{}", "a photo of a {}.", "a picture of a {}.", "a drawing of a {}.", "an icon of a {}.",
     "an emoji of a {}.",
-)
+)  # fmt: skip
 PLAIN_PROMPT = 1  # "a photo of a {}." among the prompts of a class
 SENTENCE = 5  # more words than this need no template
 LONGEST = 40  # tokens

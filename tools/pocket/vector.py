@@ -14,20 +14,12 @@ from pools import read
 from sources import package
 
 EMOJI: tuple[str, ...] = (
-    "noto",
-    "noto-v1",
-    "twemoji",
-    "fluent-emoji",
-    "fluent-emoji-flat",
-    "emojione",
-)
+    "noto", "noto-v1", "twemoji", "fluent-emoji", "fluent-emoji-flat", "emojione",
+)  # fmt: skip
 EMOJI += (
-    "fluent-emoji-high-contrast",
-    "emojione-monotone",
-    "emojione-v1",
-    "fxemoji",
+    "fluent-emoji-high-contrast", "emojione-monotone", "emojione-v1", "fxemoji",
     "streamline-emojis",
-)
+)  # fmt: skip
 FLAT = (
     "noto",
     "noto-v1",
@@ -44,14 +36,8 @@ KNOWN_ONLY = (
     "emojione-monotone",
 )  # else left out
 ICONS: tuple[str, ...] = (
-    "game-icons",
-    "flat-color-icons",
-    "icon-park",
-    "icon-park-outline",
-    "ph",
-    "tabler",
-    "maki",
-)
+    "game-icons", "flat-color-icons", "icon-park", "icon-park-outline", "ph", "tabler", "maki",
+)  # fmt: skip
 ICONS += ("medical-icon", "healthicons", "lucide", "mdi", "mingcute", "hugeicons", "meteocons")
 ICONS += (
     "streamline-freehand-color",
@@ -60,16 +46,9 @@ ICONS += (
     "streamline-flex",
 )
 ICONS += (
-    "fluent-color",
-    "material-symbols",
-    "solar",
-    "uil",
-    "fa6-solid",
-    "map",
-    "carbon",
-    "fluent",
+    "fluent-color", "material-symbols", "solar", "uil", "fa6-solid", "map", "carbon", "fluent",
     "streamline",
-)
+)  # fmt: skip
 ICONS += ("streamline-ultimate", "vaadin", "la", "guidance")
 RICH = ("ph", "icon-park", "game-icons")  # two icons of a name are taken from these
 MOST_OF_A_NAME = 12  # icons, over all packages

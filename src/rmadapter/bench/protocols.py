@@ -248,8 +248,8 @@ def _siblings(dataset: str, root: Path) -> tuple[str, ...]:
     folder = root / path.parent
     if len(path.parts) < 2 or not (root / path).is_dir():
         raise UserError(
-            "domain-generalization trains on one domain of a folder of domains, such as pacs/photo, "
-            f"or on imagenet; {root / path} is not such a folder"
+            "domain-generalization trains on one domain of a folder of domains, such as "
+            f"pacs/photo, or on imagenet; {root / path} is not such a folder"
         )
     visible = (d.name for d in folder.iterdir() if d.is_dir() and not d.name.startswith("."))
     names = sorted(name for name in visible if name != path.name)

@@ -57,7 +57,7 @@ class Trial:
     image, "1" if the answer is right, else "0"; empty if the trial failed, for the reason."""
 
     number: int
-    params: dict[str, Any]
+    params: dict[str, object]
     right: str = ""
     seconds: float = 0.0
     reason: str = ""
@@ -74,7 +74,7 @@ class Search:
     folds: most folds to make. read: further arguments of `read_images`."""
 
     request: Request
-    given: Mapping[str, Any] = field(default_factory=dict)
+    given: Mapping[str, object] = field(default_factory=dict)
     folds: int = 4
     read: Mapping[str, Any] = field(default_factory=dict)
 
@@ -125,7 +125,7 @@ class Tuned:
         return points, error
 
 
-def run_trial(search: Search, folds: Folds, number: int, params: dict[str, Any]) -> Trial:
+def run_trial(search: Search, folds: Folds, number: int, params: dict[str, object]) -> Trial:
     """Run one trial; a failure is recorded as its reason."""
     try:
         method = configured(search.request.method, params, search.request.name)
@@ -195,7 +195,7 @@ def _head(search: Search, folds: Folds, space: Space) -> dict[str, Any]:
     }
 
 
-def _read_trials(file: Path, head: Mapping[str, Any]) -> list[Trial]:
+def _read_trials(file: Path, head: Mapping[str, object]) -> list[Trial]:
     if not file.exists():
         return []
     content = read_json(file)
@@ -211,7 +211,7 @@ def _read_trials(file: Path, head: Mapping[str, Any]) -> list[Trial]:
         raise UserError(f"{file}: damaged; choose another --out, or delete it") from None
 
 
-def _write_trials(out: Path, head: Mapping[str, Any], trials: Collection[Trial]) -> None:
+def _write_trials(out: Path, head: Mapping[str, object], trials: Collection[Trial]) -> None:
     rows = [{"accuracy": trial.accuracy, **asdict(trial)} for trial in trials]
     write_json(out / FILE, {**head, "trials": rows})
 
@@ -232,7 +232,7 @@ class Study:
                     )
                 )
 
-    def ask(self, number: int) -> tuple[int, dict[str, Any]]:
+    def ask(self, number: int) -> tuple[int, dict[str, object]]:
         """Return the trial's number and settings to try; the same if asked again."""
         if not number:
             return 0, {}
@@ -273,7 +273,7 @@ class Judge:
         except UserError as error:
             raise UserError(f"node {self.node}: {error}; {SAME_PATH}") from None
 
-    def do(self, work: tuple[int, dict[str, Any]]) -> Trial:
+    def do(self, work: tuple[int, dict[str, object]]) -> Trial:
         """Run a trial. work: its number and settings."""
         return run_trial(self.search, self.folds, *work)
 
@@ -292,7 +292,7 @@ def _run_on_cluster(
 
 
 def add_tuned_rows(
-    jobs: Iterable[Job], trials: int, values: Mapping[str, Mapping[str, Any]]
+    jobs: Iterable[Job], trials: int, values: Mapping[str, Mapping[str, object]]
 ) -> Iterator[Job]:
     """Follow each job by its tuned variant if the method has settings to try. values: as in `Plan`.
     Raises UserError if Optuna is not installed."""

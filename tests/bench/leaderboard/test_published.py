@@ -22,12 +22,9 @@ PAPER = list(CATALOG)[:15]
 
 def figure(value: float, **fields: Any) -> Figure:
     cell = {
-        "method": "mma",
-        "protocol": "base-to-novel",
-        "dataset": "dtd",
-        "shots": 16,
+        "method": "mma", "protocol": "base-to-novel", "dataset": "dtd", "shots": 16,
         "backbone": "B",
-    }
+    }  # fmt: skip
     read = {"value": value, "kind": "printed", "source": "vacsr", "place": "Table 9"}
     return Figure(**{**cell, **read, "metric": "hm", **fields})
 
@@ -39,16 +36,9 @@ def test_every_figure_has_a_source_that_is_described_and_a_place() -> None:
     assert {f.dataset for f in found} <= {"average", *PAPER}
     assert len({(*f.cell, f.source, f.place) for f in found}) == len(found)
     ours = {
-        "zero-shot",
-        "coop",
-        "maple",
-        "mmrl",
-        "2sfs",
-        "prolip",
-        "clip-lora",
-        "lp-plus-plus",
+        "zero-shot", "coop", "maple", "mmrl", "2sfs", "prolip", "clip-lora", "lp-plus-plus",
         "tip-adapter-f",
-    }
+    }  # fmt: skip
     assert ours < {f.method for f in found} & METHODS.keys()
 
 

@@ -145,7 +145,8 @@ def test_a_cluster_of_our_own_wants_a_token(ray_session: None) -> None:
     """So nobody else who reaches its ports is let in."""
     import ray
 
-    code = f"import ray; ray.init({ray.get_runtime_context().gcs_address!r}, log_to_driver=False); print('in')"
+    address = ray.get_runtime_context().gcs_address
+    code = f"import ray; ray.init({address!r}, log_to_driver=False); print('in')"
     words, here = [sys.executable, "-c", code], dict(os.environ)
     wrong = {**here, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
     right = {**here, "RAY_AUTH_MODE": "token"}

@@ -45,13 +45,8 @@ def test_best_is_marked_among_complete_measured_rows_with_ties() -> None:
 
 def test_numbers_have_two_decimals() -> None:
     assert [Cell(v).text for v in (1234, 1234.5678, -0.5, -0.001, None, "x")] == [
-        "1,234",
-        "1234.57",
-        "−0.50",
-        "0.00",
-        "–",
-        "x",
-    ]
+        "1,234", "1234.57", "−0.50", "0.00", "–", "x",
+    ]  # fmt: skip
     assert Cell(70.0, 0.333).text == "70.00 ± 0.33"
     assert minus("-0") == "0"
 

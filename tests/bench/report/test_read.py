@@ -163,7 +163,8 @@ def test_runs_of_other_settings_than_most_of_their_row_are_left_out(tmp_path: Pa
     )  # one without settings does not hide the others'
     assert [r.task.seed for r in found.finished] == [1, 2, 3]
     assert found.notes == [
-        "003.json: mma with alpha=0.5, unlike the runs kept; left out, put it in a folder of its own"
+        "003.json: mma with alpha=0.5, unlike the runs kept; "
+        "left out, put it in a folder of its own"
     ]
     texts = record("coprompt", "a", 1, VALUES), record("coprompt", "b", 1, VALUES)
     described = MethodName(
@@ -279,12 +280,8 @@ def test_a_row_is_a_score(tmp_path: Path) -> None:
     ]
     row = frame[(frame.seed == 2) & (frame.tested == "base")].iloc[0]
     assert (row["method"], row["data"], row["shots"], row["accuracy"], row["gain"]) == (
-        "mma",
-        "colors",
-        16,
-        80,
-        30,
-    )
+        "mma", "colors", 16, 80, 30,
+    )  # fmt: skip
     assert (row["set.rank"], row["seconds.train"], row["step_seconds"], row["n_classes"]) == (
         4,
         1.5,

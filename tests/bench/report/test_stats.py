@@ -23,13 +23,8 @@ from rmadapter.bench.report.stats import (
 from tests.helpers.synthetic_runs import record
 
 BASE = {
-    ("a", 1): 60.0,
-    ("a", 2): 62.0,
-    ("a", 3): 61.0,
-    ("b", 1): 80.0,
-    ("b", 2): 79.0,
-    ("b", 3): 84.0,
-}
+    ("a", 1): 60.0, ("a", 2): 62.0, ("a", 3): 61.0, ("b", 1): 80.0, ("b", 2): 79.0, ("b", 3): 84.0,
+}  # fmt: skip
 RUNS = [
     record("mma", data, seed, {"base": base, "novel": base - 20})
     for (data, seed), base in BASE.items()
@@ -129,12 +124,8 @@ def test_fewer_than_three_data_sets_prove_nothing() -> None:
     assert (two.t, two.wilcoxon, two.verdict) == (None, None, "two data sets")
     assert same is not None
     assert (same.low, same.high, same.t, same.wilcoxon, same.verdict) == (
-        0,
-        0,
-        None,
-        None,
-        "not shown",
-    )
+        0, 0, None, None, "not shown",
+    )  # fmt: skip
 
 
 def test_a_difference_of_rounding_is_a_tie() -> None:

@@ -128,7 +128,7 @@ def test_it_says_what_was_measured(folder: Path) -> None:
         "cocoop on caltech101 (base-to-novel, pocket, 16 shots, seed 1): failed: out of memory",
         "note.json: not a run record",
         "torch 2.6.0",
-        "Train on the first half of the classes, test each half (Table 1). All runs share: templates",
+        "test each half (Table 1). All runs share: templates",
         "Rows in italics are the paper's figures as they are printed",
         "*RMAdapter, as printed* | *98.40* | *94.27* | *96.26*",
         "caltech101, RMAdapter, novel: 90.00, the paper has 94.27",

@@ -245,15 +245,10 @@ class Claim:
         if difference is not None and status == "measured":
             within = abs(difference) <= tolerance
         return {
-            "table": self.table,
-            "row": self.row,
-            "figure": NAMES.get(self.figure, self.figure),
-            "paper": self.value,
-            "ours": ours,
-            "difference": difference,
-            "within": within,
+            "table": self.table, "row": self.row, "figure": NAMES.get(self.figure, self.figure),
+            "paper": self.value, "ours": ours, "difference": difference, "within": within,
             "status": status,
-        }
+        }  # fmt: skip
 
 
 def check(
