@@ -49,8 +49,8 @@ MEAN_NOTE = (
 PAIR_NOTE = (
     "Tested over data sets (n): each counts once, with the mean difference of its pairs, which are "
     "runs of the same data set, shots, seed and images. Each target is a data set. The interval "
-    "and the first p are Student's t of that row alone; the second p is that one, corrected by Holm "
-    "for the number of rows of the same figure; the third is Wilcoxon's signed-rank test, not "
+    "and the first p are Student's t of that row alone; the second p is that one, corrected by "
+    "Holm for the number of rows of the same figure; the third is Wilcoxon's signed-rank test, not "
     "corrected. The verdict is on the first named: ahead or behind where the corrected p of t is "
     f"below {LEVEL}, on three data sets or more."
 )
