@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from rmadapter.data.read import ImageSet
 from rmadapter.data.transforms import ImageTensors, TrainTransform
 from rmadapter.encoders import Grid, States
 from rmadapter.errors import UserError
-from rmadapter.methods import load_method
 from rmadapter.settings import Machine
 from rmadapter.training.cache import GB, Cache, Held, Live, Source
 from rmadapter.training.contract import Shots
@@ -58,13 +58,29 @@ def whole(source: Source, epoch: int = 0) -> States:
     return source.batch(torch.arange(7), epoch)
 
 
+def encoder_calls(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[int, list[int | None]]]:
+    """Record number of images and requested blocks of every pass of the encoder; a blank image only
+    tells shapes."""
+    calls: list[tuple[int, list[int | None]]] = []
+    frozen_at = backbone.image.frozen_at
+
+    def recorded(images: Tensor, firsts: Sequence[int | None], **options: bool) -> list[States]:
+        if images.any():
+            calls.append((len(images), [*firsts]))
+        return frozen_at(images, firsts, **options)
+
+    monkeypatch.setattr(backbone.image, "frozen_at", recorded)
+    return calls
+
+
 @pytest.mark.parametrize("hold", [True, False])
 @pytest.mark.parametrize("first", [1, 4, None])
 @pytest.mark.parametrize("name", BACKBONES)
-def test_states_are_the_encoders_own(
+def test_held_and_live_states_equal_those_of_the_encoder(
     name: str, first: int | None, hold: bool, request: pytest.FixtureRequest
 ) -> None:
-    """Held and live are the same: no method can tell which of the two it reads."""
     backbone = request.getfixturevalue(name)
     source = of(backbone, hold=hold).source(IMAGES, first)
     assert isinstance(source, Held if hold else Live)
@@ -75,91 +91,71 @@ def test_states_are_the_encoders_own(
     assert not batch.features.is_inference()  # a gradient may have to pass
     if first:
         with torch.no_grad():
-            assert_same_float32(
-                backbone.image.encode(batch.x, batch.layout, first), expected.features
-            )
+            features = backbone.image.encode(batch.x, batch.layout, first)
+        assert_same_float32(features, expected.features)
 
 
 @pytest.mark.parametrize("first", [4, None])
-def test_some_of_held_images_are_not_computed_again(
+def test_subsets_of_held_images_are_not_computed_again(
     first: int | None, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache, rows = of(tiny_clip), [5, 0, 6]
+    cache, subset = of(tiny_clip), IMAGES.subset([5, 0, 6])
     cache.source(IMAGES, 4)
-    expected = of(tiny_clip).source(some := IMAGES.subset(rows), first)
-    other = ImageSet.from_lists([ARRAYS[0], 255 - ARRAYS[1]], ["a", "b"])
-    fresh = of(tiny_clip).source(other, first).batch(torch.arange(2))
-    assert_same_states(
-        cache.source(other, first).batch(torch.arange(2)), fresh
-    )  # of which one is not held
-    monkeypatch.setattr(Cache, "_compute", lambda *given: pytest.fail("computed again"))
-    found = cache.source(some, first)
-    assert isinstance(found, Held)
-    assert_same_states(found.batch(torch.arange(3)), expected.batch(torch.arange(3)))
-    assert (
-        cache.source(some.subset([1]), first).batch(torch.tensor([0])).features.shape[0] == 1
-    )  # of some, fewer
+    expected = of(tiny_clip).source(subset, first)
+    partly_held = ImageSet.from_lists([ARRAYS[0], 255 - ARRAYS[1]], ["a", "b"])
+    fresh = of(tiny_clip).source(partly_held, first).batch(torch.arange(2))
+    assert_same_states(cache.source(partly_held, first).batch(torch.arange(2)), fresh)
+    calls = encoder_calls(tiny_clip, monkeypatch)
+    source = cache.source(subset, first)
+    assert isinstance(source, Held)
+    assert_same_states(source.batch(torch.arange(3)), expected.batch(torch.arange(3)))
+    assert len(cache.source(subset.subset([1]), first).batch(torch.tensor([0])).features) == 1
+    assert not calls
 
 
-def test_for_an_expected_part_all_are_computed_at_once(
+def test_an_expected_part_makes_all_images_computed_at_once(
     tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache, computed = of(tiny_clip), []
-    real = cache._compute
-    monkeypatch.setattr(
-        cache, "_compute", lambda some, *how: computed.append(len(some)) or real(some, *how)
-    )
+    parts = ([5, 2], [0, 1, 3], [*range(7)])
+    expected = [tiny_clip.image.frozen(pixels(tiny_clip, rows), 2) for rows in parts]
+    calls, cache = encoder_calls(tiny_clip, monkeypatch), of(tiny_clip)
     cache.expect_parts(IMAGES)
-    for rows in ([5, 2], [0, 1, 3], [*range(7)]):
-        found = cache.source(IMAGES.subset(rows), 2).batch(torch.arange(len(rows)))
-        assert_same_states(found, tiny_clip.image.frozen(pixels(tiny_clip, rows), 2))
+    for rows, states in zip(parts, expected, strict=True):
+        source = cache.source(IMAGES.subset(rows), 2)
+        assert_same_states(source.batch(torch.arange(len(rows))), states)
     cache.source(ImageSet.from_lists([255 - ARRAYS[0]], ["a"]), 2)
-    assert computed == [7, 1]
+    assert [count for count, _ in calls] == [7, 1]
 
 
-def test_some_of_augmented_images_are_others(tiny_clip: Backbone) -> None:
-    """Augmentation depends on an image's place, so that a part is not what it was in the whole."""
-    given: dict[str, Any] = {"augmentation": "standard", "views": 2}
-    cache, some = of(tiny_clip, **given), IMAGES.subset([5, 0])
+def test_subsets_of_augmented_images_are_computed_again(tiny_clip: Backbone) -> None:
+    """Augmentation depends on the place of an image in its set."""
+    views: dict[str, Any] = {"augmentation": "standard", "views": 2}
+    cache, fresh, subset = of(tiny_clip, **views), of(tiny_clip, **views), IMAGES.subset([5, 0])
     cache.source(IMAGES, 4, augmented=True)
-    found, fresh = (c.source(some, 4, augmented=True) for c in (cache, of(tiny_clip, **given)))
+    sources = [one.source(subset, 4, augmented=True) for one in (cache, fresh)]
     for epoch in range(2):
-        assert_same_states(*(source.batch(torch.arange(2), epoch) for source in (found, fresh)))
-
-
-@pytest.mark.parametrize("name", BACKBONES)
-def test_an_adapter_makes_the_same_of_both(name: str, request: pytest.FixtureRequest) -> None:
-    backbone = request.getfixturevalue(name)
-    method: Any = load_method(
-        "rmadapter", {"first_block": 3, "rank": 4, "init": "kaiming", "alpha": 1.0}
-    )
-    model = method.model(backbone)
-    held, live = (of(backbone, hold=hold).source(IMAGES, 3) for hold in (True, False))
-    assert_same_float32(
-        *(model.features("image", whole(source))[0].detach() for source in (held, live))
-    )
+        assert_same_states(*(source.batch(torch.arange(2), epoch) for source in sources))
 
 
 @pytest.mark.parametrize("tokens_first", [False, True])
-def test_features_alone_come_with_the_tokens(tiny_clip: Backbone, tokens_first: bool) -> None:
+def test_features_come_with_the_tokens_of_any_block(
+    tiny_clip: Backbone, tokens_first: bool
+) -> None:
     cache = of(tiny_clip)
     if tokens_first:
         cache.source(IMAGES, 2)
     computed = cache.seconds
-    found = cache.source(IMAGES)
+    held = cache.source(IMAGES)
     assert (cache.seconds == computed) == tokens_first
-    assert isinstance(found, Held)
-    assert_same_float32(found.features, tiny_clip.image.frozen(pixels(tiny_clip)).features)
-    assert found.x.numel() == found.y.numel() == 0
-    assert (
-        found.features._base is None or not tokens_first
-    )  # not a view that keeps the tokens' memory
-    assert torch.equal(cache.features(IMAGES)[0], found.features)
+    assert isinstance(held, Held)
+    assert_same_float32(held.features, tiny_clip.image.frozen(pixels(tiny_clip)).features)
+    assert held.x.numel() == held.y.numel() == 0
+    if tokens_first:
+        assert held.features._base is None  # not a view that keeps the tokens' memory
+    assert torch.equal(cache.features(IMAGES)[0], held.features)
 
 
-def test_what_was_computed_is_kept_also_for_another_object_of_the_same_images(
-    tiny_clip: Backbone,
-) -> None:
+def test_activations_are_found_by_the_content_of_images(tiny_clip: Backbone) -> None:
     cache = of(tiny_clip)
     first = cache.source(IMAGES, 3)
     assert cache.source(IMAGES.subset(range(7)), 3) is first
@@ -168,7 +164,7 @@ def test_what_was_computed_is_kept_also_for_another_object_of_the_same_images(
     assert cache.source(IMAGES, 3) is first
 
 
-def test_the_least_recently_used_leaves_a_full_memory(tiny_clip: Backbone) -> None:
+def test_a_full_memory_drops_the_least_recently_used(tiny_clip: Backbone) -> None:
     held = of(tiny_clip).source(IMAGES, 3)
     assert isinstance(held, Held)
     one = sum(4 * getattr(held, name).numel() for name in NAMES) / GB
@@ -176,18 +172,18 @@ def test_the_least_recently_used_leaves_a_full_memory(tiny_clip: Backbone) -> No
     sets = [IMAGES.subset(reversed(range(7))), IMAGES, IMAGES.subset([1, 0, *range(2, 7)])]
     first, second = (cache.source(images, 3) for images in sets[:2])
     assert cache.source(sets[0], 3) is first
-    cache.source(sets[2], 3)  # room for two: the second goes, it was used before the first
+    cache.source(sets[2], 3)  # there is room for two, and the second was used before the first
     assert cache.source(sets[0], 3) is first
     assert cache.source(sets[1], 3) is not second
 
 
-def test_what_memory_cannot_hold_lies_in_a_file(tiny_clip: Backbone, tmp_path: Path) -> None:
+def test_activations_beyond_the_memory_lie_in_a_file(tiny_clip: Backbone, tmp_path: Path) -> None:
     expected = whole(of(tiny_clip).source(IMAGES, 2))
     first = of(tiny_clip, tmp_path / "files", 0)
     assert_same_states(whole(first.source(IMAGES, 2)), expected)
     file = next((tmp_path / "files").glob("frozen-*.bin"))
     written = file.stat().st_mtime_ns, file.read_bytes()
-    second = of(tiny_clip, tmp_path / "files", 0)  # the next process reads what the first computed
+    second = of(tiny_clip, tmp_path / "files", 0)  # like the next process
     assert_same_states(whole(second.source(IMAGES, 2)), expected)
     assert (file.stat().st_mtime_ns, file.read_bytes()) == written
     assert [file] == list((tmp_path / "files").iterdir())
@@ -195,10 +191,10 @@ def test_what_memory_cannot_hold_lies_in_a_file(tiny_clip: Backbone, tmp_path: P
     marked[0] += 1
     marked.flush()
     third = of(tiny_clip, tmp_path / "files", 0).source(IMAGES, 2)
-    assert whole(third).features[0, 0] == expected.features[0, 0] + 1  # it is the file that is read
+    assert whole(third).features[0, 0] == expected.features[0, 0] + 1
 
 
-def test_without_room_activations_are_live(
+def test_activations_without_room_are_live(
     tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert isinstance(of(tiny_clip, memory=0).source(IMAGES, 2), Live)
@@ -208,7 +204,7 @@ def test_without_room_activations_are_live(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_stream_goes_through_all_images_in_order(
+def test_a_stream_yields_all_images_in_order(
     tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = whole(of(tiny_clip).source(IMAGES, 2))
@@ -227,19 +223,19 @@ def test_a_stream_goes_through_all_images_in_order(
             )
 
 
-def test_an_interrupted_file_leaves_nothing(tiny_clip: Backbone, tmp_path: Path) -> None:
+def test_an_interrupted_file_is_removed(tiny_clip: Backbone, tmp_path: Path) -> None:
     broken = ImageSet.from_lists([*ARRAYS[:3], tmp_path / "missing.png"], ["a", "b", "a", "b"])
     with pytest.raises((OSError, ValueError)):
         of(tiny_clip, tmp_path, 0).source(broken, 2)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_is_full_ends_it_with_a_sentence_before_anything_is_computed(
+def test_a_full_disk_is_reported_before_anything_is_computed(
     tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Written through a mapping, it would end the process by SIGBUS, or by a RuntimeError of torch."""
-    monkeypatch.setattr(Cache, "_fill", lambda *_: pytest.fail("computed for nothing"))
-    sentence = r"frozen-\w+\.bin: cannot be written \((File too large|No space left on device)\)"
+    """A full disk under a mapped file would end the process by SIGBUS."""
+    calls = encoder_calls(tiny_clip, monkeypatch)
+    sentence = r"frozen-\w+\.bin: .*(File too large|No space left on device)"
     with limited_file_size(), pytest.raises(UserError, match=sentence):
         of(tiny_clip, tmp_path, 0).source(IMAGES, 2)
 
@@ -250,9 +246,10 @@ def test_a_disk_that_is_full_ends_it_with_a_sentence_before_anything_is_computed
     with pytest.raises(UserError, match=sentence):
         of(tiny_clip, tmp_path, 0).source(IMAGES, 2)
     assert not list(tmp_path.iterdir())
+    assert not calls
 
 
-def test_a_file_that_is_too_short_is_made_again(tiny_clip: Backbone, tmp_path: Path) -> None:
+def test_a_truncated_file_is_written_again(tiny_clip: Backbone, tmp_path: Path) -> None:
     expected = whole(of(tiny_clip, tmp_path, 0).source(IMAGES, 2))
     [file] = tmp_path.iterdir()
     size = file.stat().st_size
@@ -261,42 +258,35 @@ def test_a_file_that_is_too_short_is_made_again(tiny_clip: Backbone, tmp_path: P
     assert file.stat().st_size == size
 
 
-def test_a_file_is_named_by_everything_that_activations_depend_on(
+def test_a_file_name_covers_everything_that_activations_depend_on(
     tiny_clip: Backbone, tiny_siglip: Backbone, tmp_path: Path
 ) -> None:
-    """So that a stale one can never be read; each of these writes a file of its own."""
     views = {"augmentation": "standard", "views": 2}
     darker = replace(tiny_clip, mean=(0.1, 0.1, 0.1))
-    asked: list[tuple[Backbone, dict[str, Any], ImageSet, int]] = [
+    halved = replace(tiny_clip, preprocess=lambda image: tiny_clip.preprocess(image) / 2)
+    cases: list[tuple[Backbone, dict[str, Any], ImageSet, int]] = [
         (tiny_clip, {}, IMAGES, 2),
         (tiny_clip, {}, IMAGES, 3),
         (tiny_clip, {}, IMAGES.subset(range(6)), 2),
         (tiny_siglip, {}, IMAGES, 2),
-        (
-            replace(tiny_clip, preprocess=lambda image: tiny_clip.preprocess(image) / 2),
-            {},
-            IMAGES,
-            2,
-        ),
+        (halved, {}, IMAGES, 2),
         (tiny_clip, views, IMAGES, 2),
         (tiny_clip, {**views, "views": 3}, IMAGES, 2),
         (tiny_clip, {**views, "seed": 2}, IMAGES, 2),
         (darker, views, IMAGES, 2),
     ]
-    for count, (backbone, given, images, first) in enumerate(asked, 1):
-        of(backbone, tmp_path, 0, **given).source(images, first, augmented=True)
+    for count, (backbone, options, images, first) in enumerate(cases, 1):
+        of(backbone, tmp_path, 0, **options).source(images, first, augmented=True)
         assert len(list(tmp_path.iterdir())) == count
-    of(tiny_clip, tmp_path, 0, seed=7).source(
-        IMAGES, 2, augmented=True
-    )  # nothing is random without augmentation
-    assert len(list(tmp_path.iterdir())) == len(asked)
+    # Without augmentation the seed does not matter.
+    of(tiny_clip, tmp_path, 0, seed=7).source(IMAGES, 2, augmented=True)
+    assert len(list(tmp_path.iterdir())) == len(cases)
 
 
 @pytest.mark.parametrize("hold", [True, False])
-def test_views_are_augmented_images_in_turn(tiny_clip: Backbone, hold: bool) -> None:
-    source = of(tiny_clip, hold=hold, augmentation="standard", views=2, seed=5).source(
-        IMAGES, 2, augmented=True
-    )
+def test_epochs_take_augmented_views_in_turn(tiny_clip: Backbone, hold: bool) -> None:
+    cache = of(tiny_clip, hold=hold, augmentation="standard", views=2, seed=5)
+    source = cache.source(IMAGES, 2, augmented=True)
     assert (len(source), source.views) == (7, 2)
     transform = TrainTransform(32, tiny_clip.mean, tiny_clip.std)
     for epoch, view in ((0, 0), (1, 1), (2, 0)):
@@ -305,46 +295,42 @@ def test_views_are_augmented_images_in_turn(tiny_clip: Backbone, hold: bool) -> 
         assert_same_states(source.batch(torch.tensor([3, 4]), epoch), expected)
 
 
-def test_views_differ_from_each_other_and_repeat_themselves(tiny_clip: Backbone) -> None:
+def test_views_differ_and_are_reproducible(tiny_clip: Backbone) -> None:
     views = {"augmentation": "standard", "views": 2}
     cache = of(tiny_clip, **views)
     features = cache.features(IMAGES, augmented=True)
     assert features.shape[:2] == (2, 7)
     assert not torch.allclose(features[0], features[1], atol=1e-3)
-    assert_same_float32(
-        cache.features(IMAGES), of(tiny_clip).features(IMAGES)
-    )  # without `augmented` they are plain
-    assert torch.equal(of(tiny_clip, **views).features(IMAGES, augmented=True), features)
-    assert_same_float32(
-        of(tiny_clip, workers=2, **views).features(IMAGES, augmented=True), features
+    assert_same_float32(cache.features(IMAGES), of(tiny_clip).features(IMAGES))
+    again, workers, other_seed = (
+        of(tiny_clip, **views, **options).features(IMAGES, augmented=True)
+        for options in ({}, {"workers": 2}, {"seed": 2})
     )
-    assert not torch.allclose(
-        of(tiny_clip, seed=2, **views).features(IMAGES, augmented=True), features
-    )
-    with_tokens = of(tiny_clip, **views).source(IMAGES, 3, augmented=True)
-    assert_same_float32(
-        torch.stack([whole(with_tokens, view).features for view in (0, 1)]), features
-    )
+    assert torch.equal(again, features)
+    assert_same_float32(workers, features)
+    assert not torch.allclose(other_seed, features)
+    tokens = of(tiny_clip, **views).source(IMAGES, 3, augmented=True)
+    assert_same_float32(torch.stack([whole(tokens, view).features for view in (0, 1)]), features)
 
 
-def test_without_a_number_of_views_every_epoch_has_its_own(tiny_clip: Backbone) -> None:
+def test_without_a_number_of_views_every_epoch_draws_new_ones(tiny_clip: Backbone) -> None:
     cache = of(tiny_clip, augmentation="standard")
     source = cache.source(IMAGES, 3, augmented=True)
     assert isinstance(source, Live)
     epochs = [whole(source, epoch).features for epoch in (0, 1, 2, 0)]
     assert all(not torch.allclose(epochs[0], other, atol=1e-3) for other in epochs[1:3])
     assert torch.equal(epochs[0], epochs[3])
-    with pytest.raises(UserError, match="set their number, as in --set views=8"):
+    with pytest.raises(UserError, match="views=8"):
         cache.features(IMAGES, augmented=True)
 
 
 @pytest.mark.parametrize(
     "given", [{}, {"augmentation": "standard"}, {"augmentation": "standard", "views": 2}], ids=str
 )
-def test_pixels_are_what_the_states_were_made_of(
+def test_pixels_belong_to_the_states_of_the_same_rows(
     tiny_clip: Backbone, given: dict[str, Any]
 ) -> None:
-    """The reference forward pass reads them, the lean one the states."""
+    """The reference forward pass reads the pixels, the lean one the states."""
     shots = Shots(IMAGES, of(tiny_clip, **given), progress=False)
     rows = torch.tensor([6, 2])
     for epoch in (0, 1, 2):
@@ -353,38 +339,33 @@ def test_pixels_are_what_the_states_were_made_of(
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_blocks_that_will_be_asked_for_come_from_one_pass(
+def test_expected_blocks_come_from_one_pass(
     name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backbone, filled = request.getfixturevalue(name), []
-    cache, real = of(backbone, blocks={2, 4}), Cache._fill
-    monkeypatch.setattr(
-        Cache, "_fill", lambda cache, *given: filled.append(given[1]) or real(cache, *given)
-    )
-    for first in (None, 4, 2):
-        assert_same_states(
-            whole(cache.source(IMAGES, first)), backbone.image.frozen(pixels(backbone), first)
-        )
-    assert filled == [[None, 2, 4]]
+    backbone = request.getfixturevalue(name)
+    expected = {first: backbone.image.frozen(pixels(backbone), first) for first in (None, 4, 2)}
+    calls, cache = encoder_calls(backbone, monkeypatch), of(backbone, blocks={2, 4})
+    for first, states in expected.items():
+        assert_same_states(whole(cache.source(IMAGES, first)), states)
+    assert calls == [(7, [None, 2, 4])]
+    # An unexpected block or format takes a pass without other blocks.
     cache.source(IMAGES, 3)
     cache.source(IMAGES, 2, precision="bf16")
-    assert filled[1:] == [
-        [3],
-        [2],
-    ]  # what nobody expected costs a pass of its own, and of no other block
+    assert calls[1:] == [(7, [3]), (7, [2])]
 
 
-def test_where_memory_is_short_blocks_are_computed_one_by_one(
+def test_blocks_are_computed_one_by_one_if_memory_is_short(
     tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    each, filled, real = of(tiny_clip).bytes_of(7, 2) / GB, [], Cache._fill
-    cache = of(tiny_clip, memory=7 * each, blocks={2, 3})
-    monkeypatch.setattr(
-        Cache, "_fill", lambda cache, *given: filled.append(given[1]) or real(cache, *given)
+    expected = {first: tiny_clip.image.frozen(pixels(tiny_clip), first) for first in (2, 3)}
+    each = of(tiny_clip).bytes_of(7, 2) / GB
+    calls, cache = (
+        encoder_calls(tiny_clip, monkeypatch),
+        of(tiny_clip, memory=7 * each, blocks={2, 3}),
     )
-    assert_same_states(whole(cache.source(IMAGES, 2)), tiny_clip.image.frozen(pixels(tiny_clip), 2))
-    assert_same_states(whole(cache.source(IMAGES, 3)), tiny_clip.image.frozen(pixels(tiny_clip), 3))
-    assert filled == [[2], [3]]
+    for first, states in expected.items():
+        assert_same_states(whole(cache.source(IMAGES, first)), states)
+    assert calls == [(7, [2]), (7, [3])]
 
 
 @pytest.mark.parametrize("memory", [4.0, 0.0])
