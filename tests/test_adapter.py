@@ -62,7 +62,7 @@ def test_parameter_counts_of_vit_b16(fields: dict[str, Any], counts: tuple[int, 
 @pytest.mark.parametrize(
     ("share", "layers"), list(itertools.product(["down", "up", "none"], [1, 2, 3]))
 )
-def test_reconstruction_branch_has_the_layers_it_is_asked_for(share: str, layers: int) -> None:
+def test_reconstruction_branch_has_the_requested_layers(share: str, layers: int) -> None:
     d, r = 12, 4
     adapter = DualBranchAdapter(d, r, share=share, reconstruction_layers=layers)
     own = sum(p.numel() for name, p in adapter.named_parameters() if name.startswith("rec"))
@@ -117,7 +117,7 @@ def test_the_gradient_of_a_squared_error_is_that_of_its_formula(share: str, laye
     )
 
 
-def test_a_squared_error_under_autocast_is_float32_and_near() -> None:
+def test_a_squared_error_under_autocast_is_float32_and_close() -> None:
     a, x = grown(DualBranchAdapter(6, 3)), torch.randn(4, 5, 6)
     exact = a.reconstruction_error(x)
     exact_gradients = torch.autograd.grad(exact.sum(), [*a.rec.parameters()])
@@ -129,7 +129,7 @@ def test_a_squared_error_under_autocast_is_float32_and_near() -> None:
     torch.testing.assert_close(mixed_gradients, exact_gradients, rtol=0.05, atol=0.05)
 
 
-def test_the_cross_entropy_under_autocast_is_float32s() -> None:
+def test_the_cross_entropy_under_autocast_equals_float32() -> None:
     scale, labels = torch.tensor(100.0), torch.arange(3)
     sides = [Side(torch.randn(3, 64), torch.randn(3, 64), [], 0.0, 0.0) for _ in range(2)]
     exact = loss_terms(scale, labels, *sides)
@@ -151,7 +151,7 @@ def test_reconstruction_is_local(share: str) -> None:
         assert all(p.grad is None for p in upper.up.parameters())
 
 
-def test_reconstruction_that_is_not_local_reaches_what_lies_below() -> None:
+def test_reconstruction_that_is_not_local_has_gradients_below() -> None:
     lower, upper = grown(DualBranchAdapter(6, 3)), grown(DualBranchAdapter(6, 3))
     target = torch.randn(2, 6, requires_grad=True)
     upper.reconstruction_error(
@@ -161,7 +161,7 @@ def test_reconstruction_that_is_not_local_reaches_what_lies_below() -> None:
     assert target.grad is None
 
 
-def test_what_is_reconstructed() -> None:
+def test_targets_of_reconstruction() -> None:
     x, other = torch.randn(2, 6) + 3, torch.randn(2, 6)
     for fields, wanted in [
         ({}, other),
@@ -247,7 +247,7 @@ def test_consistency_is_the_mean_difference_of_unit_vectors() -> None:
     assert consistency(a, b).item() == pytest.approx((0.6 + 0.2) / 2)
 
 
-def test_differences_within_rounding_pull_nowhere() -> None:
+def test_differences_within_rounding_have_no_gradient() -> None:
     frozen = torch.randn(2, 5)
     adapted = (frozen + 1e-8).requires_grad_()
     value = consistency(adapted, frozen)
@@ -257,7 +257,7 @@ def test_differences_within_rounding_pull_nowhere() -> None:
     assert not adapted.grad.any()
 
 
-def test_padding_never_counts() -> None:
+def test_padding_has_no_weight() -> None:
     error = torch.tensor([[1.0, 3.0, 1e9]])
     assert token_mean(error, torch.tensor([[1.0, 1.0, 0.0]])).item() == 2
     assert token_mean(torch.tensor([1.0, 3.0]), torch.tensor([3.0, 1.0])).item() == 1.5
@@ -310,7 +310,7 @@ def test_only_torch_is_imported_by_the_method() -> None:
     assert third_party == {"torch"}
 
 
-def test_its_words_and_defaults_are_those_of_the_settings() -> None:
+def test_arguments_and_defaults_equal_those_of_the_settings() -> None:
     """So that a record of the settings configures the adapters, and so does nothing at all."""
     words = inspect.signature(Adapters).parameters
     defaults = {

@@ -78,7 +78,7 @@ def test_unknown_parameters_are_refused(colors: Path) -> None:
         FewShotClassifier(method="nma").fit(*files(colors, "train"))
 
 
-def test_without_fit_it_says_so(colors: Path, tmp_path: Path) -> None:
+def test_without_fit_it_raises_not_fitted_error(colors: Path, tmp_path: Path) -> None:
     classifier = FewShotClassifier()
     paths, labels = files(colors, "test")
     calls: list[Any] = [
@@ -95,7 +95,7 @@ def test_without_fit_it_says_so(colors: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_it_learns_and_score_is_accuracy(fitted: FewShotClassifier, colors: Path) -> None:
+def test_fit_learns_and_score_is_accuracy(fitted: FewShotClassifier, colors: Path) -> None:
     paths, labels = files(colors, "test")
     answers = fitted.predict(paths)
     assert (
@@ -112,7 +112,7 @@ def test_it_learns_and_score_is_accuracy(fitted: FewShotClassifier, colors: Path
     assert [record["step"] for record in fitted.history_] == list(range(1, 41))
 
 
-def test_probabilities_are_the_models(fitted: FewShotClassifier, colors: Path) -> None:
+def test_probabilities_equal_the_models(fitted: FewShotClassifier, colors: Path) -> None:
     """By whole sequences and hooks, where the classifier takes the lean pass."""
     import torch
 
@@ -224,7 +224,7 @@ def test_a_training_that_fails_leaves_no_model(fitted: FewShotClassifier, colors
         (2, [0.5, 1.5], None, "labels must be class names, or whole numbers"),
     ],
 )
-def test_lists_that_do_not_fit_are_refused(
+def test_lists_of_unequal_lengths_are_refused(
     fitted: FewShotClassifier,
     colors: Path,
     images: int,
@@ -254,7 +254,7 @@ def test_unreadable_images_are_refused(fitted: FewShotClassifier, tmp_path: Path
         fitted.predict([3])
 
 
-def test_what_is_not_drawn_is_not_looked_at(
+def test_images_that_are_not_drawn_are_not_read(
     tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
     (bad := tmp_path / "bad.png").write_bytes(b"no image")
@@ -297,7 +297,7 @@ def test_new_classes_leave_the_old_answers_in_proportion(
     assert wider.add_classes(["ant"]).class_names_ == ("cat", "707-320", "ant")
 
 
-def test_a_score_is_asked_of_test_images(fitted: FewShotClassifier, colors: Path) -> None:
+def test_score_uses_test_images(fitted: FewShotClassifier, colors: Path) -> None:
     """Of 16 images there, and 24 to train on."""
     for data in (colors, read_images(colors)):
         assert fitted.score(data, sample_weight=np.ones(16)) == fitted.score(*files(colors, "test"))
@@ -316,7 +316,7 @@ def test_a_score_is_asked_of_test_images(fitted: FewShotClassifier, colors: Path
         (["_"], "has an empty prompt name"),
     ],
 )
-def test_class_names_that_cannot_be_told_apart_are_refused(
+def test_indistinguishable_class_names_are_refused(
     fitted: FewShotClassifier, names: Any, words: str
 ) -> None:
     with pytest.raises(UserError, match=words):
@@ -344,7 +344,7 @@ def test_integer_labels_become_names_when_a_name_is_added(
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_saved_and_loaded_it_answers_the_same(
+def test_a_saved_and_loaded_classifier_gives_the_same_answers(
     fitted: FewShotClassifier, colors: Path, tmp_path: Path, half: bool
 ) -> None:
     fitted.save(tmp_path, half=half)
@@ -360,7 +360,7 @@ def test_saved_and_loaded_it_answers_the_same(
     assert loaded.get_params()["rank"] == 4
 
 
-def test_runs_of_the_command_line_and_of_the_classifier_are_alike(
+def test_the_classifier_equals_the_command_line(
     fitted: FewShotClassifier, finished: Path, colors: Path
 ) -> None:
     """The `finished` run has the same settings."""
@@ -373,7 +373,9 @@ def test_runs_of_the_command_line_and_of_the_classifier_are_alike(
 @pytest.mark.parametrize(
     "method", slow_except(["zero-shot", "linear-probe", "coop", "mmrl"], "linear-probe")
 )
-def test_any_method(tiny_clip: Backbone, colors: Path, tmp_path: Path, method: str) -> None:
+def test_every_kind_of_method_works(
+    tiny_clip: Backbone, colors: Path, tmp_path: Path, method: str
+) -> None:
     settings: dict[str, Any] = {"coop": {"epochs": 2}, "mmrl": {"epochs": 1, "first_block": 3}}.get(
         method, {}
     )
@@ -421,7 +423,7 @@ def test_a_method_that_remembers_is_scored_in_the_order_of_eval(
     assert 0 <= half <= 1
 
 
-def test_a_choice_does_not_outlive_its_fit(tiny_clip: Backbone, colors: Path) -> None:
+def test_a_choice_is_dropped_by_the_next_fit(tiny_clip: Backbone, colors: Path) -> None:
     images = read_images(colors, progress=False)["train"]
     model = FewShotClassifier(
         tiny_clip.name, method="zero-shot", shots=1, device="cpu", progress=False

@@ -11,7 +11,7 @@ def test_user_error_is_a_value_error() -> None:
         raise UserError("say so")
 
 
-def test_a_mistake_is_a_line_and_a_bug_stays_one() -> None:
+def test_user_message_is_one_line_and_reraises_bugs() -> None:
     class Usage(Exception):
         def format_message(self) -> str:
             return "Missing option\n'--out'."
@@ -25,7 +25,7 @@ def test_a_mistake_is_a_line_and_a_bug_stays_one() -> None:
         user_message(ZeroDivisionError())
 
 
-def test_nearest_names_the_word_that_was_meant_or_all() -> None:
+def test_did_you_mean_suggests_a_close_word_or_lists_all() -> None:
     known = {"rank": 1, "alpha": 2, "epochs": 3}
     assert did_you_mean("rnak", known) == "; did you mean 'rank'?"
     assert did_you_mean("epoch", known) == "; did you mean 'epochs'?"
@@ -34,7 +34,7 @@ def test_nearest_names_the_word_that_was_meant_or_all() -> None:
     assert did_you_mean("zzz", iter(known)) == did_you_mean("zzz", known)  # any iterable, read once
 
 
-def test_what_is_quoted_stays_short_and_on_one_line() -> None:
+def test_quoted_is_short_and_on_one_line() -> None:
     deep: list[object] = []
     for _ in range(500):
         deep = [deep, deep]  # printed in full it would have 2^500 brackets
@@ -54,7 +54,7 @@ def test_what_is_quoted_stays_short_and_on_one_line() -> None:
     assert quoted([1, None]) == "[1, None]"
 
 
-def test_what_is_text() -> None:
+def test_is_text_refuses_nul_and_lone_surrogates() -> None:
     assert all(is_text(text) for text in ("", "größe", "斑马", "\u202e", "a\nb"))
     assert not any(is_text(text) for text in ("a\0b", "caf\udce9", "\ud800"))
 

@@ -1,4 +1,4 @@
-"""A label comes back as the user wrote it, whichever way it goes."""
+"""Labels come back as the user wrote them, by every route."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_labels_and_prompt_names_are_both_kept(
     assert (split["classes"], split["labels"]) == (list(saved.names), list(saved.labels))
 
 
-def test_they_come_back_by_every_route(
+def test_labels_come_back_by_every_route(
     rmadapter: Command, named: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
     image, its = colors / "test/night_sky/0.png", backbone_option(named)
@@ -167,9 +167,7 @@ def test_a_score_refuses_what_is_no_class(named: Path, tiny_clip: Backbone, colo
         classifier.score([colors / "test/red/0.png"], ["rde"])
 
 
-def test_eval_asks_a_run_by_the_names_it_knows(
-    rmadapter: Command, named: Path, colors: Path
-) -> None:
+def test_eval_uses_the_names_of_the_run(rmadapter: Command, named: Path, colors: Path) -> None:
     found = json.loads(rmadapter("eval", named, colors, *backbone_option(named), "--json").out)
     record = json.loads((named / "run.json").read_text("utf-8"))
     assert found["accuracy"] == record["scores"][0]["accuracy"]
@@ -177,7 +175,7 @@ def test_eval_asks_a_run_by_the_names_it_knows(
     assert json.loads(held.out)["n_images"] == 16  # the draw's digest counts the names
 
 
-def test_eval_asks_a_run_on_half_of_the_classes_about_the_others_by_their_names(
+def test_eval_uses_the_names_of_both_halves_of_the_classes(
     rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "names.csv").write_text("label,name\nblue,sea\nred,scarlet\n")

@@ -31,9 +31,7 @@ def test_accuracy_takes_probabilities_or_predictions() -> None:
 @pytest.mark.parametrize(
     ("answers", "labels"), [([], []), ([1, 2], [1]), (np.zeros((3, 2)), [0, 1])]
 )
-def test_accuracy_refuses_nothing_and_unequal_lengths(
-    answers: list[int], labels: list[int]
-) -> None:
+def test_accuracy_refuses_empty_and_unequal_lists(answers: list[int], labels: list[int]) -> None:
     with pytest.raises(ValueError, match=r"answers for \d labels"):
         metrics.accuracy(answers, labels)
 
@@ -49,7 +47,7 @@ def test_harmonic_mean() -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_harmonic_mean_of_nothing_is_0_without_a_warning() -> None:
+def test_harmonic_mean_of_zeros_is_0_without_a_warning() -> None:
     assert metrics.harmonic_mean(np.float64(0), np.float64(3)) == 0
 
 
@@ -115,7 +113,7 @@ def test_confusion_and_per_class_accuracy_equal_scikit_learn() -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_single_class_has_a_matrix_too() -> None:
+def test_a_single_class_has_a_confusion_matrix() -> None:
     assert metrics.confusion([0, 0], [0, 0], 1).tolist() == [[2]]
     assert metrics.per_class_accuracy([0, 0], [0, 0], 1).tolist() == [100]
 
@@ -152,7 +150,7 @@ def test_paired_answers_against_closed_forms() -> None:
             metrics.paired(wrong, first)
 
 
-def test_the_interval_covers_the_difference_as_often_as_it_says() -> None:
+def test_the_paired_interval_has_its_nominal_coverage() -> None:
     rng = np.random.default_rng(0)
     shares, covered = (
         np.array([0.5, 0.1, 0.2, 0.2]),
@@ -165,7 +163,7 @@ def test_the_interval_covers_the_difference_as_often_as_it_says() -> None:
     assert 930 <= covered <= 975
 
 
-def test_a_temperature_is_found_again() -> None:
+def test_a_known_temperature_is_recovered() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(20_000, 4))
     labels = [rng.choice(4, p=row / row.sum()) for row in softmax(logits, 1)]  # calibrated
@@ -177,7 +175,7 @@ def test_a_temperature_is_found_again() -> None:
         )
 
 
-def test_a_few_images_that_are_all_right_do_not_ask_for_certainty() -> None:
+def test_a_few_right_answers_do_not_demand_certainty() -> None:
     labels = [0, 1, 2, 0, 1]
     table = softmax(np.eye(3)[labels], 1)
     found = metrics.tempered(table, metrics.temperature(table, labels))
@@ -185,7 +183,7 @@ def test_a_few_images_that_are_all_right_do_not_ask_for_certainty() -> None:
     np.testing.assert_allclose(found.max(1), 1 - 2 / 3 / 6, atol=1e-3)
 
 
-def test_what_float32_rounds_to_nothing_has_a_temperature() -> None:
+def test_probabilities_rounded_to_zero_have_a_temperature() -> None:
     table = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], np.float32)
     assert metrics.temperature(table, [0, 1, 1]) > 1
     assert np.isfinite(metrics.tempered(table, 2.0)).all()

@@ -50,9 +50,7 @@ def answers(clip: Any, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_attached_then_detached_the_backbone_is_what_it_was(
-    name: str, request: pytest.FixtureRequest
-) -> None:
+def test_detaching_restores_the_backbone(name: str, request: pytest.FixtureRequest) -> None:
     backbone = request.getfixturevalue(name)
     images, tokens, weights = (
         noise(backbone),
@@ -92,7 +90,7 @@ def test_alpha_zero_is_the_untouched_backbone_bit_for_bit(
     )
 
 
-def test_the_dial_goes_from_untouched_to_adapted(tiny_clip: Backbone) -> None:
+def test_alpha_moves_from_untouched_to_adapted(tiny_clip: Backbone) -> None:
     model, images = adapted(tiny_clip, alpha=0.2), noise(tiny_clip)
     untouched = model.clip.encode_image(images)
     moved = []
@@ -104,7 +102,7 @@ def test_the_dial_goes_from_untouched_to_adapted(tiny_clip: Backbone) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1])
-def test_an_alpha_that_is_no_dial_setting_is_refused(tiny_clip: Backbone, value: float) -> None:
+def test_an_invalid_alpha_is_refused(tiny_clip: Backbone, value: float) -> None:
     model = adapted(tiny_clip)
     with pytest.raises(UserError, match="alpha="):
         model.alpha = value
@@ -154,7 +152,7 @@ def test_a_deep_copy_is_independent(tiny_clip: Backbone, while_attached: bool) -
 
 
 @pytest.mark.parametrize("templates", [PHOTO, TWO])
-def test_class_weights_are_those_of_the_backbones_own_forward(
+def test_class_weights_equal_those_of_the_backbones_forward(
     tiny_hf: Backbone, templates: tuple[str, ...]
 ) -> None:
     model = adapted(double(tiny_hf), alpha=0.5)
@@ -194,7 +192,7 @@ def test_class_weights_have_a_gradient_for_every_text_adapter(tiny_clip: Backbon
 
 
 @pytest.mark.parametrize("templates", [PHOTO, TWO])
-def test_text_in_chunks_is_text_at_once(
+def test_text_in_chunks_equals_text_at_once(
     tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch, templates: tuple[str, ...]
 ) -> None:
     backbone = double(tiny_clip)
@@ -244,7 +242,7 @@ def test_reconstruction_is_computed_in_training_only(
     assert errors == []
 
 
-def test_states_without_features_answer_the_same(tiny_clip: Backbone) -> None:
+def test_states_without_features_give_the_same_answers(tiny_clip: Backbone) -> None:
     """As `predict` makes them, which needs no untouched features; the untouched model is then
     computed from tokens."""
     model, images = adapted(tiny_clip), noise(tiny_clip)
@@ -304,7 +302,7 @@ def mma_stack(
     return x
 
 
-def test_mma_by_configuration_is_mma(tiny_clip: Backbone) -> None:
+def test_mma_by_configuration_equals_mma(tiny_clip: Backbone) -> None:
     backbone = double(tiny_clip)
     model = adapted(backbone, "mma", alpha=0.05).train()
     adapters, clip, alpha = model.adapters, model.clip, model.alpha
@@ -349,7 +347,7 @@ def test_mma_by_configuration_is_mma(tiny_clip: Backbone) -> None:
         assert difference < 1e-9, name
 
 
-def test_in_16_bits_the_constraint_starts_above_zero(tiny_clip: Backbone) -> None:
+def test_the_consistency_in_16_bits_starts_above_zero(tiny_clip: Backbone) -> None:
     """By rounding alone: the features to keep are in float32."""
     model, found = adapted(tiny_clip, init="zero"), []
     image, text = model.frozen(noise(tiny_clip)), model.frozen_text(prompts(tiny_clip))

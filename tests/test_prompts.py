@@ -56,7 +56,7 @@ def test_tokens_are_template_by_template(tiny_clip: Backbone) -> None:
 
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_siglip", "tiny_eva", "tiny_hf"])
-def test_features_and_weights_are_open_clips(name: str, request: pytest.FixtureRequest) -> None:
+def test_features_and_weights_equal_open_clips(name: str, request: pytest.FixtureRequest) -> None:
     """In float64; several templates are averaged as unit vectors."""
     backbone = double(request.getfixturevalue(name))
     raw = open_clip_features(backbone)
@@ -73,7 +73,7 @@ def test_features_and_weights_are_open_clips(name: str, request: pytest.FixtureR
 
 
 @pytest.mark.parametrize("templates", [ONE, TEMPLATES])
-def test_each_description_of_a_class_counts_alike(
+def test_each_description_of_a_class_counts_equally(
     tiny_clip: Backbone, templates: tuple[str, ...]
 ) -> None:
     """1, 2 and 3 of them, against each prompt encoded alone and the plain average of its unit
@@ -97,7 +97,7 @@ def test_each_description_of_a_class_counts_alike(
     assert raw_text_features(backbone, names, templates).shape[:2] == (6 * len(templates), 3)
 
 
-def test_descriptions_whose_numbers_do_not_fit_are_refused() -> None:
+def test_numbers_of_descriptions_with_a_large_multiple_are_refused() -> None:
     names = [" | ".join("x" * count) for count in (1, 5, 7, 9)]
     with pytest.raises(UserError, match=r"1, 5, 7, 9 descriptions.* 315 .* 100"):
         prompts_each(names, ONE)
@@ -116,7 +116,7 @@ def test_templates_are_averaged_as_unit_vectors() -> None:
 
 
 @pytest.mark.parametrize("first", [None, 3])
-def test_prompts_in_chunks_are_prompts_at_once(
+def test_prompts_in_chunks_equal_prompts_at_once(
     tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch, first: int | None
 ) -> None:
     (whole,) = frozen_prompts(tiny_clip, NAMES, TEMPLATES, first)
@@ -150,7 +150,7 @@ def test_logits_are_not_rounded_by_autocast(tiny_clip: Backbone) -> None:
     torch.testing.assert_close(linear, 100 * x @ weights.T)
 
 
-def test_class_weights_are_computed_once_and_safe_from_those_who_use_them(
+def test_class_weights_are_computed_once_and_returned_as_copies(
     tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = zero_shot_weights(tiny_clip, ["cat", "dog"], ["a {}."])
@@ -181,7 +181,7 @@ def test_kept_class_weights_keep_no_backbone_alive(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("templates", [["a {}."], ["a {}.", "the {} there.", "{}"]])
-def test_classes_in_chunks_are_classes_at_once(
+def test_classes_in_chunks_equal_classes_at_once(
     tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch, templates: list[str]
 ) -> None:
     """No more prompts than CHUNK are encoded at once, or those of one class; some have two
@@ -210,7 +210,7 @@ def test_classes_in_chunks_are_classes_at_once(
     ]
 
 
-def test_learnt_weights_in_chunks_are_those_at_once() -> None:
+def test_learnt_weights_in_chunks_equal_those_at_once() -> None:
     """Values and gradients; of several chunks none is kept for the gradient, but computed again."""
     start, runs = (
         torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64),

@@ -67,14 +67,16 @@ def test_cross_validated_predictions_and_a_search(
     assert search.best_estimator_.score(images, labels) > 0.75
 
 
-def test_calibrated(tiny_clip: Backbone, paths: tuple[np.ndarray, np.ndarray]) -> None:
+def test_calibrated_classifier_cv(
+    tiny_clip: Backbone, paths: tuple[np.ndarray, np.ndarray]
+) -> None:
     calibrated = CalibratedClassifierCV(probe(tiny_clip), cv=2).fit(*paths)
     assert calibrated.classes_.tolist() == sorted(set(paths[1]))
     assert calibrated.score(*paths) > 0.75
 
 
 @pytest.mark.slow
-def test_stacked_copies_fit_to_numbers_and_know_the_names(
+def test_stacking_fits_copies_to_numbers_with_class_names(
     tiny_clip: Backbone, paths: tuple[np.ndarray, np.ndarray]
 ) -> None:
     names = sorted(set(paths[1]))
@@ -91,7 +93,7 @@ def test_stacked_copies_fit_to_numbers_and_know_the_names(
 @pytest.mark.parametrize(
     "method", slow_except(["linear-probe", "rmadapter", "tip-adapter", "zero-shot"], "zero-shot")
 )
-def test_bagged(tiny_clip: Backbone, paths: tuple[np.ndarray, np.ndarray], method: str) -> None:
+def test_bagging(tiny_clip: Backbone, paths: tuple[np.ndarray, np.ndarray], method: str) -> None:
     """It draws images by their weight, which every method takes."""
     own: dict[str, Any] = {"rmadapter": {"epochs": 2, "first_block": 4, "rank": 2}}.get(method, {})
     names = sorted(set(paths[1]))
@@ -110,7 +112,7 @@ def test_bagged(tiny_clip: Backbone, paths: tuple[np.ndarray, np.ndarray], metho
 
 
 @pytest.mark.parametrize("method", ["rmadapter", "linear-probe", "tip-adapter", "zero-shot"])
-def test_a_copy_has_the_same_answers_and_no_backbone_of_its_own(
+def test_a_pickled_copy_gives_the_same_answers_without_its_backbone(
     tiny_clip: Backbone, paths: tuple[np.ndarray, np.ndarray], method: str
 ) -> None:
     settings: dict[str, Any] = {"device": "cpu"}
@@ -131,7 +133,7 @@ def test_a_copy_has_the_same_answers_and_no_backbone_of_its_own(
     assert pickle.loads(pickle.dumps(clone(fitted))).get_params() == fitted.get_params()
 
 
-def test_a_copy_is_not_put_on_another_backbone(
+def test_a_pickled_copy_refuses_another_backbone(
     tiny_clip: Backbone, tiny_eva: Backbone, paths: tuple[np.ndarray, np.ndarray]
 ) -> None:
     state = probe(tiny_clip).fit(*paths).__getstate__()
@@ -179,12 +181,17 @@ class OfRows(FewShotClassifier):
         return tags
 
 
-ROWS = "an image is no row of numbers: it has no features to count, no NaN and no sparse form; only OfRows has"
+ROWS = (
+    "an image is no row of numbers: it has no features to count, no NaN and no sparse form; only "
+    "OfRows has"
+)
 WORDS = "it is refused, in other words than scikit-learn's"
 EXPECTED = {  # as the page lists them, check -> why it does not pass
     "check_no_attributes_set_in_init": "settings are given by name, and kept under one attribute",
     "check_do_not_raise_errors_in_init_or_set_params": "set_params refuses what is unknown at once",
-    "check_sample_weight_equivalence_on_dense_data": "weights count in proportion: twice all of them is no more data",
+    "check_sample_weight_equivalence_on_dense_data": (
+        "weights count in proportion: twice all of them is no more data"
+    ),
     "check_supervised_y_2d": "a column of labels is taken as labels, without a warning",
     "check_complex_data": WORDS,
     "check_classifiers_regression_target": WORDS,
@@ -206,7 +213,9 @@ EXPECTED = {  # as the page lists them, check -> why it does not pass
 @pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:labels are numbers")
-def test_scikit_learns_own_checks(tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scikit_learns_estimator_checks(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("rmadapter.backbones.shared.is_published", lambda name: True)
     held = shared(tiny_clip.name, torch.device("cpu"))  # so that each fit takes this copy
     one = OfRows(held.name, method="linear-probe", shots=0, device="cpu", search_steps=0)

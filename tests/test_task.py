@@ -1,4 +1,4 @@
-"""What is questions."""
+"""Tasks: their default questions, and what they refuse."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rmadapter.task import Question, Task, check_templates
 @pytest.mark.parametrize(
     ("classes", "names"), [("all", ["all"]), ("base", ["base", "novel"]), ("novel", ["novel"])]
 )
-def test_what_is_asked_unless_it_is_said(classes: Any, names: list[str]) -> None:
+def test_default_questions_depend_on_the_classes(classes: Any, names: list[str]) -> None:
     questions = Task(classes=classes).questions
     assert (
         [question.name for question in questions]
@@ -26,12 +26,12 @@ def test_what_is_asked_unless_it_is_said(classes: Any, names: list[str]) -> None
     assert not any(question.data for question in questions)
 
 
-def test_what_is_said_is_asked() -> None:
+def test_given_tests_are_the_questions() -> None:
     some = (Question("all"), Question("dtd", "dtd"))
     assert Task(tests=some).questions == some
 
 
-def test_a_task_is_a_value() -> None:
+def test_tasks_compare_by_value() -> None:
     assert Task(data="a") == Task(data="a") != Task(data="b")
     assert len({Task(seed=1), Task(seed=1), Task(seed=2)}) == 2
 
@@ -49,13 +49,13 @@ def test_templates_are_checked() -> None:
 @pytest.mark.parametrize(
     "values", [{"seed": 10**26}, {"shots": 10**10}, {"views": 10**10}, {"seed": 2**32}]
 )
-def test_numbers_that_nothing_can_be_done_with_are_refused(values: dict[str, int]) -> None:
+def test_impossible_numbers_are_refused(values: dict[str, int]) -> None:
     with pytest.raises(UserError, match="less than or equal to"):
         configured(Task(), values)
 
 
 @given(st.text(st.sampled_from("{}!:0x .a"), max_size=8))
-def test_a_template_that_is_taken_holds_the_name_once(template: str) -> None:
+def test_an_accepted_template_holds_the_name_once(template: str) -> None:
     try:
         check_templates([template])
     except UserError as error:

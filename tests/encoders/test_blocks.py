@@ -35,14 +35,16 @@ def run_for_read(view: Any, x: torch.Tensor, layout: Grid) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_leanest_view_is_found(name: str, request: pytest.FixtureRequest) -> None:
+def test_the_leanest_view_is_chosen(name: str, request: pytest.FixtureRequest) -> None:
     assert all(
         type(view_of(block)) is KINDS[name] for block in image_blocks(request.getfixturevalue(name))
     )
 
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_siglip", "tiny_hf"])
-def test_a_pre_norm_block_is_its_own_forward(name: str, request: pytest.FixtureRequest) -> None:
+def test_a_pre_norm_view_equals_the_blocks_forward(
+    name: str, request: pytest.FixtureRequest
+) -> None:
     block = image_blocks(double(request.getfixturevalue(name)))[2]
     view = view_of(block)
     x, layout = torch.randn(3, 17, 64, dtype=torch.float64), Grid(0)
@@ -50,7 +52,7 @@ def test_a_pre_norm_block_is_its_own_forward(name: str, request: pytest.FixtureR
     torch.testing.assert_close(run_for_read(view, x, layout), block(x)[:, 0], **EXACT)
 
 
-def test_a_post_norm_block_is_its_own_forward(tiny_hf: Backbone) -> None:
+def test_a_post_norm_view_equals_the_blocks_forward(tiny_hf: Backbone) -> None:
     model: Any = double(tiny_hf).model
     block = model.text.transformer.encoder.layer[1]
     view = view_of(block)
@@ -63,7 +65,7 @@ def test_a_post_norm_block_is_its_own_forward(tiny_hf: Backbone) -> None:
     torch.testing.assert_close(run_for_read(view, x, layout), expected[:, 0], **EXACT)
 
 
-def test_a_block_of_another_make_runs_by_its_own_forward_with_what_its_encoder_passes(
+def test_an_opaque_block_runs_by_its_forward_with_its_encoders_arguments(
     tiny_eva: Backbone,
 ) -> None:
     block = image_blocks(tiny_eva)[0]
@@ -76,21 +78,19 @@ def test_a_block_of_another_make_runs_by_its_own_forward_with_what_its_encoder_p
 
 
 @pytest.mark.parametrize("part", ["q_norm", "k_norm", "norm"])
-def test_a_block_with_a_part_that_the_view_would_leave_out_stays_whole(
-    part: str, tiny_hf: Backbone
-) -> None:
+def test_a_block_with_an_unknown_part_is_opaque(part: str, tiny_hf: Backbone) -> None:
     block = image_blocks(double(tiny_hf))[0]  # a copy, which may be changed
     setattr(block.attn, part, nn.LayerNorm(16))
     assert isinstance(view_of(block), Opaque)
 
 
-def test_another_kind_of_attention_stays_whole(tiny_hf: Backbone) -> None:
+def test_another_kind_of_attention_is_opaque(tiny_hf: Backbone) -> None:
     block = image_blocks(double(tiny_hf))[0]
     block.attn.__class__ = type("DiffAttention", (type(block.attn),), {})
     assert isinstance(view_of(block), Opaque)
 
 
-def test_a_subclass_of_a_known_block_stays_whole(tiny_clip: Backbone) -> None:
+def test_a_subclass_of_a_known_block_is_opaque(tiny_clip: Backbone) -> None:
     """It may compute something else."""
     block = image_blocks(double(tiny_clip))[0]
     block.__class__ = type("Another", (type(block),), {})
@@ -98,7 +98,7 @@ def test_a_subclass_of_a_known_block_stays_whole(tiny_clip: Backbone) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_cast_block_keeps_its_norms_and_leaves_the_own_one_alone(
+def test_a_cast_copy_keeps_its_norms_and_leaves_the_block_unchanged(
     name: str, request: pytest.FixtureRequest
 ) -> None:
     block = image_blocks(request.getfixturevalue(name))[0]

@@ -66,7 +66,7 @@ TEMPLATES = [PHOTO, ("{}",), ("a photo of a {}.", "the {}.")]
 
 @pytest.mark.parametrize("name", BACKBONES)
 @pytest.mark.parametrize("fields", ABLATIONS, ids=str)
-def test_every_ablation_is_the_reference(
+def test_every_ablation_equals_the_reference(
     name: str, fields: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
     backbone = double(request.getfixturevalue(name))
@@ -78,7 +78,7 @@ def test_every_ablation_is_the_reference(
 
 @pytest.mark.parametrize("name", BACKBONES)
 @pytest.mark.parametrize("fields", PLACES, ids=str)
-def test_every_place_is_the_reference(
+def test_every_adapted_block_range_equals_the_reference(
     name: str, fields: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
     backbone = double(request.getfixturevalue(name))
@@ -88,7 +88,7 @@ def test_every_place_is_the_reference(
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_one_class_and_one_image_are_the_reference(
+def test_one_class_and_one_image_equal_the_reference(
     name: str, request: pytest.FixtureRequest
 ) -> None:
     assert same_as_reference(adapted(double(request.getfixturevalue(name))), ("cat",), count=1)
@@ -106,7 +106,9 @@ Fields, Templates = dict[str, Any], tuple[str, ...]
 
 
 @pytest.mark.parametrize(("fields", "templates"), REAL, ids=str)
-def test_pocket_is_the_reference(pocket64: Backbone, fields: Fields, templates: Templates) -> None:
+def test_pocket_equals_the_reference(
+    pocket64: Backbone, fields: Fields, templates: Templates
+) -> None:
     other = REAL.index((fields, templates)) % 2 == 1
     model = adapted(
         pocket64, norm="block" if other else "none", cross_modal=other, alpha=0.1, **fields
@@ -116,7 +118,7 @@ def test_pocket_is_the_reference(pocket64: Backbone, fields: Fields, templates: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("fields", "templates"), [REAL[0], REAL[3]], ids=str)
-def test_vit_b16_is_the_reference(
+def test_vit_b16_equals_the_reference(
     vit_b16_64: Backbone, fields: Fields, templates: Templates
 ) -> None:
     model = adapted(vit_b16_64, norm="block", cross_modal=True, alpha=0.1, **fields)
@@ -149,9 +151,7 @@ def vit_b16_64(vit_b16: Backbone) -> Backbone:
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_under_autocast_it_is_near_the_same_in_its_number_format(
-    name: str, request: pytest.FixtureRequest
-) -> None:
+def test_autocast_is_close_to_float32(name: str, request: pytest.FixtureRequest) -> None:
     """The tokens between blocks are bfloat16, gradients as near to those of float32 as the
     backbone's own forward has them under autocast, and no weight of the backbone is cast in a
     second step."""
@@ -191,7 +191,7 @@ def test_under_autocast_it_is_near_the_same_in_its_number_format(
     assert 0 < max(errors.values()) < FACTOR * max(own.values()), (errors, own)
 
 
-def test_what_stands_after_the_end_of_text_changes_nothing(tiny_clip: Backbone) -> None:
+def test_tokens_after_the_end_of_text_change_nothing(tiny_clip: Backbone) -> None:
     """Neither a loss term nor a gradient, bit for bit."""
     model = adapted(tiny_clip)
     tokens = tokenize(tiny_clip, NAMES, PHOTO)
@@ -206,9 +206,7 @@ def test_what_stands_after_the_end_of_text_changes_nothing(tiny_clip: Backbone) 
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_blocks_are_the_backbones_own_and_sizes_are_theirs(
-    name: str, request: pytest.FixtureRequest
-) -> None:
+def test_encoders_hold_the_backbones_own_blocks(name: str, request: pytest.FixtureRequest) -> None:
     """Hooks on them are hooks on the backbone; what is taken apart are views of them."""
     backbone = request.getfixturevalue(name)
     modules = set(backbone.model.modules())
@@ -219,7 +217,9 @@ def test_blocks_are_the_backbones_own_and_sizes_are_theirs(
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_the_tail_is_what_the_head_reads(name: str, request: pytest.FixtureRequest) -> None:
+def test_the_tail_holds_the_parameters_that_the_head_reads(
+    name: str, request: pytest.FixtureRequest
+) -> None:
     """By the gradient of features by every weight of the model, from tokens that leave the top
     block."""
     backbone = double(request.getfixturevalue(name))
@@ -234,7 +234,7 @@ def test_the_tail_is_what_the_head_reads(name: str, request: pytest.FixtureReque
         assert read
 
 
-def test_an_image_encoder_that_also_gives_its_tokens_is_read_by_every_way(
+def test_an_image_encoder_that_also_returns_tokens_works(
     tiny_clip: Backbone,
 ) -> None:
     """As CoCa's does; a cache asks for the states of several blocks at once."""
@@ -246,7 +246,7 @@ def test_an_image_encoder_that_also_gives_its_tokens_is_read_by_every_way(
         assert torch.equal(states.features, visual(pixels))
 
 
-def test_text_blocks_of_an_unknown_make_are_left_alone(tiny_clip: Backbone) -> None:
+def test_text_blocks_of_an_unknown_make_are_not_adapted(tiny_clip: Backbone) -> None:
     """Packed tokens are for views alone, so that a block run whole could not read them."""
     model: Any = double(tiny_clip).model
     block = model.transformer.resblocks[1]

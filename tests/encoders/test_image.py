@@ -1,5 +1,4 @@
-"""Image encoders: what the untouched one gives up, and the rest of its forward pass from there, in
-float64."""
+"""Image encoders: their states at a block, and the forward pass from there, in float64."""
 
 from __future__ import annotations
 
@@ -42,7 +41,7 @@ def watched(encoder: ImageEncoder, pixels: Tensor) -> dict[int, tuple[Tensor, Te
 
 
 @pytest.mark.parametrize("first", [1, 3, 4])
-def test_states_are_what_the_backbones_own_forward_shows(
+def test_states_equal_those_of_the_backbones_forward(
     backbone: Backbone, pixels: Tensor, first: int
 ) -> None:
     encoder = backbone.image
@@ -79,7 +78,7 @@ def test_the_states_of_several_blocks_come_from_one_pass(
         )
 
 
-def test_features_are_what_is_pooled_through_the_projection(
+def test_features_are_the_projection_of_the_pooled_tokens(
     backbone: Backbone, pixels: Tensor
 ) -> None:
     encoder = backbone.image
@@ -99,7 +98,7 @@ def test_features_alone_have_no_tokens(backbone: Backbone, pixels: Tensor) -> No
     assert len(states.x) == len(states.y) == 0
 
 
-def test_the_top_block_runs_for_the_one_token_that_is_read(tiny_clip: Backbone) -> None:
+def test_the_top_block_runs_only_for_the_token_that_is_read(tiny_clip: Backbone) -> None:
     encoder, rows = tiny_clip.image, []
     handle = encoder.blocks[-1].mlp.register_forward_pre_hook(
         lambda m, args: rows.append(args[0].shape[:-1].numel())
@@ -134,9 +133,7 @@ def test_without_features_the_blocks_above_are_not_run(
 
 
 @pytest.mark.parametrize("first", [1, 3, 4])
-def test_encode_goes_on_where_the_states_end(
-    backbone: Backbone, pixels: Tensor, first: int
-) -> None:
+def test_encode_continues_from_the_states(backbone: Backbone, pixels: Tensor, first: int) -> None:
     encoder = backbone.image
     states, seen = encoder.frozen(pixels, first), []
     with torch.no_grad():
@@ -150,7 +147,7 @@ def test_encode_goes_on_where_the_states_end(
     assert (changed - features).abs().max() > 1e-3
 
 
-def test_other_views_run_instead_of_the_encoders_own(tiny_clip: Backbone) -> None:
+def test_given_views_replace_those_of_the_encoder(tiny_clip: Backbone) -> None:
     """A method's views, such as those with low-rank weights, leave the encoder as it is."""
     encoder = tiny_clip.image
     states = encoder.frozen(torch.randn(2, 3, 32, 32), 1)
@@ -164,10 +161,8 @@ def test_other_views_run_instead_of_the_encoders_own(tiny_clip: Backbone) -> Non
     assert encoder.views == backwards[::-1]
 
 
-def test_an_encoder_is_the_same_before_and_after_any_pass(
-    tiny_eva: Backbone, tiny_clip: Backbone
-) -> None:
-    """Any number of methods share it: a pass for one block leaves nothing that another could read."""
+def test_no_pass_changes_an_encoder(tiny_eva: Backbone, tiny_clip: Backbone) -> None:
+    """Any number of methods share an encoder, so a pass must leave nothing behind."""
     for backbone in (tiny_clip, tiny_eva):
         encoder, images = backbone.image, torch.randn(2, 3, 32, 32)
         before, kept = encoder.frozen(images, 2), dict(vars(encoder))
@@ -181,7 +176,7 @@ def test_an_encoder_is_the_same_before_and_after_any_pass(
             )
 
 
-def test_what_an_unknown_block_is_passed_travels_with_its_states(tiny_eva: Backbone) -> None:
+def test_arguments_of_an_opaque_block_travel_with_its_states(tiny_eva: Backbone) -> None:
     """EVA's rotary positions: without them the blocks compute something else."""
     encoder = tiny_eva.image
     states = encoder.frozen(torch.randn(2, 3, 32, 32), 2)
@@ -197,7 +192,9 @@ def test_what_an_unknown_block_is_passed_travels_with_its_states(tiny_eva: Backb
     ("name", "read"),
     [("tiny_clip", True), ("tiny_hf", True), ("tiny_siglip", False), ("tiny_eva", False)],
 )
-def test_savings_and_norms_by_name(name: str, read: bool, request: pytest.FixtureRequest) -> None:
+def test_each_backbone_reads_and_normalises_as_expected(
+    name: str, read: bool, request: pytest.FixtureRequest
+) -> None:
     """SigLIP's head reads all tokens; a block of an unknown make runs whole."""
     encoder = request.getfixturevalue(name).image
     assert encoder.reads_some(encoder.frozen(torch.randn(1, 3, 32, 32), 2).layout) == read

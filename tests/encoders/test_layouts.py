@@ -1,4 +1,4 @@
-"""Tokens without padding: where they lie, what stands for several prompts, and attention over them."""
+"""Layouts of tokens without padding, and attention over them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_causal_prompts_share_their_common_beginning() -> None:
     assert packed.weight.sum() == LENGTHS.sum()
 
 
-def test_without_sharing_every_prompt_keeps_its_own_beginning() -> None:
+def test_without_sharing_every_prompt_keeps_its_beginning() -> None:
     packed = pack(TOKENS, LENGTHS, LENGTHS - 1, causal=True, share=False)
     assert packed.prefix == 0
     assert packed.ids.tolist() == TOKENS[REAL].tolist()
@@ -34,7 +34,7 @@ def test_without_sharing_every_prompt_keeps_its_own_beginning() -> None:
     assert packed.read_index.tolist() == [4, 8, 15]
 
 
-def test_prompts_that_look_ahead_share_nothing() -> None:
+def test_prompts_without_causal_attention_share_nothing() -> None:
     packed = pack(TOKENS, LENGTHS, None, causal=False)
     assert packed.prefix == 0
     assert len(packed.ids) == LENGTHS.sum()
@@ -43,7 +43,7 @@ def test_prompts_that_look_ahead_share_nothing() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_equal_prompts_and_a_single_one_keep_a_token_of_their_own(count: int) -> None:
+def test_equal_prompts_and_a_single_one_keep_one_unshared_token(count: int) -> None:
     lengths = LENGTHS[:1].expand(count)
     packed = pack(TOKENS[:1].expand(count, -1), lengths, lengths - 1, causal=True)
     assert packed.prefix == 4
@@ -78,7 +78,7 @@ def plain_attention(
 
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("causal", [True, False])
-def test_packed_attention_is_padded_attention_under_a_mask(causal: bool, share: bool) -> None:
+def test_packed_attention_equals_masked_padded_attention(causal: bool, share: bool) -> None:
     """A token that looks at padding, ahead, or into another prompt breaks it."""
     place = LENGTHS - 1 if causal else LENGTHS - 3  # a token that looks ahead need not be the last
     packed = pack(TOKENS, LENGTHS, place, causal, share)
@@ -104,7 +104,7 @@ def test_a_grid_attends_for_the_tokens_that_it_reads(last: int) -> None:
     torch.testing.assert_close(grid.attend_read(grid.read(q), k, v, 3), whole[:, rows], **EXACT)
 
 
-def test_moved_layouts_keep_everything() -> None:
+def test_layouts_moved_to_a_device_keep_everything() -> None:
     """To the meta device, which every machine has: each tensor goes along, and what is no tensor
     stays."""
     packed, meta = pack(TOKENS, LENGTHS, None, causal=False), torch.device("meta")
@@ -119,7 +119,7 @@ def test_moved_layouts_keep_everything() -> None:
 
 
 @pytest.mark.parametrize("kind", ["none", "mask", "causal"])
-def test_attention_in_bfloat16_is_torchs_own(kind: str) -> None:
+def test_attention_in_bfloat16_equals_torchs(kind: str) -> None:
     """On a CPU it is two products; float64 tells how far each of the two is off."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(3, 9, 32, generator=generator, dtype=torch.float64) for _ in range(3))
@@ -139,7 +139,7 @@ def test_attention_in_bfloat16_is_torchs_own(kind: str) -> None:
     assert errors[0] < 4 * errors[1] < 0.1
 
 
-def test_what_the_token_that_is_read_looks_at() -> None:
+def test_looks_are_the_attention_of_the_token_that_is_read() -> None:
     """torch's own attention module says the same, mean of its heads."""
     torch.manual_seed(0)
     attention = torch.nn.MultiheadAttention(
@@ -152,7 +152,7 @@ def test_what_the_token_that_is_read_looks_at() -> None:
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_prompts_apart_have_the_shared_beginning_each(causal: bool) -> None:
+def test_apart_gives_each_prompt_the_shared_beginning(causal: bool) -> None:
     packed = pack(TOKENS, LENGTHS, LENGTHS - 1, causal)
     apart = packed.apart(packed.ids[:, None].double())[..., 0]
     assert torch.equal(apart[REAL], TOKENS[REAL].double())

@@ -1,4 +1,4 @@
-"""Text encoders on packed prompts, against the backbones' own forward on padded ones, in float64."""
+"""Text encoders on packed prompts, against the backbones' forward on padded ones, in float64."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def own(backbone: Backbone, tokens: Tensor) -> Tensor:
         return backbone.model.encode_text(tokens)  # type: ignore[operator]
 
 
-def test_frozen_features_are_the_backbones(backbone: Backbone, tokens: Tensor) -> None:
+def test_frozen_features_equal_the_backbones(backbone: Backbone, tokens: Tensor) -> None:
     states = backbone.text.frozen(tokens)
     torch.testing.assert_close(states.features, own(backbone, tokens), **EXACT)
     assert states.first is None
@@ -50,7 +50,9 @@ def test_frozen_features_are_the_backbones(backbone: Backbone, tokens: Tensor) -
         ("mean_pooler", {"is_decoder": True}, "WholeText"),  # causal
     ],
 )
-def test_other_berts(pooler: str, config: dict[str, bool], kind: str, tmp_path: Path) -> None:
+def test_kinds_of_bert_encoders(
+    pooler: str, config: dict[str, bool], kind: str, tmp_path: Path
+) -> None:
     found = double(load_backbone(str(write_timm_bert(tmp_path, pooler, **config))))
     tokens = found.tokenizer(PROMPTS)
     assert type(found.text).__name__ == kind
@@ -58,9 +60,7 @@ def test_other_berts(pooler: str, config: dict[str, bool], kind: str, tmp_path: 
 
 
 @pytest.mark.parametrize("first", [1, 3, 4])
-def test_encode_goes_on_where_the_states_end(
-    backbone: Backbone, tokens: Tensor, first: int
-) -> None:
+def test_encode_continues_from_the_states(backbone: Backbone, tokens: Tensor, first: int) -> None:
     encoder, expected = backbone.text, own(backbone, tokens)
     states, seen = encoder.frozen(tokens, first), []
     with torch.no_grad():
@@ -78,7 +78,7 @@ def test_encode_goes_on_where_the_states_end(
 
 
 @pytest.mark.parametrize("share", [True, False])
-def test_words_may_be_changed(backbone: Backbone, tokens: Tensor, share: bool) -> None:
+def test_embeddings_may_be_replaced(backbone: Backbone, tokens: Tensor, share: bool) -> None:
     encoder, expected = backbone.text, own(backbone, tokens)
     layout = encoder.layout(tokens, share)
     assert share or layout.prefix == 0
@@ -93,7 +93,7 @@ def test_words_may_be_changed(backbone: Backbone, tokens: Tensor, share: bool) -
 
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_eva"])
-def test_what_stands_after_the_end_of_text_changes_nothing(
+def test_tokens_after_the_end_of_text_change_nothing(
     name: str, request: pytest.FixtureRequest
 ) -> None:
     backbone = request.getfixturevalue(name)
@@ -119,7 +119,7 @@ def test_what_stands_after_the_end_of_text_changes_nothing(
         ("tiny_hf", (True, False, False)),  # it looks ahead, and reads all real tokens
     ],
 )
-def test_savings_by_name(
+def test_each_backbone_packs_as_expected(
     name: str, saved: tuple[bool, ...], request: pytest.FixtureRequest
 ) -> None:
     """No padding, a shared beginning, and the top block for the token alone that is read."""
@@ -135,7 +135,7 @@ def test_savings_by_name(
     assert encoder.causal == saved[1]
 
 
-def test_packed_tokens_are_the_real_ones(tiny_clip: Backbone, tiny_hf: Backbone) -> None:
+def test_packed_tokens_are_the_real_tokens(tiny_clip: Backbone, tiny_hf: Backbone) -> None:
     for backbone in (tiny_clip, tiny_hf):
         tokens = backbone.tokenizer(PROMPTS)
         lengths = (tokens != 0).sum(1)

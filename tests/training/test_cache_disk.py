@@ -1,4 +1,4 @@
-"""Frozen activations that outlive the process: computed once for every method, seed and command."""
+"""The cache on disk: activations computed once for every method, seed and command."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def held(cache: Cache, images: ImageSet = IMAGES, first: int | None = 3, **given
     return found
 
 
-def test_another_process_computes_what_is_new_alone(tiny_clip: Backbone, seen: list[int]) -> None:
+def test_another_process_computes_only_new_images(tiny_clip: Backbone, seen: list[int]) -> None:
     first = held(of(tiny_clip))
     assert seen == [7]
     again = held(of(tiny_clip))
@@ -77,9 +77,7 @@ def test_another_process_computes_what_is_new_alone(tiny_clip: Backbone, seen: l
     assert_same_float32(found.features, of(tiny_clip, 0).features(more)[0])
 
 
-def test_test_images_that_are_looked_at_once_are_found_the_next_time(
-    tiny_clip: Backbone, seen: list[int]
-) -> None:
+def test_images_seen_once_are_kept_on_disk(tiny_clip: Backbone, seen: list[int]) -> None:
     """As `fit` and `eval` look at them; without a cache on disk they are not held at all."""
     assert isinstance(of(tiny_clip, 0, hold=False).source(IMAGES, 3), Live)
     assert isinstance(of(tiny_clip, hold=False).source(IMAGES, 3), Held)
@@ -87,7 +85,7 @@ def test_test_images_that_are_looked_at_once_are_found_the_next_time(
     assert seen == [7]
 
 
-def test_nothing_is_kept_unless_asked_for(
+def test_nothing_is_kept_without_disk_cache(
     tiny_clip: Backbone, place: Path, seen: list[int]
 ) -> None:
     for _ in range(2):
@@ -96,7 +94,7 @@ def test_nothing_is_kept_unless_asked_for(
     assert not place.exists()
 
 
-def test_everything_that_activations_depend_on_tells_them_apart(
+def test_the_key_covers_everything_that_activations_depend_on(
     tiny_clip: Backbone, tiny_siglip: Backbone, seen: list[int]
 ) -> None:
     views = {"augmentation": "standard", "views": 2}
@@ -131,7 +129,7 @@ def test_everything_that_activations_depend_on_tells_them_apart(
         assert len(seen) > before
 
 
-def test_a_bench_encodes_each_image_once_and_the_next_one_none(
+def test_a_bench_encodes_each_image_once_and_the_next_bench_none(
     colors: Path,
     tiny_clip: Backbone,
     tmp_path: Path,
@@ -172,7 +170,7 @@ def test_a_bench_encodes_each_image_once_and_the_next_one_none(
     assert probes[0] == probes[1]
 
 
-def test_eval_finds_what_an_earlier_one_left_and_cache_shows_and_clears_it(
+def test_eval_reuses_the_disk_cache_and_cache_lists_and_clears_it(
     finished: Path,
     colors: Path,
     tiny_clip: Backbone,
@@ -213,7 +211,7 @@ def test_eval_finds_what_an_earlier_one_left_and_cache_shows_and_clears_it(
     assert rmadapter("cache").out == f"{place}: 0.0 MB\n"
 
 
-def test_eval_refuses_a_setting_of_the_machine_that_only_training_has(
+def test_eval_refuses_a_machine_setting_of_training(
     finished: Path, colors: Path, tiny_clip: Backbone, rmadapter: Command
 ) -> None:
     done = rmadapter(

@@ -1,5 +1,4 @@
-"""Who listens to a training is told of every step and epoch, once, also after a resume, and by one
-process alone."""
+"""Callbacks get every step and epoch once, also after a resume."""
 
 from __future__ import annotations
 
@@ -19,12 +18,11 @@ from tests.helpers.shots import shots_of
 SETTINGS: dict[str, Any] = {"first_block": 4, "rank": 2, "epochs": 3, "batch_size": 6}
 
 
-def test_an_epochs_figures_are_the_means_of_its_steps() -> None:
+def test_figures_of_an_epoch_are_means_of_its_steps() -> None:
     seen: list[Any] = []
     callback = Callback(on_epoch=lambda figures: seen.append(dict(figures)))
-    history = [
-        {"step": n, "epoch": 1 + (n > 2), "loss": float(n), "lr": 0.1 * n} for n in range(1, 5)
-    ]
+    steps = range(1, 5)
+    history = [{"step": n, "epoch": 1 + (n > 2), "loss": float(n), "lr": 0.1 * n} for n in steps]
     for count in range(1, 5):
         notify([callback], history[:count], 2)
     assert seen == [
@@ -33,12 +31,11 @@ def test_an_epochs_figures_are_the_means_of_its_steps() -> None:
     ]
 
 
-def test_every_step_is_told_once_and_as_it_is_recorded(tiny_clip: Backbone) -> None:
+def test_callbacks_get_every_step_once_as_recorded(tiny_clip: Backbone) -> None:
     steps: list[Any] = []
     epochs: list[Any] = []
-    shots = replace(
-        shots_of(tiny_clip), callbacks=[Callback(steps.append, epochs.append), Callback()]
-    )
+    callbacks = [Callback(steps.append, epochs.append), Callback()]
+    shots = replace(shots_of(tiny_clip), callbacks=callbacks)
     trained = load_method("rmadapter", SETTINGS).fit(tiny_clip, shots).trained
     assert steps == trained.history
     assert [step["step"] for step in steps] == list(range(1, 10))
@@ -46,7 +43,7 @@ def test_every_step_is_told_once_and_as_it_is_recorded(tiny_clip: Backbone) -> N
     assert epochs[1]["loss"] == pytest.approx(sum(step["loss"] for step in steps[3:6]) / 3)
 
 
-def test_listening_changes_nothing_and_what_a_callback_raises_ends_the_training(
+def test_callbacks_cannot_change_figures_and_their_errors_end_the_training(
     tiny_clip: Backbone,
 ) -> None:
     method, shots = load_method("rmadapter", SETTINGS), shots_of(tiny_clip)
@@ -54,9 +51,9 @@ def test_listening_changes_nothing_and_what_a_callback_raises_ends_the_training(
     def spoil(figures: Any) -> None:
         figures.clear()
 
-    told = method.fit(tiny_clip, replace(shots, callbacks=[Callback(spoil)]))
-    alone = method.fit(tiny_clip, shots)
-    assert told.trained.history == alone.trained.history
+    spoiled = method.fit(tiny_clip, replace(shots, callbacks=[Callback(spoil)]))
+    plain = method.fit(tiny_clip, shots)
+    assert spoiled.trained.history == plain.trained.history
 
     def stop(figures: Any) -> None:
         raise RuntimeError("enough")
@@ -65,7 +62,7 @@ def test_listening_changes_nothing_and_what_a_callback_raises_ends_the_training(
         method.fit(tiny_clip, replace(shots, callbacks=[Callback(stop)]))
 
 
-def test_after_a_resume_the_rest_is_told(
+def test_callbacks_get_the_remaining_steps_after_a_resume(
     tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rmadapter.training.loop.SAVE_SECONDS", 0)
@@ -81,6 +78,5 @@ def test_after_a_resume_the_rest_is_told(
         method.fit(tiny_clip, replace(shots, callbacks=[Callback(stop)]))
     done = method.fit(tiny_clip, replace(shots, callbacks=[Callback(seen.append, seen.append)]))
     assert [figures["step"] for figures in seen] == [5, 6, 6, 7, 8, 9, 9]
-    assert seen[2]["loss"] == pytest.approx(
-        sum(step["loss"] for step in done.trained.history[3:6]) / 3
-    )
+    mean = sum(step["loss"] for step in done.trained.history[3:6]) / 3
+    assert seen[2]["loss"] == pytest.approx(mean)

@@ -1,4 +1,4 @@
-"""What a method is given, and what becomes of its answers."""
+"""The contract: shots, fitted methods and their answers."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ from tests.helpers.external_methods import ExternalMethod
 from tests.helpers.shots import noisy_colors, shots_of
 
 
-def test_shots_have_views_of_the_images_and_plain_features_of_the_rest(
-    tiny_clip: Backbone, colors: Path
-) -> None:
+def test_shots_give_augmented_views_and_plain_features(tiny_clip: Backbone, colors: Path) -> None:
     splits = read_images(colors)
     few = few_shot({**splits, "val": splits["test"]}, 2, 1)
     cache = Cache(
@@ -89,7 +87,7 @@ def test_answers_are_probabilities_without_gradient(tiny_clip: Backbone) -> None
     assert list(fitted.probabilities([])) == []
 
 
-def test_what_is_not_a_number_is_told(tiny_clip: Backbone) -> None:
+def test_answers_that_are_not_finite_are_refused(tiny_clip: Backbone) -> None:
     with pytest.raises(UserError, match="the answers of external contain NaN or infinity"):
         list(
             ExternalMethod("nan")
@@ -101,7 +99,7 @@ def test_what_is_not_a_number_is_told(tiny_clip: Backbone) -> None:
         list(answers({"mine": lambda states: states.features / 0}, [bad]))
 
 
-def test_columns_of_known_names() -> None:
+def test_columns_are_indices_of_trained_classes() -> None:
     assert columns("probe", ("cat", "dog", "car"), ["car", "cat"]) == [2, 0]
     with pytest.raises(
         NotApplicable, match="probe only knows the classes it was trained on, not 'tree'"
@@ -109,7 +107,7 @@ def test_columns_of_known_names() -> None:
         columns("probe", ("cat", "dog"), ["cat", "tree"])
 
 
-def test_count_is_of_parameters() -> None:
+def test_count_counts_parameters() -> None:
     assert count(nn.Linear(3, 2)) == 8
 
 

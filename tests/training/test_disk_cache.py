@@ -1,4 +1,4 @@
-"""Activations on disk: what comes back, what leaves, and what is never touched."""
+"""The store of activations: reading, writing, its limit, and foreign files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def blank(count: int = 5) -> dict[str, Tensor]:
     }
 
 
-def kept(folder: Path, limit: float = 1e6, rows: range = range(5), name: str = NAME) -> Store:
+def filled(folder: Path, limit: float = 1e6, rows: range = range(5), name: str = NAME) -> Store:
+    """Return a store with these rows of `ROWS` under the name."""
     store = Store(folder / "activations", limit)
     store.write(name, f"things {name[0]}", KEYS, ROWS, rows)
     return store
@@ -40,7 +41,7 @@ def test_rows_come_back_by_their_keys_from_several_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SHARD", 2 * (48 + 4))
-    store = kept(tmp_path, rows=range(3))
+    store = filled(tmp_path, rows=range(3))
     assert len(list(store.files())) == 2
     found = blank(4)
     assert store.read(NAME, [KEYS[2], KEYS[4], KEYS[0], KEYS[2]], found) == [1]
@@ -51,32 +52,32 @@ def test_rows_come_back_by_their_keys_from_several_files(
     assert [(one["what"], one["images"]) for one in store.contents()] == [("things 0", 3)]
 
 
-def test_what_is_of_another_shape_or_format_is_not_taken(tmp_path: Path) -> None:
-    store = kept(tmp_path)
+def test_rows_of_another_shape_or_format_are_not_read(tmp_path: Path) -> None:
+    store = filled(tmp_path)
     assert store.read(NAME, KEYS, {**blank(), "x": torch.zeros(5, 3, 5)}) == [0, 1, 2, 3, 4]
     assert store.read(NAME, KEYS, {**blank(), "y": torch.zeros(5, 2)}) == [0, 1, 2, 3, 4]
     assert store.read(NAME, KEYS, blank()) == []
 
 
-def test_the_least_recently_used_leaves_and_what_alone_is_too_much_is_not_written(
+def test_the_limit_drops_the_least_recently_used_and_skips_larger_writes(
     tmp_path: Path,
 ) -> None:
-    size = sum(status.st_size for _, status in kept(tmp_path).files())
-    store = kept(tmp_path, 2.5 * size, name=OTHER)
+    size = sum(status.st_size for _, status in filled(tmp_path).files())
+    store = filled(tmp_path, 2.5 * size, name=OTHER)
     for age, (file, _) in enumerate(sorted(store.files())):
         os.utime(file, (1000 + age, 1000 + age))
     assert store.read(NAME, KEYS, blank()) == []  # the older one, used again
-    kept(tmp_path, 2.5 * size, name="2" * 16)
+    filled(tmp_path, 2.5 * size, name="2" * 16)
     assert {file.parent.name for file, _ in store.files()} == {NAME, "2" * 16}
-    kept(tmp_path, 5 * (48 + 4) - 1, name="3" * 16)
+    filled(tmp_path, 5 * (48 + 4) - 1, name="3" * 16)
     assert {file.parent.name for file, _ in store.files()} == {NAME, "2" * 16}
 
 
 @pytest.mark.parametrize("place", ["start", "middle", "end", "empty"])
-def test_a_damaged_file_is_told_once_and_removed(
+def test_a_damaged_file_is_reported_once_and_removed(
     place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = kept(tmp_path)
+    store = filled(tmp_path)
     [(file, _)] = store.files()
     content = bytearray(file.read_bytes())
     at = {"start": 9, "middle": len(content) - 100, "end": len(content) - 1, "empty": 0}[place]
@@ -88,20 +89,20 @@ def test_a_damaged_file_is_told_once_and_removed(
     assert capsys.readouterr().err.count(file.name) == 1
 
 
-def test_clear_removes_all_of_it_and_what_a_killed_one_left(tmp_path: Path) -> None:
-    store = kept(tmp_path)
+def test_clear_removes_everything_including_leftovers_of_killed_processes(tmp_path: Path) -> None:
+    store = filled(tmp_path)
     left = tmp_path / ".activations.01234567"
     left.mkdir()
     (tmp_path / "beside").touch()
     assert store.clear() > 5 * (48 + 4)
     assert [path.name for path in tmp_path.iterdir()] == ["beside"]
     assert store.clear() == 0
-    assert (kept(tmp_path).read(NAME, KEYS, blank()), store.contents()[0]["images"]) == ([], 5)
+    assert (filled(tmp_path).read(NAME, KEYS, blank()), store.contents()[0]["images"]) == ([], 5)
 
 
 @pytest.mark.parametrize("foreign", ["no tag", "a file", "a link", "a linked folder"])
-def test_what_is_not_ours_is_neither_written_to_nor_removed(foreign: str, tmp_path: Path) -> None:
-    store, photo = kept(tmp_path), tmp_path / "activations" / NAME / "photo.jpg"
+def test_a_foreign_folder_or_file_is_never_touched(foreign: str, tmp_path: Path) -> None:
+    store, photo = filled(tmp_path), tmp_path / "activations" / NAME / "photo.jpg"
     if foreign == "a file":
         photo.touch()
     elif foreign == "no tag":
@@ -117,34 +118,34 @@ def test_what_is_not_ours_is_neither_written_to_nor_removed(foreign: str, tmp_pa
         store.clear()
     assert sorted(tmp_path.rglob("*")) == before
     if foreign in ("no tag", "a linked folder"):
-        kept(tmp_path, name=OTHER)
+        filled(tmp_path, name=OTHER)
         assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions")
-def test_nobody_else_can_read_it(tmp_path: Path) -> None:
-    assert kept(tmp_path).folder.stat().st_mode & 0o077 == 0
+def test_the_folder_is_private(tmp_path: Path) -> None:
+    assert filled(tmp_path).folder.stat().st_mode & 0o077 == 0
 
 
-def test_somebody_who_clears_up_meanwhile_ends_nobodys_run(
+def test_clearing_while_another_process_writes_is_harmless(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, write = kept(tmp_path), module._write
+    store, write = filled(tmp_path), module._write
 
     def cleared(*given: Any) -> None:
         store.clear()
         write(*given)
 
     monkeypatch.setattr(module, "_write", cleared)
-    kept(tmp_path)  # into a folder that is no longer there
+    filled(tmp_path)  # into a folder that is no longer there
     monkeypatch.undo()
-    assert kept(tmp_path, name=OTHER).read(OTHER, KEYS, blank()) == []
+    assert filled(tmp_path, name=OTHER).read(OTHER, KEYS, blank()) == []
     assert store.folder.stat().st_mode & 0o077 == 0
     assert store.clear() > 0
 
 
-def test_a_full_disk_ends_nobodys_run(tmp_path: Path) -> None:
-    store = kept(tmp_path)
+def test_failed_writes_are_harmless(tmp_path: Path) -> None:
+    store = filled(tmp_path)
     (store.folder / OTHER).touch()  # where a folder should be
-    kept(tmp_path, name=OTHER)
+    filled(tmp_path, name=OTHER)
     assert store.read(OTHER, KEYS, blank()) == [0, 1, 2, 3, 4]

@@ -243,7 +243,7 @@ def test_gradients_are_clipped(tiny_clip: Backbone) -> None:
     assert moved(0) > 0.005
 
 
-def test_a_loss_that_is_no_number_is_a_sentence(shots: Shots) -> None:
+def test_a_loss_that_is_not_finite_is_refused(shots: Shots) -> None:
     module = Toy()
     with pytest.raises(UserError, match="the loss became nan in step 1: lower learning_rate"):
         minimise(
@@ -256,7 +256,7 @@ def test_a_loss_that_is_no_number_is_a_sentence(shots: Shots) -> None:
 # ---- the same training, however it is computed ----
 
 
-def test_it_learns_the_colors(tiny_clip: Backbone) -> None:
+def test_training_learns_the_colors(tiny_clip: Backbone) -> None:
     history = fit(
         shots_of(tiny_clip, IMAGES), epochs=10, lambda_image_con=0, lambda_text_con=0
     ).trained.history
@@ -276,7 +276,7 @@ def test_it_learns_the_colors(tiny_clip: Backbone) -> None:
     ],
     ids=str,
 )
-def test_the_lean_loop_is_the_reference_loop(
+def test_the_lean_loop_equals_the_reference_loop(
     tiny_clip: Backbone, fields: dict[str, Any], given: dict[str, Any]
 ) -> None:
     lean, plain = (
@@ -300,7 +300,7 @@ def test_half_precision_trains_and_is_close(tiny_clip: Backbone) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_it_is_the_same_training(tiny_clip: Backbone) -> None:
+def test_a_compiled_training_equals_an_eager_one(tiny_clip: Backbone) -> None:
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(2))
     except Exception as error:  # no C++ compiler, a Python that dynamo does not know
@@ -320,7 +320,7 @@ def test_held_and_live_activations_train_alike(tiny_clip: Backbone) -> None:
     assert losses(fit(live)) == pytest.approx(losses(fit(held)), rel=1e-4)
 
 
-def test_augmentation_is_fresh_in_every_epoch_or_as_many_views_as_are_kept(
+def test_augmentation_is_new_in_every_epoch_or_repeats_the_kept_views(
     tiny_clip: Backbone,
 ) -> None:
     """Three epochs with three views kept see what three fresh ones show; workers change nothing."""
@@ -342,7 +342,7 @@ def test_augmentation_is_fresh_in_every_epoch_or_as_many_views_as_are_kept(
     assert losses(fresh)[0] != pytest.approx(losses(fit(shots_of(tiny_clip, IMAGES)))[0], rel=1e-4)
 
 
-def test_the_global_random_state_is_neither_read_nor_moved(tiny_clip: Backbone) -> None:
+def test_the_global_random_state_is_neither_read_nor_changed(tiny_clip: Backbone) -> None:
     torch.manual_seed(1)
     one = fit(shots_of(tiny_clip, IMAGES))
     torch.manual_seed(2)
@@ -369,7 +369,7 @@ def process(rank: int, folder: Path, name: str, trainings: list[dict[str, Any]])
 @pytest.mark.skipif(
     not dist.is_available(), reason="this torch was built without torch.distributed"
 )
-def test_two_processes_train_as_one_does(tiny_clip: Backbone, tmp_path: Path) -> None:
+def test_two_processes_train_like_one(tiny_clip: Backbone, tmp_path: Path) -> None:
     """Seven images in batches of three leave one image over, fewer than there are processes; a
     process that counted it twice, or an average of the two processes' averages, would be off by
     1e-2. (Adapters do not start from zero, where the consistency loss has its kink, and rounding

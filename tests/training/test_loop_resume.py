@@ -1,5 +1,4 @@
-"""Exact resume: a training that was killed and started again ends with the weights of an
-undisturbed one."""
+"""Exact resume: a killed and restarted training ends with the weights of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -119,7 +118,7 @@ def masked(batch: Batch, weight: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("draw", [dropped, masked])
 @pytest.mark.parametrize("survived", [3, 4])  # within an epoch, and at its end
-def test_what_a_loss_draws_and_an_average_go_on_where_they_were(
+def test_random_draws_and_buffers_resume_exactly(
     tiny_clip: Backbone, tmp_path: Path, draw: Callable[[Batch, Tensor], Tensor], survived: int
 ) -> None:
     recipe = Recipe(optimizer="adam", learning_rate=0.1, epochs=3, batch_size=4, warmup_epochs=0)

@@ -1,5 +1,4 @@
-"""A training loop of one's own with AdaptedCLIP takes the same steps as ours; trackers are told
-what it does."""
+"""A custom training loop takes the same steps as `fit`; trackers get its figures."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples/watch.py"
 SETTINGS: dict[str, Any] = {"first_block": 3, "rank": 4, "epochs": 2, "batch_size": 6, "alpha": 1.0}
 
 
-def test_the_pages_loop_gives_our_losses(tiny_clip: Backbone) -> None:
+def test_the_loop_of_the_usage_page_gives_the_losses_of_fit(tiny_clip: Backbone) -> None:
     """As docs/usage.md has it: two steps with the method's own optimiser and rates."""
     images = noisy_colors()
     ours = FewShotClassifier(tiny_clip.name, shots=0, device="cpu", **SETTINGS).fit(images).history_
@@ -82,7 +81,7 @@ def test_trackers_see_every_step(tiny_clip: Backbone) -> None:
 
 
 @pytest.mark.parametrize("module", ["torch.utils.tensorboard", "wandb"])
-def test_the_real_ones_take_these_words(module: str) -> None:
+def test_real_trackers_have_these_parameters(module: str) -> None:
     import inspect
 
     try:

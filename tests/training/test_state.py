@@ -1,4 +1,4 @@
-"""Where a training stands: what it is before the first step."""
+"""The saved progress of a training."""
 
 from __future__ import annotations
 
@@ -8,22 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rmadapter.training.state import Trained, Unfinished, as_rows, as_table, key_of
+from rmadapter.training.state import Unfinished, as_rows, as_table, key_of
 
 
-def test_a_training_begins_at_nothing_and_shares_no_history() -> None:
-    one, other = Trained(), Trained()
-    one.history.append({"loss": 1.0})
-    assert (other.step, other.seconds, other.history, other.step_seconds, other.weighed) == (
-        0,
-        0.0,
-        [],
-        None,
-        False,
-    )
-
-
-def test_a_history_comes_back_from_numbers_alone() -> None:
+def test_a_history_survives_the_table_of_numbers() -> None:
     history = [
         {"step": 1, "loss": 0.1, "ce": 1 / 3},
         {"step": 2, "loss": 2.0},
@@ -39,11 +27,7 @@ def test_a_history_comes_back_from_numbers_alone() -> None:
     assert as_rows(*as_table([])) == []
 
 
-def test_another_training_is_known_by_its_key() -> None:
-    assert Unfinished(Path("a"), "x") != Unfinished(Path("a"), "y")
-
-
 @pytest.mark.parametrize("text", ["[" * 100_000, "[]", "1", "{", '{"key": 7}'])
-def test_a_damaged_training_has_no_key_or_one_of_another(tmp_path: Path, text: str) -> None:
+def test_a_damaged_training_never_has_the_key(tmp_path: Path, text: str) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "t", {"progress": text})
     assert key_of(Unfinished(tmp_path / "t", "x")) in ("", "7")
