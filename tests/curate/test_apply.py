@@ -37,7 +37,7 @@ def data(colors: Path, tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_a_folder_becomes_a_cleaned_copy(data: Path, tmp_path: Path) -> None:
+def test_folder_is_copied(data: Path, tmp_path: Path) -> None:
     before = contents(data)
     chosen = decisions(
         tmp_path / "d.csv",
@@ -60,7 +60,7 @@ def test_a_folder_becomes_a_cleaned_copy(data: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "new").iterdir()) == [tmp_path / "new/clean"]
 
 
-def test_a_folder_without_splits(data: Path, tmp_path: Path) -> None:
+def test_folder_without_splits(data: Path, tmp_path: Path) -> None:
     chosen = decisions(
         tmp_path / "d.csv",
         ("blue/0.png", "relabel:red"),
@@ -73,7 +73,7 @@ def test_a_folder_without_splits(data: Path, tmp_path: Path) -> None:
     assert (done.images, done.dropped) == (24, 1)
 
 
-def test_a_table_becomes_a_list(data: Path, tmp_path: Path) -> None:
+def test_table_becomes_a_list(data: Path, tmp_path: Path) -> None:
     """One image is listed twice, under two labels: the given one says which row is meant."""
     table = data / "list.csv"
     table.write_text(
@@ -101,7 +101,7 @@ def test_a_table_becomes_a_list(data: Path, tmp_path: Path) -> None:
     assert [len(images) for images in sets.values()] == [3, 1]
 
 
-def test_a_class_that_loses_all_images_is_named(data: Path, tmp_path: Path) -> None:
+def test_class_without_images_is_named(data: Path, tmp_path: Path) -> None:
     rows = [(f"blue/{i}.png", "drop") for i in range(6)]
     chosen = decisions(tmp_path / "d.csv", *rows, columns="image,decision")
     assert apply_decisions(data / "train", chosen, tmp_path / "clean").without == ("blue",)
@@ -111,13 +111,13 @@ IMAGE = "train/blue/0.png"
 WRONG = [
     (
         [(IMAGE, "blue", "red", "delete")],
-        "d.csv, line 2: unknown decision 'delete': write keep, drop, relabel or",
+        "d.csv, line 2: .*'delete'.* relabel",
     ),
     ([(IMAGE, "blue", "red", "drop:red")], "decision 'drop:red'"),
-    ([(IMAGE, "blue", "", "relabel")], "no label is suggested here"),
+    ([(IMAGE, "blue", "", "relabel")], "relabel:CLASS"),
     (
         [(IMAGE, "blue", "red", "relabel:rod")],
-        "'rod' is not a class of the data; did you mean 'red'",
+        "'rod'.*'red'",
     ),
     ([("train/blue/9.png", "blue", "", "drop")], "'train/blue/9.png' is not a training image of"),
     ([("test/blue/0.png", "blue", "", "drop")], "'test/blue/0.png' is not a training image of"),
@@ -130,7 +130,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("rows", "message"), WRONG)
-def test_a_mistake_writes_nothing(
+def test_wrong_decisions_write_nothing(
     data: Path, tmp_path: Path, rows: list[tuple[str, ...]], message: str
 ) -> None:
     chosen = decisions(tmp_path / "d.csv", *rows)
@@ -140,29 +140,25 @@ def test_a_mistake_writes_nothing(
     assert contents(tmp_path) == before
 
 
-def test_places_that_are_refused(data: Path, tmp_path: Path) -> None:
+def test_refused_targets(data: Path, tmp_path: Path) -> None:
     chosen = decisions(tmp_path / "d.csv", (IMAGE, "blue", "", "drop"))
     (tmp_path / "there").mkdir()
-    with pytest.raises(UserError, match="there: already exists"):
+    with pytest.raises(UserError, match="there:"):
         apply_decisions(data, chosen, tmp_path / "there")
     with pytest.raises(UserError, match="lies in"):
         apply_decisions(data, chosen, data / "train/clean")
     (data / "list.csv").write_text("path,label\ntrain/blue/0.png,blue\ntrain/red/0.png,red\n")
-    with pytest.raises(
-        UserError, match=r"not a folder of class folders; give a name that ends in \.csv"
-    ):
+    with pytest.raises(UserError, match=r"--out .*\.csv"):
         apply_decisions(data / "list.csv", chosen, tmp_path / "clean")
-    with pytest.raises(
-        UserError, match=r"--out .*clean\.csv: the images of a folder of class folders are copied"
-    ):
+    with pytest.raises(UserError, match=r"--out .*clean\.csv"):
         apply_decisions(data, chosen, tmp_path / "clean.csv")
     without = decisions(tmp_path / "w.csv", (IMAGE, "blue"), columns="image,given")
-    with pytest.raises(UserError, match="is called decision"):
+    with pytest.raises(UserError, match="decision"):
         apply_decisions(data, without, tmp_path / "clean")
     assert not (tmp_path / "clean").exists()
 
 
-def test_a_full_disk_leaves_nothing(
+def test_full_disk_leaves_nothing(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count = 0
@@ -177,15 +173,13 @@ def test_a_full_disk_leaves_nothing(
     monkeypatch.setattr("rmadapter.curate.apply.shutil.copy2", full)
     chosen = decisions(tmp_path / "d.csv", (IMAGE, "blue", "", "drop"))
     before = contents(tmp_path)
-    with pytest.raises(
-        UserError, match=r"cannot be written \(No space left on device\); nothing was left there"
-    ):
+    with pytest.raises(UserError, match="No space left on device"):
         apply_decisions(data, chosen, tmp_path / "clean")
     assert contents(tmp_path) == before
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
 
 
-def test_an_archive_of_class_folders_becomes_a_folder(
+def test_archive_becomes_a_folder(
     colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whose images do not vanish with the cache."""
@@ -199,7 +193,7 @@ def test_an_archive_of_class_folders_becomes_a_folder(
     assert len(found) == len(read_images(colors)["train"])
 
 
-def test_a_folder_of_another_format_becomes_a_list(colors: Path, tmp_path: Path) -> None:
+def test_other_formats_become_a_list(colors: Path, tmp_path: Path) -> None:
     home = tmp_path / "set"
     shutil.copytree(colors / "train", home / "images")
     rows = [
@@ -216,9 +210,7 @@ def test_a_folder_of_another_format_becomes_a_list(colors: Path, tmp_path: Path)
     assert "set/images/red/0.png,blue" in (tmp_path / "clean.csv").read_text()
 
 
-def test_folders_between_the_root_and_the_classes_are_no_splits(
-    colors: Path, tmp_path: Path
-) -> None:
+def test_folders_above_classes_are_not_splits(colors: Path, tmp_path: Path) -> None:
     """Their splits are in a table, which a copy of the folders would lose."""
     home = tmp_path / "set"
     shutil.copytree(colors / "train", home / "cam1")
@@ -239,9 +231,7 @@ def test_folders_between_the_root_and_the_classes_are_no_splits(
     }
 
 
-def test_prompt_names_of_a_domain_and_of_a_table_go_with_the_copy(
-    data: Path, tmp_path: Path
-) -> None:
+def test_prompt_names_are_copied(data: Path, tmp_path: Path) -> None:
     shutil.move(data, tmp_path / "domains/photo")
     photo = tmp_path / "domains/photo"
     shutil.move(photo / "classnames.json", tmp_path / "domains/classnames.json")
@@ -258,14 +248,12 @@ def test_prompt_names_of_a_domain_and_of_a_table_go_with_the_copy(
     found = read_images(tmp_path / "lists/a.csv", progress=False, outside=True)
     assert found["all"].classes == names
     (tmp_path / "lists/classnames.json").write_text('{"red": "crimson"}')
-    with pytest.raises(
-        UserError, match="holds different names from this data's; write the list to another folder"
-    ):
+    with pytest.raises(UserError, match=r"classnames\.json"):
         apply_decisions(photo / "train/list.csv", chosen, tmp_path / "lists/b.csv")
     assert not (tmp_path / "lists/b.csv").exists()
 
 
-def test_names_of_another_list_are_not_taken(
+def test_names_of_another_list_are_refused(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (data / "classnames.json").rename(tmp_path / "names.json")
@@ -273,7 +261,7 @@ def test_names_of_another_list_are_not_taken(
     chosen = decisions(tmp_path / "d.csv", ("blue/0.png", "keep"), columns="image,decision")
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists/classnames.json").write_text('{"red": "crimson"}')
-    with pytest.raises(UserError, match="holds different names from this data's"):
+    with pytest.raises(UserError, match=r"classnames\.json"):
         apply_decisions(data / "train/list.csv", chosen, tmp_path / "lists/a.csv")
     (tmp_path / "names.json").rename(data / "train/classnames.json")
     apply_decisions(data / "train/list.csv", chosen, tmp_path / "others/a.csv")
@@ -283,13 +271,13 @@ def test_names_of_another_list_are_not_taken(
     )
 
 
-def test_groups_go_with_the_copy(colors: Path, tmp_path: Path) -> None:
+def test_groups_are_copied(colors: Path, tmp_path: Path) -> None:
     """Of class folders that a metadata.csv says them of."""
     home = Path(shutil.copytree(colors / "train", tmp_path / "set"))
     rows = [f"{label}/{n}.png,{label},p{n}" for label in ("blue", "red") for n in (0, 1)]
     (home / "metadata.csv").write_text("\n".join(["file_name,label,group", *rows]))
     chosen = decisions(tmp_path / "d.csv", ("red/0.png", "drop"), columns="image,decision")
-    with pytest.raises(UserError, match=r"the data has groups or is not a folder of class folders"):
+    with pytest.raises(UserError, match=r"--out .*clean"):
         apply_decisions(home, chosen, tmp_path / "clean")
     apply_decisions(home, chosen, tmp_path / "clean.csv")
     assert read_images(tmp_path / "clean.csv", progress=False, outside=True)["all"].groups == (
@@ -299,9 +287,7 @@ def test_groups_go_with_the_copy(colors: Path, tmp_path: Path) -> None:
     )
 
 
-def test_the_name_of_a_copy_from_within_the_data(
-    data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_name_of_a_copy_from_within_the_data(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cleaned_name(data) == "CLEAN"
     monkeypatch.chdir(data / "train")
     assert cleaned_name("..") == str(data.resolve().with_name("CLEAN"))

@@ -1,7 +1,9 @@
-"""From a run and a pool to suggestions: which images are left out, and what is said of the others."""
+"""Suggestions from a run and a pool; the list and the page hold whatever images are called."""
 
 from __future__ import annotations
 
+import csv
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +13,19 @@ from PIL import Image, ImageOps
 
 from rmadapter.artifacts.checkpoint import load
 from rmadapter.backbones import Backbone
-from rmadapter.curate.suggest import first_images, suggest_images
+from rmadapter.curate.acquisition import FIRST, NEXT
+from rmadapter.curate.suggest import (
+    COLUMNS,
+    MEANINGS,
+    Suggestion,
+    Suggestions,
+    first_images,
+    suggest_images,
+    write_csv,
+    write_page,
+)  # fmt: skip
 from rmadapter.errors import UserError
+from tests.helpers.html import Page
 
 
 @pytest.fixture
@@ -29,7 +42,7 @@ def pool(colors: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_what_is_known_or_there_twice_is_never_suggested(
+def test_known_images_and_copies_are_not_suggested(
     finished: Path, tiny_clip: Backbone, pool: Path
 ) -> None:
     for rule in ("margin", "entropy", "coverage", "typicality", "mix", "random"):
@@ -42,7 +55,7 @@ def test_what_is_known_or_there_twice_is_never_suggested(
         assert [one.rank for one in found.suggestions] == list(range(1, len(names) + 1))
 
 
-def test_scores_and_classes_are_those_of_the_run(
+def test_scores_and_classes_equal_those_of_the_run(
     finished: Path, tiny_clip: Backbone, pool: Path
 ) -> None:
     saved = load(finished, tiny_clip)
@@ -56,18 +69,15 @@ def test_scores_and_classes_are_those_of_the_run(
     assert found.suggestions[0].score >= found.suggestions[1].score
 
 
-def test_a_run_without_features_of_its_images_says_so(
+def test_run_without_examples_notes_it(
     finished: Path, tiny_clip: Backbone, pool: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved = load(finished, tiny_clip)
     suggest_images(saved, [pool], 3, progress=False)
     assert capsys.readouterr().err == ""
-    bare = saved._replace(fitted=replace(saved.fitted, examples=None))
-    assert suggest_images(bare, [pool], 3, progress=False).known == 0
-    assert (
-        "holds no features of its training images, so those in the pool are not left out"
-        in capsys.readouterr().err
-    )
+    without = saved._replace(fitted=replace(saved.fitted, examples=None))
+    assert suggest_images(without, [pool], 3, progress=False).known == 0
+    assert "training images" in capsys.readouterr().err
 
 
 def test_without_a_run(tiny_clip: Backbone, pool: Path) -> None:
@@ -80,7 +90,7 @@ def test_without_a_run(tiny_clip: Backbone, pool: Path) -> None:
     assert {label for one in named.suggestions for label, _ in one.best} == {"cat", "dog"}
 
 
-def test_mistakes(
+def test_refused_suggestions(
     finished: Path, tiny_clip: Backbone, pool: Path, colors: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="did you mean 'margin'"):
@@ -100,3 +110,57 @@ def test_mistakes(
         suggest_images(
             finished, tmp_path / "broken.png", 4, backbone=tiny_clip, skip_bad=True, progress=False
         )
+
+
+# The list and the page
+
+EVIL = "<script>alert(1)</script>"
+
+
+def example(folder: Path, count: int = 2) -> Suggestions:
+    Image.new("RGB", (400, 300), "red").save(folder / "a.png")
+    one = Suggestion(folder / "a.png", 1, 0.5, (("=cat", 0.7), (EVIL, 0.2)))
+    gone = Suggestion(Path("-gone.png"), 2, 0.25, ())
+    return Suggestions("margin", 10, 3, 1, (one, gone)[:count])
+
+
+def test_csv_has_no_formula(tmp_path: Path) -> None:
+    write_csv(tmp_path / "s.csv", example(tmp_path))
+    with open(tmp_path / "s.csv", newline="", encoding="utf-8") as file:
+        found = list(csv.reader(file))
+    assert found == [
+        list(COLUMNS),
+        ["a.png", "", "1", "0.5", "'=cat", "0.7", EVIL, "0.2"],
+        [os.path.relpath("-gone.png", tmp_path), "", "2", "0.25", "", "", "", ""],
+    ]
+
+
+def test_page_shows_images_without_scripts(tmp_path: Path) -> None:
+    write_page(tmp_path / "s.html", example(tmp_path), EVIL, tmp_path / "s.csv")
+    page = Page(tmp_path / "s.html")
+    assert not [tag for tag, _ in page.tags if tag == "script"]
+    assert "2 of 10 images to label." in page.text
+    assert "Rule: margin. 3 images that the run was fitted to were left out." in page.text
+    assert "1 near-duplicate of another was left out." in page.text
+    [source] = page.values("src")
+    assert source.startswith("data:image/jpeg;base64,")
+    assert "not readable" in page.text
+    assert "=cat 70" in page.text
+    assert "://" not in (tmp_path / "s.html").read_text("utf-8")
+
+
+def test_page_with_one_image(tmp_path: Path) -> None:
+    found = example(tmp_path, count=1)
+    write_page(
+        tmp_path / "s.html", replace(found, pool=1, known=1, copies=2), "a run", tmp_path / "s.csv"
+    )
+    text = Page(tmp_path / "s.html").text
+    assert "1 of 1 image to label." in text
+    assert (
+        "1 image that the run was fitted to was left out. 2 near-duplicates of others were left out."
+        in text
+    )
+
+
+def test_every_rule_has_a_meaning() -> None:
+    assert set(MEANINGS) == {*NEXT, *FIRST}

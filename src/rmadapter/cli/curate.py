@@ -15,7 +15,7 @@ from rmadapter.support.files import check_new
 from rmadapter.support.terminal import note, table
 
 if TYPE_CHECKING:
-    from rmadapter.curate.suggest import Suggested
+    from rmadapter.curate.suggest import Suggestions
     from rmadapter.curate.suspects import Suspects
 
 SHOWN = 20  # images in a table
@@ -218,9 +218,9 @@ def _suggest_files(out: Path) -> tuple[Path, Path]:
 
 
 def _show_suggested(
-    found: Suggested, files: tuple[Path, Path] | None, pool: str, as_json: bool
+    found: Suggestions, files: tuple[Path, Path] | None, pool: str, as_json: bool
 ) -> None:
-    from rmadapter.curate.suggest_page import write_csv, write_page
+    from rmadapter.curate.suggest import write_csv, write_page
 
     if files:
         write_page(files[1], found, pool, files[0])

@@ -1,11 +1,11 @@
-"""Apply a user's decisions about suspects in a cleaned copy of the data set, which itself is never
-changed."""
+"""Apply a user's decisions about suspects in a cleaned copy of a data set, which itself never
+changes."""
 
 from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +23,13 @@ from rmadapter.support.files import (
     user_path,
     write_json,
     write_text,
-)
+)  # fmt: skip
 from rmadapter.support.locks import staged_folder
 from rmadapter.support.terminal import note
 
 KEEP, DROP, RELABEL = "keep", "drop", "relabel"
+DROPPED = ""  # instead of a label, which is never empty
+Labelled = list[tuple[Row, str]]  # images with their new labels
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,14 @@ class Cleaned:
 def cleaned_name(
     data: str | Path, columns: Mapping[str, str] | None = None, outside: bool = False
 ) -> str:
-    """A name for the cleaned copy of a data set that `apply_decisions` accepts."""
+    """Return a name for the cleaned copy of a data set that `apply_decisions` accepts."""
     path = user_path(data)
-    root, found = open_source(path, outside, columns)[:2]
-    name = "CLEAN" if _as_folders(root if is_packed(path) else path, found) else "CLEAN.csv"
-    within = path.is_dir() and Path.cwd().is_relative_to(
-        path.resolve()
-    )  # where nothing may be written
-    return str(path.resolve().with_name(name)) if within else name
+    root, splits = open_source(path, outside, columns)[:2]
+    name = "CLEAN" if _has_class_folders(root if is_packed(path) else path, splits) else "CLEAN.csv"
+    whole = path.resolve()
+    # nothing may be written within the data
+    is_within = path.is_dir() and Path.cwd().is_relative_to(whole)
+    return str(whole.with_name(name)) if is_within else name
 
 
 def apply_decisions(
@@ -68,124 +70,120 @@ def apply_decisions(
     image, and if `out` exists or is inside the data.
     """
     path, target = user_path(data), user_path(out)
-    root, found = open_source(path, outside, columns)[:2]
+    root, source_splits = open_source(path, outside, columns)[:2]
     home = root if is_packed(path) else path
-    folders = _as_folders(home, found)
-    given = classnames_json(root, beside_splits(home, found))
-    _check(path, target, folders)
-    rows = training(found, path)
-    chosen = _decided(user_path(decisions), rows, root, path)
-    splits = {name: [(row, row.label) for row in some] for name, some in found.items()}
-    own = "train" if "train" in found else "all"
-    splits[own] = [
-        (row, chosen.get(i, row.label)) for i, row in enumerate(rows) if chosen.get(i) != DROP_IT
-    ]
-    if folders:
+    copies_folders = _has_class_folders(home, source_splits)
+    names = classnames_json(root, beside_splits(home, source_splits))
+    _check_target(path, target, copies_folders)
+    rows = training(source_splits, path)
+    labels = _new_labels(user_path(decisions), rows, root, path)
+    splits = {name: [(row, row.label) for row in part] for name, part in source_splits.items()}
+    new = [(row, labels.get(i, row.label)) for i, row in enumerate(rows)]
+    train = [(row, label) for row, label in new if label != DROPPED]
+    splits["train" if "train" in splits else "all"] = train
+    if copies_folders:
         with staged_folder(target) as folder:
-            _copy(home, splits, folder)
+            _copy_images(home, splits, folder)
             if (root / CLASSNAMES).is_file():
                 shutil.copy2(root / CLASSNAMES, folder / CLASSNAMES)
-            elif given:
-                write_json(folder / CLASSNAMES, given)
+            elif names:
+                write_json(folder / CLASSNAMES, names)
     else:
-        _names_beside(target, given)
-        _list(splits, target)
-    left = {label for _, label in splits[own]}
+        _write_names_beside(target, names)
+        _write_list(splits, target)
+    left = {label for _, label in train}
     return Cleaned(
         images=sum(map(len, splits.values())),
-        relabelled=sum(row.label != label for row, label in splits[own]),
-        dropped=len(rows) - len(splits[own]),
+        relabelled=sum(row.label != label for row, label in train),
+        dropped=len(rows) - len(train),
         without=tuple(sorted({row.label for row in rows} - left)),
     )
 
 
-DROP_IT = ""  # instead of a label, which is never empty
-Labelled = list[tuple[Row, str]]  # images with their new labels
+def _has_class_folders(root: Path, splits: Mapping[str, Rows]) -> bool:
+    """Return whether the copy is a folder of class folders: every image is in a folder named after
+    its class, below one for the split if there are splits. Else the copy is a list."""
 
-
-def _as_folders(path: Path, found: Mapping[str, Rows]) -> bool:
-    """Whether the copy is a folder of class folders; else it is a list."""
-    grouped = any(row.group for some in found.values() for row in some)
-    return path.is_dir() and not grouped and _in_class_folders(found, path)
-
-
-def _in_class_folders(found: Mapping[str, Rows], root: Path) -> bool:
-    """Whether every image is in a folder named after its class, below one for the split if there
-    are splits."""
-
-    def there(split: str, row: Row) -> bool:
+    def is_in_place(split: str, row: Row) -> bool:
         if not row.image.is_relative_to(root):
             return False
         above, *below = row.image.relative_to(root).parts
-        return (
-            above == row.label
-            if split == "all"
-            else (SPLITS.get(above.casefold()), below[0]) == (split, row.label)
-        )
+        if split == "all":
+            return above == row.label
+        return (SPLITS.get(above.casefold()), below[0]) == (split, row.label)
 
-    return all(there(split, row) for split, rows in found.items() for row in rows)
+    rows = [(split, row) for split, part in splits.items() for row in part]
+    if not root.is_dir() or any(row.group for _, row in rows):
+        return False
+    return all(is_in_place(split, row) for split, row in rows)
 
 
-def _check(path: Path, target: Path, folders: bool) -> None:
+def _check_target(path: Path, target: Path, copies_folders: bool) -> None:
     check_new(target)
-    if not folders and target.suffix.lower() != ".csv":
+    is_csv = target.suffix.lower() == ".csv"
+    if not copies_folders and not is_csv:
         raise UserError(
-            f"--out {target}: the data has groups or is not a folder of class folders; give a name that ends in .csv"
+            f"--out {target}: the data has groups or is not a folder of class folders; give a name "
+            "that ends in .csv"
         )
-    if folders and target.suffix.lower() == ".csv":
+    if copies_folders and is_csv:
         raise UserError(
-            f"--out {target}: the images of a folder of class folders are copied; give a folder's name"
+            f"--out {target}: the images of a folder of class folders are copied; give a folder's "
+            "name"
         )
     if path.is_dir() and path.resolve() in target.resolve().parents:
-        raise UserError(
-            f"{target}: lies in {path}, which must stay unchanged; choose another --out"
-        )
+        raise UserError(f"{target}: lies in {path}, which must not change; choose another --out")
 
 
-def _decided(decisions: Path, rows: Rows, root: Path, data: Path) -> dict[int, str]:
-    """Row -> its new label, or DROP_IT, for every row that the decisions mention."""
+def _new_labels(decisions: Path, rows: Rows, root: Path, data: Path) -> dict[int, str]:
+    """Return the label, or DROPPED, of every row that the decisions mention."""
     places: dict[str, list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
         name = row.image.relative_to(root) if row.image.is_relative_to(root) else row.image
         places[image_cell(name.as_posix()).strip()].append(i)
     classes = {label_cell(row.label).strip(): row.label for row in rows}
-    found: dict[int, str] = {}
+    labels: dict[int, str] = {}
     for where, cells in read_rows(decisions, ("image", "decision"), ("given", "suggested")):
-        given = cells.get("given")
-        some = [
-            i
-            for i in places.get(cells["image"], [])
-            if not given or label_cell(rows[i].label).strip() == given
-        ]
-        if not some:
-            like = f" with the label {quoted(given)}" if given and cells["image"] in places else ""
-            raise UserError(
-                f"{where}: {quoted(cells['image'])} is not a training image of {data}{like}"
-            )
-        label = _label(cells["decision"], cells.get("suggested", ""), classes, where)
-        for i in some:
-            new = rows[i].label if label is None else label
-            if found.setdefault(i, new) != new:
+        image = cells["image"]
+        matches = _matches(places.get(image, []), rows, cells.get("given"))
+        if not matches:
+            given = cells.get("given")
+            label = f" with the label {quoted(given)}" if given and image in places else ""
+            raise UserError(f"{where}: {quoted(image)} is not a training image of {data}{label}")
+        decided = _decided_label(cells["decision"], cells.get("suggested", ""), classes, where)
+        for i in matches:
+            new = rows[i].label if decided is None else decided
+            if labels.setdefault(i, new) != new:
                 raise UserError(
-                    f"{where}: {quoted(cells['image'])} has a different decision above; keep one"
+                    f"{where}: {quoted(image)} has a different decision above; keep one"
                 )
-    return found
+    return labels
 
 
-def _label(decision: str, suggested: str, classes: Mapping[str, str], where: str) -> str | None:
-    """The label that a decision gives an image: None to keep its own, DROP_IT to leave it out."""
+def _matches(places: Sequence[int], rows: Rows, label: str | None) -> list[int]:
+    """Return the rows at these places that have the label; all of them if no label is given."""
+    return [i for i in places if not label or label_cell(rows[i].label).strip() == label]
+
+
+def _decided_label(
+    decision: str, suggested: str, classes: Mapping[str, str], where: str
+) -> str | None:
+    """Return the label that a decision gives an image: None to keep its own, DROPPED to leave it
+    out."""
     word, colon, name = (part.strip() for part in decision.partition(":"))
-    if (word.casefold(), colon) in (("", ""), (KEEP, "")):
+    word = word.casefold()
+    if not colon and word in ("", KEEP):
         return None
-    if (word.casefold(), colon) == (DROP, ""):
-        return DROP_IT
-    if word.casefold() != RELABEL:
+    if not colon and word == DROP:
+        return DROPPED
+    if word != RELABEL:
         raise UserError(
-            f"{where}: unknown decision {quoted(decision)}: write {KEEP}, {DROP}, {RELABEL} or {RELABEL}:CLASS"
+            f"{where}: unknown decision {quoted(decision)}; write {KEEP}, {DROP}, {RELABEL} or "
+            f"{RELABEL}:CLASS"
         )
     wanted = name if colon else suggested
     if not wanted:
-        raise UserError(f"{where}: no label is suggested here: write {RELABEL}:CLASS")
+        raise UserError(f"{where}: no label is suggested here; write {RELABEL}:CLASS")
     if wanted not in classes:
         raise UserError(
             f"{where}: {quoted(wanted)} is not a class of the data{did_you_mean(wanted, classes)}"
@@ -193,12 +191,12 @@ def _label(decision: str, suggested: str, classes: Mapping[str, str], where: str
     return classes[wanted]
 
 
-def _copy(root: Path, splits: Mapping[str, Labelled], folder: Path) -> None:
-    depth, taken = 0 if "all" in splits else 1, set()
+def _copy_images(root: Path, splits: Mapping[str, Labelled], folder: Path) -> None:
+    depth = 0 if "all" in splits else 1
+    taken: set[str] = set()
     for labelled in splits.values():
-        for row, label in sorted(
-            labelled, key=lambda pair: pair[0].label != pair[1]
-        ):  # unchanged ones keep the name
+        # images that keep their label also keep their name
+        for row, label in sorted(labelled, key=lambda pair: pair[0].label != pair[1]):
             if row.image.is_dir():  # a class without images
                 continue
             parts = row.image.relative_to(root).parts
@@ -212,27 +210,25 @@ def _copy(root: Path, splits: Mapping[str, Labelled], folder: Path) -> None:
             shutil.copy2(row.image, place)
 
 
-def _names_beside(target: Path, given: dict[str, str]) -> None:
+def _write_names_beside(target: Path, names: dict[str, str]) -> None:
     """Write the prompt names beside the list, where they are read with it."""
-    names = target.with_name(CLASSNAMES)
-    if names.exists() and classnames_json(target.parent, False) != given:
+    file = target.with_name(CLASSNAMES)
+    if file.exists() and classnames_json(target.parent, False) != names:
         raise UserError(
-            f"{names}: holds different names from this data's; write the list to another folder"
+            f"{file}: holds different names from this data's; write the list to another folder"
         )
-    if given and not names.exists():
-        note(f"{names}: also names the classes of other lists in that folder")
-        write_json(names, given)
+    if names and not file.exists():
+        note(f"{file}: also names the classes of other lists in that folder")
+        write_json(file, names)
 
 
-def _list(splits: Mapping[str, Labelled], target: Path) -> None:
+def _write_list(splits: Mapping[str, Labelled], target: Path) -> None:
+    has_splits = "all" not in splits
+    has_groups = any(row.group for labelled in splits.values() for row, _ in labelled)
     lines = []
-    split, group = (
-        "all" not in splits,
-        any(row.group for some in splits.values() for row, _ in some),
-    )
-    for name, labelled in splits.items():
+    for split, labelled in splits.items():
         for row, label in labelled:
-            lines.append(
-                [path_from(target.parent, row.image), label, *[name] * split, *[row.group] * group]
-            )
-    write_text(target, csv_text(["path", "label", *["split"] * split, *["group"] * group], lines))
+            path = path_from(target.parent, row.image)
+            lines.append([path, label, *[split] * has_splits, *[row.group] * has_groups])
+    header = ["path", "label", *["split"] * has_splits, *["group"] * has_groups]
+    write_text(target, csv_text(header, lines))

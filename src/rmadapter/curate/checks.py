@@ -40,7 +40,8 @@ def logit_margin(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
     rows = np.arange(len(labels))
     label_logits = logits[rows, labels]
     logits[rows, labels] = -np.inf
-    return logits.max(1) - label_logits
+    margins: np.ndarray = logits.max(1) - label_logits
+    return margins
 
 
 def confident(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
