@@ -67,5 +67,5 @@ def test_an_accepted_template_holds_the_name_once(template: str) -> None:
 
 def test_a_template_is_text() -> None:
     for template in ("a \ud800 {}", "a \0 {}"):
-        with pytest.raises(UserError, match="is not text"):
+        with pytest.raises(UserError, match="templates="):
             configured(Task(), {"templates": [template]})
