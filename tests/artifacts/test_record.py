@@ -181,7 +181,7 @@ def test_a_judgement_is_of_one_method_and_its_classes(
     if not words:
         judgement = parse_record(line, "run.json").judgement
         assert judgement is not None
-        assert judgement.own.name == "RMAdapter"
+        assert judgement.fitted.name == "RMAdapter"
         return
     with pytest.raises(UserError, match=f"field judgement: .*{words}"):
         parse_record(line, "run.json")

@@ -66,8 +66,8 @@ class Model(BaseModel):
             raise ValueError(
                 f"{len(self.labels)} labels for {len(self.names or self.classes)} classes"
             )
-        for some in (self.classes, self.names, self.labels):
-            if len({*map(str, some)}) < len(some):
+        for names in (self.classes, self.names, self.labels):
+            if len({*map(str, names)}) < len(names):
                 raise ValueError("a class appears twice")
         return self
 

@@ -33,10 +33,14 @@ Setting: TypeAlias = Plain | Annotated[list[Plain], Field(max_length=10_000)]
 
 
 class Value(BaseModel):
+    """A frozen part of a record; unknown fields are refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class BackboneName(Value):
+    """name: for `load_backbone`. digest: of the weights."""
+
     name: str
     digest: str
 
@@ -107,7 +111,7 @@ class Rates(Value):
 
 
 class Judgement(Value):
-    """How good a run on all classes is. how: how its images were chosen. classes: as labelled.
+    """An estimate of how good a run on all classes is. how: how its images were chosen. classes: as labelled.
     majority: accuracy of always answering with the most frequent class. rows: the untouched
     backbone, a linear probe, the method. doubts: one sentence each."""
 
@@ -119,7 +123,7 @@ class Judgement(Value):
     doubts: tuple[str, ...] = ()
 
     @model_validator(mode="after")
-    def _one_own_row(self) -> Judgement:
+    def _one_fitted_row(self) -> Judgement:
         if [row.p for row in self.rows].count(None) != 1:
             raise ValueError("not exactly one row for the method that was fitted")
         if {len(row.recalls) for row in self.rows} != {len(self.classes)}:
@@ -127,7 +131,7 @@ class Judgement(Value):
         return self
 
     @property
-    def own(self) -> Rates:
+    def fitted(self) -> Rates:
         """The row of the method that was fitted."""
         return next(row for row in self.rows if row.p is None)
 
@@ -147,9 +151,8 @@ class Candidate(Value):
 
 
 class Choice(Value):
-    """What `auto` chose, and from what: rows in order of preference; it took the first within two
-    standard errors of the best. Without folds there was nothing to choose by, and there are no
-    rows."""
+    """The method that `auto` chose, and the candidates in order of preference; the first within two
+    standard errors of the best is taken. Without folds there are no rows."""
 
     chosen: str
     minutes: Number
@@ -159,7 +162,7 @@ class Choice(Value):
 
 
 class Record(Value):
-    """One run. Rates are in percent, times in seconds, memory in MB of 1e6 bytes.
+    """The record of a run. Rates are in percent, times in seconds, memory in MB of 1e6 bytes.
 
     key: hash of all that the figures depend on. protocol: of the bench, or "fit". variant: a row of
     an ablation; axis, value: the setting that varies. temperature: divisor of the logits, chosen on
@@ -228,12 +231,13 @@ class Record(Value):
         `Lab.tests`."""
         digests = {test.name: images.digest for test, images, _ in sets}
         scores = [score for score in self.scores if score.split != "cross-validated"]
-        own = {score.name: score.digest for score in scores}
-        return [name for name in {**own, **digests} if own.get(name) not in ("", digests.get(name))]
+        saved = {score.name: score.digest for score in scores}
+        names = {**saved, **digests}
+        return [name for name in names if saved.get(name) not in ("", digests.get(name))]
 
     @property
     def targets(self) -> list[str]:
-        """Names of the sets from other data than the task's own."""
+        """The names of the sets from other data than the task's."""
         return [score.name for score in self.scores if score.data]
 
     @property

@@ -114,7 +114,7 @@ def choice_table(choice: Choice) -> Table:
 def lowest_recalls(judged: Judgement) -> str:
     """Name the three classes with the lowest recall, as "ant 0 %, cat 50 %"; ties in the order of
     the classes."""
-    pairs = zip(judged.own.recalls, judged.classes, strict=True)
+    pairs = zip(judged.fitted.recalls, judged.classes, strict=True)
     recalls = [(recall, name) for recall, name in pairs if recall is not None]
     recalls.sort(key=lambda pair: pair[0])
     return ", ".join(f"{name} {recall:.0f} %" for recall, name in recalls[:3])

@@ -225,7 +225,7 @@ def test_metadata_and_figures(finished: Path) -> None:
     assert {"few-shot", "rmadapter"} <= {*data["tags"]}
     assert "base_model" not in data  # a folder is none
     results = {one.metric_type: one for one in card.data.eval_results or ()}
-    assert results["accuracy"].metric_value == round(judged.own.accuracy / 100, 4)
+    assert results["accuracy"].metric_value == round(judged.fitted.accuracy / 100, 4)
     assert (results["accuracy"].dataset_name, results["accuracy"].dataset_split) == (
         "colors",
         judged.how,

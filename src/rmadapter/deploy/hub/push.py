@@ -239,11 +239,11 @@ def _results(record: Record) -> list[EvalResult]:
     """Return scores that the hub shows beside the card, as fractions of 1."""
     data = record.task.data or "unknown"
     if judgement := record.judgement:
-        own = judgement.own
+        fitted = judgement.fitted
         rates = {
-            "accuracy": own.accuracy,
-            "f1": own.macro_f1,
-            "expected_calibration_error": own.calibration_error,
+            "accuracy": fitted.accuracy,
+            "f1": fitted.macro_f1,
+            "expected_calibration_error": fitted.calibration_error,
         }
         return [_result(data, judgement.how, kind, value) for kind, value in rates.items()]
     return [

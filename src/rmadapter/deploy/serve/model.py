@@ -277,8 +277,9 @@ def accuracy_of(record: Record) -> Accuracy | None:
     """Return the accuracy that a run recorded, by its judgement or else on its first test images;
     None if unknown."""
     if judgement := record.judgement:
-        own = judgement.own
-        return _accuracy(judgement.how, judgement.images, own.accuracy, (own.low, own.high))
+        rates = judgement.fitted
+        interval = (rates.low, rates.high)
+        return _accuracy(judgement.how, judgement.images, rates.accuracy, interval)
     for score in record.scores:
         if score.accuracy is not None and score.images:
             return _accuracy(score.title, score.images, score.accuracy)
