@@ -30,6 +30,7 @@ from rmadapter.curate.suspects import (
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
 from rmadapter.runs.lab import Lab
+from tests.helpers.decodes import count_decodes
 from tests.helpers.html import Page
 from tests.helpers.images import write_damaged_colors
 
@@ -64,6 +65,21 @@ def test_damage_is_found(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> N
     assert len(found.images) == 27
     assert found.counts()["two labels"] == 2
     assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
+
+
+def test_an_image_damaged_after_its_header_is_found_without_a_pass_of_its_own(
+    tiny_clip: Backbone, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Path(shutil.copytree(colors / "train", tmp_path / "data"))
+    damaged = sorted(data.glob("*/*.png"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:-30])
+    counts = count_decodes(monkeypatch)
+    found = suspects_of(tiny_clip, data)
+    assert {one.image: one.reasons[0].split(":")[0] for one in found.suspects}[
+        damaged.relative_to(data).as_posix()
+    ] == "broken"
+    assert str(damaged) not in map(str, found.images.images)
+    assert max(counts.values()) == 2  # its sharpness is measured apart
 
 
 def test_neighbours_are_nearest_by_untouched_features(

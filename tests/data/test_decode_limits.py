@@ -132,7 +132,7 @@ def test_what_takes_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_photos_are_admitted(tmp_path: Path) -> None:
-    """Three to one, ten scans, 24 megapixels, EXIF with a thumbnail: nothing about them is a bomb."""
+    """Three to one, ten scans, 24 megapixels, EXIF with a thumbnail: none of it is a bomb."""
     path = tmp_path / "photo.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6

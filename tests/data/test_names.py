@@ -109,7 +109,7 @@ def test_bad_files_of_names_are_refused(tmp_path: Path, text: str, hint: str) ->
 
 @pytest.mark.parametrize("written", ["caf\udce9", "a\0b"])
 def test_what_is_no_text_is_no_class(written: str) -> None:
-    """As a folder's name is that is not UTF-8: better said when data is read than by a tokenizer."""
+    """Such as a folder's name that is not UTF-8, which a tokenizer would refuse only later."""
     with pytest.raises(
         UserError, match=r"^shop: class .* is not UTF-8 or contains a NUL: rename it$"
     ):

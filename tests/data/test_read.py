@@ -250,7 +250,8 @@ def test_classnames_beside_the_domains_serve_a_domain_of_splits(tmp_path: Path) 
 def test_csv_keeps_its_order(tmp_path: Path) -> None:
     write_tiny_images(tmp_path, "pics/1.png", "pics/2.png", "pics/ü,3.png")
     table = tmp_path / "table.csv"
-    text = '\ufeffpath,label,split\npics/2.png,sea_horse,train\n"pics/ü,3.png",Ant,train\npics/1.png,Ant,Valid\n'
+    text = "\ufeffpath,label,split\npics/2.png,sea_horse,train\n"
+    text += '"pics/ü,3.png",Ant,train\npics/1.png,Ant,Valid\n'
     table.write_text(text, encoding="utf-8")
     sets = read_images(table)
     assert list(sets) == ["train", "val"]

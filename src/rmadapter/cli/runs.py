@@ -178,7 +178,7 @@ def fit(
     splits = read_images(
         data,
         skip_bad=files.skip_bad,
-        check=check,
+        check=check or None,
         outside=files.outside,
         names=given,
         columns=columns,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -19,6 +20,7 @@ from rmadapter.curate import checks
 from rmadapter.data.decode import image_error
 from rmadapter.data.duplicates import groups
 from rmadapter.data.formats.registry import open_source
+from rmadapter.data.image_reader import Transform
 from rmadapter.data.names import Label
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
@@ -115,18 +117,23 @@ def find_suspects(
     setting.
     """
     broken: list[Suspect] = []
+    read = partial(read_images, skip_bad=True, outside=outside, columns=columns, progress=progress)
     if isinstance(data, ImageSet):
         images = data
     else:
         path = user_path(data)
-        splits = read_images(
-            path, skip_bad=True, outside=outside, progress=progress, columns=columns
-        )
-        images = training(splits, path)
-        broken = _broken(path, images, columns, outside)
+        images = training(read(path, check=False), path)
     probe = PROBE if method == METHOD else {}
     request = Request.make({**probe, **(settings or {}), "shots": 0}, method, data="it")
     lab = lab or Lab(request.machine, progress=progress)
+    transform = lab.backbone(request.task.backbone).preprocess
+    if isinstance(data, ImageSet):
+        images.read(transform, progress)
+    else:
+        good = _undamaged(images, transform, progress)
+        # a class whose images are all damaged is left out
+        images = training(read(path), path) if good is None else good
+        broken = _broken(path, images, columns, outside)
     lab.add("it", {"train": images})
     few = lab.draw(request.task)
     images = few.train
@@ -168,6 +175,14 @@ def kind(reason: str) -> str:
 
 def _severity(reason: str) -> int:
     return KINDS.index(kind(reason))
+
+
+def _undamaged(images: ImageSet, transform: Transform, progress: bool) -> ImageSet | None:
+    """Decode each image once for all that follows, and leave out those that cannot be decoded; None
+    if a class has no others."""
+    errors = images.reader.read(images.images, transform, progress)
+    good = images.subset(row for row, error in enumerate(errors) if not error)
+    return good if {*good.labels} == {*images.labels} else None
 
 
 def _broken(

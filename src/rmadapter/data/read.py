@@ -28,7 +28,7 @@ __all__ = ["ImageSet", "ImageSource", "load_image", "prompt_name", "read_images"
 
 
 def read_images(
-    data: Any, *, skip_bad: bool = False, check: bool = False, outside: bool = False,
+    data: Any, *, skip_bad: bool = False, check: bool | None = None, outside: bool = False,
     progress: bool = True, names: Mapping[str, str] | None = None,
     columns: Mapping[str, str] | None = None, crops: bool = False,
 ) -> dict[str, ImageSet]:  # fmt: skip
@@ -37,7 +37,7 @@ def read_images(
 
     - data: a path, or an object that `objects.open_object` accepts
     - skip_bad: leave out unreadable images, and list them in `skipped`
-    - check: decode all images; otherwise, without `skip_bad`, only their headers are read
+    - check: decode all images, which finds damage after their headers; by default with `skip_bad`
     - outside: allow a table to name images outside its folder
     - names: label -> prompt name; overrides classnames.json, an optional file in the folder (for
       one of several domains, beside the domains). "crane | tall bird": one class, two descriptions
@@ -68,7 +68,7 @@ def read_images(
     _check_once(splits, path)
 
     images = [row.image for rows in splits.values() for row in rows]
-    bad = image_errors(images, progress, header=not (check or skip_bad))
+    bad = image_errors(images, progress, header=not (skip_bad if check is None else check))
     if bad and not skip_bad:
         raise UserError(unreadable([*bad.values()], _hint(bad, path, ignored)))
     good = {name: [row for row in rows if row.image not in bad] for name, rows in splits.items()}

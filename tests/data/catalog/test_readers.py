@@ -131,7 +131,8 @@ def test_caltech_folders(tmp_path: Path) -> None:
 
 def test_eurosat_names(tmp_path: Path) -> None:
     assert ", ".join(classes(read("eurosat", tmp_path)).values()) == (
-        "Annual Crop Land, Forest, Herbaceous Vegetation Land, Highway or Road, Industrial Buildings, Pasture Land, "
+        "Annual Crop Land, Forest, Herbaceous Vegetation Land, Highway or Road, "
+        "Industrial Buildings, Pasture Land, "
         "Permanent Crop Land, Residential Buildings, River, Sea or Lake"
     )
 
@@ -364,8 +365,9 @@ def test_a_split_file_is_read_as_it_is_or_refused(
 
 
 ROW: dict[str, Any] = {
-    "key": "x", "title": "X", "folder": "x", "classes": 2, "counts": {"test": 1}, "templates": ["a {}."],
-    "licence": "MIT", "size": "1 MB", "citation": "", "url": "", "steps": [], "reader": "class_folders",
+    "key": "x", "title": "X", "folder": "x", "classes": 2, "counts": {"test": 1},
+    "templates": ["a {}."], "licence": "MIT", "size": "1 MB", "citation": "", "url": "",
+    "steps": [], "reader": "class_folders",
 }  # fmt: skip
 
 

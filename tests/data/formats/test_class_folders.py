@@ -97,7 +97,7 @@ def test_a_folder_that_may_not_be_entered_is_one_sentence(tmp_path: Path) -> Non
 
 
 def test_a_run_among_the_classes_is_none(tmp_path: Path) -> None:
-    """Of `fit DATA --out DATA/run`, whose data could not be read again with a class of no images."""
+    """After `fit DATA --out DATA/run` the data can be read again."""
     plant(tmp_path, "cat/1.png", "dog/2.png", "train/3.png")
     for folder, name in (("run", "run.json"), ("stopped", "split.json"), ("train", "run.json")):
         (tmp_path / folder).mkdir(exist_ok=True)
@@ -209,7 +209,11 @@ def test_a_csv_that_leads_out_of_its_folder_needs_the_users_word(tmp_path: Path,
         ("t.csv", "path,labels\n1.png,cat; cat;\n2.png,|dog\n", ["cat", "dog"]),
         ("t.csv", "path,label\n1.png,black;white\n2.png,a|b\n", ["black;white", "a|b"]),
         ("t.csv", "path,label,labels\n1.png,one,x;y\n2.png,two,z\n", ["one", "two"]),
-        ("t.jsonl", '{"path": "1.png", "label": ["a;b"]}\n{"path": "2.png", "label": "c"}', ["a;b", "c"]),
+        (
+            "t.jsonl",
+            '{"path": "1.png", "label": ["a;b"]}\n{"path": "2.png", "label": "c"}',
+            ["a;b", "c"],
+        ),
     ],
 )  # fmt: skip
 def test_a_row_has_one_label(tmp_path: Path, name: str, text: str, labels: list[str]) -> None:

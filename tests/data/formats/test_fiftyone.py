@@ -139,7 +139,11 @@ def test_the_field_that_counts_and_the_splits_that_tags_name(home: Path) -> None
     one = sample("a.jpg", ["train", "sunny"], prediction=of("dog"), ground_truth=of("cat"))
     two = sample("b.jpg", ["Validation"], prediction=of("dog"), ground_truth=of("owl"))
     found = splits(home, one, two, sample("c.jpg"))  # which has no label
-    assert {s: [mark.label for own in marks.values() for mark in own] for s, marks in found.items()} == {
+    labels = {
+        split: [mark.label for part in marks.values() for mark in part]
+        for split, marks in found.items()
+    }
+    assert labels == {
         "train": ["cat"], "val": ["owl"], "all": []
     }  # fmt: skip
 

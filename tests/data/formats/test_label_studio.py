@@ -1,4 +1,4 @@
-"""Label Studio's exports in miniature: JSON and JSON-MIN, with images where it keeps or found them."""
+"""Label Studio's exports in miniature: JSON and JSON-MIN, with images where it keeps them."""
 
 from __future__ import annotations
 

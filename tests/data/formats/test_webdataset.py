@@ -43,7 +43,8 @@ def test_shards_of_one_folder_say_their_split_by_name(tmp_path: Path) -> None:
         "notes.txt",
     ):
         (tmp_path / name).write_bytes(b"")
-    assert {split: [file.name[-10:] for file in files] for split, files in shards(tmp_path).items()} == {
+    names = {split: [file.name[-10:] for file in part] for split, part in shards(tmp_path).items()}
+    assert names == {
         "train": ["000000.tar", "000001.tar"], "val": ["000000.tar"],
     }  # fmt: skip
     (tmp_path / "more.tar").write_bytes(b"")

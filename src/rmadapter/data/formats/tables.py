@@ -159,7 +159,7 @@ def choose_columns(
     table: Path | str, columns: Sequence[str], needed: Sequence[str], optional: Sequence[str] = (),
     named: Mapping[str, str] | None = None,
 ) -> dict[str, str]:  # fmt: skip
-    """Return kind -> its column; arguments as in `read_rows`. Raises UserError if one is lacking."""
+    """Return kind -> its column; arguments as in `read_rows`. Raises UserError if it lacks one."""
     if not columns:
         raise UserError(f"{table}: the first line is empty; write the column names there")
     lists = "label_list" in optional and _column(table, "label_list", columns, named, False)
