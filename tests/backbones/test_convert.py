@@ -235,7 +235,7 @@ def test_what_is_asked_for_is_checked_before_the_file_is_opened(
         "no.pt: not a checkpoint": (tmp_path / "no.pt", NAME, out, ""),
         "not named like a pickled checkpoint": (__file__, NAME, out, ""),
         "already exists": (file, NAME, tmp_path / "full", ""),
-        "not abc; it is a different file and was not opened": (file, NAME, out, "abc"),
+        "not abc": (file, NAME, out, "abc"),
         "open_clip has no architecture 'ViT-X'": (file, "ViT-X", out, ""),
         "weights.pt/out: cannot be written": (file, NAME, file / "out", ""),
     }.items():

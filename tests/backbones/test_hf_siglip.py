@@ -1,4 +1,5 @@
-"""What is SigLIP's own: its bias, its two activations, images of a fixed size, and what is refused."""
+"""What is SigLIP's own: its bias, its two activations, images of a fixed size, and what is
+refused."""
 
 from __future__ import annotations
 

@@ -39,9 +39,7 @@ def test_an_environment_without_pip_takes_pythons_own_copy(monkeypatch: pytest.M
 def test_without_any_pip_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wheels, "distribution", no_pip)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        UserError, match=r"a==1 cannot be fetched without pip; install it: python -m ensurepip"
-    ):
+    with pytest.raises(UserError, match=r"a==1 .*ensurepip"):
         wheels._pip("a==1")
 
 

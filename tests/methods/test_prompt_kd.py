@@ -159,7 +159,7 @@ def test_a_model_s_word_is_not_enough_to_read_its_teacher(
     monkeypatch.setattr(shared, "_NAMED", set())  # as in another process
     loaded = load(tmp_path, tiny_clip).fitted
     loaded.score()
-    with pytest.raises(UserError, match="its word is not enough to read it"):
+    with pytest.raises(UserError, match="name it yourself"):
         loaded.score(("tree", "dog"))
     load(tmp_path, tiny_clip, settings=own).fitted.score(("tree", "dog"))
 

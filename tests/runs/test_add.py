@@ -215,7 +215,7 @@ def test_a_runs_word_is_not_enough_to_read_a_teacher(
     (run / "SHA256SUMS").unlink()
     monkeypatch.setattr(shared, "_NAMED", set())
     new = write(tmp_path / "photos", yellow=(YELLOW, 3))
-    with pytest.raises(UserError, match="its word is not enough to read it"):
+    with pytest.raises(UserError, match="name it yourself"):
         grown(run, tiny_clip, new, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 

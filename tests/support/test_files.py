@@ -1,4 +1,5 @@
-"""Nothing half written: whatever goes wrong, the old file is what it was and no other file is left."""
+"""Nothing half written: whatever goes wrong, the old file is what it was and no other file is
+left."""
 
 from __future__ import annotations
 

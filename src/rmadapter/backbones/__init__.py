@@ -9,8 +9,7 @@ if TYPE_CHECKING:
     from rmadapter.backbones.backbone import Backbone as Backbone
     from rmadapter.backbones.load import load_backbone as load_backbone
 
-# Imported on first use, so that the command line, which takes its verbs from here, does not import
-# torch.
+# Imported on first use, so that the command line does not import torch.
 _HOME_OF = {"Backbone": "backbone", "load_backbone": "load"}
 __all__ = ["Backbone", "load_backbone"]
 

@@ -1,5 +1,4 @@
-"""A frozen CLIP-like model that travels with its own transform, tokenizer, logit scale and
-activation."""
+"""A frozen CLIP-like model with its transform, tokenizer, logit scale and activation."""
 
 from __future__ import annotations
 
@@ -24,18 +23,15 @@ from rmadapter.task import FEATURES_ALONE, TEXT_TOO
 class Backbone:
     """A frozen CLIP-like model and everything that belongs to its weights."""
 
-    name: str  # as given to load_backbone
-    model: (
-        nn.Module
-    )  # open_clip's CLIP or CustomTextCLIP: eval mode, no gradients, float32, on the CPU
+    name: str  # as passed to load_backbone
+    # open_clip's CLIP or CustomTextCLIP: eval mode, no gradients, float32, on the CPU
+    model: nn.Module
     preprocess: Callable[[Any], torch.Tensor]  # PIL RGB image -> float [3, image_size, image_size]
     tokenizer: Callable[[list[str]], torch.Tensor]  # N texts -> long [N, context length]
     image_size: int  # pixels
     mean: tuple[float, float, float]  # of RGB in 0..1, subtracted by `preprocess`
     std: tuple[float, float, float]
-    tokenizer_digest: str = (
-        ""  # SHA-256 in hex of the tokenizer's files and settings; "" if unknown
-    )
+    tokenizer_digest: str = ""  # SHA-256 in hex of the tokenizer's files and settings, if known
 
     @cached_property
     def image(self) -> ImageEncoder:
@@ -54,38 +50,36 @@ class Backbone:
         no known blocks."""
         for encoder in (self.image, self.text):
             if encoder.side in sides and isinstance(encoder, (WholeImage, WholeText)):
-                rest = (
-                    FEATURES_ALONE
-                    if isinstance(self.text, WholeText)
-                    else (*FEATURES_ALONE, *TEXT_TOO)
-                )
+                usable = [*FEATURES_ALONE, *([] if isinstance(self.text, WholeText) else TEXT_TOO)]
                 raise UserError(
-                    f"backbone {self.name!r}: this method needs transformer blocks, and its {encoder.side} encoder, "
-                    f"a {encoder.kind}, has none that are known; methods that work with it: {', '.join(rest)}"
+                    f"backbone {self.name!r}: this method needs transformer blocks, which its "
+                    f"{encoder.side} encoder, a {encoder.kind}, does not have; use another "
+                    f"backbone, or one of {', '.join(usable)}"
                 )
         return self
 
     def to(self, device: torch.device) -> Backbone:
-        """Move the model; returns the backbone itself."""
+        """Move the model to a device and return the backbone itself."""
         self.model.to(device)
         return self
 
     @property
     def logit_scale(self) -> Tensor:
-        """One over CLIP's temperature, scalar."""
+        """Return one over CLIP's temperature, a scalar."""
         clip: Any = self.model
-        return clip.logit_scale.exp()
+        scale: Tensor = clip.logit_scale.exp()
+        return scale
 
     @cached_property
     def embedding_size(self) -> int:
-        """Length e of a feature."""
+        """Return the length e of a feature."""
         with torch.no_grad():
             return self.text.frozen(self.tokenizer(["a"]).to(self.device)).features.shape[-1]
 
     @property
     def resizing(self) -> dict[str, Any]:
-        """How `preprocess` makes a square of an image: resize (open_clip's mode), interpolation,
-        and fill of what is padded."""
+        """Return how `preprocess` makes an image square: resize (open_clip's mode), interpolation,
+        and the fill of padding."""
         from open_clip.transform import PreprocessCfg
 
         config = PreprocessCfg(**getattr(self.model.visual, "preprocess_cfg", {}))
@@ -94,39 +88,33 @@ class Backbone:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 in hex over names, shapes and bytes of the weights, and the kind of GELU, which
-        has none."""
+        """Return the SHA-256 in hex of the names, shapes and bytes of the weights, and of the kind
+        of GELU."""
         from open_clip.transformer import QuickGELU
 
         quick_gelu = any(isinstance(module, QuickGELU) for module in self.model.modules())
         sha = hashlib.sha256(b"quick_gelu" if quick_gelu else b"gelu")
         for name, tensor in sorted(self.model.state_dict().items()):
             sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            sha.update(
-                memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-            )
+            content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            sha.update(memoryview(content.numpy()))
         return sha.hexdigest()
 
     @cached_property
     def structure(self) -> str:
-        """SHA-256 in hex over what has no weights but changes features, such as numbers of heads
-        and kinds of pooling. Other versions of libraries may give another one."""
-        facts: list[Any] = [
-            [
-                name,
-                type(module).__name__,
-                {key: value for key, value in vars(module).items() if _is_plain(key, value)},
-            ]
-            for name, module in self.model.named_modules()
-        ]
-        kept = self.model.state_dict().keys()
-        facts += [
-            [name, part.tolist()] for name, part in self.model.named_buffers() if name not in kept
-        ]  # masks
+        """Return the SHA-256 in hex of what has no weights but changes features, such as numbers of
+        heads and kinds of pooling. It may change with the versions of libraries."""
+        facts: list[Any] = []
+        for name, module in self.model.named_modules():
+            values = {key: value for key, value in vars(module).items() if _is_plain(key, value)}
+            facts.append([name, type(module).__name__, values])
+        weights = self.model.state_dict().keys()
+        for name, mask in self.model.named_buffers():
+            if name not in weights:
+                facts.append([name, mask.tolist()])
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _is_plain(key: str, value: Any) -> bool:
-    return not (key == "training" or key.startswith("_")) and isinstance(
-        value, (bool, int, float, str)
-    )
+def _is_plain(key: str, value: object) -> bool:
+    is_setting = key != "training" and not key.startswith("_")
+    return is_setting and isinstance(value, (bool, int, float, str))

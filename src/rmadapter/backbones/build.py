@@ -1,4 +1,4 @@
-"""An open_clip model from its configuration, its weights from a file, and both as a Backbone."""
+"""Build an open_clip model, fill it with weights from a file, and wrap it as a Backbone."""
 
 from __future__ import annotations
 
@@ -19,37 +19,27 @@ from rmadapter.support.terminal import silenced
 
 TRANSFORM = ("mean", "std", "interpolation", "resize_mode")
 SHOWN = 3  # names of tensors in a message
-CONSTANTS = (
-    "input_resolution",
-    "context_length",
-    "vocab_size",
-)  # kept beside the weights in OpenAI's files
+# stored beside the weights in OpenAI's files
+CONSTANTS = ("input_resolution", "context_length", "vocab_size")
 
 
 def build_model(
-    name: str,
-    source: str,
-    *,
-    draw: bool,
-    quick_gelu: bool = False,
+    name: str, source: str, *, draw: bool, quick_gelu: bool = False,
     transform: dict[str, Any] | None = None,
-) -> nn.Module:
-    """An open_clip model without its weights. source: for open_clip's create_model. draw: random
-    weights, always the same ones. Raises UserError if open_clip cannot build it."""
+) -> nn.Module:  # fmt: skip
+    """Build an open_clip model without its weights. source: for open_clip's create_model. draw:
+    fill it with random weights, always the same ones. Raises UserError if open_clip cannot build
+    it."""
     import open_clip
 
     fill = nullcontext() if draw else Unfilled()
+    config = {key: transform[key] for key in TRANSFORM if key in transform} if transform else None
     with silenced(), fill, seeded(0):
         try:
-            model = open_clip.create_model(
-                source,
-                load_weights=False,
-                pretrained_text=False,
-                force_quick_gelu=quick_gelu,
-                force_preprocess_cfg={key: transform[key] for key in TRANSFORM if key in transform}
-                if transform
-                else None,
-            )
+            model: nn.Module = open_clip.create_model(
+                source, load_weights=False, pretrained_text=False, force_quick_gelu=quick_gelu,
+                force_preprocess_cfg=config,
+            )  # fmt: skip
         except Exception as error:  # a wrong configuration fails in many ways
             raise UserError(
                 f"backbone {name!r}: open_clip cannot build it: {first_line(error)}"
@@ -74,9 +64,8 @@ def load_weights(
     shown = shown or file
     own = model.state_dict()
     misfit = ""
-    masks = {
-        _last(key) for key, _ in model.named_buffers() if key not in own
-    }  # no weights, though files may hold them
+    # masks are no weights, though files may hold them
+    masks = {_last(key) for key, _ in model.named_buffers() if key not in own}
     try:
         with safe_open(file, "pt") as opened:
             shapes = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
@@ -92,34 +81,31 @@ def load_weights(
                 f"{shown}: these weights do not fit backbone {name!r}: {first_line(error)}"
             ) from error
         missing, unexpected, misfit = [], [], first_line(error)
-    wrong = [
-        f"{key} {list(shape)} instead of {list(ours.shape)}"
-        for key, shape in shapes.items()
-        if (ours := own.get(key, own.get(f"text.{key}"))) is not None
-        and math.prod(shape) != ours.numel()
-        and (exact or not key.endswith("positional_embedding"))
-    ]
+    wrong = []
+    for key, shape in shapes.items():
+        ours = own.get(key, own.get(f"text.{key}"))
+        may_differ = not exact and key.endswith("positional_embedding")
+        if ours is not None and math.prod(shape) != ours.numel() and not may_differ:
+            wrong.append(f"{key} {list(shape)} instead of {list(ours.shape)}")
     unexpected = [key for key in unexpected if _last(key) not in masks and key not in CONSTANTS]
-    faults = [
-        _some(what, found)
-        for what, found in (("lack", missing), ("also hold", unexpected), ("hold", wrong))
-    ]
-    told = (
-        f"they {', and '.join(filter(None, faults))}" if any(faults) else misfit
-    )  # such as a transposed matrix
-    if told:
-        raise UserError(f"{shown}: these weights do not fit backbone {name!r}: {told}")
+    lists = {"lack": missing, "also hold": unexpected, "hold": wrong}
+    faults = [_first_names(what, names) for what, names in lists.items() if names]
+    if faults:
+        misfit = f"they {', and '.join(faults)}"  # else such as a transposed matrix
+    if misfit:
+        raise UserError(f"{shown}: these weights do not fit backbone {name!r}: {misfit}")
 
 
 def as_backbone(name: str, model: nn.Module, tokenizer: Tokenizer) -> Backbone:
-    """A frozen Backbone in float32. Raises UserError if it takes images that are not square."""
+    """Freeze a model as a Backbone in float32. Raises UserError if its images are not square."""
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     config = PreprocessCfg(**model.visual.preprocess_cfg)  # type: ignore[union-attr, arg-type]
     height, width = config.input_size[1:]
     if height != width:
         raise UserError(
-            f"backbone {name!r} takes images of {height} x {width} pixels; only square ones are supported"
+            f"backbone {name!r} takes images of {height} x {width} pixels; use one that takes "
+            "squares"
         )
     model = model.float().eval().requires_grad_(False)
     preprocess = image_transform_v2(config, is_train=False)
@@ -128,6 +114,7 @@ def as_backbone(name: str, model: nn.Module, tokenizer: Tokenizer) -> Backbone:
 
 
 def first_line(error: BaseException) -> str:
+    """Return an error's message in one line of at most 300 characters."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
@@ -135,30 +122,24 @@ def _last(key: str) -> str:
     return key.rpartition(".")[2]
 
 
-def _some(what: str, names: Sequence[str]) -> str:
-    """`lack a, b, c and 4 more`; nothing where there are none."""
+def _first_names(what: str, names: Sequence[str]) -> str:
+    """Return a text such as `lack a, b, c and 4 more`."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{what} {', '.join(name[:100] for name in names[:SHOWN])}{more}" if names else ""
+    return f"{what} {', '.join(name[:100] for name in names[:SHOWN])}{more}"
 
 
 class Unfilled(TorchFunctionMode):
-    """Leaves new weights uninitialised: they all come from a file, and drawing them takes seconds."""
+    """A mode that leaves new weights uninitialised: a file has them all, and drawing takes
+    seconds."""
 
     FILLS: tuple[Any, ...] = (
-        Tensor.uniform_,
-        Tensor.normal_,
-        Tensor.erfinv_,
-        Tensor.mul_,
-        Tensor.add_,
-        Tensor.clamp_,
-    )
-    FILLS += (nn.init.uniform_, nn.init.normal_, nn.init.trunc_normal_, nn.init.kaiming_uniform_)
+        Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, Tensor.mul_, Tensor.add_, Tensor.clamp_,
+        nn.init.uniform_, nn.init.normal_, nn.init.trunc_normal_, nn.init.kaiming_uniform_,
+    )  # fmt: skip
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         target = args[0] if args else kwargs.get("tensor")
-        return (
-            target
-            if func in self.FILLS and isinstance(target, nn.Parameter)
-            else func(*args, **kwargs)
-        )
+        if func in self.FILLS and isinstance(target, nn.Parameter):
+            return target
+        return func(*args, **kwargs)

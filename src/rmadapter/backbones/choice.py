@@ -1,5 +1,4 @@
-"""What a user may choose from: a short list of backbones, the cost of each, and the first available
-of several."""
+"""Backbones that a user may choose from, their cost, and the first available of several."""
 
 from __future__ import annotations
 
@@ -19,8 +18,8 @@ from rmadapter.support.terminal import note
 
 
 class Published(NamedTuple):
-    """megabytes: to fetch, in float32. imagenet: zero-shot accuracy in percent from open_clip's
-    README, not measured here. licence: from its card on the hub."""
+    """A published backbone. megabytes: to fetch, in float32. imagenet: zero-shot accuracy in
+    percent from open_clip's README, not measured here. licence: from its card on the hub."""
 
     megabytes: int
     imagenet: float
@@ -34,19 +33,20 @@ KNOWN = {
 }
 ADVISED = "ViT-B-16/openai"
 BETTER = (
-    f"backbone pocket is small and works offline; on photos a real CLIP is far better: --backbone {ADVISED} "
-    f"({KNOWN[ADVISED].megabytes} MB from the Hugging Face hub, once), or another from `rmadapter backbones`"
+    "backbone pocket is small and works offline; on photos a real CLIP is far better: --backbone "
+    f"{ADVISED} ({KNOWN[ADVISED].megabytes} MB from the Hugging Face hub, once), or another from "
+    "`rmadapter backbones`"
 )
 BATCH, TIMES = 8, 5
 
 
 def advise(name: str) -> str:
-    """Advice for a run on this backbone, "" if none."""
+    """Return advice for a run on this backbone, or nothing."""
     return BETTER if name == POCKET else ""
 
 
 def licence_of(name: str) -> str:
-    """Licence of a backbone's weights, as far as known here."""
+    """Return the licence of a backbone's weights, as far as known here."""
     if name == POCKET:
         return LICENCE
     unknown = "its publisher's, not known here: check where the backbone comes from"
@@ -54,7 +54,7 @@ def licence_of(name: str) -> str:
 
 
 def first_of(names: str) -> Backbone:
-    """The backbone of this name; of several names, separated by commas, the first that is here or
+    """Load a backbone by name or, of several names separated by commas, the first that is here or
     can be fetched.
 
     A note says which it is and why. Raises UserError as `load_backbone` does, also for a wrong name
@@ -65,7 +65,7 @@ def first_of(names: str) -> Backbone:
         raise UserError(f"backbone {names!r}: separate names with single commas")
     for name, other in zip(wanted, [*wanted[1:], ""], strict=True):
         try:
-            found = load_backbone(name)
+            backbone = load_backbone(name)
         except Unreachable as error:
             if not other:
                 raise
@@ -73,17 +73,16 @@ def first_of(names: str) -> Backbone:
         else:
             if len(wanted) > 1:
                 note(f"backbone: {name}")
-            return found
-    raise AssertionError("the last one is taken or raises")
+            return backbone
+    raise AssertionError("the last one is returned or raises")
 
 
 @torch.no_grad()
 def images_per_second(name: str, device: torch.device) -> float:
-    """Speed of its image encoder on this machine, in batches of 8. Published models are measured
-    with random weights, so that nothing is downloaded."""
-    backbone = load_backbone(name if name == POCKET else f"{name.partition('/')[0]}/none").to(
-        device
-    )
+    """Measure the speed of an image encoder here, in batches of 8. Published models get random
+    weights, so that nothing is downloaded."""
+    source = name if name == POCKET else f"{name.partition('/')[0]}/none"
+    backbone = load_backbone(source).to(device)
     pixels = torch.zeros(BATCH, 3, backbone.image_size, backbone.image_size, device=device)
     seconds = []
     for _ in range(TIMES + 1):

@@ -1,4 +1,4 @@
-"""A pickled checkpoint as a model folder of safetensors: the only place that opens a pickle, by
+"""Convert a pickled checkpoint to a model folder of safetensors. Only here a pickle is opened, by
 unpickle.py."""
 
 from __future__ import annotations
@@ -29,25 +29,21 @@ def convert(file: Path, architecture: str, out: Path, digest: str = "") -> dict[
     """Write a pickled checkpoint of an open_clip architecture as a folder that `load_backbone`
     opens.
 
-    digest: the SHA-256 in hex that the file must have. Returns what to report: folder, digests,
-    what was left out. Raises UserError, and leaves nothing behind, for a file that is no
+    digest: the SHA-256 in hex that the file must have. Return what to report: the folder, digests
+    and what was left out. Raises UserError, and leaves nothing behind, for a file that is no
     checkpoint, asks for anything but tensors, or does not fit the architecture.
     """
-    found, (config, tags) = (
-        _check(file, out, digest),
-        architecture_config(architecture, architecture),
-    )
+    file_digest = _check(file, out, digest)
+    config, tags = architecture_config(architecture, architecture)
     with staged_folder(out) as folder:
-        apart = folder / "apart"  # what reads the pickle works there
+        apart = folder / "apart"  # where the process that reads the pickle works
         apart.mkdir()
-        facts = _read(file, flat := apart / "tensors.safetensors")
+        flat = apart / "tensors.safetensors"
+        facts = _read(file, flat)
         quick_gelu = bool(config.get("quick_gelu"))
         if facts["quick_gelu"] is not None and facts["quick_gelu"] != quick_gelu:
-            other = (
-                f"{architecture}-quickgelu"
-                if facts["quick_gelu"]
-                else architecture.removesuffix("-quickgelu")
-            )
+            plain = architecture.removesuffix("-quickgelu")
+            other = f"{plain}-quickgelu" if facts["quick_gelu"] else plain
             raise UserError(f"{file}: its activation is not that of {architecture}; use {other!r}")
         transform = transform_of(architecture, tags)
         model = build_model(architecture, architecture, draw=False, transform=transform)
@@ -57,9 +53,8 @@ def convert(file: Path, architecture: str, out: Path, digest: str = "") -> dict[
         tokenizer = tokenizer_folder(named) if named else None
         for part in files_of(tokenizer) if tokenizer else ():
             shutil.copy(part, folder)
-        backbone = as_backbone(
-            architecture, model, load_tokenizer(architecture, config["text_cfg"], tokenizer)
-        )
+        split = load_tokenizer(architecture, config["text_cfg"], tokenizer)
+        backbone = as_backbone(architecture, model, split)
         write_tensors(folder / OPEN_CLIP_WEIGHTS[0], backbone.model.state_dict())
         preprocess = model.visual.preprocess_cfg  # type: ignore[union-attr]
         write_json(folder / CONFIG, {"model_cfg": config, "preprocess_cfg": preprocess})
@@ -67,13 +62,13 @@ def convert(file: Path, architecture: str, out: Path, digest: str = "") -> dict[
         if out.exists():
             out.rmdir()  # it is empty
     return {
-        "backbone": str(out), "digest": backbone.digest, "sha256": found,
+        "backbone": str(out), "digest": backbone.digest, "sha256": file_digest,
         "scripted": facts["scripted"], "left_out": facts["left_out"],
     }  # fmt: skip
 
 
 def _check(file: Path, out: Path, digest: str) -> str:
-    """Check the arguments; returns the SHA-256 of the file, in hex."""
+    """Check the arguments and return the SHA-256 of the file in hex."""
     if file.suffix.lower() == ".safetensors":
         raise UserError(
             f"{file}: needs no conversion; use it as it is: --backbone ARCHITECTURE/{file}"
@@ -86,33 +81,22 @@ def _check(file: Path, out: Path, digest: str) -> str:
         )
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out}: already exists and is not an empty folder; give a new --out")
-    found = sha256(file)
-    if digest and found != digest.lower():
-        raise UserError(
-            f"{file}: has SHA-256 {found}, not {digest[:80]}; it is a different file and was not opened"
-        )
-    return found
+    actual = sha256(file)
+    if digest and actual != digest.lower():
+        raise UserError(f"{file}: has SHA-256 {actual}, not {digest[:80]}; it was not opened")
+    return actual
 
 
 def _read(file: Path, flat: Path) -> dict[str, Any]:
-    """Have another process write the tensors of a checkpoint; returns facts about it."""
+    """Let another process write the tensors of a checkpoint, and return facts about it."""
     seconds = int(SECONDS + file.stat().st_size / BYTES_A_SECOND)
-    command = [
-        sys.executable,
-        unpickle.__file__,
-        os.path.abspath(file),
-        os.path.abspath(flat),
-        str(seconds),
-    ]
+    paths = [os.path.abspath(file), os.path.abspath(flat)]
+    command = [sys.executable, unpickle.__file__, *paths, str(seconds)]
     try:
         done = subprocess.run(
-            command,
-            cwd=flat.parent,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=seconds,
-            check=False,
-        )
+            command, cwd=flat.parent, stdin=subprocess.DEVNULL, capture_output=True,
+            timeout=seconds, check=False,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise UserError(
             f"{file}: was not read within {seconds} seconds, and no checkpoint takes that long"

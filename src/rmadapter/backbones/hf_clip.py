@@ -1,4 +1,4 @@
-"""Hugging Face's CLIP, and variants with another text encoder, as open_clip's CLIP."""
+"""Build open_clip's CLIP from Hugging Face's, also from variants with another text encoder."""
 
 from __future__ import annotations
 
@@ -50,21 +50,22 @@ TRANSPOSED = (
 
 
 def clip(config: Any, file: Path, scratch: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """As described in `Family.build`."""
+    """Build a CLIP, as `Family.build` says."""
     if config.text_config.vocab_size != CLIP_VOCABULARY:
         raise UserError(
-            f"{file}: a vocabulary of {config.text_config.vocab_size}; only CLIP's, of {CLIP_VOCABULARY}, is supported"
+            f"{file}: a vocabulary of {config.text_config.vocab_size}; only CLIP's, of "
+            f"{CLIP_VOCABULARY}, is supported"
         )
     return _clip(config, file)
 
 
 def metaclip_2(config: Any, file: Path, scratch: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Multilingual CLIP: it reads the first end-of-text token, whatever its number."""
+    """Build a multilingual CLIP, which reads the first end-of-text token, whatever its number."""
     return _clip(config, file, pool_type="eos", eos_id=config.text_config.eos_token_id)
 
 
 def chinese_clip(config: Any, file: Path, scratch: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """CLIP with a BERT for text, read at its first token."""
+    """Build a CLIP with a BERT for text, which is read at its first token."""
     import open_clip
 
     text = config.text_config
@@ -79,12 +80,12 @@ def chinese_clip(config: Any, file: Path, scratch: Path) -> tuple[nn.Module, dic
 
 
 def rename(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The state of Hugging Face's CLIPModel as that of open_clip's CLIP."""
+    """Rename the state of Hugging Face's CLIPModel to that of open_clip's CLIP."""
     return renamed(weights, [*TEXT, *VISION, *BLOCKS])
 
 
 def rename_chinese(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The state of ChineseCLIPModel as that of open_clip's CustomTextCLIP."""
+    """Rename the state of ChineseCLIPModel to that of open_clip's CustomTextCLIP."""
     return renamed(weights, [*BERT, *VISION, *BLOCKS])
 
 
@@ -102,7 +103,7 @@ def renamed(weights: dict[str, torch.Tensor], names: Sequence[Pair]) -> dict[str
 
 
 def tower(config: Any) -> dict[str, Any]:
-    """Sizes of a transformer, as in open_clip's configurations."""
+    """Return the sizes of a transformer, as in open_clip's configurations."""
     return {
         "width": config.hidden_size,
         "layers": config.num_hidden_layers,
@@ -112,11 +113,12 @@ def tower(config: Any) -> dict[str, Any]:
 
 
 def mlp_ratio(config: Any) -> float:
-    """A ratio for which int(ratio * width) is exactly the MLP's width."""
-    return (config.intermediate_size + 0.5) / config.hidden_size
+    """Return a ratio for which int(ratio * width) is exactly the MLP's width."""
+    return float((config.intermediate_size + 0.5) / config.hidden_size)
 
 
 def vision(config: Any) -> dict[str, Any]:
+    """Return open_clip's `vision_cfg`."""
     return {
         **tower(config),
         "image_size": config.image_size,
@@ -144,7 +146,6 @@ def _clip(config: Any, file: Path, **pooling: Any) -> tuple[nn.Module, dict[str,
 def _quick_gelu(file: Path, *towers: Any) -> bool:
     acts = [one.hidden_act for one in towers]
     if len(set(acts)) > 1 or acts[0] not in ("quick_gelu", "gelu"):
-        raise UserError(
-            f"{file}: activations {' and '.join(map(str, acts))}; all must be quick_gelu, or all gelu"
-        )
-    return acts[0] == "quick_gelu"
+        names = " and ".join(map(str, acts))
+        raise UserError(f"{file}: activations {names}; all must be quick_gelu, or all gelu")
+    return bool(acts[0] == "quick_gelu")

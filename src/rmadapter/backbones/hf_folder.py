@@ -1,5 +1,4 @@
-"""Read a model folder of Hugging Face's transformers into an open_clip model that computes the same
-function."""
+"""Read a model folder of Hugging Face's transformers as an open_clip model of the same function."""
 
 from __future__ import annotations
 
@@ -23,11 +22,14 @@ NOT = {"align": "its image encoder, an EfficientNet, is not one of open_clip's"}
 
 
 class Family(NamedTuple):
-    """A model type. config: the class of transformers that fills in what config.json leaves out.
-    build(config, file, scratch): an open_clip model and the settings of its tokenizer; it may write
-    into the folder `scratch`, and raises UserError, naming `file`, for what open_clip cannot
-    compute. rename(weights): the weights under open_clip's names. transform: used if the folder has
-    none. own: whether the tokenizer is in the folder."""
+    """A model type.
+
+    config: the class of transformers that fills in what config.json leaves out. build(config, file,
+    scratch): builds an open_clip model and the settings of its tokenizer; it may write into the
+    folder `scratch`, and raises UserError, which names `file`, for what open_clip cannot compute.
+    rename(weights): renames weights to open_clip's names. transform: used if the folder has none.
+    own: whether the tokenizer is in the folder.
+    """
 
     config: str
     build: Callable[[Any, Path, Path], tuple[nn.Module, dict[str, Any]]]
@@ -46,8 +48,8 @@ FAMILIES = {
 
 
 def load_hf(name: str, folder: Path) -> tuple[nn.Module, Tokenizer]:
-    """Model and tokenizer of a folder with `config.json` (a model type of FAMILIES) and safetensors
-    weights.
+    """Load the model and tokenizer of a folder with `config.json` (a model type of FAMILIES) and
+    safetensors weights.
 
     Raises UserError if the folder is of another kind, if its weights are damaged or do not fit, or
     if it uses something that open_clip cannot compute.
@@ -86,16 +88,16 @@ def _kind(folder: Path) -> str:
         kind = read_json(file).get("model_type")
     except (UserError, AttributeError) as error:
         raise UserError(
-            f"{folder} is not a model folder: it needs an open_clip_config.json, or the config.json of a Hugging Face "
-            f"model ({type(error).__name__})"
+            f"{folder} is not a model folder: it needs an open_clip_config.json, or the "
+            f"config.json of a Hugging Face model ({type(error).__name__})"
         ) from None
     if kind not in list(FAMILIES):
         why = f"{NOT[kind]}; " if kind in list(NOT) else ""
         raise UserError(
-            f"{file}: unsupported model type {str(kind)[:100]!r}; {why}supported Hugging Face types are "
-            f"{', '.join(FAMILIES)}"
+            f"{file}: unsupported model type {str(kind)[:100]!r}; {why}supported Hugging Face "
+            f"types are {', '.join(FAMILIES)}"
         )
-    return kind
+    return str(kind)
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -110,25 +112,21 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
             raise UserError(
                 f"{file}: not a readable safetensors file ({error}); fetch or write it again"
             ) from error
-    return {
-        name: tensor for name, tensor in weights.items() if not name.endswith("position_ids")
-    }  # from old versions
+    # old versions stored position_ids
+    return {name: one for name, one in weights.items() if not name.endswith("position_ids")}
 
 
 def _transform(folder: Path, image_size: int, usual: Mapping[str, Any]) -> dict[str, Any]:
-    """preprocessor_config.json, or its part of processor_config.json, as open_clip's settings;
-    empty if there is neither."""
-    file, part = folder / "preprocessor_config.json", None
-    if not file.is_file():
-        file, part = (
-            folder / "processor_config.json",
-            "image_processor",
-        )  # where transformers 5 saves it
+    """Return preprocessor_config.json, or its part of processor_config.json, as open_clip's
+    settings; empty if there is neither."""
+    file = folder / "preprocessor_config.json"
+    inside = not file.is_file()
+    if inside:
+        file = folder / "processor_config.json"  # where transformers 5 saves it
         if not file.is_file():
             return {}
     try:
-        values = read_json(file)
-        values = values if part is None else values[part]
+        values = read_json(file)["image_processor"] if inside else read_json(file)
         transform = {
             "mean": tuple(values["image_mean"]),
             "std": tuple(values["image_std"]),
@@ -142,9 +140,7 @@ def _transform(folder: Path, image_size: int, usual: Mapping[str, Any]) -> dict[
     edges = set(size.values()) if isinstance(size, dict) else {size}
     if edges != {image_size}:
         raise UserError(f"{file}: images are resized to {size}, but config.json says {image_size}")
-    squash = (
-        "shortest_edge" not in size
-        if isinstance(size, dict)
-        else usual.get("resize_mode") == "squash"
-    )
+    squash = usual.get("resize_mode") == "squash"
+    if isinstance(size, dict):
+        squash = "shortest_edge" not in size
     return {**transform, "resize_mode": "squash" if squash else "shortest"}

@@ -1,5 +1,5 @@
-"""Hugging Face's SigLIP and SigLIP 2 as open_clip's: a timm trunk that pools by attention, and a
-text transformer.
+"""Build open_clip's SigLIP from Hugging Face's SigLIP and SigLIP 2: a timm trunk that pools by
+attention, and a text transformer.
 
 On the hub, SigLIP 2 for one image size also has the type `siglip`. `siglip2` is its NaFlex variant
 for images of many shapes; here it takes only squares with as many patches as it has positions,
@@ -53,40 +53,32 @@ WORDS: list[Pair] = [
 
 
 def siglip(config: Any, file: Path, scratch: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """As described in `Family.build`."""
+    """Build a SigLIP, as `Family.build` says."""
     return _build(config, file, scratch, config.vision_config.image_size)
 
 
 def siglip2(config: Any, file: Path, scratch: Path) -> tuple[nn.Module, dict[str, Any]]:
-    side = math.isqrt(config.vision_config.num_patches)
-    if side**2 != config.vision_config.num_patches:
-        raise UserError(
-            f"{file}: {config.vision_config.num_patches} patches do not make a square image"
-        )
+    """Build a SigLIP 2 for square images."""
+    patches = config.vision_config.num_patches
+    side = math.isqrt(patches)
+    if side**2 != patches:
+        raise UserError(f"{file}: {patches} patches do not make a square image")
     return _build(config, file, scratch, side * config.vision_config.patch_size)
 
 
 def rename(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The state of SiglipModel or Siglip2Model as that of open_clip's CustomTextCLIP."""
-    vision = renamed(
-        {name: w for name, w in weights.items() if name.startswith("vision_model.")}, VISION
-    )
-    rest = renamed(
-        {name: w for name, w in weights.items() if not name.startswith("vision_model.")},
-        [*WORDS, *BLOCKS],
-    )
-    found = {**vision, **rest}
+    """Rename the state of SiglipModel or Siglip2Model to that of open_clip's CustomTextCLIP."""
+    image = {name: w for name, w in weights.items() if name.startswith("vision_model.")}
+    text = {name: w for name, w in weights.items() if name not in image}
+    found = {**renamed(image, VISION), **renamed(text, [*WORDS, *BLOCKS])}
     pool = "visual.trunk.attn_pool"
     for part in ("weight", "bias"):
         joined = found.pop(f"vision_model.head.attention.in_proj_{part}")
-        found[f"{pool}.q.{part}"], found[f"{pool}.kv.{part}"] = joined.split(
-            [len(joined) // 3, 2 * len(joined) // 3]
-        )
+        third = len(joined) // 3
+        found[f"{pool}.q.{part}"], found[f"{pool}.kv.{part}"] = joined.split([third, 2 * third])
     positions, patches = "visual.trunk.pos_embed", "visual.trunk.patch_embed.proj.weight"
     found[positions] = found[positions][None]
-    if (
-        found[patches].ndim == 2
-    ):  # NaFlex: a linear layer on the pixels of a patch, row by row, colours last
+    if found[patches].ndim == 2:  # NaFlex: a linear layer on pixels, row by row, colours last
         side = math.isqrt(found[patches].shape[1] // 3)
         found[patches] = found[patches].unflatten(1, (side, side, 3)).permute(0, 3, 1, 2)
     return {
@@ -109,27 +101,23 @@ def _build(
             f"{file}: its image encoder has no head, so it gives no features to compare with texts"
         )
     args = {
-        "img_size": image_size,
-        "patch_size": vision.patch_size,
-        "embed_dim": vision.hidden_size,
-    }
-    args |= {"depth": vision.num_hidden_layers, "num_heads": vision.num_attention_heads}
-    args |= {"mlp_ratio": mlp_ratio(vision), "act_layer": ACTS[vision.hidden_act][0]}
+        "img_size": image_size, "patch_size": vision.patch_size, "embed_dim": vision.hidden_size,
+        "depth": vision.num_hidden_layers, "num_heads": vision.num_attention_heads,
+        "mlp_ratio": mlp_ratio(vision), "act_layer": ACTS[vision.hidden_act][0],
+    }  # fmt: skip
     trunk = {
         "architecture": "vit_base_patch16_siglip_224", "num_classes": 0, "model_args": args,
         "pretrained_cfg": {"input_size": [3, image_size, image_size], "num_classes": 0},
     }  # fmt: skip
     (scratch / "config.json").write_text(json.dumps(trunk))
     image = {
-        "timm_model_name": f"local-dir:{scratch}",
-        "timm_model_pretrained": False,
-        "timm_pool": "map",
-    }
-    image |= {"timm_proj": "none", "image_size": image_size}
+        "timm_model_name": f"local-dir:{scratch}", "timm_model_pretrained": False,
+        "timm_pool": "map", "timm_proj": "none", "image_size": image_size,
+    }  # fmt: skip
     text = {
-        **tower(words), "heads": words.num_attention_heads, "context_length": words.max_position_embeddings,
-        "vocab_size": words.vocab_size, "no_causal_mask": True, "proj_bias": True, "pool_type": "last",
-        "act_kwargs": ACTS[words.hidden_act][1],
+        **tower(words), "heads": words.num_attention_heads, "vocab_size": words.vocab_size,
+        "context_length": words.max_position_embeddings, "no_causal_mask": True, "proj_bias": True,
+        "pool_type": "last", "act_kwargs": ACTS[words.hidden_act][1],
     }  # fmt: skip
     model = open_clip.CustomTextCLIP(words.projection_size, image, text, init_logit_bias=0.0)
     for module in model.visual.modules():

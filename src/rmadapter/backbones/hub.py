@@ -1,5 +1,4 @@
-"""Safetensors weights and small files from the Hugging Face hub, or from its local cache if they
-are there."""
+"""Fetch safetensors weights and small files from the Hugging Face hub, or read its local cache."""
 
 from __future__ import annotations
 
@@ -22,8 +21,7 @@ def _hub_errors(repository: str) -> AbstractContextManager[None]:
 
 
 def fetch(repository: str, file: str) -> Path:
-    """Fetch one file. A cached copy is used as it is, so that a backbone does not change between
-    runs.
+    """Fetch one file. A cached copy is used as it is, so that a backbone stays the same.
 
     Raises UserError when it is not cached and cannot be fetched.
     """
@@ -37,8 +35,7 @@ def fetch(repository: str, file: str) -> Path:
 
 
 def model_folder(repository: str) -> Path:
-    """A folder with the configuration, the tokenizer and the safetensors weights of a repository,
-    never its pickles.
+    """Return a folder with the configuration, tokenizer and safetensors weights of a repository.
 
     Raises UserError when it is not cached and cannot be fetched.
     """
@@ -46,13 +43,12 @@ def model_folder(repository: str) -> Path:
     if any(folder.glob("*.safetensors")):
         return folder
     open_clip = (folder / "open_clip_config.json").is_file()
-    return fetch(
-        repository, "open_clip_model.safetensors" if open_clip else "model.safetensors"
-    ).parent
+    weights = "open_clip_model.safetensors" if open_clip else "model.safetensors"
+    return fetch(repository, weights).parent
 
 
 def tokenizer_folder(repository: str) -> Path:
-    """A folder with the small files of a repository, including its tokenizer.
+    """Return a folder with the small files of a repository, including its tokenizer.
 
     Raises UserError when it is not cached and cannot be fetched.
     """
@@ -60,8 +56,8 @@ def tokenizer_folder(repository: str) -> Path:
 
 
 def _snapshot(repository: str, *wanted: str) -> Path:
-    """The cached snapshot if it has a file of a wanted pattern; otherwise its small files are
-    fetched."""
+    """Return the cached snapshot if it has a file of a wanted pattern; else fetch its small
+    files."""
     import huggingface_hub
 
     with _hub_errors(repository):

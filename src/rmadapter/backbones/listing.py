@@ -1,5 +1,4 @@
-"""Which backbones are on this disk, and what others would download: no download comes as a
-surprise."""
+"""List the backbones on this disk, and what others would download."""
 
 from __future__ import annotations
 
@@ -15,15 +14,13 @@ TO_COME = "from the Hugging Face hub when first used"
 
 
 def listed(hub_cache: Path | None = None) -> list[dict[str, Any]]:
-    """Name, state, megabytes on disk (None if absent) and folder of each; for a few, `about` says
-    more.
+    """Return name, state, megabytes on disk (None if absent) and folder of each backbone; `about`
+    says more of a few.
 
     hub_cache: folder of the Hugging Face hub's cache, by default its library's.
     """
-    return [
-        {**one, "about": _about(one["name"])}
-        for one in (_pocket(), *_published(_cached(hub_cache)))
-    ]
+    rows = [_pocket(), *_published(_cached(hub_cache))]
+    return [{**row, "about": _about(row["name"])} for row in rows]
 
 
 def _about(name: str) -> str:
@@ -31,8 +28,9 @@ def _about(name: str) -> str:
         return "needs PyPI once; for trying out, research and teaching (docs/pocket.md)"
     if name not in KNOWN:
         return ""
-    known = KNOWN[name]
-    return f"needs the hub once; published: {known.imagenet} % zero-shot on ImageNet; licence: {known.licence}"
+    accuracy, licence = KNOWN[name].imagenet, KNOWN[name].licence
+    published = f"published: {accuracy} % zero-shot on ImageNet"
+    return f"needs the hub once; {published}; licence: {licence}"
 
 
 def _pocket() -> dict[str, Any]:
@@ -46,7 +44,7 @@ def _pocket() -> dict[str, Any]:
 
 
 def _published(cached: dict[str, Path]) -> Iterator[dict[str, Any]]:
-    """Models in the hub's cache, those that open_clip published under its names, and the absent
+    """Yield the models in the hub's cache, under open_clip's names where it has one, and the absent
     ones of KNOWN."""
     import open_clip
 
@@ -54,22 +52,19 @@ def _published(cached: dict[str, Path]) -> Iterator[dict[str, Any]]:
         name = f"{architecture}/{tag}"
         repository = open_clip.get_pretrained_cfg(architecture, tag).get("hf_hub", "").rstrip("/")
         repository = "/".join(repository.split("/")[:2])
-        if found := cached.pop(repository, None):
-            yield {"name": name, "state": "ready", "mb": _size(found), "folder": str(found)}
+        place = cached.pop(repository, None)
+        if place:
+            yield {"name": name, "state": "ready", "mb": _size(place), "folder": str(place)}
         elif name in KNOWN:
             state = f"{KNOWN[name].megabytes:,} MB {TO_COME}"
             yield {"name": name, "state": state, "mb": None, "folder": ""}
     for repository, folder in cached.items():
-        yield {
-            "name": f"hf-hub:{repository}",
-            "state": "ready",
-            "mb": _size(folder),
-            "folder": str(folder),
-        }
+        name = f"hf-hub:{repository}"
+        yield {"name": name, "state": "ready", "mb": _size(folder), "folder": str(folder)}
 
 
 def _cached(folder: Path | None) -> dict[str, Path]:
-    """Repositories with safetensors weights in the hub's cache."""
+    """Return the repositories with safetensors weights in the hub's cache."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -85,6 +80,6 @@ def _cached(folder: Path | None) -> dict[str, Path]:
 
 
 def _size(folder: Path) -> int:
-    """Megabytes of its files, each counted once."""
+    """Return the megabytes of a folder's files, each counted once."""
     files = {file.resolve() for file in folder.rglob("*") if file.is_file()}
     return round(sum(file.stat().st_size for file in files) / MB)

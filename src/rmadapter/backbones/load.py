@@ -39,66 +39,70 @@ def load_backbone(name: str) -> Backbone:
     `name` is one of
 
     - `"pocket"`: the small offline default (docs/pocket.md);
-    - `"ARCHITECTURE/TAG"`: an open_clip architecture and the tag of its weights, as in `"ViT-B-16/openai"`. Weights
-      trained with QuickGELU get it, whether or not the architecture's name says `-quickgelu`;
+    - `"ARCHITECTURE/TAG"`: an open_clip architecture and the tag of its weights, as in
+      `"ViT-B-16/openai"`. Weights trained with QuickGELU get it, whether or not the architecture's
+      name says `-quickgelu`;
     - `"ARCHITECTURE/none"`: random weights, always the same ones;
-    - `"ARCHITECTURE/FILE.safetensors"`: a local checkpoint for an open_clip architecture (an absolute file gives two
-      slashes, as in `"ViT-B-16//data/my.safetensors"`). Here only the architecture's name decides about QuickGELU;
-    - `"hf-hub:OWNER/NAME"`: a repository on the Hugging Face hub, read from the local cache when it is there;
-    - a folder with `open_clip_config.json`, or with the `config.json` of a Hugging Face CLIP, SigLIP, MetaCLIP 2 or
-      Chinese-CLIP, and safetensors weights.
+    - `"ARCHITECTURE/FILE.safetensors"`: a local checkpoint for an open_clip architecture (an
+      absolute file gives two slashes, as in `"ViT-B-16//data/my.safetensors"`). Here only the
+      architecture's name decides about QuickGELU;
+    - `"hf-hub:OWNER/NAME"`: a repository on the Hugging Face hub, read from the local cache if it
+      is there;
+    - a folder with `open_clip_config.json`, or with the `config.json` of a Hugging Face CLIP,
+      SigLIP, MetaCLIP 2 or Chinese-CLIP, and safetensors weights.
 
     Weights are only read from safetensors, never from a pickle, and no code in a folder or
     repository is run. An encoder that is not a transformer gives only its features, which is enough
     for some methods.
 
     Raises:
-        UserError: unknown name, weights that cannot be fetched, read or fitted, weights for another activation, or
-            a folder that holds or asks for code, or leads outside of it.
+        UserError: unknown name; weights that cannot be fetched, read or fitted, or are for another
+            activation; a folder that holds or asks for code, or leads outside of it.
+
     """
     folder = user_path(name)
     if name == POCKET:
         return _from_folder(name, pocket_folder())
     if name.startswith("hf-hub:"):
-        return _tried(
-            name, model_folder(name.removeprefix("hf-hub:")), name.removeprefix("hf-hub:")
-        )
+        repository = name.removeprefix("hf-hub:")
+        return _tried(name, model_folder(repository), repository)
     if folder.is_dir():
         return _tried(name, folder)
     if name.startswith(("/", ".", "~")) or "/" not in name:
         raise UserError(
-            f"backbone {name!r} is neither a folder nor a name: write 'pocket', 'ARCHITECTURE/TAG' as in "
-            f"'ViT-B-16/openai', 'hf-hub:OWNER/NAME' or an existing folder"
+            f"backbone {name!r} is neither a folder nor a name: write 'pocket', "
+            "'ARCHITECTURE/TAG' as in 'ViT-B-16/openai', 'hf-hub:OWNER/NAME' or an existing "
+            "folder"
         )
     return _from_architecture(name)
 
 
 def is_published(name: str) -> bool:
-    """Whether a name alone determines the weights: pocket or one of open_clip's, not a folder, file
-    or hub name."""
+    """Return whether a name alone determines the weights: pocket or one of open_clip's, not a
+    folder, file or hub name."""
     import open_clip
 
+    if name == POCKET:
+        return True
     architecture, _, tag = name.partition("/")
-    there = open_clip.is_pretrained_cfg(architecture, tag) or (
-        tag == "none" and architecture in open_clip.list_models()
-    )
-    return name == POCKET or (there and not os.path.exists(Path(name).expanduser()))
+    drawn = tag == "none" and architecture in open_clip.list_models()
+    known = drawn or open_clip.is_pretrained_cfg(architecture, tag)
+    return known and not os.path.exists(Path(name).expanduser())
 
 
 def identity_of(backbone: Backbone) -> str:
-    """What a run depends on: the digest, and for a name that does not determine them the tokenizer
-    and how images are prepared."""
+    """Return a digest of all that a run depends on: the weights and, if the name does not determine
+    them, the tokenizer and the transform."""
     if is_published(backbone.name):
         return backbone.digest
-    prepared = [backbone.image_size, backbone.mean, backbone.std, backbone.resizing]
-    return hashlib.sha256(
-        json.dumps([backbone.digest, backbone.tokenizer_digest, *prepared]).encode()
-    ).hexdigest()
+    transform = [backbone.image_size, backbone.mean, backbone.std, backbone.resizing]
+    facts = [backbone.digest, backbone.tokenizer_digest, *transform]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def architecture_config(name: str, architecture: str) -> tuple[dict[str, Any], list[str]]:
-    """open_clip's configuration of an architecture, and the tags of its published weights. name:
-    for messages. Raises UserError if it is unknown."""
+    """Return open_clip's configuration of an architecture, and the tags of its published weights.
+    name: for messages. Raises UserError if the architecture is unknown."""
     import open_clip
 
     if architecture not in open_clip.list_models():
@@ -112,8 +116,8 @@ def architecture_config(name: str, architecture: str) -> tuple[dict[str, Any], l
 
 
 def transform_of(architecture: str, tags: list[str]) -> dict[str, Any]:
-    """The transform for random weights and local files: that of the architecture's first published
-    weights, if any."""
+    """Return the transform for random weights and local files: that of the architecture's first
+    published weights, if any."""
     import open_clip
 
     return open_clip.get_pretrained_cfg(architecture, tags[0]) if tags else {}
@@ -143,16 +147,18 @@ def _from_architecture(name: str) -> Backbone:
 
 
 def _published(architecture: str, tag: str, tags: list[str]) -> dict[str, Any]:
-    """open_clip's record of one published checkpoint: its location, transform and activation."""
+    """Return open_clip's record of a published checkpoint: its location, transform and
+    activation."""
     import open_clip
 
-    if record := open_clip.get_pretrained_cfg(architecture, tag):
+    record: dict[str, Any] = open_clip.get_pretrained_cfg(architecture, tag)
+    if record:
         return record
     plain = architecture.removesuffix("-quickgelu")
     if plain != architecture and open_clip.is_pretrained_cfg(plain, tag):
         raise UserError(
-            f"QuickGELU mismatch: {tag!r} was trained with GELU, but {architecture!r} computes QuickGELU; "
-            f"use {plain + '/' + tag!r}"
+            f"QuickGELU mismatch: {tag!r} was trained with GELU, but {architecture!r} computes "
+            f"QuickGELU; use {plain + '/' + tag!r}"
         )
     hint = f"the nearest are {_nearest(tag, tags)}" if tags else "it has none"
     raise UserError(
@@ -162,7 +168,7 @@ def _published(architecture: str, tag: str, tags: list[str]) -> dict[str, Any]:
 
 
 def _hub_file(location: str) -> tuple[str, str]:
-    """`"owner/name/"` or `"owner/name/weights.bin"` as repository and safetensors file."""
+    """Split `owner/name/` or `owner/name/weights.bin` into repository and safetensors file."""
     repository, file = os.path.split(location)
     if file in ("", "open_clip_pytorch_model.bin"):
         return repository, OPEN_CLIP_WEIGHTS[0]
@@ -170,15 +176,13 @@ def _hub_file(location: str) -> tuple[str, str]:
 
 
 def _from_folder(name: str, folder: Path, repository: str = "") -> Backbone:
-    """repository: on the hub, if the folder is a snapshot of one."""
+    """Load a model folder. repository: on the hub, if the folder is a snapshot of one."""
     weights = _weights_in(folder)
     if weights is None:
         pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in PICKLES]
-        hint = (
-            f"; {pickles[0]} is a pickle, and {how_to_convert(folder / pickles[0])}"
-            if pickles
-            else ""
-        )
+        hint = ""
+        if pickles:
+            hint = f"; {pickles[0]} is a pickle, and {how_to_convert(folder / pickles[0])}"
         raise UserError(f"{folder} holds no safetensors weights{hint}")
     check_folder(folder)
     if (folder / CONFIG).is_file():
@@ -193,23 +197,23 @@ def _from_folder(name: str, folder: Path, repository: str = "") -> Backbone:
     return as_backbone(name, *load_hf(name, folder))
 
 
-def _tokenizer_place(folder: Path, repository: str, named: Any) -> Path | None:
-    """The folder of a Hugging Face tokenizer: the model's own; for a hub's model, the one that it
-    names."""
+def _tokenizer_place(folder: Path, repository: str, named: object) -> Path | None:
+    """Return the folder of a Hugging Face tokenizer: the model's own or, for a model of the hub,
+    the one that it names."""
     if not named:
         return None
     if not repository:
         return folder  # whatever it is called
     if named != repository and not is_plain(str(named), "hf_tokenizer_name"):
         raise UserError(
-            f"{folder / CONFIG}: hf_tokenizer_name leads out of the repository, to {str(named)[:200]!r}"
+            f"{folder / CONFIG}: hf_tokenizer_name leads out of the repository, "
+            f"to {str(named)[:200]!r}"
         )
-    return tokenizer_folder(named)
+    return tokenizer_folder(str(named))
 
 
 def _tried(name: str, folder: Path, repository: str = "") -> Backbone:
-    """A model from a folder that anybody may have written: its transform is tried before images
-    depend on it."""
+    """Load a folder that anybody may have written, and try its transform once."""
     try:
         for file in (folder / "open_clip_config.json", folder / "config.json"):
             if os.path.lexists(file) and _largest(read_json(file, 2**20)) > LARGEST:
@@ -224,27 +228,24 @@ def _tried(name: str, folder: Path, repository: str = "") -> Backbone:
             )
     except UserError:
         raise
-    except (
-        Exception
-    ) as error:  # its files can make open_clip, transformers and torch raise anything
+    except Exception as error:  # its files can make libraries raise anything
         raise UserError(f"{folder}: not a usable model: {first_line(error)}") from error
     return backbone
 
 
-def _largest(value: Any) -> float:
-    """The largest absolute value of all numbers in a JSON value."""
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    own = abs(value) if isinstance(value, (int, float)) else 0
-    return max(own, *map(_largest, inside), 0)
+def _largest(value: object) -> float:
+    """Return the largest absolute value of all numbers in a JSON value."""
+    if isinstance(value, (int, float)):
+        return abs(value)
+    if isinstance(value, dict):
+        value = [*value.values()]
+    return max(map(_largest, value), default=0) if isinstance(value, list) else 0
 
 
 def _weights_in(folder: Path) -> Path | None:
-    """The safetensors file of a model folder, open_clip's own names first."""
-    files = sorted(
-        folder.glob("*.safetensors"),
-        key=lambda file: (file.name not in OPEN_CLIP_WEIGHTS, file.name),
-    )
-    return files[0] if files else None
+    """Return the safetensors file of a model folder; open_clip's names come first."""
+    files = folder.glob("*.safetensors")
+    return min(files, key=lambda one: (one.name not in OPEN_CLIP_WEIGHTS, one.name), default=None)
 
 
 def _check_file(file: Path, architecture: str) -> None:

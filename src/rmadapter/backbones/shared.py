@@ -1,4 +1,4 @@
-"""One copy of a backbone in memory for all classifiers of a process, as in cross-validation."""
+"""Keep one copy of a backbone in memory for all classifiers of a process."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rmadapter.errors import UserError
 
 # By name, device and thread: methods hook into the model while they train.
 _ALIVE: WeakValueDictionary[tuple[str, str, int], Backbone] = WeakValueDictionary()
-_NAMED: set[str] = set()  # by the user, in this process
+_NAMED: set[str] = set()  # what the user named in this process
 
 
 def name_it(name: str) -> None:
-    """Let `again` read this folder, file or repository, since the user named it."""
+    """Record that the user named this folder, file or repository, so that `again` may read it."""
     _NAMED.add(name)
 
 
@@ -25,37 +25,37 @@ def check_backbone_named(name: str) -> None:
     """Raise UserError unless the backbone is a published one or the user named it."""
     if not (is_published(name) or name in _NAMED):
         raise UserError(
-            f"the model names {name!r:.300}, a folder, a file or a repository, and its word is not enough to read it; "
-            f"name it yourself, as `load(run, settings={{...}})` or `eval --set` repeat a setting"
+            f"the model names {name!r:.300}, a folder, a file or a repository; to trust it, name "
+            "it "
+            "yourself: repeat the setting in `load(run, settings={...})` or `eval --set`"
         )
 
 
 def shared(name: str, device: torch.device) -> Backbone:
-    """As `load_backbone(name)`, on a device; the copy in use, if its name alone determines the
-    weights. The user gave the name."""
+    """Load a backbone that the user named on a device, or return the copy in use if the name alone
+    determines the weights."""
     name_it(name)
     key = (name, str(device), threading.get_ident())
-    found = _ALIVE.get(key) if is_published(name) else None
-    if found is None:
-        found = _ALIVE[key] = load_backbone(name).to(device)
-    return found
+    backbone = _ALIVE.get(key) if is_published(name) else None
+    if backbone is None:
+        backbone = _ALIVE[key] = load_backbone(name).to(device)
+    return backbone
 
 
 def again(name: str, digest: str, device: torch.device, *, trusted: bool = False) -> Backbone:
-    """The backbone with this digest: the copy in use, or loaded by its name.
+    """Return the backbone with this digest: the copy in use, or loaded by its name.
 
-    trusted: whether the name is the user's own; a model's word is only enough for a published
-    backbone. Raises UserError if it is not enough, if no backbone has this name any more, or if it
-    has other weights.
+    trusted: whether the user gave the name; else only published backbones are loaded. Raises
+    UserError for a backbone that is not trusted, is gone, or has other weights.
     """
     if not trusted:
         check_backbone_named(name)
-    found = _ALIVE.get((name, str(device), threading.get_ident()))
-    if found is None or found.digest != digest:
-        found = shared(name, device)
-    if found.digest != digest:
+    backbone = _ALIVE.get((name, str(device), threading.get_ident()))
+    if backbone is None or backbone.digest != digest:
+        backbone = shared(name, device)
+    if backbone.digest != digest:
         raise UserError(
             f"the model was fitted on {name} ({digest[:12]}), but the backbone of that name here "
-            f"({found.digest[:12]}) has other weights: restore the original, or fit again"
+            f"({backbone.digest[:12]}) has other weights: restore the original, or fit again"
         )
-    return found
+    return backbone

@@ -1,4 +1,4 @@
-"""A model's tokenizer, from a checked folder, with the digest of all that it depends on."""
+"""Load a model's tokenizer from a checked folder, with a digest of all that it depends on."""
 
 from __future__ import annotations
 
@@ -14,48 +14,43 @@ import torch
 from rmadapter.backbones.trust import check_folder
 from rmadapter.errors import UserError
 
-FILES: tuple[str, ...] = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
-FILES += ("vocab.json", "vocab.txt", "merges.txt")
+FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt",
+)  # fmt: skip
 
 
 class Tokenizer(NamedTuple):
-    """split: N texts -> long [N, context length]. digest: SHA-256 in hex of its files and settings."""
+    """A function of N texts -> long [N, context length], and the SHA-256 in hex of its files and
+    settings."""
 
     split: Callable[[list[str]], torch.Tensor]
     digest: str
 
 
 def files_of(place: Path) -> list[Path]:
-    """The files of a Hugging Face tokenizer in a folder."""
+    """Return the files of a Hugging Face tokenizer in a folder."""
     return sorted(file for file in place.iterdir() if file.name in FILES or file.suffix == ".model")
 
 
 @cache
 def _of_clip(settings: str) -> Any:
-    """CLIP's own, with settings in JSON; cached, since reading its vocabulary takes as long as a
-    small model."""
+    """Load CLIP's tokenizer with settings in JSON, once; its vocabulary takes long to read."""
     import open_clip
 
     return open_clip.SimpleTokenizer(**json.loads(settings))
 
 
 def load_tokenizer(name: str, text: Mapping[str, Any], place: Path | None = None) -> Tokenizer:
-    """The tokenizer for open_clip's `text_cfg` of a model: CLIP's own, or a Hugging Face one with
-    its files in `place`.
+    """Load the tokenizer of open_clip's `text_cfg`: CLIP's, or a Hugging Face one with its files in
+    `place`.
 
     Raises UserError if it cannot be read, or if `place` holds or asks for code.
     """
     import open_clip
 
-    settings = {
-        "context_length": text.get("context_length") or 77,
-        **(text.get("tokenizer_kwargs") or {}),
-    }
+    settings = {"context_length": text.get("context_length") or 77}
+    settings |= text.get("tokenizer_kwargs") or {}
     files: list[Path] = []
     try:
         if place is None:

@@ -1,5 +1,4 @@
-"""Checks of what a model folder holds and says, before any library reads it, so that no folder can
-run code.
+"""Check a model folder before any library reads it, so that no folder can run code.
 
 open_clip passes its configuration on to transformers and timm, which can import Python files that a
 folder names, or follow a name into another folder or repository. Only known fields and known names
@@ -22,34 +21,39 @@ from rmadapter.support.files import LARGEST, read_json
 CONFIG = "open_clip_config.json"
 CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
-# For these fields transformers imports or fetches code, in whatever file they are
-CODE_FIELDS = (
-    *("auto_map", "trust_remote_code", "custom_pipelines"),
-    *(
-        "attn_implementation",
-        "_attn_implementation",
-        "_attn_implementation_internal",
-    ),  # CVE-2026-4372
-    *("experts_implementation", "_experts_implementation", "_experts_implementation_internal"),
-)
+# For these fields transformers imports or fetches code, in whatever file they are (CVE-2026-4372).
+CODE_FIELDS = [
+    "auto_map",
+    "trust_remote_code",
+    "custom_pipelines",
+    "attn_implementation",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "experts_implementation",
+    "_experts_implementation",
+    "_experts_implementation_internal",
+]
 TOKENIZER_CLASS = re.compile(r"\w*Tokenizer(Fast)?|TokenizersBackend")
 
-_BLOCKS = """layers width mlp_ratio ls_init_value final_ln_after_pool pool_type output_tokens act_kwargs norm_kwargs
-    block_type qk_norm scaled_cosine_attn scale_heads scale_attn_inner scale_attn scale_fc """
+_BLOCKS = """layers width mlp_ratio ls_init_value final_ln_after_pool pool_type output_tokens
+    act_kwargs norm_kwargs block_type qk_norm scaled_cosine_attn scale_heads scale_attn_inner
+    scale_attn scale_fc """
 _FIELDS = {
     "": "model_cfg preprocess_cfg",
-    "model_cfg": """embed_dim vision_cfg text_cfg quick_gelu custom_text init_logit_scale init_logit_bias
-        nonscalar_logit_scale output_dict multimodal_cfg""",
+    "model_cfg": """embed_dim vision_cfg text_cfg quick_gelu custom_text init_logit_scale
+        init_logit_bias nonscalar_logit_scale output_dict multimodal_cfg""",
     "model_cfg.multimodal_cfg": _BLOCKS
     + "context_length vocab_size heads dim_head n_queries attn_pooler_heads",
     "model_cfg.vision_cfg": _BLOCKS
-    + """head_width patch_size image_size patch_dropout attentional_pool attn_pooler_queries attn_pooler_heads
-        no_ln_pre pos_embed_type timm_model_name timm_model_pretrained timm_pool timm_proj timm_proj_bias timm_drop
-        timm_drop_path""",
+    + """head_width patch_size image_size patch_dropout attentional_pool attn_pooler_queries
+        attn_pooler_heads no_ln_pre pos_embed_type timm_model_name timm_model_pretrained timm_pool
+        timm_proj timm_proj_bias timm_drop timm_drop_path""",
     "model_cfg.text_cfg": _BLOCKS
-    + """context_length vocab_size heads embed_cls pad_id eos_id no_causal_mask proj_bias proj_type hf_model_name
-        hf_model_pretrained hf_proj_type hf_pooler_type hf_tokenizer_name tokenizer_mode tokenizer_kwargs""",
-    "model_cfg.text_cfg.tokenizer_kwargs": "clean strip_sep_token language additional_special_tokens",
+    + """context_length vocab_size heads embed_cls pad_id eos_id no_causal_mask proj_bias proj_type
+        hf_model_name hf_model_pretrained hf_proj_type hf_pooler_type hf_tokenizer_name
+        tokenizer_mode tokenizer_kwargs""",
+    "model_cfg.text_cfg.tokenizer_kwargs": """clean strip_sep_token language
+        additional_special_tokens""",
     "preprocess_cfg": "size mode mean std interpolation resize_mode fill_color",
 }
 for _side in ("vision_cfg", "text_cfg"):
@@ -61,22 +65,22 @@ KNOWN = {place: frozenset(names.split()) for place, names in _FIELDS.items()}
 
 
 def how_to_convert(file: Path, architecture: str = "NAME") -> str:
-    """What to do with a pickle."""
+    """Return what to do with a pickle."""
     return (
-        "opening a pickle can run any code in it; convert it with a reader that accepts only tensors: "
-        f"rmadapter convert {file} --architecture {architecture} --out FOLDER"
+        "opening a pickle can run any code in it; convert it with a reader that accepts only "
+        f"tensors: rmadapter convert {file} --architecture {architecture} --out FOLDER"
     )
 
 
 def check_folder(folder: Path, *, pickles: bool = True) -> None:
     """Raises UserError for the first of `findings`."""
-    for found in findings(folder, pickles=pickles):
-        raise UserError(found)
+    for finding in findings(folder, pickles=pickles):
+        raise UserError(finding)
 
 
 def findings(folder: Path, *, pickles: bool = True) -> Iterator[str]:
-    """A sentence for each file that is code, asks for code, is a pickle (if `pickles`) or no plain
-    file, or leads out.
+    """Yield a sentence for each file that is code, asks for code, is a pickle (if `pickles`), is no
+    plain file, or leads out of the folder.
 
     The Hugging Face cache links its snapshots to blobs of the same cache; no other link may leave
     the folder.
@@ -96,29 +100,26 @@ def findings(folder: Path, *, pickles: bool = True) -> Iterator[str]:
             elif not real.is_file():
                 yield f"{shown} is not a plain file; remove it from the folder"
             elif kind in CODE:
-                yield f"{shown} is code, which a model folder may not hold; remove it from the folder"
+                yield f"{shown} is code, which a model folder may not hold; remove it"
             elif kind in PICKLES and pickles:
-                yield f"{shown} is a pickle, which is never read; remove it from the folder ({how_to_convert(shown)})"
+                how = how_to_convert(shown)
+                yield f"{shown} is a pickle, which is never read; remove it ({how})"
             elif kind == ".json":
                 yield from _asks_for_code(path, shown)
 
 
 def _asks_for_code(file: Path, shown: Path) -> Iterator[str]:
-    found: list[str] = []
+    """Yield a sentence if a JSON file cannot be read or has a field that asks to run code."""
+    asking: list[str] = []
 
-    def look(fields: dict[str, Any]) -> dict[str, Any]:
+    def look(fields: dict[str, object]) -> dict[str, object]:
         for name in (*CODE_FIELDS, "tokenizer_class"):
             value = fields.get(name)
-            number = isinstance(value, (int, float)) and not isinstance(
-                value, bool
-            )  # a word in a vocabulary
-            tokenizer = (
-                name == "tokenizer_class"
-                and isinstance(value, str)
-                and TOKENIZER_CLASS.fullmatch(value)
-            )
-            if value and not number and not tokenizer:
-                found.append(name)
+            # a number: the field is a word of a vocabulary
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            known = name == "tokenizer_class" and isinstance(value, str)
+            if value and not number and not (known and TOKENIZER_CLASS.fullmatch(str(value))):
+                asking.append(name)
         return fields
 
     try:
@@ -127,18 +128,18 @@ def _asks_for_code(file: Path, shown: Path) -> Iterator[str]:
         json.loads(file.read_text(encoding="utf-8"), object_hook=look)
     except (OSError, ValueError, RecursionError) as error:
         yield f"{shown}: not readable JSON ({type(error).__name__})"
-    if found:
-        yield f"{shown}: its field {found[0]!r} asks to run code, which is never done; use a model that needs none"
+    if asking:
+        yield f"{shown}: its field {asking[0]!r} asks to run code; use a model that needs none"
 
 
 def check_config(folder: Path) -> dict[str, Any]:
-    """The `model_cfg` of open_clip_config.json. Raises UserError for unknown fields and names that
-    lead out."""
+    """Return the `model_cfg` of open_clip_config.json. Raises UserError for unknown fields and for
+    names that lead out of the folder."""
     file = folder / CONFIG
     config = read_json(file)
     _check_fields(file, config)
-    found = config.get("model_cfg") if isinstance(config, dict) else None
-    model: dict[str, Any] = found if isinstance(found, dict) else {}
+    section = config.get("model_cfg") if isinstance(config, dict) else None
+    model: dict[str, Any] = section if isinstance(section, dict) else {}
     if not all(isinstance(model.get(side), dict) for side in ("vision_cfg", "text_cfg")):
         raise UserError(f"{file}: a model_cfg with a vision_cfg and a text_cfg is missing")
     _check_vision(file, model["vision_cfg"].get("timm_model_name"))
@@ -146,7 +147,7 @@ def check_config(folder: Path) -> dict[str, Any]:
     return model
 
 
-def _check_fields(file: Path, value: Any, place: str = "") -> None:
+def _check_fields(file: Path, value: object, place: str = "") -> None:
     if place and isinstance(value, list) and any(isinstance(part, (dict, list)) for part in value):
         raise UserError(f"{file}: {place} must be a list of plain values")
     if not isinstance(value, dict):
@@ -161,8 +162,8 @@ def _check_fields(file: Path, value: Any, place: str = "") -> None:
         _check_fields(file, part, inner)
 
 
-def _check_vision(file: Path, name: Any) -> None:
-    """Accept a name of timm's own, or `local-dir:` with a folder inside."""
+def _check_vision(file: Path, name: object) -> None:
+    """Check that a name is one of timm's, or `local-dir:` with a folder inside this one."""
     if name is None:
         return
     source, colon, place = str(name).partition(":")
@@ -171,41 +172,44 @@ def _check_vision(file: Path, name: Any) -> None:
         raise UserError(f"{file}: timm_model_name leads out of the folder, to {str(name)[:200]!r}")
 
 
-def _check_text(file: Path, name: Any) -> None:
-    """Accept a folder inside, with a text encoder that open_clip supports, or a name of open_clip's
-    own."""
+def _check_text(file: Path, name: object) -> None:
+    """Check that a name is one of open_clip's, or a folder inside this one with a text encoder that
+    open_clip supports."""
     if not name:
         return
-    if not (
-        isinstance(name, str) and (_inside(file.parent, name) or is_plain(name, "hf_model_name"))
-    ):
+    accepted = isinstance(name, str) and (
+        _inside(file.parent, name) or is_plain(name, "hf_model_name")
+    )
+    if not accepted:
         raise UserError(f"{file}: hf_model_name leads out of the folder, to {str(name)[:200]!r}")
-    if os.path.isdir(name):
+    folder = Path(str(name))
+    if folder.is_dir():
         from open_clip.hf_configs import arch_dict
 
-        config = read_json(Path(name, "config.json"))
+        config = read_json(folder / "config.json")
         kind = config.get("model_type") if isinstance(config, dict) else None
         if kind not in list(arch_dict):
-            known = ", ".join(arch_dict)
             raise UserError(
-                f"{Path(name, 'config.json')}: model_type {str(kind)[:100]!r} is not a text encoder; known are {known}"
+                f"{folder / 'config.json'}: model_type {str(kind)[:100]!r} is not a text encoder; "
+                f"known are {', '.join(arch_dict)}"
             )
 
 
 def check_architecture(model: dict[str, Any]) -> None:
-    """Raises UserError if a local path would be read instead of the hub's repository that an
-    architecture names."""
+    """Raises UserError if a local path has the name of the hub's repository that an architecture
+    needs, as libraries would read the path."""
     for field in ("hf_model_name", "hf_tokenizer_name"):
         name = model["text_cfg"].get(field)
         if name and os.path.exists(name):
             raise UserError(
-                f"{Path(name).absolute()} would be read instead of the hub's {name!r}; run this elsewhere"
+                f"{Path(name).absolute()} would be read instead of the hub's {name!r}; run this in "
+                "another folder"
             )
 
 
 def is_plain(name: str, field: str) -> bool:
-    """Whether open_clip's own configurations have this name in this field, and it is not also a
-    path here."""
+    """Return whether open_clip's configurations have this name in this field, and it is no path
+    here."""
     return name in _names(field) and not os.path.exists(name)
 
 
@@ -218,5 +222,5 @@ def _names(field: str) -> frozenset[str]:
 
 
 def _inside(folder: Path, place: str) -> bool:
-    """Whether a path, as a library would open it, is a folder at or below `folder`."""
+    """Return whether a path, as a library would open it, is a folder at or below `folder`."""
     return os.path.isdir(place) and Path(place).resolve().is_relative_to(folder.resolve())

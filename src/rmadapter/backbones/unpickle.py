@@ -1,4 +1,4 @@
-"""A pickled checkpoint's tensors as a safetensors file: a separate program, which `convert` starts.
+"""Write a pickled checkpoint's tensors to a safetensors file: a program, which `convert` starts.
 
 torch opens the pickle with weights_only: its own reader of pickles makes tensors and plain
 containers, and calls nothing else that a file names. In case this reader has a hole, memory, time
@@ -16,7 +16,7 @@ import sys
 import zipfile
 from typing import Any
 
-WRAPPERS = (
+WRAPPERS = [
     "state_dict",
     "model_state_dict",
     "model",
@@ -25,52 +25,35 @@ WRAPPERS = (
     "ema",
     "model_ema",
     "params",
-)
+]
 PREFIXES = ("module.", "_orig_mod.", "state_dict.", "model.", "teacher.")
 MOST = 4  # times the size of the file: limit on all tensors, and on the memory to read them
 SLACK = 2**30  # further bytes of memory
-FORBIDDEN: tuple[str, ...] = (
-    "os.system",
-    "os.exec",
-    "os.posix_spawn",
-    "os.spawn",
-    "os.fork",
-    "subprocess.",
-    "socket.",
-    "ctypes.dlopen",
-)
-FORBIDDEN += (
-    "os.remove",
-    "os.rename",
-    "os.rmdir",
-    "os.symlink",
-    "os.link",
-    "os.chmod",
-    "shutil.",
-    "pickle.find_class",
-)
+FORBIDDEN = (
+    "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.", "socket.",
+    "ctypes.dlopen", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.link", "os.chmod",
+    "shutil.", "pickle.find_class",
+)  # fmt: skip
 
 
 class Refused(Exception):
-    """Why the file is refused, in a sentence."""
+    """The file is refused; the message says why."""
 
 
 class Scripted:
-    """Stands in for a module of TorchScript, to hold its attributes."""
+    """A stand-in for a module of TorchScript that holds its attributes."""
 
 
 def read(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tensors by name, and facts: `scripted`, `quick_gelu` (None if unknown), `left_out` (what is
-    no tensor)."""
+    """Return tensors by name, and facts: `scripted`, `quick_gelu` (None if unknown), `left_out`
+    (what is no tensor)."""
     import torch
 
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-            if (
-                sum(entry.file_size for entry in archive.infolist())
-                > MOST * os.path.getsize(path) + 2**20
-            ):
+            size = sum(entry.file_size for entry in archive.infolist())
+            if size > MOST * os.path.getsize(path) + 2**20:
                 raise Refused("its archive unpacks to far more than its size")
         if any(name.endswith("/constants.pkl") for name in names):
             return _scripted(path)
@@ -82,7 +65,7 @@ def read(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _table(found: Any) -> dict[str, Any]:
-    """The table that holds tensors, unwrapped from the names that training code nests it under."""
+    """Return the table that holds tensors, from under the names where training code nests it."""
     import torch
 
     for _ in range(4):
@@ -94,15 +77,16 @@ def _table(found: Any) -> dict[str, Any]:
         if inner is None:
             names = ", ".join(str(name)[:40] for name in list(found)[:5])
             raise Refused(
-                f"it holds no table of weights under {', '.join(WRAPPERS[:4])} or the like, but {names}"
+                f"it holds no table of weights under {', '.join(WRAPPERS[:4])} or the like, but "
+                f"{names}"
             )
         found = inner
     raise Refused(f"it holds no table of weights, but a {type(found).__name__}")
 
 
 def _stripped(tensors: dict[str, Any]) -> dict[str, Any]:
-    """Remove the prefixes that wrappers give to all names; of a teacher and a student, keep the
-    teacher."""
+    """Remove the prefixes that wrappers give to all names; keep the teacher rather than a
+    student."""
     if not all(isinstance(name, str) for name in tensors):
         raise Refused("its weights have names that are not text")
     if any(name.startswith("student.") for name in tensors):
@@ -115,9 +99,11 @@ def _stripped(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 def _scripted(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Attributes of the modules in a TorchScript archive. Without its code, and the constants that
-    belong to it, the rest is an archive as torch.save writes one; its classes, which are not
-    torch's, become `Scripted` here."""
+    """Return the attributes of the modules in a TorchScript archive.
+
+    Without its code and constants, it is an archive like those of torch.save; its classes, which
+    are not torch's, become `Scripted`.
+    """
     import torch
 
     plain = io.BytesIO()
@@ -128,12 +114,9 @@ def _scripted(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
                 copy.writestr(name, archive.read(name))
     kinds = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(plain.getvalue()))
     makers = {"__torch__": Scripted, "torch.jit._pickle": list}  # modules, and lists of one type
-    known: list[Any] = [
-        (maker, kind)
-        for kind in kinds
-        for start, maker in makers.items()
-        if kind.startswith(f"{start}.")
-    ]
+    known: list[Any] = []
+    for start, maker in makers.items():
+        known += [(maker, kind) for kind in kinds if kind.startswith(f"{start}.")]
     plain.seek(0)
     with torch.serialization.safe_globals(known):
         module = torch.load(plain, map_location="cpu", weights_only=True)
@@ -162,8 +145,7 @@ def _attributes(module: Any) -> dict[str, Any]:
 
 
 def checked(tensors: dict[str, Any], size: int) -> dict[str, Any]:
-    """Copies of the tensors. Raises Refused unless all are plain, and no larger than the file
-    allows."""
+    """Copy the tensors. Raises Refused unless all are plain, and no larger than the file allows."""
     import torch
 
     if not tensors:
@@ -171,16 +153,14 @@ def checked(tensors: dict[str, Any], size: int) -> dict[str, Any]:
     for name, tensor in tensors.items():
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise Refused(f"{name[:100]!r} is not a plain tensor")
-    if (
-        sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        > MOST * size + 2**20
-    ):
+    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if total > MOST * size + 2**20:
         raise Refused("its tensors claim to be far larger than the file")
     return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
 
 
 def limit(size: int, seconds: int) -> None:
-    """Bound what this process may use, after its imports. size: bytes of the checkpoint."""
+    """Limit what this process may use, after its imports. size: bytes of the checkpoint."""
     try:
         import resource
     except ImportError:  # on Windows only the caller's time limit applies
@@ -203,14 +183,12 @@ def limit(size: int, seconds: int) -> None:
 
 
 def watch() -> None:
-    """End this process if Python is about to do more than read; safetensors writes without Python."""
+    """End this process if Python is about to do more than read; safetensors writes without
+    Python."""
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
-        writes = (
-            event == "open"
-            and isinstance(args[2], int)
-            and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        )
+        modes = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+        writes = event == "open" and isinstance(args[2], int) and args[2] & modes
         if event.startswith(FORBIDDEN) or writes:
             os._exit(3)
 
@@ -248,19 +226,16 @@ def _save(tensors: dict[str, Any], target: str) -> None:
     try:
         save_file(tensors, target)
     except (SafetensorError, OSError) as error:
-        raise Refused(
-            f"its tensors cannot be written ({' '.join(str(error).split())[:100]})"
-        ) from error
+        reason = " ".join(str(error).split())[:100]
+        raise Refused(f"its tensors cannot be written ({reason})") from error
 
 
 def _reason(error: Exception) -> str:
-    """What torch found, without its advice to open the file anyway."""
-    asked = re.search(r"GLOBAL (\S{1,100})", str(error))
-    return (
-        f"it asks for {asked[1]}, but only tensors are accepted"
-        if asked
-        else "it holds things other than tensors"
-    )
+    """Return torch's reason without its advice to open the file anyway."""
+    name = re.search(r"GLOBAL (\S{1,100})", str(error))
+    if name:
+        return f"it asks for {name[1]}, but only tensors are accepted"
+    return "it holds things other than tensors"
 
 
 if __name__ == "__main__":

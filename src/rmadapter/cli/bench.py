@@ -1,5 +1,5 @@
-"""The verbs `bench`, `plan`, `report`, `leaderboard` and `reproduce`; slow imports wait until a verb
-runs."""
+"""The verbs `bench`, `plan`, `report`, `leaderboard` and `reproduce`; slow imports wait until a
+verb runs."""
 
 from __future__ import annotations
 
@@ -138,8 +138,9 @@ class BenchOptions:
 
         datasets = ELEVEN if self.datasets == "paper" else _list(self.datasets)
         return expand(
-            self.protocol, datasets, methods, numbers("seeds", self.seeds), numbers("shots", self.shots),
-            axes=_list(self.axes), root=self.root, common=check_views(configured(Task(), task)),
+            self.protocol, datasets, methods,
+            numbers("seeds", self.seeds), numbers("shots", self.shots), axes=_list(self.axes),
+            root=self.root, common=check_views(configured(Task(), task)),
             own_templates=self.templates == "dataset",
         )  # fmt: skip
 
@@ -154,7 +155,8 @@ class BenchOptions:
             return chosen, {job.method for job in jobs} - {job.method for job in chosen}
         if in_array(os.environ):
             note(
-                "a task of an array without --shard auto: all tasks share all runs, and each takes whatever is free"
+                "a task of an array without --shard auto: all tasks share all runs, and each "
+                "takes whatever is free"
             )
         return jobs, set()
 
@@ -206,7 +208,8 @@ def plan(options: BenchOptions, quiet: Quiet = False, as_json: Json = False) -> 
     runs = options.plan()
     if runs.tune:
         raise UserError(
-            "plan cannot tell what a search costs: leave out --tune, and count up to 4 fits per trial"
+            "plan cannot tell what a search costs: leave out --tune, and count up to 4 fits per "
+            "trial"
         )
     if engine is not None:
         raise UserError("plan measures on this machine: leave out --engine and --address")
@@ -261,7 +264,8 @@ def common_and_own(
         elif name not in COMMON_SETTINGS or name in PLANNED:
             common = ", ".join(other for other in COMMON_SETTINGS if other not in PLANNED)
             raise UserError(
-                f"--set {name}: write METHOD.{name} for a method's setting; the common ones are {common}"
+                f"--set {name}: write METHOD.{name} for a method's setting; the common ones are "
+                f"{common}"
             )
     task = {name: value for name, value in given.items() if name in TASK_SETTINGS}
     return task, {name: value for name, value in given.items() if name in MACHINE_SETTINGS}, values

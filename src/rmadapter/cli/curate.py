@@ -82,8 +82,8 @@ def suspects(
 
 
 def _suspects_files(out: Path, data: Path) -> tuple[Path, Path]:
-    """Return the paths of the list and its page. Raises UserError if one exists, because it may hold
-    decisions, and for a folder that would be read as a class."""
+    """Return the paths of the list and its page. Raises UserError if one exists, because it may
+    hold decisions, and for a folder that would be read as a class."""
     listed = out if out.suffix.lower() == ".csv" else out / "suspects.csv"
     if data.is_dir() and data.resolve() in listed.resolve().parent.parents:
         raise UserError(f"{out}: lies in {data}, whose folders are classes; choose another --out")

@@ -253,7 +253,8 @@ def named(words: Sequence[str]) -> dict[str, Path]:
             )
         if name in found:
             raise UserError(
-                f"{word}: {name} is already {found[name]}; give one of them another name: NAME={folder}"
+                f"{word}: {name} is already {found[name]}; give one of them another name: "
+                f"NAME={folder}"
             )
         found[name] = find_run(folder)
     return found
@@ -321,8 +322,8 @@ def app(
         if others or not is_loopback(host):
             addresses = " or ".join((where, *others))
             note(
-                f"anyone who reaches {addresses} can use this page, this machine's time and its disk: "
-                "there is no login"
+                f"anyone who reaches {addresses} can use this page, this machine's time and its "
+                "disk: there is no login"
             )
         line = json.dumps({"address": where}) if as_json else f"{where} (Ctrl-C ends it)"
         print(line, flush=True)
@@ -360,6 +361,7 @@ def run_server(site: Starlette, listening: socket.socket) -> None:
 
     if hasattr(signal, "SIGHUP"):  # of a terminal that is closed
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
-    settings = uvicorn.Config(site, log_level="warning", access_log=False, server_header=False, proxy_headers=False,
+    settings = uvicorn.Config(site, log_level="warning", access_log=False, server_header=False,
+                              proxy_headers=False,
                               timeout_graceful_shutdown=5)  # fmt: skip
     serve_until_stopped(settings, listening)

@@ -16,14 +16,17 @@ from rmadapter.support.files import at_home
 from rmadapter.support.terminal import escape, stoppable, streams
 
 app = typer.Typer(
-    help="Adapt a CLIP-like model with a few images per class without losing what it already knows.",
+    help="Adapt a CLIP-like model with a few images per class without losing what it already "
+    "knows.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 # Groups and verbs in the order a new user needs them.
 VERBS = {
-    "Make a model": (runs.demo, runs.fit, runs.evaluate, runs.add, runs.compare, runs.tune, deploy.app),
+    "Make a model": (
+        runs.demo, runs.fit, runs.evaluate, runs.add, runs.compare, runs.tune, deploy.app,
+    ),
     "Look at data": (curate.suspects, curate.suggest, machine.data),
     "Use a model": (predict.predict, predict.explain, deploy.export, deploy.push, deploy.serve),
     "Research": (

@@ -1,4 +1,5 @@
-"""Options that several commands share, and classes of options that a command takes as one argument."""
+"""Options that several commands share, and classes of options that a command takes as one
+argument."""
 
 from __future__ import annotations
 
@@ -133,7 +134,8 @@ class RayOptions:
     address: Address = ""
 
     def chosen(self) -> bool:
-        """Return whether a Ray cluster does the work. Raises UserError for options that need one."""
+        """Return whether a Ray cluster does the work. Raises UserError for options that need
+        one."""
         from rmadapter.bench.ray.cluster import is_ray
 
         return is_ray(self.engine, self.address, self.jobs)

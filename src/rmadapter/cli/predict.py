@@ -64,7 +64,8 @@ class SortOptions:
 
         if self.unsure and UNSURE in labels:
             raise UserError(
-                f"a class is already labelled {UNSURE!r}: leave out --unsure, or choose other --names"
+                f"a class is already labelled {UNSURE!r}: leave out --unsure, or choose other "
+                "--names"
             )
         if self.move and self.link:
             raise UserError("--move and --link: give only one of them")
@@ -139,8 +140,8 @@ def predict(
         raise UserError(f"--names: {error}") from None
     if more.unfamiliar and saved.fitted.examples is None:
         raise UserError(
-            f"{run}: --unfamiliar needs features of the training images, which it does not hold; `fit` keeps them, and "
-            "`push --examples` sends them"
+            f"{run}: --unfamiliar needs features of the training images, which it does not hold; "
+            "`fit` keeps them, and `push --examples` sends them"
         )
     sorter = sorting.sorter(labels)
     path = sorter.root / "answers.csv" if sorter and not out else out
@@ -185,10 +186,12 @@ def _remembering(fitted: Fitted, ray: bool, path: Path | None) -> None:
         refuse_stateful(fitted, "a worker of --engine ray")
     if path and (partial := path.with_name(path.name + PARTIAL)).exists():
         raise UserError(
-            f"{partial}: unfinished, and {fitted.method.title} cannot resume; delete it to start again"
+            f"{partial}: unfinished, and {fitted.method.title} cannot resume; delete it to start "
+            "again"
         )
     note(
-        f"{fitted.method.title} learns from these images in their order; the next call starts afresh"
+        f"{fitted.method.title} learns from these images in their order; the next call starts "
+        "afresh"
     )
 
 

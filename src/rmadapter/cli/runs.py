@@ -104,7 +104,8 @@ class FitOptions:
         str | None,
         typer.Option(
             "--backbone",
-            help="pocket (the default), ViT-B-16/openai, hf-hub:... or a folder; A,B: B if A is unavailable.",
+            help="pocket (the default), ViT-B-16/openai, hf-hub:... or a folder; A,B: B if A is "
+            "unavailable.",
         ),
     ] = None
     shots: Shots = None
@@ -301,7 +302,8 @@ def add(
     for word in what:
         if Path(word).exists() or _is_place(word):
             raise UserError(
-                f"{word}: give one folder or table that exists, or names of classes that are no files here"
+                f"{word}: give one folder or table that exists, or names of classes that are no "
+                "files here"
             )
     labels = add_names(saved, what, out)
     if as_json:
@@ -352,7 +354,8 @@ def compare(
     for run in runs:
         if known := trained_on(find_run(run), splits, split, images):
             note(
-                f"{run}: {known} of these {len(images)} images were trained on, so its accuracy says little"
+                f"{run}: {known} of these {len(images)} images were trained on, so its accuracy "
+                "says little"
             )
     lines = compare_runs([(run, options.load(run)) for run in runs], images)
     if as_json:
@@ -439,18 +442,19 @@ def _show_tuned(tuned: Tuned, names: list[str], out: Path, as_json: bool) -> Non
     ordered = sorted(
         (trial for trial in tuned.trials if trial.right), key=lambda trial: -(trial.accuracy or 0)
     )
-    rows = [
-        [f"{trial.number}" if trial.number else "0 (as given)", *(_cell(trial.params.get(name)) for name in names),
-         f"{trial.accuracy:.1f}", f"{trial.seconds:.0f}"]
-        for trial in ordered[:SHOWN]
-    ]  # fmt: skip
+    rows = []
+    for trial in ordered[:SHOWN]:
+        number = f"{trial.number}" if trial.number else "0 (as given)"
+        values = [_cell(trial.params.get(name)) for name in names]
+        rows.append([number, *values, f"{trial.accuracy:.1f}", f"{trial.seconds:.0f}"])
     table(["trial", *names, "accuracy in %", "seconds"], rows)
     print(f"judged by {len(best.right):,} training images in folds; no model read a test image")
     if gain:
         print(f"the best is {gain[0]:.1f} ± {gain[1]:.1f} points ahead of the given settings")
         if gain[0] <= 2 * gain[1]:
             note(
-                "that is within two standard errors, so it may be chance alone: no reason to leave the given settings"
+                "that is within two standard errors, so it may be chance alone: no reason to "
+                "leave the given settings"
             )
     print("\n".join(f"{what}: {place}" for what, place in places.items()))
 

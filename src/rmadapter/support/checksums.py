@@ -16,8 +16,8 @@ Sign = tuple[int, int, int]
 
 
 def sha256(file: Path, kind: str = "sha256") -> str:
-    """Return the SHA-256 of a file in hex, or another digest of hashlib. Raises UserError for a file
-    that cannot be read."""
+    """Return the SHA-256 of a file in hex, or another digest of hashlib. Raises UserError for a
+    file that cannot be read."""
     try:
         if not file.is_file():
             raise FileNotFoundError(2, "no such file")
@@ -60,8 +60,8 @@ def check_sums(folder: Path, needed: Iterable[str] = ()) -> None:
 
 
 def sign(folder: Path) -> Sign | None:
-    """Return a value that changes when the folder is saved again, or None while SHA256SUMS, which is
-    removed first and written last, is missing."""
+    """Return a value that changes when the folder is saved again, or None while SHA256SUMS, which
+    is removed first and written last, is missing."""
     try:
         status = (folder / SUMS).stat()
     except OSError:

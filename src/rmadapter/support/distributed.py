@@ -46,7 +46,8 @@ def enter(verb: str) -> None:
         return
     if verb != "fit":
         raise UserError(
-            f"{verb} does not run under torchrun; only `fit` does. For parallel runs use `bench --jobs`"
+            f"{verb} does not run under torchrun; only `fit` does. For parallel runs use `bench "
+            "--jobs`"
         )
     if is_helper():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process reports it
@@ -123,7 +124,8 @@ def begin(tensors: Iterable[Tensor], step: int) -> None:
         dist.all_reduce(ends, dist.ReduceOp.MAX)
     if ends[0] != -ends[1]:
         raise UserError(
-            "the processes see different states of the training: --out must be a folder that all share"
+            "the processes see different states of the training: --out must be a folder that all "
+            "share"
         )
     for tensor in tensors:
         _broadcast(tensor)

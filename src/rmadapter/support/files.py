@@ -30,8 +30,8 @@ CHUNK = 1 << 24
 
 @contextmanager
 def atomic(path: Path, sync: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside `path`. It replaces `path` if the block succeeds, and is removed
-    otherwise.
+    """Yield a temporary path beside `path`. It replaces `path` if the block succeeds, and is
+    removed otherwise.
 
     sync: wait until the file is on disk. Without, a power cut may lose it. Raises UserError if the
     disk is full or the folder cannot be written to.
@@ -88,8 +88,8 @@ _umask_lock = threading.Lock()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically. Lone surrogates, which stand for bytes of file names that are not
-    UTF-8, become \\udcXX, as in JSON."""
+    """Write UTF-8 text atomically. Lone surrogates, which stand for bytes of file names that are
+    not UTF-8, become \\udcXX, as in JSON."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
@@ -203,8 +203,8 @@ def read_text(
 
 
 def read_json(path: Path, most: int = LARGEST, without: Collection[str] = ()) -> Any:
-    """Read JSON. without: keys to drop from every object, which saves memory. Raises UserError for a
-    file that is missing, damaged, too large or nested too deeply."""
+    """Read JSON. without: keys to drop from every object, which saves memory. Raises UserError for
+    a file that is missing, damaged, too large or nested too deeply."""
     kind = "readable JSON"
     text = read_text(path, kind, most)
 
@@ -250,8 +250,8 @@ def inert_path(name: str) -> str:
 
 
 def check_new(*paths: Path, option: str = "--out") -> None:
-    """Raises UserError if a path exists, even as a broken link, or its folder is a file. option: the
-    option that named it."""
+    """Raises UserError if a path exists, even as a broken link, or its folder is a file. option:
+    the option that named it."""
     for path in paths:
         if path.parent.is_file():
             raise UserError(f"{path.parent}: is a file; choose another {option}")

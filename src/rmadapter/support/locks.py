@@ -39,7 +39,8 @@ def claim(path: Path) -> BaseFileLock:
     return _lease(path) if soft(path) else FileLock(path)
 
 
-# One object a path: it recognises a dead owner because the lease has not changed since its last look.
+# One object a path: it recognises a dead owner because the lease has not changed since its last
+# look.
 @functools.cache
 def _lease(path: Path) -> BaseFileLock:
     try:

@@ -46,8 +46,8 @@ def versions() -> dict[str, str]:
 
 
 def version_of(name: str) -> str:
-    """Return the version of a package, or of a module of this name, which another package may bring,
-    such as onnxruntime-gpu."""
+    """Return the version of a package, or of a module of this name, which another package may
+    bring, such as onnxruntime-gpu."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -1,4 +1,5 @@
-"""Plots as SVG that takes its colours from the page, so that one file serves light, dark and print."""
+"""Plots as SVG that takes its colours from the page, so that one file serves light, dark and
+print."""
 
 from __future__ import annotations
 
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Each colour is drawn in its light value and then replaced by the page's variable of that name. Blue
-# and vermilion are those of Okabe and Ito, distinct for any colour vision; vermilion is darkened to
-# be readable as text.
+# Each colour is drawn in its light value and then replaced by the page's variable of that name.
+# Blue and vermilion are those of Okabe and Ito, distinct for any colour vision; vermilion is
+# darkened to be readable as text.
 COLOURS = {"ink": "#1d2129", "faint": "#c9ced6", "adapted": "#0072b2", "zero-shot": "#b84e00"}
 TERMS = {  # titles of recorded terms; any other term keeps its own name
     "loss": "Total loss",
@@ -160,7 +161,8 @@ def canvas(
 
 
 def inline_svg(figure: Figure, prefix: str, label: str) -> str:
-    """Return a figure as SVG for a page. prefix: of its ids, so that plots of a page do not clash."""
+    """Return a figure as SVG for a page. prefix: of its ids, so that plots of a page do not
+    clash."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)

@@ -1,5 +1,5 @@
-"""Output of the command line: tables on stdout; notes and progress on stderr, as a bar in a terminal
-and as lines in a pipe.
+"""Output of the command line: tables on stdout; notes and progress on stderr, as a bar in a
+terminal and as lines in a pipe.
 
 Also: lost streams, control characters in names, and Ctrl-C.
 """
@@ -159,8 +159,8 @@ def streams(words: Sequence[str] = ()) -> Iterator[None]:
 def stoppable() -> Iterator[None]:
     """Make Ctrl-C end the process with exit code 130 and a message within the block.
 
-    It raises SystemExit. If that is swallowed, as in a callback, or the process hangs, it is killed:
-    the next start copes with what is left behind.
+    It raises SystemExit. If that is swallowed, as in a callback, or the process hangs, it is
+    killed: the next start copes with what is left behind.
     """
     process, before, stopped = os.getpid(), sys.unraisablehook, False
 
