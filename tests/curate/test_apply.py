@@ -1,4 +1,4 @@
-"""A cleaned copy holds what was decided, the data set is as it was, and a mistake writes nothing."""
+"""A cleaned copy holds what was decided; the data set is unchanged; an error writes nothing."""
 
 from __future__ import annotations
 

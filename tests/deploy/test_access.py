@@ -1,4 +1,4 @@
-"""Which requests are answered: keys and sizes of bodies, hosts and origins; and headers of answers."""
+"""Which requests are answered: keys, sizes of bodies, hosts and origins; headers of answers."""
 
 from __future__ import annotations
 

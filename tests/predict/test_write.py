@@ -41,7 +41,9 @@ def test_csv_and_json_lines(tmp_path: Path) -> None:
         assert not file.partial.exists()
     with open(tmp_path / "answers.csv", newline="", encoding="utf-8") as text:
         assert list(csv.reader(text)) == [
-            COLUMNS, ["a,b.png", "sea_horse", "0.75", "false"], ["caf\\udce9.png", "unsure", "0.75", "true"],
+            COLUMNS,
+            ["a,b.png", "sea_horse", "0.75", "false"],
+            ["caf\\udce9.png", "unsure", "0.75", "true"],
         ]  # fmt: skip
     lines = (tmp_path / "answers.jsonl").read_text("utf-8").splitlines()
     assert [json.loads(line) for line in lines] == rows[:2]

@@ -1,4 +1,4 @@
-"""The answer for one image, and the columns of a table of answers; exports use both without torch."""
+"""The answer for one image, and the columns of a table; exports use both without torch."""
 
 from __future__ import annotations
 

@@ -226,7 +226,7 @@ def unpacked_rows(names: Sequence[Path], folder: Path, bad: BadImages) -> list[t
 
 
 def _contents(names: Sequence[Path]) -> Iterator[tuple[Path, bytes]]:
-    """Yield (name, bytes) of the rows that hold bytes, of any files; each row group is read once."""
+    """Yield (name, bytes) of the rows that hold bytes; each row group is read once."""
     wanted: dict[Path, set[int]] = {}
     for name in names:
         table, _, number = name.name.rpartition("#")

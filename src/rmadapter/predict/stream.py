@@ -50,8 +50,8 @@ class Predictor:
     ) -> Iterator[list[Answer]]:  # fmt: skip
         """Yield answers in the order of the images, in batches; nothing else is kept.
 
-        zero_shot: also answer with the untouched backbone. bad: as in `decode_batches`. unfamiliar: also
-        measure how unfamiliar each image is. Raises UserError for an unreadable image, and as
+        zero_shot: also answer with the untouched backbone. bad: as in `decode_batches`. unfamiliar:
+        also measure how unfamiliar each image is. Raises UserError for an unreadable image, and as
         `Fitted.unfamiliar` does.
         """
         fitted = self.fitted

@@ -87,8 +87,9 @@ def bring(page: Tab, images: dict[str, list[str]]) -> str:
     said = ""
     for label, files in images.items():
         choose(page, f"[data-key='add {label}']", *files)
-        page.until(f"[...document.querySelectorAll('#classes > li')].some((e) => e.textContent.startsWith("
-                   f"{json.dumps(label)} + ': 6 images'))")  # fmt: skip
+        start = f"{json.dumps(label)} + ': 6 images'"
+        classes = "[...document.querySelectorAll('#classes > li')]"
+        page.until(f"{classes}.some((e) => e.textContent.startsWith({start}))")
         said += page.script(told("images"))
     return said
 
@@ -148,8 +149,8 @@ def looks(page: Tab) -> None:
         )
         assert page.script("document.documentElement.scrollWidth") <= width
         every = "[...document.querySelectorAll('main *:not(.heard, option, i, .button input)')]"
-        wide = f"{every}.filter((e) => e.clientWidth && e.scrollWidth > e.clientWidth + 1).map((e) => e.outerHTML)"
-        assert page.script(wide) == []
+        is_wide = "(e) => e.clientWidth && e.scrollWidth > e.clientWidth + 1"
+        assert page.script(f"{every}.filter({is_wide}).map((e) => e.outerHTML)") == []
         heights = page.script("[...document.querySelectorAll('li')].map((e) => e.offsetHeight)")
         assert all(height < 900 for height in heights)
 
@@ -191,7 +192,8 @@ def test_names_alone_by_keys(page: Tab, colors: Path) -> None:
     }
     page.press("Enter")
     page.until(
-        f"{told('train')}.startsWith('The classifier is ready') && !document.getElementById('more').hidden"
+        f"{told('train')}.startsWith('The classifier is ready') && "
+        "!document.getElementById('more').hidden"
     )
     write(page, "further", "night sky")
     page.until("document.getElementById('known').textContent.startsWith('Classes it knows (3)')")
@@ -260,7 +262,8 @@ def test_the_page_that_it_makes(page: Tab, colors: Path, tmp_path: Path) -> None
     page.until("document.querySelectorAll('#classes > li').length === 2")
     click(page, "#alone")
     page.until(
-        f"{told('train')}.startsWith('The classifier is ready') && !document.getElementById('get').hidden"
+        f"{told('train')}.startsWith('The classifier is ready') && "
+        "!document.getElementById('get').hidden"
     )
     click(page, "#targets button:nth-of-type(2)")
     page.until("document.querySelector('#targets a') !== null", seconds=300)
@@ -299,7 +302,8 @@ def test_another_site_s_frame(tiny_clip: Backbone, tmp_path: Path) -> None:
             pass
         code = """(async () => {
           await fetch("api/classes", {method: "POST", body: JSON.stringify({names: ["red"]})});
-          while (document.readyState !== "complete") await new Promise((done) => setTimeout(done, 50));
+          const pause = () => new Promise((done) => setTimeout(done, 50));
+          while (document.readyState !== "complete") await pause();
           const { classes } = await (await fetch("api/state")).json();
           return JSON.stringify([...classes, document.querySelector("#report a").target]);
         })()"""

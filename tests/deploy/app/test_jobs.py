@@ -19,7 +19,8 @@ SCRIPT = """
 import os, sys, time
 kind, out = sys.argv[1:]
 os.mkdir(out)
-print("note: two classes", "training: 1,500 of 2,000, 3 s left, loss 0.5", sep="\\n", file=sys.stderr, flush=True)
+lines = "note: two classes", "training: 1,500 of 2,000, 3 s left, loss 0.5"
+print(*lines, sep="\\n", file=sys.stderr, flush=True)
 if kind == "long":
     time.sleep(60)
 if kind == "wrong":

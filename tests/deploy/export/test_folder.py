@@ -34,8 +34,8 @@ FILES = {
     *("export.json", "README.md", "predict.py", "requirements.txt"),
 }
 # As it is where there is neither torch nor this package.
-ALONE = "import runpy, sys; sys.modules['torch'] = sys.modules['rmadapter'] = None; sys.argv = sys.argv[1:]; "
-ALONE += "runpy.run_path(sys.argv[0], run_name='__main__')"
+ALONE = "import runpy, sys; sys.modules['torch'] = sys.modules['rmadapter'] = None; "
+ALONE += "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
 @pytest.fixture(scope="module")

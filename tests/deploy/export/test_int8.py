@@ -71,7 +71,7 @@ def test_the_fastest_that_is_good_enough_is_taken_else_the_best() -> None:
 def test_only_products_that_read_no_norm_are_in_blocks(
     stage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of each block of the encoder, the products after attention and after the activation function."""
+    """Only products after attention and after the activation function are in blocks."""
     monkeypatch.setattr(int8, "LARGE", 2**10)
     monkeypatch.setattr(int8, "BLOCK", 32)
     large = len(int8.products(int8.load_graph(stage / GRAPH))[0])

@@ -53,7 +53,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "def outer(text: str) -> str:\n    return place.join('x', _same(text))\n"
     )
     (folder / "high.py").write_text(
-        '"""About it."""\n\nfrom __future__ import annotations\n\nfrom small_package.low import outer\n\n\n'
+        '"""About it."""\n\nfrom __future__ import annotations\n\n'
+        "from small_package.low import outer\n\n\n"
         "def main() -> None:\n    print(outer('a'))\n\n\nif __name__ == '__main__':\n    main()\n"
     )
     sys.modules.pop("small_package", None)

@@ -1,4 +1,4 @@
-"""The text encoder of a method as a graph: class features of new names, as the method makes them."""
+"""The text encoder of a method as a graph gives the method's class features of new names."""
 
 from __future__ import annotations
 

@@ -59,9 +59,10 @@ def test_a_command_without_folders() -> None:
         == "rmadapter export r --data=pets"
     )
     assert anonymise_command("as tested") == "as tested"
-    assert anonymise_command(
-        "rmadapter fit --data=acme/photos --set descriptions=acme/t.json lweib.descriptions=b/t.json"
-    ) == ("rmadapter fit --data=photos --set descriptions=t.json lweib.descriptions=t.json")
+    command = "rmadapter fit --data=acme/photos --set descriptions=acme/t.json"
+    assert anonymise_command(f"{command} lweib.descriptions=b/t.json") == (
+        "rmadapter fit --data=photos --set descriptions=t.json lweib.descriptions=t.json"
+    )
 
 
 def test_settings_that_name_files_lose_their_folders() -> None:

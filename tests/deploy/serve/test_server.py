@@ -28,6 +28,8 @@ from rmadapter.errors import UserError
 from rmadapter.support.checksums import sign, write_sums
 from tests.helpers.shell import backbone_option
 
+HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
 
 @pytest.mark.slow
 def test_accepted_requests_are_answered_before_the_end(finished: Path) -> None:
@@ -36,8 +38,7 @@ def test_accepted_requests_are_answered_before_the_end(finished: Path) -> None:
     with Process(finished, *backbone_option(finished)) as process:
         host, port = process.address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=30) as client:
-            head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-            client.sendall(f"{head}\r\n\r\n".encode() + body[:5])
+            client.sendall(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body[:5])
             wait_for(
                 lambda: (
                     post(process.address, "/predict", [("a.png", colour_image(1, 2, 3))])[0] == 200
@@ -131,9 +132,7 @@ def test_missing_body_times_out(finished: Path) -> None:
     with Process(finished, *backbone_option(finished), "--seconds", "0.5", "--log") as process:
         host, port = process.address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=30) as client:
-            client.sendall(
-                b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
-            )
+            client.sendall(HEAD + b"Content-Length: 9\r\n\r\n{")
             started = time.monotonic()
             assert rest_of(client).startswith("HTTP/1.1 408")
             assert time.monotonic() - started < 20

@@ -1,4 +1,4 @@
-"""What one visitor does: images, training, questions and downloads, all in a folder of their own."""
+"""What one visitor does: images, training, questions and downloads, all in a private folder."""
 
 from __future__ import annotations
 

@@ -146,9 +146,9 @@ def export(
     """Export a run to a new folder, which is kept only if the exported model answers images as the
     run does.
 
-    to: one of TARGETS. data: images to compare on, as in `compared_images`. force: keep a model that
-    differs by more than its precision allows. embeddings: whether it outputs features, too. text:
-    whether classes can be added by name, which implies features. Returns the contents of
+    to: one of TARGETS. data: images to compare on, as in `compared_images`. force: keep a model
+    that differs by more than its precision allows. embeddings: whether it outputs features, too.
+    text: whether classes can be added by name, which implies features. Returns the contents of
     export.json. Raises UserError as `check_options` does, for a method that cannot become a graph,
     for a model that differs too much, and where nothing can be written.
     """
@@ -178,8 +178,8 @@ def comparison_images(
     images = compared_images(run, saved, data, outside, most)
     if precision == "int8" and not images.labels:
         raise UserError(
-            f"{run}: int8 is judged by accuracy, but the run's images are missing; give others with "
-            "--data"
+            f"{run}: int8 is judged by accuracy, but the run's images are missing; give others "
+            "with --data"
         )
     if not images.labels and data is None:
         note(

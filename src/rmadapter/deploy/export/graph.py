@@ -43,8 +43,8 @@ class Answers(nn.Module):
     names: of the classes. embeddings: whether unit features [B, e] follow the probabilities: those
     that are compared with class features; if the classes are scored otherwise, those of the
     untouched encoder, or, if the method runs blocks itself, those that it compares for unseen
-    classes. Raises NotApplicable as `Fitted.score`, and for embeddings if the method has no features to
-    give; UserError for a model that remembers images.
+    classes. Raises NotApplicable as `Fitted.score`, and for embeddings if the method has no
+    features to give; UserError for a model that remembers images.
     """
 
     def __init__(self, fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> None:
@@ -139,7 +139,7 @@ def _onnx(module: Answers, pixels: Tensor, batch: BatchAxis) -> ModelProto:
 
 
 def write(model: ModelProto, file: Path) -> None:
-    """Write a graph; if it exceeds LARGEST, its weights go beside it, into BESIDE. Raises OSError."""
+    """Write a graph; the weights of one larger than LARGEST go into BESIDE. Raises OSError."""
     import onnx
 
     if sum(len(weight.raw_data) for weight in model.graph.initializer) <= LARGEST:

@@ -12,12 +12,15 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = __name__.partition(".")[0]
-Found = dict[str, list[ast.stmt]]  # name in a module -> the top-level statements that define it
 
 
 class _Module:
-    """A module of this package: the statements that define its top-level names, and where imported
-    names come from."""
+    """A module of this package.
+
+    definitions: top-level names with the statements that define them. own_imports: names imported
+    from this package, with module and name there. other_imports: all other imported names, with
+    module ("" for `import x`) and what is imported.
+    """
 
     def __init__(self, name: str) -> None:
         spec = importlib.util.find_spec(name)
@@ -25,44 +28,40 @@ class _Module:
         assert spec.origin is not None
         self.text = Path(spec.origin).read_text(encoding="utf-8")
         self.lines, self.tree = self.text.splitlines(), ast.parse(self.text)
-        self.made: Found = {}
-        self.ours: dict[str, tuple[str, str]] = {}  # name here -> module and name there
-        self.others: dict[
-            str, tuple[str, str]
-        ] = {}  # name here -> module ("" for `import x`), and what is imported
+        self.definitions: dict[str, list[ast.stmt]] = {}
+        self.own_imports: dict[str, tuple[str, str]] = {}
+        self.other_imports: dict[str, tuple[str, str]] = {}
         for node in self.tree.body:
             if isinstance(node, (ast.Import, ast.ImportFrom)):
-                self._imports(node)
-            for made in _makes(node):
-                self.made.setdefault(made, []).append(node)
+                self._add_imports(node)
+            for defined in _defined_names(node):
+                self.definitions.setdefault(defined, []).append(node)
 
-    def _imports(self, node: ast.Import | ast.ImportFrom) -> None:
+    def _add_imports(self, node: ast.Import | ast.ImportFrom) -> None:
         place = str(node.module) if isinstance(node, ast.ImportFrom) else ""
         for alias in node.names:
             name = alias.asname or alias.name.partition(".")[0]
             if place.partition(".")[0] == PACKAGE:
-                self.ours[name] = place, alias.name
+                self.own_imports[name] = place, alias.name
             else:
-                self.others[name] = place, ast.unparse(alias)
+                self.other_imports[name] = place, ast.unparse(alias)
 
     def source(self, node: ast.stmt) -> str:
-        """Source of a statement, with its decorators and the comment above it."""
-        start = (
-            min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", ()))]) - 1
-        )
+        """Return the source of a statement, with its decorators and the comment above it."""
+        decorators = getattr(node, "decorator_list", ())
+        start = min([node.lineno, *(each.lineno for each in decorators)]) - 1
         while start and self.lines[start - 1].startswith("# "):
             start -= 1
         return "\n".join(self.lines[start : node.end_lineno])
 
 
-def _makes(node: ast.stmt) -> list[str]:
+def _defined_names(node: ast.stmt) -> list[str]:
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
         return [node.name]
     if isinstance(node, (ast.Assign, ast.AnnAssign)):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        return [
-            name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)
-        ]
+        parts = [part for target in targets for part in ast.walk(target)]
+        return [part.id for part in parts if isinstance(part, ast.Name)]
     return []
 
 
@@ -70,22 +69,22 @@ _module = cache(_Module)
 
 
 def one_file(name: str, header: str) -> str:
-    """Source of a module and all it uses, with its docstring and `__main__` block. header: comment
-    for the first line.
+    """Return the source of a module and all it uses, with its docstring and `__main__` block.
 
-    Raises ValueError if two modules define the same name.
+    header: comment for the first line. Raises ValueError if two modules define the same name.
     """
     wanted: dict[str, set[ast.stmt]] = {}  # dependencies first
     imports: set[tuple[str, str]] = set()
     top = _module(name)
-    _reach(name, list(top.made), wanted, imports)
+    _reach(name, list(top.definitions), wanted, imports)
     homes: dict[str, str] = {}
     parts = []
     for place, nodes in wanted.items():
         module = _module(place)
         for node in [node for node in module.tree.body if node in nodes]:
-            if twice := [made for made in _makes(node) if homes.setdefault(made, place) != place]:
-                raise ValueError(f"{place} and {homes[twice[0]]} both have {twice[0]}")
+            for name_here in _defined_names(node):
+                if homes.setdefault(name_here, place) != place:
+                    raise ValueError(f"{place} and {homes[name_here]} both have {name_here}")
             parts.append(module.source(node))
     (end,) = [
         node
@@ -103,9 +102,8 @@ def one_file(name: str, header: str) -> str:
 def _import_lines(imports: set[tuple[str, str]]) -> str:
     lines = sorted(f"import {name}" for place, name in imports if not place)
     for place in sorted({place for place, _ in imports if place}):
-        lines.append(
-            f"from {place} import {', '.join(sorted(name for each, name in imports if each == place))}"
-        )
+        names = sorted(name for each, name in imports if each == place)
+        lines.append(f"from {place} import {', '.join(names)}")
     return "\n".join(lines)
 
 
@@ -116,15 +114,15 @@ def _reach(
     module, nodes = _module(name), set()
     todo, seen = list(names), set(names)
     while todo:
-        for node in module.made.get(todo.pop(), ()):
+        for node in module.definitions.get(todo.pop(), ()):
             nodes.add(node)
             for used in {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}:
-                if used in module.ours:
-                    place, there = module.ours[used]
-                    _reach(place, [there], wanted, imports)
-                elif used in module.others:
-                    imports.add(module.others[used])
-                elif used in module.made and used not in seen:
+                if used in module.own_imports:
+                    place, original = module.own_imports[used]
+                    _reach(place, [original], wanted, imports)
+                elif used in module.other_imports:
+                    imports.add(module.other_imports[used])
+                elif used in module.definitions and used not in seen:
                     seen.add(used)
                     todo.append(used)
     wanted.setdefault(name, set()).update(nodes)

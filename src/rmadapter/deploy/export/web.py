@@ -1,5 +1,5 @@
-"""A static page around an exported graph: onnxruntime-web from npm, and our own resize, which
-matches Pillow's."""
+"""A static page around an exported graph: onnxruntime-web from npm, and a resize that matches
+Pillow's."""
 
 from __future__ import annotations
 
@@ -22,14 +22,12 @@ INTEGRITY = (
     "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 )
 TARBALL = f"{NAME}-{VERSION}.tgz"
-ENGINE = (
-    "ort.wasm.bundle.min.mjs",
-    "ort-wasm-simd-threaded.wasm",
-)  # the files of it that the page needs
+# the files of the package that the page needs
+ENGINE = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 
 
 def engine() -> Path:
-    """Path of the npm package in the cache; npm fetches it the first time.
+    """Return the npm package in the cache; npm fetches it the first time.
 
     Raises UserError when npm is missing or cannot fetch, and when the file is not the expected one.
     """
@@ -48,18 +46,11 @@ def _fetch(folder: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise UserError(
-            f"--to web takes {NAME} {VERSION} from npm, which is not installed: install Node.js, or put {TARBALL} into "
-            f"{cache_folder()}"
+            f"--to web takes {NAME} {VERSION} from npm, which is not installed; install Node.js, "
+            f"or put {TARBALL} into {cache_folder()}"
         )
-    command = [
-        npm,
-        "pack",
-        f"{NAME}@{VERSION}",
-        "--pack-destination",
-        str(folder),
-        "--ignore-scripts",
-        "--silent",
-    ]
+    options = ["--pack-destination", str(folder), "--ignore-scripts", "--silent"]
+    command = [npm, "pack", f"{NAME}@{VERSION}", *options]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode or not (folder / TARBALL).is_file():
         reason = (done.stderr.strip() or "npm failed").splitlines()[-1][:200]
@@ -73,7 +64,7 @@ def add_page(folder: Path) -> None:
         size = (folder / BESIDE).stat().st_size
         raise UserError(
             f"--to web: the model takes {size / 1e9:.1f} GB, but a page holds less than 2; "
-            "give --precision fp16, or leave out --to"
+            "give --precision fp16, or remove --to"
         )
     with tarfile.open(engine()) as archive:
         for name in ENGINE:

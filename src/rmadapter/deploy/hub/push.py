@@ -172,7 +172,7 @@ def _open_repository(api: HfApi, repository: str, private: bool) -> tuple[str | 
 def model_card(
     model: Model, record: Record | None, repository: str, licence: str, examples: bool
 ) -> str:
-    """Return README.md with the hub's metadata: what a run is, how good it is, and what is untested.
+    """Return README.md with the hub's metadata: what a run is, how good it is, what is untested.
 
     record: None if the model was saved by itself. licence: of what was trained. examples: whether
     the weights include features of the training images.

@@ -33,7 +33,7 @@ class _Item(NamedTuple):
 
 
 class Batcher:
-    """The queue and the thread of a model. on_batch: called with the number of images of each batch.
+    """The queue and the thread of a model. on_batch: called with the size of each batch.
 
     All but `_work` runs in the event loop's thread. Whoever takes images gets their outputs or an
     error, even after `retire`, and must `release` them; the thread of a retired batcher ends once
