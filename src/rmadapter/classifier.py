@@ -18,7 +18,7 @@ from rmadapter.data.read import ImageSource
 from rmadapter.errors import UserError
 from rmadapter.training.callbacks import Callback
 
-OWN = ("backbone", "method", "shots", "seed", "progress", "class_names", "class_weight")
+ARGUMENTS = ("backbone", "method", "shots", "seed", "progress", "class_names", "class_weight")
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
@@ -61,19 +61,19 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return all parameters by name, including further settings."""
-        return {**{name: getattr(self, name) for name in OWN}, **self.settings}
+        return {**{name: getattr(self, name) for name in ARGUMENTS}, **self.settings}
 
     def set_params(self, **params: Any) -> FewShotClassifier:
         """Set parameters by name. Raises UserError for an unknown one, without setting any."""
         from rmadapter.methods import load_method
         from rmadapter.runs.request import check_names
 
-        own = {name: value for name, value in params.items() if name in OWN}
-        settings = {name: value for name, value in params.items() if name not in OWN}
-        method = own.get("method", self.method)
+        arguments = {name: value for name, value in params.items() if name in ARGUMENTS}
+        settings = {name: value for name, value in params.items() if name not in ARGUMENTS}
+        method = arguments.get("method", self.method)
         if settings:
             check_names(settings, str(method), load_method(str(method), choosing=True))
-        for name, value in own.items():
+        for name, value in arguments.items():
             setattr(self, name, value)
         self.settings = {**self.settings, **settings}
         return self

@@ -118,10 +118,10 @@ def temperature(probabilities: ArrayLike, labels: ArrayLike, most: float = 20.0)
     from scipy.special import log_softmax
 
     _correct(probabilities, labels)
-    logs, wanted = _logs(probabilities), np.asarray(labels)
+    logs = _logs(probabilities)
     count, classes = logs.shape
     targets = np.full_like(logs, 1 / (count + 1) / classes)
-    targets[np.arange(count), wanted] += count / (count + 1)
+    targets[np.arange(count), np.asarray(labels)] += count / (count + 1)
 
     def loss(power: float) -> float:
         return -float((targets * log_softmax(logs / most**power, axis=1)).sum())

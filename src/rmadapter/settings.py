@@ -166,8 +166,8 @@ def _replaced(owner: T, values: Mapping[str, Any], where: str) -> T:
     for f in fields(owner):  # type: ignore[arg-type]
         old = getattr(owner, f.name)
         if is_dataclass(old):
-            own = {name: value for name, value in values.items() if name in settings_of(old)}
-            changed[f.name] = _replaced(old, own, where) if own else old
+            nested = {name: value for name, value in values.items() if name in settings_of(old)}
+            changed[f.name] = _replaced(old, nested, where) if nested else old
         elif f.name in values:
             value = values[f.name]
             single = isinstance(value, str) and get_origin(hints[f.name]) is tuple

@@ -34,7 +34,8 @@ class ImageEncoder(Encoder[Grid]):
         self, visual: nn.Module, blocks: Sequence[nn.Module], width: int, read_index: int | None
     ) -> None:
         super().__init__(blocks, width)
-        self.visual, self.read_index = visual, read_index
+        self.visual: Any = visual
+        self.read_index = read_index
 
     @property
     @abstractmethod
@@ -116,25 +117,22 @@ class ClipImage(ImageEncoder):
 
     @property
     def projection(self) -> tuple[Tensor, Tensor | None] | None:
-        v: Any = self.visual
-        return None if v.proj is None else (v.proj, None)
+        return None if self.visual.proj is None else (self.visual.proj, None)
 
     @property
     def tail(self) -> list[nn.Parameter]:
-        v: Any = self.visual
+        v = self.visual
         return weights_of(v.attn_pool, v.ln_post, v.proj)
 
     def pooled(self, x: Tensor) -> Tensor:
-        v: Any = self.visual
-        return v._pool(x if x.ndim == 3 else x[:, None])[0]  # pools token 0
+        return self.visual._pool(x if x.ndim == 3 else x[:, None])[0]  # pools token 0
 
     def head(self, x: Tensor, layout: Grid) -> Tensor:
-        v: Any = self.visual
-        return self.pooled(x) if v.proj is None else self.pooled(x) @ v.proj
+        projection, pooled = self.visual.proj, self.pooled(x)
+        return pooled if projection is None else pooled @ projection
 
     def top_norm(self, x: Tensor) -> Tensor:
-        v: Any = self.visual
-        return v.ln_post(x)
+        return self.visual.ln_post(x)
 
 
 class TimmImage(ImageEncoder):
@@ -149,24 +147,23 @@ class TimmImage(ImageEncoder):
 
     @property
     def projection(self) -> tuple[Tensor, Tensor | None] | None:
-        v: Any = self.visual
         # An empty head leaves the projection to the trunk, as in EVA-02.
-        last = getattr(v.head, "proj", None) if len(v.head) else self.trunk.head
+        head = self.visual.head
+        last = getattr(head, "proj", None) if len(head) else self.trunk.head
         return (last.weight.T, last.bias) if isinstance(last, nn.Linear) else None
 
     @property
     def tail(self) -> list[nn.Parameter]:
-        v: Any = self.visual
         t = self.trunk
-        return weights_of(t.norm, getattr(t, "attn_pool", None), t.fc_norm, t.head, v.head)
+        pool = getattr(t, "attn_pool", None)
+        return weights_of(t.norm, pool, t.fc_norm, t.head, self.visual.head)
 
     def pooled(self, x: Tensor) -> Tensor:
         tokens = self.trunk.norm(x if x.ndim == 3 else x[:, None])
         return self.trunk.forward_head(tokens, pre_logits=True)
 
     def head(self, x: Tensor, layout: Grid) -> Tensor:
-        v: Any = self.visual
-        return v.head(self.trunk.head(self.pooled(x)))
+        return self.visual.head(self.trunk.head(self.pooled(x)))
 
     def top_norm(self, x: Tensor) -> Tensor:
         return self.trunk.fc_norm(self.trunk.norm(x))

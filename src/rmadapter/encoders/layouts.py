@@ -109,19 +109,19 @@ class Packed:
 
     def apart(self, x: Tensor) -> Tensor:
         """[T, d] -> [C, P + S, d]: the prefix before every prompt's own tokens."""
-        own = self.pad(x[self.prefix :])
+        grid = self.pad(x[self.prefix :])
         if not self.prefix:
-            return own
-        return torch.cat([x[: self.prefix].expand(self.grid[0], -1, -1), own], 1)
+            return grid
+        return torch.cat([x[: self.prefix].expand(self.grid[0], -1, -1), grid], 1)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         p = self.prefix
-        own = _attend(self.pad(q[p:]), self.apart(k), self.apart(v), heads, self.mask)
-        own = own.flatten(0, 1).index_select(0, self.slots)
+        grid = _attend(self.pad(q[p:]), self.apart(k), self.apart(v), heads, self.mask)
+        attended = grid.flatten(0, 1).index_select(0, self.slots)
         if not p:
-            return own
+            return attended
         shared = _attend(q[None, :p], k[None, :p], v[None, :p], heads, causal=True)[0]
-        return torch.cat([shared, own])
+        return torch.cat([shared, attended])
 
     def attend_read(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         return _attend(q[:, None], self.apart(k), self.apart(v), heads, self.read_mask)[:, 0]
@@ -154,10 +154,10 @@ def pack(
     if causal and share:  # only then are the states of equal beginnings equal
         same = (tokens == tokens[:1]).all(0).long().cumprod(0).sum()
         prefix = int(min(same, lengths.min() - 1))
-    own = lengths - prefix
-    width = int(own.max())
+    counts = lengths - prefix  # of each prompt's own tokens
+    width = int(counts.max())
     column = torch.arange(width, device=device)
-    real = column < own[:, None]  # [C, S]
+    real = column < counts[:, None]  # [C, S]
     slots = real.flatten().nonzero()[:, 0]
     ids = torch.cat([tokens[0, :prefix], tokens[:, prefix : prefix + width][real]])
     positions = torch.cat(
@@ -168,7 +168,7 @@ def pack(
     mask = keys <= column[:, None] + prefix if causal else real[:, None, None, :]
     read_index = read_mask = None
     if read is not None:
-        start = torch.cat([own.new_zeros(1), own.cumsum(0)[:-1]])
+        start = torch.cat([counts.new_zeros(1), counts.cumsum(0)[:-1]])
         read_index = prefix + start + read - prefix
         limit = read if causal else lengths - 1
         read_mask = (keys <= limit[:, None])[:, None, None, :]

@@ -354,10 +354,10 @@ class Cache:
                 entries.append((name, about, {"x": x, "y": y}))
         missing = [self.store.read(name, keys, parts) for name, _, parts in entries]
         if any(missing):
-            rows = torch.tensor(sorted({row for own in missing for row in own}))
+            rows = torch.tensor(sorted({row for absent in missing for row in absent}))
             self._fill(live, blocks, tensors, None if live.augmented else rows)
-        for (name, about, parts), own in zip(entries, missing, strict=True):
-            self.store.write(name, about, keys, parts, own)
+        for (name, about, parts), absent in zip(entries, missing, strict=True):
+            self.store.write(name, about, keys, parts, absent)
 
     def _fill(
         self,
