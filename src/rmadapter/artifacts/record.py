@@ -111,9 +111,9 @@ class Rates(Value):
 
 
 class Judgement(Value):
-    """An estimate of how good a run on all classes is. how: how its images were chosen. classes: as labelled.
-    majority: accuracy of always answering with the most frequent class. rows: the untouched
-    backbone, a linear probe, the method. doubts: one sentence each."""
+    """An estimate of how good a run on all classes is. how: the choice of its images. classes: as
+    labelled. majority: accuracy of always answering with the most frequent class. rows: the
+    untouched backbone, a linear probe, the method. doubts: one sentence each."""
 
     how: str
     images: int = Field(ge=1, le=10**9)
