@@ -28,7 +28,8 @@ from rmadapter.errors import UserError
 from rmadapter.methods.parts.shapes import shaped
 from rmadapter.prompts import Cosines, text_features, untouched
 from rmadapter.support.terminal import note
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, Trained
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits
+from rmadapter.training.state import Trained
 
 WEIGHTS, TEXTS = "weights", "texts"
 IS, ALONE = (

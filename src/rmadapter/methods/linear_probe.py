@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -27,9 +27,12 @@ from rmadapter.training.contract import (
     Parameters,
     Shots,
     ToLogits,
-    Trained,
     columns,
 )
+from rmadapter.training.state import Trained
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
 
 # mean difference of logits to which they are divided at most: float32 still tells the answers apart
 FLATTEST = 1e-2
@@ -107,16 +110,17 @@ class LinearProbe(Method):
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
         return Parameters((classes if classes > 2 else 1) * (backbone.embedding_size + 1))
 
-    def _regression(self, views: Tensor, labels: Tensor, weights: Tensor, strength: float) -> Any:
+    def _regression(
+        self, views: Tensor, labels: Tensor, weights: Tensor, strength: float
+    ) -> LogisticRegression:
         """Fit to views [V, N, e] with labels and weights [N]. strength: C."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
         with warnings.catch_warnings():  # the protocol stops at max_iter, converged or not
             warnings.simplefilter("ignore", ConvergenceWarning)
-            warnings.filterwarnings(
-                "ignore", "The number of unique classes", UserWarning
-            )  # one shot a class
+            # with one shot per class
+            warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
             model = LogisticRegression(C=strength, max_iter=self.iterations)  # L-BFGS and L2
             flat = (part.repeat(len(views)).cpu().numpy() for part in (labels, weights))
             return model.fit(views.flatten(0, 1).cpu().numpy(), *flat)

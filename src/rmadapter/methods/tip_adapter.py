@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pydantic.dataclasses
 import torch
@@ -33,10 +33,10 @@ from rmadapter.training.contract import (
     Parameters,
     Shots,
     ToLogits,
-    Trained,
     columns,
 )
 from rmadapter.training.loop import Batch, Recipe, minimise
+from rmadapter.training.state import Trained
 
 PAPER = (
     "Zhang et al., ECCV 2022 (arXiv 2207.09519); configs/imagenet.yaml of "
@@ -151,7 +151,11 @@ def _fit(method: TipAdapter | TipAdapterF, backbone: Backbone, shots: Shots) -> 
 
 
 def _restore(
-    method: Any, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor], trained: bool
+    method: TipAdapter | TipAdapterF,
+    backbone: Backbone,
+    known: Known,
+    tensors: Mapping[str, Tensor],
+    trained: bool,
 ) -> Fitted:
     alpha, beta = float(shaped(tensors, "alpha")), float(shaped(tensors, "beta"))
     keys = shaped(tensors, "keys", -1, backbone.embedding_size)

@@ -80,7 +80,7 @@ class Norms(nn.Module):
         return weights[[place[name] for name in names]]
 
 
-def _norms(*encoders: Encoder) -> list[nn.Module]:
+def _norms(*encoders: Encoder[Any]) -> list[nn.Module]:
     """Return the LayerNorms in their blocks."""
     blocks = (block for encoder in encoders for block in encoder.blocks)
     return [

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 from rmadapter.support.files import read_text, user_path
 from rmadapter.training.traits import TRACKS as TRACKS
@@ -246,22 +245,23 @@ ABOUT: Mapping[str, About] = {
 }
 
 
-def uses_of(name: str, settings: Mapping[str, Any], declared: Uses | None = None) -> Uses | None:
-    """Return what a method of this name uses. own: what a method from outside says, if anything."""
-    known = USES.get(name, declared)
-    return known and known.given(settings)
+def uses_of(name: str, settings: Mapping[str, object], declared: Uses | None = None) -> Uses | None:
+    """Return what a method of this name uses. declared: by a method from outside."""
+    uses = USES.get(name, declared)
+    return None if uses is None else uses.given(settings)
 
 
-def backbones_in(name: str, settings: Mapping[str, Any]) -> list[str]:
+def backbones_in(name: str, settings: Mapping[str, object]) -> list[str]:
     """Return further backbones that settings of this method name, such as a teacher."""
-    return (
-        [settings[field] for field in USES[name].backbones if settings.get(field)]
-        if name in USES
-        else []
-    )
+    return _set(settings, USES[name].backbones) if name in USES else []
 
 
-def named_sums(name: str, settings: Mapping[str, Any]) -> list[str]:
+def _set(settings: Mapping[str, object], fields: Iterable[str]) -> list[str]:
+    """Return the values of some settings, where they are set."""
+    return [str(settings[field]) for field in fields if settings.get(field)]
+
+
+def named_sums(name: str, settings: Mapping[str, object]) -> list[str]:
     """Return the SHA-256 of each file that the settings name, or of the method's own, and digest of
     each backbone whose name does not determine its weights, so that other content makes another
     run. Raises UserError if one is missing."""
@@ -273,20 +273,18 @@ def named_sums(name: str, settings: Mapping[str, Any]) -> list[str]:
     from rmadapter.backbones.load import is_published
     from rmadapter.backbones.shared import shared
 
-    files, models = (
-        [settings[f] for f in USES[name].files if settings.get(f)],
-        backbones_in(name, settings),
-    )
-    return [*map(_sum, files)] + [
-        shared(model, torch.device("cpu")).digest for model in models if not is_published(model)
-    ]
+    sums = [_sum(file) for file in _set(settings, USES[name].files)]
+    for model in backbones_in(name, settings):
+        if not is_published(model):
+            sums.append(shared(model, torch.device("cpu")).digest)
+    return sums
 
 
 def _sum(file: str) -> str:
     return hashlib.sha256(read_text(user_path(file)).encode()).hexdigest()
 
 
-def track_of(name: str, settings: Mapping[str, Any], declared: Uses | None = None) -> str:
+def track_of(name: str, settings: Mapping[str, object], declared: Uses | None = None) -> str:
     """Return one of TRACKS, or UNKNOWN."""
     uses = uses_of(name, settings, declared)
     return uses.track if uses else UNKNOWN

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.methods import DEFAULT, check_named, load_method
@@ -32,7 +31,7 @@ class Request:
     @classmethod
     def make(
         cls,
-        values: Mapping[str, Any] | None = None,
+        values: Mapping[str, object] | None = None,
         method: str = DEFAULT,
         effort: str = "normal",
         data: str = "",
@@ -54,7 +53,7 @@ class Request:
 def requested(
     method: str,
     config: Path | None,
-    flags: Mapping[str, Any],
+    flags: Mapping[str, object],
     sets: list[str] | None,
     effort: str = "normal",
     data: str = "",
@@ -76,7 +75,7 @@ def requested(
     return Request.make(values, name, effort, data, choosing)
 
 
-def machine_of(values: Mapping[str, Any]) -> Machine:
+def machine_of(values: Mapping[str, object]) -> Machine:
     """Build a Machine; resolve precision=auto and log the choice. Raises as `configured` does."""
     machine = configured(Machine(), values)
     if machine.precision != "auto":
@@ -90,13 +89,13 @@ def machine_of(values: Mapping[str, Any]) -> Machine:
     return replace(machine, precision=precision)
 
 
-def check_names(values: Mapping[str, Any], name: str, method: Method) -> None:
+def check_names(values: Mapping[str, object], name: str, method: Method) -> None:
     """Raise UserError for a setting unknown to the task, the machine and the method. name: of the
     method."""
     _check_method_settings(split(values, name)[2], method)
 
 
-def _check_method_settings(values: Mapping[str, Any], method: Method) -> None:
+def _check_method_settings(values: Mapping[str, object], method: Method) -> None:
     known = settings_of(method)
     for name in values:
         if name not in known:
@@ -104,7 +103,7 @@ def _check_method_settings(values: Mapping[str, Any], method: Method) -> None:
             raise UserError(f"unknown setting {quoted(name)}{hint}")
 
 
-def read_config(file: Path | None, named: Sequence[str] = ()) -> tuple[str, dict[str, Any]]:
+def read_config(file: Path | None, named: Sequence[str] = ()) -> tuple[str, dict[str, object]]:
     """Return the method named in a run's config.yaml, "" if none, and its other values; None counts
     as an empty file.
 
@@ -122,7 +121,7 @@ def read_config(file: Path | None, named: Sequence[str] = ()) -> tuple[str, dict
     return str(values.pop("method", "")), values
 
 
-def without_length(values: Mapping[str, Any], method: str) -> dict[str, Any]:
+def without_length(values: Mapping[str, object], method: str) -> dict[str, object]:
     """Return a file's values without those that an effort scales: an option takes precedence."""
     loaded = load_method(method, choosing=True)
     if loaded.choices():
@@ -132,13 +131,13 @@ def without_length(values: Mapping[str, Any], method: str) -> dict[str, Any]:
 
 
 def split(
-    values: Mapping[str, Any], method: str
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    values: Mapping[str, object], method: str
+) -> tuple[dict[str, object], dict[str, object], dict[str, object]]:
     """Split values into those of the task, the machine and the method. Raises UserError for another
     method's."""
     for_task = {name: value for name, value in values.items() if name in TASK_SETTINGS}
     for_machine = {name: value for name, value in values.items() if name in MACHINE_SETTINGS}
-    for_method: dict[str, Any] = {}
+    for_method: dict[str, object] = {}
     for name, value in values.items():
         prefix, dot, rest = name.rpartition(".")
         if dot and prefix != method:
