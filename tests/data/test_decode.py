@@ -214,7 +214,7 @@ def outcome(path: Path) -> str:
     return ""
 
 
-def test_what_passes_the_check_can_be_loaded_and_all_else_is_one_sentence(tmp_path: Path) -> None:
+def test_image_error_agrees_with_load_image_on_damaged_files(tmp_path: Path) -> None:
     """Of 400 damaged files; an exception of another kind fails here."""
     count = 0
     rng = random.Random(7)
@@ -254,7 +254,7 @@ def test_strips_are_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert np.array_equal(whole[5][1:, 1:], noise[1:, 1:, :3])
 
 
-def test_bytes_in_memory_are_read_as_a_file_is(tmp_path: Path) -> None:
+def test_bytes_in_memory_are_read_like_a_file(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("RGBA", (9, 5), (200, 10, 10, 128)).save(path)
     found = read_image(io.BytesIO(path.read_bytes()), "sent.png")
@@ -268,7 +268,7 @@ def test_bytes_in_memory_are_read_as_a_file_is(tmp_path: Path) -> None:
             read_image(io.BytesIO(data), name)
 
 
-def test_images_in_memory_are_known_by_what_they_show() -> None:
+def test_content_of_images_in_memory_depends_on_pixels() -> None:
     grey = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4))
     palette = grey.copy()
     palette.putpalette([*range(255, -1, -1)] * 3)

@@ -41,7 +41,7 @@ def odd_files(folder: Path) -> dict[str, Path]:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="has no pipes with names")
-def test_what_is_no_file_is_refused_at_once(
+def test_pipes_and_devices_are_refused_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -121,7 +121,7 @@ def test_a_large_file_is_refused_and_not_read(tmp_path: Path) -> None:
         load_image(path)
 
 
-def test_what_takes_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_decoding_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A JPEG whose first marker never comes: Pillow looks at every byte."""
     (tmp_path / "marker.jpg").write_bytes(b"\xff\xd8\xff" + bytes(30_000_000))
     for name, bound in {"SECONDS": 0.1, "READS": 10_000}.items():
@@ -131,7 +131,7 @@ def test_what_takes_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
                 load_image(tmp_path / "marker.jpg")
 
 
-def test_photos_are_admitted(tmp_path: Path) -> None:
+def test_ordinary_photos_are_accepted(tmp_path: Path) -> None:
     """Three to one, ten scans, 24 megapixels, EXIF with a thumbnail: none of it is a bomb."""
     path = tmp_path / "photo.jpg"
     exif = Image.Exif()
@@ -153,7 +153,7 @@ def test_more_than_24_megapixels_are_reduced(size: tuple[int, int], factor: int)
     assert shrink(Image.new("1", size)) == factor
 
 
-def test_a_large_photo_becomes_its_own_half(tmp_path: Path) -> None:
+def test_a_large_photo_is_halved(tmp_path: Path) -> None:
     """JPEG and TIFF take different ways there; the oracle is Pillow's mean of 2 x 2 pixels."""
     image = Image.radial_gradient("L").resize((7000, 3501)).convert("RGB")
     for name in ("large.jpg", "large.tif"):
@@ -164,7 +164,7 @@ def test_a_large_photo_becomes_its_own_half(tmp_path: Path) -> None:
         assert max(abs(a - b) for a, b in zip(*(part.tobytes() for part in near), strict=True)) < 6
 
 
-def test_lists_stay_in_their_folder() -> None:
+def test_listed_paths_must_stay_in_their_folder() -> None:
     for name in ("a.png", "a/b/..c.png", "..a/b.png", "~x/a.png"):
         check_inside(name, "list.csv")
     for name in ("/etc/passwd", "../a.png", "a/../../b.png", ".."):
@@ -210,7 +210,7 @@ def test_no_file_takes_more_than_four_photos(tmp_path: Path) -> None:
     assert max(others) < 4 * photo, dict(zip(names, others, strict=True))
 
 
-def test_an_icon_that_holds_another_image_than_it_says(tmp_path: Path) -> None:
+def test_an_icon_with_another_size_than_declared_is_refused(tmp_path: Path) -> None:
     inside = hostile.png(9500, 9500, 1, 0)
     (tmp_path / "x.ico").write_bytes(hostile.icon(inside))
     assert struct.unpack("<H", (tmp_path / "x.ico").read_bytes()[2:4]) == (1,)
@@ -223,7 +223,7 @@ def test_files_are_counted_by_kind_the_most_frequent_first() -> None:
     assert ignored_note(Counter()) == ""
 
 
-def test_photos_that_could_be_read_come_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ignored_photos_come_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rmadapter.data.decode_limits.formats", dict)  # as without pillow-heif
     text = ignored_note(Counter({".heic": 3, ".cr2": 1, ".txt": 2}))
     assert text == (

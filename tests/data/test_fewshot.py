@@ -192,7 +192,7 @@ def test_the_digest_of_a_split_is_that_of_the_set() -> None:
     assert has_digest(few, order_digest(few))  # of runs of the first versions
 
 
-def test_images_apart_share_no_group_with_those_drawn() -> None:
+def test_unrelated_images_share_no_group_with_drawn_ones() -> None:
     images = replace(make([0, 0, 0, 1, 1, 1], 2), groups=("p", "p", "q", "r", "", "v"))
     few = few_shot({"train": images, "val": replace(make([0, 1], 2), groups=("v", ""))}, 1, 1)
     drawn = {*few.train.groups, "v"} - {""}

@@ -41,7 +41,7 @@ def test_heic_is_upright_and_has_its_colours(photo: Path) -> None:
     assert np.abs(bottom - (0, 0, 255)).max() < 30
 
 
-def test_damaged_heic_is_a_sentence(photo: Path) -> None:
+def test_damaged_heic_gives_an_error(photo: Path) -> None:
     data = photo.read_bytes()
     for count in (20, len(data) // 2, len(data) - 40):
         photo.write_bytes(data[:count])
@@ -77,7 +77,7 @@ def test_without_the_extra_photos_are_counted_and_it_is_named(
         read_images(tmp_path)
 
 
-def test_a_file_that_is_named_says_the_same(
+def test_the_error_of_an_unreadable_heic_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rmadapter.data.decode_limits.formats", lambda: {".png": "PNG"})

@@ -62,7 +62,7 @@ def test_labels_in_shards_and_the_shards_themselves_are_not_ignored_files(tmp_pa
     assert found.note == "1 file ignored: .txt 1"
 
 
-def test_what_is_given_keeps_its_order(photos: Path) -> None:
+def test_named_files_keep_their_order(photos: Path) -> None:
     assert names(["photos/b.jpg", "photos/a", "photos/gone.jpg"]) == [
         "photos/b.jpg", "photos/a/1.png", "photos/a/2.PNG", "photos/gone.jpg",
     ]  # fmt: skip
@@ -132,7 +132,7 @@ def test_parquet(photos: Path) -> None:
     assert names(["photos/list.parquet"]) == ["photos/b.jpg", "photos/a/1.png"]
 
 
-def test_what_is_refused(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_input_is_refused(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (photos / "empty").mkdir()
     lines(monkeypatch, b"http://x.org/a.jpg\n")
     for word, hint in (

@@ -28,7 +28,7 @@ def test_prompt_name_and_key() -> None:
     assert key(apart) == key("käfer-ö") == "käfer ö"
 
 
-def test_a_class_of_what_is_none_of_the_others_has_a_name_for_prompts() -> None:
+def test_prompt_name_of_a_catch_all_class() -> None:
     assert {default_name(label) for label in ("other", "_other", "Other", "none", "_NONE_")} == {
         ELSE
     }
@@ -52,7 +52,7 @@ def test_prompt_names_may_be_given_for_labels_as_written() -> None:
             prompt_names(twins)
 
 
-def test_a_label_is_found_as_written_then_in_another_spelling_then_by_its_prompt_name() -> None:
+def test_labels_match_as_written_then_by_key_then_by_prompt_name() -> None:
     written, names = ["n01", "sea_horse", "zebra"], ["zebra", "sea horse", "horse"]
     labels = ["zebra", "n01", "Sea-Horse", "N01", "horse"]
     assert class_indices(labels, written, names) == [2, 0, 1, 0, 2]
@@ -108,7 +108,7 @@ def test_bad_files_of_names_are_refused(tmp_path: Path, text: str, hint: str) ->
 
 
 @pytest.mark.parametrize("written", ["caf\udce9", "a\0b"])
-def test_what_is_no_text_is_no_class(written: str) -> None:
+def test_class_names_must_be_valid_text(written: str) -> None:
     """Such as a folder's name that is not UTF-8, which a tokenizer would refuse only later."""
     with pytest.raises(
         UserError, match=r"^shop: class .* is not UTF-8 or contains a NUL: rename it$"

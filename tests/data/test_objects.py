@@ -25,7 +25,7 @@ def labels(images: ImageSet) -> list[str]:
     return [str(images.written[label]) for label in images.labels]
 
 
-def test_our_own_sets(home: Path) -> None:
+def test_image_sets_are_returned_unchanged(home: Path) -> None:
     splits = read_images(home)
     assert read_images(splits["all"]) == splits
     assert read_images(splits) == splits
@@ -98,7 +98,7 @@ def test_a_table_of_images() -> None:
         ),
     ],
 )
-def test_tables_that_say_nothing_clear(columns: dict[str, Any], words: str) -> None:
+def test_unclear_tables_are_refused(columns: dict[str, Any], words: str) -> None:
     pd = pytest.importorskip("pandas")
     with pytest.raises(UserError, match=words):
         read_images(pd.DataFrame(columns))
@@ -147,7 +147,7 @@ class Wrapped:
         return self.dataset[i + 1][0], "ab"[i]
 
 
-def test_a_wrapper_is_asked_for_its_own_items(home: Path) -> None:
+def test_items_of_a_wrapper_come_from_the_wrapper(home: Path) -> None:
     folder = pytest.importorskip("torchvision").datasets.ImageFolder(str(home))
     found = read_images(Wrapped(folder))["all"]
     assert (found.classes, len(found)) == (("a", "b"), 2)
@@ -188,7 +188,7 @@ def test_imagenet_of_torchvision_has_synonyms(home: Path) -> None:
         ([], "0 images and 0 labels"),
     ],
 )
-def test_what_is_no_data(data: Any, words: str) -> None:
+def test_other_objects_are_refused(data: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
         open_object(data)
 
@@ -353,7 +353,7 @@ def test_balanced_counts_what_will_be_drawn() -> None:
         (None, {"a": 0, "b": 0}, "not all zero"),
     ],
 )
-def test_what_is_no_weight_is_refused(sample: Any, classes: Any, words: str) -> None:
+def test_invalid_weights_are_refused(sample: Any, classes: Any, words: str) -> None:
     images = ImageSet.from_lists([np.full((4, 4), i, np.uint8) for i in range(5)], list("aaaab"))
     with pytest.raises(UserError, match=words):
         with_weights(images, sample, classes, 0)

@@ -189,7 +189,7 @@ def test_names_that_are_not_ascii(tmp_path: Path) -> None:
     assert images.name(1) == "象/写真.png"
 
 
-def test_symlink_loops_end_and_bring_in_no_other_class(tmp_path: Path) -> None:
+def test_symlink_loops_end_and_add_no_other_class(tmp_path: Path) -> None:
     root, elsewhere = (
         write_tiny_images(tmp_path / "data", "cat/1.png", "dog/1.png"),
         write_tiny_images(tmp_path / "elsewhere", "far/2.png"),
@@ -339,7 +339,7 @@ def test_annotations_of_several_classes_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="has no pipes with names")
-def test_a_pipe_among_the_images_is_one_bad_file(tmp_path: Path) -> None:
+def test_a_pipe_is_reported_as_a_bad_file(tmp_path: Path) -> None:
     write_tiny_images(tmp_path, "cat/1.png", "dog/1.png")
     os.mkfifo(tmp_path / "cat" / "2.jpg")
     refused(tmp_path, r"cat/2\.jpg: not a readable image \(a pipe or device, not a file\)")

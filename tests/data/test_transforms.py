@@ -104,14 +104,14 @@ def test_tensors_can_be_pickled() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_file_is_one_sentence_from_workers_too(tmp_path: Path, workers: int) -> None:
+def test_a_bad_file_gives_a_one_line_error_from_workers_too(tmp_path: Path, workers: int) -> None:
     (tmp_path / "bad.png").write_bytes(b"")
     images = ImageSet.from_lists([tmp_path / "bad.png"], ["a"])
     with pytest.raises(UserError, match=r"^\S*bad\.png: [^\n]*0 bytes[^\n]*--skip-bad[^\n]*$"):
         list(batches(ImageTensors(images, PREPROCESS), [[0]], workers))
 
 
-def test_decoded_ahead_in_order_whatever_comes_first() -> None:
+def test_images_decoded_ahead_keep_their_order() -> None:
     images = [noise(i)[: 20 + 4 * i] for i in range(11)]
     single = [PREPROCESS(Image.fromarray(image)) for image in images]
     found = list(decode_batches(images, PREPROCESS, 4))
@@ -191,7 +191,7 @@ def reading(how: str) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Proce
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals")
-def test_ctrl_c_with_workers_is_one_line() -> None:
+def test_ctrl_c_with_workers_prints_one_line() -> None:
     with reading("soon") as (process, workers):
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=30)
@@ -201,7 +201,7 @@ def test_ctrl_c_with_workers_is_one_line() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals")
-def test_workers_end_with_whoever_was_killed_while_they_started() -> None:
+def test_workers_end_if_their_parent_is_killed_at_start() -> None:
     with reading("late") as (process, workers):
         process.kill()
         assert not psutil.wait_procs(workers, timeout=10)[1]

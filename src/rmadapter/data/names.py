@@ -134,10 +134,10 @@ def read_names(path: str | Path) -> dict[str, str]:
     return {label: OR.join(dict.fromkeys(parts)) for label, parts in names.items()}
 
 
-def check_known(given: Mapping[str, str], written: Sequence[Label], where: str | Path) -> None:
+def check_known(names: Mapping[str, str], written: Sequence[Label], where: str | Path) -> None:
     """Raise UserError if a prompt name is given for an unknown class."""
     known = {nfc(str(label)) for label in written}
-    for label in given:
+    for label in names:
         if label not in known:
             what = f"names {quoted(label)}, which is not a class of the data"
             raise UserError(f"{where}: {what}{did_you_mean(label, known)}")

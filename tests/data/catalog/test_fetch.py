@@ -73,7 +73,7 @@ def sha(content: bytes) -> str:
 
 
 @pytest.mark.parametrize("resumes", [True, False])
-def test_a_cut_download_goes_on(tmp_path: Path, server: Server, resumes: bool) -> None:
+def test_a_lost_connection_is_resumed(tmp_path: Path, server: Server, resumes: bool) -> None:
     server.resumes, server.cuts, seen = resumes, [400_000, 700_000, 10], []
     fetch(server.url, tmp_path / "a" / "x.zip", sha(CONTENT), show=seen.append)
     assert (tmp_path / "a" / "x.zip").read_bytes() == CONTENT
@@ -86,7 +86,7 @@ def test_a_cut_download_goes_on(tmp_path: Path, server: Server, resumes: bool) -
     assert len(server.asked) == asked
 
 
-def test_the_next_call_goes_on_where_the_last_one_stopped(tmp_path: Path, server: Server) -> None:
+def test_the_next_call_resumes_a_download(tmp_path: Path, server: Server) -> None:
     server.cuts = [1000] + [0] * 10
     with pytest.raises(UserError, match="run the same command again to resume"):
         fetch(server.url, tmp_path / "x.zip", sha(CONTENT))
@@ -102,7 +102,7 @@ def test_the_next_call_goes_on_where_the_last_one_stopped(tmp_path: Path, server
     assert (tmp_path / "x.zip").read_bytes() == CONTENT
 
 
-def test_another_file_than_the_expected_one_is_removed(tmp_path: Path, server: Server) -> None:
+def test_a_file_with_a_wrong_digest_is_removed(tmp_path: Path, server: Server) -> None:
     for digest in (sha(b"other"), f"md5:{hashlib.md5(b'other').hexdigest()}"):
         with pytest.raises(UserError, match=r"the (sha256|md5) of the file is not .*was removed"):
             fetch(server.url, tmp_path / "x.zip", digest)
@@ -149,7 +149,7 @@ def below(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def test_files_come_out_as_they_went_in(tmp_path: Path) -> None:
+def test_unpacked_files_are_unchanged(tmp_path: Path) -> None:
     members = (
         ("d/a.txt", tarfile.REGTYPE, b"a"),
         ("./d/b", tarfile.REGTYPE, b"b" * 3_000_000),
@@ -184,7 +184,7 @@ def test_a_tar_file_of_the_folder_itself(tmp_path: Path) -> None:
     assert below(tmp_path / "out") == {"d/a.txt": b"a"}
 
 
-def test_empty_files_fill_no_disk_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_empty_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even in an archive inside, whose members nobody counts."""
     inner = zipped(tmp_path / "y.zip", *((str(number), 0o644, b"") for number in range(9)))
     archive = zipped(tmp_path / "x.zip", ("Y.ZIP", 0o644, inner.read_bytes()))
@@ -228,7 +228,7 @@ CLIMBING = ["../evil", "/tmp/evil", "a/../../evil", "C:\\evil", "..\\evil"]
 
 
 @pytest.mark.parametrize("name", CLIMBING)
-def test_members_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
+def test_members_outside_the_folder_are_refused(tmp_path: Path, name: str) -> None:
     for archive in (
         tar(tmp_path / "x.tar.gz", (name, tarfile.REGTYPE, b"evil")),
         tar(tmp_path / "y.tar", (name, tarfile.DIRTYPE, b"")),
@@ -275,20 +275,18 @@ def pax_bomb(path: Path) -> Path:
         ),
     ],
 )
-def test_what_unpacks_to_more_than_it_may_is_refused(
-    tmp_path: Path, make: Callable[[Path], Path]
-) -> None:
+def test_unpacked_size_is_limited(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     with pytest.raises(UserError, match=r"unpacks to more than [45],\d{3},\d{3} bytes"):
         unpack(make(tmp_path), tmp_path / "out", 5_000_000)
     assert sum(map(len, below(tmp_path / "out").values())) <= 5_000_000
 
 
-def test_a_header_that_would_fill_memory_is_refused(tmp_path: Path) -> None:
+def test_a_tar_header_of_absurd_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a header of absurd size"):
         unpack(pax_bomb(tmp_path / "x.tar.gz"), tmp_path / "out")
 
 
-def test_damaged_archives_are_one_sentence(tmp_path: Path) -> None:
+def test_damaged_archives_give_a_one_line_error(tmp_path: Path) -> None:
     good = {
         "x.tar.gz": tar(
             tmp_path / "a.tar.gz", ("a", tarfile.REGTYPE, bytes(range(250)) * 99)

@@ -34,7 +34,7 @@ def test_lists_and_structures(tmp_path: Path) -> None:
     assert variable(tmp_path / "a.mat", "rows", "fname", "class") == [("a.jpg", 2), ("b.jpg", 1)]
 
 
-def test_what_is_no_number_or_text_is_shown_as_text(tmp_path: Path) -> None:
+def test_other_values_become_their_repr(tmp_path: Path) -> None:
     savemat(tmp_path / "a.mat", {"labels": np.array([np.zeros((2, 2)), 1 + 2j], object)})
     assert variable(tmp_path / "a.mat", "labels") == [
         "array([[0., 0.],\n       [0., 0.]])",
@@ -43,7 +43,7 @@ def test_what_is_no_number_or_text_is_shown_as_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["missing", "text", "other name", "crash", "slow", "field"])
-def test_what_cannot_be_read_is_a_sentence(
+def test_unreadable_files_give_an_error(
     tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, fields = tmp_path / "a.mat", ["fname"] if what == "field" else []

@@ -56,7 +56,7 @@ def test_drawn_where_the_svg_says() -> None:
         assert at(image, 32, 18) == (255, 255, 255)
 
 
-def test_every_picture_is_drawn_and_its_own() -> None:
+def test_every_pictogram_is_drawn_and_unique() -> None:
     color, black = (
         np.stack(
             [

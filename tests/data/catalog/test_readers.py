@@ -371,7 +371,7 @@ ROW: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_an_archive_is_told_from_any_folder(tmp_path: Path) -> None:
+def test_an_archive_is_distinguished_from_plain_folders(tmp_path: Path) -> None:
     dataset = Dataset(**ROW, images="pics", split="split.json", lists={"train": "lists/train"})
     assert not dataset.laid_out(tmp_path)
     (tmp_path / "cat").mkdir()

@@ -133,7 +133,7 @@ def test_plain_folders_get_the_names_of_the_catalogue(tmp_path: Path) -> None:
         load_dataset("imagenet", tmp_path)
 
 
-def test_other_data_and_domains(tmp_path: Path) -> None:
+def test_data_outside_the_catalogue_and_domains(tmp_path: Path) -> None:
     for domain in ("photo", "sketch", "art_painting"):
         plain(tmp_path / "pacs" / domain, ["dog", "guitar"])
     plain(tmp_path / "mine", ["sea_horse", "zebra"])
@@ -296,7 +296,7 @@ def test_the_command(tmp_path: Path) -> None:
 # Paths that lead out
 
 
-def test_a_split_file_that_leads_out_needs_the_users_word(tmp_path: Path) -> None:
+def test_paths_outside_the_folder_must_be_allowed(tmp_path: Path) -> None:
     home = tmp_path / "dtd"
     archives.dtd(home)
     Image.new("RGB", (4, 4)).save(tmp_path / "private.png")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from rmadapter.data.formats.annotations import Mark, cut, rows_of, shaped
+from rmadapter.data.formats.annotations import Mark, cut, parsing, rows_of
 from rmadapter.data.formats.base import Row
 from rmadapter.errors import UserError
 
@@ -42,7 +42,7 @@ def test_two_classes_in_one_image_are_refused_without_crops(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("label", ["", " ", "a\0b", "\ud800", "x" * 1001])
-def test_what_is_no_name_of_a_class(halves: Path, label: str) -> None:
+def test_invalid_class_names_are_refused(halves: Path, label: str) -> None:
     for crops in (False, True):
         with pytest.raises(UserError, match=r"line 3: .* is not a class name") as caught:
             rows_of(
@@ -104,7 +104,7 @@ def test_crops_are_made_once_and_again_when_the_image_changes(halves: Path) -> N
     assert cut(halves, [box]) != [first]
 
 
-def test_an_image_that_cannot_be_read_stands_for_itself(tmp_path: Path) -> None:
+def test_an_unreadable_image_is_returned_for_each_of_its_boxes(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image")
     box = (0.0, 0.0, 1.0, 1.0)
     assert cut(tmp_path / "bad.png", [box]) == [tmp_path / "bad.png"]
@@ -127,13 +127,13 @@ def test_an_image_that_cannot_be_read_stands_for_itself(tmp_path: Path) -> None:
         ((0, [], 5, 4), (10, 4)),
     ],
 )
-def test_boxes_that_lie_nowhere_are_refused(halves: Path, box: Any, size: Any) -> None:
+def test_empty_boxes_are_refused(halves: Path, box: Any, size: Any) -> None:
     with pytest.raises(UserError, match=r"annotation 7: the box .* covers nothing") as caught:
         rows_of({halves: [Mark("red", "annotation 7", box, size)]}, halves.parent, True, Counter())
     assert len(str(caught.value)) < 300
 
 
-def test_a_box_that_leads_over_the_edge_ends_there(halves: Path) -> None:
+def test_boxes_are_clipped_to_the_image(halves: Path) -> None:
     (row,) = rows_of(
         {halves: [Mark("red", "1", (8, -1, 99, 99), (10, 4))]}, halves.parent, True, Counter()
     )
@@ -144,9 +144,9 @@ def test_a_box_that_leads_over_the_edge_ends_there(halves: Path) -> None:
 @pytest.mark.parametrize(
     "wrong", [lambda: {}["images"], lambda: None + 1, lambda: int("x"), lambda: [].get]
 )
-def test_a_file_of_another_shape_is_one_sentence(tmp_path: Path, wrong: Any) -> None:
+def test_a_malformed_file_gives_a_one_line_error(tmp_path: Path, wrong: Any) -> None:
     with (
         pytest.raises(UserError, match=r"a\.json: not a list \("),
-        shaped(tmp_path / "a.json", "a list"),
+        parsing(tmp_path / "a.json", "a list"),
     ):
         wrong()

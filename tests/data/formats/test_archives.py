@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rmadapter.data.catalog.fetch import unpack
-from rmadapter.data.formats.archives import inner, is_packed, stored, unpacked
+from rmadapter.data.formats.archives import inner, is_packed, store_image, unpack_once
 from rmadapter.errors import UserError
 from tests.helpers.shots import write_tiny_images
 from tests.helpers.small_images import png
@@ -35,13 +35,13 @@ def zipped(path: Path, **members: bytes) -> Path:
 @pytest.mark.parametrize("suffix", [".zip", ".ZIP"])
 def test_a_zip_file_is_unpacked_once(tmp_path: Path, suffix: str) -> None:
     archive = zipped(tmp_path / f"pets{suffix}", pets__cat__a=png("cat"), pets__dog__b=png("dog"))
-    folder = unpacked(archive)
+    folder = unpack_once(archive)
     assert (folder / "pets/cat/a").read_bytes() == png("cat")
     (folder / "pets/cat/a").write_bytes(b"mine")
-    assert unpacked(archive) == folder
+    assert unpack_once(archive) == folder
     assert (folder / "pets/cat/a").read_bytes() == b"mine"  # not unpacked again
     os.utime(archive, (1, 1))
-    assert unpacked(archive) != folder
+    assert unpack_once(archive) != folder
 
 
 @pytest.mark.parametrize(("suffix", "mode"), [(".tar", "w"), (".tar.gz", "w:gz"), (".tgz", "w:gz")])
@@ -52,7 +52,7 @@ def test_tar_files(tmp_path: Path, suffix: str, mode: str) -> None:
         member.size = len(png("cat"))
         file.addfile(member, io.BytesIO(png("cat")))
     assert is_packed(archive)
-    assert (unpacked(archive) / "cat/a.png").read_bytes() == png("cat")
+    assert (unpack_once(archive) / "cat/a.png").read_bytes() == png("cat")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_hostile_archives_are_refused_and_leave_nothing(
 ) -> None:
     archive = zipped(tmp_path / "x.zip", **members)
     with pytest.raises(UserError, match=words):
-        unpacked(archive)
+        unpack_once(archive)
     assert [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
     assert not list((cache / "unpacked").glob("x-*"))
 
@@ -80,25 +80,26 @@ def test_a_folder_that_lost_files_is_made_again(tmp_path: Path) -> None:
     """As by a program that deletes old files from a cache."""
     write_tiny_images(tmp_path / "set", "a/1.png", "a/2.png")
     archive = Path(shutil.make_archive(str(tmp_path / "set"), "zip", tmp_path / "set"))
-    folder = unpacked(archive)
+    folder = unpack_once(archive)
     (folder / "a/1.png").unlink()
-    assert sorted(path.name for path in (unpacked(archive) / "a").iterdir()) == ["1.png", "2.png"]
+    assert sorted(path.name for path in (unpack_once(archive) / "a").iterdir()) == [
+        "1.png",
+        "2.png",
+    ]
 
 
-def test_its_lock_is_one_that_reaches_other_machines(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_lock_holds_across_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache may be in a home folder that several machines share."""
     asked: list[Path] = []
     monkeypatch.setattr("rmadapter.support.locks.soft", lambda path: bool(asked.append(path)))
-    made = unpacked(zipped(tmp_path / "pets.zip", a=b"x"))
+    made = unpack_once(zipped(tmp_path / "pets.zip", a=b"x"))
     assert set(asked) == {made.with_name(f".{made.name}.part.lock")}
 
 
 def test_a_damaged_archive(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(b"PK no zip")
     with pytest.raises(UserError, match=r"x\.zip: cannot be unpacked"):
-        unpacked(tmp_path / "x.zip")
+        unpack_once(tmp_path / "x.zip")
 
 
 @pytest.mark.parametrize(
@@ -110,30 +111,28 @@ def test_a_damaged_archive(tmp_path: Path) -> None:
         lambda whole: whole[: 6 * 512],  # behind c, without an end
     ],
 )
-def test_a_tar_that_ends_early_loses_nothing_silently(
-    tmp_path: Path, damage: Callable[[bytes], bytes]
-) -> None:
+def test_a_truncated_tar_is_refused(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     """Python's tarfile takes a damaged header for the end."""
     with tarfile.open(tmp_path / "x.tar", "w") as file:
         for name in "abc":
             (tmp_path / name).write_bytes(b"x" * 300)
             file.add(tmp_path / name, name)
     whole = (tmp_path / "x.tar").read_bytes()
-    assert len([*unpacked(tmp_path / "x.tar").iterdir()]) == 3
+    assert len([*unpack_once(tmp_path / "x.tar").iterdir()]) == 3
     (tmp_path / "y.tar").write_bytes(damage(whole))
     with pytest.raises(UserError, match=r"y\.tar: cannot be unpacked"):
-        unpacked(tmp_path / "y.tar")
+        unpack_once(tmp_path / "y.tar")
 
 
-def test_what_a_killed_one_left_is_removed(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     archive = zipped(tmp_path / "x.zip", a=b"new")
-    folder = unpacked(archive)
+    folder = unpack_once(archive)
     left = folder.rename(folder.with_name(f".{folder.name}.part"))
     (left / "old").write_bytes(b"half")
-    assert [path.name for path in unpacked(archive).iterdir()] == ["a"]
+    assert [path.name for path in unpack_once(archive).iterdir()] == ["a"]
 
 
-def test_the_folder_that_an_archive_is_about(tmp_path: Path) -> None:
+def test_inner_folder_of_an_archive(tmp_path: Path) -> None:
     for name in ("top/set/cat/a.png", "top/set/dog/b.png", "__MACOSX/x", ".DS_Store"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
@@ -154,29 +153,29 @@ def test_the_folder_that_an_archive_is_about(tmp_path: Path) -> None:
     ("name", "ends"),
     [("a b.png", "-a_b.png"), ("../../x.jpg", "-x.jpg"), (".png", "-png"), ("", "-image")],
 )
-def test_images_are_called_by_their_content(cache: Path, name: str, ends: str) -> None:
-    path = stored(b"pixels", name)
+def test_stored_images_are_named_by_content(cache: Path, name: str, ends: str) -> None:
+    path = store_image(b"pixels", name)
     assert path.read_bytes() == b"pixels"
     assert path.parent.parent == cache / "images"
     assert path.name.endswith(ends)
-    assert stored(b"pixels", name) == path
-    assert stored(b"others", name) != path
+    assert store_image(b"pixels", name) == path
+    assert store_image(b"others", name) != path
 
 
-def test_archives_within_one_may_not_hold_the_same_names(tmp_path: Path) -> None:
+def test_nested_archives_with_equal_names_are_refused(tmp_path: Path) -> None:
     one, other = (
         zipped(tmp_path / name, cat__1=name.encode()).read_bytes() for name in ("a.zip", "b.zip")
     )
     with pytest.raises(
         UserError, match=r"holds '?cat/1'? twice, or an archive in it does; unpack it first$"
     ):
-        unpacked(zipped(tmp_path / "both.zip", **{"a.zip": one, "b.zip": other}))
-    apart = unpacked(zipped(tmp_path / "apart.zip", **{"x__a.zip": one, "y__b.zip": other}))
+        unpack_once(zipped(tmp_path / "both.zip", **{"a.zip": one, "b.zip": other}))
+    apart = unpack_once(zipped(tmp_path / "apart.zip", **{"x__a.zip": one, "y__b.zip": other}))
     assert {(apart / name).read_text() for name in ("x/cat/1", "y/cat/1")} == {"a.zip", "b.zip"}
     assert not [*(tmp_path / "cache/unpacked").glob("both*")]
 
 
-def test_the_bound_is_that_of_all_archives_in_one(tmp_path: Path) -> None:
+def test_nested_archives_share_one_limit(tmp_path: Path) -> None:
     inner_ones = {
         f"x{i}__a.zip": zipped(tmp_path / f"{i}.zip", data=bytes(900)).read_bytes()
         for i in range(5)
@@ -189,5 +188,5 @@ def test_the_bound_is_that_of_all_archives_in_one(tmp_path: Path) -> None:
 
 
 def test_long_names_in_any_script(tmp_path: Path) -> None:
-    assert stored(png("cat"), f"{'漢' * 80}.png").name.endswith("漢.png")
-    assert unpacked(zipped(tmp_path / f"{'漢' * 80}.zip", cat__1=b"x")).is_dir()
+    assert store_image(png("cat"), f"{'漢' * 80}.png").name.endswith("漢.png")
+    assert unpack_once(zipped(tmp_path / f"{'漢' * 80}.zip", cat__1=b"x")).is_dir()

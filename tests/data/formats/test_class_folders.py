@@ -83,7 +83,7 @@ def test_folders_of_systems_hold_no_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="needs to become another user")
-def test_a_folder_that_may_not_be_entered_is_one_sentence(tmp_path: Path) -> None:
+def test_a_folder_that_may_not_be_entered_gives_an_error(tmp_path: Path) -> None:
     plant(tmp_path, "cat/1.png", "dog/1.png")
     for folder in (tmp_path, *tmp_path.parents[:3]):
         folder.chmod(0o755)
@@ -96,7 +96,7 @@ def test_a_folder_that_may_not_be_entered_is_one_sentence(tmp_path: Path) -> Non
         os.seteuid(0)
 
 
-def test_a_run_among_the_classes_is_none(tmp_path: Path) -> None:
+def test_a_run_folder_is_no_class(tmp_path: Path) -> None:
     """After `fit DATA --out DATA/run` the data can be read again."""
     plant(tmp_path, "cat/1.png", "dog/2.png", "train/3.png")
     for folder, name in (("run", "run.json"), ("stopped", "split.json"), ("train", "run.json")):
@@ -127,7 +127,7 @@ def test_splits_beside_classes_are_refused(tmp_path: Path) -> None:
         scan_folder(tmp_path)
 
 
-def test_links_that_would_bring_images_in_twice_are_not_followed(tmp_path: Path) -> None:
+def test_links_to_other_classes_are_not_followed(tmp_path: Path) -> None:
     plant(tmp_path, "a/1.png", "b/2.png")
     (tmp_path / "a" / "up").symlink_to(tmp_path)
     (tmp_path / "a" / "across").symlink_to(tmp_path / "b")
@@ -176,13 +176,13 @@ def test_groups_and_columns_of_other_names(tmp_path: Path) -> None:
         ('path,label\n"a,b\n', "not a readable CSV file"),
     ],
 )
-def test_a_csv_that_says_nothing_clear_is_refused(tmp_path: Path, text: str, words: str) -> None:
+def test_unclear_csv_files_are_refused(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(UserError, match=words):
         scan_table(tmp_path / "t.csv")
 
 
-def test_names_are_ordered_as_a_person_would() -> None:
+def test_names_are_ordered_without_case() -> None:
     assert sorted(["b", "A", "a", "\u00e9", "e\u0301", "Z"], key=order) == [
         "A",
         "a",
@@ -194,7 +194,7 @@ def test_names_are_ordered_as_a_person_would() -> None:
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../secret.png", "a/../../secret.png"])
-def test_a_csv_that_leads_out_of_its_folder_needs_the_users_word(tmp_path: Path, name: str) -> None:
+def test_csv_paths_outside_the_folder_must_be_allowed(tmp_path: Path, name: str) -> None:
     (tmp_path / "t.csv").write_text(f"path,label\na/1.png,a\n{name},b\n")
     with pytest.raises(
         UserError, match=r"t\.csv, line 3: .* lies outside .*--allow-outside \(outside=True\)"
@@ -251,7 +251,7 @@ def outcome(path: Path) -> str:
     return ""
 
 
-def test_hostile_tables_are_read_or_one_sentence(tmp_path: Path) -> None:
+def test_hostile_tables_are_read_or_refused(tmp_path: Path) -> None:
     told = {}
     for name, content in tables.cases(seed=1, count=150):
         (tmp_path / "table.csv").write_bytes(content)
@@ -261,7 +261,7 @@ def test_hostile_tables_are_read_or_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("closed", ["", "cat", "cat/sub"])
-def test_a_folder_that_may_not_be_read_is_one_sentence(
+def test_an_unreadable_folder_gives_an_error(
     tmp_path: Path, closed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a stand-in for the system, whose root may read everything."""

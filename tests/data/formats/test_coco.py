@@ -68,7 +68,7 @@ def test_images_where_coco_has_them(tmp_path: Path, place: str) -> None:
     assert split_files(tmp_path) == {"train": file}
 
 
-def test_one_image_that_is_gone_does_not_hide_where_the_others_are(tmp_path: Path) -> None:
+def test_a_missing_image_does_not_change_the_base_folder(tmp_path: Path) -> None:
     write_images(tmp_path / "train2017", *NAMES[1:])
     file = write_json(tmp_path / "annotations" / "instances_train2017.json", coco())
     assert {image.parent for image in read_coco(file, coco())} == {tmp_path / "train2017"}
@@ -138,7 +138,9 @@ def change(**more: Any) -> Callable[[dict[str, Any]], None]:
         (lambda value: value["images"][0].update(id=[]), "not a COCO file"),
     ],
 )
-def test_damage_is_one_sentence(tmp_path: Path, spoil: Callable[[Any], None], words: str) -> None:
+def test_damaged_files_give_a_one_line_error(
+    tmp_path: Path, spoil: Callable[[Any], None], words: str
+) -> None:
     value = coco()
     spoil(value)
     with pytest.raises(UserError, match=words) as caught:
@@ -146,14 +148,14 @@ def test_damage_is_one_sentence(tmp_path: Path, spoil: Callable[[Any], None], wo
     assert "\n" not in str(caught.value)
 
 
-def test_outside_where_it_is_allowed(tmp_path: Path) -> None:
+def test_images_outside_may_be_allowed(tmp_path: Path) -> None:
     value = coco(("../cat_1.png",))
     assert [*read_coco(tmp_path / "in" / "c.json", value, outside=True)] == [
         tmp_path / "in" / "../cat_1.png"
     ]
 
 
-def test_what_is_no_coco() -> None:
+def test_other_json_is_not_coco() -> None:
     assert is_coco(coco())
     assert not is_coco([coco()])
     assert not is_coco({"images": [], "labels": {}})

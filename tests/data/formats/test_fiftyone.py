@@ -52,7 +52,7 @@ def test_several_labels(home: Path) -> None:
     assert labels(home, value) == {"data/cat_1.png": ["cat", "dog"], "data/cat_2.png": ["dog"]}
 
 
-def test_an_image_that_is_gone_is_named(home: Path) -> None:
+def test_a_missing_image_is_named(home: Path) -> None:
     assert labels(home, {"classes": ["cat"], "labels": {"cat_9": 0}}) == {"data/cat_9": ["cat"]}
 
 
@@ -72,7 +72,7 @@ def test_an_image_that_is_gone_is_named(home: Path) -> None:
         ({"classes": ["cat"], "labels": {"/cat_1": 0}}, "lies outside"),
     ],
 )
-def test_damage_is_one_sentence(home: Path, value: Any, words: str) -> None:
+def test_damaged_files_give_a_one_line_error(home: Path, value: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
         labels(home, value)
 
@@ -83,7 +83,7 @@ def test_two_images_of_one_name(home: Path) -> None:
         labels(home, {"classes": ["cat"], "labels": {"cat_1": 0}})
 
 
-def test_what_is_no_list_of_labels() -> None:
+def test_other_json_is_no_labels_file() -> None:
     assert is_fiftyone({"classes": [], "labels": {}})
     assert not is_fiftyone({"labels": []})
 
@@ -175,12 +175,12 @@ def test_the_field_that_counts_and_the_splits_that_tags_name(home: Path) -> None
         ([sample("../../a.jpg", x=of("cat"))], "lies outside"),
     ],
 )
-def test_damaged_samples_are_one_sentence(home: Path, samples: list[Any], words: str) -> None:
+def test_damaged_samples_give_a_one_line_error(home: Path, samples: list[Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         splits(home, *samples)
 
 
-def test_what_is_no_list_of_samples() -> None:
+def test_other_json_is_no_samples_file() -> None:
     assert is_samples({"samples": []})
     assert not is_samples({"samples": {}})
     assert not is_samples([])

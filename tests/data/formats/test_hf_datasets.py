@@ -194,7 +194,7 @@ def test_minus_one_is_unknown_only_where_classes_are_numbered(library: Any) -> N
     assert labels(read_dataset(pets(library, (-1, 1))).splits["all"]) == ["dog"]
 
 
-def test_what_is_missing_is_said(library: Any) -> None:
+def test_missing_parts_are_named(library: Any) -> None:
     with pytest.raises(UserError, match="has a split 'dev': call it train, val or test"):
         read_dataset({"dev": pets(library)})
     with pytest.raises(UserError, match=r"none of its columns \(image\) is called label"):
@@ -224,7 +224,7 @@ def test_without_the_library_the_message_names_the_extra(
         read(tmp_path, ReadOptions())
 
 
-def test_what_is_a_dataset(library: Any, tmp_path: Path) -> None:
+def test_is_dataset(library: Any, tmp_path: Path) -> None:
     assert is_dataset(pets(library))
     assert is_dataset(library.DatasetDict({"train": pets(library)}))
     assert not is_dataset({})

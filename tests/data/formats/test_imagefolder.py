@@ -98,12 +98,12 @@ def test_other_columns(tmp_path: Path) -> None:
         read_imagefolder({"train": tables[""]}, columns={"label": "species", "split": "part"})
 
 
-def test_a_table_of_something_else_counts_for_nothing(tmp_path: Path) -> None:
+def test_other_tables_are_no_metadata(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text("camera,lens\na,b\n")
     assert metadata(tmp_path) == {}
 
 
-def test_paths_that_lead_out(tmp_path: Path) -> None:
+def test_paths_outside_the_folder_are_refused(tmp_path: Path) -> None:
     file = table(tmp_path / "set", ".csv", [("../a.png", "cat")])
     with pytest.raises(UserError, match="lies outside"):
         read_imagefolder({"": file})

@@ -45,20 +45,20 @@ def labels(file: Path, tasks: Any, **more: Any) -> dict[str, list[str]]:
         ("https://example.org/a%20b/cat_1.png", "images/cat_1.png"),
     ],
 )
-def test_images_are_found_where_they_were_put(tmp_path: Path, written: str, there: str) -> None:
+def test_images_beside_the_export_or_in_images(tmp_path: Path, written: str, there: str) -> None:
     write_images(tmp_path, "cat_1.png")
     (tmp_path / there).parent.mkdir(exist_ok=True)
     (tmp_path / "cat_1.png").rename(tmp_path / there)
     assert labels(tmp_path / "export.json", [task(written, "cat")]) == {there: ["cat"]}
 
 
-def test_an_upload_is_found_by_its_own_name(tmp_path: Path) -> None:
+def test_an_upload_is_found_by_its_name(tmp_path: Path) -> None:
     write_images(tmp_path, "cat_1.png")
     tasks = [task("/data/upload/1/x", "cat", file_upload="cat_1.png")]
     assert labels(tmp_path / "export.json", tasks) == {"cat_1.png": ["cat"]}
 
 
-def test_two_addresses_that_end_alike_are_no_two_labels(tmp_path: Path) -> None:
+def test_two_addresses_of_one_file_name_are_refused(tmp_path: Path) -> None:
     write_images(tmp_path, "cat_1.png")
     both = [
         task("https://x.org/cats/cat_1.png", "cat"),
@@ -135,7 +135,7 @@ def test_columns_of_the_import_beside_the_choice_are_no_labels(tmp_path: Path) -
     assert labels(tmp_path / "e.json", tasks) == {"a.png": ["cat"], "b.png": ["cat", "dog"]}
 
 
-def test_an_image_within_the_export_is_a_sentence(tmp_path: Path) -> None:
+def test_embedded_images_are_refused(tmp_path: Path) -> None:
     """Its name is too long for a file system to be asked about."""
     found = labels(tmp_path / "e.json", [task("data:image/png;base64," + "A" * 5000, "cat")])
     assert [*found.values()] == [["cat"]]
@@ -183,7 +183,7 @@ def test_rectangles_are_boxes_in_percent(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_damage_is_one_sentence(tmp_path: Path, tasks: Any, words: str) -> None:
+def test_damaged_files_give_a_one_line_error(tmp_path: Path, tasks: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
         read_label_studio(tmp_path / "e.json", tasks)
 
@@ -194,7 +194,7 @@ def test_a_missing_image_is_named_by_itself(tmp_path: Path) -> None:
     }
 
 
-def test_what_is_no_export() -> None:
+def test_other_json_is_not_recognised() -> None:
     assert is_label_studio([task("a.png")])
     assert not is_label_studio([])
     assert not is_label_studio(["a.png"])

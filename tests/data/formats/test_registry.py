@@ -98,7 +98,7 @@ def test_crops_where_no_label_has_a_box(tmp_path: Path, write: Callable[[Path], 
 @pytest.mark.parametrize(
     "write", [imagefolder, coco_folder, yolo, fiftyone, fiftyone_samples, fiftyone_files]
 )
-def test_what_no_label_names_is_counted(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+def test_files_without_a_label_are_counted(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     home = write(tmp_path / "set")
     write_images(home, "more/owl_1.png")
     (home / "readme.md").write_text("")
@@ -128,7 +128,7 @@ def test_an_image_listed_twice_is_read_once(tmp_path: Path) -> None:
     assert sets["train"].ignored == "1 file ignored: images listed again 1"
 
 
-def test_a_shard_of_no_split_beside_others_is_not_forgotten(tmp_path: Path) -> None:
+def test_a_shard_without_a_split_beside_others_is_refused(tmp_path: Path) -> None:
     for name in ("train-0000.tar", "extra-0000.tar"):
         with tarfile.open(tmp_path / name, "w") as file:
             for member in (
@@ -143,7 +143,7 @@ def test_a_shard_of_no_split_beside_others_is_not_forgotten(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["photo.jpg", "notes.txt", "gone.zip", "gone"])
-def test_what_is_no_data_says_what_is(tmp_path: Path, name: str) -> None:
+def test_unknown_data_names_the_formats(tmp_path: Path, name: str) -> None:
     if "gone" not in name:
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(
@@ -163,7 +163,7 @@ def test_a_file_of_labels_that_is_too_large_says_what_to_do(
         open_source(file)
 
 
-def test_the_root_of_what_is_gone_and_of_an_archive_that_is_still_packed(tmp_path: Path) -> None:
+def test_image_root_of_missing_data_and_of_a_packed_archive(tmp_path: Path) -> None:
     assert (
         images_root(tmp_path / "gone.csv") == tmp_path / "gone.csv"
     )  # so that nothing beside it is shown

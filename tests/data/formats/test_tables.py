@@ -39,7 +39,7 @@ def test_usual_names_are_recognised(tmp_path: Path, image: str, label: str) -> N
 
 
 @pytest.mark.parametrize("text", [",path,label\n0,a.png,cat\n", "path;label;\na.png;cat;\n"])
-def test_a_column_without_a_name_is_nobodys(text: str, tmp_path: Path) -> None:
+def test_unnamed_columns_are_ignored(text: str, tmp_path: Path) -> None:
     """As pandas and Excel write them."""
     (tmp_path / "t.csv").write_text(text)
     rows = read_rows(tmp_path / "t.csv", ("image", "label"), ("label_list", "split", "group"))
@@ -80,12 +80,14 @@ def test_the_first_usual_name_counts_and_a_named_column_more(tmp_path: Path) -> 
         ('path,label\n"a,b\n', {}, "not a readable CSV file"),
     ],
 )
-def test_what_is_refused(tmp_path: Path, text: str, named: dict[str, str], hint: str) -> None:
+def test_invalid_input_is_refused(
+    tmp_path: Path, text: str, named: dict[str, str], hint: str
+) -> None:
     with pytest.raises(UserError, match=hint):
         cells(tmp_path / "t.csv", text, **named)
 
 
-def test_where_no_column_can_be_named_no_option_is(tmp_path: Path) -> None:
+def test_errors_mention_column_options_only_where_they_exist(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a\n1\n")
     with pytest.raises(UserError, match=r"called label or class or category$"):
         list(read_rows(tmp_path / "t.csv", ["label"]))
@@ -158,7 +160,7 @@ def test_any_line_of_json_may_bring_a_column(tmp_path: Path) -> None:
     assert [row["split"] for row in rows] == ["", "test"]
 
 
-def test_empty_rows_of_a_spreadsheet_are_none(tmp_path: Path) -> None:
+def test_empty_rows_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("path,label\n1.png,cat\n,\n2.png,\n , \n")
     rows = [*read_rows(tmp_path / "a.csv", ["image", "label"])]
     assert [cells["image"] for _, cells in rows] == ["1.png", "2.png"]
@@ -174,7 +176,7 @@ def test_empty_rows_of_a_spreadsheet_are_none(tmp_path: Path) -> None:
         ("path,label,label\n1.png,cat,dog\n", "two columns are called 'label': rename one"),
     ],
 )
-def test_no_cell_is_lost_in_silence(tmp_path: Path, text: str, hint: str) -> None:
+def test_extra_cells_are_refused(tmp_path: Path, text: str, hint: str) -> None:
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(UserError, match=hint):
         list(read_rows(tmp_path / "a.csv", ["image", "label"]))

@@ -76,7 +76,7 @@ def test_classes_in_json_and_samples_without_any(tmp_path: Path) -> None:
     assert ignored == {"images without a label": 1, ".txt": 1, ".json": 1, ".seg.png": 1}
 
 
-def test_what_holds_no_samples(tmp_path: Path) -> None:
+def test_folders_without_samples(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "a.png").write_bytes(b"")
     (tmp_path / "info.json").write_text("{}")
@@ -96,7 +96,7 @@ def test_classes_that_cannot_be_read(tmp_path: Path, text: str, words: str) -> N
         samples(tmp_path, ["cat", "dog"], Counter())
 
 
-def test_json_that_is_no_object(tmp_path: Path) -> None:
+def test_json_must_be_an_object(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     (tmp_path / "a.json").write_text("[1]")
     with pytest.raises(UserError, match=r"a\.json: \[1\] has none of the fields label"):

@@ -78,7 +78,7 @@ def test_a_list_of_images_and_labels_beside_them(tmp_path: Path) -> None:
     }
 
 
-def test_a_folder_called_images_around_the_data_is_no_part_of_it(tmp_path: Path) -> None:
+def test_a_parent_folder_called_images_is_ignored(tmp_path: Path) -> None:
     home = tmp_path / "images" / "pets"
     write_images(home, "all/cat_1.png")
     (home / "all/cat_1.txt").write_text("0 0.5 0.5 1 1\n")
@@ -116,7 +116,7 @@ def test_the_file_is_found_among_others(pets: Path) -> None:
         ("path: /\ntrain: tmp\nnames: [cat, dog]\n", "'tmp', which was not found in its folder"),
     ],
 )
-def test_files_that_say_nothing_clear(pets: Path, yaml: str, words: str) -> None:
+def test_unclear_files_are_refused(pets: Path, yaml: str, words: str) -> None:
     (pets / "data.yaml").write_text(yaml)
     with pytest.raises(UserError, match=words):
         read_yolo(pets / "data.yaml")
@@ -125,13 +125,13 @@ def test_files_that_say_nothing_clear(pets: Path, yaml: str, words: str) -> None
 @pytest.mark.parametrize(
     "line", ["1 0.5 0.5", "1 a b c d", "x 0.5 0.5 1 1", "-1 0.5 0.5 1 1", "1 0.1 0.1 0.2 0.2 0.3"]
 )
-def test_lines_that_are_no_box(pets: Path, line: str) -> None:
+def test_malformed_lines_are_refused(pets: Path, line: str) -> None:
     (pets / "labels" / "train" / "cat_1.txt").write_text(f"0 0.5 0.5 1 1\n{line}\n")
     with pytest.raises(UserError, match=r"cat_1.txt, line 2: "):
         read_yolo(pets / "data.yaml")
 
 
-def test_names_that_yaml_takes_for_something_else(pets: Path) -> None:
+def test_names_that_yaml_parses_as_other_types(pets: Path) -> None:
     text = (pets / "data.yaml").read_text()
     (pets / "data.yaml").write_text(text[: text.index("names")] + "names: [no, yes]\n")
     with pytest.raises(UserError, match="a class is False: write its name in quotes"):
@@ -147,7 +147,7 @@ def test_keypoints_follow_a_box(tmp_path: Path) -> None:
     assert mark.box == pytest.approx((0.4, 0.4, 0.2, 0.2))
 
 
-def test_outside_where_it_is_allowed(pets: Path, tmp_path: Path) -> None:
+def test_images_outside_may_be_allowed(pets: Path, tmp_path: Path) -> None:
     (pets / "sub").mkdir()
     (pets / "sub" / "data.yaml").write_text("train: ../images/val\nnames: [cat, dog]\n")
     with pytest.raises(UserError, match="not found in its folder"):

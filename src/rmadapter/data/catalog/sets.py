@@ -106,11 +106,11 @@ def load_dataset(
     name images outside the data set and `outside` is not set.
     """
     base = user_path(root) if root else Path()
-    given = user_path(name_or_path)
-    path = user_path(base / given)
+    name = user_path(name_or_path)
+    path = user_path(base / name)
     dataset = find(path.name)
     home: Path | None = path if path.exists() else None
-    if dataset and (home is None or len(given.parts) == 1):
+    if dataset and (home is None or len(name.parts) == 1):
         home = home_of(dataset, path.parent)
     if home is None:
         if dataset:

@@ -62,9 +62,11 @@ def marks_of(path: Path, outside: bool = False) -> dict[str, Marks]:
     if not path.is_dir():
         yaml = path.suffix.lower() in YAML
         return yolo.read_yolo(path, outside) if yaml else _json_marks(path, outside)
-    if data := yolo.yaml_file(path):
+    data = yolo.yaml_file(path)
+    if data:
         return yolo.read_yolo(data, outside)
-    if files := coco.split_files(path):
+    files = coco.split_files(path)
+    if files:
         marks = {}
         for split, file in files.items():
             for part in _json_marks(file, outside).values():

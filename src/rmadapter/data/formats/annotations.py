@@ -45,7 +45,7 @@ Marks: TypeAlias = dict[Path, list[Mark]]  # includes listed images without anno
 
 
 @contextmanager
-def shaped(path: Path, kind: str) -> Iterator[None]:
+def parsing(path: Path, kind: str) -> Iterator[None]:
     """Convert errors of missing or malformed values of a parsed file into a UserError."""
     try:
         yield

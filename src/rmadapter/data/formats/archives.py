@@ -30,7 +30,7 @@ def detects(path: Path) -> bool:
 def read(path: Path, options: ReadOptions) -> Source:
     from rmadapter.data.formats import registry, webdataset
 
-    folder = unpacked(path)
+    folder = unpack_once(path)
     if not webdataset.is_sampled(folder):
         return registry.open_source(inner(folder), options.outside, options.columns, options.crops)
     if options.crops:
@@ -50,7 +50,7 @@ def image_root(path: Path) -> Path:
 
 
 def list_images(path: Path, options: ReadOptions) -> Inputs:
-    return search(unpacked(path))
+    return search(unpack_once(path))
 
 
 def is_packed(path: Path) -> bool:
@@ -67,7 +67,7 @@ def place(archive: Path) -> Path:
     return cache_folder() / "unpacked" / f"{shortened(archive.name[: -len(suffix)])}-{key}"
 
 
-def unpacked(archive: Path) -> Path:
+def unpack_once(archive: Path) -> Path:
     """Return the folder with the contents of a zip or tar file, which is unpacked once unless it
     changes.
 
@@ -116,7 +116,7 @@ def _is_class(folder: Path) -> bool:
     return all(entry.suffix.lower() in formats() and entry.is_file() for entry in folder.iterdir())
 
 
-def stored(data: bytes, name: str) -> Path:
+def store_image(data: bytes, name: str) -> Path:
     """Store an encoded image in the cache; return its path, made of the content's digest and
     `name`."""
     digest = hashlib.sha256(data).hexdigest()

@@ -152,7 +152,7 @@ def only_label(labels: Iterable[T], where: str) -> T | None:
 # Folders
 
 
-def listed(folder: Path) -> list[Path]:
+def entries_of(folder: Path) -> list[Path]:
     """Return the entries of a folder. Raises UserError if it may not be read."""
     try:
         return [*folder.iterdir()]

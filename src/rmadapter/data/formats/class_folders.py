@@ -18,9 +18,9 @@ from rmadapter.data.formats.base import (
     Row,
     Rows,
     Source,
+    entries_of,
     file_kind,
     image_files,
-    listed,
     order,
     search,
     split_named,
@@ -108,7 +108,7 @@ def _scan_classes(parent: Path, ignored: Counter[str]) -> Rows:
 def _folders(path: Path) -> list[Path]:
     """Return the visible subfolders, except runs and those of systems; the zip program of macOS
     leaves __MACOSX behind."""
-    visible = [entry for entry in listed(path) if not entry.name.startswith((".", "__MACOSX"))]
+    visible = [entry for entry in entries_of(path) if not entry.name.startswith((".", "__MACOSX"))]
     folders = [entry for entry in visible if entry.name not in SYSTEM_FOLDERS and entry.is_dir()]
     data = [folder for folder in folders if not _is_run(folder)]
     return sorted(data, key=lambda folder: order(folder.name))
@@ -117,7 +117,7 @@ def _folders(path: Path) -> list[Path]:
 def _is_run(folder: Path) -> bool:
     """Return whether `fit --out DATA/run` wrote the folder, finished or not."""
     written = any(os.path.isfile(folder / name) for name in ("run.json", "split.json"))
-    return written and not any(path.suffix.lower() in formats() for path in listed(folder))
+    return written and not any(path.suffix.lower() in formats() for path in entries_of(folder))
 
 
 def _refuse_named_splits(root: Path, folders: Sequence[Path]) -> None:
@@ -131,7 +131,7 @@ def _refuse_named_splits(root: Path, folders: Sequence[Path]) -> None:
 
 def _count_files(folder: Path, ignored: Counter[str]) -> None:
     """Count the files of a folder that should only hold folders."""
-    for path in listed(folder):
+    for path in entries_of(folder):
         if path.is_file() and path.name != CLASSNAMES:
             image = path.suffix.lower() in formats() and not path.name.startswith(".")
             ignored["images outside class folders" if image else file_kind(path)] += 1

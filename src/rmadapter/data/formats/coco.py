@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.data.decode_limits import listed_image
-from rmadapter.data.formats.annotations import Mark, Marks, shaped
+from rmadapter.data.formats.annotations import Mark, Marks, parsing
 from rmadapter.data.formats.base import SPLITS, split_named
 from rmadapter.errors import UserError, quoted
 
@@ -52,7 +52,7 @@ def read_coco(path: Path, value: Mapping[str, Any], outside: bool = False) -> Ma
     """Return the images in the order of the file. Raises UserError for a malformed file, duplicate
     ids, annotations of unlisted images or categories, and paths that leave the folder unless
     `outside` is set."""
-    with shaped(path, KIND):
+    with parsing(path, KIND):
         names: dict[object, str] = {}
         for row in value["categories"]:
             if names.setdefault(row["id"], str(row["name"])) != str(row["name"]):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.data.decode_limits import check_inside, listed_image
-from rmadapter.data.formats.annotations import Mark, Marks, shaped
+from rmadapter.data.formats.annotations import Mark, Marks, parsing
 from rmadapter.data.formats.base import SPLITS, image_files
 from rmadapter.errors import UserError, quoted
 
@@ -54,7 +54,7 @@ def read_fiftyone(path: Path, value: Mapping[str, Any]) -> Marks:
             both = f"{other.name} and {image.name}"
             raise UserError(f"{data}: {both} share one name in {path.name}: rename one")
     marks: Marks = {}
-    with shaped(path, KIND):
+    with parsing(path, KIND):
         classes = value.get("classes")
         for stem, target in value["labels"].items():
             where = f"{path}: {quoted(stem)}"
@@ -88,7 +88,7 @@ def read_samples(path: Path, value: Mapping[str, Any], outside: bool = False) ->
     `outside` is set.
     """
     splits: dict[str, Marks] = {}
-    with shaped(path, "a FiftyOne data set"):
+    with parsing(path, "a FiftyOne data set"):
         field = _label_field(path, value["samples"])
         for sample in value["samples"]:
             name = str(sample["filepath"])

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from rmadapter.data.decode_limits import check_inside
 from rmadapter.data.formats.annotations import UNLABELLED
-from rmadapter.data.formats.archives import stored
+from rmadapter.data.formats.archives import store_image
 from rmadapter.data.formats.base import (
     SPLITS,
     Inputs,
@@ -230,7 +230,7 @@ def _file(
     data = (cell or {}).get("bytes")
     path = (cell or {}).get("path")
     if data is not None:
-        return stored(data, path or name)
+        return store_image(data, path or name)
     if not path:
         raise UserError(f"{where}: has no image")
     check_inside(path, where, outside)

@@ -16,7 +16,7 @@ from rmadapter.data.formats.base import (
     Rows,
     Source,
     count_unlisted,
-    listed,
+    entries_of,
     search,
 )
 from rmadapter.data.formats.tables import header, scan_table
@@ -62,7 +62,7 @@ def metadata(folder: Path) -> dict[str, Path]:
     if table:
         return {"": table}
     tables: dict[str, Path] = {}
-    for below in sorted(listed(folder)):
+    for below in sorted(entries_of(folder)):
         split = SPLITS.get(below.name.casefold())
         table = _table(below) if split and below.is_dir() else None
         if split and table:

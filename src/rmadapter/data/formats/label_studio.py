@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 from rmadapter.data.decode_limits import URL, check_inside, formats
-from rmadapter.data.formats.annotations import Mark, Marks, shaped
+from rmadapter.data.formats.annotations import Mark, Marks, parsing
 from rmadapter.data.formats.tables import USUAL
 from rmadapter.errors import UserError, quoted
 
@@ -33,7 +33,7 @@ def read_label_studio(path: Path, tasks: Sequence[Any], outside: bool = False) -
     is set."""
     marks: Marks = {}
     names: dict[Path, str] = {}
-    with shaped(path, KIND):
+    with parsing(path, KIND):
         for number, task in enumerate(tasks):
             where = f"{path}: task {quoted(task.get('id', number))}"
             full = isinstance(task.get("data"), dict)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rmadapter.data.decode_limits import formats
 from rmadapter.data.formats.annotations import UNLABELLED, class_name
-from rmadapter.data.formats.archives import unpacked
+from rmadapter.data.formats.archives import unpack_once
 from rmadapter.data.formats.base import (
     SPLITS,
     Inputs,
@@ -23,9 +23,9 @@ from rmadapter.data.formats.base import (
     Row,
     Rows,
     Source,
+    entries_of,
     image_files,
     in_order,
-    listed,
     search,
     split_named,
 )
@@ -58,7 +58,7 @@ def image_root(path: Path) -> Path:
 
 def list_images(path: Path, options: ReadOptions) -> Inputs:
     files = [file for part in shards(path).values() for file in part]
-    images = [image for file in files for image in image_files(unpacked(file), set())]
+    images = [image for file in files for image in image_files(unpack_once(file), set())]
     others = search(path)
     others.ignored -= Counter(file.suffix.lower() for file in files)
     return Inputs(images + others.files, others.folders, others.ignored)
@@ -71,12 +71,14 @@ def shards(folder: Path) -> dict[str, list[Path]]:
     Empty if there are other folders, which the tar files may have been unpacked to.
     """
     files: dict[str, list[Path]] = {}
-    for file in in_order(filter(_is_shard, listed(folder))):
+    for file in in_order(filter(_is_shard, entries_of(folder))):
         files.setdefault(split_named(file.name), []).append(file)
-    visible = [path for path in listed(folder) if path.is_dir() and not path.name.startswith(".")]
+    visible = [
+        path for path in entries_of(folder) if path.is_dir() and not path.name.startswith(".")
+    ]
     for below in sorted(visible):
         split = SPLITS.get(below.name.casefold())
-        inside = in_order(filter(_is_shard, listed(below)))
+        inside = in_order(filter(_is_shard, entries_of(below)))
         if split is None or not inside:
             return {}
         files.setdefault(split, []).extend(inside)
@@ -90,12 +92,12 @@ def _is_shard(file: Path) -> bool:
 def read_shards(
     folder: Path, files: dict[str, list[Path]], ignored: Counter[str]
 ) -> dict[str, Rows]:
-    """Return split -> rows in the order of the shards. Raises UserError as `unpacked` and
+    """Return split -> rows in the order of the shards. Raises UserError as `unpack_once` and
     `samples`."""
     names = class_names(folder)
     splits: dict[str, Rows] = {}
     for split, part in files.items():
-        splits[split] = [row for file in part for row in samples(unpacked(file), names, ignored)]
+        splits[split] = [row for file in part for row in samples(unpack_once(file), names, ignored)]
     return splits
 
 

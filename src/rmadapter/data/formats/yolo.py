@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.data.decode_limits import ALLOW, listed_image
-from rmadapter.data.formats.annotations import Mark, Marks, shaped
+from rmadapter.data.formats.annotations import Mark, Marks, parsing
 from rmadapter.data.formats.base import image_files
 from rmadapter.errors import UserError, quoted
 from rmadapter.settings import read_yaml
@@ -40,7 +40,7 @@ def read_yolo(file: Path, outside: bool = False) -> dict[str, Marks]:
     values = read_yaml(file)
     home = Path(os.path.abspath(file.parent))
     marks: dict[str, Marks] = {}
-    with shaped(file, KIND):
+    with parsing(file, KIND):
         classes = _classes(file, values["names"])
         box_first = "kpt_shape" in values
         for split in ("train", "val", "test"):
