@@ -44,7 +44,7 @@ def test_margin_and_entropy_by_hand() -> None:
     assert found.scores[1] == pytest.approx(np.log(2))
 
 
-def test_coverage_takes_what_is_farthest_from_all_that_is_known_or_picked() -> None:
+def test_coverage_picks_the_farthest_image() -> None:
     found = coverage(pool([0, 80, 90, 180], known=[0]), 3)
     assert found.rows.tolist() == [
         3,
@@ -55,7 +55,7 @@ def test_coverage_takes_what_is_farthest_from_all_that_is_known_or_picked() -> N
     assert coverage(pool([0, 40, 50, 100]), 2).rows[0] in (1, 2)  # nearest to the mean
 
 
-def test_typicality_leaves_out_clusters_that_have_a_label() -> None:
+def test_typicality_skips_labelled_clusters() -> None:
     groups = [0, 1, 2, 3, 120, 121, 122, 240, 241]
     found = typical(pool(groups, known=[1.5]), 2)
     assert found.rows[0] == 5  # the middle of the largest group without a label
@@ -81,7 +81,7 @@ def test_balanced_takes_the_classes_in_turn() -> None:
     assert sorted(balanced(pool([0, 1, 2, 3, 4, 90], table), 6).rows) == list(range(6))
 
 
-def test_of_a_group_the_first_alone_is_picked() -> None:
+def test_only_the_first_of_a_group_is_picked() -> None:
     some = pool([0, 0, 90, 91], [[0.5, 0.5]] * 4)
     for rule in {**NEXT, **FIRST}.values():
         rows = pick(rule, some, 4, np.array([7, 7, 1, 2])).rows.tolist()
@@ -91,7 +91,7 @@ def test_of_a_group_the_first_alone_is_picked() -> None:
         )
 
 
-def test_chance_depends_on_its_seed_alone() -> None:
+def test_random_rule_depends_on_the_seed() -> None:
     some = Pool(circle([*range(50)]), NONE, np.empty((0, 0)), 3)
     first, same, other = (
         pick(NEXT["random"], some._replace(seed=seed), 10).rows.tolist() for seed in (3, 3, 4)

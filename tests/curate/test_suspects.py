@@ -67,7 +67,7 @@ def test_damage_is_found(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> N
     assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
 
 
-def test_an_image_damaged_after_its_header_is_found_without_a_pass_of_its_own(
+def test_damaged_images_are_found(
     tiny_clip: Backbone, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = Path(shutil.copytree(colors / "train", tmp_path / "data"))

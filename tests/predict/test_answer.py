@@ -29,7 +29,7 @@ def test_a_row_keeps_the_guess_of_an_unsure_answer() -> None:
     }
 
 
-def test_columns_are_those_of_the_rows() -> None:
+def test_columns_match_rows() -> None:
     answer = Answer(Path("a.png"), (("cat", 0.6), ("dog", 0.4)), "dog", 0.1)
     assert set(columns(2, unfamiliar=True)) == set(answer.row())
     assert columns(1, zero_shot=False) == ["image", "label", "probability", "guess", "unsure"]

@@ -204,8 +204,8 @@ class AnswerFile:
 
 def only_writer(path: Path) -> AbstractContextManager[None]:
     """Lock a file of answers. Raises UserError while another process writes it."""
-    taken = UserError(f"{path}: another process is writing it")
-    return hold(path.with_name(f".{path.name}.lock"), 0, taken, f"{path}: cannot be written (%s)")
+    busy = UserError(f"{path}: another process is writing it")
+    return hold(path.with_name(f".{path.name}.lock"), 0, busy, f"{path}: cannot be written (%s)")
 
 
 @contextmanager

@@ -110,7 +110,7 @@ def downloaded(folder: Path) -> Path:
 
 
 @needs_browser
-def test_from_the_first_click_to_a_model_that_answers(
+def test_page_from_first_click_to_answers(
     page: Tab, images: dict[str, list[str]], colors: Path, tmp_path: Path, tiny_clip: Backbone
 ) -> None:
     images = {label.replace(",", ""): files for label, files in images.items()}
@@ -157,7 +157,7 @@ def looks(page: Tab) -> None:
 
 @needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_what_axe_finds(page: Tab, colors: Path, scheme: str, axe: str) -> None:
+def test_axe_finds_nothing(page: Tab, colors: Path, scheme: str, axe: str) -> None:
     page("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
     write(page, "names", "red, blue")
     page.until("document.querySelectorAll('#classes > li').length === 2")
@@ -172,7 +172,7 @@ def test_what_axe_finds(page: Tab, colors: Path, scheme: str, axe: str) -> None:
 
 
 @needs_browser
-def test_names_alone_by_keys(page: Tab, colors: Path) -> None:
+def test_zero_shot_by_keyboard(page: Tab, colors: Path) -> None:
     for _ in range(2):
         page.press("Tab")
     assert page.script("document.activeElement.textContent") == "Add"
@@ -253,7 +253,7 @@ def test_stopping_opening_and_mistakes(page: Tab, images: dict[str, list[str]]) 
 
 @pytest.mark.slow
 @needs_browser
-def test_the_page_that_it_makes(page: Tab, colors: Path, tmp_path: Path) -> None:
+def test_exported_page_works(page: Tab, colors: Path, tmp_path: Path) -> None:
     """From a click to a zip, and from that to a page that answers by itself."""
     pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
     pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")

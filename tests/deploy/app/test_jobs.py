@@ -140,7 +140,7 @@ def test_the_end_of_the_server_stops_all(jobs: Jobs, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_heard() -> None:
+def test_screen_reader_messages() -> None:
     one = Job("Training", [], Path(), Path("x"))
     one.read_line("note: auto: rmadapter (7 of 8)")
     assert (one.message, one.share) == ("trying rmadapter (7 of 8)", None)

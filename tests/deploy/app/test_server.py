@@ -58,7 +58,7 @@ def named(client: TestClient, *names: str) -> None:
     assert client.post("/api/names").json() is None
 
 
-def test_the_page_and_its_parts(client: TestClient) -> None:
+def test_page_and_assets(client: TestClient) -> None:
     page = client.get("/")
     assert "<title>Make your own image classifier</title>" in page.text
     assert "script-src" not in page.headers["content-security-policy"]

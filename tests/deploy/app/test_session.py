@@ -177,7 +177,7 @@ def test_an_export(session: Session) -> None:
         assert {"onnx/model.onnx", "onnx/predict.py", "onnx/SHA256SUMS"} <= {*file.namelist()}
 
 
-def test_names_alone(session: Session, colors: Path) -> None:
+def test_zero_shot_from_names(session: Session, colors: Path) -> None:
     with pytest.raises(UserError, match="no classifier yet"):
         session.predict(colors / "test/red/0.png", "a.png")
     session.images.add_class("red")
@@ -216,7 +216,7 @@ def test_unused_models_are_removed(session: Session) -> None:
     assert len(left) <= 2  # and the one before it, until the next
 
 
-def test_stopping_leaves_everything_as_it_was(session: Session, colors: Path) -> None:
+def test_stopping_changes_nothing(session: Session, colors: Path) -> None:
     session.images.add_class("red")
     session.images.add_class("blue")
     session.use_names()

@@ -52,7 +52,7 @@ def exported(
     return out
 
 
-def test_what_lies_in_it(exported: Path, saved: Saved) -> None:
+def test_files_of_an_export(exported: Path, saved: Saved) -> None:
     assert {file.name for file in exported.iterdir()} == FILES
     assert {file.name for file in exported.parent.iterdir()} == {"model"}
     check_sums(exported, ["model.onnx", "labels.json", "preprocess.json"])
@@ -85,9 +85,7 @@ def test_what_lies_in_it(exported: Path, saved: Saved) -> None:
     assert "{" not in page.replace("{label}: {probability:.1%}", "")
 
 
-def test_without_torch_it_answers_as_predict_does(
-    exported: Path, saved: Saved, colors: Path
-) -> None:
+def test_answers_without_torch_equal_predict(exported: Path, saved: Saved, colors: Path) -> None:
     command = [sys.executable, "-c", ALONE, exported / PREDICT, colors / "test"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -101,7 +99,7 @@ def test_without_torch_it_answers_as_predict_does(
         assert float(row["probability"]) == pytest.approx(shares[best], abs=1e-4)
 
 
-def test_the_code_of_its_page(exported: Path, colors: Path) -> None:
+def test_example_code_of_the_page(exported: Path, colors: Path) -> None:
     block = (exported / "README.md").read_text().split("```python\n")[1].split("```")[0]
     code = block.replace("cat.jpg", str(colors / "test/red/0.png"))
     done = subprocess.run(
@@ -152,7 +150,7 @@ def test_other_answers_are_refused(
     )
 
 
-def test_generated_images_are_told(
+def test_generated_images_are_noted(
     finished: Path,
     saved: Saved,
     tmp_path: Path,
@@ -192,7 +190,7 @@ def test_a_full_disk(
     assert not list(tmp_path.iterdir())
 
 
-def test_wishes_that_cannot_be_granted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_options(tmp_path / "new", "onnx", "fp32")
     os.symlink(tmp_path / "nowhere", tmp_path / "link")
     for there in (tmp_path, tmp_path / "link"):
@@ -229,7 +227,7 @@ def test_features_too(to: str, finished: Path, saved: Saved, colors: Path, tmp_p
     assert "`features` [batch, length]" in (out / "README.md").read_text()
 
 
-def test_without_features_it_says_so(exported: Path, colors: Path) -> None:
+def test_missing_features_are_named(exported: Path, colors: Path) -> None:
     with pytest.raises(UserError, match="--embeddings"):
         Model(exported).embed(sorted(colors.glob("test/*/*.png")))
 

@@ -87,7 +87,7 @@ def test_every_kind_of_backbone(kind: str, request: pytest.FixtureRequest) -> No
 
 
 @pytest.mark.slow
-def test_a_method_that_treats_each_image_by_itself(tiny_hf: Backbone) -> None:
+def test_method_with_a_batch_of_one(tiny_hf: Backbone) -> None:
     """CoCoOp: its text encoder comes along, and the graph takes one image at a time."""
     fitted = fitted_by("cocoop", tiny_hf, **{**FEW, "batch_size": 1})
     model = graph.trace(fitted, fitted.classes)
@@ -100,7 +100,7 @@ def zero_shot(backbone: Backbone) -> Fitted:
     return ZeroShot().restore(backbone, Known(("cat", "dog")), {})
 
 
-def test_what_cannot_be_traced_is_told_in_a_sentence(tiny_clip: Backbone) -> None:
+def test_untraceable_methods_are_refused(tiny_clip: Backbone) -> None:
     from dataclasses import replace
 
     def leaves_torch(states: States) -> Tensor:
@@ -114,7 +114,7 @@ def test_what_cannot_be_traced_is_told_in_a_sentence(tiny_clip: Backbone) -> Non
 
 
 @pytest.mark.slow
-def test_weights_in_16_bits_and_beside_the_graph(
+def test_half_and_external_weights(
     tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fitted, pixels = zero_shot(tiny_clip), pixels_of(tiny_clip, noise_images(3))

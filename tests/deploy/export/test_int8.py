@@ -34,7 +34,7 @@ def stage(tiny_clip: Backbone, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_chosen_one_is_smaller_and_near(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chosen_model_is_smaller_and_close(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int8, "LARGE", 2**10)
     monkeypatch.setattr(int8, "BLOCK", 32)
     images = noise_images(20).images
@@ -62,7 +62,7 @@ def test_the_chosen_one_is_smaller_and_near(stage: Path, monkeypatch: pytest.Mon
     assert len({row["mean difference"] for row in rows}) > 2  # they are different ways indeed
 
 
-def test_the_fastest_that_is_good_enough_is_taken_else_the_best() -> None:
+def test_best_way() -> None:
     assert int8.best_way([(0.996, 3), (1.0, 4), (0.9, 1)]) == 0
     assert int8.best_way([(0.98, 2), (0.99, 4), (0.97, 1)]) == 1
 
@@ -91,7 +91,7 @@ def test_only_products_that_read_no_norm_are_in_blocks(
 
 
 @pytest.mark.slow
-def test_large_products_alone(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_large_products_are_quantised(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = onnx.load(str(stage / GRAPH))
     monkeypatch.setattr(int8, "LARGE", 64 * 64)
     large, others = int8.products(model)

@@ -64,7 +64,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_only_what_is_reached_comes_along(package: Path, tmp_path: Path) -> None:
+def test_only_used_definitions_are_copied(package: Path, tmp_path: Path) -> None:
     text = one_file("small_package.high", "made")
     assert '"""About it.\n"""' in text
     assert "import re\nfrom os import path as place\n" in text

@@ -31,7 +31,7 @@ from rmadapter.errors import UserError
 BEFORE = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.5, 0.5]])
 
 
-def test_what_is_measured() -> None:
+def test_measured_differences() -> None:
     after = BEFORE + np.array([[0, 0], [-0.2, 0.2], [0.01, -0.01], [0, 0]])
     found = measure(ComparedImages("some", ["a"] * 4, [0, 0, 1, 1]), BEFORE, after)
     assert (found.images, found.same) == (4, 0.75)
@@ -63,7 +63,7 @@ def test_what_is_measured() -> None:
         (Parity("", 9, 0.0, 1.0, 80.0, 0.0), Limit(), ""),
     ],
 )  # fmt: skip
-def test_what_is_too_far(found: Parity, limit: Limit, fault: str) -> None:
+def test_faults(found: Parity, limit: Limit, fault: str) -> None:
     text = found.fault(limit)
     assert (fault in text) if fault else not text
 
@@ -73,9 +73,7 @@ def saved(finished: Path) -> Saved:
     return load(finished, read_record(finished / "run.json").backbone.name)
 
 
-def test_images_that_the_run_never_saw(
-    saved: Saved, finished: Path, colors: Path, tmp_path: Path
-) -> None:
+def test_held_out_images(saved: Saved, finished: Path, colors: Path, tmp_path: Path) -> None:
     given = compared_images(finished, saved, colors, False, 100)
     assert given.title == f"test images of {colors.name}"
     assert sorted(given.images, key=str) == sorted(colors.glob("test/*/*.png"))
@@ -98,7 +96,7 @@ def test_images_that_the_run_never_saw(
         compared_images(finished, saved, tmp_path / "gone", False, 100)
 
 
-def test_of_its_own_data_what_was_not_drawn(
+def test_own_data_without_drawn_images(
     saved: Saved, finished: Path, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(colors / "train", tmp_path / "colors/train")
@@ -124,7 +122,7 @@ def test_of_its_own_data_what_was_not_drawn(
     }
 
 
-def test_what_was_drawn_for_validation_is_not_held_out(
+def test_validation_images_are_not_held_out(
     saved: Saved, finished: Path, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(colors / "train", tmp_path / "colors/train")
@@ -145,7 +143,7 @@ def test_generated_images_are_always_the_same() -> None:
     assert len({image.shape for image in first}) > 1
 
 
-def test_its_own_table_whose_columns_have_names_of_their_own(
+def test_table_with_other_column_names(
     saved: Saved, finished: Path, colors: Path, tmp_path: Path
 ) -> None:
     run, home = (

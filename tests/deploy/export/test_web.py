@@ -159,7 +159,7 @@ def test_a_browser_answers_as_the_model_does(finished: Path, colors: Path, tmp_p
         )
 
 
-def test_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_npm_and_wrong_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
@@ -171,7 +171,7 @@ def test_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         web.engine()
 
 
-def test_a_model_that_is_too_large_for_a_page_is_refused(tmp_path: Path) -> None:
+def test_model_too_large_for_a_page_is_refused(tmp_path: Path) -> None:
     with open(tmp_path / graph.BESIDE, "wb") as file:
         file.truncate(2_500_000_000)
     with pytest.raises(UserError, match=r"the model takes 2\.5 GB, but a page holds less than 2"):

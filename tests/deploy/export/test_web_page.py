@@ -58,7 +58,9 @@ def choose(browser: Tab, files: list[str]) -> str:
 
 
 @needs_browser
-def test_by_keys_and_ears_alone(browser: tuple[Tab, str], pictures: list[str]) -> None:
+def test_page_works_by_keyboard_and_screen_reader(
+    browser: tuple[Tab, str], pictures: list[str]
+) -> None:
     page, address = browser
     page.go(address)
     said = choose(page, pictures)
@@ -146,7 +148,7 @@ def test_nothing_is_cut_off(browser: tuple[Tab, str], pictures: list[str], width
 
 @needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_what_axe_finds(
+def test_axe_finds_nothing(
     browser: tuple[Tab, str], pictures: list[str], scheme: str, axe: str
 ) -> None:
     page, address = browser
@@ -178,7 +180,7 @@ def test_what_axe_finds(
         ),
     ],
 )
-def test_a_page_that_cannot_start(
+def test_page_without_its_engine(
     site: Path, browser: tuple[Tab, str], tmp_path: Path, name: str, damage: bytes | None, told: str
 ) -> None:
     broken = tmp_path / "site"
@@ -196,7 +198,7 @@ def test_a_page_that_cannot_start(
 @pytest.mark.parametrize(
     ("suffix", "told"), [(".mjs", "does not send it as JavaScript"), (".wasm", "Ready.")]
 )
-def test_a_server_that_tells_wrong_types(
+def test_page_with_wrong_content_types(
     site: Path, browser: tuple[Tab, str], suffix: str, told: str
 ) -> None:
     with served(site, {suffix: "text/plain"}) as address:

@@ -130,7 +130,7 @@ def test_an_export_is_served_without_torch(exported: Path) -> None:
     assert "onnxruntime" in facts["versions"]
 
 
-def test_what_an_export_says_of_itself_may_be_anything(exported: Path, tmp_path: Path) -> None:
+def test_facts_of_an_export_are_validated(exported: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(exported, tmp_path / "export"))
     for facts in (
         [],
@@ -178,7 +178,7 @@ def test_refused_options(
             open_served(options)
 
 
-def test_a_model_that_answers_no_numbers_is_refused() -> None:
+def test_nan_answers_are_refused() -> None:
     for number in (np.nan, np.inf):
         with pytest.raises(UserError, match="run: its answers contain NaN or infinity"):
             serving.answer_grey(

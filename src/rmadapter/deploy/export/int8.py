@@ -220,9 +220,9 @@ def balance(model: ModelProto, pixels: np.ndarray) -> None:
         for node in readers[name]:
             scale(node, 1, ratio[:, None])
     used = {name for node in model.graph.node for name in node.input}
-    kept = [weight for weight in model.graph.initializer if weight.name in used]
+    used_weights = [weight for weight in model.graph.initializer if weight.name in used]
     del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    model.graph.initializer.extend(used_weights)
 
 
 def behind_norms(model: ModelProto) -> dict[str, list[NodeProto]]:
@@ -239,15 +239,15 @@ def behind_norms(model: ModelProto) -> dict[str, list[NodeProto]]:
     def products_of(name: str) -> list[NodeProto | None]:
         """Products that read a tensor or its transpose, as attention may put tokens first; None for
         other readers."""
-        found: list[NodeProto | None] = []
+        readers_of: list[NodeProto | None] = []
         for node in readers[name]:
             if node is not None and _keeps_last_axis(node):
-                found += products_of(node.output[0])
+                readers_of += products_of(node.output[0])
             elif node is not None and node.op_type == "MatMul" and node.input[1] in weights:
-                found.append(node)
+                readers_of.append(node)
             else:
-                found.append(None)
-        return found
+                readers_of.append(None)
+        return readers_of
 
     result: dict[str, list[NodeProto]] = {}
     for norm in model.graph.node:
