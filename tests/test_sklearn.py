@@ -211,7 +211,6 @@ EXPECTED = {  # as the page lists them, check -> why it does not pass
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:labels are numbers")
 def test_scikit_learns_estimator_checks(
     tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
