@@ -70,7 +70,8 @@ def test_logits_are_those_of_the_papers(
 
 
 def test_a_descriptor_becomes_a_clause() -> None:
-    assert [clause(text) for text in ("four legs", "antlers", "canine teeth", "may have spots")] == [
+    texts = ("four legs", "antlers", "canine teeth", "may have spots")
+    assert [clause(text) for text in texts] == [
         "which has four legs", "which has antlers", "which has canine teeth", "which may have spots"
     ]  # fmt: skip
     assert [clause(text) for text in ("a beak", "An ear", "used to cut")] == [

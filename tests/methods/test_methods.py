@@ -252,7 +252,8 @@ def test_a_class_without_the_members_of_method_loads_with_defaults(tmp_path: Pat
         "from dataclasses import dataclass\nfrom rmadapter import Uses\n\n"
         "@dataclass(frozen=True)\nclass Old:\n"
         "    size: int = 3\n    title, source, fit = 'old', 'here', None\n"
-        "    restore, parameters = None, None\n    uses, unlabelled = Uses(tuned='nothing'), True\n\n"
+        "    restore, parameters = None, None\n"
+        "    uses, unlabelled = Uses(tuned='nothing'), True\n\n"
         "BIG = Old(9)\n"
     )
     small, big = (load_method(f"{tmp_path / 'old.py'}:{name}") for name in ("Old", "BIG"))

@@ -105,7 +105,8 @@ def test_it_is_fine_tuning_of_the_upper_blocks(
 
 
 def test_which_classes_are_kept() -> None:
-    """The own one and the nearest always, the k-th behind them by exp(-decay k); over 4,000 draws."""
+    """The image's class and the nearest always, the k-th behind them by exp(-decay k), in 4,000
+    draws."""
     count, generator = 40, torch.Generator().manual_seed(0)
     similar = torch.rand(1, count, generator=generator).expand(4000, -1)
     order = similar[0].argsort(descending=True).tolist()
@@ -183,8 +184,9 @@ def test_what_is_stored_is_what_learns(tiny_clip: Backbone) -> None:
     with it."""
     tensors = SkipTuning().module(tiny_clip).state_dict()
     assert {name.split("/resblocks/")[0] for name in tensors} == {
-        "tuned.visual/transformer", "tuned.transformer", "tuned.visual/ln_post/weight", "tuned.visual/ln_post/bias",
-        "tuned.visual/proj", "tuned.ln_final/weight", "tuned.ln_final/bias", "tuned.text_projection",
+        "tuned.visual/transformer", "tuned.transformer", "tuned.visual/ln_post/weight",
+        "tuned.visual/ln_post/bias", "tuned.visual/proj", "tuned.ln_final/weight",
+        "tuned.ln_final/bias", "tuned.text_projection",
     }  # fmt: skip
     assert {
         name.split("/resblocks/")[1].split("/")[0] for name in tensors if "/resblocks/" in name

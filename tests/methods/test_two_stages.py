@@ -92,7 +92,8 @@ def test_stage_1_is_the_backbones_forward_with_other_norms(
 def test_both_stages_with_the_steps_of_adamw(
     tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Five epochs of one step: three of the norms, which then stay, and two of the class features."""
+    """Five epochs of one step: three of the norms, which then stay, and two of the class
+    features."""
     shots = shots_of(tiny_clip, noise_images(6, NAMES, grain=32), templates=TEMPLATES)
     fitted = configured(TwoStages(), {**WHOLE, "epochs": 5, "learning_rate": 0.01}).fit(
         tiny_clip, shots

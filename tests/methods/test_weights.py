@@ -98,8 +98,8 @@ def test_every_method_that_is_trained_heeds_them(tiny_clip: Backbone) -> None:
     images = noisy_colors(4)
     labels = [images.classes[label] for label in images.labels]
     classifier = FewShotClassifier(
-        tiny_clip.name, method="linear-probe-zero-shot", shots=0, device="cpu", epochs=10, learning_rate=0.1,
-        class_weight={"red": 0, "blue": 5},
+        tiny_clip.name, method="linear-probe-zero-shot", shots=0, device="cpu", epochs=10,
+        learning_rate=0.1, class_weight={"red": 0, "blue": 5},
     )  # fmt: skip
     table = classifier.fit(images.images, labels).predict_proba(images.images)
     even = FewShotClassifier(**{**classifier.get_params(), "class_weight": None}).fit(

@@ -149,8 +149,8 @@ def test_images_of_old_and_new_classes(run: Path, tiny_clip: Backbone, tmp_path:
         15,
         "trained on the 8 images of run and 9 new ones",
     )
-    third = grown(tmp_path / "new", tiny_clip, write(tmp_path / "more", teal=((0, 128, 128), 2)), tmp_path / "third",
-                  outside=True)  # fmt: skip
+    more = write(tmp_path / "more", teal=((0, 128, 128), 2))
+    third = grown(tmp_path / "new", tiny_clip, more, tmp_path / "third", outside=True)
     assert third.scores[0].classes == 6
 
 
@@ -224,9 +224,11 @@ def test_the_verbs(
     rmadapter: Command, run: Path, tmp_path: Path, colors: Path, finished: Path
 ) -> None:
     its, data = backbone_option(run), write(tmp_path / "photos", yellow=(YELLOW, 5))
-    assert json.loads(rmadapter("add", run, "cat", "dog", "--out", tmp_path / "named", *its, "--json").out) == {
-        "run": str(tmp_path / "named"), "labels": ["blue", "green", "night_sky", "red", "cat", "dog"],
-    }  # fmt: skip
+    answer = rmadapter("add", run, "cat", "dog", "--out", tmp_path / "named", *its, "--json")
+    assert json.loads(answer.out) == {
+        "run": str(tmp_path / "named"),
+        "labels": ["blue", "green", "night_sky", "red", "cat", "dog"],
+    }
     for lost in (["./mor/"], [data, "cat"], ["cat", "new.csv"]):
         refused(
             rmadapter("add", run, *lost, "--out", tmp_path / "x", *its),

@@ -1,4 +1,4 @@
-"""Is it good? Where the images come from, figures against scikit-learn, and what they do not say."""
+"""Judgements: where the images come from, figures against scikit-learn, and doubts."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def test_test_images_of_a_group_that_was_trained_on_do_not_judge(tiny_clip: Back
     )
     [note] = record.notes
     assert note == (
-        "train and test share the group 'p' (and 1 more): 3 of 6 test images (all classes) inflate the accuracy; "
-        "a judgement leaves them out"
+        "train and test share the group 'p' (and 1 more): 3 of 6 test images (all classes) inflate "
+        "the accuracy; a judgement leaves them out"
     )
     plain = ImageSet(train.images, train.labels, train.classes)
     assert judged(tiny_clip, {"train": plain, "test": test}).record.notes == ()

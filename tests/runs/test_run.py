@@ -126,7 +126,7 @@ def test_a_key_tells_all_that_figures_depend_on_and_nothing_else() -> None:
 
 
 def plain(backbone: Backbone, images: ImageSet) -> np.ndarray:
-    """[N, C] by open_clip's own encode_image and encode_text, whole sequences, no cache, no batch."""
+    """Return [N, C] by open_clip's encode_image and encode_text, without cache and batches."""
     with torch.no_grad():
         tokens = backbone.tokenizer([f"a photo of a {name}." for name in images.classes])
         weights = F.normalize(backbone.model.encode_text(tokens), dim=-1)

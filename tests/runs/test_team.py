@@ -1,4 +1,4 @@
-"""One training in several processes: `torchrun` on `fit`. test_train.py has the steps themselves."""
+"""One training in several processes: `torchrun` on `fit`. test_loop.py has the steps."""
 
 from __future__ import annotations
 
@@ -136,7 +136,8 @@ def test_what_several_processes_cannot_do_is_one_sentence(
     assert done.returncode != 0
     said = [line for line in done.stderr.splitlines() if line.startswith("rmadapter:")]
     assert said == [
-        "rmadapter: linear-probe is not trained step by step: 2 processes have nothing to share; start one"
+        "rmadapter: linear-probe is not trained step by step: 2 processes have nothing to share; "
+        "start one"
     ]
     assert not (tmp_path / "out").exists()
 

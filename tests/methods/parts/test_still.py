@@ -1,4 +1,4 @@
-"""Features of what no longer learns: once where views come again, and the same as batch by batch."""
+"""Frozen features: computed once where views come again, and equal to those batch by batch."""
 
 from __future__ import annotations
 
