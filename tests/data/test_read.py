@@ -284,10 +284,7 @@ def test_csv_keeps_its_order(tmp_path: Path) -> None:
             b"path,label,split\na.png,cat,train\n./a.png,cat,val\n",
             r"a\.png is in train and in val: leave it in one",
         ),
-        (
-            b"path,label\na.png,cat\na.png,dog\n",
-            r"a\.png.*'cat'.*'dog'",
-        ),
+        (b"path,label\na.png,cat\na.png,dog\n", r"a\.png.*'cat'.*'dog'"),
     ],
 )
 def test_bad_csv_files_are_refused(tmp_path: Path, text: bytes, hint: str) -> None:
