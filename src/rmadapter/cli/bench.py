@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -455,15 +455,7 @@ def reproduce(
         note(f"{key} is incomplete ({why}); {how}")
     made = work.make_plans(options, absent)
     if plan:
-        rows = [
-            {"table": t, "data set": d, "runs": n, "finished": f}
-            for t, d, n, f in work.outline(made)
-        ]
-        if as_json:
-            print(json.dumps(rows))
-        else:
-            header = ["table", "data set", "runs", "finished"]
-            table(header, [[str(value) for value in row.values()] for row in rows])
+        _show_outline(work.outline(made), as_json)
         return
     records = work.run_plans(made, jobs)
     judged = work.judge(options, made, tolerance)
@@ -474,6 +466,14 @@ def reproduce(
         raise UserError(f"{counts}; the same command retries them")
     if any(row["within"] is False for row in judged):
         raise typer.Exit(1)
+
+
+def _show_outline(outline: Iterable[Sequence[object]], as_json: bool) -> None:
+    header = ["table", "data set", "runs", "finished"]
+    if as_json:
+        print(json.dumps([dict(zip(header, row, strict=True)) for row in outline]))
+    else:
+        table(header, [[str(value) for value in row] for row in outline])
 
 
 def _show_verdicts(judged: Sequence[Verdict], as_json: bool, where: Path) -> None:

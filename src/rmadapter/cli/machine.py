@@ -285,21 +285,12 @@ def cache(
     total = sum(row.bytes for row in rows)
     contents = Store(place()).contents() if "activations" in kinds else []
     if as_json:
-        facts = {
-            "folder": str(cache_folder()),
-            "mb": total / 1e6,
-            "removed_mb": (before - total) / 1e6,
-        }
-        listed = [
-            {
-                "kind": row.kind,
-                "about": row.about,
-                "files": row.files,
-                "mb": row.bytes / 1e6,
-                "used": row.used,
-            }
-            for row in rows
-        ]
+        removed_mb = (before - total) / 1e6
+        facts = {"folder": str(cache_folder()), "mb": total / 1e6, "removed_mb": removed_mb}
+        listed = []
+        for row in rows:
+            size = {"files": row.files, "mb": row.bytes / 1e6, "used": row.used}
+            listed.append({"kind": row.kind, "about": row.about, **size})
         print(json.dumps({**facts, "contents": contents, "kinds": listed}))
         return
     if kind == "activations":
