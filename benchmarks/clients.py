@@ -94,7 +94,8 @@ def closed_loop(
     address: str, bodies: Sequence[tuple[bytes, str]], concurrency: int
 ) -> list[tuple[int, Any]]:
     """Send each body once; every client sends the next one as soon as it has its answer."""
-    turns, found = itertools.count(), [(GONE, None)] * len(bodies)
+    turns = itertools.count()
+    found = [(GONE, None)] * len(bodies)
 
     def work(_: int) -> None:
         client = Client(address)
@@ -111,8 +112,10 @@ def open_loop(
 ) -> tuple[list[float], Counter[int]]:
     """Send `rate` requests a second, whether or not earlier ones are answered. Returns the seconds
     of each, from its scheduled time, and statuses."""
-    total, turns = max(int(rate * seconds), 1), itertools.count()
-    spent, statuses = [0.0] * total, Counter[int]()
+    total = max(int(rate * seconds), 1)
+    turns = itertools.count()
+    spent = [0.0] * total
+    statuses = Counter[int]()
     started = time.perf_counter() + 0.2
 
     def work(_: int) -> None:
@@ -141,7 +144,8 @@ def hostile(
     Returns kind -> statuses.
     """
     rng = random.Random(seed)
-    kinds, found = _kinds(address, photo, limit, rng), dict[str, Counter[int]]()
+    kinds = _kinds(address, photo, limit, rng)
+    found = dict[str, Counter[int]]()
     names = list(kinds)
     while time.monotonic() < until:
         name = rng.choice(names)

@@ -237,7 +237,8 @@ def _peers(r: Result) -> str:
     kinds = ("step", "bf16", "reference")
     rows = []
     for row in r["methods"]:
-        peak, step = row.get("peak_mb"), row.get("step_seconds")
+        peak = row.get("peak_mb")
+        step = row.get("step_seconds")
         cells = [row["method"], f"{row['parameters']:,}", str(row["batch"] or "")]
         if "ratio" in row:
             cells += [both(row, kind) for kind in kinds]

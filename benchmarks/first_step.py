@@ -79,7 +79,8 @@ def measure(data: Path, out: Path, options: Any) -> dict[str, Any]:
     request = Request.make(values, "rmadapter", data=str(data))
     lab = Lab(request.machine, progress=False, callbacks=(Callback(on_step=stop),))
     lab.add_backbone(load_backbone(options.backbone))
-    begun, processor = time.perf_counter(), time.process_time()
+    begun = time.perf_counter()
+    processor = time.process_time()
     lab.add(str(data), read_images(data, progress=False))
     try:
         fit(request.task, request.method, out, lab, request.name)

@@ -49,7 +49,8 @@ class Fit:
     def __init__(self, method: Any, shots: Shots) -> None:
         self.module, self.compute, recipe, _, self.source = untrained(method, shots)
         self.module.train()
-        self.shots, self.rows = shots, torch.arange(len(shots.images))
+        self.shots = shots
+        self.rows = torch.arange(len(shots.images))
         generator = torch.Generator().manual_seed(shots.seed)
         for parameter in self.trained.values():
             parameter.data += SPREAD * torch.randn(parameter.shape, generator=generator)
@@ -96,7 +97,8 @@ class Spent(NamedTuple):
 
     @contextmanager
     def once(self) -> Iterator[None]:
-        wall, cpu = time.perf_counter(), time.process_time()
+        wall = time.perf_counter()
+        cpu = time.process_time()
         yield
         self.wall.append(time.perf_counter() - wall)
         self.cpu.append(time.process_time() - cpu)

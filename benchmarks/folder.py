@@ -63,12 +63,14 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """Measure a row for each method and number format: medians of seconds."""
-    data, files = folder / "data", write_data(folder / "data", options)
+    data = folder / "data"
+    files = write_data(folder / "data", options)
     preprocess = load_backbone(options.backbone).preprocess
     spent: dict[str, list[dict[str, float]]] = {}
 
     def fit(method: str, precision: str) -> None:
-        out, begun = folder / f"run-{time.monotonic_ns()}", time.perf_counter()
+        out = folder / f"run-{time.monotonic_ns()}"
+        begun = time.perf_counter()
         words = [
             "--method",
             method,
@@ -137,11 +139,9 @@ def decode(files: list[Path], preprocess: Any) -> None:
 def write_data(folder: Path, options: argparse.Namespace) -> dict[str, list[Path]]:
     """Write JPEG files of smooth noise, which take about as many bytes as photographs, in a folder
     per split and class."""
-    rng, size, written = (
-        np.random.default_rng(options.seed),
-        tuple(options.pixels),
-        dict[str, list[Path]](),
-    )
+    rng = np.random.default_rng(options.seed)
+    size = tuple(options.pixels)
+    written = dict[str, list[Path]]()
     for split, count in (("train", options.shots), ("test", options.tests)):
         written[split] = []
         for name in class_names(options.classes, options.seed):

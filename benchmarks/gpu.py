@@ -62,7 +62,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     set_up(options)
-    device, begun = find_device(options.device), time.monotonic()
+    device = find_device(options.device)
+    begun = time.monotonic()
     peaks = {name: rate(device, kind, options) for name, kind in FORMATS.items()}
     rows = []
     for row in every(options, device, peaks):
@@ -88,7 +89,8 @@ def every(
     for batch in options.batch:
         for classes in options.classes:
             step = Step(backbone, classes, batch, options.seed)
-            step.images, step.labels = step.images.to(device), step.labels.to(device)
+            step.images = step.images.to(device)
+            step.labels = step.labels.to(device)
             variants = [("lean", name) for name in FORMATS] + [("reference", "fp32")]
             variants += [("compiled", name) for name in ("fp32", "bf16")] if options.compile else []
             work = sum(step_work(step.model, *frozen(step)).values())
@@ -117,8 +119,10 @@ def training(step: Step, variant: str, name: str) -> Callable[[], object]:
         def loss() -> Tensor:
             return model.reference(step.labels, step.images, step.tokens, inputs)["loss"]
     else:
-        image, text = model.frozen(step.images), model.frozen_text(step.tokens)
-        image, text = lower(image, kind), [lower(chunk, kind) for chunk in text]
+        image = model.frozen(step.images)
+        text = model.frozen_text(step.tokens)
+        image = lower(image, kind)
+        text = [lower(chunk, kind) for chunk in text]
         call: Any = torch.compile(model) if variant == "compiled" else model
 
         def loss() -> Tensor:
@@ -162,7 +166,8 @@ def timed(
     """Time a call, or say why it failed. The first two calls, which may compile, do not
     count."""
     try:
-        run, spent = make(), []
+        run = make()
+        spent = []
         begun = time.perf_counter()
         for _ in range(2):
             run()
@@ -180,7 +185,8 @@ def timed(
         if device.type == "cuda":
             torch.cuda.empty_cache()
         return {"note": f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"}
-    seconds, memory = statistics.median(spent), peak(device)
+    seconds = statistics.median(spent)
+    memory = peak(device)
     share = work / seconds / 1e9 / gflops if work and gflops else None
     return {
         "seconds": seconds, "least_seconds": min(spent), "first_two_seconds": first,

@@ -91,7 +91,8 @@ def measured(**parts: Callable[[], Any]) -> Row:
     for name, run in parts.items():
         before = held()
         reset_peak(CPU)
-        begun, started = time.process_time(), time.perf_counter()
+        begun = time.process_time()
+        started = time.perf_counter()
         run()
         row[f"{name}_seconds"], row[f"{name}_wall"] = (
             time.process_time() - begun,
@@ -169,7 +170,8 @@ def study_templates(options: argparse.Namespace, points: Sequence[int]) -> Itera
 
 def study_images(options: argparse.Namespace, points: Sequence[int]) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
-        backbone, there = tiny(Path(folder) / "model"), 0
+        backbone = tiny(Path(folder) / "model")
+        there = 0
         for count in points:
             write_images(Path(folder) / "images", there, count)
             there = max(there, count)
@@ -250,10 +252,8 @@ def written(images: ImageSet, count: int) -> None:
     score = Score(
         name="all", images=count, classes=shape[1], split="test", accuracy=1.0, zero_shot=1.0
     )
-    method, backbone = (
-        MethodName(name="zero-shot", title="zero-shot"),
-        BackboneName(name="pocket", digest="0"),
-    )
+    method = MethodName(name="zero-shot", title="zero-shot")
+    backbone = BackboneName(name="pocket", digest="0")
     record = Record(
         format=FORMAT,
         task=Task(data="images"),

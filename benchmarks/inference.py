@@ -159,12 +159,11 @@ def measure(
     repeat = options.repeat * (MORE if len(pixels) == 1 else 1)
     runs = [(f"{kind.engine}{kind.adapters}", lambda kind=kind: timed(kind)) for kind in asks]
     wall = interleaved(runs, repeat, text=f"{threads} threads, batches of {len(pixels)}")
-    plain, rows = float(np.median(spent[Kind(REFERENCE, False)][1:])), []
+    plain = float(np.median(spent[Kind(REFERENCE, False)][1:]))
+    rows = []
     for kind, cpu in spent.items():
-        seconds, right = (
-            wall[f"{kind.engine}{kind.adapters}"],
-            Kind(ADAPTED if kind.adapters else REFERENCE, kind.adapters),
-        )
+        seconds = wall[f"{kind.engine}{kind.adapters}"]
+        right = Kind(ADAPTED if kind.adapters else REFERENCE, kind.adapters)
         middle = float(np.median(cpu[1:]))  # the first one warms up
         rows.append({
             **kind._asdict(), "threads": threads, "batch": len(pixels), "times": plain / middle,
@@ -185,10 +184,8 @@ def peak_of(options: argparse.Namespace) -> float | None:
     before = held()
 
     def run() -> None:
-        kind, backbone = (
-            Kind(name, adapters == "True"),
-            load_backbone(options.backbone) if name not in EXPORTS else None,
-        )
+        kind = Kind(name, adapters == "True")
+        backbone = load_backbone(options.backbone) if name not in EXPORTS else None
         size = options.size
         with torch.inference_mode():
             ask = asking(kind, Path(folder), options, backbone, options.threads)  # type: ignore[arg-type]
@@ -213,7 +210,8 @@ def main() -> None:
     if options.peak:
         print(json.dumps(peak_of(options)))
         return
-    backbone, rng = load_backbone(options.backbone), np.random.default_rng(options.seed)
+    backbone = load_backbone(options.backbone)
+    rng = np.random.default_rng(options.seed)
     size = backbone.image_size
     about = setting(options, "classes")
     some = [

@@ -63,7 +63,8 @@ def make_steps(options: argparse.Namespace) -> dict[str, Step]:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    about, classes = setting(options, "classes", "batch"), str(options.classes)
+    about = setting(options, "classes", "batch")
+    classes = str(options.classes)
     peaks = {
         name: in_fresh_process(__file__, options, "--classes", classes, "--peak", name)
         for name in NAMES

@@ -92,7 +92,8 @@ def quick(name: str) -> Method:
 def measure(options: argparse.Namespace, backbone: Backbone, name: str) -> dict[str, Any]:
     """Measure some steps; batch and seconds are None for a method that takes none."""
     method = quick(name)
-    batch, steps = settings_of(method).get("batch_size"), STEPS
+    batch = settings_of(method).get("batch_size")
+    steps = STEPS
     if batch == WHOLE:  # the most that its paper has: 16 shots per class
         batch, steps = 16 * options.classes, 1
     count = max(steps * (batch or 1), options.classes)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import csv
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,13 @@ from rmadapter.data.read import ImageSet
 from rmadapter.data.transforms import ImageTensors, batches
 from rmadapter.methods import load_method
 from rmadapter.methods.zero_shot import ZeroShot
+from rmadapter.model import AdaptedCLIP
 from rmadapter.predict.answer import columns
 from rmadapter.predict.stream import Predictor
 from rmadapter.predict.write import AnswerFile, write_answers
 from rmadapter.prompts import cosine_logits
 from rmadapter.training.cache import BATCH
-from rmadapter.training.contract import Known
+from rmadapter.training.contract import Fitted, Known
 
 KEYS = ("run", "seconds", "images_per_second", "times_predict")
 
@@ -60,7 +61,8 @@ def main() -> None:
 
 def write_files(folder: Path, options: argparse.Namespace) -> Iterator[Path]:
     """Write JPEG files of smooth noise, which take about as many bytes as photographs."""
-    rng, size = np.random.default_rng(options.seed), tuple(options.pixels)
+    rng = np.random.default_rng(options.seed)
+    size = tuple(options.pixels)
     for number in range(options.images):
         coarse = Image.fromarray(rng.integers(0, 256, (48, 64, 3), np.uint8))
         coarse.resize(size, Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=90)
@@ -68,88 +70,81 @@ def write_files(folder: Path, options: argparse.Namespace) -> Iterator[Path]:
 
 
 def measure(options: argparse.Namespace, images: ImageSet) -> dict[str, Any]:
-    about, backbone = (
-        setting(options, "images", "pixels", "classes"),
-        load_backbone(options.backbone),
-    )
+    """Time every run in turns, and compare the answers of those that should agree."""
+    backbone = load_backbone(options.backbone)
     method: Any = load_method("rmadapter", {"init": "kaiming"})  # adapters that change every answer
-    model, names = (
-        method.model(backbone, options.seed),
-        tuple(class_names(options.classes, options.seed)),
-    )
+    model = method.model(backbone, options.seed)
+    names = tuple(class_names(options.classes, options.seed))
     fitted = method.restore(backbone, Known(names), model.adapters.state_dict())
-    tensors, rows = (
-        ImageTensors(images, backbone.preprocess),
-        torch.arange(len(images)).split(BATCH),
-    )
-
-    def decode() -> Iterator[Tensor]:
-        return batches(tensors, [part.tolist() for part in rows])
-
-    @torch.no_grad()
-    def twice() -> Tensor:
-        weights, found = model.class_weights(names), []
-        for pixels in decode():
-            found.append(cosine_logits(backbone, model.encode_image(pixels), weights).softmax(-1))
-        for pixels in decode():
-            backbone.image.frozen(pixels)
-        return torch.cat(found)
-
-    def predict() -> Tensor:
-        return torch.cat(list(fitted.probabilities(images.images)))
-
-    untouched = ZeroShot().restore(backbone, Known(names), {}).score()
-    predictor, top = (
-        Predictor(fitted, names, names, 1),
-        {"own": fitted.score(names), "untouched": untouched},
-    )
-
-    def file() -> Tensor:
-        """Write the answers, and return the probabilities of the best class."""
-        with tempfile.TemporaryDirectory() as folder:
-            out = AnswerFile(Path(folder) / "answers.csv", columns(1), "")
-            write_answers(
-                find_images([str(images.root)]).files,
-                predictor,
-                0.0,
-                False,
-                out,
-                None,
-                progress=False,
-            )
-            with open(out.path, newline="", encoding="utf-8") as text:
-                found = {row["image"]: float(row["probability"]) for row in csv.DictReader(text)}
-        return torch.tensor([found[str(path)] for path in images.images])
-
-    decoded = list(decode())
-    runs = {
-        "file": file,
-        "model": lambda: [fitted.answers(top, pixels) for pixels in decoded],
-        "predict": predict,
-        "decode": lambda: list(decode()),
-        "encode": lambda: [backbone.image.frozen(pixels) for pixels in decoded],
-        "prompts": lambda: fitted.score(names),
-        "twice": twice,
-    }
-    answers = predict()
-    differences = [(answers - twice()).abs().max(), (answers.max(-1).values - file()).abs().max()]
+    runs = make_runs(fitted, model, images, names)
+    answers, twice, file = (runs[name]() for name in ("predict", "twice", "file"))
+    differences = [(answers - twice).abs().max(), (answers.max(-1).values - file).abs().max()]
     difference = float(max(differences))
     if difference > 1e-3:
         raise SystemExit(f"the ways differ by {difference}: they do not answer the same question")
     spent = medians(interleaved(runs, options.repeat, text="images"))
     parts = sum(spent[name] for name in ("decode", "encode", "prompts"))
+    rows = [
+        dict(zip(KEYS, (name, value, len(images) / value, value / spent["predict"]), strict=True))
+        for name, value in spent.items()
+    ]
     return {
-        "rows": [
-            dict(
-                zip(KEYS, (name, value, len(images) / value, value / spent["predict"]), strict=True)
-            )
-            for name, value in spent.items()
-        ],
+        "rows": rows,
         "ratio": spent["twice"] / spent["predict"],
         "share_of_model": spent["model"] / spent["file"],
         "share_of_parts": parts / spent["predict"],
         "largest_difference": difference,
-        **about,
+        **setting(options, "images", "pixels", "classes"),
+    }
+
+
+def make_runs(
+    fitted: Fitted, model: AdaptedCLIP, images: ImageSet, names: tuple[str, ...]
+) -> dict[str, Callable[[], Any]]:
+    """Return what is timed, by name."""
+    backbone = fitted.backbone
+    tensors = ImageTensors(images, backbone.preprocess)
+    rows = [part.tolist() for part in torch.arange(len(images)).split(BATCH)]
+
+    def decode() -> Iterator[Tensor]:
+        return batches(tensors, rows)
+
+    @torch.no_grad()
+    def twice() -> Tensor:
+        weights = model.class_weights(names)
+        tables = []
+        for pixels in decode():
+            tables.append(cosine_logits(backbone, model.encode_image(pixels), weights).softmax(-1))
+        for pixels in decode():
+            backbone.image.frozen(pixels)
+        return torch.cat(tables)
+
+    def predict() -> Tensor:
+        return torch.cat(list(fitted.probabilities(images.images)))
+
+    untouched = ZeroShot().restore(backbone, Known(names), {}).score()
+    predictor = Predictor(fitted, names, names, 1)
+    scorers = {"own": fitted.score(names), "untouched": untouched}
+
+    def file() -> Tensor:
+        """Write the answers, and return the probabilities of the best class."""
+        with tempfile.TemporaryDirectory() as folder:
+            out = AnswerFile(Path(folder) / "answers.csv", columns(1), "")
+            files = find_images([str(images.root)]).files
+            write_answers(files, predictor, 0.0, False, out, None, progress=False)
+            with open(out.path, newline="", encoding="utf-8") as text:
+                best = {row["image"]: float(row["probability"]) for row in csv.DictReader(text)}
+        return torch.tensor([best[str(path)] for path in images.images])
+
+    decoded = list(decode())
+    return {
+        "file": file,
+        "model": lambda: [fitted.answers(scorers, pixels) for pixels in decoded],
+        "predict": predict,
+        "decode": lambda: list(decode()),
+        "encode": lambda: [backbone.image.frozen(pixels) for pixels in decoded],
+        "prompts": lambda: fitted.score(names),
+        "twice": twice,
     }
 
 

@@ -103,7 +103,8 @@ def few_templates(module: Any) -> None:
 
 def measure(options: argparse.Namespace, classes: int) -> dict[str, Any]:
     """Measure one number of classes. Raises UserError as `theirs`."""
-    backbone, name = load_backbone(options.backbone), options.method
+    backbone = load_backbone(options.backbone)
+    name = options.method
     clip: Any = backbone.model
     clip.logit_scale.data.fill_(np.log(100))  # some authors hard-coded it
     peer = peer_on(name, backbone)

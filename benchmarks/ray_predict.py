@@ -51,10 +51,8 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    about, backbone = (
-        setting(options, "images", "pixels", "classes"),
-        load_backbone(options.backbone),
-    )
+    about = setting(options, "images", "pixels", "classes")
+    backbone = load_backbone(options.backbone)
     names = tuple(class_names(options.classes, options.seed))
     save(folder / "run", ZeroShot().restore(backbone, Known(names), {}), "zero-shot")
     files = list(write_files(folder, options))
@@ -77,7 +75,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def timed(workers: int, predictor: Any, files: Sequence[Path]) -> dict[str, Any]:
     """Measure the seconds per image. workers: 0 for the local engine."""
     few = BATCH * max(workers, 1)
-    start, whole = spent(predictor, files[:few]), spent(predictor, files)
+    start = spent(predictor, files[:few])
+    whole = spent(predictor, files)
     return {"workers": workers, "start": start, "seconds": (whole - start) / (len(files) - few)}
 
 

@@ -46,7 +46,8 @@ def main() -> None:
     options = parsed(arguments(__doc__, "classes", "batch", repeat=3), POINTS)
     found = {}
     for study in options.study:
-        about, backbone = setting(options, "batch"), load_backbone(options.backbone)
+        about = setting(options, "batch")
+        backbone = load_backbone(options.backbone)
         points = STUDIES[study](options, backbone, options.points or POINTS[study])
         found[study] = {"points": list(points), **about}
     if options.out:

@@ -82,7 +82,8 @@ def measure(
     model = run if engine == "torch" else exported(options, engine, run)
     ask = asker(options, model, files)
     with server(options, model) as address:
-        wanted, cpu = ask(), {"predict": list[float](), "serve": list[float]()}
+        wanted = ask()
+        cpu = {"predict": list[float](), "serve": list[float]()}
         check(engine, wanted, closed_loop(address, bodies, options.concurrency))
 
         def predict() -> None:
@@ -123,10 +124,8 @@ def fitted(options: argparse.Namespace, folder: Path) -> Path:
     """Make a model whose adapters change every answer."""
     backbone = load_backbone(options.backbone)
     method: Any = load_method("rmadapter", {"init": "kaiming"})
-    model, names = (
-        method.model(backbone, options.seed),
-        tuple(class_names(options.classes, options.seed)),
-    )
+    model = method.model(backbone, options.seed)
+    names = tuple(class_names(options.classes, options.seed))
     save(folder, method.restore(backbone, Known(names), model.adapters.state_dict()), "rmadapter")
     return folder
 
@@ -221,15 +220,15 @@ def soak(
     """Apply full load, including hostile clients. asked: bodies and their answers. photo: a JPEG to
     spoil."""
     started = time.monotonic()
-    until, kinds, statuses = (
-        started + 60 * options.minutes,
-        dict[str, Counter[int]](),
-        Counter[int](),
-    )
-    memory, wrong = list[tuple[float, float]](), [0] * options.concurrency
+    until = started + 60 * options.minutes
+    kinds = dict[str, Counter[int]]()
+    statuses = Counter[int]()
+    memory = list[tuple[float, float]]()
+    wrong = [0] * options.concurrency
 
     def polite(number: int) -> None:
-        client, place = Client(address), number
+        client = Client(address)
+        place = number
         while time.monotonic() < until:
             place = (place + options.concurrency) % len(asked)
             body, wanted = asked[place]
@@ -256,12 +255,6 @@ def soak(
     jobs = [polite] * options.concurrency + [bad] * HOSTILE
     threads(len(jobs) + 1, lambda number: jobs[number](number) if number < len(jobs) else watch())
 
-    def around(part: float) -> float:
-        """Return the median of a tenth of the samples: a single one may catch a large image while
-        it is decoded."""
-        near = sorted(memory, key=lambda one: abs(one[0] - part * 60 * options.minutes))
-        return statistics.median(mb for _, mb in near[: len(near) // 10 + 1])
-
     return {
         "minutes": options.minutes,
         "images_per_second": statuses[200] / (60 * options.minutes),
@@ -271,13 +264,20 @@ def soak(
             kind: {str(s): n for s, n in sorted(found.items())}
             for kind, found in sorted(kinds.items())
         },
+        # the first tenth warms up
         "memory_mb": {
-            "start": around(0.1),
-            "middle": around(0.5),
-            "end": around(1.0),
-        },  # the first tenth warms up
+            name: _memory_at(memory, share * 60 * options.minutes)
+            for name, share in (("start", 0.1), ("middle", 0.5), ("end", 1.0))
+        },
         "largest_mb": max(mb for _, mb in memory),
     }
+
+
+def _memory_at(samples: Sequence[tuple[float, float]], seconds: float) -> float:
+    """Return the median of the tenth of the samples nearest to a time: a single one may catch a
+    large image while it is decoded."""
+    near = sorted(samples, key=lambda sample: abs(sample[0] - seconds))
+    return statistics.median(mb for _, mb in near[: len(near) // 10 + 1])
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ class Step:
         **fields: Any,
     ) -> None:
         method: Any = load_method("rmadapter", {"init": "kaiming", "learning_rate": 1e-9, **fields})
-        self.model, self.chunk = method.model(backbone, seed).train(), chunk
+        self.model = method.model(backbone, seed).train()
+        self.chunk = chunk
         self.optimizer = method.recipe.make(self.model.adapters.parameters())
         generator = torch.Generator().manual_seed(seed)
         self.images = torch.randn(
@@ -96,7 +97,8 @@ class Step:
         (x, w), s = self.untouched(), self.model.loss
         image_errors = [token_mean(e) for e in of_image]
         text_errors = [token_mean(e, weight) for e in errors]
-        weights, untouched = class_weights(features), class_weights(w)
+        weights = class_weights(features)
+        untouched = class_weights(w)
         sides = (
             Side(image, x, image_errors, s.lambda_image_rec, s.lambda_image_con),
             Side(weights, untouched, text_errors, s.lambda_text_rec, s.lambda_text_con),

@@ -126,7 +126,8 @@ def measure(options: argparse.Namespace, classes: int) -> dict[str, Any]:
     seconds = interleaved(turns, options.repeat, BUDGET, f"{classes} classes", warm_up=False)
     spent = medians(seconds)
     speeds = rates(spent)
-    rate, extra = max(speeds[f"{n} x {n} x {n}"] for n in SQUARES), encode_prompts(step)
+    rate = max(speeds[f"{n} x {n} x {n}"] for n in SQUARES)
+    extra = encode_prompts(step)
     return {
         "classes": classes,
         **{f"{variant}_seconds": spent[variant] for variant in ALL},

@@ -48,7 +48,8 @@ class Whole:
         """Like `layouts.pack`; lengths and share are ignored."""
         assert causal, "only prompts under causal attention"
         count, width = tokens.shape
-        positions, starts = torch.arange(width).repeat(count), width * torch.arange(count)
+        positions = torch.arange(width).repeat(count)
+        starts = width * torch.arange(count)
         return cls(tokens.flatten(), positions, (count, width), starts + read)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

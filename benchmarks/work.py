@@ -60,7 +60,9 @@ def step_work(model: AdaptedCLIP, image: States, text: States) -> dict[str, int]
     """Count the operations of one training step from frozen states, by part."""
     parts = {"linear layers": 0, "attention": 0, "adapters": 0, "heads": 0, "logits": 0}
     for side, states in (("image", image), ("text", text)):
-        encoder, tokens, first = model.encoders[side], tokens_of(states), model.first(side)
+        encoder = model.encoders[side]
+        tokens = tokens_of(states)
+        first = model.first(side)
         for block in range(first, encoder.depth + 1):
             one = block == encoder.depth and encoder.reads_some(states.layout)
             if (

@@ -32,7 +32,8 @@ def installed(declared: str) -> dict[str, str]:
     """Return name -> version of a requirement's dependencies and theirs, without the requirement
     itself."""
     found: dict[str, str] = {}
-    todo, seen = [Requirement(declared)], set[str]()
+    todo = [Requirement(declared)]
+    seen = set[str]()
     while todo:
         wanted = todo.pop()
         if str(wanted) in seen:

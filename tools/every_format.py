@@ -65,7 +65,8 @@ def row(name: str, shots: Shots, expected: str, place: Path) -> dict[str, Any]:
 
 def rows(folder: Path) -> Iterator[dict[str, Any]]:
     sets = read_images(folder, progress=False)
-    shots, expected = shots_of(sets), digest(sets)
+    shots = shots_of(sets)
+    expected = digest(sets)
     for name in FORMATS:
         with tempfile.TemporaryDirectory() as place:
             yield row(name, shots, expected, Path(place))

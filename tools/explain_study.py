@@ -115,7 +115,8 @@ def trace(fitted: Fitted, pixels: Tensor, names: Sequence[str] | None = None) ->
     handle = norm.register_forward_hook(lambda module, args, output: entered.append(output))
     try:
         with torch.enable_grad():
-            x, first = states.x.detach().requires_grad_(), fitted.first
+            x = states.x.detach().requires_grad_()
+            first = fitted.first
             if first is None:
                 logits = score(States(None, watched, encoder.encode(x, watched)))
             else:

@@ -144,7 +144,9 @@ def hub_parquet(shots: Shots, home: Path) -> Path:
 def coco(shots: Shots, home: Path) -> Path:
     """Write COCO, with a box around the whole of each image."""
     copied(shots, lambda shot: home / "images" / shot.name)
-    names, images, boxes = labels_of(shots), [], []
+    names = labels_of(shots)
+    images = []
+    boxes = []
     for i, shot in enumerate(shots):
         with Image.open(shot.file) as opened:
             width, height = opened.size

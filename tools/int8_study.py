@@ -63,7 +63,8 @@ def study(data: str, root: Path, shots: int, most: int) -> dict[str, Any]:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         saved = load(run, None, device="cpu")
         _stage(stage, saved)
-        model, tests = Model(stage, threads=1), compared_images(run, saved, None, False, most)
+        model = Model(stage, threads=1)
+        tests = compared_images(run, saved, None, False, most)
         rows = compare(
             model,
             stage,

@@ -76,7 +76,8 @@ def tiny_clip(depth: int = 0, seed: int = 0) -> Backbone:
             if parameter.ndim == 1:  # biases and norms
                 parameter.data += 0.1 * torch.randn_like(parameter)
     model.logit_scale.data.fill_(np.log(100))
-    look, tokenizer = open_clip.image_transform(SIZE, is_train=False), open_clip.SimpleTokenizer()
+    look = open_clip.image_transform(SIZE, is_train=False)
+    tokenizer = open_clip.SimpleTokenizer()
     mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
     return Backbone("tiny", model.eval().requires_grad_(False), look, tokenizer, SIZE, mean, std)
 
@@ -111,11 +112,9 @@ def differences(
 ) -> dict[str, float]:
     """Return the differences between their results and ours, on all shots. Raises UserError if
     other tensors are trained."""
-    method, backbone, rows = (
-        load_method(name, found.settings),
-        shots.cache.backbone,
-        torch.arange(len(pixels)),
-    )
+    method = load_method(name, found.settings)
+    backbone = shots.cache.backbone
+    rows = torch.arange(len(pixels))
     module, loss, _, _, source = untrained(method, shots)
     inner = getattr(module, peer.inner) if peer.inner else module
     every = [

@@ -80,7 +80,8 @@ def trial(lab: Lab, data: str, seed: int, shots: int, backbone: str) -> dict[str
     method, task = request.method, request.task
     assert isinstance(method, RMAdapterPlus)
     outcome = run_task(task, method, lab, request.name)
-    train, fitted = half(lab.draw(task).train, "base"), outcome.fitted
+    train = half(lab.draw(task).train, "base")
+    fitted = outcome.fitted
     x = unit(lab.train_cache(task).features(train)[0])
     line: dict[str, Any] = {
         "seconds": outcome.record.seconds["train"],

@@ -103,7 +103,9 @@ def main() -> None:
     words = parser.parse_args()
     files = sorted(path for path in (words.data / "test").rglob("*") if path.is_file())
     images = random.Random(0).sample(files, min(words.images, len(files)))
-    some, model, found = images[: words.large], Model(words.page), {}
+    some = images[: words.large]
+    model = Model(words.page)
+    found = {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         root = Path(name)
         (root / "images").mkdir()

@@ -60,7 +60,8 @@ def draw(axes: Any, found: Evaluation, row: int) -> None:
 def main(run: Path, out: Path) -> None:
     from matplotlib.figure import Figure
 
-    fitted, record = load(run).fitted, read_record(run / "run.json")
+    fitted = load(run).fitted
+    record = read_record(run / "run.json")
     test = load_openmoji()["test"]
     sets: Sets = [
         (Question(which, classes=which), half(test, which), "test") for which in ("base", "novel")
@@ -68,7 +69,8 @@ def main(run: Path, out: Path) -> None:
     evaluations, _ = evaluate(fitted, sets, Cache(fitted.backbone, hold=False))
     figure = Figure(figsize=(10, 4.8), dpi=120, facecolor="white")
     for line, (found, which) in enumerate(zip(evaluations, ("base", "novel"), strict=True)):
-        before, after = record.metric(which, zero_shot=True), record.metric(which)
+        before = record.metric(which, zero_shot=True)
+        after = record.metric(which)
         assert before is not None
         assert after is not None
         told = {

@@ -85,7 +85,8 @@ def combined() -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"combination {place}, reconstruction", rec(10) | fields | reading
 
 
-NEITHER, PAPER = rec(0.0), {"method": "rmadapter-paper", "norm": "none"}
+NEITHER = rec(0.0)
+PAPER = {"method": "rmadapter-paper", "norm": "none"}
 VARIANTS: dict[str, dict[str, Any]] = {
     # Which of the two losses does what
     "both": {},
@@ -154,7 +155,8 @@ class Controlled(Method):
     source: str = "a control of this study"
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        model, outputs = self.inner.model(backbone, shots.seed), list[Tensor]()
+        model = self.inner.model(backbone, shots.seed)
+        outputs = list[Tensor]()
         text = model.frozen_text(tokenize(backbone, shots.classes, shots.templates))
         average = Average(model.adapters.state_dict(), self.ema)
         for module in model.adapters.modules():
@@ -188,7 +190,8 @@ class Average:
     """Exponential moving average of tensors; a decay of 0 keeps the last."""
 
     def __init__(self, tensors: Mapping[str, Tensor], decay: float) -> None:
-        self.tensors, self.decay = {name: tensor.clone() for name, tensor in tensors.items()}, decay
+        self.tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        self.decay = decay
 
     def add(self, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():
@@ -218,7 +221,8 @@ def inside(model: AdaptedCLIP, lab: Lab, task: Task) -> dict[str, float]:
     """Return all measures of a model but its accuracy, on test images of both halves and their
     class names."""
     measures: dict[str, float] = {}
-    images, cache = lab.splits(task.data)["test"], lab.test_cache(task)
+    images = lab.splits(task.data)["test"]
+    cache = lab.test_cache(task)
     for name in ("base", "novel"):
         compared = spread(half(images, name), IMAGES)
         tokens = tokenize(model.backbone, compared.classes, task.templates)

@@ -146,7 +146,8 @@ def change(mean: float, half: float | None) -> str:
 def screened(lines: Lines, variants: Sequence[str], control: str = "neither") -> str:
     """Make a table of means over data sets, and their differences from a control on the same
     sets."""
-    rows, explains = [], any("explained" in line for line in lines)
+    rows = []
+    explains = any("explained" in line for line in lines)
     for variant in variants:
         values = {figure: by_set(lines, variant, figure) for figure in (*FIGURES, "explained")}
         if not values["base"]:

@@ -67,7 +67,8 @@ def source_of(python: str) -> str:
 def smoke(python: str, backbone: str) -> Iterator[tuple[str, float, str]]:
     """Yield step, seconds, and what went wrong, or ""."""
     with tempfile.TemporaryDirectory() as place:
-        images, run = draw(Path(place, "images")), Path(place, "run")
+        images = draw(Path(place, "images"))
+        run = Path(place, "run")
         for words in steps(images, run, backbone):
             started = time.perf_counter()
             command = [python, "-m", "rmadapter", *words]

@@ -53,7 +53,8 @@ class Study:
     """One data set: features, text and near-duplicates, computed once."""
 
     def __init__(self, lab: Lab, data: str) -> None:
-        self.lab, splits = lab, lab.splits(data)
+        self.lab = lab
+        splits = lab.splits(data)
         self.train, self.test = (
             splits[split].subset(sample_shots(splits[split].labels, most, random.Random(0)))
             for split, most in (("train", POOL), ("test", TEST))
@@ -72,7 +73,8 @@ class Study:
         if not rows:
             known = Known(self.train.classes, self.task.templates)
             return ZeroShot().restore(self.lab.backbone(self.task.backbone), known, {})
-        task, images = replace(self.task, seed=seed), self.train.subset(rows)
+        task = replace(self.task, seed=seed)
+        images = self.train.subset(rows)
         return learn(METHOD, images, task, self.lab.draw(task), self.lab, cache=self.cache)
 
     def table(self, fitted: Fitted) -> np.ndarray:

@@ -152,7 +152,8 @@ class Study:
 
     def line(self, kind: str, share: int, seed: int) -> dict[str, Any]:
         """Flip labels, and score every rule."""
-        true, classes = np.array(self.images.labels), len(self.images.classes)
+        true = np.array(self.images.labels)
+        classes = len(self.images.classes)
         target = self.target if kind == "confusable" else None
         labels = flipped(true, target, share, classes, seed)
         near = nearest(self.features, count=checks.NEIGHBOURS, groups=self.together)
@@ -220,7 +221,8 @@ def cleanlab(
 
 def precision_recall(mask: np.ndarray, wrong: np.ndarray) -> list[float]:
     """Return precision and recall of what a rule calls wrong, and the number of these images."""
-    hits, called = int((mask & wrong).sum()), int(mask.sum())
+    hits = int((mask & wrong).sum())
+    called = int(mask.sum())
     return [round(hits / max(called, 1), 4), round(hits / int(wrong.sum()), 4), called]
 
 

@@ -138,9 +138,11 @@ class Study:
         few = self.lab.draw(request.task)
         train = half(few.train, "base")
         fitted = learn(request.method, train, request.task, few, self.lab)
-        model, cache = self._model(seed, fitted), self.lab.test_cache(request.task)
+        model = self._model(seed, fitted)
+        cache = self.lab.test_cache(request.task)
         with torch.no_grad():
-            names, scale = fitted.classes, float(fitted.backbone.logit_scale)
+            names = fitted.classes
+            scale = float(fitted.backbone.logit_scale)
             weights = {
                 "adapted": model.class_weights(names),
                 "frozen": zero_shot_weights(fitted.backbone, names, TEMPLATES),
@@ -254,7 +256,8 @@ def difference(lines: Lines, score: str, kind: str) -> tuple[float, float, float
         mean(lines, data, score, kind) - mean(lines, data, BASELINE, kind)
         for data in trained(lines, REPORT)
     ]
-    middle, half_width = fmean(d), confidence_interval(d)
+    middle = fmean(d)
+    half_width = confidence_interval(d)
     p = float(wilcoxon(d).pvalue) if any(d) else 1.0
     return middle, middle - half_width, middle + half_width, p
 

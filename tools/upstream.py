@@ -98,7 +98,8 @@ class Trainer:
     optim: Any
 
     def __init__(self, config: Any, classes: Sequence[str]) -> None:
-        self.cfg, self.dm = config, SimpleNamespace(dataset=SimpleNamespace(classnames=[*classes]))
+        self.cfg = config
+        self.dm = SimpleNamespace(dataset=SimpleNamespace(classnames=[*classes]))
         self.build_model()  # type: ignore[attr-defined]
 
     def register_model(self, name: str, model: nn.Module, *_: Any) -> None:
@@ -150,10 +151,8 @@ def dassl_step(
         logits = peer.taken(peer.ask(built, pixels))
     whole.train()
     built.optim = torch.optim.SGD([p for p in whole.parameters() if p.requires_grad], 0.0)
-    batch, before = (
-        {"img": pixels, "label": labels},
-        {name: of(built).clone() for name, of in peer.kept.items()},
-    )
+    batch = {"img": pixels, "label": labels}
+    before = {name: of(built).clone() for name, of in peer.kept.items()}
     loss = peer.loss(built.forward_backward(batch))
     found = (
         logits,
@@ -180,12 +179,11 @@ def function_step(
 ) -> Step:
     """Do the same for a function that trains, of CLIP-LoRA and 2SFS; logits are those of
     training."""
-    module, seen, tensors = (
-        sys.modules[run.__module__],
-        list[tuple[Tensor, Tensor]](),
-        dict[str, Any](),
-    )
-    mark, entropy = getattr(module, peer.marks), nn.functional.cross_entropy
+    module = sys.modules[run.__module__]
+    seen = list[tuple[Tensor, Tensor]]()
+    tensors = dict[str, Any]()
+    mark = getattr(module, peer.marks)
+    entropy = nn.functional.cross_entropy
     model = import_module("clip.clip").build_model(torch.load(""))
 
     def marked(model: nn.Module, *given: Any, **more: Any) -> Any:
@@ -207,10 +205,8 @@ def function_step(
             yield pixels, labels
         raise _Enough
 
-    data, few = (
-        SimpleNamespace(classnames=classes, template=["a photo of a {}."]),
-        [(pixels[:1], labels[:1])],
-    )
+    data = SimpleNamespace(classnames=classes, template=["a photo of a {}."])
+    few = [(pixels[:1], labels[:1])]
     with ExitStack() as stack:
         stack.callback(register_optimizer_step_pre_hook(stepped).remove)
         stack.enter_context(patch.object(module, peer.marks, marked))
@@ -235,7 +231,8 @@ def _trained(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
 def defined(clone: Path, file: str, name: str) -> Callable[..., Any]:
     """Load a function of a file whose imports are not available; it may use torch. Raises UserError
     if it is missing."""
-    path, space = clone / file, dict[str, Any](torch=torch)
+    path = clone / file
+    space = dict[str, Any](torch=torch)
     tree = ast.parse(path.read_text(encoding="utf-8") if path.is_file() else "")
     found: list[ast.stmt] = [
         n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == name
@@ -305,7 +302,8 @@ def imported(
         stack.enter_context(redirect_stdout(io.StringIO()))
         stack.enter_context(redirect_stderr(io.StringIO()))
         try:
-            module, model = import_module(name), import_module(f"{clip}.clip")
+            module = import_module(name)
+            model = import_module(f"{clip}.clip")
         except ImportError as error:
             raise UserError(f"{clone}: {error}; install what the authors' code needs") from error
         stack.enter_context(patch.object(model, "_download", lambda *_: ""))

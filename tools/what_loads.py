@@ -170,7 +170,8 @@ def ask(name: str) -> Found:
     with tempfile.TemporaryDirectory() as place:
         loaded = tiny(name, Path(place))
         backbone = replace(loaded, model=copy.deepcopy(loaded.model).double())
-        tokens, images = tokenize(backbone, NAMES, TEMPLATES), _images(backbone)
+        tokens = tokenize(backbone, NAMES, TEMPLATES)
+        images = _images(backbone)
         model: Any = backbone.model
         with torch.no_grad():
             _same(
@@ -215,7 +216,8 @@ def _verdict(works: Sequence[str]) -> str:
 
 
 def _images(backbone: Backbone) -> Tensor:
-    size, seed = [backbone.image_size] * 2, torch.Generator().manual_seed(0)
+    size = [backbone.image_size] * 2
+    seed = torch.Generator().manual_seed(0)
     return torch.randn(2, 3, *size, generator=seed, dtype=torch.float64)
 
 

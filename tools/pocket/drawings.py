@@ -150,7 +150,8 @@ def placed(image: Image.Image, seed: int) -> np.ndarray:
         image = image.rotate(rng.uniform(-15, 15), BICUBIC, fillcolor="white")
     canvas = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), "white")
     canvas.paste(image, (rng.randint(0, IMAGE_SIZE - side), rng.randint(0, IMAGE_SIZE - side)))
-    pixels, way = np.asarray(canvas, np.float32), rng.random()
+    pixels = np.asarray(canvas, np.float32)
+    way = rng.random()
     if way < 0.10:
         pixels = 255 - pixels
     elif way < 0.30:

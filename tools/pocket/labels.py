@@ -25,7 +25,9 @@ class Labels:
     """
 
     def __init__(self, sources: Path, nouns: dict[str, Any], classnames: dict[str, str]) -> None:
-        self.nouns, self.classnames, self.imagenet = nouns, classnames, ImageNetInfo("imagenet-1k")
+        self.nouns = nouns
+        self.classnames = classnames
+        self.imagenet = ImageNetInfo("imagenet-1k")
         self.wnids = self.imagenet.label_names()
         self.places = {wnid: place for place, wnid in enumerate(self.wnids)}
         emoji = read(package("emojibase-data", sources) / "en/data.json")

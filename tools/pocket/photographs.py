@@ -140,7 +140,8 @@ def captions(pool: str, folder: Path) -> dict[str, list[str]]:
 
 def rows_of(pool: str, sources: Path) -> list[tuple[Path, list]]:
     """Return (file, key) of the images that the pool takes."""
-    source, groups = SOURCES[pool], defaultdict(list)
+    source = SOURCES[pool]
+    groups = defaultdict(list)
     folder = sources / source.folder
     sentences = captions(pool, folder) if source.kind == "caption" else {}
     for path in sorted(folder.rglob("*"), key=lambda path: path.as_posix()):
@@ -179,9 +180,11 @@ def random_part(image: Image.Image, size: int, rng: random.Random) -> Image.Imag
     for _ in range(10):
         area = rng.uniform(0.3, 1) * width * height
         ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-        w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+        w = round((area * ratio) ** 0.5)
+        h = round((area / ratio) ** 0.5)
         if w <= width and h <= height:
-            left, top = rng.randint(0, width - w), rng.randint(0, height - h)
+            left = rng.randint(0, width - w)
+            top = rng.randint(0, height - h)
             part = image.resize((size, size), BICUBIC, box=(left, top, left + w, top + h))
             break
     return part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else part
@@ -219,7 +222,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with ProcessPoolExecutor() as executor:
         for pool in arguments.pools:
-            source, rows = SOURCES[pool], rows_of(pool, arguments.sources)
+            source = SOURCES[pool]
+            rows = rows_of(pool, arguments.sources)
             every = [source.views] * len(rows), [source.size] * len(rows)
             read = executor.map(
                 views_of, [file for file, _ in rows], range(len(rows)), *every, chunksize=16

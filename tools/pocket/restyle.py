@@ -33,7 +33,8 @@ def ink(grey: np.ndarray, rng: random.Random) -> np.ndarray:
     sigma = rng.uniform(0.6, 1.3)
     narrow, wide = (ndimage.gaussian_filter(grey, s) for s in (sigma, 1.6 * sigma))
     difference = narrow - rng.uniform(0.92, 0.98) * wide
-    slope, threshold = rng.uniform(8, 40) / 255, rng.uniform(-0.5, 6)
+    slope = rng.uniform(8, 40) / 255
+    threshold = rng.uniform(-0.5, 6)
     return np.where(difference > threshold, 1.0, 1 + np.tanh(slope * (difference - threshold)))
 
 
@@ -137,7 +138,8 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path, required=True, help="folder of step 2")
     work = parser.parse_args().work
-    rng, origins = random.Random(1), []
+    rng = random.Random(1)
+    origins = []
     for pool, number in RESTYLED.items():
         count = len(images_of(work, pool))
         origins += [(pool, row) for row in rng.sample(range(count), min(number, count))]

@@ -37,7 +37,8 @@ class Rows:
         self.pool = np.repeat(np.arange(len(TRAINED)), counts)
         self.row = np.concatenate([np.arange(count) for count in counts])
         self.label = np.concatenate([labels[pool] for pool in TRAINED])
-        self.origin_pool, self.origin_row = self.pool.copy(), self.row.copy()
+        self.origin_pool = self.pool.copy()
+        self.origin_row = self.row.copy()
         restyled, drawings = (self.pool == TRAINED.index(pool) for pool in ("restyled", "drawings"))
         origins = read(work / "origins.json")
         self.origin_pool[restyled] = [TRAINED.index(pool) for pool, _ in origins]

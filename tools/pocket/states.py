@@ -90,7 +90,8 @@ def main() -> None:
     of_student = arguments.kind == "student"
     compute, shape = student() if of_student else teacher(arguments.teacher)
     for pool in POOLS if of_student else PHOTOGRAPHS:
-        images, started = images_of(arguments.work, pool), time.monotonic()
+        images = images_of(arguments.work, pool)
+        started = time.monotonic()
         file = arguments.work / f"{pool}_{'states' if of_student else 'logits'}.npy"
         part = file.with_suffix(".part")
         found = np.lib.format.open_memmap(part, "w+", np.float16, (len(images), *shape))

@@ -93,10 +93,8 @@ class Texts(NamedTuple):
         cls, student: Student, states: Tensor, labels: list[dict[str, Any]], alone: Tensor
     ) -> Texts:
         most = max(len(label["texts"]) for label in labels)
-        members, weights = (
-            torch.zeros(len(labels), most, dtype=torch.long),
-            torch.zeros(len(labels), most),
-        )
+        members = torch.zeros(len(labels), most, dtype=torch.long)
+        weights = torch.zeros(len(labels), most)
         for row, label in enumerate(labels):
             for column, (text, weight) in enumerate(label["texts"]):
                 members[row, column], weights[row, column] = text, weight
@@ -162,10 +160,8 @@ def loss_terms(
 
     members, weights = texts.members[targets.labels], texts.weights[targets.labels]
     candidates = torch.unique(torch.cat([members.flatten(), others]))
-    rivals, direction = (
-        texts.features[template][candidates],
-        texts.direction(template, targets.labels),
-    )
+    rivals = texts.features[template][candidates]
+    direction = texts.direction(template, targets.labels)
     own = torch.zeros(len(features), len(candidates))
     own.scatter_add_(1, torch.searchsorted(candidates, members), weights)
     target = OWN_TEXTS * own + (1 - OWN_TEXTS) * (SHARPNESS * direction @ rivals.T).softmax(-1)

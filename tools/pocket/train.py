@@ -77,7 +77,10 @@ def train(
     basis = F.linear(F.normalize(class_states[:, PLAIN_PROMPT], dim=-1), student.text_proj)
     optimizer = make_optimizer(student, a.learning_rate, a.weight_decay)
     peaks = [group["lr"] for group in optimizer.param_groups]
-    batches, step, progress, start = rows.batches(a.batch, rng), 0, 0.0, time.monotonic()
+    batches = rows.batches(a.batch, rng)
+    step = 0
+    progress = 0.0
+    start = time.monotonic()
     while progress < 1:
         progress = max((step + 1) / a.steps, (time.monotonic() - start) / 60 / a.minutes)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
@@ -95,10 +98,8 @@ def train(
             features = student.image(rows.tokens(batch, keep))
         classes = prompts[:, int(rng.integers(prompts.shape[1]))]
         drawn = rng.choice(len(texts.words), min(a.texts, len(texts.words)), replace=False)
-        others, template = (
-            texts.words[torch.from_numpy(drawn)],
-            int(rng.integers(len(texts.features))),
-        )
+        others = texts.words[torch.from_numpy(drawn)]
+        template = int(rng.integers(len(texts.features)))
         terms = loss_terms(
             student, features, rows.targets(batch), texts, classes, basis, others, template
         )
@@ -149,7 +150,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
     a = parser.parse_args()
     torch.manual_seed(a.seed)
-    student, rows = Student(load_backbone("pocket")), Rows(a.work)
+    student = Student(load_backbone("pocket"))
+    rows = Rows(a.work)
     if a.start:
         student.load(a.start)
     states, alone = (

@@ -82,7 +82,8 @@ class Icon(NamedTuple):
 def read_icons(folder: Path) -> dict[str, Icon]:
     """Read the icons of one package by name."""
     data = read(folder / "icons.json")
-    width, height = data.get("width", 16), data.get("height", 16)
+    width = data.get("width", 16)
+    height = data.get("height", 16)
     return {
         name: Icon(
             icon["body"],

@@ -78,7 +78,8 @@ def kinds(offset: str, synsets: dict[str, Synset]) -> list[str]:
 
 def visible_nouns(folder: Path) -> dict[str, Any]:
     """Return nouns of which one of the two most frequent senses is something visible."""
-    synsets, nouns = read_synsets(folder / "data.noun"), {}
+    synsets = read_synsets(folder / "data.noun")
+    nouns = {}
     for noun, senses in read_senses(folder / "index.noun").items():
         offset = next(
             (offset for offset in senses[:2] if synsets[offset].lexicographer in VISIBLE), None

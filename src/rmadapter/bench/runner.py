@@ -342,7 +342,11 @@ def make_record(job: Job, plan: Plan, lab: Lab, finished: dict[str, Record]) -> 
     from rmadapter.runs.run import describe_run, run_key, run_task
     from rmadapter.training.contract import NotApplicable
 
-    task, method, few, search, spent = job.task, plan.method(job), None, "", 0.0
+    task = job.task
+    method = plan.method(job)
+    few = None
+    search = ""
+    spent = 0.0
     backbone = lab.backbone(task.backbone)  # without a backbone there is nothing to record
     try:
         drawn = lab.draw(task)

@@ -182,7 +182,8 @@ def tune(
 def _head(search: Search, folds: Folds, space: Space) -> dict[str, Any]:
     """Return the head of tune.json: what identifies a search, and facts about it."""
     request, lab = search.request, folds.lab
-    backbone, few = lab.backbone(request.task.backbone), lab.draw(request.task)
+    backbone = lab.backbone(request.task.backbone)
+    few = lab.draw(request.task)
     to_json = optuna().distributions.distribution_to_json
     return {
         "key": run_key(request.task, request.method, request.name, request.machine, backbone, few),
@@ -262,7 +263,9 @@ class Judge:
     user's process."""
 
     def __init__(self, search: Search, key: str, home: Path, threads: float) -> None:
-        self.search, self.key, self.node = search, key, settle(home, threads)
+        self.search = search
+        self.key = key
+        self.node = settle(home, threads)
 
     def ready(self) -> None:
         """Make the folds. Raises UserError if data or backbone differ from those of the driver."""
@@ -370,7 +373,8 @@ def heights(values: Sequence[Any], distribution: Distribution) -> np.ndarray:
         places = np.array([distribution.choices.index(value) for value in values])
         return places / max(len(distribution.choices) - 1, 1)
     scale = math.log if distribution.log else float
-    low, high = scale(distribution.low), scale(distribution.high)
+    low = scale(distribution.low)
+    high = scale(distribution.high)
     return np.array([(scale(value) - low) / ((high - low) or 1) for value in values])
 
 

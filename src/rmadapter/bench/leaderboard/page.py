@@ -175,7 +175,8 @@ def scatter(table: Standings) -> dict[str, object] | None:
     points = []
     for number, row in rows:
         base, novel = row.cells[:2]
-        x, y = x_of(base.number), y_of(novel.number)
+        x = x_of(base.number)
+        y = y_of(novel.number)
         wide, high = base.interval or 0.0, novel.interval or 0.0
         bars = [
             (x_of(base.number - wide), y, x_of(base.number + wide), y),

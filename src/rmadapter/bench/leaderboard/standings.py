@@ -108,7 +108,8 @@ def _groups(records: Sequence[Record]) -> Iterator[Group]:
 
 
 def _standings(group: Group, places: Mapping[int, int]) -> Standings:
-    rows, columns = rows_of(group.records), columns_of(group)
+    rows = rows_of(group.records)
+    columns = columns_of(group)
     sets, seeds = complete(rows)
     comparable = rows_of(common_targets(group.records))
     ranks = None

@@ -72,7 +72,8 @@ def _looks(group: Group) -> dict[str, Look]:
 def _scatter(group: Group) -> list[Figure]:
     """Draw base against novel accuracy, and HM against training time; accuracies are averages over
     the data sets that every row has."""
-    rows, looks = rows_of(group.records), _looks(group)
+    rows = rows_of(group.records)
+    looks = _looks(group)
     datasets, seeds = complete(rows)
     points = {}
     for label, records in rows.items():

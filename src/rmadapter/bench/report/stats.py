@@ -124,7 +124,8 @@ def paired(a: Sequence[Record], b: Sequence[Record], name: str) -> Paired | None
         return None
     # Accuracies are ratios of counts: what differs by rounding alone is a tie.
     d = np.round([fmean(differences) for differences in per_set.values()], 9)
-    mean, half = float(d.mean()), half_width(d)
+    mean = float(d.mean())
+    half = half_width(d)
     testable = len(d) >= ENOUGH and bool(d.any())
     return Paired(
         sets=len(d),
@@ -154,7 +155,8 @@ def draw_of(record: Record) -> Draw:
 def holm(p: Sequence[float]) -> np.ndarray:
     """Correct p values for their number (Holm, Scandinavian Journal of Statistics 1979): the
     probability that any is below a level by chance is at most that level."""
-    order, corrected = np.argsort(p), np.empty(len(p))
+    order = np.argsort(p)
+    corrected = np.empty(len(p))
     corrected[order] = np.maximum.accumulate(np.sort(p) * np.arange(len(p), 0, -1)).clip(max=1)
     return corrected
 
@@ -264,7 +266,8 @@ def compare(labels: Sequence[str], values: np.ndarray, left_out: Sequence[str] =
     from scipy.stats import friedmanchisquare, rankdata, wilcoxon
 
     values = np.round(values, 9)  # as in `paired`
-    ranks, k = rankdata(-values, axis=1), len(labels)
+    ranks = rankdata(-values, axis=1)
+    k = len(labels)
     order = np.argsort(ranks.mean(axis=0), kind="stable")
     values, ranks = values[:, order], ranks[:, order]
     chi2, p = friedmanchisquare(*values.T) if np.ptp(values, axis=1).any() else (0.0, 1.0)

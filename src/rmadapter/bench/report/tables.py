@@ -317,7 +317,8 @@ def rankings(group: Group, columns: Sequence[Column] | None = None) -> dict[Colu
 
 
 def _rank_tables(group: Group) -> list[Table]:
-    first, about = first_column(group), facts(group, group.records)
+    first = first_column(group)
+    about = facts(group, group.records)
     return [
         rank_table(ranks, f"{group.slug}-ranks-{slug(column.head)}", column.head, first, about)
         for column, ranks in rankings(group).items()

@@ -121,7 +121,8 @@ def write_reports(results: Path, out: Path) -> Summary:
 
 def _number_names(sections: Sequence[Section]) -> list[Section]:
     """Give every table and every figure a name of its own."""
-    unique_table, unique_figure = _namer(), _namer()
+    unique_table = _namer()
+    unique_figure = _namer()
     numbered = []
     for section in sections:
         tables = [replace(table, name=unique_table(table.name)) for table in section.tables]
@@ -236,7 +237,8 @@ def _markdown(
     scatter: Figure | None,
 ) -> str:  # fmt: skip
     finding = summary["finding"]
-    count, total = summary["runs"], duration(summary["seconds"])
+    count = summary["runs"]
+    total = duration(summary["seconds"])
     parts = [f"# {finding['title']}"]
     parts += [" ".join(finding["sentences"])] if finding["sentences"] else []
     parts += [_image(scatter)] if scatter else []
