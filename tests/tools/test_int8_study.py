@@ -43,12 +43,3 @@ def test_the_docs_have_the_table_of_the_lines() -> None:
     lines = [json.loads(line) for line in (docs / "results/int8.jsonl").read_text().splitlines()]
     page = (docs / "deploy.md").read_text(encoding="utf-8")
     assert table(lines) in page
-    taken = [
-        (row["accuracy"], line["rows"][0]["accuracy"])
-        for line in lines
-        for row in line["rows"]
-        if row["chosen"]
-    ]
-    lost = sum(plain - own for own, plain in taken) / len(taken)
-    assert f"it is {lost:.1f} points lower" in page
-    assert lost > 0
