@@ -120,7 +120,7 @@ def test_two_processes_fit_the_model_that_one_fits_though_one_of_them_dies(
     two = read_record(RunFolder(out).record)
     assert (two.key, two.temperature) == (one.key, pytest.approx(one.temperature, rel=1e-3))
     assert [score.accuracy for score in two.scores] == [score.accuracy for score in one.scores]
-    tensors = [load_file(tmp_path / RunFolder(name).weights) for name in ("one", "two")]
+    tensors = [load_file(RunFolder(tmp_path / name).weights) for name in ("one", "two")]
     assert max(relative_errors(*tensors).values()) < 1e-4
     assert sorted(path.name for path in out.iterdir()) == sorted(
         path.name for path in (tmp_path / "one").iterdir()
