@@ -7,6 +7,7 @@ import pkgutil
 import re
 import sys
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,10 @@ def test_the_walks_are_walked(
     name = tiny_clip.name
     sets = ["epochs=1", "rank=2", "first_block=3", "device=cpu"]
     own = [f"rmadapter.{s}" if "device" not in s else s for s in sets]
+    numbers = count()  # a finished run is not trained again
     calls: list[Callable[[], Any]] = [
         lambda: fit(
-            colors, tmp_path / "run", FitOptions(backbone=name, shots=2), settings=SettingOptions(sets=sets)
+            colors, tmp_path / f"run-{next(numbers)}", FitOptions(backbone=name, shots=2), settings=SettingOptions(sets=sets)
         ),
         lambda: predict(
             finished, [str(colors / "test/red/0.png")], options=RunOptions(backbone=name)
