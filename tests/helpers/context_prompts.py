@@ -15,7 +15,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet
 from rmadapter.training.contract import Shots
 from tests.helpers.rounding import FACTOR, assert_rounds_like, double
-from tests.helpers.shots import gradients, logits_of, pixels_of, shots_of, untrained
+from tests.helpers.shots import gradients, pixels_of, shots_of, untrained
 
 
 def plain_text(
@@ -111,26 +111,6 @@ def plain_logits(backbone: Backbone, shots: Shots, classes: Tensor) -> Tensor:
         pixels_of(backbone, shots.images, ROWS).to(model.logit_scale.dtype)
     )
     return model.logit_scale.exp() * F.normalize(features, dim=-1) @ F.normalize(classes, dim=-1).T
-
-
-def depends_on_seed_only(method: Any, backbone: Backbone) -> bool:
-    """Two fits with one seed agree, another seed does not, and nothing asks for gradients of the
-    backbone."""
-    shots = [eight_shots(backbone, seed) for seed in (1, 1, 2)]
-    once, again, other = (logits_of(method.fit(backbone, some), some, NEW) for some in shots)
-    still = all(parameter.grad is None for parameter in backbone.model.parameters())
-    return (
-        once.shape == (8, 2) and torch.equal(once, again) and not torch.equal(once, other) and still
-    )
-
-
-def learns_all_shots(method: Any, backbone: Backbone) -> bool:
-    shots = eight_shots(backbone)
-    fitted = method.fit(backbone, shots)
-    loss = [record.get("ce", record["loss"]) for record in fitted.trained.history]
-    return loss[-1] < 0.2 * loss[0] and logits_of(fitted, shots).argmax(-1).tolist() == list(
-        shots.images.labels
-    )
 
 
 def knowledge(backbone: Backbone, classes: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet
 from rmadapter.training.contract import Shots
-from tests.helpers.shots import gradients, logits_of, noise_images, shots_of
+from tests.helpers.shots import gradients, noise_images, shots_of
 
 NAMES = ("cat", "a small red car", "dog", "tree house")  # of different lengths
 
@@ -86,20 +85,3 @@ def eight_images(backbone: Backbone, **fields: Any) -> Shots:
         ImageSet.from_lists(noise_images(8).images, ["cat", "dog", "car", "bird"] * 2),
         **fields,
     )
-
-
-def assert_learns(method: Any, backbone: Backbone) -> None:
-    """All of eight images, leaving the backbone alone, and the same way twice."""
-    before = replace(backbone).digest  # computed anew
-    logits = []
-    for _ in range(2):
-        shots = eight_images(backbone)
-        fitted = method.fit(backbone, shots)
-        logits.append(logits_of(fitted, shots))
-    assert torch.equal(*logits)
-    assert logits[0].argmax(-1).tolist() == list(shots.images.labels)
-    assert not logits[0].requires_grad
-    assert replace(backbone).digest == before
-    assert fitted.parameters == method.parameters(backbone, classes=4).trained
-    assert len(fitted.trained.history) == method.recipe.epochs * -(-8 // method.recipe.batch_size)
-    assert logits_of(fitted, shots, ("tree", "house")).shape == (8, 2)

@@ -135,9 +135,3 @@ def test_a_class_is_held_as_firmly_as_zero_shot_knows_it(tiny_clip: Backbone) ->
     )
     torch.testing.assert_close(each[0], expected)
     assert not torch.allclose(each[0], each[1])
-
-
-def test_parameters_of_vit_b16(vit_b16: Backbone) -> None:
-    # one prototype a class, as long as a feature: `prototypes` in trainers/adapters.py of
-    # jusiro/CLAP
-    assert [method.parameters(vit_b16, classes=1000) for method in BOTH] == [(1000 * 512, 0)] * 2

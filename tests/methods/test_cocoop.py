@@ -18,9 +18,7 @@ from tests.helpers.context_prompts import (
     LABELS,
     ROWS,
     assert_same_as_plain,
-    depends_on_seed_only,
     eight_shots,
-    learns_all_shots,
     plain_logits,
     plain_text,
 )
@@ -60,19 +58,3 @@ def test_an_image_is_scored_alike_in_any_company(tiny_clip: Backbone) -> None:
     alone = torch.cat([score(held.batch(torch.tensor([i]))) for i in range(8)])
     assert_same_float32(logits_of(fitted, shots), alone)
     assert not alone.requires_grad
-
-
-def test_parameters_are_those_of_the_code(vit_b16: Backbone) -> None:
-    # The released prompt learner: context of 4 x 512; 512 -> 32 -> 512, both with biases
-    count = 4 * 512 + (512 * 32 + 32) + (32 * 512 + 512)
-    assert CoCoOp().parameters(vit_b16) == (count, 0) == (35_360, 0)
-
-
-@pytest.mark.slow
-def test_eight_images_are_learned_by_heart(tiny_clip: Backbone) -> None:
-    assert learns_all_shots(configured(CoCoOp(), {"epochs": 30, "learning_rate": 0.02}), tiny_clip)
-
-
-@pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
-def test_the_seed_decides(name: str, request: pytest.FixtureRequest) -> None:
-    assert depends_on_seed_only(configured(CoCoOp(), {"epochs": 2}), request.getfixturevalue(name))

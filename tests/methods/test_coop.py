@@ -12,16 +12,13 @@ from torch import Tensor
 from rmadapter.backbones import Backbone
 from rmadapter.methods.coop import CoOp
 from rmadapter.methods.zero_shot import ZeroShot
-from rmadapter.settings import configured
 from rmadapter.training.contract import Shots
 from tests.helpers.context_prompts import (
     CLASSES,
     LABELS,
     NEW,
     assert_same_as_plain,
-    depends_on_seed_only,
     eight_shots,
-    learns_all_shots,
     plain_logits,
     plain_text,
 )
@@ -46,19 +43,3 @@ def test_untrained_context_is_the_written_prompt(tiny_clip: Backbone) -> None:
     found = logits_of(untrained(CoOp(), tiny_clip, shots).fitted, shots, NEW)
     expected = logits_of(ZeroShot().fit(tiny_clip, shots), shots, NEW)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_parameters_are_those_of_the_code(vit_b16: Backbone) -> None:
-    # The released prompt learner: 4 context tokens of width 512
-    assert CoOp().parameters(vit_b16) == (2048, 0)
-
-
-def test_eight_images_are_learned_by_heart(tiny_clip: Backbone) -> None:
-    assert learns_all_shots(configured(CoOp(), {"epochs": 120, "learning_rate": 0.02}), tiny_clip)
-
-
-@pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
-def test_the_seed_decides(name: str, request: pytest.FixtureRequest) -> None:
-    assert depends_on_seed_only(
-        configured(CoOp(context=""), {"epochs": 3}), request.getfixturevalue(name)
-    )

@@ -18,7 +18,6 @@ from rmadapter.settings import configured
 from tests.helpers.deep_prompts import (
     LABELS,
     NAMES,
-    assert_learns,
     assert_same_terms,
     eight_images,
     pixels,
@@ -141,12 +140,6 @@ def test_wrong_descriptions_are_named(tiny_clip: Backbone, tmp_path: Path, value
         CoPrompt(descriptions=write(tmp_path, value)).read(tiny_clip, ["cat"], ["{}"])
 
 
-@pytest.mark.slow
-def test_it_learns_eight_images(tiny_clip: Backbone) -> None:
-    fields = {"epochs": 80, "learning_rate": 0.05, "batch_size": 8, "consistency": 0.1}
-    assert_learns(configured(CoPrompt(), fields), tiny_clip)
-
-
 @pytest.mark.parametrize("views", [1, 2, 0])
 def test_images_are_compared_with_another_view(tiny_clip: Backbone, views: int) -> None:
     """With one view of each image it is compared with itself; else with that of the next epoch,
@@ -192,10 +185,3 @@ def test_a_class_is_compared_with_a_sentence_drawn_anew_in_each_step(
 def test_an_adapter_without_width_is_refused(tiny_clip: Backbone) -> None:
     with pytest.raises(UserError, match="reduction=4000: give a number from 1 to 40"):
         CoPrompt(reduction=4000).module(tiny_clip)
-
-
-def test_parameters_are_the_codes(vit_b16: Backbone) -> None:
-    # Counted in the released code: prompts and maps of 12 blocks, and two adapters 512-128-512.
-    adapters = 2 * 2 * 512 * 128
-    count = 12 * (4 * 512 + 512 * 768 + 768) + adapters
-    assert CoPrompt().parameters(vit_b16) == (count, 0) == (5_014_528, 0)

@@ -18,7 +18,6 @@ from rmadapter.training.contract import Known
 from tests.helpers.deep_prompts import (
     LABELS,
     NAMES,
-    assert_learns,
     assert_same_terms,
     eight_images,
     pixels,
@@ -131,16 +130,3 @@ def test_without_the_head_it_is_maple(tiny_clip: Backbone) -> None:
     assert_same_float32(
         logits_of(alone, shots), logits_of(configured(MaPLe(), fields).fit(tiny_clip, shots), shots)
     )
-
-
-@pytest.mark.slow
-def test_it_learns_eight_images(tiny_clip: Backbone) -> None:
-    assert_learns(
-        configured(DePT(), {"epochs": 60, "learning_rate": 0.02, "batch_size": 8}), tiny_clip
-    )
-
-
-def test_parameters_are_the_codes(vit_b16: Backbone) -> None:
-    """MaPLe's, two scales and two shifts, and a linear layer of 100 classes."""
-    expected = 9 * 2 * 512 + 9 * (512 * 768 + 768) + 4 * 512 + 100 * (512 + 1)
-    assert DePT().parameters(vit_b16, classes=100) == (expected, 0) == (3_608_420, 0)

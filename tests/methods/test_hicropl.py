@@ -17,7 +17,6 @@ from rmadapter.settings import configured
 from tests.helpers.deep_prompts import (
     LABELS,
     NAMES,
-    assert_learns,
     assert_same_terms,
     eight_images,
     pixels,
@@ -94,12 +93,6 @@ def test_terms_and_gradients_are_plain_ones(name: str, request: pytest.FixtureRe
     assert_same_terms(module, lean, {"loss": sum(plain.values()), **plain})  # type: ignore[dict-item]
 
 
-@pytest.mark.slow
-def test_it_learns_eight_images(tiny_clip: Backbone) -> None:
-    fields = {"n_ctx": 2, "epochs": 60, "learning_rate": 0.01, "batch_size": 8, "consistency": 0.1}
-    assert_learns(configured(HiCroPL(), fields), tiny_clip)
-
-
 def test_answers_need_no_untouched_features_given(tiny_clip: Backbone) -> None:
     """Of images by themselves, and of those whose features are at hand."""
     shots = eight_images(tiny_clip)
@@ -127,23 +120,6 @@ def test_encoders_of_unequal_height_turn_at_the_same_one(tiny_clip: Backbone) ->
     assert [len(all_blocks.proxies[side]) for side in ("text", "image")] == [2, 2]  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"hicropl\.turn=6: give a number below depth=6"):
         HiCroPL(depth=6).module(tiny_clip)
-
-
-def test_parameters_are_the_codes(tiny_clip: Backbone) -> None:
-    """Of the released code's modules: prompts, a proxy for each guiding block of either side, two
-    mappers."""
-
-    def count(blocks: int, tokens: int, text: int, image: int) -> int:
-        proxies = sum(blocks // 2 * (4 * w * w + 9 * w) for w in (text, image))
-        mappers = sum(
-            13 * w * w + 2 * w * other + 16 * w for w, other in ((text, image), (image, text))
-        )
-        return blocks * tokens * (text + image) + proxies + mappers
-
-    assert HiCroPL(n_ctx=2).parameters(tiny_clip) == (count(4, 2, 48, 64), 0)
-    assert (
-        count(12, 16, 512, 768) == 33_431_040
-    )  # docs/methods.md, and what the method has on a ViT-B/16
 
 
 def test_a_width_that_its_heads_do_not_divide(

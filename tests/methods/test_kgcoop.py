@@ -18,10 +18,8 @@ from tests.helpers.context_prompts import (
     CLASSES,
     LABELS,
     assert_same_as_plain,
-    depends_on_seed_only,
     eight_shots,
     knowledge,
-    learns_all_shots,
     plain_logits,
     plain_text,
 )
@@ -52,20 +50,3 @@ def test_weight_zero_is_coop_and_a_large_one_stays_near_the_written_prompts(
     assert torch.equal(logits_of(weights[0], shots), logits_of(coop, shots))
     last = {w: fitted.trained.history[-1]["distance"] / w for w, fitted in weights.items() if w}
     assert last[8.0] < 0.5 * last[0.01]
-
-
-def test_parameters_are_those_of_the_code(vit_b16: Backbone) -> None:
-    # The released trainer gives the optimiser "ctx" alone, 4 tokens of width 512.
-    assert KgCoOp().parameters(vit_b16) == (2048, 0)
-
-
-def test_eight_images_are_learned_by_heart(tiny_clip: Backbone) -> None:
-    fields = {"epochs": 120, "learning_rate": 0.02, "distance_weight": 0.1}
-    assert learns_all_shots(configured(KgCoOp(), fields), tiny_clip)
-
-
-@pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
-def test_the_seed_decides(name: str, request: pytest.FixtureRequest) -> None:
-    assert depends_on_seed_only(
-        configured(KgCoOp(), {"context": "", "epochs": 3}), request.getfixturevalue(name)
-    )

@@ -137,15 +137,6 @@ def test_it_knows_its_classes_alone_in_any_order(tiny_clip: Backbone, shots: Sho
         fitted.score(["tree"])
 
 
-def test_eight_images_are_learnt_by_heart_and_the_backbone_stays(tiny_clip: Backbone) -> None:
-    before = {k: v.clone() for k, v in tiny_clip.model.state_dict().items()}
-    shots, method = shots_of(tiny_clip, noise_images(8)), LinearProbe(search_steps=0, C=1e6)
-    fitted, again = method.fit(tiny_clip, shots), method.fit(tiny_clip, shots)
-    assert logits_of(fitted, shots).argmax(1).tolist() == list(shots.images.labels)
-    assert torch.equal(logits_of(fitted, shots), logits_of(again, shots))
-    assert all(torch.equal(before[k], v) for k, v in tiny_clip.model.state_dict().items())
-
-
 def test_one_class_and_one_shot(tiny_clip: Backbone) -> None:
     with pytest.raises(UserError, match="at least two"):
         LinearProbe().fit(tiny_clip, shots_of(tiny_clip, noise_images(3, ("cat",))))
@@ -162,8 +153,3 @@ def test_one_class_and_one_shot(tiny_clip: Backbone) -> None:
         LinearProbe().fit(
             tiny_clip, shots_of(tiny_clip, noise_images(24, tuple(f"thing {i}" for i in range(24))))
         )
-
-
-def test_parameters_of_vit_b16(vit_b16: Backbone) -> None:
-    # weights and biases of a linear layer
-    assert LinearProbe().parameters(vit_b16, classes=1000) == (1000 * (512 + 1), 0)

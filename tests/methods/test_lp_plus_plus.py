@@ -18,7 +18,7 @@ from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import configured
 from rmadapter.training.contract import NotApplicable, Shots
 from tests.helpers.rounding import assert_same_float32
-from tests.helpers.shots import logits_of, noise_images, noisy_colors, shots_of
+from tests.helpers.shots import logits_of, noisy_colors, shots_of
 
 Array = np.ndarray
 
@@ -126,18 +126,6 @@ def test_alpha_moves_after_every_so_many_epochs(tiny_clip: Backbone, shots: Shot
     assert not torch.equal(found[6].tensors["weight"], found[7].tensors["weight"])
 
 
-def test_eight_images_are_learnt_by_heart_and_the_backbone_stays(tiny_clip: Backbone) -> None:
-    before = {k: v.clone() for k, v in tiny_clip.model.state_dict().items()}
-    shots = shots_of(tiny_clip, noise_images(8))
-    method = LPPlusPlus()
-    fitted, again = method.fit(tiny_clip, shots), method.fit(tiny_clip, shots)
-    assert logits_of(fitted, shots).argmax(1).tolist() == list(shots.images.labels)
-    assert torch.equal(logits_of(fitted, shots), logits_of(again, shots))
-    history = fitted.trained.history
-    assert history[-1]["loss"] < 0.1 * history[0]["loss"]
-    assert all(torch.equal(before[k], v) for k, v in tiny_clip.model.state_dict().items())
-
-
 def test_it_knows_its_classes_alone_in_any_order(tiny_clip: Backbone, shots: Shots) -> None:
     fitted = configured(LPPlusPlus(), {"epochs": 2}).fit(tiny_clip, shots)
     assert_same_float32(
@@ -145,8 +133,3 @@ def test_it_knows_its_classes_alone_in_any_order(tiny_clip: Backbone, shots: Sho
     )
     with pytest.raises(NotApplicable, match="'tree'"):
         fitted.score(["tree"])
-
-
-def test_parameters_of_vit_b16(vit_b16: Backbone) -> None:
-    # `classifier` with a bias, and `alpha_vec`, in methods/linear_probe_p2.py of the released code
-    assert LPPlusPlus().parameters(vit_b16, classes=1000) == (1000 * (512 + 1) + 1000, 0)

@@ -9,11 +9,9 @@ import torch.nn.functional as F
 from rmadapter.backbones import Backbone
 from rmadapter.methods.maple import MaPLe
 from rmadapter.methods.parts import deep
-from rmadapter.settings import configured
 from tests.helpers.deep_prompts import (
     LABELS,
     NAMES,
-    assert_learns,
     assert_same_terms,
     pixels,
     prompts_inserted,
@@ -56,15 +54,3 @@ def test_the_start_is_clip_with_more_tokens_in_the_image(tiny_clip: Backbone) ->
     torch.testing.assert_close(
         module.class_features(module.text(NAMES)), expected, rtol=1e-4, atol=1e-5
     )
-
-
-@pytest.mark.slow
-def test_it_learns_eight_images(tiny_clip: Backbone) -> None:
-    assert_learns(
-        configured(MaPLe(), {"epochs": 80, "learning_rate": 0.05, "batch_size": 8}), tiny_clip
-    )
-
-
-def test_parameters_are_the_codes(vit_b16: Backbone) -> None:
-    # Counted in the released code: 9 prompts of 2 x 512, and 9 linear maps from 512 to 768.
-    assert MaPLe().parameters(vit_b16) == (9 * 2 * 512 + 9 * (512 * 768 + 768), 0) == (3_555_072, 0)

@@ -18,7 +18,6 @@ from rmadapter.encoders.blocks import PreNorm
 from rmadapter.errors import UserError
 from rmadapter.methods.skip_tuning import Prompts, SkipTuning, TunedCLIP, kept
 from rmadapter.methods.zero_shot import ZeroShot
-from rmadapter.settings import configured
 from tests.helpers.rounding import assert_same_float32, double
 from tests.helpers.shots import logits_of, noise_images, shots_of, untrained
 
@@ -160,17 +159,6 @@ def test_a_compiled_step_is_the_same(tiny_clip: Backbone) -> None:
         assert_same_float32(compiled[name], term)
 
 
-def test_eight_images_are_learnt_by_heart_and_the_backbone_stays(tiny_clip: Backbone) -> None:
-    before = {k: v.clone() for k, v in tiny_clip.model.state_dict().items()}
-    shots = shots_of(tiny_clip, noise_images(8, NAMES))
-    method = configured(SkipTuning(), {"learning_rate": 0.01, "epochs": 40})
-    fitted, again = method.fit(tiny_clip, shots), method.fit(tiny_clip, shots)
-    assert logits_of(fitted, shots).argmax(1).tolist() == list(shots.images.labels)
-    assert torch.equal(logits_of(fitted, shots), logits_of(again, shots))
-    assert all(torch.equal(before[k], v) for k, v in tiny_clip.model.state_dict().items())
-    assert not any(parameter.requires_grad for parameter in tiny_clip.model.parameters())
-
-
 @pytest.mark.parametrize("name", KINDS)
 def test_without_a_step_it_answers_as_zero_shot(name: str, request: pytest.FixtureRequest) -> None:
     backbone: Backbone = request.getfixturevalue(name)
@@ -196,12 +184,7 @@ def test_what_is_stored_is_what_learns(tiny_clip: Backbone) -> None:
     assert lower.mlp.c_fc.weight is tiny_clip.image.blocks[2].mlp.c_fc.weight  # type: ignore[union-attr]
 
 
-def test_parameters_of_vit_b16(vit_b16: Backbone) -> None:
-    def block(width: int) -> int:  # attention, MLP of four widths, two norms, with biases
-        return 12 * width**2 + 13 * width
-
-    tails = (768 + 512) * 2 + (768 + 512) * 512
-    assert SkipTuning().parameters(vit_b16) == (3 * (block(768) + block(512)) + tails, 0)
+def test_three_of_twelve_blocks_are_trained(vit_b16: Backbone) -> None:
     module = SkipTuning().module(vit_b16)
     assert (module.first, module.first_text) == (10, 10)
 

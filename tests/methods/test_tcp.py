@@ -12,15 +12,12 @@ from torch import Tensor
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.methods.tcp import TCP
-from rmadapter.settings import configured
 from rmadapter.training.contract import Shots
 from tests.helpers.context_prompts import (
     CLASSES,
     LABELS,
     assert_same_as_plain,
-    depends_on_seed_only,
     knowledge,
-    learns_all_shots,
     plain_logits,
     plain_text,
 )
@@ -74,22 +71,6 @@ def test_a_bert_gets_its_class_contexts_too(tiny_hf: Backbone) -> None:
         return ce + 8 * knowledge(learner.backbone, classes)
 
     assert_same_as_plain(TCP(), tiny_hf, plain)
-
-
-def test_parameters_are_those_of_the_code(vit_b16: Backbone) -> None:
-    # 4 context tokens of 512; 512 -> 128 -> 4 * 512, both with biases
-    count = 4 * 512 + (512 * 128 + 128) + (128 * 2048 + 2048)
-    assert TCP().parameters(vit_b16) == (count, 0) == (331_904, 0)
-
-
-def test_eight_images_are_learned_by_heart(tiny_clip: Backbone) -> None:
-    fields = {"epochs": 60, "learning_rate": 0.02, "distance_weight": 0.1}
-    assert learns_all_shots(configured(TCP(), fields), tiny_clip)
-
-
-@pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
-def test_the_seed_decides(name: str, request: pytest.FixtureRequest) -> None:
-    assert depends_on_seed_only(configured(TCP(), {"epochs": 3}), request.getfixturevalue(name))
 
 
 def test_a_block_that_no_encoder_has(tiny_clip: Backbone) -> None:

@@ -19,9 +19,7 @@ from rmadapter.methods.coop import CoOp
 from rmadapter.methods.text_refiner import Refiner, TextRefiner, Training, local_features
 from rmadapter.settings import configured
 from tests.helpers.context_prompts import (
-    depends_on_seed_only,
     eight_shots,
-    learns_all_shots,
     plain_text,
 )
 from tests.helpers.rounding import double
@@ -159,11 +157,6 @@ def test_several_processes_go_on_with_the_mean_of_their_caches(
         torch.testing.assert_close(written(parts[one]), F.normalize(alone[0] + alone[1], dim=-1))
 
 
-def test_eight_images_are_learned_by_heart(tiny_clip: Backbone) -> None:
-    fields = {"epochs": 120, "learning_rate": 0.02, "likeness": 0.0}
-    assert learns_all_shots(configured(TextRefiner(), fields), tiny_clip)
-
-
 def test_without_what_is_added_it_is_coop(tiny_clip: Backbone) -> None:
     shots, fields = eight_shots(tiny_clip), {"epochs": 5, "batch_size": 8, "learning_rate": 0.02}
     refined = configured(TextRefiner(), {**fields, "alpha": 0.0, "local_weight": 0.0}).fit(
@@ -173,21 +166,6 @@ def test_without_what_is_added_it_is_coop(tiny_clip: Backbone) -> None:
         logits_of(refined, shots),
         logits_of(configured(CoOp(), fields).fit(tiny_clip, shots), shots),
     )
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_the_seed_decides(name: str, request: pytest.FixtureRequest) -> None:
-    assert depends_on_seed_only(
-        configured(TextRefiner(), {"epochs": 3}), request.getfixturevalue(name)
-    )
-
-
-def test_parameters_are_those_of_the_code(vit_b16: Backbone) -> None:
-    # Context of 4 tokens; the extractor; and in training two convolutions of 1 x 1, the second with
-    # a bias (in the code
-    # the first has one, too, that nothing can move), and a BatchNorm
-    align = 2 * 512 * 512 + 512 + 2 * 512
-    assert TextRefiner().parameters(vit_b16) == (2048 + 2 * 512 * 512 + align, align)
 
 
 @pytest.mark.parametrize("name", ["tiny_siglip", "tiny_eva"])

@@ -172,26 +172,3 @@ def test_of_one_shot_nothing_is_held_out(tiny_clip: Backbone) -> None:
             UserError, match=f"{field}=0: Input should be greater than or equal to 1"
         ):
             configured(TipAdapter(), {field: 0})
-
-
-def test_eight_images_are_learnt_by_heart_and_the_backbone_stays(tiny_clip: Backbone) -> None:
-    before = {k: v.clone() for k, v in tiny_clip.model.state_dict().items()}
-    shots = shots_of(tiny_clip, noise_images(8, grain=32))
-    trained = {"alpha": 5, "beta": 20, "search": False, "epochs": 200, "learning_rate": 0.01}
-    for method in (
-        TipAdapter(Search(alpha=50, beta=50, search=False)),
-        configured(TipAdapterF(), trained),
-    ):
-        fitted, again = method.fit(tiny_clip, shots), method.fit(tiny_clip, shots)
-        assert logits_of(fitted, shots).argmax(1).tolist() == list(shots.images.labels)
-        assert torch.equal(logits_of(fitted, shots), logits_of(again, shots))
-    history = fitted.trained.history
-    assert history[-1]["loss"] < 0.1 * history[0]["loss"]
-    assert all(torch.equal(before[k], v) for k, v in tiny_clip.model.state_dict().items())
-
-
-def test_parameters(vit_b16: Backbone) -> None:
-    assert TipAdapter().parameters(vit_b16) == (0, 0)
-    # `adapter.weight` of the released code: [shots of all classes, e], whose e is 1024 for
-    # ResNet-50
-    assert TipAdapterF().parameters(vit_b16, classes=1000, shots=16) == (16_000 * 512, 0)

@@ -148,19 +148,6 @@ def test_the_schedule_is_torchs_cosine_twice(tiny_clip: Backbone) -> None:
     assert [step["lr"] for step in fitted.trained.history] == pytest.approx(expected, rel=1e-6)
 
 
-def test_eight_images_are_learnt_by_heart_and_the_backbone_stays(tiny_clip: Backbone) -> None:
-    before = {k: v.clone() for k, v in tiny_clip.model.state_dict().items()}
-    shots = shots_of(tiny_clip, noise_images(8))
-    method = configured(TwoStages(), {"learning_rate": 0.05, "iterations": 0, "epochs": 40})
-    fitted, again = method.fit(tiny_clip, shots), method.fit(tiny_clip, shots)
-    assert logits_of(fitted, shots).argmax(1).tolist() == list(shots.images.labels)
-    history = fitted.trained.history
-    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
-    assert torch.equal(logits_of(fitted, shots), logits_of(again, shots))
-    assert all(torch.equal(before[k], v) for k, v in tiny_clip.model.state_dict().items())
-    assert not any(parameter.requires_grad for parameter in tiny_clip.model.parameters())
-
-
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
 def test_without_a_step_a_new_class_is_answered_as_by_zero_shot(
     name: str, request: pytest.FixtureRequest
@@ -180,10 +167,3 @@ def test_only_norms_are_its_own(tiny_clip: Backbone) -> None:
     assert not own & {*theirs}
     top: Any = module.image.blocks[-1]
     assert theirs[id(top.mlp.c_fc.weight)] == "visual.transformer.resblocks.3.mlp.c_fc.weight"
-
-
-def test_parameters_of_vit_b16(vit_b16: Backbone) -> None:
-    # Two norms a block, weights and biases, of widths 768 and 512: what requires gradients after
-    # `trainable_norm_params` of the released code; and `classifier`.
-    norms = 24 * 2 * (768 + 512)
-    assert TwoStages().parameters(vit_b16, classes=100) == (norms + 100 * 512, 0)

@@ -1,0 +1,34 @@
+"""Check that a method learns eight images by heart and leaves everything else alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import torch
+
+from rmadapter.training.contract import Shots
+from tests.helpers.shots import logits_of
+
+# Settings of PromptSRC to learn eight images by heart
+PROMPTSRC = {"epochs": 120, "learning_rate": 0.05, "batch_size": 8, "mean": 120.0}
+PROMPTSRC |= {"text_weight": 0.0, "image_weight": 0.0}
+
+
+def assert_learns(method: Any, shots: Shots, falls: float = 1.0) -> None:
+    """All shots, the same way twice. falls: bound on the last loss, relative to the first."""
+    backbone, random_state = shots.cache.backbone, torch.random.get_rng_state()
+    before = replace(backbone).digest  # computed anew
+    fitted, again = method.fit(backbone, shots), method.fit(backbone, shots)
+    logits = logits_of(fitted, shots)
+    assert logits.argmax(-1).tolist() == list(shots.images.labels)
+    assert torch.equal(logits, logits_of(again, shots))
+    assert not logits.requires_grad
+    if losses := [step.get("ce", step["loss"]) for step in fitted.trained.history]:
+        assert len(losses) == prod(method.recipe.length(shots.images.labels))
+        assert losses[-1] < falls * losses[0]
+    assert replace(backbone).digest == before
+    assert all(parameter.grad is None for parameter in backbone.model.parameters())
+    assert not any(parameter.requires_grad for parameter in backbone.model.parameters())
+    assert torch.equal(torch.random.get_rng_state(), random_state)
