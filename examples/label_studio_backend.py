@@ -2,7 +2,8 @@
 docs/container.md.
 
     pip install 'rmadapter[serve]'
-    LABEL_STUDIO_URL=http://localhost:8080 LABEL_STUDIO_API_KEY=... python examples/label_studio_backend.py
+    export LABEL_STUDIO_URL=http://localhost:8080 LABEL_STUDIO_API_KEY=...
+    python examples/label_studio_backend.py
 
 For projects with one <Image> and one <Choices>. Until a project has a run of its own, RUN answers,
 or without it the untouched backbone, asked with the project's choices. "Start training" fits a new
@@ -46,7 +47,7 @@ class Stay(HTTPRedirectHandler):
 
 
 class Studio(NamedTuple):
-    """Where images lie. url, key: of Label Studio. files: folder that its /data/local-files/ shows."""
+    """Where images lie. url, key: of Label Studio. files: folder behind its /data/local-files/."""
 
     url: str = ""
     key: str = ""

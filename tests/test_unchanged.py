@@ -152,7 +152,8 @@ def test_a_run_and_what_is_made_of_it(
     image = colors / "test/red/0.png"
     outputs = {}
     for name, words in {
-        "fit": ["fit", colors, *own, "--method", "rmadapter", "--shots", 2, "--seed", 1, *small, "--out", run],
+        "fit": ["fit", colors, *own, "--method", "rmadapter", "--shots", 2, "--seed", 1, *small,
+                "--out", run],
         "eval": ["eval", run, colors, *own],
         "predict": ["predict", run, image, *own],
         "predict --out": ["predict", run, image, *own, "--out", tmp_path / "answers.csv"],
@@ -164,7 +165,8 @@ def test_a_run_and_what_is_made_of_it(
         "export": ["export", run, *own, "--out", tmp_path / "export", "--to", "onnx"],
         "bench": [
             "bench", "base-to-novel", "--datasets", colors.name, "--root", colors.parent, *own,
-            "--methods", "zero-shot", "--seeds", 1, "--shots", 2, "--set", "device=cpu", "--out", tmp_path / "bench",
+            "--methods", "zero-shot", "--seeds", 1, "--shots", 2, "--set", "device=cpu",
+            "--out", tmp_path / "bench",
         ],
         "report": ["report", tmp_path / "bench", "--out", tmp_path / "report"],
         "params": ["params", *own, "--method", "coop"],

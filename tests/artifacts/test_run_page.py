@@ -77,10 +77,8 @@ def test_the_message_comes_first_with_its_numbers_and_intervals(
     page: Page, base: Evaluation, novel: Evaluation
 ) -> None:
     before, after = zip(correct(base), correct(novel), strict=True)
-    assert (
-        f"RMAdapter is better than the untouched model: {after[0]:.1f} % instead of {before[0]:.1f} %"
-        in page.text
-    )
+    rates = f"{after[0]:.1f} % instead of {before[0]:.1f} %"
+    assert f"RMAdapter is better than the untouched model: {rates}" in page.text
     message = page.text[: page.text.index("Gained and lost")]
     for figure in (*before, *after, 100 / 3):
         assert f"{figure:.1f}" in message
@@ -297,7 +295,8 @@ def test_scores_and_evaluations_that_do_not_match_are_refused(
 def test_importing_the_page_imports_no_plotting_library() -> None:
     code = (
         "import sys, rmadapter.artifacts.run_page\n"
-        "sys.exit(bool({'sklearn', 'scipy', 'matplotlib', 'jinja2', 'open_clip'} & set(sys.modules)))"
+        "heavy = {'sklearn', 'scipy', 'matplotlib', 'jinja2', 'open_clip'}\n"
+        "sys.exit(bool(heavy & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

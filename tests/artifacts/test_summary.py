@@ -22,7 +22,8 @@ def test_a_judged_run_shows_its_judgement(capsys: pytest.CaptureFixture[str]) ->
     judgement = Judgement(
         how="on the test split", images=1200, classes=("a", "b"), majority=71.0,
         doubts=("few images",),
-        rows=(Rates(name="zero-shot", accuracy=40.0, p=0.01, **rates), Rates(name="RMAdapter", accuracy=60.0, **rates)),
+        rows=(Rates(name="zero-shot", accuracy=40.0, p=0.01, **rates),
+              Rates(name="RMAdapter", accuracy=60.0, **rates)),
     )  # fmt: skip
     score = Score(name="all", images=1200, classes=2, accuracy=60.0, zero_shot=40.0)
     record = synthetic_runs.record("rmadapter", "x", 1, {}).model_copy(

@@ -64,13 +64,20 @@ def written(folder: Path, content: Any) -> Path:
 
 BOTH = (("teacher", 0), ("student", 1))
 MASK = "transformer.resblocks.0.attn_mask"
+
+
+def prefixed(prefix: str, state: State) -> State:
+    return {f"{prefix}.{name}": value for name, value in state.items()}
+
+
 WRAPPED = {
     "plain": lambda state: state,
-    "open_clip's trainer": lambda state: {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}},
-    "two wrappers": lambda state: {"model": {"state_dict": {f"_orig_mod.{k}": v for k, v in state.items()}}},
+    "open_clip's trainer": lambda state: {"epoch": 3, "state_dict": prefixed("module", state)},
+    "two wrappers": lambda state: {"model": {"state_dict": prefixed("_orig_mod", state)}},
     "a teacher": lambda state: {"teacher": state, "student": {k: v + 1 for k, v in state.items()}},
     "both in one": lambda state: {f"{w}.{k}": v + n for k, v in state.items() for w, n in BOTH},
-    "OpenAI's constants": lambda state: {**state, "input_resolution": torch.tensor(32), MASK: torch.eye(16)},
+    "OpenAI's constants": lambda state: {
+        **state, "input_resolution": torch.tensor(32), MASK: torch.eye(16)},
     "a number among them": lambda state: {**state, "step": 7},
 }  # fmt: skip
 

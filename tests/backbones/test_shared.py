@@ -53,8 +53,5 @@ def test_a_folder_may_have_changed_and_is_read_again_but_for_a_known_digest(
 
 
 def test_other_weights_are_refused(tiny_clip: Backbone) -> None:
-    with pytest.raises(
-        UserError,
-        match=r"was fitted on .* \(0{12}\), but the backbone of that name here .* has other weights",
-    ):
+    with pytest.raises(UserError, match=r"\(0{12}\).* has other weights"):
         again(tiny_clip.name, "0" * 64, CPU)

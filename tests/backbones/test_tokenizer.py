@@ -40,7 +40,8 @@ def test_the_digest_follows_files_and_settings_and_not_the_place(tmp_path: Path)
     (second / "README.md").write_text("not its business")
     assert load_tokenizer("another", NAMED, second).digest == digest
     changed = {load_tokenizer("x", {**NAMED, **more}, first).digest for more in (
-        {"context_length": 8}, {"tokenizer_kwargs": {"clean": "lower"}}, {"tokenizer_mode": "clips"},
+        {"context_length": 8}, {"tokenizer_kwargs": {"clean": "lower"}},
+        {"tokenizer_mode": "clips"},
     )}  # fmt: skip
     file = second / "tokenizer.json"
     file.write_text(file.read_text().replace('"cat"', '"cot"'))

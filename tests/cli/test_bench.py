@@ -66,7 +66,8 @@ for verb in ("bench", "report", "methods", "data"):
         main()
     except SystemExit as stop:
         assert not stop.code
-heavy = "torch open_clip timm transformers matplotlib jinja2 sklearn scipy numpy PIL safetensors yaml".split()
+heavy = "torch open_clip timm transformers matplotlib jinja2 sklearn scipy numpy PIL".split()
+heavy += ["safetensors", "yaml"]
 print([name for name in heavy if name in sys.modules], file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

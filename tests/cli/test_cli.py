@@ -19,10 +19,12 @@ from tests.helpers.shell import Command, backbone_option, refused, rmadapter, ru
 __all__ = ["rmadapter"]  # a fixture
 
 VERBS = {
-    "suspects": "--out --apply --method --backbone --image-column --set --allow-outside --quiet --json",
+    "suspects": "--out --apply --method --backbone --image-column --set"
+    " --allow-outside --quiet --json",
     "fit": "--method --backbone --shots --seed --classes --effort --config --set --out --json",
     "eval": "--split --classes --backbone --set --skip-bad --allow-outside --quiet --json",
-    "predict": "--names --backbone --top --out --sort-into --unsure --skip-bad --engine --quiet --json",
+    "predict": "--names --backbone --top --out --sort-into --unsure"
+    " --skip-bad --engine --quiet --json",
     "add": "--out --old-data --shots --backbone --quiet --json",
     "compare": "--data --split --backbone --json",
     "explain": "--out --data --backbone --quiet --json",
@@ -36,8 +38,10 @@ VERBS = {
     "doctor": "--json",
     "cache": "--clear --json",
     "data": "--root --check --download --json",
-    "bench": "--datasets --methods --backbone --seeds --shots --root --out --jobs --engine --allow-outside --json",
-    "tune": "--out --method --trials --search --folds --jobs --engine --address --config --set --quiet --json",
+    "bench": "--datasets --methods --backbone --seeds --shots --root --out --jobs"
+    " --engine --allow-outside --json",
+    "tune": "--out --method --trials --search --folds --jobs --engine --address"
+    " --config --set --quiet --json",
     "report": "--out --check --json",
     "methods": "--json",
 }
@@ -67,10 +71,11 @@ def test_help_of_every_verb(rmadapter: Command, monkeypatch: pytest.MonkeyPatch,
 def test_help_groups_verbs(rmadapter: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     out = rmadapter("--help").out
-    order = "Make a model; demo; fit; eval; Look at data; suspects; Use a model; predict; export; Research"
-    places = [
-        out.index(f" {word} ") for word in f"{order}; bench; This machine; doctor".split("; ")
-    ]
+    order = (
+        "Make a model; demo; fit; eval; Look at data; suspects; Use a model; predict; export; "
+        "Research; bench; This machine; doctor"
+    )
+    places = [out.index(f" {word} ") for word in order.split("; ")]
     assert places == sorted(places)
     shown = out.splitlines()
     for verb, command in parser().commands.items():  # each in one line, as in its docstring
@@ -90,7 +95,8 @@ for words in (["--help"], ["--version"], ["fit", "--help"]):
     except SystemExit as stop:
         assert not stop.code
 # Typer itself takes pydantic
-heavy = "torch open_clip timm transformers matplotlib jinja2 sklearn scipy numpy PIL safetensors yaml".split()
+heavy = "torch open_clip timm transformers matplotlib jinja2 sklearn scipy numpy PIL".split()
+heavy += ["safetensors", "yaml"]
 print([name for name in heavy if name in sys.modules], file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -220,7 +220,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTE
 def test_a_real_process_clears_up(tiny_clip: Backbone, tmp_path: Path, number: int) -> None:
     words = ["app", "--port", "0", "--backbone", tiny_clip.name, "--json"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "rmadapter", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "rmadapter", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "TMPDIR": str(tmp_path)},
     )  # fmt: skip
     assert process.stdout is not None

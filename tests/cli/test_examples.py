@@ -76,7 +76,8 @@ def test_bash_completes(
     monkeypatch.setenv("_RMADAPTER_COMPLETE", "source_bash")
     (tmp_path / "script").write_text(rmadapter().out)
     monkeypatch.delenv("_RMADAPTER_COMPLETE")
-    words = f"source {tmp_path / 'script'}; COMP_WORDS=(rmadapter {typed}); COMP_CWORD={len(typed.split())}"
+    words = f"source {tmp_path / 'script'}; COMP_WORDS=(rmadapter {typed})"
+    words += f"; COMP_CWORD={len(typed.split())}"
     asked = f'{words}; _rmadapter_completion {program}; echo "${{COMPREPLY[*]}}"'
     done = subprocess.run(["bash", "-c", asked], capture_output=True, text=True)
     assert sorted(done.stdout.split()) == offered.split(), done.stderr

@@ -238,7 +238,8 @@ def test_filters_in_a_browser(results: Path, tmp_path: Path, axe: str) -> None:
     write_leaderboard(results, tmp_path / "out")
     with tab(tmp_path / "home") as page:
         page.go(f"file://{tmp_path / 'out/index.html'}")
-        shown = "[...document.querySelectorAll('section[data-part]:not([hidden]) h2')].map((h) => h.textContent)"
+        headings = "document.querySelectorAll('section[data-part]:not([hidden]) h2')"
+        shown = f"[...{headings}].map((h) => h.textContent)"
         rows = (
             "document.querySelectorAll('section:not([hidden]) tr[data-part]:not([hidden])').length"
         )

@@ -67,7 +67,7 @@ def test_help_names_both_without_torch(rmadapter: Command) -> None:
     text = rmadapter("--help").out
     assert "backbones" in text
     assert "convert" in text
-    code = "import sys, rmadapter.cli.main; print('torch' in sys.modules or 'open_clip' in sys.modules)"
+    code = "import sys, rmadapter.cli.main; print(bool({'torch', 'open_clip'} & set(sys.modules)))"
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -50,7 +50,8 @@ def test_a_folder_becomes_a_table_in_a_file(
     assert done.out == f"answers: {tmp_path / 'a.csv'}, 16 images\n"
     found = rows(tmp_path / "a.csv")
     assert list(found[0]) == [
-        "image", "label", "probability", "guess", "label_2", "probability_2", "unsure", "zero_shot_label",
+        "image", "label", "probability", "guess", "label_2", "probability_2", "unsure",
+        "zero_shot_label",
     ]  # fmt: skip
     assert [row["image"] for row in found] == [str(path) for path in sorted(photos.glob("*/*.png"))]
     assert sum(row["label"] == Path(row["image"]).stem for row in found) >= 15

@@ -107,8 +107,8 @@ def test_a_search_and_its_best_in_fit(
     assert "0 (as given)" in shown
     assert "judged by 16 training images in folds" in shown
     run = tmp_path / "run"
-    monkeypatch.setattr(sys, "argv", ["rmadapter", "fit", str(colors), "--out", str(run), "--config", found["config"],
-                                      "--quiet"])  # fmt: skip
+    fit = ["rmadapter", "fit", str(colors), "--out", str(run), "--config", found["config"]]
+    monkeypatch.setattr(sys, "argv", [*fit, "--quiet"])
     with pytest.raises(SystemExit) as stopped:
         main()
     assert not stopped.value.code

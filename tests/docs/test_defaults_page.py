@@ -1,4 +1,4 @@
-"""docs/studies/defaults.md against the trials behind it, and against the settings that the package has."""
+"""docs/studies/defaults.md against the trials behind it and the settings of the package."""
 
 from __future__ import annotations
 

@@ -23,7 +23,8 @@ from rmadapter.errors import UserError
 from tests.helpers.http_server import Server
 
 CONFIG = """<View><Image name="photo" value="$image"/><Choices name="kind" toName="photo">
-<Choice value="blue"/><Choice value="green"/><Choice value="night_sky"/><Choice value="red"/></Choices></View>"""
+<Choice value="blue"/><Choice value="green"/><Choice value="night_sky"/>
+<Choice value="red"/></Choices></View>"""
 PROJECT = {"id": 7, "label_config": CONFIG}
 SEEN: list[tuple[str, str]] = []
 

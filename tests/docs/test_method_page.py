@@ -67,15 +67,16 @@ def test_the_walks_are_walked(
     numbers = count()  # a finished run is not trained again
     calls: list[Callable[[], Any]] = [
         lambda: fit(
-            colors, tmp_path / f"run-{next(numbers)}", FitOptions(backbone=name, shots=2), settings=SettingOptions(sets=sets)
+            colors, tmp_path / f"run-{next(numbers)}", FitOptions(backbone=name, shots=2),
+            settings=SettingOptions(sets=sets),
         ),
         lambda: predict(
             finished, [str(colors / "test/red/0.png")], options=RunOptions(backbone=name)
         ),
         lambda: bench(
             BenchOptions(
-                "base-to-novel", colors.name, tmp_path / "out", methods="rmadapter", backbone=name, seeds="1",
-                shots="2", root=colors.parent, sets=own,
+                "base-to-novel", colors.name, tmp_path / "out", methods="rmadapter",
+                backbone=name, seeds="1", shots="2", root=colors.parent, sets=own,
             )
         ),
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Miniatures of the public archives, each in its original format; no picture in them can be opened."""
+"""Miniatures of the public archives in their original formats; none of their images opens."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def dtd(home: Path) -> None:
 
 
 def eurosat(home: Path) -> None:
-    written = "AnnualCrop Forest HerbaceousVegetation Highway Industrial Pasture PermanentCrop Residential River SeaLake"
-    folders(home / "2750", written.split(), 4)
+    classes = "AnnualCrop Forest HerbaceousVegetation Highway Industrial Pasture PermanentCrop"
+    folders(home / "2750", f"{classes} Residential River SeaLake".split(), 4)
 
 
 def food101(home: Path) -> None:

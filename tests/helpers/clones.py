@@ -64,16 +64,19 @@ class Model(nn.Module):
     def __init__(self, cfg, names, model):
         super().__init__()
         self.clip, self.prompt_learner = model.half().cuda(), nn.Module()
-        self.tokens = torch.cat([clip.tokenize(f"{cfg.TRAINER.COOP.CTX_INIT} {name}.") for name in names])
+        coop = cfg.TRAINER.COOP
+        self.tokens = torch.cat([clip.tokenize(f"{coop.CTX_INIT} {name}.") for name in names])
         self.words = model.token_embedding(self.tokens).detach()
-        self.prompt_learner.ctx = nn.Parameter(self.words[0, 1 : 1 + cfg.TRAINER.COOP.N_CTX].clone())
+        self.prompt_learner.ctx = nn.Parameter(self.words[0, 1 : 1 + coop.N_CTX].clone())
 
     def forward(self, images):
         model, ctx, count = self.clip, self.prompt_learner.ctx, len(self.tokens)
-        x = torch.cat([self.words[:, :1], ctx.expand(count, -1, -1), self.words[:, 1 + len(ctx) :]], 1)
+        start, end = self.words[:, :1], self.words[:, 1 + len(ctx) :]
+        x = torch.cat([start, ctx.expand(count, -1, -1), end], 1)
         x = model.transformer(x + model.positional_embedding, attn_mask=model.attn_mask)
         w = model.ln_final(x)[torch.arange(count), self.tokens.argmax(-1)] @ model.text_projection
-        return model.logit_scale.exp() * F.normalize(model.encode_image(images), dim=-1) @ F.normalize(w, dim=-1).T
+        images = F.normalize(model.encode_image(images), dim=-1)
+        return model.logit_scale.exp() * images @ F.normalize(w, dim=-1).T
 
 
 @TRAINER_REGISTRY.register()

@@ -14,8 +14,7 @@ from rmadapter.methods.zero_shot import ZeroShot
 
 @dataclass(frozen=True)
 class CrashingMethod(Method):
-    """Zero-shot that kills its process in its first `crashes` fits and counts all fits as files in a
-    folder."""
+    """Zero-shot that kills its process in its first `crashes` fits; `fits_folder`: a file a fit."""
 
     title: ClassVar[str] = "crashing"
     source: ClassVar[str] = "tests/helpers/crashing_method.py"

@@ -114,9 +114,10 @@ def fiftyone(home: Path) -> Path:
 
 def fiftyone_samples(home: Path) -> Path:
     samples = [
-        {"filepath": f"data/{name}", "tags": ["train"], "ground_truth": {"_cls": "Detections", "detections": [
-            {"_cls": "Detection", "label": name[:3], "bounding_box": [0, 0, 0.5, 0.25]}
-        ]}} for name in NAMES
+        {"filepath": f"data/{name}", "tags": ["train"], "ground_truth": {
+            "_cls": "Detections", "detections": [
+                {"_cls": "Detection", "label": name[:3], "bounding_box": [0, 0, 0.5, 0.25]}
+            ]}} for name in NAMES
     ]  # fmt: skip
     write_json(
         write_images(home, *(f"data/{name}" for name in NAMES)) / "samples.json",
@@ -175,9 +176,9 @@ def shard_folder(home: Path) -> Path:
 
 
 FORMATS = (
-    class_folders, yolo_classification, csv_file, json_lines, imagefolder, coco_file, coco_folder, roboflow, yolo,
-    yolo_file, label_studio, fiftyone, fiftyone_samples, fiftyone_files, zip_file, zip_of_coco, tar_file, shard,
-    shard_folder,
+    class_folders, yolo_classification, csv_file, json_lines, imagefolder, coco_file, coco_folder,
+    roboflow, yolo, yolo_file, label_studio, fiftyone, fiftyone_samples, fiftyone_files, zip_file,
+    zip_of_coco, tar_file, shard, shard_folder,
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Mixed precision as on a GPU, on a processor: what is done in float32, and what mixes no formats."""
+"""A GPU's rules of mixed precision on a processor: float32 operations, and no mixed formats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shots for the tests of methods, without a data set on disk, and a look at what a method trains."""
+"""Shots for tests of methods, without a data set on disk, and what a method trains."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Untrained:
     def terms(
         self, rows: Sequence[int], epoch: int = 0, images: States | None = None
     ) -> Mapping[str, Tensor]:
-        """Loss terms of some shots. images: other states than those of the source, as in float64."""
+        """Loss terms of some shots. images: states instead of the source's, as in float64."""
         chosen = torch.tensor(rows)
         states = self.source.batch(chosen, epoch) if images is None else images
         generator = torch.Generator().manual_seed(self.shots.seed)

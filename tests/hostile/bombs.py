@@ -74,12 +74,12 @@ def tiff(
     rows = rows or height
     strips = 1 if tile else -(-height // rows)
     data = repeated((tile or rows) * (((tile or width) * bits * samples + 7) // 8))
-    place = [
-        *((322, 4, [tile]), (323, 4, [tile]), (324, 4, [0]), (325, 4, [len(data)])),
-    ] if tile else [(273, 4, [0] * strips), (278, 4, [rows]), (279, 4, [len(data)] * strips)]  # fmt: skip
+    place = [(273, 4, [0] * strips), (278, 4, [rows]), (279, 4, [len(data)] * strips)]
+    if tile:
+        place = [(322, 4, [tile]), (323, 4, [tile]), (324, 4, [0]), (325, 4, [len(data)])]
     entries = sorted([
-        (256, 4, [width]), (257, 4, [height]), (258, 3, [bits] * samples), (259, 3, [8]), (262, 3, [photometric]),
-        (277, 3, [samples]), (339, 3, [kind] * samples), *place,
+        (256, 4, [width]), (257, 4, [height]), (258, 3, [bits] * samples), (259, 3, [8]),
+        (262, 3, [photometric]), (277, 3, [samples]), (339, 3, [kind] * samples), *place,
     ])  # fmt: skip
     end = 8 + 2 + 12 * len(entries) + 4
     sizes = [len(values) * (4 if typ == 4 else 2) for _, typ, values in entries]
@@ -162,8 +162,9 @@ def qoi(side: int) -> bytes:
 def fits(side: int) -> bytes:
     """A table whose deflated image is as large as it says."""
     cards = {
-        "XTENSION": "'BINTABLE'", "BITPIX": "8", "NAXIS": "2", "NAXIS1": "0", "NAXIS2": "0", "ZIMAGE": "T",
-        "ZBITPIX": "8", "ZNAXIS": "2", "ZNAXIS1": str(side), "ZNAXIS2": str(side), "ZCMPTYPE": "'GZIP_1  '",
+        "XTENSION": "'BINTABLE'", "BITPIX": "8", "NAXIS": "2", "NAXIS1": "0", "NAXIS2": "0",
+        "ZIMAGE": "T", "ZBITPIX": "8", "ZNAXIS": "2", "ZNAXIS1": str(side), "ZNAXIS2": str(side),
+        "ZCMPTYPE": "'GZIP_1  '",
     }  # fmt: skip
     first = [
         f"{'SIMPLE':8}= {'T':>20}",

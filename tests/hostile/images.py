@@ -144,8 +144,10 @@ def metadata(rng: random.Random) -> tuple[str, bytes]:
         )
     profile = rng.randbytes(rng.choice([1, 128, 60_000])) if what == "profile" else b""
     buffer = io.BytesIO()
-    Image.new("RGB", (16, 9), "gray").save(buffer, kind, **({} if kind == "TIFF" else {"exif": bytes(block)}),
-                                           **({"icc_profile": profile} if profile else {}))  # fmt: skip
+    options = {} if kind == "TIFF" else {"exif": bytes(block)}
+    if profile:
+        options["icc_profile"] = profile
+    Image.new("RGB", (16, 9), "gray").save(buffer, kind, **options)
     return f"{what}.{ENDINGS.get(kind, kind.lower())}", buffer.getvalue()
 
 

@@ -210,7 +210,7 @@ def session(leader: int) -> list[psutil.Process]:
 
 
 def result(kind: Kind, out: Path) -> object:
-    """What must be the same whoever was killed: files bit for bit, or the figures of every record."""
+    """What must be the same after any kill: files bit for bit, or the figures of every record."""
     if kind.place != "--out":  # a model folder names its own place
         there = {
             name: (out / name).read_bytes().replace(str(out).encode(), b"")

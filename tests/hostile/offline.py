@@ -42,7 +42,7 @@ def archive() -> bytes:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """A slow server that goes on where it is asked to, and cuts every connection sooner or later."""
+    """A slow server that serves byte ranges and cuts every connection sooner or later."""
 
     content = b""
 

@@ -1,4 +1,4 @@
-"""Damaged run.json: an accepted record survives writing and reading, and its figures can be shown."""
+"""Damaged run.json: an accepted record survives writing and reading, and can be shown."""
 
 from __future__ import annotations
 

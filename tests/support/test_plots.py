@@ -94,7 +94,8 @@ def test_the_bins_of_the_reliability_diagram_hold_ten_images_or_more() -> None:
 def test_drawing_leaves_matplotlib_as_it_was() -> None:
     code = (
         "import sys, matplotlib; before = matplotlib.rcParams.copy()\n"
-        "from rmadapter.support import plots; plots.loss_terms([{'step': 1, 'loss': 1.0}, {'step': 2, 'loss': 0.5}])\n"
+        "from rmadapter.support import plots\n"
+        "plots.loss_terms([{'step': 1, 'loss': 1.0}, {'step': 2, 'loss': 0.5}])\n"
         "sys.exit('matplotlib.pyplot' in sys.modules or before != matplotlib.rcParams.copy())"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -64,7 +64,8 @@ def test_into_a_pipe_goes_a_line_now_and_then(
             display.update(task, advance=1, note=f"loss {step}")
     assert capsys.readouterr() == (
         "",
-        "training: 1,417 of 2,000, 14 s left, loss 416\ntraining: 1,834 of 2,000, 4 s left, loss 833\n",
+        "training: 1,417 of 2,000, 14 s left, loss 416\n"
+        "training: 1,834 of 2,000, 4 s left, loss 833\n",
     )
     for _ in track(range(2), 2, "\x1b[2J\n"):
         clock[0] += 100

@@ -1,5 +1,4 @@
-"""Backbones that a user may choose from: which are on this disk, their cost, and the first available
-of several."""
+"""Backbones to choose from: which are on this disk, their cost, the first available of several."""
 
 from __future__ import annotations
 
