@@ -139,14 +139,8 @@ def test_from_a_file_to_a_run_that_grows(
     grown = rmadapter(
         "add", run, "yellow", "house", "--out", tmp_path / "more", *backbone_option(run), "--json"
     )
-    assert json.loads(grown.out)["labels"] == [
-        "blue",
-        "green",
-        "night_sky",
-        "red",
-        "yellow",
-        "house",
-    ]
+    classes = ["blue", "green", "night_sky", "red", "yellow", "house"]
+    assert json.loads(grown.out)["labels"] == classes
     image = colors / "test" / "red" / "0.png"
     [answer] = json.loads(
         rmadapter(

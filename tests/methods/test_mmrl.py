@@ -134,16 +134,9 @@ def test_terms_and_gradients_are_plain_ones(
 def test_templates_are_averaged(tiny_clip: Backbone) -> None:
     backbone = double(tiny_clip)
     module, templates = MMRL(first_block=2).module(backbone).double(), (TEMPLATE, "the {}")
-    parts = [
-        F.normalize(
-            plain_text(
-                backbone,
-                backbone.tokenizer([t.format(n) for n in NAMES]),
-                plain_maps(module, "text"),
-            )
-        )
-        for t in templates
-    ]
+    tokens = [backbone.tokenizer([t.format(n) for n in NAMES]) for t in templates]
+    maps = plain_maps(module, "text")
+    parts = [F.normalize(plain_text(backbone, each, maps)) for each in tokens]
     found = module.class_features(module.prompts(NAMES, templates), 2)
     torch.testing.assert_close(found, F.normalize(parts[0] + parts[1]), rtol=1e-9, atol=1e-10)
 

@@ -110,43 +110,26 @@ def test_batches_do_not_matter_but_the_order_does(tiny_clip: Backbone) -> None:
     assert fitted.score(("cat",))(states(images)).isfinite().all()
 
 
+def fit_command(data: Path, backbone: Backbone, method: str) -> list[object]:
+    options = f"--method {method} --shots 1 --set device=cpu"
+    return ["fit", data, "--backbone", backbone.name, *options.split()]
+
+
 def test_its_record_says_in_which_order_and_eval_repeats_it(
     rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:
     found = {}
     for seed in (1, 4):
         run = tmp_path / str(seed)
-        command = [
-            "fit",
-            colors,
-            "--backbone",
-            tiny_clip.name,
-            "--method",
-            "tda",
-            "--shots",
-            1,
-            "--seed",
-            seed,
-        ]
-        assert rmadapter(*command, "--set", "device=cpu", "--out", run).code == 0
+        command = [*fit_command(colors, tiny_clip, "tda"), "--seed", seed]
+        assert rmadapter(*command, "--out", run).code == 0
         [score] = json.loads((run / "run.json").read_text("utf-8"))["scores"]
         assert score["order"] == seed
         found[seed] = json.loads(
             rmadapter("eval", run, colors, *backbone_option(run), "--json").out
         )
         assert found[seed]["accuracy"] == score["accuracy"]
-    other = [
-        "fit",
-        colors,
-        "--backbone",
-        tiny_clip.name,
-        "--method",
-        "zero-shot",
-        "--shots",
-        1,
-        "--set",
-        "device=cpu",
-    ]
+    other = fit_command(colors, tiny_clip, "zero-shot")
     assert rmadapter(*other, "--out", tmp_path / "other").code == 0
     assert "order" not in json.loads((tmp_path / "other/run.json").read_text("utf-8"))["scores"][0]
 
@@ -155,18 +138,7 @@ def test_predict_says_that_it_learns_and_what_cannot_be_had_is_refused(
     rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:
     run, out = tmp_path / "run", tmp_path / "answers.csv"
-    command = [
-        "fit",
-        colors,
-        "--backbone",
-        tiny_clip.name,
-        "--method",
-        "tda",
-        "--shots",
-        1,
-        "--set",
-        "device=cpu",
-    ]
+    command = fit_command(colors, tiny_clip, "tda")
     assert rmadapter(*command, "--out", run).code == 0
     asked = ["predict", run, colors / "test", *backbone_option(run), "--out", out]
     code, _, err = rmadapter(*asked)

@@ -111,23 +111,15 @@ def test_a_method_from_outside_says_it_in_its_records(
     rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.py").write_text(MINE)
-    given = [
-        "bench",
-        "few-shot",
-        "--datasets",
-        colors.name,
-        "--root",
-        colors.parent,
-        "--backbone",
-        tiny_clip.name,
-    ]
-    given += ["--seeds", "1", "--shots", "1", "--set", "device=cpu", "--out", tmp_path / "out"]
+    command = ["bench", "few-shot", "--datasets", colors.name, "--root", colors.parent]
+    command += ["--backbone", tiny_clip.name, "--seeds", "1", "--shots", "1"]
+    command += ["--set", "device=cpu", "--out", tmp_path / "out"]
     code, out, _ = rmadapter(
-        *given, "--methods", f"zero-shot,{tmp_path / 'mine.py'}:Mine", "--json"
+        *command, "--methods", f"zero-shot,{tmp_path / 'mine.py'}:Mine", "--json"
     )
     assert code == 0
     ours, theirs = (parse_record(json.dumps(record), "") for record in json.loads(out))
     assert ours.method.uses is None  # a name of ours is enough
     assert theirs.method.uses == Uses(track="teacher", teacher="ViT-L/14", tuned="nothing")
     wrong = f"{tmp_path / 'mine.py'}:Wrong"
-    refused(rmadapter(*given, "--methods", wrong), "mine.py:Wrong")
+    refused(rmadapter(*command, "--methods", wrong), "mine.py:Wrong")

@@ -20,18 +20,8 @@ from tests.helpers.shell import Command, backbone_option, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
 
-QUICK = [
-    "--shots",
-    2,
-    "--set",
-    "first_block=3",
-    "--set",
-    "rank=4",
-    "--set",
-    "epochs=1",
-    "--set",
-    "device=cpu",
-]
+QUICK = ["--shots", 2, "--set", "first_block=3", "--set", "rank=4"]
+QUICK += ["--set", "epochs=1", "--set", "device=cpu"]
 YELLOW, DARK = (220, 210, 40), (30, 30, 60)
 
 
@@ -50,15 +40,8 @@ def run(rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone) -
     """Of a copy of the colours, where "red" has another name in the prompt."""
     shutil.copytree(colors, tmp_path / "data")
     (tmp_path / "names.csv").write_text("label,name\nred,scarlet\n")
-    command = [
-        "fit",
-        tmp_path / "data",
-        "--backbone",
-        tiny_clip.name,
-        "--names",
-        tmp_path / "names.csv",
-        *QUICK,
-    ]
+    command = ["fit", tmp_path / "data", "--backbone", tiny_clip.name, *QUICK]
+    command += ["--names", tmp_path / "names.csv"]
     assert rmadapter(*command, "--out", tmp_path / "run").code == 0
     return tmp_path / "run"
 

@@ -42,13 +42,8 @@ def test_folds_leave_every_class_to_learn_from_and_copies_together() -> None:
         np.kron(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8), np.ones((4, 4, 1), np.uint8))
         for _ in range(16)
     ]
-    images = [
-        *arrays[:12],
-        arrays[0],
-        arrays[3][:, ::-1],
-        *arrays[12:],
-        arrays[15],
-    ]  # 12 is 0, 13 is 3 mirrored, 18 is 17
+    # 12 is 0, 13 is 3 mirrored, 18 is 17
+    images = [*arrays[:12], arrays[0], arrays[3][:, ::-1], *arrays[12:], arrays[15]]
     labels = [*"aaabbbccccdd", "a", "b", *"abc", "e", "e"]
     some = ImageSet.from_lists([Image.fromarray(image) for image in images], labels)
     parts = split(some, 4, seed=1)

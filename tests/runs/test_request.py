@@ -14,52 +14,17 @@ from rmadapter.settings import settings_of
 from rmadapter.task import COMMON_SETTINGS, qualified_settings
 
 # A contract: these names are used on command lines and by other programs.
-PROMISED = {
-    *(
-        "backbone",
-        "shots",
-        "seed",
-        "classes",
-        "templates",
-        "augmentation",
-        "views",
-        "device",
-        "precision",
-    ),
-    *(
-        "cache_memory",
-        "workers",
-        "compile",
-        "rank",
-        "first_block",
-        "last_block",
-        "alpha",
-        "norm",
-        "cross_modal",
-    ),
-    *(
-        "activation",
-        "share",
-        "reconstruction_layers",
-        "objective",
-        "init",
-        "decouple_scale",
-        "lambda_image_rec",
-    ),
-    *(
-        "lambda_text_rec",
-        "lambda_image_con",
-        "lambda_text_con",
-        "optimizer",
-        "learning_rate",
-        "weight_decay",
-    ),
-    *("momentum", "warmup_epochs", "clip_gradient", "epochs", "batch_size", "forward"),
-}
+PROMISED = """
+    backbone shots seed classes templates augmentation views device precision cache_memory workers
+    compile rank first_block last_block alpha norm cross_modal activation share forward init
+    reconstruction_layers objective decouple_scale lambda_image_rec lambda_text_rec
+    lambda_image_con lambda_text_con optimizer learning_rate weight_decay momentum warmup_epochs
+    clip_gradient epochs batch_size
+"""
 
 
 def test_promised_names_are_there() -> None:
-    assert {*COMMON_SETTINGS, *settings_of(load_method("rmadapter"))} >= PROMISED
+    assert {*COMMON_SETTINGS, *settings_of(load_method("rmadapter"))} >= {*PROMISED.split()}
 
 
 def test_every_name_goes_where_it_belongs() -> None:

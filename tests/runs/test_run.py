@@ -68,23 +68,13 @@ def test_a_bench_and_a_fit_of_the_same_task_give_the_same_metrics(
     jobs = expand(
         "base-to-novel", [colors.name], methods, [2], [3], root=colors.parent, common=common
     )
-    plan = Plan(
-        tuple(jobs),
-        tmp_path / "bench",
-        colors.parent,
-        configured(Request.make().machine, {"device": "cpu"}),
-        values,
-    )
+    machine = configured(Request.make().machine, {"device": "cpu"})
+    plan = Plan(tuple(jobs), tmp_path / "bench", colors.parent, machine, values)
     for record in run_all(plan, progress=False):
         name = record.method.name
-        settings = {
-            "backbone": tiny_clip.name,
-            "shots": 3,
-            "seed": 2,
-            "classes": "base",
-            "device": "cpu",
-        }
-        wanted = Request.make({**settings, **values.get(name, {})}, name, data=colors.name)
+        settings = {"backbone": tiny_clip.name, "shots": 3, "seed": 2, "classes": "base"}
+        settings |= {"device": "cpu", **values.get(name, {})}
+        wanted = Request.make(settings, name, data=colors.name)
         lab = Lab(wanted.machine, colors.parent, progress=False)
         fitted = fit(wanted.task, wanted.method, tmp_path / name, lab, name)
         assert fitted.scores == record.scores
@@ -100,22 +90,12 @@ def test_a_key_tells_all_that_figures_depend_on_and_nothing_else() -> None:
         return run_key(wanted.task, wanted.method, wanted.name, wanted.machine, WEIGHTS, few)
 
     plain = key()
-    for same in (
-        {"data": "elsewhere/b"},
-        {"data": "../a/b/"},
-        {"device": "cpu"},
-        {"workers": 2},
-        {"cache_memory": 0},
-    ):
-        assert key(**same) == plain
-    for other in (
-        {"data": "a/c"},
-        {"seed": 2},
-        {"rank": 3},
-        {"precision": "bf16"},
-        {"classes": "base"},
-    ):
-        assert key(**other) != plain
+    machine: dict[str, Any] = {"device": "cpu", "workers": 2, "cache_memory": 0}
+    figures: dict[str, Any] = {"data": "a/c", "seed": 2, "rank": 3, "precision": "bf16"}
+    assert {key(**{name: value}) for name, value in machine.items()} == {plain}
+    assert key(data="elsewhere/b") == key(data="../a/b/") == plain
+    for name, value in (figures | {"classes": "base"}).items():
+        assert key(**{name: value}) != plain
     folders = [key(backbone=name) for name in ("x/clip", "clip", "./clip/", "../other/clip")]
     assert len({*folders}) == 1
     assert (
@@ -133,11 +113,8 @@ def plain(backbone: Backbone, images: ImageSet) -> np.ndarray:
         rows = []
         for source in images.images:
             features = backbone.model.encode_image(backbone.preprocess(load_image(source))[None])
-            rows.append(
-                (
-                    backbone.model.logit_scale.exp() * F.normalize(features, dim=-1) @ weights.T
-                ).softmax(-1)
-            )
+            logits = backbone.model.logit_scale.exp() * F.normalize(features, dim=-1) @ weights.T
+            rows.append(logits.softmax(-1))
     return torch.cat(rows).numpy()
 
 
