@@ -155,10 +155,8 @@ def test_what_is_done_costs_nothing_and_nothing_is_written(
     run_bench(colors, tmp_path, jobs[:1])
     before = sorted(tmp_path.rglob("*"))
     found = cost(plan(colors, tmp_path, tiny_clip, methods=["zero-shot", "mma"]))
-    assert [(line.method, line.left, line.runs) for line in found.lines] == [
-        ("mma", 2, 2),
-        ("zero-shot", 1, 2),
-    ]
+    expected = [("mma", 2, 2), ("zero-shot", 1, 2)]
+    assert [(line.method, line.left, line.runs) for line in found.lines] == expected
     assert [line.seconds > 0 for line in found.lines] == [True, True]
     assert len(found.order) == 3
     assert sorted(tmp_path.rglob("*")) == before
@@ -188,9 +186,7 @@ def test_what_a_bench_would_refuse_is_refused(
 ) -> None:
     images = Path(shutil.copytree(colors / "train", tmp_path / "all"))
     one = plan(images, tmp_path / "out", tiny_clip, methods=["zero-shot"], seeds=[1], shots=[6])
-    with pytest.raises(
-        UserError, match="no test split, and no training image is left over: draw fewer shots"
-    ):
+    with pytest.raises(UserError, match="no test split, and no training image is left over"):
         cost(one, progress=False)
 
 

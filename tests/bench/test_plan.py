@@ -70,11 +70,8 @@ def test_the_table_names_data_sets_and_settings_that_exist(method: str) -> None:
 
 def test_what_the_sources_say() -> None:
     assert dataset_constants("mmrl", "eurosat") == {"regularisation": 0.01, "width": 2048}
-    assert dataset_constants("coprompt", "oxford_pets") == {
-        "n_ctx": 2,
-        "depth": 12,
-        "consistency": 0.1,
-    }
+    expected = {"n_ctx": 2, "depth": 12, "consistency": 0.1}
+    assert dataset_constants("coprompt", "oxford_pets") == expected
     assert dataset_constants("tip-adapter", "eurosat") == {
         "alpha": 2.0,
         "largest_beta": 12.0,

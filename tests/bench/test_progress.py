@@ -95,10 +95,7 @@ def test_an_answer_of_other_settings_is_refused(job: Job, tmp_path: Path) -> Non
         (job, {"crops": True}, "--crops"),
     ):
         state = Progress(Plan((jobs,), tmp_path, **words))  # type: ignore[arg-type]
-        with pytest.raises(
-            UserError,
-            match=f"{path} was run with a different value of {named}: choose another --out",
-        ):
+        with pytest.raises(UserError, match=f"{path} .* value of {named}: .*--out"):
             state.check()
         write(tmp_path, job, "failed")  # what has no answer may be done otherwise
         state.check()

@@ -41,10 +41,8 @@ def test_what_is_asked_of_each_protocol(domains: Path) -> None:
         assert job.task.classes == "all"
         return job.task.data, [(question.name, question.data) for question in job.task.questions]
 
-    assert asked("cross-dataset", ["a", "b", "c"], ["mma"], [1]) == (
-        "a",
-        [("all", ""), ("b", "b"), ("c", "c")],
-    )
+    expected = ("a", [("all", ""), ("b", "b"), ("c", "c")])
+    assert asked("cross-dataset", ["a", "b", "c"], ["mma"], [1]) == expected
     domain = (
         "pacs/photo",
         [("all", ""), ("pacs/cartoon", "pacs/cartoon"), ("pacs/sketch", "pacs/sketch")],
@@ -64,11 +62,8 @@ def test_what_is_asked_of_each_protocol(domains: Path) -> None:
 def test_what_all_tasks_have_in_common() -> None:
     common = configured(Task(), {"backbone": "x", "views": 2})
     [job] = expand("few-shot", ["eurosat"], ["mma"], [1], [1], common=common)
-    assert (job.task.backbone, job.task.views, job.task.templates) == (
-        "x",
-        2,
-        ("a photo of a {}.",),
-    )
+    expected = ("x", 2, ("a photo of a {}.",))
+    assert (job.task.backbone, job.task.views, job.task.templates) == expected
     own, other = (
         expand("few-shot", [name], ["mma"], [1], [1], own_templates=True)[0]
         for name in ("eurosat", "a")
@@ -135,10 +130,7 @@ def test_axes_of_sensitivity() -> None:
         ({"axes": ["rank"]}, "leave out --axes"),
         ({"protocol": "sensitivity", "axes": ["rnak"]}, "did you mean 'rank'"),
         ({"protocol": "cross-dataset"}, "at least two --datasets"),
-        (
-            {"protocol": "cross-dataset", "datasets": ["a", "all"]},
-            "--datasets all: records have this name for another",
-        ),
+        ({"protocol": "cross-dataset", "datasets": ["a", "all"]}, "--datasets all"),
         ({"protocol": "domain-generalization", "datasets": ["pacs"]}, "pacs/photo"),
         ({"protocol": "domain-generalization", "datasets": ["pacs/foto"]}, "not such a folder"),
     ],

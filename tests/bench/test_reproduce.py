@@ -103,9 +103,8 @@ def test_a_rehearsal_from_plan_to_verdict_and_on(
     rows = json.loads(rmadapter(*words, *QUICK, "--tables", "1,6", "--json").out)
     assert {row["table"] for row in rows if row["table"].startswith("Table 6")} == {"Table 6"}
     [same] = (tmp_path / "out/ablation-layers/dtd").rglob("2-RMAdapter*.json")
-    assert read_record(same).copied_from.startswith(
-        "base-to-novel/dtd/rmadapter/"
-    )  # of one training
+    # of one training
+    assert read_record(same).copied_from.startswith("base-to-novel/dtd/rmadapter/")
 
 
 def test_mistakes_are_told_before_anything_runs(

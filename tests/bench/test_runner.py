@@ -32,10 +32,8 @@ def test_record(finished_bench: Path, tiny_clip: Backbone, colors: Path) -> None
     assert path.read_text().count("\n") == 1
     record = read_record(path)
     # four test images of each of two and two classes
-    assert [(score.name, score.images, score.chance) for score in record.scores] == [
-        ("base", 8, 50),
-        ("novel", 8, 50),
-    ]
+    expected = [("base", 8, 50), ("novel", 8, 50)]
+    assert [(score.name, score.images, score.chance) for score in record.scores] == expected
     base, novel = (record.metric(name) for name in ("base", "novel"))
     assert base is not None
     assert novel is not None
@@ -131,18 +129,10 @@ def test_other_settings_in_the_same_folder_are_refused_before_anything_starts(
         jobs_of(tiny_siglip, colors, seeds=seeds),
     )
     for jobs, words, named in (
-        (
-            plain,
-            {"values": longer},
-            "rmadapter/default-2shots-seed1.json was run with a different value of epochs",
-        ),
+        (plain, {"values": longer}, "default-2shots-seed1.json .* value of epochs"),
         (plain, {"precision": "bf16"}, "a different value of precision"),
         (other, {}, "a different value of backbone"),
-        (
-            jobs_of(tiny_clip, colors, seeds=seeds, common=templates),
-            {},
-            "a different value of templates",
-        ),
+        (jobs_of(tiny_clip, colors, seeds=seeds, common=templates), {}, "value of templates"),
     ):
         with pytest.raises(UserError, match=named):
             run_bench(colors, finished_bench, jobs, **words)
@@ -160,9 +150,7 @@ def test_other_weights_and_other_images_under_the_same_name_are_refused(
     for path in (changed / "train").rglob("*.png"):
         Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
     next(out.rglob("*seed1.json")).unlink()
-    with pytest.raises(
-        UserError, match=f"used different images of {colors.name} from the current ones"
-    ):
+    with pytest.raises(UserError, match=f"used different images of {colors.name} from the current"):
         run_bench(changed, out, jobs)
     path = next(out.rglob("*seed2.json"))
     path.write_text(path.read_text().replace(tiny_clip.digest, "0" * 64))
@@ -177,10 +165,7 @@ def test_another_test_split_under_the_same_name_is_refused(
     changed = Path(shutil.copytree(colors, tmp_path / "data" / colors.name))
     next((changed / "test" / "red").iterdir()).unlink()
     next(out.rglob("*seed1.json")).unlink()
-    with pytest.raises(
-        UserError,
-        match="was tested on different novel images from the current ones: choose another --out",
-    ):
+    with pytest.raises(UserError, match=r"tested on different novel images .*--out"):
         run_bench(changed, out, jobs)
 
 
@@ -190,9 +175,7 @@ def test_further_seeds_are_not_averaged_with_answers_to_other_images(
     out = Path(shutil.copytree(finished_bench, tmp_path / "out"))
     changed = Path(shutil.copytree(colors, tmp_path / "data" / colors.name))
     next((changed / "test" / "red").iterdir()).unlink()
-    with pytest.raises(
-        UserError, match="was tested on different novel images from the current ones"
-    ):
+    with pytest.raises(UserError, match="was tested on different novel images"):
         run_bench(changed, out, jobs_of(tiny_clip, colors, seeds=[1, 2, 3]))
 
 
@@ -319,10 +302,8 @@ def test_a_method_from_outside_may_fail_in_its_own_ways(
         )
         assert (external.status, other.status) == (status, "finished")
         assert words in external.reason
-        assert (external.method.name, external.method.source) == (
-            EXTERNAL,
-            "tests/helpers/external_methods.py",
-        )
+        expected = (EXTERNAL, "tests/helpers/external_methods.py")
+        assert (external.method.name, external.method.source) == expected
     assert external.metrics == other.metrics  # the good one is zero-shot
     assert "a bug of the method" in capsys.readouterr().err
 

@@ -160,9 +160,8 @@ def test_a_stopped_search_finds_what_one_that_was_not_does(
     assert len(json.loads((tmp_path / FILE).read_text())["trials"]) == 3
     assert figures(tune(search, ranges, 6, tmp_path, progress=False)) == figures(tuned[1])
     assert len(calls) == 4 + 3
-    assert figures(tune(search, ranges, 4, tmp_path, progress=False)) == figures(
-        tuned[1]
-    )  # nothing is left to do
+    # nothing is left to do
+    assert figures(tune(search, ranges, 4, tmp_path, progress=False)) == figures(tuned[1])
     assert len(calls) == 4 + 3
 
 
@@ -205,10 +204,8 @@ def test_the_gain_is_paired() -> None:
         (Trial(0, {}, "1100"), Trial(1, {"a": 1}, "1111"), Trial(2, {"a": 2}, "", reason="no"))
     )
     assert found.best.number == 1
-    assert found.gain == (
-        50,
-        25,
-    )  # differences 0, 0, 1, 1: a deviation of a half, over the root of four
+    # differences 0, 0, 1, 1: a deviation of a half, over the root of four
+    assert found.gain == (50, 25)
     assert Tuned((Trial(0, {}, "", reason="no"), Trial(1, {}, "1"))).gain is None
 
 
@@ -343,11 +340,8 @@ def test_from_the_bench_to_the_rules_of_its_report(
 def test_a_copy_has_its_own_search_and_no_other() -> None:
     plain = record("mma", "a", 1, {"all": 50.0}, protocol="few-shot")
     searched = with_search(plain, "tuned by 2 trials, the best", 7.0)
-    assert searched.seconds == {
-        **plain.seconds,
-        "search": 7.0,
-        "total": plain.seconds["total"] + 7.0,
-    }
+    expected = {**plain.seconds, "search": 7.0, "total": plain.seconds["total"] + 7.0}
+    assert searched.seconds == expected
     assert with_search(searched, "", 0.0) == plain
     assert with_search(searched, "tuned by 3 trials", 1.0).notes == ("tuned by 3 trials",)
     assert (

@@ -108,9 +108,8 @@ def test_arrays(tmp_path: Path) -> None:
     values = np.array([[0, 128, 255]], np.uint8)
     color = np.stack([values] * 3, 2)
     assert np.array_equal(pixels(values), gray(values))
-    assert np.array_equal(
-        pixels(color[:, ::-1]), gray(values[:, ::-1])
-    )  # a view with negative strides
+    # a view with negative strides
+    assert np.array_equal(pixels(color[:, ::-1]), gray(values[:, ::-1]))
     assert np.array_equal(pixels(values / 255), gray(values))
     assert np.array_equal(pixels(color.astype(np.float16) / np.float16(255)), color)
 

@@ -130,11 +130,8 @@ def test_refusals(splits: dict[str, ImageSet], shots: int, hint: str) -> None:
 def test_halves() -> None:
     images = make([4, 0, 3, 1, 2, 4], 5)
     base, novel = half(images, "base"), half(images, "novel")
-    assert (indices(base), base.labels, base.classes) == (
-        [1, 3, 4],
-        (0, 1, 2),
-        ("class 0", "class 1", "class 2"),
-    )
+    expected = ([1, 3, 4], (0, 1, 2), ("class 0", "class 1", "class 2"))
+    assert (indices(base), base.labels, base.classes) == expected
     assert (indices(novel), novel.labels, novel.classes) == (
         [0, 2, 5],
         (1, 0, 1),
@@ -158,11 +155,8 @@ def test_split_is_written_with_a_digest(tmp_path: Path) -> None:
     save_split(few, path)
     record = json.loads(path.read_text(encoding="utf-8"))
     assert record["digest"] == split_digest(few)
-    assert (record["seed"], record["shots"], record["classes"]) == (
-        1,
-        2,
-        ["class 0", "class 1", "class 2"],
-    )
+    expected = (1, 2, ["class 0", "class 1", "class 2"])
+    assert (record["seed"], record["shots"], record["classes"]) == expected
     assert record["train"][0] == ["image 0", 2, "class 2"]
     assert len(record["train"]) == len(record["val"]) == 6
     assert [entry.name for entry in path.parent.iterdir()] == ["split.json"]

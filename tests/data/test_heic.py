@@ -70,10 +70,7 @@ def test_without_the_extra_photos_are_counted_and_it_is_named(
         ".dng is a camera's RAW format: convert it to JPEG first"
     )
     (tmp_path / "dog" / "1.png").unlink()
-    with pytest.raises(
-        UserError,
-        match=r"dog: no image in this folder \(4 files ignored: .*\.dng is a camera's RAW",
-    ):
+    with pytest.raises(UserError, match=r"dog: no image in this folder \(4 files ignored: .*\.dng"):
         read_images(tmp_path)
 
 
@@ -82,17 +79,12 @@ def test_the_error_of_an_unreadable_heic_names_the_extra(
 ) -> None:
     monkeypatch.setattr("rmadapter.data.decode_limits.formats", lambda: {".png": "PNG"})
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
-    with pytest.raises(
-        UserError,
-        match=r"a\.heic: not an image in a supported format; pip install 'rmadapter\[heic\]'",
-    ):
+    with pytest.raises(UserError, match=r"a\.heic: .*pip install 'rmadapter\[heic\]'"):
         load_image(tmp_path / "a.heic")
 
 
 def test_raw_is_refused_though_it_holds_a_small_tiff(tmp_path: Path) -> None:
     quarters().save(tmp_path / "a.tif")
     (tmp_path / "a.tif").rename(tmp_path / "a.NEF")
-    with pytest.raises(
-        UserError, match=r"a\.NEF: \.nef is a camera's RAW format: convert it to JPEG first"
-    ):
+    with pytest.raises(UserError, match=r"a\.NEF: \.nef .*JPEG"):
         load_image(tmp_path / "a.NEF")

@@ -51,10 +51,8 @@ def test_lists() -> None:
     assert (by_number.classes, by_number.labels) == (by_name.classes, by_name.labels)
     assert (by_number.written, by_number.name(2)) == ((0, 1), "image 2")
     mixed = ImageSet.from_lists(pictures, ["sea-horse", "ant", "ant"], ["Ant", "sea_horse", "bee"])
-    assert (mixed.labels, mixed.written) == (
-        (1, 0, 0),
-        ("ant", "sea-horse", "bee"),
-    )  # as in the labels, if they are
+    # as in the labels, if they are
+    assert (mixed.labels, mixed.written) == ((1, 0, 0), ("ant", "sea-horse", "bee"))
     assert ImageSet.from_lists(pictures, ["b", "a", "b"], classes=["b", "a", "c"]).labels == (
         0,
         1,
@@ -106,8 +104,5 @@ def test_subset_keeps_classes(tmp_path: Path) -> None:
     images = read_images(write_tiny_images(tmp_path, "a/1.png", "b/1.png", "b/2.png"))[
         "all"
     ].subset([2, 0])
-    assert ([images.name(i) for i in range(2)], images.labels, images.classes) == (
-        ["b/2.png", "a/1.png"],
-        (1, 0),
-        ("a", "b"),
-    )
+    expected = (["b/2.png", "a/1.png"], (1, 0), ("a", "b"))
+    assert ([images.name(i) for i in range(2)], images.labels, images.classes) == expected

@@ -44,11 +44,8 @@ def test_a_folder_is_searched_to_any_depth_in_order_and_what_is_no_image_is_coun
     photos: Path,
 ) -> None:
     found = find_images(["photos"])
-    assert [path.as_posix() for path in found.files] == [
-        "photos/a/1.png",
-        "photos/a/2.PNG",
-        "photos/b.jpg",
-    ]
+    expected = ["photos/a/1.png", "photos/a/2.PNG", "photos/b.jpg"]
+    assert [path.as_posix() for path in found.files] == expected
     assert found.note == "5 files ignored: .mov 2, .txt 1, hidden 1, no suffix 1"
     assert found.folders == [photos]
     assert find_images(["photos/b.jpg"]).note == ""
@@ -75,11 +72,8 @@ def test_patterns(photos: Path) -> None:
     assert names(["photos/*.jpg"]) == ["photos/b.jpg"]
     assert names(["photos/*"]) == ["photos/a/1.png", "photos/a/2.PNG", "photos/b.jpg"]
     deep = find_images(["photos/**"])
-    assert [path.as_posix() for path in deep.files] == [
-        "photos/a/1.png",
-        "photos/a/2.PNG",
-        "photos/b.jpg",
-    ]
+    expected = ["photos/a/1.png", "photos/a/2.PNG", "photos/b.jpg"]
+    assert [path.as_posix() for path in deep.files] == expected
     assert deep.folders == [photos]
     assert deep.note == "4 files ignored: .mov 2, .txt 1, no suffix 1"
     (photos / "[1].png").write_bytes(b"x")
@@ -111,11 +105,7 @@ def test_tables_name_paths_relative_to_their_folder(photos: Path) -> None:
         ("image\n", "", "has no rows"),
         ("image,x\n,2\n", "", "line 2: the path is empty"),
         ("image\nhttps://x.org/a.jpg\n", "", "is a web address"),
-        (
-            "name\nb.jpg\n",
-            "",
-            r"none of its columns \(name\) is called path or .*; name one with --image-column",
-        ),
+        ("name\nb.jpg\n", "", r"\(name\) is called path or .* --image-column"),
         ("image\nb.jpg\n", "imag", r"none of its columns \(image\) is called 'imag'"),
         ('image\n"b.jpg\n', "", "not a readable CSV"),
     ):
@@ -139,10 +129,7 @@ def test_invalid_input_is_refused(photos: Path, monkeypatch: pytest.MonkeyPatch)
         ("https://x.org/a.jpg", "'https://x.org/a.jpg': a web address"),
         ("-", "'http://x.org/a.jpg': a web address"),
         ("photos/empty", "photos/empty: no images in a supported format"),
-        (
-            "photos/*.mov",
-            r"photos/\*.mov: no images in a supported format \(2 files ignored: .mov 2\)",
-        ),
+        ("photos/*.mov", r"photos/\*.mov: no images .*: \.mov 2"),
         ("photos/*.bmp", "no file matches this pattern"),
     ):
         with pytest.raises(UserError, match=hint):

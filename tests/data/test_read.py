@@ -42,12 +42,8 @@ def test_flat_folder(tmp_path: Path) -> None:
     (tmp_path / "Cat" / "features.h5").write_bytes(b"")
     (images,) = read_images(tmp_path).values()
     assert images.classes == ("bird of prey", "Cat", "sea horse")
-    assert names(images) == [
-        "bird--of_prey /x.PNG",
-        "Cat/1.png",
-        "sea_horse/b.png",
-        "sea_horse/deep/er/a.jpg",
-    ]
+    expected = ["bird--of_prey /x.PNG", "Cat/1.png", "sea_horse/b.png", "sea_horse/deep/er/a.jpg"]
+    assert names(images) == expected
     assert images.labels == (0, 1, 2, 2)
     assert list(read_images(str(tmp_path))) == ["all"]
 
@@ -167,11 +163,8 @@ def test_bad_files_are_refused_or_skipped(tmp_path: Path) -> None:
     sets = read_images(tmp_path, skip_bad=True)
     assert sets["train"].classes == sets["test"].classes == ("a",)
     assert names(sets["train"]) == ["train/a/1.png"]
-    assert [text.split(":")[0] for text in sets["train"].skipped] == [
-        "train/a/2.png",
-        "train/b/1.png",
-        "train/c",
-    ]
+    expected = ["train/a/2.png", "train/b/1.png", "train/c"]
+    assert [text.split(":")[0] for text in sets["train"].skipped] == expected
     assert "0 bytes" in sets["train"].skipped[0]
     assert sets["test"].skipped == tuple(
         f"test/{c}/1.png: no train images of its class" for c in "bc"
@@ -211,10 +204,8 @@ def test_classnames_json(tmp_path: Path) -> None:
     given = tmp_path / "classnames.json"
     given.write_text(json.dumps({"airplanes": "airplane", "t_shirt": "T-shirt", "unused": "x"}))
     found = read_images(tmp_path)["all"]
-    assert (found.classes, found.written) == (
-        ("airplane", "T-shirt", "zebra"),
-        ("airplanes", "t_shirt", "zebra"),
-    )
+    expected = (("airplane", "T-shirt", "zebra"), ("airplanes", "t_shirt", "zebra"))
+    assert (found.classes, found.written) == expected
     other = read_images(tmp_path, names={"t_shirt": "shirt"})["all"]
     assert (other.classes, other.written) == (("airplane", "shirt", "zebra"), found.written)
     assert other.subset([1]).written == found.written
@@ -242,9 +233,8 @@ def test_classnames_beside_the_domains_serve_a_domain_of_splits(tmp_path: Path) 
     assert read_images(tmp_path / "web")["test"].classes == ("bicycle",)
     (tmp_path / "web/classnames.json").write_text(json.dumps({"bike": "two-wheeler"}))
     assert read_images(tmp_path / "web")["test"].classes == ("two-wheeler",)
-    assert read_images(tmp_path / "desk/test")["all"].classes == (
-        "bike",
-    )  # class folders: "beside" is another place
+    # class folders: "beside" is another place
+    assert read_images(tmp_path / "desk/test")["all"].classes == ("bike",)
 
 
 def test_csv_keeps_its_order(tmp_path: Path) -> None:
@@ -276,14 +266,8 @@ def test_csv_keeps_its_order(tmp_path: Path) -> None:
         (b'path,label\n"a.png,cat\n', "not a readable CSV file"),
         (b"path,label\na.png,big_cat\na.png,big-cat\n", "are both called"),
         (b"path,label\na.png,cat\ngone.png,cat\n", r"gone\.png: .*No such file"),
-        (
-            b"path,label,split\na.png,cat,train\nb.png,dog,test\n",
-            "test has a class 'dog' that train lacks",
-        ),
-        (
-            b"path,label,split\na.png,cat,train\n./a.png,cat,val\n",
-            r"a\.png is in train and in val: leave it in one",
-        ),
+        (b"path,label,split\na.png,cat,train\nb.png,dog,test\n", "test has a class 'dog'"),
+        (b"path,label,split\na.png,cat,train\n./a.png,cat,val\n", r"a\.png .*train .*val"),
         (b"path,label\na.png,cat\na.png,dog\n", r"a\.png.*'cat'.*'dog'"),
     ],
 )
@@ -300,11 +284,8 @@ def test_a_table_with_columns_of_any_name_and_groups(tmp_path: Path) -> None:
     found = read_images(
         table, columns={"image": "foto", "label": "art", "group": "patient", "split": ""}
     )["all"]
-    assert (found.classes, found.labels, found.groups) == (
-        ("cat", "dog"),
-        (0, 1, 1),
-        ("p1", "p2", ""),
-    )
+    expected = (("cat", "dog"), (0, 1, 1), ("p1", "p2", ""))
+    assert (found.classes, found.labels, found.groups) == expected
     refused(table, r"none of its columns \(foto, art, patient\) is called path")
     with pytest.raises(UserError, match="unknown kind 'labels'"):
         read_images(table, columns={"labels": "art"})

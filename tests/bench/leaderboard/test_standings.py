@@ -46,11 +46,7 @@ def test_a_table_ranks_its_methods_over_the_sets_that_all_have() -> None:
     assert [row.cells[0].number for row in table.rows] == [
         fmean(60 + n for n in range(4)) + g for g in (5, 3, 0)
     ]
-    assert [(row.parameters, row.runs) for row in table.rows] == [
-        (1000, 8),
-        (1000, 10),
-        (0, 8),
-    ]
+    assert [(row.parameters, row.runs) for row in table.rows] == [(1000, 8), (1000, 10), (0, 8)]
     assert table.rows[0].seconds == 11.5  # of seeds 1 and 2: 11 and 12
     assert (
         table.rows[0].uses
@@ -132,11 +128,8 @@ def test_what_papers_print_stands_beside_the_same_set_and_backbone_alone() -> No
     )
     [line] = table.results
     printed = {one.figure: one for one in line.printed}
-    assert {name: one.value for name, one in printed.items()} == {
-        "base": 95.60,
-        "novel": 80.17,
-        "HM": 87.21,
-    }
+    expected = {"base": 95.60, "novel": 80.17, "HM": 87.21}
+    assert {name: one.value for name, one in printed.items()} == expected
     assert not printed["base"].off
     assert printed["novel"].off
     assert round(printed["novel"].difference, 2) == -8.17
@@ -168,10 +161,8 @@ def test_the_average_over_targets_stands_beside_that_of_the_same_targets() -> No
         )
 
     [line] = make_standings([run(0)])[0].results
-    assert {(one.figure, one.value) for one in line.printed} == {
-        ("source", 71.0),
-        ("targets", 66.61),
-    }
+    expected = {("source", 71.0), ("targets", 66.61)}
+    assert {(one.figure, one.value) for one in line.printed} == expected
     [line] = make_standings([run(1)])[0].results
     assert {one.figure for one in line.printed} == {"source"}
 

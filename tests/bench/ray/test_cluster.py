@@ -110,9 +110,8 @@ def test_all_is_done_once_by_one_or_two(ray_session: None) -> None:
     for size in (1, 2):
         found = dict(counted([1, 2, 3, 4, 5], size))
         assert sorted(found) == [1, 2, 3, 4, 5]
-        assert (
-            sum(len(did) == 1 for did in found.values()) <= size
-        )  # each begins once: they are kept
+        # each begins once: they are kept
+        assert sum(len(did) == 1 for did in found.values()) <= size
 
 
 def test_one_workers_error_ends_all_with_its_own_sentence(ray_session: None) -> None:

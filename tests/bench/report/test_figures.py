@@ -84,9 +84,8 @@ def test_a_legend_of_many_long_names_stays_inside() -> None:
     starts = {node.text: float(node.get("x", "-1")) for node in root.iter() if node.text in names}
     assert starts.keys() == set(names)
     assert min(starts.values()) > 0
-    assert (
-        max(starts.values()) + 4.2 * len(names[0]) < right
-    )  # 4.2 pt: a narrow mean width of a character at 9 pt
+    # 4.2 pt: a narrow mean width of a character at 9 pt
+    assert max(starts.values()) + 4.2 * len(names[0]) < right
 
 
 def test_few_shot_curves_per_data_set_and_average() -> None:
@@ -142,11 +141,8 @@ def test_ranks_have_a_row_per_method_and_a_bar_for_those_not_shown_to_differ() -
     *_, figure = figures(runs(["zero-shot", "mma", "rmadapter"], 4))
     assert (figure.name[-6:], figure.title) == ("-ranks", "Mean ranks in HM over n = 4 data sets")
     shown = texts(figure)
-    assert [t for t in shown if t in ("Zero-shot CLIP", "MMA", "RMAdapter")] == [
-        "RMAdapter",
-        "MMA",
-        "Zero-shot CLIP",
-    ]
+    expected = ["RMAdapter", "MMA", "Zero-shot CLIP"]
+    assert [t for t in shown if t in ("Zero-shot CLIP", "MMA", "RMAdapter")] == expected
     assert any(text.startswith("mean rank, 1 is the best") for text in shown)
     ink = "stroke: var(--ink, #1d2129); stroke-width: 2.5"
     assert figure.svg.count(ink) == 1

@@ -81,11 +81,8 @@ def test_latex_is_booktabs_with_every_special_character_escaped() -> None:
 def test_csv_reads_back() -> None:
     rows = list(csv.DictReader(io.StringIO(to_csv(TABLE))))
     assert rows[0]["method"] == "A_1 & co"
-    assert (rows[0]["x_y"], rows[0]["x_y ± 95 %"], rows[1]["x_y ± 95 %"]) == (
-        "70.1230",
-        "0.5000",
-        "",
-    )
+    expected = ("70.1230", "0.5000", "")
+    assert (rows[0]["x_y"], rows[0]["x_y ± 95 %"], rows[1]["x_y ± 95 %"]) == expected
     assert [row["source"] for row in rows] == ["measured", "measured", "measured", "paper"]
     assert (rows[2]["note"], rows[2]["time"]) == ("1 of 3 seeds", "")
 

@@ -60,10 +60,8 @@ def test_methods_of_different_tracks_never_share_a_table_or_a_test() -> None:
         )
         for run in runs[:4]
     ]
-    assert [group.track for group in group_records([*runs[4:8], *texts])] == [
-        "ranked",
-        "extra data",
-    ]
+    expected = ["ranked", "extra data"]
+    assert [group.track for group in group_records([*runs[4:8], *texts])] == expected
 
 
 def test_one_backbone_under_two_names_is_one() -> None:
@@ -79,11 +77,8 @@ def test_one_backbone_under_two_names_is_one() -> None:
 def test_all_images_are_the_most_shots() -> None:
     assert sorted([4, 0, 16, 1], key=by_size) == [1, 4, 16, 0]
     assert describe_shots(1, 4, 0) == "1, 4 shots, all images"
-    assert (describe_shots(1), describe_shots(4), describe_shots(0)) == (
-        "1 shot",
-        "4 shots",
-        "all images",
-    )
+    expected = ("1 shot", "4 shots", "all images")
+    assert (describe_shots(1), describe_shots(4), describe_shots(0)) == expected
     [group] = group_records([record("mma", "a", 1, VALUES, shots=0)])
     assert group.title == "base-to-novel: pocket, all images"
 

@@ -43,12 +43,8 @@ def test_the_average_hm_follows_neither_convention() -> None:
     average = next(row for row in rows if row["dataset"] == "average")
     own = [float(row["hm"]) for row in rows if row["dataset"] != "average"]
     of_means = hmean([float(average["base"]), float(average["novel"])])
-    assert (average["hm"], f"{of_means:.2f}", f"{np.mean(own):.2f}", len(own)) == (
-        "80.62",
-        "80.78",
-        "80.60",
-        11,
-    )
+    expected = ("80.62", "80.78", "80.60", 11)
+    assert (average["hm"], f"{of_means:.2f}", f"{np.mean(own):.2f}", len(own)) == expected
     (note,) = paper.footnotes("base-to-novel", shown=["RMAdapter"])
     assert note.endswith(
         "HM is printed as 80.62, but that of its printed base and novel figures is 80.78."
@@ -194,11 +190,8 @@ def test_check_judges_each_figure() -> None:
     halves = [*raw("table1_base_to_novel.csv"), *raw("tables4-6_ablations.csv")]
     assert len(lines) == 3 * len(halves) + 7 * 12 + 9 * 6
     near, far = lines["Table 1, dtd", "RMAdapter", "base"], lines["Table 1, dtd", "CLIP", "novel"]
-    assert (near["within"], near["status"], near["difference"]) == (
-        True,
-        "measured",
-        pytest.approx(-0.5),
-    )
+    expected = (True, "measured", pytest.approx(-0.5))
+    assert (near["within"], near["status"], near["difference"]) == expected
     assert (far["within"], far["ours"]) == (False, pytest.approx(56.9))
     average = lines["Table 1, average", "RMAdapter", "HM"]
     base, novel = (

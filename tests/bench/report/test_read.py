@@ -270,14 +270,10 @@ def test_a_row_is_a_score(tmp_path: Path) -> None:
     ]
     (tmp_path / "lines.jsonl").write_text("".join(one.line() for one in lines), encoding="utf-8")
     frame = rmadapter.records(tmp_path)
-    assert (
-        len(frame) == 5
-    )  # two scores of each seed, although one record is there twice, and a failure
-    assert sorted(set(frame["file"])) == [
-        "lines.jsonl, line 1",
-        "lines.jsonl, line 2",
-        "lines.jsonl, line 3",
-    ]
+    # two scores of each seed, although one record is there twice, and a failure
+    assert len(frame) == 5
+    expected = ["lines.jsonl, line 1", "lines.jsonl, line 2", "lines.jsonl, line 3"]
+    assert sorted(set(frame["file"])) == expected
     row = frame[(frame.seed == 2) & (frame.tested == "base")].iloc[0]
     assert (row["method"], row["data"], row["shots"], row["accuracy"], row["gain"]) == (
         "mma", "colors", 16, 80, 30,

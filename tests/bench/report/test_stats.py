@@ -301,10 +301,8 @@ def test_no_method_is_left_out_for_a_few_data_sets_more() -> None:
     small = runs({"a": [60.0] * 7, "b": [61.0] * 7, "c": [62.0] * 4})
     found = rank_methods(small, "base")
     assert found is not None
-    assert (found.labels, found.left_out) == (
-        ("c", "b", "a"),
-        ("set 4", "set 5", "set 6"),
-    )  # 12 of 21 cells or fewer
+    # 12 of 21 cells or fewer
+    assert (found.labels, found.left_out) == (("c", "b", "a"), ("set 4", "set 5", "set 6"))
     many = runs({"a": [60.0] * 9, "b": [61.0] * 9, "c": [62.0] * 9, "d": [63.0] * 4})
     found = rank_methods(many, "base")
     assert found is not None

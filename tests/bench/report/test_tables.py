@@ -108,12 +108,8 @@ def test_a_method_without_novel_classes_has_a_dash() -> None:
     name, halves = "linear-probe", {"base": 70.0, "novel": None}
     probe = [record(name, d, s, halves, **fields) for d in ("a", "b") for s in (1, 2, 3)]
     found = tables([*base_to_novel(), *probe])
-    assert [cell.text for cell in row(found["average"], name).cells] == [
-        "70.00 ± 0.00",
-        "–",
-        "–",
-        "–",
-    ]
+    expected = ["70.00 ± 0.00", "–", "–", "–"]
+    assert [cell.text for cell in row(found["average"], name).cells] == expected
     assert (
         found["average"].footnotes[1:]
         == found["a"].footnotes[1:]
@@ -133,12 +129,8 @@ def test_pairs_are_rmadapter_minus_the_others_over_data_sets() -> None:
     (line,) = (r for r in pairs.rows if r.label == "MMA" and r.cells[0].value == "novel")
     low, high = stats.t.interval(0.95, 1, loc=np.mean(d), scale=stats.sem(d))
     assert [cell.value for cell in line.cells[1:4]] == pytest.approx([np.mean(d), low, high])
-    assert [cell.value for cell in line.cells[4:8]] == [
-        2,
-        6,
-        sum(x > 0 for x in d),
-        sum(x < 0 for x in d),
-    ]
+    expected = [2, 6, sum(x > 0 for x in d), sum(x < 0 for x in d)]
+    assert [cell.value for cell in line.cells[4:8]] == expected
     assert [cell.value for cell in line.cells[8:]] == [None, None, None, "two data sets"]
 
 
@@ -208,12 +200,8 @@ def test_the_papers_rows_stand_beside_ours_where_they_belong() -> None:
         "twelve data sets are not the paper's eleven"
     )
     eleven = tables(runs)["average"]
-    assert [cell.text for cell in row(eleven, "RMAdapter, as printed").cells] == [
-        "84.52",
-        "77.36",
-        "80.62",
-        "–",
-    ]
+    expected = ["84.52", "77.36", "80.62", "–"]
+    assert [cell.text for cell in row(eleven, "RMAdapter, as printed").cells] == expected
     assert "80.78" in " ".join(eleven.footnotes)
     assert row(eleven, "RMAdapter").cells[2].text == "80.78 ± 0.00"
     own = [
@@ -239,10 +227,8 @@ def test_transfer_has_each_target_and_the_average_of_those_that_all_have() -> No
     assert "targets of all rows: x, y." in " ".join(table.footnotes)
     assert "images tested: all 9, x 9, y 9, z 9" in table.facts
     pairs = tables([full, of("rmadapter", {"x": 12.0, "y": 30.0})])["pairs"]
-    assert [[c.value for c in r.cells[:2]] for r in pairs.rows] == [
-        ["source", 0.0],
-        ["targets", 6.0],
-    ]
+    expected = [["source", 0.0], ["targets", 6.0]]
+    assert [[c.value for c in r.cells[:2]] for r in pairs.rows] == expected
     assert [[c.value for c in r.cells[4:8]] for r in pairs.rows] == [[1, 1, 0, 0], [2, 1, 2, 0]]
     assert [r.cells[-1].value for r in pairs.rows] == ["one data set", "two data sets"]
 

@@ -87,8 +87,6 @@ def test_another_archive_than_at_the_first_download_is_refused(tmp_path: Path) -
         packed(dataset, tmp_path / "source", stage)
         if count == 1:
             download(dataset, tmp_path)
-    with pytest.raises(
-        UserError, match=r"dtd-r1.0.1.tar.gz: not the file of the first download \(sha256"
-    ):
+    with pytest.raises(UserError, match=r"dtd-r1.0.1.tar.gz: not the file of the first download"):
         download(dataset, tmp_path)
     assert not list(stage.glob("*.gz"))

@@ -36,10 +36,8 @@ def test_lists_and_structures(tmp_path: Path) -> None:
 
 def test_other_values_become_their_repr(tmp_path: Path) -> None:
     savemat(tmp_path / "a.mat", {"labels": np.array([np.zeros((2, 2)), 1 + 2j], object)})
-    assert variable(tmp_path / "a.mat", "labels") == [
-        "array([[0., 0.],\n       [0., 0.]])",
-        "(1+2j)",
-    ]
+    expected = ["array([[0., 0.],\n       [0., 0.]])", "(1+2j)"]
+    assert variable(tmp_path / "a.mat", "labels") == expected
 
 
 @pytest.mark.parametrize("what", ["missing", "text", "other name", "crash", "slow", "field"])
@@ -69,9 +67,7 @@ def test_unreadable_files_give_an_error(
 def test_labels_of_other_kinds(tmp_path: Path, labels: Any) -> None:
     archives.oxford_flowers(tmp_path)
     savemat(tmp_path / "imagelabels.mat", {"labels": labels})
-    with pytest.raises(
-        UserError, match=r"imagelabels\.mat: .* is not a class number, counted from 1"
-    ):
+    with pytest.raises(UserError, match=r"imagelabels\.mat: .* is not a class number"):
         table_of(CATALOG["oxford_flowers"], tmp_path)
 
 

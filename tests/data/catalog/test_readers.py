@@ -80,9 +80,8 @@ def test_a_split_file_is_read_as_it_is(tmp_path: Path) -> None:
     table = split_json(tmp_path / "split.json")
     assert {split: [list(row) for row in rows] for split, rows in table.items()} == record
     sets = image_sets(table, tmp_path / "pictures", tmp_path)
-    assert (
-        sets["train"].classes == sets["test"].classes == ("Zebra", "sea horse")
-    )  # by label, not by name
+    # by label, not by name
+    assert sets["train"].classes == sets["test"].classes == ("Zebra", "sea horse")
     assert sets["train"].labels == (1, 0, 1)
     assert sets["train"].images == tuple(
         tmp_path / "pictures" / path for path in ("b/1.jpg", "a/2.jpg", "b/0.jpg")
@@ -98,10 +97,7 @@ def test_a_split_file_is_read_as_it_is(tmp_path: Path) -> None:
         ({"train": ROWS}, "write it as"),
         ({"train": ROWS, "test": ROWS, "heldout": ROWS}, "write it as"),
         ({"train": ROWS, "test": {}}, r"test\[0\] is {}"),
-        (
-            {"train": ROWS, "test": [["a.jpg", "0", "Zebra"]]},
-            r"test\[0\] is .*'0'.*, not \[path, label, class name\]",
-        ),
+        ({"train": ROWS, "test": [["a.jpg", "0", "Zebra"]]}, r"test\[0\] is .*'0'.*, not \[path"),
         ({"train": ROWS, "test": [["a.jpg", True, "Zebra"]]}, r"test\[0\] is .*True"),
         ({"train": [*ROWS, ["a.jpg", 0]], "test": []}, r"train\[3\] is \['a.jpg', 0\]"),
         ({"train": ROWS[:1], "test": []}, "no image has the label 0"),
@@ -220,12 +216,8 @@ def test_aircraft(tmp_path: Path) -> None:
         ("0000001.jpg", 2, "A300B4"),
     ]
     assert table["val"] == [("0000002.jpg", 3, "F/A-18")]
-    assert image_sets(table, tmp_path, tmp_path)["test"].classes == (
-        "707-320",
-        "Challenger 600",
-        "A300B4",
-        "F/A-18",
-    )
+    expected = ("707-320", "Challenger 600", "A300B4", "F/A-18")
+    assert image_sets(table, tmp_path, tmp_path)["test"].classes == expected
 
 
 def test_sun397(tmp_path: Path) -> None:
@@ -242,11 +234,8 @@ def test_sun397(tmp_path: Path) -> None:
 def test_ucf101(tmp_path: Path) -> None:
     table = read("ucf101", tmp_path)
     assert classes(table) == {0: "Apply_Eye_Makeup", 1: "Yo_Yo"}
-    assert table["test"][0] == (
-        "Apply_Eye_Makeup/v_ApplyEyeMakeup_g01_c01.jpg",
-        0,
-        "Apply_Eye_Makeup",
-    )
+    expected = ("Apply_Eye_Makeup/v_ApplyEyeMakeup_g01_c01.jpg", 0, "Apply_Eye_Makeup")
+    assert table["test"][0] == expected
     assert [len(rows) for rows in table.values()] == [12, 3, 2]
     assert image_sets(table, tmp_path, tmp_path)["val"].classes == ("Apply Eye Makeup", "Yo Yo")
 
@@ -266,10 +255,8 @@ def test_cars(tmp_path: Path) -> None:
         for wanted in (2, 1)
     ]
     assert (paths(table, "train"), paths(table, "val")) == fifth(groups)
-    assert [row[:2] for row in table["test"]] == [
-        ("cars_test/00001.jpg", 0),
-        ("cars_test/00002.jpg", 1),
-    ]
+    expected = [("cars_test/00001.jpg", 0), ("cars_test/00002.jpg", 1)]
+    assert [row[:2] for row in table["test"]] == expected
 
 
 def test_flowers(tmp_path: Path) -> None:
@@ -285,32 +272,12 @@ def test_flowers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "file", "content", "complaint"),
     [
-        (
-            "oxford_pets",
-            "annotations/test.txt",
-            "Abyssinian_1 1\n",
-            "test.txt, line 1: 'Abyssinian_1 1' does not match",
-        ),
+        ("oxford_pets", "annotations/test.txt", "Abyssinian_1 1\n", "test.txt, line 1"),
         ("oxford_pets", "annotations/test.txt", None, "test.txt: no such file"),
-        (
-            "fgvc_aircraft",
-            "images_variant_val.txt",
-            "7 Concorde\n",
-            "class 'Concorde' is not in variants.txt",
-        ),
+        ("fgvc_aircraft", "images_variant_val.txt", "7 Concorde\n", "'Concorde' .*variants.txt"),
         ("ucf101", "ucfTrainTestlist/classInd.txt", "ApplyEyeMakeup\n", "classInd.txt, line 1"),
-        (
-            "stanford_cars",
-            "cars_test_annos_withlabels.mat",
-            "text",
-            "not a MATLAB file with 'annotations'",
-        ),
-        (
-            "stanford_cars",
-            "devkit/cars_meta.mat",
-            None,
-            "cars_meta.mat: not a MATLAB file .*No such file",
-        ),
+        ("stanford_cars", "cars_test_annos_withlabels.mat", "text", "MATLAB .*'annotations'"),
+        ("stanford_cars", "devkit/cars_meta.mat", None, "cars_meta.mat: .*No such file"),
         ("oxford_flowers", "cat_to_name.json", "{}", "cat_to_name.json: has no name for class 2"),
         ("oxford_flowers", "cat_to_name.json", None, "cat_to_name.json: not readable JSON"),
         ("imagenet", "classnames.txt", "n01440764\n", "classnames.txt, line 1"),

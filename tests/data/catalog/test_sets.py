@@ -102,12 +102,10 @@ def test_names_folders_and_paths_lead_to_the_archive(tmp_path: Path) -> None:
     for name, root in [("caltech-101", tmp_path), (str(tmp_path / "caltech-101"), None)]:
         assert load_dataset(name, root)["train"].images == by_key["train"].images
     plain(tmp_path / "caltech101", ["Faces"])
-    assert (
-        load_dataset("caltech101", tmp_path)["train"].images == by_key["train"].images
-    )  # the archive comes first
-    assert load_dataset(tmp_path / "caltech101")["train"].classes == (
-        "face",
-    )  # unless the path says otherwise
+    # the archive comes first
+    assert load_dataset("caltech101", tmp_path)["train"].images == by_key["train"].images
+    # unless the path says otherwise
+    assert load_dataset(tmp_path / "caltech101")["train"].classes == ("face",)
 
 
 def test_plain_folders_get_the_names_of_the_catalogue(tmp_path: Path) -> None:
@@ -116,17 +114,10 @@ def test_plain_folders_get_the_names_of_the_catalogue(tmp_path: Path) -> None:
         ["accordion", "airplanes", "BACKGROUND_Google", "Faces", "Faces_easy", "sea_horse"],
     )
     sets = load_dataset("caltech101", tmp_path)
-    assert sets["test"].classes == (
-        "face",
-        "accordion",
-        "airplane",
-        "sea horse",
-    )  # capitals first, as CoOp sorts
-    assert [sets["train"].name(i) for i in range(3)] == [
-        "train/Faces/0.png",
-        "train/Faces/1.png",
-        "train/accordion/0.png",
-    ]
+    # capitals first, as CoOp sorts
+    assert sets["test"].classes == ("face", "accordion", "airplane", "sea horse")
+    expected = ["train/Faces/0.png", "train/Faces/1.png", "train/accordion/0.png"]
+    assert [sets["train"].name(i) for i in range(3)] == expected
     assert sets["train"].labels == (0, 0, 1, 1, 2, 2, 3, 3)
     plain(tmp_path / "imagenet", ["n01440764"])
     with pytest.raises(UserError, match="WordNet ids"):
@@ -140,10 +131,7 @@ def test_data_outside_the_catalogue_and_domains(tmp_path: Path) -> None:
     assert domains(tmp_path / "pacs") == ["art_painting", "photo", "sketch"]
     assert domains(tmp_path / "mine") == domains(tmp_path) == domains(tmp_path / "nothing") == []
     assert load_dataset("pacs/photo", tmp_path)["train"].classes == ("dog", "guitar")
-    with pytest.raises(
-        UserError,
-        match="domains art_painting, photo, sketch; choose one, such as pacs/art_painting",
-    ):
+    with pytest.raises(UserError, match="domains art_painting, photo, sketch; choose one"):
         load_dataset("pacs", tmp_path)
     (tmp_path / "own.csv").write_text(
         "path,label\nmine/train/zebra/0.png,zebra\nmine/train/zebra/1.png,horse\n"
@@ -246,9 +234,7 @@ def test_complete_partial_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [line] = found.missing
     assert line.startswith("2 of 50 images are missing, such as Faces/image_000")
     assert found.how == f"rmadapter data caltech101 --root {tmp_path} --download"
-    with pytest.raises(
-        UserError, match=r"2 of 50 images are missing.*rmadapter data caltech101 --root"
-    ):
+    with pytest.raises(UserError, match=r"2 of 50 images are missing.*rmadapter data caltech101"):
         load_dataset("caltech101", tmp_path)
     shutil.rmtree(home / "101_ObjectCategories")
     assert "50 of 50 images" in check(dataset, tmp_path).missing[0]
@@ -304,8 +290,7 @@ def test_paths_outside_the_folder_must_be_allowed(tmp_path: Path) -> None:
         rows = [["banded/image_0001.jpg", 0, "banded"], [name, 1, "zigzagged"]]
         archives.write_json(home / CATALOG["dtd"].split, {"train": rows, "test": rows})
         with pytest.raises(
-            UserError,
-            match=rf"split_zhou_Des.*{re.escape(name[:40])}.* lies outside.*--allow-outside",
+            UserError, match=rf"split_zhou.*{re.escape(name[:40])}.*--allow-outside"
         ):
             load_dataset("dtd", tmp_path)
         assert len(load_dataset("dtd", tmp_path, outside=True)["train"]) == 2
@@ -414,14 +399,8 @@ def test_the_command_writes_a_list(rmadapter: Command, home: Path, tmp_path: Pat
             json.dumps({"_impath": THEIRS + "accordion/none.jpg", "_classname": "accordion"}),
             "none.jpg is missing",
         ),
-        (
-            json.dumps({"_impath": "../../etc/passwd", "_classname": "x"}),
-            "lies outside the data's folder",
-        ),
-        (
-            json.dumps({"_impath": "/etc/passwd", "_classname": "x"}),
-            "lies outside the data's folder",
-        ),
+        (json.dumps({"_impath": "../../etc/passwd", "_classname": "x"}), "lies outside"),
+        (json.dumps({"_impath": "/etc/passwd", "_classname": "x"}), "lies outside"),
     ],
 )
 def test_a_list_that_does_not_fit_is_refused(

@@ -59,12 +59,8 @@ def test_crops_are_the_pixels_of_their_boxes_and_one_group(halves: Path) -> None
     ]
     ignored: Counter[str] = Counter()
     red, blue = rows_of({halves: marks}, halves.parent, True, ignored)
-    assert (red.label, blue.label, red.group, blue.group) == (
-        "red",
-        "blue",
-        "halves.png",
-        "halves.png",
-    )
+    expected = ("red", "blue", "halves.png", "halves.png")
+    assert (red.label, blue.label, red.group, blue.group) == expected
     assert ignored == {"labels without a box": 1}
     with Image.open(red.image) as left, Image.open(blue.image) as right:
         assert (left.size, left.getcolors()) == ((5, 4), [(20, (255, 0, 0))])

@@ -60,10 +60,7 @@ def test_tar_files(tmp_path: Path, suffix: str, mode: str) -> None:
     [
         ({"..__..__a.png": b"x"}, "leads out of its folder"),
         ({"__etc__a.png": b"x"}, "leads out of its folder"),
-        (
-            {"bomb.png": bytes(150_000_000)},
-            "more than 10[0-9],[0-9]{3},[0-9]{3} bytes, so it is not what it says",
-        ),
+        ({"bomb.png": bytes(150_000_000)}, "more than 10[0-9],[0-9]{3},[0-9]{3} bytes"),
     ],
 )
 def test_hostile_archives_are_refused_and_leave_nothing(
@@ -82,10 +79,8 @@ def test_a_folder_that_lost_files_is_made_again(tmp_path: Path) -> None:
     archive = Path(shutil.make_archive(str(tmp_path / "set"), "zip", tmp_path / "set"))
     folder = unpack_once(archive)
     (folder / "a/1.png").unlink()
-    assert sorted(path.name for path in (unpack_once(archive) / "a").iterdir()) == [
-        "1.png",
-        "2.png",
-    ]
+    expected = ["1.png", "2.png"]
+    assert sorted(path.name for path in (unpack_once(archive) / "a").iterdir()) == expected
 
 
 def test_the_lock_holds_across_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,9 +161,7 @@ def test_nested_archives_with_equal_names_are_refused(tmp_path: Path) -> None:
     one, other = (
         zipped(tmp_path / name, cat__1=name.encode()).read_bytes() for name in ("a.zip", "b.zip")
     )
-    with pytest.raises(
-        UserError, match=r"holds '?cat/1'? twice, or an archive in it does; unpack it first$"
-    ):
+    with pytest.raises(UserError, match=r"holds '?cat/1'? twice, or an archive in it does"):
         unpack_once(zipped(tmp_path / "both.zip", **{"a.zip": one, "b.zip": other}))
     apart = unpack_once(zipped(tmp_path / "apart.zip", **{"x__a.zip": one, "y__b.zip": other}))
     assert {(apart / name).read_text() for name in ("x/cat/1", "y/cat/1")} == {"a.zip", "b.zip"}

@@ -51,11 +51,8 @@ def labels(marks: Any, root: Path) -> list[tuple[str, list[str]]]:
 def test_images_beside_the_file(tmp_path: Path) -> None:
     file = write_json(write_images(tmp_path, *NAMES) / "labels.json", coco())
     marks = read_coco(file, coco())
-    assert labels(marks, tmp_path) == [
-        ("cat_1.png", ["cat"]),
-        ("dog_1.png", ["dog"]),
-        ("cat_2.png", ["cat"]),
-    ]
+    expected = [("cat_1.png", ["cat"]), ("dog_1.png", ["dog"]), ("cat_2.png", ["cat"])]
+    assert labels(marks, tmp_path) == expected
     (mark,) = marks[tmp_path / "dog_1.png"]
     assert (mark.box, mark.size) == ([1, 2, 4, 4], (8, 8))
 
@@ -79,11 +76,8 @@ def test_roboflow_has_a_file_in_each_split(tmp_path: Path) -> None:
         s: write_json(tmp_path / s / "_annotations.coco.json", coco())
         for s in ("train", "valid", "test")
     }
-    assert split_files(tmp_path) == {
-        "train": files["train"],
-        "val": files["valid"],
-        "test": files["test"],
-    }
+    expected = {"train": files["train"], "val": files["valid"], "test": files["test"]}
+    assert split_files(tmp_path) == expected
 
 
 def test_two_files_of_a_split(tmp_path: Path) -> None:
@@ -113,28 +107,13 @@ def change(**more: Any) -> Callable[[dict[str, Any]], None]:
         (change(categories=[]), r"annotation 0 refers to category 17, which"),
         (change(images=[]), "annotation 0 refers to image 500, which"),
         (change(annotations=[[1]]), "not a COCO file"),
-        (
-            lambda value: value["images"].append(dict(value["images"][0])),
-            "two images have the id 500",
-        ),
-        (
-            lambda value: value["categories"].append({"id": 17, "name": "yeti"}),
-            "two categories have the id 17",
-        ),
-        (
-            lambda value: value["images"][0].update(file_name="../x.png"),
-            r"image 500: '../x.png' lies outside",
-        ),
+        (lambda value: value["images"].append(dict(value["images"][0])), "two images .* 500"),
+        (lambda value: value["categories"].append({"id": 17, "name": "yeti"}), "categories .* 17"),
+        (lambda value: value["images"][0].update(file_name="../x.png"), "image 500: .* outside"),
         (lambda value: value["images"][0].update(file_name="/x.png"), "lies outside"),
         (lambda value: value["images"][0].update(file_name="http://x/y.png"), "is a web address"),
-        (
-            lambda value: value["images"][0].update(file_name="a\0.png"),
-            "image 500: the path holds a NUL",
-        ),
-        (
-            lambda value: value["annotations"][0].update(bbox=5),
-            r"annotation 0: bbox 5 is not a list of four numbers",
-        ),
+        (lambda value: value["images"][0].update(file_name="a\0.png"), "image 500: .* NUL"),
+        (lambda value: value["annotations"][0].update(bbox=5), r"annotation 0: bbox 5"),
         (lambda value: value["images"][0].update(id=[]), "not a COCO file"),
     ],
 )

@@ -29,11 +29,8 @@ def labels(home: Path, value: Any) -> dict[str, list[str]]:
 
 def test_numbers_of_classes_and_images_without_one(home: Path) -> None:
     value = {"classes": ["cat", "dog"], "labels": {"deep/dog_1": 1, "cat_1": 0, "cat_2": None}}
-    assert labels(home, value) == {
-        "data/deep/dog_1.jpg": ["dog"],
-        "data/cat_1.png": ["cat"],
-        "data/cat_2.png": [],
-    }
+    expected = {"data/deep/dog_1.jpg": ["dog"], "data/cat_1.png": ["cat"], "data/cat_2.png": []}
+    assert labels(home, value) == expected
 
 
 def test_names_and_further_attributes(home: Path) -> None:
@@ -59,10 +56,7 @@ def test_a_missing_image_is_named(home: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (
-            {"classes": ["cat"], "labels": {"cat_1": 1}},
-            "'cat_1' has class 1, which the file does not list",
-        ),
+        ({"classes": ["cat"], "labels": {"cat_1": 1}}, "'cat_1' has class 1"),
         ({"classes": ["cat"], "labels": {"cat_1": -1}}, "has class -1"),
         ({"classes": None, "labels": {"cat_1": 0}}, "has class 0"),
         ({"classes": 5, "labels": {"cat_1": 0}}, "not a FiftyOne list of labels"),
@@ -153,14 +147,8 @@ def test_the_field_that_counts_and_the_splits_that_tags_name(home: Path) -> None
     [
         ([sample("a.jpg")], "no sample has a label of the types Classification, "),
         ([], "no sample has a label"),
-        (
-            [sample("a.jpg", x=of("cat"), y=of("dog"))],
-            "in the fields 'x', 'y': export only one of them, or call one",
-        ),
-        (
-            [sample("a.jpg", ["train", "test"], x=of("cat"))],
-            "is tagged with the splits test and train: keep one",
-        ),
+        ([sample("a.jpg", x=of("cat"), y=of("dog"))], "in the fields 'x', 'y': export only one"),
+        ([sample("a.jpg", ["train", "test"], x=of("cat"))], "splits test and train"),
         (
             [sample("a.jpg", ["train"], x=of("cat")), sample("b.jpg", x=of("cat"))],
             "others are not: tag all or none",

@@ -80,10 +80,8 @@ def test_images_that_are_files(library: Any, tmp_path: Path) -> None:
     )
     data = data.cast_column("photo", library.Image())
     rows = read_dataset(data, {"label": "kind"}).splits["all"]
-    assert [(row.label, row.image) for row in rows] == [
-        ("3", tmp_path / "cat_1.png"),
-        ("4", tmp_path / "dog_1.png"),
-    ]
+    expected = [("3", tmp_path / "cat_1.png"), ("4", tmp_path / "dog_1.png")]
+    assert [(row.label, row.image) for row in rows] == expected
 
 
 def test_a_saved_folder_may_not_name_files_elsewhere(library: Any, tmp_path: Path) -> None:

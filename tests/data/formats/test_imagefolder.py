@@ -48,10 +48,8 @@ def test_a_table_in_each_split(tmp_path: Path) -> None:
     }
     assert metadata(tmp_path) == tables
     found = paths_and_labels(read_imagefolder(tables), tmp_path)
-    assert found == {
-        "train": [(f"train/{n}", x) for n, x in ROWS],
-        "test": [("test/cat_1.png", "cat")],
-    }
+    expected = {"train": [(f"train/{n}", x) for n, x in ROWS], "test": [("test/cat_1.png", "cat")]}
+    assert found == expected
 
 
 def test_a_row_that_is_listed_again_is_read_once(tmp_path: Path) -> None:

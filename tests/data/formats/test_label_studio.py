@@ -94,9 +94,8 @@ def test_a_turned_rectangle_is_the_box_around_it(tmp_path: Path) -> None:
     }
     for tasks in ([full], [short]):
         [[mark]] = read_label_studio(tmp_path / "e.json", tasks).values()
-        assert mark.box == pytest.approx(
-            (25, 0, 25, 40)
-        )  # 40 x 50 pixels at (100, 0) become 50 x 40 at (50, 0)
+        # 40 x 50 pixels at (100, 0) become 50 x 40 at (50, 0)
+        assert mark.box == pytest.approx((25, 0, 25, 40))
     value["rotation"] = 45
     [[mark]] = read_label_studio(tmp_path / "e.json", [full]).values()
     assert mark.box == pytest.approx((50 - 25 * 0.5**0.5, 0, 45 * 0.5**0.5, 90 * 0.5**0.5))
@@ -108,10 +107,8 @@ def test_annotations_of_several_people_and_those_that_were_cancelled(tmp_path: P
         {"result": one["annotations"][0]["result"]},
         {**task("", "dog")["annotations"][0], "was_cancelled": True},
     ]
-    assert labels(tmp_path / "e.json", [one, task("b.png"), task("b.png", "dog")]) == {
-        "a.png": ["cat"] * 2,
-        "b.png": ["dog"],
-    }
+    expected = {"a.png": ["cat"] * 2, "b.png": ["dog"]}
+    assert labels(tmp_path / "e.json", [one, task("b.png"), task("b.png", "dog")]) == expected
 
 
 def test_json_min(tmp_path: Path) -> None:
@@ -120,11 +117,8 @@ def test_json_min(tmp_path: Path) -> None:
         {"image": "b.png", "id": 2, "choice": {"choices": ["cat", "dog"]}},
         {"photo": "/x/c.png", "id": 3, "annotator": 1},
     ]
-    assert labels(tmp_path / "e.json", tasks) == {
-        "a.png": ["cat"],
-        "b.png": ["cat", "dog"],
-        "c.png": [],
-    }
+    expected = {"a.png": ["cat"], "b.png": ["cat", "dog"], "c.png": []}
+    assert labels(tmp_path / "e.json", tasks) == expected
 
 
 def test_columns_of_the_import_beside_the_choice_are_no_labels(tmp_path: Path) -> None:
@@ -164,14 +158,8 @@ def test_rectangles_are_boxes_in_percent(tmp_path: Path) -> None:
             [task("/data/local-files/?d=/etc/a.png", "cat", file_upload="../b.png")],
             r"'\.\./b\.png' lies outside",
         ),
-        (
-            [task("https://example.org/cat.png", "cat")],
-            "is a web address, and there is no 'cat.png' beside the file",
-        ),
-        (
-            [{"data": {"image": "a.png"}, "annotations": [{"result": [{}]}]}],
-            "not a Label Studio export",
-        ),
+        ([task("https://example.org/cat.png", "cat")], "is a web address, .*'cat.png'"),
+        ([{"data": {"image": "a.png"}, "annotations": [{"result": [{}]}]}], "Label Studio"),
         (
             [
                 {

@@ -32,10 +32,8 @@ def cells(path: Path, text: str, **named: str) -> dict[str, str]:
 @pytest.mark.parametrize("image", ["path", "image", "file", "filename", "file_name", "File_Name"])
 @pytest.mark.parametrize("label", ["label", "class", "Category"])
 def test_usual_names_are_recognised(tmp_path: Path, image: str, label: str) -> None:
-    assert cells(tmp_path / "t.csv", f"{label},{image}\ncat, a.png \n") == {
-        "image": "a.png",
-        "label": "cat",
-    }
+    expected = {"image": "a.png", "label": "cat"}
+    assert cells(tmp_path / "t.csv", f"{label},{image}\ncat, a.png \n") == expected
 
 
 @pytest.mark.parametrize("text", [",path,label\n0,a.png,cat\n", "path;label;\na.png;cat;\n"])
@@ -48,12 +46,8 @@ def test_unnamed_columns_are_ignored(text: str, tmp_path: Path) -> None:
 
 def test_the_first_usual_name_counts_and_a_named_column_more(tmp_path: Path) -> None:
     text = "image,path,class,label,subset,group,fold\n1,2,3,4,5,6,7\n"
-    assert cells(tmp_path / "t.csv", text) == {
-        "image": "2",
-        "label": "4",
-        "split": "5",
-        "group": "6",
-    }
+    expected = {"image": "2", "label": "4", "split": "5", "group": "6"}
+    assert cells(tmp_path / "t.csv", text) == expected
     found = cells(tmp_path / "t.csv", text, image="image", label="class", split="fold", group="")
     assert found == {"image": "1", "label": "3", "split": "7", "group": "6"}
     assert cells(tmp_path / "t.csv", "path,label,split\na,b\n")["split"] == ""  # there, and empty
@@ -62,16 +56,8 @@ def test_the_first_usual_name_counts_and_a_named_column_more(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "named", "hint"),
     [
-        (
-            "a,b\n",
-            {},
-            r"none of its columns \(a, b\) is called path or .*; name one with --image-column",
-        ),
-        (
-            "path,b\n",
-            {},
-            r"\(path, b\) is called label or class or category; name one with --label-column",
-        ),
+        ("a,b\n", {}, r"\(a, b\) is called path or .* --image-column"),
+        ("path,b\n", {}, r"\(path, b\) is called label or .* --label-column"),
         ("path,label\n", {"group": "patient"}, r"\(path, label\) is called 'patient'$"),
         ("path,label\n", {"label": "Label"}, "is called 'Label'$"),
         ("path,label\n", {"labels": "x"}, "unknown kind 'labels'; did you mean 'label'"),
@@ -118,18 +104,14 @@ def test_parquet(tmp_path: Path) -> None:
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(
-        UserError, match=r"t\.parquet: reading parquet needs pyarrow; `pip install pyarrow`"
-    ):
+    with pytest.raises(UserError, match=r"t\.parquet: reading parquet needs pyarrow"):
         list(read_rows(tmp_path / "t.parquet", ["image"]))
 
 
 def test_labels_may_stand_in_for_the_label() -> None:
     kinds = ("image", "label"), ("label_list", "split")
-    assert choose_columns("t", ["path", "Labels"], *kinds) == {
-        "image": "path",
-        "label_list": "Labels",
-    }
+    expected = {"image": "path", "label_list": "Labels"}
+    assert choose_columns("t", ["path", "Labels"], *kinds) == expected
     assert choose_columns("t", ["path", "class"], *kinds) == {"image": "path", "label": "class"}
     for there in (
         ["path"],

@@ -72,10 +72,8 @@ def test_a_list_of_images_and_labels_beside_them(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("./all/dog_1.png\n\nall/cat_1.png\n")
     (tmp_path / "d.yaml").write_text("train: [train.txt]\nnames: [cat, dog]\n")
     marks = read_yolo(tmp_path / "d.yaml")["train"]
-    assert {image.name: [mark.label for mark in own] for image, own in marks.items()} == {
-        "dog_1.png": ["dog"],
-        "cat_1.png": [],
-    }
+    expected = {"dog_1.png": ["dog"], "cat_1.png": []}
+    assert {image.name: [mark.label for mark in own] for image, own in marks.items()} == expected
 
 
 def test_a_parent_folder_called_images_is_ignored(tmp_path: Path) -> None:
@@ -103,15 +101,9 @@ def test_the_file_is_found_among_others(pets: Path) -> None:
         ("names: [cat, dog]\n", "has no train, val or test"),
         ("train: images/train\nnames: 3\n", "not a YOLO data.yaml"),
         ("train: images/train\n", "not a YOLO data.yaml"),
-        (
-            "train: images/train\nnames: [cat]\n",
-            r"dog_1.txt, line 1: '1 0.1 .* is not a class number",
-        ),
+        ("train: images/train\nnames: [cat]\n", "dog_1.txt, line 1: '1 0.1 "),
         ("train: gone\nnames: [cat, dog]\n", "train is 'gone', which was not found in its folder"),
-        (
-            "train: /\nnames: [cat, dog]\n",
-            "'/', which was .*: delete that line if there is .*; --allow-outside",
-        ),
+        ("train: /\nnames: [cat, dog]\n", "'/', which .*--allow-outside"),
         ("train: ../..\nnames: [cat, dog]\n", "which was not found in its folder"),
         ("path: /\ntrain: tmp\nnames: [cat, dog]\n", "'tmp', which was not found in its folder"),
     ],
