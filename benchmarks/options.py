@@ -10,6 +10,7 @@ with float32's.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def main() -> None:
         loss.backward()
         return loss.item()
 
-    runs = {
+    runs: dict[str, Callable[[], float]] = {
         "float32": lambda: loss_of(step.model),
         "bfloat16": lambda: loss_of(step.model, half=True),
         "compiled": lambda: loss_of(compiled),

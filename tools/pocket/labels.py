@@ -27,7 +27,8 @@ class Labels:
     def __init__(self, sources: Path, nouns: dict[str, Any], classnames: dict[str, str]) -> None:
         self.nouns = nouns
         self.classnames = classnames
-        self.imagenet = ImageNetInfo("imagenet-1k")
+        imagenet: Any = ImageNetInfo("imagenet-1k")  # untyped
+        self.imagenet = imagenet
         self.wnids = self.imagenet.label_names()
         self.places = {wnid: place for place, wnid in enumerate(self.wnids)}
         emoji = read(package("emojibase-data", sources) / "en/data.json")

@@ -138,10 +138,10 @@ def captions(pool: str, folder: Path) -> dict[str, list[str]]:
     return {name: sentences[:5] for name, sentences in found.items()}
 
 
-def rows_of(pool: str, sources: Path) -> list[tuple[Path, list]]:
+def rows_of(pool: str, sources: Path) -> list[tuple[Path, list[object]]]:
     """Return (file, key) of the images that the pool takes."""
     source = SOURCES[pool]
-    groups = defaultdict(list)
+    groups: dict[str, list[tuple[Path, list[object]]]] = defaultdict(list)
     folder = sources / source.folder
     sentences = captions(pool, folder) if source.kind == "caption" else {}
     for path in sorted(folder.rglob("*"), key=lambda path: path.as_posix()):

@@ -108,7 +108,8 @@ def cross_validated(folds: Folds, method: Method, name: str) -> Evaluation:
 def calibrated(table: np.ndarray, folds: Folds) -> np.ndarray:
     """Return probabilities [M, C] over the folds, each fold at the temperature that suits the
     others best."""
-    labels, result = np.array(folds.judged.labels), table.copy()
+    labels = np.array(folds.judged.labels)
+    result: np.ndarray = table.copy()
     which = np.repeat(np.arange(len(folds)), [len(part) for part in folds.parts])
     for number in range(len(folds)):
         held_out = which == number

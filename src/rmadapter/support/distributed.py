@@ -61,13 +61,15 @@ def enter(verb: str) -> None:
 
         signal.signal(signal.SIGTERM, stop)  # the launcher sends it to all when one has died
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     with _all():
-        store, rank, count = next(dist.rendezvous("env://", timeout=LONG))
+        store, rank, count = next(rendezvous("env://", timeout=LONG))
         # After a restart the store still holds the addresses of dead processes; a new prefix avoids
         # waiting for them.
         life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = dist.PrefixStore(f"life {life}", store)
+        store = PrefixStore(f"life {life}", store)
         # by gloo, or NCCL between GPUs
         dist.init_process_group(store=store, rank=rank, world_size=count, timeout=LONG)
 

@@ -101,8 +101,9 @@ def _drop_other_images(finished: Finished) -> list[str]:
     for key, (_, record) in finished.items():
         for score in record.scores:
             drawn = () if score.split == "test" else (record.task.shots, record.split_digest)
+            judged = (record.task.data, score.name, score.split, *drawn)
             if score.digest:
-                sets[(record.task.data, score.name, score.split, *drawn)][score.digest].append(key)
+                sets[judged][score.digest].append(key)
     dropped = [key for sides in sets.values() for key in _minority(finished, sides)[0]]
     notes = []
     for key in dict.fromkeys(dropped):
@@ -126,7 +127,8 @@ def _drop_other_settings(finished: Finished) -> list[str]:
             method = (*method_key(record), track(record), record.backbone.digest)
             row = (record.protocol, record.variant, record.axis, json.dumps(record.value))
             same = {name: value for name, value in shared(record).items() if name != "templates"}
-            rows[(*row, *method, record.task.shots, json.dumps(same))].append(key)
+            alike = (*row, *method, record.task.shots, json.dumps(same))
+            rows[alike].append(key)
     notes = []
     for keys in rows.values():
         settings = {key: _settings(finished[key][1].method) for key in keys}

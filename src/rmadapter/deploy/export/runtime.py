@@ -59,8 +59,9 @@ class Transform:
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         channels = np.asarray(self._square(image)).transpose(2, 0, 1)
-        values = channels.astype(np.float32) / np.float32(255)
-        return (values - self.mean) / self.std
+        values: np.ndarray = channels.astype(np.float32) / np.float32(255)
+        scaled: np.ndarray = (values - self.mean) / self.std
+        return scaled
 
     def _square(self, image: Image.Image) -> Image.Image:
         size, (width, height) = self.size, image.size
