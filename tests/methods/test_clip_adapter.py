@@ -71,6 +71,6 @@ def test_loss_gradient_and_logits_are_those_of_the_equations(
 
 
 @pytest.mark.parametrize("reduction", [0, 41])
-def test_the_reduction_must_leave_something(tiny_clip: Backbone, reduction: int) -> None:
+def test_a_reduction_to_nothing_is_refused(tiny_clip: Backbone, reduction: int) -> None:
     with pytest.raises(UserError, match=f"reduction={reduction}: give a number from 1 to 40"):
         CLIPAdapter(reduction=reduction).parameters(tiny_clip)

@@ -124,9 +124,7 @@ def test_dropout_is_in_front_of_each_update_and_in_training_alone() -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.25, 0.0])
-def test_with_dropout_no_prompt_shares_what_another_begins_with(
-    tiny_clip: Backbone, dropout: float
-) -> None:
+def test_with_dropout_prompts_share_no_prefix(tiny_clip: Backbone, dropout: float) -> None:
     """Each token of each prompt is dropped by itself; without dropout, what all begin with is
     computed once."""
     shots = shots_of(tiny_clip, noise_images(4, NAMES))
@@ -185,7 +183,9 @@ def test_the_schedule_is_torchs_cosine_over_as_many_steps_as_the_shots_ask_for(
     )
 
 
-def test_what_cannot_be_updated_says_so(tiny_eva: Backbone, tiny_clip: Backbone) -> None:
+def test_unsupported_blocks_and_settings_are_refused(
+    tiny_eva: Backbone, tiny_clip: Backbone
+) -> None:
     with pytest.raises(
         UserError, match=r"the blocks \(EvaBlock\) of backbone .+ cannot be taken apart"
     ):

@@ -110,7 +110,7 @@ def test_the_ends_of_the_share_outside() -> None:
     assert share_outside(ours, theirs, 9.0, even) == 0  # more than an even answer
 
 
-def test_words_that_are_no_class() -> None:
+def test_other_names_are_not_class_names() -> None:
     assert len({*WORDS}) == len(WORDS) > 100
     classes = ("Lemon", "owl", *WORDS[:30])
     names = other_names(classes, seed=1)
@@ -167,6 +167,6 @@ def test_the_shares_of_a_fit_are_those_of_its_shots(tiny_clip: Backbone) -> None
     )
 
 
-def test_vectors_are_as_many_as_fit(tiny_clip: Backbone, vit_b16: Backbone) -> None:
+def test_number_of_context_vectors(tiny_clip: Backbone, vit_b16: Backbone) -> None:
     assert CoCoAMix().module(vit_b16).ctx.detach().std() == pytest.approx(0.02, rel=0.05)
     assert len(CoCoAMix().module(tiny_clip).ctx) == 4

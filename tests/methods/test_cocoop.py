@@ -51,7 +51,7 @@ def test_loss_and_gradients_are_the_plain_ones(name: str, request: pytest.Fixtur
     )
 
 
-def test_an_image_is_scored_alike_in_any_company(tiny_clip: Backbone) -> None:
+def test_scores_do_not_depend_on_the_batch(tiny_clip: Backbone) -> None:
     shots = eight_shots(tiny_clip)
     fitted = configured(CoCoOp(), {"epochs": 1}).fit(tiny_clip, shots)
     score, held = fitted.score(), shots.source()

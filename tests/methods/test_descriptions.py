@@ -150,7 +150,7 @@ def test_from_a_file_to_a_run_that_grows(
     assert len(answer["classes"]) == 6
 
 
-def test_images_of_a_run_are_noise_to_it(tiny_clip: Backbone) -> None:
+def test_shots_do_not_change_the_answers(tiny_clip: Backbone) -> None:
     """It learns nothing from the shots."""
     one, other = (
         Descriptions(descriptions=FILE).fit(tiny_clip, shots_of(tiny_clip, noisy_colors(2, seed)))

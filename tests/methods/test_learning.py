@@ -34,7 +34,9 @@ def uneven(backbone: Backbone) -> Shots:
 
 
 def named(backbone: Backbone) -> Shots:
-    return shots_of(backbone, noise_images(8, ("cat", "a small red car. a blue bird", "dog")))
+    return shots_of(
+        backbone, noise_images(8, ("cat", "a small red car. a blue bird", "dog", "house"))
+    )
 
 
 CONTEXT = {"epochs": 120, "learning_rate": 0.02}

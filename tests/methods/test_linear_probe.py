@@ -13,8 +13,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
 from rmadapter.methods.linear_probe import LinearProbe
-from rmadapter.training.contract import NotApplicable, Shots
-from tests.helpers.rounding import assert_same_float32
+from rmadapter.training.contract import Shots
 from tests.helpers.shots import logits_of, noise_images, noisy_colors, shots_of
 
 pytestmark = pytest.mark.real_plots
@@ -105,7 +104,7 @@ def test_the_search_takes_a_strength_with_most_hits() -> None:
     assert losses[1.0] < min(losses[0.8], losses[1.25])
 
 
-def test_however_unsure_no_answer_changes() -> None:
+def test_answers_do_not_depend_on_confidence() -> None:
     """Labels by chance, so that held-out images want a probe that is sure of nothing."""
     random = torch.Generator().manual_seed(0)
     labels, weights = torch.arange(5).repeat(4), torch.ones(20)
@@ -124,17 +123,6 @@ def test_however_unsure_no_answer_changes() -> None:
             F.linear(x, weight, bias).softmax(-1).argmax(-1).tolist()
             == model.predict(x.numpy()).tolist()
         )
-
-
-def test_it_knows_its_classes_alone_in_any_order(tiny_clip: Backbone, shots: Shots) -> None:
-    fitted = LinearProbe().fit(tiny_clip, shots)
-    # A product's columns may be added in an order that depends on their place; another class is off
-    # by all digits.
-    assert_same_float32(
-        logits_of(fitted, shots, shots.classes[::-1]), logits_of(fitted, shots).flip(1)
-    )
-    with pytest.raises(NotApplicable, match="'tree'"):
-        fitted.score(["tree"])
 
 
 def test_one_class_and_one_shot(tiny_clip: Backbone) -> None:

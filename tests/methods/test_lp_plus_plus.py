@@ -16,8 +16,7 @@ from rmadapter.methods.lp_plus_plus import Blend, LPPlusPlus
 from rmadapter.methods.tip_adapter import one_hot
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import configured
-from rmadapter.training.contract import NotApplicable, Shots
-from tests.helpers.rounding import assert_same_float32
+from rmadapter.training.contract import Shots
 from tests.helpers.shots import logits_of, noisy_colors, shots_of
 
 Array = np.ndarray
@@ -124,12 +123,3 @@ def test_alpha_moves_after_every_so_many_epochs(tiny_clip: Backbone, shots: Shot
     assert losses[3][:3] == losses[6][:3]
     assert losses[3][3:] != losses[6][3:]
     assert not torch.equal(found[6].tensors["weight"], found[7].tensors["weight"])
-
-
-def test_it_knows_its_classes_alone_in_any_order(tiny_clip: Backbone, shots: Shots) -> None:
-    fitted = configured(LPPlusPlus(), {"epochs": 2}).fit(tiny_clip, shots)
-    assert_same_float32(
-        logits_of(fitted, shots, shots.classes[::-1]), logits_of(fitted, shots).flip(1)
-    )
-    with pytest.raises(NotApplicable, match="'tree'"):
-        fitted.score(["tree"])

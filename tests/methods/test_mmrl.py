@@ -183,7 +183,7 @@ def test_the_first_block_must_exist(tiny_clip: Backbone) -> None:
 
 
 @pytest.mark.parametrize("name", ["rank", "projection_rank"])
-def test_ranks_of_a_foreign_model_are_bounded(name: str) -> None:
+def test_ranks_of_a_loaded_model_are_bounded(name: str) -> None:
     """Its module is built before its weights are looked at."""
     with pytest.raises(UserError, match=f"{name}="):
         load_method("mmrl", {name: 5000})

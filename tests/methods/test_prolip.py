@@ -122,7 +122,7 @@ def test_without_a_step_it_is_zero_shot(name: str, request: pytest.FixtureReques
     assert_same_float32(logits_of(start, shots), logits_of(plain, shots))
 
 
-def test_a_backbone_without_a_projection_is_told_so(tiny_clip: Backbone) -> None:
+def test_a_backbone_without_a_projection_is_refused(tiny_clip: Backbone) -> None:
     backbone: Any = double(tiny_clip)
     backbone.model.visual.proj = None
     with pytest.raises(

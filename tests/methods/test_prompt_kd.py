@@ -141,13 +141,13 @@ def test_a_larger_teacher_is_needed_for_new_names_alone(
         )
 
 
-def test_who_listens_hears_of_the_student_alone(tiny_clip: Backbone) -> None:
+def test_callbacks_see_the_steps_of_the_student_alone(tiny_clip: Backbone) -> None:
     steps: list[Any] = []
     shots = replace(eight_images(tiny_clip), callbacks=[Callback(steps.append)])
     assert steps == configured(PromptKD(), QUICK).fit(tiny_clip, shots).trained.history != []
 
 
-def test_a_model_s_word_is_not_enough_to_read_its_teacher(
+def test_a_saved_model_may_not_name_its_teacher(
     tiny_clip: Backbone, tiny_hf: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As that of any backbone that is not published: it may come from anyone."""

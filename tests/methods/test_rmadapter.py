@@ -219,7 +219,7 @@ def test_methods_share_a_backbone_that_none_changes(tiny_clip: Backbone, images:
 
 
 @pytest.mark.parametrize("field", [f.name for group in (Task, Machine) for f in fields(group)])
-def test_what_is_common_to_all_is_not_a_methods(field: str) -> None:
+def test_common_settings_are_no_fields_of_a_method(field: str) -> None:
     with pytest.raises(UserError, match=f"rmadapter: unknown field '{field}'"):
         load_method("rmadapter", {field: 1})
 

@@ -121,7 +121,7 @@ def test_which_classes_are_kept() -> None:
     assert beyond == pytest.approx(1 / (math.exp(0.3) - 1), rel=0.05)
 
 
-def test_what_is_skipped_is_not_computed(
+def test_skipped_blocks_are_not_computed(
     tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No lower block runs in a step, and of the classes those alone that an image needs."""
@@ -167,7 +167,7 @@ def test_without_a_step_it_answers_as_zero_shot(name: str, request: pytest.Fixtu
     assert_same_float32(logits_of(start, shots, names), logits_of(plain, shots, names))
 
 
-def test_what_is_stored_is_what_learns(tiny_clip: Backbone) -> None:
+def test_only_trained_weights_are_stored(tiny_clip: Backbone) -> None:
     """The top block of either encoder, and what lies behind; all else is the backbone's own, shared
     with it."""
     tensors = SkipTuning().module(tiny_clip).state_dict()

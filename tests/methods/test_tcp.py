@@ -73,6 +73,6 @@ def test_a_bert_gets_its_class_contexts_too(tiny_hf: Backbone) -> None:
     assert_same_as_plain(TCP(), tiny_hf, plain)
 
 
-def test_a_block_that_no_encoder_has(tiny_clip: Backbone) -> None:
+def test_a_missing_block_is_refused(tiny_clip: Backbone) -> None:
     with pytest.raises(UserError, match=r"tcp\.layer=13: .* has no such block; give at most 12"):
         TCP(layer=13).module(tiny_clip)

@@ -131,7 +131,7 @@ def test_loss_gradients_cache_and_answers_are_the_plain_ones(
     torch.testing.assert_close(answer, backbone.logit_scale * f @ w.T, rtol=1e-9, atol=1e-9)
 
 
-def test_few_tokens_are_all_looked_at(tiny_clip: Backbone) -> None:
+def test_few_tokens_are_all_read(tiny_clip: Backbone) -> None:
     tokens, places = local_features(
         tiny_clip, tiny_clip.image.frozen(torch.randn(2, 3, 32, 32), 4), 100
     )

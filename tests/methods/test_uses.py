@@ -68,7 +68,7 @@ def test_a_file_of_texts_moves_a_method_to_another_track() -> None:
     assert uses_of("mma", {}, own) == USES["mma"]  # a name of ours stays ours
 
 
-def test_what_settings_name_is_told_by_its_content(tmp_path: Path, tiny_clip: Backbone) -> None:
+def test_files_in_settings_are_identified_by_content(tmp_path: Path, tiny_clip: Backbone) -> None:
     texts = tmp_path / "texts.json"
     texts.write_text("{}")
     sums = named_sums("lweib", {"descriptions": str(texts)})

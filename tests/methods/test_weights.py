@@ -92,7 +92,7 @@ def test_a_key_of_weight_2_is_two_keys(tiny_clip: Backbone) -> None:
     )
 
 
-def test_every_method_that_is_trained_heeds_them(tiny_clip: Backbone) -> None:
+def test_class_weights_change_a_trained_classifier(tiny_clip: Backbone) -> None:
     """A class of no weight is not learnt, one of much is: by the classifier, with a loss that knows
     of no weights."""
     images = noisy_colors(4)
@@ -124,7 +124,7 @@ class Deaf(Method):
         return Parameters()
 
 
-def test_a_method_that_does_not_ask_for_weights_is_refused_any(
+def test_a_method_without_weights_refuses_weighted_images(
     tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab = Lab(progress=False)

@@ -224,7 +224,7 @@ def test_a_method_that_looks_for_test_images_finds_and_opens_none(
     assert any(of_the_test(thing) for thing in reachable(lab))
 
 
-def test_a_run_knows_nothing_of_another(tiny_clip: Backbone, root: Path) -> None:
+def test_runs_share_no_images_and_random_numbers(tiny_clip: Backbone, root: Path) -> None:
     """Nothing of an earlier run is left in what a method is given: neither images nor random
     numbers."""
     drawn: list[float] = []

@@ -43,7 +43,7 @@ def test_logits_are_open_clips(
     torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_restored_it_asks_with_the_templates_it_was_fitted_with(tiny_clip: Backbone) -> None:
+def test_restored_models_keep_their_templates(tiny_clip: Backbone) -> None:
     """Nothing is saved of it but what it was asked with: the run's templates, unless it has its
     own."""
     shots = shots_of(tiny_clip, templates=("the {}",))

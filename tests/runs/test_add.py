@@ -186,7 +186,7 @@ def test_what_is_refused(run: Path, tiny_clip: Backbone, tmp_path: Path, finishe
     assert not (tmp_path / "other").exists()
 
 
-def test_a_runs_word_is_not_enough_to_read_a_teacher(
+def test_a_saved_run_may_not_name_its_teacher(
     run: Path,
     tiny_clip: Backbone,
     tiny_hf: Backbone,

@@ -104,7 +104,7 @@ def test_candidates_are_methods_and_are_asked_in_order(tiny_clip: Backbone, colo
     )
 
 
-def test_who_is_late_or_cannot_is_left_out_and_named(
+def test_late_and_failing_candidates_are_listed_with_reasons(
     tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folds, choices = folds_of(tiny_clip, colors, candidates=THREE)
@@ -132,9 +132,7 @@ def test_who_is_late_or_cannot_is_left_out_and_named(
         choose(folds, Auto(candidates=("linear-probe",)).choices())
 
 
-def test_with_one_image_a_class_it_says_that_it_did_not_choose(
-    tiny_clip: Backbone, colors: Path
-) -> None:
+def test_one_image_a_class_is_too_few_to_choose_by(tiny_clip: Backbone, colors: Path) -> None:
     choice = choose(*folds_of(tiny_clip, colors, shots=1))
     assert (choice.chosen, choice.rows) == (FOR_FEW, ())
     assert "too few images per class to choose by" in describe_choice(choice)

@@ -46,7 +46,7 @@ def test_a_run_beside_itself(
     assert second.low == pytest.approx(-(second.high or 0))
 
 
-def test_what_is_refused(finished: Path, tiny_clip: Backbone, colors: Path) -> None:
+def test_an_empty_comparison_is_refused(finished: Path, tiny_clip: Backbone, colors: Path) -> None:
     runs = [(finished, load(finished, tiny_clip))]
     with pytest.raises(UserError, match="no images to compare on"):
         compare(runs, read_images(colors)["test"].subset([]))

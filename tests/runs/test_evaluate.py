@@ -60,7 +60,7 @@ def test_an_order_is_that_of_its_seed() -> None:
     assert not torch.equal(shuffled(50, 1), shuffled(50, 2))
 
 
-def test_what_answers_each_image_alone_refuses_a_memory(tiny_clip: Backbone) -> None:
+def test_stateful_methods_are_refused_where_images_are_independent(tiny_clip: Backbone) -> None:
     fitted: Fitted = load_method("zero-shot").fit(tiny_clip, shots_of(tiny_clip, IMAGES))
     refuse_stateful(fitted, "a window")
     with pytest.raises(UserError, match=r"a window .* TDA"):

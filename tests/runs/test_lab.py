@@ -121,7 +121,7 @@ def test_none_of_the_fold_that_is_asked_about(tiny_clip: Backbone) -> None:
         assert len(shots.unlabelled) == 8
 
 
-def test_others_get_none(tiny_clip: Backbone) -> None:
+def test_other_methods_get_no_unlabelled_images(tiny_clip: Backbone) -> None:
     class Incurious(Curious):
         traits: ClassVar[Traits] = Traits()
 
@@ -134,7 +134,7 @@ def test_others_get_none(tiny_clip: Backbone) -> None:
     ] == ["prompt-kd"]
 
 
-def test_the_key_holds_them(tiny_clip: Backbone) -> None:
+def test_the_key_includes_unlabelled_images(tiny_clip: Backbone) -> None:
     """Of a method that sees them, and of no other."""
     few = few_shot(SPLITS, 2, 1)
     rest = few.heldout.subset(range(1, len(few.heldout)))

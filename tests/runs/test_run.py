@@ -81,7 +81,7 @@ def test_a_bench_and_a_fit_of_the_same_task_give_the_same_metrics(
         assert (fitted.key, fitted.split_digest) == (record.key, record.split_digest)
 
 
-def test_a_key_tells_all_that_figures_depend_on_and_nothing_else() -> None:
+def test_a_key_changes_with_the_settings_that_change_figures() -> None:
     images = ImageSet((np.zeros((2, 2), np.uint8),), (0,), ("cat",))
     few = FewShot(images, None, images, 1, 1, ())
 

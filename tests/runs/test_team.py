@@ -115,7 +115,7 @@ def test_two_processes_fit_the_model_that_one_fits_though_one_of_them_dies(
 
 @pytest.mark.slow
 @needs_torchrun
-def test_what_several_processes_cannot_do_is_one_sentence(
+def test_methods_without_steps_are_refused_in_several_processes(
     words: list[str], torchrun: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     done = torchrun([*words[:-7], "--method", "linear-probe", "--set=device=cpu"], tmp_path / "out")
@@ -135,7 +135,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(variable, value)
 
 
-def test_a_world_size_that_no_launcher_gave_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_world_size_without_a_launcher_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in LAUNCHED:
         monkeypatch.delenv(name, raising=False)
     assert not distributed.launched()
