@@ -57,10 +57,8 @@ def test_what_is_added_up(
     trained, asked = 4 * 1 + 64 + 2 * 8, 2 * 4096 + 16 * 65536
     found = cost(plan(colors, tmp_path, tiny_clip, methods=["mma", "rmadapter"]), progress=False)
     assert (found.runs, found.left, found.device, found.devices, found.disk) == (4, 4, "cpu", 1, 0)
-    first, other = (
-        trained + asked + 16 * 256,
-        trained + asked,
-    )  # the second seed finds frozen test images
+    # the second seed finds frozen test images
+    first, other = (trained + asked + 16 * 256, trained + asked)
     assert [line.seconds for line in found.lines] == [first + other] * 2
     assert found.hours == pytest.approx(2 * (first + other) / 3600)
     # in two processes each freezes its own
@@ -181,9 +179,7 @@ def test_a_method_that_cannot_be_tried_is_noted(
     assert "cannot be measured" in capsys.readouterr().err
 
 
-def test_what_a_bench_would_refuse_is_refused(
-    tiny_clip: Backbone, colors: Path, tmp_path: Path
-) -> None:
+def test_invalid_benches_are_refused(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
     images = Path(shutil.copytree(colors / "train", tmp_path / "all"))
     one = plan(images, tmp_path / "out", tiny_clip, methods=["zero-shot"], seeds=[1], shots=[6])
     with pytest.raises(UserError, match="no test split, and no training image is left over"):

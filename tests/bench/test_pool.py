@@ -22,9 +22,7 @@ def seen() -> tuple[int, str | None, int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [["MIG-1", "GPU-2"], []])
-def test_each_worker_sees_one_gpu_and_has_its_share_of_the_threads(
-    devices: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_share_gpu_and_threads(devices: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VISIBLE, raising=False)
     with make_pool(devices, 3) as pool:
         futures = [pool.submit(seen) for _ in range(3)]

@@ -64,9 +64,7 @@ def words(tmp_path: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.slow
-def test_a_rehearsal_from_plan_to_verdict_and_on(
-    rmadapter: Command, words: list[object], tmp_path: Path
-) -> None:
+def test_rehearsal_of_a_table(rmadapter: Command, words: list[object], tmp_path: Path) -> None:
     code, out, err = rmadapter(*words, *QUICK, "--plan", "--json")
     assert code == 0
     rows = [{"table": "1", "data set": key, "runs": 2, "finished": 0} for key in ("dtd", "eurosat")]
@@ -107,9 +105,7 @@ def test_a_rehearsal_from_plan_to_verdict_and_on(
     assert read_record(same).copied_from.startswith("base-to-novel/dtd/rmadapter/")
 
 
-def test_mistakes_are_told_before_anything_runs(
-    rmadapter: Command, words: list[object], tmp_path: Path
-) -> None:
+def test_mistakes_are_found_first(rmadapter: Command, words: list[object], tmp_path: Path) -> None:
     refused(
         rmadapter(*words, "--tables", "7"), "--tables 7: the tables with runs are 1, 2, 3, 4, 5, 6"
     )

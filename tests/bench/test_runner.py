@@ -60,9 +60,7 @@ def test_zero_shot_does_not_depend_on_the_seed_and_nothing_is_repeated(
     assert zero[0] == zero[1]
 
 
-def test_zero_shot_accuracy_is_that_of_the_backbone_itself(
-    finished_bench: Path, tiny_clip: Backbone, colors: Path
-) -> None:
+def test_zero_shot_is_the_backbone(finished_bench: Path, tiny_clip: Backbone, colors: Path) -> None:
     import torch
     from PIL import Image
 
@@ -179,9 +177,7 @@ def test_further_seeds_are_not_averaged_with_answers_to_other_images(
         run_bench(changed, out, jobs_of(tiny_clip, colors, seeds=[1, 2, 3]))
 
 
-def test_another_content_of_a_file_that_a_method_reads_is_refused(
-    tiny_clip: Backbone, colors: Path, tmp_path: Path
-) -> None:
+def test_changed_files_are_refused(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
     texts, out = tmp_path / "texts.json", tmp_path / "out"
     written = {name: ["a thing"] for name in ("blue", "green", "night sky", "red")}
     texts.write_text(json.dumps(written))
@@ -203,9 +199,7 @@ def test_another_content_of_a_file_that_a_method_reads_is_refused(
         run_bench(colors, out, left, values=values)
 
 
-def test_code_that_changed_after_the_last_run_is_refused(
-    tiny_clip: Backbone, colors: Path, tmp_path: Path
-) -> None:
+def test_changed_code_is_refused(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
     """The daily loop of somebody who writes a method: edit it, and give the same command again."""
     code, out = tmp_path / "mine.py", tmp_path / "out"
     code.write_text(
@@ -246,9 +240,7 @@ def test_a_training_that_another_protocol_did_is_not_done_again(
     assert (copy.scores, copy.seconds) == (old.scores, old.seconds)
 
 
-def test_two_folders_of_one_name_are_each_asked(
-    tiny_clip: Backbone, colors: Path, tmp_path: Path
-) -> None:
+def test_folders_of_one_name_stay_apart(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
     """Their train images are the same, and so is the key of a training on them."""
     for name in "ab":
         shutil.copytree(colors, tmp_path / name / colors.name)
@@ -263,9 +255,7 @@ def test_two_folders_of_one_name_are_each_asked(
     assert first.scores[1].digest != second.scores[1].digest
 
 
-def test_one_failure_leaves_the_others_alone(
-    tiny_clip: Backbone, colors: Path, tmp_path: Path
-) -> None:
+def test_one_failure_stops_no_other_job(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
     values = {"rmadapter": {**QUICK, "first_block": 9}}
     jobs = jobs_of(tiny_clip, colors, methods=["rmadapter", "zero-shot"], seeds=[1])
     for _ in range(2):  # it is tried again, and fails again
@@ -275,9 +265,7 @@ def test_one_failure_leaves_the_others_alone(
         assert not bad.scores
 
 
-def test_a_method_whose_file_is_missing_leaves_the_others_alone(
-    tiny_clip: Backbone, colors: Path, tmp_path: Path
-) -> None:
+def test_a_missing_file_of_one_method(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
     """Without the file, its run has no key."""
     jobs = jobs_of(tiny_clip, colors, methods=["zero-shot-descriptions", "zero-shot"], seeds=[1])
     values = {"zero-shot-descriptions": {"descriptions": str(tmp_path / "gone.json")}}
@@ -308,9 +296,7 @@ def test_a_method_from_outside_may_fail_in_its_own_ways(
     assert "a bug of the method" in capsys.readouterr().err
 
 
-def test_a_question_without_an_answer_is_not_applicable(
-    tiny_clip: Backbone, colors: Path, tmp_path: Path
-) -> None:
+def test_no_answer_is_not_applicable(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
     [job] = jobs_of(tiny_clip, colors, methods=["linear-probe"], seeds=[1])
     novel = configured(job.task, {"tests": (Question("novel", classes="novel"),)})
     [record] = run_bench(colors, tmp_path, [Job(job.protocol, novel, job.method)])

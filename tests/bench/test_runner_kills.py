@@ -46,9 +46,7 @@ def done_by(log: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_killed_and_started_again_beside_another(
-    tiny_clip: Backbone, colors: Path, tmp_path: Path
-) -> None:
+def test_a_killed_bench_starts_again(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
     """Nine jobs of three methods and three seeds: none is missing, and none that was finished is
     done again."""
     out, first, second, third = (
@@ -79,9 +77,7 @@ def test_killed_and_started_again_beside_another(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_workers_end_with_their_parent(
-    tiny_clip: Backbone, colors: Path, tmp_path: Path, number: int
-) -> None:
+def test_orphans_end(tiny_clip: Backbone, colors: Path, tmp_path: Path, number: int) -> None:
     log = tmp_path / "log"
     parent = start(bench_command(tiny_clip, colors, tmp_path / "out", "--jobs", "2"), log)
     deadline = time.monotonic() + 120

@@ -17,18 +17,10 @@ from tests.helpers.bench_runs import QUICK, jobs_of, run_bench
 from tests.helpers.decodes import count_decodes
 
 IN_BLOCKS = ("rmadapter", "mma")  # whose adapters begin at the same block
-ELSEWHERE = (
-    "clip-lora",
-    "2sfs",
-    "maple",
-    "dept",
-    "mmrl",
-    "skip-tuning",
-    "lweib",
-)  # which begin at others
-FREE = tuple(
-    name for name in ON_FEATURES if name != "zero-shot-descriptions"
-)  # which needs texts about its classes
+# which begin at others
+ELSEWHERE = ("clip-lora", "2sfs", "maple", "dept", "mmrl", "skip-tuning", "lweib")
+# which needs texts about its classes
+FREE = tuple(name for name in ON_FEATURES if name != "zero-shot-descriptions")
 
 
 @pytest.mark.parametrize(

@@ -76,9 +76,7 @@ def figures(found: Tuned) -> list[tuple[Any, ...]]:
     return [(trial.number, trial.params, trial.right) for trial in found.trials]
 
 
-def test_trials_are_judged_as_their_methods_are(
-    tuned: tuple[Path, Tuned], tiny_clip: Backbone, colors: Path
-) -> None:
+def test_trials_are_judged(tuned: tuple[Path, Tuned], tiny_clip: Backbone, colors: Path) -> None:
     """By folds of the train split, made and asked by hand."""
     from rmadapter.data.read import read_images
     from rmadapter.runs.lab import Lab
@@ -180,9 +178,7 @@ def test_another_search_in_the_same_folder_is_refused(
         tune(search, ranges, 6, out, progress=False)
 
 
-def test_settings_that_cannot_be_tried_are_a_trial_with_a_reason(
-    tiny_clip: Backbone, colors: Path, tmp_path: Path
-) -> None:
+def test_invalid_settings_give_a_reason(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
     request = Request.make(
         {**GIVEN, "epochs": 1, "rank": 4, "backbone": tiny_clip.name}, "mma", data=str(colors)
     )
@@ -220,9 +216,8 @@ def test_one_worker_of_a_cluster_finds_the_same(
     search, ranges = search_of(tiny_clip, colors)
     found = tune(search, ranges, 4, tmp_path / "one", 1, "", progress=False)
     assert figures(found) == figures(tuned[1])[:4]
-    two = tune(
-        search, ranges, 5, tmp_path / "two", 2, "", progress=False
-    )  # which propose by what they know by then
+    # which propose by what they know by then
+    two = tune(search, ranges, 5, tmp_path / "two", 2, "", progress=False)
     assert [trial.number for trial in two.trials] == [*range(5)]
     assert two.trials[0].right == found.trials[0].right
 
@@ -242,9 +237,7 @@ def test_a_second_row_where_there_is_something_to_try() -> None:
     assert list(add_tuned_rows(ablation, 5, {})) == ablation
 
 
-def test_the_best_trial_wins_and_the_first_is_the_method_as_given(
-    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_best_trial_wins(tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the same seed the same trials; the images are those of the train split alone."""
     seen: list[dict[str, Any]] = []
 
@@ -292,9 +285,7 @@ def test_too_few_images_are_named(tiny_clip: Backbone) -> None:
         tune_job(load_method("clip-adapter"), job, lab)
 
 
-def test_from_the_bench_to_the_rules_of_its_report(
-    rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path
-) -> None:
+def test_tuned_bench(rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path) -> None:
     given = [
         "bench", "few-shot", "--datasets", colors.name, "--root", colors.parent, "--backbone",
         tiny_clip.name,

@@ -20,9 +20,8 @@ from rmadapter.data.read import load_image
 from rmadapter.errors import UserError
 from tests.hostile import images as hostile
 
-RAMP = np.arange(0, 65536, 257 * 5, dtype=np.uint16).reshape(
-    4, 13
-)  # 52 values, exact multiples of 257
+# 52 values, exact multiples of 257
+RAMP = np.arange(0, 65536, 257 * 5, dtype=np.uint16).reshape(4, 13)
 
 
 def pixels(source: object) -> np.ndarray:
@@ -57,9 +56,8 @@ def test_big_endian_16_bit_and_32_bit_integers_and_floats(tmp_path: Path) -> Non
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     upright = np.zeros((40, 24, 3), np.uint8)
     upright[:20] = 255  # white above black
-    stored = Image.fromarray(
-        np.rot90(upright)
-    )  # counter-clockwise; orientation 6 asks for a clockwise turn
+    # counter-clockwise; orientation 6 asks for a clockwise turn
+    stored = Image.fromarray(np.rot90(upright))
     exif = Image.Exif()
     exif[0x0112] = 6
     for ending in ("jpg", "png"):

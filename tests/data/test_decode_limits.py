@@ -41,9 +41,7 @@ def odd_files(folder: Path) -> dict[str, Path]:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="has no pipes with names")
-def test_pipes_and_devices_are_refused_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pipes_and_devices_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for path in odd_files(tmp_path).values():
         for read in (load_image, content):
@@ -140,9 +138,8 @@ def test_ordinary_photos_are_accepted(tmp_path: Path) -> None:
     image = Image.linear_gradient("L").convert("RGB").resize((8400, 2800))
     image.save(path, progressive=True, exif=exif.tobytes() + thumbnail, icc_profile=bytes(100_000))
     assert load_image(path).size == (2800, 8400)
-    image.save(
-        tmp_path / "two.mpo", save_all=True, append_images=[image], exif=exif
-    )  # each with EXIF of its own
+    # each with EXIF of its own
+    image.save(tmp_path / "two.mpo", save_all=True, append_images=[image], exif=exif)
     assert load_image(tmp_path / "two.mpo").size == (2800, 8400)
 
 

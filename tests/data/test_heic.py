@@ -54,9 +54,7 @@ def test_avif_needs_no_extra(tmp_path: Path) -> None:
     assert load_image(tmp_path / "a.avif").size == (32, 16)
 
 
-def test_without_the_extra_photos_are_counted_and_it_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = {ending: name for ending, name in formats().items() if name != "HEIF"}
     for module in ("formats.base", "decode_limits"):
         monkeypatch.setattr(f"rmadapter.data.{module}.formats", lambda: known)
@@ -74,9 +72,7 @@ def test_without_the_extra_photos_are_counted_and_it_is_named(
         read_images(tmp_path)
 
 
-def test_the_error_of_an_unreadable_heic_names_the_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_heic_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rmadapter.data.decode_limits.formats", lambda: {".png": "PNG"})
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     with pytest.raises(UserError, match=r"a\.heic: .*pip install 'rmadapter\[heic\]'"):

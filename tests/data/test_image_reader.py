@@ -51,9 +51,7 @@ def test_one_pass_serves_pixels_looks_and_content(files: list[Path], decodes: Co
     assert decodes == {str(path): 1 for path in files}
 
 
-def test_looks_come_with_pixels_once_they_were_requested(
-    files: list[Path], decodes: Counter[str]
-) -> None:
+def test_looks_come_with_requested_pixels(files: list[Path], decodes: Counter[str]) -> None:
     reader = ImageReader()
     reader.pixels(files[0], small)
     first = reader.thumbprints(files[:1])  # decoded again: nobody had requested them before
@@ -64,9 +62,7 @@ def test_looks_come_with_pixels_once_they_were_requested(
     assert np.array_equal(looks(both)[0], looks(ImageReader().thumbprints(files))[0])
 
 
-def test_pixels_are_kept_for_one_use_of_one_transform_and_within_memory(
-    files: list[Path], decodes: Counter[str]
-) -> None:
+def test_pixels_are_kept_once_within_memory(files: list[Path], decodes: Counter[str]) -> None:
     one = small(Image.open(files[0])).nbytes
     reader = ImageReader(room=2 * one)
     assert reader.read(files, small) == ["", "", ""]
@@ -95,9 +91,7 @@ def test_unreadable_images_are_named_with_a_way_out(files: list[Path]) -> None:
         ImageSet(tuple(files), (0, 0, 0), ("cat",)).read(small)
 
 
-def test_images_in_memory_are_read_too_and_a_pickle_is_empty(
-    files: list[Path], decodes: Counter[str]
-) -> None:
+def test_images_in_memory_and_an_empty_pickle(files: list[Path], decodes: Counter[str]) -> None:
     array = np.asarray(Image.open(files[0]))
     reader = ImageReader()
     assert reader.read([array, files[0]], small) == ["", ""]

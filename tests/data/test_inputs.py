@@ -40,9 +40,7 @@ def lines(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
 
 
-def test_a_folder_is_searched_to_any_depth_in_order_and_what_is_no_image_is_counted(
-    photos: Path,
-) -> None:
+def test_a_folder_is_searched_in_order_and_other_files_are_counted(photos: Path) -> None:
     found = find_images(["photos"])
     expected = ["photos/a/1.png", "photos/a/2.PNG", "photos/b.jpg"]
     assert [path.as_posix() for path in found.files] == expected
@@ -63,9 +61,8 @@ def test_named_files_keep_their_order(photos: Path) -> None:
     assert names(["photos/b.jpg", "photos/a", "photos/gone.jpg"]) == [
         "photos/b.jpg", "photos/a/1.png", "photos/a/2.PNG", "photos/gone.jpg",
     ]  # fmt: skip
-    assert names(["photos/a/notes.txt"]) == [
-        "photos/a/notes.txt"
-    ]  # named by the user: told when it is opened
+    # named by the user: told when it is opened
+    assert names(["photos/a/notes.txt"]) == ["photos/a/notes.txt"]
 
 
 def test_patterns(photos: Path) -> None:

@@ -110,9 +110,7 @@ def test_class_names_must_be_valid_text(written: str) -> None:
         prompt_names(["cat"], {"cat": written})
 
 
-def test_a_domain_has_its_names_however_its_path_is_spelled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_spellings_of_the_path_of_a_domain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "photo/train/cat").mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(tmp_path / "photo/train/cat/1.png")
     (tmp_path / "classnames.json").write_text('{"cat": "tabby"}')

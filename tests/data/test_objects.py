@@ -195,9 +195,7 @@ def test_tensors_are_refused() -> None:
         open_object([(torch.zeros(3, 4, 4), "cat")])
 
 
-def test_datasets_of_the_hub_library(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hub_datasets(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = pytest.importorskip("datasets", reason="the extra `data` is not installed")
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
     data = library.Dataset.from_dict(
@@ -213,9 +211,7 @@ def same(one: ImageSet, other: ImageSet) -> bool:
     )  # fmt: skip
 
 
-def test_a_set_splits_a_folder_and_a_table_are_taken_as_they_are(
-    colors: Path, tmp_path: Path
-) -> None:
+def test_sets_splits_and_folders_are_accepted(colors: Path, tmp_path: Path) -> None:
     splits = read_images(colors)
     assert image_set(splits["train"]) is splits["train"]
     assert image_set(splits) is splits["train"]

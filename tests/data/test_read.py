@@ -67,9 +67,7 @@ def test_splits_share_the_classes_of_train(tmp_path: Path) -> None:
     refused(tmp_path, "test has a class 'zebra' that train lacks")
 
 
-def test_crops_have_the_names_beside_their_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_crops_use_classnames_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
     home = write_tiny_images(tmp_path / "data", "images/a.png", "images/b.png")
     (home / "labels").mkdir()
@@ -91,9 +89,7 @@ def test_crops_have_the_names_beside_their_data(
     assert read_images(home / "c.json", crops=True)["all"].classes == ("house cat", "dog")
 
 
-def test_an_unreadable_photo_with_boxes_of_two_classes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreadable_photo_with_boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
     write_tiny_images(tmp_path, "1.png", "2.png")
     kinds = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
@@ -101,9 +97,8 @@ def test_an_unreadable_photo_with_boxes_of_two_classes(
     marks = [
         {"image_id": i, "category_id": c, "bbox": [0, 0, 2, c]} for i in (1, 2) for c in (1, 2)
     ]
-    marks.append(
-        {"image_id": 1, "category_id": 1, "bbox": [1, 1, 2.0, 0.0]}
-    )  # as two of COCO's own
+    # as two of COCO's own
+    marks.append({"image_id": 1, "category_id": 1, "bbox": [1, 1, 2.0, 0.0]})
     table = tmp_path / "coco.json"
     table.write_text(json.dumps({"images": files, "annotations": marks, "categories": kinds}))
     found = read_images(table, crops=True)["all"]

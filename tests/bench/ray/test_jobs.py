@@ -76,9 +76,8 @@ def test_figures_are_those_of_the_local_engine(
     assert [record.scores for record in found] == [record.scores for record in here]
     assert [record.key for record in found] == [record.key for record in here]
     assert [record.machine["threads"] for record in found] == [1] * 6
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "base-to-novel"
-    }  # no lock, no activations
+    # no lock, no activations
+    assert {path.name for path in tmp_path.iterdir()} == {"base-to-novel"}
     before = records(tmp_path)
     do(colors, tmp_path, jobs)
     assert records(tmp_path) == before
@@ -135,7 +134,7 @@ def test_data_and_backbone_that_a_node_lacks_or_has_otherwise(
         missing.do(job)
 
 
-def test_nobody_else_works_in_the_folder(
+def test_the_folder_is_locked(
     ray_session: None, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
     from rmadapter.support.locks import exclusive
@@ -152,9 +151,7 @@ def waited(out: Path, count: int, seconds: float = 300) -> None:
 
 @pytest.mark.slow
 @pytest.mark.slow
-def test_a_driver_that_is_killed_and_one_that_is_stopped_go_on(
-    tiny_clip: Backbone, colors: Path, tmp_path: Path
-) -> None:
+def test_interrupted_drivers_resume(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
     """With it the cluster dies that it had started; what is done is kept."""
     pytest.importorskip("ray")
     words = [

@@ -55,9 +55,7 @@ def test_a_file_of_lines_is_as_good_as_a_folder_of_files(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("page", ["report.json", "leaderboard.json"])
-def test_what_a_report_wrote_below_is_read_only_where_it_is_named(
-    tmp_path: Path, page: str
-) -> None:
+def test_files_of_a_report_are_read_only_if_named(tmp_path: Path, page: str) -> None:
     """Its runs may have been deleted since."""
     write(tmp_path, record("mma", "a", 1, VALUES))
     old = record("mma", "a", 2, VALUES)
@@ -114,11 +112,8 @@ def test_runs_that_were_tested_on_other_images_than_most_are_left_out(tmp_path: 
         )
 
     runs = [tested("mma", "a", "1"), tested("rmadapter", "a", "1"), tested("zero-shot", "a", "2")]
-    runs += [
-        tested("mma", "b", "3"),
-        tested("zero-shot", "b", "3"),
-        tested("rmadapter", "b", ""),
-    ]  # which does not say it
+    # which does not say it
+    runs += [tested("mma", "b", "3"), tested("zero-shot", "b", "3"), tested("rmadapter", "b", "")]
     found = read_records(write(tmp_path, *runs))
     assert [r.task.data for r in found.finished if r.method.name == "zero-shot"] == ["b"]
     assert len(found.finished) == 5
@@ -158,9 +153,8 @@ def test_runs_of_other_settings_than_most_of_their_row_are_left_out(tmp_path: Pa
         with_settings(3, alpha=0.1),
         with_settings(4, alpha=0.5),
     ]
-    found = read_records(
-        write(tmp_path / "old", *old)
-    )  # one without settings does not hide the others'
+    # one without settings does not hide the others'
+    found = read_records(write(tmp_path / "old", *old))
     assert [r.task.seed for r in found.finished] == [1, 2, 3]
     assert found.notes == [
         "003.json: mma with alpha=0.5, unlike the runs kept; "
@@ -178,9 +172,7 @@ def test_runs_of_other_settings_than_most_of_their_row_are_left_out(tmp_path: Pa
     assert len(read_records(write(tmp_path / "tracks", *both)).finished) == 2
 
 
-def test_other_settings_are_found_across_prompts_of_data_sets_and_within_a_variant(
-    tmp_path: Path,
-) -> None:
+def test_other_settings_are_found_across_prompts_and_variants(tmp_path: Path) -> None:
     def run(data: str, seed: int, epochs: int, **fields: Any) -> Record:
         made = record("rmadapter", data, seed, VALUES, templates=(f"a {{}}, a {data}.",), **fields)
         return made.model_copy(
@@ -302,9 +294,7 @@ def test_a_file_will_do_and_nothing_is_an_error(tmp_path: Path) -> None:
         rmadapter.records(tmp_path / "nowhere")
 
 
-def test_without_pandas_it_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_pandas_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(UserError, match=r"pip install 'rmadapter\[report\]'"):
         rmadapter.records(tmp_path)

@@ -221,9 +221,8 @@ def runs(
 
 
 def test_the_published_example(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "scipy.stats.wilcoxon", lambda d: SimpleNamespace(pvalue=1.0)
-    )  # seconds, where there are ties
+    # seconds, where there are ties
+    monkeypatch.setattr("scipy.stats.wilcoxon", lambda d: SimpleNamespace(pvalue=1.0))
     found = compare(C45, AUC)
     for label, rank in zip(found.labels, found.mean, strict=True):
         assert rank == pytest.approx(PRINTED[label] + UNPRINTED.get(label, 0), abs=6e-4)
@@ -326,9 +325,8 @@ def test_methods_on_few_data_sets_do_not_cost_the_others_their_ranks() -> None:
 
 
 def test_the_largest_block_without_gaps() -> None:
-    own = runs(
-        {"a": [60.0] * 6, "b": [61.0] * 6, "c": [62.0] * 4, "d": [63.0] * 4, "e": [64.0]}
-    )  # e ranks nothing
+    # e ranks nothing
+    own = runs({"a": [60.0] * 6, "b": [61.0] * 6, "c": [62.0] * 4, "d": [63.0] * 4, "e": [64.0]})
     found = rank_methods(own, "base")
     assert found is not None
     assert (found.labels, found.values.shape) == (("d", "c", "b", "a"), (4, 4))

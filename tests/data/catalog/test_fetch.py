@@ -95,9 +95,8 @@ def test_the_next_call_resumes_a_download(tmp_path: Path, server: Server) -> Non
     fetch(server.url, tmp_path / "x.zip", sha(CONTENT))
     assert server.asked == ["bytes=1000-"]
     assert (tmp_path / "x.zip").read_bytes() == CONTENT
-    (tmp_path / "x.zip").rename(
-        tmp_path / "x.zip.part"
-    )  # killed between the last byte and the new name
+    # killed between the last byte and the new name
+    (tmp_path / "x.zip").rename(tmp_path / "x.zip.part")
     fetch(server.url, tmp_path / "x.zip", sha(CONTENT))
     assert (tmp_path / "x.zip").read_bytes() == CONTENT
 
@@ -210,9 +209,7 @@ def test_names_may_hold_a_colon(tmp_path: Path) -> None:
         (b"photos\\cat\\0.png", 0, "photos/cat/0.png"),  # PowerShell's
     ],
 )
-def test_names_in_zips_of_other_programs(
-    written: bytes, flag: int, name: str, tmp_path: Path
-) -> None:
+def test_names_in_foreign_zip_files(written: bytes, flag: int, name: str, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
         file.writestr("x" * len(written), b"1")
     data = (tmp_path / "x.zip").read_bytes().replace(b"x" * len(written), written)

@@ -41,9 +41,7 @@ def test_other_values_become_their_repr(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["missing", "text", "other name", "crash", "slow", "field"])
-def test_unreadable_files_give_an_error(
-    tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_files_fail(tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     file, fields = tmp_path / "a.mat", ["fname"] if what == "field" else []
     savemat(file, {"other" if what == "other name" else "labels": [1, 2]})
     if what == "missing":

@@ -312,9 +312,7 @@ ROW = st.tuples(st.text(max_size=9), st.integers(), st.text(max_size=9)) | st.li
         st.lists(ROW, max_size=4) | st.integers(),
     )
 )
-def test_a_split_file_is_read_as_it_is_or_refused(
-    tmp_path_factory: pytest.TempPathFactory, written: Any
-) -> None:
+def test_random_split_files(tmp_path_factory: pytest.TempPathFactory, written: Any) -> None:
     file = tmp_path_factory.getbasetemp() / "split.json"
     file.write_text(json.dumps(written))
     try:

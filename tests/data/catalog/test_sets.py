@@ -162,10 +162,8 @@ def dassl(rows: list[list[Any]], shots: int) -> list[str]:
 
 @pytest.mark.parametrize(("seed", "shots"), [(1, 16), (2, 16), (3, 4), (1, 1)])
 def test_shots_are_those_that_dassl_draws(tmp_path: Path, seed: int, shots: int) -> None:
-    names, sizes = (
-        ["zebra", "Sea_horse", "ant", "bee", "cow"],
-        [20, 30, 12, 17, 40],
-    )  # one has fewer than 16
+    # one has fewer than 16
+    names, sizes = (["zebra", "Sea_horse", "ant", "bee", "cow"], [20, 30, 12, 17, 40])
     rows = [
         [f"{names[label]}/{i}.jpg", label, names[label]]
         for label, size in enumerate(sizes)
@@ -358,9 +356,7 @@ def test_the_table_holds_their_images_and_the_whole_test_split(home: Path, tmp_p
     assert not (home / "classnames.json").exists()
 
 
-def test_names_with_hyphens_stay_as_they_are(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hyphens_in_names_stay(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the catalogue has them, and so as they are in the authors' prompts."""
     renamed = {"accordion": "MD-11", "car_side": "car_side-1"}
     for file in (home / "split_fewshot").glob("*.jsonl"):
@@ -403,9 +399,7 @@ def test_the_command_writes_a_list(rmadapter: Command, home: Path, tmp_path: Pat
         (json.dumps({"_impath": "/etc/passwd", "_classname": "x"}), "lies outside"),
     ],
 )
-def test_a_list_that_does_not_fit_is_refused(
-    home: Path, tmp_path: Path, line: str, words: str
-) -> None:
+def test_unsuitable_lists_are_refused(home: Path, tmp_path: Path, line: str, words: str) -> None:
     archives.write_text(home / "split_fewshot" / "shot_1-seed_3_train.jsonl", [line])
     with pytest.raises(UserError, match=words):
         write_list(CATALOG["caltech101"], tmp_path, 1, 3)

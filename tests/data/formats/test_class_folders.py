@@ -95,11 +95,8 @@ def test_a_run_folder_is_no_class(tmp_path: Path) -> None:
     for folder, name in (("run", "run.json"), ("stopped", "split.json"), ("train", "run.json")):
         (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / folder / name).write_text("{}")
-    assert [row.label for row in scan_folder(tmp_path)["all"]] == [
-        "cat",
-        "dog",
-        "train",
-    ]  # one has an image
+    # one has an image
+    assert [row.label for row in scan_folder(tmp_path)["all"]] == ["cat", "dog", "train"]
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
@@ -237,9 +234,7 @@ def test_hostile_tables_are_read_or_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("closed", ["", "cat", "cat/sub"])
-def test_an_unreadable_folder_gives_an_error(
-    tmp_path: Path, closed: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_folders(tmp_path: Path, closed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a stand-in for the system, whose root may read everything."""
     plant(tmp_path, "cat/1.png", "cat/sub/2.png", "dog/3.png")
     barred = str(tmp_path / closed)

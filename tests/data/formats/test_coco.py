@@ -117,9 +117,7 @@ def change(**more: Any) -> Callable[[dict[str, Any]], None]:
         (lambda value: value["images"][0].update(id=[]), "not a COCO file"),
     ],
 )
-def test_damaged_files_give_a_one_line_error(
-    tmp_path: Path, spoil: Callable[[Any], None], words: str
-) -> None:
+def test_bad_files_are_refused(tmp_path: Path, spoil: Callable[[Any], None], words: str) -> None:
     value = coco()
     spoil(value)
     with pytest.raises(UserError, match=words) as caught:

@@ -63,9 +63,7 @@ def test_a_saved_folder_of_splits(library: Any, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_a_saved_folder_without_splits_and_images_without_a_label(
-    library: Any, tmp_path: Path
-) -> None:
+def test_a_saved_folder_without_splits_or_some_labels(library: Any, tmp_path: Path) -> None:
     pets(library, (0, -1, None)).save_to_disk(tmp_path / "pets")
     assert is_saved(tmp_path / "pets")
     source = read(tmp_path / "pets", ReadOptions())
@@ -213,9 +211,7 @@ def test_a_broken_folder(library: Any, tmp_path: Path) -> None:
         read(tmp_path / "pets", ReadOptions())
 
 
-def test_without_the_library_the_message_names_the_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_extra_is_named_if_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     (tmp_path / "dataset_dict.json").write_text("{}")
     with pytest.raises(UserError, match=r"pip install 'rmadapter\[data\]'"):

@@ -46,9 +46,7 @@ def labelled(images: ImageSet) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("write", FORMATS)
-def test_every_format_becomes_the_same_images_and_labels(
-    tmp_path: Path, write: Callable[[Path], Path]
-) -> None:
+def test_every_format_gives_the_same_images(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     path = write(tmp_path / "set")
     sets = read_images(path)
     images = next(iter(sets.values()))
@@ -60,9 +58,7 @@ def test_every_format_becomes_the_same_images_and_labels(
 
 
 @pytest.mark.parametrize("write", FORMATS)
-def test_predict_finds_the_images_of_every_format(
-    tmp_path: Path, write: Callable[[Path], Path]
-) -> None:
+def test_predict_finds_every_format(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     files = find_images([str(write(tmp_path / "set"))]).files
     assert {"cat_1.png", "dog_1.png"} <= {file.name for file in files}
 
@@ -151,9 +147,7 @@ def test_unknown_data_names_the_formats(tmp_path: Path, name: str) -> None:
     assert is_data_file(tmp_path / name) == name.endswith("zip")
 
 
-def test_a_file_of_labels_that_is_too_large_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_label_file_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = coco_file(tmp_path / "set")
     monkeypatch.setattr("rmadapter.data.formats.annotated.LARGEST", 100)
     with pytest.raises(UserError, match=r"coco\.json: has \d+ bytes, .* may have 100"):

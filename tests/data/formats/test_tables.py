@@ -13,9 +13,7 @@ from rmadapter.errors import UserError
 
 @pytest.mark.parametrize("mark", [",", ";", "\t"])
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv"])
-def test_the_delimiter_is_that_which_makes_most_columns(
-    tmp_path: Path, mark: str, name: str
-) -> None:
+def test_the_delimiter_gives_the_most_columns(tmp_path: Path, mark: str, name: str) -> None:
     lines = [["path", '"note, with; all\tthree"', "label"], ["a.png", "x", '"sea, horse; or"']]
     (tmp_path / name).write_text("\r\n".join(mark.join(cells) for cells in lines))
     assert list(read_rows(tmp_path / name, ["image", "label"])) == [
@@ -66,9 +64,7 @@ def test_the_first_usual_name_counts_and_a_named_column_more(tmp_path: Path) -> 
         ('path,label\n"a,b\n', {}, "not a readable CSV file"),
     ],
 )
-def test_invalid_input_is_refused(
-    tmp_path: Path, text: str, named: dict[str, str], hint: str
-) -> None:
+def test_invalid_tables_fail(tmp_path: Path, text: str, named: dict[str, str], hint: str) -> None:
     with pytest.raises(UserError, match=hint):
         cells(tmp_path / "t.csv", text, **named)
 
