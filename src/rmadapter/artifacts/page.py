@@ -10,12 +10,11 @@ import re
 from collections.abc import Iterable
 from html import unescape
 from pathlib import Path
-from typing import Any
 
 from rmadapter.artifacts.mistakes import Neighbour
 from rmadapter.data.read import ImageSource, load_image
 from rmadapter.errors import UserError
-from rmadapter.support.files import read_text, write_text
+from rmadapter.support.files import JsonObject, read_text, write_text
 from rmadapter.support.html import template
 from rmadapter.support.plots import duration
 
@@ -54,7 +53,7 @@ def thumbnail(source: ImageSource | None, side: int = THUMBNAIL) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def neighbour_cards(neighbours: Iterable[Neighbour]) -> list[dict[str, Any]]:
+def neighbour_cards(neighbours: Iterable[Neighbour]) -> list[JsonObject]:
     """Return what a page shows of nearby images: their fields, and a small thumbnail as `src`."""
     return [{**near._asdict(), "src": thumbnail(near.source, SMALL)} for near in neighbours]
 

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from rmadapter.backbones.backbone import Backbone
 from rmadapter.backbones.tokenizer import Tokenizer
 from rmadapter.errors import UserError
+from rmadapter.support.files import JsonObject
 from rmadapter.support.machine import seeded
 from rmadapter.support.terminal import silenced
 
@@ -25,7 +26,7 @@ CONSTANTS = ("input_resolution", "context_length", "vocab_size")
 
 def build_model(
     name: str, source: str, *, draw: bool, quick_gelu: bool = False,
-    transform: dict[str, Any] | None = None,
+    transform: JsonObject | None = None,
 ) -> nn.Module:  # fmt: skip
     """Build an open_clip model without its weights. source: for open_clip's create_model. draw:
     fill it with random weights, always the same ones. Raises UserError if open_clip cannot build
@@ -132,7 +133,7 @@ class Unfilled(TorchFunctionMode):
     """A mode that leaves new weights uninitialised: a file has them all, and drawing takes
     seconds."""
 
-    FILLS: tuple[Any, ...] = (
+    FILLS: tuple[object, ...] = (
         Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, Tensor.mul_, Tensor.add_, Tensor.clamp_,
         nn.init.uniform_, nn.init.normal_, nn.init.trunc_normal_, nn.init.kaiming_uniform_,
     )  # fmt: skip

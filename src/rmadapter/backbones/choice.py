@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -14,7 +14,7 @@ from rmadapter.backbones.backbone import Backbone
 from rmadapter.backbones.load import load_backbone
 from rmadapter.backbones.pocket import LICENCE, POCKET, SIZE_TO_FETCH, pocket_place
 from rmadapter.errors import UserError
-from rmadapter.support.files import user_path
+from rmadapter.support.files import JsonObject, user_path
 from rmadapter.support.hub import Unreachable
 from rmadapter.support.terminal import note
 
@@ -98,7 +98,7 @@ MB = 1e6
 TO_COME = "from the Hugging Face hub when first used"
 
 
-def listed(hub_cache: Path | None = None) -> list[dict[str, Any]]:
+def listed(hub_cache: Path | None = None) -> list[JsonObject]:
     """Return name, state, megabytes on disk (None if absent) and folder of each backbone; `about`
     says more of a few.
 
@@ -118,7 +118,7 @@ def _about(name: str) -> str:
     return f"needs the hub once; {published}; licence: {licence}"
 
 
-def _pocket() -> dict[str, Any]:
+def _pocket() -> JsonObject:
     place = pocket_place()
     state, megabytes = "ready", None
     if place.is_dir():
@@ -128,7 +128,7 @@ def _pocket() -> dict[str, Any]:
     return {"name": POCKET, "state": state, "mb": megabytes, "folder": str(place)}
 
 
-def _published(cached: dict[str, Path]) -> Iterator[dict[str, Any]]:
+def _published(cached: dict[str, Path]) -> Iterator[JsonObject]:
     """Yield the models in the hub's cache, under open_clip's names where it has one, and the absent
     ones of KNOWN."""
     import open_clip

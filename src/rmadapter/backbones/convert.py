@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from rmadapter.backbones import unpickle
 from rmadapter.backbones.build import as_backbone, build_model, load_weights
@@ -19,13 +18,13 @@ from rmadapter.backbones.tokenizer import files_of, load_tokenizer
 from rmadapter.backbones.trust import CONFIG, PICKLES
 from rmadapter.errors import UserError
 from rmadapter.support.checksums import sha256, write_sums
-from rmadapter.support.files import opened, write_json, write_tensors
+from rmadapter.support.files import JsonObject, opened, write_json, write_tensors
 from rmadapter.support.locks import staged_folder
 
 SECONDS, BYTES_A_SECOND = 60, 20e6  # limit on reading: a minute, and more for large files
 
 
-def convert(file: Path, architecture: str, out: Path, digest: str = "") -> dict[str, Any]:
+def convert(file: Path, architecture: str, out: Path, digest: str = "") -> JsonObject:
     """Write a pickled checkpoint of an open_clip architecture as a folder that `load_backbone`
     opens.
 
@@ -87,7 +86,7 @@ def _check(file: Path, out: Path, digest: str) -> str:
     return actual
 
 
-def _read(file: Path, flat: Path) -> dict[str, Any]:
+def _read(file: Path, flat: Path) -> JsonObject:
     """Let another process write the tensors of a checkpoint, and return facts about it."""
     seconds = int(SECONDS + file.stat().st_size / BYTES_A_SECOND)
     paths = [os.path.abspath(file), os.path.abspath(flat)]
@@ -104,7 +103,7 @@ def _read(file: Path, flat: Path) -> dict[str, Any]:
     if done.returncode == 3:
         raise UserError(f"{file}: tried to do more than be read and was stopped; delete it")
     try:
-        facts: dict[str, Any] = json.loads(done.stdout)
+        facts: JsonObject = json.loads(done.stdout)
     except ValueError:
         raise UserError(
             f"{file}: ended the process that read it, as damaged or hostile files do"

@@ -6,16 +6,18 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
 from rmadapter.errors import UserError
+from rmadapter.support.files import JsonObject
 
 CLIP_VOCABULARY = 49408
 CHINESE_CONTEXT = 52  # tokens that Chinese-CLIP was trained with; its BERT has room for more
 Pair = tuple[str, str]
+Config: TypeAlias = Any  # of transformers: each class has other attributes
 
 # Names in Hugging Face's models -> names in open_clip's; the three projections of attention are
 # joined below.
@@ -49,7 +51,7 @@ TRANSPOSED = (
 )  # x @ W in open_clip, a linear layer in Hugging Face
 
 
-def clip(config: Any, file: Path, scratch: Path) -> tuple[nn.Module, dict[str, Any]]:
+def clip(config: Config, file: Path, scratch: Path) -> tuple[nn.Module, JsonObject]:
     """Build a CLIP, as `Family.build` says."""
     if config.text_config.vocab_size != CLIP_VOCABULARY:
         raise UserError(
@@ -59,12 +61,12 @@ def clip(config: Any, file: Path, scratch: Path) -> tuple[nn.Module, dict[str, A
     return _clip(config, file)
 
 
-def metaclip_2(config: Any, file: Path, scratch: Path) -> tuple[nn.Module, dict[str, Any]]:
+def metaclip_2(config: Config, file: Path, scratch: Path) -> tuple[nn.Module, JsonObject]:
     """Build a multilingual CLIP, which reads the first end-of-text token, whatever its number."""
     return _clip(config, file, pool_type="eos", eos_id=config.text_config.eos_token_id)
 
 
-def chinese_clip(config: Any, file: Path, scratch: Path) -> tuple[nn.Module, dict[str, Any]]:
+def chinese_clip(config: Config, file: Path, scratch: Path) -> tuple[nn.Module, JsonObject]:
     """Build a CLIP with a BERT for text, which is read at its first token."""
     import open_clip
 
@@ -102,7 +104,7 @@ def renamed(weights: dict[str, torch.Tensor], names: Sequence[Pair]) -> dict[str
     return found
 
 
-def tower(config: Any) -> dict[str, Any]:
+def tower(config: Config) -> JsonObject:
     """Return the sizes of a transformer, as in open_clip's configurations."""
     return {
         "width": config.hidden_size,
@@ -112,12 +114,12 @@ def tower(config: Any) -> dict[str, Any]:
     }
 
 
-def mlp_ratio(config: Any) -> float:
+def mlp_ratio(config: Config) -> float:
     """Return a ratio for which int(ratio * width) is exactly the MLP's width."""
     return float((config.intermediate_size + 0.5) / config.hidden_size)
 
 
-def vision(config: Any) -> dict[str, Any]:
+def vision(config: Config) -> JsonObject:
     """Return open_clip's `vision_cfg`."""
     return {
         **tower(config),
@@ -127,7 +129,7 @@ def vision(config: Any) -> dict[str, Any]:
     }
 
 
-def _clip(config: Any, file: Path, **pooling: Any) -> tuple[nn.Module, dict[str, Any]]:
+def _clip(config: Config, file: Path, **pooling: Any) -> tuple[nn.Module, JsonObject]:
     import open_clip
 
     text = {

@@ -14,7 +14,7 @@ from rmadapter.backbones import hf_clip, hf_siglip
 from rmadapter.backbones.build import Unfilled, first_line
 from rmadapter.backbones.tokenizer import Tokenizer, load_tokenizer
 from rmadapter.errors import UserError
-from rmadapter.support.files import read_json
+from rmadapter.support.files import JsonObject, read_json
 from rmadapter.support.terminal import silenced
 
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -32,7 +32,7 @@ class Family(NamedTuple):
     """
 
     config: str
-    build: Callable[[Any, Path, Path], tuple[nn.Module, dict[str, Any]]]
+    build: Callable[[hf_clip.Config, Path, Path], tuple[nn.Module, JsonObject]]
     rename: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
     transform: Mapping[str, Any] = {}
     own: bool = True
@@ -116,7 +116,7 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
     return {name: one for name, one in weights.items() if not name.endswith("position_ids")}
 
 
-def _transform(folder: Path, image_size: int, usual: Mapping[str, Any]) -> dict[str, Any]:
+def _transform(folder: Path, image_size: int, usual: Mapping[str, Any]) -> JsonObject:
     """Return preprocessor_config.json, or its part of processor_config.json, as open_clip's
     settings; empty if there is neither."""
     file = folder / "preprocessor_config.json"

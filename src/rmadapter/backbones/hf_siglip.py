@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from rmadapter.backbones.hf_clip import BLOCKS, TEXT, Pair, mlp_ratio, renamed, tower
+from rmadapter.backbones.hf_clip import BLOCKS, TEXT, Config, Pair, mlp_ratio, renamed, tower
 from rmadapter.errors import UserError
+from rmadapter.support.files import JsonObject
 
 TRANSFORM = {
     "mean": (0.5,) * 3,
@@ -52,12 +52,12 @@ WORDS: list[Pair] = [
 ]
 
 
-def siglip(config: Any, file: Path, scratch: Path) -> tuple[nn.Module, dict[str, Any]]:
+def siglip(config: Config, file: Path, scratch: Path) -> tuple[nn.Module, JsonObject]:
     """Build a SigLIP, as `Family.build` says."""
     return _build(config, file, scratch, config.vision_config.image_size)
 
 
-def siglip2(config: Any, file: Path, scratch: Path) -> tuple[nn.Module, dict[str, Any]]:
+def siglip2(config: Config, file: Path, scratch: Path) -> tuple[nn.Module, JsonObject]:
     """Build a SigLIP 2 for square images."""
     patches = config.vision_config.num_patches
     side = math.isqrt(patches)
@@ -88,8 +88,8 @@ def rename(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _build(
-    config: Any, file: Path, scratch: Path, image_size: int
-) -> tuple[nn.Module, dict[str, Any]]:
+    config: Config, file: Path, scratch: Path, image_size: int
+) -> tuple[nn.Module, JsonObject]:
     import open_clip
 
     vision, words = config.vision_config, config.text_config

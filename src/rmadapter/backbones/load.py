@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -27,7 +26,7 @@ from rmadapter.backbones.trust import (
     is_plain,
 )
 from rmadapter.errors import UserError
-from rmadapter.support.files import read_json, user_path
+from rmadapter.support.files import JsonObject, read_json, user_path
 
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 LARGEST = 1_000_000  # most that any part of a model may have: vocabulary, width, number of layers
@@ -100,7 +99,7 @@ def identity_of(backbone: Backbone) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def architecture_config(name: str, architecture: str) -> tuple[dict[str, Any], list[str]]:
+def architecture_config(name: str, architecture: str) -> tuple[JsonObject, list[str]]:
     """Return open_clip's configuration of an architecture, and the tags of its published weights.
     name: for messages. Raises UserError if the architecture is unknown."""
     import open_clip
@@ -110,12 +109,12 @@ def architecture_config(name: str, architecture: str) -> tuple[dict[str, Any], l
             f"backbone {name!r}: open_clip has no architecture {architecture!r}; "
             f"the nearest are {_nearest(architecture, open_clip.list_models())}"
         )
-    config: dict[str, Any] = open_clip.get_model_config(architecture) or {}
+    config: JsonObject = open_clip.get_model_config(architecture) or {}
     check_architecture(config)
     return config, open_clip.list_pretrained_tags_by_model(architecture)
 
 
-def transform_of(architecture: str, tags: list[str]) -> dict[str, Any]:
+def transform_of(architecture: str, tags: list[str]) -> JsonObject:
     """Return the transform for random weights and local files: that of the architecture's first
     published weights, if any."""
     import open_clip
@@ -127,7 +126,7 @@ def _from_architecture(name: str) -> Backbone:
     architecture, _, tag = name.partition("/")
     config, tags = architecture_config(name, architecture)
     file = user_path(tag)
-    published: dict[str, Any] = {}
+    published: JsonObject = {}
     if file.suffix in (".safetensors", *PICKLES):
         _check_file(file, architecture)
     elif tag != "none":
@@ -146,12 +145,12 @@ def _from_architecture(name: str) -> Backbone:
     return as_backbone(name, model, load_tokenizer(name, config["text_cfg"], place))
 
 
-def _published(architecture: str, tag: str, tags: list[str]) -> dict[str, Any]:
+def _published(architecture: str, tag: str, tags: list[str]) -> JsonObject:
     """Return open_clip's record of a published checkpoint: its location, transform and
     activation."""
     import open_clip
 
-    record: dict[str, Any] = open_clip.get_pretrained_cfg(architecture, tag)
+    record: JsonObject = open_clip.get_pretrained_cfg(architecture, tag)
     if record:
         return record
     plain = architecture.removesuffix("-quickgelu")

@@ -13,10 +13,9 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from rmadapter.errors import UserError, did_you_mean
-from rmadapter.support.files import LARGEST, read_json
+from rmadapter.support.files import LARGEST, JsonObject, read_json
 
 CONFIG = "open_clip_config.json"
 CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")
@@ -132,14 +131,14 @@ def _asks_for_code(file: Path, shown: Path) -> Iterator[str]:
         yield f"{shown}: its field {asking[0]!r} asks to run code; use a model that needs none"
 
 
-def check_config(folder: Path) -> dict[str, Any]:
+def check_config(folder: Path) -> JsonObject:
     """Return the `model_cfg` of open_clip_config.json. Raises UserError for unknown fields and for
     names that lead out of the folder."""
     file = folder / CONFIG
     config = read_json(file)
     _check_fields(file, config)
     section = config.get("model_cfg") if isinstance(config, dict) else None
-    model: dict[str, Any] = section if isinstance(section, dict) else {}
+    model: JsonObject = section if isinstance(section, dict) else {}
     if not all(isinstance(model.get(side), dict) for side in ("vision_cfg", "text_cfg")):
         raise UserError(f"{file}: a model_cfg with a vision_cfg and a text_cfg is missing")
     _check_vision(file, model["vision_cfg"].get("timm_model_name"))
@@ -195,7 +194,7 @@ def _check_text(file: Path, name: object) -> None:
             )
 
 
-def check_architecture(model: dict[str, Any]) -> None:
+def check_architecture(model: JsonObject) -> None:
     """Raises UserError if a local path has the name of the hub's repository that an architecture
     needs, as libraries would read the path."""
     for field in ("hf_model_name", "hf_tokenizer_name"):

@@ -14,7 +14,10 @@ import os
 import re
 import sys
 import zipfile
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WRAPPERS = [
     "state_dict",
@@ -44,7 +47,7 @@ class Scripted:
     """A stand-in for a module of TorchScript that holds its attributes."""
 
 
-def read(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def read(path: str) -> tuple[dict[str, Tensor], dict[str, object]]:
     """Return tensors by name, and facts: `scripted`, `quick_gelu` (None if unknown), `left_out`
     (what is no tensor)."""
     import torch
@@ -84,7 +87,7 @@ def _table(found: Any) -> dict[str, Any]:
     raise Refused(f"it holds no table of weights, but a {type(found).__name__}")
 
 
-def _stripped(tensors: dict[str, Any]) -> dict[str, Any]:
+def _stripped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Remove the prefixes that wrappers give to all names; keep the teacher rather than a
     student."""
     if not all(isinstance(name, str) for name in tensors):
@@ -98,7 +101,7 @@ def _stripped(tensors: dict[str, Any]) -> dict[str, Any]:
     return tensors
 
 
-def _scripted(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _scripted(path: str) -> tuple[dict[str, Tensor], dict[str, object]]:
     """Return the attributes of the modules in a TorchScript archive.
 
     Without its code and constants, it is an archive like those of torch.save; its classes, which
@@ -128,10 +131,10 @@ def _scripted(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return _stripped(_attributes(module)), facts
 
 
-def _attributes(module: Any) -> dict[str, Any]:
+def _attributes(module: object) -> dict[str, Tensor]:
     import torch
 
-    tensors: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
     seen, waiting = {id(module)}, [("", module)]
     while waiting:
         place, one = waiting.pop()
@@ -144,7 +147,7 @@ def _attributes(module: Any) -> dict[str, Any]:
     return tensors
 
 
-def checked(tensors: dict[str, Any], size: int) -> dict[str, Any]:
+def checked(tensors: dict[str, Tensor], size: int) -> dict[str, Tensor]:
     """Copy the tensors. Raises Refused unless all are plain, and no larger than the file allows."""
     import torch
 
@@ -186,7 +189,7 @@ def watch() -> None:
     """End this process if Python is about to do more than read; safetensors writes without
     Python."""
 
-    def hook(event: str, args: tuple[Any, ...]) -> None:
+    def hook(event: str, args: tuple[object, ...]) -> None:
         modes = os.O_WRONLY | os.O_RDWR | os.O_CREAT
         writes = event == "open" and isinstance(args[2], int) and args[2] & modes
         if event.startswith(FORBIDDEN) or writes:
@@ -219,7 +222,7 @@ def main(source: str, target: str, seconds: str) -> None:
     print(json.dumps(facts))
 
 
-def _save(tensors: dict[str, Any], target: str) -> None:
+def _save(tensors: dict[str, Tensor], target: str) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

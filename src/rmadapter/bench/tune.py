@@ -35,7 +35,7 @@ from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import run_key
 from rmadapter.settings import configured, to_yaml
-from rmadapter.support.files import parts, read_json, write_json, write_text
+from rmadapter.support.files import JsonObject, parts, read_json, write_json, write_text
 from rmadapter.support.locks import exclusive
 from rmadapter.support.machine import versions
 from rmadapter.support.plots import COLOURS, canvas
@@ -179,7 +179,7 @@ def tune(
         return tuned
 
 
-def _head(search: Search, folds: Folds, space: Space) -> dict[str, Any]:
+def _head(search: Search, folds: Folds, space: Space) -> JsonObject:
     """Return the head of tune.json: what identifies a search, and facts about it."""
     request, lab = search.request, folds.lab
     backbone = lab.backbone(request.task.backbone)

@@ -27,7 +27,7 @@ from rmadapter.data.inputs import Inputs, find_images
 from rmadapter.errors import UserError
 from rmadapter.predict.answer import Answer
 from rmadapter.predict.stream import BadImages, Predictor
-from rmadapter.support.files import user_path
+from rmadapter.support.files import JsonObject, user_path
 from rmadapter.training.cache import BATCH
 
 CHUNK = 8 * BATCH  # most images given to a worker at once, and repeated if it dies
@@ -160,7 +160,7 @@ def cluster(
     return Cluster(model, jobs, address)
 
 
-def _answers(lines: Sequence[dict[str, Any]], bad: BadImages | None) -> Iterator[Answer]:
+def _answers(lines: Sequence[JsonObject], bad: BadImages | None) -> Iterator[Answer]:
     for line in lines:
         if "complaint" in line:
             raise UserError(line["complaint"])

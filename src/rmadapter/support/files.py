@@ -14,7 +14,7 @@ import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from rmadapter.errors import UserError, quoted
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # Bytes of the largest text that is read; lists of the largest data sets take half as many.
+JsonObject: TypeAlias = dict[str, Any]  # an object of JSON
 LARGEST = 2**28
 
 PART = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # names of the temporary files of `atomic`
@@ -208,7 +209,7 @@ def read_json(path: Path, most: int = LARGEST, without: Collection[str] = ()) ->
     kind = "readable JSON"
     text = read_text(path, kind, most)
 
-    def hook(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def hook(pairs: list[tuple[str, object]]) -> dict[str, object]:
         return {key: value for key, value in pairs if key not in without}
 
     try:

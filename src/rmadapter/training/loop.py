@@ -24,7 +24,7 @@ from rmadapter.encoders import States
 from rmadapter.errors import UserError
 from rmadapter.settings import STRICT, option
 from rmadapter.support.distributed import add_up, begin, several
-from rmadapter.support.files import write_tensors
+from rmadapter.support.files import JsonObject, write_tensors
 from rmadapter.support.machine import keep_freed_memory
 from rmadapter.support.terminal import bar
 from rmadapter.training.cache import FORMATS, Source
@@ -314,7 +314,7 @@ class Trainer:
         path = unfinished.path
         try:
             with safe_open(path, "pt") as file:
-                record: dict[str, Any] = json.loads((file.metadata() or {})["progress"])
+                record: JsonObject = json.loads((file.metadata() or {})["progress"])
                 key, scaler = record.pop("key"), record.pop("scaler")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, KeyError, ValueError) as error:

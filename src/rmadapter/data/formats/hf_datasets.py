@@ -30,7 +30,7 @@ from rmadapter.data.formats.base import (
 )
 from rmadapter.data.formats.tables import as_text, choose_columns, pyarrow, row_labels
 from rmadapter.errors import UserError, quoted
-from rmadapter.support.files import cache_folder
+from rmadapter.support.files import JsonObject, cache_folder
 
 SUFFIXES = (".parquet",)
 HAS_BOXES = False
@@ -103,7 +103,7 @@ def hub_parquets(folder: Path) -> dict[str, list[Path]]:
     return files
 
 
-def _open(path: Path) -> tuple[dict[str, Any], Path]:
+def _open(path: Path) -> tuple[JsonObject, Path]:
     """Return split -> Dataset of a folder or file, and the folder that paths are relative to."""
     if is_saved(path):
         library = _library(str(path))
@@ -196,7 +196,7 @@ class _Cells(NamedTuple):
         plain = plain.cast_column(image, library.Image(decode=False)).with_format(None)
         return cls(plain, chosen, features.get(chosen.get("label", chosen.get("label_list"))))
 
-    def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    def rows(self) -> Iterator[tuple[int, JsonObject]]:
         """Yield (number, cells by kind) of each row; images are not decoded."""
         for number, row in enumerate(self.part):
             yield number, {kind: row[column] for kind, column in self.chosen.items()}
