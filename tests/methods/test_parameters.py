@@ -28,7 +28,7 @@ def block(width: int) -> int:
 
 
 def student(size: int) -> int:
-    """Prompts of nine blocks and, for a teacher's features of `size`, two linear layers and a norm."""
+    """Nine blocks of prompts; for teacher features of `size`, two linear layers and a norm."""
     return 9 * 4 * 768 + (512 + 1) * size + 2 * size + (size + 1) * size
 
 
