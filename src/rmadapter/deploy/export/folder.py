@@ -14,6 +14,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.backbones.choice import licence_of
 from rmadapter.deploy.export.engines import FACTS, GRAPH, LITERT, OPENVINO, TORCH
 from rmadapter.deploy.export.onefile import one_file
+from rmadapter.deploy.export.parity import ParityFacts
 from rmadapter.deploy.hub.anonymise import anonymise_command, anonymise_names
 from rmadapter.errors import UserError
 from rmadapter.support.checksums import sha256, write_sums
@@ -59,19 +60,6 @@ class RunFacts(TypedDict):
 
     key: str
     split_digest: str
-
-
-class ParityFacts(TypedDict):
-    """As `parity.Parity`."""
-
-    title: str
-    images: int
-    same: float
-    difference: float
-    before: float | None
-    after: float | None
-    features: float | None
-    added: float | None
 
 
 ExportFacts = TypedDict(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TypedDict, cast
 
 import numpy as np
 import torch
@@ -29,12 +29,22 @@ from rmadapter.errors import UserError
 from rmadapter.metrics import accuracy
 from rmadapter.support.files import user_path
 
-if TYPE_CHECKING:
-    from rmadapter.deploy.export.folder import ParityFacts
-
 GENERATED = 64  # images
 HEADER = ["images", "n", "same %", "differs", "accuracy", "exported"]
 NEW_CLASSES = ("sundial", "quince", "yurt")  # one that the model does not have is added to compare
+
+
+class ParityFacts(TypedDict):
+    """What export.json says of a `Parity`."""
+
+    title: str
+    images: int
+    same: float
+    difference: float
+    before: float | None
+    after: float | None
+    features: float | None
+    added: float | None
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,7 @@ class Parity:
         return [self.title, str(self.images), same, difference, *rates]
 
     def json(self) -> ParityFacts:
-        return cast("ParityFacts", asdict(self))
+        return cast(ParityFacts, asdict(self))
 
 
 def fitted_table(saved: Saved, images: Sequence[ImageSource]) -> np.ndarray:
