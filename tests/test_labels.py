@@ -17,23 +17,12 @@ from rmadapter.data.read import load_image
 from rmadapter.errors import UserError
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.runs.evaluate import known_names
-from tests.helpers.shell import Command, backbone_option, refused, rmadapter
+from tests.helpers.shell import Command, backbone_option, quick_options, refused, rmadapter
 from tests.helpers.slow import slow_except
 
 __all__ = ["rmadapter"]  # a fixture
 
-QUICK = [
-    "--shots",
-    2,
-    "--set",
-    "first_block=3",
-    "--set",
-    "rank=4",
-    "--set",
-    "epochs=2",
-    "--set",
-    "device=cpu",
-]
+QUICK = quick_options(2, epochs=2)
 
 
 @pytest.fixture(scope="module")

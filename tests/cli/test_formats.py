@@ -14,23 +14,12 @@ from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
 from rmadapter.data.fewshot import few_shot
 from rmadapter.data.read import read_images
-from tests.helpers.shell import Command, backbone_option, rmadapter
+from tests.helpers.shell import Command, backbone_option, quick_options, rmadapter
 from tests.helpers.small_images import write_json
 
 __all__ = ["rmadapter"]  # a fixture
 
-QUICK = [
-    "--shots",
-    2,
-    "--set",
-    "first_block=3",
-    "--set",
-    "rank=4",
-    "--set",
-    "epochs=1",
-    "--set",
-    "device=cpu",
-]
+QUICK = quick_options(2)
 
 
 @pytest.fixture(autouse=True)

@@ -15,22 +15,11 @@ from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
 from rmadapter.cli.options import command
 from rmadapter.data.read import read_images
-from tests.helpers.shell import Command, rmadapter
+from tests.helpers.shell import Command, quick_options, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
 
-QUICK = [
-    "--shots",
-    1,
-    "--set",
-    "first_block=3",
-    "--set",
-    "rank=4",
-    "--set",
-    "epochs=1",
-    "--set",
-    "device=cpu",
-]
+QUICK = quick_options(1)
 
 
 def test_a_run_is_repeated_by_its_report(

@@ -79,3 +79,9 @@ def limited_file_size(limit: int = 1000) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def quick_options(shots: int, epochs: int = 1) -> list[object]:
+    """Return options with which `fit` trains a tiny model in a second."""
+    settings = ("first_block=3", "rank=4", f"epochs={epochs}", "device=cpu")
+    return ["--shots", shots, *(word for setting in settings for word in ("--set", setting))]
