@@ -14,7 +14,7 @@ from rmadapter.settings import STRICT, Machine, option
 
 Half = Literal["all", "base", "novel"]
 TEMPLATES = ("a photo of a {}.",)
-AKIN = "train and test share the group"  # begins a run's note
+SHARED_GROUPS = "train and test share the group"  # begins a run's note
 # Methods that use only the features of both encoders, and those that also reach into the text
 # encoder's blocks.
 FEATURES_ALONE = (

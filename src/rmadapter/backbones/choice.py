@@ -48,7 +48,7 @@ def advise(name: str) -> str:
 
 
 def licence_of(name: str) -> str:
-    """Return the licence of a backbone's weights, as far as known here."""
+    """Return the licence of a backbone's weights, or what is known of it."""
     if name == POCKET:
         return LICENCE
     unknown = "its publisher's, not known here: check where the backbone comes from"

@@ -187,8 +187,8 @@ def _frame_set(frame: pandas.DataFrame, classes: Sequence[str] | None, split: st
 
 
 def _is_frame(data: object) -> TypeGuard[pandas.DataFrame]:
-    """Return whether data is a pandas DataFrame, without importing pandas: whoever has one has
-    imported it."""
+    """Return whether data is a pandas DataFrame, without importing pandas, which made
+    it."""
     module = sys.modules.get("pandas")
     return module is not None and isinstance(data, module.DataFrame)
 

@@ -75,11 +75,11 @@ def _unseen_rows(
     """Return the rows of images that are unlike all known ones, and which others are left out."""
     looks = np.concatenate([part.looks(progress) for part in known])
     copies = {row for row, _ in pairs(images.looks(progress), looks)}
-    akin = {row for part in known for row in images.sharing_groups(part)} - copies
+    related = {row for part in known for row in images.sharing_groups(part)} - copies
     without = f", without {len(copies)} nearly identical to training images" if copies else ""
-    if akin:
-        without += f", without {len(akin)} that share a group with training images"
-    return [row for row in range(len(images)) if row not in copies | akin], without
+    if related:
+        without += f", without {len(related)} that share a group with training images"
+    return [row for row in range(len(images)) if row not in copies | related], without
 
 
 def enough(sets: Sets, train: ImageSet) -> bool:

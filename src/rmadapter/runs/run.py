@@ -23,7 +23,7 @@ from rmadapter.runs.lab import Lab, Sets
 from rmadapter.settings import Machine, settings_of
 from rmadapter.support.files import own_name
 from rmadapter.support.machine import all_seeded, describe, peak, reset_peak, versions
-from rmadapter.task import AKIN, Task
+from rmadapter.task import SHARED_GROUPS, Task
 from rmadapter.training.cache import Cache
 from rmadapter.training.callbacks import Callback
 from rmadapter.training.contract import Fitted, Method, Shots
@@ -118,7 +118,8 @@ def _shared_groups(train: ImageSet, sets: Sets) -> list[str]:
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
             notes.append(
-                f"{AKIN} {quoted(names[0])}{more}: {len(rows)} of {len(images)} test images "
+                f"{SHARED_GROUPS} {quoted(names[0])}{more}: "
+                f"{len(rows)} of {len(images)} test images "
                 f"({question.name} classes) inflate the accuracy; a judgement leaves them out"
             )
     return notes

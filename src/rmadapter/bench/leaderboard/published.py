@@ -58,7 +58,7 @@ class Figure(BaseModel):
 
     @property
     def cell(self) -> tuple[str, ...]:
-        """What the figure measures, whoever prints it."""
+        """Return what the figure measures, without its source."""
         experiment = (self.protocol, self.backbone, str(self.shots))
         return (*experiment, self.method, self.dataset, self.metric)
 

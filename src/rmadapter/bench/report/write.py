@@ -42,7 +42,7 @@ from rmadapter.support.files import write_text
 from rmadapter.support.html import template
 from rmadapter.support.locks import exclusive
 from rmadapter.support.plots import duration
-from rmadapter.task import AKIN
+from rmadapter.task import SHARED_GROUPS
 
 MAIN = "base-to-novel"  # the protocol to sum up if it was run
 
@@ -197,7 +197,7 @@ def _appendix(read: Results, checks: Sequence[paper.Check]) -> dict[str, list[st
         record.task.data: note
         for record in read.finished
         for note in record.notes
-        if note.startswith(AKIN)
+        if note.startswith(SHARED_GROUPS)
     }
     parts = {
         "Against the paper": _agreement(checks),

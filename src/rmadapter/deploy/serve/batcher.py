@@ -35,9 +35,9 @@ class _Item(NamedTuple):
 class Batcher:
     """The queue and the thread of a model. on_batch: called with the size of each batch.
 
-    All but `_work` runs in the event loop's thread. Whoever takes images gets their outputs or an
-    error, even after `retire`, and must `release` them; the thread of a retired batcher ends once
-    all are released.
+    All but `_work` runs in the event loop's thread. A caller of `take` gets outputs or an
+    error, even after `retire`, and must `release` its images; the thread of a retired batcher
+    ends once all are released.
     """
 
     def __init__(
