@@ -32,9 +32,9 @@ from PIL import Image
 from scaling import parsed, plot
 from step import Step
 
+from rmadapter.artifacts.page import write_run_page
 from rmadapter.artifacts.predictions import Evaluation, Predictions, write_predictions
 from rmadapter.artifacts.record import FORMAT, BackboneName, MethodName, Record, Score
-from rmadapter.artifacts.run_page import write_run_page
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.data.duplicates import groups
 from rmadapter.data.read import ImageSet, read_images

@@ -30,8 +30,7 @@ from studies import (
 )
 
 from rmadapter.methods.auto import CANDIDATES, preferred
-from rmadapter.runs.auto import pick
-from rmadapter.runs.folds import FOLDS, Folds
+from rmadapter.runs.folds import FOLDS, Folds, pick
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import run_task

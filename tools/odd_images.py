@@ -18,7 +18,7 @@ import numpy as np
 from PIL import ImageFilter
 from studies import Lines, append_lines, make_parser, markdown, read_lines
 
-from rmadapter.artifacts.mistakes import nearest
+from rmadapter.artifacts.predictions import nearest
 from rmadapter.curate import checks
 from rmadapter.data.decode import load_image
 from rmadapter.data.duplicates import groups

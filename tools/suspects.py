@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from studies import CHOOSE, REPORT, Lines, append_lines, make_parser, markdown, read_lines
 
-from rmadapter.artifacts.mistakes import Nearest, nearest
+from rmadapter.artifacts.predictions import Nearest, nearest
 from rmadapter.curate import checks
 from rmadapter.data.duplicates import groups
 from rmadapter.methods.linear_probe import LinearProbe

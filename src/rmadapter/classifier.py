@@ -97,8 +97,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         if the method cannot use them.
         """
         from rmadapter.backbones.shared import shared
-        from rmadapter.runs.auto import choose
-        from rmadapter.runs.folds import FOLDS, Folds
+        from rmadapter.runs.folds import FOLDS, Folds, choose
         from rmadapter.runs.lab import Lab
         from rmadapter.runs.request import Request
         from rmadapter.runs.run import learn

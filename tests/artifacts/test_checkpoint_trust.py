@@ -52,10 +52,7 @@ def renamed(folder: Path, name: str) -> None:
 
 def test_a_backbone_passed_to_load_replaces_the_saved_name(copy: Path, tiny_clip: Backbone) -> None:
     renamed(copy, "/gone")
-    refused(
-        copy,
-        "'/gone'.+--backbone",
-    )
+    refused(copy, "'/gone'.+--backbone")
     refused(copy, "'/gone'", "/gone")
     assert load(copy, replace(tiny_clip, name="here")).fitted.backbone.name == "here"
     assert load(copy, tiny_clip.name).fitted.backbone.name == tiny_clip.name
@@ -98,11 +95,7 @@ def test_another_tokenizer_or_transform_is_refused(
         ("image transform", {"mean": (0.5, 0.4, 0.31)}),
     ):
         changed: Any = replace(tiny_clip, **other)  # type: ignore[arg-type]
-        refused(
-            finished,
-            f"the {part} of its backbone",
-            changed,
-        )
+        refused(finished, f"the {part} of its backbone", changed)
     assert content["transform"]["resize"] == "shortest"
     visual: Any = tiny_clip.model.visual
     for field, value in (("resize_mode", "squash"), ("interpolation", "bilinear")):
@@ -167,11 +160,7 @@ def test_weights_that_are_not_finite_are_refused(
     tensors["text.4.down.weight"][1, 1] = number
     (copy / "run.json").unlink()
     save(copy, replace(fitted, tensors=tensors), "rmadapter")
-    refused(
-        copy,
-        rf"{FILE}: 'text.4.down.weight'",
-        tiny_clip,
-    )
+    refused(copy, rf"{FILE}: 'text.4.down.weight'", tiny_clip)
 
 
 FORGED: dict[str, Callable[[Tensor], Tensor]] = {

@@ -13,18 +13,19 @@ import torch
 from torch.nn.functional import normalize
 
 from rmadapter.artifacts.checkpoint import load
-from rmadapter.artifacts.mistakes import (
+from rmadapter.artifacts.predictions import (
     SHOWN,
     WRONG,
+    Evaluation,
     Mistake,
     Neighbour,
+    Predictions,
     find_mistakes,
     images_of_examples,
     nearest,
     read_mistakes,
     write_mistakes,
 )
-from rmadapter.artifacts.predictions import Evaluation, Predictions
 from rmadapter.backbones import Backbone
 from rmadapter.data.fewshot import few_shot
 from rmadapter.data.read import ImageSet, read_images
@@ -47,7 +48,7 @@ def test_nearest_by_hand() -> None:
 def test_nearest_agrees_with_scikit_learn_and_skips_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     from sklearn.neighbors import NearestNeighbors
 
-    monkeypatch.setattr("rmadapter.artifacts.mistakes.CHUNK", 7)
+    monkeypatch.setattr("rmadapter.artifacts.predictions.CHUNK", 7)
     features = np.random.default_rng(0).normal(size=(30, 5))
     alone = np.arange(30)
     oracle = NearestNeighbors(n_neighbors=5, metric="cosine").fit(features)
@@ -64,7 +65,7 @@ def test_nearest_agrees_with_scikit_learn_and_skips_copies(monkeypatch: pytest.M
 def test_examples_of_many_images_are_a_regular_subset(
     monkeypatch: pytest.MonkeyPatch, finished: Path, tiny_clip: Backbone
 ) -> None:
-    for module in ("training.contract", "artifacts.mistakes"):
+    for module in ("training.contract", "artifacts.predictions"):
         monkeypatch.setattr(f"rmadapter.{module}.MOST_EXAMPLES", 4)
     features = torch.eye(11)
     examples = load(finished, tiny_clip).fitted.fitted_to(features).examples

@@ -13,7 +13,7 @@ import torch
 
 from rmadapter import FewShotClassifier
 from rmadapter.artifacts.checkpoint import load, save
-from rmadapter.artifacts.model_file import read_model
+from rmadapter.artifacts.record import read_model
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 

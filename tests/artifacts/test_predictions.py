@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rmadapter.artifacts.page import write_run_page
 from rmadapter.artifacts.predictions import (
     COLUMNS,
     Evaluation,
@@ -21,7 +22,6 @@ from rmadapter.artifacts.predictions import (
 )
 from rmadapter.artifacts.record import Record
 from rmadapter.artifacts.run_folder import RunFolder
-from rmadapter.artifacts.run_page import write_run_page
 from rmadapter.data.fewshot import FewShot, save_split
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError

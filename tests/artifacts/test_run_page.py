@@ -22,11 +22,16 @@ from PIL import Image
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix
 
-from rmadapter.artifacts.mistakes import Mistake, Neighbour
-from rmadapter.artifacts.page import thumbnails_of
-from rmadapter.artifacts.predictions import Evaluation, Predictions
+from rmadapter.artifacts.page import (
+    MATRIX_LIMIT,
+    TRAINING,
+    Change,
+    panel,
+    thumbnails_of,
+    write_run_page,
+)
+from rmadapter.artifacts.predictions import Evaluation, Mistake, Neighbour, Predictions
 from rmadapter.artifacts.record import Score
-from rmadapter.artifacts.run_page import MATRIX_LIMIT, TRAINING, Change, panel, write_run_page
 from rmadapter.data.read import ImageSet
 from rmadapter.methods import load_method
 from rmadapter.settings import documentation, settings_of
@@ -294,7 +299,7 @@ def test_scores_and_evaluations_that_do_not_match_are_refused(
 
 def test_importing_the_page_imports_no_plotting_library() -> None:
     code = (
-        "import sys, rmadapter.artifacts.run_page\n"
+        "import sys, rmadapter.artifacts.page\n"
         "heavy = {'sklearn', 'scipy', 'matplotlib', 'jinja2', 'open_clip'}\n"
         "sys.exit(bool(heavy & set(sys.modules)))"
     )

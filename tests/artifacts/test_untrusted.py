@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from rmadapter.artifacts.checkpoint import copy_run
 from rmadapter.artifacts.record import read_record
-from rmadapter.artifacts.untrusted import copy_run
 from rmadapter.errors import UserError
 from rmadapter.support.checksums import check_sums
 from rmadapter.task import Question
@@ -68,7 +68,7 @@ def test_predictions_of_an_untrusted_run_are_limited(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy_run(finished, tmp_path / "one", untrusted=True)
-    monkeypatch.setattr("rmadapter.artifacts.untrusted.MOST_ANSWERS", 50)
+    monkeypatch.setattr("rmadapter.artifacts.checkpoint.MOST_ANSWERS", 50)
     with pytest.raises(UserError, match=r"predictions\.csv"):
         copy_run(finished, tmp_path / "two", untrusted=True)
 

@@ -169,11 +169,7 @@ def test_what_is_no_name(rmadapter: Command, word: str) -> None:
     "word", ["", "a.example", "https://*", "https://a.example/", "https://a; img-src *", "data:"]
 )
 def test_what_is_no_site(rmadapter: Command, word: str) -> None:
-    refused(
-        rmadapter("app", "--allow-frame", word),
-        "--allow-frame ",
-        "https://huggingface.co",
-    )
+    refused(rmadapter("app", "--allow-frame", word), "--allow-frame ", "https://huggingface.co")
 
 
 def test_the_extra_is_named(rmadapter: Command, monkeypatch: pytest.MonkeyPatch) -> None:

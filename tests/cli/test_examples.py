@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import typer
 
-from rmadapter.cli.examples import EXAMPLES
-from rmadapter.cli.main import app
+from rmadapter.cli.main import EXAMPLES, app
 from tests.helpers.commands import assert_parses
 from tests.helpers.shell import Command, rmadapter
 

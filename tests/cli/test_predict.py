@@ -311,10 +311,7 @@ def test_what_is_refused(rmadapter: Command, finished: Path, photos: Path, tmp_p
         ([image, "--move"], "--move and --link need --sort-into DIR"),
         ([image, "--sort-into", tmp_path / "s", "--move", "--link"], "give only one of them"),
         ([image, image, "--sort-into", tmp_path / "s", "--move"], "is given twice"),
-        (
-            [photos / "0", "--sort-into", photos / "0/s"],
-            "choose another folder to sort into",
-        ),
+        ([photos / "0", "--sort-into", photos / "0/s"], "choose another folder to sort into"),
         ([image, "--out", tmp_path / "a.txt"], "give a name that ends in .csv"),
     ):
         refused(rmadapter("predict", finished, *words, *its), hint)

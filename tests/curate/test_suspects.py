@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rmadapter.artifacts.mistakes import Neighbour
+from rmadapter.artifacts.predictions import Neighbour
 from rmadapter.backbones import Backbone
 from rmadapter.curate.suspects import (
     COLUMNS,

@@ -228,7 +228,7 @@ def test_a_training_makes_a_new_version_that_answers_and_lasts(
 
 
 def load_labels(folder: Path) -> tuple[str | int, ...]:
-    from rmadapter.artifacts.model_file import read_model
+    from rmadapter.artifacts.record import read_model
 
     return read_model(folder / "model.json").labels
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import accuracy_score
 
+from rmadapter.artifacts.page import write_run_page
 from rmadapter.artifacts.predictions import Evaluation, predictions_of
 from rmadapter.artifacts.record import FORMAT, BackboneName, MethodName, Record, Score
-from rmadapter.artifacts.run_page import write_run_page
 from rmadapter.data.read import ImageSet
 from rmadapter.methods import load_method
 from rmadapter.settings import settings_of

@@ -11,7 +11,7 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from rmadapter.artifacts.checkpoint import load
-from rmadapter.artifacts.mistakes import SHOWN, Neighbour
+from rmadapter.artifacts.predictions import SHOWN, Neighbour
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError

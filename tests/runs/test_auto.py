@@ -20,9 +20,8 @@ from rmadapter.errors import UserError
 from rmadapter.methods import METHODS
 from rmadapter.methods.auto import CANDIDATES, FEW, FOR_FEW, Auto, preferred
 from rmadapter.methods.linear_probe import LinearProbe
-from rmadapter.runs.auto import choose, pick
 from rmadapter.runs.fit import fit
-from rmadapter.runs.folds import Folds, OutOfTime
+from rmadapter.runs.folds import Folds, OutOfTime, choose, pick
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request, requested
 from rmadapter.runs.run import learn

@@ -11,7 +11,7 @@ from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
-from rmadapter.runs.compare import compare
+from rmadapter.runs.evaluate import compare
 from rmadapter.task import Question
 
 
@@ -70,7 +70,7 @@ def test_a_run_is_asked_by_its_own_names_however_accents_are_stored(
         asked.append(questions[0][1])
         raise UserError("enough")
 
-    monkeypatch.setattr("rmadapter.runs.compare.evaluate", stop)
+    monkeypatch.setattr("rmadapter.runs.evaluate.evaluate", stop)
     with pytest.raises(UserError, match="enough"):
         compare([(finished, saved)], images)
     assert asked[0].classes == ("bluish thing", "green", "night sky", "red")

@@ -19,9 +19,9 @@ from safetensors import safe_open
 import rmadapter.runs.fit
 import rmadapter.training.loop
 from rmadapter.artifacts.checkpoint import load
+from rmadapter.artifacts.page import rewrite_page
 from rmadapter.artifacts.record import Record, Score, read_record
 from rmadapter.artifacts.run_folder import RunFolder
-from rmadapter.artifacts.run_page import rewrite_page
 from rmadapter.backbones import Backbone
 from rmadapter.data.fewshot import few_shot
 from rmadapter.data.read import ImageSet, read_images

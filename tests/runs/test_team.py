@@ -18,7 +18,7 @@ from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
-from rmadapter.runs.team import Team
+from rmadapter.runs.lab import Team
 from rmadapter.settings import Machine
 from rmadapter.support import distributed
 from tests.helpers.rounding import relative_errors

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import suspects
 
-from rmadapter.artifacts.mistakes import Nearest
+from rmadapter.artifacts.predictions import Nearest
 
 
 def test_as_many_labels_are_flipped_as_was_asked_for_and_where_to() -> None:

@@ -1,24 +1,65 @@
-"""Pages of images: each is one HTML file with thumbnails inside that needs no network and no
-script."""
+"""Write pages of images, each an HTML file that needs no network and no script; among them
+report.html, which says what a run changed."""
 
 from __future__ import annotations
 
 import base64
+import csv
 import io
+import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from html import unescape
 from pathlib import Path
+from typing import Any, TypeAlias
 
-from rmadapter.artifacts.mistakes import Neighbour
+import numpy as np
+
+from rmadapter import metrics
+from rmadapter.artifacts.checkpoint import config_of
+from rmadapter.artifacts.predictions import (
+    Mistake,
+    Neighbour,
+    Predictions,
+    read_mistakes,
+    read_predictions,
+)
+from rmadapter.artifacts.record import MethodName, Record, Score, read_record
+from rmadapter.artifacts.run_folder import RunFolder
+from rmadapter.artifacts.summary import choice_table, describe_choice, judgement_table
+from rmadapter.data.formats.registry import images_root
 from rmadapter.data.read import ImageSource, load_image
 from rmadapter.errors import UserError
+from rmadapter.methods import load_method, may_run
+from rmadapter.settings import Machine, documentation, settings_of
+from rmadapter.support import plots
 from rmadapter.support.files import JsonObject, read_text, write_text
 from rmadapter.support.html import template
+from rmadapter.support.locks import exclusive
 from rmadapter.support.plots import duration
+from rmadapter.task import Task
+from rmadapter.training.contract import Method
 
 THUMBNAIL, SMALL = 160, 96  # pixels of the longer side; SMALL: of a training image beside another
+MATRIX_LIMIT = 25  # most classes for which a matrix is readable; others have a list of confusions
+NUMBERS = 16  # most classes for which the counts in a matrix fit on a narrow screen
+PAIRS = 15  # most rows in the list of confusions
+AT_FIRST = 8  # rows of that list shown in place of a matrix
+IN_WORDS = 3  # rows of that list described in a sentence
+PER_OUTCOME = 6  # images shown for each outcome
+TRAINING = -1  # number of the training images, which are no scored set
+OUTCOMES = (  # name, meaning, (zero-shot is right, adapted is right)
+    ("Gained", "only the adapted model is right", (False, True)),
+    ("Lost", "only the untouched model is right", (True, False)),
+    ("Both right", "", (True, True)),
+    ("Both wrong", "", (False, False)),
+)
+
+Thumbnails: TypeAlias = Mapping[tuple[int, str], str]  # (number of the set, path) -> data: address
+Facts: TypeAlias = dict[str, Any]  # values for the template
 
 
 def write_html(path: Path, template_name: str, **values: object) -> None:
@@ -70,3 +111,269 @@ def thumbnails_of(page: Path) -> dict[tuple[int, str], str]:
         r'<img src="(data:image/jpeg;base64,[\w+/=]+)"'
     )
     return {(int(number), unescape(file)): src for number, file, src in re.findall(card, text)}
+
+
+# The page of a run
+
+
+def write_run_page(
+    path: Path, record: Record, predictions: Sequence[Predictions],
+    history: Sequence[Mapping[str, float]], thumbnails: Thumbnails | None = None,
+    wrong: Sequence[Mistake] = (),
+) -> None:  # fmt: skip
+    """Write the page of a run atomically; the same input gives the same bytes.
+
+    predictions: one for each score of the record that has an accuracy, in the same order. history:
+    the loss terms of every step; empty for a method that is not trained step by step. thumbnails:
+    from `thumbnails_of`, for images that no longer exist. wrong: mistakes on the first test set.
+    Raises ValueError if scores and predictions do not match.
+    """
+    known = thumbnails or {}
+    answered = [number for number, score in enumerate(record.scores) if score.accuracy is not None]
+    panels = [
+        panel(number, record.scores[number], answers, known)
+        for number, answers in zip(answered, predictions, strict=True)
+    ]
+    changes = {part["number"]: part["change"] for part in panels}
+    write_html(
+        path,
+        "report.html.j2",
+        record=record,
+        judged=record.judgement and judgement_table(record.judgement),
+        choice=record.choice and (*choice_table(record.choice), describe_choice(record.choice)),
+        rows=[(score, changes.get(number)) for number, score in enumerate(record.scores)],
+        mean=record.metric("hm"),
+        mean_zero_shot=record.metric("hm", zero_shot=True),
+        panels=panels,
+        reasons=mistake_cards(answered[0], predictions[0], wrong, known) if wrong else [],
+        losses=plots.loss_terms(history),
+        settings=_settings(record),
+    )
+
+
+def rewrite_page(folder: Path) -> Path:
+    """Write the page of a finished run again from its folder, and return its path. Images that are
+    gone from the data are taken from the earlier page.
+
+    Raises UserError for a folder without a run of this version, or with a damaged one.
+    """
+    run = RunFolder(folder)
+    with exclusive(folder):
+        run.check_sums([run.record])
+        record = read_record(run.record)
+        predictions, history = read_predictions(folder, record), _read_history(run.history)
+        root = images_root(record.task.data, record.crops)
+        wrong = read_mistakes(run.mistakes, predictions[0], root) if predictions else []
+        thumbnails = thumbnails_of(run.page)
+        run.write_sums(without=[run.page])  # these fit the folder even if this is killed
+        write_run_page(run.page, record, predictions, history, thumbnails, wrong)
+        run.write_sums()
+    return run.page
+
+
+def _read_history(path: Path) -> list[dict[str, float]]:
+    """Read the loss terms of every step. Raises UserError for a damaged file."""
+    if not path.is_file():
+        return []
+    try:
+        rows = list(csv.DictReader(read_text(path, "readable CSV").splitlines()))
+        return [{name: float(value) for name, value in row.items() if value} for row in rows]
+    except (csv.Error, ValueError, TypeError) as error:
+        raise UserError(f"{path}: not the losses of a run ({error})") from None
+
+
+def _settings(record: Record) -> list[Facts]:
+    """List every setting with its meaning; `changed` if it differs from the default, which is known
+    only if the method can be loaded again."""
+    name, meaning = record.method.name, documentation(Task()) | documentation(Machine())
+    defaults: dict[str, object] = {}
+    method = _load_trusted(name)
+    if method is not None:
+        own = documentation(method)
+        meaning = own | {f"{name}.{setting}": text for setting, text in own.items()} | meaning
+        plain = MethodName(name=name, settings=settings_of(method))
+        update = {"task": Task(), "precision": Machine().precision, "method": plain}
+        defaults = config_of(record.model_copy(update=update))
+    settings = []
+    for setting, value in config_of(record).items():
+        text = _json(value)
+        settings.append({
+            "name": setting,
+            "value": value if isinstance(value, str) else text,
+            "changed": setting in defaults and text != _json(defaults[setting]),
+            "text": meaning.get(setting, ""),
+        })  # fmt: skip
+    return settings
+
+
+def _load_trusted(name: str) -> Method | None:
+    """Load a method; None if that fails, and if it would run code that only the record names."""
+    with suppress(UserError):
+        return load_method(name) if may_run(name) else None
+    return None
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class Change:
+    """The change of a score, in points, with its 95 % interval and McNemar's p. before, after:
+    Wilson intervals of the two accuracies, in percent. ece_zero_shot, ece: their calibration
+    errors."""
+
+    points: float
+    low: float
+    high: float
+    p: float
+    before: tuple[float, float]
+    after: tuple[float, float]
+    ece_zero_shot: float
+    ece: float
+
+    @classmethod
+    def of(cls, predictions: Predictions) -> Change:
+        before, after = predictions.right
+        return cls(
+            *metrics.paired(before, after),
+            before=metrics.wilson(int(before.sum()), len(before)),
+            after=metrics.wilson(int(after.sum()), len(after)),
+            ece_zero_shot=metrics.calibration_error(predictions.zero_shot.probability, before),
+            ece=metrics.calibration_error(predictions.answer.probability, after),
+        )
+
+    @property
+    def verdict(self) -> str:
+        """What the interval says about the adapted model; follows its name in a sentence."""
+        if self.low > 0:
+            return "is better than the untouched model"
+        if self.high < 0:
+            return "is worse than the untouched model"
+        return "may be no better than the untouched model"
+
+
+def panel(number: int, score: Score, predictions: Predictions, thumbnails: Thumbnails) -> Facts:
+    """Return what the page shows about one score. number: its index in the record."""
+    pairs = _confusions(predictions)
+    before, after = predictions.right
+    curves = {
+        "zero-shot": (predictions.zero_shot.probability, before),
+        "adapted": (predictions.answer.probability, after),
+    }
+    return {
+        "number": number,
+        "score": score,
+        "change": Change.of(predictions),
+        "outcomes": _outcomes(number, predictions, thumbnails),
+        "per_class": _per_class(predictions),
+        "matrix": _matrix(predictions) if len(predictions.classes) <= MATRIX_LIMIT else None,
+        "pairs": pairs,
+        "at_first": pairs[:AT_FIRST],
+        "in_words": pairs[:IN_WORDS],
+        "reliability": plots.reliability_diagram(curves, f"reliability{number}"),
+    }
+
+
+def _outcomes(number: int, predictions: Predictions, thumbnails: Thumbnails) -> list[Facts]:
+    before, after = predictions.right
+    outcomes = []
+    for name, meaning, (zero_shot, adapted) in OUTCOMES:
+        rows = np.flatnonzero((before == zero_shot) & (after == adapted))
+        shown = rows[_spread(len(rows))].tolist()
+        facts = {"name": name, "meaning": meaning, "n": len(rows)}
+        facts["share"] = 100 * len(rows) / len(predictions.true)
+        facts["cards"] = [_card(number, predictions, row, thumbnails) for row in shown]
+        outcomes.append(facts)
+    return outcomes
+
+
+def _spread(n: int) -> np.ndarray:
+    """Return at most PER_OUTCOME of 0..n-1, evenly spread: nobody picked them by hand."""
+    return np.unique(np.linspace(0, n - 1, min(n, PER_OUTCOME)).round().astype(int))
+
+
+def _per_class(predictions: Predictions) -> list[Facts]:
+    """List the accuracy of each class, the largest gain first, classes without an image last."""
+    true, n = predictions.true, len(predictions.classes)
+    count = np.bincount(true, minlength=n)
+    before = metrics.per_class_accuracy(true, predictions.zero_shot.which, n)
+    after = metrics.per_class_accuracy(true, predictions.answer.which, n)
+    keys = ("name", "n", "zero_shot", "adapted", "change")
+    columns = zip(predictions.classes, count, before, after, after - before, strict=True)
+    rows = [dict(zip(keys, row, strict=True)) for row in columns]
+    full = [row for row in rows if row["n"]]
+    full.sort(key=lambda row: (-row["change"], -row["adapted"], row["name"]))
+    return full + [row for row in rows if not row["n"]]
+
+
+def _confusions(predictions: Predictions) -> list[Facts]:
+    """List the most common confusions of the adapted model, and how often the untouched model had
+    the same."""
+    names, truth = predictions.classes, predictions.true
+    true, said, counts = metrics.confusions(truth, predictions.answer.which, len(names))
+    largest = np.argsort(-counts, kind="stable")[:PAIRS]
+    total = np.bincount(truth, minlength=len(names))
+    pairs = []
+    for t, s, n in zip(true[largest], said[largest], counts[largest], strict=True):
+        before = int(((truth == t) & (predictions.zero_shot.which == s)).sum())
+        pair = {"true": names[t], "said": names[s], "n": n, "before": before, "total": total[t]}
+        pairs.append(pair)
+    return pairs
+
+
+def _matrix(predictions: Predictions) -> Facts:
+    """Return for each class its name, its number of images, and for every answer the count and the
+    share of the row."""
+    classes = predictions.classes
+    counts = metrics.confusion(predictions.true, predictions.answer.which, len(classes))
+    totals = counts.sum(axis=1)
+    shares = counts / np.maximum(totals, 1)[:, None]
+    rows = [
+        (name, int(total), list(zip(row.tolist(), parts.tolist(), strict=True)))
+        for name, total, row, parts in zip(classes, totals, counts, shares, strict=True)
+    ]
+    return {"narrow": len(classes) > NUMBERS, "rows": rows}
+
+
+def _card(number: int, predictions: Predictions, row: int, thumbnails: Thumbnails) -> Facts:
+    """Return what the page shows of one image."""
+    classes, true = predictions.classes, predictions.true[row]
+    answers = []
+    for name, guess in (("zero-shot", predictions.zero_shot), ("adapted", predictions.answer)):
+        best, probability = int(guess.which[row]), 100 * float(guess.probability[row])
+        answers.append((name, classes[best], best == true, probability))
+    file = predictions.images[row]
+    src = thumbnail(predictions.sources[row]) or thumbnails.get((number, file), "")
+    return {"set": number, "file": file, "src": src, "true": classes[true], "answers": answers}
+
+
+def mistake_cards(
+    number: int, predictions: Predictions, wrong: Sequence[Mistake], thumbnails: Thumbnails
+) -> list[Facts]:
+    """Return what the page shows of mistakes: the image, the best two classes, the nearest training
+    images."""
+    classes = predictions.classes
+    names = dict(zip(predictions.labels, classes, strict=True))
+    cards = []
+    for image, neighbours in wrong:
+        row = predictions.images.index(image)
+        near = neighbour_cards(neighbours)
+        for card in near:
+            card["label"] = names.get(str(card["label"]), card["label"])
+            card["src"] = card["src"] or thumbnails.get((TRAINING, card["image"]), "")
+        guesses = [
+            (classes[guess.which[row]], float(guess.probability[row]))
+            for guess in (predictions.answer, predictions.second, predictions.zero_shot)
+            if guess.which[row] >= 0
+        ]
+        cards.append({
+            "set": number,
+            "image": image,
+            "src": thumbnail(predictions.sources[row]) or thumbnails.get((number, image), ""),
+            "true": classes[predictions.true[row]],
+            "best": guesses[:-1],
+            "zero_shot": guesses[-1:],
+            "neighbours": near,
+        })  # fmt: skip
+    return cards

@@ -29,8 +29,7 @@ from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
 from rmadapter.methods.uses import TUNED
-from rmadapter.runs.auto import behind
-from rmadapter.runs.folds import FOLDS, Folds
+from rmadapter.runs.folds import FOLDS, Folds, behind
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import run_key

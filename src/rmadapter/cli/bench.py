@@ -330,7 +330,7 @@ def _cell(value: object) -> str:
 
 
 def _rewrite_page(run: Path, out: Path | None, check: bool, as_json: bool) -> None:
-    from rmadapter.artifacts.run_page import rewrite_page
+    from rmadapter.artifacts.page import rewrite_page
 
     if out is not None or check:
         raise UserError(

@@ -157,9 +157,8 @@ def fit(
     from rmadapter.methods import explain_effort
     from rmadapter.runs.fit import fit as run_fit
     from rmadapter.runs.fit import join_fit
-    from rmadapter.runs.lab import Lab
+    from rmadapter.runs.lab import Lab, Team
     from rmadapter.runs.request import requested
-    from rmadapter.runs.team import Team
 
     request = requested(
         options.method,
@@ -340,7 +339,7 @@ def compare(
     Shows accuracies, their differences and whether these may be chance.
     """
     from rmadapter.data.read import read_images
-    from rmadapter.runs.compare import compare as compare_runs
+    from rmadapter.runs.evaluate import compare as compare_runs
     from rmadapter.runs.evaluate import trained_on
 
     if len(runs) < 2:

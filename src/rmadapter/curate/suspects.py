@@ -14,8 +14,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from rmadapter.artifacts.mistakes import Nearest, Neighbour, nearest
 from rmadapter.artifacts.page import neighbour_cards, thumbnail, write_html
+from rmadapter.artifacts.predictions import Nearest, Neighbour, nearest
 from rmadapter.curate import checks
 from rmadapter.data.decode import image_error
 from rmadapter.data.duplicates import groups

@@ -9,9 +9,13 @@ from pathlib import Path
 from torch import Tensor
 
 from rmadapter.artifacts.checkpoint import Saved, load
-from rmadapter.artifacts.mistakes import Neighbour, images_of_examples, nearest_examples
 from rmadapter.artifacts.page import neighbour_cards, thumbnail, write_html
-from rmadapter.artifacts.predictions import image_source
+from rmadapter.artifacts.predictions import (
+    Neighbour,
+    image_source,
+    images_of_examples,
+    nearest_examples,
+)
 from rmadapter.artifacts.record import read_record
 from rmadapter.artifacts.run_folder import RunFolder, find_run
 from rmadapter.backbones import Backbone

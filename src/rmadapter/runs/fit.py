@@ -7,16 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rmadapter.artifacts.checkpoint import find_finished, save_run
-from rmadapter.artifacts.mistakes import find_mistakes, write_mistakes
-from rmadapter.artifacts.predictions import predictions_of, write_predictions
+from rmadapter.artifacts.page import write_run_page
+from rmadapter.artifacts.predictions import (
+    find_mistakes,
+    predictions_of,
+    write_mistakes,
+    write_predictions,
+)
 from rmadapter.artifacts.record import Record
 from rmadapter.artifacts.run_folder import RunFolder
-from rmadapter.artifacts.run_page import write_run_page
 from rmadapter.data.fewshot import FewShot, half, save_split
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
-from rmadapter.runs.auto import choose_once
-from rmadapter.runs.folds import FOLDS, Folds
+from rmadapter.runs.folds import FOLDS, Folds, choose_once
 from rmadapter.runs.judge import BASELINES, enough, judge
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.run import Outcome, learn, run_key, run_task

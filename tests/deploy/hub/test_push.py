@@ -16,8 +16,7 @@ from safetensors.numpy import load as stored
 
 from rmadapter import FewShotClassifier
 from rmadapter.artifacts.checkpoint import EXAMPLES, load
-from rmadapter.artifacts.model_file import read_model
-from rmadapter.artifacts.record import BackboneName, Candidate, Choice, read_record
+from rmadapter.artifacts.record import BackboneName, Candidate, Choice, read_model, read_record
 from rmadapter.backbones import Backbone
 from rmadapter.deploy.hub.push import PushOptions, hub_name, model_card, push
 from rmadapter.errors import UserError

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from rmadapter.artifacts.untrusted import MOST_CLASSES, UPLOADED
+from rmadapter.artifacts.checkpoint import MOST_CLASSES, UPLOADED
 from rmadapter.data.catalog.fetch import unpack
 from rmadapter.data.decode import image_error
 from rmadapter.data.decode_limits import ignored_note

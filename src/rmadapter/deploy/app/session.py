@@ -14,12 +14,11 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 
-from rmadapter.artifacts.checkpoint import Saved, load, save
+from rmadapter.artifacts.checkpoint import MOST_CLASSES, Saved, copy_run, load, save
 from rmadapter.artifacts.page import thumbnail, thumbnails_of
 from rmadapter.artifacts.predictions import Predictions, read_predictions
 from rmadapter.artifacts.record import Rates, Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder, runs_below
-from rmadapter.artifacts.untrusted import MOST_CLASSES, copy_run
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.choice import advise
 from rmadapter.data.names import prompt_names

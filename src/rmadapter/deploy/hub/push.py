@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from rmadapter.artifacts.checkpoint import EXAMPLES, check_weights, config_of, read_tensors, to_half
-from rmadapter.artifacts.model_file import Model, read_model
-from rmadapter.artifacts.record import Record, read_record
+from rmadapter.artifacts.record import Model, Record, read_model, read_record
 from rmadapter.artifacts.run_folder import HUB, RunFolder, without_model
 from rmadapter.backbones.choice import licence_of
 from rmadapter.backbones.load import is_published

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import numpy as np
 
-from rmadapter.artifacts.model_file import read_model
-from rmadapter.artifacts.record import Record, read_record
+from rmadapter.artifacts.record import Record, read_model, read_record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.deploy.export.engines import ENGINES, FACTS, GRAPH, LITERT, OPENVINO, TORCH
 from rmadapter.deploy.export.runtime import Model
