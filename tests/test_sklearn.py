@@ -20,7 +20,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from rmadapter import FewShotClassifier
 from rmadapter.backbones import Backbone
-from rmadapter.backbones.shared import shared
+from rmadapter.backbones.load import shared
 from rmadapter.errors import UserError
 from tests.helpers.shots import COLORS, noisy_colors
 from tests.helpers.slow import slow_except
@@ -215,7 +215,7 @@ EXPECTED = {  # as the page lists them, check -> why it does not pass
 def test_scikit_learns_estimator_checks(
     tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rmadapter.backbones.shared.is_published", lambda name: True)
+    monkeypatch.setattr("rmadapter.backbones.load.is_published", lambda name: True)
     held = shared(tiny_clip.name, torch.device("cpu"))  # so that each fit takes this copy
     one = OfRows(held.name, method="linear-probe", shots=0, device="cpu", search_steps=0)
     found = check_estimator(one, expected_failed_checks=EXPECTED, on_skip=None, on_fail=None)

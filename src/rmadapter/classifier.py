@@ -96,7 +96,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         setting, lists of different lengths, an unreadable image or an empty class, and for weights
         if the method cannot use them.
         """
-        from rmadapter.backbones.shared import shared
+        from rmadapter.backbones.load import shared
         from rmadapter.runs.folds import FOLDS, Folds, choose
         from rmadapter.runs.lab import Lab
         from rmadapter.runs.request import Request
@@ -255,7 +255,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         UserError if its weights are others."""
         import torch
 
-        from rmadapter.backbones.shared import again, name_it
+        from rmadapter.backbones.load import again, name_it
         from rmadapter.methods import load_method
         from rmadapter.methods.uses import backbones_in
         from rmadapter.support.machine import find_device

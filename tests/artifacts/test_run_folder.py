@@ -8,7 +8,7 @@ from pathlib import Path, PureWindowsPath
 import pytest
 
 from rmadapter.artifacts.run_folder import RunFolder, find_run, without_model
-from rmadapter.backbones.hub import fetch
+from rmadapter.backbones.load import fetch
 from rmadapter.errors import UserError
 from rmadapter.support.hub import check_repository
 from tests.helpers.fake_hub import Hub, Repository, hub, point_to

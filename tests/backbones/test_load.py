@@ -4,7 +4,9 @@ that help."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,26 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import save_file
 
 from rmadapter.backbones import Backbone, load_backbone
-from rmadapter.backbones.load import _hub_file, identity_of, is_published
+from rmadapter.backbones.load import _hub_file, again, fetch, identity_of, is_published, shared
 from rmadapter.errors import UserError
+from tests.helpers.malicious_models import (
+    CONFIG,
+    MALICIOUS,
+    TOKENIZER,
+    assert_refused,
+    built_model,
+    edit_json,
+    model,
+    text,
+    vision,
+    write_hub_cache,
+    write_payload,
+)
 from tests.helpers.models import write_fixed_backbone
 
 SMALL = "ViT-S-32-alt"  # the smallest of open_clip's architectures
@@ -162,12 +178,7 @@ def test_names_that_alone_say_which_weights(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ViT-L-14" / "openai").mkdir(parents=True)
-    for name in (
-        "pocket",
-        "ViT-B-16/openai",
-        "ViT-B-16-quickgelu/openai",
-        f"{SMALL}/none",
-    ):
+    for name in ("pocket", "ViT-B-16/openai", "ViT-B-16-quickgelu/openai", f"{SMALL}/none"):
         assert is_published(name), name
     for name in (
         "ViT-L-14/openai",
@@ -192,3 +203,135 @@ def test_a_run_depends_on_transform_and_tokenizer_too(tiny_clip: Backbone) -> No
         == identity_of(replace(published, mean=(0.1, 0.1, 0.1)))
         == tiny_clip.digest
     )
+
+
+__all__ = ["built_model", "model"]  # fixtures
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub, and no network."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path
+
+
+def test_cached_repository_needs_no_network(tiny_clip, cache: Path) -> None:
+    repository, revision = cache / "models--someone--tiny", "0" * 40
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(revision)
+    shutil.copytree(tiny_clip.name, repository / "snapshots" / revision)
+    backbone = load_backbone("hf-hub:someone/tiny")
+    assert (backbone.name, backbone.digest) == ("hf-hub:someone/tiny", tiny_clip.digest)
+    assert fetch("someone/tiny", "open_clip_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", ["hf-hub:someone/tiny", "ViT-B-16/openai"])
+def test_without_network_one_sentence_says_what_to_do(name: str, cache: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot be reached .*pocket"):
+        load_backbone(name)
+
+
+# ---- hostile repositories ----
+
+
+@pytest.fixture
+def hub(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The snapshot of `somebody/model`, each file a link to a blob, as the hub's own library makes
+    them."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    vision(model, timm_model_name="vit_small_patch16_224")
+    text(model, hf_tokenizer_name="somebody/model", hf_model_name=None, heads=3, width=48)
+    return write_hub_cache(model, tmp_path / "cache" / "models--somebody--model")
+
+
+def test_a_snapshot_of_links_is_read(tiny_clip: Backbone, cache: Path) -> None:
+    snapshot = write_hub_cache(Path(tiny_clip.name), cache / "models--somebody--clip")
+    assert (snapshot / CONFIG).is_symlink()
+    for name in ("hf-hub:somebody/clip", str(snapshot)):
+        found = load_backbone(name)
+        assert (found.digest, found.tokenizer_digest) == (
+            tiny_clip.digest,
+            tiny_clip.tokenizer_digest,
+        )
+
+
+def test_code_in_a_repository_does_not_run(hub: Path) -> None:
+    edit_json(hub / TOKENIZER, lambda config: config | {"auto_map": MALICIOUS})
+    text(hub, tokenizer_kwargs={"trust_remote_code": True})
+    write_payload(hub)
+    assert_refused("hf-hub:somebody/model", r"evil\.py is code")
+    (hub / "evil.py").unlink()
+    assert_refused("hf-hub:somebody/model", "its field 'trust_remote_code' asks to run code")
+    text(hub, tokenizer_kwargs={})
+    assert_refused("hf-hub:somebody/model", "its field 'auto_map' asks to run code")
+
+
+@pytest.mark.parametrize("name", ["somebody/tokenizer", "../../evil", "model", "/etc"])
+def test_a_repository_does_not_lead_to_another_one(hub: Path, tmp_path: Path, name: str) -> None:
+    write_hub_cache(tmp_path / "model", tmp_path / "cache" / "models--somebody--tokenizer")
+    text(hub, hf_tokenizer_name=name)
+    assert_refused("hf-hub:somebody/model", "hf_tokenizer_name leads out of the repository, to")
+
+
+def test_the_tokenizer_that_open_clip_itself_takes_is_checked_too(
+    hub: Path, tmp_path: Path
+) -> None:
+    other = write_hub_cache(
+        tmp_path / "model", tmp_path / "cache" / "models--timm--ViT-B-16-SigLIP"
+    )
+    text(hub, hf_tokenizer_name="timm/ViT-B-16-SigLIP")
+    edit_json(other / TOKENIZER, lambda config: config | {"auto_map": MALICIOUS})
+    assert_refused("hf-hub:somebody/model", "SigLIP/.+ its field 'auto_map' asks to run code")
+
+
+def test_a_link_from_a_snapshot_to_elsewhere_is_refused(hub: Path, tmp_path: Path) -> None:
+    (hub / TOKENIZER).unlink()
+    os.symlink(tmp_path / "model" / TOKENIZER, hub / TOKENIZER)
+    assert_refused("hf-hub:somebody/model", f"{TOKENIZER} leads out of its folder")
+
+
+CPU = torch.device("cpu")
+
+
+def test_a_published_name_is_loaded_once_while_somebody_holds_it(
+    monkeypatch: pytest.MonkeyPatch, tiny_clip: Backbone
+) -> None:
+    loaded: list[str] = []
+
+    def load(name: str) -> Backbone:
+        loaded.append(name)
+        return Backbone(
+            name,
+            tiny_clip.model,
+            tiny_clip.preprocess,
+            tiny_clip.tokenizer,
+            32,
+            (0, 0, 0),
+            (1, 1, 1),
+        )
+
+    monkeypatch.setattr("rmadapter.backbones.load.load_backbone", load)
+    first = shared("ViT-B-32/none", CPU)
+    assert shared("ViT-B-32/none", CPU) is first
+    assert again("ViT-B-32/none", first.digest, CPU) is first
+    assert loaded == ["ViT-B-32/none"]
+    with ThreadPoolExecutor(1) as pool:  # another thread trains on a copy of its own
+        assert pool.submit(shared, "ViT-B-32/none", CPU).result() is not first
+    del first
+    shared("ViT-B-32/none", CPU)
+    assert len(loaded) == 3
+
+
+def test_a_folder_may_have_changed_and_is_read_again_but_for_a_known_digest(
+    tiny_clip: Backbone,
+) -> None:
+    first = shared(tiny_clip.name, CPU)
+    second = shared(tiny_clip.name, CPU)
+    assert second is not first
+    assert again(tiny_clip.name, tiny_clip.digest, CPU) is second
+
+
+def test_other_weights_are_refused(tiny_clip: Backbone) -> None:
+    with pytest.raises(UserError, match=r"\(0{12}\).* has other weights"):
+        again(tiny_clip.name, "0" * 64, CPU)

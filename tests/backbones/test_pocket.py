@@ -164,10 +164,7 @@ def test_a_disk_that_fills_is_told_in_a_sentence(
         monkeypatch.setattr(module, name, fake)
     monkeypatch.setattr(module, "_apply_delta", lambda *_: None)
     monkeypatch.setattr("safetensors.torch.save_file", save_file)
-    with pytest.raises(
-        UserError,
-        match=r"pocket-\w+: .*\(.*(28|no).*\); point RMADAPTER_CACHE",
-    ):
+    with pytest.raises(UserError, match=r"pocket-\w+: .*\(.*(28|no).*\); point RMADAPTER_CACHE"):
         module.pocket_folder()
     assert left_in_cache(shop) == []
 

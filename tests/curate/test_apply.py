@@ -109,16 +109,10 @@ def test_class_without_images_is_named(data: Path, tmp_path: Path) -> None:
 
 IMAGE = "train/blue/0.png"
 WRONG = [
-    (
-        [(IMAGE, "blue", "red", "delete")],
-        "d.csv, line 2: .*'delete'.* relabel",
-    ),
+    ([(IMAGE, "blue", "red", "delete")], "d.csv, line 2: .*'delete'.* relabel"),
     ([(IMAGE, "blue", "red", "drop:red")], "decision 'drop:red'"),
     ([(IMAGE, "blue", "", "relabel")], "relabel:CLASS"),
-    (
-        [(IMAGE, "blue", "red", "relabel:rod")],
-        "'rod'.*'red'",
-    ),
+    ([(IMAGE, "blue", "red", "relabel:rod")], "'rod'.*'red'"),
     ([("train/blue/9.png", "blue", "", "drop")], "'train/blue/9.png' is not a training image of"),
     ([("test/blue/0.png", "blue", "", "drop")], "'test/blue/0.png' is not a training image of"),
     ([(IMAGE, "red", "", "drop")], "with the label 'red'"),

@@ -89,9 +89,7 @@ def test_outliers_are_the_farthest_percent() -> None:
     assert not checks.outliers(np.full((250, 1), -np.inf)).any()
 
 
-def test_copies_name_all_but_the_first_unless_labels_differ(
-    tmp_path: Path,
-) -> None:
+def test_copies_name_all_but_the_first_unless_labels_differ(tmp_path: Path) -> None:
     for name, image in (("a", scene(0)), ("b", scene(1)), ("c", scene(2))):
         image.save(tmp_path / f"{name}.png")
     (tmp_path / "b2.png").write_bytes((tmp_path / "b.png").read_bytes())

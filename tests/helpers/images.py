@@ -5,9 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tests.helpers.models import (
-    SIZE,
-)
+from tests.helpers.models import SIZE
 
 COLORS = {
     "blue": (40, 60, 220),

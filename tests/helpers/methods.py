@@ -7,9 +7,7 @@ from typing import Any
 import torch
 
 from rmadapter.data.read import ImageSet
-from rmadapter.methods import (
-    load_method,
-)
+from rmadapter.methods import load_method
 from rmadapter.settings import settings_of
 from rmadapter.training.contract import Fitted
 from tests.helpers.shots import REQUIRED_SETTINGS

@@ -78,10 +78,7 @@ def test_interrupted_file_is_resumed(tmp_path: Path) -> None:
     again = started(out)
     images = [Path(name) for name in ("a.png", "b.png", "a.png", "bad.png", "a.png")]
     assert again.missing(images) == [Path("b.png"), Path("a.png")]  # the third a.png has no row yet
-    with pytest.raises(
-        UserError,
-        match=r"csv\.partial: .* a\.png",
-    ):
+    with pytest.raises(UserError, match=r"csv\.partial: .* a\.png"):
         again.missing([Path("c.png"), Path("b.png")])
     assert again.missing([Path("b.png")], moved=True) == [Path("b.png")]  # the others were moved
     assert again.missing([Path("a.png")] * 2) == []  # a bad file needs no row
@@ -124,10 +121,7 @@ def test_refused_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_full_disk_loses_no_written_row(tmp_path: Path) -> None:
     file = started(tmp_path / "answers.csv")
     file.write([row("a.png")])
-    with (
-        limited_file_size(400),
-        pytest.raises(UserError, match=r"answers\.csv\.partial"),
-    ):
+    with limited_file_size(400), pytest.raises(UserError, match=r"answers\.csv\.partial"):
         file.write([row(f"{i}.png") for i in range(50)])
     again = started(tmp_path / "answers.csv")
     assert again.done["a.png"] == 1
@@ -136,10 +130,7 @@ def test_full_disk_loses_no_written_row(tmp_path: Path) -> None:
 
 def test_file_is_locked_for_one_process(tmp_path: Path) -> None:
     with only_writer(tmp_path / "a.csv"):
-        with (
-            pytest.raises(UserError, match=r"a\.csv"),
-            only_writer(tmp_path / "a.csv"),
-        ):
+        with pytest.raises(UserError, match=r"a\.csv"), only_writer(tmp_path / "a.csv"):
             pass
         with only_writer(tmp_path / "b.csv"):
             pass

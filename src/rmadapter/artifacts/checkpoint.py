@@ -29,8 +29,7 @@ from rmadapter.artifacts.record import (
 )
 from rmadapter.artifacts.run_folder import RunFolder, find_run, without_model
 from rmadapter.backbones import Backbone, load_backbone
-from rmadapter.backbones.load import is_published
-from rmadapter.backbones.shared import name_it
+from rmadapter.backbones.load import is_published, name_it
 from rmadapter.data.names import Label, custom_names
 from rmadapter.errors import UserError
 from rmadapter.methods import is_outside, load_method

@@ -7,15 +7,16 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from rmadapter.encoders import ImageEncoder, TextEncoder, encoders_of
 from rmadapter.encoders.image import WholeImage
 from rmadapter.encoders.text import WholeText
 from rmadapter.errors import UserError
+from rmadapter.support.files import JsonObject
 from rmadapter.task import FEATURES_ALONE, TEXT_TOO
 
 
@@ -26,8 +27,8 @@ class Backbone:
     name: str  # as passed to load_backbone
     # open_clip's CLIP or CustomTextCLIP: eval mode, no gradients, float32, on the CPU
     model: nn.Module
-    preprocess: Callable[[Any], torch.Tensor]  # PIL RGB image -> float [3, image_size, image_size]
-    tokenizer: Callable[[list[str]], torch.Tensor]  # N texts -> long [N, context length]
+    preprocess: Callable[[Image.Image], Tensor]  # RGB -> float [3, image_size, image_size]
+    tokenizer: Callable[[list[str]], Tensor]  # N texts -> long [N, context length]
     image_size: int  # pixels
     mean: tuple[float, float, float]  # of RGB in 0..1, subtracted by `preprocess`
     std: tuple[float, float, float]
@@ -66,9 +67,9 @@ class Backbone:
     @property
     def logit_scale(self) -> Tensor:
         """Return one over CLIP's temperature, a scalar."""
-        clip: Any = self.model
-        scale: Tensor = clip.logit_scale.exp()
-        return scale
+        scale = self.model.logit_scale
+        assert isinstance(scale, Tensor)
+        return scale.exp()
 
     @cached_property
     def embedding_size(self) -> int:
@@ -77,7 +78,7 @@ class Backbone:
             return self.text.frozen(self.tokenizer(["a"]).to(self.device)).features.shape[-1]
 
     @property
-    def resizing(self) -> dict[str, Any]:
+    def resizing(self) -> JsonObject:
         """Return how `preprocess` makes an image square: resize (open_clip's mode), interpolation,
         and the fill of padding."""
         from open_clip.transform import PreprocessCfg
@@ -104,7 +105,7 @@ class Backbone:
     def structure(self) -> str:
         """Return the SHA-256 in hex of what has no weights but changes features, such as numbers of
         heads and kinds of pooling. It may change with the versions of libraries."""
-        facts: list[Any] = []
+        facts: list[object] = []
         for name, module in self.model.named_modules():
             values = {key: value for key, value in vars(module).items() if _is_plain(key, value)}
             facts.append([name, type(module).__name__, values])

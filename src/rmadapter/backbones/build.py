@@ -1,18 +1,21 @@
-"""Build an open_clip model, fill it with weights from a file, and wrap it as a Backbone."""
+"""Build an open_clip model and its tokenizer, load weights from a file, and make a Backbone."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from rmadapter.backbones.backbone import Backbone
-from rmadapter.backbones.tokenizer import Tokenizer
+from rmadapter.backbones.trust import check_folder
 from rmadapter.errors import UserError
 from rmadapter.support.files import JsonObject
 from rmadapter.support.machine import seeded
@@ -22,6 +25,10 @@ TRANSFORM = ("mean", "std", "interpolation", "resize_mode")
 SHOWN = 3  # names of tensors in a message
 # stored beside the weights in OpenAI's files
 CONSTANTS = ("input_resolution", "context_length", "vocab_size")
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt",
+)  # fmt: skip
 
 
 def build_model(
@@ -97,6 +104,65 @@ def load_weights(
         raise UserError(f"{shown}: these weights do not fit backbone {name!r}: {misfit}")
 
 
+Split = Callable[[list[str]], Tensor]
+
+
+class Tokenizer(NamedTuple):
+    """A function of N texts -> long [N, context length], and the SHA-256 in hex of its files and
+    settings."""
+
+    split: Split
+    digest: str
+
+
+def files_of(place: Path) -> list[Path]:
+    """Return the files of a Hugging Face tokenizer in a folder."""
+    return sorted(
+        file for file in place.iterdir() if file.name in TOKENIZER_FILES or file.suffix == ".model"
+    )
+
+
+@cache
+def _clip_tokenizer(settings: str) -> Split:
+    """Load CLIP's tokenizer with settings in JSON, once; its vocabulary takes long to read."""
+    import open_clip
+
+    tokenizer: Split = open_clip.SimpleTokenizer(**json.loads(settings))
+    return tokenizer
+
+
+def load_tokenizer(name: str, text: JsonObject, place: Path | None = None) -> Tokenizer:
+    """Load the tokenizer of open_clip's `text_cfg`: CLIP's, or a Hugging Face one with its files in
+    `place`.
+
+    Raises UserError if it cannot be read, or if `place` holds or asks for code.
+    """
+    import open_clip
+
+    settings = {"context_length": text.get("context_length") or 77}
+    settings |= text.get("tokenizer_kwargs") or {}
+    files: list[Path] = []
+    try:
+        if place is None:
+            split = _clip_tokenizer(json.dumps(settings))
+        else:
+            check_folder(place, pickles=False)
+            files = files_of(place)
+            settings["tokenizer_mode"] = text.get("tokenizer_mode")
+            split = open_clip.tokenizer.HFTokenizer(str(place), **settings, trust_remote_code=False)
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises many kinds
+        raise UserError(
+            f"backbone {name!r}: its tokenizer cannot be read: {first_line(error)}"
+        ) from error
+    sha = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for file in files:
+        content = file.read_bytes()
+        sha.update(f"{file.name} {len(content)} ".encode() + content)
+    return Tokenizer(split, sha.hexdigest())
+
+
 def as_backbone(name: str, model: nn.Module, tokenizer: Tokenizer) -> Backbone:
     """Freeze a model as a Backbone in float32. Raises UserError if its images are not square."""
     from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -138,7 +204,13 @@ class Unfilled(TorchFunctionMode):
         nn.init.uniform_, nn.init.normal_, nn.init.trunc_normal_, nn.init.kaiming_uniform_,
     )  # fmt: skip
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         target = args[0] if args else kwargs.get("tensor")
         if func in self.FILLS and isinstance(target, nn.Parameter):

@@ -11,10 +11,19 @@ import sys
 from pathlib import Path
 
 from rmadapter.backbones import unpickle
-from rmadapter.backbones.build import as_backbone, build_model, load_weights
-from rmadapter.backbones.hub import tokenizer_folder
-from rmadapter.backbones.load import OPEN_CLIP_WEIGHTS, architecture_config, transform_of
-from rmadapter.backbones.tokenizer import files_of, load_tokenizer
+from rmadapter.backbones.build import (
+    as_backbone,
+    build_model,
+    files_of,
+    load_tokenizer,
+    load_weights,
+)
+from rmadapter.backbones.load import (
+    OPEN_CLIP_WEIGHTS,
+    architecture_config,
+    tokenizer_folder,
+    transform_of,
+)
 from rmadapter.backbones.trust import CONFIG, PICKLES
 from rmadapter.errors import UserError
 from rmadapter.support.checksums import sha256, write_sums

@@ -1,4 +1,4 @@
-"""Load a CLIP-like model by name."""
+"""Load a CLIP-like model by name: from open_clip, the Hugging Face hub, a folder, or memory."""
 
 from __future__ import annotations
 
@@ -6,16 +6,25 @@ import difflib
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from weakref import WeakValueDictionary
 
+import torch
 from PIL import Image
 
 from rmadapter.backbones.backbone import Backbone
-from rmadapter.backbones.build import as_backbone, build_model, first_line, load_weights
-from rmadapter.backbones.hub import fetch, model_folder, tokenizer_folder
+from rmadapter.backbones.build import (
+    as_backbone,
+    build_model,
+    first_line,
+    load_tokenizer,
+    load_weights,
+)
+from rmadapter.backbones.hugging_face import load_hf
 from rmadapter.backbones.pocket import POCKET, pocket_folder
-from rmadapter.backbones.tokenizer import load_tokenizer
 from rmadapter.backbones.trust import (
     CONFIG,
     PICKLES,
@@ -27,9 +36,14 @@ from rmadapter.backbones.trust import (
 )
 from rmadapter.errors import UserError
 from rmadapter.support.files import JsonObject, read_json, user_path
+from rmadapter.support.hub import hub_errors
 
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 LARGEST = 1_000_000  # most that any part of a model may have: vocabulary, width, number of layers
+SMALL_FILES = ["*.json", "*.txt", "*.model"]  # configurations and tokenizers on the hub
+# By name, device and thread: methods hook into the model while they train.
+_ALIVE: WeakValueDictionary[tuple[str, str, int], Backbone] = WeakValueDictionary()
+_NAMED: set[str] = set()  # what the user named in this process
 
 
 def load_backbone(name: str) -> Backbone:
@@ -97,6 +111,110 @@ def identity_of(backbone: Backbone) -> str:
     transform = [backbone.image_size, backbone.mean, backbone.std, backbone.resizing]
     facts = [backbone.digest, backbone.tokenizer_digest, *transform]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def name_it(name: str) -> None:
+    """Record that the user named this folder, file or repository, so that `again` may read it."""
+    _NAMED.add(name)
+
+
+def check_backbone_named(name: str) -> None:
+    """Raise UserError unless the backbone is a published one or the user named it."""
+    if not (is_published(name) or name in _NAMED):
+        raise UserError(
+            f"the model names {name!r:.300}, a folder, a file or a repository; to trust it, name "
+            "it "
+            "yourself: repeat the setting in `load(run, settings={...})` or `eval --set`"
+        )
+
+
+def shared(name: str, device: torch.device) -> Backbone:
+    """Load a backbone that the user named on a device, or return the copy in use if the name alone
+    determines the weights."""
+    name_it(name)
+    key = (name, str(device), threading.get_ident())
+    backbone = _ALIVE.get(key) if is_published(name) else None
+    if backbone is None:
+        backbone = _ALIVE[key] = load_backbone(name).to(device)
+    return backbone
+
+
+def again(name: str, digest: str, device: torch.device, *, trusted: bool = False) -> Backbone:
+    """Return the backbone with this digest: the copy in use, or loaded by its name.
+
+    trusted: whether the user gave the name; else only published backbones are loaded. Raises
+    UserError for a backbone that is not trusted, is gone, or has other weights.
+    """
+    if not trusted:
+        check_backbone_named(name)
+    backbone = _ALIVE.get((name, str(device), threading.get_ident()))
+    if backbone is None or backbone.digest != digest:
+        backbone = shared(name, device)
+    if backbone.digest != digest:
+        raise UserError(
+            f"the model was fitted on {name} ({digest[:12]}), but the backbone of that name here "
+            f"({backbone.digest[:12]}) has other weights: restore the original, or fit again"
+        )
+    return backbone
+
+
+def fetch(repository: str, file: str) -> Path:
+    """Fetch one file. A cached copy is used as it is, so that a backbone stays the same.
+
+    Raises UserError when it is not cached and cannot be fetched.
+    """
+    import huggingface_hub
+
+    with _hub_errors(repository):
+        try:
+            return Path(huggingface_hub.hf_hub_download(repository, file, local_files_only=True))
+        except huggingface_hub.errors.LocalEntryNotFoundError:
+            return Path(huggingface_hub.hf_hub_download(repository, file))
+
+
+def model_folder(repository: str) -> Path:
+    """Return a folder with the configuration, tokenizer and safetensors weights of a repository.
+
+    Raises UserError when it is not cached and cannot be fetched.
+    """
+    folder = _snapshot(repository, "*.safetensors")
+    if any(folder.glob("*.safetensors")):
+        return folder
+    open_clip = (folder / "open_clip_config.json").is_file()
+    weights = "open_clip_model.safetensors" if open_clip else "model.safetensors"
+    return fetch(repository, weights).parent
+
+
+def tokenizer_folder(repository: str) -> Path:
+    """Return a folder with the small files of a repository, including its tokenizer.
+
+    Raises UserError when it is not cached and cannot be fetched.
+    """
+    return _snapshot(repository, "tokenizer*", "vocab*", "*.model")
+
+
+def _hub_errors(repository: str) -> AbstractContextManager[None]:
+    return hub_errors(
+        repository,
+        missing=", or none with safetensors weights; if it holds a pickle, fetch that: "
+        + how_to_convert(Path("FILE")),
+        otherwise=", give a local file or folder, or use the backbone 'pocket'",
+    )
+
+
+def _snapshot(repository: str, *wanted: str) -> Path:
+    """Return the cached snapshot if it has a file of a wanted pattern; else fetch its small
+    files."""
+    import huggingface_hub
+
+    with _hub_errors(repository):
+        try:
+            folder = Path(huggingface_hub.snapshot_download(repository, local_files_only=True))
+            if any(True for pattern in wanted for _ in folder.glob(pattern)):
+                return folder
+        except huggingface_hub.errors.LocalEntryNotFoundError:
+            pass
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=SMALL_FILES))
 
 
 def architecture_config(name: str, architecture: str) -> tuple[JsonObject, list[str]]:
@@ -191,8 +309,6 @@ def _from_folder(name: str, folder: Path, repository: str = "") -> Backbone:
         model = build_model(name, f"local-dir:{folder}", draw=False)
         load_weights(name, model, weights)
         return as_backbone(name, model, tokenizer)
-    from rmadapter.backbones.hf_folder import load_hf
-
     return as_backbone(name, *load_hf(name, folder))
 
 

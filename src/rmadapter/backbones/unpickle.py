@@ -14,21 +14,15 @@ import os
 import re
 import sys
 import zipfile
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 WRAPPERS = [
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "module",
-    "teacher",
-    "ema",
-    "model_ema",
-    "params",
-]
+    "state_dict", "model_state_dict", "model", "module", "teacher", "ema", "model_ema", "params",
+]  # fmt: skip
 PREFIXES = ("module.", "_orig_mod.", "state_dict.", "model.", "teacher.")
 MOST = 4  # times the size of the file: limit on all tensors, and on the memory to read them
 SLACK = 2**30  # further bytes of memory
@@ -60,31 +54,30 @@ def read(path: str) -> tuple[dict[str, Tensor], dict[str, object]]:
                 raise Refused("its archive unpacks to far more than its size")
         if any(name.endswith("/constants.pkl") for name in names):
             return _scripted(path)
-    found = torch.load(path, map_location="cpu", weights_only=True)
-    table = _table(found)
+    table = _table_of_tensors(torch.load(path, map_location="cpu", weights_only=True))
     tensors = {key: value for key, value in table.items() if isinstance(value, torch.Tensor)}
     left_out = [str(key)[:100] for key in table if key not in tensors]
     return _stripped(tensors), {"scripted": False, "quick_gelu": None, "left_out": left_out}
 
 
-def _table(found: Any) -> dict[str, Any]:
+def _table_of_tensors(content: object) -> dict[str, object]:
     """Return the table that holds tensors, from under the names where training code nests it."""
     import torch
 
     for _ in range(4):
-        if not isinstance(found, dict):
+        if not isinstance(content, dict):
             break
-        if any(isinstance(value, torch.Tensor) for value in found.values()):
-            return found
-        inner = next((found[name] for name in WRAPPERS if isinstance(found.get(name), dict)), None)
-        if inner is None:
-            names = ", ".join(str(name)[:40] for name in list(found)[:5])
+        if any(isinstance(value, torch.Tensor) for value in content.values()):
+            return content
+        tables = [content[name] for name in WRAPPERS if isinstance(content.get(name), dict)]
+        if not tables:
+            names = ", ".join(str(name)[:40] for name in list(content)[:5])
             raise Refused(
                 f"it holds no table of weights under {', '.join(WRAPPERS[:4])} or the like, but "
                 f"{names}"
             )
-        found = inner
-    raise Refused(f"it holds no table of weights, but a {type(found).__name__}")
+        content = tables[0]
+    raise Refused(f"it holds no table of weights, but a {type(content).__name__}")
 
 
 def _stripped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -117,7 +110,7 @@ def _scripted(path: str) -> tuple[dict[str, Tensor], dict[str, object]]:
                 copy.writestr(name, archive.read(name))
     kinds = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(plain.getvalue()))
     makers = {"__torch__": Scripted, "torch.jit._pickle": list}  # modules, and lists of one type
-    known: list[Any] = []
+    known: list[Callable[..., object] | tuple[Callable[..., object], str]] = []
     for start, maker in makers.items():
         known += [(maker, kind) for kind in kinds if kind.startswith(f"{start}.")]
     plain.seek(0)

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
-from rmadapter.backbones.shared import again, shared
+from rmadapter.backbones.load import again, shared
 from rmadapter.encoders import States
 from rmadapter.methods.parts import deep
 from rmadapter.methods.parts.context import draw

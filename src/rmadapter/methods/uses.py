@@ -270,8 +270,7 @@ def named_sums(name: str, settings: Mapping[str, object]) -> list[str]:
         return [_sum(code)] if code.endswith(".py") else []
     import torch  # the service of an export imports this module, and has no torch
 
-    from rmadapter.backbones.load import is_published
-    from rmadapter.backbones.shared import shared
+    from rmadapter.backbones.load import is_published, shared
 
     sums = [_sum(file) for file in _set(settings, USES[name].files)]
     for model in backbones_in(name, settings):

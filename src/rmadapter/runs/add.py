@@ -10,7 +10,7 @@ from pathlib import Path
 from rmadapter.artifacts.checkpoint import Saved, save
 from rmadapter.artifacts.record import Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder
-from rmadapter.backbones.shared import check_backbone_named
+from rmadapter.backbones.load import check_backbone_named
 from rmadapter.data.decode import content
 from rmadapter.data.decode_limits import ignored_note
 from rmadapter.data.fewshot import VAL_SHOTS, read_split, sample_shots
