@@ -34,8 +34,7 @@ from rmadapter.methods import METHODS, load_method
 from rmadapter.settings import configured, settings_of
 from rmadapter.support.terminal import track
 from rmadapter.training.cache import Cache
-from rmadapter.training.contract import Fitted, Method, Shots
-from rmadapter.training.loop import WHOLE
+from rmadapter.training.contract import WHOLE, Fitted, Method, Shots
 
 STEPS = 6
 IN_BLOCKS = (

@@ -39,9 +39,8 @@ from rmadapter.settings import Machine
 from rmadapter.support.files import read_json, read_text, write_json, write_text
 from rmadapter.support.machine import seeded, versions
 from rmadapter.training.cache import Cache
-from rmadapter.training.contract import Shots
+from rmadapter.training.contract import Shots, Trained
 from rmadapter.training.loop import Batch
-from rmadapter.training.state import Trained
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "docs/results/parity.json", ROOT / "docs/studies/parity.md"

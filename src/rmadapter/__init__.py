@@ -34,16 +34,16 @@ if TYPE_CHECKING:
     from rmadapter.settings import Machine as Machine
     from rmadapter.task import Question as Question
     from rmadapter.task import Task as Task
-    from rmadapter.training.callbacks import Callback as Callback
+    from rmadapter.training.contract import Callback as Callback
     from rmadapter.training.contract import Fitted as Fitted
     from rmadapter.training.contract import Learner as Learner
     from rmadapter.training.contract import Method as Method
     from rmadapter.training.contract import ModuleMethod as ModuleMethod
     from rmadapter.training.contract import NotApplicable as NotApplicable
     from rmadapter.training.contract import Parameters as Parameters
+    from rmadapter.training.contract import Recipe as Recipe
     from rmadapter.training.contract import Shots as Shots
     from rmadapter.training.loop import Batch as Batch
-    from rmadapter.training.loop import Recipe as Recipe
     from rmadapter.training.loop import minimise as minimise
     from rmadapter.training.traits import Traits as Traits
     from rmadapter.training.traits import Uses as Uses
@@ -56,19 +56,20 @@ _HOMES = {
     "adapter": ["DualBranchAdapter"],
     "backbones": ["Backbone", "load_backbone"],
     "bench.report.read": ["records"],
-    "training.callbacks": ["Callback"],
     "artifacts.checkpoint": ["load", "save"],
     "classifier": ["FewShotClassifier", "RMAdapterClassifier"],
     "data.read": ["ImageSet", "read_images"],
     "errors": ["UserError"],
     "predict.explain": ["explain_images"],
     "training.contract": [
+        "Callback",
         "Fitted",
         "Learner",
         "Method",
         "ModuleMethod",
         "NotApplicable",
         "Parameters",
+        "Recipe",
         "Shots",
     ],
     "methods": ["load_method"],
@@ -82,7 +83,7 @@ _HOMES = {
     "curate.apply": ["apply_decisions"],
     "curate.suspects": ["find_suspects"],
     "task": ["Question", "Task"],
-    "training.loop": ["Batch", "Recipe", "minimise"],
+    "training.loop": ["Batch", "minimise"],
     "training.traits": ["Traits", "Uses"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

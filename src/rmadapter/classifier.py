@@ -16,7 +16,7 @@ from rmadapter.data.names import class_indices, nfc, prompt_names
 from rmadapter.data.objects import image_list, image_set, with_weights
 from rmadapter.data.read import ImageSource
 from rmadapter.errors import UserError
-from rmadapter.training.callbacks import Callback
+from rmadapter.training.contract import Callback
 
 ARGUMENTS = ("backbone", "method", "shots", "seed", "progress", "class_names", "class_weight")
 

@@ -19,8 +19,8 @@ from rmadapter.data.read import ImageSet, load_image
 from rmadapter.encoders import States
 from rmadapter.settings import Machine, configured
 from rmadapter.training.cache import Cache, Source
-from rmadapter.training.contract import Fitted, Shots, Trained
-from rmadapter.training.loop import Batch, Loss, Recipe
+from rmadapter.training.contract import Fitted, Recipe, Shots, Trained
+from rmadapter.training.loop import Batch, Loss
 
 COLORS = {
     "blue": (40, 60, 220),

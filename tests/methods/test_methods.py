@@ -29,7 +29,7 @@ from rmadapter.methods import (
 from rmadapter.methods.uses import ABOUT
 from rmadapter.settings import settings_of
 from rmadapter.training import loop as training
-from rmadapter.training.contract import Fitted, Known, Method, NotApplicable
+from rmadapter.training.contract import Fitted, Known, Method, NotApplicable, Recipe, Unfinished
 from rmadapter.training.traits import Traits, Uses
 from tests.helpers.gpu_rules import GpuRules
 from tests.helpers.methods import probabilities, quick_method
@@ -158,20 +158,20 @@ def test_a_killed_training_ends_with_the_same_weights(
     survived = random.Random(f"{name} {sys.version}").randrange(1, total) if total > 1 else 0
     monkeypatch.setattr(training, "SAVE_SECONDS", -1.0)
     unfinished, rate = (
-        training.Unfinished(tmp_path / "training.safetensors", "k"),
-        training.Recipe.rate,
+        Unfinished(tmp_path / "training.safetensors", "k"),
+        Recipe.rate,
     )
 
-    def dies(recipe: training.Recipe, step: int, per_epoch: int, epochs: int) -> float:
+    def dies(recipe: Recipe, step: int, per_epoch: int, epochs: int) -> float:
         if step == survived:
             raise Killed
         return rate(recipe, step, per_epoch, epochs)
 
-    monkeypatch.setattr(training.Recipe, "rate", dies)
+    monkeypatch.setattr(Recipe, "rate", dies)
     with pytest.raises(Killed):
         method.fit(tiny_clip, shots_of(tiny_clip, images, unfinished=unfinished, **views))
     assert unfinished.path.exists() == (survived > 0)
-    monkeypatch.setattr(training.Recipe, "rate", rate)
+    monkeypatch.setattr(Recipe, "rate", rate)
     torch.manual_seed(random.randrange(10**6))  # where the other process's generators stand
     resumed = method.fit(tiny_clip, shots_of(tiny_clip, images, unfinished=unfinished, **views))
     assert same_tensors(whole, resumed)

@@ -13,12 +13,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from rmadapter import Callback
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.encoders import Grid, States
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
-from rmadapter.training.contract import Fitted, Shots
-from rmadapter.training.loop import Batch, Recipe, Trainer, minimise, order
+from rmadapter.training.contract import Fitted, Recipe, Shots, Unfinished
+from rmadapter.training.loop import Batch, Trainer, minimise, notify, order
 from tests.helpers.rounding import relative_errors
 from tests.helpers.shots import LARGE_WEIGHTS, noisy_colors, shots_of
 
@@ -389,6 +390,75 @@ def test_two_processes_train_like_one(tiny_clip: Backbone, tmp_path: Path) -> No
         alone = fit(shots_of(tiny_clip, IMAGES.subset(range(7))), **fields)
         assert found == pytest.approx(losses(alone), rel=1e-4)
         assert max(relative_errors(tensors, alone.tensors).values()) < 1e-4
+
+
+# ---- callbacks ----
+
+METHOD = load_method("rmadapter", {"first_block": 4, "rank": 2, "epochs": 3, "batch_size": 6})
+
+
+def test_figures_of_an_epoch_are_means_of_its_steps() -> None:
+    seen: list[Any] = []
+    callback = Callback(on_epoch=lambda figures: seen.append(dict(figures)))
+    steps = range(1, 5)
+    history = [{"step": n, "epoch": 1 + (n > 2), "loss": float(n), "lr": 0.1 * n} for n in steps]
+    for count in range(1, 5):
+        notify([callback], history[:count], 2)
+    assert seen == [
+        {"step": 2, "epoch": 1, "loss": 1.5, "lr": 0.2},
+        {"step": 4, "epoch": 2, "loss": 3.5, "lr": 0.4},
+    ]
+
+
+def test_callbacks_get_every_step_once_as_recorded(tiny_clip: Backbone) -> None:
+    steps: list[Any] = []
+    epochs: list[Any] = []
+    callbacks = [Callback(steps.append, epochs.append), Callback()]
+    shots = replace(shots_of(tiny_clip), callbacks=callbacks)
+    trained = METHOD.fit(tiny_clip, shots).trained
+    assert steps == trained.history
+    assert [step["step"] for step in steps] == list(range(1, 10))
+    assert [(epoch["epoch"], epoch["step"]) for epoch in epochs] == [(1, 3), (2, 6), (3, 9)]
+    assert epochs[1]["loss"] == pytest.approx(sum(step["loss"] for step in steps[3:6]) / 3)
+
+
+def test_callbacks_cannot_change_figures_and_their_errors_end_the_training(
+    tiny_clip: Backbone,
+) -> None:
+    method, shots = METHOD, shots_of(tiny_clip)
+
+    def spoil(figures: Any) -> None:
+        figures.clear()
+
+    spoiled = method.fit(tiny_clip, replace(shots, callbacks=[Callback(spoil)]))
+    plain = method.fit(tiny_clip, shots)
+    assert spoiled.trained.history == plain.trained.history
+
+    def stop(figures: Any) -> None:
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        method.fit(tiny_clip, replace(shots, callbacks=[Callback(stop)]))
+
+
+def test_callbacks_get_the_remaining_steps_after_a_resume(
+    tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rmadapter.training.loop.SAVE_SECONDS", 0)
+    seen: list[Any] = []
+
+    def stop(figures: Any) -> None:
+        if figures["step"] == 5:
+            raise RuntimeError
+
+    shots = replace(shots_of(tiny_clip), unfinished=Unfinished(tmp_path / "state"))
+    method = METHOD
+    with pytest.raises(RuntimeError):
+        method.fit(tiny_clip, replace(shots, callbacks=[Callback(stop)]))
+    done = method.fit(tiny_clip, replace(shots, callbacks=[Callback(seen.append, seen.append)]))
+    assert [figures["step"] for figures in seen] == [5, 6, 6, 7, 8, 9, 9]
+    mean = sum(step["loss"] for step in done.trained.history[3:6]) / 3
+    assert seen[2]["loss"] == pytest.approx(mean)
 
 
 # ---- float16 on a CPU, which `minimise` leaves to GPUs ----

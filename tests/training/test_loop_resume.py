@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
 from rmadapter.training import loop as training
-from rmadapter.training.contract import Fitted, Shots
-from rmadapter.training.loop import Batch, Recipe, Unfinished, minimise
+from rmadapter.training.contract import Fitted, Recipe, Shots, Unfinished
+from rmadapter.training.loop import Batch, as_rows, as_table, key_of, minimise
 from tests.helpers.shots import noisy_colors, shots_of
 
 SMALL = {
@@ -161,3 +162,25 @@ def test_a_foreign_or_damaged_state_is_refused(
             UserError, match=r"training.safetensors: not a readable training state .*; delete it"
         ):
             fit(replace(shots, unfinished=Unfinished(path, "mine")))
+
+
+def test_a_history_survives_the_table_of_numbers() -> None:
+    history = [
+        {"step": 1, "loss": 0.1, "ce": 1 / 3},
+        {"step": 2, "loss": 2.0},
+        {"loss": 1e-300, "ce": float("inf")},
+    ]
+    names, table = as_table(history)
+    assert (names, table.shape, table.dtype) == (
+        {"step": True, "loss": False, "ce": False},
+        (3, 3),
+        torch.float64,
+    )
+    assert str(as_rows(names, table)) == str(history)  # whole numbers stay whole
+    assert as_rows(*as_table([])) == []
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "1", "{", '{"key": 7}'])
+def test_a_damaged_training_never_has_the_key(tmp_path: Path, text: str) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "t", {"progress": text})
+    assert key_of(Unfinished(tmp_path / "t", "x")) in ("", "7")

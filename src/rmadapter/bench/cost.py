@@ -25,8 +25,7 @@ from rmadapter.runs.lab import Lab, Sets
 from rmadapter.runs.run import learn
 from rmadapter.support.machine import find_device
 from rmadapter.support.terminal import bar, note
-from rmadapter.training.callbacks import Callback
-from rmadapter.training.contract import Method, NotApplicable
+from rmadapter.training.contract import Callback, Method, NotApplicable
 
 TRAIN_IMAGES, TEST_IMAGES = 96, 48  # images to measure on; the latter of each test set
 STEPS = 4  # at least; the first is not counted

@@ -24,8 +24,17 @@ from rmadapter.backbones import Backbone
 from rmadapter.methods.parts.shapes import shaped
 from rmadapter.methods.tip_adapter import one_hot
 from rmadapter.prompts import Cosines, cosine_logits, raw_text_features, untouched
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, columns
-from rmadapter.training.loop import Batch, Recipe, minimise
+from rmadapter.training.contract import (
+    Fitted,
+    Known,
+    Method,
+    Parameters,
+    Recipe,
+    Shots,
+    ToLogits,
+    columns,
+)
+from rmadapter.training.loop import Batch, minimise
 
 PAPER = (
     "Silva-Rodriguez et al., CVPR 2024 (arXiv 2312.12730); SGD_lr1e-1_B256_ep300 of "

@@ -27,8 +27,16 @@ from rmadapter.errors import UserError
 from rmadapter.prompts import CHUNK, Cosines, cosine_logits, learnt_weights, prompts_each, tokenize
 from rmadapter.settings import Share, Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
-from rmadapter.training.loop import Batch, Recipe, minimise
+from rmadapter.training.contract import (
+    Fitted,
+    Known,
+    Learner,
+    ModuleMethod,
+    Recipe,
+    Shots,
+    ToLogits,
+)
+from rmadapter.training.loop import Batch, minimise
 
 
 class LowRank(nn.Module):

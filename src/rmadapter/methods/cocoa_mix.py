@@ -33,8 +33,8 @@ from rmadapter.methods.parts.context import ContextLearner, bind_context, contex
 from rmadapter.prompts import Cosines, cosine_logits, untouched, zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.support.files import read_text
-from rmadapter.training.contract import Fitted, Known, ModuleMethod, Shots, ToLogits
-from rmadapter.training.loop import Batch, Recipe, minimise
+from rmadapter.training.contract import Fitted, Known, ModuleMethod, Recipe, Shots, ToLogits
+from rmadapter.training.loop import Batch, minimise
 
 HALVINGS = 20  # finds a share to within a millionth
 # The authors draw words from a package; these are our own.

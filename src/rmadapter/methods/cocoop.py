@@ -16,8 +16,16 @@ from rmadapter.methods.parts.context import PromptedText, context_vectors
 from rmadapter.prompts import cosine_logits
 from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
-from rmadapter.training.loop import Batch, Recipe, minimise
+from rmadapter.training.contract import (
+    Fitted,
+    Known,
+    Learner,
+    ModuleMethod,
+    Recipe,
+    Shots,
+    ToLogits,
+)
+from rmadapter.training.loop import Batch, minimise
 
 
 class Conditional(Learner):

@@ -17,8 +17,7 @@ from rmadapter.methods.parts.context import (
     train_context,
 )
 from rmadapter.settings import Size
-from rmadapter.training.contract import Fitted, ModuleMethod, Shots
-from rmadapter.training.loop import Recipe
+from rmadapter.training.contract import Fitted, ModuleMethod, Recipe, Shots
 
 
 class Context(ContextLearner):

@@ -30,8 +30,8 @@ from rmadapter.methods.parts.context import PromptedText
 from rmadapter.prompts import text_features, zero_shot_weights
 from rmadapter.settings import Share, Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Fitted, ModuleMethod, Shots
-from rmadapter.training.loop import Batch, Recipe, minimise
+from rmadapter.training.contract import Fitted, ModuleMethod, Recipe, Shots
+from rmadapter.training.loop import Batch, minimise
 
 
 class AdaptedPrompts(deep.Prompted):

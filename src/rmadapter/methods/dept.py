@@ -37,11 +37,12 @@ from rmadapter.training.contract import (
     Learner,
     Method,
     Parameters,
+    Recipe,
     Shots,
     ToLogits,
     count,
 )
-from rmadapter.training.loop import Batch, Recipe, minimise
+from rmadapter.training.loop import Batch, minimise
 
 FIRST, PROMPTS = CoupledPrompts.first, "prompts."
 

@@ -28,8 +28,7 @@ from rmadapter.errors import UserError
 from rmadapter.methods.parts.shapes import shaped
 from rmadapter.prompts import Cosines, text_features, untouched
 from rmadapter.support.terminal import note
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits
-from rmadapter.training.state import Trained
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, Trained
 
 WEIGHTS, TEXTS = "weights", "texts"
 IS, ALONE = (

@@ -31,8 +31,8 @@ from rmadapter.methods.parts.context import PromptedText, draw
 from rmadapter.prompts import Cosines, cosine_logits, zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Fitted, Known, ModuleMethod, Shots, ToLogits
-from rmadapter.training.loop import Batch, Recipe, minimise
+from rmadapter.training.contract import Fitted, Known, ModuleMethod, Recipe, Shots, ToLogits
+from rmadapter.training.loop import Batch, minimise
 
 HEADS = 8
 

@@ -15,8 +15,7 @@ from rmadapter.methods.coop import Context
 from rmadapter.methods.parts.context import train_context
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import Size
-from rmadapter.training.contract import Fitted, ModuleMethod, Shots
-from rmadapter.training.loop import Recipe
+from rmadapter.training.contract import Fitted, ModuleMethod, Recipe, Shots
 
 
 def knowledge(backbone: Backbone, shots: Shots, weight: float) -> Callable[[Tensor], Tensor]:

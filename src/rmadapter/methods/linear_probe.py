@@ -27,9 +27,9 @@ from rmadapter.training.contract import (
     Parameters,
     Shots,
     ToLogits,
+    Trained,
     columns,
 )
-from rmadapter.training.state import Trained
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression

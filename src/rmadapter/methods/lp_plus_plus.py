@@ -28,8 +28,8 @@ from rmadapter.methods.parts.shapes import shaped
 from rmadapter.methods.tip_adapter import one_hot
 from rmadapter.prompts import linear_logits, zero_shot_weights
 from rmadapter.settings import Positive, Size
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots
-from rmadapter.training.loop import WHOLE, Batch, Recipe, minimise
+from rmadapter.training.contract import WHOLE, Fitted, Known, Method, Parameters, Recipe, Shots
+from rmadapter.training.loop import Batch, minimise
 
 
 class Blend(nn.Module):

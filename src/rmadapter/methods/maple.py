@@ -19,8 +19,8 @@ from rmadapter.methods.parts import deep
 from rmadapter.methods.parts.context import draw
 from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Fitted, ModuleMethod, Shots
-from rmadapter.training.loop import Batch, Recipe, minimise
+from rmadapter.training.contract import Fitted, ModuleMethod, Recipe, Shots
+from rmadapter.training.loop import Batch, minimise
 
 
 class CoupledPrompts(deep.Prompted):

@@ -43,8 +43,16 @@ from rmadapter.methods.parts.deep import check_room
 from rmadapter.prompts import CHUNK, Cosines, class_weights, cosine_logits, prompts_each, tokenize
 from rmadapter.settings import Share, Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
-from rmadapter.training.loop import Batch, Recipe, minimise
+from rmadapter.training.contract import (
+    Fitted,
+    Known,
+    Learner,
+    ModuleMethod,
+    Recipe,
+    Shots,
+    ToLogits,
+)
+from rmadapter.training.loop import Batch, minimise
 
 
 @dataclass(frozen=True)

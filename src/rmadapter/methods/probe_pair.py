@@ -16,8 +16,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
 from rmadapter.methods.clap import ZeroShotProbe
 from rmadapter.methods.linear_probe import LinearProbe
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits
-from rmadapter.training.loop import Recipe
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Recipe, Shots, ToLogits
 
 PROBE = LinearProbe()
 

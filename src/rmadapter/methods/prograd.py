@@ -23,8 +23,8 @@ from rmadapter.methods.parts.context import PromptedText, room
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.support.distributed import add_up, several
-from rmadapter.training.contract import Fitted, ModuleMethod, Shots
-from rmadapter.training.loop import Batch, Recipe, minimise
+from rmadapter.training.contract import Fitted, ModuleMethod, Recipe, Shots
+from rmadapter.training.loop import Batch, minimise
 
 
 class Aligned(Function):

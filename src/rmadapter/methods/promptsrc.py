@@ -27,8 +27,8 @@ from rmadapter.methods.parts.context import PromptedText, draw
 from rmadapter.prompts import cosine_logits, raw_text_features
 from rmadapter.settings import Size
 from rmadapter.task import check_templates
-from rmadapter.training.contract import Fitted, ModuleMethod, Shots
-from rmadapter.training.loop import Batch, Recipe, minimise
+from rmadapter.training.contract import Fitted, ModuleMethod, Recipe, Shots
+from rmadapter.training.loop import Batch, minimise
 from rmadapter.training.traits import Traits
 
 # Our own list; the released code averages 60 templates of CLIP's ImageNet ensemble. Both mix

@@ -28,8 +28,7 @@ from rmadapter.model import AdaptedCLIP
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import AdapterSettings, LossSettings, Positive, Share
 from rmadapter.task import check_templates
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits
-from rmadapter.training.loop import Recipe
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Recipe, Shots, ToLogits
 
 HEAD = "head"
 

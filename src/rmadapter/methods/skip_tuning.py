@@ -34,8 +34,16 @@ from rmadapter.prompts import (
     zero_shot_weights,
 )
 from rmadapter.settings import Positive, Share
-from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
-from rmadapter.training.loop import Batch, Recipe, minimise
+from rmadapter.training.contract import (
+    Fitted,
+    Known,
+    Learner,
+    ModuleMethod,
+    Recipe,
+    Shots,
+    ToLogits,
+)
+from rmadapter.training.loop import Batch, minimise
 
 
 class Prompts:

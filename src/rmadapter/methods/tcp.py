@@ -24,8 +24,7 @@ from rmadapter.methods.parts.context import (
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Fitted, ModuleMethod, Shots
-from rmadapter.training.loop import Recipe
+from rmadapter.training.contract import Fitted, ModuleMethod, Recipe, Shots
 
 
 class ClassAware(ContextLearner):

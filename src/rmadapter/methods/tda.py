@@ -25,8 +25,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import Positive, Share, Size
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits
-from rmadapter.training.state import Trained
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, Trained
 
 
 class Memory:

@@ -34,11 +34,12 @@ from rmadapter.training.contract import (
     Learner,
     ModuleMethod,
     Parameters,
+    Recipe,
     Shots,
     ToLogits,
     count,
 )
-from rmadapter.training.loop import Batch, Recipe, minimise
+from rmadapter.training.loop import Batch, minimise
 
 
 class Refiner(Learner):

@@ -31,12 +31,13 @@ from rmadapter.training.contract import (
     Known,
     Method,
     Parameters,
+    Recipe,
     Shots,
     ToLogits,
+    Trained,
     columns,
 )
-from rmadapter.training.loop import Batch, Recipe, minimise
-from rmadapter.training.state import Trained
+from rmadapter.training.loop import Batch, minimise
 
 PAPER = (
     "Zhang et al., ECCV 2022 (arXiv 2207.09519); configs/imagenet.yaml of "

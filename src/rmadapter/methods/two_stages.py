@@ -22,8 +22,17 @@ from rmadapter.encoders import Encoder, Packed, States, encoders_of
 from rmadapter.methods.parts.copied import with_own
 from rmadapter.methods.parts.still import Still
 from rmadapter.prompts import CHUNK, Cosines, cosine_logits, learnt_weights, prompts_each, tokenize
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, count
-from rmadapter.training.loop import Batch, Recipe, minimise
+from rmadapter.training.contract import (
+    Fitted,
+    Known,
+    Method,
+    Parameters,
+    Recipe,
+    Shots,
+    ToLogits,
+    count,
+)
+from rmadapter.training.loop import Batch, minimise
 
 FIRST = 1  # block of the image encoder whose input is read; nothing before it is trained
 

@@ -10,8 +10,7 @@ from torch import Tensor
 from rmadapter.backbones import Backbone
 from rmadapter.prompts import Cosines, untouched, zero_shot_weights
 from rmadapter.task import check_templates
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots
-from rmadapter.training.state import Trained
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, Trained
 
 PAPER = "Radford et al., ICML 2021 (arXiv 2103.00020)"
 # The templates that CLIP's authors chose for ImageNet.

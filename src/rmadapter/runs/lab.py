@@ -22,8 +22,7 @@ from rmadapter.support import distributed
 from rmadapter.support.machine import find_device
 from rmadapter.task import Half, Question, Task
 from rmadapter.training.cache import Cache
-from rmadapter.training.callbacks import Callback
-from rmadapter.training.contract import Method
+from rmadapter.training.contract import Callback, Method
 
 Splits: TypeAlias = Mapping[str, ImageSet]
 Sets: TypeAlias = list[tuple[Question, ImageSet, Split]]

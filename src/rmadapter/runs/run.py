@@ -25,9 +25,7 @@ from rmadapter.support.files import own_name
 from rmadapter.support.machine import all_seeded, describe, peak, reset_peak, versions
 from rmadapter.task import SHARED_GROUPS, Task
 from rmadapter.training.cache import Cache
-from rmadapter.training.callbacks import Callback
-from rmadapter.training.contract import Fitted, Method, Shots
-from rmadapter.training.state import Unfinished
+from rmadapter.training.contract import Callback, Fitted, Method, Shots, Unfinished
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,107 +7,28 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Annotated, Any, Literal
+from statistics import fmean, median
 
-import pydantic.dataclasses
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
-from rmadapter.settings import STRICT, option
 from rmadapter.support.distributed import add_up, begin, several
 from rmadapter.support.files import JsonObject, write_tensors
 from rmadapter.support.machine import keep_freed_memory
 from rmadapter.support.terminal import bar
 from rmadapter.training.cache import FORMATS, Source
-from rmadapter.training.callbacks import notify
-from rmadapter.training.contract import Shots
-from rmadapter.training.state import Trained, Unfinished, as_rows, as_table, key_of
+from rmadapter.training.contract import Callback, Figures, Recipe, Shots, Trained, Unfinished
 
 SAVE_SECONDS = 30.0  # a killed run loses at most this much work
-WHOLE = 1_000_000  # batch size that means all images
-RESTART = 0.6  # share of the epochs after which the schedule `twice` starts again, as in 2SFS
-
-Rate = Annotated[float, pydantic.Field(ge=0, lt=1)]
-
-
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
-class Recipe:
-    """How a method is optimised. The defaults are those of Dassl, on which most of the field's code
-    is built."""
-
-    optimizer: Literal["sgd", "adamw", "adam"] = option("sgd", "optimiser")
-    learning_rate: float = option(0.002, "peak learning rate", gt=0)
-    weight_decay: float = option(5e-4, "weight decay", ge=0)
-    momentum: float = option(0.9, "momentum of SGD", ge=0, lt=1)
-    betas: tuple[Rate, Rate] = option((0.9, 0.999), "decay rates of Adam's averages")
-    eps: float = option(1e-8, "term in Adam's denominator", gt=0)
-    epochs: int = option(50, "passes over the training images", ge=1, le=1_000_000)
-    iterations: int = option(
-        0,
-        "steps per shot of a class, rounded up to whole epochs; replaces `epochs`",
-        ge=0,
-        le=10**6,
-    )
-    batch_size: int = option(32, "images per step", ge=1, le=WHOLE)
-    schedule: Literal["epoch", "step", "twice"] = option(
-        "epoch",
-        "cosine updated every epoch, as in Dassl, or every step; twice: two cosines by step, as in "
-        "2SFS",
-    )
-    warmup_epochs: float = option(
-        1.0, "warm-up before the cosine: constant if by epoch, linear if by step", ge=0
-    )
-    warmup_rate: float = option(1e-5, "learning rate of the constant warm-up", gt=0)
-    final_rate: float = option(0.0, "learning rate at the end of a cosine by step", ge=0)
-    clip_gradient: float = option(0.0, "largest gradient norm; 0 turns clipping off", ge=0)
-
-    def rate(self, step: int, per_epoch: int, epochs: int) -> float:
-        """Return the learning rate of a step, counted from 0."""
-        peak = self.learning_rate
-        warmup = self.warmup_epochs * per_epoch
-        if self.schedule == "epoch":
-            if step < warmup:
-                return self.warmup_rate
-            # Dassl's cosine begins after the warm-up, and so stops short of zero.
-            done = step // per_epoch - self.warmup_epochs
-            return peak * 0.5 * (1 + math.cos(math.pi * done / epochs))
-        if step < warmup:
-            return peak * (step + 1) / (warmup + 1)
-        start, end = warmup, epochs * per_epoch
-        if self.schedule == "twice":
-            restart = self.restart(epochs) * per_epoch
-            start, end = (restart, end) if step >= restart else (start, restart)
-        share = (step - start) / max(1, end - start)
-        return self.final_rate + (peak - self.final_rate) * 0.5 * (1 + math.cos(math.pi * share))
-
-    def restart(self, epochs: int) -> int:
-        """Return the epochs of the first of two cosines; the second starts at the peak again,
-        without warm-up."""
-        return round(RESTART * epochs)
-
-    def length(self, labels: Sequence[int]) -> tuple[int, int]:
-        """Return the number of epochs, and of steps in each."""
-        per_epoch = math.ceil(len(labels) / self.batch_size)
-        if not self.iterations:
-            return self.epochs, per_epoch
-        return math.ceil(self.iterations * max(Counter(labels).values()) / per_epoch), per_epoch
-
-    def make(self, parameters: Iterable[Any]) -> torch.optim.Optimizer:
-        """Return the optimiser. parameters: single ones, or groups as in torch."""
-        groups, rate, decay = list(parameters), self.learning_rate, self.weight_decay
-        if self.optimizer == "sgd":
-            return torch.optim.SGD(groups, rate, momentum=self.momentum, weight_decay=decay)
-        kind = torch.optim.AdamW if self.optimizer == "adamw" else torch.optim.Adam
-        return kind(groups, rate, self.betas, self.eps, decay)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,16 +67,12 @@ def minimise(
     the peak learning rate of the parameter of this name. Raises UserError if the loss is not
     finite, if the unfinished training is another one, or if the device lacks the number format.
     """
-    machine, device = shots.machine, shots.device
-    if machine.precision == "fp16" and device.type == "cpu":
-        raise UserError("precision=fp16 needs a GPU: write precision=bf16 or fp32 on this machine")
-    if device.type == "cpu":
-        keep_freed_memory()
-    module.to(device).train()
+    device = shots.device
+    _prepare(module, shots)
     trainer = Trainer(module, recipe, shots, times)
     trained = trainer.trained
     epochs, per_epoch = recipe.length(shots.images.labels)
-    call = torch.compile(loss) if machine.compile else loss
+    call = torch.compile(loss) if shots.machine.compile else loss
     labels, seconds = shots.labels, []
     saved = time.monotonic()
     started = saved - trained.seconds
@@ -187,9 +104,20 @@ def minimise(
                     trainer.save(shots.unfinished)
                     saved = time.monotonic()
     module.eval()
-    trained.step_seconds = statistics.median(seconds) if seconds else None
+    trained.step_seconds = median(seconds) if seconds else None
     trained.weighed = True
     return trained
+
+
+def _prepare(module: nn.Module, shots: Shots) -> None:
+    """Move a module to the device of the shots, and set it to training."""
+    if shots.device.type == "cpu":
+        if shots.machine.precision == "fp16":
+            raise UserError(
+                "precision=fp16 needs a GPU: write precision=bf16 or fp32 on this machine"
+            )
+        keep_freed_memory()
+    module.to(shots.device).train()
 
 
 def order(
@@ -217,6 +145,19 @@ def _share(rows: Tensor) -> tuple[Tensor, float]:
         return rows, 1.0
     mine = rows[dist.get_rank() :: dist.get_world_size()]
     return (mine, len(mine) / len(rows)) if len(mine) else (rows[:1], 0.0)
+
+
+def notify(callbacks: Iterable[Callback], history: Sequence[Figures], per_epoch: int) -> None:
+    """Call the callbacks after a step. history: figures of all steps so far. per_epoch: steps in an
+    epoch."""
+    last = history[-1]
+    for callback in callbacks:
+        callback.on_step(dict(last))
+        if last["step"] % per_epoch == 0:
+            figures = dict(last)
+            for term in last.keys() - {"step", "epoch", "lr"}:
+                figures[term] = fmean(step[term] for step in history[-per_epoch:])
+            callback.on_epoch(figures)
 
 
 class Trainer:
@@ -309,8 +250,6 @@ class Trainer:
     def load(self, unfinished: Unfinished) -> None:
         """Resume an unfinished training. Raises UserError if the file is damaged or from another
         training."""
-        from safetensors import SafetensorError, safe_open
-
         path = unfinished.path
         try:
             with safe_open(path, "pt") as file:
@@ -341,3 +280,32 @@ class Trainer:
         self.optimizer.load_state_dict(state)
         record["history"] = as_rows(record["history"], tensors["history"])
         self.trained = Trained(**record)
+
+
+def as_table(history: Sequence[Mapping[str, float]]) -> tuple[dict[str, bool], Tensor]:
+    """Return name of each term -> whether it is a whole number, and all values [steps, terms] in
+    float64, NaN for none."""
+    names: dict[str, bool] = {}
+    for step in history:
+        for name, value in step.items():
+            names[name] = names.get(name, True) and isinstance(value, int)
+    rows = [[step.get(name, math.nan) for name in names] for step in history]
+    return names, torch.tensor(rows, dtype=torch.float64).reshape(len(history), len(names))
+
+
+def as_rows(names: Mapping[str, bool], table: Tensor) -> list[dict[str, float]]:
+    """Invert `as_table`."""
+    rows = (zip(names.items(), row, strict=True) for row in table.tolist())
+    return [
+        {name: int(x) if whole else x for (name, whole), x in row if not math.isnan(x)}
+        for row in rows
+    ]
+
+
+def key_of(unfinished: Unfinished) -> str:
+    """Return the key of the saved training; empty if there is none, or a damaged one."""
+    try:
+        with safe_open(unfinished.path, "pt") as file:
+            return str(json.loads((file.metadata() or {})["progress"])["key"])
+    except (SafetensorError, OSError, LookupError, ValueError, TypeError, RecursionError):
+        return ""

@@ -19,9 +19,8 @@ from rmadapter.backbones import Backbone
 from rmadapter.data.names import descriptions
 from rmadapter.errors import UserError
 from rmadapter.prompts import CHUNK, Cosines, cosine_logits, untouched
-from rmadapter.training.contract import Known, Learner, Shots, ToLogits
-from rmadapter.training.loop import Batch, Recipe, minimise
-from rmadapter.training.state import Trained
+from rmadapter.training.contract import Known, Learner, Recipe, Shots, ToLogits, Trained
+from rmadapter.training.loop import Batch, minimise
 
 _STARTS: WeakKeyDictionary[Backbone, int] = WeakKeyDictionary()
 HOLDER = "X"  # a single token in every vocabulary, if only the unknown one
