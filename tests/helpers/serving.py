@@ -36,8 +36,7 @@ from starlette.responses import Response  # noqa: E402
 
 from rmadapter.deploy import sockets  # noqa: E402
 from rmadapter.deploy.serve.model import ServedModel  # noqa: E402
-from rmadapter.deploy.serve.options import Limits  # noqa: E402
-from rmadapter.deploy.serve.service import Service  # noqa: E402
+from rmadapter.deploy.serve.service import Limits, Service  # noqa: E402
 
 __all__ = [
     "HTTPException",

@@ -28,7 +28,8 @@ from rmadapter.support.terminal import escape, note, table
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-    from rmadapter.deploy.serve.options import Limits, ServeOptions
+    from rmadapter.deploy.serve.model import ServeOptions
+    from rmadapter.deploy.serve.service import Limits
 
 NEEDED_BY_APP = ("starlette", "uvicorn")
 NEEDED_BY_SERVE = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
@@ -138,8 +139,8 @@ def push(
 
     Names of your files stay here. `hf:OWNER/NAME` then works as a run.
     """
-    from rmadapter.deploy.hub.push import PushOptions
-    from rmadapter.deploy.hub.push import push as push_run
+    from rmadapter.deploy.hub import PushOptions
+    from rmadapter.deploy.hub import push as push_run
 
     push_options = PushOptions(half, examples, licence)
     facts = push_run(user_path(run), repository, push_options, private=private, to=to)
@@ -177,7 +178,7 @@ class LimitOptions:
 
     def limits(self) -> Limits:
         """Return the limits as the server takes them."""
-        from rmadapter.deploy.serve.options import Limits
+        from rmadapter.deploy.serve.service import Limits
 
         return Limits(self.batch, self.wait, self.queue, self.images, self.body, self.seconds)
 
@@ -215,8 +216,7 @@ def serve(
     """
     check_extra("serve", NEEDED_BY_SERVE)
     from rmadapter.deploy.serve import server
-    from rmadapter.deploy.serve.model import open_served
-    from rmadapter.deploy.serve.options import ServeOptions
+    from rmadapter.deploy.serve.model import ServeOptions, open_served
     from rmadapter.deploy.serve.service import Service
 
     most = limits.limits()

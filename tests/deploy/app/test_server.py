@@ -15,12 +15,15 @@ import pytest
 
 pytest.importorskip("starlette", reason="pip install 'rmadapter[app]'")
 
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from rmadapter.backbones import Backbone
 from rmadapter.deploy.app import server as module
 from rmadapter.deploy.app.jobs import Jobs
-from rmadapter.deploy.app.server import Visitors, build
+from rmadapter.deploy.app.server import HostMiddleware, Visitors, build, refusal
 from rmadapter.deploy.app.session import Shared
 
 ADDRESS = "http://127.0.0.1:8080"
@@ -312,3 +315,56 @@ def test_visitors_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         True,
     ]
     assert len([*tmp_path.iterdir()]) == 2
+
+
+# Hosts and origins
+
+NAMES = {"studio"}
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost:8080", "127.0.0.1:8080", "[::1]:8080", "10.0.0.7", "studio:1"]
+)
+def test_known_hosts_are_served(host: str) -> None:
+    assert refusal("POST", host, f"http://{host}", NAMES) == ""
+    assert refusal("POST", host, None, NAMES) == ""
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example:8080", "localhost.evil.example", "", "[::1", "127.0.0.1.evil.example"]
+)
+def test_unknown_hosts_are_refused(host: str) -> None:
+    assert refusal("GET", host, None, NAMES)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["http://evil.example", "null", "http://localhost:8081", "http://127.0.0.1:8080", "http://["],
+)
+def test_other_origins_may_only_read(origin: str) -> None:
+    for method in ("POST", "PUT", "DELETE"):
+        assert refusal(method, "localhost:8080", origin, NAMES)
+    assert refusal("GET", "localhost:8080", origin, NAMES) == ""
+
+
+def test_headers_of_every_answer() -> None:
+    async def own(_: object) -> PlainTextResponse:
+        return PlainTextResponse("in", headers={"Content-Security-Policy": "sandbox"})
+
+    inside = Starlette(routes=[Route("/own", own, methods=["GET", "POST"])])
+    client = TestClient(HostMiddleware(inside, NAMES), "http://studio")
+    assert client.get("/own").headers["content-security-policy"] == "sandbox"
+    answer = client.post("/own", headers={"origin": "http://evil.example"})
+    assert (answer.status_code, answer.headers["x-content-type-options"]) == (403, "nosniff")
+    assert "default-src 'self'" in client.get("/gone").headers["content-security-policy"]
+    assert client.get("/own", headers={"host": "evil.example"}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("frames", "ancestors"),
+    [([], "'none'"), (["https://a.example", "http://b"], "https://a.example http://b")],
+)
+def test_frames_are_allowed_by_origin(frames: list[str], ancestors: str) -> None:
+    client = TestClient(HostMiddleware(Starlette(), NAMES, frames), "http://studio")
+    policy = client.get("/").headers["content-security-policy"]
+    assert policy.endswith(f"; frame-ancestors {ancestors}")

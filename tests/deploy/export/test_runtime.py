@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from rmadapter.artifacts.checkpoint import load
+from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import load_image
 from rmadapter.deploy.export import runtime
-from rmadapter.deploy.export.folder import transform_facts
-from rmadapter.deploy.export.runtime import Model, TextClasses, Transform
+from rmadapter.deploy.export.folder import export, transform_facts
+from rmadapter.deploy.export.runtime import Model, TextClasses, Transform, open_torch
 from rmadapter.errors import UserError
 
 SIZES = [(32, 32), (33, 32), (31, 47), (200, 33), (64, 500), (7, 5), (1, 40), (1001, 777)]
@@ -208,3 +211,33 @@ def test_class_names_are_those_of_the_package() -> None:
     assert (asked, labels) == (["something else", "sea horse"], ["red", "Other", "sea-horse"])
     with pytest.raises(UserError, match="already exists"):
         classes.add("none", labels)
+
+
+# Engines
+
+
+def test_a_pickle_in_a_graph_of_torch_is_not_opened(tmp_path: Path) -> None:
+    class Doubled(torch.nn.Module):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return 2 * pixels
+
+    program = torch.export.export(Doubled(), (torch.ones(2),))
+    torch.export.save(program, tmp_path / "model.pt2")  # with its example, pickled
+    with pytest.raises(UserError, match=r"model\.pt2"):
+        open_torch(tmp_path / "model.pt2", 1)
+    program.example_inputs = None
+    torch.export.save(program, tmp_path / "model.pt2")
+    run, size = open_torch(tmp_path / "model.pt2", 0)
+    assert size == 2
+    assert run(np.ones(2, np.float32))[0].tolist() == [2, 2]
+
+
+def test_litert(finished: Path, colors: Path, tmp_path: Path) -> None:
+    pytest.importorskip("litert_torch", reason="pip install 'rmadapter[litert]'")
+    saved = load(finished, read_record(finished / "run.json").backbone.name)
+    facts = export(finished, saved, tmp_path / "model", data=colors, to="litert")
+    assert facts["files"] == ["model.tflite"]
+    assert facts["parity"]["same"] == 1
+    assert facts["parity"]["difference"] <= 1e-4
+    with pytest.raises(UserError, match="--embeddings"):
+        export(finished, saved, tmp_path / "other", data=colors, to="litert", embeddings=True)

@@ -23,8 +23,13 @@ from rmadapter.deploy.export import folder as exporting
 from rmadapter.deploy.export import graph
 from rmadapter.deploy.export.folder import export
 from rmadapter.deploy.serve import model as serving
-from rmadapter.deploy.serve.model import accuracy_of, answers_module, cached_export, open_served
-from rmadapter.deploy.serve.options import ServeOptions
+from rmadapter.deploy.serve.model import (
+    ServeOptions,
+    accuracy_of,
+    answers_module,
+    cached_export,
+    open_served,
+)  # fmt: skip
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
 from rmadapter.support.checksums import sign
@@ -37,8 +42,7 @@ pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
 ALONE = """
 import json, sys
 from pathlib import Path
-from rmadapter.deploy.serve.model import open_served
-from rmadapter.deploy.serve.options import ServeOptions
+from rmadapter.deploy.serve.model import ServeOptions, open_served
 served = open_served(ServeOptions(Path(sys.argv[1])))
 print(json.dumps([served.labels, served.facts, "torch" in sys.modules]))
 """

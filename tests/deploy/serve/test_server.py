@@ -20,8 +20,7 @@ from tests.helpers.serving import Process, Toy, colour_image, post, read, runnin
 
 from rmadapter.artifacts.checkpoint import load, save
 from rmadapter.deploy.serve import server
-from rmadapter.deploy.serve.model import ServedModel
-from rmadapter.deploy.serve.options import ServeOptions
+from rmadapter.deploy.serve.model import ServedModel, ServeOptions
 from rmadapter.deploy.serve.server import Reloader
 from rmadapter.deploy.serve.service import Service
 from rmadapter.errors import UserError

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import json
 import secrets
 import shutil
@@ -18,15 +19,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rmadapter.deploy.access import HostMiddleware
 from rmadapter.deploy.app.images import MOST_ZIP, safe_name
 from rmadapter.deploy.app.session import Session, Shared
 from rmadapter.errors import UserError
@@ -40,6 +43,15 @@ EXPIRED = "This page was idle for too long, or the server was restarted: reload 
 SANDBOX = {
     "Content-Security-Policy": "sandbox; default-src 'none'; img-src data:; "
     "style-src 'unsafe-inline'"
+}
+SAFE_METHODS = ("GET", "HEAD")
+POLICY = "Content-Security-Policy"
+PAGE_HEADERS = {
+    POLICY: "default-src 'self'; img-src 'self' blob: data:; media-src blob:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors ",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
 }
 Body = dict[str, object]
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -325,3 +337,71 @@ async def _sweep(visitors: Visitors) -> None:
     while True:
         await asyncio.sleep(MINUTE)
         await run_in_threadpool(visitors.sweep)
+
+
+# Hosts and origins
+
+
+class HostMiddleware:
+    """An application behind `refusal`; headers of its answers forbid things to browsers.
+
+    names: as in `refusal`. frames: origins of the pages that may show it in a frame.
+    """
+
+    def __init__(
+        self, app: ASGIApp, names: Collection[str] = (), frames: Collection[str] = ()
+    ) -> None:
+        self.app = app
+        self.names = {name.casefold() for name in names}
+        self.headers = {
+            **PAGE_HEADERS,
+            POLICY: PAGE_HEADERS[POLICY] + (" ".join(frames) or "'none'"),
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in self.headers.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            host, origin = headers.get("host", ""), headers.get("origin")
+            reason = refusal(scope["method"], host, origin, self.names)
+            if reason:
+                await JSONResponse({"error": reason}, 403)(scope, receive, send_guarded)
+                return
+        await self.app(scope, receive, send_guarded)
+
+
+def refusal(method: str, host: str, origin: str | None, names: Collection[str]) -> str:
+    """Return why a request is not served, or "".
+
+    host, origin: its headers. names: host names of this server besides "localhost" and any IP
+    address. The host reveals a site that points its own name at this machine (DNS rebinding), the
+    origin one whose page sends something here (CSRF).
+    """
+    name = _part(f"//{host}", "hostname")
+    if name not in names and name != "localhost" and not _is_ip_address(name):
+        return "Open this page at the address that the terminal shows."
+    if method not in SAFE_METHODS and origin is not None and _part(origin, "netloc") != host:
+        return "Another site's page sent this request, which is not allowed."
+    return ""
+
+
+def _part(address: str, name: str) -> str:
+    """Return a part of an address that a browser sent, such as "hostname"; "" if malformed."""
+    try:
+        return getattr(urlsplit(address), name) or ""
+    except ValueError:
+        return ""
+
+
+def _is_ip_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

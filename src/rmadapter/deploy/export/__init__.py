@@ -1,1 +1,3 @@
-"""A run as a folder that answers without this package."""
+"""Export a run as a folder that answers without this package."""
+
+FACTS = "export.json"  # describes an exported folder

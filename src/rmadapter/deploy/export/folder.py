@@ -12,10 +12,11 @@ from rmadapter.artifacts.record import BackboneName, MethodName, Record, read_re
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.choice import licence_of
-from rmadapter.deploy.export.engines import FACTS, GRAPH, LITERT, OPENVINO, TORCH
+from rmadapter.deploy.export import FACTS
 from rmadapter.deploy.export.onefile import one_file
 from rmadapter.deploy.export.parity import ParityFacts
-from rmadapter.deploy.hub.anonymise import anonymise_command, anonymise_names
+from rmadapter.deploy.export.runtime import GRAPH, LITERT, OPENVINO, TORCH
+from rmadapter.deploy.hub import README, anonymise_command, anonymise_names
 from rmadapter.errors import UserError
 from rmadapter.support.checksums import sha256, write_sums
 from rmadapter.support.files import check_new, write_json, write_text
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from rmadapter.deploy.export.int8 import Row
     from rmadapter.deploy.export.parity import ComparedImages, Parity
 
-README, PREDICT, REQUIREMENTS = "README.md", "predict.py", "requirements.txt"
+PREDICT, REQUIREMENTS = "predict.py", "requirements.txt"
 COMMON = "numpy>=1.26\npillow>=12.3\n"
 FOR_TEXT = "tokenizers>=0.20\nftfy>=6.1\n"
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.adapter import at_least_float32
-from rmadapter.deploy.export.engines import GRAPH, GROUPS, HINT, INPUT, OPENVINO, OUTPUTS
+from rmadapter.deploy.export.runtime import GRAPH, GROUPS, HINT, INPUT, OPENVINO, OUTPUTS
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
 from rmadapter.prompts import Cosines, cosine_logits, untouched

@@ -17,10 +17,12 @@ import html
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -28,10 +30,118 @@ from PIL import Image
 from rmadapter.data.decode import ImageSource, load_image
 from rmadapter.data.formats.base import image_files
 from rmadapter.data.names import OR, default_name, key
-from rmadapter.deploy.export.engines import ENGINES, GRAPH
 from rmadapter.errors import UserError
 from rmadapter.predict.answer import Answer, best, cell, columns
 from rmadapter.support.checksums import check_sums
+
+# Engines, each imported only for its own graph
+
+GRAPH, OPENVINO, TORCH, LITERT = "model.onnx", "model.xml", "model.pt2", "model.tflite"
+INPUT, OUTPUTS = "pixels", ("probabilities", "features")  # features only if exported
+HINT = ["rmadapter", "precision"]  # where an OpenVINO model says in which precision to compute
+GROUPS = ["rmadapter", "group"]  # and how many activations share a range in 8 bits
+
+# the function that runs a graph, and its batch size if that is fixed, else 0
+Engine: TypeAlias = "tuple[Callable[[np.ndarray], Sequence[np.ndarray]], int]"
+
+
+def open_onnx(file: Path, threads: int) -> Engine:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    size = session.get_inputs()[0].shape[0]
+
+    def run(pixels: np.ndarray) -> Sequence[np.ndarray]:
+        outputs: list[np.ndarray] = session.run(None, {INPUT: pixels})
+        return outputs
+
+    return run, size if isinstance(size, int) else 0
+
+
+def open_openvino(file: Path, threads: int) -> Engine:
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(file)
+    settings: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": _runtime_info(model, HINT)}
+    if threads:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    if model.has_rt_info(GROUPS):
+        settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = _runtime_info(model, GROUPS)
+    compiled = core.compile_model(model, "CPU", settings)
+    size = model.input(INPUT).partial_shape[0]
+
+    def run(pixels: np.ndarray) -> Sequence[np.ndarray]:
+        return list(compiled([pixels]).values())
+
+    return run, 0 if size.is_dynamic else size.get_length()
+
+
+def _runtime_info(model: Any, place: list[str]) -> str:
+    return str(model.get_rt_info(place).astype(str))
+
+
+def open_torch(file: Path, threads: int) -> Engine:
+    """Raises UserError for a file that contains a pickle, which torch would load."""
+    import torch
+
+    if _has_pickles(file):
+        raise UserError(f"{file}: not a graph without pickles, as `export` writes it")
+    if threads:
+        torch.set_num_threads(threads)
+    program = torch.export.load(str(file))
+    (name,) = program.graph_signature.user_inputs
+    (size,) = [node.meta["val"].shape[0] for node in program.graph.nodes if node.name == name]
+    module = program.module()
+
+    def run(pixels: np.ndarray) -> Sequence[np.ndarray]:
+        with torch.no_grad():
+            outputs = module(torch.from_numpy(pixels))
+        tensors = outputs if isinstance(outputs, (tuple, list)) else [outputs]
+        return [tensor.numpy() for tensor in tensors]
+
+    return run, size if isinstance(size, int) else 0
+
+
+def _has_pickles(file: Path) -> bool:
+    """Return whether a torch graph holds a pickle, or is not laid out as `export` writes it."""
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        names = [member.filename for member in members]
+        configs = [
+            json.loads(archive.read(name)) for name in names if name.endswith("_config.json")
+        ]
+    examples = [member for member in members if "/sample_inputs/" in member.filename]
+    if len(configs) != 2 or len(examples) != 1 or examples[0].file_size:
+        return True
+    weights = [weight for config in configs for weight in config["config"].values()]
+    return any(weight["use_pickle"] for weight in weights)
+
+
+def open_litert(file: Path, threads: int) -> Engine:
+    """Open a graph that takes one image at a time."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    model = Interpreter(str(file), num_threads=threads or None)
+    model.allocate_tensors()
+    (entry,) = model.get_input_details()
+    exits = sorted(model.get_output_details(), key=lambda each: str(each["name"]))
+
+    def run(pixels: np.ndarray) -> Sequence[np.ndarray]:
+        model.set_tensor(entry["index"], pixels)
+        model.invoke()
+        return [model.get_tensor(each["index"]) for each in exits]
+
+    return run, 1
+
+
+ENGINES = {OPENVINO: open_openvino, TORCH: open_torch, LITERT: open_litert, GRAPH: open_onnx}
+
+
+# The model
 
 LABELS, TRANSFORM = "labels.json", "preprocess.json"
 TEXT_ENCODER, TOKENIZER = "text.onnx", "tokenizer.json"

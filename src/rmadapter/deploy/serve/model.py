@@ -18,9 +18,15 @@ import numpy as np
 
 from rmadapter.artifacts.record import Record, read_model, read_record
 from rmadapter.artifacts.run_folder import RunFolder
-from rmadapter.deploy.export.engines import ENGINES, FACTS, GRAPH, LITERT, OPENVINO, TORCH
-from rmadapter.deploy.export.runtime import Model
-from rmadapter.deploy.serve.options import ServeOptions
+from rmadapter.deploy.export import FACTS
+from rmadapter.deploy.export.runtime import (
+    ENGINES,
+    GRAPH,
+    LITERT,
+    OPENVINO,
+    TORCH,
+    Model,
+)  # fmt: skip
 from rmadapter.errors import UserError, did_you_mean
 from rmadapter.metrics import wilson
 from rmadapter.predict.answer import best
@@ -41,6 +47,20 @@ RUN_ENGINES = ("torch", "onnx", "openvino")
 # packages of engines, where their names differ
 LIBRARIES = {"onnx": "onnxruntime", "litert": "ai-edge-litert"}
 PATIENCE = 1800  # seconds to wait for another server's export
+
+
+class ServeOptions(NamedTuple):
+    """How to open a model: a folder of `fit`, `save` or `export`.
+
+    engine: "" for the folder's own. threads: 0 leaves it to the engine. backbone, method: as in
+    `checkpoint.load`.
+    """
+
+    folder: Path
+    engine: str = ""
+    threads: int = 0
+    backbone: str | None = None
+    method: str = ""
 
 
 class Accuracy(TypedDict):

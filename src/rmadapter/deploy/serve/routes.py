@@ -16,11 +16,9 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from rmadapter.deploy.access import CLIENT_LEFT, RETRY, AccessMiddleware
-from rmadapter.deploy.serve.batcher import Outputs
 from rmadapter.deploy.serve.model import ModelFacts, ServedModel
-from rmadapter.deploy.serve.request_body import BODY, read_uploads
-from rmadapter.deploy.serve.service import Service
+from rmadapter.deploy.serve.requests import BODY, CLIENT_LEFT, AccessMiddleware, read_uploads
+from rmadapter.deploy.serve.service import RETRY, Outputs, Service
 from rmadapter.errors import UserError
 from rmadapter.support.html import template
 

@@ -13,8 +13,7 @@ from contextlib import asynccontextmanager, suppress
 import uvicorn
 from fastapi import FastAPI
 
-from rmadapter.deploy.serve.model import open_served
-from rmadapter.deploy.serve.options import CONNECTIONS, HEADERS, ServeOptions
+from rmadapter.deploy.serve.model import ServeOptions, open_served
 from rmadapter.deploy.serve.routes import create_app
 from rmadapter.deploy.serve.service import Service
 from rmadapter.deploy.sockets import serve_until_stopped
@@ -22,6 +21,8 @@ from rmadapter.errors import UserError
 from rmadapter.support.checksums import sign
 from rmadapter.support.terminal import escape
 
+CONNECTIONS = 512  # open at once; beyond, uvicorn answers 503
+HEADERS = 16_384  # bytes
 BACKLOG = 2048  # connections that wait to be accepted
 EVERY = 2.0  # seconds between two looks at the models
 

@@ -1,16 +1,18 @@
-"""Models by name: decode images in threads, batch them with those of other requests, and answer.
-
-Counters for /metrics are kept by Prometheus' own library.
-"""
+"""Answer images with models by name: decode in threads, batch with images of other requests, and
+count."""
 
 from __future__ import annotations
 
 import asyncio
 import io
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -25,18 +27,39 @@ from prometheus_client import (
 from starlette.exceptions import HTTPException
 
 from rmadapter.data.decode import read_image
-from rmadapter.deploy.access import RETRY
-from rmadapter.deploy.serve.batcher import Batcher, Outputs, QueueFull
 from rmadapter.deploy.serve.model import ServedModel
-from rmadapter.deploy.serve.options import Limits
 from rmadapter.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from PIL import Image
 
+RETRY = {"Retry-After": "1"}
+MB = 1_000_000  # bytes
 DECODERS = min(4, os.cpu_count() or 1)  # threads
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a server. Raises UserError if a request could have more images than the queue
+    holds."""
+
+    batch: int = 16  # images that a model gets at once
+    wait: float = 3.0  # milliseconds for others to arrive after the first image
+    queue: int = 256  # images per model that are accepted but unanswered
+    images: int = 64  # per request
+    body: float = 32.0  # MB per request
+    seconds: float = 30.0  # for a body to arrive, and again for its answer
+
+    def __post_init__(self) -> None:
+        if self.images > self.queue:
+            raise UserError(f"--images {self.images}: must not exceed --queue {self.queue}")
+
+    @property
+    def bytes(self) -> int:
+        """Most bytes of a body."""
+        return int(self.body * MB)
 
 
 class Counters:
@@ -77,6 +100,124 @@ class Counters:
                 if sample.name == f"{name}_total" and labels.items() <= sample.labels.items():
                     total += sample.value
         return int(total)
+
+
+# One model
+
+
+class QueueFull(Exception):
+    """The queue of images is full."""
+
+
+class Outputs(NamedTuple):
+    """One image's probabilities [C], and features [e] if requested."""
+
+    probabilities: np.ndarray
+    features: np.ndarray | None = None
+
+
+class _Item(NamedTuple):
+    pixels: np.ndarray
+    features: bool
+    outputs: Future[Outputs]
+
+
+class Batcher:
+    """The queue and the thread of a model. on_batch: called with the size of each batch.
+
+    All but `_work` runs in the event loop's thread. A caller of `take` gets outputs or an
+    error, even after `retire`, and must `release` its images; the thread of a retired batcher
+    ends once all are released.
+    """
+
+    def __init__(
+        self, model: ServedModel, limits: Limits, on_batch: Callable[[int], object] = lambda _: None
+    ) -> None:
+        self.model = model
+        self.taken = 0
+        self.retired = False
+        self._limits = limits
+        self._on_batch = on_batch
+        self._items: SimpleQueue[_Item | None] = SimpleQueue()
+        self.thread = Thread(target=self._work, name="model", daemon=True)
+        self.thread.start()
+
+    def take(self, count: int) -> None:
+        """Reserve places for images. Raises QueueFull."""
+        if self.taken + count > self._limits.queue:
+            raise QueueFull
+        self.taken += count
+
+    def release(self, count: int) -> None:
+        self.taken -= count
+        if self.retired and not self.taken:
+            self._items.put(None)
+
+    def retire(self) -> None:
+        """Take no more images; the thread ends once all that were taken are released."""
+        self.retired = True
+        self.release(0)
+
+    def submit(self, pixels: np.ndarray, features: bool = False) -> Future[Outputs]:
+        """Queue one image that was taken. pixels: [3, H, W]."""
+        item = _Item(pixels, features, Future())
+        self._items.put(item)
+        return item.outputs
+
+    def _work(self) -> None:
+        while batch := self._next_batch():
+            batch = [item for item in batch if item.outputs.set_running_or_notify_cancel()]
+            if batch:
+                self._on_batch(len(batch))
+                self._answer(batch)
+
+    def _next_batch(self) -> list[_Item]:
+        """Collect images until the wait is over or the batch is full; none at the end."""
+        batch: list[_Item] = []
+        until = float("inf")
+        while len(batch) < self._limits.batch:
+            timeout = max(until - time.monotonic(), 0) if batch else None
+            try:
+                item = self._items.get(timeout=timeout)
+            except Empty:
+                break
+            if item is None:  # the end, which may follow items that nobody waits for any more
+                if batch:
+                    self._items.put(None)
+                break
+            batch.append(item)
+            if len(batch) == 1:
+                until = time.monotonic() + self._limits.wait / 1000
+        return batch
+
+    def _answer(self, batch: Sequence[_Item]) -> None:
+        """Answer a batch; if it fails, try each image alone, so that none fails because of
+        another."""
+        try:
+            outputs = self._outputs(batch)
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0].outputs.set_exception(error)
+            else:
+                for item in batch:
+                    self._answer([item])
+            return
+        for item, output in zip(batch, outputs, strict=True):
+            item.outputs.set_result(output)
+
+    def _outputs(self, batch: Sequence[_Item]) -> list[Outputs]:
+        pixels = np.stack([item.pixels for item in batch])
+        wanted = any(item.features for item in batch)
+        probabilities, *features = self.model.predict(pixels, wanted)
+        if not np.isfinite(probabilities).all():
+            raise ArithmeticError("the model's answers contain NaN or infinity")
+        return [
+            Outputs(probabilities[i], features[0][i] if features and item.features else None)
+            for i, item in enumerate(batch)
+        ]
+
+
+# All models
 
 
 class Upload(NamedTuple):

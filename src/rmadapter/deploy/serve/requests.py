@@ -1,49 +1,36 @@
-"""Decide which requests are answered: by their key and size, by host name and origin.
-
-`serve` takes requests from programs, and checks keys and limits bodies; `app` serves a page to
-browsers, and checks hosts and origins.
-"""
+"""Admit requests by key and size, count them, and read their images: files of a form, or base64 in
+JSON."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import hmac
-import ipaddress
+import json
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from email.message import Message as MailMessage
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-if TYPE_CHECKING:
-    from rmadapter.deploy.serve.options import Limits
-    from rmadapter.deploy.serve.service import Counters
+from rmadapter.deploy.serve.service import RETRY, Counters, Limits, Upload
 
 OPEN_PATHS = ("/health", "/ready")  # need no key
 CLIENT_LEFT = 499  # status to count when the client leaves before its answer
-RETRY = {"Retry-After": "1"}
 BODIES = 8  # bodies of the largest size that are held at once
 NO_SNIFFING = (b"x-content-type-options", b"nosniff")
-
-SAFE_METHODS = ("GET", "HEAD")
-POLICY = "Content-Security-Policy"
-PAGE_HEADERS = {
-    POLICY: "default-src 'self'; img-src 'self' blob: data:; media-src blob:; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors ",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
-
-
-# Keys and bodies
+FIELD = "files"
+NAME = 200  # characters kept of a file's name
+HOW = (
+    f'send files as multipart/form-data under "{FIELD}", or {{"images": ["base64", ...]}} as '
+    "application/json"
+)
 
 
 class AccessMiddleware:
@@ -140,69 +127,94 @@ def keys(headers: Headers) -> Iterator[bytes]:
             return
 
 
-# Hosts and origins
+# Images in a body
 
 
-class HostMiddleware:
-    """An application behind `refusal`; headers of its answers forbid things to browsers.
+def _array(name: str, text_format: str) -> dict[str, object]:
+    items = {"type": "string", "format": text_format}
+    properties = {name: {"type": "array", "items": items}}
+    return {"schema": {"type": "object", "required": [name], "properties": properties}}
 
-    names: as in `refusal`. frames: origins of the pages that may show it in a frame.
+
+# the body as OpenAPI describes it
+BODY: dict[str, object] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": _array(FIELD, "binary"),
+            "application/json": _array("images", "byte"),
+        },
+    }
+}
+
+
+async def read_uploads(request: Request, limits: Limits) -> list[Upload]:
+    """Read the images of a request.
+
+    Raises HTTPException: 415 for another kind of body, 400 for a damaged or empty one, or for too
+    many images.
     """
-
-    def __init__(
-        self, app: ASGIApp, names: Collection[str] = (), frames: Collection[str] = ()
-    ) -> None:
-        self.app = app
-        self.names = {name.casefold() for name in names}
-        self.headers = {
-            **PAGE_HEADERS,
-            POLICY: PAGE_HEADERS[POLICY] + (" ".join(frames) or "'none'"),
-        }
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in self.headers.items():
-                    headers.setdefault(name, value)
-            await send(message)
-
-        if scope["type"] == "http":
-            headers = Headers(scope=scope)
-            host, origin = headers.get("host", ""), headers.get("origin")
-            reason = refusal(scope["method"], host, origin, self.names)
-            if reason:
-                await JSONResponse({"error": reason}, 403)(scope, receive, send_guarded)
-                return
-        await self.app(scope, receive, send_guarded)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        uploads = await _from_form(request, limits.images)
+    elif kind == "application/json":
+        uploads = _from_json(await request.body())
+    else:
+        raise HTTPException(415, HOW)
+    if not uploads:
+        raise HTTPException(400, f"no images received; {HOW}")
+    if len(uploads) > limits.images:
+        raise HTTPException(
+            400, f"{len(uploads)} images, but a request may have only {limits.images}: send several"
+        )
+    return uploads
 
 
-def refusal(method: str, host: str, origin: str | None, names: Collection[str]) -> str:
-    """Return why a request is not served, or "".
-
-    host, origin: its headers. names: host names of this server besides "localhost" and any IP
-    address. The host reveals a site that points its own name at this machine (DNS rebinding), the
-    origin one whose page sends something here (CSRF).
-    """
-    name = _part(f"//{host}", "hostname")
-    if name not in names and name != "localhost" and not _is_ip_address(name):
-        return "Open this page at the address that the terminal shows."
-    if method not in SAFE_METHODS and origin is not None and _part(origin, "netloc") != host:
-        return "Another site's page sent this request, which is not allowed."
-    return ""
-
-
-def _part(address: str, name: str) -> str:
-    """Return a part of an address that a browser sent, such as "hostname"; "" if malformed."""
+async def _from_form(request: Request, most: int) -> list[Upload]:
+    header = MailMessage()
+    header["content-type"] = request.headers["content-type"]
     try:
-        return getattr(urlsplit(address), name) or ""
-    except ValueError:
-        return ""
-
-
-def _is_ip_address(name: str) -> bool:
+        end = f"--{header.get_boundary('')}--".encode("latin-1", "replace")
+    except (ValueError, TypeError, LookupError):  # a parameter in parts, or in no character set
+        raise HTTPException(400, f"not a form (its boundary); {HOW}") from None
+    if end not in await request.body():  # Starlette drops an incomplete part without a word
+        raise HTTPException(400, f"not a whole form; {HOW}")
     try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
+        async with request.form(max_files=most + 1, max_fields=most + 1) as form:
+            files = [one for one in form.getlist(FIELD) if isinstance(one, UploadFile)]
+            uploads = []
+            for place, file in enumerate(files):
+                # if no file was chosen, a browser sends an empty one without a name
+                if file.filename or file.size:
+                    name = _utf8(file.filename) or f"{FIELD}[{place}]"
+                    uploads.append(Upload(name, await file.read()))
+            return uploads
+    except ValueError as error:  # raised by Starlette 0.49 for a damaged form
+        raise HTTPException(400, f"not a form ({str(error)[:100]}); {HOW}") from None
+
+
+def _utf8(name: str | None) -> str:
+    """Return a name that UTF-8 can hold: a request chooses its own charset, which may yield lone
+    surrogates."""
+    return (name or "")[:NAME].encode("utf-8", "replace").decode()
+
+
+def _from_json(body: bytes) -> list[Upload]:
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, f"not JSON ({type(error).__name__}); {HOW}") from None
+    images = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+        raise HTTPException(400, HOW)
+    return [Upload(f"images[{i}]", _decoded(image, i)) for i, image in enumerate(images)]
+
+
+def _decoded(text: str, place: int) -> bytes:
+    """Decode base64, also in a data: URL, as web pages have it."""
+    if text.startswith("data:"):
+        text = text.rpartition(",")[2]
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise HTTPException(400, f"images[{place}]: not base64") from None

@@ -9,22 +9,33 @@ training images.
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import tempfile
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from rmadapter.artifacts.checkpoint import EXAMPLES, check_weights, config_of, read_tensors, to_half
-from rmadapter.artifacts.record import Model, Record, read_model, read_record
+from rmadapter.artifacts.record import (
+    BackboneName,
+    Choice,
+    MethodName,
+    Model,
+    Record,
+    read_model,
+    read_record,
+)  # fmt: skip
 from rmadapter.artifacts.run_folder import HUB, RunFolder, without_model
 from rmadapter.backbones.choice import licence_of
 from rmadapter.backbones.load import is_published
-from rmadapter.deploy.export.folder import README
-from rmadapter.deploy.hub.anonymise import anonymise_names, anonymise_record, libraries
 from rmadapter.errors import UserError
+from rmadapter.methods.uses import USES
 from rmadapter.settings import to_yaml
 from rmadapter.support.checksums import SUMS, sha256, write_sums
-from rmadapter.support.files import check_new, write_json, write_tensors, write_text
+from rmadapter.support.files import check_new, last_part, write_json, write_tensors, write_text
 from rmadapter.support.html import template
 from rmadapter.support.hub import check_repository, hub_errors
 from rmadapter.support.locks import staged_folder
@@ -33,10 +44,13 @@ from rmadapter.support.terminal import note
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, HfApi
 
+README = "README.md"
 FILES = (*(file.name for file in RunFolder(Path()).shared), README)
 OURS = {*FILES, SUMS}
 FILES_OF_THE_HUB = {".gitattributes"}  # in every repository
 LIBRARY, TASK = "rmadapter", "image-classification"
+# settings that name a file or a backbone
+FILE_SETTINGS = {name for uses in USES.values() for name in (*uses.files, *uses.backbones)}
 MOST = 50  # classes listed at most in the model card
 
 
@@ -259,3 +273,92 @@ def _result(data: str, split: str, kind: str, value: float) -> EvalResult:
         task_type=TASK, dataset_type=re.sub(r"[^\w.-]+", "-", data), dataset_name=data,
         dataset_split=split, metric_type=kind, metric_value=round(value / 100, 4),
     )  # fmt: skip
+
+
+# Paths of this machine, in records and commands
+
+
+def anonymise_names(method: MethodName, backbone: BackboneName) -> tuple[MethodName, BackboneName]:
+    """Strip folders from a custom method's file, from files in its settings, and from an
+    unpublished backbone."""
+    uses = USES.get(method.name, method.uses)
+    named = () if uses is None else (*uses.files, *uses.backbones)
+
+    def anonymise(name: str, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        is_path = name in named or os.path.exists(value) or value[:1] in "/~."
+        return anonymise_word(value) if is_path else value
+
+    settings = {name: anonymise(name, value) for name, value in method.settings.items()}
+    update = {"name": last_part(method.name), "settings": settings}
+    backbone_name = anonymise_word(backbone.name)
+    return method.model_copy(update=update), backbone.model_copy(update={"name": backbone_name})
+
+
+def anonymise_word(word: str) -> str:
+    """Return the last part of a path; published backbones and repositories keep their whole
+    name."""
+    return word if is_published(word) or word.startswith(("hf:", "hf-hub:")) else last_part(word)
+
+
+def anonymise_reason(text: str) -> str:
+    """Return the reason why a score is missing, unless it could name a file."""
+    return "left out, as it may name a file" if "/" in text or "\\" in text else text
+
+
+def libraries(versions: Mapping[str, str]) -> dict[str, str]:
+    """Return the versions of libraries alone, without the platform."""
+    return {name: version for name, version in versions.items() if name != "platform"}
+
+
+def anonymise_record(record: Record) -> Record:
+    """Return the record without paths, command, machine, notes, and the names of a table's
+    columns."""
+    method, backbone = anonymise_names(record.method, record.backbone)
+    tests = tuple(replace(test, data=last_part(test.data)) for test in record.task.tests)
+    data = last_part(record.task.data)
+    task = replace(record.task, data=data, backbone=backbone.name, tests=tests)
+    scores = []
+    for score in record.scores:
+        reason = anonymise_reason(score.reason)
+        scores.append(score.model_copy(update={"data": last_part(score.data), "reason": reason}))
+    update = {
+        "method": method,
+        "backbone": backbone,
+        "task": task,
+        "scores": tuple(scores),
+        "choice": _anonymise_choice(record.choice),
+        "reason": anonymise_reason(record.reason),
+        "versions": libraries(record.versions),
+        "command": "",
+        "machine": {},
+        "notes": (),
+        "columns": {},
+        "copied_from": "",
+    }
+    return record.model_copy(update=update)
+
+
+def _anonymise_choice(choice: Choice | None) -> Choice | None:
+    if choice is None:
+        return None
+    rows = []
+    for row in choice.rows:
+        reason = anonymise_reason(row.reason)
+        rows.append(row.model_copy(update={"name": last_part(row.name), "reason": reason}))
+    return choice.model_copy(update={"rows": tuple(rows), "chosen": last_part(choice.chosen)})
+
+
+def anonymise_command(command: str) -> str:
+    """Return the command with each path cut to its last part; backbones and repositories keep their
+    whole names."""
+
+    def anonymise(word: str) -> str:
+        name, equals, value = word.rpartition("=")
+        if value[:1] in ("/", "~", ".") or PureWindowsPath(value).drive:
+            return name + equals + last_part(value)
+        names_file = not equals or name.startswith("--") or name.rpartition(".")[2] in FILE_SETTINGS
+        return name + equals + anonymise_word(value) if names_file else word  # others may be texts
+
+    return shlex.join(map(anonymise, shlex.split(command)))

@@ -1,1 +1,0 @@
-"""A run on the Hugging Face hub."""
