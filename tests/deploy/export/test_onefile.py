@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from rmadapter.deploy.export import onefile
 from rmadapter.deploy.export.onefile import one_file
 
+RUNTIME = "rmadapter.deploy.export.runtime"
 # Torch and this package cannot be imported; numpy and Pillow can.
 ALONE = """
 import sys
@@ -28,7 +30,7 @@ def run_alone(folder: Path, name: str, expression: str) -> str:
 
 
 def test_the_runtime_needs_neither_torch_nor_this_package(tmp_path: Path) -> None:
-    text = one_file("rmadapter.deploy.export.runtime", "a comment")
+    text = one_file(RUNTIME, "a comment")
     assert text.startswith("# a comment\n")
     assert "import rmadapter" not in text
     assert "from rmadapter" not in text
@@ -38,6 +40,16 @@ def test_the_runtime_needs_neither_torch_nor_this_package(tmp_path: Path) -> Non
         run_alone(tmp_path, "predict", "predict.TURNS[6].name, predict.inert('=1')")
         == "ROTATE_270 '=1"
     )
+
+
+def test_equal_sources_give_equal_files() -> None:
+    """Python orders a set of names anew in each process."""
+    code = f"from {onefile.__name__} import one_file; print(one_file('{RUNTIME}', ''))"
+    texts = set()
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        texts.add(subprocess.check_output([sys.executable, "-c", code], env=environment))
+    assert len(texts) == 1
 
 
 @pytest.fixture

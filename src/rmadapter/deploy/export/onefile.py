@@ -116,7 +116,7 @@ def _reach(
     while todo:
         for node in module.definitions.get(todo.pop(), ()):
             nodes.add(node)
-            for used in {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}:
+            for used in sorted({part.id for part in ast.walk(node) if isinstance(part, ast.Name)}):
                 if used in module.own_imports:
                     place, original = module.own_imports[used]
                     _reach(place, [original], wanted, imports)
