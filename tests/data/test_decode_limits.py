@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from rmadapter.data import decode_limits as guard
-from rmadapter.data.decode import content, image_error, load_image
-from rmadapter.data.decode_limits import advice, check_inside, ignored_note, shrink
+from rmadapter.data import decode
+from rmadapter.data.decode import advice, content, image_error, load_image, shrink
+from rmadapter.data.formats.base import check_inside, ignored_note
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
 from tests.hostile import bombs as hostile
@@ -114,7 +114,7 @@ def test_bombs_are_refused_by_name(tmp_path: Path, name: str, content: bytes, hi
 def test_a_large_file_is_refused_and_not_read(tmp_path: Path) -> None:
     path = tmp_path / "large.png"
     path.write_bytes(saved((4, 4)).getvalue())
-    os.truncate(path, guard.BYTES + 1)  # takes no room on the disk
+    os.truncate(path, decode.BYTES + 1)  # takes no room on the disk
     with pytest.raises(UserError, match="300,000,001 bytes; an image file may have at most"):
         load_image(path)
 
@@ -124,7 +124,7 @@ def test_slow_decoding_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "marker.jpg").write_bytes(b"\xff\xd8\xff" + bytes(30_000_000))
     for name, bound in {"SECONDS": 0.1, "READS": 10_000}.items():
         with monkeypatch.context() as patch:
-            patch.setattr(guard, name, bound)
+            patch.setattr(decode, name, bound)
             with pytest.raises(UserError, match=r"marker\.jpg: .*takes too long"):
                 load_image(tmp_path / "marker.jpg")
 
@@ -221,7 +221,7 @@ def test_files_are_counted_by_kind_the_most_frequent_first() -> None:
 
 
 def test_ignored_photos_come_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rmadapter.data.decode_limits.formats", dict)  # as without pillow-heif
+    monkeypatch.setattr("rmadapter.data.decode.formats", dict)  # as without pillow-heif
     text = ignored_note(Counter({".heic": 3, ".cr2": 1, ".txt": 2}))
     assert text == (
         "6 files ignored: .heic 3, .txt 2, .cr2 1; pip install 'rmadapter[heic]' to read .heic; "
@@ -240,6 +240,6 @@ def test_ignored_photos_come_with_advice(monkeypatch: pytest.MonkeyPatch) -> Non
     ],
 )
 def test_advice_follows_the_suffix(name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rmadapter.data.decode_limits.formats", lambda: {".heif": "HEIF"})
+    monkeypatch.setattr("rmadapter.data.decode.formats", lambda: {".heif": "HEIF"})
     assert advice("d.heif") == ""  # it could be read: this file is damaged
     assert (words in advice(name)) if words else advice(name) == ""

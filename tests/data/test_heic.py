@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rmadapter.data.decode import load_image
-from rmadapter.data.decode_limits import formats
+from rmadapter.data.decode import formats, load_image
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
 
@@ -73,7 +72,7 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_unreadable_heic_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rmadapter.data.decode_limits.formats", lambda: {".png": "PNG"})
+    monkeypatch.setattr("rmadapter.data.decode.formats", lambda: {".png": "PNG"})
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     with pytest.raises(UserError, match=r"a\.heic: .*pip install 'rmadapter\[heic\]'"):
         load_image(tmp_path / "a.heic")

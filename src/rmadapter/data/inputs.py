@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rmadapter.data.decode_limits import URL, formats
-from rmadapter.data.formats.base import Inputs, ReadOptions, in_order, search
+from rmadapter.data.decode import formats
+from rmadapter.data.formats.base import URL, Inputs, ReadOptions, in_order, search
 from rmadapter.data.formats.registry import list_images
 from rmadapter.errors import UserError
 from rmadapter.support.files import user_path

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 import numpy as np
 
 from rmadapter.data.decode import ImageSource
-from rmadapter.data.decode_limits import URL
-from rmadapter.data.formats.base import SPLITS, Row, Rows, Source, only_label
+from rmadapter.data.formats.base import SPLITS, URL, Row, Rows, Source, only_label
 from rmadapter.data.formats.hf_datasets import is_dataset, read_dataset
 from rmadapter.data.formats.tables import as_text, choose_columns, frame_cells, row_labels
 from rmadapter.data.image_set import ImageSet

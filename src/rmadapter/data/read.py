@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.data.decode import ImageSource, image_error, load_image
-from rmadapter.data.decode_limits import ignored_note
-from rmadapter.data.formats.base import Row, Rows, only_label, order
+from rmadapter.data.formats.base import Row, Rows, ignored_note, only_label, order
 from rmadapter.data.formats.registry import open_source
 from rmadapter.data.image_reader import in_threads
 from rmadapter.data.image_set import ImageSet, relative, unreadable

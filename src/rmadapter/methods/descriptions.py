@@ -22,8 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
-from rmadapter.data.names import descriptions
-from rmadapter.data.texts import checked, read_texts, texts_of, texts_of_all
+from rmadapter.data.names import descriptions, parse_texts, read_texts, texts_of, texts_of_all
 from rmadapter.errors import UserError
 from rmadapter.methods.parts.shapes import shaped
 from rmadapter.prompts import Cosines, text_features, untouched
@@ -121,7 +120,7 @@ def unpacked(stored: Tensor) -> dict[str, list[str]]:
     """Decode the bytes of `packed`. Raises RuntimeError, as torch does, for the bytes of a damaged
     file."""
     try:
-        return checked(json.loads(stored.cpu().numpy().tobytes()), TEXTS)
+        return parse_texts(json.loads(stored.cpu().numpy().tobytes()), TEXTS)
     except (ValueError, TypeError) as error:
         raise RuntimeError(str(error)) from None
 

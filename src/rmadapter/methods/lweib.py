@@ -27,8 +27,7 @@ from torch import Tensor, nn
 
 from rmadapter.adapter import SIDES, decoupled
 from rmadapter.backbones import Backbone
-from rmadapter.data.names import descriptions
-from rmadapter.data.texts import read_texts, texts_of, texts_of_all
+from rmadapter.data.names import descriptions, read_texts, texts_of, texts_of_all
 from rmadapter.encoders import Encoder, Packed, States
 from rmadapter.encoders.layouts import pack
 from rmadapter.errors import UserError

@@ -12,9 +12,8 @@ from rmadapter.artifacts.record import Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.backbones.load import check_backbone_named
 from rmadapter.data.decode import content
-from rmadapter.data.decode_limits import ignored_note
 from rmadapter.data.fewshot import VAL_SHOTS, read_split, sample_shots
-from rmadapter.data.formats.base import CLASSNAMES, Row, Rows, Source
+from rmadapter.data.formats.base import CLASSNAMES, Row, Rows, Source, ignored_note
 from rmadapter.data.formats.registry import open_source
 from rmadapter.data.names import beside_splits, classnames_json, key, nfc, prompt_names
 from rmadapter.data.read import ImageSet, image_errors, read_images

@@ -19,7 +19,7 @@ from typing import TypeAlias, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from rmadapter.data.catalog.matlab import variable
-from rmadapter.data.decode_limits import formats
+from rmadapter.data.decode import formats
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError, is_text, quoted
 from rmadapter.support.files import read_json, read_text

@@ -29,8 +29,7 @@ from rmadapter.data.catalog.readers import (
     split_json,
     subfolders,
 )
-from rmadapter.data.decode_limits import check_inside
-from rmadapter.data.formats.base import CLASSNAMES, SPLITS
+from rmadapter.data.formats.base import CLASSNAMES, SPLITS, check_inside
 from rmadapter.data.formats.registry import refuse_crops
 from rmadapter.data.names import default_name, prompt_name
 from rmadapter.data.read import ImageSet, read_images

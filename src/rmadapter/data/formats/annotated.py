@@ -6,10 +6,16 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from rmadapter.data.decode_limits import ignored_note
 from rmadapter.data.formats import coco, fiftyone, label_studio, yolo
 from rmadapter.data.formats.annotations import Marks, rows_of
-from rmadapter.data.formats.base import Inputs, ReadOptions, Source, count_unlisted, search
+from rmadapter.data.formats.base import (
+    Inputs,
+    ReadOptions,
+    Source,
+    count_unlisted,
+    ignored_note,
+    search,
+)
 from rmadapter.errors import UserError
 from rmadapter.support.files import cache_folder, read_json
 

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from rmadapter.data.catalog.fetch import ARCHIVES, unpack
-from rmadapter.data.decode_limits import formats
+from rmadapter.data.decode import formats
 from rmadapter.data.formats.base import SPLITS, Inputs, ReadOptions, Source, search
 from rmadapter.support.files import atomic, cache_folder, shortened
 from rmadapter.support.locks import build_once

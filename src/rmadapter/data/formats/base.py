@@ -8,15 +8,17 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar
 
-from rmadapter.data.decode_limits import formats, ignored_note
+from rmadapter.data.decode import advice, formats
 from rmadapter.errors import UserError, quoted
 
 T = TypeVar("T")
 
 CLASSNAMES = "classnames.json"
+ALLOW = "--allow-outside (outside=True)"
+URL = re.compile(r"[a-z][a-z0-9+.]+://", re.IGNORECASE)
 SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
@@ -213,3 +215,43 @@ def count_unlisted(root: Path, listed: set[Path], ignored: Counter[str]) -> None
     if unlisted:
         ignored["images without an entry"] = unlisted
     ignored.update({kind: count for kind, count in others.items() if kind not in LISTS})
+
+
+def ignored_note(ignored: Counter[str]) -> str:
+    """Return a note such as "5 files ignored: .heic 3, .txt 2; pip install 'rmadapter[heic]' to
+    read .heic", or "".
+
+    ignored: number of files by suffix or by other reason.
+    """
+    count = ignored.total()
+    if not count:
+        return ""
+    kinds = sorted(ignored, key=lambda kind: (-ignored[kind], kind))
+    numbers = ", ".join(f"{kind} {ignored[kind]}" for kind in kinds)
+    hints = dict.fromkeys(advice(kind) for kind in kinds if kind.startswith("."))
+    note = f"{count} file{'s' * (count > 1)} ignored: {numbers}"
+    return "; ".join([note, *filter(None, hints)])
+
+
+# Lists
+
+
+def check_inside(name: str, where: str, outside: bool = False) -> None:
+    """Raise UserError if a listed path leaves the folder of its list, unless `outside` is set.
+
+    Otherwise a list from someone else could put any image of this machine into a report.
+    """
+    path = PurePath(name)
+    if not outside and (path.anchor or ".." in path.parts):
+        raise UserError(f"{where}: {name!r:.80} lies outside the data's folder; {ALLOW} allows it")
+
+
+def listed_image(table: Path, where: str, name: str, outside: bool = False) -> Path:
+    """Return the path of an image named in a table, relative to the table's folder. Raises
+    UserError, naming `where`, for an empty path, a NUL, a web address, and as `check_inside`."""
+    if not name or "\0" in name:
+        raise UserError(f"{where}: the path {'holds a NUL' if name else 'is empty'}")
+    if URL.match(name):
+        raise UserError(f"{where}: {name!r:.200} is a web address; fetch the images first")
+    check_inside(name, where, outside)
+    return table.parent / name

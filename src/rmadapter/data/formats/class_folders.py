@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from rmadapter.data.decode_limits import formats
+from rmadapter.data.decode import formats
 from rmadapter.data.formats.base import (
     CLASSNAMES,
     SPLITS,

@@ -9,9 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rmadapter.data.decode_limits import check_inside, listed_image
 from rmadapter.data.formats.annotations import Mark, Marks, parsing
-from rmadapter.data.formats.base import SPLITS, image_files
+from rmadapter.data.formats.base import SPLITS, check_inside, image_files, listed_image
 from rmadapter.errors import UserError, quoted
 
 KIND = "a FiftyOne list of labels"

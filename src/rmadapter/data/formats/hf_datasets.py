@@ -14,7 +14,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from rmadapter.data.decode_limits import check_inside
 from rmadapter.data.formats.annotations import UNLABELLED
 from rmadapter.data.formats.archives import store_image
 from rmadapter.data.formats.base import (
@@ -24,6 +23,7 @@ from rmadapter.data.formats.base import (
     Row,
     Rows,
     Source,
+    check_inside,
     in_order,
     only_label,
     split_named,

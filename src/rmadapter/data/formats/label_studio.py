@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
-from rmadapter.data.decode_limits import URL, check_inside, formats
+from rmadapter.data.decode import formats
 from rmadapter.data.formats.annotations import Mark, Marks, parsing
+from rmadapter.data.formats.base import URL, check_inside
 from rmadapter.data.formats.tables import USUAL
 from rmadapter.errors import UserError, quoted
 

@@ -11,8 +11,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from rmadapter.data.decode_limits import listed_image
-from rmadapter.data.formats.base import SPLITS, Inputs, ReadOptions, Row, Rows, Source, only_label
+from rmadapter.data.formats.base import (
+    SPLITS,
+    Inputs,
+    ReadOptions,
+    Row,
+    Rows,
+    Source,
+    listed_image,
+    only_label,
+)
 from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.support.files import read_text
 
