@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from rmadapter.data import duplicates
 from rmadapter.data.decode import ImageSource
 from rmadapter.data.duplicates import groups, pairs
-from rmadapter.data.image_reader import ImageReader
+from rmadapter.data.image_set import ImageReader
 
 
 def scene(seed: int, size: int = 96) -> Image.Image:

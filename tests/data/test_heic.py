@@ -55,7 +55,7 @@ def test_avif_needs_no_extra(tmp_path: Path) -> None:
 
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = {ending: name for ending, name in formats().items() if name != "HEIF"}
-    for module in ("formats.base", "decode_limits"):
+    for module in ("formats.base", "decode"):
         monkeypatch.setattr(f"rmadapter.data.{module}.formats", lambda: known)
     for name in ("cat/1.png", "dog/1.png"):
         (tmp_path / name).parent.mkdir(parents=True)

@@ -139,7 +139,7 @@ def test_a_bench_encodes_each_image_once_and_the_next_bench_none(
     """Whatever methods, seeds and alphas there are."""
     opened: list[object] = []
     monkeypatch.setattr(
-        "rmadapter.data.image_reader.load_image", lambda it: opened.append(it) or load_image(it)
+        "rmadapter.data.image_set.load_image", lambda it: opened.append(it) or load_image(it)
     )
     common = configured(Task(), {"backbone": tiny_clip.name})
     machine = Machine(device="cpu", disk_cache=0.1)

@@ -20,7 +20,7 @@ from rmadapter.curate import checks
 from rmadapter.data.decode import image_error
 from rmadapter.data.duplicates import groups
 from rmadapter.data.formats.registry import open_source
-from rmadapter.data.image_reader import Transform
+from rmadapter.data.image_set import Transform
 from rmadapter.data.names import Label
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError

@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ValidationError
 
-from rmadapter.data.image_reader import Transform
+from rmadapter.data.image_set import Transform
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError, first_fault
 from rmadapter.support.files import read_json, write_json

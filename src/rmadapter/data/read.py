@@ -14,8 +14,7 @@ from typing import Any
 from rmadapter.data.decode import ImageSource, image_error, load_image
 from rmadapter.data.formats.base import Row, Rows, ignored_note, only_label, order
 from rmadapter.data.formats.registry import open_source
-from rmadapter.data.image_reader import in_threads
-from rmadapter.data.image_set import ImageSet, relative, unreadable
+from rmadapter.data.image_set import ImageSet, in_threads, relative, unreadable
 from rmadapter.data.names import beside_splits, classnames_json, prompt_name, prompt_names
 from rmadapter.data.objects import open_object
 from rmadapter.errors import UserError
