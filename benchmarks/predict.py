@@ -29,7 +29,7 @@ from PIL import Image
 from torch import Tensor
 
 from rmadapter.backbones import load_backbone
-from rmadapter.data.inputs import find_images
+from rmadapter.data.formats.registry import find_images
 from rmadapter.data.read import ImageSet
 from rmadapter.data.transforms import ImageTensors, batches
 from rmadapter.methods import load_method

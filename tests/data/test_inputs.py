@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rmadapter.data.inputs import find_images
+from rmadapter.data.formats.registry import find_images
 from rmadapter.errors import UserError
 from tests.helpers.formats import sample, write_shard
 

@@ -30,7 +30,7 @@ from rmadapter.support.terminal import note, table, track
 
 if TYPE_CHECKING:
     from rmadapter.artifacts.checkpoint import Saved
-    from rmadapter.data.inputs import Inputs
+    from rmadapter.data.formats.base import Inputs
     from rmadapter.predict.sorting import Sorter
     from rmadapter.predict.stream import Predictor
     from rmadapter.training.contract import Fitted
@@ -122,7 +122,7 @@ def predict(
 
     The answers are shown, written to a file, or used to sort the images into folders.
     """
-    from rmadapter.data.inputs import find_images
+    from rmadapter.data.formats.registry import find_images
     from rmadapter.predict.answer import columns
     from rmadapter.predict.stream import Predictor
     from rmadapter.predict.write import AnswerFile, write_answers
@@ -301,7 +301,7 @@ def explain(
 
     The two best classes stand beside them.
     """
-    from rmadapter.data.inputs import find_images
+    from rmadapter.data.formats.registry import find_images
     from rmadapter.predict.explain import explain_images, write_page
 
     page = out / PAGE if out else None

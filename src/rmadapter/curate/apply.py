@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rmadapter.curate.suspects import image_cell, label_cell, training
-from rmadapter.data.formats.archives import is_packed
+from rmadapter.data.archives import is_packed
 from rmadapter.data.formats.base import CLASSNAMES, SPLITS, Row, Rows
 from rmadapter.data.formats.registry import open_source
 from rmadapter.data.formats.tables import read_rows

@@ -17,8 +17,8 @@ from rmadapter.artifacts.page import thumbnail, write_html
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.curate.acquisition import FIRST, NEXT, Pool, Rule, pick
 from rmadapter.data.duplicates import groups, looks
+from rmadapter.data.formats.registry import find_images
 from rmadapter.data.image_set import ImageReader
-from rmadapter.data.inputs import find_images
 from rmadapter.data.names import prompt_names
 from rmadapter.data.transforms import decode_batches, with_hint
 from rmadapter.errors import UserError, did_you_mean

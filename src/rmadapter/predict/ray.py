@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.bench.ray.cluster import connected, ray_module, settle, shares
+from rmadapter.data.formats.base import Inputs
+from rmadapter.data.formats.registry import find_images
 from rmadapter.data.formats.tables import USUAL, pyarrow
 from rmadapter.data.image_set import SKIP_BAD
-from rmadapter.data.inputs import Inputs, find_images
 from rmadapter.errors import UserError
 from rmadapter.predict.answer import Answer
 from rmadapter.predict.stream import BadImages, Predictor

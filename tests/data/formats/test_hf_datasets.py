@@ -18,7 +18,7 @@ from rmadapter.data.formats.hf_datasets import (
     read,
     read_dataset,
 )
-from rmadapter.data.inputs import find_images
+from rmadapter.data.formats.registry import find_images
 from rmadapter.errors import UserError
 from tests.helpers.small_images import picture, write_images
 

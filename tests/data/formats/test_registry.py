@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rmadapter.data.formats.registry import images_root, is_data_file, open_source
-from rmadapter.data.inputs import find_images
+from rmadapter.data.formats.registry import find_images, images_root, is_data_file, open_source
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
 from tests.helpers.formats import (

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from rmadapter.data.catalog.fetch import ARCHIVES, DIGESTS, fetch, remember, unpack
+from rmadapter.data.archives import ARCHIVES, DIGESTS, fetch, remember, unpack
 from rmadapter.data.catalog.readers import (
     READERS,
     Dataset,

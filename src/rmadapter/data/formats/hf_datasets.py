@@ -6,7 +6,9 @@ Embedded images are written to the cache as files, one after another.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
@@ -15,7 +17,6 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from rmadapter.data.formats.annotations import UNLABELLED
-from rmadapter.data.formats.archives import store_image
 from rmadapter.data.formats.base import (
     SPLITS,
     Inputs,
@@ -30,7 +31,7 @@ from rmadapter.data.formats.base import (
 )
 from rmadapter.data.formats.tables import as_text, choose_columns, pyarrow, row_labels
 from rmadapter.errors import UserError, quoted
-from rmadapter.support.files import JsonObject, cache_folder
+from rmadapter.support.files import JsonObject, atomic, cache_folder, shortened
 
 SUFFIXES = (".parquet",)
 HAS_BOXES = False
@@ -243,3 +244,15 @@ def _library(where: str) -> ModuleType:
     except ImportError:
         advice = "pip install 'rmadapter[data]'"
         raise UserError(f"{where}: reading this needs the library `datasets`; {advice}") from None
+
+
+def store_image(data: bytes, name: str) -> Path:
+    """Store an encoded image in the cache; return its path, made of the content's digest and
+    `name`."""
+    digest = hashlib.sha256(data).hexdigest()
+    plain = shortened(re.sub(r"[^\w.-]", "_", Path(name).name), end=True).lstrip(".") or "image"
+    path = cache_folder() / "images" / digest[:2] / f"{digest[:24]}-{plain}"
+    if not path.exists():
+        with atomic(path, sync=False) as temporary:
+            temporary.write_bytes(data)
+    return path

@@ -1,32 +1,68 @@
-"""All formats: which one the data at a path has, its images and their labels."""
+"""All formats: which one the data at a path has, its images, and their labels if it has any."""
 
 from __future__ import annotations
 
+import glob
 import os
-from collections.abc import Mapping
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from rmadapter.data.archives import ARCHIVES, inner, is_packed, unpack_once, unpacked_folder
+from rmadapter.data.decode import formats
 from rmadapter.data.formats import (
     annotated,
-    archives,
     class_folders,
     hf_datasets,
     imagefolder,
     tables,
     webdataset,
 )
-from rmadapter.data.formats.base import Format, Inputs, ReadOptions, Source
+from rmadapter.data.formats.base import URL, Format, Inputs, ReadOptions, Source, in_order, search
 from rmadapter.errors import UserError
 from rmadapter.support.files import cache_folder, user_path
 
-FORMATS: tuple[Format, ...] = (  # the first that detects a path reads it
-    hf_datasets, imagefolder, annotated, webdataset, tables, archives, class_folders,
-)  # fmt: skip
 KNOWN = (
     "a folder of class folders; a table of path,label[,split] (.csv, .tsv, .parquet, .jsonl); a "
     "COCO, Label Studio or FiftyOne JSON file; a YOLO data.yaml; a .zip or .tar file; or a folder "
     "saved by `datasets`"
 )
+
+
+class _Archive:
+    """The format of a zip or tar file: that of the data in it. It is unpacked once."""
+
+    SUFFIXES = ARCHIVES
+    HAS_BOXES = True
+    HAS_COLUMNS = True
+
+    def detects(self, path: Path) -> bool:
+        return is_packed(path) and os.path.isfile(path)
+
+    def read(self, path: Path, options: ReadOptions) -> Source:
+        folder = unpack_once(path)
+        if not webdataset.is_sampled(folder):
+            return open_source(inner(folder), options.outside, options.columns, options.crops)
+        if options.crops:
+            refuse_crops(path)
+        ignored: Counter[str] = Counter()
+        names = webdataset.class_names(path.parent) or webdataset.class_names(folder)
+        return Source(folder, {"all": webdataset.samples(folder, names, ignored)}, ignored)
+
+    def image_root(self, path: Path) -> Path:
+        folder = unpacked_folder(path)
+        if not folder.is_dir() or webdataset.is_sampled(folder):
+            return folder
+        return images_root(inner(folder))
+
+    def list_images(self, path: Path, options: ReadOptions) -> Inputs:
+        return search(unpack_once(path))
+
+
+FORMATS: tuple[Format, ...] = (  # the first that detects a path reads it
+    hf_datasets, imagefolder, annotated, webdataset, tables, _Archive(), class_folders,
+)  # fmt: skip
 
 
 def find_format(path: Path) -> Format | None:
@@ -87,3 +123,62 @@ def refuse_crops(path: Path) -> None:
     """Raise UserError for data without boxes."""
     what = "--crops (crops=True) needs boxes (COCO, YOLO, Label Studio, FiftyOne)"
     raise UserError(f"{path}: {what}; there are none here")
+
+
+def find_images(
+    words: Sequence[str], column: str = "", outside: bool = False, none: bool = False,
+    crops: bool = False,
+) -> Inputs:  # fmt: skip
+    """Find the images that `words` name.
+
+    words: files, folders (searched to any depth), patterns such as "photos/*.jpg", data in any
+    other format of docs/data.md, and - for paths on stdin, one per line. A named file is included
+    whatever it holds. column: a table's image column; its paths are relative to the table's folder.
+    outside: whether paths may leave that folder. none: allow finding no images, since all of them
+    may have been moved. crops: use the boxes of annotations as images. Raises UserError for a web
+    address, an unreadable table, and if there are no images.
+    """
+    inputs = Inputs()
+    options = ReadOptions(outside, {"image": column}, crops)
+    for word in words:
+        for name in _lines() if word == "-" else [word]:
+            if URL.match(name):
+                advice = "fetch the image first, for example with `curl -O`"
+                raise UserError(f"{name!r:.200}: a web address; {advice}")
+            path = user_path(name)
+            images = list_images(path, options)
+            if images is None and glob.has_magic(name) and not os.path.lexists(path):
+                images = _matches(path)
+                if images is None and not none:
+                    raise UserError(f"{name!r:.200}: no file matches this pattern")
+            elif images is None:
+                images = Inputs([path])
+            inputs.add(images or Inputs())
+    if not inputs.files and not none:
+        why = f" ({inputs.note})" if inputs.note else ""
+        raise UserError(f"{', '.join(words)[:200]}: no images in a supported format{why}")
+    return inputs
+
+
+def _matches(pattern: Path) -> Inputs | None:
+    """Return the matching files, and the images of matching folders unless ** has already searched
+    them; None if nothing matches."""
+    deep = "**" in pattern.parts
+    matches = in_order(Path(match) for match in glob.iglob(str(pattern), recursive=True))
+    inputs = Inputs()
+    for match in matches:
+        if match.is_dir():
+            inputs.add(Inputs() if deep else search(match))
+        elif match.suffix.lower() in formats():
+            inputs.files.append(match)
+        else:
+            inputs.ignored[match.suffix.lower() or "no suffix"] += 1
+    if deep:
+        inputs.folders.append(Path(*pattern.parts[: pattern.parts.index("**")]))
+    return inputs if matches else None
+
+
+def _lines() -> Iterator[str]:
+    """Yield the lines of stdin without line ends; names need not be UTF-8."""
+    data = b"" if sys.stdin is None else sys.stdin.buffer.read()
+    return (os.fsdecode(line) for line in data.splitlines() if line)

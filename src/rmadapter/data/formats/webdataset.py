@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from rmadapter.data.archives import unpack_once
 from rmadapter.data.decode import formats
 from rmadapter.data.formats.annotations import UNLABELLED, class_name
-from rmadapter.data.formats.archives import unpack_once
 from rmadapter.data.formats.base import (
     SPLITS,
     Inputs,

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rmadapter.artifacts.checkpoint import MOST_CLASSES, UPLOADED
-from rmadapter.data.catalog.fetch import unpack
+from rmadapter.data.archives import inner, unpack
 from rmadapter.data.decode import image_error
-from rmadapter.data.formats.archives import inner
 from rmadapter.data.formats.base import ignored_note
 from rmadapter.data.formats.class_folders import scan_folder
 from rmadapter.data.formats.tables import scan_table

@@ -1,9 +1,11 @@
-"""Fetch archives from the network, resumed and checked, and unpack them only below their folder."""
+"""Zip and tar files: fetch them from the network, resumed and checked, and unpack them only below
+their folder, once into the cache."""
 
 from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import http.client
 import os
 import re
@@ -20,14 +22,21 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, TypeAlias
 
+from rmadapter.data.decode import formats
+from rmadapter.data.formats.base import SPLITS
 from rmadapter.errors import UserError
 from rmadapter.support.checksums import sha256
-from rmadapter.support.files import read_text, write_text
+from rmadapter.support.files import cache_folder, read_text, shortened, write_text
+from rmadapter.support.locks import build_once
 
 CHUNK = 1 << 20
 FEW, BLOCK = 10_000, 4096  # files that any archive may hold; bytes that one takes on most disks
 TRIES = 5  # in a row without new bytes
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+ABOUT = re.compile(
+    r"(readme|licen[cs]e|copying)(\.(txt|md|rst|html|pdf))?|.*\.md", re.IGNORECASE
+)  # no data
+LEAST, TIMES = 100_000_000, 20  # an archive may unpack to LEAST bytes plus TIMES its own size
 DIGESTS = ".archives.sha256"  # in the format of sha256sum, one line per archive
 
 
@@ -232,3 +241,70 @@ class _BoundedFile:
             raise ValueError("a header of absurd size")
         self.last = self._file.read(size)
         return self.last
+
+
+# Unpacked once, into the cache
+
+
+def is_packed(path: Path) -> bool:
+    """Return whether a path names a zip or tar file, which need not exist."""
+    return path.name.lower().endswith(ARCHIVES)
+
+
+def unpacked_folder(archive: Path) -> Path:
+    """Return the cache folder for an archive, which need not exist yet; a changed archive gets
+    another one."""
+    facts = os.stat(archive)
+    word = f"{archive.resolve()} {facts.st_size} {facts.st_mtime_ns}"
+    key = hashlib.sha256(word.encode(errors="surrogateescape")).hexdigest()[:16]
+    suffix = next(suffix for suffix in ARCHIVES if archive.name.lower().endswith(suffix))
+    return cache_folder() / "unpacked" / f"{shortened(archive.name[: -len(suffix)])}-{key}"
+
+
+def unpack_once(archive: Path) -> Path:
+    """Return the folder with the contents of a zip or tar file, which is unpacked once unless it
+    changes.
+
+    Raises UserError as `unpack`, with a limit of 100 MB plus twenty times the archive's size,
+    and if the cache cannot be written.
+    """
+    folder = unpacked_folder(archive)
+    count = folder.with_name(f".{folder.name}.files")
+
+    def complete() -> bool:  # a program that deletes old files from caches may have taken some
+        return folder.is_dir() and not (count.is_file() and _files(folder) != count.read_text())
+
+    def build(stage: Path) -> None:
+        unpack(archive, stage, LEAST + TIMES * os.stat(archive).st_size, fresh=True)
+        count.write_text(_files(stage))
+
+    build_once(folder, build, complete)
+    return folder
+
+
+def _files(folder: Path) -> str:
+    """Return the number of files, as text."""
+    return str(sum(len(files) for _, _, files in os.walk(folder)))
+
+
+def inner(folder: Path) -> Path:
+    """Return the innermost folder of an unpacked archive.
+
+    A folder is entered if it holds nothing but one folder and texts about the data. A folder of a
+    split is not entered, nor one of nothing but images, which is a class.
+    """
+    while True:
+        inside = [entry for entry in folder.iterdir() if not _is_about(entry)]
+        one = len(inside) == 1 and inside[0].is_dir() and not inside[0].is_symlink()
+        if not one or inside[0].name.casefold() in SPLITS or _is_class(inside[0]):
+            return folder
+        folder = inside[0]
+
+
+def _is_about(entry: Path) -> bool:
+    text = bool(ABOUT.fullmatch(entry.name)) and entry.is_file()
+    return text or entry.name.startswith((".", "__MACOSX"))
+
+
+def _is_class(folder: Path) -> bool:
+    return all(entry.suffix.lower() in formats() and entry.is_file() for entry in folder.iterdir())
