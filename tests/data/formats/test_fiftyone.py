@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rmadapter.data.formats.annotations import Mark
+from rmadapter.data.formats.base import Mark
 from rmadapter.data.formats.fiftyone import is_fiftyone, is_samples, read_fiftyone, read_samples
 from rmadapter.errors import UserError
 from tests.helpers.small_images import write_images

@@ -6,13 +6,14 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar
 
 from rmadapter.data.decode import advice, formats
-from rmadapter.errors import UserError, quoted
+from rmadapter.errors import UserError, is_text, quoted
 
 T = TypeVar("T")
 
@@ -25,6 +26,8 @@ SPLITS = {
 }  # fmt: skip
 # folders of operating systems, with no data
 SYSTEM_FOLDERS = ("$RECYCLE.BIN", "@eaDir", "lost+found", "System Volume Information")
+UNLABELLED = "images without a label"
+MOST = 1000  # characters of a class name
 LISTS = (".csv", ".tsv", ".parquet", ".jsonl", ".json", ".yaml", ".yml", ".txt")  # may hold labels
 
 
@@ -38,6 +41,22 @@ class Row(NamedTuple):
 
 
 Rows: TypeAlias = list[Row]
+
+
+Parsed: TypeAlias = Sequence[Any]  # numbers as a file has them, which may be anything
+
+
+class Mark(NamedTuple):
+    """One annotation. label: class name. where: its place, for messages. box: left, top, width,
+    height. size: width and height of the whole image, in the unit of the box."""
+
+    label: str
+    where: str
+    box: Parsed = ()
+    size: Parsed = (1, 1)
+
+
+Marks: TypeAlias = dict[Path, list[Mark]]  # includes listed images without annotations
 
 
 class Source(NamedTuple):
@@ -151,6 +170,14 @@ def only_label(labels: Iterable[T], where: str) -> T | None:
     return different[0] if different else None
 
 
+def class_name(name: str, where: str) -> str:
+    """Return a class name from an annotation file, stripped. Raises UserError if it is invalid."""
+    if not name.strip() or len(name) > MOST or not is_text(name):
+        advice = f"use plain text of 1 to {MOST} characters"
+        raise UserError(f"{where}: {quoted(name)} is not a class name: {advice}")
+    return name.strip()
+
+
 # Folders
 
 
@@ -255,3 +282,15 @@ def listed_image(table: Path, where: str, name: str, outside: bool = False) -> P
         raise UserError(f"{where}: {name!r:.200} is a web address; fetch the images first")
     check_inside(name, where, outside)
     return table.parent / name
+
+
+@contextmanager
+def parsing(path: Path, kind: str) -> Iterator[None]:
+    """Convert errors of missing or malformed values of a parsed file into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        reason = f"{type(error).__name__}: {quoted(str(error))}"
+        raise UserError(f"{path}: not {kind} ({reason})") from None

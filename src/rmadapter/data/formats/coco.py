@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rmadapter.data.formats.annotations import Mark, Marks, parsing
-from rmadapter.data.formats.base import SPLITS, listed_image, split_named
+from rmadapter.data.formats.base import SPLITS, Mark, Marks, listed_image, parsing, split_named
 from rmadapter.errors import UserError, quoted
 
 KIND = "a COCO file"

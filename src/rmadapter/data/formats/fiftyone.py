@@ -9,8 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rmadapter.data.formats.annotations import Mark, Marks, parsing
-from rmadapter.data.formats.base import SPLITS, check_inside, image_files, listed_image
+from rmadapter.data.formats.base import (
+    SPLITS,
+    Mark,
+    Marks,
+    check_inside,
+    image_files,
+    listed_image,
+    parsing,
+)
 from rmadapter.errors import UserError, quoted
 
 KIND = "a FiftyOne list of labels"

@@ -16,9 +16,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from rmadapter.data.formats.annotations import UNLABELLED
 from rmadapter.data.formats.base import (
     SPLITS,
+    UNLABELLED,
     Inputs,
     ReadOptions,
     Row,

@@ -12,8 +12,7 @@ from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 from rmadapter.data.decode import formats
-from rmadapter.data.formats.annotations import Mark, Marks, parsing
-from rmadapter.data.formats.base import URL, check_inside
+from rmadapter.data.formats.base import URL, Mark, Marks, check_inside, parsing
 from rmadapter.data.formats.tables import USUAL
 from rmadapter.errors import UserError, quoted
 

@@ -15,14 +15,15 @@ from pathlib import Path
 
 from rmadapter.data.archives import unpack_once
 from rmadapter.data.decode import formats
-from rmadapter.data.formats.annotations import UNLABELLED, class_name
 from rmadapter.data.formats.base import (
     SPLITS,
+    UNLABELLED,
     Inputs,
     ReadOptions,
     Row,
     Rows,
     Source,
+    class_name,
     entries_of,
     image_files,
     in_order,

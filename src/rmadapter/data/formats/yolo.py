@@ -12,8 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rmadapter.data.formats.annotations import Mark, Marks, parsing
-from rmadapter.data.formats.base import ALLOW, image_files, listed_image
+from rmadapter.data.formats.base import ALLOW, Mark, Marks, image_files, listed_image, parsing
 from rmadapter.errors import UserError, quoted
 from rmadapter.settings import read_yaml
 from rmadapter.support.files import read_text

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from rmadapter.data.formats.annotations import Mark, cut, parsing, rows_of
-from rmadapter.data.formats.base import Row
+from rmadapter.data.formats.annotated import cut, rows_of
+from rmadapter.data.formats.base import Mark, Row, parsing
 from rmadapter.errors import UserError
 
 
