@@ -12,9 +12,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from rmadapter.data.fewshot import half
+from rmadapter.data.image_set import with_weights
 from rmadapter.data.names import class_indices, nfc, prompt_names
-from rmadapter.data.objects import image_list, image_set, with_weights
-from rmadapter.data.read import ImageSource
+from rmadapter.data.read import ImageSource, image_list, image_set
 from rmadapter.errors import UserError
 from rmadapter.training.contract import Callback
 

@@ -9,8 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rmadapter.data.objects import image_list, image_set, open_object, with_weights
-from rmadapter.data.read import ImageSet, load_image, read_images
+from rmadapter.data.image_set import with_weights
+from rmadapter.data.read import (
+    ImageSet,
+    image_list,
+    image_set,
+    load_image,
+    open_object,
+    read_images,
+)
 from rmadapter.errors import UserError
 from tests.helpers.shots import noisy_colors
 from tests.helpers.small_images import picture, write_images

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,15 +16,16 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
+import numpy as np
+
 from rmadapter.data.decode import ImageSource, content, load_hashed, load_image
 from rmadapter.data.duplicates import looks, thumbprint
 from rmadapter.data.formats.base import only_label, order
 from rmadapter.data.names import Label, class_indices, prompt_names
-from rmadapter.errors import UserError
+from rmadapter.errors import UserError, quoted
 from rmadapter.support.terminal import track
 
 if TYPE_CHECKING:
-    import numpy as np
     from PIL import Image
     from torch import Tensor
 
@@ -275,3 +276,71 @@ def _single(label: Label | Sequence[Label], number: int) -> Label:
             raise UserError(f"image {number} has an empty list of labels")
         return cast("Label", single)
     return cast("Label", label)
+
+
+# Weights
+
+
+def with_weights(
+    images: ImageSet, sample_weight: object, class_weight: object, shots: int
+) -> ImageSet:
+    """Return the set with a weight for each image: sample_weight [N] times class_weight.
+
+    class_weight: label -> weight (1 for missing labels), or "balanced": all classes count the same
+    once `shots` of each are drawn. Images of weight 0 are left out, unless their class has no
+    others. Raises UserError for invalid weights.
+    """
+    count = len(images)
+    labels = np.array(images.labels)
+    weights = np.ones(count) if sample_weight is None else _numbers(sample_weight)
+    if weights.shape != (count,) or not _are_weights(weights) or not weights.any():
+        what = f"one number of at least 0 for each of the {count} images, not all zero"
+        raise UserError(f"sample_weight: give {what}")
+    present = labels[weights > 0]
+    weights = weights * _class_weights(images, class_weight, present, shots)[labels]
+    kept = np.flatnonzero((weights > 0) | ~np.isin(labels, labels[weights > 0]))
+    weights = weights[kept]
+    images = images if len(kept) == count else images.subset(kept.tolist())
+    return replace(images, weights=tuple(weights.tolist()) if np.ptp(weights) else ())
+
+
+def _class_weights(
+    images: ImageSet, class_weight: object, labels: np.ndarray, shots: int
+) -> np.ndarray:
+    """Return class weights [C]. labels: those of the images whose sample weight is not 0."""
+    factors = np.ones(len(images.classes))
+    if class_weight is None:
+        return factors
+    if isinstance(class_weight, str) and class_weight == "balanced":
+        drawn = np.minimum(np.bincount(labels, minlength=len(factors)), shots or len(labels))
+        return np.asarray(drawn.sum() / np.maximum(drawn, 1) / max(1, np.count_nonzero(drawn)))
+    if not isinstance(class_weight, Mapping):
+        advice = "write 'balanced', or a dictionary of label -> weight"
+        raise UserError(f"class_weight={quoted(class_weight)}: {advice}")
+    values = _numbers(list(class_weight.values()))
+    zero = len(values) == len(factors) and not values.any()
+    if zero or not _are_weights(values):
+        raise UserError("class_weight: weights must be numbers of at least 0, not all zero")
+    factors[class_indices(plain_labels(list(class_weight)), images.written, images.classes)] = (
+        values
+    )
+    return factors
+
+
+def _are_weights(values: np.ndarray) -> bool:
+    return bool(np.isfinite(values).all() and (values >= 0).all())
+
+
+def _numbers(values: object) -> np.ndarray:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        return np.array(np.nan)
+
+
+def plain_labels(values: object) -> list[Label]:
+    """Return labels, which may be NumPy's, as Python's own numbers and texts."""
+    items = values if isinstance(values, Iterable) else np.asarray(values)
+    if isinstance(items, np.ndarray) and items.ndim == 2 and items.shape[1] == 1:
+        items = items[:, 0]
+    return [value.item() if isinstance(value, np.generic) else value for value in items]

@@ -7,18 +7,17 @@ An annotation without a box labels the whole image.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rmadapter.data.formats.base import SPLITS, Mark, Marks, listed_image, parsing, split_named
 from rmadapter.errors import UserError, quoted
+from rmadapter.support.files import JsonObject
 
 KIND = "a COCO file"
 TRIED = 20  # images by which their folder is recognised
 
 
-def is_coco(value: Any) -> bool:
+def is_coco(value: object) -> bool:
     return isinstance(value, dict) and {"images", "annotations", "categories"} <= value.keys()
 
 
@@ -46,7 +45,7 @@ def split_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def read_coco(path: Path, value: Mapping[str, Any], outside: bool = False) -> Marks:
+def read_coco(path: Path, value: JsonObject, outside: bool = False) -> Marks:
     """Return the images in the order of the file. Raises UserError for a malformed file, duplicate
     ids, annotations of unlisted images or categories, and paths that leave the folder unless
     `outside` is set."""
@@ -55,7 +54,7 @@ def read_coco(path: Path, value: Mapping[str, Any], outside: bool = False) -> Ma
         for row in value["categories"]:
             if names.setdefault(row["id"], str(row["name"])) != str(row["name"]):
                 raise UserError(f"{path}: two categories have the id {quoted(row['id'])}")
-        images: dict[object, Mapping[str, Any]] = {}
+        images: dict[object, JsonObject] = {}
         for row in value["images"]:
             if images.setdefault(row["id"], row) is not row:
                 raise UserError(f"{path}: two images have the id {quoted(row['id'])}")

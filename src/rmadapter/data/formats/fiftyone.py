@@ -5,9 +5,8 @@ per sample."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from rmadapter.data.formats.base import (
     SPLITS,
@@ -19,6 +18,7 @@ from rmadapter.data.formats.base import (
     parsing,
 )
 from rmadapter.errors import UserError, quoted
+from rmadapter.support.files import JsonObject
 
 KIND = "a FiftyOne list of labels"
 LABELS = "labels.json"
@@ -48,7 +48,7 @@ def is_fiftyone(value: object) -> bool:
     return isinstance(value, dict) and isinstance(value.get("labels"), dict)
 
 
-def read_fiftyone(path: Path, value: Mapping[str, Any]) -> Marks:
+def read_fiftyone(path: Path, value: JsonObject) -> Marks:
     """Return the images in the order of the labels. Raises UserError for a malformed file, an
     unlisted class, and two images with the same name."""
     data = path.parent / "data"
@@ -86,7 +86,7 @@ def is_samples(value: object) -> bool:
     return isinstance(value, dict) and isinstance(value.get("samples"), list)
 
 
-def read_samples(path: Path, value: Mapping[str, Any], outside: bool = False) -> dict[str, Marks]:
+def read_samples(path: Path, value: JsonObject, outside: bool = False) -> dict[str, Marks]:
     """Return split -> images in the order of the file; the tags train, val and test give the split.
 
     Raises UserError for a malformed file, labels in several fields but none in TRUTH, a sample with
@@ -108,7 +108,7 @@ def read_samples(path: Path, value: Mapping[str, Any], outside: bool = False) ->
     return splits
 
 
-def _label_field(path: Path, samples: Sequence[Mapping[str, Any]]) -> str:
+def _label_field(path: Path, samples: Sequence[JsonObject]) -> str:
     """Return the name of the field that holds the labels."""
     fields: dict[str, None] = {}
     for sample in samples:
@@ -134,7 +134,7 @@ def _split(where: str, tags: Sequence[object]) -> str:
     return splits.pop() if splits else "all"
 
 
-def _marks(where: str, value: Mapping[str, Any] | None) -> Iterator[Mark]:
+def _marks(where: str, value: JsonObject | None) -> Iterator[Mark]:
     """Yield the labels of a field; boxes are left, top, width and height as fractions of the
     image."""
     kind = value["_cls"] if value else ""

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rmadapter.data.formats.base import (
     SPLITS,
@@ -32,6 +32,9 @@ from rmadapter.data.formats.base import (
 from rmadapter.data.formats.tables import as_text, choose_columns, pyarrow, row_labels
 from rmadapter.errors import UserError, quoted
 from rmadapter.support.files import JsonObject, atomic, cache_folder, shortened
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 SUFFIXES = (".parquet",)
 HAS_BOXES = False
@@ -104,7 +107,7 @@ def hub_parquets(folder: Path) -> dict[str, list[Path]]:
     return files
 
 
-def _open(path: Path) -> tuple[JsonObject, Path]:
+def _open(path: Path) -> tuple[dict[str, Dataset], Path]:
     """Return split -> Dataset of a folder or file, and the folder that paths are relative to."""
     if is_saved(path):
         library = _library(str(path))
@@ -128,8 +131,8 @@ def _open(path: Path) -> tuple[JsonObject, Path]:
 
 
 def read_dataset(
-    data: Any, columns: Mapping[str, str] | None = None, folder: Path | None = None,
-    outside: bool = True,
+    data: Dataset | Mapping[str, Dataset], columns: Mapping[str, str] | None = None,
+    folder: Path | None = None, outside: bool = True,
 ) -> Source:  # fmt: skip
     """Read a Dataset, or split -> Dataset. Raises UserError for missing columns and splits but
     train, val and test.
@@ -167,13 +170,13 @@ def read_dataset(
 class _Cells(NamedTuple):
     """The columns of a Dataset that are read. chosen: kind -> column. feature: of the labels."""
 
-    part: Any
+    part: Dataset
     chosen: dict[str, str]
-    feature: Any
+    feature: object
 
     @classmethod
     def of(
-        cls, part: Any, where: str, needed: Sequence[str], optional: Sequence[str],
+        cls, part: Dataset, where: str, needed: Sequence[str], optional: Sequence[str],
         columns: Mapping[str, str] | None,
     ) -> _Cells:  # fmt: skip
         """Choose columns by name or type. Raises UserError if one is missing."""
@@ -202,14 +205,14 @@ class _Cells(NamedTuple):
         for number, row in enumerate(self.part):
             yield number, {kind: row[column] for kind, column in self.chosen.items()}
 
-    def label(self, cells: Mapping[str, Any], where: str) -> str | None:
+    def label(self, cells: JsonObject, where: str) -> str | None:
         """Return the label of a row, None if it has none."""
         kind = "label" if "label" in cells else "label_list"
         names = row_labels({kind: as_text(_names(cells[kind], self.feature))})
         return only_label(names, where)
 
 
-def _names(value: Any, feature: Any) -> Any:
+def _names(value: object, feature: object) -> object:
     """Return the label, or list of labels, as text where the feature numbers its classes; None for
     an unknown class."""
     if isinstance(value, list):
@@ -219,13 +222,13 @@ def _names(value: Any, feature: Any) -> Any:
     return None if value == -1 else feature.int2str(value)  # how `datasets` writes an unknown class
 
 
-def _item_feature(feature: Any) -> Any:
+def _item_feature(feature: object) -> object:
     """Return the feature of each item of a list; None for anything else."""
     return getattr(feature, "feature", None)
 
 
 def _file(
-    cell: Mapping[str, Any] | None, name: str, where: str, folder: Path | None, outside: bool
+    cell: JsonObject | None, name: str, where: str, folder: Path | None, outside: bool
 ) -> Path:
     """Return the image's file. name: for an image that has none."""
     data = (cell or {}).get("bytes")

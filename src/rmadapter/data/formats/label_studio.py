@@ -6,15 +6,16 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 from urllib.parse import unquote
 
 from rmadapter.data.decode import formats
 from rmadapter.data.formats.base import URL, Mark, Marks, check_inside, parsing
 from rmadapter.data.formats.tables import USUAL
 from rmadapter.errors import UserError, quoted
+from rmadapter.support.files import JsonObject
 
 KIND = "a Label Studio export"
 CHOICE = ("choice", "choices", *USUAL["label"])
@@ -27,7 +28,7 @@ def is_label_studio(value: object) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
-def read_label_studio(path: Path, tasks: Sequence[Any], outside: bool = False) -> Marks:
+def read_label_studio(path: Path, tasks: Sequence[JsonObject], outside: bool = False) -> Marks:
     """Return the images in the order of the file, without cancelled annotations. Raises UserError
     for a malformed file, a task without an image, and paths that leave the folder unless `outside`
     is set."""
@@ -48,7 +49,7 @@ def read_label_studio(path: Path, tasks: Sequence[Any], outside: bool = False) -
     return marks
 
 
-def _image_name(where: str, data: Mapping[str, Any]) -> str:
+def _image_name(where: str, data: JsonObject) -> str:
     """Return the image as written, recognised by a usual key or else by its suffix."""
     texts = {key: value for key, value in data.items() if isinstance(value, str)}
     usual = [texts[key] for key in USUAL["image"] if key in texts]
@@ -62,7 +63,7 @@ def _suffix(text: str) -> str:
     return Path(unquote(text)).suffix.lower()
 
 
-def _full_marks(where: str, task: Mapping[str, Any]) -> Iterator[Mark]:
+def _full_marks(where: str, task: JsonObject) -> Iterator[Mark]:
     for annotation in task.get("annotations") or task.get("completions") or ():
         for result in () if annotation.get("was_cancelled") else annotation["result"]:
             if result.get("type") == "relation":  # of two regions, without a value
@@ -72,7 +73,7 @@ def _full_marks(where: str, task: Mapping[str, Any]) -> Iterator[Mark]:
             yield from _boxes(where, [{**result, **value}])
 
 
-def _short_marks(where: str, task: Mapping[str, Any]) -> Iterator[Mark]:
+def _short_marks(where: str, task: JsonObject) -> Iterator[Mark]:
     values = [task[key] for key in CHOICE if key in task]
     for value in values:
         if isinstance(value, list):
@@ -84,7 +85,7 @@ def _short_marks(where: str, task: Mapping[str, Any]) -> Iterator[Mark]:
         yield Mark(str(name), where)
 
 
-def _boxes(where: str, values: Sequence[Mapping[str, Any]]) -> Iterator[Mark]:
+def _boxes(where: str, values: Sequence[JsonObject]) -> Iterator[Mark]:
     """Yield rectangles in percent of the image; for a turned one, the box around it."""
     for value in values:
         for name in value.get(BOXES, ()):

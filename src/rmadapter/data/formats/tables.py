@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rmadapter.data.formats.base import (
@@ -22,7 +23,7 @@ from rmadapter.data.formats.base import (
     only_label,
 )
 from rmadapter.errors import UserError, did_you_mean, quoted
-from rmadapter.support.files import read_text
+from rmadapter.support.files import JsonObject, read_text
 
 if TYPE_CHECKING:
     import pandas
@@ -46,7 +47,7 @@ BETWEEN = "\x1f"  # joins the items of a list, as JSON lines and parquet have th
 
 # the table's columns -> {"image": one of them, ...}
 Choice: TypeAlias = "Callable[[Sequence[str]], dict[str, str]]"
-Cells: TypeAlias = "Iterator[tuple[str, dict[str, Any]]]"  # place of a row, and its cells by kind
+Cells: TypeAlias = "Iterator[tuple[str, JsonObject]]"  # place of a row, and its cells by kind
 
 
 def detects(path: Path) -> bool:
@@ -172,7 +173,7 @@ def choose_columns(
     return chosen
 
 
-def as_text(value: Any) -> str:
+def as_text(value: object) -> str:
     """Return the cell as stripped text, "" for a missing one; the items of a list or array joined
     with BETWEEN."""
     value = value.tolist() if hasattr(value, "tolist") else value
@@ -246,7 +247,7 @@ def _delimiter(text: str) -> str:
 def _json_lines(path: Path, choose: Choice) -> Cells:
     """Yield one object per line; any may have columns that others lack."""
     kind = "readable JSON lines"
-    rows: dict[int, dict[str, Any]] = {}
+    rows: dict[int, JsonObject] = {}
     for number, line in enumerate(read_text(path, kind).split("\n"), 1):
         if not line.strip():
             continue
@@ -279,7 +280,7 @@ def _parquet(path: Path, choose: Choice) -> Cells:
         yield f"row {number}", dict(zip(columns, row, strict=True))
 
 
-def pyarrow(module: str, where: str) -> Any:
+def pyarrow(module: str, where: str) -> ModuleType:
     """Import a module of pyarrow. Raises UserError, naming `where`, if it is not installed."""
     try:
         return import_module(f"pyarrow.{module}")

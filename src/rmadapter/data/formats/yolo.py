@@ -10,12 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rmadapter.data.formats.base import ALLOW, Mark, Marks, image_files, listed_image, parsing
 from rmadapter.errors import UserError, quoted
 from rmadapter.settings import read_yaml
-from rmadapter.support.files import read_text
+from rmadapter.support.files import JsonObject, read_text
 
 KIND = "a YOLO data.yaml"
 
@@ -54,7 +53,7 @@ def read_yolo(file: Path, outside: bool = False) -> dict[str, Marks]:
     return marks
 
 
-def _classes(file: Path, names: Mapping[Any, object] | Sequence[object]) -> dict[int, str]:
+def _classes(file: Path, names: Mapping[str | int, object] | Sequence[object]) -> dict[int, str]:
     numbered = names.items() if isinstance(names, Mapping) else enumerate(names)
     classes = {int(key): name for key, name in numbered}
     for name in classes.values():
@@ -63,9 +62,7 @@ def _classes(file: Path, names: Mapping[Any, object] | Sequence[object]) -> dict
     return {key: str(name) for key, name in classes.items()}
 
 
-def _images(
-    file: Path, values: Mapping[str, Any], split: str, path: str, outside: bool
-) -> Iterator[Path]:
+def _images(file: Path, values: JsonObject, split: str, path: str, outside: bool) -> Iterator[Path]:
     place = _place(file, values, split, path, outside)
     if place.is_dir():
         yield from image_files(place, set())
@@ -77,7 +74,7 @@ def _images(
             yield listed_image(place, where, name.removeprefix("./"), outside)
 
 
-def _place(file: Path, values: Mapping[str, Any], split: str, path: str, outside: bool) -> Path:
+def _place(file: Path, values: JsonObject, split: str, path: str, outside: bool) -> Path:
     """Return the path of a split, relative to `path` of the file or to its folder; Roboflow writes
     one ../ too many."""
     home = Path(os.path.abspath(file.parent))
