@@ -6,15 +6,25 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from rmadapter.cli.options import Address, Config, Crops, Engine, Json, Outside, Quiet
+from rmadapter.cli.options import (
+    Address,
+    Config,
+    Crops,
+    Engine,
+    Json,
+    Outside,
+    Quiet,
+    numbers,
+    parts,
+)
 from rmadapter.errors import UserError
 from rmadapter.support.terminal import note, table
 
@@ -22,7 +32,12 @@ if TYPE_CHECKING:
     from rmadapter.artifacts.record import Record
     from rmadapter.bench.plan import Plan
     from rmadapter.bench.protocols import Job
-    from rmadapter.bench.reproduce import Verdict
+    from rmadapter.bench.reproduce import ReproduceOptions, Verdict
+    from rmadapter.settings import Machine
+    from rmadapter.task import Task
+
+Settings: TypeAlias = dict[str, object]  # by name
+PLANNED = ("shots", "seed", "classes")  # set by the protocol, by --shots and by --seeds
 
 
 @dataclass(frozen=True)
@@ -99,17 +114,13 @@ class BenchOptions:
     def plan(self) -> Plan:
         """Return the runs to do. Raises UserError for options that do not fit together."""
         from rmadapter.bench.plan import Plan, add_published_rows
-        from rmadapter.runs.request import machine_of, read_config
-        from rmadapter.settings import parse_overrides
+        from rmadapter.runs.request import read_config
 
-        fitted, values = read_config(self.config, _list(self.methods))
-        given = _of_run(fitted, values)
+        fitted, values = read_config(self.config, parts(self.methods))
         if self.backbone:
-            given["backbone"] = self.backbone
-        if self.templates not in ("", "dataset"):
-            given["templates"] = self.templates
-        task, machine, own = common_and_own(given | parse_overrides(self.sets or []))
-        jobs = self._jobs(_list(self.methods or fitted), task)
+            values["backbone"] = self.backbone
+        task, machine, own = _configured(_of_run(fitted, values), self.templates, self.sets)
+        jobs = self._jobs(parts(self.methods or fitted), task)
         if self.per_set:
             jobs = list(add_published_rows(jobs))
         search = None
@@ -120,27 +131,18 @@ class BenchOptions:
         jobs, elsewhere = self._part(jobs)
         own = {name: values for name, values in own.items() if name not in elsewhere}
         return Plan(
-            tuple(jobs),
-            self.out,
-            self.root,
-            machine_of(machine),
-            own,
-            self.outside,
-            self.crops,
-            search,
+            tuple(jobs), self.out, self.root, machine, own, self.outside, self.crops, search
         )
 
-    def _jobs(self, methods: Sequence[str], task: dict[str, Any]) -> Sequence[Job]:
+    def _jobs(self, methods: Sequence[str], task: Task) -> Sequence[Job]:
         from rmadapter.bench.protocols import expand
         from rmadapter.data.catalog.sets import ELEVEN
-        from rmadapter.settings import configured
-        from rmadapter.task import Task, check_views
 
-        datasets = ELEVEN if self.datasets == "paper" else _list(self.datasets)
+        datasets = ELEVEN if self.datasets == "paper" else parts(self.datasets)
         return expand(
             self.protocol, datasets, methods,
-            numbers("seeds", self.seeds), numbers("shots", self.shots), axes=_list(self.axes),
-            root=self.root, common=check_views(configured(Task(), task)),
+            numbers("seeds", self.seeds), numbers("shots", self.shots), axes=parts(self.axes),
+            root=self.root, common=task,
             own_templates=self.templates == "dataset",
         )  # fmt: skip
 
@@ -232,10 +234,7 @@ def plan(options: BenchOptions, quiet: Quiet = False, as_json: Json = False) -> 
         )
 
 
-PLANNED = ("shots", "seed", "classes")  # set by the protocol, by --shots and by --seeds
-
-
-def _of_run(method: str, values: dict[str, Any]) -> dict[str, Any]:
+def _of_run(method: str, values: dict[str, object]) -> dict[str, object]:
     """Convert the values of a run's config.yaml for a bench. A file that names no method is for a
     bench already."""
     from rmadapter.task import COMMON_SETTINGS
@@ -249,26 +248,39 @@ def _of_run(method: str, values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def common_and_own(
-    given: dict[str, Any],
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, Any]]]:
+def _configured(
+    values: Mapping[str, object], templates: str, sets: list[str] | None
+) -> tuple[Task, Machine, dict[str, Settings]]:
+    """Return what --templates and --set leave of the values: what is common to all tasks, the
+    machine, and {method: {setting: value}}."""
+    from rmadapter.runs.request import machine_of
+    from rmadapter.settings import configured, parse_overrides
+    from rmadapter.task import Task, check_views
+
+    own_templates = {} if templates in ("", "dataset") else {"templates": templates}
+    task, machine, own = common_and_own({**values, **own_templates, **parse_overrides(sets or [])})
+    return check_views(configured(Task(), task)), machine_of(machine), own
+
+
+def common_and_own(values: Settings) -> tuple[Settings, Settings, dict[str, Settings]]:
     """Split settings into the tasks', the machine's and {method: {setting: value}}. Raises
     UserError for others."""
     from rmadapter.task import COMMON_SETTINGS, MACHINE_SETTINGS, TASK_SETTINGS
 
-    values: dict[str, dict[str, Any]] = {}
-    for name, value in given.items():
-        method, dot, own = name.rpartition(".")
+    own: dict[str, Settings] = {}
+    for name, value in values.items():
+        method, dot, setting = name.rpartition(".")
         if dot:
-            values.setdefault(method, {})[own] = value
+            own.setdefault(method, {})[setting] = value
         elif name not in COMMON_SETTINGS or name in PLANNED:
             common = ", ".join(other for other in COMMON_SETTINGS if other not in PLANNED)
             raise UserError(
                 f"--set {name}: write METHOD.{name} for a method's setting; the common ones are "
                 f"{common}"
             )
-    task = {name: value for name, value in given.items() if name in TASK_SETTINGS}
-    return task, {name: value for name, value in given.items() if name in MACHINE_SETTINGS}, values
+    task = {name: value for name, value in values.items() if name in TASK_SETTINGS}
+    machine = {name: value for name, value in values.items() if name in MACHINE_SETTINGS}
+    return task, machine, own
 
 
 def report(
@@ -340,22 +352,11 @@ def _rewrite_page(run: Path, out: Path | None, check: bool, as_json: bool) -> No
     print(json.dumps({"report": str(page)}) if as_json else f"report: {page}")
 
 
-def _list(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def numbers(name: str, text: str) -> list[int]:
-    try:
-        return [int(part) for part in _list(text)]
-    except ValueError:
-        raise UserError(f"--{name} {text}: write whole numbers, such as 1,2,3") from None
-
-
 def _show(records: Sequence[Record]) -> None:
     """Print means over seeds: one row per data set, method, variant and number of shots."""
     from statistics import fmean
 
-    groups: dict[tuple[Any, ...], list[Record]] = {}
+    groups: dict[tuple[str, str, int], list[Record]] = {}
     pairs = {(record.method.name, record.variant or record.method.title) for record in records}
     titles = Counter(title for _, title in pairs)
     for record in records:
@@ -399,31 +400,47 @@ def leaderboard(
     print(json.dumps(written) if as_json else f"leaderboard: {out / 'index.html'}")
 
 
-def reproduce(
-    root: Annotated[Path, typer.Option(help="Folder of the data sets.")],
+@dataclass(frozen=True)
+class PaperOptions:
+    """What to reproduce of the paper, and how."""
+
+    root: Annotated[Path, typer.Option(help="Folder of the data sets.")]
     out: Annotated[
         Path, typer.Option("--out", help="Folder for results; repeat the command to resume.")
-    ],
-    tables: Annotated[str, typer.Option(help="Tables of the paper, by number.")] = "1,2,3,4,5,6",
-    methods: Annotated[str, typer.Option(help="Some of the tables' methods; all by default.")] = "",
-    seeds: Annotated[
-        str, typer.Option(help="Seeds of draw, initialisation and batches.")
-    ] = "1,2,3",
-    backbone: Annotated[
-        str, typer.Option(help="Backbone; the paper's by default.")
-    ] = "ViT-B-16/openai",
+    ]
+    tables: Annotated[str, typer.Option(help="Tables of the paper, by number.")] = "1,2,3,4,5,6"
+    methods: Annotated[str, typer.Option(help="Some of the tables' methods; all by default.")] = ""
+    seeds: Annotated[str, typer.Option(help="Seeds of draw, initialisation and batches.")] = "1,2,3"
+    backbone: Annotated[str, typer.Option(help="Backbone; the paper's by default.")] = (
+        "ViT-B-16/openai"
+    )
     templates: Annotated[
         str,
         typer.Option(help='"dataset" for each data set\'s own, or one prompt template with {}.'),
-    ] = "",
+    ] = ""
     per_set: Annotated[
         bool,
         typer.Option("--per-set", help="Also run with the authors' constants for each data set."),
-    ] = False,
+    ] = False
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="[METHOD.]FIELD=VALUE", help="As for `bench`."),
-    ] = None,
+    ] = None
+
+    def chosen(self) -> ReproduceOptions:
+        """Return the options as the bench takes them. Raises UserError for impossible ones."""
+        from rmadapter.bench.reproduce import ReproduceOptions
+
+        task, machine, own = _configured({"backbone": self.backbone}, self.templates, self.sets)
+        return ReproduceOptions(
+            self.root, self.out, parts(self.tables), parts(self.methods),
+            numbers("seeds", self.seeds), self.per_set, self.templates == "dataset", task, machine,
+            own,
+        )  # fmt: skip
+
+
+def reproduce(
+    options: PaperOptions,
     jobs: Annotated[int, typer.Option(min=1, help="Processes, as for `bench`.")] = 1,
     plan: Annotated[
         bool, typer.Option("--plan", help="Show what would run, without running it.")
@@ -437,29 +454,19 @@ def reproduce(
     The verdicts: within the tolerance, off by some points, or not run. Exit code 1 if one is off.
     """
     from rmadapter.bench import reproduce as work
-    from rmadapter.runs.request import machine_of
-    from rmadapter.settings import configured, parse_overrides
-    from rmadapter.task import Task, check_views
 
-    given = {"backbone": backbone}
-    if templates not in ("", "dataset"):
-        given["templates"] = templates
-    task, machine, own = common_and_own(given | parse_overrides(sets or []))
-    options = work.ReproduceOptions(
-        root, out, _list(tables), _list(methods), numbers("seeds", seeds), per_set,
-        templates == "dataset", check_views(configured(Task(), task)), machine_of(machine), own,
-    )  # fmt: skip
-    absent = work.missing_data(options)
+    chosen = options.chosen()
+    absent = work.missing_data(chosen)
     for key, why in absent.items():
-        how = f"`rmadapter data {key} --root {root}` says how to get it"
+        how = f"`rmadapter data {key} --root {options.root}` says how to get it"
         note(f"{key} is incomplete ({why}); {how}")
-    made = work.make_plans(options, absent)
+    made = work.make_plans(chosen, absent)
     if plan:
         _show_outline(work.outline(made), as_json)
         return
     records = work.run_plans(made, jobs)
-    judged = work.judge(options, made, tolerance)
-    _show_verdicts(judged, as_json, out / work.VERDICTS)
+    judged = work.judge(chosen, made, tolerance)
+    _show_verdicts(judged, as_json, options.out / work.VERDICTS)
     failed = [record for record in records if record.status == "failed"]
     if failed:
         counts = f"{len(failed)} of {len(records)} runs failed ({failed[0].reason})"

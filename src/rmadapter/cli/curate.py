@@ -5,16 +5,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rmadapter.cli.options import Columns, FileOptions, ImageColumn, Json, Outside, Quiet, Sets
+from rmadapter.cli.options import (
+    Columns,
+    FileOptions,
+    ImageColumn,
+    Json,
+    Outside,
+    Quiet,
+    Sets,
+    parts,
+)
 from rmadapter.errors import UserError
 from rmadapter.support.files import check_new
 from rmadapter.support.terminal import note, table
 
 if TYPE_CHECKING:
+    from rmadapter.curate.apply import Cleaned
     from rmadapter.curate.suggest import Suggestions
     from rmadapter.curate.suspects import Suspects
 
@@ -63,7 +73,7 @@ def suspects(
         if method != METHOD or backbone or sets:
             raise UserError("--apply trains nothing: remove --method, --backbone and --set")
         cleaned = apply_decisions(data, apply, out, columns=columns, outside=outside)
-        _show_cleaned(out, vars(cleaned), as_json)
+        _show_cleaned(out, cleaned, as_json)
         return
     files = _suspects_files(out, data) if out else None
     settings = {**({"backbone": backbone} if backbone else {}), **parse_overrides(sets or [])}
@@ -140,14 +150,14 @@ def _show_suspects(found: Suspects, as_json: bool) -> None:
         print("--out FOLDER writes all of them to suspects.csv, and a page with the images")
 
 
-def _show_cleaned(out: Path, facts: dict[str, Any], as_json: bool) -> None:
-    for label in facts["without"]:
+def _show_cleaned(out: Path, cleaned: Cleaned, as_json: bool) -> None:
+    for label in cleaned.without:
         note(f"class {label!r} has no training image left")
     if as_json:
-        print(json.dumps({"cleaned": str(out), **facts}))
+        print(json.dumps({"cleaned": str(out), **vars(cleaned)}))
         return
-    counts = f"{facts['relabelled']:,} with another label; {facts['dropped']:,} left out"
-    print(f"{out}: {facts['images']:,} images, {counts}")
+    counts = f"{cleaned.relabelled:,} with another label; {cleaned.dropped:,} left out"
+    print(f"{out}: {cleaned.images:,} images, {counts}")
 
 
 def suggest(
@@ -189,19 +199,21 @@ def suggest(
     from rmadapter.curate.suggest import first_images, suggest_images
 
     files = _suggest_files(out) if out else None
-    common: Any = {"skip_bad": reading.skip_bad, "column": image_column, "outside": reading.outside}
     if start:
-        classes = [name.strip() for name in names.split(",") if name.strip()]
         found = first_images(
-            words, n, names=classes, rule=rule, seed=seed, backbone=backbone or "pocket", **common
-        )
+            words, n, names=parts(names), rule=rule, seed=seed, backbone=backbone or "pocket",
+            skip_bad=reading.skip_bad, column=image_column, outside=reading.outside,
+        )  # fmt: skip
     else:
         if names:
             raise UserError("--names needs --start: a run has its own classes")
         if len(words) < 2:
             raise UserError("name a run and the images to choose from, or give --start")
         run, *pool = words
-        found = suggest_images(run, pool, n, rule=rule, seed=seed, backbone=backbone, **common)
+        found = suggest_images(
+            run, pool, n, rule=rule, seed=seed, backbone=backbone,
+            skip_bad=reading.skip_bad, column=image_column, outside=reading.outside,
+        )  # fmt: skip
     if len(found.suggestions) < n:
         note(f"{len(found.suggestions)} images instead of {n}: the pool has no more new ones")
     _show_suggested(found, files, " ".join(words if start else words[1:]), as_json)

@@ -28,6 +28,7 @@ from rmadapter.support.terminal import escape, note, table
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
+    from rmadapter.deploy.export.folder import ExportFacts
     from rmadapter.deploy.serve.model import ServeOptions
     from rmadapter.deploy.serve.service import Limits
 
@@ -37,34 +38,58 @@ KEY = "RMADAPTER_API_KEY"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", re.IGNORECASE)
 ORIGIN = re.compile(rf"https?://{HOST.pattern}(:\d+)?", re.IGNORECASE)
+Hosts = Annotated[
+    list[str] | None,
+    typer.Option(help="Host name by which others open the page; may be repeated."),
+]
+Frames = Annotated[
+    list[str] | None,
+    typer.Option(help="Site that may show the page in a frame, such as https://huggingface.co."),
+]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")]
 SEARCHED = ["weights in 8 bits", "MB", "same %", "differs", "images/s", "taken"]  # `int8.search`
 
 
-def export(
-    run: Run,
+@dataclass(frozen=True)
+class ExportOptions:
+    """What is exported, and how."""
+
     to: Annotated[
         str, typer.Option("--to", help="onnx, openvino, torch, litert (phones) or web (a page).")
-    ] = "onnx",
+    ] = "onnx"
     precision: Annotated[
         str, typer.Option(help="fp32, fp16, int8 (onnx, openvino) or bf16 (openvino).")
-    ] = "fp32",
+    ] = "fp32"
     out: Annotated[
         Path | None, typer.Option("--out", help="New folder; by default RUN-onnx and so on.")
-    ] = None,
+    ] = None
     data: Annotated[
         Path | None, typer.Option(help="Images to compare on; by default the run's own.")
-    ] = None,
+    ] = None
     embeddings: Annotated[
         bool, typer.Option("--embeddings", help="Output image features, too.")
-    ] = False,
+    ] = False
     text: Annotated[
         bool,
         typer.Option("--text", help="Allow classes to be added by name; outputs features, too."),
-    ] = False,
+    ] = False
     force: Annotated[
         bool, typer.Option("--force", help="Keep a model that differs by more than allowed.")
-    ] = False,
+    ] = False
+
+    def folder(self, run: Path, found: Path) -> Path:
+        """Return the folder to write. found: the folder of the run."""
+        if self.out:
+            return self.out
+        # "." has no name of its own
+        where = found.resolve() if found.name in ("", "..") else found
+        default = Path(run.name) if is_remote(run) else where
+        return default.with_name(f"{default.name}-{self.to}")
+
+
+def export(
+    run: Run,
+    wanted: ExportOptions = ExportOptions(),
     options: RunOptions = RunOptions(),
     outside: Outside = False,
     quiet: Quiet = False,
@@ -75,21 +100,31 @@ def export(
     Its answers are compared with the run's before it is written.
     """
     from rmadapter.deploy.export import folder as exporting
-    from rmadapter.deploy.export.parity import HEADER, Parity
 
     folder = find_run(run)
-    where = folder.resolve() if folder.name in ("", "..") else folder  # "." has no name of its own
-    default = Path(run.name) if is_remote(run) else where
-    out = out or default.with_name(f"{default.name}-{to}")
-    exporting.check_options(out, to, precision, text, embeddings)
+    out, to, text, embeddings = (
+        wanted.folder(run, folder),
+        wanted.to,
+        wanted.text,
+        wanted.embeddings,
+    )
+    exporting.check_options(out, to, wanted.precision, text, embeddings)
     saved = options.load(folder, device="cpu")
     facts = exporting.export(
-        folder, saved, out, precision, data,
-        to=to, outside=outside, force=force, command=command(), embeddings=embeddings, text=text,
+        folder, saved, out, wanted.precision, wanted.data, to=to, outside=outside,
+        force=wanted.force, command=command(), embeddings=embeddings, text=text,
     )  # fmt: skip
     if as_json:
         print(json.dumps({"export": str(out), **facts}))
         return
+    _show_parity(facts)
+    print(f"export: {out}, {facts['bytes'] / 1e6:.1f} MB in {wanted.precision}")
+
+
+def _show_parity(facts: ExportFacts) -> None:
+    """Print how the exported model compares with the run."""
+    from rmadapter.deploy.export.parity import HEADER, Parity
+
     if facts["search"]:
         rows = [
             [*map(str, list(row.values())[:-1]), "*" if row["chosen"] else ""]
@@ -102,7 +137,6 @@ def export(
         print(f"features differ by at most {parity.features:.1e}")
     if parity.added is not None:
         print(f"with a class added by name, probabilities differ by at most {parity.added:.1e}")
-    print(f"export: {out}, {facts['bytes'] / 1e6:.1f} MB in {precision}")
 
 
 def push(
@@ -285,16 +319,8 @@ def app(
             min=0.01, help="Hours without activity after which a visitor's data is removed."
         ),
     ] = 12.0,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(help="Host name by which others open the page; may be repeated."),
-    ] = None,
-    allow_frame: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Site that may show the page in a frame, such as https://huggingface.co."
-        ),
-    ] = None,
+    allow_host: Hosts = None,
+    allow_frame: Frames = None,
     browser: Annotated[
         bool, typer.Option("--open", help="Open the page in this machine's browser.")
     ] = False,

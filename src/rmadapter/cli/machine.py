@@ -8,21 +8,35 @@ import json
 import os
 import re
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rmadapter.cli.bench import numbers
-from rmadapter.cli.options import Json, MethodName, SettingOptions
+from rmadapter.cli.options import Json, MethodName, SettingOptions, numbers
 from rmadapter.errors import UserError, did_you_mean
 from rmadapter.support.files import cache_folder, read_text
 from rmadapter.support.terminal import note, table
 
 if TYPE_CHECKING:
     from rmadapter.training.traits import About
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A method in the list. parameters: None where its published settings do not fit the backbone;
+    reason: why."""
+
+    name: str
+    title: str
+    source: str
+    parameters: int | None
+    reason: str
+    settings: dict[str, object]
+    uses: dict[str, object] | None
+    about: About | None
 
 
 def methods(
@@ -39,8 +53,7 @@ def methods(
     from rmadapter.training.traits import COSTS
 
     loaded, classes, shots = load_backbone(backbone), 100, 16
-    found: list[dict[str, Any]] = []
-    texts: dict[str, About | None] = {}
+    found: list[Listed] = []
     for name in [*METHODS, *entry_points()]:
         method, count, reason = load_method(name), None, ""
         try:
@@ -49,26 +62,24 @@ def methods(
             reason = str(error)
         settings = settings_of(method)
         uses = uses_of(name, settings, method.traits.uses)
-        about = texts[name] = ABOUT.get(name, method.traits.about)
+        about = ABOUT.get(name, method.traits.about)
         found.append(
-            {
-                "name": name, "title": method.title, "source": method.source, "parameters": count,
-                "reason": reason, "settings": settings, "uses": uses and uses.model_dump(),
-                "about": about and asdict(about),
-            }
+            Listed(
+                name, method.title, method.source, count, reason, settings,
+                uses.model_dump() if uses else None, about,
+            )
         )  # fmt: skip
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps([asdict(one) for one in found]))
         return
     headings = [*COSTS.items(), (None, "From installed packages that do not say more")]
     header = ["method", "numbers", "what it trains; what it is for", "new"]
     for cost, heading in headings:
         rows = []
-        for facts in found:
-            about = texts[facts["name"]]
-            if (about.cost if about else None) == cost:
-                trained = "-" if facts["parameters"] is None else _short(facts["parameters"])
-                rows.append([facts["name"], trained, *_about(facts["title"], about)])
+        for one in found:
+            if (one.about.cost if one.about else None) == cost:
+                trained = "-" if one.parameters is None else _short(one.parameters)
+                rows.append([one.name, trained, *_about(one.title, one.about)])
         if rows:
             print(f"\n{heading}:")
             table(header, rows, width=80)
@@ -145,8 +156,6 @@ def data(
 
     Shows licences and sizes; with NAME or --check, whether the files are complete.
     """
-    from dataclasses import asdict
-
     from rmadapter.data.catalog import sets as catalog
 
     chosen = [catalog.get(name)] if name else list(catalog.CATALOG.values())
@@ -325,7 +334,7 @@ def doctor(as_json: Json = False) -> None:
         table(["what", "found"], [[name, str(value)] for name, value in facts.items()])
 
 
-def diagnose() -> dict[str, Any]:
+def diagnose() -> dict[str, object]:
     """Return versions, devices, threads, optional parts and caches by name; for each backbone on
     this disk the licence and the files that would run code."""
     import torch

@@ -6,17 +6,21 @@ from __future__ import annotations
 import inspect
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, get_type_hints
 
 import typer
 
+from rmadapter.errors import UserError
 from rmadapter.support.terminal import set_quiet
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from rmadapter.artifacts.checkpoint import Saved
+    from rmadapter.data.image_set import ImageSet
 
 Run = Annotated[Path, typer.Argument(help="Folder written by `fit`, or hf:OWNER/NAME.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -99,6 +103,21 @@ class FileOptions:
     skip_bad: SkipBad = False
     outside: Outside = False
 
+    def read(
+        self,
+        data: Path,
+        images: DataOptions,
+        names: Mapping[str, str] | None = None,
+        check: bool | None = None,
+    ) -> dict[str, ImageSet]:
+        """Read the splits of a data set. names, check: as for `read_images`."""
+        from rmadapter.data.read import read_images
+
+        return read_images(
+            data, skip_bad=self.skip_bad, check=check, outside=self.outside, names=names,
+            columns=images.named(), crops=images.crops,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -141,6 +160,19 @@ class RayOptions:
         return is_ray(self.engine, self.address, self.jobs)
 
 
+def parts(text: str) -> list[str]:
+    """Return the parts of a list with commas, without empty ones."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def numbers(name: str, text: str) -> list[int]:
+    """Return the numbers of a list with commas. name: of the option, for the message."""
+    try:
+        return [int(part) for part in parts(text)]
+    except ValueError:
+        raise UserError(f"--{name} {text}: write whole numbers, such as 1,2,3") from None
+
+
 def command() -> str:
     """Return the running command, quoted for a shell."""
     return shlex.join(["rmadapter", *sys.argv[1:]])
@@ -153,9 +185,11 @@ def expand(verb: Callable[..., None]) -> Callable[..., None]:
     place.
     """
     hints = get_type_hints(verb, include_extras=True)
-    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    groups: dict[str, type[DataclassInstance]] = {
+        name: hint for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)
+    }
 
-    def run(**values: Any) -> None:
+    def run(**values: object) -> None:
         for name, group in groups.items():
             values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
         verb(**values)

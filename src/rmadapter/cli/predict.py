@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +23,7 @@ from rmadapter.cli.options import (
     Run,
     RunOptions,
     SkipBad,
+    parts,
 )
 from rmadapter.errors import UserError
 from rmadapter.support.files import check_new
@@ -31,8 +32,10 @@ from rmadapter.support.terminal import note, table, track
 if TYPE_CHECKING:
     from rmadapter.artifacts.checkpoint import Saved
     from rmadapter.data.formats.base import Inputs
+    from rmadapter.predict.answer import Answer
     from rmadapter.predict.sorting import Sorter
     from rmadapter.predict.stream import Predictor
+    from rmadapter.predict.write import Counts
     from rmadapter.training.contract import Fitted
 
 SHOWN = 20  # images in a table
@@ -96,6 +99,32 @@ class AnswerOptions:
     ] = False
 
 
+@dataclass(frozen=True)
+class ImageOptions:
+    """How images are found in what the user names."""
+
+    image_column: ImageColumn = ""
+    crops: Crops = False
+
+    def find(self, words: Sequence[str], outside: bool, none: bool = False) -> Inputs:
+        """Find the images, and note what is ignored. none: allow finding none."""
+        from rmadapter.data.formats.registry import find_images
+
+        return _noted(find_images(words, self.image_column, outside, none, self.crops))
+
+    def find_rows(self, words: Sequence[str], outside: bool, none: bool) -> Inputs:
+        """Like `find`, and also find images as bytes in parquet files."""
+        from rmadapter.predict.ray import find_rows
+
+        return _noted(find_rows(words, self.image_column, outside, none, self.crops))
+
+
+def _noted(inputs: Inputs) -> Inputs:
+    if inputs.note:
+        note(inputs.note)
+    return inputs
+
+
 def predict(
     run: Run,
     images: Annotated[
@@ -110,8 +139,7 @@ def predict(
     ] = None,
     sorting: SortOptions = SortOptions(),
     more: AnswerOptions = AnswerOptions(),
-    image_column: ImageColumn = "",
-    crops: Crops = False,
+    reading: ImageOptions = ImageOptions(),
     files: FileOptions = FileOptions(),
     options: RunOptions = RunOptions(),
     ray: RayOptions = RayOptions(),
@@ -122,33 +150,22 @@ def predict(
 
     The answers are shown, written to a file, or used to sort the images into folders.
     """
-    from rmadapter.data.formats.registry import find_images
     from rmadapter.predict.answer import columns
-    from rmadapter.predict.stream import Predictor
     from rmadapter.predict.write import AnswerFile, write_answers
-    from rmadapter.training.contract import NotApplicable
 
     on_ray, unsure = ray.chosen(), sorting.unsure
     if on_ray and (out is None or sorting.sort_into):
         raise UserError("--engine ray writes a file of answers: give --out, not --sort-into")
     run = find_run(run)
-    saved = options.load(run)
-    prompts, labels = _classes(saved, names)
-    try:
-        predictor = Predictor(saved.fitted, prompts, labels, top)
-    except NotApplicable as error:
-        raise UserError(f"--names: {error}") from None
-    if more.unfamiliar and saved.fitted.examples is None:
-        raise UserError(
-            f"{run}: --unfamiliar needs features of the training images, which it does not hold; "
-            "`fit` keeps them, and `push --examples` sends them"
-        )
-    sorter = sorting.sorter(labels)
+    predictor = _predictor(options.load(run), names, top)
+    if more.unfamiliar:
+        _check_examples(run, predictor.fitted)
+    sorter = sorting.sorter(predictor.labels)
     path = sorter.root / "answers.csv" if sorter and not out else out
-    if saved.fitted.remembers:
-        _remembering(saved.fitted, on_ray, path)
+    if predictor.fitted.remembers:
+        _note_memory(predictor.fitted, on_ray, path)
     if path is None:
-        inputs = _noted(find_images(images, image_column, files.outside, crops=crops))
+        inputs = reading.find(images, files.outside)
         _show(inputs.files, predictor, unsure, files.skip_bad, as_json, more.unfamiliar)
         return
     header = columns(
@@ -156,27 +173,43 @@ def predict(
     )
     settings = [header, unsure, *([] if sorter is None else sorter.settings)]
     file = AnswerFile(path, header, answers_key(run, predictor, settings))
-    how: dict[str, Any] = {
-        "column": image_column,
-        "outside": files.outside,
-        "none": file.partial.exists(),
-        "crops": crops,
-    }
     if on_ray:
-        from rmadapter.predict.ray import cluster, find_rows
+        from rmadapter.predict.ray import cluster
 
-        inputs = _noted(find_rows(images, **how))
+        inputs = reading.find_rows(images, files.outside, none=file.partial.exists())
         workers = cluster(predictor, run, options.backbone, options.method, ray.jobs, ray.address)
         facts = write_answers(inputs.files, workers, unsure, True, file)
     else:
-        inputs = _noted(find_images(images, **how))
+        inputs = reading.find(images, files.outside, none=file.partial.exists())
         if sorter:
             sorter.check(inputs.folders, inputs.files)
         facts = write_answers(inputs.files, predictor, unsure, files.skip_bad, file, sorter)
-    _tell({"answers": str(path), **facts, "ignored": dict(inputs.ignored)}, as_json)
+    _show_counts(facts, path, inputs, as_json)
 
 
-def _remembering(fitted: Fitted, ray: bool, path: Path | None) -> None:
+def _predictor(saved: Saved, names: str | None, top: int) -> Predictor:
+    """Return what answers with the `top` best of the named classes. Raises UserError for classes
+    that the run cannot know."""
+    from rmadapter.predict.stream import Predictor
+    from rmadapter.training.contract import NotApplicable
+
+    prompts, labels = _classes(saved, names)
+    try:
+        return Predictor(saved.fitted, prompts, labels, top)
+    except NotApplicable as error:
+        raise UserError(f"--names: {error}") from None
+
+
+def _check_examples(run: Path, fitted: Fitted) -> None:
+    """Raise UserError if a run does not hold features of its training images."""
+    if fitted.examples is None:
+        raise UserError(
+            f"{run}: --unfamiliar needs features of the training images, which it does not hold; "
+            "`fit` keeps them, and `push --examples` sends them"
+        )
+
+
+def _note_memory(fitted: Fitted, ray: bool, path: Path | None) -> None:
     """Print a note that answers depend on the order of the images. Raises UserError where one
     process does not see all of them."""
     from rmadapter.predict.write import PARTIAL
@@ -195,25 +228,19 @@ def _remembering(fitted: Fitted, ray: bool, path: Path | None) -> None:
     )
 
 
-def _noted(inputs: Inputs) -> Inputs:
-    if inputs.note:
-        note(inputs.note)
-    return inputs
-
-
 def _classes(saved: Saved, names: str | None) -> tuple[tuple[str, ...], list[str]]:
     """Return the classes to choose from: names for prompts, and labels for answers."""
     from rmadapter.data.names import prompt_names
 
     if names is None:
         return saved.names, [str(label) for label in saved.labels]
-    shown = [name.strip() for name in names.split(",") if name.strip()]
+    shown = parts(names)
     if not shown:
         raise UserError(f"--names {names!r}: give at least one class name")
     return tuple(prompt_names(shown, saved.custom_names, where="--names: ").values()), shown
 
 
-def answers_key(run: Path, predictor: Predictor, settings: Sequence[Any]) -> str:
+def answers_key(run: Path, predictor: Predictor, settings: Sequence[object]) -> str:
     """Return a digest of everything that the answers depend on, except the images."""
     from rmadapter.settings import settings_of
     from rmadapter.support.checksums import sha256
@@ -221,20 +248,21 @@ def answers_key(run: Path, predictor: Predictor, settings: Sequence[Any]) -> str
     fitted = predictor.fitted
     method = [fitted.method.title, settings_of(fitted.method), fitted.backbone.digest]
     classes = [fitted.known.templates, predictor.names, predictor.labels]
-    parts = [sha256(RunFolder(run).weights), *method, fitted.temperature, *classes, *settings]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    facts = [sha256(RunFolder(run).weights), *method, fitted.temperature, *classes, *settings]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _tell(facts: dict[str, Any], as_json: bool) -> None:
-    _tell_bad(facts["skipped"])
+def _show_counts(counts: Counts, path: Path, inputs: Inputs, as_json: bool) -> None:
+    """Print what was written to a file of answers."""
+    _note_bad(counts["skipped"])
     if as_json:
-        print(json.dumps(facts))
+        print(json.dumps({"answers": str(path), **counts, "ignored": dict(inputs.ignored)}))
         return
-    doubt = f", {facts['unsure']:,} of them unsure" if facts["unsure"] else ""
-    print(f"answers: {facts['answers']}, {facts['images']:,} images{doubt}")
+    doubt = f", {counts['unsure']:,} of them unsure" if counts["unsure"] else ""
+    print(f"answers: {path}, {counts['images']:,} images{doubt}")
 
 
-def _tell_bad(texts: Sequence[str]) -> None:
+def _note_bad(texts: Sequence[str]) -> None:
     for text in texts:
         note(f"left out: {text}")
     if texts:
@@ -257,15 +285,9 @@ def _show(
     batches = predictor.predict(chosen, bad=bad, unfamiliar=unfamiliar)
     answered = track(batches, -(-len(chosen) // BATCH), "predicting")
     answers = [answer for batch in answered for answer in batch]
-    _tell_bad([text for _, text in bad or []])
+    _note_bad([text for _, text in bad or []])
     if as_json:
-        found: list[dict[str, Any]] = []
-        for answer in answers:
-            best = [{"class": label, "probability": share} for label, share in answer.best]
-            more: dict[str, Any] = {"unsure": answer.best[0][1] < unsure} if unsure else {}
-            more |= {"unfamiliar": answer.unfamiliar} if unfamiliar else {}
-            found.append({"image": str(answer.image), "classes": best, **more})
-        print(json.dumps(found))
+        print(json.dumps([_answer_json(answer, unsure, unfamiliar) for answer in answers]))
         return
     lines = []
     for answer in answers:
@@ -276,6 +298,16 @@ def _show(
     table(["image", "class", "probability", *(["unfamiliar"] if unfamiliar else [])], lines)
     if len(images) > SHOWN:
         print(f"the first {SHOWN} of {len(images):,} images; --out answers.csv answers all of them")
+
+
+def _answer_json(answer: Answer, unsure: float, unfamiliar: bool) -> dict[str, object]:
+    best = [{"class": label, "probability": share} for label, share in answer.best]
+    facts: dict[str, object] = {"image": str(answer.image), "classes": best}
+    if unsure:
+        facts["unsure"] = answer.best[0][1] < unsure
+    if unfamiliar:
+        facts["unfamiliar"] = answer.unfamiliar
+    return facts
 
 
 def explain(
@@ -289,8 +321,7 @@ def explain(
     data: Annotated[
         Path | None, typer.Option("--data", help="Where the run's training images are now.")
     ] = None,
-    image_column: ImageColumn = "",
-    crops: Crops = False,
+    reading: ImageOptions = ImageOptions(),
     outside: Outside = False,
     options: RunOptions = RunOptions(),
     skip_bad: SkipBad = False,
@@ -301,13 +332,12 @@ def explain(
 
     The two best classes stand beside them.
     """
-    from rmadapter.data.formats.registry import find_images
     from rmadapter.predict.explain import explain_images, write_page
 
     page = out / PAGE if out else None
     if page:
         check_new(page)
-    inputs = _noted(find_images(images, image_column, outside, crops=crops))
+    inputs = reading.find(images, outside)
     found = explain_images(
         run,
         inputs.files,

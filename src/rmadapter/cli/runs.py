@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -31,6 +31,9 @@ from rmadapter.support.terminal import note, table
 if TYPE_CHECKING:
     from rmadapter.artifacts.record import Record
     from rmadapter.bench.tune import Tuned
+    from rmadapter.data.image_set import ImageSet
+    from rmadapter.runs.lab import Lab
+    from rmadapter.runs.request import Request
 
 SHOWN = 10  # trials in the table of `tune`
 Shots = Annotated[
@@ -65,7 +68,7 @@ def demo(
 
 
 def run_demo(
-    out: Path, seed: int = 1, progress: bool = True, command: str = "", **settings: Any
+    out: Path, seed: int = 1, progress: bool = True, command: str = "", **settings: object
 ) -> Record:
     """Train on colour pictograms of the base classes; test base and novel classes, in colour and as
     black line art.
@@ -120,10 +123,19 @@ class FitOptions:
         float | None, typer.Option(help="Minutes for --method auto to choose; 10 by default.")
     ] = None
 
-    def flags(self) -> dict[str, Any]:
-        """Return the options that are settings of a task or of the choice of a method."""
+    def request(self, data: Path, settings: SettingOptions) -> Request:
+        """Return the run to do; note what an effort changes."""
+        from rmadapter.methods import explain_effort
+        from rmadapter.runs.request import requested
+
         names = ("backbone", "shots", "seed", "classes", "minutes")
-        return {name: getattr(self, name) for name in names}
+        request = requested(
+            self.method, settings.config, {name: getattr(self, name) for name in names},
+            settings.sets, self.effort, str(data), choosing=True,
+        )  # fmt: skip
+        if self.effort != "normal":
+            note(explain_effort(request.name, self.effort, request.method))
+        return request
 
 
 def fit(
@@ -151,56 +163,49 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Train a model on images; write it, its record and report.html."""
-    from rmadapter.backbones.choice import advise, first_of
-    from rmadapter.data.names import check_known, read_names
-    from rmadapter.data.read import read_images
-    from rmadapter.methods import explain_effort
     from rmadapter.runs.fit import fit as run_fit
     from rmadapter.runs.fit import join_fit
     from rmadapter.runs.lab import Lab, Team
-    from rmadapter.runs.request import requested
 
-    request = requested(
-        options.method,
-        settings.config,
-        options.flags(),
-        settings.sets,
-        options.effort,
-        str(data),
-        choosing=True,
-    )
-    if options.effort != "normal":
-        note(explain_effort(request.name, options.effort, request.method))
+    request = options.request(data, settings)
     team = Team.of(request.name, request.method, request.machine)
     lab = Lab(team.machine, team=team)
-    given = read_names(names) if names else {}
-    columns = images.named()
-    splits = read_images(
-        data,
-        skip_bad=files.skip_bad,
-        check=check or None,
-        outside=files.outside,
-        names=given,
-        columns=columns,
-        crops=images.crops,
-    )
-    check_known(given, next(iter(splits.values())).written, names or "")
-    lab.add(str(data), splits)
-    backbone = first_of(request.task.backbone)
-    lab.add_backbone(backbone)
-    if advice := advise(backbone.name):
-        note(advice)
-    task = replace(request.task, backbone=backbone.name)
+    lab.add(str(data), _read_named(data, images, files, names, check))
+    task = replace(request.task, backbone=_add_backbone(lab, request.task.backbone))
     if distributed.is_helper():
         join_fit(task, request.method, out, lab, request.name)
         team.leave()
         return
     record = run_fit(
         task, request.method, out, lab, request.name, command(),
-        folds=folds, columns=columns, crops=images.crops,
+        folds=folds, columns=images.named(), crops=images.crops,
     )  # fmt: skip
     team.leave()
     _show(record, out, as_json)
+
+
+def _read_named(
+    data: Path, images: DataOptions, files: FileOptions, names: Path | None, check: bool
+) -> dict[str, ImageSet]:
+    """Read the splits of a data set, with the class names of a file. Raises UserError for names of
+    other classes."""
+    from rmadapter.data.names import check_known, read_names
+
+    known = read_names(names) if names else {}
+    splits = files.read(data, images, known, check or None)
+    check_known(known, next(iter(splits.values())).written, names or "")
+    return splits
+
+
+def _add_backbone(lab: Lab, names: str) -> str:
+    """Add the first of the named backbones that is available, and return its name."""
+    from rmadapter.backbones.choice import advise, first_of
+
+    backbone = first_of(names)
+    lab.add_backbone(backbone)
+    if advice := advise(backbone.name):
+        note(advice)
+    return backbone.name
 
 
 def _show(record: Record, out: Path, as_json: bool) -> None:
@@ -234,7 +239,6 @@ def evaluate(
     """
     from rmadapter.artifacts.checkpoint import load
     from rmadapter.artifacts.summary import print_score
-    from rmadapter.data.read import read_images
     from rmadapter.runs import request
     from rmadapter.runs.evaluate import evaluate_saved, known_names
     from rmadapter.settings import configured, parse_overrides
@@ -249,10 +253,7 @@ def evaluate(
     own = request.split(values, name)[2] | overrides
     folder = find_run(run)
     saved = load(run, options.backbone, method=options.method, settings=own, device=machine.device)
-    splits = read_images(
-        data, skip_bad=files.skip_bad, outside=files.outside, names=known_names(folder, saved),
-        columns=images.named(), crops=images.crops,
-    )  # fmt: skip
+    splits = files.read(data, images, known_names(folder, saved))
     if ignored := next(iter(splits.values())).ignored:
         note(ignored)
     cache = Cache(saved.fitted.backbone, machine, hold=False)
@@ -338,13 +339,12 @@ def compare(
 
     Shows accuracies, their differences and whether these may be chance.
     """
-    from rmadapter.data.read import read_images
     from rmadapter.runs.evaluate import compare as compare_runs
     from rmadapter.runs.evaluate import trained_on
 
     if len(runs) < 2:
         raise UserError("only one run: give at least two to compare")
-    splits = read_images(data, skip_bad=files.skip_bad, outside=files.outside, crops=crops)
+    splits = files.read(data, DataOptions(crops=crops))
     if split not in splits:
         raise UserError(f"the data has no {split} split: give --split one of {', '.join(splits)}")
     images = splits[split]

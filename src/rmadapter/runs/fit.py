@@ -81,10 +81,9 @@ def fit(
             ).with_facts(choice=choice)
             if judged:
                 outcome = judge(task, method, lab, outcome, few, validation)
-            none = () if outcome.record.scores else (_no_images(folds),)
             outcome = outcome.with_facts(
-                key=key, command=command, notes=(*outcome.record.notes, *notes, *none),
-                columns=dict(columns or {}), crops=crops,
+                key=key, command=command, columns=dict(columns or {}), crops=crops,
+                notes=(*outcome.record.notes, *notes, *_no_images(outcome.record, folds)),
             )  # fmt: skip
             record = outcome.record
             _save(outcome, out, train, lab.test_cache(task))
@@ -121,12 +120,15 @@ def _validation(
     return folds
 
 
-def _no_images(folds: int | None) -> str:
+def _no_images(record: Record, folds: int | None) -> list[str]:
+    """Return a note if there was nothing to evaluate on."""
+    if record.scores:
+        return []
     more = "leave out --folds 0, " if folds == 0 else ""
-    return (
+    return [
         f"no image was left to evaluate on: {more}add a test split, or more than one image per "
         "class"
-    )
+    ]
 
 
 def _save(outcome: Outcome, out: Path, train: ImageSet, cache: Cache) -> None:
