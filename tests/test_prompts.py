@@ -15,7 +15,7 @@ from torch import Tensor
 from rmadapter import prompts
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.errors import UserError
-from rmadapter.methods.parts.context import init_words
+from rmadapter.methods.parts.learned_prompts import init_words
 from rmadapter.prompts import (
     class_weights,
     cosine_logits,

@@ -10,7 +10,7 @@ from torch import nn
 
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import Grid
-from rmadapter.encoders.blocks import Opaque, PostNorm, PreNorm, cast, view_of
+from rmadapter.encoders.blocks import Opaque, PostNorm, PreNorm, cast, view_of, with_own
 from tests.helpers.rounding import double
 
 EXACT = {"rtol": 1e-9, "atol": 1e-10}
@@ -110,3 +110,28 @@ def test_a_cast_copy_keeps_its_norms_and_leaves_the_block_unchanged(
         assert parameter.dtype == kind, key
         torch.testing.assert_close(parameter.float(), before[key], rtol=2**-8, atol=0)
     assert all(torch.equal(tensor, before[key]) for key, tensor in block.state_dict().items())
+
+
+def test_own_weights_change_the_copy_alone_and_others_are_shared(tiny_clip: Backbone) -> None:
+    model: Any = tiny_clip.model
+    pixels, own = torch.randn(2, 3, 32, 32), model.visual.ln_post.weight
+    twin: Any = with_own(model, [own])
+    pairs = zip(model.named_parameters(), twin.parameters(), strict=True)
+    assert [name for (name, mine), its in pairs if mine is not its] == ["visual.ln_post.weight"]
+    assert all(mine is its for mine, its in zip(model.buffers(), twin.buffers(), strict=True))
+    with torch.no_grad():
+        before = model.encode_image(pixels)
+        assert torch.equal(twin.encode_image(pixels), before)
+        twin.visual.ln_post.weight.data += 1
+        assert torch.equal(model.encode_image(pixels), before)
+        assert not torch.allclose(twin.encode_image(pixels), before)
+
+
+def test_hooks_of_a_model_and_its_copy_are_shared(tiny_clip: Backbone) -> None:
+    model, seen = tiny_clip.model, list[Any]()
+    block: Any = tiny_clip.image.blocks[0]
+    twin: Any = with_own(model, block.parameters())
+    handle = block.register_forward_hook(lambda module, args, output: seen.append(module))
+    twin.encode_image(torch.randn(1, 3, 32, 32))
+    handle.remove()
+    assert seen == [twin.visual.transformer.resblocks[0]]

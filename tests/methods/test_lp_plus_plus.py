@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import read_images
 from rmadapter.methods.lp_plus_plus import Blend, LPPlusPlus
-from rmadapter.methods.tip_adapter import one_hot
+from rmadapter.methods.parts.features import one_hot
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import configured
 from rmadapter.training.contract import Shots

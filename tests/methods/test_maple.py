@@ -8,7 +8,6 @@ import torch.nn.functional as F
 
 from rmadapter.backbones import Backbone
 from rmadapter.methods.maple import MaPLe
-from rmadapter.methods.parts import deep
 from tests.helpers.deep_prompts import (
     LABELS,
     NAMES,
@@ -29,9 +28,7 @@ def test_logits_loss_and_gradients_are_plain_ones(
     backbone, images = double(given), pixels(given)
     start = untrained(MaPLe(**fields), backbone, shots_of(given, noise_images(5, NAMES)))  # type: ignore[arg-type]
     module, states = start.module.double(), backbone.image.frozen(images, 1)
-    lean = deep.logits(
-        backbone, module.image_features(states), module.class_features(module.text(NAMES))
-    )
+    lean = module.logits(module.image_features(states), module.class_features(module.text(NAMES)))
     mapped = [
         p @ layer.weight.T + layer.bias
         for p, layer in zip(module.prompts, module.maps, strict=True)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from rmadapter import Callback
 from rmadapter.artifacts.checkpoint import load, save
-from rmadapter.backbones import Backbone, shared
+from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.methods import prompt_kd
 from rmadapter.methods.prompt_kd import DIGEST, PromptKD
@@ -154,7 +154,7 @@ def test_a_saved_model_may_not_name_its_teacher(
     own = {"teacher": tiny_hf.name}
     fitted = configured(PromptKD(), {**QUICK, **own}).fit(tiny_clip, eight_images(tiny_clip))
     save(tmp_path, fitted, "prompt-kd")
-    monkeypatch.setattr(shared, "_NAMED", set())  # as in another process
+    monkeypatch.setattr("rmadapter.backbones.load._NAMED", set())  # as in another process
     loaded = load(tmp_path, tiny_clip).fitted
     loaded.score()
     with pytest.raises(UserError, match="name it yourself"):

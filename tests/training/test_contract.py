@@ -17,7 +17,7 @@ from rmadapter.errors import UserError
 from rmadapter.methods import load_method
 from rmadapter.settings import Machine
 from rmadapter.training.cache import Cache
-from rmadapter.training.contract import NotApplicable, Shots, answers, columns, count
+from rmadapter.training.contract import NotApplicable, Shots, answers, columns, count, shaped
 from tests.helpers.external_methods import ExternalMethod
 from tests.helpers.shots import noisy_colors, shots_of
 
@@ -124,3 +124,28 @@ def test_unfamiliar_is_far_from_the_nearest_training_image(
     )
     monkeypatch.setattr("rmadapter.training.contract.MOST_EXAMPLES", 2)
     assert shown.fitted_to(torch.eye(5)).examples.tolist() == torch.eye(5)[[0, 3]].tolist()  # type: ignore[union-attr]
+
+
+def test_one_that_fits_comes_back_in_float32() -> None:
+    given = torch.rand(2, 3, dtype=torch.float64)
+    for shape in ((2, 3), (-1, 3), (-1, -1)):
+        found = shaped({"weight": given}, "weight", *shape)
+        assert found.dtype == torch.float32
+        assert torch.equal(found, given.float())
+    assert shaped({"alpha": torch.tensor(2.0)}, "alpha").item() == 2
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (2,), (2, 3, 1), ()])
+def test_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(
+        RuntimeError, match=r"weight is torch.float32 of \[2, 3\], not numbers of \["
+    ):
+        shaped({"weight": torch.rand(2, 3)}, "weight", *shape)
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.complex64])
+def test_what_is_no_real_number_is_refused(kind: torch.dtype) -> None:
+    with pytest.raises(RuntimeError, match=r"weight is torch.\w+ of \[2\], not numbers of \[any\]"):
+        shaped({"weight": torch.ones(2, dtype=kind)}, "weight", -1)
+    with pytest.raises(KeyError):
+        shaped({}, "weight", -1)

@@ -7,7 +7,8 @@ skip what is not read.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -157,3 +158,12 @@ def cast(block: nn.Module, kind: torch.dtype) -> nn.Module:
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(kind)
     return twin
+
+
+def with_own(model: nn.Module, own: Iterable[nn.Parameter]) -> nn.Module:
+    """Return a copy of a model that shares all tensors but `own`, and all forward hooks: a hook on
+    one model also sees the other."""
+    apart = {id(parameter) for parameter in own}
+    hooks = (module._forward_hooks for module in model.modules())
+    every: Iterable[object] = chain(model.parameters(), model.buffers(), hooks)
+    return copy.deepcopy(model, {id(part): part for part in every if id(part) not in apart})

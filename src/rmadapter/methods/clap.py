@@ -21,8 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
-from rmadapter.methods.parts.shapes import shaped
-from rmadapter.methods.tip_adapter import one_hot
+from rmadapter.methods.parts.features import one_hot
 from rmadapter.prompts import Cosines, cosine_logits, raw_text_features, untouched
 from rmadapter.training.contract import (
     Fitted,
@@ -33,6 +32,7 @@ from rmadapter.training.contract import (
     Shots,
     ToLogits,
     columns,
+    shaped,
 )
 from rmadapter.training.loop import Batch, minimise
 

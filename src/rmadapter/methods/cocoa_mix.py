@@ -29,7 +29,12 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.data.names import descriptions
-from rmadapter.methods.parts.context import ContextLearner, bind_context, context_vectors, room
+from rmadapter.methods.parts.learned_prompts import (
+    ContextLearner,
+    bind_context,
+    context_vectors,
+    limit_tokens,
+)
 from rmadapter.prompts import Cosines, cosine_logits, untouched, zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.support.files import read_text
@@ -157,7 +162,7 @@ class CoCoAMix(ModuleMethod):
     recipe: Recipe = Recipe(optimizer="adam", learning_rate=0.002)
 
     def module(self, backbone: Backbone, seed: int = 1) -> Mixture:
-        return Mixture(backbone, self.context, room(backbone, self.tokens), seed)
+        return Mixture(backbone, self.context, limit_tokens(backbone, self.tokens), seed)
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         module = self.module(backbone, shots.seed)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
-from rmadapter.methods.parts.context import PromptedText, context_vectors
+from rmadapter.methods.parts.learned_prompts import PromptedText, context_vectors
 from rmadapter.prompts import cosine_logits
 from rmadapter.settings import Size
 from rmadapter.support.machine import seeded

@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
-from rmadapter.methods.parts.context import (
+from rmadapter.methods.parts.learned_prompts import (
     ContextLearner,
     bind_context,
     context_vectors,

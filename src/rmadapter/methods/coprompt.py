@@ -25,8 +25,7 @@ from rmadapter.encoders import States
 from rmadapter.methods.clip_adapter import check_reduction
 from rmadapter.methods.descriptions import without_texts
 from rmadapter.methods.maple import CoupledPrompts
-from rmadapter.methods.parts import deep
-from rmadapter.methods.parts.context import PromptedText
+from rmadapter.methods.parts.learned_prompts import Prompted, PromptedText
 from rmadapter.prompts import text_features, zero_shot_weights
 from rmadapter.settings import Share, Size
 from rmadapter.support.machine import seeded
@@ -34,7 +33,7 @@ from rmadapter.training.contract import Fitted, ModuleMethod, Recipe, Shots
 from rmadapter.training.loop import Batch, minimise
 
 
-class AdaptedPrompts(deep.Prompted):
+class AdaptedPrompts(Prompted):
     """Coupled prompts with an adapter after each encoder. share: m of each adapter."""
 
     def __init__(
@@ -125,7 +124,7 @@ class CoPrompt(ModuleMethod):
         and of classes [C, e]."""
         f, w = module.image_features(states), module.class_features(text)
         terms = {
-            "ce": F.cross_entropy(deep.logits(module.backbone, f, w), labels),
+            "ce": F.cross_entropy(module.logits(f, w), labels),
             "image": self.consistency * (1 - F.cosine_similarity(f, frozen[0], eps=1e-7).mean()),
             "text": self.consistency * (1 - F.cosine_similarity(w, frozen[1], eps=1e-7).mean()),
         }

@@ -26,8 +26,7 @@ from torch import Tensor, nn
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
 from rmadapter.methods.maple import CoupledPrompts
-from rmadapter.methods.parts import deep
-from rmadapter.methods.parts.context import PromptedText
+from rmadapter.methods.parts.learned_prompts import PromptedText
 from rmadapter.prompts import Cosines, cosine_logits, linear_logits
 from rmadapter.settings import Positive, Share, Size
 from rmadapter.support.machine import seeded
@@ -80,7 +79,7 @@ class Decoupled(Learner):
         f, w = self.prompts.image_features(states), self.prompts.class_features(text)
         own = self.own_logits(torch.cat([self.text(w[labels]), self.image(f)]))
         terms = {
-            "ce": (1 - self.share) * F.cross_entropy(deep.logits(self.backbone, f, w), labels),
+            "ce": (1 - self.share) * F.cross_entropy(self.prompts.logits(f, w), labels),
             "ce_head": self.share * F.cross_entropy(own, labels.repeat(2)),
         }
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}

@@ -24,10 +24,18 @@ from torch import Tensor
 from rmadapter.backbones import Backbone
 from rmadapter.data.names import descriptions, parse_texts, read_texts, texts_of, texts_of_all
 from rmadapter.errors import UserError
-from rmadapter.methods.parts.shapes import shaped
 from rmadapter.prompts import Cosines, text_features, untouched
 from rmadapter.support.terminal import note
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, Trained
+from rmadapter.training.contract import (
+    Fitted,
+    Known,
+    Method,
+    Parameters,
+    Shots,
+    ToLogits,
+    Trained,
+    shaped,
+)
 
 WEIGHTS, TEXTS = "weights", "texts"
 IS, ALONE = (

@@ -26,8 +26,14 @@ from rmadapter.adapter import quick_gelu
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
-from rmadapter.methods.parts import deep
-from rmadapter.methods.parts.context import PromptedText, draw
+from rmadapter.methods.parts.learned_prompts import (
+    Prompted,
+    PromptedText,
+    check_room,
+    draw,
+    encode_image,
+    first_context,
+)
 from rmadapter.prompts import Cosines, cosine_logits, zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
@@ -70,7 +76,7 @@ class Mapper(nn.Module):
         return x + self.down(quick_gelu(self.up(self.top_norm(x))))
 
 
-class HierarchicalPrompts(deep.Prompted):
+class HierarchicalPrompts(Prompted):
     """Prompts of both encoders that guide each other, in opposite directions below and above block
     `turn`.
 
@@ -80,7 +86,7 @@ class HierarchicalPrompts(deep.Prompted):
 
     def __init__(self, method: HiCroPL, backbone: Backbone, seed: int) -> None:
         super().__init__(backbone)
-        deep.check_room(backbone, method.title)
+        check_room(backbone, method.title)
         if method.turn >= method.depth:
             raise UserError(f"hicropl.turn={method.turn}: give a number below depth={method.depth}")
         n = method.n_ctx
@@ -95,7 +101,7 @@ class HierarchicalPrompts(deep.Prompted):
         self.turn = {
             side: max(1, method.turn * depth // method.depth) for side, depth in depths.items()
         }
-        first, self.rest = deep.first_context(backbone, method.init, n, seed)
+        first, self.rest = first_context(backbone, method.init, n, seed)
         deeper = draw((depths["text"] - 1) * n, backbone.text.width, seed + 1).split(n)
         alike = draw(
             n, backbone.image.width, seed + 2
@@ -151,7 +157,7 @@ class HierarchicalPrompts(deep.Prompted):
 
     def joint_image(self, states: States, prompts: Sequence[Tensor]) -> Tensor:
         """Return f [B, e], not normalised, with the prompts of `into_image`."""
-        return _sum(deep.encode_image(self.backbone, states, prompts), self.untouched(states))
+        return _sum(encode_image(self.backbone, states, prompts), self.untouched(states))
 
     def joint_classes(self, text: PromptedText, known: Tensor) -> Tensor:
         """Return w [C, e], normalised. known: untouched class features [C, e]."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.methods.coop import Context
-from rmadapter.methods.parts.context import train_context
+from rmadapter.methods.parts.learned_prompts import train_context
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.training.contract import Fitted, ModuleMethod, Recipe, Shots

@@ -13,11 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
-from rmadapter.methods.parts.held_out import held_out
-from rmadapter.methods.parts.shapes import shaped
+from rmadapter.methods.parts.features import held_out, linear_scorer
 from rmadapter.metrics import temperature
 from rmadapter.settings import Count, Positive
 from rmadapter.training.contract import (
@@ -26,9 +24,8 @@ from rmadapter.training.contract import (
     Method,
     Parameters,
     Shots,
-    ToLogits,
     Trained,
-    columns,
+    shaped,
 )
 
 if TYPE_CHECKING:
@@ -36,21 +33,6 @@ if TYPE_CHECKING:
 
 # mean difference of logits to which they are divided at most: float32 still tells the answers apart
 FLATTEST = 1e-2
-
-
-def linear(
-    title: str, known: Known, weight: Tensor, bias: Tensor
-) -> Callable[[Sequence[str]], ToLogits]:
-    """Return `Fitted.for_classes` for weights [C, e] and biases [C] of the known classes, on
-    normalised features."""
-
-    def for_classes(names: Sequence[str]) -> ToLogits:
-        rows = columns(title, known.classes, names)
-        return lambda states: F.linear(
-            F.normalize(at_least_float32(states.features), dim=-1), weight[rows], bias[rows]
-        )
-
-    return for_classes
 
 
 @dataclass(frozen=True)
@@ -103,7 +85,7 @@ class LinearProbe(Method):
             backbone,
             known,
             tensors,
-            linear(self.title, known, weight, bias),
+            linear_scorer(self.title, known, weight, bias),
             parameters=count,
         )
 

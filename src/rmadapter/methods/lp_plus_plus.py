@@ -23,12 +23,19 @@ from torch import Tensor, nn
 
 from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
-from rmadapter.methods.linear_probe import linear
-from rmadapter.methods.parts.shapes import shaped
-from rmadapter.methods.tip_adapter import one_hot
+from rmadapter.methods.parts.features import linear_scorer, one_hot
 from rmadapter.prompts import linear_logits, zero_shot_weights
 from rmadapter.settings import Positive, Size
-from rmadapter.training.contract import WHOLE, Fitted, Known, Method, Parameters, Recipe, Shots
+from rmadapter.training.contract import (
+    WHOLE,
+    Fitted,
+    Known,
+    Method,
+    Parameters,
+    Recipe,
+    Shots,
+    shaped,
+)
 from rmadapter.training.loop import Batch, minimise
 
 
@@ -126,7 +133,7 @@ class LPPlusPlus(Method):
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         shape = len(known.classes), backbone.embedding_size
         weight, bias = shaped(tensors, "weight", *shape), shaped(tensors, "bias", shape[0])
-        for_classes = linear(self.title, known, weight, bias)
+        for_classes = linear_scorer(self.title, known, weight, bias)
         return Fitted(
             self, backbone, known, tensors, for_classes, parameters=weight.numel() + 2 * len(bias)
         )

@@ -15,15 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
-from rmadapter.methods.parts import deep
-from rmadapter.methods.parts.context import draw
+from rmadapter.methods.parts.learned_prompts import Prompted, check_room, draw, first_context
 from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
 from rmadapter.training.contract import Fitted, ModuleMethod, Recipe, Shots
 from rmadapter.training.loop import Batch, minimise
 
 
-class CoupledPrompts(deep.Prompted):
+class CoupledPrompts(Prompted):
     """Text prompts, and the linear maps from them to image prompts.
 
     Blocks are coupled from the bottom, block i with block i, up to `depth` or the top of the
@@ -40,10 +39,10 @@ class CoupledPrompts(deep.Prompted):
         method: str = "MaPLe",
     ) -> None:
         super().__init__(backbone)
-        deep.check_room(backbone, method)
+        check_room(backbone, method)
         image, text = backbone.image, backbone.text
         depth = min(depth, image.depth, text.depth)
-        first, self.rest = deep.first_context(backbone, init, n_ctx, seed)
+        first, self.rest = first_context(backbone, init, n_ctx, seed)
         deeper = draw((depth - 1) * n_ctx, text.width, seed + 1).split(n_ctx) if depth > 1 else ()
         self.prompts = nn.ParameterList([first, *(prompt.clone() for prompt in deeper)])
         with seeded(seed):
@@ -83,7 +82,7 @@ class MaPLe(ModuleMethod):
 
         def loss(batch: Batch) -> Tensor:
             image, classes = module.image_features(batch.images), module.class_features(text)
-            return F.cross_entropy(deep.logits(backbone, image, classes), batch.labels)
+            return F.cross_entropy(module.logits(image, classes), batch.labels)
 
         done = minimise(module, loss, self.recipe, shots, shots.source(1))
         return self.restore(backbone, shots.known, module.state_dict()).after(done)

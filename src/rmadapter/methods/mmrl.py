@@ -38,8 +38,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.encoders import Encoder, Grid, Packed, States, TextEncoder
 from rmadapter.encoders.layouts import pack
 from rmadapter.errors import UserError
-from rmadapter.methods.parts.context import draw
-from rmadapter.methods.parts.deep import check_room
+from rmadapter.methods.parts.learned_prompts import check_room, draw
 from rmadapter.prompts import CHUNK, Cosines, class_weights, cosine_logits, prompts_each, tokenize
 from rmadapter.settings import Share, Size
 from rmadapter.support.machine import seeded

@@ -19,7 +19,7 @@ from torch.autograd import Function
 
 from rmadapter.backbones import Backbone
 from rmadapter.methods.coop import Context
-from rmadapter.methods.parts.context import PromptedText, room
+from rmadapter.methods.parts.learned_prompts import PromptedText, limit_tokens
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.support.distributed import add_up, several
@@ -77,7 +77,7 @@ class ProGrad(ModuleMethod):
     recipe: Recipe = Recipe(epochs=100)
 
     def module(self, backbone: Backbone, seed: int = 1) -> Context:
-        tokens = room(backbone, self.tokens)
+        tokens = limit_tokens(backbone, self.tokens)
         module = Context(backbone, self.context, tokens, seed)
         more = max(0, tokens - len(module.ctx))
         module.ctx = nn.Parameter(F.pad(module.ctx.detach(), (0, 0, more, 0)))

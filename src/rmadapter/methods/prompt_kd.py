@@ -25,10 +25,8 @@ from torch import Tensor, nn
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.load import again, shared
 from rmadapter.encoders import States
-from rmadapter.methods.parts import deep
-from rmadapter.methods.parts.context import draw
-from rmadapter.methods.parts.shapes import shaped
-from rmadapter.methods.parts.still import Still
+from rmadapter.methods.parts.features import FixedFeatures
+from rmadapter.methods.parts.learned_prompts import check_room, draw, encode_image
 from rmadapter.methods.promptsrc import IndependentPrompts, PromptSRC
 from rmadapter.prompts import Cosines, cosine_logits
 from rmadapter.settings import Positive, Size
@@ -44,6 +42,7 @@ from rmadapter.training.contract import (
     ToLogits,
     Unfinished,
     count,
+    shaped,
 )
 from rmadapter.training.loop import Batch, key_of, minimise
 from rmadapter.training.traits import Traits
@@ -59,7 +58,7 @@ class Student(nn.Module):
     def __init__(self, backbone: Backbone, n_image: int, depth: int, size: int, seed: int) -> None:
         super().__init__()
         self.backbone = backbone.with_blocks("image")
-        deep.check_room(backbone, "PromptKD")
+        check_room(backbone, "PromptKD")
         drawn = draw(depth * n_image, backbone.image.width, seed).split(n_image)
         self.prompts = nn.ParameterList(prompt.clone() for prompt in drawn[: backbone.image.depth])
         with seeded(seed):
@@ -70,7 +69,7 @@ class Student(nn.Module):
     def image_features(self, states: States) -> Tensor:
         """Return features [B, e'] in the teacher's space, not normalised, from tokens that enter
         block 1."""
-        x = self.down(deep.encode_image(self.backbone, states, [*self.prompts]))
+        x = self.down(encode_image(self.backbone, states, [*self.prompts]))
         n: Any = self.norm
         alone = self.training and len(x) == 1  # a single image has no variance
         x = F.batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias) if alone else n(x)
@@ -129,11 +128,12 @@ class PromptKD(Method):
         shots, theirs = replace(shots, images=images), replace(theirs, images=images)
         source = shots.source(FIRST)
         above = source if theirs.cache is shots.cache else theirs.source(FIRST)
-        still = Still(above, lesson.teacher.image_features, self.recipe.length(images.labels)[0])
+        epochs = self.recipe.length(images.labels)[0]
+        seen = FixedFeatures(above, lesson.teacher.image_features, epochs)
 
         def loss(batch: Batch) -> Tensor:
             with torch.no_grad():
-                expected = cosine_logits(large, still.features(batch, source), lesson.classes)
+                expected = cosine_logits(large, seen.features(batch, source), lesson.classes)
             features = lesson.student.image_features(batch.images)
             predicted = cosine_logits(backbone, features, lesson.classes)
             return self.loss(predicted, expected)

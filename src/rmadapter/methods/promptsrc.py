@@ -22,8 +22,13 @@ from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
-from rmadapter.methods.parts import deep
-from rmadapter.methods.parts.context import PromptedText, draw
+from rmadapter.methods.parts.learned_prompts import (
+    Prompted,
+    PromptedText,
+    check_room,
+    draw,
+    first_context,
+)
 from rmadapter.prompts import cosine_logits, raw_text_features
 from rmadapter.settings import Size
 from rmadapter.task import check_templates
@@ -57,7 +62,7 @@ DIVERSE = (
 )
 
 
-class IndependentPrompts(deep.Prompted):
+class IndependentPrompts(Prompted):
     """Prompts of the text and the image encoder, in `depth` blocks each, or all of them if an
     encoder has fewer."""
 
@@ -65,9 +70,9 @@ class IndependentPrompts(deep.Prompted):
         self, backbone: Backbone, n_text: int, n_image: int, depth: int, init: str, seed: int
     ) -> None:
         super().__init__(backbone)
-        deep.check_room(backbone, "PromptSRC")
+        check_room(backbone, "PromptSRC")
         image, text = backbone.image, backbone.text
-        first, self.rest = deep.first_context(backbone, init, n_text, seed)
+        first, self.rest = first_context(backbone, init, n_text, seed)
         drawn = draw(depth * n_text, text.width, seed + 1).split(n_text)
         self.text_prompts = nn.ParameterList(
             [first, *(prompt.clone() for prompt in drawn[1 : text.depth])]

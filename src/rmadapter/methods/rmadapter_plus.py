@@ -21,14 +21,22 @@ from torch import Tensor
 from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
-from rmadapter.methods.parts.shapes import shaped
 from rmadapter.methods.rmadapter import ADAMW, PLAIN, RMAdapter
 from rmadapter.methods.zero_shot import SEVEN
 from rmadapter.model import AdaptedCLIP
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import AdapterSettings, LossSettings, Positive, Share
 from rmadapter.task import check_templates
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Recipe, Shots, ToLogits
+from rmadapter.training.contract import (
+    Fitted,
+    Known,
+    Method,
+    Parameters,
+    Recipe,
+    Shots,
+    ToLogits,
+    shaped,
+)
 
 HEAD = "head"
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import Packed, States, encoders_of, weights_of
+from rmadapter.encoders.blocks import with_own
 from rmadapter.errors import UserError
-from rmadapter.methods.parts.copied import with_own
 from rmadapter.prompts import (
     CHUNK,
     Cosines,

@@ -15,7 +15,7 @@ from rmadapter.adapter import quick_gelu
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.methods.kgcoop import knowledge
-from rmadapter.methods.parts.context import (
+from rmadapter.methods.parts.learned_prompts import (
     ContextLearner,
     PromptedText,
     context_vectors,

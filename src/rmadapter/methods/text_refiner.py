@@ -23,7 +23,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
 from rmadapter.encoders.blocks import Opaque
 from rmadapter.errors import UserError
-from rmadapter.methods.parts.context import PromptedText, context_vectors
+from rmadapter.methods.parts.learned_prompts import PromptedText, context_vectors
 from rmadapter.prompts import Cosines, cosine_logits, linear_logits
 from rmadapter.settings import Share, Size
 from rmadapter.support.distributed import add_up, several

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
-from rmadapter.methods.parts.held_out import held_out
-from rmadapter.methods.parts.shapes import shaped
+from rmadapter.methods.parts.features import held_out, one_hot
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import STRICT, option
 from rmadapter.training.cache import Held
@@ -36,6 +35,7 @@ from rmadapter.training.contract import (
     ToLogits,
     Trained,
     columns,
+    shaped,
 )
 from rmadapter.training.loop import Batch, minimise
 
@@ -127,12 +127,6 @@ class TipAdapterF(Method):
 def _keys(views: Tensor) -> Tensor:
     """Average features [V, N, e] over views: [N, e]."""
     return F.normalize(views.mean(0), dim=-1)
-
-
-def one_hot(shots: Shots) -> Tensor:
-    """Return one-hot labels [N, C] times the shots' weights."""
-    values = F.one_hot(shots.labels, len(shots.classes)).float()
-    return values if shots.weights is None else values * shots.weights.to(values)[:, None]
 
 
 def _ask(affinity: Tensor, values: Tensor, beta: float | Tensor) -> Tensor:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import Encoder, Packed, States, encoders_of
-from rmadapter.methods.parts.copied import with_own
-from rmadapter.methods.parts.still import Still
+from rmadapter.encoders.blocks import with_own
+from rmadapter.methods.parts.features import FixedFeatures
 from rmadapter.prompts import CHUNK, Cosines, cosine_logits, learnt_weights, prompts_each, tokenize
 from rmadapter.training.contract import (
     Fitted,
@@ -124,7 +124,7 @@ class TwoStages(Method):
         prompts = module.prompts(shots.classes, shots.templates)
         source, epochs = shots.source(FIRST), self.recipe.length(shots.images.labels)[0]
         turn = self.recipe.restart(epochs)
-        still = Still(source, module.image_features, epochs - turn)
+        fixed = FixedFeatures(source, module.image_features, epochs - turn)
 
         def loss(batch: Batch) -> Tensor:
             if batch.epoch < turn:
@@ -134,7 +134,7 @@ class TwoStages(Method):
                 )
             else:
                 features, weights = (
-                    still.features(batch, source),
+                    fixed.features(batch, source),
                     F.normalize(module.classes, dim=-1),
                 )
             return F.cross_entropy(cosine_logits(backbone, features, weights), batch.labels)

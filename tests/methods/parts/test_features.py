@@ -1,4 +1,4 @@
-"""Frozen features: computed once where views come again, and equal to those batch by batch."""
+"""Held-out parts of the shots, and features by an encoder that no longer learns."""
 
 from __future__ import annotations
 
@@ -10,13 +10,43 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
-from rmadapter.methods.parts import still
-from rmadapter.methods.parts.still import Still
+from rmadapter.methods.parts import features as module
+from rmadapter.methods.parts.features import FOLDS, FixedFeatures, folds, held_out
 from rmadapter.methods.prompt_kd import PromptKD
 from rmadapter.methods.two_stages import TwoStages
 from rmadapter.settings import configured
 from rmadapter.training.loop import Batch
 from tests.helpers.shots import noise_images, shots_of
+
+
+def test_every_shot_is_held_out_once_and_every_class_is_always_fitted() -> None:
+    labels = torch.tensor([0, 1, 2, 1, 0, 2, 2, 1, 0, 2, 1, 0, 0])
+    parts = folds(labels, 1)
+    assert len(parts) == FOLDS
+    assert sorted(int(i) for _, held in parts for i in held) == list(range(len(labels)))
+    for fit, held in parts:
+        assert not set(fit.tolist()) & set(held.tolist())
+        assert set(labels[fit].tolist()) == {0, 1, 2}
+    assert all(torch.equal(a[1], b[1]) for a, b in zip(parts, folds(labels, 1), strict=True))
+    assert not all(torch.equal(a[1], b[1]) for a, b in zip(parts, folds(labels, 2), strict=True))
+
+
+def test_two_shots_make_two_parts_and_one_shot_makes_none() -> None:
+    assert len(folds(torch.tensor([0, 0, 1, 1, 1]), 1)) == 2
+    assert folds(torch.tensor([0, 0, 1]), 1) == []
+
+
+def test_validation_images_judge_where_there_are_some(tiny_clip: Backbone) -> None:
+    val = noise_images(6)
+    for given, sizes in ((val, [(12, 6)]), (None, [(9, 3), (9, 3), (9, 3), (9, 3)])):
+        some = shots_of(tiny_clip, noise_images(12), val=given)
+        parts = held_out(some)
+        assert [(len(rows), len(features)) for rows, features, _ in parts] == sizes
+        judged = some.plain_features(given)
+        for rows, features, labels in parts:
+            places = [int((judged == one).all(1).nonzero()[0, 0]) for one in features]
+            assert labels.tolist() == [(given or some.images).labels[place] for place in places]
+            assert given or not {*rows.tolist()} & {*places}
 
 
 @pytest.mark.parametrize(("views", "epochs", "once"), [(2, 2, True), (2, 1, False), (0, 9, False)])
@@ -31,7 +61,7 @@ def test_each_view_is_encoded_once_where_all_come_again(
         asked.append(len(states.x))
         return tiny_clip.image.encode(states.x, states.layout, 1)
 
-    kept = Still(source, of, epochs)
+    kept = FixedFeatures(source, of, epochs)
     for epoch in range(4):
         for rows in (torch.tensor([4, 0, 1]), torch.tensor([3, 2])):
             states = source.batch(rows, epoch)
@@ -45,18 +75,18 @@ def test_each_view_is_encoded_once_where_all_come_again(
 @pytest.mark.parametrize(
     "method", [TwoStages(), PromptKD(teaching=1, depth=2, weight=1.0)], ids=["2sfs", "prompt-kd"]
 )
-def test_methods_learn_the_same_without_it(
+def test_methods_learn_the_same_without_fixed_features(
     method: Any, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shots = shots_of(tiny_clip, noise_images(6), augmentation="standard", views=2)
     quick = configured(method, {"iterations": 0, "epochs": 6, "batch_size": 4})
     asked: list[Any] = []
-    encoded = still.encoded
-    monkeypatch.setattr(still, "encoded", lambda *words: [asked.append(words), encoded(*words)][1])
+    encoded = module.encoded
+    monkeypatch.setattr(module, "encoded", lambda *words: [asked.append(words), encoded(*words)][1])
     fitted = quick.fit(tiny_clip, shots)
     assert len(asked) == 1
     monkeypatch.setattr(
-        still.Still, "features", lambda self, batch, source: self.of(batch.images).detach()
+        FixedFeatures, "features", lambda self, batch, source: self.of(batch.images).detach()
     )
     plain = quick.fit(tiny_clip, shots)
     assert len(asked) == 1

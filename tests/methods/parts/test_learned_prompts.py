@@ -1,4 +1,4 @@
-"""Learned context against the text encoders' own modules on full padded sequences, in float64."""
+"""Learned context and deep prompts against the backbones' own forward passes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
-from rmadapter.methods.parts.context import (
+from rmadapter.methods.parts.learned_prompts import (
     PromptedText,
+    check_room,
     context_vectors,
     draw,
+    encode_image,
+    encode_text,
     encoder_of,
+    first_context,
     init_words,
 )
 from tests.helpers.context_prompts import plain_text
+from tests.helpers.deep_prompts import NAMES, pixels, prompts_inserted
 from tests.helpers.rounding import double
-
-NAMES = ("cat", "a small red car", "dog", "tree house")  # of different lengths
 
 
 def context_of(width: int, *shape: int) -> Tensor:
@@ -130,9 +133,54 @@ def test_many_prompts_are_encoded_in_chunks_with_the_same_features_and_gradient(
 ) -> None:
     backbone, found = double(tiny_clip), []
     for chunk in (100, 3):
-        monkeypatch.setattr("rmadapter.methods.parts.context.CHUNK", chunk)
+        monkeypatch.setattr("rmadapter.methods.parts.learned_prompts.CHUNK", chunk)
         context = context_of(backbone.text.width, 2)
         features = encoder_of(backbone, NAMES, 2)(context)
         weights = torch.arange(features.numel(), dtype=torch.float64).view_as(features).sin()
         found.append((features.detach(), *torch.autograd.grad((features * weights).sum(), context)))
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-10)
+
+
+def prompts(count: int, tokens: int, width: int) -> list[Tensor]:
+    """Far larger than a method draws them."""
+    return list((20 * draw(count * tokens, width, 3).double()).split(tokens))
+
+
+@pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf", "tiny_siglip"])
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_features_are_those_of_the_backbones_own_forward(
+    name: str, depth: int, request: pytest.FixtureRequest
+) -> None:
+    backbone = double(request.getfixturevalue(name))
+    check_room(backbone, "this")
+    text, image = prompts(depth, 3, backbone.text.width), prompts(depth, 2, backbone.image.width)
+    assert len(text) == len(image) == depth
+    images, tokens = pixels(backbone), backbone.tokenizer([f"X X X of {name}." for name in NAMES])
+    lean = encode_text(PromptedText(backbone, [f"of {name}" for name in NAMES], 3), text)
+    with prompts_inserted(backbone, text, image) as model:
+        torch.testing.assert_close(lean, model.encode_text(tokens), rtol=1e-9, atol=1e-10)
+        expected = model.encode_image(images)
+    found = encode_image(backbone, backbone.image.frozen(images, 1), image)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+    assert (expected - backbone.model.encode_image(images)).abs().max() > 1e-3  # type: ignore[operator]
+
+
+def test_rotary_positions_leave_no_room(tiny_eva: Backbone) -> None:
+    with pytest.raises(UserError, match="MaPLe adds tokens"):
+        check_room(tiny_eva, "MaPLe")
+
+
+@pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
+def test_deep_prompts_start_as_words_of_one_token(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    backbone = request.getfixturevalue(name)
+    two, rest = first_context(backbone, "a photo of a", 2, seed=1)
+    assert torch.equal(two, init_words(backbone, "a photo"))
+    assert rest == "of a"
+    four, rest = first_context(backbone, "a photo of a", 4, seed=1)
+    assert len(four) == 4
+    assert rest == ""
+    drawn, rest = first_context(backbone, "a photo of a", 5, seed=1)
+    assert torch.equal(drawn, draw(5, backbone.text.width, 1))
+    assert rest == ""

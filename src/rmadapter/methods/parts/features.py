@@ -1,0 +1,96 @@
+"""Features of the shots: those to choose a setting by, a linear classifier of them, and those of an
+encoder that no longer learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rmadapter.adapter import at_least_float32
+from rmadapter.encoders import States
+from rmadapter.training.cache import Held, Source, encoded
+from rmadapter.training.contract import Known, Shots, ToLogits, columns
+from rmadapter.training.loop import Batch
+
+FOLDS = 4
+
+
+def held_out(shots: Shots) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Return images to choose a setting by: validation images, or parts of the shots held out in
+    turn, as (rows of the shots to fit, features [M, e] and labels, as in `Shots`, to judge by):
+    one, or one per fold.
+
+    Folds are drawn whatever the groups, which change no model: nothing is reported on them.
+    """
+    labels = shots.labels
+    if shots.val:
+        targets = replace(shots, images=shots.val).labels
+        return [(torch.arange(len(labels)), shots.plain_features(shots.val), targets)]
+    plain = shots.plain_features()
+    return [(rows, plain[held], labels[held]) for rows, held in folds(labels, shots.seed)]
+
+
+def folds(labels: Tensor, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Return (rows to fit, rows held out) for at most FOLDS parts; none if a class has one shot.
+    Every fit has every class."""
+    from sklearn.model_selection import StratifiedKFold
+
+    parts = min(FOLDS, int(torch.bincount(labels).min()))
+    if parts < 2:
+        return []
+    numbers = labels.cpu().numpy()
+    splits = StratifiedKFold(parts, shuffle=True, random_state=seed).split(numbers, numbers)
+    return [(torch.from_numpy(fit), torch.from_numpy(held)) for fit, held in splits]
+
+
+def one_hot(shots: Shots) -> Tensor:
+    """Return one-hot labels [N, C] times the shots' weights."""
+    values = F.one_hot(shots.labels, len(shots.classes)).float()
+    return values if shots.weights is None else values * shots.weights.to(values)[:, None]
+
+
+def linear_scorer(
+    title: str, known: Known, weight: Tensor, bias: Tensor
+) -> Callable[[Sequence[str]], ToLogits]:
+    """Return `Fitted.for_classes` for weights [C, e] and biases [C] of the known classes, on
+    normalised features."""
+
+    def for_classes(names: Sequence[str]) -> ToLogits:
+        rows = columns(title, known.classes, names)
+        return lambda states: F.linear(
+            F.normalize(at_least_float32(states.features), dim=-1), weight[rows], bias[rows]
+        )
+
+    return for_classes
+
+
+@dataclass
+class FixedFeatures:
+    """Features, by an encoder that no longer learns, of the images of a source: computed for all
+    images at the first request if all views are used within the remaining epochs, else batch by
+    batch.
+
+    of: the states of some images -> [B, d]. epochs: number of epochs in which features will be
+    requested.
+    """
+
+    source: Source
+    of: Callable[[States], Tensor]
+    epochs: int
+    _held: Held | None = field(default=None, init=False)
+
+    @torch.compiler.disable  # what happens only once would be compiled into every step
+    @torch.no_grad()
+    def features(self, batch: Batch, source: Source) -> Tensor:
+        """Return features [B, d]. source: where the batch comes from; its states are not computed
+        again."""
+        if 0 < self.source.views <= self.epochs:
+            if self._held is None:
+                self._held = Held.of_features(encoded(self.source, self.of))
+            return self._held.batch(batch.rows, batch.epoch).features
+        alike = source is self.source
+        return self.of(batch.images if alike else self.source.batch(batch.rows, batch.epoch))
