@@ -10,6 +10,7 @@ from xml.sax.saxutils import quoteattr
 
 import hypothesis
 import pytest
+from huggingface_hub import constants
 
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.errors import UserError
@@ -135,6 +136,14 @@ def pocket() -> Backbone:
         if "could not be fetched" not in str(error):
             raise
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the Hugging Face hub, and no network."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
 
 
 @pytest.fixture(scope="session")

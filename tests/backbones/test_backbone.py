@@ -1,4 +1,4 @@
-"""A backbone as a value: its digest, its device, its encoders."""
+"""A backbone: its digests, its device, its encoders."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_digest_sees_the_number_format_and_not_the_name(tiny_clip: Backbone) -> 
     [("head_width", 32), ("pool_type", "avg"), ("norm_kwargs", {"eps": 0.01})],
     ids=str,
 )
-def test_what_has_no_weights_changes_the_structure(
+def test_settings_without_weights_change_the_structure(
     part: str, value: Any, tiny_clip: Backbone, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(tiny_clip.name, tmp_path / "model"))
@@ -71,9 +71,8 @@ def test_sizes_scale_and_encoders_are_the_models(name: str, request: pytest.Fixt
     assert replace(backbone).image is not backbone.image
 
 
-def test_a_backbone_moves_its_model_and_stays_itself(tiny_clip: Backbone) -> None:
-    """To the meta device, which every machine has."""
+def test_a_backbone_moves_its_model_and_returns_itself(tiny_clip: Backbone) -> None:
     backbone = double(tiny_clip)
     assert backbone.device == torch.device("cpu")
-    assert backbone.to(torch.device("meta")) is backbone
+    assert backbone.to(torch.device("meta")) is backbone  # a device that every machine has
     assert backbone.device == torch.device("meta")

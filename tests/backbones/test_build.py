@@ -1,5 +1,4 @@
-"""Models by configuration: the right activation, weights that fit, and positions that open_clip
-stretches."""
+"""Models and tokenizers by open_clip's configuration, and weights that fit or are refused."""
 
 from __future__ import annotations
 
@@ -42,13 +41,13 @@ def test_weights_trained_with_gelu_keep_it() -> None:
     assert not any(isinstance(module, QuickGELU) for module in model.modules())
 
 
-def test_a_model_of_sounds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_an_image_encoder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(open_clip, "create_model", lambda *_, **__: torch.nn.Linear(1, 1))
     with pytest.raises(UserError, match="backbone 'x': it takes no images"):
         build_model("x", "ViT-B-16", draw=False)
 
 
-def test_positions_of_another_image_size_are_stretched_unless_they_must_be_exact(
+def test_positions_of_another_image_size_are_resized_unless_exact(
     tiny_clip: Backbone, tmp_path: Path
 ) -> None:
     file, name = tmp_path / "a.safetensors", "visual.positional_embedding"
@@ -57,15 +56,8 @@ def test_positions_of_another_image_size_are_stretched_unless_they_must_be_exact
     model = build_model("x", f"local-dir:{tiny_clip.name}", draw=False)
     load_weights("x", model, file)
     assert model.state_dict()[name].shape == state[name].shape
-    with pytest.raises(
-        UserError, match=r"they hold visual.positional_embedding \[10, 64\] instead of \[17, 64\]"
-    ):
+    with pytest.raises(UserError, match=r"positional_embedding \[10, 64\] instead of \[17, 64\]"):
         load_weights("x", model, file, exact=True)
-    save_file({name: tensor for name, tensor in state.items() if "resblocks.1" not in name}, file)
-    with pytest.raises(
-        UserError, match=r"they lack visual\.transformer\.resblocks\.1\.[\w.]+, .+ and 21 more"
-    ):
-        load_weights("x", model, file)
 
 
 TEXTS = ["a photo of the cat.", "Red car", ""]
@@ -75,7 +67,7 @@ NAMED = {"context_length": 9, "hf_tokenizer_name": "x"}
 @pytest.mark.parametrize(
     "more", [{}, {"tokenizer_kwargs": {"clean": "canonicalize", "strip_sep_token": True}}]
 )
-def test_it_is_open_clips(tmp_path: Path, more: dict[str, Any]) -> None:
+def test_the_tokenizer_splits_as_open_clips_does(tmp_path: Path, more: dict[str, Any]) -> None:
     write_bert(tmp_path)
     for text, place in (({"context_length": 12}, None), ({**NAMED, **more}, tmp_path)):
         config = {"model_cfg": {"embed_dim": 8, "vision_cfg": {}, "text_cfg": text}}
@@ -84,36 +76,33 @@ def test_it_is_open_clips(tmp_path: Path, more: dict[str, Any]) -> None:
         assert torch.equal(load_tokenizer("x", text, place).split(TEXTS), plain)
 
 
-def test_the_digest_follows_files_and_settings_and_not_the_place(tmp_path: Path) -> None:
+def test_the_tokenizer_digest_follows_files_and_settings_but_not_the_folder(tmp_path: Path) -> None:
     first = write_bert(tmp_path / "first")
-    digest = load_tokenizer("x", NAMED, first).digest
+    digests = {load_tokenizer("x", NAMED, first).digest}
     second = Path(shutil.copytree(first, tmp_path / "second"))
-    (second / "README.md").write_text("not its business")
-    assert load_tokenizer("another", NAMED, second).digest == digest
-    changed = {load_tokenizer("x", {**NAMED, **more}, first).digest for more in (
-        {"context_length": 8}, {"tokenizer_kwargs": {"clean": "lower"}},
-        {"tokenizer_mode": "clips"},
-    )}  # fmt: skip
+    (second / "README.md").write_text("not of the tokenizer")
+    digests.add(load_tokenizer("another", NAMED, second).digest)
+    assert len(digests) == 1
+    cleaned = {"tokenizer_kwargs": {"clean": "lower"}}
+    for more in ({"context_length": 8}, cleaned, {"tokenizer_mode": "clips"}):
+        digests.add(load_tokenizer("x", {**NAMED, **more}, first).digest)
     file = second / "tokenizer.json"
     file.write_text(file.read_text().replace('"cat"', '"cot"'))
-    changed |= {
-        load_tokenizer("x", NAMED, second).digest,
-        load_tokenizer("x", NAMED).digest,
-        digest,
-    }
-    assert len(changed) == 6
+    digests.add(load_tokenizer("x", NAMED, second).digest)
+    digests.add(load_tokenizer("x", NAMED).digest)
+    assert len(digests) == 6
 
 
-def test_a_backbone_has_it(tiny_hf: Backbone, tiny_clip: Backbone, tmp_path: Path) -> None:
+def test_a_backbone_knows_the_digest_of_its_tokenizer(
+    tiny_hf: Backbone, tiny_clip: Backbone
+) -> None:
     assert tiny_hf.tokenizer_digest != tiny_clip.tokenizer_digest
     assert load_backbone(tiny_hf.name).tokenizer_digest == tiny_hf.tokenizer_digest
-    assert (
-        load_backbone("ViT-S-32-alt/none").tokenizer_digest
-        == load_tokenizer("x", {"context_length": 77}).digest
-    )
+    clip = load_tokenizer("x", {"context_length": 77})
+    assert load_backbone("ViT-S-32-alt/none").tokenizer_digest == clip.digest
 
 
-def test_no_tokenizer_is_one_sentence(tmp_path: Path) -> None:
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="backbone 'x': its tokenizer cannot be read"):
         load_tokenizer("x", NAMED, tmp_path)

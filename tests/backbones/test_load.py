@@ -1,10 +1,8 @@
-"""Backbones by name: what plain open_clip computes, the right activation, no pickle, and refusals
-that help."""
+"""Backbones by name: what plain open_clip computes, no pickle, one copy in memory, and refusals."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,26 +13,12 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import save_file
 
 from rmadapter.backbones import Backbone, load_backbone
-from rmadapter.backbones.load import _hub_file, again, fetch, identity_of, is_published, shared
+from rmadapter.backbones.load import _hub_file, again, identity_of, is_published, shared
 from rmadapter.errors import UserError
-from tests.helpers.malicious_models import (
-    CONFIG,
-    MALICIOUS,
-    TOKENIZER,
-    assert_refused,
-    built_model,
-    edit_json,
-    model,
-    text,
-    vision,
-    write_hub_cache,
-    write_payload,
-)
 from tests.helpers.models import write_fixed_backbone
 
 SMALL = "ViT-S-32-alt"  # the smallest of open_clip's architectures
@@ -59,9 +43,8 @@ def test_computes_what_plain_open_clip_computes(kind: str, request: pytest.Fixtu
         assert torch.equal(backbone.model.encode_text(tokens), plain.encode_text(tokens))
     assert backbone.model.logit_scale == plain.logit_scale
     assert not backbone.model.training
-    assert all(
-        not p.requires_grad and p.dtype == torch.float32 for p in backbone.model.parameters()
-    )
+    parameters = backbone.model.parameters()
+    assert {(p.requires_grad, p.dtype) for p in parameters} == {(False, torch.float32)}
     white = backbone.preprocess(Image.new("RGB", (64, 64), "white"))
     expected = [(1 - mean) / std for mean, std in zip(backbone.mean, backbone.std, strict=True)]
     assert white.shape == (3, backbone.image_size, backbone.image_size)
@@ -75,19 +58,14 @@ def test_random_weights_are_always_the_same_and_come_back_from_a_file(tmp_path: 
     first, second = load_backbone(f"{SMALL}/none"), load_backbone(f"{SMALL}/none")
     assert torch.equal(torch.rand(3), expected), "the global random generator was used"
     assert first.digest == second.digest
-    save_file(
-        {name: tensor.half() for name, tensor in first.model.state_dict().items()},
-        tmp_path / "half.safetensors",
-    )
+    halves = {name: tensor.half() for name, tensor in first.model.state_dict().items()}
+    save_file(halves, tmp_path / "half.safetensors")
     from_file = load_backbone(f"{SMALL}/{tmp_path}/half.safetensors").model.state_dict()
     assert {tensor.dtype for tensor in from_file.values()} == {torch.float32}
-    assert all(
-        torch.equal(from_file[n], tensor.half().float())
-        for n, tensor in first.model.state_dict().items()
-    )
+    assert all(torch.equal(from_file[name], half.float()) for name, half in halves.items())
 
 
-def test_every_published_checkpoint_has_a_safetensors_file_to_ask_for() -> None:
+def test_every_published_checkpoint_names_a_safetensors_file() -> None:
     for architecture, tag in open_clip.list_pretrained():
         repository, file = _hub_file(open_clip.get_pretrained_cfg(architecture, tag)["hf_hub"])
         assert repository.count("/") == 1, (architecture, tag)
@@ -95,7 +73,7 @@ def test_every_published_checkpoint_has_a_safetensors_file_to_ask_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "named"),
     [
         ("ViT-B-32-quickgelu/laion2b_s34b_b79k", "use 'ViT-B-32/laion2b_s34b_b79k'"),
         ("ViT-B16/openai", "nearest are ViT-B-16"),
@@ -107,25 +85,25 @@ def test_every_published_checkpoint_has_a_safetensors_file_to_ask_for() -> None:
         ("ViT-B-16/missing.safetensors", "missing.safetensors: no such weights file"),
     ],
 )
-def test_refusals_name_the_way_out(name: str, told: str) -> None:
-    with pytest.raises(UserError, match=told.replace("(", r"\(")):
+def test_a_wrong_name_is_refused(name: str, named: str) -> None:
+    with pytest.raises(UserError, match=named):
         load_backbone(name)
 
 
-class Bomb:
+class Malicious:
     def __reduce__(self):
         return (pytest.fail, ("a pickle was opened",))
 
 
 def test_pickles_are_never_opened(tiny_clip: Backbone, tmp_path: Path) -> None:
-    torch.save({"weights": Bomb()}, tmp_path / "open_clip_pytorch_model.bin")
+    torch.save({"weights": Malicious()}, tmp_path / "open_clip_pytorch_model.bin")
     shutil.copy(Path(tiny_clip.name) / "open_clip_config.json", tmp_path)
     for name in (str(tmp_path), f"ViT-B-16/{tmp_path}/open_clip_pytorch_model.bin"):
         with pytest.raises(UserError, match="convert it"):
             load_backbone(name)
 
 
-def test_damaged_or_foreign_weights_are_named(tiny_clip: Backbone, tmp_path: Path) -> None:
+def test_damaged_or_foreign_weights_are_refused(tiny_clip: Backbone, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_clip.name, tmp_path / "model")
     file = folder / "open_clip_model.safetensors"
     whole = file.read_bytes()
@@ -134,14 +112,6 @@ def test_damaged_or_foreign_weights_are_named(tiny_clip: Backbone, tmp_path: Pat
         load_backbone(str(folder))
     save_file({"a": torch.zeros(3)}, file)
     with pytest.raises(UserError, match="do not fit"):
-        load_backbone(str(folder))
-    config = folder / "open_clip_config.json"
-    whole_config = config.read_text()
-    config.write_text('{"model_cfg": {"embed_dim": 8}}')
-    with pytest.raises(UserError, match="a model_cfg with a vision_cfg and a text_cfg is missing"):
-        load_backbone(str(folder))
-    config.write_text(whole_config.replace('"layers"', '"mlp_ratio": "x", "layers"'))
-    with pytest.raises(UserError, match="cannot build it"):
         load_backbone(str(folder))
 
 
@@ -153,13 +123,12 @@ def test_damaged_or_foreign_weights_are_named(tiny_clip: Backbone, tmp_path: Pat
         (("preprocess_cfg", "resize_mode"), ["shortest"]),
         (("model_cfg", "vision_cfg", "layers"), 2**31),
         (("model_cfg", "text_cfg", "width"), None),
+        (("model_cfg", "vision_cfg", "mlp_ratio"), "x"),
         (("model_cfg",), "[" * 5_000),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
 )
-def test_a_folder_with_a_senseless_config_is_refused_in_a_sentence(
-    tmp_path: Path, place: Any, value: Any
-) -> None:
+def test_a_folder_with_an_invalid_config_is_refused(tmp_path: Path, place: Any, value: Any) -> None:
     folder = write_fixed_backbone(tmp_path / "model")
     file = folder / "open_clip_config.json"
     config = json.loads(file.read_text())
@@ -173,23 +142,15 @@ def test_a_folder_with_a_senseless_config_is_refused_in_a_sentence(
     assert len(str(caught.value)) < 600
 
 
-def test_names_that_alone_say_which_weights(
+def test_published_names_determine_the_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "ViT-L-14" / "openai").mkdir(parents=True)
+    (tmp_path / "ViT-L-14" / "openai").mkdir(parents=True)  # a folder hides the published weights
     for name in ("pocket", "ViT-B-16/openai", "ViT-B-16-quickgelu/openai", f"{SMALL}/none"):
         assert is_published(name), name
-    for name in (
-        "ViT-L-14/openai",
-        "ViT-B-16/mine",
-        "ViT-B-16/a.safetensors",
-        "none",
-        "x/none",
-        "hf-hub:a/b",
-        ".",
-        "",
-    ):
+    others = ["ViT-L-14/openai", "ViT-B-16/mine", "ViT-B-16/a.safetensors", "none", "x/none"]
+    for name in [*others, "hf-hub:a/b", ".", ""]:
         assert not is_published(name), name
 
 
@@ -197,119 +158,30 @@ def test_a_run_depends_on_transform_and_tokenizer_too(tiny_clip: Backbone) -> No
     assert identity_of(replace(tiny_clip)) == identity_of(tiny_clip) != tiny_clip.digest
     assert identity_of(replace(tiny_clip, mean=(0.1, 0.1, 0.1))) != identity_of(tiny_clip)
     assert identity_of(replace(tiny_clip, tokenizer_digest="0")) != identity_of(tiny_clip)
-    published = replace(tiny_clip, name="pocket")
-    assert (
-        identity_of(published)
-        == identity_of(replace(published, mean=(0.1, 0.1, 0.1)))
-        == tiny_clip.digest
-    )
-
-
-__all__ = ["built_model", "model"]  # fixtures
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the hub, and no network."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    return tmp_path
-
-
-def test_cached_repository_needs_no_network(tiny_clip, cache: Path) -> None:
-    repository, revision = cache / "models--someone--tiny", "0" * 40
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text(revision)
-    shutil.copytree(tiny_clip.name, repository / "snapshots" / revision)
-    backbone = load_backbone("hf-hub:someone/tiny")
-    assert (backbone.name, backbone.digest) == ("hf-hub:someone/tiny", tiny_clip.digest)
-    assert fetch("someone/tiny", "open_clip_model.safetensors").is_file()
+    for published in (
+        replace(tiny_clip, name="pocket"),
+        replace(tiny_clip, name="pocket", mean=(0.1, 0.1, 0.1)),
+    ):
+        assert identity_of(published) == tiny_clip.digest
 
 
 @pytest.mark.parametrize("name", ["hf-hub:someone/tiny", "ViT-B-16/openai"])
-def test_without_network_one_sentence_says_what_to_do(name: str, cache: Path) -> None:
+def test_without_network_the_message_names_an_alternative(name: str, empty_hub: Path) -> None:
     with pytest.raises(UserError, match=r"cannot be reached .*pocket"):
         load_backbone(name)
-
-
-# ---- hostile repositories ----
-
-
-@pytest.fixture
-def hub(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The snapshot of `somebody/model`, each file a link to a blob, as the hub's own library makes
-    them."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    vision(model, timm_model_name="vit_small_patch16_224")
-    text(model, hf_tokenizer_name="somebody/model", hf_model_name=None, heads=3, width=48)
-    return write_hub_cache(model, tmp_path / "cache" / "models--somebody--model")
-
-
-def test_a_snapshot_of_links_is_read(tiny_clip: Backbone, cache: Path) -> None:
-    snapshot = write_hub_cache(Path(tiny_clip.name), cache / "models--somebody--clip")
-    assert (snapshot / CONFIG).is_symlink()
-    for name in ("hf-hub:somebody/clip", str(snapshot)):
-        found = load_backbone(name)
-        assert (found.digest, found.tokenizer_digest) == (
-            tiny_clip.digest,
-            tiny_clip.tokenizer_digest,
-        )
-
-
-def test_code_in_a_repository_does_not_run(hub: Path) -> None:
-    edit_json(hub / TOKENIZER, lambda config: config | {"auto_map": MALICIOUS})
-    text(hub, tokenizer_kwargs={"trust_remote_code": True})
-    write_payload(hub)
-    assert_refused("hf-hub:somebody/model", r"evil\.py is code")
-    (hub / "evil.py").unlink()
-    assert_refused("hf-hub:somebody/model", "its field 'trust_remote_code' asks to run code")
-    text(hub, tokenizer_kwargs={})
-    assert_refused("hf-hub:somebody/model", "its field 'auto_map' asks to run code")
-
-
-@pytest.mark.parametrize("name", ["somebody/tokenizer", "../../evil", "model", "/etc"])
-def test_a_repository_does_not_lead_to_another_one(hub: Path, tmp_path: Path, name: str) -> None:
-    write_hub_cache(tmp_path / "model", tmp_path / "cache" / "models--somebody--tokenizer")
-    text(hub, hf_tokenizer_name=name)
-    assert_refused("hf-hub:somebody/model", "hf_tokenizer_name leads out of the repository, to")
-
-
-def test_the_tokenizer_that_open_clip_itself_takes_is_checked_too(
-    hub: Path, tmp_path: Path
-) -> None:
-    other = write_hub_cache(
-        tmp_path / "model", tmp_path / "cache" / "models--timm--ViT-B-16-SigLIP"
-    )
-    text(hub, hf_tokenizer_name="timm/ViT-B-16-SigLIP")
-    edit_json(other / TOKENIZER, lambda config: config | {"auto_map": MALICIOUS})
-    assert_refused("hf-hub:somebody/model", "SigLIP/.+ its field 'auto_map' asks to run code")
-
-
-def test_a_link_from_a_snapshot_to_elsewhere_is_refused(hub: Path, tmp_path: Path) -> None:
-    (hub / TOKENIZER).unlink()
-    os.symlink(tmp_path / "model" / TOKENIZER, hub / TOKENIZER)
-    assert_refused("hf-hub:somebody/model", f"{TOKENIZER} leads out of its folder")
 
 
 CPU = torch.device("cpu")
 
 
-def test_a_published_name_is_loaded_once_while_somebody_holds_it(
+def test_a_published_backbone_is_loaded_once_while_it_is_in_use(
     monkeypatch: pytest.MonkeyPatch, tiny_clip: Backbone
 ) -> None:
     loaded: list[str] = []
 
     def load(name: str) -> Backbone:
         loaded.append(name)
-        return Backbone(
-            name,
-            tiny_clip.model,
-            tiny_clip.preprocess,
-            tiny_clip.tokenizer,
-            32,
-            (0, 0, 0),
-            (1, 1, 1),
-        )
+        return replace(tiny_clip, name=name)
 
     monkeypatch.setattr("rmadapter.backbones.load.load_backbone", load)
     first = shared("ViT-B-32/none", CPU)
@@ -323,15 +195,10 @@ def test_a_published_name_is_loaded_once_while_somebody_holds_it(
     assert len(loaded) == 3
 
 
-def test_a_folder_may_have_changed_and_is_read_again_but_for_a_known_digest(
-    tiny_clip: Backbone,
-) -> None:
+def test_a_folder_is_read_again_except_for_a_known_digest(tiny_clip: Backbone) -> None:
     first = shared(tiny_clip.name, CPU)
     second = shared(tiny_clip.name, CPU)
     assert second is not first
     assert again(tiny_clip.name, tiny_clip.digest, CPU) is second
-
-
-def test_other_weights_are_refused(tiny_clip: Backbone) -> None:
     with pytest.raises(UserError, match=r"\(0{12}\).* has other weights"):
         again(tiny_clip.name, "0" * 64, CPU)

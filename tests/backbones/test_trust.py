@@ -1,34 +1,85 @@
-"""Folders that try to run code, or lead elsewhere: refused in a sentence, and no payload ran
-(`evil_models.model`)."""
+"""Folders and hub repositories that try to run code or lead elsewhere: refused in one sentence,
+before anything of theirs runs.
+
+The code in them would leave a file behind.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
-from rmadapter.backbones import load_backbone
-from tests.helpers.malicious_models import (
-    CONFIG,
-    MALICIOUS,
-    TOKENIZER,
-    add_fields,
-    assert_refused,
-    built_model,
-    edit_json,
-    model,
-    text,
-    vision,
-    write_payload,
-)
-from tests.helpers.models import SIZE
+from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.backbones.load import fetch
+from rmadapter.errors import UserError
+from tests.helpers.models import SIZE, write_timm_bert
 
-__all__ = ["built_model", "model"]  # fixtures
+CONFIG, TOKENIZER, BERT = "open_clip_config.json", "tokenizer_config.json", "bert/config.json"
+MALICIOUS = {
+    "AutoTokenizer": ["evil.Evil"] * 2,
+    "AutoConfig": "evil.Evil",
+    "AutoModel": "evil.Evil",
+}
+TRUST = {"tokenizer_kwargs": {"trust_remote_code": True}}
+PAYLOAD = b"""import os
+from transformers import BertTokenizer
+open(os.environ['MARKER'], 'w').close()
+class Evil(BertTokenizer): pass
+"""
+
+
+@pytest.fixture(scope="session")
+def built_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_timm_bert(tmp_path_factory.mktemp("built") / "model")
+
+
+@pytest.fixture
+def model(built_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy at `model` in the working folder, no network, and a user who agrees to all. The
+    payload must not run."""
+    folder = Path(shutil.copytree(built_model, tmp_path / "model"))
+    config = (folder / CONFIG).read_text()
+    (folder / CONFIG).write_text(config.replace(str(built_model), str(folder)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setenv("MARKER", str(tmp_path / "ran"))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # transformers asks before it runs code
+    yield folder
+    assert not (tmp_path / "ran").exists(), "the payload ran"
+
+
+def edit_json(file: Path, edit: Callable[[Any], object]) -> None:
+    """Change a JSON file; `edit` changes its content in place."""
+    content = json.loads(file.read_text())
+    edit(content)
+    file.write_text(json.dumps(content))
+
+
+def text(folder: Path, **fields: Any) -> None:
+    edit_json(folder / CONFIG, lambda config: config["model_cfg"]["text_cfg"].update(fields))
+
+
+def vision(folder: Path, **fields: Any) -> None:
+    edit_json(folder / CONFIG, lambda config: config["model_cfg"]["vision_cfg"].update(fields))
+
+
+def add_fields(file: Path, **fields: Any) -> None:
+    edit_json(file, lambda content: content.update(fields))
+
+
+def assert_refused(name: object, named: str) -> None:
+    with pytest.raises(UserError, match=named) as caught:
+        load_backbone(str(name))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 800
 
 
 def test_a_folder_without_any_of_it_is_read(model: Path) -> None:
@@ -43,111 +94,70 @@ def test_a_folder_without_any_of_it_is_read(model: Path) -> None:
 
 # ---- code ----
 
-
-def by_tokenizer_settings(folder: Path) -> None:
-    text(folder, tokenizer_kwargs={"trust_remote_code": True})
-    add_fields(folder, TOKENIZER, auto_map=MALICIOUS)
-    write_payload(folder)
-
-
-def by_tokenizer_settings_alone(folder: Path) -> None:
-    text(folder, tokenizer_kwargs={"trust_remote_code": True})
-
-
-def by_the_tokenizers_configuration(folder: Path) -> None:
-    add_fields(folder, TOKENIZER, auto_map=MALICIOUS, tokenizer_class="Evil")
-    write_payload(folder)
-
-
-def by_the_tokenizers_configuration_and_another_repository(folder: Path) -> None:
-    add_fields(folder, TOKENIZER, auto_map={"AutoTokenizer": ["somebody/code--evil.Evil", None]})
-
-
-def by_the_text_encoders_configuration(folder: Path) -> None:
-    add_fields(folder, "bert/config.json", auto_map=MALICIOUS, model_type="evil")
-    write_payload(folder / "bert")
-
-
-def by_a_list(folder: Path) -> None:
-    add_fields(folder, TOKENIZER, auto_map=["evil.Evil", None])
-
-
-def by_a_class_that_loads_models(folder: Path) -> None:
-    add_fields(folder, TOKENIZER, tokenizer_class="AutoModel")
-
-
-def by_a_kernel_from_the_hub(folder: Path) -> None:
-    add_fields(folder, "bert/config.json", attn_implementation="somebody/kernel")
-
-
-def by_a_kernel_under_its_inner_name(folder: Path) -> None:
-    add_fields(folder, "bert/config.json", _attn_implementation_internal="somebody/kernel")
-
-
-def deep_in_a_file(folder: Path) -> None:
-    (folder / "vit" / "more.json").write_text(json.dumps({"a": [{"b": {"auto_map": MALICIOUS}}]}))
-
-
-def by_an_encoder_that_builds_others(folder: Path) -> None:
-    add_fields(
-        folder, "bert/config.json", model_type="timm_wrapper", architecture="hf-hub:somebody/else"
-    )
-
-
-def by_a_python_file(folder: Path) -> None:
-    write_payload(folder)
+ASKS = "asks to run code"
+# what the folder then holds: fields to add to a file, or a file's content; what the message names
+ATTACKS: dict[str, tuple[dict[str, dict[str, Any] | bytes], str]] = {
+    "a tokenizer setting and a module": (
+        {CONFIG: TRUST, TOKENIZER: {"auto_map": MALICIOUS}, "evil.py": PAYLOAD},
+        r"evil\.py is code, which a model folder may not hold",
+    ),
+    "a tokenizer setting": (
+        {CONFIG: TRUST},
+        rf"open_clip_config\.json: its field 'trust_remote_code' {ASKS}",
+    ),
+    "the tokenizer's configuration": (
+        {TOKENIZER: {"auto_map": MALICIOUS, "tokenizer_class": "Evil"}, "evil.py": PAYLOAD},
+        rf"evil\.py is code|tokenizer_config\.json: its field .* {ASKS}",
+    ),
+    "another repository": (
+        {TOKENIZER: {"auto_map": {"AutoTokenizer": ["somebody/code--evil.Evil", None]}}},
+        rf"tokenizer_config\.json: its field .* {ASKS}",
+    ),
+    "the text encoder's configuration": (
+        {BERT: {"auto_map": MALICIOUS, "model_type": "evil"}, "bert/evil.py": PAYLOAD},
+        rf"config\.json: its field 'auto_map' {ASKS}|is code",
+    ),
+    "a list": ({TOKENIZER: {"auto_map": ["evil.Evil", None]}}, f"its field 'auto_map' {ASKS}"),
+    "a class that loads models": (
+        {TOKENIZER: {"tokenizer_class": "AutoModel"}},
+        f"its field 'tokenizer_class' {ASKS}",
+    ),
+    "a kernel of the hub": (
+        {BERT: {"attn_implementation": "somebody/kernel"}},
+        f"its field 'attn_implementation' {ASKS}",
+    ),
+    "a kernel under its internal name": (
+        {BERT: {"_attn_implementation_internal": "somebody/kernel"}},
+        f"its field '_attn_implementation_internal' {ASKS}",
+    ),
+    "deep in a file": (
+        {"vit/more.json": json.dumps({"a": [{"b": {"auto_map": MALICIOUS}}]}).encode()},
+        rf"more\.json: its field 'auto_map' {ASKS}",
+    ),
+    "an encoder that builds others": (
+        {BERT: {"model_type": "timm_wrapper", "architecture": "hf-hub:somebody/else"}},
+        "model_type 'timm_wrapper' is not a text encoder; known are roberta, ",
+    ),
+    "a Python file": ({"evil.py": PAYLOAD}, r"evil\.py is code"),
+    "a library": ({"vit/fast.SO": b"\x7fELF"}, r"fast\.SO is code"),
+    "a pickle": (
+        {"bert/pytorch_model.bin": b"\x80\x04N."},
+        r"pytorch_model\.bin is a pickle, which is never read",
+    ),
+}
 
 
-def by_a_library(folder: Path) -> None:
-    (folder / "vit" / "fast.SO").write_bytes(b"\x7fELF")
-
-
-def by_a_pickle(folder: Path) -> None:
-    (folder / "bert" / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
-
-
-@pytest.mark.parametrize(
-    ("attack", "words"),
-    [
-        (by_tokenizer_settings, r"evil\.py is code, which a model folder may not hold"),
-        (
-            by_tokenizer_settings_alone,
-            r"open_clip_config\.json: its field 'trust_remote_code' asks to run code",
-        ),
-        (
-            by_the_tokenizers_configuration,
-            r"evil\.py is code|tokenizer_config\.json: its field .* asks to run code",
-        ),
-        (
-            by_the_tokenizers_configuration_and_another_repository,
-            r"tokenizer_config\.json: its field .* asks to run code",
-        ),
-        (
-            by_the_text_encoders_configuration,
-            r"config\.json: its field 'auto_map' asks to run code|is code",
-        ),
-        (by_a_list, "its field 'auto_map' asks to run code"),
-        (by_a_class_that_loads_models, "its field 'tokenizer_class' asks to run code"),
-        (by_a_kernel_from_the_hub, "its field 'attn_implementation' asks to run code"),
-        (
-            by_a_kernel_under_its_inner_name,
-            "its field '_attn_implementation_internal' asks to run code",
-        ),
-        (deep_in_a_file, r"more\.json: its field 'auto_map' asks to run code"),
-        (
-            by_an_encoder_that_builds_others,
-            "model_type 'timm_wrapper' is not a text encoder; known are roberta, ",
-        ),
-        (by_a_python_file, r"evil\.py is code"),
-        (by_a_library, r"fast\.SO is code"),
-        (by_a_pickle, r"pytorch_model\.bin is a pickle, which is never read"),
-    ],
-)
-def test_code_is_refused_and_does_not_run(
-    model: Path, attack: Callable[[Path], None], words: str
-) -> None:
-    attack(model)
-    assert_refused(model, words)
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_code_is_refused_and_does_not_run(model: Path, attack: str) -> None:
+    files, named = ATTACKS[attack]
+    for name, content in files.items():
+        if isinstance(content, bytes):
+            (model / name).write_bytes(content)
+        elif name == CONFIG:
+            text(model, **content)
+        else:
+            add_fields(model / name, **content)
+    assert_refused(model, named)
 
 
 # ---- ways out of the folder ----
@@ -204,8 +214,8 @@ def test_relative_names_that_stay_inside_are_read(model: Path) -> None:
 
 
 def test_a_folder_here_is_not_read_in_place_of_the_hubs(model: Path, tmp_path: Path) -> None:
-    add_fields(model, "bert/config.json", auto_map=MALICIOUS, model_type="evil")
-    write_payload(model / "bert")
+    add_fields(model / BERT, auto_map=MALICIOUS, model_type="evil")
+    (model / "bert/evil.py").write_bytes(PAYLOAD)
     (model / "bert").rename(tmp_path / "roberta-base")
     assert_refused(
         "roberta-ViT-B-32/none", "roberta-base would be read instead of the hub's 'roberta-base'"
@@ -236,7 +246,7 @@ def test_a_config_that_is_no_table(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "fields", "words"),
+    ("place", "fields", "named"),
     [
         ((), {"pretrained": "x"}, "'pretrained' is not a field"),
         (
@@ -274,20 +284,93 @@ def test_a_config_that_is_no_table(model: Path) -> None:
     ],
 )
 def test_fields_that_open_clip_does_not_have_are_refused(
-    model: Path, place: tuple[str, ...], fields: dict[str, Any], words: str
+    model: Path, place: tuple[str, ...], fields: dict[str, Any], named: str
 ) -> None:
-    def more(config: Any) -> Any:
-        table = config
+    def add(config: Any) -> None:
         for name in place:
-            table = table[name]
-        table |= fields
-        return config
+            config = config[name]
+        config |= fields
 
-    edit_json(model / CONFIG, more)
-    assert_refused(model, words)
+    edit_json(model / CONFIG, add)
+    assert_refused(model, named)
 
 
 @pytest.mark.parametrize("content", ["{", "[" * 100_000, "\ufeff{}", '"\ud800"'])
 def test_files_that_are_no_json_are_refused(model: Path, content: str) -> None:
     (model / "more.json").write_bytes(content.encode("utf-8", "surrogatepass"))
     assert_refused(model, r"more\.json: not readable JSON")
+
+
+# ---- hostile repositories on the hub ----
+
+
+def write_hub_cache(folder: Path, repository: Path) -> Path:
+    """Write a repository of the hub's cache, each file a link to a blob, as its library does."""
+    revision = "0" * 40
+    snapshot = repository / "snapshots" / revision
+    for file in [file for file in folder.rglob("*") if file.is_file()]:
+        name = file.relative_to(folder)
+        blob, link = repository / "blobs" / "-".join(name.parts), snapshot / name
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, blob)
+        os.symlink(os.path.relpath(blob, link.parent), link)
+    (repository / "refs").mkdir(exist_ok=True)
+    (repository / "refs" / "main").write_text(revision)
+    return snapshot
+
+
+HUB_MODEL = "hf-hub:somebody/model"
+
+
+@pytest.fixture
+def hub(model: Path, empty_hub: Path) -> Path:
+    """The snapshot of `somebody/model`."""
+    vision(model, timm_model_name="vit_small_patch16_224")
+    text(model, hf_tokenizer_name="somebody/model", hf_model_name=None, heads=3, width=48)
+    return write_hub_cache(model, empty_hub / "models--somebody--model")
+
+
+def test_a_snapshot_of_links_is_read(tiny_clip: Backbone, empty_hub: Path) -> None:
+    """Also without a network."""
+    snapshot = write_hub_cache(Path(tiny_clip.name), empty_hub / "models--somebody--clip")
+    assert (snapshot / CONFIG).is_symlink()
+    assert fetch("somebody/clip", "open_clip_model.safetensors").is_file()
+    for name in ("hf-hub:somebody/clip", str(snapshot)):
+        backbone = load_backbone(name)
+        assert backbone.name == name
+        assert backbone.digest == tiny_clip.digest
+        assert backbone.tokenizer_digest == tiny_clip.tokenizer_digest
+
+
+def test_code_in_a_repository_does_not_run(hub: Path) -> None:
+    add_fields(hub / TOKENIZER, auto_map=MALICIOUS)
+    text(hub, **TRUST)
+    (hub / "evil.py").write_bytes(PAYLOAD)
+    assert_refused(HUB_MODEL, r"evil\.py is code")
+    (hub / "evil.py").unlink()
+    assert_refused(HUB_MODEL, f"its field 'trust_remote_code' {ASKS}")
+    text(hub, tokenizer_kwargs={})
+    assert_refused(HUB_MODEL, f"its field 'auto_map' {ASKS}")
+
+
+@pytest.mark.parametrize("name", ["somebody/tokenizer", "../../evil", "model", "/etc"])
+def test_a_repository_does_not_lead_to_another_one(hub: Path, empty_hub: Path, name: str) -> None:
+    write_hub_cache(empty_hub.parent / "model", empty_hub / "models--somebody--tokenizer")
+    text(hub, hf_tokenizer_name=name)
+    assert_refused(HUB_MODEL, "hf_tokenizer_name leads out of the repository, to")
+
+
+def test_the_tokenizer_that_open_clip_itself_takes_is_checked_too(
+    hub: Path, empty_hub: Path
+) -> None:
+    other = write_hub_cache(empty_hub.parent / "model", empty_hub / "models--timm--ViT-B-16-SigLIP")
+    text(hub, hf_tokenizer_name="timm/ViT-B-16-SigLIP")
+    add_fields(other / TOKENIZER, auto_map=MALICIOUS)
+    assert_refused(HUB_MODEL, f"SigLIP/.+ its field 'auto_map' {ASKS}")
+
+
+def test_a_link_from_a_snapshot_to_elsewhere_is_refused(hub: Path, tmp_path: Path) -> None:
+    (hub / TOKENIZER).unlink()
+    os.symlink(tmp_path / "model" / TOKENIZER, hub / TOKENIZER)
+    assert_refused(HUB_MODEL, f"{TOKENIZER} leads out of its folder")

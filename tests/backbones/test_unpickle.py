@@ -1,5 +1,4 @@
-"""Hostile and damaged pickles: nothing in them runs, nothing is left behind, and one sentence says
-why."""
+"""Hostile and damaged pickles: nothing in them runs, and they leave nothing behind."""
 
 from __future__ import annotations
 
@@ -37,17 +36,12 @@ class Runs:
 
 
 def archive(data: bytes, *, compressed: bool = False, **records: bytes) -> bytes:
-    """As torch.save writes one, of a pickle and storages."""
+    """Return an archive like those of torch.save, of a pickle and storages."""
     file = io.BytesIO()
-    with zipfile.ZipFile(
-        file, "w", zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
-    ) as zipped:
-        for name, content in {
-            "data.pkl": data,
-            "version": b"3\n",
-            "byteorder": b"little",
-            **records,
-        }.items():
+    files = {"data.pkl": data, "version": b"3\n", "byteorder": b"little", **records}
+    kind = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
+    with zipfile.ZipFile(file, "w", kind) as zipped:
+        for name, content in files.items():
             zipped.writestr(f"a/{name}", content)
     return file.getvalue()
 
@@ -67,12 +61,11 @@ def nested(depth: int) -> bytes:
     return b"\x80\x02" + b"]" * depth + b"a" * (depth - 1) + b"."
 
 
-def laughing(levels: int) -> bytes:
-    """Lists of the list before, twice: small, and of 2^levels parts for whoever visits all."""
+def doubled(levels: int) -> bytes:
+    """Pickle a list that holds a list twice, and so on: small, but 2^levels parts to visit."""
     lines = [b"\x80\x02]q\x00"]
-    lines += [
-        b"](h" + bytes([i]) + b"h" + bytes([i]) + b"eq" + bytes([i + 1]) for i in range(levels)
-    ]
+    for i in range(levels):
+        lines.append(b"](h" + bytes([i]) + b"h" + bytes([i]) + b"eq" + bytes([i + 1]))
     return b"".join(lines) + b"."
 
 
@@ -108,7 +101,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], bytes], str]] = {
         lambda m: archive(b"\x80\x02}.", compressed=True, **{"data/0": bytes(1 << 27)}),
         "unpacks to far more"),
     "very deep": (lambda m: archive(nested(100_000)), "no table of weights, but a list"),
-    "exponentially many": (lambda m: archive(laughing(200)), "no table of weights, but a list"),
+    "exponentially many": (lambda m: archive(doubled(200)), "no table of weights, but a list"),
     "a long text": (
         lambda m: archive(b"\x80\x02X" + struct.pack("<I", 0xFFFFFFF0) + b"."), CANNOT),
     "names that are not text": (lambda m: saved({1: torch.zeros(1)}), "names that are not text"),
@@ -125,9 +118,9 @@ HOSTILE: dict[str, tuple[Callable[[Path], bytes], str]] = {
 )
 def test_nothing_runs_and_nothing_is_left(kind: str, tmp_path: Path) -> None:
     marker, file = tmp_path / "ran", tmp_path / "weights.pt"
-    make, told = HOSTILE[kind]
+    make, named = HOSTILE[kind]
     file.write_bytes(make(marker))
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=named) as caught:
         convert(file, NAME, tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
@@ -135,25 +128,30 @@ def test_nothing_runs_and_nothing_is_left(kind: str, tmp_path: Path) -> None:
 
 
 def test_the_payload_of_these_tests_works(tmp_path: Path) -> None:
-    """So that the test above can fail: opened as pickles are, it runs."""
+    """The test above can fail: opened by pickle, the payload runs."""
     pickle.loads(pickle.dumps(Runs(os.system, command(tmp_path / "ran")), 2))
     assert (tmp_path / "ran").exists()
 
 
-def test_a_reader_that_never_ends_is_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("code", "named"),
+    [
+        ("import time; time.sleep(1000)", "was not read within 1 seconds"),
+        ("import os; os.abort()", "ended the process that read it"),
+        ("import os; os._exit(3)", "tried to do more than be read and was stopped; delete it"),
+    ],
+)
+def test_a_reader_that_never_ends_or_is_stopped_names_the_file(
+    code: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    endless = tmp_path / "endless.py"
-    endless.write_text("import time\ntime.sleep(1000)")
+    reader = tmp_path / "reader.py"
+    reader.write_text(code)
     (tmp_path / "weights.pt").write_bytes(WHOLE)
-    monkeypatch.setattr(unpickle, "__file__", str(endless))
+    monkeypatch.setattr(unpickle, "__file__", str(reader))
     monkeypatch.setattr(converting, "SECONDS", 1)
-    with pytest.raises(UserError, match="was not read within 1 seconds"):
+    with pytest.raises(UserError, match=rf"weights\.pt: {named}"):
         convert(tmp_path / "weights.pt", NAME, tmp_path / "out")
-    endless.write_text("import os\nos.abort()")
-    with pytest.raises(UserError, match="ended the process that read it"):
-        convert(tmp_path / "weights.pt", NAME, tmp_path / "out")
-    assert {path.name for path in tmp_path.iterdir()} == {"weights.pt", "endless.py"}
+    assert {path.name for path in tmp_path.iterdir()} == {"weights.pt", "reader.py"}
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
@@ -163,7 +161,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def confined(code: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    """Python code after the bounds that stand around the reader."""
+    """Run Python code under the limits of the reader."""
     start = "from rmadapter.backbones import unpickle\nimport os, pickle, socket, subprocess, sys\n"
     script = f"{start}unpickle.limit(1000, 5)\nunpickle.watch()\n{code}"
     return subprocess.run(
@@ -187,7 +185,7 @@ def confined(code: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
         "pickle.loads(pickle.dumps(os.system, 2))",
     ],
 )
-def test_whatever_gets_through_all_the_same_ends_the_process(code: str, tmp_path: Path) -> None:
+def test_code_that_does_more_than_read_ends_the_process(code: str, tmp_path: Path) -> None:
     (tmp_path / "there").touch()
     done = confined(f"{code}\nprint('went on')", tmp_path)
     assert (done.returncode, done.stdout) == (3, "")
@@ -201,9 +199,5 @@ def test_whatever_gets_through_all_the_same_ends_the_process(code: str, tmp_path
 def test_memory_and_time_are_bounded(tmp_path: Path) -> None:
     assert "MemoryError" in confined("bytes(3 << 30)", tmp_path).stderr
     assert confined("print(len(bytes(1 << 29)))", tmp_path).stdout == f"{1 << 29}\n"
-    assert (
-        confined(
-            "import resource; print(resource.getrlimit(resource.RLIMIT_CPU)[0])", tmp_path
-        ).stdout
-        == "5\n"
-    )
+    code = "import resource; print(resource.getrlimit(resource.RLIMIT_CPU)[0])"
+    assert confined(code, tmp_path).stdout == "5\n"
