@@ -19,7 +19,7 @@ from PIL import ImageFilter
 from studies import Lines, append_lines, make_parser, markdown, read_lines
 
 from rmadapter.artifacts.predictions import nearest
-from rmadapter.curate import checks
+from rmadapter.curate.suspects import NEIGHBOURS, measure, odd_reasons, outliers
 from rmadapter.data.decode import load_image
 from rmadapter.data.duplicates import groups
 from rmadapter.data.read import ImageSet
@@ -36,12 +36,12 @@ KINDS = ("blurred", "one colour", "tiny")
 
 def blurred(images: ImageSet, measured: np.ndarray, radius: float, seed: int) -> float:
     """Return the share of blurred images that are called so among the others. measured: from
-    `checks.measure`."""
+    `measure`."""
     rows = random.Random(seed).sample(range(len(images)), round(BLURRED * len(images)))
     blur = ImageFilter.GaussianBlur(radius)
     changed = measured.copy()
-    changed[rows] = checks.measure([load_image(images.images[i]).filter(blur) for i in rows])
-    reasons = checks.odd(changed)
+    changed[rows] = measure([load_image(images.images[i]).filter(blur) for i in rows])
+    reasons = odd_reasons(changed)
     return fmean("blurred" in reasons[i] for i in rows)
 
 
@@ -53,8 +53,8 @@ def strangers(features: np.ndarray, together: np.ndarray, others: np.ndarray, se
     rows = random.Random(seed).sample(range(len(others)), count)
     every = np.concatenate([features, others[rows]])
     apart = np.concatenate([together, together.max() + 1 + np.arange(count)])
-    near = nearest(every, count=checks.NEIGHBOURS, groups=apart)
-    return float(checks.outliers(near.cosines)[-count:].mean())
+    near = nearest(every, count=NEIGHBOURS, groups=apart)
+    return float(outliers(near.cosines)[-count:].mean())
 
 
 def table(lines: Lines) -> str:
@@ -91,9 +91,9 @@ def main() -> None:
             continue
         _, others = read(other)
         images, features = read(data)
-        measured = checks.measure(images.images)
+        measured = measure(images.images)
         together = groups(images.looks(), images.groups)
-        reasons = checks.odd(measured)
+        reasons = odd_reasons(measured)
         odd = {kind: round(fmean(kind in each for each in reasons), 4) for kind in KINDS}
         for seed in seeds:
             found = {str(r): round(blurred(images, measured, r, seed), 4) for r in RADII}

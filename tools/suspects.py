@@ -26,7 +26,7 @@ import numpy as np
 from studies import CHOOSE, REPORT, Lines, append_lines, make_parser, markdown, read_lines
 
 from rmadapter.artifacts.predictions import Nearest, nearest
-from rmadapter.curate import checks
+from rmadapter.curate.suspects import NEIGHBOURS, confident, logit_margin
 from rmadapter.data.duplicates import groups
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.methods.zero_shot import ZeroShot
@@ -81,7 +81,7 @@ def margin(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 RULES: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "self-confidence": self_confidence, "margin": margin, "logit margin": checks.logit_margin,
+    "self-confidence": self_confidence, "margin": margin, "logit margin": logit_margin,
 }  # fmt: skip
 
 
@@ -156,7 +156,7 @@ class Study:
         classes = len(self.images.classes)
         target = self.target if kind == "confusable" else None
         labels = flipped(true, target, share, classes, seed)
-        near = nearest(self.features, count=checks.NEIGHBOURS, groups=self.together)
+        near = nearest(self.features, count=NEIGHBOURS, groups=self.together)
         tables = {"neighbours": votes(near, labels, classes)}
         for name, strength in zip(PROBES, STRENGTHS, strict=True):
             probe = LinearProbe(search_steps=0, C=strength)
@@ -168,8 +168,8 @@ class Study:
         scores |= score_rules(tables, labels)
         flags = {}
         for name in PROBES:
-            confident = checks.confident(tables[name], labels)
-            flags[name] = precision_recall((confident >= 0) & (confident != labels), wrong)
+            better = confident(tables[name], labels)
+            flags[name] = precision_recall((better >= 0) & (better != labels), wrong)
             theirs, mask = cleanlab(tables[name], labels)
             scores |= {f"cleanlab, {name}, {rule}": score for rule, score in theirs.items()}
             if mask is not None:

@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 import suggest
 
-from rmadapter.curate import suggest as propose
-from rmadapter.curate.acquisition import FIRST, NEXT
+from rmadapter.curate.suggest import DEFAULT_FIRST, DEFAULT_NEXT, FIRST, NEXT
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "suggest.md").read_text(encoding="utf-8")
 LINES = [
     json.loads(line) for line in (DOCS / "results/suggest.jsonl").read_text("utf-8").splitlines()
 ]
-PRODUCT = {"next": propose.DEFAULT_NEXT, "first": propose.DEFAULT_FIRST}
+PRODUCT = {"next": DEFAULT_NEXT, "first": DEFAULT_FIRST}
 
 
 def test_every_line_is_there_once_and_of_one_backbone() -> None:

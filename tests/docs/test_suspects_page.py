@@ -9,8 +9,7 @@ from pathlib import Path
 
 import suspects
 
-from rmadapter.curate import checks
-from rmadapter.curate.suspects import PROBE
+from rmadapter.curate.suspects import NEIGHBOURS, PROBE
 from rmadapter.runs.folds import FOLDS
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -44,4 +43,4 @@ def test_the_tables_are_those_of_the_lines() -> None:
 def test_the_product_has_the_rule_that_was_chosen() -> None:
     assert suspects.best(LINES) == f"probe {PROBE['C']:g}, logit margin"
     assert FOLDS == 4
-    assert checks.NEIGHBOURS == 10
+    assert NEIGHBOURS == 10

@@ -7,7 +7,7 @@ import numpy as np
 import odd_images
 from PIL import Image
 
-from rmadapter.curate import checks
+from rmadapter.curate.suspects import measure
 from rmadapter.data.read import ImageSet
 
 
@@ -17,7 +17,7 @@ def test_noise_that_is_blurred_is_found_and_as_it_is_not() -> None:
         Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)) for _ in range(40)
     )
     images = ImageSet(noise, (0,) * 40, ("a",))
-    measured = checks.measure(noise)
+    measured = measure(noise)
     assert odd_images.blurred(images, measured, 4, seed=1) == 1
     assert odd_images.blurred(images, measured, 0, seed=1) == 0
 
