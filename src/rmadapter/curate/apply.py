@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rmadapter.curate.suspects import image_cell, label_cell, training
-from rmadapter.data.archives import is_packed
 from rmadapter.data.formats.base import CLASSNAMES, SPLITS, Row, Rows
-from rmadapter.data.formats.registry import open_source
+from rmadapter.data.formats.registry import open_source, source_folder
 from rmadapter.data.formats.tables import read_rows
 from rmadapter.data.names import beside_splits, classnames_json
 from rmadapter.errors import UserError, did_you_mean, quoted
@@ -48,7 +47,8 @@ def cleaned_name(
     """Return a name for the cleaned copy of a data set that `apply_decisions` accepts."""
     path = user_path(data)
     root, splits = open_source(path, outside, columns)[:2]
-    name = "CLEAN" if _has_class_folders(root if is_packed(path) else path, splits) else "CLEAN.csv"
+    home = source_folder(path, root)
+    name = "CLEAN" if _has_class_folders(home, splits) else "CLEAN.csv"
     whole = path.resolve()
     # nothing may be written within the data
     is_within = path.is_dir() and Path.cwd().is_relative_to(whole)
@@ -71,7 +71,7 @@ def apply_decisions(
     """
     path, target = user_path(data), user_path(out)
     root, source_splits = open_source(path, outside, columns)[:2]
-    home = root if is_packed(path) else path
+    home = source_folder(path, root)
     copies_folders = _has_class_folders(home, source_splits)
     names = classnames_json(root, beside_splits(home, source_splits))
     _check_target(path, target, copies_folders)

@@ -99,6 +99,12 @@ def open_source(
     return known.read(path, ReadOptions(outside, columns, crops))
 
 
+def source_folder(path: Path, root: Path) -> Path:
+    """Return what has the data's folders: the path itself, or for an archive `root`, the folder of
+    its images, which `open_source` has unpacked."""
+    return root if isinstance(find_format(path), _Archive) else path
+
+
 def images_root(data: str | Path, crops: bool = False) -> Path:
     """Return the folder that a data set's image names are relative to, the root of `open_source`'s
     result; unpacks nothing. crops: as in `open_source`."""
