@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rmadapter.errors import UserError
 from rmadapter.support.checksums import SUMS, check_sums, write_sums
-from rmadapter.support.files import user_path
+from rmadapter.support.files import RECORD, SPLIT, user_path
 from rmadapter.support.hub import check_repository, hub_errors
 
 HUB = "hf:"  # before OWNER/NAME, for a run on the Hugging Face hub
@@ -40,7 +40,7 @@ class RunFolder:
     @property
     def record(self) -> Path:
         """The record, one line of JSON."""
-        return self.path / "run.json"
+        return self.path / RECORD
 
     @property
     def history(self) -> Path:
@@ -50,7 +50,7 @@ class RunFolder:
     @property
     def split(self) -> Path:
         """The images that were drawn."""
-        return self.path / "split.json"
+        return self.path / SPLIT
 
     @property
     def predictions(self) -> Path:

@@ -21,10 +21,11 @@ from rmadapter.errors import UserError, quoted
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Bytes of the largest text that is read; lists of the largest data sets take half as many.
 JsonObject: TypeAlias = dict[str, Any]  # an object of JSON
+# Bytes of the largest text that is read; lists of the largest data sets take half as many.
 LARGEST = 2**28
-
+# Files that only the folder of a run has: its record, and the images that were drawn.
+RECORD, SPLIT = "run.json", "split.json"
 PART = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # names of the temporary files of `atomic`
 CHUNK = 1 << 24
 

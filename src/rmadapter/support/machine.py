@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from rmadapter.errors import UserError
 
@@ -228,7 +228,7 @@ def processor() -> str:
     return match[1] if match else platform.processor()
 
 
-def describe(device: torch.device) -> dict[str, Any]:
+def describe(device: torch.device) -> dict[str, str | int | None]:
     """Return the processor, its cores, the threads in use and the device."""
     import torch
 

@@ -10,7 +10,7 @@ import pytest
 from scipy.io import savemat
 
 from rmadapter.data.catalog import matlab
-from rmadapter.data.catalog.matlab import variable
+from rmadapter.data.catalog.matlab import structures, variable
 from rmadapter.data.catalog.readers import image_sets
 from rmadapter.data.catalog.sets import CATALOG, table_of
 from rmadapter.errors import UserError
@@ -31,7 +31,7 @@ def test_lists_and_structures(tmp_path: Path) -> None:
     assert variable(tmp_path / "a.mat", "labels") == [3, 1]
     assert variable(tmp_path / "a.mat", "one") == [7]
     assert variable(tmp_path / "a.mat", "names") == ["a", "bc"]
-    assert variable(tmp_path / "a.mat", "rows", "fname", "class") == [("a.jpg", 2), ("b.jpg", 1)]
+    assert structures(tmp_path / "a.mat", "rows", "fname", "class") == [("a.jpg", 2), ("b.jpg", 1)]
 
 
 def test_other_values_become_their_repr(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_unreadable_files_fail(tmp_path: Path, what: str, monkeypatch: pytest.Mo
         monkeypatch.setattr(matlab, "__file__", str(child))
         monkeypatch.setattr(matlab, "SECONDS", 0.2 if what == "slow" else 60)
     with pytest.raises(UserError, match=r"a\.mat: not a MATLAB file with 'labels'"):
-        variable(file, "labels", *fields)
+        structures(file, "labels", *fields) if fields else variable(file, "labels")
 
 
 @pytest.mark.parametrize(

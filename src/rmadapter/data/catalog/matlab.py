@@ -6,19 +6,32 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
+Value: TypeAlias = int | float | str
 SECONDS = 60  # limits of the other process
 BYTES = 2**32
 
 
-def variable(path: Path, key: str, *fields: str) -> list[Any]:
-    """Return a variable as a list; with `fields`, a list of structures as tuples of those fields.
+def variable(path: Path, key: str) -> list[Value]:
+    """Return a variable as a list.
 
     Numbers and texts stay as they are, anything else becomes its repr. Raises UserError for a file
     that is missing, damaged or has no such variable.
     """
+    return [value for row in _rows(path, key, ()) for value in row]
+
+
+def structures(path: Path, key: str, *fields: str) -> list[tuple[Value, ...]]:
+    """Return a variable that is a list of structures as tuples of some of their fields, like
+    `variable`."""
+    return [tuple(row) for row in _rows(path, key, fields)]
+
+
+def _rows(path: Path, key: str, fields: Sequence[str]) -> list[list[Value]]:
+    """Run this file as a program on a MATLAB file, and return what it prints."""
     from rmadapter.errors import UserError
     from rmadapter.support.files import opened
 
@@ -27,23 +40,27 @@ def variable(path: Path, key: str, *fields: str) -> list[Any]:
         command = [sys.executable, __file__, str(path), key, *fields]
         try:
             done = subprocess.run(command, capture_output=True, timeout=SECONDS, check=True)
-            rows = json.loads(done.stdout)
+            rows: list[list[Value]] = json.loads(done.stdout)
         except (subprocess.SubprocessError, ValueError):
             raise UserError(f"{path}: not {wanted}") from None
-    return [tuple(row) for row in rows] if fields else list(rows)
+    return rows
 
 
-def _read(path: str, key: str, *fields: str) -> list[Any]:
+def _read(path: str, key: str, *fields: str) -> list[list[Value]]:
     import numpy as np
     from scipy.io import loadmat
 
     rows = np.atleast_1d(loadmat(path, squeeze_me=True, variable_names=[key])[key])
-    return [[_plain(row[field]) for field in fields] if fields else _plain(row) for row in rows]
+    cells = [[row[field] for field in fields] if fields else [row] for row in rows]
+    return [[_plain(cell) for cell in row] for row in cells]
 
 
-def _plain(value: Any) -> Any:
-    item = value.item() if getattr(value, "ndim", None) == 0 else value
-    return item if isinstance(item, (int, float, str)) else repr(item)[:80]
+def _plain(value: object) -> Value:
+    import numpy as np
+
+    if isinstance(value, (np.ndarray, np.generic)) and value.ndim == 0:
+        value = value.item()
+    return value if isinstance(value, (int, float, str)) else repr(value)[:80]
 
 
 def _limit() -> None:

@@ -12,7 +12,8 @@ import random
 import re
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError, did_you_mean
@@ -201,7 +202,7 @@ def _lines_only(font_bytes: bytes) -> bytes:
     return saved.getvalue()
 
 
-def _require(package: str) -> Any:
+def _require(package: str) -> ModuleType:
     try:
         return import_module(package)
     except ModuleNotFoundError as error:

@@ -18,7 +18,7 @@ from typing import TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from rmadapter.data.catalog.matlab import variable
+from rmadapter.data.catalog.matlab import structures, variable
 from rmadapter.data.decode import formats
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError, is_text, quoted
@@ -244,7 +244,7 @@ def cars_matlab(home: Path, dataset: Dataset) -> Table:
     table: Table = {}
     for split, file in dataset.lists.items():
         table[split] = []
-        for path, value in variable(home / file, "annotations", "fname", "class"):
+        for path, value in structures(home / file, "annotations", "fname", "class"):
             number = _number(value, home / file)
             if number not in names:
                 what = f"class {number} of {quoted(path)}"

@@ -26,6 +26,7 @@ from rmadapter.data.formats.base import (
     split_named,
 )
 from rmadapter.errors import UserError
+from rmadapter.support.files import RECORD, SPLIT
 
 SUFFIXES = ()
 HAS_BOXES = False
@@ -116,7 +117,7 @@ def _folders(path: Path) -> list[Path]:
 
 def _is_run(folder: Path) -> bool:
     """Return whether `fit --out DATA/run` wrote the folder, finished or not."""
-    written = any(os.path.isfile(folder / name) for name in ("run.json", "split.json"))
+    written = any(os.path.isfile(folder / name) for name in (RECORD, SPLIT))
     return written and not any(path.suffix.lower() in formats() for path in entries_of(folder))
 
 
