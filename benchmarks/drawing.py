@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.support.files import read_json, write_text
-from rmadapter.support.plots import COLOURS, canvas
+from rmadapter.support.html import COLOURS, canvas
 
 METHOD = "mma"
 LINES = {

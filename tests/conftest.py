@@ -61,7 +61,7 @@ def placeholder_plots(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
 def skip_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace plots by empty images and fit the baseline probe without a search."""
     monkeypatch.setattr(
-        "rmadapter.support.plots.inline_svg",
+        "rmadapter.support.html.inline_svg",
         lambda figure, prefix, label: f'<svg role="img" aria-label={quoteattr(label)}></svg>',
     )
     monkeypatch.setitem(BASELINES, "linear-probe", LinearProbe(search_steps=0))

@@ -21,7 +21,7 @@ from rmadapter.errors import UserError
 from rmadapter.methods import load_method
 from rmadapter.runs.request import Request
 from rmadapter.settings import read_yaml, settings_of
-from rmadapter.support.checksums import check_sums
+from rmadapter.support.files import check_sums
 from rmadapter.support.locks import exclusive
 from rmadapter.training.contract import Fitted
 from tests.helpers.shots import noisy_colors, shots_of

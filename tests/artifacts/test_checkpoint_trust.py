@@ -20,7 +20,7 @@ from rmadapter.artifacts.checkpoint import load, read_draw, save
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.methods import METHODS
-from rmadapter.support.checksums import sha256, write_sums
+from rmadapter.support.files import sha256, write_sums
 from tests.helpers.methods import probabilities, quick_method
 from tests.helpers.shots import noisy_colors, shots_of
 

@@ -12,7 +12,7 @@ import pytest
 from rmadapter.artifacts.checkpoint import copy_run
 from rmadapter.artifacts.record import read_record
 from rmadapter.errors import UserError
-from rmadapter.support.checksums import check_sums
+from rmadapter.support.files import check_sums
 from rmadapter.task import Question
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from rmadapter.backbones import load_backbone, unpickle
 from rmadapter.backbones.convert import convert
 from rmadapter.errors import UserError
-from rmadapter.support.checksums import check_sums
+from rmadapter.support.files import check_sums
 from rmadapter.support.locks import claim
 from tests.helpers.shell import Command, refused, rmadapter
 from tests.helpers.slow import slow_except

@@ -334,7 +334,7 @@ try:
 except SystemExit as stop:
     assert not stop.code
 others = ["sklearn", "matplotlib", "pandas"]
-others += ["rmadapter.artifacts.page", "rmadapter.support.plots", "rmadapter.classifier"]
+others += ["rmadapter.artifacts.page", "rmadapter.support.html", "rmadapter.classifier"]
 print([name for name in others if name in sys.modules], file=sys.stderr)
 """
     words = [

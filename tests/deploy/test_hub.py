@@ -35,8 +35,7 @@ from rmadapter.deploy.hub import (
     push,
 )  # fmt: skip
 from rmadapter.errors import UserError
-from rmadapter.support.checksums import check_sums
-from rmadapter.support.files import last_part
+from rmadapter.support.files import check_sums, last_part
 from rmadapter.task import Question
 from tests.helpers.fake_hub import Hub, Repository, hub, point_to
 from tests.helpers.shell import Command, backbone_option, refused, rmadapter

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from rmadapter.deploy.export import web
 from rmadapter.deploy.export.runtime import GRAPH, LABELS, TRANSFORM
 from rmadapter.errors import UserError
-from rmadapter.support.checksums import write_sums
+from rmadapter.support.files import write_sums
 
 __all__ = ["NAMES", "STATE", "Tab", "axe", "engine", "needs_browser", "served", "tab", "write_site"]
 

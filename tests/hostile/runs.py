@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from rmadapter.artifacts.checkpoint import load, read_draw
-from rmadapter.support.checksums import SUMS
+from rmadapter.support.files import SUMS
 from tests.hostile import valid
 from tests.hostile.harness import Changed
 from tests.hostile.mutate import damaged, spoilt_json

@@ -15,7 +15,7 @@ from rmadapter.data.fewshot import read_split
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
 from rmadapter.runs.add import add_images, add_names
-from rmadapter.support.checksums import check_sums
+from rmadapter.support.files import check_sums
 from tests.helpers.shell import Command, backbone_option, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture

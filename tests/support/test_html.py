@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
 from importlib.resources import files
 
+import numpy as np
 import pytest
 from jinja2 import UndefinedError
 
+from rmadapter.support import html
 from rmadapter.support.html import template
 
 
@@ -35,3 +40,93 @@ def test_no_image_of_a_page_waits_until_it_is_seen() -> None:
     assert len(pages) > 6
     for page in pages:
         assert 'loading="lazy"' not in page.read_text("utf-8")
+
+
+pytestmark = pytest.mark.real_plots
+
+NAN = float("nan")
+
+
+def test_loss_terms_show_what_was_recorded_and_nothing_else() -> None:
+    history = [
+        {
+            "step": i,
+            "epoch": 1,
+            "lr": 0.1 if i < 9 else 0.0,
+            "ce": 1.0,
+            "loss": 2 / i,
+            "image_con": 0.0,
+            "text_con": NAN,
+            "my <own> term": i - 5.0,
+        }
+        for i in range(1, 10)
+    ]
+    drawn = html.loss_terms([*history, {"step": 10, "loss": float("inf")}])
+    assert [title for title, _ in drawn] == [
+        "Total loss",
+        "Cross-entropy",
+        "my <own> term",
+        "Learning rate",
+    ]
+    assert html.loss_terms([]) == []
+    for title, svg in drawn:
+        assert ET.fromstring(svg).get("aria-label") == title
+    ids = [e.get("id") for _, svg in drawn for e in ET.fromstring(svg).iter() if e.get("id")]
+    assert len(ids) == len(set(ids))
+
+
+def test_only_a_term_that_is_never_negative_has_a_log_axis() -> None:
+    def labels(values: list[float]) -> set[str]:
+        ((_, svg),) = html.loss_terms(
+            [{"step": i, "loss": value} for i, value in enumerate(values, 1)]
+        )
+        return {e.text or "" for e in ET.fromstring(svg).iter() if e.tag.endswith("}text")}
+
+    assert {"1", "100"} <= labels([1.0, 0.0, 100.0])  # what is 0 has no place on it
+    assert "−50" in labels([1.0, -50.0, 100.0])
+
+
+def test_a_long_history_stays_small() -> None:
+    history = [{"step": i, "loss": 1 + np.sin(i) ** 2} for i in range(50_000)]
+    ((_, svg),) = html.loss_terms(history)
+    assert len(svg) < 40_000
+
+
+def test_svg_is_valid_themed_and_safe_to_inline_twice() -> None:
+    rng = np.random.default_rng(0)
+    answers = {name: (rng.random(60), rng.random(60) < 0.5) for name in ("zero-shot", "adapted")}
+    one, two = (html.reliability_diagram(answers, p) for p in ("one", "two"))
+    ids = [{e.get("id") for e in ET.fromstring(svg).iter() if e.get("id")} for svg in (one, two)]
+    assert ids[0]
+    assert not ids[0] & ids[1]
+    references = {
+        e.get("{http://www.w3.org/1999/xlink}href", "#")[1:] for e in ET.fromstring(one).iter()
+    } - {""}
+    assert references
+    assert references <= ids[0]
+    assert "var(--adapted" in one
+    assert "<style" not in one
+    assert one == html.reliability_diagram(answers, "one")
+
+
+def test_the_bins_of_the_reliability_diagram_hold_ten_images_or_more() -> None:
+    rng = np.random.default_rng(1)
+
+    def points(n: int) -> int:
+        svg = html.reliability_diagram({"adapted": (rng.random(n), rng.random(n) < 0.5)}, "p")
+        return svg.count("<use") - ticks
+
+    sure = np.array([0.5])
+    empty = html.reliability_diagram({"adapted": (sure, np.array([True]))}, "p")
+    ticks = empty.count("<use") - 1
+    assert [points(n) for n in (1, 19, 20, 55, 100, 5000)] == [1, 1, 2, 5, 10, 10]
+
+
+def test_drawing_leaves_matplotlib_as_it_was() -> None:
+    code = (
+        "import sys, matplotlib; before = matplotlib.rcParams.copy()\n"
+        "from rmadapter.support import html\n"
+        "html.loss_terms([{'step': 1, 'loss': 1.0}, {'step': 2, 'loss': 0.5}])\n"
+        "sys.exit('matplotlib.pyplot' in sys.modules or before != matplotlib.rcParams.copy())"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -35,8 +35,14 @@ from rmadapter.errors import UserError
 from rmadapter.methods import is_outside, load_method
 from rmadapter.methods.uses import backbones_in
 from rmadapter.settings import settings_of, to_yaml
-from rmadapter.support.checksums import sha256, write_sums
-from rmadapter.support.files import atomic, write_json, write_tensors, write_text
+from rmadapter.support.files import (
+    atomic,
+    sha256,
+    write_json,
+    write_sums,
+    write_tensors,
+    write_text,
+)
 from rmadapter.support.locks import exclusive
 from rmadapter.support.machine import find_device, versions
 from rmadapter.task import TASK_SETTINGS, qualified_settings

@@ -35,11 +35,9 @@ from rmadapter.data.read import ImageSource, load_image
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method, may_run
 from rmadapter.settings import Machine, documentation, settings_of
-from rmadapter.support import plots
 from rmadapter.support.files import JsonObject, read_text, write_text
-from rmadapter.support.html import template
+from rmadapter.support.html import duration, loss_terms, reliability_diagram, template
 from rmadapter.support.locks import exclusive
-from rmadapter.support.plots import duration
 from rmadapter.task import Task
 from rmadapter.training.contract import Method
 
@@ -146,7 +144,7 @@ def write_run_page(
         mean_zero_shot=record.metric("hm", zero_shot=True),
         panels=panels,
         reasons=mistake_cards(answered[0], predictions[0], wrong, known) if wrong else [],
-        losses=plots.loss_terms(history),
+        losses=loss_terms(history),
         settings=_settings(record),
     )
 
@@ -271,7 +269,7 @@ def panel(number: int, score: Score, predictions: Predictions, thumbnails: Thumb
         "pairs": pairs,
         "at_first": pairs[:AT_FIRST],
         "in_words": pairs[:IN_WORDS],
-        "reliability": plots.reliability_diagram(curves, f"reliability{number}"),
+        "reliability": reliability_diagram(curves, f"reliability{number}"),
     }
 
 

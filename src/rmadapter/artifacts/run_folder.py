@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rmadapter.errors import UserError
-from rmadapter.support.checksums import SUMS, check_sums, write_sums
-from rmadapter.support.files import RECORD, SPLIT, user_path
+from rmadapter.support.files import RECORD, SPLIT, SUMS, check_sums, user_path, write_sums
 from rmadapter.support.hub import check_repository, hub_errors
 
 HUB = "hf:"  # before OWNER/NAME, for a run on the Hugging Face hub

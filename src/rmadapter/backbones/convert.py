@@ -26,8 +26,14 @@ from rmadapter.backbones.load import (
 )
 from rmadapter.backbones.trust import CONFIG, PICKLES
 from rmadapter.errors import UserError
-from rmadapter.support.checksums import sha256, write_sums
-from rmadapter.support.files import JsonObject, opened, write_json, write_tensors
+from rmadapter.support.files import (
+    JsonObject,
+    opened,
+    sha256,
+    write_json,
+    write_sums,
+    write_tensors,
+)
 from rmadapter.support.locks import staged_folder
 
 SECONDS, BYTES_A_SECOND = 60, 20e6  # limit on reading: a minute, and more for large files

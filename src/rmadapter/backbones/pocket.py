@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rmadapter.errors import UserError
-from rmadapter.support.checksums import sha256
-from rmadapter.support.files import cache_folder
+from rmadapter.support.files import cache_folder, sha256
 from rmadapter.support.locks import build_once
 from rmadapter.support.terminal import bar, note
 

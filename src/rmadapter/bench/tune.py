@@ -35,9 +35,9 @@ from rmadapter.runs.request import Request
 from rmadapter.runs.run import run_key
 from rmadapter.settings import configured, to_yaml
 from rmadapter.support.files import JsonObject, parts, read_json, write_json, write_text
+from rmadapter.support.html import COLOURS, canvas
 from rmadapter.support.locks import exclusive
 from rmadapter.support.machine import versions
-from rmadapter.support.plots import COLOURS, canvas
 from rmadapter.support.terminal import bar
 from rmadapter.task import qualified_settings
 from rmadapter.training.contract import NotApplicable

@@ -243,7 +243,7 @@ def _classes(saved: Saved, names: str | None) -> tuple[tuple[str, ...], list[str
 def answers_key(run: Path, predictor: Predictor, settings: Sequence[object]) -> str:
     """Return a digest of everything that the answers depend on, except the images."""
     from rmadapter.settings import settings_of
-    from rmadapter.support.checksums import sha256
+    from rmadapter.support.files import sha256
 
     fitted = predictor.fitted
     method = [fitted.method.title, settings_of(fitted.method), fitted.backbone.digest]

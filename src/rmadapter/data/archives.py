@@ -25,8 +25,7 @@ from typing import IO, TypeAlias
 from rmadapter.data.decode import formats
 from rmadapter.data.formats.base import SPLITS
 from rmadapter.errors import UserError
-from rmadapter.support.checksums import sha256
-from rmadapter.support.files import cache_folder, read_text, shortened, write_text
+from rmadapter.support.files import cache_folder, read_text, sha256, shortened, write_text
 from rmadapter.support.locks import build_once
 
 CHUNK = 1 << 20

@@ -34,8 +34,16 @@ from rmadapter.backbones.load import is_published
 from rmadapter.errors import UserError
 from rmadapter.methods.uses import USES
 from rmadapter.settings import to_yaml
-from rmadapter.support.checksums import SUMS, sha256, write_sums
-from rmadapter.support.files import check_new, last_part, write_json, write_tensors, write_text
+from rmadapter.support.files import (
+    SUMS,
+    check_new,
+    last_part,
+    sha256,
+    write_json,
+    write_sums,
+    write_tensors,
+    write_text,
+)
 from rmadapter.support.html import template
 from rmadapter.support.hub import check_repository, hub_errors
 from rmadapter.support.locks import staged_folder

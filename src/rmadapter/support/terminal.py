@@ -18,9 +18,14 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
-from typing import Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, TextIO, TypeVar, cast
 
 from rmadapter.support.distributed import is_helper
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
 
 T = TypeVar("T")
 STOPPED, GRACE = 128 + signal.SIGINT, 5  # exit code, as in shells; seconds for clearing up
@@ -96,12 +101,12 @@ class _Lasting(io.RawIOBase):
     def isatty(self) -> bool:
         return self._raw.isatty()
 
-    def write(self, data: Any) -> int:
+    def write(self, data: ReadableBuffer) -> int:
         try:
             return self._raw.write(data) or 0
         except OSError as error:
             self.error = error
-            return len(data)
+            return memoryview(data).nbytes
 
 
 class _Escaped(io.TextIOBase):
@@ -180,7 +185,7 @@ def stoppable() -> Iterator[None]:
                 os.write(2, SHOW_CURSOR * os.isatty(2) + f"{AGAIN}\n".encode())
         os._exit(STOPPED)
 
-    def lost(error: Any) -> None:
+    def lost(error: sys.UnraisableHookArgs) -> None:
         if isinstance(error.exc_value, SystemExit):
             leave()
         before(error)
@@ -205,20 +210,20 @@ def stoppable() -> Iterator[None]:
         sys.unraisablehook = before
 
 
-def _lasting(stream: Any, hostile: bool) -> tuple[Any, _Lasting | None]:
+def _lasting(stream: TextIO | None, hostile: bool) -> tuple[TextIO, _Lasting | None]:
     """Return a stream in place of another, and its `_Lasting` if the other is Python's own."""
     raw = None
     if stream is None:
         stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    elif stream in (sys.__stdout__, sys.__stderr__):
-        raw = _Lasting(getattr(stream.buffer, "raw", stream.buffer))
+    elif isinstance(stream, io.TextIOWrapper) and stream in (sys.__stdout__, sys.__stderr__):
+        raw = _Lasting(cast("io.RawIOBase", getattr(stream.buffer, "raw", stream.buffer)))
         lines = stream.line_buffering
         stream = io.TextIOWrapper(
             io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=lines
         )
-    else:
+    elif isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
-    return (_Escaped(stream) if hostile else stream), raw
+    return (cast("TextIO", _Escaped(stream)) if hostile else stream), raw
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], width: int | None = None) -> None:
@@ -236,8 +241,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], width: int | Non
     console.print(drawn)
 
 
-def bar(enabled: bool = True) -> Any:
-    """Return a rich Progress with the remaining time, in 80 columns; use it as a context manager.
+def bar(enabled: bool = True) -> Progress | Lines:
+    """Return a bar with the remaining time, in 80 columns; use it as a context manager.
 
     In a pipe it prints a line now and then; if not enabled, nothing.
     """
@@ -247,7 +252,7 @@ def bar(enabled: bool = True) -> Any:
     console = Console(stderr=True, quiet=_quiet())
     terminal = console.is_terminal or console.is_jupyter
     if enabled and not terminal and not _quiet():
-        return _Lines(console)
+        return Lines(console)
     return progress.Progress(
         progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(bar_width=16),
@@ -260,14 +265,14 @@ def bar(enabled: bool = True) -> Any:
     )
 
 
-class _Lines:
+class Lines:
     """A progress of one task for a pipe: "training: 120 of 800, 3 min left, loss 0.532"."""
 
-    def __init__(self, console: Any) -> None:
+    def __init__(self, console: Console) -> None:
         self.console = console
         self._said = self._started = time.monotonic()
 
-    def __enter__(self) -> _Lines:
+    def __enter__(self) -> Lines:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -275,17 +280,17 @@ class _Lines:
 
     def add_task(
         self, description: str, total: float | None = None, completed: float = 0, note: str = ""
-    ) -> int:
+    ) -> TaskID:
         self._text, self._total, self._note = description, total, note
         self._before = self._done = completed
-        return 0
+        return cast("TaskID", 0)
 
-    def advance(self, task: int, advance: float = 1) -> None:
+    def advance(self, task: TaskID, advance: float = 1) -> None:
         self.update(task, advance=advance)
 
     def update(
         self,
-        task: int,
+        task: TaskID,
         *,
         advance: float = 0,
         completed: float | None = None,

@@ -23,7 +23,7 @@ from rmadapter.deploy.export import parity
 from rmadapter.deploy.export.folder import PREDICT, check_options, comparison_images, export, readme
 from rmadapter.deploy.export.runtime import Model
 from rmadapter.errors import UserError
-from rmadapter.support.checksums import check_sums
+from rmadapter.support.files import check_sums
 from tests.helpers.shell import limited_file_size
 
 pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")

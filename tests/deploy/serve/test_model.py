@@ -32,7 +32,7 @@ from rmadapter.deploy.serve.model import (
 )  # fmt: skip
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
-from rmadapter.support.checksums import sign
+from rmadapter.support.files import sign
 from rmadapter.training.contract import Known, NotApplicable
 from tests.helpers.shots import shots_of
 

@@ -24,7 +24,7 @@ from rmadapter.deploy.serve.model import ServedModel, ServeOptions
 from rmadapter.deploy.serve.server import Reloader
 from rmadapter.deploy.serve.service import Service
 from rmadapter.errors import UserError
-from rmadapter.support.checksums import sign, write_sums
+from rmadapter.support.files import sign, write_sums
 from tests.helpers.shell import backbone_option
 
 HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"

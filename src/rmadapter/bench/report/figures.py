@@ -1,4 +1,4 @@
-"""The figures of the bench report as SVG that takes its colours from the page, as `support.plots`
+"""The figures of the bench report as SVG that takes its colours from the page, as `support.html`
 does."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from rmadapter.bench.report.format import Cell
 from rmadapter.bench.report.groups import Group, comparable_costs, complete, rows_of, slug
 from rmadapter.bench.report.tables import HALVES, average_title, columns_of, rankings, reference
-from rmadapter.support.plots import COLOURS, canvas
+from rmadapter.support.html import COLOURS, canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

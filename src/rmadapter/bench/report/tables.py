@@ -37,7 +37,7 @@ from rmadapter.bench.report.stats import (
     rank_table,
 )
 from rmadapter.methods.uses import PUBLISHED, TRACKS, TUNED, UNKNOWN, Uses, uses_of
-from rmadapter.support.plots import duration
+from rmadapter.support.html import duration
 
 PRINTED = ", as printed"
 PAPER_NOTE = "Rows in italics are the paper's figures as they are printed, not measured here."

@@ -39,9 +39,8 @@ from rmadapter.bench.report.tables import (
     total_seconds,
 )
 from rmadapter.support.files import write_text
-from rmadapter.support.html import template
+from rmadapter.support.html import duration, template
 from rmadapter.support.locks import exclusive
-from rmadapter.support.plots import duration
 from rmadapter.task import SHARED_GROUPS
 
 MAIN = "base-to-novel"  # the protocol to sum up if it was run

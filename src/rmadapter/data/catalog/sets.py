@@ -41,6 +41,8 @@ from rmadapter.support.terminal import bar
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from rmadapter.support.terminal import Lines
+
 ELSEWHERE = (
     "Mirrors, not checked by us (parquet and webdataset may lack the file names that published "
     "shots need):"
@@ -327,7 +329,7 @@ def _download(dataset: Dataset, home: Path) -> None:
     shutil.rmtree(stage)
 
 
-def _show_bytes(display: Progress, task: TaskID, size: int) -> None:
+def _show_bytes(display: Progress | Lines, task: TaskID, size: int) -> None:
     display.update(task, completed=size)
 
 

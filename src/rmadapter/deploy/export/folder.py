@@ -18,8 +18,7 @@ from rmadapter.deploy.export.parity import ParityFacts
 from rmadapter.deploy.export.runtime import GRAPH, LITERT, OPENVINO, TORCH
 from rmadapter.deploy.hub import README, anonymise_command, anonymise_names
 from rmadapter.errors import UserError
-from rmadapter.support.checksums import sha256, write_sums
-from rmadapter.support.files import check_new, write_json, write_text
+from rmadapter.support.files import check_new, sha256, write_json, write_sums, write_text
 from rmadapter.support.locks import staged_folder
 from rmadapter.support.machine import version_of, versions
 from rmadapter.support.terminal import note

@@ -32,7 +32,7 @@ from rmadapter.data.formats.base import image_files
 from rmadapter.data.names import OR, default_name, key
 from rmadapter.errors import UserError
 from rmadapter.predict.answer import Answer, best, cell, columns
-from rmadapter.support.checksums import check_sums
+from rmadapter.support.files import check_sums
 
 # Engines, each imported only for its own graph
 

@@ -30,8 +30,16 @@ from rmadapter.deploy.export.runtime import (
 from rmadapter.errors import UserError, did_you_mean
 from rmadapter.metrics import wilson
 from rmadapter.predict.answer import best
-from rmadapter.support.checksums import Sign, check_sums, sha256, sign
-from rmadapter.support.files import cache_folder, last_part, read_json, user_path
+from rmadapter.support.files import (
+    Sign,
+    cache_folder,
+    check_sums,
+    last_part,
+    read_json,
+    sha256,
+    sign,
+    user_path,
+)
 from rmadapter.support.locks import hold
 from rmadapter.support.machine import version_of
 from rmadapter.support.terminal import note

@@ -18,7 +18,7 @@ from rmadapter.deploy.serve.routes import create_app
 from rmadapter.deploy.serve.service import Service
 from rmadapter.deploy.sockets import serve_until_stopped
 from rmadapter.errors import UserError
-from rmadapter.support.checksums import sign
+from rmadapter.support.files import sign
 from rmadapter.support.terminal import escape
 
 CONNECTIONS = 512  # open at once; beyond, uvicorn answers 503
