@@ -13,8 +13,13 @@ import pytest
 
 from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
-from rmadapter.bench.leaderboard.page import HEIGHT, printed_averages, scatter, write_leaderboard
-from rmadapter.bench.leaderboard.standings import make_standings
+from rmadapter.bench.leaderboard import (
+    HEIGHT,
+    make_standings,
+    printed_averages,
+    scatter,
+    write_leaderboard,
+)
 from rmadapter.bench.report.write import write_reports
 from rmadapter.errors import UserError
 from tests.helpers.shell import Command, refused, rmadapter

@@ -6,7 +6,7 @@ from __future__ import annotations
 from statistics import fmean
 
 from rmadapter.artifacts.record import MethodName, Record
-from rmadapter.bench.leaderboard.standings import Standings, comparable, make_standings
+from rmadapter.bench.leaderboard import Standings, comparable, make_standings
 from rmadapter.bench.report import paper
 from rmadapter.methods.uses import Uses
 from tests.helpers.synthetic_runs import VIT, record

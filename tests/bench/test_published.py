@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from rmadapter.bench.leaderboard.published import Figure, contradictions, published, sources
+from rmadapter.bench.published import Figure, contradictions, published, sources
 from rmadapter.data.catalog.sets import CATALOG
 from rmadapter.methods import METHODS
 
@@ -147,7 +147,7 @@ def test_each_kind_of_contradiction_and_no_other() -> None:
 
 
 def test_the_page_counts_what_is_there() -> None:
-    page = (Path(__file__).parents[3] / "docs/studies/leaderboard.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs/studies/leaderboard.md").read_text(encoding="utf-8")
     found, told = published(), contradictions()
     others = [f for f in found if f.source != "rmadapter"]
     averages = {
