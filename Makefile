@@ -25,7 +25,7 @@ kills: setup
 
 scale: setup  # Ray and Optuna, 80 MB of downloads, and the tests that need them, a few minutes
 	$(BIN)/pip install --quiet --editable ".[ray]"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 0 -m "" tests/bench/ray tests/predict/test_ray.py \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 0 -m "" tests/bench/test_ray.py tests/predict/test_ray.py \
 		tests/bench/test_tune.py tests/bench/test_search_space.py tests/cli/test_runs.py
 
 lint: setup

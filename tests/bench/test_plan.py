@@ -1,30 +1,37 @@
-"""The plan of a bench, its rows as published, and the parts of a job array."""
+"""The plan of a bench, its rows as published, the parts of a job array, and which jobs are done."""
 
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rmadapter.artifacts.record import parse_record
+from rmadapter.artifacts.record import BackboneName, MethodName, Record, parse_record
 from rmadapter.backbones import Backbone
 from rmadapter.bench.plan import (
     Plan,
+    Progress,
     add_published_rows,
     dataset_constants,
+    finished_records,
     in_array,
     parse_shard,
     published_settings,
     select_shard,
+    worker_count,
 )
-from rmadapter.bench.protocols import expand
+from rmadapter.bench.protocols import Job, expand
 from rmadapter.data.catalog.sets import CATALOG
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
-from rmadapter.settings import settings_of
+from rmadapter.settings import configured, settings_of
+from rmadapter.support.machine import VISIBLE
 from tests.helpers.shell import Command, rmadapter
 
 __all__ = ["rmadapter"]  # fixtures
@@ -39,7 +46,7 @@ def test_a_plan_can_be_sent_to_another_process(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(plan)) == plan
 
 
-def test_the_protocols_settings_go_before_those_of_set(tmp_path: Path) -> None:
+def test_settings_of_the_protocol_override_those_of_set(tmp_path: Path) -> None:
     values = {"rmadapter": {"rank": 3, "reconstruction_layers": 3}}
     plan = Plan(tuple(expand("ablation-layers", ["a"], seeds=[1])), tmp_path, values=values)
     assert [plan.method(job) for job in plan.jobs] == [
@@ -48,7 +55,7 @@ def test_the_protocols_settings_go_before_those_of_set(tmp_path: Path) -> None:
     ]
 
 
-def test_activations_lie_in_the_folder_of_results(tmp_path: Path) -> None:
+def test_the_lab_keeps_activations_in_the_results_folder(tmp_path: Path) -> None:
     lab = Plan((), tmp_path, Path("data"), crops=True).lab()
     assert (lab.folder, lab.root, lab.keep) == (tmp_path / ".activations", Path("data"), True)
     assert (lab.outside, lab.crops) == (False, True)
@@ -58,7 +65,7 @@ PAPER = list(CATALOG)[:11]
 
 
 @pytest.mark.parametrize("method", published_settings())
-def test_the_table_names_data_sets_and_settings_that_exist(method: str) -> None:
+def test_published_settings_name_existing_data_sets_and_settings(method: str) -> None:
     row = published_settings()[method]
     assert "github.com/" in row["source"]
     assert set(row["sets"]) <= set(PAPER)
@@ -68,7 +75,7 @@ def test_the_table_names_data_sets_and_settings_that_exist(method: str) -> None:
         assert settings_of(load_method(method, own)) == settings_of(plain) | own
 
 
-def test_what_the_sources_say() -> None:
+def test_published_settings_are_those_of_the_sources() -> None:
     assert dataset_constants("mmrl", "eurosat") == {"regularisation": 0.01, "width": 2048}
     expected = {"n_ctx": 2, "depth": 12, "consistency": 0.1}
     assert dataset_constants("coprompt", "oxford_pets") == expected
@@ -84,7 +91,7 @@ def test_what_the_sources_say() -> None:
     assert dataset_constants("mma", "imagenet") == {"batch_size": 128}
 
 
-def test_a_second_row_where_there_are_dataset_constants() -> None:
+def test_methods_with_published_settings_get_a_second_row() -> None:
     jobs = expand("base-to-novel", ["dtd", "sun397", "my-images"], ["maple", "prompt-kd"], [1])
     assert dataset_constants("prompt-kd", "sun397") == {}
     found, own = list(add_published_rows(jobs)), "PromptKD, as published for each set"
@@ -105,7 +112,7 @@ def test_a_second_row_where_there_are_dataset_constants() -> None:
     assert list(add_published_rows(ablation)) == ablation
 
 
-def test_the_bench_runs_both(
+def test_per_set_runs_both_rows(
     rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(colors, tmp_path / "dtd")
@@ -121,7 +128,7 @@ def test_the_bench_runs_both(
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 7])
-def test_parts_are_disjoint_whole_and_of_about_the_same_work(count: int) -> None:
+def test_shards_are_disjoint_and_complete_with_about_equal_work(count: int) -> None:
     jobs = expand("few-shot", ["a", "b", "c"], ["mma", "coop"], [1, 2, 3], [1, 2, 4, 8, 16])
     parts = [select_shard(jobs, number, count) for number in range(1, count + 1)]
     assert sorted(str(job) for one in parts for job in one) == sorted(map(str, jobs))
@@ -134,7 +141,7 @@ def test_parts_are_disjoint_whole_and_of_about_the_same_work(count: int) -> None
     assert max(work) - min(work) <= 2 * (16 + 16)  # one group
 
 
-def test_more_parts_than_groups_leave_some_empty() -> None:
+def test_more_shards_than_groups_leave_some_empty() -> None:
     jobs = expand("base-to-novel", ["a", "b"], seeds=[1])
     assert [len(select_shard(jobs, number, 3)) for number in (1, 2, 3)] == [3, 3, 0]
 
@@ -164,7 +171,9 @@ def array(place: int, numbers: str) -> dict[str, str]:
         ("auto", array(6, "6"), (1, 1)),
     ],
 )
-def test_which_part_it_is(text: str, environment: dict[str, str], found: tuple[int, int]) -> None:
+def test_the_shard_is_read_from_the_option_or_from_slurm(
+    text: str, environment: dict[str, str], found: tuple[int, int]
+) -> None:
     assert parse_shard(text, environment) == found
     assert in_array(environment) == bool(environment)
 
@@ -180,6 +189,109 @@ def test_which_part_it_is(text: str, environment: dict[str, str], found: tuple[i
         ("auto", {"SLURM_ARRAY_TASK_ID": "3"}, "--shard auto"),
     ],
 )
-def test_what_is_no_part(text: str, environment: dict[str, str], words: str) -> None:
+def test_an_invalid_shard_is_refused(text: str, environment: dict[str, str], words: str) -> None:
     with pytest.raises(UserError, match=words):
         parse_shard(text, environment)
+
+
+def test_workers_are_counted_by_process_or_by_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VISIBLE, "3,1")
+    assert (worker_count("auto", 4), worker_count("auto", 1, per_gpu=3)) == (4, 6)
+    with pytest.raises(UserError, match="--jobs-per-gpu"):
+        worker_count("cpu", 1, per_gpu=3)
+
+
+@pytest.fixture
+def job() -> Job:
+    [job] = expand("base-to-novel", ["colors"], ["mma"], [1])
+    return job
+
+
+def write(out: Path, job: Job, status: Any, **more: Any) -> Path:
+    method = MethodName(name=job.method, settings=settings_of(load_method(job.method)))
+    backbone = BackboneName(name="pocket", digest="0")
+    record = Record(
+        format=2,
+        task=job.task,
+        method=method,
+        backbone=backbone,
+        status=status,
+        key="k",
+        **{"protocol": job.protocol, **more},
+    )
+    record.save(out / job.path)
+    return out / job.path
+
+
+@pytest.mark.parametrize(
+    ("status", "done"), [("finished", True), ("not-applicable", True), ("failed", False)]
+)
+def test_finished_and_not_applicable_runs_are_done_at_the_start_and_failed_ones_are_not(
+    job: Job, tmp_path: Path, status: str, done: bool
+) -> None:
+    assert Progress(Plan((job,), tmp_path)).remaining() == [job]
+    write(tmp_path, job, status)
+    assert Progress(Plan((job,), tmp_path)).settled(job) == done
+
+
+def test_a_damaged_record_is_ignored(job: Job, tmp_path: Path) -> None:
+    path = write(tmp_path, job, "finished")
+    for text in (path.read_text()[:20], "[]", "", "3"):
+        path.write_text(text)
+        assert Progress(Plan((job,), tmp_path)).remaining() == [job]
+        Progress(Plan((job,), tmp_path)).check()
+
+
+def test_a_record_of_another_version_is_refused(job: Job, tmp_path: Path) -> None:
+    path = write(tmp_path, job, "finished")
+    path.write_text('{"protocol": "base-to-novel", "metrics": {"base": 1}}')
+    with pytest.raises(UserError, match=r"not a run record of this version: choose another --out"):
+        Progress(Plan((job,), tmp_path)).check()
+
+
+def test_a_run_that_failed_during_this_command_is_not_repeated(job: Job, tmp_path: Path) -> None:
+    state = Progress(Plan((job,), tmp_path))
+    path = write(tmp_path, job, "failed")
+    assert state.remaining() == []
+    os.utime(path, ns=(1, 1))
+    state = Progress(Plan((job,), tmp_path))  # the next command does try it
+    assert state.remaining() == [job]
+
+
+def test_new_records_are_reported_once(job: Job, tmp_path: Path) -> None:
+    state = Progress(Plan((job,), tmp_path))
+    assert list(state.new_records()) == []
+    write(tmp_path, job, "finished", reason="mine")
+    assert [record.reason for record in state.new_records()] == ["mine"]
+    assert list(state.new_records()) == []
+
+
+def test_a_record_with_other_settings_is_refused(job: Job, tmp_path: Path) -> None:
+    path = write(tmp_path, job, "finished")
+    Progress(Plan((job,), tmp_path)).check()
+    other = replace(job, task=configured(job.task, {"templates": ["a {}."]}))
+    precise = configured(Plan((), tmp_path).machine, {"precision": "bf16"})
+    for jobs, words, named in (
+        (other, {}, "templates"),
+        (job, {"values": {"mma": {"rank": 8}}}, "rank"),
+        (job, {"machine": precise}, "precision"),
+        (job, {"crops": True}, "--crops"),
+    ):
+        state = Progress(Plan((jobs,), tmp_path, **words))  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=f"{path} .* value of {named}: .*--out"):
+            state.check()
+        write(tmp_path, job, "failed")  # what has no answer may be done otherwise
+        state.check()
+        write(tmp_path, job, "finished")
+
+
+def test_finished_records_by_key(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "notes.json").write_text("no record")
+    assert finished_records(tmp_path) == {}
+    path = write(tmp_path, job, "finished")
+    [(key, found)] = finished_records(tmp_path).items()
+    assert (key, found.copied_from) == ("k", path.relative_to(tmp_path).as_posix())
+    write(tmp_path, job, "failed")
+    assert finished_records(tmp_path) == {}
+    write(tmp_path, job, "finished", protocol="fit")  # its scores are of other questions
+    assert finished_records(tmp_path) == {}

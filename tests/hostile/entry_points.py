@@ -9,8 +9,7 @@ from pathlib import Path
 from rmadapter.artifacts.checkpoint import load
 from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import load_backbone
-from rmadapter.bench.plan import Plan
-from rmadapter.bench.progress import Progress, finished_records
+from rmadapter.bench.plan import Plan, Progress, finished_records
 from rmadapter.bench.protocols import expand
 from rmadapter.bench.report.read import read_records
 from rmadapter.data.catalog.readers import split_json

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from importlib import metadata
 from types import SimpleNamespace
 
@@ -25,8 +26,10 @@ from rmadapter.support.machine import (
     find_device,
     gpus,
     keep_freed_memory,
+    make_pool,
     peak,
     reset_peak,
+    shared_gpus,
     threads_each,
     version_of,
     versions,
@@ -227,3 +230,26 @@ def test_the_faster_number_format_is_measured(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.Tensor, "__matmul__", running)
     monkeypatch.undo()
     assert fastest_precision(CPU)[1] > 0
+
+
+def seen() -> tuple[int, str | None, int]:
+    """What a worker sees, which takes its time so that each of them does one."""
+    time.sleep(2)
+    return os.getpid(), os.environ.get(VISIBLE), torch.get_num_threads()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [["MIG-1", "GPU-2"], []])
+def test_workers_share_gpu_and_threads(devices: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VISIBLE, raising=False)
+    with make_pool(devices, 3) as pool:
+        futures = [pool.submit(seen) for _ in range(3)]
+        found = {process: rest for process, *rest in (future.result() for future in futures)}
+    names = ["GPU-2", "MIG-1", "MIG-1"] if devices else [None] * 3
+    assert sorted(found.values(), key=str) == [[name, threads_each(3)] for name in names]
+
+
+def test_only_unnamed_devices_share_all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VISIBLE, "3,1")
+    expected = [["3", "1"], ["3", "1"], [], []]
+    assert [shared_gpus(device) for device in ("auto", "cuda", "cuda:1", "cpu")] == expected

@@ -12,9 +12,7 @@ from functools import partial
 from itertools import pairwise
 from typing import TypeAlias, TypeVar
 
-from rmadapter.bench.plan import Plan
-from rmadapter.bench.pool import shared_gpus
-from rmadapter.bench.progress import Progress
+from rmadapter.bench.plan import Plan, Progress
 from rmadapter.bench.protocols import Job
 from rmadapter.bench.runner import check_images, check_settings, in_order
 from rmadapter.data.fewshot import half
@@ -23,7 +21,7 @@ from rmadapter.errors import UserError
 from rmadapter.runs.evaluate import evaluate
 from rmadapter.runs.lab import Lab, Sets
 from rmadapter.runs.run import learn
-from rmadapter.support.machine import find_device
+from rmadapter.support.machine import find_device, shared_gpus
 from rmadapter.support.terminal import bar, note
 from rmadapter.training.contract import Callback, Method, NotApplicable
 

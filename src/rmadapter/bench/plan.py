@@ -1,4 +1,5 @@
-"""The plan of a bench: its jobs, the settings of their methods, and the share of one process.
+"""The plan of a bench: its jobs, the settings of their methods, and which jobs are done according
+to the records in the results folder, which all processes that work in it share.
 
 `add_published_rows` adds rows "as published", with the constants that authors set for each data
 set. `select_shard` gives each task of a job array its own part of the jobs.
@@ -6,9 +7,10 @@ set. `select_shard` gives each task of a job array its own part of the jobs.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path, PurePath
@@ -16,12 +18,15 @@ from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 import yaml
 
+from rmadapter.artifacts.record import ANSWERED, Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder
-from rmadapter.bench.protocols import Job
+from rmadapter.bench.protocols import PROTOCOLS, Job
 from rmadapter.data.catalog.sets import ELEVEN, find
 from rmadapter.errors import UserError, quoted
-from rmadapter.methods.uses import PUBLISHED
-from rmadapter.settings import Machine
+from rmadapter.methods.uses import PUBLISHED, named_sums
+from rmadapter.settings import Machine, settings_of
+from rmadapter.support.files import read_json
+from rmadapter.support.machine import shared_gpus
 
 if TYPE_CHECKING:
     from rmadapter.runs.lab import Lab
@@ -30,6 +35,8 @@ if TYPE_CHECKING:
 AUTO = "auto"
 ALL_IMAGES = 64  # shots per class that a run on all training images counts as
 EVALUATION = 16  # shots per class that an evaluation on the test images counts as
+CHOOSE = "choose another --out, or delete that file"
+CHANGED = f"the method, or a file that it reads, has changed since {{}} was run: {CHOOSE}"
 
 Tuner: TypeAlias = "Callable[[Method, Job, Lab], tuple[Method, str, float]]"
 
@@ -66,6 +73,112 @@ class Plan:
         from rmadapter.methods import load_method
 
         return load_method(job.method, {**self.values.get(job.method, {}), **dict(job.values)})
+
+
+class Progress:
+    """The current records of a plan's jobs. A job that failed before this object was created is
+    tried again."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._settled: set[Path] = set()
+        self._reported: set[Path] = set()
+        paths = [plan.out / job.path for job in plan.jobs]
+        self._initial = {path: _modified(path) for path in paths if os.path.exists(path)}
+
+    def settled(self, job: Job) -> bool:
+        """Return whether the job is done: it has an answer, or it failed after this object was
+        created and would fail again."""
+        path = self.plan.out / job.path
+        record = None if path in self._settled else record_or_none(path)
+        if record and (record.status in ANSWERED or _modified(path) != self._initial.get(path)):
+            self._settled.add(path)
+        return path in self._settled
+
+    def remaining(self) -> list[Job]:
+        """Return the jobs that are not settled, in their order."""
+        return [job for job in self.plan.jobs if not self.settled(job)]
+
+    def new_records(self) -> Iterator[Record]:
+        """Yield the records written since the last call."""
+        for job in self.plan.jobs:
+            path = self.plan.out / job.path
+            if path not in self._reported and self.settled(job):
+                self._reported.add(path)
+                yield read_record(path)
+
+    def check(self) -> None:
+        """Raise UserError for a record made with other settings, and for a file that is no record
+        of this version."""
+        for job in self.plan.jobs:
+            path = self.plan.out / job.path
+            record = record_or_none(path)
+            if record is None and _is_json_object(path):
+                raise UserError(f"{path} is not a run record of this version: {CHOOSE}")
+            if record and record.status in ANSWERED:
+                self._check_record(record, job, path)
+
+    def _check_record(self, record: Record, job: Job, path: Path) -> None:
+        searched = {name: record.method.settings.get(name) for name in job.searched}
+        settings = {**settings_of(self.plan.method(job)), **searched}
+        machine = {"precision": self.plan.machine.precision, "--crops": self.plan.crops}
+        changed = (
+            _first_difference(asdict(record.task), asdict(job.task))
+            or _first_difference(record.method.settings, settings)
+            or _first_difference({"precision": record.precision, "--crops": record.crops}, machine)
+        )
+        if changed:
+            raise UserError(f"{path} was run with a different value of {changed}: {CHOOSE}")
+        sums = list(record.method.sums)
+        if sums and sums != named_sums(job.method, record.method.settings):
+            raise UserError(CHANGED.format(path))
+
+
+def record_or_none(path: Path) -> Record | None:
+    """Return the record at a path, or None if there is no readable one."""
+    try:
+        return read_record(path)
+    except UserError:
+        return None
+
+
+def _is_json_object(path: Path) -> bool:
+    """Return whether a file that is no record is still a JSON object, such as a record of another
+    version, and not a damaged file."""
+    try:
+        return isinstance(read_json(path), dict)
+    except UserError:
+        return False
+
+
+def finished_records(out: Path) -> dict[str, Record]:
+    """Return every finished record of a bench below `out` by its key, marked as copied from its
+    path. Records of `fit` do not count: they have other test sets."""
+    records = {path.relative_to(out): record_or_none(path) for path in sorted(out.rglob("*.json"))}
+    return {
+        record.key: mark_copied(record, path)
+        for path, record in records.items()
+        if record and record.status == "finished" and record.protocol in PROTOCOLS
+    }
+
+
+def mark_copied(record: Record, path: Path) -> Record:
+    """Return a copy of the record that says where its figures come from."""
+    return record.model_copy(update={"copied_from": record.copied_from or path.as_posix()})
+
+
+def _modified(path: Path) -> int:
+    return path.stat().st_mtime_ns
+
+
+def _first_difference(old: Mapping[str, object], new: Mapping[str, object]) -> str:
+    """Return the name of the first setting that differs, or "". Lists equal tuples, as JSON has no
+    tuples."""
+
+    def plain(value: object) -> object:
+        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    return next((name for name in [*new, *old] if plain(old.get(name)) != plain(new.get(name))), "")
 
 
 class PublishedSettings(TypedDict):
@@ -157,6 +270,19 @@ def _slurm_shard(environment: Mapping[str, str]) -> tuple[int, int]:
             "use --array=0-7"
         )
     return (place - first) // step + 1, count
+
+
+def worker_count(device: str, jobs: int, per_gpu: int = 0) -> int:
+    """Return the number of worker processes. per_gpu: processes per GPU, which replace `jobs`.
+
+    Raises UserError if there is no GPU to share.
+    """
+    if not per_gpu:
+        return jobs
+    devices = shared_gpus(device)
+    if not devices:
+        raise UserError("--jobs-per-gpu: there is no GPU to share; give --jobs instead")
+    return per_gpu * len(devices)
 
 
 def in_array(environment: Mapping[str, str]) -> bool:

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from rmadapter.artifacts.record import Record, read_record
-from rmadapter.bench.plan import Plan, add_published_rows
-from rmadapter.bench.progress import Progress
+from rmadapter.bench.plan import Plan, Progress, add_published_rows
 from rmadapter.bench.protocols import DOMAINS, expand
 from rmadapter.bench.report import paper
 from rmadapter.bench.report.groups import TRANSFER

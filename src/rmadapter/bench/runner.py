@@ -18,15 +18,14 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from rmadapter.artifacts.record import Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder
-from rmadapter.bench.plan import Plan
-from rmadapter.bench.pool import make_pool, shared_gpus
-from rmadapter.bench.progress import CHANGED, CHOOSE, Progress, finished_records, mark_copied
+from rmadapter.bench.plan import CHANGED, CHOOSE, Plan, Progress, finished_records, mark_copied
 from rmadapter.bench.protocols import Job
 from rmadapter.errors import UserError
 from rmadapter.methods.uses import TUNED, named_sums
 from rmadapter.settings import settings_of
 from rmadapter.support.files import parts
 from rmadapter.support.locks import claim, shared
+from rmadapter.support.machine import make_pool, shared_gpus
 from rmadapter.support.terminal import bar, escape
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rmadapter.bench.protocols import Job
-from rmadapter.bench.ray.cluster import SAME_PATH, connected, ray_module, settle, share, shares
+from rmadapter.bench.ray import SAME_PATH, connected, ray_module, settle, share, shares
 from rmadapter.bench.search_space import Distribution, Space, make_space, optuna
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError

@@ -164,18 +164,16 @@ class BenchOptions:
 
     def processes(self, plan: Plan) -> int:
         """Return the number of processes."""
-        from rmadapter.bench.pool import worker_count
+        from rmadapter.bench.plan import worker_count
 
         return worker_count(plan.machine.device, self.jobs, self.jobs_per_gpu)
 
     def cluster(self) -> Callable[..., None] | None:
         """Return what does the runs on a Ray cluster, if one is wanted, as `run_all` takes it."""
-        from rmadapter.bench.ray.cluster import is_ray
+        from rmadapter.bench.ray import is_ray, work
 
         if not is_ray(self.engine, self.address):
             return None
-        from rmadapter.bench.ray.jobs import work
-
         return partial(work, address=self.address)
 
 
@@ -394,7 +392,7 @@ def leaderboard(
 
     What their papers print stands beside the measured figures.
     """
-    from rmadapter.bench.leaderboard.page import write_leaderboard
+    from rmadapter.bench.leaderboard import write_leaderboard
 
     written = write_leaderboard(results, out)
     print(json.dumps(written) if as_json else f"leaderboard: {out / 'index.html'}")

@@ -155,7 +155,7 @@ class RayOptions:
     def chosen(self) -> bool:
         """Return whether a Ray cluster does the work. Raises UserError for options that need
         one."""
-        from rmadapter.bench.ray.cluster import is_ray
+        from rmadapter.bench.ray import is_ray
 
         return is_ray(self.engine, self.address, self.jobs)
 

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rmadapter.bench.ray.cluster import connected, ray_module, settle, shares
+from rmadapter.bench.ray import connected, ray_module, settle, shares
 from rmadapter.data.formats.base import Inputs
 from rmadapter.data.formats.registry import find_images
 from rmadapter.data.formats.tables import USUAL, pyarrow

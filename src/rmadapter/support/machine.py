@@ -12,10 +12,13 @@ import os
 import platform
 import random
 import re
+import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -164,6 +167,38 @@ def gpus() -> list[str]:
     import torch
 
     return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def shared_gpus(device: str) -> list[str]:
+    """Return the GPUs that workers share, as `gpus` names them; none unless the setting `device` is
+    auto or cuda."""
+    return gpus() if device in ("auto", "cuda") else []
+
+
+def make_pool(devices: Sequence[str], processes: int) -> ProcessPoolExecutor:
+    """Return a pool of processes that share the cores. Each sees one GPU; GPUs are assigned in
+    turn."""
+    context = multiprocessing.get_context("spawn")
+    assigned = context.SimpleQueue()
+    for i in range(processes):
+        assigned.put(devices[i % len(devices)] if devices else "")
+    threads = threads_each(processes)
+    return ProcessPoolExecutor(processes, context, _start_worker, (threads, assigned))
+
+
+def _start_worker(threads: int, assigned: SimpleQueue[str]) -> None:
+    """Set up a worker. It ends with its parent, which terminates it on Ctrl-C, and also when the
+    parent is killed.
+
+    It is in this module, which imports nothing slow, so that workers ignore Ctrl-C from the start.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+    if device := assigned.get():
+        os.environ[VISIBLE] = device  # before CUDA starts, which reads it once
+    import torch  # takes seconds
+
+    torch.set_num_threads(threads)
 
 
 def threads_each(processes: int) -> int:

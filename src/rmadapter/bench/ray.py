@@ -1,5 +1,10 @@
-"""A Ray cluster: connects to it, assigns resources to workers, and shares work among workers that
-may die."""
+"""A Ray cluster: connects to it, shares work among workers that may die, and does the runs of
+`bench --engine ray`.
+
+A worker of a bench keeps the backbone and frozen activations between runs, and preferably gets runs
+on the images that it holds. It needs the data and the backbone at the same path on every node, and
+checks their digests; records are written by the command, as with the local engine.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +13,41 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from rmadapter import __version__
+from rmadapter.artifacts.record import Record
+from rmadapter.bench.plan import Plan, Progress, finished_records
+from rmadapter.bench.protocols import Job
+from rmadapter.bench.runner import Display, in_order, make_record
 from rmadapter.errors import UserError, did_you_mean
 from rmadapter.support.terminal import STOPPED
 
-T = TypeVar("T", bound=Hashable)
+if TYPE_CHECKING:
+    from rmadapter.runs.lab import Lab
+
+Work = TypeVar("Work", bound=Hashable)
 ENGINES = ("local", "ray")
 PAUSE = 0.5  # seconds between polls of the workers
 TRIES = 3  # deaths of workers on one piece of work, after which to give up
 SAME_PATH = "every node needs data and backbone at the same path"
+
+
+class Call(Protocol):
+    """A method of an actor. `remote` starts it and returns a reference to its result."""
+
+    def remote(self, *arguments: object) -> Hashable: ...
+
+
+class Actor(Protocol):
+    """A worker on a node: `ready()` may be slow, `do(work)` returns a result."""
+
+    ready: Call
+    do: Call
 
 
 def is_ray(engine: str, address: str = "", workers: int = 1) -> bool:
@@ -33,7 +62,7 @@ def is_ray(engine: str, address: str = "", workers: int = 1) -> bool:
     return engine == "ray"
 
 
-def ray_module() -> Any:
+def ray_module() -> ModuleType:
     """Import Ray. Raises UserError if it is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report usage to its makers
     # its future default; avoids a warning
@@ -42,7 +71,8 @@ def ray_module() -> Any:
         import ray
     except ImportError:
         raise UserError("--engine ray needs Ray: run `pip install 'rmadapter[ray]'`") from None
-    return ray
+    module: ModuleType = ray
+    return module
 
 
 @contextmanager
@@ -96,26 +126,25 @@ def shares(count: int, device: str = "auto") -> dict[str, float]:
 
 
 def share(
-    hire: Callable[[], Any], size: int, todo: Sequence[T],
-    pick: Callable[[T | None, list[T], Collection[T]], T],
-    send: Callable[[T], object] = lambda work: work,
-) -> Iterator[tuple[T, Any] | None]:  # fmt: skip
+    hire: Callable[[], Actor], size: int, todo: Sequence[Work],
+    pick: Callable[[Work | None, list[Work], Collection[Work]], Work],
+    send: Callable[[Work], object] = lambda work: work,
+) -> Iterator[tuple[Work, Any] | None]:  # fmt: skip
     """Yield (work, result) as work is done, and None from time to time while nothing is.
 
-    hire: starts a worker, an actor with `ready()`, which may be slow, and `do(work)`. size: most
-    workers at a time. pick(its last work, work left, work of the others): the next work for a
-    worker, which is passed `send(work)`. If a worker dies, its work goes to another and a new one
-    is hired, which waits if the cluster has no room.
+    hire: starts a worker. size: most workers at a time. pick(its last work, work left, work of the
+    others): the next work for a worker, which is passed `send(work)`. If a worker dies, its work
+    goes to another and a new one is hired, which waits if the cluster has no room.
 
     Raises UserError if the same work, or starting, kills `TRIES` workers, and whatever a worker
     raises.
     """
     ray = ray_module()
     left = list(todo)
-    idle: list[Any] = []
-    last: dict[Any, T] = {}
-    deaths: Counter[T | None] = Counter()
-    awaited: dict[Any, tuple[Any, T | None]] = {}  # reference -> the worker and its work
+    idle: list[Actor] = []
+    last: dict[Actor, Work] = {}
+    deaths: Counter[Work | None] = Counter()
+    awaited: dict[Hashable, tuple[Actor, Work | None]] = {}  # reference -> the worker and its work
 
     def start_worker() -> None:
         worker = hire()
@@ -157,7 +186,7 @@ def share(
                 ray.kill(worker)
 
 
-def _count_death(deaths: Counter[T | None], work: T | None, error: Exception) -> None:
+def _count_death(deaths: Counter[Work | None], work: Work | None, error: Exception) -> None:
     """Count a dead worker; work None means its start. Starts are counted until any call
     succeeds."""
     deaths[work] += 1
@@ -177,3 +206,102 @@ def settle(folder: Path, threads: float) -> str:
     torch.set_num_threads(max(int(threads), 1))
     address: str = ray_module().util.get_node_ip_address()
     return address
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What every node must have: digests of the backbone and of each data set's splits, and the
+    version of this package."""
+
+    backbone: str
+    data: dict[str, tuple[str, ...]]
+    version: str
+
+    @classmethod
+    def of(cls, lab: Lab, jobs: Collection[Job]) -> Expected:
+        """Compute what the jobs need, from the data and backbone of this machine."""
+        names = dict.fromkeys(name for job in jobs for name in _data_sets(job))
+        digest = lab.backbone(next(iter(jobs)).task.backbone).digest
+        return cls(digest, {name: _digests(lab, name) for name in names}, __version__)
+
+
+def _data_sets(job: Job) -> list[str]:
+    return [job.task.data, *(test.data for test in job.task.tests if test.data)]
+
+
+def _digests(lab: Lab, name: str) -> tuple[str, ...]:
+    return tuple(images.digest for _, images in sorted(lab.splits(name).items()))
+
+
+class Worker:
+    """An actor on a node. finished: as in `make_record`. home: the user's working folder."""
+
+    def __init__(
+        self, plan: Plan, finished: dict[str, Record], expected: Expected, home: Path,
+        threads: float,
+    ) -> None:  # fmt: skip
+        self.plan, self.finished, self.expected = plan, finished, expected
+        self.checked: set[str] = set()
+        self.node = settle(home, threads)
+
+    def ready(self) -> None:
+        """Prepare for runs. Raises UserError for another version of this package."""
+        if __version__ != self.expected.version:
+            raise UserError(
+                f"node {self.node}: has rmadapter {__version__}, but needs {self.expected.version}"
+            )
+        self.lab = self.plan.lab()
+        if not self.plan.out.is_dir():  # no shared path: what memory cannot hold is computed again
+            self.lab.folder = None
+
+    def do(self, job: Job) -> Record:
+        """Do a job. Raises UserError if data or backbone differ from those of the driver."""
+        try:
+            backbone = self.lab.backbone(job.task.backbone)
+            if backbone.digest != self.expected.backbone:
+                raise UserError(
+                    f"its {backbone.name} has different weights from those where the command runs"
+                )
+            for name in _data_sets(job):
+                if name in self.checked:
+                    continue
+                if _digests(self.lab, name) != self.expected.data[name]:
+                    raise UserError(
+                        f"its {name} holds different images from those where the command runs"
+                    )
+                self.checked.add(name)
+            self.plan.method(job)  # raises if its file is missing
+        except UserError as error:
+            raise UserError(f"node {self.node}: {error}; {SAME_PATH}") from None
+        return make_record(job, self.plan, self.lab, self.finished)
+
+
+def next_job(last: Job | None, left: list[Job], others: Collection[Job]) -> Job:
+    """Return the next run on the images that a worker holds, else on images that no other worker
+    uses, else the first."""
+    in_use = {job.images for job in others}
+    same = (job for job in left if last and job.images == last.images)
+    free = (job for job in left if job.images not in in_use)
+    return next(same, None) or next(free, left[0])
+
+
+def work(
+    plan: Plan, state: Progress, lab: Lab, processes: int, show: Display, address: str = ""
+) -> None:
+    """Do the remaining jobs with `processes` workers on the cluster at `address`, as in
+    `connected`."""
+    ray = ray_module()
+    jobs = in_order(state.remaining())
+    expected = Expected.of(lab, jobs)
+    with connected(address):
+        resources = shares(processes, plan.machine.device)
+        plan = replace(plan, out=plan.out.absolute(), root=plan.root.absolute())
+        arguments = [ray.put(part) for part in (plan, finished_records(plan.out), expected)]
+        actor = ray.remote(Worker).options(**resources)
+
+        hire = partial(actor.remote, *arguments, Path.cwd(), resources["num_cpus"])
+        for result in share(hire, processes, jobs, next_job):
+            if result:
+                job, record = result
+                record.save(plan.out / job.path)
+            show()

@@ -1,28 +1,45 @@
-"""Runs on a Ray cluster: the same records as here, whatever dies meanwhile."""
+"""Work is shared among the workers of a Ray cluster, and runs there give the same records as here,
+whatever dies meanwhile."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import torch
 
 from rmadapter.artifacts.record import Record, read_record
 from rmadapter.backbones import Backbone
 from rmadapter.bench.plan import Plan
 from rmadapter.bench.protocols import expand
-from rmadapter.bench.ray.jobs import Expected, Worker, next_job, work
+from rmadapter.bench.ray import (
+    Expected,
+    Worker,
+    connected,
+    is_ray,
+    next_job,
+    settle,
+    share,
+    shares,
+    work,
+)
 from rmadapter.bench.runner import in_order, run_all
 from rmadapter.errors import UserError
 from rmadapter.settings import Machine
+from rmadapter.support.locks import exclusive
 from tests.helpers.bench_runs import (
     METHODS,
     QUICK,
@@ -35,7 +52,159 @@ from tests.helpers.bench_runs import (
 from tests.helpers.ray_cluster import ray_session
 
 __all__ = ["finished_bench", "ray_session"]
-CRASHING = f"{Path(__file__).parents[2] / 'helpers/crashing_method.py'}:CrashingMethod"
+CRASHING = f"{Path(__file__).parents[1] / 'helpers/crashing_method.py'}:CrashingMethod"
+
+
+WAITING = """
+from rmadapter.support.terminal import stoppable
+from rmadapter.bench.ray import connected, ray_module
+with stoppable(), connected(processors=1):
+    ray = ray_module()
+    nothing = ray.remote(lambda: __import__("time").sleep(600)).remote()
+    print("waiting", flush=True)
+    while True:
+        ray.wait([nothing], timeout=0.5)
+"""
+
+
+class Counting:
+    """Remembers what it did."""
+
+    def __init__(self) -> None:
+        self.did: list[int] = []
+
+    def ready(self) -> None:
+        pass
+
+    def do(self, work: int) -> list[int]:
+        if work < 0:
+            raise UserError(f"{work} is too little")
+        if work == 99:
+            import os
+
+            os._exit(1)
+        self.did.append(work)
+        return self.did
+
+
+def first(last: Any, left: list[int], others: Any) -> int:
+    return left[0]
+
+
+def counted(todo: list[int], size: int) -> Iterator[tuple[int, list[int]]]:
+    import ray
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
+    actor = ray.remote(Counting).options(num_cpus=1)
+    return (found for found in share(actor.remote, size, todo, first) if found)
+
+
+def test_engines() -> None:
+    assert not is_ray("local")
+    assert is_ray("ray", "auto")
+    with pytest.raises(UserError, match="did you mean 'ray'"):
+        is_ray("rey")
+    with pytest.raises(UserError, match="--address needs"):
+        is_ray("local", "auto")
+    with pytest.raises(UserError, match="--jobs needs"):
+        is_ray("local", workers=2)
+
+
+def test_without_ray_a_sentence_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"rmadapter\[ray\]"), connected():
+        pass
+
+
+def test_nobody_at_an_address() -> None:
+    pytest.importorskip("ray")
+    with (
+        pytest.raises(UserError, match="no Ray cluster could be reached"),
+        connected("127.0.0.1:1"),
+    ):
+        pass
+
+
+def test_ctrl_c_while_ray_waits_leaves_no_process() -> None:
+    pytest.importorskip("ray")
+    process = subprocess.Popen([sys.executable, "-c", WAITING], stdout=-1, stderr=-1, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == "waiting\n"
+    below = psutil.Process(process.pid).children(recursive=True)
+    assert len(below) > 3  # what Ray is made of, and a worker
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "rmadapter: stopped" in errors
+    assert "Traceback" not in errors
+    _, alive = psutil.wait_procs(below, timeout=20)
+    assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def test_all_is_done_once_by_one_or_two(ray_session: None) -> None:
+    for size in (1, 2):
+        found = dict(counted([1, 2, 3, 4, 5], size))
+        assert sorted(found) == [1, 2, 3, 4, 5]
+        # each begins once: they are kept
+        assert sum(len(did) == 1 for did in found.values()) <= size
+
+
+def test_one_workers_error_ends_all_with_its_own_sentence(ray_session: None) -> None:
+    with pytest.raises(UserError, match=r"^-1 is too little$"):
+        list(counted([1, -1, 2], 2))
+
+
+def test_what_kills_its_worker_again_and_again_is_given_up(ray_session: None) -> None:
+    with pytest.raises(UserError, match="3 workers died on this, perhaps out of memory: 99"):
+        list(counted([1, 99], 2))
+
+
+def test_processors_are_shared(ray_session: None) -> None:
+    assert [shares(count)["num_cpus"] for count in (1, 2, 3)] == [2, 1, 1]
+
+
+def test_gpus_are_shared(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    nodes = [
+        {"Alive": alive, "Resources": {"CPU": 8.0, "GPU": 2.0}} for alive in (True, True, False)
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    assert [shares(count)["num_gpus"] for count in (1, 4, 5, 8)] == [1, 1, 1 / 2, 1 / 2]
+    assert [shares(count)["num_cpus"] for count in (1, 4, 5, 8)] == [8, 4, 2, 2]
+    assert shares(4, "cpu")["num_gpus"] == 0
+
+
+def test_a_cluster_of_our_own_wants_a_token(ray_session: None) -> None:
+    """So nobody else who reaches its ports is let in."""
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    code = f"import ray; ray.init({address!r}, log_to_driver=False); print('in')"
+    words, here = [sys.executable, "-c", code], dict(os.environ)
+    wrong = {**here, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    right = {**here, "RAY_AUTH_MODE": "token"}
+    found = [
+        subprocess.run(words, env=env, capture_output=True, text=True, timeout=120)
+        for env in (right, wrong)
+    ]
+    assert found[0].stdout == "in\n", found[0].stderr
+    assert found[1].returncode != 0
+    assert "oken" in found[1].stderr
+
+
+def test_the_user_is_where_workers_are(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.chdir(Path.cwd())
+    try:
+        settle(tmp_path, 3)
+        assert (Path.cwd(), torch.get_num_threads()) == (tmp_path, 3)
+        settle(tmp_path / "nowhere", 0.5)
+        assert (Path.cwd(), torch.get_num_threads()) == (tmp_path, 1)
+    finally:
+        torch.set_num_threads(before)
 
 
 def do(
@@ -137,8 +306,6 @@ def test_data_and_backbone_that_a_node_lacks_or_has_otherwise(
 def test_the_folder_is_locked(
     ray_session: None, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
-    from rmadapter.support.locks import exclusive
-
     with exclusive(tmp_path), pytest.raises(UserError, match="another process is at work"):
         do(colors, tmp_path, jobs_of(tiny_clip, colors, methods=["zero-shot"]))
 
@@ -149,7 +316,6 @@ def waited(out: Path, count: int, seconds: float = 300) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_interrupted_drivers_resume(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
     """With it the cluster dies that it had started; what is done is kept."""

@@ -1,1 +1,0 @@
-"""Runs of a bench on a Ray cluster."""
