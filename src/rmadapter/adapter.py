@@ -158,10 +158,12 @@ class DualBranchAdapter(nn.Module):
         that layer."""
         act = ACTIVATIONS[self.activation]
         hidden = act((self.down if self.rec_down is None else self.rec_down)(x))
-        layers: list[Any] = [*self.rec, self.up] if self.share == "up" else list(self.rec)
+        layers = [*self.rec, self.up] if self.share == "up" else list(self.rec)
         for layer in layers[:-1]:
             hidden = act(layer(hidden))
-        return hidden, layers[-1]
+        last = layers[-1]
+        assert isinstance(last, nn.Linear)
+        return hidden, last
 
     def reconstruction_error(
         self, x: Tensor, objective: str = "l2", target: Tensor | None = None, local: bool = True

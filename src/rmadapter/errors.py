@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -31,7 +31,7 @@ def user_message(error: Exception) -> str:
     text = " ".join(str(error.format_message()).split()).rstrip(".")
     if not text:
         return ""
-    context: Any = getattr(error, "ctx", None)
+    context: object = getattr(error, "ctx", None)
     path = getattr(context, "command_path", "rmadapter")
     parameters = getattr(getattr(context, "command", None), "params", ())
     takes_settings = any("--set" in parameter.opts for parameter in parameters)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rmadapter.adapter import SIDES, Adapters, Side, loss_terms, token_mean
 from rmadapter.backbones import Backbone
-from rmadapter.encoders import Encoder, States
+from rmadapter.encoders import ImageEncoder, OpenClip, States, TextEncoder
 from rmadapter.errors import UserError
 from rmadapter.prompts import CHUNK, class_weights, in_chunks, prompts_each, tokenize
 from rmadapter.settings import AdapterSettings, LossSettings
@@ -27,6 +27,8 @@ Tape: TypeAlias = list[tuple[int, Tensor]]
 # Adapted features, frozen features, reconstruction errors.
 Encoded: TypeAlias = tuple[Tensor, Tensor, list[Tensor]]
 
+Output: TypeAlias = "Tensor | tuple[Tensor, ...]"  # of a block
+
 
 class _Hook:
     """A hook that adds the adapter's output to a block's output; an object, so that a deep copy of
@@ -37,7 +39,7 @@ class _Hook:
     ) -> None:
         self.model, self.side, self.block, self.tape, self.silent = model, side, block, tape, silent
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Output) -> Output:
         silent = self.silent or self.model.alpha == 0
         if silent and self.tape is None:
             return output
@@ -71,8 +73,11 @@ class AdaptedCLIP(nn.Module):
         self.backbone = backbone.with_blocks("image", "text")
         self.settings = settings or AdapterSettings()
         self.loss = loss or LossSettings()
-        self.clip: Any = backbone.model
-        self.encoders: dict[str, Encoder[Any]] = {"image": backbone.image, "text": backbone.text}
+        self.clip: OpenClip = backbone.model
+        self.encoders: dict[str, ImageEncoder | TextEncoder] = {
+            "image": backbone.image,
+            "text": backbone.text,
+        }
         widths = (backbone.image.width, backbone.text.width)
         depths = (backbone.image.depth, backbone.text.depth)
         s = self.settings
@@ -90,7 +95,7 @@ class AdaptedCLIP(nn.Module):
     # ---- attaching ----
 
     @contextmanager
-    def attached(self, tape: Tape | None = None, silent: bool = False) -> Iterator[Any]:
+    def attached(self, tape: Tape | None = None, silent: bool = False) -> Iterator[OpenClip]:
         """Yield the backbone with the adapters in its own forward pass (Eq. 14, 15).
 
         Afterwards the backbone is what it was, bit for bit, so that several models can share one.

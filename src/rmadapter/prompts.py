@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -81,7 +80,7 @@ def class_weights(features: Tensor, each: int = 1) -> Tensor:
 
 
 def learnt_weights(
-    encode: Callable[..., Tensor], chunks: Sequence[tuple[Any, ...]], each: int
+    encode: Callable[..., Tensor], chunks: Sequence[tuple[object, ...]], each: int
 ) -> Tensor:
     """Return normalised class features [C, e] of prompts in chunks, by encode(*chunk). Several
     chunks are encoded again for the gradient, so that only one at a time holds activations."""

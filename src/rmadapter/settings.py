@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping
+from dataclasses import Field as Member
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
@@ -18,7 +19,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from rmadapter.errors import UserError, did_you_mean, is_text, quoted
-from rmadapter.support.files import read_text
+from rmadapter.support.files import JsonObject, read_text
 
 T = TypeVar("T")
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -30,7 +31,7 @@ Positive = Annotated[float, Field(gt=0)]
 MOST_TEXT, MOST_LEVELS = 2**16, 8  # characters of a config or value, and levels of nesting
 
 
-def option(default: Any, text: str, **limits: Any) -> Any:
+def option(default: object, text: str, **limits: Any) -> Any:
     """Return a documented field of a group. limits: as for pydantic's Field."""
     return Field(default, description=text, **limits)
 
@@ -129,10 +130,15 @@ class Machine:
 # Flat names
 
 
-def settings_of(owner: Any) -> dict[str, Any]:
+def members(owner: object) -> tuple[Member[object], ...]:
+    """Return the fields of a group or method, which is a dataclass."""
+    return fields(owner)  # type: ignore[arg-type]
+
+
+def settings_of(owner: object) -> JsonObject:
     """Return the settings of a group or method by flat name."""
-    settings: dict[str, Any] = {}
-    for f in fields(owner):
+    settings: JsonObject = {}
+    for f in members(owner):
         value = getattr(owner, f.name)
         if is_dataclass(value):
             settings |= settings_of(value)
@@ -141,7 +147,7 @@ def settings_of(owner: Any) -> dict[str, Any]:
     return settings
 
 
-def configured(owner: T, values: Mapping[str, Any], what: str = "") -> T:
+def configured(owner: T, values: Mapping[str, object], what: str = "") -> T:
     """Return the group or method with some settings replaced. Raises UserError for an unknown one
     or an invalid value.
 
@@ -160,10 +166,10 @@ def configured(owner: T, values: Mapping[str, Any], what: str = "") -> T:
     return _replaced(owner, values, where) if values else owner
 
 
-def _replaced(owner: T, values: Mapping[str, Any], where: str) -> T:
+def _replaced(owner: T, values: Mapping[str, object], where: str) -> T:
     hints = get_type_hints(type(owner))
-    changed: dict[str, Any] = {}
-    for f in fields(owner):  # type: ignore[arg-type]
+    changed: dict[str, object] = {}
+    for f in members(owner):
         old = getattr(owner, f.name)
         if is_dataclass(old):
             nested = {name: value for name, value in values.items() if name in settings_of(old)}
@@ -172,7 +178,7 @@ def _replaced(owner: T, values: Mapping[str, Any], where: str) -> T:
             value = values[f.name]
             single = isinstance(value, str) and get_origin(hints[f.name]) is tuple
             changed[f.name] = (value,) if single else value
-    shallow = {f.name: getattr(owner, f.name) for f in fields(owner) if f.init}  # type: ignore[arg-type]
+    shallow = {f.name: getattr(owner, f.name) for f in members(owner) if f.init}
     try:
         return TypeAdapter(type(owner)).validate_python({**shallow, **changed})
     except ValidationError as error:
@@ -187,11 +193,11 @@ def _replaced(owner: T, values: Mapping[str, Any], where: str) -> T:
         raise UserError(f"{where}{name}={value}: {first['msg']}{meaning}") from None
 
 
-def documentation(owner: Any) -> dict[str, str]:
+def documentation(owner: object) -> dict[str, str]:
     """Return the meaning of each documented setting by flat name."""
     texts: dict[str, str] = {}
     documented = getattr(type(owner), "__pydantic_fields__", {})
-    for f in fields(owner):
+    for f in members(owner):
         value = getattr(owner, f.name)
         if is_dataclass(value):
             texts |= documentation(value)
@@ -200,10 +206,10 @@ def documentation(owner: Any) -> dict[str, str]:
     return texts
 
 
-def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
+def parse_overrides(pairs: Iterable[str]) -> JsonObject:
     """Parse `["rank=8", "norm=block"]` into a dictionary; values are read as YAML. Raises UserError
     for a pair without '='."""
-    values: dict[str, Any] = {}
+    values: JsonObject = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
@@ -220,7 +226,7 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
     return values
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> JsonObject:
     """Read a YAML file of flat fields. Raises UserError if it is missing or not a list of
     'field: value' lines."""
     kind = "a readable config"
@@ -234,7 +240,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _load(text: str) -> Any:
+def _load(text: str) -> object:
     """Parse YAML of few levels and without aliases, since few bytes of others can stand for
     gigabytes.
 
@@ -259,7 +265,7 @@ def _load(text: str) -> Any:
         ) from None
 
 
-def to_yaml(values: Mapping[str, Any]) -> str:
+def to_yaml(values: Mapping[str, object]) -> str:
     """Write fields as YAML, in their order."""
     plain = {n: list(value) if isinstance(value, tuple) else value for n, value in values.items()}
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)

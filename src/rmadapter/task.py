@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import FailFast
 from pydantic.dataclasses import dataclass
 
 from rmadapter.errors import UserError, quoted
 from rmadapter.settings import STRICT, Machine, option
+from rmadapter.support.files import JsonObject
 
 Half = Literal["all", "base", "novel"]
 TEMPLATES = ("a photo of a {}.",)
@@ -106,7 +107,7 @@ MACHINE_SETTINGS = tuple(f.name for f in fields(Machine))
 COMMON_SETTINGS = (*TASK_SETTINGS, *MACHINE_SETTINGS)
 
 
-def qualified_settings(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def qualified_settings(method: str, settings: Mapping[str, object]) -> JsonObject:
     """Return a method's settings by the names that `Request.make` takes: METHOD.field where a
     common setting has the same name."""
     common = {*COMMON_SETTINGS} & settings.keys()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from torch import Tensor
 
@@ -11,10 +11,16 @@ from rmadapter.encoders.image import ClipImage, ImageEncoder, TimmImage, WholeIm
 from rmadapter.encoders.layouts import Grid, Packed
 from rmadapter.encoders.text import BertText, ClipText, TextEncoder, WholeText
 
+if TYPE_CHECKING:
+    from open_clip import CLIP, CustomTextCLIP
+
+OpenClip: TypeAlias = "CLIP | CustomTextCLIP"
+
 __all__ = [
     "Encoder",
     "Grid",
     "ImageEncoder",
+    "OpenClip",
     "Packed",
     "States",
     "TextEncoder",
@@ -23,18 +29,18 @@ __all__ = [
 ]
 
 
-def encoders_of(model: Any) -> tuple[ImageEncoder, TextEncoder]:
+def encoders_of(model: OpenClip) -> tuple[ImageEncoder, TextEncoder]:
     """Return the two encoders of an open_clip model. One that is not a stack of transformer blocks
     is a `WholeImage` or `WholeText`."""
     return _image(model), _text(model)
 
 
-def features_of(output: Any) -> Tensor:
+def features_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     """Return the features of an encoder that may also give its tokens, as CoCa's do."""
     return output[0] if isinstance(output, tuple) else output
 
 
-def _image(model: Any) -> ImageEncoder:
+def _image(model: OpenClip) -> ImageEncoder:
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
 
@@ -50,7 +56,7 @@ def _image(model: Any) -> ImageEncoder:
     return WholeImage(visual, kind, lambda images: features_of(visual(images)))
 
 
-def _text(model: Any) -> TextEncoder:
+def _text(model: OpenClip) -> TextEncoder:
     import open_clip
     from open_clip.hf_model import HFTextEncoder
     from open_clip.transformer import TextTransformer
@@ -75,7 +81,7 @@ def _text(model: Any) -> TextEncoder:
     return WholeText(_prefix(model) + type(part).__name__, encode)
 
 
-def _prefix(model: Any) -> str:
+def _prefix(model: OpenClip) -> str:
     import open_clip
 
     return "CoCa's " if isinstance(model, open_clip.CoCa) else ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -18,18 +18,14 @@ from torch import Tensor, nn
 Edit = Callable[[Tensor], Tensor]
 
 
-class View(Protocol):
-    """The parts of a block: norm, projections, and what follows attention, which the caller does.
+Block: TypeAlias = Any  # of open_clip, timm or transformers, whose types have nothing in common
 
-    hidden: width inside the MLP; 0 for an MLP of another make, whose layers are not known.
-    """
+
+class Projections(Protocol):
+    """The parts of a block but its norm: projections, and what follows attention, which the caller
+    does."""
 
     heads: int
-    hidden: int
-
-    def norm(self, x: Tensor) -> Tensor:
-        """Return what attention reads of the tokens [..., d]."""
-        ...
 
     def qkv(self, n: Tensor) -> tuple[Tensor, ...]: ...
 
@@ -37,22 +33,39 @@ class View(Protocol):
 
     def key_value(self, n: Tensor) -> tuple[Tensor, ...]: ...
 
+    def close(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Apply everything after attention: its output projection, the residuals and the MLP."""
+        ...
+
+
+class View(Projections, Protocol):
+    """All parts of a block.
+
+    hidden: width inside the MLP; 0 for an MLP of another make, whose layers are not known.
+    """
+
+    hidden: int
+
+    def norm(self, x: Tensor) -> Tensor:
+        """Return what attention reads of the tokens [..., d]."""
+        ...
+
     def close(self, x: Tensor, attended: Tensor, edit: Edit | None = None) -> Tensor:
-        """Apply everything after attention: its output projection, the residuals and the MLP. edit:
-        changes what enters the MLP's activation, [..., hidden]."""
+        """As in `Projections`. edit: changes what enters the MLP's activation, [..., hidden]."""
         ...
 
 
 class PreNorm:
     """A pre-norm block of open_clip or timm; same arithmetic as its own forward."""
 
-    def __init__(self, block: Any, *, timm: bool) -> None:
+    def __init__(self, block: Block, *, timm: bool) -> None:
         self.attn, self.mlp, self.heads = block.attn, block.mlp, block.attn.num_heads
         names = ("norm1", "norm2", "ls1", "ls2") if timm else ("ln_1", "ln_2", "ls_1", "ls_2")
         self.norm, self.norm2, self.ls1, self.ls2 = (getattr(block, name) for name in names)
         self.out = block.attn.proj if timm else block.attn.out_proj
         self.timm, self.layers = timm, _layers(block.mlp)
-        self.hidden = self.layers[0].out_features if self.layers else 0
+        first = self.layers[0] if self.layers else None
+        self.hidden = first.out_features if isinstance(first, nn.Linear) else 0
 
     def _project(self, n: Tensor, start: int, stop: int) -> Tensor:
         """Apply rows start..stop, in widths, of the fused query-key-value projection."""
@@ -84,7 +97,7 @@ class PreNorm:
         return y
 
 
-def _layers(mlp: Any) -> list[Any]:
+def _layers(mlp: nn.Module) -> list[nn.Module]:
     """Return the layers of an MLP in order, a linear one first; none of an MLP of another make."""
     from timm.layers.mlp import Mlp
 
@@ -96,7 +109,7 @@ def _layers(mlp: Any) -> list[Any]:
 class PostNorm:
     """A post-norm block of a Hugging Face encoder of the BERT family."""
 
-    def __init__(self, block: Any) -> None:
+    def __init__(self, block: Block) -> None:
         self.block = block
         self.heads = block.attention.self.num_attention_heads
         self.hidden = block.intermediate.dense.out_features
@@ -123,16 +136,16 @@ class PostNorm:
 class Opaque:
     """A block of another make, run by its own forward on whole sequences."""
 
-    def __init__(self, block: Any) -> None:
+    def __init__(self, block: Block) -> None:
         self.block = block
         self.norm = getattr(block, "norm1", None) or getattr(block, "ln_1", None) or nn.Identity()
 
-    def run(self, x: Tensor, extras: Mapping[str, Any]) -> Tensor:
+    def run(self, x: Tensor, extras: Mapping[str, object]) -> Tensor:
         """Run the block. extras: further arguments that its encoder passes besides the tokens."""
         return self.block(x, **extras)
 
 
-def view_of(block: Any) -> View | Opaque:
+def view_of(block: Block) -> View | Opaque:
     """Return the leanest view that computes exactly what the block's own forward computes."""
     from open_clip.transformer import ResidualAttentionBlock
     from timm.models.vision_transformer import Block

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from rmadapter.encoders.blocks import Opaque, View, cast, view_of
+from rmadapter.encoders.blocks import Opaque, Projections, View, cast, view_of
 from rmadapter.encoders.layouts import Grid, Packed
 
 Layout = TypeVar("Layout", Grid, Packed)
@@ -122,7 +122,7 @@ class Encoder(ABC, Generic[Layout]):
         n: Tensor,
         layout: Layout,
         top: bool = False,
-        views: Sequence[Any] = (),
+        views: Sequence[Projections | Opaque] = (),
     ) -> Tensor:
         """Run a block on tokens x, whose norm is n. top: only for the tokens that are read. views:
         used instead."""
@@ -144,7 +144,7 @@ class Encoder(ABC, Generic[Layout]):
         layout: Layout,
         first: int = 1,
         edit: Callable[[int, Tensor], Tensor] | None = None,
-        views: Sequence[Any] = (),
+        views: Sequence[Projections | Opaque] = (),
     ) -> Tensor:
         """Return features [B or C, e] of tokens that enter block `first`; edit(i, x) changes what
         enters block i."""

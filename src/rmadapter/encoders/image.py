@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from rmadapter.encoders.blocks import Opaque
 from rmadapter.encoders.encoder import NOTHING, Encoder, States, weights_of
 from rmadapter.encoders.layouts import Grid
+
+if TYPE_CHECKING:
+    from open_clip.timm_model import TimmModel
+    from open_clip.transformer import VisionTransformer
 
 
 class _StopForward(Exception):
@@ -34,7 +38,7 @@ class ImageEncoder(Encoder[Grid]):
         self, visual: nn.Module, blocks: Sequence[nn.Module], width: int, read_index: int | None
     ) -> None:
         super().__init__(blocks, width)
-        self.visual: Any = visual
+        self.visual = visual
         self.read_index = read_index
 
     @property
@@ -67,14 +71,14 @@ class ImageEncoder(Encoder[Grid]):
         if just one is."""
         top = self.depth
         seen: dict[int, tuple[Tensor, Tensor]] = {}  # block -> its input and output
-        extras: dict[int, dict[str, Any]] = {}
+        extras: dict[int, dict[str, object]] = {}
         layout = Grid(self.read_index, extras=extras)
         lean = self.reads_some(layout)
         wanted = {first for first in firsts if first is not None}
 
         def watch(i: int) -> Callable[..., None]:
             def hook(
-                module: nn.Module, args: tuple[Tensor], kwargs: dict[str, Any], output: Tensor
+                module: nn.Module, args: tuple[Tensor], kwargs: dict[str, object], output: Tensor
             ) -> None:
                 if isinstance(self.views[i - 1], Opaque):
                     extras[i] = kwargs
@@ -107,9 +111,10 @@ class ImageEncoder(Encoder[Grid]):
 class ClipImage(ImageEncoder):
     """open_clip's VisionTransformer."""
 
+    visual: VisionTransformer
     front = 1
 
-    def __init__(self, visual: Any) -> None:
+    def __init__(self, visual: VisionTransformer) -> None:
         stack = visual.transformer
         one = visual.pool_type == "tok" and visual.attn_pool is None
         super().__init__(visual, stack.resblocks, stack.width, 0 if one else None)
@@ -138,7 +143,9 @@ class ClipImage(ImageEncoder):
 class TimmImage(ImageEncoder):
     """open_clip's TimmModel: a trunk of timm and a projection."""
 
-    def __init__(self, visual: Any) -> None:
+    visual: TimmModel
+
+    def __init__(self, visual: TimmModel) -> None:
         trunk = visual.trunk
         one = trunk.global_pool == "token" and getattr(trunk, "attn_pool", None) is None
         super().__init__(visual, trunk.blocks, trunk.embed_dim, 0 if one else None)

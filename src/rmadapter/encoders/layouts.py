@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +50,7 @@ class Grid:
 
     read_index: int | None
     last: int = 0
-    extras: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    extras: Mapping[int, Mapping[str, object]] = field(default_factory=dict)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         return _attend(q, k, v, heads)
@@ -71,7 +70,7 @@ class Grid:
         return torch.cat([x[:, :1], x[:, -self.last :]], 1) if self.last else x[:, self.read_index]
 
     def to(self, device: torch.device) -> Grid:
-        extras: dict[int, dict[str, Any]] = {}
+        extras: dict[int, dict[str, object]] = {}
         for block, values in self.extras.items():
             extras[block] = dict(values)
             for name, value in values.items():
@@ -132,9 +131,9 @@ class Packed:
         return x.index_select(0, self.read_index)
 
     def to(self, device: torch.device) -> Packed:
-        tensors = {name: part for name, part in vars(self).items() if isinstance(part, Tensor)}
-        moved: dict[str, Any] = {name: part.to(device) for name, part in tensors.items()}
-        return replace(self, **moved)
+        parts = vars(self)
+        tensors = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
+        return Packed(**{**parts, **{name: part.to(device) for name, part in tensors.items()}})
 
 
 def pack(

@@ -5,13 +5,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from rmadapter.encoders.encoder import NOTHING, Encoder, States, weights_of
 from rmadapter.encoders.layouts import Packed, pack
+
+if TYPE_CHECKING:
+    from open_clip.hf_model import HFTextEncoder
+    from open_clip.transformer import TextTransformer
 
 
 class TextEncoder(Encoder[Packed]):
@@ -57,7 +61,7 @@ class TextEncoder(Encoder[Packed]):
 class ClipText(TextEncoder):
     """open_clip's text transformer, inside the model (CLIP) or apart from it (custom text)."""
 
-    def __init__(self, text: Any, *, inside: bool) -> None:
+    def __init__(self, text: TextTransformer, *, inside: bool) -> None:
         super().__init__(text.transformer.resblocks, text.transformer.width)
         self.text, self.causal = text, text.attn_mask is not None
         self.pool = text.text_pool_type if inside else text.pool_type
@@ -95,7 +99,7 @@ class ClipText(TextEncoder):
 class BertText(TextEncoder):
     """A Hugging Face encoder of the BERT family inside open_clip's HFTextEncoder."""
 
-    def __init__(self, text: Any) -> None:
+    def __init__(self, text: HFTextEncoder) -> None:
         super().__init__(text.transformer.encoder.layer, text.config.hidden_size)
         self.text = text
         # It exists if open_clip's pooler reads its output.

@@ -15,14 +15,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
-from rmadapter.encoders import Encoder, Packed, States
+from rmadapter.encoders import ImageEncoder, Packed, States, TextEncoder
+from rmadapter.encoders.blocks import Opaque, Projections, View
 from rmadapter.errors import UserError
 from rmadapter.prompts import CHUNK, Cosines, cosine_logits, learnt_weights, prompts_each, tokenize
 from rmadapter.settings import Share, Size
@@ -57,12 +58,16 @@ class UpdatedBlock:
     """View of a block, in its tokens' number format, with a LowRank update each for query, key and
     value."""
 
-    def __init__(self, encoder: Encoder[Any], block: int, updates: nn.ModuleList) -> None:
+    def __init__(
+        self, encoder: ImageEncoder | TextEncoder, block: int, updates: nn.ModuleList
+    ) -> None:
         self.encoder, self.block, self.updates = encoder, block, updates
         self.heads = self._view(torch.float32).heads
 
-    def _view(self, kind: torch.dtype) -> Any:
-        return self.encoder.view(self.block, kind)
+    def _view(self, kind: torch.dtype) -> View:
+        view = self.encoder.view(self.block, kind)
+        assert not isinstance(view, Opaque)
+        return view
 
     def query(self, n: Tensor) -> Tensor:
         return self._view(n.dtype).query(n) + self.updates[0](n)
@@ -119,17 +124,19 @@ class UpdatedCLIP(Learner):
     ) -> None:
         super().__init__(backbone)
         self.dropout = dropout
-        sides: tuple[Encoder[Any], ...] = (backbone.image, backbone.text)
+        sides: tuple[ImageEncoder | TextEncoder, ...] = (backbone.image, backbone.text)
         with seeded(seed):
-            updates: list[Any] = [self._update(encoder, rank, scale) for encoder in sides]
-        self.updates = nn.ModuleList(updates)
+            updates = [self._update(encoder, rank, scale) for encoder in sides]
+        self.updates = nn.ModuleList(nn.ModuleList(layers) for layers in updates)
         self.views = [
             [UpdatedBlock(encoder, block, update) for block, update in enumerate(layers, 1)]
             for encoder, layers in zip(sides, updates, strict=True)
         ]
         self.to(backbone.device)
 
-    def _update(self, encoder: Encoder[Any], rank: int, scale: float) -> nn.ModuleList:
+    def _update(
+        self, encoder: ImageEncoder | TextEncoder, rank: int, scale: float
+    ) -> list[nn.ModuleList]:
         if encoder.opaque:
             kind = type(encoder.blocks[0]).__name__
             raise UserError(
@@ -137,10 +144,10 @@ class UpdatedCLIP(Learner):
                 f"{self.backbone.name!r} "
                 f"cannot be taken apart; use another, such as 'ViT-B-16/openai'"
             )
-        return nn.ModuleList(
+        return [
             nn.ModuleList(LowRank(encoder.width, rank, scale, self.dropout) for _ in range(3))
             for _ in encoder.blocks
-        )
+        ]
 
     @torch.no_grad()
     def prompts(
@@ -165,7 +172,7 @@ class UpdatedCLIP(Learner):
         unit = torch.eye(self.backbone.image.width, device=like.device, dtype=like.dtype)
         return [MergedBlock(view, unit) for view in self.views[0]]
 
-    def image_features(self, states: States, views: Sequence[Any]) -> Tensor:
+    def image_features(self, states: States, views: Sequence[Projections]) -> Tensor:
         """Return features [B, e] from the input of the image encoder's first block."""
         return self.backbone.image.encode(states.x, states.layout, views=views)
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from rmadapter.adapter import quick_gelu
 from rmadapter.backbones import Backbone
-from rmadapter.encoders import States
+from rmadapter.encoders import ImageEncoder, States, TextEncoder
 from rmadapter.errors import UserError
 from rmadapter.methods.parts.learned_prompts import (
     Prompted,
@@ -90,7 +90,10 @@ class HierarchicalPrompts(Prompted):
         if method.turn >= method.depth:
             raise UserError(f"hicropl.turn={method.turn}: give a number below depth={method.depth}")
         n = method.n_ctx
-        sides: dict[str, Any] = {"text": backbone.text, "image": backbone.image}
+        sides: dict[str, ImageEncoder | TextEncoder] = {
+            "text": backbone.text,
+            "image": backbone.image,
+        }
         if odd := next(
             (encoder.width for encoder in sides.values() if encoder.width % HEADS), None
         ):
@@ -135,7 +138,7 @@ class HierarchicalPrompts(Prompted):
     def _guided(
         self, side: str, prompts: list[Tensor], by: str, guides: list[Tensor]
     ) -> list[Tensor]:
-        pools: Any = self.proxies[by]
+        pools = self.proxies[by].children()
         proxies = torch.cat([pool(guide) for pool, guide in zip(pools, guides, strict=True)])
         return [*self.mappers[side](torch.cat(prompts), proxies).split(len(prompts[0]))]
 

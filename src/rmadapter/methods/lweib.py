@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from rmadapter.adapter import SIDES, decoupled
 from rmadapter.backbones import Backbone
 from rmadapter.data.names import descriptions, read_texts, texts_of, texts_of_all
-from rmadapter.encoders import Encoder, Packed, States
+from rmadapter.encoders import ImageEncoder, Packed, States, TextEncoder
+from rmadapter.encoders.blocks import Opaque, View
 from rmadapter.encoders.layouts import pack
 from rmadapter.errors import UserError
 from rmadapter.methods.descriptions import TEXTS, group_means, packed, unpacked, without_texts
@@ -50,10 +51,10 @@ from rmadapter.training.loop import Batch, minimise
 FIRST = 1  # block of the image encoder whose input is read
 CHUNK = 256  # prompts encoded at once: whole sentences
 REACH = 2  # how many tokens ahead a block lets each token see, one by each convolution
-Change = Callable[[Tensor, nn.Module, float], Tensor]  # tokens, convolution, s -> tokens
+Change = Callable[[Tensor, Tensor, float], Tensor]  # tokens, weight of a convolution, s -> tokens
 
 
-def among_patches(x: Tensor, layer: Any, scale: float, front: int) -> Tensor:
+def among_patches(x: Tensor, weight: Tensor, scale: float, front: int) -> Tensor:
     """Return x + s conv(x) on the patches of images [B, L, d], which follow `front` other tokens. A
     single token per image, [B, d], stays unchanged."""
     if x.ndim == 2:
@@ -63,20 +64,17 @@ def among_patches(x: Tensor, layer: Any, scale: float, front: int) -> Tensor:
 
     def convolved(patches: Tensor) -> Tensor:
         grid = patches.transpose(1, 2).unflatten(2, (side, side))
-        return (
-            F.conv2d(grid, layer.weight.to(x.dtype), padding=1, groups=x.shape[-1])
-            .flatten(2)
-            .transpose(1, 2)
-        )
+        moved = F.conv2d(grid, weight.to(x.dtype), padding=1, groups=x.shape[-1])
+        return moved.flatten(2).transpose(1, 2)
 
     return torch.cat([leading, patches + decoupled(convolved, patches, scale)], 1)
 
 
-def among_words(x: Tensor, layer: Any, scale: float, layout: Packed) -> Tensor:
+def among_words(x: Tensor, weight: Tensor, scale: float, layout: Packed) -> Tensor:
     """Return x + s conv(x) of texts, packed one after the other in [T, d]."""
     # whether the previous token is in the same text
     inside = ((layout.positions > 0) & (layout.weight > 0))[:, None]
-    before, centre, after = layer.weight[:, 0].to(x.dtype).unbind(-1)
+    before, centre, after = weight[:, 0].to(x.dtype).unbind(-1)
 
     def convolved(x: Tensor) -> Tensor:
         follows = torch.where(inside, x, 0.0)
@@ -91,22 +89,24 @@ class ConvolvedBlock:
     "mlp"."""
 
     def __init__(
-        self, encoder: Encoder[Any], block: int, layers: Any, change: Change, scale: float
+        self,
+        encoder: ImageEncoder | TextEncoder,
+        block: int,
+        layers: nn.ModuleDict,
+        change: Change,
+        scale: float,
     ) -> None:
-        self.encoder, self.block, self.layers, self.change, self.scale = (
-            encoder,
-            block,
-            layers,
-            change,
-            scale,
-        )
+        self.encoder, self.block, self.layers = encoder, block, layers
+        self.change, self.scale = change, scale
         self.heads = encoder.views[block - 1].heads  # type: ignore[union-attr]
 
-    def _view(self, x: Tensor) -> Any:
-        return self.encoder.view(self.block, x.dtype)
+    def _view(self, x: Tensor) -> View:
+        view = self.encoder.view(self.block, x.dtype)
+        assert not isinstance(view, Opaque)
+        return view
 
     def _changed(self, x: Tensor, which: str) -> Tensor:
-        return self.change(x, self.layers[which], self.scale)
+        return self.change(x, self.layers[which].get_parameter("weight"), self.scale)
 
     def qkv(self, n: Tensor) -> tuple[Tensor, ...]:
         return self._view(n).qkv(self._changed(n, "attention"))
@@ -136,7 +136,10 @@ class Convolutions(nn.Module):
         super().__init__()
         self.register_buffer(TEXTS, texts)
         self.backbone = backbone.with_blocks(*SIDES)
-        self.encoders: dict[str, Encoder[Any]] = {"image": backbone.image, "text": backbone.text}
+        self.encoders: dict[str, ImageEncoder | TextEncoder] = {
+            "image": backbone.image,
+            "text": backbone.text,
+        }
         for encoder in self.encoders.values():
             if encoder.opaque or not all(view.hidden for view in encoder.views):  # type: ignore[union-attr]
                 raise UserError(
@@ -156,19 +159,19 @@ class Convolutions(nn.Module):
             widths = {"attention": encoder.width, "mlp": view.hidden}  # type: ignore[union-attr]
             if side == "image" and block == encoder.depth and image.read_index is not None:
                 del widths["mlp"]
-            layers: dict[str, Any] = {
+            layers: dict[str, nn.Module] = {
                 part: kind(width, width, 3, padding=1, groups=width, bias=False)
                 for part, width in widths.items()
             }
             found.append(nn.ModuleDict(layers))
         return found
 
-    def _views(self, side: str, scales: Sequence[float], change: Any) -> list[ConvolvedBlock]:
-        stack: Any = self.layers[side]
-        return [
-            ConvolvedBlock(self.encoders[side], block, layers, change, scale)
-            for block, (layers, scale) in enumerate(zip(stack, scales, strict=True), 1)
-        ]
+    def _views(self, side: str, scales: Sequence[float], change: Change) -> list[ConvolvedBlock]:
+        stack, views = self.layers[side].children(), []
+        for block, (layers, scale) in enumerate(zip(stack, scales, strict=True), 1):
+            assert isinstance(layers, nn.ModuleDict)
+            views.append(ConvolvedBlock(self.encoders[side], block, layers, change, scale))
+        return views
 
     def image_features(self, states: States, scales: Sequence[float]) -> Tensor:
         """Return features [B, e], not normalised, of tokens that enter block 1. scales: s of each

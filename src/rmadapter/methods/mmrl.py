@@ -26,7 +26,7 @@ import math
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from rmadapter.adapter import adapted_blocks
 from rmadapter.backbones import Backbone
-from rmadapter.encoders import Encoder, Grid, Packed, States, TextEncoder
+from rmadapter.encoders import Grid, Packed, States, TextEncoder
 from rmadapter.encoders.layouts import pack
 from rmadapter.errors import UserError
 from rmadapter.methods.parts.learned_prompts import check_room, draw
@@ -112,7 +112,7 @@ class Representations(Learner):
         super().__init__(backbone)
         check_room(backbone, settings.title)
         self.alpha, self.beta, rank = settings.alpha, settings.beta, settings.rank
-        sides: tuple[Encoder[Any], ...] = (backbone.image, backbone.text)
+        sides = (backbone.image, backbone.text)
         deepest = max(encoder.depth for encoder in sides)
         if not 1 <= settings.first_block <= deepest:
             raise UserError(
@@ -146,7 +146,8 @@ class Representations(Learner):
         """Make the projection [d, e] of representation features, or its addition to CLIP's."""
         rows, size = self.backbone.image.width, self.backbone.embedding_size
         if not settings.projection_rank:
-            self.projection: Any = nn.Parameter(rows**-0.5 * torch.randn(rows, size))
+            start = rows**-0.5 * torch.randn(rows, size)
+            self.projection: nn.Parameter | LowRank = nn.Parameter(start)
             return
         if self.backbone.image.projection is None:
             raise UserError(
@@ -157,7 +158,8 @@ class Representations(Learner):
 
     def tokens(self, side: str, block: int) -> Tensor:
         """Return the tokens [K, d], mapped for one block."""
-        mapping: Any = self.maps[side][str(block)]  # type: ignore[index]
+        mapping = self.maps[side].get_submodule(str(block))
+        assert isinstance(mapping, (nn.Linear, LowRank))
         weight = self.shared[side] + mapping.weight if len(self.shared) else mapping.weight
         return F.linear(self.space, weight, mapping.bias)
 

@@ -45,7 +45,7 @@ class Aligned(Function):
         return ctx.end.detach().clone(), ctx.end.detach().clone()
 
     @staticmethod
-    def backward(ctx: Any, *by: Any) -> Any:
+    def backward(ctx: Any, *by: Tensor) -> tuple[Tensor, None, None]:
         [a], [b] = (torch.autograd.grad(ctx.end, ctx.start, part, retain_graph=True) for part in by)
         if several():
             add_up(a)

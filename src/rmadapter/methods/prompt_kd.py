@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +70,7 @@ class Student(nn.Module):
         """Return features [B, e'] in the teacher's space, not normalised, from tokens that enter
         block 1."""
         x = self.down(encode_image(self.backbone, states, [*self.prompts]))
-        n: Any = self.norm
+        n = self.norm
         alone = self.training and len(x) == 1  # a single image has no variance
         x = F.batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias) if alone else n(x)
         return self.up(x.relu())

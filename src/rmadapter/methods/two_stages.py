@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
-from rmadapter.encoders import Encoder, Packed, States, encoders_of
+from rmadapter.encoders import ImageEncoder, Packed, States, TextEncoder, encoders_of
 from rmadapter.encoders.blocks import with_own
 from rmadapter.methods.parts.features import FixedFeatures
 from rmadapter.prompts import CHUNK, Cosines, cosine_logits, learnt_weights, prompts_each, tokenize
@@ -48,7 +48,7 @@ class Norms(nn.Module):
         super().__init__()
         self.backbone = backbone.with_blocks("image", "text")
         norms = _norms(backbone.image, backbone.text)
-        model: Any = with_own(backbone.model, (p for norm in norms for p in norm.parameters()))
+        model = with_own(backbone.model, (p for norm in norms for p in norm.parameters()))
         self.image, self.text = encoders_of(model)
         self.norms = nn.ModuleList(_norms(self.image, self.text)).requires_grad_()
         self.classes = nn.Parameter(
@@ -89,7 +89,7 @@ class Norms(nn.Module):
         return weights[[place[name] for name in names]]
 
 
-def _norms(*encoders: Encoder[Any]) -> list[nn.Module]:
+def _norms(*encoders: ImageEncoder | TextEncoder) -> list[nn.Module]:
     """Return the LayerNorms in their blocks."""
     blocks = (block for encoder in encoders for block in encoder.blocks)
     return [

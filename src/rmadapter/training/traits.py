@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -46,7 +46,7 @@ class Uses(BaseModel):
             raise ValueError(f"a method of the track {self.track!r} must say what it uses")
         return self
 
-    def given(self, settings: Mapping[str, Any]) -> Uses:
+    def given(self, settings: Mapping[str, object]) -> Uses:
         """Return a copy that reflects the settings."""
         if any(settings.get(file) for file in self.files):
             return self.model_copy(update={"track": "extra data"})
