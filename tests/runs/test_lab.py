@@ -17,8 +17,8 @@ from rmadapter.runs.lab import Lab, without_labels
 from rmadapter.runs.run import image_digests, run_key, run_task
 from rmadapter.settings import Machine, configured
 from rmadapter.task import Task
-from rmadapter.training.contract import Fitted, Recipe, Shots
-from rmadapter.training.traits import Traits
+from rmadapter.training.contract import Fitted, Shots
+from rmadapter.training.traits import Recipe, Traits
 from tests.helpers.external_methods import ExternalMethod
 
 CPU = configured(Machine(), {"device": "cpu"})

@@ -18,8 +18,9 @@ from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.encoders import Grid, States
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
-from rmadapter.training.contract import Fitted, Recipe, Shots, Unfinished
+from rmadapter.training.contract import Fitted, Shots, Unfinished
 from rmadapter.training.loop import Batch, Trainer, minimise, notify, order
+from rmadapter.training.traits import Recipe
 from tests.helpers.rounding import relative_errors
 from tests.helpers.shots import LARGE_WEIGHTS, noisy_colors, shots_of
 

@@ -17,8 +17,9 @@ from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
 from rmadapter.training import loop as training
-from rmadapter.training.contract import Fitted, Recipe, Shots, Unfinished
+from rmadapter.training.contract import Fitted, Shots, Unfinished
 from rmadapter.training.loop import Batch, as_rows, as_table, key_of, minimise
+from rmadapter.training.traits import Recipe
 from tests.helpers.shots import noisy_colors, shots_of
 
 SMALL = {

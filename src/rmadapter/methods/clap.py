@@ -28,13 +28,13 @@ from rmadapter.training.contract import (
     Known,
     Method,
     Parameters,
-    Recipe,
     Shots,
     ToLogits,
     columns,
     shaped,
 )
 from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.traits import Recipe
 
 PAPER = (
     "Silva-Rodriguez et al., CVPR 2024 (arXiv 2312.12730); SGD_lr1e-1_B256_ep300 of "

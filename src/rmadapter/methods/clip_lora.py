@@ -28,16 +28,9 @@ from rmadapter.errors import UserError
 from rmadapter.prompts import CHUNK, Cosines, cosine_logits, learnt_weights, prompts_each, tokenize
 from rmadapter.settings import Share, Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import (
-    Fitted,
-    Known,
-    Learner,
-    ModuleMethod,
-    Recipe,
-    Shots,
-    ToLogits,
-)
+from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
 from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.traits import Recipe
 
 
 class LowRank(nn.Module):

@@ -38,8 +38,9 @@ from rmadapter.methods.parts.learned_prompts import (
 from rmadapter.prompts import Cosines, cosine_logits, untouched, zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.support.files import read_text
-from rmadapter.training.contract import Fitted, Known, ModuleMethod, Recipe, Shots, ToLogits
+from rmadapter.training.contract import Fitted, Known, ModuleMethod, Shots, ToLogits
 from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.traits import Recipe
 
 HALVINGS = 20  # finds a share to within a millionth
 # The authors draw words from a package; these are our own.

@@ -16,16 +16,9 @@ from rmadapter.methods.parts.learned_prompts import PromptedText, context_vector
 from rmadapter.prompts import cosine_logits
 from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import (
-    Fitted,
-    Known,
-    Learner,
-    ModuleMethod,
-    Recipe,
-    Shots,
-    ToLogits,
-)
+from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
 from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.traits import Recipe
 
 
 class Conditional(Learner):

@@ -17,7 +17,8 @@ from rmadapter.methods.parts.learned_prompts import (
     train_context,
 )
 from rmadapter.settings import Size
-from rmadapter.training.contract import Fitted, ModuleMethod, Recipe, Shots
+from rmadapter.training.contract import Fitted, ModuleMethod, Shots
+from rmadapter.training.traits import Recipe
 
 
 class Context(ContextLearner):

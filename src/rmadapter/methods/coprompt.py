@@ -29,8 +29,9 @@ from rmadapter.methods.parts.learned_prompts import Prompted, PromptedText
 from rmadapter.prompts import text_features, zero_shot_weights
 from rmadapter.settings import Share, Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Fitted, ModuleMethod, Recipe, Shots
+from rmadapter.training.contract import Fitted, ModuleMethod, Shots
 from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.traits import Recipe
 
 
 class AdaptedPrompts(Prompted):

@@ -36,12 +36,12 @@ from rmadapter.training.contract import (
     Learner,
     Method,
     Parameters,
-    Recipe,
     Shots,
     ToLogits,
     count,
 )
 from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.traits import Recipe
 
 FIRST, PROMPTS = CoupledPrompts.first, "prompts."
 

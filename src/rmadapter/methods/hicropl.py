@@ -37,8 +37,9 @@ from rmadapter.methods.parts.learned_prompts import (
 from rmadapter.prompts import Cosines, cosine_logits, zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Fitted, Known, ModuleMethod, Recipe, Shots, ToLogits
+from rmadapter.training.contract import Fitted, Known, ModuleMethod, Shots, ToLogits
 from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.traits import Recipe
 
 HEADS = 8
 

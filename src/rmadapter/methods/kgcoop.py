@@ -15,7 +15,8 @@ from rmadapter.methods.coop import Context
 from rmadapter.methods.parts.learned_prompts import train_context
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import Size
-from rmadapter.training.contract import Fitted, ModuleMethod, Recipe, Shots
+from rmadapter.training.contract import Fitted, ModuleMethod, Shots
+from rmadapter.training.traits import Recipe
 
 
 def knowledge(backbone: Backbone, shots: Shots, weight: float) -> Callable[[Tensor], Tensor]:

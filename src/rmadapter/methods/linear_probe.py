@@ -18,15 +18,7 @@ from rmadapter.errors import UserError
 from rmadapter.methods.parts.features import held_out, linear_scorer
 from rmadapter.metrics import temperature
 from rmadapter.settings import Count, Positive
-from rmadapter.training.contract import (
-    Fitted,
-    Known,
-    Method,
-    Parameters,
-    Shots,
-    Trained,
-    shaped,
-)
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, Trained, shaped
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression

@@ -26,17 +26,9 @@ from rmadapter.backbones import Backbone
 from rmadapter.methods.parts.features import linear_scorer, one_hot
 from rmadapter.prompts import linear_logits, zero_shot_weights
 from rmadapter.settings import Positive, Size
-from rmadapter.training.contract import (
-    WHOLE,
-    Fitted,
-    Known,
-    Method,
-    Parameters,
-    Recipe,
-    Shots,
-    shaped,
-)
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, shaped
 from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.traits import WHOLE, Recipe
 
 
 class Blend(nn.Module):

@@ -36,17 +36,9 @@ from rmadapter.methods.descriptions import TEXTS, group_means, packed, unpacked,
 from rmadapter.prompts import Cosines, cosine_logits, learnt_weights
 from rmadapter.settings import Count, Positive, Share
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import (
-    Fitted,
-    Known,
-    Method,
-    Parameters,
-    Recipe,
-    Shots,
-    ToLogits,
-    count,
-)
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, count
 from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.traits import Recipe
 
 FIRST = 1  # block of the image encoder whose input is read
 CHUNK = 256  # prompts encoded at once: whole sentences

@@ -18,8 +18,9 @@ from rmadapter.backbones import Backbone
 from rmadapter.methods.parts.learned_prompts import Prompted, check_room, draw, first_context
 from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Fitted, ModuleMethod, Recipe, Shots
+from rmadapter.training.contract import Fitted, ModuleMethod, Shots
 from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.traits import Recipe
 
 
 class CoupledPrompts(Prompted):

@@ -42,16 +42,9 @@ from rmadapter.methods.parts.learned_prompts import check_room, draw
 from rmadapter.prompts import CHUNK, Cosines, class_weights, cosine_logits, prompts_each, tokenize
 from rmadapter.settings import Share, Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import (
-    Fitted,
-    Known,
-    Learner,
-    ModuleMethod,
-    Recipe,
-    Shots,
-    ToLogits,
-)
+from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
 from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.traits import Recipe
 
 
 @dataclass(frozen=True)

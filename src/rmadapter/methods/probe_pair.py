@@ -16,7 +16,8 @@ from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
 from rmadapter.methods.clap import ZeroShotProbe
 from rmadapter.methods.linear_probe import LinearProbe
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Recipe, Shots, ToLogits
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits
+from rmadapter.training.traits import Recipe
 
 PROBE = LinearProbe()
 

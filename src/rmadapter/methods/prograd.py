@@ -23,8 +23,9 @@ from rmadapter.methods.parts.learned_prompts import PromptedText, limit_tokens
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.support.distributed import add_up, several
-from rmadapter.training.contract import Fitted, ModuleMethod, Recipe, Shots
+from rmadapter.training.contract import Fitted, ModuleMethod, Shots
 from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.traits import Recipe
 
 
 class Aligned(Function):

@@ -23,17 +23,9 @@ from rmadapter.errors import UserError
 from rmadapter.prompts import Cosines, cosine_logits, zero_shot_weights
 from rmadapter.settings import Positive
 from rmadapter.training.cache import Held
-from rmadapter.training.contract import (
-    WHOLE,
-    Fitted,
-    Known,
-    Learner,
-    ModuleMethod,
-    Recipe,
-    Shots,
-    ToLogits,
-)
+from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
 from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.traits import WHOLE, Recipe
 
 
 class Projector(Learner):

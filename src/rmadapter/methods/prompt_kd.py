@@ -37,7 +37,6 @@ from rmadapter.training.contract import (
     Known,
     Method,
     Parameters,
-    Recipe,
     Shots,
     ToLogits,
     Unfinished,
@@ -45,7 +44,7 @@ from rmadapter.training.contract import (
     shaped,
 )
 from rmadapter.training.loop import Batch, key_of, minimise
-from rmadapter.training.traits import Traits
+from rmadapter.training.traits import Recipe, Traits
 
 FIRST = 1  # block of both image encoders whose input is read
 STUDENT, TEACHER, CLASSES, DIGEST = "student.", "teacher.", "classes", "digest"  # of tensors

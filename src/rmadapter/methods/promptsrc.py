@@ -32,9 +32,9 @@ from rmadapter.methods.parts.learned_prompts import (
 from rmadapter.prompts import cosine_logits, raw_text_features
 from rmadapter.settings import Size
 from rmadapter.task import check_templates
-from rmadapter.training.contract import Fitted, ModuleMethod, Recipe, Shots
+from rmadapter.training.contract import Fitted, ModuleMethod, Shots
 from rmadapter.training.loop import Batch, minimise
-from rmadapter.training.traits import Traits
+from rmadapter.training.traits import Recipe, Traits
 
 # Our own list; the released code averages 60 templates of CLIP's ImageNet ensemble. Both mix
 # medium, quality and size.

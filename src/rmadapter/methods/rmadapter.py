@@ -20,8 +20,9 @@ from rmadapter.errors import UserError
 from rmadapter.model import AdaptedCLIP
 from rmadapter.prompts import Cosines, prompts_each, tokenize
 from rmadapter.settings import AdapterSettings, LossSettings
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Recipe, Shots, ToLogits
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits
 from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.traits import Recipe
 
 ADAMW = Recipe(
     optimizer="adamw",

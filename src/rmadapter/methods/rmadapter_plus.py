@@ -27,16 +27,8 @@ from rmadapter.model import AdaptedCLIP
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import AdapterSettings, LossSettings, Positive, Share
 from rmadapter.task import check_templates
-from rmadapter.training.contract import (
-    Fitted,
-    Known,
-    Method,
-    Parameters,
-    Recipe,
-    Shots,
-    ToLogits,
-    shaped,
-)
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, shaped
+from rmadapter.training.traits import Recipe
 
 HEAD = "head"
 

@@ -34,16 +34,9 @@ from rmadapter.prompts import (
     zero_shot_weights,
 )
 from rmadapter.settings import Positive, Share
-from rmadapter.training.contract import (
-    Fitted,
-    Known,
-    Learner,
-    ModuleMethod,
-    Recipe,
-    Shots,
-    ToLogits,
-)
+from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
 from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.traits import Recipe
 
 
 class Prompts:

@@ -24,7 +24,8 @@ from rmadapter.methods.parts.learned_prompts import (
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Fitted, ModuleMethod, Recipe, Shots
+from rmadapter.training.contract import Fitted, ModuleMethod, Shots
+from rmadapter.training.traits import Recipe
 
 
 class ClassAware(ContextLearner):

@@ -34,12 +34,12 @@ from rmadapter.training.contract import (
     Learner,
     ModuleMethod,
     Parameters,
-    Recipe,
     Shots,
     ToLogits,
     count,
 )
 from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.traits import Recipe
 
 
 class Refiner(Learner):

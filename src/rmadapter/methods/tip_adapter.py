@@ -30,7 +30,6 @@ from rmadapter.training.contract import (
     Known,
     Method,
     Parameters,
-    Recipe,
     Shots,
     ToLogits,
     Trained,
@@ -38,6 +37,7 @@ from rmadapter.training.contract import (
     shaped,
 )
 from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.traits import Recipe
 
 PAPER = (
     "Zhang et al., ECCV 2022 (arXiv 2207.09519); configs/imagenet.yaml of "

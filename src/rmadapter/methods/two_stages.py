@@ -22,17 +22,9 @@ from rmadapter.encoders import ImageEncoder, Packed, States, TextEncoder, encode
 from rmadapter.encoders.blocks import with_own
 from rmadapter.methods.parts.features import FixedFeatures
 from rmadapter.prompts import CHUNK, Cosines, cosine_logits, learnt_weights, prompts_each, tokenize
-from rmadapter.training.contract import (
-    Fitted,
-    Known,
-    Method,
-    Parameters,
-    Recipe,
-    Shots,
-    ToLogits,
-    count,
-)
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, count
 from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.traits import Recipe
 
 FIRST = 1  # block of the image encoder whose input is read; nothing before it is trained
 

@@ -7,38 +7,31 @@ docs/your_method.md shows one in 25 lines.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, NamedTuple, TypeAlias
+from typing import ClassVar, NamedTuple, TypeAlias
 
-import pydantic.dataclasses
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.optimizer import ParamsT
 
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet, ImageSource
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
-from rmadapter.settings import STRICT, Machine, option
+from rmadapter.settings import Machine
 from rmadapter.support.terminal import track
 from rmadapter.task import TEMPLATES
 from rmadapter.training.cache import BATCH, Cache, Live, Source
-from rmadapter.training.traits import Traits
+from rmadapter.training.traits import Recipe, Traits
 
 ToLogits: TypeAlias = Callable[[States], Tensor]  # states of B images -> logits [B, C]
 MOST_EXAMPLES = 10_000
-WHOLE = 1_000_000  # batch size that means all images
-RESTART = 0.6  # share of the epochs after which the schedule `twice` starts again, as in 2SFS
 NEIGHBOUR = 1  # chosen in docs/studies/unfamiliar.md
 Figures: TypeAlias = Mapping[str, float]
-Rate = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
 
 class NotApplicable(Exception):
@@ -57,77 +50,6 @@ class Known(NamedTuple):
 
     classes: tuple[str, ...]
     templates: tuple[str, ...] = TEMPLATES
-
-
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
-class Recipe:
-    """How a method is optimised. The defaults are those of Dassl, on which most of the field's code
-    is built."""
-
-    optimizer: Literal["sgd", "adamw", "adam"] = option("sgd", "optimiser")
-    learning_rate: float = option(0.002, "peak learning rate", gt=0)
-    weight_decay: float = option(5e-4, "weight decay", ge=0)
-    momentum: float = option(0.9, "momentum of SGD", ge=0, lt=1)
-    betas: tuple[Rate, Rate] = option((0.9, 0.999), "decay rates of Adam's averages")
-    eps: float = option(1e-8, "term in Adam's denominator", gt=0)
-    epochs: int = option(50, "passes over the training images", ge=1, le=1_000_000)
-    iterations: int = option(
-        0,
-        "steps per shot of a class, rounded up to whole epochs; replaces `epochs`",
-        ge=0,
-        le=10**6,
-    )
-    batch_size: int = option(32, "images per step", ge=1, le=WHOLE)
-    schedule: Literal["epoch", "step", "twice"] = option(
-        "epoch",
-        "cosine updated every epoch, as in Dassl, or every step; twice: two cosines by step, as in "
-        "2SFS",
-    )
-    warmup_epochs: float = option(
-        1.0, "warm-up before the cosine: constant if by epoch, linear if by step", ge=0
-    )
-    warmup_rate: float = option(1e-5, "learning rate of the constant warm-up", gt=0)
-    final_rate: float = option(0.0, "learning rate at the end of a cosine by step", ge=0)
-    clip_gradient: float = option(0.0, "largest gradient norm; 0 turns clipping off", ge=0)
-
-    def rate(self, step: int, per_epoch: int, epochs: int) -> float:
-        """Return the learning rate of a step, counted from 0."""
-        peak = self.learning_rate
-        warmup = self.warmup_epochs * per_epoch
-        if self.schedule == "epoch":
-            if step < warmup:
-                return self.warmup_rate
-            # Dassl's cosine begins after the warm-up, and so stops short of zero.
-            done = step // per_epoch - self.warmup_epochs
-            return peak * 0.5 * (1 + math.cos(math.pi * done / epochs))
-        if step < warmup:
-            return peak * (step + 1) / (warmup + 1)
-        start, end = warmup, epochs * per_epoch
-        if self.schedule == "twice":
-            restart = self.restart(epochs) * per_epoch
-            start, end = (restart, end) if step >= restart else (start, restart)
-        share = (step - start) / max(1, end - start)
-        return self.final_rate + (peak - self.final_rate) * 0.5 * (1 + math.cos(math.pi * share))
-
-    def restart(self, epochs: int) -> int:
-        """Return the epochs of the first of two cosines; the second starts at the peak again,
-        without warm-up."""
-        return round(RESTART * epochs)
-
-    def length(self, labels: Sequence[int]) -> tuple[int, int]:
-        """Return the number of epochs, and of steps in each."""
-        per_epoch = math.ceil(len(labels) / self.batch_size)
-        if not self.iterations:
-            return self.epochs, per_epoch
-        return math.ceil(self.iterations * max(Counter(labels).values()) / per_epoch), per_epoch
-
-    def make(self, parameters: ParamsT) -> torch.optim.Optimizer:
-        """Return the optimiser. parameters: single ones, or groups as in torch."""
-        rate, decay = self.learning_rate, self.weight_decay
-        if self.optimizer == "sgd":
-            return torch.optim.SGD(parameters, rate, momentum=self.momentum, weight_decay=decay)
-        kind = torch.optim.AdamW if self.optimizer == "adamw" else torch.optim.Adam
-        return kind(parameters, rate, self.betas, self.eps, decay)
 
 
 def _nothing(figures: Figures) -> None:

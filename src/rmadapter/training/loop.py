@@ -26,7 +26,8 @@ from rmadapter.support.files import JsonObject, write_tensors
 from rmadapter.support.machine import keep_freed_memory
 from rmadapter.support.terminal import bar
 from rmadapter.training.cache import FORMATS, Source
-from rmadapter.training.contract import Callback, Figures, Recipe, Shots, Trained, Unfinished
+from rmadapter.training.contract import Callback, Figures, Shots, Trained, Unfinished
+from rmadapter.training.traits import Recipe
 
 SAVE_SECONDS = 30.0  # a killed run loses at most this much work
 

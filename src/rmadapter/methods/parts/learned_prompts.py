@@ -26,8 +26,9 @@ from rmadapter.data.names import descriptions
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
 from rmadapter.prompts import CHUNK, Cosines, cosine_logits, untouched
-from rmadapter.training.contract import Known, Learner, Recipe, Shots, ToLogits, Trained
+from rmadapter.training.contract import Known, Learner, Shots, ToLogits, Trained
 from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.traits import Recipe
 
 _STARTS: WeakKeyDictionary[Backbone, int] = WeakKeyDictionary()
 HOLDER = "X"  # a single token in every vocabulary, if only the unknown one
