@@ -268,7 +268,8 @@ def work(
     remaining = state.remaining()
     if remaining:
         methods = {(job.method, job.values): plan.method(job) for job in remaining}
-        lab.blocks = blocks_read(methods.values(), lab.backbone(remaining[0].task.backbone))
+        task = remaining[0].task
+        lab.test_cache(task, blocks_read(methods.values(), lab.backbone(task.backbone)))
     turn = {job: i for i, job in enumerate(in_order(plan.jobs))}
     while remaining := sorted(state.remaining(), key=lambda job: (turn[job] - start) % len(turn)):
         all_taken = True
@@ -282,7 +283,9 @@ def work(
                 all_taken = False
                 if not state.settled(job):  # another process may have done it before our lock
                     show(str(job))
-                    show("", do_job(job, plan, lab, finished))
+                    record = make_record(job, plan, lab, finished)
+                    record.save(plan.out / job.path)
+                    show("", record)
         if all_taken:
             show("waiting for another process")
             time.sleep(PAUSE)
@@ -322,13 +325,6 @@ def _writable(path: Path) -> Path:
         reason = error.strerror or error
         raise UserError(f"{path}: cannot be written ({reason}): choose another --out") from None
     return path
-
-
-def do_job(job: Job, plan: Plan, lab: Lab, finished: dict[str, Record]) -> Record:
-    """Do one job, write its record and return it. finished: as in `make_record`."""
-    record = make_record(job, plan, lab, finished)
-    record.save(plan.out / job.path)
-    return record
 
 
 def make_record(job: Job, plan: Plan, lab: Lab, finished: dict[str, Record]) -> Record:

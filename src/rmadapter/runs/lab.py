@@ -38,7 +38,7 @@ class Lab:
     root: folder of the data sets. outside, crops: as for `load_dataset`. folder: for activations
     that do not fit into memory, and for answers on folds. keep: whether to keep activations of test
     images for the next run; a single run uses each of them once. callbacks: called at every step of
-    a training. blocks: at which coming runs start, as for `Cache`. team: the processes that train
+    a training. team: the processes that train
     with this one.
     """
 
@@ -50,7 +50,6 @@ class Lab:
     outside: bool = False
     crops: bool = False
     callbacks: Sequence[Callback] = ()
-    blocks: Collection[int] = ()
     team: Team | None = None
 
     def __post_init__(self) -> None:
@@ -114,16 +113,19 @@ class Lab:
             self._train = made, cache
         return self._train[1]
 
-    def test_cache(self, task: Task) -> Cache:
+    def test_cache(self, task: Task, blocks: Collection[int] = ()) -> Cache:
         """Return the cache of images without augmentation: of test images, and of the shots in
-        `fit_baseline`."""
+        `fit_baseline`.
+
+        blocks: at which coming runs start, as for `Cache`; only the first call can set them.
+        """
         backbone = self.backbone(task.backbone)
         if self._test is None:
             folder = self.folder and self.folder / "test"
             self._test = Cache(
-                backbone, self.machine, folder=folder, hold=self.keep, progress=self.progress
-            )
-        self._test.blocks = self.blocks if self.keep else ()
+                backbone, self.machine, folder=folder, hold=self.keep, progress=self.progress,
+                blocks=blocks,
+            )  # fmt: skip
         return self._test
 
     def tests(self, task: Task, few: FewShot | None = None) -> Sets:
