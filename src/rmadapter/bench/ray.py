@@ -252,7 +252,7 @@ class Worker:
             )
         self.lab = self.plan.lab()
         if not self.plan.out.is_dir():  # no shared path: what memory cannot hold is computed again
-            self.lab.folder = None
+            self.lab = replace(self.lab, folder=None)
 
     def do(self, job: Job) -> Record:
         """Do a job. Raises UserError if data or backbone differ from those of the driver."""

@@ -9,16 +9,23 @@ with all their values.
 from __future__ import annotations
 
 import math
-import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+from types import ModuleType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    Protocol,
+    TypeAlias,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.settings import configured, parse_overrides, settings_of
-
-Distribution: TypeAlias = Any  # of Optuna, which is optional
-Space: TypeAlias = "Mapping[str, Distribution]"  # by setting
 
 AROUND = {float: 10, int: 4}  # the value is divided and multiplied by this
 # Numbers tried only on request: the start and end of a training recipe, rounding, and ends of other
@@ -30,7 +37,25 @@ ON_REQUEST = (
 LIMITS = ("ge", "gt", "le", "lt")
 
 
-def optuna() -> Any:
+class Choices(Protocol):
+    """A categorical distribution of Optuna, which is optional."""
+
+    choices: tuple[object, ...]
+
+
+class Range(Protocol):
+    """A distribution of numbers of Optuna."""
+
+    low: float
+    high: float
+    log: bool
+
+
+Distribution: TypeAlias = "Choices | Range"
+Space: TypeAlias = "Mapping[str, Distribution]"  # by setting
+
+
+def optuna() -> ModuleType:
     """Import Optuna. Raises UserError if it is not installed."""
     try:
         import optuna
@@ -39,7 +64,8 @@ def optuna() -> Any:
             "tune needs Optuna: run `pip install 'rmadapter[ray]'` or `pip install optuna`"
         ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
+    module: ModuleType = optuna
+    return module
 
 
 def make_space(method: object, name: str, wanted: Iterable[str] = ()) -> dict[str, Distribution]:
@@ -60,7 +86,7 @@ def make_space(method: object, name: str, wanted: Iterable[str] = ()) -> dict[st
         raise UserError(
             f"{name} has no settings to try by default: name some, such as --search rank=4,8,16"
         )
-    space = {}
+    space: dict[str, Distribution] = {}
     for text in wanted:
         field, equals, choices = text.partition("=")
         if field not in known:
@@ -70,14 +96,15 @@ def make_space(method: object, name: str, wanted: Iterable[str] = ()) -> dict[st
             space[field] = _parse(text, choices, kind)
         else:
             space[field] = _derive(field, values[field], kind, limits)
-        for end in _ends(space[field]):
-            configured(method, {field: end}, name)
+        for value in _checked_values(space[field]):
+            configured(method, {field: value}, name)
     return space
 
 
-def _ends(distribution: Distribution) -> tuple[object, ...]:
+def _checked_values(distribution: Distribution) -> tuple[object, ...]:
+    """Return all choices of a distribution, or both ends of its range."""
     if hasattr(distribution, "choices"):
-        return tuple(distribution.choices)
+        return distribution.choices
     return distribution.low, distribution.high
 
 
@@ -102,7 +129,7 @@ def _type_and_limits(hint: object) -> tuple[object, dict[str, float]]:
         kind, limits = _type_and_limits(annotated)
         parts = (part for entry in metadata for part in getattr(entry, "metadata", (entry,)))
         return kind, limits | _limits(parts)
-    if get_origin(hint) in (Union, types.UnionType):  # int or None
+    if get_origin(hint) in (Union, UnionType):  # int or None
         return _type_and_limits(next(kind for kind in get_args(hint) if kind is not type(None)))
     return hint, {}
 
@@ -118,11 +145,10 @@ def _limits(metadata: Iterable[object]) -> dict[str, float]:
 
 
 def _derive(field: str, value: Any, kind: Any, limits: Mapping[str, float]) -> Distribution:
-    distributions = optuna().distributions
     if kind is bool:
-        return distributions.CategoricalDistribution((False, True))
+        return _choices((False, True))
     if get_origin(kind) is Literal:
-        return distributions.CategoricalDistribution(get_args(kind))
+        return _choices(get_args(kind))
     if kind not in AROUND or not value:
         raise UserError(
             f"--search {field}: write what to try as {field}=LOW..HIGH or {field}=A,B,C"
@@ -131,21 +157,20 @@ def _derive(field: str, value: Any, kind: Any, limits: Mapping[str, float]) -> D
     low = max(kind(value / AROUND[kind]), limits.get("ge", 0), 1 if kind is int else 0)
     high = min(kind(value * AROUND[kind]), limits.get("le", infinite), limits.get("lt", infinite))
     if kind is int:
-        return distributions.IntDistribution(int(low), int(high), log=True)
+        return _range(int, int(low), int(high))
     if high == limits.get("lt"):  # an exclusive limit
         high = high * (1 - 1e-6)
-    return distributions.FloatDistribution(low, high, log=True)
+    return _range(float, low, high)
 
 
 def _parse(text: str, choices: str, kind: object) -> Distribution:
     """Parse what follows `=` in `text`: LOW..HIGH or A,B,C."""
-    distributions = optuna().distributions
     low, dots, high = choices.partition("..")
     if not dots:
         values = tuple(_value(part) for part in choices.split(",") if part.strip())
         if not values or any(isinstance(value, (list, dict)) for value in values):
             raise UserError(f"--search {quoted(text)}: write LOW..HIGH or A,B,C")
-        return distributions.CategoricalDistribution(values)
+        return _choices(values)
     ends = [_value(low), _value(high)]
     numbers = all(isinstance(end, (int, float)) and not isinstance(end, bool) for end in ends)
     if not (numbers and all(map(math.isfinite, ends)) and ends[0] < ends[1]):
@@ -154,8 +179,20 @@ def _parse(text: str, choices: str, kind: object) -> Distribution:
         )
     if kind is int and not all(isinstance(end, int) for end in ends):
         raise UserError(f"--search {quoted(text)}: write whole numbers, such as 4..32")
+    return _range(kind, *ends)
+
+
+def _choices(values: tuple[object, ...]) -> Choices:
+    distribution: Choices = optuna().distributions.CategoricalDistribution(values)
+    return distribution
+
+
+def _range(kind: object, low: float, high: float) -> Range:
+    """Return a distribution of integers or floats, on a logarithmic scale if all are positive."""
+    distributions = optuna().distributions
     make = distributions.IntDistribution if kind is int else distributions.FloatDistribution
-    return make(*ends, log=ends[0] > 0)
+    distribution: Range = make(low, high, log=low > 0)
+    return distribution
 
 
 def _value(text: str) -> Any:

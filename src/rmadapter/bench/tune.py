@@ -39,7 +39,7 @@ from rmadapter.support.html import COLOURS, canvas
 from rmadapter.support.locks import exclusive
 from rmadapter.support.machine import versions
 from rmadapter.support.terminal import bar
-from rmadapter.task import qualified_settings
+from rmadapter.task import Task, qualified_settings
 from rmadapter.training.contract import NotApplicable
 
 if TYPE_CHECKING:
@@ -84,17 +84,16 @@ class Search:
         lab = Lab(self.request.machine, progress=False)
         splits: dict[str, ImageSet] = read_images(task.data, progress=False, **self.read)
         lab.add(task.data, {name: images for name, images in splits.items() if name != "test"})
-        folds = Folds.make(task, lab.draw(task), lab, self.folds)
-        _check_folds(folds)
-        return folds
+        return _make_folds(task, lab, self.folds)
 
 
-def _check_folds(folds: Folds) -> None:
+def _make_folds(task: Task, lab: Lab, most: int) -> Folds:
+    folds = Folds.make(task, lab.draw(task), lab, most)
     if not folds:
         raise UserError(
-            f"{folds.task.data}: too few images per class for the folds that judge trials: "
-            "use more shots"
+            f"{task.data}: too few images per class for the folds that judge trials: use more shots"
         )
+    return folds
 
 
 @dataclass(frozen=True)
@@ -323,8 +322,7 @@ def tune_job(method: Method, job: Job, lab: Lab) -> tuple[Method, str, float]:
     if images are too few for folds, and if all trials failed.
     """
     space = make_space(method, job.method, job.searched)
-    folds = Folds.make(job.task, lab.draw(job.task), lab, FOLDS)
-    _check_folds(folds)
+    folds = _make_folds(job.task, lab, FOLDS)
     search = Search(Request(job.task, lab.machine, method, job.method))
     study = Study(space, job.task.seed, (), 1)
     trials = tuple(_run_here(search, folds, study, range(job.trials)))

@@ -6,7 +6,8 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from rmadapter.errors import UserError
 from rmadapter.support.files import inert
@@ -168,7 +169,7 @@ def _csv_value(value: float | str | None) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def _pandas() -> Any:
+def _pandas() -> ModuleType:
     try:
         import pandas
         import tabulate  # noqa: F401
@@ -176,4 +177,5 @@ def _pandas() -> Any:
         raise UserError(
             "tables as Markdown, LaTeX and CSV need pandas: pip install 'rmadapter[report]'"
         ) from None
-    return pandas
+    module: ModuleType = pandas
+    return module

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from rmadapter.artifacts.record import BackboneName, Record
 from rmadapter.bench.protocols import PROTOCOLS
@@ -23,7 +23,7 @@ TRANSFER = ("cross-dataset", "domain-generalization")
 ORDER = {"zero-shot": -1, "mma": 1, "rmadapter-paper": 2, "rmadapter": 3}  # of rows; others are 0
 
 Rows: TypeAlias = "Mapping[str, Sequence[Record]]"  # by label
-Experiment: TypeAlias = tuple[Any, ...]  # texts and numbers that sort
+Experiment: TypeAlias = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def group_records(records: Sequence[Record]) -> list[Group]:
     backbones = {record.backbone.digest: record.backbone for record in reversed(records)}
     tracks = [*TRACKS, UNKNOWN]
 
-    def key(record: Record) -> tuple[Any, ...]:
+    def key(record: Record) -> tuple[int, int, str, str, int, str, int, str]:
         templates = sorted(
             of_dataset[record.protocol, record.task.data], key=lambda t: (-common[t], t)
         )

@@ -132,17 +132,23 @@ def dataset_name(dataset: str) -> str:
 def belongs(record: Record) -> bool:
     """Return whether backbone, shots and data set are the paper's, the latter judged by its name
     and test images."""
-    name = dataset_name(record.task.data)
-    images = tested(record)
     shots = {SHOTS, 0} if record.method.name == "zero-shot" else {SHOTS}
     same_setting = record.backbone.name in BACKBONES and record.task.shots in shots
-    if not same_setting or name not in TEST_IMAGES:
+    same_source = record.protocol not in TRANSFER or dataset_name(record.task.data) == "imagenet"
+    return same_setting and same_source and has_paper_images(record)
+
+
+def has_paper_images(record: Record) -> bool:
+    """Return whether the data set is that of the same name in papers, judged by its number of test
+    images."""
+    expected = TEST_IMAGES.get(dataset_name(record.task.data))
+    images = tested(record)
+    if expected is None:
         return False
-    if record.protocol in TRANSFER:
-        return name == "imagenet" and images.get("all") == TEST_IMAGES[name]
-    total = sum(images.values())
-    # A method that names no new classes is tested on one half alone.
-    return total == TEST_IMAGES[name] if "novel" in images else 0 < total < TEST_IMAGES[name]
+    if record.protocol in TRANSFER or "all" in images:
+        return images.get("all") == expected
+    total = sum(images.values())  # a method that names no new classes is tested on one half alone
+    return total == expected if "novel" in images else 0 < total < expected
 
 
 def printed(record: Record, block: str) -> tuple[str, Figures] | None:

@@ -103,7 +103,9 @@ def write_reports(results: Path, out: Path) -> Summary:
     for section in sections:
         files |= {f"tables/{table.name}.csv": to_csv(table) for table in section.tables}
     for section in sections:
-        files |= {f"figures/{figure.name}.svg": _svg_file(figure) for figure in section.figures}
+        for figure in section.figures:  # there is no page behind it, so it has a background
+            svg = figure.svg.replace("<svg", '<svg style="background:#fff"', 1)
+            files[f"figures/{figure.name}.svg"] = svg
     records = sorted([*read.finished, *read.unfinished], key=experiment_of)
     files |= {
         "report.md": _markdown(sections, summary, appendix, scatter),
@@ -139,11 +141,6 @@ def _namer() -> Callable[[str], str]:
         return name if taken[name] == 1 else f"{name}-{taken[name]}"
 
     return unique
-
-
-def _svg_file(figure: Figure) -> str:
-    """Return the SVG with a background, as there is no page behind it."""
-    return figure.svg.replace("<svg", '<svg style="background:#fff"', 1)
 
 
 def _section(group: Group) -> Section:
