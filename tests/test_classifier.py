@@ -65,10 +65,10 @@ def test_parameters_follow_scikit_learn() -> None:
 
 
 def test_unknown_parameters_are_refused(colors: Path) -> None:
-    with pytest.raises(UserError, match="unknown setting 'rnak'; did you mean 'rank'"):
+    with pytest.raises(UserError, match="'rnak'; did you mean 'rank'"):
         FewShotClassifier(rnak=3).fit(*files(colors, "train"))
     classifier = FewShotClassifier(shots=3)
-    with pytest.raises(UserError, match="unknown setting 'rnak'; did you mean 'rank'"):
+    with pytest.raises(UserError, match="'rnak'; did you mean 'rank'"):
         classifier.set_params(shots=5, rnak=3)
     assert classifier.get_params()["shots"] == 3  # none of the two was set
     with pytest.raises(UserError, match="unknown setting 'rank'"):
@@ -98,17 +98,14 @@ def test_without_fit_it_raises_not_fitted_error(colors: Path, tmp_path: Path) ->
 def test_fit_learns_and_score_is_accuracy(fitted: FewShotClassifier, colors: Path) -> None:
     paths, labels = files(colors, "test")
     answers = fitted.predict(paths)
-    assert (
-        fitted.classes_.tolist() == NAMES
-    )  # as written in the labels; the prompts say "night sky"
+    assert fitted.classes_.tolist() == NAMES  # as written; the prompts say "night sky"
     assert fitted.class_names_ == ("blue", "green", "night sky", "red")
     assert accuracy_score(labels, answers) > 0.9
     wrong = ["red", *labels[1:-1], "blue"]
     assert fitted.score(paths, wrong) == accuracy_score(wrong, answers) < 1
     weights = np.arange(16)
-    assert fitted.score(paths, wrong, weights) == pytest.approx(
-        accuracy_score(wrong, answers, sample_weight=weights)
-    )
+    expected = accuracy_score(wrong, answers, sample_weight=weights)
+    assert fitted.score(paths, wrong, weights) == pytest.approx(expected)
     assert [record["step"] for record in fitted.history_] == list(range(1, 41))
 
 
@@ -133,24 +130,16 @@ def test_probabilities_equal_the_models(fitted: FewShotClassifier, colors: Path)
     assert (fitted.classes_[found.argmax(1)] == fitted.predict(paths)).all()
 
 
-def test_one_image_or_many_of_any_kind(fitted: FewShotClassifier, colors: Path) -> None:
+def test_images_of_all_kinds_give_the_same_answers(fitted: FewShotClassifier, colors: Path) -> None:
     paths, labels = files(colors, "test")
     opened: list[Image.Image] = [load_image(path) for path in paths]
     arrays = np.stack([np.asarray(image) for image in opened])
     expected = fitted.predict_proba(paths)
-    for many in (
-        opened,
-        arrays,
-        list(arrays),
-        [Path(path) for path in paths],
-        np.array(paths),
-        tuple(paths),
-    ):
+    kinds: list[Any] = [opened, arrays, list(arrays), list(map(Path, paths)), np.array(paths)]
+    for many in [*kinds, tuple(paths)]:
         np.testing.assert_allclose(fitted.predict_proba(many), expected, atol=1e-6)
-    for one in (paths[5], Path(paths[5]), opened[5], arrays[5], np.array(paths)[5]):
-        np.testing.assert_allclose(
-            fitted.predict_proba(one), expected[5], atol=1e-4
-        )  # in a batch of its own
+    for one in (paths[5], *(many[5] for many in kinds)):  # each in a batch of its own
+        np.testing.assert_allclose(fitted.predict_proba(one), expected[5], atol=1e-4)
         assert fitted.predict(one) == labels[5]
         assert type(fitted.predict(one)) is str
     assert fitted.predict_proba([]).shape == (0, 4)
@@ -164,9 +153,8 @@ def test_integer_labels_come_back(fitted: FewShotClassifier, colors: Path) -> No
     assert twin.classes_.tolist() == [0, 1, 2, 3]
     assert twin.class_names_ == fitted.class_names_
     assert type(twin.predict(paths[0])) is int
-    np.testing.assert_array_equal(
-        twin.predict_proba(paths), fitted.predict_proba(paths)
-    )  # the same training
+    # the training is the same
+    np.testing.assert_array_equal(twin.predict_proba(paths), fitted.predict_proba(paths))
     test, labels = files(colors, "test")
     assert twin.score(test, [NAMES.index(label) for label in labels]) == fitted.score(test, labels)
 
@@ -175,32 +163,22 @@ def test_text_labels_stay_text_when_class_names_are_given(
     fitted: FewShotClassifier, colors: Path
 ) -> None:
     paths, labels = files(colors, "train")
-    twin = (
-        clone(fitted)
-        .set_params(epochs=1)
-        .fit(paths, labels, class_names=["Red", "Night sky", "Green", "Blue"])
-    )
-    assert twin.class_names_ == (
-        "Red",
-        "Night sky",
-        "Green",
-        "Blue",
-    )  # our order and spelling in the prompts
+    names = ("Red", "Night sky", "Green", "Blue")
+    twin = clone(fitted).set_params(epochs=1).fit(paths, labels, class_names=names)
+    assert twin.class_names_ == names  # this order and spelling
     assert twin.classes_.tolist() == ["red", "night_sky", "green", "blue"]
-    assert (
-        twin.predict(paths).tolist() == twin.classes_[twin.predict_proba(paths).argmax(1)].tolist()
-    )
+    best = twin.predict_proba(paths).argmax(1)
+    assert twin.predict(paths).tolist() == twin.classes_[best].tolist()
 
 
 @pytest.mark.parametrize("numbers", [False, True])
 def test_half_of_the_classes(fitted: FewShotClassifier, colors: Path, numbers: bool) -> None:
     paths, labels = files(colors, "train")
-    given: list[Any] = [NAMES.index(label) for label in labels] if numbers else labels
-    twin = (
-        clone(fitted)
-        .set_params(classes="novel", epochs=1)
-        .fit(paths, given, NAMES if numbers else None)
-    )
+    twin = clone(fitted).set_params(classes="novel", epochs=1)
+    if numbers:
+        twin.fit(paths, [NAMES.index(label) for label in labels], NAMES)
+    else:
+        twin.fit(paths, labels)
     assert twin.class_names_ == ("night sky", "red")
     assert twin.classes_.tolist() == ([2, 3] if numbers else ["night_sky", "red"])
 
@@ -214,7 +192,7 @@ def test_a_training_that_fails_leaves_no_model(fitted: FewShotClassifier, colors
 
 
 @pytest.mark.parametrize(
-    ("images", "labels", "names", "words"),
+    ("images", "labels", "names", "named"),
     [
         (2, ["blue"], None, "2 images and 1 labels"),
         (0, [], None, "0 images and 0 labels"),
@@ -224,15 +202,10 @@ def test_a_training_that_fails_leaves_no_model(fitted: FewShotClassifier, colors
         (2, [0.5, 1.5], None, "labels must be class names, or whole numbers"),
     ],
 )
-def test_lists_of_unequal_lengths_are_refused(
-    fitted: FewShotClassifier,
-    colors: Path,
-    images: int,
-    labels: list[Any],
-    names: list[str] | None,
-    words: str,
+def test_labels_that_do_not_fit_are_refused(
+    fitted: FewShotClassifier, colors: Path, images: int, labels: list[Any], names: Any, named: str
 ) -> None:
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=named):
         clone(fitted).fit(files(colors, "train")[0][:images], labels, names)
 
 
@@ -248,9 +221,7 @@ def test_unreadable_images_are_refused(fitted: FewShotClassifier, tmp_path: Path
     for image in (tmp_path / "broken.png", tmp_path / "none.png"):
         with pytest.raises(UserError, match=image.name):
             fitted.predict([image])
-    with pytest.raises(
-        UserError, match="an image must be a path, a PIL image or a NumPy array, not int"
-    ):
+    with pytest.raises(UserError, match="not int"):
         fitted.predict([3])
 
 
@@ -267,7 +238,7 @@ def test_images_that_are_not_drawn_are_not_read(
         except UserError as error:  # it was drawn
             failed.append(str(error))
     assert len(failed) < 5
-    assert all("bad.png" in told for told in failed)
+    assert all("bad.png" in message for message in failed)
 
 
 def test_new_classes_leave_the_old_answers_in_proportion(
@@ -283,18 +254,16 @@ def test_new_classes_leave_the_old_answers_in_proportion(
     after = wider.predict_proba(paths)
     assert after.shape == (16, 6)
     assert (after[:, 4:] > 0).all()
-    ratio = np.log(after[:, :4]) - np.log(
-        before
-    )  # one constant per image: the same logits, another sum
+    # one constant per image: the logits are the same, their sum is another
+    ratio = np.log(after[:, :4]) - np.log(before)
     np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:, :1], ratio.shape), atol=1e-3)
     assert wider.set_classes(["zebra"]).predict(paths[0]) == "zebra"
-    wider.classes_, wider.class_names_ = (
-        np.array(["n01", "707-320"]),
-        ("crane | tall bird", "Boeing 707-320"),
-    )
-    assert wider.add_classes(["ant"]).class_names_ == ("crane | tall bird", "Boeing 707-320", "ant")
-    wider.classes_, wider.class_names_ = np.array([0, 1]), ("cat", "707-320")
-    assert wider.add_classes(["ant"]).class_names_ == ("cat", "707-320", "ant")
+    for labels, names in (
+        (["n01", "707-320"], ("crane | tall bird", "Boeing 707-320")),
+        ([0, 1], ("cat", "707-320")),
+    ):
+        wider.classes_, wider.class_names_ = np.array(labels), names
+        assert wider.add_classes(["ant"]).class_names_ == (*names, "ant")
 
 
 def test_score_uses_test_images(fitted: FewShotClassifier, colors: Path) -> None:
@@ -306,7 +275,7 @@ def test_score_uses_test_images(fitted: FewShotClassifier, colors: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("names", "words"),
+    ("names", "named"),
     [
         ("zebra", "give class names as a list"),
         (["red"], "'red' and 'red' are both called 'red'"),
@@ -317,9 +286,9 @@ def test_score_uses_test_images(fitted: FewShotClassifier, colors: Path) -> None
     ],
 )
 def test_indistinguishable_class_names_are_refused(
-    fitted: FewShotClassifier, names: Any, words: str
+    fitted: FewShotClassifier, names: Any, named: str
 ) -> None:
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=named):
         fitted.add_classes(names)
     with pytest.raises(UserError, match="at least one"):
         fitted.set_classes([])
@@ -334,13 +303,8 @@ def test_integer_labels_become_names_when_a_name_is_added(
     clone(fitted).set_params(epochs=1).fit(paths, numbers, NAMES).save(tmp_path)
     loaded = FewShotClassifier.load(tmp_path, backbone=fitted.backbone)
     assert loaded.classes_.tolist() == [0, 1, 2, 3]
-    assert loaded.add_classes(["zebra"]).classes_.tolist() == [
-        "blue",
-        "green",
-        "night sky",
-        "red",
-        "zebra",
-    ]
+    expected = ["blue", "green", "night sky", "red", "zebra"]
+    assert loaded.add_classes(["zebra"]).classes_.tolist() == expected
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -350,10 +314,8 @@ def test_a_saved_and_loaded_classifier_gives_the_same_answers(
     fitted.save(tmp_path, half=half)
     loaded = FewShotClassifier.load(tmp_path, backbone=fitted.backbone)
     paths, labels = files(colors, "test")
-    tolerance = 0.02 if half else 0
-    np.testing.assert_allclose(
-        loaded.predict_proba(paths), fitted.predict_proba(paths), atol=tolerance
-    )
+    expected = fitted.predict_proba(paths)
+    np.testing.assert_allclose(loaded.predict_proba(paths), expected, atol=0.02 if half else 0)
     assert loaded.classes_.tolist() == NAMES
     assert loaded.score(paths, labels) == fitted.score(paths, labels)
     assert loaded.fitted_.method == fitted.fitted_.method
@@ -376,26 +338,19 @@ def test_the_classifier_equals_the_command_line(
 def test_every_kind_of_method_works(
     tiny_clip: Backbone, colors: Path, tmp_path: Path, method: str
 ) -> None:
-    settings: dict[str, Any] = {"coop": {"epochs": 2}, "mmrl": {"epochs": 1, "first_block": 3}}.get(
-        method, {}
-    )
+    own: dict[str, Any] = {"coop": {"epochs": 2}, "mmrl": {"epochs": 1, "first_block": 3}}
+    settings = own.get(method, {})
     classifier = FewShotClassifier(tiny_clip.name, method=method, shots=2, device="cpu", **settings)
     classifier.fit(*files(colors, "train")).save(tmp_path)
     loaded = FewShotClassifier.load(tmp_path, backbone=tiny_clip.name)
     paths, _ = files(colors, "test")
     np.testing.assert_array_equal(loaded.predict_proba(paths), classifier.predict_proba(paths))
-    again = (
-        FewShotClassifier(**loaded.get_params())
-        .set_params(shots=2, device="cpu")
-        .fit(*files(colors, "train"))
-    )
-    np.testing.assert_allclose(
-        again.predict_proba(paths), classifier.predict_proba(paths), atol=1e-6
-    )
+    again = FewShotClassifier(**loaded.get_params()).set_params(shots=2, device="cpu")
+    again.fit(*files(colors, "train"))
+    expected = classifier.predict_proba(paths)
+    np.testing.assert_allclose(again.predict_proba(paths), expected, atol=1e-6)
     if method == "linear-probe":
-        with pytest.raises(
-            NotApplicable, match="only knows the classes it was trained on, not 'zebra'"
-        ):
+        with pytest.raises(NotApplicable, match="'zebra'"):
             loaded.add_classes(["zebra"])
         assert loaded.classes_.tolist() == NAMES  # nothing has changed
     else:
@@ -406,28 +361,20 @@ def test_a_method_that_remembers_is_scored_in_the_order_of_eval(
     tiny_clip: Backbone, colors: Path
 ) -> None:
     sets = read_images(colors, progress=False)
-    model = FewShotClassifier(
-        tiny_clip.name, method="tda", shots=1, device="cpu", seed=2, progress=False
-    )
+    model = FewShotClassifier(tiny_clip.name, method="tda", shots=1, device="cpu", seed=2)
     model.fit(sets["train"])
-    _, [score] = evaluate(
-        model.fitted_,
-        [(Question("all"), sets["test"], "test")],
-        Cache(tiny_clip, Machine(device="cpu")),
-        seed=2,
-    )
+    question = (Question("all"), sets["test"], "test")
+    cache = Cache(tiny_clip, Machine(device="cpu"))
+    _, [score] = evaluate(model.fitted_, [question], cache, seed=2)
     assert score.accuracy is not None
     assert model.score(sets["test"]) == pytest.approx(score.accuracy / 100, abs=1e-6)
     weights = np.arange(len(sets["test"])) % 2
-    half = model.score(sets["test"], sample_weight=weights)
-    assert 0 <= half <= 1
+    assert 0 <= model.score(sets["test"], sample_weight=weights) <= 1
 
 
 def test_a_choice_is_dropped_by_the_next_fit(tiny_clip: Backbone, colors: Path) -> None:
     images = read_images(colors, progress=False)["train"]
-    model = FewShotClassifier(
-        tiny_clip.name, method="zero-shot", shots=1, device="cpu", progress=False
-    )
+    model = FewShotClassifier(tiny_clip.name, method="zero-shot", shots=1, device="cpu")
     model.choice_ = "of an earlier fit"
     assert not hasattr(model.fit(images), "choice_")
 

@@ -1,5 +1,4 @@
-"""The classifier inside scikit-learn: its own checks, its ensembles and searches, and copies
-for other processes."""
+"""The classifier in scikit-learn: its ensembles, searches and checks, and copies for processes."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ LABELS = np.array([IMAGES.classes[label] for label in IMAGES.labels])
 
 
 def probe(backbone: Backbone, **settings: Any) -> FewShotClassifier:
-    """The quickest that learns something."""
+    """Return the quickest classifier that learns something."""
     return FewShotClassifier(
         backbone.name, method="linear-probe", shots=0, device="cpu", search_steps=0, **settings
     )
@@ -55,14 +54,12 @@ def test_cross_validated_predictions_and_a_search(
     images, labels = paths if kind == "paths" else (np.stack(IMAGES.images), LABELS)  # type: ignore[arg-type]
     answers = cross_val_predict(probe(tiny_clip), images, labels, cv=2)
     assert (answers == labels).mean() > 0.75
-    named = probe(
-        tiny_clip, class_names=np.unique(labels).tolist()
-    )  # asked for tables, it fits to numbers
+    # scikit-learn fits it to numbers when it needs tables
+    named = probe(tiny_clip, class_names=np.unique(labels).tolist())
     table = cross_val_predict(named, images, labels, cv=2, method="predict_proba")
     assert (table.argmax(1) == np.unique(labels, return_inverse=True)[1]).mean() > 0.75
-    search = GridSearchCV(probe(tiny_clip), {"C": [1e-6, 10.0]}, cv=2, scoring="neg_log_loss").fit(
-        images, labels
-    )
+    search = GridSearchCV(probe(tiny_clip), {"C": [1e-6, 10.0]}, cv=2, scoring="neg_log_loss")
+    search.fit(images, labels)
     assert search.best_params_ == {"C": 10.0}
     assert search.best_estimator_.score(images, labels) > 0.75
 
@@ -94,16 +91,15 @@ def test_stacking_fits_copies_to_numbers_with_class_names(
     "method", slow_except(["linear-probe", "rmadapter", "tip-adapter", "zero-shot"], "zero-shot")
 )
 def test_bagging(tiny_clip: Backbone, paths: tuple[np.ndarray, np.ndarray], method: str) -> None:
-    """It draws images by their weight, which every method takes."""
+    """Bagging draws images by their weight, which every method takes."""
     own: dict[str, Any] = {"rmadapter": {"epochs": 2, "first_block": 4, "rank": 2}}.get(method, {})
     names = sorted(set(paths[1]))
     one = FewShotClassifier(tiny_clip.name, method=method, class_names=names, device="cpu", **own)
     bag = BaggingClassifier(one, 3, random_state=0).fit(paths[0][:, None], paths[1])
     assert bag.predict_proba(paths[0][:, None]).shape == (24, 4)
     tables = [model.predict_proba(paths[0]) for model in bag.estimators_]
-    assert (np.ptp(tables, axis=0).max() > 1e-4) == (
-        method != "zero-shot"
-    )  # fitted to different draws
+    # fitted to different draws
+    assert (np.ptp(tables, axis=0).max() > 1e-4) == (method != "zero-shot")
     if method == "linear-probe":
         assert bag.score(paths[0][:, None], paths[1]) > 0.75
 
@@ -142,13 +138,12 @@ def test_a_pickled_copy_refuses_another_backbone(
         FewShotClassifier().__setstate__({**state, "model": other})
 
 
-# scikit-learn's own checks, on rows of numbers that become images: an estimator of images cannot be
-# tried otherwise
+# scikit-learn's own checks
 
 
 class OfRows(FewShotClassifier):
-    """Each row of numbers as an image of 8 x 8 grey squares, the first ones of which say how large
-    they are."""
+    """A classifier of rows of numbers, which scikit-learn's checks use: each becomes an image of
+    8 x 8 grey squares, whose brightness is the number."""
 
     def fit(
         self, X: Any, y: Any = None, class_names: Any = None, sample_weight: Any = None
@@ -163,7 +158,7 @@ class OfRows(FewShotClassifier):
 
     def _images(self, X: Any) -> Any:
         if isinstance(X, list) and X and isinstance(X[0], np.ndarray) and X[0].ndim == 2:
-            return X  # painted already
+            return X  # images already
         rows = np.asarray(X)
         squares = np.zeros((len(rows), 64))
         squares[:, : rows.shape[1]] = 1 / (1 + np.exp(-rows[:, :64].astype(float)))
@@ -171,12 +166,10 @@ class OfRows(FewShotClassifier):
         return list(small.repeat(4, 1).repeat(4, 2))
 
     def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array, tags.input_tags.one_d_array, tags.input_tags.string = (
-            True,
-            False,
-            False,
-        )
+        tags: Any = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = True
+        tags.input_tags.one_d_array = False
+        tags.input_tags.string = False
         tags.classifier_tags.poor_score = True
         return tags
 
@@ -186,7 +179,7 @@ ROWS = (
     "OfRows has"
 )
 WORDS = "it is refused, in other words than scikit-learn's"
-EXPECTED = {  # as the page lists them, check -> why it does not pass
+EXPECTED = {  # check -> why it does not pass
     "check_no_attributes_set_in_init": "settings are given by name, and kept under one attribute",
     "check_do_not_raise_errors_in_init_or_set_params": "set_params refuses what is unknown at once",
     "check_sample_weight_equivalence_on_dense_data": (

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
+from PIL import Image
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from rmadapter.data.fewshot import half
 from rmadapter.data.image_set import with_weights
-from rmadapter.data.names import class_indices, nfc, prompt_names
+from rmadapter.data.names import Label, class_indices, nfc, prompt_names
 from rmadapter.data.read import ImageSource, image_list, image_set
 from rmadapter.errors import UserError
 from rmadapter.training.contract import Callback
@@ -47,8 +49,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         seed: int = 1,
         progress: bool = False,
         class_names: Sequence[str] | None = None,
-        class_weight: Mapping[Any, float] | str | None = None,
-        **settings: Any,
+        class_weight: Mapping[Label, float] | str | None = None,
+        **settings: object,
     ) -> None:
         self.backbone = backbone
         self.method = method
@@ -59,11 +61,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.class_weight = class_weight
         self.settings = settings
 
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
+    def get_params(self, deep: bool = True) -> dict[str, object]:
         """Return all parameters by name, including further settings."""
         return {**{name: getattr(self, name) for name in ARGUMENTS}, **self.settings}
 
-    def set_params(self, **params: Any) -> FewShotClassifier:
+    def set_params(self, **params: object) -> FewShotClassifier:
         """Set parameters by name. Raises UserError for an unknown one, without setting any."""
         from rmadapter.methods import load_method
         from rmadapter.runs.request import check_names
@@ -80,8 +82,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def fit(
         self,
-        images: Any,
-        labels: Sequence[Any] | None = None,
+        images: object,
+        labels: Sequence[object] | None = None,
         class_names: Sequence[str] | None = None,
         sample_weight: Sequence[float] | None = None,
         *,
@@ -163,7 +165,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         named = self.classes_.dtype.kind in "US"
         return self.classes_.tolist() if named else list(self.class_names_)
 
-    def predict_proba(self, images: Any) -> np.ndarray:
+    def predict_proba(self, images: object) -> np.ndarray:
         """Return probabilities [N, C] of N images, or [C] of a single one, in the order of
         `classes_`."""
         check_is_fitted(self, "fitted_")
@@ -173,14 +175,17 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         table = np.concatenate(rows) if rows else np.empty((0, len(self.class_names_)), np.float32)
         return table[0] if single else table
 
-    def predict(self, images: Any) -> Any:
+    def predict(self, images: object) -> Any:  # a label of the user's type, or an array
         """Return the label of a single image, or an array of N labels."""
         columns = self.predict_proba(images).argmax(-1)  # first, since it checks for a model
         best = self.classes_[columns]
         return best.item() if np.ndim(best) == 0 else best
 
     def score(
-        self, images: Any, labels: Sequence[Any] | None = None, sample_weight: Any = None
+        self,
+        images: object,
+        labels: Sequence[object] | None = None,
+        sample_weight: ArrayLike | None = None,
     ) -> float:
         """Return the accuracy between 0 and 1, as in scikit-learn.
 
@@ -233,7 +238,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.class_names_, self.classes_ = saved.names, np.array(saved.labels)
         return self
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Return the model as plain values with the name of its backbone, for joblib's workers."""
         from rmadapter.settings import settings_of
 
@@ -266,7 +271,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             return
         for name in backbones_in(self._name, model["settings"]):
             name_it(name)
-        device = find_device(self.settings.get("device", "auto"))
+        device = find_device(str(self.settings.get("device", "auto")))
         name, digest = model["backbone"]
         backbone = again(name, digest, device, trusted=True)
         tensors = {name: torch.from_numpy(x).to(device) for name, x in model["tensors"].items()}
@@ -277,7 +282,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             examples = torch.from_numpy(examples).to(device)
         self.fitted_ = replace(fitted, examples=examples, **model["rest"])
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> object:
         """Return tags by which `check_estimator` does not make up images, which are no rows of
         numbers."""
         tags = super().__sklearn_tags__()
@@ -290,13 +295,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 RMAdapterClassifier = FewShotClassifier  # for those who look for RMAdapter by name
 
 
-def _as_list(images: Any) -> tuple[bool, list[ImageSource]]:
+def _as_list(images: object) -> tuple[bool, list[ImageSource]]:
     """Return whether it is a single image, and the images as a list; arrays [N, H, W, 3] and
     [N, H, W] are N images."""
-    from PIL import Image
-
-    pixels = isinstance(images, np.ndarray) and images.dtype.kind not in "OUS"
-    one = pixels and (images.ndim == 2 or (images.ndim == 3 and images.shape[-1] in (3, 4)))
-    if one or isinstance(images, (str, Path, Image.Image)):
+    if isinstance(images, (str, Path, Image.Image)):
         return True, [images]
+    if isinstance(images, np.ndarray) and images.dtype.kind not in "OUS":
+        channels = images.shape[-1] if images.ndim == 3 else 0
+        if images.ndim == 2 or channels in (3, 4):
+            return True, [images]
     return False, image_list(images)
