@@ -272,7 +272,7 @@ def test_a_killed_move_goes_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from rmadapter.predict.sorting import Sorter
+    from rmadapter.predict.write import Sorter
 
     command = [
         "predict",

@@ -1,4 +1,4 @@
-"""The row that an answer becomes, and the columns of a table of them."""
+"""Rows of answers, and the columns of a table."""
 
 from __future__ import annotations
 
@@ -11,22 +11,11 @@ from rmadapter.predict.answer import Answer, best, columns
 
 def test_a_row_keeps_the_guess_of_an_unsure_answer() -> None:
     answer = Answer(Path("a.png"), (("cat", 0.6), ("dog", 0.4)), "dog")
-    row = {
-        "image": "a.png",
-        "label": "cat",
-        "probability": 0.6,
-        "guess": "cat",
-        "label_2": "dog",
-        "probability_2": 0.4,
-    }
-    assert answer.row(0.6) == {**row, "unsure": False, "unfamiliar": None, "zero_shot_label": "dog"}
-    assert answer.row(0.61) == {
-        **row,
-        "label": "unsure",
-        "unsure": True,
-        "unfamiliar": None,
-        "zero_shot_label": "dog",
-    }
+    row = {"image": "a.png", "label": "cat", "probability": 0.6, "guess": "cat"}
+    row |= {"label_2": "dog", "probability_2": 0.4, "unsure": False}
+    row |= {"unfamiliar": None, "zero_shot_label": "dog"}
+    assert answer.row(0.6) == row
+    assert answer.row(0.61) == {**row, "label": "unsure", "unsure": True}
 
 
 def test_columns_match_rows() -> None:
@@ -36,6 +25,6 @@ def test_columns_match_rows() -> None:
     assert columns(1, sort=True)[-2:] == ["zero_shot_label", "sorted_to"]
 
 
-def test_the_best_classes_and_of_equal_ones_the_first() -> None:
-    found = best(("a", "b", "c", "d"), np.array([0.1, 0.4, 0.1, 0.4], np.float32), 3)
-    assert found == [("b", 0.4), ("d", 0.4), ("a", 0.1)]
+def test_of_equally_probable_classes_the_first_comes_first() -> None:
+    classes = best(("a", "b", "c", "d"), np.array([0.1, 0.4, 0.1, 0.4], np.float32), 3)
+    assert classes == [("b", 0.4), ("d", 0.4), ("a", 0.1)]

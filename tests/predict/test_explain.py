@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,13 +23,23 @@ from tests.helpers.html import Page
 from tests.helpers.shots import pixels_of
 
 
-def test_nearest_training_images(finished: Path, tiny_clip: Backbone, colors: Path) -> None:
-    """By features computed anew from the files that split.json names; a training image is nearest
-    to itself."""
+def changed_split(finished: Path, copy: Path, train: Callable[[list[Any]], list[Any]]) -> Path:
+    """Copy a run and change the training images that it records."""
+    shutil.copytree(finished, copy)
+    (copy / "SHA256SUMS").unlink()
+    split = read_json(copy / "split.json")
+    write_json(copy / "split.json", {**split, "train": train(split["train"])})
+    return copy
+
+
+def test_nearest_training_images_are_those_by_features(
+    finished: Path, tiny_clip: Backbone, colors: Path
+) -> None:
+    """Features are computed from the files that split.json names; a training image is nearest to
+    itself."""
     drawn = [row[0] for row in read_json(finished / "split.json")["train"]]
-    [one] = explain_images(
-        finished, [colors / drawn[5]], data=colors, backbone=tiny_clip, progress=False
-    )
+    options: dict[str, Any] = {"data": colors, "backbone": tiny_clip, "progress": False}
+    [one] = explain_images(finished, [colors / drawn[5]], **options)
     images = read_images(colors)["train"]
     rows = [i for name in drawn for i in range(len(images)) if images.name(i) == name]
     unit = normalize(tiny_clip.image.frozen(pixels_of(tiny_clip, images, rows)).features, dim=-1)
@@ -41,63 +53,52 @@ def test_nearest_training_images(finished: Path, tiny_clip: Backbone, colors: Pa
     assert all(n.label == Path(n.image).parent.name for n in one.neighbours)
 
 
-def test_answers(finished: Path, tiny_clip: Backbone, colors: Path) -> None:
+def test_answers_are_those_of_the_run(finished: Path, tiny_clip: Backbone, colors: Path) -> None:
     saved, files = load(finished, tiny_clip), sorted(colors.glob("test/*/0.png"))
     found = explain_images(finished, files, data=colors, backbone=tiny_clip, progress=False)
     [table] = saved.fitted.probabilities(files)
     for one, row in zip(found, table, strict=True):
-        assert [share for _, share in one.best] == pytest.approx(
-            row.sort(descending=True).values[:2].tolist(), abs=1e-5
-        )
+        shares = row.sort(descending=True).values[:2].tolist()
+        assert [share for _, share in one.best] == pytest.approx(shares, abs=1e-5)
         assert one.best[0][0] == saved.labels[int(row.argmax())]
     assert any(one.best[0][0] != one.zero_shot[0][0] for one in found)
 
 
-def test_run_without_a_record_of_its_images(
-    finished: Path,
-    tiny_clip: Backbone,
-    colors: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+def test_a_run_without_a_record_of_its_images_shows_no_neighbours(
+    finished: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
-    for name in ("SHA256SUMS", "split.json"):
-        (copy / name).unlink()
+    copy = changed_split(finished, tmp_path / "copy", list)
+    (copy / "split.json").unlink()
     [one] = explain_images(copy, [colors / "test/red/0.png"], backbone=tiny_clip, progress=False)
     assert one.neighbours == ()
     assert "no neighbours are shown" in capsys.readouterr().err
-    split = read_json(finished / "split.json")
-    write_json(copy / "split.json", {**split, "train": split["train"][1:]})
-    with pytest.raises(UserError, match=r"split\.json"):
-        explain_images(copy, [colors / "test/red/0.png"], backbone=tiny_clip, progress=False)
-    with pytest.raises(UserError, match="gone"):
-        explain_images(finished, ["gone.png"], backbone=tiny_clip, progress=False)
     assert torch.is_grad_enabled()
 
 
-def test_missing_data_and_labels_of_other_images_are_refused(
+def test_missing_files_and_damaged_splits_are_refused(
     finished: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
-    image, copy = colors / "test/red/0.png", Path(shutil.copytree(finished, tmp_path / "copy"))
-    nowhere = tmp_path / "nowhere"
-    with pytest.raises(UserError, match=r"nowhere: .*--data"):
-        explain_images(finished, [image], data=nowhere, backbone=tiny_clip, progress=False)
-    (copy / "SHA256SUMS").unlink()
-    split = read_json(finished / "split.json")
-    first, *others = split["train"]
-    write_json(copy / "split.json", {**split, "train": [[first[0], 99, "x"], *others]})
-    with pytest.raises(UserError, match=r"split\.json"):
-        explain_images(copy, [image], backbone=tiny_clip, progress=False)
+    image = colors / "test/red/0.png"
+    fewer = changed_split(finished, tmp_path / "fewer", lambda train: train[1:])
+    other = changed_split(
+        finished, tmp_path / "other", lambda train: [[train[0][0], 99, "x"], *train[1:]]
+    )
+    for named, run, file, data in (
+        (r"split\.json", fewer, image, None),
+        (r"split\.json", other, image, None),
+        (r"gone\.png", finished, "gone.png", None),
+        (r"nowhere: .*--data", finished, image, tmp_path / "nowhere"),
+    ):
+        with pytest.raises(UserError, match=named):
+            explain_images(run, [file], data=data, backbone=tiny_clip, progress=False)
 
 
-def test_foreign_run_shows_no_image_outside_its_data(
+def test_a_foreign_run_shows_no_image_outside_its_data(
     finished: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
-    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
-    (copy / "SHA256SUMS").unlink()
-    split = read_json(finished / "split.json")
-    [name, *more], *others = split["train"]
-    write_json(copy / "split.json", {**split, "train": [[f"../colors/{name}", *more], *others]})
+    [name, *more] = read_json(finished / "split.json")["train"][0]
+    first = [f"../colors/{name}", *more]
+    copy = changed_split(finished, tmp_path / "copy", lambda train: [first, *train[1:]])
     [one] = explain_images(copy, [colors / name], backbone=tiny_clip, progress=False)
     sources = {near.image: near.source for near in one.neighbours}
     assert sources.pop(f"../colors/{name}") is None
@@ -109,10 +110,8 @@ EVIL = "<script>alert(1)</script>"
 
 def example(folder: Path) -> Explanation:
     Image.new("RGB", (400, 300), "red").save(folder / "a.png")
-    near = (
-        Neighbour("a.png", folder / "a.png", EVIL, 0.876),
-        Neighbour("gone.png", folder / "gone.png", "cat", 0.5),
-    )
+    here = Neighbour("a.png", folder / "a.png", EVIL, 0.876)
+    near = (here, Neighbour("gone.png", folder / "gone.png", "cat", 0.5))
     best = (("cat", 0.944), (EVIL, 0.05))
     return Explanation(folder / "a.png", best, best[::-1], near)
 

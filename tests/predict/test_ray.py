@@ -1,5 +1,4 @@
-"""Answers from a Ray cluster: those of the local engine, a row for each bad image, and gone on
-where it stopped."""
+"""Answers from a Ray cluster: those of the local engine, a row for each bad image, and resumed."""
 
 from __future__ import annotations
 
@@ -7,10 +6,13 @@ import csv
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from rmadapter.artifacts.checkpoint import load
 from rmadapter.backbones import Backbone
@@ -46,11 +48,12 @@ def predict(monkeypatch: pytest.MonkeyPatch, *words: Any) -> int:
 
 
 @pytest.fixture
-def images(colors: Path, tmp_path: Path) -> Path:
-    """Sixteen good ones and two bad ones."""
+def images(colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Sixteen good images and two bad ones, in `images` of the working folder."""
     folder = Path(shutil.copytree(colors / "test", tmp_path / "images"))
     (folder / "red/1a.png").write_bytes(b"no image")
     (folder / "green/9.png").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
     return folder
 
 
@@ -60,13 +63,8 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_answers_equal_those_of_the_local_engine(
-    ray_session: None,
-    finished: Path,
-    tiny_clip: Backbone,
-    images: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    ray_session: None, finished: Path, tiny_clip: Backbone, images: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.chdir(images.parent)
     monkeypatch.setattr("rmadapter.predict.ray.CHUNK", 8)  # three blocks
     run = [finished, "images", "--backbone", tiny_clip.name, "--unfamiliar", "--quiet"]
     assert predict(monkeypatch, *run, "--out", "local.csv", "--skip-bad") == 0
@@ -87,17 +85,10 @@ def test_answers_equal_those_of_the_local_engine(
 
 
 def test_bytes_in_parquet_are_decoded_like_files(
-    ray_session: None,
-    finished: Path,
-    tiny_clip: Backbone,
-    images: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    ray_session: None, finished: Path, tiny_clip: Backbone, images: Path, monkeypatch: Any
 ) -> None:
-    """A photo that lies on its side, 16 bits, transparency: as test_images.py has them."""
-    import numpy as np
-    from PIL import Image
+    """A turned photo, 16 bits, transparency."""
 
-    monkeypatch.chdir(images.parent)
     turned = Image.open(images / "red/0.png").convert("RGB")
     exif = turned.getexif()
     exif[0x0112] = 6
@@ -105,42 +96,24 @@ def test_bytes_in_parquet_are_decoded_like_files(
     Image.fromarray((np.arange(32 * 32).reshape(32, 32) * 60).astype(np.uint16)).save("deep.png")
     Image.new("RGBA", (32, 32), (200, 30, 30, 90)).save("clear.png")
     files = ["turned.jpg", "deep.png", "clear.png", "images/red/1a.png"]
-    parquet.write_table(
-        pa.table({"image": [Path(file).read_bytes() for file in files]}), "packed.parquet"
-    )
+    written(Path("packed.parquet"), {"image": [Path(file).read_bytes() for file in files]})
     ray = ["--engine", "ray", "--backbone", tiny_clip.name, "--quiet"]
     assert predict(monkeypatch, finished, *files, "--out", "files.jsonl", *ray) == 0
     assert predict(monkeypatch, finished, "packed.parquet", "--out", "packed.jsonl", *ray) == 0
     plain, packed = ([json.loads(line) for line in Path(name).read_text().splitlines()]
                      for name in ("files.jsonl", "packed.jsonl"))  # fmt: skip
-    assert [row.pop("image") for row in packed] == [
-        f"packed.parquet#{number}" for number in range(4)
-    ]
+    assert [row.pop("image") for row in packed] == [f"packed.parquet#{i}" for i in range(4)]
     assert [row.pop("image") for row in plain] == files
     assert plain[3]["error"].replace(files[3], "packed.parquet#3") == packed[3]["error"]
     assert packed[:3] == plain[:3]
 
 
 def test_restart_answers_only_what_is_left(
-    ray_session: None,
-    finished: Path,
-    tiny_clip: Backbone,
-    images: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    ray_session: None, finished: Path, tiny_clip: Backbone, images: Path, monkeypatch: Any
 ) -> None:
-    """As if the first command had been killed after ten rows: those stay as they are, whatever is
-    in them."""
-    monkeypatch.chdir(images.parent)
-    words = [
-        finished,
-        "images",
-        "--backbone",
-        tiny_clip.name,
-        "--engine",
-        "ray",
-        "--quiet",
-        "--out",
-    ]
+    """As if the first command had been killed after ten rows, which stay as they are."""
+    words: list[Any] = [finished, "images", "--backbone", tiny_clip.name, "--engine", "ray"]
+    words += ["--quiet", "--out"]
     kept: list[str] = []
 
     def stopped(self: Any) -> None:
@@ -155,24 +128,19 @@ def test_restart_answers_only_what_is_left(
     assert predict(monkeypatch, *words, "a.csv") == 0
     found = rows(Path("a.csv"))
     assert len(found) == 18
-    assert sum(row["guess"].startswith("kept ") for row in found) == sum(
-        '"guess"' in line for line in ten
-    )
+    unchanged = [row for row in found if row["guess"].startswith("kept ")]
+    assert len(unchanged) == sum('"guess"' in line for line in ten)
 
 
-def test_node_without_the_run_or_with_another(
+def test_a_node_without_the_run_or_with_another_one_is_named(
     ray_session: None, finished: Path, tiny_clip: Backbone, images: Path, tmp_path: Path
 ) -> None:
     predictor = predictor_of(finished, tiny_clip)
     other = cluster(predictor, tmp_path / "nowhere", tiny_clip.name, "", 1, "")
     with pytest.raises(UserError, match=r"^node [0-9.]+: .*nowhere: no such folder"):
         list(other.predict([images / "red/0.png"]))
-    changed = Worker(
-        cluster(predictor, finished, tiny_clip.name, "", 1, "").model.__class__(
-            finished, tiny_clip.name, "", predictor.names, tuple(predictor.labels), 3, "0" * 64
-        ), {}, Path.cwd(), 1,
-    )  # fmt: skip
-    assert str(finished) in changed.complaint
+    model = replace(cluster(predictor, finished, tiny_clip.name, "", 1, "").model, digest="0" * 64)
+    assert str(finished) in Worker(model, {}, Path.cwd(), 1).complaint
 
 
 def test_bad_image_is_refused_without_skip_bad(
@@ -185,8 +153,6 @@ def test_bad_image_is_refused_without_skip_bad(
 
 
 def test_digest_depends_on_weights_and_temperature(finished: Path, tiny_clip: Backbone) -> None:
-    from dataclasses import replace
-
     predictor = predictor_of(finished, tiny_clip)
     before = digest(predictor)
     assert digest(predictor_of(finished, tiny_clip)) == before
@@ -199,10 +165,7 @@ def test_digest_depends_on_weights_and_temperature(finished: Path, tiny_clip: Ba
 
 
 def test_options_of_the_local_engine_are_refused(
-    finished: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    finished: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for more in ([], ["--out", tmp_path / "a.csv", "--sort-into", tmp_path / "sorted"]):
         assert predict(monkeypatch, finished, "x", "--engine", "ray", *more) == 2
@@ -231,14 +194,10 @@ def test_rows_become_files_in_order(tmp_path: Path, kind: str, name: str) -> Non
     bad: list[tuple[Path, str]] = []
     plain = tmp_path / "plain.png"
     (folder := tmp_path / "folder").mkdir()
-    asked = [rows[4], plain, rows[0], rows[3], rows[4]]
-    found = unpacked_rows(asked, folder, bad)
+    found = unpacked_rows([rows[4], plain, rows[0], rows[3], rows[4]], folder, bad)
     assert [name for _, name in found] == [rows[4], plain, rows[0], rows[4]]
-    assert [file.read_bytes() for file, name in found if is_row(name)] == [
-        b"four",
-        b"zero",
-        b"four",
-    ]
+    contents = [file.read_bytes() for file, name in found if is_row(name)]
+    assert contents == [b"four", b"zero", b"four"]
     assert found[1] == (plain, plain)
     assert bad == [(rows[3], f"{rows[3]}: holds no bytes")]
 
@@ -255,7 +214,7 @@ def test_other_tables_and_images_are_found_as_usual(colors: Path, tmp_path: Path
     assert file.read_bytes() == b"1"  # of two columns, that of a usual name
 
 
-def test_broken_parquet_file(tmp_path: Path) -> None:
+def test_a_broken_parquet_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"a\.parquet"):
         rows_of(str(tmp_path / "a.parquet"))

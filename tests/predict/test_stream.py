@@ -1,3 +1,5 @@
+"""Answers to a stream of images: those of both models, and bad images."""
+
 from __future__ import annotations
 
 import shutil
@@ -9,10 +11,11 @@ import torch
 from rmadapter.artifacts.checkpoint import load
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
+from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.predict.stream import Predictor
 from rmadapter.training.cache import BATCH
-from rmadapter.training.contract import NotApplicable
+from rmadapter.training.contract import Known, NotApplicable
 
 LABELS = ["blue", "green", "night_sky", "red"]
 
@@ -36,11 +39,9 @@ def test_answers_equal_those_of_both_models(
     table = torch.cat(list(fitted.probabilities(many)))
     untouched = torch.cat(list(ZeroShot().restore(tiny_clip, fitted.known, {}).probabilities(many)))
     for answer, row, other in zip(found, table, untouched, strict=True):
-        best = row.sort(descending=True)
-        assert [label for label, _ in answer.best] == [LABELS[i] for i in best.indices[:3]]
-        assert [share for _, share in answer.best] == pytest.approx(
-            best.values[:3].tolist(), abs=1e-5
-        )
+        shares, places = row.sort(descending=True)
+        assert [label for label, _ in answer.best] == [LABELS[i] for i in places[:3]]
+        assert [share for _, share in answer.best] == pytest.approx(shares[:3].tolist(), abs=1e-5)
         assert answer.zero_shot == LABELS[other.argmax()]
     assert {answer.zero_shot for answer in found} != {answer.best[0][0] for answer in found}
 
@@ -61,12 +62,8 @@ def test_bad_images_are_skipped_or_stop_the_stream(
     assert before == many[:70]
 
 
-def test_class_that_the_method_does_not_know(finished: Path, tiny_clip: Backbone) -> None:
-    from rmadapter.methods import load_method
-    from rmadapter.training.contract import Known
-
-    probe = load_method("linear-probe").restore(
-        tiny_clip, Known(("red",)), {"weight": torch.zeros(1, 40), "bias": torch.zeros(1)}
-    )
+def test_a_class_that_the_method_does_not_know_is_refused(tiny_clip: Backbone) -> None:
+    weights = {"weight": torch.zeros(1, 40), "bias": torch.zeros(1)}
+    probe = LinearProbe().restore(tiny_clip, Known(("red",)), weights)
     with pytest.raises(NotApplicable, match="zebra"):
         Predictor(probe, ["zebra"], ["zebra"])

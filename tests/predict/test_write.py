@@ -1,9 +1,10 @@
-"""Files of answers: their formats, and how an interrupted one is resumed."""
+"""Files of answers and sorted images: formats, and how an interrupted command is resumed."""
 
 from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from rmadapter.errors import UserError
 from rmadapter.predict.answer import Row
-from rmadapter.predict.write import AnswerFile, only_writer
+from rmadapter.predict.write import AnswerFile, Sorter, only_writer
 from tests.helpers.shell import limited_file_size
 
 COLUMNS = ["image", "label", "probability", "unsure"]
@@ -28,11 +29,8 @@ def started(path: Path, key: str = "k") -> AnswerFile:
 
 
 def test_csv_and_json_lines(tmp_path: Path) -> None:
-    rows = [
-        row("a,b.png"),
-        row("caf\udce9.png", "unsure"),
-        {"image": "c.png", "bad": "c.png: not an image"},
-    ]
+    bad: Row = {"image": "c.png", "bad": "c.png: not an image"}
+    rows = [row("a,b.png"), row("caf\udce9.png", "unsure"), bad]
     for suffix in (".csv", ".jsonl"):
         file = started(tmp_path / f"answers{suffix}")
         file.write(rows)
@@ -76,25 +74,16 @@ def test_interrupted_file_is_resumed(tmp_path: Path) -> None:
     with open(out.with_name("answers.csv.partial"), "a") as file:
         file.write('{"image": "b.png", "lab')  # what a kill leaves
     again = started(out)
-    images = [Path(name) for name in ("a.png", "b.png", "a.png", "bad.png", "a.png")]
-    assert again.missing(images) == [Path("b.png"), Path("a.png")]  # the third a.png has no row yet
+    wanted = [Path(name) for name in ("a.png", "b.png", "a.png", "bad.png", "a.png")]
+    assert again.missing(wanted) == [Path("b.png"), Path("a.png")]  # the third a.png has no row yet
     with pytest.raises(UserError, match=r"csv\.partial: .* a\.png"):
         again.missing([Path("c.png"), Path("b.png")])
     assert again.missing([Path("b.png")], moved=True) == [Path("b.png")]  # the others were moved
     assert again.missing([Path("a.png")] * 2) == []  # a bad file needs no row
     again.write([row("b.png")])
     again.finish()
-    assert [line.split(",")[0] for line in out.read_text("utf-8").splitlines()[1:]] == [
-        "a.png",
-        "a.png",
-        "b.png",
-    ]
-
-
-def test_partial_file_is_the_same_on_every_system(tmp_path: Path) -> None:
-    """With line ends that text files of Windows do not have: it is read as bytes."""
-    started(tmp_path / "a.csv").write([row("a.png")])
-    assert b"\r" not in (tmp_path / "a.csv.partial").read_bytes()
+    images = [line.split(",")[0] for line in out.read_text("utf-8").splitlines()[1:]]
+    assert images == ["a.png", "a.png", "b.png"]
 
 
 def test_refused_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,3 +127,120 @@ def test_file_is_locked_for_one_process(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=r"a\.csv"), only_writer(tmp_path / "file/a.csv"):
         pass
+
+
+# Sorting
+
+
+def image(path: Path, text: str = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text or path.as_posix())
+    return path
+
+
+def test_taken_names_get_a_number(tmp_path: Path) -> None:
+    image(tmp_path / "out/cat/a-4.jpg")
+    sorter = Sorter(tmp_path / "out", ["cat", "dog"])
+    names = ["a.jpg", "a-2.jpg", "A.JPG", "a.jpg", "a.jpg"]
+    found = [sorter.place(tmp_path / str(i) / name, "cat").name for i, name in enumerate(names)]
+    assert found == ["a.jpg", "a-2.jpg", "A-3.JPG", "a-5.jpg", "a-6.jpg"]
+    assert sorter.place(tmp_path / "a.jpg", "dog") == tmp_path / "out/dog/a.jpg"
+
+
+@pytest.mark.parametrize("how", ["copy", "move", "link"])
+def test_images_are_copied_moved_or_linked_and_never_overwritten(tmp_path: Path, how: str) -> None:
+    source, sorter = image(tmp_path / "in/a.jpg", "new"), Sorter(tmp_path / "out", ["cat"], how)  # type: ignore[arg-type]
+    os.utime(source, (1e9, 1e9))
+    there = image(tmp_path / "out/cat/b.jpg", "old")
+    sorter.put(source, there)
+    assert (there.read_text(), source.read_text()) == ("old", "new")
+    place = sorter.place(source, "cat")
+    sorter.put(source, place)
+    assert (place.read_text(), place.stat().st_mtime) == ("new", 1e9)
+    assert source.exists() == (how != "move")
+    assert place.is_symlink() == (how == "link")
+    assert sorted(path.name for path in place.parent.iterdir()) == ["a.jpg", "b.jpg"]
+
+
+def test_moving_a_link_and_between_disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, sorter = image(tmp_path / "in/a.jpg", "x"), Sorter(tmp_path / "out", ["cat"], "move")
+    (tmp_path / "in/link.jpg").symlink_to("a.jpg")
+    sorter.put(tmp_path / "in/link.jpg", tmp_path / "out/cat/link.jpg")
+    assert (tmp_path / "out/cat/link.jpg").read_text() == "x"
+    assert not (tmp_path / "in/link.jpg").is_symlink()
+
+    def another_disk(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "rename", another_disk)
+    source.chmod(0o444)  # as cameras write them
+    sorter.put(source, tmp_path / "out/cat/a.jpg")
+    assert (tmp_path / "out/cat/a.jpg").read_text() == "x"
+    assert os.access(tmp_path / "out/cat/a.jpg", os.W_OK)
+    assert (tmp_path / "out/cat/a.jpg").stat().st_mode & 0o200
+    assert not source.exists()
+
+
+def test_killed_process_is_resumed(tmp_path: Path) -> None:
+    """The row is written first, so that its place is known."""
+    source, place = image(tmp_path / "in/a.jpg", "x"), tmp_path / "out/cat/a.jpg"
+    sorter = Sorter(tmp_path / "out", ["cat"])
+    bad: Row = {"image": "gone.jpg", "bad": "no image"}
+    sorter.resume([{"image": str(source), "sorted_to": str(place)}, bad])
+    assert place.read_text() == "x"
+    assert sorter.place(source, "cat").name == "a-2.jpg"
+    mover = Sorter(tmp_path / "out", ["cat"], "move")
+    mover.resume([{"image": "moved.jpg", "sorted_to": str(place)}])
+
+
+def test_folder_names(tmp_path: Path) -> None:
+    sorter = Sorter(tmp_path, ["sea_horse", "a/b", "..", "Käfer "])
+    assert list(sorter.folders.values()) == ["sea_horse", "a_b", "_", "Käfer"]
+    odd = Sorter(tmp_path, ["a. .", "aux", "NUL.txt", "com1 .x", "console"])
+    assert list(odd.folders.values()) == ["a", "aux_", "NUL.txt_", "com1 .x_", "console"]
+    with pytest.raises(UserError, match="'a/b' and 'A_b'"):
+        Sorter(tmp_path, ["a/b", "A_b"])
+
+
+def test_refused_folders(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    one = tmp_path / "in/a.jpg"
+    for root in (tmp_path / "in", tmp_path / "in/sorted/new"):
+        with pytest.raises(UserError, match=str(tmp_path / "in")):
+            Sorter(root, ["cat"]).check([tmp_path / "in"], [one])
+    Sorter(tmp_path / "inner", ["cat"]).check([tmp_path / "in"], [one, one])
+    with pytest.raises(UserError, match=r"a\.jpg"):
+        Sorter(tmp_path / "inner", ["cat"], "move").check([], [one, one])
+    for searched, images in (
+        ([tmp_path / "in/cat"], []),
+        ([tmp_path / "in/cat/old"], []),
+        ([], [tmp_path / "in/cat/a.jpg"]),
+    ):
+        with pytest.raises(UserError, match=str(tmp_path / "in/cat")):
+            Sorter(tmp_path / "in", ["cat"]).check(searched, images)
+    Sorter(tmp_path / "in", ["cat"]).check([tmp_path / "in/dog"], [one])
+    image(tmp_path / "file")
+    with pytest.raises(UserError, match=str(one)):
+        Sorter(tmp_path / "file", ["cat"], "link").put(one, tmp_path / "file/cat/a.jpg")
+
+
+def test_images_of_an_archive_are_only_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They must stay in the cache, where the next command finds the archive's images."""
+    monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
+    inside = image(tmp_path / "cache/unpacked/photos-1/cat/a.jpg")
+    for how in ("move", "link"):
+        with pytest.raises(UserError, match=f"--{how}$"):
+            Sorter(tmp_path / "out", ["cat"], how).check([], [image(tmp_path / "in/b.jpg"), inside])  # type: ignore[arg-type]
+    Sorter(tmp_path / "out", ["cat"]).check([], [inside])
+
+
+def test_image_with_two_paths_is_moved_once(tmp_path: Path) -> None:
+    one = image(tmp_path / "in/a.jpg")
+    (tmp_path / "same").symlink_to("in")
+    (tmp_path / "in/link.jpg").symlink_to("a.jpg")  # which is moved as a link, beside its target
+    sorter = Sorter(tmp_path / "out", ["cat"], "move")
+    sorter.check([], [one, tmp_path / "in/link.jpg"])
+    with pytest.raises(UserError, match=r"in/a\.jpg"):
+        sorter.check([], [one, tmp_path / "same/a.jpg"])

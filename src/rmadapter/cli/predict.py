@@ -33,9 +33,8 @@ if TYPE_CHECKING:
     from rmadapter.artifacts.checkpoint import Saved
     from rmadapter.data.formats.base import Inputs
     from rmadapter.predict.answer import Answer
-    from rmadapter.predict.sorting import Sorter
     from rmadapter.predict.stream import Predictor
-    from rmadapter.predict.write import Counts
+    from rmadapter.predict.write import Counts, Sorter
     from rmadapter.training.contract import Fitted
 
 SHOWN = 20  # images in a table
@@ -63,7 +62,7 @@ class SortOptions:
         """Return what sorts the images, if anything. Raises UserError for options that contradict
         each other or the labels."""
         from rmadapter.predict.answer import UNSURE
-        from rmadapter.predict.sorting import Sorter
+        from rmadapter.predict.write import Sorter
 
         if self.unsure and UNSURE in labels:
             raise UserError(

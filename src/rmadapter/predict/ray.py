@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rmadapter.bench.ray import connected, ray_module, settle, shares
 from rmadapter.data.formats.base import Inputs
@@ -30,6 +30,9 @@ from rmadapter.predict.answer import Answer
 from rmadapter.predict.stream import BadImages, Predictor
 from rmadapter.support.files import JsonObject, user_path
 from rmadapter.training.cache import BATCH
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
 
 CHUNK = 8 * BATCH  # most images given to a worker at once, and repeated if it dies
 
@@ -249,7 +252,7 @@ def _contents(names: Sequence[Path]) -> Iterator[tuple[Path, bytes]]:
             start += size
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path) -> ParquetFile:
     parquet = pyarrow("parquet", str(path))
     try:
         return parquet.ParquetFile(path)
@@ -257,7 +260,7 @@ def _opened(path: Path) -> Any:
         raise UserError(f"{path}: not a readable parquet file ({type(error).__name__})") from None
 
 
-def _column(file: Any) -> str:
+def _column(file: ParquetFile) -> str:
     """Return the column of bytes, by a usual name or else the first; "" if there is none."""
     types = pyarrow("types", "")
     columns = []
