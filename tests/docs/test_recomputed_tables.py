@@ -1,0 +1,245 @@
+"""Tables that no tool writes show what their records give."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, TypeAlias
+
+from rmadapter.artifacts.record import parse_record
+from rmadapter.backbones.pocket import DELTA_SHA256, DIGEST, TEXT, VISION
+from rmadapter.methods import load_method
+from rmadapter.metrics import confidence_interval
+from rmadapter.settings import settings_of
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs/results"
+Line: TypeAlias = dict[str, Any]
+
+
+def lines_of(name: str) -> list[Line]:
+    return [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text().splitlines()]
+
+
+def benchmark(name: str) -> Any:
+    return json.loads((RESULTS / f"benchmarks/{name}.json").read_text(encoding="utf-8"))
+
+
+def page(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def row(*cells: object) -> str:
+    return f"\n| {' | '.join(map(str, cells))} |\n"
+
+
+# docs/studies/defaults.md
+
+BEFORE = {"consistency_unit": "feature", "lambda_image_con": 20, "lambda_text_con": 50}
+BEFORE |= {"lambda_image_rec": 1, "lambda_text_rec": 1, "learning_rate": 0.003}
+TRIAL = re.compile(r"^\| (pocket\S*) \| (\S+) \| (.+?), (\d+) \| (.+?) \| (.+?) \| (.+?) \|$", re.M)
+
+
+def change(trials: list[Line], fields: Line) -> str:
+    """Write the change of the only trial with these fields as the page does."""
+    texts = [
+        f"{t['base'] - t['zero_shot_base']:+.1f} / {t['novel'] - t['zero_shot_novel']:+.1f}"
+        for t in trials
+        if t["fields"] == fields
+    ]
+    assert len(texts) <= 1
+    return texts[0] if texts else "not run"
+
+
+def test_the_table_of_defaults_shows_every_trial_of_its_three_settings() -> None:
+    every = lines_of("defaults")
+    settings = settings_of(load_method("rmadapter"))
+    chosen = {name: settings[name] for name in BEFORE}
+    columns = (BEFORE, {**chosen, "learning_rate": 0.003}, chosen)
+    shown = 0
+    for backbone, scale, data, shots, *figures in TRIAL.findall(page("docs/studies/defaults.md")):
+        copied = float(scale) in (50, 100)
+        name = f"{backbone} at logit scale {scale}" if copied else backbone
+        key = (name, data, int(shots))
+        trials = [t for t in every if (t["backbone"], t["data"], t["shots"]) == key]
+        assert figures == [change(trials, fields) for fields in columns]
+        shown += sum(trial["fields"] in columns for trial in trials)
+    assert shown == sum(trial["fields"] in columns for trial in every) > 30
+
+
+def test_the_table_of_passes_shows_means_over_three_sets() -> None:
+    plain = load_method("rmadapter").recipe.epochs  # type: ignore[attr-defined]
+    groups: dict[tuple[int, int], list[Line]] = {}
+    for trial in lines_of("defaults"):
+        if set(trial["fields"]) <= {"epochs"}:
+            key = trial["shots"], trial["fields"].get("epochs", plain)
+            groups.setdefault(key, []).append(trial)
+    for (shots, epochs), trials in groups.items():
+        sets = sorted(trial["data"] for trial in trials)
+        assert sets == ["office_caltech/web", "rsscn7", "trashnet"]
+        base, novel = (
+            fmean(t[half] - t[f"zero_shot_{half}"] for t in trials) for half in ("base", "novel")
+        )
+        cells = row(shots, epochs, f"{base:+.1f} / {novel:+.1f}")
+        assert cells in page("docs/studies/defaults.md")
+
+
+# benchmarks/README.md: what bfloat16 costs in accuracy
+
+
+def test_the_table_of_bfloat16_shows_the_records_and_its_verdict_follows() -> None:
+    scores: dict[tuple[str, str, int], tuple[float, ...]] = {}
+    for record in lines_of("precision"):
+        base, novel = (score["accuracy"] for score in record["scores"])
+        key = record["precision"], record["task"]["data"], record["task"]["seed"]
+        scores[key] = (base, novel, 2 * base * novel / (base + novel))
+    sets = sorted({data for _, data, _ in scores})
+    assert {*scores} == {(p, s, n) for p in ("bf16", "fp32") for s in sets for n in (1, 2, 3)}
+    columns = [
+        [
+            fmean(
+                scores["bf16", data, n][metric] - scores["fp32", data, n][metric] for n in (1, 2, 3)
+            )
+            for data in sets
+        ]
+        for metric in range(3)
+    ]
+    text = page("benchmarks/README.md")
+    for data, *changes in zip(sets, *columns, strict=True):
+        assert row(data, *(f"{change:+.2f}" for change in changes)) in text
+    means, halves = map(fmean, columns), map(confidence_interval, columns)
+    intervals = [(mean, half) for mean, half in zip(means, halves, strict=True)]
+    assert row(f"mean of {len(sets)}", *(f"{mean:+.2f}" for mean, _ in intervals)) in text
+    ranges = [f"{mean - half:.2f} to {mean + half:.2f}" for mean, half in intervals]
+    assert row("95 % interval", *ranges) in text
+    assert all(abs(mean) < half for mean, half in intervals)
+    assert abs(intervals[2][0]) < 0.3
+
+
+# docs/scale.md
+
+MANY = (1e6, 1e8, 1e9)
+ENCODERS = {
+    "`pocket` with adapters, OpenVINO int8": ("pocket", "openvino int8"),
+    "ViT-B/16 with adapters, float32": ("ViT-B-16/none", "rmadapter, torch fp32"),
+    "ViT-B/16 with adapters, OpenVINO int8": ("ViT-B-16/none", "openvino int8"),
+}
+
+
+def rates() -> dict[str, float]:
+    """Return images per second on two cores by the title of a row."""
+    predict = {run["run"]: run["images_per_second"] for run in benchmark("predict")["rows"]}
+    found = {
+        "read and decode, 500 x 375 pixels": predict["decode"],
+        "`predict` from files to answers, `pocket`, float32": predict["predict"],
+    }
+    conditions = ("backbone", "engine", "adapters", "threads", "batch")
+    for title, (backbone, engine) in ENCODERS.items():
+        [found[f"encode, {title}"]] = [
+            run["images_per_second"]
+            for run in benchmark("inference")
+            if [run[name] for name in conditions] == [backbone, engine, True, 2, 8]
+        ]
+    return found
+
+
+def test_hours_are_images_over_measured_rates() -> None:
+    for title, rate in rates().items():
+        hours = [count / rate / 3600 for count in MANY]
+        cells = [f"{value:,.1f}" if value < 100 else f"{value:,.0f}" for value in hours]
+        assert row(title, f"{rate:.1f}", *cells) in page("docs/scale.md")
+
+
+def test_storage_is_numbers_times_bytes() -> None:
+    [one] = [p for p in benchmark("scaling")["shots"]["points"] if p["shots"] == 1]
+    token = one["frozen_mb"] / 20  # MB, of 20 classes
+    assert token * 1e6 == (2 * 197 * 768 + 512) * 4
+    rows = [
+        ("features in float16, `pocket`", 512, "512 bytes", 1e9, "GB"),
+        ("features in float16, ViT-B/16", 1024, "1,024 bytes", 1e9, "GB"),
+        (
+            "tokens at the first adapter in float32, ViT-B/16",
+            token * 1e6,
+            f"{token:.1f} MB",
+            1e12,
+            "TB",
+        ),
+    ]
+    for title, size, each, unit, name in rows:
+        cells = [f"{count * size / unit:,.{1 if count < 1e7 else 0}f} {name}" for count in MANY]
+        assert row(title, each, *cells) in page("docs/scale.md")
+
+
+def test_predicted_and_measured_hours_of_plan_are_the_recorded_ones() -> None:
+    text = page("docs/scale.md")
+    rows = json.loads((RESULTS / "plan.json").read_text(encoding="utf-8"))["rows"]
+    for line in rows:
+        title = f"{line['data']}, {line['method']}"
+        assert row(title, f"{line['predicted']:.2f}", f"{line['taken']:.2f}") in text
+    sums = [f"{sum(line[what] for line in rows):.1f}" for what in ("predicted", "taken")]
+    assert row("**all**", *sums) in text
+
+
+# docs/usage.md: the demo
+
+SINCE = {"target": "input", "target_norm": False, "local": True}  # settings added after its runs
+
+
+def test_the_table_of_the_demo_shows_its_records() -> None:
+    lines = (RESULTS / "demo.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [parse_record(line, "demo.jsonl") for line in lines]
+    assert [record.task.seed for record in records] == [1, 2, 3, 4, 5]
+    shipped = json.loads(json.dumps(settings_of(load_method("rmadapter"))))
+    assert all({**SINCE, **record.method.settings} == shipped for record in records)
+    titles = {"base": "base classes", "novel": "novel classes", "hm": "harmonic mean"}
+    titles |= {score.name: score.name for score in records[0].scores[2:]}
+    text = page("docs/usage.md").split("### Demo")[1].split("\n## ")[0]
+    assert len(re.findall(r"^\|", text, re.M)) == len(titles) + 2
+    for name, title in titles.items():
+        values = [record.metric(name) or 0 for record in records]
+        score = records[0].score(name)
+        before = records[0].metric(name, zero_shot=True) or 0
+        gain = (f"{fmean(values) - before:+.1f}", f"± {stdev(values):.1f}")
+        accuracies = ", ".join(f"{value:.1f}" for value in values)
+        cells = (title, score.images if score else "", f"{before:.1f}", accuracies, *gain)
+        assert row(*cells).replace("|  |", "| |") in text.replace("|  |", "| |"), title
+
+
+# docs/pocket.md
+
+HEADS = re.escape("| classes | images | chance | `pocket-1` | `pocket` |")
+
+
+def pocket_lines() -> dict[tuple[str, str], dict[str, Line]]:
+    """Return the lines of both versions by template and set."""
+    found: dict[tuple[str, str], dict[str, Line]] = {}
+    for line in lines_of("pocket"):
+        found.setdefault((line["template"], line["set"]), {})[line["backbone"]["name"]] = line
+    return found
+
+
+def test_the_tables_of_the_model_card_show_every_line() -> None:
+    tables = re.findall(
+        rf"^\| (.*\{{\}}.*?) {HEADS}\n\|[-|]+\n((?:\|.*\n)+)", page("docs/pocket.md"), re.M
+    )
+    shown = {}
+    for template, rows in tables:
+        for line in rows.splitlines():
+            name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            shown[template, name] = cells
+    lines = pocket_lines()
+    assert shown.keys() == lines.keys()
+    for key, line in lines.items():
+        new, old = line["pocket"], line["pocket-1"]
+        assert (new["classes"], new["images"]) == (old["classes"], old["images"])
+        accuracies = (100 / new["classes"], old["accuracy"], new["accuracy"])
+        counts = [str(new["classes"]), f"{new['images']:,}"]
+        assert shown[key] == [*counts, *(f"{figure:.1f}" for figure in accuracies)], key
+
+
+def test_the_model_card_describes_the_shipped_weights() -> None:
+    assert {line["pocket"]["backbone"]["digest"] for line in pocket_lines().values()} == {DIGEST}
+    for digest in (DELTA_SHA256, DIGEST, VISION.sha256, TEXT.sha256):
+        assert digest in page("docs/pocket.md")

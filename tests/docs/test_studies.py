@@ -1,0 +1,202 @@
+"""Each page of a study shows the tables that its tool computes from the recorded lines, and the
+package uses what the study chose."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
+from io import StringIO
+from itertools import product
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import auto
+import drawing
+import explain_study
+import int8_study
+import performance
+import plus
+import pytest
+import reconstruction_tables
+import suggest
+import suspects
+import unfamiliar
+
+from rmadapter.curate.suggest import DEFAULT_FIRST, DEFAULT_NEXT, FIRST, NEXT
+from rmadapter.curate.suspects import NEIGHBOURS, PROBE
+from rmadapter.runs.folds import FOLDS
+from rmadapter.support.files import read_json
+from rmadapter.training.contract import NEIGHBOUR
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs/results"
+Line: TypeAlias = dict[str, Any]
+
+pytestmark = pytest.mark.real_plots
+
+
+def lines_of(name: str) -> list[Line]:
+    return [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text().splitlines()]
+
+
+def page(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+# Tables
+
+CHEAP = [
+    *("linear-probe", "linear-probe-pair", "linear-probe-zero-shot"),
+    *("tip-adapter-f", "zero-shot", "zero-shot-ensemble"),
+]
+
+
+def marked(tables: Mapping[str, str]) -> list[str]:
+    return [f"<!-- {name} -->\n\n{table}\n\n<!-- end -->" for name, table in tables.items()]
+
+
+def auto_tables() -> list[str]:
+    tables = []
+    for candidates in (CHEAP, [*CHEAP, "rmadapter"]):
+        with redirect_stdout(StringIO()) as shown:
+            auto.show(auto.accuracies(lines_of("auto"), candidates))
+        tables.append(shown.getvalue().strip())
+    return tables
+
+
+@pytest.mark.parametrize(
+    ("name", "tables", "count"),
+    [
+        ("studies/auto.md", auto_tables, 2),
+        ("studies/performance.md",
+         lambda: marked(performance.tables(performance.RESULTS, RESULTS / "steps.jsonl")), 4),
+        ("studies/plus.md",
+         lambda: marked(plus.tables(plus.read(RESULTS / "plus.jsonl", plus.STUDY))), 6),
+        ("studies/reconstruction.md",
+         lambda: marked(reconstruction_tables.tables(
+             reconstruction_tables.read(RESULTS / "reconstruction.jsonl"))), 17),
+        ("studies/unfamiliar.md",
+         lambda: unfamiliar.tables(lines_of("unfamiliar")).split("\n\n"), 3),
+        ("deploy.md", lambda: [int8_study.table(lines_of("int8"))], 1),
+        ("explain.md", lambda: [explain_study.tables(lines_of("explain"))], 1),
+        ("suggest.md", lambda: suggest.tables(lines_of("suggest")).split("\n\n"), 2),
+        ("suspects.md", lambda: suspects.tables(lines_of("suspects")).split("\n\n"), 3),
+    ],
+)  # fmt: skip
+def test_tables_of_a_study_are_those_of_its_lines(
+    name: str, tables: Callable[[], list[str]], count: int
+) -> None:
+    computed = tables()
+    assert len(computed) == count
+    for table in computed:
+        assert table in page(f"docs/{name}")
+
+
+def test_the_page_of_auto_names_the_candidates_of_its_tables() -> None:
+    words = f"--out docs/results/auto.jsonl --tables --candidates {' '.join(CHEAP)}"
+    assert words in page("docs/studies/auto.md")
+
+
+# Lines
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "same"),
+    [
+        ("auto", ("data", "shots", "seed", "candidate"), ()),
+        ("explain", ("data", "row"), ("backbone",)),
+        ("plus", ("data", "shots", "seed"), ("precision",)),
+        ("reconstruction", ("backbone", "precision", "data", "shots", "seed", "variant"), ()),
+        ("suggest", suggest.KEY, ("backbone",)),
+        ("suspects", suspects.KEY, ("backbone",)),
+        ("unfamiliar", ("data", "seed", "far"), ("digest",)),
+    ],
+)
+def test_every_run_is_recorded_once_under_the_same_conditions(
+    name: str, key: tuple[str, ...], same: tuple[str, ...]
+) -> None:
+    lines = lines_of(name)
+    keys = [tuple(line[part] for part in key) for line in lines]
+    assert len(set(keys)) == len(keys)
+    assert all(len({line[part] for line in lines}) == 1 for part in same)
+
+
+def planned_suggestions() -> list[tuple[Any, ...]]:
+    rules = [(kind, rule) for kind, some in suggest.KINDS.items() for rule in some]
+    tasks = product((*suggest.CHOOSE, *suggest.REPORT), rules, (1, 2, 3))
+    return [(data, kind, rule, seed) for data, (kind, rule), seed in tasks]
+
+
+def planned_suspects() -> list[tuple[Any, ...]]:
+    command = page("docs/suspects.md").split("--out docs/results/suspects.jsonl ")[1]
+    sets = command.splitlines()[0].split()
+    return [*product(sets, suspects.KINDS, suspects.SHARES, (1, 2, 3))]
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "planned"),
+    [
+        ("suggest", suggest.KEY, planned_suggestions),
+        ("suspects", suspects.KEY, planned_suspects),
+    ],
+)
+def test_no_planned_run_is_missing(
+    name: str, key: tuple[str, ...], planned: Callable[[], list[tuple[Any, ...]]]
+) -> None:
+    keys = [tuple(line[part] for part in key) for line in lines_of(name)]
+    assert sorted(keys) == sorted(planned())
+
+
+def test_unfamiliar_images_are_compared_with_every_other_set() -> None:
+    lines = lines_of("unfamiliar")
+    runs = {(line["data"], line["seed"]) for line in lines}
+    assert {data for data, _ in runs} <= {*unfamiliar.CHOOSE, *unfamiliar.REPORT}
+    assert {(line["data"], line["seed"], line["far"]) for line in lines} == {
+        (data, seed, far) for data, seed in runs for far in ("", *unfamiliar.far_of(data))
+    }
+
+
+# Choices
+
+
+@pytest.mark.parametrize("kind", ["next", "first"])
+def test_the_defaults_of_suggest_follow_from_its_lines(kind: str) -> None:
+    lines = lines_of("suggest")
+    rules = [rule for rule in suggest.KINDS[kind] if rule != "random"]
+    assert not any(suggest.proven(lines, kind, rule) for rule in rules)
+    defaults = {"next": DEFAULT_NEXT, "first": DEFAULT_FIRST}
+    assert defaults[kind] == suggest.default(lines, kind)
+
+
+def test_the_page_of_suggest_describes_every_rule() -> None:
+    described = page("docs/suggest.md").split("## What that is worth")[0]
+    assert all(f"\n| {rule} | " in described for rule in {*NEXT, *FIRST})
+
+
+def test_suspects_uses_the_rule_that_its_study_chose() -> None:
+    assert suspects.best(lines_of("suspects")) == f"probe {PROBE['C']:g}, logit margin"
+    assert (FOLDS, NEIGHBOURS) == (4, 10)
+
+
+def test_unfamiliar_uses_the_score_that_its_study_chose() -> None:
+    lines = lines_of("unfamiliar")
+    usable = filter(unfamiliar.usable, lines[0]["scores"])
+    assert unfamiliar.best(lines, usable) == f"neighbour {NEIGHBOUR}, frozen"
+
+
+# Speed
+
+
+def test_public_steps_are_compared_only_where_they_agree_with_ours() -> None:
+    steps = read_json(performance.RESULTS / "public.json")["mma"]
+    assert [step["classes"] for step in steps] == [10, 50, 200]
+    for step in steps:
+        assert max(step["differences"].values()) < 1e-4
+        assert len(step["public_all_seconds"]) >= 3
+        assert 0 < performance.share(step, "fp32") < 1
+
+
+def test_the_picture_of_steps_shows_as_many_curves_as_are_recorded() -> None:
+    drawn = drawing.drawn(read_json(performance.RESULTS / "public.json")["mma"])
+    assert drawn.count("<path") == page("docs/studies/performance.svg").count("<path")
