@@ -1,13 +1,13 @@
-"""An ML backend for Label Studio: it answers before anybody labelled, and learns from what was;
-docs/container.md.
+"""Serve an ML backend for Label Studio, which predicts before there are labels and learns from
+them; docs/container.md.
 
     pip install 'rmadapter[serve]'
     export LABEL_STUDIO_URL=http://localhost:8080 LABEL_STUDIO_API_KEY=...
     python examples/label_studio_backend.py
 
-For projects with one <Image> and one <Choices>. Until a project has a run of its own, RUN answers,
-or without it the untouched backbone, asked with the project's choices. "Start training" fits a new
-run to all annotations that came in.
+For projects with one <Image> and one <Choices>. Until a project has a run of its own, RUN predicts,
+or without it the untouched backbone with the project's choices. "Start training" fits a new run to
+all annotations so far.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ KEEP = ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED")
 DROP = ("ANNOTATION_DELETED", "ANNOTATIONS_DELETED", "TASKS_DELETED")
 
 
-class Stay(HTTPRedirectHandler):
+class NoRedirects(HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
-        """A redirection could take the key to somebody else."""
+        """Follow no redirection, which could send the key to another host."""
 
 
 class Studio(NamedTuple):
-    """Where images lie. url, key: of Label Studio. files: folder behind its /data/local-files/."""
+    """Read images of tasks. url, key: of Label Studio. files: folder of its /data/local-files/."""
 
     url: str = ""
     key: str = ""
     files: str = ""
 
     def read(self, place: str) -> bytes:
-        """An image by what a task says of it. Raises UserError for one that lies elsewhere or
+        """Return the bytes of a task's image. Raises UserError for one that lies elsewhere or
         cannot be read."""
         try:
             if urlsplit(place).path == "/data/local-files/" and self.files:
@@ -64,17 +64,17 @@ class Studio(NamedTuple):
                     return path.read_bytes()
             url = urljoin(f"{self.url}/", place)
             if self.url and urlsplit(url)[:2] == urlsplit(self.url)[:2]:
-                asked = Request(url, headers={"Authorization": f"Token {self.key}"})
-                with build_opener(Stay).open(asked, timeout=20) as answer:
-                    return answer.read(LARGEST)
+                request = Request(url, headers={"Authorization": f"Token {self.key}"})
+                with build_opener(NoRedirects).open(request, timeout=20) as response:
+                    return response.read(LARGEST)
         except (OSError, URLError, KeyError, ValueError) as error:
             raise UserError(f"{place[:200]}: cannot be read ({type(error).__name__})") from error
         raise UserError(f"{place[:200]}: lies neither on LABEL_STUDIO_URL nor below LOCAL_FILES")
 
 
 class Config(NamedTuple):
-    """A project's labelling configuration: names of its two tags, the key of a task's image, and
-    the choices."""
+    """Hold a project's labelling configuration: names of its two tags, the key of a task's image,
+    and the choices."""
 
     choices: str
     image: str
@@ -83,7 +83,8 @@ class Config(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> Config:
-        """Raises UserError for a configuration without exactly one image and one set of choices."""
+        """Parse the configuration. Raises UserError unless it has exactly one image and one set of
+        choices."""
         try:
             root = ElementTree.fromstring(text[:1_000_000])
         except ElementTree.ParseError as error:
@@ -99,24 +100,22 @@ class Config(NamedTuple):
 
 
 class Project:
-    """What is known of a project, in a folder: images, labels.json, and run-1, run-2, ... of which
-    the last answers."""
+    """Keep a project in a folder: images, labels.json, and run-1, run-2, ... of which the last
+    predicts."""
 
     def __init__(self, folder: Path, studio: Studio, run: str, method: str) -> None:
         self.folder, self.studio, self.method = folder, studio, method
         self.writing, self.training = threading.Lock(), threading.Lock()
         self.version, self.saved = "zero-shot", None
         runs = sorted(folder.glob("run-*/model.json"), key=lambda file: int(file.parent.name[4:]))
-        if found := (str(runs[-1].parent) if runs else run):
-            self.version, self.saved = Path(found).name, load(found)
+        latest = str(runs[-1].parent) if runs else run
+        if latest:
+            self.version, self.saved = Path(latest).name, load(latest)
 
     def image(self, place: str) -> Path:
-        """Its file, fetched once."""
-        name = (
-            hashlib.sha256(place.encode()).hexdigest()
-            + Path(urlsplit(place).path).suffix.lower()[:8]
-        )
-        path = self.folder / "images" / name
+        """Return the file of an image, which is fetched once."""
+        suffix = Path(urlsplit(place).path).suffix.lower()[:8]
+        path = self.folder / "images" / (hashlib.sha256(place.encode()).hexdigest() + suffix)
         if not path.is_file():
             data = self.studio.read(place)
             with atomic(path) as temporary:
@@ -131,7 +130,7 @@ class Project:
         return Saved(fitted, config.labels, "zero-shot", names)
 
     def predict(self, tasks: list[dict[str, Any]], config: Config) -> list[dict[str, Any]]:
-        """For each task its most probable choice; none where its image cannot be read."""
+        """Return the most probable choice of each task; none where its image cannot be read."""
         version, saved = self.version, self.model(config)
         return [
             {"model_version": version, **self._predicted(task, config, saved)} for task in tasks
@@ -150,13 +149,12 @@ class Project:
 
     @property
     def labels(self) -> dict[str, list[str]]:
-        """Number of an annotation -> what its task says of the image, the label, and the task's
-        number."""
+        """Map the number of an annotation to its image, its label and the number of its task."""
         file = self.folder / "labels.json"
         return read_json(file) if file.is_file() else {}
 
     def learn(self, event: str, data: Mapping[str, Any], config: Config) -> str:
-        """Keep, change or drop an annotation, or start a training; what became of it."""
+        """Keep, change or drop an annotation, or start a training; return the outcome."""
         if event == "START_TRAINING":
             threading.Thread(
                 target=self.train, name=f"training {self.folder.name}", daemon=True
@@ -182,8 +180,8 @@ class Project:
         return f"{len(labels)} annotations"
 
     def train(self) -> None:
-        """Fit a new run, which answers from then on; nothing where one is being fitted, or where it
-        cannot be."""
+        """Fit a new run, which predicts from then on, unless another training is running. Print why
+        a run cannot be fitted."""
         if not self.training.acquire(blocking=False):
             return
         try:
@@ -201,41 +199,50 @@ class Project:
 
 
 def _listed(value: Any) -> list[Any]:
-    """Of an event about one, or about several at once."""
-    return value if isinstance(value, list) else [value] if value else []
+    """Return the items of an event about one or about several."""
+    if isinstance(value, list):
+        return value
+    return [value] if value else []
+
+
+class Projects:
+    """Open each project once."""
+
+    def __init__(self, folder: Path, studio: Studio, run: str, method: str) -> None:
+        self.folder, self.studio, self.run, self.method = folder, studio, run, method
+        self.opening = threading.Lock()
+        self.opened: dict[str, Project] = {}
+
+    def open(self, number: object) -> Project:
+        """Return the project "7", also by "7.1694809921" with the time of its creation."""
+        match = re.fullmatch(r"(\d{1,18})(\.\d+)?", str(number))
+        if match is None:
+            raise UserError(f"project {str(number)[:50]!r}: its number is missing")
+        with self.opening:
+            if match[1] not in self.opened:
+                project = Project(self.folder / match[1], self.studio, self.run, self.method)
+                self.opened[match[1]] = project
+            return self.opened[match[1]]
 
 
 def make_app(
     folder: Path, studio: Studio, run: str = "", method: str = "linear-probe-pair",
     login: tuple[str, str] | None = None,
 ) -> FastAPI:  # fmt: skip
-    """The routes that Label Studio calls. folder: of all projects. login: name and password, if it
-    shall give them."""
-    projects, app, opening = (
-        dict[str, Project](),
-        FastAPI(title="rmadapter for Label Studio"),
-        threading.Lock(),
-    )
+    """Return the routes that Label Studio calls. folder: of all projects. login: the name and
+    password that it must send, if any."""
+    app = FastAPI(title="rmadapter for Label Studio")
+    projects = Projects(folder, studio, run, method)
 
     def check(
-        given: Annotated[HTTPBasicCredentials | None, Depends(HTTPBasic(auto_error=False))],
+        sent: Annotated[HTTPBasicCredentials | None, Depends(HTTPBasic(auto_error=False))],
     ) -> None:
-        words = (given.username, given.password) if given else ("", "")
+        words = (sent.username, sent.password) if sent else ("", "")
         if login and not all(
             secrets.compare_digest(a.encode(), b.encode())
             for a, b in zip(words, login, strict=True)
         ):
             raise HTTPException(401, "name and password, please", {"WWW-Authenticate": "Basic"})
-
-    def project(number: object) -> Project:
-        """By "7", or "7.1694809921" with the time when it was made."""
-        found = re.fullmatch(r"(\d{1,18})(\.\d+)?", str(number))
-        if found is None:
-            raise UserError(f"project {str(number)[:50]!r}: its number is missing")
-        with opening:
-            if found[1] not in projects:
-                projects[found[1]] = Project(folder / found[1], studio, run, method)
-            return projects[found[1]]
 
     @app.exception_handler(UserError)
     def refused(_: Any, error: UserError) -> JSONResponse:
@@ -249,22 +256,23 @@ def make_app(
     @app.post("/setup", dependencies=[Depends(check)])
     def setup(data: dict[str, Any]) -> dict[str, str]:
         Config.of(str(data.get("schema") or ""))
-        return {"model_version": project(data.get("project")).version}
+        return {"model_version": projects.open(data.get("project")).version}
 
     @app.post("/predict", dependencies=[Depends(check)])
     def predict(data: dict[str, Any]) -> dict[str, Any]:
         config = Config.of(str(data.get("label_config") or ""))
-        return {"results": project(data.get("project")).predict(data.get("tasks") or [], config)}
+        project = projects.open(data.get("project"))
+        return {"results": project.predict(data.get("tasks") or [], config)}
 
     @app.post("/webhook", dependencies=[Depends(check)])
     def webhook(data: dict[str, Any]) -> JSONResponse:
-        event, its = str(data.get("action")), data.get("project") or {}
+        event = str(data.get("action"))
         if event not in (*KEEP, *DROP, "START_TRAINING"):
             return JSONResponse({"status": "Unknown event"})
-        config = Config.of(str(its.get("label_config") or ""))
-        return JSONResponse(
-            {"status": "ok", "result": project(its.get("id")).learn(event, data, config)}, 201
-        )
+        project = data.get("project") or {}
+        config = Config.of(str(project.get("label_config") or ""))
+        result = projects.open(project.get("id")).learn(event, data, config)
+        return JSONResponse({"status": "ok", "result": result}, 201)
 
     return app
 
@@ -272,20 +280,18 @@ def make_app(
 if __name__ == "__main__":
     import uvicorn
 
-    asked = os.environ.get
-    name = asked("BASIC_AUTH_USER")
+    env = os.environ.get
+    name = env("BASIC_AUTH_USER")
     uvicorn.run(
         make_app(
-            Path(asked("PROJECTS", "label-studio")),
+            Path(env("PROJECTS", "label-studio")),
             Studio(
-                asked("LABEL_STUDIO_URL", ""),
-                asked("LABEL_STUDIO_API_KEY", ""),
-                asked("LOCAL_FILES", ""),
+                env("LABEL_STUDIO_URL", ""), env("LABEL_STUDIO_API_KEY", ""), env("LOCAL_FILES", "")
             ),
-            asked("RUN", ""),
-            asked("METHOD", "linear-probe-pair"),
-            (name, asked("BASIC_AUTH_PASS", "")) if name else None,
+            env("RUN", ""),
+            env("METHOD", "linear-probe-pair"),
+            (name, env("BASIC_AUTH_PASS", "")) if name else None,
         ),
-        host=asked("HOST", "127.0.0.1"),
-        port=int(asked("PORT", "9090")),
+        host=env("HOST", "127.0.0.1"),
+        port=int(env("PORT", "9090")),
     )
