@@ -100,10 +100,8 @@ def test_errors_of_the_three_objectives() -> None:
 @pytest.mark.parametrize(("share", "layers"), [("down", 2), ("up", 2), ("none", 3), ("down", 1)])
 def test_the_gradient_of_a_squared_error_is_that_of_its_formula(share: str, layers: int) -> None:
     """Of every weight and of what is read, where each token counts differently."""
-    a, target = (
-        grown(DualBranchAdapter(6, 3, share=share, reconstruction_layers=layers)).double(),
-        torch.randn(4, 5, 6),
-    )
+    a = grown(DualBranchAdapter(6, 3, share=share, reconstruction_layers=layers)).double()
+    target = torch.randn(4, 5, 6)
     x, each = torch.randn(4, 5, 6, dtype=torch.float64, requires_grad=True), torch.rand(4, 5)
     used = [x, *(a.down if a.rec_down is None else a.rec_down).parameters(), *a.rec.parameters()]
     used += a.up.parameters() if share == "up" else []

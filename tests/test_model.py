@@ -52,11 +52,9 @@ def answers(clip: Any, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("name", BACKBONES)
 def test_detaching_restores_the_backbone(name: str, request: pytest.FixtureRequest) -> None:
     backbone = request.getfixturevalue(name)
-    images, tokens, weights = (
-        noise(backbone),
-        prompts(backbone),
-        copy.deepcopy(backbone.model.state_dict()),
-    )
+    images = noise(backbone)
+    tokens = prompts(backbone)
+    weights = copy.deepcopy(backbone.model.state_dict())
     before = answers(backbone.model, images, tokens)
     with adapted(backbone).attached() as clip:
         during = answers(clip, images, tokens)
@@ -197,11 +195,9 @@ def test_text_in_chunks_equals_text_at_once(
 ) -> None:
     backbone = double(tiny_clip)
     model = adapted(backbone, alpha=0.5).train()
-    image, tokens, labels = (
-        model.frozen(noise(backbone)),
-        prompts(backbone, templates),
-        torch.tensor([0, 1, 2, 0]),
-    )
+    image = model.frozen(noise(backbone))
+    tokens = prompts(backbone, templates)
+    labels = torch.tensor([0, 1, 2, 0])
 
     def found() -> tuple[int, dict[str, Tensor], dict[str, Tensor], Tensor]:
         chunks = model.frozen_text(tokens)

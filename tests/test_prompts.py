@@ -186,11 +186,9 @@ def test_classes_in_chunks_equal_classes_at_once(
 ) -> None:
     """No more prompts than CHUNK are encoded at once, or those of one class; some have two
     descriptions."""
-    names, sizes, frozen = (
-        ["cat", "dog | hound", "car", "red house", "blue bird"],
-        [],
-        tiny_clip.text.frozen,
-    )
+    names = ["cat", "dog | hound", "car", "red house", "blue bird"]
+    sizes = []
+    frozen = tiny_clip.text.frozen
     whole = zero_shot_weights(tiny_clip, names, templates)
     monkeypatch.setattr(prompts, "CHUNK", 5)
     monkeypatch.setattr(
@@ -212,10 +210,8 @@ def test_classes_in_chunks_equal_classes_at_once(
 
 def test_learnt_weights_in_chunks_equal_those_at_once() -> None:
     """Values and gradients; of several chunks none is kept for the gradient, but computed again."""
-    start, runs = (
-        torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
-        [],
-    )
+    start = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    runs = []
 
     def encode(x: Tensor) -> Tensor:
         runs.append(len(x))

@@ -157,16 +157,12 @@ def test_autocast_is_close_to_float32(name: str, request: pytest.FixtureRequest)
     second step."""
     backbone = request.getfixturevalue(name)
     model, seen = adapted(backbone), []
-    images, tokens, labels = (
-        noise(backbone),
-        tokenize(backbone, NAMES, PHOTO),
-        torch.tensor([0, 1, 2, 3, 0]),
-    )
+    images = noise(backbone)
+    tokens = tokenize(backbone, NAMES, PHOTO)
+    labels = torch.tensor([0, 1, 2, 3, 0])
     image, text = model.frozen(images), model.frozen_text(tokens)
-    plain, close = (
-        gradients(model, model(labels, image, text)),
-        type(model.encoders["text"].views[-1]).close,
-    )
+    plain = gradients(model, model(labels, image, text))
+    close = type(model.encoders["text"].views[-1]).close
 
     def step() -> dict[str, Tensor]:
         with torch.autocast("cpu", torch.bfloat16):

@@ -153,10 +153,8 @@ def test_given_views_replace_those_of_the_encoder(tiny_clip: Backbone) -> None:
     states = encoder.frozen(torch.randn(2, 3, 32, 32), 1)
     backwards = encoder.views[::-1]
     with torch.no_grad():
-        own, other = (
-            encoder.encode(states.x, states.layout),
-            encoder.encode(states.x, states.layout, views=backwards),
-        )
+        own = encoder.encode(states.x, states.layout)
+        other = encoder.encode(states.x, states.layout, views=backwards)
     assert (own - other).abs().max() > 1e-3
     assert encoder.views == backwards[::-1]
 

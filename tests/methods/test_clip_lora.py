@@ -25,10 +25,8 @@ from tests.helpers.shots import gradients, logits_of, noise_images, shots_of, un
 NAMES = ("cat", "a small red car. a blue bird", "dog")
 IMAGE = {"tiny_clip": "visual.transformer.resblocks.{}.attn.in_proj_weight"}
 TEXT = {"tiny_clip": "transformer.resblocks.{}.attn.in_proj_weight"}
-TIMM, BERT = (
-    "visual.trunk.blocks.{}.attn.qkv.weight",
-    "text.transformer.encoder.layer.{}.attention.self.{}.weight",
-)
+TIMM = "visual.trunk.blocks.{}.attn.qkv.weight"
+BERT = "text.transformer.encoder.layer.{}.attention.self.{}.weight"
 
 
 def merged(name: str, model: UpdatedCLIP) -> dict[str, torch.Tensor]:
@@ -97,10 +95,8 @@ def test_logits_and_gradients_are_those_of_merged_weights(
     weights = {f"clip.{key}": value for key, value in merged(name, model).items()}
     whole = functional_call(Both(backbone.model), weights, (images, prompts))
     torch.testing.assert_close(lean, whole, rtol=1e-9, atol=1e-9)
-    loss, plain = (
-        start.terms(range(4), images=states)["loss"],
-        F.cross_entropy(whole, torch.tensor(shots.labels)),
-    )
+    loss = start.terms(range(4), images=states)["loss"]
+    plain = F.cross_entropy(whole, torch.tensor(shots.labels))
     torch.testing.assert_close(loss, plain, rtol=1e-9, atol=1e-9)
     found, expected = gradients(model, loss), gradients(model, plain)
     largest = max(float(gradient.norm()) for gradient in expected.values())

@@ -170,10 +170,8 @@ def test_a_class_is_compared_with_a_sentence_drawn_anew_in_each_step(
     fitted = method.fit(tiny_clip, shots)
     found = [step["text"] for step in fitted.trained.history]
     module, generator = method.module(tiny_clip), torch.Generator().manual_seed(shots.seed)
-    w, read = (
-        module.class_features(module.text(names)).detach(),
-        method.read(tiny_clip, names, shots.templates),
-    )
+    w = module.class_features(module.text(names)).detach()
+    read = method.read(tiny_clip, names, shots.templates)
     expected = [8 * float(1 - F.cosine_similarity(w, read.draw(generator)).mean()) for _ in found]
     assert found == pytest.approx(expected, rel=1e-3)
     assert len({round(value, 2) for value in expected}) == 3

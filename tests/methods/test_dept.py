@@ -122,10 +122,8 @@ def test_the_head_learns_at_a_rate_of_its_own(tiny_clip: Backbone) -> None:
 
 
 def test_without_the_head_it_is_maple(tiny_clip: Backbone) -> None:
-    shots, fields = (
-        eight_images(tiny_clip),
-        {"epochs": 3, "batch_size": 4, "depth": 2, "learning_rate": 0.01},
-    )
+    shots = eight_images(tiny_clip)
+    fields = {"epochs": 3, "batch_size": 4, "depth": 2, "learning_rate": 0.01}
     alone = configured(DePT(share=0.0), fields).fit(tiny_clip, shots)
     assert_same_float32(
         logits_of(alone, shots), logits_of(configured(MaPLe(), fields).fit(tiny_clip, shots), shots)

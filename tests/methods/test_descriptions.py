@@ -94,10 +94,8 @@ def test_a_new_class_is_known_by_its_texts_or_else_by_the_runs_prompts(
     file.unlink()
     fitted = load(tmp_path / "run", tiny_clip).fitted
     found: Any = fitted.for_classes(("red", "Yellow", "car | lorry"))
-    yellow, car = (
-        encoded(tiny_clip, GIVEN["yellow"])[0],
-        zero_shot_weights(tiny_clip, ["car | lorry"], ("a {}.", "the {}")),
-    )
+    yellow = encoded(tiny_clip, GIVEN["yellow"])[0]
+    car = zero_shot_weights(tiny_clip, ["car | lorry"], ("a {}.", "the {}"))
     torch.testing.assert_close(found.weights[0], fitted.tensors[WEIGHTS][3])
     torch.testing.assert_close(found.weights[1], yellow, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.weights[2], car[0], rtol=1e-4, atol=1e-5)

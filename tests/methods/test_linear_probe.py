@@ -37,10 +37,8 @@ def test_the_penalised_loss_is_at_its_minimum(
         shots = shots_of(tiny_clip, noisy_colors(6, names=("blue", "red")))
     rows = classes if classes > 2 else 1
     x, y = F.normalize(shots.plain_features(), dim=-1).double(), shots.labels
-    weight, bias = (
-        torch.zeros(rows, x.shape[1]).double().requires_grad_(),
-        torch.zeros(rows).double().requires_grad_(),
-    )
+    weight = torch.zeros(rows, x.shape[1]).double().requires_grad_()
+    bias = torch.zeros(rows).double().requires_grad_()
 
     def scores() -> torch.Tensor:
         return F.pad(x @ weight.T + bias, (classes - rows, 0))
@@ -129,10 +127,8 @@ def test_one_class_and_one_shot(tiny_clip: Backbone) -> None:
     with pytest.raises(UserError, match="at least two"):
         LinearProbe().fit(tiny_clip, shots_of(tiny_clip, noise_images(3, ("cat",))))
     one = shots_of(tiny_clip, noise_images(3, ("cat", "dog", "car")))
-    given, searched = (
-        LinearProbe(search_steps=0).fit(tiny_clip, one),
-        LinearProbe().fit(tiny_clip, one),
-    )
+    given = LinearProbe(search_steps=0).fit(tiny_clip, one)
+    searched = LinearProbe().fit(tiny_clip, one)
     assert torch.equal(logits_of(given, one), logits_of(searched, one))  # nothing could be held out
     with warnings.catch_warnings():
         warnings.simplefilter(

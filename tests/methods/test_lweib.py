@@ -102,10 +102,8 @@ def test_features_and_gradients_are_plain_ones(name: str, request: pytest.Fixtur
     f = module.image_features(backbone.image.frozen(images, 1), SCALES)
     w = module.text_features(tokens, SCALES)
     with hooked(backbone, module, tokens) as model:
-        f_plain, w_plain = (
-            model.encode_image(images),
-            F.normalize(model.encode_text(tokens), dim=-1),
-        )
+        f_plain = model.encode_image(images)
+        w_plain = F.normalize(model.encode_text(tokens), dim=-1)
     torch.testing.assert_close(f, f_plain, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(w, w_plain, rtol=1e-9, atol=1e-10)
     assert (f - model.encode_image(images)).abs().max() > 1e-4
@@ -253,10 +251,8 @@ def test_class_prompts_stand_in_and_a_note_says_so(
 
 
 def test_training_moves_answers_about_images(tiny_clip: Backbone) -> None:
-    method, shots = (
-        configured(LwEIB(), {"epochs": 4, "batch_size": 8, "scale": 0.3}),
-        eight_images(tiny_clip),
-    )
+    method = configured(LwEIB(), {"epochs": 4, "batch_size": 8, "scale": 0.3})
+    shots = eight_images(tiny_clip)
     fitted = method.fit(tiny_clip, shots)
     assert fitted.trained.step == 4
     start = method.restore(

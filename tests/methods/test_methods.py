@@ -157,10 +157,8 @@ def test_a_killed_training_ends_with_the_same_weights(
     total = whole.trained.step
     survived = random.Random(f"{name} {sys.version}").randrange(1, total) if total > 1 else 0
     monkeypatch.setattr(training, "SAVE_SECONDS", -1.0)
-    unfinished, rate = (
-        Unfinished(tmp_path / "training.safetensors", "k"),
-        Recipe.rate,
-    )
+    unfinished = Unfinished(tmp_path / "training.safetensors", "k")
+    rate = Recipe.rate
 
     def dies(recipe: Recipe, step: int, per_epoch: int, epochs: int) -> float:
         if step == survived:

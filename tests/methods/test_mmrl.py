@@ -115,10 +115,8 @@ def test_terms_and_gradients_are_plain_ones(
         frozen = model.visual.proj if head is None else head.weight.T
         projection = frozen + projection.a @ projection.b
     f_c, f_r = plain_images(model, images, plain_maps(module, "image"), projection, beta)
-    w, w_0 = (
-        plain_text(backbone, tokens, plain_maps(module, "text"), beta),
-        model.encode_text(tokens),
-    )
+    w = plain_text(backbone, tokens, plain_maps(module, "text"), beta)
+    w_0 = model.encode_text(tokens)
     f_0 = model.encode_image(images)
     f_c, f_r, w, w_0, f_0 = (x / x.norm(dim=-1, keepdim=True) for x in (f_c, f_r, w, w_0, f_0))
     scale = model.logit_scale.exp()

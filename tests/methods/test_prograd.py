@@ -97,10 +97,8 @@ def test_words_come_last_and_short_encoders_have_fewer_tokens(
 
 
 def test_it_stays_nearer_to_zero_shot_clip_than_coop(tiny_clip: Backbone) -> None:
-    shots, fields = (
-        eight_shots(tiny_clip),
-        {"context": "", "epochs": 60, "batch_size": 8, "learning_rate": 0.02},
-    )
+    shots = eight_shots(tiny_clip)
+    fields = {"context": "", "epochs": 60, "batch_size": 8, "learning_rate": 0.02}
     free, held = (
         configured(ProGrad(), {**fields, "strength": s}).fit(tiny_clip, shots) for s in (0.0, 1.0)
     )

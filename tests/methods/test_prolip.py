@@ -30,10 +30,8 @@ def plain_logits(
 ) -> torch.Tensor:
     """By an open_clip model's own forward passes."""
     tokens = backbone.tokenizer([f"a photo of a {name}." for name in names])
-    x, w = (
-        F.normalize(model.encode_image(pixels), dim=-1),
-        F.normalize(model.encode_text(tokens), dim=-1),
-    )
+    x = F.normalize(model.encode_image(pixels), dim=-1)
+    w = F.normalize(model.encode_text(tokens), dim=-1)
     return model.logit_scale.exp() * x @ w.T
 
 
@@ -71,11 +69,9 @@ def test_steps_are_adams_on_cross_entropy_and_the_distance_from_the_start(
     clip: Any = copy.deepcopy(tiny_clip.model)
     for parameter in clip.parameters():
         parameter.requires_grad_(parameter is clip.visual.proj)
-    start, pixels, labels = (
-        clip.visual.proj.detach().clone(),
-        pixels_of(tiny_clip, shots.images),
-        shots.labels,
-    )
+    start = clip.visual.proj.detach().clone()
+    pixels = pixels_of(tiny_clip, shots.images)
+    labels = shots.labels
     optimizer = torch.optim.Adam([clip.visual.proj], lr=0.01, eps=1e-4)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3)
     most, losses = max(torch.bincount(labels).tolist()), []

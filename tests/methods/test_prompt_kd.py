@@ -118,10 +118,8 @@ def test_it_learns_eight_images(tiny_clip: Backbone, monkeypatch: pytest.MonkeyP
 def test_a_larger_teacher_is_needed_for_new_names_alone(
     tiny_clip: Backbone, tiny_hf: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    method, shots = (
-        configured(PromptKD(), {**QUICK, "teacher": tiny_hf.name}),
-        eight_images(tiny_clip),
-    )
+    method = configured(PromptKD(), {**QUICK, "teacher": tiny_hf.name})
+    shots = eight_images(tiny_clip)
     fitted = method.fit(tiny_clip, shots)
     found: Any = fitted.for_classes(("tree", "dog"))
     again = PromptSRC().module(tiny_hf)

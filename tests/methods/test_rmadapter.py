@@ -54,10 +54,8 @@ def plain_fit(method: Any, backbone: Backbone, shots: Shots) -> tuple[AdaptedCLI
     """No frozen prefix, no packed prompts, nothing held: pixels, hooks, autograd and torch's own
     optimiser."""
     model, clip = AdaptedCLIP(backbone, method.adapter, method.loss, shots.seed), backbone.model
-    tokens, pixels = (
-        tokenize(backbone, shots.classes, shots.templates),
-        pixels_of(backbone, shots.images),
-    )
+    tokens = tokenize(backbone, shots.classes, shots.templates)
+    pixels = pixels_of(backbone, shots.images)
     recipe, optimizer, losses = method.recipe, method.recipe.make(model.adapters.parameters()), []
     with torch.no_grad():
         frozen, text = clip.encode_image(pixels), clip.encode_text(tokens)  # type: ignore[operator]

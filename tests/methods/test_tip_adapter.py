@@ -153,10 +153,8 @@ def test_without_validation_images_every_shot_is_held_out_once(tiny_clip: Backbo
 
 def test_of_one_shot_nothing_is_held_out(tiny_clip: Backbone) -> None:
     one = shots_of(tiny_clip, noise_images(3, THREE, grain=32))
-    given, searched = (
-        TipAdapter(Search(search=False)).fit(tiny_clip, one),
-        TipAdapter().fit(tiny_clip, one),
-    )
+    given = TipAdapter(Search(search=False)).fit(tiny_clip, one)
+    searched = TipAdapter().fit(tiny_clip, one)
     assert torch.equal(logits_of(given, one), logits_of(searched, one))
     for field in ("alpha_steps", "beta_steps"):
         with pytest.raises(

@@ -55,10 +55,8 @@ def test_a_track_says_what_it_uses(track: str) -> None:
 
 
 def test_a_file_of_texts_moves_a_method_to_another_track() -> None:
-    plain, given = (
-        uses_of("coprompt", {"descriptions": ""}),
-        uses_of("coprompt", {"descriptions": "texts.json"}),
-    )
+    plain = uses_of("coprompt", {"descriptions": ""})
+    given = uses_of("coprompt", {"descriptions": "texts.json"})
     assert plain is not None
     assert given is not None
     assert (plain.track, given.track) == ("ranked", "extra data")

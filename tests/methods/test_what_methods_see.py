@@ -129,10 +129,8 @@ def test_halves_are_trained_on_base_alone(tiny_clip: Backbone, root: Path) -> No
 def test_a_method_without_an_answer_for_new_classes(
     tiny_clip: Backbone, root: Path, tmp_path: Path
 ) -> None:
-    name, lab = (
-        f"{Path(__file__).parents[1] / 'helpers/external_methods.py'}:ExternalMethod",
-        Lab(CPU, root, progress=False),
-    )
+    name = f"{Path(__file__).parents[1] / 'helpers/external_methods.py'}:ExternalMethod"
+    lab = Lab(CPU, root, progress=False)
     jobs = [
         one(tiny_clip, "base-to-novel", "colors"),
         one(tiny_clip, "domain-generalization", "domains/noisy", root=root),

@@ -359,10 +359,8 @@ def test_blocks_are_computed_one_by_one_if_memory_is_short(
 ) -> None:
     expected = {first: tiny_clip.image.frozen(pixels(tiny_clip), first) for first in (2, 3)}
     each = of(tiny_clip).bytes_of(7, 2) / GB
-    calls, cache = (
-        encoder_calls(tiny_clip, monkeypatch),
-        of(tiny_clip, memory=7 * each, blocks={2, 3}),
-    )
+    calls = encoder_calls(tiny_clip, monkeypatch)
+    cache = of(tiny_clip, memory=7 * each, blocks={2, 3})
     for first, states in expected.items():
         assert_same_states(whole(cache.source(IMAGES, first)), states)
     assert calls == [(7, [2]), (7, [3])]

@@ -110,10 +110,8 @@ class Toy(nn.Module):
 
     def __init__(self, start: float = 2.0) -> None:
         super().__init__()
-        self.weight, self.frozen = (
-            nn.Parameter(torch.tensor([start])),
-            nn.Parameter(torch.ones(1), False),
-        )
+        self.weight = nn.Parameter(torch.tensor([start]))
+        self.frozen = nn.Parameter(torch.ones(1), False)
 
 
 @pytest.fixture
@@ -330,12 +328,10 @@ def test_augmentation_is_new_in_every_epoch_or_repeats_the_kept_views(
     def augmented(**given: Any) -> Fitted:
         return fit(shots_of(tiny_clip, IMAGES, augmentation="standard", **given))
 
-    fresh, again, kept, one = (
-        augmented(),
-        augmented(workers=2),
-        augmented(views=3),
-        augmented(views=1),
-    )
+    fresh = augmented()
+    again = augmented(workers=2)
+    kept = augmented(views=3)
+    one = augmented(views=1)
     assert same(fresh, again)
     # Rounding makes 1e-6 of it; another view of the images makes 1e-3.
     assert losses(kept) == pytest.approx(losses(fresh), rel=1e-4)

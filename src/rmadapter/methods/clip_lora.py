@@ -206,10 +206,8 @@ class CLIPLoRA(ModuleMethod):
         )
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        module, each = (
-            self.module(backbone, shots.seed),
-            prompts_each(shots.classes, shots.templates),
-        )
+        module = self.module(backbone, shots.seed)
+        each = prompts_each(shots.classes, shots.templates)
         prompts = module.prompts(shots.classes, shots.templates, share=self.dropout == 0)
 
         def loss(batch: Batch) -> Tensor:

@@ -113,10 +113,8 @@ class Mixture(ContextLearner):
         return bind_context(self.backbone, self.ctx, names)
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
-        ours, theirs = (
-            self.bind(names, known.templates)(),
-            zero_shot_weights(self.backbone, names, known.templates),
-        )
+        ours = self.bind(names, known.templates)()
+        theirs = zero_shot_weights(self.backbone, names, known.templates)
         trained = {*known.classes}
         share = self.shares[[int(name not in trained) for name in names], None]
         return Cosines(self.backbone, untouched, share * ours + (1 - share) * theirs)

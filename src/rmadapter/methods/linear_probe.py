@@ -62,10 +62,8 @@ class LinearProbe(Method):
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         kept = 1 if len(known.classes) == 2 and tensors["bias"].numel() == 1 else len(known.classes)
-        weight, bias = (
-            shaped(tensors, "weight", kept, backbone.embedding_size),
-            shaped(tensors, "bias", kept),
-        )
+        weight = shaped(tensors, "weight", kept, backbone.embedding_size)
+        bias = shaped(tensors, "bias", kept)
         if (
             len(weight) == 1
         ):  # for two classes scikit-learn keeps only the logit of the second; the first is 0

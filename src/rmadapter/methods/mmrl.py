@@ -79,10 +79,8 @@ class LowRank(nn.Module):
 
     def __init__(self, rows: int, columns: int, rank: int, bias: Tensor | None = None) -> None:
         super().__init__()
-        self.a, self.b = (
-            nn.Parameter(torch.empty(rows, rank)),
-            nn.Parameter(torch.zeros(rank, columns)),
-        )
+        self.a = nn.Parameter(torch.empty(rows, rank))
+        self.b = nn.Parameter(torch.zeros(rank, columns))
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
 
@@ -277,10 +275,8 @@ class MMRL(ModuleMethod):
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        module, each = (
-            self.module(backbone, shots.seed),
-            prompts_each(shots.classes, shots.templates),
-        )
+        module = self.module(backbone, shots.seed)
+        each = prompts_each(shots.classes, shots.templates)
         prompts = module.prompts(shots.classes, shots.templates)
 
         def loss(batch: Batch) -> dict[str, Tensor]:

@@ -86,10 +86,8 @@ class ProLIP(ModuleMethod):
         return Projector(backbone)
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        module, weights = (
-            self.module(backbone),
-            zero_shot_weights(backbone, shots.classes, shots.templates),
-        )
+        module = self.module(backbone)
+        weights = zero_shot_weights(backbone, shots.classes, shots.templates)
         start, most = module.weight.detach().clone(), int(torch.bincount(shots.labels).max())
         pooled = shots.cache.features(
             shots.images, augmented=True, first=module.first, of=module.pooled

@@ -188,10 +188,8 @@ class PromptSRC(ModuleMethod):
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         module = self.module(backbone, shots.seed)
-        text, w_0 = (
-            module.text(shots.classes),
-            self.frozen_classes(backbone, shots.classes, shots.templates),
-        )
+        text = module.text(shots.classes)
+        w_0 = self.frozen_classes(backbone, shots.classes, shots.templates)
         epochs, _ = self.recipe.length(shots.images.labels)
         averaged = Averaged(module, gaussian(epochs, self.mean, self.std).tolist())
 

@@ -59,10 +59,8 @@ class RMAdapter(Method):
                 "alpha=0 trains nothing: the adapters' output would not count; give a number above "
                 "0"
             )
-        model, count = (
-            self.model(backbone, shots.seed),
-            prompts_each(shots.classes, shots.templates),
-        )
+        model = self.model(backbone, shots.seed)
+        count = prompts_each(shots.classes, shots.templates)
         tokens, first = tokenize(backbone, shots.classes, shots.templates), model.first("image")
         text = model.frozen_text(tokens)
         features = torch.cat([chunk.features for chunk in text])

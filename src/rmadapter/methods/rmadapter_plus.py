@@ -81,10 +81,8 @@ class RMAdapterPlus(Method):
         )
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
-        model, head = (
-            self.model(backbone),
-            shaped(tensors, HEAD, len(known.classes), backbone.embedding_size),
-        )
+        model = self.model(backbone)
+        head = shaped(tensors, HEAD, len(known.classes), backbone.embedding_size)
         model.adapters.load_state_dict(
             {name: tensor for name, tensor in tensors.items() if name != HEAD}
         )

@@ -47,10 +47,8 @@ class Prompts:
         self, backbone: Backbone, names: Sequence[str], templates: Sequence[str], first: int
     ) -> None:
         self.encoder, self.classes = backbone.text, len(names)
-        self.each, self.tokens = (
-            prompts_each(names, templates),
-            tokenize(backbone, names, templates),
-        )
+        self.each = prompts_each(names, templates)
+        self.tokens = tokenize(backbone, names, templates)
         grids = [
             states.layout.apart(states.x)
             for states in frozen_prompts(backbone, names, templates, first)

@@ -34,10 +34,8 @@ class Memory:
     def __init__(self, weights: Tensor, size: int) -> None:
         """weights: class weights [C, e]."""
         count, width = weights.shape
-        self.keys, self.values = (
-            weights.new_zeros(count, size, width),
-            weights.new_zeros(count, size, count),
-        )
+        self.keys = weights.new_zeros(count, size, width)
+        self.values = weights.new_zeros(count, size, count)
         self.entropies = torch.full((count, size), math.inf)  # infinite for a free slot
 
     def add(self, place: int, entropy: float, key: Tensor, value: Tensor) -> None:
@@ -100,10 +98,8 @@ class Stream:
 
     def __init__(self, method: TDA, backbone: Backbone, weights: Tensor) -> None:
         self.method, self.backbone, self.weights = method, backbone, weights
-        self.positive, self.negative = (
-            Memory(weights, method.size),
-            Memory(weights, method.negative_size),
-        )
+        self.positive = Memory(weights, method.size)
+        self.negative = Memory(weights, method.negative_size)
 
     @torch.no_grad()
     def __call__(self, states: States) -> Tensor:

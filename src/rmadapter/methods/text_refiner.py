@@ -168,10 +168,8 @@ class TextRefiner(ModuleMethod):
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         refiner = self.module(backbone, shots.seed)
-        module, prompts = (
-            Training(refiner, self.keep, shots.seed),
-            PromptedText(backbone, shots.classes, len(refiner.ctx)),
-        )
+        module = Training(refiner, self.keep, shots.seed)
+        prompts = PromptedText(backbone, shots.classes, len(refiner.ctx))
 
         def loss(batch: Batch) -> dict[str, Tensor]:
             t = F.normalize(prompts.encode(refiner.ctx), dim=-1)

@@ -109,10 +109,8 @@ class TwoStages(Method):
     )  # fmt: skip
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        module, each = (
-            Norms(backbone, len(shots.classes)),
-            prompts_each(shots.classes, shots.templates),
-        )
+        module = Norms(backbone, len(shots.classes))
+        each = prompts_each(shots.classes, shots.templates)
         prompts = module.prompts(shots.classes, shots.templates)
         source, epochs = shots.source(FIRST), self.recipe.length(shots.images.labels)[0]
         turn = self.recipe.restart(epochs)
@@ -120,15 +118,11 @@ class TwoStages(Method):
 
         def loss(batch: Batch) -> Tensor:
             if batch.epoch < turn:
-                features, weights = (
-                    module.image_features(batch.images),
-                    module.class_features(prompts, each),
-                )
+                features = module.image_features(batch.images)
+                weights = module.class_features(prompts, each)
             else:
-                features, weights = (
-                    fixed.features(batch, source),
-                    F.normalize(module.classes, dim=-1),
-                )
+                features = fixed.features(batch, source)
+                weights = F.normalize(module.classes, dim=-1)
             return F.cross_entropy(cosine_logits(backbone, features, weights), batch.labels)
 
         @torch.no_grad()
