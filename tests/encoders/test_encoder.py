@@ -230,9 +230,7 @@ def test_the_tail_holds_the_parameters_that_the_head_reads(
         assert read
 
 
-def test_an_image_encoder_that_also_returns_tokens_works(
-    tiny_clip: Backbone,
-) -> None:
+def test_an_image_encoder_that_also_returns_tokens_works(tiny_clip: Backbone) -> None:
     """As CoCa's does; a cache asks for the states of several blocks at once."""
     visual: Any = double(tiny_clip).model.visual
     whole = WholeImage(visual, "CoCa", lambda images: features_of((visual(images), "tokens")))

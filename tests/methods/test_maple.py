@@ -8,13 +8,7 @@ import torch.nn.functional as F
 
 from rmadapter.backbones import Backbone
 from rmadapter.methods.maple import MaPLe
-from tests.helpers.deep_prompts import (
-    LABELS,
-    NAMES,
-    assert_same_terms,
-    pixels,
-    prompts_inserted,
-)
+from tests.helpers.deep_prompts import LABELS, NAMES, assert_same_terms, pixels, prompts_inserted
 from tests.helpers.rounding import double
 from tests.helpers.shots import noise_images, shots_of, untrained
 

@@ -15,13 +15,7 @@ from rmadapter.errors import UserError
 from rmadapter.methods import load_method
 from rmadapter.methods.mmrl import MMRL, MMRL_PLUS_PLUS, LowRank, Representations
 from rmadapter.settings import configured
-from tests.helpers.deep_prompts import (
-    LABELS,
-    NAMES,
-    assert_same_terms,
-    eight_images,
-    pixels,
-)
+from tests.helpers.deep_prompts import LABELS, NAMES, assert_same_terms, eight_images, pixels
 from tests.helpers.rounding import assert_same_float32, double
 from tests.helpers.shots import logits_of, noise_images, shots_of, untrained
 

@@ -18,10 +18,7 @@ from rmadapter.methods import text_refiner
 from rmadapter.methods.coop import CoOp
 from rmadapter.methods.text_refiner import Refiner, TextRefiner, Training, local_features
 from rmadapter.settings import configured
-from tests.helpers.context_prompts import (
-    eight_shots,
-    plain_text,
-)
+from tests.helpers.context_prompts import eight_shots, plain_text
 from tests.helpers.rounding import double
 from tests.helpers.shots import logits_of, noise_images, shots_of, untrained
 

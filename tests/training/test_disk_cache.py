@@ -59,9 +59,7 @@ def test_rows_of_another_shape_or_format_are_not_read(tmp_path: Path) -> None:
     assert store.read(NAME, KEYS, blank()) == []
 
 
-def test_the_limit_drops_the_least_recently_used_and_skips_larger_writes(
-    tmp_path: Path,
-) -> None:
+def test_the_limit_drops_the_least_recently_used_and_skips_larger_writes(tmp_path: Path) -> None:
     size = sum(status.st_size for _, status in filled(tmp_path).files())
     store = filled(tmp_path, 2.5 * size, name=OTHER)
     for age, (file, _) in enumerate(sorted(store.files())):

@@ -320,9 +320,7 @@ def test_held_and_live_activations_train_alike(tiny_clip: Backbone) -> None:
     assert losses(fit(live)) == pytest.approx(losses(fit(held)), rel=1e-4)
 
 
-def test_augmentation_is_new_in_every_epoch_or_repeats_the_kept_views(
-    tiny_clip: Backbone,
-) -> None:
+def test_augmentation_is_new_in_every_epoch_or_repeats_the_kept_views(tiny_clip: Backbone) -> None:
     """Three epochs with three views kept see what three fresh ones show; workers change nothing."""
 
     def augmented(**given: Any) -> Fitted:
