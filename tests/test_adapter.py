@@ -200,9 +200,8 @@ def test_initialisations() -> None:
     assert 0 < DualBranchAdapter(8, 4, init="small").base(x).abs().max() < 0.05
     torch.manual_seed(0)
     wide = DualBranchAdapter(400, 300, init="kaiming")
-    assert wide.down.weight.std().item() == pytest.approx(
-        (2 / 300) ** 0.5, rel=0.02
-    )  # fan-out of down is its rank
+    # fan-out of down is its rank
+    assert wide.down.weight.std().item() == pytest.approx((2 / 300) ** 0.5, rel=0.02)
     assert not wide.up.bias.any()
 
 

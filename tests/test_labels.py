@@ -223,6 +223,5 @@ def test_runs_that_kept_no_labels_still_load(
     classifier = FewShotClassifier.load(run, backbone=tiny_clip.name)
     assert classifier.classes_.tolist() == ["blue", "green", "night sky", "red"]
     paths = sorted((colors / "test/night_sky").iterdir())
-    assert (
-        classifier.score(paths, ["night_sky"] * 4) == 1.0
-    )  # 0.0 while labels were compared as text
+    # 0.0 while labels were compared as text
+    assert classifier.score(paths, ["night_sky"] * 4) == 1.0

@@ -141,9 +141,8 @@ def test_paired_answers_against_closed_forms() -> None:
     assert metrics.paired(second, first)[0] == pytest.approx(8)
     same = metrics.paired(first, first)
     assert (same[0], same[3]) == (0, 1)
-    assert (
-        same[1] == -same[2] < 0
-    )  # a hundred images without a difference do not prove that there is none
+    # a hundred images without a difference do not prove that there is none
+    assert same[1] == -same[2] < 0
     assert metrics.paired([False], [True])[2] <= 100
     for wrong in ([], [True]):
         with pytest.raises(ValueError, match="beside"):
@@ -152,10 +151,8 @@ def test_paired_answers_against_closed_forms() -> None:
 
 def test_the_paired_interval_has_its_nominal_coverage() -> None:
     rng = np.random.default_rng(0)
-    shares, covered = (
-        np.array([0.5, 0.1, 0.2, 0.2]),
-        0,
-    )  # both right, first alone, second alone, none
+    # both right, first alone, second alone, none
+    shares, covered = (np.array([0.5, 0.1, 0.2, 0.2]), 0)
     for _ in range(1000):
         cell = rng.choice(4, size=60, p=shares)
         _, low, high, _ = metrics.paired(cell <= 1, (cell == 0) | (cell == 2))

@@ -105,9 +105,8 @@ def test_numbers_of_descriptions_with_a_large_multiple_are_refused() -> None:
 
 
 def test_templates_are_averaged_as_unit_vectors() -> None:
-    features = torch.tensor(
-        [[3.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 5.0]]
-    )  # 2 templates x 2 classes
+    # 2 templates x 2 classes
+    features = torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 5.0]])
     expected = torch.tensor([[0.5**0.5, 0.5**0.5], [0.0, 1.0]])
     torch.testing.assert_close(class_weights(features, 2), expected)
     torch.testing.assert_close(class_weights(features[:2]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))

@@ -51,9 +51,8 @@ def test_states_equal_those_of_the_backbones_forward(
     torch.testing.assert_close(states.features, expected, **EXACT)
     assert torch.equal(states.x, x)
     read = first == 4 and encoder.reads_some(states.layout)
-    torch.testing.assert_close(
-        states.y, y[:, 0] if read else y, **EXACT
-    )  # of the top block only the token that is read is kept
+    # of the top block only the token that is read is kept
+    torch.testing.assert_close(states.y, y[:, 0] if read else y, **EXACT)
     assert not any(block._forward_hooks for block in encoder.blocks)
 
 
@@ -127,9 +126,8 @@ def test_without_features_the_blocks_above_are_not_run(
     assert torch.equal(states.y, whole.y)
     assert len(states.features) == (len(pixels) if encoder.opaque else 0)
     assert not any(block._forward_hooks for block in encoder.blocks)
-    assert torch.equal(
-        encoder.frozen(pixels, first).features, whole.features
-    )  # leaving early left nothing behind
+    # leaving early left nothing behind
+    assert torch.equal(encoder.frozen(pixels, first).features, whole.features)
 
 
 @pytest.mark.parametrize("first", [1, 3, 4])

@@ -87,9 +87,8 @@ def test_logits_and_gradients_are_those_of_merged_weights(
     states = backbone.image.frozen(images, 1)
     w = model.class_weights(model.prompts(NAMES, templates, share=True), len(templates))
     lean = cosine_logits(backbone, model.image_features(states, model.views[0]), w)
-    answers = model.for_classes(NAMES, Known(NAMES, templates))(
-        states
-    )  # with updates in copies of the weights
+    # with updates in copies of the weights
+    answers = model.for_classes(NAMES, Known(NAMES, templates))(states)
     torch.testing.assert_close(answers, lean, rtol=1e-9, atol=1e-9)
     prompts = [backbone.tokenizer([t.format(n) for n in NAMES]) for t in templates]
     weights = {f"clip.{key}": value for key, value in merged(name, model).items()}

@@ -111,9 +111,8 @@ def test_every_description_is_drawn_equally_often() -> None:
     found = Descriptions(torch.arange(6.0)[:, None], torch.tensor([1, 3, 2]))
     generator = torch.Generator().manual_seed(0)
     drawn = torch.stack([found.draw(generator)[:, 0] for _ in range(3000)]).long()
-    shares = (
-        torch.stack([(drawn == i).float().sum(0) for i in range(6)]) / 3000
-    )  # [sentence, class]
+    # [sentence, class]
+    shares = torch.stack([(drawn == i).float().sum(0) for i in range(6)]) / 3000
     expected = torch.tensor(
         [[1, 0, 0], [0, 1 / 3, 0], [0, 1 / 3, 0], [0, 1 / 3, 0], [0, 0, 1 / 2], [0, 0, 1 / 2]]
     )

@@ -131,9 +131,8 @@ def test_one_class_and_one_shot(tiny_clip: Backbone) -> None:
     searched = LinearProbe().fit(tiny_clip, one)
     assert torch.equal(logits_of(given, one), logits_of(searched, one))  # nothing could be held out
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "error"
-        )  # scikit-learn takes many classes of one image each for a regression's values
+        # scikit-learn takes many classes of one image each for a regression's values
+        warnings.simplefilter("error")
         LinearProbe().fit(
             tiny_clip, shots_of(tiny_clip, noise_images(24, tuple(f"thing {i}" for i in range(24))))
         )

@@ -110,9 +110,8 @@ def test_features_and_gradients_are_plain_ones(name: str, request: pytest.Fixtur
     found, plain = (
         gradients(module, (x @ y.T * goal).sum()) for x, y in ((f, w), (f_plain, w_plain))
     )
-    assert ("layers.image.3.mlp.weight" in found) == (
-        name == "tiny_siglip"
-    )  # which pools over all patches
+    # which pools over all patches
+    assert ("layers.image.3.mlp.weight" in found) == (name == "tiny_siglip")
     for own, expected in plain.items():
         assert expected.norm() > 0, own
         torch.testing.assert_close(found[own], expected / scale_of(own), rtol=1e-7, atol=1e-9)

@@ -55,9 +55,8 @@ def test_loss_and_gradient_are_the_plain_ones(
         assert (inner < 0) == against
         return loss
 
-    factor = (
-        4 * FACTOR if against else FACTOR
-    )  # what is projected is a difference, by which luck counts for more
+    # what is projected is a difference, by which luck counts for more
+    factor = 4 * FACTOR if against else FACTOR
     assert_same_as_plain(
         ProGrad(context="", strength=strength), request.getfixturevalue(name), plain, factor=factor
     )
@@ -65,9 +64,8 @@ def test_loss_and_gradient_are_the_plain_ones(
 
 def test_of_several_processes_the_gradients_of_all_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two, of which each alone would leave its gradient as it is, or lose another part of it."""
-    by = torch.tensor(
-        [[[1.0, -3.0], [2.0, 1.0]], [[-2.0, 1.0], [1.0, 1.0]]]
-    )  # of each process: by both losses
+    # of each process: by both losses
+    by = torch.tensor([[[1.0, -3.0], [2.0, 1.0]], [[-2.0, 1.0], [1.0, 1.0]]])
 
     def returned(mine: Tensor) -> Tensor:
         start = torch.zeros(2, requires_grad=True)

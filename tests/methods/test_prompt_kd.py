@@ -101,9 +101,8 @@ def test_the_loss_is_the_divergence_from_the_teacher(
     found = loss(Batch(1, rows, torch.zeros(8), states, torch.Generator()))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
     learned = gradients(lesson.student, found)
-    assert all(
-        gradient.norm() > 0 for name, gradient in learned.items() if name != "down.bias"
-    )  # which norm takes off
+    # which norm takes off
+    assert all(gradient.norm() > 0 for name, gradient in learned.items() if name != "down.bias")
     assert not any(parameter.requires_grad for parameter in lesson.teacher.parameters())
 
 

@@ -68,9 +68,8 @@ def test_logits_are_the_formula_by_the_backbones_own_forward_passes(
     torch.testing.assert_close(
         found, tiny_clip.logit_scale * torch.stack(expected, 1), rtol=1e-4, atol=1e-3
     )
-    both = fitted.score(names)(
-        fitted.states(pixels, features=True)
-    )  # untouched features that are there already
+    # untouched features that are there already
+    both = fitted.score(names)(fitted.states(pixels, features=True))
     torch.testing.assert_close(both, found, rtol=1e-4, atol=1e-3)
 
 

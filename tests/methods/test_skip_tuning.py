@@ -115,9 +115,8 @@ def test_which_classes_are_kept() -> None:
     wanted = torch.exp(-0.3 * torch.arange(1, 37, dtype=torch.float64))
     assert (share[order[3:]] - wanted).abs().max() < 4 * math.sqrt(0.25 / 4000)
     assert kept(similar, torch.full((4000,), label), 1.0, 0.3, generator).all()
-    beyond = (
-        float(share.sum()) - 4
-    )  # the sum of a geometric series, but for its end: what the page calls about three
+    # the sum of a geometric series, but for its end: what the page calls about three
+    beyond = float(share.sum()) - 4
     assert beyond == pytest.approx(1 / (math.exp(0.3) - 1), rel=0.05)
 
 

@@ -50,9 +50,8 @@ def test_logits_are_those_of_the_equation(
     x, w = unit_features(backbone, shots.images)
     clip = backbone.model.logit_scale.exp() * x @ w.T  # type: ignore[operator]
     fitted = TipAdapter(Search(alpha=1.7, beta=2.5, search=False)).fit(backbone, shots)
-    assert all(
-        tensor.dtype == torch.float32 for tensor in fitted.tensors.values()
-    )  # Apple's GPU has no float64
+    # Apple's GPU has no float64
+    assert all(tensor.dtype == torch.float32 for tensor in fitted.tensors.values())
     expected = plain(x, clip, x, shots.images.labels, 1.7, 2.5)
     torch.testing.assert_close(logits_of(fitted, shots), expected, rtol=1e-4, atol=1e-4)
 
@@ -123,9 +122,8 @@ def test_alpha_and_beta_are_the_best_of_the_grid_on_validation_images(
             gaps.append(float((best[:, 0] - best[:, 1]).min()))
             hits[alpha, beta] = int((scores.argmax(1) == torch.tensor(val.labels)).sum())
     assert len(set(hits.values())) > 2
-    assert min(gaps) > 1e-3, (
-        "rounding would decide what hits: choose other images"
-    )  # of logits up to 20
+    # of logits up to 20
+    assert min(gaps) > 1e-3, "rounding would decide what hits: choose other images"
     alpha, beta = max(hits, key=lambda pair: hits[pair])  # the first of equals
     assert [float(fitted.tensors[name]) for name in ("alpha", "beta")] == pytest.approx(
         [alpha, beta]

@@ -53,9 +53,8 @@ def test_stage_1_is_the_backbones_forward_with_other_norms(
     name: str, chunk: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loss, gradients and answers; a class that was not trained is answered by the text encoder."""
-    monkeypatch.setattr(
-        "rmadapter.methods.two_stages.CHUNK", chunk
-    )  # more prompts than fit at once
+    # more prompts than fit at once
+    monkeypatch.setattr("rmadapter.methods.two_stages.CHUNK", chunk)
     given: Backbone = request.getfixturevalue(name)
     backbone, pixels = double(given), torch.randn(4, 3, 32, 32).double()
     shots = shots_of(given, noise_images(4, NAMES), templates=TEMPLATES)
@@ -135,10 +134,8 @@ def test_the_schedule_is_torchs_cosine_twice(tiny_clip: Backbone) -> None:
     shots = shots_of(tiny_clip, noise_images(9, NAMES, grain=32))
     fitted = configured(TwoStages(), {"batch_size": 5, "iterations": 6}).fit(tiny_clip, shots)
     expected = []
-    for steps in (
-        10,
-        8,
-    ):  # 6 iterations x 3 shots: 9 epochs of 2 steps, of which 5.4 are the first stage
+    # 6 iterations x 3 shots: 9 epochs of 2 steps, of which 5.4 are the first stage
+    for steps in (10, 8):
         optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=2e-4)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=1e-6)
         for _ in range(steps):

@@ -73,12 +73,10 @@ def test_files_in_settings_are_identified_by_content(tmp_path: Path, tiny_clip: 
     texts.write_text("{ }")
     assert [*map(len, sums)] == [64]
     assert named_sums("lweib", {"descriptions": str(texts)}) != sums
-    assert named_sums("prompt-kd", {"teacher": tiny_clip.name}) == [
-        tiny_clip.digest
-    ]  # a folder can hold other weights
-    assert (
-        named_sums("prompt-kd", {"teacher": "ViT-B-16/openai"}) == []
-    )  # its name says which, and it is not loaded
+    # a folder can hold other weights
+    assert named_sums("prompt-kd", {"teacher": tiny_clip.name}) == [tiny_clip.digest]
+    # its name says which, and it is not loaded
+    assert named_sums("prompt-kd", {"teacher": "ViT-B-16/openai"}) == []
     assert (
         named_sums("prompt-kd", {"teacher": ""}) == named_sums("mine:Mine", {"teacher": "?"}) == []
     )

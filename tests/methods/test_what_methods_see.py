@@ -238,9 +238,8 @@ def test_runs_share_no_images_and_random_numbers(tiny_clip: Backbone, root: Path
     for _ in range(2):
         watched(one(tiny_clip, "base-to-novel", "colors"), lab, look)
     assert drawn[0] == drawn[1]
-    assert torch.equal(
-        torch.random.get_rng_state(), state
-    )  # and the caller's own are where they were
+    # and the caller's own are where they were
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_a_missing_data_set_is_noticed_before_the_training(tiny_clip: Backbone, root: Path) -> None:

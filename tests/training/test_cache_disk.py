@@ -120,9 +120,8 @@ def test_the_key_covers_everything_that_activations_depend_on(
         again = held(of(backbone, **made), **wanted)
         assert len(seen) == before, wanted
         assert torch.equal(again.x, first.x)
-    other = replace(
-        tiny_clip, preprocess=lambda image: tiny_clip.preprocess(image) / 2
-    )  # which has no lasting name
+    # which has no lasting name
+    other = replace(tiny_clip, preprocess=lambda image: tiny_clip.preprocess(image) / 2)
     for _ in range(2):
         before = len(seen)
         held(of(other))
@@ -158,9 +157,8 @@ def test_a_bench_encodes_each_image_once_and_the_next_bench_none(
         )
 
     first = bench("one", ["rmadapter", "linear-probe", "tip-adapter"])
-    assert (
-        len(opened) == len({*opened}) == sum(seen) > 16
-    )  # the test images, and the shots of two seeds
+    # the test images, and the shots of two seeds
+    assert len(opened) == len({*opened}) == sum(seen) > 16
     again = bench("two", ["linear-probe", "rmadapter"], alpha=0.5)
     assert len(opened) == len({*opened})
     probes = [

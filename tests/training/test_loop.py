@@ -305,11 +305,8 @@ def test_a_compiled_training_equals_an_eager_one(tiny_clip: Backbone) -> None:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(2))
     except Exception as error:  # no C++ compiler, a Python that dynamo does not know
         pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
-    few = {
-        "first_block": 4,
-        "batch_size": 8,
-        "epochs": 2,
-    }  # two steps of one block: compiling takes its time
+    # two steps of one block: compiling takes its time
+    few = {"first_block": 4, "batch_size": 8, "epochs": 2}
     plain, compiled = (fit(shots_of(tiny_clip, IMAGES, compile=on), **few) for on in (False, True))
     assert losses(compiled) == pytest.approx(losses(plain), rel=1e-4)
 

@@ -38,9 +38,8 @@ def test_the_loop_of_the_usage_page_gives_the_losses_of_fit(tiny_clip: Backbone)
         optimizer.zero_grad()
         terms["loss"].backward()
         optimizer.step()
-    assert ours[1]["loss"] != pytest.approx(
-        ours[0]["loss"], rel=1e-3
-    )  # a step that changes something
+    # a step that changes something
+    assert ours[1]["loss"] != pytest.approx(ours[0]["loss"], rel=1e-3)
 
 
 class FakeWriter:

@@ -85,9 +85,10 @@ class CLAP(Method):
 def strengths(backbone: Backbone, shots: Shots, text: Tensor) -> Tensor:
     """Return strengths [C] in [0, 1], over all views of the shots; text: class features [C, e].
     Raises UserError if views are drawn anew in every epoch."""
+    # [N, C]
     probabilities = (
         cosine_logits(backbone, shots.features(), F.normalize(text, dim=-1)).softmax(-1).mean(0)
-    )  # [N, C]
+    )
     values = one_hot(shots)
     return (probabilities * values).sum(0) / values.sum(0).clamp(min=torch.finfo(values.dtype).tiny)
 

@@ -38,10 +38,8 @@ from rmadapter.training.contract import (
 )
 
 WEIGHTS, TEXTS = "weights", "texts"
-IS, ALONE = (
-    ("a", "an", "used"),
-    ("has", "often", "typically", "may", "can"),
-)  # first words of a descriptor
+# first words of a descriptor
+IS, ALONE = (("a", "an", "used"), ("has", "often", "typically", "may", "can"))
 
 
 @dataclass(frozen=True)
@@ -74,9 +72,8 @@ class Descriptions(Method):
         )
         own = [self._whole(name, some) for name, some in listed]
         tensors = {WEIGHTS: self._weights(backbone, own), TEXTS: packed(texts).to(backbone.device)}
-        return self.restore(backbone, shots.known, tensors).after(
-            Trained(weighed=True)
-        )  # nothing is learnt
+        # nothing is learnt
+        return self.restore(backbone, shots.known, tensors).after(Trained(weighed=True))
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         weights = shaped(tensors, WEIGHTS, len(known.classes), backbone.embedding_size)

@@ -107,9 +107,8 @@ class HierarchicalPrompts(Prompted):
         }
         first, self.rest = first_context(backbone, method.init, n, seed)
         deeper = draw((depths["text"] - 1) * n, backbone.text.width, seed + 1).split(n)
-        alike = draw(
-            n, backbone.image.width, seed + 2
-        )  # in all blocks, as in the released code; so with proxies
+        # in all blocks, as in the released code; so with proxies
+        alike = draw(n, backbone.image.width, seed + 2)
         prompts = {"text": [first, *deeper], "image": [alike] * depths["image"]}
         self.prompts = nn.ModuleDict(
             {s: nn.ParameterList(p.clone() for p in prompts[s]) for s in sides}

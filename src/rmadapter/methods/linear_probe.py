@@ -64,9 +64,8 @@ class LinearProbe(Method):
         kept = 1 if len(known.classes) == 2 and tensors["bias"].numel() == 1 else len(known.classes)
         weight = shaped(tensors, "weight", kept, backbone.embedding_size)
         bias = shaped(tensors, "bias", kept)
-        if (
-            len(weight) == 1
-        ):  # for two classes scikit-learn keeps only the logit of the second; the first is 0
+        # for two classes scikit-learn keeps only the logit of the second; the first is 0
+        if len(weight) == 1:
             weight, bias = F.pad(weight, (0, 0, 1, 0)), F.pad(bias, (1, 0))
 
         count = sum(tensor.numel() for tensor in tensors.values())
@@ -129,9 +128,8 @@ class LinearProbe(Method):
 
         best = self._best(hits)
         probabilities = table(best)
-        heat = temperature(
-            probabilities, targets, most=1e8
-        )  # the weakest probes are nearly uniform
+        # the weakest probes are nearly uniform
+        heat = temperature(probabilities, targets, most=1e8)
         spread = float(np.ptp(np.log(np.maximum(probabilities, 1e-300)), axis=1).mean())
         return 10.0**best, min(heat, max(1.0, spread / FLATTEST))
 

@@ -184,9 +184,8 @@ class Convolutions(nn.Module):
         with torch.no_grad():
             x = encoder.stem(layout)
         views = self._views("text", scales, partial(among_words, layout=layout))
-        for i in range(
-            1, encoder.depth + 1
-        ):  # the top block too takes all tokens: the one that is read has neighbours
+        # the top block too takes all tokens: the one that is read has neighbours
+        for i in range(1, encoder.depth + 1):
             x = encoder.step(i, x, encoder.norm(i, x), layout, views=views)
         return encoder.head(layout.read(x) if encoder.reads_some(layout) else x, layout)
 

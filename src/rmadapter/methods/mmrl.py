@@ -115,9 +115,8 @@ class Representations(Learner):
         with seeded(seed):
             for encoder in sides:
                 blocks = adapted_blocks(settings.first_block, None, encoder.depth, deepest)
-                one = nn.Linear(
-                    settings.width, encoder.width
-                )  # all blocks start alike, as in the released code
+                # all blocks start alike, as in the released code
+                one = nn.Linear(settings.width, encoder.width)
                 if rank:
                     self.shared[encoder.side] = one.weight
                 self.maps[encoder.side] = nn.ModuleDict(
@@ -184,9 +183,8 @@ class Representations(Learner):
             x = x.index_copy(0, prompts.new, mapped.to(x.dtype))
             x = encoder.step(i, x, encoder.norm(i, x), layout, i == encoder.depth and some)
         if not some:
-            x = x[
-                prompts.old
-            ]  # an encoder that pools over all tokens only pools over the prompt's own
+            # an encoder that pools over all tokens only pools over the prompt's own
+            x = x[prompts.old]
         return encoder.head(x, prompts.frozen.layout)
 
     def image_features(self, states: States) -> tuple[Tensor, Tensor]:

@@ -96,9 +96,8 @@ class ProGrad(ModuleMethod):
                 cosine_logits(backbone, f, F.normalize(classes, dim=-1)) for classes in both
             )
             ce = F.cross_entropy(ours, batch.labels)
-            divergence = F.cross_entropy(
-                same, cosine_logits(backbone, f, known).softmax(-1)
-            )  # up to a constant
+            # up to a constant
+            divergence = F.cross_entropy(same, cosine_logits(backbone, f, known).softmax(-1))
             return {"loss": ce + divergence, "ce": ce, "divergence": divergence}
 
         done = minimise(module, loss, self.recipe, shots, shots.source())

@@ -65,9 +65,8 @@ class Prompts:
 
     def _packed(self, rows: Tensor) -> tuple[Tensor, Packed]:
         layout = self.encoder.layout(self.tokens[rows])
-        prompt = F.pad(
-            layout.slots // layout.grid[1], (layout.prefix, 0)
-        )  # the first has the shared beginning
+        # the first has the shared beginning
+        prompt = F.pad(layout.slots // layout.grid[1], (layout.prefix, 0))
         return self.x[rows[prompt], layout.positions], layout
 
 
@@ -101,9 +100,8 @@ class TunedCLIP(Learner):
     def image_features(self, states: States) -> Tensor:
         """Return image features [B, e]."""
         assert self.first is not None
-        return self.image.encode(
-            states.x, states.layout, self.first, views=self.image.views
-        )  # not of cast copies
+        # not of cast copies
+        return self.image.encode(states.x, states.layout, self.first, views=self.image.views)
 
     def encode_text(self, x: Tensor, layout: Packed) -> Tensor:
         """Encode tokens [T, d] that enter the first trained block -> features [P, e]."""

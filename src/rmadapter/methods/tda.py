@@ -78,9 +78,8 @@ class TDA(Method):
     mask: Share = 0.03
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        return self.restore(backbone, shots.known, {}).after(
-            Trained(weighed=True)
-        )  # nothing is learnt in advance
+        # nothing is learnt in advance
+        return self.restore(backbone, shots.known, {}).after(Trained(weighed=True))
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         def for_classes(names: Sequence[str]) -> ToLogits:

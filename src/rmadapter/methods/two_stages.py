@@ -49,9 +49,8 @@ class Norms(nn.Module):
 
     def image_features(self, states: States) -> Tensor:
         """Return image features [B, e]."""
-        return self.image.encode(
-            states.x, states.layout, FIRST, views=self.image.views
-        )  # not of cast copies
+        # not of cast copies
+        return self.image.encode(states.x, states.layout, FIRST, views=self.image.views)
 
     def prompts(self, names: Sequence[str], templates: Sequence[str]) -> list[Packed]:
         """Return the layouts of all prompts, in chunks of CHUNK."""
