@@ -1,14 +1,19 @@
-"""Check that a method learns eight images by heart and leaves everything else alone."""
+"""Check that a method learns eight images by heart and leaves everything else alone; kill a
+training and start it again."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from math import prod
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
-from rmadapter.training.contract import Shots
+from rmadapter.training.contract import Shots, Unfinished
+from rmadapter.training.traits import Recipe
 from tests.helpers.shots import logits_of
 
 # Settings of PromptSRC to learn eight images by heart
@@ -32,3 +37,31 @@ def assert_learns(method: Any, shots: Shots, falls: float = 1.0) -> None:
     assert all(parameter.grad is None for parameter in backbone.model.parameters())
     assert not any(parameter.requires_grad for parameter in backbone.model.parameters())
     assert torch.equal(torch.random.get_rng_state(), random_state)
+
+
+class Killed(BaseException):
+    """What SIGKILL leaves behind: nothing runs after it."""
+
+
+def killed_and_resumed(
+    train: Callable[[Shots], Any], shots: Shots, folder: Path, survived: int
+) -> tuple[Any, Any]:
+    """Return what an undisturbed training gives, and one that was killed in step `survived`,
+    counted from 0, and started again."""
+    whole, rate = train(shots), Recipe.rate
+    unfinished = Unfinished(folder / "training.safetensors", "k")
+    shots = replace(shots, unfinished=unfinished)
+
+    def dies(recipe: Recipe, step: int, per_epoch: int, epochs: int) -> float:
+        if step == survived:
+            raise Killed
+        return rate(recipe, step, per_epoch, epochs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rmadapter.training.loop.SAVE_SECONDS", -1.0)
+        patch.setattr(Recipe, "rate", dies)
+        with pytest.raises(Killed):
+            train(shots)
+    assert unfinished.path.exists() == (survived > 0)
+    torch.manual_seed(survived)  # where the generators of another process stand
+    return whole, train(shots)

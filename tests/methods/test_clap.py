@@ -14,12 +14,10 @@ from rmadapter.backbones import Backbone
 from rmadapter.data.read import read_images
 from rmadapter.methods import clap
 from rmadapter.methods.clap import CLAP, ZeroShotProbe, strengths
-from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.prompts import raw_text_features
 from rmadapter.settings import configured
 from rmadapter.training.contract import Shots
-from tests.helpers.rounding import assert_same_float32
-from tests.helpers.shots import logits_of, noise_images, noisy_colors, shots_of, untrained
+from tests.helpers.shots import logits_of, noise_images, noisy_colors, shots_of
 
 BOTH = [ZeroShotProbe(), CLAP()]
 
@@ -45,17 +43,6 @@ def test_the_penalty_holds_weights_near_the_start(
     for other in (again, CLAP().fit(tiny_clip, shots)):
         assert torch.equal(other.tensors["weights"], free.tensors["weights"])
     assert all(torch.equal(before[k], v) for k, v in tiny_clip.model.state_dict().items())
-
-
-@pytest.mark.parametrize("method", BOTH)
-@pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
-def test_without_a_step_it_is_zero_shot(
-    name: str, method: Any, colors: Path, request: pytest.FixtureRequest
-) -> None:
-    backbone: Backbone = request.getfixturevalue(name)
-    shots = shots_of(backbone, read_images(colors)["train"])
-    start, plain = untrained(method, backbone, shots).fitted, ZeroShot().fit(backbone, shots)
-    assert_same_float32(logits_of(start, shots), logits_of(plain, shots))
 
 
 @pytest.mark.parametrize(("method", "penalised"), [(ZeroShotProbe(), 0), (CLAP(), 1)])

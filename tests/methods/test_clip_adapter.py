@@ -11,7 +11,6 @@ import torch.nn.functional as F
 
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet, read_images
-from rmadapter.errors import UserError
 from rmadapter.methods.clip_adapter import CLIPAdapter
 from rmadapter.settings import configured
 from tests.helpers.shots import logits_of, pixels_of, shots_of
@@ -68,9 +67,3 @@ def test_loss_gradient_and_logits_are_those_of_the_equations(
     assert not torch.allclose(
         expected, scale * F.normalize(v, dim=1) @ F.normalize(other, dim=1).T, atol=1e-3
     )
-
-
-@pytest.mark.parametrize("reduction", [0, 41])
-def test_a_reduction_to_nothing_is_refused(tiny_clip: Backbone, reduction: int) -> None:
-    with pytest.raises(UserError, match=f"reduction={reduction}: give a number from 1 to 40"):
-        CLIPAdapter(reduction=reduction).parameters(tiny_clip)

@@ -12,15 +12,13 @@ from torch.func import functional_call
 
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import blocks, encoder
-from rmadapter.errors import UserError
 from rmadapter.methods import clip_lora
 from rmadapter.methods.clip_lora import CLIPLoRA, LowRank, UpdatedCLIP
-from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.prompts import cosine_logits
 from rmadapter.settings import configured
 from rmadapter.training.contract import Known
 from tests.helpers.rounding import double
-from tests.helpers.shots import gradients, logits_of, noise_images, shots_of, untrained
+from tests.helpers.shots import gradients, noise_images, shots_of, untrained
 
 NAMES = ("cat", "a small red car. a blue bird", "dog")
 IMAGE = {"tiny_clip": "visual.transformer.resblocks.{}.attn.in_proj_weight"}
@@ -149,14 +147,6 @@ def test_frozen_weights_are_cast_to_bfloat16_once_and_not_in_every_step(
     assert all(parameter.grad is not None for parameter in start.module.parameters())
 
 
-def test_without_a_step_it_is_zero_shot(tiny_clip: Backbone) -> None:
-    shots = shots_of(tiny_clip, noise_images(8, grain=32))
-    plain, start = ZeroShot().fit(tiny_clip, shots), untrained(CLIPLoRA(), tiny_clip, shots).fitted
-    torch.testing.assert_close(
-        logits_of(start, shots), logits_of(plain, shots), rtol=1e-4, atol=1e-4
-    )
-
-
 def test_the_schedule_is_torchs_cosine_over_as_many_steps_as_the_shots_ask_for(
     tiny_clip: Backbone,
 ) -> None:
@@ -176,16 +166,3 @@ def test_the_schedule_is_torchs_cosine_over_as_many_steps_as_the_shots_ask_for(
     assert [step["lr"] for step in method.fit(tiny_clip, shots).trained.history] == pytest.approx(
         expected, rel=1e-6
     )
-
-
-def test_unsupported_blocks_and_settings_are_refused(
-    tiny_eva: Backbone, tiny_clip: Backbone
-) -> None:
-    with pytest.raises(
-        UserError, match=r"the blocks \(EvaBlock\) of backbone .+ cannot be taken apart"
-    ):
-        CLIPLoRA().parameters(tiny_eva)
-    with pytest.raises(UserError, match="rank=0"):
-        CLIPLoRA(rank=0).parameters(tiny_clip)
-    with pytest.raises(UserError, match="dropout=1"):
-        CLIPLoRA(dropout=1.0).parameters(tiny_clip)

@@ -177,8 +177,3 @@ def test_a_class_is_compared_with_a_sentence_drawn_anew_in_each_step(
     Path(file).unlink()
     again = method.restore(tiny_clip, fitted.known, fitted.tensors)
     assert torch.equal(logits_of(again, shots), logits_of(fitted, shots))
-
-
-def test_an_adapter_without_width_is_refused(tiny_clip: Backbone) -> None:
-    with pytest.raises(UserError, match="reduction=4000: give a number from 1 to 40"):
-        CoPrompt(reduction=4000).module(tiny_clip)

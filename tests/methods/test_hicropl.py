@@ -118,8 +118,6 @@ def test_encoders_of_unequal_height_turn_at_the_same_one(tiny_clip: Backbone) ->
     all_blocks = HiCroPL(n_ctx=2).module(tiny_clip)
     assert all_blocks.turn == {"text": 2, "image": 2}
     assert [len(all_blocks.proxies[side]) for side in ("text", "image")] == [2, 2]  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"hicropl\.turn=6: give a number below depth=6"):
-        HiCroPL(depth=6).module(tiny_clip)
 
 
 def test_a_width_that_its_heads_do_not_divide(

@@ -258,8 +258,3 @@ def test_training_moves_answers_about_images(tiny_clip: Backbone) -> None:
         tiny_clip, shots.known, method.module(tiny_clip, seed=shots.seed).state_dict()
     )
     assert (logits_of(fitted, shots) - logits_of(start, shots)).abs().max() > 1e-3
-
-
-def test_blocks_that_cannot_be_taken_apart_are_refused(tiny_eva: Backbone) -> None:
-    with pytest.raises(UserError, match="LwEIB changes attention and MLP of each block"):
-        LwEIB().module(tiny_eva)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import random
 import sys
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,14 @@ from rmadapter.methods import (
 )
 from rmadapter.methods.uses import ABOUT
 from rmadapter.settings import settings_of
-from rmadapter.training import loop as training
-from rmadapter.training.contract import Fitted, Known, Method, NotApplicable, Unfinished
-from rmadapter.training.traits import Recipe, Traits, Uses
+from rmadapter.task import COMMON_SETTINGS
+from rmadapter.training.contract import Fitted, Known, Method, NotApplicable
+from rmadapter.training.traits import Traits, Uses
 from tests.helpers.gpu_rules import GpuRules
+from tests.helpers.learning import killed_and_resumed
 from tests.helpers.methods import probabilities, quick_method
 from tests.helpers.rounding import assert_same_float32
-from tests.helpers.shots import noisy_colors, shots_of
+from tests.helpers.shots import logits_of, noisy_colors, shots_of, untrained
 
 UNTRAINED = ("zero-shot", "zero-shot-ensemble", "zero-shot-descriptions", "tda", "tip-adapter")
 CLOSED = (
@@ -138,52 +140,23 @@ def test_saved_and_loaded_it_answers_the_same(
     assert torch.equal(probabilities(loaded, images, some), probabilities(fitted, images, some))
 
 
-class Killed(BaseException):
-    """What SIGKILL leaves behind: nothing runs after it."""
-
-
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_killed_training_ends_with_the_same_weights(
-    name: str,
-    tiny_clip: Backbone,
-    images: ImageSet,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, tiny_clip: Backbone, images: ImageSet, tmp_path: Path
 ) -> None:
     """Killed at a random step, after which another process would go on: bit for bit, dropout and
     averages included."""
-    method, views = quick_method(name), {"augmentation": "standard", "views": 2}
-    whole = method.fit(tiny_clip, shots_of(tiny_clip, images, **views))
-    total = whole.trained.step
+    method = quick_method(name)
+    total = prod(method.recipe.length(images.labels))
     survived = random.Random(f"{name} {sys.version}").randrange(1, total) if total > 1 else 0
-    monkeypatch.setattr(training, "SAVE_SECONDS", -1.0)
-    unfinished = Unfinished(tmp_path / "training.safetensors", "k")
-    rate = Recipe.rate
-
-    def dies(recipe: Recipe, step: int, per_epoch: int, epochs: int) -> float:
-        if step == survived:
-            raise Killed
-        return rate(recipe, step, per_epoch, epochs)
-
-    monkeypatch.setattr(Recipe, "rate", dies)
-    with pytest.raises(Killed):
-        method.fit(tiny_clip, shots_of(tiny_clip, images, unfinished=unfinished, **views))
-    assert unfinished.path.exists() == (survived > 0)
-    monkeypatch.setattr(Recipe, "rate", rate)
-    torch.manual_seed(random.randrange(10**6))  # where the other process's generators stand
-    resumed = method.fit(tiny_clip, shots_of(tiny_clip, images, unfinished=unfinished, **views))
+    shots = shots_of(tiny_clip, images, augmentation="standard", views=2)
+    whole, resumed = killed_and_resumed(
+        lambda shots: method.fit(tiny_clip, shots), shots, tmp_path, survived
+    )
     assert same_tensors(whole, resumed)
     assert [step["loss"] for step in resumed.trained.history] == [
         step["loss"] for step in whole.trained.history
     ]
-
-
-def test_half_precision_that_needs_a_gpu_is_refused_for_all(
-    tiny_clip: Backbone, images: ImageSet
-) -> None:
-    for name in ("coop", "maple", "rmadapter", "clip-lora"):
-        with pytest.raises(UserError, match="precision=fp16 needs a GPU: write precision=bf16"):
-            quick_method(name).fit(tiny_clip, shots_of(tiny_clip, images, precision="fp16"))
 
 
 def test_fresh_augmentation_or_an_error_where_views_are_read_at_once(
@@ -201,15 +174,84 @@ def test_fresh_augmentation_or_an_error_where_views_are_read_at_once(
             quick_method(name).fit(tiny_clip, shots_of(tiny_clip, images, augmentation="standard"))
 
 
+# Methods that start as zero-shot, backbones, and the classes to ask about: of the shots, or new.
+ALL = ("tiny_clip", "tiny_hf", "tiny_siglip", "tiny_eva")
+STARTS = [
+    ("linear-probe-zero-shot", ALL[:2], None),
+    ("clap", ALL[:2], None),
+    ("coop", ALL[:2], OTHERS),
+    ("kgcoop", ALL[:1], OTHERS),
+    ("prolip", ALL[:3], None),
+    ("clip-lora", ALL[:2], None),
+    ("2sfs", ALL[:2], OTHERS),
+    ("skip-tuning", ALL, OTHERS),
+    ("rmadapter", ALL, OTHERS),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "names"), [(name, one, names) for name, some, names in STARTS for one in some]
+)
+def test_before_the_first_step_it_answers_as_zero_shot(
+    name: str,
+    model: str,
+    names: tuple[str, ...] | None,
+    images: ImageSet,
+    request: pytest.FixtureRequest,
+) -> None:
+    backbone: Backbone = request.getfixturevalue(model)
+    shots = shots_of(backbone, images)
+    start = untrained(quick_method(name), backbone, shots).fitted
+    plain = load_method("zero-shot").fit(backbone, shots)
+    assert_same_float32(logits_of(start, shots, names), logits_of(plain, shots, names))
+
+
+# Name, backbone, settings, and what the message must name.
+REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
+    ("clip-adapter", "tiny_clip", {"reduction": 41}, "reduction=41: give a number from 1 to 40"),
+    ("coprompt", "tiny_clip", {"reduction": 4000}, "reduction=4000: give a number from 1 to 40"),
+    ("clip-lora", "tiny_eva", {}, r"the blocks \(EvaBlock\) of backbone .+ cannot be taken apart"),
+    ("clip-lora", "tiny_clip", {"dropout": 1.0}, "dropout=1"),
+    ("lweib", "tiny_eva", {}, "LwEIB changes attention and MLP of each block"),
+    ("maple", "tiny_eva", {}, "MaPLe adds tokens"),
+    ("prompt-kd", "tiny_eva", {}, "PromptKD adds tokens"),
+    ("tcp", "tiny_clip", {"layer": 13}, r"tcp\.layer=13: .* has no such block; give at most 12"),
+    ("text-refiner", "tiny_siglip", {}, "has no such token, block or projection"),
+    ("text-refiner", "tiny_eva", {}, "has no such token, block or projection"),
+    ("skip-tuning", "tiny_clip", {"skipped": 1.0}, "skipped=1 leaves no block to train"),
+    ("hicropl", "tiny_clip", {"depth": 6}, r"hicropl\.turn=6: give a number below depth=6"),
+    ("mmrl", "tiny_clip", {}, "first_block=6"),
+    ("mmrl", "tiny_clip", {"rank": 5000}, "rank="),
+    ("mmrl", "tiny_clip", {"projection_rank": 5000}, "projection_rank="),
+    ("promptsrc", "tiny_clip", {"templates": ["a photo"]}, r"exactly one \{\}"),
+    ("rmadapter-plus", "tiny_clip", {"general": ["no place"]}, "template"),
+    ("rmadapter", "tiny_clip", {}, "first_block=5, last_block=None: .* have 4 and 4 blocks"),
+    ("rmadapter", "tiny_clip", {"forward": "slow"}, "rmadapter: forward='slow'"),
+]
+
+
+@pytest.mark.parametrize(("name", "model", "settings", "words"), REFUSED)
+def test_settings_that_do_not_fit_the_backbone_are_refused(
+    name: str, model: str, settings: dict[str, Any], words: str, request: pytest.FixtureRequest
+) -> None:
+    with pytest.raises(UserError, match=words):
+        load_method(name, settings).parameters(request.getfixturevalue(model))
+
+
 # ---- names ----
 
 
 def test_unknown_methods_and_fields_are_named() -> None:
     with pytest.raises(UserError, match="unknown method 'coopp'; did you mean 'coop'"):
         load_method("coopp")
+    with pytest.raises(UserError, match="mma: unknown field 'rnak'; did you mean 'rank'"):
+        load_method("mma", {"rnak": 8})
     for name in METHODS:
         with pytest.raises(UserError, match=f"{name}: unknown field 'colour'"):
             load_method(name, {"colour": "red"})
+    for field in ("data", "tests", *COMMON_SETTINGS):  # settings of no method
+        with pytest.raises(UserError, match=f"rmadapter: unknown field '{field}'"):
+            load_method("rmadapter", {field: 1})
 
 
 def test_efforts_are_explained() -> None:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
-from rmadapter.methods import load_method
 from rmadapter.methods.mmrl import MMRL, MMRL_PLUS_PLUS, LowRank, Representations
 from rmadapter.settings import configured
 from tests.helpers.deep_prompts import LABELS, NAMES, assert_same_terms, eight_images, pixels
@@ -167,15 +166,3 @@ def test_it_starts_from_clips_own_projection(
     monkeypatch.setattr(type(tiny_clip.image), "projection", None)
     with pytest.raises(UserError, match="no linear projection"):
         configured(MMRL_PLUS_PLUS, {"first_block": 3}).module(tiny_clip)
-
-
-def test_the_first_block_must_exist(tiny_clip: Backbone) -> None:
-    with pytest.raises(UserError, match="first_block=6"):
-        MMRL().module(tiny_clip)
-
-
-@pytest.mark.parametrize("name", ["rank", "projection_rank"])
-def test_ranks_of_a_loaded_model_are_bounded(name: str) -> None:
-    """Its module is built before its weights are looked at."""
-    with pytest.raises(UserError, match=f"{name}="):
-        load_method("mmrl", {name: 5000})

@@ -17,8 +17,8 @@ from rmadapter.methods.prolip import ProLIP
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.settings import configured
 from rmadapter.training.contract import Known
-from tests.helpers.rounding import assert_same_float32, double
-from tests.helpers.shots import logits_of, noise_images, pixels_of, shots_of, untrained
+from tests.helpers.rounding import double
+from tests.helpers.shots import logits_of, noise_images, pixels_of, shots_of
 
 NAMES = ("cat", "red car")
 LINEAR = "visual.head.proj.weight"
@@ -108,14 +108,6 @@ def test_each_epoch_trains_on_the_next_view(tiny_clip: Backbone) -> None:
         assert losses[view] == pytest.approx(
             float(F.cross_entropy(weights(states), shots.labels)), rel=1e-4
         )
-
-
-@pytest.mark.parametrize("name", PROJECTION)
-def test_without_a_step_it_is_zero_shot(name: str, request: pytest.FixtureRequest) -> None:
-    backbone: Backbone = request.getfixturevalue(name)
-    shots = shots_of(backbone, noise_images(8))
-    plain, start = ZeroShot().fit(backbone, shots), untrained(ProLIP(), backbone, shots).fitted
-    assert_same_float32(logits_of(start, shots), logits_of(plain, shots))
 
 
 def test_a_backbone_without_a_projection_is_refused(tiny_clip: Backbone) -> None:

@@ -23,7 +23,7 @@ from rmadapter.training.contract import Trained, Unfinished
 from rmadapter.training.loop import Batch
 from rmadapter.training.traits import Recipe
 from tests.helpers.deep_prompts import eight_images, pixels, prompts_inserted
-from tests.helpers.learning import PROMPTSRC, assert_learns
+from tests.helpers.learning import PROMPTSRC, Killed, assert_learns
 from tests.helpers.rounding import double
 from tests.helpers.shots import gradients, logits_of
 
@@ -192,10 +192,6 @@ def test_the_student_learns_from_all_images_among_all_names(
     torch.testing.assert_close(fitted.tensors["classes"], asked[[2, 1]])
 
 
-class Killed(BaseException):
-    """As SIGKILL does."""
-
-
 @pytest.mark.parametrize("step", [3, 9, 10, 13])
 def test_killed_in_teacher_or_student_it_goes_on(
     step: int, tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -225,8 +221,3 @@ def test_killed_in_teacher_or_student_it_goes_on(
     other = {"unfinished": Unfinished(tmp_path / "training.safetensors", "another")}
     with pytest.raises(UserError, match="holds another, unfinished training"):
         method.fit(tiny_clip, eight_images(tiny_clip, **other))
-
-
-def test_blocks_without_room_are_refused(tiny_eva: Backbone) -> None:
-    with pytest.raises(UserError, match="adds tokens"):
-        PromptKD().parameters(tiny_eva)

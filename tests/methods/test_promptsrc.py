@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from rmadapter.backbones import Backbone
-from rmadapter.errors import UserError
 from rmadapter.methods import promptsrc
 from rmadapter.methods.promptsrc import PromptSRC, gaussian
 from rmadapter.settings import configured
@@ -112,13 +111,6 @@ def test_the_average_is_that_of_the_prompts_at_the_end_of_each_epoch(
         before, at, after = (end[name] for end in ends)
         torch.testing.assert_close(found, (side * before + at + side * after) / (1 + 2 * side))
         assert not torch.equal(before, after)
-
-
-def test_templates_need_a_place_for_the_name() -> None:
-    with pytest.raises(UserError, match=r"exactly one \{\}"):
-        PromptSRC(templates=("a photo",))
-    with pytest.raises(UserError, match=r"exactly one \{\}"):
-        configured(PromptSRC(), {"templates": ["a photo"]})
 
 
 @pytest.mark.parametrize("iterations", [3, 30])

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from sklearn.linear_model import Ridge
 
 from rmadapter.backbones import Backbone
-from rmadapter.errors import UserError
 from rmadapter.methods import load_method
 from rmadapter.methods.rmadapter import PLAIN
 from rmadapter.methods.rmadapter_plus import HEAD, RMAdapterPlus, ridge
@@ -112,8 +111,3 @@ def test_it_learns_its_shots_and_counts_what_it_learns(tiny_clip: Backbone, shot
     assert (logits_of(fitted, shots).argmax(1) == shots.labels).all()
     assert fitted.parameters == fitted.method.parameters(tiny_clip, len(shots.classes)).trained
     assert fitted.parameters == sum(tensor.numel() for tensor in fitted.tensors.values())
-
-
-def test_a_template_without_a_place_for_the_class_is_refused() -> None:
-    with pytest.raises(UserError, match="template"):
-        RMAdapterPlus(general=("no place",))

@@ -15,11 +15,9 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.encoders.blocks import PreNorm
-from rmadapter.errors import UserError
 from rmadapter.methods.skip_tuning import Prompts, SkipTuning, TunedCLIP, kept
-from rmadapter.methods.zero_shot import ZeroShot
 from tests.helpers.rounding import assert_same_float32, double
-from tests.helpers.shots import logits_of, noise_images, shots_of, untrained
+from tests.helpers.shots import noise_images, shots_of, untrained
 
 NAMES = ("cat", "a small red car. a blue bird", "dog", "house")
 TEMPLATES = ("a photo of a {}.", "{}")
@@ -158,14 +156,6 @@ def test_a_compiled_step_is_the_same(tiny_clip: Backbone) -> None:
         assert_same_float32(compiled[name], term)
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_without_a_step_it_answers_as_zero_shot(name: str, request: pytest.FixtureRequest) -> None:
-    backbone: Backbone = request.getfixturevalue(name)
-    shots, names = shots_of(backbone, noise_images(4), templates=TEMPLATES), ("tree", "blue house")
-    plain, start = ZeroShot().fit(backbone, shots), untrained(SkipTuning(), backbone, shots).fitted
-    assert_same_float32(logits_of(start, shots, names), logits_of(plain, shots, names))
-
-
 def test_only_trained_weights_are_stored(tiny_clip: Backbone) -> None:
     """The top block of either encoder, and what lies behind; all else is the backbone's own, shared
     with it."""
@@ -186,8 +176,3 @@ def test_only_trained_weights_are_stored(tiny_clip: Backbone) -> None:
 def test_three_of_twelve_blocks_are_trained(vit_b16: Backbone) -> None:
     module = SkipTuning().module(vit_b16)
     assert (module.first, module.first_text) == (10, 10)
-
-
-def test_nothing_left_to_train_is_refused(tiny_clip: Backbone) -> None:
-    with pytest.raises(UserError, match="skipped=1 leaves no block to train"):
-        SkipTuning(skipped=1.0).module(tiny_clip)

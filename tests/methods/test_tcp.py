@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
-from rmadapter.errors import UserError
 from rmadapter.methods.tcp import TCP
 from rmadapter.training.contract import Shots
 from tests.helpers.context_prompts import (
@@ -71,8 +70,3 @@ def test_a_bert_gets_its_class_contexts_too(tiny_hf: Backbone) -> None:
         return ce + 8 * knowledge(learner.backbone, classes)
 
     assert_same_as_plain(TCP(), tiny_hf, plain)
-
-
-def test_a_missing_block_is_refused(tiny_clip: Backbone) -> None:
-    with pytest.raises(UserError, match=r"tcp\.layer=13: .* has no such block; give at most 12"):
-        TCP(layer=13).module(tiny_clip)

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
-from rmadapter.errors import UserError
 from rmadapter.methods import text_refiner
 from rmadapter.methods.coop import CoOp
 from rmadapter.methods.text_refiner import Refiner, TextRefiner, Training, local_features
@@ -163,13 +162,3 @@ def test_without_what_is_added_it_is_coop(tiny_clip: Backbone) -> None:
         logits_of(refined, shots),
         logits_of(configured(CoOp(), fields).fit(tiny_clip, shots), shots),
     )
-
-
-@pytest.mark.parametrize("name", ["tiny_siglip", "tiny_eva"])
-def test_encoders_without_what_it_reads_are_refused(
-    name: str, request: pytest.FixtureRequest
-) -> None:
-    with pytest.raises(
-        UserError, match="has no such token, block or projection; use another method"
-    ):
-        TextRefiner().parameters(request.getfixturevalue(name))

@@ -12,11 +12,10 @@ import torch.nn.functional as F
 
 from rmadapter.backbones import Backbone
 from rmadapter.methods.two_stages import Norms, TwoStages
-from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.settings import configured
 from rmadapter.training import traits
 from tests.helpers.rounding import assert_same_float32, double
-from tests.helpers.shots import logits_of, noise_images, shots_of, untrained
+from tests.helpers.shots import noise_images, shots_of, untrained
 
 NAMES = ("cat", "a small red car. a blue bird", "dog")
 TEMPLATES = ("a photo of a {}.", "{}")
@@ -143,16 +142,6 @@ def test_the_schedule_is_torchs_cosine_twice(tiny_clip: Backbone) -> None:
             optimizer.step()
             scheduler.step()
     assert [step["lr"] for step in fitted.trained.history] == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
-def test_without_a_step_a_new_class_is_answered_as_by_zero_shot(
-    name: str, request: pytest.FixtureRequest
-) -> None:
-    backbone: Backbone = request.getfixturevalue(name)
-    shots, names = shots_of(backbone, noise_images(4)), ("tree", "blue house")
-    plain, start = ZeroShot().fit(backbone, shots), untrained(TwoStages(), backbone, shots).fitted
-    assert_same_float32(logits_of(start, shots, names), logits_of(plain, shots, names))
 
 
 def test_only_norms_are_its_own(tiny_clip: Backbone) -> None:

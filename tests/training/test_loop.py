@@ -22,7 +22,7 @@ from rmadapter.training.contract import Fitted, Shots, Unfinished
 from rmadapter.training.loop import Batch, Trainer, minimise, notify, order
 from rmadapter.training.traits import Recipe
 from tests.helpers.rounding import relative_errors
-from tests.helpers.shots import LARGE_WEIGHTS, noisy_colors, shots_of
+from tests.helpers.shots import LARGE_WEIGHTS, accuracy_of, noisy_colors, shots_of
 
 SMALL = {
     "first_block": 2,
@@ -257,12 +257,12 @@ def test_a_loss_that_is_not_finite_is_refused(shots: Shots) -> None:
 
 
 def test_training_learns_the_colors(tiny_clip: Backbone) -> None:
-    history = fit(
-        shots_of(tiny_clip, IMAGES), epochs=10, lambda_image_con=0, lambda_text_con=0
-    ).trained.history
+    fitted = fit(shots_of(tiny_clip, IMAGES), epochs=10, lambda_image_con=0, lambda_text_con=0)
+    history = fitted.trained.history
     assert history[-1]["ce"] < 0.1 < history[0]["ce"]
     assert history[-1]["image_rec"] < history[0]["image_rec"]
     assert (len(history), history[-1]["epoch"]) == (20, 10)
+    assert accuracy_of(fitted, noisy_colors(4, 1, 40, ("red", "blue"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -283,6 +283,7 @@ def test_the_lean_loop_equals_the_reference_loop(
         fit(shots_of(tiny_clip, IMAGES, **given), forward=way, **fields)
         for way in ("lean", "reference")
     )
+    assert lean.trained.history[0].keys() == plain.trained.history[0].keys()
     # Rounding makes 1e-6 of these few steps on any processor, bfloat16 (8 bits) 1e-2; another
     # gradient makes 1e-1.
     assert losses(lean) == pytest.approx(losses(plain), rel=5e-2 if "precision" in given else 1e-3)

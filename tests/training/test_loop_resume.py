@@ -20,6 +20,7 @@ from rmadapter.training import loop as training
 from rmadapter.training.contract import Fitted, Shots, Unfinished
 from rmadapter.training.loop import Batch, as_rows, as_table, key_of, minimise
 from rmadapter.training.traits import Recipe
+from tests.helpers.learning import killed_and_resumed
 from tests.helpers.shots import noisy_colors, shots_of
 
 SMALL = {
@@ -39,32 +40,6 @@ def fit(shots: Shots, **fields: Any) -> Fitted:
 
 def losses(fitted: Fitted) -> list[float]:
     return [step["loss"] for step in fitted.trained.history]
-
-
-class Killed(BaseException):
-    """What SIGKILL leaves behind: nothing runs after it."""
-
-
-def killed_and_resumed(
-    train: Callable[[Shots], Any], shots: Shots, folder: Path, survived: int
-) -> tuple[Any, Any]:
-    """What an undisturbed training gives, and one that was killed in step `survived`, counted from
-    0."""
-    whole, rate = train(shots), Recipe.rate
-    shots = replace(shots, unfinished=Unfinished(folder / "training.safetensors", "k"))
-
-    def dies(recipe: Recipe, step: int, per_epoch: int, epochs: int) -> float:
-        if step == survived:
-            raise Killed
-        return rate(recipe, step, per_epoch, epochs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "SAVE_SECONDS", -1.0)
-        patch.setattr(Recipe, "rate", dies)
-        with pytest.raises(Killed):
-            train(shots)
-    torch.manual_seed(survived)  # where the generators of another process stand
-    return whole, train(shots)
 
 
 @pytest.mark.parametrize(

@@ -165,11 +165,6 @@ def test_features_are_those_of_the_backbones_own_forward(
     assert (expected - backbone.model.encode_image(images)).abs().max() > 1e-3  # type: ignore[operator]
 
 
-def test_rotary_positions_leave_no_room(tiny_eva: Backbone) -> None:
-    with pytest.raises(UserError, match="MaPLe adds tokens"):
-        check_room(tiny_eva, "MaPLe")
-
-
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
 def test_deep_prompts_start_as_words_of_one_token(
     name: str, request: pytest.FixtureRequest
