@@ -1,4 +1,5 @@
-"""Tables of images: delimiters, and which column is which."""
+"""Tables of images: delimiters, which column is which, rows with labels, and tables that are
+refused."""
 
 from __future__ import annotations
 
@@ -7,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from rmadapter.data.formats.tables import BETWEEN, choose_columns, read_rows
+from rmadapter.data.formats.base import Row
+from rmadapter.data.formats.tables import BETWEEN, choose_columns, read_rows, scan_table
 from rmadapter.errors import UserError
+from tests.hostile import tables
 
 
 @pytest.mark.parametrize("mark", [",", ";", "\t"])
@@ -37,9 +40,7 @@ def test_usual_names_are_recognised(tmp_path: Path, image: str, label: str) -> N
 @pytest.mark.parametrize("text", [",path,label\n0,a.png,cat\n", "path;label;\na.png;cat;\n"])
 def test_unnamed_columns_are_ignored(text: str, tmp_path: Path) -> None:
     """As pandas and Excel write them."""
-    (tmp_path / "t.csv").write_text(text)
-    rows = read_rows(tmp_path / "t.csv", ("image", "label"), ("label_list", "split", "group"))
-    assert [cells for _, cells in rows] == [{"image": "a.png", "label": "cat"}]
+    assert cells(tmp_path / "t.csv", text) == {"image": "a.png", "label": "cat"}
 
 
 def test_the_first_usual_name_counts_and_a_named_column_more(tmp_path: Path) -> None:
@@ -52,7 +53,7 @@ def test_the_first_usual_name_counts_and_a_named_column_more(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "named", "hint"),
+    ("text", "named", "words"),
     [
         ("a,b\n", {}, r"\(a, b\) is called path or .* --image-column"),
         ("path,b\n", {}, r"\(path, b\) is called label or .* --label-column"),
@@ -60,38 +61,64 @@ def test_the_first_usual_name_counts_and_a_named_column_more(tmp_path: Path) -> 
         ("path,label\n", {"label": "Label"}, "is called 'Label'$"),
         ("path,label\n", {"labels": "x"}, "unknown kind 'labels'; did you mean 'label'"),
         ("path,label\n", {}, "has no rows of data"),
+        ("path,label\n,\n,\n", {}, "has no rows of data"),
         ("", {}, "the first line is empty"),
         ('path,label\n"a,b\n', {}, "not a readable CSV file"),
+        ("path,label\n1.png,cat\n2.png,cat, tabby\n", {}, "line 3: more cells than columns"),
+        ("path,label,label\n1.png,cat,dog\n", {}, "two columns are called 'label'"),
+        ("path,label\n,b\n", {}, "line 2: the path is empty"),
+        ("path,label\na,\n", {}, "line 2: the label is empty"),
+        ("path,labels\na, ;|\n", {}, "line 2: the label is empty"),
+        ("path,labels\na,\n", {}, "line 2: the label is empty"),
+        ("path,labels\na,cat;dog\n", {}, "line 2.*'cat'.*'dog'"),
+        ("path,labels\na,cat|dog\n", {}, "line 2.*'cat'.*'dog'"),
+        ("path,label\nhttp://x/a.png,b\n", {}, "line 2: .* is a web address"),
+        ("path,label,split\na,b,dev\n", {}, "line 2: split is 'dev'"),
+        ("path,label,split\na,b,all\n", {}, "line 2: split is 'all'"),
+        ("path,label,split\na,b\n", {}, "line 2: split is ''"),
     ],
 )
-def test_invalid_tables_fail(tmp_path: Path, text: str, named: dict[str, str], hint: str) -> None:
-    with pytest.raises(UserError, match=hint):
-        cells(tmp_path / "t.csv", text, **named)
+def test_invalid_tables_are_refused(
+    tmp_path: Path, text: str, named: dict[str, str], words: str
+) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(UserError, match=words):
+        scan_table(tmp_path / "t.csv", columns=named)
 
 
-def test_errors_mention_column_options_only_where_they_exist(tmp_path: Path) -> None:
+def test_a_table_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b"path,label\na.png,k\xe4fer\n")
+    with pytest.raises(UserError, match="not a readable CSV file in UTF-8"):
+        scan_table(tmp_path / "t.csv")
+
+
+def test_column_options_are_named_only_where_they_exist(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a\n1\n")
     with pytest.raises(UserError, match=r"called label or class or category$"):
         list(read_rows(tmp_path / "t.csv", ["label"]))
 
 
-def test_parquet(tmp_path: Path) -> None:
+def test_a_table_of_parquet(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
     file = tmp_path / "t.parquet"
-    parquet.write_table(
-        pa.table({"image": ["a.png", None], "class": [3, 4], "pixels": [b"x", b"y"]}), file
-    )
+    table = {"image": ["a.png", None], "class": [3, 4], "pixels": [b"x", b"y"]}
+    parquet.write_table(pa.table(table), file)
     assert list(read_rows(file, ["image", "label"], ["group"])) == [
         (f"{file}, row 1", {"image": "a.png", "label": "3"}),
         (f"{file}, row 2", {"image": "", "label": "4"}),
     ]
-    with pytest.raises(UserError, match=r"\(image, class, pixels\) is called 'x'"):
-        list(read_rows(file, ["image"], named={"image": "x"}))
-    words = r"t\.parquet, row 1: the image is data, not text; `datasets` can save images in tables$"
-    with pytest.raises(UserError, match=words):  # and not the data itself
-        list(read_rows(file, ["image"], named={"image": "pixels"}))
+    for named, words in (
+        ("x", r"\(image, class, pixels\) is called 'x'"),
+        # and not the data itself
+        (
+            "pixels",
+            r"t\.parquet, row 1: the image is data, .*`datasets` can save images in tables$",
+        ),
+    ):
+        with pytest.raises(UserError, match=words):
+            list(read_rows(file, ["image"], named={"image": named}))
     file.write_bytes(b"PAR1")
     with pytest.raises(UserError, match="not a readable parquet file"):
         list(read_rows(file, ["image"]))
@@ -104,37 +131,30 @@ def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         list(read_rows(tmp_path / "t.parquet", ["image"]))
 
 
-def test_labels_may_stand_in_for_the_label() -> None:
+def test_a_column_called_labels_replaces_label_where_lists_are_read() -> None:
     kinds = ("image", "label"), ("label_list", "split")
     expected = {"image": "path", "label_list": "Labels"}
     assert choose_columns("t", ["path", "Labels"], *kinds) == expected
     assert choose_columns("t", ["path", "class"], *kinds) == {"image": "path", "label": "class"}
-    for there in (
-        ["path"],
-        ["path", "labels"],
-    ):  # who asks for one label alone gets no list of them
+    for columns, optional in ((["path"], kinds[1]), (["path", "labels"], ())):
         with pytest.raises(UserError, match="is called label or class or category"):
-            choose_columns("t", there, *(kinds if there == ["path"] else (("image", "label"), ())))
+            choose_columns("t", columns, kinds[0], optional)
 
 
-def test_a_list_is_one_cell(tmp_path: Path) -> None:
-    (tmp_path / "t.jsonl").write_text('{"path": "a", "label": [" x", 1, null]}\n')
-    assert [cells for _, cells in read_rows(tmp_path / "t.jsonl", ("label",))] == [
-        {"label": BETWEEN.join(["x", "1", ""])}
-    ]
-
-
-def test_a_number_that_is_none_is_an_empty_cell(tmp_path: Path) -> None:
-    (tmp_path / "t.jsonl").write_text('{"path": "a", "label": NaN}\n')
-    assert [cells for _, cells in read_rows(tmp_path / "t.jsonl", ("label",))] == [{"label": ""}]
+@pytest.mark.parametrize(
+    ("value", "cell"),
+    [('[" x", 1, null]', BETWEEN.join(["x", "1", ""])), ("NaN", "")],
+)
+def test_values_of_json_become_text(tmp_path: Path, value: str, cell: str) -> None:
+    (tmp_path / "t.jsonl").write_text(f'{{"path": "a", "label": {value}}}\n')
+    assert [cells for _, cells in read_rows(tmp_path / "t.jsonl", ("label",))] == [{"label": cell}]
 
 
 def test_any_line_of_json_may_bring_a_column(tmp_path: Path) -> None:
-    table = tmp_path / "a.jsonl"
-    table.write_text(
+    (tmp_path / "a.jsonl").write_text(
         '{"path": "1.png", "label": "cat"}\n{"path": "2.png", "label": "dog", "split": "test"}\n'
     )
-    rows = [cells for _, cells in read_rows(table, ["image", "label"], ["split"])]
+    rows = [cells for _, cells in read_rows(tmp_path / "a.jsonl", ["image", "label"], ["split"])]
     assert [row["split"] for row in rows] == ["", "test"]
 
 
@@ -143,18 +163,61 @@ def test_empty_rows_are_skipped(tmp_path: Path) -> None:
     rows = [*read_rows(tmp_path / "a.csv", ["image", "label"])]
     assert [cells["image"] for _, cells in rows] == ["1.png", "2.png"]
     assert rows[1][0].endswith("line 4")
-    with pytest.raises(UserError, match="has no rows of data"):
-        cells(tmp_path / "t.csv", "path,label\n,\n,\n")
+
+
+def test_rows_keep_their_order_in_each_split(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("label,path,split\nb,2.png,test\na,1.png,Train\nb,0.png,training\n")
+    found = {split: [row.label for row in rows] for split, rows in scan_table(table).items()}
+    assert found == {"test": ["b"], "train": ["a", "b"]}
+
+
+def test_the_user_may_name_columns(tmp_path: Path) -> None:
+    table = tmp_path / "t.tsv"
+    table.write_text("group\tclass\tfile\tpatient\na\tcat\t1.png\tp1\nb\tdog\t2.png\t\n")
+    assert scan_table(table) == {
+        "all": [Row("cat", tmp_path / "1.png", "a"), Row("dog", tmp_path / "2.png", "b")]
+    }
+    found = scan_table(table, columns={"image": "", "group": "patient", "label": "group"})
+    assert found == {"all": [Row("a", tmp_path / "1.png", "p1"), Row("b", tmp_path / "2.png")]}
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../secret.png", "a/../../secret.png"])
+def test_images_outside_the_folder_must_be_allowed(tmp_path: Path, name: str) -> None:
+    (tmp_path / "t.csv").write_text(f"path,label\na/1.png,a\n{name},b\n")
+    with pytest.raises(UserError, match=r"t\.csv, line 3: .* lies outside .*--allow-outside"):
+        scan_table(tmp_path / "t.csv")
+    assert scan_table(tmp_path / "t.csv", outside=True)["all"][1] == Row("b", tmp_path / name)
 
 
 @pytest.mark.parametrize(
-    ("text", "hint"),
+    ("name", "text", "labels"),
     [
-        ("path,label\n1.png,cat\n2.png,cat, tabby\n", "line 3: more cells than columns"),
-        ("path,label,label\n1.png,cat,dog\n", "two columns are called 'label': rename one"),
+        ("t.csv", "path,labels\n1.png,cat; cat;\n2.png,|dog\n", ["cat", "dog"]),
+        ("t.csv", "path,label\n1.png,black;white\n2.png,a|b\n", ["black;white", "a|b"]),
+        ("t.csv", "path,label,labels\n1.png,one,x;y\n2.png,two,z\n", ["one", "two"]),
+        ("t.jsonl", '{"path": "1", "label": ["a;b"]}\n{"path": "2", "label": "c"}', ["a;b", "c"]),
+        ("t.jsonl", '{"path": "1", "label": ["cat", "dog"]}', None),
     ],
 )
-def test_extra_cells_are_refused(tmp_path: Path, text: str, hint: str) -> None:
-    (tmp_path / "a.csv").write_text(text)
-    with pytest.raises(UserError, match=hint):
-        list(read_rows(tmp_path / "a.csv", ["image", "label"]))
+def test_a_row_has_one_label(tmp_path: Path, name: str, text: str, labels: list[str]) -> None:
+    (tmp_path / name).write_text(text)
+    if labels:
+        assert [row.label for row in scan_table(tmp_path / name)["all"]] == labels
+    else:
+        with pytest.raises(UserError, match=f"{name}, line 1.*'cat'.*'dog'"):
+            scan_table(tmp_path / name)
+
+
+def test_hostile_tables_are_read_or_refused(tmp_path: Path) -> None:
+    errors = []
+    for _, content in tables.cases(seed=1, count=150):
+        (tmp_path / "table.csv").write_bytes(content)
+        try:
+            rows = [row for rows in scan_table(tmp_path / "table.csv").values() for row in rows]
+        except UserError as error:
+            errors.append(str(error))
+        else:
+            assert all(row.label and row.image.is_relative_to(tmp_path) for row in rows)
+    assert 0 < len(errors) < 150
+    assert max(map(len, errors)) < 500

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -14,9 +13,10 @@ from tests.helpers.formats import sample, write_shard
 from tests.helpers.small_images import png
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
 
 
 def test_numbers_are_lines_of_classnames(tmp_path: Path) -> None:
@@ -35,36 +35,25 @@ def test_numbers_are_lines_of_classnames(tmp_path: Path) -> None:
     assert rows["train"][2].image.read_bytes() == png("dog", 0)  # of one name, in another shard
 
 
-def test_shards_of_one_folder_say_their_split_by_name(tmp_path: Path) -> None:
-    for name in (
-        "pets-train-000000.tar",
-        "pets-train-000001.tar",
-        "pets-val-000000.tar",
-        "notes.txt",
-    ):
-        (tmp_path / name).write_bytes(b"")
-    names = {split: [file.name[-10:] for file in part] for split, part in shards(tmp_path).items()}
-    assert names == {
-        "train": ["000000.tar", "000001.tar"], "val": ["000000.tar"],
-    }  # fmt: skip
-    (tmp_path / "more.tar").write_bytes(b"")
+def test_the_name_of_a_shard_says_its_split(tmp_path: Path) -> None:
+    train = ["pets-train-000000.tar", "pets-train-000001.tar"]
+    touch(tmp_path, *train, "pets-val-000000.tar", "notes.txt", "._train-0.tar")  # macOS's
+    expected = {"train": [tmp_path / name for name in train]}
+    assert shards(tmp_path) == {**expected, "val": [tmp_path / "pets-val-000000.tar"]}
+    touch(tmp_path, "more.tar")
     assert [*shards(tmp_path)] == ["all", "train", "val"]
-    (tmp_path / "cat").mkdir()  # they are what class folders were unpacked from
+    (tmp_path / "cat").mkdir()  # class folders, which the shards may have been unpacked to
     assert shards(tmp_path) == {}
 
 
-def test_classes_in_json_and_samples_without_any(tmp_path: Path) -> None:
-    (tmp_path / "a.seg.png").write_bytes(b"")
-    (tmp_path / "a.jpg").write_bytes(b"")
-    for side in ("left", "right"):  # one label for two images
-        (tmp_path / f"d.{side}.png").write_bytes(b"")
-    (tmp_path / "d.json").write_text(json.dumps({"label": "dog"}))
-    (tmp_path / "a.json").write_text(json.dumps({"label": "cat"}))
-    (tmp_path / "lost.json").write_text("{}")
-    (tmp_path / "b.jpg").write_bytes(b"")
-    (tmp_path / "b.json").write_text(json.dumps({"caption": "a dog", "cls": 0}))
-    (tmp_path / "c.jpg").write_bytes(b"")
-    (tmp_path / "c.txt").write_text("a caption")
+def test_classes_may_be_in_json_or_missing(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "a.seg.png", "b.jpg", "c.jpg", "c.txt")
+    touch(tmp_path, "d.left.png", "d.right.png")  # one label for two images
+    for name, text in {
+        "a": '{"label": "cat"}', "b": '{"caption": "a dog", "cls": 0}', "d": '{"label": "dog"}',
+        "lost": "{}",
+    }.items():  # fmt: skip
+        (tmp_path / f"{name}.json").write_text(text)
     assert is_sampled(tmp_path)
     ignored: Counter[str] = Counter()
     expected = [("a.jpg", "cat"), ("b.jpg", "0"), ("d.left.png", "dog"), ("d.right.png", "dog")]
@@ -72,38 +61,24 @@ def test_classes_in_json_and_samples_without_any(tmp_path: Path) -> None:
     assert ignored == {"images without a label": 1, ".txt": 1, ".json": 1, ".seg.png": 1}
 
 
-def test_folders_without_samples(tmp_path: Path) -> None:
-    (tmp_path / "cat").mkdir()
-    (tmp_path / "cat" / "a.png").write_bytes(b"")
-    (tmp_path / "info.json").write_text("{}")
+def test_folders_without_samples_are_not_recognised(tmp_path: Path) -> None:
+    touch(tmp_path, "cat/a.png", "info.json")
     assert not is_sampled(tmp_path)
     assert shards(tmp_path) == {}
     assert class_names(tmp_path) == []
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
-    [("2", "class 2 is not among the 2 lines"), ("\udcff", "not a readable text")],
+    ("name", "content", "words"),
+    [
+        ("a.cls", b"2", r"a\.cls: class 2 is not among the 2 lines"),
+        ("a.cls", b"\xff", r"a\.cls: not a readable text"),
+        ("a.json", b"[1]", r"a\.json: \[1\] has none of the fields label"),
+        ("a.json", b'{"label": ["cat", "dog"]}', r"a\.json: \['cat', 'dog'\] is not one class"),
+    ],
 )
-def test_classes_that_cannot_be_read(tmp_path: Path, text: str, words: str) -> None:
-    (tmp_path / "a.png").write_bytes(b"")
-    (tmp_path / "a.cls").write_bytes(text.encode(errors="surrogateescape"))
+def test_an_invalid_class_is_refused(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    touch(tmp_path, "a.png")
+    (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=words):
         samples(tmp_path, ["cat", "dog"], Counter())
-
-
-def test_json_must_be_an_object(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"")
-    (tmp_path / "a.json").write_text("[1]")
-    with pytest.raises(UserError, match=r"a\.json: \[1\] has none of the fields label"):
-        samples(tmp_path, [], Counter())
-    (tmp_path / "a.json").write_text('{"label": ["cat", "dog"]}')
-    with pytest.raises(UserError, match=r"a\.json: \['cat', 'dog'\] is not one class"):
-        samples(tmp_path, [], Counter())
-
-
-def test_hidden_tars_are_no_shards(tmp_path: Path) -> None:
-    """As macOS leaves them on other disks."""
-    for name in ("train-0.tar", "._train-0.tar"):
-        (tmp_path / name).write_bytes(b"")
-    assert shards(tmp_path) == {"train": [tmp_path / "train-0.tar"]}
