@@ -1,23 +1,34 @@
-"""Every kind of picture and every kind of bad file, built here with Pillow; expected pixels are
+"""Every kind of image, and every kind of bad file or bomb, built with Pillow; expected pixels are
 computed by hand."""
 
 from __future__ import annotations
 
 import io
+import os
 import random
 import re
+import socket
 import struct
+import subprocess
+import sys
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from rmadapter.data.decode import content, image_error, read_image
-from rmadapter.data.read import load_image
+from rmadapter.data import decode
+from rmadapter.data.decode import (
+    advice,
+    content,
+    image_error,
+    load_image,
+    read_image,
+    shrink,
+)
 from rmadapter.errors import UserError
+from tests.hostile import bombs
 from tests.hostile import images as hostile
 
 # 52 values, exact multiples of 257
@@ -128,23 +139,6 @@ def test_other_sources_are_refused(source: object, hint: str) -> None:
         load_image(source)  # type: ignore[arg-type]
 
 
-def bomb(side: int) -> bytes:
-    """A small PNG that claims side x side pixels."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        )
-
-    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b""))
-        + chunk(b"IEND", b"")
-    )
-
-
 def encoded(picture: Image.Image, kind: str) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, kind)
@@ -172,14 +166,27 @@ BAD = {
         "not finite",
     ),
     "vector.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
-    "bomb.png": (bomb(20000), "400000000 pixels"),
-    "bomblet.png": (bomb(10000), "100000000 pixels"),  # Pillow alone would only warn
+    "bomb.png": (bombs.png(20_000, 20_000, 8, 0, bits=1), "400000000 pixels"),
+    "bomblet.png": (
+        bombs.png(10_000, 10_000, 8, 0, bits=1),
+        "100000000 pixels",
+    ),  # Pillow would only warn
+    "line.png": (encoded(Image.new("L", (1, 2000)), "PNG"), "1 x 2000 pixels: more than 100 times"),
+    "row.png": (encoded(Image.new("L", (20_000, 3)), "PNG"), "more than 100 times"),
+    "scans.jpg": (bombs.scans(1500, 900), "in 90. scans"),
+    "exif.jpg": (bombs.directory_bomb(2), "more than one block of EXIF"),
+    "tile.tif": (bombs.tiff(8, 8, 8, 1, 1, 1, tile=30_000), "takes 900 MB to decode"),
+    "prints.jpg": (
+        bombs.saved("JPEG", "CMYK", (9400, 9400), progressive=True, subsampling=0),
+        "takes 8.. MB",
+    ),
+    "tags.tif": (bombs.tiff_directory_bomb(2000), r"larger than (the )?file"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_bad_files_are_refused_by_name_at_reading_and_at_loading(tmp_path: Path, name: str) -> None:
+def test_bad_files_are_refused_by_name(tmp_path: Path, name: str) -> None:
     data, hint = BAD[name]
     path = tmp_path / name
     path.write_bytes(data)
@@ -188,7 +195,7 @@ def test_bad_files_are_refused_by_name_at_reading_and_at_loading(tmp_path: Path,
         load_image(path)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
-    assert image_error(path).startswith(str(path))
+    assert image_error(path) == str(caught.value)
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
@@ -277,3 +284,143 @@ def test_content_of_images_in_memory_depends_on_pixels() -> None:
     lying.info["exif"] = lying.getexif().tobytes()
     assert len({content(image) for image in (grey, palette, red, upright, lying)}) == 5
     assert content(red) == content(np.asarray(red)) == content(red.convert("RGBA"))
+
+
+# Bounds
+
+
+needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+
+
+def odd_files(folder: Path) -> dict[str, Path]:
+    found = {
+        name: folder / f"{name}.jpg"
+        for name in ("pipe", "socket", "device", "folder", "loop", "gone")
+    }
+    os.mkfifo(found["pipe"])
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(found["socket"]))  # whose length is bounded
+    found["device"].symlink_to("/dev/zero")
+    found["folder"].mkdir()
+    found["loop"].symlink_to(found["loop"])
+    return found
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no pipes with names")
+def test_pipes_and_devices_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in odd_files(tmp_path).values():
+        for read in (load_image, content):
+            with pytest.raises(UserError) as caught:
+                read(path)
+            assert str(caught.value).startswith(f"{path}: not a readable image (")
+        assert image_error(path).startswith(f"{path}: ")
+
+
+def test_a_large_file_is_refused_and_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    path.write_bytes(encoded(Image.new("L", (4, 4)), "PNG"))
+    os.truncate(path, decode.BYTES + 1)  # takes no room on the disk
+    with pytest.raises(UserError, match="300,000,001 bytes; an image file may have at most"):
+        load_image(path)
+
+
+def test_slow_decoding_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A JPEG whose first marker never comes: Pillow looks at every byte."""
+    (tmp_path / "marker.jpg").write_bytes(b"\xff\xd8\xff" + bytes(30_000_000))
+    for name, bound in {"SECONDS": 0.1, "READS": 10_000}.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(decode, name, bound)
+            with pytest.raises(UserError, match=r"marker\.jpg: .*takes too long"):
+                load_image(tmp_path / "marker.jpg")
+
+
+def test_ordinary_photos_are_accepted(tmp_path: Path) -> None:
+    """Three to one, ten scans, 24 megapixels, EXIF with a thumbnail: none of it is a bomb."""
+    path = tmp_path / "photo.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    thumbnail = encoded(Image.new("L", (160, 120)), "JPEG")
+    image = Image.linear_gradient("L").convert("RGB").resize((8400, 2800))
+    image.save(path, progressive=True, exif=exif.tobytes() + thumbnail, icc_profile=bytes(100_000))
+    assert load_image(path).size == (2800, 8400)
+    # each with EXIF of its own
+    image.save(tmp_path / "two.mpo", save_all=True, append_images=[image], exif=exif)
+    assert load_image(tmp_path / "two.mpo").size == (2800, 8400)
+
+
+@pytest.mark.parametrize(
+    ("size", "factor"), [((6000, 4000), 1), ((6000, 4001), 2), ((9400, 9400), 2), ((1, 1), 1)]
+)
+def test_more_than_24_megapixels_are_reduced(size: tuple[int, int], factor: int) -> None:
+    assert shrink(Image.new("1", size)) == factor
+
+
+def test_a_large_photo_is_halved(tmp_path: Path) -> None:
+    """JPEG and TIFF take different ways there; the oracle is Pillow's mean of 2 x 2 pixels."""
+    image = Image.radial_gradient("L").resize((7000, 3501)).convert("RGB")
+    for name in ("large.jpg", "large.tif"):
+        image.save(tmp_path / name, quality=95)
+        found = load_image(tmp_path / name)
+        assert found.size == (3500, 1751)
+        near = found.resize((350, 175)), image.reduce(2).resize((350, 175))
+        assert max(abs(a - b) for a, b in zip(*(part.tobytes() for part in near), strict=True)) < 6
+
+
+CHILD = """
+import sys, warnings
+from pathlib import Path
+from rmadapter.data.decode import load_image
+from rmadapter.errors import UserError
+
+def kilobytes(what):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(what)).split()[1])
+
+warnings.simplefilter("ignore")
+for path in sys.argv[1:]:
+    Path("/proc/self/clear_refs").write_text("5")
+    before = kilobytes("VmRSS")
+    try:
+        load_image(path)
+    except UserError:
+        pass
+    print(kilobytes("VmHWM") - before)
+"""
+
+
+@needs_linux
+def test_no_file_takes_more_than_four_photos(tmp_path: Path) -> None:
+    names = ["float.tif", "16-bit.png", "line-2000000.png"]
+    for name in names:
+        (tmp_path / name).write_bytes(bombs.bombs()[name]())
+    files = [str(tmp_path / name) for name in names]
+    Image.effect_noise((6000, 4000), 30).convert("RGB").save(tmp_path / "photo.jpg")
+    command = [sys.executable, "-c", CHILD, str(tmp_path / "photo.jpg"), *files]
+    photo, *others = map(
+        int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    )
+    assert 150_000 < photo < 260_000
+    assert max(others) < 4 * photo, dict(zip(names, others, strict=True))
+
+
+def test_an_icon_with_another_size_than_declared_is_refused(tmp_path: Path) -> None:
+    inside = bombs.png(9500, 9500, 1, 0)
+    (tmp_path / "x.ico").write_bytes(bombs.icon(inside))
+    assert struct.unpack("<H", (tmp_path / "x.ico").read_bytes()[2:4]) == (1,)
+    assert "x.ico" in image_error(tmp_path / "x.ico")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a/IMG_1.HEIC", "to read .heic"),
+        ("b.NEF", "RAW format"),
+        (".dng", "RAW format"),
+        ("c.jpg", ""),
+        ("raw", ""),
+    ],
+)
+def test_advice_follows_the_suffix(name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rmadapter.data.decode.formats", lambda: {".heif": "HEIF"})
+    assert advice("d.heif") == ""  # it could be read: this file is damaged
+    assert (words in advice(name)) if words else advice(name) == ""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import time
 import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
@@ -223,3 +226,23 @@ def test_a_damaged_file_that_looks_whole_is_found_by_decoding_it(tmp_path: Path)
     with pytest.raises(UserError, match=r"dog/2\.png: .*truncated"):
         read_images(tmp_path, check=True)
     assert names(read_images(tmp_path, skip_bad=True)["all"]) == ["cat/1.png", "dog/1.png"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no such signals")
+def test_ctrl_c_ends_the_check(tmp_path: Path) -> None:
+    """Of a hundred images that each take a while."""
+    (tmp_path / "a").mkdir()
+    for number in range(100):
+        (tmp_path / "a" / f"{number}.jpg").write_bytes(bombs.scans(2000, 100))
+    # the process that starts the tests may ignore the signal
+    code = "import signal; signal.signal(2, signal.default_int_handler); "
+    code += "import rmadapter.data.read as i; print('go', flush=True); "
+    code += f"i.read_images({str(tmp_path)!r}, check=True)"
+    command, pipe = [sys.executable, "-c", code], subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"go\n"
+        time.sleep(0.5)
+        child.send_signal(2)
+        child.communicate(timeout=60)
+        assert child.returncode in (-2, 130)

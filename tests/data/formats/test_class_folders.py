@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from rmadapter.data.formats.base import order, split_named
 from rmadapter.data.formats.class_folders import scan_folder
 from rmadapter.errors import UserError
 
@@ -71,12 +71,6 @@ def test_ambiguous_folders_are_refused(tmp_path: Path, files: str, words: str) -
         scan_folder(write(tmp_path, *files.split()))
 
 
-def test_the_name_of_a_file_says_its_split() -> None:
-    assert split_named("pets-training-0.tar") == "train"
-    with pytest.raises(UserError, match=r"stress-test-train-0\.tar: its name says test and train"):
-        split_named("stress-test-train-0.tar")
-
-
 def test_a_run_folder_is_no_class(tmp_path: Path) -> None:
     """After `fit DATA --out DATA/run` the data can be read again."""
     write(tmp_path, "cat/1.png", "dog/2.png", "train/3.png")
@@ -90,11 +84,6 @@ def test_links_to_other_classes_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "a" / "up").symlink_to(tmp_path)
     (tmp_path / "a" / "across").symlink_to(tmp_path / "b")
     assert labels(tmp_path) == ["a", "b"]
-
-
-def test_names_are_ordered_without_case() -> None:
-    expected = ["A", "a", "b", "Z", "e\u0301", "\u00e9"]
-    assert sorted(["b", "A", "a", "\u00e9", "e\u0301", "Z"], key=order) == expected
 
 
 @pytest.mark.parametrize("closed", ["", "cat", "cat/sub"])
@@ -114,3 +103,11 @@ def test_an_unreadable_folder_is_named(
         monkeypatch.setattr(os, name, partial(refuse, getattr(os, name)))
     with pytest.raises(UserError, match=f"^{barred}: cannot be read .Permission denied.$"):
         scan_folder(tmp_path)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux has these folders")
+def test_folders_of_the_system_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/proc/self")
+    for path in (Path("/proc/self"), Path("/dev"), tmp_path / "link"):
+        with pytest.raises(UserError, match="a system folder, which holds no images"):
+            scan_folder(path)
