@@ -104,7 +104,7 @@ def test_custom_methods_are_named_without_their_folder(finished: Path, tmp_path:
     model = json.loads((finished / "model.json").read_text())
     model["method"]["name"] = "/home/anna/own.py:Mine"
     (tmp_path / "model.json").write_text(json.dumps(model))
-    assert serving.run_source(tmp_path).method["name"] == "own.py:Mine"
+    assert serving.run_source(tmp_path)["method"]["name"] == "own.py:Mine"
 
 
 def test_accuracy_of_a_run_without_a_judgement(finished: Path) -> None:

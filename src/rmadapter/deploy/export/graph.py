@@ -25,10 +25,11 @@ from rmadapter.support.terminal import silenced
 from rmadapter.training.contract import Fitted, NotApplicable, ToLogits
 
 if TYPE_CHECKING:
+    import openvino
     from onnx import ModelProto
 
 T = TypeVar("T")
-BatchAxis = tuple[dict[int, Any]] | None  # which axis of the pixels is free
+BatchAxis = tuple[dict[int, object]] | None  # which axis of the pixels is free
 OPSET = 20
 GROUP = 64  # numbers that share a range
 IMAGES = 200  # images to compare an export on, at most
@@ -191,7 +192,7 @@ def write_openvino(folder: Path, precision: str) -> None:
         (folder / file).unlink(missing_ok=True)
 
 
-def _in_8_bits(model: Any) -> Any:
+def _in_8_bits(model: openvino.Model) -> openvino.Model:
     import nncf
 
     nncf.set_log_level(logging.ERROR)

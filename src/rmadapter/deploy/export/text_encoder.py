@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from rmadapter.support.terminal import silenced
 from rmadapter.training.contract import Fitted, NotApplicable
 
 if TYPE_CHECKING:
+    from open_clip import SimpleTokenizer
     from tokenizers import Tokenizer
 
 # the first shows the prompts; the second is traced, as nothing is cached for it
@@ -148,13 +149,15 @@ def tokenizer_of(backbone: Backbone) -> Tokenizer:
     from open_clip.tokenizer import HFTokenizer
     from tokenizers import Tokenizer
 
-    source: Any = backbone.tokenizer
+    source: SimpleTokenizer | HFTokenizer = backbone.tokenizer
     if type(source) is SimpleTokenizer:
         return _byte_pair_tokenizer(source)
-    inner: Any = getattr(getattr(source, "tokenizer", None), "backend_tokenizer", None)
-    is_plain = type(source) is HFTokenizer and inner is not None
-    if not is_plain or source.tokenizer_mode or source.strip_sep_token:
-        raise UserError(f"the tokenizer of {backbone.name} is of a kind that --text cannot export")
+    unknown = UserError(f"the tokenizer of {backbone.name} is of a kind that --text cannot export")
+    if type(source) is not HFTokenizer or source.tokenizer_mode or source.strip_sep_token:
+        raise unknown
+    inner = getattr(source.tokenizer, "backend_tokenizer", None)
+    if inner is None:
+        raise unknown
     pad = {"pad_id": source.tokenizer.pad_token_id, "pad_token": source.tokenizer.pad_token}
     tokenizer = Tokenizer.from_str(inner.to_str())
     tokenizer.enable_truncation(source.context_length)
@@ -162,7 +165,7 @@ def tokenizer_of(backbone: Backbone) -> Tokenizer:
     return tokenizer
 
 
-def _byte_pair_tokenizer(source: Any) -> Tokenizer:
+def _byte_pair_tokenizer(source: SimpleTokenizer) -> Tokenizer:
     """Return CLIP's byte-pair encoding."""
     from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
     from tokenizers.models import BPE

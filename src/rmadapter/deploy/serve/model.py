@@ -81,31 +81,24 @@ class Accuracy(TypedDict):
     of: str
 
 
-class ModelFacts(TypedDict, total=False):
-    """What /info tells of a model, without paths of this machine.
-
-    accuracy: None if unknown. device: of torch only.
-    """
+class Source(TypedDict):
+    """What a folder says of its model, without paths of this machine. accuracy: None if unknown."""
 
     method: dict[str, str] | None
     backbone: dict[str, str] | None
     sha256: str
     accuracy: Accuracy | None
+
+
+class ModelFacts(Source, total=False):
+    """What /info tells of a model. device: of torch only."""
+
     engine: str
     classes: list[str]
     features: bool
     image_size: int
     versions: dict[str, str]
     device: str
-
-
-class _Source(NamedTuple):
-    """The part of `ModelFacts` that is read from a folder."""
-
-    method: dict[str, str] | None
-    backbone: dict[str, str] | None
-    sha256: str
-    accuracy: Accuracy | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +150,7 @@ def open_served(options: ServeOptions) -> ServedModel:
 
 
 def _with_runtime(
-    folder: Path, export: Path, threads: int, source: _Source, before: Sign | None
+    folder: Path, export: Path, threads: int, source: Source, before: Sign | None
 ) -> ServedModel:
     """folder: as the user named it. export: the folder to open."""
     model = Model(export, threads)
@@ -269,16 +262,16 @@ def export_run(folder: Path, options: ServeOptions, place: Path) -> None:
 
 
 def _facts(
-    source: _Source, labels: Sequence[str], engine: str, features: bool, size: int
+    source: Source, labels: Sequence[str], engine: str, features: bool, size: int
 ) -> ModelFacts:
     libraries = ("rmadapter", "numpy", "pillow", LIBRARIES.get(engine, engine))
     versions = {"python": platform.python_version()}
     versions |= {name: version_of(name) for name in libraries}
     return {
-        "method": source.method,
-        "backbone": source.backbone,
-        "sha256": source.sha256,
-        "accuracy": source.accuracy,
+        "method": source["method"],
+        "backbone": source["backbone"],
+        "sha256": source["sha256"],
+        "accuracy": source["accuracy"],
         "engine": engine,
         "classes": list(labels),
         "features": features,
@@ -287,17 +280,20 @@ def _facts(
     }
 
 
-def run_source(folder: Path) -> _Source:
+def run_source(folder: Path) -> Source:
     run = RunFolder(folder)
-    record = read_record(run.record) if run.record.is_file() else None
     model = read_model(run.model)
-    method = {
-        "name": last_part(model.method.name),
-        "title": model.method.title,
-        "source": model.method.source,
+    method, backbone = model.method, model.backbone
+    return {
+        "method": {
+            "name": last_part(method.name),
+            "title": method.title,
+            "source": method.source,
+        },
+        "backbone": {"name": _without_folder(backbone.name), "digest": backbone.digest},
+        "sha256": model.sha256,
+        "accuracy": accuracy_of(read_record(run.record)) if run.record.is_file() else None,
     }
-    backbone = {"name": _without_folder(model.backbone.name), "digest": model.backbone.digest}
-    return _Source(method, backbone, model.sha256, accuracy_of(record) if record else None)
 
 
 def accuracy_of(record: Record) -> Accuracy | None:
@@ -313,13 +309,15 @@ def accuracy_of(record: Record) -> Accuracy | None:
     return None
 
 
-def _export_source(folder: Path) -> _Source:
+def _export_source(folder: Path) -> Source:
     """Read facts from export.json, which may be missing or hold anything."""
     facts = _mapping(read_json(folder / FACTS) if (folder / FACTS).is_file() else {})
-    method = _texts(facts.get("method"), "name", "title", "source")
-    backbone = _texts(facts.get("backbone"), "name", "digest")
-    accuracy = _export_accuracy(_mapping(facts.get("parity")))
-    return _Source(method, backbone, str(facts.get("sha256")), accuracy)
+    return {
+        "method": _texts(facts.get("method"), "name", "title", "source"),
+        "backbone": _texts(facts.get("backbone"), "name", "digest"),
+        "sha256": str(facts.get("sha256")),
+        "accuracy": _export_accuracy(_mapping(facts.get("parity"))),
+    }
 
 
 def _export_accuracy(parity: Mapping[str, object]) -> Accuracy | None:
