@@ -1,4 +1,4 @@
-"""The page's server without a browser: visitors, limits and errors."""
+"""The page's server without a browser: requests, limits, errors, visitors and other sites."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.deploy.app import server as module
 from rmadapter.deploy.app.jobs import Jobs
 from rmadapter.deploy.app.server import HostMiddleware, Visitors, build, refusal
-from rmadapter.deploy.app.session import Shared
+from rmadapter.deploy.app.session import Session, Shared
 
 ADDRESS = "http://127.0.0.1:8080"
 
@@ -36,18 +36,11 @@ def client(tiny_clip: Backbone) -> Iterator[TestClient]:
         yield found
 
 
-def another(client: TestClient) -> TestClient:
-    """Another browser at the same server."""
-    found = TestClient(client.app, ADDRESS)
-    found.get("/")
-    return found
-
-
 def put(client: TestClient, what: str, data: bytes, **words: str) -> Any:
     return client.put(f"/api/{what}", content=data, params=words)
 
 
-def told(response: Any, status: int = 400) -> str:
+def error_of(response: Any, status: int = 400) -> str:
     assert response.status_code == status
     return str(response.json()["error"])
 
@@ -56,7 +49,7 @@ def classes(client: TestClient) -> dict[str, int]:
     return {one["label"]: one["images"] for one in client.get("/api/state").json()["classes"]}
 
 
-def named(client: TestClient, *names: str) -> None:
+def use_names(client: TestClient, *names: str) -> None:
     assert client.post("/api/classes", json={"names": names}).json() is None
     assert client.post("/api/names").json() is None
 
@@ -65,11 +58,8 @@ def test_page_and_assets(client: TestClient) -> None:
     page = client.get("/")
     assert "<title>Make your own image classifier</title>" in page.text
     assert "script-src" not in page.headers["content-security-policy"]
-    for name, kind in (
-        ("page.mjs", "text/javascript"),
-        ("parts.mjs", "text/javascript"),
-        ("style.css", "text/css"),
-    ):
+    kinds = {"page.mjs": "text/javascript", "parts.mjs": "text/javascript", "style.css": "text/css"}
+    for name, kind in kinds.items():
         assert client.get(f"/{name}").headers["content-type"].startswith(kind)
     for path in ("/index.html", "/../site.py", "/api", "/report/x"):
         assert client.get(path).status_code == 404
@@ -82,105 +72,91 @@ def test_cookie_is_hidden_from_scripts_and_other_sites(client: TestClient) -> No
     assert "SameSite=Lax" in cookie
     assert "set-cookie" not in client.get("/").headers
     stranger = TestClient(client.app, ADDRESS, cookies={"rmadapter-app-8080": "guess"})
-    for response in (
-        stranger.get("/api/state"),
-        stranger.get("/report"),
-        stranger.get("/download/model"),
-    ):
-        assert "reload it" in told(response)
-    assert "reload it" in told(put(stranger, "image", b"", label="a"))
+    for path in ("/api/state", "/report", "/download/model"):
+        assert "reload it" in error_of(stranger.get(path))
+    assert "reload it" in error_of(put(stranger, "image", b"", label="a"))
 
 
 def test_concurrent_visitors_are_separate(client: TestClient, colors: Path) -> None:
-    other = another(client)
+    other = TestClient(client.app, ADDRESS)
+    other.get("/")
+    visits = ((client, "red"), (other, "blue"))
 
     def work(who: TestClient, label: str) -> None:
         for image in sorted((colors / "train" / label).iterdir()):
-            assert (
-                put(who, "image", image.read_bytes(), label=label, name=image.name).status_code
-                == 200
-            )
-        named(who, f"{label} thing")
+            done = put(who, "image", image.read_bytes(), label=label, name=image.name)
+            assert done.status_code == 200
+        use_names(who, f"{label} thing")
 
-    threads = [
-        threading.Thread(target=work, args=pair) for pair in ((client, "red"), (other, "blue"))
-    ]
+    threads = [threading.Thread(target=work, args=visit) for visit in visits]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert classes(client) == {"red": 6, "red thing": 0}
-    assert classes(other) == {"blue": 6, "blue thing": 0}
     image = (colors / "test/red/0.png").read_bytes()
-    for who, label in ((client, "red"), (other, "blue")):
+    for who, label in visits:
+        assert classes(who) == {label: 6, f"{label} thing": 0}
         answers = put(who, "ask", image, name="x.png").json()
         assert {one["label"] for one in answers} == {label, f"{label} thing"}
         with zipfile.ZipFile(io.BytesIO(who.get("/download/model").content)) as file:
             assert label in file.read("model/model.json").decode()
 
 
-def test_errors_are_one_line(
-    client: TestClient, colors: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    ("what", "data", "name", "start"),
+    [
+        ("image", b"x" * 101, "big.png", "big.png: larger than the 100"),
+        ("image", b"no", "bad.png", "bad.png: not an image"),
+        ("zip", b"x" * 51, "big.zip", "big.zip: larger than the 50"),
+        ("zip", b"no", "../evil.zip", "evil.zip: not a readable zip file"),
+        ("ask", b"no", "bad.png", "There is no classifier yet"),
+    ],
+)
+def test_refused_files(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, what: str, data: bytes, name: str,
+    start: str,
+) -> None:  # fmt: skip
     monkeypatch.setattr(module, "MOST_IMAGE", 100)
     monkeypatch.setattr(module, "MOST_ZIP", 50)
-    assert told(put(client, "image", b"x" * 101, label="a", name="big.png")).startswith(
-        "big.png: larger than the 100"
-    )
-    assert told(put(client, "zip", b"x" * 51, name="big.zip")).startswith(
-        "big.zip: larger than the 50"
-    )
-    assert told(put(client, "zip", b"no", name="../evil.zip")).startswith(
-        "evil.zip: not a readable zip file"
-    )
-    assert told(put(client, "image", b"no", label="a", name="bad.png")).startswith(
-        "bad.png: not an image"
-    )
-    assert told(put(client, "ask", b"no", name="bad.png")).startswith("There is no classifier yet")
-    assert "at least two classes" in told(client.post("/api/train", json={"method": "auto"}))
-    for wanted in ({}, {"names": "a"}, {"names": []}, {"names": [1]}):
-        assert told(client.post("/api/classes", json=wanted)) == "names: give at least one"
-    assert "method is missing" in told(client.post("/api/train"))
-    for body in (b"{", b"[1]", b"[" * 50_000, b"\xff"):
-        assert "JSON" in told(client.post("/api/classes", content=body))
-    assert "larger than the 100,000 bytes" in told(
-        client.post("/api/classes", content=b" " * 100_001)
-    )
-    assert "there is no report" in told(client.get("/report"))
-    assert "no classifier" in told(client.get("/download/web"))
+    assert error_of(put(client, what, data, label="a", name=name)).startswith(start)
+    assert classes(client) == {}
+
+
+def test_refused_requests(client: TestClient) -> None:
+    assert "at least two classes" in error_of(client.post("/api/train", json={"method": "auto"}))
+    assert "method is missing" in error_of(client.post("/api/train"))
+    for body in ({}, {"names": "a"}, {"names": []}, {"names": [1]}):
+        assert error_of(client.post("/api/classes", json=body)) == "names: give at least one"
+    for content in (b"{", b"[1]", b"[" * 50_000, b"\xff"):
+        assert "JSON" in error_of(client.post("/api/classes", content=content))
+    too_large = client.post("/api/classes", content=b" " * 100_001)
+    assert "larger than the 100,000 bytes" in error_of(too_large)
+    assert "there is no report" in error_of(client.get("/report"))
+    assert "no classifier" in error_of(client.get("/download/web"))
     assert classes(client) == {}
 
 
 def test_full_disk(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def full(*_: object) -> AsyncIterator[bytes]:
+    async def fail(*_: object) -> AsyncIterator[bytes]:
         raise OSError(errno.ENOSPC, "No space left on device")
         yield b""
 
-    monkeypatch.setattr(module, "read_parts", full)
-    assert told(put(client, "zip", b"x", name="a.zip")).startswith("a.zip: ")
+    monkeypatch.setattr(module, "read_parts", fail)
+    assert error_of(put(client, "zip", b"x", name="a.zip")).startswith("a.zip: ")
     assert classes(client) == {}
 
 
 def test_client_that_leaves_early(client: TestClient) -> None:
-    sent: list[Any] = []
     cookie = "; ".join(f"{name}={value}" for name, value in client.cookies.items())
-    headers = [(b"host", b"127.0.0.1:8080"), (b"cookie", cookie.encode())]
     scope = {
-        "type": "http",
-        "method": "PUT",
-        "path": "/api/image",
+        "type": "http", "http_version": "1.1", "scheme": "http", "method": "PUT",
+        "server": ("127.0.0.1", 8080), "root_path": "", "path": "/api/image",
         "query_string": b"label=a",
-        "headers": headers,
-    }
-    scope |= {
-        "server": ("127.0.0.1", 8080),
-        "scheme": "http",
-        "root_path": "",
-        "http_version": "1.1",
-    }
-    messages = iter(
-        [{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}]
-    )
+        "headers": [(b"host", b"127.0.0.1:8080"), (b"cookie", cookie.encode())],
+    }  # fmt: skip
+    half = {"type": "http.request", "body": b"half", "more_body": True}
+    messages = iter([half, {"type": "http.disconnect"}])
+    sent: list[Any] = []
 
     async def receive() -> Any:
         return next(messages)
@@ -195,20 +171,18 @@ def test_client_that_leaves_early(client: TestClient) -> None:
 
 
 def test_other_sites_are_refused(client: TestClient) -> None:
-    evil = {"origin": "http://evil.example"}
-    assert "Another site" in told(
-        client.post("/api/classes", json={"names": ["a"]}, headers=evil), 403
-    )
-    assert "at the address" in told(client.get("/api/state", headers={"host": "evil.example"}), 403)
-    assert (
-        client.post("/api/classes", json={"names": ["a"]}, headers={"origin": ADDRESS}).status_code
-        == 200
-    )
+    def add(origin: str) -> Any:
+        return client.post("/api/classes", json={"names": ["a"]}, headers={"origin": origin})
+
+    assert "Another site" in error_of(add("http://evil.example"), 403)
+    other_host = client.get("/api/state", headers={"host": "evil.example"})
+    assert "at the address" in error_of(other_host, 403)
+    assert classes(client) == {}
+    assert add(ADDRESS).status_code == 200
     assert classes(client) == {"a": 0}
 
 
 def test_uploaded_report_runs_nothing(client: TestClient, finished: Path) -> None:
-    """It may hold anything: none of it runs."""
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as file:
         for path in finished.iterdir():
@@ -225,7 +199,7 @@ def test_uploaded_report_runs_nothing(client: TestClient, finished: Path) -> Non
 def test_folders_are_removed_at_the_end(tiny_clip: Backbone) -> None:
     with TestClient(build(Shared(tiny_clip, Jobs())), ADDRESS) as client:
         client.get("/")
-        named(client, "red", "blue")
+        use_names(client, "red", "blue")
         root = client.app.state.visitors.root  # type: ignore[attr-defined]
         assert [*root.glob("*/model-1/model.json")]
     assert not root.exists()
@@ -241,13 +215,31 @@ class Clock:
         return self.now
 
 
-def test_visitors_and_strangers(tmp_path: Path) -> None:
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def visitors(tmp_path: Path, clock: Clock) -> Visitors:
+    """No visitors yet; each stays for ten seconds."""
     shared: Any = SimpleNamespace()
-    visitors = Visitors(tmp_path, shared, 10)
+    return Visitors(tmp_path, shared, 10, clock)
+
+
+def session_of(visitors: Visitors, number: str) -> Session:
+    session = visitors.session(number)
+    assert session is not None
+    return session
+
+
+def start_job(visitors: Visitors, number: str) -> None:
+    session_of(visitors, number).job = SimpleNamespace(ended=False)  # type: ignore[assignment]
+
+
+def test_visitors_are_known_by_number_alone(visitors: Visitors) -> None:
     one, two = visitors.add(), visitors.add()
-    mine, other = visitors.session(one), visitors.session(two)
-    assert mine is not None
-    assert other is not None
+    mine, other = session_of(visitors, one), session_of(visitors, two)
     assert mine is visitors.session(one)
     assert mine.folder != other.folder
     assert one not in str(mine.folder)
@@ -257,64 +249,39 @@ def test_visitors_and_strangers(tmp_path: Path) -> None:
     assert (mine.folder.exists(), other.folder.exists()) == (False, True)
 
 
-def test_idle_visitors_are_removed(tmp_path: Path) -> None:
-    shared: Any = SimpleNamespace()
-    clock = Clock()
-    visitors = Visitors(tmp_path, shared, 10, clock)
-    away, here, busy = (visitors.add() for _ in range(3))
-    at_work = visitors.session(busy)
-    assert at_work is not None
-    job: Any = SimpleNamespace(ended=False)
-    at_work.job = job
+def test_idle_visitors_are_removed(visitors: Visitors, clock: Clock, tmp_path: Path) -> None:
+    away, active, busy = (visitors.add() for _ in range(3))
+    start_job(visitors, busy)
     clock.now = 8
-    assert visitors.session(here)
+    assert visitors.session(active)
     clock.now = 11
     visitors.sweep()
     assert visitors.session(away) is None
-    assert visitors.session(here)
+    assert visitors.session(active)
     assert visitors.session(busy)
     assert len([*tmp_path.iterdir()]) == 2
 
 
-def test_active_visitors_stay_longest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when another site's page, or a monitor, asks for the page again and again."""
+def test_visitors_are_limited_and_active_ones_stay_longest(
+    visitors: Visitors, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another site's page, or a monitor, may open the page again and again."""
     monkeypatch.setattr(module, "MOST_VISITORS", 4)
-    shared: Any = SimpleNamespace()
-    clock = Clock()
-    visitors = Visitors(tmp_path, shared, 10, clock)
     training, labelled = visitors.add(), visitors.add()
-    busy, idle = visitors.session(training), visitors.session(labelled)
-    assert busy
-    assert idle
-    busy.job = SimpleNamespace(ended=False)  # type: ignore[assignment]
-    idle.images.add_class("cat")
+    start_job(visitors, training)
+    session_of(visitors, labelled).images.add_class("cat")
+    numbers = []
     for clock.now in range(1, 9):
-        newest = visitors.add()
-        assert visitors.session(newest)
-    assert (visitors.session(training), visitors.session(labelled)) == (busy, idle)
+        numbers.append(visitors.add())
+        assert visitors.session(numbers[-1])
+    assert [visitors.session(number) is not None for number in numbers[-3:]] == [False, True, True]
+    assert visitors.session(training)
+    assert visitors.session(labelled)
     for clock.now in range(9, 12):
-        another = visitors.session(visitors.add())
-        assert another
-        another.images.add_class("dog")
+        session_of(visitors, visitors.add()).images.add_class("dog")
     assert visitors.session(training)
     assert visitors.session(labelled) is None
-
-
-def test_visitors_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_VISITORS", 2)
-    shared: Any = SimpleNamespace()
-    clock = Clock()
-    visitors = Visitors(tmp_path, shared, 10, clock)
-    numbers = []
-    for clock.now in range(4):
-        numbers.append(visitors.add())
-    assert [visitors.session(number) is not None for number in numbers] == [
-        False,
-        False,
-        True,
-        True,
-    ]
-    assert len([*tmp_path.iterdir()]) == 2
+    assert len([*tmp_path.iterdir()]) == 4
 
 
 # Hosts and origins

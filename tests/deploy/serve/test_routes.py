@@ -1,22 +1,23 @@
-"""What a client gets, path by path."""
+"""Answers of the server, path by path."""
 
 from __future__ import annotations
 
 import base64
 import re
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import urljoin
 
 import numpy as np
 import pytest
 
-from rmadapter.deploy.serve.routes import create_app
 from tests.helpers.serving import FACTS, TestClient, Toy, colour_image, running_service, wait_for
 
-RED, GREEN = (
-    ("red.png", colour_image(250, 50, 0)),
-    ("green.jpg", colour_image(0, 250, 0, (30, 8), "JPEG")),
-)
+from rmadapter.deploy.serve.routes import create_app  # isort: skip
+
+RED = ("red.png", colour_image(250, 50, 0))
+GREEN = ("green.jpg", colour_image(0, 250, 0, (30, 8), "JPEG"))
+BAD = ("x.png", b"x")
 
 
 def form(*files: tuple[str, bytes]) -> list[tuple[str, tuple[str, bytes]]]:
@@ -34,68 +35,68 @@ def client(toy: Toy) -> Iterator[TestClient]:
         yield TestClient(create_app(service))
 
 
+def answers(client: TestClient, path: str, *files: tuple[str, bytes]) -> list[Any]:
+    answer = client.post(path, files=form(*files))
+    assert answer.status_code == 200
+    return answer.json()["answers"]
+
+
 def test_predict(client: TestClient) -> None:
     answer = client.post("/predict?top=2", files=form(RED, GREEN))
     assert answer.status_code == 200
     assert answer.headers["x-content-type-options"] == "nosniff"
-    found = answer.json()
-    assert found["model"] == "toy"
-    assert [row["image"] for row in found["answers"]] == ["red.png", "green.jpg"]
+    assert answer.json()["model"] == "toy"
+    red, green = answer.json()["answers"]
+    assert (red["image"], green["image"]) == ("red.png", "green.jpg")
     best = [{"class": "red", "probability": 0.833333}, {"class": "green", "probability": 0.166667}]
-    assert found["answers"][0]["classes"] == best
-    assert found["answers"][1]["classes"][0]["class"] == "green"
-    assert (
-        client.post("/models/toy/predict?top=9", files=form(RED)).json()["answers"][0]["classes"][
-            :2
-        ]
-        == best
-    )
-    as_json = client.post(
-        "/predict?model=toy", json={"images": [base64.b64encode(RED[1]).decode()]}
-    ).json()
-    assert as_json["answers"][0]["image"] == "images[0]"
-    assert as_json["answers"][0]["classes"][:2] == best
+    assert red["classes"] == best
+    assert green["classes"][0]["class"] == "green"
+    (row,) = answers(client, "/models/toy/predict?top=9", RED)
+    assert row["classes"][:2] == best
+    images = {"images": [base64.b64encode(RED[1]).decode()]}
+    (row,) = client.post("/predict?model=toy", json=images).json()["answers"]
+    assert (row["image"], row["classes"][:2]) == ("images[0]", best)
 
 
 def test_embed(client: TestClient) -> None:
-    (row,) = client.post("/embed", files=form(RED)).json()["answers"]
+    (row,) = answers(client, "/embed", RED)
     assert np.linalg.norm(row["features"]) == pytest.approx(1, abs=1e-6)
     assert row["features"] == pytest.approx([250 / 254.95, 50 / 254.95, 0], abs=1e-4)
-    assert client.post("/models/toy/embed", files=form(RED)).json()["answers"] == [row]
-    bad = client.post("/embed?skip_bad=true", files=form(("x.png", b"x"), RED)).json()["answers"]
-    assert bad[0]["error"].startswith("x.png: ")
-    assert bad[1] == row
+    assert answers(client, "/models/toy/embed", RED) == [row]
+    bad, good = answers(client, "/embed?skip_bad=true", BAD, RED)
+    assert bad["error"].startswith("x.png: ")
+    assert good == row
 
 
 def test_bad_images_are_named_or_skipped(client: TestClient) -> None:
-    answer = client.post("/predict", files=form(RED, ("x.png", b"x")))
+    answer = client.post("/predict", files=form(RED, BAD))
     assert answer.status_code == 422
     assert [one["image"] for one in answer.json()["images"]] == ["x.png"]
-    found = client.post("/predict?skip_bad=true", files=form(RED, ("x.png", b"x"))).json()[
-        "answers"
-    ]
-    assert found[0]["classes"][0]["class"] == "red"
-    assert found[1]["error"].startswith("x.png: ")
+    good, bad = answers(client, "/predict?skip_bad=true", RED, BAD)
+    assert good["classes"][0]["class"] == "red"
+    assert bad["error"].startswith("x.png: ")
 
 
-def test_errors_are_one_line(client: TestClient) -> None:
-    for path, status, told in (
+@pytest.mark.parametrize(
+    ("path", "status", "start"),
+    [
         ("/predict?top=0", 422, "query.top: "),
         ("/predict?skip_bad=perhaps", 422, "query.skip_bad: "),
         ("/models/tox/predict", 404, "unknown model 'tox'; did you mean 'toy'?"),
         ("/nowhere", 404, "Not Found"),
         ("/health", 405, "Method Not Allowed"),
-    ):
-        answer = client.post(path, files=form(RED))
-        assert (answer.status_code, list(answer.json())) == (status, ["error"])
-        assert answer.json()["error"].startswith(told)
+    ],
+)
+def test_errors_are_one_line(client: TestClient, path: str, status: int, start: str) -> None:
+    answer = client.post(path, files=form(RED))
+    assert (answer.status_code, list(answer.json())) == (status, ["error"])
+    assert answer.json()["error"].startswith(start)
+
+
+def test_refused_bodies_answer_400(client: TestClient) -> None:
     assert client.post("/predict", files=form(*[RED] * 4)).status_code == 400
-    assert (
-        client.post(
-            "/predict", content=b"x", headers={"Content-Type": "application/json"}
-        ).status_code
-        == 400
-    )
+    kind = {"Content-Type": "application/json"}
+    assert client.post("/predict", content=b"x", headers=kind).status_code == 400
 
 
 def test_slow_model_answers_503(toy: Toy) -> None:
@@ -104,10 +105,8 @@ def test_slow_model_answers_503(toy: Toy) -> None:
         toy.gate.clear()
         answer = client.post("/predict", files=form(RED))
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-        assert (
-            service.counters.registry.get_sample_value("rmadapter_queue_images", {"model": "toy"})
-            == 0
-        )
+        value_of = service.counters.registry.get_sample_value
+        assert value_of("rmadapter_queue_images", {"model": "toy"}) == 0
         toy.gate.set()
         wait_for(
             lambda: client.post("/predict", files=form(RED)).status_code == 200,
@@ -116,10 +115,13 @@ def test_slow_model_answers_503(toy: Toy) -> None:
 
 
 def test_health_and_facts(client: TestClient) -> None:
-    assert client.get("/health").json() == {"alive": True}
-    assert client.get("/ready").json() == {"ready": True}
-    assert client.get("/models").json() == {"models": ["toy"]}
-    assert client.get("/info").json() == {"models": {"toy": FACTS}}
+    for path, content in (
+        ("/health", {"alive": True}),
+        ("/ready", {"ready": True}),
+        ("/models", {"models": ["toy"]}),
+        ("/info", {"models": {"toy": FACTS}}),
+    ):
+        assert client.get(path).json() == content
     client.post("/predict", files=form(RED, GREEN))
     text = client.get("/metrics").text
     assert 'rmadapter_requests_total{path="/predict",status="200"} 1.0' in text
@@ -132,13 +134,9 @@ def test_health_and_facts(client: TestClient) -> None:
 def test_openapi_says_how_to_send_images(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/predict", "/embed", "/models/{model}/predict", "/info", "/metrics"} <= set(paths)
-    body = paths["/predict"]["post"]["requestBody"]["content"]
-    assert set(body) == {"multipart/form-data", "application/json"}
-    assert {one["name"] for one in paths["/predict"]["post"]["parameters"]} == {
-        "model",
-        "top",
-        "skip_bad",
-    }
+    post = paths["/predict"]["post"]
+    assert set(post["requestBody"]["content"]) == {"multipart/form-data", "application/json"}
+    assert {one["name"] for one in post["parameters"]} == {"model", "top", "skip_bad"}
 
 
 def test_documentation_works_behind_a_proxy(client: TestClient) -> None:
@@ -149,61 +147,45 @@ def test_documentation_works_behind_a_proxy(client: TestClient) -> None:
     assert urljoin("https://x.org/birds/openapi.json", server["url"]) == "https://x.org/birds/"
 
 
-def test_only_listed_origins_are_allowed(toy: Toy) -> None:
-    asks = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+@pytest.mark.parametrize(
+    ("cors", "allowed"),
+    [((), None), (("https://a.example",), "https://a.example"), (("https://b.example",), None)],
+)
+def test_only_listed_origins_are_allowed(
+    toy: Toy, cors: tuple[str, ...], allowed: str | None
+) -> None:
+    origin = {"Origin": "https://a.example"}
     with running_service(toy) as service:
-        for cors, allowed in (
-            ((), None),
-            (("https://a.example",), "https://a.example"),
-            (("https://b.example",), None),
-        ):
-            client = TestClient(create_app(service, "key", cors))
-            assert (
-                client.options("/predict", headers=asks).headers.get("access-control-allow-origin")
-                == allowed
-            )
-            answer = client.post(
-                "/predict", files=form(RED), headers={"Origin": asks["Origin"], "X-API-Key": "key"}
-            )
-            assert (answer.status_code, answer.headers.get("access-control-allow-origin")) == (
-                200,
-                allowed,
-            )
-            assert client.post("/predict", files=form(RED)).status_code == 401
+        client = TestClient(create_app(service, "key", cors))
+        question = {**origin, "Access-Control-Request-Method": "POST"}
+        preflight = client.options("/predict", headers=question)
+        assert preflight.headers.get("access-control-allow-origin") == allowed
+        answer = client.post("/predict", files=form(RED), headers={**origin, "X-API-Key": "key"})
+        assert answer.status_code == 200
+        assert answer.headers.get("access-control-allow-origin") == allowed
+        assert client.post("/predict", files=form(RED)).status_code == 401
 
 
 # The status page
 
 
-def test_page_shows_models_and_answers() -> None:
-    with running_service(Toy()) as service:
-        client = TestClient(create_app(service))
-        page = client.get("/").text
-        for part in (
-            "Toy on none",
-            "90.0",
-            "(80 to 95)",
-            "3 classes",
-            "red, green, blue",
-            'action="?model=toy"',
-        ):
-            assert part in page
-        page = client.post(
-            "/?model=toy",
-            files=[("files", ("<b>.png", colour_image(255, 0, 0))), ("files", ("x", b"x"))],
-        ).text
-        assert "&lt;b&gt;.png" in page
-        assert "100.0&nbsp;%" in page
-        assert "x: not an image" in page
-        assert "<b>1</b> image classified" in page
+def test_page_shows_models_and_answers(client: TestClient) -> None:
+    page = client.get("/").text
+    for part in ("Toy on none", "90.0", "(80 to 95)", "3 classes", "red, green, blue"):
+        assert part in page
+    assert 'action="?model=toy"' in page
+    files = form(("<b>.png", colour_image(255, 0, 0)), ("x", b"x"))
+    page = client.post("/?model=toy", files=files).text
+    assert "&lt;b&gt;.png" in page
+    assert "100.0&nbsp;%" in page
+    assert "x: not an image" in page
+    assert "<b>1</b> image classified" in page
 
 
-def test_page_shows_errors() -> None:
-    with running_service(Toy()) as service:
-        client = TestClient(create_app(service))
-        answer = client.post("/?model=other", files=[("files", ("a.png", b""))])
-        assert answer.status_code == 404
-        assert "unknown model &#39;other&#39;" in answer.text
+def test_page_shows_errors(client: TestClient) -> None:
+    answer = client.post("/?model=other", files=form(("a.png", b"")))
+    assert answer.status_code == 404
+    assert "unknown model &#39;other&#39;" in answer.text
 
 
 def test_page_has_no_script_and_a_strict_policy() -> None:
@@ -215,10 +197,6 @@ def test_page_has_no_script_and_a_strict_policy() -> None:
         assert "default-src 'none'" in answer.headers["content-security-policy"]
 
 
-def test_page_of_a_model_with_few_facts() -> None:
-    with running_service(Toy()) as service:
-        service.models["toy"].facts.update(
-            method=None, backbone=None, accuracy=None, features=False
-        )
-        page = TestClient(create_app(service)).get("/").text
-        assert "without features" in page
+def test_page_of_a_model_with_few_facts(toy: Toy, client: TestClient) -> None:
+    toy.served.facts.update(method=None, backbone=None, accuracy=None, features=False)
+    assert "without features" in client.get("/").text
