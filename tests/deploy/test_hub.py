@@ -1,5 +1,4 @@
-"""A run in a repository: what goes, what never goes, and what the hub may refuse; the hub is one on
-loopback."""
+"""A run in a repository: what is sent, what never is, and what a hub on loopback may refuse."""
 
 from __future__ import annotations
 
@@ -48,17 +47,15 @@ FILES = {"README.md", "SHA256SUMS", "config.yaml", "model.json", "model.safetens
 def test_pushed_run_answers_like_the_run(
     rmadapter: Command, hub: Hub, finished: Path, colors: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:
-    """What comes back answers as the run does, from every verb that takes one."""
+    """Every verb that takes a run takes the repository, too."""
     done = rmadapter("push", finished, "anna/colors", "--private")
     assert done.code == 0, done.err
     assert done.err.startswith("note: to anna/colors: README.md (0.00 MB), SHA256SUMS")
     assert f"{hub.url}/anna/colors: rmadapter predict hf:anna/colors IMAGES" in done.out
     repository = hub.repositories["anna/colors"]
-    assert (repository.private, {*repository.files}, len(repository.log)) == (
-        True,
-        {".gitattributes", *FILES},
-        2,
-    )
+    assert repository.private
+    assert {*repository.files} == {".gitattributes", *FILES}
+    assert len(repository.log) == 2
     images, run = sorted((colors / "test").rglob("*.png")), "hf:anna/colors"
     wanted = np.concatenate([*load(finished, tiny_clip).fitted.probabilities(images)])
     found = np.concatenate([*load(run, tiny_clip).fitted.probabilities(images)])
@@ -74,20 +71,14 @@ def test_pushed_run_answers_like_the_run(
 
 @pytest.mark.slow
 def test_export_of_a_repository(
-    rmadapter: Command,
-    hub: Hub,
-    finished: Path,
-    colors: Path,
-    tmp_path: Path,
+    rmadapter: Command, hub: Hub, finished: Path, colors: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
+) -> None:  # fmt: skip
     pytest.importorskip("onnxruntime")
     push(finished, "anna/colors")
     monkeypatch.chdir(tmp_path)
-    assert (
-        rmadapter("export", "hf:anna/colors", *backbone_option(finished), "--data", colors).code
-        == 0
-    )
+    its = backbone_option(finished)
+    assert rmadapter("export", "hf:anna/colors", *its, "--data", colors).code == 0
     assert (tmp_path / "colors-onnx/model.onnx").is_file()
 
 
@@ -95,28 +86,29 @@ def test_nothing_private_is_sent(finished: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     record = read_record(run / "run.json")
     secret = "/home/anna/secret"
-    task = replace(record.task, data=f"{secret}/pets", tests=(Question("x", f"{secret}/zoo"),))
-    found = {
-        "task": task,
+    reason = f"{secret}/1.jpg: damaged"
+    score_update = {"data": f"{secret}/zoo", "reason": reason}
+    row = Candidate(name="mma", reason=reason)
+    update = {
+        "task": replace(
+            record.task, data=f"{secret}/pets", tests=(Question("x", f"{secret}/zoo"),)
+        ),
+        "scores": tuple(score.model_copy(update=score_update) for score in record.scores),
+        "choice": Choice(chosen="rmadapter", minutes=1, rows=(row,)),
         "command": f"rmadapter fit {secret}",
         "notes": (secret,),
         "machine": {"cpu": secret},
+        "reason": secret,
+        "columns": {"image": "secret"},
+        "copied_from": secret,
     }
-    told = {"data": f"{secret}/zoo", "reason": f"{secret}/1.jpg: damaged"}
-    found |= {"scores": tuple(score.model_copy(update=told) for score in record.scores)}
-    row = Candidate(name="mma", reason=f"{secret}/1.jpg: damaged")
-    found |= {"choice": Choice(chosen="rmadapter", minutes=1, rows=(row,)), "reason": secret}
-    record.model_copy(update={**found, "columns": {"image": "secret"}, "copied_from": secret}).save(
-        run / "run.json"
-    )
+    record.model_copy(update=update).save(run / "run.json")
     (run / "SHA256SUMS").unlink()
     push(run, "anna/pets", to=tmp_path / "out")
     assert {file.name for file in (tmp_path / "out").iterdir()} == FILES
     for file in (tmp_path / "out").iterdir():
-        assert platform.platform().encode() not in file.read_bytes(), file
-        assert b"secret" not in file.read_bytes(), file
-        assert str(tmp_path.parent).encode() not in file.read_bytes(), file
-        assert b".png" not in file.read_bytes(), file
+        for private in (platform.platform(), "secret", str(tmp_path.parent), ".png"):
+            assert private.encode() not in file.read_bytes(), file
     assert read_record(tmp_path / "out/run.json").task.data == "pets"
     check_sums(tmp_path / "out", FILES - {"SHA256SUMS"})
 
@@ -154,26 +146,19 @@ def test_second_push_removes_old_files(hub: Hub, finished: Path, tmp_path: Path)
 
 
 def test_refused_pushes(rmadapter: Command, hub: Hub, finished: Path, tmp_path: Path) -> None:
-    refused(
-        rmadapter("push", finished, "colors"), "'colors': not a repository name; write OWNER/NAME"
-    )
-    refused(rmadapter("push", tmp_path, "anna/x"), "not a finished run; `rmadapter fit DATA --out")
-    refused(
-        rmadapter("push", finished, "anna/x", "--to", tmp_path),
-        "already exists; choose another --to",
-    )
+    refused(rmadapter("push", finished, "colors"), "'colors'", "OWNER/NAME")
+    refused(rmadapter("push", tmp_path, "anna/x"), "not a finished run")
+    refused(rmadapter("push", finished, "anna/x", "--to", tmp_path), "already exists", "--to")
     assert not hub.asked
-    quiet = ["push", finished, "--quiet"]
-    refused(rmadapter(*quiet, "bert/x"), "bert/x: your token may not write there")
     hub.repositories["anna/text"] = Repository(**{"config.json": b"{}"})
-    refused(rmadapter(*quiet, "anna/text"), "anna/text already exists and is not a run")
-    refused(
-        rmadapter(*quiet, "anna/a", "--licence", "nonsense"),
-        "does not accept anna/a",
-        '"license" must be one of',
-    )
     push(finished, "anna/open")
-    refused(rmadapter(*quiet, "anna/open", "--private"), "anna/open already exists and is public")
+    for words, hints in (
+        (["bert/x"], ["bert/x: your token may not write there"]),
+        (["anna/text"], ["anna/text already exists and is not a run"]),
+        (["anna/a", "--licence", "nonsense"], ["anna/a", '"license" must be one of']),
+        (["anna/open", "--private"], ["anna/open already exists and is public"]),
+    ):
+        refused(rmadapter("push", finished, "--quiet", *words), *hints)
     assert len(hub.repositories["anna/open"].log) == 2
 
 
@@ -186,32 +171,19 @@ def test_damaged_run_is_refused(finished: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("token", ["", "hf_nobody"])
-def test_without_a_token(
-    rmadapter: Command,
-    hub: Hub,
-    finished: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    token: str,
-) -> None:
+def test_push_without_a_token(
+    rmadapter: Command, hub: Hub, finished: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, token: str,
+) -> None:  # fmt: skip
     point_to(hub.url, tmp_path, monkeypatch, token)
-    refused(
-        rmadapter("push", finished, "anna/x", "--quiet"),
-        "hf auth login",
-        "`hf auth login`",
-    )
+    refused(rmadapter("push", finished, "anna/x", "--quiet"), "`hf auth login`")
 
 
-def test_without_a_network(
+def test_push_without_a_network(
     rmadapter: Command, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     point_to("http://127.0.0.1:1", tmp_path, monkeypatch)
-    refused(
-        rmadapter("push", finished, "anna/x", "--quiet"),
-        "anna/x",
-        "cannot be reached",
-        "check the connection",
-    )
+    refused(rmadapter("push", finished, "anna/x", "--quiet"), "anna/x", "cannot be reached")
 
 
 def test_json_and_a_folder(rmadapter: Command, finished: Path, tmp_path: Path) -> None:
@@ -231,40 +203,25 @@ def test_metadata_and_figures(finished: Path) -> None:
     assert judged is not None
     card = ModelCard(model_card(model, record, "anna/colors", "mit", examples=False))
     data = card.data.to_dict()
-    assert (data["license"], data["library_name"], data["pipeline_tag"]) == (
-        "mit",
-        "rmadapter",
-        "image-classification",
-    )
+    kind = (data["license"], data["library_name"], data["pipeline_tag"])
+    assert kind == ("mit", "rmadapter", "image-classification")
     assert {"few-shot", "rmadapter"} <= {*data["tags"]}
-    assert "base_model" not in data  # a folder is none
-    results = {one.metric_type: one for one in card.data.eval_results or ()}
-    assert results["accuracy"].metric_value == round(judged.fitted.accuracy / 100, 4)
-    assert (results["accuracy"].dataset_name, results["accuracy"].dataset_split) == (
-        "colors",
-        judged.how,
-    )
+    assert "base_model" not in data  # the backbone is a folder
+    accuracy = next(one for one in card.data.eval_results or () if one.metric_type == "accuracy")
+    assert accuracy.metric_value == round(judged.fitted.accuracy / 100, 4)
+    assert (accuracy.dataset_name, accuracy.dataset_split) == ("colors", judged.how)
     for row in judged.rows:
         assert f"| {row.name} | {row.accuracy:.1f} | {row.low:.1f} to {row.high:.1f} |" in card.text
-    for text in (
-        *judged.doubts,
-        "blue, green, night\\_sky, red",
-        "training images per class: 4, drawn with seed 1",
-    ):
+    for text in (*judged.doubts, "blue, green, night\\_sky, red"):
         assert text in card.text
     assert 'FewShotClassifier.load("hf:anna/colors", backbone="BACKBONE")' in card.text
     assert "rmadapter predict hf:anna/colors photos --backbone BACKBONE\n" in card.text
-    assert (
-        f"BACKBONE is the folder, file or repository of {model.backbone.name}".replace("_", "\\_")
-        in card.text
-    )
+    assert model.backbone.name.replace("_", "\\_") in card.text
     published = model.model_copy(update={"backbone": BackboneName(name="pocket", digest="0")})
     text = model_card(published, record, "anna/colors", "mit", examples=False)
     assert 'FewShotClassifier.load("hf:anna/colors")' in text
     assert "rmadapter predict hf:anna/colors photos\n" in text
     assert "BACKBONE" not in text
-    assert "of the backbone's weights: its publisher's, not known here" in card.text
-    assert "No images or file names are included" in card.text
 
 
 def test_without_a_record_nothing_was_measured(finished: Path) -> None:
@@ -281,10 +238,8 @@ def test_names_break_nothing(finished: Path) -> None:
     odd = "<b>a|b</b>\n---\nlicense: mine"
     model = model.model_copy(update={"labels": (odd, *model.labels[1:])})
     task = record.task.__class__(**{**vars(record.task), "data": odd})
-    text = model_card(
-        model, record.model_copy(update={"task": task}), "anna/colors", "mit", examples=False
-    )
-    card = ModelCard(text)
+    record = record.model_copy(update={"task": task})
+    card = ModelCard(model_card(model, record, "anna/colors", "mit", examples=False))
     assert card.data.license == "mit"
     assert "<b>" not in card.text
     assert "\\<b\\>a\\|b" in card.text
@@ -309,67 +264,54 @@ def test_repository_of_a_backbone(backbone: str, name: str | None) -> None:
 
 def test_names_without_folders(tmp_path: Path) -> None:
     (tmp_path / "a.json").touch()
-    outside = MethodName(
-        name=f"{tmp_path}/m.py:Mine",
-        settings={"file": str(tmp_path / "a.json"), "rank": 4, "x": "a/b"},
-    )
-    method, backbone = anonymise_names(
-        outside, BackboneName(name=f"ViT-B-16/{tmp_path}/w.safetensors", digest="0")
-    )
-    assert (method.name, method.settings) == (
-        "m.py:Mine",
-        {"file": "a.json", "rank": 4, "x": "a/b"},
-    )
+    settings = {"file": str(tmp_path / "a.json"), "rank": 4, "x": "a/b"}
+    outside = MethodName(name=f"{tmp_path}/m.py:Mine", settings=settings)
+    local = BackboneName(name=f"ViT-B-16/{tmp_path}/w.safetensors", digest="0")
+    method, backbone = anonymise_names(outside, local)
+    assert method.name == "m.py:Mine"
+    assert method.settings == {"file": "a.json", "rank": 4, "x": "a/b"}
     assert backbone.name == "w.safetensors"
     for name in ("pocket", "ViT-B-16/openai", "hf-hub:a/b"):
         assert anonymise_names(outside, BackboneName(name=name, digest="0"))[1].name == name
-    assert [*map(last_part, ("C:\\Users\\anna\\pets", "/home/anna/pets/", "pets", ""))] == [
-        "pets",
-        "pets",
-        "pets",
-        "",
-    ]
+    settings = {"descriptions": "acme/merger/texts.json", "init": "a / b"}
+    method = MethodName(name="lweib", title="LwEIB", settings=settings)
+    settings["descriptions"] = "texts.json"
+    assert anonymise_names(method, local)[0].settings == settings
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("C:\\Users\\anna\\pets", "pets"), ("/home/anna/pets/", "pets"), ("pets", "pets"), ("", "")],
+)
+def test_last_part_of_a_path_of_any_system(path: str, name: str) -> None:
+    assert last_part(path) == name
 
 
 def test_anonymised_record_keeps_its_figures(finished: Path) -> None:
     record = read_record(finished / "run.json")
-    found = anonymise_record(record)
-    assert (found.scores, found.judgement, found.split_digest) == (
-        record.scores,
-        record.judgement,
-        record.split_digest,
-    )
+    anonymous = anonymise_record(record)
+    for name in ("scores", "judgement", "split_digest"):
+        assert getattr(anonymous, name) == getattr(record, name)
 
 
-def test_a_command_without_folders() -> None:
-    written = (
-        "rmadapter export '/home/anna/my run' --out runs/model --to onnx --backbone ViT-B-16/openai"
-    )
-    assert (
-        anonymise_command(written)
-        == "rmadapter export 'my run' --out model --to onnx --backbone ViT-B-16/openai"
-    )
-    assert anonymise_command("rmadapter export hf:a/b --data=/home/anna/pets --set a=b/c") == (
-        "rmadapter export hf:a/b --data=pets --set a=b/c"
-    )
-    assert (
-        anonymise_command(r"rmadapter export r '--data=C:\Users\anna\pets'")
-        == "rmadapter export r --data=pets"
-    )
-    assert anonymise_command("as tested") == "as tested"
-    command = "rmadapter fit --data=acme/photos --set descriptions=acme/t.json"
-    assert anonymise_command(f"{command} lweib.descriptions=b/t.json") == (
-        "rmadapter fit --data=photos --set descriptions=t.json lweib.descriptions=t.json"
-    )
-
-
-def test_settings_that_name_files_lose_their_folders() -> None:
-    method = MethodName(
-        name="lweib",
-        title="LwEIB",
-        settings={"descriptions": "acme/merger/texts.json", "init": "a / b"},
-    )
-    assert anonymise_names(method, BackboneName(name="pocket", digest=""))[0].settings == {
-        "descriptions": "texts.json",
-        "init": "a / b",
-    }
+@pytest.mark.parametrize(
+    ("written", "anonymous"),
+    [
+        (
+            "export '/home/anna/my run' --out runs/model --to onnx --backbone ViT-B-16/openai",
+            "export 'my run' --out model --to onnx --backbone ViT-B-16/openai",
+        ),
+        (
+            "export hf:a/b --data=/home/anna/pets --set a=b/c",
+            "export hf:a/b --data=pets --set a=b/c",
+        ),
+        (r"export r '--data=C:\Users\anna\pets'", "export r --data=pets"),
+        ("as tested", "as tested"),
+        (
+            "fit --data=acme/photos --set descriptions=acme/t.json lweib.descriptions=b/t.json",
+            "fit --data=photos --set descriptions=t.json lweib.descriptions=t.json",
+        ),
+    ],
+)
+def test_a_command_without_folders(written: str, anonymous: str) -> None:
+    assert anonymise_command(f"rmadapter {written}") == f"rmadapter {anonymous}"

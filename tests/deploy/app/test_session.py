@@ -10,7 +10,6 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -68,6 +67,16 @@ def add_images(session: Session, images: Path, *labels: str) -> None:
             session.images.add(path, label, image.name)
 
 
+def zip_run(run: Path, archive: Path, **others: str) -> Path:
+    """Zip a run as the page would, with other files."""
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in run.iterdir():
+            file.write(path, f"model/{path.name}")
+        for name, text in others.items():
+            file.writestr(name.replace("_", "."), text)
+    return archive
+
+
 def wait(session: Session) -> str:
     assert session.job is not None
     until = time.monotonic() + 600
@@ -87,17 +96,17 @@ def test_training_and_downloads(
     assert wait(session) == "done", session.job and session.job.message
     state = session.state()
     assert state["model"]["labels"] == ["blue", "green", "red"]
-    found = session.scores()
-    assert found is not None
-    assert found["rows"][-1]["accuracy"] > 50
-    assert found["rows"][-1]["low"] < found["rows"][-1]["accuracy"] <= found["rows"][-1]["high"]
-    assert found["rows"][0]["name"].startswith("before")
-    assert "cross-validation" in found["how"]
-    assert all(one["src"].startswith("data:image/jpeg") for one in found["wrong"])
+    scores = session.scores()
+    assert scores is not None
+    first, last = scores["rows"][0], scores["rows"][-1]
+    assert first["name"].startswith("before")
+    assert last["accuracy"] > 50
+    assert last["low"] < last["accuracy"] <= last["high"]
+    assert "cross-validation" in scores["how"]
+    assert all(one["src"].startswith("data:image/jpeg") for one in scores["wrong"])
     assert session.run is not None
-    assert read_record(session.run / "run.json").command.startswith(
-        "rmadapter fit images.csv --method"
-    )
+    command = read_record(session.run / "run.json").command
+    assert command.startswith("rmadapter fit images.csv --method")
     assert "<html" in session.report().read_text("utf-8")
     answers = session.predict(colors / "test/red/0.png", "photo.png")
     assert answers[0]["label"] == "red"
@@ -109,7 +118,7 @@ def test_training_and_downloads(
 
 
 def check_download(session: Session, other: Session, colors: Path, tmp_path: Path) -> None:
-    """What was downloaded, at another visitor's."""
+    """Check downloads, and open them as another visitor."""
     with zipfile.ZipFile(session.zipped("images")) as file:
         names = file.namelist()
         file.extractall(tmp_path / "got")
@@ -118,7 +127,6 @@ def check_download(session: Session, other: Session, colors: Path, tmp_path: Pat
     assert load(tmp_path / "got/model", session.shared.backbone).labels == ("blue", "green", "red")
     with zipfile.ZipFile(session.zipped("model")) as file:
         assert {name.split("/")[0] for name in file.namelist()} == {"model"}
-
     shutil.copyfile(session.zipped("images"), other.folder / "x.zip")
     assert other.add_zip(other.folder / "x.zip") == {"opened": "x", "bad": []}
     assert other.scores() == session.scores()
@@ -146,14 +154,8 @@ def test_run_of_the_server_learns_another_class(
     add_images(session, tmp_path / "more", "scarlet", "navy")
     session.train("auto")
     assert wait(session) == "done", session.job and session.job.message
-    assert session.state()["model"]["labels"] == [
-        "blue",
-        "green",
-        "navy",
-        "night_sky",
-        "red",
-        "scarlet",
-    ]
+    labels = ["blue", "green", "navy", "night_sky", "red", "scarlet"]
+    assert session.state()["model"]["labels"] == labels
     before = session.run
     session.add(["yellow"])
     assert session.state()["model"]["labels"][-1] == "yellow"
@@ -190,12 +192,12 @@ def test_zero_shot_from_names(session: Session, colors: Path) -> None:
     assert session.state()["model"]["labels"] == ["red", "sea_horse", "night-sky"]
     with pytest.raises(UserError, match="are both called"):
         session.add(["Red"])
-    for names, told in (
+    for names, hint in (
         (["\ud800"], "must be text of"),
         (["x" * 101], "must be text of"),
         (["a"] * 998, "at most 1,000 classes"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=hint):
             session.add(names)
     bad = session.folder / "x"
     bad.write_bytes(b"no")
@@ -241,9 +243,7 @@ def test_errors_of_the_command_line_are_shown(
     session.train("linear-probe-pair")
     assert wait(session) == "failed"
     assert session.job is not None
-    assert session.job.message.startswith(
-        "files/000001-0.png: not an image in a supported format; --skip-bad"
-    )
+    assert session.job.message.startswith("files/000001-0.png: not an image")
     assert session.state()["model"] is None
 
 
@@ -251,27 +251,21 @@ def test_errors_of_the_command_line_are_shown(
 def test_uploaded_run_shows_no_other_images(
     session: Session, tmp_path: Path, colors: Path, where: str
 ) -> None:
-    """Whoever sends a run must not get images of this machine to see; the server's own runs do show
-    theirs."""
+    """Whoever sends a run must not see this machine's images; the server's own runs show theirs."""
     run = tmp_path / "runs/colours"
     record = read_record(run / "run.json")
     score = record.scores[0].model_copy(update={"data": str(colors)})
-    update = (
-        {"task": replace(record.task, data=str(colors))}
-        if where == "task"
-        else {"scores": (score,)}
-    )
-    record.model_copy(update=update).save(run / "run.json")
+    task = replace(record.task, data=str(colors))
+    changes = {"task": {"task": task}, "score": {"scores": (score,)}}
+    record.model_copy(update=changes[where]).save(run / "run.json")
     rows = (run / "predictions.csv").read_text().replace(",red,red,", ",red,blue,")
     (run / "predictions.csv").write_text(rows)
     for file in ("SHA256SUMS", "report.html"):
         (run / file).unlink()
     session.open("colours")
     before = session.scores()
-    with zipfile.ZipFile(session.folder / "evil.zip", "w") as file:
-        for path in run.iterdir():
-            file.write(path, f"model/{path.name}")
-    assert session.add_zip(session.folder / "evil.zip") == {"opened": "evil", "bad": []}
+    archive = zip_run(run, session.folder / "evil.zip")
+    assert session.add_zip(archive) == {"opened": "evil", "bad": []}
     after = session.scores()
     assert before is not None
     assert after is not None
@@ -281,7 +275,7 @@ def test_uploaded_run_shows_no_other_images(
 
 
 def test_invalid_requests(session: Session) -> None:
-    for call, told in [
+    for call, hint in [
         (lambda: session.open("../runs"), "unknown run"),
         (lambda: session.train("magic"), "unknown method"),
         (lambda: session.export("exe"), "unknown target"),
@@ -290,7 +284,7 @@ def test_invalid_requests(session: Session) -> None:
         (lambda: session.zipped("x\0"), "not one of model"),
         (lambda: session.remove("red"), "no such class"),
     ]:
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=hint):
             call()
 
 
@@ -298,18 +292,15 @@ def test_job_finds_a_backbone_with_a_relative_path(
     session: Session, shared: Shared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It runs in the visitor's folder."""
-    home, words = Path(shared.backbone.name), list[str]()
+    home = Path(shared.backbone.name)
     monkeypatch.chdir(home.parent)
-    monkeypatch.setattr(
-        "rmadapter.deploy.app.session.Job",
-        lambda what, given, *_: [words.extend(given), SimpleNamespace(ended=True)][1],
-    )
     monkeypatch.setattr(shared.jobs, "add", lambda job: None)
     for name, expected in ((f"./{home.name}", str(home)), ("pocket", "pocket")):
         shared.backbone = replace(shared.backbone, name=name)
         session.start("fit", ["fit"], session.folder / "run", lambda: None)
+        assert session.job is not None
+        words = list(session.job.words)
         assert words[words.index("--backbone") + 1] == expected
-        words.clear()
 
 
 def test_zip_with_a_broken_list_changes_nothing(
@@ -319,12 +310,10 @@ def test_zip_with_a_broken_list_changes_nothing(
     add_images(session, colors / "train", "red", "blue")
     before = session.state()
     assert shared.runs is not None
-    with zipfile.ZipFile(session.folder / "a.zip", "w") as file:
-        for path in (shared.runs / "colours").iterdir():
-            file.write(path, f"model/{path.name}")
-        file.writestr("images.csv", "path,label\nfiles/1.png,\n")
+    listed = "path,label\nfiles/1.png,\n"
+    archive = zip_run(shared.runs / "colours", session.folder / "a.zip", images_csv=listed)
     with pytest.raises(UserError, match="label"):
-        session.add_zip(session.folder / "a.zip")
+        session.add_zip(archive)
     assert session.state() == before
 
 
@@ -335,9 +324,7 @@ def test_errors_name_no_path_of_this_machine(session: Session, finished: Path) -
     with zipfile.ZipFile(archive, "w") as file:
         file.write(finished / "model.safetensors", "model.safetensors")
         file.writestr("model.json", json.dumps(model))
-    with pytest.raises(
-        UserError, match=r"^the run was trained on other .* has other weights"
-    ) as caught:
+    with pytest.raises(UserError, match=r"^the run was trained on other ") as caught:
         session.add_zip(archive)
     assert "/" not in str(caught.value)
 
@@ -354,24 +341,22 @@ def test_errors_name_the_zip(session: Session) -> None:
 
 
 def test_paths_of_this_machine_are_hidden(tmp_path: Path) -> None:
-    told = f"{tmp_path}/model.json: of {tmp_path}, but /home/anna/clip has other weights"
-    why = r"^model\.json: of the run, but clip has other weights$"
-    with pytest.raises(UserError, match=why), hidden_paths(tmp_path, "/home/anna/clip"):
-        raise UserError(told)
+    shown = r"^model\.json: of the run, but clip has other weights$"
+    with pytest.raises(UserError, match=shown), hidden_paths(tmp_path, "/home/anna/clip"):
+        raise UserError(
+            f"{tmp_path}/model.json: of {tmp_path}, but /home/anna/clip has other weights"
+        )
 
 
 def test_zip_holds_plain_files(tmp_path: Path) -> None:
     (tmp_path / "folder/inner").mkdir(parents=True)
     for name in ("a.txt", ".hidden"):
         (tmp_path / "folder" / name).write_text(name)
-    write_zip(
-        tmp_path / "x.zip", tmp_path / "folder", "model", {"files/b": tmp_path / "folder/a.txt"}
-    )
+    others = {"files/b": tmp_path / "folder/a.txt"}
+    write_zip(tmp_path / "x.zip", tmp_path / "folder", "model", others)
     with zipfile.ZipFile(tmp_path / "x.zip") as file:
-        assert {name: file.read(name) for name in file.namelist()} == {
-            "model/a.txt": b"a.txt",
-            "files/b": b"a.txt",
-        }
+        contents = {name: file.read(name) for name in file.namelist()}
+    assert contents == {"model/a.txt": b"a.txt", "files/b": b"a.txt"}
 
 
 # How good a run is
@@ -394,19 +379,16 @@ def test_scores_of_a_judged_run(finished: Path, colors: Path, tmp_path: Path) ->
     assert (found["how"], found["report"]) == ("on the test split", True)
 
 
-def test_scores_of_a_run_without_predictions(finished: Path, tmp_path: Path) -> None:
-    """It comes without the answers to single images."""
+def test_scores_of_incomplete_runs(finished: Path, tmp_path: Path) -> None:
+    """A run of a repository has no answers to single images; a saved model has no record."""
     copy = Path(shutil.copytree(finished, tmp_path / "copy"))
     (copy / "predictions.csv").unlink()
-    found, whole = (read_scores(run, tmp_path) for run in (copy, finished))
-    assert found is not None
+    scores, whole = read_scores(copy, tmp_path), read_scores(finished, tmp_path)
+    assert scores is not None
     assert whole is not None
-    assert (found["rows"], found["wrong"]) == (whole["rows"], [])
-
-
-def test_no_scores_without_a_record(finished: Path, tmp_path: Path) -> None:
-    shutil.copyfile(finished / "model.json", tmp_path / "model.json")
-    assert read_scores(tmp_path, tmp_path) is None
+    assert (scores["rows"], scores["wrong"]) == (whole["rows"], [])
+    (copy / "run.json").unlink()
+    assert read_scores(copy, tmp_path) is None
 
 
 def test_most_confident_mistakes_come_first(colors: Path) -> None:
@@ -432,7 +414,5 @@ def test_most_confident_mistakes_come_first(colors: Path) -> None:
     assert {(one["true"], one["answer"]) for one in rows} == {("red", "blue")}
     assert all(one["src"].startswith("data:image/jpeg;base64,") for one in rows)
     without = Predictions(**{**vars(found), "sources": (None,) * count})
-    gone, _ = wrong_images(without, {(0, images[-1]): "data:x"})
-    assert [one["src"] for one in gone].count("data:x") == sum(
-        one["name"] == images[-1] for one in gone
-    )
+    rows, _ = wrong_images(without, {(0, images[-1]): "data:x"})
+    assert all((row["src"] == "data:x") == (row["name"] == images[-1]) for row in rows)
