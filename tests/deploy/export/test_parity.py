@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from rmadapter.artifacts.checkpoint import Saved, load
+from rmadapter.artifacts.checkpoint import Saved
 from rmadapter.artifacts.record import read_record
 from rmadapter.cli.deploy import SEARCHED
 from rmadapter.data.image_set import relative
+from rmadapter.data.read import ImageSource
 from rmadapter.deploy.export.int8 import WAYS
 from rmadapter.deploy.export.parity import (
     HEADER,
@@ -33,18 +35,11 @@ BEFORE = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.5, 0.5]])
 
 def test_measured_differences() -> None:
     after = BEFORE + np.array([[0, 0], [-0.2, 0.2], [0.01, -0.01], [0, 0]])
-    found = measure(ComparedImages("some", ["a"] * 4, [0, 0, 1, 1]), BEFORE, after)
-    assert (found.images, found.same) == (4, 0.75)
-    assert found.difference == pytest.approx(0.2)
-    assert (found.before, found.after) == (75.0, 50.0)
-    assert found.row() == ["some", "4", "75.0", "2.0e-01", "75.0", "50.0"]
-    unknown = measure(ComparedImages("some", ["a"] * 4), BEFORE, BEFORE)
-    assert (unknown.before, unknown.after, unknown.same, unknown.difference) == (
-        None,
-        None,
-        1.0,
-        0.0,
-    )
+    parity = measure(ComparedImages("some", ["a"] * 4, [0, 0, 1, 1]), BEFORE, after)
+    assert parity.difference == pytest.approx(0.2)
+    assert parity == Parity("some", 4, 0.75, parity.difference, before=75.0, after=50.0)
+    assert parity.row() == ["some", "4", "75.0", "2.0e-01", "75.0", "50.0"]
+    assert measure(ComparedImages("some", ["a"] * 4), BEFORE, BEFORE) == Parity("some", 4, 1.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -68,72 +63,72 @@ def test_faults(found: Parity, limit: Limit, fault: str) -> None:
     assert (fault in text) if fault else not text
 
 
+def paths(images: Sequence[ImageSource]) -> list[Path]:
+    return [Path(str(image)).absolute() for image in images]
+
+
 @pytest.fixture
-def saved(finished: Path) -> Saved:
-    return load(finished, read_record(finished / "run.json").backbone.name)
+def own_data(colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the training images of `colors`, where the run expects its data."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(colors / "train", tmp_path / "colors/train")
+    return tmp_path / "colors"
 
 
-def test_held_out_images(saved: Saved, finished: Path, colors: Path, tmp_path: Path) -> None:
-    given = compared_images(finished, saved, colors, False, 100)
-    assert given.title == f"test images of {colors.name}"
-    assert sorted(given.images, key=str) == sorted(colors.glob("test/*/*.png"))
-    assert all(
-        Path(str(image)).parent.name == saved.labels[i]
-        for image, i in zip(given.images, given.labels, strict=True)
-    )
+def test_test_images_are_compared(saved: Saved, finished: Path, colors: Path) -> None:
+    compared = compared_images(finished, saved, colors, False, 100)
+    assert compared.title == f"test images of {colors.name}"
+    assert sorted(paths(compared.images)) == sorted(colors.glob("test/*/*.png"))
+    for path, i in zip(paths(compared.images), compared.labels, strict=True):
+        assert path.parent.name == saved.labels[i]
     assert len(compared_images(finished, saved, colors, False, 5).images) == 5
-    away = compared_images(
-        finished, saved, None, False, 100
-    )  # its data is called "colors", which is nowhere
-    assert (away.title, len(away.labels)) == ("generated", 0)
-    assert len(training_images(finished)) == len(away.images)
-    other = shutil.copytree(colors / "test", tmp_path / "other")
+
+
+def test_generated_images_replace_missing_data(saved: Saved, finished: Path) -> None:
+    generated = compared_images(finished, saved, None, False, 100)
+    assert (generated.title, len(generated.labels)) == ("generated", 0)
+    assert len(training_images(finished)) == len(generated.images)
+
+
+def test_data_without_images_of_the_classes_is_refused(
+    saved: Saved, finished: Path, colors: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(colors / "test", tmp_path / "other"))
     for folder in list(other.iterdir()):
         folder.rename(other / f"no {folder.name}")
-    with pytest.raises(UserError, match="no readable image of the model's classes"):
-        compared_images(finished, saved, other, False, 100)
-    with pytest.raises(UserError, match="no such file or folder"):
-        compared_images(finished, saved, tmp_path / "gone", False, 100)
+    for data, message in ((other, "no readable image"), (tmp_path / "gone", "no such file")):
+        with pytest.raises(UserError, match=message) as caught:
+            compared_images(finished, saved, data, False, 100)
+        assert str(data) in str(caught.value)
 
 
 def test_own_data_without_drawn_images(
-    saved: Saved, finished: Path, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved: Saved, finished: Path, own_data: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(colors / "train", tmp_path / "colors/train")
-    monkeypatch.chdir(tmp_path)
     held = compared_images(finished, saved, None, False, 100)
     assert held.title == "held out images of colors"
     assert len(held.images) == 4 * (6 - 4)
-    given = compared_images(
-        finished, saved, tmp_path / "colors", False, 100
-    )  # the same, named by the user
-    assert (given.title, given.labels) == (held.title, held.labels)
-    assert [Path(str(image)).name for image in given.images] == [
-        Path(str(image)).name for image in held.images
-    ]
-    other = compared_images(
-        finished, saved, shutil.copytree(tmp_path / "colors", tmp_path / "other"), False, 100
-    )
+    named = compared_images(finished, saved, own_data, False, 100)  # the same, named by the user
+    assert (named.title, named.labels) == (held.title, held.labels)
+    assert paths(named.images) == paths(held.images)
+    copy = Path(shutil.copytree(own_data, tmp_path / "other"))
+    other = compared_images(finished, saved, copy, False, 100)
     assert (other.title, len(other.images)) == ("images of other", 4 * 6)
     drawn = training_images(finished)
     assert len(drawn) == 4 * 4
-    assert not {Path(str(image)).resolve() for image in held.images} & {
-        Path(str(i)).resolve() for i in drawn
-    }
+    assert not {*paths(held.images)} & {*paths(drawn)}
 
 
 def test_validation_images_are_not_held_out(
-    saved: Saved, finished: Path, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved: Saved, finished: Path, own_data: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(colors / "train", tmp_path / "colors/train")
-    monkeypatch.chdir(tmp_path)
     run = Path(shutil.copytree(finished, tmp_path / "run"))
-    before = compared_images(run, saved, None, False, 100)
+    before = paths(compared_images(run, saved, None, False, 100).images)
     split = json.loads((run / "split.json").read_text())
-    first = relative(Path(str(before.images[0])).absolute(), tmp_path / "colors")
-    (run / "split.json").write_text(json.dumps({**split, "val": [[first, 0, split["classes"][0]]]}))
-    after = compared_images(run, saved, None, False, 100)
-    assert {*map(str, before.images)} - {*map(str, after.images)} == {str(before.images[0])}
+    validation = [[relative(before[0], own_data), 0, split["classes"][0]]]
+    (run / "split.json").write_text(json.dumps({**split, "val": validation}))
+    after = paths(compared_images(run, saved, None, False, 100).images)
+    assert {*before} - {*after} == {before[0]}
     assert len(training_images(run)) == 4 * 4
 
 
@@ -146,20 +141,15 @@ def test_generated_images_are_always_the_same() -> None:
 def test_table_with_other_column_names(
     saved: Saved, finished: Path, colors: Path, tmp_path: Path
 ) -> None:
-    run, home = (
-        shutil.copytree(finished, tmp_path / "run"),
-        shutil.copytree(colors, tmp_path / "colors"),
-    )
-    lines = [
-        f"{file.relative_to(home)};{file.parts[-2]};{file.parts[-3]}"
-        for file in home.glob("t*/*/*.png")
-    ]
-    (home / "all.csv").write_text("\n".join(["foto;art;teil", *lines]))
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    home = Path(shutil.copytree(colors, tmp_path / "colors"))
+    lines = ["foto;art;teil"]
+    for file in home.glob("t*/*/*.png"):
+        lines.append(f"{file.relative_to(home)};{file.parts[-2]};{file.parts[-3]}")
+    (home / "all.csv").write_text("\n".join(lines))
     record = read_record(run / "run.json")
-    task, named = (
-        replace(record.task, data=str(home / "all.csv")),
-        {"image": "foto", "label": "art", "split": "teil"},
-    )
+    task = replace(record.task, data=str(home / "all.csv"))
+    named = {"image": "foto", "label": "art", "split": "teil"}
     for columns, title in ((named, "test images of all.csv"), ({}, "generated")):
         record.model_copy(update={"task": task, "columns": columns}).save(run / "run.json")
         assert compared_images(run, saved, None, False, 100).title == title

@@ -15,15 +15,16 @@ import pytest
 import torch
 from PIL import Image
 
-from rmadapter.artifacts.checkpoint import load
-from rmadapter.artifacts.record import read_record
+from rmadapter.artifacts.checkpoint import Saved
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import load_image
 from rmadapter.deploy.export import runtime
 from rmadapter.deploy.export.folder import export, transform_facts
+from rmadapter.deploy.export.onefile import one_file
 from rmadapter.deploy.export.runtime import Model, TextClasses, Transform, open_torch
 from rmadapter.errors import UserError
 
+LABELS = ["red", "=green", "3"]
 SIZES = [(32, 32), (33, 32), (31, 47), (200, 33), (64, 500), (7, 5), (1, 40), (1001, 777)]
 
 
@@ -35,24 +36,18 @@ def noise(width: int, height: int) -> Image.Image:
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("resize", ["shortest", "longest", "squash"])
-def test_the_same_tensors_bit_for_bit(tiny_clip: Backbone, resize: str, interpolation: str) -> None:
+def test_the_same_tensors_bit_for_bit(
+    tiny_clip: Backbone, resize: str, interpolation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     visual: Any = tiny_clip.model.visual
-    config = {
-        **visual.preprocess_cfg,
-        "resize_mode": resize,
-        "interpolation": interpolation,
-        "fill_color": 7,
-    }
+    ways = {"resize_mode": resize, "interpolation": interpolation, "fill_color": 7}
+    config = {**visual.preprocess_cfg, **ways}
     theirs = image_transform_v2(PreprocessCfg(**config), is_train=False)
-    before, visual.preprocess_cfg = visual.preprocess_cfg, config
-    try:
-        ours = Transform(
-            **json.loads(json.dumps(transform_facts(replace(tiny_clip, preprocess=theirs))))
-        )
-    finally:
-        visual.preprocess_cfg = before
+    monkeypatch.setattr(visual, "preprocess_cfg", config)
+    facts = json.dumps(transform_facts(replace(tiny_clip, preprocess=theirs)))
+    ours = Transform(**json.loads(facts))
     for size in SIZES:
         image = noise(*size)
         tensor = ours(image)
@@ -72,7 +67,7 @@ def test_pocket_and_photographs_of_all_turns(pocket: Backbone, tmp_path: Path) -
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A graph that was written by hand: the mean of each colour, as probabilities."""
+    """An export made by hand: its probabilities are a softmax of the mean of each colour."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
     from onnx import TensorProto, helper
@@ -82,26 +77,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         helper.make_node("ReduceMean", ["pixels", "axes"], ["means"], keepdims=0),
         helper.make_node("Softmax", ["means"], ["probabilities"], axis=-1),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "means",
-        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 3])],
-        [helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3])],
-    )
-    found = tmp_path_factory.mktemp("by hand")
+    entry = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, shape)
+    output = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 3])
+    axes = helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3])
+    graph = helper.make_graph(nodes, "means", [entry], [output], [axes])
+    out = tmp_path_factory.mktemp("by hand")
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.save(model, str(found / runtime.GRAPH))
-    (found / runtime.LABELS).write_text(json.dumps(["red", "=green", 3]))
-    numbers = {
-        "size": 8,
-        "resize": "shortest",
-        "interpolation": "bicubic",
-        "mean": [0, 0, 0],
-        "std": [1, 1, 1],
-    }
-    (found / runtime.TRANSFORM).write_text(json.dumps(numbers))
-    return found
+    onnx.save(model, str(out / runtime.GRAPH))
+    (out / runtime.LABELS).write_text(json.dumps(["red", "=green", 3]))
+    facts = {"size": 8, "resize": "shortest", "interpolation": "bicubic"}
+    (out / runtime.TRANSFORM).write_text(json.dumps({**facts, "mean": [0] * 3, "std": [1] * 3}))
+    return out
 
 
 @pytest.fixture
@@ -113,15 +99,14 @@ def images(tmp_path: Path) -> Path:
 
 def test_answers_in_order(folder: Path, images: Path) -> None:
     files = sorted(images.iterdir())
-    answers = Model(folder).predict(
-        [files[0], Image.open(files[1]), np.asarray(Image.open(files[2]))], top=2
-    )
-    sure = float(np.exp(1) / (np.exp(1) + 2))
-    assert [answer[0] for answer in answers] == [
-        (name, round(sure, 6)) for name in ("red", "=green", "3")
-    ]
+    kinds = [files[0], Image.open(files[1]), np.asarray(Image.open(files[2]))]
+    answers = Model(folder).predict(kinds, top=2)
+    highest = round(float(np.exp(1) / (np.exp(1) + 2)), 6)
+    assert [answer[0] for answer in answers] == [(name, highest) for name in LABELS]
     assert all(len(answer) == 2 for answer in answers)
-    assert [row[0][0] for row in Model(folder).predict(files)] == ["red", "=green", "3"] * 12
+    assert [row[0][0] for row in Model(folder).predict(files)] == LABELS * 12
+    with pytest.raises(UserError, match="--embeddings"):
+        Model(folder).embed(files)
 
 
 def test_a_bad_image(folder: Path, images: Path) -> None:
@@ -148,11 +133,8 @@ def test_a_damaged_folder(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_line(folder: Path, images: Path) -> None:
-    from rmadapter.deploy.export.onefile import one_file
-
-    (folder / "predict.py").write_text(
-        one_file("rmadapter.deploy.export.runtime", "tested"), encoding="utf-8"
-    )
+    code = one_file(runtime.__name__, "tested")
+    (folder / "predict.py").write_text(code, encoding="utf-8")
 
     def call(*words: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(folder / "predict.py"), *map(str, words)]
@@ -162,9 +144,8 @@ def test_the_command_line(folder: Path, images: Path) -> None:
     assert done.returncode == 0, done.stderr
     header, *lines = done.stdout.splitlines()
     assert header == "image,label,probability,guess,label_2,probability_2,unsure"
-    assert lines[1].startswith(
-        f"{images / '01.png'},'=green,0.576117,'=green,"
-    )  # no formula for a spreadsheet
+    # no formula for a spreadsheet
+    assert lines[1].startswith(f"{images / '01.png'},'=green,0.576117,'=green,")
     assert len(lines) == 36
     (images / "bad.png").write_bytes(b"no image")
     done = call(images)
@@ -185,7 +166,7 @@ def test_without_a_text_encoder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("label", "said"),
+    ("label", "message"),
     [
         ("Night-Sky", "already exists"),
         ("The dark", "already exists"),
@@ -193,22 +174,23 @@ def test_without_a_text_encoder(tmp_path: Path) -> None:
         ("crane | tall bird", "give one name"),
     ],
 )
-def test_refused_class_names(label: str, said: str) -> None:
+def test_refused_class_names(label: str, message: str) -> None:
     classes, labels = TextClasses.__new__(TextClasses), ["night_sky", "red"]
     classes.weights, classes.names = np.zeros((2, 3), np.float32), ["the dark", "red"]
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         classes.add(label, labels)
     assert (labels, classes.weights.shape) == (["night_sky", "red"], (2, 3))
 
 
-def test_class_names_are_those_of_the_package() -> None:
-    classes, labels, asked = TextClasses.__new__(TextClasses), ["red"], list[str]()
+def test_class_names_are_those_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    classes, labels = TextClasses.__new__(TextClasses), ["red"]
     classes.weights, classes.names = np.zeros((1, 3), np.float32), ["red"]
-    classes.tokens = lambda name: asked.append(name) or np.zeros((1, 1))  # type: ignore[func-returns-value,method-assign,return-value]
+    monkeypatch.setattr(classes, "tokens", lambda name: np.zeros((1, 1)))
     classes._session = SimpleNamespace(run=lambda *_: [np.ones((1, 3), np.float32)])
     classes.add("Other", labels)
     classes.add("sea-horse", labels)
-    assert (asked, labels) == (["something else", "sea horse"], ["red", "Other", "sea-horse"])
+    assert classes.names == ["red", "something else", "sea horse"]
+    assert labels == ["red", "Other", "sea-horse"]
     with pytest.raises(UserError, match="already exists"):
         classes.add("none", labels)
 
@@ -232,12 +214,9 @@ def test_a_pickle_in_a_graph_of_torch_is_not_opened(tmp_path: Path) -> None:
     assert run(np.ones(2, np.float32))[0].tolist() == [2, 2]
 
 
-def test_litert(finished: Path, colors: Path, tmp_path: Path) -> None:
+def test_litert(finished: Path, saved: Saved, colors: Path, tmp_path: Path) -> None:
     pytest.importorskip("litert_torch", reason="pip install 'rmadapter[litert]'")
-    saved = load(finished, read_record(finished / "run.json").backbone.name)
     facts = export(finished, saved, tmp_path / "model", data=colors, to="litert")
     assert facts["files"] == ["model.tflite"]
     assert facts["parity"]["same"] == 1
     assert facts["parity"]["difference"] <= 1e-4
-    with pytest.raises(UserError, match="--embeddings"):
-        export(finished, saved, tmp_path / "other", data=colors, to="litert", embeddings=True)
