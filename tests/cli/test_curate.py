@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import shlex
 import shutil
@@ -27,28 +26,46 @@ def data(
     return write_damaged_colors(colors, tmp_path / "data")
 
 
-def test_from_a_folder_to_a_cleaned_one(rmadapter: Command, data: Path, tmp_path: Path) -> None:
-    done = rmadapter("suspects", data, "--out", tmp_path / "s", "--quiet")
-    assert (done.code, done.err) == (0, "")
-    assert (
-        f"suspects: {tmp_path / 's/suspects.csv'}\npage: {tmp_path / 's/suspects.html'}\n"
-        in done.out
-    )
-    assert "of 28 images: broken 1, two labels 2, wrong label" in done.out
-    refused(rmadapter("suspects", data, "--out", tmp_path / "s"), "suspects.csv: already exists")
-    with open(tmp_path / "s/suspects.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
-        row["decision"] = {
-            "train/blue/is red.png": "relabel",
-            "train/green/broken.png": "drop",
-        }.get(row["image"], "")
-    with open(tmp_path / "decided.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(
-            file, rows[0].keys(), delimiter=";"
-        )  # as spreadsheets write it in some countries
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(path: Path, rows: list[dict[str, str]], delimiter: str = ",") -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
         writer.writeheader()
         writer.writerows(rows)
+
+
+@pytest.fixture
+def table(data: Path) -> list[object]:
+    """A table of the images with columns of other names, and the options that name them."""
+    lines = ["photo,kind"]
+    for path in sorted(data.glob("train/*/*.png")):
+        lines.append(f"{path.relative_to(data).as_posix()},{path.parent.name}")
+    (data / "list.csv").write_text("\n".join(lines))
+    return [data / "list.csv", "--image-column", "photo", "--label-column", "kind"]
+
+
+# Suspects
+
+
+def test_decisions_on_suspects_make_a_cleaned_copy(
+    rmadapter: Command, data: Path, tmp_path: Path
+) -> None:
+    listed = tmp_path / "s/suspects.csv"
+    done = rmadapter.done("suspects", data, "--out", tmp_path / "s", "--quiet")
+    assert done.err == ""
+    assert f"suspects: {listed}\npage: {tmp_path / 's/suspects.html'}\n" in done.out
+    assert "of 28 images: broken 1, two labels 2, wrong label" in done.out
+    refused(rmadapter("suspects", data, "--out", tmp_path / "s"), "suspects.csv: already exists")
+    decisions = {"train/blue/is red.png": "relabel", "train/green/broken.png": "drop"}
+    rows = read_rows(listed)
+    for row in rows:
+        row["decision"] = decisions.get(row["image"], "")
+    # as spreadsheets write it in some countries
+    write_rows(tmp_path / "decided.csv", rows, delimiter=";")
     apply = ["suspects", data, "--apply", tmp_path / "decided.csv"]
     done = rmadapter(*apply, "--out", tmp_path / "clean")
     assert done.out == f"{tmp_path / 'clean'}: 43 images, 1 with another label; 1 left out\n"
@@ -56,188 +73,143 @@ def test_from_a_folder_to_a_cleaned_one(rmadapter: Command, data: Path, tmp_path
     assert not (tmp_path / "clean/train/green/broken.png").exists()
     assert (data / "train/green/broken.png").exists()
     refused(rmadapter(*apply), "--out")
-    facts = json.loads(rmadapter(*apply, "--out", tmp_path / "again", "--json").out)
-    assert facts == {
-        "cleaned": str(tmp_path / "again"),
-        "images": 43,
-        "relabelled": 1,
-        "dropped": 1,
-        "without": [],
-    }
+    facts = rmadapter.json(*apply, "--out", tmp_path / "again")
+    counts = {"images": 43, "relabelled": 1, "dropped": 1, "without": []}
+    assert facts == {"cleaned": str(tmp_path / "again"), **counts}
 
 
-def test_json_and_a_table_on_stdout(rmadapter: Command, data: Path, tmp_path: Path) -> None:
-    found = json.loads(rmadapter("suspects", data, "--json", "-q").out)
+def test_suspects_are_printed_as_json_and_as_a_table(
+    rmadapter: Command, data: Path, tmp_path: Path
+) -> None:
+    found = rmadapter.json("suspects", data, "-q")
     by_name = {one["image"]: one for one in found}
     wrong = by_name["train/blue/is red.png"]
     assert set(wrong) == {"image", "given", "suggested", "confidence", "reasons", "neighbours"}
     assert (wrong["given"], wrong["suggested"]) == ("blue", "red")
     assert set(wrong["neighbours"][0]) == {"image", "label", "similarity"}
-    done = rmadapter("suspects", data, "-q")
-    assert "train/blue/is red.png" in done.out
-    assert f"{len(found)} of 28 images: broken 1" in done.out
-    facts = json.loads(rmadapter("suspects", data, "--out", tmp_path / "x.csv", "--json", "-q").out)
-    assert facts["suspects"] == str(tmp_path / "x.csv")
-    assert facts["page"] == str(tmp_path / "x.html")
-    assert facts["images"] == 28
-    assert facts["found"]["broken"] == 1
+    shown = rmadapter("suspects", data, "-q").out
+    assert "train/blue/is red.png" in shown
+    assert f"{len(found)} of 28 images: broken 1" in shown
+    facts = rmadapter.json("suspects", data, "--out", tmp_path / "x.csv", "-q")
+    assert (facts["suspects"], facts["page"]) == (str(tmp_path / "x.csv"), str(tmp_path / "x.html"))
+    assert (facts["images"], facts["found"]["broken"]) == (28, 1)
 
 
-def test_a_table_with_columns_of_other_names(rmadapter: Command, data: Path) -> None:
-    rows = [
-        f"{path.relative_to(data).as_posix()},{path.parent.name}"
-        for path in sorted(data.glob("train/*/*.png"))
-    ]
-    (data / "list.csv").write_text("\n".join(["photo,kind", *rows]))
-    columns = ["--image-column", "photo", "--label-column", "kind"]
-    found = json.loads(rmadapter("suspects", data / "list.csv", *columns, "--json", "-q").out)
-    assert "train/blue/is red.png" in {
-        one["image"] for one in found if "wrong label" in one["reasons"]
-    }
-    assert "train/green/broken.png" in {one["image"] for one in found}
+def test_columns_of_other_names_can_be_named(rmadapter: Command, table: list[object]) -> None:
+    reasons = {one["image"]: one["reasons"] for one in rmadapter.json("suspects", *table, "-q")}
+    assert "wrong label" in reasons["train/blue/is red.png"]
+    assert "train/green/broken.png" in reasons
 
 
+@pytest.mark.parametrize("kind", ["folder", "table"])
 def test_the_command_on_the_page_works(
-    rmadapter: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rmadapter: Command,
+    data: Path,
+    table: list[object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
 ) -> None:
-    """Of a folder, and of a table whose columns have names of their own."""
-    rows = [
-        f"{path.relative_to(data).as_posix()},{path.parent.name}"
-        for path in sorted(data.glob("train/*/*.png"))
-    ]
-    (data / "list.csv").write_text("\n".join(["photo,kind", *rows]))
-    columns = ["--image-column", "photo", "--label-column", "kind"]
     monkeypatch.chdir(tmp_path)
-    for name, words, copy in (
-        ("a", [data], "CLEAN"),
-        ("b", [data / "list.csv", *columns], "CLEAN.csv"),
+    words = table if kind == "table" else [data]
+    rmadapter.done("suspects", *words, "--out", "s", "-q")
+    page = Page(tmp_path / "s/suspects.html").text
+    command = page.partition("and run ")[2].partition(" to write a cleaned copy")[0]
+    rmadapter.done(*shlex.split(command)[1:])
+    assert (tmp_path / ("CLEAN.csv" if kind == "table" else "CLEAN")).exists()
+
+
+def test_mistakes_in_suspects_are_named(rmadapter: Command, data: Path, tmp_path: Path) -> None:
+    file, apply = tmp_path / "file", ["--apply", tmp_path / "s.csv"]
+    file.write_text("")
+    trains = "--method, --backbone and --set"
+    for words, hint in (
+        ([tmp_path / "nowhere"], "nowhere"),
+        ([data, "--out", data / "train/suspects"], "whose folders are classes"),
+        ([data, "--out", file], "is a file"),
+        ([data, "--set", "rank=3"], "rank"),
+        ([data, "--method", "linear-prob"], "linear-probe"),
+        ([data, *apply], "--apply: name the cleaned copy with --out"),
+        ([data, *apply, "--out", tmp_path / "clean", "--method", "tip-adapter"], trains),
+        ([data, *apply, "--out", tmp_path / "clean", "--backbone", "pocket"], trains),
+        ([data, *apply, "--out", tmp_path / "clean", "--set", "shots=2"], trains),
     ):
-        assert rmadapter("suspects", *words, "--out", name, "-q").code == 0
-        page = Page(tmp_path / name / "suspects.html").text
-        command = page[
-            page.index("and run rmadapter ") + len("and run ") : page.index(
-                " to write a cleaned copy"
-            )
-        ]
-        done = rmadapter(*shlex.split(command)[1:])
-        assert done.code == 0, done.err
-        assert (tmp_path / copy).exists()
+        refused(rmadapter("suspects", *words), hint)
 
 
-def test_what_suspects_refuses(rmadapter: Command, data: Path, tmp_path: Path) -> None:
-    refused(rmadapter("suspects", tmp_path / "nowhere"), "nowhere")
-    refused(
-        rmadapter("suspects", data, "--out", data / "train/suspects"), "whose folders are classes"
-    )
-    (tmp_path / "file").write_text("")
-    refused(rmadapter("suspects", data, "--out", tmp_path / "file"), "is a file")
-    refused(rmadapter("suspects", data, "--set", "rank=3"), "rank")
-    refused(rmadapter("suspects", data, "--method", "linear-prob"), "linear-probe")
-    refused(
-        rmadapter("suspects", data, "--apply", tmp_path / "s.csv"),
-        "--apply: name the cleaned copy with --out",
-    )
-    for options in (["--method", "tip-adapter"], ["--backbone", "pocket"], ["--set", "shots=2"]):
-        applied = rmadapter(
-            "suspects", data, "--apply", tmp_path / "s.csv", "--out", tmp_path / "clean", *options
-        )
-        refused(applied, "--method, --backbone and --set")
+# Suggest
 
 
-def test_a_list_with_its_page(
+def test_suggestions_are_written_with_a_page(
     rmadapter: Command, finished: Path, colors: Path, tmp_path: Path
 ) -> None:
-    command = [
-        "suggest",
-        finished,
-        colors,
-        *backbone_option(finished),
-        "--n",
-        5,
-        "--rule",
-        "margin",
-        "-q",
-    ]
-    done = rmadapter(*command, "--out", tmp_path / "s.csv")
-    assert (done.code, done.err) == (0, "")
+    command = ["suggest", finished, colors, *backbone_option(finished)]
+    command += ["--n", 5, "--rule", "margin", "-q"]
+    done = rmadapter.done(*command, "--out", tmp_path / "s.csv")
+    assert done.err == ""
     assert done.out.startswith("5 of 40 images by the rule margin, 16 known already")
     assert done.out.endswith(f"list: {tmp_path / 's.csv'}\npage: {tmp_path / 's.html'}\n")
-    with open(tmp_path / "s.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(tmp_path / "s.csv")
     assert [row["rank"] for row in rows] == ["1", "2", "3", "4", "5"]
-    facts = json.loads(rmadapter(*command, "--json").out)
+    facts = rmadapter.json(*command)
     found = [Path(os.path.normpath(tmp_path / row["image"])) for row in rows]
     assert [Path(one["image"]) for one in facts["suggestions"]] == found
-    assert [row["guess"] for row in rows] == [
-        one["best"][0]["class"] for one in facts["suggestions"]
-    ]
+    guesses = [one["best"][0]["class"] for one in facts["suggestions"]]
+    assert [row["guess"] for row in rows] == guesses
     assert (facts["rule"], facts["pool"], facts["known"]) == ("margin", 40, 16)
     assert "looks like" in rmadapter(*command).out
     refused(rmadapter(*command, "--out", tmp_path / "s.csv"), "already exists")
 
 
-def test_the_start(
+def test_first_images_are_suggested_without_a_run(
     rmadapter: Command, colors: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rmadapter.curate.suggest.load_backbone", lambda name: tiny_clip)
-    command = ["suggest", "--start", colors / "train", "--n", 6, "--json", "-q"]
-    facts = json.loads(rmadapter(*command).out)
+    command = ["suggest", "--start", colors / "train", "-q"]
+    facts = rmadapter.json(*command, "--n", 6)
     assert len(facts["suggestions"]) == 6
     assert facts["suggestions"][0]["best"] == []
-    named = json.loads(rmadapter(*command, "--names", "red, blue", "--rule", "balanced").out)
-    assert {part["class"] for one in named["suggestions"] for part in one["best"]} == {
-        "red",
-        "blue",
-    }
-    done = rmadapter("suggest", "--start", colors / "train", "--n", 60)
-    assert "note: 24 images instead of 60" in done.err
+    named = rmadapter.json(*command, "--n", 6, "--names", "red, blue", "--rule", "balanced")
+    classes = {part["class"] for one in named["suggestions"] for part in one["best"]}
+    assert classes == {"red", "blue"}
+    assert "note: 24 images instead of 60" in rmadapter(*command[:-1], "--n", 60).err
 
 
-def test_the_list_is_a_table_to_fill_in(
+def test_a_list_of_suggestions_needs_labels_to_train_on(
     rmadapter: Command, finished: Path, colors: Path, tmp_path: Path
 ) -> None:
     """A model is not trained on its own guesses because a user took the next step too early."""
     pool = shutil.copytree(colors / "test", tmp_path / "new")
     its, out = backbone_option(finished), tmp_path / "s.csv"
-    assert rmadapter("suggest", finished, pool, *its, "--n", 4, "--out", out, "-q").code == 0
+    rmadapter.done("suggest", finished, pool, *its, "--n", 4, "--out", out, "-q")
     add = ["add", finished, out, "--old-data", colors, *its, "--out", tmp_path / "next", "-q"]
     refused(rmadapter(*add), "s.csv, line 2: the label is empty")
-    with open(out, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    with open(out, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows({**row, "label": Path(row["image"]).parent.name} for row in rows)
-    assert rmadapter(*add).code == 0
+    labelled = [{**row, "label": Path(row["image"]).parent.name} for row in read_rows(out)]
+    write_rows(out, labelled)
+    rmadapter.done(*add)
 
 
-def test_tables_and_bad_files(
+def test_a_pool_may_be_a_table_with_bad_files(
     rmadapter: Command, finished: Path, colors: Path, tmp_path: Path
 ) -> None:
-    its, bad = backbone_option(finished), tmp_path / "bad.png"
+    bad = tmp_path / "bad.png"
     bad.write_bytes(b"no")
     (tmp_path / "pool.csv").write_text(f"photo\n{colors / 'test/red/0.png'}\n{bad}\n")
-    command = ["suggest", finished, tmp_path / "pool.csv", *its, "--n", 1, "-q"]
+    command = ["suggest", finished, tmp_path / "pool.csv", *backbone_option(finished), "--n", 1]
     refused(rmadapter(*command), "name one with --image-column")
-    refused(
-        rmadapter(*command, "--image-column", "photo"),
-        "lies outside the data's folder",
-        "--allow-outside",
-    )
-    command += ["--image-column", "photo", "--allow-outside"]
-    refused(
-        rmadapter(*command),
-        "bad.png: not an image",
-        "--skip-bad (skip_bad=True) leaves out such files",
-    )
-    done = rmadapter(*command, "--skip-bad")
-    assert done.code == 0
-    assert "1 of 1 images" in done.out
+    command += ["--image-column", "photo", "-q"]
+    refused(rmadapter(*command), "lies outside the data's folder", "--allow-outside")
+    command.append("--allow-outside")
+    refused(rmadapter(*command), "bad.png: not an image", "--skip-bad")
+    assert "1 of 1 images" in rmadapter.done(*command, "--skip-bad").out
 
 
-def test_what_suggest_refuses(rmadapter: Command, finished: Path, colors: Path) -> None:
-    refused(rmadapter("suggest", finished), "--start")
-    refused(rmadapter("suggest", finished, colors, "--names", "a,b"), "--names needs --start")
-    refused(rmadapter("suggest", finished, colors, "--out", "list.txt"), "ends in .csv")
-    refused(rmadapter("suggest", colors, colors), "not a run")
-    refused(rmadapter("suggest", finished, colors, "--rule", "magic"), "unknown rule")
+def test_mistakes_in_suggest_are_named(rmadapter: Command, finished: Path, colors: Path) -> None:
+    for words, hint in (
+        ([finished], "--start"),
+        ([finished, colors, "--names", "a,b"], "--names needs --start"),
+        ([finished, colors, "--out", "list.txt"], "ends in .csv"),
+        ([colors, colors], "not a run"),
+        ([finished, colors, "--rule", "magic"], "unknown rule"),
+    ):
+        refused(rmadapter("suggest", *words), hint)

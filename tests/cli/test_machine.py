@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from rmadapter.backbones import Backbone
 from rmadapter.backbones.pocket import TEXT, VISION
 from rmadapter.cli.machine import diagnose
 from rmadapter.data.catalog.sets import CATALOG
@@ -25,29 +23,20 @@ __all__ = ["rmadapter"]  # a fixture
 
 
 def test_methods_lists_all_with_the_papers_counts(rmadapter: Command) -> None:
-    code, out, _ = rmadapter("methods", "--json")
-    assert code == 0
-    found: dict[str, Any] = {method["name"]: method for method in json.loads(out)}
+    found = {method["name"]: method for method in rmadapter.json("methods")}
     assert list(found) == list(METHODS)
     assert found["mma"]["parameters"] == 674_560  # as its paper has it, ViT-B/16
     assert found["zero-shot"]["parameters"] == 0
     assert found["rmadapter"]["settings"]["rank"] == 32
     assert all(method["source"] and method["title"] for method in found.values())
-    apart = {
-        name: method["uses"]["track"]
-        for name, method in found.items()
-        if method["uses"]["track"] != "ranked"
-    }
-    assert apart == {
-        "zero-shot-descriptions": "extra data",
-        "tda": "test time",
-        "prompt-kd": "teacher",
-    }
+    tracks = {name: method["uses"]["track"] for name, method in found.items()}
+    apart = {name: track for name, track in tracks.items() if track != "ranked"}
+    extra = {"zero-shot-descriptions": "extra data", "tda": "test time", "prompt-kd": "teacher"}
+    assert apart == extra
 
 
 def test_methods_fits_80_columns_and_names_all(rmadapter: Command) -> None:
-    code, out, _ = rmadapter("methods")
-    assert code == 0
+    out = rmadapter.done("methods").out
     assert max(map(len, out.splitlines())) <= 80
     assert {*ABOUT} == {*METHODS}
     for name in METHODS:
@@ -55,29 +44,39 @@ def test_methods_fits_80_columns_and_names_all(rmadapter: Command) -> None:
 
 
 def test_data_lists_all_and_says_what_one_lacks(rmadapter: Command, tmp_path: Path) -> None:
-    code, out, _ = rmadapter("data", "--json")
-    assert (code, [row["key"] for row in json.loads(out)]) == (0, list(CATALOG))
-    code, out, _ = rmadapter("data", "dtd", "--check", tmp_path, "--json")
-    [row] = json.loads(out)
-    assert (code, row["name"], row["status"]) == (0, "dtd", "absent")
+    assert [row["key"] for row in rmadapter.json("data")] == list(CATALOG)
+    [row] = rmadapter.json("data", "dtd", "--check", tmp_path)
+    assert (row["name"], row["status"]) == ("dtd", "absent")
     refused(rmadapter("data", "--download"), "--download needs the name of one data set")
 
 
-def test_help_names_both_without_torch(rmadapter: Command) -> None:
-    text = rmadapter("--help").out
-    assert "backbones" in text
-    assert "convert" in text
-    code = "import sys, rmadapter.cli.main; print(bool({'torch', 'open_clip'} & set(sys.modules)))"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout
-        == "False\n"
+def test_params_of_the_paper(rmadapter: Command) -> None:
+    assert rmadapter.json("params") == {"trainable": 1_020_928, "inference": 666_112}
+    assert rmadapter("params", "--method", "mma").out.count("674,560") == 2
+
+
+def test_params_of_other_settings_classes_and_a_config(
+    rmadapter: Command, tiny_clip: Backbone, tmp_path: Path
+) -> None:
+    tiny = ["params", "--backbone", tiny_clip.name]
+    blocks = ["--set", "rank=2", "--set", "last_block=3"]
+    counts = rmadapter.json(*tiny, *blocks, "--set", "first_block=3", "--method", "mma")
+    one = sum(2 * width * 2 + 2 + width for width in (64, 48))  # W_down and W_up with their biases
+    assert counts == {"trainable": one + 2 * 2 + 2, "inference": one + 2 * 2 + 2}
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        f"method: mma\nbackbone: {tiny_clip.name}\nrank: 2\nlast_block: 3\nfirst_block: 3\n"
     )
+    assert rmadapter.json("params", "--config", config) == counts
+    keys = rmadapter.json(*tiny, "--method", "tip-adapter-f", "--classes", 5)
+    assert keys["trainable"] == 5 * 16 * 40
+    refused(rmadapter("params", "--set", "backbone=nonsense"), "nonsense")
+    below = rmadapter(*tiny, *blocks, "--set", "first_block=4")
+    refused(below, "last_block=3 is below first_block=4")
 
 
-def test_what_is_missing_is_asked_for(rmadapter: Command) -> None:
-    assert rmadapter("convert", "a.pt", "--out", "b").code == 2
+def test_mistakes_in_convert_are_named(rmadapter: Command) -> None:
+    refused(rmadapter("convert", "a.pt", "--out", "b"), "--architecture")
     refused(
         rmadapter("convert", "a.pt", "--architecture", "ViT-B-16", "--out", "b"),
         "a.pt: not a checkpoint",
@@ -95,7 +94,7 @@ def test_facts_of_this_machine() -> None:
     assert (facts["gpu"] == "none") == (not torch.cuda.is_available())
 
 
-def test_it_builds_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_doctor_builds_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The cache folder is there, pocket is not: to look must not mean to fetch it."""
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path))
     facts = diagnose()

@@ -1,15 +1,295 @@
-"""`python -m rmadapter`."""
+"""The command line as a shell sees it: help, exit codes, one line on stderr, completion."""
 
 from __future__ import annotations
 
+import shutil
+import signal
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from rmadapter import __version__
+from rmadapter.backbones import Backbone
+from rmadapter.cli import machine
+from rmadapter.cli import main as cli
+from tests.helpers.commands import assert_parses, parser
+from tests.helpers.shell import (
+    Command,
+    backbone_option,
+    fit_command,
+    quick_options,
+    refused,
+    rmadapter,
+    run_process,
+)
+
+__all__ = ["rmadapter"]  # a fixture
+
+VERBS = parser().commands
+WIDTH = 78  # what a terminal of 80 columns shows in a line
 
 
-def test_the_module_is_the_command_line() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "rmadapter", "--version"], capture_output=True, text=True
+def test_the_module_is_the_command_line(rmadapter: Command) -> None:
+    words = [sys.executable, "-m", "rmadapter", "--version"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"rmadapter {__version__}\n")
+    assert rmadapter("--version") == (0, done.stdout, "")
+
+
+# Help
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_ends_with_examples_that_parse(
+    rmadapter: Command, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    done = rmadapter(verb, "--help")
+    assert (done.code, done.err) == (0, "")
+    assert rmadapter(verb, "-h").out == done.out
+    lines = [line.strip() for line in done.out.splitlines() if line.strip()]
+    shown = lines[lines.index("Examples:") + 1 :]
+    assert shown == [*cli.EXAMPLES[verb]]
+    assert 1 <= len(shown) <= 3
+    for line in shown:
+        assert len(line) <= WIDTH
+        program, *words = line.split()
+        assert (program, words[0]) == ("rmadapter", verb)
+        assert_parses(words)
+
+
+def test_every_example_is_of_a_verb() -> None:
+    assert {*cli.EXAMPLES} == {*VERBS}
+
+
+def test_help_groups_verbs(rmadapter: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out = rmadapter("--help").out
+    order = (
+        "Make a model; demo; fit; eval; Look at data; suspects; Use a model; predict; export; "
+        "Research; bench; This machine; backbones; convert; doctor"
     )
-    assert (done.returncode, done.stdout.strip()) == (0, f"rmadapter {__version__}")
+    places = [out.index(f" {word} ") for word in order.split("; ")]
+    assert places == sorted(places)
+    assert {"--install-completion", "--show-completion"} <= {*out.split()}
+    shown = out.splitlines()
+    for verb, command in VERBS.items():  # each in one line, as in its docstring
+        first = command.help.partition("\n")[0]
+        assert any(verb in line and first in line for line in shown), verb
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """It is fast for that reason; Typer itself takes pydantic."""
+    code = """
+import sys
+from rmadapter.cli.main import main
+verbs = [[verb, "--help"] for verb in ("fit", "bench", "report", "methods", "data")]
+for words in (["--help"], ["--version"], *verbs):
+    sys.argv = ["rmadapter", *words]
+    try:
+        main()
+    except SystemExit as stop:
+        assert not stop.code
+heavy = "torch open_clip timm transformers matplotlib jinja2 sklearn scipy numpy PIL".split()
+heavy += ["safetensors", "yaml"]
+print([name for name in heavy if name in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n"
+    assert "predict" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("shell", "words"),
+    [
+        ("bash", "complete -o default -F"),
+        ("zsh", "compdef"),
+        ("fish", "complete --command rmadapter"),
+    ],
+)
+def test_a_shell_gets_its_script(
+    rmadapter: Command, monkeypatch: pytest.MonkeyPatch, shell: str, words: str
+) -> None:
+    monkeypatch.setenv("_RMADAPTER_COMPLETE", f"source_{shell}")
+    script = rmadapter.done().out
+    assert f"_RMADAPTER_COMPLETE=complete_{shell}" in script
+    assert words in script
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("pre", "predict"),
+        ("ex", "explain export"),
+        ("fit --eff", "--effort"),
+        ("--ver", "--version"),
+    ],
+)
+def test_bash_completes(
+    rmadapter: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, typed: str, offered: str
+) -> None:
+    """By the script itself, in a real bash."""
+    program = Path(sys.executable).with_name("rmadapter")
+    if not program.is_file():
+        pytest.skip("the command is not installed beside this Python")
+    monkeypatch.setenv("_RMADAPTER_COMPLETE", "source_bash")
+    (tmp_path / "script").write_text(rmadapter().out)
+    monkeypatch.delenv("_RMADAPTER_COMPLETE")
+    words = f"source {tmp_path / 'script'}; COMP_WORDS=(rmadapter {typed})"
+    words += f"; COMP_CWORD={len(typed.split())}"
+    words += f'; _rmadapter_completion {program}; echo "${{COMPREPLY[*]}}"'
+    done = subprocess.run(["bash", "-c", words], capture_output=True, text=True)
+    assert sorted(done.stdout.split()) == offered.split(), done.stderr
+
+
+# Mistakes and bugs
+
+
+@pytest.mark.parametrize(
+    ("words", "hints"),
+    [
+        ("fitt", ["no such command 'fitt'", "(`rmadapter -h` lists arguments and options)"]),
+        ("fit data", ["missing option '--out' (`rmadapter fit -h`"]),
+        ("fit data --out", ["'--out' requires an argument"]),
+        ("predict run a.png --top 0", ["invalid value for '--top'"]),
+        ("params --rank\x1b[2J 3", ["no such option"]),
+        ("fit data --out run --minutes 3", ["--minutes limits the choice of --method auto"]),
+    ],
+)
+def test_wrong_usage_is_one_line(rmadapter: Command, words: str, hints: list[str]) -> None:
+    refused(rmadapter(*words.split()), *hints)
+
+
+def test_no_words_are_answered_with_help(rmadapter: Command) -> None:
+    code, _, err = rmadapter()
+    assert (code, "Traceback" in err) == (2, False)
+
+
+def test_a_mistake_is_one_line_in_a_real_process() -> None:
+    words = ("fit", "gone", "--out", "x", "--shots", "no")
+    refused(run_process(*words), "'--shots'", "a valid integer")
+
+
+def test_several_processes_of_one_command_are_refused(
+    rmadapter: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torchrun starts them: each would do the same. Only `fit` trains in several."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    for name, value in zip(names, ("0", "0", "2", "localhost", "1"), strict=True):
+        monkeypatch.setenv(name, value)
+    refused(rmadapter("doctor"), "doctor", "torchrun")
+
+
+def test_a_bug_of_ours_is_no_mistake_of_the_users(
+    rmadapter: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bug(*_: object) -> None:
+        raise ValueError("ours")
+
+    monkeypatch.setattr(machine, "diagnose", bug)
+    with pytest.raises(ValueError, match="ours"):
+        rmadapter("doctor")
+
+
+def test_names_with_control_characters_never_reach_the_terminal(
+    rmadapter: Command, finished: Path, colors: Path, tmp_path: Path, tiny_clip: Backbone
+) -> None:
+    evil = "\x1b]0;owned\x07\x1b[2J"
+    good, bad = tmp_path / f"{evil}.png", tmp_path / f"{evil}.jpg"
+    shutil.copy(colors / "test/red/0.png", good)
+    bad.write_bytes(b"")
+    data = Path(shutil.copytree(colors, tmp_path / "data"))
+    shutil.copy(bad, data / "train/red" / bad.name)
+    fit = fit_command(data, tiny_clip, tmp_path / "run", *quick_options(2))
+    its = backbone_option(finished)
+    answers = [
+        rmadapter("predict", finished, *words, *its) for words in ([good], [good, "--json"], [bad])
+    ]
+    answers += [rmadapter("report", finished, evil, "--out", "x"), rmadapter(f"--{evil}")]
+    answers += [rmadapter(*fit), rmadapter(*fit, "--skip-bad")]
+    assert [answer.code for answer in answers] == [0, 0, 2, 2, 2, 2, 0]
+    for answer in answers:
+        assert not {"\x1b", "\x07"} & {*answer.out, *answer.err}
+        assert "owned" in answer.out + answer.err
+
+
+# Keystrokes and streams
+
+
+def test_ctrl_c_ends_with_one_line(rmadapter: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "diagnose", lambda *_: signal.raise_signal(signal.SIGINT))
+    code, out, err = rmadapter("doctor")
+    assert (code, out) == (130, "")
+    assert err.startswith("rmadapter: stopped")
+    assert len(err.splitlines()) == 1
+
+
+LOST = """
+import signal, sys, time
+from rmadapter.cli import machine
+from rmadapter.cli import main as cli
+from rmadapter.support import terminal
+terminal.GRACE = 1
+class Callback:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+def lost(*_):
+    del callback[0]
+    time.sleep(60)
+def waits(*_):
+    try:
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        time.sleep(60)
+def ends(*_):  # slowly, after Python has given its handlers back
+    Callback.__del__ = lambda _, sleep=time.sleep: sleep(2)
+    signal.raise_signal(signal.SIGINT)
+callback, sys.argv = [Callback()], ["rmadapter", "doctor"]
+machine.diagnose = {}
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("where", ["lost", "waits", "ends"])
+def test_ctrl_c_ends_it_where_an_exception_would_not(where: str) -> None:
+    """Python drops what is raised in a callback, and clearing up may wait for ever."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOST.format(where)], capture_output=True, text=True, timeout=50
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.startswith("rmadapter: stopped; repeat the command")
+    assert done.stderr.count("\n") == 1
+
+
+FULL = "rmadapter: cannot write to stdout (No space left on device): redirect it\n"
+SHELL = """
+exec 3>&1
+{ %s; echo $? >&3; } %s
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "streams", "code", "err"),
+    [
+        ("params --help", ">&-", 0, ""),
+        ("params --help", "2>&-", 0, ""),
+        ("params --help", "<&- >&- 2>&-", 0, ""),
+        ("params --help", ">/dev/full", 2, FULL),
+        ("params --help", "2>/dev/full", 0, ""),
+        ("params --help", ">/dev/full 2>&1", 2, ""),
+        ("params --help", "| true", 141, ""),
+        ("no-such-verb", ">&- 2>&-", 2, ""),
+        ("no-such-verb", ">/dev/full 2>/dev/full", 2, ""),
+        ("no-such-verb", "2>&-", 2, ""),
+    ],
+)
+def test_closed_full_and_broken_streams_give_a_code_and_no_traceback(
+    words: str, streams: str, code: int, err: str
+) -> None:
+    slow = "" if "|" not in streams else "sleep 0.5; "  # until nobody reads any more
+    command = f"{slow}{sys.executable} -m rmadapter {words}"
+    line = ["bash", "-c", SHELL % (command, streams)]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert (int(done.stdout.splitlines()[-1]), done.stderr) == (code, err)

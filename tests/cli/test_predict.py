@@ -5,23 +5,36 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from rmadapter.artifacts.checkpoint import load
+from rmadapter.artifacts.checkpoint import load, save
 from rmadapter.backbones import Backbone
-from rmadapter.cli.main import main
 from rmadapter.cli.predict import _classes, answers_key
+from rmadapter.data.fewshot import read_split
 from rmadapter.predict import stream
 from rmadapter.predict.stream import Predictor
+from rmadapter.predict.write import Sorter
 from rmadapter.support.locks import exclusive
-from tests.helpers.shell import Answer, Command, backbone_option, refused, rmadapter
+from tests.helpers.shell import (
+    Answer,
+    Command,
+    backbone_option,
+    fit_command,
+    refused,
+    rmadapter,
+)
 
 __all__ = ["rmadapter"]  # a fixture
+
+LABELS = {"blue", "green", "night_sky", "red"}
 
 
 @pytest.fixture
@@ -35,125 +48,135 @@ def photos(colors: Path, tmp_path: Path) -> Path:
     return tmp_path / "my photos"
 
 
+@pytest.fixture
+def command(finished: Path, photos: Path) -> list[object]:
+    return ["predict", finished, photos, *backbone_option(finished)]
+
+
 def rows(path: Path) -> list[dict[str, str]]:
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def test_a_folder_becomes_a_table_in_a_file(
-    rmadapter: Command, finished: Path, photos: Path, tmp_path: Path
+def names_of(images: list[Path]) -> list[str]:
+    return [str(image) for image in images]
+
+
+# On the screen
+
+
+def test_answers_are_the_best_classes_with_probabilities(
+    rmadapter: Command, finished: Path, colors: Path, tmp_path: Path
 ) -> None:
-    command = ["predict", finished, photos, *backbone_option(finished), "--top", 2]
-    done = rmadapter(*command, "--out", tmp_path / "a.csv")
-    assert done.code == 0
-    assert done.err == "note: 1 file ignored: .txt 1\n"
-    assert done.out == f"answers: {tmp_path / 'a.csv'}, 16 images\n"
-    found = rows(tmp_path / "a.csv")
-    assert list(found[0]) == [
-        "image", "label", "probability", "guess", "label_2", "probability_2", "unsure",
-        "zero_shot_label",
-    ]  # fmt: skip
-    assert [row["image"] for row in found] == [str(path) for path in sorted(photos.glob("*/*.png"))]
-    assert sum(row["label"] == Path(row["image"]).stem for row in found) >= 15
-    assert {row["label"] for row in found} == {"blue", "green", "night_sky", "red"}
-    facts = json.loads(rmadapter(*command, "--out", tmp_path / "a.jsonl", "--json").out)
-    assert facts == {"answers": str(tmp_path / "a.jsonl"), "images": 16, "unsure": 0, "skipped": [],
-                     "ignored": {".txt": 1}}  # fmt: skip
-    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text("utf-8").splitlines()]
-    assert [
-        {name: str(value).replace("False", "false") for name, value in line.items()}
-        for line in lines
-    ] == found
-    refused(
-        rmadapter(*command[:1], finished, photos / "0", *command[3:], "--out", tmp_path / "a.csv"),
-        "already exists",
-    )
+    images = [colors / "test" / name / "0.png" for name in ("red", "night_sky")]
+    command = ["predict", finished, *backbone_option(finished)]
+    answers = rmadapter.json(*command, *images, "--top", 2)
+    assert [answer["image"] for answer in answers] == names_of(images)
+    assert [answer["classes"][0]["class"] for answer in answers] == ["red", "night_sky"]
+    for answer in answers:
+        first, second = (guess["probability"] for guess in answer["classes"])
+        assert 1 >= first > second >= 0
+    [answer] = rmadapter.json(*command, images[0], "--names", "zebra, 斑马,red ")
+    assert {guess["class"] for guess in answer["classes"]} == {"zebra", "斑马", "red"}
+    assert sum(guess["probability"] for guess in answer["classes"]) == pytest.approx(1, abs=1e-5)
+    table = rmadapter(*command, images[0], "--names", "[/red],[bold]x,:cat:").out
+    for name in ("[/red]", "[bold]x", ":cat:", str(images[0])):
+        assert name in table
+    strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))  # a name that is not UTF-8
+    with open(strange, "wb") as file:
+        Image.new("RGB", (9, 9)).save(file, "PNG")
+    assert rmadapter(*command, strange).code == 0
+    assert rmadapter.json(*command, strange)[0]["image"] == str(strange)
 
 
-def test_many_images_in_a_table_of_the_first(
+def test_a_table_shows_the_first_of_many_images(
     rmadapter: Command, finished: Path, colors: Path
 ) -> None:
     command = ["predict", finished, f"{colors}/*/*/?.png", *backbone_option(finished), "--top", 1]
     done = rmadapter(*command)
     assert done.out.endswith("the first 20 of 40 images; --out answers.csv answers all of them\n")
     assert done.out.count(".png") == 20
-    assert len(json.loads(rmadapter(*command, "--json").out)) == 40
+    assert len(rmadapter.json(*command)) == 40
+
+
+def test_paths_are_read_from_stdin(
+    rmadapter: Command, finished: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = io.TextIOWrapper(io.BytesIO(f"{photos / '1/red.png'}\n{photos / '0'}\n".encode()))
+    monkeypatch.setattr(sys, "stdin", listed)
+    assert len(rmadapter.json("predict", finished, "-", *backbone_option(finished))) == 5
+
+
+def test_predict_imports_nothing_that_only_others_need(finished: Path, colors: Path) -> None:
+    code = """
+import sys
+from rmadapter.cli.main import main
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code
+others = ["sklearn", "matplotlib", "pandas"]
+others += ["rmadapter.artifacts.page", "rmadapter.support.html", "rmadapter.classifier"]
+print([name for name in others if name in sys.modules], file=sys.stderr)
+"""
+    image = colors / "test/red/0.png"
+    words = ["predict", finished, image, *backbone_option(finished), "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.splitlines()[-1] == "[]"
+    assert json.loads(done.stdout)[0]["classes"][0]["class"] == "red"
+
+
+# In a file
+
+
+def test_a_folder_becomes_a_table_in_a_file(
+    rmadapter: Command, command: list[object], finished: Path, photos: Path, tmp_path: Path
+) -> None:
+    done = rmadapter(*command, "--top", 2, "--out", tmp_path / "a.csv")
+    assert (done.code, done.err) == (0, "note: 1 file ignored: .txt 1\n")
+    assert done.out == f"answers: {tmp_path / 'a.csv'}, 16 images\n"
+    found = rows(tmp_path / "a.csv")
+    assert list(found[0]) == [
+        "image", "label", "probability", "guess", "label_2", "probability_2", "unsure",
+        "zero_shot_label",
+    ]  # fmt: skip
+    assert [row["image"] for row in found] == names_of(sorted(photos.glob("*/*.png")))
+    assert sum(row["label"] == Path(row["image"]).stem for row in found) >= 15
+    assert {row["label"] for row in found} == LABELS
+    facts = rmadapter.json(*command, "--top", 2, "--out", tmp_path / "a.jsonl")
+    assert facts == {"answers": str(tmp_path / "a.jsonl"), "images": 16, "unsure": 0, "skipped": [],
+                     "ignored": {".txt": 1}}  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text("utf-8").splitlines()]
+    plain = [{n: str(v).replace("False", "false") for n, v in line.items()} for line in lines]
+    assert plain == found
+    image = photos / "0/red.png"
+    again = rmadapter("predict", finished, image, *command[3:], "--out", tmp_path / "a.csv")
+    refused(again, "already exists")
 
 
 def test_unsure_answers_keep_their_guess(
-    rmadapter: Command, finished: Path, photos: Path, tmp_path: Path
+    rmadapter: Command, command: list[object], tmp_path: Path
 ) -> None:
-    command = ["predict", finished, photos, *backbone_option(finished), "--unsure"]
-    everything = json.loads(rmadapter(*command, 0, "--json").out)
+    everything = rmadapter.json(*command, "--unsure", 0)
     middle = sorted(answer["classes"][0]["probability"] for answer in everything)[8]
-    done = rmadapter(*command, middle, "--out", tmp_path / "a.csv")
+    done = rmadapter(*command, "--unsure", middle, "--out", tmp_path / "a.csv")
     assert done.out.endswith("16 images, 8 of them unsure\n")
     for row in rows(tmp_path / "a.csv"):
         doubt = float(row["probability"]) < middle
-        assert (row["label"], row["unsure"]) == (
-            "unsure" if doubt else row["guess"],
-            str(doubt).lower(),
-        )
-    assert "unsure: " in rmadapter(*command, middle).out
-    answers = json.loads(rmadapter(*command, middle, "--json").out)
+        label = "unsure" if doubt else row["guess"]
+        assert (row["label"], row["unsure"]) == (label, str(doubt).lower())
+    assert "unsure: " in rmadapter(*command, "--unsure", middle).out
+    answers = rmadapter.json(*command, "--unsure", middle)
     assert sum(answer["unsure"] for answer in answers) == 8
-    refused(
-        rmadapter(*command, 0.5, "--names", "unsure,cat"), "a class is already labelled 'unsure'"
-    )
 
 
-@pytest.mark.parametrize("how", [[], ["--move"], ["--link"]])
-def test_sorting(
-    rmadapter: Command, finished: Path, photos: Path, tmp_path: Path, how: list[str]
+def test_the_untouched_backbone_can_be_left_out(
+    rmadapter: Command, command: list[object], tmp_path: Path
 ) -> None:
-    out, before = tmp_path / "sorted", {path.read_bytes() for path in photos.glob("*/*.png")}
-    command = ["predict", finished, photos, *backbone_option(finished), "--sort-into"]
-    assert rmadapter(*command, out, *how).code == 0
-    found = rows(out / "answers.csv")
-    assert len(found) == len(list(out.glob("*/*.png"))) == 16
-    assert {Path(row["sorted_to"]).parent.name for row in found} == {
-        "blue",
-        "green",
-        "night_sky",
-        "red",
-    }
-    assert all(Path(row["sorted_to"]).parent.name == row["label"] for row in found)
-    assert {Path(row["sorted_to"]).read_bytes() for row in found} == before
-    assert len(list(photos.glob("*/*.png"))) == (0 if how == ["--move"] else 16)
-
-
-def test_two_commands_never_sort_into_one_folder_at_once(
-    rmadapter: Command, finished: Path, photos: Path, tmp_path: Path
-) -> None:
-    """Whatever file their answers go to: each might take a name that the other has chosen."""
-    (photos / "notes.txt").unlink()
-    command = [
-        "predict",
-        finished,
-        photos,
-        *backbone_option(finished),
-        "--sort-into",
-        tmp_path / "s",
-    ]
-    with exclusive(tmp_path / "s"):
-        refused(
-            rmadapter(*command, "--out", tmp_path / "a.csv"),
-            "another process is at work in this folder",
-        )
-    assert not list((tmp_path / "s").glob("*/*.png"))
-    assert rmadapter(*command, "--out", tmp_path / "a.csv").code == 0
-    assert len(list((tmp_path / "s").glob("*/*.png"))) == 16
-
-
-def test_without_the_untouched_backbone(
-    rmadapter: Command, finished: Path, photos: Path, tmp_path: Path
-) -> None:
-    command = ["predict", finished, photos, *backbone_option(finished), "--top", 1, "--out"]
-    assert (
-        rmadapter(*command, tmp_path / "a.csv").code
-        == rmadapter(*command, tmp_path / "b.csv", "--no-zero-shot").code
-        == 0
-    )
+    rmadapter.done(*command, "--top", 1, "--out", tmp_path / "a.csv")
+    rmadapter.done(*command, "--top", 1, "--out", tmp_path / "b.csv", "--no-zero-shot")
     both, own = rows(tmp_path / "a.csv"), rows(tmp_path / "b.csv")
     assert list(own[0]) == ["image", "label", "probability", "guess", "unsure"]
     assert [row["label"] for row in both] == [row["label"] for row in own]
@@ -163,26 +186,16 @@ def test_without_the_untouched_backbone(
 def test_unfamiliar_images_are_far_from_those_of_training(
     rmadapter: Command, finished: Path, colors: Path, tmp_path: Path
 ) -> None:
-    from rmadapter.artifacts.checkpoint import load, save
-    from rmadapter.data.fewshot import read_split
-
     trained = set(map(str, read_split(finished / "split.json").images(colors).train.images))
     images = [f"{colors}/train/*/*.png", *backbone_option(finished), "--unfamiliar"]
     out = tmp_path / "a.csv"
-    assert (
-        rmadapter("predict", finished, *images, "--top", 1, "--no-zero-shot", "--out", out).code
-        == 0
-    )
+    rmadapter.done("predict", finished, *images, "--top", 1, "--no-zero-shot", "--out", out)
     found = rows(out)
     assert list(found[0]) == ["image", "label", "probability", "guess", "unsure", "unfamiliar"]
-    assert {
-        row["image"]
-        for row in sorted(found, key=lambda row: float(row["unfamiliar"]))[: len(trained)]
-    } == trained
-    answers = json.loads(rmadapter("predict", finished, *images, "--json").out)
-    assert [round(answer["unfamiliar"], 4) for answer in answers] == [
-        round(float(row["unfamiliar"]), 4) for row in found
-    ]
+    nearest = sorted(found, key=lambda row: float(row["unfamiliar"]))[: len(trained)]
+    assert {row["image"] for row in nearest} == trained
+    shown = [one["unfamiliar"] for one in rmadapter.json("predict", finished, *images)]
+    assert shown == pytest.approx([float(row["unfamiliar"]) for row in found], abs=1e-4)
     assert "unfamiliar" in rmadapter("predict", finished, *images).out
     kept = load(finished, backbone_option(finished)[1]).fitted
     save(tmp_path / "earlier", replace(kept, examples=None), "rmadapter")
@@ -192,36 +205,22 @@ def test_unfamiliar_images_are_far_from_those_of_training(
     )
 
 
-def test_unsure_images_have_a_folder(
-    rmadapter: Command, finished: Path, photos: Path, tmp_path: Path
-) -> None:
-    command = [
-        "predict",
-        finished,
-        photos,
-        *backbone_option(finished),
-        "--sort-into",
-        tmp_path / "s",
-        "--unsure",
-        1,
-    ]
-    assert rmadapter(*command, "--out", tmp_path / "a.jsonl").code == 0
-    assert [path.name for path in (tmp_path / "s").iterdir()] == ["unsure"]
+def refused_with_notes(answer: Answer, *hints: str) -> None:
+    lines = [line for line in answer.err.splitlines(keepends=True) if not line.startswith("note: ")]
+    refused(answer._replace(err="".join(lines)), *hints)
 
 
-def test_the_first_bad_file_stops_it_and_the_same_command_goes_on(
+def test_a_bad_file_stops_it_and_with_skip_bad_the_same_command_resumes(
     rmadapter: Command,
+    command: list[object],
     finished: Path,
     photos: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    bad = photos / "2/a bad one.png"
+    bad, out = photos / "2/a bad one.png", ["--out", tmp_path / "a.csv"]
     bad.write_bytes(b"\x89PNG")
-    command = ["predict", finished, photos, *backbone_option(finished), "--out", tmp_path / "a.csv"]
-    refused_with_notes(
-        rmadapter(*command), "a bad one.png: not", "--skip-bad (skip_bad=True) leaves out"
-    )
+    refused_with_notes(rmadapter(*command, *out), "a bad one.png: not", "--skip-bad")
     assert not (tmp_path / "a.csv").exists()
     seen: list[Path] = []
     decode_batches = stream.decode_batches
@@ -230,59 +229,82 @@ def test_the_first_bad_file_stops_it_and_the_same_command_goes_on(
         "decode_batches",
         lambda images, *more: seen.extend(images) or decode_batches(images, *more),
     )
-    refused_with_notes(rmadapter(*command, "--top", 3), "a.csv.partial")
-    others = [
-        "predict",
-        finished,
-        photos / "1",
-        *backbone_option(finished),
-        "--out",
-        tmp_path / "a.csv",
-    ]
-    refused_with_notes(rmadapter(*others), "a.csv.partial")
+    refused_with_notes(rmadapter(*command, *out, "--top", 3), "a.csv.partial")
+    others = rmadapter("predict", finished, photos / "1", *command[3:], *out)
+    refused_with_notes(others, "a.csv.partial")
     seen.clear()
-    done = rmadapter(*command, "--skip-bad", "--json")
-    assert seen == [path for path in sorted(photos.glob("*/*.png")) if path.parent.name > "1"]
+    done = rmadapter.done(*command, *out, "--skip-bad", "--json")
+    images = sorted(photos.glob("*/*.png"))
+    assert seen == [path for path in images if path.parent.name > "1"]
     assert json.loads(done.out)["skipped"] == [f"{bad}: not an image in a supported format"]
     assert "note: 1 unreadable file left out\n" in done.err
-    assert [row["image"] for row in rows(tmp_path / "a.csv")] == [
-        str(path) for path in sorted(photos.glob("*/*.png")) if path != bad
-    ]
-    shown = rmadapter(
-        "predict",
-        finished,
-        bad,
-        photos / "0/red.png",
-        *backbone_option(finished),
-        "--skip-bad",
-        "--json",
+    images.remove(bad)
+    assert [row["image"] for row in rows(tmp_path / "a.csv")] == names_of(images)
+    good = photos / "0/red.png"
+    shown = rmadapter.json("predict", finished, bad, good, *command[3:], "--skip-bad")
+    assert [answer["image"] for answer in shown] == [str(good)]
+
+
+def test_answers_of_another_calibration_are_not_resumed(
+    finished: Path, tiny_clip: Backbone
+) -> None:
+    """The weights are the same with and without folds."""
+    saved = load(finished, tiny_clip)
+    labels, keys = [*map(str, saved.labels)], []
+    for heat in (1.0, 1.0, 3.0):
+        fitted = replace(saved.fitted, temperature=heat)
+        keys.append(answers_key(finished, Predictor(fitted, saved.names, labels, 1), []))
+    assert keys[0] == keys[1] != keys[2]
+
+
+# Sorting
+
+
+@pytest.mark.parametrize("how", [[], ["--move"], ["--link"]])
+def test_images_are_sorted_into_folders(
+    rmadapter: Command, command: list[object], photos: Path, tmp_path: Path, how: list[str]
+) -> None:
+    out, before = tmp_path / "sorted", {path.read_bytes() for path in photos.glob("*/*.png")}
+    rmadapter.done(*command, "--sort-into", out, *how)
+    found = rows(out / "answers.csv")
+    places = [Path(row["sorted_to"]) for row in found]
+    assert len(found) == len(list(out.glob("*/*.png"))) == 16
+    assert [path.parent.name for path in places] == [row["label"] for row in found]
+    assert {path.parent.name for path in places} == LABELS
+    assert {path.read_bytes() for path in places} == before
+    assert len(list(photos.glob("*/*.png"))) == (0 if how == ["--move"] else 16)
+
+
+def test_unsure_images_have_a_folder(
+    rmadapter: Command, command: list[object], tmp_path: Path
+) -> None:
+    rmadapter.done(
+        *command, "--sort-into", tmp_path / "s", "--unsure", 1, "--out", tmp_path / "a.jsonl"
     )
-    assert [answer["image"] for answer in json.loads(shown.out)] == [str(photos / "0/red.png")]
+    assert [path.name for path in (tmp_path / "s").iterdir()] == ["unsure"]
 
 
-def refused_with_notes(answer: Answer, *hints: str) -> None:
-    lines = [line for line in answer.err.splitlines(keepends=True) if not line.startswith("note: ")]
-    refused(answer._replace(err="".join(lines)), *hints)
+def test_two_commands_never_sort_into_one_folder_at_once(
+    rmadapter: Command, command: list[object], photos: Path, tmp_path: Path
+) -> None:
+    """Whatever file their answers go to: each might take a name that the other has chosen."""
+    (photos / "notes.txt").unlink()
+    command = [*command, "--sort-into", tmp_path / "s", "--out", tmp_path / "a.csv"]
+    with exclusive(tmp_path / "s"):
+        refused(rmadapter(*command), "another process is at work in this folder")
+    assert not list((tmp_path / "s").glob("*/*.png"))
+    rmadapter.done(*command)
+    assert len(list((tmp_path / "s").glob("*/*.png"))) == 16
 
 
-def test_a_killed_move_goes_on(
+def test_a_killed_move_is_resumed(
     rmadapter: Command,
-    finished: Path,
+    command: list[object],
     photos: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from rmadapter.predict.write import Sorter
-
-    command = [
-        "predict",
-        finished,
-        photos,
-        *backbone_option(finished),
-        "--sort-into",
-        tmp_path / "s",
-        "--move",
-    ]
+    command = [*command, "--sort-into", tmp_path / "s", "--move"]
     put, left = Sorter.put, [9]
 
     def dying(self: Sorter, *places: Path) -> None:
@@ -293,61 +315,66 @@ def test_a_killed_move_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(Sorter, "put", dying)
-        patch.setattr(sys, "argv", list(map(str, ["rmadapter", *command])))
         with pytest.raises(KeyError):
-            main()
+            rmadapter(*command)
     assert len(list(photos.glob("*/*.png"))) == 8
-    assert rmadapter(*command).code == 0
+    rmadapter.done(*command)
     found = rows(tmp_path / "s/answers.csv")
     assert len(found) == len(list((tmp_path / "s").glob("*/*.png"))) == 16
     assert all(Path(row["sorted_to"]).exists() for row in found)
     assert not list(photos.glob("*/*.png"))
 
 
-def test_what_is_refused(rmadapter: Command, finished: Path, photos: Path, tmp_path: Path) -> None:
-    image, its = photos / "0/red.png", backbone_option(finished)
-    for words, hint in (
+# Mistakes and names
+
+
+def test_mistakes_in_predict_are_named(
+    rmadapter: Command, finished: Path, photos: Path, colors: Path, tmp_path: Path
+) -> None:
+    image, bad, sorted_to = photos / "0/red.png", tmp_path / "bad.png", tmp_path / "s"
+    bad.write_bytes(b"\x89PNG")
+    refused(rmadapter("predict", finished, image), "name it yourself: --backbone '")
+    refused(rmadapter("predict", colors, image), "not a run")
+    for words, *hints in (
+        ([bad], "bad.png: not"),
+        ([image, tmp_path / "gone.png"], "gone.png: not a readable image"),
+        ([finished], f"{finished}: no images in a supported format ("),
+        ([image, "--names", ""], "--names", "at least one"),
+        ([image, "--names", " , "], "--names", "at least one"),
+        ([image, "--names", "cat,cat"], "--names", "both"),
+        ([image, "--names", "Cat,cat"], "--names", "both called"),
+        ([image, "--names", "unsure,cat", "--unsure", 0.5], "is already labelled 'unsure'"),
         (["https://x.org/a.jpg"], "a web address"),
         ([image, "--move"], "--move and --link need --sort-into DIR"),
-        ([image, "--sort-into", tmp_path / "s", "--move", "--link"], "give only one of them"),
-        ([image, image, "--sort-into", tmp_path / "s", "--move"], "is given twice"),
+        ([image, "--sort-into", sorted_to, "--move", "--link"], "give only one of them"),
+        ([image, image, "--sort-into", sorted_to, "--move"], "is given twice"),
         ([photos / "0", "--sort-into", photos / "0/s"], "choose another folder to sort into"),
         ([image, "--out", tmp_path / "a.txt"], "give a name that ends in .csv"),
     ):
-        refused(rmadapter("predict", finished, *words, *its), hint)
-    assert not (tmp_path / "s").exists()
+        refused(rmadapter("predict", finished, *words, *backbone_option(finished)), *hints)
+    assert not sorted_to.exists()
 
 
-def test_paths_on_stdin(
-    rmadapter: Command, finished: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_class_that_the_method_cannot_know_is_named(
+    rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone
 ) -> None:
-    listed = io.TextIOWrapper(io.BytesIO(f"{photos / '1/red.png'}\n{photos / '0'}\n".encode()))
-    monkeypatch.setattr(sys, "stdin", listed)
-    done = rmadapter("predict", finished, "-", *backbone_option(finished), "--json")
-    assert done.code == 0, done.err
-    assert len(json.loads(done.out)) == 5
+    probe = tmp_path / "probe"
+    options = ["--method", "linear-probe", "--set", "device=cpu"]
+    rmadapter.done(*fit_command(colors, tiny_clip, probe, *options))
+    command = ["predict", probe, colors / "test/red/0.png", *backbone_option(probe)]
+    refused(rmadapter(*command, "--names", "red,zebra"), "--names: linear probe only", "'zebra'")
 
 
 def test_names_of_the_run_keep_what_its_prompts_call_them(
     finished: Path, tiny_clip: Backbone
 ) -> None:
     saved = load(finished, tiny_clip)._replace(names=("blue", "green", "the dark", "red"))
-    asked = _classes(saved, "night_sky, red, old_house")
-    assert asked == (("the dark", "red", "old house"), ["night_sky", "red", "old_house"])
+    prompts, labels = _classes(saved, "night_sky, red, old_house")
+    assert prompts == ("the dark", "red", "old house")
+    assert labels == ["night_sky", "red", "old_house"]
 
 
-def test_answers_of_another_calibration_are_not_gone_on_with(
-    finished: Path, tiny_clip: Backbone
-) -> None:
-    """The weights are the same with and without folds."""
-    saved = load(finished, tiny_clip)
-    keys = []
-    for heat in (1.0, 1.0, 3.0):
-        predictor = Predictor(
-            replace(saved.fitted, temperature=heat), saved.names, [*map(str, saved.labels)], 1
-        )
-        keys.append(answers_key(finished, predictor, []))
-    assert keys[0] == keys[1] != keys[2]
+# Explain
 
 
 def test_explain_prints_a_table_json_and_a_page(
@@ -358,30 +385,21 @@ def test_explain_prints_a_table_json_and_a_page(
     done = rmadapter(*command)
     assert (done.code, done.err) == (0, "")
     assert "nearest training images" in done.out
-    found = json.loads(rmadapter(*command, "--json").out)
+    found = rmadapter.json(*command)
     assert [set(one) for one in found] == [{"image", "classes", "zero_shot", "neighbours"}] * 2
     assert len(found[0]["classes"]) == len(found[0]["zero_shot"]) == 2
     assert len(found[0]["neighbours"]) == 5
-    facts = json.loads(rmadapter(*command, "--out", tmp_path / "why", "--json").out)
+    facts = rmadapter.json(*command, "--out", tmp_path / "why")
     assert facts == {"page": str(tmp_path / "why/explain.html"), "images": found}
     assert (tmp_path / "why/explain.html").is_file()
     refused(rmadapter(*command, "--out", tmp_path / "why"), "already exists")
 
 
-def test_what_explain_refuses(rmadapter: Command, finished: Path, colors: Path) -> None:
+def test_mistakes_in_explain_are_named(rmadapter: Command, finished: Path, colors: Path) -> None:
     refused(rmadapter("explain", colors, colors), "not a run")
-    file = finished / "run.json"
-    refused(
-        rmadapter("explain", finished, colors, "--out", file),
-        "run.json: is a file; choose another --out",
-    )
-    command = [
-        "explain",
-        finished,
-        "nowhere.png",
-        colors / "test/red/0.png",
-        *backbone_option(finished),
-        "-q",
-    ]
-    refused(rmadapter(*command), "nowhere.png", "--skip-bad (skip_bad=True) leaves out such files")
-    assert len(json.loads(rmadapter(*command, "--skip-bad", "--json").out)) == 1
+    out = rmadapter("explain", finished, colors, "--out", finished / "run.json")
+    refused(out, "run.json: is a file; choose another --out")
+    command = ["explain", finished, "nowhere.png", colors / "test/red/0.png"]
+    command += [*backbone_option(finished), "-q"]
+    refused(rmadapter(*command), "nowhere.png", "--skip-bad")
+    assert len(rmadapter.json(*command, "--skip-bad")) == 1

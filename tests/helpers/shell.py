@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from rmadapter.artifacts.record import read_record
+from rmadapter.backbones import Backbone
 from rmadapter.cli import main as cli
 from tests.helpers import commands
 
@@ -24,25 +26,37 @@ class Answer(NamedTuple):
     err: str
 
 
-Command = Callable[..., Answer]
+class Command:
+    """The command line in this process, where the libraries are imported already."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._patch, self._output = monkeypatch, capsys
+
+    def __call__(self, *words: object) -> Answer:
+        self._patch.setattr(sys, "argv", ["rmadapter", *map(str, words)])
+        self._patch.setattr("typer.main.get_command", lambda app: commands.parser())
+        self._output.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return Answer(int(stop.value.code or 0), *self._output.readouterr())
+
+    def done(self, *words: object) -> Answer:
+        """Run a command that must succeed."""
+        answer = self(*words)
+        assert answer.code == 0, answer.err
+        return answer
+
+    def json(self, *words: object) -> Any:
+        """Return what a command prints with --json; it must succeed."""
+        return json.loads(self.done(*words, "--json").out)
 
 
 @pytest.fixture
 def rmadapter(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Command]:
-    """Runs `main()` in this process, where the libraries are imported already."""
-
-    def call(*words: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["rmadapter", *map(str, words)])
-        monkeypatch.setattr("typer.main.get_command", lambda app: commands.parser())
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return Answer(int(stop.value.code or 0), *capsys.readouterr())
-
     before = signal.getsignal(signal.SIGINT)
-    yield call
+    yield Command(monkeypatch, capsys)
     signal.signal(signal.SIGINT, before)
     signal.alarm(0)
 
@@ -79,6 +93,11 @@ def limited_file_size(limit: int = 1000) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def fit_command(data: Path, backbone: Backbone, out: Path, *more: object) -> list[object]:
+    """Return a command that fits a model of a tiny backbone."""
+    return ["fit", data, "--backbone", backbone.name, "--out", out, *more]
 
 
 def quick_options(shots: int, epochs: int = 1) -> list[object]:
