@@ -152,7 +152,8 @@ def test_paired_answers_against_closed_forms() -> None:
 def test_the_paired_interval_has_its_nominal_coverage() -> None:
     rng = np.random.default_rng(0)
     # both right, first alone, second alone, none
-    shares, covered = (np.array([0.5, 0.1, 0.2, 0.2]), 0)
+    shares = np.array([0.5, 0.1, 0.2, 0.2])
+    covered = 0
     for _ in range(1000):
         cell = rng.choice(4, size=60, p=shares)
         _, low, high, _ = metrics.paired(cell <= 1, (cell == 0) | (cell == 2))

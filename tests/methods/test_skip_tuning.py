@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.encoders.blocks import PreNorm
-from rmadapter.methods.skip_tuning import Prompts, SkipTuning, TunedCLIP, kept
+from rmadapter.methods.skip_tuning import Prompts, SkipTuning, TunedCLIP, choose_classes
 from tests.helpers.rounding import assert_same_float32, double
 from tests.helpers.shots import noise_images, shots_of, untrained
 
@@ -77,7 +77,9 @@ def test_it_is_fine_tuning_of_the_upper_blocks(
             parameter.data += 0.1 * torch.randn_like(parameter)
         model, states = plain_model(module), backbone.image.frozen(pixels, module.first)
         similar = plain_logits(backbone.model, backbone, pixels, NAMES)
-        keep = kept(similar, shots.labels, ratio, 0.3, torch.Generator().manual_seed(shots.seed))
+        keep = choose_classes(
+            similar, shots.labels, ratio, 0.3, torch.Generator().manual_seed(shots.seed)
+        )
         assert keep.all() == (ratio == 1)
         plain = plain_loss(plain_logits(model, backbone, pixels, NAMES), shots.labels, keep)
         terms = start.terms(range(5), images=states)
@@ -108,11 +110,13 @@ def test_which_classes_are_kept() -> None:
     similar = torch.rand(1, count, generator=generator).expand(4000, -1)
     order = similar[0].argsort(descending=True).tolist()
     label = order.pop(20)
-    share = kept(similar, torch.full((4000,), label), 0.1, 0.3, generator).double().mean(0)
+    share = (
+        choose_classes(similar, torch.full((4000,), label), 0.1, 0.3, generator).double().mean(0)
+    )
     assert share[[label, *order[:3]]].eq(1).all()  # 4 of 40
     wanted = torch.exp(-0.3 * torch.arange(1, 37, dtype=torch.float64))
     assert (share[order[3:]] - wanted).abs().max() < 4 * math.sqrt(0.25 / 4000)
-    assert kept(similar, torch.full((4000,), label), 1.0, 0.3, generator).all()
+    assert choose_classes(similar, torch.full((4000,), label), 1.0, 0.3, generator).all()
     # the sum of a geometric series, but for its end: what the page calls about three
     beyond = float(share.sum()) - 4
     assert beyond == pytest.approx(1 / (math.exp(0.3) - 1), rel=0.05)

@@ -109,8 +109,8 @@ def _fit(
         penalty = (held * (weights - text).square().sum(-1)).mean()
         return {"loss": ce + penalty, "ce": ce, "penalty": penalty}
 
-    done = minimise(probe, loss, recipe, shots, shots.source())
-    return method.restore(backbone, shots.known, probe.state_dict()).after(done)
+    trained = minimise(probe, loss, recipe, shots, shots.source())
+    return method.restore(backbone, shots.known, probe.state_dict()).after(trained)
 
 
 def _restore(

@@ -79,5 +79,5 @@ class CLIPAdapter(ModuleMethod):
             logits = cosine_logits(backbone, module(batch.images.features), weights)
             return F.cross_entropy(logits, batch.labels)
 
-        done = minimise(module, loss, self.recipe, shots, shots.source())
-        return self.restore(backbone, shots.known, module.state_dict()).after(done)
+        trained = minimise(module, loss, self.recipe, shots, shots.source())
+        return self.restore(backbone, shots.known, module.state_dict()).after(trained)

@@ -215,5 +215,5 @@ class CLIPLoRA(ModuleMethod):
             logits = cosine_logits(backbone, features, module.class_weights(prompts, each))
             return F.cross_entropy(logits, batch.labels)
 
-        done = minimise(module, loss, self.recipe, shots, shots.source(1))
-        return self.restore(backbone, shots.known, module.state_dict()).after(done)
+        trained = minimise(module, loss, self.recipe, shots, shots.source(1))
+        return self.restore(backbone, shots.known, module.state_dict()).after(trained)

@@ -173,6 +173,6 @@ class CoCoAMix(ModuleMethod):
             confused = self.confusion * (1 - (-ce).exp()).mean()
             return {"loss": ce.mean() + confused, "ce": ce.mean(), "confusion": confused}
 
-        done = minimise(module, loss, self.recipe, shots, shots.source())
+        trained = minimise(module, loss, self.recipe, shots, shots.source())
         module.mix(shots, self.margin)
-        return self.restore(backbone, shots.known, module.state_dict()).after(done)
+        return self.restore(backbone, shots.known, module.state_dict()).after(trained)

@@ -84,5 +84,5 @@ class CoCoOp(ModuleMethod):
         def loss(batch: Batch) -> Tensor:
             return F.cross_entropy(score(batch.images.features), batch.labels)
 
-        done = minimise(module, loss, self.recipe, shots, shots.source())
-        return self.restore(backbone, shots.known, module.state_dict()).after(done)
+        trained = minimise(module, loss, self.recipe, shots, shots.source())
+        return self.restore(backbone, shots.known, module.state_dict()).after(trained)

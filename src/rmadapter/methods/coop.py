@@ -56,5 +56,5 @@ class CoOp(ModuleMethod):
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         module = self.module(backbone, shots.seed)
-        done = train_context(module, shots, self.recipe)
-        return self.restore(backbone, shots.known, module.state_dict()).after(done)
+        trained = train_context(module, shots, self.recipe)
+        return self.restore(backbone, shots.known, module.state_dict()).after(trained)

@@ -158,5 +158,5 @@ class CoPrompt(ModuleMethod):
             frozen = (other.features, descriptions.draw(batch.generator))
             return self.loss(module, batch.labels, batch.images, text, frozen)
 
-        done = minimise(module, loss, self.recipe, shots, source)
-        return self.restore(backbone, shots.known, module.state_dict()).after(done)
+        trained = minimise(module, loss, self.recipe, shots, source)
+        return self.restore(backbone, shots.known, module.state_dict()).after(trained)

@@ -137,8 +137,8 @@ class DePT(Method):
         def times(name: str) -> float:
             return 1.0 if name.startswith(PROMPTS) else self.head_rate
 
-        done = minimise(module, loss, self.recipe, shots, shots.source(FIRST), times=times)
-        return self.restore(backbone, shots.known, module.state_dict()).after(done)
+        trained = minimise(module, loss, self.recipe, shots, shots.source(FIRST), times=times)
+        return self.restore(backbone, shots.known, module.state_dict()).after(trained)
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         module = self.module(backbone, len(known.classes)).eval()

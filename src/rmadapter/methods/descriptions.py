@@ -39,7 +39,8 @@ from rmadapter.training.contract import (
 
 WEIGHTS, TEXTS = "weights", "texts"
 # first words of a descriptor
-IS, ALONE = (("a", "an", "used"), ("has", "often", "typically", "may", "can"))
+IS = ("a", "an", "used")
+ALONE = ("has", "often", "typically", "may", "can")
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Descriptions(Method):
         weights = shaped(tensors, WEIGHTS, len(known.classes), backbone.embedding_size)
         rows, texts = dict(zip(known.classes, weights, strict=True)), unpacked(tensors[TEXTS])
 
-        def asked(name: str) -> list[str]:
+        def prompts_of(name: str) -> list[str]:
             prompts = [
                 template.format(text) for template in known.templates for text in descriptions(name)
             ]
@@ -87,7 +88,7 @@ class Descriptions(Method):
 
         def for_classes(names: Sequence[str]) -> ToLogits:
             new = [name for name in names if name not in rows]
-            added = self._weights(backbone, [asked(name) for name in new]) if new else ()
+            added = self._weights(backbone, [prompts_of(name) for name in new]) if new else ()
             every = {**rows, **dict(zip(new, added, strict=True))}
             return Cosines(backbone, untouched, torch.stack([every[name] for name in names]))
 

@@ -230,5 +230,5 @@ class HiCroPL(ModuleMethod):
         def loss(batch: Batch) -> dict[str, Tensor]:
             return self.loss(module, batch.labels, batch.images, text, w_0)
 
-        done = minimise(module, loss, self.recipe, shots, shots.source(1))
-        return self.restore(backbone, shots.known, module.state_dict()).after(done)
+        trained = minimise(module, loss, self.recipe, shots, shots.source(1))
+        return self.restore(backbone, shots.known, module.state_dict()).after(trained)

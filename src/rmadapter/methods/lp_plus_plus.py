@@ -118,9 +118,9 @@ class LPPlusPlus(Method):
                 blend.alpha -= rate_of_alpha * blend.slope
             blend.slope += blend.gradient()
 
-        done = minimise(blend, loss, recipe, shots, shots.source(), move)
+        trained = minimise(blend, loss, recipe, shots, shots.source(), move)
         tensors = {"weight": blend.folded().detach(), "bias": blend.bias.detach()}
-        return self.restore(backbone, shots.known, tensors).after(done)
+        return self.restore(backbone, shots.known, tensors).after(trained)
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         shape = len(known.classes), backbone.embedding_size

@@ -281,8 +281,8 @@ class LwEIB(Method):
             )
             return F.cross_entropy(cosine_logits(backbone, f, w), labels)
 
-        done = minimise(module, loss, self.recipe, shots, shots.source(FIRST))
-        return self.restore(backbone, shots.known, module.state_dict()).after(done)
+        trained = minimise(module, loss, self.recipe, shots, shots.source(FIRST))
+        return self.restore(backbone, shots.known, module.state_dict()).after(trained)
 
     def _read(self, names: Sequence[str]) -> dict[str, list[str]]:
         if not self.descriptions:

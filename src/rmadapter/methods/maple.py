@@ -85,5 +85,5 @@ class MaPLe(ModuleMethod):
             image, classes = module.image_features(batch.images), module.class_features(text)
             return F.cross_entropy(module.logits(image, classes), batch.labels)
 
-        done = minimise(module, loss, self.recipe, shots, shots.source(1))
-        return self.restore(backbone, shots.known, module.state_dict()).after(done)
+        trained = minimise(module, loss, self.recipe, shots, shots.source(1))
+        return self.restore(backbone, shots.known, module.state_dict()).after(trained)

@@ -280,8 +280,8 @@ class MMRL(ModuleMethod):
         def loss(batch: Batch) -> dict[str, Tensor]:
             return self.loss(module, batch.labels, batch.images, prompts, each)
 
-        done = minimise(module, loss, self.recipe, shots, shots.source(module.first))
-        return self.restore(backbone, shots.known, module.state_dict()).after(done)
+        trained = minimise(module, loss, self.recipe, shots, shots.source(module.first))
+        return self.restore(backbone, shots.known, module.state_dict()).after(trained)
 
 
 MMRL_PLUS_PLUS = MMRL(

@@ -100,5 +100,5 @@ class ProGrad(ModuleMethod):
             divergence = F.cross_entropy(same, cosine_logits(backbone, f, known).softmax(-1))
             return {"loss": ce + divergence, "ce": ce, "divergence": divergence}
 
-        done = minimise(module, loss, self.recipe, shots, shots.source())
-        return self.restore(backbone, shots.known, module.state_dict()).after(done)
+        trained = minimise(module, loss, self.recipe, shots, shots.source())
+        return self.restore(backbone, shots.known, module.state_dict()).after(trained)

@@ -99,5 +99,5 @@ class ProLIP(ModuleMethod):
             penalty = self.strength / most * (module.weight - start).square().sum()
             return {"loss": ce + penalty, "ce": ce, "penalty": penalty}
 
-        done = minimise(module, loss, self.recipe, shots, Held.of_features(pooled))
-        return self.restore(backbone, shots.known, module.state_dict()).after(done)
+        trained = minimise(module, loss, self.recipe, shots, Held.of_features(pooled))
+        return self.restore(backbone, shots.known, module.state_dict()).after(trained)

@@ -137,14 +137,14 @@ class PromptKD(Method):
             predicted = cosine_logits(backbone, features, lesson.classes)
             return self.loss(predicted, expected)
 
-        done = minimise(lesson, loss, self.recipe, shots, source)
+        trained = minimise(lesson, loss, self.recipe, shots, source)
         digest = torch.frombuffer(bytearray(large.digest.encode()), dtype=torch.uint8).to(
             backbone.device
         )
         classes = lesson.classes[[images.classes.index(name) for name in known.classes]]
         return self.restore(
             backbone, known, {**lesson.state_dict(), CLASSES: classes, DIGEST: digest}
-        ).after(done)
+        ).after(trained)
 
     def loss(self, predicted: Tensor, expected: Tensor) -> Tensor:
         """Return the scalar loss. predicted, expected: logits [B, C] of student and teacher."""
@@ -171,7 +171,7 @@ class PromptKD(Method):
             first = kept and Unfinished(kept.path, kept.before)
             taught = self._tutor().fit(large, replace(theirs, unfinished=first, callbacks=()))
             lesson.teacher.load_state_dict(dict(taught.tensors))
-        lesson.classes = asked(lesson.teacher, names)
+        lesson.classes = encode_classes(lesson.teacher, names)
         return lesson
 
     def _seen_by(self, large: Backbone, shots: Shots) -> Shots:
@@ -210,7 +210,7 @@ class PromptKD(Method):
 
         def for_classes(names: Sequence[str]) -> ToLogits:
             new = [name for name in names if name not in rows]
-            more = asked(teacher(), new) if new else ()
+            more = encode_classes(teacher(), new) if new else ()
             every = {**rows, **dict(zip(new, more, strict=True))}
             return Cosines(
                 backbone, student.image_features, torch.stack([every[name] for name in names])
@@ -237,7 +237,7 @@ class PromptKD(Method):
 
 
 @torch.no_grad()
-def asked(teacher: IndependentPrompts, names: Sequence[str]) -> Tensor:
+def encode_classes(teacher: IndependentPrompts, names: Sequence[str]) -> Tensor:
     """Return class features [C, e'], normalised."""
     return F.normalize(teacher.class_features(teacher.text(names)), dim=-1)
 

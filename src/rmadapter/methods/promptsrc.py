@@ -196,5 +196,5 @@ class PromptSRC(ModuleMethod):
         def loss(batch: Batch) -> dict[str, Tensor]:
             return self.loss(module, batch.labels, batch.images, text, w_0)
 
-        done = minimise(averaged, loss, self.recipe, shots, shots.source(1), averaged.add)
-        return self.restore(backbone, shots.known, averaged.state()).after(done)
+        trained = minimise(averaged, loss, self.recipe, shots, shots.source(1), averaged.add)
+        return self.restore(backbone, shots.known, averaged.state()).after(trained)

@@ -73,8 +73,8 @@ class RMAdapter(Method):
                 batch.labels, pixels, tokens, (batch.images.features, features), count
             )
 
-        done = minimise(model.adapters, loss, self.recipe, shots, shots.source(first))
-        return self._fitted(model, shots.known).after(done)
+        trained = minimise(model.adapters, loss, self.recipe, shots, shots.source(first))
+        return self._fitted(model, shots.known).after(trained)
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         model = self.model(backbone)

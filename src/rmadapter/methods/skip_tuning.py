@@ -116,7 +116,7 @@ class TunedCLIP(Learner):
         return Cosines(self.backbone, self.image_features, weights)
 
 
-def kept(
+def choose_classes(
     similar: Tensor, labels: Tensor, ratio: float, decay: float, generator: torch.Generator
 ) -> Tensor:
     """Return which of C classes each of B images is compared with, [B, C]: its own and the most
@@ -161,7 +161,7 @@ class SkipTuning(ModuleMethod):
 
         def loss(batch: Batch) -> dict[str, Tensor]:
             similar = cosine_logits(backbone, batch.images.features, known)
-            keep = kept(similar, batch.labels, self.ratio, self.decay, batch.generator)
+            keep = choose_classes(similar, batch.labels, self.ratio, self.decay, batch.generator)
             classes = keep.any(0).nonzero()[:, 0]
             weights = learnt_weights(module.encode_text, prompts.of(classes), prompts.each)
             logits = cosine_logits(backbone, module.image_features(batch.images), weights)
@@ -169,5 +169,5 @@ class SkipTuning(ModuleMethod):
             ce = F.cross_entropy(logits, torch.searchsorted(classes, batch.labels))
             return {"loss": ce, "classes": keep.sum(1).float().mean()}
 
-        done = minimise(module, loss, self.recipe, shots, shots.source(module.first))
-        return self.restore(backbone, shots.known, module.state_dict()).after(done)
+        trained = minimise(module, loss, self.recipe, shots, shots.source(module.first))
+        return self.restore(backbone, shots.known, module.state_dict()).after(trained)

@@ -103,7 +103,7 @@ class TCP(ModuleMethod):
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         module = self.module(backbone, shots.seed)
-        done = train_context(
+        trained = train_context(
             module, shots, self.recipe, knowledge(backbone, shots, self.distance_weight)
         )
-        return self.restore(backbone, shots.known, module.state_dict()).after(done)
+        return self.restore(backbone, shots.known, module.state_dict()).after(trained)

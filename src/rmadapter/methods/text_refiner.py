@@ -190,8 +190,8 @@ class TextRefiner(ModuleMethod):
             }
             return {"loss": torch.stack(list(terms.values())).sum(), **terms}
 
-        done = minimise(module, loss, self.recipe, shots, shots.source(refiner.first))
-        return self.restore(backbone, shots.known, refiner.state_dict()).after(done)
+        trained = minimise(module, loss, self.recipe, shots, shots.source(refiner.first))
+        return self.restore(backbone, shots.known, refiner.state_dict()).after(trained)
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         return replace(

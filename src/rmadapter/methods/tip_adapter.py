@@ -114,8 +114,8 @@ class TipAdapterF(Method):
                 cosine_logits(backbone, x, weights) + self.grid.alpha * extra, batch.labels
             )
 
-        done = minimise(cache, loss, self.recipe, shots, Held.of_features(views))
-        return cache["trained"].detach(), done
+        trained = minimise(cache, loss, self.recipe, shots, Held.of_features(views))
+        return cache["trained"].detach(), trained
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         return _restore(self, backbone, known, tensors, trained=True)
@@ -137,12 +137,12 @@ def _ask(affinity: Tensor, values: Tensor, beta: float | Tensor) -> Tensor:
 
 def _fit(method: TipAdapter | TipAdapterF, backbone: Backbone, shots: Shots) -> Fitted:
     views = shots.features()
-    keys, done = method.keys(backbone, shots, views)
+    keys, trained = method.keys(backbone, shots, views)
     alpha, beta = _search(method, backbone, shots, views, keys)
     numbers = {"alpha": torch.tensor(alpha), "beta": torch.tensor(beta)}
     return method.restore(
         backbone, shots.known, {"keys": keys, "values": one_hot(shots), **numbers}
-    ).after(done)
+    ).after(trained)
 
 
 def _restore(

@@ -129,8 +129,8 @@ class TwoStages(Method):
             if epoch + 1 == turn:
                 module.classes.copy_(module.class_features(prompts, each))
 
-        done = minimise(module, loss, self.recipe, shots, source, start)
-        return self.restore(backbone, shots.known, module.state_dict()).after(done)
+        trained = minimise(module, loss, self.recipe, shots, source, start)
+        return self.restore(backbone, shots.known, module.state_dict()).after(trained)
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         module = Norms(backbone, len(known.classes)).eval()

@@ -248,7 +248,7 @@ ABOUT: Mapping[str, About] = {
 def uses_of(name: str, settings: Mapping[str, object], declared: Uses | None = None) -> Uses | None:
     """Return what a method of this name uses. declared: by a method from outside."""
     uses = USES.get(name, declared)
-    return None if uses is None else uses.given(settings)
+    return None if uses is None else uses.with_settings(settings)
 
 
 def backbones_in(name: str, settings: Mapping[str, object]) -> list[str]:

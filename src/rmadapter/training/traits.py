@@ -59,7 +59,7 @@ class Uses(BaseModel):
             raise ValueError(f"a method of the track {self.track!r} must say what it uses")
         return self
 
-    def given(self, settings: Mapping[str, object]) -> Uses:
+    def with_settings(self, settings: Mapping[str, object]) -> Uses:
         """Return a copy that reflects the settings."""
         if any(settings.get(file) for file in self.files):
             return self.model_copy(update={"track": "extra data"})
