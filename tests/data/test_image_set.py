@@ -6,6 +6,7 @@ import hashlib
 import pickle
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from torch import Tensor
 from rmadapter.data.decode import image_error
 from rmadapter.data.duplicates import looks
 from rmadapter.data.fewshot import half
-from rmadapter.data.image_set import ImageReader, ImageSet
+from rmadapter.data.image_set import ImageReader, ImageSet, with_weights
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
 from tests.helpers.decodes import count_decodes
@@ -195,3 +196,57 @@ def test_images_in_memory_and_an_empty_pickle(files: list[Path], decodes: Counte
     copy = pickle.loads(pickle.dumps(reader))
     copy.thumbprints(files[:1])
     assert decodes == {str(files[0]): 2}
+
+
+# Weights
+
+
+def gray_images(labels: str) -> ImageSet:
+    arrays = [np.full((4, 4), i, np.uint8) for i in range(len(labels))]
+    return ImageSet.from_lists(arrays, [*labels])
+
+
+@pytest.mark.parametrize(
+    ("sample", "classes", "expected"),
+    [
+        (None, None, ()),
+        ([2, 2, 2, 2, 2], None, ()),  # all alike
+        ([1, 2, 3, 4, 5], None, (1, 2, 3, 4, 5)),
+        (None, {"b": 3}, (1, 1, 1, 1, 3)),
+        ([1, 1, 1, 2, 2], {"b": 3, "a": 0.5}, (0.5, 0.5, 0.5, 1, 6)),
+        (None, "balanced", (0.625, 0.625, 0.625, 0.625, 2.5)),
+        ([0, 0, 1, 2, 1], None, (1, 2, 1)),  # without weight it is not there
+        ([1, 1, 1, 1, 0], None, (1, 1, 1, 1, 0)),  # but a class stays known
+        ([0, 0, 0, 3, 3], "balanced", ()),
+    ],
+)
+def test_weights_of_images_and_classes_are_multiplied(
+    sample: Any, classes: Any, expected: tuple[float, ...]
+) -> None:
+    assert with_weights(gray_images("aaaab"), sample, classes, 0).weights == pytest.approx(expected)
+
+
+def test_balanced_counts_the_images_to_be_drawn() -> None:
+    images = gray_images("aaaabbc")
+    assert with_weights(images, None, "balanced", 1).weights == ()
+    expected = pytest.approx((5 / 6,) * 6 + (5 / 3,))
+    assert with_weights(images, None, "balanced", 2).weights == expected
+
+
+@pytest.mark.parametrize(
+    ("sample", "classes", "words"),
+    [
+        ([1, 2], None, "one number of at least 0 for each of the 5 images"),
+        ([1, 1, 1, 1, -1], None, "sample_weight"),
+        ([0] * 5, None, "not all zero"),
+        ([1, 1, 1, 1, float("nan")], None, "sample_weight"),
+        (["x"] * 5, None, "sample_weight"),
+        (None, "even", "write 'balanced', or a dictionary"),
+        (None, {"z": 1}, "label 'z' is not one of the classes"),
+        (None, {"a": -1}, "class_weight: weights must be numbers of at least 0"),
+        (None, {"a": 0, "b": 0}, "not all zero"),
+    ],
+)
+def test_invalid_weights_are_refused(sample: Any, classes: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        with_weights(gray_images("aaaab"), sample, classes, 0)

@@ -1,4 +1,5 @@
-"""Folders, tables and annotated images, good and bad, each written by the test."""
+"""Folders, tables and annotated images, good and bad, each written by the test; and data in
+memory."""
 
 from __future__ import annotations
 
@@ -11,13 +12,25 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from rmadapter.data.read import ImageSet, read_images
+from rmadapter.data.read import (
+    ImageSet,
+    image_list,
+    image_set,
+    load_image,
+    open_object,
+    read_images,
+)
 from rmadapter.errors import UserError
 from tests.helpers.formats import coco_file, yolo
-from tests.helpers.shots import write_tiny_images
+from tests.helpers.shots import noisy_colors, write_tiny_images
+from tests.helpers.small_images import picture, write_images
 from tests.hostile import bombs
 
 
@@ -246,3 +259,231 @@ def test_ctrl_c_ends_the_check(tmp_path: Path) -> None:
         child.send_signal(2)
         child.communicate(timeout=60)
         assert child.returncode in (-2, 130)
+
+
+# Data in memory
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return write_images(tmp_path, "cat/cat_1.png", "cat/cat_2.png", "dog/dog_1.png")
+
+
+@pytest.fixture
+def paths(home: Path) -> list[str]:
+    return sorted(map(str, home.rglob("*.png")))
+
+
+def labels(images: ImageSet) -> list[str]:
+    return [str(images.written[label]) for label in images.labels]
+
+
+def same(one: ImageSet, other: ImageSet) -> bool:
+    both = [(x.labels, x.classes, x.written, x.contents) for x in (one, other)]
+    return both[0] == both[1]
+
+
+def test_a_data_frame_of_paths(paths: list[str]) -> None:
+    pd = pytest.importorskip("pandas")
+    splits, groups = ["train", "TEST", "train"], ["a", None, "b"]
+    table = {"file": paths, "species": ["Cat", "Cat", 7], "split": splits, "group": groups}
+    sets = read_images(pd.DataFrame(table), columns={"label": "species"})
+    expected = {"train": ["Cat", "7"], "test": ["Cat"]}
+    assert {split: labels(images) for split, images in sets.items()} == expected
+    assert (sets["train"].groups, sets["test"].groups) == (("a", "b"), ("",))
+    assert sets["test"].images == (Path(paths[1]),)
+
+
+def test_missing_cells_of_pandas_and_columns_without_names(paths: list[str]) -> None:
+    pd = pytest.importorskip("pandas")
+    table = pd.DataFrame({"file": paths, 7: ["a", "b", "a"], "group": ["p", pd.NA, "q"]})
+    for kind in ("object", "string"):
+        (images,) = read_images(table.astype({"group": kind}), columns={"label": "7"}).values()
+        assert (labels(images), images.groups) == (["a", "b", "a"], ("p", "", "q"))
+    with pytest.raises(UserError, match="row 1: the label is empty"):
+        read_images(table.assign(label=pd.array([1, pd.NA, 2], "Int64")))
+    with pytest.raises(UserError, match="row 2: the image is empty"):
+        read_images(table.assign(file=[*paths[:2], None]), columns={"label": "7"})
+
+
+def test_a_data_frame_of_images() -> None:
+    pd = pytest.importorskip("pandas")
+    images = [picture("cat"), np.zeros((4, 4, 3), np.uint8)]
+    table = {"image": images, "label": ["b", "a"], "split": ["train", "test"]}
+    sets = read_images(pd.DataFrame(table))
+    assert {split: (images.classes, images.labels) for split, images in sets.items()} == {
+        "train": (("a", "b"), (1,)), "test": (("a", "b"), (0,)),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"path": ["a"], "label": [None]}, "row 0: the label is empty"),
+        ({"path": ["a"], "label": [float("nan")]}, "row 0: the label is empty"),
+        ({"path": ["a"], "label": ["x"], "split": ["dev"]}, "split is 'dev'"),
+        ({"path": ["a", "b"], "label": ["x", "y"], "split": ["test", None]}, "row 1: the split is"),
+        ({"path": ["https://x/a.png"], "label": ["x"]}, "is a web address"),
+        ({"photo": ["a"], "label": ["x"]}, r"DataFrame: none of its columns \(photo, label\)"),
+    ],
+)
+def test_invalid_data_frames_are_refused(columns: dict[str, Any], words: str) -> None:
+    pd = pytest.importorskip("pandas")
+    with pytest.raises(UserError, match=words):
+        read_images(pd.DataFrame(columns))
+
+
+@pytest.mark.parametrize("column", ["label", "labels"])
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_cell_may_be_a_list_of_one_label(paths: list[str], column: str, in_memory: bool) -> None:
+    pd = pytest.importorskip("pandas")
+    images = [picture("cat"), picture("dog"), picture("cat", 1)] if in_memory else paths
+    two: Any = "cat;dog" if column == "labels" else ("cat", "dog")
+    cells = ["cat", "dog;dog", "cat"] if column == "labels" else [["cat"], np.array(["dog"]), "cat"]
+    found = read_images(pd.DataFrame({"image": images, column: cells}), progress=False)["all"]
+    assert (found.classes, found.labels) == (("cat", "dog"), (0, 1, 0))
+    with pytest.raises(UserError, match=r"DataFrame, row 2: .*'cat'.*'dog'"):
+        read_images(pd.DataFrame({"image": images, column: [*cells[:2], two]}), progress=False)
+
+
+def test_torchvision_folders_are_read_as_files_whatever_their_transform(home: Path) -> None:
+    from torch.utils.data import Subset
+    from torchvision.datasets import ImageFolder
+
+    folder = ImageFolder(str(home), transform=lambda image: 1 / 0)
+    (images,) = read_images(folder).values()
+    assert labels(images) == ["cat", "cat", "dog"]
+    assert images.images[2] == home / "dog/dog_1.png"
+    (some,) = read_images(Subset(folder, [2, 0])).values()
+    assert labels(some) == ["dog", "cat"]
+    folder.classes = [("tabby", "tabby cat"), ("dog", "hound")]  # synonyms, as of ImageNet
+    assert labels(read_images(folder)["all"]) == ["tabby", "tabby", "dog"]
+
+
+class Pairs(list[Any]):
+    classes = ("house cat", "dog")
+
+
+class Wrapped:
+    """Wraps a data set, without saying which of its items."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, i: int) -> tuple[Any, str]:
+        return self.dataset[i + 1][0], "ab"[i]
+
+
+def test_items_of_a_wrapper_come_from_the_wrapper(home: Path) -> None:
+    folder = pytest.importorskip("torchvision").datasets.ImageFolder(str(home))
+    found = read_images(Wrapped(folder))["all"]
+    assert (found.classes, len(found)) == (("a", "b"), 2)
+    pixels = [np.asarray(load_image(image)) for image in found.images]
+    assert all(np.array_equal(own, np.asarray(folder[i][0])) for i, own in enumerate(pixels, 1))
+
+
+def test_pairs_of_image_and_label() -> None:
+    cat, dog = picture("cat"), picture("dog")
+    for pairs, expected in (
+        (Pairs([(cat, 0), (dog, np.int64(1))]), ["house cat", "dog"]),
+        (Pairs([(cat, [0]), (dog, ["dog"])]), ["house cat", "dog"]),
+        ([(cat, "cat"), (dog, "dog")], ["cat", "dog"]),
+    ):
+        (images,) = read_images(pairs).values()
+        assert labels(images) == expected
+        assert images.images[1] is dog
+    with pytest.raises(UserError, match=r"image 0: .*'house cat'.*'dog'"):
+        read_images(Pairs([(cat, [0, 1]), (dog, ["dog"])]))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (3, "int is not data"),
+        ({"train": [1]}, "dict is not data"),
+        ([1, 2], r"item 0 of the data is not an \(image, label\) pair"),
+        (Pairs([(picture("cat"), 2)]), "label 2 is not one of the 2 classes"),
+        (Pairs([(picture("cat"), -1)]), "label -1 is not one of the 2 classes"),
+        ([(picture("cat"), 0)], "labels must be class names, or whole numbers with classes"),
+        ([(torch.zeros(3, 4, 4), "cat")], "holds a tensor"),
+        ([], "0 images and 0 labels"),
+    ],
+)
+def test_other_objects_are_refused(data: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        open_object(data)
+
+
+def test_image_sets_folders_and_datasets_are_accepted(colors: Path) -> None:
+    splits = read_images(colors)
+    train = splits["train"]
+    assert read_images(train) == {"all": train}
+    assert read_images(splits) == splits
+    assert image_set(train) is image_set(splits) is train
+    assert image_set({"all": splits["test"]}) is splits["test"]
+    assert same(image_set(colors), train)
+    assert same(image_set(str(colors)), train)
+    with pytest.raises(UserError, match="the data has only test"):
+        image_set({"test": splits["test"]})
+    with pytest.raises(UserError, match=r"labels are missing: .* not list"):
+        image_set([1, 2])
+    library = pytest.importorskip("datasets", reason="the extra `data` is not installed")
+    pets = {"image": [picture("cat"), picture("dog")], "label": ["cat", "dog"]}
+    data = library.Dataset.from_dict(pets).cast_column("image", library.Image())
+    assert labels(read_images(data)["all"]) == ["cat", "dog"]
+    assert image_set(library.DatasetDict({"train": data})).classes == ("cat", "dog")
+
+
+def test_a_data_frame_to_train_on(colors: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    train = read_images(colors)["train"]
+    files = [str(image) for image in train.images]
+    frame = pandas.DataFrame({"File": files, "class": labels(train)})
+    assert same(image_set(frame), train)
+    assert same(image_set(frame.File, frame["class"]), train)
+    assert image_list(frame) == files
+    assert image_list(frame[["File"]].rename(columns={"File": "whatever"})) == files
+    numbers = image_set(frame.assign(**{"class": list(train.labels)}), classes=train.classes)
+    assert numbers.written == (0, 1, 2, 3)
+    split = frame.assign(split=["train"] * 20 + ["test"] * 4, group=[None] + ["a"] * 23)
+    for some in (split, split.assign(group=split.group.astype("string"))):
+        found = image_set(some)
+        assert (len(found), found.groups[:2]) == (20, ("", "a"))
+    assert len(image_set(split, split="test")) == 4
+    for wrong, words in (
+        (frame[["File"]], r"DataFrame: none of its columns \(File\) is called label"),
+        (frame.assign(split="test"), "no row says train"),
+        (frame.assign(split=["train"] * 23 + ["exam"]), "split is 'exam'"),
+        (frame.assign(split=["train"] * 23 + [None]), "row 23: the split is empty"),
+    ):
+        with pytest.raises(UserError, match=words):
+            image_set(wrong)
+
+
+def test_lists_arrays_and_columns_are_lists_of_images(paths: list[str]) -> None:
+    array = np.array(paths)
+    for images in (paths, (*paths,), array, array[:, None], array.astype(object)[:, None]):
+        assert image_list(images) == paths
+    opened = [Image.open(path) for path in paths]
+    column = np.empty((len(opened), 1), object)
+    column[:, 0] = opened
+    assert image_list(column) == opened
+    assert len(image_list(np.zeros((5, 4, 4, 3), np.uint8))) == 5
+
+
+def test_numbers_stay_numbers_and_without_names_there_is_a_warning() -> None:
+    images = list(noisy_colors(1).images)
+    with pytest.warns(UserWarning, match="prompts call the classes -1, 3, 7; class_names="):
+        found = image_set(images, np.array([7, -1, 3, 7]))
+    expected = ((-1, 3, 7), (2, 0, 1, 2), ("-1", "3", "7"))
+    assert (found.written, found.labels, found.classes) == expected
+    assert [type(label) for label in found.written] == [int] * 3
+    assert image_set(images, [1, 0, 1, 0], ["a", "b"]).written == (0, 1)
+    assert image_set(images, np.array([[1], [0], [1], [0]]), ["a", "b"]).labels == (1, 0, 1, 0)
+    with pytest.raises(UserError, match="4 images and 3 labels"):
+        image_set(images, [1, 2, 3])
+    with pytest.raises(UserError, match="labels must be class names, or whole numbers"):
+        image_set(images, [0.5, 1.5, 0.5, 1.5])
