@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,15 +60,22 @@ def halves(groups: Iterable[list[str]]) -> dict[str, list[str]]:
     return parts
 
 
-def fifth(groups: Iterable[list[str]]) -> tuple[list[str], list[str]]:
+def fifth(groups: Iterable[list[str]]) -> dict[str, list[str]]:
     """METHOD of CoOp for archives without val: the first fifth of each shuffled class is val."""
-    train: list[str] = []
-    val: list[str] = []
+    parts: dict[str, list[str]] = {"train": [], "val": []}
     for items in seeded(groups):
         count = round(len(items) * 0.2)
-        val += items[:count]
-        train += items[count:]
-    return train, val
+        parts["val"] += items[:count]
+        parts["train"] += items[count:]
+    return parts
+
+
+def trained(table: Table) -> dict[str, list[str]]:
+    return {split: paths(table, split) for split in ("train", "val")}
+
+
+def counts(table: Table) -> list[int]:
+    return [len(rows) for rows in table.values()]
 
 
 ROWS = [["b/1.jpg", 1, "sea_horse"], ["a/2.jpg", 0, "Zebra"], ["b/0.jpg", 1, "sea_horse"]]
@@ -83,9 +90,7 @@ def test_a_split_file_is_read_as_it_is(tmp_path: Path) -> None:
     # by label, not by name
     assert sets["train"].classes == sets["test"].classes == ("Zebra", "sea horse")
     assert sets["train"].labels == (1, 0, 1)
-    assert sets["train"].images == tuple(
-        tmp_path / "pictures" / path for path in ("b/1.jpg", "a/2.jpg", "b/0.jpg")
-    )
+    assert [*sets["train"].images] == [tmp_path / "pictures" / str(row[0]) for row in ROWS]
     assert sets["test"].name(0) == "b/0.jpg"
 
 
@@ -103,6 +108,9 @@ def test_a_split_file_is_read_as_it_is(tmp_path: Path) -> None:
         ({"train": ROWS[:1], "test": []}, "no image has the label 0"),
         ({"train": ROWS, "test": [["a.jpg", 0, "lion"]]}, "label 0 is called 'Zebra' and 'lion'"),
         ({"train": [], "test": []}, "names no image"),
+        ({"train": [["a.jpg", 0, "\ud800"]], "test": []}, "give it a plain-text name"),
+        ({"train": [["a.jpg", 0, "\0"]], "test": []}, "give it a plain-text name"),
+        ({"train": [["a.jpg", 0, "  "]], "test": []}, "give it a plain-text name"),
     ],
 )
 def test_a_bad_split_file_is_refused(tmp_path: Path, record: Any, complaint: str) -> None:
@@ -111,194 +119,6 @@ def test_a_bad_split_file_is_refused(tmp_path: Path, record: Any, complaint: str
     with pytest.raises(UserError, match=complaint) as error:
         image_sets(split_json(path), tmp_path, path)
     assert str(path) in str(error.value)
-
-
-# Class folders
-
-
-def test_caltech_folders(tmp_path: Path) -> None:
-    table = read("caltech101", tmp_path)
-    assert list(classes(table).values()) == ["face", "leopard", "accordion", "airplane", "car_side"]
-    written = ["Faces", "Leopards", "accordion", "airplanes", "car_side"]
-    expected = halves([f"{folder}/image_{i:04d}.jpg" for i in range(1, 11)] for folder in written)
-    assert {split: paths(table, split) for split in table} == expected
-    assert [len(rows) for rows in table.values()] == [25, 10, 15]
-
-
-def test_eurosat_names(tmp_path: Path) -> None:
-    assert ", ".join(classes(read("eurosat", tmp_path)).values()) == (
-        "Annual Crop Land, Forest, Herbaceous Vegetation Land, Highway or Road, "
-        "Industrial Buildings, Pasture Land, "
-        "Permanent Crop Land, Residential Buildings, River, Sea or Lake"
-    )
-
-
-@pytest.mark.parametrize(("key", "counts"), [("dtd", [12, 4, 8]), ("food101", [10, 4, 6])])
-def test_other_folders(tmp_path: Path, key: str, counts: list[int]) -> None:
-    table = read(key, tmp_path)
-    assert [len(rows) for rows in table.values()] == counts
-    assert len({path for split in table for path in paths(table, split)}) == sum(counts)
-
-
-def test_a_class_too_small_to_split_is_refused(tmp_path: Path) -> None:
-    archives.folders(tmp_path / "images", ["banded"], 2)
-    with pytest.raises(UserError, match="too few images"):
-        table_of(CATALOG["dtd"], tmp_path)
-    with pytest.raises(UserError, match="no class folders"):
-        table_of(CATALOG["eurosat"], tmp_path)
-
-
-# ImageNet and its variants
-
-
-def test_imagenet(tmp_path: Path) -> None:
-    table = read("imagenet", tmp_path)
-    assert classes(table) == dict(enumerate(archives.WNIDS.values()))
-    assert paths(table, "train")[:4] == [
-        *(f"images/train/n01440764/n_{i}.JPEG" for i in (1, 2, 3)),
-        "images/train/n01443537/n_1.JPEG",
-    ]
-    assert [label for _, label, _ in table["test"]] == [0, 1, 2, 3]
-
-
-def test_imagenet_variants(tmp_path: Path) -> None:
-    """200 of 1,000 classes count from 0 under their own names; V2's folders are numbers; names may
-    lie beside."""
-    adversarial = read("imagenet_a", tmp_path / "imagenet-adversarial")
-    assert classes(adversarial) == {0: "goldfish", 1: "construction crane"}
-    assert [path.split("/")[1] for path in paths(adversarial, "test")] == ["n01443537"] * 2 + [
-        "n03126707"
-    ] * 2
-    assert classes(read("imagenetv2", tmp_path / "imagenetv2")) == dict(
-        enumerate(archives.WNIDS.values())
-    )
-
-    archives.imagenet(tmp_path / "imagenet")
-    archives.folders(tmp_path / "imagenet-sketch" / "images", archives.WNIDS, 1)
-    assert (
-        classes(table_of(CATALOG["imagenet_sketch"], tmp_path / "imagenet-sketch"))[3]
-        == "construction crane"
-    )
-    archives.folders(tmp_path / "imagenet-sketch" / "images", ["n99999999"], 1)
-    with pytest.raises(UserError, match=r"n99999999: classnames.txt has no name"):
-        table_of(CATALOG["imagenet_sketch"], tmp_path / "imagenet-sketch")
-
-
-def test_numbered_folders_are_sorted_as_numbers(tmp_path: Path) -> None:
-    names = [f"n{i:08d} name {i}" for i in range(12)]
-    archives.write_text(tmp_path / "classnames.txt", names)
-    archives.folders(tmp_path / "imagenetv2-matched-frequency-format-val", map(str, range(12)), 1)
-    assert classes(table_of(CATALOG["imagenetv2"], tmp_path)) == {i: f"name {i}" for i in range(12)}
-
-
-def test_pets(tmp_path: Path) -> None:
-    table = read("oxford_pets", tmp_path)
-    assert classes(table) == {0: "abyssinian", 1: "american_bulldog", 2: "bengal"}
-    lines = (tmp_path / "annotations" / "trainval.txt").read_text().split("\n")[:-1]
-    groups: dict[str, list[str]] = {}
-    for line in lines:
-        name, label, *_ = line.split()
-        groups.setdefault(label, []).append(f"{name}.jpg")
-    assert list(groups) != sorted(groups)
-    assert (paths(table, "train"), paths(table, "val")) == fifth(groups.values())
-    assert [len(rows) for rows in table.values()] == [16, 4, 6]
-    assert all(
-        (tmp_path / "images" / path).is_file() for split in table for path in paths(table, split)
-    )
-
-
-def test_aircraft(tmp_path: Path) -> None:
-    table = read("fgvc_aircraft", tmp_path)
-    assert table["train"] == [
-        ("1025794.jpg", 1, "Challenger 600"),
-        ("0900914.jpg", 0, "707-320"),
-        ("1234567.jpg", 3, "F/A-18"),
-        ("0000001.jpg", 2, "A300B4"),
-    ]
-    assert table["val"] == [("0000002.jpg", 3, "F/A-18")]
-    expected = ("707-320", "Challenger 600", "A300B4", "F/A-18")
-    assert image_sets(table, tmp_path, tmp_path)["test"].classes == expected
-
-
-def test_sun397(tmp_path: Path) -> None:
-    table = read("sun397", tmp_path)
-    assert classes(table) == {0: "abbey", 1: "indoor apse", 2: "gas_station"}
-    groups = [
-        [f"{name}/sun_{i}{name[-1]}.jpg" for i in range(5)]
-        for name in ("g/gas_station", "a/apse/indoor", "a/abbey")
-    ]
-    assert (paths(table, "train"), paths(table, "val")) == fifth(groups)
-    assert paths(table, "test")[:2] == ["g/gas_station/sun_5n.jpg", "g/gas_station/sun_6n.jpg"]
-
-
-def test_ucf101(tmp_path: Path) -> None:
-    table = read("ucf101", tmp_path)
-    assert classes(table) == {0: "Apply_Eye_Makeup", 1: "Yo_Yo"}
-    expected = ("Apply_Eye_Makeup/v_ApplyEyeMakeup_g01_c01.jpg", 0, "Apply_Eye_Makeup")
-    assert table["test"][0] == expected
-    assert [len(rows) for rows in table.values()] == [12, 3, 2]
-    assert image_sets(table, tmp_path, tmp_path)["val"].classes == ("Apply Eye Makeup", "Yo Yo")
-
-
-# MATLAB files
-
-
-def test_cars(tmp_path: Path) -> None:
-    table = read("stanford_cars", tmp_path)
-    assert classes(table) == {0: "2000 AM General Hummer SUV", 1: "2012 Ram C/V Cargo Van Minivan"}
-    groups = [
-        [
-            f"cars_train/{i:05d}.jpg"
-            for i, label in enumerate(archives.CARS["train"], 1)
-            if label == wanted
-        ]
-        for wanted in (2, 1)
-    ]
-    assert (paths(table, "train"), paths(table, "val")) == fifth(groups)
-    expected = [("cars_test/00001.jpg", 0), ("cars_test/00002.jpg", 1)]
-    assert [row[:2] for row in table["test"]] == expected
-
-
-def test_flowers(tmp_path: Path) -> None:
-    table = read("oxford_flowers", tmp_path)
-    assert classes(table) == {0: "pink primrose", 1: "hard-leaved orchid", 2: "canterbury bells"}
-    groups = [
-        [f"image_{i:05d}.jpg" for i, label in enumerate(archives.FLOWERS, 1) if label == wanted]
-        for wanted in (2, 3, 1)
-    ]
-    assert {split: paths(table, split) for split in table} == halves(groups)
-
-
-@pytest.mark.parametrize(
-    ("key", "file", "content", "complaint"),
-    [
-        ("oxford_pets", "annotations/test.txt", "Abyssinian_1 1\n", "test.txt, line 1"),
-        ("oxford_pets", "annotations/test.txt", None, "test.txt: no such file"),
-        ("fgvc_aircraft", "images_variant_val.txt", "7 Concorde\n", "'Concorde' .*variants.txt"),
-        ("ucf101", "ucfTrainTestlist/classInd.txt", "ApplyEyeMakeup\n", "classInd.txt, line 1"),
-        ("stanford_cars", "cars_test_annos_withlabels.mat", "text", "MATLAB .*'annotations'"),
-        ("stanford_cars", "devkit/cars_meta.mat", None, "cars_meta.mat: .*No such file"),
-        ("oxford_flowers", "cat_to_name.json", "{}", "cat_to_name.json: has no name for class 2"),
-        ("oxford_flowers", "cat_to_name.json", None, "cat_to_name.json: not readable JSON"),
-        ("imagenet", "classnames.txt", "n01440764\n", "classnames.txt, line 1"),
-    ],
-)
-def test_broken_archives(
-    tmp_path: Path, key: str, file: str, content: str | None, complaint: str
-) -> None:
-    archives.WRITERS[key](tmp_path)
-    if content is None:
-        (tmp_path / file).unlink()
-    else:
-        (tmp_path / file).write_text(content)
-    with pytest.raises(UserError, match=complaint):
-        table_of(CATALOG[key], tmp_path)
-
-
-def test_the_global_generator_stays_untouched(tmp_path: Path) -> None:
-    before = random.getstate()
-    read("caltech101", tmp_path)
-    assert random.getstate() == before
 
 
 ROW = st.tuples(st.text(max_size=9), st.integers(), st.text(max_size=9)) | st.lists(
@@ -320,16 +140,192 @@ def test_random_split_files(tmp_path_factory: pytest.TempPathFactory, written: A
         sets = image_sets(table, Path("images"), file)
     except UserError as error:
         assert len(str(error)) < 500  # noqa: PT017
+        return
+    found = {split: [list(row) for row in rows] for split, rows in table.items()}
+    assert found == json.loads(file.read_text())
+    for images in sets.values():
+        assert {*images.labels} <= {*range(len(images.classes))}
+
+
+# Class folders
+
+
+def test_caltech_folders(tmp_path: Path) -> None:
+    before = random.getstate()
+    table = read("caltech101", tmp_path)
+    assert random.getstate() == before
+    assert list(classes(table).values()) == ["face", "leopard", "accordion", "airplane", "car_side"]
+    written = ["Faces", "Leopards", "accordion", "airplanes", "car_side"]
+    expected = halves([f"{folder}/image_{i:04d}.jpg" for i in range(1, 11)] for folder in written)
+    assert {split: paths(table, split) for split in table} == expected
+    assert counts(table) == [25, 10, 15]
+
+
+def test_eurosat_names(tmp_path: Path) -> None:
+    assert ", ".join(classes(read("eurosat", tmp_path)).values()) == (
+        "Annual Crop Land, Forest, Herbaceous Vegetation Land, Highway or Road, "
+        "Industrial Buildings, Pasture Land, "
+        "Permanent Crop Land, Residential Buildings, River, Sea or Lake"
+    )
+
+
+@pytest.mark.parametrize(("key", "sizes"), [("dtd", [12, 4, 8]), ("food101", [10, 4, 6])])
+def test_other_folders(tmp_path: Path, key: str, sizes: list[int]) -> None:
+    table = read(key, tmp_path)
+    assert counts(table) == sizes
+    assert len({path for split in table for path in paths(table, split)}) == sum(sizes)
+
+
+def test_a_class_too_small_to_split_is_refused(tmp_path: Path) -> None:
+    archives.folders(tmp_path / "images", ["banded"], 2)
+    with pytest.raises(UserError, match="too few images"):
+        table_of(CATALOG["dtd"], tmp_path)
+    with pytest.raises(UserError, match="no class folders"):
+        table_of(CATALOG["eurosat"], tmp_path)
+
+
+# ImageNet and its variants
+
+
+def test_imagenet(tmp_path: Path) -> None:
+    table = read("imagenet", tmp_path)
+    assert classes(table) == dict(enumerate(archives.WNIDS.values()))
+    first = [f"images/train/n01440764/n_{i}.JPEG" for i in (1, 2, 3)]
+    assert paths(table, "train")[:4] == [*first, "images/train/n01443537/n_1.JPEG"]
+    assert [label for _, label, _ in table["test"]] == [0, 1, 2, 3]
+
+
+def test_imagenet_variants(tmp_path: Path) -> None:
+    """200 of 1,000 classes count from 0 under their own names; V2's folders are numbers; names may
+    be beside."""
+    adversarial = read("imagenet_a", tmp_path / "imagenet-adversarial")
+    assert classes(adversarial) == {0: "goldfish", 1: "construction crane"}
+    folders = [path.split("/")[1] for path in paths(adversarial, "test")]
+    assert folders == ["n01443537"] * 2 + ["n03126707"] * 2
+    second = read("imagenetv2", tmp_path / "imagenetv2")
+    assert classes(second) == dict(enumerate(archives.WNIDS.values()))
+
+    home = tmp_path / "imagenet-sketch"
+    archives.imagenet(tmp_path / "imagenet")
+    archives.folders(home / "images", archives.WNIDS, 1)
+    assert classes(table_of(CATALOG["imagenet_sketch"], home))[3] == "construction crane"
+    archives.folders(home / "images", ["n99999999"], 1)
+    with pytest.raises(UserError, match=r"n99999999: classnames.txt has no name"):
+        table_of(CATALOG["imagenet_sketch"], home)
+
+
+def test_numbered_folders_are_sorted_as_numbers(tmp_path: Path) -> None:
+    names = [f"n{i:08d} name {i}" for i in range(12)]
+    archives.write_text(tmp_path / "classnames.txt", names)
+    archives.folders(tmp_path / "imagenetv2-matched-frequency-format-val", map(str, range(12)), 1)
+    assert classes(table_of(CATALOG["imagenetv2"], tmp_path)) == {i: f"name {i}" for i in range(12)}
+
+
+# Lists of text
+
+
+def test_pets(tmp_path: Path) -> None:
+    table = read("oxford_pets", tmp_path)
+    assert classes(table) == {0: "abyssinian", 1: "american_bulldog", 2: "bengal"}
+    groups: dict[str, list[str]] = {}
+    for line in (tmp_path / "annotations" / "trainval.txt").read_text().splitlines():
+        name, label, *_ = line.split()
+        groups.setdefault(label, []).append(f"{name}.jpg")
+    assert list(groups) != sorted(groups)
+    assert trained(table) == fifth(groups.values())
+    assert counts(table) == [16, 4, 6]
+    assert all((tmp_path / "images" / path).is_file() for path in paths(table, "train"))
+
+
+def test_aircraft(tmp_path: Path) -> None:
+    table = read("fgvc_aircraft", tmp_path)
+    assert table["train"] == [
+        ("1025794.jpg", 1, "Challenger 600"),
+        ("0900914.jpg", 0, "707-320"),
+        ("1234567.jpg", 3, "F/A-18"),
+        ("0000001.jpg", 2, "A300B4"),
+    ]
+    assert table["val"] == [("0000002.jpg", 3, "F/A-18")]
+    expected = ("707-320", "Challenger 600", "A300B4", "F/A-18")
+    assert image_sets(table, tmp_path, tmp_path)["test"].classes == expected
+
+
+def test_sun397(tmp_path: Path) -> None:
+    table = read("sun397", tmp_path)
+    assert classes(table) == {0: "abbey", 1: "indoor apse", 2: "gas_station"}
+    names = ("g/gas_station", "a/apse/indoor", "a/abbey")
+    assert trained(table) == fifth(
+        [f"{name}/sun_{i}{name[-1]}.jpg" for i in range(5)] for name in names
+    )
+    assert paths(table, "test")[:2] == ["g/gas_station/sun_5n.jpg", "g/gas_station/sun_6n.jpg"]
+
+
+def test_ucf101(tmp_path: Path) -> None:
+    table = read("ucf101", tmp_path)
+    assert classes(table) == {0: "Apply_Eye_Makeup", 1: "Yo_Yo"}
+    expected = ("Apply_Eye_Makeup/v_ApplyEyeMakeup_g01_c01.jpg", 0, "Apply_Eye_Makeup")
+    assert table["test"][0] == expected
+    assert counts(table) == [12, 3, 2]
+    assert image_sets(table, tmp_path, tmp_path)["val"].classes == ("Apply Eye Makeup", "Yo Yo")
+
+
+# MATLAB files
+
+
+def numbered(name: str, labels: Sequence[int], order: Sequence[int]) -> list[list[str]]:
+    """Paths of the images of each class."""
+    pairs = [*enumerate(labels, 1)]
+    return [[name.format(i) for i, label in pairs if label == wanted] for wanted in order]
+
+
+def test_cars(tmp_path: Path) -> None:
+    table = read("stanford_cars", tmp_path)
+    assert classes(table) == {0: "2000 AM General Hummer SUV", 1: "2012 Ram C/V Cargo Van Minivan"}
+    groups = numbered("cars_train/{:05d}.jpg", archives.CARS["train"], (2, 1))
+    assert trained(table) == fifth(groups)
+    expected = [("cars_test/00001.jpg", 0), ("cars_test/00002.jpg", 1)]
+    assert [row[:2] for row in table["test"]] == expected
+
+
+def test_flowers(tmp_path: Path) -> None:
+    table = read("oxford_flowers", tmp_path)
+    assert classes(table) == {0: "pink primrose", 1: "hard-leaved orchid", 2: "canterbury bells"}
+    groups = numbered("image_{:05d}.jpg", archives.FLOWERS, (2, 3, 1))
+    assert {split: paths(table, split) for split in table} == halves(groups)
+
+
+@pytest.mark.parametrize(
+    ("key", "file", "content", "complaint"),
+    [
+        ("oxford_pets", "annotations/test.txt", "Abyssinian_1 1\n", "test.txt, line 1"),
+        ("oxford_pets", "annotations/test.txt", None, "test.txt: no such file"),
+        ("fgvc_aircraft", "images_variant_val.txt", "7 Concorde\n", "'Concorde' .*variants.txt"),
+        ("ucf101", "ucfTrainTestlist/classInd.txt", "ApplyEyeMakeup\n", "classInd.txt, line 1"),
+        ("stanford_cars", "cars_test_annos_withlabels.mat", "text", "MATLAB .*'annotations'"),
+        ("stanford_cars", "devkit/cars_meta.mat", None, "cars_meta.mat: .*No such file"),
+        ("oxford_flowers", "cat_to_name.json", "{}", "cat_to_name.json: has no name for class 2"),
+        ("oxford_flowers", "cat_to_name.json", '{"2": 3}', "has no name for class"),
+        ("oxford_flowers", "cat_to_name.json", "null", "has no name for class"),
+        ("oxford_flowers", "cat_to_name.json", None, "cat_to_name.json: not readable JSON"),
+        ("imagenet", "classnames.txt", "n01440764\n", "classnames.txt, line 1"),
+    ],
+)
+def test_a_broken_archive_is_refused(
+    tmp_path: Path, key: str, file: str, content: str | None, complaint: str
+) -> None:
+    archives.WRITERS[key](tmp_path)
+    if content is None:
+        (tmp_path / file).unlink()
     else:
-        assert {split: [list(row) for row in rows] for split, rows in table.items()} == json.loads(
-            file.read_text()
-        )
-        assert all(
-            0 <= label < len(images.classes) for images in sets.values() for label in images.labels
-        )
+        (tmp_path / file).write_text(content)
+    with pytest.raises(UserError, match=complaint):
+        table_of(CATALOG[key], tmp_path)
 
 
-ROW: dict[str, Any] = {
+# The catalogue
+
+
+FIELDS: dict[str, Any] = {
     "key": "x", "title": "X", "folder": "x", "classes": 2, "counts": {"test": 1},
     "templates": ["a {}."], "licence": "MIT", "size": "1 MB", "citation": "", "url": "",
     "steps": [], "reader": "class_folders",
@@ -337,8 +333,7 @@ ROW: dict[str, Any] = {
 
 
 def test_an_archive_is_distinguished_from_plain_folders(tmp_path: Path) -> None:
-    dataset = Dataset(**ROW, images="pics", split="split.json", lists={"train": "lists/train"})
-    assert not dataset.laid_out(tmp_path)
+    dataset = Dataset(**FIELDS, images="pics", split="split.json", lists={"train": "lists/train"})
     (tmp_path / "cat").mkdir()
     assert not dataset.laid_out(tmp_path)
     for path in ("pics", "lists/train"):
@@ -347,9 +342,9 @@ def test_an_archive_is_distinguished_from_plain_folders(tmp_path: Path) -> None:
         (tmp_path / path).rmdir()
     (tmp_path / "split.json").write_text("{}")
     assert dataset.laid_out(tmp_path)
-    assert not Dataset(**ROW).laid_out(tmp_path)
+    assert not Dataset(**FIELDS).laid_out(tmp_path)
 
 
 def test_a_misspelt_field_is_refused() -> None:
     with pytest.raises(ValidationError, match="licens"):
-        Dataset(**ROW, licens="MIT")
+        Dataset(**FIELDS, licens="MIT")
