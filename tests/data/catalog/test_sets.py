@@ -4,7 +4,6 @@ checks, downloads."""
 from __future__ import annotations
 
 import json
-import math
 import random
 import re
 import shutil
@@ -27,7 +26,7 @@ from rmadapter.data.catalog.sets import (
     write_list,
 )
 from rmadapter.data.fewshot import few_shot, half
-from rmadapter.data.read import read_images
+from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
 from tests.helpers import archives
 from tests.helpers.shell import Command, refused, rmadapter
@@ -56,26 +55,22 @@ TOTALS = {
 }
 
 
-def test_the_table_holds_together() -> None:
-    assert len(CATALOG) == 15
-    assert len({dataset.folder for dataset in CATALOG.values()}) == 15
+def test_the_catalogue_is_consistent() -> None:
+    assert len(CATALOG) == len({dataset.folder for dataset in CATALOG.values()}) == 15
     for key, dataset in CATALOG.items():
         assert dataset.reader in READERS
         assert dataset.spelling in SPELLINGS
         assert all(template.count("{}") == 1 for template in dataset.templates)
         assert "{home}" in " ".join(dataset.steps)
-        assert all(
-            digest == "" or digest.removeprefix("md5:") in TORCHVISION
-            for digest in dataset.archives.values()
-        )
+        for digest in filter(None, dataset.archives.values()):
+            assert digest.removeprefix("md5:") in TORCHVISION
         assert "name" in re.compile(dataset.order_line).groupindex
-        assert dataset.reader != "text_lists" or {"name", "file"} <= set(
-            re.compile(dataset.line).groupindex
-        )
+        if dataset.reader == "text_lists":
+            assert {"name", "file"} <= {*re.compile(dataset.line).groupindex}
         assert bool(dataset.split) == bool(dataset.split_url)
-        assert sum(dataset.counts.values()) == TOTALS.get(key, sum(dataset.counts.values()))
+        total = sum(dataset.counts.values())
+        assert total == TOTALS.get(key, total)
         if dataset.reader == "class_folders":  # 50 %, 20 % and 30 %, to one image a class
-            total = sum(dataset.counts.values())
             for split, share in {"train": 0.5, "val": 0.2, "test": 0.3}.items():
                 assert abs(dataset.counts[split] - share * total) <= dataset.classes
     with pytest.raises(UserError, match="did you mean 'oxford_flowers'"):
@@ -85,13 +80,12 @@ def test_the_table_holds_together() -> None:
 # By name or path
 
 
-def plain(home: Path, classes: list[str], count: int = 2) -> None:
-    """Folders of class folders with pictures that can be opened, split into train and test."""
-    for split in ("train", "test"):
-        for name in classes:
-            (home / split / name).mkdir(parents=True)
-            for number in range(count):
-                Image.new("RGB", (4, 4)).save(home / split / name / f"{number}.png")
+def plain(home: Path, *classes: str) -> None:
+    """Folders of class folders with images that can be opened, split into train and test."""
+    for folder in (home / split / name for split in ("train", "test") for name in classes):
+        folder.mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (4, 4)).save(folder / f"{number}.png")
 
 
 def test_names_folders_and_paths_lead_to_the_archive(tmp_path: Path) -> None:
@@ -99,49 +93,47 @@ def test_names_folders_and_paths_lead_to_the_archive(tmp_path: Path) -> None:
     by_key = load_dataset("caltech101", tmp_path)
     assert by_key["train"].classes == ("face", "leopard", "accordion", "airplane", "car side")
     assert [len(by_key[split]) for split in ("train", "val", "test")] == [25, 10, 15]
-    for name, root in [("caltech-101", tmp_path), (str(tmp_path / "caltech-101"), None)]:
-        assert load_dataset(name, root)["train"].images == by_key["train"].images
-    plain(tmp_path / "caltech101", ["Faces"])
+    plain(tmp_path / "caltech101", "Faces")
     # the archive comes first
-    assert load_dataset("caltech101", tmp_path)["train"].images == by_key["train"].images
+    for name, root in [("caltech101", tmp_path), ("caltech-101", tmp_path),
+                       (str(tmp_path / "caltech-101"), None)]:  # fmt: skip
+        assert load_dataset(name, root)["train"].images == by_key["train"].images
     # unless the path says otherwise
     assert load_dataset(tmp_path / "caltech101")["train"].classes == ("face",)
 
 
 def test_plain_folders_get_the_names_of_the_catalogue(tmp_path: Path) -> None:
-    plain(
-        tmp_path / "caltech101",
-        ["accordion", "airplanes", "BACKGROUND_Google", "Faces", "Faces_easy", "sea_horse"],
-    )
+    folders = ("accordion", "airplanes", "BACKGROUND_Google", "Faces", "Faces_easy", "sea_horse")
+    plain(tmp_path / "caltech101", *folders)
     sets = load_dataset("caltech101", tmp_path)
     # capitals first, as CoOp sorts
     assert sets["test"].classes == ("face", "accordion", "airplane", "sea horse")
     expected = ["train/Faces/0.png", "train/Faces/1.png", "train/accordion/0.png"]
     assert [sets["train"].name(i) for i in range(3)] == expected
     assert sets["train"].labels == (0, 0, 1, 1, 2, 2, 3, 3)
-    plain(tmp_path / "imagenet", ["n01440764"])
+    plain(tmp_path / "imagenet", "n01440764")
     with pytest.raises(UserError, match="WordNet ids"):
         load_dataset("imagenet", tmp_path)
 
 
 def test_data_outside_the_catalogue_and_domains(tmp_path: Path) -> None:
     for domain in ("photo", "sketch", "art_painting"):
-        plain(tmp_path / "pacs" / domain, ["dog", "guitar"])
-    plain(tmp_path / "mine", ["sea_horse", "zebra"])
+        plain(tmp_path / "pacs" / domain, "dog", "guitar")
+    plain(tmp_path / "mine", "sea_horse", "zebra")
     assert domains(tmp_path / "pacs") == ["art_painting", "photo", "sketch"]
     assert domains(tmp_path / "mine") == domains(tmp_path) == domains(tmp_path / "nothing") == []
     assert load_dataset("pacs/photo", tmp_path)["train"].classes == ("dog", "guitar")
-    with pytest.raises(UserError, match="domains art_painting, photo, sketch; choose one"):
-        load_dataset("pacs", tmp_path)
-    (tmp_path / "own.csv").write_text(
-        "path,label\nmine/train/zebra/0.png,zebra\nmine/train/zebra/1.png,horse\n"
-    )
+    rows = "mine/train/zebra/0.png,zebra\nmine/train/zebra/1.png,horse\n"
+    (tmp_path / "own.csv").write_text(f"path,label\n{rows}")
     assert load_dataset("own.csv", tmp_path)["all"].classes == ("horse", "zebra")
     assert load_dataset(tmp_path / "mine")["train"].classes == ("sea horse", "zebra")
-    with pytest.raises(UserError, match="did you mean 'mine'"):
-        load_dataset("mien", tmp_path)
-    with pytest.raises(UserError, match=r"`rmadapter data dtd --root .* says how to get it"):
-        load_dataset("dtd", tmp_path)
+    for name, words in (
+        ("pacs", "domains art_painting, photo, sketch; choose one"),
+        ("mien", "did you mean 'mine'"),
+        ("dtd", r"`rmadapter data dtd --root .* says how to get it"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_dataset(name, tmp_path)
 
 
 # Shots
@@ -153,84 +145,70 @@ def dassl(rows: list[list[Any]], shots: int) -> list[str]:
     groups: dict[int, list[str]] = {}
     for path, label, _ in rows:
         groups.setdefault(label, []).append(path)
-    return [
-        p
-        for items in groups.values()
-        for p in (random.sample(items, shots) if len(items) >= shots else items)
-    ]
+    drawn: list[str] = []
+    for items in groups.values():
+        drawn += random.sample(items, shots) if len(items) >= shots else items
+    return drawn
+
+
+def names(images: ImageSet) -> list[str]:
+    return [images.name(i) for i in range(len(images))]
 
 
 @pytest.mark.parametrize(("seed", "shots"), [(1, 16), (2, 16), (3, 4), (1, 1)])
 def test_shots_are_those_that_dassl_draws(tmp_path: Path, seed: int, shots: int) -> None:
-    # one has fewer than 16
-    names, sizes = (["zebra", "Sea_horse", "ant", "bee", "cow"], [20, 30, 12, 17, 40])
-    rows = [
-        [f"{names[label]}/{i}.jpg", label, names[label]]
-        for label, size in enumerate(sizes)
-        for i in range(size)
-    ]
+    classes = {"zebra": 20, "Sea_horse": 30, "ant": 12, "bee": 17, "cow": 40}  # of ants too few
+    rows: list[list[Any]] = []
+    for label, (name, size) in enumerate(classes.items()):
+        rows += [[f"{name}/{i}.jpg", label, name] for i in range(size)]
     random.Random(0).shuffle(rows)  # labels first appear out of order, and files too
-    split = {"train": rows, "val": rows[60:], "test": rows[:9]}
     home = tmp_path / "dtd"
+    split = {"train": rows, "val": rows[60:], "test": rows[:9]}
     archives.write_json(home / "split_zhou_DescribableTextures.json", split)
     archives.pictures(home / "images", [row[0] for row in rows])
 
     state = random.getstate()
     random.seed(seed)
-    expected = dassl(split["train"], shots), dassl(split["val"], min(shots, 4))
+    train, val = dassl(rows, shots), dassl(rows[60:], min(shots, 4))
     random.setstate(state)
 
     few = few_shot(load_dataset("dtd", tmp_path), shots, seed)
     assert few.val is not None
-    assert (
-        [few.train.name(i) for i in range(len(few.train))],
-        [few.val.name(i) for i in range(len(few.val))],
-    ) == expected
+    assert (names(few.train), names(few.val)) == (train, val)
     base = half(few.train, "base")
     assert base.classes == ("zebra", "Sea horse", "ant")
-    kept = [
-        path for path in expected[0] if names.index(path.split("/")[0]) < math.ceil(len(names) / 2)
-    ]
-    assert [base.name(i) for i in range(len(base))] == kept
+    kept = ("zebra", "Sea_horse", "ant")
+    assert names(base) == [path for path in train if path.startswith(kept)]
 
 
 # What is there
 
 
-def fill(monkeypatch: pytest.MonkeyPatch, key: str, **fields: Any) -> Any:
-    """The row of the table with the counts of the miniature."""
-    small = CATALOG[key].model_copy(update=fields)
-    monkeypatch.setitem(CATALOG, key, small)  # type: ignore[misc]
-    return small
-
-
 def test_complete_partial_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = fill(
-        monkeypatch, "caltech101", classes=5, counts={"train": 25, "val": 10, "test": 15}
-    )
+    counts, home = {"train": 25, "val": 10, "test": 15}, tmp_path / "caltech-101"
+    dataset = CATALOG["caltech101"].model_copy(update={"classes": 5, "counts": counts})
+    monkeypatch.setitem(CATALOG, "caltech101", dataset)  # type: ignore[misc]
     assert check(dataset, tmp_path).status == "absent"
-    home = tmp_path / "caltech-101"
     home.mkdir()
     assert check(dataset, tmp_path).status == "absent"
 
     archives.caltech101(home)
     found = check(dataset, tmp_path)
-    assert (found.status, found.counts) == ("partial", {"train": 25, "val": 10, "test": 15})
+    assert (found.status, found.counts) == ("partial", counts)
     assert found.how == f"put {dataset.split_url} into {home}"
-    assert found.missing == (
-        "split_zhou_Caltech101.json, so the splits are not those of published results",
-    )
+    [missing] = found.missing
+    assert missing.startswith("split_zhou_Caltech101.json")
 
     archives.write_json(home / dataset.split, table_of(dataset, home))
     found = check(dataset, tmp_path)
     assert (found.status, found.missing, found.home, found.how) == ("complete", (), str(home), "")
 
     for number in (3, 7):
-        (home / "101_ObjectCategories" / "Faces" / f"image_{number:04d}.jpg").unlink()
+        (home / f"101_ObjectCategories/Faces/image_{number:04d}.jpg").unlink()
     found = check(dataset, tmp_path)
     assert found.status == "partial"
-    [line] = found.missing
-    assert line.startswith("2 of 50 images are missing, such as Faces/image_000")
+    [missing] = found.missing
+    assert missing.startswith("2 of 50 images are missing, such as Faces/image_000")
     assert found.how == f"rmadapter data caltech101 --root {tmp_path} --download"
     with pytest.raises(UserError, match=r"2 of 50 images are missing.*rmadapter data caltech101"):
         load_dataset("caltech101", tmp_path)
@@ -243,13 +221,11 @@ def test_complete_partial_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_too_few_and_plain_folders_are_partial(tmp_path: Path) -> None:
     archives.fgvc_aircraft(tmp_path / "fgvc_aircraft")
-    assert check(CATALOG["fgvc_aircraft"], tmp_path).missing == (
-        "classes: 4 of 100",
-        "train: 4 of 3334 images",
-        "val: 1 of 3333 images",
-        "test: 2 of 3333 images",
-    )
-    plain(tmp_path / "caltech101", ["Faces"])
+    missing = check(CATALOG["fgvc_aircraft"], tmp_path).missing
+    assert missing[0] == "classes: 4 of 100"
+    parts = {"train": "4 of 3334", "val": "1 of 3333", "test": "2 of 3333"}
+    assert [*missing[1:]] == [f"{split}: {count} images" for split, count in parts.items()]
+    plain(tmp_path / "caltech101", "Faces")
     found = check(CATALOG["caltech101"], tmp_path)
     assert found.counts == {"train": 2, "test": 2}
     assert any("plain folders" in line for line in found.missing)
@@ -306,6 +282,10 @@ LISTED = (
 )
 
 
+def entry(path: str, name: str) -> str:
+    return json.dumps({"_impath": path, "_label": 0, "_domain": 0, "_classname": name})
+
+
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A miniature with lists of one shot a class."""
@@ -314,24 +294,14 @@ def home(tmp_path: Path) -> Path:
     for number, path in enumerate(sorted(home.rglob("*.jpg"))):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
     tested = {Path(path).parts[-2:] for path, *_ in table_of(CATALOG["caltech101"], home)["test"]}
-    for split, place in (("train", 0), ("val", 1)):
-        rows = []
-        for where, folder, name in LISTED:
-            files = sorted(
-                file.name for file in (home / "101_ObjectCategories" / folder).glob("*.jpg")
-            )
-            file = [file for file in files if (folder, file) not in tested][place]
-            rows.append(
-                {
-                    "_impath": f"{where}{folder}/{file}",
-                    "_label": 0,
-                    "_domain": 0,
-                    "_classname": name,
-                }
-            )
-        archives.write_text(
-            home / "split_fewshot" / f"shot_1-seed_3_{split}.jsonl", map(json.dumps, rows)
-        )
+    lines: dict[str, list[str]] = {"train": [], "val": []}
+    for where, folder, name in LISTED:
+        files = sorted(path.name for path in (home / "101_ObjectCategories" / folder).glob("*.jpg"))
+        untested = [file for file in files if (folder, file) not in tested]
+        for split, file in zip(lines, untested, strict=False):
+            lines[split].append(entry(f"{where}{folder}/{file}", name))
+    for split, rows in lines.items():
+        archives.write_text(home / f"split_fewshot/shot_1-seed_3_{split}.jsonl", rows)
     return home
 
 
@@ -341,15 +311,10 @@ def test_the_table_holds_their_images_and_the_whole_test_split(home: Path, tmp_p
     splits = read_images(out)
     train, val, test = (splits[name] for name in ("train", "val", "test"))
     folder = home / "101_ObjectCategories"
-    assert {Path(str(image)) for image in train.images} == {
-        folder / row[1] / "image_0001.jpg" for row in LISTED
-    }
-    [face] = [
-        image
-        for image, n in zip(train.images, train.labels, strict=True)
-        if train.classes[n] == "face"
-    ]
-    assert face == folder / "Faces/image_0001.jpg"
+    labels = [train.classes[label] for label in train.labels]
+    found = dict(zip(labels, train.images, strict=True))
+    assert {*found.values()} == {folder / row[1] / "image_0001.jpg" for row in LISTED}
+    assert found["face"] == folder / "Faces/image_0001.jpg"
     assert len(val) == len(LISTED)
     assert len(test) == len(table_of(CATALOG["caltech101"], home)["test"])
     assert train.classes == test.classes
@@ -374,16 +339,14 @@ def test_hyphens_in_names_stay(home: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_command_writes_a_list(rmadapter: Command, home: Path, tmp_path: Path) -> None:
-    code, out, _ = rmadapter("data", "caltech101", "--root", tmp_path, "--list", "1,3")
+    words = ("data", "caltech101", "--root", tmp_path, "--list")
+    code, out, _ = rmadapter(*words, "1,3")
     assert (code, out.strip()) == (0, f"table: {home / 'shots_1-seed_3.csv'}")
     refused(rmadapter("data", "--list", "1,3"), "--list needs the name of one data set")
-    ours = ("data", "caltech101", "--root", tmp_path, "--list")
-    refused(rmadapter(*ours, "1"), "write shots and seed, such as 16,1")
-    refused(rmadapter(*ours, "2,3"), "shot_2-seed_3_train.jsonl: not found")
-    refused(
-        rmadapter("data", "dtd", "--root", tmp_path, "--list", "1,3"),
-        "Describable Textures is not in",
-    )
+    refused(rmadapter(*words, "1"), "write shots and seed, such as 16,1")
+    refused(rmadapter(*words, "2,3"), "shot_2-seed_3_train.jsonl: not found")
+    other = ("data", "dtd", "--root", tmp_path, "--list", "1,3")
+    refused(rmadapter(*other), "Describable Textures is not in")
 
 
 @pytest.mark.parametrize(
@@ -391,12 +354,9 @@ def test_the_command_writes_a_list(rmadapter: Command, home: Path, tmp_path: Pat
     [
         ("[]", "line 1: not an entry of a few-shot list"),
         ("not JSON", "line 1: not an entry of a few-shot list"),
-        (
-            json.dumps({"_impath": THEIRS + "accordion/none.jpg", "_classname": "accordion"}),
-            "none.jpg is missing",
-        ),
-        (json.dumps({"_impath": "../../etc/passwd", "_classname": "x"}), "lies outside"),
-        (json.dumps({"_impath": "/etc/passwd", "_classname": "x"}), "lies outside"),
+        (entry(f"{THEIRS}accordion/none.jpg", "accordion"), "none.jpg is missing"),
+        (entry("../../etc/passwd", "x"), "lies outside"),
+        (entry("/etc/passwd", "x"), "lies outside"),
     ],
 )
 def test_unsuitable_lists_are_refused(home: Path, tmp_path: Path, line: str, words: str) -> None:
