@@ -58,13 +58,12 @@ def protocol(seed: int, *draws: tuple[list[int], int]) -> list[list[int]]:
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("shots", [1, 3, 4, 6])
-def test_same_pictures_as_the_protocol(seed: int, shots: int) -> None:
+def test_the_images_are_those_of_the_protocol(seed: int, shots: int) -> None:
     val = LABELS[::-1] + LABELS
     few = few_shot({"train": make(LABELS, 3), "val": make(val, 3)}, shots, seed)
     assert few.val is not None
-    assert [indices(few.train), indices(few.val)] == protocol(
-        seed, (LABELS, shots), (val, min(shots, 4))
-    )
+    expected = protocol(seed, (LABELS, shots), (val, min(shots, 4)))
+    assert [indices(few.train), indices(few.val)] == expected
     assert sorted(indices(few.train) + indices(few.heldout)) == list(range(len(LABELS)))
     assert sample_shots(LABELS, shots, random.Random(seed)) == indices(few.train)
 
@@ -91,12 +90,10 @@ def test_zero_shots_take_all_and_too_few_are_reported() -> None:
     everything = few_shot({"all": make(LABELS, 3)}, 0, 1)
     assert indices(everything.train) == list(range(len(LABELS)))
     assert (len(everything.heldout), everything.val, everything.short) == (0, None, ())
-    assert few_shot({"all": make(LABELS, 3)}, 4, 1).short == (
-        "class 'class 1' has 3 images, fewer than 4 shots",
-    )
-    assert few_shot({"all": make([0], 1)}, 2, 1).short == (
-        "class 'class 0' has 1 image, fewer than 2 shots",
-    )
+    [few] = few_shot({"all": make(LABELS, 3)}, 4, 1).short
+    assert few == "class 'class 1' has 3 images, fewer than 4 shots"
+    [one] = few_shot({"all": make([0], 1)}, 2, 1).short
+    assert one == "class 'class 0' has 1 image, fewer than 2 shots"
 
 
 @pytest.mark.parametrize(
@@ -107,26 +104,20 @@ def test_zero_shots_take_all_and_too_few_are_reported() -> None:
         ({"train": make([0], 1)}, -1, "shots=-1"),
     ],
 )
-def test_refusals(splits: dict[str, ImageSet], shots: int, hint: str) -> None:
+def test_impossible_draws_are_refused(splits: dict[str, ImageSet], shots: int, hint: str) -> None:
     with pytest.raises(UserError, match=hint):
         few_shot(splits, shots, 1)
 
 
-def test_halves() -> None:
+def test_classes_are_halved_after_drawing() -> None:
     images = make([4, 0, 3, 1, 2, 4], 5)
     base, novel = half(images, "base"), half(images, "novel")
     expected = ([1, 3, 4], (0, 1, 2), ("class 0", "class 1", "class 2"))
     assert (indices(base), base.labels, base.classes) == expected
-    assert (indices(novel), novel.labels, novel.classes) == (
-        [0, 2, 5],
-        (1, 0, 1),
-        ("class 3", "class 4"),
-    )
+    expected = ([0, 2, 5], (1, 0, 1), ("class 3", "class 4"))
+    assert (indices(novel), novel.labels, novel.classes) == expected
     named = replace(images, written=tuple("abcde"))
-    assert (half(named, "base").written, half(named, "novel").written) == (
-        ("a", "b", "c"),
-        ("d", "e"),
-    )
+    assert [half(named, which).written for which in ("base", "novel")] == [(*"abc",), (*"de",)]
     assert half(images, "all") is images
     with pytest.raises(UserError, match="cannot be halved"):
         half(make([0], 1), "novel")

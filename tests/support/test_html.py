@@ -1,4 +1,4 @@
-"""Templates of pages escape their values and refuse missing ones."""
+"""Templates of pages, and plots whose SVG is read back with an XML parser."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from jinja2 import UndefinedError
 from rmadapter.support import html
 from rmadapter.support.html import template
 
+pytestmark = pytest.mark.real_plots
 
-def test_it_escapes_and_refuses() -> None:
+
+def test_a_template_escapes_values_and_refuses_missing_ones() -> None:
     page = template("suggest.html.j2", percent=str)
     with pytest.raises(UndefinedError):
         page.render()
@@ -24,8 +26,8 @@ def test_it_escapes_and_refuses() -> None:
     assert environment.from_string("{{ text }}").render(text="<b>&") == "&lt;b&gt;&amp;"
 
 
-def test_a_text_that_is_no_html_is_left_alone() -> None:
-    """The model card's, which escapes for Markdown itself."""
+def test_a_template_of_markdown_does_not_escape() -> None:
+    """The model card's escapes by itself."""
     given = {"title": "<b>"}
     environment = template("modelcard.md.j2", escape=False, cell=str, percent=str).environment
     assert environment.from_string("{{ title }}").render(given) == "<b>"
@@ -33,8 +35,8 @@ def test_a_text_that_is_no_html_is_left_alone() -> None:
     assert escaping.from_string("{{ title }}").render(given) == "&lt;b&gt;"
 
 
-def test_no_image_of_a_page_waits_until_it_is_seen() -> None:
-    """All lie in the page itself; what waited would be missing in print."""
+def test_no_page_loads_images_lazily() -> None:
+    """They would be missing in print."""
     assets = files("rmadapter").joinpath("assets")
     pages = [file for file in assets.iterdir() if file.name.endswith(".j2")]
     assert len(pages) > 6
@@ -42,32 +44,17 @@ def test_no_image_of_a_page_waits_until_it_is_seen() -> None:
         assert 'loading="lazy"' not in page.read_text("utf-8")
 
 
-pytestmark = pytest.mark.real_plots
-
-NAN = float("nan")
+# Plots
 
 
-def test_loss_terms_show_what_was_recorded_and_nothing_else() -> None:
-    history = [
-        {
-            "step": i,
-            "epoch": 1,
-            "lr": 0.1 if i < 9 else 0.0,
-            "ce": 1.0,
-            "loss": 2 / i,
-            "image_con": 0.0,
-            "text_con": NAN,
-            "my <own> term": i - 5.0,
-        }
-        for i in range(1, 10)
-    ]
+def test_loss_terms_are_those_that_were_recorded() -> None:
+    history: list[dict[str, float]] = []
+    for i in range(1, 10):
+        step = {"step": i, "epoch": 1, "lr": 0.1 if i < 9 else 0.0, "ce": 1.0, "loss": 2 / i}
+        history.append({**step, "image_con": 0, "text_con": np.nan, "my <own> term": i - 5})
     drawn = html.loss_terms([*history, {"step": 10, "loss": float("inf")}])
-    assert [title for title, _ in drawn] == [
-        "Total loss",
-        "Cross-entropy",
-        "my <own> term",
-        "Learning rate",
-    ]
+    titles = ["Total loss", "Cross-entropy", "my <own> term", "Learning rate"]
+    assert [title for title, _ in drawn] == titles
     assert html.loss_terms([]) == []
     for title, svg in drawn:
         assert ET.fromstring(svg).get("aria-label") == title
@@ -77,12 +64,11 @@ def test_loss_terms_show_what_was_recorded_and_nothing_else() -> None:
 
 def test_only_a_term_that_is_never_negative_has_a_log_axis() -> None:
     def labels(values: list[float]) -> set[str]:
-        ((_, svg),) = html.loss_terms(
-            [{"step": i, "loss": value} for i, value in enumerate(values, 1)]
-        )
+        history = [{"step": i, "loss": value} for i, value in enumerate(values, 1)]
+        ((_, svg),) = html.loss_terms(history)
         return {e.text or "" for e in ET.fromstring(svg).iter() if e.tag.endswith("}text")}
 
-    assert {"1", "100"} <= labels([1.0, 0.0, 100.0])  # what is 0 has no place on it
+    assert {"1", "100"} <= labels([1.0, 0.0, 100.0])  # which cannot show 0
     assert "−50" in labels([1.0, -50.0, 100.0])
 
 

@@ -1,4 +1,4 @@
-"""What a run cost is what it cost, not what an earlier one did."""
+"""Devices, memory, threads, versions and generators of random numbers."""
 
 from __future__ import annotations
 
@@ -54,21 +54,18 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="nothing is forked there")
-def test_a_worker_ends_with_whoever_started_it() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", FORKS], stdout=subprocess.PIPE, text=True
-    ) as process:
+def test_a_worker_ends_with_its_parent() -> None:
+    command = [sys.executable, "-c", FORKS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         worker = int(process.stdout.readline())
         process.wait()
         with contextlib.suppress(psutil.NoSuchProcess):
             psutil.Process(worker).wait(10)
-    end_with_parent()  # whoever was started by nobody goes on
+    end_with_parent()  # a process without a parent goes on
 
 
-@pytest.mark.skipif(
-    sys.platform != "linux", reason="only Linux tells the peak of a part of a process' life"
-)
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can reset the peak")
 def test_peak_is_of_the_time_since_it_was_reset() -> None:
     keep_freed_memory()  # as training does
     reset_peak(CPU)
@@ -77,21 +74,17 @@ def test_peak_is_of_the_time_since_it_was_reset() -> None:
     block = np.ones(25_000_000)  # 200 MB
     grown = peak(CPU)["peak_mb"]
     del block
-    assert before is not None
-    assert grown is not None
-    assert grown - before == pytest.approx(200, abs=30)
+    assert grown == pytest.approx(before + 200, abs=30)
     assert peak(CPU)["peak_mb"] == pytest.approx(grown, abs=5)  # a peak stays
     reset_peak(CPU)
-    after = peak(CPU)["peak_mb"]
-    assert after == pytest.approx(before, abs=60)
+    assert peak(CPU)["peak_mb"] == pytest.approx(before, abs=60)
 
 
-def test_what_it_is() -> None:
+def test_the_machine_is_described() -> None:
     found = describe(CPU)
-    assert found["device"] == "cpu"
-    assert found["cores"] == os.cpu_count()
-    assert found["threads"] == torch.get_num_threads()
-    assert isinstance(found["cpu"], str)
+    assert isinstance(found.pop("cpu"), str)
+    threads = torch.get_num_threads()
+    assert found == {"device": "cpu", "cores": os.cpu_count(), "threads": threads}
 
 
 FAULTS = """
@@ -110,61 +103,54 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, kept)
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the allocator is glibc's")
-def test_freed_memory_is_used_again() -> None:
+def test_freed_memory_is_reused() -> None:
     counts = {}
     for keep in (False, True):
-        out = subprocess.run(
-            [sys.executable, "-c", FAULTS.format(keep=keep)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        faults, kept = out.stdout.split()
+        code = FAULTS.format(keep=keep)
+        faults, kept = subprocess.check_output([sys.executable, "-c", code], text=True).split()
         if keep and kept == "False":
             pytest.skip("this C library has no mallopt")
         counts[keep] = int(faults)
     assert counts[True] < counts[False] / 10
 
 
-def test_devices() -> None:
+def test_devices_that_the_machine_lacks_are_refused() -> None:
     assert find_device("cpu").type == "cpu"
-    with pytest.raises(UserError, match="write auto"):
-        find_device("toaster")
+    for name in ("toaster", "meta"):
+        with pytest.raises(UserError, match="write auto, cpu, cuda or cuda:0"):
+            find_device(name)
     if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU, so none can be missed")
+        pytest.skip("this machine has a GPU")
     assert find_device().type == "cpu"
-    with pytest.raises(UserError, match="no usable GPU"):
-        find_device("cuda")
-    with pytest.raises(UserError, match="no usable GPU of that name"):
-        find_device("mps")
-    with pytest.raises(UserError, match="write auto, cpu, cuda or cuda:0"):
-        find_device("meta")
+    for name in ("cuda", "mps"):
+        with pytest.raises(UserError, match="no usable GPU of that name"):
+            find_device(name)
 
 
-def test_apples_gpu_is_taken_where_it_is_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_of_apple_is_used_without_one_of_nvidia(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     for cuda, kind in ((True, "cuda"), (False, "mps")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
         assert find_device().type == kind
 
 
-def test_gpus_are_those_that_the_system_lets_us_see(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As CUDA reads the list: up to the first that is none."""
+def test_gpus_are_those_that_cuda_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA reads the list up to the first entry that is no GPU."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.delenv(VISIBLE, raising=False)
     assert gpus() == ["0", "1", "2"]
-    for given, found in (
+    for visible, found in (
         ("2", ["2"]),
         ("GPU-8c1a, MIG-77/1/0", ["GPU-8c1a", "MIG-77/1/0"]),
         ("1,-1,0", ["1"]),
         ("", []),
         ("NoDevFiles", []),
     ):
-        monkeypatch.setenv(VISIBLE, given)
+        monkeypatch.setenv(VISIBLE, visible)
         assert gpus() == found
 
 
-def test_threads_are_those_of_the_cores_that_we_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_share_the_cores_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 5, 6, 7}, raising=False)
     assert [threads_each(processes) for processes in (1, 2, 9)] == [5, 2, 1]
 
@@ -172,21 +158,18 @@ def test_threads_are_those_of_the_cores_that_we_may_use(monkeypatch: pytest.Monk
 def test_versions_are_those_installed() -> None:
     found = versions()
     assert found["torch"] == metadata.version("torch")
-    assert {"python", "platform", "rmadapter", "open_clip_torch", "timm", "numpy", "pillow"} <= set(
-        found
-    )
+    names = "python platform rmadapter torchvision open_clip_torch timm transformers numpy pillow"
+    assert {*names.split()} <= {*found}
 
 
-def test_a_module_that_another_package_brings_has_a_version_too(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_module_of_another_package_has_a_version(monkeypatch: pytest.MonkeyPatch) -> None:
     assert version_of("numpy") == metadata.version("numpy")
     monkeypatch.setitem(sys.modules, "of_another_wheel", SimpleNamespace(__version__="1.2"))
     assert version_of("of-another-wheel") == "1.2"
     assert version_of("no-such-thing") == "unknown"
 
 
-def test_every_global_generator_starts_at_the_seed_and_goes_on_as_before() -> None:
+def test_global_generators_are_seeded_and_restored() -> None:
     def drawn() -> tuple[float, float, float]:
         return random.random(), float(np.random.random()), float(torch.rand(()))
 
@@ -202,7 +185,7 @@ def test_every_global_generator_starts_at_the_seed_and_goes_on_as_before() -> No
         assert not {*drawn()} & {*first}
 
 
-def test_the_faster_number_format_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fastest_number_format_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     times = {torch.float32: 8.0, torch.bfloat16: 4.0, torch.float16: 2.0}
     clock, running, ones, sides = [0.0], torch.Tensor.__matmul__, torch.ones, list[int]()
 

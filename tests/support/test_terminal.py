@@ -1,3 +1,5 @@
+"""Tables, notes, progress, lost streams and Ctrl-C."""
+
 from __future__ import annotations
 
 import os
@@ -8,7 +10,7 @@ import sys
 
 import pytest
 
-from rmadapter.support import terminal as console
+from rmadapter.support import terminal
 from rmadapter.support.terminal import (
     CONTROL,
     bar,
@@ -22,7 +24,7 @@ from rmadapter.support.terminal import (
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_track_passes_everything_on_and_prints_nothing_into_a_pipe(
+def test_track_yields_all_items_and_prints_nothing_into_a_pipe(
     enabled: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert list(track(iter("abc"), 3, "letters", enabled)) == ["a", "b", "c"]
@@ -36,27 +38,22 @@ def test_the_bar_is_drawn_on_stderr_of_a_terminal(
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
     with bar() as display:
-        task = display.add_task(
-            "evaluating line art, novel classes", total=10_000, note="loss 0.125"
-        )
-        for _ in range(5):
-            display.advance(task, 1000)
+        text = "evaluating line art, novel classes"
+        display.advance(display.add_task(text, total=10_000, note="loss 0.125"), 5000)
         display.refresh()
     out, err = capsys.readouterr()
     assert out == ""
     last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", err).split("\r")[-2].rstrip()
-    assert re.fullmatch(
-        r"evaluating line art, novel classes [━╸╺]{16}  5000/10000 [-\d]+:[-\d]+ loss 0\.125", last
-    )
+    assert re.fullmatch(rf"{text} [━╸╺]{{16}}  5000/10000 [-\d]+:[-\d]+ loss 0\.125", last)
     assert len(last) <= 80
 
 
-def test_into_a_pipe_goes_a_line_now_and_then(
+def test_a_pipe_gets_a_line_at_intervals(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr(console, "EVERY", 10)
-    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(terminal, "EVERY", 10)
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: clock[0])
     with bar() as display:
         task = display.add_task("training", total=2000, completed=1000, note="")
         for step in range(1000):
@@ -69,28 +66,22 @@ def test_into_a_pipe_goes_a_line_now_and_then(
     )
     for _ in track(range(2), 2, "\x1b[2J\n"):
         clock[0] += 100
-    assert (
-        capsys.readouterr().err == "\\x1b[2J\n: 1 of 2, 2 min left\n\\x1b[2J\n: 2 of 2, 0 s left\n"
-    )
+    text = "\\x1b[2J\n: "
+    assert capsys.readouterr().err == f"{text}1 of 2, 2 min left\n{text}2 of 2, 0 s left\n"
 
 
-def test_a_line_comes_more_often_where_a_program_reads_them() -> None:
+@pytest.mark.parametrize(("often", "seconds"), [("", 10), ("1", 0.5)])
+def test_a_program_may_ask_for_more_lines(often: str, seconds: float) -> None:
     code = "from rmadapter.support import terminal; print(terminal.EVERY)"
-    found = [
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "RMADAPTER_OFTEN": often},
-            capture_output=True,
-        )
-        for often in ("", "1")
-    ]
-    assert [float(done.stdout) for done in found] == [10, 0.5]
+    environment = {**os.environ, "RMADAPTER_OFTEN": often}
+    printed = subprocess.check_output([sys.executable, "-c", code], env=environment)
+    assert float(printed) == seconds
 
 
 def test_quiet_is_for_one_command(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(console, "EVERY", 0)
+    monkeypatch.setattr(terminal, "EVERY", 0)
     with streams():
         set_quiet(True)
         note("something")
@@ -110,9 +101,8 @@ def test_an_error_within_track_ends_the_bar() -> None:
 
     with pytest.raises(ValueError, match="third image"):
         list(track(broken(), 3, "images"))
-    assert list(track([1], 1, "again")) == [
-        1
-    ]  # rich would refuse a second display beside a live one
+    # rich would refuse a second display beside a live one
+    assert list(track([1], 1, "again")) == [1]
 
 
 def test_a_table_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,11 +118,10 @@ HOSTILE = "\x1b[2J\x07\r\x9b31m\u202egpj.png"
 SHOWN = r"\x1b[2J\x07\r\x9b31m\u202egpj.png"
 
 
-def test_control_characters_are_shown_and_never_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     assert escape(HOSTILE) == SHOWN
-    assert (
-        escape("größe 斑马 👩‍🚀\nنام\u00a0\u200c") == "größe 斑马 👩‍🚀\nنام\u00a0\u200c"
-    )  # these are letters
+    letters = "größe 斑马 👩‍🚀\nنام\u00a0\u200c"
+    assert escape(letters) == letters
     note(f"{HOSTILE}\nrmadapter: a forged line")
     table(["class"], [[HOSTILE]])
     out, err = capsys.readouterr()
@@ -156,19 +145,19 @@ def _import_that_is_interrupted() -> None:
         raise ImportError("initialization failed") from None
 
 
-def test_ctrl_c_that_becomes_another_error_on_its_way_still_ends_with_130(
+def test_ctrl_c_that_becomes_another_error_ends_with_130(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """As an ImportError in the first import of a compiled module."""
     before = signal.getsignal(signal.SIGINT)
     try:
-        with pytest.raises(SystemExit) as ended, console.stoppable():
+        with pytest.raises(SystemExit) as ended, terminal.stoppable():
             _import_that_is_interrupted()
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGINT, before)
     assert ended.value.code == 130
     assert capsys.readouterr().err.startswith("rmadapter: stopped")
-    with pytest.raises(ImportError), console.stoppable():
+    with pytest.raises(ImportError), terminal.stoppable():
         raise ImportError("of its own")
     signal.signal(signal.SIGINT, before)
