@@ -1,27 +1,34 @@
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from rmadapter.artifacts.checkpoint import Saved, load
 from rmadapter.artifacts.record import Record, read_record
-from rmadapter.backbones import Backbone, shared
+from rmadapter.backbones import Backbone
 from rmadapter.data.fewshot import read_split
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
+from rmadapter.methods import load_method
 from rmadapter.runs.add import add_images, add_names
 from rmadapter.support.files import check_sums
-from tests.helpers.shell import Command, backbone_option, refused, rmadapter
+from rmadapter.training.contract import Known
+from tests.helpers.shell import (
+    Command,
+    backbone_option,
+    fit_command,
+    quick_options,
+    refused,
+    rmadapter,
+)
 
 __all__ = ["rmadapter"]  # a fixture
 
-QUICK = ["--shots", 2, "--set", "first_block=3", "--set", "rank=4"]
-QUICK += ["--set", "epochs=1", "--set", "device=cpu"]
 YELLOW, DARK = (220, 210, 40), (30, 30, 60)
 
 
@@ -40,9 +47,9 @@ def run(rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone) -
     """Of a copy of the colours, where "red" has another name in the prompt."""
     shutil.copytree(colors, tmp_path / "data")
     (tmp_path / "names.csv").write_text("label,name\nred,scarlet\n")
-    command = ["fit", tmp_path / "data", "--backbone", tiny_clip.name, *QUICK]
-    command += ["--names", tmp_path / "names.csv"]
-    assert rmadapter(*command, "--out", tmp_path / "run").code == 0
+    names = ["--names", tmp_path / "names.csv"]
+    options = [*quick_options(2), *names]
+    rmadapter.done(*fit_command(tmp_path / "data", tiny_clip, tmp_path / "run", *options))
     return tmp_path / "run"
 
 
@@ -58,18 +65,19 @@ def test_classes_by_name_alone(
     finished: Path, tiny_clip: Backbone, tmp_path: Path, colors: Path
 ) -> None:
     before, saved = everything(finished), load(finished, tiny_clip)
-    assert add_names(saved, ["sea_horse", "Zebra"], tmp_path / "new") == (
-        "blue", "green", "night_sky", "red", "sea_horse", "Zebra",
-    )  # fmt: skip
+    new = ("sea_horse", "Zebra")
+    labels = ("blue", "green", "night_sky", "red", *new)
+    assert add_names(saved, new, tmp_path / "new") == labels
     wider = load(tmp_path / "new", tiny_clip)
-    assert wider.labels[-2:] == ("sea_horse", "Zebra")
+    assert wider.labels == labels
     assert wider.names[-2:] == ("sea horse", "Zebra")
     assert wider.fitted.classes == saved.fitted.classes  # those that it was fitted to
     images = [colors / "test/red/0.png"]
-    old, new = (next(one.fitted.probabilities(images, one.names)) for one in (saved, wider))
-    assert new[0, :4].log() - old[0].log() == pytest.approx(
-        (new[0, 0] / old[0, 0]).log().item(), abs=1e-4
+    old, probabilities = (
+        next(one.fitted.probabilities(images, one.names)) for one in (saved, wider)
     )
+    change = (probabilities[0, :4] / old[0]).log()  # the same for all old classes
+    assert change == pytest.approx(change[0].item(), abs=1e-4)
     again = add_names(wider, ["ant"], tmp_path / "third")
     assert again[-3:] == ("sea_horse", "Zebra", "ant")
     assert everything(finished) == before
@@ -82,16 +90,9 @@ def test_classes_by_name_alone(
 def test_a_method_that_cannot_know_a_name_says_what_to_do(
     tiny_clip: Backbone, tmp_path: Path
 ) -> None:
-    import torch
-
-    from rmadapter.methods import load_method
-    from rmadapter.training.contract import Known
-
     tensors = {"weight": torch.zeros(2, 40), "bias": torch.zeros(2)}
     probe = load_method("linear-probe").restore(tiny_clip, Known(("a", "b")), tensors)
-    with pytest.raises(
-        UserError, match="trained on, not 'c'; `rmadapter add RUN FOLDER` trains it again"
-    ):
+    with pytest.raises(UserError, match="'c'; `rmadapter add RUN FOLDER` trains it again"):
         add_names(Saved(probe, ("a", "b"), "linear-probe", ("a", "b")), ["c"], tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
@@ -100,9 +101,8 @@ def test_a_method_that_cannot_know_a_name_says_what_to_do(
 def test_images_of_old_and_new_classes(run: Path, tiny_clip: Backbone, tmp_path: Path) -> None:
     before = everything(run)
     new = write(tmp_path / "photos", yellow=(YELLOW, 5), **{"Night sky": (DARK, 3)})
-    shutil.copy(
-        sorted((tmp_path / "data/test/green").iterdir())[0], new / "yellow/of the old test.png"
-    )
+    of_test = sorted((tmp_path / "data/test/green").iterdir())[0]
+    shutil.copy(of_test, new / "yellow/of the old test.png")
     record = grown(run, tiny_clip, new, tmp_path / "new")
     assert everything(run) == before
     found = read_images(tmp_path / "new/images.csv", outside=True)
@@ -125,13 +125,10 @@ def test_images_of_old_and_new_classes(run: Path, tiny_clip: Backbone, tmp_path:
     assert "images.csv" in (tmp_path / "new/SHA256SUMS").read_text()
     check_sums(tmp_path / "new")
     assert grown(run, tiny_clip, new, tmp_path / "new") == record  # the same command again
-    most = grown(
-        run, tiny_clip, new, tmp_path / "most", shots=0
-    )  # the image of the old test is trained on now
-    assert (most.scores[0].images, most.notes[-1]) == (
-        15,
-        "trained on the 8 images of run and 9 new ones",
-    )
+    # the image of the old test is trained on now
+    most = grown(run, tiny_clip, new, tmp_path / "most", shots=0)
+    assert most.scores[0].images == 15
+    assert most.notes[-1] == "trained on the 8 images of run and 9 new ones"
     more = write(tmp_path / "more", teal=((0, 128, 128), 2))
     third = grown(tmp_path / "new", tiny_clip, more, tmp_path / "third", outside=True)
     assert third.scores[0].classes == 6
@@ -145,14 +142,14 @@ def test_an_image_that_settings_are_chosen_on_is_not_tested_on(
     shutil.copytree(tmp_path / "data/test/green", tmp_path / "photos/val/green")
     grown(run, tiny_clip, tmp_path / "photos", tmp_path / "new")
     found = read_images(tmp_path / "new/images.csv", outside=True)
-    held, tested = (
-        {Path(str(path)).read_bytes() for path in found[split].images} for split in ("val", "test")
-    )
+    held = {Path(str(path)).read_bytes() for path in found["val"].images}
     assert held
-    assert not held & tested
+    assert not held & {Path(str(path)).read_bytes() for path in found["test"].images}
 
 
-def test_what_is_refused(run: Path, tiny_clip: Backbone, tmp_path: Path, finished: Path) -> None:
+def test_runs_and_data_that_cannot_be_extended_are_refused(
+    run: Path, tiny_clip: Backbone, tmp_path: Path, finished: Path
+) -> None:
     new = write(tmp_path / "photos", yellow=(YELLOW, 3))
     with pytest.raises(UserError, match="holds another run"):
         grown(run, tiny_clip, new, shutil.copytree(finished, tmp_path / "taken"))
@@ -161,13 +158,10 @@ def test_what_is_refused(run: Path, tiny_clip: Backbone, tmp_path: Path, finishe
         grown(tmp_path / "by name", tiny_clip, new, tmp_path / "new")
     name = read_split(run / "split.json").train[0][0]
     (tmp_path / "data").rename(tmp_path / "moved")
-    with pytest.raises(
-        UserError, match=r"data.* is missing; give its new location with --old-data"
-    ):
+    with pytest.raises(UserError, match=r"data.* is missing; .*--old-data"):
         grown(run, tiny_clip, new, tmp_path / "new")
-    assert (
-        grown(run, tiny_clip, new, tmp_path / "new", old=tmp_path / "moved").scores[0].classes == 5
-    )
+    record = grown(run, tiny_clip, new, tmp_path / "new", old=tmp_path / "moved")
+    assert record.scores[0].classes == 5
     image = tmp_path / "moved" / name
     image.write_bytes(image.read_bytes() + b"x")
     with pytest.raises(UserError, match="are no longer those the model was trained on"):
@@ -175,10 +169,7 @@ def test_what_is_refused(run: Path, tiny_clip: Backbone, tmp_path: Path, finishe
     image.write_bytes(image.read_bytes()[:-1])  # as it was
     write(tmp_path / "split" / "test", purple=(YELLOW, 2))
     write(tmp_path / "split" / "train", yellow=(YELLOW, 2))
-    with pytest.raises(
-        UserError,
-        match="class 'purple' has test images but none to train on: add some, or remove it",
-    ):
+    with pytest.raises(UserError, match="class 'purple' has test images but none to train on"):
         grown(run, tiny_clip, tmp_path / "split", tmp_path / "other", old=tmp_path / "moved")
     image.unlink()
     with pytest.raises(UserError, match="the model was trained on can no longer be read"):
@@ -187,54 +178,51 @@ def test_what_is_refused(run: Path, tiny_clip: Backbone, tmp_path: Path, finishe
 
 
 def test_a_saved_run_may_not_name_its_teacher(
-    run: Path,
-    tiny_clip: Backbone,
-    tiny_hf: Backbone,
-    tmp_path: Path,
+    run: Path, tiny_clip: Backbone, tiny_hf: Backbone, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
+) -> None:  # fmt: skip
     """Its config.yaml may come from anyone."""
     (run / "config.yaml").write_text(f"method: prompt-kd\nteacher: {tiny_hf.name}\nshots: 2\n")
     (run / "SHA256SUMS").unlink()
-    monkeypatch.setattr(shared, "_NAMED", set())
+    monkeypatch.setattr("rmadapter.backbones.load._NAMED", set())
     new = write(tmp_path / "photos", yellow=(YELLOW, 3))
     with pytest.raises(UserError, match="name it yourself"):
         grown(run, tiny_clip, new, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
-def test_the_verbs(
-    rmadapter: Command, run: Path, tmp_path: Path, colors: Path, finished: Path
-) -> None:
+def test_the_verb_add(rmadapter: Command, run: Path, tmp_path: Path) -> None:
     its, data = backbone_option(run), write(tmp_path / "photos", yellow=(YELLOW, 5))
-    answer = rmadapter("add", run, "cat", "dog", "--out", tmp_path / "named", *its, "--json")
-    assert json.loads(answer.out) == {
-        "run": str(tmp_path / "named"),
-        "labels": ["blue", "green", "night_sky", "red", "cat", "dog"],
-    }
+    added = rmadapter.json("add", run, "cat", "dog", "--out", tmp_path / "named", *its)
+    labels = ["blue", "green", "night_sky", "red", "cat", "dog"]
+    assert added == {"run": str(tmp_path / "named"), "labels": labels}
     for lost in (["./mor/"], [data, "cat"], ["cat", "new.csv"]):
         refused(
             rmadapter("add", run, *lost, "--out", tmp_path / "x", *its),
             "give one folder or table that exists, or",
         )
-    table = rmadapter("add", run, data, "--out", tmp_path / "new", *its, "--quiet")
-    assert (table.code, table.err) == (0, "")
+    table = rmadapter.done("add", run, data, "--out", tmp_path / "new", *its, "--quiet")
+    assert table.err == ""
     assert "judged on the test split" in table.out
     assert read_record(tmp_path / "new/run.json").command.startswith("rmadapter add ")
-    command = ["compare", run, tmp_path / "new", tmp_path / "named", "--data", colors, *its]
-    facts = json.loads(rmadapter(*command, "--json").out)
+
+
+def test_the_verb_compare(
+    rmadapter: Command, run: Path, tmp_path: Path, colors: Path, finished: Path
+) -> None:
+    its, named = backbone_option(run), tmp_path / "named"
+    rmadapter.done("add", run, "cat", "--out", named, *its)
+    command = ["compare", run, finished, named, "--data", colors, *its]
+    facts = rmadapter.json(*command)
     assert (facts["images"], facts["classes"]) == (16, 4)
     assert [line["run"] for line in facts["runs"]] == [str(path) for path in command[1:4]]
-    assert facts["runs"][2]["difference"] == 0  # the same model, asked about the same classes
-    learnt = rmadapter("compare", finished, run, "--data", colors, *its, "--split", "train").err
-    assert f"note: {finished}: 16 of these 24 images were trained on" in learnt
-    shown = rmadapter(*command).out
-    assert "16 images of 4 classes; p by McNemar's exact test" in shown
-    for words, hint in (
-        (command[:2] + command[4:], "give at least two"),
-        ([*command, "--split", "val"], "no val split"),
-    ):
-        assert hint in rmadapter(*words).err
+    assert facts["runs"][2]["difference"] == 0  # the same model, and the same classes
+    shown = rmadapter.done(*command)
+    assert "16 images of 4 classes; p by McNemar's exact test" in shown.out
+    train = rmadapter(*command, "--split", "train").err
+    assert f"note: {finished}: 16 of these 24 images were trained on" in train
+    refused(rmadapter(*command[:2], *command[4:]), "give at least two")
+    refused(rmadapter(*command, "--split", "val"), "no val split")
 
 
 def test_prompt_names_that_new_data_brings_and_files_that_are_gone(

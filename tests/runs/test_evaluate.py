@@ -1,18 +1,35 @@
-"""Images in a random order, asked one after the other, and answers in their own order again."""
+"""Evaluate methods that remember images, saved runs, and several runs on one test set."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from rmadapter.artifacts.checkpoint import load
+from rmadapter.artifacts.predictions import Evaluation
+from rmadapter.artifacts.record import Score, read_record
 from rmadapter.backbones import Backbone
+from rmadapter.data.fewshot import few_shot
+from rmadapter.data.read import ImageSet, read_images
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
-from rmadapter.runs.evaluate import predict_all, refuse_stateful, shuffled
+from rmadapter.methods.prompt_kd import PromptKD
+from rmadapter.runs.evaluate import (
+    compare,
+    evaluate_saved,
+    predict_all,
+    refuse_stateful,
+    shuffled,
+)
+from rmadapter.runs.lab import Sets
 from rmadapter.settings import Machine
 from rmadapter.training.cache import Cache
 from rmadapter.training.contract import Fitted, Known
@@ -28,15 +45,14 @@ def counting() -> Callable[[States], Tensor]:
     def score(states: States) -> Tensor:
         first = seen[0]
         seen[0] += len(states.features)
-        return torch.stack(
-            [torch.zeros(len(states.features)), torch.arange(first, seen[0]) / 10.0], 1
-        )
+        numbers = torch.arange(first, seen[0]) / 10.0
+        return torch.stack([torch.zeros_like(numbers), numbers], 1)
 
     return score
 
 
 @pytest.mark.parametrize("hold", [True, False])
-def test_a_method_that_remembers_is_asked_in_a_random_order(
+def test_a_method_that_remembers_sees_images_in_a_random_order(
     tiny_clip: Backbone, hold: bool
 ) -> None:
     cache = Cache(tiny_clip, Machine(device="cpu"), hold=hold, progress=False)
@@ -45,16 +61,15 @@ def test_a_method_that_remembers_is_asked_in_a_random_order(
         for name in ("zero-shot", "tda")
     )
     for fitted, order in ((plain, torch.arange(70)), (tda, shuffled(70, 3))):
-        found = predict_all(
-            {"it": counting(), "zero-shot": plain.score()}, fitted, cache, IMAGES, 3
-        )
-        places = torch.empty(70).scatter_(0, order, torch.arange(70.0))  # when each image was asked
+        models = {"it": counting(), "zero-shot": plain.score()}
+        found = predict_all(models, fitted, cache, IMAGES, 3)
+        places = torch.empty(70).scatter_(0, order, torch.arange(70.0))  # when each image was seen
         torch.testing.assert_close(found["it"][:, 1].logit(), places / 10, rtol=1e-3, atol=1e-3)
         expected = torch.cat(list(plain.probabilities(IMAGES.images)))
         torch.testing.assert_close(found["zero-shot"], expected, rtol=1e-3, atol=1e-4)
 
 
-def test_an_order_is_that_of_its_seed() -> None:
+def test_the_order_depends_on_the_seed() -> None:
     assert shuffled(50, 1).sort().values.tolist() == [*range(50)]
     assert torch.equal(shuffled(50, 1), shuffled(50, 1))
     assert not torch.equal(shuffled(50, 1), shuffled(50, 2))
@@ -65,3 +80,103 @@ def test_stateful_methods_are_refused_where_images_are_independent(tiny_clip: Ba
     refuse_stateful(fitted, "a window")
     with pytest.raises(UserError, match=r"a window .* TDA"):
         refuse_stateful(load_method("tda").fit(tiny_clip, shots_of(tiny_clip, IMAGES)), "a window")
+
+
+# Saved runs
+
+
+def evaluate_finished(
+    finished: Path, splits: Mapping[str, ImageSet], split: str, backbone: Backbone, **settings: Any
+) -> tuple[Evaluation, Score]:
+    fitted = load(finished, backbone, settings=settings).fitted
+    cache = Cache(backbone, hold=False, progress=False)
+    [evaluation], [score] = evaluate_saved(finished, fitted, splits, split, "all", cache)
+    return evaluation, score
+
+
+def test_a_saved_run_scores_as_recorded(finished: Path, colors: Path, tiny_clip: Backbone) -> None:
+    splits = read_images(colors)
+    [recorded] = read_record(finished / "run.json").scores
+    assert evaluate_finished(finished, splits, "test", tiny_clip)[1] == recorded
+    untouched = evaluate_finished(finished, splits, "test", tiny_clip, alpha=0)[1]
+    assert untouched.accuracy == recorded.zero_shot
+    held_out = evaluate_finished(finished, splits, "heldout", tiny_clip)[1]
+    assert held_out.images == len(few_shot(splits, 4, 1).heldout) == 8
+
+
+@pytest.mark.parametrize(
+    ("split", "named"), [("train", "train"), ("test", "test"), ("heldout", "held out")]
+)
+def test_only_images_that_were_not_trained_on_are_called_held_out(
+    finished: Path, colors: Path, tiny_clip: Backbone, split: str, named: str
+) -> None:
+    evaluation, score = evaluate_finished(finished, read_images(colors), split, tiny_clip)
+    assert score.split == named
+    assert evaluation.title == score.title == f"{named}, all classes"
+
+
+def test_a_split_that_is_missing_or_was_seen_is_refused(
+    finished: Path, colors: Path, tiny_clip: Backbone
+) -> None:
+    splits = read_images(colors)
+    with pytest.raises(UserError, match="give --split one of train, test, heldout"):
+        evaluate_finished(finished, splits, "val", tiny_clip)
+    with pytest.raises(UserError, match="was trained on different images"):
+        evaluate_finished(finished, {"train": splits["test"]}, "heldout", tiny_clip)
+    seeing = replace(load(finished, tiny_clip).fitted, method=PromptKD())
+    with pytest.raises(UserError, match="PromptKD has seen the images that were not drawn"):
+        evaluate_saved(finished, seeing, splits, "heldout", "all", Cache(tiny_clip, progress=False))
+
+
+# Several runs
+
+
+def test_a_run_beside_its_untouched_backbone(
+    finished: Path, tiny_clip: Backbone, colors: Path
+) -> None:
+    images = read_images(colors)["test"]
+    runs = [load(finished, tiny_clip, settings={"alpha": alpha}) for alpha in (0, 1.0)]
+    first, second = compare([(Path("untouched"), runs[0]), (finished, runs[1])], images)
+    [score] = read_record(finished / "run.json").scores
+    assert [first.accuracy, second.accuracy] == pytest.approx([score.zero_shot, score.accuracy])
+    assert first.row() == ["untouched", "RMAdapter", f"{score.zero_shot:.1f}", "", "", ""]
+    assert second.difference == pytest.approx(second.accuracy - first.accuracy)
+    assert 0 < (second.low or 0) < (second.difference or 0) < (second.high or 0)
+    assert (second.p or 1) < 0.01
+    assert second.json()["p"] == second.p
+
+
+def test_a_run_beside_itself(
+    finished: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
+    runs = [(folder, load(folder, tiny_clip)) for folder in (finished, copy)]
+    _, second = compare(runs, read_images(colors)["test"])
+    assert (second.difference, second.p) == (0, 1)
+    assert second.low == pytest.approx(-(second.high or 0))
+
+
+def test_an_empty_comparison_is_refused(finished: Path, tiny_clip: Backbone, colors: Path) -> None:
+    runs = [(finished, load(finished, tiny_clip))]
+    with pytest.raises(UserError, match="no images to compare on"):
+        compare(runs, read_images(colors)["test"].subset([]))
+
+
+def test_a_run_is_compared_by_its_own_names_however_accents_are_stored(
+    finished: Path, tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = ("ble\u0301", "green", "night_sky", "red")
+    images, saved = replace(read_images(colors)["test"], written=labels), load(finished, tiny_clip)
+    saved = saved._replace(
+        labels=("bl\u00e9", *saved.labels[1:]), names=("bluish thing", *saved.names[1:])
+    )
+    compared: list[ImageSet] = []
+
+    def stop(fitted: object, sets: Sets, cache: object) -> None:
+        compared.append(sets[0][1])
+        raise UserError("enough")
+
+    monkeypatch.setattr("rmadapter.runs.evaluate.evaluate", stop)
+    with pytest.raises(UserError, match="enough"):
+        compare([(finished, saved)], images)
+    assert compared[0].classes == ("bluish thing", "green", "night sky", "red")

@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import Any
 
 import pytest
@@ -20,20 +20,16 @@ import rmadapter.runs.fit
 import rmadapter.training.loop
 from rmadapter.artifacts.checkpoint import load
 from rmadapter.artifacts.page import rewrite_page
-from rmadapter.artifacts.record import Record, Score, read_record
+from rmadapter.artifacts.record import Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder
-from rmadapter.backbones import Backbone
 from rmadapter.data.fewshot import few_shot
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
-from rmadapter.methods.prompt_kd import PromptKD
-from rmadapter.runs.evaluate import evaluate_saved
 from rmadapter.runs.fit import fit
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.settings import read_yaml
 from rmadapter.support.locks import exclusive
-from rmadapter.training.cache import Cache
 from tests.helpers.decodes import count_decodes
 from tests.helpers.slow import slow_except
 
@@ -49,9 +45,8 @@ def again(finished: Path, splits: Mapping[str, ImageSet], out: Path, **settings:
     wanted = Request.make(values, values.pop("method"), data="colors")
     lab = Lab(wanted.machine, progress=False)
     lab.add("colors", splits)
-    return fit(
-        wanted.task, wanted.method, out, lab, wanted.name, columns={"label": "art"}, folds=folds
-    )
+    names = {"label": "art"}
+    return fit(wanted.task, wanted.method, out, lab, wanted.name, columns=names, folds=folds)
 
 
 def content(run: Path) -> bytes:
@@ -63,28 +58,22 @@ def steps_saved(out: Path) -> int:
         return int(json.loads(file.metadata()["progress"])["step"])
 
 
-def saved_scores(run: Path, splits: Mapping[str, ImageSet], split: str, **settings: Any) -> Score:
-    fitted = load(run, read_record(run / "run.json").backbone.name, settings=settings).fitted
-    _, [score] = evaluate_saved(
-        run, fitted, splits, split, "all", Cache(fitted.backbone, hold=False, progress=False)
-    )
-    return score
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 def test_a_run_leaves_these_files_and_learns(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == DONE
     record = read_record(finished / "run.json")
     [score] = record.scores
-    assert (score.title, score.images, score.classes, score.chance) == (
-        "test, all classes",
-        16,
-        4,
-        25,
-    )
-    assert score.accuracy is not None
-    assert score.accuracy > 90  # colours are easy, and a random backbone does not know their names
-    assert score.zero_shot is not None
-    assert score.zero_shot < 50
+    assert (score.title, score.images, score.classes) == ("test, all classes", 16, 4)
+    # colours are easy, and a random backbone does not know their names
+    assert (score.accuracy or 0) > 90 > 50 > (score.zero_shot or 100)
     history = (finished / "history.csv").read_text().splitlines()
     assert history[0].startswith("step,epoch,loss,ce,")
     assert [line.split(",")[0] for line in history[1:]] == [str(step) for step in range(1, 41)]
@@ -113,9 +102,8 @@ def test_drawn_and_judged_images_are_decoded_once_and_others_never(
     again(finished, splits, tmp_path / "run", shots=2)
     few = few_shot(splits, 2, 1)
     assert len(few.heldout) > 0
-    assert before_page == {
-        str(image): 1 for part in (few.train, splits["test"]) for image in part.images
-    }
+    used = (*few.train.images, *splits["test"].images)
+    assert before_page == {str(image): 1 for image in used}
 
 
 def test_a_broken_image_is_refused_if_it_is_drawn_or_judged(
@@ -143,57 +131,42 @@ def test_the_same_call_returns_the_finished_run(finished: Path, colors: Path) ->
     assert {path: path.stat().st_mtime_ns for path in finished.iterdir()} == before
 
 
-def test_another_run_is_not_overwritten(finished: Path, colors: Path, tmp_path: Path) -> None:
-    out = Path(shutil.copytree(finished, tmp_path / "run"))
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
-    splits = read_images(colors)
+def test_another_run_is_not_overwritten(finished: Path, colors: Path, copy: Path) -> None:
+    before, splits = files_of(copy), read_images(colors)
     swapped = {"train": splits["test"], "test": splits["train"]}
-    for data, settings in (
-        (splits, {"rank": 5}),
-        (splits, {"seed": 2}),
-        (swapped, {}),
-        (splits, {"precision": "bf16"}),
-    ):
-        with pytest.raises(
-            UserError, match="holds another run: choose another --out or delete that folder"
-        ):
-            again(finished, data, out, **settings)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    others: list[dict[str, Any]] = [{"rank": 5}, {"seed": 2}, {"precision": "bf16"}, {"folds": 2}]
+    for data, settings in ((swapped, {}), *((splits, settings) for settings in others)):
+        with pytest.raises(UserError, match="holds another run: choose another --out"):
+            again(finished, data, copy, **settings)
+    assert files_of(copy) == before
 
 
-def test_a_finished_run_is_not_returned_for_another_test_split_or_number_of_folds(
-    finished: Path, colors: Path, tmp_path: Path
+def test_a_finished_run_is_not_returned_for_another_test_split(
+    finished: Path, colors: Path, copy: Path
 ) -> None:
-    out, splits = Path(shutil.copytree(finished, tmp_path / "run")), read_images(colors)
+    splits = read_images(colors)
     fewer = {**splits, "test": splits["test"].subset(range(1, len(splits["test"])))}
     for data in (fewer, {"train": splits["train"]}):
-        with pytest.raises(
-            UserError, match=r"was judged on different images \(all classes\) from the current ones"
-        ):
-            again(finished, data, out)
-    with pytest.raises(UserError, match="holds another run"):
-        again(finished, splits, out, folds=2)
-    path, kept = out / "run.json", again(finished, splits, out)
+        with pytest.raises(UserError, match=r"was judged on different images \(all classes\)"):
+            again(finished, data, copy)
+    path, kept = copy / "run.json", again(finished, splits, copy)
     assert kept.scores[0].digest == splits["test"].digest
-    path.write_text(
-        path.read_text().replace(kept.scores[0].digest, "")
-    )  # a record that does not say it
-    assert again(finished, fewer, out).scores[0].digest == ""
+    # a record that does not say it
+    path.write_text(path.read_text().replace(kept.scores[0].digest, ""))
+    assert again(finished, fewer, copy).scores[0].digest == ""
 
 
-def test_a_run_that_lost_its_model_is_made_again(
-    finished: Path, colors: Path, tmp_path: Path
-) -> None:
-    out = Path(shutil.copytree(finished, tmp_path / "run"))
-    (out / MODEL).unlink()
-    again(finished, read_images(colors), out)
-    assert content(out) == content(finished)
-    assert read_record(out / "run.json").columns == {"label": "art"}
+def test_a_run_that_lost_its_model_is_made_again(finished: Path, colors: Path, copy: Path) -> None:
+    (copy / MODEL).unlink()
+    again(finished, read_images(colors), copy)
+    assert content(copy) == content(finished)
+    assert read_record(copy / "run.json").columns == {"label": "art"}
 
 
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
+from statistics import harmonic_mean
 import rmadapter.training.loop as train
 from rmadapter.data.read import read_images
 from rmadapter.runs.request import Request
@@ -258,21 +231,13 @@ def test_what_killed_runs_left_is_removed_by_the_next(
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text("x")
     again(finished, read_images(colors), out)
-    assert {path.name for path in out.iterdir()} == {
-        *DONE,
-        ".notes.settings",
-    }  # which is the user's own
+    assert {path.name for path in out.iterdir()} == {*DONE, ".notes.settings"}  # the user's own
     assert content(out) == content(finished)
 
 
 def test_two_runs_never_mix_in_one_folder(finished: Path, colors: Path, tmp_path: Path) -> None:
     splits = read_images(colors)
-    with (
-        exclusive(tmp_path),
-        pytest.raises(
-            UserError, match="another process is at work in this folder: wait for it, or"
-        ),
-    ):
+    with exclusive(tmp_path), pytest.raises(UserError, match="another process is at work"):
         again(finished, splits, tmp_path, backbone="/not/there")  # would be the next complaint
     again(finished, splits, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == DONE
@@ -303,12 +268,8 @@ def test_base_classes_train_and_both_halves_are_evaluated(
     assert (base.title, novel.title) == ("test, base classes", "test, novel classes")
     assert base.classes == novel.classes == 2
     for zero_shot in (False, True):
-        a, b = record.metric("base", zero_shot), record.metric("novel", zero_shot)
-        assert a is not None
-        assert b is not None
-        assert record.metric("hm", zero_shot) == pytest.approx(
-            2 * a * b / (a + b) if a and b else 0
-        )
+        halves = [record.metric(half, zero_shot) or 0 for half in ("base", "novel")]
+        assert record.metric("hm", zero_shot) == pytest.approx(harmonic_mean(halves))
     assert load(tmp_path, record.backbone.name).fitted.classes == ("blue", "green")
     assert record.notes[0] == "class 'blue' has 6 images, fewer than 8 shots"
 
@@ -318,28 +279,22 @@ def test_without_a_test_split(finished: Path, colors: Path, tmp_path: Path) -> N
     """What was not drawn is evaluated; where that is less than what was drawn, or nothing, the
     shots judge in turn."""
     splits = {"all": read_images(colors)["train"]}
-    record = again(finished, splits, tmp_path / "a", epochs=2, shots=3)
-    assert [(score.title, score.images) for score in record.scores] == [
-        ("held out, all classes", 12)
-    ]
-    record = again(finished, splits, tmp_path / "b", epochs=2)
-    found = [("cross-validated, all classes", 16), ("held out, all classes", 8)]
-    assert [(score.title, score.images) for score in record.scores] == found
-    record = again(finished, splits, tmp_path / "c", epochs=2, shots=0)
-    assert [(score.title, score.images) for score in record.scores] == [
-        ("cross-validated, all classes", 24)
-    ]
+
+    def titles(out: str, images: Mapping[str, ImageSet], **settings: int) -> list[tuple[str, int]]:
+        record = again(finished, images, tmp_path / out, epochs=2, **settings)
+        return [(score.title, score.images) for score in record.scores]
+
+    judged, held_out = "cross-validated, all classes", "held out, all classes"
+    assert titles("a", splits, shots=3) == [(held_out, 12)]
+    assert titles("b", splits) == [(judged, 16), (held_out, 8)]
+    assert titles("c", splits, shots=0) == [(judged, 24)]
     page = (tmp_path / "c/report.html").read_text("utf-8")
     assert "Is it good?" in page
     assert "are too few to judge by" in page
-    record = again(
-        finished, {"all": splits["all"].subset([0, 6, 12, 18])}, tmp_path / "d", epochs=2
-    )
-    assert (record.scores, record.judgement) == ((), None)
-    assert (
-        record.notes[-1]
-        == "no image was left to evaluate on: add a test split, or more than one image per class"
-    )
+    assert titles("d", {"all": splits["all"].subset([0, 6, 12, 18])}) == []
+    record = read_record(tmp_path / "d/run.json")
+    assert record.judgement is None
+    assert "no image was left to evaluate on" in record.notes[-1]
 
 
 @pytest.mark.parametrize("kind", ["file", "below a file", "read only"])
@@ -354,57 +309,16 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
         (tmp_path / "taken").write_text("x")
         out = tmp_path / "taken" / ("run" if kind == "below a file" else "")
     with pytest.raises(UserError, match=r"cannot be written to .+: choose another folder"):
-        again(
-            finished, read_images(colors), out, backbone="/not/there"
-        )  # would be the next complaint
+        # the backbone would be the next complaint
+        again(finished, read_images(colors), out, backbone="/not/there")
 
 
-def test_evaluating_a_saved_run(finished: Path, colors: Path, tiny_clip: Backbone) -> None:
-    splits = read_images(colors)
-    [recorded] = read_record(finished / "run.json").scores
-    assert saved_scores(finished, splits, "test") == recorded
-    untouched = saved_scores(finished, splits, "test", alpha=0)
-    assert untouched.accuracy == recorded.zero_shot
-    assert saved_scores(finished, splits, "heldout").images == 8
-    drawn = few_shot(splits, 4, 1)
-    assert len(drawn.heldout) == 8
-    with pytest.raises(
-        UserError, match="the data has no val split: give --split one of train, test, heldout"
-    ):
-        saved_scores(finished, splits, "val")
-    with pytest.raises(
-        UserError,
-        match="was trained on different images: --split heldout needs the data it was fitted to",
-    ):
-        saved_scores(finished, {"train": splits["test"]}, "heldout")
-    seeing = replace(load(finished, tiny_clip.name).fitted, method=PromptKD())
-    with pytest.raises(
-        UserError, match="PromptKD has seen the images that were not drawn: give --split test"
-    ):
-        evaluate_saved(finished, seeing, splits, "heldout", "all", Cache(tiny_clip, progress=False))
-
-
-def test_a_split_that_was_trained_on_is_not_called_held_out(
-    finished: Path, colors: Path, tiny_clip: Backbone
-) -> None:
-    fitted, cache = load(finished, tiny_clip).fitted, Cache(tiny_clip, progress=False)
-    splits = read_images(colors)
-    for split, told in (("train", "train"), ("test", "test"), ("heldout", "held out")):
-        [one], [score] = evaluate_saved(finished, fitted, splits, split, "all", cache)
-        assert (score.split, score.title, one.title) == (
-            told,
-            f"{told}, all classes",
-            f"{told}, all classes",
-        )
-
-
-def test_the_page_is_made_again_from_the_folder_alone(finished: Path, tmp_path: Path) -> None:
+def test_the_page_is_made_again_from_the_folder_alone(copy: Path) -> None:
     """Byte for byte, though the data, of which the record has a name alone, is not there."""
-    out = Path(shutil.copytree(finished, tmp_path / "run"))
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert rewrite_page(out) == out / "report.html"
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    (out / "predictions.csv").write_text("another")
+    before = files_of(copy)
+    assert rewrite_page(copy) == copy / "report.html"
+    assert files_of(copy) == before
+    (copy / "predictions.csv").write_text("another")
     with pytest.raises(UserError, match="does not match SHA256SUMS"):
-        rewrite_page(out)
-    assert (out / "report.html").read_bytes() == before["report.html"]
+        rewrite_page(copy)
+    assert (copy / "report.html").read_bytes() == before["report.html"]

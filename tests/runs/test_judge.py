@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from sklearn.metrics import f1_score
 
 from rmadapter import metrics
 from rmadapter.artifacts.predictions import Evaluation
+from rmadapter.artifacts.record import Judgement, Record
 from rmadapter.artifacts.summary import judgement_table
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet, read_images
@@ -20,54 +21,41 @@ from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.runs import judge as judging
 from rmadapter.runs.folds import Folds
 from rmadapter.runs.judge import BASELINES, calibrated, judge
-from rmadapter.runs.lab import Lab
-from rmadapter.runs.request import Request
-from rmadapter.runs.run import Outcome, run_task
+from rmadapter.runs.run import run_task
+from rmadapter.task import Task
 from rmadapter.training.traits import Traits
 from tests.helpers.external_methods import ExternalMethod
+from tests.helpers.labs import prepare
 from tests.helpers.shots import grouped_noise
 
 pytestmark = pytest.mark.real_plots
 
-SETTINGS = {"shots": 0, "epochs": 2, "batch_size": 8, "device": "cpu", "first_block": 3, "rank": 4}
 
-
-def lab_of(backbone: Backbone, splits: dict[str, ImageSet]) -> tuple[Request, Lab]:
-    wanted = Request.make({**SETTINGS, "backbone": backbone.name}, data="x")
-    lab = Lab(wanted.machine, progress=False)
-    lab.add_backbone(backbone)
-    lab.add("x", splits)
-    return wanted, lab
-
-
-def judged(backbone: Backbone, splits: dict[str, ImageSet], folds: int = 3) -> Outcome:
-    wanted, lab = lab_of(backbone, splits)
-    done = run_task(wanted.task, wanted.method, lab, wanted.name, baselines=BASELINES)
+def judged(backbone: Backbone, splits: dict[str, ImageSet], folds: int = 3, **task: Any) -> Record:
+    """Return the record of a run that is judged. task: settings of the task."""
+    wanted, lab = prepare(backbone, splits, **task)
     few = lab.draw(wanted.task)
-    return judge(
-        wanted.task, wanted.method, lab, done, few, Folds.make(wanted.task, few, lab, folds)
-    )
+    done = run_task(wanted.task, wanted.method, lab, wanted.name, baselines=BASELINES)
+    parts = Folds.make(wanted.task, few, lab, folds)
+    return judge(wanted.task, wanted.method, lab, done, few, parts).record
+
+
+def judgement_of(record: Record) -> Judgement:
+    assert record.judgement is not None
+    return record.judgement
 
 
 def test_test_images_of_a_group_that_was_trained_on_do_not_judge(tiny_clip: Backbone) -> None:
-    train, test = (
-        grouped_noise("aabb", ["p", "q", "", "r"]),
-        grouped_noise("aaabbb", ["p", "x", "", "q", "p", "y"], seed=1),
-    )
-    record = judged(tiny_clip, {"train": train, "test": test}).record
-    assert record.judgement is not None
-    assert (record.scores[0].images, record.judgement.images) == (6, 3)
-    assert (
-        record.judgement.how
-        == "on the test split, without 3 that share a group with training images"
-    )
+    train = grouped_noise("aabb", ["p", "q", "", "r"])
+    test = grouped_noise("aaabbb", ["p", "x", "", "q", "p", "y"], seed=1)
+    record = judged(tiny_clip, {"train": train, "test": test})
+    judgement = judgement_of(record)
+    assert (record.scores[0].images, judgement.images) == (6, 3)
+    assert "on the test split, without 3 that share a group" in judgement.how
     [note] = record.notes
-    assert note == (
-        "train and test share the group 'p' (and 1 more): 3 of 6 test images (all classes) inflate "
-        "the accuracy; a judgement leaves them out"
-    )
+    assert note.startswith("train and test share the group 'p' (and 1 more): 3 of 6 test images")
     plain = ImageSet(train.images, train.labels, train.classes)
-    assert judged(tiny_clip, {"train": plain, "test": test}).record.notes == ()
+    assert judged(tiny_clip, {"train": plain, "test": test}).notes == ()
 
 
 @pytest.mark.parametrize("title", ["linear-probe", ""])
@@ -79,65 +67,53 @@ def test_a_method_of_any_title_is_judged_by_its_own_answers(
         "train": grouped_noise("aabb", [""] * 4),
         "test": grouped_noise("aaabbb", [""] * 6, seed=1),
     }
-    wanted, lab = lab_of(tiny_clip, splits)
+    wanted, lab = prepare(tiny_clip, splits)
     [score] = run_task(wanted.task, method, lab, "mine", baselines=BASELINES).record.scores
     [plain] = run_task(wanted.task, ZeroShot(), lab, "zero-shot", baselines=BASELINES).record.scores
     assert (score.accuracy, score.zero_shot) == (plain.accuracy, plain.accuracy)
 
 
-def test_nor_do_those_of_a_group_that_settings_were_chosen_on(tiny_clip: Backbone) -> None:
-    train, val = grouped_noise("aabb", ["", "", "", ""]), grouped_noise("ab", ["v", "w"], seed=2)
-    test = grouped_noise("aabb", ["v", "", "w", ""], seed=1)
-    record = judged(tiny_clip, {"train": train, "val": val, "test": test}).record
-    assert record.judgement is not None
-    assert record.judgement.images == 2
-    assert "without 2 that share a group with training images" in record.judgement.how
-
-
-def test_images_that_were_not_drawn_judge_where_enough_are_of_other_groups(
+def test_test_images_of_a_group_that_settings_were_chosen_on_do_not_judge(
     tiny_clip: Backbone,
 ) -> None:
-    def how(images: ImageSet, shots: int) -> tuple[int, str, int]:
-        """Groups that were drawn, and by which and how many images it is judged."""
-        wanted, lab = lab_of(tiny_clip, {"all": images})
-        task = replace(wanted.task, shots=shots)
-        done = run_task(task, wanted.method, lab, wanted.name, baselines=BASELINES)
-        few = lab.draw(task)
-        record = judge(task, wanted.method, lab, done, few, Folds.make(task, few, lab, 4)).record
-        if record.judgement is None:
-            return len(set(few.train.groups)), record.notes[-1], 0
-        return len(set(few.train.groups)), record.judgement.how, record.judgement.images
+    train, val = grouped_noise("aabb", ["", "", "", ""]), grouped_noise("ab", ["v", "w"], seed=2)
+    test = grouped_noise("aabb", ["v", "", "w", ""], seed=1)
+    judgement = judgement_of(judged(tiny_clip, {"train": train, "val": val, "test": test}))
+    assert judgement.images == 2
+    assert "without 2 that share a group with training images" in judgement.how
 
+
+def test_undrawn_images_judge_where_enough_are_of_other_groups(tiny_clip: Backbone) -> None:
+    undrawn = "on images that were not drawn"
     apart = grouped_noise("aaaaaabbbbbb", [*"pqrstu"] * 2)
-    count, text, images = how(apart, 1)
-    assert text == "on images that were not drawn"
-    assert images == 12 - 2 * count
+    drawn = prepare(tiny_clip, {"all": apart}, shots=1)[1].draw(Task(data="x", shots=1))
+    judgement = judgement_of(judged(tiny_clip, {"all": apart}, 4, shots=1))
+    assert judgement.how == undrawn
+    assert judgement.images == 12 - 2 * len({*drawn.train.groups})
     torn = grouped_noise("a" * 21 + "b" * 21, [*"pqr"] * 14)
-    assert how(torn, 8) == (3, "by 3-fold cross-validation of the training images", 16)
-    assert how(ImageSet(torn.images, torn.labels, torn.classes), 8)[1:] == (
-        "on images that were not drawn",
-        26,
-    )
+    judgement = judgement_of(judged(tiny_clip, {"all": torn}, 4, shots=8))
+    assert judgement.how == "by 3-fold cross-validation of the training images"
+    assert judgement.images == 16
+    plain = ImageSet(torn.images, torn.labels, torn.classes)
+    judgement = judgement_of(judged(tiny_clip, {"all": plain}, 4, shots=8))
+    assert (judgement.how, judgement.images) == (undrawn, 26)
     pure = grouped_noise("a" * 6 + "b" * 6, ["p"] * 6 + ["q"] * 6)
-    left_out = "ignored 6 undrawn images that share a group with a drawn one"
-    assert how(pure, 3) == (2, left_out, 0)
+    record = judged(tiny_clip, {"all": pure}, 4, shots=3)
+    assert record.judgement is None
+    assert "ignored 6 undrawn images that share a group" in record.notes[-1]
 
 
 def test_without_a_test_split_the_shots_judge(tiny_clip: Backbone, colors: Path) -> None:
-    record = judged(tiny_clip, {"all": read_images(colors)["train"]}).record
-    assert [score.title for score in record.scores] == ["cross-validated, all classes"]
-    assert record.judgement is not None
-    assert record.judgement.how == "by 3-fold cross-validation of the training images"
-    assert [row.name for row in record.judgement.rows] == ["zero-shot", "linear-probe", "RMAdapter"]
-    assert record.judgement.rows[-1].accuracy == pytest.approx(record.scores[0].accuracy)
-    assert record.judgement.rows[0].accuracy == pytest.approx(record.scores[0].zero_shot)
-    assert record.judgement.classes == (
-        "blue",
-        "green",
-        "night_sky",
-        "red",
-    )  # as `predict` answers them
-    assert "24 images are too few to judge by" in record.judgement.doubts[0]
+    record = judged(tiny_clip, {"all": read_images(colors)["train"]})
+    [score], judgement = record.scores, judgement_of(record)
+    assert score.title == "cross-validated, all classes"
+    assert judgement.how == "by 3-fold cross-validation of the training images"
+    assert [row.name for row in judgement.rows] == ["zero-shot", "linear-probe", "RMAdapter"]
+    assert judgement.rows[-1].accuracy == pytest.approx(score.accuracy)
+    assert judgement.rows[0].accuracy == pytest.approx(score.zero_shot)
+    # as `predict` answers them
+    assert judgement.classes == ("blue", "green", "night_sky", "red")
+    assert "24 images are too few to judge by" in judgement.doubts[0]
 
 
 def test_copies_of_training_images_do_not_judge(tiny_clip: Backbone, colors: Path) -> None:
@@ -146,21 +122,17 @@ def test_copies_of_training_images_do_not_judge(tiny_clip: Backbone, colors: Pat
     spoilt = ImageSet(
         (*test.images, *train.images[:3]), (*test.labels, *train.labels[:3]), test.classes
     )
-    clean, found = (
-        judged(tiny_clip, {"train": train, "test": images}).record for images in (test, spoilt)
-    )
-    assert clean.judgement is not None
-    assert found.judgement is not None
-    assert (found.scores[0].images, found.judgement.images) == (19, 16)
-    assert found.judgement.how == "on the test split, without 3 nearly identical to training images"
-    ours, theirs = (  # other batches may round otherwise
-        [
-            row.model_copy(update={"calibration_error": round(row.calibration_error, 3)})
-            for row in judgement.rows
-        ]
-        for judgement in (found.judgement, clean.judgement)
-    )
-    assert ours == theirs
+    record = judged(tiny_clip, {"train": train, "test": spoilt})
+    clean = judgement_of(judged(tiny_clip, {"train": train, "test": test}))
+    judgement = judgement_of(record)
+    assert (record.scores[0].images, judgement.images) == (19, 16)
+    assert judgement.how == "on the test split, without 3 nearly identical to training images"
+    for row, expected in zip(judgement.rows, clean.rows, strict=True):
+        # other batches may round otherwise
+        error = pytest.approx(expected.calibration_error, abs=1e-3)
+        assert row.calibration_error == error
+        same = {"calibration_error": expected.calibration_error}
+        assert row.model_copy(update=same) == expected
 
 
 class Curious(ExternalMethod):
@@ -173,27 +145,22 @@ def test_copies_of_images_that_were_seen_without_labels_do_not_judge(
     """Of one that was drawn, and of one that was not."""
     splits = read_images(colors)
     train, test = splits["train"], splits["test"]
-    wanted, lab = lab_of(tiny_clip, {})
-    lab.add("x", {"train": train, "test": test})
+    wanted, lab = prepare(tiny_clip, {"train": train, "test": test})
     task = replace(wanted.task, shots=2)
     few = lab.draw(task)
     added = (few.train.images[0], few.heldout.images[0])
     lab.add("x", {"train": train, "test": replace(test, images=(*test.images[:-2], *added))})
     for method, copies in ((wanted.method, 1), (Curious(), 2)):
-        found = judge(
-            task, method, lab, run_task(task, method, lab, baselines=BASELINES), few
-        ).record.judgement
-        assert found is not None
-        assert found.images == len(test) - copies
+        done = run_task(task, method, lab, baselines=BASELINES)
+        judgement = judgement_of(judge(task, method, lab, done, few).record)
+        assert judgement.images == len(test) - copies
 
 
 def outcome(
     right: Sequence[Sequence[int]], labels: Sequence[int]
 ) -> tuple[Evaluation, list[np.ndarray]]:
     tables = [np.eye(3)[np.array(answers)] * 0.8 + 0.1 for answers in right]
-    images = ImageSet(
-        tuple(np.zeros((2, 2, 3), np.uint8) for _ in labels), tuple(labels), ("a", "b", "c")
-    )
+    images = ImageSet((np.zeros((2, 2, 3)),) * len(labels), tuple(labels), ("a", "b", "c"))
     return Evaluation("x", images, tables[0], tables[1], {"linear-probe": tables[2]}), tables
 
 
@@ -205,29 +172,23 @@ def test_figures_against_scikit_learn_and_a_better_probe_is_named(tiny_clip: Bac
     assert (found.majority, found.images) == (50, 40)
     for row, table in zip(found.rows, (tables[1], tables[2], tables[0]), strict=True):
         assert row.accuracy == pytest.approx(100 * np.mean(table.argmax(1) == labels))
-        expected = f1_score(
-            labels, table.argmax(1), labels=[0, 1], average="macro", zero_division=0
-        )
-        assert row.macro_f1 == pytest.approx(100 * expected)
+        how = {"labels": [0, 1], "average": "macro", "zero_division": 0}
+        assert row.macro_f1 == pytest.approx(100 * f1_score(labels, table.argmax(1), **how))
         assert row.low < row.accuracy <= row.high or row.accuracy in (0, 100)
         assert row.recalls[2] is None
-    assert found.doubts[0].startswith(
-        "40 images are too few to judge by: any accuracy from 35 to 65 % is plausible"
-    )
-    assert found.doubts[1] == "no images to judge these classes by: c"
-    assert found.doubts[2].endswith(
-        "p = 1.9e-06): fit again with --method linear-probe"
-    )  # 2 / 2**20: 20 to 0
+    few, missing, better = found.doubts
+    assert few.startswith("40 images are too few to judge by: any accuracy from 35 to 65 %")
+    assert missing == "no images to judge these classes by: c"
+    # 2 / 2**20: 20 to 0
+    assert better.endswith("p = 1.9e-06): fit again with --method linear-probe")
     header, rows = judgement_table(found)
     assert header[0] == "40 images"
-    assert [row[:2] for row in rows[:2]] == [
-        ["guessing", "33.3"],
-        ["always the most frequent class", "50.0"],
-    ]
+    assert rows[0][:2] == ["guessing", "33.3"]
+    assert rows[1][:2] == ["always the most frequent class", "50.0"]
     assert rows[-1][1:3] == ["50.0", "35.2 to 64.8"]
 
 
-def test_a_method_that_is_judged_beside_stands_there_once() -> None:
+def test_a_method_that_is_a_baseline_has_one_row() -> None:
     evaluation, _ = outcome([[0] * 40, [2] * 40, [0] * 40], [0, 1] * 20)
     found = judging._judgement("here", evaluation, range(40), "linear probe", "linear-probe")
     assert [row.name for row in found.rows] == ["zero-shot", "linear probe"]
@@ -235,8 +196,8 @@ def test_a_method_that_is_judged_beside_stands_there_once() -> None:
     assert [row.name for row in found.rows] == ["linear-probe", "zero-shot CLIP"]
 
 
-def test_no_image_has_a_part_in_its_own_calibration(tiny_clip: Backbone, colors: Path) -> None:
-    wanted, lab = lab_of(tiny_clip, {"all": read_images(colors)["train"]})
+def test_no_image_is_calibrated_on_itself(tiny_clip: Backbone, colors: Path) -> None:
+    wanted, lab = prepare(tiny_clip, {"all": read_images(colors)["train"]})
     folds = Folds.make(wanted.task, lab.draw(wanted.task), lab, 3)
     table = np.random.default_rng(0).dirichlet([0.3] * 4, len(folds.rows))
     found, labels = calibrated(table, folds), np.array(folds.judged.labels)
@@ -249,14 +210,13 @@ def test_no_image_has_a_part_in_its_own_calibration(tiny_clip: Backbone, colors:
     assert (found.argmax(1) == table.argmax(1)).all()
 
 
-def test_two_folds_make_no_answer_surer(tiny_clip: Backbone, colors: Path) -> None:
+def test_two_folds_never_sharpen_an_answer(tiny_clip: Backbone, colors: Path) -> None:
     """Of two images a class each model saw one."""
-    wanted, lab = lab_of(tiny_clip, {"all": read_images(colors)["train"]})
+    wanted, lab = prepare(tiny_clip, {"all": read_images(colors)["train"]})
     for count in (2, 3):
         folds = Folds.make(wanted.task, lab.draw(wanted.task), lab, count)
         labels = np.array(folds.judged.labels)
-        unsure = np.where(
-            np.eye(4)[labels] > 0, 0.4, 0.2
-        )  # right each time, so that the best temperature is below 1
+        # right each time, so that the best temperature is below 1
+        unsure = np.where(np.eye(4)[labels] > 0, 0.4, 0.2)
         surer = calibrated(unsure, folds).max(1) > unsure.max(1) + 1e-6
         assert (len(folds), {*surer.tolist()}) == (count, {count == 3})

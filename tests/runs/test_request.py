@@ -1,4 +1,4 @@
-"""Everything that a run is asked for, from one flat list of names."""
+"""Requests from flat names of settings."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from rmadapter.errors import UserError
 from rmadapter.methods import METHODS, load_method
+from rmadapter.methods.auto import Auto
 from rmadapter.runs.request import Request, read_config, requested
 from rmadapter.settings import settings_of
 from rmadapter.task import COMMON_SETTINGS, qualified_settings
@@ -29,17 +30,13 @@ def test_promised_names_are_there() -> None:
 
 def test_every_name_goes_where_it_belongs() -> None:
     wanted = Request.make({"shots": 4, "precision": "bf16", "rank": 8, "epochs": 3}, data="images")
-    assert (wanted.task.shots, wanted.task.data, wanted.machine.precision, wanted.name) == (
-        4,
-        "images",
-        "bf16",
-        "rmadapter",
-    )
+    assert (wanted.task.shots, wanted.task.data, wanted.name) == (4, "images", "rmadapter")
+    assert wanted.machine.precision == "bf16"
     assert {"rank": 8, "epochs": 3}.items() <= settings_of(wanted.method).items()
     assert Request.make() == Request.make({})
 
 
-def test_a_methods_field_that_is_called_as_a_common_one() -> None:
+def test_a_field_of_a_method_named_like_a_common_one_takes_a_prefix() -> None:
     """PromptSRC has templates of its own, and the run has some."""
     plain = Request.make({"templates": "a {}."}, "promptsrc")
     assert plain.task.templates == ("a {}.",)
@@ -47,38 +44,35 @@ def test_a_methods_field_that_is_called_as_a_common_one() -> None:
     own = Request.make({"promptsrc.templates": ["the {}."]}, "promptsrc")
     assert own.task.templates == ("a photo of a {}.",)
     assert settings_of(own.method)["templates"] == ("the {}.",)
-    named = qualified_settings(
-        "promptsrc", {"templates": ["the {}."], "n_text": 2}
-    )  # as `tune` writes what was best
+    # as `tune` writes what was best
+    named = qualified_settings("promptsrc", {"templates": ["the {}."], "n_text": 2})
     assert named == {"promptsrc.templates": ["the {}."], "n_text": 2}
     assert settings_of(Request.make(named, "promptsrc").method)["n_text"] == 2
     assert settings_of(Request.make({"mma.rank": 8}, "mma").method)["rank"] == 8
 
 
-def test_what_is_unknown_is_told() -> None:
-    for values, method, words in (
+@pytest.mark.parametrize(
+    ("values", "method", "hint"),
+    [
         ({"rnak": 8}, "rmadapter", "unknown setting 'rnak'; did you mean 'rank'"),
         ({"shotz": 8}, "rmadapter", "did you mean 'shots'"),
         ({"rank": 8}, "coop", "unknown setting 'rank'"),
         ({"coop.epochs": 8}, "mma", "a setting of 'coop', but the method is 'mma'"),
         ({}, "rmadaptor", "unknown method 'rmadaptor'; did you mean 'rmadapter'"),
-    ):
-        with pytest.raises(UserError, match=words):
-            Request.make(values, method)
+        ({"views": 4}, "rmadapter", "views=4: .*set augmentation=standard"),
+    ],
+)
+def test_mistakes_in_settings_are_named(values: dict[str, object], method: str, hint: str) -> None:
+    with pytest.raises(UserError, match=hint):
+        Request.make(values, method)
 
 
 def test_every_method_takes_the_common_settings() -> None:
     for name in METHODS:
-        wanted = Request.make({"shots": 2, "device": "cpu"}, name)
+        values = {"shots": 2, "device": "cpu", "views": 4, "augmentation": "standard"}
+        wanted = Request.make(values, name)
         assert wanted.method == load_method(name)
-
-
-def test_views_of_images_that_are_not_augmented_are_refused() -> None:
-    with pytest.raises(
-        UserError, match="views=4: only augmented images have views: set augmentation=standard too"
-    ):
-        Request.make({"views": 4})
-    assert Request.make({"views": 4, "augmentation": "standard"}).task.views == 4
+        assert wanted.task.views == 4
 
 
 def test_effort_scales_the_epochs() -> None:
@@ -86,13 +80,11 @@ def test_effort_scales_the_epochs() -> None:
         Request.make({}, "rmadapter", effort).method for effort in ("fast", "normal", "thorough")
     )
     assert [settings_of(method)["epochs"] for method in (fast, normal, thorough)] == [3, 10, 30]
-    assert (
-        settings_of(Request.make({"epochs": 7}, "rmadapter", "fast").method)["epochs"] == 7
-    )  # said by name
+    by_name = Request.make({"epochs": 7}, "rmadapter", "fast").method
+    assert settings_of(by_name)["epochs"] == 7
     assert Request.make({}, "zero-shot", "fast").method == load_method("zero-shot")
-    averaged: Any = load_method(
-        "promptsrc", effort="thorough"
-    )  # around three quarters of its epochs still
+    # around three quarters of its epochs still
+    averaged: Any = load_method("promptsrc", effort="thorough")
     assert (averaged.recipe.epochs, averaged.mean, averaged.std) == (60, 45.0, 3.0)
     student: Any = load_method("prompt-kd", effort="fast")
     assert (student.recipe.epochs, student.teaching) == (6, 6)
@@ -122,20 +114,30 @@ def test_a_config_alone_runs_no_code_from_outside(text: str, tmp_path: Path) -> 
     read_config(tmp_path / "config.yaml", ("mma", name))
 
 
-def test_precision_auto_is_what_it_means_here(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("rmadapter.runs.request.fastest_precision", lambda device: ("bf16", 2.0))
-    assert Request.make({"precision": "auto"}).machine.precision == "bf16"
-    assert (
-        "precision=bf16: a matrix product in bfloat16 takes 0.5 of its float32 time here"
-        in capsys.readouterr().err
-    )
-    monkeypatch.setattr("rmadapter.runs.request.fastest_precision", lambda device: ("fp16", 4.0))
-    assert Request.make({"precision": "auto"}).machine.precision == "fp16"
-    assert (
-        "precision=fp16: a matrix product in float16 takes 0.25 of its float32 time here"
-        in capsys.readouterr().err
-    )
+@pytest.mark.parametrize(
+    ("precision", "speed", "words"),
+    [("bf16", 2.0, "bfloat16 takes 0.5"), ("fp16", 4.0, "float16 takes 0.25")],
+)
+def test_precision_auto_is_the_fastest_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], precision: str,
+    speed: float, words: str,
+) -> None:  # fmt: skip
+    fastest = "rmadapter.runs.request.fastest_precision"
+    monkeypatch.setattr(fastest, lambda device: (precision, speed))
+    assert Request.make({"precision": "auto"}).machine.precision == precision
+    err = capsys.readouterr().err
+    assert f"precision={precision}: a matrix product in {words} of its float32 time" in err
     assert Request.make({"precision": "fp32"}).machine.precision == "fp32"
     assert capsys.readouterr().err == ""
+
+
+def test_flags_come_before_the_file_and_set_before_both(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("method: mma\nshots: 3\nseed: 4\nrank: 5\n")
+    flags = {"shots": 7, "seed": None}
+    found = requested("", tmp_path / "c.yaml", flags, ["rank=9"], data="x")
+    assert (found.name, found.task.shots, found.task.seed, found.task.data) == ("mma", 7, 4, "x")
+    assert settings_of(found.method)["rank"] == 9
+    assert requested("", None, {}, None).name == "rmadapter"
+    assert requested("auto", None, {"minutes": 2}, None, choosing=True).method == Auto(minutes=2)
+    with pytest.raises(UserError, match="`fit`"):
+        requested("auto", None, {}, None)

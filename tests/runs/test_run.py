@@ -13,27 +13,31 @@ import torch.nn.functional as F
 
 from rmadapter.artifacts.checkpoint import load
 from rmadapter.backbones import Backbone
+from rmadapter.bench.plan import Plan
+from rmadapter.bench.protocols import expand
+from rmadapter.bench.runner import run_all
 from rmadapter.data.fewshot import FewShot
 from rmadapter.data.read import ImageSet, load_image, read_images
 from rmadapter.methods.rmadapter import RMAdapter
 from rmadapter.runs.evaluate import evaluate
+from rmadapter.runs.fit import fit
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import run_key, run_task
 from rmadapter.settings import Machine, configured
 from rmadapter.task import Question, Task
 from rmadapter.training.cache import Cache
+from tests.helpers.labs import prepare
+from tests.helpers.shots import pixels_of
 
-WEIGHTS: Any = SimpleNamespace(
-    name="pocket", digest="weights"
-)  # all that a key reads of a published backbone
+# all that a key reads of a published backbone
+WEIGHTS: Any = SimpleNamespace(name="pocket", digest="weights")
 
 
-def test_what_is_asked_of_which_images() -> None:
+def test_each_question_is_tested_on_its_images() -> None:
     def images(*labels: int) -> ImageSet:
-        return ImageSet(
-            tuple(np.full((2, 2, 3), label, np.uint8) for label in labels), labels, ("a", "b", "c")
-        )
+        pixels = tuple(np.full((2, 2, 3), label, np.uint8) for label in labels)
+        return ImageSet(pixels, labels, ("a", "b", "c"))
 
     def lengths(splits: dict[str, ImageSet], classes: Any) -> dict[str, int]:
         lab, task = Lab(progress=False), Task(data="x", classes=classes, shots=1)
@@ -57,11 +61,6 @@ def test_a_bench_and_a_fit_of_the_same_task_give_the_same_metrics(
 ) -> None:
     """To the last digit, for methods on tokens, on features, and with an answer for some classes
     alone."""
-    from rmadapter.bench.plan import Plan
-    from rmadapter.bench.protocols import expand
-    from rmadapter.bench.runner import run_all
-    from rmadapter.runs.fit import fit
-
     common = configured(Task(), {"backbone": tiny_clip.name})
     methods, quick = ["rmadapter", "coop", "linear-probe"], {"epochs": 2}
     values = {"rmadapter": {**quick, "first_block": 3, "rank": 4}, "coop": quick}
@@ -98,10 +97,8 @@ def test_a_key_changes_with_the_settings_that_change_figures() -> None:
         assert key(**{name: value}) != plain
     folders = [key(backbone=name) for name in ("x/clip", "clip", "./clip/", "../other/clip")]
     assert len({*folders}) == 1
-    assert (
-        len({folders[0], plain, key(backbone="ViT-B-16/openai"), key(backbone="ViT-B-32/openai")})
-        == 4
-    )
+    published = [key(backbone=name) for name in ("ViT-B-16/openai", "ViT-B-32/openai")]
+    assert len({folders[0], plain, *published}) == 4
     assert len({plain, *(key(augmentation="standard", views=views) for views in (0, 1))}) == 3
 
 
@@ -132,35 +129,26 @@ def test_both_models_answer_as_the_backbone_with_and_without_hooks(
     model.adapters.load_state_dict(dict(fitted.tensors))
     with model.attached():
         np.testing.assert_allclose(answers.probabilities, plain(tiny_clip, images), atol=1e-5)
-    assert (
-        np.abs(answers.probabilities - answers.zero_shot).max() > 0.1
-    )  # else the two oracles would prove nothing
-    before, after = (
-        100 * np.mean(p.argmax(1) == images.labels)
-        for p in (answers.zero_shot, answers.probabilities)
-    )
-    assert (score.zero_shot, score.accuracy) == (round(before, 4), round(after, 4))
+    # else the two oracles would prove nothing
+    assert np.abs(answers.probabilities - answers.zero_shot).max() > 0.1
+    tables = (answers.zero_shot, answers.probabilities)
+    rates = [100 * np.mean(table.argmax(1) == images.labels) for table in tables]
+    assert [score.zero_shot, score.accuracy] == [round(rate, 4) for rate in rates]
     assert (score.images, score.classes, score.chance) == (len(images), 4, 25)
 
 
-def test_a_fitted_model_knows_what_its_training_images_look_like(
+def test_a_fitted_model_keeps_features_of_its_training_images(
     colors: Path, tiny_clip: Backbone
 ) -> None:
     """By the untouched encoder and without augmentation, whatever the method sees."""
-    for method, settings in (
-        ("linear-probe", {}),
-        ("coop", {"epochs": 1, "augmentation": "standard"}),
-    ):
-        wanted = Request.make(
-            {"backbone": tiny_clip.name, "shots": 2, **settings}, method, data=colors.name
-        )
-        lab = Lab(wanted.machine, colors.parent, progress=False)
+    augmented: dict[str, Any] = {"epochs": 1, "augmentation": "standard"}
+    for method, settings in {"linear-probe": {}, "coop": augmented}.items():
+        wanted, lab = prepare(tiny_clip, read_images(colors), method, shots=2, **settings)
         fitted = run_task(wanted.task, wanted.method, lab).fitted
-        pixels = torch.stack(
-            [tiny_clip.preprocess(load_image(path)) for path in lab.draw(wanted.task).train.images]
-        )
-        features: Any = tiny_clip.model
+        assert fitted.examples is not None
+        pixels = pixels_of(tiny_clip, lab.draw(wanted.task).train)
+        model: Any = tiny_clip.model
         with torch.no_grad():
-            expected = F.normalize(features.encode_image(pixels), dim=-1)
-        torch.testing.assert_close(fitted.examples.float(), expected, atol=1e-3, rtol=0)  # type: ignore[union-attr]
+            expected = F.normalize(model.encode_image(pixels), dim=-1)
+        torch.testing.assert_close(fitted.examples.float(), expected, atol=1e-3, rtol=0)
         assert fitted.unfamiliar(expected).max() < 1e-3
