@@ -1,4 +1,4 @@
-"""tools/pocket: what is computed in it, against oracles."""
+"""tools/pocket: pinned sources, and its computations against oracles."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any
 import duplicates
 import evaluate
 import numpy as np
+import photographs
 import pools
 import pytest
-import restyle
-import rows
+import sources
 import states
 import student
 import texts
 import torch
 import torch.nn.functional as F
+import vector
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -27,38 +28,27 @@ from rmadapter.backbones.pocket import DELTA
 from rmadapter.prompts import raw_text_features
 from tests.helpers.rounding import assert_same_float32
 
+# Sources
 
-def some_image(seed: int, size: int = 40) -> Image.Image:
-    """Smooth, so that it keeps its hash when it is made smaller."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3)).astype(np.uint8)
-    return Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
+
+def test_every_source_is_pinned_and_names_a_licence() -> None:
+    known = sources.known()
+    assert all(len(row["sha256"]) == 64 for row in known["npm"])
+    assert all(len(row["commit"]) == 40 for row in known["github"])
+    assert all(row["licence"] for part in known.values() for row in part)
+    packages = {f"@iconify-json/{name}" for name in (*vector.EMOJI, *vector.ICONS)}
+    assert packages == {row["package"] for row in known["npm"] if "iconify" in row["package"]}
+    checkouts = {sources.checkout(row, Path()).as_posix(): row["pool"] for row in known["github"]}
+    folders = {source.folder: pool for pool, source in photographs.SOURCES.items()}
+    assert checkouts == {folder: pool for folder, pool in folders.items() if folder != "alignment"}
+    used = {row["pool"] for part in known.values() for row in part if "pool" in row}
+    assert used <= {*pools.POOLS}
 
 
 # Images
 
 
-@pytest.mark.parametrize("style", restyle.STYLES)
-def test_every_style_changes_an_image_and_its_seed_decides_how(style: str) -> None:
-    image = np.asarray(some_image(1, 112), np.float32)
-    one, same, other = (
-        restyle.restyled(image, style, restyle.random.Random(seed)) for seed in (1, 1, 2)
-    )
-    np.testing.assert_array_equal(one, same)
-    assert one.shape == image.shape
-    assert np.abs(np.clip(one, 0, 255) - image).mean() > 1
-    assert style == "negative" or not np.array_equal(one, other)
-
-
-def test_brush_takes_the_side_of_an_edge_that_a_pixel_is_on() -> None:
-    image = np.zeros((32, 32, 3), np.float32)
-    image[:, 16:] = 200
-    brushed = restyle.brushed(image, 3)
-    np.testing.assert_allclose(
-        brushed[8:24, 8:24], image[8:24, 8:24], atol=1e-3
-    )  # a mean would blur it
-
-
-def test_near_is_by_bits() -> None:
+def test_images_are_near_if_at_most_four_bits_differ() -> None:
     rng = np.random.default_rng(0)
     some = np.where(rng.random((5, 64)) > 0.5, 1, -1).astype(np.float32)
     four, five = some.copy(), some.copy()
@@ -142,57 +132,34 @@ def test_the_loss_is_what_its_terms_say(pocket: Backbone) -> None:
     assert [term.item() for term in terms] == pytest.approx(sums / 3, rel=1e-3)
 
 
-def test_rows_are_drawn_as_often_as_they_weigh() -> None:
-    group, weight = np.array([3, 5, 7, 9]), np.array([1.0, 2.0, 1.0, 0.0])
-    stream = rows.in_turn(group, weight, 2, np.random.default_rng(0))
-    drawn = np.concatenate([next(stream) for _ in range(400)])
-    assert {row: round(float((drawn == row).mean()), 1) for row in group} == {
-        3: 0.2,
-        5: 0.5,
-        7: 0.2,
-        9: 0.0,
-    }
-
-
 # Evaluation
 
 
 def test_accuracy_is_that_of_the_plain_model(
-    tiny_clip: Backbone,
-    colors: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> None:
-    (tmp_path / "sets").mkdir()
-    (tmp_path / "sets/plain").symlink_to(colors)
-    for domain in ("day", "night"):
-        (tmp_path / "sets/several").mkdir(exist_ok=True)
-        (tmp_path / f"sets/several/{domain}").symlink_to(colors)
-    pools.write(tmp_path / "sets/several/classnames.json", {"night_sky": "stars at night"})
-    (tmp_path / "sets/no set").mkdir()
-    words = ["evaluate", "--root", str(tmp_path / "sets"), "--backbones", tiny_clip.name, "--json"]
+    tiny_clip: Backbone, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    sets = tmp_path / "sets"
+    (sets / "several").mkdir(parents=True)
+    for name in ("plain", "several/day", "several/night"):
+        (sets / name).symlink_to(colors)
+    pools.write(sets / "several/classnames.json", {"night_sky": "stars at night"})
+    (sets / "no set").mkdir()
+    words = ["evaluate", "--root", str(sets), "--backbones", tiny_clip.name, "--json"]
     monkeypatch.setattr(sys, "argv", words)
     evaluate.main()
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["set"] for line in lines] == ["plain", "several/day", "several/night"]
+    files = sorted((colors / "test").rglob("*.png"))
+    images = torch.stack([tiny_clip.preprocess(Image.open(f).convert("RGB")) for f in files])
     model: Any = tiny_clip.model
-    for line in lines[:2]:
-        sky = "night sky" if line["set"] == "plain" else "stars at night"
-        prompts = tiny_clip.tokenizer(
-            [f"a photo of a {name}." for name in ("blue", "green", sky, "red")]
-        )
-        files = sorted((colors / "test").rglob("*.png"))
-        images = torch.stack(
-            [tiny_clip.preprocess(Image.open(file).convert("RGB")) for file in files]
-        )
+    for line, sky in zip(lines, ("night sky", "stars at night"), strict=False):
+        prompts = [f"a photo of a {name}." for name in ("blue", "green", sky, "red")]
         with torch.inference_mode():
-            scores = model.encode_image(images) @ F.normalize(model.encode_text(prompts), dim=-1).T
+            texts = F.normalize(model.encode_text(tiny_clip.tokenizer(prompts)), dim=-1)
+            scores = model.encode_image(images) @ texts.T
         hits = scores.argmax(1) == torch.arange(4).repeat_interleave(4)
         assert line["accuracy"] == pytest.approx(100 * hits.float().mean().item())
-        assert (line["classes"], line["images"], line["backbone"]["digest"]) == (
-            4,
-            16,
-            tiny_clip.digest,
-        )
+        facts = (line["classes"], line["images"], line["backbone"]["digest"])
+        assert facts == (4, 16, tiny_clip.digest)
         assert "torch" in line["versions"]
