@@ -31,7 +31,6 @@ from torch import Tensor
 
 from rmadapter.data.transforms import decode_batches
 from rmadapter.encoders import States
-from rmadapter.metrics import confidence_interval
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import learn
@@ -292,12 +291,6 @@ def ahead(lines: Lines, method: str, name: str, other: str) -> list[float]:
     return [
         mean(lines, data, method, name)[2] - mean(lines, data, method, other)[2] for data in sets
     ]
-
-
-def better(lines: Lines, method: str, name: str, other: str) -> bool:
-    """Return whether a map is ahead of another one by more than the 95 % interval over sets."""
-    points = ahead(lines, method, name, other)
-    return fmean(points) > confidence_interval(points)
 
 
 def tables(lines: Lines) -> str:

@@ -64,7 +64,6 @@ def test_the_page_knows_every_architecture_of_the_installed_open_clip() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_page_is_what_the_tool_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before {START} {END} after", "utf-8")
