@@ -26,7 +26,7 @@ def main(
     out: Path,
     data: Path,
     classes: Sequence[str] = CLASSES,
-    asked: Sequence[str] = ASKED,
+    files: Sequence[str] = ASKED,
 ) -> None:
     """Train in the application, and save its page. data: a folder with train/ and test/."""
     with tempfile.TemporaryDirectory() as home:
@@ -48,8 +48,8 @@ def main(
             page.script("document.querySelector('[value=linear-probe-pair]').click()")
             page.script("document.getElementById('go').click()")
             page.until("document.querySelector('#rates tbody tr') !== null", seconds=600)
-            _choose(page, "#files", *(str((data / "test" / name).resolve()) for name in asked))
-            page.until(f"document.querySelectorAll('#answers > li').length === {len(asked)}")
+            _choose(page, "#files", *(str((data / "test" / name).resolve()) for name in files))
+            page.until(f"document.querySelectorAll('#answers > li').length === {len(files)}")
             height = page.script("document.documentElement.scrollHeight")
             page(
                 "Emulation.setDeviceMetricsOverride",

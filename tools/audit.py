@@ -31,7 +31,7 @@ SECONDS, PATIENCE = 60, 5  # for all, and for each answer
 def installed(declared: str) -> dict[str, str]:
     """Return name -> version of a requirement's dependencies and theirs, without the requirement
     itself."""
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     todo = [Requirement(declared)]
     seen = set[str]()
     while todo:
@@ -40,7 +40,7 @@ def installed(declared: str) -> dict[str, str]:
             continue
         seen.add(str(wanted))
         distribution = metadata.distribution(wanted.name)
-        found[canonicalize_name(wanted.name)] = Version(
+        versions[canonicalize_name(wanted.name)] = Version(
             distribution.version
         ).public  # +cpu is not published
         for line in distribution.requires or ():
@@ -49,8 +49,8 @@ def installed(declared: str) -> dict[str, str]:
                 needed.marker.evaluate({"extra": e}) for e in ("", *wanted.extras)
             ):
                 todo.append(needed)
-    del found[canonicalize_name(Requirement(declared).name)]
-    return found
+    del versions[canonicalize_name(Requirement(declared).name)]
+    return versions
 
 
 def ask(lines: list[str], words: list[str]) -> list[dict[str, Any]] | str:
@@ -68,15 +68,15 @@ def ask(lines: list[str], words: list[str]) -> list[dict[str, Any]] | str:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=SECONDS, check=False
             )
-            found: list[dict[str, Any]] = json.loads(done.stdout)["dependencies"]
+            reports: list[dict[str, Any]] = json.loads(done.stdout)["dependencies"]
         except subprocess.TimeoutExpired:
             return f"no answer within {SECONDS} seconds"
         except (ValueError, KeyError, TypeError):  # no JSON, or of another shape
             return (done.stderr.strip() or "no answer").splitlines()[-1]
-    canary = next((one for one in found if one["name"] == Requirement(CANARY).name), {})
+    canary = next((one for one in reports if one["name"] == Requirement(CANARY).name), {})
     if not canary.get("vulns"):
         return f"nobody knows a hole in {CANARY} ({canary.get('skip_reason', 'no reason given')})"
-    return [one for one in found if one is not canary]
+    return [one for one in reports if one is not canary]
 
 
 def main(words: list[str]) -> int:
@@ -84,12 +84,12 @@ def main(words: list[str]) -> int:
         print("audit: pip-audit is not installed; make setup", file=sys.stderr)
         return 2
     lines = [f"{name}=={version}" for name, version in sorted(installed(DECLARED).items())]
-    found = ask([*lines, CANARY], words)
-    if isinstance(found, str):
-        print(f"audit: skipped, for the vulnerability service does not answer: {found}")
+    reports = ask([*lines, CANARY], words)
+    if isinstance(reports, str):
+        print(f"audit: skipped, for the vulnerability service does not answer: {reports}")
         return 0
     closed = 0
-    for one in found:
+    for one in reports:
         if "skip_reason" in one:
             print(f"audit: not asked about: {one['skip_reason']}")
         for hole in one.get("vulns", ()):
@@ -100,7 +100,7 @@ def main(words: list[str]) -> int:
                 f"audit: {one['name']} {one['version']} has {names}; "
                 + (f"take {fixed}" if fixed else "no fix yet")
             )
-    print(f"audit: {len(found)} packages; holes that another release closes: {closed}")
+    print(f"audit: {len(reports)} packages; holes that another release closes: {closed}")
     return int(closed > 0)
 
 

@@ -75,8 +75,8 @@ class Tab:
         target = next(
             each for each in self("Target.getTargets")["targetInfos"] if each["type"] == "page"
         )
-        found = self("Target.attachToTarget", targetId=target["targetId"], flatten=True)
-        self._session = found["sessionId"]
+        attached = self("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+        self._session = attached["sessionId"]
         for domain in ("Page", "DOM", "Runtime", "Accessibility"):
             self(f"{domain}.enable")
 
@@ -89,11 +89,11 @@ class Tab:
         os.write(self._out, json.dumps(message).encode() + b"\0")
         until = time.monotonic() + seconds
         while True:
-            found = self._next(until)
-            if found.get("id") == self._count:
-                assert "error" not in found, found["error"]
-                return found["result"]
-            self.events.append(found)
+            reply = self._next(until)
+            if reply.get("id") == self._count:
+                assert "error" not in reply, reply["error"]
+                return reply["result"]
+            self.events.append(reply)
 
     def _next(self, until: float) -> dict[str, Any]:
         while b"\0" not in self._rest:
@@ -118,19 +118,19 @@ class Tab:
 
     def script(self, code: str) -> Any:
         """Return the value of an expression in the page, awaited."""
-        found = self("Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in found, found["exceptionDetails"]
-        return found["result"].get("value")
+        reply = self("Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in reply, reply["exceptionDetails"]
+        return reply["result"].get("value")
 
     def until(self, code: str, seconds: float = 120) -> Any:
         """Return the first value of an expression that is true."""
         end = time.monotonic() + seconds
-        while not (found := self.script(code)):
+        while not (value := self.script(code)):
             assert time.monotonic() < end, (
                 f"{code} is not so: {self.script('document.body.innerText')}"
             )
             time.sleep(0.05)
-        return found
+        return value
 
     def go(self, address: str) -> None:
         self("Page.navigate", url=address)
@@ -152,8 +152,8 @@ class Tab:
     def heard(self) -> list[tuple[str, str]]:
         """Return role and name of everything that a screen reader gets, in order."""
         nodes = self("Accessibility.getFullAXTree")["nodes"]
-        told = [node for node in nodes if not node["ignored"]]
-        return [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in told]
+        shown = [node for node in nodes if not node["ignored"]]
+        return [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in shown]
 
     def shot(self, file: Path) -> None:
         file.write_bytes(

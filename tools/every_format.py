@@ -3,7 +3,7 @@ and labels.
 
     python tools/every_format.py DATA/trashnet
 
-A row is a format: images and classes found; MB of its files; seconds to open it, which decodes
+A row is a format: images and classes read; MB of its files; seconds to open it, which decodes
 every image once to check it, and then seconds to decode all of them; and whether pixels and labels
 are those of the folder. Formats in memory have no files. Everything goes to a temporary folder,
 including the cache of unpacked files.
@@ -52,12 +52,12 @@ def row(name: str, shots: Shots, expected: str, place: Path) -> dict[str, Any]:
     size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
     os.environ["RMADAPTER_CACHE"] = str(place / "cache")
     started = time.perf_counter()
-    found = read_images(data, progress=False, **form.words)
+    sets = read_images(data, progress=False, **form.words)
     opened = time.perf_counter()
-    same = digest(found) == expected
+    same = digest(sets) == expected
     return {
-        "format": name, "images": sum(map(len, found.values())),
-        "classes": len(next(iter(found.values())).classes), "mb": round(size / 1e6, 2),
+        "format": name, "images": sum(map(len, sets.values())),
+        "classes": len(next(iter(sets.values())).classes), "mb": round(size / 1e6, 2),
         "open_s": round(opened - started, 2), "decode_s": round(time.perf_counter() - opened, 2),
         "same": same,
     }  # fmt: skip
@@ -72,17 +72,17 @@ def rows(folder: Path) -> Iterator[dict[str, Any]]:
             yield row(name, shots, expected, Path(place))
 
 
-def line(found: Mapping[str, Any]) -> str:
+def line(facts: Mapping[str, Any]) -> str:
     """Write a row of the table in docs/data.md."""
-    if "skipped" in found:
-        return f"| {found['format']} | {found['skipped']} | | | | | |"
-    cells = [found["images"], found["classes"], f"{found['mb']:.1f}" if found["mb"] else ""]
+    if "skipped" in facts:
+        return f"| {facts['format']} | {facts['skipped']} | | | | | |"
+    cells = [facts["images"], facts["classes"], f"{facts['mb']:.1f}" if facts["mb"] else ""]
     cells += [
-        f"{found['open_s']:.2f}",
-        f"{found['decode_s']:.2f}",
-        "yes" if found["same"] else "NO",
+        f"{facts['open_s']:.2f}",
+        f"{facts['decode_s']:.2f}",
+        "yes" if facts["same"] else "NO",
     ]
-    return f"| {found['format']} | {' | '.join(map(str, cells))} |"
+    return f"| {facts['format']} | {' | '.join(map(str, cells))} |"
 
 
 def main() -> int:
@@ -94,18 +94,18 @@ def main() -> int:
     )
     parser.add_argument("--json", action="store_true")
     words = parser.parse_args()
-    found = []
+    results = []
     if not words.json:
         print(
             "| format | images | classes | MB | open, s | decode, s | same |\n" + "|---" * 7 + "|"
         )
     for each in rows(words.folder):
-        found.append(each)
+        results.append(each)
         if not words.json:
             print(line(each), flush=True)
     if words.json:
-        print(json.dumps(found))
-    return int(not all(each.get("same", True) for each in found))
+        print(json.dumps(results))
+    return int(not all(each.get("same", True) for each in results))
 
 
 if __name__ == "__main__":

@@ -31,14 +31,14 @@ Shots = Sequence[Shot]
 
 def shots_of(sets: Mapping[str, ImageSet]) -> list[Shot]:
     """Return the images of all splits; without splits, all are train."""
-    found = [
+    rows = [
         (Path(str(image)), str(part.written[label]), "train" if split == "all" else split)
         for split, part in sets.items()
         for image, label in zip(part.images, part.labels, strict=True)
     ]
     return [
         Shot(file, f"{i:06}{file.suffix}", label, split)
-        for i, (file, label, split) in enumerate(found)
+        for i, (file, label, split) in enumerate(rows)
     ]
 
 

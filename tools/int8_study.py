@@ -98,11 +98,11 @@ def compare(
     """Return rows of fp32 and of each way, with the one that an export takes marked. training,
     test: pixels [N, 3, H, W]."""
     (known, _), (wanted, seconds) = timed_answers(model, training), timed_answers(model, test)
-    rows, found = [_row(FP32, stage / GRAPH, wanted, wanted, labels, seconds)], []
+    rows, measured = [_row(FP32, stage / GRAPH, wanted, wanted, labels, seconds)], []
     for way in candidates(stage, training, (PLAIN, *WAYS)):
         quantised = Model(stage, threads=1, graph=CANDIDATE)
         table, spent = timed_answers(quantised, training)
-        found.append(
+        measured.append(
             (agreement(table, known) if way is not PLAIN else 0.0, spent)
         )  # an export does not try it
         table, spent = timed_answers(quantised, test)
@@ -114,13 +114,13 @@ def compare(
             graph.write_openvino(other, "int8")
             table, spent = timed_answers(Model(other, threads=1), test)
             rows.append(_row(OTHER, other / graph.WEIGHTS, table, wanted, labels, spent))
-    return [{**row, "chosen": place == 1 + best_way(found)} for place, row in enumerate(rows)]
+    return [{**row, "chosen": place == 1 + best_way(measured)} for place, row in enumerate(rows)]
 
 
 def _row(
     name: str,
     file: Path,
-    found: np.ndarray,
+    table: np.ndarray,
     wanted: np.ndarray,
     labels: Sequence[int],
     seconds: float,
@@ -128,10 +128,10 @@ def _row(
     return {
         "way": name,
         "MB": round(file.stat().st_size / 1e6, 1),
-        "accuracy": round(accuracy(found, labels), 2),
-        "same": round(100 * agreement(found, wanted), 2),
-        "difference": float(f"{np.abs(found - wanted).mean():.2g}"),
-        "rate": round(len(found) / seconds, 1),
+        "accuracy": round(accuracy(table, labels), 2),
+        "same": round(100 * agreement(table, wanted), 2),
+        "difference": float(f"{np.abs(table - wanted).mean():.2g}"),
+        "rate": round(len(table) / seconds, 1),
     }
 
 

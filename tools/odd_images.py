@@ -96,10 +96,10 @@ def main() -> None:
         reasons = odd_reasons(measured)
         odd = {kind: round(fmean(kind in each for each in reasons), 4) for kind in KINDS}
         for seed in seeds:
-            found = {str(r): round(blurred(images, measured, r, seed), 4) for r in RADII}
+            shares = {str(r): round(blurred(images, measured, r, seed), 4) for r in RADII}
             unlike = round(strangers(features, together, others, seed), 4)
             line = {"data": data, "seed": seed, "other": other, "images": len(images)}
-            line |= {"as they are": odd, "blurred": found, "strangers": unlike}
+            line |= {"as they are": odd, "blurred": shares, "strangers": unlike}
             append_lines(args.out, [line])
             print(data, seed, flush=True)
 

@@ -92,8 +92,8 @@ class Peer:
 def _refined(answer: tuple[Any, tuple[Any, ...]]) -> Tensor:
     """Return the logits of TextRefiner, whose trainer calls its memory itself."""
     memory, (classes, images, scale, *_) = answer
-    found: Tensor = scale * images @ memory(classes)[0].T
-    return found
+    logits: Tensor = scale * images @ memory(classes)[0].T
+    return logits
 
 
 INIT = {"CTX_INIT": "a photo of a", "PREC": "fp32"}
@@ -185,7 +185,7 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
         },
         folder="ProGrad.public",
         engine="Dassl.ProGrad.pytorch/dassl/engine/trainer.py:prograd_backward_and_update",
-        loss=lambda told: told["xe_loss"] + told["kl_loss"],
+        loss=lambda summary: summary["xe_loss"] + summary["kl_loss"],
         labels=(0, 0, 0, 0, 1, 1),  # for these the gradients of the two losses conflict
     ),
     "text-refiner": lambda s: Peer(

@@ -96,23 +96,23 @@ def compare(name: str, clone: Path) -> dict[str, Any]:
     backbone = tiny_clip(peer.depth)
     shots = shots_of(peer, backbone)
     pixels = shots.pixels(torch.arange(len(peer.labels)), 0, 1)
-    found = theirs(peer, clone, backbone.model.state_dict(), CLASSES, pixels, shots.labels)
+    step = theirs(peer, clone, backbone.model.state_dict(), CLASSES, pixels, shots.labels)
     return {
         "repository": peer.repository,
         "commit": commit(clone),
-        "trained": sum(tensor.numel() for tensor, _ in found.tensors.values()),
-        "largest logit": float(found.logits.abs().max()),
-        **differences(name, peer, found, shots, pixels, clone),
+        "trained": sum(tensor.numel() for tensor, _ in step.tensors.values()),
+        "largest logit": float(step.logits.abs().max()),
+        **differences(name, peer, step, shots, pixels, clone),
         "versions": versions(),
     }
 
 
 def differences(
-    name: str, peer: Peer, found: Theirs, shots: Shots, pixels: Tensor, clone: Path
+    name: str, peer: Peer, step: Theirs, shots: Shots, pixels: Tensor, clone: Path
 ) -> dict[str, float]:
     """Return the differences between their results and ours, on all shots. Raises UserError if
     other tensors are trained."""
-    method = load_method(name, found.settings)
+    method = load_method(name, step.settings)
     backbone = shots.cache.backbone
     rows = torch.arange(len(pixels))
     module, loss, _, _, source = untrained(method, shots)
@@ -122,27 +122,27 @@ def differences(
     ]
     trained = {own: parameter for own, parameter in every if own not in peer.later}
     ours = {peer.called(own): parameter for own, parameter in trained.items()}
-    if odd := sorted(ours.keys() ^ (found.tensors.keys() - {*peer.idle})):
+    if odd := sorted(ours.keys() ^ (step.tensors.keys() - {*peer.idle})):
         raise UserError(f"{clone}: not trained on both sides: {', '.join(odd)}")
     for own, parameter in ours.items():
         parameter.data.copy_(
-            found.tensors[own][0].view_as(parameter)
+            step.tensors[own][0].view_as(parameter)
         )  # their 1 x 1 convolution is our linear layer
     for own, value in peer.later.items():
         inner.get_parameter(own).data.copy_(value(inner, shots))
-    for own, (before, _) in found.kept.items():
+    for own, (before, _) in step.kept.items():
         inner.get_buffer(own).copy_(before)
     fitted = method.restore(backbone, shots.known, inner.get_submodule(peer.answering).state_dict())
     logits = fitted.score()(backbone.image.frozen(pixels, fitted.first))
     value = loss(Batch(0, rows, shots.labels, source.batch(rows), torch.Generator()))
     value = value["loss"] if isinstance(value, dict) else value
     gradients = dict(zip(ours, torch.autograd.grad(value, [*ours.values()]), strict=True))
-    kept = [_relative(inner.get_buffer(own), after) for own, (_, after) in found.kept.items()]
+    kept = [_relative(inner.get_buffer(own), after) for own, (_, after) in step.kept.items()]
     moved = {peer.called(own) for own in trained.keys() - {*peer.still}}
     return {
-        "logits": float((logits - found.logits).abs().max()),
-        "loss": abs(value.item() - found.loss),
-        "gradients": max(_relative(gradients[own], found.tensors[own][1]) for own in moved),
+        "logits": float((logits - step.logits).abs().max()),
+        "loss": abs(value.item() - step.loss),
+        "gradients": max(_relative(gradients[own], step.tensors[own][1]) for own in moved),
         **({"kept": max(kept)} if kept else {}),
     }
 
@@ -159,15 +159,15 @@ def untrained(method: Any, shots: Shots) -> tuple[Any, ...]:
     return tuple(minimise.call_args.args[:5])
 
 
-def _relative(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected.view_as(found)).abs().max() / expected.abs().max())
+def _relative(value: Tensor, expected: Tensor) -> float:
+    return float((value - expected.view_as(value)).abs().max() / expected.abs().max())
 
 
 def commit(folder: Path) -> str:
     """Return the commit of the clone; "unknown" for a folder that is not one."""
-    asked = ["git", "-C", str(folder), "rev-parse", "--show-toplevel", "HEAD"]
+    command = ["git", "-C", str(folder), "rev-parse", "--show-toplevel", "HEAD"]
     top, head, *_ = [
-        *subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split("\n"),
+        *subprocess.run(command, capture_output=True, text=True, check=False).stdout.split("\n"),
         "",
         "",
     ]
@@ -225,22 +225,25 @@ def main(words: list[str]) -> int:
         if args.page:
             write_page(args.out or RESULTS, PAGE)
             return 0
-        found = compare(args.method, args.upstream)
+        result = compare(args.method, args.upstream)
         if args.out:
             write_json(
-                args.out, {**(read_json(args.out) if args.out.exists() else {}), args.method: found}
+                args.out,
+                {**(read_json(args.out) if args.out.exists() else {}), args.method: result},
             )
     except UserError as error:
         print(f"parity: {error}", file=sys.stderr)
         return 2
     print(
-        f"{args.method}: {found['trained']:,} trained numbers; "
-        f"logits up to {found['largest logit']:.1f}"
+        f"{args.method}: {result['trained']:,} trained numbers; "
+        f"logits up to {result['largest logit']:.1f}"
     )
-    told = {text: found[key] for key, text in {**DIFFERENCES, "kept": KEPT}.items() if key in found}
-    for text, difference in told.items():
+    shown = {
+        text: result[key] for key, text in {**DIFFERENCES, "kept": KEPT}.items() if key in result
+    }
+    for text, difference in shown.items():
         print(f"{text}: {difference:.1e}")
-    return int(not all(difference <= LIMIT for difference in told.values()))
+    return int(not all(difference <= LIMIT for difference in shown.values()))
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def rmadapter(*words: object) -> None:
     )
 
 
-def asked(python: Path, export: Path, images: list[Path], file: Path) -> list[dict[str, str]]:
+def answers_of(python: Path, export: Path, images: list[Path], file: Path) -> list[dict[str, str]]:
     """Return rows of the export's own answers, made without torch."""
     without = subprocess.run(
         [str(python), "-I", "-c", "import torch"], capture_output=True, check=False
@@ -84,8 +84,8 @@ def asked(python: Path, export: Path, images: list[Path], file: Path) -> list[di
 
 
 def rows(file: Path) -> list[dict[str, str]]:
-    with open(file, newline="", encoding="utf-8") as found:
-        return list(csv.DictReader(found))
+    with open(file, newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
 
 
 def compare(ours: list[dict[str, str]], theirs: list[dict[str, str]]) -> dict[str, Any]:
@@ -119,11 +119,11 @@ def prove(
     rmadapter("export", run, "--to", to, "--out", export)
     rmadapter("predict", run, *images, "--no-zero-shot", "--out", out / f"{method}.csv", "--quiet")
     python = python or fresh(out / "venv", export / "requirements.txt")
-    found = compare(
-        rows(out / f"{method}.csv"), asked(python, export, images, out / f"{method}-{to}.csv")
+    facts = compare(
+        rows(out / f"{method}.csv"), answers_of(python, export, images, out / f"{method}-{to}.csv")
     )
     size = json.loads((export / "export.json").read_text(encoding="utf-8"))["bytes"]
-    return {"method": method, **found, "MB": round(size / 1e6, 1)}, python
+    return {"method": method, **facts, "MB": round(size / 1e6, 1)}, python
 
 
 def main() -> None:
@@ -140,17 +140,17 @@ def main() -> None:
     files = sorted(path for path in (words.data / "test").rglob("*") if path.is_file())
     images = random.Random(0).sample(files, min(words.images, len(files)))
     words.out.mkdir(parents=True)
-    python, found = None, []
+    python, results = None, []
     for method in words.methods:
         row, python = prove(method, words.to, words.data, images, words.out, python)
         print(row, file=sys.stderr)
-        found.append(row)
-    facts = {"environment MB": round(megabytes(words.out / "venv"), 1), "methods": found}
+        results.append(row)
+    facts = {"environment MB": round(megabytes(words.out / "venv"), 1), "methods": results}
     if words.json:
         print(json.dumps(facts))
     else:
-        print(f"environment: {facts['environment MB']} MB\n" + "\n".join(map(str, found)))
-    sys.exit(any(row["other answers"] or row["largest difference"] > LARGEST for row in found))
+        print(f"environment: {facts['environment MB']} MB\n" + "\n".join(map(str, results)))
+    sys.exit(any(row["other answers"] or row["largest difference"] > LARGEST for row in results))
 
 
 if __name__ == "__main__":

@@ -54,17 +54,17 @@ def large(image: Image.Image) -> Image.Image:
 def compare(labels: list[str], ours: np.ndarray, theirs: list[dict[str, float]]) -> dict[str, Any]:
     """Compare probabilities [N, C] of predict.py with N answers of the page: how many differ, and
     by how much."""
-    found = np.array([[answer[label] for label in labels] for answer in theirs])
-    differences = np.abs(found - ours).max(1)
+    table = np.array([[answer[label] for label in labels] for answer in theirs])
+    differences = np.abs(table - ours).max(1)
     return {
         "images": len(ours),
-        "other answers": int((found.argmax(1) != ours.argmax(1)).sum()),
+        "other answers": int((table.argmax(1) != ours.argmax(1)).sum()),
         "largest difference": float(differences.max()),
         "same to 1e-4": int((differences < 1e-4).sum()),
     }
 
 
-def asked(page: Tab, file: Path) -> dict[str, float]:
+def answer_of(page: Tab, file: Path) -> dict[str, float]:
     return {
         each["label"]: each["probability"] for each in page.script(ASK.replace("NAME", file.name))
     }
@@ -87,7 +87,7 @@ def prove(
         else:
             file.write_bytes(image.read_bytes())
         ours.append(model.probabilities(model.pixels([file]))[0])
-        theirs.append(asked(page, file))
+        theirs.append(answer_of(page, file))
     return compare(model.labels, np.stack(ours), theirs)
 
 
@@ -105,7 +105,7 @@ def main() -> None:
     images = random.Random(0).sample(files, min(words.images, len(files)))
     some = images[: words.large]
     model = Model(words.page)
-    found = {}
+    results = {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         root = Path(name)
         (root / "images").mkdir()
@@ -118,7 +118,7 @@ def main() -> None:
                 ("large, JPEG", some, large, ".jpg"), ("large, PNG", some, large, ".png"),
             ):  # fmt: skip
                 if wanted:
-                    found[kind] = prove(
+                    results[kind] = prove(
                         page,
                         model,
                         wanted,
@@ -126,10 +126,10 @@ def main() -> None:
                         change or (lambda image: image),
                         suffix,
                     )
-                    print(kind, found[kind], file=sys.stderr)
+                    print(kind, results[kind], file=sys.stderr)
     if words.json:
-        print(json.dumps(found))
-    sys.exit(any(row["other answers"] > ALLOWED * row["images"] for row in found.values()))
+        print(json.dumps(results))
+    sys.exit(any(row["other answers"] > ALLOWED * row["images"] for row in results.values()))
 
 
 if __name__ == "__main__":

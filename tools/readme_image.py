@@ -27,23 +27,23 @@ COLUMNS = 6
 INK, SOFT, GOOD, BAD = "#1d2129", "#6b7280", "#00724f", "#b84e00"
 
 
-def picked(found: Evaluation) -> np.ndarray:
+def picked(evaluation: Evaluation) -> np.ndarray:
     """Return rows to show, evenly spaced over those whose two answers differ, so that examples are
     not cherry-picked."""
-    before, after = (table.argmax(1) for table in (found.zero_shot, found.probabilities))
+    before, after = (table.argmax(1) for table in (evaluation.zero_shot, evaluation.probabilities))
     rows = np.flatnonzero(before != after)
     return rows[np.unique(np.linspace(0, len(rows) - 1, COLUMNS).round().astype(int))]
 
 
-def draw(axes: Any, found: Evaluation, row: int) -> None:
-    axes.imshow(np.asarray(found.images.images[row]))
+def draw(axes: Any, evaluation: Evaluation, row: int) -> None:
+    axes.imshow(np.asarray(evaluation.images.images[row]))
     for y, word, table in (
-        (-0.12, "before", found.zero_shot),
-        (-0.27, "after", found.probabilities),
+        (-0.12, "before", evaluation.zero_shot),
+        (-0.27, "after", evaluation.probabilities),
     ):
         answer = int(table[row].argmax())
-        right = answer == found.labels[row]
-        text = f"{word}: {found.classes[answer]} {'✓' if right else '✗'}"
+        right = answer == evaluation.labels[row]
+        text = f"{word}: {evaluation.classes[answer]} {'✓' if right else '✗'}"
         axes.text(
             0.5,
             y,
@@ -53,7 +53,7 @@ def draw(axes: Any, found: Evaluation, row: int) -> None:
             fontsize=8.5,
             color=GOOD if right else BAD,
         )
-    axes.set_title(found.classes[found.labels[row]], fontsize=9.5, color=INK, pad=3)
+    axes.set_title(evaluation.classes[evaluation.labels[row]], fontsize=9.5, color=INK, pad=3)
     axes.axis("off")
 
 
@@ -68,23 +68,23 @@ def main(run: Path, out: Path) -> None:
     ]
     evaluations, _ = evaluate(fitted, sets, Cache(fitted.backbone, hold=False))
     figure = Figure(figsize=(10, 4.8), dpi=120, facecolor="white")
-    for line, (found, which) in enumerate(zip(evaluations, ("base", "novel"), strict=True)):
+    for line, (evaluation, which) in enumerate(zip(evaluations, ("base", "novel"), strict=True)):
         before = record.metric(which, zero_shot=True)
         after = record.metric(which)
         assert before is not None
         assert after is not None
-        told = {
+        title = {
             "base": "Classes it was given images of",
             "novel": "Classes it was never given an image of",
         }[which]
-        heading = f"{told}: {before:.0f} % right before, {after:.0f} % after"
+        heading = f"{title}: {before:.0f} % right before, {after:.0f} % after"
         top = 0.955 - 0.5 * line
         figure.text(0.015, top, heading, fontsize=12.5, color=INK, weight="bold")
         grid = figure.add_gridspec(
             1, COLUMNS, left=0.01, right=0.99, top=top - 0.085, bottom=top - 0.335, wspace=0.05
         )
-        for column, row in enumerate(picked(found)):
-            draw(figure.add_subplot(grid[0, column]), found, row)
+        for column, row in enumerate(picked(evaluation)):
+            draw(figure.add_subplot(grid[0, column]), evaluation, row)
     figure.savefig(out)
 
 

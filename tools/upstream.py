@@ -154,7 +154,7 @@ def dassl_step(
     batch = {"img": pixels, "label": labels}
     before = {name: of(built).clone() for name, of in peer.kept.items()}
     loss = peer.loss(built.forward_backward(batch))
-    found = (
+    step = (
         logits,
         loss,
         _trained(whole),
@@ -162,7 +162,7 @@ def dassl_step(
     )
     for _ in more:
         built.forward_backward(batch)
-    return found
+    return step
 
 
 class _Enough(Exception):
@@ -234,12 +234,12 @@ def defined(clone: Path, file: str, name: str) -> Callable[..., Any]:
     path = clone / file
     space = dict[str, Any](torch=torch)
     tree = ast.parse(path.read_text(encoding="utf-8") if path.is_file() else "")
-    found: list[ast.stmt] = [
+    functions: list[ast.stmt] = [
         n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == name
     ]
-    if not found:
+    if not functions:
         raise UserError(f"{clone}: no {name} in {file}; give the folder of the authors' repository")
-    exec(compile(ast.Module(found[:1], []), str(path), "exec"), space)
+    exec(compile(ast.Module(functions[:1], []), str(path), "exec"), space)
     function: Callable[..., Any] = space[name]
     return function
 

@@ -196,7 +196,7 @@ def ask(name: str) -> Found:
 
 def methods_on(backbone: Backbone) -> list[str]:
     """Return the methods that can be set up on a backbone; the others refuse it with a message."""
-    found = []
+    names = []
     for name in METHODS:
         own = settings_of(load_method(name))
         small: dict[str, Any] = {field: 1 for field in ("first_block", "layer") if field in own}
@@ -204,8 +204,8 @@ def methods_on(backbone: Backbone) -> list[str]:
             load_method(name, small).parameters(backbone)
         except UserError:
             continue
-        found.append(name)
-    return found
+        names.append(name)
+    return names
 
 
 def _verdict(works: Sequence[str]) -> str:
@@ -246,8 +246,8 @@ def _compare(name: str, backbone: Backbone, images: Tensor, tokens: Tensor) -> N
         _same(f"{name}, adapted", lean, plain)
 
 
-def _same(what: str, found: Tensor, expected: Tensor) -> None:
-    difference = float((found - expected).norm() / expected.norm().clamp(min=1e-6))
+def _same(what: str, value: Tensor, expected: Tensor) -> None:
+    difference = float((value - expected).norm() / expected.norm().clamp(min=1e-6))
     assert difference < LEAST, f"{what}: differs by {difference:.1e}"
 
 
@@ -263,10 +263,10 @@ def _kind(encoder: Any) -> str:
     return known.get(type(encoder).__name__) or encoder.kind
 
 
-def rows(found: Sequence[Found]) -> Iterator[str]:
+def rows(results: Sequence[Found]) -> Iterator[str]:
     """Make a table in Markdown; architectures that differ only in name share a line."""
     groups: dict[tuple[str, ...], list[str]] = {}
-    for one in found:
+    for one in results:
         groups.setdefault(one[1:], []).append(one.name)
     yield "| image encoder | text encoder | methods that work | architectures |"
     yield "|---|---|---|---|"
@@ -285,10 +285,10 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="architectures, by default all")
     parser.add_argument("--page", type=Path, help="put the table between its marks in this file")
     words = parser.parse_args()
-    found = [ask(name) for name in words.names or open_clip.list_models()]
-    table = "\n".join(rows(found))
+    results = [ask(name) for name in words.names or open_clip.list_models()]
+    table = "\n".join(rows(results))
     if words.page is None:
-        print(json.dumps([one._asdict() for one in found]) if words.names else table)
+        print(json.dumps([one._asdict() for one in results]) if words.names else table)
         return
     before, rest = words.page.read_text("utf-8").split(START)
     write_text(words.page, f"{before}{START}\n{table}\n{END}{rest.split(END)[1]}")

@@ -64,7 +64,7 @@ def evaluation_sets(data: Path, left_out: list[str]) -> dict[str, np.ndarray]:
         for folder in sorted(data.iterdir())
         if folder.is_dir() and folder.name not in left_out
     ]
-    found = {folder.name: list(with_mirrored(photographs_below(folder))) for folder in folders}
+    hashes = {folder.name: list(with_mirrored(photographs_below(folder))) for folder in folders}
     try:
         styles = [load_openmoji(style=style) for style in get_args(Style)]
         pictograms = (
@@ -73,10 +73,10 @@ def evaluation_sets(data: Path, left_out: list[str]) -> dict[str, np.ndarray]:
             for images in splits.values()
             for image in images.images
         )
-        found["openmoji"] = list(with_mirrored(pictograms))
+        hashes["openmoji"] = list(with_mirrored(pictograms))
     except UserError as error:
         print(f"OpenMoji is NOT compared: {error}")
-    return {name: np.unique(np.stack(rows), axis=0) for name, rows in found.items() if rows}
+    return {name: np.unique(np.stack(rows), axis=0) for name, rows in hashes.items() if rows}
 
 
 def main() -> None:
@@ -94,19 +94,19 @@ def main() -> None:
     arguments = parser.parse_args()
     sets = evaluation_sets(arguments.data, arguments.leave_out)
     print({name: len(rows) for name, rows in sets.items()}, flush=True)
-    found: dict[str, Any] = {}
+    near_images: dict[str, Any] = {}
     for pool in COMPARED:
         rows = np.stack(
             [signs(Image.fromarray(image)) for image in images_of(arguments.work, pool)]
         )
         by_set = {name: near(rows, others) for name, others in sets.items()}
         every = np.flatnonzero(np.any(list(by_set.values()), axis=0)).tolist()
-        found[pool] = {
+        near_images[pool] = {
             "rows": every,
             "sets": {name: int(hits.sum()) for name, hits in by_set.items() if hits.any()},
         }
-        print(f"{pool}: {len(every)} of {len(rows)} {found[pool]['sets']}", flush=True)
-    write(arguments.work / "near.json", found)
+        print(f"{pool}: {len(every)} of {len(rows)} {near_images[pool]['sets']}", flush=True)
+    write(arguments.work / "near.json", near_images)
 
 
 if __name__ == "__main__":

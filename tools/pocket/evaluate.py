@@ -5,7 +5,7 @@ docs/pocket.md.
 
 A data set is DATA/SET/test/CLASS/ or, with domains, DATA/SET/DOMAIN/test/CLASS/ (each beside
 train/); without --sets, all of them. Class names are those of the library, or of
-SET/classnames.json. OpenMoji's pictograms are asked about in three ways: all classes, the first
+SET/classnames.json. OpenMoji's pictograms are classified in three ways: all classes, the first
 half ("base") and the second ("novel"). Everything is computed in float32.
 """
 
@@ -38,10 +38,10 @@ def sets_in(root: Path) -> list[str]:
     names = [
         f"{name}/{domain}" for name in subfolders(root) for domain in domains(root / name) or [""]
     ]
-    found = [name.rstrip("/") for name in names if (root / name / "test").is_dir()]
-    if not found:
+    sets = [name.rstrip("/") for name in names if (root / name / "test").is_dir()]
+    if not sets:
         raise UserError(f"{root}: holds no data sets; they are folders as SET/test/CLASS/ there")
-    return found
+    return sets
 
 
 def test_images(root: Path, name: str) -> ImageSet:
@@ -118,11 +118,11 @@ def main() -> None:
         parser.error("nothing to evaluate: give --root, --openmoji or both")
     for name in arguments.backbones:
         for line in evaluate(name, arguments):
-            told = (
+            title = (
                 f"{name:20} {line['set']:24} {line['classes']:4} classes {line['images']:5} images"
             )
             print(
-                json.dumps(line) if arguments.json else f"{told} {line['accuracy']:5.1f} %",
+                json.dumps(line) if arguments.json else f"{title} {line['accuracy']:5.1f} %",
                 flush=True,
             )
 

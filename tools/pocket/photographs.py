@@ -119,12 +119,12 @@ assert SOURCES.keys() == PHOTOGRAPHS.keys()
 
 def captions(pool: str, folder: Path) -> dict[str, list[str]]:
     """Read captions: what the pattern of the pool matches -> five sentences."""
-    found: dict[str, list[str]] = defaultdict(list)
+    texts: dict[str, list[str]] = defaultdict(list)
     if pool == "coco":
         with open(folder / "pairs.csv", encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
-                found[row["file"]].append(row["text"])
-        return found
+                texts[row["file"]].append(row["text"])
+        return texts
     files = (
         file
         for pattern in ("*caption*.txt", "*caption*.csv", "*token.txt")
@@ -134,8 +134,8 @@ def captions(pool: str, folder: Path) -> dict[str, list[str]]:
         return {}
     for line in first.read_text(encoding="utf-8").splitlines():
         if match := re.match(r'(\d+_[0-9a-f]+\.jpg)(?:#\d)?[,\t ]\s*"?(.*?)"?\s*$', line):
-            found[match[1]].append(match[2].strip(" ."))
-    return {name: sentences[:5] for name, sentences in found.items()}
+            texts[match[1]].append(match[2].strip(" ."))
+    return {name: sentences[:5] for name, sentences in texts.items()}
 
 
 def rows_of(pool: str, sources: Path) -> list[tuple[Path, list[object]]]:

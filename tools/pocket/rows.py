@@ -54,7 +54,7 @@ class Rows:
     def _held_out(self, labels: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Return pool -> (rows, labels) held out for validation: some of two pools, and all of the
         one that is never trained on."""
-        found = {}
+        held_out = {}
         rng = np.random.default_rng(3)
         for pool in WATCHED:
             groups = [
@@ -66,9 +66,9 @@ class Rows:
                 for group in groups
             ]
             rows = np.sort(np.concatenate(drawn))
-            found[pool] = (rows, labels[pool][rows])
+            held_out[pool] = (rows, labels[pool][rows])
         rows = np.flatnonzero(labels[HELD_OUT] >= 0)
-        return found | {HELD_OUT: (rows, labels[HELD_OUT][rows])}
+        return held_out | {HELD_OUT: (rows, labels[HELD_OUT][rows])}
 
     def _weights(self, work: Path) -> np.ndarray:
         """Return how often a row is drawn, compared with others of its group; 0 without label, near
@@ -103,14 +103,14 @@ class Rows:
     def tokens(self, rows: np.ndarray, keep: np.ndarray | None = None) -> Tensor:
         """Return states [N, tokens, 384] behind the frozen blocks. keep: tokens that are wanted."""
         one = self.states[TRAINED[0]].shape[1:]
-        found = torch.empty(len(rows), one[0] if keep is None else len(keep), one[1])
+        tokens = torch.empty(len(rows), one[0] if keep is None else len(keep), one[1])
         for number in np.unique(self.pool[rows]):
             places = np.flatnonzero(self.pool[rows] == number)
             states = self.states[TRAINED[number]][self.row[rows[places]]]
-            found[torch.from_numpy(places)] = torch.from_numpy(
+            tokens[torch.from_numpy(places)] = torch.from_numpy(
                 states if keep is None else states[:, keep]
             ).float()
-        return found
+        return tokens
 
     def targets(self, rows: np.ndarray) -> Targets:
         logits = np.zeros((len(rows), 1000), np.float32)

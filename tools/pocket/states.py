@@ -94,11 +94,11 @@ def main() -> None:
         started = time.monotonic()
         file = arguments.work / f"{pool}_{'states' if of_student else 'logits'}.npy"
         part = file.with_suffix(".part")
-        found = np.lib.format.open_memmap(part, "w+", np.float16, (len(images), *shape))
+        table = np.lib.format.open_memmap(part, "w+", np.float16, (len(images), *shape))
         with torch.inference_mode():
             for start in range(0, len(images), BATCH):
-                found[start : start + BATCH] = compute(images[start : start + BATCH]).half().numpy()
-        found.flush()
+                table[start : start + BATCH] = compute(images[start : start + BATCH]).half().numpy()
+        table.flush()
         os.replace(part, file)
         print(f"{pool}: {len(images)} rows, {time.monotonic() - started:.0f} s", flush=True)
 

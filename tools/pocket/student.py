@@ -66,17 +66,17 @@ class Student(nn.Module):
 
     def delta(self) -> dict[str, Tensor]:
         """Return what is stored: float16 tensors under open_clip's names."""
-        found = {"text.proj.weight": self.text_proj, "visual.head.proj.weight": self.proj.weight}
-        found["logit_scale"] = self.logit_scale
-        found |= {
+        tensors = {"text.proj.weight": self.text_proj, "visual.head.proj.weight": self.proj.weight}
+        tensors["logit_scale"] = self.logit_scale
+        tensors |= {
             f"visual.trunk.norm.{name}": tensor for name, tensor in self.norm.state_dict().items()
         }
         for number, block in enumerate(self.blocks, FROZEN_BLOCKS):
-            found |= {
+            tensors |= {
                 f"visual.trunk.blocks.{number}.{name}": tensor
                 for name, tensor in block.state_dict().items()
             }
-        return {name: tensor.detach().half().contiguous() for name, tensor in found.items()}
+        return {name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}
 
 
 class Texts(NamedTuple):

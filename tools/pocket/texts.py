@@ -55,7 +55,7 @@ def embed(texts: list[str], backbone: Backbone, batch: int = 256) -> torch.Tenso
 def label_pools(work: Path, labels: Labels) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the labels and the texts that they are made of; -1 in POOL_labels.npy stands for
     none."""
-    found: list[dict[str, Any]] = []
+    listed: list[dict[str, Any]] = []
     numbers: dict[str, int] = {}
     texts: dict[str, int] = {}
     for pool in POOLS:
@@ -65,16 +65,16 @@ def label_pools(work: Path, labels: Labels) -> tuple[list[dict[str, Any]], list[
             if written not in numbers:
                 numbers[written] = -1
                 if weighted := labels.of(key):
-                    numbers[written] = len(found)
+                    numbers[written] = len(listed)
                     pairs = [
                         (texts.setdefault(text, len(texts)), weight) for text, weight in weighted
                     ]
-                    found.append(
+                    listed.append(
                         {"texts": pairs, "place": labels.place(key), "weight": labels.weight(key)}
                     )
             rows.append(numbers[written])
         np.save(work / f"{pool}_labels.npy", np.array(rows, np.int32))
-    return found, list(texts)
+    return listed, list(texts)
 
 
 def class_prompts(labels: Labels) -> list[list[str]]:
@@ -123,10 +123,10 @@ def main() -> None:
     lines = arguments.classnames.read_text(encoding="utf-8").splitlines()
     classnames = dict(line.strip().split(" ", 1) for line in lines if line.strip())
     labels = Labels(arguments.sources, read(arguments.work / "nouns.json"), classnames)
-    found, texts = label_pools(arguments.work, labels)
+    listed, texts = label_pools(arguments.work, labels)
     alone = np.array([len(text.split()) > SENTENCE for text in texts])
-    print(f"{len(found)} labels, {len(texts)} texts, {alone.sum()} of them sentences", flush=True)
-    write(arguments.work / "labels.json", found)
+    print(f"{len(listed)} labels, {len(texts)} texts, {alone.sum()} of them sentences", flush=True)
+    write(arguments.work / "labels.json", listed)
     np.save(arguments.work / "sentences.npy", alone)
     backbone = load_backbone("pocket")  # the text encoder is not trained
     np.save(arguments.work / "texts.npy", embed_texts(texts, alone, backbone))

@@ -40,8 +40,8 @@ def watch(student: Student, rows: Rows, texts: Texts, batch: int = 250) -> dict[
             states = torch.from_numpy(rows.states[pool][chosen[start : start + batch]]).float()
             with torch.autocast("cpu", torch.bfloat16):
                 images = student.image(states)
-            found = (images @ features.T).argmax(1).numpy()
-            hits += int((found == truth[start : start + batch]).sum())
+            best = (images @ features.T).argmax(1).numpy()
+            hits += int((best == truth[start : start + batch]).sum())
         scores[pool if pool != HELD_OUT else "unseen emoji"] = round(
             100 * hits / max(1, len(chosen)), 1
         )
@@ -70,8 +70,8 @@ def make_optimizer(
 def train(
     student: Student, rows: Rows, texts: Texts, class_states: Tensor, a: argparse.Namespace
 ) -> None:
-    """Train. class_states: [1000, 9, 384]. The clock drives the schedule, so that a run ends when
-    it was told to."""
+    """Train. class_states: [1000, 9, 384]. The clock drives the schedule, so that a run ends at
+    its time."""
     rng = np.random.default_rng(a.seed)
     prompts = student.text(class_states)  # [1000, 9, 256]
     basis = F.linear(F.normalize(class_states[:, PLAIN_PROMPT], dim=-1), student.text_proj)
@@ -109,9 +109,9 @@ def train(
         optimizer.step()
         step += 1
         if step % REPORT == 0:
-            told = " ".join(f"{term:.3f}" for term in terms)
+            shown = " ".join(f"{term:.3f}" for term in terms)
             print(
-                f"{step} ({progress:.0%}) loss terms {told} scale {student.scale:.1f}", flush=True
+                f"{step} ({progress:.0%}) loss terms {shown} scale {student.scale:.1f}", flush=True
             )
         if step % WATCH == 0:
             print("   held out", watch(student, rows, texts), flush=True)

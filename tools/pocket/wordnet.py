@@ -39,7 +39,7 @@ class Synset(NamedTuple):
 
 def read_synsets(file: Path) -> dict[str, Synset]:
     """Read data.noun, of which `man wndb` tells the format: offset -> synset."""
-    found = {}
+    by_offset = {}
     for line in file.read_text(encoding="utf-8").splitlines():
         if line.startswith("  "):  # the licence
             continue
@@ -49,8 +49,8 @@ def read_synsets(file: Path) -> dict[str, Synset]:
         pointers = fields[5 + 2 * count :]
         number = int(fields[4 + 2 * count])
         above = [pointers[4 * i + 1] for i in range(number) if pointers[4 * i] in ("@", "@i")]
-        found[fields[0]] = Synset(int(fields[1]), words, above)
-    return found
+        by_offset[fields[0]] = Synset(int(fields[1]), words, above)
+    return by_offset
 
 
 def read_senses(file: Path) -> dict[str, list[str]]:
@@ -66,14 +66,14 @@ def read_senses(file: Path) -> dict[str, list[str]]:
 def kinds(offset: str, synsets: dict[str, Synset]) -> list[str]:
     """Return what a synset is a kind of: at most four words that say something, the nearest
     first."""
-    found: list[str] = []
+    nearest: list[str] = []
     for _ in range(FARTHEST):
         if not synsets[offset].above:
             break
         offset = synsets[offset].above[0]
         words = [word.lower() for word in synsets[offset].words[:2]]
-        found += [word for word in words if word not in TOO_GENERAL][:1]
-    return found[:4]
+        nearest += [word for word in words if word not in TOO_GENERAL][:1]
+    return nearest[:4]
 
 
 def visible_nouns(folder: Path) -> dict[str, Any]:
