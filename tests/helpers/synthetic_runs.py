@@ -54,6 +54,11 @@ def record(
     )
 
 
+def with_method(run: Record, **fields: Any) -> Record:
+    """The run with some fields of its method replaced, such as `settings`."""
+    return run.model_copy(update={"method": run.method.model_copy(update=fields)})
+
+
 def write(folder: Path, *records: Record) -> Path:
     """One file a record, named by its number."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from rmadapter.artifacts.record import Record
 from rmadapter.bench.report.stats import (
     HM_OF_MEANS,
+    Paired,
     Ranks,
     average,
     compare,
@@ -38,6 +41,23 @@ def with_bases(method: str, bases: np.ndarray) -> list[Record]:
         for place, line in enumerate(bases)
         for seed, base in enumerate(line)
     ]
+
+
+def compared(a: list[Record], b: list[Record], name: str = "base") -> Paired:
+    found = paired(a, b, name)
+    assert found is not None
+    return found
+
+
+def difference(a: ArrayLike, b: ArrayLike) -> Paired:
+    """Compare two methods by their bases [data sets, seeds]."""
+    return compared(with_bases("rmadapter", np.array(a)), with_bases("mma", np.array(b)))
+
+
+def ranked(rows: dict[str, list[Record]], metric: str = "base") -> Ranks:
+    found = rank_methods(rows, metric)
+    assert found is not None
+    return found
 
 
 def test_the_average_is_the_mean_with_students_interval_over_seeds() -> None:
@@ -74,8 +94,7 @@ def test_a_difference_is_tested_over_data_sets(gain: float, verdict: str) -> Non
     rng = np.random.default_rng(3)
     a, b = rng.normal(60 + gain, 0.3, (6, 3)), rng.normal(60, 0.3, (6, 3))
     b[4] = a[4]  # a tie
-    found = paired(with_bases("rmadapter", a), with_bases("mma", b), "base")
-    assert found is not None
+    found = difference(a, b)
     d = (a - b).mean(axis=1)
     low, high = stats.t.interval(0.95, 5, loc=d.mean(), scale=stats.sem(d))
     assert (found.difference, found.low, found.high) == pytest.approx((d.mean(), low, high))
@@ -91,50 +110,30 @@ def test_a_difference_is_tested_over_data_sets(gain: float, verdict: str) -> Non
 
 def test_equal_differences_on_all_sets_are_shown() -> None:
     """Their interval is one point, which is not 0."""
-    a = with_bases("rmadapter", np.full((4, 1), 60.0))
-    found = paired(a, with_bases("mma", np.full((4, 1), 50.0)), "base")
-    assert found is not None
+    found = difference(np.full((4, 1), 60.0), np.full((4, 1), 50.0))
     assert (found.low, found.high, found.t, found.verdict) == (10, 10, 0, "ahead")
-    same = paired(a, with_bases("mma", np.full((4, 1), 60.0)), "base")
-    assert same is not None
-    assert (same.t, same.verdict) == (None, "not shown")
+    same = difference(np.full((4, 1), 60.0), np.full((4, 1), 60.0))
+    assert (same.low, same.high, same.t, same.wilcoxon) == (0, 0, None, None)
+    assert same.verdict == "not shown"
 
 
 def test_more_seeds_are_no_more_data_sets() -> None:
     d = np.array([[1.0, 1.0], [2.0, 2.0], [4.0, 4.0]])
-    few, many = (
-        paired(with_bases("a", 60 + x), with_bases("b", 60 + 0 * x), "base")
-        for x in (d, np.tile(d, 50))
-    )
-    assert few is not None
-    assert many is not None
+    few, many = (difference(60 + x, 60 + 0 * x) for x in (d, np.tile(d, 50)))
     assert (few.t, few.low, few.verdict) == (many.t, many.low, "not shown")
     assert (few.pairs, many.pairs) == (6, 300)
 
 
-def test_fewer_than_three_data_sets_prove_nothing() -> None:
-    one, two, same = (
-        paired(with_bases("a", np.array(x)), with_bases("b", np.zeros((len(x), 2)) + 60), "base")
-        for x in ([[61.0, 62.0]], [[61.0, 62.0], [61.0, 61.0]], [[60.0, 60.0]] * 3)
-    )
-    assert one is not None
+def test_fewer_than_three_data_sets_are_not_tested() -> None:
+    one = difference([[61.0, 62.0]], [[60.0, 60.0]])
     assert (one.low, one.t, one.wilcoxon, one.verdict) == (None, None, None, "one data set")
-    assert two is not None
+    two = difference([[61.0, 62.0], [61.0, 61.0]], np.full((2, 2), 60.0))
     assert two.low == pytest.approx(1.25 - stats.t.ppf(0.975, 1) * 0.25)
     assert (two.t, two.wilcoxon, two.verdict) == (None, None, "two data sets")
-    assert same is not None
-    assert (same.low, same.high, same.t, same.wilcoxon, same.verdict) == (
-        0, 0, None, None, "not shown",
-    )  # fmt: skip
 
 
 def test_a_difference_of_rounding_is_a_tie() -> None:
-    found = paired(
-        with_bases("rmadapter", np.array([[0.1 + 0.2]])),
-        with_bases("mma", np.array([[0.3]])),
-        "base",
-    )
-    assert found is not None
+    found = difference([[0.1 + 0.2]], [[0.3]])
     assert (found.ahead, found.behind, found.difference) == (0, 0, 0)
 
 
@@ -144,13 +143,12 @@ def test_only_runs_on_the_same_images_are_paired() -> None:
         record("mma", "a", 0, {"base": 50.0}),
         record("mma", "a", 1, {"base": 50.0}, split_digest="another"),
     ]
-    found = paired(mine, other, "base")
-    assert found is not None
+    found = compared(mine, other)
     assert (found.pairs, found.difference) == (1, 10.0)
     assert paired(mine, [record("mma", "b", 0, {"base": 50.0})], "base") is None
 
 
-def test_of_an_average_each_target_is_a_data_set() -> None:
+def test_each_target_of_an_average_counts_as_a_data_set() -> None:
     gains = {"x": 1.0, "y": 2.0, "z": 4.5}
     mine, other = (
         [
@@ -159,31 +157,21 @@ def test_of_an_average_each_target_is_a_data_set() -> None:
         ]
         for m, sign in (("rmadapter", 1), ("mma", 0))
     )
-    found = paired(mine, other, "average")
-    assert found is not None
+    found = compared(mine, other, "average")
     assert (found.sets, found.pairs, found.difference) == (3, 2, 2.5)
     assert found.t == pytest.approx(stats.ttest_1samp(list(gains.values()), 0).pvalue)
 
 
-def test_verdicts_of_differences_that_are_told_together() -> None:
+def test_verdicts_are_corrected_for_the_number_of_differences() -> None:
     a = with_bases("a", 60 + np.array([[1.0], [1.5], [2.0]]))
-    pairs = {
-        m: paired(a, with_bases(m, np.full((3, 1), base)), "base")
-        for m, base in (("b", 60.0), ("c", 45.0))
-    }
-    known = {m: pair for m, pair in pairs.items() if pair is not None}
-    assert [pair.verdict for pair in known.values()] == ["ahead", "ahead"]
-    same = paired(a, a, "base")
-    assert same is not None
-    found = correct({**known, "itself": same})
+    near, far = (compared(a, with_bases("b", np.full((3, 1), base))) for base in (60.0, 45.0))
+    assert (near.verdict, far.verdict) == ("ahead", "ahead")
+    found = correct({"near": near, "far": far, "itself": compared(a, a)})
     assert [pair.verdict for pair in found.values()] == ["ahead", "ahead", "not shown"]
-    assert known["b"].t is not None
-    assert known["c"].t is not None
-    assert found["c"].holm == 2 * known["c"].t < found["b"].holm == known["b"].t
-    many = correct({**known, "d": known["b"]})
-    assert [pair.verdict for pair in many.values()] == ["not shown", "ahead", "not shown"], (
-        "0.035 counts twice"
-    )
+    assert far.t is not None
+    assert found["far"].holm == 2 * far.t < (near.t or 0) == found["near"].holm
+    many = correct({"near": near, "far": far, "again": near})  # 0.035 counts twice
+    assert [pair.verdict for pair in many.values()] == ["not shown", "ahead", "not shown"]
     assert correct({}) == {}
 
 
@@ -226,16 +214,15 @@ def test_the_published_example(monkeypatch: pytest.MonkeyPatch) -> None:
     found = compare(C45, AUC)
     for label, rank in zip(found.labels, found.mean, strict=True):
         assert rank == pytest.approx(PRINTED[label] + UNPRINTED.get(label, 0), abs=6e-4)
-    # Friedman's chi-square as he writes it, from mean ranks, divided by the correction for ties,
-    # which he leaves out
+    # Friedman's chi-square as he writes it, from mean ranks, without the correction for ties
     n, k = AUC.shape
-    by_hand = 12 * n / (k * (k + 1)) * (sum(rank**2 for rank in found.mean) - k * (k + 1) ** 2 / 4)
+
+    def chi2(ranks: Iterable[float]) -> float:
+        return 12 * n / (k * (k + 1)) * (sum(rank**2 for rank in ranks) - k * (k + 1) ** 2 / 4)
+
+    assert chi2(PRINTED.values()) == pytest.approx(9.28, abs=0.01)
     ties = 4 * (2**3 - 2) + 4**3 - 4  # iris, lung cancer, primary tumor and voting; mushroom
-    assert found.chi2 == pytest.approx(by_hand / (1 - ties / (n * k * (k**2 - 1))))
-    printed = (
-        12 * n / (k * (k + 1)) * (sum(rank**2 for rank in PRINTED.values()) - k * (k + 1) ** 2 / 4)
-    )
-    assert printed == pytest.approx(9.28, abs=0.01)
+    assert found.chi2 == pytest.approx(chi2(found.mean) / (1 - ties / (n * k * (k**2 - 1))))
     assert found.p == pytest.approx(stats.chi2.sf(found.chi2, k - 1))
 
 
@@ -252,14 +239,14 @@ def test_pairs_are_wilcoxons_corrected_for_all_of_them() -> None:
     assert found.level() == [(0, 2)]
 
 
-def test_holms_correction() -> None:
+def test_holms_correction_is_that_of_r() -> None:
     # R: p.adjust(c(0.04, 0.01, 0.03, 0.005), "holm")
     np.testing.assert_allclose(holm([0.04, 0.01, 0.03, 0.005]), [0.06, 0.03, 0.06, 0.02])
     assert holm([0.5, 0.9]).tolist() == [1.0, 1.0]
     assert holm([]).tolist() == []
 
 
-def test_words_stand_where_the_corrected_test_says_so_alone() -> None:
+def test_a_comparison_is_named_only_if_the_corrected_test_shows_it() -> None:
     rng = np.random.default_rng(4)
     base = rng.uniform(50, 80, 9)
     good, poor = base + rng.uniform(1, 2, 9), base - rng.uniform(5, 6, 9)
@@ -286,56 +273,36 @@ def test_words_stand_where_the_corrected_test_says_so_alone() -> None:
 def test_a_data_set_counts_once_with_the_mean_over_the_seeds_that_all_have() -> None:
     own = runs({"a": [60.0] * 4, "b": [61.0, 62.0, 63.0, 64.0], "c": [50.0] * 4}, seeds=(1, 2, 3))
     own["b"] = [r for r in own["b"] if (r.task.data, r.task.seed) != ("set 0", 3)]
-    found = rank_methods(own, "base")
-    assert found is not None
-    assert found.values[0].tolist() == [61.0 - 0.5, 60.0 - 0.5, 50.0 - 0.5], (
-        "seeds 1 and 2, which are 1 and 0 below"
-    )
+    found = ranked(own)
+    # seeds 1 and 2, which are 1 and 0 below
+    assert found.values[0].tolist() == [61.0 - 0.5, 60.0 - 0.5, 50.0 - 0.5]
     assert found.values[3].tolist() == [64.0, 60.0, 50.0]
     other = runs({"a": [60.0] * 4}, seeds=(1, 2, 3), split_digest="others")["a"]
     assert rank_methods({**own, "a": other}, "base") is None, "no image is the same"
 
 
-def test_no_method_is_left_out_for_a_few_data_sets_more() -> None:
-    small = runs({"a": [60.0] * 7, "b": [61.0] * 7, "c": [62.0] * 4})
-    found = rank_methods(small, "base")
-    assert found is not None
-    # 12 of 21 cells or fewer
-    assert (found.labels, found.left_out) == (("c", "b", "a"), ("set 4", "set 5", "set 6"))
-    many = runs({"a": [60.0] * 9, "b": [61.0] * 9, "c": [62.0] * 9, "d": [63.0] * 4})
-    found = rank_methods(many, "base")
-    assert found is not None
-    assert (found.labels, found.values.shape) == (("d", "c", "b", "a"), (4, 4))
-    found = rank_methods(
-        runs({"a": [60.0] * 11, "b": [61.0] * 11, "c": [62.0] * 11, "d": [63.0] * 4}), "base"
-    )
-    assert found is not None
-    assert (found.labels, found.left_out) == (("c", "b", "a"), ("d",)), (
-        "16 cells are less than half of 33"
-    )
-
-
-def test_methods_on_few_data_sets_do_not_cost_the_others_their_ranks() -> None:
-    own = runs({name: [60.0 + i] * (5 if i < 8 else 3) for i, name in enumerate("abcdefghijklmn")})
-    found = rank_methods(own, "base")
-    assert found is not None
-    assert found.values.shape == (5, 8), (
-        "and not 14 methods on 3 sets, which are more cells but no ranking"
-    )
-
-
-def test_the_largest_block_without_gaps() -> None:
-    # e ranks nothing
-    own = runs({"a": [60.0] * 6, "b": [61.0] * 6, "c": [62.0] * 4, "d": [63.0] * 4, "e": [64.0]})
-    found = rank_methods(own, "base")
-    assert found is not None
-    assert (found.labels, found.values.shape) == (("d", "c", "b", "a"), (4, 4))
-    assert found.left_out == ("set 4", "set 5", "e")
-    assert rank_table(found, "", "", "", "").footnotes[-1].endswith(": set 4, set 5, e.")
+@pytest.mark.parametrize(
+    ("sets", "labels", "left_out"),
+    [
+        ((7, 7, 4), "cba", ("set 4", "set 5", "set 6")),
+        ((9, 9, 9, 4), "dcba", tuple(f"set {n}" for n in range(4, 9))),
+        ((11, 11, 11, 4), "cba", ("d",)),  # 16 cells are less than half of 33
+        ((6, 6, 4, 4, 1), "dcba", ("set 4", "set 5", "e")),
+        # and not 14 methods on 3 sets, which are more cells but no ranking
+        ((*[5] * 8, *[3] * 6), "hgfedcba", tuple("ijklmn")),
+    ],
+)
+def test_a_block_without_gaps_is_ranked_of_all_methods_if_it_is_large_enough(
+    sets: tuple[int, ...], labels: str, left_out: tuple[str, ...]
+) -> None:
+    own = {"abcdefghijklmn"[i]: [60.0 + i] * n for i, n in enumerate(sets)}
+    found = ranked(runs(own))
+    assert (found.labels, found.left_out) == (tuple(labels), left_out)
+    assert rank_table(found, "", "", "", "").footnotes[-1].endswith(f": {', '.join(left_out)}.")
 
 
 @pytest.mark.parametrize(("methods", "sets"), [(2, 9), (3, 3), (0, 0)])
-def test_too_few(methods: int, sets: int) -> None:
+def test_too_few_methods_or_data_sets_are_not_ranked(methods: int, sets: int) -> None:
     assert rank_methods(runs({str(m): [60.0 + m] * sets for m in range(methods)}), "base") is None
 
 
@@ -347,15 +314,13 @@ def test_ties_everywhere_are_no_difference() -> None:
     assert found.against(0, 1) == "0-5-0"
 
 
-def test_few_data_sets_are_said_to_show_nothing() -> None:
+def test_a_note_says_when_the_data_sets_are_too_few_to_show_a_difference() -> None:
     found = compare(("a", "b", "c"), np.arange(12.0).reshape(4, 3))
     assert (found.labels, found.least) == (("c", "b", "a"), 3 / 8)
-    assert "of a method that wins on all 4, p would be 0.38" in " ".join(
-        rank_table(found, "", "", "", "").footnotes
-    )
+    assert any("0.38" in note for note in rank_table(found, "", "", "", "").footnotes)
 
 
-def test_each_target_is_a_data_set() -> None:
+def test_each_target_is_ranked_as_a_data_set() -> None:
     own = {
         m: [
             record(m, source, 1, {"all": 70.0, "x": 50.0 + gain, "y": 60.0 + gain})
@@ -363,8 +328,7 @@ def test_each_target_is_a_data_set() -> None:
         ]
         for m, gain in (("a", 0.0), ("b", 1.0), ("c", 2.0))
     }
-    found = rank_methods(own, "average")
-    assert found is not None
+    found = ranked(own, "average")
     assert found.values[:, 0].tolist() == [52.0, 62.0, 52.0, 62.0]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,8 @@ from rmadapter.bench.report.groups import group_records
 from rmadapter.bench.report.write import summarise, write_reports
 from rmadapter.errors import UserError
 from rmadapter.support.locks import exclusive
+from rmadapter.task import SHARED_GROUPS
+from tests.helpers.html import Page
 from tests.helpers.synthetic_runs import VIT, record, write
 
 pytestmark = pytest.mark.real_plots
@@ -49,99 +50,63 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_two_do_not_write_into_one_folder(folder: Path, tmp_path: Path) -> None:
-    with (
-        exclusive(tmp_path / "out"),
-        pytest.raises(UserError, match="another process is at work in this folder"),
-    ):
+def text_of(folder: Path, name: str = "report.md") -> str:
+    return (folder / "out" / name).read_text(encoding="utf-8")
+
+
+def test_a_folder_in_which_another_process_writes_is_refused(folder: Path, tmp_path: Path) -> None:
+    with exclusive(tmp_path / "out"), pytest.raises(UserError, match="another process"):
         write_reports(folder / "runs", tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
     assert not list(folder.rglob("*.lock"))
 
 
-class Checker(HTMLParser):
-    """Collects ids and links, and refuses tags that do not close in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.links: list[str] = []
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        found = dict(attributes)
-        self.ids += [found["id"] or ""] if "id" in found else []
-        self.links += [found[key] or "" for key in ("href", "src", "xlink:href") if key in found]
-        if tag not in {"meta", "link", "img", "br"}:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
 def test_the_page_is_self_contained_and_well_formed(folder: Path) -> None:
-    html = (folder / "out/report.html").read_text(encoding="utf-8")
-    checker = Checker()
-    checker.feed(html)
-    assert checker.open == []
-    assert len(checker.ids) == len(set(checker.ids))
-    assert all(link.startswith("#") or link == "data:," for link in checker.links)
-    assert {link[1:] for link in checker.links if link.startswith("#")} <= set(checker.ids)
-    assert "<b>&" not in html
-    assert "grocery &lt;b&gt;&amp;" in html
+    page = Page(folder / "out/report.html")
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    links = [link for key in ("href", "src", "xlink:href") for link in page.values(key)]
+    assert all(link.startswith("#") or link == "data:," for link in links)
+    assert {link[1:] for link in links if link.startswith("#")} <= set(ids)
+    assert NAME in page.text
 
 
-def test_the_finding_is_the_title_then_one_scatter_three_sentences_and_tables(folder: Path) -> None:
-    title = "n = 2 data sets are too few to compare RMAdapter with Zero-shot CLIP and MMA in HM"
-    html = (folder / "out/report.html").read_text(encoding="utf-8")
+def test_the_finding_comes_first_then_one_scatter_and_the_tables(folder: Path) -> None:
+    finding = json.loads(text_of(folder, "report.json"))["finding"]
+    title = finding["title"]
+    assert len(finding["sentences"]) == 3
+    html, markdown = text_of(folder, "report.html"), text_of(folder)
     assert f"<title>{title}</title>" in html
-    places = [
-        html.index(part)
-        for part in (f"<h1>{title}", "<svg", "<p>This is of", "<p>The largest", "<nav", "<table")
-    ]
-    assert places == sorted(places)
+    for text, parts in (
+        (html, (f"<h1>{title}", "<svg", f"<p>{finding['sentences'][0]}", "<nav", "<table")),
+        (markdown, (f"# {title}\n\n{finding['sentences'][0]}", "-trade-off.svg)", "\n## ", "\n| ")),
+    ):
+        places = [text.index(part) for part in parts]
+        assert places == sorted(places)
     assert html.count("Base against novel accuracy") == 2  # its label and its caption
-    text = (folder / "out/report.md").read_text(encoding="utf-8")
-    places = [
-        text.index(part)
-        for part in (f"# {title}\n\nThis is of", "-trade-off.svg)", "\n## ", "\n| ")
-    ]
-    assert places == sorted(places)
-    assert text.count("-trade-off.svg)") == 1
-    finding = json.loads((folder / "out/report.json").read_text(encoding="utf-8"))["finding"]
-    assert (finding["title"], len(finding["sentences"])) == (title, 3)
+    assert markdown.count("-trade-off.svg)") == 1
 
 
-def test_it_says_what_was_measured(folder: Path) -> None:
+def test_tables_failures_foreign_files_and_printed_figures_are_in_the_report(folder: Path) -> None:
     for name in ("report.md", "report.html", "report.tex"):
-        text = (folder / "out" / name).read_text(encoding="utf-8")
-        for part in (
-            "Average over 2 data sets",
-            "HM of the means",
-            "mean of the HMs",
-            "verdict",
-            "two data sets",
-        ):
+        text = text_of(folder, name)
+        for part in ("Average over 2 data sets", "HM of the means", "mean of the HMs", "verdict"):
             assert part in text
-    text = re.sub(" +", " ", (folder / "out/report.md").read_text(encoding="utf-8"))
+    text = re.sub(" +", " ", text_of(folder))
     for part in (
         "cocoop on caltech101 (base-to-novel, pocket, 16 shots, seed 1): failed: out of memory",
         "note.json: not a run record",
         "torch 2.6.0",
-        "test each half (Table 1). All runs share: templates",
-        "Rows in italics are the paper's figures as they are printed",
         "*RMAdapter, as printed* | *98.40* | *94.27* | *96.26*",
         "caltech101, RMAdapter, novel: 90.00, the paper has 94.27",
     ):
         assert part in text
-    assert text.count("Medians over the runs") == 1
-    assert (folder / "out/report.tex").read_text(encoding="utf-8").count(
-        "Medians over the runs"
-    ) == 3
+    assert text.count("Medians over the runs") == 1  # one page says it once
+    assert text_of(folder, "report.tex").count("Medians over the runs") == 3
 
 
-def test_a_wide_table_names_its_figures_where_a_narrow_screen_stacks_them(folder: Path) -> None:
-    text = (folder / "out/report.html").read_text("utf-8")
+def test_cells_of_a_wide_table_name_their_columns_for_narrow_screens(folder: Path) -> None:
+    text = text_of(folder, "report.html")
     wide = re.findall(r'<table class="results many">(.*?)</thead>(.*?)</table>', text, re.S)
     assert wide
     for head, body in wide:
@@ -152,7 +117,7 @@ def test_a_wide_table_names_its_figures_where_a_narrow_screen_stacks_them(folder
 
 
 def test_backbones_never_share_a_table(folder: Path) -> None:
-    summary = json.loads((folder / "out/report.json").read_text(encoding="utf-8"))
+    summary = json.loads(text_of(folder, "report.json"))
     assert len(summary["sections"]) == 3
     for section in summary["sections"]:
         for table in section["tables"]:
@@ -163,18 +128,18 @@ def test_backbones_never_share_a_table(folder: Path) -> None:
     assert not any(row["paper"] for table in pocket["tables"] for row in table["rows"])
 
 
-def test_every_file_that_is_named_is_there(folder: Path) -> None:
+def test_every_named_file_exists(folder: Path) -> None:
     out = folder / "out"
-    summary = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    summary = json.loads(text_of(folder, "report.json"))
     tables = {table["name"] for section in summary["sections"] for table in section["tables"]}
     assert {path.stem for path in (out / "tables").iterdir()} == tables
-    images = re.findall(r"!\[.*?\]\((.+?)\)", (out / "report.md").read_text(encoding="utf-8"))
+    images = re.findall(r"!\[.*?\]\((.+?)\)", text_of(folder))
     assert images
     assert {out / image for image in images} == set((out / "figures").iterdir())
     assert summary["runs"] == 12 + 4 + 3
 
 
-def test_data_sets_whose_names_end_alike_have_files_of_their_own(tmp_path: Path) -> None:
+def test_data_sets_with_similar_names_have_separate_files(tmp_path: Path) -> None:
     sets = {"pacs/photo": 10.0, "pacs-photo": 20.0, "average": 30.0}
     runs = [record("mma", data, 1, {"base": value, "novel": value}) for data, value in sets.items()]
     write_reports(write(tmp_path / "runs", *runs), tmp_path / "out")
@@ -186,7 +151,7 @@ def test_data_sets_whose_names_end_alike_have_files_of_their_own(tmp_path: Path)
     assert len([name for name in tables if "pacs-photo" in name]) == 2
 
 
-def test_the_same_runs_give_the_same_bytes_even_beside_the_report(folder: Path) -> None:
+def test_the_same_runs_give_the_same_bytes_even_in_a_folder_below_them(folder: Path) -> None:
     def content(out: Path) -> dict[str, bytes]:
         return {
             p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*") if p.is_file()
@@ -228,7 +193,7 @@ def test_documented_reports_equal_their_records(study: str, tmp_path: Path) -> N
 
 
 def test_latex_has_balanced_environments(folder: Path) -> None:
-    text = (folder / "out/report.tex").read_text(encoding="utf-8")
+    text = text_of(folder, "report.tex")
     for name in ("table", "tabular"):
         assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") > 0
     # Outside of labels and of the lines of tables, every special character is escaped.
@@ -241,26 +206,15 @@ def test_latex_has_balanced_environments(folder: Path) -> None:
 
 
 def test_groups_in_both_train_and_test_are_named_once_per_set(tmp_path: Path) -> None:
-    """The start of the note is that of a run's, which test_judge has in full."""
-    told = (
-        "train and test share the group 'p': 3 of 6 test images inflate the accuracy",
-        "another note",
-    )
+    shared = f"{SHARED_GROUPS} the group 'p'"
+    halves = {"base": 5.0, "novel": 4.0}
     runs = [
-        record("mma", data, seed, {"base": 5.0, "novel": 4.0}, notes=told)
-        for data in "ab"
-        for seed in (1, 2)
+        record("mma", data, seed, halves, notes=(shared, "x")) for data in "ab" for seed in (1, 2)
     ]
     write_reports(write(tmp_path / "runs", *runs), tmp_path / "report")
     page = (tmp_path / "report/report.md").read_text()
-    assert page.count("share the group") == 2
-    assert f"**Groups in both train and test**\n\n- a: {told[0]}\n- b: {told[0]}\n" in page
-
-
-def test_nothing_to_report(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no bench records found"):
-        write_reports(tmp_path, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert page.count(shared) == 2
+    assert f"\n\n- a: {shared}\n- b: {shared}\n" in page
 
 
 def runs(
@@ -277,79 +231,68 @@ def runs(
 
 
 @pytest.mark.parametrize(
-    ("gaps", "title"),
+    ("gaps", "verdict"),
     [
-        ([1.0, 1.5, 2.0], "RMAdapter is ahead of MMA in HM, tested over n = 3 data sets"),
-        ([-1.0, -1.5, -2.0], "RMAdapter is behind MMA in HM, tested over n = 3 data sets"),
-        (
-            [-3.0, 2.0, 4.0],
-            "RMAdapter is not shown to differ from MMA in HM, tested over n = 3 data sets",
-        ),
-        ([5.0, 5.1], "n = 2 data sets are too few to compare RMAdapter with MMA in HM"),
-        ([5.0], "n = 1 data set is too few to compare RMAdapter with MMA in HM"),
+        ([1.0, 1.5, 2.0], "ahead of MMA"),
+        ([-1.0, -1.5, -2.0], "behind MMA"),
+        ([-3.0, 2.0, 4.0], "not shown to differ from MMA"),
+        ([5.0, 5.1], "too few"),
+        ([5.0], "too few"),
     ],
 )
-def test_the_title(gaps: list[float], title: str) -> None:
+def test_the_title_says_what_the_test_over_data_sets_shows(gaps: list[float], verdict: str) -> None:
     found = summarise(group_records(runs(gaps)))
-    assert found.title == title
-    assert len(found.sentences) == 3
+    for word in (verdict, "RMAdapter", "MMA", "HM", f"n = {len(gaps)} data set"):
+        assert word in found.title
+    count, largest, _ = found.sentences
     if len(gaps) > 2:
-        assert ("not shown" in title) == (ttest_1samp(gaps, 0).pvalue >= 0.05)
-        assert ("is not shown." in found.sentences[1]) == ("not shown" in title)
+        assert ("not shown" in verdict) == (ttest_1samp(gaps, 0).pvalue >= 0.05)
+        assert ("is not shown." in largest) == ("not shown" in verdict)
     else:
-        assert found.sentences[1].endswith("which is not tested.")
+        assert "is not tested" in largest
     mean = sum(gaps) / len(gaps)
-    assert f"to MMA, {mean:+.2f} points".replace("-", "−") in found.sentences[1]
-    assert f"n = {len(gaps)})" in found.sentences[1]
-    assert f"{4 * len(gaps)} runs, 2 rows, {len(gaps)} data set" in found.sentences[0]
+    assert f"to MMA, {mean:+.2f} points".replace("-", "−") in largest
+    assert f"n = {len(gaps)})" in largest
+    assert f"{4 * len(gaps)} runs, 2 rows, {len(gaps)} data set" in count
 
 
 @pytest.mark.parametrize(
-    ("gaps", "told"),
+    ("gaps", "verdict"),
     [
         ([1.0, 1.1, 1.2], "ahead of coop and MMA and behind tcp"),
         ([1.0, 1.5, 2.0], "behind tcp and not shown to differ from coop and MMA"),
     ],
 )
-def test_several_others_are_counted_and_corrected_for(gaps: list[float], told: str) -> None:
+def test_several_others_are_counted_and_corrected_for(gaps: list[float], verdict: str) -> None:
     """1, 1.5 and 2 points are shown alone, with a p of 0.035, and not when they are two of three
     differences."""
-    own, far = runs(gaps), runs([5.0, 5.5, 5.2], other="coop")
-    worse = runs([-1.0, -1.5, -2.0], other="tcp")
-    together = [*own, *(r for r in (*far, *worse) if r.method.name != "rmadapter")]
-    shifted = [
-        r.model_copy(
-            update={"scores": tuple(s.model_copy(update={"accuracy": 70.0}) for s in r.scores)}
-        )
-        if r.method.name == "tcp"
-        else r
-        for r in together
+    far = [run for run in runs([5.0, 5.5, 5.2], other="coop") if run.method.name == "coop"]
+    better = [
+        record("tcp", f"set {n}", seed, {"base": 70.0, "novel": 70.0})
+        for n in range(3)
+        for seed in (1, 2)
     ]
-    found = summarise(group_records(shifted))
-    assert found.title == f"RMAdapter is {told} in HM, tested over n = 3 data sets"
-    assert found.sentences[2].endswith("p is corrected by Holm for 3 comparisons.")
+    found = summarise(group_records([*runs(gaps), *far, *better]))
+    assert f" {verdict} in HM" in found.title
+    assert "Holm for 3 comparisons" in found.sentences[2]
 
 
-def test_it_is_of_base_to_novel_on_the_most_data_sets() -> None:
-    few = [
-        record(m, "one", 1, {"all": 50.0}, shots=4, protocol="few-shot")
-        for m in ("mma", "rmadapter")
-    ]
+def test_the_finding_is_about_base_to_novel_on_the_most_data_sets() -> None:
+    pair, few_shot = ("mma", "rmadapter"), {"protocol": "few-shot"}
+    few = [record(m, "one", 1, {"all": 50.0}, shots=4, **few_shot) for m in pair]
     found = summarise(group_records([*few, *runs([1.0], shots=1), *runs([1.0, 2.0, 1.5])]))
     assert found.group is not None
     assert (found.group.protocol, found.group.shots) == ("base-to-novel", 16)
-    assert re.match("This is of base-to-novel: pocket, 16 shots: 12 runs", found.sentences[0])
-    of_two = [
-        record(m, f"set {n}", 1, {"all": 50.0}, shots=16) for m in ("x", "y") for n in range(9)
-    ]
-    assert summarise(
-        group_records([*runs([1.0, 2.0, 1.5], shots=1), *runs([1.0, 2.0]), *of_two])
-    ).title.endswith("n = 3 data sets")
+    nine = [record(m, f"set {n}", 1, {"all": 50.0}, **few_shot) for m in pair for n in range(9)]
+    most = [*runs([1.0, 2.0, 1.5], shots=1), *runs([1.0, 2.0]), *nine]
+    assert summarise(group_records(most)).title.endswith("n = 3 data sets")
     alone = summarise(group_records(few))
-    assert alone.title == "n = 1 data set is too few to compare RMAdapter with MMA in 4 shots"
+    assert alone.group is not None
+    assert alone.group.protocol == "few-shot"
+    assert "4 shots" in alone.title
 
 
-def test_where_nothing_is_compared_nothing_is_claimed() -> None:
+def test_without_two_methods_there_is_no_finding() -> None:
     assert summarise([]) == (None, "0 runs, and no two methods to compare", ())
     found = summarise(group_records(runs([1.0], other="rmadapter")[:1]))
     assert found == (None, "1 run, and no two methods to compare", ())
