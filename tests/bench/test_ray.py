@@ -22,8 +22,6 @@ import pytest
 import torch
 
 from rmadapter.artifacts.record import Record, read_record
-from rmadapter.backbones import Backbone
-from rmadapter.bench.plan import Plan
 from rmadapter.bench.protocols import expand
 from rmadapter.bench.ray import (
     Expected,
@@ -36,22 +34,22 @@ from rmadapter.bench.ray import (
     shares,
     work,
 )
-from rmadapter.bench.runner import in_order, run_all
+from rmadapter.bench.runner import in_order
 from rmadapter.errors import UserError
-from rmadapter.settings import Machine
 from rmadapter.support.locks import exclusive
 from tests.helpers.bench_runs import (
     METHODS,
     QUICK,
     VALUES,
+    Bench,
+    bench,
     bench_command,
     finished_bench,
-    jobs_of,
     records,
 )
 from tests.helpers.ray_cluster import ray_session
 
-__all__ = ["finished_bench", "ray_session"]
+__all__ = ["bench", "finished_bench", "ray_session"]  # fixtures
 CRASHING = f"{Path(__file__).parents[1] / 'helpers/crashing_method.py'}:CrashingMethod"
 
 
@@ -99,14 +97,14 @@ def counted(todo: list[int], size: int) -> Iterator[tuple[int, list[int]]]:
     return (found for found in share(actor.remote, size, todo, first) if found)
 
 
-def test_engines() -> None:
+def test_invalid_engines_and_their_options_are_refused() -> None:
     assert not is_ray("local")
     assert is_ray("ray", "auto")
     with pytest.raises(UserError, match="did you mean 'ray'"):
         is_ray("rey")
-    with pytest.raises(UserError, match="--address needs"):
+    with pytest.raises(UserError, match="--address"):
         is_ray("local", "auto")
-    with pytest.raises(UserError, match="--jobs needs"):
+    with pytest.raises(UserError, match="--jobs"):
         is_ray("local", workers=2)
 
 
@@ -116,7 +114,7 @@ def test_without_ray_a_sentence_names_the_extra(monkeypatch: pytest.MonkeyPatch)
         pass
 
 
-def test_nobody_at_an_address() -> None:
+def test_an_address_without_a_cluster_is_refused() -> None:
     pytest.importorskip("ray")
     with (
         pytest.raises(UserError, match="no Ray cluster could be reached"),
@@ -141,7 +139,7 @@ def test_ctrl_c_while_ray_waits_leaves_no_process() -> None:
     assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
 
 
-def test_all_is_done_once_by_one_or_two(ray_session: None) -> None:
+def test_all_work_is_done_once_by_one_or_two_workers(ray_session: None) -> None:
     for size in (1, 2):
         found = dict(counted([1, 2, 3, 4, 5], size))
         assert sorted(found) == [1, 2, 3, 4, 5]
@@ -149,12 +147,12 @@ def test_all_is_done_once_by_one_or_two(ray_session: None) -> None:
         assert sum(len(did) == 1 for did in found.values()) <= size
 
 
-def test_one_workers_error_ends_all_with_its_own_sentence(ray_session: None) -> None:
+def test_an_error_of_one_worker_ends_all_with_its_message(ray_session: None) -> None:
     with pytest.raises(UserError, match=r"^-1 is too little$"):
         list(counted([1, -1, 2], 2))
 
 
-def test_what_kills_its_worker_again_and_again_is_given_up(ray_session: None) -> None:
+def test_work_that_kills_three_workers_is_given_up(ray_session: None) -> None:
     with pytest.raises(UserError, match="3 workers died on this, perhaps out of memory: 99"):
         list(counted([1, 99], 2))
 
@@ -175,7 +173,7 @@ def test_gpus_are_shared(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> 
     assert shares(4, "cpu")["num_gpus"] == 0
 
 
-def test_a_cluster_of_our_own_wants_a_token(ray_session: None) -> None:
+def test_a_cluster_started_here_requires_a_token(ray_session: None) -> None:
     """So nobody else who reaches its ports is let in."""
     import ray
 
@@ -193,7 +191,7 @@ def test_a_cluster_of_our_own_wants_a_token(ray_session: None) -> None:
     assert "oken" in found[1].stderr
 
 
-def test_the_user_is_where_workers_are(
+def test_a_worker_changes_to_the_folder_of_the_user(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = torch.get_num_threads()
@@ -208,16 +206,11 @@ def test_the_user_is_where_workers_are(
 
 
 def do(
-    colors: Path, out: Path, jobs: Any, values: Any = None, processes: int = 1, address: str = ""
-) -> list[Record]:
-    used = {job.method for job in jobs}
-    values = (
-        {method: own for method, own in VALUES.items() if method in used}
-        if values is None
-        else values
-    )
-    plan = Plan(tuple(jobs), out, colors.parent, Machine(device="cpu"), values)
-    return run_all(plan, processes, progress=False, engine=partial(work, address=address))
+    bench: Bench, out: Path, jobs: Any = None, values: Any = None, processes: int = 1,
+    address: str = "",
+) -> list[Record]:  # fmt: skip
+    engine = partial(work, address=address)
+    return bench.run(out, jobs, processes, engine, values=values)
 
 
 def test_the_next_run_is_on_the_same_images() -> None:
@@ -231,47 +224,40 @@ def test_the_next_run_is_on_the_same_images() -> None:
     assert next_job(None, jobs[:2], [a]) == a  # nothing else is left
 
 
-def test_figures_are_those_of_the_local_engine(
-    ray_session: None, finished_bench: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
+def test_records_are_those_of_the_local_engine(
+    ray_session: None, finished_bench: Path, bench: Bench, tmp_path: Path
 ) -> None:
     """To the last digit; test_runner.py has the same of local processes. Every thread count is
     one."""
-    jobs = jobs_of(tiny_clip, colors)
-    found = do(colors, tmp_path, jobs, processes=2)
-    here = run_all(
-        Plan(tuple(jobs), finished_bench, colors.parent, Machine(device="cpu"), VALUES),
-        progress=False,
-    )
+    found, here = do(bench, tmp_path, processes=2), bench.run(finished_bench)
     assert [record.scores for record in found] == [record.scores for record in here]
     assert [record.key for record in found] == [record.key for record in here]
     assert [record.machine["threads"] for record in found] == [1] * 6
     # no lock, no activations
     assert {path.name for path in tmp_path.iterdir()} == {"base-to-novel"}
     before = records(tmp_path)
-    do(colors, tmp_path, jobs)
+    do(bench, tmp_path)
     assert records(tmp_path) == before
 
 
-def test_a_training_that_another_protocol_did_is_not_done_again(
-    ray_session: None, finished_bench: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
+def test_a_training_of_another_protocol_is_not_repeated(
+    ray_session: None, finished_bench: Path, bench: Bench, tmp_path: Path
 ) -> None:
     out = Path(shutil.copytree(finished_bench, tmp_path / "out"))
-    found = do(colors, out, jobs_of(tiny_clip, colors, protocol="ablation-layers", seeds=[1]))
-    assert [record.copied_from for record in found] == [
-        "", f"base-to-novel/{colors.name}/rmadapter/default-2shots-seed1.json", ""
-    ]  # fmt: skip
+    found = do(bench, out, bench.jobs(protocol="ablation-layers", seeds=[1]))
+    original = f"base-to-novel/{bench.colors.name}/rmadapter/default-2shots-seed1.json"
+    assert [record.copied_from for record in found] == ["", original, ""]
 
 
 def test_a_worker_that_dies_in_a_run_loses_nothing(
-    ray_session: None, tiny_clip: Backbone, colors: Path, tmp_path: Path
+    ray_session: None, bench: Bench, tmp_path: Path
 ) -> None:
-    (fits_folder := tmp_path / "fits_folder").mkdir()
-    jobs = jobs_of(tiny_clip, colors, methods=[CRASHING, "zero-shot"])
-    found = do(
-        colors, tmp_path / "out", jobs, {CRASHING: {"fits_folder": str(fits_folder), "crashes": 2}}
-    )
+    (folder := tmp_path / "fits_folder").mkdir()
+    jobs = bench.jobs(methods=[CRASHING, "zero-shot"])
+    values = {CRASHING: {"fits_folder": str(folder), "crashes": 2}}
+    found = do(bench, tmp_path / "out", jobs, values)
     assert [record.status for record in found] == ["finished"] * 4
-    assert len(list(fits_folder.iterdir())) == 2 + 2  # two crashes, and each of two runs once
+    assert len(list(folder.iterdir())) == 2 + 2  # two crashes, and each of two runs once
     assert found[0].metrics == found[2].metrics  # it answers as zero-shot does
 
 
@@ -283,13 +269,13 @@ def test_a_worker_that_dies_in_a_run_loses_nothing(
         ({"version": "0.0"}, "but needs 0.0"),
     ],
 )
-def test_data_and_backbone_that_a_node_lacks_or_has_otherwise(
-    wrong: dict[str, Any], words: str, tiny_clip: Backbone, colors: Path, tmp_path: Path
+def test_a_node_with_other_data_weights_or_version_is_refused(
+    wrong: dict[str, Any], words: str, bench: Bench, tmp_path: Path
 ) -> None:
     """A worker in this process, as if it were on another machine: what it expects is changed."""
     pytest.importorskip("ray")
-    [job] = jobs_of(tiny_clip, colors, methods=["zero-shot"], seeds=[1])
-    plan = Plan((job,), tmp_path / "none", colors.parent, Machine(device="cpu"))
+    [job] = bench.jobs(methods=["zero-shot"], seeds=[1])
+    plan = bench.plan(tmp_path / "none", [job])
     expected = Expected.of(plan.lab(), [job])
     sound = Worker(plan, {}, expected, Path.cwd(), 1)
     sound.ready()
@@ -303,11 +289,9 @@ def test_data_and_backbone_that_a_node_lacks_or_has_otherwise(
         missing.do(job)
 
 
-def test_the_folder_is_locked(
-    ray_session: None, tiny_clip: Backbone, colors: Path, tmp_path: Path
-) -> None:
+def test_a_locked_folder_is_refused(ray_session: None, bench: Bench, tmp_path: Path) -> None:
     with exclusive(tmp_path), pytest.raises(UserError, match="another process is at work"):
-        do(colors, tmp_path, jobs_of(tiny_clip, colors, methods=["zero-shot"]))
+        do(bench, tmp_path, bench.jobs(methods=["zero-shot"]))
 
 
 def waited(out: Path, count: int, seconds: float = 300) -> None:
@@ -317,14 +301,10 @@ def waited(out: Path, count: int, seconds: float = 300) -> None:
 
 
 @pytest.mark.slow
-def test_interrupted_drivers_resume(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+def test_an_interrupted_command_resumes(bench: Bench, tmp_path: Path) -> None:
     """With it the cluster dies that it had started; what is done is kept."""
     pytest.importorskip("ray")
-    words = [
-        *bench_command(
-            tiny_clip, colors, tmp_path / "out", "--engine", "ray", "--jobs", "2", "--json"
-        )
-    ]
+    words = [*bench_command(bench, tmp_path / "out", "--engine", "ray", "--jobs", "2", "--json")]
     kept: dict[str, bytes] = {}
     for number, code, least in ((signal.SIGKILL, -9, 2), (signal.SIGINT, 130, 4), (0, 0, 9)):
         process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -342,7 +322,7 @@ def test_interrupted_drivers_resume(tiny_clip: Backbone, colors: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_node_that_dies_loses_nothing(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+def test_a_node_that_dies_loses_nothing(bench: Bench, tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
@@ -352,7 +332,7 @@ def test_a_node_that_dies_loses_nothing(tiny_clip: Backbone, colors: Path, tmp_p
     )
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-        jobs = jobs_of(tiny_clip, colors, methods=list(METHODS), seeds=[1, 2, 3, 4])
+        jobs = bench.jobs(methods=list(METHODS), seeds=[1, 2, 3, 4])
         lost = threading.Thread(
             target=lambda: (
                 waited(tmp_path, 2),
@@ -360,9 +340,8 @@ def test_a_node_that_dies_loses_nothing(tiny_clip: Backbone, colors: Path, tmp_p
             )
         )
         lost.start()
-        found = do(
-            colors, tmp_path, jobs, {m: {**QUICK, "epochs": 20} for m in VALUES}, 2, cluster.address
-        )
+        values = {method: {**QUICK, "epochs": 20} for method in VALUES}
+        found = do(bench, tmp_path, jobs, values, 2, cluster.address)
         lost.join()
     finally:
         cluster.shutdown()

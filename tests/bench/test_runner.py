@@ -9,40 +9,53 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
 from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
 from rmadapter.bench.protocols import Job, expand
 from rmadapter.bench.runner import in_order
+from rmadapter.data.fewshot import few_shot, split_digest
+from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
+from rmadapter.metrics import harmonic_mean
 from rmadapter.settings import configured
 from rmadapter.task import Question
-from tests.helpers.bench_runs import QUICK, VALUES, finished_bench, jobs_of, records, run_bench
+from tests.helpers.bench_runs import QUICK, VALUES, Bench, bench, finished_bench, records
+from tests.helpers.synthetic_runs import with_method
 
-__all__ = ["finished_bench"]  # a fixture
+__all__ = ["bench", "finished_bench"]  # fixtures
 EXTERNAL = f"{Path(__file__).parents[1] / 'helpers/external_methods.py'}:ExternalMethod"
 
 
-def test_record(finished_bench: Path, tiny_clip: Backbone, colors: Path) -> None:
-    from rmadapter.data.fewshot import few_shot, split_digest
-    from rmadapter.data.read import read_images
-    from rmadapter.metrics import harmonic_mean
+@pytest.fixture
+def done(finished_bench: Path, tmp_path: Path) -> Path:
+    """A copy of the finished bench, to change it."""
+    return Path(shutil.copytree(finished_bench, tmp_path / "out"))
 
-    path = finished_bench / "base-to-novel" / colors.name / "rmadapter/default-2shots-seed2.json"
+
+@pytest.fixture
+def changed(colors: Path, tmp_path: Path) -> Path:
+    """A copy of the data set, to change it."""
+    return Path(shutil.copytree(colors, tmp_path / "data" / colors.name))
+
+
+def test_a_record_holds_scores_and_what_they_depend_on(finished_bench: Path, bench: Bench) -> None:
+    folder = finished_bench / "base-to-novel" / bench.colors.name / "rmadapter"
+    path = folder / "default-2shots-seed2.json"
     assert path.read_text().count("\n") == 1
     record = read_record(path)
     # four test images of each of two and two classes
     expected = [("base", 8, 50), ("novel", 8, 50)]
     assert [(score.name, score.images, score.chance) for score in record.scores] == expected
-    base, novel = (record.metric(name) for name in ("base", "novel"))
-    assert base is not None
-    assert novel is not None
-    assert record.metric("hm") == harmonic_mean(base, novel)
-    assert (record.backbone.name, record.backbone.digest) == (tiny_clip.name, tiny_clip.digest)
-    assert record.split_digest == split_digest(few_shot(read_images(colors), 2, 2))
+    base, novel = (record.metric(name) or 0 for name in ("base", "novel"))
+    assert record.metric("hm") == harmonic_mean(base, novel) > 0
+    expected = (bench.backbone.name, bench.backbone.digest)
+    assert (record.backbone.name, record.backbone.digest) == expected
+    assert record.split_digest == split_digest(few_shot(read_images(bench.colors), 2, 2))
     assert record.method.settings["rank"] == 4
-    assert record.step_seconds is not None
-    assert record.step_seconds > 0
+    assert (record.step_seconds or 0) > 0
     assert record.seconds["total"] >= record.seconds["train"] > 0
     # r = 4 in two image blocks (width 64) and two text blocks (width 48): down with bias, up with
     # bias, rec r x r, up
@@ -51,278 +64,260 @@ def test_record(finished_bench: Path, tiny_clip: Backbone, colors: Path) -> None
 
 
 def test_zero_shot_does_not_depend_on_the_seed_and_nothing_is_repeated(
-    finished_bench: Path, tiny_clip: Backbone, colors: Path
+    finished_bench: Path, bench: Bench
 ) -> None:
     before = records(finished_bench)
-    found = run_bench(colors, finished_bench, jobs_of(tiny_clip, colors))
+    found = bench.run(finished_bench)
     assert records(finished_bench) == before
     zero = [record.metrics for record in found if record.method.name == "zero-shot"]
     assert zero[0] == zero[1]
 
 
-def test_zero_shot_is_the_backbone(finished_bench: Path, tiny_clip: Backbone, colors: Path) -> None:
-    import torch
-    from PIL import Image
-
+def test_zero_shot_is_the_backbone(finished_bench: Path, bench: Bench) -> None:
     names = ["blue", "green"]
-    files = [
-        (path, i)
-        for i, name in enumerate(names)
-        for path in sorted((colors / "test" / name).iterdir())
-    ]
-    model: Any = tiny_clip.model
+    files = [sorted((bench.colors / "test" / name).iterdir()) for name in names]
+    pixels = [Image.open(path).convert("RGB") for paths in files for path in paths]
+    labels = torch.arange(len(names)).repeat_interleave(len(files[0]))
+    tokens = bench.backbone.tokenizer([f"a photo of a {name}." for name in names])
+    model: Any = bench.backbone.model
     with torch.no_grad():
-        text = model.encode_text(
-            tiny_clip.tokenizer([f"a photo of a {n}." for n in names]), normalize=True
-        )
-        images = torch.stack(
-            [tiny_clip.preprocess(Image.open(path).convert("RGB")) for path, _ in files]
-        )
+        images = torch.stack([bench.backbone.preprocess(image) for image in pixels])
+        text = model.encode_text(tokens, normalize=True)
         cosines = model.encode_image(images, normalize=True) @ text.T
     gap = (cosines[:, 0] - cosines[:, 1]).abs().min()
     assert gap > 1e-4, "rounding would decide what is right: choose other images"
-    answers = cosines.argmax(-1)
-    expected = 100 * (answers == torch.tensor([label for _, label in files])).float().mean()
-    [record] = run_bench(
-        colors, finished_bench, jobs_of(tiny_clip, colors, methods=["zero-shot"], seeds=[1])
-    )
+    expected = 100 * (cosines.argmax(-1) == labels).float().mean()
+    jobs = bench.jobs(methods=["zero-shot"], seeds=[1])
+    [record] = bench.run(finished_bench, jobs)
     assert record.metric("base") == pytest.approx(float(expected), abs=1e-3)
 
 
-def test_a_finished_bench_may_lie_where_nothing_can_be_written(
-    finished_bench: Path, tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_finished_bench_writes_nothing(
+    finished_bench: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "rmadapter.bench.runner.shared", lambda *_: pytest.fail("nothing is left to do")
-    )
-    assert len(run_bench(colors, finished_bench, jobs_of(tiny_clip, colors))) == 6
+    """Its folder may be read-only."""
+    monkeypatch.setattr("rmadapter.bench.runner.shared", lambda *_: pytest.fail("nothing is left"))
+    assert len(bench.run(finished_bench)) == 6
 
 
 def test_broken_and_failed_runs_are_repeated_and_others_kept(
-    finished_bench: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
+    finished_bench: Path, done: Path, bench: Bench
 ) -> None:
-    out = Path(shutil.copytree(finished_bench, tmp_path / "out"))
-    paths = sorted(out.rglob("*.json"))
+    paths = sorted(done.rglob("*.json"))
     paths[0].write_text(paths[0].read_text()[:300])
     failed = {**json.loads(paths[1].read_text()), "status": "failed", "reason": "no luck"}
     paths[1].write_text(json.dumps(failed))
     paths[2].unlink()
     kept = {path: path.stat().st_mtime_ns for path in paths[3:]}
-    found = run_bench(colors, out, jobs_of(tiny_clip, colors))
+    found = bench.run(done)
     assert [record.status for record in found] == ["finished"] * 6
     assert {path: path.stat().st_mtime_ns for path in paths[3:]} == kept
     for path in paths[:3]:  # the same figures again
-        old, new = read_record(finished_bench / path.relative_to(out)), read_record(path)
+        old, new = read_record(finished_bench / path.relative_to(done)), read_record(path)
         assert (new.scores, new.key, new.split_digest) == (old.scores, old.key, old.split_digest)
 
 
+@pytest.mark.parametrize(
+    ("jobs", "words", "named"),
+    [
+        ({}, {"values": {**VALUES, "rmadapter": {**QUICK, "epochs": 3}}}, r"seed1.json .* epochs"),
+        ({}, {"precision": "bf16"}, "precision"),
+        ({"common": {"templates": ("a {}.",)}}, {}, "templates"),
+    ],
+)
 def test_other_settings_in_the_same_folder_are_refused_before_anything_starts(
-    finished_bench: Path, tiny_clip: Backbone, tiny_siglip: Backbone, colors: Path
-) -> None:
-    before, seeds = records(finished_bench), [1, 2, 3]
-    longer = {**VALUES, "rmadapter": {**QUICK, "epochs": 3}}
-    templates = {"templates": ("a {}.",)}
-    plain, other = (
-        jobs_of(tiny_clip, colors, seeds=seeds),
-        jobs_of(tiny_siglip, colors, seeds=seeds),
-    )
-    for jobs, words, named in (
-        (plain, {"values": longer}, "default-2shots-seed1.json .* value of epochs"),
-        (plain, {"precision": "bf16"}, "a different value of precision"),
-        (other, {}, "a different value of backbone"),
-        (jobs_of(tiny_clip, colors, seeds=seeds, common=templates), {}, "value of templates"),
-    ):
-        with pytest.raises(UserError, match=named):
-            run_bench(colors, finished_bench, jobs, **words)
+    jobs: dict[str, Any], words: dict[str, Any], named: str, finished_bench: Path,
+    bench: Bench,
+) -> None:  # fmt: skip
+    before = records(finished_bench)
+    with pytest.raises(UserError, match=named):
+        bench.run(finished_bench, bench.jobs(seeds=[1, 2, 3], **jobs), **words)
     assert records(finished_bench) == before
 
 
-def test_other_weights_and_other_images_under_the_same_name_are_refused(
-    finished_bench: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
+def test_another_backbone_or_other_weights_are_refused(
+    done: Path, bench: Bench, tiny_siglip: Backbone
 ) -> None:
-    from PIL import Image
+    with pytest.raises(UserError, match="value of backbone"):
+        bench.run(done, Bench(tiny_siglip, bench.colors).jobs())
+    next(done.rglob("*seed1.json")).unlink()
+    path = next(done.rglob("*seed2.json"))
+    path.write_text(path.read_text().replace(bench.backbone.digest, "0" * 64))
+    with pytest.raises(UserError, match="different weights"):
+        bench.run(done)
 
-    jobs = jobs_of(tiny_clip, colors)
-    out = Path(shutil.copytree(finished_bench, tmp_path / "out"))
-    changed = Path(shutil.copytree(colors, tmp_path / "data" / colors.name))
+
+def test_other_training_images_under_the_same_name_are_refused(
+    done: Path, bench: Bench, changed: Path
+) -> None:
     for path in (changed / "train").rglob("*.png"):
         Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
-    next(out.rglob("*seed1.json")).unlink()
-    with pytest.raises(UserError, match=f"used different images of {colors.name} from the current"):
-        run_bench(changed, out, jobs)
-    path = next(out.rglob("*seed2.json"))
-    path.write_text(path.read_text().replace(tiny_clip.digest, "0" * 64))
-    with pytest.raises(UserError, match="used different weights of"):
-        run_bench(colors, out, jobs)
+    next(done.rglob("*seed1.json")).unlink()
+    with pytest.raises(UserError, match=f"different images of {bench.colors.name}"):
+        bench.at(changed).run(done)
 
 
+@pytest.mark.parametrize("seeds", [[1, 2], [1, 2, 3]], ids=["a repeated run", "a further seed"])
 def test_another_test_split_under_the_same_name_is_refused(
-    finished_bench: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
+    done: Path, bench: Bench, changed: Path, seeds: list[int]
 ) -> None:
-    jobs, out = jobs_of(tiny_clip, colors), Path(shutil.copytree(finished_bench, tmp_path / "out"))
-    changed = Path(shutil.copytree(colors, tmp_path / "data" / colors.name))
+    """Its scores would be averaged with those of the finished runs."""
     next((changed / "test" / "red").iterdir()).unlink()
-    next(out.rglob("*seed1.json")).unlink()
-    with pytest.raises(UserError, match=r"tested on different novel images .*--out"):
-        run_bench(changed, out, jobs)
+    if seeds == [1, 2]:
+        next(done.rglob("*seed1.json")).unlink()
+    with pytest.raises(UserError, match=r"different novel images .*--out"):
+        bench.at(changed).run(done, bench.jobs(seeds=seeds))
 
 
-def test_further_seeds_are_not_averaged_with_answers_to_other_images(
-    finished_bench: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
-) -> None:
-    out = Path(shutil.copytree(finished_bench, tmp_path / "out"))
-    changed = Path(shutil.copytree(colors, tmp_path / "data" / colors.name))
-    next((changed / "test" / "red").iterdir()).unlink()
-    with pytest.raises(UserError, match="was tested on different novel images"):
-        run_bench(changed, out, jobs_of(tiny_clip, colors, seeds=[1, 2, 3]))
-
-
-def test_changed_files_are_refused(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+def test_changed_files_are_refused(bench: Bench, tmp_path: Path) -> None:
     texts, out = tmp_path / "texts.json", tmp_path / "out"
     written = {name: ["a thing"] for name in ("blue", "green", "night sky", "red")}
     texts.write_text(json.dumps(written))
     values = {"zero-shot-descriptions": {"descriptions": str(texts)}}
-    jobs = jobs_of(tiny_clip, colors, methods=["zero-shot-descriptions"])
-    before = [record.key for record in run_bench(colors, out, jobs, values=values)]
-    assert [record.key for record in run_bench(colors, out, jobs, values=values)] == before
+    jobs = bench.jobs(methods=["zero-shot-descriptions"])
+    before = [record.key for record in bench.run(out, jobs, values=values)]
+    assert [record.key for record in bench.run(out, jobs, values=values)] == before
     texts.write_text(json.dumps(written | {"red": ["blood"]}))
-    left = jobs_of(tiny_clip, colors, methods=["zero-shot-descriptions"], seeds=[1, 2, 3])
-    changed = "has changed since"
+    left = bench.jobs(methods=["zero-shot-descriptions"], seeds=[1, 2, 3])
     for some in (left, jobs):  # also if nothing is left to do
-        with pytest.raises(UserError, match=changed):
-            run_bench(colors, out, some, values=values)
-    for path in out.rglob("*.json"):  # records that do not say it
-        old = read_record(path)
-        old.model_copy(update={"method": old.method.model_copy(update={"sums": ()})}).save(path)
-    assert [record.key for record in run_bench(colors, out, jobs, values=values)] == before
-    with pytest.raises(UserError, match=changed):
-        run_bench(colors, out, left, values=values)
+        with pytest.raises(UserError, match="has changed since"):
+            bench.run(out, some, values=values)
+    for path in out.rglob("*.json"):  # records that do not state it
+        with_method(read_record(path), sums=()).save(path)
+    assert [record.key for record in bench.run(out, jobs, values=values)] == before
+    with pytest.raises(UserError, match="has changed since"):
+        bench.run(out, left, values=values)
 
 
-def test_changed_code_is_refused(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+def test_changed_code_is_refused(bench: Bench, tmp_path: Path) -> None:
     """The daily loop of somebody who writes a method: edit it, and give the same command again."""
     code, out = tmp_path / "mine.py", tmp_path / "out"
     code.write_text(
         "from tests.helpers.external_methods import ExternalMethod\n\n"
         "class Mine(ExternalMethod):\n    title = 'mine'\n"
     )
-    jobs = jobs_of(tiny_clip, colors, methods=[f"{code}:Mine"], seeds=[1])
-    run_bench(colors, out, jobs)
-    run_bench(colors, out, jobs)
+    jobs = bench.jobs(methods=[f"{code}:Mine"], seeds=[1])
+    bench.run(out, jobs)
+    bench.run(out, jobs)
     code.write_text(code.read_text() + "    # better\n")
     with pytest.raises(UserError, match="has changed since"):
-        run_bench(colors, out, jobs)
+        bench.run(out, jobs)
 
 
 @pytest.mark.slow
-def test_processes_of_one_command_find_the_same(
-    finished_bench: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
+def test_several_processes_give_the_same_records(
+    finished_bench: Path, bench: Bench, tmp_path: Path
 ) -> None:
-    found = run_bench(colors, tmp_path, jobs_of(tiny_clip, colors), processes=2)
-    one = run_bench(colors, finished_bench, jobs_of(tiny_clip, colors))
+    found = bench.run(tmp_path, processes=2)
+    one = bench.run(finished_bench)
     assert [record.scores for record in found] == [record.scores for record in one]
     assert [record.key for record in found] == [record.key for record in one]
     assert not list(tmp_path.rglob("*.lock"))
     assert not (tmp_path / ".activations").exists()
 
 
-def test_a_training_that_another_protocol_did_is_not_done_again(
-    finished_bench: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
-) -> None:
-    out = Path(shutil.copytree(finished_bench, tmp_path / "out"))
-    found = run_bench(
-        colors, out, jobs_of(tiny_clip, colors, protocol="ablation-layers", seeds=[1])
-    )
-    original = f"base-to-novel/{colors.name}/rmadapter/default-2shots-seed1.json"
+def test_a_training_of_another_protocol_is_not_repeated(done: Path, bench: Bench) -> None:
+    jobs = bench.jobs(protocol="ablation-layers", seeds=[1])
+    found = bench.run(done, jobs)
+    original = f"base-to-novel/{bench.colors.name}/rmadapter/default-2shots-seed1.json"
     assert [record.copied_from for record in found] == ["", original, ""]
-    copy, old = found[1], read_record(out / original)
+    copy, old = found[1], read_record(done / original)
     assert (copy.protocol, copy.variant) == ("ablation-layers", "2 (RMAdapter)")
     assert (copy.scores, copy.seconds) == (old.scores, old.seconds)
 
 
-def test_folders_of_one_name_stay_apart(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+def test_data_sets_with_the_same_folder_name_stay_apart(bench: Bench, tmp_path: Path) -> None:
     """Their train images are the same, and so is the key of a training on them."""
     for name in "ab":
-        shutil.copytree(colors, tmp_path / name / colors.name)
-    for path in (tmp_path / "b" / colors.name / "test/red").iterdir():
-        shutil.copy(colors / "test/blue/0.png", path)  # never called red
-    names = [f"{name}/{colors.name}" for name in "ab"]
-    jobs = jobs_of(tiny_clip, colors, datasets=names, methods=["zero-shot"], seeds=[1])
-    first, second = run_bench(tmp_path / colors.name, tmp_path / "out", jobs)
+        shutil.copytree(bench.colors, tmp_path / name / bench.colors.name)
+    for path in (tmp_path / "b" / bench.colors.name / "test/red").iterdir():
+        shutil.copy(bench.colors / "test/blue/0.png", path)  # never called red
+    names = [f"{name}/{bench.colors.name}" for name in "ab"]
+    jobs = bench.jobs(datasets=names, methods=["zero-shot"], seeds=[1])
+    first, second = bench.at(tmp_path / bench.colors.name).run(tmp_path / "out", jobs)
     assert first.key == second.key
     assert (first.copied_from, second.copied_from) == ("", "")
     assert first.scores[0].digest == second.scores[0].digest  # base: blue and green
     assert first.scores[1].digest != second.scores[1].digest
 
 
-def test_one_failure_stops_no_other_job(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+def test_a_failed_job_stops_no_other_job(bench: Bench, tmp_path: Path) -> None:
     values = {"rmadapter": {**QUICK, "first_block": 9}}
-    jobs = jobs_of(tiny_clip, colors, methods=["rmadapter", "zero-shot"], seeds=[1])
+    jobs = bench.jobs(methods=["rmadapter", "zero-shot"], seeds=[1])
     for _ in range(2):  # it is tried again, and fails again
-        bad, good = run_bench(colors, tmp_path, jobs, values=values)
+        bad, good = bench.run(tmp_path, jobs, values=values)
         assert (bad.status, good.status) == ("failed", "finished")
         assert "have 4 and 4 blocks" in bad.reason
         assert not bad.scores
 
 
-def test_a_missing_file_of_one_method(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+def test_a_missing_file_fails_one_method_only(bench: Bench, tmp_path: Path) -> None:
     """Without the file, its run has no key."""
-    jobs = jobs_of(tiny_clip, colors, methods=["zero-shot-descriptions", "zero-shot"], seeds=[1])
+    jobs = bench.jobs(methods=["zero-shot-descriptions", "zero-shot"], seeds=[1])
     values = {"zero-shot-descriptions": {"descriptions": str(tmp_path / "gone.json")}}
-    bad, good = run_bench(colors, tmp_path / "out", jobs, values=values)
+    bad, good = bench.run(tmp_path / "out", jobs, values=values)
     assert (bad.status, bad.key, good.status) == ("failed", "", "finished")
     assert "gone.json" in bad.reason
 
 
-def test_a_method_from_outside_may_fail_in_its_own_ways(
-    tiny_clip: Backbone, colors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Its traceback goes to stderr, its record names where it is from, and the other runs are
-    done."""
-    for kind, status, words in (
+@pytest.mark.parametrize(
+    ("kind", "status", "reason"),
+    [
         ("crash", "failed", "ZeroDivisionError: a bug of the method"),
-        ("nan", "failed", "the answers of external contain NaN or infinity"),
+        ("nan", "failed", "the answers of external contain NaN"),
         ("good", "finished", ""),
-    ):
-        jobs = jobs_of(tiny_clip, colors, methods=[EXTERNAL, "zero-shot"], seeds=[1])
-        external, other = run_bench(
-            colors, tmp_path / kind, jobs, values={EXTERNAL: {"kind": kind}}
-        )
-        assert (external.status, other.status) == (status, "finished")
-        assert words in external.reason
-        expected = (EXTERNAL, "tests/helpers/external_methods.py")
-        assert (external.method.name, external.method.source) == expected
-    assert external.metrics == other.metrics  # the good one is zero-shot
-    assert "a bug of the method" in capsys.readouterr().err
+    ],
+)
+def test_a_method_from_outside_may_fail_in_its_own_ways(
+    kind: str, status: str, reason: str, bench: Bench, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The traceback goes to stderr, the record names the source, and the other runs are done."""
+    jobs = bench.jobs(methods=[EXTERNAL, "zero-shot"], seeds=[1])
+    external, other = bench.run(tmp_path, jobs, values={EXTERNAL: {"kind": kind}})
+    assert (external.status, other.status) == (status, "finished")
+    assert reason in external.reason
+    expected = (EXTERNAL, "tests/helpers/external_methods.py")
+    assert (external.method.name, external.method.source) == expected
+    assert ("Traceback" in capsys.readouterr().err) == (kind == "crash")
+    if kind == "good":
+        assert external.metrics == other.metrics  # it is zero-shot
 
 
-def test_no_answer_is_not_applicable(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
-    [job] = jobs_of(tiny_clip, colors, methods=["linear-probe"], seeds=[1])
+def test_a_method_without_an_answer_is_not_applicable(bench: Bench, tmp_path: Path) -> None:
+    [job] = bench.jobs(methods=["linear-probe"], seeds=[1])
     novel = configured(job.task, {"tests": (Question("novel", classes="novel"),)})
-    [record] = run_bench(colors, tmp_path, [Job(job.protocol, novel, job.method)])
+    [record] = bench.run(tmp_path, [Job(job.protocol, novel, job.method)])
     assert (record.status, record.scores) == ("not-applicable", ())
     assert record.reason == "linear probe only knows the classes it was trained on, not 'night sky'"
 
 
-def test_settings_that_cannot_be_right(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
-    jobs = jobs_of(tiny_clip, colors, methods=["rmadapter"])
-    wrong: Any = (
-        (jobs, {"mma": {"rank": 3}}, "--set mma"),
-        (jobs, {"rmadapter": {"rnak": 3}}, "did you mean 'rank'"),
-        (jobs, {"rmadapter": {"precision": "bf16"}}, "unknown field 'precision'"),
-        ([*jobs, jobs[0]], {}, "would be written"),
-    )
-    for some, values, complaint in wrong:
-        with pytest.raises(UserError, match=complaint):
-            run_bench(colors, tmp_path / "out", some, values=values)
+@pytest.mark.parametrize(
+    ("values", "copies", "named"),
+    [
+        ({"mma": {"rank": 3}}, 1, "--set mma"),
+        ({"rmadapter": {"rnak": 3}}, 1, "did you mean 'rank'"),
+        ({"rmadapter": {"precision": "bf16"}}, 1, "'precision'"),
+        ({}, 2, "--out"),  # two runs with one path
+    ],
+)
+def test_invalid_settings_are_refused_before_anything_is_written(
+    values: Any, copies: int, named: str, bench: Bench, tmp_path: Path
+) -> None:
+    jobs = bench.jobs(methods=["rmadapter"])
+    with pytest.raises(UserError, match=named):
+        bench.run(tmp_path / "out", jobs * copies, values=values)
     assert not (tmp_path / "out").exists()
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="file: cannot be written to"):
-        run_bench(colors, tmp_path / "file", jobs)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/base-to-novel").write_text("x")
-    with pytest.raises(UserError, match="cannot be written"):
-        run_bench(colors, tmp_path / "out", jobs)
+
+
+@pytest.mark.parametrize("file", ["out", "out/base-to-novel"])
+def test_a_folder_that_cannot_be_written_is_refused(
+    file: str, bench: Bench, tmp_path: Path
+) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("x")
+    with pytest.raises(UserError, match=f"{file}.* cannot be written"):
+        bench.run(tmp_path / "out", bench.jobs(methods=["rmadapter"]))
 
 
 def test_order_keeps_jobs_on_the_same_images_together() -> None:

@@ -15,29 +15,31 @@ import psutil
 import pytest
 
 from rmadapter.artifacts.record import read_record
-from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from tests.helpers.bench_runs import (
     QUICK,
     VALUES,
+    Bench,
+    bench,
     bench_command,
     finished_bench,
-    jobs_of,
     records,
-    run_bench,
 )
 
-__all__ = ["finished_bench"]  # a fixture
+__all__ = ["bench", "finished_bench"]  # fixtures
 
 
-def start(words: list[str], log: Path) -> subprocess.Popen:
+def start(command: list[str], log: Path) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(log, "w") as file:
-        return subprocess.Popen(
-            words,
-            stdout=subprocess.DEVNULL,
-            stderr=file,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, env=environment)
+
+
+def wait_for(out: Path, count: int, process: subprocess.Popen) -> None:
+    """Wait until there are so many records."""
+    deadline = time.monotonic() + 120
+    while len(records(out)) < count and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
 
 
 def done_by(log: Path) -> list[str]:
@@ -46,24 +48,17 @@ def done_by(log: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_killed_bench_starts_again(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+def test_a_killed_bench_starts_again(bench: Bench, tmp_path: Path) -> None:
     """Nine jobs of three methods and three seeds: none is missing, and none that was finished is
     done again."""
-    out, first, second, third = (
-        tmp_path / "out",
-        tmp_path / "1.log",
-        tmp_path / "2.log",
-        tmp_path / "3.log",
-    )
-    killed = start(bench_command(tiny_clip, colors, out), first)
-    deadline = time.monotonic() + 120
-    while len(records(out)) < 3 and killed.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
+    out, first, second, third = (tmp_path / name for name in ("out", "1.log", "2.log", "3.log"))
+    killed = start(bench_command(bench, out), first)
+    wait_for(out, 3, killed)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     before = records(out)
     assert 3 <= len(before) < 9
-    both = [start(bench_command(tiny_clip, colors, out), log) for log in (second, third)]
+    both = [start(bench_command(bench, out), log) for log in (second, third)]
     assert [process.wait(timeout=120) for process in both] == [0, 0]
     after = records(out)
     assert len(after) == 9
@@ -77,12 +72,10 @@ def test_a_killed_bench_starts_again(tiny_clip: Backbone, colors: Path, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_orphans_end(tiny_clip: Backbone, colors: Path, tmp_path: Path, number: int) -> None:
+def test_workers_end_with_their_parent(bench: Bench, tmp_path: Path, number: int) -> None:
     log = tmp_path / "log"
-    parent = start(bench_command(tiny_clip, colors, tmp_path / "out", "--jobs", "2"), log)
-    deadline = time.monotonic() + 120
-    while not records(tmp_path / "out") and parent.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
+    parent = start(bench_command(bench, tmp_path / "out", "--jobs", "2"), log)
+    wait_for(tmp_path / "out", 1, parent)
     workers = [
         child
         for child in psutil.Process(parent.pid).children(recursive=True)
@@ -99,8 +92,8 @@ def test_orphans_end(tiny_clip: Backbone, colors: Path, tmp_path: Path, number: 
 @pytest.mark.parametrize(
     "when", ["before its last record", "between its last record and its clean-up"]
 )
-def test_what_a_killed_bench_left_is_removed_by_the_next(
-    finished_bench: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path, when: str
+def test_files_of_a_killed_bench_are_removed_by_the_next(
+    finished_bench: Path, bench: Bench, tmp_path: Path, when: str
 ) -> None:
     out = Path(shutil.copytree(finished_bench, tmp_path / "out"))
     before, [path, *_] = records(out), sorted(out.rglob("*.json"))
@@ -114,15 +107,14 @@ def test_what_a_killed_bench_left_is_removed_by_the_next(
         file.write_text("")
     if when == "before its last record":
         path.unlink()
-    run_bench(colors, out, jobs_of(tiny_clip, colors))
+    bench.run(out)
     assert {file for file in out.rglob("*") if file.is_file()} == {out / name for name in before}
     assert not (out / ".activations").exists()
 
 
-def test_two_benches_of_other_settings_at_once_never_mix(
+def test_two_benches_with_different_settings_at_once_never_mix(
     finished_bench: Path,
-    tiny_clip: Backbone,
-    colors: Path,
+    bench: Bench,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -134,4 +126,4 @@ def test_two_benches_of_other_settings_at_once_never_mix(
         lambda *_, **__: shutil.copytree(finished_bench, tmp_path, dirs_exist_ok=True),
     )
     with pytest.raises(UserError, match="was run with a different value of epochs"):
-        run_bench(colors, tmp_path, jobs_of(tiny_clip, colors), values=longer)
+        bench.run(tmp_path, bench.jobs(), values=longer)

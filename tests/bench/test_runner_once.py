@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from rmadapter.backbones import Backbone
 from rmadapter.encoders import ImageEncoder
 from rmadapter.methods import METHODS, ON_FEATURES, load_method
 from rmadapter.settings import settings_of
-from tests.helpers.bench_runs import QUICK, jobs_of, run_bench
+from tests.helpers.bench_runs import QUICK, Bench, bench
 from tests.helpers.decodes import count_decodes
 
+__all__ = ["bench"]  # a fixture
 IN_BLOCKS = ("rmadapter", "mma")  # whose adapters begin at the same block
 # which begin at others
 ELSEWHERE = ("clip-lora", "2sfs", "maple", "dept", "mmrl", "skip-tuning", "lweib")
@@ -37,8 +37,7 @@ FREE = tuple(name for name in ON_FEATURES if name != "zero-shot-descriptions")
 )
 def test_every_test_image_is_decoded_and_encoded_once(
     methods: tuple[str, ...],
-    tiny_clip: Backbone,
-    colors: Path,
+    bench: Bench,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -58,13 +57,13 @@ def test_every_test_image_is_decoded_and_encoded_once(
         small = {"epochs": 2, "iterations": 2, "first_block": 3, "layer": 3}
         own = {key: value for key, value in small.items() if key in settings_of(load_method(name))}
         values |= {name: own} if own else {}
-    jobs = jobs_of(tiny_clip, colors, methods=[*methods], seeds=[1])
-    found = run_bench(colors, tmp_path / "out", jobs, values=values)
+    jobs = bench.jobs(methods=[*methods], seeds=[1])
+    found = bench.run(tmp_path / "out", jobs, values=values)
     assert (
         {record.method.name for record in found if record.status == "finished"}
         == {*methods}
         <= {*METHODS}
     )
     tests = {name: count for name, count in decoded.items() if "/test/" in name}
-    assert tests == dict.fromkeys(map(str, colors.glob("test/*/*.png")), 1)
+    assert tests == dict.fromkeys(map(str, bench.colors.glob("test/*/*.png")), 1)
     assert sum(encoded) == sum(decoded.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from rmadapter.bench.tune import (
     tune,
     tune_job,
 )
-from rmadapter.data.read import ImageSet
+from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
 from rmadapter.runs.folds import Folds
@@ -55,13 +56,12 @@ GIVEN = {"shots": 0, "device": "cpu", "epochs": 30}
 
 
 def search_of(
-    backbone: Backbone, data: Path, method: str = "clip-adapter", **given: Any
-) -> tuple[Search, Any]:
+    backbone: Backbone, data: Path, method: str = "clip-adapter",
+    wanted: Sequence[str] = ("learning_rate=1e-5..1", "ratio"), **given: Any,
+) -> tuple[Search, dict[str, Any]]:  # fmt: skip
     values = {**GIVEN, "backbone": backbone.name, **given}
     request = Request.make(values, method, data=str(data))
-    return Search(request, values, folds=3), make_space(
-        request.method, method, ["learning_rate=1e-5..1", "ratio"]
-    )
+    return Search(request, values, folds=3), make_space(request.method, method, wanted)
 
 
 @pytest.fixture(scope="module")
@@ -76,36 +76,30 @@ def figures(found: Tuned) -> list[tuple[Any, ...]]:
     return [(trial.number, trial.params, trial.right) for trial in found.trials]
 
 
-def test_trials_are_judged(tuned: tuple[Path, Tuned], tiny_clip: Backbone, colors: Path) -> None:
-    """By folds of the train split, made and asked by hand."""
-    from rmadapter.data.read import read_images
-    from rmadapter.runs.lab import Lab
-
+def test_trials_are_judged_by_folds_of_the_train_split(
+    tuned: tuple[Path, Tuned], tiny_clip: Backbone, colors: Path
+) -> None:
     out, found = tuned
     assert [trial.number for trial in found.trials] == [*range(6)]
     assert (found.trials[0].params, len(found.trials[1].params)) == ({}, 2)
-    best = found.best
-    wanted = Request.make(
-        {**GIVEN, **best.params, "backbone": tiny_clip.name}, "clip-adapter", data="x"
-    )
-    lab = Lab(wanted.machine, progress=False)
+    values = {**GIVEN, **found.best.params, "backbone": tiny_clip.name}
+    best = Request.make(values, "clip-adapter", data="x")
+    lab = Lab(best.machine, progress=False)
     lab.add("x", {"all": read_images(colors)["train"]})
-    folds = Folds.make(wanted.task, lab.draw(wanted.task), lab, 3)
-    hits = folds.answers(wanted.method, "clip-adapter").table.argmax(1) == np.array(
-        folds.judged.labels
-    )
-    assert best.accuracy == pytest.approx(100 * hits.mean())
-    assert best.accuracy == max(trial.accuracy or 0 for trial in found.trials)
+    folds = Folds.make(best.task, lab.draw(best.task), lab, 3)
+    answers = folds.answers(best.method, "clip-adapter").table.argmax(1)
+    accuracies = [trial.accuracy for trial in found.trials]
+    hits = answers == np.array(folds.judged.labels)
+    assert found.best.accuracy == pytest.approx(100 * hits.mean())
+    assert found.best.accuracy == max(accuracy or 0 for accuracy in accuracies)
     file = json.loads((out / FILE).read_text())
-    assert [trial["accuracy"] for trial in file["trials"]] == [
-        trial.accuracy for trial in found.trials
-    ]
+    assert [trial["accuracy"] for trial in file["trials"]] == accuracies
     assert {"optuna", "torch", "rmadapter"} <= {*file["versions"]}
     assert "<svg" in (out / PICTURE).read_text()
     assert {path.name for path in out.iterdir()} == {FILE, BEST, PICTURE}
 
 
-def test_the_best_is_a_config(tuned: tuple[Path, Tuned]) -> None:
+def test_the_best_settings_are_a_config(tuned: tuple[Path, Tuned]) -> None:
     out, found = tuned
     wanted = requested("", out / BEST, {}, None)
     assert (wanted.name, wanted.task.shots) == ("clip-adapter", 0)
@@ -118,32 +112,26 @@ def test_the_best_is_a_config(tuned: tuple[Path, Tuned]) -> None:
 def test_test_images_are_never_seen(
     tuned: tuple[Path, Tuned], tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
-    """With others in the test split, and with none, the same is found; and no fold holds one."""
+    """With other images in the test split, and without one, the result is the same; and no fold
+    holds a test image."""
     others = Path(shutil.copytree(colors, tmp_path / colors.name))
     for path in (others / "test").rglob("*.png"):
         Image.new("RGB", (32, 32), "white").save(path)
-    search, ranges = search_of(tiny_clip, others)
-    folds = search.make_folds()
+    folds = search_of(tiny_clip, others)[0].make_folds()
     assert {*folds.lab.splits(str(others))} == {"train"}
-    assert all(
-        others / "train" in path.parents for path in folds.images.images if isinstance(path, Path)
-    )
-    assert (
-        figures(tune(search, ranges, 3, tmp_path / "out", progress=False)) == figures(tuned[1])[:3]
-    )
-    shutil.rmtree(others / "test")
-    found = tune(*search_of(tiny_clip, others), 3, tmp_path / "without", progress=False)
-    assert figures(found) == figures(tuned[1])[:3]
+    paths = [path for path in folds.images.images if isinstance(path, Path)]
+    assert all(others / "train" in path.parents for path in paths)
+    for name in ("other", "none"):
+        found = tune(*search_of(tiny_clip, others), 3, tmp_path / name, progress=False)
+        assert figures(found) == figures(tuned[1])[:3]
+        shutil.rmtree(others / "test", ignore_errors=True)
 
 
-def test_a_stopped_search_finds_what_one_that_was_not_does(
-    tuned: tuple[Path, Tuned],
-    tiny_clip: Backbone,
-    colors: Path,
-    tmp_path: Path,
+def test_a_stopped_search_resumes_with_the_same_result(
+    tuned: tuple[Path, Tuned], tiny_clip: Backbone, colors: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    search, ranges = search_of(tiny_clip, colors)
+) -> None:  # fmt: skip
+    search, space = search_of(tiny_clip, colors)
     calls = []
 
     def stopped(*given: Any) -> Trial:
@@ -152,15 +140,13 @@ def test_a_stopped_search_finds_what_one_that_was_not_does(
             raise KeyboardInterrupt
         return run_trial(*given)
 
-    monkeypatch.setattr("rmadapter.bench.tune.run_trial", stopped)
+    monkeypatch.setattr(module, "run_trial", stopped)
     with pytest.raises(KeyboardInterrupt):
-        tune(search, ranges, 6, tmp_path, progress=False)
+        tune(search, space, 6, tmp_path, progress=False)
     assert len(json.loads((tmp_path / FILE).read_text())["trials"]) == 3
-    assert figures(tune(search, ranges, 6, tmp_path, progress=False)) == figures(tuned[1])
-    assert len(calls) == 4 + 3
-    # nothing is left to do
-    assert figures(tune(search, ranges, 4, tmp_path, progress=False)) == figures(tuned[1])
-    assert len(calls) == 4 + 3
+    for count in (6, 4):  # the second has nothing left to do
+        assert figures(tune(search, space, count, tmp_path, progress=False)) == figures(tuned[1])
+        assert len(calls) == 4 + 3
 
 
 def test_another_search_in_the_same_folder_is_refused(
@@ -178,39 +164,23 @@ def test_another_search_in_the_same_folder_is_refused(
         tune(search, ranges, 6, out, progress=False)
 
 
-def test_invalid_settings_give_a_reason(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
-    request = Request.make(
-        {**GIVEN, "epochs": 1, "rank": 4, "backbone": tiny_clip.name}, "mma", data=str(colors)
-    )
-    search = Search(request, folds=2)
+def test_a_failed_trial_has_its_reason(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+    search, space = search_of(tiny_clip, colors, "mma", ["first_block=8,9"], epochs=1, rank=4)
     with pytest.raises(UserError, match="4 and 4 blocks"):
-        tune(
-            search,
-            make_space(request.method, "mma", ["first_block=8,9"]),
-            2,
-            tmp_path,
-            progress=False,
-        )
+        tune(search, space, 2, tmp_path, progress=False)
     trials = json.loads((tmp_path / FILE).read_text())["trials"]
     assert ["4 blocks" in trial["reason"] for trial in trials] == [True, True]
 
 
-def test_the_gain_is_paired() -> None:
-    found = Tuned(
-        (Trial(0, {}, "1100"), Trial(1, {"a": 1}, "1111"), Trial(2, {"a": 2}, "", reason="no"))
-    )
-    assert found.best.number == 1
+def test_the_gain_has_a_paired_standard_error() -> None:
+    trials = (Trial(0, {}, "1100"), Trial(1, {"a": 1}, "1111"), Trial(2, {"a": 2}, reason="no"))
+    assert Tuned(trials).best.number == 1
     # differences 0, 0, 1, 1: a deviation of a half, over the root of four
-    assert found.gain == (50, 25)
-    assert Tuned((Trial(0, {}, "", reason="no"), Trial(1, {}, "1"))).gain is None
+    assert Tuned(trials).gain == (50, 25)
+    assert Tuned((Trial(0, {}, reason="no"), Trial(1, {}, "1"))).gain is None
 
 
-def test_too_few_images_for_folds(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="too few images per class for the folds"):
-        tune(*search_of(tiny_clip, colors, shots=1), 3, tmp_path, progress=False)
-
-
-def test_one_worker_of_a_cluster_finds_the_same(
+def test_one_worker_of_a_cluster_gives_the_same_result(
     ray_session: None, tuned: tuple[Path, Tuned], tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
     search, ranges = search_of(tiny_clip, colors)
@@ -222,22 +192,37 @@ def test_one_worker_of_a_cluster_finds_the_same(
     assert two.trials[0].right == found.trials[0].right
 
 
-def test_a_second_row_where_there_is_something_to_try() -> None:
+def test_methods_with_something_to_try_get_a_second_row() -> None:
     jobs = expand("few-shot", ["a"], ["zero-shot", "clip-adapter"], [1], [4])
-    found = list(add_tuned_rows(jobs, 5, {}))
-    assert [(job.method, job.variant, job.trials) for job in found] == [
+    *plain, searched = add_tuned_rows(jobs, 5, {})
+    assert [(job.method, job.variant, job.trials) for job in (*plain, searched)] == [
         ("zero-shot", "", 0),
         ("clip-adapter", "", 0),
         ("clip-adapter", "CLIP-Adapter, tuned by 5 trials", 5),
     ]
-    assert "learning_rate" in found[2].searched
-    pinned = list(add_tuned_rows(jobs[1:], 5, {"clip-adapter": {"weight_decay": 0.0}}))[1]
-    assert {*found[2].searched} - {*pinned.searched} <= {"weight_decay"}
+    assert "learning_rate" in searched.searched
+    _, pinned = add_tuned_rows(jobs[1:], 5, {"clip-adapter": {"weight_decay": 0.0}})
+    assert {*searched.searched} - {*pinned.searched} <= {"weight_decay"}
     ablation = expand("ablation-layers", ["a"], [], [1])
     assert list(add_tuned_rows(ablation, 5, {})) == ablation
 
 
-def test_the_best_trial_wins(tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def colors_lab(backbone: Backbone, train: int) -> Lab:
+    lab = Lab(Machine(device="cpu"), progress=False)
+    lab.add_backbone(backbone)
+    lab.add("colors", {"train": noisy_colors(train), "test": noisy_colors(3, seed=1)})
+    return lab
+
+
+def searching_job(backbone: Backbone, shots: int) -> Job:
+    [job] = expand("few-shot", ["colors"], ["clip-adapter"], [1], [shots])
+    _, job = add_tuned_rows([replace(job, task=replace(job.task, backbone=backbone.name))], 4, {})
+    return job
+
+
+def test_a_run_gets_the_settings_of_its_best_trial(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of the same seed the same trials; the images are those of the train split alone."""
     seen: list[dict[str, Any]] = []
 
@@ -247,98 +232,66 @@ def test_the_best_trial_wins(tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatc
         return Trial(number, params, "10" if number != 2 else "11", 2.5)
 
     monkeypatch.setattr(module, "run_trial", judged)
-    lab = Lab(Machine(device="cpu"), progress=False)
-    lab.add_backbone(tiny_clip)
-    splits: dict[str, ImageSet] = {"train": noisy_colors(4), "test": noisy_colors(3, seed=1)}
-    lab.add("colors", splits)
-    [job] = expand("few-shot", ["colors"], ["clip-adapter"], [1], [4])
-    job = list(
-        add_tuned_rows([replace(job, task=replace(job.task, backbone=tiny_clip.name))], 4, {})
-    )[1]
+    lab, job = colors_lab(tiny_clip, 4), searching_job(tiny_clip, 4)
     method: Any = load_method("clip-adapter")
-    found, told, seconds = tune_job(method, job, lab)
+    found, note, seconds = tune_job(method, job, lab)
     assert seen[0] == {}
     assert {*seen[2]} == {*job.searched}
     assert settings_of(found) == settings_of(method) | seen[2]
-    assert (
-        told == "tuned by 4 trials on 4 folds of 16 training images, "
-        "the best of which has 100.0 %, as given 50.0"
-    )
+    for word in ("tuned by 4 trials on 4 folds of 16 training images", "100.0 %", "given 50.0"):
+        assert word in note
     assert seconds == 4 * 2.5
-    assert tune_job(method, job, lab) == (found, told, seconds)
+    assert tune_job(method, job, lab) == (found, note, seconds)
     assert seen[:4] == seen[4:]
 
 
-def test_too_few_images_are_named(tiny_clip: Backbone) -> None:
-    lab = Lab(Machine(device="cpu"), progress=False)
-    lab.add_backbone(tiny_clip)
-    lab.add("colors", {"train": noisy_colors(1), "test": noisy_colors(1, seed=1)})
-    [job] = expand("few-shot", ["colors"], ["clip-adapter"], [1], [1])
-    job = Job(
-        job.protocol,
-        replace(job.task, backbone=tiny_clip.name),
-        job.method,
-        trials=2,
-        searched=("ratio",),
-    )
-    with pytest.raises(UserError, match="colors: too few images per class for the folds"):
-        tune_job(load_method("clip-adapter"), job, lab)
+def test_too_few_images_for_folds_are_refused(
+    tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="too few images per class"):
+        tune(*search_of(tiny_clip, colors, shots=1), 3, tmp_path, progress=False)
+    with pytest.raises(UserError, match="colors: too few images per class"):
+        tune_job(load_method("clip-adapter"), searching_job(tiny_clip, 1), colors_lab(tiny_clip, 1))
 
 
-def test_tuned_bench(rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path) -> None:
-    given = [
-        "bench", "few-shot", "--datasets", colors.name, "--root", colors.parent, "--backbone",
-        tiny_clip.name,
-    ]  # fmt: skip
-    given += [
-        "--methods", "zero-shot,clip-adapter", "--seeds", "1", "--shots", "4", "--set",
-        "device=cpu",
-    ]  # fmt: skip
-    given += ["--set", "clip-adapter.epochs=1", "--tune", "2"]
-    refused(
-        rmadapter("plan", *given[1:], "--out", tmp_path / "runs"),
-        "plan cannot tell what a search costs",
-    )
-    code, out, err = rmadapter(*given, "--out", tmp_path / "runs", "--json")
+def test_a_bench_searches_for_each_run_once(
+    rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path
+) -> None:
+    data = ["--datasets", colors.name, "--root", colors.parent, "--backbone", tiny_clip.name]
+    which = ["--methods", "zero-shot,clip-adapter", "--seeds", "1", "--shots", "4", "--tune", "2"]
+    sets = ["--set", "device=cpu", "--set", "clip-adapter.epochs=1"]
+    given = ["few-shot", *data, *which, *sets, "--out", tmp_path / "runs"]
+    refused(rmadapter("plan", *given), "--tune")
+    code, out, err = rmadapter("bench", *given, "--json")
     assert code == 0, err
     records = [parse_record(json.dumps(line), "") for line in json.loads(out)]
-    plain, searched = records[1:]
-    assert [one.variant for one in records] == ["", "", "CLIP-Adapter, tuned by 2 trials"]
+    _, plain, searched = records
+    label = "CLIP-Adapter, tuned by 2 trials"
+    assert [one.variant for one in records] == ["", "", label]
     assert searched.notes[-1].startswith("tuned by 2 trials on 4 folds of 16 training images")
     assert searched.method.settings["epochs"] == plain.method.settings["epochs"] == 1
     assert searched.seconds["search"] > 0
-    assert searched.seconds["total"] == pytest.approx(
-        sum(searched.seconds[w] for w in ("frozen", "train", "evaluate", "search")),
-        abs=0.0025,  # five figures of three decimals
-    )
+    parts = sum(searched.seconds[name] for name in ("frozen", "train", "evaluate", "search"))
+    assert searched.seconds["total"] == pytest.approx(parts, abs=0.0025)  # of three decimals each
     assert "search" not in plain.seconds
-    again = rmadapter(*given, "--out", tmp_path / "runs", "--json")
-    assert again.out == out  # nothing is searched twice
-    refused(
-        rmadapter(*given, "--set", "clip-adapter.epochs=2", "--out", tmp_path / "runs"),
-        "a different value of epochs",
-    )
-    [group] = group_records(records)
-    [table] = uses_tables(group)
-    cells = {row.label: row.cells[-1].text for row in table.rows}
-    assert (
-        cells["CLIP-Adapter, tuned by 2 trials"]
-        == "as published for ImageNet; then 2 trials on folds of its shots"
-    )
-    assert cells["CLIP-Adapter"] == "as published for ImageNet"
+    assert rmadapter("bench", *given, "--json").out == out  # nothing is searched twice
+    refused(rmadapter("bench", *given, "--set", "clip-adapter.epochs=2"), "epochs")
+    [table] = uses_tables(group_records(records)[0])
+    tuned_on = {row.label: row.cells[-1].text for row in table.rows}
+    published = "as published for ImageNet"
+    assert tuned_on["CLIP-Adapter"] == published
+    assert tuned_on[label] == f"{published}; then 2 trials on folds of its shots"
 
 
-def test_a_copy_has_its_own_search_and_no_other() -> None:
+def test_a_copied_record_has_its_own_search_only() -> None:
     plain = record("mma", "a", 1, {"all": 50.0}, protocol="few-shot")
     searched = with_search(plain, "tuned by 2 trials, the best", 7.0)
     expected = {**plain.seconds, "search": 7.0, "total": plain.seconds["total"] + 7.0}
     assert searched.seconds == expected
     assert with_search(searched, "", 0.0) == plain
-    assert with_search(searched, "tuned by 3 trials", 1.0).notes == ("tuned by 3 trials",)
-    assert (
-        with_search(searched, "tuned by 3 trials", 1.0).seconds["total"]
-        == plain.seconds["total"] + 1.0
-    )
+    again = with_search(searched, "tuned by 3 trials", 1.0)
+    assert again.notes == ("tuned by 3 trials",)
+    assert again.seconds["total"] == plain.seconds["total"] + 1.0
 
 
 SPACE = {
@@ -347,14 +300,14 @@ SPACE = {
 }
 
 
-def test_heights() -> None:
+def test_heights_on_an_axis() -> None:
     assert np.allclose(heights([0.01, 0.1, 1], SPACE["rate"]), [0, 0.5, 1])
     assert np.allclose(heights(["none", "down", "up"], SPACE["share"]), [1, 0, 0.5])
     assert np.allclose(heights([2, 3], optuna.distributions.IntDistribution(1, 3)), [0.5, 1])
     assert heights([7], optuna.distributions.IntDistribution(7, 7)).tolist() == [0]
 
 
-def test_a_line_for_each_trial_that_chose_its_settings() -> None:
+def test_the_picture_has_a_line_for_each_trial_with_proposed_settings() -> None:
     trials = [
         Trial(0, {}, "11"),
         Trial(1, {"rate": 0.1, "share": "up"}, "10"),
@@ -362,9 +315,8 @@ def test_a_line_for_each_trial_that_chose_its_settings() -> None:
     ]
     picture = draw_trials(trials, SPACE)
     ElementTree.fromstring(picture)
-    assert all(
-        f">{word}<" in picture for word in ("rate", "share", "accuracy, %", "down", "none", "50.0")
-    )
+    for word in ("rate", "share", "accuracy, %", "down", "none", "50.0"):
+        assert f">{word}<" in picture
     more = draw_trials([*trials, Trial(3, {"rate": 0.5, "share": "down"}, "11")], SPACE)
     assert more.count("<path") > picture.count("<path")
     ElementTree.fromstring(draw_trials(trials[:1], SPACE))  # nothing to draw yet

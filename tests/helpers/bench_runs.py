@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from rmadapter.artifacts.record import Record
 from rmadapter.backbones import Backbone
 from rmadapter.bench.plan import Plan
 from rmadapter.bench.protocols import Job, expand
-from rmadapter.bench.runner import run_all
+from rmadapter.bench.runner import Engine, run_all
 from rmadapter.settings import Machine, configured
 from rmadapter.task import Task
 
@@ -21,29 +23,45 @@ QUICK = {"first_block": 3, "rank": 4, "epochs": 2}
 VALUES = {"mma": QUICK, "rmadapter": QUICK}
 
 
-def jobs_of(backbone: Backbone, colors: Path, **words: Any) -> list[Job]:
-    given = {
-        "protocol": "base-to-novel",
-        "datasets": [colors.name],
-        "seeds": [1, 2],
-        "shots": [2],
-        **words,
-    }
-    common = configured(Task(), {"backbone": backbone.name, **given.pop("common", {})})
-    return expand(**given, common=common)
+@dataclass(frozen=True)
+class Bench:
+    """Small benches of a backbone on one data set."""
+
+    backbone: Backbone
+    colors: Path
+
+    def at(self, colors: Path) -> Bench:
+        """The same on another folder of images."""
+        return replace(self, colors=colors)
+
+    def jobs(self, **words: Any) -> list[Job]:
+        """The runs of `expand`; by default two seeds of base-to-novel with two shots."""
+        common = configured(Task(), {"backbone": self.backbone.name, **words.pop("common", {})})
+        names = {"protocol": "base-to-novel", "datasets": [self.colors.name]}
+        return expand(**{**names, "seeds": [1, 2], "shots": [2], **words}, common=common)
+
+    def plan(
+        self, out: Path, jobs: Sequence[Job] | None = None, values: Any = None, **machine: Any
+    ) -> Plan:
+        """A plan whose methods are quick. machine: settings of the machine."""
+        jobs = self.jobs() if jobs is None else jobs
+        used = {job.method for job in jobs}
+        if values is None:
+            values = {name: own for name, own in VALUES.items() if name in used}
+        settings = configured(Machine(), {"device": "cpu", **machine})
+        return Plan(tuple(jobs), out, self.colors.parent, settings, values)
+
+    def run(
+        self, out: Path, jobs: Sequence[Job] | None = None, processes: int = 1,
+        engine: Engine | None = None, **words: Any,
+    ) -> list[Record]:  # fmt: skip
+        """The records of a plan's runs. words: as for `plan`."""
+        return run_all(self.plan(out, jobs, **words), processes, progress=False, engine=engine)
 
 
-def run_bench(
-    colors: Path, out: Path, jobs: list[Job], processes: int = 1, **words: Any
-) -> list[Record]:
-    values = words.pop(
-        "values",
-        {name: own for name, own in VALUES.items() if name in {job.method for job in jobs}},
-    )
-    machine = configured(Machine(), {"device": "cpu", **words})
-    return run_all(
-        Plan(tuple(jobs), out, colors.parent, machine, values), processes, progress=False
-    )
+@pytest.fixture
+def bench(tiny_clip: Backbone, colors: Path) -> Bench:
+    return Bench(tiny_clip, colors)
 
 
 def records(out: Path) -> dict[str, bytes]:
@@ -56,34 +74,15 @@ def finished_bench(
 ) -> Path:
     """Results of three methods and two seeds. Copy them to change them."""
     out = tmp_path_factory.mktemp("done")
-    run_bench(colors, out, jobs_of(tiny_clip, colors))
+    Bench(tiny_clip, colors).run(out)
     return out
 
 
-def bench_command(backbone: Backbone, colors: Path, out: Path, *more: str) -> list[str]:
+def bench_command(bench: Bench, out: Path, *more: str) -> list[str]:
     sets = [f"--set={method}.{name}={value}" for method in VALUES for name, value in QUICK.items()]
     code = "from rmadapter.cli.main import main; main()"
-    data = ["--datasets", colors.name, "--root", str(colors.parent), "--backbone", backbone.name]
-    which = [
-        "--methods",
-        ",".join(METHODS),
-        "--seeds",
-        "1,2,3",
-        "--shots",
-        "2",
-        "--set",
-        "device=cpu",
-    ]
-    return [
-        sys.executable,
-        "-c",
-        code,
-        "bench",
-        "base-to-novel",
-        *data,
-        *which,
-        *sets,
-        "--out",
-        str(out),
-        *more,
-    ]
+    data = ["--datasets", bench.colors.name, "--root", str(bench.colors.parent)]
+    model = ["--backbone", bench.backbone.name, "--set", "device=cpu"]
+    which = ["--methods", ",".join(METHODS), "--seeds", "1,2,3", "--shots", "2"]
+    command = [sys.executable, "-c", code, "bench", "base-to-novel"]
+    return [*command, *data, *model, *which, *sets, "--out", str(out), *more]
