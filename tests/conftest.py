@@ -19,13 +19,10 @@ from rmadapter.runs.judge import BASELINES
 from tests.helpers.images import write_colors
 from tests.helpers.models import (
     CLIP_TEXT,
-    DEPTH,
-    PATCH,
-    SIZE,
-    WIDTH,
-    timm_trunk,
+    timm_vision,
     write_model,
     write_timm_bert,
+    write_tiny_clip,
 )
 
 # Ray's default, 15, lets its workers wait for minutes while other tests use all cores
@@ -70,15 +67,7 @@ def skip_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     """open_clip's vision transformer and causal text transformer."""
-    vision = {
-        "image_size": SIZE,
-        "patch_size": PATCH,
-        "width": WIDTH,
-        "head_width": 16,
-        "layers": DEPTH,
-    }
-    folder = tmp_path_factory.mktemp("tiny_clip")
-    return load_backbone(str(write_model(folder, {"vision_cfg": vision, "text_cfg": CLIP_TEXT})))
+    return load_backbone(str(write_tiny_clip(tmp_path_factory.mktemp("tiny_clip"))))
 
 
 @pytest.fixture(scope="session")
@@ -86,20 +75,9 @@ def tiny_siglip(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     """timm trunk without class token and with attention pooling; text transformer without causal
     mask, last token."""
     folder = tmp_path_factory.mktemp("tiny_siglip")
-    trunk = timm_trunk(folder / "vit", "vit_base_patch16_siglip_224", mlp_ratio=2)
-    vision = {
-        "timm_model_name": trunk,
-        "timm_pool": "map",
-        "timm_proj": "linear",
-        "image_size": SIZE,
-    }
-    text = {
-        **CLIP_TEXT,
-        "no_causal_mask": True,
-        "proj_bias": True,
-        "pool_type": "last",
-        "norm_kwargs": {"eps": 1e-6},
-    }
+    vision = timm_vision(folder / "vit", "vit_base_patch16_siglip_224", "map", mlp_ratio=2)
+    text = {**CLIP_TEXT, "no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
+    text["norm_kwargs"] = {"eps": 1e-6}
     model = {"vision_cfg": vision, "text_cfg": text, "custom_text": True, "init_logit_bias": -10}
     return load_backbone(str(write_model(folder, model)))
 
@@ -108,16 +86,9 @@ def tiny_siglip(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 def tiny_eva(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     """timm EVA trunk: rotary positions, SwiGLU, class token; causal text transformer."""
     folder = tmp_path_factory.mktemp("tiny_eva")
-    trunk = timm_trunk(folder / "vit", "eva02_base_patch16_clip_224")
-    vision = {
-        "timm_model_name": trunk,
-        "timm_pool": "token",
-        "timm_proj": "linear",
-        "image_size": SIZE,
-    }
-    return load_backbone(
-        str(write_model(folder, {"vision_cfg": vision, "text_cfg": CLIP_TEXT, "custom_text": True}))
-    )
+    vision = timm_vision(folder / "vit", "eva02_base_patch16_clip_224", "token")
+    model = {"vision_cfg": vision, "text_cfg": CLIP_TEXT, "custom_text": True}
+    return load_backbone(str(write_model(folder, model)))
 
 
 @pytest.fixture(scope="session")
@@ -168,25 +139,15 @@ def finished(tiny_clip: Backbone, colors: Path, tmp_path_factory: pytest.TempPat
     from rmadapter.runs.request import Request
 
     settings = {
-        "shots": 4,
-        "first_block": 3,
-        "rank": 4,
-        "alpha": 1.0,
-        "lambda_image_con": 0,
-        "lambda_text_con": 0,
-    }
-    settings |= {
-        "epochs": 20,
-        "batch_size": 8,
-        "learning_rate": 0.02,
-        "device": "cpu",
-        "backbone": tiny_clip.name,
-    }
-    wanted = Request.make(settings, data="colors")
-    lab = Lab(wanted.machine, progress=False)
+        "shots": 4, "first_block": 3, "rank": 4, "alpha": 1.0, "lambda_image_con": 0,
+        "lambda_text_con": 0, "epochs": 20, "batch_size": 8, "learning_rate": 0.02,
+        "device": "cpu", "backbone": tiny_clip.name,
+    }  # fmt: skip
+    request = Request.make(settings, data="colors")
+    lab = Lab(request.machine, progress=False)
     lab.add("colors", read_images(colors))
     out = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as monkeypatch:
         skip_plots(monkeypatch)
-        fit(wanted.task, wanted.method, out, lab, wanted.name)
+        fit(request.task, request.method, out, lab, request.name)
     return out

@@ -12,38 +12,24 @@ SIZE, PATCH, WIDTH, DEPTH = 32, 8, 64, 4  # image towers: 16 patches
 
 
 CLIP_TEXT = {"context_length": 16, "vocab_size": 49408, "width": 48, "heads": 3, "layers": DEPTH}
-
-
 BERT = {
-    "model_type": "bert",
-    "vocab_size": 100,
-    "hidden_size": 48,
-    "num_hidden_layers": DEPTH,
-    "num_attention_heads": 3,
-    "intermediate_size": 96,
-    "max_position_embeddings": 32,
+    "model_type": "bert", "vocab_size": 100, "hidden_size": 48, "num_hidden_layers": DEPTH,
+    "num_attention_heads": 3, "intermediate_size": 96, "max_position_embeddings": 32,
     "pad_token_id": 0,
-}
-
-
+}  # fmt: skip
 WORDS = (
     "[PAD] [UNK] [CLS] [SEP] [MASK] a photo of the cat dog car tree house bird . , red blue small"
 )
+RESIZING = {"interpolation": "bicubic", "resize_mode": "shortest"}
 
 
 def write_model(folder: Path, model_cfg: dict[str, Any], seed: int = 0) -> Path:
-    """A model folder as open_clip reads it, with random weights: none of them zero, so that none
-    goes untested."""
+    """Write a model folder as open_clip reads it, with random weights, none of them zero."""
     import open_clip
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    preprocess = {
-        "mean": [0.5, 0.4, 0.3],
-        "std": [0.3, 0.2, 0.1],
-        "interpolation": "bicubic",
-        "resize_mode": "shortest",
-    }
+    preprocess = {**RESIZING, "mean": [0.5, 0.4, 0.3], "std": [0.3, 0.2, 0.1]}
     config = {"model_cfg": {"embed_dim": 40, **model_cfg}, "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     with torch.random.fork_rng():
@@ -58,28 +44,27 @@ def write_model(folder: Path, model_cfg: dict[str, Any], seed: int = 0) -> Path:
     return folder
 
 
-def timm_trunk(folder: Path, architecture: str, **arguments: Any) -> str:
-    """Writes a timm configuration of a small trunk; returns its name for open_clip."""
+def write_tiny_clip(folder: Path) -> Path:
+    """Write a model with open_clip's own vision transformer and causal text transformer."""
+    vision = {"image_size": SIZE, "patch_size": PATCH, "width": WIDTH, "head_width": 16}
+    vision["layers"] = DEPTH
+    return write_model(folder, {"vision_cfg": vision, "text_cfg": CLIP_TEXT})
+
+
+def timm_vision(folder: Path, architecture: str, pool: str, **arguments: Any) -> dict[str, Any]:
+    """Write timm's configuration of a small trunk; return open_clip's `vision_cfg` for it."""
     folder.mkdir(parents=True, exist_ok=True)
-    size = {
-        "img_size": SIZE,
-        "patch_size": PATCH,
-        "embed_dim": WIDTH,
-        "depth": DEPTH,
-        "num_heads": 4,
-    }
-    config = {
-        "architecture": architecture,
-        "num_classes": 0,
-        "model_args": {**size, **arguments},
-        "pretrained_cfg": {"input_size": [3, SIZE, SIZE], "num_classes": 0},
-    }
+    size = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": DEPTH}
+    size["num_heads"] = 4
+    config = {"architecture": architecture, "num_classes": 0, "model_args": {**size, **arguments}}
+    config["pretrained_cfg"] = {"input_size": [3, SIZE, SIZE], "num_classes": 0}
     (folder / "config.json").write_text(json.dumps(config))
-    return f"local-dir:{folder}"
+    vision = {"timm_model_name": f"local-dir:{folder}", "timm_pool": pool, "timm_proj": "linear"}
+    return {**vision, "image_size": SIZE}
 
 
 def write_bert(folder: Path) -> Path:
-    """Configuration of a small BERT and a word-level tokenizer for it."""
+    """Write the configuration of a small BERT and a word-level tokenizer for it."""
     from transformers import BertTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,54 +75,35 @@ def write_bert(folder: Path) -> Path:
 
 
 def write_timm_bert(folder: Path, pooler: str = "mean_pooler", **bert_config: Any) -> Path:
+    """Write a model with a DINOv2 of timm and a BERT of Hugging Face: `pocket` in small."""
     write_bert(folder)  # open_clip takes the tokenizer from the folder itself
-    trunk = timm_trunk(folder / "vit", "vit_small_patch14_dinov2", init_values=0.1)
-    vision = {
-        "timm_model_name": trunk,
-        "timm_pool": "token",
-        "timm_proj": "linear",
-        "image_size": SIZE,
-    }
+    vision = timm_vision(folder / "vit", "vit_small_patch14_dinov2", "token", init_values=0.1)
     bert = str(write_bert(folder / "bert"))
     (folder / "bert/config.json").write_text(json.dumps({**BERT, **bert_config}))
-    text = {
-        "hf_model_name": bert,
-        "hf_tokenizer_name": bert,
-        "hf_model_pretrained": False,
-        "context_length": 16,
-    }
-    text |= {"hf_pooler_type": pooler, "hf_proj_type": "linear"}
+    text = {"hf_model_name": bert, "hf_tokenizer_name": bert, "hf_model_pretrained": False}
+    text |= {"context_length": 16, "hf_pooler_type": pooler, "hf_proj_type": "linear"}
     return write_model(folder, {"vision_cfg": vision, "text_cfg": text, "custom_text": True})
 
 
 def write_fixed_backbone(folder: Path) -> Path:
+    """Write a model whose weights are equal bit for bit on every machine."""
     import numpy as np
     import open_clip
-    import torch
     from safetensors.torch import save_file
 
     vision = {"image_size": 16, "patch_size": 8, "width": 16, "head_width": 8, "layers": 2}
     text = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
-    preprocess = {
-        "mean": [0.5] * 3,
-        "std": [0.25] * 3,
-        "interpolation": "bicubic",
-        "resize_mode": "shortest",
-    }
-    config = {
-        "model_cfg": {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text},
-        "preprocess_cfg": preprocess,
-    }
+    model_cfg = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+    preprocess = {**RESIZING, "mean": [0.5] * 3, "std": [0.25] * 3}
+    config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
     rng, state = np.random.default_rng(0), model.state_dict()
     drawn = {}
     for name in sorted(state):
-        # multiples of 2^-12: no rounding to float32, whatever made them
-        drawn[name] = torch.tensor(
-            rng.integers(-800, 800, tuple(state[name].shape)) / 4096, dtype=torch.float32
-        )
+        numbers = rng.integers(-800, 800, tuple(state[name].shape)) / 4096  # exact in float32
+        drawn[name] = torch.tensor(numbers, dtype=torch.float32)
     drawn["logit_scale"] = torch.tensor(4.5)
     save_file(drawn, folder / "open_clip_model.safetensors")
     return folder

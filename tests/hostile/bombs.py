@@ -7,6 +7,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from functools import cache
 
 from PIL import Image
 
@@ -14,20 +15,15 @@ SIDE = 9400  # SIDE * SIDE is just below Pillow's own limit of pixels
 
 
 def exif_of(entries: list[tuple[int, int, int, int]], after: int = 0, tail: bytes = b"") -> bytes:
-    """An EXIF block of these entries (tag, type, count, value or offset), the next directory at
-    `after`."""
-    body = b"".join(struct.pack("<HHII", *entry) for entry in entries)
-    return (
-        b"Exif\0\0II*\0\x08\0\0\0"
-        + struct.pack("<H", len(entries))
-        + body
-        + struct.pack("<I", after)
-        + tail
-    )
+    """Return an EXIF block of entries (tag, type, count, value or offset), with the next directory
+    at `after`."""
+    parts = [b"Exif\0\0II*\0\x08\0\0\0", struct.pack("<H", len(entries))]
+    parts += [struct.pack("<HHII", *entry) for entry in entries]
+    return b"".join([*parts, struct.pack("<I", after), tail])
 
 
 def repeated(length: int, block: bytes = bytes(1 << 20), level: int = 9) -> bytes:
-    """`length` bytes, deflated, never held in memory."""
+    """Deflate `length` bytes without holding them in memory."""
     packer, parts = zlib.compressobj(level), []
     for start in range(0, length, len(block)):
         parts.append(packer.compress(block[: length - start]))
@@ -35,19 +31,14 @@ def repeated(length: int, block: bytes = bytes(1 << 20), level: int = 9) -> byte
 
 
 def png(
-    width: int,
-    height: int,
-    depth: int,
-    color: int,
-    *more: tuple[bytes, bytes],
+    width: int, height: int, depth: int, color: int, *more: tuple[bytes, bytes],
     bits: int | None = None,
-) -> bytes:
-    """color: PNG's own number. more: chunks before the image. bits: of a pixel."""
+) -> bytes:  # fmt: skip
+    """Write a PNG. color: PNG's own number. more: chunks before the image. bits: of a pixel."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        )
+        checksum = struct.pack(">I", zlib.crc32(name + data))
+        return struct.pack(">I", len(data)) + name + data + checksum
 
     bits = bits or depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color]
     header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
@@ -57,17 +48,11 @@ def png(
 
 
 def tiff(
-    width: int,
-    height: int,
-    bits: int,
-    samples: int,
-    kind: int,
-    photometric: int,
-    rows: int = 0,
+    width: int, height: int, bits: int, samples: int, kind: int, photometric: int, rows: int = 0,
     tile: int = 0,
-) -> bytes:
-    """One deflated strip, strips of `rows` that all are the same bytes of the file, or one tile of
-    tile x tile.
+) -> bytes:  # fmt: skip
+    """Write one deflated strip, strips of `rows` that all are the same bytes of the file, or one
+    tile of tile x tile.
 
     kind: 1 whole numbers, 2 signed ones, 3 floats.
     """
@@ -95,38 +80,33 @@ def tiff(
 
 
 def scans(side: int, times: int, mode: str = "L") -> bytes:
-    """A progressive JPEG whose last scan comes again and again."""
+    """Write a progressive JPEG that repeats its last scan."""
     buffer = io.BytesIO()
-    Image.new(mode, (side, side), 128 if mode == "L" else "gray").save(
-        buffer, "JPEG", progressive=True
-    )
+    image = Image.new(mode, (side, side), 128 if mode == "L" else "gray")
+    image.save(buffer, "JPEG", progressive=True)
     data = buffer.getvalue()
     last = data.rindex(b"\xff\xda")
     return data[:last] + data[last:-2] * times + b"\xff\xd9"
 
 
 def with_exif(block: bytes, parts: int = 1) -> bytes:
-    """A small JPEG with these bytes of EXIF in every one of `parts` segments."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (16, 16)).save(buffer, "JPEG")
-    data = buffer.getvalue()
-    tail = b"Exif\0\0" + bytes(65527)
-    segments = [block, *[tail] * (parts - 1)]
-    head = b"".join(
-        b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment for segment in segments
-    )
+    """Write a small JPEG with a block of EXIF, and `parts` segments of EXIF in all."""
+    data = saved("JPEG", "RGB", (16, 16))
+    head = b""
+    for segment in [block, *[b"Exif\0\0" + bytes(65527)] * (parts - 1)]:
+        head += b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment
     return data[:2] + head + data[data.index(b"\xff\xdb") :]
 
 
 def directory_bomb(parts: int) -> bytes:
-    """Thousands of entries, each of which is the whole block."""
+    """Write thousands of EXIF entries, each of which is the whole block."""
     count, size = 65_000 // 12 - 2, 65_000 + (parts - 1) * 65527
     block = exif_of([(tag, 7, size - 100, 8) for tag in range(count)])
     return with_exif(block.ljust(65_000, b"\0"), parts)
 
 
 def tiff_directory_bomb(entries: int = 60_000, size: int = 1_000_000) -> bytes:
-    """A TIFF of 1.7 MB whose tags would be 60 GB."""
+    """Write a TIFF of 1.7 MB whose tags would be 60 GB."""
     rows = [(tag, 7, size, 8) for tag in range(1000, 1000 + entries)]
     body = b"".join(struct.pack("<HHII", *row) for row in rows)
     return b"II*\0\x08\0\0\0" + struct.pack("<H", entries) + body + bytes(4) + bytes(size)
@@ -139,19 +119,14 @@ def saved(kind: str, mode: str, size: tuple[int, int], **options: object) -> byt
 
 
 def icon(inside: bytes) -> bytes:
-    """An ICO that says 16 x 16 and holds a larger PNG."""
+    """Write an ICO that claims 16 x 16 pixels and holds a larger PNG."""
     return struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inside), 22) + inside
 
 
 def apple_icon(inside: bytes) -> bytes:
-    """An ICNS that says 1024 x 1024 and holds another image."""
-    return (
-        b"icns"
-        + struct.pack(">I", 16 + len(inside))
-        + b"ic10"
-        + struct.pack(">I", 8 + len(inside))
-        + inside
-    )
+    """Write an ICNS that claims 1024 x 1024 pixels and holds another image."""
+    sizes = struct.pack(">I", 16 + len(inside)), struct.pack(">I", 8 + len(inside))
+    return b"icns" + sizes[0] + b"ic10" + sizes[1] + inside
 
 
 def qoi(side: int) -> bytes:
@@ -160,23 +135,18 @@ def qoi(side: int) -> bytes:
 
 
 def fits(side: int) -> bytes:
-    """A table whose deflated image is as large as it says."""
+    """Write a table whose deflated image is as large as it claims."""
     cards = {
         "XTENSION": "'BINTABLE'", "BITPIX": "8", "NAXIS": "2", "NAXIS1": "0", "NAXIS2": "0",
         "ZIMAGE": "T", "ZBITPIX": "8", "ZNAXIS": "2", "ZNAXIS1": str(side), "ZNAXIS2": str(side),
         "ZCMPTYPE": "'GZIP_1  '",
     }  # fmt: skip
-    first = [
-        f"{'SIMPLE':8}= {'T':>20}",
-        f"{'BITPIX':8}= {'8':>20}",
-        f"{'NAXIS':8}= {'0':>20}",
-        "END",
-    ]
-    second = [f"{name:8}= {value:<20}" for name, value in cards.items()] + ["END"]
-    blocks = [
-        "".join(card.ljust(80) for card in some).ljust(2880).encode() for some in (first, second)
-    ]
-    return b"".join(blocks) + gzip.compress(b"", 9)[:10] + _raw_deflate(side * side * 4)
+    first = [f"{'SIMPLE':8}= {'T':>20}", f"{'BITPIX':8}= {'8':>20}", f"{'NAXIS':8}= {'0':>20}"]
+    second = [f"{name:8}= {value:<20}" for name, value in cards.items()]
+    data = b""
+    for header in (first, second):
+        data += "".join(card.ljust(80) for card in [*header, "END"]).ljust(2880).encode()
+    return data + gzip.compress(b"", 9)[:10] + _raw_deflate(side * side * 4)
 
 
 def _raw_deflate(length: int) -> bytes:
@@ -191,36 +161,29 @@ def _raw_deflate(length: int) -> bytes:
 
 def targa(side: int) -> bytes:
     header = struct.pack("<BBBHHBHHHHBB", 0, 0, 10, 0, 0, 0, 0, 0, side, side, 24, 0)
-    row = b"\xff\0\0\0" * (side // 128) + (
-        bytes([127 + side % 128]) + bytes(3) if side % 128 else b""
-    )
+    row = b"\xff\0\0\0" * (side // 128)
+    if side % 128:
+        row += bytes([127 + side % 128]) + bytes(3)
     return header + row * side
 
 
 def pcx(side: int) -> bytes:
-    header = struct.pack("<BBBBHHHHHH", 10, 5, 1, 8, 0, 0, side - 1, side - 1, 72, 72).ljust(
-        64, b"\0"
-    )
+    header = struct.pack("<BBBBHHHHHH", 10, 5, 1, 8, 0, 0, side - 1, side - 1, 72, 72)
     stride = side + side % 2
-    header += struct.pack("<BBHH", 0, 3, stride, 1)
-    row = b"\xff\0" * (3 * stride // 63) + (
-        bytes([0xC0 + 3 * stride % 63, 0]) if 3 * stride % 63 else b""
-    )
+    header = header.ljust(64, b"\0") + struct.pack("<BBHH", 0, 3, stride, 1)
+    row = b"\xff\0" * (3 * stride // 63)
+    if 3 * stride % 63:
+        row += bytes([0xC0 + 3 * stride % 63, 0])
     return header.ljust(128, b"\0") + row * side
 
 
 def bitmap(side: int) -> bytes:
-    """BMP with run lengths."""
+    """Write a BMP with run lengths."""
     row = b"\xff\0" * (side // 255) + bytes([side % 255, 0]) * bool(side % 255) + b"\0\0"
     runs = row * side + b"\0\1"
-    header = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, len(runs), 2835, 2835, 256, 0)
-    return (
-        b"BM"
-        + struct.pack("<IHHI", 14 + 40 + 1024 + len(runs), 0, 0, 14 + 40 + 1024)
-        + header
-        + bytes(1024)
-        + runs
-    )
+    header = b"BM" + struct.pack("<IHHI", 14 + 40 + 1024 + len(runs), 0, 0, 14 + 40 + 1024)
+    header += struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, len(runs), 2835, 2835, 256, 0)
+    return header + bytes(1024) + runs
 
 
 def many_frames(count: int) -> bytes:
@@ -229,13 +192,16 @@ def many_frames(count: int) -> bytes:
     return gif[:-1] + frame * count + b";"
 
 
+@cache
 def bombs() -> dict[str, Callable[[], bytes]]:
-    """Name -> what makes it; some take a second."""
+    """Return name -> function that makes the file; some take a second."""
     text = (b"zTXt", b"k\0\0" + repeated(1 << 27))
     profile = (b"iCCP", b"k\0\0" + repeated(1 << 27))
     tags = directory_bomb(1)[6:]
     exif = tags[tags.index(b"II*") : tags.index(b"II*") + 64_000]
     many = exif_of([(tag, 7, 4_000_000, 8) for tag in range(60_000)], tail=bytes(4_000_000))[6:]
+    progressive = {"progressive": True, "subsampling": 0}
+    wide = (16_383, 5_460)
     return {
         "float.tif": lambda: tiff(SIDE, SIDE, 32, 1, 3, 1, 16),
         "float-one-strip.tif": lambda: tiff(SIDE, SIDE, 32, 1, 3, 1),
@@ -264,22 +230,16 @@ def bombs() -> dict[str, Callable[[], bytes]]:
         "tags.tif": tiff_directory_bomb,
         "scans-2000.jpg": lambda: scans(4000, 2000),
         "scans-90.jpg": lambda: scans(SIDE, 90),
-        "progressive.jpg": lambda: saved(
-            "JPEG", "RGB", (SIDE, SIDE), progressive=True, subsampling=0
-        ),
-        "progressive-cmyk.jpg": lambda: saved(
-            "JPEG", "CMYK", (SIDE, SIDE), progressive=True, subsampling=0
-        ),
+        "progressive.jpg": lambda: saved("JPEG", "RGB", (SIDE, SIDE), **progressive),
+        "progressive-cmyk.jpg": lambda: saved("JPEG", "CMYK", (SIDE, SIDE), **progressive),
         "baseline.jpg": lambda: saved("JPEG", "RGB", (SIDE, SIDE)),
         "marker.jpg": lambda: b"\xff\xd8\xff" + bytes(30_000_000),
         "icon.ico": lambda: icon(png(13_000, 13_000, 8, 6)),
         "icon.icns": lambda: apple_icon(png(13_000, 13_000, 8, 6)),
         "long.gif": lambda: saved("GIF", "P", (SIDE, SIDE)),
         "frames.gif": lambda: many_frames(200_000),
-        "lossless.webp": lambda: saved(
-            "WEBP", "RGBA", (16_383, 5_460), lossless=True, quality=0, method=0
-        ),
-        "lossy.webp": lambda: saved("WEBP", "RGB", (16_383, 5_460), quality=1, method=0),
+        "lossless.webp": lambda: saved("WEBP", "RGBA", wide, lossless=True, quality=0, method=0),
+        "lossy.webp": lambda: saved("WEBP", "RGB", wide, quality=1, method=0),
         "large.avif": lambda: saved("AVIF", "RGB", (6000, 6000), quality=1, speed=10),
         "large.jp2": lambda: saved("JPEG2000", "RGB", (6000, 6000), irreversible=False),
         "flat.jp2": lambda: saved("JPEG2000", "RGB", (3000, 3000), num_resolutions=1),

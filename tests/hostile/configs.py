@@ -1,4 +1,4 @@
-"""Damaged config.yaml: an accepted one survives writing and reading."""
+"""Damaged config.yaml files: an accepted one survives writing and reading."""
 
 from __future__ import annotations
 
@@ -9,51 +9,18 @@ from pathlib import Path
 from rmadapter.methods import METHODS
 from rmadapter.runs.request import read_config
 from tests.hostile import sets
-from tests.hostile.mutate import damaged, nasty, written
+from tests.hostile.mutate import damage, odd_value, to_json
 
-BOMB = "\n".join(
-    [
-        "a: &a [x,x,x,x,x,x,x,x,x,x]",
-        *(
-            f"{b}: &{b} [{','.join([f'*{a}'] * 10)}]"
-            for a, b in zip("abcdefgh", "bcdefghi", strict=True)
-        ),
-    ]
-)
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]"  # each list holds the one before ten times
+for before, name in zip("abcdefgh", "bcdefghi", strict=True):
+    BOMB += f"\n{name}: &{name} [{','.join([f'*{before}'] * 10)}]"
 WHOLE = (
-    *(
-        "",
-        "- a",
-        "3",
-        "null",
-        "\0",
-        "\ufeff",
-        "a: b: c",
-        "? [a]\n: b",
-        "<<: {rank: 3}",
-        "1: 2",
-        "rank: 3\nrank: 4",
-        "\trank: 3",
-    ),
-    *(
-        "%TAG ! tag:x,2000:\n--- !a\n",
-        "--- \n---\n",
-        "x: " + "[" * 5_000,
-        "x: " + "[" * 100_000,
-        "{x: " * 5_000,
-        BOMB,
-        "- " * 5_000,
-    ),
-    *(
-        "rank: &a [*a]",
-        "rank: 10000000000",
-        f"seed: {10**26}",
-        "classes: null",
-        "~nosuchuser/x: 1",
-        "a" * 70_000,
-        "\n" * 70_000,
-    ),
-)
+    "", "- a", "3", "null", "\0", "\ufeff", "a: b: c", "? [a]\n: b", "<<: {rank: 3}", "1: 2",
+    "rank: 3\nrank: 4", "\trank: 3", "%TAG ! tag:x,2000:\n--- !a\n", "--- \n---\n",
+    "x: " + "[" * 5_000, "x: " + "[" * 100_000, "{x: " * 5_000, BOMB, "- " * 5_000, "rank: &a [*a]",
+    "rank: 10000000000", f"seed: {10**26}", "classes: null", "~nosuchuser/x: 1", "a" * 70_000,
+    "\n" * 70_000,
+)  # fmt: skip
 
 
 def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
@@ -66,23 +33,17 @@ def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
         elif draw < 0.6:
             lines = text.splitlines()
             place = rng.randrange(len(lines))
-            value = rng.choice(
-                (
-                    rng.choice(sets.VALUES),
-                    written(nasty(rng)).decode(),
-                    str(rng.randrange(9)),
-                    "0.5",
-                )
-            )
+            odd = rng.choice(sets.VALUES), to_json(odd_value(rng)).decode()
+            value = rng.choice((*odd, str(rng.randrange(9)), "0.5"))
             lines[place] = f"{lines[place].partition(':')[0]}: {value}"
             what, content = "value", "\n".join(lines).encode("utf-8", "surrogatepass")
         else:
-            what, content = damaged(rng, text.encode())
+            what, content = damage(rng, text.encode())
         yield f"{what}-{number}", content
 
 
-def ask(name: str, content: bytes, folder: Path) -> object:
+def check(name: str, content: bytes, folder: Path) -> object:
     file = folder / "given.yaml"
     file.write_bytes(content)
     method, values = read_config(file)
-    return sets.same_again(values, method or "rmadapter", folder)
+    return sets.check_settings(values, method or "rmadapter", folder)

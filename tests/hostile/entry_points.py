@@ -1,4 +1,4 @@
-"""Functions that take a path, for the kinds `paths` and `special_files`."""
+"""Functions that open a path, for the kinds `paths` and `special_files`."""
 
 from __future__ import annotations
 
@@ -42,22 +42,16 @@ ENTRY_POINTS: dict[str, Callable[[str], object]] = {
 
 
 def inside(place: Path) -> dict[str, tuple[Path, Callable[[], object]]]:
-    """Files that are opened because of the folder that they are in: where an odd one is put, and
-    what then opens it."""
-    flowers = CATALOG["oxford_flowers"]
+    """Return files that are opened with their folder: name -> path, and function that opens it."""
+    flowers, pets = CATALOG["oxford_flowers"], CATALOG["oxford_pets"]
+    readers = (finished_records, read_records)
     return {
         "model.json": (place / "model.json", lambda: load(place, valid.backbone())),
         "classnames.json": (place / "classnames.json", lambda: read_images(_colors(place))),
         "labels.mat": (place / "imagelabels.mat", lambda: table_of(flowers, _names(place))),
         "names.json": (place / "cat_to_name.json", lambda: table_of(flowers, place)),
-        "pets.txt": (
-            place / "annotations/trainval.txt",
-            lambda: table_of(CATALOG["oxford_pets"], place),
-        ),
-        "results.json": (
-            place / "a/run.json",
-            lambda: (finished_records(place), read_records(place)),
-        ),
+        "pets.txt": (place / "annotations/trainval.txt", lambda: table_of(pets, place)),
+        "results.json": (place / "a/run.json", lambda: [f(place) for f in readers]),
         "open_clip": (place / "open_clip_config.json", lambda: load_backbone(str(_weights(place)))),
         "hf": (place / "config.json", lambda: load_backbone(str(_weights(place)))),
     }

@@ -1,16 +1,17 @@
 """Pass hostile inputs to the library and judge the outcome.
 
-accepted   an answer, equal to that of the valid input where that is known
+accepted   a result, equal to that of the valid input where that is known
 refused    a UserError of one line
 traceback  any other exception, or a refusal that is longer than a line
-hang       no answer in time
+hang       no result in time
 memory     more memory than the kind may take
-changed    an answer that differs from that of the valid input
+changed    a result that differs from that of the valid input
 """
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import resource
 import signal
 import tempfile
@@ -25,28 +26,20 @@ from typing import Any, NamedTuple
 from rmadapter.errors import UserError
 from tests.hostile import valid
 
-# How many inputs of each kind, of 100.
+# kind, which is a module of this folder -> how many of 100 inputs are of it
 KINDS = {
-    "sets": 14,
-    "templates": 6,
-    "configs": 14,
-    "records": 14,
-    "runs": 14,
-    "backbones": 5,
-    "paths": 4,
-    "special_files": 3,
-    "names": 6,
-    "matlab": 1,
-    "images": 12,
-    "tables": 6,
-}
-SECONDS, MEGABYTES, LINE = 5.0, 300.0, 1200
+    "sets": 14, "templates": 6, "configs": 14, "records": 14, "runs": 14, "backbones": 5,
+    "paths": 4, "special_files": 3, "names": 6, "matlab": 1, "images": 12, "tables": 6,
+}  # fmt: skip
+SECONDS, MEGABYTES = 5.0, 300.0  # that an input may take
+LINE = 1200  # characters of a message at most
+START = 60.0  # further seconds that a process may take to import and to begin
 BAD = ("traceback", "hang", "memory", "changed")
 VERDICTS = ("accepted", "refused", *BAD)
 
 
 class Changed(AssertionError):
-    """An answer that differs from that of the valid input."""
+    """A result that differs from that of the valid input."""
 
 
 class Hang(BaseException):
@@ -62,45 +55,75 @@ class Result(NamedTuple):
     detail: str = ""
 
 
-def kinds() -> list[str]:
-    """Return the kinds whose modules exist."""
-    here = Path(__file__).parent
-    return [kind for kind in KINDS if (here / f"{kind}.py").is_file()]
-
-
 class Kind(NamedTuple):
     """Inputs of one kind, and the function that receives them.
 
-    cases: (seed, count) -> names and contents; ask: called with a name, a content and an empty
-    folder; seconds, megabytes: limits for one input.
+    cases: (seed, count) -> names and contents. check: called with a name, a content and an empty
+    folder; passes the content to the library. seconds, megabytes: that one input may take.
     """
 
     cases: Callable[[int, int], Iterator[tuple[str, bytes]]]
-    ask: Callable[[str, bytes, Path], object]
+    check: Callable[[str, bytes, Path], object]
     seconds: float = SECONDS
     megabytes: float = MEGABYTES
 
 
 def kind_of(name: str) -> Kind:
     module = import_module(f"tests.hostile.{name}")
-    if name in ("images", "tables"):
-        from tests.hostile import readers
-
-        if name == "tables":
-            return Kind(module.cases, readers.ask_table, 20.0)
-        # the time that a file may take, and four times the memory of an ordinary photograph of 24
-        # megapixels
-        return Kind(module.cases, readers.ask_image, 40.0, 1000.0)
-    return Kind(module.cases, module.ask, getattr(module, "SECONDS", SECONDS))
+    seconds = getattr(module, "SECONDS", SECONDS)
+    return Kind(module.cases, module.check, seconds, getattr(module, "MEGABYTES", MEGABYTES))
 
 
 def run(name: str, seed: int, count: int, start: int = 0) -> Iterator[Result]:
     """Judge the inputs from number `start` on, in this process."""
     kind = kind_of(name)
-    valid.backbone()  # imports do not count for the first input
+    valid.backbone()  # else the first input would take the time of imports
     for number, (case, content) in enumerate(kind.cases(seed, count)):
         if number >= start:
             yield judge(name, kind, case, content)
+
+
+def run_isolated(kind: str, seed: int, count: int) -> Iterator[Result]:
+    """Like `run`, but in another process, so that a crash or an endless loop is a result; a new
+    process continues after an input that ended the last."""
+    done = 0
+    while done < count:
+        before = done
+        for result in _results(kind, seed, count, done):
+            done += 1
+            yield result
+        if done < count and done - 1 == before and result.name.startswith("number"):
+            return  # a process without any result would have none the next time
+
+
+def _results(kind: str, seed: int, count: int, start: int) -> Iterator[Result]:
+    context = multiprocessing.get_context("spawn")
+    results, end = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(kind, seed, count, start, end), daemon=True)
+    process.start()
+    end.close()
+    number = start
+    while True:
+        try:
+            if results.poll(START + 10 * SECONDS):
+                if (result := results.recv()) is None:
+                    return
+                number += 1
+                yield result
+                continue
+            verdict, detail = "hang", "no signal reached it"
+        except EOFError:
+            process.join()
+            verdict, detail = "traceback", f"the process ended with {process.exitcode}"
+        process.kill()
+        yield Result(kind, f"number {number}", verdict, 0.0, 0.0, detail)
+        return
+
+
+def _send(kind: str, seed: int, count: int, start: int, results: Any) -> None:
+    for result in run(kind, seed, count, start):
+        results.send(result)
+    results.send(None)
 
 
 def judge(name: str, kind: Kind, case: str, content: bytes) -> Result:
@@ -117,16 +140,14 @@ def judge(name: str, kind: Kind, case: str, content: bytes) -> Result:
 def _verdict(kind: Kind, case: str, content: bytes, folder: Path) -> tuple[str, str]:
     try:
         with _limited(kind.seconds):
-            kind.ask(case, content, folder)
+            kind.check(case, content, folder)
     except Hang:
-        return "hang", f"no answer in {kind.seconds:g} s"
+        return "hang", f"no result in {kind.seconds:g} s"
     except UserError as error:
         text = str(error)
-        return (
-            ("refused", text)
-            if len(text) <= LINE
-            else ("traceback", f"a message of {len(text):,} characters")
-        )
+        if len(text) > LINE:
+            return "traceback", f"a message of {len(text):,} characters"
+        return "refused", text
     except Changed as error:
         return "changed", str(error)
     except MemoryError as error:
@@ -180,8 +201,8 @@ def table(results: list[Result]) -> list[dict[str, Any]]:
     for kind in [*dict.fromkeys(result.kind for result in results), ""]:
         own = [result for result in results if kind in ("", result.kind)]
         counts = Counter(result.verdict for result in own)
-        worst = {"slowest": max(r.seconds for r in own), "largest": max(r.megabytes for r in own)}
-        rows.append(
-            {"kind": kind or "all", "tried": len(own), **{v: counts[v] for v in VERDICTS}, **worst}
-        )
+        row = {"kind": kind or "all", "tried": len(own), **{v: counts[v] for v in VERDICTS}}
+        row["slowest"] = max(result.seconds for result in own)
+        row["largest"] = max(result.megabytes for result in own)
+        rows.append(row)
     return rows

@@ -1,9 +1,7 @@
-"""Hostile image files: every format that Pillow reads here, damaged, and small files that ask for
-much memory or time.
+"""Damaged image files of every format that Pillow reads here, and small files that take much memory
+or time: an accepted one can be decoded, twice to the same pixels.
 
-    for name, content in cases(seed=1, count=5000): ...
-
-The same seed gives the same files. A name says what was done, and ends as the format's files do.
+A name says what was done, and ends as the format's files do.
 """
 
 from __future__ import annotations
@@ -13,16 +11,26 @@ import random
 import struct
 from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from rmadapter.data.decode import image_error
+from rmadapter.data.read import load_image
+from rmadapter.errors import UserError
 from tests.hostile.bombs import SIDE, bombs, exif_of
+from tests.hostile.harness import Changed
 
-WRITTEN = [  # formats that Pillow also writes
-    *("AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "IM", "JPEG", "JPEG2000", "MSP"),
-    *("PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP", "XBM"),
-]
+# that a file may take: four times the memory of an ordinary photograph of 24 megapixels
+SECONDS, MEGABYTES = 40.0, 1000.0
+
+WRITTEN = [  # formats that Pillow can also write
+    "AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "IM", "JPEG", "JPEG2000", "MSP", "PCX",
+    "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP", "XBM",
+]  # fmt: skip
+LARGE = [0, 1, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, SIDE, 1_000_000]
 ENDINGS = {"JPEG": "jpg", "JPEG2000": "jp2", "TIFF": "tif"}
 MODES = {
     "MSP": ["1"],
@@ -33,32 +41,40 @@ MODES = {
 
 
 def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
-    """`count` pairs of name and content; one in fifty is a bomb."""
+    """Yield damaged files; one in fifty is a bomb."""
     rng = random.Random(seed)
     for number in range(count):
-        kind = rng.choice(BOMBS) if number % 50 == 25 else rng.choice(DAMAGES)
-        name, content = kind(rng)
-        yield f"{number:05d}-{name}", content
+        if number % 50 == 25:
+            name = rng.choice(list(bombs()))
+            yield f"{number:05d}-bomb-{name}", bomb(name)
+        else:
+            name, content = rng.choice(DAMAGES)(rng)
+            yield f"{number:05d}-{name}", content
 
 
-# What is damaged
+def check(name: str, content: bytes, folder: Path) -> object:
+    path = folder / name
+    path.write_bytes(content)
+    if text := image_error(path):
+        raise UserError(text)
+    try:
+        once, twice = load_image(path), load_image(path)
+    except UserError as error:
+        raise Changed(f"image_error accepted it, but: {error}") from None
+    if once.tobytes() != twice.tobytes():
+        raise Changed("other pixels the second time")
+    return once.size
 
 
 @cache
-def sound(kind: str, mode: str, progressive: bool = False) -> bytes:
-    """A small image that is a good one, with EXIF and an ICC profile where the format has them."""
+def small_image(kind: str, mode: str, progressive: bool = False) -> bytes:
+    """Return a valid image, with EXIF and an ICC profile where the format has them."""
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
-    image = (
-        Image.fromarray(noise)
-        .resize((64, 48))
-        .convert("L" if mode in ("I;16", "I", "F", "LA") else mode)
-    )
-    image = image.convert(mode)
-    extra = (
-        {"exif": turned(6), "icc_profile": bytes(200)}
-        if kind in ("JPEG", "PNG", "TIFF", "WEBP")
-        else {}
-    )
+    image = Image.fromarray(noise).resize((64, 48))
+    image = image.convert("L" if mode in ("I;16", "I", "F", "LA") else mode).convert(mode)
+    extra: dict[str, Any] = {}
+    if kind in ("JPEG", "PNG", "TIFF", "WEBP"):
+        extra = {"exif": oriented(6), "icc_profile": bytes(200)}
     if progressive:
         extra["progressive"] = True
     buffer = io.BytesIO()
@@ -66,26 +82,28 @@ def sound(kind: str, mode: str, progressive: bool = False) -> bytes:
     return buffer.getvalue()
 
 
-def turned(orientation: int) -> bytes:
+def oriented(orientation: int) -> bytes:
+    """Return EXIF with an orientation."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     return exif.tobytes()
 
 
-def _some(rng: random.Random) -> tuple[str, bytes]:
+def any_image(rng: random.Random) -> tuple[str, bytes]:
     kind = rng.choice(WRITTEN)
     mode = rng.choice(MODES.get(kind, ["RGB"]))
-    return ENDINGS.get(kind, kind.lower()), sound(kind, mode, kind == "JPEG" and rng.random() < 0.5)
+    progressive = kind == "JPEG" and rng.random() < 0.5
+    return ENDINGS.get(kind, kind.lower()), small_image(kind, mode, progressive)
 
 
 def cut(rng: random.Random) -> tuple[str, bytes]:
-    ending, content = _some(rng)
+    ending, content = any_image(rng)
     return f"cut.{ending}", content[: rng.randrange(len(content))]
 
 
 def flipped(rng: random.Random) -> tuple[str, bytes]:
-    """A few bits, half of the time in the header."""
-    ending, content = _some(rng)
+    """Flip a few bits, half of the time in the header."""
+    ending, content = any_image(rng)
     data, end = bytearray(content), rng.choice([min(len(content), 200), len(content)])
     for _ in range(rng.choice([1, 2, 8, 64])):
         data[rng.randrange(end)] ^= 1 << rng.randrange(8)
@@ -93,13 +111,11 @@ def flipped(rng: random.Random) -> tuple[str, bytes]:
 
 
 def large_numbers(rng: random.Random) -> tuple[str, bytes]:
-    """Fields of the header become the numbers that sizes and offsets break on."""
-    ending, content = _some(rng)
+    """Replace fields of the header by numbers that break sizes and offsets."""
+    ending, content = any_image(rng)
     data = bytearray(content)
     for _ in range(rng.choice([1, 2, 4])):
-        number = rng.choice(
-            [0, 1, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, SIDE, 1_000_000]
-        )
+        number = rng.choice(LARGE)
         kinds = ["<I", ">I"] if number > 0xFFFF else ["<H", ">H", "<I", ">I"]
         field = struct.pack(rng.choice(kinds), number)
         place = rng.randrange(min(len(data), 120))
@@ -108,40 +124,35 @@ def large_numbers(rng: random.Random) -> tuple[str, bytes]:
 
 
 def spliced(rng: random.Random) -> tuple[str, bytes]:
-    """The beginning of one file and the end of another; sometimes repeated or moved parts of the
-    same."""
-    ending, content = _some(rng)
-    other = rng.choice([content, _some(rng)[1]])
+    """Join the beginning of one file and the end of another, or repeat or move parts of one."""
+    ending, content = any_image(rng)
+    other = rng.choice([content, any_image(rng)[1]])
     a, b = sorted((rng.randrange(len(content)), rng.randrange(len(content))))
     end = other[rng.randrange(len(other)) :]
-    return f"spliced.{ending}", rng.choice(
-        [content[:b] + end, content[:b] + content[a:], content[:a] + content[b:]]
-    )
+    joined = [content[:b] + end, content[:b] + content[a:], content[:a] + content[b:]]
+    return f"spliced.{ending}", rng.choice(joined)
 
 
 def misnamed(rng: random.Random) -> tuple[str, bytes]:
-    return f"misnamed.{_some(rng)[0]}", _some(rng)[1]
+    return f"misnamed.{any_image(rng)[0]}", any_image(rng)[1]
 
 
 def garbage(rng: random.Random) -> tuple[str, bytes]:
-    ending, content = _some(rng)
-    return f"garbage.{ending}", content[: rng.choice([0, 2, 8, 16])] + rng.randbytes(
-        rng.choice([0, 1, 100, 5000])
-    )
+    ending, content = any_image(rng)
+    start = content[: rng.choice([0, 2, 8, 16])]
+    return f"garbage.{ending}", start + rng.randbytes(rng.choice([0, 1, 100, 5000]))
 
 
 def metadata(rng: random.Random) -> tuple[str, bytes]:
-    """EXIF that is noise, that leads back to itself, or says any orientation; ICC profiles and
-    texts that are noise."""
+    """Write EXIF that is noise, refers to itself or has any orientation, or a profile of noise."""
     kind = rng.choice(["JPEG", "PNG", "WEBP", "TIFF"])
-    block = bytearray(turned(rng.choice([0, 1, 2, 5, 6, 8, 9, 65535])))
+    block = bytearray(oriented(rng.choice([0, 1, 2, 5, 6, 8, 9, 65535])))
     what = rng.choice(["noise", "loop", "orientation", "profile"])
     if what == "noise":
         block = bytearray(b"Exif\0\0") + rng.randbytes(rng.choice([1, 8, 100, 60_000]))
     if what == "loop":
-        block = bytearray(
-            exif_of([(tag, 4, 1, 8) for tag in (0x8769, 0x8825, 0xA005, 0x014A)], after=8)
-        )
+        tags = (0x8769, 0x8825, 0xA005, 0x014A)
+        block = bytearray(exif_of([(tag, 4, 1, 8) for tag in tags], after=8))
     profile = rng.randbytes(rng.choice([1, 128, 60_000])) if what == "profile" else b""
     buffer = io.BytesIO()
     options = {} if kind == "TIFF" else {"exif": bytes(block)}
@@ -152,28 +163,17 @@ def metadata(rng: random.Random) -> tuple[str, bytes]:
 
 
 def loops(rng: random.Random) -> tuple[str, bytes]:
-    """A TIFF whose directories follow each other in a circle, or whose tags point at themselves."""
-    ifd = struct.pack("<H", 1) + struct.pack(
-        "<HHII", rng.choice([0x014A, 0x8769, 0x0100, 0x0111]), 4, 99, 8
-    )
+    """Write a TIFF whose directory is its own successor, and whose tag points at itself."""
+    tag = rng.choice([0x014A, 0x8769, 0x0100, 0x0111])
+    ifd = struct.pack("<H", 1) + struct.pack("<HHII", tag, 4, 99, 8)
     return "loop.tif", b"II*\0\x08\0\0\0" + ifd + struct.pack("<I", 8) + bytes(64)
 
 
 DAMAGES: list[Callable[[random.Random], tuple[str, bytes]]] = [
-    *(cut, flipped, flipped, large_numbers, spliced, misnamed, garbage, metadata, loops)
-]
+    cut, flipped, flipped, large_numbers, spliced, misnamed, garbage, metadata, loops,
+]  # fmt: skip
 
 
-_made: dict[str, bytes] = {}
-
-
-def _bomb(name: str) -> Callable[[random.Random], tuple[str, bytes]]:
-    def made(rng: random.Random) -> tuple[str, bytes]:
-        if name not in _made:
-            _made[name] = bombs()[name]()
-        return f"bomb-{name}", _made[name]
-
-    return made
-
-
-BOMBS: list[Callable[[random.Random], tuple[str, bytes]]] = [_bomb(name) for name in bombs()]
+@cache
+def bomb(name: str) -> bytes:
+    return bombs()[name]()

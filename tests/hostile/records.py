@@ -1,4 +1,4 @@
-"""Damaged run.json: an accepted record survives writing and reading, and can be shown."""
+"""Damaged run.json files: an accepted record survives writing and reading, and can be shown."""
 
 from __future__ import annotations
 
@@ -12,47 +12,30 @@ from rmadapter.bench.report.groups import experiment_of
 from rmadapter.bench.report.read import read_records
 from tests.helpers.synthetic_runs import record
 from tests.hostile.harness import Changed
-from tests.hostile.mutate import spoilt_json
+from tests.hostile.mutate import damage_json
 
-SOUND = (
+CROSS = {"all": 60.0, "dtd": 40.0, "cars": 30.5}
+UNTESTED, NOTES = {"base": None, "novel": 1.0}, ("a: b", "c")
+VALID = (
     record("mma", "pets", 1, {"base": 80.0, "novel": 70.0}),
-    record(
-        "rmadapter",
-        "pets",
-        2,
-        {"all": 60.0, "dtd": 40.0, "cars": 30.5},
-        protocol="cross-dataset",
-        value=[1, None],
-    ),
-    record(
-        "zero-shot",
-        "pets",
-        3,
-        {"base": None, "novel": 1.0},
-        axis="rank",
-        value=4,
-        notes=("a: b", "c"),
-    ),
+    record("rmadapter", "pets", 2, CROSS, protocol="cross-dataset", value=[1, None]),
+    record("zero-shot", "pets", 3, UNTESTED, axis="rank", value=4, notes=NOTES),
 )
 
 
 def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
     rng = random.Random(seed)
     for number in range(count):
-        what, content = spoilt_json(rng, json.loads(rng.choice(SOUND).line()))
+        what, content = damage_json(rng, json.loads(rng.choice(VALID).line()))
         yield f"{what}-{number}", content
 
 
-def ask(name: str, content: bytes, folder: Path) -> object:
+def check(name: str, content: bytes, folder: Path) -> object:
     file = folder / "run.json"
     file.write_bytes(content)
-    found = read_record(file)
-    found.save(file)
-    if read_record(file) != found:
-        raise Changed("another record when it was written and read")
-    shown = [
-        found.metrics,
-        [(score.title, score.chance) for score in found.scores],
-        experiment_of(found),
-    ]
-    return shown, read_records(file)
+    accepted = read_record(file)
+    accepted.save(file)
+    if read_record(file) != accepted:
+        raise Changed("another record after writing and reading")
+    scores = [(score.title, score.chance) for score in accepted.scores]
+    return accepted.metrics, scores, experiment_of(accepted), read_records(file)

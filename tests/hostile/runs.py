@@ -1,7 +1,7 @@
 """Folders of runs with one damaged file: a run that still loads gives its old answers.
 
-Half of them have lost their SHA256SUMS, as after a forgery: their answers may change, but reading
-them is just as safe.
+Half of them lack SHA256SUMS, as after a forgery: their answers may change, but they are as safe to
+read.
 """
 
 from __future__ import annotations
@@ -16,16 +16,11 @@ from rmadapter.artifacts.checkpoint import load, read_draw
 from rmadapter.support.files import SUMS
 from tests.hostile import valid
 from tests.hostile.harness import Changed
-from tests.hostile.mutate import damaged, spoilt_json
+from tests.hostile.mutate import damage, damage_json
 
 FILES = (
-    "model.json",
-    "model.json",
-    "model.safetensors",
-    "model.safetensors",
-    "run.json",
-    "config.yaml",
-)
+    "model.json", "model.json", "model.safetensors", "model.safetensors", "run.json", "config.yaml",
+)  # fmt: skip
 
 
 def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
@@ -34,39 +29,40 @@ def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
         method = valid.METHODS[number // 10 % len(valid.METHODS)]
         file = rng.choice(FILES)
         data = (valid.run(method) / file).read_bytes()
-        spoil = spoilt_json(rng, json.loads(data)) if file.endswith(".json") else _header(rng, data)
-        yield f"{method}/{file}/{spoil[0]}-{number}", spoil[1]
+        if file.endswith(".json"):
+            what, content = damage_json(rng, json.loads(data))
+        else:
+            what, content = damage_start(rng, data)
+        yield f"{method}/{file}/{what}-{number}", content
 
 
-def _header(rng: random.Random, data: bytes) -> tuple[str, bytes]:
-    """Most of what a safetensors file can say wrongly stands in its first bytes."""
+def damage_start(rng: random.Random, data: bytes) -> tuple[str, bytes]:
+    """Damage bytes, half of the time among the first, where a safetensors file has its header."""
     if rng.random() < 0.5:
-        return damaged(rng, data)
-    what, start = damaged(rng, data[:400])
+        return damage(rng, data)
+    what, start = damage(rng, data[:400])
     return f"start-{what}", start + data[400:]
 
 
-def ask(name: str, content: bytes, folder: Path) -> object:
+def check(name: str, content: bytes, folder: Path) -> object:
     method, file, _ = name.split("/")
-    run = valid.copied(valid.run(method), folder / "run", file)
+    run = valid.copy_folder(valid.run(method), folder / "run", file)
     (run / file).write_bytes(content)
     if forged := int(name.rsplit("-", 1)[1]) % 2 == 1:
         (run / SUMS).unlink(missing_ok=True)
-    found = answer(run)
-    if found != sound(method) and not forged:
-        raise Changed(f"{found} instead of {sound(method)}"[:1000])
-    return found
+    actual, expected = answers(run), valid_answers(method)
+    if actual != expected and not forged:
+        raise Changed(f"{actual} instead of {expected}"[:1000])
+    return actual
 
 
 @cache
-def sound(method: str) -> tuple[object, ...]:
-    return answer(valid.run(method))
+def valid_answers(method: str) -> tuple[object, ...]:
+    return answers(valid.run(method))
 
 
-def answer(run: Path) -> tuple[object, ...]:
-    """Labels and probabilities, and what the run says about its images."""
+def answers(run: Path) -> tuple[object, ...]:
+    """Return labels and probabilities, and what the run records of its images."""
     fitted, labels, *_ = load(run, valid.backbone())
-    rows = [
-        row for part in fitted.probabilities(valid.images().images[:2]) for row in part.tolist()
-    ]
-    return labels, rows, read_draw(run)[:2]
+    [rows] = fitted.probabilities(valid.images().images[:2])
+    return labels, rows.tolist(), read_draw(run)[:2]

@@ -1,4 +1,4 @@
-"""Pairs of --set for several methods: accepted ones survive a config file and build a model."""
+"""Pairs of --set: accepted ones survive a config file, and a model can be built of them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import yaml
 from rmadapter.methods import METHODS
 from rmadapter.runs.request import Request
 from rmadapter.settings import parse_overrides, read_yaml, settings_of, to_yaml
-from rmadapter.task import COMMON_SETTINGS
+from rmadapter.task import COMMON_SETTINGS, qualified_settings
 from tests.hostile import valid
 from tests.hostile.harness import Changed
-from tests.hostile.mutate import NUMBERS, TEXTS, damaged
+from tests.hostile.mutate import NUMBERS, TEXTS, damage
 
 SHAPES = (
     *(
@@ -92,72 +92,54 @@ def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
         method = methods[number % len(methods)]
         own = settings_of(Request.make({}, method).method)
         name = rng.choice([*COMMON_SETTINGS, *own, *own])
-        sound = (
-            yaml.safe_dump(own.get(name, 1)).removesuffix("\n...\n") if rng.random() < 0.7 else "3"
-        )
-        text = (
-            sound if rng.random() < 0.25 else rng.choice((*VALUES, *TEXTS, *map(_digits, NUMBERS)))
-        )
+        text = "3"
+        if rng.random() < 0.7:
+            text = yaml.safe_dump(own.get(name, 1)).removesuffix("\n...\n")
+        if rng.random() >= 0.25:
+            text = rng.choice((*VALUES, *TEXTS, *map(_digits, NUMBERS)))
         if rng.random() < 0.3:
             text = rng.choice(SHAPES).replace("{}", text).replace("{{", "{").replace("}}", "}")
-        pair = (
-            f"{name}={text}"
-            if rng.random() < 0.9
-            else rng.choice((text, f"{text}={name}", f"{method}.{name}={text}"))
-        )
+        pair = f"{name}={text}"
+        if rng.random() >= 0.9:
+            pair = rng.choice((text, f"{text}={name}", f"{method}.{name}={text}"))
         content = pair.encode("utf-8", "surrogatepass")
-        yield (
-            f"{method}-{name}-{number}",
-            damaged(rng, content)[1] if rng.random() < 0.1 else content,
-        )
+        if rng.random() < 0.1:
+            content = damage(rng, content)[1]
+        yield f"{method}-{name}-{number}", content
 
 
 def _digits(number: float) -> str:
     return repr(number) if isinstance(number, float) or number < 10**300 else "1" + "0" * 400
 
 
-def ask(name: str, content: bytes, folder: Path) -> object:
-    method = next(
-        known for known in sorted(METHODS, key=len, reverse=True) if name.startswith(f"{known}-")
-    )
-    return same_again(parse_overrides([os.fsdecode(content)]), method, folder)
+def check(name: str, content: bytes, folder: Path) -> object:
+    longest_first = sorted(METHODS, key=len, reverse=True)
+    method = next(known for known in longest_first if name.startswith(f"{known}-"))
+    return check_settings(parse_overrides([os.fsdecode(content)]), method, folder)
 
 
-def same_again(values: dict[str, object], method: str, folder: Path) -> Request:
-    """The request, if it is the same when its settings were written and read, and if a model can be
-    built of it."""
+def check_settings(values: dict[str, object], method: str, folder: Path) -> Request:
+    """Make a request of settings, write and read them, and build a model of them."""
     fields = settings_of(Request.make({}, method).method) if method in METHODS else {}
-    small = {
-        name: value for name, value in valid.QUICK.items() if name in fields
-    }  # it has two blocks
-    wanted = Request.make({**small, **values}, method)
-    own = {
-        f"{method}.{name}" if name in COMMON_SETTINGS else name: v
-        for name, v in settings_of(wanted.method).items()
-    }
-    task = {
-        name: getattr(wanted.task, name)
-        for name in ("shots", "seed", "classes", "templates", "views", "backbone")
-    }
-    (folder / "config.yaml").write_text(to_yaml({**task, **own}), encoding="utf-8")
+    small = {name: value for name, value in valid.QUICK.items() if name in fields}
+    request = Request.make({**small, **values}, method)  # the backbone has two blocks
+    names = ("shots", "seed", "classes", "templates", "views", "backbone")
+    written = {name: getattr(request.task, name) for name in names}
+    written |= qualified_settings(method, settings_of(request.method))
+    (folder / "config.yaml").write_text(to_yaml(written), encoding="utf-8")
     again = Request.make(read_yaml(folder / "config.yaml"), method)
-    if (again.task, again.method) != (wanted.task, wanted.method):
-        raise Changed(f"{wanted.task}, {wanted.method} became {again.task}, {again.method}"[:1000])
-    wanted.method.parameters(valid.backbone(), 5, 2)
-    return wanted
+    before, after = (request.task, request.method), (again.task, again.method)
+    if before != after:
+        raise Changed(f"{before} became {after}"[:1000])
+    request.method.parameters(valid.backbone(), 5, 2)
+    return request
 
 
 def config(rng: random.Random, method: str) -> str:
-    """A sound config file of a method."""
+    """Write a valid config file of a method."""
     own = settings_of(Request.make({}, method).method)
     kept = rng.sample(sorted(own), min(len(own), rng.randrange(1, 8)))
-    values = {
-        "method": method,
-        "shots": 4,
-        "seed": 1,
-        "templates": ["a {}."],
-        **{name: own[name] for name in kept},
-    }
-    return yaml.safe_dump(
-        {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
-    )
+    values = {"method": method, "shots": 4, "seed": 1, "templates": ["a {}."]}
+    for name in kept:
+        values[name] = list(own[name]) if isinstance(own[name], tuple) else own[name]
+    return yaml.safe_dump(values)

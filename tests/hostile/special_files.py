@@ -27,17 +27,14 @@ ENDINGS = {"data": ".csv", "data set": ".csv", "image": ".jpg", "records": ".jso
 
 def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
     rng = random.Random(seed)
-    every = [
-        (entry, kind)
-        for entry in [*entry_points.ENTRY_POINTS, *entry_points.inside(Path())]
-        for kind in KINDS
-    ]
+    entries = [*entry_points.ENTRY_POINTS, *entry_points.inside(Path())]
+    every = [(entry, kind) for entry in entries for kind in KINDS]
     rng.shuffle(every)
     for number in range(count):
         yield "/".join((*every[number % len(every)], str(number))), b""
 
 
-def ask(name: str, content: bytes, folder: Path) -> object:
+def check(name: str, content: bytes, folder: Path) -> object:
     entry, kind, _ = name.split("/")
     before = os.getcwd()
     os.chdir(folder)

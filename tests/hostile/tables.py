@@ -1,9 +1,7 @@
 """Hostile CSV files of `path,label[,split]` and split files of [path, label, class name].
 
-    for name, content in cases(seed=1, count=5000): ...
-
-The same seed gives the same files. A name says what was done, and ends with .csv or .json. Files
-that are good but for one thing name the images a/0.png to a/4.png and b/0.png to b/4.png.
+A name says what was done, and ends with .csv or .json. Files with a single fault name the images
+a/0.png to a/4.png and b/0.png to b/4.png.
 """
 
 from __future__ import annotations
@@ -11,46 +9,29 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from rmadapter.data.catalog.readers import image_sets, split_json
+from rmadapter.data.read import read_images
+
+SECONDS = 20.0
+
 FORMULAS = [
-    '=HYPERLINK("http://evil","x")',
-    "+1+1",
-    "-2+3",
-    "@SUM(A1)",
-    "\t=1",
-    "=cmd|'/c calc'!A0",
+    '=HYPERLINK("http://evil","x")', "+1+1", "-2+3", "@SUM(A1)", "\t=1", "=cmd|'/c calc'!A0",
     "％=1",
-]
+]  # fmt: skip
 ODD = [
-    "",
-    " ",
-    "\0",
-    "\ud800",
-    "\u202egnp.x",
-    "\x1b[2J",
-    "a" * 300,
-    "é",
-    "e\u0301",
-    "CON",
-    ".",
-    "..",
-    "a\nb",
-    "'",
-    '"',
-    ",",
-]
+    "", " ", "\0", "\ud800", "\u202egnp.x", "\x1b[2J", "a" * 300, "é", "e\u0301", "CON", ".", "..",
+    "a\nb", "'", '"', ",",
+]  # fmt: skip
 OUTSIDE = [
-    *(
-        "/etc/passwd",
-        "../../../etc/passwd",
-        "a/../../x.png",
-        "/dev/zero",
-        "/proc/self/mem",
-        "//host/share/x.png",
-    ),
-    *("C:\\x.png", "\\\\host\\x.png", "~root/x.png", "file:///etc/passwd", "http://evil/x.png"),
-]
+    "/etc/passwd", "../../../etc/passwd", "a/../../x.png", "/dev/zero", "/proc/self/mem",
+    "//host/share/x.png", "C:\\x.png", "\\\\host\\x.png", "~root/x.png", "file:///etc/passwd",
+    "http://evil/x.png",
+]  # fmt: skip
 NUMBERS: list[Any] = [-1, 10**30, 1e308, float("nan"), float("inf"), True, None, "1", [], {}, 0.5]
 
 
@@ -61,13 +42,22 @@ def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
         yield f"{number:05d}-{name}", content
 
 
+def check(name: str, content: bytes, folder: Path) -> object:
+    path = folder / name
+    path.write_bytes(content)
+    if path.suffix == ".json":
+        return image_sets(split_json(path), folder, path)
+    for label in "ab":
+        (folder / label).mkdir()
+        for number in range(5):
+            Image.new("RGB", (4, 4)).save(folder / label / f"{number}.png")
+    return read_images(path, progress=False)
+
+
 def good_rows(rng: random.Random) -> list[list[str]]:
-    """[path, label, split]; in an order of the generator's."""
-    rows = [
-        [f"{label}/{i}.png", label, "train" if i < 3 else "test"]
-        for label in "ab"
-        for i in range(5)
-    ]
+    """Return rows of [path, label, split] in random order."""
+    splits = ["train"] * 3 + ["test"] * 2
+    rows = [[f"{label}/{i}.png", label, splits[i]] for label in "ab" for i in range(5)]
     rng.shuffle(rows)
     return rows
 
@@ -76,16 +66,15 @@ def as_csv(
     rows: list[list[str]], header: str = "path,label,split", end: str = "\n", comma: str = ","
 ) -> bytes:
     def cell(text: str) -> str:
-        return (
-            '"' + text.replace('"', '""') + '"' if any(mark in text for mark in '",\n\r') else text
-        )
+        quoted = '"' + text.replace('"', '""') + '"'
+        return quoted if any(mark in text for mark in '",\n\r') else text
 
     lines = [header, *(comma.join(map(cell, row)) for row in rows)]
     return end.join([*lines, ""]).encode("utf-8", "surrogatepass")
 
 
 def odd_cells(rng: random.Random) -> tuple[str, bytes]:
-    """One or a few cells that are formulas, empty, far too long, or no text."""
+    """Make one or a few cells formulas, empty, far too long, or no text."""
     rows = good_rows(rng)
     for _ in range(rng.choice([1, 1, 5])):
         row = rng.choice(rows)
@@ -107,7 +96,7 @@ def headers(rng: random.Random) -> tuple[str, bytes]:
 
 
 def shape(rng: random.Random) -> tuple[str, bytes]:
-    """Too few or too many cells, other line ends and marks, quotes that never end, encodings."""
+    """Write too few or too many cells, other line ends and marks, open quotes, or encodings."""
     rows = good_rows(rng)
     what = rng.choice(["short", "long", "end", "comma", "quote", "encoding", "nothing", "twice"])
     if what == "short":
@@ -126,7 +115,7 @@ def shape(rng: random.Random) -> tuple[str, bytes]:
 
 
 def many_classes(rng: random.Random) -> tuple[str, bytes]:
-    """A class of its own for every row, whose names are nearly the same."""
+    """Give every row a class of its own, with nearly equal names."""
     count = rng.choice([1000, 10_000])
     return "classes.csv", as_csv([["a/0.png", f"class {i}", "train"] for i in range(count)])
 
@@ -155,7 +144,7 @@ def as_json(value: Any) -> bytes:
 
 
 def split_rows(rng: random.Random) -> tuple[str, bytes]:
-    """Rows of other kinds, lengths, labels and paths."""
+    """Make one row of another kind or length, or change its label, name or path."""
     table = good_split(rng)
     rows = table[rng.choice(["train", "test"])]
     row, what = rng.choice(rows), rng.choice(["path", "label", "name", "kind", "length"])
@@ -173,37 +162,18 @@ def split_rows(rng: random.Random) -> tuple[str, bytes]:
 
 
 def split_shapes(rng: random.Random) -> tuple[str, bytes]:
-    """No split file at all, though JSON; or so deep that a parser runs out of its stack."""
+    """Write JSON that is no split file, or so deep that a parser runs out of its stack."""
     deep = rng.choice([100, 5000, 100_000])
     table = good_split(rng)
-    others: list[dict[str, Any]] = [
-        {},
-        {"dev": []},
-        {"val": None},
-        {"train": []},
-        {"test": {"a": 1}},
-    ]
-    found = [
-        *(b"[" * deep, b'{"train":' * deep, b"[" * deep + b"]" * deep, b"9" * 10_000),
-        *(b"null", b"3", b'"x"', b"[]", b"{}", as_json({"train": table["train"]})),
-        *(as_json({**table, **other}) for other in others),
-        *(b"\xef\xbb\xbf" + as_json(table), as_json(table) + b"x", as_json(table)[:-5]),
-    ]
-    return "shape.json", rng.choice(found)
+    others: list[Any] = [{}, {"dev": []}, {"val": None}, {"train": []}, {"test": {"a": 1}}]
+    shapes = [b"[" * deep, b'{"train":' * deep, b"[" * deep + b"]" * deep, b"9" * 10_000]
+    shapes += [b"null", b"3", b'"x"', b"[]", b"{}", as_json({"train": table["train"]})]
+    shapes += [as_json({**table, **other}) for other in others]
+    shapes += [b"\xef\xbb\xbf" + as_json(table), as_json(table) + b"x", as_json(table)[:-5]]
+    return "shape.json", rng.choice(shapes)
 
 
 KINDS: list[Callable[[random.Random], tuple[str, bytes]]] = [
-    *(
-        odd_cells,
-        odd_cells,
-        outside,
-        headers,
-        shape,
-        many_classes,
-        flipped,
-        noise,
-        split_rows,
-        split_rows,
-        split_shapes,
-    )
-]
+    odd_cells, odd_cells, outside, headers, shape, many_classes, flipped, noise, split_rows,
+    split_rows, split_shapes,
+]  # fmt: skip

@@ -14,36 +14,23 @@ from tests.hostile.harness import Changed
 from tests.hostile.mutate import TEXTS
 
 PARTS = (
-    "{}",
-    "{}",
-    "{",
-    "}",
-    "{{}}",
-    "{0}",
-    "{x}",
-    "{!r}",
-    "{:>9999999999}",
-    "{}",
-    "{.__class__}",
-    "%s",
-    "a photo of a ",
-    ".",
-)
+    "{}", "{}", "{", "}", "{{}}", "{0}", "{x}", "{!r}", "{:>9999999999}", "{}", "{.__class__}",
+    "%s", "a photo of a ", ".",
+)  # fmt: skip
 
 
 def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
     rng = random.Random(seed)
     for number in range(count):
-        parts = [
-            rng.choice(PARTS) if rng.random() < 0.7 else rng.choice(TEXTS)
-            for _ in range(rng.randrange(5))
-        ]
+        parts = []
+        for _ in range(rng.randrange(5)):
+            parts.append(rng.choice(PARTS if rng.random() < 0.7 else TEXTS))
         yield f"template-{number}", "".join(parts).encode("utf-8", "surrogatepass")
 
 
-def ask(name: str, content: bytes, folder: Path) -> object:
+def check(name: str, content: bytes, folder: Path) -> object:
     template = content.decode("utf-8", "surrogatepass")
-    (found,) = configured(Task(), {"templates": [template]}).templates
-    if found != template or found.format("ZEBRA").count("ZEBRA") != 1 + template.count("ZEBRA"):
-        raise Changed(f"{template!r} became {found!r}")
-    return tokenize(valid.backbone(), ["zebra"], [found])
+    (kept,) = configured(Task(), {"templates": [template]}).templates
+    if kept != template or kept.format("ZEBRA").count("ZEBRA") != 1 + template.count("ZEBRA"):
+        raise Changed(f"{template!r} became {kept!r}")
+    return tokenize(valid.backbone(), ["zebra"], [kept])

@@ -1,4 +1,4 @@
-"""tests/hostile/kills.py: it finds what it looks for, and nothing where there is nothing."""
+"""tests/hostile/kills.py: runs of ours have no faults, and a careless command has all of them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from tests.hostile import kills
 
 @pytest.mark.slow
 @pytest.mark.parametrize("only", ["fit coop", "data"])
-def test_killed_runs_end_as_undisturbed_ones(only: str) -> None:
-    [row] = kills.hunt(2, seed=1, only=only)
+def test_killed_runs_end_like_others(only: str) -> None:
+    [row] = kills.kill_runs(2, seed=1, only=only)
     assert row["kills"] == 2
     assert {row[fault] for fault in kills.FAULTS} == {0}
 
 
 def careless() -> None:
-    """A command that writes other weights and one more file whenever it was killed before, and
-    leaves a child."""
+    """Write other weights and one more file after each kill, print a traceback and leave a
+    child."""
     print("Traceback")
     with subprocess.Popen(["sleep", "5"], start_new_session=True):
         out = Path(sys.argv[-1])
@@ -36,9 +36,9 @@ def careless() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("only", ["fit coop", "data"])
-def test_it_notices(monkeypatch: pytest.MonkeyPatch, only: str) -> None:
+def test_faults_are_noticed(monkeypatch: pytest.MonkeyPatch, only: str) -> None:
     monkeypatch.setattr(kills.cli, "main", careless)
     monkeypatch.setattr(kills, "PATIENCE", 0.1)
-    [row] = kills.hunt(1, seed=1, only=only)
+    [row] = kills.kill_runs(1, seed=1, only=only)
     for fault in ("other weights", "leftovers", "orphans", "tracebacks"):
         assert row[fault], fault

@@ -14,30 +14,18 @@ from typing import Any
 from tests.helpers.models import write_fixed_backbone
 
 METHODS = (
-    "rmadapter",
-    "coop",
-    "maple",
-    "tip-adapter-f",
-    "clip-lora",
-    "linear-probe",
-    "mmrl",
+    "rmadapter", "coop", "maple", "tip-adapter-f", "clip-lora", "linear-probe", "mmrl",
     "clip-adapter",
-)
+)  # fmt: skip
 QUICK = {
-    "epochs": 1,
-    "iterations": 2,
-    "rank": 2,
-    "first_block": 1,
-    "layer": 1,
-    "n_ctx": 2,
-    "depth": 2,
+    "epochs": 1, "iterations": 2, "rank": 2, "first_block": 1, "layer": 1, "n_ctx": 2, "depth": 2,
     "tokens": 2,
-}
+}  # fmt: skip
 
 
 @cache
 def place() -> Path:
-    """A folder that goes when the process ends."""
+    """Return a folder that is removed when the process ends."""
     folder = Path(tempfile.mkdtemp(prefix="hostile-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
@@ -59,30 +47,25 @@ def images() -> Any:
 
 @cache
 def run(name: str) -> Path:
-    """The folder of a run of a method."""
+    """Fit a method and return the run's folder."""
     from rmadapter.runs.fit import fit
     from rmadapter.runs.lab import Lab
     from rmadapter.runs.request import Request
     from rmadapter.settings import settings_of
 
     own = settings_of(Request.make({}, name).method)
-    values = {
-        key: value
-        for key, value in QUICK.items()
-        if key in own and (key != "iterations" or own[key])
-    }
-    wanted = Request.make(
-        {**values, "shots": 2, "device": "cpu", "backbone": backbone().name}, name, data="colors"
-    )
-    lab = Lab(wanted.machine, progress=False)
+    values = {key: QUICK[key] for key in QUICK if key in own and (key != "iterations" or own[key])}
+    common = {"shots": 2, "device": "cpu", "backbone": backbone().name}
+    request = Request.make({**values, **common}, name, data="colors")
+    lab = Lab(request.machine, progress=False)
     lab.add("colors", {"train": images(), "test": images().subset(range(4))})
     with contextlib.redirect_stderr(io.StringIO()):
-        fit(wanted.task, wanted.method, place() / "runs" / name, lab, name)
+        fit(request.task, request.method, place() / "runs" / name, lab, name)
     return place() / "runs" / name
 
 
-def copied(source: Path, folder: Path, leaving: str) -> Path:
-    """A folder that is like `source`, except for one file."""
+def copy_folder(source: Path, folder: Path, leaving: str) -> Path:
+    """Copy a folder without one file."""
     for path in source.rglob("*"):
         target = folder / path.relative_to(source)
         if path.is_file() and path != source / leaving:
