@@ -35,16 +35,8 @@ def named(rmadapter: Command, colors: Path, kept: Path, tiny_clip: Backbone) -> 
     """A run whose classes have a label and another name in the prompt; nobody changes it."""
     if not (kept / "run").exists():
         (kept / "names.csv").write_text("label,name\nnight_sky,stars at night\nred,scarlet\n")
-        command = [
-            "fit",
-            colors,
-            "--backbone",
-            tiny_clip.name,
-            *QUICK,
-            "--names",
-            kept / "names.csv",
-        ]
-        assert rmadapter(*command, "--out", kept / "run").code == 0
+        command = ["fit", colors, "--backbone", tiny_clip.name, *QUICK]
+        rmadapter.done(*command, "--names", kept / "names.csv", "--out", kept / "run")
     return kept / "run"
 
 
@@ -66,7 +58,7 @@ def test_labels_come_back_by_every_route(
     table = rmadapter("predict", named, image, *its).out
     assert "night_sky" in table
     assert "stars" not in table
-    [answer] = json.loads(rmadapter("predict", named, image, *its, "--json").out)
+    [answer] = rmadapter.json("predict", named, image, *its)
     assert {guess["class"] for guess in answer["classes"]} == {"blue", "green", "night_sky", "red"}
     classifier = FewShotClassifier.load(named, backbone=tiny_clip.name)
     paths = [colors / f"test/{name}/{i}.png" for name in ("night_sky", "red") for i in range(4)]
@@ -103,19 +95,9 @@ def test_a_class_with_several_descriptions_keeps_its_label(
 ) -> None:
     (tmp_path / "names.csv").write_text("label,name\nred,scarlet\nblue,sea\nred,the red one\n")
     more = [word for setting in ["device=cpu", *settings] for word in ("--set", setting)]
-    command = [
-        "fit",
-        colors,
-        "--backbone",
-        tiny_clip.name,
-        "--shots",
-        2,
-        "--names",
-        tmp_path / "names.csv",
-    ]
+    command = ["fit", colors, "--backbone", tiny_clip.name, "--shots", 2, "--method", method]
     run = tmp_path / "run"
-    shown = rmadapter(*command, "--method", method, *more, "--out", run)
-    assert shown.code == 0, shown.err
+    rmadapter.done(*command, "--names", tmp_path / "names.csv", *more, "--out", run)
     saved = load(run, tiny_clip)
     assert saved.names == ("sea", "green", "night sky", "scarlet | the red one")
     assert saved.labels == ("blue", "green", "night_sky", "red")
@@ -124,9 +106,9 @@ def test_a_class_with_several_descriptions_keeps_its_label(
     assert judgement.classes == saved.labels
     assert "the red one" not in (run / "report.html").read_text("utf-8")
     its = backbone_option(run)
-    found = json.loads(rmadapter("eval", run, colors, *its, "--json").out)
+    found = rmadapter.json("eval", run, colors, *its)
     assert found["accuracy"] == read_record(run / "run.json").scores[0].accuracy
-    [answer] = json.loads(rmadapter("predict", run, colors / "test/red/0.png", *its, "--json").out)
+    [answer] = rmadapter.json("predict", run, colors / "test/red/0.png", *its)
     assert {guess["class"] for guess in answer["classes"]} == set(saved.labels)
 
 
@@ -150,53 +132,31 @@ def test_descriptions_in_python_and_beside_the_data(
 
 def test_a_score_refuses_what_is_no_class(named: Path, tiny_clip: Backbone, colors: Path) -> None:
     classifier = FewShotClassifier.load(named, backbone=tiny_clip.name)
-    with pytest.raises(
-        UserError, match="label 'rde' is not one of the classes; did you mean 'red'"
-    ):
+    with pytest.raises(UserError, match=r"'rde' .* did you mean 'red'"):
         classifier.score([colors / "test/red/0.png"], ["rde"])
 
 
 def test_eval_uses_the_names_of_the_run(rmadapter: Command, named: Path, colors: Path) -> None:
-    found = json.loads(rmadapter("eval", named, colors, *backbone_option(named), "--json").out)
+    command = ["eval", named, colors, *backbone_option(named)]
     record = json.loads((named / "run.json").read_text("utf-8"))
-    assert found["accuracy"] == record["scores"][0]["accuracy"]
-    held = rmadapter("eval", named, colors, *backbone_option(named), "--split", "heldout", "--json")
-    assert json.loads(held.out)["n_images"] == 16  # the draw's digest counts the names
+    assert rmadapter.json(*command)["accuracy"] == record["scores"][0]["accuracy"]
+    held = rmadapter.json(*command, "--split", "heldout")
+    assert held["n_images"] == 16  # the draw's digest counts the names
 
 
 def test_eval_uses_the_names_of_both_halves_of_the_classes(
     rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "names.csv").write_text("label,name\nblue,sea\nred,scarlet\n")
-    words = [
-        "--method",
-        "zero-shot",
-        "--backbone",
-        tiny_clip.name,
-        "--shots",
-        "2",
-        "--classes",
-        "base",
-    ]
     run = tmp_path / "run"
-    assert (
-        rmadapter("fit", colors, "--out", run, "--names", tmp_path / "names.csv", *words).code == 0
-    )
+    words = ["--method", "zero-shot", "--shots", 2, "--classes", "base", "--out", run]
+    words += ["--backbone", tiny_clip.name, "--names", tmp_path / "names.csv"]
+    rmadapter.done("fit", colors, *words)
     saved = load(run, tiny_clip)
     assert saved.custom_names == {"blue": "sea"}
     assert known_names(run, saved) == {"blue": "sea", "red": "scarlet"}
-    held = rmadapter(
-        "eval",
-        run,
-        colors,
-        *backbone_option(run),
-        "--split",
-        "heldout",
-        "--classes",
-        "novel",
-        "--json",
-    )
-    assert json.loads(held.out)["n_images"] > 0
+    command = ["eval", run, colors, *backbone_option(run), "--split", "heldout"]
+    assert rmadapter.json(*command, "--classes", "novel")["n_images"] > 0
 
 
 def test_names_that_fit_no_class_are_refused(
@@ -204,10 +164,7 @@ def test_names_that_fit_no_class_are_refused(
 ) -> None:
     (tmp_path / "names.csv").write_text("label,name\nnight-sky,stars\n")
     command = ["fit", colors, "--out", tmp_path / "run", "--names", tmp_path / "names.csv"]
-    refused(
-        rmadapter(*command),
-        "names 'night-sky', which is not a class of the data; did you mean 'night_sky'?",
-    )
+    refused(rmadapter(*command), "'night-sky'", "did you mean 'night_sky'?")
     (tmp_path / "names.csv").write_text("label,name\nred,Blue\n")
     refused(rmadapter(*command), "classes 'blue' and 'red' are both called 'Blue'")
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from rmadapter.training.contract import Shots, Unfinished
+from rmadapter.methods import load_method
+from rmadapter.training.contract import Fitted, Shots, Unfinished
 from rmadapter.training.traits import Recipe
 from tests.helpers.shots import logits_of
 
@@ -65,3 +66,21 @@ def killed_and_resumed(
     assert unfinished.path.exists() == (survived > 0)
     torch.manual_seed(survived)  # where the generators of another process stand
     return whole, train(shots)
+
+
+SMALL = {
+    "first_block": 2,
+    "rank": 4,
+    "batch_size": 4,
+    "epochs": 3,
+    "learning_rate": 0.01,
+    "alpha": 1,
+}
+
+
+def fit_adapters(shots: Shots, **fields: Any) -> Fitted:
+    return load_method("rmadapter", {**SMALL, **fields}).fit(shots.cache.backbone, shots)
+
+
+def losses(fitted: Fitted) -> list[float]:
+    return [step["loss"] for step in fitted.trained.history]

@@ -118,19 +118,16 @@ def fit_command(data: Path, backbone: Backbone, method: str) -> list[object]:
 def test_its_record_says_in_which_order_and_eval_repeats_it(
     rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:
-    found = {}
     for seed in (1, 4):
         run = tmp_path / str(seed)
         command = [*fit_command(colors, tiny_clip, "tda"), "--seed", seed]
-        assert rmadapter(*command, "--out", run).code == 0
+        rmadapter.done(*command, "--out", run)
         [score] = json.loads((run / "run.json").read_text("utf-8"))["scores"]
         assert score["order"] == seed
-        found[seed] = json.loads(
-            rmadapter("eval", run, colors, *backbone_option(run), "--json").out
-        )
-        assert found[seed]["accuracy"] == score["accuracy"]
+        found = rmadapter.json("eval", run, colors, *backbone_option(run))
+        assert found["accuracy"] == score["accuracy"]
     other = fit_command(colors, tiny_clip, "zero-shot")
-    assert rmadapter(*other, "--out", tmp_path / "other").code == 0
+    rmadapter.done(*other, "--out", tmp_path / "other")
     assert "order" not in json.loads((tmp_path / "other/run.json").read_text("utf-8"))["scores"][0]
 
 
@@ -139,11 +136,9 @@ def test_predict_says_that_it_learns_and_what_cannot_be_had_is_refused(
 ) -> None:
     run, out = tmp_path / "run", tmp_path / "answers.csv"
     command = fit_command(colors, tiny_clip, "tda")
-    assert rmadapter(*command, "--out", run).code == 0
+    rmadapter.done(*command, "--out", run)
     asked = ["predict", run, colors / "test", *backbone_option(run), "--out", out]
-    code, _, err = rmadapter(*asked)
-    assert (code, out.exists()) == (0, True)
-    assert "TDA learns from these images in their order; the next call starts afresh" in err
+    assert "TDA learns from these images in their order" in rmadapter.done(*asked).err
     out.unlink()
     out.with_name("answers.csv.partial").write_text("{}\n")
     refused(rmadapter(*asked), "TDA cannot resume; delete it to start again")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,14 +146,9 @@ def test_a_bench_encodes_each_image_once_and_the_next_bench_none(
         jobs = expand(
             "few-shot", [colors.name], methods, [1, 2], [2], root=colors.parent, common=common
         )
-        quick = (
-            {"rmadapter": {"epochs": 1, "first_block": 3, "rank": 4, **values}}
-            if "rmadapter" in methods
-            else {}
-        )
-        return run_all(
-            Plan(tuple(jobs), tmp_path / out, colors.parent, machine, quick), progress=False
-        )
+        quick = {"rmadapter": {"epochs": 1, "first_block": 3, "rank": 4, **values}}
+        plan = Plan(tuple(jobs), tmp_path / out, colors.parent, machine, quick)
+        return run_all(plan, progress=False)
 
     first = bench("one", ["rmadapter", "linear-probe", "tip-adapter"])
     # the test images, and the shots of two seeds
@@ -176,20 +170,12 @@ def test_eval_reuses_the_disk_cache_and_cache_lists_and_clears_it(
     seen: list[int],
     rmadapter: Command,
 ) -> None:
+    command = ["eval", finished, colors, "--backbone", tiny_clip.name]
     for _ in range(2):
-        done = rmadapter(
-            "eval",
-            finished,
-            colors,
-            "--backbone",
-            tiny_clip.name,
-            "--set",
-            "disk_cache=0.1",
-            "--json",
-        )
-        assert done.code == 0, done.err
+        rmadapter.done(*command, "--set", "disk_cache=0.1", "--json")
         assert sum(seen) == 16
-    shown = json.loads(rmadapter("cache", "--json").out)
+    refused(rmadapter(*command, "--set", "compile=true"), "compile")  # a setting of training
+    shown = rmadapter.json("cache")
     assert [(one["what"].partition(": ")[2], one["images"]) for one in shown["contents"]] == [
         ("features", 16),
         ("tokens of block 3, float32", 16),
@@ -200,19 +186,8 @@ def test_eval_reuses_the_disk_cache_and_cache_lists_and_clears_it(
     assert "activations" in rmadapter("cache").out
     assert "tokens of block 3" in rmadapter("cache", "activations").out
     refused(rmadapter("cache", "activation"), "'activations'")
-    assert json.loads(rmadapter("cache", "unpacked", "--clear", "--json").out)["removed_mb"] == 0
+    assert rmadapter.json("cache", "unpacked", "--clear")["removed_mb"] == 0
     (place / "pocket").mkdir()
-    assert json.loads(rmadapter("cache", "--clear", "--json").out)["removed_mb"] == pytest.approx(
-        shown["mb"]
-    )
+    assert rmadapter.json("cache", "--clear")["removed_mb"] == pytest.approx(shown["mb"])
     assert [path.name for path in place.iterdir()] == ["pocket"]
     assert rmadapter("cache").out == f"{place}: 0.0 MB\n"
-
-
-def test_eval_refuses_a_machine_setting_of_training(
-    finished: Path, colors: Path, tiny_clip: Backbone, rmadapter: Command
-) -> None:
-    done = rmadapter(
-        "eval", finished, colors, "--backbone", tiny_clip.name, "--set", "compile=true"
-    )
-    assert (done.code, "compile" in done.err) == (2, True)

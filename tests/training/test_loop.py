@@ -21,26 +21,11 @@ from rmadapter.methods import load_method
 from rmadapter.training.contract import Fitted, Shots, Unfinished
 from rmadapter.training.loop import Batch, Trainer, minimise, notify, order
 from rmadapter.training.traits import Recipe
+from tests.helpers.learning import SMALL, fit_adapters, losses
 from tests.helpers.rounding import relative_errors
 from tests.helpers.shots import LARGE_WEIGHTS, accuracy_of, noisy_colors, shots_of
 
-SMALL = {
-    "first_block": 2,
-    "rank": 4,
-    "batch_size": 4,
-    "epochs": 3,
-    "learning_rate": 0.01,
-    "alpha": 1,
-}
 IMAGES = noisy_colors(4, size=40, names=("red", "blue"))
-
-
-def fit(shots: Shots, **fields: Any) -> Fitted:
-    return load_method("rmadapter", {**SMALL, **fields}).fit(shots.cache.backbone, shots)
-
-
-def losses(fitted: Fitted) -> list[float]:
-    return [step["loss"] for step in fitted.trained.history]
 
 
 def same(one: Fitted, two: Fitted) -> bool:
@@ -94,12 +79,8 @@ def test_optimisers_are_torchs_with_the_recipes_numbers() -> None:
     for name, kind in {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}.items():
         made = Recipe(optimizer=name, betas=(0.5, 0.6), eps=1e-4, **numbers).make([weight])  # type: ignore[arg-type]
         assert type(made) is kind
-        assert [made.defaults[name] for name in ("lr", "betas", "eps", "weight_decay")] == [
-            0.3,
-            (0.5, 0.6),
-            1e-4,
-            0.1,
-        ]
+        values = {"lr": 0.3, "betas": (0.5, 0.6), "eps": 1e-4, "weight_decay": 0.1}
+        assert {name: made.defaults[name] for name in values} == values
 
 
 # ---- steps ----
@@ -173,23 +154,13 @@ def test_terms_and_the_end_of_an_epoch(shots: Shots) -> None:
         batch_size=10,
         warmup_epochs=0,
     )
-    source = shots.source()
-    done = minimise(
-        module,
-        loss,
-        recipe,
-        shots,
-        source,
-        lambda epoch: ends.append((epoch, module.weight.item())),
-    )
-    assert done.history[0] == {
-        "step": 1,
-        "epoch": 1,
-        "ce": 2.0,
-        "rest": 1.0,
-        "loss": 3.0,
-        "lr": 0.01,
-    }
+
+    def after(epoch: int) -> None:
+        ends.append((epoch, module.weight.item()))
+
+    done = minimise(module, loss, recipe, shots, shots.source(), after)
+    terms = {"ce": 2.0, "rest": 1.0, "loss": 3.0}
+    assert done.history[0] == {"step": 1, "epoch": 1, **terms, "lr": 0.01}
     # Adam's first step is the learning rate, whatever the gradient.
     assert ends == [
         (0, pytest.approx(0.99, abs=1e-6)),
@@ -227,16 +198,9 @@ def test_gradients_are_clipped(tiny_clip: Backbone) -> None:
     start = load_method("rmadapter", SMALL).model(tiny_clip).adapters.state_dict()  # type: ignore[attr-defined]
 
     def moved(clip: float) -> float:
-        fields = {
-            "optimizer": "sgd",
-            "momentum": 0,
-            "weight_decay": 0,
-            "batch_size": 8,
-            "epochs": 1,
-        }
-        end = fit(
-            shots_of(tiny_clip, IMAGES), clip_gradient=clip, **fields, **LARGE_WEIGHTS
-        ).tensors
+        fields = {"optimizer": "sgd", "momentum": 0, "weight_decay": 0, "clip_gradient": clip}
+        fields |= {"batch_size": 8, "epochs": 1, **LARGE_WEIGHTS}
+        end = fit_adapters(shots_of(tiny_clip, IMAGES), **fields).tensors
         return math.sqrt(sum(float((end[k] - start[k]).square().sum()) for k in start))
 
     assert moved(0.1) == pytest.approx(0.1 * 0.01, rel=1e-3)
@@ -250,14 +214,16 @@ def test_a_loss_that_is_not_finite_is_refused(shots: Shots) -> None:
             module, lambda batch: module.weight.sum() * math.nan, Recipe(), shots, shots.source()
         )
     with pytest.raises(UserError, match="lower learning_rate"):
-        fit(shots, learning_rate=1e30, epochs=20)
+        fit_adapters(shots, learning_rate=1e30, epochs=20)
 
 
 # ---- the same training, however it is computed ----
 
 
 def test_training_learns_the_colors(tiny_clip: Backbone) -> None:
-    fitted = fit(shots_of(tiny_clip, IMAGES), epochs=10, lambda_image_con=0, lambda_text_con=0)
+    fitted = fit_adapters(
+        shots_of(tiny_clip, IMAGES), epochs=10, lambda_image_con=0, lambda_text_con=0
+    )
     history = fitted.trained.history
     assert history[-1]["ce"] < 0.1 < history[0]["ce"]
     assert history[-1]["image_rec"] < history[0]["image_rec"]
@@ -280,7 +246,7 @@ def test_the_lean_loop_equals_the_reference_loop(
     tiny_clip: Backbone, fields: dict[str, Any], given: dict[str, Any]
 ) -> None:
     lean, plain = (
-        fit(shots_of(tiny_clip, IMAGES, **given), forward=way, **fields)
+        fit_adapters(shots_of(tiny_clip, IMAGES, **given), forward=way, **fields)
         for way in ("lean", "reference")
     )
     assert lean.trained.history[0].keys() == plain.trained.history[0].keys()
@@ -291,13 +257,14 @@ def test_the_lean_loop_equals_the_reference_loop(
 
 def test_half_precision_trains_and_is_close(tiny_clip: Backbone) -> None:
     whole, half = (
-        fit(shots_of(tiny_clip, IMAGES, precision=p), **LARGE_WEIGHTS) for p in ("fp32", "bf16")
+        fit_adapters(shots_of(tiny_clip, IMAGES, precision=p), **LARGE_WEIGHTS)
+        for p in ("fp32", "bf16")
     )
     assert losses(half) == pytest.approx(losses(whole), rel=5e-2)
     assert losses(half) != losses(whole)
     assert {tensor.dtype for tensor in half.tensors.values()} == {torch.float32}
     with pytest.raises(UserError, match="precision=fp16 needs a GPU: write precision=bf16 or fp32"):
-        fit(shots_of(tiny_clip, IMAGES, precision="fp16"))
+        fit_adapters(shots_of(tiny_clip, IMAGES, precision="fp16"))
 
 
 @pytest.mark.slow
@@ -309,21 +276,23 @@ def test_a_compiled_training_equals_an_eager_one(tiny_clip: Backbone) -> None:
         pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
     # two steps of one block: compiling takes its time
     few = {"first_block": 4, "batch_size": 8, "epochs": 2}
-    plain, compiled = (fit(shots_of(tiny_clip, IMAGES, compile=on), **few) for on in (False, True))
+    plain, compiled = (
+        fit_adapters(shots_of(tiny_clip, IMAGES, compile=on), **few) for on in (False, True)
+    )
     assert losses(compiled) == pytest.approx(losses(plain), rel=1e-4)
 
 
 def test_held_and_live_activations_train_alike(tiny_clip: Backbone) -> None:
     held = shots_of(tiny_clip, IMAGES)
     live = replace(held, cache=replace(held.cache, hold=False))
-    assert losses(fit(live)) == pytest.approx(losses(fit(held)), rel=1e-4)
+    assert losses(fit_adapters(live)) == pytest.approx(losses(fit_adapters(held)), rel=1e-4)
 
 
 def test_augmentation_is_new_in_every_epoch_or_repeats_the_kept_views(tiny_clip: Backbone) -> None:
     """Three epochs with three views kept see what three fresh ones show; workers change nothing."""
 
     def augmented(**given: Any) -> Fitted:
-        return fit(shots_of(tiny_clip, IMAGES, augmentation="standard", **given))
+        return fit_adapters(shots_of(tiny_clip, IMAGES, augmentation="standard", **given))
 
     fresh = augmented()
     again = augmented(workers=2)
@@ -334,15 +303,17 @@ def test_augmentation_is_new_in_every_epoch_or_repeats_the_kept_views(tiny_clip:
     assert losses(kept) == pytest.approx(losses(fresh), rel=1e-4)
     assert losses(one)[0] == pytest.approx(losses(fresh)[0], rel=1e-4)
     assert losses(one)[-1] != pytest.approx(losses(fresh)[-1], rel=1e-4)
-    assert losses(fresh)[0] != pytest.approx(losses(fit(shots_of(tiny_clip, IMAGES)))[0], rel=1e-4)
+    assert losses(fresh)[0] != pytest.approx(
+        losses(fit_adapters(shots_of(tiny_clip, IMAGES)))[0], rel=1e-4
+    )
 
 
 def test_the_global_random_state_is_neither_read_nor_changed(tiny_clip: Backbone) -> None:
     torch.manual_seed(1)
-    one = fit(shots_of(tiny_clip, IMAGES))
+    one = fit_adapters(shots_of(tiny_clip, IMAGES))
     torch.manual_seed(2)
     before = torch.random.get_rng_state()
-    two = fit(shots_of(tiny_clip, IMAGES))
+    two = fit_adapters(shots_of(tiny_clip, IMAGES))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert same(one, two)
 
@@ -352,7 +323,7 @@ def process(rank: int, folder: Path, name: str, trainings: list[dict[str, Any]])
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     fitted = [
-        fit(shots_of(load_backbone(name), IMAGES.subset(range(7))), **fields)
+        fit_adapters(shots_of(load_backbone(name), IMAGES.subset(range(7))), **fields)
         for fields in trainings
     ]
     if rank == 1:  # of the batch of one image it had none
@@ -373,15 +344,12 @@ def test_two_processes_train_like_one(tiny_clip: Backbone, tmp_path: Path) -> No
     trainings: list[dict[str, Any]] = [
         {**every, "optimizer": "sgd"},
         {**every, "optimizer": "sgd", "clip_gradient": 0.5},
-        {
-            **every,
-            "optimizer": "adamw",
-            "eps": 1e-3,
-        },  # a smaller one divides gradients by themselves, noise and all
+        # a smaller eps divides gradients by themselves, noise and all
+        {**every, "optimizer": "adamw", "eps": 1e-3},
     ]
     torch.multiprocessing.spawn(process, (tmp_path, tiny_clip.name, trainings), nprocs=2)  # type: ignore[no-untyped-call]
     for fields, (tensors, found) in zip(trainings, torch.load(tmp_path / "fitted.pt"), strict=True):
-        alone = fit(shots_of(tiny_clip, IMAGES.subset(range(7))), **fields)
+        alone = fit_adapters(shots_of(tiny_clip, IMAGES.subset(range(7))), **fields)
         assert found == pytest.approx(losses(alone), rel=1e-4)
         assert max(relative_errors(tensors, alone.tensors).values()) < 1e-4
 

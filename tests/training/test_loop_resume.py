@@ -15,31 +15,14 @@ from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
-from rmadapter.methods import load_method
 from rmadapter.training import loop as training
-from rmadapter.training.contract import Fitted, Shots, Unfinished
+from rmadapter.training.contract import Shots, Unfinished
 from rmadapter.training.loop import Batch, as_rows, as_table, key_of, minimise
 from rmadapter.training.traits import Recipe
-from tests.helpers.learning import killed_and_resumed
+from tests.helpers.learning import fit_adapters, killed_and_resumed, losses
 from tests.helpers.shots import noisy_colors, shots_of
 
-SMALL = {
-    "first_block": 2,
-    "rank": 4,
-    "batch_size": 4,
-    "epochs": 3,
-    "learning_rate": 0.01,
-    "alpha": 1,
-}
 IMAGES = noisy_colors(4, names=("red", "blue"))  # eight, two steps an epoch
-
-
-def fit(shots: Shots, **fields: Any) -> Fitted:
-    return load_method("rmadapter", {**SMALL, **fields}).fit(shots.cache.backbone, shots)
-
-
-def losses(fitted: Fitted) -> list[float]:
-    return [step["loss"] for step in fitted.trained.history]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +46,7 @@ def test_a_killed_training_ends_with_the_same_weights(
     """Bit for bit, whether it was killed at the end of an epoch of two steps or within it."""
     shots = shots_of(tiny_clip, IMAGES, **given)
     whole, resumed = killed_and_resumed(
-        lambda shots: fit(shots, **fields), shots, tmp_path, survived
+        lambda shots: fit_adapters(shots, **fields), shots, tmp_path, survived
     )
     assert all(torch.equal(whole.tensors[name], resumed.tensors[name]) for name in whole.tensors)
     assert losses(whole) == losses(resumed)
@@ -127,17 +110,17 @@ def test_a_foreign_or_damaged_state_is_refused(
 ) -> None:
     monkeypatch.setattr(training, "SAVE_SECONDS", -1.0)
     shots, path = shots_of(tiny_clip, IMAGES), tmp_path / "training.safetensors"
-    fit(replace(shots, unfinished=Unfinished(path, "mine")))
+    fit_adapters(replace(shots, unfinished=Unfinished(path, "mine")))
     whole = path.read_bytes()
     with pytest.raises(UserError, match="holds another, unfinished training: choose another --out"):
-        fit(replace(shots, unfinished=Unfinished(path, "yours")))
+        fit_adapters(replace(shots, unfinished=Unfinished(path, "yours")))
     assert path.read_bytes() == whole
     for damaged in (b"no safetensors", whole[: len(whole) // 2], b""):
         path.write_bytes(damaged)
         with pytest.raises(
             UserError, match=r"training.safetensors: not a readable training state .*; delete it"
         ):
-            fit(replace(shots, unfinished=Unfinished(path, "mine")))
+            fit_adapters(replace(shots, unfinished=Unfinished(path, "mine")))
 
 
 def test_a_history_survives_the_table_of_numbers() -> None:

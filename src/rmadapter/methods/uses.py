@@ -253,10 +253,10 @@ def uses_of(name: str, settings: Mapping[str, object], declared: Uses | None = N
 
 def backbones_in(name: str, settings: Mapping[str, object]) -> list[str]:
     """Return further backbones that settings of this method name, such as a teacher."""
-    return _set(settings, USES[name].backbones) if name in USES else []
+    return _values(settings, USES[name].backbones) if name in USES else []
 
 
-def _set(settings: Mapping[str, object], fields: Iterable[str]) -> list[str]:
+def _values(settings: Mapping[str, object], fields: Iterable[str]) -> list[str]:
     """Return the values of some settings, where they are set."""
     return [str(settings[field]) for field in fields if settings.get(field)]
 
@@ -267,19 +267,19 @@ def named_sums(name: str, settings: Mapping[str, object]) -> list[str]:
     run. Raises UserError if one is missing."""
     if name not in USES:
         code = name.rpartition(":")[0]
-        return [_sum(code)] if code.endswith(".py") else []
+        return [_digest(code)] if code.endswith(".py") else []
     import torch  # the service of an export imports this module, and has no torch
 
     from rmadapter.backbones.load import is_published, shared
 
-    sums = [_sum(file) for file in _set(settings, USES[name].files)]
+    sums = [_digest(file) for file in _values(settings, USES[name].files)]
     for model in backbones_in(name, settings):
         if not is_published(model):
             sums.append(shared(model, torch.device("cpu")).digest)
     return sums
 
 
-def _sum(file: str) -> str:
+def _digest(file: str) -> str:
     return hashlib.sha256(read_text(user_path(file)).encode()).hexdigest()
 
 
