@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,26 +28,40 @@ from rmadapter.support.files import sign, write_sums
 from tests.helpers.shell import backbone_option
 
 HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+IMAGE = [("a.png", colour_image(1, 2, 3))]
+
+
+@contextmanager
+def connected(process: Process) -> Iterator[socket.socket]:
+    host, port = process.address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as client:
+        yield client
+
+
+def accepts(process: Process) -> bool:
+    try:
+        with connected(process):
+            return True
+    except OSError:
+        return False
+
+
+def read_to_end(client: socket.socket) -> str:
+    """Read until the server closes the connection."""
+    return b"".join(iter(lambda: client.recv(10_000), b"")).decode()
 
 
 @pytest.mark.slow
 def test_accepted_requests_are_answered_before_the_end(finished: Path) -> None:
     """A request whose body is still coming when SIGTERM arrives; a new one is refused."""
     body = json.dumps({"images": []}).encode()
-    with Process(finished, *backbone_option(finished)) as process:
-        host, port = process.address.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=30) as client:
-            client.sendall(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body[:5])
-            wait_for(
-                lambda: (
-                    post(process.address, "/predict", [("a.png", colour_image(1, 2, 3))])[0] == 200
-                ),
-                "no answer",
-            )
-            process.process.send_signal(signal.SIGTERM)
-            wait_for(lambda: not takes(host, int(port)), "it takes new ones")
-            client.sendall(body[5:])
-            answer = rest_of(client)
+    with Process(finished, *backbone_option(finished)) as process, connected(process) as client:
+        client.sendall(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body[:5])
+        wait_for(lambda: post(process.address, "/predict", IMAGE)[0] == 200, "no answer")
+        process.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: not accepts(process), "it still accepts requests")
+        client.sendall(body[5:])
+        answer = read_to_end(client)
         assert answer.startswith("HTTP/1.1 400")
         assert "no images received" in answer
         assert "server:" not in answer.lower()
@@ -55,72 +69,50 @@ def test_accepted_requests_are_answered_before_the_end(finished: Path) -> None:
         assert [line for line in process.said if not line.startswith("rmadapter: ")] == []
 
 
-def rest_of(client: socket.socket) -> str:
-    """All until the other side closes."""
-    return b"".join(iter(lambda: client.recv(10_000), b"")).decode()
-
-
-def takes(host: str, port: int) -> bool:
-    try:
-        socket.create_connection((host, port), timeout=5).close()
-    except OSError:
-        return False
-    return True
-
-
 def test_ctrl_c_ends_with_0(finished: Path) -> None:
     with Process(finished, *backbone_option(finished), "--json") as process:
         assert process.process.stdout is not None
-        told = json.loads(process.process.stdout.readline())
-        assert told["models"] == {finished.name: str(finished)}
-        assert post(told["address"], "/predict", [("a.png", colour_image(1, 2, 3))])[0] == 200
+        announced = json.loads(process.process.stdout.readline())
+        assert announced["models"] == {finished.name: str(finished)}
+        assert post(announced["address"], "/predict", IMAGE)[0] == 200
         assert process.end(signal.SIGINT) == 0
         assert process.said == []
 
 
 def test_reload_loses_no_request(finished: Path, colors: Path, tmp_path: Path) -> None:
-    run, saved = (
-        Path(shutil.copytree(finished, tmp_path / "run")),
-        load(finished, backbone_option(finished)[1]),
-    )
-    (run / "run.json").unlink()  # a model alone, which may be saved again
-    image, found = read([colors / "test/red/0.png"]), list[tuple[int, str]]()
-    ends = threading.Event()
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    saved = load(finished, backbone_option(finished)[1])
+    (run / "run.json").unlink()  # a model alone may be saved again
+    image = read([colors / "test/red/0.png"])
+    answers: list[tuple[int, str]] = []
+    stop = threading.Event()
 
-    def asks() -> None:
-        while not ends.is_set():
+    def ask() -> None:
+        while not stop.is_set():
             status, answer = post(process.address, "/predict", image)
-            found.append(
-                (
-                    status,
-                    answer["answers"][0]["classes"][0]["class"] if status == 200 else str(answer),
-                )
-            )
+            best = answer["answers"][0]["classes"][0]["class"] if status == 200 else str(answer)
+            answers.append((status, best))
 
     with Process(run, *backbone_option(finished)) as process:
-        clients = [threading.Thread(target=asks) for _ in range(3)]
+        clients = [threading.Thread(target=ask) for _ in range(3)]
         assert process.address
         for client in clients:
             client.start()
         try:
-            wait_for(lambda: found, "no answer")
+            wait_for(lambda: answers, "no answer")
             save(run, saved.fitted, saved.name, labels=("blau", "grün", "nacht", "rot"))
-            wait_for(lambda: (200, "rot") in found, "the new one was not taken")
+            wait_for(lambda: (200, "rot") in answers, "the new model does not answer")
             (run / "model.safetensors").write_bytes(b"x")
             process.process.send_signal(signal.SIGHUP)
-            wait_for(
-                lambda: any("not reloaded" in line for line in process.said), "nothing was said"
-            )
-            before = len(found)
-            wait_for(lambda: len(found) > before + 3, "the old one does not answer")
+            wait_for(lambda: any("not reloaded" in line for line in process.said), "no report")
+            before = len(answers)
+            wait_for(lambda: len(answers) > before + 3, "the old model does not answer")
         finally:
-            ends.set()
+            stop.set()
             for client in clients:
                 client.join()
-        assert {status for status, _ in found} == {200}
-        names = [name for _, name in found]
-        assert {*names} == {"red", "rot"}  # no other answer
-        assert names[-1] == "rot"
+        assert {*answers} == {(200, "red"), (200, "rot")}
+        assert answers[-1] == (200, "rot")
         assert process.end() == 0
         assert process.said[1] == "rmadapter: run: reloaded"
         assert "the old one keeps answering: " in process.said[2]
@@ -129,16 +121,13 @@ def test_reload_loses_no_request(finished: Path, colors: Path, tmp_path: Path) -
 @pytest.mark.slow
 def test_missing_body_times_out(finished: Path) -> None:
     with Process(finished, *backbone_option(finished), "--seconds", "0.5", "--log") as process:
-        host, port = process.address.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=30) as client:
+        with connected(process) as client:
             client.sendall(HEAD + b"Content-Length: 9\r\n\r\n{")
             started = time.monotonic()
-            assert rest_of(client).startswith("HTTP/1.1 408")
+            assert read_to_end(client).startswith("HTTP/1.1 408")
             assert time.monotonic() - started < 20
-        wait_for(
-            lambda: any('"POST /predict HTTP/1.1" 408' in line for line in process.said),
-            "it is not in the log",
-        )
+        logged = '"POST /predict HTTP/1.1" 408'
+        wait_for(lambda: any(logged in line for line in process.said), "it is not in the log")
         assert process.end() == 0
 
 
@@ -152,19 +141,19 @@ def write(folder: Path, text: str) -> None:
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was opened. A folder's labels are the model."""
-    found: list[str] = []
+    """Contents of the folders that were opened as models."""
+    texts: list[str] = []
 
     def open_served(options: ServeOptions) -> ServedModel:
-        found.append((options.folder / "labels").read_text())
-        if found[-1] == "bad":
+        texts.append((options.folder / "labels").read_text())
+        if texts[-1] == "bad":
             raise UserError("labels: damaged")
-        if found[-1] == "bug":
+        if texts[-1] == "bug":
             raise ZeroDivisionError("oh")
-        return Toy(labels=found[-1].split()).served
+        return Toy(labels=texts[-1].split()).served
 
     monkeypatch.setattr(server, "open_served", open_served)
-    return found
+    return texts
 
 
 @contextmanager
@@ -188,12 +177,12 @@ def test_changed_run_is_loaded_once_complete(
         assert opened == []
         write(tmp_path, "d e f")
         check(reloader, 1)
-        assert opened == []  # it may be in the middle of it
+        assert opened == []  # writing may not be over
         check(reloader, 3)
         assert opened == ["d e f"]
         assert service.models["toy"].labels == ("d", "e", "f")
         assert capsys.readouterr().err == "rmadapter: toy: reloaded\n"
-        (tmp_path / "SHA256SUMS").unlink()  # as whoever saves a run begins
+        (tmp_path / "SHA256SUMS").unlink()  # the first step of saving a run
         check(reloader, 3)
         assert opened == ["d e f"]
         write(tmp_path, "g h i")
@@ -206,12 +195,12 @@ def test_damaged_run_is_refused_once(
 ) -> None:
     write(tmp_path, "a b c")
     with watched(tmp_path) as (service, reloader):
-        for text, told in (("bad", "labels: damaged"), ("bug", "ZeroDivisionError: oh")):
+        for text, reason in (("bad", "labels: damaged"), ("bug", "ZeroDivisionError: oh")):
             write(tmp_path, text)
             check(reloader, 4)
             assert opened.pop() == text
             assert opened == []
-            line = f"rmadapter: toy: not reloaded, the old one keeps answering: {told}\n"
+            line = f"rmadapter: toy: not reloaded, the old one keeps answering: {reason}\n"
             assert capsys.readouterr().err == line
             assert service.models["toy"].labels == ("red", "green", "blue")
         assert service.counters.total("rmadapter_reloads", outcome="refused") == 2
@@ -221,27 +210,28 @@ def test_damaged_run_is_refused_once(
         assert service.counters.total("rmadapter_reloads", outcome="loaded") == 1
 
 
-def test_unchanged_run_is_loaded_on_request(tmp_path: Path, opened: list[str]) -> None:
-    async def requested(reloader: Reloader) -> None:
+def wait_until_opened(reloader: Reloader, opened: list[str], start: Callable[[], None]) -> None:
+    """Run the reloader until it opens a folder. start: called once it runs."""
+
+    async def run() -> None:
         running = asyncio.create_task(reloader.run())
         await asyncio.sleep(0)
-        reloader.reload_all()
-        await asyncio.to_thread(wait_for, lambda: opened, "it did not look")
+        start()
+        await asyncio.to_thread(wait_for, lambda: opened, "no folder was opened")
         running.cancel()
 
+    asyncio.run(run())
+
+
+def test_unchanged_run_is_loaded_on_request(tmp_path: Path, opened: list[str]) -> None:
     write(tmp_path, "d e f")
     with watched(tmp_path, every=60) as (_, reloader):
-        asyncio.run(requested(reloader))
+        wait_until_opened(reloader, opened, reloader.reload_all)
     assert opened == ["d e f"]
 
 
 def test_changes_are_checked_regularly(tmp_path: Path, opened: list[str]) -> None:
-    async def waited(reloader: Reloader) -> None:
-        running = asyncio.create_task(reloader.run())
-        write(tmp_path, "d e f")
-        await asyncio.to_thread(wait_for, lambda: opened, "it did not look")
-        running.cancel()
-
     write(tmp_path, "a b c")
     with watched(tmp_path, every=0.01) as (_, reloader):
-        asyncio.run(waited(reloader))
+        wait_until_opened(reloader, opened, lambda: write(tmp_path, "d e f"))
+    assert opened == ["d e f"]
