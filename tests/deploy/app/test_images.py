@@ -27,6 +27,20 @@ def put(store: ImageStore, label: str, name: str, data: bytes | None = None) -> 
     store.add(path, label, name)
 
 
+@pytest.fixture
+def store(tmp_path: Path) -> ImageStore:
+    return new_store(tmp_path / "home")
+
+
+def new_store(folder: Path) -> ImageStore:
+    folder.mkdir()
+    return ImageStore(folder)
+
+
+def counts(store: ImageStore) -> dict[str, int]:
+    return {label: len(images) for label, images in store.classes.items()}
+
+
 def packed(path: Path, members: dict[str, bytes]) -> Path:
     with zipfile.ZipFile(path, "w") as file:
         for name, data in members.items():
@@ -34,33 +48,29 @@ def packed(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
-def test_images_become_the_list_for_fit(tmp_path: Path) -> None:
-    store = ImageStore(tmp_path)
+def test_images_become_the_list_for_fit(store: ImageStore) -> None:
     put(store, "sea_horse", "../../évil ;name.png")
     put(store, " Sea  Horse", "b.png", png("blue"))
     put(store, '=zebra, "plain"', "c.png")
     assert [*store.classes] == ["sea_horse", '=zebra, "plain"']
     store.add_class("alone")
     store.write()
-    sets = read_images(tmp_path / IMAGES, progress=False)
+    sets = read_images(store.folder / IMAGES, progress=False)
     assert sets["all"].written == ('=zebra, "plain"', "sea_horse")
-    assert sorted(path.name for path in (tmp_path / FILES).iterdir()) == [
-        "000001-vil_name.png", "000002-b.png", "000003-c.png",
-    ]  # fmt: skip
-    assert store.bytes == sum(path.stat().st_size for path in (tmp_path / FILES).iterdir())
+    files = store.folder / FILES
+    names = ["000001-vil_name.png", "000002-b.png", "000003-c.png"]
+    assert sorted(path.name for path in files.iterdir()) == names
+    assert store.bytes == sum(path.stat().st_size for path in files.iterdir())
     store.remove("sea_horse")
-    assert (
-        store.bytes == sum(path.stat().st_size for path in (tmp_path / FILES).iterdir()) > 0
-    )  # room for others
-    assert len([*(tmp_path / FILES).iterdir()]) == len(store) == 1
+    assert store.bytes == sum(path.stat().st_size for path in files.iterdir()) > 0
+    assert len([*files.iterdir()]) == len(store) == 1
     with pytest.raises(UserError, match="at least two classes"):
         store.write()
     store.clear()
-    assert not list((tmp_path / FILES).iterdir())
+    assert not list(files.iterdir())
 
 
-def test_refused_images_and_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = ImageStore(tmp_path)
+def test_refused_images_and_classes(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"^bad\.png: not an image"):
         put(store, "a", "bad.png", b"no")
     for label in ("", " _ ", "x" * 101, "a\0b", "\ud800"):
@@ -75,45 +85,35 @@ def test_refused_images_and_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(module, "MOST_CLASSES", 1)
     with pytest.raises(UserError, match="1 classes"):
         store.add_class("b")
-    assert {label: len(shots) for label, shots in store.classes.items()} == {"a": 1}
+    assert counts(store) == {"a": 1}
 
 
-def test_a_zip_with_a_folder_for_each_class(tmp_path: Path) -> None:
-    members = {
-        f"set/{split}/{label}/1.png": png(label)
-        for split in ("train", "test")
-        for label in ("red", "blue")
-    }
-    members |= {"set/train/red/broken.jpg": b"no", "set/train/red/notes.txt": b"x"}
-    store = ImageStore(tmp_path / "home")
-    store.folder.mkdir()
-    told = store.add_folder(unzip(packed(tmp_path / "set.zip", members), tmp_path / "out"))
-    assert told == [
-        "train/red/broken.jpg: not an image in a supported format",
-        "1 file ignored: .txt 1",
-    ]
+def test_a_zip_with_a_folder_for_each_class(store: ImageStore, tmp_path: Path) -> None:
+    members = {"set/train/red/broken.jpg": b"no", "set/train/red/notes.txt": b"x"}
+    for place in ("train/red", "train/blue", "test/red", "test/blue"):
+        members[f"set/{place}/1.png"] = png(place.rpartition("/")[2])
+    bad, ignored = store.add_folder(unzip(packed(tmp_path / "set.zip", members), tmp_path / "out"))
+    assert bad.startswith("train/red/broken.jpg: not an image")
+    assert ignored == "1 file ignored: .txt 1"
     put(store, "red", "more.png", png("yellow"))
     store.write()
     sets = read_images(store.folder / IMAGES, progress=False)
     assert {split: len(images) for split, images in sets.items()} == {"train": 3, "test": 2}
 
 
-def test_a_zip_with_the_folder_of_one_class(tmp_path: Path) -> None:
-    store = ImageStore(tmp_path / "home")
-    store.folder.mkdir()
+def test_a_zip_with_the_folder_of_one_class(store: ImageStore, tmp_path: Path) -> None:
     archive = packed(tmp_path / "red.zip", {"red/1.png": png("red"), "red/2.png": png("blue")})
     assert store.add_folder(unzip(archive, tmp_path / "out")) == []
-    assert {label: len(shots) for label, shots in store.classes.items()} == {"red": 2}
+    assert counts(store) == {"red": 2}
 
 
 def test_list_with_several_labels_is_refused_before_the_first_image(
-    tmp_path: Path,
+    store: ImageStore, tmp_path: Path
 ) -> None:
     (tmp_path / "set").mkdir()
     for name in ("a.png", "b.png"):
         (tmp_path / "set" / name).write_bytes(png())
     (tmp_path / "set" / IMAGES).write_text("path,labels\na.png,red;round\nb.png,blue\n")
-    store = ImageStore(tmp_path / "home")
     with pytest.raises(UserError, match=r"'red'.*'round'"):
         store.add_folder(tmp_path / "set")
     assert not store.classes
@@ -121,40 +121,27 @@ def test_list_with_several_labels_is_refused_before_the_first_image(
 
 
 def test_downloaded_images_keep_their_names(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-    one, two = ImageStore(tmp_path / "one"), ImageStore(tmp_path / "two")
+    one, two, three = (new_store(tmp_path / name) for name in ("one", "two", "three"))
     put(one, "red/green", "a.png")
     put(one, "blue", "b.png", png("blue"))
     put(one, "red/green", "a.png")
     one.write()
     listed = (one.folder / IMAGES).read_text()
     assert two.add_folder(one.folder) == []
-    assert {label: len(shots) for label, shots in two.classes.items()} == {
-        "red/green": 2,
-        "blue": 1,
-    }
+    assert counts(two) == {"red/green": 2, "blue": 1}
     two.write()
-    assert (
-        two.folder / IMAGES
-    ).read_text() == listed  # by the names in the run's record, whatever the order
+    assert (two.folder / IMAGES).read_text() == listed
     put(two, "blue", "c.png", png("blue"))
-    (three := ImageStore(tmp_path / "three")).folder.mkdir()
     put(three, "blue", "a.png", png("blue"))
     two.write()
     assert three.add_folder(two.folder) == []
-    names = (
-        "000001-a",
-        "000002-a",
-        "000002-b",
-        "000003-a",
-        "000004-c",
-    )  # the second was 000001-a, which was taken
+    # 000001-a was taken
+    names = ("000001-a", "000002-a", "000002-b", "000003-a", "000004-c")
     assert sorted(three.files()) == [f"files/{name}.png" for name in names]
 
 
 @pytest.mark.parametrize(
-    ("members", "told"),
+    ("members", "message"),
     [
         ({"../x.png": b""}, "leads out of its folder"),
         ({"a/b.png": b"\0" * 3000}, "unpacks to more than"),
@@ -164,16 +151,17 @@ def test_downloaded_images_keep_their_names(tmp_path: Path) -> None:
     ],
 )
 def test_harmful_archives_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: dict[str, bytes] | None, told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: dict[str, bytes] | None, message: str
 ) -> None:
     monkeypatch.setattr(module, "MOST_ZIP", 2000)
     monkeypatch.setattr(module, "MOST_IMAGES", 2)
     path = tmp_path / "x.zip"
     packed(path, members) if members is not None else path.write_bytes(b"no")
-    if members == {"newer": b""}:  # the version that it needs, in its directory
-        directory = (data := path.read_bytes()).index(b"PK\1\2")
+    if members == {"newer": b""}:  # its directory names the version of zip that it needs
+        data = path.read_bytes()
+        directory = data.index(b"PK\1\2")
         path.write_bytes(data[: directory + 6] + b"\x63\0" + data[directory + 8 :])
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         unzip(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -1,11 +1,10 @@
-"""Commands one after the other: what they say, how they end, and what is left when they are
-stopped."""
+"""Commands run one after the other: their messages, their ends, and what a stopped one leaves."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,9 +35,9 @@ if kind == "killed":
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
     monkeypatch.setattr(module, "COMMAND", (sys.executable, "-c", SCRIPT))
-    found = Jobs()
-    yield found
-    found.close()
+    queue = Jobs()
+    yield queue
+    queue.close()
 
 
 def job(folder: Path, kind: str, name: str = "out") -> Job:
@@ -46,17 +45,19 @@ def job(folder: Path, kind: str, name: str = "out") -> Job:
 
 
 def wait(what: Job, state: str) -> None:
+    wait_until(lambda: what.state == state, lambda: f"{what.state}: {what.message}")
+
+
+def wait_until(ready: Callable[[], bool], why: Callable[[], str]) -> None:
     until = time.monotonic() + 60
-    while what.state != state:
-        assert time.monotonic() < until, (what.state, what.message)
+    while not ready():
+        assert time.monotonic() < until, why()
         time.sleep(0.01)
 
 
-def gone(path: Path) -> bool:
-    until = time.monotonic() + 60
-    while path.exists() and time.monotonic() < until:
-        time.sleep(0.01)
-    return not path.exists()
+def is_removed(path: Path) -> bool:
+    wait_until(lambda: not path.exists(), lambda: f"{path} is still there")
+    return True
 
 
 def test_successful_job(jobs: Jobs, tmp_path: Path) -> None:
@@ -65,29 +66,26 @@ def test_successful_job(jobs: Jobs, tmp_path: Path) -> None:
     jobs.add(one)
     wait(one, "done")
     assert seen == [True]
-    assert (one.notes, one.share, one.message) == (
-        ["two classes"],
-        0.75,
-        "learning from them: 3 s left",
-    )
+    assert (one.notes, one.share) == (["two classes"], 0.75)
+    assert one.message == "learning from them: 3 s left"
     assert one.out.is_dir()
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"),
+    ("kind", "message"),
     [
         ("wrong", "give more"),
         ("bug", "exit code 1, which is a bug"),
         ("killed", "as when memory runs out"),
     ],
 )
-def test_failed_job_leaves_nothing(jobs: Jobs, tmp_path: Path, kind: str, told: str) -> None:
+def test_failed_job_leaves_nothing(jobs: Jobs, tmp_path: Path, kind: str, message: str) -> None:
     one = job(tmp_path, kind)
     one.on_success = lambda: pytest.fail("it did not end well")
     jobs.add(one)
     wait(one, "failed")
-    assert told in one.message
-    assert gone(one.out)
+    assert message in one.message
+    assert is_removed(one.out)
 
 
 def test_on_success_may_fail(
@@ -96,23 +94,21 @@ def test_on_success_may_fail(
     def refuse() -> None:
         raise UserError("not this one")
 
-    def stumble() -> None:
+    def fail() -> None:
         raise ZeroDivisionError
 
-    for number, (then, told) in enumerate([(refuse, "not this one"), (stumble, "Internal error")]):
-        one = job(tmp_path, "well", str(number))
-        one.on_success = then
+    for on_success, message in ((refuse, "not this one"), (fail, "Internal error")):
+        one = job(tmp_path, "well")
+        one.on_success = on_success
         jobs.add(one)
         wait(one, "failed")
-        assert told in one.message
-        assert gone(one.out)
+        assert message in one.message
+        assert is_removed(one.out)
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
-def test_a_line_and_stopping(jobs: Jobs, tmp_path: Path) -> None:
-    one, two, three = (
-        job(tmp_path, kind, name) for kind, name in [("long", "a"), ("well", "b"), ("well", "c")]
-    )
+def test_jobs_run_in_order_and_can_be_stopped(jobs: Jobs, tmp_path: Path) -> None:
+    one, two, three = (job(tmp_path, "long" if name == "a" else "well", name) for name in "abc")
     for each in (one, two, three):
         jobs.add(each)
     wait(one, "running")
@@ -123,7 +119,7 @@ def test_a_line_and_stopping(jobs: Jobs, tmp_path: Path) -> None:
     assert (two.state, jobs.place(three)) == ("stopped", 1)
     jobs.stop(one)
     wait(three, "done")
-    assert (one.state, gone(one.out), two.out.exists()) == ("stopped", True, False)
+    assert (one.state, is_removed(one.out), two.out.exists()) == ("stopped", True, False)
     jobs.stop(three)
     assert (three.state, three.out.exists()) == ("done", True)
 
@@ -140,15 +136,14 @@ def test_the_end_of_the_server_stops_all(jobs: Jobs, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_screen_reader_messages() -> None:
+def test_progress_lines_become_messages() -> None:
     one = Job("Training", [], Path(), Path("x"))
-    one.read_line("note: auto: rmadapter (7 of 8)")
-    assert (one.message, one.share) == ("trying rmadapter (7 of 8)", None)
-    one.read_line("checking images: 7")
-    assert (one.message, one.share) == ("checking images", None)
-    one.read_line("frozen activations: 5 of 10, 12 s left")
-    assert (one.message, one.share) == ("looking at the images: 12 s left", 0.5)
-    one.read_line("checking images: 9 of 10, 0 s left, loss 0.1")
-    assert (one.message, one.share) == ("checking images", None)
-    one.read_line("something else: entirely")
-    assert one.message == "checking images"
+    for line, message, share in (
+        ("note: auto: rmadapter (7 of 8)", "trying rmadapter (7 of 8)", None),
+        ("checking images: 7", "checking images", None),
+        ("frozen activations: 5 of 10, 12 s left", "looking at the images: 12 s left", 0.5),
+        ("checking images: 9 of 10, 0 s left, loss 0.1", "checking images", None),
+        ("something else: entirely", "checking images", None),
+    ):
+        one.read_line(line)
+        assert (one.message, one.share) == (message, share)
