@@ -1,4 +1,4 @@
-"""What tests of exported pages share."""
+"""Serve pages to a browser, and check how they look and what screen readers hear."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rmadapter.deploy.export.runtime import GRAPH, LABELS, TRANSFORM
 from rmadapter.errors import UserError
 from rmadapter.support.files import write_sums
 
-__all__ = ["NAMES", "STATE", "Tab", "axe", "engine", "needs_browser", "served", "tab", "write_site"]
+__all__ = ["STATE", "Tab", "served", "tab"]  # for tests
 
 NAMES = [
     f"a class whose name is rather long, as those of some data sets are, number {i}"
@@ -29,11 +29,12 @@ NAMES += [
     "非常に長い日本語のクラス名と緑色のりんご",
     "Donaudampfschifffahrtsgesellschaftskapitän",
 ]
+CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium")
 
 
 def engine() -> None:
-    """Skips where the page's engine cannot be had."""
+    """Skip where the page's engine cannot be fetched."""
     try:
         web.engine()
     except UserError as error:
@@ -41,7 +42,7 @@ def engine() -> None:
 
 
 def write_site(out: Path) -> Path:
-    """A page around a small graph, which says the more to its class 1 the redder an image is."""
+    """Write a page around a small graph: the redder an image, the likelier its class 1."""
     engine()
     weights = np.zeros((3, len(NAMES)), np.float32)
     weights[:, 1], weights[0, 18], weights[2, 17] = (9, -9, -9), 8, 5
@@ -68,19 +69,41 @@ def write_site(out: Path) -> Path:
     return out
 
 
+def until_count(page: Tab, selector: str, count: int) -> None:
+    page.until(f"document.querySelectorAll({json.dumps(selector)}).length === {count}")
+
+
+def check_layout(page: Tab, width: int, ignored: str = ".heard") -> None:
+    """Check that nothing is cut off on a screen of this width, and no list item is huge."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    page("Emulation.setDeviceMetricsOverride", **size)
+    assert page.script("document.documentElement.scrollWidth") <= width
+    every = f"[...document.querySelectorAll('main *:not({ignored})')]"
+    is_cut = "(e) => e.clientWidth && e.scrollWidth > e.clientWidth + 1"
+    assert page.script(f"{every}.filter({is_cut}).map((e) => e.outerHTML)") == []
+    heights = page.script("[...document.querySelectorAll('li')].map((e) => e.offsetHeight)")
+    assert all(height < 900 for height in heights)
+
+
+def check_with_axe(page: Tab, axe: str) -> None:
+    """Check that axe-core reports nothing, and that it looked at colours."""
+    page.script(f"{axe}; 0")
+    report = page.script("axe.run()")
+    assert [(each["id"], each["nodes"][0]["html"]) for each in report["violations"]] == []
+    assert "color-contrast" in [each["id"] for each in report["passes"]]
+
+
+def set_color_scheme(page: Tab, scheme: str) -> None:
+    page("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+
 @pytest.fixture(scope="module")
 def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """axe-core, which knows the rules of accessible pages, by npm."""
-    folder, npm = tmp_path_factory.mktemp("axe"), shutil.which("npm")
-    command = [
-        str(npm),
-        "install",
-        "axe-core@4.11.0",
-        "--prefix",
-        str(folder),
-        "--ignore-scripts",
-        "--silent",
-    ]
+    """Fetch axe-core by npm; it knows the rules of accessible pages."""
+    folder = tmp_path_factory.mktemp("axe")
+    npm = shutil.which("npm")
+    options = ["--prefix", str(folder), "--ignore-scripts", "--silent"]
+    command = [str(npm), "install", "axe-core@4.11.0", *options]
     if npm is None or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("npm cannot fetch axe-core")
     return (folder / "node_modules/axe-core/axe.min.js").read_text(encoding="utf-8")
