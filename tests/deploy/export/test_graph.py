@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,8 @@ def test_every_kind_of_backbone(kind: str, request: pytest.FixtureRequest) -> No
     backbone = request.getfixturevalue(kind)
     fitted = fitted_by("rmadapter", backbone, **FEW, **UPPER)
     pixels = pixels_of(backbone, noise_images(3))
-    assert (
-        np.abs(ask(graph.trace(fitted, fitted.classes), pixels, 3) - answers(fitted, pixels)).max()
-        < 1e-5
-    )
+    model = graph.trace(fitted, fitted.classes)
+    assert np.abs(ask(model, pixels, 3) - answers(fitted, pixels)).max() < 1e-5
 
 
 @pytest.mark.slow
@@ -101,15 +100,11 @@ def zero_shot(backbone: Backbone) -> Fitted:
 
 
 def test_untraceable_methods_are_refused(tiny_clip: Backbone) -> None:
-    from dataclasses import replace
-
     def leaves_torch(states: States) -> Tensor:
         return torch.from_numpy(states.features.numpy())[:, :2]
 
     fitted = replace(zero_shot(tiny_clip), for_classes=lambda names: leaves_torch)
-    with pytest.raises(
-        UserError, match=r"^zero-shot CLIP cannot be exported as an ONNX graph \(.+\)$"
-    ):
+    with pytest.raises(UserError, match=r"^zero-shot CLIP .* ONNX graph \(.+\)$"):
         graph.trace(fitted, ("cat", "dog"))
 
 
@@ -145,10 +140,9 @@ def test_low_rank_updates_and_maps_of_tokens_are_folded(tiny_clip: Backbone) -> 
         fitted = fitted_by(name, tiny_clip, **METHODS[name])
         model = graph.trace(fitted, fitted.classes)
         found[name] = products(model)
-        large = [node for node in model.graph.node if node.op_type == "Transpose"]
-        assert not {node.input[0] for node in large} & {
-            weight.name for weight in model.graph.initializer
-        }
+        constants = {weight.name for weight in model.graph.initializer}
+        for node in model.graph.node:
+            assert node.op_type != "Transpose" or node.input[0] not in constants
     # Three products more: in the top block query, key and value are not one product, and none runs
     # for all tokens.
     assert found["clip-lora"][0] <= plain + 3

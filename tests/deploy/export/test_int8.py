@@ -41,21 +41,15 @@ def test_chosen_model_is_smaller_and_close(stage: Path, monkeypatch: pytest.Monk
     before, size = Model(stage), (stage / GRAPH).stat().st_size
     pixels = before.pixels(images)
     rows = int8.search(stage, images)
-    assert [row["weights in 8 bits"] for row in rows] == [
-        "none: fp32",
-        *(way.name for way in int8.WAYS),
-    ]
-    assert (rows[0]["same answers in %"], rows[0]["mean difference"], rows[0]["chosen"]) == (
-        100,
-        0,
-        False,
-    )
-    del rows[0]
+    ways = ["none: fp32", *(way.name for way in int8.WAYS)]
+    assert [row["weights in 8 bits"] for row in rows] == ways
+    first = rows.pop(0)
+    assert (first["same answers in %"], first["mean difference"]) == (100, 0)
+    assert not first["chosen"]
     assert {file.name for file in stage.iterdir()} == {GRAPH, LABELS, TRANSFORM}
     (chosen,) = [row for row in rows if row["chosen"]]
-    assert chosen["same answers in %"] == max(
-        min(row["same answers in %"], 99.5) for row in rows
-    ) or (chosen["same answers in %"] >= 99.5)
+    most = max(row["same answers in %"] for row in rows)
+    assert chosen["same answers in %"] >= min(most, 99.5)
     assert (stage / GRAPH).stat().st_size < 0.6 * size
     difference = np.abs(Model(stage).probabilities(pixels) - before.probabilities(pixels))
     assert 0 < difference.mean() == pytest.approx(chosen["mean difference"], rel=0.06)
@@ -75,9 +69,8 @@ def test_only_products_that_read_no_norm_are_in_blocks(
     monkeypatch.setattr(int8, "LARGE", 2**10)
     monkeypatch.setattr(int8, "BLOCK", 32)
     large = len(int8.products(int8.load_graph(stage / GRAPH))[0])
-    assert (
-        large == 4 * 4 + 1 + 1
-    )  # of the blocks, the query of the top one by itself, and the projection
+    # of the blocks, the query of the top one by itself, and the projection
+    assert large == 4 * 4 + 1 + 1
     found = {}
     pixels = Model(stage).pixels(noise_images(4).images)
     for way in int8.candidates(stage, pixels, (int8.PLAIN, *int8.WAYS)):
@@ -95,9 +88,8 @@ def test_only_large_products_are_quantised(stage: Path, monkeypatch: pytest.Monk
     model = onnx.load(str(stage / GRAPH))
     monkeypatch.setattr(int8, "LARGE", 64 * 64)
     large, others = int8.products(model)
-    assert (
-        len(large) >= 3 * 3 + 1
-    )  # three in each block, and of the top one, which runs for one token, key and value
+    # three in each block, and of the top one, which runs for one token, key and value
+    assert len(large) >= 3 * 3 + 1
     attention = [node.name for node in model.graph.node if "scaled_dot" in node.name]
     assert attention
     assert set(attention) <= set(others)
@@ -110,9 +102,7 @@ def norm_model(more: bool = False) -> Any:
     """pixels [B, 3, 4, 8] -> norm -> two products, one with its axes turned; their sum. more: the
     norm, too."""
     rng, helper = np.random.default_rng(0), onnx.helper
-    scale = np.array(
-        [1, 1, 1, 1, 1, 1, 1, 100], np.float32
-    )  # one channel is far larger than the others
+    scale = np.array([1] * 7 + [100], np.float32)  # one channel is far larger than the others
     first, second = (rng.standard_normal((8, 5)).astype(np.float32) for _ in range(2))
     values = {"scale": scale, "shift": scale / 3, "first": first, "second": second}
     nodes = [
@@ -132,38 +122,32 @@ def norm_model(more: bool = False) -> Any:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-def run_model(found: Any, pixels: np.ndarray) -> np.ndarray:
+def run_model(model: Any, pixels: np.ndarray) -> np.ndarray:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(
-        found.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    content, providers = model.SerializeToString(), ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(content, providers=providers)
     return session.run(["sum"], {"pixels": pixels})[0]
 
 
 def test_balancing_keeps_the_function() -> None:
     """Eq. 4 with alpha = 1/2: afterwards a channel's largest number and the largest of its weights
     are the same."""
-    found, pixels = (
-        norm_model(),
-        np.random.default_rng(1).standard_normal((40, 3, 4, 8)).astype(np.float32),
-    )
-    before = run_model(found, pixels)
-    balance(found, pixels)
-    after = run_model(found, pixels)
+    model = norm_model()
+    pixels = np.random.default_rng(1).standard_normal((40, 3, 4, 8)).astype(np.float32)
+    before = run_model(model, pixels)
+    balance(model, pixels)
+    after = run_model(model, pixels)
     assert np.abs(after - before).max() < 1e-6 * np.abs(before).max() * 8
-    weights = {
-        weight.name: onnx.numpy_helper.to_array(weight) for weight in found.graph.initializer
-    }
+    to_array = onnx.numpy_helper.to_array
+    weights = {weight.name: to_array(weight) for weight in model.graph.initializer}
     assert len(weights) == 4  # none of the old ones is left
-    scale, shift, first, second = (
-        weights[name] for node in found.graph.node for name in node.input if name in weights
-    )
+    used = [name for node in model.graph.node for name in node.input if name in weights]
+    scale, shift, first, second = (weights[name] for name in used)
     mean, deviation = pixels.mean(-1, keepdims=True), np.sqrt(pixels.var(-1, keepdims=True) + 1e-5)
     channels = np.abs((pixels - mean) / deviation * scale + shift).max((0, 1, 2))
-    np.testing.assert_allclose(
-        channels, np.abs(np.concatenate([first, second], 1)).max(1), rtol=1e-4
-    )
+    largest = np.abs(np.concatenate([first, second], 1)).max(1)
+    np.testing.assert_allclose(channels, largest, rtol=1e-4)
 
 
 def test_norms_with_other_readers_stay() -> None:

@@ -36,10 +36,8 @@ def test_the_runtime_needs_neither_torch_nor_this_package(tmp_path: Path) -> Non
     assert "from rmadapter" not in text
     assert "def atomic" not in text  # of files.py it reaches reading alone
     (tmp_path / "predict.py").write_text(text, encoding="utf-8")
-    assert (
-        run_alone(tmp_path, "predict", "predict.TURNS[6].name, predict.inert('=1')")
-        == "ROTATE_270 '=1"
-    )
+    expression = "predict.TURNS[6].name, predict.inert('=1')"
+    assert run_alone(tmp_path, "predict", expression) == "ROTATE_270 '=1"
 
 
 def test_equal_sources_give_equal_files() -> None:
@@ -90,10 +88,8 @@ def test_only_used_definitions_are_copied(package: Path, tmp_path: Path) -> None
     assert done.stdout.split() == [str(Path("x") / "bb")]
 
 
-def test_two_meanings_of_a_name_are_no_file(package: Path) -> None:
+def test_two_meanings_of_a_name_are_refused(package: Path) -> None:
     with open(package / "high.py", "a") as file:
         file.write("\n\ndef _same(text: str) -> str:\n    return text\n")
-    with pytest.raises(
-        ValueError, match=r"small_package\.high and small_package\.low both have _same"
-    ):
+    with pytest.raises(ValueError, match=r"small_package\.high .*small_package\.low .*_same"):
         one_file("small_package.high", "made")
