@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rmadapter.adapter import SIDES, Adapters, Side, loss_terms, token_mean
 from rmadapter.backbones import Backbone
-from rmadapter.encoders import ImageEncoder, OpenClip, States, TextEncoder
+from rmadapter.encoders import EitherEncoder, OpenClip, States
 from rmadapter.errors import UserError
 from rmadapter.prompts import CHUNK, class_weights, in_chunks, prompts_each, tokenize
 from rmadapter.settings import AdapterSettings, LossSettings
@@ -74,10 +74,7 @@ class AdaptedCLIP(nn.Module):
         self.settings = settings or AdapterSettings()
         self.loss = loss or LossSettings()
         self.clip: OpenClip = backbone.model
-        self.encoders: dict[str, ImageEncoder | TextEncoder] = {
-            "image": backbone.image,
-            "text": backbone.text,
-        }
+        self.encoders: dict[str, EitherEncoder] = {"image": backbone.image, "text": backbone.text}
         widths = (backbone.image.width, backbone.text.width)
         depths = (backbone.image.depth, backbone.text.depth)
         s = self.settings

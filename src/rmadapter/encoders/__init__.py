@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from open_clip import CLIP, CustomTextCLIP
 
 OpenClip: TypeAlias = "CLIP | CustomTextCLIP"
+EitherEncoder: TypeAlias = ImageEncoder | TextEncoder
 
 __all__ = [
+    "EitherEncoder",
     "Encoder",
     "Grid",
     "ImageEncoder",

@@ -57,8 +57,7 @@ class CLIPAdapter(ModuleMethod):
     title: ClassVar[str] = "CLIP-Adapter"
     source: ClassVar[str] = (
         "Gao et al., IJCV 2024 (arXiv 2110.04544); ratio and reduction of "
-        "github.com/gaopengcuhk/CLIP-Adapter, "
-        "optimisation of CoOp's vit_b16_ep50"
+        "github.com/gaopengcuhk/CLIP-Adapter, optimisation of CoOp's vit_b16_ep50"
     )
     ratio: Share = 0.2
     reduction: Size = 4

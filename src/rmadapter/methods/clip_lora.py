@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
-from rmadapter.encoders import ImageEncoder, Packed, States, TextEncoder
+from rmadapter.encoders import EitherEncoder, Packed, States
 from rmadapter.encoders.blocks import Opaque, Projections, View
 from rmadapter.errors import UserError
 from rmadapter.prompts import CHUNK, Cosines, cosine_logits, learnt_weights, prompts_each, tokenize
@@ -51,9 +51,7 @@ class UpdatedBlock:
     """View of a block, in its tokens' number format, with a LowRank update each for query, key and
     value."""
 
-    def __init__(
-        self, encoder: ImageEncoder | TextEncoder, block: int, updates: nn.ModuleList
-    ) -> None:
+    def __init__(self, encoder: EitherEncoder, block: int, updates: nn.ModuleList) -> None:
         self.encoder, self.block, self.updates = encoder, block, updates
         self.heads = self._view(torch.float32).heads
 
@@ -117,7 +115,7 @@ class UpdatedCLIP(Learner):
     ) -> None:
         super().__init__(backbone)
         self.dropout = dropout
-        sides: tuple[ImageEncoder | TextEncoder, ...] = (backbone.image, backbone.text)
+        sides: tuple[EitherEncoder, ...] = (backbone.image, backbone.text)
         with seeded(seed):
             updates = [self._update(encoder, rank, scale) for encoder in sides]
         self.updates = nn.ModuleList(nn.ModuleList(layers) for layers in updates)
@@ -127,9 +125,7 @@ class UpdatedCLIP(Learner):
         ]
         self.to(backbone.device)
 
-    def _update(
-        self, encoder: ImageEncoder | TextEncoder, rank: int, scale: float
-    ) -> list[nn.ModuleList]:
+    def _update(self, encoder: EitherEncoder, rank: int, scale: float) -> list[nn.ModuleList]:
         if encoder.opaque:
             kind = type(encoder.blocks[0]).__name__
             raise UserError(

@@ -94,8 +94,7 @@ class CoPrompt(ModuleMethod):
     title: ClassVar[str] = "CoPrompt"
     source: ClassVar[str] = (
         "Roy & Etemad, ICLR 2024 (arXiv 2306.01195); configs/trainers/coprompt.yaml and the "
-        "ImageNet entry of "
-        "trainers/constants.py of github.com/ShuvenduRoy/CoPrompt"
+        "ImageNet entry of trainers/constants.py of github.com/ShuvenduRoy/CoPrompt"
     )
     n_ctx: Size = 4
     depth: Size = 12

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from rmadapter.adapter import quick_gelu
 from rmadapter.backbones import Backbone
-from rmadapter.encoders import ImageEncoder, States, TextEncoder
+from rmadapter.encoders import EitherEncoder, States
 from rmadapter.errors import UserError
 from rmadapter.methods.parts.learned_prompts import (
     Prompted,
@@ -91,10 +91,7 @@ class HierarchicalPrompts(Prompted):
         if method.turn >= method.depth:
             raise UserError(f"hicropl.turn={method.turn}: give a number below depth={method.depth}")
         n = method.n_ctx
-        sides: dict[str, ImageEncoder | TextEncoder] = {
-            "text": backbone.text,
-            "image": backbone.image,
-        }
+        sides: dict[str, EitherEncoder] = {"text": backbone.text, "image": backbone.image}
         if odd := next(
             (encoder.width for encoder in sides.values() if encoder.width % HEADS), None
         ):

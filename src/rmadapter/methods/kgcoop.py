@@ -37,8 +37,7 @@ class KgCoOp(ModuleMethod):
     title: ClassVar[str] = "KgCoOp"
     source: ClassVar[str] = (
         "Yao et al., CVPR 2023 (arXiv 2303.13283); vit_b16_ep100_ctxv1 and weight 8.0 of "
-        "scripts/run.sh of "
-        "github.com/htyao89/KgCoOp"
+        "scripts/run.sh of github.com/htyao89/KgCoOp"
     )
     context: str = "a photo of a"
     tokens: Size = 4

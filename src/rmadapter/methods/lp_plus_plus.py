@@ -87,8 +87,7 @@ class LPPlusPlus(Method):
     title: ClassVar[str] = "LP++"
     source: ClassVar[str] = (
         "Huang et al., CVPR 2024 (arXiv 2404.02285); methods/linear_probe_p2.py and "
-        "configs/base.yaml of "
-        "github.com/FereshteShakeri/FewShot-CLIP-Strong-Baseline"
+        "configs/base.yaml of github.com/FereshteShakeri/FewShot-CLIP-Strong-Baseline"
     )
     start: Positive = 250.0
     every: Size = 10

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from rmadapter.adapter import SIDES, decoupled
 from rmadapter.backbones import Backbone
 from rmadapter.data.names import descriptions, read_texts, texts_of, texts_of_all
-from rmadapter.encoders import ImageEncoder, Packed, States, TextEncoder
+from rmadapter.encoders import EitherEncoder, Packed, States
 from rmadapter.encoders.blocks import Opaque, View
 from rmadapter.encoders.layouts import pack
 from rmadapter.errors import UserError
@@ -82,7 +82,7 @@ class ConvolvedBlock:
 
     def __init__(
         self,
-        encoder: ImageEncoder | TextEncoder,
+        encoder: EitherEncoder,
         block: int,
         layers: nn.ModuleDict,
         change: Change,
@@ -128,16 +128,12 @@ class Convolutions(nn.Module):
         super().__init__()
         self.register_buffer(TEXTS, texts)
         self.backbone = backbone.with_blocks(*SIDES)
-        self.encoders: dict[str, ImageEncoder | TextEncoder] = {
-            "image": backbone.image,
-            "text": backbone.text,
-        }
+        self.encoders: dict[str, EitherEncoder] = {"image": backbone.image, "text": backbone.text}
         for encoder in self.encoders.values():
             if encoder.opaque or not all(view.hidden for view in encoder.views):  # type: ignore[union-attr]
                 raise UserError(
                     f"{title} changes attention and MLP of each block, but the blocks of "
-                    f"{backbone.name} cannot be "
-                    f"taken apart; choose another method or a plain ViT"
+                    f"{backbone.name} cannot be taken apart; choose another method or a plain ViT"
                 )
         with seeded(seed):
             self.layers = nn.ModuleDict({side: nn.ModuleList(self._stack(side)) for side in SIDES})

@@ -30,8 +30,7 @@ class ProbePair(Method):
     title: ClassVar[str] = "both linear probes"
     source: ClassVar[str] = (
         "of this project; product of experts: Hinton, Neural Computation 2002; probes: "
-        f"{PROBE.source}; "
-        f"{ZeroShotProbe.source}"
+        f"{PROBE.source}; {ZeroShotProbe.source}"
     )
     recipe: Recipe = ZeroShotProbe().recipe
 

@@ -69,8 +69,7 @@ class ProGrad(ModuleMethod):
     title: ClassVar[str] = "ProGrad"
     source: ClassVar[str] = (
         "Zhu et al., ICCV 2023 (arXiv 2205.14865); rn50_ep100 and "
-        "scripts/base2new_train_prograd.sh of "
-        "github.com/BeierZhu/Prompt-align"
+        "scripts/base2new_train_prograd.sh of github.com/BeierZhu/Prompt-align"
     )
     context: str = "a photo of a"
     tokens: Size = 16

@@ -43,8 +43,7 @@ class Projector(Learner):
         if (projection := backbone.image.projection) is None:
             raise UserError(
                 f"ProLIP trains the linear projection after the image encoder, but {backbone.name} "
-                "has none: use "
-                f"another method, such as 'clip-adapter'"
+                f"has none: use another method, such as 'clip-adapter'"
             )
         start, bias = projection
         self.weight = nn.Parameter(start.detach().clone(memory_format=torch.contiguous_format))

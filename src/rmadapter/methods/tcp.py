@@ -89,8 +89,7 @@ class TCP(ModuleMethod):
     title: ClassVar[str] = "TCP"
     source: ClassVar[str] = (
         "Yao et al., CVPR 2024 (arXiv 2311.18231); vit_b16_ep100_ctxv1, scripts/base2new_train.sh "
-        "and Adam's eps of "
-        "the README of github.com/htyao89/Textual-based_Class-aware_prompt_tuning"
+        "and Adam's eps of the README of github.com/htyao89/Textual-based_Class-aware_prompt_tuning"
     )
     context: str = ""
     tokens: Size = 4

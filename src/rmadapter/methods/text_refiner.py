@@ -150,8 +150,7 @@ class TextRefiner(ModuleMethod):
     title: ClassVar[str] = "TextRefiner"
     source: ClassVar[str] = (
         "Xie et al., AAAI 2025 (arXiv 2412.08176); vit_b16_ep10_ctxv1 and the defaults of train.py "
-        "of "
-        "github.com/xjjxmu/TextRefiner"
+        "of github.com/xjjxmu/TextRefiner"
     )
     context: str = "a photo of a"
     tokens: Size = 4

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
-from rmadapter.encoders import ImageEncoder, Packed, States, TextEncoder, encoders_of
+from rmadapter.encoders import EitherEncoder, Packed, States, encoders_of
 from rmadapter.encoders.blocks import with_own
 from rmadapter.methods.parts.features import FixedFeatures
 from rmadapter.prompts import CHUNK, Cosines, cosine_logits, learnt_weights, prompts_each, tokenize
@@ -80,7 +80,7 @@ class Norms(nn.Module):
         return weights[[place[name] for name in names]]
 
 
-def _norms(*encoders: ImageEncoder | TextEncoder) -> list[nn.Module]:
+def _norms(*encoders: EitherEncoder) -> list[nn.Module]:
     """Return the LayerNorms in their blocks."""
     blocks = (block for encoder in encoders for block in encoder.blocks)
     return [

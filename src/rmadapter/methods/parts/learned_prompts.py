@@ -190,8 +190,7 @@ def check_room(backbone: Backbone, method: str) -> None:
     if backbone.image.opaque:
         raise UserError(
             f"{method} adds tokens to an image's own, but the blocks of {backbone.name} only take "
-            "those of its "
-            f"patches; choose another method or a plain ViT"
+            f"those of its patches; choose another method or a plain ViT"
         )
 
 
