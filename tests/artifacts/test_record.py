@@ -1,24 +1,31 @@
-"""A record is a typed value and one line of JSON; what is no record is told in a sentence."""
+"""Records and descriptions of models: what is written comes back, and anything else is refused."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from rmadapter import FewShotClassifier
+from rmadapter.artifacts.checkpoint import load, save
 from rmadapter.artifacts.record import (
     BackboneName,
     MethodName,
     Record,
     Score,
     parse_record,
+    read_model,
     read_record,
 )
+from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.task import Question, Task
 
@@ -29,16 +36,10 @@ SCORES = (
 
 
 def record(**values: Any) -> Record:
-    given = {
-        "task": Task(data="x", classes="base"),
-        "backbone": BackboneName(name="b", digest="0"),
-        "scores": SCORES,
-    }
-    return Record(
-        format=2,
-        method=MethodName(name="mma", title="MMA", settings={"rank": 3}),
-        **{**given, **values},
-    )
+    task, backbone = Task(data="x", classes="base"), BackboneName(name="b", digest="0")
+    method = MethodName(name="mma", title="MMA", settings={"rank": 3})
+    usual = {"task": task, "backbone": backbone, "scores": SCORES}
+    return Record(format=2, method=method, **{**usual, **values})
 
 
 def test_figures_by_name() -> None:
@@ -56,14 +57,11 @@ def test_equal_counts_are_equal_figures() -> None:
     """Records have four decimals, so that sums of the same counts over seeds would differ."""
 
     def figure(images: int, accuracy: float) -> float | None:
-        return record(
-            scores=(Score(name="base", images=images, classes=2, accuracy=accuracy),)
-        ).metric("base")
+        score = Score(name="base", images=images, classes=2, accuracy=accuracy)
+        return record(scores=(score,)).metric("base")
 
-    assert [figure(270, round(100 * right / 270, 4)) for right in (137, 140)] == [
-        100 * 137 / 270,
-        100 * 140 / 270,
-    ]
+    for right in (137, 140):
+        assert figure(270, round(100 * right / 270, 4)) == 100 * right / 270
     assert figure(100, 50.3) == 50.3  # of no count, as a mean over classes
 
 
@@ -80,15 +78,10 @@ def test_the_average_is_over_other_data_and_needs_all_of_them() -> None:
 
 
 def test_round_trip_on_one_line(tmp_path: Path) -> None:
-    asked = Task(
-        data="gr\u00f6\u00dfe", tests=(Question("a", "a"),), templates=("a {}.", "the {}."), shots=0
-    )
-    some = [
-        record(),
-        record(
-            task=asked, status="failed", reason="no luck", seconds={"total": 1.5}, value=[1, None]
-        ),
-    ]
+    templates, tests = ("a {}.", "the {}."), (Question("a", "a"),)
+    task = Task(data="gr\u00f6\u00dfe", tests=tests, templates=templates, shots=0)
+    failed = {"status": "failed", "reason": "no luck", "seconds": {"total": 1.5}}
+    some = [record(), record(task=task, value=[1, None], **failed)]
     some[0].save(tmp_path / "run.json")
     assert read_record(tmp_path / "run.json") == some[0]
     assert [parse_record(one.line(), "") for one in some] == some
@@ -168,13 +161,8 @@ def test_values_of_wrong_types_are_refused(old: str, new: str, place: str) -> No
 def test_a_judgement_is_of_one_method_and_its_classes(
     recalls: list[float | None], p: float | None, words: str
 ) -> None:
-    rates = {
-        "accuracy": 60.0,
-        "low": 55.4,
-        "high": 64.6,
-        "macro_f1": 58.75,
-        "calibration_error": 3.21,
-    }
+    rates = {"accuracy": 60.0, "low": 55.4, "high": 64.6, "macro_f1": 58.75}
+    rates |= {"calibration_error": 3.21}
     row = {"name": "RMAdapter", "recalls": recalls, "p": p, **rates}
     content = {"how": "", "images": 9, "classes": ["a", "b"], "majority": 50.0, "rows": [row]}
     line = json.dumps({**json.loads(record().line()), "judgement": content})
@@ -200,11 +188,8 @@ def test_a_score_on_several_labels_per_image_is_refused(several: Any, accepted: 
 
 def test_only_the_first_of_many_faults_is_reported(tmp_path: Path) -> None:
     """Each fault takes a kilobyte to tell."""
-    line = (
-        record()
-        .line()
-        .replace('"format": 2', '"format": 2, "notes": [' + ",".join(["1"] * 10**6) + "]")
-    )
+    notes = f'"notes": [{",".join(["1"] * 10**6)}]'
+    line = record().line().replace('"format": 2', f'"format": 2, {notes}')
     (tmp_path / "run.json").write_text(line)
     with pytest.raises(UserError, match=r"field notes\.0"):
         read_record(tmp_path / "run.json")
@@ -232,3 +217,66 @@ def test_any_value_of_any_field_is_refused_or_comes_back(field: str, value: Any)
     else:
         assert parse_record(one.line(), "") == one
         assert all(isinstance(figure, float) for figure in one.metrics.values())
+
+
+# Descriptions of models
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"classes": []}, "classes: Tuple should have at least 1 item"),
+        ({"classes": ["a", " "]}, "classes.1: .*empty"),
+        ({"classes": ["a", "b\0"]}, "classes.1: .*not text"),
+        ({"labels": ["a"]}, "1 labels for 2 classes"),
+        ({"names": ["a", "b", "c"]}, "2 labels for 3 classes"),
+        ({"classes": ["a", "a"]}, "a class appears twice"),
+        ({"labels": ["a", "a"]}, "a class appears twice"),
+        ({"labels": ["1", 1]}, "a class appears twice"),
+        ({"labels": ["a", ""]}, "labels.1"),
+        ({"labels": ["a", "b\ud800"]}, "labels.1"),
+        ({"names": ["c", "c"]}, "a class appears twice"),
+        ({"templates": []}, "templates: Tuple"),
+        ({"format": 9}, "format: Input should be 2"),
+        ({"temperature": 0}, "temperature: Input should be greater than 0"),
+        ({"temperature": float("nan")}, "temperature: Input should be"),
+    ],
+    ids=str,
+)
+def test_an_inconsistent_model_is_refused(
+    finished: Path, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    sound = json.loads((finished / "model.json").read_text())
+    sound |= {"classes": ["a", "b"], "labels": ["a", "b"]}
+    file = tmp_path / "model.json"
+    file.write_text(json.dumps(sound))
+    assert read_model(file).labels == ("a", "b")
+    file.write_text(json.dumps(sound | changes))
+    with pytest.raises(UserError, match=words):
+        read_model(file)
+
+
+def test_added_classes_are_stored_beside_the_fitted_ones(
+    finished: Path, colors: Path, tmp_path: Path, tiny_clip: Backbone
+) -> None:
+    image = colors / "test/red/0.png"
+    wider = FewShotClassifier.load(finished, backbone=tiny_clip.name).add_classes(["sea-horse"])
+    wider.save(tmp_path)
+    again = FewShotClassifier.load(tmp_path, backbone=tiny_clip.name)
+    assert again.classes_.tolist() == wider.classes_.tolist()
+    np.testing.assert_array_equal(again.predict_proba(image), wider.predict_proba(image))
+    model = read_model(tmp_path / "model.json")
+    assert (len(model.classes), model.names[-1], model.labels[-1]) == (4, "sea horse", "sea-horse")
+    assert read_model(finished / "model.json").names == ()
+
+
+def test_a_temperature_comes_back(
+    finished: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
+    saved = load(finished, tiny_clip)
+    save(tmp_path, replace(saved.fitted, temperature=2.5), saved.name)
+    image = [colors / "test" / "red" / "0.png"]
+    [plain], [tempered] = (
+        list(f.probabilities(image)) for f in (saved.fitted, load(tmp_path, tiny_clip).fitted)
+    )
+    torch.testing.assert_close(tempered, (plain.log() / 2.5).softmax(-1))

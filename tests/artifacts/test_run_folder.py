@@ -6,6 +6,7 @@ import re
 from pathlib import Path, PureWindowsPath
 
 import pytest
+from huggingface_hub import constants
 
 from rmadapter.artifacts.run_folder import RunFolder, find_run, without_model
 from rmadapter.backbones.load import fetch
@@ -15,12 +16,8 @@ from tests.helpers.fake_hub import Hub, Repository, hub, point_to
 
 __all__ = ["hub"]  # a fixture
 
-RUN = {
-    "model.json": b"{}",
-    "model.safetensors": b"\0" * 99,
-    "evil.py": b"raise SystemExit",
-    "x.pkl": b"\x80",
-}
+RUN = {"model.json": b"{}", "model.safetensors": b"\0" * 99}
+RUN |= {"evil.py": b"raise SystemExit", "x.pkl": b"\x80"}
 
 
 def test_a_path_is_returned_as_it_is() -> None:
@@ -42,9 +39,7 @@ def test_only_files_of_a_run_are_fetched(hub: Hub) -> None:
     assert not [line for line in hub.asked if "evil" in line or "pkl" in line]
 
 
-def test_a_revision_is_fixed_and_the_name_alone_is_updated(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_revision_is_fixed_and_the_name_alone_is_updated(hub: Hub) -> None:
     repository = hub.repositories["anna/pets"] = Repository(**RUN)
     first = repository.log[-1][0]
     repository.commit({**RUN, "model.json": b"[]"}, "second")
@@ -54,29 +49,22 @@ def test_a_revision_is_fixed_and_the_name_alone_is_updated(
         find_run("hf:anna/pets@v9")
 
 
-def test_a_downloaded_run_needs_no_network(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    from huggingface_hub import constants
-
+def test_a_downloaded_run_needs_no_network(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.repositories["anna/pets"] = Repository(**RUN)
     folder = find_run("hf:anna/pets")
-    point_to(
-        "http://127.0.0.1:1", Path(constants.HF_HUB_CACHE), monkeypatch
-    )  # where nobody listens
+    # where nobody listens
+    point_to("http://127.0.0.1:1", Path(constants.HF_HUB_CACHE), monkeypatch)
     assert find_run("hf:anna/pets") == folder
     with pytest.raises(UserError, match=r"anna/cats.* cannot be reached"):
         find_run("hf:anna/cats")
 
 
 def test_missing_private_and_gated_repositories_and_other_content_are_refused(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.repositories["bert/own"] = Repository(private=True, **RUN)
     for name in ("bert/own", "anna/none"):
-        with pytest.raises(
-            UserError, match=f"hub has no '{name}', or it is private: use `hf auth login`"
-        ):
+        with pytest.raises(UserError, match=f"hub has no '{name}', or it is private"):
             find_run(f"hf:{name}")
     gate = (403, {"error": "Access is restricted"}, {"X-Error-Code": "GatedRepo"})
     with monkeypatch.context() as gated:
@@ -86,9 +74,7 @@ def test_missing_private_and_gated_repositories_and_other_content_are_refused(
         with pytest.raises(UserError, match="anna/cats: accept its conditions"):
             fetch("anna/cats", "model.safetensors")
     hub.repositories["anna/text"] = Repository(**{"config.json": b"{}"})
-    with pytest.raises(
-        UserError, match=r"hf:anna/text: holds no rmadapter model: model\.json is missing"
-    ):
+    with pytest.raises(UserError, match=r"hf:anna/text: .*model\.json is missing"):
         find_run("hf:anna/text")
 
 
@@ -121,8 +107,6 @@ def test_a_folder_without_a_model_is_explained(tmp_path: Path) -> None:
         "killed": "not a finished run; `rmadapter fit DATA --out",
         "photos": "not a run but another folder",
         "export": "an export; ask it with `python ",
+        "photos/gone": "no such folder; `rmadapter fit DATA --out ",
     }.items():
         assert without_model(tmp_path / name).startswith(words), name
-    assert without_model(tmp_path / "photos/gone").startswith(
-        "no such folder; `rmadapter fit DATA --out "
-    )

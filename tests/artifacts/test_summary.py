@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -10,15 +11,12 @@ from rmadapter.artifacts.record import Judgement, Rates, Score
 from rmadapter.artifacts.summary import lowest_recalls, print_record, print_score
 from tests.helpers import synthetic_runs
 
+RATES: dict[str, Any] = {"low": 55.4, "high": 64.6, "macro_f1": 58.75, "calibration_error": 3.21}
+RECORD = synthetic_runs.record("rmadapter", "x", 1, {})
+
 
 def test_a_judged_run_shows_its_judgement(capsys: pytest.CaptureFixture[str]) -> None:
-    rates = {
-        "low": 55.4,
-        "high": 64.6,
-        "macro_f1": 58.75,
-        "calibration_error": 3.21,
-        "recalls": [None, 60.0],
-    }
+    rates = {**RATES, "recalls": [None, 60.0]}
     judgement = Judgement(
         how="on the test split", images=1200, classes=("a", "b"), majority=71.0,
         doubts=("few images",),
@@ -26,22 +24,11 @@ def test_a_judged_run_shows_its_judgement(capsys: pytest.CaptureFixture[str]) ->
               Rates(name="RMAdapter", accuracy=60.0, **rates)),
     )  # fmt: skip
     score = Score(name="all", images=1200, classes=2, accuracy=60.0, zero_shot=40.0)
-    record = synthetic_runs.record("rmadapter", "x", 1, {}).model_copy(
-        update={"scores": (score,), "judgement": judgement}
-    )
+    record = RECORD.model_copy(update={"scores": (score,), "judgement": judgement})
     print_record(record, as_json=False)
     out, err = capsys.readouterr()
-    for words in (
-        "1,200 images",
-        "guessing",
-        "50.0",
-        "most frequent class",
-        "71.0",
-        "55.4 to 64.6",
-        "58.8",
-        "3.2",
-    ):
-        assert words in out
+    assert all(words in out for words in ("1,200 images", "guessing", "50.0", "55.4 to 64.6"))
+    assert all(words in out for words in ("most frequent class", "71.0", "58.8", "3.2"))
     assert "judged on the test split" in out
     assert "\nlowest recall: b 60 %\n" in out
     assert err == "note: few images\n"
@@ -52,13 +39,7 @@ def test_a_judged_run_shows_its_judgement(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_the_three_lowest_recalls_are_those_of_the_fitted_method() -> None:
-    rates = {
-        "accuracy": 60.0,
-        "low": 55.4,
-        "high": 64.6,
-        "macro_f1": 58.75,
-        "calibration_error": 3.21,
-    }
+    rates: dict[str, Any] = {**RATES, "accuracy": 60.0}
     rows = (
         Rates(name="zero-shot", p=0.5, recalls=[0.0, 1.0, 2.0, 3.0, 4.0, 5.0], **rates),
         Rates(name="RMAdapter", recalls=[50.0, 66.7, None, 12.5, 50.0, 100.0], **rates),
@@ -72,19 +53,11 @@ def test_halves_have_a_harmonic_mean_and_a_set_without_answers_has_a_reason(
 ) -> None:
     scores = [Score(name="base", images=10, classes=4, accuracy=60.0, zero_shot=30.0)]
     scores += [Score(name="novel", images=10, classes=5, accuracy=40.0, zero_shot=30.0)]
-    record = synthetic_runs.record("rmadapter", "x", 1, {}).model_copy(
-        update={"scores": tuple(scores)}
-    )
+    record = RECORD.model_copy(update={"scores": tuple(scores)})
     print_record(record, as_json=False)
-    lines = capsys.readouterr().out.splitlines()
-    assert [cell.strip() for cell in lines[-2].split("│")[1:-1]] == [
-        "harmonic mean",
-        "",
-        "",
-        "30.0",
-        "48.0",
-        "+18.0",
-    ]
+    *_, last, _ = capsys.readouterr().out.splitlines()
+    cells = [cell.strip() for cell in last.split("│")[1:-1]]
+    assert cells == ["harmonic mean", "", "", "30.0", "48.0", "+18.0"]
     silent = Score(name="novel", images=10, classes=5, reason="knows its classes alone")
     print_record(record.model_copy(update={"scores": (scores[0], silent)}), as_json=False)
     found = capsys.readouterr()
