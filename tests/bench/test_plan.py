@@ -30,29 +30,20 @@ from rmadapter.bench.protocols import Job, expand
 from rmadapter.data.catalog.sets import CATALOG
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
-from rmadapter.settings import configured, settings_of
+from rmadapter.settings import Machine, configured, settings_of
 from rmadapter.support.machine import VISIBLE
 from tests.helpers.shell import Command, rmadapter
 
 __all__ = ["rmadapter"]  # fixtures
 
 
-def test_a_plan_can_be_sent_to_another_process(tmp_path: Path) -> None:
-    plan = Plan(
-        tuple(expand("ablation-layers", ["a"], seeds=[1])),
-        tmp_path,
-        values={"rmadapter": {"rank": 3}},
-    )
-    assert pickle.loads(pickle.dumps(plan)) == plan
-
-
 def test_settings_of_the_protocol_override_those_of_set(tmp_path: Path) -> None:
     values = {"rmadapter": {"rank": 3, "reconstruction_layers": 3}}
     plan = Plan(tuple(expand("ablation-layers", ["a"], seeds=[1])), tmp_path, values=values)
-    assert [plan.method(job) for job in plan.jobs] == [
-        load_method("rmadapter", {"rank": 3, "reconstruction_layers": layers})
-        for layers in (1, 2, 3)
-    ]
+    assert pickle.loads(pickle.dumps(plan)) == plan  # it is sent to other processes
+    expected = [{"rank": 3, "reconstruction_layers": layers} for layers in (1, 2, 3)]
+    methods = [load_method("rmadapter", own) for own in expected]
+    assert [plan.method(job) for job in plan.jobs] == methods
 
 
 def test_the_lab_keeps_activations_in_the_results_folder(tmp_path: Path) -> None:
@@ -75,18 +66,8 @@ def test_published_settings_name_existing_data_sets_and_settings(method: str) ->
         assert settings_of(load_method(method, own)) == settings_of(plain) | own
 
 
-def test_published_settings_are_those_of_the_sources() -> None:
+def test_published_settings_are_found_by_the_name_of_the_data_set() -> None:
     assert dataset_constants("mmrl", "eurosat") == {"regularisation": 0.01, "width": 2048}
-    expected = {"n_ctx": 2, "depth": 12, "consistency": 0.1}
-    assert dataset_constants("coprompt", "oxford_pets") == expected
-    assert dataset_constants("tip-adapter", "eurosat") == {
-        "alpha": 2.0,
-        "largest_beta": 12.0,
-        "largest_alpha": 10.0,
-    }
-    assert dataset_constants("tip-adapter-f", "eurosat") == dataset_constants(
-        "tip-adapter", "eurosat"
-    ) | {"epochs": 100}
     assert dataset_constants("mmrl", "my-images") == dataset_constants("mma", "eurosat") == {}
     assert dataset_constants("mma", "imagenet") == {"batch_size": 128}
 
@@ -94,17 +75,12 @@ def test_published_settings_are_those_of_the_sources() -> None:
 def test_methods_with_published_settings_get_a_second_row() -> None:
     jobs = expand("base-to-novel", ["dtd", "sun397", "my-images"], ["maple", "prompt-kd"], [1])
     assert dataset_constants("prompt-kd", "sun397") == {}
-    found, own = list(add_published_rows(jobs)), "PromptKD, as published for each set"
-    assert [(job.task.data, job.method, job.variant) for job in found] == [
-        ("dtd", "maple", ""),
-        ("dtd", "prompt-kd", ""),
-        ("dtd", "prompt-kd", own),
-        ("sun397", "maple", ""),
-        ("sun397", "prompt-kd", ""),
-        ("sun397", "prompt-kd", own),  # so that the two rows have the same sets
-        ("my-images", "maple", ""),
-        ("my-images", "prompt-kd", ""),
-    ]
+    found = list(add_published_rows(jobs))
+    own = "PromptKD, as published for each set"
+    rows = [("maple", ""), ("prompt-kd", ""), ("prompt-kd", own)]
+    expected = [(data, *row) for data in ("dtd", "sun397") for row in rows]  # in the same sets
+    expected += [("my-images", *row) for row in rows[:2]]
+    assert [(job.task.data, job.method, job.variant) for job in found] == expected
     assert (found[2].values, found[5].values) == ((("weight", 200.0),), ())
     assert found[2].path != found[1].path
     assert list(add_published_rows(jobs[2:])) == jobs[2:]  # nothing but equal rows
@@ -116,11 +92,10 @@ def test_per_set_runs_both_rows(
     rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(colors, tmp_path / "dtd")
-    given = [
-        "bench", "few-shot", "--datasets", "dtd", "--root", tmp_path, "--backbone", tiny_clip.name,
-    ]  # fmt: skip
-    given += ["--methods", "tip-adapter", "--seeds", "1", "--shots", "1", "--set", "device=cpu"]
-    code, out, _ = rmadapter(*given, "--out", tmp_path / "out", "--per-set", "--json")
+    data = ["--datasets", "dtd", "--root", tmp_path, "--backbone", tiny_clip.name]
+    which = ["--methods", "tip-adapter", "--seeds", "1", "--shots", "1", "--per-set"]
+    given = ["bench", "few-shot", *data, *which, "--set", "device=cpu", "--out", tmp_path / "out"]
+    code, out, _ = rmadapter(*given, "--json")
     assert code == 0
     plain, own = (parse_record(json.dumps(record), "") for record in json.loads(out))
     assert (plain.variant, own.variant) == ("", "Tip-Adapter, as published for each set")
@@ -134,9 +109,8 @@ def test_shards_are_disjoint_and_complete_with_about_equal_work(count: int) -> N
     assert sorted(str(job) for one in parts for job in one) == sorted(map(str, jobs))
     for one in parts:
         assert one == [job for job in jobs if job in one]  # in their order
-        assert {job.images for job in one}.isdisjoint(
-            {job.images for other in parts for job in other if other != one}
-        )
+        others = {job.images for other in parts for job in other if other != one}
+        assert {job.images for job in one}.isdisjoint(others)
     work = [sum(16 + job.task.shots for job in one) for one in parts]
     assert max(work) - min(work) <= 2 * (16 + 16)  # one group
 
@@ -179,18 +153,18 @@ def test_the_shard_is_read_from_the_option_or_from_slurm(
 
 
 @pytest.mark.parametrize(
-    ("text", "environment", "words"),
+    ("text", "environment", "named"),
     [
-        ("0/8", {}, r"--shard '0/8': write the part and the number of parts"),
-        ("9/8", {}, "as 1/8, or auto"),
-        ("first", {}, "as 1/8, or auto"),
-        ("auto", {}, r"not a task of a Slurm array \(sbatch --array=0-7\): write --shard 1/8"),
+        ("0/8", {}, "'0/8'"),
+        ("9/8", {}, "'9/8'"),
+        ("first", {}, "'first'"),
+        ("auto", {}, "Slurm array"),
         ("auto", array(3, "3,5,6"), "gaps"),
-        ("auto", {"SLURM_ARRAY_TASK_ID": "3"}, "--shard auto"),
+        ("auto", {"SLURM_ARRAY_TASK_ID": "3"}, "place in its array"),
     ],
 )
-def test_an_invalid_shard_is_refused(text: str, environment: dict[str, str], words: str) -> None:
-    with pytest.raises(UserError, match=words):
+def test_an_invalid_shard_is_refused(text: str, environment: dict[str, str], named: str) -> None:
+    with pytest.raises(UserError, match=f"--shard.*{named}"):
         parse_shard(text, environment)
 
 
@@ -209,16 +183,9 @@ def job() -> Job:
 
 def write(out: Path, job: Job, status: Any, **more: Any) -> Path:
     method = MethodName(name=job.method, settings=settings_of(load_method(job.method)))
+    fields = {"format": 2, "key": "k", "protocol": job.protocol, **more}
     backbone = BackboneName(name="pocket", digest="0")
-    record = Record(
-        format=2,
-        task=job.task,
-        method=method,
-        backbone=backbone,
-        status=status,
-        key="k",
-        **{"protocol": job.protocol, **more},
-    )
+    record = Record(task=job.task, method=method, backbone=backbone, status=status, **fields)
     record.save(out / job.path)
     return out / job.path
 
@@ -266,23 +233,25 @@ def test_new_records_are_reported_once(job: Job, tmp_path: Path) -> None:
     assert list(state.new_records()) == []
 
 
-def test_a_record_with_other_settings_is_refused(job: Job, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("task", "words", "named"),
+    [
+        ({"templates": ("a {}.",)}, {}, "templates"),
+        ({}, {"values": {"mma": {"rank": 8}}}, "rank"),
+        ({}, {"machine": configured(Machine(), {"precision": "bf16"})}, "precision"),
+        ({}, {"crops": True}, "--crops"),
+    ],
+)
+def test_a_record_with_other_settings_is_refused(
+    task: dict[str, object], words: dict[str, Any], named: str, job: Job, tmp_path: Path
+) -> None:
     path = write(tmp_path, job, "finished")
     Progress(Plan((job,), tmp_path)).check()
-    other = replace(job, task=configured(job.task, {"templates": ["a {}."]}))
-    precise = configured(Plan((), tmp_path).machine, {"precision": "bf16"})
-    for jobs, words, named in (
-        (other, {}, "templates"),
-        (job, {"values": {"mma": {"rank": 8}}}, "rank"),
-        (job, {"machine": precise}, "precision"),
-        (job, {"crops": True}, "--crops"),
-    ):
-        state = Progress(Plan((jobs,), tmp_path, **words))  # type: ignore[arg-type]
-        with pytest.raises(UserError, match=f"{path} .* value of {named}: .*--out"):
-            state.check()
-        write(tmp_path, job, "failed")  # what has no answer may be done otherwise
-        state.check()
-        write(tmp_path, job, "finished")
+    changed = replace(job, task=configured(job.task, task))
+    with pytest.raises(UserError, match=f"{path} .* value of {named}: .*--out"):
+        Progress(Plan((changed,), tmp_path, **words)).check()
+    write(tmp_path, job, "failed")  # a run without an answer may be done with other settings
+    Progress(Plan((changed,), tmp_path, **words)).check()
 
 
 def test_finished_records_by_key(job: Job, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def test_positive_numbers_by_default() -> None:
     assert (dropout.low, dropout.high <= 1) == (0.025, True)  # a share stays within its limit
 
 
-def test_every_method_can_have_what_is_tried_of_it() -> None:
+def test_every_method_accepts_the_ends_of_its_ranges() -> None:
     empty = 0
     for name in METHODS:
         method = load_method(name)
@@ -59,21 +59,16 @@ def test_a_setting_that_is_unset_is_not_tried_by_default() -> None:
 
 
 def test_sizes_choices_and_switches_when_named() -> None:
-    method = load_method("rmadapter")
-    found = make_space(
-        method, "rmadapter", ["rank", "share", "cross_modal", "reconstruction_layers", "epochs"]
-    )
+    wanted = ["rank", "share", "cross_modal", "reconstruction_layers", "epochs"]
+    found = make_space(load_method("rmadapter"), "rmadapter", wanted)
     assert [ends(one) for one in found.values()] == [
         (8, 128), ("down", "up", "none"), (False, True), (1, 2, 3), (2, 40)
     ]  # fmt: skip
 
 
-def test_ranges_and_values_as_the_user_says() -> None:
-    found = make_space(
-        load_method("mma"),
-        "mma",
-        ["lambda_text_con=0..1", "rank=4..32", "alpha=1e-3..1", "init=zero,small"],
-    )
+def test_ranges_and_values_of_the_user() -> None:
+    wanted = ["lambda_text_con=0..1", "rank=4..32", "alpha=1e-3..1", "init=zero,small"]
+    found = make_space(load_method("mma"), "mma", wanted)
     assert [ends(one) for one in found.values()] == [(0, 1), (4, 32), (0.001, 1), ("zero", "small")]
     assert [getattr(one, "log", None) for one in found.values()] == [False, True, True, None]
     assert isinstance(found["rank"], optuna.distributions.IntDistribution)
@@ -95,12 +90,12 @@ def test_ranges_and_values_as_the_user_says() -> None:
         ("alpha=1..inf", "write two numbers, the smaller first"),
     ],
 )
-def test_what_cannot_be_tried(asked: str, words: str) -> None:
+def test_invalid_searches_are_refused(asked: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         make_space(load_method("mma"), "mma", [asked])
 
 
-def test_without_optuna_a_sentence_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_optuna_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserError, match=r"rmadapter\[ray\]"):
         make_space(load_method("mma"), "mma")

@@ -5,35 +5,35 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import common
 import figures
+import first_step
+import folder
+import growth
 import inference
+import profiling
 import pytest
 import torch
 import train_step
 from step import Step
 
-from rmadapter.backbones import load_backbone
-from tests.helpers.benchmarks import Printed, run
-from tests.helpers.models import CLIP_TEXT, write_model
+from rmadapter.backbones import Backbone, load_backbone
+from tests.helpers.benchmarks import ONCE, Printed, run, tiny_model
 from tests.helpers.rounding import FACTOR, SLACK, relative_errors
 
 
 def test_rounds_are_taken_in_turns_and_end_with_the_budget() -> None:
     calls: list[str] = []
-    seconds = common.interleaved(
-        {name: lambda name=name: calls.append(name) for name in "ab"}, 5, budget=0
-    )
-    assert (
-        calls == ["a", "b"] * 4
-    )  # one round of warming up, then the three that are always measured
+    functions = {name: lambda name=name: calls.append(name) for name in "ab"}
+    seconds = common.interleaved(functions, 5, budget=0)
+    # one round of warming up, then the three that are always measured
+    assert calls == ["a", "b"] * 4
     assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
 
 
-@pytest.mark.skipif(
-    sys.platform != "linux", reason="only Linux tells the peak of a part of a process's life"
-)
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the peak of a part of a run")
 def test_peak_is_what_was_held_at_once_beyond_what_was_held_before() -> None:
     torch.ones(50_000_000)  # 200 MB, before the start
     before = common.held()
@@ -51,11 +51,7 @@ def test_peak_is_what_was_held_at_once_beyond_what_was_held_before() -> None:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Options for a backbone of five blocks, so that one of them is adapted by default."""
-    vision = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 5}
-    model = {"vision_cfg": vision, "text_cfg": {**CLIP_TEXT, "layers": 5}}
-    folder = write_model(tmp_path_factory.mktemp("benchmarks") / "model", model)
-    return ["--repeat", "1", "--seed", "3", "--allocator", "default", "--backbone", str(folder)]
+    return [*ONCE, "--backbone", tiny_model(tmp_path_factory.mktemp("benchmarks"))]
 
 
 def rounding_of(model: str, classes: int) -> float:
@@ -78,18 +74,14 @@ def test_train_step_prints_one_object_per_class_count(
     for result in results:
         assert all(result[key] > 0 for key in train_step.KEYS if "peak" not in key)
         assert result["max_gradient_difference"] <= rounding_of(tiny[-1], result["classes"])
-        assert result["ratio"] == pytest.approx(
-            result["reference_seconds"] / result["lean_seconds"]
-        )
-        rate = result["matmul_gflops"] * 1e9
-        assert result["matmul_share"] == pytest.approx(
-            result["lean_flops"] / result["lean_seconds"] / rate
-        )
+        seconds = result["lean_seconds"]
+        assert result["ratio"] == pytest.approx(result["reference_seconds"] / seconds)
+        share = result["lean_flops"] / seconds / (result["matmul_gflops"] * 1e9)
+        assert result["matmul_share"] == pytest.approx(share)
         assert {"cpu", "cores", "threads", "memory_gb", "torch", "python"} <= {*result["machine"]}
     assert [result["prompts_at_once"] for result in results] == [3, 4]
-    assert "matmul share" in run(
-        train_step, monkeypatch, capsys, *tiny, "--batch", "2", "--classes", "3"
-    )
+    one = (*tiny, "--batch", "2", "--classes", "3")
+    assert "matmul share" in run(train_step, monkeypatch, capsys, *one)
 
 
 @pytest.mark.slow
@@ -101,17 +93,15 @@ def test_inference_compares_every_engine_with_open_clip(
     pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
     monkeypatch.setattr(torch, "compile", lambda model: model)
     monkeypatch.setattr(inference.int8, "LARGE", 2**10)
-    given = (
-        *tiny, "--classes", "3", "--batches", "1", "3", "--cores", "1", "--size", "32", "--json",
-    )  # fmt: skip
+    sizes = ("--classes", "3", "--batches", "1", "3", "--cores", "1", "--size", "32")
+    given = (*tiny, *sizes, "--json")
     results = json.loads(run(inference, monkeypatch, capsys, *given))
     rows = {(row["engine"], row["adapters"], row["batch"]): row for row in results}
     assert len(rows) == len(results) == 2 * len(inference.kinds())
     for (name, adapters, batch), row in rows.items():
         plain = rows[inference.REFERENCE, False, batch]
-        assert row["times"] == pytest.approx(
-            row["images_per_cpu_second"] / plain["images_per_cpu_second"]
-        )
+        times = row["images_per_cpu_second"] / plain["images_per_cpu_second"]
+        assert row["times"] == pytest.approx(times)
         assert row["images_per_second"] <= row["images_per_second_at_best"]
         assert row["p50_ms"] <= row["p95_ms"]
         exact = "fp32" in name or "compiled" in name
@@ -123,3 +113,56 @@ def test_the_figures_of_the_readme_are_those_of_the_result_files() -> None:
     text = figures.README.read_text(encoding="utf-8")
     assert figures.updated(text) == text, "run python benchmarks/figures.py"
     assert "share of matmul rate" in figures.figures(figures.RESULTS)
+
+
+def test_the_first_step_needs_only_the_drawn_images(
+    tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    images = ("--images", "20", "--distinct", "8", "--pixels", "32", "24")
+    words = ("--classes", "2", "--shots", "2", "--set", "first_block=3", "--json")
+    where = ("--backbone", tiny_clip.name, "--folder", str(tmp_path / "data"))
+    result = json.loads(run(first_step, monkeypatch, capsys, *where, *images, *words))
+    assert (result["images"], result["files_decoded"], result["decodes"]) == (20, 4, 4)
+    assert len({path.stat().st_ino for path in (tmp_path / "data").rglob("*.jpg")}) == 8
+
+
+def test_the_parts_of_a_command_add_up_to_the_whole() -> None:
+    runs = [
+        {"seconds": 20.0 + i, "frozen": 4.0, "train": 5.0, "evaluate": 6.0, "total": 15.0}
+        for i in (0, 9, 1)
+    ]
+    row = folder.row("x", runs, {"start": 2.0, "train": 1.0, "test": 1.5})
+    assert row == {
+        "run": "x", "seconds": 21.0,
+        "start": 2.0, "decode": 2.5, "frozen": 3.0, "train": 5.0, "evaluate": 4.5, "rest": 4.0,
+    }  # fmt: skip
+    assert sum(row[part] for part in folder.PARTS) == row["seconds"]
+
+
+def test_an_exponent_of_growth_is_the_slope_between_the_last_two_points() -> None:
+    points = [
+        {"images": 1, "a_seconds": 9.0, "b_seconds": 9.0, "a_mb": 1.0, "process_peak_mb": 1.0},
+        {"images": 10, "a_seconds": 1.0, "b_seconds": 0.001, "a_mb": 30.0, "process_peak_mb": 9.0},
+        {"images": 100, "a_seconds": 100.0, "b_seconds": 9.0, "a_mb": 300, "process_peak_mb": 9.0},
+    ]  # fmt: skip
+    expected = {"a_seconds": pytest.approx(2), "a_mb": pytest.approx(1)}
+    assert growth.exponents("images", points) == expected
+    assert growth.exponents("images", points[:1]) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("aten::mkldnn_linear", "products"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", "attention"),
+        ("aten::_softmax_backward_data", "attention"),
+        ("aten::gelu_backward", "activation"),
+        ("aten::native_layer_norm_backward", "norm"),
+        ("aten::index_select", "copies and casts"),
+        ("aten::add", "sums"),
+        ("aten::_foreach_addcdiv_", "optimizer"),
+        ("autograd::engine::evaluate_function: AddmmBackward0", "other"),
+    ],
+)
+def test_kinds_of_operations_by_name(name: str, kind: str) -> None:
+    assert profiling.kind_of(name) == kind

@@ -6,20 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import gpu
-import pytest
 import torch
 from step import Step
 
 from rmadapter.backbones import Backbone, load_backbone
-from tests.helpers.models import CLIP_TEXT, write_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of five blocks, so that one of them is adapted by default."""
-    vision = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 5}
-    config = {"vision_cfg": vision, "text_cfg": {**CLIP_TEXT, "layers": 5}}
-    return write_model(tmp_path_factory.mktemp("gpu") / "model", config)
+from tests.helpers.benchmarks import tiny_model
 
 
 def gradients(backbone: Backbone, variant: str, name: str) -> torch.Tensor:
@@ -35,14 +26,11 @@ def gradients(backbone: Backbone, variant: str, name: str) -> torch.Tensor:
     return moved
 
 
-def test_all_formats_take_the_same_step(model: Path) -> None:
+def test_all_formats_take_the_same_step(tmp_path: Path) -> None:
     """That of float16 by scaled losses: scaled back wrongly, it would be another one."""
-    backbone = load_backbone(str(model))
+    backbone = load_backbone(tiny_model(tmp_path))
     plain = gradients(backbone, "lean", "fp32")
-    for variant, name, limit in (
-        ("reference", "fp32", 1e-4),
-        ("lean", "fp16", 0.02),
-        ("lean", "bf16", 0.1),
-    ):
+    limits = {("reference", "fp32"): 1e-4, ("lean", "fp16"): 0.02, ("lean", "bf16"): 0.1}
+    for (variant, name), limit in limits.items():
         found = gradients(backbone, variant, name)
         assert float((found - plain).norm() / plain.norm()) < limit, (variant, name)

@@ -9,8 +9,7 @@ import pytest
 
 from rmadapter.methods import METHODS
 from rmadapter.settings import settings_of
-from tests.helpers.benchmarks import Printed, run
-from tests.helpers.models import CLIP_TEXT, write_model
+from tests.helpers.benchmarks import ONCE, Printed, run, tiny_model
 from tests.helpers.slow import slow_except
 
 import peers  # isort: skip
@@ -19,12 +18,7 @@ import peers  # isort: skip
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Options for a backbone of six blocks, which MMRL needs."""
-    vision = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 6}
-    folder = write_model(
-        tmp_path_factory.mktemp("peers") / "model",
-        {"vision_cfg": vision, "text_cfg": {**CLIP_TEXT, "layers": 6}},
-    )
-    return ["--repeat", "1", "--seed", "3", "--allocator", "default", "--backbone", str(folder)]
+    return [*ONCE, "--backbone", tiny_model(tmp_path_factory.mktemp("peers"), layers=6)]
 
 
 def test_every_peer_is_measured_with_its_published_batch_and_a_single_pass() -> None:

@@ -29,44 +29,32 @@ def backbone(tmp_path: Path) -> str:
     return str(write_model(tmp_path / "model", model))
 
 
-def public_main(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["public.py", *MACHINE, *words])
-    monkeypatch.setattr(
-        public, "SQUARE", 64
-    )  # a processor without bfloat16 takes minutes for large ones
-    return public.main()
-
-
-def test_a_step_of_theirs_stands_beside_ours(
+def test_a_step_of_a_public_repository_is_measured_beside_ours(
     backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Printed
 ) -> None:
     clone, out = write_clone(tmp_path / "clone"), tmp_path / "out.json"
     out.write_text(json.dumps({"mma": [], "coop": [{"classes": 2}, {"classes": 9}]}))
-    words = [
-        "coop", "--upstream", str(clone), "--backbone", backbone, "--classes", "2", "3", "--out",
-        str(out),
-    ]  # fmt: skip
-    assert public_main(monkeypatch, *words) == 0
+    words = ["--upstream", str(clone), "--backbone", backbone, "--classes", "2", "3"]
+    monkeypatch.setattr(sys, "argv", ["public.py", *MACHINE, "coop", *words, "--out", str(out)])
+    monkeypatch.setattr(public, "SQUARE", 64)  # without bfloat16, large products take minutes
+    assert public.main() == 0
     assert "public seconds" in capsys.readouterr().out
     found = json.loads(out.read_text())
     assert list(found) == ["mma", "coop"]
     assert [row["classes"] for row in found["coop"]] == [2, 3, 9]
-    for row in found["coop"][:2]:
-        assert (row["batch"], row["repository"], row["commit"]) == (
-            3,
-            "KaiyangZhou/CoOp",
-            "unknown",
-        )
+    measured = found["coop"][:2]
+    for row in measured:
+        source = (row["batch"], row["repository"], row["commit"])
+        assert source == (3, "KaiyangZhou/CoOp", "unknown")
         assert max(row["differences"].values()) < 1e-4
         for kind in ("public", "fp32", "bf16"):
             assert len(row[f"{kind}_all_seconds"]) == 2
             assert 0 < row[f"{kind}_least_seconds"] <= row[f"{kind}_seconds"]
         assert min(row["fp32_gflops"], row["bf16_gflops"]) > 0
         assert "least_operations" not in row
-        assert row["bf16_ratio"] == pytest.approx(
-            row["public_least_seconds"] / row["bf16_least_seconds"]
-        )
-    assert "KaiyangZhou/CoOp" in figures.public({"coop": found["coop"][:2]})
+        ratio = row["public_least_seconds"] / row["bf16_least_seconds"]
+        assert row["bf16_ratio"] == pytest.approx(ratio)
+    assert "KaiyangZhou/CoOp" in figures.public({"coop": measured})
 
 
 def test_sizes_are_the_published_ones(vit_b16: Backbone) -> None:

@@ -11,7 +11,7 @@ import figures
 import pytest
 import serve
 
-from tests.helpers.models import CLIP_TEXT, write_model
+from tests.helpers.benchmarks import tiny_model
 from tests.helpers.serving import FACTS
 
 assert FACTS  # its import skips this file where the extra is missing
@@ -21,19 +21,10 @@ assert FACTS  # its import skips this file where the extra is missing
 def test_throughput_latency_and_a_soak(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    vision = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 5}
-    folder = write_model(
-        tmp_path / "model", {"vision_cfg": vision, "text_cfg": {**CLIP_TEXT, "layers": 5}}
-    )
-    words = [
-        "--repeat", "2", "--allocator", "default", "--backbone", str(folder), "--images", "6",
-        "--classes", "3",
-    ]  # fmt: skip
-    words += [
-        "--pixels", "40", "30", "--concurrency", "3", "--seconds", "1", "--minutes", "0.03",
-        "--json",
-    ]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", [serve.__file__, *words])
+    data = ["--images", "6", "--classes", "3", "--pixels", "40", "30"]
+    load = ["--concurrency", "3", "--seconds", "1", "--minutes", "0.03"]
+    words = ["--repeat", "2", "--allocator", "default", "--backbone", tiny_model(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [serve.__file__, *words, *data, *load, "--json"])
     serve.main()
     (result,) = json.loads(capsys.readouterr().out)
     rates = {row["run"]: row["images_per_second"] for row in result["rows"]}

@@ -94,13 +94,10 @@ def test_pairs_of_attention_are_those_the_mask_lets_through(
         states = backbone.text.frozen(tokens, 2)
         lengths = backbone.text.real_tokens(tokens)[0].tolist()
         prefix = states.layout.prefix
-        if causal:
-            whole = sum(int(torch.ones(n, n).tril().sum()) for n in lengths)
-            expected = whole - 2 * int(
-                torch.ones(prefix, prefix).tril().sum()
-            )  # the prefix of two prompts is shared
-        else:
-            expected = sum(n * n for n in lengths)
+        expected = sum(n * n for n in lengths)
+        if causal:  # the prefix of two prompts is shared
+            whole = sum(n * (n + 1) // 2 for n in lengths)
+            expected = whole - prefix * (prefix + 1)
         counted = work.tokens_of(states)
         assert counted.pairs == expected
         assert counted.all == sum(lengths) - 2 * prefix
@@ -120,6 +117,5 @@ def test_largest_difference_is_relative_with_a_floor() -> None:
     reference = {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([1e-6])}
     near = {"a": torch.tensor([3.0, 4.5]), "b": torch.tensor([2e-6])}
     assert train_step.largest_difference(near, reference) == pytest.approx(0.1)
-    assert train_step.largest_difference({**reference, "b": near["b"]}, reference) == pytest.approx(
-        1e-6 / 5e-4
-    )
+    small = {**reference, "b": near["b"]}
+    assert train_step.largest_difference(small, reference) == pytest.approx(1e-6 / 5e-4)

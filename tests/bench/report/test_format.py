@@ -44,9 +44,8 @@ def test_best_is_marked_among_complete_measured_rows_with_ties() -> None:
 
 
 def test_numbers_have_two_decimals() -> None:
-    assert [Cell(v).text for v in (1234, 1234.5678, -0.5, -0.001, None, "x")] == [
-        "1,234", "1234.57", "−0.50", "0.00", "–", "x",
-    ]  # fmt: skip
+    values = {1234: "1,234", 1234.5678: "1234.57", -0.5: "−0.50", -0.001: "0.00", "x": "x"}
+    assert [Cell(value).text for value in (*values, None)] == [*values.values(), "–"]
     assert Cell(70.0, 0.333).text == "70.00 ± 0.33"
     assert minus("-0") == "0"
 
@@ -59,10 +58,8 @@ def test_markdown() -> None:
     assert "| C (1 of 3 seeds) | 99.00 | – |" in lines
     assert "| *D, as printed* | *80.00* | *1.00* |" in lines
     assert text.index("3 seeds.") < text.index("1. A note.")
-    widths = {
-        len(re.split(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")
-    }
-    assert widths == {5}
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert {len(re.split(r"(?<!\\)\|", row)) for row in rows} == {5}
 
 
 def test_latex_is_booktabs_with_every_special_character_escaped() -> None:
@@ -73,9 +70,8 @@ def test_latex_is_booktabs_with_every_special_character_escaped() -> None:
     assert r"\textit{D, as printed} & \textit{80.00} & \textit{1.00} \\" in text
     assert text.index(r"\end{tabular}") < text.index("A note.") < text.index(r"\end{table}")
     assert r"A table of 5 \%. 3 seeds." in text
-    assert (
-        tex("a_b{c}~^\\ −1") == r"a\_b\{c\}\textasciitilde{}\textasciicircum{}\textbackslash{} $-$1"
-    )
+    special = r"a\_b\{c\}\textasciitilde{}\textasciicircum{}\textbackslash{} $-$1"
+    assert tex("a_b{c}~^\\ −1") == special
 
 
 def test_csv_reads_back() -> None:

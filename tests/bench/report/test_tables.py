@@ -16,7 +16,6 @@ from rmadapter.bench.report.tables import (
     USES_HEADS,
     make_tables,
     reference,
-    row_uses,
     total_seconds,
     uses_tables,
 )
@@ -297,10 +296,3 @@ def test_a_row_for_each_method_with_what_it_uses() -> None:
     assert uses_tables(one([mmrl])) == []
     [apart] = uses_tables(one([record("tda", "dtd", 1, ONE_RUN)]))
     assert [row.cells[0].text for row in apart.rows] == ["test time"]
-
-
-def test_a_setting_may_change_the_track() -> None:
-    run = with_method(record("coprompt", "dtd", 1, ONE_RUN), settings={"descriptions": "x.json"})
-    found = row_uses([run])
-    assert found is not None
-    assert found.track == "extra data"
