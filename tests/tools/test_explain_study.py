@@ -94,14 +94,12 @@ def test_methods_with_memory_and_opaque_encoders_are_refused(
 # Maps
 
 
-def traced(
-    layers: list[Tensor], tokens: Tensor | None = None, logits: Tensor | None = None
-) -> Trace:
+NONE = torch.zeros(1, 1)
+
+
+def traced(layers: list[Tensor], tokens: Tensor = NONE, logits: Tensor = NONE) -> Trace:
     """Return a trace with one class token and four patches."""
-    none = torch.zeros(1, 1)
-    return Trace(
-        none if logits is None else logits, layers, none if tokens is None else tokens, 2, 5, 0
-    )
+    return Trace(logits, layers, tokens, 2, 5, 0)
 
 
 @pytest.fixture(autouse=True)
@@ -115,12 +113,9 @@ def test_rollout_multiplies_the_mean_attention_of_blocks() -> None:
     rows = (top.mean(1)[0, 0] / 2 + eye[0] / 2) @ (first.mean(1)[0] / 2 + eye / 2)
     drawn = CANDIDATES["attention rollout"](traced([first, top]), torch.tensor([0]))
     assert_same_float32(drawn[0].flatten(), rows[1:])
-
-
-def test_rollout_leaves_out_appended_tokens() -> None:
-    top = torch.rand(1, 3, 1, 7)
-    drawn = CANDIDATES["attention rollout"](traced([top]), torch.tensor([0]))
-    assert_same_float32(drawn[0].flatten(), top.mean(1)[0, 0, 1:5] / 2)
+    wide = torch.rand(1, 3, 1, 7)  # with two appended tokens, which are no patches
+    drawn = CANDIDATES["attention rollout"](traced([wide]), torch.tensor([0]))
+    assert_same_float32(drawn[0].flatten(), wide.mean(1)[0, 0, 1:5] / 2)
 
 
 def test_relevance_multiplies_attention_by_its_positive_gradient() -> None:
