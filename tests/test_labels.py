@@ -130,7 +130,7 @@ def test_descriptions_in_python_and_beside_the_data(
     assert classifier.classes_.tolist() == [0, 1]
 
 
-def test_a_score_refuses_what_is_no_class(named: Path, tiny_clip: Backbone, colors: Path) -> None:
+def test_a_score_refuses_an_unknown_label(named: Path, tiny_clip: Backbone, colors: Path) -> None:
     classifier = FewShotClassifier.load(named, backbone=tiny_clip.name)
     with pytest.raises(UserError, match=r"'rde' .* did you mean 'red'"):
         classifier.score([colors / "test/red/0.png"], ["rde"])

@@ -35,7 +35,9 @@ def run_for_read(view: Any, x: torch.Tensor, layout: Grid) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_leanest_view_is_chosen(name: str, request: pytest.FixtureRequest) -> None:
+def test_a_block_gets_the_leanest_view_that_computes_the_same(
+    name: str, request: pytest.FixtureRequest
+) -> None:
     assert all(
         type(view_of(block)) is KINDS[name] for block in image_blocks(request.getfixturevalue(name))
     )

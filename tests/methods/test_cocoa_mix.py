@@ -63,7 +63,7 @@ def test_loss_and_gradient_are_the_plain_ones(
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_inside_the_cross_entropy_is_least(seed: int) -> None:
+def test_for_trained_classes_the_cross_entropy_is_least(seed: int) -> None:
     ours, theirs, labels = drawn(seed)
     weights = torch.linspace(0, 2, 40, dtype=torch.float64)
 
@@ -83,7 +83,9 @@ def test_inside_the_cross_entropy_is_least(seed: int) -> None:
 
 @pytest.mark.parametrize("margin", [0.0, 0.05])
 @pytest.mark.parametrize("seed", range(3))
-def test_outside_no_answer_is_surer_than_by_the_written_prompts(seed: int, margin: float) -> None:
+def test_for_new_classes_no_answer_is_surer_than_by_written_prompts(
+    seed: int, margin: float
+) -> None:
     ours, theirs, _ = drawn(seed)
     ours[0] *= 100  # of an image that does not count
     weights = torch.linspace(0, 2, 40, dtype=torch.float64)
@@ -99,7 +101,7 @@ def test_outside_no_answer_is_surer_than_by_the_written_prompts(seed: int, margi
     assert hinge(found) < 1e-12 < hinge(found + 1e-4)
 
 
-def test_the_ends_of_the_share_outside() -> None:
+def test_the_share_for_new_classes_at_its_limits() -> None:
     ours, theirs, _ = drawn(0)
     torch.testing.assert_close(
         entropy(ours), torch.distributions.Categorical(logits=ours).entropy()

@@ -105,7 +105,7 @@ def test_without_a_file_and_with_a_damaged_model_it_says_so(
             fitted.method.restore(tiny_clip, fitted.known, {**fitted.tensors, **tensors})
 
 
-def test_from_a_file_to_a_run_that_grows(
+def test_a_run_with_texts_from_a_file_accepts_more_classes(
     rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:
     run, file = tmp_path / "run", tmp_path / "few.json"

@@ -191,7 +191,7 @@ def test_rivals_are_the_images_own_classes_and_some_others() -> None:
         assert torch.equal(places, labels)
 
 
-def test_steps_are_slow_and_fast() -> None:
+def test_scales_of_blocks_are_slow_or_fast() -> None:
     generator = torch.Generator().manual_seed(0)
     drawn = torch.tensor([LwEIB().scales(12, generator) for _ in range(500)])
     assert {round(x, 4) for x in drawn.unique().tolist()} == {0.025, 0.0625}

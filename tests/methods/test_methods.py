@@ -65,7 +65,7 @@ def same_tensors(one: Fitted, two: Fitted) -> bool:
     return all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
 
 
-def test_there_is_every_method_of_the_papers_tables() -> None:
+def test_every_method_of_the_papers_tables_is_registered() -> None:
     titles = [load_method(name).title for name in METHODS]
     papers = "CoOp CoCoOp KgCoOp MaPLe TCP PromptSRC MMA CoPrompt RMAdapter"
     assert {*papers.split()} <= {*titles}
@@ -121,7 +121,7 @@ def test_half_precision_works_by_the_rules_of_a_gpu(
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_saved_and_loaded_it_answers_the_same(
+def test_a_loaded_model_answers_the_same(
     name: str, tiny_clip: Backbone, images: ImageSet, tmp_path: Path
 ) -> None:
     """Bit for bit: a fitted model and a loaded one answer by the same `restore`."""
@@ -159,7 +159,7 @@ def test_a_killed_training_ends_with_the_same_weights(
     ]
 
 
-def test_fresh_augmentation_or_an_error_where_views_are_read_at_once(
+def test_methods_that_read_all_views_at_once_need_their_number(
     tiny_clip: Backbone, images: ImageSet
 ) -> None:
     """views=0 are new crops in every epoch; methods that read all views at once need a number."""

@@ -16,9 +16,7 @@ from tests.helpers.rounding import assert_same_float32
 from tests.helpers.shots import logits_of, shots_of
 
 
-def test_its_probabilities_are_the_normalised_geometric_mean(
-    tiny_clip: Backbone, colors: Path
-) -> None:
+def test_probabilities_are_the_normalised_geometric_mean(tiny_clip: Backbone, colors: Path) -> None:
     shots = shots_of(tiny_clip, read_images(colors)["train"])
     pair = configured(ProbePair(), {"epochs": 3})
     both = [LinearProbe(), ZeroShotProbe(pair.recipe)]

@@ -62,7 +62,9 @@ def test_loss_and_gradient_are_the_plain_ones(
     )
 
 
-def test_of_several_processes_the_gradients_of_all_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_project_by_the_sum_of_their_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Two, of which each alone would leave its gradient as it is, or lose another part of it."""
     # of each process: by both losses
     by = torch.tensor([[[1.0, -3.0], [2.0, 1.0]], [[-2.0, 1.0], [1.0, 1.0]]])

@@ -107,7 +107,9 @@ def test_the_loss_is_the_divergence_from_the_teacher(
 
 
 @pytest.mark.slow
-def test_it_learns_eight_images(tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_student_learns_eight_images(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of a teacher that did."""
     monkeypatch.setattr(PromptKD, "_tutor", lambda self: configured(PromptSRC(), PROMPTSRC))
     settings = {"epochs": 100, "learning_rate": 0.002, "batch_size": 8}
@@ -193,7 +195,7 @@ def test_the_student_learns_from_all_images_among_all_names(
 
 
 @pytest.mark.parametrize("step", [3, 9, 10, 13])
-def test_killed_in_teacher_or_student_it_goes_on(
+def test_a_training_killed_in_teacher_or_student_continues(
     step: int, tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 8 steps of the teacher's and 6 of the student's: bit for bit, and the teacher's are not

@@ -146,7 +146,9 @@ def test_methods_share_a_backbone_that_none_changes(tiny_clip: Backbone, images:
     assert not any(p.requires_grad for p in tiny_clip.model.parameters())
 
 
-def test_what_trains_nothing_is_refused(tiny_clip: Backbone, images: ImageSet) -> None:
+def test_an_alpha_of_zero_trains_nothing_and_is_refused(
+    tiny_clip: Backbone, images: ImageSet
+) -> None:
     with pytest.raises(UserError, match="alpha=0 trains nothing"):
         load_method("rmadapter", {**QUICK, "alpha": 0}).fit(tiny_clip, shots_of(tiny_clip, images))
 

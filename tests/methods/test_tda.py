@@ -115,7 +115,7 @@ def fit_command(data: Path, backbone: Backbone, method: str) -> list[object]:
     return ["fit", data, "--backbone", backbone.name, *options.split()]
 
 
-def test_its_record_says_in_which_order_and_eval_repeats_it(
+def test_the_record_holds_the_order_of_images_and_eval_repeats_it(
     rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:
     for seed in (1, 4):
@@ -131,7 +131,7 @@ def test_its_record_says_in_which_order_and_eval_repeats_it(
     assert "order" not in json.loads((tmp_path / "other/run.json").read_text("utf-8"))["scores"][0]
 
 
-def test_predict_says_that_it_learns_and_what_cannot_be_had_is_refused(
+def test_predict_notes_that_it_learns_and_export_and_serve_are_refused(
     rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:
     run, out = tmp_path / "run", tmp_path / "answers.csv"

@@ -149,7 +149,7 @@ def test_without_validation_images_every_shot_is_held_out_once(tiny_clip: Backbo
         assert sorted(wanted.tolist()) == [0, 1, 2]
 
 
-def test_of_one_shot_nothing_is_held_out(tiny_clip: Backbone) -> None:
+def test_with_one_shot_per_class_nothing_is_held_out(tiny_clip: Backbone) -> None:
     one = shots_of(tiny_clip, noise_images(3, THREE, grain=32))
     given = TipAdapter(Search(search=False)).fit(tiny_clip, one)
     searched = TipAdapter().fit(tiny_clip, one)

@@ -102,7 +102,7 @@ class Wrong(ExternalMethod):
 """
 
 
-def test_a_method_from_outside_says_it_in_its_records(
+def test_records_hold_what_a_method_from_outside_uses(
     rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.py").write_text(MINE)

@@ -126,7 +126,7 @@ def test_unfamiliar_is_far_from_the_nearest_training_image(
     assert shown.fitted_to(torch.eye(5)).examples.tolist() == torch.eye(5)[[0, 3]].tolist()  # type: ignore[union-attr]
 
 
-def test_one_that_fits_comes_back_in_float32() -> None:
+def test_a_saved_tensor_of_the_expected_shape_is_returned_in_float32() -> None:
     given = torch.rand(2, 3, dtype=torch.float64)
     for shape in ((2, 3), (-1, 3), (-1, -1)):
         found = shaped({"weight": given}, "weight", *shape)
@@ -136,7 +136,7 @@ def test_one_that_fits_comes_back_in_float32() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 2), (2,), (2, 3, 1), ()])
-def test_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+def test_a_saved_tensor_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(
         RuntimeError, match=r"weight is torch.float32 of \[2, 3\], not numbers of \["
     ):
@@ -144,7 +144,7 @@ def test_another_shape_is_refused(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.complex64])
-def test_what_is_no_real_number_is_refused(kind: torch.dtype) -> None:
+def test_a_saved_tensor_without_real_numbers_is_refused(kind: torch.dtype) -> None:
     with pytest.raises(RuntimeError, match=r"weight is torch.\w+ of \[2\], not numbers of \[any\]"):
         shaped({"weight": torch.ones(2, dtype=kind)}, "weight", -1)
     with pytest.raises(KeyError):

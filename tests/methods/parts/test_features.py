@@ -36,7 +36,7 @@ def test_two_shots_make_two_parts_and_one_shot_makes_none() -> None:
     assert folds(torch.tensor([0, 0, 1]), 1) == []
 
 
-def test_validation_images_judge_where_there_are_some(tiny_clip: Backbone) -> None:
+def test_validation_images_are_held_out_if_there_are_any(tiny_clip: Backbone) -> None:
     val = noise_images(6)
     for given, sizes in ((val, [(12, 6)]), (None, [(9, 3), (9, 3), (9, 3), (9, 3)])):
         some = shots_of(tiny_clip, noise_images(12), val=given)
@@ -51,7 +51,7 @@ def test_validation_images_judge_where_there_are_some(tiny_clip: Backbone) -> No
 
 @pytest.mark.parametrize(("views", "epochs", "once"), [(2, 2, True), (2, 1, False), (0, 9, False)])
 @pytest.mark.parametrize("apart", [False, True])
-def test_each_view_is_encoded_once_where_all_come_again(
+def test_each_view_is_encoded_once_if_all_are_used_again(
     views: int, epochs: int, once: bool, apart: bool, tiny_clip: Backbone
 ) -> None:
     shots = shots_of(tiny_clip, noise_images(5), augmentation="standard", views=views)

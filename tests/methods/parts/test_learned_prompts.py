@@ -92,7 +92,7 @@ def test_contexts_of_classes_apart_need_prompts_apart(tiny_clip: Backbone) -> No
         prompts.encode(torch.zeros(len(NAMES), 2, tiny_clip.text.width))
 
 
-def test_where_a_text_starts_is_found_once(tiny_clip: Backbone) -> None:
+def test_the_start_of_a_text_is_computed_once(tiny_clip: Backbone) -> None:
     """An export is traced, and what is traced cannot be looked at; and nothing keeps the backbone
     alive."""
     asked: list[list[str]] = []
@@ -119,7 +119,7 @@ def test_context_starts_as_words_or_as_small_noise_of_the_seed(tiny_clip: Backbo
     assert draw(100, 100, 1).std().item() == pytest.approx(0.02, rel=0.05)
 
 
-def test_of_several_descriptions_the_first_is_the_name(tiny_clip: Backbone) -> None:
+def test_the_first_of_several_descriptions_is_the_name(tiny_clip: Backbone) -> None:
     context = context_of(tiny_clip.text.width, 3).float()
     some, first = (
         PromptedText(tiny_clip, names, 3)
