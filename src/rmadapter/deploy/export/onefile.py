@@ -17,9 +17,8 @@ PACKAGE = __name__.partition(".")[0]
 class _Module:
     """A module of this package.
 
-    definitions: top-level names with the statements that define them. own_imports: names imported
-    from this package, with module and name there. other_imports: all other imported names, with
-    module ("" for `import x`) and what is imported.
+    definitions: top-level names with the statements that define them. imports: imported names,
+    with their module ("" for `import x`) and what is imported.
     """
 
     def __init__(self, name: str) -> None:
@@ -29,8 +28,7 @@ class _Module:
         self.text = Path(spec.origin).read_text(encoding="utf-8")
         self.lines, self.tree = self.text.splitlines(), ast.parse(self.text)
         self.definitions: dict[str, list[ast.stmt]] = {}
-        self.own_imports: dict[str, tuple[str, str]] = {}
-        self.other_imports: dict[str, tuple[str, str]] = {}
+        self.imports: dict[str, tuple[str, str]] = {}
         for node in self.tree.body:
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 self._add_imports(node)
@@ -41,10 +39,7 @@ class _Module:
         place = str(node.module) if isinstance(node, ast.ImportFrom) else ""
         for alias in node.names:
             name = alias.asname or alias.name.partition(".")[0]
-            if place.partition(".")[0] == PACKAGE:
-                self.own_imports[name] = place, alias.name
-            else:
-                self.other_imports[name] = place, ast.unparse(alias)
+            self.imports[name] = place, ast.unparse(alias)
 
     def source(self, node: ast.stmt) -> str:
         """Return the source of a statement, with its decorators and the comment above it."""
@@ -117,11 +112,11 @@ def _reach(
         for node in module.definitions.get(todo.pop(), ()):
             nodes.add(node)
             for used in sorted({part.id for part in ast.walk(node) if isinstance(part, ast.Name)}):
-                if used in module.own_imports:
-                    place, original = module.own_imports[used]
+                place, original = module.imports.get(used, ("", ""))
+                if place.partition(".")[0] == PACKAGE:
                     _reach(place, [original], wanted, imports)
-                elif used in module.other_imports:
-                    imports.add(module.other_imports[used])
+                elif used in module.imports:
+                    imports.add((place, original))
                 elif used in module.definitions and used not in seen:
                     seen.add(used)
                     todo.append(used)

@@ -19,14 +19,7 @@ import numpy as np
 from rmadapter.artifacts.record import Record, read_model, read_record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.deploy.export import FACTS
-from rmadapter.deploy.export.runtime import (
-    ENGINES,
-    GRAPH,
-    LITERT,
-    OPENVINO,
-    TORCH,
-    Model,
-)  # fmt: skip
+from rmadapter.deploy.export.runtime import ENGINES, GRAPH, LITERT, OPENVINO, TORCH, Model
 from rmadapter.errors import UserError, did_you_mean
 from rmadapter.metrics import wilson
 from rmadapter.predict.answer import best

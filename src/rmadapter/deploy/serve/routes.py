@@ -16,9 +16,9 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from rmadapter.deploy.serve.model import ModelFacts, ServedModel
+from rmadapter.deploy.serve.model import ModelFacts
 from rmadapter.deploy.serve.requests import BODY, CLIENT_LEFT, AccessMiddleware, read_uploads
-from rmadapter.deploy.serve.service import RETRY, Outputs, Service
+from rmadapter.deploy.serve.service import RETRY, Answers, Service
 from rmadapter.errors import UserError
 from rmadapter.support.html import template
 
@@ -111,18 +111,9 @@ def _facts(request: Request) -> dict[str, ModelFacts]:
     return {name: model.facts for name, model in _service(request).models.items()}
 
 
-class _Result(NamedTuple):
-    """name: of the model. images: their names. rows: as in `Answers`."""
-
-    name: str
-    model: ServedModel
-    images: list[str]
-    rows: list[Outputs | UserError]
-
-
 async def _answer(
     request: Request, model: str, *, skip_bad: bool, features: bool = False
-) -> _Result:
+) -> Answers:
     """Answer the images of a request. Raises HTTPException."""
     service = _service(request)
     name = model or service.only()
@@ -135,10 +126,9 @@ async def _answer(
         raise HTTPException(408, f"the body did not arrive within {seconds:g} s", close) from None
     try:
         with anyio.fail_after(seconds):
-            answers = await service.answer(name, uploads, features, skip_bad)
+            return await service.answer(name, uploads, features, skip_bad)
     except TimeoutError:
         raise HTTPException(503, f"no answer within {seconds:g} s: try again", RETRY) from None
-    return _Result(name, answers.model, [upload.name for upload in uploads], answers.rows)
 
 
 # The status page, which needs no script and nothing from elsewhere

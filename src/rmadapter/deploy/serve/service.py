@@ -228,9 +228,14 @@ class Upload(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """The model that answered, and for each image its outputs, or what is wrong with it."""
+    """Answers to the images of a request.
 
+    name: of the model. images: their names. rows: the outputs of each, or what is wrong with it.
+    """
+
+    name: str
     model: ServedModel
+    images: list[str]
     rows: list[Outputs | UserError]
 
 
@@ -303,7 +308,7 @@ class Service:
             outputs = iter(await asyncio.gather(*map(asyncio.wrap_future, good)))
             self.counters.images.labels(name, "answered").inc(len(good))
             rows = [bad[i] if i in bad else next(outputs) for i in range(len(uploads))]
-            return Answers(batcher.model, rows)
+            return Answers(name, batcher.model, [upload.name for upload in uploads], rows)
 
     @contextmanager
     def _reserved(self, batcher: Batcher, count: int) -> Iterator[None]:
