@@ -57,9 +57,9 @@ def test_pushed_run_answers_like_the_run(
     assert {*repository.files} == {".gitattributes", *FILES}
     assert len(repository.log) == 2
     images, run = sorted((colors / "test").rglob("*.png")), "hf:anna/colors"
-    wanted = np.concatenate([*load(finished, tiny_clip).fitted.probabilities(images)])
-    found = np.concatenate([*load(run, tiny_clip).fitted.probabilities(images)])
-    np.testing.assert_array_equal(found, wanted)
+    expected = np.concatenate([*load(finished, tiny_clip).fitted.probabilities(images)])
+    answers = np.concatenate([*load(run, tiny_clip).fitted.probabilities(images)])
+    np.testing.assert_array_equal(answers, expected)
     with pytest.raises(UserError, match="tiny_clip0"):
         FewShotClassifier.load(run)
     its = backbone_option(finished)

@@ -25,8 +25,8 @@ def test_unavailable_address() -> None:
 @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6")
 def test_ipv6_address() -> None:
     try:
-        found = bind("::1", 0)
+        bound = bind("::1", 0)
     except UserError as error:
         pytest.skip(str(error))
-    with found:
-        assert address(found).startswith("http://[::1]:")
+    with bound:
+        assert address(bound).startswith("http://[::1]:")

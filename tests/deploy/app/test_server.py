@@ -31,9 +31,9 @@ ADDRESS = "http://127.0.0.1:8080"
 
 @pytest.fixture
 def client(tiny_clip: Backbone) -> Iterator[TestClient]:
-    with TestClient(build(Shared(tiny_clip, Jobs())), ADDRESS) as found:
-        found.get("/")
-        yield found
+    with TestClient(build(Shared(tiny_clip, Jobs())), ADDRESS) as opened:
+        opened.get("/")
+        yield opened
 
 
 def put(client: TestClient, what: str, data: bytes, **words: str) -> Any:

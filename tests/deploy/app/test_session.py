@@ -44,9 +44,9 @@ def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
 def shared(tiny_clip: Backbone, finished: Path, tmp_path: Path) -> Iterator[Shared]:
     """With one run to open."""
     shutil.copytree(finished, tmp_path / "runs/colours")
-    found = Shared(tiny_clip, Jobs(), tmp_path / "runs")
-    yield found
-    found.jobs.close()
+    shared = Shared(tiny_clip, Jobs(), tmp_path / "runs")
+    yield shared
+    shared.jobs.close()
 
 
 @pytest.fixture
@@ -364,19 +364,19 @@ def test_zip_holds_plain_files(tmp_path: Path) -> None:
 
 def test_scores_of_a_judged_run(finished: Path, colors: Path, tmp_path: Path) -> None:
     (tmp_path / "colors").symlink_to(colors)
-    found = read_scores(finished, tmp_path)
-    assert found is not None
+    scores = read_scores(finished, tmp_path)
+    assert scores is not None
     record = read_record(finished / "run.json")
     assert record.judgement is not None
-    assert [row["name"] for row in found["rows"]] == [
+    assert [row["name"] for row in scores["rows"]] == [
         "before: by the class names alone", "linear probe", f"after: {record.method.title}",
     ]  # fmt: skip
-    own, score = found["rows"][-1], record.scores[0]
-    assert (own["accuracy"], found["images"]) == (record.judgement.rows[-1].accuracy, 16)
+    own, score = scores["rows"][-1], record.scores[0]
+    assert (own["accuracy"], scores["images"]) == (record.judgement.rows[-1].accuracy, 16)
     assert (own["low"], own["high"]) == wilson(round(own["accuracy"] * 0.16), 16)
-    assert found["mistakes"] == round(16 * (1 - (score.accuracy or 0) / 100))
-    assert len(found["wrong"]) == found["mistakes"]
-    assert (found["how"], found["report"]) == ("on the test split", True)
+    assert scores["mistakes"] == round(16 * (1 - (score.accuracy or 0) / 100))
+    assert len(scores["wrong"]) == scores["mistakes"]
+    assert (scores["how"], scores["report"]) == ("on the test split", True)
 
 
 def test_scores_of_incomplete_runs(finished: Path, tmp_path: Path) -> None:
@@ -397,7 +397,7 @@ def test_most_confident_mistakes_come_first(colors: Path) -> None:
     sure = np.linspace(0.5, 0.9, count)
     answer = Guess(np.ones(count, int), sure)
     answer.which[0] = 0  # which is right
-    found = Predictions(
+    predictions = Predictions(
         score=Score(name="all", images=count, classes=2),
         classes=("red", "blue"),
         labels=("red", "blue"),
@@ -408,11 +408,11 @@ def test_most_confident_mistakes_come_first(colors: Path) -> None:
         second=answer,
         zero_shot=answer,
     )
-    rows, total = wrong_images(found, {})
+    rows, total = wrong_images(predictions, {})
     assert (total, len(rows)) == (count - 1, MOST_WRONG)
     assert [one["probability"] for one in rows] == sorted(sure[1:], reverse=True)[:MOST_WRONG]
     assert {(one["true"], one["answer"]) for one in rows} == {("red", "blue")}
     assert all(one["src"].startswith("data:image/jpeg;base64,") for one in rows)
-    without = Predictions(**{**vars(found), "sources": (None,) * count})
+    without = Predictions(**{**vars(predictions), "sources": (None,) * count})
     rows, _ = wrong_images(without, {(0, images[-1]): "data:x"})
     assert all((row["src"] == "data:x") == (row["name"] == images[-1]) for row in rows)

@@ -135,16 +135,16 @@ def products(model: Any) -> tuple[int, int]:
 @pytest.mark.slow
 def test_low_rank_updates_and_maps_of_tokens_are_folded(tiny_clip: Backbone) -> None:
     plain, weights = products(graph.trace(zero_shot(tiny_clip), ("cat", "dog")))
-    found = {}
+    counts = {}
     for name in ("clip-lora", "mmrl"):
         fitted = fitted_by(name, tiny_clip, **METHODS[name])
         model = graph.trace(fitted, fitted.classes)
-        found[name] = products(model)
+        counts[name] = products(model)
         constants = {weight.name for weight in model.graph.initializer}
         for node in model.graph.node:
             assert node.op_type != "Transpose" or node.input[0] not in constants
     # Three products more: in the top block query, key and value are not one product, and none runs
     # for all tokens.
-    assert found["clip-lora"][0] <= plain + 3
-    assert found["clip-lora"][1] == pytest.approx(weights, abs=100)
-    assert found["mmrl"][0] <= plain + 10
+    assert counts["clip-lora"][0] <= plain + 3
+    assert counts["clip-lora"][1] == pytest.approx(weights, abs=100)
+    assert counts["mmrl"][0] <= plain + 10

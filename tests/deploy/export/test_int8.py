@@ -71,14 +71,14 @@ def test_only_products_that_read_no_norm_are_in_blocks(
     large = len(int8.products(int8.load_graph(stage / GRAPH))[0])
     # of the blocks, the query of the top one by itself, and the projection
     assert large == 4 * 4 + 1 + 1
-    found = {}
+    counts = {}
     pixels = Model(stage).pixels(noise_images(4).images)
     for way in int8.candidates(stage, pixels, (int8.PLAIN, *int8.WAYS)):
         nodes = [node.op_type for node in onnx.load(str(stage / int8.CANDIDATE)).graph.node]
-        found[way.name] = nodes.count("MatMulNBits"), nodes.count("MatMulInteger")
-    assert found["plain"] == found["smooth"] == (0, large)
-    assert found["smooth, all in blocks"] == (large, 0)
-    some, rest = found["smooth, others in blocks"]
+        counts[way.name] = nodes.count("MatMulNBits"), nodes.count("MatMulInteger")
+    assert counts["plain"] == counts["smooth"] == (0, large)
+    assert counts["smooth, all in blocks"] == (large, 0)
+    some, rest = counts["smooth, others in blocks"]
     assert some + rest == large
     assert min(some, rest) > large / 3
 
@@ -152,8 +152,8 @@ def test_balancing_keeps_the_function() -> None:
 
 def test_norms_with_other_readers_stay() -> None:
     assert [len(nodes) for nodes in behind_norms(norm_model()).values()] == [2]
-    found = norm_model(more=True)
-    assert behind_norms(found) == {}
-    before = found.SerializeToString()
-    balance(found, np.zeros((1, 3, 4, 8), np.float32))
-    assert found.SerializeToString() == before
+    model = norm_model(more=True)
+    assert behind_norms(model) == {}
+    before = model.SerializeToString()
+    balance(model, np.zeros((1, 3, 4, 8), np.float32))
+    assert model.SerializeToString() == before

@@ -43,7 +43,7 @@ def test_measured_differences() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "limit", "fault"),
+    ("parity", "limit", "fault"),
     [
         (Parity("", 9, 1.0, 9e-5), LIMITS["fp32"], ""),
         (Parity("", 200, 0.995, 9e-5), LIMITS["fp32"], "0.5 % of its answers differ"),
@@ -58,8 +58,8 @@ def test_measured_differences() -> None:
         (Parity("", 9, 0.0, 1.0, 80.0, 0.0), Limit(), ""),
     ],
 )  # fmt: skip
-def test_faults(found: Parity, limit: Limit, fault: str) -> None:
-    text = found.fault(limit)
+def test_faults(parity: Parity, limit: Limit, fault: str) -> None:
+    text = parity.fault(limit)
     assert (fault in text) if fault else not text
 
 

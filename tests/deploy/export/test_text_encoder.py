@@ -24,8 +24,8 @@ FEW = {"epochs": 1, "batch_size": 4}
 UPPER = {"first_block": 3}
 
 
-def fitted_by(name: str, backbone: Backbone, settings: dict[str, Any], **given: Any) -> Fitted:
-    return load_method(name, settings).fit(backbone, shots_of(backbone, noise_images(8), **given))
+def fitted_by(name: str, backbone: Backbone, settings: dict[str, Any], **options: Any) -> Fitted:
+    return load_method(name, settings).fit(backbone, shots_of(backbone, noise_images(8), **options))
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def same_features(fitted: Fitted, folder: Path) -> TextClasses:
         classes.add(label, labels)
     assert labels[2:] == ["red_bird", "small blue car"]
     with torch.no_grad():
-        found: Any = fitted.for_classes((*fitted.classes, "red bird", "small blue car"))
-    assert np.abs(classes.weights - found.weights.numpy()).max() < 1e-5
+        logits: Any = fitted.for_classes((*fitted.classes, "red bird", "small blue car"))
+    assert np.abs(classes.weights - logits.weights.numpy()).max() < 1e-5
     assert np.abs(classes.weights[2] - classes.weights[3]).max() > 1e-3
     assert classes.scale == pytest.approx(float(fitted.backbone.logit_scale))
     features = torch.nn.functional.normalize(torch.randn(3, classes.weights.shape[1]), dim=-1)

@@ -131,9 +131,9 @@ def test_a_browser_answers_as_the_model_does(
     for image, answer, shares in zip(images, answers, table, strict=True):
         assert answer[0]["label"] == saved.labels[int(shares.argmax())]
         page = {each["label"]: each["probability"] for each in answer}
-        found = np.array([page[str(label)] for label in saved.labels])
+        probabilities = np.array([page[str(label)] for label in saved.labels])
         exact = image.suffix == ".png" and image.stem != "clear"
-        assert np.abs(found - shares).max() < (1e-4 if exact else 2e-2), image
+        assert np.abs(probabilities - shares).max() < (1e-4 if exact else 2e-2), image
 
 
 def test_missing_npm_and_wrong_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

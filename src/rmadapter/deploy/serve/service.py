@@ -67,33 +67,33 @@ class Counters:
     them (Linux)."""
 
     def __init__(self) -> None:
-        self.registry = own = CollectorRegistry()
-        ProcessCollector(registry=own)
-        self.requests = Counter("rmadapter_requests", "Requests.", ["path", "status"], registry=own)
-        self.seconds = Histogram(
-            "rmadapter_request_seconds", "From the first byte to the last.", ["path"],
-            registry=own, buckets=SECONDS,
-        )  # fmt: skip
-        self.images = Counter(
-            "rmadapter_images", "Images, answered or bad.", ["model", "outcome"], registry=own
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=registry)
+
+        def histogram(name: str, text: str, label: str, buckets: Sequence[float]) -> Histogram:
+            return Histogram(name, text, [label], registry=registry, buckets=buckets)
+
+        self.requests = counter("rmadapter_requests", "Requests.", "path", "status")
+        self.seconds = histogram(
+            "rmadapter_request_seconds", "From the first byte to the last.", "path", SECONDS
         )
-        self.batches = Histogram(
-            "rmadapter_batch_images", "Images asked about at once.", ["model"],
-            registry=own, buckets=IMAGES,
-        )  # fmt: skip
-        self.queue = Gauge(
-            "rmadapter_queue_images", "Images accepted but unanswered.", ["model"], registry=own
+        self.images = counter("rmadapter_images", "Images, answered or bad.", "model", "outcome")
+        self.batches = histogram(
+            "rmadapter_batch_images", "Images asked about at once.", "model", IMAGES
         )
-        self.reloads = Counter(
-            "rmadapter_reloads", "Of changed models.", ["model", "outcome"], registry=own
-        )
+        text = "Images accepted but unanswered."
+        self.queue = Gauge("rmadapter_queue_images", text, ["model"], registry=registry)
+        self.reloads = counter("rmadapter_reloads", "Of changed models.", "model", "outcome")
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' format."""
         return generate_latest(self.registry)
 
     def total(self, name: str, **labels: str) -> int:
-        """Return the sum of a counter over all labels that are not given."""
+        """Return the sum of a counter over all other labels."""
         total = 0.0
         for metric in self.registry.collect():
             for sample in metric.samples:
