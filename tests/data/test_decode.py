@@ -8,7 +8,6 @@ import os
 import random
 import re
 import socket
-import struct
 import subprocess
 import sys
 import warnings
@@ -54,14 +53,11 @@ def test_16_bit_is_scaled_not_clipped(tmp_path: Path, ending: str) -> None:
 
 def test_big_endian_16_bit_and_32_bit_integers_and_floats(tmp_path: Path) -> None:
     big = Image.frombytes("I;16B", (13, 4), RAMP.astype(">u2").tobytes())
-    assert np.array_equal(pixels(big), gray(RAMP // 257))
-    assert np.array_equal(pixels(Image.fromarray(RAMP.astype(np.int32))), gray(RAMP // 257))
-    assert np.array_equal(
-        pixels(Image.fromarray((RAMP // 257).astype(np.int32))), gray(RAMP // 257)
-    )
-    path = tmp_path / "float.tif"
-    Image.fromarray((RAMP / 65535).astype(np.float32)).save(path)
-    assert np.array_equal(pixels(path), gray(RAMP // 257))
+    floats = tmp_path / "float.tif"
+    Image.fromarray((RAMP / 65535).astype(np.float32)).save(floats)
+    integers = [Image.fromarray(values.astype(np.int32)) for values in (RAMP, RAMP // 257)]
+    for source in (big, *integers, floats):
+        assert np.array_equal(pixels(source), gray(RAMP // 257))
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
@@ -161,16 +157,12 @@ BAD = {
     "cut.bmp": (saved("BMP", 0.6), "truncated"),
     "cut.webp": (saved("WEBP", 0.6), "webp|not an image|readable"),
     "header.png": (saved("PNG", 0.002), "Truncated"),
-    "nan.tif": (
-        encoded(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF"),
-        "not finite",
-    ),
+    "nan.tif": (encoded(Image.fromarray(np.full((4, 4), np.nan, "f")), "TIFF"), "not finite"),
+    "raw.NEF": (saved("TIFF"), "RAW format"),
     "vector.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
     "bomb.png": (bombs.png(20_000, 20_000, 8, 0, bits=1), "400000000 pixels"),
-    "bomblet.png": (
-        bombs.png(10_000, 10_000, 8, 0, bits=1),
-        "100000000 pixels",
-    ),  # Pillow would only warn
+    # Pillow would only warn
+    "bomblet.png": (bombs.png(10_000, 10_000, 8, 0, bits=1), "100000000 pixels"),
     "line.png": (encoded(Image.new("L", (1, 2000)), "PNG"), "1 x 2000 pixels: more than 100 times"),
     "row.png": (encoded(Image.new("L", (20_000, 3)), "PNG"), "more than 100 times"),
     "scans.jpg": (bombs.scans(1500, 900), "in 90. scans"),
@@ -199,23 +191,13 @@ def test_bad_files_are_refused_by_name(tmp_path: Path, name: str) -> None:
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
-def test_missing_file_and_good_files(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gone\.jpg.*No such file"):
-        load_image(tmp_path / "gone.jpg")
+def test_good_files_have_no_error(tmp_path: Path) -> None:
     for ending in ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF"):
         path = tmp_path / f"good.{ending}"
         path.write_bytes(saved(ending))
         assert image_error(path) == ""
     (tmp_path / "tail.jpg").write_bytes(saved("JPEG") + b"appended by a phone")
     assert image_error(tmp_path / "tail.jpg") == ""
-
-
-def outcome(path: Path) -> str:
-    try:
-        load_image(path)
-    except UserError as error:
-        return str(error)
-    return ""
 
 
 def test_image_error_agrees_with_load_image_on_damaged_files(tmp_path: Path) -> None:
@@ -228,11 +210,15 @@ def test_image_error_agrees_with_load_image_on_damaged_files(tmp_path: Path) -> 
         path.write_bytes(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            told = image_error(path)
-            loaded = outcome(path)
-        assert loaded == told, name
-        assert "\n" not in told
-        count += not told
+            expected = image_error(path)
+            try:
+                load_image(path)
+            except UserError as error:
+                assert str(error) == expected, name  # noqa: PT017
+            else:
+                assert expected == "", name
+        assert "\n" not in expected
+        count += not expected
     assert 40 < count < 360
 
 
@@ -240,16 +226,10 @@ def test_strips_are_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """The same pixels whether they become RGB at once or row by row, in every mode."""
     noise = np.random.default_rng(0).integers(0, 256, (37, 53, 4), np.uint8)
     color = Image.fromarray(noise)
-    deep = Image.fromarray(noise[..., 0].astype(np.int32) * 300)
-    modes = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "F")
-    images = [
-        color.convert("RGB").convert(mode) if mode == "P" else color.convert(mode) for mode in modes
-    ]
-    images += [
-        deep,
-        Image.fromarray(noise[..., 0].astype(np.uint16) * 200),
-        color.convert("RGB").convert("HSV"),
-    ]
+    modes = ("1", "L", "LA", "PA", "RGBA", "RGB", "CMYK", "YCbCr", "F")
+    images = [color.convert(mode) for mode in modes]
+    images += [color.convert("RGB").convert(mode) for mode in ("P", "HSV")]
+    images += [Image.fromarray(noise[..., 0].astype(kind) * 200) for kind in (np.int32, np.uint16)]
     images[5].info["transparency"] = tuple(noise[0, 0, :3])
     whole = [pixels(image) for image in images]
     monkeypatch.setattr("rmadapter.data.decode.STRIP", 100)
@@ -263,12 +243,12 @@ def test_bytes_in_memory_are_read_like_a_file(tmp_path: Path) -> None:
     Image.new("RGBA", (9, 5), (200, 10, 10, 128)).save(path)
     found = read_image(io.BytesIO(path.read_bytes()), "sent.png")
     assert np.array_equal(np.asarray(found), np.asarray(load_image(path)))
-    for data, name, told in (
+    for data, name, words in (
         (b"", "sent.png", "sent.png: not a readable image (the file is empty, 0 bytes)"),
         (b"text", "sent.png", "sent.png: not an image in a supported format"),
         (path.read_bytes(), "a.nef", "a.nef: .nef is a camera's RAW format"),
     ):
-        with pytest.raises(UserError, match=re.escape(told)):
+        with pytest.raises(UserError, match=re.escape(words)):
             read_image(io.BytesIO(data), name)
 
 
@@ -292,29 +272,26 @@ def test_content_of_images_in_memory_depends_on_pixels() -> None:
 needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 
-def odd_files(folder: Path) -> dict[str, Path]:
-    found = {
-        name: folder / f"{name}.jpg"
-        for name in ("pipe", "socket", "device", "folder", "loop", "gone")
-    }
-    os.mkfifo(found["pipe"])
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(os.path.relpath(found["socket"]))  # whose length is bounded
-    found["device"].symlink_to("/dev/zero")
-    found["folder"].mkdir()
-    found["loop"].symlink_to(found["loop"])
-    return found
-
-
 @pytest.mark.skipif(os.name == "nt", reason="has no pipes with names")
-def test_pipes_and_devices_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "folder", "loop", "gone"])
+def test_only_plain_files_are_read(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    for path in odd_files(tmp_path).values():
-        for read in (load_image, content):
-            with pytest.raises(UserError) as caught:
-                read(path)
-            assert str(caught.value).startswith(f"{path}: not a readable image (")
-        assert image_error(path).startswith(f"{path}: ")
+    path = tmp_path / "a.jpg"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(path.name)  # the length of an address is bounded
+    elif kind == "folder":
+        path.mkdir()
+    elif kind != "gone":
+        path.symlink_to("/dev/zero" if kind == "device" else path)
+    for read in (load_image, content):
+        with pytest.raises(UserError, match=rf"^{path}: not a readable image \("):
+            read(path)
+    assert image_error(path).startswith(f"{path}: ")
 
 
 def test_a_large_file_is_refused_and_not_read(tmp_path: Path) -> None:
@@ -396,29 +373,19 @@ def test_no_file_takes_more_than_four_photos(tmp_path: Path) -> None:
     files = [str(tmp_path / name) for name in names]
     Image.effect_noise((6000, 4000), 30).convert("RGB").save(tmp_path / "photo.jpg")
     command = [sys.executable, "-c", CHILD, str(tmp_path / "photo.jpg"), *files]
-    photo, *others = map(
-        int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    )
+    photo, *others = map(int, subprocess.check_output(command, text=True).split())
     assert 150_000 < photo < 260_000
     assert max(others) < 4 * photo, dict(zip(names, others, strict=True))
 
 
 def test_an_icon_with_another_size_than_declared_is_refused(tmp_path: Path) -> None:
-    inside = bombs.png(9500, 9500, 1, 0)
-    (tmp_path / "x.ico").write_bytes(bombs.icon(inside))
-    assert struct.unpack("<H", (tmp_path / "x.ico").read_bytes()[2:4]) == (1,)
+    (tmp_path / "x.ico").write_bytes(bombs.icon(bombs.png(9500, 9500, 1, 0)))
     assert "x.ico" in image_error(tmp_path / "x.ico")
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [
-        ("a/IMG_1.HEIC", "to read .heic"),
-        ("b.NEF", "RAW format"),
-        (".dng", "RAW format"),
-        ("c.jpg", ""),
-        ("raw", ""),
-    ],
+    [("a/1.HEIC", "to read .heic"), ("b.NEF", "RAW"), (".dng", "RAW"), ("c.jpg", ""), ("raw", "")],
 )
 def test_advice_follows_the_suffix(name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rmadapter.data.decode.formats", lambda: {".heif": "HEIF"})

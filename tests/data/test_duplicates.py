@@ -1,5 +1,4 @@
-"""Near-duplicates among images that the test makes: copies, sizes, mirror images, neighbours; what
-is only smooth."""
+"""Near-duplicates: copies, sizes, mirror images, neighbours; and images that are only smooth."""
 
 from __future__ import annotations
 
@@ -29,14 +28,8 @@ def looks(images: Sequence[ImageSource]) -> np.ndarray:
 def test_copies_are_found_and_other_images_are_not(tmp_path: Path) -> None:
     scene(0).save(tmp_path / "a.jpg", quality=60)
     burst = Image.fromarray(np.roll(np.asarray(scene(0)), 1, axis=1))  # the camera moved by a pixel
-    same = [
-        scene(0),
-        tmp_path / "a.jpg",
-        scene(0).resize((300, 300)),
-        ImageOps.mirror(scene(0)),
-        burst,
-    ]
-    found = looks([*same, *(scene(seed) for seed in range(1, 30))])
+    same = [scene(0), tmp_path / "a.jpg", scene(0).resize((300, 300)), ImageOps.mirror(scene(0))]
+    found = looks([*same, burst, *(scene(seed) for seed in range(1, 30))])
     assert found.shape == (34, 2, 64 + 32 * 32)
     assert sorted({j for i, j in pairs(found[:1], found)}) == [0, 1, 2, 3, 4]
     numbers = groups(found).tolist()
@@ -52,13 +45,10 @@ def test_images_of_one_colour_are_the_same_if_the_colour_is() -> None:
 
 
 def test_a_chain_is_one_group() -> None:
-    """The first and the last differ by more than may be, and are connected by what lies between."""
+    """The first and the last are no duplicates, but images between connect them."""
     first, last = (np.asarray(scene(seed), float) for seed in (0, 1))
-    steps = [
-        Image.fromarray((first + (last - first) * t).astype(np.uint8))
-        for t in np.linspace(0, 1, 12)
-    ]
-    found = looks(steps)
+    steps = [first + (last - first) * share for share in np.linspace(0, 1, 12)]
+    found = looks([Image.fromarray(step.astype(np.uint8)) for step in steps])
     assert (0, 11) not in set(pairs(found, found))
     assert len(set(groups(found).tolist())) == 1
 
@@ -66,12 +56,8 @@ def test_a_chain_is_one_group() -> None:
 def test_smooth_images_that_share_their_bits_are_not_the_same() -> None:
     """Both grow lighter to the right everywhere, the one evenly and the other at its end."""
     x = np.linspace(0, 1, 64)
-    found = looks(
-        [
-            Image.fromarray(np.tile((255 * y).astype(np.uint8), (64, 1)))
-            for y in (x, 0.1 * x + 0.9 * x**12)
-        ]
-    )
+    rows = [(255 * y).astype(np.uint8) for y in (x, 0.1 * x + 0.9 * x**12)]
+    found = looks([Image.fromarray(np.tile(row, (64, 1))) for row in rows])
     assert (found[0, 0, :64] == found[1, 0, :64]).all()
     assert len(set(groups(found).tolist())) == 2
 

@@ -76,10 +76,3 @@ def test_unreadable_heic_names_the_extra(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     with pytest.raises(UserError, match=r"a\.heic: .*pip install 'rmadapter\[heic\]'"):
         load_image(tmp_path / "a.heic")
-
-
-def test_raw_is_refused_though_it_holds_a_small_tiff(tmp_path: Path) -> None:
-    quarters().save(tmp_path / "a.tif")
-    (tmp_path / "a.tif").rename(tmp_path / "a.NEF")
-    with pytest.raises(UserError, match=r"a\.NEF: \.nef .*JPEG"):
-        load_image(tmp_path / "a.NEF")

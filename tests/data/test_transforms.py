@@ -42,9 +42,8 @@ def test_augmentation_equals_torchvision() -> None:
     image = Image.fromarray(noise(0))
     for seed in range(5):
         torch.manual_seed(seed)
-        crop = tv.RandomResizedCrop(
-            32, (0.08, 1), (3 / 4, 4 / 3), interpolation=tv.InterpolationMode.BICUBIC
-        )
+        bicubic = tv.InterpolationMode.BICUBIC
+        crop = tv.RandomResizedCrop(32, (0.08, 1), (3 / 4, 4 / 3), interpolation=bicubic)
         expected = np.asarray(tv.RandomHorizontalFlip()(crop(image))).transpose(2, 0, 1) / 255
         expected = (expected - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
         got = AUGMENT(image, seed)
@@ -73,19 +72,17 @@ def test_global_generators_stay_untouched() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_are_the_rows_that_were_asked_for(workers: int) -> None:
+def test_batches_have_the_requested_rows(workers: int) -> None:
     images = five()
     plain = list(batches(ImageTensors(images, PREPROCESS), [[4, 0], [2], [1, 3]], workers))
     assert [batch.shape for batch in plain] == [(2, 3, 8, 8), (1, 3, 8, 8), (2, 3, 8, 8)]
-    assert torch.equal(
-        torch.cat(plain),
-        torch.stack([PREPROCESS(Image.fromarray(noise(i))) for i in (4, 0, 2, 1, 3)]),
-    )
+    expected = [PREPROCESS(Image.fromarray(noise(i))) for i in (4, 0, 2, 1, 3)]
+    assert torch.equal(torch.cat(plain), torch.stack(expected))
     augmented = ImageTensors(images, AUGMENT, (1, 0))
     two = torch.cat(list(batches(augmented, orders(2), workers)))
     assert torch.equal(two, torch.cat(list(batches(augmented, orders(3)))))
     backwards = torch.cat(list(batches(augmented, [[4, 3, 2, 1, 0]], workers)))
-    assert torch.equal(two, backwards.flip(0))  # an image is augmented alike wherever it stands
+    assert torch.equal(two, backwards.flip(0))  # the place of an image does not matter
 
 
 def test_augmentation_depends_on_seed_view_and_index() -> None:
@@ -136,7 +133,7 @@ def test_decoding_ahead_is_bounded() -> None:
     stream.close()
 
 
-def test_bad_images_are_left_out_or_end_it(tmp_path: Path) -> None:
+def test_bad_images_are_left_out_or_raise(tmp_path: Path) -> None:
     nothing = np.zeros((0, 0), np.uint8)
     images = [nothing, noise(0), *[nothing] * 20, noise(1), noise(2), nothing]
     bad: list[Any] = []

@@ -76,7 +76,7 @@ def test_a_folder_with_a_held_lock_or_a_new_part_stays(cache: Path) -> None:
     assert not part.exists()
 
 
-def test_links_lead_nowhere(cache: Path, tmp_path: Path) -> None:
+def test_links_are_not_followed(cache: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside/pets-0123456789abcdef"
     outside.mkdir(parents=True)
     (outside / "a.png").write_bytes(b"x")
@@ -90,9 +90,7 @@ def test_links_lead_nowhere(cache: Path, tmp_path: Path) -> None:
     assert files(cache / "elsewhere")
 
 
-def test_without_a_cache_folder_nothing_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_cache_folder_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "none"))
     for kind in KINDS:
         assert usage(kind).bytes == 0
