@@ -231,26 +231,14 @@ def test_too_few_and_plain_folders_are_partial(tmp_path: Path) -> None:
     assert any("plain folders" in line for line in found.missing)
 
 
-def test_the_command(tmp_path: Path) -> None:
-    from typer.testing import CliRunner
-
-    from rmadapter.cli.main import app
-
-    def data(*words: object) -> Any:
-        return CliRunner().invoke(app, ["data", *map(str, words)])
-
+def test_the_command_checks_all_sets(rmadapter: Command, tmp_path: Path) -> None:
     archives.dtd(tmp_path / "dtd")
-    found = {
-        row["name"]: row["status"] for row in json.loads(data("--check", tmp_path, "--json").stdout)
-    }
+    found = {row["name"]: row["status"] for row in rmadapter.json("data", "--check", tmp_path)}
     assert found == {key: "partial" if key == "dtd" else "absent" for key in CATALOG}
-    assert [row["key"] for row in json.loads(data("--json").stdout)] == list(CATALOG)
-    told = data("imagenet", "--root", tmp_path).stdout
-    assert "non-commercial" in told
-    assert f"{tmp_path}/imagenet/images/train/" in told
-    assert "absent" in told
-    assert isinstance(data("--download").exception, UserError)
-    assert isinstance(data("--check", tmp_path / "nothing").exception, UserError)
+    text = rmadapter.done("data", "imagenet", "--root", tmp_path).out
+    for words in ("non-commercial", f"{tmp_path}/imagenet/images/train/", "absent"):
+        assert words in text
+    refused(rmadapter("data", "--check", tmp_path / "nothing"), "nothing")
 
 
 # Paths that lead out
