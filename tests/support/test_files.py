@@ -11,6 +11,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -153,13 +154,15 @@ def test_space_on_disk_is_reserved_or_refused(
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])
 def test_permissions_follow_the_umask(tmp_path: Path, mask: int) -> None:
-    before = os.umask(mask)
+    before, interval = os.umask(mask), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(8) as pool:  # which must not read the masks of each other
             assert set(pool.map(lambda _: files._umask(), range(20_000))) == {mask}
         write_text(tmp_path / "ours", "x")
         (tmp_path / "plain").write_text("x")
     finally:
+        sys.setswitchinterval(interval)
         assert os.umask(before) == mask
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("ours", "plain")]
     assert modes == [0o666 & ~mask] * 2

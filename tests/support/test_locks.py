@@ -118,6 +118,7 @@ def test_the_lock_of_a_dead_machine_expires(
     """Its process cannot be looked up from here, so only its missing sign of life counts."""
     pytest.importorskip("filelock", "3.30")
     monkeypatch.setenv(locks.SOFT, "1")
+    monkeypatch.setattr(locks, "SECONDS", 0.1)
     monkeypatch.setattr(locks, "LEASE", 1.0)
     with another(inside, tmp_path) as process:
         process.kill()
