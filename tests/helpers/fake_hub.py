@@ -1,7 +1,6 @@
-"""The few routes of the Hugging Face hub that pushing and loading a run take, on loopback, kept in
-memory.
+"""Serve the few routes of the Hugging Face hub that pushing and loading a run use, from memory.
 
-What it answers follows the hub's documented API as huggingface_hub calls it; it is not the hub.
+The responses follow the hub's documented API as huggingface_hub calls it.
 """
 
 from __future__ import annotations
@@ -48,24 +47,20 @@ class Repository:
 
 
 class Hub:
-    """repositories: by OWNER/NAME. storage: where large files lie, another host than the hub.
+    """repositories: by OWNER/NAME. storage: address of large files, on another host than the hub.
     asked: every request, as "POST /api/repos/create"."""
 
     def __init__(self) -> None:
-        self.repositories, self.blobs, self.asked = (
-            dict[str, Repository](),
-            dict[str, bytes](),
-            list[str](),
-        )
+        self.repositories: dict[str, Repository] = {}
+        self.blobs: dict[str, bytes] = {}
+        self.asked: list[str] = []
         self.url = self.storage = ""
 
-    def answer(
-        self, method: str, path: str, user: str, body: bytes
-    ) -> tuple[int, Any, dict[str, str]]:
-        self.asked.append(f"{method} {path}")
+    def answer(self, request: str, user: str, body: bytes) -> Answer:
+        self.asked.append(request)
         for pattern, route in ROUTES.items():
-            if found := re.fullmatch(pattern, f"{method} {path}"):
-                return route(self, user, body, *map(unquote, found.groups()))
+            if match := re.fullmatch(pattern, request):
+                return route(self, user, body, *map(unquote, match.groups()))
         return 404, {"error": "no such route"}, {}
 
     def seen(self, name: str, user: str) -> Repository | None:
@@ -84,16 +79,11 @@ def create(hub: Hub, user: str, body: bytes) -> Answer:
     if not user:
         return 401, {"error": "Invalid credentials"}, {}
     if not name.startswith(f"{user}/"):
-        return (
-            403,
-            {"error": "You don't have the rights to create a model under this namespace"},
-            {},
-        )
+        return 403, {"error": "You don't have the rights to create a model here"}, {}
     if name in hub.repositories:
         return 409, {"error": "You already created this model repo"}, {}
-    hub.repositories[name] = Repository(
-        asked.get("private", False) or asked.get("visibility") == "private"
-    )
+    private = asked.get("private", False) or asked.get("visibility") == "private"
+    hub.repositories[name] = Repository(private)
     return 200, {"url": f"{hub.url}/{name}", "name": name, "id": "1"}, {}
 
 
@@ -106,15 +96,9 @@ def info(hub: Hub, user: str, body: bytes, name: str, revision: str | None = Non
         return NO_REVISION
     card = found[1].get("README.md", b"").decode().split("---")
     data = yaml.safe_load(card[1]) if len(card) > 2 else {}
-    facts = {
-        "id": name,
-        "modelId": name,
-        "sha": found[0],
-        "private": repository.private,
-        "tags": [],
-    }
-    siblings = [{"rfilename": file} for file in found[1]]
-    return 200, {**facts, "siblings": siblings, "library_name": data.get("library_name")}, {}
+    facts = {"id": name, "modelId": name, "sha": found[0], "private": repository.private}
+    facts |= {"tags": [], "siblings": [{"rfilename": file} for file in found[1]]}
+    return 200, {**facts, "library_name": data.get("library_name")}, {}
 
 
 def validate(hub: Hub, user: str, body: bytes) -> Answer:
@@ -124,10 +108,8 @@ def validate(hub: Hub, user: str, body: bytes) -> Answer:
 
 
 def preupload(hub: Hub, user: str, body: bytes, name: str, revision: str) -> Answer:
-    modes = [
-        {"path": file["path"], "uploadMode": _mode(file["path"]), "shouldIgnore": False}
-        for file in json.loads(body)["files"]
-    ]
+    paths = [file["path"] for file in json.loads(body)["files"]]
+    modes = [{"path": p, "uploadMode": _mode(p), "shouldIgnore": False} for p in paths]
     return 200, {"files": modes}, {}
 
 
@@ -136,11 +118,10 @@ def _mode(path: str) -> str:
 
 
 def batch(hub: Hub, user: str, body: bytes, name: str) -> Answer:
-    found = [
-        {**each, "actions": {"upload": {"href": f"{hub.url}/lfs/{each['oid']}"}}}
-        for each in json.loads(body)["objects"]
-    ]
-    return 200, {"transfer": "basic", "objects": found}, {}
+    objects = json.loads(body)["objects"]
+    for each in objects:
+        each["actions"] = {"upload": {"href": f"{hub.url}/lfs/{each['oid']}"}}
+    return 200, {"transfer": "basic", "objects": objects}, {}
 
 
 def store(hub: Hub, user: str, body: bytes, oid: str) -> Answer:
@@ -194,12 +175,8 @@ def resolve(hub: Hub, user: str, body: bytes, name: str, revision: str, path: st
         return 200, data, headers
     oid = hashlib.sha256(data).hexdigest()
     hub.blobs[oid] = data
-    linked = {
-        "X-Linked-Etag": f'"{oid}"',
-        "X-Linked-Size": str(len(data)),
-        "Location": f"{hub.storage}/lfs/{oid}",
-    }
-    return 302, b"", {**headers, **linked}
+    headers |= {"X-Linked-Etag": f'"{oid}"', "X-Linked-Size": str(len(data))}
+    return 302, b"", {**headers, "Location": f"{hub.storage}/lfs/{oid}"}
 
 
 def blob(hub: Hub, user: str, body: bytes, oid: str) -> Answer:
@@ -229,9 +206,8 @@ def serving(hub: Hub) -> Iterator[None]:
 
         def handle_one(self) -> None:
             user = TOKENS.get(self.headers.get("Authorization", "").removeprefix("Bearer "), "")
-            code, found, headers = hub.answer(
-                self.command, urlsplit(self.path).path, user, self._body()
-            )
+            request = f"{self.command} {urlsplit(self.path).path}"
+            code, found, headers = hub.answer(request, user, self._body())
             data = found if isinstance(found, bytes) else json.dumps(found).encode()
             self.send_response(code)
             for name, value in {"Content-Length": str(len(data)), **headers}.items():
@@ -256,10 +232,8 @@ def serving(hub: Hub) -> Iterator[None]:
             pass
 
     server = Server(("127.0.0.1", 0), Handler)
-    hub.url, hub.storage = (
-        f"http://127.0.0.1:{server.server_port}",
-        f"http://localhost:{server.server_port}",
-    )
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    hub.storage = f"http://localhost:{server.server_port}"
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield
@@ -271,12 +245,11 @@ def serving(hub: Hub) -> Iterator[None]:
 def point_to(
     url: str, cache: Path, monkeypatch: pytest.MonkeyPatch, token: str = "hf_anna"
 ) -> None:
-    """What HF_ENDPOINT, HF_HUB_CACHE, HF_HUB_DISABLE_XET and HF_TOKEN do, which are read when the
-    library is imported; Xet is a protocol of its own, which no test here speaks."""
+    """Use a hub as HF_ENDPOINT, HF_HUB_CACHE, HF_HUB_DISABLE_XET and HF_TOKEN would, which are read
+    when the library is imported."""
     monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "none"))
@@ -286,7 +259,7 @@ def point_to(
 @pytest.fixture
 def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """An empty hub, where anna is logged in, and an empty cache."""
-    found = Hub()
-    with serving(found):
-        point_to(found.url, tmp_path_factory.mktemp("cache"), monkeypatch)
-        yield found
+    empty = Hub()
+    with serving(empty):
+        point_to(empty.url, tmp_path_factory.mktemp("cache"), monkeypatch)
+        yield empty

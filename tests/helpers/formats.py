@@ -183,12 +183,6 @@ FORMATS = (
 
 
 BOXED = (
-    coco_file,
-    coco_folder,
-    roboflow,
-    yolo,
-    yolo_file,
-    fiftyone_samples,
-    fiftyone_files,
+    coco_file, coco_folder, roboflow, yolo, yolo_file, fiftyone_samples, fiftyone_files,
     zip_of_coco,
-)
+)  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,33 +9,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-# Of torch's autocast_mode.h: those of the list for float32 that methods use, and those that only a
-# processor's autocast
-# brings to one format.
+# Of torch's autocast_mode.h: functions in float32 that methods use, and those that only a
+# processor's autocast brings to one format.
 FULL = (
-    *(
-        "layer_norm",
-        "group_norm",
-        "norm",
-        "linalg_vector_norm",
-        "vector_norm",
-        "normalize",
-        "cosine_similarity",
-    ),
-    *(
-        "exp",
-        "log",
-        "pow",
-        "rsqrt",
-        "sum",
-        "cumsum",
-        "softmax",
-        "log_softmax",
-        "l1_loss",
-        "kl_div",
-        "cross_entropy",
-    ),
-)
+    "layer_norm", "group_norm", "norm", "linalg_vector_norm", "vector_norm", "normalize",
+    "cosine_similarity", "exp", "log", "pow", "rsqrt", "sum", "cumsum", "softmax", "log_softmax",
+    "l1_loss", "kl_div", "cross_entropy",
+)  # fmt: skip
 UNMIXED = ("index_copy", "index_copy_", "gather", "scatter", "index_select")
 
 
@@ -45,20 +24,14 @@ def _full(x: Any) -> Any:
 
 
 class GpuRules(TorchFunctionMode):
-    """Within it, the processor's autocast goes by a GPU's rules."""
+    """A mode in which the processor's autocast follows a GPU's rules."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        given, named = args, kwargs or {}
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if not torch.is_autocast_enabled("cpu") or name not in (*FULL, *UNMIXED):
-            return func(*given, **named)
+            return func(*args, **kwargs)
         if name in FULL:
-            given, named = tree_map(_full, given), tree_map(_full, named)
+            args, kwargs = tree_map(_full, args), tree_map(_full, kwargs)
         with torch.autocast("cpu", enabled=False):
-            return func(*given, **named)
+            return func(*args, **kwargs)

@@ -1,5 +1,4 @@
-"""A web server of a test, which says nothing on stderr: that belongs to the test, or to a later
-one."""
+"""A web server that writes nothing to stderr, which tests read."""
 
 from __future__ import annotations
 
@@ -10,4 +9,4 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: object) -> None:
-        """Whoever asked is gone: killed, or tired of waiting."""
+        """Ignore a client that has gone."""

@@ -13,14 +13,9 @@ from rmadapter.training.contract import Fitted
 from tests.helpers.shots import REQUIRED_SETTINGS
 
 QUICK = {
-    "epochs": 2,
-    "iterations": 4,
-    "batch_size": 3,
-    "first_block": 3,
-    "rank": 4,
-    "layer": 3,
+    "epochs": 2, "iterations": 4, "batch_size": 3, "first_block": 3, "rank": 4, "layer": 3,
     "n_ctx": 2,
-}
+}  # fmt: skip
 
 
 def quick_method(name: str) -> Any:

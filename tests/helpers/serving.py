@@ -1,7 +1,6 @@
-"""A model that anybody can compute by head, a server of it, and images to ask it about.
+"""A model whose answers are known, a server of it, and images to send.
 
-Tests of `serve` take what they need of its libraries from here, so that they are skipped where it
-is missing.
+Tests of `serve` import its libraries from here, so that they are skipped where these are missing.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,14 +39,7 @@ from rmadapter.deploy import sockets  # noqa: E402
 from rmadapter.deploy.serve.model import ServedModel  # noqa: E402
 from rmadapter.deploy.serve.service import Limits, Service  # noqa: E402
 
-__all__ = [
-    "HTTPException",
-    "Headers",
-    "Request",
-    "Response",
-    "Starlette",
-    "TestClient",
-]  # for tests
+__all__ = ["HTTPException", "Headers", "Request", "Response", "Starlette", "TestClient"]
 
 LABELS = ("red", "green", "blue")
 FACTS = {
@@ -59,18 +53,17 @@ FACTS = {
 
 
 class Toy:
-    """Its probabilities are the mean shares of the three colours. sizes: of the batches that it was
-    asked about. gate: is waited for before each answer. poison: what an image must not look like:
-    then a whole batch fails."""
+    """A model whose probabilities are the mean shares of the three colours. sizes: of its batches.
+    gate: an event that it waits for before each answer. poison: a mean share of red that makes its
+    batch fail."""
 
     def __init__(self, features: bool = True, labels: Sequence[str] = LABELS) -> None:
         self.sizes: list[int] = []
         self.gate = threading.Event()
         self.gate.set()
         self.poison: float | None = None
-        self.served = ServedModel(
-            tuple(labels), self.transform, self.ask, features, 4, {**FACTS, "features": features}
-        )
+        facts = {**FACTS, "features": features}
+        self.served = ServedModel(tuple(labels), self.transform, self.ask, features, 4, facts)
 
     @staticmethod
     def transform(image: Image.Image) -> np.ndarray:
@@ -112,16 +105,14 @@ def wait_for(ready: Any, what: str, seconds: float = 60) -> None:
 
 
 class Process:
-    """`rmadapter serve` as a shell starts it. said: its lines on stderr so far."""
+    """A process of `rmadapter serve`. said: its lines on stderr so far."""
 
     def __init__(self, *words: object, key: str = "") -> None:
         code = "from rmadapter.cli.main import main; main()"
         command = [sys.executable, "-c", code, "serve", "--port", "0", *map(str, words)]
-        environment = {
-            **os.environ,
-            "PYTHONUNBUFFERED": "1",
-            **({"RMADAPTER_API_KEY": key} if key else {}),
-        }
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        if key:
+            environment["RMADAPTER_API_KEY"] = key
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
         )
@@ -136,12 +127,12 @@ class Process:
 
     @property
     def address(self) -> str:
-        def told() -> list[str]:
-            return [found[0] for line in self.said if (found := re.search(r"http://\S+", line))]
+        def addresses() -> list[str]:
+            return re.findall(r"http://\S+", "\n".join(self.said))
 
-        wait_for(lambda: told() or self.process.poll() is not None, "no address came")
-        assert told(), self.said
-        return told()[0]
+        wait_for(lambda: addresses() or self.process.poll() is not None, "no address came")
+        assert addresses(), self.said
+        return addresses()[0]
 
     def end(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
@@ -167,10 +158,7 @@ class Process:
 def post(
     address: str, path: str, files: Sequence[tuple[str, bytes]], **headers: str
 ) -> tuple[int, Any]:
-    """By Python's own client. Status and JSON."""
-    import urllib.error
-    import urllib.request
-
+    """Post files by Python's own client; return the status and JSON."""
     content, kind = multipart(files)
     request = urllib.request.Request(f"{address}{path}", content, {"Content-Type": kind, **headers})
     try:
@@ -182,15 +170,13 @@ def post(
 
 
 def multipart(files: Sequence[tuple[str, bytes]], field: str = "files") -> tuple[bytes, str]:
-    """A body, and its type."""
-    parts = [
-        f'--edge\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n'
-        f"Content-Type: application/octet-stream\r\n\r\n".encode()
-        + data
-        + b"\r\n"
-        for name, data in files
-    ]
-    return b"".join(parts) + b"--edge--\r\n", "multipart/form-data; boundary=edge"
+    """Return a body and its content type."""
+    body = b""
+    for name, data in files:
+        head = f'--edge\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n'
+        head += "Content-Type: application/octet-stream\r\n\r\n"
+        body += head.encode() + data + b"\r\n"
+    return body + b"--edge--\r\n", "multipart/form-data; boundary=edge"
 
 
 def read(paths: Sequence[Path]) -> list[tuple[str, bytes]]:
@@ -199,9 +185,7 @@ def read(paths: Sequence[Path]) -> list[tuple[str, bytes]]:
 
 @contextmanager
 def running_server(toy: Toy) -> Iterator[str]:
-    """In a thread of this process."""
-    import threading
-
+    """Serve in a thread of this process; yield the address."""
     import uvicorn
 
     from rmadapter.deploy.serve.routes import create_app
@@ -210,9 +194,8 @@ def running_server(toy: Toy) -> Iterator[str]:
         running_service(toy, body=0.2, seconds=5) as service,
         sockets.bind("127.0.0.1", 0) as socket,
     ):
-        server = uvicorn.Server(
-            uvicorn.Config(create_app(service), log_config=None, log_level="error", lifespan="off")
-        )
+        quiet: dict[str, Any] = {"log_config": None, "log_level": "error", "lifespan": "off"}
+        server = uvicorn.Server(uvicorn.Config(create_app(service), **quiet))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
         socket.listen()
         thread.start()

@@ -13,7 +13,7 @@ COLOURS = {"cat": (250, 10, 10), "dog": (10, 10, 250), "owl": (10, 250, 10)}
 
 
 def picture(label: str, number: int = 0, size: tuple[int, int] = (8, 8)) -> Image.Image:
-    """Of the colour of its class, a little different by number."""
+    """Return an image of its class's colour, a little different by number."""
     red, green, blue = COLOURS[label]
     return Image.new("RGB", size, (max(red - number, 0), green, blue))
 
@@ -25,7 +25,7 @@ def png(label: str, number: int = 0) -> bytes:
 
 
 def write_images(root: Path, *names: str) -> Path:
-    """Images below a folder whose names begin with their class, such as "dog_1.png"."""
+    """Write images whose names begin with their class, such as "dog_1.png"."""
     for number, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         picture(Path(name).name.partition("_")[0], number).save(root / name)
@@ -39,7 +39,7 @@ def write_json(path: Path, value: Any) -> Path:
 
 
 def paths_and_labels(splits: Any, root: Path) -> dict[str, list[tuple[str, str]]]:
-    """Split -> (path from the root, label) of what a reader found."""
+    """Return split -> [(path from the root, label), ...] of a reader's splits."""
     return {
         s: [(row.image.relative_to(root).as_posix(), row.label) for row in rows]
         for s, rows in splits.items()
