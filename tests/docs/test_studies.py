@@ -122,6 +122,17 @@ def test_every_run_is_recorded_once_under_the_same_conditions(
     assert all(len({line[part] for line in lines}) == 1 for part in same)
 
 
+@pytest.mark.parametrize("name", ["plus", "reconstruction"])
+def test_every_reported_row_has_three_seeds(name: str) -> None:
+    seeds: dict[tuple[Any, ...], set[int]] = {}
+    for line in lines_of(name):
+        variant = line.get("variant", "all")
+        if line["data"] not in plus.CHOSEN_ON and variant in ("all", *reconstruction_tables.MAIN):
+            seeds.setdefault((line["data"], line["shots"], variant), set()).add(line["seed"])
+    assert {"dtd10", "neu_steel", "pacs/photo", "sign_digits"} <= {data for data, *_ in seeds}
+    assert all(some == {1, 2, 3} for some in seeds.values())
+
+
 def planned_suggestions() -> list[tuple[Any, ...]]:
     rules = [(kind, rule) for kind, some in suggest.KINDS.items() for rule in some]
     tasks = product((*suggest.CHOOSE, *suggest.REPORT), rules, (1, 2, 3))
