@@ -110,11 +110,6 @@ def test_the_figures_of_the_page_are_those_of_the_file(tmp_path: Path) -> None:
     text, rows = Page(tmp_path / "r.html").text, read_rows(tmp_path)
     after, before = ([row["true"] == row[name] for row in rows] for name in ("answer", "zero_shot"))
     assert f": {2 * sum(after):.1f} % instead of {2 * sum(before):.1f} % right on 50 images" in text
-    pairs = list(zip(before, after, strict=True))
-    outcomes = {"Gained": (False, True), "Lost": (True, False)}
-    outcomes |= {"Both right": (True, True), "Both wrong": (False, False)}
-    for name, pair in outcomes.items():
-        assert f"{name} {pairs.count(pair)} (" in text
     assert "Each image was classified by a model that had not seen it." in text
     names = ("formula", "sea horse", "letters")
     for name, label in zip(names, ("'=sum(A1)", *LABELS[1:]), strict=True):

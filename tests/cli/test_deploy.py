@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -265,14 +264,9 @@ def test_mistakes_in_export_are_named(rmadapter: Command, finished: Path, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-@needs_onnx
-def test_a_run_that_is_called_by_a_dot(
-    rmadapter: Command, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_is_called_by_a_dot_is_exported_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(run: Path, saved: object, out: Path, *rest: object, **more: object) -> None:
-        raise UserError(f"it would be written to {out}")
-
-    monkeypatch.setattr("rmadapter.deploy.export.folder.export", stop)  # which takes ten seconds
-    monkeypatch.chdir(shutil.copytree(finished, tmp_path / "run"))
-    command = ["export", ".", *backbone_option(finished)]
-    refused(rmadapter(*command), f"it would be written to {tmp_path / 'run-onnx'}")
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    assert cli.ExportOptions().folder(Path("."), Path(".")) == tmp_path / "run-onnx"

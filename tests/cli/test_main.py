@@ -1,19 +1,25 @@
-"""The command line as a shell sees it: help, exit codes, one line on stderr, completion."""
+"""The command line as a shell sees it: options, help, exit codes, errors, completion."""
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from rmadapter import __version__
 from rmadapter.backbones import Backbone
 from rmadapter.cli import machine
 from rmadapter.cli import main as cli
+from rmadapter.cli.options import Columns, expand
 from tests.helpers.commands import assert_parses, parser
 from tests.helpers.shell import (
     Command,
@@ -102,23 +108,6 @@ print([name for name in heavy if name in sys.modules], file=sys.stderr)
 
 
 @pytest.mark.parametrize(
-    ("shell", "words"),
-    [
-        ("bash", "complete -o default -F"),
-        ("zsh", "compdef"),
-        ("fish", "complete --command rmadapter"),
-    ],
-)
-def test_a_shell_gets_its_script(
-    rmadapter: Command, monkeypatch: pytest.MonkeyPatch, shell: str, words: str
-) -> None:
-    monkeypatch.setenv("_RMADAPTER_COMPLETE", f"source_{shell}")
-    script = rmadapter.done().out
-    assert f"_RMADAPTER_COMPLETE=complete_{shell}" in script
-    assert words in script
-
-
-@pytest.mark.parametrize(
     ("typed", "offered"),
     [
         ("pre", "predict"),
@@ -160,11 +149,6 @@ def test_bash_completes(
 )
 def test_wrong_usage_is_one_line(rmadapter: Command, words: str, hints: list[str]) -> None:
     refused(rmadapter(*words.split()), *hints)
-
-
-def test_no_words_are_answered_with_help(rmadapter: Command) -> None:
-    code, _, err = rmadapter()
-    assert (code, "Traceback" in err) == (2, False)
 
 
 def test_a_mistake_is_one_line_in_a_real_process() -> None:
@@ -293,3 +277,46 @@ def test_closed_full_and_broken_streams_give_a_code_and_no_traceback(
     line = ["bash", "-c", SHELL % (command, streams)]
     done = subprocess.run(line, capture_output=True, text=True)
     assert (int(done.stdout.splitlines()[-1]), done.stderr) == (code, err)
+
+
+# Classes of options
+
+
+@dataclass(frozen=True)
+class Size:
+    width: Annotated[int, typer.Option(min=1)]
+    height: Annotated[int, typer.Option("--high")] = 2
+
+
+def paint(
+    out: Annotated[Path, typer.Argument()], size: Size, columns: Columns = Columns(), last: int = 0
+) -> None:
+    """Paint."""
+    print(out, size, columns.named(), last)
+
+
+def test_fields_stand_where_their_class_stood() -> None:
+    parameters = inspect.signature(expand(paint)).parameters
+    columns = [f"{kind}_column" for kind in ("image", "label", "split", "group")]
+    assert [*parameters] == ["out", "width", "height", *columns, "last"]
+    assert parameters["width"].default is inspect.Parameter.empty
+    assert parameters["height"].default == 2
+
+
+def test_a_command_gets_the_class() -> None:
+    app = typer.Typer()
+    app.command()(expand(paint))
+    call: Any = CliRunner().invoke
+    answer = call(app, ["a.png", "--width", "3", "--label-column", "art", "--last", "5"])
+    assert answer.stdout == f"a.png {Size(3, 2)} {{'label': 'art'}} 5\n"
+    assert call(app, ["a.png"]).exit_code == 2  # --width is required
+    assert call(app, ["a.png", "--width", "0"]).exit_code == 2
+
+
+def test_columns_that_were_named() -> None:
+    assert Columns(label_column="art", group_column="patient").named() == {
+        "label": "art",
+        "group": "patient",
+    }
+    with pytest.raises(AttributeError):
+        Columns().image_column = "x"  # type: ignore[misc]

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from rmadapter.artifacts.record import parse_record, read_record
 from rmadapter.backbones import Backbone
+from rmadapter.cli.options import command
 from rmadapter.cli.runs import run_demo
 from rmadapter.data.catalog.openmoji import ATTRIBUTION, CLASSES
+from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
 from rmadapter.methods import METHODS, load_method
+from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
+from rmadapter.runs.run import run_task
 from rmadapter.settings import read_yaml, settings_of
+from tests.helpers.html import Page
 from tests.helpers.shell import (
     Command,
     backbone_option,
@@ -34,6 +44,7 @@ TITLES = [
     *("test, base classes", "test, novel classes"),
     *("line art, base classes", "line art, novel classes"),
 ]
+QUICK = quick_options(1)
 SMALL = {"first_block": 3, "rank": 4, "epochs": 2, "iterations": 2, "layer": 3, "n_ctx": 2}
 
 
@@ -289,3 +300,194 @@ def test_mistakes_in_tune_are_named(
     pytest.importorskip("optuna", reason="needs the extra ray: `make scale` installs it")
     refused(rmadapter("tune", colors, "--out", tmp_path / "out", *more), words)
     assert not (tmp_path / "out").exists()
+
+
+# Repeated runs
+
+
+def test_a_run_is_repeated_by_its_report(
+    rmadapter: Command,
+    colors: Path,
+    tmp_path: Path,
+    tiny_clip: Backbone,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(colors, tmp_path / "my photos")
+    (tmp_path / "my photos/train/red/bad one.png").write_bytes(b"\x89PNG")
+    (tmp_path / "names.csv").write_text('label,name\nred,the colour "red"\n')
+    words = ["--skip-bad", "--names", "names.csv", "--set", "templates=a <{}> & more."]
+    done = rmadapter.done(*fit_command(Path("my photos"), tiny_clip, Path("a run"), *QUICK, *words))
+    assert "note: train/red/bad one.png: not an image" in done.err
+    first = read_record(Path("a run/run.json"))
+    page = Path("a run/report.html").read_text("utf-8")
+    printed = re.search(r"<pre>(rmadapter fit .*?)</pre>", page, re.S)
+    assert printed is not None
+    assert html.unescape(printed[1]) == first.command
+    weights = Path("a run/model.safetensors").read_bytes()
+    shutil.rmtree("a run")
+    program, *words = shlex.split(html.unescape(printed[1]))
+    assert program == "rmadapter"
+    rmadapter.done(*words)
+    again = read_record(Path("a run/run.json"))
+    assert (again.key, again.scores, again.command) == (first.key, first.scores, first.command)
+    assert Path("a run/model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.slow
+def test_columns_of_any_name_are_repeated_evaluated_and_extended(
+    rmadapter: Command,
+    colors: Path,
+    tmp_path: Path,
+    tiny_clip: Backbone,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(colors, tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    images = [path.relative_to("data") for path in sorted(Path("data").glob("*/*/*.png"))]
+    lines = [f"{one.as_posix()};{one.parts[1]};{one.parts[0]};p{one.stem}" for one in images]
+    table = Path("data/all of it.csv")
+    table.write_text("\n".join(["foto;class;part of;patient", *lines]))
+    columns = ["--image-column", "foto", "--split-column", "part of", "--group-column", "patient"]
+    rmadapter.done(*fit_command(table, tiny_clip, Path("run"), *columns, *QUICK))
+    first = read_record(Path("run/run.json"))
+    assert first.judgement is not None
+    assert "that share a group with training images" in first.judgement.how
+    assert any(note.startswith("train and test share the group 'p") for note in first.notes)
+    shutil.rmtree("run")
+    rmadapter.done(*shlex.split(first.command)[1:])
+    again = read_record(Path("run/run.json"))
+    assert (again.key, again.judgement, again.notes) == (first.key, first.judgement, first.notes)
+
+    its = ["--backbone", tiny_clip.name]
+    found = rmadapter.json("eval", "run", table, *columns, *its)
+    assert found["accuracy"] == first.scores[0].accuracy
+    unnamed = rmadapter("eval", "run", table, *its)
+    refused(unnamed, "(foto, class, part of, patient)", "--image-column")
+    refused(rmadapter("eval", "run", "data", *its, "--label-column", "class"), "has no columns")
+    header = "foto\tclass\tpart of\tpatient\n"
+    Path("data/new.tsv").write_text(f"{header}train/red/5.png\tpink\ttrain\tq\n")
+    rmadapter.done("add", "run", "data/new.tsv", *columns, "--out", "grown", *its)
+    grown = read_images("grown/images.csv", outside=True)
+    assert grown["train"].groups[-1] == "q"
+    old = grown["train"].subset(range(4))
+    for part in (old, grown["test"]):  # the old ones are called p and their number
+        assert part.groups == tuple(f"p{Path(str(image)).stem}" for image in part.images)
+    Path("data/more.tsv").write_text(f"{header}train/red/4.png\tmauve\ttrain\tq\n")
+    # the list of the grown run has the usual names
+    more = ["data/more.tsv", *columns, "--allow-outside", "--out", "more"]
+    rmadapter.done("add", "grown", *more, *its)
+    assert read_images("more/images.csv", outside=True)["train"].groups[-2:] == ("q", "q")
+
+
+def test_columns_of_a_new_table_are_not_those_of_the_old_data(
+    rmadapter: Command, finished: Path, colors: Path, tmp_path: Path
+) -> None:
+    """Which was class folders."""
+    (tmp_path / "pink").mkdir()
+    for image in sorted(colors.glob("train/red/*.png")):
+        # of another content, or they would be there already
+        (tmp_path / "pink" / image.name).write_bytes(image.read_bytes() + b"more")
+    lines = [f"pink/{image.name},pink" for image in sorted((tmp_path / "pink").iterdir())]
+    (tmp_path / "new.csv").write_text("\n".join(["foto,species", *lines]))
+    words = ["--image-column", "foto", "--label-column", "species", *backbone_option(finished)]
+    words += ["--old-data", colors, "--out", tmp_path / "grown"]
+    rmadapter.done("add", finished, tmp_path / "new.csv", *words)
+    assert "pink" in read_images(tmp_path / "grown/images.csv", outside=True)["train"].written
+
+
+def test_quiet_hides_all_but_results_and_errors(
+    rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone
+) -> None:
+    out, bad = tmp_path / "run", tmp_path / "bad.png"
+    done = rmadapter.done(*fit_command(colors, tiny_clip, out, *QUICK, "--effort", "fast", "-q"))
+    assert done.err == ""
+    assert "report: " in done.out
+    its = ["--backbone", tiny_clip.name, "--quiet"]
+    bad.write_bytes(b"x")
+    assert rmadapter("predict", out, bad, *its, "--skip-bad", "--json") == (0, "[]\n", "")
+    assert rmadapter("predict", out, colors, *its).err == ""
+    refused(rmadapter("predict", tmp_path / "gone", colors, *its), "gone")
+
+
+def test_the_demo_records_its_command(rmadapter: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[object] = []
+
+    def stop(*args: object, **more: object) -> None:
+        given.extend([*args, more])
+        raise SystemExit(0)
+
+    monkeypatch.setattr("rmadapter.cli.runs.run_demo", stop)
+    rmadapter("demo", "--out", "a b", "--seed", 3)
+    assert given == [Path("a b"), 3, {"command": "rmadapter demo --out 'a b' --seed 3"}]
+    assert command() == "rmadapter demo --out 'a b' --seed 3"
+
+
+# Data of unusual sizes
+
+
+def write(root: Path, **counts: int) -> Path:
+    rng = np.random.default_rng(0)
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = rng.integers(0, 255, (32, 32, 3), np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+    return root
+
+
+def test_one_class_is_refused(rmadapter: Command, tmp_path: Path, tiny_clip: Backbone) -> None:
+    one, three = write(tmp_path / "one", cat=3), write(tmp_path / "three", ant=2, bee=2, cat=2)
+    command = fit_command(one, tiny_clip, tmp_path / "run", *quick_options(16))
+    refused(rmadapter(*command), "'cat' is the only class: give at least two")
+    novel = fit_command(
+        three, tiny_clip, tmp_path / "run", *quick_options(16), "--classes", "novel"
+    )
+    refused(rmadapter(*novel), "novel classes: 'cat' is the only class")
+    assert not (tmp_path / "run/run.json").exists()
+
+
+def test_two_classes_of_one_image_each(
+    rmadapter: Command, tmp_path: Path, tiny_clip: Backbone
+) -> None:
+    data, out = write(tmp_path / "data", cat=1, dog=1), tmp_path / "run"
+    done = rmadapter.done(*fit_command(data, tiny_clip, out, *quick_options(16)))
+    assert "no image was left to evaluate" in done.err
+    assert "class 'cat' has 1 image, fewer than 16 shots" in done.err
+    assert "report: " in done.out
+    answers = rmadapter.json("predict", out, data, *backbone_option(out))
+    assert [len(answer["classes"]) for answer in answers] == [2, 2]
+
+
+def test_very_uneven_classes(rmadapter: Command, tmp_path: Path, tiny_clip: Backbone) -> None:
+    """60 images of one class and one of another: what is not drawn is of one class alone, and so
+    the shots judge."""
+    data, out = write(tmp_path / "data", cat=60, dog=1, owl=2), tmp_path / "run"
+    err = rmadapter.done(*fit_command(data, tiny_clip, out, *quick_options(4))).err
+    assert [re.sub(r",.*| from .* %", "", line) for line in err.splitlines()] == [
+        "note: no test split: judging by 3-fold cross-validation of the 7 training images",
+        "note: class 'dog' has 1 image", "note: class 'owl' has 2 images",
+        "note: 6 images are too few to judge by: any accuracy is plausible; add images",
+        "note: no images to judge these classes by: dog",
+    ]  # fmt: skip
+    own, score = read_record(out / "run.json").scores
+    assert (own.split, own.images) == ("cross-validated", 6)
+    assert (score.split, score.images, score.classes) == ("held out", 56, 3)
+    assert "dog (0)" in Page(out / "report.html").text
+
+
+@pytest.mark.parametrize("method", ["rmadapter", "tip-adapter-f"])
+def test_a_thousand_classes(tiny_clip: Backbone, method: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (1000, 8, 8, 3), np.uint8)
+    images = ImageSet.from_lists(
+        list(pixels), list(range(1000)), [f"kind {i}" for i in range(1000)]
+    )
+    settings: dict[str, object] = {"epochs": 1, "device": "cpu"}
+    if method == "rmadapter":
+        settings |= {"first_block": 3, "rank": 4, "batch_size": 250}
+    wanted = Request.make({**settings, "backbone": tiny_clip.name, "shots": 1}, method)
+    lab = Lab(wanted.machine, progress=False)
+    lab.add("", {"train": images, "test": images.subset(range(0, 1000, 50))})
+    done = run_task(wanted.task, wanted.method, lab, method)
+    assert done.record.scores[0].classes == 1000
+    assert len(done.fitted.trained.history) >= 4
