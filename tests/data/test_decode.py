@@ -23,7 +23,6 @@ from rmadapter.data.decode import (
     image_error,
     load_image,
     read_image,
-    shrink,
 )
 from rmadapter.errors import UserError
 from tests.hostile import bombs
@@ -323,13 +322,6 @@ def test_ordinary_photos_are_accepted(tmp_path: Path) -> None:
     # each with EXIF of its own
     image.save(tmp_path / "two.mpo", save_all=True, append_images=[image], exif=exif)
     assert load_image(tmp_path / "two.mpo").size == (2800, 8400)
-
-
-@pytest.mark.parametrize(
-    ("size", "factor"), [((6000, 4000), 1), ((6000, 4001), 2), ((9400, 9400), 2), ((1, 1), 1)]
-)
-def test_more_than_24_megapixels_are_reduced(size: tuple[int, int], factor: int) -> None:
-    assert shrink(Image.new("1", size)) == factor
 
 
 def test_a_large_photo_is_halved(tmp_path: Path) -> None:

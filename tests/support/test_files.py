@@ -3,8 +3,6 @@ with their checksums."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import os
@@ -28,7 +26,6 @@ from rmadapter.support.files import (
     cache_folder,
     check_new,
     check_sums,
-    csv_text,
     inert,
     inert_path,
     own_name,
@@ -179,13 +176,6 @@ def test_json_is_utf_8_in_spite_of_file_names_that_are_not(tmp_path: Path) -> No
     text = (tmp_path / "a.json").read_bytes().decode("utf-8")
     assert "größe" in text
     assert json.loads(text) == value
-
-
-def test_csv_is_read_back() -> None:
-    rows = [["a", "b"], ["1,2", 'say "x"'], ["", "é"]]
-    text = csv_text(rows[0], rows[1:])
-    assert list(csv.reader(io.StringIO(text))) == rows
-    assert text.count("\r") == 0
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@"])

@@ -55,19 +55,19 @@ def descriptions(name: str) -> tuple[str, ...]:
 
 
 def prompt_names(
-    written: Sequence[str], given: Mapping[str, str] | None = None, where: str = ""
+    written: Sequence[str], custom: Mapping[str, str] | None = None, where: str = ""
 ) -> dict[str, str]:
-    """Return names as written -> prompt names, from `given` or else the default.
+    """Return names as written -> prompt names, from `custom` or else the default.
 
     where: prefix of messages. Raises UserError for prompt names that are equal except for case,
     empty, or not valid text.
     """
-    given = given or {}
+    custom = custom or {}
     names: dict[str, str] = {}
     first: dict[str, str] = {}
     for label in written:
-        custom = given.get(nfc(label))
-        name = default_name(label) if custom is None else " ".join(custom.split())
+        chosen = custom.get(nfc(label))
+        name = default_name(label) if chosen is None else " ".join(chosen.split())
         if not (is_text(label) and is_text(name)):
             what = f"class {quoted(label)}: its name is not UTF-8 or contains a NUL"
             raise UserError(f"{where}{what}: rename it")

@@ -79,8 +79,8 @@ def read_images(
         raise UserError(f"{path}: {what}: put all into train, val or test")
     again = sum(map(len, source.splits.values())) - sum(map(len, splits.values()))
     ignored = ignored_note(source.ignored + Counter({REPEATED: again}))
-    given = classnames_json(source.home or source.root, beside_splits(path, splits))
-    written, called = _shared_names(splits, {**given, **(names or {})}, path)
+    custom = classnames_json(source.home or source.root, beside_splits(path, splits))
+    written, called = _shared_names(splits, {**custom, **(names or {})}, path)
     _check_once(splits, path)
 
     images = [row.image for rows in splits.values() for row in rows]
@@ -165,14 +165,14 @@ def _filled(
 
 
 def _shared_names(
-    splits: Mapping[str, Rows], given: Mapping[str, str], path: Path
+    splits: Mapping[str, Rows], custom: Mapping[str, str], path: Path
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return prompt name -> label of each class, in order; and label, of any split and spelling ->
-    prompt name. given: label -> prompt name."""
+    prompt name. custom: label -> prompt name."""
     named: dict[str, dict[str, str]] = {}
     for split, rows in splits.items():
         labels = sorted({row.label for row in rows}, key=order)
-        named[split] = prompt_names(labels, given, f"{path} ({split}): ")
+        named[split] = prompt_names(labels, custom, f"{path} ({split}): ")
     leading: dict[str, str] = {}
     for split, names in named.items():
         if split == "train" or "train" not in named:
@@ -366,8 +366,7 @@ def _frame_set(frame: pandas.DataFrame, classes: Sequence[str] | None, split: st
 
 
 def _is_frame(data: object) -> TypeGuard[pandas.DataFrame]:
-    """Return whether data is a pandas DataFrame, without importing pandas, which made
-    it."""
+    """Return whether data is a pandas DataFrame, without importing pandas."""
     module = sys.modules.get("pandas")
     return module is not None and isinstance(data, module.DataFrame)
 

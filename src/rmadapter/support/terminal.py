@@ -270,7 +270,7 @@ class Lines:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._said = self._started = time.monotonic()
+        self._printed = self._started = time.monotonic()
 
     def __enter__(self) -> Lines:
         return self
@@ -300,8 +300,8 @@ class Lines:
         self._done = (self._done if completed is None else completed) + advance
         self._text, self._note = description or self._text, note or self._note
         now = time.monotonic()
-        if now - self._said >= EVERY:
-            self._said = now
+        if now - self._printed >= EVERY:
+            self._printed = now
             print(escape(self._line(now - self._started)), file=sys.stderr, flush=True)
 
     def _line(self, seconds: float) -> str:

@@ -322,29 +322,14 @@ def test_a_broken_archive_is_refused(
         table_of(CATALOG[key], tmp_path)
 
 
-# The catalogue
-
-
-FIELDS: dict[str, Any] = {
-    "key": "x", "title": "X", "folder": "x", "classes": 2, "counts": {"test": 1},
-    "templates": ["a {}."], "licence": "MIT", "size": "1 MB", "citation": "", "url": "",
-    "steps": [], "reader": "class_folders",
-}  # fmt: skip
+def test_a_misspelt_field_of_the_catalogue_is_refused() -> None:
+    with pytest.raises(ValidationError, match="licens"):
+        Dataset(**CATALOG["dtd"].model_dump(), licens="MIT")
 
 
 def test_an_archive_is_distinguished_from_plain_folders(tmp_path: Path) -> None:
-    dataset = Dataset(**FIELDS, images="pics", split="split.json", lists={"train": "lists/train"})
+    dataset = CATALOG["imagenet"]
     (tmp_path / "cat").mkdir()
     assert not dataset.laid_out(tmp_path)
-    for path in ("pics", "lists/train"):
-        (tmp_path / path).mkdir(parents=True)
-        assert dataset.laid_out(tmp_path)
-        (tmp_path / path).rmdir()
-    (tmp_path / "split.json").write_text("{}")
+    (tmp_path / dataset.lists["train"]).mkdir(parents=True)
     assert dataset.laid_out(tmp_path)
-    assert not Dataset(**FIELDS).laid_out(tmp_path)
-
-
-def test_a_misspelt_field_is_refused() -> None:
-    with pytest.raises(ValidationError, match="licens"):
-        Dataset(**FIELDS, licens="MIT")
