@@ -31,11 +31,11 @@ class Bench:
     colors: Path
 
     def at(self, colors: Path) -> Bench:
-        """The same on another folder of images."""
+        """Return the same on another folder of images."""
         return replace(self, colors=colors)
 
     def jobs(self, **words: Any) -> list[Job]:
-        """The runs of `expand`; by default two seeds of base-to-novel with two shots."""
+        """Expand jobs; by default two seeds of base-to-novel with two shots."""
         common = configured(Task(), {"backbone": self.backbone.name, **words.pop("common", {})})
         names = {"protocol": "base-to-novel", "datasets": [self.colors.name]}
         return expand(**{**names, "seeds": [1, 2], "shots": [2], **words}, common=common)
@@ -43,7 +43,7 @@ class Bench:
     def plan(
         self, out: Path, jobs: Sequence[Job] | None = None, values: Any = None, **machine: Any
     ) -> Plan:
-        """A plan whose methods are quick. machine: settings of the machine."""
+        """Make a plan whose methods are quick. machine: settings of the machine."""
         jobs = self.jobs() if jobs is None else jobs
         used = {job.method for job in jobs}
         if values is None:
@@ -55,7 +55,7 @@ class Bench:
         self, out: Path, jobs: Sequence[Job] | None = None, processes: int = 1,
         engine: Engine | None = None, **words: Any,
     ) -> list[Record]:  # fmt: skip
-        """The records of a plan's runs. words: as for `plan`."""
+        """Run a plan and return its records. words: as for `plan`."""
         return run_all(self.plan(out, jobs, **words), processes, progress=False, engine=engine)
 
 

@@ -25,8 +25,8 @@ def tiny_model(folder: Path, layers: int = 5) -> str:
 
 
 def run(module: Any, monkeypatch: pytest.MonkeyPatch, capsys: Printed, *given: str) -> str:
-    """What a benchmark prints; what it would run in fresh processes, whose start takes seconds,
-    runs in this one."""
+    """Run a benchmark and return what it prints; its fresh processes, whose start takes seconds,
+    run in this one."""
 
     def here(script: str, options: argparse.Namespace, *more: str) -> Any:
         assert script == module.__file__

@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A word's vector of 64 numbers instead of 512: there are 49,408 words."""
+    """Shorten the vectors of the 49,408 words from 512 to 64 numbers."""
     for file in (parity, originals):
         monkeypatch.setattr(file, "WIDTHS", (128, 64))
 
@@ -99,8 +99,8 @@ class CoOp(TrainerX):
 
 
 def write_clone(folder: Path, wrong: tuple[str, str] = ("", "")) -> Path:
-    """CoOp, written plainly, where its authors have it. wrong: a piece of the text, and what stands
-    there instead."""
+    """Write a plain CoOp where its authors have it. wrong: a piece of the text and its
+    replacement."""
     assert wrong[0] in COOP
     for name, text in (("clip", CLIP), ("trainers", COOP.replace(*wrong) if wrong[0] else COOP)):
         (folder / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Whether a command that is written somewhere could be given."""
+"""Check that a documented command is valid."""
 
 from __future__ import annotations
 
@@ -18,23 +18,21 @@ PLACEHOLDERS = ("NAME", "package:Class", "file.py:Class")
 
 @cache
 def parser() -> Any:
-    """The command line's own, which Typer makes anew for every call: half a second."""
+    """Return the command line's parser, which takes Typer half a second to make."""
     from rmadapter.cli.main import app
 
     return get_command(app)
 
 
 def assert_parses(words: list[str], whole: bool = True) -> None:
-    """By the command line's own parser, and then by the classes that take settings and names of
-    methods."""
+    """Check a command by the command line's own parser, then its settings and methods."""
     group = parser()
     if words[0] in {option for parameter in group.params for option in (*parameter.opts, "--help")}:
         return
     verb, *arguments = words
     assert verb in group.commands, f"no verb {verb}"
     try:
-        # With the names of its help option, which a command keeps from the first time that it is
-        # asked.
+        # a command keeps the names of its help option from its first use
         given = group.commands[verb].make_context(verb, arguments, **group.context_settings).params
     except Exception as error:
         options = {option for parameter in group.commands[verb].params for option in parameter.opts}

@@ -15,8 +15,6 @@ from rmadapter.training.contract import Shots
 from tests.helpers.shots import gradients, noise_images, shots_of
 
 NAMES = ("cat", "a small red car", "dog", "tree house")  # of different lengths
-
-
 LABELS = torch.tensor([0, 1, 2, 3, 0])
 
 
@@ -29,8 +27,8 @@ def pixels(backbone: Backbone, count: int = 5) -> Tensor:
 def prompts_inserted(
     backbone: Backbone, text: Sequence[Tensor] = (), image: Sequence[Tensor] = ()
 ) -> Iterator[Any]:
-    """The model, whose own forward passes carry prompts: into text behind its first token, into
-    images at their end."""
+    """Yield the model with hooks that insert prompts: into text after its first token, into images
+    at their end."""
     model: Any = backbone.model
     visual, encoder = model.visual, getattr(model, "text", model)
     timm, bert = hasattr(visual, "trunk"), hasattr(encoder.transformer, "encoder")
@@ -66,8 +64,7 @@ def prompts_inserted(
 def assert_same_terms(
     module: nn.Module, lean: Mapping[str, Tensor], plain: Mapping[str, Tensor]
 ) -> None:
-    """Terms, and the gradients of the loss with respect to every trainable tensor, none of which is
-    zero."""
+    """Compare terms, and the gradients of the loss for every trainable tensor; none may be zero."""
     assert lean.keys() == plain.keys()
     for name, value in plain.items():
         torch.testing.assert_close(lean[name], value, rtol=1e-9, atol=1e-12)
@@ -79,9 +76,6 @@ def assert_same_terms(
 
 
 def eight_images(backbone: Backbone, **fields: Any) -> Shots:
-    """Two images of noise for each of four classes."""
-    return shots_of(
-        backbone,
-        ImageSet.from_lists(noise_images(8).images, ["cat", "dog", "car", "bird"] * 2),
-        **fields,
-    )
+    """Draw two images of noise for each of four classes."""
+    images = ImageSet.from_lists(noise_images(8).images, ["cat", "dog", "car", "bird"] * 2)
+    return shots_of(backbone, images, **fields)

@@ -16,7 +16,7 @@ from rmadapter.training.contract import Known, ToLogits
 
 @dataclass(frozen=True)
 class ExternalMethod(Method):
-    """Zero-shot that remembers the mean feature of its shots; kind: how it misbehaves."""
+    """Zero-shot that keeps the mean feature of its shots. kind: how it misbehaves."""
 
     title: ClassVar[str] = "external"
     source: ClassVar[str] = "tests/helpers/external_methods.py"
@@ -43,7 +43,7 @@ class ExternalMethod(Method):
 
 
 class Undeclared:
-    """A method, but its settings are told nowhere."""
+    """A method that does not declare its settings."""
 
     title, source = "undeclared", "tests/helpers/external_methods.py"
     fit, restore, parameters = ExternalMethod.fit, ExternalMethod.restore, ExternalMethod.parameters

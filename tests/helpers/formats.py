@@ -37,24 +37,20 @@ def yolo_classification(home: Path) -> Path:
 
 
 def csv_file(home: Path) -> Path:
-    (write_images(home, *NAMES) / "list.csv").write_text(
-        "file_name;class\ncat_1.png;cat\ndog_1.png;dog\n"
-    )
+    lines = "file_name;class\ncat_1.png;cat\ndog_1.png;dog\n"
+    (write_images(home, *NAMES) / "list.csv").write_text(lines)
     return home / "list.csv"
 
 
 def json_lines(home: Path) -> Path:
-    text = (
-        '{"file_name": "cat_1.png", "label": "cat"}\n\n{"file_name": "dog_1.png", "label": "dog"}\n'
-    )
-    (write_images(home, *NAMES) / "list.jsonl").write_text(text)
+    rows = [json.dumps({"file_name": name, "label": name[:3]}) for name in NAMES]
+    (write_images(home, *NAMES) / "list.jsonl").write_text("\n\n".join(rows) + "\n")
     return home / "list.jsonl"
 
 
 def imagefolder(home: Path) -> Path:
-    (write_images(home, *NAMES) / "metadata.csv").write_text(
-        "file_name,label\ncat_1.png,cat\ndog_1.png,dog\n"
-    )
+    lines = "file_name,label\ncat_1.png,cat\ndog_1.png,dog\n"
+    (write_images(home, *NAMES) / "metadata.csv").write_text(lines)
     return home
 
 
@@ -62,10 +58,8 @@ def coco_file(home: Path) -> Path:
     images = [{"id": i, "file_name": name, "width": 8, "height": 8} for i, name in enumerate(NAMES)]
     marks = [{"id": i, "image_id": i, "category_id": i, "bbox": [0, 0, 4, 2]} for i in (0, 1)]
     kinds = [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}]
-    return write_json(
-        write_images(home, *NAMES) / "coco.json",
-        {"images": images, "annotations": marks, "categories": kinds},
-    )
+    content = {"images": images, "annotations": marks, "categories": kinds}
+    return write_json(write_images(home, *NAMES) / "coco.json", content)
 
 
 def coco_folder(home: Path) -> Path:
@@ -106,9 +100,8 @@ def label_studio(home: Path) -> Path:
 
 def fiftyone(home: Path) -> Path:
     write_images(home, "data/cat_1.png", "data/dog_1.png")
-    write_json(
-        home / "labels.json", {"classes": ["cat", "dog"], "labels": {"cat_1": 0, "dog_1": 1}}
-    )
+    labels = {"classes": ["cat", "dog"], "labels": {"cat_1": 0, "dog_1": 1}}
+    write_json(home / "labels.json", labels)
     return home
 
 
@@ -119,16 +112,14 @@ def fiftyone_samples(home: Path) -> Path:
                 {"_cls": "Detection", "label": name[:3], "bounding_box": [0, 0, 0.5, 0.25]}
             ]}} for name in NAMES
     ]  # fmt: skip
-    write_json(
-        write_images(home, *(f"data/{name}" for name in NAMES)) / "samples.json",
-        {"samples": samples},
-    )
+    write_images(home, *(f"data/{name}" for name in NAMES))
+    write_json(home / "samples.json", {"samples": samples})
     write_json(home / "metadata.json", {"name": "pets"})
     return home
 
 
 def fiftyone_files(home: Path) -> Path:
-    """As `use_dirs=True` exports it."""
+    """Write one file per sample, as `use_dirs=True` exports them."""
     whole = fiftyone_samples(home) / "samples.json"
     for i, sample in enumerate(json.loads(whole.read_text())["samples"]):
         write_json(home / f"samples/{i:06d}-65f0c{9 - i}.json", sample)

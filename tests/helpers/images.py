@@ -16,8 +16,7 @@ COLORS = {
 
 
 def write_colors(root: Path) -> Path:
-    """A data set on disk: train/CLASS/0.png..5.png and test/CLASS/0.png..3.png in noisy colours of
-    four classes."""
+    """Write train/CLASS/0.png..5.png and test/CLASS/0.png..3.png in noisy colours."""
     import numpy as np
     from PIL import Image
 

@@ -1,5 +1,4 @@
-"""Check that a method learns eight images by heart and leaves everything else alone; kill a
-training and start it again."""
+"""Check that a method learns eight images and changes nothing else; kill and resume a training."""
 
 from __future__ import annotations
 
@@ -17,13 +16,14 @@ from rmadapter.training.contract import Fitted, Shots, Unfinished
 from rmadapter.training.traits import Recipe
 from tests.helpers.shots import logits_of
 
-# Settings of PromptSRC to learn eight images by heart
+# Settings of PromptSRC to learn eight images
 PROMPTSRC = {"epochs": 120, "learning_rate": 0.05, "batch_size": 8, "mean": 120.0}
 PROMPTSRC |= {"text_weight": 0.0, "image_weight": 0.0}
 
 
 def assert_learns(method: Any, shots: Shots, falls: float = 1.0) -> None:
-    """All shots, the same way twice. falls: bound on the last loss, relative to the first."""
+    """Learn all shots, twice with equal results. falls: bound on the last loss, relative to the
+    first."""
     backbone, random_state = shots.cache.backbone, torch.random.get_rng_state()
     before = replace(backbone).digest  # computed anew
     fitted, again = method.fit(backbone, shots), method.fit(backbone, shots)
@@ -41,14 +41,14 @@ def assert_learns(method: Any, shots: Shots, falls: float = 1.0) -> None:
 
 
 class Killed(BaseException):
-    """What SIGKILL leaves behind: nothing runs after it."""
+    """A stand-in for SIGKILL, after which nothing runs."""
 
 
 def killed_and_resumed(
     train: Callable[[Shots], Any], shots: Shots, folder: Path, survived: int
 ) -> tuple[Any, Any]:
-    """Return what an undisturbed training gives, and one that was killed in step `survived`,
-    counted from 0, and started again."""
+    """Return the results of an undisturbed training, and of one that was killed in step `survived`
+    (from 0) and resumed."""
     whole, rate = train(shots), Recipe.rate
     unfinished = Unfinished(folder / "training.safetensors", "k")
     shots = replace(shots, unfinished=unfinished)

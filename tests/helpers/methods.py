@@ -19,7 +19,7 @@ QUICK = {
 
 
 def quick_method(name: str) -> Any:
-    """The method with little to do on four blocks."""
+    """Return a method with little to do on four blocks."""
     own = settings_of(load_method(name))
     values = {key: value for key, value in QUICK.items() if key in own}
     if not own.get("iterations"):

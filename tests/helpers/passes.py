@@ -13,32 +13,23 @@ from rmadapter.model import AdaptedCLIP
 from rmadapter.prompts import tokenize
 from tests.helpers.rounding import relative_errors
 
-TermsAndGradients = tuple[
-    dict[str, Tensor], dict[str, Tensor]
-]  # loss terms, and gradients of the adapters
+# loss terms, and gradients of the adapters
+TermsAndGradients = tuple[dict[str, Tensor], dict[str, Tensor]]
 NAMES = ("cat", "a small red car. a blue bird", "dog", "tree house")  # of very different lengths
-
-
 PHOTO = ("a photo of a {}.",)
 
 
 def adapted(backbone: Backbone, **fields: Any) -> AdaptedCLIP:
-    """Adapters whose output matters: kaiming weights and a large alpha; in the number format of the
-    backbone."""
-    method: Any = load_method(
-        "rmadapter", {"first_block": 2, "init": "kaiming", "alpha": 0.5, "rank": 8, **fields}
-    )
+    """Add adapters whose output matters, with kaiming weights and a large alpha, in the number
+    format of the backbone."""
+    settings = {"first_block": 2, "init": "kaiming", "alpha": 0.5, "rank": 8, **fields}
+    method: Any = load_method("rmadapter", settings)
     return method.model(backbone).train().to(next(backbone.model.parameters()).dtype)
 
 
 def noise(backbone: Backbone, count: int = 5) -> Tensor:
-    images = torch.randn(
-        count,
-        3,
-        backbone.image_size,
-        backbone.image_size,
-        generator=torch.Generator().manual_seed(0),
-    )
+    shape = (count, 3, backbone.image_size, backbone.image_size)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     return images.to(next(backbone.model.parameters()).dtype)
 
 
@@ -63,27 +54,25 @@ def lean_pass(
 def plain_pass(
     model: AdaptedCLIP, names: tuple[str, ...], templates: tuple[str, ...], count: int
 ) -> TermsAndGradients:
-    """By the backbone's own forward pass."""
+    """Compute terms and gradients by the backbone's own forward pass."""
     images, tokens = noise(model.backbone, count), tokenize(model.backbone, names, templates)
     features = (model.clip.encode_image(images), model.clip.encode_text(tokens))
-    terms = model.reference(
-        torch.arange(count) % len(names), images, tokens, features, len(templates)
-    )
-    found = gradients(model, terms)
-    assert any(gradient.any() for gradient in found.values())
-    return {name: term.detach() for name, term in terms.items()}, found
+    labels = torch.arange(count) % len(names)
+    terms = model.reference(labels, images, tokens, features, len(templates))
+    by_name = gradients(model, terms)
+    assert any(gradient.any() for gradient in by_name.values())
+    return {name: term.detach() for name, term in terms.items()}, by_name
 
 
 def same_as_reference(
-    model: AdaptedCLIP,
-    names: tuple[str, ...] = NAMES,
-    templates: tuple[str, ...] = PHOTO,
+    model: AdaptedCLIP, names: tuple[str, ...] = NAMES, templates: tuple[str, ...] = PHOTO,
     count: int = 5,
-) -> bool:
-    """In float64, where rounding stays below 1e-13; a single step in float32 would cost 1e-8."""
+) -> bool:  # fmt: skip
+    """Return whether both passes agree in float64, where rounding stays below 1e-13; a single step
+    in float32 would cost 1e-8."""
     assert next(model.clip.parameters()).dtype == torch.float64
-    passes = lean_pass(model, names, templates, count), plain_pass(model, names, templates, count)
-    return (
-        max(max(relative_errors(*each).values()) for each in zip(*passes, (0, 1e-4), strict=True))
-        < 1e-11
-    )
+    lean = lean_pass(model, names, templates, count)
+    plain = plain_pass(model, names, templates, count)
+    of_terms = relative_errors(lean[0], plain[0])
+    of_gradients = relative_errors(lean[1], plain[1], 1e-4)
+    return max(*of_terms.values(), *of_gradients.values()) < 1e-11

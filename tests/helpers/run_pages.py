@@ -24,56 +24,41 @@ def evaluation(title: str, n: int, classes: tuple[str, ...], seed: int) -> Evalu
     after[np.arange(n), labels] += 0.3
     after /= after.sum(1, keepdims=True)
     pixels = np.random.default_rng(0).integers(0, 256, (n, 200, 240, 3), dtype=np.uint8)
-    return Evaluation(
-        title, ImageSet(tuple(pixels), tuple(labels.tolist()), classes), after, before
-    )
+    images = ImageSet(tuple(pixels), tuple(labels.tolist()), classes)
+    return Evaluation(title, images, after, before)
 
 
 def correct(e: Evaluation) -> tuple[float, float]:
-    """Percent of the untouched model, and of the adapted one."""
-    before, after = (
-        100 * accuracy_score(e.labels, p.argmax(1)) for p in (e.zero_shot, e.probabilities)
-    )
-    return before, after
+    """Return the accuracy in percent of the untouched model, and of the adapted one."""
+    before, after = (accuracy_score(e.labels, p.argmax(1)) for p in (e.zero_shot, e.probabilities))
+    return 100 * before, 100 * after
 
 
 def score(e: Evaluation, name: str, **changes: Any) -> Score:
     before, after = correct(e)
-    return Score(
-        **{
-            "name": name,
-            "images": len(e.images),
-            "classes": len(e.classes),
-            "zero_shot": before,
-            "accuracy": after,
-        }
-        | changes
-    )
+    counts = {"images": len(e.images), "classes": len(e.classes)}
+    return Score(**{"name": name, **counts, "zero_shot": before, "accuracy": after, **changes})
 
 
 def record(
-    *scores: Score,
-    method: str = "rmadapter",
-    settings: dict[str, Any] | None = None,
+    *scores: Score, method: str = "rmadapter", settings: dict[str, Any] | None = None,
     **changes: Any,
-) -> Record:
+) -> Record:  # fmt: skip
     usual = load_method("rmadapter" if ":" in method else method)
     named = MethodName(name=method, title=usual.title, settings=settings or settings_of(usual))
-    given = {
+    fields = {
+        "format": FORMAT,
+        "method": named,
+        "backbone": BackboneName(name="pocket", digest="ab" * 32),
         "task": Task(data="<i>data</i>", classes="base"),
         "parameters": 464_640,
         "scores": scores,
-    }
-    given |= {
         "seconds": {"train": 151.2, "total": 152.0},
         "notes": ("<script>alert(1)</script> was skipped",),
-    }
-    given |= {
         "versions": {"torch": "2.6.0"},
         "command": "rmadapter fit '<i>data</i>' --out \"a b\"",
     }
-    backbone = BackboneName(name="pocket", digest="ab" * 32)
-    return Record(format=FORMAT, method=named, backbone=backbone, **(given | changes))
+    return Record(**(fields | changes))
 
 
 def write(path: Path, its: Record, evaluations: list[Evaluation], history: Any = ()) -> None:

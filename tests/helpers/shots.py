@@ -22,30 +22,22 @@ from rmadapter.training.cache import Cache, Source
 from rmadapter.training.contract import Fitted, Shots, Trained
 from rmadapter.training.loop import Batch, Loss
 from rmadapter.training.traits import Recipe
+from tests.helpers.images import COLORS as FOLDER_COLORS
 
-COLORS = {
-    "blue": (40, 60, 220),
-    "green": (30, 170, 60),
-    "night sky": (20, 20, 40),
-    "red": (220, 40, 30),
-}
+COLORS = {name.replace("_", " "): color for name, color in FOLDER_COLORS.items()}
 TASK = ("augmentation", "views")
-REQUIRED_SETTINGS = {
-    "zero-shot-descriptions": {"descriptions": str(Path(__file__).with_name("texts.json"))}
-}  # to be fitted at all
+TEXTS = str(Path(__file__).with_name("texts.json"))
+REQUIRED_SETTINGS = {"zero-shot-descriptions": {"descriptions": TEXTS}}
 CPU = {"device": "cpu"}
 # Weights that make every term of the loss count on a model of random weights.
 LARGE_WEIGHTS: dict[str, Any] = {
-    "lambda_image_rec": 1,
-    "lambda_text_rec": 1,
-    "lambda_image_con": 20,
-    "lambda_text_con": 50,
-}
-LARGE_WEIGHTS |= {"consistency_unit": "feature"}
+    "lambda_image_rec": 1, "lambda_text_rec": 1, "lambda_image_con": 20, "lambda_text_con": 50,
+    "consistency_unit": "feature",
+}  # fmt: skip
 
 
 def grouped_noise(labels: str, groups: Sequence[str], seed: int = 0) -> ImageSet:
-    """Noise, of which no two images are alike."""
+    """Draw images of noise, all different."""
     rng = np.random.default_rng(seed)
     images = [Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)) for _ in labels]
     return ImageSet.from_lists(images, [*labels], groups=groups)
@@ -54,7 +46,7 @@ def grouped_noise(labels: str, groups: Sequence[str], seed: int = 0) -> ImageSet
 def noisy_colors(
     count: int = 4, seed: int = 0, size: int = 32, names: tuple[str, ...] = tuple(COLORS)
 ) -> ImageSet:
-    """`count` noisy images of each colour."""
+    """Draw `count` noisy images of each colour."""
     rng = np.random.default_rng(seed)
     arrays, labels = [], []
     for name in names:
@@ -66,26 +58,18 @@ def noisy_colors(
 
 
 def noise_images(
-    count: int,
-    classes: tuple[str, ...] = ("cat", "dog"),
-    seed: int = 0,
-    *,
-    size: int = 32,
+    count: int, classes: tuple[str, ...] = ("cat", "dog"), seed: int = 0, *, size: int = 32,
     grain: int = 1,
-) -> ImageSet:
-    """Images of noise in squares of `grain` pixels, class after class in turn."""
+) -> ImageSet:  # fmt: skip
+    """Draw images of noise in squares of `grain` pixels, class after class in turn."""
     shape = (count, size // grain, size // grain, 3)
-    arrays = (
-        np.random.default_rng(seed)
-        .integers(0, 256, shape, np.uint8)
-        .repeat(grain, 1)
-        .repeat(grain, 2)
-    )
+    arrays = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+    arrays = arrays.repeat(grain, 1).repeat(grain, 2)
     return ImageSet(tuple(arrays), tuple(i % len(classes) for i in range(count)), classes)
 
 
 def shots_of(backbone: Backbone, images: ImageSet | None = None, **settings: Any) -> Shots:
-    """settings: fields of Shots, of Machine, and augmentation and views."""
+    """Make shots on the CPU. settings: fields of Shots, of Machine, and augmentation and views."""
     images = noisy_colors() if images is None else images
     views = {name: settings.pop(name) for name in TASK if name in settings}
     own = {name: settings.pop(name) for name in list(settings) if name in vars(Machine())}
@@ -95,26 +79,26 @@ def shots_of(backbone: Backbone, images: ImageSet | None = None, **settings: Any
 
 
 def pixels_of(backbone: Backbone, images: ImageSet, rows: Sequence[int] | None = None) -> Tensor:
-    """[B, 3, H, W] of some images, or of all, as the backbone's own transform makes them."""
+    """Return pixels [B, 3, H, W] of some images, or of all, by the backbone's transform."""
     chosen = range(len(images)) if rows is None else rows
     return torch.stack([backbone.preprocess(load_image(images.images[i])) for i in chosen])
 
 
 def logits_of(fitted: Fitted, shots: Shots, names: tuple[str, ...] | None = None) -> Tensor:
-    """[N, C] of the shots themselves, without augmentation."""
+    """Return logits [N, C] of the shots, without augmentation."""
     states = shots.cache.source(shots.images, fitted.first).batch(torch.arange(len(shots.images)))
     return fitted.score(names)(states)
 
 
 def accuracy_of(fitted: Fitted, images: ImageSet, names: tuple[str, ...] | None = None) -> float:
-    """Between 0 and 1."""
+    """Return the accuracy between 0 and 1."""
     table = torch.cat(list(fitted.probabilities(images.images, names or images.classes)))
     return float((table.argmax(1) == torch.tensor(images.labels)).float().mean())
 
 
 @dataclass(frozen=True)
 class Untrained:
-    """How a method answers before a step was taken, and what it hands to `minimise`."""
+    """A method before its first step, and what it passes to `minimise`."""
 
     fitted: Fitted
     module: Any
@@ -126,18 +110,18 @@ class Untrained:
     def terms(
         self, rows: Sequence[int], epoch: int = 0, images: States | None = None
     ) -> Mapping[str, Tensor]:
-        """Loss terms of some shots. images: states instead of the source's, as in float64."""
+        """Return loss terms of some shots. images: states instead of the source's."""
         chosen = torch.tensor(rows)
         states = self.source.batch(chosen, epoch) if images is None else images
         generator = torch.Generator().manual_seed(self.shots.seed)
-        found = self.loss(Batch(epoch, chosen, self.shots.labels[chosen], states, generator))
-        return found if isinstance(found, dict) else {"loss": found}
+        loss = self.loss(Batch(epoch, chosen, self.shots.labels[chosen], states, generator))
+        return loss if isinstance(loss, dict) else {"loss": loss}
 
 
 def untrained(method: Any, backbone: Backbone, shots: Shots) -> Untrained:
-    """A fit whose `minimise`, whichever file of the methods calls it, takes no step.
+    """Fit a method with a `minimise` that takes no step.
 
-    `backbone` may be in float64 while that of the shots is not: then give `terms` the states.
+    backbone: may be in float64 while that of the shots is not; then pass the states to `terms`.
     """
     seen: list[tuple[Any, ...]] = []
 
@@ -155,13 +139,13 @@ def untrained(method: Any, backbone: Backbone, shots: Shots) -> Untrained:
 
 
 def gradients(module: nn.Module, loss: Tensor) -> dict[str, Tensor]:
-    """Of the loss with respect to every trainable tensor, by name."""
+    """Return the gradient of the loss for every trainable tensor, by name."""
     named = dict(module.named_parameters())
     return dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
 
 
 def write_tiny_images(root: Path, *paths: str) -> Path:
-    """Tiny pictures, each of its own color."""
+    """Write tiny images, each of its own color."""
     for number, path in enumerate(paths):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4), (number, 9, 9)).save(root / path)

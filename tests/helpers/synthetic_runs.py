@@ -1,4 +1,4 @@
-"""Records with figures that the tests know."""
+"""Make records with given figures."""
 
 from __future__ import annotations
 
@@ -19,19 +19,14 @@ def record(
     shots: int = 16, templates: tuple[str, ...] = ("a photo of a {}.",), title: str = "",
     counts: Mapping[str, int] = HALVES, **fields: Any,
 ) -> Record:  # fmt: skip
-    """Accuracies on "base" and "novel", or on "all" and on targets by their names. counts: images,
-    9 by default."""
+    """Make a record. accuracies: on "base" and "novel", or on "all" and on targets by their names.
+    counts: of images, 9 by default."""
     own = ("base", "novel", "all")
-    scores = [
-        Score(
-            name=name,
-            images=counts.get(name, 9),
-            classes=2,
-            data="" if name in own else name,
-            accuracy=value,
-        )
-        for name, value in accuracies.items()
-    ]
+    scores = []
+    for name, value in accuracies.items():
+        target = "" if name in own else name
+        images = counts.get(name, 9)
+        scores.append(Score(name=name, images=images, classes=2, data=target, accuracy=value))
     tests = tuple(Question(score.name, score.data) for score in scores if "all" in accuracies)
     defaults = {
         "protocol": "base-to-novel",
@@ -55,12 +50,12 @@ def record(
 
 
 def with_method(run: Record, **fields: Any) -> Record:
-    """The run with some fields of its method replaced, such as `settings`."""
+    """Replace fields of a run's method, such as `settings`."""
     return run.model_copy(update={"method": run.method.model_copy(update=fields)})
 
 
 def write(folder: Path, *records: Record) -> Path:
-    """One file a record, named by its number."""
+    """Write one file per record, named by its number."""
     folder.mkdir(parents=True, exist_ok=True)
     for one in records:
         one.save(folder / f"{len(list(folder.glob('*.json'))):03}.json")

@@ -53,12 +53,10 @@ def write_site(out: Path) -> Path:
         helper.make_node("Softmax", ["logits"], ["probabilities"]),
     ]
     pixels = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 3, 32, 32])
-    shares = helper.make_tensor_value_info(
-        "probabilities", TensorProto.FLOAT, ["batch", len(NAMES)]
-    )
-    graph = helper.make_graph(
-        nodes, "red", [pixels], [shares], [onnx.numpy_helper.from_array(weights, "weights")]
-    )
+    shape = ["batch", len(NAMES)]
+    shares = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, shape)
+    matrix = onnx.numpy_helper.from_array(weights, "weights")
+    graph = helper.make_graph(nodes, "red", [pixels], [shares], [matrix])
     opset = helper.make_opsetid("", 20)
     onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=9), out / GRAPH)
     (out / LABELS).write_text(json.dumps(NAMES))
