@@ -87,15 +87,6 @@ def test_nearest_mean_runs_in_fit_predict_bench_and_report(
     assert mine.metric("all") is not None
 
 
-def test_a_field_of_nearest_mean_is_a_typed_setting(
-    rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path
-) -> None:
-    words = ["--method", NEAREST, "--shots", 1, "--backbone", tiny_clip.name]
-    fit = ("fit", colors, *words, "--out", tmp_path / "run")
-    refused(rmadapter(*fit, "--set", "sharpness=many"), "sharpness='many'")
-    assert rmadapter(*fit, "--set", "sharpness=10").code == 0
-
-
 # Many machines
 
 STUB = """#!/bin/bash
