@@ -10,7 +10,7 @@ import prove_export
 import prove_page
 import pytest
 from PIL import Image
-from prove_export import NoPip, asked, compare, fresh, rows
+from prove_export import NoPip, answers_of, compare, fresh, rows
 
 from tests.helpers.shell import backbone_option
 
@@ -64,6 +64,6 @@ def test_an_export_answers_in_its_own_environment(
         python = fresh(tmp_path / "venv", model / "requirements.txt")
     except NoPip as error:
         pytest.skip(f"pip cannot install here ({error})")
-    facts = compare(rows(ours), asked(python, model, images, tmp_path / "theirs.csv"))
+    facts = compare(rows(ours), answers_of(python, model, images, tmp_path / "theirs.csv"))
     assert (facts["images"], facts["other answers"]) == (16, 0)
     assert facts["largest difference"] <= prove_export.LARGEST
