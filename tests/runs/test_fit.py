@@ -168,17 +168,18 @@ import json, os, signal, sys
 from pathlib import Path
 from statistics import harmonic_mean
 import rmadapter.training.loop as train
+from rmadapter.training.traits import Recipe
 from rmadapter.data.read import read_images
 from rmadapter.runs.request import Request
 from rmadapter.runs.fit import fit
 from rmadapter.runs.lab import Lab
 train.SAVE_SECONDS = -1.0
-rate = train.Recipe.rate
+rate = Recipe.rate
 def dies(recipe, step, per_epoch, epochs):
     if step == 5:
         os.kill(os.getpid(), signal.SIGKILL)
     return rate(recipe, step, per_epoch, epochs)
-train.Recipe.rate = dies
+Recipe.rate = dies
 values = json.loads(sys.argv[1])
 wanted = Request.make(values, values.pop("method"), data="colors")
 lab = Lab(wanted.machine, progress=False)
