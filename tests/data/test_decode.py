@@ -18,12 +18,7 @@ import pytest
 from PIL import Image
 
 from rmadapter.data import decode
-from rmadapter.data.decode import (
-    content,
-    image_error,
-    load_image,
-    read_image,
-)
+from rmadapter.data.decode import content, image_error, load_image, read_image
 from rmadapter.errors import UserError
 from tests.hostile import bombs
 from tests.hostile import images as hostile

@@ -11,16 +11,7 @@ import sys
 import pytest
 
 from rmadapter.support import terminal
-from rmadapter.support.terminal import (
-    CONTROL,
-    bar,
-    escape,
-    note,
-    set_quiet,
-    streams,
-    table,
-    track,
-)
+from rmadapter.support.terminal import CONTROL, bar, escape, note, set_quiet, streams, table, track
 
 
 @pytest.mark.parametrize("enabled", [True, False])

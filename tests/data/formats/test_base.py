@@ -7,13 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rmadapter.data.formats.base import (
-    check_inside,
-    ignored_note,
-    listed_image,
-    order,
-    split_named,
-)
+from rmadapter.data.formats.base import check_inside, ignored_note, listed_image, order, split_named
 from rmadapter.errors import UserError
 
 

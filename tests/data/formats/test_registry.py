@@ -12,12 +12,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from rmadapter.data.formats.registry import (
-    find_images,
-    images_root,
-    is_data_file,
-    open_source,
-)
+from rmadapter.data.formats.registry import find_images, images_root, is_data_file, open_source
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
 from tests.helpers import formats

@@ -142,8 +142,7 @@ def test_a_column_called_labels_replaces_label_where_lists_are_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "cell"),
-    [('[" x", 1, null]', BETWEEN.join(["x", "1", ""])), ("NaN", "")],
+    ("value", "cell"), [('[" x", 1, null]', BETWEEN.join(["x", "1", ""])), ("NaN", "")]
 )
 def test_values_of_json_become_text(tmp_path: Path, value: str, cell: str) -> None:
     (tmp_path / "t.jsonl").write_text(f'{{"path": "a", "label": {value}}}\n')
