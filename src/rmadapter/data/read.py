@@ -30,7 +30,7 @@ from rmadapter.data.formats.hf_datasets import is_dataset, read_dataset
 from rmadapter.data.formats.registry import open_source
 from rmadapter.data.formats.tables import as_text, choose_columns, frame_cells, row_labels
 from rmadapter.data.image_set import ImageSet, in_threads, plain_labels, relative, unreadable
-from rmadapter.data.names import Label, beside_splits, classnames_json, prompt_name, prompt_names
+from rmadapter.data.names import Label, beside_splits, classnames_json, prompt_names
 from rmadapter.errors import UserError, quoted
 from rmadapter.support.files import user_path
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 REPEATED = "images listed again"
 
-__all__ = ["ImageSet", "ImageSource", "load_image", "prompt_name", "read_images"]
+__all__ = ["ImageSet", "ImageSource", "load_image", "read_images"]
 
 
 def read_images(
