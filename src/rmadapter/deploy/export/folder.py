@@ -5,17 +5,17 @@ from __future__ import annotations
 import importlib.util
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 from rmadapter.artifacts.checkpoint import Saved
 from rmadapter.artifacts.record import BackboneName, MethodName, Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.choice import licence_of
-from rmadapter.deploy.export import FACTS
+from rmadapter.deploy.export import FACTS, graph, int8, parity, web
 from rmadapter.deploy.export.onefile import one_file
-from rmadapter.deploy.export.parity import ParityFacts
-from rmadapter.deploy.export.runtime import GRAPH, LITERT, OPENVINO, TORCH
+from rmadapter.deploy.export.runtime import GRAPH, LABELS, LITERT, OPENVINO, TORCH, TRANSFORM, Model
+from rmadapter.deploy.export.text_encoder import write_text_encoder
 from rmadapter.deploy.hub import README, anonymise_command, anonymise_names
 from rmadapter.errors import UserError
 from rmadapter.support.files import check_new, sha256, write_json, write_sums, write_text
@@ -24,10 +24,6 @@ from rmadapter.support.locks import staged_folder
 from rmadapter.support.machine import version_of, versions
 from rmadapter.support.terminal import note
 from rmadapter.training.contract import NotApplicable
-
-if TYPE_CHECKING:
-    from rmadapter.deploy.export.int8 import Row
-    from rmadapter.deploy.export.parity import ComparedImages, Parity
 
 PREDICT, REQUIREMENTS = "predict.py", "requirements.txt"
 COMMON = "numpy>=1.26\npillow>=12.3\n"
@@ -80,9 +76,9 @@ ExportFacts = TypedDict(
         "classes": int,
         "licence of the weights": str,
         "run": RunFacts | None,
-        "parity": ParityFacts,
+        "parity": parity.ParityFacts,
         "kept in spite of": str,
-        "search": list["Row"],
+        "search": list[int8.Row],
         "versions": dict[str, str],
         "command": str,
     },
@@ -158,13 +154,10 @@ def export(
 
 def comparison_images(
     run: Path, saved: Saved, data: Path | None, outside: bool, precision: str
-) -> ComparedImages:
+) -> parity.ComparedImages:
     """Choose images to compare on. Raises UserError if accuracy cannot be compared for int8."""
-    from rmadapter.deploy.export import graph, int8
-    from rmadapter.deploy.export.parity import compared_images
-
     most = int8.IMAGES if precision == "int8" else graph.IMAGES
-    images = compared_images(run, saved, data, outside, most)
+    images = parity.compared_images(run, saved, data, outside, most)
     if precision == "int8" and not images.labels:
         raise UserError(
             f"{run}: int8 is judged by accuracy, but the run's images are missing; give others "
@@ -178,12 +171,8 @@ def comparison_images(
     return images
 
 
-def _write_graph(stage: Path, run: Path, saved: Saved, options: ExportOptions) -> list[Row]:
+def _write_graph(stage: Path, run: Path, saved: Saved, options: ExportOptions) -> list[int8.Row]:
     """Write the graph; return the rows of the int8 search, if there was one."""
-    from rmadapter.deploy.export import graph, int8, web
-    from rmadapter.deploy.export.parity import training_images
-    from rmadapter.deploy.export.runtime import Model
-
     to, precision = options.to, options.precision
     fitted, names = saved.fitted, saved.names
     try:
@@ -199,12 +188,12 @@ def _write_graph(stage: Path, run: Path, saved: Saved, options: ExportOptions) -
     if precision == "fp16" and to != "openvino":
         model = graph.in_half(model)
     graph.write(model, stage / GRAPH)
-    search: list[Row] = []
+    search: list[int8.Row] = []
     if precision == "int8" and to == "onnx":
-        search = int8.search(stage, training_images(run))
+        search = int8.search(stage, parity.training_images(run))
     if to == "openvino":
         if precision == "int8":
-            pixels = Model(stage).pixels(training_images(run)[: int8.SEEN])
+            pixels = Model(stage).pixels(parity.training_images(run)[: int8.SEEN])
             int8.write_balanced(stage / GRAPH, stage / GRAPH, pixels)
         graph.write_openvino(stage, precision)
     if to == "web":
@@ -214,40 +203,33 @@ def _write_graph(stage: Path, run: Path, saved: Saved, options: ExportOptions) -
 
 def _write_text_encoder(stage: Path, run: Path, saved: Saved) -> tuple[str, ...]:
     """Write the text encoder; return its files."""
-    from rmadapter.deploy.export.runtime import PROMPTS, TEXT_ENCODER, TOKENIZER, WEIGHTS
-    from rmadapter.deploy.export.text_encoder import write_text_encoder
-
     try:
-        write_text_encoder(saved.fitted, saved.names, stage)
+        return write_text_encoder(saved.fitted, saved.names, stage)
     except NotApplicable as error:
         raise UserError(f"{run}: {error}; remove --text") from None
-    return TEXT_ENCODER, TOKENIZER, PROMPTS, WEIGHTS
 
 
 def _write_model(
-    stage: Path, run: Path, saved: Saved, images: ComparedImages, options: ExportOptions
+    stage: Path, run: Path, saved: Saved, images: parity.ComparedImages, options: ExportOptions
 ) -> tuple[ExportFacts, Record | None]:
     """Write and compare the model; return its part of export.json, and the run's record if there is
     one."""
-    from rmadapter.deploy.export import graph
-    from rmadapter.deploy.export.parity import LIMITS, compare
-    from rmadapter.deploy.export.runtime import LABELS, TRANSFORM, Model
-
-    write_json(stage / LABELS, [*map(str, saved.labels)])  # JavaScript would round large numbers
+    # as texts: JavaScript would round large numbers
+    write_json(stage / LABELS, [*map(str, saved.labels)])
     write_json(stage / TRANSFORM, transform_facts(saved.fitted.backbone))
     search = _write_graph(stage, run, saved, options)
     names = (GRAPH, graph.BESIDE, OPENVINO, graph.WEIGHTS, TORCH, LITERT)
     files = [name for name in names if (stage / name).exists()]
     others = _write_text_encoder(stage, run, saved) if options.text else ()
     write_sums(stage, (*files, LABELS, TRANSFORM, *others))
-    parity = compare(saved, Model(stage), images, options.embeddings, options.text)
-    fault = parity.fault(LIMITS[options.precision])
+    measured = parity.compare(saved, Model(stage), images, options.embeddings, options.text)
+    fault = measured.fault(parity.LIMITS[options.precision])
     title = saved.fitted.method.title
     if fault and not options.force:
         raise UserError(f"{title} in {options.precision}: {fault}; --force keeps it anyway")
     file = RunFolder(run).record
     record = read_record(file) if file.is_file() else None
-    facts = _facts(stage, saved, record, options, files, parity)
+    facts = _facts(stage, saved, record, options, files, measured)
     facts["kept in spite of"] = fault
     facts["search"] = search
     return facts, record
@@ -255,10 +237,8 @@ def _write_model(
 
 def _facts(
     stage: Path, saved: Saved, record: Record | None, options: ExportOptions, files: list[str],
-    parity: Parity,
+    measured: parity.Parity,
 ) -> ExportFacts:  # fmt: skip
-    from rmadapter.deploy.export.graph import OPSET
-
     fitted = saved.fitted
     method, backbone = anonymise_names(
         MethodName(name=saved.name, title=fitted.method.title, source=fitted.method.source),
@@ -272,7 +252,7 @@ def _facts(
         "format": 1,
         "to": options.to,
         "precision": options.precision,
-        "opset": None if options.to in ("torch", "litert") else OPSET,
+        "opset": None if options.to in ("torch", "litert") else graph.OPSET,
         "embeddings": options.embeddings,
         "text": options.text,
         "files": files,
@@ -283,7 +263,7 @@ def _facts(
         "classes": len(saved.labels),
         "licence of the weights": licence_of(fitted.backbone.name),
         "run": run,
-        "parity": parity.json(),
+        "parity": measured.json(),
         "kept in spite of": "",
         "search": [],
         "versions": versions() | {name: version_of(name) for name in modules},

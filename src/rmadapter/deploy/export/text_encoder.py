@@ -96,8 +96,8 @@ def class_weights(fitted: Fitted, names: Sequence[str]) -> Cosines:
     return logits
 
 
-def write_text_encoder(fitted: Fitted, names: Sequence[str], folder: Path) -> None:
-    """Put the text encoder beside an exported graph. names: of its classes.
+def write_text_encoder(fitted: Fitted, names: Sequence[str], folder: Path) -> tuple[str, ...]:
+    """Put the text encoder beside an exported graph; return its files. names: of its classes.
 
     Raises NotApplicable for a method that cannot add a class by name, UserError if its text encoder
     or tokenizer cannot be exported, and OSError.
@@ -127,6 +127,7 @@ def write_text_encoder(fitted: Fitted, names: Sequence[str], folder: Path) -> No
     np.save(folder / WEIGHTS, logits.weights[:-1].detach().cpu().numpy())
     tokenizer_of(fitted.backbone).save(str(folder / TOKENIZER))
     check_tokenizer(fitted.backbone, names, folder)
+    return TEXT_ENCODER, TOKENIZER, PROMPTS, WEIGHTS
 
 
 def check_tokenizer(backbone: Backbone, names: Sequence[str], folder: Path) -> None:
