@@ -82,11 +82,10 @@ def assert_refused(name: object, named: str) -> None:
     assert len(str(caught.value)) < 800
 
 
-def test_a_folder_without_any_of_it_is_read(model: Path) -> None:
+def test_a_folder_without_code_is_read(model: Path) -> None:
     text(model, tokenizer_kwargs={"clean": "canonicalize", "strip_sep_token": True})
-    (model / "words.json").write_text(
-        '{"vocab": {"auto_map": 7, "tokenizer_class": 8}}'
-    )  # words like any other
+    # words like any other
+    (model / "words.json").write_text('{"vocab": {"auto_map": 7, "tokenizer_class": 8}}')
     os.symlink(model / "README.md", model / "card.md")
     (model / "README.md").write_text("a link inside is fine")
     assert load_backbone(str(model)).tokenizer(["A dog!"]).shape == (1, 16)
@@ -95,16 +94,14 @@ def test_a_folder_without_any_of_it_is_read(model: Path) -> None:
 # ---- code ----
 
 ASKS = "asks to run code"
+NO_CONFIG = "a model_cfg with a vision_cfg and a text_cfg is missing"
 # what the folder then holds: fields to add to a file, or a file's content; what the message names
 ATTACKS: dict[str, tuple[dict[str, dict[str, Any] | bytes], str]] = {
     "a tokenizer setting and a module": (
         {CONFIG: TRUST, TOKENIZER: {"auto_map": MALICIOUS}, "evil.py": PAYLOAD},
         r"evil\.py is code, which a model folder may not hold",
     ),
-    "a tokenizer setting": (
-        {CONFIG: TRUST},
-        rf"open_clip_config\.json: its field 'trust_remote_code' {ASKS}",
-    ),
+    "a tokenizer setting": ({CONFIG: TRUST}, f"{CONFIG}: its field 'trust_remote_code' {ASKS}"),
     "the tokenizer's configuration": (
         {TOKENIZER: {"auto_map": MALICIOUS, "tokenizer_class": "Evil"}, "evil.py": PAYLOAD},
         rf"evil\.py is code|tokenizer_config\.json: its field .* {ASKS}",
@@ -217,9 +214,7 @@ def test_a_folder_here_is_not_read_in_place_of_the_hubs(model: Path, tmp_path: P
     add_fields(model / BERT, auto_map=MALICIOUS, model_type="evil")
     (model / "bert/evil.py").write_bytes(PAYLOAD)
     (model / "bert").rename(tmp_path / "roberta-base")
-    assert_refused(
-        "roberta-ViT-B-32/none", "roberta-base would be read instead of the hub's 'roberta-base'"
-    )
+    assert_refused("roberta-ViT-B-32/none", "roberta-base would be read instead of the hub's")
 
 
 @pytest.mark.parametrize(
@@ -240,58 +235,35 @@ def test_broken_links_and_pipes_are_refused(model: Path, tmp_path: Path) -> None
     assert_refused(model, r"b\.json is not a plain file")
 
 
-def test_a_config_that_is_no_table(model: Path) -> None:
-    (model / "open_clip_config.json").write_text('[{"model_cfg": {}}]')
-    assert_refused(model, "a model_cfg with a vision_cfg and a text_cfg is missing")
+def test_a_config_that_is_not_a_table_is_refused(model: Path) -> None:
+    (model / CONFIG).write_text('[{"model_cfg": {}}]')
+    assert_refused(model, NO_CONFIG)
 
 
 @pytest.mark.parametrize(
-    ("place", "fields", "named"),
+    ("field", "value", "named"),
     [
-        ((), {"pretrained": "x"}, "'pretrained' is not a field"),
-        (
-            ("model_cfg",),
-            {"multimodal_cfg": {"hf_model_name": "x"}},
-            "multimodal_cfg.hf_model_name' is not a field",
-        ),
-        (("model_cfg", "vision_cfg"), {"timm_modelname": "x"}, "did you mean 'timm_model_name'"),
-        (
-            ("model_cfg", "text_cfg"),
-            {"tokenizer_kwargs": {"bpe_path": "/etc/passwd"}},
-            "bpe_path' is not a field",
-        ),
-        (
-            ("model_cfg", "text_cfg"),
-            {"tokenizer_kwargs": {"gguf_file": "x"}},
-            "gguf_file' is not a field",
-        ),
-        (
-            ("model_cfg", "text_cfg"),
-            {"norm_kwargs": {"device": "meta"}},
-            "norm_kwargs.device' is not a field",
-        ),
-        (
-            ("model_cfg", "text_cfg"),
-            {"width": {"a": 1}},
-            "width must be a plain value, not a table",
-        ),
-        (
-            ("preprocess_cfg",),
-            {"mean": [{"a": 1}]},
-            "preprocess_cfg.mean must be a list of plain values",
-        ),
-        ((), {"model_cfg": []}, "a model_cfg with a vision_cfg and a text_cfg is missing"),
+        ("pretrained", "x", "'pretrained' is not a field"),
+        ("model_cfg.multimodal_cfg.hf_model_name", "x", "hf_model_name' is not a field"),
+        ("model_cfg.vision_cfg.timm_modelname", "x", "did you mean 'timm_model_name'"),
+        ("model_cfg.text_cfg.tokenizer_kwargs.bpe_path", "/etc/passwd", "bpe_path' is not a field"),
+        ("model_cfg.text_cfg.tokenizer_kwargs.gguf_file", "x", "gguf_file' is not a field"),
+        ("model_cfg.text_cfg.norm_kwargs.device", "meta", "norm_kwargs.device' is not a field"),
+        ("model_cfg.text_cfg.width", {"a": 1}, "width must be a plain value, not a table"),
+        ("preprocess_cfg.mean", [{"a": 1}], "preprocess_cfg.mean must be a list of plain values"),
+        ("model_cfg", [], NO_CONFIG),
     ],
 )
 def test_fields_that_open_clip_does_not_have_are_refused(
-    model: Path, place: tuple[str, ...], fields: dict[str, Any], named: str
+    model: Path, field: str, value: object, named: str
 ) -> None:
-    def add(config: Any) -> None:
-        for name in place:
-            config = config[name]
-        config |= fields
-
-    edit_json(model / CONFIG, add)
+    config = json.loads((model / CONFIG).read_text())
+    *path, last = field.split(".")
+    table = config
+    for name in path:
+        table = table.setdefault(name, {})
+    table[last] = value
+    (model / CONFIG).write_text(json.dumps(config))
     assert_refused(model, named)
 
 
