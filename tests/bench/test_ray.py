@@ -108,7 +108,7 @@ def test_invalid_engines_and_their_options_are_refused() -> None:
         is_ray("local", workers=2)
 
 
-def test_without_ray_a_sentence_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_ray_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"rmadapter\[ray\]"), connected():
         pass

@@ -60,7 +60,9 @@ def words(tmp_path: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.slow
-def test_rehearsal_of_a_table(rmadapter: Command, words: list[object], tmp_path: Path) -> None:
+def test_a_table_is_run_judged_and_kept(
+    rmadapter: Command, words: list[object], tmp_path: Path
+) -> None:
     code, out, err = rmadapter(*words, *QUICK, "--plan", "--json")
     assert code == 0
     rows = [{"table": "1", "data set": key, "runs": 2, "finished": 0} for key in ("dtd", "eurosat")]
@@ -123,7 +125,7 @@ def options(root: Path, **fields: Any) -> reproduce.ReproduceOptions:
     return reproduce.ReproduceOptions(root, root / "out", task=task, **fields)
 
 
-def test_the_parts_are_the_papers_tables(tmp_path: Path) -> None:
+def test_the_parts_are_the_tables_of_the_paper(tmp_path: Path) -> None:
     for table, part in reproduce.PARTS.items():
         assert part.protocol in PROTOCOLS
         assert {*part.methods} <= METHODS.keys()

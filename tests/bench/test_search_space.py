@@ -20,7 +20,7 @@ def ends(one: Any) -> tuple[Any, ...]:
     return one.choices if hasattr(one, "choices") else (one.low, one.high)
 
 
-def test_positive_numbers_by_default() -> None:
+def test_positive_floats_are_tried_by_default() -> None:
     found = make_space(load_method("rmadapter"), "rmadapter")
     assert {*found} == {
         "alpha", "lambda_image_rec", "lambda_text_rec", "lambda_image_con", "lambda_text_con",
@@ -58,7 +58,7 @@ def test_a_setting_that_is_unset_is_not_tried_by_default() -> None:
     assert [*make_space(Optional(), "mine")] == ["rate"]
 
 
-def test_sizes_choices_and_switches_when_named() -> None:
+def test_sizes_choices_and_switches_are_tried_when_named() -> None:
     wanted = ["rank", "share", "cross_modal", "reconstruction_layers", "epochs"]
     found = make_space(load_method("rmadapter"), "rmadapter", wanted)
     assert [ends(one) for one in found.values()] == [

@@ -11,7 +11,7 @@ import pytest
 from tests.helpers.serving import Toy, colour_image, running_server
 
 
-def test_polite_ones_get_each_answer_in_its_place() -> None:
+def test_well_behaved_clients_get_each_answer_in_its_place() -> None:
     bodies = [clients.form(colour_image(250 - 4 * n, 4 * n, 0)) for n in range(30)]
     with running_server(Toy()) as address:
         found = clients.closed_loop(address, bodies, 5)
@@ -28,7 +28,7 @@ def test_polite_ones_get_each_answer_in_its_place() -> None:
         assert clients.metrics(address)["process_resident_memory_bytes"] > 1e6
 
 
-def test_hostile_ones_are_refused_or_answered() -> None:
+def test_hostile_clients_are_refused_or_answered() -> None:
     with running_server(Toy()) as address:
         kinds = clients._kinds(
             address, colour_image(9, 9, 9, (90, 70), "JPEG"), 200_000, clients.random.Random(1)

@@ -42,7 +42,9 @@ def test_prompts_are_as_long_as_the_backbone_takes_them(tiny_clip: Backbone) -> 
 
 
 @pytest.mark.parametrize("first", [None, 1, 3])
-def test_images_come_from_their_pixels(first: int | None, tiny_clip: Backbone) -> None:
+def test_image_features_and_tokens_are_those_of_the_plain_pass(
+    first: int | None, tiny_clip: Backbone
+) -> None:
     encoder, pixels = tiny_clip.image, torch.randn(2, 3, 32, 32)
     known = encoder.frozen(pixels, first)
     (found, executed), (_, operations) = (

@@ -50,7 +50,7 @@ def test_numbers_have_two_decimals() -> None:
     assert minus("-0") == "0"
 
 
-def test_markdown() -> None:
+def test_markdown_is_a_pipe_table_with_notes() -> None:
     text = to_markdown(TABLE)
     lines = [re.sub(r" +", " ", line) for line in text.splitlines()]
     assert "| A_1 & co | **70.12 ± 0.50** | **3.00** |" in lines
@@ -83,7 +83,7 @@ def test_csv_reads_back() -> None:
     assert (rows[2]["note"], rows[2]["time"]) == ("1 of 3 seeds", "")
 
 
-def test_without_pandas_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_pandas_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     for write in (to_markdown, to_latex, to_csv):
         with pytest.raises(UserError, match=r"pip install 'rmadapter\[report\]'"):

@@ -340,6 +340,6 @@ def test_bars_are_the_longest_runs_without_a_shown_difference(bad: tuple[int, in
     assert found.level() == {(0, 2): [(0, 1), (1, 3)], (1, 2): [(0, 1), (2, 3)]}[bad]
 
 
-def test_methods_that_share_no_data_set() -> None:
+def test_methods_that_share_no_data_set_are_not_ranked() -> None:
     own = {str(m): [record(str(m), f"set {m}", 1, {"base": 60.0})] for m in range(4)}
     assert rank_methods(own, "base") is None

@@ -130,7 +130,7 @@ def test_pairs_are_rmadapter_minus_the_others_over_data_sets() -> None:
     assert [cell.value for cell in line.cells[8:]] == [None, None, None, "two data sets"]
 
 
-def test_the_verdict_of_three_data_sets_has_its_p() -> None:
+def test_three_data_sets_have_p_values_and_a_verdict() -> None:
     gains = {"a": 3.0, "b": 3.5, "c": 4.0}
     runs = [
         record(m, data, s, {"base": 60.0 + (gain if m == "rmadapter" else 0), "novel": 50.0})
