@@ -89,10 +89,9 @@ def test_nothing_private_is_sent(finished: Path, tmp_path: Path) -> None:
     reason = f"{secret}/1.jpg: damaged"
     score_update = {"data": f"{secret}/zoo", "reason": reason}
     row = Candidate(name="mma", reason=reason)
+    test = Question("x", f"{secret}/zoo")
     update = {
-        "task": replace(
-            record.task, data=f"{secret}/pets", tests=(Question("x", f"{secret}/zoo"),)
-        ),
+        "task": replace(record.task, data=f"{secret}/pets", tests=(test,)),
         "scores": tuple(score.model_copy(update=score_update) for score in record.scores),
         "choice": Choice(chosen="rmadapter", minutes=1, rows=(row,)),
         "command": f"rmadapter fit {secret}",

@@ -23,7 +23,6 @@ from rmadapter.deploy.app.session import (
     MOST_WRONG,
     Session,
     Shared,
-    hidden_paths,
     read_scores,
     write_zip,
     wrong_images,
@@ -338,14 +337,6 @@ def test_errors_name_the_zip(session: Session) -> None:
     with pytest.raises(UserError, match=r"^a.zip: cannot be unpacked \(Bad CRC-32") as caught:
         session.add_zip(archive)
     assert str(session.folder) not in str(caught.value)
-
-
-def test_paths_of_this_machine_are_hidden(tmp_path: Path) -> None:
-    shown = r"^model\.json: of the run, but clip has other weights$"
-    with pytest.raises(UserError, match=shown), hidden_paths(tmp_path, "/home/anna/clip"):
-        raise UserError(
-            f"{tmp_path}/model.json: of {tmp_path}, but /home/anna/clip has other weights"
-        )
 
 
 def test_zip_holds_plain_files(tmp_path: Path) -> None:

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rmadapter.artifacts.checkpoint import load
-from rmadapter.backbones import Backbone
+from rmadapter.artifacts.checkpoint import Saved
 from rmadapter.errors import UserError
 from tests.helpers.serving import HTTPException, Toy, colour_image, read, running_service, wait_for
 
@@ -190,7 +189,7 @@ def test_model_is_replaced_while_it_answers() -> None:
 
 
 def test_concurrent_requests_get_the_answers_of_predict(
-    finished: Path, colors: Path, tiny_clip: Backbone, tmp_path: Path
+    finished: Path, saved: Saved, colors: Path, tmp_path: Path
 ) -> None:
     """Images of many sizes, each beside a bad one."""
     files = [Upload(*one) for one in read(sorted(colors.glob("*/*/*.png")))]
@@ -200,10 +199,9 @@ def test_concurrent_requests_get_the_answers_of_predict(
     paths = [tmp_path / f"{place}.png" for place in range(len(files))]
     for path, file in zip(paths, files, strict=True):
         path.write_bytes(file.data)
-    saved = load(finished, tiny_clip)
     parts = saved.fitted.probabilities(paths, saved.names)
     expected = np.concatenate([part.numpy() for part in parts])
-    model = open_served(ServeOptions(finished, backbone=tiny_clip.name))
+    model = open_served(ServeOptions(finished, backbone=saved.fitted.backbone.name))
     service = Service({"run": model}, Limits(batch=7))
 
     async def ask(place: int) -> np.ndarray:

@@ -1,5 +1,5 @@
-"""`rmadapter app`: a page for making a classifier without writing code.
+"""Serve a page for making a classifier without writing code: `rmadapter app`.
 
-server.py speaks HTTP and knows the visitors, session.py does what one visitor asks for, images.py
-keeps their images, and jobs.py runs commands of the command line.
+server.py answers requests and keeps the list of visitors, session.py does the work of one visitor,
+images.py stores their images, and jobs.py runs commands of the command line.
 """

@@ -343,7 +343,7 @@ async def _sweep(visitors: Visitors) -> None:
 
 
 class HostMiddleware:
-    """An application behind `refusal`; headers of its answers forbid things to browsers.
+    """Refuse requests as `refusal` says, and add headers that forbid things to browsers.
 
     names: as in `refusal`. frames: origins of the pages that may show it in a frame.
     """

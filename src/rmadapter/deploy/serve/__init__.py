@@ -1,1 +1,5 @@
-"""Serve fitted models over HTTP, each from one thread that batches images of many requests."""
+"""Serve fitted models over HTTP, each from one thread that batches images of many requests.
+
+server.py runs the process and reloads models, routes.py answers paths, requests.py admits requests
+and reads their images, service.py queues and batches images, and model.py opens runs and exports.
+"""

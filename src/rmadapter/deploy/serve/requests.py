@@ -34,9 +34,9 @@ HOW = (
 
 
 class AccessMiddleware:
-    """An application behind a check of keys, which also limits bodies and counts requests.
+    """Check keys, limit bodies and count requests before an application answers them.
 
-    key: that a request must have, "" for none.
+    key: required of a request, "" for none.
     """
 
     def __init__(self, app: ASGIApp, limits: Limits, counters: Counters, key: str = "") -> None:
