@@ -93,9 +93,7 @@ def cost(plan: Plan, processes: int = 1, progress: bool = True) -> Cost:
     state.check()
     remaining = {*state.remaining()}
     jobs = [job for job in in_order(plan.jobs) if job in remaining]
-    lab = Lab(
-        plan.machine, plan.root, keep=True, progress=False, outside=plan.outside, crops=plan.crops
-    )
+    lab = replace(plan.lab(), folder=None)  # nothing is written
     if jobs:
         check_images(plan, lab, jobs)
     timings = _measure_all(plan, jobs, lab, progress)

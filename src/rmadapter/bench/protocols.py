@@ -42,6 +42,11 @@ class Job:
         return self.task.data, self.task.shots, self.task.seed
 
     @property
+    def datasets(self) -> list[str]:
+        """The data sets that the job reads: its own, then those of its tests."""
+        return [self.task.data, *(test.data for test in self.task.tests if test.data)]
+
+    @property
     def path(self) -> Path:
         """The path of the job's record below the results folder."""
         data = PurePath(self.task.data)

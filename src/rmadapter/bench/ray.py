@@ -220,13 +220,9 @@ class Expected:
     @classmethod
     def of(cls, lab: Lab, jobs: Collection[Job]) -> Expected:
         """Compute what the jobs need, from the data and backbone of this machine."""
-        names = dict.fromkeys(name for job in jobs for name in _data_sets(job))
+        names = dict.fromkeys(name for job in jobs for name in job.datasets)
         digest = lab.backbone(next(iter(jobs)).task.backbone).digest
         return cls(digest, {name: _digests(lab, name) for name in names}, __version__)
-
-
-def _data_sets(job: Job) -> list[str]:
-    return [job.task.data, *(test.data for test in job.task.tests if test.data)]
 
 
 def _digests(lab: Lab, name: str) -> tuple[str, ...]:
@@ -262,7 +258,7 @@ class Worker:
                 raise UserError(
                     f"its {backbone.name} has different weights from those where the command runs"
                 )
-            for name in _data_sets(job):
+            for name in job.datasets:
                 if name in self.checked:
                     continue
                 if _digests(self.lab, name) != self.expected.data[name]:

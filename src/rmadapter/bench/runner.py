@@ -154,7 +154,7 @@ def check_images(plan: Plan, lab: Lab, remaining: Sequence[Job]) -> None:
     from rmadapter.data.fewshot import has_digest
 
     for job in remaining:
-        for name in (job.task.data, *(test.data for test in job.task.tests if test.data)):
+        for name in job.datasets:
             lab.splits(name)
         if not lab.tests(job.task):
             raise UserError(

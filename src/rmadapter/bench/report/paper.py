@@ -112,14 +112,13 @@ def printed_name(record: Record, rows: Sequence[str]) -> str | None:
     """
     variant = record.variant.replace("RMAdapter's adapters +", "MMA +")
     method = OTHER_NAMES.get(record.method.name, record.method.name)
-    return _match(variant if record.protocol in ABLATIONS else method, rows)
+    name = _plain(variant if record.protocol in ABLATIONS else method)
+    return next((row for row in rows if name and _plain(row) == name), None)
 
 
-def _match(name: str, rows: Sequence[str]) -> str | None:
-    def plain(text: str) -> str:
-        return re.sub(r"[^a-z0-9+]", "", re.sub(r"\(.*?\)", "", text.lower()))
-
-    return next((row for row in rows if plain(name) and plain(row) == plain(name)), None)
+def _plain(text: str) -> str:
+    """Return letters, digits and plus signs in lower case, without what is in brackets."""
+    return re.sub(r"[^a-z0-9+]", "", re.sub(r"\(.*?\)", "", text.lower()))
 
 
 def dataset_name(dataset: str) -> str:

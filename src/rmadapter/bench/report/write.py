@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypedDict
@@ -122,25 +122,19 @@ def write_reports(results: Path, out: Path) -> Summary:
 
 def _number_names(sections: Sequence[Section]) -> list[Section]:
     """Give every table and every figure a name of its own."""
-    unique_table = _namer()
-    unique_figure = _namer()
+    taken: Counter[tuple[str, str]] = Counter()
+
+    def unique(kind: str, name: str) -> str:
+        taken[kind, name] += 1
+        count = taken[kind, name]
+        return name if count == 1 else f"{name}-{count}"
+
     numbered = []
     for section in sections:
-        tables = [replace(table, name=unique_table(table.name)) for table in section.tables]
-        figures = [figure._replace(name=unique_figure(figure.name)) for figure in section.figures]
+        tables = [replace(table, name=unique("table", table.name)) for table in section.tables]
+        figures = [f._replace(name=unique("figure", f.name)) for f in section.figures]
         numbered.append(replace(section, tables=tables, figures=figures))
     return numbered
-
-
-def _namer() -> Callable[[str], str]:
-    """Return a function that adds a number to a name that is taken."""
-    taken: Counter[str] = Counter()
-
-    def unique(name: str) -> str:
-        taken[name] += 1
-        return name if taken[name] == 1 else f"{name}-{taken[name]}"
-
-    return unique
 
 
 def _section(group: Group) -> Section:
