@@ -213,22 +213,22 @@ def plan(options: BenchOptions, quiet: Quiet = False, as_json: Json = False) -> 
         )
     if engine is not None:
         raise UserError("plan measures on this machine: leave out --engine and --address")
-    found = cost(runs, options.processes(runs))
+    total = cost(runs, options.processes(runs))
     if as_json:
-        print(json.dumps(asdict(found)))
+        print(json.dumps(asdict(total)))
         return
     rows = []
-    for line in found.lines:
+    for line in total.lines:
         left = f"{line.left} of {line.runs}"
         name = line.variant or line.method
         rows.append([line.data, name, str(line.shots), left, f"{line.seconds:.0f}"])
     table(["data set", "method", "shots", "runs left", "seconds"], rows)
-    where = f"{found.devices} x {found.device}"
-    print(f"{found.left} of {found.runs} runs are left: {found.hours:.2f} hours on {where}")
-    print(f"activations on disk: {found.disk / 1e9:.1f} GB; measured in {found.spent:.0f} s")
-    if found.order:
+    where = f"{total.devices} x {total.device}"
+    print(f"{total.left} of {total.runs} runs are left: {total.hours:.2f} hours on {where}")
+    print(f"activations on disk: {total.disk / 1e9:.1f} GB; measured in {total.spent:.0f} s")
+    if total.order:
         print(
-            f"the first is {found.order[0]}, the last {found.order[-1]}; --json has the whole order"
+            f"the first is {total.order[0]}, the last {total.order[-1]}; --json has the whole order"
         )
 
 

@@ -77,18 +77,18 @@ def suspects(
         return
     files = _suspects_files(out, data) if out else None
     settings = {**({"backbone": backbone} if backbone else {}), **parse_overrides(sets or [])}
-    found = find_suspects(
+    result = find_suspects(
         data, method, settings, columns=columns, outside=outside, progress=not quiet
     )
-    if not found.judged:
+    if not result.judged:
         note("no label was judged: judging takes two images per class that are not copies")
     if files:
         more = ["--allow-outside"] * outside + ["--out", cleaned_name(data, columns, outside)]
         for kind, name in reversed(columns.items()):
             more = [f"--{kind}-column", name, *more]
-        _write_suspects(found, files, data, method, as_json, more)
+        _write_suspects(result, files, data, method, as_json, more)
     else:
-        _show_suspects(found, as_json)
+        _show_suspects(result, as_json)
 
 
 def _suspects_files(out: Path, data: Path) -> tuple[Path, Path]:
@@ -103,7 +103,7 @@ def _suspects_files(out: Path, data: Path) -> tuple[Path, Path]:
 
 
 def _write_suspects(
-    found: Suspects,
+    result: Suspects,
     files: tuple[Path, Path],
     data: Path,
     method: str,
@@ -113,40 +113,40 @@ def _write_suspects(
     """Write the list and its page. more: options of the command that applies the list."""
     from rmadapter.curate.suspects import write_csv, write_page
 
-    write_page(files[1], found, str(data), method, files[0], more)
-    write_csv(files[0], found)
+    write_page(files[1], result, str(data), method, files[0], more)
+    write_csv(files[0], result)
     facts = {
         "suspects": str(files[0]),
         "page": str(files[1]),
-        "images": found.total,
-        "found": found.counts(),
+        "images": result.total,
+        "found": result.counts(),
     }
     if as_json:
         print(json.dumps(facts))
         return
-    print(f"{len(found.suspects):,} of {found.total:,} images: {_counted(found)}")
+    print(f"{len(result.suspects):,} of {result.total:,} images: {_counted(result)}")
     print(f"suspects: {files[0]}\npage: {files[1]}")
 
 
-def _counted(found: Suspects) -> str:
-    counts = ", ".join(f"{kind} {count}" for kind, count in found.counts().items())
+def _counted(result: Suspects) -> str:
+    counts = ", ".join(f"{kind} {count}" for kind, count in result.counts().items())
     return counts or "nothing to look at"
 
 
-def _show_suspects(found: Suspects, as_json: bool) -> None:
+def _show_suspects(result: Suspects, as_json: bool) -> None:
     """Print suspects: all of them as JSON, or the first ones in a table."""
     if as_json:
-        print(json.dumps([one.json() for one in found.suspects]))
+        print(json.dumps([one.json() for one in result.suspects]))
         return
     rows = []
-    for one in found.suspects[:SHOWN]:
+    for one in result.suspects[:SHOWN]:
         sure = "" if one.confidence is None else f"{100 * one.confidence:.0f} %"
         suggested = "" if one.suggested is None else str(one.suggested)
         rows.append([one.image, str(one.given), suggested, sure, "; ".join(one.reasons)])
     if rows:
         table(["image", "given", "suggested", "confidence", "reasons"], rows)
-    print(f"{len(found.suspects):,} of {found.total:,} images: {_counted(found)}")
-    if found.suspects:
+    print(f"{len(result.suspects):,} of {result.total:,} images: {_counted(result)}")
+    if result.suspects:
         print("--out FOLDER writes all of them to suspects.csv, and a page with the images")
 
 
@@ -200,7 +200,7 @@ def suggest(
 
     files = _suggest_files(out) if out else None
     if start:
-        found = first_images(
+        result = first_images(
             words, n, names=parts(names), rule=rule, seed=seed, backbone=backbone or "pocket",
             skip_bad=reading.skip_bad, column=image_column, outside=reading.outside,
         )  # fmt: skip
@@ -210,13 +210,13 @@ def suggest(
         if len(words) < 2:
             raise UserError("name a run and the images to choose from, or give --start")
         run, *pool = words
-        found = suggest_images(
+        result = suggest_images(
             run, pool, n, rule=rule, seed=seed, backbone=backbone,
             skip_bad=reading.skip_bad, column=image_column, outside=reading.outside,
         )  # fmt: skip
-    if len(found.suggestions) < n:
-        note(f"{len(found.suggestions)} images instead of {n}: the pool has no more new ones")
-    _show_suggested(found, files, " ".join(words if start else words[1:]), as_json)
+    if len(result.suggestions) < n:
+        note(f"{len(result.suggestions)} images instead of {n}: the pool has no more new ones")
+    _show_suggested(result, files, " ".join(words if start else words[1:]), as_json)
 
 
 def _suggest_files(out: Path) -> tuple[Path, Path]:
@@ -230,29 +230,29 @@ def _suggest_files(out: Path) -> tuple[Path, Path]:
 
 
 def _show_suggested(
-    found: Suggestions, files: tuple[Path, Path] | None, pool: str, as_json: bool
+    result: Suggestions, files: tuple[Path, Path] | None, pool: str, as_json: bool
 ) -> None:
     from rmadapter.curate.suggest import write_csv, write_page
 
     if files:
-        write_page(files[1], found, pool, files[0])
-        write_csv(files[0], found)
+        write_page(files[1], result, pool, files[0])
+        write_csv(files[0], result)
     if as_json:
-        facts = {**vars(found), "suggestions": [one.json() for one in found.suggestions]}
+        facts = {**vars(result), "suggestions": [one.json() for one in result.suggestions]}
         where = {"list": str(files[0]), "page": str(files[1])} if files else {}
         print(json.dumps({**facts, **where}))
         return
     if not files:
         rows = []
-        for one in found.suggestions[:SHOWN]:
+        for one in result.suggestions[:SHOWN]:
             best = ", ".join(f"{label} {100 * share:.0f} %" for label, share in one.best)
-            score = "" if found.rule == "random" else f"{one.score:.3f}"
+            score = "" if result.rule == "random" else f"{one.score:.3f}"
             rows.append([str(one.rank), str(one.image), score, best])
         table(["rank", "image", "score", "looks like"], rows)
-    left = f", {found.known:,} known already" if found.known else ""
-    left += f", {found.copies:,} copies" if found.copies else ""
-    print(f"{len(found.suggestions):,} of {found.pool:,} images by the rule {found.rule}{left}")
+    left = f", {result.known:,} known already" if result.known else ""
+    left += f", {result.copies:,} copies" if result.copies else ""
+    print(f"{len(result.suggestions):,} of {result.pool:,} images by the rule {result.rule}{left}")
     if files:
         print(f"list: {files[0]}\npage: {files[1]}")
-    elif len(found.suggestions) > SHOWN:
+    elif len(result.suggestions) > SHOWN:
         print("--out suggest.csv writes all of them, and a page with the images")

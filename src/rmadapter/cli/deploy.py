@@ -77,12 +77,12 @@ class ExportOptions:
         bool, typer.Option("--force", help="Keep a model that differs by more than allowed.")
     ] = False
 
-    def folder(self, run: Path, found: Path) -> Path:
-        """Return the folder to write. found: the folder of the run."""
+    def folder(self, run: Path, place: Path) -> Path:
+        """Return the folder to write. place: the folder of the run."""
         if self.out:
             return self.out
         # "." has no name of its own
-        where = found.resolve() if found.name in ("", "..") else found
+        where = place.resolve() if place.name in ("", "..") else place
         default = Path(run.name) if is_remote(run) else where
         return default.with_name(f"{default.name}-{self.to}")
 
@@ -274,7 +274,7 @@ def named(words: Sequence[str]) -> dict[str, Path]:
 
     Raises UserError for a name that cannot be in a URL, and for one given twice.
     """
-    found: dict[str, Path] = {}
+    by_name: dict[str, Path] = {}
     for word in words:
         name, sign, folder = word.partition("=")
         if not sign or os.path.isdir(word):
@@ -285,13 +285,13 @@ def named(words: Sequence[str]) -> dict[str, Path]:
             raise UserError(
                 f"{word}: give it a name of letters, digits, dots, _ and -, as in birds={folder}"
             )
-        if name in found:
+        if name in by_name:
             raise UserError(
-                f"{word}: {name} is already {found[name]}; give one of them another name: "
+                f"{word}: {name} is already {by_name[name]}; give one of them another name: "
                 f"NAME={folder}"
             )
-        found[name] = find_run(folder)
-    return found
+        by_name[name] = find_run(folder)
+    return by_name
 
 
 def _announce(where: str, models: dict[str, ServeOptions], as_json: bool) -> None:

@@ -53,7 +53,7 @@ def methods(
     from rmadapter.training.traits import COSTS
 
     loaded, classes, shots = load_backbone(backbone), 100, 16
-    found: list[Listed] = []
+    entries: list[Listed] = []
     for name in [*METHODS, *entry_points()]:
         method, count, reason = load_method(name), None, ""
         try:
@@ -63,20 +63,20 @@ def methods(
         settings = settings_of(method)
         uses = uses_of(name, settings, method.traits.uses)
         about = ABOUT.get(name, method.traits.about)
-        found.append(
+        entries.append(
             Listed(
                 name, method.title, method.source, count, reason, settings,
                 uses.model_dump() if uses else None, about,
             )
         )  # fmt: skip
     if as_json:
-        print(json.dumps([asdict(one) for one in found]))
+        print(json.dumps([asdict(one) for one in entries]))
         return
     headings = [*COSTS.items(), (None, "From installed packages that do not say more")]
     header = ["method", "numbers", "what it trains; what it is for", "new"]
     for cost, heading in headings:
         rows = []
-        for one in found:
+        for one in entries:
             if (one.about.cost if one.about else None) == cost:
                 trained = "-" if one.parameters is None else _short(one.parameters)
                 rows.append([one.name, trained, *_about(one.title, one.about)])
@@ -130,8 +130,8 @@ def params(
     flags = {"backbone": backbone or named, "shots": shots}
     request = requested(method, settings.config, flags, settings.sets)
     loaded = load_backbone(request.task.backbone)
-    found = request.method.parameters(loaded, classes, request.task.shots)
-    counts = {"trainable": found.trained, "inference": found.trained - found.training_only}
+    counted = request.method.parameters(loaded, classes, request.task.shots)
+    counts = {"trainable": counted.trained, "inference": counted.trained - counted.training_only}
     if as_json:
         print(json.dumps(counts))
     else:
@@ -373,7 +373,7 @@ def _backbones() -> dict[str, str]:
         if one["name"] != POCKET:
             facts[f"licence of {one['name']}"] = _licence(folder)
         places = [folder] if one["name"] == POCKET else sorted(folder.glob("snapshots/*"))
-        refused += [found for place in places for found in findings(place)]
+        refused += [finding for place in places for finding in findings(place)]
     code = f"refused: {'; '.join(refused)}" if refused else "none"
     return {**facts, "files that would run code": code}
 
@@ -384,6 +384,6 @@ def _licence(repository: Path) -> str:
     where = f"its publisher's; read it at https://huggingface.co/{owner_and_name}"
     for card in sorted(repository.glob("snapshots/*/README.md")):
         with suppress(UserError):
-            if found := re.search(r"^license: *(\S.*)$", read_text(card, errors="replace"), re.M):
-                return f"{where} (its card here says {found[1].strip()[:80]})"
+            if line := re.search(r"^license: *(\S.*)$", read_text(card, errors="replace"), re.M):
+                return f"{where} (its card here says {line[1].strip()[:80]})"
     return where

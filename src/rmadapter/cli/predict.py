@@ -83,7 +83,7 @@ class SortOptions:
 
 @dataclass(frozen=True)
 class AnswerOptions:
-    """What is asked about each image besides its classes."""
+    """What is reported of each image besides its classes."""
 
     zero_shot: Annotated[
         bool,
@@ -337,7 +337,7 @@ def explain(
     if page:
         check_new(page)
     inputs = reading.find(images, outside)
-    found = explain_images(
+    explained = explain_images(
         run,
         inputs.files,
         data=data,
@@ -346,13 +346,13 @@ def explain(
         skip_bad=skip_bad,
     )
     if page:
-        write_page(page, found, run.resolve().name)
+        write_page(page, explained, run.resolve().name)
     if as_json:
-        listed = [one.json() for one in found]
+        listed = [one.json() for one in explained]
         print(json.dumps({"page": str(page), "images": listed} if page else listed))
         return
     rows = []
-    for one in found:
+    for one in explained:
         near = "; ".join(f"{n.image} ({n.label}, {n.similarity:.2f})" for n in one.neighbours)
         rows.append([str(one.image), _shares(one.best), _shares(one.zero_shot), near])
     table(["image", "adapted", "zero-shot", "nearest training images"], rows)

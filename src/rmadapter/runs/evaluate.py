@@ -76,9 +76,6 @@ def evaluate(
     return evaluations, scores
 
 
-# Methods whose answer to an image depends on the images before it
-
-
 def predict_all(
     models: Mapping[str, ToLogits],
     fitted: Fitted,
@@ -111,8 +108,7 @@ def refuse_stateful(fitted: Fitted, what: str) -> None:
     if fitted.remembers:
         raise UserError(
             f"{what} classifies each image by itself, but {fitted.method.title} learns from "
-            "earlier "
-            "images: use `rmadapter predict` with all of them, or another method"
+            "earlier images: use `rmadapter predict` with all of them, or another method"
         )
 
 
@@ -192,8 +188,7 @@ def _heldout(folder: Path, fitted: Fitted, splits: Splits, classes: Half) -> Ima
     if not len(images):
         raise UserError(
             "heldout: every train image was drawn or shares a group with one: give --split test, "
-            "or "
-            "see the results of `fit` with `rmadapter report`"
+            "or see the results of `fit` with `rmadapter report`"
         )
     for text in few.notes:
         note(text)

@@ -98,8 +98,7 @@ def _check_same_tests(record: Record, out: Path, lab: Lab, few: FewShot) -> None
     if others := record.other_images(lab.tests(record.task, few)):
         raise UserError(
             f"{out} was judged on different images ({others[0]} classes) from the current ones: "
-            "choose "
-            "another --out, or evaluate it on them with `rmadapter eval`"
+            "choose another --out, or evaluate it on them with `rmadapter eval`"
         )
 
 
@@ -114,8 +113,7 @@ def _validation(
     if folds and judging:
         note(
             f"no test split: judging by {len(folds)}-fold cross-validation of the "
-            f"{len(folds.images):,} "
-            "training images"
+            f"{len(folds.images):,} training images"
         )
     return folds
 

@@ -186,8 +186,7 @@ def _doubts(
     if (ours.high - ours.low) / 2 > WIDE:
         doubts.append(
             f"{len(right[ours.name])} images are too few to judge by: any accuracy from "
-            f"{ours.low:.0f} to "
-            f"{ours.high:.0f} % is plausible; add images"
+            f"{ours.low:.0f} to {ours.high:.0f} % is plausible; add images"
         )
     if missing:
         more = " ..." if len(missing) > 5 else ""
@@ -196,7 +195,7 @@ def _doubts(
         if other.accuracy > ours.accuracy and other.p is not None and other.p < LEVEL:
             doubts.append(
                 f"{other.name} is right more often, {other.accuracy:.1f} against "
-                f"{ours.accuracy:.1f} % "
-                f"(McNemar's test, p = {other.p:.2g}): fit again with --method {other.name}"
+                f"{ours.accuracy:.1f} % (McNemar's test, p = {other.p:.2g}): "
+                f"fit again with --method {other.name}"
             )
     return doubts

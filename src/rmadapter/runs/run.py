@@ -116,9 +116,9 @@ def _shared_groups(train: ImageSet, sets: Sets) -> list[str]:
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
             notes.append(
-                f"{SHARED_GROUPS} {quoted(names[0])}{more}: "
-                f"{len(rows)} of {len(images)} test images "
-                f"({question.name} classes) inflate the accuracy; a judgement leaves them out"
+                f"{SHARED_GROUPS} {quoted(names[0])}{more}: {len(rows)} of {len(images)} test "
+                f"images ({question.name} classes) inflate the accuracy; a judgement leaves them "
+                "out"
             )
     return notes
 
