@@ -70,10 +70,10 @@ def load_weights(
     from safetensors import SafetensorError, safe_open
 
     shown = shown or file
-    own = model.state_dict()
+    expected = model.state_dict()
     misfit = ""
     # masks are no weights, though files may hold them
-    masks = {_last(key) for key, _ in model.named_buffers() if key not in own}
+    masks = {_last(key) for key, _ in model.named_buffers() if key not in expected}
     try:
         with safe_open(file, "pt") as opened:
             shapes = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
@@ -91,7 +91,7 @@ def load_weights(
         missing, unexpected, misfit = [], [], first_line(error)
     wrong = []
     for key, shape in shapes.items():
-        ours = own.get(key, own.get(f"text.{key}"))
+        ours = expected.get(key, expected.get(f"text.{key}"))
         may_differ = not exact and key.endswith("positional_embedding")
         if ours is not None and math.prod(shape) != ours.numel() and not may_differ:
             wrong.append(f"{key} {list(shape)} instead of {list(ours.shape)}")

@@ -62,10 +62,10 @@ def first_of(names: str) -> Backbone:
     A note says which it is and why. Raises UserError as `load_backbone` does, also for a wrong name
     before the last.
     """
-    wanted = [names] if user_path(names).exists() else [name.strip() for name in names.split(",")]
-    if not all(wanted):
+    choices = [names] if user_path(names).exists() else [name.strip() for name in names.split(",")]
+    if not all(choices):
         raise UserError(f"backbone {names!r}: separate names with single commas")
-    for name, other in zip(wanted, [*wanted[1:], ""], strict=True):
+    for name, other in zip(choices, [*choices[1:], ""], strict=True):
         try:
             backbone = load_backbone(name)
         except Unreachable as error:
@@ -73,7 +73,7 @@ def first_of(names: str) -> Backbone:
                 raise
             note(f"{error}; using {other} instead")
         else:
-            if len(wanted) > 1:
+            if len(choices) > 1:
                 note(f"backbone: {name}")
             return backbone
     raise AssertionError("the last one is returned or raises")

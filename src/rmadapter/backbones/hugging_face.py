@@ -39,14 +39,14 @@ class Family(NamedTuple):
     scratch): builds an open_clip model and the settings of its tokenizer; it may write into the
     folder `scratch`, and raises UserError, which names `file`, for what open_clip cannot compute.
     rename(weights): renames weights to open_clip's names. transform: used if the folder has none.
-    own: whether the tokenizer is in the folder.
+    own_tokenizer: whether the tokenizer is in the folder.
     """
 
     config: str
     build: Callable[[Config, Path, Path], Built]
     rename: Callable[[Weights], Weights]
     transform: Mapping[str, object] = {}
-    own: bool = True
+    own_tokenizer: bool = True
 
 
 def load_hf(name: str, folder: Path) -> tuple[nn.Module, Tokenizer]:
@@ -80,7 +80,7 @@ def load_hf(name: str, folder: Path) -> tuple[nn.Module, Tokenizer]:
     size = int(model.get_submodule("visual").image_size[0])  # type: ignore[index]
     transform = {**family.transform, **_transform(folder, size, family.transform)}
     open_clip.set_model_preprocess_cfg(model, vars(PreprocessCfg(size=size, **transform)))
-    return model, load_tokenizer(name, text, folder if family.own else None)
+    return model, load_tokenizer(name, text, folder if family.own_tokenizer else None)
 
 
 def _kind(folder: Path) -> str:
@@ -389,7 +389,7 @@ def _build_siglip(config: Config, file: Path, scratch: Path, image_size: int) ->
 
 
 FAMILIES = {
-    "clip": Family("CLIPConfig", _clip, _rename_clip, own=False),
+    "clip": Family("CLIPConfig", _clip, _rename_clip, own_tokenizer=False),
     "metaclip_2": Family("MetaClip2Config", _metaclip_2, _rename_clip),
     "chinese_clip": Family("ChineseCLIPConfig", _chinese_clip, _rename_chinese),
     "siglip": Family("SiglipConfig", _siglip, _rename_siglip, SIGLIP_TRANSFORM),

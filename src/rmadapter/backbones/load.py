@@ -78,9 +78,9 @@ def load_backbone(name: str) -> Backbone:
         return _from_folder(name, pocket_folder())
     if name.startswith("hf-hub:"):
         repository = name.removeprefix("hf-hub:")
-        return _tried(name, model_folder(repository), repository)
+        return _load_untrusted(name, model_folder(repository), repository)
     if folder.is_dir():
-        return _tried(name, folder)
+        return _load_untrusted(name, folder)
     if name.startswith(("/", ".", "~")) or "/" not in name:
         raise UserError(
             f"backbone {name!r} is neither a folder nor a name: write 'pocket', "
@@ -202,15 +202,15 @@ def _hub_errors(repository: str) -> AbstractContextManager[None]:
     )
 
 
-def _snapshot(repository: str, *wanted: str) -> Path:
-    """Return the cached snapshot if it has a file of a wanted pattern; else fetch its small
+def _snapshot(repository: str, *patterns: str) -> Path:
+    """Return the cached snapshot if a file of it matches one of the patterns; else fetch its small
     files."""
     import huggingface_hub
 
     with _hub_errors(repository):
         try:
             folder = Path(huggingface_hub.snapshot_download(repository, local_files_only=True))
-            if any(True for pattern in wanted for _ in folder.glob(pattern)):
+            if any(file for pattern in patterns for file in folder.glob(pattern)):
                 return folder
         except huggingface_hub.errors.LocalEntryNotFoundError:
             pass
@@ -327,7 +327,7 @@ def _tokenizer_place(folder: Path, repository: str, named: object) -> Path | Non
     return tokenizer_folder(str(named))
 
 
-def _tried(name: str, folder: Path, repository: str = "") -> Backbone:
+def _load_untrusted(name: str, folder: Path, repository: str = "") -> Backbone:
     """Load a folder that anybody may have written, and try its transform once."""
     try:
         for file in (folder / "open_clip_config.json", folder / "config.json"):

@@ -72,7 +72,7 @@ def how_to_convert(file: Path, architecture: str = "NAME") -> str:
 
 
 def check_folder(folder: Path, *, pickles: bool = True) -> None:
-    """Raises UserError for the first of `findings`."""
+    """Raise UserError for the first of `findings`."""
     for finding in findings(folder, pickles=pickles):
         raise UserError(finding)
 
@@ -195,7 +195,7 @@ def _check_text(file: Path, name: object) -> None:
 
 
 def check_architecture(model: JsonObject) -> None:
-    """Raises UserError if a local path has the name of the hub's repository that an architecture
+    """Raise UserError if a local path has the name of the hub's repository that an architecture
     needs, as libraries would read the path."""
     for field in ("hf_model_name", "hf_tokenizer_name"):
         name = model["text_cfg"].get(field)

@@ -102,20 +102,20 @@ def _scripted(path: str) -> tuple[dict[str, Tensor], dict[str, object]]:
     """
     import torch
 
-    plain = io.BytesIO()
-    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(plain, "w") as copy:
+    reduced = io.BytesIO()
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(reduced, "w") as copy:
         for name in archive.namelist():
             inner = name.partition("/")[2]
             if inner != "constants.pkl" and not inner.startswith("code/"):
                 copy.writestr(name, archive.read(name))
-    kinds = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(plain.getvalue()))
+    kinds = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(reduced.getvalue()))
     makers = {"__torch__": Scripted, "torch.jit._pickle": list}  # modules, and lists of one type
     known: list[Callable[..., object] | tuple[Callable[..., object], str]] = []
     for start, maker in makers.items():
         known += [(maker, kind) for kind in kinds if kind.startswith(f"{start}.")]
-    plain.seek(0)
+    reduced.seek(0)
     with torch.serialization.safe_globals(known):
-        module = torch.load(plain, map_location="cpu", weights_only=True)
+        module = torch.load(reduced, map_location="cpu", weights_only=True)
     facts = {
         "scripted": True,
         "quick_gelu": any(kind.endswith("QuickGELU") for kind in kinds),

@@ -181,14 +181,14 @@ def _decided_label(
             f"{where}: unknown decision {quoted(decision)}; write {KEEP}, {DROP}, {RELABEL} or "
             f"{RELABEL}:CLASS"
         )
-    wanted = name if colon else suggested
-    if not wanted:
+    label = name if colon else suggested
+    if not label:
         raise UserError(f"{where}: no label is suggested here; write {RELABEL}:CLASS")
-    if wanted not in classes:
+    if label not in classes:
         raise UserError(
-            f"{where}: {quoted(wanted)} is not a class of the data{did_you_mean(wanted, classes)}"
+            f"{where}: {quoted(label)} is not a class of the data{did_you_mean(label, classes)}"
         )
-    return classes[wanted]
+    return classes[label]
 
 
 def _copy_images(root: Path, splits: Mapping[str, Labelled], folder: Path) -> None:
@@ -200,11 +200,12 @@ def _copy_images(root: Path, splits: Mapping[str, Labelled], folder: Path) -> No
             if row.image.is_dir():  # a class without images
                 continue
             parts = row.image.relative_to(root).parts
-            place = wanted = folder.joinpath(*parts[:depth], label, *parts[depth + 1 :])
+            first = folder.joinpath(*parts[:depth], label, *parts[depth + 1 :])
+            place = first
             number = 1
             while str(place).casefold() in taken:
                 number += 1
-                place = wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
+                place = first.with_name(f"{first.stem}-{number}{first.suffix}")
             taken.add(str(place).casefold())
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(row.image, place)

@@ -125,9 +125,9 @@ def typicality(pool: Pool, n: int) -> Picked:
     points = np.concatenate([pool.known, pool.unit])
     clusters, centres = _clusters(points, min(count + n, MOST_CLUSTERS), pool.seed)
     labelled = np.bincount(clusters[:count], minlength=len(centres))
-    own = clusters[count:]
-    near = (pool.unit * _unit(centres)[own]).sum(1)
-    members = [np.flatnonzero(own == c) for c in range(len(centres))]
+    cluster = clusters[count:]
+    near = (pool.unit * _unit(centres)[cluster]).sum(1)
+    members = [np.flatnonzero(cluster == c) for c in range(len(centres))]
     members = [rows[np.argsort(-near[rows], kind="stable")] for rows in members]
     order = sorted(range(len(centres)), key=lambda c: (labelled[c], -len(members[c])))
     picked = np.array(_in_turn([members[c] for c in order])[:n], int)
@@ -145,9 +145,9 @@ def mix(pool: Pool, n: int) -> Picked:
     which small margins weigh more, and pick the image nearest to each centre (Zhdanov 2019, arXiv
     1901.05954)."""
     wide = margin(pool, WIDER * n)
-    own, centres = _clusters(pool.unit[wide.rows], n, pool.seed, np.maximum(wide.scores, 1e-6))
-    far = np.linalg.norm(pool.unit[wide.rows] - centres[own], axis=1)
-    members = [np.flatnonzero(own == c) for c in range(len(centres))]
+    cluster, centres = _clusters(pool.unit[wide.rows], n, pool.seed, np.maximum(wide.scores, 1e-6))
+    far = np.linalg.norm(pool.unit[wide.rows] - centres[cluster], axis=1)
+    members = [np.flatnonzero(cluster == c) for c in range(len(centres))]
     best = np.array(sorted(rows[far[rows].argmin()] for rows in members if len(rows)), int)
     # in place of empty clusters
     rest = np.setdiff1d(np.arange(len(wide.rows)), best)[: n - len(best)]

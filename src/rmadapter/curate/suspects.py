@@ -275,8 +275,8 @@ def confident(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """
     classes = table.shape[1]
     counts = np.bincount(labels, minlength=classes)
-    own = table[np.arange(len(labels)), labels]
-    sums = np.bincount(labels, weights=own, minlength=classes)
+    of_label = table[np.arange(len(labels)), labels]
+    sums = np.bincount(labels, weights=of_label, minlength=classes)
     thresholds = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
     # a mean of equal numbers may round up
     above = np.where(table >= thresholds - 1e-9, table, -1.0)

@@ -231,11 +231,11 @@ def unpacked_rows(names: Sequence[Path], folder: Path, bad: BadImages) -> list[t
 
 def _contents(names: Sequence[Path]) -> Iterator[tuple[Path, bytes]]:
     """Yield (name, bytes) of the rows that hold bytes; each row group is read once."""
-    wanted: dict[Path, set[int]] = {}
+    rows_of_table: dict[Path, set[int]] = {}
     for name in names:
         table, _, number = name.name.rpartition("#")
-        wanted.setdefault(name.with_name(table), set()).add(int(number))
-    for path, rows in wanted.items():
+        rows_of_table.setdefault(name.with_name(table), set()).add(int(number))
+    for path, rows in rows_of_table.items():
         file = _opened(path)
         column = _column(file)
         start = 0
