@@ -26,20 +26,13 @@ from tests.helpers.slow import slow_except
 
 NAMES = ["blue", "green", "night_sky", "red"]
 FIELDS: dict[str, Any] = {
-    "first_block": 3,
-    "rank": 4,
-    "alpha": 1.0,
-    "lambda_image_con": 0.0,
-    "lambda_text_con": 0.0,
-    "epochs": 20,
-    "batch_size": 8,
-    "learning_rate": 0.02,
-    "device": "cpu",
-}
+    "first_block": 3, "rank": 4, "alpha": 1.0, "lambda_image_con": 0.0, "lambda_text_con": 0.0,
+    "epochs": 20, "batch_size": 8, "learning_rate": 0.02, "device": "cpu",
+}  # fmt: skip
 
 
 def files(colors: Path, split: str) -> tuple[list[str], list[str]]:
-    """Paths and the names of their folders."""
+    """Return paths and the names of their folders."""
     paths = sorted((colors / split).glob("*/*.png"))
     return [str(path) for path in paths], [path.parent.name for path in paths]
 

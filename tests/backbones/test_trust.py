@@ -160,40 +160,26 @@ def test_code_is_refused_and_does_not_run(model: Path, attack: str) -> None:
 # ---- ways out of the folder ----
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "local-dir:{outside}/vit",
-        "LOCAL-DIR:{outside}/vit",
-        "local-dir:outside/vit",
-        "local-dir:model/../outside/vit",
-        "local-dir:{outside}/../model/../outside/vit",
-        "local-dir:model/gone",
-        "hf-hub:somebody/else",
-        "hf_hub:somebody/else",
-        "https://example.com/vit",
-        "somebody/else",
-        ["vit_base_patch16_224"],
-    ],
-)
+IMAGE_ENCODERS = [
+    "local-dir:{outside}/vit", "LOCAL-DIR:{outside}/vit", "local-dir:outside/vit",
+    "local-dir:model/../outside/vit", "local-dir:{outside}/../model/../outside/vit",
+    "local-dir:model/gone", "hf-hub:somebody/else", "hf_hub:somebody/else",
+    "https://example.com/vit", "somebody/else", ["vit_base_patch16_224"],
+]  # fmt: skip
+TEXT_ENCODERS = [
+    "{outside}/bert", "outside/bert", "model/../outside/bert", "./gone", "somebody/else",
+    "roberta-base", {"a": 1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IMAGE_ENCODERS, ids=str)
 def test_names_of_image_encoders_stay_inside(model: Path, tmp_path: Path, name: Any) -> None:
     outside = shutil.copytree(model, tmp_path / "outside")
     vision(model, timm_model_name=name.format(outside=outside) if isinstance(name, str) else name)
     assert_refused(model, "timm_model_name leads out of the folder|timm_model_name is a")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "{outside}/bert",
-        "outside/bert",
-        "model/../outside/bert",
-        "./gone",
-        "somebody/else",
-        "roberta-base",
-        {"a": 1},
-    ],
-)
+@pytest.mark.parametrize("name", TEXT_ENCODERS, ids=str)
 def test_names_of_text_encoders_stay_inside(model: Path, tmp_path: Path, name: Any) -> None:
     """A plain name of open_clip's own is let through, unless a folder here is called so."""
     outside = shutil.copytree(model, tmp_path / "outside")

@@ -18,72 +18,21 @@ from tests.hostile.harness import Changed
 from tests.hostile.mutate import NUMBERS, TEXTS, damage
 
 SHAPES = (
-    *(
-        "[{}]",
-        "{{a: {}}}",
-        "[{}, {}]",
-        "&a {}",
-        "!!binary {}",
-        "!!float {}",
-        "!!set {{{}}}",
-        "!!timestamp {}",
-        "? {}",
-    ),
-    *(
-        "!!python/object/apply:os.system ['{}']",
-        "!!python/name:os.{}",
-        "'{}'",
-        '"{}"',
-        "|\n {}",
-        "{}: {}",
-        "--- {}\n---\n",
-    ),
+    "[{}]", "{{a: {}}}", "[{}, {}]", "&a {}", "!!binary {}", "!!float {}", "!!set {{{}}}",
+    "!!timestamp {}", "? {}", "!!python/object/apply:os.system ['{}']", "!!python/name:os.{}",
+    "'{}'", '"{}"', "|\n {}", "{}: {}", "--- {}\n---\n",
+)  # fmt: skip
+# each list holds the one before several times
+NESTED = (
+    "[&a [x,x,x,x,x,x,x,x,x], &b [*a,*a,*a,*a,*a,*a,*a], &c [*b,*b,*b,*b,*b,*b], "
+    "&d [*c,*c,*c,*c,*c], [*d,*d,*d,*d]]"
 )
 VALUES = (
-    *(
-        "[" * 500,
-        "[" * 5_000,
-        "[" * 60_000,
-        "{a: " * 5_000,
-        "&a [*a]",
-        "&a [*a, *a]",
-        "2024-13-45",
-        "2024-01-01",
-        "1:1:1:1",
-    ),
-    *(
-        "0x" + "f" * 5_000,
-        "9" * 5_000,
-        "1_000",
-        "0o17",
-        "010",
-        ".inf",
-        "-.inf",
-        ".nan",
-        "1e308",
-        "1e309",
-        "1e-400",
-        "yes",
-    ),
-    *(
-        r'"\ud800"',
-        r'"\0"',
-        r'"\x1b[2J"',
-        "- a\n- b",
-        "a: b",
-        "%YAML 9.9\n---\n1",
-        "@",
-        "`",
-        "*x",
-        "!",
-        "~",
-        "=",
-        "<<",
-        "...",
-    ),
-    "[&a [x,x,x,x,x,x,x,x,x], &b [*a,*a,*a,*a,*a,*a,*a], &c [*b,*b,*b,*b,*b,*b], "
-    "&d [*c,*c,*c,*c,*c], [*d,*d,*d,*d]]",
-)
+    "[" * 500, "[" * 5_000, "[" * 60_000, "{a: " * 5_000, "&a [*a]", "&a [*a, *a]", "2024-13-45",
+    "2024-01-01", "1:1:1:1", "0x" + "f" * 5_000, "9" * 5_000, "1_000", "0o17", "010", ".inf",
+    "-.inf", ".nan", "1e308", "1e309", "1e-400", "yes", r'"\ud800"', r'"\0"', r'"\x1b[2J"',
+    "- a\n- b", "a: b", "%YAML 9.9\n---\n1", "@", "`", "*x", "!", "~", "=", "<<", "...", NESTED,
+)  # fmt: skip
 
 
 def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
