@@ -51,8 +51,8 @@ def run_all(
     """Do the jobs that `plan.out` does not hold yet, and return the records of all in the order of
     the plan.
 
-    Any number of calls may work on one folder at the same time; each returns when all of its jobs
-    are done, by any of them. engine: does the remaining jobs instead of processes of this machine;
+    Several calls may work on one folder at the same time; each returns when all of its jobs are
+    done, by any of them. engine: does the remaining jobs instead of processes of this machine;
     it needs the folder to itself. Raises UserError, before anything starts, for settings that do
     not exist and for records in the folder that were made with other settings.
     """

@@ -144,7 +144,9 @@ def _limits(metadata: Iterable[object]) -> dict[str, float]:
     return limits
 
 
-def _derive(field: str, value: Any, kind: Any, limits: Mapping[str, float]) -> Distribution:
+def _derive(
+    field: str, value: float | None, kind: object, limits: Mapping[str, float]
+) -> Distribution:
     if kind is bool:
         return _choices((False, True))
     if get_origin(kind) is Literal:
@@ -154,8 +156,10 @@ def _derive(field: str, value: Any, kind: Any, limits: Mapping[str, float]) -> D
             f"--search {field}: write what to try as {field}=LOW..HIGH or {field}=A,B,C"
         )
     infinite = float("inf")
-    low = max(kind(value / AROUND[kind]), limits.get("ge", 0), 1 if kind is int else 0)
-    high = min(kind(value * AROUND[kind]), limits.get("le", infinite), limits.get("lt", infinite))
+    number = int if kind is int else float
+    around = AROUND[number]
+    low = max(number(value / around), limits.get("ge", 0), 1 if kind is int else 0)
+    high = min(number(value * around), limits.get("le", infinite), limits.get("lt", infinite))
     if kind is int:
         return _range(int, int(low), int(high))
     if high == limits.get("lt"):  # an exclusive limit
