@@ -157,6 +157,13 @@ def test_the_average_of_targets_is_of_exactly_the_papers(
     assert "imagenet_r" in figures
 
 
+@pytest.mark.parametrize(("source", "belongs"), [("imagenet", True), ("caltech101", False)])
+def test_the_papers_source_of_transfer_is_imagenet(source: str, belongs: bool) -> None:
+    fields = {"protocol": "cross-dataset", "counts": {"all": paper.TEST_IMAGES[source]}, **VIT}
+    run = record("coop", source, 1, {"all": 60.0, "dtd": 50.0}, **fields)
+    assert (paper.printed(run, "") is not None) == belongs
+
+
 def test_check_of_targets() -> None:
     lines = checked([shifted(seed, SIZES) for seed in (1, 2, 3)])
     ours = {figure: lines["Table 3", "CLIP", figure]["ours"] for figure in SIZES}
