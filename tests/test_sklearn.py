@@ -64,7 +64,7 @@ def test_cross_validated_predictions_and_a_search(
     assert search.best_estimator_.score(images, labels) > 0.75
 
 
-def test_calibrated_classifier_cv(
+def test_a_calibrated_classifier_keeps_labels(
     tiny_clip: Backbone, paths: tuple[np.ndarray, np.ndarray]
 ) -> None:
     calibrated = CalibratedClassifierCV(probe(tiny_clip), cv=2).fit(*paths)
@@ -90,7 +90,9 @@ def test_stacking_fits_copies_to_numbers_with_class_names(
 @pytest.mark.parametrize(
     "method", slow_except(["linear-probe", "rmadapter", "tip-adapter", "zero-shot"], "zero-shot")
 )
-def test_bagging(tiny_clip: Backbone, paths: tuple[np.ndarray, np.ndarray], method: str) -> None:
+def test_bagging_fits_copies_to_different_draws(
+    tiny_clip: Backbone, paths: tuple[np.ndarray, np.ndarray], method: str
+) -> None:
     """Bagging draws images by their weight, which every method takes."""
     own: dict[str, Any] = {"rmadapter": {"epochs": 2, "first_block": 4, "rank": 2}}.get(method, {})
     names = sorted(set(paths[1]))

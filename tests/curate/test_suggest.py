@@ -91,7 +91,7 @@ def test_run_without_examples_notes_it(
     assert "training images" in capsys.readouterr().err
 
 
-def test_without_a_run(tiny_clip: Backbone, pool: Path) -> None:
+def test_first_images_need_no_run(tiny_clip: Backbone, pool: Path) -> None:
     found = first_images(pool, 4, rule="typicality", backbone=tiny_clip, progress=False)
     assert found.suggestions[0].best == ()
     assert found.known == 0

@@ -108,7 +108,7 @@ def test_neighbours_are_nearest_by_untouched_features(
     )
 
 
-def test_clean_images_in_memory(tiny_clip: Backbone, colors: Path) -> None:
+def test_images_in_memory_are_judged(tiny_clip: Backbone, colors: Path) -> None:
     images = read_images(colors, progress=False)["train"]
     clean = suspects_of(tiny_clip, images)
     assert (clean.total, clean.judged) == (24, 24)

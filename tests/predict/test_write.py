@@ -28,7 +28,7 @@ def started(path: Path, key: str = "k") -> AnswerFile:
     return file
 
 
-def test_csv_and_json_lines(tmp_path: Path) -> None:
+def test_csv_and_json_lines_hold_the_rows(tmp_path: Path) -> None:
     bad: Row = {"image": "c.png", "bad": "c.png: not an image"}
     rows = [row("a,b.png"), row("caf\udce9.png", "unsure"), bad]
     for suffix in (".csv", ".jsonl"):
@@ -56,7 +56,7 @@ def test_csv_has_no_formula_and_paths_still_work(tmp_path: Path) -> None:
     assert cells == [["./=1+1.png", '\'=HYPERLINK("http://x")'], ["./-x/a.png", "sea_horse"]]
 
 
-def test_parquet(tmp_path: Path) -> None:
+def test_parquet_keeps_numbers_and_texts(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
@@ -86,7 +86,7 @@ def test_interrupted_file_is_resumed(tmp_path: Path) -> None:
     assert images == ["a.png", "a.png", "b.png"]
 
 
-def test_refused_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "answers.csv"
     started(out).write([row("a.png")])
     with pytest.raises(UserError, match=r"answers\.csv\.partial"):
@@ -193,7 +193,7 @@ def test_killed_process_is_resumed(tmp_path: Path) -> None:
     mover.resume([{"image": "moved.jpg", "sorted_to": str(place)}])
 
 
-def test_folder_names(tmp_path: Path) -> None:
+def test_folder_names_are_valid_on_any_system(tmp_path: Path) -> None:
     sorter = Sorter(tmp_path, ["sea_horse", "a/b", "..", "Käfer "])
     assert list(sorter.folders.values()) == ["sea_horse", "a_b", "_", "Käfer"]
     odd = Sorter(tmp_path, ["a. .", "aux", "NUL.txt", "com1 .x", "console"])
@@ -202,7 +202,7 @@ def test_folder_names(tmp_path: Path) -> None:
         Sorter(tmp_path, ["a/b", "A_b"])
 
 
-def test_refused_folders(tmp_path: Path) -> None:
+def test_unusable_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     one = tmp_path / "in/a.jpg"
     for root in (tmp_path / "in", tmp_path / "in/sorted/new"):
