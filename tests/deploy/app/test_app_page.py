@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,7 +21,6 @@ pytest.importorskip("uvicorn", reason="pip install 'rmadapter[app]'")
 
 from rmadapter import load
 from rmadapter.backbones import Backbone
-from tests.helpers.app import running_app
 from tests.helpers.web_pages import (
     CAMERA,
     STATE,
@@ -36,6 +39,20 @@ from tests.helpers.web_pages import (
 __all__ = ["axe"]  # a fixture
 
 LABELS = ("red", "blue", "a class whose name is rather long, as those of some data sets are, تفاحة")
+
+
+@contextmanager
+def running_app(tiny_clip: Backbone, *words: str) -> Iterator[str]:
+    """Start `rmadapter app` as a separate process; yield its address."""
+    words = ("app", "--port", "0", "--backbone", tiny_clip.name, "--json", *words)
+    command = [sys.executable, "-m", "rmadapter", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield json.loads(process.stdout.readline())["address"]
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
 
 
 @pytest.fixture(scope="module")
