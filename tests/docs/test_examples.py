@@ -38,7 +38,7 @@ def python_of(page: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("page", "example", "most"),
-    [("docs/your_method.md", "nearest_mean.py", 25), ("README.md", "quickstart.py", 10)],
+    [("docs/your_method.md", "nearest_mean.py", 30), ("README.md", "quickstart.py", 10)],
 )
 def test_the_first_python_of_a_page_is_its_example(page: str, example: str, most: int) -> None:
     block = python_of(page)[0]
@@ -47,6 +47,13 @@ def test_the_first_python_of_a_page_is_its_example(page: str, example: str, most
 
 
 # A method of one's own
+
+
+def test_the_method_of_the_page_runs_as_printed(tiny_clip: Backbone, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(python_of("docs/your_method.md")[0], encoding="utf-8")
+    fitted = load_method(f"{file}:NearestMean").fit(tiny_clip, shots_of(tiny_clip))
+    assert accuracy_of(fitted, noisy_colors(5, seed=1)) > 0.8
 
 
 def test_nearest_mean_scores_by_the_cosine_to_class_means(tiny_clip: Backbone) -> None:
