@@ -27,6 +27,7 @@ from rmadapter.artifacts.page import (
     MATRIX_LIMIT,
     TRAINING,
     Change,
+    describe_shots,
     panel,
     thumbnails_of,
     write_run_page,
@@ -87,6 +88,17 @@ def test_names_are_escaped(page: Page) -> None:
     for text in (*NASTY, "<i>data</i>", "<script>alert(1)</script> was skipped"):
         assert text in page.text
     assert set(NASTY) <= set(page.values("alt"))
+
+
+@pytest.mark.parametrize(
+    ("shots", "counts", "said"),
+    [(16, (16, 16), "16 images"), (16, (14, 6, 14), "6 to 14 images"), (16, (), "16 images"),
+     (1, (1, 1), "1 image per"), (0, (9, 7), "7 to 9 images"), (0, (), "all training images")],
+)  # fmt: skip
+def test_images_per_class_are_those_that_there_were(
+    shots: int, counts: tuple[int, ...], said: str
+) -> None:
+    assert said in describe_shots(shots, counts)
 
 
 def test_the_message_comes_first_with_its_numbers_and_intervals(

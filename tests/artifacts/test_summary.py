@@ -38,6 +38,15 @@ def test_a_judged_run_shows_its_judgement(capsys: pytest.CaptureFixture[str]) ->
     assert found["judgement"]["rows"][1]["accuracy"] == found["test, all classes"]["accuracy"] == 60
 
 
+def test_a_run_without_images_to_evaluate_on_has_no_table(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_record(RECORD.model_copy(update={"scores": (), "judgement": None}), as_json=False)
+    out = capsys.readouterr().out
+    assert "no images" in out
+    assert "│" not in out
+
+
 def test_the_three_lowest_recalls_are_those_of_the_fitted_method() -> None:
     rates: dict[str, Any] = {**RATES, "accuracy": 60.0}
     rows = (

@@ -7,6 +7,7 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -145,6 +146,16 @@ def test_a_split_of_numbered_classes_is_read_again(tmp_path: Path) -> None:
     save_split(few_shot({"train": make([0, 1], 2)}, 1, 1), tmp_path / "split.json")
     found = read_split(tmp_path / "split.json")
     assert (found.classes, found.written) == (("class 0", "class 1"), (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("which", "counts"), [("all", (4, 3, 4)), ("base", (4, 3)), ("novel", (4,))]
+)
+def test_a_split_counts_the_images_of_each_class(
+    tmp_path: Path, which: Literal["all", "base", "novel"], counts: tuple[int, ...]
+) -> None:
+    save_split(few_shot({"train": make(LABELS, 3)}, 4, 1), tmp_path / "split.json")
+    assert read_split(tmp_path / "split.json").counts(which) == counts
 
 
 def test_the_digest_of_a_split_is_that_of_the_set() -> None:

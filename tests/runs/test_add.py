@@ -219,7 +219,11 @@ def test_the_verb_compare(
     assert facts["runs"][2]["difference"] == 0  # the same model, and the same classes
     shown = rmadapter.done(*command)
     assert "16 images of 4 classes; p by McNemar's exact test" in shown.out
-    train = rmadapter(*command, "--split", "train").err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rmadapter.support.terminal.EVERY", 0)  # every line of progress
+        train = rmadapter(*command, "--split", "train").err
+    assert "evaluating train, all classes" in train
+    assert "evaluating test" not in train
     assert f"note: {finished}: 16 of these 24 images were trained on" in train
     refused(rmadapter(*command[:2], *command[4:]), "give at least two")
     refused(rmadapter(*command, "--split", "val"), "no val split")

@@ -314,6 +314,16 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
         again(finished, read_images(colors), out, backbone="/not/there")
 
 
+def test_the_page_says_how_many_images_the_classes_had(
+    finished: Path, colors: Path, tmp_path: Path
+) -> None:
+    splits = read_images(colors)
+    train = splits["train"]
+    few = train.subset(i for i, label in enumerate(train.labels) if label or i % 2)
+    again(finished, {**splits, "train": few}, tmp_path / "run", shots=6, epochs=1)
+    assert "given 3 to 6 images per class" in (tmp_path / "run/report.html").read_text()
+
+
 def test_the_page_is_made_again_from_the_folder_alone(copy: Path) -> None:
     """Byte for byte, though the data, of which the record has a name alone, is not there."""
     before = files_of(copy)

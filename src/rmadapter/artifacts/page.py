@@ -30,6 +30,7 @@ from rmadapter.artifacts.predictions import (
 from rmadapter.artifacts.record import MethodName, Record, Score, read_record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.artifacts.summary import choice_table, describe_choice, judgement_table
+from rmadapter.data.fewshot import read_split
 from rmadapter.data.formats.registry import images_root
 from rmadapter.data.read import ImageSource, load_image
 from rmadapter.errors import UserError
@@ -117,14 +118,15 @@ def thumbnails_of(page: Path) -> dict[tuple[int, str], str]:
 def write_run_page(
     path: Path, record: Record, predictions: Sequence[Predictions],
     history: Sequence[Mapping[str, float]], thumbnails: Thumbnails | None = None,
-    wrong: Sequence[Mistake] = (),
+    wrong: Sequence[Mistake] = (), counts: Sequence[int] = (),
 ) -> None:  # fmt: skip
     """Write the page of a run atomically; the same input gives the same bytes.
 
     predictions: one for each score of the record that has an accuracy, in the same order. history:
     the loss terms of every step; empty for a method that is not trained step by step. thumbnails:
     from `thumbnails_of`, for images that no longer exist. wrong: mistakes on the first test set.
-    Raises ValueError if scores and predictions do not match.
+    counts: training images of each class, if known. Raises ValueError if scores and predictions do
+    not match.
     """
     known = thumbnails or {}
     answered = [number for number, score in enumerate(record.scores) if score.accuracy is not None]
@@ -137,6 +139,7 @@ def write_run_page(
         path,
         "report.html.j2",
         record=record,
+        given=describe_shots(record.task.shots, counts),
         judged=record.judgement and judgement_table(record.judgement),
         choice=record.choice and (*choice_table(record.choice), describe_choice(record.choice)),
         rows=[(score, changes.get(number)) for number, score in enumerate(record.scores)],
@@ -163,10 +166,23 @@ def rewrite_page(folder: Path) -> Path:
         root = images_root(record.task.data, record.crops)
         wrong = read_mistakes(run.mistakes, predictions[0], root) if predictions else []
         thumbnails = thumbnails_of(run.page)
+        counts = read_split(run.split).counts(record.task.classes) if run.split.is_file() else ()
         run.write_sums(without=[run.page])  # these fit the folder even if this is killed
-        write_run_page(run.page, record, predictions, history, thumbnails, wrong)
+        write_run_page(run.page, record, predictions, history, thumbnails, wrong, counts)
         run.write_sums()
     return run.page
+
+
+def describe_shots(shots: int, counts: Sequence[int]) -> str:
+    """Say how many training images a class had. shots: those asked for, 0 for all. counts: of each
+    class, empty if unknown."""
+    least, most = (min(counts), max(counts)) if counts else (shots, shots)
+    each = f"{most} image{'' if most == 1 else 's'} per class"
+    if least < most:
+        each = f"{least} to {each}"
+    if shots:
+        return each
+    return f"all training images, {each}" if counts else "all training images"
 
 
 def _read_history(path: Path) -> list[dict[str, float]]:

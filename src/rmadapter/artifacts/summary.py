@@ -39,8 +39,10 @@ def print_record(record: Record, as_json: bool, run: Path | None = None) -> None
     if mean is not None and before is not None:
         figures = [f"{before:.1f}", f"{mean:.1f}", f"{mean - before:+.1f}"]
         rows.append(["harmonic mean", "", "", *figures])
-    if rows or not record.scores:
+    if rows:
         table(HEADER, rows)
+    else:
+        print("not evaluated: there were no images to evaluate on")
     for score in record.scores:
         if score.reason:
             note(f"{score.title}: {score.reason}")

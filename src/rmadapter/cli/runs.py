@@ -356,7 +356,7 @@ def compare(
                 f"{run}: {known} of these {len(images)} images were trained on, so its accuracy "
                 "says little"
             )
-    lines = compare_runs([(run, options.load(run)) for run in runs], images)
+    lines = compare_runs([(run, options.load(run)) for run in runs], images, split)
     if as_json:
         rows = [line.json() for line in lines]
         print(json.dumps({"images": len(images), "classes": len(images.classes), "runs": rows}))

@@ -195,6 +195,13 @@ class Split(BaseModel):
     def written(self) -> tuple[str | int, ...]:
         return self.labels or self.classes
 
+    def counts(self, which: Literal["all", "base", "novel"]) -> tuple[int, ...]:
+        """Return how many training images each class of a half has."""
+        every = Counter(label for _, label, _ in self.train)
+        labels = tuple(range(len(self.classes)))
+        known = ImageSet((), (), self.classes, written=labels)
+        return tuple(every[int(number)] for number in half(known, which).written)
+
     def images(self, root: Path) -> FewShot:
         """Return the draw, read below `root`. Raises UserError if images are missing or have
         changed."""

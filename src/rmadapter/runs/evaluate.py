@@ -227,8 +227,12 @@ class Line:
         return asdict(self)
 
 
-def compare(runs: Sequence[tuple[Path, Saved]], images: ImageSet) -> list[Line]:
+def compare(
+    runs: Sequence[tuple[Path, Saved]], images: ImageSet, split: str = "test"
+) -> list[Line]:
     """Return one line per run; each run uses the class names that it was trained with.
+
+    split: of the data, that the images are.
 
     Raises UserError if there are no images, and for a method that cannot score a class of the data.
     """
@@ -241,7 +245,7 @@ def compare(runs: Sequence[tuple[Path, Saved]], images: ImageSet) -> list[Line]:
         pairs = zip(labels, images.classes, strict=True)
         names = tuple(saved.custom_names.get(label, name) for label, name in pairs)
         cache = Cache(saved.fitted.backbone, hold=False)
-        sets: Sets = [(Question("all"), replace(images, classes=names), "test")]
+        sets: Sets = [(Question("all"), replace(images, classes=names), cast(Split, split))]
         try:
             [evaluation], _ = evaluate(saved.fitted, sets, cache)
         except NotApplicable as error:

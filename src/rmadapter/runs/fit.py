@@ -16,7 +16,7 @@ from rmadapter.artifacts.predictions import (
 )
 from rmadapter.artifacts.record import Record
 from rmadapter.artifacts.run_folder import RunFolder
-from rmadapter.data.fewshot import FewShot, half, save_split
+from rmadapter.data.fewshot import FewShot, half, read_split, save_split
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
 from rmadapter.runs.folds import FOLDS, Folds, choose_once
@@ -137,7 +137,9 @@ def _save(outcome: Outcome, out: Path, train: ImageSet, cache: Cache) -> None:
     write_predictions(files.predictions, rows)
     wrong = find_mistakes(fitted, train, evaluations, rows, cache)
     write_mistakes(files.mistakes, wrong)
-    write_run_page(files.page, record, rows, fitted.trained.history, wrong=wrong)
+    counts = read_split(files.split).counts(record.task.classes)
+    history = fitted.trained.history
+    write_run_page(files.page, record, rows, history, wrong=wrong, counts=counts)
     save_run(out, fitted, record.method.name, record, train.written)
 
 
