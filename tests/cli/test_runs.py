@@ -465,7 +465,7 @@ def test_very_uneven_classes(rmadapter: Command, tmp_path: Path, tiny_clip: Back
     data, out = write(tmp_path / "data", cat=60, dog=1, owl=2), tmp_path / "run"
     err = rmadapter.done(*fit_command(data, tiny_clip, out, *quick_options(4))).err
     assert [re.sub(r",.*| from .* %", "", line) for line in err.splitlines()] == [
-        "note: no test split: judging by 3-fold cross-validation of the 7 training images",
+        "note: no full test split: judging by 3-fold cross-validation of the 7 training images",
         "note: class 'dog' has 1 image", "note: class 'owl' has 2 images",
         "note: 6 images are too few to judge by: any accuracy is plausible; add images",
         "note: no images to judge these classes by: dog",

@@ -127,11 +127,43 @@ def test_images_of_old_and_new_classes(run: Path, tiny_clip: Backbone, tmp_path:
     assert grown(run, tiny_clip, new, tmp_path / "new") == record  # the same command again
     # the image of the old test is trained on now
     most = grown(run, tiny_clip, new, tmp_path / "most", shots=0)
-    assert most.scores[0].images == 15
+    assert [score.images for score in most.scores] == [17, 15]  # no yellow one is left to test
     assert most.notes[-1] == "trained on the 8 images of run and 9 new ones"
     more = write(tmp_path / "more", teal=((0, 128, 128), 2))
     third = grown(tmp_path / "new", tiny_clip, more, tmp_path / "third", outside=True)
     assert third.scores[0].classes == 6
+
+
+def test_without_a_test_split_all_classes_are_judged_by_folds(
+    rmadapter: Command, tiny_clip: Backbone, tmp_path: Path
+) -> None:
+    """Not by the new class alone, of which more images are left than were drawn."""
+    old = write(tmp_path / "old", red=((200, 40, 40), 4), blue=((40, 40, 200), 4))
+    new = write(tmp_path / "new", yellow=(YELLOW, 20))
+    more = write(tmp_path / "more/test", yellow=((200, 190, 30), 3))
+    write(tmp_path / "more/train", yellow=((200, 190, 40), 1))
+    probe = ["--method", "linear-probe", "--set", "device=cpu", "--shots", 4]
+    rmadapter.done(*fit_command(old, tiny_clip, tmp_path / "run", *probe))
+    for place, (before, data) in enumerate([("run", new), ("0", more), ("0", new)]):
+        out = tmp_path / str(place)
+        record = grown(tmp_path / before, tiny_clip, data, out, outside=True, shots=4)
+        assert record.judgement is not None
+        assert "cross-validation" in record.judgement.how
+        assert all(recall is not None for recall in record.judgement.fitted.recalls)
+        assert [score.split for score in record.scores] == ["cross-validated", "held out"]
+
+
+def test_undrawn_images_of_all_classes_judge_a_run_without_a_test_split(
+    rmadapter: Command, tiny_clip: Backbone, tmp_path: Path
+) -> None:
+    old = write(tmp_path / "old", red=((200, 40, 40), 6), blue=((40, 40, 200), 6))
+    new = write(tmp_path / "new", yellow=(YELLOW, 6))
+    probe = ["--method", "linear-probe", "--set", "device=cpu", "--shots", 2]
+    rmadapter.done(*fit_command(old, tiny_clip, tmp_path / "run", *probe))
+    record = grown(tmp_path / "run", tiny_clip, new, tmp_path / "grown")
+    assert [score.title for score in record.scores] == ["held out, all classes"]
+    assert record.judgement is not None
+    assert record.judgement.how.startswith("on images that were not drawn")
 
 
 def test_an_image_that_settings_are_chosen_on_is_not_tested_on(

@@ -70,7 +70,8 @@ def add_images(
 
     data: images of old and new classes, in any layout that `read_images` accepts; `shots` of each
     class are drawn, by default as many as for the run. Its test split, or what was not drawn, joins
-    the images that the run was tested on. old: where the run's own data is now. columns, crops: of
+    the images that the run was tested on; without a test split of all classes, the run is judged as
+    `fit` judges one on undrawn images. old: where the run's own data is now. columns, crops: of
     the new data, as for `read_images`. Raises UserError if the old data is missing or has changed,
     if a class would occur twice, and if `out` holds another run.
     """
@@ -101,7 +102,8 @@ def add_images(
     with exclusive(out):
         _write_list(out, splits, {**new, **saved.custom_names})
     lab.add_backbone(saved.fitted.backbone)
-    lab.add(task.data, read_images(RunFolder(out).images, skip_bad=skip_bad, outside=True))
+    images = read_images(RunFolder(out).images, skip_bad=skip_bad, outside=True)
+    lab.add(task.data, images, leftover=not _has_test_split(record, added_splits, splits))
     before = len(kept["train"])
     count = len(splits["train"]) - before
     notes = [f"trained on the {before} images of {run.name} and {count} new ones"]
@@ -179,6 +181,15 @@ def _extended(
             )
     tested = [row for row in dict.fromkeys(tests) if _identity(row.image) not in learnt]
     return {"train": train, "val": val, "test": tested}
+
+
+def _has_test_split(record: Record, added: Mapping[str, Rows], splits: Mapping[str, Rows]) -> bool:
+    """Return whether the run's data or the new data has a test split, and both together test every
+    class. record: of the run. splits: those of the new run."""
+    divided = "test" in added or any(score.split == "test" for score in record.scores)
+    return divided and {row.label for row in splits["test"]} == {
+        row.label for row in splits["train"]
+    }
 
 
 def _draw(rows: Rows, shots: int, rng: random.Random) -> Rows:

@@ -112,7 +112,7 @@ def _validation(
     folds = Folds.make(task, few, lab, count or FOLDS)
     if folds and judging:
         note(
-            f"no test split: judging by {len(folds)}-fold cross-validation of the "
+            f"no full test split: judging by {len(folds)}-fold cross-validation of the "
             f"{len(folds.images):,} training images"
         )
     return folds

@@ -55,14 +55,18 @@ class Lab:
     def __post_init__(self) -> None:
         self._backbone: Backbone | None = None
         self._splits: dict[str, Splits] = {}
+        self._leftover: set[str] = set()
         self._few: tuple[_Draw, FewShot] | None = None
         self._tests: dict[tuple[str, Half, _Draw | None], ImageSet] = {}
         self._train: tuple[tuple[str, int, int], Cache] | None = None
         self._test: Cache | None = None
 
-    def add(self, name: str, splits: Splits) -> None:
-        """Add images in memory as a data set of this name."""
+    def add(self, name: str, splits: Splits, leftover: bool = False) -> None:
+        """Add images in memory as a data set of this name. leftover: whether its test images are
+        only those that were not drawn, which may lack classes."""
         self._splits[name] = splits
+        if leftover:
+            self._leftover.add(name)
 
     def add_backbone(self, backbone: Backbone) -> None:
         """Add a backbone in memory, under its name, until another one replaces it."""
@@ -143,7 +147,8 @@ class Lab:
             if key not in self._tests and len(images):
                 self._tests[key] = half(images, question.classes)
             if len(self._tests.get(key, ())):
-                sets.append((question, self._tests[key], "held out" if tested is None else "test"))
+                leftover = tested is None or (question.data or task.data) in self._leftover
+                sets.append((question, self._tests[key], "held out" if leftover else "test"))
         return sets
 
     def unlabelled(self, task: Task, few: FewShot, images: ImageSet) -> ImageSet:

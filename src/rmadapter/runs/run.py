@@ -110,8 +110,8 @@ def _notes(task: Task, few: FewShot, lab: Lab, learnt: ImageSet, sets: Sets) -> 
 def _shared_groups(train: ImageSet, sets: Sets) -> list[str]:
     """Describe each test split of the same data that shares groups with the training images."""
     notes = []
-    for question, images, split in sets:
-        rows = [] if question.data or split != "test" else images.sharing_groups(train)
+    for question, images, _ in sets:
+        rows = [] if question.data else images.sharing_groups(train)
         names = list(dict.fromkeys(images.groups[i] for i in rows))
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
