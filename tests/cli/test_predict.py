@@ -395,11 +395,17 @@ def test_explain_prints_a_table_json_and_a_page(
     refused(rmadapter(*command, "--out", tmp_path / "why"), "already exists")
 
 
-def test_mistakes_in_explain_are_named(rmadapter: Command, finished: Path, colors: Path) -> None:
+def test_mistakes_in_explain_are_named(
+    rmadapter: Command, finished: Path, colors: Path, tmp_path: Path
+) -> None:
     refused(rmadapter("explain", colors, colors), "not a run")
     out = rmadapter("explain", finished, colors, "--out", finished / "run.json")
     refused(out, "run.json: is a file; choose another --out")
-    command = ["explain", finished, "nowhere.png", colors / "test/red/0.png"]
+    bad = tmp_path / "bad.png"
+    bad.touch()
+    command = ["explain", finished, bad, colors / "test/red/0.png"]
     command += [*backbone_option(finished), "-q"]
-    refused(rmadapter(*command), "nowhere.png", "--skip-bad")
+    refused(rmadapter(*command), "bad.png", "--skip-bad")
     assert len(rmadapter.json(*command, "--skip-bad")) == 1
+    bad.unlink()
+    refused(rmadapter(*command, "--skip-bad"), "bad.png: no such file")

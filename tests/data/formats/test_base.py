@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -32,6 +33,15 @@ def test_listed_paths_must_stay_in_their_folder() -> None:
     for name in ("", "a\0b", "http://x/a.png"):
         with pytest.raises(UserError, match=r"^line 2: "):
             listed_image(Path("list.csv"), "line 2", name, outside=True)
+
+
+@pytest.mark.skipif(os.sep == "\\", reason="there a backslash separates folders")
+def test_a_path_of_windows_is_explained_unless_a_file_has_that_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^line 2: .*dog0\.jpg.* / instead of \\"):
+        listed_image(tmp_path / "list.csv", "line 2", "pics\\dog0.jpg")
+    (tmp_path / "pics\\dog0.jpg").touch()
+    image = listed_image(tmp_path / "list.csv", "line 2", "pics\\dog0.jpg")
+    assert image == tmp_path / "pics\\dog0.jpg"
 
 
 @pytest.mark.parametrize(

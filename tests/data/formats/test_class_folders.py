@@ -111,3 +111,22 @@ def test_folders_of_the_system_are_refused(tmp_path: Path) -> None:
     for path in (Path("/proc/self"), Path("/dev"), tmp_path / "link"):
         with pytest.raises(UserError, match="a system folder, which holds no images"):
             scan_folder(path)
+
+
+@pytest.mark.parametrize(
+    ("root", "around"),
+    [("photos/dog", "photos"), ("split/train/dog", "split"), ("photos/horse", "photos")],
+)
+def test_a_class_instead_of_its_parent_is_refused_with_the_parent(
+    tmp_path: Path, root: str, around: str
+) -> None:
+    write(tmp_path, "photos/dog/1.png", "photos/dog/2024/2.png", "photos/cat/summer/3.png")
+    write(tmp_path, "photos/horse/1.png", "split/train/dog/1.png", "split/train/cat/1.png")
+    with pytest.raises(UserError, match="did you mean") as refusal:
+        scan_folder(tmp_path / root)
+    assert repr(str(tmp_path / around)) in str(refusal.value)
+
+
+def test_one_class_folder_is_read_where_nothing_says_that_it_is_a_class(tmp_path: Path) -> None:
+    write(tmp_path, "new/elephant/1.png", "new/cover.png")  # no other images around it
+    assert labels(tmp_path / "new") == ["elephant"]

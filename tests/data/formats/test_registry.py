@@ -178,8 +178,18 @@ def test_shards_and_their_labels_are_not_ignored_files(tmp_path: Path) -> None:
 
 
 def test_named_files_keep_their_order_whatever_they_hold(photos: Path) -> None:
-    words = ["photos/b.jpg", "photos/a", "photos/gone.jpg", "photos/a/notes.txt"]
-    assert names(*words) == [words[0], *IMAGES[:2], *words[2:]]
+    words = ["photos/b.jpg", "photos/a", "photos/a/notes.txt"]
+    assert names(*words) == [words[0], *IMAGES[:2], words[2]]
+
+
+def test_a_named_file_that_is_missing_is_refused_unless_it_may_have_been_moved(
+    photos: Path,
+) -> None:
+    for word, near in (("photos/bb.jpg", "photos/b.jpg"), ("gone/b.jpg", "")):
+        with pytest.raises(UserError, match=rf"^{word}: no such file.*{near}") as refusal:
+            find_images([word])
+        assert "--skip-bad" not in str(refusal.value)
+    assert find_images(["gone/b.jpg"], none=True).files == [Path("gone/b.jpg")]
 
 
 def test_patterns_match_files_and_folders(photos: Path) -> None:

@@ -275,13 +275,19 @@ def check_inside(name: str, where: str, outside: bool = False) -> None:
 
 def listed_image(table: Path, where: str, name: str, outside: bool = False) -> Path:
     """Return the path of an image named in a table, relative to the table's folder. Raises
-    UserError, naming `where`, for an empty path, a NUL, a web address, and as `check_inside`."""
+    UserError, naming `where`, for an empty path, a NUL, a web address, a missing file with the
+    separators of Windows, and as `check_inside`."""
     if not name or "\0" in name:
         raise UserError(f"{where}: the path {'holds a NUL' if name else 'is empty'}")
     if URL.match(name):
         raise UserError(f"{where}: {name!r:.200} is a web address; fetch the images first")
     check_inside(name, where, outside)
-    return table.parent / name
+    image = table.parent / name
+    if "\\" in name and os.sep == "/" and not os.path.lexists(image):
+        raise UserError(
+            f"{where}: {name!r:.200}: no such file; write / instead of \\ between folders"
+        )
+    return image
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import difflib
 import os
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rmadapter.data.decode import formats
@@ -59,9 +60,7 @@ def scan_folder(root: Path, ignored: Counter[str] | None = None) -> dict[str, Ro
     layout.
     """
     ignored = Counter() if ignored is None else ignored
-    real = root.resolve()
-    if real.parts[:2] in ENDLESS:
-        raise UserError(f"{root}: {real.parts[1]} is a system folder, which holds no images")
+    check_layout(root)
     folders = _folders(root)
     splits = [folder for folder in folders if folder.name.casefold() in SPLITS]
     others = [folder for folder in folders if folder not in splits]
@@ -82,6 +81,44 @@ def scan_folder(root: Path, ignored: Counter[str] | None = None) -> dict[str, Ro
             raise UserError(f"{root}: {what}: merge the two")
         rows[name] = _scan_classes(folder, ignored)
     return {name: rows[name] for name in ("train", "val", "test") if name in rows}
+
+
+def check_layout(root: Path) -> None:
+    """Raise UserError for a folder of the system, one without class folders, and one that seems to
+    be a class itself: it has images beside its only folder, and folders of images around it."""
+    real = root.resolve()
+    if real.parts[:2] in ENDLESS:
+        raise UserError(f"{root}: {real.parts[1]} is a system folder, which holds no images")
+    folders = _folders(root)
+    if len(folders) > 1 or any(folder.name.casefold() in SPLITS for folder in folders):
+        return
+    around = _data_around(root) if _holds_image(root, "*") else None
+    meant = f"; did you mean {str(around)!r}?" if around else ""
+    if not folders:
+        advice = f"images belong in {root}/CLASS NAME/"
+        raise UserError(f"{root}: holds no class folders; {advice}{meant}")
+    if meant:
+        what = f"holds images beside its only folder {folders[0].name!r}, as a class does"
+        raise UserError(f"{root}: {what}{meant}")
+
+
+def _data_around(root: Path) -> Path | None:
+    """Return the data set that a folder seems to be a class of: what holds it and other folders of
+    images, or None."""
+    home = root.resolve() if root.name in ("", "..") else root
+    with suppress(UserError):  # a folder above may be closed
+        others = [folder for folder in _folders(home.parent) if folder.resolve() != home.resolve()]
+        if any(_holds_image(folder, "*") or _holds_image(folder, "*/*") for folder in others):
+            return home.parent.parent if home.parent.name.casefold() in SPLITS else home.parent
+    return None
+
+
+def _holds_image(folder: Path, pattern: str) -> bool:
+    """Return whether an image is among what the pattern matches in a folder."""
+    return any(
+        path.suffix.lower() in formats() and not path.name.startswith(".")
+        for path in folder.glob(pattern)
+    )
 
 
 def _scan_classes(parent: Path, ignored: Counter[str]) -> Rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import glob
 import os
 import sys
@@ -139,10 +140,10 @@ def find_images(
 
     words: files, folders (searched to any depth), patterns such as "photos/*.jpg", data in any
     other format of docs/data.md, and - for paths on stdin, one per line. A named file is included
-    whatever it holds. column: a table's image column; its paths are relative to the table's folder.
-    outside: whether paths may leave that folder. none: allow finding no images, since all of them
+    whatever it holds, and one on stdin even if it is missing. column: a table's image column; its
+    paths are relative to the table's folder. outside: whether paths may leave that folder. none: allow finding no images, since all of them
     may have been moved. crops: use the boxes of annotations as images. Raises UserError for a web
-    address, an unreadable table, and if there are no images.
+    address, a missing file, an unreadable table, and if there are no images.
     """
     inputs = Inputs()
     options = ReadOptions(outside, {"image": column}, crops)
@@ -158,12 +159,21 @@ def find_images(
                 if images is None and not none:
                     raise UserError(f"{name!r:.200}: no file matches this pattern")
             elif images is None:
+                if word != "-" and not none and not os.path.lexists(path):
+                    raise UserError(f"{path}: no such file or folder{_near(path)}")
                 images = Inputs([path])
             inputs.add(images or Inputs())
     if not inputs.files and not none:
         why = f" ({inputs.note})" if inputs.note else ""
         raise UserError(f"{', '.join(words)[:200]}: no images in a supported format{why}")
     return inputs
+
+
+def _near(path: Path) -> str:
+    """Return a question with the name in the same folder that is most like a missing one, or ""."""
+    names = os.listdir(path.parent) if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {str(path.parent / close[0])!r}?" if close else ""
 
 
 def _matches(pattern: Path) -> Inputs | None:

@@ -219,7 +219,13 @@ def _reader(path: Path) -> Callable[[Path, Choice], Cells]:
 
 def _text(path: Path, choose: Choice) -> Cells:
     kind = "a readable CSV file in UTF-8"
-    text = read_text(path, kind)
+    text = read_text(path, kind, errors="surrogateescape")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        line = text.count("\n", 0, error.start) + 1
+        advice = "save it as CSV UTF-8, which spreadsheets offer beside CSV"
+        raise UserError(f"{path}, line {line}: not {kind}; {advice}") from None
     lines = io.StringIO(text, newline="")
     try:
         reader = csv.DictReader(lines, delimiter=_delimiter(text), strict=True)
