@@ -147,8 +147,10 @@ def test_bash_completes(
         ("fit data --out run --minutes 3", ["--minutes limits the choice of --method auto"]),
     ],
 )
-def test_wrong_usage_is_one_line(rmadapter: Command, words: str, hints: list[str]) -> None:
-    refused(rmadapter(*words.split()), *hints)
+def test_wrong_usage_is_one_line(
+    rmadapter: Command, colors: Path, words: str, hints: list[str]
+) -> None:
+    refused(rmadapter(*words.replace("data", str(colors)).split()), *hints)
 
 
 def test_a_mistake_is_one_line_in_a_real_process() -> None:

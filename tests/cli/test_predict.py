@@ -337,7 +337,7 @@ def test_mistakes_in_predict_are_named(
     refused(rmadapter("predict", colors, image), "not a run")
     for words, *hints in (
         ([bad], "bad.png: not"),
-        ([image, tmp_path / "gone.png"], "gone.png: not a readable image"),
+        ([image, tmp_path / "gone.png"], "gone.png: no such file"),
         ([finished], f"{finished}: no images in a supported format ("),
         ([image, "--names", ""], "--names", "at least one"),
         ([image, "--names", " , "], "--names", "at least one"),

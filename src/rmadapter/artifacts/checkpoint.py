@@ -27,7 +27,7 @@ from rmadapter.artifacts.record import (
     read_model,
     read_record,
 )
-from rmadapter.artifacts.run_folder import RunFolder, find_run, without_model
+from rmadapter.artifacts.run_folder import RunFolder, check_model, find_run
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.backbones.load import is_published, name_it
 from rmadapter.data.names import Label, custom_names
@@ -188,8 +188,7 @@ def load(
     """
     folder = find_run(folder)
     run = RunFolder(folder)
-    if not run.model.is_file():
-        raise UserError(f"{folder}: {without_model(folder)}")
+    check_model(folder)
     model = read_model(run.model)
     name = model.method.name
     if is_outside(name) and name != method:

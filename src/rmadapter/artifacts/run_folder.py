@@ -148,6 +148,18 @@ def find_run(name: str | Path) -> Path:
     return run.path
 
 
+def check_model(folder: Path) -> None:
+    """Raise UserError for a folder without a model."""
+    if not RunFolder(folder).model.is_file():
+        raise UserError(f"{folder}: {without_model(folder)}")
+
+
+def check_no_model(out: Path) -> None:
+    """Raise UserError for a folder that holds a model, which is not overwritten."""
+    if RunFolder(out).model.exists():
+        raise UserError(f"{out} already holds a model: choose another --out")
+
+
 def without_model(folder: Path) -> str:
     """Say what a folder without a model is, and what to do, for a message."""
     makes = f"`rmadapter fit DATA --out {folder}` makes one"

@@ -12,9 +12,9 @@ import torch
 
 from rmadapter.backbones.backbone import Backbone
 from rmadapter.backbones.load import load_backbone
+from rmadapter.backbones.names import names_in
 from rmadapter.backbones.pocket import LICENCE, POCKET, SIZE_TO_FETCH, pocket_place
-from rmadapter.errors import UserError
-from rmadapter.support.files import JsonObject, user_path
+from rmadapter.support.files import JsonObject
 from rmadapter.support.hub import Unreachable
 from rmadapter.support.terminal import note
 
@@ -62,9 +62,7 @@ def first_of(names: str) -> Backbone:
     A note says which it is and why. Raises UserError as `load_backbone` does, also for a wrong name
     before the last.
     """
-    choices = [names] if user_path(names).exists() else [name.strip() for name in names.split(",")]
-    if not all(choices):
-        raise UserError(f"backbone {names!r}: separate names with single commas")
+    choices = names_in(names)
     for name, other in zip(choices, [*choices[1:], ""], strict=True):
         try:
             backbone = load_backbone(name)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -24,6 +22,7 @@ from rmadapter.backbones.build import (
     load_weights,
 )
 from rmadapter.backbones.hugging_face import load_hf
+from rmadapter.backbones.names import check_name, nearest, unknown_architecture
 from rmadapter.backbones.pocket import POCKET, pocket_folder
 from rmadapter.backbones.trust import (
     CONFIG,
@@ -81,12 +80,7 @@ def load_backbone(name: str) -> Backbone:
         return _load_untrusted(name, model_folder(repository), repository)
     if folder.is_dir():
         return _load_untrusted(name, folder)
-    if name.startswith(("/", ".", "~")) or "/" not in name:
-        raise UserError(
-            f"backbone {name!r} is neither a folder nor a name: write 'pocket', "
-            "'ARCHITECTURE/TAG' as in 'ViT-B-16/openai', 'hf-hub:OWNER/NAME' or an existing "
-            "folder"
-        )
+    check_name(name)
     return _from_architecture(name)
 
 
@@ -223,10 +217,7 @@ def architecture_config(name: str, architecture: str) -> tuple[JsonObject, list[
     import open_clip
 
     if architecture not in open_clip.list_models():
-        raise UserError(
-            f"backbone {name!r}: open_clip has no architecture {architecture!r}; "
-            f"the nearest are {_nearest(architecture, open_clip.list_models())}"
-        )
+        raise UserError(unknown_architecture(name, architecture, open_clip.list_models()))
     config: JsonObject = open_clip.get_model_config(architecture) or {}
     check_architecture(config)
     return config, open_clip.list_pretrained_tags_by_model(architecture)
@@ -245,9 +236,7 @@ def _from_architecture(name: str) -> Backbone:
     config, tags = architecture_config(name, architecture)
     file = user_path(tag)
     published: JsonObject = {}
-    if file.suffix in (".safetensors", *PICKLES):
-        _check_file(file, architecture)
-    elif tag != "none":
+    if file.suffix not in (".safetensors", *PICKLES) and tag != "none":
         published = _published(architecture, tag, tags)
     transform = published or transform_of(architecture, tags)
     quick_gelu = published.get("quick_gelu", False)
@@ -277,7 +266,7 @@ def _published(architecture: str, tag: str, tags: list[str]) -> JsonObject:
             f"QuickGELU mismatch: {tag!r} was trained with GELU, but {architecture!r} computes "
             f"QuickGELU; use {plain + '/' + tag!r}"
         )
-    hint = f"the nearest are {_nearest(tag, tags)}" if tags else "it has none"
+    hint = f"the nearest are {nearest(tag, tags)}" if tags else "it has none"
     raise UserError(
         f"open_clip has no published weights {tag!r} for {architecture!r}; {hint}; "
         f"{architecture + '/none'!r} has random weights"
@@ -361,16 +350,3 @@ def _weights_in(folder: Path) -> Path | None:
     """Return the safetensors file of a model folder; open_clip's names come first."""
     files = folder.glob("*.safetensors")
     return min(files, key=lambda one: (one.name not in OPEN_CLIP_WEIGHTS, one.name), default=None)
-
-
-def _check_file(file: Path, architecture: str) -> None:
-    if not file.is_file():
-        raise UserError(f"{file}: no such weights file")
-    if file.suffix != ".safetensors":
-        raise UserError(
-            f"{file}: weights must be safetensors; {how_to_convert(file, architecture)}"
-        )
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    return ", ".join(difflib.get_close_matches(word, known, n=3, cutoff=0.0))

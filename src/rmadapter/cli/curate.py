@@ -20,7 +20,7 @@ from rmadapter.cli.options import (
     parts,
 )
 from rmadapter.errors import UserError
-from rmadapter.support.files import check_new
+from rmadapter.support.files import check_new, user_path
 from rmadapter.support.terminal import note, table
 
 if TYPE_CHECKING:
@@ -62,20 +62,30 @@ def suspects(
 
     With --apply: write a data set without them.
     """
-    from rmadapter.curate.apply import apply_decisions, cleaned_name
-    from rmadapter.curate.suspects import find_suspects
+    from rmadapter.cli.checks import check_backbones
+    from rmadapter.data.formats.registry import check_source
     from rmadapter.settings import parse_overrides
 
     columns = table_columns.named()
+    check_source(data, columns)
     if apply:
         if out is None:
             raise UserError("--apply: name the cleaned copy with --out")
         if method != METHOD or backbone or sets:
             raise UserError("--apply trains nothing: remove --method, --backbone and --set")
+        check_new(out)
+        if not user_path(apply).is_file():
+            raise UserError(f"--apply {apply}: no such file; `rmadapter suspects --out` writes one")
+        from rmadapter.curate.apply import apply_decisions
+
         cleaned = apply_decisions(data, apply, out, columns=columns, outside=outside)
         _show_cleaned(out, cleaned, as_json)
         return
     files = _suspects_files(out, data) if out else None
+    check_backbones(backbone, sets)
+    from rmadapter.curate.apply import cleaned_name
+    from rmadapter.curate.suspects import find_suspects
+
     settings = {**({"backbone": backbone} if backbone else {}), **parse_overrides(sets or [])}
     result = find_suspects(
         data, method, settings, columns=columns, outside=outside, progress=not quiet
@@ -196,19 +206,26 @@ def suggest(
     as_json: Json = False,
 ) -> None:
     """Suggest which unlabelled images to label next, or first."""
-    from rmadapter.curate.suggest import first_images, suggest_images
+    from rmadapter.cli.checks import check_backbones, check_runs
+    from rmadapter.data.formats.registry import check_words
 
     files = _suggest_files(out) if out else None
+    if not start:
+        if names:
+            raise UserError("--names needs --start: a run has its own classes")
+        if len(words) < 2:
+            raise UserError("name a run and the images to choose from, or give --start")
+        check_runs(words[0])
+    check_words(words if start else words[1:])
+    check_backbones(backbone)
+    from rmadapter.curate.suggest import first_images, suggest_images
+
     if start:
         result = first_images(
             words, n, names=parts(names), rule=rule, seed=seed, backbone=backbone or "pocket",
             skip_bad=reading.skip_bad, column=image_column, outside=reading.outside,
         )  # fmt: skip
     else:
-        if names:
-            raise UserError("--names needs --start: a run has its own classes")
-        if len(words) < 2:
-            raise UserError("name a run and the images to choose from, or give --start")
         run, *pool = words
         result = suggest_images(
             run, pool, n, rule=rule, seed=seed, backbone=backbone,

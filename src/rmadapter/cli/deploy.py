@@ -99,8 +99,14 @@ def export(
 
     Its answers are compared with the run's before it is written.
     """
-    from rmadapter.deploy.export import folder as exporting
+    from rmadapter.cli.checks import check_backbones, check_runs
+    from rmadapter.data.formats.registry import check_source
+    from rmadapter.deploy.export.targets import check_options
 
+    check_runs(run)
+    check_backbones(options.backbone)
+    if wanted.data:
+        check_source(wanted.data)
     folder = find_run(run)
     out, to, text, embeddings = (
         wanted.folder(run, folder),
@@ -108,7 +114,9 @@ def export(
         wanted.text,
         wanted.embeddings,
     )
-    exporting.check_options(out, to, wanted.precision, text, embeddings)
+    check_options(out, to, wanted.precision, text, embeddings)
+    from rmadapter.deploy.export import folder as exporting
+
     saved = options.load(folder, device="cpu")
     facts = exporting.export(
         folder, saved, out, wanted.precision, wanted.data, to=to, outside=outside,
@@ -249,6 +257,14 @@ def serve(
     If RMADAPTER_API_KEY is set, requests must carry that key.
     """
     check_extra("serve", NEEDED_BY_SERVE)
+    from rmadapter.cli.checks import check_backbones, check_runs
+    from rmadapter.deploy.export.runtime import ENGINES
+
+    folders = named(runs)
+    for folder in folders.values():
+        if not any((folder / name).is_file() for name in ENGINES):
+            check_runs(folder)
+    check_backbones(options.backbone)
     from rmadapter.deploy.serve import server
     from rmadapter.deploy.serve.model import ServeOptions, open_served
     from rmadapter.deploy.serve.service import Service
@@ -256,7 +272,7 @@ def serve(
     most = limits.limits()
     models = {
         name: ServeOptions(folder, engine, threads, options.backbone, options.method)
-        for name, folder in named(runs).items()
+        for name, folder in folders.items()
     }
     key = os.environ.get(KEY, "")
     with bind(host, port) as listening:

@@ -58,9 +58,16 @@ class SortOptions:
         float, typer.Option(min=0, max=1, help='Below this probability the label is "unsure".')
     ] = 0.0
 
+    def check(self) -> None:
+        """Raise UserError for options that contradict each other."""
+        if self.move and self.link:
+            raise UserError("--move and --link: give only one of them")
+        if self.sort_into is None and (self.move or self.link):
+            raise UserError("--move and --link need --sort-into DIR")
+
     def sorter(self, labels: Sequence[str]) -> Sorter | None:
         """Return what sorts the images, if anything. Raises UserError for options that contradict
-        each other or the labels."""
+        the labels."""
         from rmadapter.predict.answer import UNSURE
         from rmadapter.predict.write import Sorter
 
@@ -69,11 +76,7 @@ class SortOptions:
                 f"a class is already labelled {UNSURE!r}: leave out --unsure, or choose other "
                 "--names"
             )
-        if self.move and self.link:
-            raise UserError("--move and --link: give only one of them")
         if self.sort_into is None:
-            if self.move or self.link:
-                raise UserError("--move and --link need --sort-into DIR")
             return None
         folders = [*labels, *([UNSURE] if self.unsure else [])]
         return Sorter(
@@ -149,22 +152,32 @@ def predict(
 
     The answers are shown, written to a file, or used to sort the images into folders.
     """
+    from rmadapter.cli.checks import check_backbones, check_runs
+    from rmadapter.data.formats.registry import check_words
     from rmadapter.predict.answer import columns
-    from rmadapter.predict.write import AnswerFile, write_answers
+    from rmadapter.predict.write import AnswerFile, check_answer_file, partial_of, write_answers
 
+    check_runs(run)
+    check_backbones(options.backbone)
+    sorting.check()
     on_ray, unsure = ray.chosen(), sorting.unsure
     if on_ray and (out is None or sorting.sort_into):
         raise UserError("--engine ray writes a file of answers: give --out, not --sort-into")
+    path = sorting.sort_into / "answers.csv" if sorting.sort_into and not out else out
+    if path:
+        check_answer_file(path)
+    resumed = path is not None and partial_of(path).exists()
+    check_words(images, none=resumed)
+    find = reading.find_rows if on_ray else reading.find
+    inputs = find(images, files.outside, resumed)
     run = find_run(run)
     predictor = _predictor(options.load(run), names, top)
     if more.unfamiliar:
         _check_examples(run, predictor.fitted)
     sorter = sorting.sorter(predictor.labels)
-    path = sorter.root / "answers.csv" if sorter and not out else out
     if predictor.fitted.remembers:
         _note_memory(predictor.fitted, on_ray, path)
     if path is None:
-        inputs = reading.find(images, files.outside)
         _show(inputs.files, predictor, unsure, files.skip_bad, as_json, more.unfamiliar)
         return
     header = columns(
@@ -175,11 +188,9 @@ def predict(
     if on_ray:
         from rmadapter.predict.ray import cluster
 
-        inputs = reading.find_rows(images, files.outside, none=file.partial.exists())
         workers = cluster(predictor, run, options.backbone, options.method, ray.jobs, ray.address)
         facts = write_answers(inputs.files, workers, unsure, True, file)
     else:
-        inputs = reading.find(images, files.outside, none=file.partial.exists())
         if sorter:
             sorter.check(inputs.folders, inputs.files)
         facts = write_answers(inputs.files, predictor, unsure, files.skip_bad, file, sorter)
@@ -211,12 +222,12 @@ def _check_examples(run: Path, fitted: Fitted) -> None:
 def _note_memory(fitted: Fitted, ray: bool, path: Path | None) -> None:
     """Print a note that answers depend on the order of the images. Raises UserError where one
     process does not see all of them."""
-    from rmadapter.predict.write import PARTIAL
+    from rmadapter.predict.write import partial_of
     from rmadapter.runs.evaluate import refuse_stateful
 
     if ray:
         refuse_stateful(fitted, "a worker of --engine ray")
-    if path and (partial := path.with_name(path.name + PARTIAL)).exists():
+    if path and (partial := partial_of(path)).exists():
         raise UserError(
             f"{partial}: unfinished, and {fitted.method.title} cannot resume; delete it to start "
             "again"
@@ -331,12 +342,18 @@ def explain(
 
     The two best classes stand beside them.
     """
-    from rmadapter.predict.explain import explain_images, write_page
+    from rmadapter.cli.checks import check_backbones, check_runs
+    from rmadapter.data.formats.registry import check_words
 
+    check_runs(run)
+    check_backbones(options.backbone)
     page = out / PAGE if out else None
     if page:
         check_new(page)
+    check_words([*images, *([str(data)] if data else [])])
     inputs = reading.find(images, outside)
+    from rmadapter.predict.explain import explain_images, write_page
+
     explained = explain_images(
         run,
         inputs.files,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rmadapter.artifacts.run_folder import find_run
+from rmadapter.artifacts.run_folder import check_no_model, find_run
 from rmadapter.cli.options import (
     Classes,
     Crops,
@@ -31,7 +32,6 @@ from rmadapter.support.terminal import note, table
 if TYPE_CHECKING:
     from rmadapter.artifacts.record import Record
     from rmadapter.bench.tune import Tuned
-    from rmadapter.data.image_set import ImageSet
     from rmadapter.runs.lab import Lab
     from rmadapter.runs.request import Request
 
@@ -163,6 +163,14 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Train a model on images; write it, its record and report.html."""
+    from rmadapter.cli.checks import check_backbones, check_folder
+    from rmadapter.data.formats.registry import check_source
+    from rmadapter.data.names import check_known, read_names
+
+    check_backbones(options.backbone, settings.sets, settings.config)
+    check_folder(out)
+    known = read_names(names) if names else {}
+    check_source(data, images.named(), images.crops)
     from rmadapter.runs.fit import fit as run_fit
     from rmadapter.runs.fit import join_fit
     from rmadapter.runs.lab import Lab, Team
@@ -170,7 +178,10 @@ def fit(
     request = options.request(data, settings)
     team = Team.of(request.name, request.method, request.machine)
     lab = Lab(team.machine, team=team)
-    lab.add(str(data), _read_named(data, images, files, names, check))
+    splits = files.read(data, images, known, check or None)
+    check_known(known, next(iter(splits.values())).written, names or "")
+    lab.add(str(data), splits)
+    lab.draw(request.task)  # is refused here, before a backbone is loaded
     task = replace(request.task, backbone=_add_backbone(lab, request.task.backbone))
     if distributed.is_helper():
         join_fit(task, request.method, out, lab, request.name)
@@ -182,19 +193,6 @@ def fit(
     )  # fmt: skip
     team.leave()
     _show(record, out, as_json)
-
-
-def _read_named(
-    data: Path, images: DataOptions, files: FileOptions, names: Path | None, check: bool
-) -> dict[str, ImageSet]:
-    """Read the splits of a data set, with the class names of a file. Raises UserError for names of
-    other classes."""
-    from rmadapter.data.names import check_known, read_names
-
-    known = read_names(names) if names else {}
-    splits = files.read(data, images, known, check or None)
-    check_known(known, next(iter(splits.values())).written, names or "")
-    return splits
 
 
 def _add_backbone(lab: Lab, names: str) -> str:
@@ -237,6 +235,12 @@ def evaluate(
 
     The untouched backbone's accuracy stands beside it.
     """
+    from rmadapter.cli.checks import check_backbones, check_runs
+    from rmadapter.data.formats.registry import check_source
+
+    check_runs(run)
+    check_backbones(options.backbone)
+    check_source(data, images.named(), images.crops)
     from rmadapter.artifacts.checkpoint import load
     from rmadapter.artifacts.summary import print_score
     from rmadapter.runs import request
@@ -287,24 +291,32 @@ def add(
 
     New classes need only a name; with images, the model is trained again.
     """
-    from rmadapter.data.formats.registry import is_data_file
+    from rmadapter.cli.checks import check_backbones, check_folder, check_runs
+    from rmadapter.data.formats.registry import check_source, is_data_file
+
+    check_runs(run)
+    check_backbones(options.backbone)
+    check_folder(out)
+    data = Path(what[0])
+    trains = len(what) == 1 and (data.is_dir() or is_data_file(data))
+    if trains:
+        check_source(data, images.named(), images.crops)
+        if old_data:
+            check_source(old_data)
+    else:
+        _check_class_names(what)
+        check_no_model(out)
     from rmadapter.runs.add import add_images, add_names
 
     run = find_run(run)
-    saved, data = options.load(run), Path(what[0])
-    if len(what) == 1 and (data.is_dir() or is_data_file(data)):
+    saved = options.load(run)
+    if trains:
         record = add_images(
             run, saved, data, out, old_data, shots, files.skip_bad, files.outside, command(),
             images.named(), images.crops,
         )  # fmt: skip
         _show(record, out, as_json)
         return
-    for word in what:
-        if Path(word).exists() or _is_place(word):
-            raise UserError(
-                f"{word}: give one folder or table that exists, or names of classes that are no "
-                "files here"
-            )
     labels = add_names(saved, what, out)
     if as_json:
         print(json.dumps({"run": str(out), "labels": labels}))
@@ -313,11 +325,19 @@ def add(
         print(f"{out}: {len(labels)} classes, {new}")
 
 
-def _is_place(word: str) -> bool:
-    """Return whether a word is written as a path of a folder or table rather than a class name."""
+def _check_class_names(words: Sequence[str]) -> None:
+    """Raise UserError for a word that names or looks like a file, a folder or a web address rather
+    than a class."""
+    from rmadapter.data.formats.base import URL
     from rmadapter.data.formats.tables import SUFFIXES
 
-    return word.startswith(("/", "./", "../", "~/")) or word.endswith(("/", *SUFFIXES))
+    for word in words:
+        looks = word.startswith(("/", "./", "../", "~/")) or word.endswith(("/", *SUFFIXES))
+        if Path(word).exists() or looks or URL.match(word):
+            raise UserError(
+                f"{word}: give one folder or table that exists, or names of classes that are no "
+                "files here"
+            )
 
 
 def compare(
@@ -339,11 +359,17 @@ def compare(
 
     Shows accuracies, their differences and whether these may be chance.
     """
-    from rmadapter.runs.evaluate import compare as compare_runs
-    from rmadapter.runs.evaluate import trained_on
+    from rmadapter.cli.checks import check_backbones, check_runs
+    from rmadapter.data.formats.registry import check_source
 
     if len(runs) < 2:
         raise UserError("only one run: give at least two to compare")
+    check_runs(*runs)
+    check_backbones(options.backbone)
+    check_source(data, crops=crops)
+    from rmadapter.runs.evaluate import compare as compare_runs
+    from rmadapter.runs.evaluate import trained_on
+
     splits = files.read(data, DataOptions(crops=crops))
     if split not in splits:
         raise UserError(f"the data has no {split} split: give --split one of {', '.join(splits)}")

@@ -28,7 +28,7 @@ from rmadapter.artifacts.record import (
     read_model,
     read_record,
 )  # fmt: skip
-from rmadapter.artifacts.run_folder import HUB, RunFolder, without_model
+from rmadapter.artifacts.run_folder import HUB, RunFolder, check_model
 from rmadapter.backbones.choice import licence_of
 from rmadapter.backbones.load import is_published
 from rmadapter.errors import UserError
@@ -115,8 +115,7 @@ def push(
 def _write(folder: Path, run: Path, repository: str, options: PushOptions) -> dict[str, int]:
     """Write what is sent; return the size of each file."""
     source, copy = RunFolder(run), RunFolder(folder)
-    if not source.model.is_file():
-        raise UserError(f"{run}: {without_model(run)}")
+    check_model(run)
     model = read_model(source.model)
     check_weights(source, model)
     source.check_sums()

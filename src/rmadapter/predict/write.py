@@ -20,15 +20,17 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from rmadapter.data.formats.tables import pyarrow
 from rmadapter.errors import UserError
 from rmadapter.predict.answer import Cell, Row, cell
-from rmadapter.predict.stream import Answers, BadImages
 from rmadapter.support.files import atomic, cache_folder, check_new, opened
 from rmadapter.support.locks import exclusive, hold
 from rmadapter.support.terminal import bar
+
+if TYPE_CHECKING:
+    from rmadapter.predict.stream import Answers, BadImages
 
 PARTIAL = ".partial"
 WHAT = "unfinished answers of `rmadapter predict`"
@@ -120,7 +122,7 @@ class AnswerFile:
 
     @property
     def partial(self) -> Path:
-        return self.path.with_name(self.path.name + PARTIAL)
+        return partial_of(self.path)
 
     def rows(self) -> Iterator[Row]:
         """Yield rows of the unfinished file. The row of a bad image has "bad", which says what is
@@ -207,6 +209,18 @@ class AnswerFile:
         with atomic(self.path) as temporary:
             self._write(temporary, self.columns, rows)
         self.partial.unlink()
+
+
+def partial_of(path: Path) -> Path:
+    """Return the path of the unfinished file of answers."""
+    return path.with_name(path.name + PARTIAL)
+
+
+def check_answer_file(path: Path) -> None:
+    """Raise UserError for a file of answers that exists or has an unknown ending, as `AnswerFile`
+    does later."""
+    _format(path)
+    check_new(path)
 
 
 def only_writer(path: Path) -> AbstractContextManager[None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rmadapter.artifacts.checkpoint import Saved, save
 from rmadapter.artifacts.record import Record, read_record
-from rmadapter.artifacts.run_folder import RunFolder
+from rmadapter.artifacts.run_folder import RunFolder, check_no_model
 from rmadapter.backbones.load import check_backbone_named
 from rmadapter.data.decode import content
 from rmadapter.data.fewshot import VAL_SHOTS, read_split, sample_shots
@@ -47,8 +47,7 @@ def add_names(saved: Saved, names: Sequence[str], out: Path) -> tuple[str, ...]:
         raise UserError(
             f"{error}; `rmadapter add RUN FOLDER` trains it again with images of the new classes"
         ) from None
-    if RunFolder(out).model.exists():
-        raise UserError(f"{out} already holds a model: choose another --out")
+    check_no_model(out)
     save(out, saved.fitted, saved.name, tuple(prompts), tuple(prompts.values()))
     return tuple(prompts)
 

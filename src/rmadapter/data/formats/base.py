@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 CLASSNAMES = "classnames.json"
 ALLOW = "--allow-outside (outside=True)"
-URL = re.compile(r"[a-z][a-z0-9+.]+://", re.IGNORECASE)
+URL = re.compile(r"[a-z][a-z0-9+.]+:/", re.IGNORECASE)  # a Path keeps one slash of two
 SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",

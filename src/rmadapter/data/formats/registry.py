@@ -88,6 +88,17 @@ def open_source(
     crops: the boxes of COCO, YOLO, Label Studio and FiftyOne instead of whole images. Raises
     UserError for unknown formats and broken data.
     """
+    known = check_source(data, columns, crops)
+    return known.read(user_path(data), ReadOptions(outside, columns, crops))
+
+
+def check_source(
+    data: str | Path, columns: Mapping[str, str] | None = None, crops: bool = False
+) -> Format:
+    """Return the format of data, of which no image is opened. Raises UserError for a web address,
+    for missing data and an unknown format, for options that the format lacks, and for a folder that
+    cannot hold class folders."""
+    refuse_address(str(data))
     path = user_path(data)
     known = find_format(path) if os.path.exists(path) else None
     if known is None:
@@ -97,7 +108,9 @@ def open_source(
         refuse_crops(path)
     if any((columns or {}).values()) and not known.HAS_COLUMNS:
         raise UserError(f"{path}: has no columns; --image-column and the like are for tables")
-    return known.read(path, ReadOptions(outside, columns, crops))
+    if known is class_folders:
+        class_folders.check_layout(path)
+    return known
 
 
 def source_folder(path: Path, root: Path) -> Path:
@@ -141,17 +154,17 @@ def find_images(
     words: files, folders (searched to any depth), patterns such as "photos/*.jpg", data in any
     other format of docs/data.md, and - for paths on stdin, one per line. A named file is included
     whatever it holds, and one on stdin even if it is missing. column: a table's image column; its
-    paths are relative to the table's folder. outside: whether paths may leave that folder. none: allow finding no images, since all of them
-    may have been moved. crops: use the boxes of annotations as images. Raises UserError for a web
-    address, a missing file, an unreadable table, and if there are no images.
+    paths are relative to the table's folder. outside: whether paths may leave that folder. none:
+    allow finding no images, since all of them may have been moved. crops: use the boxes of
+    annotations as images. Raises UserError for a web address, a missing file, an unreadable table,
+    and if there are no images.
     """
     inputs = Inputs()
     options = ReadOptions(outside, {"image": column}, crops)
+    check_words(words, none)
     for word in words:
         for name in _lines() if word == "-" else [word]:
-            if URL.match(name):
-                advice = "fetch the image first, for example with `curl -O`"
-                raise UserError(f"{name!r:.200}: a web address; {advice}")
+            refuse_address(name)
             path = user_path(name)
             images = list_images(path, options)
             if images is None and glob.has_magic(name) and not os.path.lexists(path):
@@ -159,14 +172,30 @@ def find_images(
                 if images is None and not none:
                     raise UserError(f"{name!r:.200}: no file matches this pattern")
             elif images is None:
-                if word != "-" and not none and not os.path.lexists(path):
-                    raise UserError(f"{path}: no such file or folder{_near(path)}")
                 images = Inputs([path])
             inputs.add(images or Inputs())
     if not inputs.files and not none:
         why = f" ({inputs.note})" if inputs.note else ""
         raise UserError(f"{', '.join(words)[:200]}: no images in a supported format{why}")
     return inputs
+
+
+def check_words(words: Sequence[str], none: bool = False) -> None:
+    """Raise UserError for a web address or a missing file among the words of `find_images`, without
+    a search. none: allow missing files, which may have been moved."""
+    for word in words:
+        refuse_address(word)
+        path = user_path(word)
+        found = word == "-" or os.path.lexists(path) or glob.has_magic(word)
+        if not (found or none):
+            raise UserError(f"{path}: no such file or folder{_near(path)}")
+
+
+def refuse_address(name: str) -> None:
+    """Raise UserError for a web address."""
+    if URL.match(name):
+        advice = "fetch the images first, for example with `curl -O`"
+        raise UserError(f"{name!r:.200}: a web address; {advice}")
 
 
 def _near(path: Path) -> str:

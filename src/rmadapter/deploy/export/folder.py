@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple, TypedDict
@@ -15,10 +14,11 @@ from rmadapter.backbones.choice import licence_of
 from rmadapter.deploy.export import FACTS, graph, int8, parity, web
 from rmadapter.deploy.export.onefile import one_file
 from rmadapter.deploy.export.runtime import GRAPH, LABELS, LITERT, OPENVINO, TORCH, TRANSFORM, Model
+from rmadapter.deploy.export.targets import TARGETS, check_options
 from rmadapter.deploy.export.text_encoder import write_text_encoder
 from rmadapter.deploy.hub import README, anonymise_command, anonymise_names
 from rmadapter.errors import UserError
-from rmadapter.support.files import check_new, sha256, write_json, write_sums, write_text
+from rmadapter.support.files import sha256, write_json, write_sums, write_text
 from rmadapter.support.html import template
 from rmadapter.support.locks import staged_folder
 from rmadapter.support.machine import version_of, versions
@@ -26,30 +26,7 @@ from rmadapter.support.terminal import note
 from rmadapter.training.contract import NotApplicable
 
 PREDICT, REQUIREMENTS = "predict.py", "requirements.txt"
-COMMON = "numpy>=1.26\npillow>=12.3\n"
 FOR_TEXT = "tokenizers>=0.20\nftfy>=6.1\n"
-
-
-class Target(NamedTuple):
-    """precisions: those available. modules: needed to write it. requirements: lines of its
-    requirements.txt."""
-
-    precisions: tuple[str, ...]
-    modules: tuple[str, ...]
-    requirements: str
-
-
-ONNX = ("onnx", "onnxruntime", "onnxscript")
-TORCH_VERSION = ".".join(metadata.version("torch").split(".")[:2])
-TARGETS = {
-    "onnx": Target(("fp32", "fp16", "int8"), ONNX, f"{COMMON}onnxruntime>=1.22\n"),
-    "web": Target(("fp32", "fp16"), ONNX, f"{COMMON}onnxruntime>=1.22\n"),
-    "torch": Target(("fp32",), ("torch",), f"{COMMON}torch>={TORCH_VERSION}\n"),
-    "litert": Target(("fp32",), ("litert_torch",), f"{COMMON}ai-edge-litert>=2\n"),
-    "openvino": Target(
-        ("fp32", "fp16", "bf16", "int8"), (*ONNX, "openvino"), f"{COMMON}openvino>=2025\n"
-    ),
-}
 
 
 class RunFacts(TypedDict):
@@ -95,32 +72,6 @@ class ExportOptions(NamedTuple):
     force: bool
     embeddings: bool
     text: bool
-
-
-def check_options(
-    out: Path, to: str, precision: str, text: bool = False, embeddings: bool = False
-) -> None:
-    """Check options before slow work. Raises UserError for a folder that exists, bad options and
-    missing packages."""
-    if to not in TARGETS:
-        raise UserError(f"--to {to}: choose one of {', '.join(TARGETS)}")
-    check_new(out)
-    target = TARGETS[to]
-    if precision not in target.precisions:
-        raise UserError(
-            f"--precision {precision}: choose one of {', '.join(target.precisions)} for --to {to}"
-        )
-    if text and to != "onnx":
-        raise UserError("--text only works with --to onnx")
-    if embeddings and to == "litert":
-        raise UserError("--embeddings does not work with --to litert")
-    modules = (*target.modules, *["nncf"] * (to == "openvino" and precision == "int8"))
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
-    if missing:
-        extra = to if to in ("openvino", "litert") else "export"
-        raise UserError(
-            f"export needs {', '.join(missing)}; run `pip install 'rmadapter[{extra}]'`"
-        )
 
 
 def export(

@@ -242,7 +242,8 @@ def cached_export(folder: Path, options: ServeOptions) -> Path:
 
 def export_run(folder: Path, options: ServeOptions, place: Path) -> None:
     from rmadapter.artifacts.checkpoint import load
-    from rmadapter.deploy.export.folder import check_options, export
+    from rmadapter.deploy.export.folder import export
+    from rmadapter.deploy.export.targets import check_options
 
     check_options(place, options.engine, "fp32")
     note(f"{folder}: exporting it for {options.engine} and comparing, once; the cache keeps it")

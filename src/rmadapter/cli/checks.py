@@ -1,0 +1,46 @@
+"""Check the arguments of a command before torch or a model is loaded and images are opened, so that
+a mistake costs no time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rmadapter.artifacts.run_folder import check_model, is_remote
+from rmadapter.backbones.names import check_name, names_in
+from rmadapter.data.formats.base import URL
+from rmadapter.errors import UserError
+from rmadapter.settings import parse_overrides, read_yaml
+from rmadapter.support.files import user_path
+
+
+def check_runs(*runs: str | Path) -> None:
+    """Raise UserError for a web address and for a folder without a model; a run on the hub is
+    looked up later."""
+    for run in runs:
+        if is_remote(run):
+            continue
+        if URL.match(str(run)):
+            raise UserError(
+                f"{run}: a web address; name a folder written by `fit`, or a run on the hub as "
+                "hf:OWNER/NAME"
+            )
+        check_model(user_path(run))
+
+
+def check_folder(out: Path) -> None:
+    """Raise UserError for a folder to write, or to resume, that is a file."""
+    if user_path(out).is_file():
+        raise UserError(f"{out}: cannot be written to: it is a file; choose another --out")
+
+
+def check_backbones(
+    names: str | None, sets: Sequence[str] | None = None, config: Path | None = None
+) -> None:
+    """Raise UserError for a backbone that cannot exist: named by an option, else by a setting or a
+    file of settings."""
+    named = parse_overrides([*(sets or ())]).get("backbone") or names
+    if named is None and config:
+        named = read_yaml(config).get("backbone")
+    for name in names_in(str(named)) if named else ():
+        check_name(name)

@@ -1,0 +1,136 @@
+"""A mistake in an argument is refused before torch, open_clip or a model is loaded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.shell import Command, refused, rmadapter
+
+__all__ = ["rmadapter"]  # a fixture
+
+# Runs each command of a list in one process, and prints what was refused and what was loaded.
+REFUSALS = """
+import contextlib, io, json, sys
+from rmadapter.cli.main import main
+
+answers = []
+for words in json.loads(sys.stdin.read()):
+    sys.argv, err, code = ["rmadapter", *words], io.StringIO(), None
+    with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+    loaded = [name for name in ("torch", "open_clip", "transformers") if name in sys.modules]
+    answers.append([code, err.getvalue(), loaded])
+print(json.dumps(answers))
+"""
+
+
+def mistakes(run: Path, colors: Path, other: Path) -> list[tuple[list[object], str]]:
+    """Return commands with one mistake, each with what its refusal must name. other: a folder with
+    a file taken.csv, a folder taken and an empty page."""
+    gone, web, image = other / "gone", "https://example.org/a.jpg", colors / "test/red/0.png"
+    in_class = colors / "train/red"
+    new, taken = other / "new", other / "taken.csv"
+    backbone: list[object] = ["--backbone", "ViT-B/16"]
+    return [
+        (["predict", gone, image], "gone"),
+        (["predict", web, image], "hf:OWNER/NAME"),
+        (["predict", run, "nope.jpg"], "nope.jpg"),
+        (["predict", run, web], web),
+        (["predict", run, image, "--out", other / "a.xlsx"], "a.xlsx"),
+        (["predict", run, image, "--out", taken], "taken.csv"),
+        (["predict", run, image, "--sort-into", new, "--move", "--link"], "--link"),
+        (["predict", run, image, *backbone], "'ViT-B'"),
+        (["eval", gone, colors], "gone"),
+        (["eval", run, gone], "gone"),
+        (["eval", run, web], "web address"),
+        (["eval", run, in_class], repr(str(colors))),
+        (["eval", run, colors, *backbone], "'ViT-B'"),
+        (["explain", gone, image], "gone"),
+        (["explain", run, "nope.jpg"], "nope.jpg"),
+        (["explain", run, web], web),
+        (["explain", run, image, "--out", other / "why"], "explain.html"),
+        (["explain", run, image, "--data", gone], "gone"),
+        (["explain", run, image, *backbone], "'ViT-B'"),
+        (["fit", gone, "--out", new], "gone"),
+        (["fit", web, "--out", new], "web address"),
+        (["fit", in_class, "--out", new], repr(str(colors))),
+        (["fit", colors, "--out", taken], "taken.csv"),
+        (["fit", colors, "--out", new, *backbone], "'ViT-B'"),
+        (["fit", colors, "--out", new, "--set", "backbone=ViT-B/16"], "'ViT-B'"),
+        (["fit", colors, "--out", new, "--backbone", "pokket"], "'pokket'"),
+        (["fit", colors, "--out", new, "--names", gone], "gone"),
+        (["fit", colors, "--out", new, "--config", gone], "gone"),
+        (["suspects", gone], "gone"),
+        (["suspects", web], "web address"),
+        (["suspects", in_class], repr(str(colors))),
+        (["suspects", colors, "--out", taken], "taken.csv"),
+        (["suspects", colors, "--apply", gone, "--out", new], "gone"),
+        (["suspects", colors, *backbone], "'ViT-B'"),
+        (["suggest", gone, colors], "gone"),
+        (["suggest", run, gone], "gone"),
+        (["suggest", run, web], web),
+        (["suggest", run, colors, "--out", other / "a.xlsx"], "a.xlsx"),
+        (["suggest", run, colors, "--out", taken], "taken.csv"),
+        (["suggest", run, colors, *backbone], "'ViT-B'"),
+        (["suggest", "--start", gone], "gone"),
+        (["export", gone], "gone"),
+        (["export", web], "hf:OWNER/NAME"),
+        (["export", run, "--out", taken], "taken.csv"),
+        (["export", run, "--to", "tflite"], "tflite"),
+        (["export", run, "--out", new, "--data", gone], "gone"),
+        (["export", run, "--out", new, *backbone], "'ViT-B'"),
+        (["serve", gone], "gone"),
+        (["serve", web], "hf:OWNER/NAME"),
+        (["serve", run, *backbone], "'ViT-B'"),
+        (["add", gone, "zebra", "--out", new], "gone"),
+        (["add", run, web, "--out", new], web),
+        (["add", run, in_class, "--out", new], repr(str(colors))),
+        (["add", run, "zebra", "--out", run], run.name),
+        (["add", run, "zebra", "--out", taken], "taken.csv"),
+        (["add", run, colors, "--out", new, "--old-data", gone], "gone"),
+        (["add", run, "zebra", "--out", new, *backbone], "'ViT-B'"),
+        (["compare", run, gone, "--data", colors], "gone"),
+        (["compare", run, run, "--data", gone], "gone"),
+        (["compare", run, run, "--data", web], "web address"),
+        (["compare", run, run, "--data", in_class], repr(str(colors))),
+        (["compare", run, run, "--data", colors, *backbone], "'ViT-B'"),
+    ]
+
+
+def test_mistakes_are_refused_before_torch_is_loaded(
+    finished: Path, colors: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "taken.csv").touch()
+    (tmp_path / "why").mkdir()
+    (tmp_path / "why/explain.html").touch()
+    before = sorted(tmp_path.rglob("*"))
+    expected = mistakes(finished, colors, tmp_path)
+    commands = [[str(word) for word in words] for words, _ in expected]
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSALS], input=json.dumps(commands), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout)
+    for words, (_, named), (code, err, loaded) in zip(commands, expected, answers, strict=True):
+        assert (code, loaded) == (2, []), (words, err)
+        assert err.count("\n") == 1, (words, err)
+        assert named in err, (words, err)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("empty_hub")
+def test_a_single_class_is_refused_before_a_backbone_is_loaded(
+    rmadapter: Command, colors: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/red").symlink_to(colors / "train/red")
+    command = ["fit", tmp_path / "set", "--backbone", "hf-hub:nobody/nothing"]
+    refused(rmadapter(*command, "--out", tmp_path / "run", "-q"), "'red'")
