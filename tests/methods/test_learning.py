@@ -74,7 +74,11 @@ CASES: list[tuple[str, Callable[[Backbone], Shots], float, dict[str, Any]]] = [
     ("mmrl-plus-plus", eight_images, 1, MMRL),
     ("lweib", eight_images, 1, DEEP | {"epochs": 60, "learning_rate": 2.0, "scale": 0.3}),
 ]
-SLOW = ("cocoop", "maple", "dept", "promptsrc", "coprompt", "hicropl", "lweib")
+SLOW = (
+    *("cocoop", "maple", "dept", "promptsrc", "coprompt", "hicropl", "lweib"),
+    # They train prompts as CoOp does, which is among the quick ones.
+    *("kgcoop", "prograd", "cocoa-mix", "text-refiner"),
+)
 
 
 @pytest.mark.parametrize(
