@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rmadapter.artifacts.record import Judgement, Rates, Score
+from rmadapter.artifacts.record import Candidate, Choice, Judgement, Rates, Score
 from rmadapter.artifacts.summary import lowest_recalls, print_record, print_score
 from tests.helpers import synthetic_runs
 
@@ -80,3 +80,27 @@ def test_a_single_score(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["chance"] == 25
     print_score(score, as_json=False)
     assert "+30.0" in capsys.readouterr().out
+
+
+def test_a_fitted_method_has_the_name_that_is_typed_and_its_changed_settings(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rates = {**RATES, "recalls": [60.0], "accuracy": 60.0}
+    judgement = Judgement(
+        how="on the test split", images=9, classes=("a",), majority=71.0,
+        rows=(Rates(name="zero-shot", p=0.01, **rates), Rates(name="linear probe", **rates)),
+    )  # fmt: skip
+    choice = Choice(
+        chosen="linear-probe", minutes=1, folds=4, images=9, rows=(Candidate(name="linear-probe"),)
+    )
+    run = synthetic_runs.record("linear-probe", "x", 1, {}, title="linear probe")
+    run = synthetic_runs.with_method(run, settings={"epochs": 3, "iterations": 3})
+    run = run.model_copy(update={"judgement": judgement, "choice": choice})
+    print_record(run, as_json=False)
+    out = capsys.readouterr().out
+    changed = ", ".join(f"{name}={value}" for name, value in run.method.changed.items())
+    assert f" linear-probe ({changed}) " in out if changed else " linear-probe " in out
+    assert "linear probe" not in out
+    halves = synthetic_runs.with_method(RECORD, settings={"epochs": 3})
+    print_record(halves, as_json=False)
+    assert "rmadapter (epochs=3)" in capsys.readouterr().out

@@ -75,7 +75,7 @@ def test_published_settings_are_found_by_the_name_of_the_data_set() -> None:
 def test_methods_with_published_settings_get_a_second_row() -> None:
     jobs = expand("base-to-novel", ["dtd", "sun397", "my-images"], ["maple", "prompt-kd"], [1])
     assert dataset_constants("prompt-kd", "sun397") == {}
-    found = list(add_published_rows(jobs))
+    found = list(add_published_rows(jobs, {}))
     own = "PromptKD, as published for each set"
     rows = [("maple", ""), ("prompt-kd", ""), ("prompt-kd", own)]
     expected = [(data, *row) for data in ("dtd", "sun397") for row in rows]  # in the same sets
@@ -83,9 +83,11 @@ def test_methods_with_published_settings_get_a_second_row() -> None:
     assert [(job.task.data, job.method, job.variant) for job in found] == expected
     assert (found[2].values, found[5].values) == ((("weight", 200.0),), ())
     assert found[2].path != found[1].path
-    assert list(add_published_rows(jobs[2:])) == jobs[2:]  # nothing but equal rows
+    changed = list(add_published_rows(jobs, {"prompt-kd": {"weight_decay": 0.125}}))[2]
+    assert changed.variant == own.replace(",", " (weight_decay=0.125),", 1)
+    assert list(add_published_rows(jobs[2:], {})) == jobs[2:]  # nothing but equal rows
     ablation = expand("ablation-layers", ["dtd"], [], [1])
-    assert list(add_published_rows(ablation)) == ablation
+    assert list(add_published_rows(ablation, {})) == ablation
 
 
 def test_per_set_runs_both_rows(

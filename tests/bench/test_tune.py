@@ -203,6 +203,7 @@ def test_methods_with_something_to_try_get_a_second_row() -> None:
     assert "learning_rate" in searched.searched
     _, pinned = add_tuned_rows(jobs[1:], 5, {"clip-adapter": {"weight_decay": 0.0}})
     assert {*searched.searched} - {*pinned.searched} <= {"weight_decay"}
+    assert pinned.variant == "CLIP-Adapter (weight_decay=0.0), tuned by 5 trials"
     ablation = expand("ablation-layers", ["a"], [], [1])
     assert list(add_tuned_rows(ablation, 5, {})) == ablation
 

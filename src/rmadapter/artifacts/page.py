@@ -140,7 +140,7 @@ def write_run_page(
         "report.html.j2",
         record=record,
         given=describe_shots(record.task.shots, counts),
-        judged=record.judgement and judgement_table(record.judgement),
+        judged=record.judgement and judgement_table(record.judgement, record.method),
         choice=record.choice and (*choice_table(record.choice), describe_choice(record.choice)),
         rows=[(score, changes.get(number)) for number, score in enumerate(record.scores)],
         mean=record.metric("hm"),

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from rmadapter.errors import UserError, first_fault, is_text
+from rmadapter.methods import changed_settings, name_with_settings
 from rmadapter.methods.uses import Uses
 from rmadapter.metrics import harmonic_mean
 from rmadapter.support.files import read_json, read_text, write_text
@@ -65,6 +66,16 @@ class MethodName(Value):
     settings: dict[str, Setting] = Field(default_factory=dict, max_length=1000)
     uses: Uses | None = None
     sums: Annotated[tuple[str, ...], Field(max_length=100)] = ()
+
+    @property
+    def changed(self) -> dict[str, object]:
+        """The settings that are not the method's own."""
+        return changed_settings(self.name, self.settings)
+
+    @property
+    def label(self) -> str:
+        """The title with the changed settings, such as "RMAdapter (epochs=3)"."""
+        return name_with_settings(self.title or self.name, self.changed)
 
 
 class Score(Value):

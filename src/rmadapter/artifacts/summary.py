@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from rmadapter.artifacts.run_folder import RunFolder
+from rmadapter.methods import name_with_settings
 from rmadapter.support.terminal import note, table
 
 if TYPE_CHECKING:
-    from rmadapter.artifacts.record import Choice, Judgement, Record, Score
+    from rmadapter.artifacts.record import Choice, Judgement, MethodName, Record, Score
 
 HEADER = ["accuracy in %", "images", "chance", "zero-shot", "adapted", "change"]
 Table: TypeAlias = tuple[list[str], list[list[str]]]  # header and rows, for the screen and pages
@@ -29,11 +30,13 @@ def print_record(record: Record, as_json: bool, run: Path | None = None) -> None
         table(*choice_table(record.choice))
         print(describe_choice(record.choice))
     if judged:
-        table(*judgement_table(judged))
+        table(*judgement_table(judged, record.method))
         print(f"judged {judged.how}; Wilson intervals")
         print(f"lowest recall: {lowest_recalls(judged)}")
     if judged and len(record.scores) == 1:
         return
+    if record.method.changed and not judged:
+        print(name_with_settings(record.method.name, record.method.changed))
     rows = [_score_row(score) for score in record.scores]
     mean, before = record.metric("hm"), record.metric("hm", zero_shot=True)
     if mean is not None and before is not None:
@@ -122,14 +125,17 @@ def lowest_recalls(judged: Judgement) -> str:
     return ", ".join(f"{name} {recall:.0f} %" for recall, name in recalls[:3])
 
 
-def judgement_table(judged: Judgement) -> Table:
-    """Return a row for guessing, for the most frequent class and for each judged method."""
+def judgement_table(judged: Judgement, method: MethodName) -> Table:
+    """Return a row for guessing, for the most frequent class and for each judged method, by the
+    name that `--method` takes. method: the one that was fitted, whose row names its changed
+    settings, too."""
     chance, majority = f"{100 / len(judged.classes):.1f}", f"{judged.majority:.1f}"
     rows = [["guessing", chance, "", "", ""]]
     rows.append(["always the most frequent class", majority, "", "", ""])
     for row in judged.rows:
         interval = f"{row.low:.1f} to {row.high:.1f}"
         rates = [f"{row.macro_f1:.1f}", f"{row.calibration_error:.1f}"]
-        rows.append([row.name, f"{row.accuracy:.1f}", interval, *rates])
+        name = name_with_settings(method.name, method.changed) if row.p is None else row.name
+        rows.append([name, f"{row.accuracy:.1f}", interval, *rates])
     columns = ["accuracy in %", "95 % interval", "macro F1", "calibration error"]
     return [f"{judged.images:,} images", *columns], rows

@@ -204,14 +204,17 @@ def dataset_constants(method: str, dataset: str) -> Mapping[str, object]:
     return published_settings()[method]["sets"].get(catalogued.key, {})
 
 
-def add_published_rows(jobs: Iterable[Job]) -> Iterator[Job]:
+def add_published_rows(
+    jobs: Iterable[Job], values: Mapping[str, Mapping[str, object]]
+) -> Iterator[Job]:
     """Follow each job of a method that has constants for some sets by the same job with those of
     its own set.
 
     If the authors have no constants for one of the eleven sets, this row uses the one setting for
     all sets there, so that both rows average over the same sets. Other sets do not enter the row.
+    values: as in `Plan`, for the label of the row.
     """
-    from rmadapter.methods import load_method
+    from rmadapter.methods import changed_settings, load_method, name_with_settings
 
     planned = list(jobs)
     with_constants = {
@@ -224,7 +227,9 @@ def add_published_rows(jobs: Iterable[Job]) -> Iterator[Job]:
         dataset = find(PurePath(job.task.data).name)
         in_eleven = dataset is not None and dataset.key in ELEVEN
         if job.method in with_constants and not job.variant and in_eleven:
-            label = f"{load_method(job.method).title}, {PUBLISHED} for each set"
+            changed = changed_settings(job.method, values.get(job.method, {}))
+            title = name_with_settings(load_method(job.method).title, changed)
+            label = f"{title}, {PUBLISHED} for each set"
             constants = dataset_constants(job.method, job.task.data)
             yield replace(job, values=(*job.values, *constants.items()), variant=label)
 

@@ -153,7 +153,7 @@ def make_plans(options: ReproduceOptions, absent: Iterable[str]) -> dict[str, Pl
             common=options.task, own_templates=options.own_templates,
         )  # fmt: skip
         if options.per_set:
-            jobs = list(add_published_rows(jobs))
+            jobs = list(add_published_rows(jobs, options.values))
         values = {}
         for method in {job.method for job in jobs}:
             settings = {**part.values.get(method, {}), **options.values.get(method, {})}

@@ -27,13 +27,13 @@ from rmadapter.bench.ray import SAME_PATH, connected, ray_module, settle, share,
 from rmadapter.bench.search_space import Distribution, Space, make_space, optuna
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
-from rmadapter.methods import load_method
+from rmadapter.methods import changed_settings, load_method, name_with_settings
 from rmadapter.methods.uses import TUNED
 from rmadapter.runs.folds import FOLDS, Folds, behind
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import run_key
-from rmadapter.settings import configured, to_yaml
+from rmadapter.settings import configured, settings_of, to_yaml
 from rmadapter.support.files import JsonObject, parts, read_json, write_json, write_text
 from rmadapter.support.html import COLOURS, canvas
 from rmadapter.support.locks import exclusive
@@ -303,7 +303,9 @@ def add_tuned_rows(
         method = load_method(job.method, {**values.get(job.method, {}), **dict(job.values)})
         searched = () if job.variant else _default_settings(method, job.method)
         if searched:
-            variant = f"{method.title}, {TUNED} {trials} trials"
+            changed = changed_settings(job.method, settings_of(method))
+            label = name_with_settings(method.title, changed)
+            variant = f"{label}, {TUNED} {trials} trials"
             yield replace(job, trials=trials, searched=searched, variant=variant)
 
 

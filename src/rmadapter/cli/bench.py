@@ -122,7 +122,7 @@ class BenchOptions:
         task, machine, own = _configured(_of_run(fitted, values), self.templates, self.sets)
         jobs = self._jobs(parts(self.methods or fitted), task)
         if self.per_set:
-            jobs = list(add_published_rows(jobs))
+            jobs = list(add_published_rows(jobs, own))
         search = None
         if self.tune:
             from rmadapter.bench.tune import add_tuned_rows, tune_job
@@ -203,6 +203,7 @@ def plan(options: BenchOptions, quiet: Quiet = False, as_json: Json = False) -> 
     Hours and disk space are estimated from a few steps of each method.
     """
     from rmadapter.bench.cost import cost
+    from rmadapter.methods import changed_settings, load_method, name_with_settings
 
     engine = options.cluster()
     runs = options.plan()
@@ -220,7 +221,9 @@ def plan(options: BenchOptions, quiet: Quiet = False, as_json: Json = False) -> 
     rows = []
     for line in total.lines:
         left = f"{line.left} of {line.runs}"
-        name = line.variant or line.method
+        changed = changed_settings(line.method, runs.values.get(line.method, {}))
+        title = name_with_settings(load_method(line.method).title, changed)
+        name = line.variant or title
         rows.append([line.data, name, str(line.shots), left, f"{line.seconds:.0f}"])
     table(["data set", "method", "shots", "runs left", "seconds"], rows)
     where = f"{total.devices} x {total.device}"
@@ -354,11 +357,12 @@ def _show(records: Sequence[Record]) -> None:
     """Print means over seeds: one row per data set, method, variant and number of shots."""
     from statistics import fmean
 
+    from rmadapter.bench.report.groups import label
+
     groups: dict[tuple[str, str, int], list[Record]] = {}
-    pairs = {(record.method.name, record.variant or record.method.title) for record in records}
-    titles = Counter(title for _, title in pairs)
+    titles = Counter(title for _, title in {(one.method.name, label(one)) for one in records})
     for record in records:
-        name, title = record.method.name, record.variant or record.method.title
+        name, title = record.method.name, label(record)
         key = (
             record.task.data,
             title if titles[title] == 1 else f"{title} ({name})",

@@ -7,12 +7,14 @@ from rmadapter.methods.registry import (
     EFFORTS,
     METHODS,
     ON_FEATURES,
+    changed_settings,
     check_named,
     entry_points,
     explain_effort,
     is_outside,
     load_method,
     may_run,
+    name_with_settings,
 )
 
 __all__ = [
@@ -21,10 +23,12 @@ __all__ = [
     "EFFORTS",
     "METHODS",
     "ON_FEATURES",
+    "changed_settings",
     "check_named",
     "entry_points",
     "explain_effort",
     "is_outside",
     "load_method",
     "may_run",
+    "name_with_settings",
 ]

@@ -7,6 +7,7 @@ Methods from outside: `package.module:Class`, `file.py:Class`, or an entry point
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import sys
 from abc import ABCMeta
@@ -19,7 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Literal, cast
 
 from rmadapter.errors import UserError, did_you_mean, quoted
-from rmadapter.settings import configured
+from rmadapter.settings import configured, settings_of
 from rmadapter.support.files import user_path
 from rmadapter.task import FEATURES_ALONE, TEXT_TOO
 
@@ -119,6 +120,34 @@ def load_method(
     if method.choices() and not choosing:
         raise UserError(f"{name} only works with `fit` and FewShotClassifier: name a method here")
     return configured(_with_effort(method, effort), values or {}, name)
+
+
+def changed_settings(name: str, settings: Mapping[str, object]) -> dict[str, object]:
+    """Return those of the settings that differ from the method's published ones; none if loading
+    the method fails, or would run code that the user did not name."""
+    known = name in METHODS or may_run(name)  # the second reads what is installed, each time
+    published = _published_settings(name) if known else {}
+    plain = {key: list(one) if isinstance(one, tuple) else one for key, one in settings.items()}
+    return {key: one for key, one in plain.items() if published.get(key, one) != one}
+
+
+def name_with_settings(text: str, settings: Mapping[str, object]) -> str:
+    """Return the text with settings in brackets, such as "RMAdapter (epochs=3)"."""
+    pairs = [
+        f"{setting}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        for setting, value in settings.items()
+    ]
+    return f"{text} ({', '.join(pairs)})" if pairs else text
+
+
+@cache
+def _published_settings(name: str) -> dict[str, object]:
+    """Return the published settings as JSON has them; none for a method that cannot be loaded."""
+    try:
+        settings = settings_of(load_method(name, choosing=True))
+    except UserError:  # such as a method of a package that is no longer installed
+        return {}
+    return dict(json.loads(json.dumps(settings)))
 
 
 def _find(name: str) -> object:

@@ -20,9 +20,11 @@ from rmadapter.data.fewshot import few_shot, half, has_digest, read_split
 from rmadapter.data.names import custom_names, nfc
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
+from rmadapter.methods import changed_settings, name_with_settings
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.metrics import accuracy, paired
 from rmadapter.runs.lab import Sets, Splits
+from rmadapter.settings import settings_of
 from rmadapter.support.terminal import note
 from rmadapter.task import Half, Question
 from rmadapter.training.cache import Cache
@@ -253,6 +255,8 @@ def compare(
         right = evaluation.probabilities.argmax(1) == evaluation.labels
         comparison = () if first is None else paired(first, right)
         accuracy = 100 * float(right.mean())
-        lines.append(Line(str(folder), saved.fitted.method.title, accuracy, *comparison))
+        changed = changed_settings(saved.name, settings_of(saved.fitted.method))
+        name = name_with_settings(saved.name, changed)
+        lines.append(Line(str(folder), name, accuracy, *comparison))
         first = right if first is None else first
     return lines

@@ -17,6 +17,7 @@ from rmadapter.bench.report.groups import (
     slug,
 )
 from rmadapter.bench.report.tables import make_tables
+from rmadapter.methods import load_method
 from tests.helpers.synthetic_runs import VIT, record, with_method
 
 VALUES = {"base": 50.0, "novel": 40.0}
@@ -135,3 +136,18 @@ def test_common_targets_are_those_of_all_runs_with_the_same_source() -> None:
     )
     assert [r.targets for r in common_targets([*runs, other])] == [["y"], ["y"], ["z"]]
     assert [r.metric("all") for r in common_targets(runs)] == [1.0, 1.0]
+
+
+def test_a_changed_setting_stands_beside_the_name() -> None:
+    def epochs(method: str, count: int, **fields: Any) -> Record:
+        settings = {"epochs": count, "rank": 32, "of another version": 1}
+        return with_method(run(method, **fields), settings=settings)
+
+    published = load_method("rmadapter").recipe
+    assert published is not None
+    assert list(rows_of([epochs("rmadapter", published.epochs)])) == ["RMAdapter"]
+    assert list(rows_of([epochs("rmadapter", 3)])) == ["RMAdapter (epochs=3)"]
+    assert list(rows_of([epochs("not:Installed", 3)])) == ["not:Installed"]
+    sharing = {"protocol": "ablation-sharing", "variant": "shared up-projection"}
+    variant = with_method(run("rmadapter", **sharing), settings={"share": "up", "epochs": 3})
+    assert list(rows_of([variant])) == ["shared up-projection (epochs=3)"]

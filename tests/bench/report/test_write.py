@@ -11,13 +11,14 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from rmadapter.artifacts.record import Record
+from rmadapter.bench.leaderboard import write_leaderboard
 from rmadapter.bench.report.groups import group_records
 from rmadapter.bench.report.write import summarise, write_reports
 from rmadapter.errors import UserError
 from rmadapter.support.locks import exclusive
 from rmadapter.task import SHARED_GROUPS
 from tests.helpers.html import Page
-from tests.helpers.synthetic_runs import VIT, record, write
+from tests.helpers.synthetic_runs import VIT, record, with_method, write
 
 pytestmark = pytest.mark.real_plots
 
@@ -283,3 +284,21 @@ def test_without_two_methods_there_is_no_finding() -> None:
     assert summarise([]) == (None, "0 runs, and no two methods to compare", ())
     found = summarise(group_records(runs([1.0], other="rmadapter")[:1]))
     assert found == (None, "1 run, and no two methods to compare", ())
+
+
+def test_every_file_names_a_changed_setting(tmp_path: Path) -> None:
+    changed = with_method(
+        record("rmadapter", "a", 1, {"base": 60.0, "novel": 50.0}), settings={"epochs": 3}
+    )
+    other = record("mma", "a", 1, {"base": 62.0, "novel": 51.0})
+    runs = write(tmp_path / "runs", changed, other)
+    write_reports(runs, tmp_path / "out")
+    write_leaderboard(runs, tmp_path / "board")
+    out = tmp_path / "out"
+    files = [*(out / name for name in ("report.html", "report.md", "report.tex", "report.json"))]
+    files += [*out.glob("tables/*.csv"), *out.glob("figures/*.svg")]
+    files += [tmp_path / "board/index.html", tmp_path / "board/leaderboard.json"]
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        assert "epochs=3" in text or "RMAdapter" not in text, file.name
+        assert "epochs=3" in text or file.suffix in (".svg", ".csv"), file.name

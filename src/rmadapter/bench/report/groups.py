@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from rmadapter.artifacts.record import BackboneName, Record
 from rmadapter.bench.protocols import PROTOCOLS
+from rmadapter.methods import name_with_settings
 from rmadapter.methods.uses import TRACKS, UNKNOWN, track_of
 
 # what runs must share to be compared
@@ -106,8 +107,19 @@ def slug(text: str) -> str:
 
 
 def label(record: Record) -> str:
-    """Return the label of a row: the record's variant if it has one, else its method."""
-    return record.variant or record.method.title or record.method.name
+    """Return the label of a row: the record's variant if it has one, else its method; with the
+    settings that are not the method's own, nor the protocol's for that variant.
+
+    The variants that `bench` adds to a protocol name such settings themselves.
+    """
+    if not record.variant:
+        return record.method.label
+    planned = {one.label: one.values for one in PROTOCOLS[record.protocol].variants}
+    own = planned.get(record.variant)
+    if own is None:
+        return record.variant
+    changed = {name: value for name, value in record.method.changed.items() if name not in own}
+    return name_with_settings(record.variant, changed)
 
 
 def track(record: Record) -> str:

@@ -121,8 +121,9 @@ def reference(rows: Rows) -> str | None:
     for label, records in rows.items():
         if records[0].method.name == "rmadapter" and not records[0].variant:
             return label
-    for label in rows:
-        if label == "RMAdapter" or label.endswith("(RMAdapter)"):
+    for label, records in rows.items():
+        variant = records[0].variant
+        if variant == "RMAdapter" or variant.endswith("(RMAdapter)"):
             return label
     return next(iter(rows), None)
 
