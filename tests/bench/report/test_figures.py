@@ -97,6 +97,19 @@ def test_few_shot_curves_per_data_set_and_average() -> None:
     assert len(known) == len(set(known))
 
 
+def test_one_number_of_shots_is_no_curve() -> None:
+    runs = [
+        record(m, d, s, {"all": 50.0 + s + len(m)}, protocol="few-shot", shots=4)
+        for m in ("zero-shot", "mma")
+        for d in ("a", "b")
+        for s in (1, 2)
+    ]
+    [figure] = figures(runs)
+    assert figure.name.endswith("-bars")
+    assert {"Zero-shot CLIP", "MMA"} <= set(texts(figure))
+    assert not any("images per class" in text for text in texts(figure))
+
+
 def test_ablation_names_each_variant_with_its_figure() -> None:
     (figure,) = figures(variants("ablation-layers", ["1", "2 (RMAdapter)", "3"]))
     shown = texts(figure)

@@ -13,7 +13,14 @@ import numpy as np
 
 from rmadapter.bench.report.format import Cell
 from rmadapter.bench.report.groups import Group, comparable_costs, complete, rows_of, slug
-from rmadapter.bench.report.tables import HALVES, average_title, columns_of, rankings, reference
+from rmadapter.bench.report.tables import (
+    HALVES,
+    Column,
+    average_title,
+    columns_of,
+    rankings,
+    reference,
+)
 from rmadapter.support.html import COLOURS, canvas
 
 if TYPE_CHECKING:
@@ -156,7 +163,11 @@ def _legend(axes: Axes) -> None:
 
 def _few_shot(group: Group) -> list[Figure]:
     """Draw accuracy against shots with a band for the interval: the average first, then each data
-    set."""
+    set. One number of shots is no curve: then there is one figure, of the average."""
+    columns = columns_of(group)
+    if len(columns) == 1:
+        shots = f"Accuracy with {columns[0].head} of each method"
+        return _intervals(group, columns[0], shots, "accuracy, %")
     datasets, seeds = complete(rows_of(group.records))
     figures = []
     if len(datasets) > 1 and seeds:
@@ -213,16 +224,20 @@ def _value_axis(axes: Axes, places: Sequence[float], texts: Sequence[str]) -> No
 
 
 def _ablation(group: Group) -> list[Figure]:
-    """Draw the HM of each variant with a bar for its interval; columns from 0 would hide the
-    differences."""
+    title = f"HM of each variant, {group.protocol.removeprefix('ablation-')}"
+    return _intervals(group, HM, title, "HM, %")
+
+
+def _intervals(group: Group, column: Column, title: str, axis: str) -> list[Figure]:
+    """Draw a figure of each row with a bar for its interval, over the data sets that every row has;
+    columns from 0 would hide the differences."""
     rows = rows_of(group.records)
     datasets, seeds = complete(rows)
-    cells = {label: HM.cell(records, datasets, seeds) for label, records in rows.items()}
+    cells = {label: column.cell(records, datasets, seeds) for label, records in rows.items()}
     cells = {label: cell for label, cell in cells.items() if cell.value is not None}
     if len(cells) < 2:
         return []
     name = f"{group.slug}-bars"
-    title = f"HM of each variant, {group.protocol.removeprefix('ablation-')}"
     with canvas(4.2, 0.9 + 0.5 * len(cells), name, title) as (axes, out):
         for place, (label, cell) in enumerate(cells.items()):
             colour = COLOURS["adapted"] if label == reference(rows) else GREEN
@@ -232,7 +247,7 @@ def _ablation(group: Group) -> list[Figure]:
             for text, x, side in ((label, 0, "left"), (cell.text, 1, "right")):
                 above, where = (x, place - 0.3), ("axes fraction", "data")
                 axes.annotate(text, above, xycoords=where, ha=side, va="bottom", fontsize=8)
-        xlabel = "HM, %; the band is the 95 % interval over seeds"
+        xlabel = f"{axis}; the band is the 95 % interval over seeds"
         axes.set(ylim=(len(cells) - 0.5, -0.85), xlabel=xlabel)
         axes.use_sticky_edges = False
         axes.margins(x=0.1)

@@ -73,9 +73,9 @@ class Paired:
     """A difference in points over data sets. Each data set counts once, with the mean of its pairs
     of runs.
 
-    low, high: 95 % interval by Student's t; None for one data set. ahead, behind: numbers of data
-    sets. t, wilcoxon: p values; None for fewer than three data sets, or if there is nothing to
-    test. holm: t, corrected for the number of differences reported together; None if not corrected.
+    low, high: 95 % interval by Student's t. ahead, behind: numbers of data sets. t, wilcoxon: p
+    values; None if there is nothing to test. All four are None for fewer than three data sets.
+    holm: t, corrected for the number of differences reported together; None if not corrected.
     """
 
     sets: int
@@ -125,7 +125,7 @@ def paired(a: Sequence[Record], b: Sequence[Record], name: str) -> Paired | None
     # Accuracies are ratios of counts: what differs by rounding alone is a tie.
     d = np.round([fmean(differences) for differences in per_set.values()], 9)
     mean = float(d.mean())
-    half = half_width(d)
+    half = half_width(d) if len(d) >= ENOUGH else None  # of two, it can exceed 100 points
     testable = len(d) >= ENOUGH and bool(d.any())
     return Paired(
         sets=len(d),

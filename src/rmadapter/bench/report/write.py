@@ -22,6 +22,7 @@ from rmadapter.bench.report.groups import (
     Group,
     by_size,
     common_targets,
+    describe_shots,
     experiment_of,
     group_records,
     label,
@@ -140,8 +141,18 @@ def _number_names(sections: Sequence[Section]) -> list[Section]:
 def _section(group: Group) -> Section:
     settings = ", ".join(f"{name} {_value(value)}" for name, value in group.shared.items())
     text = PROTOCOLS[group.protocol].text
+    if group.protocol == "few-shot":
+        text = f"all classes, {_describe_span(group)}"
     about = f"{text[0].upper()}{text[1:]}. All runs share: {settings}."
     return Section(group, about, make_tables(group), make_figures(group))
+
+
+def _describe_span(group: Group) -> str:
+    """Describe the numbers of shots of a few-shot group, as "1 to 16 shots"."""
+    shots = sorted({record.task.shots for record in group.records}, key=by_size)
+    if len(shots) < 3 or 0 in shots:
+        return describe_shots(*shots)
+    return f"{shots[0]} to {shots[-1]} shots"
 
 
 def _value(value: object) -> str:
