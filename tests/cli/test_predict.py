@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from PIL import Image
 
 from rmadapter.artifacts.checkpoint import load, save
 from rmadapter.backbones import Backbone
-from rmadapter.cli.predict import _classes, answers_key
+from rmadapter.cli.predict import _classes, _show_counts, answers_key
 from rmadapter.data.fewshot import read_split
+from rmadapter.data.formats.base import Inputs
 from rmadapter.predict import stream
 from rmadapter.predict.stream import Predictor
-from rmadapter.predict.write import Sorter
+from rmadapter.predict.write import Counts, Sorter
 from rmadapter.support.locks import exclusive
 from tests.helpers.shell import (
     Answer,
@@ -136,7 +138,7 @@ def test_a_folder_becomes_a_table_in_a_file(
 ) -> None:
     done = rmadapter(*command, "--top", 2, "--out", tmp_path / "a.csv")
     assert (done.code, done.err) == (0, "note: 1 file ignored: .txt 1\n")
-    assert done.out == f"answers: {tmp_path / 'a.csv'}, 16 images\n"
+    assert done.out.endswith(f"answers: {tmp_path / 'a.csv'}, 16 images\n")
     found = rows(tmp_path / "a.csv")
     assert list(found[0]) == [
         "image", "label", "probability", "guess", "label_2", "probability_2", "unsure",
@@ -146,14 +148,28 @@ def test_a_folder_becomes_a_table_in_a_file(
     assert sum(row["label"] == Path(row["image"]).stem for row in found) >= 15
     assert {row["label"] for row in found} == LABELS
     facts = rmadapter.json(*command, "--top", 2, "--out", tmp_path / "a.jsonl")
+    labels = Counter(row["label"] for row in found)
     assert facts == {"answers": str(tmp_path / "a.jsonl"), "images": 16, "unsure": 0, "skipped": [],
-                     "ignored": {".txt": 1}}  # fmt: skip
+                     "labels": labels, "ignored": {".txt": 1}}  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text("utf-8").splitlines()]
     plain = [{n: str(v).replace("False", "false") for n, v in line.items()} for line in lines]
     assert plain == found
     image = photos / "0/red.png"
     again = rmadapter("predict", finished, image, *command[3:], "--out", tmp_path / "a.csv")
     refused(again, "already exists")
+
+
+def test_images_are_counted_by_label_and_the_rarest_labels_together(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rmadapter.cli.predict.SHOWN", 2)
+    labels = {"dog": 7, "unsure": 5, "cat": 2, "horse": 1}
+    counts: Counts = {"images": 15, "unsure": 5, "labels": labels, "skipped": []}
+    _show_counts(counts, Path("a.csv"), Inputs(), as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
+    for row in (["dog", "7"], ["unsure", "5"], ["2 more labels", "3"]):
+        assert row in cells
 
 
 def test_unsure_answers_keep_their_guess(

@@ -35,7 +35,7 @@ from tests.helpers.shell import (
     refused,
     rmadapter,
 )
-from tests.helpers.shots import REQUIRED_SETTINGS
+from tests.helpers.shots import REQUIRED_SETTINGS, write_tiny_images
 from tests.helpers.slow import slow_except
 
 __all__ = ["rmadapter"]  # a fixture
@@ -249,13 +249,15 @@ def test_mistakes_in_eval_are_named(
 ) -> None:
     broken, its = Path(shutil.copytree(finished, tmp_path / "run")), backbone_option(finished)
     (broken / "model.safetensors").write_bytes(b"PK\x03\x04")
+    strange = write_tiny_images(tmp_path / "new photos", "2024/1.png", "2025/1.png")
     for words, hint in (
         ([broken, colors], "model.safetensors: does not match model.json"),
         ([finished, colors], "name it yourself: --backbone '"),
         ([finished, colors, *its, "--set", "alfa=0"], "unknown field 'alfa'; did you mean 'alpha'"),
         ([tmp_path, colors], "name the run first"),
         ([finished, tmp_path / "gone", *its], "gone: no such file or folder"),
-        ([finished, colors / "train", *its], "no test split: give --split one of all, heldout"),
+        ([finished, colors / "train", *its], "(--split takes all, heldout)"),
+        ([finished, strange, *its], "classes ('2024', '2025') is one of the run's"),
         ([finished, colors, *its, "--split", "val"], "--split one of train, test, heldout"),
         ([finished, colors, "--classes", "old"], "classes='old'"),
         ([finished, colors, "--device", "cpu"], "is given as --set device=VALUE"),

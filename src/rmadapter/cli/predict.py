@@ -268,6 +268,12 @@ def _show_counts(counts: Counts, path: Path, inputs: Inputs, as_json: bool) -> N
     if as_json:
         print(json.dumps({"answers": str(path), **counts, "ignored": dict(inputs.ignored)}))
         return
+    labels = [*counts["labels"].items()]
+    more = len(labels) - SHOWN
+    rest = [(f"{more} more labels", sum(count for _, count in labels[SHOWN:]))] * (more > 0)
+    rows = [[label, f"{count:,}"] for label, count in [*labels[:SHOWN], *rest]]
+    if rows:
+        table(["label", "images"], rows)
     doubt = f", {counts['unsure']:,} of them unsure" if counts["unsure"] else ""
     print(f"answers: {path}, {counts['images']:,} images{doubt}")
 

@@ -367,12 +367,11 @@ def compare(
     check_runs(*runs)
     check_backbones(options.backbone)
     check_source(data, crops=crops)
+    from rmadapter.runs.evaluate import check_split, trained_on
     from rmadapter.runs.evaluate import compare as compare_runs
-    from rmadapter.runs.evaluate import trained_on
 
     splits = files.read(data, DataOptions(crops=crops))
-    if split not in splits:
-        raise UserError(f"the data has no {split} split: give --split one of {', '.join(splits)}")
+    check_split(splits, split)
     images = splits[split]
     if images.ignored:
         note(images.ignored)

@@ -40,10 +40,12 @@ UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')  # in a folder name, on some s
 
 
 class Counts(TypedDict):
-    """Counts of all rows of a file. skipped: what is wrong with each bad image."""
+    """Counts of all rows of a file. labels: images of each label, the most frequent first. skipped:
+    what is wrong with each bad image."""
 
     images: int
     unsure: int
+    labels: dict[str, int]
     skipped: list[str]
 
 
@@ -92,14 +94,16 @@ def _bad_rows(bad: BadImages | None) -> list[Row]:
 
 
 def _count(rows: Iterable[Row]) -> Counts:
-    counts: Counts = {"images": 0, "unsure": 0, "skipped": []}
+    labels, unsure = Counter[str](), 0
+    skipped: list[str] = []
     for row in rows:
         if "bad" in row:
-            counts["skipped"].append(str(row["bad"]))
+            skipped.append(str(row["bad"]))
         else:
-            counts["images"] += 1
-            counts["unsure"] += bool(row.get("unsure"))
-    return counts
+            labels[str(row["label"])] += 1
+            unsure += bool(row.get("unsure"))
+    ordered = dict(labels.most_common())
+    return {"images": labels.total(), "unsure": unsure, "labels": ordered, "skipped": skipped}
 
 
 @dataclass(eq=False)

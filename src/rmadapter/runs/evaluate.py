@@ -154,13 +154,14 @@ def evaluate_saved(
     for a split that is missing or empty, and for "heldout" if the method saw these images or was
     fitted to other data.
     """
+    strange = _strange_classes(fitted, splits)
     if split == "heldout":
         images = _heldout(folder, fitted, splits, classes)
-    elif split in splits:
-        images = half(splits[split], classes)
     else:
-        choices = ", ".join([*splits, "heldout"])
-        raise UserError(f"the data has no {split} split: give --split one of {choices}")
+        check_split(splits, split, "heldout", strange)
+        images = half(splits[split], classes)
+        if strange:
+            note(strange)
     if not len(images):
         raise UserError(f"{split}: there are no images to evaluate on")
     if known := trained_on(folder, splits, split, images):
@@ -171,6 +172,35 @@ def evaluate_saved(
     seed = read_draw(folder)[1] if fitted.remembers and RunFolder(folder).record.is_file() else 1
     named = cast(Split, "held out" if split == "heldout" else split)
     return evaluate(fitted, [(Question(classes, classes=classes), images, named)], cache, seed=seed)
+
+
+def check_split(splits: Splits, split: str, other: str = "", hint: str = "") -> None:
+    """Raise UserError if the data lacks a split. other: a further choice. hint: what may be wrong
+    with the data."""
+    if split in splits:
+        return
+    more = f"; {hint}" if hint else ""
+    choices = ", ".join([*splits, *([other] if other else [])])
+    if [*splits] == ["all"]:
+        raise UserError(
+            f"the data is not divided into train and test: for all of its images give --split all "
+            f"(--split takes {choices}){more}"
+        )
+    raise UserError(f"the data has no {split} split: give --split one of {choices}{more}")
+
+
+def _strange_classes(fitted: Fitted, splits: Splits) -> str:
+    """Return a hint if no class of the data is one of the run's, as where folders of images without
+    labels are read as classes; else ""."""
+    known = {name.casefold() for name in fitted.known.classes}
+    classes = next(iter(splits.values())).classes
+    if any(name.casefold() in known for name in classes):
+        return ""
+    named = ", ".join(map(repr, classes[:3])) + ", ..." * (len(classes) > 3)
+    return (
+        f"none of the data's classes ({named}) is one of the run's: if its folders are no classes, "
+        "use `rmadapter predict`"
+    )
 
 
 def _heldout(folder: Path, fitted: Fitted, splits: Splits, classes: Half) -> ImageSet:

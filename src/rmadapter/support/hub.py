@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 from collections.abc import Iterator
+from itertools import count
 
 from rmadapter.errors import UserError, quoted
+from rmadapter.support.terminal import note
 
 LOG_IN = "`hf auth login`, or a token in HF_TOKEN"
 
@@ -35,7 +38,8 @@ def hub_errors(repository: str, missing: str = "", otherwise: str = "") -> Itera
     from huggingface_hub import errors
 
     try:
-        yield
+        with _retries_in_one_note():
+            yield
     except UserError:
         raise
     except errors.RevisionNotFoundError as error:
@@ -61,6 +65,25 @@ def hub_errors(repository: str, missing: str = "", otherwise: str = "") -> Itera
             f"{repository!r}: the Hugging Face hub cannot be reached ({type(error).__name__}); "
             f"check the connection{otherwise}"
         ) from error
+
+
+@contextlib.contextmanager
+def _retries_in_one_note() -> Iterator[None]:
+    """Print one note in place of what the hub's library logs at each attempt to connect."""
+    logger, attempts = logging.getLogger("huggingface_hub.utils._http"), count()
+
+    def hide(entry: logging.LogRecord) -> bool:
+        if entry.levelno < logging.WARNING:
+            return True
+        if not next(attempts):
+            note("the Hugging Face hub does not answer; trying again, for half a minute at most")
+        return False
+
+    logger.addFilter(hide)
+    try:
+        yield
+    finally:
+        logger.removeFilter(hide)
 
 
 def _refusal(status: int) -> str:
