@@ -102,9 +102,31 @@ def test_data_without_images_of_the_classes_is_refused(
         assert str(data) in str(caught.value)
 
 
-def test_own_data_without_drawn_images(
-    saved: Saved, finished: Path, own_data: Path, tmp_path: Path
+@pytest.mark.parametrize(("kept", "title"), [(6, "images of colors, 16 of 24 trained on"),
+                                             (4, "training images of colors")])  # fmt: skip
+def test_drawn_images_are_compared_where_others_are_few(
+    saved: Saved, finished: Path, own_data: Path, kept: int, title: str
 ) -> None:
+    """Up to 64 images, and those that were not drawn first."""
+    drawn = {*paths(training_images(finished))}
+    for folder in (own_data / "train").iterdir():
+        others = [file for file in sorted(folder.iterdir()) if file.absolute() not in drawn]
+        for file in others[kept - 4 :]:
+            file.unlink()
+    compared = compared_images(finished, saved, None, False, 100)
+    assert compared.title == title
+    images = paths(compared.images)
+    assert drawn == {*images[4 * (kept - 4) :]}
+    assert len({*images}) == len(images) == len(compared.labels) == 4 * kept
+    for path, i in zip(images, compared.labels, strict=True):
+        assert path.parent.name == saved.labels[i]
+    assert len(compared_images(finished, saved, None, False, 10).images) == 10
+
+
+def test_own_data_without_drawn_images(
+    saved: Saved, finished: Path, own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rmadapter.deploy.export.parity.LEAST", 8)
     held = compared_images(finished, saved, None, False, 100)
     assert held.title == "held out images of colors"
     assert len(held.images) == 4 * (6 - 4)
@@ -120,8 +142,9 @@ def test_own_data_without_drawn_images(
 
 
 def test_validation_images_are_not_held_out(
-    saved: Saved, finished: Path, own_data: Path, tmp_path: Path
+    saved: Saved, finished: Path, own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("rmadapter.deploy.export.parity.LEAST", 1)
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     before = paths(compared_images(run, saved, None, False, 100).images)
     split = json.loads((run / "split.json").read_text())
@@ -139,8 +162,9 @@ def test_generated_images_are_always_the_same() -> None:
 
 
 def test_table_with_other_column_names(
-    saved: Saved, finished: Path, colors: Path, tmp_path: Path
+    saved: Saved, finished: Path, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("rmadapter.deploy.export.parity.LEAST", 1)
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     home = Path(shutil.copytree(colors, tmp_path / "colors"))
     lines = ["foto;art;teil"]

@@ -116,7 +116,7 @@ def comparison_images(
         )
     if not images.labels and data is None:
         note(
-            "compared on generated images, as the run's data is gone or all trained on; --data "
+            "compared on generated images, as the run's data is gone; --data "
             "compares on photographs"
         )
     return images

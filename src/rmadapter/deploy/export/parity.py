@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from rmadapter.artifacts.record import read_record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.data.decode import image_error
 from rmadapter.data.fewshot import read_split
-from rmadapter.data.formats.base import Source
+from rmadapter.data.formats.base import Row, Source
 from rmadapter.data.formats.registry import open_source
 from rmadapter.data.image_set import relative
 from rmadapter.data.names import key
@@ -30,6 +30,7 @@ from rmadapter.metrics import accuracy
 from rmadapter.support.files import user_path
 
 GENERATED = 64  # images
+LEAST = 64  # images to compare on, if the run has as many
 HEADER = ["images", "n", "same %", "differs", "accuracy", "exported"]
 NEW_CLASSES = ("sundial", "quince", "yurt")  # one that the model does not have is added to compare
 
@@ -183,14 +184,15 @@ def compared_images(
     """Choose at most `most` images: of `data` if given, else of the run's own data, if still there,
     else generated ones.
 
-    The test split if there is one; of its own data, in any case none that the run drew for training
-    or validation. Raises UserError for data without images of the model's classes.
+    The test split if there is one, else those that the run did not draw for training or validation;
+    of its own data, if these are fewer than `LEAST`, also some that it drew. Raises UserError for
+    data without images of the model's classes.
     """
     if data is not None:
         home = user_path(data)
         drawn = _drawn_names(run) if _is_own(run, home) else None
         return _select(home, open_source(data, outside), saved, drawn, most)
-    with suppress(UserError):  # moved, changed, or all of it was trained on
+    with suppress(UserError):  # moved or changed
         home, source = _open_own(run)
         return _select(home, source, saved, _drawn_names(run), most)
     return ComparedImages("generated", generated_images(GENERATED))
@@ -245,14 +247,31 @@ def _select(
         every = [row for part in splits.values() for row in part]
         rows = [row for row in every if relative(row.image, root) not in (drawn or ())]
     places = {key(str(label)): i for i, label in enumerate(saved.labels)}
+    readable = _some(rows, places, most)
+    taken = {relative(row.image, root) for row in readable}
+    title = f"{kind}images of {data.name}"
+    if drawn and len(readable) < min(LEAST, most):
+        every = dict.fromkeys(row for part in splits.values() for row in part)
+        others = drawn - taken
+        seen = [row for row in every if relative(row.image, root) in others]
+        seen = _some(seen, places, min(LEAST, most) - len(readable))
+        if seen and readable:
+            count = len(readable) + len(seen)
+            title = f"images of {data.name}, {len(seen)} of {count} trained on"
+        elif seen:
+            title = f"training images of {data.name}"
+        readable += seen
+    if not readable:
+        raise UserError(f"{data}: no readable image of the model's classes")
+    labels = [places[key(row.label)] for row in readable]
+    return ComparedImages(title, [row.image for row in readable], labels)
+
+
+def _some(rows: Sequence[Row], places: Mapping[str, int], most: int) -> list[Row]:
+    """Choose at most `most` readable images of the model's classes, always the same ones."""
     known = [row for row in rows if key(row.label) in places]
     random.Random(0).shuffle(known)
-    readable = [row for row in known[:most] if not image_error(row.image)]
-    if not readable:
-        but = "" if drawn is None else " that `fit` did not draw"
-        raise UserError(f"{data}: no readable image of the model's classes{but}")
-    labels = [places[key(row.label)] for row in readable]
-    return ComparedImages(f"{kind}images of {data.name}", [row.image for row in readable], labels)
+    return [row for row in known[:most] if not image_error(row.image)]
 
 
 def generated_images(count: int) -> list[np.ndarray]:
