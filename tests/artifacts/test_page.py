@@ -33,7 +33,8 @@ from rmadapter.artifacts.page import (
     write_run_page,
 )
 from rmadapter.artifacts.predictions import Evaluation, Mistake, Neighbour, Predictions
-from rmadapter.artifacts.record import Record, Score
+from rmadapter.artifacts.record import Judgement, Rates, Record, Score
+from rmadapter.artifacts.summary import describe_verdict
 from rmadapter.data.read import ImageSet, ImageSource
 from rmadapter.methods import load_method
 from rmadapter.settings import documentation, settings_of
@@ -88,6 +89,28 @@ def test_names_are_escaped(page: Page) -> None:
     for text in (*NASTY, "<i>data</i>", "<script>alert(1)</script> was skipped"):
         assert text in page.text
     assert set(NASTY) <= set(page.values("alt"))
+
+
+def test_the_headline_of_a_judged_run_is_about_the_best_other_method(
+    tmp_path: Path, base: Evaluation
+) -> None:
+    before, after = correct(base)
+    figures = {"low": 0.0, "high": 100.0, "macro_f1": 0.0, "calibration_error": 0.0}
+    rates = [("zero-shot", before, 0.01), ("linear-probe", 99.0, 0.2), ("RMAdapter", after, None)]
+    rows = [
+        Rates(name=name, accuracy=accuracy, p=p, recalls=[None] * 3, **figures)
+        for name, accuracy, p in rates
+    ]
+    its = record(
+        score(base, "all"), task=Task(data="x"), seconds={"linear-probe": 4.0},
+        judgement=Judgement(how="", images=60, classes=NASTY, majority=50.0, rows=tuple(rows)),
+    )  # fmt: skip
+    page = written(tmp_path, its, [base])
+    assert its.judgement is not None
+    verdict = describe_verdict(its.judgement)
+    headline = page.text[: page.text.index("Before and after")]
+    assert f"RMAdapter {verdict}: {after:.1f} % instead of 99.0 %" in headline
+    assert "trains in 4.0 s" in headline
 
 
 @pytest.mark.parametrize(

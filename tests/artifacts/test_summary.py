@@ -7,8 +7,14 @@ from typing import Any
 
 import pytest
 
-from rmadapter.artifacts.record import Candidate, Choice, Judgement, Rates, Score
-from rmadapter.artifacts.summary import lowest_recalls, print_record, print_score
+from rmadapter.artifacts.record import Candidate, Choice, Judgement, Rates, Record, Score
+from rmadapter.artifacts.summary import (
+    describe_tie,
+    describe_verdict,
+    lowest_recalls,
+    print_record,
+    print_score,
+)
 from tests.helpers import synthetic_runs
 
 RATES: dict[str, Any] = {"low": 55.4, "high": 64.6, "macro_f1": 58.75, "calibration_error": 3.21}
@@ -36,6 +42,56 @@ def test_a_judged_run_shows_its_judgement(capsys: pytest.CaptureFixture[str]) ->
     print_record(record, as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert found["judgement"]["rows"][1]["accuracy"] == found["test, all classes"]["accuracy"] == 60
+
+
+def beside_probe(probe: float, p: float, **changes: Any) -> Record:
+    """Return a record of 60 %, beside a probe that trained in 4 s."""
+    rates = {**RATES, "recalls": [60.0, 60.0]}
+    rows = (
+        Rates(name="zero-shot", accuracy=40.0, p=0.01, **rates),
+        Rates(name="linear-probe", accuracy=probe, p=p, **rates),
+        Rates(name="RMAdapter", accuracy=60.0, **rates),
+    )
+    judgement = Judgement(how="", images=100, classes=("a", "b"), majority=50.0, rows=rows)
+    score = Score(name="all", images=100, classes=2, accuracy=60.0, zero_shot=40.0)
+    facts = {"scores": (score,), "judgement": judgement, "parameters": 9}
+    seconds = {"linear-probe": 4.0}
+    return RECORD.model_copy(update={**facts, "seconds": seconds, **changes})
+
+
+@pytest.mark.parametrize(
+    ("record", "tied"),
+    [
+        (beside_probe(59.0, 0.8), True),
+        (beside_probe(61.0, 0.8), True),
+        (beside_probe(50.0, 0.01), False),
+        (beside_probe(70.0, 0.01), False),  # a doubt says so
+        (beside_probe(59.0, 0.8, seconds={}), False),
+        (beside_probe(59.0, 0.8, parameters=0), False),  # trains in no time itself
+        (RECORD, False),
+    ],
+)
+def test_a_probe_that_is_as_good_is_named_with_its_seconds(
+    record: Record, tied: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_record(record, as_json=False)
+    out = capsys.readouterr().out
+    assert ("4.0 s: --method linear-probe" in out) == tied
+    assert bool(describe_tie(record)) == tied
+
+
+@pytest.mark.parametrize(
+    ("record", "verdict"),
+    [
+        (beside_probe(59.0, 0.8), "no better than a linear probe"),
+        (beside_probe(50.0, 0.01), "is better than a linear probe"),
+        (beside_probe(70.0, 0.01), "is worse than a linear probe"),
+        (beside_probe(30.0, 0.01), "is better than the untouched model"),
+    ],
+)
+def test_the_verdict_compares_with_the_best_other_row(record: Record, verdict: str) -> None:
+    assert record.judgement is not None
+    assert verdict in describe_verdict(record.judgement)
 
 
 def test_a_run_without_images_to_evaluate_on_has_no_table(

@@ -29,7 +29,13 @@ from rmadapter.artifacts.predictions import (
 )
 from rmadapter.artifacts.record import MethodName, Record, Score, read_record
 from rmadapter.artifacts.run_folder import RunFolder
-from rmadapter.artifacts.summary import choice_table, describe_choice, judgement_table
+from rmadapter.artifacts.summary import (
+    choice_table,
+    describe_choice,
+    describe_tie,
+    describe_verdict,
+    judgement_table,
+)
 from rmadapter.data.fewshot import read_split
 from rmadapter.data.formats.registry import images_root
 from rmadapter.data.read import ImageSource, load_image
@@ -141,6 +147,8 @@ def write_run_page(
         record=record,
         given=describe_shots(record.task.shots, counts),
         judged=record.judgement and judgement_table(record.judgement, record.method),
+        verdict=record.judgement and describe_verdict(record.judgement),
+        tie=describe_tie(record),
         choice=record.choice and (*choice_table(record.choice), describe_choice(record.choice)),
         rows=[(score, changes.get(number)) for number, score in enumerate(record.scores)],
         mean=record.metric("hm"),

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 FORMAT: Literal[2] = 2
 ANSWERED = ("finished", "not-applicable")
+LEVEL = 0.05  # significance level of the test whether another method is better
 LONGEST = 2**24  # bytes of a record; one with thousands of notes has a hundredth of that
 
 # What a record's open fields may hold: nothing nested deeper than a list, no number too large to
@@ -155,6 +156,18 @@ class Judgement(Value):
         """The row of the method that was fitted."""
         return next(row for row in self.rows if row.p is None)
 
+    @property
+    def rival(self) -> Rates | None:
+        """The best row of another method, of equals the first; None if there is no other."""
+        others = [row for row in self.rows if row.p is not None]
+        return max(others, key=lambda row: row.accuracy, default=None)
+
+    def verdict(self, other: Rates) -> Literal["better", "worse", "tied"]:
+        """Compare the fitted method with another by McNemar's test at `LEVEL`."""
+        if other.p is None or other.p >= LEVEL:
+            return "tied"
+        return "better" if self.fitted.accuracy > other.accuracy else "worse"
+
 
 class Candidate(Value):
     """A method that `auto` could have chosen: its accuracy over the folds, and how far that is
@@ -188,7 +201,8 @@ class Record(Value):
     an ablation; axis, value: the setting that varies. temperature: divisor of the logits, chosen on
     folds of the shots; None without folds. columns: of the table that listed the images; crops:
     whether they are boxes cut from images, both as for `read_images`. seconds: frozen activations,
-    train, evaluate, search, total. command: as given.
+    train, evaluate, search, total, and the training of each baseline by its name. command: as
+    given.
     """
 
     format: Literal[2]

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rmadapter.artifacts.record import Choice, Judgement, MethodName, Record, Score
 
 HEADER = ["accuracy in %", "images", "chance", "zero-shot", "adapted", "change"]
+PROBE = "linear-probe"
+OTHERS = {"zero-shot": "the untouched model", PROBE: "a linear probe"}  # in a sentence
 Table: TypeAlias = tuple[list[str], list[list[str]]]  # header and rows, for the screen and pages
 
 
@@ -33,6 +35,8 @@ def print_record(record: Record, as_json: bool, run: Path | None = None) -> None
         table(*judgement_table(judged, record.method))
         print(f"judged {judged.how}; Wilson intervals")
         print(f"lowest recall: {lowest_recalls(judged)}")
+        if tie := describe_tie(record):
+            print(tie)
     if judged and len(record.scores) == 1:
         return
     if record.method.changed and not judged:
@@ -114,6 +118,31 @@ def choice_table(choice: Choice) -> Table:
             behind = f"{row.behind:.1f} ± {row.error:.1f}"
             rows.append([name, f"{row.accuracy:.1f}", behind, f"{row.seconds or 0:.0f}"])
     return ["method", "accuracy in %", "behind the best", "seconds"], rows
+
+
+def describe_tie(record: Record) -> str:
+    """Say that a linear probe does as well as a trained method that is not significantly better;
+    return "" where it is, where the probe is significantly better, and without a probe."""
+    judged, seconds = record.judgement, record.seconds.get(PROBE)
+    probe = next((row for row in judged.rows if row.name == PROBE), None) if judged else None
+    if not judged or not probe or probe.p is None or seconds is None or not record.parameters:
+        return ""
+    if judged.verdict(probe) != "tied":
+        return ""
+    rates = f"{probe.accuracy:.1f} against {judged.fitted.accuracy:.1f} %, p = {probe.p:.2g}"
+    time = f"{seconds:.1f}" if seconds < 10 else f"{seconds:.0f}"
+    return f"a linear probe is as good ({rates}) and trains in {time} s: --method {PROBE}"
+
+
+def describe_verdict(judged: Judgement) -> str:
+    """Compare the fitted method with the best other row; follows its name in a sentence."""
+    if judged.rival is None:
+        return "stands alone"
+    verdict, name = judged.verdict(judged.rival), judged.rival.name
+    other = OTHERS.get(name, name)
+    if verdict == "tied":
+        return f"may be no better than {other}"
+    return f"is {verdict} than {other}"
 
 
 def lowest_recalls(judged: Judgement) -> str:

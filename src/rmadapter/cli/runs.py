@@ -208,10 +208,12 @@ def _add_backbone(lab: Lab, names: str) -> str:
 
 def _show(record: Record, out: Path, as_json: bool) -> None:
     """Print a record, its notes and the place of its report."""
-    from rmadapter.artifacts.summary import print_record
+    from rmadapter.artifacts.summary import describe_tie, print_record
 
+    tie = "" if as_json else describe_tie(record)  # which is printed below the table
     for text in record.notes:
-        note(text)
+        if text != tie:
+            note(text)
     print_record(record, as_json, out)
     if not as_json:
         print(f"report: {out / 'report.html'}")

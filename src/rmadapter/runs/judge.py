@@ -10,7 +10,8 @@ import numpy as np
 
 from rmadapter import metrics
 from rmadapter.artifacts.predictions import Evaluation
-from rmadapter.artifacts.record import Judgement, Rates, Score
+from rmadapter.artifacts.record import LEVEL, Judgement, Rates, Score
+from rmadapter.artifacts.summary import describe_tie
 from rmadapter.data.duplicates import pairs
 from rmadapter.data.fewshot import FewShot
 from rmadapter.data.read import ImageSet
@@ -28,7 +29,6 @@ WIDE = 10.0  # points to either side of an accuracy beyond which it says little
 NO_IMAGES = (
     "no image is left to judge by: each nearly duplicates a training image or shares its group"
 )
-LEVEL = 0.05  # significance level of the test whether a simpler method is better
 UNSEEN = {"test": "on the test split", "held out": "on images that were not drawn"}
 
 
@@ -66,7 +66,9 @@ def judge(
             "worse elsewhere"
         )
         judgement = judgement.model_copy(update={"doubts": (*judgement.doubts, doubt)})
-    return outcome.with_facts(judgement=judgement)
+    outcome = outcome.with_facts(judgement=judgement)
+    tie = describe_tie(outcome.record)
+    return outcome.with_facts(notes=(*record.notes, tie)) if tie else outcome
 
 
 def _unseen_rows(

@@ -67,9 +67,7 @@ def run_task(
     memory = peak(cache.device)
     fitted = replace(fitted, temperature=temperature or 1.0)
     fitted = fitted.fitted_to(cache.features(train)[0])
-    others: dict[str, Fitted] = {}
-    for title, other in (baselines or {}).items() if sets else ():
-        others[title] = fit_baseline(other, train, task, few, lab)
+    others, spent = _fit_baselines(baselines or {}, train, task, few, lab)
     resumed = time.perf_counter()
     evaluations, scores = evaluate(fitted, sets, lab.test_cache(task), others, task.seed)
     evaluated = time.perf_counter() - resumed
@@ -78,6 +76,7 @@ def run_task(
         "train": trained - frozen,
         "evaluate": evaluated,
         "total": trained + evaluated,
+        **spent,
     }
     record = describe_run(
         task, method, lab, name, few,
@@ -92,6 +91,22 @@ def run_task(
         notes=_notes(task, few, lab, learnt_from(method, train, task, few, lab), sets),
     )  # fmt: skip
     return Outcome(record, fitted, evaluations)
+
+
+def _fit_baselines(
+    baselines: Mapping[str, Method], train: ImageSet, task: Task, few: FewShot, lab: Lab
+) -> tuple[dict[str, Fitted], dict[str, float]]:
+    """Fit other methods; return them and the seconds that each took, without those of frozen
+    activations, by name."""
+    fitted: dict[str, Fitted] = {}
+    seconds: dict[str, float] = {}
+    plain = task.augmentation == "none"
+    cache = lab.train_cache(task) if plain else lab.test_cache(task)
+    for name, method in baselines.items():
+        frozen, started = cache.seconds, time.perf_counter()
+        fitted[name] = fit_baseline(method, train, task, few, lab)
+        seconds[name] = time.perf_counter() - started - (cache.seconds - frozen)
+    return fitted, seconds
 
 
 def _notes(task: Task, few: FewShot, lab: Lab, learnt: ImageSet, sets: Sets) -> tuple[str, ...]:

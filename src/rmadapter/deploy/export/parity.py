@@ -251,9 +251,9 @@ def _select(
     taken = {relative(row.image, root) for row in readable}
     title = f"{kind}images of {data.name}"
     if drawn and len(readable) < min(LEAST, most):
-        every = dict.fromkeys(row for part in splits.values() for row in part)
+        whole = dict.fromkeys(row for part in splits.values() for row in part)
         others = drawn - taken
-        seen = [row for row in every if relative(row.image, root) in others]
+        seen = [row for row in whole if relative(row.image, root) in others]
         seen = _some(seen, places, min(LEAST, most) - len(readable))
         if seen and readable:
             count = len(readable) + len(seen)
