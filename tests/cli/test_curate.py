@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from rmadapter.backbones import Backbone
+from rmadapter.cli.curate import _show_suggested
+from rmadapter.curate.suggest import Suggestions
 from tests.helpers.html import Page
 from tests.helpers.images import write_damaged_colors
 from tests.helpers.shell import Command, backbone_option, refused, rmadapter
@@ -147,7 +150,9 @@ def test_suggestions_are_written_with_a_page(
     command += ["--n", 5, "--rule", "margin", "-q"]
     done = rmadapter.done(*command, "--out", tmp_path / "s.csv")
     assert done.err == ""
-    assert done.out.startswith("5 of 40 images by the rule margin, 16 known already")
+    first = done.out.partition("\n")[0]
+    assert first.startswith("5 of 40 images, ")
+    assert {"margin", "16"} <= {*re.findall(r"\w+", first)}
     assert done.out.endswith(f"list: {tmp_path / 's.csv'}\npage: {tmp_path / 's.html'}\n")
     rows = read_rows(tmp_path / "s.csv")
     assert [row["rank"] for row in rows] == ["1", "2", "3", "4", "5"]
@@ -213,3 +218,14 @@ def test_mistakes_in_suggest_are_named(rmadapter: Command, finished: Path, color
         ([finished, colors, "--rule", "magic"], "unknown rule"),
     ):
         refused(rmadapter("suggest", *words), hint)
+
+
+@pytest.mark.parametrize(("copies", "words"), [(0, ""), (1, "1 image "), (2, "2 images ")])
+def test_left_out_images_are_counted_in_singular_and_plural(
+    capsys: pytest.CaptureFixture[str], copies: int, words: str
+) -> None:
+    _show_suggested(Suggestions("random", 1, 0, copies, ()), None, "pool", False)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "0 of 1 image," in last
+    assert "rule" not in last  # none applied
+    assert words in last

@@ -266,10 +266,21 @@ def _show_suggested(
             score = "" if result.rule == "random" else f"{one.score:.3f}"
             rows.append([str(one.rank), str(one.image), score, best])
         table(["rank", "image", "score", "looks like"], rows)
-    left = f", {result.known:,} known already" if result.known else ""
-    left += f", {result.copies:,} copies" if result.copies else ""
-    print(f"{len(result.suggestions):,} of {result.pool:,} images by the rule {result.rule}{left}")
+    how = "drawn at random" if result.rule == "random" else f"chosen by the rule {result.rule}"
+    print(f"{len(result.suggestions):,} of {_images(result.pool)}, {how}{_left_out(result)}")
     if files:
         print(f"list: {files[0]}\npage: {files[1]}")
     elif len(result.suggestions) > SHOWN:
         print("--out suggest.csv writes all of them, and a page with the images")
+
+
+def _left_out(result: Suggestions) -> str:
+    """Say which images of the pool could not be suggested."""
+    known, copies = _images(result.known), _images(result.copies)
+    parts = [f"{known} that the model was trained on"] if result.known else []
+    parts += [f"{copies} nearly identical to another"] if result.copies else []
+    return f"; left out: {' and '.join(parts)}" if parts else ""
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'' if count == 1 else 's'}"
