@@ -15,8 +15,9 @@ from rmadapter.backbones import Backbone
 from rmadapter.backbones.pocket import TEXT, VISION
 from rmadapter.cli.machine import diagnose
 from rmadapter.data.catalog.sets import CATALOG
-from rmadapter.methods import METHODS
+from rmadapter.methods import METHODS, load_method
 from rmadapter.methods.uses import ABOUT
+from rmadapter.settings import settings_of
 from tests.helpers.shell import Command, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
@@ -24,7 +25,9 @@ __all__ = ["rmadapter"]  # a fixture
 
 def test_methods_lists_all_with_the_papers_counts(rmadapter: Command) -> None:
     found = {method["name"]: method for method in rmadapter.json("methods")}
-    assert list(found) == list(METHODS)
+    assert list(found) == [*METHODS, "auto"]
+    assert found["auto"]["parameters"] is None
+    del found["auto"]  # it chooses among the others
     assert found["mma"]["parameters"] == 674_560  # as its paper has it, ViT-B/16
     assert found["zero-shot"]["parameters"] == 0
     assert found["rmadapter"]["settings"]["rank"] == 32
@@ -39,8 +42,22 @@ def test_methods_fits_80_columns_and_names_all(rmadapter: Command) -> None:
     out = rmadapter.done("methods").out
     assert max(map(len, out.splitlines())) <= 80
     assert {*ABOUT} == {*METHODS}
-    for name in METHODS:
+    for name in (*METHODS, "auto"):
         assert f" {name} " in out
+
+
+@pytest.mark.parametrize("name", ["rmadapter-plus", "linear-probe", "auto"])
+def test_methods_explains_one(rmadapter: Command, name: str) -> None:
+    method = load_method(name, choosing=True)
+    out = rmadapter.done("methods", name).out
+    head, *tables = out.splitlines()
+    assert (name in head, method.source in head) == (True, True)
+    assert max(map(len, tables)) <= 80
+    for setting in settings_of(method):
+        assert f" {setting} " in out
+    [facts] = rmadapter.json("methods", name)
+    assert facts["name"] == name
+    refused(rmadapter("methods", "linear_probe"), "linear-probe")
 
 
 def test_data_lists_all_and_says_what_one_lacks(rmadapter: Command, tmp_path: Path) -> None:
@@ -92,6 +109,26 @@ def test_facts_of_this_machine() -> None:
     assert facts["cpu count"] == os.cpu_count()
     assert facts["cpu threads"] == torch.get_num_threads()
     assert (facts["gpu"] == "none") == (not torch.cuda.is_available())
+    extras = {name for name in facts if name.startswith("extra ")}
+    assert extras >= {"extra demo", "extra heic", "extra export", "extra openvino", "extra serve"}
+    assert not extras & {"extra dev", "extra release"}
+    assert facts["extra report"] == "installed"  # pandas, as the tests need it
+    assert sum(str(value).count("docs/pocket.md") for value in facts.values()) == 1
+
+
+def test_an_extra_that_is_not_there_has_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = metadata.version
+
+    def version(name: str) -> str:
+        if name == "pillow-heif":
+            raise metadata.PackageNotFoundError(name)
+        return "0.1" if name == "onnxruntime" else installed(name)  # too old
+
+    monkeypatch.setattr(metadata, "version", version)
+    facts = diagnose()
+    for name in ("heic", "export", "openvino"):  # the last takes what export does
+        assert facts[f"extra {name}"] == f"pip install 'rmadapter[{name}]'"
+    assert facts["extra report"] == "installed"
 
 
 def test_doctor_builds_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

