@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,9 +18,14 @@ from typer.testing import CliRunner
 
 from rmadapter import __version__
 from rmadapter.backbones import Backbone
+from rmadapter.bench.ray import ENGINES as RAY_ENGINES
 from rmadapter.cli import machine
 from rmadapter.cli import main as cli
 from rmadapter.cli.options import Columns, expand
+from rmadapter.curate.suggest import FIRST, NEXT
+from rmadapter.deploy.export.targets import TARGETS
+from rmadapter.deploy.serve.model import RUN_ENGINES
+from rmadapter.methods import EFFORTS
 from tests.helpers.commands import assert_parses, parser
 from tests.helpers.shell import (
     Command,
@@ -54,7 +60,7 @@ def test_help_ends_with_examples_that_parse(
     monkeypatch.setenv("COLUMNS", "80")
     done = rmadapter(verb, "--help")
     assert (done.code, done.err) == (0, "")
-    assert rmadapter(verb, "-h").out == done.out
+    assert rmadapter(verb, "-h").out == rmadapter("help", verb).out == done.out
     lines = [line.strip() for line in done.out.splitlines() if line.strip()]
     shown = lines[lines.index("Examples:") + 1 :]
     assert shown == [*cli.EXAMPLES[verb]]
@@ -84,6 +90,24 @@ def test_help_groups_verbs(rmadapter: Command, monkeypatch: pytest.MonkeyPatch) 
     for verb, command in VERBS.items():  # each in one line, as in its docstring
         first = command.help.partition("\n")[0]
         assert any(verb in line and first in line for line in shown), verb
+
+
+@pytest.mark.parametrize(
+    ("verb", "option", "values"),
+    [
+        ("fit", "effort", EFFORTS),
+        ("export", "to", TARGETS),
+        ("export", "precision", {name for one in TARGETS.values() for name in one.precisions}),
+        ("serve", "engine", RUN_ENGINES),
+        ("bench", "engine", RAY_ENGINES),
+        ("suggest", "rule", {*FIRST, *NEXT}),
+    ],
+)
+def test_help_shows_the_values_of_a_closed_list(
+    verb: str, option: str, values: Iterable[str]
+) -> None:
+    [found] = [one for one in VERBS[verb].params if one.name == option]
+    assert {*found.metavar.split(" | ")} == {*values}
 
 
 def test_help_imports_nothing_heavy() -> None:

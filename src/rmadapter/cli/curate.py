@@ -193,7 +193,8 @@ def suggest(
         str,
         typer.Option(
             "--rule",
-            help="margin, entropy, coverage, typicality, mix or random; balanced with --start.",
+            metavar="random | margin | entropy | coverage | typicality | mix | balanced",
+            help="balanced only with --start; random, coverage and typicality also with it.",
         ),
     ] = "",
     seed: Annotated[int, typer.Option(min=0, help="Seed for everything random.")] = 1,

@@ -55,10 +55,19 @@ class ExportOptions:
     """What is exported, and how."""
 
     to: Annotated[
-        str, typer.Option("--to", help="onnx, openvino, torch, litert (phones) or web (a page).")
+        str,
+        typer.Option(
+            "--to",
+            metavar="onnx | openvino | torch | litert | web",
+            help="What to write; litert is for phones, web a page.",
+        ),
     ] = "onnx"
     precision: Annotated[
-        str, typer.Option(help="fp32, fp16, int8 (onnx, openvino) or bf16 (openvino).")
+        str,
+        typer.Option(
+            metavar="fp32 | fp16 | bf16 | int8",
+            help="int8: onnx and openvino; bf16: openvino.",
+        ),
     ] = "fp32"
     out: Annotated[
         Path | None, typer.Option("--out", help="New folder; by default RUN-onnx and so on.")
@@ -235,7 +244,8 @@ def serve(
     ] = "127.0.0.1",
     port: Port = 8000,
     engine: Annotated[
-        str, typer.Option(help="torch, onnx or openvino; by default torch, or the export's.")
+        str,
+        typer.Option(metavar="torch | onnx | openvino", help="By default torch, or the export's."),
     ] = "",
     threads: Annotated[
         int, typer.Option(min=0, help="Threads per model; 0 leaves it to the engine.")

@@ -17,6 +17,7 @@ from rmadapter.support.terminal import escape, stoppable, streams
 app = typer.Typer(
     help="Adapt a CLIP-like model with a few images per class without losing what it already "
     "knows.",
+    epilog="rmadapter help VERB lists the options of a verb, with examples.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -100,7 +101,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "rmadapter reproduce --root data --out results --plan",
         "rmadapter reproduce --root data --out results --tables 1,2",
     ),
-    "methods": ("rmadapter methods", "rmadapter methods --json"),
+    "methods": (
+        "rmadapter methods",
+        "rmadapter methods rmadapter-plus",
+        "rmadapter methods --json",
+    ),
     "params": ("rmadapter params --method mma --classes 50",),
     "data": ("rmadapter data", "rmadapter data dtd --root data --download"),
     "backbones": ("rmadapter backbones", "rmadapter backbones get pocket"),
@@ -114,13 +119,18 @@ def main() -> None:
     """Run the command line; a user's mistake becomes one line on stderr and exit code 2."""
     with streams(sys.argv[1:]), stoppable():
         try:
-            words = [*map(at_home, sys.argv[1:])]
+            words = as_help([*map(at_home, sys.argv[1:])])
             code = app(words, prog_name="rmadapter", standalone_mode=False)  # else errors in a box
         except Exception as error:
             if text := user_message(error):
                 distributed.print_error(escape(text))
             code = 2
         sys.exit(code)
+
+
+def as_help(words: list[str]) -> list[str]:
+    """Return `VERB --help` for `help VERB`, and other words as they are."""
+    return [*words[1:], "--help"] if words[:1] == ["help"] else words
 
 
 def _version(wanted: bool) -> None:

@@ -44,7 +44,11 @@ Config = Annotated[
 ]
 Classes = Annotated[
     str | None,
-    typer.Option("--classes", help="all (default), base (first half) or novel (second half)."),
+    typer.Option(
+        "--classes",
+        metavar="all | base | novel",
+        help="all (default), base (first half) or novel (second half).",
+    ),
 ]
 ImageColumn = Annotated[
     str, typer.Option(help="Table column of paths; by default path, image, file, filename, ...")
@@ -60,7 +64,10 @@ SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Skip unreadable images and report them.")
 ]
 Engine = Annotated[
-    str, typer.Option(help="local, or ray: on a Ray cluster; needs the extra `ray`.")
+    str,
+    typer.Option(
+        metavar="local | ray", help="local, or ray: on a Ray cluster; needs the extra `ray`."
+    ),
 ]
 Address = Annotated[
     str, typer.Option(help="HOST:PORT of a Ray cluster, or auto; by default one is started here.")

@@ -116,9 +116,9 @@ class FitOptions:
         int | None, typer.Option(help="Seed of draw, initialisation and batches; 1 by default.")
     ] = None
     classes: Classes = None
-    effort: Annotated[str, typer.Option(help="How long to train: fast, normal or thorough.")] = (
-        "normal"
-    )
+    effort: Annotated[
+        str, typer.Option(metavar="fast | normal | thorough", help="How long to train.")
+    ] = "normal"
     minutes: Annotated[
         float | None, typer.Option(help="Minutes for --method auto to choose; 10 by default.")
     ] = None
