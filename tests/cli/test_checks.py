@@ -34,7 +34,7 @@ print(json.dumps(answers))
 
 def mistakes(run: Path, colors: Path, other: Path) -> list[tuple[list[object], str]]:
     """Return commands with one mistake, each with what its refusal must name. other: a folder with
-    a file taken.csv, a folder taken and an empty page."""
+    a file taken.csv, a table latin.csv and an empty page."""
     gone, web, image = other / "gone", "https://example.org/a.jpg", colors / "test/red/0.png"
     in_class = colors / "train/red"
     new, taken = other / "new", other / "taken.csv"
@@ -60,7 +60,8 @@ def mistakes(run: Path, colors: Path, other: Path) -> list[tuple[list[object], s
         (["explain", run, image, "--data", gone], "gone"),
         (["explain", run, image, *backbone], "'ViT-B'"),
         (["fit", gone, "--out", new], "gone"),
-        (["fit", web, "--out", new], "web address"),
+        (["fit", web, "--out", new], web),
+        (["fit", other / "latin.csv", "--out", new], "latin.csv, line 2"),
         (["fit", in_class, "--out", new], repr(str(colors))),
         (["fit", colors, "--out", taken], "taken.csv"),
         (["fit", colors, "--out", new, *backbone], "'ViT-B'"),
@@ -109,6 +110,7 @@ def test_mistakes_are_refused_before_torch_is_loaded(
     finished: Path, colors: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "taken.csv").touch()
+    (tmp_path / "latin.csv").write_bytes(b"path,label\na.png,h\xe4\n")
     (tmp_path / "why").mkdir()
     (tmp_path / "why/explain.html").touch()
     before = sorted(tmp_path.rglob("*"))

@@ -96,8 +96,8 @@ def check_source(
     data: str | Path, columns: Mapping[str, str] | None = None, crops: bool = False
 ) -> Format:
     """Return the format of data, of which no image is opened. Raises UserError for a web address,
-    for missing data and an unknown format, for options that the format lacks, and for a folder that
-    cannot hold class folders."""
+    for missing data and an unknown format, for options that the format lacks, for a folder that
+    cannot hold class folders, and for an unreadable table."""
     refuse_address(str(data))
     path = user_path(data)
     known = find_format(path) if os.path.exists(path) else None
@@ -110,6 +110,8 @@ def check_source(
         raise UserError(f"{path}: has no columns; --image-column and the like are for tables")
     if known is class_folders:
         class_folders.check_layout(path)
+    if known is tables:
+        tables.header(path)
     return known
 
 
@@ -195,7 +197,8 @@ def refuse_address(name: str) -> None:
     """Raise UserError for a web address."""
     if URL.match(name):
         advice = "fetch the images first, for example with `curl -O`"
-        raise UserError(f"{name!r:.200}: a web address; {advice}")
+        address = name if "://" in name else name.replace(":/", "://", 1)  # was a Path
+        raise UserError(f"{address!r:.200}: a web address; {advice}")
 
 
 def _near(path: Path) -> str:
