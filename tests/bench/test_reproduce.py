@@ -23,6 +23,7 @@ from rmadapter.data.catalog.sets import CATALOG, find
 from rmadapter.methods import METHODS, load_method
 from rmadapter.settings import parse_overrides
 from rmadapter.task import Task
+from tests.helpers import synthetic_runs
 from tests.helpers.shell import Command, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
@@ -59,14 +60,45 @@ def words(tmp_path: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) 
     return ["reproduce", *folders, "--backbone", tiny_clip.name, *which]
 
 
+def test_a_plan_without_data_counts_all_runs(
+    rmadapter: Command, tiny_clip: Backbone, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    words = ["reproduce", "--root", tmp_path / "empty", "--out", tmp_path / "out", "--plan"]
+    rows = rmadapter.json(*words)
+    assert {row["table"] for row in rows} == {*reproduce.PARTS}
+    assert sum(row["runs"] for row in rows if row["table"] == "1") == 11 * 11 * 3
+    assert all(row["missing data"] and row["hours left"] is None for row in rows)
+    total = sum(row["runs"] for row in rows)
+    assert f"{total} of {total} runs are left" in rmadapter.done(*words).out
+    assert not (tmp_path / "out").exists()
+
+
+def test_hours_are_those_of_finished_runs_by_their_images(tmp_path: Path) -> None:
+    made = plans(tmp_path, tables=("1",), methods=("coop",), seeds=(1,))
+    jobs = {job.task.data: job for job in made["1"].jobs}
+    seconds = {"frozen": 1.0, "train": 23.0, "evaluate": 1692.0}
+    pace = reproduce.Pace()
+    pace.add(jobs["dtd"], synthetic_runs.record("coop", "dtd", 1, {}).model_copy(
+        update={"seconds": seconds}
+    ))  # fmt: skip
+    assert pace.seconds(jobs["dtd"]) == pytest.approx(24 + 1692)
+    assert pace.seconds(jobs["eurosat"]) == pytest.approx(5 + 8100)  # 5 of 24 base classes
+
+
 @pytest.mark.slow
 def test_a_table_is_run_judged_and_kept(
     rmadapter: Command, words: list[object], tmp_path: Path
 ) -> None:
     code, out, err = rmadapter(*words, *QUICK, "--plan", "--json")
     assert code == 0
-    rows = [{"table": "1", "data set": key, "runs": 2, "finished": 0} for key in ("dtd", "eurosat")]
-    assert json.loads(out) == rows
+    facts = {"table": "1", "runs": 2, "finished": 0, "hours left": None}
+    rows = [{**facts, "data set": key, "missing data": []} for key in ("dtd", "eurosat")]
+    planned = json.loads(out)
+    assert planned[:2] == rows
+    assert [row["missing data"] for row in planned[2:]] == [
+        [row["data set"]] for row in planned[2:]
+    ]
     assert not (tmp_path / "out").exists()
     assert "imagenet is incomplete (absent); `rmadapter data imagenet --root" in err
     code, out, _ = rmadapter(*words, *QUICK, "--json")
@@ -90,7 +122,9 @@ def test_a_table_is_run_judged_and_kept(
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")}
     assert f"{len(judged)} verdicts, one on each printed figure" in out
     plan = json.loads(rmadapter(*words, *QUICK, "--plan", "--json").out)
-    assert [row["finished"] for row in plan] == [2, 2]
+    assert [row["finished"] for row in plan[:3]] == [2, 2, 0]
+    assert [row["hours left"] for row in plan[:2]] == [0, 0]
+    assert all(row["hours left"] > 0 for row in plan[2:])
     rows = json.loads(rmadapter(*words, *QUICK, "--tables", "1,6", "--json").out)
     assert {row["table"] for row in rows if row["table"].startswith("Table 6")} == {"Table 6"}
     [same] = (tmp_path / "out/ablation-layers/dtd").rglob("2-RMAdapter*.json")

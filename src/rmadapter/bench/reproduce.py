@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeAlias
 
 from rmadapter.artifacts.record import Record, read_record
 from rmadapter.bench.plan import Plan, Progress, add_published_rows
-from rmadapter.bench.protocols import DOMAINS, expand
+from rmadapter.bench.protocols import DOMAINS, Job, expand
 from rmadapter.bench.report import paper
 from rmadapter.bench.report.groups import TRANSFER
 from rmadapter.bench.runner import run_all
@@ -27,6 +27,7 @@ from rmadapter.task import Task
 OURS = ("rmadapter", "rmadapter-paper")
 NOT_RUN = "not run"
 VERDICTS = "verdict.csv"
+OUTLINE = ["table", "data set", "runs", "finished", "hours left", "missing data"]
 
 
 Settings: TypeAlias = "Mapping[str, Mapping[str, object]]"  # {method: {setting: value}}
@@ -164,24 +165,94 @@ def make_plans(options: ReproduceOptions, absent: Iterable[str]) -> dict[str, Pl
 
 
 class Outline(NamedTuple):
-    """The runs of a table on a data set."""
+    """The runs of a table on a data set. hours: of those left, at the pace of finished runs of the
+    same methods; None if some of these methods have not finished a run. missing: data sets that are
+    not complete."""
 
     table: str
     dataset: str
     runs: int
     finished: int
+    hours: float | None
+    missing: tuple[str, ...]
+
+    def row(self) -> list[str]:
+        """Return the cells of a table's row, as in `OUTLINE`."""
+        hours = "?" if self.hours is None else f"{self.hours:.2f}"
+        missing = str(len(self.missing)) if len(self.missing) > 1 else "".join(self.missing)
+        return [self.table, self.dataset, str(self.runs), str(self.finished), hours, missing]
 
 
-def outline(plans: Mapping[str, Plan]) -> list[Outline]:
-    """Count all and finished runs, table by table."""
+@dataclass
+class Pace:
+    """Seconds and images of a method's finished runs, of training and of evaluation."""
+
+    train: float = 0.0
+    trained: int = 0
+    evaluate: float = 0.0
+    evaluated: int = 0
+
+    def add(self, job: Job, record: Record) -> None:
+        """Count a finished run of a job."""
+        trained, evaluated = images_of(job)
+        seconds = record.seconds
+        self.train += seconds.get("frozen", 0.0) + seconds.get("train", 0.0)
+        self.evaluate += seconds.get("evaluate", 0.0)
+        self.trained, self.evaluated = self.trained + trained, self.evaluated + evaluated
+
+    def seconds(self, job: Job) -> float:
+        """Predict the seconds of a job."""
+        trained, evaluated = images_of(job)
+        return self.train * trained / self.trained + self.evaluate * evaluated / self.evaluated
+
+
+def images_of(job: Job) -> tuple[int, int]:
+    """Return how many images a job trains on and is tested on, by the catalogue."""
+    classes = CATALOG[job.task.data].classes
+    if job.task.classes == "base":
+        classes = (classes + 1) // 2
+    tested = {test.data or job.task.data for test in job.task.questions}
+    return classes * job.task.shots, sum(CATALOG[name].counts["test"] for name in tested)
+
+
+def outline(plans: Mapping[str, Plan], absent: Iterable[str] = ()) -> list[Outline]:
+    """Count all and finished runs, table by table, and estimate the hours of the others. absent:
+    data sets that are not complete."""
+    remaining = {table: {*Progress(plan).remaining()} for table, plan in plans.items()}
+    paces: dict[str, Pace] = {}
+    for table, plan in plans.items():
+        for job in plan.jobs:
+            file = plan.out / job.path
+            if job not in remaining[table] and file.is_file():
+                paces.setdefault(job.method, Pace()).add(job, read_record(file))
     lines = []
     for table, plan in plans.items():
-        remaining = {*Progress(plan).remaining()}
         for dataset in dict.fromkeys(job.task.data for job in plan.jobs):
             jobs = [job for job in plan.jobs if job.task.data == dataset]
-            finished = sum(job not in remaining for job in jobs)
-            lines.append(Outline(table, dataset, len(jobs), finished))
+            left = [job for job in jobs if job in remaining[table]]
+            known = all(job.method in paces for job in left)
+            seconds = sum(paces[job.method].seconds(job) for job in left) if known else None
+            needed = {name for job in jobs for name in job.datasets}
+            hours = None if seconds is None else round(seconds / 3600, 3)
+            missing = tuple(name for name in absent if name in needed)
+            lines.append(Outline(table, dataset, len(jobs), len(jobs) - len(left), hours, missing))
     return lines
+
+
+def describe_left(lines: Sequence[Outline]) -> str:
+    """Say how many runs are left, how long they take as far as that is known, and how to know
+    more."""
+    runs, left = sum(line.runs for line in lines), sum(line.runs - line.finished for line in lines)
+    known = sum(line.hours or 0.0 for line in lines)
+    hours = f"{known:.1f} hours in one process"
+    if all(line.hours is not None for line in lines):
+        return f"{left} of {runs} runs are left: {hours}"
+    hours = f"more than {hours}" if known else "hours are not known yet"
+    return (
+        f"{left} of {runs} runs are left: {hours}\n"
+        "?: estimated as soon as each of the methods has finished a run here; get the smallest "
+        "data set, dtd, and run --tables 1 --seeds 1"
+    )
 
 
 def run_plans(plans: Mapping[str, Plan], processes: int = 1) -> list[Record]:

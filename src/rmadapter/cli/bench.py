@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -462,10 +462,15 @@ def reproduce(
     for key, why in absent.items():
         how = f"`rmadapter data {key} --root {options.root}` says how to get it"
         note(f"{key} is incomplete ({why}); {how}")
-    made = work.make_plans(chosen, absent)
     if plan:
-        _show_outline(work.outline(made), as_json)
+        lines = work.outline(work.make_plans(chosen, ()), absent)
+        if as_json:
+            print(json.dumps([dict(zip(work.OUTLINE, line, strict=True)) for line in lines]))
+        else:
+            table(work.OUTLINE, [line.row() for line in lines])
+            print(work.describe_left(lines))
         return
+    made = work.make_plans(chosen, absent)
     records = work.run_plans(made, jobs)
     judged = work.judge(chosen, made, tolerance)
     _show_verdicts(judged, as_json, options.out / work.VERDICTS)
@@ -475,14 +480,6 @@ def reproduce(
         raise UserError(f"{counts}; the same command retries them")
     if any(row["within"] is False for row in judged):
         raise typer.Exit(1)
-
-
-def _show_outline(outline: Iterable[Sequence[object]], as_json: bool) -> None:
-    header = ["table", "data set", "runs", "finished"]
-    if as_json:
-        print(json.dumps([dict(zip(header, row, strict=True)) for row in outline]))
-    else:
-        table(header, [[str(value) for value in row] for row in outline])
 
 
 def _show_verdicts(judged: Sequence[Verdict], as_json: bool, where: Path) -> None:
