@@ -206,7 +206,7 @@ def test_a_pool_may_be_a_table_with_bad_files(
     refused(rmadapter(*command), "lies outside the data's folder", "--allow-outside")
     command.append("--allow-outside")
     refused(rmadapter(*command), "bad.png: not an image", "--skip-bad")
-    assert "1 of 1 images" in rmadapter.done(*command, "--skip-bad").out
+    assert "1 of 1 image," in rmadapter.done(*command, "--skip-bad").out
 
 
 def test_mistakes_in_suggest_are_named(rmadapter: Command, finished: Path, colors: Path) -> None:

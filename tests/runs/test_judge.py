@@ -13,7 +13,7 @@ from sklearn.metrics import f1_score
 
 from rmadapter import metrics
 from rmadapter.artifacts.predictions import Evaluation
-from rmadapter.artifacts.record import Judgement, Record
+from rmadapter.artifacts.record import Judgement, MethodName, Record
 from rmadapter.artifacts.summary import describe_tie, judgement_table
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet, read_images
@@ -173,24 +173,24 @@ def test_figures_against_scikit_learn_and_a_better_probe_is_named(tiny_clip: Bac
     labels = [0, 1] * 20  # c has no image
     own = [0] * 40
     evaluation, tables = outcome([own, [2] * 40, labels], labels)
-    found = judging._judgement("here", evaluation, range(40), "RMAdapter", "rmadapter")
-    assert (found.majority, found.images) == (50, 40)
-    for row, table in zip(found.rows, (tables[1], tables[2], tables[0]), strict=True):
+    judgement = judging._judgement("here", evaluation, range(40), "RMAdapter", "rmadapter")
+    assert (judgement.majority, judgement.images) == (50, 40)
+    for row, table in zip(judgement.rows, (tables[1], tables[2], tables[0]), strict=True):
         assert row.accuracy == pytest.approx(100 * np.mean(table.argmax(1) == labels))
         how = {"labels": [0, 1], "average": "macro", "zero_division": 0}
         assert row.macro_f1 == pytest.approx(100 * f1_score(labels, table.argmax(1), **how))
         assert row.low < row.accuracy <= row.high or row.accuracy in (0, 100)
         assert row.recalls[2] is None
-    few, missing, better = found.doubts
+    few, missing, better = judgement.doubts
     assert few.startswith("40 images are too few to judge by: any accuracy from 35 to 65 %")
     assert missing == "no images to judge these classes by: c"
     # 2 / 2**20: 20 to 0
     assert better.endswith("p = 1.9e-06): fit again with --method linear-probe")
-    header, rows = judgement_table(found)
+    header, rows = judgement_table(judgement, MethodName(name="rmadapter", title="RMAdapter"))
     assert header[0] == "40 images"
     assert rows[0][:2] == ["guessing", "33.3"]
     assert rows[1][:2] == ["always the most frequent class", "50.0"]
-    assert rows[-1][1:3] == ["50.0", "35.2 to 64.8"]
+    assert rows[-1][:3] == ["rmadapter", "50.0", "35.2 to 64.8"]
 
 
 def test_a_method_that_is_a_baseline_has_one_row() -> None:
