@@ -71,8 +71,8 @@ def check_file(file: Path, architecture: str) -> None:
 def _architectures() -> list[str]:
     """List open_clip's architectures by the files of its package, or nothing where these are
     elsewhere."""
-    found = importlib.util.find_spec("open_clip")
-    places = found.submodule_search_locations if found else None
+    package = importlib.util.find_spec("open_clip")
+    places = package.submodule_search_locations if package else None
     return sorted(
         file.stem for place in places or () for file in Path(place, "model_configs").glob("*.json")
     )
