@@ -4,6 +4,7 @@ a verb runs."""
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,17 +70,9 @@ def suspects(
     columns = table_columns.named()
     check_source(data, columns)
     if apply:
-        if out is None:
-            raise UserError("--apply: name the cleaned copy with --out")
         if method != METHOD or backbone or sets:
             raise UserError("--apply trains nothing: remove --method, --backbone and --set")
-        check_new(out)
-        if not user_path(apply).is_file():
-            raise UserError(f"--apply {apply}: no such file; `rmadapter suspects --out` writes one")
-        from rmadapter.curate.apply import apply_decisions
-
-        cleaned = apply_decisions(data, apply, out, columns=columns, outside=outside)
-        _show_cleaned(out, cleaned, as_json)
+        _apply(data, apply, out, columns, outside, as_json)
         return
     files = _suspects_files(out, data) if out else None
     check_backbones(backbone, sets)
@@ -99,6 +92,22 @@ def suspects(
         _write_suspects(result, files, data, method, as_json, more)
     else:
         _show_suspects(result, as_json)
+
+
+def _apply(
+    data: Path, decisions: Path, out: Path | None, columns: Mapping[str, str], outside: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Write a copy of the data, cleaned as a file of decisions says."""
+    if out is None:
+        raise UserError("--apply: name the cleaned copy with --out")
+    check_new(out)
+    if not user_path(decisions).is_file():
+        raise UserError(f"--apply {decisions}: no such file; `rmadapter suspects --out` writes one")
+    from rmadapter.curate.apply import apply_decisions
+
+    cleaned = apply_decisions(data, decisions, out, columns=columns, outside=outside)
+    _show_cleaned(out, cleaned, as_json)
 
 
 def _suspects_files(out: Path, data: Path) -> tuple[Path, Path]:
@@ -207,34 +216,41 @@ def suggest(
     as_json: Json = False,
 ) -> None:
     """Suggest which unlabelled images to label next, or first."""
-    from rmadapter.cli.checks import check_backbones, check_runs
+    from rmadapter.cli.checks import check_backbones
     from rmadapter.data.formats.registry import check_words
 
     files = _suggest_files(out) if out else None
-    if not start:
-        if names:
-            raise UserError("--names needs --start: a run has its own classes")
-        if len(words) < 2:
-            raise UserError("name a run and the images to choose from, or give --start")
-        check_runs(words[0])
-    check_words(words if start else words[1:])
+    pool = words if start else _pool(words, names)
+    check_words(pool)
     check_backbones(backbone)
     from rmadapter.curate.suggest import first_images, suggest_images
 
     if start:
         result = first_images(
-            words, n, names=parts(names), rule=rule, seed=seed, backbone=backbone or "pocket",
+            pool, n, names=parts(names), rule=rule, seed=seed, backbone=backbone or "pocket",
             skip_bad=reading.skip_bad, column=image_column, outside=reading.outside,
         )  # fmt: skip
     else:
-        run, *pool = words
         result = suggest_images(
-            run, pool, n, rule=rule, seed=seed, backbone=backbone,
+            words[0], pool, n, rule=rule, seed=seed, backbone=backbone,
             skip_bad=reading.skip_bad, column=image_column, outside=reading.outside,
         )  # fmt: skip
     if len(result.suggestions) < n:
         note(f"{len(result.suggestions)} images instead of {n}: the pool has no more new ones")
-    _show_suggested(result, files, " ".join(words if start else words[1:]), as_json)
+    _show_suggested(result, files, " ".join(pool), as_json)
+
+
+def _pool(words: Sequence[str], names: str) -> Sequence[str]:
+    """Return the words after the run. Raises UserError unless the words are a run and images to
+    choose from."""
+    from rmadapter.cli.checks import check_runs
+
+    if names:
+        raise UserError("--names needs --start: a run has its own classes")
+    if len(words) < 2:
+        raise UserError("name a run and the images to choose from, or give --start")
+    check_runs(words[0])
+    return words[1:]
 
 
 def _suggest_files(out: Path) -> tuple[Path, Path]:

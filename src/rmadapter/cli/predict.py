@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rmadapter.data.formats.base import Inputs
     from rmadapter.predict.answer import Answer
     from rmadapter.predict.stream import Predictor
-    from rmadapter.predict.write import Counts, Sorter
+    from rmadapter.predict.write import AnswerFile, Counts, Sorter
     from rmadapter.training.contract import Fitted
 
 SHOWN = 20  # images in a table
@@ -154,37 +154,28 @@ def predict(
     """
     from rmadapter.cli.checks import check_backbones, check_runs
     from rmadapter.data.formats.registry import check_words
-    from rmadapter.predict.answer import columns
-    from rmadapter.predict.write import AnswerFile, check_answer_file, partial_of, write_answers
+    from rmadapter.predict.write import partial_of, write_answers
 
     check_runs(run)
     check_backbones(options.backbone)
     sorting.check()
     on_ray, unsure = ray.chosen(), sorting.unsure
-    if on_ray and (out is None or sorting.sort_into):
-        raise UserError("--engine ray writes a file of answers: give --out, not --sort-into")
-    path = sorting.sort_into / "answers.csv" if sorting.sort_into and not out else out
-    if path:
-        check_answer_file(path)
+    path = _answer_path(out, sorting.sort_into, on_ray)
     resumed = path is not None and partial_of(path).exists()
     check_words(images, none=resumed)
     find = reading.find_rows if on_ray else reading.find
     inputs = find(images, files.outside, resumed)
     run = find_run(run)
     predictor = _predictor(options.load(run), names, top)
+    sorter = sorting.sorter(predictor.labels)  # checks the labels even if nothing is sorted
     if more.unfamiliar:
         _check_examples(run, predictor.fitted)
-    sorter = sorting.sorter(predictor.labels)
     if predictor.fitted.remembers:
         _note_memory(predictor.fitted, on_ray, path)
     if path is None:
         _show(inputs.files, predictor, unsure, files.skip_bad, as_json, more.unfamiliar)
         return
-    header = columns(
-        predictor.top, sorter is not None, more.zero_shot, more.unfamiliar, error=on_ray
-    )
-    settings = [header, unsure, *([] if sorter is None else sorter.settings)]
-    file = AnswerFile(path, header, answers_key(run, predictor, settings))
+    file = _answer_file(path, run, predictor, sorter, more, unsure, on_ray)
     if on_ray:
         from rmadapter.predict.ray import cluster
 
@@ -248,6 +239,34 @@ def _classes(saved: Saved, names: str | None) -> tuple[tuple[str, ...], list[str
     if not shown:
         raise UserError(f"--names {names!r}: give at least one class name")
     return tuple(prompt_names(shown, saved.custom_names, where="--names: ").values()), shown
+
+
+def _answer_path(out: Path | None, sort_into: Path | None, on_ray: bool) -> Path | None:
+    """Return the path of the file of answers; None to show them. Raises UserError if nothing can be
+    written there."""
+    from rmadapter.predict.write import check_answer_file
+
+    if on_ray and (out is None or sort_into):
+        raise UserError("--engine ray writes a file of answers: give --out, not --sort-into")
+    path = sort_into / "answers.csv" if sort_into and not out else out
+    if path:
+        check_answer_file(path)
+    return path
+
+
+def _answer_file(
+    path: Path, run: Path, predictor: Predictor, sorter: Sorter | None, more: AnswerOptions,
+    unsure: float, on_ray: bool,
+) -> AnswerFile:  # fmt: skip
+    """Return the file of answers, which resumes only with the same settings."""
+    from rmadapter.predict.answer import columns
+    from rmadapter.predict.write import AnswerFile
+
+    header = columns(
+        predictor.top, sorter is not None, more.zero_shot, more.unfamiliar, error=on_ray
+    )
+    settings = [header, unsure, *([] if sorter is None else sorter.settings)]
+    return AnswerFile(path, header, answers_key(run, predictor, settings))
 
 
 def answers_key(run: Path, predictor: Predictor, settings: Sequence[object]) -> str:
