@@ -193,10 +193,10 @@ def test_without_evaluations_no_file_is_written(tmp_path: Path) -> None:
 
 
 def test_classes_and_labels_are_those_of_the_images() -> None:
-    images = ImageSet((np.zeros((2, 2), np.uint8),) * 3, (0, 1, 1), ("a", "b"))
-    found = Evaluation("test", images, np.eye(2)[[0, 1, 0]], np.eye(2)[[0, 0, 0]])
-    assert found.classes == ("a", "b")
-    assert found.labels.tolist() == [0, 1, 1]
+    images = ImageSet((np.zeros((2, 2), np.uint8),) * 3, (0, 1, 1), ("crane | bird", "b"))
+    evaluation = Evaluation("test", images, np.eye(2)[[0, 1, 0]], np.eye(2)[[0, 0, 0]])
+    assert evaluation.classes == ("crane", "b")  # the first description of a class is its name
+    assert evaluation.labels.tolist() == [0, 1, 1]
 
 
 # Nearest training images and mistakes
