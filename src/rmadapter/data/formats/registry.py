@@ -88,16 +88,28 @@ def open_source(
     crops: the boxes of COCO, YOLO, Label Studio and FiftyOne instead of whole images. Raises
     UserError for unknown formats and broken data.
     """
-    known = check_source(data, columns, crops)
+    known = _known_format(data, columns, crops)
     return known.read(user_path(data), ReadOptions(outside, columns, crops))
 
 
 def check_source(
     data: str | Path, columns: Mapping[str, str] | None = None, crops: bool = False
+) -> None:
+    """Raise UserError for what `open_source` refuses and can be seen without a search for images:
+    a web address, missing data, an unknown format, options that the format lacks, a folder that
+    cannot hold class folders, and an unreadable table."""
+    known = _known_format(data, columns, crops)
+    if known is class_folders:
+        class_folders.check_layout(user_path(data))
+    if known is tables:
+        tables.header(user_path(data))
+
+
+def _known_format(
+    data: str | Path, columns: Mapping[str, str] | None = None, crops: bool = False
 ) -> Format:
-    """Return the format of data, of which no image is opened. Raises UserError for a web address,
-    for missing data and an unknown format, for options that the format lacks, for a folder that
-    cannot hold class folders, and for an unreadable table."""
+    """Return the format of data. Raises UserError for a web address, missing data, an unknown
+    format, and options that the format lacks."""
     refuse_address(str(data))
     path = user_path(data)
     known = find_format(path) if os.path.exists(path) else None
@@ -108,10 +120,6 @@ def check_source(
         refuse_crops(path)
     if any((columns or {}).values()) and not known.HAS_COLUMNS:
         raise UserError(f"{path}: has no columns; --image-column and the like are for tables")
-    if known is class_folders:
-        class_folders.check_layout(path)
-    if known is tables:
-        tables.header(path)
     return known
 
 
