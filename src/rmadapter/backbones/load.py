@@ -22,7 +22,7 @@ from rmadapter.backbones.build import (
     load_weights,
 )
 from rmadapter.backbones.hugging_face import load_hf
-from rmadapter.backbones.names import check_name, nearest, unknown_architecture
+from rmadapter.backbones.names import HF_HUB, check_name, nearest, unknown_architecture
 from rmadapter.backbones.pocket import POCKET, pocket_folder
 from rmadapter.backbones.trust import (
     CONFIG,
@@ -75,8 +75,8 @@ def load_backbone(name: str) -> Backbone:
     folder = user_path(name)
     if name == POCKET:
         return _from_folder(name, pocket_folder())
-    if name.startswith("hf-hub:"):
-        repository = name.removeprefix("hf-hub:")
+    if name.startswith(HF_HUB):
+        repository = name.removeprefix(HF_HUB)
         return _load_untrusted(name, model_folder(repository), repository)
     if folder.is_dir():
         return _load_untrusted(name, folder)

@@ -13,7 +13,7 @@ from rmadapter.backbones.trust import PICKLES, how_to_convert
 from rmadapter.errors import UserError
 from rmadapter.support.files import user_path
 
-HUB = "hf-hub:"
+HF_HUB = "hf-hub:"  # before OWNER/NAME, for a backbone on the Hugging Face hub
 
 
 def names_in(text: str) -> list[str]:
@@ -28,7 +28,7 @@ def names_in(text: str) -> list[str]:
 def check_name(name: str) -> None:
     """Raise UserError for a name that `load_backbone` cannot know: no folder, another form, an
     unknown architecture, or a missing or foreign file of weights."""
-    if name == POCKET or name.startswith(HUB) or user_path(name).is_dir():
+    if name == POCKET or name.startswith(HF_HUB) or user_path(name).is_dir():
         return
     if name.startswith(("/", ".", "~")) or "/" not in name:
         raise UserError(

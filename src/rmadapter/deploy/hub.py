@@ -31,6 +31,7 @@ from rmadapter.artifacts.record import (
 from rmadapter.artifacts.run_folder import HUB, RunFolder, check_model
 from rmadapter.backbones.choice import licence_of
 from rmadapter.backbones.load import is_published
+from rmadapter.backbones.names import HF_HUB
 from rmadapter.errors import UserError
 from rmadapter.methods.uses import USES
 from rmadapter.settings import to_yaml
@@ -248,8 +249,8 @@ def hub_name(backbone: str) -> str | None:
     """Return the repository on the hub that a backbone's weights come from, if one is known."""
     import open_clip
 
-    if backbone.startswith("hf-hub:"):
-        return backbone.removeprefix("hf-hub:")
+    if backbone.startswith(HF_HUB):
+        return backbone.removeprefix(HF_HUB)
     architecture, _, tag = backbone.partition("/")
     path = open_clip.get_pretrained_cfg(architecture, tag).get("hf_hub", "") if tag else ""
     return "/".join(path.split("/")[:2]) or None
@@ -306,7 +307,7 @@ def anonymise_names(method: MethodName, backbone: BackboneName) -> tuple[MethodN
 def anonymise_word(word: str) -> str:
     """Return the last part of a path; published backbones and repositories keep their whole
     name."""
-    return word if is_published(word) or word.startswith(("hf:", "hf-hub:")) else last_part(word)
+    return word if is_published(word) or word.startswith((HUB, HF_HUB)) else last_part(word)
 
 
 def anonymise_reason(text: str) -> str:
