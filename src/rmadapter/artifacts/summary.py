@@ -121,7 +121,7 @@ def choice_table(choice: Choice) -> Table:
 
 
 def describe_tie(record: Record) -> str:
-    """Say that a linear probe does as well as a trained method that is not significantly better;
+    """Say that a linear probe may do as well as a trained method that is not significantly better;
     return "" where it is, where the probe is significantly better, and without a probe."""
     judged, seconds = record.judgement, record.seconds.get(PROBE)
     probe = next((row for row in judged.rows if row.name == PROBE), None) if judged else None
@@ -131,7 +131,7 @@ def describe_tie(record: Record) -> str:
         return ""
     rates = f"{probe.accuracy:.1f} against {judged.fitted.accuracy:.1f} %, p = {probe.p:.2g}"
     time = f"{seconds:.1f}" if seconds < 10 else f"{seconds:.0f}"
-    return f"a linear probe is as good ({rates}) and trains in {time} s: --method {PROBE}"
+    return f"a linear probe may be as good ({rates}) and trains in {time} s: --method {PROBE}"
 
 
 def describe_verdict(judged: Judgement) -> str:

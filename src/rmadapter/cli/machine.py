@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 FOR_DEVELOPERS = ("dev", "release")  # extras that no user needs
 CLASSES, SHOTS = 100, 16  # for which the parameters of a method are counted
-CHOOSES = "Tries several methods on folds of your images, and keeps the best. For `fit` alone."
+CHOOSES = (
+    "Tries several methods on folds of your images, and keeps the most preferred of those that are "
+    "as good as the best. For `fit` and FewShotClassifier."
+)
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def _show_method(method: Listed, counted: str) -> None:
         for name, value in method.settings.items()
     ]
     if rows:
-        header = ["setting", "as published", "meaning"] if meaning else ["setting", "as published"]
+        header = ["setting", "default", "meaning"] if meaning else ["setting", "default"]
         table(header, [row[: len(header)] for row in rows], width=80)
 
 

@@ -33,7 +33,7 @@ def preferred(candidates: Sequence[str], images: float) -> list[str]:
 
 @dataclass(frozen=True, config=STRICT)
 class Auto(Method):
-    """The most preferred of its candidates that `runs.auto.choose` finds as good as the best."""
+    """The most preferred of its candidates that `runs.folds.choose` finds as good as the best."""
 
     title: ClassVar[str] = "auto"
     source: ClassVar[str] = "docs/studies/auto.md"
