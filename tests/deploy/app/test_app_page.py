@@ -90,7 +90,7 @@ def images(colors: Path, tmp_path: Path) -> dict[str, list[str]]:
 
 
 def message(section: str) -> str:
-    return f"document.querySelector('#{section} > .told').textContent"
+    return f"document.querySelector('#{section} > .message').textContent"
 
 
 def click(page: Tab, selector: str) -> None:

@@ -21,7 +21,7 @@ const split = (text) => text.split(",").map((name) => name.trim()).filter(Boolea
 
 // Does something, and says in its section what came of it.
 async function doing(section, task) {
-  const told = $(section).querySelector(":scope > .told"), say = (text) => (told.textContent = text);
+  const message = $(section).querySelector(":scope > .message"), say = (text) => (message.textContent = text);
   say("");
   try {
     say((await task(say)) ?? "");
@@ -94,7 +94,7 @@ function drawClasses(classes) {
 
 function drawJob(job) {
   const busy = job && ["waiting", "running"].includes(job.state);
-  const told = $(job?.what === "Exporting" ? "get" : "train").querySelector(":scope > .told");
+  const message = $(job?.what === "Exporting" ? "get" : "train").querySelector(":scope > .message");
   const focused = $("work").contains(document.activeElement);
   $("work").hidden = !busy;
   for (const id of ["go", "alone"]) $(id).disabled = Boolean(busy);
@@ -104,12 +104,12 @@ function drawJob(job) {
   const bar = $("work").querySelector("progress");
   if (job.share === null) bar.removeAttribute("value");
   else bar.value = job.share;
-  $("far").textContent = place || `${job.what}: ${job.told || "starting"}`;
-  const ends = { done: `${job.what} is done.`, failed: job.told, stopped: `${job.what} was stopped; nothing has changed.` };
-  if (!busy) told.textContent = ends[job.state];
+  $("far").textContent = place || `${job.what}: ${job.message || "starting"}`;
+  const ends = { done: `${job.what} is done.`, failed: job.message, stopped: `${job.what} was stopped; nothing has changed.` };
+  if (!busy) message.textContent = ends[job.state];
   else if (Date.now() - spoken > SPOKEN) {
     spoken = Date.now();
-    told.textContent = place || `${job.what} ${job.share === null ? "continues" : percent(job.share, 0)}`;
+    message.textContent = place || `${job.what} ${job.share === null ? "continues" : percent(job.share, 0)}`;
   }
   $("notes").hidden = !job.notes.length;
   $("notes").lastElementChild.replaceChildren(...job.notes.map((note) => element("li", {}, note)));
@@ -175,15 +175,15 @@ function draw(state) {
 
 // What is known of another model must not stand under this one, whatever the server says.
 async function judge(model) {
-  const told = $("judge").querySelector(":scope > .told");
+  const message = $("judge").querySelector(":scope > .message");
   drawJudged(null);
   judged = model;
   try {
     drawJudged(await call("GET", "api/judged"));
-    told.textContent = "";
+    message.textContent = "";
   } catch (error) {
     judged = null;
-    told.textContent = error.message;
+    message.textContent = error.message;
   }
 }
 
@@ -196,7 +196,7 @@ async function refresh() {
     if (state.model && model !== judged) await judge(model);
     if (["waiting", "running"].includes(state.job?.state)) timer = setTimeout(refresh, AGAIN);
   } catch (error) {
-    $("train").querySelector(":scope > .told").textContent = error.message;
+    $("train").querySelector(":scope > .message").textContent = error.message;
   }
 }
 

@@ -135,7 +135,7 @@ class Session:
         return {
             "what": job.what,
             "state": job.state,
-            "told": job.message,
+            "message": job.message,
             "share": job.share,
             "notes": job.notes,
             "place": self.shared.jobs.place(job),
