@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from PIL import Image
 
 from rmadapter import metrics
 from rmadapter.artifacts.checkpoint import config_of
@@ -93,10 +94,17 @@ def thumbnail(source: ImageSource | None, side: int = THUMBNAIL) -> str:
         image = load_image(source)
     except UserError:
         return ""
-    image.thumbnail((side, side))
+    return f"data:image/jpeg;base64,{base64.b64encode(small_jpeg(image, side)).decode()}"
+
+
+def small_jpeg(image: Image.Image, side: int) -> bytes:
+    """Return an RGB image as a JPEG, its longer side at most `side` pixels; every browser draws
+    it."""
+    small = image.copy()
+    small.thumbnail((side, side))
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    small.save(buffer, "JPEG", quality=80, optimize=True)
+    return buffer.getvalue()
 
 
 def neighbour_cards(neighbours: Iterable[Neighbour]) -> list[JsonObject]:

@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("starlette", reason="pip install 'rmadapter[app]'")
 pytest.importorskip("uvicorn", reason="pip install 'rmadapter[app]'")
 
 from rmadapter import load
 from rmadapter.backbones import Backbone
+from rmadapter.deploy.app.images import SHOWN
 from tests.helpers.web_pages import (
     CAMERA,
     STATE,
@@ -168,10 +170,14 @@ def test_page_from_first_click_to_answers(
     )
     assert page.script("document.querySelectorAll('#rates tbody tr').length") >= 2
     assert "cross-validation" in page.script("document.getElementById('how').textContent")
-    choose(page, "#files", str(colors / "test/red/0.png"), images["red"][-1])
+    until_count(page, "#classes img", 3 * SHOWN)
+    tiff = tmp_path / "0.tif"  # which no Chromium draws
+    Image.open(colors / "test/red/0.png").save(tiff)
+    choose(page, "#files", str(tiff), images["red"][-1])
     until_count(page, "#answers > li", 1)
+    page.until("[...document.images].every((image) => image.naturalWidth > 0)")
     page.until(f"{message('try')}.includes('break_it')")
-    assert page.script("document.querySelector('#answers h3').textContent") == "0.png: red"
+    assert page.script("document.querySelector('#answers h3').textContent") == "0.tif: red"
     check_both_layouts(page)
     click(page, "#get a[href='download/model']")
     saved = load(unzip_download(tmp_path / "got"), tiny_clip)
@@ -314,4 +320,6 @@ def test_page_works_in_the_frame_of_another_site(tiny_clip: Backbone, tmp_path: 
         })()"""
         where = {"contextId": context["id"], "awaitPromise": True}
         answer = page("Runtime.evaluate", expression=code, **where)
-        assert json.loads(answer["result"]["value"]) == [{"label": "red", "images": 0}, "_self"]
+        assert json.loads(answer["result"]["value"]) == [
+            {"label": "red", "images": 0, "shown": []}, "_self",
+        ]  # fmt: skip

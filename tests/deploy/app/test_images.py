@@ -11,7 +11,16 @@ from PIL import Image
 
 from rmadapter.data.read import read_images
 from rmadapter.deploy.app import images as module
-from rmadapter.deploy.app.images import FILES, IMAGES, ImageStore, listing_size, safe_name, unzip
+from rmadapter.deploy.app.images import (
+    FILES,
+    IMAGES,
+    SHOWN,
+    THUMBNAILS,
+    ImageStore,
+    listing_size,
+    safe_name,
+    unzip,
+)  # fmt: skip
 from rmadapter.errors import UserError
 
 
@@ -68,6 +77,33 @@ def test_images_become_the_list_for_fit(store: ImageStore) -> None:
         store.write()
     store.clear()
     assert not list(files.iterdir())
+
+
+def test_first_images_of_a_class_have_thumbnails(store: ImageStore) -> None:
+    """As JPEG, whatever the format; they go with their class."""
+    data = io.BytesIO()
+    Image.new("RGB", (3000, 900), "red").save(data, "TIFF")
+    long = "x" * 80 + ".tif"
+    for _ in range(SHOWN + 2):
+        put(store, "red", long, data.getvalue())
+    put(store, "blue", "b.png")
+    names = store.shown("red")
+    assert len({*names}) == SHOWN
+    for name in names:
+        with Image.open(io.BytesIO(store.thumbnail(name))) as small:
+            assert (small.format, small.size) == ("JPEG", (96, 29))
+    assert len([*(store.folder / THUMBNAILS).iterdir()]) == SHOWN + 1
+    store.remove("red")
+    for name in (*names, "..", f"../{IMAGES}", "a\0b", ""):
+        with pytest.raises(UserError, match="no such image"):
+            store.thumbnail(name)
+    assert len([*(store.folder / THUMBNAILS).iterdir()]) == 1
+
+
+def test_an_image_that_cannot_be_drawn_leaves_no_thumbnail(store: ImageStore) -> None:
+    with pytest.raises(UserError, match=r"^bad\.png: "):
+        put(store, "red", "bad.png", png()[:45])
+    assert not (store.folder / THUMBNAILS).exists()
 
 
 def test_refused_images_and_classes(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:

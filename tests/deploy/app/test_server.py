@@ -96,10 +96,24 @@ def test_concurrent_visitors_are_separate(client: TestClient, colors: Path) -> N
     image = (colors / "test/red/0.png").read_bytes()
     for who, label in visits:
         assert classes(who) == {label: 6, f"{label} thing": 0}
-        answers = put(who, "ask", image, name="x.png").json()
+        answers = put(who, "ask", image, name="x.png").json()["classes"]
         assert {one["label"] for one in answers} == {label, f"{label} thing"}
         with zipfile.ZipFile(io.BytesIO(who.get("/download/model").content)) as file:
             assert label in file.read("model/model.json").decode()
+
+
+def test_thumbnails_belong_to_a_visitor(client: TestClient, colors: Path) -> None:
+    image = (colors / "train/red/0.png").read_bytes()
+    put(client, "image", image, label="red", name="a.png")
+    [one] = client.get("/api/state").json()["classes"]
+    [name] = one["shown"]
+    answer = client.get(f"/thumbnail/{name}")
+    assert (answer.headers["content-type"], answer.content[:2]) == ("image/jpeg", b"\xff\xd8")
+    other = TestClient(client.app, ADDRESS)
+    other.get("/")
+    assert name in error_of(other.get(f"/thumbnail/{name}"))
+    for wrong in ("%2e%2e%2ffiles%2f" + name, "a%00b", "x" * 5000):
+        assert client.get(f"/thumbnail/{wrong}").status_code in (400, 404)
 
 
 @pytest.mark.parametrize(

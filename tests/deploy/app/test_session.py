@@ -3,6 +3,8 @@ mistakes."""
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import shutil
 import time
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from rmadapter import load
 from rmadapter.artifacts.predictions import Guess, Predictions
@@ -107,7 +110,7 @@ def test_training_and_downloads(
     command = read_record(session.run / "run.json").command
     assert command.startswith("rmadapter fit images.csv --method")
     assert "<html" in session.report().read_text("utf-8")
-    answers = session.predict(colors / "test/red/0.png", "photo.png")
+    answers = session.predict(colors / "test/red/0.png", "photo.png")["classes"]
     assert answers[0]["label"] == "red"
     assert sum(row["probability"] for row in answers) == pytest.approx(1, abs=1e-5)
     with pytest.raises(UserError, match="trained on"):
@@ -130,7 +133,9 @@ def check_download(session: Session, other: Session, colors: Path, tmp_path: Pat
     assert other.add_zip(other.folder / "x.zip") == {"opened": "x", "bad": []}
     assert other.scores() == session.scores()
     state = other.state()
-    assert (state["classes"][0], state["base"]) == ({"label": "red", "images": 6}, None)
+    assert (state["classes"][0], state["base"]) == (
+        {"label": "red", "images": 6, "shown": other.images.shown("red")}, None,
+    )  # fmt: skip
     shutil.copyfile(session.zipped("model"), other.folder / "y.zip")
     assert other.add_zip(other.folder / "y.zip")["opened"] == "y"
     assert (other.state()["classes"], len(other.state()["model"]["labels"])) == ([], 3)
@@ -187,7 +192,7 @@ def test_zero_shot_from_names(session: Session, colors: Path) -> None:
     session.images.add_class("sea_horse")
     session.use_names()
     session.add(["night-sky"])
-    assert [one["label"] for one in session.predict(colors / "test/red/0.png", "a.png")] != []
+    assert session.predict(colors / "test/red/0.png", "a.png")["classes"]
     assert session.state()["model"]["labels"] == ["red", "sea_horse", "night-sky"]
     with pytest.raises(UserError, match="are both called"):
         session.add(["Red"])
@@ -204,6 +209,18 @@ def test_zero_shot_from_names(session: Session, colors: Path) -> None:
         session.predict(bad, "bad.png")
     with zipfile.ZipFile(session.zipped("model")) as file:
         assert "model/model.json" in file.namelist()
+
+
+def test_answer_shows_images_that_browsers_cannot_draw(session: Session, tmp_path: Path) -> None:
+    for label in ("red", "blue"):
+        session.images.add_class(label)
+    session.use_names()
+    photo = tmp_path / "photo.tif"
+    Image.new("RGB", (4000, 1000), "red").save(photo)
+    src = session.predict(photo, "photo.tif")["src"]
+    kind, _, data = src.partition(",")
+    with Image.open(io.BytesIO(base64.b64decode(data))) as small:
+        assert (kind, small.format, small.size) == ("data:image/jpeg;base64", "JPEG", (320, 80))
 
 
 def test_unused_models_are_removed(session: Session) -> None:

@@ -70,9 +70,9 @@ function taken(input) {
 
 function drawClasses(classes) {
   const active = document.activeElement?.dataset?.key;
-  $("classes").replaceChildren(...classes.map(({ label, images }) => {
+  $("classes").replaceChildren(...classes.map(({ label, images, shown }) => {
     const add = (files) => doing("images", (say) => each(files, say, (file) => put("image", file, { label })));
-    const input = element("input", { type: "file", accept: "image/*", multiple: true });
+    const input = element("input", { type: "file", accept: $("files").accept, multiple: true });
     input.addEventListener("change", () => add(taken(input)));
     const button = (text, key, press) => {
       const found = element("button", { type: "button" }, text, " ", element("span", { className: "heard" }, own(label)));
@@ -83,6 +83,7 @@ function drawClasses(classes) {
     input.setAttribute("aria-label", `Add images of ${label}`);
     input.dataset.key = `add ${label}`;
     const item = element("li", {}, element("strong", {}, own(label)), `: ${images} image${images === 1 ? "" : "s"}`,
+      element("div", { className: "shown" }, ...shown.map((name) => element("img", { src: `thumbnail/${name}`, alt: "", loading: "lazy" }))),
       element("div", { className: "row" }, element("span", { className: "button" }, "Add images", input),
         button("Camera", "camera", () => start(camera, "images", (file) => add([file]))),
         button("Remove", "remove", () => doing("images", () => ask("remove", { label })))));
@@ -211,10 +212,8 @@ const takeZip = (files) => files.length && doing("images", async (say) => {
   return [opened ? `${opened} is open.` : "The images were added.", leftOut(bad)].filter(Boolean).join("\n");
 });
 const tryThem = (files) => doing("try", (say) => each(files, say, async (file) => {
-  const found = await put("ask", file), name = file.name ?? "camera image";
-  const image = element("img", { alt: "", src: URL.createObjectURL(file) });
-  image.onload = image.onerror = () => URL.revokeObjectURL(image.src);
-  $("answers").prepend(element("li", {}, image, element("h3", {}, own(name), ": ", own(found[0].label)), bars(found)));
+  const { classes, src } = await put("ask", file), name = file.name ?? "camera image";
+  $("answers").prepend(element("li", {}, element("img", { alt: "", src }), element("h3", {}, own(name), ": ", own(classes[0].label)), bars(classes)));
 }).then((bad) => bad || (files.length === 1 ? $("answers").querySelector("h3").textContent : `${files.length} images.`)));
 
 $("new").addEventListener("submit", (event) => {

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rmadapter.artifacts.checkpoint import MOST_CLASSES, UPLOADED
+from rmadapter.artifacts.page import SMALL, small_jpeg
 from rmadapter.data.archives import inner, unpack
-from rmadapter.data.decode import image_error
+from rmadapter.data.decode import image_error, load_image
 from rmadapter.data.formats.base import ignored_note
 from rmadapter.data.formats.class_folders import scan_folder
 from rmadapter.data.formats.tables import scan_table
@@ -22,10 +23,11 @@ from rmadapter.data.names import key, prompt_names
 from rmadapter.errors import UserError, is_text, quoted
 from rmadapter.support.files import csv_text, write_text
 
-IMAGES, FILES = UPLOADED, "files"
+IMAGES, FILES, THUMBNAILS = UPLOADED, "files", "thumbnails"
 MOST_IMAGES, MOST_BYTES = 20_000, 4_000_000_000  # per visitor
 MOST_LISTING = 2**24  # bytes of a zip's list of files
 MOST_ZIP = 2_000_000_000  # bytes, packed or not
+SHOWN = 5  # images of a class that the page shows
 LONGEST = 100  # characters of a class's name
 
 
@@ -39,7 +41,8 @@ class StoredImage(NamedTuple):
 
 
 class ImageStore:
-    """The images of a visitor, in `FILES` of their folder; `IMAGES` lists them once written."""
+    """The images of a visitor, in `FILES` of their folder; `IMAGES` lists them once written. The
+    first `SHOWN` of a class have small copies in `THUMBNAILS`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -71,6 +74,7 @@ class ImageStore:
             raise UserError(f"{quoted(label)}: no such class")
         for image in self.classes.pop(label):
             (self.folder / image.file).unlink(missing_ok=True)
+            self._thumbnail(image.file).unlink(missing_ok=True)
             self.bytes -= image.size
 
     def clear(self) -> None:
@@ -84,8 +88,12 @@ class ImageStore:
         stays, since the run's record of its images has it. Raises UserError if it cannot be read,
         and if there are too many images or bytes.
         """
-        if error := image_error(path):
-            raise UserError(error.replace(str(path), name))
+        try:
+            if error := image_error(path, header=True):
+                raise UserError(error)
+            image = load_image(path)
+        except UserError as error:
+            raise UserError(str(error).replace(str(path), name)) from None
         size = path.stat().st_size
         if len(self) >= MOST_IMAGES or self.bytes + size > MOST_BYTES:
             raise UserError(
@@ -100,6 +108,9 @@ class ImageStore:
             self._count += 1
             file = f"{FILES}/{self._count:06}-{safe_name(name)}"
         self.bytes += size
+        if len(self.classes[label]) < SHOWN:
+            (self.folder / THUMBNAILS).mkdir(parents=True, exist_ok=True)
+            self._thumbnail(file).write_bytes(small_jpeg(image, SMALL))
         (self.folder / FILES).mkdir(parents=True, exist_ok=True)
         os.replace(path, self.folder / file)
         self.classes[label].append(StoredImage(file, split, size))
@@ -129,6 +140,21 @@ class ImageStore:
                     bad.append(str(error).replace(f"{folder}/", ""))
         note = ignored_note(ignored)
         return [*bad, note] if note else bad
+
+    def shown(self, label: str) -> list[str]:
+        """Return the names of a class's images that have a thumbnail."""
+        return [Path(image.file).name for image in self.classes[label][:SHOWN]]
+
+    def thumbnail(self, name: str) -> bytes:
+        """Return the thumbnail of an image that `shown` names, a JPEG. Raises UserError if there is
+        none."""
+        try:
+            return self._thumbnail(name).read_bytes()
+        except (OSError, ValueError):
+            raise UserError(f"{quoted(name)}: no such image") from None
+
+    def _thumbnail(self, file: str) -> Path:
+        return self.folder / THUMBNAILS / Path(file).name
 
     def write(self) -> None:
         """Write the list that `fit` reads. Raises UserError if fewer than two classes have images

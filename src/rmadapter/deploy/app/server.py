@@ -47,7 +47,7 @@ SANDBOX = {
 SAFE_METHODS = ("GET", "HEAD")
 POLICY = "Content-Security-Policy"
 PAGE_HEADERS = {
-    POLICY: "default-src 'self'; img-src 'self' blob: data:; media-src blob:; base-uri 'none'; "
+    POLICY: "default-src 'self'; img-src 'self' data:; media-src blob:; base-uri 'none'; "
     "form-action 'none'; frame-ancestors ",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -94,6 +94,7 @@ def build(
             Route("/api/image", _image, methods=["PUT"]),
             Route("/api/zip", _zip, methods=["PUT"]),
             Route("/api/ask", _ask, methods=["PUT"]),
+            Route("/thumbnail/{name}", _thumbnail),
             Route("/report", _report),
             Route("/download/{what}", _download),
         ],
@@ -253,6 +254,12 @@ async def _zip(request: Request) -> Response:
 async def _ask(request: Request) -> Response:
     async with _upload(request, MOST_IMAGE) as (session, path, name):
         return JSONResponse(await run_in_threadpool(session.predict, path, name))
+
+
+async def _thumbnail(request: Request) -> Response:
+    images = _session(request).images
+    data = await run_in_threadpool(images.thumbnail, request.path_params["name"])
+    return Response(data, media_type="image/jpeg")
 
 
 async def _report(request: Request) -> Response:

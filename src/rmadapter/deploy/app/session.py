@@ -21,6 +21,7 @@ from rmadapter.artifacts.record import Rates, Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder, runs_below
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.choice import advise
+from rmadapter.data.decode import load_image
 from rmadapter.data.names import prompt_names
 from rmadapter.deploy.app.images import IMAGES, ImageStore, class_name, original_name, unzip
 from rmadapter.deploy.app.jobs import Job, Jobs
@@ -41,11 +42,19 @@ TARGETS = {"onnx": "for programs (ONNX)", "web": "as a web page"}
 BUSY = "Something is already running: wait for it, or stop it."
 NO_MODEL = "There is no classifier yet: train one, or use the names alone."
 MOST_WRONG = 24  # wrong images shown
+ASKED = 320  # pixels of the longer side of an image shown beside its answers
 
 
 class Class(TypedDict):
     label: str
     probability: float
+
+
+class Answer(TypedDict):
+    """classes: the most probable first. src: a small copy of the image, as a data: address."""
+
+    classes: list[Class]
+    src: str
 
 
 class Upload(TypedDict):
@@ -110,7 +119,10 @@ class Session:
         with self.lock:
             classes = self.images.classes.items()
             return {
-                "classes": [{"label": label, "images": len(images)} for label, images in classes],
+                "classes": [
+                    {"label": label, "images": len(images), "shown": self.images.shown(label)}
+                    for label, images in classes
+                ],
                 "base": self.base and {"run": self.base.run.name, "grows": bool(self.base.data)},
                 "runs": [*self.shared.run_folders()],
                 "methods": METHODS,
@@ -252,20 +264,21 @@ class Session:
                 add_names(saved, [*map(class_name, names)], out)
             self._use(out)
 
-    def predict(self, image: Path, name: str) -> list[Class]:
-        """Return classes and probabilities of an image, the most probable first. name: what its
-        owner called it."""
+    def predict(self, file: Path, name: str) -> Answer:
+        """Return classes and probabilities of an image. name: what its owner called it."""
         saved = self._model()
         try:
             with self.shared.lock:
+                image = load_image(file)
                 table = next(saved.fitted.probabilities([image], saved.names))[0].tolist()
+                src = thumbnail(image, ASKED)
         except UserError as error:
-            raise UserError(str(error).replace(str(image), name)) from None
+            raise UserError(str(error).replace(str(file), name)) from None
         rows: list[Class] = [
             {"label": str(label), "probability": probability}
             for label, probability in zip(saved.labels, table, strict=True)
         ]
-        return sorted(rows, key=lambda row: -row["probability"])
+        return {"classes": sorted(rows, key=lambda row: -row["probability"]), "src": src}
 
     def scores(self) -> Scores | None:
         self._model()
