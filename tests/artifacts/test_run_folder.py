@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PureWindowsPath
 
 import pytest
 from huggingface_hub import constants
 
-from rmadapter.artifacts.run_folder import RunFolder, find_run, without_model
+from rmadapter.artifacts.run_folder import RunFolder, find_run, run_folder, without_model
 from rmadapter.backbones.load import fetch
 from rmadapter.errors import UserError
 from rmadapter.support.hub import check_repository
@@ -110,3 +111,81 @@ def test_a_folder_without_a_model_is_explained(tmp_path: Path) -> None:
         "photos/gone": "no such folder; `rmadapter fit DATA --out ",
     }.items():
         assert without_model(tmp_path / name).startswith(words), name
+
+
+def _new(source: str | Path) -> Path:
+    with run_folder(None, Path(source)) as folder:
+        (folder / "split.json").touch()
+    return folder
+
+
+def test_a_new_run_is_named_after_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "photos-2", ".hidden", "e" * 250):
+        Path(name).mkdir()
+    for name in ("birds.csv", "cats.tar.gz"):
+        Path(name).touch()
+    assert _new("photos") == Path("runs/photos-1")
+    assert _new(tmp_path / "photos") == Path("runs/photos-2")
+    assert [_new(name).name for name in ("photos-2", "birds.csv", "cats.tar.gz", ".hidden")] == [
+        *("photos-2-1", "birds-1", "cats-1", "hidden-1"),
+    ]
+    assert len(_new("e" * 250).name) < 250
+    Path("runs/photos-1/model.json").touch()
+    assert _new("runs/photos-1") == Path("runs/photos-3")  # made of a run
+    assert _new("hf:anna/sea-horses@main") == Path("runs/sea-horses-1")
+    Path("runs/photos-11").mkdir()
+    assert _new("photos") == Path("runs/photos-12")
+    monkeypatch.chdir("photos")
+    assert _new(".") == Path("runs/photos-1")
+
+
+def test_new_runs_of_one_moment_get_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        folders = [*pool.map(_new, ["photos"] * 40)]
+    assert {folder.name for folder in folders} == {f"photos-{i}" for i in range(1, 41)}
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_new_run_that_stops_says_how_to_resume_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    written: bool,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs/photos-1")
+
+    def stop() -> None:
+        with run_folder(None, Path("photos")) as made:
+            assert made == folder
+            assert f"--out {folder}" in capsys.readouterr().err
+            if written:
+                (folder / "split.json").touch()
+            raise SystemExit(130)
+
+    with pytest.raises(SystemExit):
+        stop()
+    assert (f"--out {folder}" in capsys.readouterr().err) == written
+    assert folder.exists() == written
+
+
+def test_a_named_folder_is_taken_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with run_folder(tmp_path / "run", Path("photos")) as folder:
+        assert folder == tmp_path / "run"
+        assert not folder.exists()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_where_no_run_can_be_made_out_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs").touch()
+    with pytest.raises(UserError, match="--out"):
+        _new("photos")

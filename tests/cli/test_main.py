@@ -21,10 +21,12 @@ from rmadapter.backbones import Backbone
 from rmadapter.bench.ray import ENGINES as RAY_ENGINES
 from rmadapter.cli import machine
 from rmadapter.cli import main as cli
+from rmadapter.cli.checks import check_folder
 from rmadapter.cli.options import Columns, expand
 from rmadapter.curate.suggest import FIRST, NEXT
 from rmadapter.deploy.export.targets import TARGETS
 from rmadapter.deploy.serve.model import RUN_ENGINES
+from rmadapter.errors import UserError
 from rmadapter.methods import EFFORTS
 from tests.helpers.commands import assert_parses, parser
 from tests.helpers.shell import (
@@ -110,6 +112,12 @@ def test_help_shows_the_values_of_a_closed_list(
     assert {*found.metavar.split(" | ")} == {*values}
 
 
+def test_out_has_a_short_form() -> None:
+    found = [one for verb in VERBS.values() for one in verb.params if one.name == "out"]
+    assert len(found) > 10
+    assert all(one.opts == ["--out", "-o"] for one in found)
+
+
 def test_help_imports_nothing_heavy() -> None:
     """It is fast for that reason; Typer itself takes pydantic."""
     code = """
@@ -164,7 +172,7 @@ def test_bash_completes(
     ("words", "hints"),
     [
         ("fitt", ["no such command 'fitt'", "(`rmadapter -h` lists arguments and options)"]),
-        ("fit data", ["missing option '--out' (`rmadapter fit -h`"]),
+        ("leaderboard data", ["missing option '--out' / '-o' (`rmadapter leaderboard -h`"]),
         ("fit data --out", ["'--out' requires an argument"]),
         ("predict run a.png --top 0", ["invalid value for '--top'"]),
         ("params --rank\x1b[2J 3", ["no such option"]),
@@ -190,6 +198,14 @@ def test_several_processes_of_one_command_are_refused(
     for name, value in zip(names, ("0", "0", "2", "localhost", "1"), strict=True):
         monkeypatch.setenv(name, value)
     refused(rmadapter("doctor"), "doctor", "torchrun")
+
+
+def test_several_processes_of_fit_need_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would choose its own."""
+    check_folder(None)
+    monkeypatch.setattr("rmadapter.cli.checks.launched", lambda: True)
+    with pytest.raises(UserError, match="--out"):
+        check_folder(None)
 
 
 def test_a_bug_of_ours_is_no_mistake_of_the_users(

@@ -125,6 +125,28 @@ def test_fit_eval_and_predict_with_every_method(
     assert "Repeat it" in (out / "report.html").read_text("utf-8")
 
 
+def test_a_run_without_out_gets_a_folder_that_resumes(
+    rmadapter: Command,
+    colors: Path,
+    tmp_path: Path,
+    tiny_clip: Backbone,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(colors, "colors", copy_function=shutil.copy)
+    words = ["fit", "colors", "--method", "zero-shot", "--backbone", tiny_clip.name, *QUICK[:2]]
+    first = rmadapter.done(*words)
+    assert "--out runs/colors-1" in first.err
+    assert "rmadapter predict runs/colors-1" in first.out
+    assert rmadapter.json(*words)["run"] == "runs/colors-2"
+    assert rmadapter.done(*words, "-o", "runs/colors-1").out == first.out
+    its = backbone_option(Path("runs/colors-1"))
+    assert rmadapter.json("add", "runs/colors-1", "white", *its)["run"] == "runs/colors-3"
+    assert sorted(path.name for path in Path("runs").iterdir()) == [
+        f"colors-{number}" for number in (1, 2, 3)
+    ]
+
+
 def test_options_of_fit_reach_the_run_and_its_config(
     rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone
 ) -> None:

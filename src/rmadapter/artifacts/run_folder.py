@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+import re
+import shlex
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from rmadapter.errors import UserError
-from rmadapter.support.files import RECORD, SPLIT, SUMS, check_sums, user_path, write_sums
+from rmadapter.support.files import (
+    RECORD,
+    RUNS,
+    SPLIT,
+    SUMS,
+    check_sums,
+    own_name,
+    shortened,
+    user_path,
+    write_sums,
+)
 from rmadapter.support.hub import check_repository, hub_errors
+from rmadapter.support.terminal import escape, note
 
 HUB = "hf:"  # before OWNER/NAME, for a run on the Hugging Face hub
 
@@ -146,6 +161,66 @@ def find_run(name: str | Path) -> Path:
     if not run.model.is_file():
         raise UserError(f"{text}: holds no rmadapter model: {run.model.name} is missing")
     return run.path
+
+
+@contextmanager
+def run_folder(out: Path | None, source: Path) -> Iterator[Path]:
+    """Yield the folder of a new run: `out`, or if None, one that is created as runs/NAME-N.
+
+    source: data or a run, which gives the name. A note says how to resume the run if the block is
+    stopped; a folder without any file is then removed. Raises UserError if the folder cannot be
+    created.
+    """
+    if out is not None:
+        yield out
+        return
+    folder = _new_run(_name_of(source))
+    again = f"--out {shlex.quote(str(folder))}"
+    note(f"the run is in {folder}; if it is stopped, repeat the command with {again} to resume it")
+    try:
+        yield folder
+    except BaseException:
+        try:
+            folder.rmdir()
+        except OSError:  # it holds files
+            text = f"rmadapter: to resume this run, repeat the command with {again}"
+            print(escape(text), file=sys.stderr)
+        raise
+
+
+def _name_of(source: Path) -> str:
+    """Return a name for runs on some data, or for those made of a run: without an ending such as
+    .csv or -2."""
+    name = own_name(str(source))
+    if is_remote(str(source)):
+        name = name.partition("@")[0]
+    elif user_path(source).is_file():
+        name = Path(name).stem.removesuffix(".tar")
+    else:
+        name = re.sub(r"-\d+$", "", name) if RunFolder(user_path(source)).model.exists() else name
+    return shortened(name.lstrip(".")) or "run"
+
+
+def _new_run(name: str) -> Path:
+    """Create runs/NAME-N, with a number above those of all others of the name."""
+    form = re.compile(rf"{re.escape(name)}-(\d+)")
+    home = Path(RUNS)
+    try:
+        home.mkdir(exist_ok=True)
+        matches = [form.fullmatch(entry.name) for entry in home.iterdir()]
+        number = max((int(match[1]) for match in matches if match), default=0)
+        while True:
+            number += 1
+            folder = home / f"{name}-{number}"
+            try:
+                folder.mkdir()
+            except FileExistsError:  # another process was faster
+                continue
+            return folder
+    except OSError as error:
+        raise UserError(
+            f"{home}: cannot be written to ({error.strerror or error}); name a folder with --out"
+        ) from None
 
 
 def check_model(folder: Path) -> None:

@@ -55,7 +55,7 @@ class BenchOptions:
         ),
     ]
     out: Annotated[
-        Path, typer.Option("--out", help="Folder for results; repeat the command to resume.")
+        Path, typer.Option("--out", "-o", help="Folder for results; repeat the command to resume.")
     ]
     methods: Annotated[
         str, typer.Option(help="Names from `rmadapter methods`, package:Class or file.py:Class.")
@@ -290,7 +290,9 @@ def report(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder for the report; a run's report goes into its own."),
+        typer.Option(
+            "--out", "-o", help="Folder for the report; a run's report goes into its own."
+        ),
     ] = None,
     check: Annotated[
         bool,
@@ -389,7 +391,7 @@ def leaderboard(
     results: Annotated[
         Path, typer.Argument(help="Folder written by `bench`, or a file of records.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the page.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the page.")],
     as_json: Json = False,
 ) -> None:
     """Rank all measured methods by track on one page.
@@ -408,7 +410,7 @@ class PaperOptions:
 
     root: Annotated[Path, typer.Option(help="Folder of the data sets.")]
     out: Annotated[
-        Path, typer.Option("--out", help="Folder for results; repeat the command to resume.")
+        Path, typer.Option("--out", "-o", help="Folder for results; repeat the command to resume.")
     ]
     tables: Annotated[str, typer.Option(help="Tables of the paper, by number.")] = "1,2,3,4,5,6"
     methods: Annotated[str, typer.Option(help="Some of the tables' methods; all by default.")] = ""

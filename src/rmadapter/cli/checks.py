@@ -11,6 +11,7 @@ from rmadapter.backbones.names import check_name, names_in
 from rmadapter.data.formats.base import URL
 from rmadapter.errors import UserError
 from rmadapter.settings import parse_overrides, read_yaml
+from rmadapter.support.distributed import launched
 from rmadapter.support.files import user_path
 
 
@@ -28,9 +29,13 @@ def check_runs(*runs: str | Path) -> None:
         check_model(user_path(run))
 
 
-def check_folder(out: Path) -> None:
-    """Raise UserError for a folder to write, or to resume, that is a file."""
-    if user_path(out).is_file():
+def check_folder(out: Path | None) -> None:
+    """Raise UserError for a run's folder that is a file, and for none where several processes train
+    one model, because each would choose its own."""
+    if out is None:
+        if launched():
+            raise UserError("--out: name the run's folder, which all processes of torchrun share")
+    elif user_path(out).is_file():
         raise UserError(f"{out}: cannot be written to: it is a file; choose another --out")
 
 

@@ -38,7 +38,8 @@ def suspects(
         Path, typer.Argument(help="Folder of class folders, or table of path,label[,split].")
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder or .csv file for the list and its page.")
+        Path | None,
+        typer.Option("--out", "-o", help="Folder or .csv file for the list and its page."),
     ] = None,
     apply: Annotated[
         Path | None,
@@ -196,7 +197,7 @@ def suggest(
     ] = "",
     out: Annotated[
         Path | None,
-        typer.Option("--out", help=".csv file for the list; its page is written beside it."),
+        typer.Option("--out", "-o", help=".csv file for the list; its page is written beside it."),
     ] = None,
     rule: Annotated[
         str,

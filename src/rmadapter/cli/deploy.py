@@ -70,7 +70,7 @@ class ExportOptions:
         ),
     ] = "fp32"
     out: Annotated[
-        Path | None, typer.Option("--out", help="New folder; by default RUN-onnx and so on.")
+        Path | None, typer.Option("--out", "-o", help="New folder; by default RUN-onnx and so on.")
     ] = None
     data: Annotated[
         Path | None, typer.Option(help="Images to compare on; by default the run's own.")

@@ -308,7 +308,9 @@ def convert(
     architecture: Annotated[
         str, typer.Option(help="open_clip architecture, such as ViT-B-16 or ViT-B-16-quickgelu.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="New folder, to open with --backbone FOLDER.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="New folder, to open with --backbone FOLDER.")
+    ],
     digest: Annotated[str, typer.Option(help="SHA-256 that the file must have, in hex.")] = "",
     as_json: Json = False,
 ) -> None:

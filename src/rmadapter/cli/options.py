@@ -34,6 +34,14 @@ MethodName = Annotated[
     str,
     typer.Option("--method", help="Name from `rmadapter methods`, package:Class or file.py:Class."),
 ]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        help="Folder for the run, by default runs/NAME-1, ...; name a stopped run to resume it.",
+    ),
+]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Any setting, such as rank=8."),

@@ -137,7 +137,8 @@ def predict(
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Answers per image.")] = 5,
     out: Annotated[
-        Path | None, typer.Option("--out", help="File for the answers: .csv, .jsonl or .parquet.")
+        Path | None,
+        typer.Option("--out", "-o", help="File for the answers: .csv, .jsonl or .parquet."),
     ] = None,
     sorting: SortOptions = SortOptions(),
     more: AnswerOptions = AnswerOptions(),
@@ -351,7 +352,7 @@ def explain(
         list[str], typer.Argument(help="Files, folders, patterns, tables, archives, COCO, YOLO ...")
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", help=f"Folder for {PAGE}, which shows the images.")
+        Path | None, typer.Option("--out", "-o", help=f"Folder for {PAGE}, which shows the images.")
     ] = None,
     data: Annotated[
         Path | None, typer.Option("--data", help="Where the run's training images are now.")

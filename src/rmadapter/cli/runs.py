@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rmadapter.artifacts.run_folder import check_no_model, find_run
+from rmadapter.artifacts.run_folder import check_no_model, find_run, run_folder
 from rmadapter.cli.options import (
     Classes,
     Crops,
@@ -18,6 +19,7 @@ from rmadapter.cli.options import (
     FileOptions,
     Json,
     MethodName,
+    Out,
     Quiet,
     RayOptions,
     Run,
@@ -48,7 +50,9 @@ Data = Annotated[
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the run.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the run.")] = Path(
+        "runs/demo"
+    ),
     seed: Annotated[int, typer.Option(help="Seed for everything random.")] = 1,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -140,9 +144,7 @@ class FitOptions:
 
 def fit(
     data: Data,
-    out: Annotated[
-        Path, typer.Option("--out", help="Folder for the run; repeat the command to resume.")
-    ],
+    out: Out = None,
     options: FitOptions = FitOptions(),
     images: DataOptions = DataOptions(),
     names: Annotated[
@@ -183,16 +185,17 @@ def fit(
     lab.add(str(data), splits)
     lab.draw(request.task)  # is refused here, before a backbone is loaded
     task = replace(request.task, backbone=_add_backbone(lab, request.task.backbone))
-    if distributed.is_helper():
-        join_fit(task, request.method, out, lab, request.name)
-        team.leave()
-        return
-    record = run_fit(
-        task, request.method, out, lab, request.name, command(),
-        folds=folds, columns=images.named(), crops=images.crops,
-    )  # fmt: skip
+    with run_folder(out, data) as folder:
+        if distributed.is_helper():
+            join_fit(task, request.method, folder, lab, request.name)
+            team.leave()
+            return
+        record = run_fit(
+            task, request.method, folder, lab, request.name, command(),
+            folds=folds, columns=images.named(), crops=images.crops,
+        )  # fmt: skip
     team.leave()
-    _show(record, out, as_json)
+    _show(record, folder, as_json)
 
 
 def _add_backbone(lab: Lab, names: str) -> str:
@@ -217,6 +220,7 @@ def _show(record: Record, out: Path, as_json: bool) -> None:
     print_record(record, as_json, out)
     if not as_json:
         print(f"report: {out / 'report.html'}")
+        print(f"next: rmadapter predict {shlex.quote(str(out))} IMAGES")
 
 
 def evaluate(
@@ -275,7 +279,7 @@ def add(
         list[str],
         typer.Argument(help="Names of new classes; or a folder or table of images of any classes."),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the new run.")],
+    out: Out = None,
     images: DataOptions = DataOptions(),
     old_data: Annotated[
         Path | None,
@@ -307,24 +311,27 @@ def add(
             check_source(old_data)
     else:
         _check_class_names(what)
-        check_no_model(out)
+        if out:
+            check_no_model(out)
     from rmadapter.runs.add import add_images, add_names
 
-    run = find_run(run)
-    saved = options.load(run)
+    found = find_run(run)
+    saved = options.load(found)
+    with run_folder(out, run) as folder:
+        if trains:
+            record = add_images(
+                found, saved, data, folder, old_data, shots, files.skip_bad, files.outside,
+                command(), images.named(), images.crops,
+            )  # fmt: skip
+        else:
+            labels = add_names(saved, what, folder)
     if trains:
-        record = add_images(
-            run, saved, data, out, old_data, shots, files.skip_bad, files.outside, command(),
-            images.named(), images.crops,
-        )  # fmt: skip
-        _show(record, out, as_json)
-        return
-    labels = add_names(saved, what, out)
-    if as_json:
-        print(json.dumps({"run": str(out), "labels": labels}))
+        _show(record, folder, as_json)
+    elif as_json:
+        print(json.dumps({"run": str(folder), "labels": labels}))
     else:
         new = f"{len(what)} of them new and known by name alone: {', '.join(what)}"
-        print(f"{out}: {len(labels)} classes, {new}")
+        print(f"{folder}: {len(labels)} classes, {new}")
 
 
 def _check_class_names(words: Sequence[str]) -> None:
@@ -398,7 +405,7 @@ def tune(
         Path, typer.Argument(help="Folder of class folders, table, or a format in docs/data.md.")
     ],
     out: Annotated[
-        Path, typer.Option("--out", help="Folder for results; repeat the command to resume.")
+        Path, typer.Option("--out", "-o", help="Folder for results; repeat the command to resume.")
     ],
     method: MethodName = "",
     trials: Annotated[

@@ -29,6 +29,7 @@ JsonObject: TypeAlias = dict[str, Any]  # an object of JSON
 LARGEST = 2**28
 # Files that only the folder of a run has: its record, and the images that were drawn.
 RECORD, SPLIT = "run.json", "split.json"
+RUNS = "runs"  # folder of the runs that no --out names
 SUMS = "SHA256SUMS"
 SUMS_BYTES = 2**20  # most bytes of such a file
 Sign: TypeAlias = tuple[int, int, int]

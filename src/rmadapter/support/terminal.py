@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 STOPPED, GRACE = 128 + signal.SIGINT, 5  # exit code, as in shells; seconds for clearing up
 AGAIN = (
-    "rmadapter: stopped; repeat the command to start again, or to resume an unfinished `fit` or "
-    "`predict --out`"
+    "rmadapter: stopped; repeat the command to start again, or to resume an unfinished `fit "
+    "--out` or `predict --out`"
 )
 EVERY = 0.5 if os.environ.get("RMADAPTER_OFTEN") else 10.0  # seconds between two lines in a pipe
 SHOW_CURSOR = b"\x1b[?25h"  # a bar hides it

@@ -72,11 +72,15 @@ def test_ambiguous_folders_are_refused(tmp_path: Path, files: str, words: str) -
 
 
 def test_a_run_folder_is_no_class(tmp_path: Path) -> None:
-    """After `fit DATA --out DATA/run` the data can be read again."""
+    """After `fit DATA --out DATA/run`, and after `fit .`, the data can be read again."""
     write(tmp_path, "cat/1.png", "dog/2.png", "train/3.png")
     for folder, name in (("run", "run.json"), ("stopped", "split.json"), ("train", "run.json")):
         write(tmp_path, f"{folder}/{name}")
     assert labels(tmp_path) == ["cat", "dog", "train"]  # which has an image
+    write(tmp_path, "runs/cat-1/run.json", "runs/cat-2/split.json")
+    assert labels(tmp_path) == ["cat", "dog", "train"]
+    write(tmp_path, "runs/of a river/1.png")
+    assert labels(tmp_path) == ["cat", "dog", "runs", "train"]
 
 
 def test_links_to_other_classes_are_not_followed(tmp_path: Path) -> None:

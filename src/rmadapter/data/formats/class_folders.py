@@ -27,7 +27,7 @@ from rmadapter.data.formats.base import (
     split_named,
 )
 from rmadapter.errors import UserError
-from rmadapter.support.files import RECORD, SPLIT
+from rmadapter.support.files import RECORD, RUNS, SPLIT
 
 SUFFIXES = ()
 HAS_BOXES = False
@@ -148,7 +148,7 @@ def _folders(path: Path) -> list[Path]:
     leaves __MACOSX behind."""
     visible = [entry for entry in entries_of(path) if not entry.name.startswith((".", "__MACOSX"))]
     folders = [entry for entry in visible if entry.name not in SYSTEM_FOLDERS and entry.is_dir()]
-    data = [folder for folder in folders if not _is_run(folder)]
+    data = [folder for folder in folders if not (_is_run(folder) or _holds_runs(folder))]
     return sorted(data, key=lambda folder: order(folder.name))
 
 
@@ -156,6 +156,14 @@ def _is_run(folder: Path) -> bool:
     """Return whether `fit --out DATA/run` wrote the folder, finished or not."""
     written = any(os.path.isfile(folder / name) for name in (RECORD, SPLIT))
     return written and not any(path.suffix.lower() in formats() for path in entries_of(folder))
+
+
+def _holds_runs(folder: Path) -> bool:
+    """Return whether `fit` made the folder for its runs, in the data."""
+    entries = entries_of(folder) if folder.name == RUNS else []
+    return bool(entries) and all(
+        entry.is_dir() and (_is_run(entry) or not entries_of(entry)) for entry in entries
+    )
 
 
 def _refuse_named_splits(root: Path, folders: Sequence[Path]) -> None:
