@@ -15,7 +15,7 @@ from rmadapter.data.fewshot import read_split
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
-from rmadapter.runs.add import add_images, add_names
+from rmadapter.runs.add import add_images, add_names, can_add_names
 from rmadapter.support.files import check_sums
 from rmadapter.training.contract import Known
 from tests.helpers.shell import (
@@ -67,6 +67,7 @@ def test_classes_by_name_alone(
     before, saved = everything(finished), load(finished, tiny_clip)
     new = ("sea_horse", "Zebra")
     labels = ("blue", "green", "night_sky", "red", *new)
+    assert can_add_names(saved)
     assert add_names(saved, new, tmp_path / "new") == labels
     wider = load(tmp_path / "new", tiny_clip)
     assert wider.labels == labels
@@ -92,8 +93,10 @@ def test_a_method_that_cannot_know_a_name_says_what_to_do(
 ) -> None:
     tensors = {"weight": torch.zeros(2, 40), "bias": torch.zeros(2)}
     probe = load_method("linear-probe").restore(tiny_clip, Known(("a", "b")), tensors)
+    saved = Saved(probe, ("a", "b"), "linear-probe", ("a", "b"))
+    assert not can_add_names(saved)
     with pytest.raises(UserError, match="'c'; `rmadapter add RUN FOLDER` trains it again"):
-        add_names(Saved(probe, ("a", "b"), "linear-probe", ("a", "b")), ["c"], tmp_path / "new")
+        add_names(saved, ["c"], tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 

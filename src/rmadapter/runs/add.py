@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 
 from rmadapter.artifacts.checkpoint import Saved, save
@@ -50,6 +51,16 @@ def add_names(saved: Saved, names: Sequence[str], out: Path) -> tuple[str, ...]:
     check_no_model(out)
     save(out, saved.fitted, saved.name, tuple(prompts), tuple(prompts.values()))
     return tuple(prompts)
+
+
+def can_add_names(saved: Saved) -> bool:
+    """Return whether `add_names` can add a class to a model, by asking for one that it lacks."""
+    new = next(name for name in map("class {}".format, count()) if name not in saved.names)
+    try:
+        saved.fitted.score((*saved.names, new))
+    except (NotApplicable, UserError):
+        return False
+    return True
 
 
 def add_images(
@@ -104,8 +115,8 @@ def add_images(
     images = read_images(RunFolder(out).images, skip_bad=skip_bad, outside=True)
     lab.add(task.data, images, leftover=not _has_test_split(record, added_splits, splits))
     before = len(kept["train"])
-    count = len(splits["train"]) - before
-    notes = [f"trained on the {before} images of {run.name} and {count} new ones"]
+    new_images = len(splits["train"]) - before
+    notes = [f"trained on the {before} images of {run.name} and {new_images} new ones"]
     if added.ignored:
         notes.append(ignored_note(added.ignored))
     return fit(task, request.method, out, lab, name, command, tuple(notes))

@@ -4,6 +4,7 @@ narrow and wide."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -165,9 +166,12 @@ def test_page_from_first_click_to_answers(
     said = add_images(page, images)
     assert "break_it_in_two.jpg: not an image in a supported format" in said
     train(page, "linear-probe-pair")
-    assert "are right, compared with" in page.until(
-        "document.getElementById('verdict').textContent"
-    )
+    verdict = page.until("document.getElementById('verdict').textContent")
+    assert re.match(r"\d+ of 18 images", verdict)
+    low, high = (float(end) for end in re.findall(r"(\d+\.\d) ", verdict))
+    assert 0 < low < high <= 100
+    more = "document.querySelector('#more form')"
+    assert page.script(f"{more}.hidden && !document.getElementById('more').hidden")
     assert page.script("document.querySelectorAll('#rates tbody tr').length") >= 2
     assert "cross-validation" in page.script("document.getElementById('how').textContent")
     until_count(page, "#classes img", 3 * SHOWN)

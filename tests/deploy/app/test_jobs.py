@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -9,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from rmadapter.backbones.choice import BETTER
+from rmadapter.data.decode import advice
+from rmadapter.data.image_set import SKIP_BAD
 from rmadapter.deploy.app import jobs as module
-from rmadapter.deploy.app.jobs import Job, Jobs
+from rmadapter.deploy.app.jobs import COMMAND_WORDS, Job, Jobs, without_commands
 from rmadapter.errors import UserError
 
 # The last word is the folder that it writes.
@@ -69,6 +73,37 @@ def test_successful_job(jobs: Jobs, tmp_path: Path) -> None:
     assert (one.notes, one.share) == (["two classes"], 0.75)
     assert one.message == "learning from them: 3 s left"
     assert one.out.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("two classes", "two classes"),
+        (f"{BETTER}", BETTER.partition(": --")[0]),
+        (f"a.heic: no image; {SKIP_BAD}", "a.heic: no image"),
+        (f"a.heic: no image; {advice('.heic') or 'pip install x'}", "a.heic: no image"),
+        ("it only knows red; `rmadapter add RUN FOLDER` trains it again", "it only knows red"),
+        ("b--c.png: empty; give others; see --set x=1", "b--c.png: empty; give others"),
+    ],
+)
+def test_messages_lose_what_is_typed_in_a_shell(text: str, shown: str) -> None:
+    assert without_commands(text) == shown
+    one = Job("Training", [], Path(), Path())
+    one.read_line(f"note: {text}")
+    assert one.notes == [shown]
+
+
+def test_own_messages_name_no_command() -> None:
+    """What the page's own code raises, and its constants; arguments of commands are neither."""
+    for file in Path(module.__file__).parent.glob("*.py"):
+        tree = ast.parse(file.read_text("utf-8"))
+        constants = [node.value for node in tree.body if isinstance(node, ast.Assign)]
+        raised = [node for node in ast.walk(tree) if isinstance(node, ast.Raise)]
+        for node in [*constants, *raised]:
+            for part in ast.walk(node):
+                if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                    assert "command line" not in part.value
+                    assert not COMMAND_WORDS.search(part.value) or "(?<!" in part.value
 
 
 @pytest.mark.parametrize(

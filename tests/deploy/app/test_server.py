@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import re
 import threading
 import zipfile
 from collections.abc import AsyncIterator, Iterator
@@ -63,6 +64,14 @@ def test_page_and_assets(client: TestClient) -> None:
         assert client.get(f"/{name}").headers["content-type"].startswith(kind)
     for path in ("/index.html", "/../site.py", "/api", "/report/x"):
         assert client.get(path).status_code == 404
+
+
+def test_page_names_no_command(client: TestClient) -> None:
+    """Whoever looks at it may have no shell."""
+    typed = re.compile(r"(?<![\w-])--[a-z]|rmadapter [a-z]|pip install|command line")
+    for name in ("", "page.mjs", "parts.mjs"):
+        assert typed.findall(client.get(f"/{name}").text) == []
+    assert not typed.search(client.get("/api/state").text)
 
 
 def test_cookie_is_hidden_from_scripts_and_other_sites(client: TestClient) -> None:

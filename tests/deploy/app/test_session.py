@@ -20,8 +20,9 @@ from PIL import Image
 from rmadapter import load
 from rmadapter.artifacts.predictions import Guess, Predictions
 from rmadapter.artifacts.record import Score, read_record
+from rmadapter.artifacts.summary import describe_tie
 from rmadapter.backbones import Backbone
-from rmadapter.deploy.app.jobs import Jobs
+from rmadapter.deploy.app.jobs import COMMAND_WORDS, Jobs
 from rmadapter.deploy.app.session import (
     MOST_WRONG,
     Session,
@@ -100,6 +101,7 @@ def test_training_and_downloads(
     assert state["model"]["labels"] == ["blue", "green", "red"]
     scores = session.scores()
     assert scores is not None
+    assert not COMMAND_WORDS.search(json.dumps([state, scores]))
     first, last = scores["rows"][0], scores["rows"][-1]
     assert first["name"].startswith("before")
     assert last["accuracy"] > 50
@@ -113,6 +115,7 @@ def test_training_and_downloads(
     answers = session.predict(colors / "test/red/0.png", "photo.png")["classes"]
     assert answers[0]["label"] == "red"
     assert sum(row["probability"] for row in answers) == pytest.approx(1, abs=1e-5)
+    assert not state["model"]["takes_names"]
     with pytest.raises(UserError, match="trained on"):
         session.add(["yellow"])
     assert session.state()["model"] == state["model"]
@@ -191,6 +194,7 @@ def test_zero_shot_from_names(session: Session, colors: Path) -> None:
         session.use_names()
     session.images.add_class("sea_horse")
     session.use_names()
+    assert session.state()["model"]["takes_names"]
     session.add(["night-sky"])
     assert session.predict(colors / "test/red/0.png", "a.png")["classes"]
     assert session.state()["model"]["labels"] == ["red", "sea_horse", "night-sky"]
@@ -381,10 +385,30 @@ def test_scores_of_a_judged_run(finished: Path, colors: Path, tmp_path: Path) ->
     ]  # fmt: skip
     own, score = scores["rows"][-1], record.scores[0]
     assert (own["accuracy"], scores["images"]) == (record.judgement.rows[-1].accuracy, 16)
+    assert own["right"] == round(own["accuracy"] * 0.16)
     assert (own["low"], own["high"]) == wilson(round(own["accuracy"] * 0.16), 16)
     assert scores["mistakes"] == round(16 * (1 - (score.accuracy or 0) / 100))
     assert len(scores["wrong"]) == scores["mistakes"]
     assert (scores["how"], scores["report"]) == ("on the test split", True)
+
+
+def test_scores_say_that_a_probe_may_be_as_good(finished: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
+    record = read_record(copy / "run.json")
+    judged = record.judgement
+    assert judged is not None
+    rows = tuple(row if row.p is None else row.model_copy(update={"p": 0.5}) for row in judged.rows)
+    tied = judged.model_copy(update={"rows": rows})
+    seconds = {**record.seconds, "linear-probe": 4.0}
+    record = record.model_copy(update={"judgement": tied, "seconds": seconds})
+    notes = (*record.notes, describe_tie(record))
+    record.model_copy(update={"notes": notes}).save(copy / "run.json")
+    (copy / "SHA256SUMS").unlink()
+    scores = read_scores(copy, tmp_path)
+    assert scores is not None
+    assert "linear probe" in scores["tie"]
+    assert "--" not in scores["tie"]
+    assert not any(scores["tie"] in note for note in scores["notes"])
 
 
 def test_scores_of_incomplete_runs(finished: Path, tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_a_browser_answers_as_the_model_does(
 def test_missing_npm_and_wrong_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match=r"--to web .*npm"):
+    with pytest.raises(UserError, match=rf"{web.NAME} .*npm"):
         web.engine()
     (tmp_path / web.TARBALL).write_bytes(b"another file")
     with pytest.raises(UserError, match=web.TARBALL):
@@ -149,6 +149,6 @@ def test_missing_npm_and_wrong_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_model_too_large_for_a_page_is_refused(tmp_path: Path) -> None:
     with open(tmp_path / graph.BESIDE, "wb") as file:
         file.truncate(2_500_000_000)
-    with pytest.raises(UserError, match=r"--to web: .* 2\.5 GB"):
+    with pytest.raises(UserError, match=r"2\.5 GB.*--precision"):
         web.add_page(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == [graph.BESIDE]

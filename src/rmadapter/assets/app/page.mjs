@@ -116,14 +116,18 @@ function drawJob(job) {
   $("notes").lastElementChild.replaceChildren(...job.notes.map((note) => element("li", {}, note)));
 }
 
+const interval = ({ low, high }) => `${low.toFixed(1)} to ${high.toFixed(1)} %`;
+
 function drawJudged(found) {
   const before = found?.rows.find((row) => row.name.startsWith("before")), after = found?.rows.at(-1);
+  const past = before && before !== after ? `, compared with ${before.right} before` : "";
   $("verdict").textContent = after
-    ? `${percent(after.accuracy / 100)} are right${before && before !== after ? `, compared with ${percent(before.accuracy / 100)} before` : ""}.`
+    ? `${after.right} of ${found.images} images are right${past}. On other images of this kind, ${interval(after)} are plausible.`
     : "Not known yet: it was not tested on images whose class is known.";
+  $("tie").textContent = found?.tie ? `${found.tie[0].toUpperCase()}${found.tie.slice(1)}.` : "";
   $("rates").hidden = !after;
   $("rates").tBodies[0].replaceChildren(...(found?.rows ?? []).map((row) => element("tr", {}, element("td", {}, row.name),
-    element("td", {}, percent(row.accuracy / 100)), element("td", {}, `${row.low.toFixed(1)} to ${row.high.toFixed(1)}`))));
+    element("td", {}, percent(row.accuracy / 100)), element("td", {}, interval(row)))));
   $("how").textContent = after ? `${found.images} images, judged ${found.how}.` : "";
   $("doubts").replaceChildren(...[...(found?.doubts ?? []), ...(found?.notes ?? [])].map((text) => element("li", {}, text)));
   $("mistakes").hidden = !found?.mistakes;
@@ -158,7 +162,7 @@ function draw(state) {
   part("base", state.base, (base) => {
     $("base").hidden = !base;
     $("base").textContent = base?.grows === false
-      ? "A classifier is open. The images that it was trained on are not here, so it cannot learn from more: it answers, and takes classes by name."
+      ? "A classifier is open. The images that it was trained on are not here, so it cannot learn from more."
       : "A classifier is open. Images that you add here join those it was trained on, and it learns from all of them.";
     $("methods").hidden = Boolean(base);
   });
@@ -168,6 +172,13 @@ function draw(state) {
     $("answers").replaceChildren();
     $("known").firstElementChild.textContent = `Classes it knows (${model?.labels.length})`;
     $("known").lastElementChild.replaceChildren(...(model?.labels ?? []).map((label) => element("li", {}, own(label))));
+  });
+  part("further", [state.model?.takes_names, state.base?.grows], ([byName, grows]) => {
+    $("more").querySelector("form").hidden = !byName;
+    const how = byName ? "These are recognised by name alone, without images." : "This classifier knows only classes that it has seen images of.";
+    $("how-more").textContent = grows === false
+      ? `${how} The images that it was trained on are not here, so it learns no class from images.`
+      : `${how} To add a class with images, add it above and train it with the others.`;
   });
   part("get", { targets: state.targets, exports: state.exports }, drawTargets);
   $("with").hidden = Boolean(state.base) || !state.classes.some((one) => one.images);

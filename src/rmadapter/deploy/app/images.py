@@ -62,9 +62,7 @@ class ImageStore:
         label = class_name(name)
         label = next((known for known in self.classes if key(known) == key(label)), label)
         if label not in self.classes and len(self.classes) == MOST_CLASSES:
-            raise UserError(
-                f"this page takes at most {MOST_CLASSES:,} classes; use the command line for more"
-            )
+            raise UserError(f"this page takes at most {MOST_CLASSES:,} classes; remove some first")
         self.classes.setdefault(label, [])
         return label
 
@@ -98,7 +96,7 @@ class ImageStore:
         if len(self) >= MOST_IMAGES or self.bytes + size > MOST_BYTES:
             raise UserError(
                 f"{name}: this page takes at most {MOST_IMAGES:,} images and "
-                f"{MOST_BYTES / 1e9:.0f} GB; use the command line for more"
+                f"{MOST_BYTES / 1e9:.0f} GB; remove a class first"
             )
         label = self.add_class(label)
         match = re.fullmatch(rf"{FILES}/(\d{{6}})-(.+)", file)

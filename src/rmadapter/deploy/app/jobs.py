@@ -31,6 +31,8 @@ PROGRESS = re.compile(
 )
 # plain names of progress bars, for those who write no code
 PLAIN = {"frozen activations": "looking at the images", "training": "learning from them"}
+# an option, a command, or an argument in Python
+COMMAND_WORDS = re.compile(r"(?<![\w-])--[a-z]|`|\bpip install\b|\b\w+=(?:True|False)\b")
 LAST = 30  # last lines of a process that crashed, for the terminal
 PATIENCE = 10  # seconds for a process to end by itself
 
@@ -62,9 +64,9 @@ class Job:
         """Read a line of the process's stderr: its progress, or a note."""
         kind, _, text = line.partition(": ")
         if kind == "note":
-            self.notes.append(text)
+            self.notes.append(without_commands(text))
             if text.startswith("auto: "):
-                self.message = f"trying {text.removeprefix('auto: ')}"
+                self.message = f"trying {without_commands(text.removeprefix('auto: '))}"
                 self.share = None
         elif match := PROGRESS.fullmatch(line):
             done = int(match["done"].replace(",", ""))
@@ -148,6 +150,13 @@ class Jobs:
             job.state = "done"
 
 
+def without_commands(text: str) -> str:
+    """Return a message of the command line without what to type there: the clauses after ":" or
+    ";" that name an option or a command. What happened stands before them."""
+    first, *rest = re.split(r"(?=[:;] )", text)
+    return first + "".join(part for part in rest if not COMMAND_WORDS.search(part))
+
+
 def _start(job: Job) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*COMMAND, *job.words],
@@ -182,7 +191,7 @@ def _reason(code: int, lines: Sequence[str]) -> str:
     """Return why a command failed: its own last message, or what its exit code means."""
     messages = [line for line in lines if line.startswith("rmadapter: ")]
     if code == 2 and messages:
-        return messages[-1].removeprefix("rmadapter: ")
+        return without_commands(messages[-1].removeprefix("rmadapter: "))
     print("\n".join(lines), file=sys.stderr)
     if code < 0:
         return (

@@ -31,6 +31,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rmadapter.deploy.app.images import MOST_ZIP, safe_name
+from rmadapter.deploy.app.jobs import without_commands
 from rmadapter.deploy.app.session import Session, Shared
 from rmadapter.errors import UserError
 
@@ -105,7 +106,7 @@ def build(
 
 
 async def _user_error(_: Request, error: Exception) -> Response:
-    return JSONResponse({"error": str(error)}, 400)
+    return JSONResponse({"error": without_commands(str(error))}, 400)
 
 
 async def _client_left(_: Request, error: Exception) -> Response:

@@ -19,15 +19,16 @@ from rmadapter.artifacts.page import thumbnail, thumbnails_of
 from rmadapter.artifacts.predictions import Predictions, read_predictions
 from rmadapter.artifacts.record import Rates, Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder, runs_below
+from rmadapter.artifacts.summary import describe_tie
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.choice import advise
 from rmadapter.data.decode import load_image
 from rmadapter.data.names import prompt_names
 from rmadapter.deploy.app.images import IMAGES, ImageStore, class_name, original_name, unzip
-from rmadapter.deploy.app.jobs import Job, Jobs
+from rmadapter.deploy.app.jobs import Job, Jobs, without_commands
 from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.methods import AUTO, load_method
-from rmadapter.runs.add import add_names
+from rmadapter.runs.add import add_names, can_add_names
 from rmadapter.runs.judge import ZERO_SHOT
 from rmadapter.support.files import atomic, last_part, user_path
 from rmadapter.task import TEMPLATES
@@ -99,6 +100,7 @@ class Session:
         self.images = ImageStore(folder)
         self.run: Path | None = None
         self.saved: Saved | None = None
+        self.takes_names = False  # whether classes can be added to the model by name
         self.base: Base | None = None
         self.job: Job | None = None
         self.exports: dict[str, Path] = {}  # by target
@@ -128,7 +130,7 @@ class Session:
                 "methods": METHODS,
                 "targets": TARGETS,
                 "exports": [*self.exports],
-                "advice": advise(self.shared.backbone.name),
+                "advice": without_commands(advise(self.shared.backbone.name)),
                 "model": self._model_state(),
                 "job": self._job_state(),
             }
@@ -138,7 +140,8 @@ class Session:
             return None
         labels = [str(label) for label in self.saved.labels]
         title = self.saved.fitted.method.title
-        return {"run": self.run.name, "labels": labels, "method": title}
+        names = {"run": self.run.name, "labels": labels, "method": title}
+        return {**names, "takes_names": self.takes_names}
 
     def _job_state(self) -> dict[str, object] | None:
         job = self.job
@@ -351,6 +354,7 @@ class Session:
     def _use(self, run: Path) -> None:
         with self.lock, self.shared.lock:
             self.saved = load(run, self.shared.backbone)
+            self.takes_names = can_add_names(self.saved)
             self.run = run
             self.exports = {}
 
@@ -393,9 +397,10 @@ def write_zip(path: Path, folder: Path, name: str, others: Mapping[str, Path]) -
 
 
 class ScoreRow(TypedDict):
-    """Accuracy in percent with its interval."""
+    """Accuracy in percent with its interval. right: number of images."""
 
     name: str
+    right: int
     accuracy: float
     low: float
     high: float
@@ -412,13 +417,14 @@ class WrongImage(TypedDict):
 
 
 class Scores(TypedDict, total=False):
-    """What the page shows of a run. mistakes: how many images are wrong, of which `wrong` has the
-    first."""
+    """What the page shows of a run. tie: that a linear probe may be as good, or "". mistakes: how
+    many images are wrong, of which `wrong` has the first."""
 
     method: str
     notes: list[str]
     how: str
     rows: list[ScoreRow]
+    tie: str
     doubts: list[str]
     wrong: list[WrongImage]
     mistakes: int
@@ -446,11 +452,13 @@ def read_scores(run: Path, home: Path) -> Scores | None:
     record, files = record_of(run, home), RunFolder(run)
     if record is None:
         return None
+    tie = describe_tie(record)
     scores: Scores = {
         "method": record.method.title,
-        "notes": list(record.notes),
+        "notes": [without_commands(text) for text in record.notes if text != tie],
         "how": "",
         "rows": [],
+        "tie": without_commands(tie),
         "doubts": [],
         "wrong": [],
         "images": 0,
@@ -458,8 +466,10 @@ def read_scores(run: Path, home: Path) -> Scores | None:
     }
     if judgement := record.judgement:
         scores["how"] = judgement.how
-        scores["rows"] = [_score_row(row, record.method.title) for row in judgement.rows]
-        scores["doubts"] = list(judgement.doubts)
+        scores["rows"] = [
+            _score_row(row, record.method.title, judgement.images) for row in judgement.rows
+        ]
+        scores["doubts"] = [without_commands(text) for text in judgement.doubts]
         scores["images"] = judgement.images
     # a repository's run has no answers
     predictions = read_predictions(run, record) if files.predictions.is_file() else []
@@ -470,10 +480,14 @@ def read_scores(run: Path, home: Path) -> Scores | None:
     return scores
 
 
-def _score_row(row: Rates, title: str) -> ScoreRow:
+def _score_row(row: Rates, title: str, images: int) -> ScoreRow:
     names = {ZERO_SHOT: "before: by the class names alone", title: f"after: {title}"}
     name = names.get(row.name, row.name.replace("-", " "))
-    return {"name": name, "accuracy": row.accuracy, "low": row.low, "high": row.high}
+    right = round(row.accuracy / 100 * images)
+    rates: ScoreRow = {
+        "name": name, "right": right, "accuracy": row.accuracy, "low": row.low, "high": row.high,
+    }  # fmt: skip
+    return rates
 
 
 def wrong_images(

@@ -46,7 +46,7 @@ def _fetch(folder: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise UserError(
-            f"--to web takes {NAME} {VERSION} from npm, which is not installed; install Node.js, "
+            f"a web page takes {NAME} {VERSION} from npm, which is not installed; install Node.js, "
             f"or put {TARBALL} into {cache_folder()}"
         )
     options = ["--pack-destination", str(folder), "--ignore-scripts", "--silent"]
@@ -63,7 +63,7 @@ def add_page(folder: Path) -> None:
     if (folder / BESIDE).exists():
         size = (folder / BESIDE).stat().st_size
         raise UserError(
-            f"--to web: the model takes {size / 1e9:.1f} GB, but a page holds less than 2; "
+            f"the model takes {size / 1e9:.1f} GB, but a web page holds less than 2; "
             "give --precision fp16, or remove --to"
         )
     with tarfile.open(engine()) as archive:
