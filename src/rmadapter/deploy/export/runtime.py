@@ -15,9 +15,9 @@ import argparse
 import csv
 import html
 import json
+import logging
 import os
 import sys
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -30,6 +30,7 @@ from PIL import Image
 from rmadapter.data.decode import ImageSource, load_image
 from rmadapter.data.formats.base import image_files
 from rmadapter.data.names import OR, default_name, key
+from rmadapter.deploy.export.torch_graph import checked
 from rmadapter.errors import UserError
 from rmadapter.predict.answer import Answer, best, cell, columns
 from rmadapter.support.files import check_sums
@@ -85,14 +86,18 @@ def _runtime_info(model: Any, place: list[str]) -> str:
 
 
 def open_torch(file: Path, threads: int) -> Engine:
-    """Raises UserError for a file that contains a pickle, which torch would load."""
+    """Raises UserError as `checked`."""
     import torch
 
-    if _has_pickles(file):
-        raise UserError(f"{file}: not a graph without pickles, as `export` writes it")
+    graph = checked(file)
     if threads:
         torch.set_num_threads(threads)
-    program = torch.export.load(str(file))
+    log = logging.getLogger("torch.export")  # has the traceback of an error that is raised anyway
+    before, log.disabled = log.disabled, True
+    try:
+        program = torch.export.load(graph)
+    finally:
+        log.disabled = before
     (name,) = program.graph_signature.user_inputs
     (size,) = [node.meta["val"].shape[0] for node in program.graph.nodes if node.name == name]
     module = program.module()
@@ -104,21 +109,6 @@ def open_torch(file: Path, threads: int) -> Engine:
         return [tensor.numpy() for tensor in tensors]
 
     return run, size if isinstance(size, int) else 0
-
-
-def _has_pickles(file: Path) -> bool:
-    """Return whether a torch graph holds a pickle, or is not laid out as `export` writes it."""
-    with zipfile.ZipFile(file) as archive:
-        members = archive.infolist()
-        names = [member.filename for member in members]
-        configs = [
-            json.loads(archive.read(name)) for name in names if name.endswith("_config.json")
-        ]
-    examples = [member for member in members if "/sample_inputs/" in member.filename]
-    if len(configs) != 2 or len(examples) != 1 or examples[0].file_size:
-        return True
-    weights = [weight for config in configs for weight in config["config"].values()]
-    return any(weight["use_pickle"] for weight in weights)
 
 
 def open_litert(file: Path, threads: int) -> Engine:
