@@ -45,7 +45,7 @@ KINDS = {"next": NEXT, "first": FIRST}
 KEY = ("data", "kind", "rule", "seed")
 # a third of the published epochs, for speed
 METHOD = ZeroShotProbe(replace(ZeroShotProbe().recipe, epochs=100))
-FALLBACK = {"next": "random", "first": "typicality"}
+NAMED = {"first": "typicality"}  # before the study, for that case
 POOL, TEST = 32, 25  # at most so many images per class
 
 
@@ -165,10 +165,10 @@ def proven(lines: Lines, kind: str, rule: str) -> bool:
 
 
 def default(lines: Lines, kind: str) -> str:
-    """Return the chosen rule if it is proven, else the one that was named for that case before the
-    study."""
+    """Return the chosen rule; if it is not proven, one that was named for that case before the
+    study comes first."""
     chosen = best(lines, kind)
-    return chosen if proven(lines, kind, chosen) else FALLBACK[kind]
+    return chosen if proven(lines, kind, chosen) else NAMED.get(kind, chosen)
 
 
 def classes(lines: Lines, rule: str) -> list[float]:

@@ -16,9 +16,11 @@ from rmadapter.artifacts.checkpoint import load
 from rmadapter.backbones import Backbone
 from rmadapter.curate.suggest import (
     COLUMNS,
+    DEFAULT,
     FIRST,
     MEANINGS,
     NEXT,
+    UNPROVEN,
     Pool,
     Suggestion,
     Suggestions,
@@ -158,6 +160,22 @@ def test_page_shows_images_and_counts_without_scripts(tmp_path: Path) -> None:
     text = Page(tmp_path / "s.html").text
     for counts in ("1 of 1 image ", "1 image that the run was fitted to", "2 near-duplicates of"):
         assert counts in text
+
+
+@pytest.mark.parametrize("rule", ["", "random"])
+def test_images_drawn_at_random_have_no_score(
+    finished: Path, tiny_clip: Backbone, pool: Path, tmp_path: Path, rule: str
+) -> None:
+    found = suggest_images(finished, pool, 3, rule=rule, backbone=tiny_clip, progress=False)
+    assert found.rule == (rule or DEFAULT)
+    write_csv(tmp_path / "s.csv", found)
+    write_page(tmp_path / "s.html", found, "pool", tmp_path / "s.csv")
+    columns = (tmp_path / "s.csv").read_text("utf-8").partition("\n")[0].split(",")
+    text = Page(tmp_path / "s.html").text
+    scored = rule != "random"
+    assert {one.score is not None for one in found.suggestions} == {scored}
+    assert columns == [column for column in COLUMNS if scored or column != "score"]
+    assert ("0.000" in text, UNPROVEN in text) == (False, scored)
 
 
 def test_every_rule_has_a_meaning() -> None:

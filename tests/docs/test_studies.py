@@ -23,7 +23,7 @@ import suggest
 import suspects
 import unfamiliar
 
-from rmadapter.curate.suggest import DEFAULT_FIRST, DEFAULT_NEXT, FIRST, NEXT
+from rmadapter.curate.suggest import DEFAULT, FIRST, NEXT
 from rmadapter.curate.suspects import NEIGHBOURS, PROBE
 from rmadapter.runs.folds import FOLDS
 from rmadapter.support.files import read_json
@@ -176,8 +176,7 @@ def test_the_defaults_of_suggest_follow_from_its_lines(kind: str) -> None:
     lines = lines_of("suggest")
     rules = [rule for rule in suggest.KINDS[kind] if rule != "random"]
     assert not any(suggest.proven(lines, kind, rule) for rule in rules)
-    defaults = {"next": DEFAULT_NEXT, "first": DEFAULT_FIRST}
-    assert defaults[kind] == suggest.default(lines, kind)
+    assert suggest.default(lines, kind) == DEFAULT
 
 
 def test_the_page_of_suggest_describes_every_rule() -> None:

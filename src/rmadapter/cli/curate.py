@@ -203,8 +203,9 @@ def suggest(
         str,
         typer.Option(
             "--rule",
-            metavar="random | margin | entropy | coverage | typicality | mix | balanced",
-            help="balanced only with --start; random, coverage and typicality also with it.",
+            metavar="typicality | margin | entropy | coverage | mix | random | balanced",
+            help="typicality is the default; no rule was shown to be better than random. balanced "
+            "only with --start; typicality, coverage and random also with it.",
         ),
     ] = "",
     seed: Annotated[int, typer.Option(min=0, help="Seed for everything random.")] = 1,
@@ -267,7 +268,7 @@ def _suggest_files(out: Path) -> tuple[Path, Path]:
 def _show_suggested(
     result: Suggestions, files: tuple[Path, Path] | None, pool: str, as_json: bool
 ) -> None:
-    from rmadapter.curate.suggest import write_csv, write_page
+    from rmadapter.curate.suggest import UNPROVEN, write_csv, write_page
 
     if files:
         write_page(files[1], result, pool, files[0])
@@ -281,11 +282,13 @@ def _show_suggested(
         rows = []
         for one in result.suggestions[:SHOWN]:
             best = ", ".join(f"{label} {100 * share:.0f} %" for label, share in one.best)
-            score = "" if result.rule == "random" else f"{one.score:.3f}"
-            rows.append([str(one.rank), str(one.image), score, best])
-        table(["rank", "image", "score", "looks like"], rows)
-    how = "drawn at random" if result.rule == "random" else f"chosen by the rule {result.rule}"
+            score = [] if one.score is None else [f"{one.score:.3f}"]
+            rows.append([str(one.rank), str(one.image), *score, best])
+        table(["rank", "image", *["score"] * result.scored, "looks like"], rows)
+    how = f"chosen by the rule {result.rule}" if result.scored else "drawn at random"
     print(f"{len(result.suggestions):,} of {_images(result.pool)}, {how}{_left_out(result)}")
+    if result.scored:
+        print(UNPROVEN)
     if files:
         print(f"list: {files[0]}\npage: {files[1]}")
     elif len(result.suggestions) > SHOWN:

@@ -33,7 +33,10 @@ from rmadapter.training.contract import Fitted, Known, answers
 
 MOST_CLUSTERS = 500  # as in Hacohen et al.
 WIDER = 10  # times as many images as wanted are clustered by `mix`, as in Zhdanov's paper
-DEFAULT_NEXT, DEFAULT_FIRST = "random", "typicality"  # docs/suggest.md has the figures
+DEFAULT, RANDOM = "typicality", "random"  # docs/suggest.md has the figures
+UNPROVEN = (
+    "no rule was shown to be better than drawing at random"  # docs/suggest.md has the figures
+)
 SAME = 2e-5  # 1 - cosine of an image to itself, kept in float16, is below this
 COLUMNS = ("image", "label", "rank", "score", "guess", "probability", "guess_2", "probability_2")
 MOST = 300  # images on the page
@@ -44,7 +47,7 @@ MEANINGS = {
     "typicality": "Each represents a cluster of images; large clusters without labels come first.",
     "mix": "Different kinds of images that the model is unsure about.",
     "balanced": "Typical images, equally many of each class as the untouched model sees them.",
-    "random": "Drawn at random.",
+    RANDOM: "Drawn at random.",
 }
 PoolFiles = Sequence[str | Path] | str | Path  # files, folders, patterns or tables
 
@@ -181,14 +184,14 @@ def balanced(pool: Pool, n: int) -> Picked:
 
 FIRST: Mapping[str, Rule]
 NEXT: Mapping[str, Rule]
-FIRST = {"typicality": typicality, "balanced": balanced, "coverage": coverage, "random": chance}
+FIRST = {"typicality": typicality, "balanced": balanced, "coverage": coverage, RANDOM: chance}
 NEXT = {
     "margin": margin,
     "entropy": entropy,
     "coverage": coverage,
     "typicality": typicality,
     "mix": mix,
-    "random": chance,
+    RANDOM: chance,
 }
 
 
@@ -231,12 +234,12 @@ def _clusters(
 
 
 class Suggestion(NamedTuple):
-    """rank: from 1. score: by the rule, higher is more wanted; 0 for random. best: the two most
-    probable labels with their probabilities; empty if no class is known."""
+    """rank: from 1. score: by the rule, higher is more wanted; None if drawn at random. best: the
+    two most probable labels with their probabilities; empty if no class is known."""
 
     image: Path
     rank: int
-    score: float
+    score: float | None
     best: tuple[tuple[str, float], ...]
 
     def json(self) -> dict[str, object]:
@@ -255,6 +258,10 @@ class Suggestions:
     copies: int
     suggestions: tuple[Suggestion, ...]
 
+    @property
+    def scored(self) -> bool:
+        return self.rule != RANDOM
+
 
 def suggest_images(
     run: str | Path | Saved, pool: PoolFiles, n: int = 50, *, rule: str = "", seed: int = 1,
@@ -264,12 +271,12 @@ def suggest_images(
     """Choose the n images of a pool to label next, for a run to learn from.
 
     pool: files, folders, patterns or tables, as `predict` takes them. column, outside: as in
-    `find_images`. rule: one of NEXT; none of them is sure to beat the default, random
+    `find_images`. rule: one of NEXT; none of them was shown to be better than random
     (docs/suggest.md). Images that the run was fitted to are left out, and all but the first of
     near-duplicates. Raises UserError as `load` and `find_images` do, for an unknown rule, and if
     nothing is left of the pool.
     """
-    rule = _check_rule(rule or DEFAULT_NEXT, NEXT)
+    rule = _check_rule(rule or DEFAULT, NEXT)
     saved = run if isinstance(run, Saved) else load(run, backbone)
     fitted = saved.fitted
     if fitted.examples is None and not isinstance(fitted.method, ZeroShot):
@@ -292,7 +299,7 @@ def first_images(
     names: of the classes, if known; the rule `balanced` needs them. rule: one of FIRST. The rest as
     for `suggest_images`.
     """
-    rule = _check_rule(rule or DEFAULT_FIRST, FIRST)
+    rule = _check_rule(rule or DEFAULT, FIRST)
     if rule == "balanced" and not names:
         raise UserError(
             "rule balanced needs the names of the classes: --names cat,dog (names=[...])"
@@ -376,7 +383,8 @@ def _choose(
         if len(table):
             classes = np.argsort(-table[i], kind="stable")[:2].tolist()
             best = tuple((labels[c], round(float(table[i, c]), 6)) for c in classes)
-        suggestions.append(Suggestion(images[fresh[i]], rank, round(float(score), 6), best))
+        points = None if rule == RANDOM else round(float(score), 6)
+        suggestions.append(Suggestion(images[fresh[i]], rank, points, best))
     known = len(images) - len(fresh)
     copies = len(fresh) - len(np.unique(together))
     return Suggestions(rule, len(images), known, copies, tuple(suggestions))
@@ -387,15 +395,18 @@ def _choose(
 
 def write_csv(path: Path, suggested: Suggestions) -> None:
     """Write one suggestion per row, in the order to label them, atomically. "label" is left for the
-    user to fill in; paths are relative to the list, as in every table of images."""
+    user to fill in; paths are relative to the list, as in every table of images. Images drawn at
+    random have no column "score"."""
     rows = []
     for one in suggested.suggestions:
         best: list[str | float] = []
         for label, share in one.best:
             best += [inert(label), share]
+        score = [] if one.score is None else [one.score]
         image = inert_path(path_from(path.parent, one.image))
-        rows.append([image, "", one.rank, one.score, *best, *[""] * (4 - len(best))])
-    write_text(path, csv_text(COLUMNS, rows))
+        rows.append([image, "", one.rank, *score, *best, *[""] * (4 - len(best))])
+    columns = [column for column in COLUMNS if column != "score" or suggested.scored]
+    write_text(path, csv_text(columns, rows))
 
 
 def write_page(path: Path, suggested: Suggestions, pool: str, table: Path) -> None:
@@ -404,4 +415,5 @@ def write_page(path: Path, suggested: Suggestions, pool: str, table: Path) -> No
     shown = suggested.suggestions[:MOST]
     cards = [{"src": thumbnail(one.image), **one._asdict()} for one in shown]
     names = {"pool": pool, "table": table.name, "meaning": MEANINGS[suggested.rule]}
+    names["unproven"] = UNPROVEN
     write_html(path, "suggest.html.j2", found=suggested, cards=cards, **names)
