@@ -23,7 +23,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-DECLARED = "rmadapter[demo,report,parquet,heic,data,export,serve,app]"
+DECLARED = "rmadapter[demo,report,parquet,data,export,serve,app]"
 CANARY = "django==3.0"
 SECONDS, PATIENCE = 60, 5  # for all, and for each answer
 

@@ -12,7 +12,7 @@ from rmadapter.errors import UserError
 from rmadapter.methods import METHODS, load_method
 from rmadapter.settings import configured
 
-optuna = pytest.importorskip("optuna", reason="needs the extra ray: `make scale` installs it")
+optuna = pytest.importorskip("optuna", reason="needs the extra tune: `make scale` installs it")
 from rmadapter.bench.search_space import ON_REQUEST, make_space  # noqa: E402
 
 
@@ -97,5 +97,5 @@ def test_invalid_searches_are_refused(asked: str, words: str) -> None:
 
 def test_missing_optuna_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(UserError, match=r"rmadapter\[ray\]"):
+    with pytest.raises(UserError, match=r"rmadapter\[tune\]"):
         make_space(load_method("mma"), "mma")

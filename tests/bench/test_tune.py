@@ -49,7 +49,7 @@ from tests.helpers.shots import noisy_colors
 from tests.helpers.synthetic_runs import record
 
 __all__ = ["ray_session", "rmadapter"]  # fixtures
-optuna = pytest.importorskip("optuna", reason="needs the extra ray: `make scale` installs it")
+optuna = pytest.importorskip("optuna", reason="needs the extra tune: `make scale` installs it")
 
 pytestmark = pytest.mark.real_plots
 GIVEN = {"shots": 0, "device": "cpu", "epochs": 30}

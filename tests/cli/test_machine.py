@@ -110,7 +110,7 @@ def test_facts_of_this_machine() -> None:
     assert facts["cpu threads"] == torch.get_num_threads()
     assert (facts["gpu"] == "none") == (not torch.cuda.is_available())
     extras = {name for name in facts if name.startswith("extra ")}
-    assert extras >= {"extra demo", "extra heic", "extra export", "extra openvino", "extra serve"}
+    assert extras >= {"extra demo", "extra export", "extra openvino", "extra serve"}
     assert not extras & {"extra dev", "extra release"}
     assert facts["extra report"] == "installed"  # pandas, as the tests need it
     assert sum(str(value).count("docs/pocket.md") for value in facts.values()) == 1
@@ -120,13 +120,13 @@ def test_an_extra_that_is_not_there_has_its_command(monkeypatch: pytest.MonkeyPa
     installed = metadata.version
 
     def version(name: str) -> str:
-        if name == "pillow-heif":
+        if name == "pyarrow":
             raise metadata.PackageNotFoundError(name)
         return "0.1" if name == "onnxruntime" else installed(name)  # too old
 
     monkeypatch.setattr(metadata, "version", version)
     facts = diagnose()
-    for name in ("heic", "export", "openvino"):  # the last takes what export does
+    for name in ("parquet", "export", "openvino"):  # the last takes what export does
         assert facts[f"extra {name}"] == f"pip install 'rmadapter[{name}]'"
     assert facts["extra report"] == "installed"
 

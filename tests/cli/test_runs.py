@@ -294,7 +294,7 @@ def test_mistakes_in_eval_are_named(
 def test_the_best_settings_of_a_search_are_a_config_for_fit(
     rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("optuna", reason="needs the extra ray: `make scale` installs it")
+    pytest.importorskip("optuna", reason="needs the extra tune: `make scale` installs it")
     own = ["--backbone", tiny_clip.name, "--method", "linear-probe", "--set", "device=cpu", "-q"]
     words = ["--out", tmp_path / "tuned", "--trials", 3, "--shots", 4, "--folds", 2, *own]
     found = rmadapter.json("tune", colors, *words)
@@ -321,7 +321,7 @@ def test_the_best_settings_of_a_search_are_a_config_for_fit(
 def test_mistakes_in_tune_are_named(
     rmadapter: Command, more: list[str], words: str, colors: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("optuna", reason="needs the extra ray: `make scale` installs it")
+    pytest.importorskip("optuna", reason="needs the extra tune: `make scale` installs it")
     refused(rmadapter("tune", colors, "--out", tmp_path / "out", *more), words)
     assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""Photos of telephones: HEIC with its extra, AVIF without any, and RAW refused in a sentence."""
+"""Photos of telephones: HEIC, AVIF, and RAW refused in a sentence."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ def quarters() -> Image.Image:
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
     """As a telephone held upright writes it: the pixels lie on their side, and a tag says so."""
-    heif = pytest.importorskip("pillow_heif", reason="the extra `heic` is not installed")
-    heif.register_heif_opener()
+    assert formats()[".heic"] == "HEIF"
     exif = Image.Exif()
     exif[0x0112] = 6
     quarters().save(tmp_path / "photo.HEIC", format="HEIF", quality=90, exif=exif.tobytes())
@@ -32,7 +31,6 @@ def photo(tmp_path: Path) -> Path:
 
 
 def test_heic_is_upright_and_has_its_colours(photo: Path) -> None:
-    assert formats()[".heic"] == "HEIF"
     image = load_image(photo)
     assert image.size == (16, 32)
     top, bottom = np.asarray(image)[4, 8].astype(int), np.asarray(image)[28, 8].astype(int)
@@ -49,12 +47,12 @@ def test_damaged_heic_gives_an_error(photo: Path) -> None:
         assert "pip install" not in str(caught.value)
 
 
-def test_avif_needs_no_extra(tmp_path: Path) -> None:
+def test_avif_is_read(tmp_path: Path) -> None:
     quarters().save(tmp_path / "a.avif")
     assert load_image(tmp_path / "a.avif").size == (32, 16)
 
 
-def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = {ending: name for ending, name in formats().items() if name != "HEIF"}
     for module in ("formats.base", "decode"):
         monkeypatch.setattr(f"rmadapter.data.{module}.formats", lambda: known)
@@ -64,7 +62,7 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name in ("cat/2.heic", "cat/3.HEIC", "dog/4.dng", "notes.txt"):
         (tmp_path / name).write_bytes(b"")
     assert read_images(tmp_path)["all"].ignored == (
-        "4 files ignored: .heic 2, .dng 1, .txt 1; pip install 'rmadapter[heic]' to read .heic; "
+        "4 files ignored: .heic 2, .dng 1, .txt 1; pip install pillow-heif to read .heic; "
         ".dng is a camera's RAW format: convert it to JPEG first"
     )
     (tmp_path / "dog" / "1.png").unlink()
@@ -72,8 +70,8 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         read_images(tmp_path)
 
 
-def test_unreadable_heic_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_heic_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rmadapter.data.decode.formats", lambda: {".png": "PNG"})
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
-    with pytest.raises(UserError, match=r"a\.heic: .*pip install 'rmadapter\[heic\]'"):
+    with pytest.raises(UserError, match=r"a\.heic: .*pip install pillow-heif"):
         load_image(tmp_path / "a.heic")

@@ -86,6 +86,19 @@ def test_the_installed_extras_exist(file: str, extra: str) -> None:
     assert {*extras.split(",")} <= {*EXTRAS}
 
 
+def test_messages_name_extras_that_exist() -> None:
+    source = "".join(path.read_text("utf-8") for path in (ROOT / "src").rglob("*.py"))
+    named = {
+        name for names in re.findall(r"rmadapter\[([a-z,]+)\]", source) for name in names.split(",")
+    }
+    assert {"demo", "tune", "ray"} <= named <= {*EXTRAS}
+
+
+def test_all_is_every_extra_for_users_that_all_platforms_have() -> None:
+    [line] = EXTRAS["all"]
+    assert Requirement(line).extras == {*EXTRAS} - {"all", "dev", "litert", "release"}
+
+
 def test_the_small_image_has_the_bounds_of_the_package_and_no_torch() -> None:
     lines = (ROOT / "docker/serve.txt").read_text("utf-8").splitlines()
     small = [Requirement(line) for line in lines if not line.startswith("#")]

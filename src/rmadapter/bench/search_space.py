@@ -61,7 +61,7 @@ def optuna() -> ModuleType:
         import optuna
     except ImportError:
         raise UserError(
-            "tune needs Optuna: run `pip install 'rmadapter[ray]'` or `pip install optuna`"
+            "a search for settings needs Optuna: run `pip install 'rmadapter[tune]'`"
         ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     module: ModuleType = optuna

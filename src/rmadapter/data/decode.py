@@ -55,8 +55,8 @@ TURNS = {  # EXIF orientation -> the transposition that makes the image upright
 
 @cache
 def formats() -> dict[str, str]:
-    """Return extension -> format of all images that Pillow can read here, including HEIC if
-    pillow-heif is installed."""
+    """Return extension -> format of all images that Pillow can read here, including HEIC unless
+    pillow-heif was removed."""
     with contextlib.suppress(ImportError):
         from pillow_heif import register_heif_opener
 
@@ -379,5 +379,5 @@ def advice(name: str) -> str:
     if suffix in RAW:
         return f"{suffix} is a camera's RAW format: convert it to JPEG first"
     if suffix in HEIC and suffix not in formats():
-        return f"pip install 'rmadapter[heic]' to read {suffix}"
+        return f"pip install pillow-heif to read {suffix}"
     return ""

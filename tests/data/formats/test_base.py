@@ -52,8 +52,8 @@ def test_a_path_of_windows_is_explained_unless_a_file_has_that_name(tmp_path: Pa
         ({}, ""),
         (
             {".heic": 3, ".cr2": 1, ".txt": 2},
-            "6 files ignored: .heic 3, .txt 2, .cr2 1; pip install 'rmadapter[heic]' to read "
-            ".heic; .cr2 is a camera's RAW format: convert it to JPEG first",
+            "6 files ignored: .heic 3, .txt 2, .cr2 1; pip install pillow-heif to read .heic; "
+            ".cr2 is a camera's RAW format: convert it to JPEG first",
         ),
     ],
 )

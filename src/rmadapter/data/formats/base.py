@@ -85,7 +85,7 @@ class Inputs:
 
     @property
     def note(self) -> str:
-        """A note such as "5 files ignored: .heic 3, .txt 2", or ""."""
+        """A note such as "5 files ignored: .cr2 3, .txt 2", or ""."""
         return ignored_note(self.ignored)
 
     def add(self, other: Inputs) -> None:
@@ -245,8 +245,8 @@ def count_unlisted(root: Path, listed: set[Path], ignored: Counter[str]) -> None
 
 
 def ignored_note(ignored: Counter[str]) -> str:
-    """Return a note such as "5 files ignored: .heic 3, .txt 2; pip install 'rmadapter[heic]' to
-    read .heic", or "".
+    """Return a note such as "3 files ignored: .txt 2, .cr2 1; .cr2 is a camera's RAW format:
+    convert it to JPEG first", or "".
 
     ignored: number of files by suffix or by other reason.
     """
