@@ -26,13 +26,16 @@ from tests.helpers.commands import assert_parses, parser
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src/rmadapter"
-NAMES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "tools/pocket/README.md")
-FOLDERS = (ROOT / "docs", ROOT / "docs/studies")
+NAMES = (
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"),
+    *("benchmarks/README.md", "tools/pocket/README.md"),
+)
+FOLDERS = (ROOT / "docs", ROOT / "docs/studies", *(ROOT / "docs/results").glob("*/"))
 PAGES = [
     *(ROOT / name for name in NAMES),
     *(page for folder in FOLDERS for page in sorted(folder.glob("*.md"))),
 ]
-OTHERS = "pip python pre-commit hf docker git uv uvx pipx twine torchrun sbatch"
+OTHERS = "pip python cd mv pre-commit hf docker git uv uvx pipx twine torchrun sbatch"
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 
 

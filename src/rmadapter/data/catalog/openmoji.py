@@ -62,6 +62,12 @@ EXCLUDED = {
 TRAIN_PER_CLASS = 16
 MOST_PER_CLASS = 32  # otherwise a hundred faces and animals would outweigh tools in the accuracy
 
+# The images of docs/tutorial.md: eight of each class to train on, four others to sort.
+LEARNED = ("animal", "clothing", "face", "fruit or vegetable", "vehicle")
+ADDED = "tool"
+PER_CLASS, TO_SORT = 8, 4
+MISPLACED = "vehicle", "animal"  # one image of the first class lies in the folder of the second
+
 # Pictograms whose names differ only in these words are one drawing mirrored, recoloured or with
 # other hair.
 _VARIANT_WORDS = re.compile(
@@ -114,18 +120,54 @@ def write_folder(out: Path, size: int = 112, style: Style = "color", seed: int =
 
     Raises UserError as `load_openmoji`, and if `out` already exists.
     """
-    out = Path(out)
-    if out.exists():
-        raise UserError(f"{out} already exists; choose a new folder for the images")
+    _check_new(out)
     font = _font(size, style)
-    with staged_folder(out) as root:
+    with staged_folder(Path(out)) as root:
         for split, pictograms in split_pictograms(seed).items():
             for p in pictograms:
-                folder = root / split / list(CLASSES)[p.label]
-                folder.mkdir(parents=True, exist_ok=True)
-                name = re.sub(r"[^a-z0-9]+", "-", p.name.casefold()).strip("-")
-                _draw(p.character, font, size).save(folder / f"{name}.png")
-        (root / "ATTRIBUTION.txt").write_text(ATTRIBUTION + "\n", encoding="utf-8")
+                _save(p, root / split / list(CLASSES)[p.label], font, size)
+        _attribute(root)
+
+
+def write_tutorial(out: Path, size: int = 224) -> None:
+    """Write the images of docs/tutorial.md into a new folder: out/photos/CLASS/NAME.png, out/inbox/
+    with others of these classes and of one more, out/more/CLASS/ with images of that one, and
+    out/ATTRIBUTION.txt.
+
+    One image in photos/ lies in the folder of another class, for `suspects` to find. Raises
+    UserError as `load_openmoji`, and if `out` already exists.
+    """
+    _check_new(out)
+    font = _font(size, "color")
+    splits = split_pictograms()
+    with staged_folder(Path(out)) as root:
+        for name in (*LEARNED, ADDED):
+            train, test = (
+                [p for p in splits[split] if p.label == list(CLASSES).index(name)]
+                for split in ("train", "test")
+            )
+            folder = root / ("more" if name == ADDED else "photos")
+            for number, p in enumerate(train[:PER_CLASS]):
+                wrong = name == MISPLACED[0] and number == 0
+                _save(p, folder / (MISPLACED[1] if wrong else name), font, size)
+            for p in test[:TO_SORT]:
+                _save(p, root / "inbox", font, size)
+        _attribute(root)
+
+
+def _check_new(out: Path) -> None:
+    if Path(out).exists():
+        raise UserError(f"{out} already exists; choose a new folder for the images")
+
+
+def _save(pictogram: Pictogram, folder: Path, font: ImageFont.FreeTypeFont, size: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"[^a-z0-9]+", "-", pictogram.name.casefold()).strip("-")
+    _draw(pictogram.character, font, size).save(folder / f"{name}.png")
+
+
+def _attribute(root: Path) -> None:
+    (root / "ATTRIBUTION.txt").write_text(ATTRIBUTION + "\n", encoding="utf-8")
 
 
 def split_pictograms(seed: int = 0) -> dict[str, list[Pictogram]]:
