@@ -10,7 +10,7 @@ import pytest
 from rmadapter.artifacts.record import Candidate, Choice, Judgement, Rates, Record, Score
 from rmadapter.artifacts.summary import (
     describe_tie,
-    describe_verdict,
+    headline_of,
     lowest_recalls,
     print_record,
     print_score,
@@ -81,17 +81,30 @@ def test_a_probe_that_is_as_good_is_named_with_its_seconds(
 
 
 @pytest.mark.parametrize(
-    ("record", "verdict"),
+    ("record", "verdict", "rates"),
     [
-        (beside_probe(59.0, 0.8), "no better than a linear probe"),
-        (beside_probe(50.0, 0.01), "is better than a linear probe"),
-        (beside_probe(70.0, 0.01), "is worse than a linear probe"),
-        (beside_probe(30.0, 0.01), "is better than the untouched model"),
+        (beside_probe(59.0, 0.8), "ties with a linear probe", "60.0 % and 59.0 %"),
+        (beside_probe(61.0, 0.8), "ties with a linear probe", "60.0 % and 61.0 %"),
+        (beside_probe(50.0, 0.01), "is better than a linear probe", "60.0 % instead of 50.0 %"),
+        (beside_probe(70.0, 0.01), "is worse than a linear probe", "60.0 % instead of 70.0 %"),
+        (beside_probe(30.0, 0.01), "better than the untouched model", "60.0 % instead of 40.0 %"),
     ],
 )
-def test_the_verdict_compares_with_the_best_other_row(record: Record, verdict: str) -> None:
+def test_the_headline_compares_with_the_best_other_row(
+    record: Record, verdict: str, rates: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert record.judgement is not None
-    assert verdict in describe_verdict(record.judgement)
+    compared = headline_of(record.judgement, "rmadapter")
+    assert compared is not None
+    assert f"{verdict}: {rates} right on 100 images" in "".join(compared)
+    print_record(record, as_json=False)
+    assert "".join(compared) in capsys.readouterr().out
+
+
+def test_no_headline_without_another_row() -> None:
+    judged = beside_probe(59.0, 0.8).judgement
+    assert judged is not None
+    assert headline_of(judged.model_copy(update={"rows": judged.rows[-1:]}), "it") is None
 
 
 def test_a_run_without_images_to_evaluate_on_has_no_table(

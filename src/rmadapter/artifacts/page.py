@@ -28,13 +28,16 @@ from rmadapter.artifacts.predictions import (
     read_mistakes,
     read_predictions,
 )
-from rmadapter.artifacts.record import MethodName, Record, Score, read_record
+from rmadapter.artifacts.record import MethodName, Record, Score, Verdict, read_record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.artifacts.summary import (
+    UNTOUCHED,
+    Headline,
     choice_table,
     describe_choice,
     describe_tie,
-    describe_verdict,
+    headline,
+    headline_of,
     judgement_table,
 )
 from rmadapter.data.fewshot import read_split
@@ -155,7 +158,7 @@ def write_run_page(
         record=record,
         given=describe_shots(record.task.shots, counts),
         judged=record.judgement and judgement_table(record.judgement, record.method),
-        verdict=record.judgement and describe_verdict(record.judgement),
+        headline=_headline(record, panels),
         tie=describe_tie(record),
         choice=record.choice and (*choice_table(record.choice), describe_choice(record.choice)),
         rows=[(score, changes.get(number)) for number, score in enumerate(record.scores)],
@@ -274,13 +277,23 @@ class Change:
         )
 
     @property
-    def verdict(self) -> str:
-        """What the interval says about the adapted model; follows its name in a sentence."""
+    def verdict(self) -> Verdict:
+        """What the interval says about the adapted model beside the untouched one."""
         if self.low > 0:
-            return "is better than the untouched model"
-        if self.high < 0:
-            return "is worse than the untouched model"
-        return "may be no better than the untouched model"
+            return "better"
+        return "worse" if self.high < 0 else "tied"
+
+
+def _headline(record: Record, panels: Sequence[Facts]) -> Headline | None:
+    """Compare the method with the best other row of its judgement; without one, with the untouched
+    model on the first set. None if nothing was evaluated."""
+    if not panels:
+        return None
+    if record.judgement and (found := headline_of(record.judgement, record.method.label)):
+        return found
+    score, change = panels[0]["score"], panels[0]["change"]
+    rates = score.accuracy, score.zero_shot
+    return headline(record.method.label, change.verdict, UNTOUCHED, rates, score.images)
 
 
 def panel(number: int, score: Score, predictions: Predictions, thumbnails: Thumbnails) -> Facts:

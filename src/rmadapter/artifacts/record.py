@@ -116,6 +116,9 @@ class Score(Value):
         return self.name if self.data else f"{self.split}, {self.name} classes"
 
 
+Verdict: TypeAlias = Literal["better", "worse", "tied"]  # of one method beside another
+
+
 class Rates(Value):
     """Results of a method on N images, in percent. low, high: Wilson's 95 % interval of the
     accuracy. recalls: of each class, None for one without images. p: of McNemar's exact two-sided
@@ -162,7 +165,7 @@ class Judgement(Value):
         others = [row for row in self.rows if row.p is not None]
         return max(others, key=lambda row: row.accuracy, default=None)
 
-    def verdict(self, other: Rates) -> Literal["better", "worse", "tied"]:
+    def verdict(self, other: Rates) -> Verdict:
         """Compare the fitted method with another by McNemar's test at `LEVEL`."""
         if other.p is None or other.p >= LEVEL:
             return "tied"

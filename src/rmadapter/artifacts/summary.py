@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.methods import name_with_settings
 from rmadapter.support.terminal import note, table
 
 if TYPE_CHECKING:
-    from rmadapter.artifacts.record import Choice, Judgement, MethodName, Record, Score
+    from rmadapter.artifacts.record import Choice, Judgement, MethodName, Record, Score, Verdict
 
 HEADER = ["accuracy in %", "images", "chance", "zero-shot", "adapted", "change"]
 PROBE = "linear-probe"
-OTHERS = {"zero-shot": "the untouched model", PROBE: "a linear probe"}  # in a sentence
+UNTOUCHED = "the untouched model"
+OTHERS = {"zero-shot": UNTOUCHED, PROBE: "a linear probe"}  # in a sentence
 Table: TypeAlias = tuple[list[str], list[list[str]]]  # header and rows, for the screen and pages
 
 
@@ -35,6 +36,11 @@ def print_record(record: Record, as_json: bool, run: Path | None = None) -> None
         table(*judgement_table(judged, record.method))
         print(f"judged {judged.how}; Wilson intervals")
         print(f"lowest recall: {lowest_recalls(judged)}")
+        compared = headline_of(
+            judged, name_with_settings(record.method.name, record.method.changed)
+        )
+        if compared:
+            print("".join(compared))
         if tie := describe_tie(record):
             print(tie)
     if judged and len(record.scores) == 1:
@@ -134,15 +140,36 @@ def describe_tie(record: Record) -> str:
     return f"a linear probe may be as good ({rates}) and trains in {time} s: --method {PROBE}"
 
 
-def describe_verdict(judged: Judgement) -> str:
-    """Compare the fitted method with the best other row; follows its name in a sentence."""
-    if judged.rival is None:
-        return "stands alone"
-    verdict, name = judged.verdict(judged.rival), judged.rival.name
-    other = OTHERS.get(name, name)
+class Headline(NamedTuple):
+    """A sentence that compares two methods, in parts: `ours` and `other` are their rates."""
+
+    start: str
+    ours: str
+    link: str
+    other: str
+    end: str
+
+
+def headline(
+    name: str, verdict: Verdict, other: str, rates: tuple[float, float], images: int
+) -> Headline:
+    """Say whether a method is better than another, by name. rates: accuracies in percent, first the
+    method's."""
+    ours, others = (f"{rate:.1f} %" for rate in rates)
+    end = f" right on {images:,} image{'' if images == 1 else 's'}"
     if verdict == "tied":
-        return f"may be no better than {other}"
-    return f"is {verdict} than {other}"
+        return Headline(f"{name} ties with {other}: ", ours, " and ", others, end)
+    return Headline(f"{name} is {verdict} than {other}: ", ours, " instead of ", others, end)
+
+
+def headline_of(judged: Judgement, name: str) -> Headline | None:
+    """Compare the fitted method, by this name, with the best other row; None if there is none."""
+    rival = judged.rival
+    if rival is None:
+        return None
+    rates = judged.fitted.accuracy, rival.accuracy
+    other = OTHERS.get(rival.name, rival.name)
+    return headline(name, judged.verdict(rival), other, rates, judged.images)
 
 
 def lowest_recalls(judged: Judgement) -> str:
