@@ -17,12 +17,14 @@ from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.errors import UserError
 from rmadapter.methods.parts.learned_prompts import init_words
 from rmadapter.prompts import (
+    at_most,
     class_weights,
     cosine_logits,
     frozen_prompts,
     linear_logits,
     prompts_each,
     raw_text_features,
+    text_features,
     tokenize,
     zero_shot_weights,
 )
@@ -102,6 +104,24 @@ def test_numbers_of_descriptions_with_a_large_multiple_are_refused() -> None:
     with pytest.raises(UserError, match=r"1, 5, 7, 9 descriptions.* 315 .* 100"):
         prompts_each(names, ONE)
     assert prompts_each(names[:3], TEMPLATES) == 3 * 35
+
+
+def test_prompts_are_bounded(tiny_clip: Backbone) -> None:
+    with pytest.raises(UserError, match="100,001"):
+        tokenize(tiny_clip, [str(i) for i in range(100_001)], ONE)
+    with pytest.raises(UserError, match="100,001"):
+        text_features(tiny_clip, ["a"] * 100_001)
+    with at_most(5):
+        assert len(tokenize(tiny_clip, NAMES[:2], TEMPLATES[:1])) == 2
+        with pytest.raises(UserError, match="6 prompts"):
+            tokenize(tiny_clip, ["a", "b"], ["{}", "{}.", "{}!"])
+    assert len(tokenize(tiny_clip, ["a", "b"], ["{}", "{}.", "{}!"])) == 6
+
+
+def test_a_template_is_no_format(tiny_clip: Backbone) -> None:
+    """Its own text is never looked up, whoever checked it."""
+    for template in ("{0.__class__}", "{:>100000000000}", "{} {}"):
+        tokenize(tiny_clip, ["a"], [template])
 
 
 def test_templates_are_averaged_as_unit_vectors() -> None:

@@ -42,6 +42,10 @@ def test_templates_are_checked() -> None:
             configured(Task(), {"templates": [template]})
     with pytest.raises(UserError, match="templates is empty"):
         configured(Task(), {"templates": []})
+    with pytest.raises(UserError, match="1,001 templates"):
+        configured(Task(), {"templates": ["{}"] * 1001})
+    with pytest.raises(UserError, match="1,002 characters"):
+        configured(Task(), {"templates": ["{}" + "x" * 1000]})
     with pytest.raises(UserError, match="seed=-1"):
         configured(Task(), {"seed": -1})
 

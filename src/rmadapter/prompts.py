@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from weakref import WeakKeyDictionary, ref
@@ -22,14 +24,41 @@ from rmadapter.errors import UserError
 
 CHUNK = 1024  # prompts encoded at once; more are encoded in turn, and again for their gradient
 MOST = 100  # prompts per class and template, where classes have descriptions
+MOST_PROMPTS = 100_000  # of all classes: ImageNet with 80 templates has 80,000
+_most_prompts = ContextVar("most prompts", default=MOST_PROMPTS)
 # Class weights by backbone, which a plain cache would keep alive.
 _KEPT: WeakKeyDictionary[Backbone, Callable[..., Tensor]] = WeakKeyDictionary()
+
+
+@contextmanager
+def at_most(prompts: int) -> Iterator[None]:
+    """Bound the prompts of all classes more tightly than MOST_PROMPTS, as for a stranger's run."""
+    token = _most_prompts.set(prompts)
+    try:
+        yield
+    finally:
+        _most_prompts.reset(token)
+
+
+def check_prompts(count: int) -> None:
+    """Raise UserError for too many prompts: each passes through the text encoder."""
+    most = _most_prompts.get()
+    if count > most:
+        raise UserError(
+            f"{count:,} prompts (classes x templates) are more than {most:,}: use fewer templates "
+            "or classes"
+        )
+
+
+def filled(template: str, name: str) -> str:
+    """Put a name into a template. `str.format` would also do what a template's text says."""
+    return template.replace("{}", name)
 
 
 def prompts_each(names: Sequence[str], templates: Sequence[str]) -> int:
     """Return the number of prompts of each class: per template, the least common multiple of the
     classes' numbers of descriptions, so that all classes have equally many and each description of
-    a class counts equally. Raises UserError above MOST."""
+    a class counts equally. Raises UserError above MOST, and as `check_prompts`."""
     counts = sorted({len(descriptions(name)) for name in names})
     multiple = math.lcm(*counts)
     if multiple > MOST:
@@ -37,7 +66,9 @@ def prompts_each(names: Sequence[str], templates: Sequence[str]) -> int:
             f"classes with {', '.join(map(str, counts))} descriptions need {multiple} prompts each "
             f"(the least common multiple), above {MOST}: give all classes equally many descriptions"
         )
-    return len(templates) * multiple
+    each = len(templates) * multiple
+    check_prompts(each * len(names))
+    return each
 
 
 def tokenize(backbone: Backbone, names: Sequence[str], templates: Sequence[str]) -> Tensor:
@@ -47,9 +78,10 @@ def tokenize(backbone: Backbone, names: Sequence[str], templates: Sequence[str])
         raise UserError("no class names: name at least one class")
     known = [descriptions(name) for name in names]
     texts = []
+    turns = prompts_each(names, templates) // len(templates)
     for template in templates:
-        for turn in range(prompts_each(names, templates) // len(templates)):
-            texts += [template.format(one[turn % len(one)]) for one in known]
+        for turn in range(turns):
+            texts += [filled(template, one[turn % len(one)]) for one in known]
     return backbone.tokenizer(texts).to(backbone.device)
 
 
@@ -148,7 +180,8 @@ def _zero_shot_weights(
 
 def text_features(backbone: Backbone, texts: Sequence[str]) -> Tensor:
     """Return unit features [S, e] of whole texts from the untouched text encoder; texts too long
-    for it are cut."""
+    for it are cut. Raises UserError as `check_prompts`."""
+    check_prompts(len(texts))
     chunks = backbone.tokenizer(list(texts)).to(backbone.device).split(CHUNK)
     return class_weights(torch.cat([backbone.text.frozen(chunk).features for chunk in chunks]))
 

@@ -482,15 +482,31 @@ def test_untrusted_run_names_no_other_images(copy: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("field", "values"),
-    [("labels", [f"x{i}" for i in range(1001)]), ("templates", [f"{i} {{}}" for i in range(101)])],
+    [("labels", [f"x{i}" for i in range(1001)]), ("templates", ["{}" + "x" * 200])],
 )
 def test_large_untrusted_run_is_refused(
     field: str, values: list[str], copy: Path, tmp_path: Path
 ) -> None:
     names = {"names": values} if field == "labels" else {}
     edit_model(copy, lambda content: content.update({field: values}, **names))
-    with pytest.raises(UserError, match="1,000 classes and 100 prompt"):
+    with pytest.raises(UserError, match=r"1,000 classes|200 characters"):
         copy_run(copy, tmp_path / "out", untrusted=True)
+
+
+@pytest.mark.parametrize(
+    "template", ["{:>1000000000}", "{} {}", "{0.__class__}", "{", "{1}", "x", "{}" + "x" * 1000]
+)
+def test_templates_of_a_run_are_checked(template: str, copy: Path, tiny_clip: Backbone) -> None:
+    edit_model(copy, lambda content: content.update(templates=[template]))
+    with pytest.raises(UserError, match=r"model\.json.*template"):
+        load(copy, tiny_clip)
+
+
+def test_too_many_prompts_of_a_run(copy: Path, tiny_clip: Backbone) -> None:
+    templates = [f"{i} {{}}" for i in range(1001)]
+    edit_model(copy, lambda content: content.update(templates=templates))
+    with pytest.raises(UserError, match="1,001 templates"):
+        load(copy, tiny_clip)
 
 
 def test_predictions_of_an_untrusted_run_are_limited(

@@ -51,7 +51,9 @@ from rmadapter.training.contract import Fitted, Known, Method
 EXAMPLES = "fitted to"  # the name of `Fitted.examples` in the file; no method's tensor can have it
 UPLOADED = "images.csv"  # list of the images that come with an untrusted run
 MOST_CLASSES = 1_000
-MOST_TEMPLATES = 100  # of prompts
+MOST_WEIGHTS = 300_000_000  # bytes
+LONGEST_NAME = 1_000  # characters of a class, with its descriptions
+LONGEST_PROMPT = 200  # characters of a template
 MOST_ANSWERS = 10_000_000  # bytes of predictions.csv, which takes 25 times as much memory to read
 
 
@@ -353,12 +355,14 @@ def confine(run: Path) -> None:
     files = RunFolder(run)
     files.check_sums()
     model = read_model(files.model)
-    classes = max(len(model.classes), len(model.labels))
-    if classes > MOST_CLASSES or len(model.templates) > MOST_TEMPLATES:
-        raise UserError(
-            f"{run}: this page takes at most {MOST_CLASSES:,} classes and {MOST_TEMPLATES} prompt "
-            "templates"
-        )
+    for what, has, most in (
+        ("classes", max(len(model.classes), len(model.labels)), MOST_CLASSES),
+        ("characters of a class", max(map(len, (*model.classes, *model.names))), LONGEST_NAME),
+        ("characters of a prompt template", max(map(len, model.templates)), LONGEST_PROMPT),
+        ("bytes of weights", files.weights.stat().st_size, MOST_WEIGHTS),
+    ):
+        if has > most:
+            raise UserError(f"{run}: this page takes at most {most:,} {what}, not {has:,}")
     answers = files.predictions
     if answers.is_file() and answers.stat().st_size > MOST_ANSWERS:
         raise UserError(f"{answers}: larger than the {MOST_ANSWERS:,} bytes that this page takes")

@@ -16,6 +16,7 @@ from pydantic import (
     FailFast,
     Field,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -24,7 +25,7 @@ from rmadapter.methods import changed_settings, name_with_settings
 from rmadapter.methods.uses import Uses
 from rmadapter.metrics import harmonic_mean
 from rmadapter.support.files import read_json, read_text, write_text
-from rmadapter.task import Question, Task
+from rmadapter.task import Question, Task, check_templates
 
 if TYPE_CHECKING:
     from rmadapter.data.read import ImageSet
@@ -366,6 +367,11 @@ class Model(BaseModel):
     tokenizer: str = ""
     temperature: float = Field(1.0, gt=0, le=1e6)
     versions: dict[str, str]
+
+    @field_validator("templates")
+    @classmethod
+    def _sound_templates(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        return check_templates(templates)
 
     @model_validator(mode="after")
     def _a_label_for_each_name(self) -> Model:

@@ -24,7 +24,7 @@ from torch import Tensor
 from rmadapter.backbones import Backbone
 from rmadapter.data.names import descriptions, parse_texts, read_texts, texts_of, texts_of_all
 from rmadapter.errors import UserError
-from rmadapter.prompts import Cosines, text_features, untouched
+from rmadapter.prompts import Cosines, filled, text_features, untouched
 from rmadapter.support.terminal import note
 from rmadapter.training.contract import (
     Fitted,
@@ -82,7 +82,9 @@ class Descriptions(Method):
 
         def prompts_of(name: str) -> list[str]:
             prompts = [
-                template.format(text) for template in known.templates for text in descriptions(name)
+                filled(template, text)
+                for template in known.templates
+                for text in descriptions(name)
             ]
             return self._whole(name, texts_of(texts, name)) or prompts
 

@@ -33,7 +33,7 @@ from rmadapter.encoders.blocks import Opaque, View
 from rmadapter.encoders.layouts import pack
 from rmadapter.errors import UserError
 from rmadapter.methods.descriptions import TEXTS, group_means, packed, unpacked, without_texts
-from rmadapter.prompts import Cosines, cosine_logits, learnt_weights
+from rmadapter.prompts import Cosines, check_prompts, cosine_logits, filled, learnt_weights
 from rmadapter.settings import Count, Positive, Share
 from rmadapter.support.machine import seeded
 from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, count
@@ -247,7 +247,9 @@ class LwEIB(Method):
         """Return all prompts of a class. texts: as from `read_texts`."""
         called = descriptions(name)
         sentences = [f"{self.init} {called[0]}, {text}".strip() for text in texts_of(texts, name)]
-        return sentences or [template.format(one) for template in known.templates for one in called]
+        return sentences or [
+            filled(template, one) for template in known.templates for one in called
+        ]
 
     def scales(self, depth: int, generator: torch.Generator | None = None) -> list[float]:
         """Return s of each block. generator: given in training, where `fast` applies at random."""
@@ -260,6 +262,7 @@ class LwEIB(Method):
         texts = self._read(shots.classes)
         module = self.module(backbone, packed(texts), shots.seed)
         groups = [self.texts(name, shots.known, texts) for name in shots.classes]
+        check_prompts(sum(map(len, groups)))
         tokens = backbone.tokenizer([text for group in groups for text in group]).to(
             backbone.device
         )
@@ -294,6 +297,7 @@ class LwEIB(Method):
 
         def for_classes(names: Sequence[str]) -> ToLogits:
             groups = [self.texts(name, known, texts) for name in names]
+            check_prompts(sum(map(len, groups)))
             tokens = backbone.tokenizer([text for group in groups for text in group]).to(
                 backbone.device
             )

@@ -448,3 +448,18 @@ def test_most_confident_mistakes_come_first(colors: Path) -> None:
     without = Predictions(**{**vars(predictions), "sources": (None,) * count})
     rows, _ = wrong_images(without, {(0, images[-1]): "data:x"})
     assert all((row["src"] == "data:x") == (row["name"] == images[-1]) for row in rows)
+
+
+def test_a_strangers_run_has_bounds_of_its_own(
+    session: Session, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classes = len(load(finished, session.shared.backbone).labels)
+    monkeypatch.setattr("rmadapter.deploy.app.session.MOST_PROMPTS", classes - 1)
+    with pytest.raises(UserError, match="prompts"):
+        session.add_zip(zip_run(finished, session.folder / "x.zip"))
+    session.open("colours")  # the server's own
+    session.add(["kiwi"])
+    monkeypatch.setattr("rmadapter.deploy.app.session.MOST_PROMPTS", classes)
+    session.add_zip(zip_run(finished, session.folder / "x.zip"))
+    with pytest.raises(UserError, match="prompts"):
+        session.add(["kiwi"])

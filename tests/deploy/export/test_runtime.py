@@ -165,6 +165,15 @@ def test_without_a_text_encoder(tmp_path: Path) -> None:
         TextClasses(tmp_path)
 
 
+def test_many_templates_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
+    (tmp_path / "text.onnx").write_bytes(b"")
+    for templates in (["{}"] * 1001, ["{}" + "x" * 1000]):
+        (tmp_path / "prompts.json").write_text(json.dumps({"templates": templates}))
+        with pytest.raises(UserError, match=r"prompts\.json"):
+            TextClasses(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("label", "message"),
     [

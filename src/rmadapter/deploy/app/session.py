@@ -28,6 +28,8 @@ from rmadapter.deploy.app.images import IMAGES, ImageStore, class_name, original
 from rmadapter.deploy.app.jobs import Job, Jobs, without_commands
 from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.methods import AUTO, load_method
+from rmadapter.prompts import MOST_PROMPTS as ALL_PROMPTS
+from rmadapter.prompts import at_most, prompts_each
 from rmadapter.runs.add import add_names, can_add_names
 from rmadapter.runs.judge import ZERO_SHOT
 from rmadapter.support.files import atomic, last_part, user_path
@@ -43,6 +45,8 @@ TARGETS = {"onnx": "for programs (ONNX)", "web": "as a web page"}
 BUSY = "Something is already running: wait for it, or stop it."
 NO_MODEL = "There is no classifier yet: train one, or use the names alone."
 MOST_WRONG = 24  # wrong images shown
+# of a stranger's run, which passes them to the backbone while others wait: some seconds of pocket
+MOST_PROMPTS = 1_000
 ASKED = 320  # pixels of the longer side of an image shown beside its answers
 
 
@@ -105,6 +109,7 @@ class Session:
         self.job: Job | None = None
         self.exports: dict[str, Path] = {}  # by target
         self.lock = threading.RLock()  # a browser may send several requests at once
+        self._strange = False  # whether the model, or the run that it continues, is a stranger's
         self._count = 0
 
     @property
@@ -208,11 +213,13 @@ class Session:
     def _open(self, run: Path, data: str, untrusted: bool = False) -> None:
         """Open a copy of a run, and remove all images. data: as in `Base`."""
         out = self._new("model")
+        before, self._strange = self._strange, untrusted
         try:
             with hidden_paths(out, self.shared.backbone.name):
                 copy_run(run, out, untrusted)
                 self._use(out)
         except BaseException:
+            self._strange = before
             shutil.rmtree(out, ignore_errors=True)
             raise
         self.images.clear()
@@ -236,7 +243,13 @@ class Session:
             if self.base:
                 old = ["--old-data", self.base.data, "--allow-outside"]
                 words = ["add", self.base.run.name, IMAGES, *old]
-            self.start("Training", [*words, "--shots", "0"], out, lambda: self._use(out))
+            strange = self._strange and bool(self.base)
+
+            def use() -> None:
+                self._strange = strange
+                self._use(out)
+
+            self.start("Training", [*words, "--shots", "0"], out, use)
 
     def use_names(self) -> None:
         """Make a zero-shot classifier from the class names alone; nothing is trained."""
@@ -248,7 +261,8 @@ class Session:
                     "add at least two classes: a classifier needs something to tell apart"
                 )
             known = Known(tuple(names.values()), TEMPLATES)
-            with self.shared.lock:
+            self._strange = False
+            with self._backbone():
                 fitted = load_method("zero-shot").restore(self.shared.backbone, known, {})
             out = self._new("model")
             save(out, fitted, "zero-shot", tuple(names), known.classes)
@@ -263,7 +277,7 @@ class Session:
             out = self._new("model")
             if len(saved.labels) + len(names) > MOST_CLASSES:
                 raise UserError(f"this page takes at most {MOST_CLASSES:,} classes")
-            with self.shared.lock:
+            with self._backbone():
                 add_names(saved, [*map(class_name, names)], out)
             self._use(out)
 
@@ -271,7 +285,7 @@ class Session:
         """Return classes and probabilities of an image. name: what its owner called it."""
         saved = self._model()
         try:
-            with self.shared.lock:
+            with self._backbone():
                 image = load_image(file)
                 table = next(saved.fitted.probabilities([image], saved.names))[0].tolist()
                 src = thumbnail(image, ASKED)
@@ -332,6 +346,12 @@ class Session:
 
     # Internal
 
+    @contextmanager
+    def _backbone(self) -> Iterator[None]:
+        """Hold the backbone; a stranger's run may not hold it for more than some seconds."""
+        with self.shared.lock, at_most(MOST_PROMPTS if self._strange else ALL_PROMPTS):
+            yield
+
     def _check_idle(self) -> None:
         if self.busy:
             raise UserError(BUSY)
@@ -352,8 +372,10 @@ class Session:
         return self.folder / f"{what}-{self._count}"
 
     def _use(self, run: Path) -> None:
-        with self.lock, self.shared.lock:
-            self.saved = load(run, self.shared.backbone)
+        with self.lock, self._backbone():
+            saved = load(run, self.shared.backbone)
+            prompts_each(saved.names, saved.fitted.known.templates)  # raises for too many
+            self.saved = saved
             self.takes_names = can_add_names(self.saved)
             self.run = run
             self.exports = {}

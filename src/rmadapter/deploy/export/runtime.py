@@ -138,6 +138,7 @@ TEXT_ENCODER, TOKENIZER = "text.onnx", "tokenizer.json"
 PROMPTS, WEIGHTS = "prompts.json", "weights.npy"
 TOKENS = "tokens"  # input of the text encoder
 BATCH = 32  # images
+LARGEST_PROMPTS = 1_000  # templates, and characters of one
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -199,6 +200,10 @@ class TextClasses:
 
         facts = json.loads((folder / PROMPTS).read_text("utf-8"))
         self.templates: list[str] = facts["templates"]
+        if max(len(self.templates), *map(len, self.templates)) > LARGEST_PROMPTS:
+            raise UserError(
+                f"{folder / PROMPTS}: more than {LARGEST_PROMPTS:,} templates, or characters of one"
+            )
         self.scale = float(facts["scale"])
         self.names: list[str] = facts.get("names", [])  # in prompts; earlier exports have none
         self.weights: np.ndarray = np.load(folder / WEIGHTS, allow_pickle=False)

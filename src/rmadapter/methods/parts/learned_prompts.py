@@ -25,7 +25,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.data.names import descriptions
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
-from rmadapter.prompts import CHUNK, Cosines, cosine_logits, untouched
+from rmadapter.prompts import CHUNK, Cosines, check_prompts, cosine_logits, untouched
 from rmadapter.training.contract import Known, Learner, Shots, ToLogits, Trained
 from rmadapter.training.loop import Batch, minimise
 from rmadapter.training.traits import Recipe
@@ -48,6 +48,7 @@ class PromptedText:
         self, backbone: Backbone, classes: Sequence[str], n_ctx: int, share: bool = True
     ) -> None:
         self.encoder, device = backbone.text, backbone.device
+        check_prompts(len(classes))
         holders = " ".join([HOLDER] * n_ctx)
         called = [descriptions(name)[0] for name in classes]
         tokens = backbone.tokenizer([f"{holders} {name}." for name in called]).to(device)
