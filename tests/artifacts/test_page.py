@@ -391,6 +391,19 @@ def test_the_verdict_claims_no_more_than_the_interval(gained: int, lost: int, wo
     assert change.ece == pytest.approx(abs(90 - correct(its)[1]), abs=0.01)
 
 
+def test_changed_settings_of_a_method_from_a_file_are_marked(
+    tmp_path: Path, base: Evaluation
+) -> None:
+    """The record says what they were; the file may be gone."""
+    its = record(score(base, "all"), task=Task(data="x"))
+    facts = {"name": "gone/mine.py:Mine", "settings": {"size": 9, "rate": 1.0}}
+    method = its.method.model_copy(update={**facts, "published": {"size": 3, "rate": 1.0}})
+    written(tmp_path, its.model_copy(update={"method": method}), [base])
+    html = next(tmp_path.glob("*.html")).read_text("utf-8")
+    assert "<b>9</b>" in html
+    assert "<b>1.0</b>" not in html
+
+
 def test_missing_images_come_from_the_earlier_page(tmp_path: Path) -> None:
     e = evaluation("test, all classes", 40, ("x", "y"), 1)
     write(tmp_path / "r.html", record(score(e, "all")), [e])

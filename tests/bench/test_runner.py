@@ -279,6 +279,8 @@ def test_a_method_from_outside_may_fail_in_its_own_ways(
     assert reason in external.reason
     expected = (EXTERNAL, "tests/helpers/external_methods.py")
     assert (external.method.name, external.method.source) == expected
+    assert external.method.published == {"kind": "good"}
+    assert other.method.published == {}
     assert ("Traceback" in capsys.readouterr().err) == (kind == "crash")
     if kind == "good":
         assert external.metrics == other.metrics  # it is zero-shot

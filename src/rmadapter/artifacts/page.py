@@ -217,14 +217,17 @@ def _read_history(path: Path) -> list[dict[str, float]]:
 
 def _settings(record: Record) -> list[Facts]:
     """List every setting with its meaning; `changed` if it differs from the default, which is known
-    only if the method can be loaded again."""
+    if the record has it or the method can be loaded again."""
     name, meaning = record.method.name, documentation(Task()) | documentation(Machine())
     defaults: dict[str, object] = {}
-    method = _load_trusted(name)
+    method, published = _load_trusted(name), record.method.published
     if method is not None:
         own = documentation(method)
         meaning = own | {f"{name}.{setting}": text for setting, text in own.items()} | meaning
-        plain = MethodName(name=name, settings=settings_of(method))
+    if method is not None and not published:
+        published = settings_of(method)
+    if published:
+        plain = MethodName(name=name, settings=published)
         update = {"task": Task(), "precision": Machine().precision, "method": plain}
         defaults = config_of(record.model_copy(update=update))
     settings = []

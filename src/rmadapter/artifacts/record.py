@@ -60,7 +60,8 @@ class BackboneName(Value):
 class MethodName(Value):
     """name: for `load_method`. settings: by flat name. uses: what an external method says that it
     uses. sums: as `named_sums`, of its code and of files that it reads; empty where the
-    record does not say."""
+    record does not say. published: settings of an external method before any was changed, since its
+    code may not be run when the record is read."""
 
     name: str
     title: str = ""
@@ -68,11 +69,12 @@ class MethodName(Value):
     settings: dict[str, Setting] = Field(default_factory=dict, max_length=1000)
     uses: Uses | None = None
     sums: Annotated[tuple[str, ...], Field(max_length=100)] = ()
+    published: dict[str, Setting] = Field(default_factory=dict, max_length=1000)
 
     @property
     def changed(self) -> dict[str, object]:
         """The settings that are not the method's own."""
-        return changed_settings(self.name, self.settings)
+        return changed_settings(self.name, self.settings, self.published)
 
     @property
     def label(self) -> str:

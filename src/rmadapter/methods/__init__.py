@@ -15,6 +15,7 @@ from rmadapter.methods.registry import (
     load_method,
     may_run,
     name_with_settings,
+    published_settings,
 )
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "load_method",
     "may_run",
     "name_with_settings",
+    "published_settings",
 ]

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.settings import configured, settings_of
-from rmadapter.support.files import user_path
+from rmadapter.support.files import JsonObject, user_path
 from rmadapter.task import FEATURES_ALONE, TEXT_TOO
 
 if TYPE_CHECKING:
@@ -122,13 +122,21 @@ def load_method(
     return configured(_with_effort(method, effort), values or {}, name)
 
 
-def changed_settings(name: str, settings: Mapping[str, object]) -> dict[str, object]:
-    """Return those of the settings that differ from the method's published ones; none if loading
-    the method fails, or would run code that the user did not name."""
-    known = name in METHODS or may_run(name)  # the second reads what is installed, each time
-    published = _published_settings(name) if known else {}
+def changed_settings(
+    name: str, settings: Mapping[str, object], published: Mapping[str, object] | None = None
+) -> dict[str, object]:
+    """Return those of the settings that differ from the method's published ones. published: as in
+    `published_settings`, which is asked if they are not recorded."""
+    own = published or published_settings(name)
     plain = {key: list(one) if isinstance(one, tuple) else one for key, one in settings.items()}
-    return {key: one for key, one in plain.items() if published.get(key, one) != one}
+    return {key: one for key, one in plain.items() if own.get(key, one) != one}
+
+
+def published_settings(name: str) -> JsonObject:
+    """Return a method's published settings as JSON has them; none if loading it fails, or would run
+    code that the user did not name."""
+    known = name in METHODS or may_run(name)  # the second reads what is installed, each time
+    return _published_settings(name) if known else {}
 
 
 def name_with_settings(text: str, settings: Mapping[str, object]) -> str:
@@ -141,8 +149,8 @@ def name_with_settings(text: str, settings: Mapping[str, object]) -> str:
 
 
 @cache
-def _published_settings(name: str) -> dict[str, object]:
-    """Return the published settings as JSON has them; none for a method that cannot be loaded."""
+def _published_settings(name: str) -> JsonObject:
+    """Load a method, and return its settings; none if that fails."""
     try:
         settings = settings_of(load_method(name, choosing=True))
     except UserError:  # such as a method of a package that is no longer installed

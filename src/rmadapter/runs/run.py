@@ -17,6 +17,7 @@ from rmadapter.backbones.load import identity_of, is_published
 from rmadapter.data.fewshot import FewShot, half, order_digest, split_digest
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError, quoted
+from rmadapter.methods import METHODS, published_settings
 from rmadapter.methods.uses import named_sums
 from rmadapter.runs.evaluate import evaluate
 from rmadapter.runs.lab import Lab, Sets
@@ -194,6 +195,7 @@ def describe_run(
     described = MethodName(
         name=name, title=method.title, source=method.source, settings=settings,
         uses=method.traits.uses, sums=tuple(named_sums(name, settings)) if few else (),
+        published={} if name in METHODS else published_settings(name),
     )  # fmt: skip
     return Record(
         format=FORMAT,

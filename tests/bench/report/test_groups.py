@@ -148,6 +148,9 @@ def test_a_changed_setting_stands_beside_the_name() -> None:
     assert list(rows_of([epochs("rmadapter", published.epochs)])) == ["RMAdapter"]
     assert list(rows_of([epochs("rmadapter", 3)])) == ["RMAdapter (epochs=3)"]
     assert list(rows_of([epochs("not:Installed", 3)])) == ["not:Installed"]
+    mine = run("elsewhere/mine.py:Mine", title="mine")
+    mine = with_method(mine, settings={"size": 9, "rate": [1, 2]}, published={"size": 3})
+    assert list(rows_of([mine])) == ["mine (size=9)"]  # without running its code
     sharing = {"protocol": "ablation-sharing", "variant": "shared up-projection"}
     variant = with_method(run("rmadapter", **sharing), settings={"share": "up", "epochs": 3})
     assert list(rows_of([variant])) == ["shared up-projection (epochs=3)"]
