@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from rmadapter.data.archives import fetch, inner, is_packed, unpack, unpack_once
+from rmadapter.data.budget import Budget
 from rmadapter.errors import UserError
 from tests.helpers import http_server
 
@@ -153,7 +154,7 @@ def refused(archive: Path, words: str, most: int = 1 << 40) -> None:
     """The archive is refused by name, and nothing is unpacked outside its folder."""
     folder = archive.parent / "in"
     with pytest.raises(UserError, match=rf"{archive.name}: .*{words}") as caught:
-        unpack(archive, folder / "out", most)
+        unpack(archive, folder / "out", Budget.of_disk(most))
     assert "\n" not in str(caught.value)
     assert sum(map(len, below(folder).values())) <= most
     assert {name.partition("/")[0] for name in below(folder)} <= {"out"}
@@ -166,10 +167,12 @@ MEMBERS = (("d/a.txt", b"a"), ("./d/b", LARGE), ("e/", b""))
 @pytest.mark.parametrize("name", ["x.tar", "x.tar.gz"])
 def test_unpacked_files_are_unchanged(tmp_path: Path, name: str) -> None:
     inside = tar(tmp_path / name, *MEMBERS)
-    unpack(inside, tmp_path / "out")
+    unpack(inside, tmp_path / "out", Budget())
     assert below(tmp_path / "out") == {"d/a.txt": b"a", "d/b": LARGE}
     packed, note = (f"z/{name}", inside.read_bytes()), f"__MACOSX/z/._{name}"
-    unpack(zipped(tmp_path / "x.zip", packed, ("z/c", b"c"), (note, b"n")), tmp_path / "zip")
+    unpack(
+        zipped(tmp_path / "x.zip", packed, ("z/c", b"c"), (note, b"n")), tmp_path / "zip", Budget()
+    )
     # an archive inside is unpacked, too, but not Finder's note
     assert below(tmp_path / "zip") == {"z/c": b"c", note: b"n", "z/d/a.txt": b"a", "z/d/b": LARGE}
 
@@ -177,7 +180,7 @@ def test_unpacked_files_are_unchanged(tmp_path: Path, name: str) -> None:
 def test_a_tar_file_of_the_folder_itself(tmp_path: Path) -> None:
     """As `tar -cf x.tar -C photos .` writes it, and Python's make_archive."""
     archive = tar(tmp_path / "x.tar", ("./", b""), ("./d/", b""), ("./d/a.txt", b"a"))
-    unpack(archive, tmp_path / "out")
+    unpack(archive, tmp_path / "out", Budget())
     assert below(tmp_path / "out") == {"d/a.txt": b"a"}
 
 
@@ -185,16 +188,18 @@ def test_too_many_empty_files_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
     """Also in an archive inside, whose members nobody counts."""
     inside = zipped(tmp_path / "y.zip", *((str(number), b"") for number in range(9)))
     archive = zipped(tmp_path / "x.zip", ("Y.ZIP", inside.read_bytes()))
-    unpack(archive, tmp_path / "out", 5000)
+    unpack(archive, tmp_path / "out", Budget.of_disk(5000))
     assert len(below(tmp_path / "out")) == 9
-    monkeypatch.setattr("rmadapter.data.archives.FEW", 8)
-    with pytest.raises(UserError, match="far too many files"):
-        unpack(archive, tmp_path / "in", 5000)
+    monkeypatch.setattr("rmadapter.data.budget.FEW", 57)  # 60 are counted, 58 allowed
+    with pytest.raises(UserError, match=" files, the limit"):
+        unpack(archive, tmp_path / "in", Budget.of_disk(5000))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows allows no colon in a name")
 def test_names_may_hold_a_colon(tmp_path: Path) -> None:
-    unpack(zipped(tmp_path / "x.zip", ("cats/2024-05-01 10:30.jpg", b"a")), tmp_path / "out")
+    unpack(
+        zipped(tmp_path / "x.zip", ("cats/2024-05-01 10:30.jpg", b"a")), tmp_path / "out", Budget()
+    )
     assert below(tmp_path / "out") == {"cats/2024-05-01 10:30.jpg": b"a"}
 
 
@@ -214,7 +219,7 @@ def test_names_in_foreign_zip_files(written: bytes, flag: int, name: str, tmp_pa
         at = data.index(mark) + place
         data = data[:at] + flag.to_bytes(2, "little") + data[at + 2 :]
     file.write_bytes(data)
-    unpack(file, tmp_path / "out", 100)
+    unpack(file, tmp_path / "out", Budget.of_disk(100))
     assert (tmp_path / "out" / name).read_bytes() == b"1"
 
 
@@ -247,8 +252,8 @@ def test_unpacked_size_is_limited(tmp_path: Path) -> None:
         zipped(tmp_path / "two.zip", ("a", half), ("b", half)),
         zipped(tmp_path / "nested.zip", ("a.zip", nested)),
     ):
-        with pytest.raises(UserError, match=r"unpacks to more than [45],\d{3},\d{3} bytes"):
-            unpack(archive, tmp_path / archive.stem, 5_000_000)
+        with pytest.raises(UserError, match=r"more than [45],\d{3},\d{3} bytes"):
+            unpack(archive, tmp_path / archive.stem, Budget.of_disk(5_000_000))
         assert sum(map(len, below(tmp_path / archive.stem).values())) <= 5_000_000
 
 
@@ -256,9 +261,11 @@ def test_nested_archives_share_one_limit(tmp_path: Path) -> None:
     nested = zipped(tmp_path / "a.zip", ("data", bytes(900))).read_bytes()
     outer = zipped(tmp_path / "outer.zip", *((f"x{i}/a.zip", nested) for i in range(5)))
     size = 5 * len(nested)
-    assert unpack(outer, tmp_path / "room", size + 4500) == 0
+    budget = Budget.of_disk(size + 4500)
+    unpack(outer, tmp_path / "room", budget)
+    assert budget.left("disk") == 0
     with pytest.raises(UserError, match=r"more than [0-9,]+ bytes"):
-        unpack(outer, tmp_path / "none", size + 4499)
+        unpack(outer, tmp_path / "none", Budget.of_disk(size + 4499))
 
 
 def test_a_tar_header_of_absurd_size_is_refused(tmp_path: Path) -> None:
@@ -291,11 +298,11 @@ def test_damaged_archives_give_a_one_line_error(tmp_path: Path, name: str) -> No
 def test_a_truncated_tar_is_refused(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     """Python's tarfile takes a damaged header for the end."""
     file = tar(tmp_path / "x.tar", *((name, b"x" * 300) for name in "abc"))
-    unpack(file, tmp_path / "whole")
+    unpack(file, tmp_path / "whole", Budget())
     assert len(below(tmp_path / "whole")) == 3
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(UserError, match=r"x\.tar: cannot be unpacked"):
-        unpack(file, tmp_path / "out")
+        unpack(file, tmp_path / "out", Budget())
 
 
 # Unpacked once, into the cache
@@ -306,13 +313,13 @@ def test_an_archive_is_unpacked_once_unless_it_changes(tmp_path: Path, suffix: s
     write = zipped if suffix.lower() == ".zip" else tar
     archive = write(tmp_path / f"{'漢' * 80}{suffix}", ("cat/a", b"a"), ("dog/b", b"b"))
     assert is_packed(archive)
-    folder = unpack_once(archive)
+    folder = unpack_once(archive, Budget())
     assert below(folder) == {"cat/a": b"a", "dog/b": b"b"}
     (folder / "cat/a").write_bytes(b"mine")
-    assert unpack_once(archive) == folder
+    assert unpack_once(archive, Budget()) == folder
     assert (folder / "cat/a").read_bytes() == b"mine"
     os.utime(archive, (1, 1))
-    assert unpack_once(archive) != folder
+    assert unpack_once(archive, Budget()) != folder
 
 
 @pytest.mark.parametrize(
@@ -326,26 +333,26 @@ def test_hostile_archives_leave_nothing_in_the_cache(
     tmp_path: Path, cache: Path, name: str, content: bytes, words: str
 ) -> None:
     with pytest.raises(UserError, match=words):
-        unpack_once(zipped(tmp_path / "x.zip", (name, content)))
+        unpack_once(zipped(tmp_path / "x.zip", (name, content)), Budget())
     assert [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
     assert not list((cache / "unpacked").glob("x-*"))
 
 
 def test_an_archive_is_unpacked_again_if_files_are_missing_or_left_over(tmp_path: Path) -> None:
     archive = zipped(tmp_path / "x.zip", ("a/1", b"1"), ("a/2", b"2"))
-    folder = unpack_once(archive)
+    folder = unpack_once(archive, Budget())
     (folder / "a/1").unlink()  # as by a program that deletes old files from a cache
-    assert below(unpack_once(archive)) == {"a/1": b"1", "a/2": b"2"}
+    assert below(unpack_once(archive, Budget())) == {"a/1": b"1", "a/2": b"2"}
     left = folder.rename(folder.with_name(f".{folder.name}.part"))  # as by a killed process
     (left / "old").write_bytes(b"half")
-    assert below(unpack_once(archive)) == {"a/1": b"1", "a/2": b"2"}
+    assert below(unpack_once(archive, Budget())) == {"a/1": b"1", "a/2": b"2"}
 
 
 def test_the_lock_holds_across_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache may be in a home folder that several machines share."""
     paths: list[Path] = []
     monkeypatch.setattr("rmadapter.support.locks.soft", lambda path: bool(paths.append(path)))
-    folder = unpack_once(zipped(tmp_path / "pets.zip", ("a", b"x")))
+    folder = unpack_once(zipped(tmp_path / "pets.zip", ("a", b"x")), Budget())
     assert set(paths) == {folder.with_name(f".{folder.name}.part.lock")}
 
 
@@ -353,9 +360,11 @@ def test_nested_archives_with_equal_names_are_refused(tmp_path: Path, cache: Pat
     parts = [zipped(tmp_path / name, ("cat/1", name.encode())) for name in ("a.zip", "b.zip")]
     one, other = (part.read_bytes() for part in parts)
     with pytest.raises(UserError, match=r"holds '?cat/1'? twice, or an archive in it does"):
-        unpack_once(zipped(tmp_path / "both.zip", ("a.zip", one), ("b.zip", other)))
+        unpack_once(zipped(tmp_path / "both.zip", ("a.zip", one), ("b.zip", other)), Budget())
     assert not [*(cache / "unpacked").glob("both*")]
-    apart = unpack_once(zipped(tmp_path / "apart.zip", ("x/a.zip", one), ("y/b.zip", other)))
+    apart = unpack_once(
+        zipped(tmp_path / "apart.zip", ("x/a.zip", one), ("y/b.zip", other)), Budget()
+    )
     assert below(apart) == {"x/cat/1": b"a.zip", "y/cat/1": b"b.zip"}
 
 

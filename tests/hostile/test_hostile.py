@@ -12,7 +12,7 @@ from tests.hostile import harness
 
 SAMPLE = 300  # of all kinds
 # of kinds whose inputs take long
-FEW = {"matlab": 6, "backbones": 8, "images": 15, "runs": 10}
+FEW = {"bulky": 4, "matlab": 6, "backbones": 8, "images": 15, "runs": 10}
 
 
 @pytest.mark.parametrize("kind", harness.KINDS)

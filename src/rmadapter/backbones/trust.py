@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from rmadapter.errors import UserError, did_you_mean
-from rmadapter.support.files import LARGEST, JsonObject, read_json
+from rmadapter.support.files import LARGEST, JsonObject, read_json, walk
 
 CONFIG = "open_clip_config.json"
 CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")
@@ -88,7 +88,7 @@ def findings(folder: Path, *, pickles: bool = True) -> Iterator[str]:
     roots = [root]
     if root.parent.name == "snapshots":  # blobs of the repository, and of the cache
         roots += [root.parents[1] / "blobs", root.parents[2] / "blobs"]
-    for place, folders, files in os.walk(root):
+    for place, folders, files in walk(root):
         for name in sorted((*folders, *files)):
             path = Path(place, name)
             shown, real, kind = folder / path.relative_to(root), path.resolve(), path.suffix.lower()

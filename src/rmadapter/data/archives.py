@@ -17,25 +17,25 @@ import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, TypeAlias
 
+from rmadapter.data.budget import Budget
 from rmadapter.data.decode import formats
 from rmadapter.data.formats.base import SPLITS
-from rmadapter.errors import UserError
-from rmadapter.support.files import cache_folder, read_text, sha256, shortened, write_text
+from rmadapter.errors import UserError, quoted
+from rmadapter.support.files import cache_folder, read_text, sha256, shortened, walk, write_text
 from rmadapter.support.locks import build_once
 
 CHUNK = 1 << 20
-FEW, BLOCK = 10_000, 4096  # files that any archive may hold; bytes that one takes on most disks
 TRIES = 5  # in a row without new bytes
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 ABOUT = re.compile(
     r"(readme|licen[cs]e|copying)(\.(txt|md|rst|html|pdf))?|.*\.md", re.IGNORECASE
 )  # no data
-LEAST, TIMES = 100_000_000, 20  # an archive may unpack to LEAST bytes plus TIMES its own size
+INNER = 50  # files that unpacking an archive in an archive costs
+MEMBER = 10  # bytes of memory that a byte of a zip's list of files costs
 DIGESTS = ".archives.sha256"  # in the format of sha256sum, one line per archive
 
 
@@ -120,39 +120,20 @@ def remember(archive: Path, book: Path) -> None:
 # Unpacking
 
 
-def unpack(archive: Path, folder: Path, most: int = 1 << 40, *, fresh: bool = False) -> int:
-    """Unpack a zip or tar file, and archives inside it, below a folder; return how many of `most`
-    bytes are left.
+def unpack(archive: Path, folder: Path, budget: Budget, *, fresh: bool = False) -> None:
+    """Unpack a zip or tar file, and archives inside it, below a folder.
 
     fresh: the folder is empty, so a file that exists is a duplicate (two inner archives may share
     names) and raises UserError. Also raises UserError for links, members that leave the folder,
-    more than `most` bytes or FEW files and another for each BLOCK bytes, and damaged archives.
-    Files already unpacked stay.
+    what the budget does not allow, and damaged archives. Files already unpacked stay.
     """
-    room = _Room(most, FEW + most // BLOCK)
-    _unpack(archive, folder, room, fresh)
-    return room.bytes
-
-
-@dataclass
-class _Room:
-    """The bytes and files that may still be unpacked."""
-
-    bytes: int
-    files: int
-
-
-def _unpack(archive: Path, folder: Path, room: _Room, fresh: bool) -> None:
-    most = room.bytes
-    members = _zip_members if archive.suffix.lower() == ".zip" else _tar_members
+    is_zip = archive.suffix.lower() == ".zip"
     try:
-        for name, size, content in members(archive):
+        if is_zip:
+            budget.take("memory", MEMBER * listing_size(archive), archive)
+        for name, size, content in (_zip_members if is_zip else _tar_members)(archive, budget):
             path = folder / _inside(name, archive)
-            room.bytes -= size
-            room.files -= 1
-            if room.bytes < 0 or room.files < 0:
-                what = f"more than {most:,} bytes" if room.bytes < 0 else "far too many files"
-                raise UserError(f"{archive}: unpacks to {what}, so it is not what it says")
+            budget.take("disk", size, archive)
             path.parent.mkdir(parents=True, exist_ok=True)
             if fresh and path.exists():
                 what = f"holds {name!r:.80} twice, or an archive in it does"
@@ -162,13 +143,14 @@ def _unpack(archive: Path, folder: Path, room: _Room, fresh: bool) -> None:
             # of these, Finder's notes are hidden
             hidden = any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
             if name.lower().endswith(ARCHIVES) and not hidden:
-                _unpack(path, path.parent, room, fresh)
+                budget.take("files", INNER, archive)
+                unpack(path, path.parent, budget, fresh=fresh)
                 path.unlink()
     except UserError:
         raise
     except Exception as error:  # on damaged archives their readers raise nearly anything
         reason = error or type(error).__name__
-        raise UserError(f"{archive}: cannot be unpacked ({reason})") from error
+        raise UserError(f"{archive}: cannot be unpacked ({quoted(str(reason))})") from error
 
 
 def _inside(name: str, archive: Path) -> PurePosixPath:
@@ -185,8 +167,9 @@ def _inside(name: str, archive: Path) -> PurePosixPath:
 Member: TypeAlias = "tuple[str, int, Callable[[], IO[bytes]]]"  # name, bytes, and what opens it
 
 
-def _zip_members(archive: Path) -> Iterator[Member]:
+def _zip_members(archive: Path, budget: Budget) -> Iterator[Member]:
     with zipfile.ZipFile(archive) as file:
+        budget.take("files", len(file.infolist()), archive)  # before the first is written
         for info in file.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
@@ -209,12 +192,31 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
     return name if climbs else name.replace("\\", "/")
 
 
-def _tar_members(archive: Path) -> Iterator[Member]:
+def listing_size(archive: Path) -> int:
+    """Return the bytes of the list of files at a zip's end, as its end says, before the list is
+    read; 0 if the zip has no end."""
+    with open(archive, "rb") as file:
+        file.seek(max(0, archive.stat().st_size - 2**16 - 100))
+        tail = file.read()
+        place = len(tail) - 22 if tail[-22:-18] == b"PK\5\6" else tail.rfind(b"PK\5\6")
+        if place < 0:
+            return 0
+        size = int.from_bytes(tail[place + 12 : place + 16], "little")
+        locator = tail[max(0, place - 20) : place]
+        if locator[:4] == b"PK\6\7":  # of a large zip: where the end for large zips is
+            file.seek(int.from_bytes(locator[8:16], "little"))
+            large_size = int.from_bytes(file.read(48)[40:], "little")
+            size = max(size % (2**32 - 1), large_size)
+        return size
+
+
+def _tar_members(archive: Path, budget: Budget) -> Iterator[Member]:
     unzip = gzip.open if archive.suffix.lower() in (".gz", ".tgz") else open
     with ExitStack() as stack:
         bounded = _BoundedFile(stack.enter_context(unzip(archive, "rb")))  # type: ignore[arg-type]
         file = stack.enter_context(tarfile.open(fileobj=bounded, mode="r:"))  # type: ignore[call-overload]
         for member in file:
+            budget.take("files", 1, archive)
             if not (member.isdir() or member.isreg()):
                 what = f"holds {member.name!r:.80}, which is a link or a device"
                 raise UserError(f"{archive}: {what}")
@@ -260,12 +262,11 @@ def unpacked_folder(archive: Path) -> Path:
     return cache_folder() / "unpacked" / f"{shortened(archive.name[: -len(suffix)])}-{key}"
 
 
-def unpack_once(archive: Path) -> Path:
+def unpack_once(archive: Path, budget: Budget) -> Path:
     """Return the folder with the contents of a zip or tar file, which is unpacked once unless it
     changes.
 
-    Raises UserError as `unpack`, with a limit of 100 MB plus twenty times the archive's size,
-    and if the cache cannot be written.
+    Raises UserError as `unpack`, and if the cache cannot be written.
     """
     folder = unpacked_folder(archive)
     count = folder.with_name(f".{folder.name}.files")
@@ -274,7 +275,8 @@ def unpack_once(archive: Path) -> Path:
         return folder.is_dir() and not (count.is_file() and _files(folder) != count.read_text())
 
     def build(stage: Path) -> None:
-        unpack(archive, stage, LEAST + TIMES * os.stat(archive).st_size, fresh=True)
+        budget.allow_file(os.stat(archive).st_size)
+        unpack(archive, stage, budget, fresh=True)
         count.write_text(_files(stage))
 
     build_once(folder, build, complete)
@@ -283,7 +285,7 @@ def unpack_once(archive: Path) -> Path:
 
 def _files(folder: Path) -> str:
     """Return the number of files, as text."""
-    return str(sum(len(files) for _, _, files in os.walk(folder)))
+    return str(sum(len(files) for _, _, files in walk(folder)))
 
 
 def inner(folder: Path) -> Path:

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 
 from rmadapter.bench.ray import connected, ray_module, settle, shares
 from rmadapter.data.formats.base import Inputs
+from rmadapter.data.formats.columnar import pyarrow
 from rmadapter.data.formats.registry import find_images
-from rmadapter.data.formats.tables import USUAL, pyarrow
+from rmadapter.data.formats.tables import USUAL
 from rmadapter.data.image_set import SKIP_BAD
 from rmadapter.errors import UserError
 from rmadapter.predict.answer import Answer

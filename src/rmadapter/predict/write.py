@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
 
-from rmadapter.data.formats.tables import pyarrow
+from rmadapter.data.formats.columnar import pyarrow
 from rmadapter.errors import UserError
 from rmadapter.predict.answer import Cell, Row, cell
 from rmadapter.support.files import atomic, cache_folder, check_new, opened

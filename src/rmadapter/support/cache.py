@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rmadapter.support.files import PART, cache_folder
+from rmadapter.support.files import PART, cache_folder, walk
 from rmadapter.support.locks import LOCK, is_held
 
 CLEARED = ".cleared-"  # prefix of what is being removed; a killed process leaves it
@@ -108,7 +108,7 @@ def _entries(kind: str) -> Iterator[Path]:
 def _files(path: Path, locks: bool = False) -> Iterator[Path]:
     if not path.is_dir():
         yield path
-    for folder, _, names in os.walk(path):
+    for folder, _, names in walk(path):
         for name in names:
             if name.endswith(LOCK) == locks:
                 yield Path(folder, name)

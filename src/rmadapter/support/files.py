@@ -13,7 +13,7 @@ import re
 import stat
 import tempfile
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 JsonObject: TypeAlias = dict[str, Any]  # an object of JSON
 # Bytes of the largest text that is read; lists of the largest data sets take half as many.
 LARGEST = 2**28
+MOST_MEMORY = 2_000_000_000  # bytes that the values of a text may take in Python
 # Files that only the folder of a run has: its record, and the images that were drawn.
 RECORD, SPLIT = "run.json", "split.json"
 RUNS = "runs"  # folder of the runs that no --out names
@@ -173,6 +174,35 @@ def user_path(path: str | Path) -> Path:
     return expanded
 
 
+def walk(
+    folder: str | Path, followlinks: bool = False,
+    onerror: Callable[[OSError], object] | None = None,
+) -> Iterator[tuple[str, list[str], list[str]]]:  # fmt: skip
+    """Yield each folder with the names of its folders and files, as `os.walk`, at any depth: before
+    Python 3.12 that one fails below a thousand."""
+    waiting = [os.fspath(folder)]
+    while waiting:
+        place = waiting.pop()
+        folders: list[str] = []
+        files: list[str] = []
+        try:
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    is_folder = False
+                    with contextlib.suppress(OSError):  # a link to itself
+                        is_folder = entry.is_dir()
+                    (folders if is_folder else files).append(entry.name)
+        except OSError as error:
+            if onerror:
+                onerror(error)
+            continue
+        yield place, folders, files
+        for name in reversed(folders):
+            path = os.path.join(place, name)
+            if followlinks or not os.path.islink(path):
+                waiting.append(path)
+
+
 @contextmanager
 def plain_file(path: str | Path) -> Iterator[BinaryIO]:
     """Open a plain file for reading. Raises OSError, also for a pipe or device, which may never
@@ -211,11 +241,24 @@ def read_text(
         return data.decode("utf-8-sig", errors)
 
 
-def read_json(path: Path, most: int = LARGEST, without: Collection[str] = ()) -> Any:
-    """Read JSON. without: keys to drop from every object, which saves memory. Raises UserError for
-    a file that is missing, damaged, too large or nested too deeply."""
+def read_json(
+    path: Path, most: int = LARGEST, without: Collection[str] = (),
+    take: Callable[[int], object] | None = None,
+) -> Any:  # fmt: skip
+    """Read JSON. without: keys to drop from every object, which saves memory. take: called with the
+    bytes of memory that the values may take, before there are any; by default, more than
+    MOST_MEMORY are refused. Raises UserError for a file that is missing, damaged, too large or
+    nested too deeply."""
     kind = "readable JSON"
     text = read_text(path, kind, most)
+    if without:  # lists of numbers, as of segmentations, would be most of the values
+        keys = "|".join(map(re.escape, without))
+        text = re.sub(rf'"({keys})"\s*:\s*\[[\[\]\s\d.,eE+-]*\]', r'"\1":0', text)
+    memory = json_memory(text)
+    if take:
+        take(memory)
+    elif memory > MOST_MEMORY:
+        raise UserError(f"{path}: not {kind} (its values take over {MOST_MEMORY:,} bytes)")
 
     def hook(pairs: list[tuple[str, object]]) -> dict[str, object]:
         return {key: value for key, value in pairs if key not in without}
@@ -224,6 +267,12 @@ def read_json(path: Path, most: int = LARGEST, without: Collection[str] = ()) ->
         return json.loads(text, object_pairs_hook=hook if without else None)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not {kind} ({type(error).__name__})") from None
+
+
+def json_memory(text: str) -> int:
+    """Return about how many bytes Python needs at most for a text of JSON and its values."""
+    costs = {"{": 240, "[": 64, ",": 32, '"': 30}  # of an object, a list, a value, half a text
+    return len(text) + sum(cost * text.count(mark) for mark, cost in costs.items())
 
 
 def _shown(path: Path) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from rmadapter.data.budget import Budget
 from rmadapter.data.formats.annotated import cut, rows_of
 from rmadapter.data.formats.base import Mark, Row, parsing
 from rmadapter.errors import UserError
@@ -24,13 +25,13 @@ def halves(tmp_path: Path) -> Path:
 
 
 def crops(image: Path, *marks: Mark) -> list[Row]:
-    return rows_of({image: marks}, image.parent, True, Counter())
+    return rows_of({image: marks}, image.parent, Budget(), Counter())
 
 
 def test_whole_images_have_the_label_on_which_all_marks_agree(tmp_path: Path) -> None:
     ignored: Counter[str] = Counter()
     marks = {tmp_path / "a.png": [Mark("cat", "x"), Mark("cat", "y")], tmp_path / "b.png": []}
-    assert rows_of(marks, tmp_path, False, ignored) == [Row("cat", tmp_path / "a.png")]
+    assert rows_of(marks, tmp_path, None, ignored) == [Row("cat", tmp_path / "a.png")]
     assert ignored == {"images without a label": 1}
 
 
@@ -39,14 +40,14 @@ def test_whole_images_have_the_label_on_which_all_marks_agree(tmp_path: Path) ->
 def test_invalid_class_names_are_refused(halves: Path, label: str, cropped: bool) -> None:
     marks = [Mark(label, "line 3", (0, 0, 1, 1))]
     with pytest.raises(UserError, match=r"line 3: .* is not a class name") as caught:
-        rows_of({halves: marks}, halves.parent, cropped, Counter())
+        rows_of({halves: marks}, halves.parent, Budget() if cropped else None, Counter())
     assert len(str(caught.value)) < 200
 
 
 def test_crops_are_the_pixels_of_their_boxes_and_one_group(halves: Path) -> None:
     boxed = [Mark("red", "1", (0, 0, 5, 4), (10, 4)), Mark("blue", "2", (0.5, 0, 0.5, 0.5))]
     ignored: Counter[str] = Counter()
-    rows = rows_of({halves: [*boxed, Mark("all", "3")]}, halves.parent, True, ignored)
+    rows = rows_of({halves: [*boxed, Mark("all", "3")]}, halves.parent, Budget(), ignored)
     red, blue = rows
     assert [(row.label, row.group) for row in rows] == [
         ("red", "halves.png"), ("blue", "halves.png"),
@@ -78,19 +79,19 @@ def test_boxes_of_stored_pixels_are_turned_with_the_photo(tmp_path: Path, turn: 
 
 def test_crops_are_made_once_and_again_when_the_image_changes(halves: Path) -> None:
     box = (0.0, 0.0, 0.5, 1.0)
-    (first,) = cut(halves, [box])
+    (first,) = cut(halves, [box], Budget())
     made = first.stat().st_mtime_ns
-    assert cut(halves, [box]) == [first]
+    assert cut(halves, [box], Budget()) == [first]
     assert first.stat().st_mtime_ns == made
     Image.new("RGB", (10, 40), "white").save(halves)
-    assert cut(halves, [box]) != [first]
+    assert cut(halves, [box], Budget()) != [first]
 
 
 @pytest.mark.parametrize("name", ["bad.png", "gone.png", "a\0.png"])
 def test_an_unreadable_image_is_returned_for_each_of_its_boxes(tmp_path: Path, name: str) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image")
     box = (0.0, 0.0, 1.0, 1.0)
-    assert cut(tmp_path / name, [box, box]) == [tmp_path / name] * 2
+    assert cut(tmp_path / name, [box, box], Budget()) == [tmp_path / name] * 2
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rmadapter.data.formats.base import ReadOptions
 from rmadapter.data.formats.imagefolder import metadata, read_imagefolder
 from rmadapter.errors import UserError
 from tests.helpers.small_images import paths_and_labels
@@ -35,14 +36,14 @@ def table(folder: Path, suffix: str, rows: list[tuple[str, str]] = ROWS) -> Path
 def test_a_table_in_the_folder(tmp_path: Path, suffix: str) -> None:
     file = table(tmp_path, suffix)
     assert metadata(tmp_path) == {"": file}
-    assert paths_and_labels(read_imagefolder({"": file}), tmp_path) == {"all": ROWS}
+    assert paths_and_labels(read_imagefolder({"": file}, ReadOptions()), tmp_path) == {"all": ROWS}
 
 
 def test_a_table_in_each_split(tmp_path: Path) -> None:
     test = table(tmp_path / "test", ".jsonl", ROWS[:1])
     tables = {"train": table(tmp_path / "train", ".csv"), "test": test}
     assert metadata(tmp_path) == tables
-    found = paths_and_labels(read_imagefolder(tables), tmp_path)
+    found = paths_and_labels(read_imagefolder(tables, ReadOptions()), tmp_path)
     expected = {"train": [(f"train/{n}", x) for n, x in ROWS], "test": [("test/cat_1.png", "cat")]}
     assert found == expected
 
@@ -57,11 +58,11 @@ def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
 def test_folders_in_a_table_may_be_splits(tmp_path: Path) -> None:
     rows = [("Train/a.png", "cat"), ("Train/x/c.png", "dog"), ("validation/b.png", "cat")]
     file = table(tmp_path, ".csv", rows)
-    found = paths_and_labels(read_imagefolder({"": file}), tmp_path)
+    found = paths_and_labels(read_imagefolder({"": file}, ReadOptions()), tmp_path)
     assert found == {"train": rows[:2], "val": rows[2:]}
     table(tmp_path, ".csv", [("train/a.png", "cat"), ("b.png", "cat")])
     with pytest.raises(UserError, match="1 of its images are in no split folder"):
-        read_imagefolder({"": file})
+        read_imagefolder({"": file}, ReadOptions())
 
 
 def test_other_columns_may_be_named(tmp_path: Path) -> None:
@@ -69,11 +70,15 @@ def test_other_columns_may_be_named(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text(text)
     tables = metadata(tmp_path)
     with pytest.raises(UserError, match="is called label"):
-        read_imagefolder(tables)
-    found = read_imagefolder(tables, columns={"image": "", "label": "species", "split": "part"})
+        read_imagefolder(tables, ReadOptions())
+    found = read_imagefolder(
+        tables, ReadOptions(columns={"image": "", "label": "species", "split": "part"})
+    )
     assert paths_and_labels(found, tmp_path) == {"test": [("a.png", "cat")]}
     with pytest.raises(UserError, match="lists images of the split 'test'"):
-        read_imagefolder({"train": tables[""]}, columns={"label": "species", "split": "part"})
+        read_imagefolder(
+            {"train": tables[""]}, ReadOptions(columns={"label": "species", "split": "part"})
+        )
     (tmp_path / "metadata.csv").write_text("camera,lens\na,b\n")
     assert metadata(tmp_path) == {}
 
@@ -81,5 +86,5 @@ def test_other_columns_may_be_named(tmp_path: Path) -> None:
 def test_images_outside_must_be_allowed(tmp_path: Path) -> None:
     file = table(tmp_path / "set", ".csv", [("../a.png", "cat")])
     with pytest.raises(UserError, match="lies outside"):
-        read_imagefolder({"": file})
-    assert [*read_imagefolder({"": file}, outside=True)] == ["all"]
+        read_imagefolder({"": file}, ReadOptions())
+    assert [*read_imagefolder({"": file}, ReadOptions(outside=True))] == ["all"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rmadapter.data.budget import Budget
 from rmadapter.data.formats.webdataset import class_names, is_sampled, read_shards, samples, shards
 from rmadapter.errors import UserError
 from tests.helpers.formats import sample, write_shard
@@ -27,7 +28,7 @@ def test_numbers_are_lines_of_classnames(tmp_path: Path) -> None:
     (home / "classnames.txt").write_text("house cat\ndog\n")
     found = shards(home)
     assert {split: len(files) for split, files in found.items()} == {"test": 1, "train": 2}
-    rows = read_shards(home, found, Counter())
+    rows = read_shards(home, found, Counter(), Budget())
     assert {s: [(r.image.name, r.label) for r in own] for s, own in rows.items()} == {
         "test": [("000000.png", "house cat")],
         "train": [("000000.png", "house cat"), ("000001.png", "dog"), ("000000.png", "dog")],
@@ -57,7 +58,9 @@ def test_classes_may_be_in_json_or_missing(tmp_path: Path) -> None:
     assert is_sampled(tmp_path)
     ignored: Counter[str] = Counter()
     expected = [("a.jpg", "cat"), ("b.jpg", "0"), ("d.left.png", "dog"), ("d.right.png", "dog")]
-    assert [(row.image.name, row.label) for row in samples(tmp_path, [], ignored)] == expected
+    assert [
+        (row.image.name, row.label) for row in samples(tmp_path, [], ignored, Budget())
+    ] == expected
     assert ignored == {"images without a label": 1, ".txt": 1, ".json": 1, ".seg.png": 1}
 
 
@@ -81,4 +84,4 @@ def test_an_invalid_class_is_refused(tmp_path: Path, name: str, content: bytes, 
     touch(tmp_path, "a.png")
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=words):
-        samples(tmp_path, ["cat", "dog"], Counter())
+        samples(tmp_path, ["cat", "dog"], Counter(), Budget())

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rmadapter.data.budget import Budget
 from rmadapter.data.formats.yolo import read_yolo, yaml_file
 from rmadapter.errors import UserError
 from tests.helpers.shots import write_tiny_images
@@ -38,7 +39,7 @@ def pets(tmp_path: Path) -> Path:
 
 
 def labels(file: Path, split: str = "train") -> dict[str, list[str]]:
-    marks = read_yolo(file)[split]
+    marks = read_yolo(file, Budget())[split]
     return {image.name: [mark.label for mark in own] for image, own in marks.items()}
 
 
@@ -46,7 +47,7 @@ def test_labels_are_in_a_folder_of_their_own(pets: Path) -> None:
     expected = {"cat_1.png": ["cat", "cat"], "cat_2.png": [], "dog_1.png": ["dog"]}
     assert labels(pets) == expected
     assert labels(pets, "val") == {"dog_2.png": ["dog"]}
-    boxes = [mark.box for own in read_yolo(pets)["train"].values() for mark in own]
+    boxes = [mark.box for own in read_yolo(pets, Budget())["train"].values() for mark in own]
     assert boxes[0] == (0.25, 0.375, 0.5, 0.25)
     assert boxes[2] == pytest.approx((0.1, 0.2, 0.4, 0.7))
 
@@ -77,7 +78,7 @@ def test_keypoints_follow_a_box(tmp_path: Path) -> None:
     write_tiny_images(tmp_path, "images/a.png")
     yaml = "train: images\nnames: [cat]\nkpt_shape: [2, 3]\n"
     file = write(tmp_path, yaml, labels__a="0 .5 .5 .2 .2 .45 .45 2 .55 .5 2\n")
-    [[mark]] = read_yolo(file)["train"].values()
+    [[mark]] = read_yolo(file, Budget())["train"].values()
     assert mark.box == pytest.approx((0.4, 0.4, 0.2, 0.2))
 
 
@@ -109,7 +110,7 @@ def test_the_file_is_recognised_among_others(pets: Path) -> None:
 def test_invalid_yaml_is_refused(pets: Path, yaml: str, words: str) -> None:
     pets.write_text(yaml)
     with pytest.raises(UserError, match=words) as caught:
-        read_yolo(pets)
+        read_yolo(pets, Budget())
     assert str(pets.parent) in str(caught.value)
 
 
@@ -123,7 +124,7 @@ def test_invalid_yaml_is_refused(pets: Path, yaml: str, words: str) -> None:
 def test_a_malformed_line_is_named(pets: Path, line: str) -> None:
     (pets.parent / "labels/train/cat_1.txt").write_text(f"0 0.5 0.5 1 1\n{line}\n")
     with pytest.raises(UserError, match=r"cat_1.txt, line 2: "):
-        read_yolo(pets)
+        read_yolo(pets, Budget())
 
 
 def test_images_outside_may_be_allowed(pets: Path) -> None:
@@ -131,5 +132,7 @@ def test_images_outside_may_be_allowed(pets: Path) -> None:
     inner.parent.mkdir()
     inner.write_text("train: ../images/val\nnames: [cat, dog]\n")
     with pytest.raises(UserError, match="not found in its folder"):
-        read_yolo(inner)
-    assert [*read_yolo(inner, outside=True)["train"]] == [pets.parent / "images/val/dog_2.png"]
+        read_yolo(inner, Budget())
+    assert [*read_yolo(inner, Budget(), outside=True)["train"]] == [
+        pets.parent / "images/val/dog_2.png"
+    ]

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from rmadapter.data.archives import ARCHIVES, DIGESTS, fetch, remember, unpack
+from rmadapter.data.budget import Budget
 from rmadapter.data.catalog.readers import (
     READERS,
     Dataset,
@@ -316,7 +317,7 @@ def _download(dataset: Dataset, home: Path) -> None:
     shutil.rmtree(unpacked, ignore_errors=True)
     for archive in archives.values():
         if archive.name.endswith(ARCHIVES):
-            unpack(archive, unpacked, dataset.most)
+            unpack(archive, unpacked, Budget.of_disk(dataset.most))
         else:
             shutil.copy(archive, unpacked)
     source = unpacked / dataset.unpacked

@@ -6,17 +6,19 @@ The labels of whole images, or boxes that are cut out of them.
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from PIL import Image
 
-from rmadapter.data.decode import ORIENTATION, load_image
+from rmadapter.data.budget import Budget
+from rmadapter.data.decode import ORIENTATION, load_image, open_header, reading
 from rmadapter.data.formats import coco, fiftyone, label_studio, yolo
 from rmadapter.data.formats.base import (
     UNLABELLED,
@@ -35,7 +37,7 @@ from rmadapter.data.formats.base import (
     search,
 )
 from rmadapter.errors import UserError, quoted
-from rmadapter.support.files import atomic, cache_folder, read_json, shortened
+from rmadapter.support.files import atomic, cache_folder, plain_file, read_json, shortened
 
 HAS_BOXES = True
 HAS_COLUMNS = False
@@ -60,10 +62,11 @@ def detects(path: Path) -> bool:
 
 
 def read(path: Path, options: ReadOptions) -> Source:
-    marks = marks_of(path, options.outside)
+    marks = marks_of(path, options.budget, options.outside)
     root = image_root(path)
     ignored: Counter[str] = Counter()
-    splits = {name: rows_of(part, root, options.crops, ignored) for name, part in marks.items()}
+    cutting = options.budget if options.crops else None
+    splits = {name: rows_of(part, root, cutting, ignored) for name, part in marks.items()}
     splits = {name: rows for name, rows in splits.items() if rows}
     if not splits:
         note = ignored_note(ignored) or "nor any others"
@@ -85,41 +88,45 @@ def image_root(path: Path) -> Path:
 def list_images(path: Path, options: ReadOptions) -> Inputs:
     if path.is_dir():
         return search(path)
-    marks = marks_of(path, options.outside)
+    marks = marks_of(path, options.budget, options.outside)
     return Inputs(list(dict.fromkeys(image for part in marks.values() for image in part)))
 
 
-def marks_of(path: Path, outside: bool = False) -> dict[str, Marks]:
+def marks_of(path: Path, budget: Budget, outside: bool = False) -> dict[str, Marks]:
     """Return split -> images with their annotations. Raises UserError for broken files."""
     if not path.is_dir():
         yaml = path.suffix.lower() in YAML
-        return yolo.read_yolo(path, outside) if yaml else _json_marks(path, outside)
+        return yolo.read_yolo(path, budget, outside) if yaml else _json_marks(path, budget, outside)
     data = yolo.yaml_file(path)
     if data:
-        return yolo.read_yolo(data, outside)
+        return yolo.read_yolo(data, budget, outside)
     files = coco.split_files(path)
     if files:
         marks = {}
         for split, file in files.items():
-            for part in _json_marks(file, outside).values():
+            for part in _json_marks(file, budget, outside).values():
                 marks[split] = part
         return marks
     if fiftyone.is_classification(path):
-        return _json_marks(path / fiftyone.LABELS, outside)
+        return _json_marks(path / fiftyone.LABELS, budget, outside)
     if (path / fiftyone.SAMPLES).is_file():
-        return _json_marks(path / fiftyone.SAMPLES, outside)
-    samples = [read_json(file, LARGEST, UNREAD) for file in fiftyone.sample_files(path)]
+        return _json_marks(path / fiftyone.SAMPLES, budget, outside)
+    samples = [_read_json(file, budget) for file in fiftyone.sample_files(path)]
     return fiftyone.read_samples(path / "samples", {"samples": samples}, outside)
 
 
-def _json_marks(file: Path, outside: bool) -> dict[str, Marks]:
+def _read_json(file: Path, budget: Budget) -> Any:
+    return read_json(file, LARGEST, UNREAD, lambda size: budget.take("memory", size, file))
+
+
+def _json_marks(file: Path, budget: Budget, outside: bool) -> dict[str, Marks]:
     size = os.path.getsize(file) if os.path.isfile(file) else 0
     if size > LARGEST:
         raise UserError(
             f"{file}: has {size:,} bytes, and labels may have {LARGEST:,}; leave out what is not "
             f"needed, as with `jq -c 'del(.annotations[].segmentation)' {file.name} > small.json`"
         )
-    value = read_json(file, LARGEST, UNREAD)
+    value = _read_json(file, budget)
     if coco.is_coco(value):
         return {"all": coco.read_coco(file, value, outside)}
     if fiftyone.is_fiftyone(value):
@@ -133,20 +140,20 @@ def _json_marks(file: Path, outside: bool) -> dict[str, Marks]:
 
 
 def rows_of(
-    marks: Mapping[Path, Sequence[Mark]], root: Path, crops: bool, ignored: Counter[str]
+    marks: Mapping[Path, Sequence[Mark]], root: Path, cutting: Budget | None, ignored: Counter[str]
 ) -> Rows:
-    """Return rows of the images in order; with `crops`, of their boxes, grouped by image (its path
-    relative to `root`).
+    """Return rows of the images in order; with `cutting`, the budget for that, of their boxes,
+    grouped by image (its path relative to `root`).
 
     ignored: counts images without a label, and labels without a box. Raises UserError for an
-    invalid class name or box, and without `crops` for an image with several labels.
+    invalid class name or box, and without `cutting` for an image with several labels.
     """
     rows: Rows = []
     for image, labels in marks.items():
         if not labels:
             ignored[UNLABELLED] += 1
-        elif crops:
-            rows += _crop_rows(image, labels, root, ignored)
+        elif cutting:
+            rows += _crop_rows(image, labels, root, cutting, ignored)
         else:
             names = [class_name(mark.label, mark.where) for mark in labels]
             rows.append(Row(only_label(names, str(image)) or "", image))
@@ -154,14 +161,16 @@ def rows_of(
     return rows
 
 
-def _crop_rows(image: Path, marks: Sequence[Mark], root: Path, ignored: Counter[str]) -> Rows:
+def _crop_rows(
+    image: Path, marks: Sequence[Mark], root: Path, budget: Budget, ignored: Counter[str]
+) -> Rows:  # fmt: skip
     boxed = [mark for mark in marks if len(mark.box)]
     ignored["labels without a box"] += len(marks) - len(boxed)
     solid = [mark for mark in boxed if 0 not in mark.box[2:]]
     ignored["boxes without width or height"] += len(boxed) - len(solid)
     labels = [class_name(mark.label, mark.where) for mark in solid]
     turn = UPRIGHT[_orientation(image, solid[0].size) if solid else 1]
-    crops = cut(image, [turn(*_shares(mark)) for mark in solid])
+    crops = cut(image, [turn(*_shares(mark)) for mark in solid], budget)
     group = Path(os.path.relpath(image, root)).as_posix()
     return [Row(label, crop, group) for label, crop in zip(labels, crops, strict=True)]
 
@@ -196,16 +205,22 @@ def _shares(mark: Mark) -> Box:
     raise UserError(f"{mark.where}: {what}")
 
 
-def cut(image: Path, boxes: Sequence[Box]) -> list[Path]:
+def cut(image: Path, boxes: Sequence[Box], budget: Budget) -> list[Path]:
     """Return the paths of the cut-out boxes, PNG files in the cache, made if missing. For an
-    unreadable image return its own path for every box, to be reported as a bad file."""
+    unreadable image return its own path for every box, to be reported as a bad file. Raises
+    UserError for more pixels or bytes than the budget allows."""
     try:
         facts = os.stat(image)
-    except (OSError, ValueError):  # ValueError: a NUL in its name
+        with reading(str(image)), plain_file(image) as opened:
+            size = open_header(opened).size
+    except (UserError, OSError, ValueError):  # ValueError: a NUL in its name
         return [image] * len(boxes)
+    budget.allow_photo(size[0] * size[1], facts.st_size)
     crops: list[Path] = []
     photo: Image.Image | None = None
     for box in boxes:
+        left, top, right, bottom = _pixels(box, size)
+        budget.take("pixels", (right - left) * (bottom - top), image)
         word = f"{image.resolve()} {facts.st_size} {facts.st_mtime_ns} {box}"
         key = hashlib.sha256(word.encode(errors="surrogateescape")).hexdigest()[:24]
         path = cache_folder() / "crops" / key[:2] / f"{shortened(image.stem)}-{key}.png"
@@ -214,16 +229,22 @@ def cut(image: Path, boxes: Sequence[Box]) -> list[Path]:
                 photo = load_image(image) if photo is None else photo
             except UserError:
                 return [image] * len(boxes)
+            file = io.BytesIO()
+            photo.crop(_pixels(box, photo.size)).save(file, "PNG", compress_level=1)
+            budget.take("disk", file.tell(), image)
             with atomic(path, sync=False) as temporary:
-                photo.crop(_pixels(box, photo)).save(temporary, "PNG", compress_level=1)
+                temporary.write_bytes(file.getbuffer())
+        else:
+            budget.take("disk", path.stat().st_size, image)
         crops.append(path)
     return crops
 
 
-def _pixels(box: Box, photo: Image.Image) -> tuple[int, int, int, int]:
-    """Return left, top, right and bottom in pixels, at least one pixel apart."""
-    sides = (*photo.size, *photo.size)
+def _pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return left, top, right and bottom in pixels of an image of width and height `size`, at least
+    one pixel apart."""
+    sides = (*size, *size)
     left, top, right, bottom = (round(x * side) for x, side in zip(box, sides, strict=True))
-    left = min(left, photo.width - 1)
-    top = min(top, photo.height - 1)
+    left = min(left, size[0] - 1)
+    top = min(top, size[1] - 1)
     return left, top, max(right, left + 1), max(bottom, top + 1)

@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rmadapter.data.budget import Budget
 from rmadapter.data.formats.base import (
     SPLITS,
     UNLABELLED,
@@ -29,9 +30,17 @@ from rmadapter.data.formats.base import (
     only_label,
     split_named,
 )
-from rmadapter.data.formats.tables import as_text, choose_columns, pyarrow, row_labels
+from rmadapter.data.formats.columnar import check_arrow, parquet_batches, pyarrow
+from rmadapter.data.formats.tables import as_text, choose_columns, row_labels
 from rmadapter.errors import UserError, quoted
-from rmadapter.support.files import JsonObject, atomic, cache_folder, shortened
+from rmadapter.support.files import (
+    JsonObject,
+    atomic,
+    cache_folder,
+    last_part,
+    read_json,
+    shortened,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -39,6 +48,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".parquet",)
 HAS_BOXES = False
 HAS_COLUMNS = True
+MOST_JSON = 2**24  # bytes of the files beside the Arrow files
 
 
 def detects(path: Path) -> bool:
@@ -49,9 +59,9 @@ def detects(path: Path) -> bool:
 
 def read(path: Path, options: ReadOptions) -> Source:
     """Read a folder or file. Raises UserError if it is unreadable, and as `read_dataset`."""
-    parts, folder = _open(path)
+    parts, folder = _open(path, options.budget)
     outside = options.outside and is_saved(path)  # images of hub files are beside them
-    source = read_dataset(parts, options.columns, folder, outside)
+    source = read_dataset(parts, options.columns, folder, outside, options.budget)
     return source._replace(home=path if path.is_dir() else path.parent)
 
 
@@ -61,13 +71,15 @@ def image_root(path: Path) -> Path:
 
 def list_images(path: Path, options: ReadOptions) -> Inputs:
     """List each image, labelled or not, of every split, row by row. Raises UserError as `read`."""
-    parts, folder = _open(path)
+    parts, folder = _open(path, options.budget)
     named = {"image": (options.columns or {}).get("image", "")}
     inputs = Inputs()
     for split, part in parts.items():
         where = str(path) if split == "all" else f"{path} ({split})"
         for number, cells in _Cells.of(part, where, ("image",), (), named).rows():
-            name, at = f"{split}-{number}", f"{where}, row {number}"
+            at = f"{where}, row {number}"
+            take_image(cells["image"], at, options.budget)
+            name = f"{split}-{number}"
             inputs.files.append(_file(cells["image"], name, at, folder, options.outside))
     return inputs
 
@@ -107,12 +119,18 @@ def hub_parquets(folder: Path) -> dict[str, list[Path]]:
     return files
 
 
-def _open(path: Path) -> tuple[dict[str, Dataset], Path]:
-    """Return split -> Dataset of a folder or file, and the folder that paths are relative to."""
+def _open(path: Path, budget: Budget) -> tuple[dict[str, Dataset], Path]:
+    """Return split -> Dataset of a folder or file, and the folder that paths are relative to.
+    Counts the bytes of all columns first, since `datasets` writes them to its cache."""
     if is_saved(path):
         library = _library(str(path))
         try:
+            for file in arrow_files(path, budget):
+                budget.allow_file(file.stat().st_size)
+                check_arrow(file, budget)
             saved = library.load_from_disk(str(path))
+        except UserError:
+            raise
         except Exception as error:  # on broken files it raises nearly anything
             reason = type(error).__name__
             raise UserError(f"{path}: not a readable save_to_disk folder ({reason})") from None
@@ -124,23 +142,56 @@ def _open(path: Path) -> tuple[dict[str, Dataset], Path]:
     parts = {}
     try:
         for split, part in files.items():
+            for file in part:
+                budget.allow_file(file.stat().st_size)
+                for batch in parquet_batches(file, None, budget):
+                    budget.take("disk", batch.nbytes, file)
             parts[split] = load([str(file) for file in part], cache_dir=cache)
+    except UserError:
+        raise
     except Exception as error:  # on broken files it raises nearly anything
         raise UserError(f"{first}: not a readable parquet file ({type(error).__name__})") from None
     return parts, first.parent
 
 
+def arrow_files(folder: Path, budget: Budget) -> list[Path]:
+    """Return the Arrow files that a save_to_disk folder names. Raises UserError for a file or a
+    split outside the folder, for one named twice, and for malformed JSON."""
+    listing = folder / "dataset_dict.json"
+    if listing.is_file():
+        names = _names_in(listing, _json(listing, budget)["splits"])
+        return [file for name in names for file in arrow_files(folder / name, budget)]
+    state = folder / "state.json"
+    rows = _json(state, budget)["_data_files"]
+    return [folder / name for name in _names_in(state, [row["filename"] for row in rows])]
+
+
+def _json(file: Path, budget: Budget) -> Any:
+    return read_json(file, MOST_JSON, take=lambda size: budget.take("memory", size, file))
+
+
+def _names_in(file: Path, names: Sequence[object]) -> list[str]:
+    inside = [name for name in names if isinstance(name, str) and name not in ("", ".", "..")]
+    plain = [name for name in inside if last_part(name) == name]
+    if len({*plain}) != len(names):
+        odd = next((name for name in names if name not in plain or names.count(name) > 1), "")
+        what = f"names {quoted(odd)}, which is named twice or not a file in its folder"
+        raise UserError(f"{file}: {what}; save the data set again")
+    return plain
+
+
 def read_dataset(
     data: Dataset | Mapping[str, Dataset], columns: Mapping[str, str] | None = None,
-    folder: Path | None = None, outside: bool = True,
+    folder: Path | None = None, outside: bool = True, budget: Budget | None = None,
 ) -> Source:  # fmt: skip
     """Read a Dataset, or split -> Dataset. Raises UserError for missing columns and splits but
     train, val and test.
 
     columns: as in `read_images`; by default the only column of type Image, and the only one of type
     ClassLabel or else one with a usual name. folder: that paths are relative to. outside: whether
-    paths may leave it.
+    paths may leave it. budget: by default without limits, for data in memory.
     """
+    budget = budget or Budget.unlimited()
     splits: dict[str, Rows] = {}
     ignored: Counter[str] = Counter()
     home = str(folder or "data set")
@@ -154,6 +205,7 @@ def read_dataset(
             if label is None:
                 ignored[UNLABELLED] += 1
                 continue
+            take_image(cells["image"], at, budget)
             image = _file(cells["image"], f"{name}-{number}", at, folder, outside)
             group = "" if cells.get("group") is None else str(cells["group"])
             split = str(cells["split"]) if "split" in cells else ""
@@ -225,6 +277,12 @@ def _names(value: object, feature: object) -> object:
 def _item_feature(feature: object) -> object:
     """Return the feature of each item of a list; None for anything else."""
     return getattr(feature, "feature", None)
+
+
+def take_image(cell: JsonObject | None, where: str, budget: Budget) -> None:
+    """Take the space of an image that is about to be stored."""
+    budget.take("rows", 1, where)
+    budget.take("disk", len((cell or {}).get("bytes") or b""), where)
 
 
 def _file(

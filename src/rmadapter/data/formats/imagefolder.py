@@ -39,7 +39,7 @@ def detects(path: Path) -> bool:
 
 def read(path: Path, options: ReadOptions) -> Source:
     ignored: Counter[str] = Counter()
-    splits = read_imagefolder(metadata(path), options.outside, options.columns)
+    splits = read_imagefolder(metadata(path), options)
     count_unlisted(path, {row.image for rows in splits.values() for row in rows}, ignored)
     return Source(path, splits, ignored)
 
@@ -81,16 +81,15 @@ def _table(folder: Path) -> Path | None:
     return None
 
 
-def read_imagefolder(
-    tables: Mapping[str, Path], outside: bool = False, columns: Mapping[str, str] | None = None
-) -> dict[str, Rows]:
+def read_imagefolder(tables: Mapping[str, Path], options: ReadOptions) -> dict[str, Rows]:
     """Return split -> rows in the order of its table. In a table for the whole folder, a column
     gives the split, or else the first folder of each path. Raises UserError as `scan_table`, and
     for contradictory or missing splits."""
-    named = {**(columns or {}), "image": (columns or {}).get("image") or FILE}
+    columns = options.columns or {}
+    named = {**columns, "image": columns.get("image") or FILE}
     splits: dict[str, Rows] = {}
     for split, table in tables.items():
-        for part, rows in scan_table(table, outside, named).items():
+        for part, rows in scan_table(table, options.outside, named, options.budget).items():
             if split and part not in ("all", split):
                 advice = f"move them out of the folder of {split!r}"
                 raise UserError(f"{table}: lists images of the split {part!r}; {advice}")

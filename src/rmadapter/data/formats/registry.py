@@ -8,6 +8,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rmadapter.data.archives import ARCHIVES, inner, is_packed, unpack_once, unpacked_folder
@@ -42,14 +43,16 @@ class _Archive:
         return is_packed(path) and os.path.isfile(path)
 
     def read(self, path: Path, options: ReadOptions) -> Source:
-        folder = unpack_once(path)
+        folder = unpack_once(path, options.budget)
         if not webdataset.is_sampled(folder):
-            return open_source(inner(folder), options.outside, options.columns, options.crops)
+            return _read(inner(folder), options)
         if options.crops:
             refuse_crops(path)
         ignored: Counter[str] = Counter()
         names = webdataset.class_names(path.parent) or webdataset.class_names(folder)
-        return Source(folder, {"all": webdataset.samples(folder, names, ignored)}, ignored)
+        return Source(
+            folder, {"all": webdataset.samples(folder, names, ignored, options.budget)}, ignored
+        )
 
     def image_root(self, path: Path) -> Path:
         folder = unpacked_folder(path)
@@ -58,7 +61,7 @@ class _Archive:
         return images_root(inner(folder))
 
     def list_images(self, path: Path, options: ReadOptions) -> Inputs:
-        return search(unpack_once(path))
+        return search(unpack_once(path, options.budget))
 
 
 FORMATS: tuple[Format, ...] = (  # the first that detects a path reads it
@@ -86,10 +89,14 @@ def open_source(
 
     outside: whether lists may name images outside their folder. columns: as in `read_images`.
     crops: the boxes of COCO, YOLO, Label Studio and FiftyOne instead of whole images. Raises
-    UserError for unknown formats and broken data.
+    UserError for unknown formats, broken data, and data that takes too much memory, disk or time.
     """
-    known = _known_format(data, columns, crops)
-    return known.read(user_path(data), ReadOptions(outside, columns, crops))
+    return _read(data, ReadOptions(outside, columns, crops))
+
+
+def _read(data: str | Path, options: ReadOptions) -> Source:
+    known = _known_format(data, options.columns, options.crops)
+    return known.read(user_path(data), options)
 
 
 def check_source(
@@ -142,7 +149,7 @@ def images_root(data: str | Path, crops: bool = False) -> Path:
 def list_images(path: Path, options: ReadOptions) -> Inputs | None:
     """List all images of a file or folder, labelled or not; None for an unknown format."""
     if options.crops:
-        source = open_source(path, options.outside, crops=True)
+        source = _read(path, replace(options, columns=None))
         images = [row.image for rows in source.splits.values() for row in rows]
         return Inputs(list(dict.fromkeys(images)), [], source.ignored)
     known = find_format(path)

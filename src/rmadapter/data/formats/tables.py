@@ -7,11 +7,10 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from rmadapter.data.budget import LINE, Budget
 from rmadapter.data.formats.base import (
     SPLITS,
     Inputs,
@@ -22,8 +21,9 @@ from rmadapter.data.formats.base import (
     listed_image,
     only_label,
 )
+from rmadapter.data.formats.columnar import cells_of, parquet_batches, pyarrow
 from rmadapter.errors import UserError, did_you_mean, quoted
-from rmadapter.support.files import JsonObject, read_text
+from rmadapter.support.files import JsonObject, json_memory, read_text
 
 if TYPE_CHECKING:
     import pandas
@@ -55,7 +55,8 @@ def detects(path: Path) -> bool:
 
 
 def read(path: Path, options: ReadOptions) -> Source:
-    return Source(path.parent, scan_table(path, options.outside, options.columns), Counter())
+    splits = scan_table(path, options.outside, options.columns, options.budget)
+    return Source(path.parent, splits, Counter())
 
 
 def image_root(path: Path) -> Path:
@@ -64,23 +65,24 @@ def image_root(path: Path) -> Path:
 
 def list_images(path: Path, options: ReadOptions) -> Inputs:
     named = {"image": (options.columns or {}).get("image", "")}
-    rows = read_rows(path, ["image"], named=named)
+    rows = read_rows(path, ["image"], named=named, budget=options.budget)
     return Inputs([listed_image(path, at, cells["image"], options.outside) for at, cells in rows])
 
 
 def scan_table(
-    path: Path, outside: bool = False, columns: Mapping[str, str] | None = None
-) -> dict[str, Rows]:
+    path: Path, outside: bool = False, columns: Mapping[str, str] | None = None,
+    budget: Budget | None = None,
+) -> dict[str, Rows]:  # fmt: skip
     """Return split -> rows in the order of the table, on which draws depend; {"all": ...} without a
     split column.
 
-    outside: whether images may be outside the table's folder. columns: `named` of `read_rows`.
-    Raises UserError as `read_rows`, `listed_image` and `only_label`, and for an empty label or a
-    split other than train, val and test.
+    outside: whether images may be outside the table's folder. columns, budget: `named` and `budget`
+    of `read_rows`. Raises UserError as `read_rows`, `listed_image` and `only_label`, and for an
+    empty label or a split other than train, val and test.
     """
     splits: dict[str, Rows] = {}
     optional = ("label_list", "split", "group")
-    for where, cells in read_rows(path, ("image", "label"), optional, columns):
+    for where, cells in read_rows(path, ("image", "label"), optional, columns, budget):
         image = listed_image(path, where, cells["image"], outside)
         label = only_label(row_labels(cells), where)
         if label is None:
@@ -105,13 +107,14 @@ def row_labels(cells: Mapping[str, str]) -> list[str]:
 
 def read_rows(
     path: Path, needed: Sequence[str], optional: Sequence[str] = (),
-    named: Mapping[str, str] | None = None,
+    named: Mapping[str, str] | None = None, budget: Budget | None = None,
 ) -> Iterator[tuple[str, dict[str, str]]]:  # fmt: skip
     """Yield the place of each row, for messages, and its cells, stripped, by kind.
 
     needed, optional: kinds (keys of USUAL); optional ones that the table lacks are left out. named:
-    kind -> column, "" for the usual names; None if the user cannot name any. Raises UserError for a
-    table that is unreadable, lacks a column or has no rows.
+    kind -> column, "" for the usual names; None if the user cannot name any. budget: by default,
+    one of its own. Raises UserError for a table that is unreadable or too large, lacks a column or
+    has no rows.
     """
     unknown = next((kind for kind in named or () if kind not in USUAL), "")
     if unknown:
@@ -121,7 +124,7 @@ def read_rows(
         return choose_columns(path, columns, needed, optional, named)
 
     where = ""
-    for where, cells in _reader(path)(path, choose):
+    for where, cells in _reader(path)(path, choose, budget or Budget()):
         for kind, cell in cells.items():
             if isinstance(cell, (bytes, dict)):
                 advice = "`datasets` can save images in tables"
@@ -139,7 +142,7 @@ def header(path: Path) -> list[str]:
         names.extend(columns)
         return {}
 
-    next(_reader(path)(path, keep), None)
+    next(_reader(path)(path, keep, Budget()), None)
     return names
 
 
@@ -213,11 +216,11 @@ def _column(
 # Readers
 
 
-def _reader(path: Path) -> Callable[[Path, Choice], Cells]:
+def _reader(path: Path) -> Callable[[Path, Choice, Budget], Cells]:
     return {".parquet": _parquet, ".jsonl": _json_lines}.get(path.suffix.lower(), _text)
 
 
-def _text(path: Path, choose: Choice) -> Cells:
+def _text(path: Path, choose: Choice, budget: Budget) -> Cells:
     kind = "a readable CSV file in UTF-8"
     text = read_text(path, kind, errors="surrogateescape")
     try:
@@ -226,11 +229,17 @@ def _text(path: Path, choose: Choice) -> Cells:
         line = text.count("\n", 0, error.start) + 1
         advice = "save it as CSV UTF-8, which spreadsheets offer beside CSV"
         raise UserError(f"{path}, line {line}: not {kind}; {advice}") from None
-    lines = io.StringIO(text, newline="")
+    delimiter = _delimiter(text)
+    budget.take("memory", 2 * len(text) + LINE * text.count(delimiter), path)
+    budget.expect("rows", text.count("\n"), path)
+    content = io.BytesIO(text.encode())
+    del text  # unlike this, a StringIO would take four bytes for each character
+    lines = io.TextIOWrapper(content, "utf-8", newline="")
     try:
-        reader = csv.DictReader(lines, delimiter=_delimiter(text), strict=True)
+        reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
         columns = choose(reader.fieldnames or [])
         for row in reader:
+            budget.take("rows", 1, path)
             where = f"line {reader.line_num}"
             if None in row:
                 raise UserError(
@@ -250,13 +259,17 @@ def _delimiter(text: str) -> str:
     return max(DELIMITERS, key=lambda mark: len(next(csv.reader([line], delimiter=mark), [])))
 
 
-def _json_lines(path: Path, choose: Choice) -> Cells:
+def _json_lines(path: Path, choose: Choice, budget: Budget) -> Cells:
     """Yield one object per line; any may have columns that others lack."""
     kind = "readable JSON lines"
     rows: dict[int, JsonObject] = {}
-    for number, line in enumerate(read_text(path, kind).split("\n"), 1):
+    text = read_text(path, kind)
+    budget.take("memory", json_memory(text) + LINE * text.count("\n"), path)
+    budget.expect("rows", text.count("\n"), path)
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
+        budget.take("rows", 1, path)
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -272,24 +285,17 @@ def _json_lines(path: Path, choose: Choice) -> Cells:
         yield f"line {number}", {kind: row.get(column) for kind, column in columns.items()}
 
 
-def _parquet(path: Path, choose: Choice) -> Cells:
+def _parquet(path: Path, choose: Choice, budget: Budget) -> Cells:
     parquet = pyarrow("parquet", str(path))
+    number = 0
     try:
         columns = choose(parquet.read_schema(path).names)
-        table = parquet.read_table(path, columns=[*columns.values()])
-        cells = [table.column(column).to_pylist() for column in columns.values()]
+        for batch in parquet_batches(path, [*columns.values()], budget):
+            cells = dict(zip(batch.schema.names, cells_of(batch, path, budget), strict=True))
+            for row in range(batch.num_rows):
+                number += 1
+                yield f"row {number}", {kind: cells[name][row] for kind, name in columns.items()}
     except UserError:
         raise
     except Exception as error:  # on broken files pyarrow raises nearly anything
         raise UserError(f"{path}: not a readable parquet file ({type(error).__name__})") from None
-    for number, row in enumerate(zip(*cells, strict=True), 1):
-        yield f"row {number}", dict(zip(columns, row, strict=True))
-
-
-def pyarrow(module: str, where: str) -> ModuleType:
-    """Import a module of pyarrow. Raises UserError, naming `where`, if it is not installed."""
-    try:
-        return import_module(f"pyarrow.{module}")
-    except ImportError:
-        advice = "`pip install pyarrow`, or use CSV"
-        raise UserError(f"{where}: reading parquet needs pyarrow; {advice}") from None

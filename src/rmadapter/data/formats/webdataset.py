@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rmadapter.data.archives import unpack_once
+from rmadapter.data.budget import Budget
 from rmadapter.data.decode import formats
 from rmadapter.data.formats.base import (
     SPLITS,
@@ -39,6 +40,7 @@ HAS_BOXES = False
 HAS_COLUMNS = False
 SHARDS = (".tar", ".tar.gz", ".tgz")
 FIELDS = (*USUAL["label"], "cls")
+DIGITS = 20  # of a class number; Python does not read numbers of more than 4,300
 
 
 def detects(path: Path) -> bool:
@@ -49,8 +51,10 @@ def read(path: Path, options: ReadOptions) -> Source:
     ignored: Counter[str] = Counter()
     files = shards(path)
     if files:
-        return Source(cache_folder() / "unpacked", read_shards(path, files, ignored), ignored)
-    return Source(path, {"all": samples(path, class_names(path), ignored)}, ignored)
+        return Source(
+            cache_folder() / "unpacked", read_shards(path, files, ignored, options.budget), ignored
+        )
+    return Source(path, {"all": samples(path, class_names(path), ignored, options.budget)}, ignored)
 
 
 def image_root(path: Path) -> Path:
@@ -58,8 +62,9 @@ def image_root(path: Path) -> Path:
 
 
 def list_images(path: Path, options: ReadOptions) -> Inputs:
+    budget = options.budget
     files = [file for part in shards(path).values() for file in part]
-    images = [image for file in files for image in image_files(unpack_once(file), set())]
+    images = [image for file in files for image in image_files(unpack_once(file, budget), set())]
     others = search(path)
     others.ignored -= Counter(file.suffix.lower() for file in files)
     return Inputs(images + others.files, others.folders, others.ignored)
@@ -91,14 +96,16 @@ def _is_shard(file: Path) -> bool:
 
 
 def read_shards(
-    folder: Path, files: dict[str, list[Path]], ignored: Counter[str]
+    folder: Path, files: dict[str, list[Path]], ignored: Counter[str], budget: Budget
 ) -> dict[str, Rows]:
     """Return split -> rows in the order of the shards. Raises UserError as `unpack_once` and
     `samples`."""
     names = class_names(folder)
     splits: dict[str, Rows] = {}
     for split, part in files.items():
-        splits[split] = [row for file in part for row in samples(unpack_once(file), names, ignored)]
+        for file in part:
+            rows = samples(unpack_once(file, budget), names, ignored, budget)
+            splits.setdefault(split, []).extend(rows)
     return splits
 
 
@@ -118,7 +125,9 @@ def is_sampled(folder: Path) -> bool:
     return any(stem in described and f".{kind.lower()}" in formats() for stem, _, kind in names)
 
 
-def samples(folder: Path, names: Sequence[str], ignored: Counter[str]) -> Rows:
+def samples(
+    folder: Path, names: Sequence[str], ignored: Counter[str], budget: Budget
+) -> Rows:  # fmt: skip
     """Return the labelled images of an unpacked shard. Raises UserError for an unreadable label."""
     others: Counter[str] = Counter()
     rows: Rows = []
@@ -127,7 +136,7 @@ def samples(folder: Path, names: Sequence[str], ignored: Counter[str]) -> Rows:
     plain = {image.with_suffix("") for image in images if image.name.count(".") == 1}
     for image in images:
         stem, _, kind = image.name.partition(".")
-        label, file = _label(image.parent, stem, names)
+        label, file = _label(image.parent, stem, names, budget)
         if file:
             label_files.add(file)
         if "." in kind and image.with_name(stem) in plain:  # such as a mask, 1.seg.png beside 1.jpg
@@ -141,14 +150,16 @@ def samples(folder: Path, names: Sequence[str], ignored: Counter[str]) -> Rows:
     return rows
 
 
-def _label(folder: Path, stem: str, names: Sequence[str]) -> tuple[str, Path | None]:
+def _label(
+    folder: Path, stem: str, names: Sequence[str], budget: Budget
+) -> tuple[str, Path | None]:  # fmt: skip
     """Return a sample's class and the file that gives it; "" and None if there is none."""
     if (file := folder / f"{stem}.cls").is_file():
         return _class_name(read_text(file).strip(), names, file), file
     file = folder / f"{stem}.json"
     if not file.is_file():
         return "", None
-    fields = read_json(file)
+    fields = read_json(file, take=lambda size: budget.take("memory", size, file))
     if not isinstance(fields, dict):
         raise UserError(f"{file}: {quoted(fields)} has none of the fields {', '.join(FIELDS)}")
     value = next((fields[name] for name in FIELDS if fields.get(name) is not None), "")
@@ -160,7 +171,7 @@ def _label(folder: Path, stem: str, names: Sequence[str]) -> tuple[str, Path | N
 def _class_name(label: str, names: Sequence[str], file: Path) -> str:
     if not names or not label.isdecimal():
         return label
-    if int(label) >= len(names):
+    if len(label) > DIGITS or int(label) >= len(names):
         lines = f"the {len(names)} lines of classnames.txt"
-        raise UserError(f"{file}: class {label} is not among {lines}")
+        raise UserError(f"{file}: class {label[:DIGITS]} is not among {lines}")
     return names[int(label)]

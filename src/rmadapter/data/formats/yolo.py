@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from rmadapter.data.budget import Budget
 from rmadapter.data.formats.base import ALLOW, Mark, Marks, image_files, listed_image, parsing
 from rmadapter.errors import UserError, quoted
 from rmadapter.settings import read_yaml
@@ -31,7 +32,7 @@ def yaml_file(folder: Path) -> Path | None:
     return None
 
 
-def read_yolo(file: Path, outside: bool = False) -> dict[str, Marks]:
+def read_yolo(file: Path, budget: Budget, outside: bool = False) -> dict[str, Marks]:
     """Return split -> images in order. Raises UserError for a malformed file, labels of unknown
     classes, folders that do not exist, and folders outside the data unless `outside` is set."""
     values = read_yaml(file)
@@ -44,9 +45,9 @@ def read_yolo(file: Path, outside: bool = False) -> dict[str, Marks]:
             paths = values.get(split)
             if paths:
                 marks[split] = {
-                    image: _marks(image, classes, home, box_first)
+                    image: _marks(image, classes, home, box_first, budget)
                     for path in (paths if isinstance(paths, list) else [paths])
-                    for image in _images(file, values, split, str(path), outside)
+                    for image in _images(file, values, split, str(path), outside, budget)
                 }
     if not marks:
         raise UserError(f"{file}: not {KIND} (it has no train, val or test)")
@@ -62,13 +63,16 @@ def _classes(file: Path, names: Mapping[str | int, object] | Sequence[object]) -
     return {key: str(name) for key, name in classes.items()}
 
 
-def _images(file: Path, values: JsonObject, split: str, path: str, outside: bool) -> Iterator[Path]:
+def _images(
+    file: Path, values: JsonObject, split: str, path: str, outside: bool, budget: Budget
+) -> Iterator[Path]:  # fmt: skip
     place = _place(file, values, split, path, outside)
     if place.is_dir():
         yield from image_files(place, set())
         return
-    for number, line in enumerate(read_text(place).splitlines(), 1):
+    for number, line in enumerate(budget.lines(read_text(place), place), 1):
         name = line.strip()
+        budget.take("rows", 1, place)
         if name:
             where = f"{place}, line {number}"
             yield listed_image(place, where, name.removeprefix("./"), outside)
@@ -90,7 +94,9 @@ def _place(file: Path, values: JsonObject, split: str, path: str, outside: bool)
     )
 
 
-def _marks(image: Path, classes: Mapping[int, str], home: Path, box_first: bool) -> list[Mark]:
+def _marks(
+    image: Path, classes: Mapping[int, str], home: Path, box_first: bool, budget: Budget
+) -> list[Mark]:  # fmt: skip
     """Return the boxes of images/a.jpg from labels/a.txt, or of a.jpg elsewhere from a.txt beside
     it; none without that file.
 
@@ -106,7 +112,8 @@ def _marks(image: Path, classes: Mapping[int, str], home: Path, box_first: bool)
     if not file.is_file():
         return []
     marks = []
-    for number, line in enumerate(read_text(file).splitlines(), 1):
+    for number, line in enumerate(budget.lines(read_text(file), file), 1):
+        budget.take("rows", 1, file)
         cells = line.split()
         if not cells:
             continue

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from rmadapter.artifacts.checkpoint import MOST_CLASSES, UPLOADED
 from rmadapter.artifacts.page import SMALL, small_jpeg
-from rmadapter.data.archives import inner, unpack
+from rmadapter.data.archives import inner, listing_size, unpack
+from rmadapter.data.budget import Budget
 from rmadapter.data.decode import image_error, load_image
 from rmadapter.data.formats.base import ignored_note
 from rmadapter.data.formats.class_folders import scan_folder
@@ -219,26 +220,8 @@ def unzip(archive: Path, folder: Path) -> Path:
         raise UserError(f"{archive.name}: holds {count:,} files, and at most {most:,} are allowed")
     folder.mkdir(parents=True)
     try:
-        unpack(archive, folder, MOST_ZIP)
+        unpack(archive, folder, Budget.of_disk(MOST_ZIP))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return inner(folder)
-
-
-def listing_size(archive: Path) -> int:
-    """Return the bytes of the list of files at a zip's end, as its end says, before the list is
-    read; 0 if the zip has no end."""
-    with open(archive, "rb") as file:
-        file.seek(max(0, archive.stat().st_size - 2**16 - 100))
-        tail = file.read()
-        place = len(tail) - 22 if tail[-22:-18] == b"PK\5\6" else tail.rfind(b"PK\5\6")
-        if place < 0:
-            return 0
-        size = int.from_bytes(tail[place + 12 : place + 16], "little")
-        locator = tail[max(0, place - 20) : place]
-        if locator[:4] == b"PK\6\7":  # of a large zip: where the end for large zips is
-            file.seek(int.from_bytes(locator[8:16], "little"))
-            large_size = int.from_bytes(file.read(48)[40:], "little")
-            size = max(size % (2**32 - 1), large_size)
-        return size
