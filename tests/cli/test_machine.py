@@ -46,6 +46,16 @@ def test_methods_fits_80_columns_and_names_all(rmadapter: Command) -> None:
         assert f" {name} " in out
 
 
+@pytest.mark.parametrize("words", ["doctor", "data", "data dtd", "backbones", "cache"])
+def test_lists_fit_80_columns_in_a_pipe(
+    rmadapter: Command, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    """Except for addresses and commands, which stay whole."""
+    monkeypatch.setenv("COLUMNS", "80")
+    for line in rmadapter.done(*words.split()).out.splitlines():
+        assert len(line) <= 80 or "://" in line
+
+
 @pytest.mark.parametrize("name", ["rmadapter-plus", "linear-probe", "auto"])
 def test_methods_explains_one(rmadapter: Command, name: str) -> None:
     method = load_method(name, choosing=True)

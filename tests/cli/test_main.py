@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import shutil
 import signal
 import subprocess
@@ -72,6 +73,30 @@ def test_help_ends_with_examples_that_parse(
         program, *words = line.split()
         assert (program, words[0]) == ("rmadapter", verb)
         assert_parses(words)
+
+
+# What Typer shows, and readers do not understand.
+ARTEFACTS = (
+    r"\}\.\.\.",
+    r"\]\.\.\.",
+    r"\[default: (\(|None|\])",
+    r"<(bool|str|list|float|int range)",
+)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_no_python(
+    rmadapter: Command, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out = rmadapter(verb, "--help").out
+    usage = re.search(r"Usage: .*?\n *\n", out, re.DOTALL)
+    assert usage
+    assert re.fullmatch(r"[A-Za-z./ \n\[\]-]+", usage[0].partition(":")[2])
+    options = out.partition("─ Options ")[2]
+    for pattern in ARTEFACTS:
+        assert not re.search(pattern, usage[0] + options), pattern
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_every_example_is_of_a_verb() -> None:

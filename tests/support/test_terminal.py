@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 
 from rmadapter.support import terminal
-from rmadapter.support.terminal import CONTROL, bar, escape, note, set_quiet, streams, table, track
+from rmadapter.support.terminal import (
+    CONTROL,
+    bar,
+    escape,
+    note,
+    set_quiet,
+    streams,
+    table,
+    track,
+    wrapped,
+)
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -103,6 +116,43 @@ def test_a_table_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> 
     assert err == ""
     for name in ("[/red]", ":cat:", long):
         assert name in out
+
+
+@pytest.mark.parametrize(
+    ("columns", "most", "width"), [("60", 80, 60), ("90", 80, 80), ("x", 70, 70)]
+)
+def test_a_table_is_as_wide_as_columns_says_and_cuts_nothing(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    columns: str,
+    most: int,
+    width: int,
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    path = "photos/" + "x" * 200
+    table(["image", "n"], [[path, "1"]], most=most)
+    lines = capsys.readouterr().out.splitlines()
+    assert {*map(len, lines)} == {width}
+    cells = [line.split("│")[1].strip() for line in lines if line.startswith("│")]
+    assert "".join(cells) == path
+    text = f"  1. Put {path} there: " + "word " * 40
+    assert [*map(len, wrapped(text).splitlines())].count(width) <= len(text) // width
+    assert wrapped(text).split() == text.split()
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals")
+def test_a_table_in_a_pager_is_as_wide_as_the_terminal() -> None:
+    leader, follower = os.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("4H", 24, 70, 0, 0))
+    code = "from rmadapter.support.terminal import table; table(['a'], [['x' * 500]])"
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE, stderr=follower, env=environment, text=True, check=True,
+    )  # fmt: skip
+    os.close(leader)
+    os.close(follower)
+    assert {*map(len, done.stdout.splitlines())} == {70}
 
 
 HOSTILE = "\x1b[2J\x07\r\x9b31m\u202egpj.png"

@@ -22,6 +22,7 @@ from rmadapter.cli.options import (
     Json,
     Outside,
     Quiet,
+    Tolerance,
     numbers,
     parts,
 )
@@ -300,10 +301,7 @@ def report(
             "--check", help="Compare with the paper's figures; exit code 1 if one is off."
         ),
     ] = False,
-    tolerance: Annotated[
-        float | None,
-        typer.Option(help="Points by which a figure may be off, with --check.", show_default="1.0"),
-    ] = None,
+    tolerance: Tolerance = None,
     as_json: Json = False,
 ) -> None:
     """Write tables and figures of a bench; or a run's page again."""
@@ -449,7 +447,7 @@ def reproduce(
     plan: Annotated[
         bool, typer.Option("--plan", help="Show what would run, without running it.")
     ] = False,
-    tolerance: Annotated[float, typer.Option(help="Points by which a figure may be off.")] = 1.0,
+    tolerance: Tolerance = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -458,6 +456,7 @@ def reproduce(
     The verdicts: within the tolerance, off by some points, or not run. Exit code 1 if one is off.
     """
     from rmadapter.bench import reproduce as work
+    from rmadapter.bench.report import paper
 
     chosen = options.chosen()
     absent = work.missing_data(chosen)
@@ -474,7 +473,7 @@ def reproduce(
         return
     made = work.make_plans(chosen, absent)
     records = work.run_plans(made, jobs)
-    judged = work.judge(chosen, made, tolerance)
+    judged = work.judge(chosen, made, paper.TOLERANCE if tolerance is None else tolerance)
     _show_verdicts(judged, as_json, options.out / work.VERDICTS)
     failed = [record for record in records if record.status == "failed"]
     if failed:

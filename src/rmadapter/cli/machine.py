@@ -19,7 +19,7 @@ import typer
 from rmadapter.cli.options import Json, MethodName, SettingOptions, numbers
 from rmadapter.errors import UserError, did_you_mean
 from rmadapter.support.files import cache_folder, read_text
-from rmadapter.support.terminal import note, table
+from rmadapter.support.terminal import note, table, wrapped
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -110,9 +110,9 @@ def _show_methods(entries: Sequence[Listed], counted: str) -> None:
                 rows.append([one.name, trained, *_about(one.title, one.about)])
         if rows:
             print(f"\n{heading}:")
-            table(header, rows, width=80)
+            table(header, rows, most=80)
     print("\nChooses among others, by folds of your images:")
-    table(["method", "what it is for"], [[AUTO, CHOOSES]], width=80)
+    table(["method", "what it is for"], [[AUTO, CHOOSES]], most=80)
     print(f"\nnumbers: trained parameters {counted}.")
     print("new: whether a model can be asked about classes that it was not trained on.")
     print("The source, settings and costs of one: rmadapter methods NAME")
@@ -140,8 +140,8 @@ def _show_method(method: Listed, counted: str) -> None:
         del facts["trained parameters"]
     elif method.parameters is not None:
         facts["trained parameters"] = f"{method.parameters:,} {counted}"
-    print(f"{method.name}: {method.title}, {method.source}")
-    table(["what", method.name], [[what, text] for what, text in facts.items() if text], width=80)
+    print(wrapped(f"{method.name}: {method.title}, {method.source}"))
+    table(["what", method.name], [[what, text] for what, text in facts.items() if text], most=80)
     meaning = documentation(known)
     rows = [
         [name, value if isinstance(value, str) else json.dumps(value), meaning.get(name, "")]
@@ -149,7 +149,7 @@ def _show_method(method: Listed, counted: str) -> None:
     ]
     if rows:
         header = ["setting", "default", "meaning"] if meaning else ["setting", "default"]
-        table(header, [row[: len(header)] for row in rows], width=80)
+        table(header, [row[: len(header)] for row in rows], most=80)
 
 
 def _about(title: str, about: About | None) -> tuple[str, str]:
@@ -237,7 +237,7 @@ def data(
     if check and not check.is_dir():
         raise UserError(f"{check}: no such folder")
     if name and not as_json:
-        print(catalog.describe(chosen[0], place), end="\n\n")
+        print(wrapped(catalog.describe(chosen[0], place)), end="\n\n")
     if download:
         catalog.download(chosen[0], place)
     if name or check:
@@ -258,7 +258,7 @@ def data(
 
 def backbones(
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[get NAME]", help="Download one now.")
+        list[str] | None, typer.Argument(metavar="get NAME", help="Download one now.")
     ] = None,
     speed: Annotated[
         bool,

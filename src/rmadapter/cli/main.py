@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from rmadapter.cli import bench, curate, deploy, machine, predict, runs
-from rmadapter.cli.options import expand
+from rmadapter.cli.options import Verb, Verbs, expand
 from rmadapter.errors import user_message
 from rmadapter.support import distributed
 from rmadapter.support.files import at_home
 from rmadapter.support.terminal import escape, stoppable, streams
 
 app = typer.Typer(
+    cls=Verbs,
     help="Adapt a CLIP-like model with a few images per class without losing what it already "
     "knows.",
     epilog="rmadapter help VERB lists the options of a verb, with examples.",
@@ -159,4 +160,4 @@ def epilog(verb: str) -> str:
 for panel, verbs in VERBS.items():
     for verb in verbs:
         name = NAMES.get(verb.__name__, verb.__name__)
-        app.command(name, epilog=epilog(name), rich_help_panel=panel)(expand(verb))
+        app.command(name, cls=Verb, epilog=epilog(name), rich_help_panel=panel)(expand(verb))

@@ -3,15 +3,18 @@ argument."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_type_hints
+from typing import TYPE_CHECKING, Annotated, cast, get_args, get_type_hints
 
 import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.models import ArgumentInfo, OptionInfo
 
 from rmadapter.errors import UserError
 from rmadapter.support.terminal import set_quiet
@@ -70,6 +73,9 @@ Outside = Annotated[
 ]
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Skip unreadable images and report them.")
+]
+Tolerance = Annotated[
+    float | None, typer.Option(help="Points by which a figure may be off; 1 by default.")
 ]
 Engine = Annotated[
     str,
@@ -193,6 +199,56 @@ def command() -> str:
     return shlex.join(["rmadapter", *sys.argv[1:]])
 
 
+# What --help shows as the value of an option.
+VALUES = ((int, "<int>"), (float, "<number>"), (Path, "<path>"), (str, "<text>"))
+
+
+class Verb(TyperCommand):
+    """A command whose usage line names arguments as most programs do: RUN IMAGES..."""
+
+    def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """Return the parts of the usage line."""
+        arguments = [one for one in self.params if one.param_type_name == "argument"]
+        names = [f"{one.metavar}" if one.required else f"[{one.metavar}]" for one in arguments]
+        return ["[OPTIONS]", *names]
+
+    def get_params(self, ctx: typer.Context) -> list[TyperOption]:  # type: ignore[override]
+        """Return arguments and options, --help among them."""
+        return _switches(cast("list[TyperOption]", super().get_params(ctx)))
+
+
+class Verbs(TyperGroup):
+    """The group of all commands."""
+
+    def get_params(self, ctx: typer.Context) -> list[TyperOption]:  # type: ignore[override]
+        """Return the options, those of Typer among them."""
+        return _switches(cast("list[TyperOption]", super().get_params(ctx)))
+
+
+def _switches(params: list[TyperOption]) -> list[TyperOption]:
+    """Return the parameters, of which switches show no value."""
+    for one in params:
+        if getattr(one, "is_flag", False):  # an argument has none
+            one.metavar = ""
+    return params
+
+
+def _shown(name: str, annotation: object) -> object:
+    """Return the annotation of an option or an argument with what --help shows for its value,
+    unless it says so itself."""
+    if not (args := get_args(annotation)):
+        return annotation
+    kind, info = args[0], copy.copy(args[1])
+    kinds = {kind, *get_args(kind)}  # X, None of X | None
+    if several := list[str] in kinds:
+        kinds.add(str)
+    if info.metavar is None and isinstance(info, ArgumentInfo):
+        info.metavar = name.upper() + "..." * several
+    elif info.metavar is None and isinstance(info, OptionInfo):
+        info.metavar = next((text for one, text in VALUES if one in kinds), None)
+    return Annotated[kind, info]
+
+
 def expand(verb: Callable[..., None]) -> Callable[..., None]:
     """Return a function for Typer that calls `verb`.
 
@@ -216,6 +272,9 @@ def expand(verb: Callable[..., None]) -> Callable[..., None]:
             options |= {one.name: (types[one.name], one.default) for one in fields(groups[name])}
         else:
             options[name] = (hints[name], parameter.default)
+    options = {
+        name: (_shown(name, annotation), default) for name, (annotation, default) in options.items()
+    }
     parameters = [
         inspect.Parameter(
             name,

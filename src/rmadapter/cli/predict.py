@@ -396,7 +396,7 @@ def explain(
         return
     rows = []
     for one in explained:
-        near = "; ".join(f"{n.image} ({n.label}, {n.similarity:.2f})" for n in one.neighbours)
+        near = "\n".join(f"{n.image} ({n.label}, {n.similarity:.2f})" for n in one.neighbours)
         rows.append([str(one.image), _shares(one.best), _shares(one.zero_shot), near])
     table(["image", "adapted", "zero-shot", "nearest training images"], rows)
     if page:

@@ -13,7 +13,9 @@ import logging
 import os
 import re
 import signal
+import stat
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -226,19 +228,44 @@ def _lasting(stream: TextIO | None, hostile: bool) -> tuple[TextIO, _Lasting | N
     return (cast("TextIO", _Escaped(stream)) if hostile else stream), raw
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], width: int | None = None) -> None:
-    """Print a table on stdout, as wide as the terminal or as given."""
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], most: int = 200) -> None:
+    """Print a table on stdout, as wide as the terminal and at most as given; nothing is cut off."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    drawn = Table(*header)
+    drawn = Table(*(Column(name, overflow="fold") for name in header))
     for row in rows:
         drawn.add_row(*map(escape, row))
-    if width is None and not sys.stdout.isatty():
-        width = 200  # a pipe has no width: allow long lines
     # "[a]" or ":b:" may be a name
-    console = Console(width=width, markup=False, emoji=False, highlight=False)
+    console = Console(width=_width(most), markup=False, emoji=False, highlight=False)
     console.print(drawn)
+
+
+def wrapped(text: str) -> str:
+    """Return a text with its lines broken between words, as wide as a table; indented lines stay
+    so."""
+    lines = []
+    for line in text.splitlines():
+        indent = " " * (len(line) - len(line.lstrip()))
+        lines += textwrap.wrap(
+            line, _width(200), subsequent_indent=indent, break_long_words=False,
+            break_on_hyphens=False,
+        ) or [""]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _width(most: int) -> int:
+    """Return how many columns a table may take: COLUMNS, else those of the terminal, also of one
+    behind a pipe, as into a pager. A file has no width."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdigit() and int(columns):
+        return min(int(columns), most)
+    try:
+        piped = stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode)
+        stream = sys.stderr if piped else sys.stdout
+        return min(os.get_terminal_size(stream.fileno()).columns or most, most)
+    except (OSError, ValueError):  # no terminal, or no file
+        return most
 
 
 def bar(enabled: bool = True) -> Progress | Lines:
