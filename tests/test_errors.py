@@ -3,7 +3,15 @@ from __future__ import annotations
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from rmadapter.errors import UserError, did_you_mean, first_fault, is_text, quoted, user_message
+from rmadapter.errors import (
+    LINE,
+    UserError,
+    did_you_mean,
+    first_fault,
+    is_text,
+    quoted,
+    user_message,
+)
 
 
 def test_user_error_is_a_value_error() -> None:
@@ -52,6 +60,17 @@ def test_quoted_is_short_and_on_one_line() -> None:
         assert text.isprintable()
     assert quoted("rank") == "'rank'"
     assert quoted([1, None]) == "[1, None]"
+
+
+@pytest.mark.parametrize("part", ["x", "a\nb", "a\r\n\u2028b\x85", "é\x1b"])
+def test_any_message_is_one_line_with_its_beginning_and_end(part: str) -> None:
+    for count in (1, 30, 400_000):
+        text = str(UserError(f"file.csv: {part * count}: write it anew"))
+        assert len(text) <= LINE
+        assert len(text.splitlines()) == 1
+        assert text.startswith("file.csv: ")
+        assert text.endswith(": write it anew")
+        assert str(UserError(text)) == text
 
 
 def test_is_text_refuses_nul_and_lone_surrogates() -> None:

@@ -3,6 +3,7 @@ is told."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import FrozenInstanceError, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from rmadapter.artifacts.record import MethodName
 from rmadapter.errors import UserError
 from rmadapter.methods import METHODS, load_method
 from rmadapter.runs.request import Request
@@ -221,6 +223,16 @@ def test_hostile_yaml_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match="the value cannot be read") as caught:
         parse_overrides([f"x={text}"])
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_accepted_setting_fits_a_record(name: str) -> None:
+    """Else a run would be refused by its record, after its training."""
+    for setting in settings_of(load_method(name)):
+        for number in (1e13, 1e30, 1e300, -1e300, 2**64, (1.0,) * 20_000, ("a",) * 20_000):
+            with suppress(UserError):
+                method = load_method(name, {setting: number})
+                MethodName(name=name, settings=settings_of(method))
 
 
 @pytest.mark.parametrize("name", METHODS)

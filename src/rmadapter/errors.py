@@ -11,13 +11,26 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 MOST = 100  # known words that a message lists at most
+LINE, END = 1000, 300  # characters of a message, and those of its end if it is longer
 
 
 class UserError(ValueError):
     """A mistake in the user's input, described in one sentence that says what to do.
 
-    The command line prints it on stderr and exits with code 2; any other exception is a bug.
+    The command line prints it on stderr and exits with code 2; any other exception is a bug. A
+    message is one line of at most LINE characters, whatever names from files it quotes.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """Join the lines of a text, and leave out the middle of a long one: its beginning names the
+    file, its end says what to do."""
+    if len(text) > LINE:
+        text = f"{text[: LINE - END - 3]} … {text[-END:]}"
+    return " ".join(text.splitlines())
 
 
 def user_message(error: Exception) -> str:
@@ -28,7 +41,7 @@ def user_message(error: Exception) -> str:
     # Typer's errors have this method; their class depends on its version.
     if not hasattr(error, "format_message"):
         raise error
-    text = " ".join(str(error.format_message()).split()).rstrip(".")
+    text = one_line(" ".join(str(error.format_message()).split()).rstrip("."))
     if not text:
         return ""
     context: object = getattr(error, "ctx", None)

@@ -28,6 +28,7 @@ Size = Annotated[int, Field(ge=1, le=4096)]  # a width, a rank, a depth, a numbe
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+MOST_NUMBER, MOST_WHOLE, MOST_PARTS = 1e12, 2**63, 10_000  # of any setting, also in a record
 MOST_TEXT, MOST_LEVELS = 2**16, 8  # characters of a config or value, and levels of nesting
 
 
@@ -163,7 +164,23 @@ def configured(owner: T, values: Mapping[str, object], what: str = "") -> T:
             raise UserError(
                 f"{where}{name}={quoted(value)}: has a NUL or a lone surrogate; use text"
             )
-    return _replaced(owner, values, where) if values else owner
+    changed = _replaced(owner, values, where) if values else owner
+    check_range(settings_of(changed), where)
+    return changed
+
+
+def check_range(settings: Mapping[str, object], where: str = "") -> None:
+    """Raises UserError for a number too large to compute with and a list too long for a record.
+    where: precedes the message."""
+    for name, value in settings.items():
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        if len(parts) > MOST_PARTS:
+            raise UserError(f"{where}{name} has {len(parts):,} values: give at most {MOST_PARTS:,}")
+        for part in parts:
+            most = MOST_NUMBER if isinstance(part, float) else MOST_WHOLE
+            if isinstance(part, (int, float)) and not abs(part) <= most:
+                what = f"{name}={quoted(part)} is too large to compute with"
+                raise UserError(f"{where}{what}: give a number of at most {most:.0e}")
 
 
 def _replaced(owner: T, values: Mapping[str, object], where: str) -> T:

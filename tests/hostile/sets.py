@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from rmadapter.artifacts.record import MethodName
 from rmadapter.methods import METHODS
 from rmadapter.runs.request import Request
 from rmadapter.settings import parse_overrides, read_yaml, settings_of, to_yaml
@@ -80,6 +81,7 @@ def check_settings(values: dict[str, object], method: str, folder: Path) -> Requ
     before, after = (request.task, request.method), (again.task, again.method)
     if before != after:
         raise Changed(f"{before} became {after}"[:1000])
+    MethodName(name=method, settings=settings_of(request.method))  # else refused after training
     request.method.parameters(valid.backbone(), 5, 2)
     return request
 

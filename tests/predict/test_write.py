@@ -107,6 +107,26 @@ def test_unusable_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not list(tmp_path.glob("*.parquet*"))
 
 
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("probability", "=1+1"), ("probability", 10**400), ("probability", [1]),
+        ("probability", float("nan")), ("probability", True), ("unsure", 1), ("unsure", "no"),
+        ("label", 3), ("label", {}), ("label", ["a"]), ("label", True), ("image", None),
+    ],
+)  # fmt: skip
+def test_a_row_with_a_cell_of_another_type_is_refused(
+    tmp_path: Path, column: str, value: object
+) -> None:
+    """Before any image is read, in every format."""
+    file = started(tmp_path / "answers.parquet")
+    file.write([row("a.png")])
+    with open(file.partial, "a") as lines:
+        lines.write(json.dumps({**row("b.png"), column: value}) + "\n")
+    with pytest.raises(UserError, match=r"answers\.parquet\.partial, line 3"):
+        started(tmp_path / "answers.parquet")
+
+
 def test_full_disk_loses_no_written_row(tmp_path: Path) -> None:
     file = started(tmp_path / "answers.csv")
     file.write([row("a.png")])

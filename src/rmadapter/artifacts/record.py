@@ -24,6 +24,7 @@ from rmadapter.errors import UserError, first_fault, is_text
 from rmadapter.methods import changed_settings, name_with_settings
 from rmadapter.methods.uses import Uses
 from rmadapter.metrics import harmonic_mean
+from rmadapter.settings import MOST_NUMBER, MOST_PARTS, MOST_WHOLE
 from rmadapter.support.files import read_json, read_text, write_text
 from rmadapter.task import Question, Task, check_templates
 
@@ -37,11 +38,11 @@ LONGEST = 2**24  # bytes of a record; one with thousands of notes has a hundredt
 
 # What a record's open fields may hold: nothing nested deeper than a list, no number too large to
 # compute with.
-Number = Annotated[float, Field(ge=-1e12, le=1e12)]
+Number = Annotated[float, Field(ge=-MOST_NUMBER, le=MOST_NUMBER)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Split: TypeAlias = Literal["test", "held out", "cross-validated", "train", "val", "all"]
-Plain: TypeAlias = str | bool | Annotated[int, Field(ge=-(2**63), le=2**63)] | Number | None
-Setting: TypeAlias = Plain | Annotated[list[Plain], Field(max_length=10_000)]
+Plain: TypeAlias = str | bool | Annotated[int, Field(ge=-MOST_WHOLE, le=MOST_WHOLE)] | Number | None
+Setting: TypeAlias = Plain | Annotated[list[Plain], Field(max_length=MOST_PARTS)]
 
 
 class Value(BaseModel):

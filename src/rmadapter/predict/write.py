@@ -16,11 +16,11 @@ import shutil
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict, TypeGuard
 
 from rmadapter.data.formats.columnar import pyarrow
 from rmadapter.errors import UserError
@@ -134,14 +134,28 @@ class AnswerFile:
         with opened(self.partial) as file:
             next(file)
             for number, line in enumerate(file, 2):
-                try:
+                row: object = None
+                with suppress(ValueError, RecursionError):
                     row = json.loads(line)
-                    row["image"] + row.get("bad", row.get("label"))
-                except (ValueError, KeyError, TypeError):
+                if not self._is_row(row):
                     raise UserError(
                         f"{self.partial}, line {number}: damaged; delete the file to start again"
-                    ) from None
+                    )
                 yield row
+
+    def _is_row(self, row: object) -> TypeGuard[Row]:
+        """Return whether a parsed line is a row that `write` can have written."""
+        if not isinstance(row, dict) or not isinstance(row.get("image"), str):
+            return False
+        if not isinstance(row.get("bad", row.get("label")), str):
+            return False
+        cells = [(row.get(column), kind_of(column)) for column in self.columns]
+        return all(
+            value is None
+            or (kind is float and type(value) is int and abs(value) <= 1)
+            or (type(value) is kind and value == value)
+            for value, kind in cells
+        )
 
     def write(self, rows: Iterable[Row]) -> None:
         """Append rows; they stay if this process is killed later."""
@@ -260,17 +274,19 @@ def _jsonl(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
+def kind_of(column: str) -> type[str] | type[bool] | type[float]:
+    """Return the type of a column's cells."""
+    if column == "unsure":
+        return bool
+    return float if column.startswith("probab") or column == "unfamiliar" else str
+
+
 def _parquet(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
 
-    types = dict.fromkeys(columns, pa.string())
-    for column in columns:
-        if column == "unsure":
-            types[column] = pa.bool_()
-        elif column.startswith("probab") or column == "unfamiliar":
-            types[column] = pa.float64()
-    schema = pa.schema(list(types.items()))
+    types = {str: pa.string(), bool: pa.bool_(), float: pa.float64()}
+    schema = pa.schema([(column, types[kind_of(column)]) for column in columns])
     rest = iter(rows)
     with ParquetWriter(path, schema) as writer:
         while part := [*islice(rest, 10_000)]:

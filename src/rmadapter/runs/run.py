@@ -21,7 +21,7 @@ from rmadapter.methods import METHODS, published_settings
 from rmadapter.methods.uses import named_sums
 from rmadapter.runs.evaluate import evaluate
 from rmadapter.runs.lab import Lab, Sets
-from rmadapter.settings import Machine, settings_of
+from rmadapter.settings import Machine, check_range, settings_of
 from rmadapter.support.files import own_name
 from rmadapter.support.machine import all_seeded, describe, peak, reset_peak, versions
 from rmadapter.task import SHARED_GROUPS, Task
@@ -59,6 +59,8 @@ def run_task(
     `Fitted`. few: the shots, if they are drawn already. Raises UserError, and NotApplicable if the
     method cannot answer the first question.
     """
+    # a method made in Python was not checked yet
+    check_range(settings_of(method), f"{name}: " if name else "")
     few = few or lab.draw(task)
     sets, train, cache = lab.tests(task, few), half(few.train, task.classes), lab.train_cache(task)
     reset_peak(cache.device)

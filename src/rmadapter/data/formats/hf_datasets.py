@@ -41,6 +41,7 @@ from rmadapter.support.files import (
     read_json,
     shortened,
 )
+from rmadapter.support.terminal import silenced
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -146,7 +147,8 @@ def _open(path: Path, budget: Budget) -> tuple[dict[str, Dataset], Path]:
                 budget.allow_file(file.stat().st_size)
                 for batch in parquet_batches(file, None, budget):
                     budget.take("disk", batch.nbytes, file)
-            parts[split] = load([str(file) for file in part], cache_dir=cache)
+            with silenced():  # it logs what the message below says
+                parts[split] = load([str(file) for file in part], cache_dir=cache)
     except UserError:
         raise
     except Exception as error:  # on broken files it raises nearly anything

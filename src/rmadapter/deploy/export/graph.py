@@ -6,6 +6,7 @@ No code here depends on the method: its own scoring is traced, and what does not
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -152,11 +153,10 @@ def write(model: ModelProto, file: Path) -> None:
 def write_torch(program: torch.export.ExportedProgram, file: Path) -> None:
     """Write torch's graph, without the example inputs that torch would pickle. Raises OSError."""
     program.example_inputs = None
-    try:
-        with silenced(logging.WARNING, output=True):
-            torch.export.save(program, file)
-    except RuntimeError as error:  # such as a full disk
-        raise OSError(str(error)) from error
+    content = io.BytesIO()  # on a full disk, torch's own writer of files ends the process
+    with silenced(logging.WARNING, output=True):
+        torch.export.save(program, content)
+    file.write_bytes(content.getbuffer())
 
 
 def write_litert(fitted: Fitted, names: Sequence[str], file: Path) -> None:
