@@ -7,9 +7,10 @@ import random
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from tests.hostile import valid
-from tests.hostile.mutate import damage, damage_json
+from tests.hostile.mutate import damage, damage_json, places_of
 
 HF = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
@@ -47,8 +48,21 @@ def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
             content = start + data[2000:]
         else:
             file = rng.choice(files[kind])
-            what, content = damage_json(rng, json.loads((folder / file).read_bytes()))
+            value = json.loads((folder / file).read_bytes())
+            what, content = large(rng, value) if rng.random() < 0.3 else damage_json(rng, value)
         yield f"{kind}/{file}/{what}-{number}", content
+
+
+def large(rng: random.Random, value: Any) -> tuple[str, bytes]:
+    """Make one number larger, as a model of other layers, widths or images would have it."""
+    places = [
+        (owner, key)
+        for owner, key in places_of(value)
+        if isinstance(owner[key], (int, float)) and not isinstance(owner[key], bool)
+    ]
+    owner, key = rng.choice(places)
+    owner[key] = int(owner[key] or 1) * 10 ** rng.randrange(1, 7)
+    return f"large-{str(key)[:20]}", json.dumps(value).encode()
 
 
 def check(name: str, content: bytes, folder: Path) -> object:

@@ -36,7 +36,7 @@ def odd_value(rng: random.Random) -> Any:
 def alter(rng: random.Random, value: Any) -> tuple[str, Any]:
     """Change one place of a JSON value; return what was done and the value."""
     value = json.loads(json.dumps(value))
-    places = list(_places(value))
+    places = list(places_of(value))
     if not places or rng.random() < 0.03:
         return "whole", odd_value(rng)
     owner, key = rng.choice(places)
@@ -56,7 +56,7 @@ def alter(rng: random.Random, value: Any) -> tuple[str, Any]:
     return f"{what}-{str(key)[:20]}", value
 
 
-def _places(value: Any) -> Any:
+def places_of(value: Any) -> Any:
     """Yield the owner and the key of every value in a JSON value."""
     items: Any = ()
     if isinstance(value, dict):
@@ -65,7 +65,7 @@ def _places(value: Any) -> Any:
         items = enumerate(value)
     for key, part in items:
         yield value, key
-        yield from _places(part)
+        yield from places_of(part)
 
 
 def to_json(value: Any) -> bytes:

@@ -23,6 +23,7 @@ from rmadapter.backbones.build import (
 )
 from rmadapter.backbones.hugging_face import load_hf
 from rmadapter.backbones.names import HF_HUB, check_name, nearest, unknown_architecture
+from rmadapter.backbones.numbers import check_numbers
 from rmadapter.backbones.pocket import POCKET, pocket_folder
 from rmadapter.backbones.trust import (
     CONFIG,
@@ -33,12 +34,11 @@ from rmadapter.backbones.trust import (
     how_to_convert,
     is_plain,
 )
-from rmadapter.errors import UserError
-from rmadapter.support.files import JsonObject, read_json, user_path
+from rmadapter.errors import UserError, quoted
+from rmadapter.support.files import JsonObject, user_path
 from rmadapter.support.hub import hub_errors
 
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
-LARGEST = 1_000_000  # most that any part of a model may have: vocabulary, width, number of layers
 SMALL_FILES = ["*.json", "*.txt", "*.model"]  # configurations and tokenizers on the hub
 # By name, device and thread: methods hook into the model while they train.
 _ALIVE: WeakValueDictionary[tuple[str, str, int], Backbone] = WeakValueDictionary()
@@ -291,6 +291,7 @@ def _from_folder(name: str, folder: Path, repository: str = "") -> Backbone:
             hint = f"; {pickles[0]} is a pickle, and {how_to_convert(folder / pickles[0])}"
         raise UserError(f"{folder} holds no safetensors weights{hint}")
     check_folder(folder)
+    check_numbers(folder)
     if (folder / CONFIG).is_file():
         text = check_config(folder)["text_cfg"]
         place = _tokenizer_place(folder, repository, text.get("hf_tokenizer_name"))
@@ -319,17 +320,14 @@ def _tokenizer_place(folder: Path, repository: str, named: object) -> Path | Non
 def _load_untrusted(name: str, folder: Path, repository: str = "") -> Backbone:
     """Load a folder that anybody may have written, and try its transform once."""
     try:
-        for file in (folder / "open_clip_config.json", folder / "config.json"):
-            if os.path.lexists(file) and _largest(read_json(file, 2**20)) > LARGEST:
-                raise UserError(
-                    f"{file}: holds a number above {LARGEST:,}, larger than any model has"
-                )
         backbone = _from_folder(name, folder, repository)
         shape = tuple(backbone.preprocess(Image.new("RGB", (9, 9))).shape)
         if shape != (3, backbone.image_size, backbone.image_size):
             raise UserError(
                 f"{folder}: its transform makes images of {shape}, which the model does not take"
             )
+        _check_vocabulary(folder, backbone)
+        assert backbone.embedding_size  # of a first prompt
     except UserError:
         raise
     except Exception as error:  # its files can make libraries raise anything
@@ -337,13 +335,21 @@ def _load_untrusted(name: str, folder: Path, repository: str = "") -> Backbone:
     return backbone
 
 
-def _largest(value: object) -> float:
-    """Return the largest absolute value of all numbers in a JSON value."""
-    if isinstance(value, (int, float)):
-        return abs(value)
-    if isinstance(value, dict):
-        value = [*value.values()]
-    return max(map(_largest, value), default=0) if isinstance(value, list) else 0
+def _check_vocabulary(folder: Path, backbone: Backbone) -> None:
+    """Raise UserError for a Hugging Face tokenizer with words that the text encoder does not
+    have."""
+    tokenizer = getattr(backbone.tokenizer, "tokenizer", None)
+    if tokenizer is None:
+        return
+    embeddings = [one for one in backbone.model.modules() if isinstance(one, torch.nn.Embedding)]
+    rows = max(one.num_embeddings for one in embeddings)
+    unused = {*tokenizer.all_special_ids}  # which files may list beyond the vocabulary
+    for word, number in tokenizer.get_vocab().items():
+        if number >= rows and number not in unused:
+            raise UserError(
+                f"{folder}: its tokenizer has word {quoted(word)} as number {number:,}, but its "
+                f"text encoder has {rows:,} words"
+            )
 
 
 def _weights_in(folder: Path) -> Path | None:
