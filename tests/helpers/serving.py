@@ -184,8 +184,8 @@ def read(paths: Sequence[Path]) -> list[tuple[str, bytes]]:
 
 
 @contextmanager
-def running_server(toy: Toy) -> Iterator[str]:
-    """Serve in a thread of this process; yield the address."""
+def running_server(toy: Toy, **options: Any) -> Iterator[str]:
+    """Serve in a thread of this process; yield the address. options: of uvicorn."""
     import uvicorn
 
     from rmadapter.deploy.serve.routes import create_app
@@ -195,7 +195,7 @@ def running_server(toy: Toy) -> Iterator[str]:
         sockets.bind("127.0.0.1", 0) as socket,
     ):
         quiet: dict[str, Any] = {"log_config": None, "log_level": "error", "lifespan": "off"}
-        server = uvicorn.Server(uvicorn.Config(create_app(service), **quiet))
+        server = uvicorn.Server(uvicorn.Config(create_app(service), **quiet, **options))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
         socket.listen()
         thread.start()

@@ -255,6 +255,7 @@ def serve(
         list[str] | None,
         typer.Option(help="Origin of web pages that may send requests; may be repeated."),
     ] = None,
+    allow_host: Hosts = None,
     log: Annotated[
         bool, typer.Option("--log", help="Print a line on stderr for each request.")
     ] = False,
@@ -264,7 +265,8 @@ def serve(
 ) -> None:
     """Classify images over HTTP.
 
-    If RMADAPTER_API_KEY is set, requests must carry that key.
+    If RMADAPTER_API_KEY is set, requests must carry that key. Otherwise, their host name must be
+    localhost, an IP address, --host, the machine's own name or one of --allow-host.
     """
     check_extra("serve", NEEDED_BY_SERVE)
     from rmadapter.cli.checks import check_backbones, check_runs
@@ -285,12 +287,14 @@ def serve(
         for name, folder in folders.items()
     }
     key = os.environ.get(KEY, "")
+    others = checked("--allow-host", allow_host or (), HOST, "birds.example.org")
+    hosts = None if key else {host, socket.gethostname(), *others}  # no other site knows the key
     with bind(host, port) as listening:
         service = Service({name: open_served(each) for name, each in models.items()}, most)
         where = address(listening)
         server.run(
             service, models, listening, lambda: _announce(where, models, as_json),
-            key=key, cors=cors or (), log=log,
+            key=key, cors=cors or (), log=log, hosts=hosts,
         )  # fmt: skip
 
 

@@ -1,13 +1,17 @@
-"""Bind an address of this machine, and serve there until stopped."""
+"""Bind an address of this machine, serve there until stopped, and tell its own host names from
+others."""
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import signal
 import socket
 import threading
+from collections.abc import Collection
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from rmadapter.errors import UserError
 
@@ -51,3 +55,27 @@ def serve_until_stopped(config: uvicorn.Config, listening: socket.socket) -> Non
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def is_known_host(host: str, names: Collection[str]) -> bool:
+    """Return whether a header `Host` names this server: "localhost", an IP address or one of
+    `names`, in lower case. Any other may be of a site that points its own name at this machine (DNS
+    rebinding)."""
+    name = part_of(f"//{host}", "hostname")
+    return name in names or name == "localhost" or _is_ip_address(name)
+
+
+def part_of(address: str, name: str) -> str:
+    """Return a part of an address that a browser sent, such as "hostname"; "" if malformed."""
+    try:
+        return getattr(urlsplit(address), name) or ""
+    except ValueError:
+        return ""
+
+
+def _is_ip_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

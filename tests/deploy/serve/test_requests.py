@@ -125,6 +125,23 @@ def test_other_keys_are_refused(service: Service) -> None:
     assert status_of(app) == status_of(app, x_api_key="y") == 401
 
 
+def test_other_host_names_are_refused_if_any_are_given(service: Service) -> None:
+    for hosts in (None, ["birds.example"]):
+        app = AccessMiddleware(Inside(), service.limits, service.counters, hosts=hosts)
+        for host in ("localhost:8000", "127.0.0.1", "[::1]:80", "Birds.example:443"):
+            assert status_of(app, host=host) == 200
+        for host in ("evil.example", "localhost.evil.example", "", "127.0.0.1.evil", "[::1"):
+            assert status_of(app, host=host) == (403 if hosts else 200)
+
+
+def test_all_headers_of_a_request_are_limited(service: Service) -> None:
+    app = guarded(service)
+    assert status_of(app, x="y" * 16_000) == 200
+    assert status_of(app, x="y" * 17_000) == 431
+    assert status_of(app, **{f"x{number}": "y" * 100 for number in range(200)}) == 431
+    assert status_of(app, path="/" + "a" * 17_000) == 431
+
+
 def test_keys_of_a_request() -> None:
     assert list(keys(Headers({"x-api-key": "a", "authorization": "bearer b"}))) == [b"a", b"b"]
     assert list(keys(Headers({"authorization": "Digest b"}))) == [b""]

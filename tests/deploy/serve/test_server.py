@@ -10,24 +10,32 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.serving import Process, Toy, colour_image, post, read, running_service, wait_for  # isort: skip
-
 from rmadapter.artifacts.checkpoint import load, save
 from rmadapter.deploy.serve import server
 from rmadapter.deploy.serve.model import ServedModel, ServeOptions
-from rmadapter.deploy.serve.server import Reloader
+from rmadapter.deploy.serve.server import PatientProtocol, Reloader
 from rmadapter.deploy.serve.service import Service
 from rmadapter.errors import UserError
 from rmadapter.support.files import sign, write_sums
+from tests.helpers.serving import (
+    Process,
+    Toy,
+    colour_image,
+    post,
+    read,
+    running_server,
+    running_service,
+    wait_for,
+)  # isort: skip
 from tests.helpers.shell import backbone_option
 
-HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 IMAGE = [("a.png", colour_image(1, 2, 3))]
 
 
@@ -129,6 +137,38 @@ def test_missing_body_times_out(finished: Path) -> None:
         logged = '"POST /predict HTTP/1.1" 408'
         wait_for(lambda: any(logged in line for line in process.said), "it is not in the log")
         assert process.end() == 0
+
+
+@pytest.mark.parametrize(
+    "start", [b"", b"GET /health HT", HEAD, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\nGET /"]
+)
+def test_connections_with_slow_headers_are_closed(
+    start: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "PATIENCE", 0.5)
+    with running_server(Toy(), http=PatientProtocol) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as client:
+            client.sendall(start)
+            begun = time.monotonic()
+            for _ in range(8):  # each byte on its own does not help
+                with suppress(OSError):
+                    client.sendall(b"x" if start else b"")
+                time.sleep(0.1)
+            with suppress(ConnectionError):
+                read_to_end(client)
+            assert time.monotonic() - begun < 4
+        time.sleep(0.6)
+        assert post(address, "/predict", IMAGE)[0] == 200
+
+
+def test_a_slow_answer_is_no_slow_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "PATIENCE", 0.2)
+    toy = Toy()
+    toy.gate.clear()
+    with running_server(toy, http=PatientProtocol) as address:
+        threading.Timer(1, toy.gate.set).start()
+        assert post(address, "/predict", IMAGE)[0] == 200
 
 
 # Reloading

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import json
 import secrets
 import shutil
@@ -19,7 +18,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
-from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -33,6 +31,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rmadapter.deploy.app.images import MOST_ZIP, safe_name
 from rmadapter.deploy.app.jobs import without_commands
 from rmadapter.deploy.app.session import Session, Shared
+from rmadapter.deploy.sockets import is_known_host, part_of
 from rmadapter.errors import UserError
 
 ASSETS = Path(__file__).parents[2] / "assets/app"
@@ -391,25 +390,8 @@ def refusal(method: str, host: str, origin: str | None, names: Collection[str]) 
     address. The host reveals a site that points its own name at this machine (DNS rebinding), the
     origin one whose page sends something here (CSRF).
     """
-    name = _part(f"//{host}", "hostname")
-    if name not in names and name != "localhost" and not _is_ip_address(name):
+    if not is_known_host(host, names):
         return "Open this page at the address that the terminal shows."
-    if method not in SAFE_METHODS and origin is not None and _part(origin, "netloc") != host:
+    if method not in SAFE_METHODS and origin is not None and part_of(origin, "netloc") != host:
         return "Another site's page sent this request, which is not allowed."
     return ""
-
-
-def _part(address: str, name: str) -> str:
-    """Return a part of an address that a browser sent, such as "hostname"; "" if malformed."""
-    try:
-        return getattr(urlsplit(address), name) or ""
-    except ValueError:
-        return ""
-
-
-def _is_ip_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True

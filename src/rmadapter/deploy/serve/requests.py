@@ -1,5 +1,5 @@
-"""Admit requests by key and size, count them, and read their images: files of a form, or base64 in
-JSON."""
+"""Admit requests by key, host name and size, count them, and read their images: files of a form, or
+base64 in JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import hmac
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from email.message import Message as MailMessage
 
@@ -20,9 +20,11 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rmadapter.deploy.serve.service import RETRY, Counters, Limits, Upload
+from rmadapter.deploy.sockets import is_known_host
 
 OPEN_PATHS = ("/health", "/ready")  # need no key
 CLIENT_LEFT = 499  # status to count when the client leaves before its answer
+HEADERS = 16_384  # bytes of a request before its body
 BODIES = 8  # bodies of the largest size that are held at once
 NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 FIELD = "files"
@@ -36,14 +38,19 @@ HOW = (
 class AccessMiddleware:
     """Check keys, limit bodies and count requests before an application answers them.
 
-    key: required of a request, "" for none.
+    key: required of a request, "" for none. hosts: names of this server, as for `is_known_host`;
+    None allows any.
     """
 
-    def __init__(self, app: ASGIApp, limits: Limits, counters: Counters, key: str = "") -> None:
+    def __init__(
+        self, app: ASGIApp, limits: Limits, counters: Counters, key: str = "",
+        hosts: Collection[str] | None = None,
+    ) -> None:  # fmt: skip
         self.app = app
         self._limits = limits
         self._counters = counters
         self._key = os.fsencode(key)
+        self._hosts = None if hosts is None else {name.casefold() for name in hosts}
         self._held = 0  # bytes of the bodies of all requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,6 +84,12 @@ class AccessMiddleware:
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers = Headers(scope=scope)
+        lines = [(scope["path"].encode(), scope.get("query_string", b"")), *headers.raw]
+        if sum(len(name) + len(value) for name, value in lines) > HEADERS:
+            return JSONResponse({"error": f"headers of more than {HEADERS:,} bytes"}, 431)
+        if self._hosts is not None and not is_known_host(headers.get("host", ""), self._hosts):
+            content = {"error": "unknown host name; start the server with --allow-host NAME"}
+            return JSONResponse(content, 403)
         needs_key = self._key and scope["path"] not in OPEN_PATHS
         if needs_key and not any(hmac.compare_digest(key, self._key) for key in keys(headers)):
             content = {"error": "this server needs its key in the header X-API-Key"}

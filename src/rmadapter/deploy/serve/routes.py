@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from importlib import metadata
 from typing import Annotated, NamedTuple, cast
@@ -189,11 +189,12 @@ def create_app(
     key: str = "",
     cors: Sequence[str] = (),
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
+    hosts: Collection[str] | None = None,
 ) -> FastAPI:
     """Create the application.
 
     key: that requests must have. cors: origins of web pages that may send requests. lifespan: what
-    runs beside the application.
+    runs beside the application. hosts: as for `AccessMiddleware`.
     """
     app = FastAPI(
         title="rmadapter",
@@ -209,7 +210,9 @@ def create_app(
     app.add_exception_handler(HTTPException, _error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(ClientDisconnect, _client_left)
-    app.add_middleware(AccessMiddleware, limits=service.limits, counters=service.counters, key=key)
+    app.add_middleware(
+        AccessMiddleware, limits=service.limits, counters=service.counters, key=key, hosts=hosts
+    )
     if cors:  # outermost: a browser first asks without the key
         app.add_middleware(
             CORSMiddleware,

@@ -7,13 +7,16 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
+import h11
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rmadapter.deploy.serve.model import ServeOptions, open_served
+from rmadapter.deploy.serve.requests import HEADERS
 from rmadapter.deploy.serve.routes import create_app
 from rmadapter.deploy.serve.service import Service
 from rmadapter.deploy.sockets import serve_until_stopped
@@ -22,7 +25,7 @@ from rmadapter.support.files import sign
 from rmadapter.support.terminal import escape
 
 CONNECTIONS = 512  # open at once; beyond, uvicorn answers 503
-HEADERS = 16_384  # bytes
+PATIENCE = 20.0  # seconds in which the headers of a request must arrive
 BACKLOG = 2048  # connections that wait to be accepted
 EVERY = 2.0  # seconds between two looks at the models
 
@@ -30,11 +33,12 @@ EVERY = 2.0  # seconds between two looks at the models
 def run(
     service: Service, options: Mapping[str, ServeOptions], listening: socket.socket,
     ready: Callable[[], None], *, key: str = "", cors: Sequence[str] = (), log: bool = False,
+    hosts: Collection[str] | None = None,
 ) -> None:  # fmt: skip
     """Serve until SIGTERM or SIGINT; then accept nothing new, and answer what was accepted.
 
     options: of the models, by name. ready: called once requests are accepted. log: print a line on
-    stderr for each request. SIGHUP reloads the models.
+    stderr for each request. hosts: as for `AccessMiddleware`. SIGHUP reloads the models.
     """
 
     @asynccontextmanager
@@ -53,9 +57,9 @@ def run(
     if log:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = uvicorn.Config(
-        create_app(service, key, cors, lifespan),
+        create_app(service, key, cors, lifespan, hosts),
         lifespan="on",
-        http="h11",  # others count headers and bodies differently
+        http=PatientProtocol,  # by h11: others count headers and bodies differently
         ws="none",
         log_config=None,
         log_level="info" if log else "error",
@@ -66,6 +70,34 @@ def run(
         timeout_graceful_shutdown=int(2 * service.limits.seconds) + 1,
     )
     serve_until_stopped(config, listening)
+
+
+class PatientProtocol(H11Protocol):
+    """HTTP that closes a connection whose headers take longer than PATIENCE, which uvicorn does for
+    none: a few hundred half-sent requests would lock others out."""
+
+    _waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        complete = self.conn.their_state is not h11.IDLE
+        if complete and self._waiting:
+            self._waiting.cancel()
+            self._waiting = None
+        elif not complete and not self._waiting and self.conn.trailing_data[0]:
+            self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._waiting:
+            self._waiting.cancel()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        self._waiting = self.loop.call_later(PATIENCE, self.transport.close)
 
 
 class Reloader:
