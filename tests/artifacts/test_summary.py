@@ -44,6 +44,20 @@ def test_a_judged_run_shows_its_judgement(capsys: pytest.CaptureFixture[str]) ->
     assert found["judgement"]["rows"][1]["accuracy"] == found["test, all classes"]["accuracy"] == 60
 
 
+def test_names_of_classes_are_never_obeyed_by_a_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    judgement = Judgement(
+        how="on the test split", images=1200, classes=("\x1b[31mred", "b"), majority=71.0,
+        rows=(Rates(name="zero-shot", accuracy=40.0, p=0.01, **RATES, recalls=(9.0, 9.0)),
+              Rates(name="RMAdapter", accuracy=60.0, **RATES, recalls=(9.0, 60.0))),
+    )  # fmt: skip
+    print_record(RECORD.model_copy(update={"judgement": judgement}), as_json=False)
+    out = capsys.readouterr().out
+    assert "[31mred 9 %" in out
+    assert "\x1b" not in out
+
+
 def beside_probe(probe: float, p: float, **changes: Any) -> Record:
     """Return a record of 60 %, beside a probe that trained in 4 s."""
     rates = {**RATES, "recalls": [60.0, 60.0]}

@@ -3,9 +3,12 @@ with their checksums."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -16,6 +19,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import safe_open
 
 from rmadapter.errors import UserError
@@ -26,6 +31,7 @@ from rmadapter.support.files import (
     cache_folder,
     check_new,
     check_sums,
+    csv_text,
     inert,
     inert_path,
     own_name,
@@ -178,14 +184,51 @@ def test_json_is_utf_8_in_spite_of_file_names_that_are_not(tmp_path: Path) -> No
     assert json.loads(text) == value
 
 
-@pytest.mark.parametrize("start", ["=", "+", "-", "@"])
+@pytest.mark.parametrize(
+    "start",
+    [
+        "=",
+        "+",
+        "-",
+        "@",
+        "＝",
+        "＋",
+        "－",
+        "＠",
+        "\u200b=",
+        "\t=",
+        " +",
+        "\ufeff@",
+        "\u202e\u200b-",
+    ],
+)
 def test_formulas_of_spreadsheets_are_neutralised(start: str, tmp_path: Path) -> None:
     evil = f"{start}A1+1.png"
     (tmp_path / evil).touch()
-    assert inert(evil) == f"'{evil}"
+    assert inert(evil) == "'" + evil.replace("\t", " ")
     assert (tmp_path / inert_path(evil)).is_file()
-    assert not inert_path(evil).startswith(start)
+    assert inert_path(evil).startswith("./")
     assert (inert("cat"), inert_path("a/=b.png")) == ("cat", "a/=b.png")
+
+
+NASTY = st.text(alphabet=st.sampled_from("a;,\t\r\n\"'=é "), max_size=6)
+
+
+@given(st.lists(st.lists(NASTY, min_size=2, max_size=2), max_size=4))
+def test_csv_comes_back_and_no_cell_is_split_at_a_semicolon_or_return(
+    rows: list[list[str]],
+) -> None:
+    text = csv_text(("a", "b"), rows)
+    assert [*csv.reader(io.StringIO(text, newline=""))] == [["a", "b"], *rows]
+    outside = re.sub(r'"(?:[^"]|"")*"', "", text)
+    assert not {";", "\t", "\r"} & {*outside}
+
+
+def test_plain_cells_are_written_as_the_library_csv_does() -> None:
+    rows = [["a", 0.5, None, True, 'x "y"'], ["", 1e-9, 3, False, "b, c"]]
+    plain = io.StringIO()
+    csv.writer(plain, lineterminator="\n").writerows([["a"], *rows, [""]])
+    assert csv_text(["a"], [*rows, [""]]) == plain.getvalue()
 
 
 # Reading

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.methods import name_with_settings
-from rmadapter.support.terminal import note, table
+from rmadapter.support.terminal import escape, note, table
 
 if TYPE_CHECKING:
     from rmadapter.artifacts.record import Choice, Judgement, MethodName, Record, Score, Verdict
@@ -35,14 +35,14 @@ def print_record(record: Record, as_json: bool, run: Path | None = None) -> None
     if judged:
         table(*judgement_table(judged, record.method))
         print(f"judged {judged.how}; Wilson intervals")
-        print(f"lowest recall: {lowest_recalls(judged)}")
+        print(escape(f"lowest recall: {lowest_recalls(judged)}"))
         compared = headline_of(
             judged, name_with_settings(record.method.name, record.method.changed)
         )
         if compared:
-            print("".join(compared))
+            print(escape("".join(compared)))
         if tie := describe_tie(record):
-            print(tie)
+            print(escape(tie))
     if judged and len(record.scores) == 1:
         return
     if record.method.changed and not judged:

@@ -7,7 +7,6 @@ Sorting copies, moves or links images, and never overwrites anything.
 
 from __future__ import annotations
 
-import csv
 import errno
 import json
 import os
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, TypeGuard
 from rmadapter.data.formats.columnar import pyarrow
 from rmadapter.errors import UserError
 from rmadapter.predict.answer import Cell, Row, cell
-from rmadapter.support.files import atomic, cache_folder, check_new, opened
+from rmadapter.support.files import atomic, cache_folder, check_new, csv_text, opened
 from rmadapter.support.locks import exclusive, hold
 from rmadapter.support.terminal import bar
 
@@ -262,9 +261,10 @@ def _writing(path: Path) -> Iterator[None]:
 
 def _csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
     with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows([cell(column, row[column]) for column in columns] for row in rows)
+        file.write(csv_text(columns, (), "\r\n"))
+        for row in rows:
+            line = [cell(column, row[column]) for column in columns]
+            file.write(csv_text(line, (), "\r\n"))
 
 
 def _jsonl(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:

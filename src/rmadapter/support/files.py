@@ -4,15 +4,14 @@ them with their checksums."""
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
-import io
 import json
 import os
 import re
 import stat
 import tempfile
 import threading
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
@@ -299,12 +298,21 @@ def path_from(folder: Path, file: Path) -> str:
 def inert(text: str) -> str:
     """Neutralise a text for spreadsheets: an apostrophe precedes what begins like a formula."""
     text = re.sub(r"[\t\r\n]", " ", text)
-    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
+    return f"'{text}" if _is_formula(text) else text
 
 
 def inert_path(name: str) -> str:
     """Neutralise a path for spreadsheets; it still opens."""
-    return f"./{name}" if name.startswith(("=", "+", "-", "@")) else name
+    return f"./{name}" if _is_formula(name) else name
+
+
+def _is_formula(text: str) -> bool:
+    """Return whether a text begins like a formula, also in full width, or after characters that
+    nobody sees."""
+    for mark in text:
+        if not mark.isspace() and unicodedata.category(mark) not in ("Cc", "Cf"):
+            return unicodedata.normalize("NFKC", mark).startswith(("=", "+", "-", "@"))
+    return False
 
 
 def check_new(*paths: Path, option: str = "--out") -> None:
@@ -317,11 +325,22 @@ def check_new(*paths: Path, option: str = "--out") -> None:
             raise UserError(f"{path}: already exists; choose another {option}, or delete it")
 
 
-def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return the text of a CSV file."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    return text.getvalue()
+def csv_text(header: Sequence[object], rows: Iterable[Sequence[object]], end: str = "\n") -> str:
+    """Return the text of a CSV file. end: of its lines.
+
+    Cells with semicolons, tabs or returns are quoted, too: where a comma is the decimal mark,
+    spreadsheets split at semicolons, and some readers end a line at a return.
+    """
+    lines = [",".join(map(_csv_cell, row)) for row in (header, *rows)]
+    return "".join((line or '""') + end for line in lines)
+
+
+def _csv_cell(value: object) -> str:
+    text = "" if value is None else str(value)
+    if re.search(r'[",;\t\r\n]', text):
+        text = text.replace('"', '""')
+        return f'"{text}"'
+    return text
 
 
 # SHA256SUMS: digests of the files in a folder, which `sha256sum -c SHA256SUMS` checks, too

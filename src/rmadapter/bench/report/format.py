@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from rmadapter.errors import UserError
-from rmadapter.support.files import inert
+from rmadapter.support.files import csv_text, inert
 
 if TYPE_CHECKING:
     import pandas
@@ -158,7 +158,8 @@ def to_csv(table: Table) -> str:
         columns[head] = [_csv_value(cell.value) for cell in cells]
         if any(cell.interval is not None for cell in cells):
             columns[f"{head} ± 95 %"] = [_csv_value(cell.interval) for cell in cells]
-    return str(_pandas().DataFrame(columns).to_csv(index=False, lineterminator="\n"))
+    frame = _pandas().DataFrame(columns)
+    return csv_text([*columns], frame.itertuples(index=False))
 
 
 def _csv_value(value: float | str | None) -> str:

@@ -12,7 +12,6 @@ Images become the same tensors, bit for bit, as in the package that exported the
 from __future__ import annotations
 
 import argparse
-import csv
 import html
 import json
 import logging
@@ -33,7 +32,7 @@ from rmadapter.data.names import OR, default_name, key
 from rmadapter.deploy.export.torch_graph import checked
 from rmadapter.errors import UserError
 from rmadapter.predict.answer import Answer, best, cell, columns
-from rmadapter.support.files import check_sums
+from rmadapter.support.files import check_sums, csv_text
 
 # Engines, each imported only for its own graph
 
@@ -381,15 +380,14 @@ def _write(
     """Print CSV as `rmadapter predict --no-zero-shot --out` writes it. embeddings: file for
     features, in its order."""
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="")  # type: ignore[union-attr]
-    writer = csv.writer(sys.stdout)
     header = columns(top, zero_shot=False)
-    writer.writerow(header)
+    print(csv_text(header, (), "\r\n"), end="")
     features = []
     for images, outputs in model.outputs(files, bad, 2 if embeddings else 1):
         features += outputs[1:]
         for image, line in zip(images, outputs[0], strict=True):
             row = Answer(Path(str(image)), tuple(model.best(line, top))).row()
-            writer.writerow([cell(column, row[column]) for column in header])
+            print(csv_text([cell(column, row[column]) for column in header], (), "\r\n"), end="")
     if embeddings and features:
         with open(f"{embeddings}.part", "wb") as file:
             np.save(file, np.concatenate(features))
