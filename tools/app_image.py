@@ -60,7 +60,7 @@ def main(
             )
             page.shot(Path(home, "page.png"))
         with Image.open(Path(home, "page.png")) as shot:
-            shot.convert("RGB").quantize(64).save(out, optimize=True)  # a third of the size
+            shot.convert("RGB").quantize().save(out, optimize=True)  # less than half the size
 
 
 def _choose(page: Tab, selector: str, *files: str) -> None:

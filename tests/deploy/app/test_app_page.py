@@ -168,7 +168,7 @@ def test_page_from_first_click_to_answers(
     train(page, "linear-probe-pair")
     verdict = page.until("document.getElementById('verdict').textContent")
     assert re.match(r"\d+ of 18 images", verdict)
-    low, high = (float(end) for end in re.findall(r"(\d+\.\d) ", verdict))
+    low, high = (float(end) for end in re.findall(r"(\d+\.\d)\s", verdict))
     assert 0 < low < high <= 100
     more = "document.querySelector('#more form')"
     assert page.script(f"{more}.hidden && !document.getElementById('more').hidden")

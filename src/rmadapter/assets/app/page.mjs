@@ -1,6 +1,6 @@
 // The page: it sends images and wishes to the server, and shows what that says. Nothing is computed here.
 
-import { Camera, bars, element, own, percent } from "./parts.mjs";
+import { Camera, bars, element, own, percent, sentence } from "./parts.mjs";
 
 const AGAIN = 500, SPOKEN = 10_000; // milliseconds between two looks at a job, and between two sentences about it
 const $ = (id) => document.getElementById(id);
@@ -116,7 +116,7 @@ function drawJob(job) {
   $("notes").lastElementChild.replaceChildren(...job.notes.map((note) => element("li", {}, note)));
 }
 
-const interval = ({ low, high }) => `${low.toFixed(1)} to ${high.toFixed(1)} %`;
+const interval = ({ low, high }) => `${low.toFixed(1)} to ${percent(high / 100)}`;
 
 function drawJudged(found) {
   const before = found?.rows.find((row) => row.name.startsWith("before")), after = found?.rows.at(-1);
@@ -124,7 +124,7 @@ function drawJudged(found) {
   $("verdict").textContent = after
     ? `${after.right} of ${found.images} images are right${past}. On other images of this kind, ${interval(after)} are plausible.`
     : "Not known yet: it was not tested on images whose class is known.";
-  $("tie").textContent = found?.tie ? `${found.tie[0].toUpperCase()}${found.tie.slice(1)}.` : "";
+  $("tie").textContent = sentence(found?.tie ?? "");
   $("rates").hidden = !after;
   $("rates").tBodies[0].replaceChildren(...(found?.rows ?? []).map((row) => element("tr", {}, element("td", {}, row.name),
     element("td", {}, percent(row.accuracy / 100)), element("td", {}, interval(row)))));
@@ -182,7 +182,7 @@ function draw(state) {
   });
   part("get", { targets: state.targets, exports: state.exports }, drawTargets);
   $("with").hidden = Boolean(state.base) || !state.classes.some((one) => one.images);
-  $("advice").textContent = state.advice;
+  $("advice").textContent = state.advice && `${sentence(state.advice)} Whoever starts this page's server chooses the backbone.`;
 }
 
 // What is known of another model must not stand under this one, whatever the server says.

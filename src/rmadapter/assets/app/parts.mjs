@@ -10,7 +10,8 @@ export function element(name, properties = {}, ...inside) {
 
 // A name in any script, which does not turn the text around it.
 export const own = (name) => element("bdi", {}, name);
-export const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
+export const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)}\u00a0%`;
+export const sentence = (text) => text && `${text[0].toUpperCase()}${text.slice(1)}.`;
 
 // Answers, the most probable first.
 export const bars = (answers) => element("ol", {}, ...answers.slice(0, SHOWN).map(({ label, probability }) => {
