@@ -156,6 +156,9 @@ def test_page_shows_images_and_counts_without_scripts(tmp_path: Path) -> None:
     assert "=cat 70" in page.text
     assert "://" not in (tmp_path / "s.html").read_text("utf-8")
     single = replace(example(tmp_path, count=1), pool=1, known=1, copies=2)
+    nested = Suggestion(Path("a/<i>.png"), 1, 0.5, ())
+    write_page(tmp_path / "s.html", replace(single, suggestions=(nested,)), "x", tmp_path / "s.csv")
+    assert "a/<i>.png" in Page(tmp_path / "s.html").text
     write_page(tmp_path / "s.html", single, "a run", tmp_path / "s.csv")
     text = Page(tmp_path / "s.html").text
     for counts in ("1 of 1 image ", "1 image that the run was fitted to", "2 near-duplicates of"):
