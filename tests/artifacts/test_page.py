@@ -131,7 +131,7 @@ def test_the_message_comes_first_with_its_numbers_and_intervals(
 ) -> None:
     before, after = zip(correct(base), correct(novel), strict=True)
     rates = f"{after[0]:.1f} % instead of {before[0]:.1f} %"
-    assert f"RMAdapter is better than the untouched model: {rates}" in page.text
+    assert f"RMAdapter did better than the untouched model: {rates}" in page.text
     message = page.text[: page.text.index("Gained and lost")]
     for figure in (*before, *after, 100 / 3):
         assert f"{figure:.1f}" in message

@@ -97,10 +97,10 @@ def test_a_probe_that_is_as_good_is_named_with_its_seconds(
 @pytest.mark.parametrize(
     ("record", "verdict", "rates"),
     [
-        (beside_probe(59.0, 0.8), "ties with a linear probe", "60.0 % and 59.0 %"),
-        (beside_probe(61.0, 0.8), "ties with a linear probe", "60.0 % and 61.0 %"),
-        (beside_probe(50.0, 0.01), "is better than a linear probe", "60.0 % instead of 50.0 %"),
-        (beside_probe(70.0, 0.01), "is worse than a linear probe", "60.0 % instead of 70.0 %"),
+        (beside_probe(59.0, 0.8), "tied with a linear probe", "60.0 % and 59.0 %"),
+        (beside_probe(61.0, 0.8), "tied with a linear probe", "60.0 % and 61.0 %"),
+        (beside_probe(50.0, 0.01), "did better than a linear probe", "60.0 % instead of 50.0 %"),
+        (beside_probe(70.0, 0.01), "did worse than a linear probe", "60.0 % instead of 70.0 %"),
         (beside_probe(30.0, 0.01), "better than the untouched model", "60.0 % instead of 40.0 %"),
     ],
 )

@@ -158,8 +158,8 @@ def headline(
     ours, others = (f"{rate:.1f} %" for rate in rates)
     end = f" right on {images:,} image{'' if images == 1 else 's'}"
     if verdict == "tied":
-        return Headline(f"{name} ties with {other}: ", ours, " and ", others, end)
-    return Headline(f"{name} is {verdict} than {other}: ", ours, " instead of ", others, end)
+        return Headline(f"{name} tied with {other}: ", ours, " and ", others, end)
+    return Headline(f"{name} did {verdict} than {other}: ", ours, " instead of ", others, end)
 
 
 def headline_of(judged: Judgement, name: str) -> Headline | None:
