@@ -36,7 +36,7 @@ def named(rmadapter: Command, colors: Path, kept: Path, tiny_clip: Backbone) -> 
     if not (kept / "run").exists():
         (kept / "names.csv").write_text("label,name\nnight_sky,stars at night\nred,scarlet\n")
         command = ["fit", colors, "--backbone", tiny_clip.name, *QUICK]
-        rmadapter.done(*command, "--names", kept / "names.csv", "--out", kept / "run")
+        rmadapter.done(*command, "--names-from", kept / "names.csv", "--out", kept / "run")
     return kept / "run"
 
 
@@ -97,7 +97,7 @@ def test_a_class_with_several_descriptions_keeps_its_label(
     more = [word for setting in ["device=cpu", *settings] for word in ("--set", setting)]
     command = ["fit", colors, "--backbone", tiny_clip.name, "--shots", 2, "--method", method]
     run = tmp_path / "run"
-    rmadapter.done(*command, "--names", tmp_path / "names.csv", *more, "--out", run)
+    rmadapter.done(*command, "--names-from", tmp_path / "names.csv", *more, "--out", run)
     saved = load(run, tiny_clip)
     assert saved.names == ("sea", "green", "night sky", "scarlet | the red one")
     assert saved.labels == ("blue", "green", "night_sky", "red")
@@ -149,21 +149,21 @@ def test_eval_uses_the_names_of_both_halves_of_the_classes(
 ) -> None:
     (tmp_path / "names.csv").write_text("label,name\nblue,sea\nred,scarlet\n")
     run = tmp_path / "run"
-    words = ["--method", "zero-shot", "--shots", 2, "--classes", "base", "--out", run]
-    words += ["--backbone", tiny_clip.name, "--names", tmp_path / "names.csv"]
+    words = ["--method", "zero-shot", "--shots", 2, "--half", "base", "--out", run]
+    words += ["--backbone", tiny_clip.name, "--names-from", tmp_path / "names.csv"]
     rmadapter.done("fit", colors, *words)
     saved = load(run, tiny_clip)
     assert saved.custom_names == {"blue": "sea"}
     assert known_names(run, saved) == {"blue": "sea", "red": "scarlet"}
     command = ["eval", run, colors, *backbone_option(run), "--split", "heldout"]
-    assert rmadapter.json(*command, "--classes", "novel")["n_images"] > 0
+    assert rmadapter.json(*command, "--half", "novel")["n_images"] > 0
 
 
 def test_names_that_fit_no_class_are_refused(
     rmadapter: Command, colors: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "names.csv").write_text("label,name\nnight-sky,stars\n")
-    command = ["fit", colors, "--out", tmp_path / "run", "--names", tmp_path / "names.csv"]
+    command = ["fit", colors, "--out", tmp_path / "run", "--names-from", tmp_path / "names.csv"]
     refused(rmadapter(*command), "'night-sky'", "did you mean 'night_sky'?")
     (tmp_path / "names.csv").write_text("label,name\nred,Blue\n")
     refused(rmadapter(*command), "classes 'blue' and 'red' are both called 'Blue'")

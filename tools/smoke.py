@@ -45,7 +45,7 @@ def steps(images: Path, run: Path, backbone: str) -> Iterator[list[str]]:
     its = ["--backbone", backbone]
     yield ["predict", str(run), str(images), *its, "--json"]
     yield ["eval", str(run), str(images), "--split", "all", *its, "--json"]
-    yield ["push", str(run), "somebody/colors", "--to", str(run.with_name("pushed")), "--json"]
+    yield ["push", str(run), "somebody/colors", "--out", str(run.with_name("pushed")), "--json"]
 
 
 def source_of(python: str) -> str:

@@ -266,7 +266,7 @@ def test_a_method_from_outside_needs_to_be_named_by_the_user(
     named = f"{tmp_path / 'evil.py'}:Evil"
     for name in ("evil:Evil", named):
         rename_method(copy, name)
-        refused(copy, "--method")
+        refused(copy, "--code")
     with pytest.raises(SystemExit, match="ran"):
         load(copy, tiny_clip, method=named)
 

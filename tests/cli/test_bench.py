@@ -66,7 +66,7 @@ def test_bench_prints_a_table_json_and_reports(
     page = tmp_path / "report/report.html"
     assert rmadapter.done(*report).out.strip() == f"report: {page}"
     assert page.is_file()
-    lines = rmadapter.done(*report, "--check").out.splitlines()
+    lines = rmadapter.done(*report, "--paper").out.splitlines()
     counts = r"0 of \d{3} printed figures were measured; 0 are within 1 points"
     assert re.fullmatch(counts, lines[-1])
     [first, *_] = [line for line in lines if "Table 1, average" in line and "RMAdapter" in line]
@@ -130,7 +130,7 @@ def test_a_figure_that_is_off_ends_with_1(rmadapter: Command, tmp_path: Path) ->
         runs = [run.model_copy(update={"scores": scores}) for run in runs]
         results = write(tmp_path / f"off{off:g}", *runs)
         code_found, out, _ = rmadapter(
-            "report", results, "--out", tmp_path / "report", "--check", "--json"
+            "report", results, "--out", tmp_path / "report", "--paper", "--json"
         )
         rows = [row for row in json.loads(out) if row["within"] is not None]
         within = {row["figure"]: row["within"] for row in rows}
@@ -156,7 +156,7 @@ def test_report_of_a_run_writes_its_page_again(
     before = (run / "report.html").read_bytes()
     assert rmadapter.done("report", run).out.strip() == f"report: {run / 'report.html'}"
     assert (run / "report.html").read_bytes() == before
-    refused(rmadapter("report", run, "--tolerance", "2"), "--tolerance: is for --check")
+    refused(rmadapter("report", run, "--tolerance", "2"), "--tolerance: is for --paper")
     refused(rmadapter("report", run, "--out", tmp_path / "else"), f"{run}: ", "leave out --out")
     refused(rmadapter("report", tmp_path), "--out: give a folder for the report")
     (run / "SHA256SUMS").unlink()

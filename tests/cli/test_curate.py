@@ -187,7 +187,7 @@ def test_a_list_of_suggestions_needs_labels_to_train_on(
     pool = shutil.copytree(colors / "test", tmp_path / "new")
     its, out = backbone_option(finished), tmp_path / "s.csv"
     rmadapter.done("suggest", finished, pool, *its, "--n", 4, "--out", out, "-q")
-    add = ["add", finished, out, "--old-data", colors, *its, "--out", tmp_path / "next", "-q"]
+    add = ["add", finished, out, "--run-data", colors, *its, "--out", tmp_path / "next", "-q"]
     refused(rmadapter(*add), "s.csv, line 2: the label is empty")
     labelled = [{**row, "label": Path(row["image"]).parent.name} for row in read_rows(out)]
     write_rows(out, labelled)

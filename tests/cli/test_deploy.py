@@ -59,7 +59,7 @@ def test_mistakes_in_serve_are_named(rmadapter: Command, finished: Path, tmp_pat
     for words, hint in (
         ([tmp_path, "--port", 0], "not a finished run"),
         ([finished, finished, "--port", 0], "give one of them another name"),
-        ([finished, "--queue", 5], "--images 64: must not exceed --queue 5"),
+        ([finished, "--queue", 5], "--max-images 64: must not exceed --queue 5"),
         ([finished, "--host", "192.0.2.1"], "cannot listen there"),
         ([finished, "--port", 0, "--engine", "tpu"], "--engine tpu; known are"),
     ):

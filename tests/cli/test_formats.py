@@ -171,7 +171,7 @@ def test_a_bench_on_crops_scores_like_one_on_their_images(
 def test_crops_are_explained_like_their_images(
     rmadapter: Command, finished: Path, colors: Path, boxes: Path
 ) -> None:
-    command = ["explain", finished, *backbone_option(finished), "--data", colors, "-q"]
+    command = ["explain", finished, *backbone_option(finished), "--run-data", colors, "-q"]
     cut = rmadapter.json(*command, boxes / "test/_annotations.coco.json", "--crops")
     plain = [colors / "test" / name / f"{i}.png" for i in range(4) for name in NAMES]
     wanted = rmadapter.json(*command, *plain)

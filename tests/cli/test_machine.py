@@ -72,7 +72,7 @@ def test_methods_explains_one(rmadapter: Command, name: str) -> None:
 
 def test_data_lists_all_and_says_what_one_lacks(rmadapter: Command, tmp_path: Path) -> None:
     assert [row["key"] for row in rmadapter.json("data")] == list(CATALOG)
-    [row] = rmadapter.json("data", "dtd", "--check", tmp_path)
+    [row] = rmadapter.json("data", "dtd", "--status", "--root", tmp_path)
     assert (row["name"], row["status"]) == ("dtd", "absent")
     refused(rmadapter("data", "--download"), "--download needs the name of one data set")
 

@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 
 from rmadapter import __version__
 from rmadapter.backbones import Backbone
-from rmadapter.bench.ray import ENGINES as RAY_ENGINES
 from rmadapter.cli import machine
 from rmadapter.cli import main as cli
 from rmadapter.cli.checks import check_folder
@@ -126,7 +125,8 @@ def test_help_groups_verbs(rmadapter: Command, monkeypatch: pytest.MonkeyPatch) 
         ("export", "to", TARGETS),
         ("export", "precision", {name for one in TARGETS.values() for name in one.precisions}),
         ("serve", "engine", RUN_ENGINES),
-        ("bench", "engine", RAY_ENGINES),
+        ("fit", "precision", ("fp32", "bf16", "fp16", "auto")),
+        ("fit", "half", ("all", "base", "novel")),
         ("suggest", "rule", {*FIRST, *NEXT}),
     ],
 )
@@ -141,6 +141,38 @@ def test_out_has_a_short_form() -> None:
     found = [one for verb in VERBS.values() for one in verb.params if one.name == "out"]
     assert len(found) > 10
     assert all(one.opts == ["--out", "-o"] for one in found)
+
+
+# Options that differ between commands, and why.
+DIFFERENT = {
+    "--out": "what is written differs: a run, a page, answers",
+    "--precision": "a file may be in int8, a training not; a training may choose",
+    "--set": "in a bench, METHOD.FIELD is a setting of one of its methods",
+    "--shots": "a bench takes several numbers",
+}
+
+
+def test_an_option_means_the_same_everywhere() -> None:
+    """Its type, what --help shows as its value, and its help up to the first semicolon, after which
+    stands what is particular to a command."""
+    meanings: dict[str, set[tuple[object, ...]]] = {}
+    for verb in VERBS.values():
+        for one in verb.params:
+            if one.param_type_name == "option":
+                long = next(word for word in one.opts if word.startswith("--"))
+                meaning = one.help.partition(";")[0].rstrip(".")
+                kind = (str(one.type_descriptor.annotation), one.metavar, one.multiple)
+                meanings.setdefault(long, set()).add((meaning, *kind, *one.opts))
+    differ = {long for long, found in meanings.items() if len(found) > 1}
+    assert differ == {*DIFFERENT}
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [("fit data --names a.csv", "--names-from"), ("add run x --run-dat y", "--run-data")],
+)
+def test_an_old_or_misspelt_option_is_corrected(rmadapter: Command, words: str, meant: str) -> None:
+    refused(rmadapter(*words.split()), "no such option", meant)
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -397,7 +397,7 @@ def test_explain_prints_a_table_json_and_a_page(
     rmadapter: Command, finished: Path, colors: Path, tmp_path: Path
 ) -> None:
     images = [colors / "test/red/0.png", colors / "test/blue/1.png"]
-    command = ["explain", finished, *images, "--data", colors, *backbone_option(finished), "-q"]
+    command = ["explain", finished, *images, "--run-data", colors, *backbone_option(finished), "-q"]
     done = rmadapter(*command)
     assert (done.code, done.err) == (0, "")
     assert "nearest training images" in done.out

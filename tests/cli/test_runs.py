@@ -151,7 +151,8 @@ def test_options_of_fit_reach_the_run_and_its_config(
     rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone
 ) -> None:
     out = tmp_path / "run"
-    options = ["--shots", 3, "--seed", 2, "--classes", "base"]
+    options = ["--shots", 3, "--seed", 2, "--half", "base"]
+    options += ["--device", "cuda:99", "--precision", "bf16"]  # --set device=cpu takes precedence
     options += small_options("mma", templates="a {}.")
     command = fit_command(colors, tiny_clip, out, *options)
     halves = ["test, base classes", "test, novel classes"]
@@ -160,12 +161,13 @@ def test_options_of_fit_reach_the_run_and_its_config(
     wanted = Request.make(values, values.pop("method"), data=str(colors))
     task = wanted.task
     assert (task.shots, task.seed, task.classes, task.templates) == (3, 2, "base", ("a {}.",))
+    assert read_record(out / "run.json").precision == "bf16"
     assert wanted.method == load_method("mma", {"first_block": 3, "rank": 4, "epochs": 2})
     again = rmadapter.done(*command).out  # a table this time, without training again
     for words in (halves[0], "harmonic mean", "zero-shot", f"report: {out / 'report.html'}"):
         assert words in again
     refused(rmadapter(*command, "--set", "rank=5"), "holds another run: choose another --out")
-    found = rmadapter.json("eval", out, colors, *backbone_option(out), "--classes", "base")
+    found = rmadapter.json("eval", out, colors, *backbone_option(out), "--half", "base")
     assert found["accuracy"] == read_record(out / "run.json").metric("base")
 
 
@@ -212,7 +214,7 @@ def test_eval_measures_a_split_some_classes_or_other_settings(
     assert found["accuracy"] > 90 > 50 > found["zero_shot_accuracy"]
     untouched = rmadapter.json(*command, "--set", "alpha=0")
     assert untouched["accuracy"] == untouched["zero_shot_accuracy"] == found["zero_shot_accuracy"]
-    novel = rmadapter.json(*command, "--classes", "novel", "--split=train")
+    novel = rmadapter.json(*command, "--half", "novel", "--split=train")
     assert (novel["n_images"], novel["n_classes"]) == (12, 2)
     assert rmadapter.json(*command, "--split", "heldout")["n_images"] == 8
     table = rmadapter(*command)
@@ -251,7 +253,7 @@ def test_mistakes_in_fit_are_named(
         ([colors, "--method", "nma"], "unknown method 'nma'; did you mean 'mma'?"),
         ([colors, "--effort", "quick"], "effort='quick'"),
         ([colors, "--config", tmp_path / "none.yaml"], "not a readable config"),
-        ([colors, "--classes", "old"], "classes='old'"),
+        ([colors, "--half", "old"], "classes='old'"),
         ([colors, "--shots", "-1"], "shots=-1"),
         ([tmp_path / "gone"], f"{tmp_path / 'gone'}: no such file or folder"),
         ([file], "unknown format; give a folder of class folders"),
@@ -281,8 +283,8 @@ def test_mistakes_in_eval_are_named(
         ([finished, colors / "train", *its], "(--split takes all, heldout)"),
         ([finished, strange, *its], "classes ('2024', '2025') is one of the run's"),
         ([finished, colors, *its, "--split", "val"], "--split one of train, test, heldout"),
-        ([finished, colors, "--classes", "old"], "classes='old'"),
-        ([finished, colors, "--device", "cpu"], "is given as --set device=VALUE"),
+        ([finished, colors, "--half", "old"], "classes='old'"),
+        ([finished, colors, "--workers", "2"], "is given as --set workers=VALUE"),
     ):
         refused(rmadapter("eval", *words), hint)
 
@@ -312,8 +314,8 @@ def test_the_best_settings_of_a_search_are_a_config_for_fit(
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--jobs", "2"], "--jobs needs --engine ray"),
-        (["--engine", "slurm"], "--engine 'slurm'"),
+        (["--jobs", "2"], "--jobs needs --ray"),
+        (["--address", "auto"], "--address needs --ray"),
         (["--search", "nought"], "unknown setting"),
         (["--method", "zero-shot"], "has no settings to try by default"),
     ],
@@ -340,7 +342,7 @@ def test_a_run_is_repeated_by_its_report(
     shutil.copytree(colors, tmp_path / "my photos")
     (tmp_path / "my photos/train/red/bad one.png").write_bytes(b"\x89PNG")
     (tmp_path / "names.csv").write_text('label,name\nred,the colour "red"\n')
-    words = ["--skip-bad", "--names", "names.csv", "--set", "templates=a <{}> & more."]
+    words = ["--skip-bad", "--names-from", "names.csv", "--set", "templates=a <{}> & more."]
     done = rmadapter.done(*fit_command(Path("my photos"), tiny_clip, Path("a run"), *QUICK, *words))
     assert "note: train/red/bad one.png: not an image" in done.err
     first = read_record(Path("a run/run.json"))
@@ -415,7 +417,7 @@ def test_columns_of_a_new_table_are_not_those_of_the_old_data(
     lines = [f"pink/{image.name},pink" for image in sorted((tmp_path / "pink").iterdir())]
     (tmp_path / "new.csv").write_text("\n".join(["foto,species", *lines]))
     words = ["--image-column", "foto", "--label-column", "species", *backbone_option(finished)]
-    words += ["--old-data", colors, "--out", tmp_path / "grown"]
+    words += ["--run-data", colors, "--out", tmp_path / "grown"]
     rmadapter.done("add", finished, tmp_path / "new.csv", *words)
     assert "pink" in read_images(tmp_path / "grown/images.csv", outside=True)["train"].written
 
@@ -464,9 +466,7 @@ def test_one_class_is_refused(rmadapter: Command, tmp_path: Path, tiny_clip: Bac
     one, three = write(tmp_path / "one", cat=3), write(tmp_path / "three", ant=2, bee=2, cat=2)
     command = fit_command(one, tiny_clip, tmp_path / "run", *quick_options(16))
     refused(rmadapter(*command), "'cat' is the only class: give at least two")
-    novel = fit_command(
-        three, tiny_clip, tmp_path / "run", *quick_options(16), "--classes", "novel"
-    )
+    novel = fit_command(three, tiny_clip, tmp_path / "run", *quick_options(16), "--half", "novel")
     refused(rmadapter(*novel), "novel classes: 'cat' is the only class")
     assert not (tmp_path / "run/run.json").exists()
 

@@ -147,7 +147,7 @@ def test_second_push_removes_old_files(hub: Hub, finished: Path, tmp_path: Path)
 def test_refused_pushes(rmadapter: Command, hub: Hub, finished: Path, tmp_path: Path) -> None:
     refused(rmadapter("push", finished, "colors"), "'colors'", "OWNER/NAME")
     refused(rmadapter("push", tmp_path, "anna/x"), "not a finished run")
-    refused(rmadapter("push", finished, "anna/x", "--to", tmp_path), "already exists", "--to")
+    refused(rmadapter("push", finished, "anna/x", "--out", tmp_path), "already exists", "--out")
     assert not hub.asked
     hub.repositories["anna/text"] = Repository(**{"config.json": b"{}"})
     push(finished, "anna/open")
@@ -186,10 +186,10 @@ def test_push_without_a_network(
 
 
 def test_json_and_a_folder(rmadapter: Command, finished: Path, tmp_path: Path) -> None:
-    done = rmadapter("push", finished, "anna/x", "--to", tmp_path / "a", "--json")
+    done = rmadapter("push", finished, "anna/x", "--out", tmp_path / "a", "--json")
     facts = json.loads(done.out)
     assert (done.code, facts["folder"], {*facts["files"]}) == (0, str(tmp_path / "a"), FILES)
-    done = rmadapter("push", finished, "anna/x", "--to", tmp_path / "b")
+    done = rmadapter("push", finished, "anna/x", "--out", tmp_path / "b")
     assert done.out.splitlines()[-1] == f"folder: {tmp_path / 'b'}; nothing was sent"
 
 

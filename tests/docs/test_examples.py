@@ -79,8 +79,8 @@ def test_nearest_mean_runs_in_fit_predict_bench_and_report(
     common = ["--backbone", tiny_clip.name, "--set", "device=cpu"]
     fit = rmadapter("fit", colors, "--method", NEAREST, "--shots", 4, *common, "--out", run)
     assert fit.code == 0
-    refused(rmadapter("predict", run, image), f"--method {NEAREST}")
-    assert "red" in rmadapter("predict", run, image, "--method", NEAREST, *common[:2]).out
+    refused(rmadapter("predict", run, image), f"--code {NEAREST}")
+    assert "red" in rmadapter("predict", run, image, "--code", NEAREST, *common[:2]).out
     methods = ["--methods", f"zero-shot,{NEAREST}", "--seeds", 1, "--shots", 2]
     data = ["--datasets", colors.name, "--root", colors.parent]
     results, report = tmp_path / "results", tmp_path / "report"

@@ -83,7 +83,7 @@ def test_commands_exist(line: str, whole: bool, monkeypatch: pytest.MonkeyPatch)
     [
         ("fti DATA --out RUN", "no verb fti"),
         ("fit DATA --otu RUN", "--otu"),
-        ("fit DATA", "out"),
+        ("compare RUN OTHER", "data"),
         ("fit DATA --out RUN --set rnak=8", "'rank'"),
         ("fit DATA --out RUN --method mna", "'mma'"),
         ("fit DATA --out RUN --effort fats", "'fast'"),

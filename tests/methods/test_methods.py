@@ -277,7 +277,7 @@ def test_a_method_in_a_file(tiny_clip: Backbone, images: ImageSet, tmp_path: Pat
     assert (method.title, method.kind) == ("external", "closed")
     fitted = method.fit(tiny_clip, shots_of(tiny_clip, images))
     save(tmp_path, fitted, EXTERNAL)
-    with pytest.raises(UserError, match=f"--method {EXTERNAL}"):
+    with pytest.raises(UserError, match=f"--code {EXTERNAL}"):
         load(tmp_path, tiny_clip)
     loaded = load(tmp_path, tiny_clip, method=EXTERNAL).fitted
     assert torch.equal(probabilities(loaded, images), probabilities(fitted, images))

@@ -142,7 +142,7 @@ def test_predict_notes_that_it_learns_and_export_and_serve_are_refused(
     out.unlink()
     out.with_name("answers.csv.partial").write_text("{}\n")
     refused(rmadapter(*asked), "TDA cannot resume; delete it to start again")
-    refused(rmadapter(*asked, "--engine", "ray"), "a worker of --engine ray", "TDA")
+    refused(rmadapter(*asked, "--ray"), "a worker of --ray", "TDA")
     for words in (["export", run, "--out", tmp_path / "exported"], ["serve", run]):
         refused(rmadapter(*words, *backbone_option(run)), "an exported or served run", "TDA")
     assert not (tmp_path / "exported").exists()

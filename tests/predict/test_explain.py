@@ -87,7 +87,7 @@ def test_missing_files_and_damaged_splits_are_refused(
         (r"split\.json", fewer, image, None),
         (r"split\.json", other, image, None),
         (r"gone\.png", finished, "gone.png", None),
-        (r"nowhere: .*--data", finished, image, tmp_path / "nowhere"),
+        (r"nowhere: .*--run-data", finished, image, tmp_path / "nowhere"),
     ):
         with pytest.raises(UserError, match=named):
             explain_images(run, [file], data=data, backbone=tiny_clip, progress=False)

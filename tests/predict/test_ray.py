@@ -68,7 +68,7 @@ def test_answers_equal_those_of_the_local_engine(
     monkeypatch.setattr("rmadapter.predict.ray.CHUNK", 8)  # three blocks
     run = [finished, "images", "--backbone", tiny_clip.name, "--unfamiliar", "--quiet"]
     assert predict(monkeypatch, *run, "--out", "local.csv", "--skip-bad") == 0
-    assert predict(monkeypatch, *run, "--out", "ray.csv", "--engine", "ray", "--jobs", 2) == 0
+    assert predict(monkeypatch, *run, "--out", "ray.csv", "--ray", "--jobs", 2) == 0
     here, there = rows(Path("local.csv")), rows(Path("ray.csv"))
     good = [row for row in there if not row["error"]]
     for mine, other in zip(here, good, strict=True):  # batches of 8 instead of 16 round otherwise
@@ -97,7 +97,7 @@ def test_bytes_in_parquet_are_decoded_like_files(
     Image.new("RGBA", (32, 32), (200, 30, 30, 90)).save("clear.png")
     files = ["turned.jpg", "deep.png", "clear.png", "images/red/1a.png"]
     written(Path("packed.parquet"), {"image": [Path(file).read_bytes() for file in files]})
-    ray = ["--engine", "ray", "--backbone", tiny_clip.name, "--quiet"]
+    ray = ["--ray", "--backbone", tiny_clip.name, "--quiet"]
     assert predict(monkeypatch, finished, *files, "--out", "files.jsonl", *ray) == 0
     assert predict(monkeypatch, finished, "packed.parquet", "--out", "packed.jsonl", *ray) == 0
     plain, packed = ([json.loads(line) for line in Path(name).read_text().splitlines()]
@@ -112,7 +112,7 @@ def test_restart_answers_only_what_is_left(
     ray_session: None, finished: Path, tiny_clip: Backbone, images: Path, monkeypatch: Any
 ) -> None:
     """As if the first command had been killed after ten rows, which stay as they are."""
-    words: list[Any] = [finished, "images", "--backbone", tiny_clip.name, "--engine", "ray"]
+    words: list[Any] = [finished, "images", "--backbone", tiny_clip.name, "--ray"]
     words += ["--quiet", "--out"]
     kept: list[str] = []
 
@@ -168,7 +168,7 @@ def test_options_of_the_local_engine_are_refused(
     finished: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for more in ([], ["--out", tmp_path / "a.csv", "--sort-into", tmp_path / "sorted"]):
-        assert predict(monkeypatch, finished, "x", "--engine", "ray", *more) == 2
+        assert predict(monkeypatch, finished, "x", "--ray", *more) == 2
         assert "--sort-into" in capsys.readouterr().err
 
 

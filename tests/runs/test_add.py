@@ -47,7 +47,7 @@ def run(rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone) -
     """Of a copy of the colours, where "red" has another name in the prompt."""
     shutil.copytree(colors, tmp_path / "data")
     (tmp_path / "names.csv").write_text("label,name\nred,scarlet\n")
-    names = ["--names", tmp_path / "names.csv"]
+    names = ["--names-from", tmp_path / "names.csv"]
     options = [*quick_options(2), *names]
     rmadapter.done(*fit_command(tmp_path / "data", tiny_clip, tmp_path / "run", *options))
     return tmp_path / "run"
@@ -193,7 +193,7 @@ def test_runs_and_data_that_cannot_be_extended_are_refused(
         grown(tmp_path / "by name", tiny_clip, new, tmp_path / "new")
     name = read_split(run / "split.json").train[0][0]
     (tmp_path / "data").rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"data.* is missing; .*--old-data"):
+    with pytest.raises(UserError, match=r"data.* is missing; .*--run-data"):
         grown(run, tiny_clip, new, tmp_path / "new")
     record = grown(run, tiny_clip, new, tmp_path / "new", old=tmp_path / "moved")
     assert record.scores[0].classes == 5

@@ -194,7 +194,7 @@ def load(
     model = read_model(run.model)
     name = model.method.name
     if is_outside(name) and name != method:
-        raise UserError(f"{folder}: this run uses custom code; to run it, pass --method {name}")
+        raise UserError(f"{folder}: this run uses custom code; to run it, pass --code {name}")
     check_weights(run, model)
     run.check_sums()
     tensors = _read_float32(run.weights)

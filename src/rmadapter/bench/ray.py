@@ -1,5 +1,5 @@
 """A Ray cluster: connects to it, shares work among workers that may die, and does the runs of
-`bench --engine ray`.
+`bench --ray`.
 
 A worker of a bench keeps the backbone and frozen activations between runs, and preferably gets runs
 on the images that it holds. It needs the data and the backbone at the same path on every node, and
@@ -24,14 +24,13 @@ from rmadapter.artifacts.record import Record
 from rmadapter.bench.plan import Plan, Progress, finished_records
 from rmadapter.bench.protocols import Job
 from rmadapter.bench.runner import Display, in_order, make_record
-from rmadapter.errors import UserError, did_you_mean
+from rmadapter.errors import UserError
 from rmadapter.support.terminal import STOPPED
 
 if TYPE_CHECKING:
     from rmadapter.runs.lab import Lab
 
 Work = TypeVar("Work", bound=Hashable)
-ENGINES = ("local", "ray")
 PAUSE = 0.5  # seconds between polls of the workers
 TRIES = 3  # deaths of workers on one piece of work, after which to give up
 SAME_PATH = "every node needs data and backbone at the same path"
@@ -50,16 +49,14 @@ class Actor(Protocol):
     do: Call
 
 
-def is_ray(engine: str, address: str = "", workers: int = 1) -> bool:
-    """Return whether the engine is Ray. Raises UserError for an unknown engine, and for an address
-    or workers without Ray."""
-    if engine not in ENGINES:
-        raise UserError(f"--engine {engine!r}{did_you_mean(engine, ENGINES)}")
-    if address and engine != "ray":
-        raise UserError("--address needs --engine ray")
-    if workers > 1 and engine != "ray":
-        raise UserError("--jobs needs --engine ray")
-    return engine == "ray"
+def is_ray(wanted: bool, address: str = "", workers: int = 1) -> bool:
+    """Return whether a Ray cluster is wanted. Raises UserError for an address or workers without
+    it."""
+    if address and not wanted:
+        raise UserError("--address needs --ray")
+    if workers > 1 and not wanted:
+        raise UserError("--jobs needs --ray")
+    return wanted
 
 
 def ray_module() -> ModuleType:
@@ -70,7 +67,7 @@ def ray_module() -> ModuleType:
     try:
         import ray
     except ImportError:
-        raise UserError("--engine ray needs Ray: run `pip install 'rmadapter[ray]'`") from None
+        raise UserError("--ray needs Ray: run `pip install 'rmadapter[ray]'`") from None
     module: ModuleType = ray
     return module
 

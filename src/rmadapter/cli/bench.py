@@ -16,12 +16,20 @@ import typer
 
 from rmadapter.cli.options import (
     Address,
+    Backbone,
+    BenchSets,
     Config,
     Crops,
-    Engine,
+    Device,
+    Jobs,
     Json,
+    OnRay,
     Outside,
+    PerSet,
+    Precision,
     Quiet,
+    Seeds,
+    Templates,
     Tolerance,
     numbers,
     parts,
@@ -61,25 +69,15 @@ class BenchOptions:
     methods: Annotated[
         str, typer.Option(help="Names from `rmadapter methods`, package:Class or file.py:Class.")
     ] = ""
-    backbone: Annotated[
-        str | None, typer.Option(help="pocket (the default), ViT-B-16/openai, ... or a folder.")
-    ] = None
-    seeds: Annotated[str, typer.Option(help="Seeds of draw, initialisation and batches.")] = "1,2,3"
+    backbone: Backbone = None
+    seeds: Seeds = "1,2,3"
     shots: Annotated[
         str, typer.Option(help="Images per class; by default 16, for few-shot 1,2,4,8,16.")
     ] = ""
     root: Annotated[Path, typer.Option(help="Folder of data sets.")] = Path()
-    templates: Annotated[
-        str,
-        typer.Option(
-            help='"dataset" for that of the set trained on, or one prompt template with {}.'
-        ),
-    ] = ""
+    templates: Templates = ""
     axes: Annotated[str, typer.Option(help="For sensitivity: rank,alpha,...")] = ""
-    per_set: Annotated[
-        bool,
-        typer.Option("--per-set", help="Also run with the authors' constants for each data set."),
-    ] = False
+    per_set: PerSet = False
     tune: Annotated[
         int,
         typer.Option(
@@ -87,17 +85,10 @@ class BenchOptions:
         ),
     ] = 0
     config: Config = None
-    sets: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="[METHOD.]FIELD=VALUE",
-            help="A method's setting, or one common to all.",
-        ),
-    ] = None
-    jobs: Annotated[
-        int, typer.Option(min=1, help="Processes; they share the cores, and use the GPUs in turn.")
-    ] = 1
+    sets: BenchSets = None
+    device: Device = None
+    precision: Precision = None
+    jobs: Jobs = 1
     jobs_per_gpu: Annotated[
         int, typer.Option(min=0, help="Processes per GPU, instead of --jobs.")
     ] = 0
@@ -107,7 +98,7 @@ class BenchOptions:
             help="2/8: the second of eight parts; auto: the part of this Slurm array task."
         ),
     ] = ""
-    engine: Engine = "local"
+    on_ray: OnRay = False
     address: Address = ""
     crops: Crops = False
     outside: Outside = False
@@ -118,8 +109,9 @@ class BenchOptions:
         from rmadapter.runs.request import read_config
 
         fitted, values = read_config(self.config, parts(self.methods))
-        if self.backbone:
-            values["backbone"] = self.backbone
+        for name in ("backbone", "device", "precision"):
+            if (value := getattr(self, name)) is not None:
+                values[name] = value
         task, machine, own = _configured(_of_run(fitted, values), self.templates, self.sets)
         jobs = self._jobs(parts(self.methods or fitted), task)
         if self.per_set:
@@ -173,7 +165,7 @@ class BenchOptions:
         """Return what does the runs on a Ray cluster, if one is wanted, as `run_all` takes it."""
         from rmadapter.bench.ray import is_ray, work
 
-        if not is_ray(self.engine, self.address):
+        if not is_ray(self.on_ray, self.address):
             return None
         return partial(work, address=self.address)
 
@@ -214,7 +206,7 @@ def plan(options: BenchOptions, quiet: Quiet = False, as_json: Json = False) -> 
             "trial"
         )
     if engine is not None:
-        raise UserError("plan measures on this machine: leave out --engine and --address")
+        raise UserError("plan measures on this machine: leave out --ray and --address")
     total = cost(runs, options.processes(runs))
     if as_json:
         print(json.dumps(asdict(total)))
@@ -295,22 +287,22 @@ def report(
             "--out", "-o", help="Folder for the report; a run's report goes into its own."
         ),
     ] = None,
-    check: Annotated[
+    against: Annotated[
         bool,
         typer.Option(
-            "--check", help="Compare with the paper's figures; exit code 1 if one is off."
+            "--paper", help="Compare with the paper's figures; exit code 1 if one is off."
         ),
     ] = False,
     tolerance: Tolerance = None,
     as_json: Json = False,
 ) -> None:
     """Write tables and figures of a bench; or a run's page again."""
-    if tolerance is not None and not check:
-        raise UserError("--tolerance: is for --check, which compares with the paper's figures")
+    if tolerance is not None and not against:
+        raise UserError("--tolerance: is for --paper, which compares with the paper's figures")
     from rmadapter.artifacts.run_folder import RunFolder
 
     if RunFolder(results).model.is_file():
-        _rewrite_page(results, out, check, as_json)
+        _rewrite_page(results, out, against, as_json)
         return
     if out is None:
         raise UserError("--out: give a folder for the report")
@@ -319,10 +311,10 @@ def report(
 
     written = write_reports(results, out)
     within = paper.TOLERANCE if tolerance is None else tolerance
-    judged = paper.check(results, within) if check else []
+    judged = paper.check(results, within) if against else []
     if as_json:
-        print(json.dumps(judged if check else written))
-    elif check:
+        print(json.dumps(judged if against else written))
+    elif against:
         names = ["table", "row", "figure", "paper", "ours", "difference", "within", "status"]
         table(names, [[_cell(value) for value in row.values()] for row in judged])
         measured = [row for row in judged if row["within"] is not None]
@@ -342,12 +334,12 @@ def _cell(value: object) -> str:
     return words[value] if value is None or isinstance(value, bool) else str(value)
 
 
-def _rewrite_page(run: Path, out: Path | None, check: bool, as_json: bool) -> None:
+def _rewrite_page(run: Path, out: Path | None, against: bool, as_json: bool) -> None:
     from rmadapter.artifacts.page import rewrite_page
 
-    if out is not None or check:
+    if out is not None or against:
         raise UserError(
-            f"{run}: a run's report is written into its own folder: leave out --out and --check"
+            f"{run}: a run's report is written into its own folder: leave out --out and --paper"
         )
     page = rewrite_page(run)
     print(json.dumps({"report": str(page)}) if as_json else f"report: {page}")
@@ -406,34 +398,35 @@ def leaderboard(
 class PaperOptions:
     """What to reproduce of the paper, and how."""
 
-    root: Annotated[Path, typer.Option(help="Folder of the data sets.")]
+    root: Annotated[Path, typer.Option(help="Folder of data sets.")]
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for results; repeat the command to resume.")
     ]
     tables: Annotated[str, typer.Option(help="Tables of the paper, by number.")] = "1,2,3,4,5,6"
-    methods: Annotated[str, typer.Option(help="Some of the tables' methods; all by default.")] = ""
-    seeds: Annotated[str, typer.Option(help="Seeds of draw, initialisation and batches.")] = "1,2,3"
-    backbone: Annotated[str, typer.Option(help="Backbone; the paper's by default.")] = (
-        "ViT-B-16/openai"
-    )
-    templates: Annotated[
+    methods: Annotated[
         str,
-        typer.Option(help='"dataset" for each data set\'s own, or one prompt template with {}.'),
+        typer.Option(
+            help="Names from `rmadapter methods`, package:Class or file.py:Class; by default those "
+            "of the tables."
+        ),
     ] = ""
-    per_set: Annotated[
-        bool,
-        typer.Option("--per-set", help="Also run with the authors' constants for each data set."),
-    ] = False
-    sets: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="[METHOD.]FIELD=VALUE", help="As for `bench`."),
-    ] = None
+    seeds: Seeds = "1,2,3"
+    backbone: Annotated[
+        str, typer.Option(help="Name or folder of the backbone; the paper's by default.")
+    ] = "ViT-B-16/openai"
+    templates: Templates = ""
+    per_set: PerSet = False
+    sets: BenchSets = None
+    device: Device = None
+    precision: Precision = None
 
     def chosen(self) -> ReproduceOptions:
         """Return the options as the bench takes them. Raises UserError for impossible ones."""
         from rmadapter.bench.reproduce import ReproduceOptions
 
-        task, machine, own = _configured({"backbone": self.backbone}, self.templates, self.sets)
+        wanted = {"backbone": self.backbone, "device": self.device, "precision": self.precision}
+        values = {name: value for name, value in wanted.items() if value is not None}
+        task, machine, own = _configured(values, self.templates, self.sets)
         return ReproduceOptions(
             self.root, self.out, parts(self.tables), parts(self.methods),
             numbers("seeds", self.seeds), self.per_set, self.templates == "dataset", task, machine,
@@ -443,7 +436,7 @@ class PaperOptions:
 
 def reproduce(
     options: PaperOptions,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes, as for `bench`.")] = 1,
+    jobs: Jobs = 1,
     plan: Annotated[
         bool, typer.Option("--plan", help="Show what would run, without running it.")
     ] = False,

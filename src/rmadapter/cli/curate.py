@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rmadapter.cli.options import (
+    Backbone,
     Columns,
+    Device,
     FileOptions,
     ImageColumn,
     Json,
     Outside,
     Quiet,
+    Seed,
     Sets,
     parts,
 )
@@ -49,11 +52,14 @@ def suspects(
         ),
     ] = None,
     method: Annotated[
-        str, typer.Option("--method", help="What judges the labels: one of `rmadapter methods`.")
+        str,
+        typer.Option(
+            "--method",
+            help="Name from `rmadapter methods`, package:Class or file.py:Class; it judges labels.",
+        ),
     ] = METHOD,
-    backbone: Annotated[
-        str | None, typer.Option(help="As for `fit`; pocket is the default.")
-    ] = None,
+    backbone: Backbone = None,
+    device: Device = None,
     table_columns: Columns = Columns(),
     sets: Sets = None,
     outside: Outside = False,
@@ -80,7 +86,8 @@ def suspects(
     from rmadapter.curate.apply import cleaned_name
     from rmadapter.curate.suspects import find_suspects
 
-    settings = {**({"backbone": backbone} if backbone else {}), **parse_overrides(sets or [])}
+    flags = {"backbone": backbone, "device": device}
+    settings = {name: value for name, value in flags.items() if value} | parse_overrides(sets or [])
     result = find_suspects(
         data, method, settings, columns=columns, outside=outside, progress=not quiet
     )
@@ -193,7 +200,7 @@ def suggest(
         bool, typer.Option("--start", help="Without a run: suggest the images to label first.")
     ] = False,
     names: Annotated[
-        str, typer.Option("--names", help='With --start: the classes, such as "cat,dog,zebra".')
+        str, typer.Option("--names", help='Class names, such as "cat,dog,zebra"; with --start.')
     ] = "",
     out: Annotated[
         Path | None,
@@ -208,9 +215,12 @@ def suggest(
             "only with --start; typicality, coverage and random also with it.",
         ),
     ] = "",
-    seed: Annotated[int, typer.Option(min=0, help="Seed for everything random.")] = 1,
+    seed: Seed = None,
     backbone: Annotated[
-        str | None, typer.Option(help="With --start any; else the run's, if a folder.")
+        str | None,
+        typer.Option(
+            help="Name or folder of the backbone; with --start any, else the run's, if a folder."
+        ),
     ] = None,
     image_column: ImageColumn = "",
     reading: FileOptions = FileOptions(),
@@ -227,14 +237,15 @@ def suggest(
     check_backbones(backbone)
     from rmadapter.curate.suggest import first_images, suggest_images
 
+    chosen = 1 if seed is None else seed
     if start:
         result = first_images(
-            pool, n, names=parts(names), rule=rule, seed=seed, backbone=backbone or "pocket",
+            pool, n, names=parts(names), rule=rule, seed=chosen, backbone=backbone or "pocket",
             skip_bad=reading.skip_bad, column=image_column, outside=reading.outside,
         )  # fmt: skip
     else:
         result = suggest_images(
-            words[0], pool, n, rule=rule, seed=seed, backbone=backbone,
+            words[0], pool, n, rule=rule, seed=chosen, backbone=backbone,
             skip_bad=reading.skip_bad, column=image_column, outside=reading.outside,
         )  # fmt: skip
     if len(result.suggestions) < n:

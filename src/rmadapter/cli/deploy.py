@@ -19,7 +19,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rmadapter.artifacts.run_folder import HUB, find_run, is_remote
-from rmadapter.cli.options import Json, Outside, Quiet, Run, RunOptions, command
+from rmadapter.cli.options import (
+    Device,
+    Json,
+    Outside,
+    Quiet,
+    Run,
+    RunOptions,
+    SavedOptions,
+    command,
+)
 from rmadapter.deploy.sockets import address, bind, serve_until_stopped
 from rmadapter.errors import UserError, quoted
 from rmadapter.support.files import user_path
@@ -66,14 +75,14 @@ class ExportOptions:
         str,
         typer.Option(
             metavar="fp32 | fp16 | bf16 | int8",
-            help="int8: onnx and openvino; bf16: openvino.",
+            help="Number format; int8 for onnx and openvino, bf16 for openvino.",
         ),
     ] = "fp32"
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="New folder; by default RUN-onnx and so on.")
     ] = None
     data: Annotated[
-        Path | None, typer.Option(help="Images to compare on; by default the run's own.")
+        Path | None, typer.Option("--data", help="Images to compare on; by default the run's own.")
     ] = None
     embeddings: Annotated[
         bool, typer.Option("--embeddings", help="Output image features, too.")
@@ -99,7 +108,7 @@ class ExportOptions:
 def export(
     run: Run,
     wanted: ExportOptions = ExportOptions(),
-    options: RunOptions = RunOptions(),
+    options: SavedOptions = SavedOptions(),
     outside: Outside = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -126,7 +135,7 @@ def export(
     check_options(out, to, wanted.precision, text, embeddings)
     from rmadapter.deploy.export import folder as exporting
 
-    saved = options.load(folder, device="cpu")
+    saved = options.load_on(folder, "cpu")
     facts = exporting.export(
         folder, saved, out, wanted.precision, wanted.data, to=to, outside=outside,
         force=wanted.force, command=command(), embeddings=embeddings, text=text,
@@ -168,11 +177,11 @@ def push(
     private: Annotated[
         bool, typer.Option("--private", help="Make the repository private.")
     ] = False,
-    to: Annotated[
+    out: Annotated[
         Path | None,
-        typer.Option("--to", help="New folder for what would be sent; nothing is sent."),
+        typer.Option("--out", "-o", help="New folder for what would be sent; nothing is sent."),
     ] = None,
-    half: Annotated[bool, typer.Option("--half", help="Store weights in 16 bits.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Store weights in 16 bits.")] = False,
     examples: Annotated[
         bool,
         typer.Option(
@@ -193,14 +202,14 @@ def push(
     from rmadapter.deploy.hub import PushOptions
     from rmadapter.deploy.hub import push as push_run
 
-    push_options = PushOptions(half, examples, licence)
-    facts = push_run(user_path(run), repository, push_options, private=private, to=to)
+    push_options = PushOptions(fp16, examples, licence)
+    facts = push_run(user_path(run), repository, push_options, private=private, to=out)
     if as_json:
         print(json.dumps(facts))
         return
     table(["file", "bytes"], [[name, f"{size:,}"] for name, size in facts["files"].items()])
-    if to:
-        print(f"folder: {to}; nothing was sent")
+    if out:
+        print(f"folder: {out}; nothing was sent")
     else:
         print(f"{facts['url']}: rmadapter predict {facts['load']} IMAGES")
 
@@ -218,7 +227,7 @@ class LimitOptions:
     queue: Annotated[
         int, typer.Option(min=1, help="Most images waiting for a model; beyond that, status 429.")
     ] = 256
-    images: Annotated[int, typer.Option(min=1, help="Most images per request.")] = 64
+    max_images: Annotated[int, typer.Option(min=1, help="Most images per request.")] = 64
     body: Annotated[float, typer.Option(min=0.001, max=10_000, help="Most MB per request.")] = 32.0
     seconds: Annotated[
         float,
@@ -231,7 +240,7 @@ class LimitOptions:
         """Return the limits as the server takes them."""
         from rmadapter.deploy.serve.service import Limits
 
-        return Limits(self.batch, self.wait, self.queue, self.images, self.body, self.seconds)
+        return Limits(self.batch, self.wait, self.queue, self.max_images, self.body, self.seconds)
 
 
 def serve(
@@ -283,7 +292,9 @@ def serve(
 
     most = limits.limits()
     models = {
-        name: ServeOptions(folder, engine, threads, options.backbone, options.method)
+        name: ServeOptions(
+            folder, engine, threads, options.backbone, options.code, options.device or "auto"
+        )
         for name, folder in folders.items()
     }
     key = os.environ.get(KEY, "")
@@ -334,12 +345,14 @@ def _announce(where: str, models: dict[str, ServeOptions], as_json: bool) -> Non
 
 def app(
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 lets others in.")
+        str, typer.Option(help="Address to listen on; 0.0.0.0 for all addresses.")
     ] = "127.0.0.1",
     port: Port = 8080,
     backbone: Annotated[
-        str, typer.Option(help="As for `fit`; every classifier on the page uses it.")
+        str,
+        typer.Option(help="Name or folder of the backbone; every classifier on the page uses it."),
     ] = "pocket",
+    device: Device = None,
     runs: Annotated[
         Path | None, typer.Option(help="Folder of runs that the page may open.")
     ] = None,
@@ -371,7 +384,7 @@ def app(
         from rmadapter.deploy.app.session import Shared
         from rmadapter.support.machine import find_device
 
-        chosen = first_of(backbone).to(find_device("auto"))
+        chosen = first_of(backbone).to(find_device(device or "auto"))
         names = {host, socket.gethostname(), *others}
         site = build(Shared(chosen, Jobs(), runs and user_path(runs)), keep_hours, names, frames)
         where = f"{address(listening)}/"

@@ -55,7 +55,7 @@ def methods(
         str | None, typer.Argument(help="One method, with its settings; all of them by default.")
     ] = None,
     backbone: Annotated[
-        str, typer.Option(help="Backbone to count the parameters on.")
+        str, typer.Option(help="Name or folder of the backbone; to count the parameters on.")
     ] = "ViT-B-16/none",
     as_json: Json = False,
 ) -> None:
@@ -171,7 +171,10 @@ def _short(count: int) -> str:
 
 def params(
     backbone: Annotated[
-        str | None, typer.Option(help="Only its sizes matter; ViT-B-16/none by default.")
+        str | None,
+        typer.Option(
+            help="Name or folder of the backbone; only its sizes matter, ViT-B-16/none by default."
+        ),
     ] = None,
     method: MethodName = "",
     classes: Annotated[
@@ -206,10 +209,10 @@ def data(
     name: Annotated[
         str | None, typer.Argument(help="One data set; all of them by default.")
     ] = None,
-    root: Annotated[Path, typer.Option(help="Folder of all data sets.")] = Path("data"),
-    check: Annotated[
-        Path | None, typer.Option(help="Report what is there below this folder.")
-    ] = None,
+    root: Annotated[Path, typer.Option(help="Folder of data sets.")] = Path("data"),
+    status: Annotated[
+        bool, typer.Option("--status", help="Report what is there below --root.")
+    ] = False,
     download: Annotated[bool, typer.Option("--download", help="Download NAME.")] = False,
     shots: Annotated[
         str, typer.Option("--list", help="16,1: write 2SFS's list of 16 shots, seed 1, as a table.")
@@ -218,30 +221,29 @@ def data(
 ) -> None:
     """List the papers' data sets and how to get each.
 
-    Shows licences and sizes; with NAME or --check, whether the files are complete.
+    Shows licences and sizes; with NAME or --status, whether the files are complete.
     """
     from rmadapter.data.catalog import sets as catalog
 
     chosen = [catalog.get(name)] if name else list(catalog.CATALOG.values())
-    place = check or root
     if (download or shots) and not name:
         raise UserError(f"{'--download' if download else '--list'} needs the name of one data set")
     if shots:
         if len(drawn := numbers("list", shots)) != 2:
             raise UserError(f"--list {shots}: write shots and seed, such as 16,1")
         if download:
-            catalog.download(chosen[0], place)
-        written = str(catalog.write_list(chosen[0], place, *drawn))
+            catalog.download(chosen[0], root)
+        written = str(catalog.write_list(chosen[0], root, *drawn))
         print(json.dumps({"table": written}) if as_json else f"table: {written}")
         return
-    if check and not check.is_dir():
-        raise UserError(f"{check}: no such folder")
+    if status and not root.is_dir():
+        raise UserError(f"{root}: no such folder")
     if name and not as_json:
-        print(wrapped(catalog.describe(chosen[0], place)), end="\n\n")
+        print(wrapped(catalog.describe(chosen[0], root)), end="\n\n")
     if download:
-        catalog.download(chosen[0], place)
-    if name or check:
-        facts = [asdict(catalog.check(dataset, place)) for dataset in chosen]
+        catalog.download(chosen[0], root)
+    if name or status:
+        facts = [asdict(catalog.check(dataset, root)) for dataset in chosen]
         columns = ["name", "status", "missing", "how"]
     else:
         facts = [dataset.model_dump() for dataset in chosen]

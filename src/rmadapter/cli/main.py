@@ -74,7 +74,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "rmadapter serve my-model birds=runs/second --port 8080",
     ),
     "push": (
-        "rmadapter push runs/first anna/sea-horses --to look-at-it",
+        "rmadapter push runs/first anna/sea-horses --out look-at-it",
         "rmadapter push runs/first anna/sea-horses --private --licence cc-by-4.0",
     ),
     "app": ("rmadapter app --open", "rmadapter app --runs runs --backbone ViT-B-16/openai"),

@@ -47,19 +47,68 @@ Out = Annotated[
 ]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Any setting, such as rank=8."),
+    typer.Option("--set", metavar="FIELD=VALUE", help="Any setting; such as rank=8."),
 ]
 Config = Annotated[
     Path | None,
     typer.Option("--config", help="YAML file of settings, such as a run's config.yaml."),
 ]
-Classes = Annotated[
+Half = Annotated[
     str | None,
     typer.Option(
-        "--classes",
+        "--half",
         metavar="all | base | novel",
-        help="all (default), base (first half) or novel (second half).",
+        help="Classes: all (the default), base (the first half) or novel (the second).",
     ),
+]
+Backbone = Annotated[
+    str | None,
+    typer.Option(
+        "--backbone",
+        help="Name or folder of the backbone; pocket by default; ViT-B-16/openai, hf-hub:...; A,B: "
+        "B if A is unavailable.",
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option("--device", help="auto (the default), cpu, cuda or cuda:N.")
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar="fp32 | bf16 | fp16 | auto",
+        help="Number format; of training, fp32 by default; auto: the fastest here.",
+    ),
+]
+Shots = Annotated[
+    int | None,
+    typer.Option("--shots", help="Images per class; 16 by default, 0 takes all to train on."),
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", min=0, help="Seed for everything random; 1 by default.")
+]
+Seeds = Annotated[str, typer.Option("--seeds", help="Seeds of draw, initialisation and batches.")]
+Templates = Annotated[
+    str,
+    typer.Option(
+        "--templates",
+        help='"dataset" for that of the set trained on, or one prompt template with {}.',
+    ),
+]
+PerSet = Annotated[
+    bool,
+    typer.Option("--per-set", help="Also run with the authors' constants for each data set."),
+]
+BenchSets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="[METHOD.]FIELD=VALUE",
+        help="Any setting; of one method, or common to all.",
+    ),
+]
+RunData = Annotated[
+    Path | None, typer.Option("--run-data", help="Where the run's own images are now.")
 ]
 ImageColumn = Annotated[
     str, typer.Option(help="Table column of paths; by default path, image, file, filename, ...")
@@ -77,11 +126,9 @@ SkipBad = Annotated[
 Tolerance = Annotated[
     float | None, typer.Option(help="Points by which a figure may be off; 1 by default.")
 ]
-Engine = Annotated[
-    str,
-    typer.Option(
-        metavar="local | ray", help="local, or ray: on a Ray cluster; needs the extra `ray`."
-    ),
+OnRay = Annotated[bool, typer.Option("--ray", help="Work on a Ray cluster; needs the extra `ray`.")]
+Jobs = Annotated[
+    int, typer.Option("--jobs", min=1, help="Number of processes, or of workers with --ray.")
 ]
 Address = Annotated[
     str, typer.Option(help="HOST:PORT of a Ray cluster, or auto; by default one is started here.")
@@ -141,20 +188,37 @@ class FileOptions:
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class SavedOptions:
     """What a run may load beyond its own folder."""
 
-    method: MethodName = ""
+    code: Annotated[
+        str,
+        typer.Option(help="The run's method, if it is your own: package:Class or file.py:Class."),
+    ] = ""
     backbone: Annotated[
         str | None,
-        typer.Option("--backbone", help="The run's backbone, if a folder or a repository."),
+        typer.Option(
+            "--backbone",
+            help="Name or folder of the backbone; needed if the run's is a folder or a repository.",
+        ),
     ] = None
 
-    def load(self, run: Path, device: str = "auto") -> Saved:
-        """Load the run."""
+    def load_on(self, run: Path, device: str) -> Saved:
+        """Load the run on a device."""
         from rmadapter.artifacts.checkpoint import load
 
-        return load(run, self.backbone, method=self.method, device=device)
+        return load(run, self.backbone, method=self.code, device=device)
+
+
+@dataclass(frozen=True)
+class RunOptions(SavedOptions):
+    """What a run may load beyond its own folder, and the device that it works on."""
+
+    device: Device = None
+
+    def load(self, run: Path) -> Saved:
+        """Load the run."""
+        return self.load_on(run, self.device or "auto")
 
 
 @dataclass(frozen=True)
@@ -169,8 +233,8 @@ class SettingOptions:
 class RayOptions:
     """Where the work is done."""
 
-    jobs: Annotated[int, typer.Option(min=1, help="With --engine ray: number of workers.")] = 1
-    engine: Engine = "local"
+    jobs: Jobs = 1
+    on_ray: OnRay = False
     address: Address = ""
 
     def chosen(self) -> bool:
@@ -178,7 +242,7 @@ class RayOptions:
         one."""
         from rmadapter.bench.ray import is_ray
 
-        return is_ray(self.engine, self.address, self.jobs)
+        return is_ray(self.on_ray, self.address, self.jobs)
 
 
 def parts(text: str) -> list[str]:

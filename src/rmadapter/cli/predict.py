@@ -21,6 +21,7 @@ from rmadapter.cli.options import (
     Quiet,
     RayOptions,
     Run,
+    RunData,
     RunOptions,
     SkipBad,
     parts,
@@ -133,7 +134,10 @@ def predict(
         list[str], typer.Argument(help="Files, folders, patterns, tables, archives; - for stdin.")
     ],
     names: Annotated[
-        str | None, typer.Option("--names", help='Other class names, such as "cat,dog,zebra".')
+        str | None,
+        typer.Option(
+            "--names", help='Class names, such as "cat,dog,zebra"; by default those of the run.'
+        ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Answers per image.")] = 5,
     out: Annotated[
@@ -161,6 +165,8 @@ def predict(
     check_backbones(options.backbone)
     sorting.check()
     on_ray, unsure = ray.chosen(), sorting.unsure
+    if on_ray and options.device:
+        raise UserError("--device is for this machine: leave it out with --ray")
     path = _answer_path(out, sorting.sort_into, on_ray)
     resumed = path is not None and partial_of(path).exists()
     check_words(images, none=resumed)
@@ -180,7 +186,7 @@ def predict(
     if on_ray:
         from rmadapter.predict.ray import cluster
 
-        workers = cluster(predictor, run, options.backbone, options.method, ray.jobs, ray.address)
+        workers = cluster(predictor, run, options.backbone, options.code, ray.jobs, ray.address)
         facts = write_answers(inputs.files, workers, unsure, True, file)
     else:
         if sorter:
@@ -218,7 +224,7 @@ def _note_memory(fitted: Fitted, ray: bool, path: Path | None) -> None:
     from rmadapter.runs.evaluate import refuse_stateful
 
     if ray:
-        refuse_stateful(fitted, "a worker of --engine ray")
+        refuse_stateful(fitted, "a worker of --ray")
     if path and (partial := partial_of(path)).exists():
         raise UserError(
             f"{partial}: unfinished, and {fitted.method.title} cannot resume; delete it to start "
@@ -248,7 +254,7 @@ def _answer_path(out: Path | None, sort_into: Path | None, on_ray: bool) -> Path
     from rmadapter.predict.write import check_answer_file
 
     if on_ray and (out is None or sort_into):
-        raise UserError("--engine ray writes a file of answers: give --out, not --sort-into")
+        raise UserError("--ray writes a file of answers: give --out, not --sort-into")
     path = sort_into / "answers.csv" if sort_into and not out else out
     if path:
         check_answer_file(path)
@@ -354,9 +360,7 @@ def explain(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help=f"Folder for {PAGE}, which shows the images.")
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Where the run's training images are now.")
-    ] = None,
+    run_data: RunData = None,
     reading: ImageOptions = ImageOptions(),
     outside: Outside = False,
     options: RunOptions = RunOptions(),
@@ -376,16 +380,17 @@ def explain(
     page = out / PAGE if out else None
     if page:
         check_new(page)
-    check_words([*images, *([str(data)] if data else [])])
+    check_words([*images, *([str(run_data)] if run_data else [])])
     inputs = reading.find(images, outside)
     from rmadapter.predict.explain import explain_images, write_page
 
     explained = explain_images(
         run,
         inputs.files,
-        data=data,
+        data=run_data,
         backbone=options.backbone,
-        method=options.method,
+        method=options.code,
+        device=options.device or "auto",
         skip_bad=skip_bad,
     )
     if page:

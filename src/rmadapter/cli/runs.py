@@ -13,18 +13,24 @@ import typer
 
 from rmadapter.artifacts.run_folder import check_no_model, find_run, run_folder
 from rmadapter.cli.options import (
-    Classes,
+    Backbone,
     Crops,
     DataOptions,
+    Device,
     FileOptions,
+    Half,
     Json,
     MethodName,
     Out,
+    Precision,
     Quiet,
     RayOptions,
     Run,
+    RunData,
     RunOptions,
+    Seed,
     SettingOptions,
+    Shots,
     command,
 )
 from rmadapter.errors import UserError
@@ -38,9 +44,6 @@ if TYPE_CHECKING:
     from rmadapter.runs.request import Request
 
 SHOWN = 10  # trials in the table of `tune`
-Shots = Annotated[
-    int | None, typer.Option(help="Training images per class; 16 by default, 0 takes all.")
-]
 Data = Annotated[
     Path,
     typer.Argument(
@@ -53,7 +56,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the run.")] = Path(
         "runs/demo"
     ),
-    seed: Annotated[int, typer.Option(help="Seed for everything random.")] = 1,
+    seed: Seed = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -63,7 +66,7 @@ def demo(
     """
     from rmadapter.artifacts.summary import print_record
 
-    record = run_demo(out, seed, command=command())
+    record = run_demo(out, 1 if seed is None else seed, command=command())
     print_record(record, as_json, out)
     if not as_json:
         for text in record.notes:  # the licence, which --quiet does not silence
@@ -107,19 +110,12 @@ class FitOptions:
     """What to train."""
 
     method: MethodName = ""
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            "--backbone",
-            help="pocket (the default), ViT-B-16/openai, hf-hub:... or a folder; A,B: B if A is "
-            "unavailable.",
-        ),
-    ] = None
+    backbone: Backbone = None
     shots: Shots = None
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of draw, initialisation and batches; 1 by default.")
-    ] = None
-    classes: Classes = None
+    seed: Seed = None
+    half: Half = None
+    device: Device = None
+    precision: Precision = None
     effort: Annotated[
         str, typer.Option(metavar="fast | normal | thorough", help="How long to train.")
     ] = "normal"
@@ -132,10 +128,11 @@ class FitOptions:
         from rmadapter.methods import explain_effort
         from rmadapter.runs.request import requested
 
-        names = ("backbone", "shots", "seed", "classes", "minutes")
+        names = ("backbone", "shots", "seed", "device", "precision", "minutes")
+        flags = {"classes": self.half, **{name: getattr(self, name) for name in names}}
         request = requested(
-            self.method, settings.config, {name: getattr(self, name) for name in names},
-            settings.sets, self.effort, str(data), choosing=True,
+            self.method, settings.config, flags, settings.sets, self.effort, str(data),
+            choosing=True,
         )  # fmt: skip
         if self.effort != "normal":
             note(explain_effort(request.name, self.effort, request.method))
@@ -147,15 +144,14 @@ def fit(
     out: Out = None,
     options: FitOptions = FitOptions(),
     images: DataOptions = DataOptions(),
-    names: Annotated[
-        Path | None, typer.Option(help="CSV file of label,name: class names for prompts.")
+    names_from: Annotated[
+        Path | None,
+        typer.Option("--names-from", help="CSV file of label,name: class names for prompts."),
     ] = None,
     settings: SettingOptions = SettingOptions(),
     folds: Annotated[
         int | None,
-        typer.Option(
-            min=0, help="Cross-validation folds; 4 by default where needed, 0: no judgement."
-        ),
+        typer.Option(min=0, help="Number of folds; 4 by default where needed, 0: no judgement."),
     ] = None,
     files: FileOptions = FileOptions(),
     check: Annotated[
@@ -171,7 +167,7 @@ def fit(
 
     check_backbones(options.backbone, settings.sets, settings.config)
     check_folder(out)
-    known = read_names(names) if names else {}
+    known = read_names(names_from) if names_from else {}
     check_source(data, images.named(), images.crops)
     from rmadapter.runs.fit import fit as run_fit
     from rmadapter.runs.fit import join_fit
@@ -181,7 +177,7 @@ def fit(
     team = Team.of(request.name, request.method, request.machine)
     lab = Lab(team.machine, team=team)
     splits = files.read(data, images, known, check or None)
-    check_known(known, next(iter(splits.values())).written, names or "")
+    check_known(known, next(iter(splits.values())).written, names_from or "")
     lab.add(str(data), splits)
     lab.draw(request.task)  # is refused here, before a backbone is loaded
     task = replace(request.task, backbone=_add_backbone(lab, request.task.backbone))
@@ -227,10 +223,10 @@ def evaluate(
     run: Run,
     data: Annotated[Path, typer.Argument(help="Folder or table of images.")],
     split: Annotated[
-        str, typer.Option(help="Split of the data, or heldout: images `fit` did not draw.")
+        str, typer.Option(help="Split of the data; or heldout: images `fit` did not draw.")
     ] = "test",
     images: DataOptions = DataOptions(),
-    classes: Classes = None,
+    half: Half = None,
     options: RunOptions = RunOptions(),
     settings: SettingOptions = SettingOptions(),
     files: FileOptions = FileOptions(),
@@ -255,14 +251,16 @@ def evaluate(
     from rmadapter.task import Task
     from rmadapter.training.cache import Cache
 
-    which = configured(Task(), {"classes": classes or "all"}).classes
-    name, values = request.read_config(settings.config, (options.method,))
+    which = configured(Task(), {"classes": half or "all"}).classes
+    name, values = request.read_config(settings.config, (options.code,))
     overrides = parse_overrides(settings.sets or [])
     reading = {field: overrides.pop(field) for field in request.READING if field in overrides}
+    if options.device:
+        reading = {"device": options.device, **reading}
     machine = request.machine_of(reading)
     own = request.split(values, name)[2] | overrides
     folder = find_run(run)
-    saved = load(run, options.backbone, method=options.method, settings=own, device=machine.device)
+    saved = load(run, options.backbone, method=options.code, settings=own, device=machine.device)
     splits = files.read(data, images, known_names(folder, saved))
     if ignored := next(iter(splits.values())).ignored:
         note(ignored)
@@ -281,12 +279,10 @@ def add(
     ],
     out: Out = None,
     images: DataOptions = DataOptions(),
-    old_data: Annotated[
-        Path | None,
-        typer.Option("--old-data", "--data", help="Where the run's own images are now."),
-    ] = None,
+    run_data: RunData = None,
     shots: Annotated[
-        int | None, typer.Option(min=0, help="New images per class; by default as for the run.")
+        int | None,
+        typer.Option(min=0, help="Images per class; of the new ones, by default as for the run."),
     ] = None,
     options: RunOptions = RunOptions(),
     files: FileOptions = FileOptions(),
@@ -307,8 +303,8 @@ def add(
     trains = len(what) == 1 and (data.is_dir() or is_data_file(data))
     if trains:
         check_source(data, images.named(), images.crops)
-        if old_data:
-            check_source(old_data)
+        if run_data:
+            check_source(run_data)
     else:
         _check_class_names(what)
         if out:
@@ -320,7 +316,7 @@ def add(
     with run_folder(out, run) as folder:
         if trains:
             record = add_images(
-                found, saved, data, folder, old_data, shots, files.skip_bad, files.outside,
+                found, saved, data, folder, run_data, shots, files.skip_bad, files.outside,
                 command(), images.named(), images.crops,
             )  # fmt: skip
         else:
@@ -355,7 +351,7 @@ def compare(
         typer.Argument(help="Folders written by `fit`; all are compared with the first."),
     ],
     data: Annotated[
-        Path, typer.Option("--data", help="Folder or table of images that no run was trained on.")
+        Path, typer.Option("--data", help="Images to compare on; such as no run was trained on.")
     ],
     split: Annotated[str, typer.Option(help="Split of the data.")] = "test",
     crops: Crops = False,
@@ -420,15 +416,13 @@ def tune(
         ),
     ] = None,
     folds: Annotated[
-        int, typer.Option(min=2, help="Folds of the shots, to judge each setting by.")
+        int, typer.Option(min=2, help="Number of folds; of the shots, to judge each setting by.")
     ] = 4,
-    backbone: Annotated[
-        str | None, typer.Option(help="pocket (the default), ViT-B-16/openai, ... or a folder.")
-    ] = None,
+    backbone: Backbone = None,
     shots: Shots = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of draw, folds, training and proposals; 1 by default.")
-    ] = None,
+    seed: Seed = None,
+    device: Device = None,
+    precision: Precision = None,
     ray: RayOptions = RayOptions(),
     crops: Crops = False,
     settings: SettingOptions = SettingOptions(),
@@ -449,7 +443,10 @@ def tune(
 
     cluster = ray.address if ray.chosen() else None
     named, values = read_config(settings.config, (method,))
-    flags = {"backbone": backbone, "shots": shots, "seed": seed}
+    flags = {
+        "backbone": backbone, "shots": shots, "seed": seed, "device": device,
+        "precision": precision,
+    }  # fmt: skip
     values |= {flag: value for flag, value in flags.items() if value is not None}
     values |= parse_overrides(settings.sets or [])
     request = Request.make(values, method or named or DEFAULT, data=str(data))

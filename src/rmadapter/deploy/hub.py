@@ -101,7 +101,7 @@ def push(
     """
     check_repository(repository)
     if to is not None:
-        check_new(to, option="--to")
+        check_new(to)
         with staged_folder(to) as stage:
             sizes = _write(stage, run, repository, options)
         return {"folder": str(to), "files": sizes, "bytes": sum(sizes.values())}

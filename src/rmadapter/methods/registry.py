@@ -101,7 +101,8 @@ def check_named(file: Path, names: Iterable[str], user: Iterable[str]) -> None:
     for name in names:
         if ":" in name and is_outside(name) and name not in user:
             raise UserError(
-                f"{file}: its method {quoted(name)} is custom code; to run it, pass --method {name}"
+                f"{file}: its method {quoted(name)} is custom code; to run it, pass "
+                f"--method {name}, or --code {name} with a run"
             )
 
 

@@ -58,7 +58,7 @@ def classes_json(classes: Sequence[tuple[str, float]]) -> list[dict[str, str | f
 def explain_images(
     run: str | Path, images: Sequence[str | Path], *, data: str | Path | None = None,
     backbone: Backbone | str | None = None, method: str = "", skip_bad: bool = False,
-    progress: bool = True,
+    progress: bool = True, device: str = "auto",
 ) -> list[Explanation]:  # fmt: skip
     """Explain each image: its two best classes, those of the untouched backbone, and the nearest
     training images.
@@ -68,10 +68,10 @@ def explain_images(
     """
     if data and not user_path(data).exists():
         raise UserError(
-            f"{data}: does not exist; give the folder of the run's training images with --data"
+            f"{data}: does not exist; give the folder of the run's training images with --run-data"
         )
     folder = find_run(run)
-    saved = load(folder, backbone, method=method)
+    saved = load(folder, backbone, method=method, device=device)
     fitted = saved.fitted
     training = _training_images(folder, saved, data)
     question = fitted.known._replace(classes=saved.names)

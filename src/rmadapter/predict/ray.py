@@ -1,4 +1,4 @@
-"""`predict --engine ray`: the same answers from the workers of a cluster, through Ray Data.
+"""`predict --ray`: the same answers from the workers of a cluster, through Ray Data.
 
 A worker keeps the run loaded, decodes and encodes images like the local engine, and needs the run
 and the images at the same path. Answers come back in order and are written by this process, so a

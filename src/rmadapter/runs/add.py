@@ -137,7 +137,7 @@ def _data_of(run: Path, record: Record, old: Path | None) -> Path:
     data = user_path(old or record.task.data)
     if not data.exists():
         raise UserError(
-            f"{run}: its data {str(data)!r} is missing; give its new location with --old-data"
+            f"{run}: its data {str(data)!r} is missing; give its new location with --run-data"
         )
     return data
 
@@ -149,7 +149,7 @@ def _images_of_run(run: Path, saved: Saved, source: Source) -> dict[str, Rows]:
         few = read_split(RunFolder(run).split).images(source.root)
     except UserError as error:
         raise UserError(
-            f"{run}: {error}; give the new location of its data with --old-data"
+            f"{run}: {error}; give the new location of its data with --run-data"
         ) from None
     splits = source.splits
     groups = {row.image: row.group for rows in splits.values() for row in rows}

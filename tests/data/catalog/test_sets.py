@@ -233,12 +233,14 @@ def test_too_few_and_plain_folders_are_partial(tmp_path: Path) -> None:
 
 def test_the_command_checks_all_sets(rmadapter: Command, tmp_path: Path) -> None:
     archives.dtd(tmp_path / "dtd")
-    found = {row["name"]: row["status"] for row in rmadapter.json("data", "--check", tmp_path)}
+    found = {
+        row["name"]: row["status"] for row in rmadapter.json("data", "--status", "--root", tmp_path)
+    }
     assert found == {key: "partial" if key == "dtd" else "absent" for key in CATALOG}
     text = rmadapter.done("data", "imagenet", "--root", tmp_path).out
     for words in ("non-commercial", f"{tmp_path}/imagenet/images/train/", "absent"):
         assert words in text
-    refused(rmadapter("data", "--check", tmp_path / "nothing"), "nothing")
+    refused(rmadapter("data", "--status", "--root", tmp_path / "nothing"), "nothing")
 
 
 # Paths that lead out

@@ -193,6 +193,7 @@ def test_refused_options(finished: Path, exported: Path, tmp_path: Path) -> None
         (ServeOptions(tmp_path, "onnx"), "--engine onnx"),
         (ServeOptions(finished, "onxx"), "onnx'"),
         (ServeOptions(exported, "torch"), "--engine torch"),
+        (ServeOptions(exported, device="cpu"), "--device"),
         (ServeOptions(finished), "--backbone"),
     ):
         with pytest.raises(UserError, match=hint):

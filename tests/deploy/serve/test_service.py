@@ -27,7 +27,7 @@ BAD = Upload("bad.png", b"\x89PNG")
 
 def test_requests_larger_than_the_queue_are_refused() -> None:
     assert Limits(queue=5, images=5, body=0.5).bytes == 500_000
-    with pytest.raises(UserError, match="--images 6"):
+    with pytest.raises(UserError, match="--max-images 6"):
         Limits(queue=5, images=6)
 
 

@@ -241,7 +241,7 @@ class Session:
             out = self._new("model")
             words = ["fit", IMAGES, "--method", method]
             if self.base:
-                old = ["--old-data", self.base.data, "--allow-outside"]
+                old = ["--run-data", self.base.data, "--allow-outside"]
                 words = ["add", self.base.run.name, IMAGES, *old]
             strange = self._strange and bool(self.base)
 

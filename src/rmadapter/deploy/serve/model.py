@@ -62,6 +62,7 @@ class ServeOptions(NamedTuple):
     threads: int = 0
     backbone: str | None = None
     method: str = ""
+    device: str = "auto"
 
 
 class Accuracy(TypedDict):
@@ -130,6 +131,8 @@ def open_served(options: ServeOptions) -> ServedModel:
     graph = next((name for name in ENGINES if (folder / name).is_file()), None)
     if graph is None and engine in ("", "torch"):
         return _with_torch(folder, options, before)
+    if options.device != "auto":
+        raise UserError(f"{folder}: --device is for a run and --engine torch; leave it out")
     if graph is None:
         export, source = cached_export(folder, options), run_source(folder)
     elif engine in ("", ENGINE_NAMES[graph]):
@@ -165,7 +168,7 @@ def _with_torch(folder: Path, options: ServeOptions, before: Sign | None) -> Ser
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    saved = load(folder, options.backbone, method=options.method)
+    saved = load(folder, options.backbone, method=options.method, device=options.device)
     backbone = saved.fitted.backbone
     module, features = answers_module(saved)
     without_features = copy.copy(module)

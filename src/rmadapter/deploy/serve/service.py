@@ -54,7 +54,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         if self.images > self.queue:
-            raise UserError(f"--images {self.images}: must not exceed --queue {self.queue}")
+            raise UserError(f"--max-images {self.images}: must not exceed --queue {self.queue}")
 
     @property
     def bytes(self) -> int:
