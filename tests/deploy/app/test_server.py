@@ -25,7 +25,8 @@ from rmadapter.backbones import Backbone
 from rmadapter.deploy.app import server as module
 from rmadapter.deploy.app.jobs import Jobs
 from rmadapter.deploy.app.server import HostMiddleware, Visitors, build, refusal
-from rmadapter.deploy.app.session import Session, Shared
+from rmadapter.deploy.app.session import Base, Session, Shared
+from rmadapter.errors import UserError
 
 ADDRESS = "http://127.0.0.1:8080"
 
@@ -305,6 +306,70 @@ def test_visitors_are_limited_and_active_ones_stay_longest(
     assert visitors.session(training)
     assert visitors.session(labelled) is None
     assert len([*tmp_path.iterdir()]) == 4
+
+
+def test_who_sent_images_or_a_run_stays_longer_than_who_typed_names(
+    visitors: Visitors, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_VISITORS", 5)
+    photos, run, opened = (visitors.add() for _ in range(3))
+    session_of(visitors, photos).images.add_class("dog")
+    session_of(visitors, photos).images.bytes = 5_000_000
+    for number, data in ((run, ""), (opened, "the server's own")):
+        (tmp_path / f"run-{number}").mkdir()
+        (tmp_path / f"run-{number}/model").write_bytes(bytes(1000))
+        session_of(visitors, number).base = Base(tmp_path / f"run-{number}", data)
+        session_of(visitors, number).run = tmp_path / f"run-{number}"
+    for clock.now in range(1, 30):
+        session = session_of(visitors, visitors.add(str(clock.now)))
+        session.images.add_class("cat")
+        if clock.now % 2:
+            session.images.bytes = 100
+    assert visitors.session(photos)
+    assert visitors.session(run)
+    assert visitors.session(opened) is None
+
+
+def test_new_visitors_from_one_address_are_limited_by_the_minute(
+    visitors: Visitors, clock: Clock
+) -> None:
+    for address in ("192.0.2.1", "2001:db8:1:2::"):
+        clock.now += 100
+        for number in range(module.MOST_NEW):
+            visitors.add(f"{address}{number}" if ":" in address else address)
+        with pytest.raises(UserError, match="wait"):
+            visitors.add(f"{address}ff" if ":" in address else address)
+        visitors.add("192.0.2.2")
+        visitors.add("2001:db8:1:3::1")
+        clock.now += 61
+        visitors.add(address)
+
+
+def test_a_visitor_holds_few_threads(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests of others are answered while one visitor's many wait."""
+    other = TestClient(client.app, ADDRESS)
+    other.get("/")
+    gate, lock, waiting = threading.Event(), threading.Lock(), []
+    mine = session_of(client.app.state.visitors, client.cookies["rmadapter-app-8080"])  # type: ignore[attr-defined]
+
+    def state() -> dict[str, object]:
+        with lock:
+            waiting.append(1)
+        assert gate.wait(30)
+        return {}
+
+    monkeypatch.setattr(mine, "state", state)
+    threads = [threading.Thread(target=client.get, args=("/api/state",)) for _ in range(60)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert other.get("/api/state").status_code == 200
+        assert len(waiting) <= module.THREADS
+    finally:
+        gate.set()
+        for thread in threads:
+            thread.join()
+    assert len(waiting) == 60
 
 
 # Hosts and origins

@@ -15,9 +15,9 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import ParamSpec, TypeVar, cast
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -38,7 +38,10 @@ ASSETS = Path(__file__).parents[2] / "assets/app"
 MOST_IMAGE, MOST_JSON = 100_000_000, 100_000  # bytes of a request
 MINUTE = 60.0  # seconds between two checks for idle visitors
 MOST_VISITORS = 200
+MOST_NEW = 30  # visitors from one address in a minute
+THREADS = 3  # of the server's forty, that one visitor's requests may hold: a zip, news and a stop
 EXPIRED = "This page was idle for too long, or the server was restarted: reload it."
+TOO_MANY = "Too many new visitors came from your address: wait a minute, then reload the page."
 # A report may come from an uploaded run: it is shown, but nothing in it may run.
 SANDBOX = {
     "Content-Security-Policy": "sandbox; default-src 'none'; img-src data:; "
@@ -54,6 +57,8 @@ PAGE_HEADERS = {
     "Cache-Control": "no-store",
 }
 Body = dict[str, object]
+P = ParamSpec("P")
+T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -160,7 +165,7 @@ def _json_endpoint(action: Callable[[Session, Body], object]) -> Endpoint:
                 raise UserError("the request is not JSON") from None
             if not isinstance(body, dict):
                 raise UserError("the request is not a JSON object")
-        return JSONResponse(await run_in_threadpool(action, _session(request), body))
+        return JSONResponse(await _in_thread(request, action, _session(request), body))
 
     return endpoint
 
@@ -170,6 +175,12 @@ def _session(request: Request) -> Session:
     if session is None:
         raise UserError(EXPIRED)
     return session
+
+
+async def _in_thread(request: Request, work: Callable[P, T], *words: P.args, **more: P.kwargs) -> T:
+    """Do a visitor's work in a thread, once one of theirs is free."""
+    async with _visitors(request).turns(request.cookies.get(_cookie(request))):
+        return await run_in_threadpool(work, *words, **more)
 
 
 def _visitors(request: Request) -> Visitors:
@@ -191,7 +202,8 @@ async def _page(request: Request) -> Response:
     response = FileResponse(ASSETS / "index.html")
     cookie = _cookie(request)
     if request.method == "GET" and visitors.session(request.cookies.get(cookie)) is None:
-        number = await run_in_threadpool(visitors.add)
+        address = request.client.host if request.client else ""
+        number = await run_in_threadpool(visitors.add, address)
         # By hand: many browsers keep no cookie in a frame without Partitioned; Starlette writes it
         # from Python 3.14 on.
         same_site = request.app.state.same_site
@@ -242,23 +254,23 @@ async def _image(request: Request) -> Response:
             session.images.add(path, request.query_params.get("label", ""), name)
 
     async with _upload(request, MOST_IMAGE) as (session, path, name):
-        await run_in_threadpool(add)
+        await _in_thread(request, add)
     return JSONResponse(None)
 
 
 async def _zip(request: Request) -> Response:
     async with _upload(request, MOST_ZIP) as (session, path, _):
-        return JSONResponse(await run_in_threadpool(session.add_zip, path))
+        return JSONResponse(await _in_thread(request, session.add_zip, path))
 
 
 async def _ask(request: Request) -> Response:
     async with _upload(request, MOST_IMAGE) as (session, path, name):
-        return JSONResponse(await run_in_threadpool(session.predict, path, name))
+        return JSONResponse(await _in_thread(request, session.predict, path, name))
 
 
 async def _thumbnail(request: Request) -> Response:
     images = _session(request).images
-    data = await run_in_threadpool(images.thumbnail, request.path_params["name"])
+    data = await _in_thread(request, images.thumbnail, request.path_params["name"])
     return Response(data, media_type="image/jpeg")
 
 
@@ -267,7 +279,7 @@ async def _report(request: Request) -> Response:
 
 
 async def _download(request: Request) -> Response:
-    path = await run_in_threadpool(_session(request).zipped, request.path_params["what"])
+    path = await _in_thread(request, _session(request).zipped, request.path_params["what"])
     return FileResponse(path, filename=path.name, media_type="application/zip")
 
 
@@ -276,16 +288,20 @@ async def _download(request: Request) -> Response:
 
 @dataclass(eq=False)
 class _Visit:
+    """turns: that the visitor's requests take to do their work."""
+
     session: Session
     seen: float
+    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(THREADS))
 
 
 class Visitors:
     """The visitors of the page.
 
     root: of their folders. seconds: without activity, after which a visitor is removed. clock: in
-    seconds. At most MOST_VISITORS: to make room, those go first who did nothing yet, then the one
-    idle the longest.
+    seconds. At most MOST_VISITORS: to make room, those go first who did nothing yet, then those who
+    sent fewer bytes (names alone are none) by a factor of ten, then the one idle the longest. At
+    most MOST_NEW come from one address in a minute.
     """
 
     def __init__(
@@ -297,6 +313,7 @@ class Visitors:
     ) -> None:
         self.root, self.shared, self.seconds, self.clock = root, shared, seconds, clock
         self._visits: dict[str, _Visit] = {}
+        self._new: dict[str, list[float]] = {}  # by address: when its visitors came
         self._lock = threading.Lock()
 
     def session(self, number: str | None) -> Session | None:
@@ -308,8 +325,18 @@ class Visitors:
             visit.seen = self.clock()
             return visit.session
 
-    def add(self) -> str:
-        """Return the number of a new visitor; it does not reveal their folder."""
+    def turns(self, number: str | None) -> asyncio.Semaphore:
+        """Return the turns of a visitor's requests. Raises UserError for an unknown one."""
+        with self._lock:
+            visit = self._visits.get(number or "")
+        if visit is None:
+            raise UserError(EXPIRED)
+        return visit.turns
+
+    def add(self, address: str = "") -> str:
+        """Return the number of a new visitor; it does not reveal their folder. Raises UserError for
+        too many from one network address."""
+        self._admit(address)
         number = secrets.token_urlsafe(32)
         folder = Path(tempfile.mkdtemp(dir=self.root))
         with self._lock:
@@ -320,10 +347,28 @@ class Visitors:
             self.remove(each)
         return number
 
-    def _claim(self, number: str) -> tuple[bool, bool, float]:
+    def _admit(self, address: str) -> None:
+        """Count a visitor from an address (of IPv6 the network, of which one machine may use any
+        part)."""
+        if ":" in address:
+            address = ":".join(address.split(":")[:4])
+        now = self.clock()
+        with self._lock:
+            recent = {
+                place: [moment for moment in moments if now - moment < MINUTE]
+                for place, moments in self._new.items()
+            }
+            self._new = {place: moments for place, moments in recent.items() if moments}
+            moments = self._new.setdefault(address, [])
+            if len(moments) >= MOST_NEW:
+                raise UserError(TOO_MANY)
+            moments.append(now)
+
+    def _claim(self, number: str) -> tuple[bool, bool, int, float]:
         """Sort key: who is to stay longest comes last."""
         visit = self._visits[number]
-        return visit.session.busy, not visit.session.empty, visit.seen
+        session = visit.session
+        return session.busy, not session.empty, session.given, visit.seen
 
     def remove(self, number: str) -> None:
         """Remove a visitor, and delete their folder."""

@@ -121,6 +121,15 @@ class Session:
         """Whether nothing would be lost with it."""
         return not (self.images.classes or self.run or self.job)
 
+    @property
+    def given(self) -> int:
+        """The digits of the number of bytes that the visitor sent and that are in use, which names
+        and the server's own runs do not add to; 0 for none."""
+        sent = self.images.bytes
+        if self.base and not self.base.data:  # a run that they uploaded
+            sent += sum(file.stat().st_size for file in self.base.run.glob("*"))
+        return len(str(sent)) if sent else 0
+
     def state(self) -> dict[str, object]:
         """Return everything that the page shows except images."""
         with self.lock:
