@@ -1,21 +1,28 @@
 """Write a pickled checkpoint's tensors to a safetensors file: a program, which `convert` starts.
 
-torch opens the pickle with weights_only: its own reader of pickles makes tensors and plain
-containers, and calls nothing else that a file names. In case this reader has a hole, memory, time
-and the size of files are bounded, and starting a program, opening a connection or writing another
-file ends the process.
+No pickle is opened: opcodes.py follows its instructions, and knows the few names that tensors need.
+Memory, time and the size of files are bounded. If Python still were about to unpickle, to start a
+program, to open a connection or to write another file, that would end the process; this stops only
+what Python announces (PEP 578), and is no sandbox.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import re
 import sys
 import zipfile
-from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from rmadapter.backbones.opcodes import (
+    Checkpoint,
+    Described,
+    Refused,
+    Scripted,
+    as_tensor,
+    read_archive,
+    read_old,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,41 +40,47 @@ FORBIDDEN = (
 )  # fmt: skip
 
 
-class Refused(Exception):
-    """The file is refused; the message says why."""
-
-
-class Scripted:
-    """A stand-in for a module of TorchScript that holds its attributes."""
-
-
 def read(path: str) -> tuple[dict[str, Tensor], dict[str, object]]:
     """Return tensors by name, and facts: `scripted`, `quick_gelu` (None if unknown), `left_out`
     (what is no tensor)."""
-    import torch
+    if not zipfile.is_zipfile(path):
+        with open(path, "rb") as file:
+            return _tensors(read_old(file), scripted=False)
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+        if size > MOST * os.path.getsize(path) + 2**20:
+            raise Refused("its archive unpacks to far more than its size")
+        scripted = any(name.endswith("/constants.pkl") for name in archive.namelist())
+        return _tensors(read_archive(archive), scripted)
 
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            size = sum(entry.file_size for entry in archive.infolist())
-            if size > MOST * os.path.getsize(path) + 2**20:
-                raise Refused("its archive unpacks to far more than its size")
-        if any(name.endswith("/constants.pkl") for name in names):
-            return _scripted(path)
-    table = _table_of_tensors(torch.load(path, map_location="cpu", weights_only=True))
-    tensors = {key: value for key, value in table.items() if isinstance(value, torch.Tensor)}
-    left_out = [str(key)[:100] for key in table if key not in tensors]
-    return _stripped(tensors), {"scripted": False, "quick_gelu": None, "left_out": left_out}
+
+def _tensors(checkpoint: Checkpoint, scripted: bool) -> tuple[dict[str, Tensor], dict[str, object]]:
+    if scripted:
+        table: dict[str, object] = {**_attributes(checkpoint.content)}
+    else:
+        table = _table_of_tensors(checkpoint.content)
+    described = {key: value for key, value in table.items() if isinstance(value, Described)}
+    described = _stripped(described)
+    storages: dict[str, bytes] = {}  # several tensors may share one
+    tensors = {}
+    for name, one in described.items():
+        if one.storage and one.storage.key not in storages:
+            storages[one.storage.key] = checkpoint.storages[one.storage.key]
+        tensors[name] = as_tensor(name, one, storages)
+    quick_gelu = any(name.endswith("QuickGELU") for name in checkpoint.names)
+    return tensors, {
+        "scripted": scripted,
+        "quick_gelu": quick_gelu if scripted else None,
+        "left_out": [str(key)[:100] for key in table if not isinstance(table[key], Described)],
+    }
 
 
 def _table_of_tensors(content: object) -> dict[str, object]:
     """Return the table that holds tensors, from under the names where training code nests it."""
-    import torch
-
     for _ in range(4):
         if not isinstance(content, dict):
             break
-        if any(isinstance(value, torch.Tensor) for value in content.values()):
+        if any(isinstance(value, Described) for value in content.values()):
             return content
         tables = [content[name] for name in WRAPPERS if isinstance(content.get(name), dict)]
         if not tables:
@@ -80,7 +93,7 @@ def _table_of_tensors(content: object) -> dict[str, object]:
     raise Refused(f"it holds no table of weights, but a {type(content).__name__}")
 
 
-def _stripped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _stripped(tensors: dict[str, Described]) -> dict[str, Described]:
     """Remove the prefixes that wrappers give to all names; keep the teacher rather than a
     student."""
     if not all(isinstance(name, str) for name in tensors):
@@ -94,45 +107,16 @@ def _stripped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _scripted(path: str) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Return the attributes of the modules in a TorchScript archive.
-
-    Without its code and constants, it is an archive like those of torch.save; its classes, which
-    are not torch's, become `Scripted`.
-    """
-    import torch
-
-    reduced = io.BytesIO()
-    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(reduced, "w") as copy:
-        for name in archive.namelist():
-            inner = name.partition("/")[2]
-            if inner != "constants.pkl" and not inner.startswith("code/"):
-                copy.writestr(name, archive.read(name))
-    kinds = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(reduced.getvalue()))
-    makers = {"__torch__": Scripted, "torch.jit._pickle": list}  # modules, and lists of one type
-    known: list[Callable[..., object] | tuple[Callable[..., object], str]] = []
-    for start, maker in makers.items():
-        known += [(maker, kind) for kind in kinds if kind.startswith(f"{start}.")]
-    reduced.seek(0)
-    with torch.serialization.safe_globals(known):
-        module = torch.load(reduced, map_location="cpu", weights_only=True)
-    facts = {
-        "scripted": True,
-        "quick_gelu": any(kind.endswith("QuickGELU") for kind in kinds),
-        "left_out": [],
-    }
-    return _stripped(_attributes(module)), facts
-
-
-def _attributes(module: object) -> dict[str, Tensor]:
-    import torch
-
-    tensors: dict[str, Tensor] = {}
+def _attributes(module: object) -> dict[str, Described]:
+    """Return the tensors of a module of TorchScript and of those inside it."""
+    if not isinstance(module, Scripted):
+        raise Refused(f"it holds no module, but a {type(module).__name__}")
+    tensors: dict[str, Described] = {}
     seen, waiting = {id(module)}, [("", module)]
     while waiting:
         place, one = waiting.pop()
-        for name, value in vars(one).items():
-            if isinstance(value, torch.Tensor):
+        for name, value in one.attributes.items():
+            if isinstance(value, Described):
                 tensors[f"{place}{name}"] = value
             elif isinstance(value, Scripted) and id(value) not in seen:
                 seen.add(id(value))
@@ -192,8 +176,6 @@ def watch() -> None:
 
 
 def main(source: str, target: str, seconds: str) -> None:
-    import pickle
-
     import safetensors.torch  # noqa: F401  as torch, before memory is bounded
     import torch
 
@@ -208,8 +190,6 @@ def main(source: str, target: str, seconds: str) -> None:
         facts = {"error": str(error)}
     except MemoryError:
         facts = {"error": "it needs more memory than a file of its size may"}
-    except pickle.UnpicklingError as error:
-        facts = {"error": _reason(error)}
     except Exception as error:  # damaged files make torch raise many kinds
         facts = {"error": f"it is damaged or not a torch checkpoint ({type(error).__name__})"}
     print(json.dumps(facts))
@@ -224,14 +204,6 @@ def _save(tensors: dict[str, Tensor], target: str) -> None:
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())[:100]
         raise Refused(f"its tensors cannot be written ({reason})") from error
-
-
-def _reason(error: Exception) -> str:
-    """Return torch's reason without its advice to open the file anyway."""
-    name = re.search(r"GLOBAL (\S{1,100})", str(error))
-    if name:
-        return f"it asks for {name[1]}, but only tensors are accepted"
-    return "it holds things other than tensors"
 
 
 if __name__ == "__main__":
