@@ -34,9 +34,7 @@ from rmadapter.training.contract import Fitted, Known, answers
 MOST_CLUSTERS = 500  # as in Hacohen et al.
 WIDER = 10  # times as many images as wanted are clustered by `mix`, as in Zhdanov's paper
 DEFAULT, RANDOM = "typicality", "random"  # docs/suggest.md has the figures
-UNPROVEN = (
-    "no rule was shown to be better than drawing at random"  # docs/suggest.md has the figures
-)
+UNPROVEN = "no rule was shown to be better than drawing at random"
 SAME = 2e-5  # 1 - cosine of an image to itself, kept in float16, is below this
 COLUMNS = ("image", "label", "rank", "score", "guess", "probability", "guess_2", "probability_2")
 MOST = 300  # images on the page
@@ -260,6 +258,7 @@ class Suggestions:
 
     @property
     def scored(self) -> bool:
+        """Whether the rule gives scores, which random does not."""
         return self.rule != RANDOM
 
 
