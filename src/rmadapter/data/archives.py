@@ -25,7 +25,15 @@ from rmadapter.data.budget import Budget
 from rmadapter.data.decode import formats
 from rmadapter.data.formats.base import SPLITS
 from rmadapter.errors import UserError, quoted
-from rmadapter.support.files import cache_folder, read_text, sha256, shortened, walk, write_text
+from rmadapter.support.files import (
+    cache_folder,
+    read_text,
+    sha256,
+    shortened,
+    state_of,
+    walk,
+    write_text,
+)
 from rmadapter.support.locks import build_once
 
 CHUNK = 1 << 20
@@ -255,8 +263,7 @@ def is_packed(path: Path) -> bool:
 def unpacked_folder(archive: Path) -> Path:
     """Return the cache folder for an archive, which need not exist yet; a changed archive gets
     another one."""
-    facts = os.stat(archive)
-    word = f"{archive.resolve()} {facts.st_size} {facts.st_mtime_ns}"
+    word = f"{archive.resolve()} {state_of(os.stat(archive))}"
     key = hashlib.sha256(word.encode(errors="surrogateescape")).hexdigest()[:16]
     suffix = next(suffix for suffix in ARCHIVES if archive.name.lower().endswith(suffix))
     return cache_folder() / "unpacked" / f"{shortened(archive.name[: -len(suffix)])}-{key}"

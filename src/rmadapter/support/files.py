@@ -400,6 +400,12 @@ def sign(folder: Path) -> Sign | None:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
+def state_of(status: os.stat_result) -> str:
+    """Return what changes with a file's contents, even if another file of the same size and time
+    takes its place."""
+    return f"{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+
+
 def _read_sums(file: Path) -> dict[str, str]:
     """Return SHA-256 by file name; only files in the folder itself may be listed."""
     try:

@@ -37,7 +37,7 @@ from rmadapter.data.formats.base import (
     search,
 )
 from rmadapter.errors import UserError, quoted
-from rmadapter.support.files import atomic, cache_folder, plain_file, read_json, shortened
+from rmadapter.support.files import atomic, cache_folder, plain_file, read_json, shortened, state_of
 
 HAS_BOXES = True
 HAS_COLUMNS = False
@@ -221,7 +221,7 @@ def cut(image: Path, boxes: Sequence[Box], budget: Budget) -> list[Path]:
     for box in boxes:
         left, top, right, bottom = _pixels(box, size)
         budget.take("pixels", (right - left) * (bottom - top), image)
-        word = f"{image.resolve()} {facts.st_size} {facts.st_mtime_ns} {box}"
+        word = f"{image.resolve()} {state_of(facts)} {box}"
         key = hashlib.sha256(word.encode(errors="surrogateescape")).hexdigest()[:24]
         path = cache_folder() / "crops" / key[:2] / f"{shortened(image.stem)}-{key}.png"
         if not path.exists():
