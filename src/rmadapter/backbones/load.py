@@ -22,7 +22,7 @@ from rmadapter.backbones.build import (
     load_weights,
 )
 from rmadapter.backbones.hugging_face import load_hf
-from rmadapter.backbones.names import HF_HUB, check_name, nearest, unknown_architecture
+from rmadapter.backbones.names import HF_HUB, check_name, unknown_architecture, unknown_tag
 from rmadapter.backbones.numbers import check_numbers
 from rmadapter.backbones.pocket import POCKET, check_pocket, pocket_folder
 from rmadapter.backbones.trust import (
@@ -269,11 +269,7 @@ def _published(architecture: str, tag: str, tags: list[str]) -> JsonObject:
             f"QuickGELU mismatch: {tag!r} was trained with GELU, but {architecture!r} computes "
             f"QuickGELU; use {plain + '/' + tag!r}"
         )
-    hint = f"the nearest are {nearest(tag, tags)}" if tags else "it has none"
-    raise UserError(
-        f"open_clip has no published weights {tag!r} for {architecture!r}; {hint}; "
-        f"{architecture + '/none'!r} has random weights"
-    )
+    raise UserError(unknown_tag(architecture, tag, tags))
 
 
 def _hub_file(location: str) -> tuple[str, str]:
