@@ -241,6 +241,18 @@ def test_data_sets_with_the_same_folder_name_stay_apart(bench: Bench, tmp_path: 
     assert first.scores[1].digest != second.scores[1].digest
 
 
+def test_a_copy_of_a_data_set_has_records_of_its_own(bench: Bench, tmp_path: Path) -> None:
+    """All images are the same, and so is the key; a record that is copied would name the other."""
+    names = [f"{name}/{bench.colors.name}" for name in "ab"]
+    for name in names:
+        shutil.copytree(bench.colors, tmp_path / name)
+    jobs = bench.jobs(datasets=names, methods=["zero-shot"], seeds=[1])
+    first, second = bench.at(tmp_path / bench.colors.name).run(tmp_path / "out", jobs)
+    assert first.key == second.key
+    assert second.copied_from == ""
+    assert [record.task.data for record in (first, second)] == [job.task.data for job in jobs]
+
+
 def test_a_failed_job_stops_no_other_job(bench: Bench, tmp_path: Path) -> None:
     values = {"rmadapter": {**QUICK, "first_block": 9}}
     jobs = bench.jobs(methods=["rmadapter", "zero-shot"], seeds=[1])

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from rmadapter.errors import UserError
 from rmadapter.methods import METHODS, load_method
-from rmadapter.settings import configured
+from rmadapter.settings import STRICT, configured
 
 optuna = pytest.importorskip("optuna", reason="needs the extra tune: `make scale` installs it")
 from rmadapter.bench.search_space import ON_REQUEST, make_space  # noqa: E402
@@ -52,6 +53,20 @@ def test_every_method_accepts_the_ends_of_its_ranges() -> None:
 class Optional:
     radius: float | None = None
     rate: float = 0.1
+
+
+@dataclass(frozen=True, config=STRICT)
+class Exclusive:
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    wide: Annotated[float, Field(gt=0, lt=100)] = 0.5
+
+
+def test_an_exclusive_limit_is_not_tried() -> None:
+    found = make_space(Exclusive(), "mine")
+    low, high = ends(found["share"])
+    assert low == pytest.approx(0.05)
+    assert 0.99 < high < 1
+    assert ends(found["wide"]) == pytest.approx((0.05, 5))
 
 
 def test_a_setting_that_is_unset_is_not_tried_by_default() -> None:

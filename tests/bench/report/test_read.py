@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,17 @@ def test_a_setting_that_a_record_lacks_is_no_difference(tmp_path: Path) -> None:
     old = [with_settings(seed, **own) for seed, own in enumerate(values, 1)]
     found = read_records(write(tmp_path / "old", *old))
     assert (seeds(found), places(found)) == ([1, 2, 3], ["003.json"])
+
+
+@pytest.mark.parametrize("order", [*permutations(range(4))])
+def test_a_record_that_lacks_a_setting_joins_the_larger_side(
+    tmp_path: Path, order: tuple[int, ...]
+) -> None:
+    """Else two sides of two runs would be equal, and either could be left out."""
+    values = ({}, {"alpha": 0.1}, {"alpha": 0.5}, {"alpha": 0.5})
+    runs = [with_settings(seed, day=9 - seed, **own) for seed, own in enumerate(values, 1)]
+    found = read_records(write(tmp_path, *(runs[place] for place in order)))
+    assert seeds(found) == [1, 3, 4]
 
 
 def test_methods_of_different_tracks_may_have_different_settings(tmp_path: Path) -> None:
