@@ -216,6 +216,8 @@ def test_mistakes_in_suggest_are_named(rmadapter: Command, finished: Path, color
         ([finished, colors, "--out", "list.txt"], "ends in .csv"),
         ([colors, colors], "not a run"),
         ([finished, colors, "--rule", "magic"], "unknown rule"),
+        (["--start", colors, "--device", "tpu9"], "tpu9"),
+        ([finished, colors, *backbone_option(finished), "--device", "tpu9"], "tpu9"),
     ):
         refused(rmadapter("suggest", *words), hint)
 

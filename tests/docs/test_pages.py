@@ -156,7 +156,7 @@ def test_the_readme_is_short() -> None:
 
 def test_defaults_of_serve_are_those_of_the_command() -> None:
     options = {o.opts[0]: o.default for o in parser().commands["serve"].params if o.opts}
-    rows = re.findall(r"^\| `(--\w+)` \| (\S+) \|", text_of("docs/serve.md"), re.M)
+    rows = re.findall(r"^\| `(--[\w-]+)` \| (\S+) \|", text_of("docs/serve.md"), re.M)
     assert len(rows) > 9
     for name, default in rows:
         if default in ("none", "off"):

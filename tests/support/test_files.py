@@ -312,8 +312,8 @@ def test_paths_as_users_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_link_to_nothing_exists(tmp_path: Path) -> None:
     check_new(tmp_path / "free", tmp_path / "free.html")
     (tmp_path / "link").symlink_to("gone")
-    with pytest.raises(UserError, match="link: already exists; choose another --to"):
-        check_new(tmp_path / "free", tmp_path / "link", option="--to")
+    with pytest.raises(UserError, match="link: already exists; choose another --out"):
+        check_new(tmp_path / "free", tmp_path / "link")
 
 
 def test_relative_paths_lead_through_links(tmp_path: Path) -> None:

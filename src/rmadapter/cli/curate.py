@@ -34,6 +34,28 @@ if TYPE_CHECKING:
 
 SHOWN = 20  # images in a table
 METHOD = "linear-probe"
+Judge = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        help="Name from `rmadapter methods`, package:Class or file.py:Class; it judges labels.",
+    ),
+]
+Rule = Annotated[
+    str,
+    typer.Option(
+        "--rule",
+        metavar="typicality | margin | entropy | coverage | mix | random | balanced",
+        help="typicality is the default; no rule was shown to be better than random. balanced "
+        "only with --start; typicality, coverage and random also with it.",
+    ),
+]
+SomeBackbone = Annotated[
+    str | None,
+    typer.Option(
+        help="Name or folder of the backbone; with --start any, else the run's, if a folder."
+    ),
+]
 
 
 def suspects(
@@ -51,13 +73,7 @@ def suspects(
             help="suspects.csv with your decisions: write a cleaned copy or list to --out.",
         ),
     ] = None,
-    method: Annotated[
-        str,
-        typer.Option(
-            "--method",
-            help="Name from `rmadapter methods`, package:Class or file.py:Class; it judges labels.",
-        ),
-    ] = METHOD,
+    method: Judge = METHOD,
     backbone: Backbone = None,
     device: Device = None,
     table_columns: Columns = Columns(),
@@ -206,22 +222,10 @@ def suggest(
         Path | None,
         typer.Option("--out", "-o", help=".csv file for the list; its page is written beside it."),
     ] = None,
-    rule: Annotated[
-        str,
-        typer.Option(
-            "--rule",
-            metavar="typicality | margin | entropy | coverage | mix | random | balanced",
-            help="typicality is the default; no rule was shown to be better than random. balanced "
-            "only with --start; typicality, coverage and random also with it.",
-        ),
-    ] = "",
+    rule: Rule = "",
     seed: Seed = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            help="Name or folder of the backbone; with --start any, else the run's, if a folder."
-        ),
-    ] = None,
+    backbone: SomeBackbone = None,
+    device: Device = None,
     image_column: ImageColumn = "",
     reading: FileOptions = FileOptions(),
     quiet: Quiet = False,
@@ -242,11 +246,13 @@ def suggest(
         result = first_images(
             pool, n, names=parts(names), rule=rule, seed=chosen, backbone=backbone or "pocket",
             skip_bad=reading.skip_bad, column=image_column, outside=reading.outside,
+            device=device or "auto",
         )  # fmt: skip
     else:
         result = suggest_images(
             words[0], pool, n, rule=rule, seed=chosen, backbone=backbone,
             skip_bad=reading.skip_bad, column=image_column, outside=reading.outside,
+            device=device or "auto",
         )  # fmt: skip
     if len(result.suggestions) < n:
         note(f"{len(result.suggestions)} images instead of {n}: the pool has no more new ones")

@@ -55,6 +55,10 @@ Frames = Annotated[
     list[str] | None,
     typer.Option(help="Site that may show the page in a frame, such as https://huggingface.co."),
 ]
+Engine = Annotated[
+    str, typer.Option(metavar="torch | onnx | openvino", help="By default torch, or the export's.")
+]
+Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all addresses.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")]
 SEARCHED = ["weights in 8 bits", "MB", "same %", "differs", "images/s", "taken"]  # `int8.search`
 
@@ -248,14 +252,9 @@ def serve(
         list[str],
         typer.Argument(metavar="RUN...", help="Folders of runs or exports; NAME=FOLDER names one."),
     ],
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 for all addresses.")
-    ] = "127.0.0.1",
+    host: Host = "127.0.0.1",
     port: Port = 8000,
-    engine: Annotated[
-        str,
-        typer.Option(metavar="torch | onnx | openvino", help="By default torch, or the export's."),
-    ] = "",
+    engine: Engine = "",
     threads: Annotated[
         int, typer.Option(min=0, help="Threads per model; 0 leaves it to the engine.")
     ] = 0,
@@ -344,9 +343,7 @@ def _announce(where: str, models: dict[str, ServeOptions], as_json: bool) -> Non
 
 
 def app(
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 for all addresses.")
-    ] = "127.0.0.1",
+    host: Host = "127.0.0.1",
     port: Port = 8080,
     backbone: Annotated[
         str,

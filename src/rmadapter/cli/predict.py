@@ -39,6 +39,12 @@ if TYPE_CHECKING:
     from rmadapter.training.contract import Fitted
 
 SHOWN = 20  # images in a table
+Names = Annotated[
+    str | None,
+    typer.Option(
+        "--names", help='Class names, such as "cat,dog,zebra"; by default those of the run.'
+    ),
+]
 PAGE = "explain.html"
 
 
@@ -133,12 +139,7 @@ def predict(
     images: Annotated[
         list[str], typer.Argument(help="Files, folders, patterns, tables, archives; - for stdin.")
     ],
-    names: Annotated[
-        str | None,
-        typer.Option(
-            "--names", help='Class names, such as "cat,dog,zebra"; by default those of the run.'
-        ),
-    ] = None,
+    names: Names = None,
     top: Annotated[int, typer.Option(min=1, help="Answers per image.")] = 5,
     out: Annotated[
         Path | None,

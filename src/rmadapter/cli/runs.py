@@ -57,6 +57,7 @@ def demo(
         "runs/demo"
     ),
     seed: Seed = None,
+    device: Device = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -66,7 +67,8 @@ def demo(
     """
     from rmadapter.artifacts.summary import print_record
 
-    record = run_demo(out, 1 if seed is None else seed, command=command())
+    first = 1 if seed is None else seed
+    record = run_demo(out, first, command=command(), device=device or "auto")
     print_record(record, as_json, out)
     if not as_json:
         for text in record.notes:  # the licence, which --quiet does not silence
@@ -172,8 +174,10 @@ def fit(
     from rmadapter.runs.fit import fit as run_fit
     from rmadapter.runs.fit import join_fit
     from rmadapter.runs.lab import Lab, Team
+    from rmadapter.support.machine import find_device
 
     request = options.request(data, settings)
+    find_device(request.machine.device)  # an impossible one is refused before images are read
     team = Team.of(request.name, request.method, request.machine)
     lab = Lab(team.machine, team=team)
     splits = files.read(data, images, known, check or None)

@@ -27,6 +27,7 @@ from rmadapter.data.transforms import decode_batches, with_hint
 from rmadapter.errors import UserError, did_you_mean
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.support.files import csv_text, inert, inert_path, path_from, write_text
+from rmadapter.support.machine import find_device
 from rmadapter.support.terminal import note, track
 from rmadapter.training.cache import BATCH
 from rmadapter.training.contract import Fitted, Known, answers
@@ -265,7 +266,7 @@ class Suggestions:
 def suggest_images(
     run: str | Path | Saved, pool: PoolFiles, n: int = 50, *, rule: str = "", seed: int = 1,
     backbone: Backbone | str | None = None, skip_bad: bool = False, column: str = "",
-    outside: bool = False, progress: bool = True,
+    outside: bool = False, progress: bool = True, device: str = "auto",
 ) -> Suggestions:  # fmt: skip
     """Choose the n images of a pool to label next, for a run to learn from.
 
@@ -276,7 +277,7 @@ def suggest_images(
     nothing is left of the pool.
     """
     rule = _check_rule(rule or DEFAULT, NEXT)
-    saved = run if isinstance(run, Saved) else load(run, backbone)
+    saved = run if isinstance(run, Saved) else load(run, backbone, device=device)
     fitted = saved.fitted
     if fitted.examples is None and not isinstance(fitted.method, ZeroShot):
         note(
@@ -291,7 +292,7 @@ def suggest_images(
 def first_images(
     pool: PoolFiles, n: int = 50, *, names: Sequence[str] = (), rule: str = "", seed: int = 1,
     backbone: Backbone | str = "pocket", skip_bad: bool = False, column: str = "",
-    outside: bool = False, progress: bool = True,
+    outside: bool = False, progress: bool = True, device: str = "auto",
 ) -> Suggestions:  # fmt: skip
     """Choose the n images of a pool to label first, where nothing is labelled yet.
 
@@ -305,7 +306,10 @@ def first_images(
         )
     if names and len(set(names)) < 2:
         raise UserError("only one class name: give at least two")
-    loaded = backbone if isinstance(backbone, Backbone) else load_backbone(backbone)
+    if isinstance(backbone, Backbone):
+        loaded = backbone
+    else:
+        loaded = load_backbone(backbone).to(find_device(device))
     prompts = tuple(prompt_names(names, where="--names: ").values()) if names else ()
     fitted = ZeroShot().restore(loaded, Known(prompts or ("image",)), {})
     files = _find_files(pool, column, outside)

@@ -315,14 +315,13 @@ def _is_formula(text: str) -> bool:
     return False
 
 
-def check_new(*paths: Path, option: str = "--out") -> None:
-    """Raises UserError if a path exists, even as a broken link, or its folder is a file. option:
-    the option that named it."""
+def check_new(*paths: Path) -> None:
+    """Raise UserError if a path exists, even as a broken link, or its folder is a file."""
     for path in paths:
         if path.parent.is_file():
-            raise UserError(f"{path.parent}: is a file; choose another {option}")
+            raise UserError(f"{path.parent}: is a file; choose another --out")
         if os.path.lexists(path):
-            raise UserError(f"{path}: already exists; choose another {option}, or delete it")
+            raise UserError(f"{path}: already exists; choose another --out, or delete it")
 
 
 def csv_text(header: Sequence[object], rows: Iterable[Sequence[object]], end: str = "\n") -> str:
