@@ -181,6 +181,27 @@ def test_a_few_right_answers_do_not_demand_certainty() -> None:
     np.testing.assert_allclose(found.max(1), 1 - 2 / 3 / 6, atol=1e-3)
 
 
+def test_answers_are_sure_from_where_enough_of_them_are_right() -> None:
+    confidence = [0.5, 0.9, 0.7, 0.8, 0.6]
+    right = [False, True, True, True, True]
+    # 0.9, 0.8, 0.7 and 0.6 have a mean of 0.75, and 4 of 4 + 1 are right
+    assert metrics.sure_from(confidence, right, 0.75) == 0.6
+    assert metrics.sure_from(confidence, right, 0.8) == 0.7  # since 3 of 4 were too few, 0.8 else
+    assert metrics.sure_from(confidence, right, 0.6) == 0.5
+    assert metrics.sure_from(confidence, right, 0.99) == 0.99  # never reached
+    assert metrics.sure_from([0.9] * 20, [True, False] * 10, 0.8) == 0.9
+    assert metrics.sure_from([], [], 0.8) == 0.8
+
+
+def test_a_wanted_precision_is_kept_on_new_answers() -> None:
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.2, 1, 2000)
+    right = rng.random(2000) < confidence  # calibrated
+    for wanted in (0.7, 0.8, 0.9):
+        sure = confidence[1000:] >= metrics.sure_from(confidence[:1000], right[:1000], wanted)
+        assert right[1000:][sure].mean() == pytest.approx(wanted, abs=0.03)
+
+
 def test_probabilities_rounded_to_zero_have_a_temperature() -> None:
     table = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], np.float32)
     assert metrics.temperature(table, [0, 1, 1]) > 1

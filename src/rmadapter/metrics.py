@@ -98,6 +98,23 @@ def equal_count(
     return np.array(means[0]), np.array(means[1]), np.array(ends)
 
 
+def sure_from(confidence: ArrayLike, right: ArrayLike, precision: float) -> float:
+    """Return the lowest confidence from which on a share `precision` of answers is right, by N
+    answers on held-out images; `precision` itself where they are too few to say.
+
+    confidence: [N], calibrated probabilities. right: [N] bool. The answers from there on have a
+    mean confidence of `precision` or more, and as many of them, and one more wrong one, are right.
+    """
+    values, correct = np.asarray(confidence, np.float64), np.asarray(right, bool)
+    order = np.argsort(-values, kind="stable")
+    values, wrong = values[order], np.cumsum(~correct[order])
+    counts = np.arange(1, len(values) + 1)
+    expected = np.cumsum(values) / counts >= precision
+    counted = (counts - wrong) / (counts + 1) >= precision
+    ends = [np.flatnonzero(enough) for enough in (expected, counted)]
+    return max(float(values[end[-1]]) if len(end) else precision for end in ends)
+
+
 def tempered(probabilities: ArrayLike, temperature: float) -> np.ndarray:
     """Return probabilities [N, C] after the logits are divided by a temperature."""
     from scipy.special import softmax
@@ -106,13 +123,20 @@ def tempered(probabilities: ArrayLike, temperature: float) -> np.ndarray:
     return result
 
 
-def temperature(probabilities: ArrayLike, labels: ArrayLike, most: float = 20.0) -> float:
+def temperature(
+    probabilities: ArrayLike,
+    labels: ArrayLike,
+    most: float = 20.0,
+    expected: float = 1.0,
+    spread: float = float("inf"),
+) -> float:
     """Return the divisor of the logits with the least cross-entropy (Guo et al., 2017), between
     1 / most and most.
 
     probabilities: [N, C]. labels: [N] int. Targets are smoothed as if there were one more image of
     unknown class (after Platt, 1999), so that a few images that are all right do not demand
-    certainty. Raises ValueError as `accuracy`.
+    certainty. expected, spread: median of a log-normal prior and the standard deviation of its
+    logarithm, by default none, which few images do not overrule. Raises ValueError as `accuracy`.
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
@@ -124,7 +148,9 @@ def temperature(probabilities: ArrayLike, labels: ArrayLike, most: float = 20.0)
     targets[np.arange(count), np.asarray(labels)] += count / (count + 1)
 
     def loss(power: float) -> float:
-        return -float((targets * log_softmax(logs / most**power, axis=1)).sum())
+        fit = -float((targets * log_softmax(logs / most**power, axis=1)).sum())
+        unlikely = (power * math.log(most) - math.log(expected)) / spread
+        return fit + unlikely**2 / 2
 
     return float(most ** minimize_scalar(loss, bounds=(-1, 1), method="bounded").x)
 

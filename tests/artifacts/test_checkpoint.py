@@ -295,7 +295,7 @@ def test_settings_passed_to_load_replace_the_saved_ones(
     finished: Path, tiny_clip: Backbone
 ) -> None:
     images = noisy_colors(1)
-    changed = load(finished, tiny_clip, settings={"alpha": 0}).fitted
+    changed = replace(load(finished, tiny_clip, settings={"alpha": 0}).fitted, temperature=1.0)
     untouched = load_method("zero-shot").restore(tiny_clip, changed.known, {})
     one, two = (probabilities(fitted, images) for fitted in (changed, untouched))
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)

@@ -269,9 +269,10 @@ def test_a_temperature_comes_back(
     finished: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
     saved = load(finished, tiny_clip)
-    save(tmp_path, replace(saved.fitted, temperature=2.5), saved.name)
+    plain_model = replace(saved.fitted, temperature=1.0)
+    save(tmp_path, replace(plain_model, temperature=2.5), saved.name)
     image = [colors / "test" / "red" / "0.png"]
     [plain], [tempered] = (
-        list(f.probabilities(image)) for f in (saved.fitted, load(tmp_path, tiny_clip).fitted)
+        list(f.probabilities(image)) for f in (plain_model, load(tmp_path, tiny_clip).fitted)
     )
     torch.testing.assert_close(tempered, (plain.log() / 2.5).softmax(-1))

@@ -137,7 +137,11 @@ def test_flags_come_before_the_file_and_set_before_both(tmp_path: Path) -> None:
     found = requested("", tmp_path / "c.yaml", flags, ["rank=9"], data="x")
     assert (found.name, found.task.shots, found.task.seed, found.task.data) == ("mma", 7, 4, "x")
     assert settings_of(found.method)["rank"] == 9
-    assert requested("", None, {}, None).name == "rmadapter"
+    for classes, name in ((None, "auto"), ("all", "auto"), ("base", "rmadapter-plus")):
+        assert requested("", None, {"classes": classes}, None, choosing=True).name == name
+    (tmp_path / "half.yaml").write_text("classes: novel\n")
+    half = requested("", tmp_path / "half.yaml", {"classes": None}, None, choosing=True)
+    assert half.name == "rmadapter-plus"
     assert requested("auto", None, {"minutes": 2}, None, choosing=True).method == Auto(minutes=2)
     with pytest.raises(UserError, match="`fit`"):
         requested("auto", None, {}, None)

@@ -4,11 +4,12 @@ the weights."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
+import numpy as np
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -23,7 +24,7 @@ from pydantic import (
 from rmadapter.errors import UserError, first_fault, is_text
 from rmadapter.methods import changed_settings, name_with_settings
 from rmadapter.methods.uses import Uses
-from rmadapter.metrics import harmonic_mean
+from rmadapter.metrics import harmonic_mean, sure_from
 from rmadapter.settings import MOST_NUMBER, MOST_PARTS, MOST_WHOLE
 from rmadapter.support.files import read_json, read_text, write_text
 from rmadapter.task import Question, Task, check_templates
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 FORMAT: Literal[2] = 2
 ANSWERED = ("finished", "not-applicable")
+MOST_HELD_OUT = 1000  # answers kept to choose a threshold by
 LEVEL = 0.05  # significance level of the test whether another method is better
 LONGEST = 2**24  # bytes of a record; one with thousands of notes has a hundredth of that
 
@@ -176,14 +178,41 @@ class Judgement(Value):
         return "better" if self.fitted.accuracy > other.accuracy else "worse"
 
 
+class HeldOut(Value):
+    """Answers on training images by models that had not seen them, the surest first: calibrated
+    probabilities, and "1" for each that is right, "0" for the others."""
+
+    probabilities: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], FailFast()]
+    right: Annotated[str, Field(pattern="^[01]*$")]
+
+    @model_validator(mode="after")
+    def _as_many(self) -> HeldOut:
+        if not 0 < len(self.probabilities) == len(self.right) <= MOST_HELD_OUT:
+            raise ValueError("no answers, too many, or not as many as it calls right or wrong")
+        return self
+
+    @classmethod
+    def of(cls, probabilities: np.ndarray, labels: Sequence[int]) -> HeldOut:
+        """Keep the answers of a table [N, C] on N images, at most `MOST_HELD_OUT` of them."""
+        best, sure = probabilities.argmax(1), probabilities.max(1)
+        order = np.argsort(-sure, kind="stable")[:: -(-len(sure) // MOST_HELD_OUT)]
+        right = "".join("1" if best[row] == labels[row] else "0" for row in order)
+        return cls(probabilities=tuple(round(float(p), 4) for p in sure[order]), right=right)
+
+    def sure_from(self, precision: float) -> float:
+        """Return the probability as `metrics.sure_from` does."""
+        return sure_from(self.probabilities, [mark == "1" for mark in self.right], precision)
+
+
 class Candidate(Value):
-    """A method that `auto` could have chosen: its accuracy over the folds, and how far that is
-    `behind` the best, with the standard error, in points. reason: why there is no accuracy.
-    seconds: of all fits and answers."""
+    """A method that `auto` could have chosen: its accuracy over `images` of the folds, and how far
+    it is `behind` the best, with the standard error, in points; fewer images than the others if
+    these settled it. reason: why there is no accuracy. seconds: of all fits and answers."""
 
     name: str
     title: str = ""
     accuracy: Percent | None = None
+    images: Annotated[int, Field(ge=0, le=10**9)] | None = None
     behind: Percent | None = None
     error: Percent | None = None
     seconds: Number | None = None
@@ -205,11 +234,11 @@ class Record(Value):
     """The record of a run. Rates are in percent, times in seconds, memory in MB of 1e6 bytes.
 
     key: hash of all that the figures depend on. protocol: of the bench, or "fit". variant: a row of
-    an ablation; axis, value: the setting that varies. temperature: divisor of the logits, chosen on
-    folds of the shots; None without folds. columns: of the table that listed the images; crops:
-    whether they are boxes cut from images, both as for `read_images`. seconds: frozen activations,
-    train, evaluate, search, total, and the training of each baseline by its name. command: as
-    given.
+    an ablation; axis, value: the setting that varies. temperature: divisor of the logits, chosen
+    without the test split; None if nothing was. held_out: answers of models on folds of the shots.
+    columns: of the table that listed the images; crops: whether they are boxes cut from images,
+    both as for `read_images`. seconds: frozen activations, train, evaluate, search, total, and the
+    training of each baseline by its name. command: as given.
     """
 
     format: Literal[2]
@@ -228,6 +257,7 @@ class Record(Value):
     choice: Choice | None = None
     judgement: Judgement | None = None
     temperature: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    held_out: HeldOut | None = None
     parameters: int | None = Field(None, ge=0, le=10**15)
     seconds: dict[str, Number] = Field(default_factory=dict, max_length=1000)
     step_seconds: Number | None = None

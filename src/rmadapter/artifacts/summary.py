@@ -119,11 +119,12 @@ def choice_table(choice: Choice) -> Table:
     for row in choice.rows:
         name = f"{row.name} (chosen)" if row.name == choice.chosen else row.name
         if row.accuracy is None or row.behind is None or row.error is None:
-            rows.append([name, "-", row.reason, ""])
+            rows.append([name, "-", "", row.reason, ""])
         else:
             behind = f"{row.behind:.1f} ± {row.error:.1f}"
-            rows.append([name, f"{row.accuracy:.1f}", behind, f"{row.seconds or 0:.0f}"])
-    return ["method", "accuracy in %", "behind the best", "seconds"], rows
+            images = f"{row.images or choice.images:,}"
+            rows.append([name, f"{row.accuracy:.1f}", images, behind, f"{row.seconds or 0:.0f}"])
+    return ["method", "accuracy in %", "images", "behind the best", "seconds"], rows
 
 
 def describe_tie(record: Record) -> str:

@@ -117,10 +117,10 @@ class Tuned:
         the first failed."""
         if not self.trials[0].right:
             return None
-        compared = (self.best, self.trials[0])
-        hits = np.array([[mark == "1" for mark in trial.right] for trial in compared])
-        points, error = behind(hits)[:, 1].tolist()
-        return points, error
+        best, given = (
+            np.array([mark == "1" for mark in trial.right]) for trial in (self.best, self.trials[0])
+        )
+        return behind(given, best)
 
 
 def run_trial(search: Search, folds: Folds, number: int, params: dict[str, object]) -> Trial:

@@ -15,20 +15,25 @@ from rmadapter.methods import load_method
 from rmadapter.settings import STRICT, option
 from rmadapter.training.contract import Choices, Fitted, Known, Method, Parameters, Shots
 
-# In order of preference and of trial: the cheap ones first, and among these the best on the
-# choosing sets.
+# In order of preference, which the choosing sets decided.
 CANDIDATES = (
-    *("linear-probe", "linear-probe-pair", "linear-probe-zero-shot", "tip-adapter-f"),
-    *("zero-shot", "zero-shot-ensemble", "rmadapter", "mmrl"),
+    *("rmadapter-plus", "linear-probe", "linear-probe-pair", "linear-probe-zero-shot"),
+    *("tip-adapter-f", "zero-shot", "zero-shot-ensemble"),
 )
 FEW = 8
-FOR_FEW = "linear-probe-pair"  # preferred if classes usually have fewer images than FEW
+FOR_FEW = (
+    "linear-probe-pair"  # before the plain probe if classes usually have fewer than FEW images
+)
 
 
 def preferred(candidates: Sequence[str], images: float) -> list[str]:
-    """Return the candidates in their order, but `FOR_FEW` first if a class usually has fewer than
-    `FEW` images."""
-    return sorted(candidates, key=lambda name: images >= FEW or name != FOR_FEW)
+    """Return the candidates in their order, but `FOR_FEW` before the plain probe if a class usually
+    has fewer than `FEW` images."""
+    names = list(candidates)
+    if images < FEW and FOR_FEW in names and "linear-probe" in names:
+        names.remove(FOR_FEW)
+        names.insert(names.index("linear-probe"), FOR_FEW)
+    return names
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -38,7 +43,7 @@ class Auto(Method):
     title: ClassVar[str] = "auto"
     source: ClassVar[str] = "docs/studies/auto.md"
     minutes: float = option(
-        10.0, "minutes for the choice; methods that would take longer are left out", gt=0
+        10.0, "minutes to choose and to train; methods that need longer are left out", gt=0
     )
     candidates: tuple[str, ...] = option(
         CANDIDATES, "methods to choose from, the preferred first", min_length=1

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from rmadapter.support.files import read_text, user_path
 from rmadapter.training.traits import TRACKS as TRACKS
-from rmadapter.training.traits import About
+from rmadapter.training.traits import About, Cost
 from rmadapter.training.traits import Uses as Uses
+
+if TYPE_CHECKING:
+    from rmadapter.training.contract import Method
 
 UNKNOWN = "not stated"  # track of external methods that do not say what they use: shown, not ranked
 
@@ -193,7 +197,7 @@ ABOUT: Mapping[str, About] = {
     "rmadapter": About(
         "blocks",
         "adapters with reconstruction and a pull to CLIP",
-        "trained and new classes; the default",
+        "trained and new classes, as in the paper",
     ),
     "rmadapter-paper": About(
         "blocks", "RMAdapter, optimised as its paper suggests", "comparisons with the paper"
@@ -202,7 +206,9 @@ ABOUT: Mapping[str, About] = {
         "blocks", "RMAdapter's adapters without its two losses", "studies: a control"
     ),
     "rmadapter-plus": About(
-        "blocks", "RMAdapter's adapters and a regression of the shots", "trained and new classes"
+        "blocks",
+        "RMAdapter's adapters and a regression of the shots",
+        "trained and new classes; the default of `--half`",
     ),
     "mmrl": About(
         "blocks", "tokens that both encoders share", "trained classes first, but new ones must work"
@@ -243,6 +249,13 @@ ABOUT: Mapping[str, About] = {
         "classes that you have texts about",
     ),
 }
+
+
+def cost_of(name: str, method: Method) -> Cost:
+    """Return what a training step of a method runs through; the most, if a method from outside does
+    not say."""
+    about = ABOUT.get(name, method.traits.about)
+    return about.cost if about else "encoders"
 
 
 def uses_of(name: str, settings: Mapping[str, object], declared: Uses | None = None) -> Uses | None:

@@ -46,10 +46,11 @@ def fit(
     """Do a task, and keep the model, the record and the report in a folder.
 
     folds: of the cross-validation that chooses, calibrates, and judges a run on all classes if
-    there are too few other images; None for 4 if choosing or judging needs them, 0 for no
-    judgement. columns, crops: how the task's images were read, as in `read_images`. A killed run is
-    resumed when called again; a finished one is returned. Raises UserError if `out` holds another
-    run, another process is at work there, or nothing can be written there.
+    there are too few other images; None for 4, on which a method that trains through an encoder is
+    fitted only as far as choosing or judging needs it; 0 for no judgement.
+    columns, crops: how the task's images were read, as in `read_images`. A killed run is resumed
+    when called again; a finished one is returned. Raises UserError if `out` holds another run,
+    another process is at work there, or nothing can be written there.
     """
     files = RunFolder(out)
     with exclusive(out):
@@ -69,12 +70,14 @@ def fit(
             train = half(few.train, task.classes)
             judged = folds != 0 and task.classes == "all" and not task.tests
             choices = method.choices(train.labels)
-            validation = _validation(task, few, lab, folds, judged, bool(choices))
+            judging = judged and not enough(lab.tests(task, few), few.train)
+            validation = _validation(task, few, lab, folds, judging, bool(choices))
             if choices and validation is not None:
                 file = f"choice-{training_key[:24]}-{len(validation)}.json"
                 choice = choose_once(validation, choices, files.activations / file)
                 method, name = choices.methods[choice.chosen], choice.chosen
-            temperature = validation.temperature(method, name) if validation else None
+            whole = judging or bool(folds)
+            temperature = validation.temperature(method, name, whole) if validation else None
             baselines = BASELINES if judged else None
             outcome = run_task(
                 task, method, lab, name, unfinished, baselines, temperature, few
@@ -85,6 +88,9 @@ def fit(
                 key=key, command=command, columns=dict(columns or {}), crops=crops,
                 notes=(*outcome.record.notes, *notes, *_no_images(outcome.record, folds)),
             )  # fmt: skip
+            if validation and temperature:
+                answers = validation.held_out(method, name, temperature)
+                outcome = outcome.with_facts(held_out=answers)
             record = outcome.record
             _save(outcome, out, train, lab.test_cache(task))
         # Only an unfinished run needs these: this one, or one that was killed here.
@@ -103,11 +109,11 @@ def _check_same_tests(record: Record, out: Path, lab: Lab, few: FewShot) -> None
 
 
 def _validation(
-    task: Task, few: FewShot, lab: Lab, count: int | None, judged: bool, choosing: bool
+    task: Task, few: FewShot, lab: Lab, count: int | None, judging: bool, choosing: bool
 ) -> Folds | None:
-    """Return folds if choosing, calibrating or judging needs them. count: as `folds` of `fit`."""
-    judging = judged and not enough(lab.tests(task, few), few.train)
-    if not (count or judging or choosing):
+    """Return folds; None if count, as `folds` of `fit`, is 0 and no method is to be chosen.
+    judging: whether the run is judged by them."""
+    if count == 0 and not choosing:
         return None
     folds = Folds.make(task, few, lab, count or FOLDS)
     if folds and judging:

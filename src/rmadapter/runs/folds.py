@@ -9,6 +9,7 @@ import math
 import random
 import time
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +17,16 @@ from statistics import median
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from pydantic import ValidationError
 
 from rmadapter import metrics
-from rmadapter.artifacts.record import Candidate, Choice
+from rmadapter.artifacts.record import Candidate, Choice, HeldOut
 from rmadapter.data.duplicates import groups
 from rmadapter.data.fewshot import FewShot, half
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
+from rmadapter.methods.uses import cost_of
 from rmadapter.runs.evaluate import predict_all
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.run import fit_baseline, learn, run_key
@@ -31,9 +34,17 @@ from rmadapter.support.files import read_json, write_json, write_tensors
 from rmadapter.support.terminal import note
 from rmadapter.task import Task
 from rmadapter.training.contract import Choices, Method, NotApplicable
+from rmadapter.training.traits import COSTS, Cost
 
 FOLDS = 4  # divides 4, 8 and 16 shots per class evenly
+CHEAP: tuple[Cost, ...] = ("nothing", "features")  # to train: judged on all folds
 ERRORS = 2  # standard errors; by chance alone, one of several candidates is often ahead by one
+
+
+# Expected temperature, and standard deviation of its logarithm, of methods that are CHEAP and of
+# those that train through an encoder; chosen in docs/studies/auto.md.
+EXPECTED, EXPECTED_TRAINED = (1.5, 0.5), (3.0, 0.4)
+MOST = 20.0  # the highest temperature, and one over the lowest
 
 
 class OutOfTime(Exception):
@@ -42,8 +53,8 @@ class OutOfTime(Exception):
 
 @dataclass(frozen=True)
 class Answers:
-    """table: probabilities [M, C] of the images in `Folds.rows`. seconds: for fitting and
-    evaluating."""
+    """table: probabilities [M, C] of the images in the first rows of `Folds.rows`. seconds: for
+    fitting and evaluating."""
 
     table: np.ndarray
     seconds: float
@@ -59,7 +70,7 @@ class Folds:
     lab: Lab
     images: ImageSet
     parts: list[list[int]]
-    _known: dict[str, Answers] = field(default_factory=dict)
+    _known: dict[str, list[Answers]] = field(default_factory=dict)
 
     @classmethod
     def make(cls, task: Task, few: FewShot, lab: Lab, count: int) -> Folds:
@@ -82,9 +93,16 @@ class Folds:
         return self.images.subset(self.rows)
 
     def answers(
-        self, method: Method, name: str, *, baseline: bool = False, deadline: float = float("inf")
+        self,
+        method: Method,
+        name: str,
+        *,
+        baseline: bool = False,
+        deadline: float = float("inf"),
+        count: int | None = None,
     ) -> Answers:
-        """Return the answers of a method, computed once.
+        """Return the answers of a method on the first `count` folds, by default on all; each fold
+        is computed once.
 
         name: as `load_method` accepts it. baseline: fit as `fit_baseline` does. deadline: on the
         clock `time.monotonic`; raises OutOfTime as soon as the finished folds show that the others
@@ -92,15 +110,18 @@ class Folds:
         """
         plain = baseline and self.task.augmentation != "none"
         key = self._key(method, name, plain)
-        if key not in self._known:
-            file = self.lab.folder and self.lab.folder / f"folds-{key}.safetensors"
-            saved = _read(file, len(self.rows)) if file else None
-            answers = saved or self._compute(method, plain, deadline)
-            if file and saved is None:
-                table, seconds = torch.from_numpy(answers.table), torch.tensor(answers.seconds)
-                write_tensors(file, {"table": table, "seconds": seconds})
-            self._known[key] = answers
-        return self._known[key]
+        done = self._known.setdefault(key, [])
+        wanted = self.parts[:count]
+        while len(done) < len(wanted):
+            done.append(self._fold(method, plain, key, len(done)))
+            images = [len(part) for part in wanted]
+            pace = sum(one.seconds for one in done) / sum(images[: len(done)])
+            if time.monotonic() + pace * sum(images[len(done) :]) > deadline:
+                raise OutOfTime
+        used = done[: len(wanted)]
+        return Answers(
+            np.concatenate([one.table for one in used]), sum(one.seconds for one in used)
+        )
 
     def _key(self, method: Method, name: str, plain: bool) -> str:
         backbone = self.lab.backbone(self.task.backbone)
@@ -109,33 +130,62 @@ class Folds:
         parts = hashlib.sha256(json.dumps(self.parts).encode()).hexdigest()
         return f"{key[:24]}-{len(self)}-{parts[:12]}{'-beside' * plain}"
 
-    def temperature(self, method: Method, name: str) -> float | None:
-        """Return the temperature that calibrates models of this method; None without folds."""
-        if not self.parts:
-            return None
-        table = self.answers(method, name).table
-        return self.never_sharpen(metrics.temperature(table, self.judged.labels))
-
-    def never_sharpen(self, temperature: float) -> float:
-        """Return at least 1 for two folds: fold models that saw one image per class are
-        underconfident, so never sharpen with their temperature."""
-        return max(temperature, 1.0) if len(self) == 2 else temperature
-
-    def _compute(self, method: Method, plain: bool, deadline: float) -> Answers:
-        started, tables = time.monotonic(), list[torch.Tensor]()
+    def _fold(self, method: Method, plain: bool, key: str, number: int) -> Answers:
+        """Return the answers on one fold, which are saved if the lab has a folder."""
+        part = self.parts[number]
+        file = self._file(key, number)
+        if file and (saved := _read(file, len(part))):
+            return saved
+        started = time.monotonic()
         train = fit_baseline if plain else learn
         cache = self.lab.train_cache(self.task)
         cache.expect_parts(self.images)
-        for part in self.parts:
-            held_out = set(part)
-            rest = self.images.subset(i for i in range(len(self.images)) if i not in held_out)
-            fitted = train(method, rest, self.task, self.few, self.lab)
-            models, judged = {method.title: fitted.score()}, self.images.subset(part)
-            tables.append(predict_all(models, fitted, cache, judged, self.task.seed)[method.title])
-            now, done = time.monotonic(), sum(map(len, tables))
-            if now + (now - started) * (len(self.rows) - done) / done > deadline:
-                raise OutOfTime
-        return Answers(torch.cat(tables).numpy(), time.monotonic() - started)
+        held_out = set(part)
+        rest = self.images.subset(i for i in range(len(self.images)) if i not in held_out)
+        fitted = train(method, rest, self.task, self.few, self.lab)
+        models, judged = {method.title: fitted.score()}, self.images.subset(part)
+        table = predict_all(models, fitted, cache, judged, self.task.seed)[method.title]
+        seconds = time.monotonic() - started
+        if file:
+            write_tensors(file, {"table": table, "seconds": torch.tensor(seconds)})
+        return Answers(table.numpy(), seconds)
+
+    def answered(self, method: Method, name: str) -> int:
+        """Return on how many folds the answers of a method are known."""
+        key = self._key(method, name, plain=False)
+        count = len(self._known.get(key, ()))
+        while count < len(self) and (file := self._file(key, count)) and file.exists():
+            count += 1
+        return count
+
+    def _file(self, key: str, number: int) -> Path | None:
+        """Return where the answers on one fold are kept, if anywhere."""
+        return self.lab.folder and self.lab.folder / f"folds-{key}-{number}.safetensors"
+
+    def temperature(self, method: Method, name: str, whole: bool = False) -> float | None:
+        """Return the temperature that calibrates models of this method; None without folds.
+
+        whole: fit the method to all folds, even if that takes long. Otherwise a method that trains
+        through an encoder is calibrated by the folds that it has answered, if any, and by what is
+        expected of such methods.
+        """
+        if not self.parts:
+            return None
+        cost = cost_of(name, method)
+        count = len(self) if whole or cost in CHEAP else self.answered(method, name)
+        if not count:
+            return EXPECTED_TRAINED[0]
+        table = self.answers(method, name, count=count).table
+        return fitted_temperature(table, self.judged.labels[: len(table)], cost)
+
+    def held_out(self, method: Method, name: str, temperature: float) -> HeldOut | None:
+        """Return the answers of a method on the folds that it has answered, calibrated; None if
+        there are none."""
+        count = self.answered(method, name)
+        if not count:
+            return None
+        table = metrics.tempered(self.answers(method, name, count=count).table, temperature)
+        return HeldOut.of(table, self.judged.labels[: len(table)])
 
 
 def _read(file: Path, count: int) -> Answers | None:
@@ -197,6 +247,13 @@ def split(
     return parts if len(parts) > 1 else []
 
 
+def fitted_temperature(table: np.ndarray, labels: ArrayLike, cost: Cost) -> float:
+    """Return the temperature that suits answers [N, C] on held-out images and what is expected of
+    methods of this cost."""
+    expected, spread = EXPECTED if cost in CHEAP else EXPECTED_TRAINED
+    return metrics.temperature(table, labels, MOST, expected, spread)
+
+
 # Choosing a method
 
 
@@ -213,56 +270,106 @@ def choose(folds: Folds, choices: Choices) -> Choice:
     """Choose the most preferred candidate whose accuracy over the folds is within two standard
     errors of the best.
 
-    The standard error is that of the paired difference. Without folds, the most preferred candidate
-    is chosen. Raises UserError if no candidate could be judged.
+    Cheap candidates come first and are judged on all folds. Every other one is judged fold by fold,
+    and only as long as `_settled` says that more folds may matter. The standard error is that of
+    the paired difference on the images that both have answered. Without folds, the most preferred
+    candidate is chosen. Raises UserError if no candidate could be judged.
     """
     methods, minutes = choices
     if not folds:
         return Choice(chosen=next(iter(methods)), minutes=minutes)
-    deadline, labels = time.monotonic() + 60 * minutes, np.array(folds.judged.labels)
+    deadline = time.monotonic() + 60 * minutes
     hits: dict[str, np.ndarray] = {}
     rows = {name: Candidate(name=name, title=method.title) for name, method in methods.items()}
-    for place, (name, method) in enumerate(methods.items(), 1):
+    costs = {name: cost_of(name, method) for name, method in methods.items()}
+    for place, name in enumerate(sorted(methods, key=lambda name: [*COSTS].index(costs[name])), 1):
         note(f"auto: {name} ({place} of {len(methods)})")
         try:
-            answers = folds.answers(method, name, deadline=deadline)
+            answers = _judge(folds, methods, name, hits, deadline, costs[name] in CHEAP)
         except (OutOfTime, NotApplicable, UserError) as error:
             reason = str(error) or "would not finish in time"
             rows[name] = rows[name].model_copy(update={"reason": reason})
+            hits.pop(name, None)
             continue
-        hits[name] = answers.table.argmax(1) == labels
-        figures = {"accuracy": 100 * float(hits[name].mean()), "seconds": round(answers.seconds, 1)}
+        figures = {"accuracy": 100 * float(hits[name].mean()), "images": len(hits[name])}
+        figures["seconds"] = round(answers.seconds, 1)
         rows[name] = rows[name].model_copy(update=figures)
     if not hits:
         first = next(iter(rows.values()))
         raise UserError(
             f"auto: no candidate could be judged; the first, {first.name}: {first.reason}"
         )
-    table = np.stack(list(hits.values()))
-    for name, (points, deviation) in zip(hits, behind(table).T.tolist(), strict=True):
-        rows[name] = rows[name].model_copy(update={"behind": points, "error": deviation})
-    chosen = list(hits)[pick(table)]
+    judged = {name: hits[name] for name in methods if name in hits}
+    best = leader([*judged.values()])
+    for name, right in judged.items():
+        points, deviation = behind(right, best)
+        rows[name] = rows[name].model_copy(update={"behind": max(points, 0.0), "error": deviation})
     return Choice(
-        chosen=chosen,
+        chosen=[*judged][pick([*judged.values()])],
         folds=len(folds),
-        images=len(labels),
+        images=len(folds.rows),
         minutes=minutes,
         rows=tuple(rows.values()),
     )
 
 
-def pick(hits: np.ndarray) -> int:
+def _judge(
+    folds: Folds,
+    methods: Mapping[str, Method],
+    name: str,
+    hits: dict[str, np.ndarray],
+    deadline: float,
+    cheap: bool,
+) -> Answers:
+    """Add to `hits` which images a candidate is right about, and return its answers."""
+    labels = np.array(folds.judged.labels)
+    for count in range(len(folds) if cheap else 1, len(folds) + 1):
+        answers = folds.answers(methods[name], name, deadline=deadline, count=count)
+        hits[name] = answers.table.argmax(1) == labels[: len(answers.table)]
+        if not cheap:
+            training = answers.seconds / count * len(folds) / (len(folds) - 1)
+            if time.monotonic() + training > deadline:
+                raise OutOfTime
+        others = {other: right for other, right in hits.items() if other != name}
+        if others and _settled(hits[name], others, [*methods], name):
+            break
+    return answers
+
+
+def _settled(
+    right: np.ndarray, others: Mapping[str, np.ndarray], preferred: Sequence[str], name: str
+) -> bool:
+    """Return whether a candidate needs no more folds: it is shown to be behind the best other one,
+    or is not behind it and preferred to it."""
+    best = max(others, key=lambda other: others[other][: len(right)].mean())
+    points, error = behind(right, others[best])
+    wanted = preferred.index(name) < preferred.index(best)
+    return points > ERRORS * error or (wanted and points <= 0)
+
+
+def pick(hits: Sequence[np.ndarray]) -> int:
     """Return the place of the first candidate within two standard errors of the best.
 
-    hits: [K, M] bool, whether a candidate is right about an image.
+    hits: of K candidates, in order of preference, whether each is right about the first images.
     """
-    points, error = behind(hits)
-    return int(np.flatnonzero(points <= ERRORS * error)[0])
+    best = leader(hits)
+    differences = [behind(right, best) for right in hits]
+    return next(i for i, (points, error) in enumerate(differences) if points <= ERRORS * error)
 
 
-def behind(hits: np.ndarray) -> np.ndarray:
-    """Return [2, K]: how many points each candidate is behind the best, and the standard error of
-    that difference."""
-    best = hits[hits.mean(1).argmax()]
-    lost = best.astype(float) - hits
-    return 100 * np.stack([lost.mean(1), lost.std(1) / math.sqrt(hits.shape[1])])
+def leader(hits: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the best candidate's hits: the first that no later one beats on the images that both
+    answered."""
+    best = hits[0]
+    for right in hits[1:]:
+        if behind(right, best)[0] < 0:
+            best = right
+    return best
+
+
+def behind(right: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """Return by how many points a candidate is behind another on the images that both answered, and
+    the standard error of that difference."""
+    count = min(len(right), len(other))
+    lost = other[:count].astype(float) - right[:count]
+    return 100 * float(lost.mean()), 100 * float(lost.std()) / math.sqrt(count)

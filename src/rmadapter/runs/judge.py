@@ -17,11 +17,13 @@ from rmadapter.data.fewshot import FewShot
 from rmadapter.data.read import ImageSet
 from rmadapter.methods import load_method
 from rmadapter.methods.linear_probe import LinearProbe
-from rmadapter.runs.folds import Folds
+from rmadapter.methods.uses import cost_of
+from rmadapter.runs.folds import Folds, fitted_temperature
 from rmadapter.runs.lab import Lab, Sets
 from rmadapter.runs.run import Outcome, learnt_from
 from rmadapter.task import Task
 from rmadapter.training.contract import Method
+from rmadapter.training.traits import Cost
 
 ZERO_SHOT = "zero-shot"
 BASELINES = {"linear-probe": LinearProbe()}  # by the name that --method takes
@@ -102,21 +104,21 @@ def cross_validated(folds: Folds, method: Method, name: str) -> Evaluation:
         title: folds.answers(other, title, baseline=True).table
         for title, other in BASELINES.items()
     }
-    table = calibrated(answers.table, folds)
+    table = calibrated(answers.table, folds, cost_of(name, method))
     title = "cross-validated, all classes"
     return Evaluation(title, folds.judged, table, untouched.table, beside=others)
 
 
-def calibrated(table: np.ndarray, folds: Folds) -> np.ndarray:
+def calibrated(table: np.ndarray, folds: Folds, cost: Cost) -> np.ndarray:
     """Return probabilities [M, C] over the folds, each fold at the temperature that suits the
-    others best."""
+    others best. cost: of the method."""
     labels = np.array(folds.judged.labels)
     result: np.ndarray = table.copy()
     which = np.repeat(np.arange(len(folds)), [len(part) for part in folds.parts])
     for number in range(len(folds)):
         held_out = which == number
-        best = metrics.temperature(table[~held_out], labels[~held_out])
-        result[held_out] = metrics.tempered(table[held_out], folds.never_sharpen(best))
+        best = fitted_temperature(table[~held_out], labels[~held_out], cost)
+        result[held_out] = metrics.tempered(table[held_out], best)
     return result
 
 
