@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from rmadapter.artifacts.checkpoint import load, save
+from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
 from rmadapter.cli.predict import _classes, _show_counts, answers_key
 from rmadapter.data.fewshot import read_split
@@ -186,6 +187,30 @@ def test_unsure_answers_keep_their_guess(
     assert "unsure: " in rmadapter(*command, "--unsure", middle).out
     answers = rmadapter.json(*command, "--unsure", middle)
     assert sum(answer["unsure"] for answer in answers) == 8
+    assert "no answers on held-out images" in done.err
+
+
+def test_unsure_takes_a_wanted_share_of_right_answers(
+    rmadapter: Command, colors: Path, tiny_clip: Backbone, photos: Path, tmp_path: Path
+) -> None:
+    """By the run's answers on held-out training images."""
+    run = tmp_path / "run"
+    probe = ["--method", "linear-probe", "--set", "device=cpu", "--set", "search_steps=0"]
+    rmadapter.done(*fit_command(colors, tiny_clip, run, *probe))
+    held_out = read_record(run / "run.json").held_out
+    assert held_out
+    assert len(held_out.right) == 24
+    backbone = ["--backbone", tiny_clip.name]
+    for wanted in (0.5, 0.9):
+        threshold = held_out.sure_from(wanted)
+        done = rmadapter("predict", run, photos, *backbone, "--unsure", wanted, "--json")
+        answers = json.loads(done.out)
+        for answer in answers:
+            assert answer["unsure"] == (answer["classes"][0]["probability"] < threshold)
+        assert f"{threshold:.2f}, by the answers on 24 held-out" in done.err
+    # it has no answers about other classes
+    done = rmadapter("predict", run, photos, *backbone, "--names", "red,blue", "--unsure", 0.9)
+    assert "no answers on held-out images" in done.err
 
 
 def test_the_untouched_backbone_can_be_left_out(

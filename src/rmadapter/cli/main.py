@@ -53,7 +53,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "predict": (
         "rmadapter predict runs/first photos --top 3",
         "rmadapter predict runs/first photos --out answers.csv",
-        "rmadapter predict runs/first photos --sort-into sorted --unsure 0.5",
+        "rmadapter predict runs/first photos --sort-into sorted --unsure 0.9",
     ),
     "eval": (
         "rmadapter eval runs/first new-images",

@@ -62,7 +62,10 @@ class SortOptions:
         bool, typer.Option("--link", help="With --sort-into: link to the images instead.")
     ] = False
     unsure: Annotated[
-        float, typer.Option(min=0, max=1, help='Below this probability the label is "unsure".')
+        float,
+        typer.Option(
+            min=0, max=1, help='Label answers "unsure" so that this share of the others is right.'
+        ),
     ] = 0.0
 
     def check(self) -> None:
@@ -165,7 +168,7 @@ def predict(
     check_runs(run)
     check_backbones(options.backbone)
     sorting.check()
-    on_ray, unsure = ray.chosen(), sorting.unsure
+    on_ray = ray.chosen()
     if on_ray and options.device:
         raise UserError("--device is for this machine: leave it out with --ray")
     path = _answer_path(out, sorting.sort_into, on_ray)
@@ -176,6 +179,7 @@ def predict(
     run = find_run(run)
     predictor = _predictor(options.load(run), names, top)
     sorter = sorting.sorter(predictor.labels)  # checks the labels even if nothing is sorted
+    unsure = _sure_from(run, sorting.unsure, bool(names))
     if more.unfamiliar:
         _check_examples(run, predictor.fitted)
     if predictor.fitted.remembers:
@@ -199,6 +203,7 @@ def predict(
 def _predictor(saved: Saved, names: str | None, top: int) -> Predictor:
     """Return what answers with the `top` best of the named classes. Raises UserError for classes
     that the run cannot know."""
+    from rmadapter.methods import FOR_NEW_CLASSES
     from rmadapter.predict.stream import Predictor
     from rmadapter.training.contract import NotApplicable
 
@@ -206,7 +211,34 @@ def _predictor(saved: Saved, names: str | None, top: int) -> Predictor:
     try:
         return Predictor(saved.fitted, prompts, labels, top)
     except NotApplicable as error:
-        raise UserError(f"--names: {error}") from None
+        raise UserError(
+            f"--names: {error}; `fit --method {FOR_NEW_CLASSES}` makes a model that takes names "
+            "alone"
+        ) from None
+
+
+def _sure_from(run: Path, wanted: float, other_classes: bool) -> float:
+    """Return the probability below which an answer is unsure if a share `wanted` of the others is
+    to be right, and note how it was found. other_classes: than those that the run answered on
+    held-out images."""
+    from rmadapter.artifacts.record import read_record
+
+    if not wanted:
+        return 0.0
+    file = RunFolder(run).record
+    answers = read_record(file).held_out if file.is_file() and not other_classes else None
+    if answers is None:
+        note(
+            f"unsure: below a probability of {wanted:.2f}; this run has no answers on held-out "
+            "images of these classes"
+        )
+        return wanted
+    threshold = answers.sure_from(wanted)
+    note(
+        f"unsure: below a probability of {threshold:.2f}, by the answers on "
+        f"{len(answers.right):,} held-out training images"
+    )
+    return threshold
 
 
 def _check_examples(run: Path, fitted: Fitted) -> None:
