@@ -18,6 +18,12 @@ Lines: TypeAlias = Sequence[Line]
 # Data sets that share no image: rules are chosen on some and reported on the others.
 CHOOSE = ("caltech101", "rsscn7", "trashnet", "office_caltech/web")
 REPORT = ("grocery", "pacs/photo", "dtd10", "sign_digits", "neu_steel")
+# With the sets that came later.
+CHOOSE_ALL = (*CHOOSE, "rooms", "blood_cells", "weather", "clouds", "playing_cards")
+REPORT_ALL = (
+    *(*REPORT, "sports", "euro_coins", "chess_pieces", "aerial_aid", "crop_leaves", "food"),
+    *("street_letters", "skin_lesions", "traffic_signs", "pcb_defects"),
+)
 
 
 def make_parser(
