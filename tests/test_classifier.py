@@ -39,12 +39,14 @@ def files(colors: Path, split: str) -> tuple[list[str], list[str]]:
 
 @pytest.fixture(scope="module")
 def fitted(tiny_clip: Backbone, colors: Path) -> FewShotClassifier:
-    return FewShotClassifier(tiny_clip.name, shots=4, **FIELDS).fit(*files(colors, "train"))
+    return FewShotClassifier(tiny_clip.name, method="rmadapter", shots=4, **FIELDS).fit(
+        *files(colors, "train")
+    )
 
 
 def test_parameters_follow_scikit_learn() -> None:
-    classifier = FewShotClassifier("x", shots=3, rank=5, templates=("a {}.",))
-    expected = {"backbone": "x", "method": "rmadapter", "shots": 3, "seed": 1, "progress": False}
+    classifier = FewShotClassifier("x", method="mma", shots=3, rank=5, templates=("a {}.",))
+    expected = {"backbone": "x", "method": "mma", "shots": 3, "seed": 1, "progress": False}
     expected |= {"class_names": None, "class_weight": None}
     assert classifier.get_params() == {**expected, "rank": 5, "templates": ("a {}.",)}
     twin = clone(classifier)
@@ -59,8 +61,10 @@ def test_parameters_follow_scikit_learn() -> None:
 
 def test_unknown_parameters_are_refused(colors: Path) -> None:
     with pytest.raises(UserError, match="'rnak'; did you mean 'rank'"):
-        FewShotClassifier(rnak=3).fit(*files(colors, "train"))
-    classifier = FewShotClassifier(shots=3)
+        FewShotClassifier(method="rmadapter", rnak=3).fit(*files(colors, "train"))
+    with pytest.raises(UserError, match=r"'rank'; .* auto"):
+        FewShotClassifier(rank=3).fit(*files(colors, "train"))
+    classifier = FewShotClassifier(method="rmadapter", shots=3)
     with pytest.raises(UserError, match="'rnak'; did you mean 'rank'"):
         classifier.set_params(shots=5, rnak=3)
     assert classifier.get_params()["shots"] == 3  # none of the two was set
@@ -117,7 +121,8 @@ def test_probabilities_equal_the_models(fitted: FewShotClassifier, colors: Path)
             torch.nn.functional.normalize(f, dim=-1)
             for f in (model.encode_image(images), model.encode_text(tokens))
         )
-        expected = (model.backbone.logit_scale * image @ text.T).softmax(-1)
+        logits = model.backbone.logit_scale * image @ text.T
+        expected = (logits / fitted.fitted_.temperature).softmax(-1)
     np.testing.assert_allclose(found, expected, atol=1e-4)  # float32 keeps 1e-6 of logits up to 15
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
     assert (fitted.classes_[found.argmax(1)] == fitted.predict(paths)).all()

@@ -29,11 +29,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     backbone: a name that `load_backbone` understands. method: a name that `load_method`
     understands, or "auto", which chooses one by cross-validation of the shots and describes the
-    choice in `choice_`. shots: images drawn per class, 0 for all. seed: of the draw, the
-    initialisation and the order of batches. progress: show bars on stderr. class_names: names of
-    integer labels 0..C-1 in the prompts, also for the copies that scikit-learn's ensembles fit to
-    numbers. class_weight: label -> weight, or "balanced". settings: any of the method, the task or
-    the machine by name: `FewShotClassifier(rank=16, epochs=10, device="cpu")`.
+    choice in `choice_`; not each that it may choose can be asked about new classes. shots: images
+    drawn per class, 0 for all. seed: of the draw, the initialisation and the order of batches.
+    progress: show bars on stderr. class_names: names of integer labels 0..C-1 in the prompts, also
+    for the copies that scikit-learn's ensembles fit to numbers. class_weight: label -> weight, or
+    "balanced". settings: any of the method, the task or the machine by name:
+    `FewShotClassifier(method="rmadapter", rank=16, device="cpu")`.
 
     Images are paths, PIL images or arrays [H, W, 3]; labels are class names or integers. After fit:
     `classes_` (labels in the order of `predict_proba`'s columns), `fitted_` (Fitted), `history_`.
@@ -44,7 +45,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self,
         backbone: str = "pocket",
         *,
-        method: str = "rmadapter",
+        method: str = "auto",
         shots: int = 16,
         seed: int = 1,
         progress: bool = False,
@@ -116,14 +117,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         lab.add("", {"train": data, "test": data.subset([])})
         few = lab.draw(task)
         train = half(few.train, task.classes)
-        choice = temperature = None
+        folds, choice = Folds.make(task, few, lab, FOLDS), None
         choices = method.choices(train.labels)
         if choices:
-            folds = Folds.make(task, few, lab, FOLDS)
             choice = choose(folds, choices)
             name = choice.chosen
             method = choices.methods[name]
-            temperature = folds.temperature(method, name)
+        temperature = folds.temperature(method, name)
         fitted = learn(method, train, task, few, lab, callbacks=tuple(callbacks))
         fitted = replace(fitted, temperature=temperature or 1.0)
         self.fitted_ = fitted.fitted_to(lab.train_cache(task).features(train)[0])

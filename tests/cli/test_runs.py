@@ -199,6 +199,7 @@ def test_a_note_says_what_an_effort_changes(
     rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone
 ) -> None:
     small = ["--set", "first_block=3", "--set", "rank=4", "--set", "device=cpu", "--shots", 1]
+    small += ["--method", "rmadapter"]
     done = rmadapter.done(*fit_command(colors, tiny_clip, tmp_path, *small, "--effort", "fast"))
     assert "note: effort fast: 3 epochs instead of 10" in done.err
     assert read_record(tmp_path / "run.json").method.settings["epochs"] == 3
@@ -245,11 +246,14 @@ def test_mistakes_in_fit_are_named(
         folder.mkdir()
     (tmp_path / "one/notes.txt").write_text("no picture")
     good = ["--backbone", tiny_clip.name, *quick_options(16), "--out", out]
+    ours = ["--method", "rmadapter"]
     for words, hint in (
         ([colors, "--backbone", "pokket"], "'pokket'"),
-        ([colors, "--set", "rnak=3"], "unknown setting 'rnak'; did you mean 'rank'?"),
+        ([colors, *ours, "--set", "rnak=3"], "unknown setting 'rnak'; did you mean 'rank'?"),
+        ([colors, "--set", "rank=3"], "unknown setting 'rank'"),  # several methods are tried
+        ([colors, "--half", "base", "--set", "rnak=3"], "did you mean 'rank'?"),
         ([colors, "--set", "rank"], "write it as field=value"),
-        ([colors, "--set", "rank=no"], "rank=False"),
+        ([colors, *ours, "--set", "rank=no"], "rank=False"),
         ([colors, "--method", "nma"], "unknown method 'nma'; did you mean 'mma'?"),
         ([colors, "--effort", "quick"], "effort='quick'"),
         ([colors, "--config", tmp_path / "none.yaml"], "not a readable config"),

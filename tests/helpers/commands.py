@@ -9,7 +9,7 @@ from typer.main import get_command
 
 from rmadapter.bench.protocols import AXES, PROTOCOLS
 from rmadapter.cli.bench import common_and_own
-from rmadapter.methods import load_method
+from rmadapter.methods import DEFAULT, default_for, load_method
 from rmadapter.runs.request import Request
 from rmadapter.settings import parse_overrides
 
@@ -43,7 +43,9 @@ def assert_parses(words: list[str], whole: bool = True) -> None:
             raise
         assert {word for word in arguments if word.startswith("--")} <= options
         return
-    sets, named = parse_overrides(given.get("sets") or []), given.get("method") or "rmadapter"
+    sets = parse_overrides(given.get("sets") or [])
+    default = default_for(given.get("half")) if verb == "fit" else DEFAULT
+    named = given.get("method") or default
     if verb == "bench":
         assert given["protocol"] in PROTOCOLS
         assert {axis for axis in given["axes"].split(",") if axis} <= set(AXES)

@@ -103,4 +103,5 @@ def fit_command(data: Path, backbone: Backbone, out: Path, *more: object) -> lis
 def quick_options(shots: int, epochs: int = 1) -> list[object]:
     """Return options with which `fit` trains a tiny model in a second."""
     settings = ("first_block=3", "rank=4", f"epochs={epochs}", "device=cpu")
-    return ["--shots", shots, *(word for setting in settings for word in ("--set", setting))]
+    words = (word for setting in settings for word in ("--set", setting))
+    return ["--method", "rmadapter", "--shots", shots, *words]

@@ -23,7 +23,11 @@ SETTINGS: dict[str, Any] = {"first_block": 3, "rank": 4, "epochs": 2, "batch_siz
 def test_the_loop_of_the_usage_page_gives_the_losses_of_fit(tiny_clip: Backbone) -> None:
     """As docs/usage.md has it: two steps with the method's own optimiser and rates."""
     images = noisy_colors()
-    ours = FewShotClassifier(tiny_clip.name, shots=0, device="cpu", **SETTINGS).fit(images).history_
+    ours = (
+        FewShotClassifier(tiny_clip.name, method="rmadapter", shots=0, device="cpu", **SETTINGS)
+        .fit(images)
+        .history_
+    )
 
     method: Any = load_method("rmadapter", SETTINGS)
     model = AdaptedCLIP(tiny_clip, method.adapter, method.loss, seed=1).train()
@@ -69,7 +73,9 @@ def test_trackers_see_every_step(tiny_clip: Backbone) -> None:
     watch = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(watch)
     writer, run = FakeWriter(), FakeRun()
-    classifier = FewShotClassifier(tiny_clip.name, shots=0, device="cpu", **SETTINGS)
+    classifier = FewShotClassifier(
+        tiny_clip.name, method="rmadapter", shots=0, device="cpu", **SETTINGS
+    )
     classifier.fit(noisy_colors(), callbacks=[watch.tensorboard(writer), watch.wandb(run)])
     losses = [step["loss"] for step in classifier.history_]
     assert [value for tag, value, _ in writer.seen if tag == "loss"] == losses

@@ -111,7 +111,14 @@ def run_demo(
 class FitOptions:
     """What to train."""
 
-    method: MethodName = ""
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            help="Name from `rmadapter methods`, package:Class or file.py:Class; by default auto, "
+            "which tries several, and rmadapter-plus with --half.",
+        ),
+    ] = ""
     backbone: Backbone = None
     shots: Shots = None
     seed: Seed = None
@@ -122,7 +129,7 @@ class FitOptions:
         str, typer.Option(metavar="fast | normal | thorough", help="How long to train.")
     ] = "normal"
     minutes: Annotated[
-        float | None, typer.Option(help="Minutes for --method auto to choose; 10 by default.")
+        float | None, typer.Option(help="Minutes for auto to choose and train; 10 by default.")
     ] = None
 
     def request(self, data: Path, settings: SettingOptions) -> Request:

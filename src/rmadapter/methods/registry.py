@@ -70,13 +70,20 @@ METHODS: dict[str, str] = {
 # Methods that read only image features, and so can reuse those computed along with another method's
 # tokens.
 ON_FEATURES = (*FEATURES_ALONE, *TEXT_TOO)
-DEFAULT = "rmadapter"
+DEFAULT = "rmadapter"  # of the paper's experiments: `bench`, `tune` and `demo`
 AUTO = "auto"
+FOR_NEW_CLASSES = "rmadapter-plus"
 CHOOSING = {AUTO: "auto:Auto"}  # methods that choose among others
 GROUP = "rmadapter.methods"
 EFFORTS = {"fast": 0.3, "normal": 1.0, "thorough": 3.0}  # times the published epochs
 # Methods from outside that this process has loaded, as its user named them.
 _TRUSTED: set[str] = set()
+
+
+def default_for(classes: object) -> str:
+    """Return the method that `fit` uses if none is named; one that can answer with the names of
+    other classes where only half of the classes is trained."""
+    return AUTO if classes in (None, "all") else FOR_NEW_CLASSES
 
 
 def entry_points() -> dict[str, metadata.EntryPoint]:

@@ -19,6 +19,7 @@ from rmadapter.data.formats.registry import open_source
 from rmadapter.data.names import beside_splits, classnames_json, key, nfc, prompt_names
 from rmadapter.data.read import ImageSet, image_errors, read_images
 from rmadapter.errors import UserError
+from rmadapter.methods import FOR_NEW_CLASSES
 from rmadapter.methods.uses import backbones_in
 from rmadapter.runs.fit import fit
 from rmadapter.runs.lab import Lab
@@ -46,7 +47,8 @@ def add_names(saved: Saved, names: Sequence[str], out: Path) -> tuple[str, ...]:
         saved.fitted.score(tuple(prompts.values()))
     except NotApplicable as error:
         raise UserError(
-            f"{error}; `rmadapter add RUN FOLDER` trains it again with images of the new classes"
+            f"{error}; `rmadapter add RUN FOLDER` trains it again with images of the new classes, "
+            f"and `fit --method {FOR_NEW_CLASSES}` makes a model that takes names alone"
         ) from None
     check_no_model(out)
     save(out, saved.fitted, saved.name, tuple(prompts), tuple(prompts.values()))

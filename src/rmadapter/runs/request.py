@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rmadapter.errors import UserError, did_you_mean, quoted
-from rmadapter.methods import DEFAULT, check_named, load_method
+from rmadapter.methods import AUTO, DEFAULT, check_named, default_for, load_method
 from rmadapter.settings import Machine, configured, parse_overrides, read_yaml, settings_of
 from rmadapter.support.machine import fastest_precision, find_device
 from rmadapter.support.terminal import note
@@ -60,13 +60,14 @@ def requested(
     choosing: bool = False,
 ) -> Request:
     """Build a request from a command line: a file of settings, overridden by flags, which --set
-    overrides."""
+    overrides. Without a method, `default_for` names one."""
     named, values = read_config(config, (method,))
-    name = method or named or DEFAULT
+    given = {flag: value for flag, value in flags.items() if value is not None}
+    given |= parse_overrides(sets or [])
+    name = method or named or default_for(given.get("classes", values.get("classes")))
     if effort != "normal":
         values = without_length(values, name)
-    values |= {flag: value for flag, value in flags.items() if value is not None}
-    values |= parse_overrides(sets or [])
+    values |= given
     if flags.get("minutes") is not None and not load_method(name, choosing=choosing).choices():
         raise UserError(
             "--minutes limits the choice of --method auto; other methods train as long as --effort "
@@ -100,6 +101,8 @@ def _check_method_settings(values: Mapping[str, object], method: Method) -> None
     for name in values:
         if name not in known:
             hint = did_you_mean(name, [*known, *COMMON_SETTINGS])
+            if method.choices():
+                hint += f"; for a setting of one of the methods that {AUTO} tries, name the method"
             raise UserError(f"unknown setting {quoted(name)}{hint}")
 
 

@@ -27,7 +27,7 @@ from rmadapter.data.names import prompt_names
 from rmadapter.deploy.app.images import IMAGES, ImageStore, class_name, original_name, unzip
 from rmadapter.deploy.app.jobs import Job, Jobs, without_commands
 from rmadapter.errors import UserError, did_you_mean, quoted
-from rmadapter.methods import AUTO, load_method
+from rmadapter.methods import AUTO, FOR_NEW_CLASSES, load_method
 from rmadapter.prompts import MOST_PROMPTS as ALL_PROMPTS
 from rmadapter.prompts import at_most, prompts_each
 from rmadapter.runs.add import add_names, can_add_names
@@ -39,7 +39,7 @@ from rmadapter.training.contract import Known
 METHODS = {
     AUTO: "Choose for me: tries several and takes the best",
     "linear-probe-pair": "Quick: learns only your classes",
-    "rmadapter": "Slow: also accepts new classes by name alone",
+    FOR_NEW_CLASSES: "Slow: also accepts new classes by name alone",
 }
 TARGETS = {"onnx": "for programs (ONNX)", "web": "as a web page"}
 BUSY = "Something is already running: wait for it, or stop it."
