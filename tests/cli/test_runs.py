@@ -442,6 +442,7 @@ def test_quiet_hides_all_but_results_and_errors(
 
 def test_the_demo_records_its_command(rmadapter: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[object] = []
+    shown = "rmadapter demo --out 'a b' --seed 3"
 
     def stop(*args: object, **more: object) -> None:
         given.extend([*args, more])
@@ -449,8 +450,8 @@ def test_the_demo_records_its_command(rmadapter: Command, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("rmadapter.cli.runs.run_demo", stop)
     rmadapter("demo", "--out", "a b", "--seed", 3)
-    assert given == [Path("a b"), 3, {"command": "rmadapter demo --out 'a b' --seed 3"}]
-    assert command() == "rmadapter demo --out 'a b' --seed 3"
+    assert given == [Path("a b"), 3, {"command": shown, "device": "auto"}]
+    assert command() == shown
 
 
 # Data of unusual sizes
