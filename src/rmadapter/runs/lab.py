@@ -247,7 +247,7 @@ def _check(name: str, method: Method, count: int) -> None:
     if method.recipe is None:
         raise UserError(
             f"{name} is not trained step by step: {count} processes have nothing to share; start "
-            "one"
+            "one, or name a --method that is"
         )
     if method.traits.whole_batches:
         raise UserError(
