@@ -39,7 +39,9 @@ def assert_verdict(verdict: str, check: Any, **limits: float) -> None:
 
 def test_each_outcome_has_its_verdict() -> None:
     def refuse(length: int) -> None:
-        raise UserError("x" * length)
+        error = UserError("x")
+        error.args = ("x" * length,)  # UserError itself cuts a message
+        raise error
 
     def crash() -> None:
         raise KeyError("x")

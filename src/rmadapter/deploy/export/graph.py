@@ -22,6 +22,7 @@ from rmadapter.encoders import States
 from rmadapter.errors import UserError
 from rmadapter.prompts import Cosines, cosine_logits, untouched
 from rmadapter.runs.evaluate import refuse_stateful
+from rmadapter.support.files import reserve
 from rmadapter.support.terminal import silenced
 from rmadapter.training.contract import Fitted, NotApplicable, ToLogits
 
@@ -36,6 +37,7 @@ GROUP = 64  # numbers that share a range
 IMAGES = 200  # images to compare an export on, at most
 LARGEST = 2_000_000_000  # most bytes of a graph in one file: protobuf's limit is 2^31
 BESIDE = f"{GRAPH}.data"  # the weights of a larger graph
+SPARE = 2**20  # bytes that torch's file may have beyond what it has in memory
 WEIGHTS = "model.bin"  # the weights of an OpenVINO model
 
 
@@ -153,10 +155,18 @@ def write(model: ModelProto, file: Path) -> None:
 def write_torch(program: torch.export.ExportedProgram, file: Path) -> None:
     """Write torch's graph, without the example inputs that torch would pickle. Raises OSError."""
     program.example_inputs = None
-    content = io.BytesIO()  # on a full disk, torch's own writer of files ends the process
-    with silenced(logging.WARNING, output=True):
-        torch.export.save(program, content)
-    file.write_bytes(content.getbuffer())
+    content = io.BytesIO()
+    try:
+        with silenced(logging.WARNING, output=True):
+            # On a full disk, torch's writer of files ends the process, so its space is reserved.
+            # In memory the members have other names, so only the size is used.
+            torch.export.save(program, content)
+            file.touch()
+            reserve(file, content.tell() + SPARE)
+            del content
+            torch.export.save(program, file)
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
 
 
 def write_litert(fitted: Fitted, names: Sequence[str], file: Path) -> None:
