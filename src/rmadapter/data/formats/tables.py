@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rmadapter.data.budget import LINE, Budget
 from rmadapter.data.formats.base import (
+    MOST,
     SPLITS,
     Inputs,
     ReadOptions,
@@ -78,7 +79,7 @@ def scan_table(
 
     outside: whether images may be outside the table's folder. columns, budget: `named` and `budget`
     of `read_rows`. Raises UserError as `read_rows`, `listed_image` and `only_label`, and for an
-    empty label or a split other than train, val and test.
+    empty or very long label and a split other than train, val and test.
     """
     splits: dict[str, Rows] = {}
     optional = ("label_list", "split", "group")
@@ -87,6 +88,8 @@ def scan_table(
         label = only_label(row_labels(cells), where)
         if label is None:
             raise UserError(f"{where}: the label is empty")
+        if len(label) > MOST:
+            raise UserError(f"{where}: the label {quoted(label)} has over {MOST:,} characters")
         split = cells.get("split", "all")
         if "split" in cells and split.casefold() not in SPLITS:
             raise UserError(f"{where}: split is {split!r:.80}: write train, val or test")
