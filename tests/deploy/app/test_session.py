@@ -244,7 +244,7 @@ def test_stopping_changes_nothing(session: Session, colors: Path) -> None:
     session.use_names()
     add_images(session, colors / "train", "red", "blue")
     before = session.state() | {"job": None}
-    session.train("rmadapter")
+    session.train("rmadapter-plus")
     while session.job and session.job.state == "waiting":
         time.sleep(0.01)
     session.stop()
