@@ -191,11 +191,12 @@ def params(
     The second number is of those that inference needs, too.
     """
     from rmadapter.backbones import load_backbone
+    from rmadapter.methods import DEFAULT
     from rmadapter.runs.request import read_config, requested
 
-    named = read_config(settings.config, (method,))[1].get("backbone", "ViT-B-16/none")
-    flags = {"backbone": backbone or named, "shots": shots}
-    request = requested(method, settings.config, flags, settings.sets)
+    named, values = read_config(settings.config, (method,))
+    flags = {"backbone": backbone or values.get("backbone", "ViT-B-16/none"), "shots": shots}
+    request = requested(method or named or DEFAULT, settings.config, flags, settings.sets)
     loaded = load_backbone(request.task.backbone)
     counted = request.method.parameters(loaded, classes, request.task.shots)
     counts = {"trainable": counted.trained, "inference": counted.trained - counted.training_only}
