@@ -502,6 +502,13 @@ def test_templates_of_a_run_are_checked(template: str, copy: Path, tiny_clip: Ba
         load(copy, tiny_clip)
 
 
+def test_too_many_classes_of_a_run(copy: Path, tiny_clip: Backbone) -> None:
+    names = [str(i) for i in range(100_001)]
+    edit_model(copy, lambda content: content.update(classes=names, labels=names))
+    with pytest.raises(UserError, match=r"model\.json.*classes"):
+        load(copy, tiny_clip)
+
+
 def test_too_many_prompts_of_a_run(copy: Path, tiny_clip: Backbone) -> None:
     templates = [f"{i} {{}}" for i in range(1001)]
     edit_model(copy, lambda content: content.update(templates=templates))

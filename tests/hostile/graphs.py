@@ -58,7 +58,8 @@ def members() -> dict[str, bytes]:
     file = place() / "model.pt2"
     write_torch(program, file)
     with zipfile.ZipFile(file) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
+        names = {name: f"model/{name.partition('/')[2]}" for name in archive.namelist()}
+        return {new: archive.read(name) for name, new in names.items()}
 
 
 def packed(contents: dict[str, bytes]) -> bytes:

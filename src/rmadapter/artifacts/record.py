@@ -36,6 +36,7 @@ FORMAT: Literal[2] = 2
 ANSWERED = ("finished", "not-applicable")
 MOST_HELD_OUT = 1000  # answers kept to choose a threshold by
 LEVEL = 0.05  # significance level of the test whether another method is better
+MOST_NAMES = 100_000  # classes of a model
 LONGEST = 2**24  # bytes of a record; one with thousands of notes has a hundredth of that
 
 # What a record's open fields may hold: nothing nested deeper than a list, no number too large to
@@ -391,9 +392,9 @@ class Model(BaseModel):
     format: Literal[2] = 2
     method: MethodName
     backbone: BackboneName
-    classes: tuple[Text, ...] = Field(min_length=1)
-    names: tuple[Text, ...] = ()
-    labels: tuple[Text | int, ...]
+    classes: tuple[Text, ...] = Field(min_length=1, max_length=MOST_NAMES)
+    names: tuple[Text, ...] = Field((), max_length=MOST_NAMES)
+    labels: tuple[Text | int, ...] = Field(max_length=MOST_NAMES)
     templates: tuple[Text, ...] = Field(min_length=1)
     transform: Transform
     sha256: str

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import pickle
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -165,13 +168,58 @@ def test_without_a_text_encoder(tmp_path: Path) -> None:
         TextClasses(tmp_path)
 
 
-def test_many_templates_are_refused(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
-    (tmp_path / "text.onnx").write_bytes(b"")
-    for templates in (["{}"] * 1001, ["{}" + "x" * 1000]):
-        (tmp_path / "prompts.json").write_text(json.dumps({"templates": templates}))
-        with pytest.raises(UserError, match=r"prompts\.json"):
-            TextClasses(tmp_path)
+@pytest.fixture(scope="session")
+def with_text(finished: Path, saved: Saved, colors: Path, tmp_path_factory: Any) -> Path:
+    """An export to which classes can be added."""
+    for needed in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(needed, reason="pip install 'rmadapter[export]'")
+    out = tmp_path_factory.mktemp("text") / "model"
+    export(finished, saved, out, data=colors, text=True)
+    return out
+
+
+class Opens:
+    """Makes a file when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, ("ran", "w")
+
+
+def numbers(header: str) -> bytes:
+    data = header.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(data).to_bytes(2, "little") + data
+
+
+DAMAGED: dict[str, tuple[str, bytes]] = {
+    "a pickle": ("weights.npy", pickle.dumps(Opens())),
+    "code": ("weights.npy", numbers("{'descr': open('ran', 'w'), 'shape': (1,)}")),
+    "40 terabytes": (
+        "weights.npy",
+        numbers("{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000000,), }"),
+    ),
+    "a long header": ("weights.npy", numbers("(" * 20_000)),
+    "no JSON": ("prompts.json", b"{"),
+    "no templates": ("prompts.json", b'{"scale": 1}'),
+    "no tokenizer": ("tokenizer.json", b"{}"),
+    "no graph": ("text.onnx", b"x"),
+    "1,001 templates": ("prompts.json", json.dumps({"templates": ["{}"] * 1001}).encode()),
+    "a long template": ("prompts.json", json.dumps({"templates": ["{}" * 501]}).encode()),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_damaged_files_of_the_text_encoder(
+    with_text: Path, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(with_text, tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    name, content = DAMAGED[kind]
+    if b'"templates"' in content:
+        content = content.replace(b"{", b'{"scale": 1, ', 1)
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(str(folder))):
+        TextClasses(folder)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,11 @@ class Transform:
         return small.crop((left, top, left + size, top + size))
 
 
+def _damaged(folder: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(f"{folder}: damaged ({type(error).__name__}: {reason})")
+
+
 class TextClasses:
     """Classes of an exported model, to which others are added by name alone: with its text encoder,
     run by onnxruntime and tokenizers, after ftfy.
@@ -197,20 +202,24 @@ class TextClasses:
         import onnxruntime
         import tokenizers
 
-        facts = json.loads((folder / PROMPTS).read_text("utf-8"))
-        self.templates: list[str] = facts["templates"]
+        self._fix_text = ftfy.fix_text
+        try:
+            facts = json.loads((folder / PROMPTS).read_text("utf-8"))
+            self.templates = [str(template) for template in facts["templates"]]
+            self.scale = float(facts["scale"])
+            # in prompts; earlier exports have none
+            self.names = [str(name) for name in facts.get("names", [])]
+            self.weights: np.ndarray = np.load(folder / WEIGHTS, allow_pickle=False)
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER))
+            self._session = onnxruntime.InferenceSession(
+                str(folder / TEXT_ENCODER), providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # as for the model
+            raise _damaged(folder, error) from error
         if max(len(self.templates), *map(len, self.templates)) > LARGEST_PROMPTS:
             raise UserError(
                 f"{folder / PROMPTS}: more than {LARGEST_PROMPTS:,} templates, or characters of one"
             )
-        self.scale = float(facts["scale"])
-        self.names: list[str] = facts.get("names", [])  # in prompts; earlier exports have none
-        self.weights: np.ndarray = np.load(folder / WEIGHTS, allow_pickle=False)
-        self._fix_text = ftfy.fix_text
-        self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER))
-        self._session = onnxruntime.InferenceSession(
-            str(folder / TEXT_ENCODER), providers=["CPUExecutionProvider"]
-        )
 
     def tokens(self, name: str) -> np.ndarray:
         """Tokens of all prompts of a class, int64 [N, L]."""
@@ -270,8 +279,7 @@ class Model:
         except ModuleNotFoundError as error:
             raise _missing(error) from None
         except Exception as error:  # engines raise types of their own for a damaged file
-            reason = f"{type(error).__name__}: {str(error)[:200]}"
-            raise UserError(f"{folder}: damaged ({reason})") from error
+            raise _damaged(folder, error) from error
         self.batch = batch or BATCH
         self.folder = folder
         self.classes: TextClasses | None = None
