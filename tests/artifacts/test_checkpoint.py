@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -507,6 +508,17 @@ def test_too_many_classes_of_a_run(copy: Path, tiny_clip: Backbone) -> None:
     edit_model(copy, lambda content: content.update(classes=names, labels=names))
     with pytest.raises(UserError, match=r"model\.json.*classes"):
         load(copy, tiny_clip)
+
+
+def test_the_first_of_many_bad_names_is_enough(copy: Path, tiny_clip: Backbone) -> None:
+    names = [f"{i}\0" for i in range(50_000)]
+    edit_model(copy, lambda content: content.update(classes=names, labels=names))
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"model\.json.*classes"):
+        load(copy, tiny_clip)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30_000_000
 
 
 def test_too_many_prompts_of_a_run(copy: Path, tiny_clip: Backbone) -> None:

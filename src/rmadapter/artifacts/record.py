@@ -392,10 +392,10 @@ class Model(BaseModel):
     format: Literal[2] = 2
     method: MethodName
     backbone: BackboneName
-    classes: tuple[Text, ...] = Field(min_length=1, max_length=MOST_NAMES)
-    names: tuple[Text, ...] = Field((), max_length=MOST_NAMES)
-    labels: tuple[Text | int, ...] = Field(max_length=MOST_NAMES)
-    templates: tuple[Text, ...] = Field(min_length=1)
+    classes: Annotated[tuple[Text, ...], FailFast()] = Field(min_length=1, max_length=MOST_NAMES)
+    names: Annotated[tuple[Text, ...], FailFast()] = Field((), max_length=MOST_NAMES)
+    labels: Annotated[tuple[Text | int, ...], FailFast()] = Field(max_length=MOST_NAMES)
+    templates: Annotated[tuple[Text, ...], FailFast()] = Field(min_length=1)
     transform: Transform
     sha256: str
     tokenizer: str = ""
