@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rmadapter.cli import bench, curate, deploy, machine, predict, runs
+from rmadapter.cli import bench, curate, demo, deploy, machine, predict, runs
 from rmadapter.cli.options import Verb, Verbs, expand
 from rmadapter.errors import user_message
 from rmadapter.support import distributed
@@ -26,7 +26,7 @@ app = typer.Typer(
 # Groups and verbs in the order a new user needs them.
 VERBS = {
     "Make a model": (
-        runs.demo, runs.fit, runs.evaluate, runs.add, runs.compare, runs.tune, deploy.app,
+        demo.demo, runs.fit, runs.evaluate, runs.add, runs.compare, runs.tune, deploy.app,
     ),
     "Look at data": (curate.suspects, curate.suggest, machine.data),
     "Use a model": (predict.predict, predict.explain, deploy.export, deploy.push, deploy.serve),

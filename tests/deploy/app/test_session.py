@@ -23,14 +23,8 @@ from rmadapter.artifacts.record import Score, read_record
 from rmadapter.artifacts.summary import describe_tie
 from rmadapter.backbones import Backbone
 from rmadapter.deploy.app.jobs import COMMAND_WORDS, Jobs
-from rmadapter.deploy.app.session import (
-    MOST_WRONG,
-    Session,
-    Shared,
-    read_scores,
-    write_zip,
-    wrong_images,
-)  # fmt: skip
+from rmadapter.deploy.app.scores import MOST_WRONG, read_scores, wrong_images
+from rmadapter.deploy.app.session import Session, Shared, write_zip
 from rmadapter.errors import UserError
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.metrics import wilson

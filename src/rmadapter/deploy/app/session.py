@@ -8,30 +8,25 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
-import numpy as np
-
 from rmadapter.artifacts.checkpoint import MOST_CLASSES, Saved, copy_run, load, save
-from rmadapter.artifacts.page import thumbnail, thumbnails_of
-from rmadapter.artifacts.predictions import Predictions, read_predictions
-from rmadapter.artifacts.record import Rates, Record, read_record
+from rmadapter.artifacts.page import thumbnail
 from rmadapter.artifacts.run_folder import RunFolder, runs_below
-from rmadapter.artifacts.summary import describe_tie
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.choice import advise
 from rmadapter.data.decode import load_image
 from rmadapter.data.names import prompt_names
-from rmadapter.deploy.app.images import IMAGES, ImageStore, class_name, original_name, unzip
+from rmadapter.deploy.app.images import IMAGES, ImageStore, class_name, unzip
 from rmadapter.deploy.app.jobs import Job, Jobs, without_commands
+from rmadapter.deploy.app.scores import Scores, read_scores, record_of
 from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.methods import AUTO, FOR_NEW_CLASSES, load_method
 from rmadapter.prompts import MOST_PROMPTS as ALL_PROMPTS
 from rmadapter.prompts import at_most, prompts_each
 from rmadapter.runs.add import add_names, can_add_names
-from rmadapter.runs.judge import ZERO_SHOT
 from rmadapter.support.files import atomic, last_part, user_path
 from rmadapter.task import TEMPLATES
 from rmadapter.training.contract import Known
@@ -44,7 +39,6 @@ METHODS = {
 TARGETS = {"onnx": "for programs (ONNX)", "web": "as a web page"}
 BUSY = "Something is already running: wait for it, or stop it."
 NO_MODEL = "There is no classifier yet: train one, or use the names alone."
-MOST_WRONG = 24  # wrong images shown
 # of a stranger's run, which passes them to the backbone while others wait: some seconds of pocket
 MOST_PROMPTS = 1_000
 ASKED = 320  # pixels of the longer side of an image shown beside its answers
@@ -422,121 +416,3 @@ def write_zip(path: Path, folder: Path, name: str, others: Mapping[str, Path]) -
     ):
         for member, file in sorted(members.items()):
             archive.write(file, member)
-
-
-# How good a run is
-
-
-class ScoreRow(TypedDict):
-    """Accuracy in percent with its interval. right: number of images."""
-
-    name: str
-    right: int
-    accuracy: float
-    low: float
-    high: float
-
-
-class WrongImage(TypedDict):
-    """true, answer: names of classes. src: a thumbnail, "" if there is none."""
-
-    name: str
-    src: str
-    true: str
-    answer: str
-    probability: float
-
-
-class Scores(TypedDict, total=False):
-    """What the page shows of a run. tie: that a linear probe may be as good, or "". mistakes: how
-    many images are wrong, of which `wrong` has the first."""
-
-    method: str
-    notes: list[str]
-    how: str
-    rows: list[ScoreRow]
-    tie: str
-    doubts: list[str]
-    wrong: list[WrongImage]
-    mistakes: int
-    images: int
-    report: bool
-
-
-def record_of(run: Path, home: Path) -> Record | None:
-    """Read the record of a run, its data path taken relative to `home`; None for a model that was
-    saved by itself."""
-    file = RunFolder(run).record
-    if not file.is_file():
-        return None
-    record = read_record(file)
-    task = replace(record.task, data=str(home / record.task.data))
-    return record.model_copy(update={"task": task})
-
-
-def read_scores(run: Path, home: Path) -> Scores | None:
-    """Read what the page shows of a run; None for a model without record. home: where its command
-    ran.
-
-    Raises UserError for a damaged run.
-    """
-    record, files = record_of(run, home), RunFolder(run)
-    if record is None:
-        return None
-    tie = describe_tie(record)
-    scores: Scores = {
-        "method": record.method.title,
-        "notes": [without_commands(text) for text in record.notes if text != tie],
-        "how": "",
-        "rows": [],
-        "tie": without_commands(tie),
-        "doubts": [],
-        "wrong": [],
-        "images": 0,
-        "report": files.page.is_file(),
-    }
-    if judgement := record.judgement:
-        scores["how"] = judgement.how
-        scores["rows"] = [
-            _score_row(row, record.method.title, judgement.images) for row in judgement.rows
-        ]
-        scores["doubts"] = [without_commands(text) for text in judgement.doubts]
-        scores["images"] = judgement.images
-    # a repository's run has no answers
-    predictions = read_predictions(run, record) if files.predictions.is_file() else []
-    if predictions:
-        images, count = wrong_images(predictions[0], thumbnails_of(files.page))
-        scores["wrong"] = images
-        scores["mistakes"] = count
-    return scores
-
-
-def _score_row(row: Rates, title: str, images: int) -> ScoreRow:
-    names = {ZERO_SHOT: "before: by the class names alone", title: f"after: {title}"}
-    name = names.get(row.name, row.name.replace("-", " "))
-    right = round(row.accuracy / 100 * images)
-    rates: ScoreRow = {
-        "name": name, "right": right, "accuracy": row.accuracy, "low": row.low, "high": row.high,
-    }  # fmt: skip
-    return rates
-
-
-def wrong_images(
-    predictions: Predictions, thumbnails: Mapping[tuple[int, str], str]
-) -> tuple[list[WrongImage], int]:
-    """List the images that the model gets wrong, the most confident mistakes first, at most
-    MOST_WRONG; and count all of them."""
-    wrong = np.flatnonzero(~predictions.right[1])
-    wrong = wrong[np.argsort(-predictions.answer.probability[wrong], kind="stable")]
-    images: list[WrongImage] = []
-    for i in wrong[:MOST_WRONG]:
-        image = predictions.images[i]
-        src = thumbnail(predictions.sources[i]) or thumbnails.get((0, image), "")
-        true = predictions.classes[predictions.true[i]]
-        answer = predictions.classes[predictions.answer.which[i]]
-        probability = float(predictions.answer.probability[i])
-        name = original_name(image)
-        images.append(
-            WrongImage(name=name, src=src, true=true, answer=answer, probability=probability)
-        )
-    return images, len(wrong)
