@@ -25,7 +25,7 @@ from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.runs.fit import fit
 from rmadapter.runs.folds import (
     EXPECTED,
-    EXPECTED_TRAINED,
+    EXPECTED_OF,
     Answers,
     Folds,
     OutOfTime,
@@ -38,7 +38,6 @@ from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import learn
 from rmadapter.training.contract import Choices, answers
-from rmadapter.training.traits import Cost
 from tests.helpers.labs import prepare
 from tests.helpers.shots import grouped_noise
 
@@ -155,7 +154,7 @@ def test_answers_are_those_of_fits_to_the_other_folds(tiny_clip: Backbone, color
     expected = np.concatenate(parts)
     np.testing.assert_allclose(found.table[: len(expected)], expected, atol=1e-5)
     temperature = folds.temperature(wanted.method, wanted.name)
-    assert temperature == fitted_temperature(found.table, folds.judged.labels, "blocks")
+    assert temperature == fitted_temperature(found.table, folds.judged.labels, wanted.name)
 
 
 def test_folds_of_base_classes_are_of_their_shots(tiny_clip: Backbone, colors: Path) -> None:
@@ -176,10 +175,9 @@ def test_few_images_do_not_overrule_what_is_expected() -> None:
     table = np.where(np.eye(3)[labels] > 0, 0.6, 0.2)
     table[::4] = np.roll(table[::4], 1, axis=1)  # wrong about a quarter: 0.6 was too unsure
     alone = metrics.temperature(table, labels)
-    costs: dict[Cost, tuple[float, float]] = {"features": EXPECTED, "blocks": EXPECTED_TRAINED}
-    for cost, (expected, spread) in costs.items():
-        assert fitted_temperature(table, labels, cost) == pytest.approx(alone, rel=0.02)
-        few = fitted_temperature(table[:4], labels[:4], cost)
+    for name, (expected, spread) in {"linear-probe": EXPECTED, **EXPECTED_OF}.items():
+        assert fitted_temperature(table, labels, name) == pytest.approx(alone, rel=0.02)
+        few = fitted_temperature(table[:4], labels[:4], name)
         assert metrics.temperature(table[:4], labels[:4]) < few < expected
         assert few > expected * np.exp(-2 * spread)
 
@@ -189,7 +187,7 @@ def test_a_slow_method_is_calibrated_by_the_folds_it_has_answered(
 ) -> None:
     train = read_images(colors)["train"]
     wanted, _, folds = folds_of(tiny_clip, train, tmp_path)
-    assert folds.temperature(wanted.method, wanted.name) == EXPECTED_TRAINED[0]
+    assert folds.temperature(wanted.method, wanted.name) == EXPECTED[0]
     assert not fits
     first = folds.answers(wanted.method, wanted.name, count=1).table
     part = folds.judged.labels[: len(first)]
@@ -198,7 +196,7 @@ def test_a_slow_method_is_calibrated_by_the_folds_it_has_answered(
     for some in (folds, again):
         assert some.answered(wanted.method, wanted.name) == 1
         found = some.temperature(wanted.method, wanted.name)
-        assert found == fitted_temperature(first, part, "blocks")
+        assert found == fitted_temperature(first, part, wanted.name)
     assert len(fits) == 1
     folds.temperature(wanted.method, wanted.name, whole=True)
     assert len(fits) == 3

@@ -205,12 +205,12 @@ def test_no_image_is_calibrated_on_itself(tiny_clip: Backbone, colors: Path) -> 
     wanted, lab = prepare(tiny_clip, {"all": read_images(colors)["train"]})
     folds = Folds.make(wanted.task, lab.draw(wanted.task), lab, 3)
     table = np.random.default_rng(0).dirichlet([0.3] * 4, len(folds.rows))
-    found, labels = calibrated(table, folds, "blocks"), np.array(folds.judged.labels)
+    found, labels = calibrated(table, folds, "mma"), np.array(folds.judged.labels)
     start = 0
     for part in folds.parts:
         mine = slice(start, start := start + len(part))
         others = np.delete(np.arange(len(table)), range(*mine.indices(len(table))))
-        temperature = fitted_temperature(table[others], labels[others], "blocks")
+        temperature = fitted_temperature(table[others], labels[others], "mma")
         expected = metrics.tempered(table[mine], temperature)
         np.testing.assert_allclose(found[mine], expected)
     assert (found.argmax(1) == table.argmax(1)).all()

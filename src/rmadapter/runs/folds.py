@@ -41,9 +41,9 @@ CHEAP: tuple[Cost, ...] = ("nothing", "features")  # to train: judged on all fol
 ERRORS = 2  # standard errors; by chance alone, one of several candidates is often ahead by one
 
 
-# Expected temperature, and standard deviation of its logarithm, of methods that are CHEAP and of
-# those that train through an encoder; chosen in docs/studies/auto.md.
-EXPECTED, EXPECTED_TRAINED = (1.5, 0.5), (3.0, 0.4)
+# Expected temperature and standard deviation of its logarithm (docs/studies/choice.md), which
+# RMAdapter+ has of its own: it adds two classifiers' logits.
+EXPECTED, EXPECTED_OF = (1.5, 0.5), {"rmadapter-plus": (3.0, 0.4)}
 MOST = 20.0  # the highest temperature, and one over the lowest
 
 
@@ -171,12 +171,12 @@ class Folds:
         """
         if not self.parts:
             return None
-        cost = cost_of(name, method)
-        count = len(self) if whole or cost in CHEAP else self.answered(method, name)
+        whole = whole or cost_of(name, method) in CHEAP
+        count = len(self) if whole else self.answered(method, name)
         if not count:
-            return EXPECTED_TRAINED[0]
+            return EXPECTED_OF.get(name, EXPECTED)[0]
         table = self.answers(method, name, count=count).table
-        return fitted_temperature(table, self.judged.labels[: len(table)], cost)
+        return fitted_temperature(table, self.judged.labels[: len(table)], name)
 
     def held_out(self, method: Method, name: str, temperature: float) -> HeldOut | None:
         """Return the answers of a method on the folds that it has answered, calibrated; None if
@@ -247,10 +247,10 @@ def split(
     return parts if len(parts) > 1 else []
 
 
-def fitted_temperature(table: np.ndarray, labels: ArrayLike, cost: Cost) -> float:
+def fitted_temperature(table: np.ndarray, labels: ArrayLike, name: str) -> float:
     """Return the temperature that suits answers [N, C] on held-out images and what is expected of
-    methods of this cost."""
-    expected, spread = EXPECTED if cost in CHEAP else EXPECTED_TRAINED
+    the method of this name."""
+    expected, spread = EXPECTED_OF.get(name, EXPECTED)
     return metrics.temperature(table, labels, MOST, expected, spread)
 
 

@@ -17,13 +17,11 @@ from rmadapter.data.fewshot import FewShot
 from rmadapter.data.read import ImageSet
 from rmadapter.methods import load_method
 from rmadapter.methods.linear_probe import LinearProbe
-from rmadapter.methods.uses import cost_of
 from rmadapter.runs.folds import Folds, fitted_temperature
 from rmadapter.runs.lab import Lab, Sets
 from rmadapter.runs.run import Outcome, learnt_from
 from rmadapter.task import Task
 from rmadapter.training.contract import Method
-from rmadapter.training.traits import Cost
 
 ZERO_SHOT = "zero-shot"
 BASELINES = {"linear-probe": LinearProbe()}  # by the name that --method takes
@@ -104,20 +102,20 @@ def cross_validated(folds: Folds, method: Method, name: str) -> Evaluation:
         title: folds.answers(other, title, baseline=True).table
         for title, other in BASELINES.items()
     }
-    table = calibrated(answers.table, folds, cost_of(name, method))
+    table = calibrated(answers.table, folds, name)
     title = "cross-validated, all classes"
     return Evaluation(title, folds.judged, table, untouched.table, beside=others)
 
 
-def calibrated(table: np.ndarray, folds: Folds, cost: Cost) -> np.ndarray:
+def calibrated(table: np.ndarray, folds: Folds, name: str) -> np.ndarray:
     """Return probabilities [M, C] over the folds, each fold at the temperature that suits the
-    others best. cost: of the method."""
+    others best. name: of the method."""
     labels = np.array(folds.judged.labels)
     result: np.ndarray = table.copy()
     which = np.repeat(np.arange(len(folds)), [len(part) for part in folds.parts])
     for number in range(len(folds)):
         held_out = which == number
-        best = fitted_temperature(table[~held_out], labels[~held_out], cost)
+        best = fitted_temperature(table[~held_out], labels[~held_out], name)
         result[held_out] = metrics.tempered(table[held_out], best)
     return result
 
