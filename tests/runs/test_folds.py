@@ -67,7 +67,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     titles: list[str] = []
     monkeypatch.setattr(
         "rmadapter.runs.folds.learn",
-        lambda method, *rest: titles.append(method.title) or learn(method, *rest),
+        lambda method, *rest, **how: titles.append(method.title) or learn(method, *rest, **how),
     )
     return titles
 
@@ -232,9 +232,18 @@ def test_folds_that_will_be_late_are_not_computed(
     wanted, _, folds = folds_of(tiny_clip, train)
     clock = iter(range(0, 1000, 10))  # every fold takes ten seconds
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    probe = LinearProbe(search_steps=0)
     with pytest.raises(OutOfTime):
-        folds.answers(wanted.method, wanted.name, deadline=25)
+        folds.answers(probe, "linear-probe", deadline=25)
     assert len(fits) == 1
+    # ten seconds for a step: the first ones show that it will be late
+    with pytest.raises(OutOfTime):
+        folds.answers(wanted.method, wanted.name, deadline=time.monotonic() + 100)
+    assert len(fits) == 2
+    # the training on all shots would take another 15 seconds
+    folds.answers(probe, "linear-probe", count=1, deadline=time.monotonic() + 30)
+    with pytest.raises(OutOfTime):
+        folds.answers(probe, "linear-probe", count=2, deadline=time.monotonic() + 20)
 
 
 def test_answers_of_other_folds_are_computed_anew(tiny_clip: Backbone, tmp_path: Path) -> None:
@@ -340,13 +349,13 @@ def test_a_slow_candidate_must_leave_time_for_its_training(
 ) -> None:
     names = ("rmadapter-plus", "zero-shot")
     some, choices = candidates_of(tiny_clip, colors, candidates=names, minutes=1)
-    table = np.eye(4)[list(some.judged.labels)]
+    right = np.eye(4)
 
-    def answers(method: Any, name: str, *, count: int, **_: Any) -> Answers:
-        rows = sum(map(len, some.parts[:count]))
-        return Answers(table[:rows], 50.0 if name == "rmadapter-plus" else 0.1)
+    def fold(method: Any, plain: bool, key: str, number: int, deadline: float) -> Answers:
+        labels = [some.images.labels[row] for row in some.parts[number]]
+        return Answers(right[labels], 50.0 if method.recipe else 0.1)
 
-    monkeypatch.setattr(some, "answers", answers)
+    monkeypatch.setattr(some, "_fold", fold)
     # a training on all three folds would take 75 seconds
     choice = choose(some, choices)
     assert (choice.chosen, choice.rows[0].reason) == ("zero-shot", "would not finish in time")

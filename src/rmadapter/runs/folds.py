@@ -33,7 +33,7 @@ from rmadapter.runs.run import fit_baseline, learn, run_key
 from rmadapter.support.files import read_json, write_json, write_tensors
 from rmadapter.support.terminal import note
 from rmadapter.task import Task
-from rmadapter.training.contract import Choices, Method, NotApplicable
+from rmadapter.training.contract import Callback, Choices, Figures, Method, NotApplicable
 from rmadapter.training.traits import COSTS, Cost
 
 FOLDS = 4  # divides 4, 8 and 16 shots per class evenly
@@ -44,6 +44,7 @@ ERRORS = 2  # standard errors; by chance alone, one of several candidates is oft
 # Expected temperature and standard deviation of its logarithm (docs/studies/choice.md), which
 # RMAdapter+ has of its own: it adds two classifiers' logits.
 EXPECTED, EXPECTED_OF = (1.5, 0.5), {"rmadapter-plus": (3.0, 0.4)}
+FIRST_STEPS = 5  # by which the pace of a training is known
 MOST = 20.0  # the highest temperature, and one over the lowest
 
 
@@ -105,18 +106,18 @@ class Folds:
         is computed once.
 
         name: as `load_method` accepts it. baseline: fit as `fit_baseline` does. deadline: on the
-        clock `time.monotonic`; raises OutOfTime as soon as the finished folds show that the others
-        will be late.
+        clock `time.monotonic`; raises OutOfTime as soon as the finished steps and folds show that
+        the others, and then a training on all shots, will be late.
         """
         plain = baseline and self.task.augmentation != "none"
         key = self._key(method, name, plain)
         done = self._known.setdefault(key, [])
         wanted = self.parts[:count]
         while len(done) < len(wanted):
-            done.append(self._fold(method, plain, key, len(done)))
-            images = [len(part) for part in wanted]
-            pace = sum(one.seconds for one in done) / sum(images[: len(done)])
-            if time.monotonic() + pace * sum(images[len(done) :]) > deadline:
+            done.append(self._fold(method, plain, key, len(done), deadline))
+            seconds = sum(one.seconds for one in done) / len(done)
+            training = seconds * len(self) / (len(self) - 1)
+            if time.monotonic() + seconds * (len(wanted) - len(done)) + training > deadline:
                 raise OutOfTime
         used = done[: len(wanted)]
         return Answers(
@@ -130,25 +131,47 @@ class Folds:
         parts = hashlib.sha256(json.dumps(self.parts).encode()).hexdigest()
         return f"{key[:24]}-{len(self)}-{parts[:12]}{'-beside' * plain}"
 
-    def _fold(self, method: Method, plain: bool, key: str, number: int) -> Answers:
+    def _fold(self, method: Method, plain: bool, key: str, number: int, deadline: float) -> Answers:
         """Return the answers on one fold, which are saved if the lab has a folder."""
         part = self.parts[number]
         file = self._file(key, number)
         if file and (saved := _read(file, len(part))):
             return saved
         started = time.monotonic()
-        train = fit_baseline if plain else learn
         cache = self.lab.train_cache(self.task)
         cache.expect_parts(self.images)
         held_out = set(part)
         rest = self.images.subset(i for i in range(len(self.images)) if i not in held_out)
-        fitted = train(method, rest, self.task, self.few, self.lab)
+        if plain:
+            fitted = fit_baseline(method, rest, self.task, self.few, self.lab)
+        else:
+            watch = (*self.lab.callbacks, self._watch(method, rest, deadline))
+            fitted = learn(method, rest, self.task, self.few, self.lab, callbacks=watch)
         models, judged = {method.title: fitted.score()}, self.images.subset(part)
         table = predict_all(models, fitted, cache, judged, self.task.seed)[method.title]
         seconds = time.monotonic() - started
         if file:
             write_tensors(file, {"table": table, "seconds": torch.tensor(seconds)})
         return Answers(table.numpy(), seconds)
+
+    def _watch(self, method: Method, images: ImageSet, deadline: float) -> Callback:
+        """Return what ends a training on some of the shots when its first steps show that it, and
+        then one on all shots, would be late."""
+        if method.recipe is None or math.isinf(deadline):
+            return Callback()
+        epochs, per_epoch = method.recipe.length(images.labels)
+        steps = epochs * per_epoch * (1 + len(self.images) / len(images))
+        begun: list[float] = []  # not with the first step, which computes what others reuse
+
+        def check(figures: Figures) -> None:
+            now, step = time.monotonic(), figures["step"]
+            begun.append(now)
+            if step > FIRST_STEPS:
+                pace = (now - begun[0]) / (len(begun) - 1)
+                if now + pace * (steps - step) > deadline:
+                    raise OutOfTime
+
+        return Callback(on_step=check)
 
     def answered(self, method: Method, name: str) -> int:
         """Return on how many folds the answers of a method are known."""
@@ -326,10 +349,6 @@ def _judge(
     for count in range(len(folds) if cheap else 1, len(folds) + 1):
         answers = folds.answers(methods[name], name, deadline=deadline, count=count)
         hits[name] = answers.table.argmax(1) == labels[: len(answers.table)]
-        if not cheap:
-            training = answers.seconds / count * len(folds) / (len(folds) - 1)
-            if time.monotonic() + training > deadline:
-                raise OutOfTime
         others = {other: right for other, right in hits.items() if other != name}
         if others and _settled(hits[name], others, [*methods], name):
             break
