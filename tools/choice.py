@@ -2,7 +2,7 @@
 candidate and of the paper's method, and how far its probabilities can be trusted.
 
     python tools/choice.py --root DATA --out docs/results/choice.jsonl
-    python tools/choice.py --out docs/results/choice.jsonl --tables
+    python tools/choice.py --out docs/results/choice.jsonl --tables --page docs/studies/choice.md
 
 A line is one method on one task: a data set, a number of shots and a seed. Finished tasks are kept:
 repeat the command to resume.
@@ -14,6 +14,7 @@ import itertools
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeAlias
 
@@ -27,6 +28,7 @@ from studies import (
     make_parser,
     markdown,
     read_lines,
+    show,
     with_interval,
 )
 
@@ -190,26 +192,27 @@ def chosen_table(tasks: Tasks) -> str:
     return markdown(["chosen", *(f"{few} shots" for few in shots)], rows)
 
 
-def show(lines: Lines) -> None:
-    for title, sets in (("for choosing", CHOOSE_ALL), ("for reporting", REPORT_ALL)):
+def tables(lines: Lines) -> dict[str, str]:
+    """Return all tables by their names on the page."""
+    found = {}
+    for title, sets in (("choosing", CHOOSE_ALL), ("reporting", REPORT_ALL)):
         if tasks := by_task(lines, sets):
-            print(f"\n{title}: {len({data for data, _, _ in tasks})} sets, {len(tasks)} tasks")
-            for text in (
-                accuracy_table(tasks),
-                chosen_table(tasks),
-                trust_table(tasks, (AUTO, DEFAULT)),
-            ):
-                print("\n" + text)
+            count = f"{len({data for data, _, _ in tasks})} sets, {len(tasks)} tasks"
+            found[f"{title}: accuracy"] = f"{count}\n\n{accuracy_table(tasks)}"
+            found[f"{title}: chosen"] = chosen_table(tasks)
+            found[f"{title}: trust"] = trust_table(tasks, (AUTO, DEFAULT))
+    return found
 
 
 def main() -> None:
     parser = make_parser(__doc__, (*CHOOSE_ALL, *REPORT_ALL))
     parser.add_argument("--shots", type=int, nargs="+", default=[2, 4, 8, 16])
+    parser.add_argument("--page", type=Path, help="put the tables into this page")
     parser.add_argument("--whole", action="store_true", help="all folds of slow candidates, too")
     args = parser.parse_args()
     lines = read_lines(args.out)
     if args.tables:
-        show(lines)
+        show(tables(lines), args.page)
         return
     done = {(line["data"], line["shots"], line["seed"]) for line in lines}
     for seed, data in itertools.product(args.seeds, args.data):
