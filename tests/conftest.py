@@ -27,6 +27,7 @@ from tests.helpers.models import (
 
 # Ray's default, 15, lets its workers wait for minutes while other tests use all cores
 os.environ.setdefault("RAY_worker_niceness", "0")
+os.environ.pop("COLUMNS", None)  # workers of pytest-xdist have 80, which would fold every table
 
 hypothesis.settings.register_profile("no deadline", deadline=None)  # the machine may be busy
 hypothesis.settings.load_profile("no deadline")

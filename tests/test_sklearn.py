@@ -99,6 +99,8 @@ def test_bagging_fits_copies_to_different_draws(
     one = FewShotClassifier(tiny_clip.name, method=method, class_names=names, device="cpu", **own)
     bag = BaggingClassifier(one, 3, random_state=0).fit(paths[0][:, None], paths[1])
     assert bag.predict_proba(paths[0][:, None]).shape == (24, 4)
+    for model in bag.estimators_:  # zero-shot has but a temperature of its own
+        model.fitted_ = replace(model.fitted_, temperature=1.0)
     tables = [model.predict_proba(paths[0]) for model in bag.estimators_]
     # fitted to different draws
     assert (np.ptp(tables, axis=0).max() > 1e-4) == (method != "zero-shot")

@@ -78,7 +78,7 @@ def test_a_run_without_out_gets_a_folder_that_resumes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(colors, "colors", copy_function=shutil.copy)
-    words = ["fit", "colors", "--method", "zero-shot", "--backbone", tiny_clip.name, *QUICK[:2]]
+    words = ["fit", "colors", "--method", "zero-shot", "--backbone", tiny_clip.name, "--shots", 1]
     first = rmadapter.done(*words)
     assert "--out runs/colors-1" in first.err
     assert "rmadapter predict runs/colors-1" in first.out

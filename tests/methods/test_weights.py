@@ -4,8 +4,8 @@ by step."""
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -111,8 +111,10 @@ def test_class_weights_change_a_trained_classifier(tiny_clip: Backbone) -> None:
     assert table[:, blue].mean() > before[:, blue].mean() + 0.01
 
 
+@dataclass(frozen=True)
 class Deaf(Method):
-    title, source = "a method of one's own", ""
+    title: ClassVar[str] = "a method of one's own"
+    source: ClassVar[str] = ""
 
     def fit(self, backbone: Backbone, shots: Any) -> Fitted:
         return load_method("zero-shot").restore(backbone, shots.known, {})

@@ -349,7 +349,7 @@ def test_errors_name_the_zip(session: Session) -> None:
         file.writestr("cat/1.png", b"some bytes")
     data = archive.read_bytes()
     archive.write_bytes(data.replace(b"some bytes", b"other byte"))
-    with pytest.raises(UserError, match=r"^a.zip: cannot be unpacked \(Bad CRC-32") as caught:
+    with pytest.raises(UserError, match=r"^a.zip: cannot be unpacked \(.?Bad CRC-32") as caught:
         session.add_zip(archive)
     assert str(session.folder) not in str(caught.value)
 
