@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeAlias
@@ -158,20 +158,20 @@ def accuracy_table(tasks: Tasks) -> str:
     return markdown(heads, rows)
 
 
-def trust_table(tasks: Tasks, names: Iterable[str]) -> str:
-    """Show how far probabilities can be trusted: calibration errors, averaged over sets, and shares
-    of all answers that are sure and of these that are right."""
-    heads = ["", "shots", "calibration error", "before", "at best", f"said {SAID:.0%}", "right"]
+def trust_table(tasks: Tasks) -> str:
+    """Show how far the probabilities of `AUTO` can be trusted: calibration errors, averaged over
+    sets, and shares of all answers that are sure and of these that are right."""
+    heads = ["shots", "calibration error", "before", "at best", f"said {SAID:.0%}", "right"]
     heads += [f"asked {ASKED:.0%}", "right"]
     rows = []
-    for name, few in itertools.product(names, sorted({few for _, few, _ in tasks})):
-        lines = [of[name] for (_, shots, _), of in tasks.items() if shots == few]
+    for few in sorted({few for _, few, _ in tasks}):
+        lines = [of[AUTO] for (_, shots, _), of in tasks.items() if shots == few]
         cells = [mean_over_sets(lines, key) for key in ("error", "error_untouched", "error_best")]
         for key in ("said", "asked"):
             sure, right = (sum(line[key][i] for line in lines) for i in (0, 1))
             cells += [f"{100 * sure / sum(line['images'] for line in lines):.0f} %"]
             cells += [f"{100 * right / sure:.0f} %" if sure else "–"]
-        rows.append([name, f"{few}", *cells])
+        rows.append([f"{few}", *cells])
     return markdown(heads, rows)
 
 
@@ -200,7 +200,7 @@ def tables(lines: Lines) -> dict[str, str]:
             count = f"{len({data for data, _, _ in tasks})} sets, {len(tasks)} tasks"
             found[f"{title}: accuracy"] = f"{count}\n\n{accuracy_table(tasks)}"
             found[f"{title}: chosen"] = chosen_table(tasks)
-            found[f"{title}: trust"] = trust_table(tasks, (AUTO, DEFAULT))
+            found[f"{title}: trust"] = trust_table(tasks)
     return found
 
 
