@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import auto
+import choice
 import drawing
 import explain_study
 import int8_study
@@ -69,6 +70,7 @@ def auto_tables() -> list[str]:
     ("name", "tables", "count"),
     [
         ("studies/auto.md", auto_tables, 2),
+        ("studies/choice.md", lambda: marked(choice.tables(lines_of("choice"))), 6),
         ("studies/performance.md",
          lambda: marked(performance.tables(performance.RESULTS, RESULTS / "steps.jsonl")), 4),
         ("studies/plus.md",
@@ -105,6 +107,7 @@ def test_the_page_of_auto_names_the_candidates_of_its_tables() -> None:
     ("name", "key", "same"),
     [
         ("auto", ("data", "shots", "seed", "candidate"), ()),
+        ("choice", ("data", "shots", "seed", "method"), ("backbone",)),
         ("explain", ("data", "row"), ("backbone",)),
         ("plus", ("data", "shots", "seed"), ("precision",)),
         ("reconstruction", ("backbone", "precision", "data", "shots", "seed", "variant"), ()),
