@@ -107,7 +107,7 @@ def test_the_page_of_auto_names_the_candidates_of_its_tables() -> None:
     ("name", "key", "same"),
     [
         ("auto", ("data", "shots", "seed", "candidate"), ()),
-        ("choice", ("data", "shots", "seed", "method"), ("backbone",)),
+        ("choice", ("data", "shots", "seed", "method"), ()),
         ("explain", ("data", "row"), ("backbone",)),
         ("plus", ("data", "shots", "seed"), ("precision",)),
         ("reconstruction", ("backbone", "precision", "data", "shots", "seed", "variant"), ()),
