@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import time
 from typing import Any
 
@@ -52,6 +53,10 @@ def test_each_outcome_has_its_verdict() -> None:
     def grow() -> None:
         raise MemoryError
 
+    def fill() -> None:
+        with mmap.mmap(-1, 80_000_000) as pages:  # new ones: freed memory may be used again
+            pages[:: mmap.PAGESIZE] = b"x" * len(range(0, len(pages), mmap.PAGESIZE))
+
     assert_verdict("accepted", lambda: 1)
     assert_verdict("refused", lambda: refuse(10))
     assert_verdict("traceback", lambda: refuse(10_000))
@@ -59,7 +64,7 @@ def test_each_outcome_has_its_verdict() -> None:
     assert_verdict("hang", lambda: time.sleep(5), seconds=0.05)
     assert_verdict("changed", change)
     assert_verdict("memory", grow)
-    assert_verdict("memory", lambda: len(b"x" * 80_000_000), megabytes=50.0)
+    assert_verdict("memory", fill, megabytes=50.0)
 
 
 def test_an_input_is_stopped_even_if_all_exceptions_are_caught() -> None:

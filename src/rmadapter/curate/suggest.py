@@ -309,7 +309,8 @@ def first_images(
     if isinstance(backbone, Backbone):
         loaded = backbone
     else:
-        loaded = load_backbone(backbone).to(find_device(device))
+        wanted = find_device(device)  # an impossible one is refused before anything is loaded
+        loaded = load_backbone(backbone).to(wanted)
     prompts = tuple(prompt_names(names, where="--names: ").values()) if names else ()
     fitted = ZeroShot().restore(loaded, Known(prompts or ("image",)), {})
     files = _find_files(pool, column, outside)
