@@ -41,8 +41,8 @@ CHEAP: tuple[Cost, ...] = ("nothing", "features")  # to train: judged on all fol
 ERRORS = 2  # standard errors; by chance alone, one of several candidates is often ahead by one
 
 
-# Expected temperature and standard deviation of its logarithm (docs/studies/choice.md), which
-# RMAdapter+ has of its own: it adds two classifiers' logits.
+# Expected temperature and standard deviation of its logarithm; RMAdapter+ has its own
+# (docs/studies/choice.md).
 EXPECTED, EXPECTED_OF = (1.5, 0.5), {"rmadapter-plus": (3.0, 0.4)}
 FIRST_STEPS = 5  # by which the pace of a training is known
 MOST = 20.0  # the highest temperature, and one over the lowest
@@ -135,7 +135,8 @@ class Folds:
         """Return the answers on one fold, which are saved if the lab has a folder."""
         part = self.parts[number]
         file = self._file(key, number)
-        if file and (saved := _read(file, len(part))):
+        saved = _read(file, len(part)) if file else None
+        if saved:
             return saved
         started = time.monotonic()
         cache = self.lab.train_cache(self.task)
@@ -176,10 +177,12 @@ class Folds:
     def answered(self, method: Method, name: str) -> int:
         """Return on how many folds the answers of a method are known."""
         key = self._key(method, name, plain=False)
-        count = len(self._known.get(key, ()))
-        while count < len(self) and (file := self._file(key, count)) and file.exists():
-            count += 1
-        return count
+        first = len(self._known.get(key, ()))
+        for number in range(first, len(self)):
+            file = self._file(key, number)
+            if file is None or not file.exists():
+                return number
+        return len(self)
 
     def _file(self, key: str, number: int) -> Path | None:
         """Return where the answers on one fold are kept, if anywhere."""
@@ -304,18 +307,17 @@ def choose(folds: Folds, choices: Choices) -> Choice:
     deadline = time.monotonic() + 60 * minutes
     hits: dict[str, np.ndarray] = {}
     rows = {name: Candidate(name=name, title=method.title) for name, method in methods.items()}
-    costs = {name: cost_of(name, method) for name, method in methods.items()}
-    for place, name in enumerate(sorted(methods, key=lambda name: [*COSTS].index(costs[name])), 1):
+    order = sorted(methods, key=lambda name: [*COSTS].index(cost_of(name, methods[name])))
+    for place, name in enumerate(order, 1):
         note(f"auto: {name} ({place} of {len(methods)})")
         try:
-            answers = _judge(folds, methods, name, hits, deadline, costs[name] in CHEAP)
+            hits[name], seconds = _judge(folds, methods, name, hits, deadline)
         except (OutOfTime, NotApplicable, UserError) as error:
             reason = str(error) or "would not finish in time"
             rows[name] = rows[name].model_copy(update={"reason": reason})
-            hits.pop(name, None)
             continue
         figures = {"accuracy": 100 * float(hits[name].mean()), "images": len(hits[name])}
-        figures["seconds"] = round(answers.seconds, 1)
+        figures["seconds"] = round(seconds, 1)
         rows[name] = rows[name].model_copy(update=figures)
     if not hits:
         first = next(iter(rows.values()))
@@ -340,19 +342,19 @@ def _judge(
     folds: Folds,
     methods: Mapping[str, Method],
     name: str,
-    hits: dict[str, np.ndarray],
+    others: Mapping[str, np.ndarray],
     deadline: float,
-    cheap: bool,
-) -> Answers:
-    """Add to `hits` which images a candidate is right about, and return its answers."""
-    labels = np.array(folds.judged.labels)
-    for count in range(len(folds) if cheap else 1, len(folds) + 1):
-        answers = folds.answers(methods[name], name, deadline=deadline, count=count)
-        hits[name] = answers.table.argmax(1) == labels[: len(answers.table)]
-        others = {other: right for other, right in hits.items() if other != name}
-        if others and _settled(hits[name], others, [*methods], name):
+) -> tuple[np.ndarray, float]:
+    """Return which images a candidate is right about, and its seconds. others: the same of those
+    before."""
+    labels, method = np.array(folds.judged.labels), methods[name]
+    first = len(folds) if cost_of(name, method) in CHEAP else 1
+    for count in range(first, len(folds) + 1):
+        answers = folds.answers(method, name, deadline=deadline, count=count)
+        right = answers.table.argmax(1) == labels[: len(answers.table)]
+        if others and _settled(right, others, [*methods], name):
             break
-    return answers
+    return right, answers.seconds
 
 
 def _settled(
