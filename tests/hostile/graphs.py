@@ -3,7 +3,6 @@ opens answers."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import pickle
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tests.hostile.harness import Changed
-from tests.hostile.mutate import damage, damage_json
+from tests.hostile.mutate import damage, damage_json, packed
 
 RAN = "ran"  # a file that code in the graph would make in the working folder
 CODE = f"open({RAN!r}, 'w')"
@@ -60,14 +59,6 @@ def members() -> dict[str, bytes]:
     with zipfile.ZipFile(file) as archive:
         names = {name: f"model/{name.partition('/')[2]}" for name in archive.namelist()}
         return {new: archive.read(name) for name, new in names.items()}
-
-
-def packed(contents: dict[str, bytes]) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, data in contents.items():
-            archive.writestr(name, data)
-    return file.getvalue()
 
 
 # Each changes the members so that torch itself would run CODE, or something like it

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
+import zipfile
 from typing import Any
 
 TEXTS = (
@@ -102,3 +104,12 @@ def damage_json(rng: random.Random, value: Any) -> tuple[str, bytes]:
         text = rng.choice(("[", '{"a":')) * rng.choice((5_000, 100_000))
         return "deep", text.encode()
     return damage(rng, json.dumps(value).encode())
+
+
+def packed(contents: dict[str, bytes]) -> bytes:
+    """Return a zip of members by their names."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in contents.items():
+            archive.writestr(name, data)
+    return file.getvalue()

@@ -15,7 +15,7 @@ from typing import Any
 from rmadapter.backbones import unpickle
 from rmadapter.errors import UserError
 from tests.hostile.harness import Changed
-from tests.hostile.mutate import damage
+from tests.hostile.mutate import damage, packed
 
 RAN = "ran"  # a file that code would make in the working folder
 CALLS = (
@@ -44,14 +44,6 @@ def sound(zipped: bool) -> bytes:
     file = io.BytesIO()
     content = {"state_dict": {"a": torch.arange(6.0), "b": torch.ones(2, 3).T}, "step": 3}
     torch.save(content, file, _use_new_zipfile_serialization=zipped)
-    return file.getvalue()
-
-
-def packed(members: dict[str, bytes]) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
     return file.getvalue()
 
 
