@@ -196,7 +196,8 @@ def tables(lines: Lines) -> dict[str, str]:
     """Return all tables by their names on the page."""
     found = {}
     for title, sets in (("choosing", CHOOSE_ALL), ("reporting", REPORT_ALL)):
-        if tasks := by_task(lines, sets):
+        tasks = by_task(lines, sets)
+        if tasks:
             count = f"{len({data for data, _, _ in tasks})} sets, {len(tasks)} tasks"
             found[f"{title}: accuracy"] = f"{count}\n\n{accuracy_table(tasks)}"
             found[f"{title}: chosen"] = chosen_table(tasks)

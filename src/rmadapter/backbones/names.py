@@ -59,7 +59,8 @@ def unknown_architecture(name: str, architecture: str, known: Iterable[str]) -> 
 
 def unknown_tag(architecture: str, tag: str, tags: Iterable[str]) -> str:
     """Return a message with the nearest of the tags of published weights."""
-    hint = f"the nearest are {near}" if (near := nearest(tag, tags)) else "it has none"
+    near = nearest(tag, tags)
+    hint = f"the nearest are {near}" if near else "it has none"
     return (
         f"open_clip has no published weights {tag!r} for {architecture!r}; {hint}; "
         f"{architecture + '/none'!r} has random weights"

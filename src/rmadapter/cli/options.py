@@ -47,7 +47,7 @@ Out = Annotated[
 ]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Any setting; such as rank=8."),
+    typer.Option("--set", metavar="FIELD=VALUE", help="Any setting; for example rank=8."),
 ]
 Config = Annotated[
     Path | None,
@@ -77,7 +77,7 @@ Precision = Annotated[
     typer.Option(
         "--precision",
         metavar="fp32 | bf16 | fp16 | auto",
-        help="Number format; of training, fp32 by default; auto: the fastest here.",
+        help="Number format; in training fp32 by default; auto: the fastest here.",
     ),
 ]
 Shots = Annotated[
@@ -300,11 +300,13 @@ def _switches(params: list[TyperOption]) -> list[TyperOption]:
 def _shown(name: str, annotation: object) -> object:
     """Return the annotation of an option or an argument with what --help shows for its value,
     unless it says so itself."""
-    if not (args := get_args(annotation)):
+    args = get_args(annotation)
+    if not args:
         return annotation
     kind, info = args[0], copy.copy(args[1])
     kinds = {kind, *get_args(kind)}  # X, None of X | None
-    if several := list[str] in kinds:
+    several = list[str] in kinds
+    if several:
         kinds.add(str)
     if info.metavar is None and isinstance(info, ArgumentInfo):
         info.metavar = name.upper() + "..." * several
