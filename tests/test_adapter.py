@@ -244,10 +244,20 @@ def test_consistency_is_the_mean_difference_of_unit_vectors() -> None:
     assert consistency(a, b).item() == pytest.approx((0.6 + 0.2) / 2)
 
 
-def test_differences_within_rounding_have_no_gradient() -> None:
-    frozen = torch.randn(2, 5)
-    adapted = (frozen + 1e-8).requires_grad_()
-    value = consistency(adapted, frozen)
+def test_consistency_as_printed_is_the_sum_of_plain_differences() -> None:
+    a, b = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[0.0, 2.0], [1.0, 0.0]])
+    assert consistency(a, b, raw=True).item() == pytest.approx((3 + 2) / 2)
+    side = Side(a, b, [], 0.0, 2.0)
+    text = Side(a, a, [], 0.0, 0.0)
+    terms = loss_terms(torch.tensor(7.0), torch.tensor([0, 1]), side, text, "raw")
+    assert terms["image_con"].item() == pytest.approx(5)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_differences_within_rounding_have_no_gradient(raw: bool) -> None:
+    frozen = torch.randn(2, 5) * 100
+    adapted = (frozen * (1 + 1e-8)).requires_grad_()
+    value = consistency(adapted, frozen, raw)
     value.backward()
     assert value.item() == 0
     assert adapted.grad is not None

@@ -125,6 +125,40 @@ def test_models_with_adapters_elsewhere_share_one_backbone(tiny_clip: Backbone) 
     assert (one.first("image"), two.first("text")) == (2, 4)
 
 
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_the_printed_equations_rebuild_what_leaves_the_blocks(
+    tiny_clip: Backbone, side: str
+) -> None:
+    """Eq. 11 and 12: the sum of |y_i - rec(y_i)|^2 for the outputs y_i of the adapted blocks (Eq.
+    14, 15), written out here and recorded without the model's own hooks."""
+    backbone = double(tiny_clip)
+    model = adapted(backbone, target="output", alpha=0.5)
+    tokens = prompts(backbone)
+    inputs = noise(backbone) if side == "image" else tokens
+    encoder, outputs, total = model.encoders[side], [], torch.zeros((), dtype=torch.float64)
+    with model.attached() as clip:  # hooks of later blocks run on what these return
+        handles = [
+            block.register_forward_hook(lambda module, args, output: outputs.append(output))
+            for block in encoder.blocks
+        ]
+        getattr(clip, f"encode_{side}")(inputs)
+    for handle in handles:
+        handle.remove()
+    real = backbone.text.real_tokens(tokens)[0]
+    for block in model.adapters.blocks(side):
+        adapter, y = getattr(model.adapters, side)[str(block)], outputs[block - 1]
+        down = F.gelu(y @ adapter.down.weight.T + adapter.down.bias)
+        hidden = F.gelu(down @ adapter.rec[0].weight.T + adapter.rec[0].bias)
+        errors = (hidden @ adapter.rec[1].weight.T + adapter.rec[1].bias - y).square().mean(-1)
+        if side == "text":
+            errors = torch.cat([row[:count] for row, count in zip(errors, real, strict=True)])
+        total = total + errors.mean()
+    images, text = model.frozen(noise(backbone)), model.frozen_text(tokens)
+    terms = model(torch.tensor([0, 1, 2, 0]), images, text)
+    weight = getattr(model.loss, f"lambda_{side}_rec")
+    torch.testing.assert_close(terms[f"{side}_rec"], weight * total, **EXACT)
+
+
 @pytest.mark.parametrize("while_attached", [False, True])
 def test_a_deep_copy_is_independent(tiny_clip: Backbone, while_attached: bool) -> None:
     model, images = adapted(tiny_clip), noise(tiny_clip)

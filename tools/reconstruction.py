@@ -98,6 +98,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{f"both {w:g}": {"lambda_image_rec": w, "lambda_text_rec": w} for w in (1.0, 10.0)},
     # What the equations leave open, and the paper's ablations
     **{f"target {t}": rec(10, target=t) for t in ("frozen", "below")},
+    **{f"target output {w:g}": rec(w, target="output") for w in (0.1, 1, 10)},
     "target normed": rec(10, target_norm=True),
     "into the trunk": rec(1, local=False),
     "share none": rec(10, share="none"),

@@ -10,9 +10,12 @@ the encoder.
     x_i     = block_i(x_{i-1}) + alpha * base_i(x_{i-1})      Eq. 14, 15
     loss    = cross-entropy + consistency + reconstruction    Eq. 18
 
-Reconstruction is local: adapter i reconstructs its own input, and its gradient does not leave the
-adapter. MMA (CVPR 2024) has cross-entropy alone, a projection shared by both encoders, and
-gradients as if alpha were 1.
+Reconstruction is local: the gradient of adapter i's error does not leave the adapter. Eq. 11 and 12
+can be read in two ways: the branch sees and rebuilds the tokens that leave the adapted block i (as
+printed, target="output"), or the adapter's own input (Figure 2, target="input").
+
+MMA (CVPR 2024) has cross-entropy alone, a projection shared by both encoders, and gradients as if
+alpha were 1.
 """
 
 from __future__ import annotations
@@ -230,6 +233,7 @@ class Adapters(nn.Module):
         super().__init__()
         self.alpha, self.norm, self.decouple = float(alpha), norm, decouple_scale
         self.objective, self.target, self.target_norm = objective, target, target_norm
+        self.of_output = target == "output"
         self.local = local
 
         def stack(side: str, width: int, depth: int) -> nn.ModuleDict:
@@ -267,8 +271,11 @@ class Adapters(nn.Module):
     def reconstruction_error(
         self, side: str, block: int, x: Tensor, target: Tensor | None = None
     ) -> Tensor:
-        """Return the error of every token of one adapter's input, [..., d] -> [...] (Eq. 11, 12).
-        target: [..., d], None for x."""
+        """Return the error of every token, [..., d] -> [...] (Eq. 11, 12).
+
+        x: what the branch reads, the adapter's input or the adapted block's output. target: [...,
+        d], None for x.
+        """
         if self.target_norm:
             target = F.layer_norm(x if target is None else target, x.shape[-1:])
         adapter = getattr(self, side)[str(block)]
@@ -295,15 +302,23 @@ def token_mean(error: Tensor, weight: Tensor | None = None) -> Tensor:
     return error.mean() if weight is None else (error * weight).sum() / weight.sum()
 
 
-def consistency(adapted: Tensor, frozen: Tensor) -> Tensor:
-    """Return the mean absolute difference of L2-normalised features [n, d], a scalar (Eq. 13, 17).
+def consistency(adapted: Tensor, frozen: Tensor, raw: bool = False) -> Tensor:
+    """Return how far features [n, d] are from the untouched encoder's (Eq. 17), a scalar: the mean
+    absolute difference of L2-normalised ones. raw: as printed, the sum over d of the absolute
+    differences of features that are not normalised, averaged over n.
 
     Where both agree up to rounding, as in the first step from a zero-initialised adapter, the sign
     of the difference means nothing, and the gradient is zero. Features that are computed in 16 bits
     differ by more than that in any case.
     """
-    difference = (F.normalize(adapted, dim=-1) - F.normalize(frozen, dim=-1)).abs()
-    return torch.where(difference > ROUNDING, difference, 0.0).mean()
+    rounding: Tensor | float = ROUNDING
+    if raw:
+        rounding = ROUNDING * frozen.norm(dim=-1, keepdim=True)
+    else:
+        adapted, frozen = F.normalize(adapted, dim=-1), F.normalize(frozen, dim=-1)
+    difference = (adapted - frozen).abs()
+    difference = torch.where(difference > rounding, difference, 0.0)
+    return difference.sum(-1).mean() if raw else difference.mean()
 
 
 class Side(NamedTuple):
@@ -326,9 +341,9 @@ def loss_terms(
 ) -> dict[str, Tensor]:
     """Return the loss and its terms (Eq. 11-13, 16-18), scalars that include their weight lambda.
 
-    labels: [B]. A term that is turned off is absent. consistency_unit: "feature" is Eq. 13 and 17;
-    "logit" multiplies the differences by the logit scale, with which the gradient of the
-    cross-entropy grows too.
+    labels: [B]. A term that is turned off is absent. consistency_unit: "raw" is Eq. 17 as printed;
+    "feature" is its mean over normalised features; "logit" multiplies that by the logit scale, with
+    which the gradient of the cross-entropy grows too.
     """
     x, w = (F.normalize(at_least_float32(side.adapted), dim=-1) for side in (image, text))
     # Without autocast, since bfloat16 would round a logit of 100 to halves.
@@ -339,6 +354,7 @@ def loss_terms(
             terms[f"{name}_rec"] = side.lambda_rec * torch.stack(list(side.errors)).sum()
         if side.lambda_con:
             unit = logit_scale if consistency_unit == "logit" else 1.0
-            difference = consistency(*map(at_least_float32, (side.adapted, side.frozen)))
+            adapted, frozen = map(at_least_float32, (side.adapted, side.frozen))
+            difference = consistency(adapted, frozen, raw=consistency_unit == "raw")
             terms[f"{name}_con"] = unit * side.lambda_con * difference
     return {"loss": torch.stack(list(terms.values())).sum(), **terms}

@@ -21,7 +21,7 @@ from rmadapter.settings import AdapterSettings, LossSettings
 from rmadapter.support.machine import seeded
 from rmadapter.task import TEMPLATES
 
-# Numbers of adapted blocks, and what their adapters read, [..., d].
+# Numbers of adapted blocks, and what their reconstruction branches read, [..., d].
 Tape: TypeAlias = list[tuple[int, Tensor]]
 
 # Adapted features, frozen features, reconstruction errors.
@@ -40,18 +40,22 @@ class _Hook:
         self.model, self.side, self.block, self.tape, self.silent = model, side, block, tape, silent
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Output) -> Output:
-        silent = self.silent or self.model.alpha == 0
+        adapters, silent = self.model.adapters, self.silent or self.model.alpha == 0
         if silent and self.tape is None:
             return output
-        x = args[0]
-        if self.model.adapters.norm == "block":
-            x = self.model.encoders[self.side].norm(self.block, x)
+        x = self._as_read(args[0])
+        tokens = output[0] if isinstance(output, tuple) else output
+        if not silent:
+            tokens = tokens + adapters.delta(self.side, self.block, x)
         if self.tape is not None:
-            self.tape.append((self.block, x))
-        if silent:
-            return output
-        delta = self.model.adapters.delta(self.side, self.block, x)
-        return (output[0] + delta, *output[1:]) if isinstance(output, tuple) else output + delta
+            self.tape.append((self.block, self._as_read(tokens) if adapters.of_output else x))
+        return (tokens, *output[1:]) if isinstance(output, tuple) else tokens
+
+    def _as_read(self, x: Tensor) -> Tensor:
+        """Return tokens as an adapter of this block reads them."""
+        if self.model.adapters.norm == "none":
+            return x
+        return self.model.encoders[self.side].norm(self.block, x)
 
 
 class AdaptedCLIP(nn.Module):
@@ -96,8 +100,8 @@ class AdaptedCLIP(nn.Module):
         """Yield the backbone with the adapters in its own forward pass (Eq. 14, 15).
 
         Afterwards the backbone is what it was, bit for bit, so that several models can share one.
-        tape: collects the number of each adapted block, and what its adapter read. silent: the
-        adapters read but add nothing.
+        tape: collects the number of each adapted block, and what its reconstruction branch reads.
+        silent: the adapters read but add nothing.
         """
         handles = [
             encoder.blocks[block - 1].register_forward_hook(_Hook(self, side, block, tape, silent))
@@ -172,18 +176,24 @@ class AdaptedCLIP(nn.Module):
         frozen_target = reconstruct and adapters.target == "frozen"
         untouched = self._untouched(side, states) if frozen_target else {}
         for i in range(states.first, encoder.depth + 1):
-            top = i == encoder.depth and encoder.reads_some(layout)
-            n = encoder.norm(i, x) if normed or i > states.first else x
-            y = encoder.step(i, x, n, layout, top) if i > states.first else states.y
             adapter = adapters.at(side, i)
+            rebuilds = reconstruct and adapter is not None and adapter.reconstructs
+            reads_some = i == encoder.depth and encoder.reads_some(layout)
+            top = reads_some and not (rebuilds and adapters.of_output)
+            known = i == states.first and top == reads_some
+            n = x if known and not normed else encoder.norm(i, x)
+            y = states.y if known else encoder.step(i, x, n, layout, top)
             if adapter is not None:
                 source = n if normed else x
-                if reconstruct and adapter.reconstructs:
+                y = y + adapters.delta(side, i, layout.read(source) if top else source)
+                if rebuilds and adapters.of_output:
+                    read = encoder.norm(i, y) if normed else y
+                    errors.append(adapters.reconstruction_error(side, i, read))
+                elif rebuilds:
                     target = below if adapters.target == "below" else untouched.get(i)
                     errors.append(adapters.reconstruction_error(side, i, source, target))
-                y = y + adapters.delta(side, i, layout.read(source) if top else source)
                 below = source
-            x = y
+            x = layout.read(y) if reads_some and not top else y
         return encoder.head(x, layout), errors
 
     @torch.no_grad()

@@ -63,10 +63,10 @@ class AdapterSettings:
     objective: Literal["l2", "l1", "cosine"] = option(
         "l2", "distance that reconstruction minimises"
     )
-    target: Literal["input", "frozen", "below"] = option(
+    target: Literal["input", "output", "frozen", "below"] = option(
         "input",
-        "what to reconstruct (Eq. 11): the adapter's input, the untouched encoder's, or the "
-        "adapter below's",
+        "what to reconstruct (Eq. 11, 12): the adapter's input (Figure 2), the adapted block's "
+        "output (as printed), the untouched encoder's input, or that of the adapter below",
     )
     target_norm: bool = option(False, "apply a LayerNorm without weights to the target")
     local: bool = option(True, "keep reconstruction gradients inside their adapter, as published")
@@ -92,10 +92,10 @@ class LossSettings:
     )
     lambda_image_con: float = option(1.35, "weight of image consistency; 0 turns it off", ge=0)
     lambda_text_con: float = option(3.4, "weight of text consistency; 0 turns it off", ge=0)
-    consistency_unit: Literal["feature", "logit"] = option(
+    consistency_unit: Literal["feature", "logit", "raw"] = option(
         "logit",
-        "difference of unit features (feature), or that times the logit scale: one weight for "
-        "every backbone",
+        "mean difference of unit features (feature), or that times the logit scale: one weight for "
+        "every backbone (logit), or the sum over features as they are, Eq. 17 as printed (raw)",
     )
 
 

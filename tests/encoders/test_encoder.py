@@ -53,6 +53,8 @@ ABLATIONS = [
     {"objective": "l1", "share": "none", "reconstruction_layers": 3},
     {"target": "frozen", "local": False},
     {"target": "below", "target_norm": True},
+    {"target": "output", "consistency_unit": "raw"},
+    {"target": "output", "local": False, "first_block": 4},
 ]
 PLACES = [
     {"first_block": 1},

@@ -115,6 +115,12 @@ OBJECTIVE = (
     Variant("L1", {"objective": "l1"}),
     Variant("cosine", {"objective": "cosine"}),
 )
+TARGET = (  # two readings of Eq. 11 and 12, and two targets of ours
+    Variant("adapter's input, Figure 2 (RMAdapter)", {"target": "input"}),
+    Variant("adapted block's output, as printed", {"target": "output"}),
+    Variant("untouched encoder's input", {"target": "frozen"}),
+    Variant("input of the adapter below", {"target": "below"}),
+)
 AXES: dict[str, tuple[float, ...]] = {
     "rank": (4, 8, 16, 32, 64),
     "first_block": (1, 3, 5, 7, 9, 11),
@@ -143,6 +149,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "ablation-sharing": Protocol("which projection the branches share (Table 5)", variants=SHARING),
     "ablation-layers": Protocol("depth of the reconstruction branch (Table 6)", variants=LAYERS),
     "ablation-objective": Protocol("distance that reconstruction minimises", variants=OBJECTIVE),
+    "ablation-target": Protocol("what is reconstructed (Eq. 11, 12)", variants=TARGET),
     "sensitivity": Protocol("rank, first block, alpha and each lambda", variants=SENSITIVITY),
 }
 # of a protocol without variants, unless others are named
