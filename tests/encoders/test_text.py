@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.encoders import pausing
 from tests.helpers.models import write_timm_bert
 from tests.helpers.rounding import double
 
@@ -144,3 +146,19 @@ def test_packed_tokens_are_the_real_tokens(tiny_clip: Backbone, tiny_hf: Backbon
         assert read is None or read.tolist() == (lengths - 1).tolist()
         layout = backbone.text.layout(tokens, share=False)
         assert layout.ids.tolist() == tokens[tokens != 0].tolist()
+
+
+def test_a_pause_comes_before_each_block_in_its_thread_alone(
+    tiny_clip: Backbone, tiny_hf: Backbone
+) -> None:
+    for backbone in (tiny_clip, tiny_hf):
+        tokens, calls = backbone.tokenizer(["cat", "a dog"]), list[int]()
+        whole = backbone.text.frozen(tokens).features
+        with pausing(lambda seen=calls: seen.append(1)):
+            assert torch.equal(backbone.text.frozen(tokens).features, whole)
+            backbone.image.frozen(torch.zeros(1, 3, 32, 32))
+            thread = threading.Thread(target=backbone.text.frozen, args=(tokens,))
+            thread.start()
+            thread.join()
+        backbone.text.frozen(tokens)
+        assert len(calls) == backbone.text.depth

@@ -9,7 +9,7 @@ from torch import Tensor
 from rmadapter.encoders.encoder import Encoder, States, weights_of
 from rmadapter.encoders.image import ClipImage, ImageEncoder, TimmImage, WholeImage
 from rmadapter.encoders.layouts import Grid, Packed
-from rmadapter.encoders.text import BertText, ClipText, TextEncoder, WholeText
+from rmadapter.encoders.text import BertText, ClipText, TextEncoder, WholeText, pausing
 
 if TYPE_CHECKING:
     from open_clip import CLIP, CustomTextCLIP
@@ -27,6 +27,7 @@ __all__ = [
     "States",
     "TextEncoder",
     "encoders_of",
+    "pausing",
     "weights_of",
 ]
 

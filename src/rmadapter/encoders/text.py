@@ -4,18 +4,35 @@ other."""
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from rmadapter.encoders.blocks import Opaque, Projections
 from rmadapter.encoders.encoder import NOTHING, Encoder, States, weights_of
 from rmadapter.encoders.layouts import Packed, pack
 
 if TYPE_CHECKING:
     from open_clip.hf_model import HFTextEncoder
     from open_clip.transformer import TextTransformer
+
+
+_pause: ContextVar[Callable[[], object] | None] = ContextVar("pause", default=None)
+
+
+@contextmanager
+def pausing(pause: Callable[[], object]) -> Iterator[None]:
+    """Call a function before each block of a text encoder that runs in this thread, as where
+    threads take turns with one backbone: the texts of a thousand classes take long."""
+    token = _pause.set(pause)
+    try:
+        yield
+    finally:
+        _pause.reset(token)
 
 
 class TextEncoder(Encoder[Packed]):
@@ -42,6 +59,21 @@ class TextEncoder(Encoder[Packed]):
         """Lay out tokens [C, L]. share: keep a common beginning once; False keeps it for each
         prompt, so that it can be changed class by class."""
         return pack(tokens, *self.real_tokens(tokens), causal=self.causal, share=share)
+
+    def step(
+        self,
+        block: int,
+        x: Tensor,
+        n: Tensor,
+        layout: Packed,
+        top: bool = False,
+        views: Sequence[Projections | Opaque] = (),
+    ) -> Tensor:
+        if not torch.compiler.is_compiling():
+            pause = _pause.get()
+            if pause:
+                pause()
+        return super().step(block, x, n, layout, top, views)
 
     @torch.no_grad()
     def frozen(self, tokens: Tensor, first: int | None = None) -> States:

@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import shutil
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from rmadapter.artifacts.summary import describe_tie
 from rmadapter.backbones import Backbone
 from rmadapter.deploy.app.jobs import COMMAND_WORDS, Jobs
 from rmadapter.deploy.app.scores import MOST_WRONG, read_scores, wrong_images
-from rmadapter.deploy.app.session import Session, Shared, write_zip
+from rmadapter.deploy.app.session import FairLock, Session, Shared, write_zip
 from rmadapter.errors import UserError
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.metrics import wilson
@@ -457,3 +458,38 @@ def test_a_strangers_run_has_bounds_of_its_own(
     session.add_zip(zip_run(finished, session.folder / "x.zip"))
     with pytest.raises(UserError, match="prompts"):
         session.add(["kiwi"])
+
+
+def test_texts_give_way_to_other_visitors(session: Session, finished: Path) -> None:
+    """Before each block of the text encoder, while the backbone is held."""
+
+    class Counting(FairLock):
+        count = 0
+
+        def give_way(self) -> None:
+            self.count += 1
+            super().give_way()
+
+    lock = session.shared.lock = Counting()
+    session.add_zip(zip_run(finished, session.folder / "x.zip"))
+    opening = lock.count
+    assert opening >= session.shared.backbone.text.depth
+    session.add(["kiwi"])
+    assert lock.count > opening
+
+
+def test_a_lock_that_gives_way_lets_a_waiting_thread_go_first() -> None:
+    lock, done = FairLock(), threading.Event()
+
+    def wait() -> None:
+        with lock:
+            done.set()
+
+    with lock:
+        other = threading.Thread(target=wait)
+        other.start()
+        while not done.is_set():  # once it waits, the next turn is its own
+            lock.give_way()
+    other.join()
+    with lock:  # nobody holds it
+        lock.give_way()

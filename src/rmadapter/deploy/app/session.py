@@ -22,6 +22,7 @@ from rmadapter.data.names import prompt_names
 from rmadapter.deploy.app.images import IMAGES, ImageStore, class_name, unzip
 from rmadapter.deploy.app.jobs import Job, Jobs, without_commands
 from rmadapter.deploy.app.scores import Scores, read_scores, record_of
+from rmadapter.encoders import pausing
 from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.methods import AUTO, FOR_NEW_CLASSES, load_method
 from rmadapter.prompts import MOST_PROMPTS as ALL_PROMPTS
@@ -39,7 +40,7 @@ METHODS = {
 TARGETS = {"onnx": "for programs (ONNX)", "web": "as a web page"}
 BUSY = "Something is already running: wait for it, or stop it."
 NO_MODEL = "There is no classifier yet: train one, or use the names alone."
-# of a stranger's run, which passes them to the backbone while others wait: some seconds of pocket
+# of a stranger's run: 5 to 35 s of processor time with pocket, by their length
 MOST_PROMPTS = 1_000
 ASKED = 320  # pixels of the longer side of an image shown beside its answers
 
@@ -64,6 +65,27 @@ class Upload(TypedDict):
     bad: list[str]
 
 
+class FairLock:
+    """A lock whose holder can give way to a thread that waits for it. (A `threading.Lock` that is
+    released and taken again is mostly taken by the same thread.)"""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._next = threading.Lock()  # held by the thread that gets the lock next
+
+    def __enter__(self) -> None:
+        with self._next:
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def give_way(self) -> None:
+        """Release the lock, and wait for it again behind the thread that waits, if there is one."""
+        self._lock.release()
+        self.__enter__()
+
+
 @dataclass(eq=False)
 class Shared:
     """What all visitors share. runs: a folder of runs that any of them may open. lock: of the
@@ -72,7 +94,7 @@ class Shared:
     backbone: Backbone
     jobs: Jobs
     runs: Path | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: FairLock = field(default_factory=FairLock)
 
     def run_folders(self) -> dict[str, Path]:
         """Return the runs by name."""
@@ -351,8 +373,10 @@ class Session:
 
     @contextmanager
     def _backbone(self) -> Iterator[None]:
-        """Hold the backbone; a stranger's run may not hold it for more than some seconds."""
-        with self.shared.lock, at_most(MOST_PROMPTS if self._strange else ALL_PROMPTS):
+        """Hold the backbone, and give way to others before each block of its text encoder, which
+        may have a thousand prompts to read."""
+        most = MOST_PROMPTS if self._strange else ALL_PROMPTS
+        with self.shared.lock, pausing(self.shared.lock.give_way), at_most(most):
             yield
 
     def _check_idle(self) -> None:
