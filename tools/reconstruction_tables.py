@@ -19,10 +19,9 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from scipy.stats import ttest_1samp
 from studies import Line, Lines, markdown, read_lines, show
 
-from rmadapter.bench.report.stats import half_width, holm
+from rmadapter.bench.report.stats import half_width, holm, over_sets
 from rmadapter.metrics import harmonic_mean
 
 CHOOSE = ("rsscn7", "trashnet", "office_caltech/web")
@@ -74,9 +73,8 @@ def difference(
     for data, seed, variant in runs:
         if variant == one and (data, seed, other) in runs:
             by_set[data].append(runs[data, seed, one] - runs[data, seed, other])
-    d = np.array([fmean(values) for values in by_set.values()])
-    p = float(ttest_1samp(d, 0).pvalue) if len(d) > 2 and np.ptp(d) > 0 else None
-    return float(d.mean()), half_width(d), p, len(d)
+    half, p, _ = over_sets([*by_set.values()])
+    return fmean(map(fmean, by_set.values())), half, p, len(by_set)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -111,6 +109,8 @@ def differences(
             verdict = "ahead" if mean > 0 else "behind"
             if p is None or p >= 0.05:
                 verdict = "not shown"
+                if half is not None:
+                    verdict += f", at most {abs(mean) + half:.1f}"
             ends = "–" if half is None else f"{mean - half:.2f} to {mean + half:.2f}"
             name = "HM" if figure == "hm" else figure
             cells = [f"{mean:+.2f}", ends, str(sets), f"{p:.3f}" if p else "–", verdict]

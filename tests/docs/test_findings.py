@@ -14,7 +14,7 @@ import pytest
 from rmadapter.artifacts.record import Record
 from rmadapter.bench.report.groups import label
 from rmadapter.bench.report.read import read_records
-from rmadapter.bench.report.stats import correct, paired
+from rmadapter.bench.report.stats import Paired, correct, paired
 
 ROOT = Path(__file__).parents[2]
 FINDINGS = ROOT / "docs/studies/findings.md"
@@ -88,7 +88,7 @@ def measured(shots: str, study: str, sets: Collection[str]) -> dict[tuple[str, s
         average = [None if None in column else fmean(column) for column in columns]  # type: ignore[type-var]
         cells["average", method] = written(average)
         seconds = [r.seconds["train"] for key in runs if key[1] == method for r in runs[key]]
-        cells["training, s", method] = f"{median(seconds):.1f}"
+        cells["training, s (median)", method] = f"{median(seconds):.1f}"
     return cells
 
 
@@ -128,8 +128,14 @@ def check_differences(some: list[Record], rows: list[list[str]]) -> None:
     for name, *cells in rows:
         d = pairs[name]
         assert d
-        interval, p = f"{d.low:.2f} to {d.high:.2f}", "–" if d.t is None else f"{d.t:.3f}"
-        assert cells == [f"{d.difference:+.2f}", interval, str(d.sets), p, d.verdict], name
+        assert cells == shown_difference(d), name
+
+
+def shown_difference(d: Paired) -> list[str]:
+    """Write the cells of a difference."""
+    interval = "–" if d.low is None else f"{d.low:.2f} to {d.high:.2f}"
+    p = "–" if d.t is None else f"{d.t:.3f}"
+    return [f"{d.difference:+.2f}", interval, str(d.sets), p, d.conclusion]
 
 
 @each_page

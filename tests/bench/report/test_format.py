@@ -27,7 +27,7 @@ ROWS = mark_best(
         Row("A_1 & co", (Cell(70.123, 0.5), Cell(3.0))),
         Row("B|b", (Cell(70.1249), Cell(2.0))),
         Row("C", (Cell(99.0), Cell()), note="1 of 3 seeds"),
-        Row("D, as printed", (Cell(80.0), Cell(1.0)), True),
+        Row("D, as printed", (Cell(80.0), Cell(1.0)), "paper"),
     ]
 )
 TABLE = Table("t", "A table of 5 %", ("method", "x_y", "time"), ROWS, "3 seeds.", ("A note.",))

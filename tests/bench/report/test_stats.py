@@ -19,6 +19,7 @@ from rmadapter.bench.report.stats import (
     compare,
     correct,
     holm,
+    over_sets,
     paired,
     rank_methods,
     rank_table,
@@ -108,19 +109,47 @@ def test_a_difference_is_tested_over_data_sets(gain: float, verdict: str) -> Non
     assert (found.t < 0.05) == (low > 0 or high < 0)
 
 
-def test_equal_differences_on_all_sets_are_shown() -> None:
-    """Their interval is one point, which is not 0."""
-    found = difference(np.full((4, 1), 60.0), np.full((4, 1), 50.0))
-    assert (found.low, found.high, found.t, found.verdict) == (10, 10, 0, "ahead")
-    same = difference(np.full((4, 1), 60.0), np.full((4, 1), 60.0))
-    assert (same.low, same.high, same.t, same.wilcoxon) == (0, 0, None, None)
-    assert same.verdict == "not shown"
+def test_equal_differences_of_single_draws_cannot_be_tested() -> None:
+    """Three sets of 150 images that differ by one image each are no proof."""
+    for points in (10.0, 0.0):
+        found = difference(np.full((4, 1), 60.0), np.full((4, 1), 60.0 - points))
+        assert (found.low, found.t, found.could_show) == (None, None, None)
+        assert (found.difference, found.conclusion) == (points, "not shown")
+
+
+def test_set_means_that_agree_by_chance_are_as_uncertain_as_their_draws() -> None:
+    gains = [[9.3, 0.0, -6.0], [-0.4, 0.9, 2.8], [1.0, 1.2, 1.1], [1.3, 1.3, 1.4]]
+    found = difference(60 + np.array(gains), np.full((4, 3), 60.0))
+    means = np.mean(gains, axis=1)
+    error = np.sqrt(np.mean([np.var(values, ddof=1) / 3 for values in gains]) / 4)
+    assert stats.ttest_1samp(means, 0).pvalue < 0.001
+    assert error > 5 * stats.sem(means)
+    half = stats.t.ppf(0.975, 3) * error
+    assert found.low == pytest.approx(means.mean() - half)
+    assert found.t == pytest.approx(2 * stats.t.sf(means.mean() / error, 3))
+    assert found.conclusion == f"not shown, at most {means.mean() + half:.1f}"
+    single = [*gains[:3], [1.3]]  # counts as the others do on average
+    within = np.mean([np.var(values, ddof=1) / 3 for values in gains[:3]])
+    half_width = over_sets(single).half
+    assert half_width == pytest.approx(stats.t.ppf(0.975, 3) * np.sqrt(within / 4))
+
+
+@pytest.mark.parametrize("sets", [3, 4, 15])
+def test_what_could_be_shown_is_shown_in_four_of_five_studies(sets: int) -> None:
+    spread = np.linspace(-1, 1, sets)
+    spread /= spread.std(ddof=1)
+    could_show = over_sets([[value] for value in spread]).could_show
+    assert could_show is not None
+    rng = np.random.default_rng(0)
+    studies = rng.normal(could_show, 1, (20_000, sets))
+    shown = stats.ttest_1samp(studies, 0, axis=1).pvalue < 0.05
+    assert np.mean(shown) == pytest.approx(0.8, abs=0.01)
 
 
 def test_more_seeds_are_no_more_data_sets() -> None:
     d = np.array([[1.0, 1.0], [2.0, 2.0], [4.0, 4.0]])
     few, many = (difference(60 + x, 60 + 0 * x) for x in (d, np.tile(d, 50)))
-    assert (few.t, few.low, few.verdict) == (many.t, many.low, "not shown")
+    assert (few.t, few.low, few.conclusion) == (many.t, many.low, "not shown, at most 6.1")
     assert (few.pairs, many.pairs) == (6, 300)
 
 

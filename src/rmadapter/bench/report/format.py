@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rmadapter.errors import UserError
 from rmadapter.support.files import csv_text, inert
@@ -45,12 +45,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A labelled row. paper: its figures are the paper's, not measured here. note: what is
-    incomplete about it."""
+    """A labelled row. source: where its figures are from. note: what is incomplete about it."""
 
     label: str
     cells: tuple[Cell, ...]
-    paper: bool = False
+    source: Literal["measured", "paper", "chance"] = "measured"
     note: str = ""
 
     @property
@@ -76,9 +75,10 @@ def mark_best(rows: Sequence[Row]) -> tuple[Row, ...]:
     """Mark the largest measured figure of each column, and those that print the same; none in a
     column of one.
 
-    Incomplete rows and the paper's rows are not compared: they were not measured on the same runs.
+    Incomplete rows, the paper's and that of chance are not compared: they were not measured on the
+    same runs.
     """
-    compared = [row for row in rows if not row.paper and not row.note]
+    compared = [row for row in rows if row.source == "measured" and not row.note]
     best: list[float | None] = []
     for cells in zip(*(row.cells for row in compared), strict=True):
         values = [round(cell.number, 2) for cell in cells if not math.isnan(cell.number)]
@@ -137,7 +137,7 @@ def _frame(table: Table, escape: Callable[[str], str], bold: str, italic: str) -
     """Lay out all texts as they are shown: the best in bold, the paper's rows in italics."""
 
     def texts(row: Row) -> list[str]:
-        style = italic if row.paper else "{}"
+        style = "{}" if row.source == "measured" else italic
         cells = [(bold if cell.best else style).format(escape(cell.text)) for cell in row.cells]
         return [style.format(escape(row.title)), *cells]
 
@@ -149,7 +149,7 @@ def to_csv(table: Table) -> str:
     """Write one line per row; a column with intervals is followed by one with half their widths."""
     columns: dict[str, list[str]] = {
         inert(table.columns[0]): [inert(row.label) for row in table.rows],
-        "source": ["paper" if row.paper else "measured" for row in table.rows],
+        "source": [row.source for row in table.rows],
         "note": [inert(row.note) for row in table.rows],
     }
     for place, head in enumerate(table.columns[1:]):

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -20,7 +20,8 @@ from rmadapter.artifacts.record import Record
 from rmadapter.bench.report.format import Cell, Row, Table
 from rmadapter.metrics import confidence_interval, harmonic_mean
 
-LEVEL = 0.05  # of the tests
+LEVEL, POWER = 0.05, 0.8  # of the tests
+SMALLEST = 1e-16  # variance in points that is more than rounding
 ENOUGH = 3  # data sets below which no difference is tested
 FEWEST_METHODS, FEWEST_SETS = 3, 4  # to be ranked
 HM_OF_MEANS = "HM of the means"
@@ -73,9 +74,10 @@ class Paired:
     """A difference in points over data sets. Each data set counts once, with the mean of its pairs
     of runs.
 
-    low, high: 95 % interval by Student's t. ahead, behind: numbers of data sets. t, wilcoxon: p
+    low, high: 95 % interval of `over_sets`. ahead, behind: numbers of data sets. t, wilcoxon: p
     values; None if there is nothing to test. All four are None for fewer than three data sets.
-    holm: t, corrected for the number of differences reported together; None if not corrected.
+    could_show: as in `OverSets`. holm: t, corrected for the number of differences reported
+    together; None if not corrected.
     """
 
     sets: int
@@ -87,6 +89,7 @@ class Paired:
     behind: int
     t: float | None
     wilcoxon: float | None
+    could_show: float | None = None
     holm: float | None = None
 
     @property
@@ -99,6 +102,14 @@ class Paired:
         if p is None or p >= LEVEL:
             return "not shown"
         return "ahead" if self.difference > 0 else "behind"
+
+    @property
+    def conclusion(self) -> str:
+        """The verdict; if nothing is shown, with the largest difference that the interval
+        holds."""
+        if self.verdict != "not shown" or self.low is None or self.high is None:
+            return self.verdict
+        return f"not shown, at most {max(-self.low, self.high):.1f}"
 
 
 def paired(a: Sequence[Record], b: Sequence[Record], name: str) -> Paired | None:
@@ -125,7 +136,7 @@ def paired(a: Sequence[Record], b: Sequence[Record], name: str) -> Paired | None
     # Accuracies are ratios of counts: what differs by rounding alone is a tie.
     d = np.round([fmean(differences) for differences in per_set.values()], 9)
     mean = float(d.mean())
-    half = half_width(d) if len(d) >= ENOUGH else None  # of two, it can exceed 100 points
+    half, p, could_show = over_sets([*per_set.values()])
     testable = len(d) >= ENOUGH and bool(d.any())
     return Paired(
         sets=len(d),
@@ -135,16 +146,44 @@ def paired(a: Sequence[Record], b: Sequence[Record], name: str) -> Paired | None
         high=None if half is None else mean + half,
         ahead=int((d > 0).sum()),
         behind=int((d < 0).sum()),
-        t=_student(d) if testable else None,
+        t=p,
+        could_show=could_show,
         wilcoxon=float(wilcoxon(d[d != 0]).pvalue) if testable else None,
     )
 
 
-def _student(d: np.ndarray) -> float:
-    """Return p of Student's t; 0 for equal differences, whose interval is their value alone."""
-    from scipy.stats import ttest_1samp
+class OverSets(NamedTuple):
+    """A test of a mean over data sets. half: half the width of the 95 % interval. p: of Student's
+    t. could_show: the true difference that POWER of such studies would show. All are None for fewer
+    than three sets, and where there is no variance to test with."""
 
-    return float(ttest_1samp(d, 0).pvalue) if np.ptp(d) > 0 else 0.0
+    half: float | None = None
+    p: float | None = None
+    could_show: float | None = None
+
+
+def over_sets(draws: Sequence[Sequence[float]]) -> OverSets:
+    """Test the mean over k data sets of the means over their draws, by Student's t with k - 1
+    degrees of freedom. draws: differences, by data set.
+
+    The variance of the k means counts, but not less than what the draws within the sets make of it:
+    means that agree by chance are no more certain. A set with one draw counts as the others do on
+    average.
+    """
+    from scipy.special import nctdtrinc, stdtr, stdtrit
+
+    k = len(draws)
+    if k < ENOUGH:
+        return OverSets()
+    means = np.round([fmean(values) for values in draws], 9)  # rounding alone is no variance
+    within = [float(np.var(values, ddof=1)) / len(values) for values in draws if len(values) > 1]
+    variance = max(float(means.var(ddof=1)), fmean(within or [0.0]))
+    if variance < SMALLEST:
+        return OverSets()
+    error = float(np.sqrt(variance / k))
+    least = float(stdtrit(k - 1, 1 - LEVEL / 2))  # |t| that is shown
+    p = 2 * float(stdtr(k - 1, -abs(means.mean()) / error))
+    return OverSets(least * error, p, float(nctdtrinc(k - 1, 1 - POWER, least)) * error)
 
 
 def draw_of(record: Record) -> Draw:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from rmadapter.artifacts.record import Record
@@ -28,6 +28,7 @@ from rmadapter.bench.report.groups import (
 from rmadapter.bench.report.stats import (
     HM_OF_MEANS,
     LEVEL,
+    POWER,
     Paired,
     Ranks,
     average,
@@ -51,12 +52,15 @@ PAIR_NOTE = (
     "runs of the same data set, shots, seed and images. Each target is a data set. The interval "
     "and the first p are Student's t of that row alone; the second p is that one, corrected by "
     "Holm for the number of rows of the same figure; the third is Wilcoxon's signed-rank test, not "
+    "corrected. The variance over data sets counts, but not less than the runs within them say. "
+    f"Could show: the difference that so many sets show in {POWER:.0%} of studies, p not "
     "corrected. The verdict is on the first named: ahead or behind where the corrected p of t is "
-    f"below {LEVEL}, on three data sets or more."
+    f"below {LEVEL}, on three data sets or more; at most X: the interval holds no larger "
+    "difference, either way."
 )
 PAIR_HEADS = (
     "compared with", "figure", "difference", "95 % from", "to", "n", "pairs", "better on",
-    "worse on", "p, t", "p, Holm", "p, Wilcoxon", "verdict",
+    "worse on", "p, t", "p, Holm", "p, Wilcoxon", "could show", "verdict",
 )  # fmt: skip
 COST_NOTE = (
     "Medians over the runs, of the data sets and seeds that every row has if there are any. Memory "
@@ -176,7 +180,23 @@ def _means(
     footnotes = (MEAN_NOTE, *notes, *dashes, *_paper_notes(group, rows, block))
     heads = (first_column(group), *(column.head for column in columns))
     name = f"{group.slug}-{'average' if seeds is not None else slug(datasets[0])}"
-    return Table(name, title, heads, mark_best(rows), facts(group, used), footnotes)
+    rows = [*mark_best(rows), _chance_row(used, columns, datasets)]
+    return Table(name, title, heads, tuple(rows), facts(group, used), footnotes)
+
+
+def _chance_row(
+    records: Sequence[Record], columns: Sequence[Column], datasets: Sequence[str]
+) -> Row:
+    """Average what guesses among the classes would get."""
+    guesses: dict[tuple[str, int], Record] = {}  # by data set and shots, as seeds share the classes
+    for record in common_targets(records):
+        scores = tuple(s.model_copy(update={"accuracy": s.chance}) for s in record.scores)
+        if scores:
+            task = replace(record.task, seed=0)
+            guess = record.model_copy(update={"scores": scores, "task": task})
+            guesses[task.data, task.shots] = guess
+    cells = (column.cell([*guesses.values()], datasets, [0]) for column in columns)
+    return Row("chance", tuple(Cell(cell.value) for cell in cells), "chance")
 
 
 def _missing_seeds(
@@ -254,11 +274,11 @@ def _printed_rows(records: Sequence[Record], block: str, columns: Sequence[Colum
         return []
     name, figures = printed
     cells = tuple(Cell(figures.get(column.printed)) for column in columns)
-    return [Row(f"{name}{PRINTED}", cells, paper=True)]
+    return [Row(f"{name}{PRINTED}", cells, "paper")]
 
 
 def _paper_notes(group: Group, rows: Sequence[Row], block: str) -> list[str]:
-    shown = [row.label.removesuffix(PRINTED) for row in rows if row.paper]
+    shown = [row.label.removesuffix(PRINTED) for row in rows if row.source == "paper"]
     if shown:
         return [PAPER_NOTE, *paper.footnotes(group.protocol, block, shown)]
     protocols = (*TRANSFER, *paper.ABLATIONS, "base-to-novel")
@@ -287,7 +307,8 @@ def _pair_cells(column: Column, pair: Paired) -> tuple[Cell, ...]:
     tests = (None if p is None else f"{p:.3g}" for p in (pair.t, pair.holm, pair.wilcoxon))
     interval = (pair.difference, pair.low, pair.high)
     counts = (pair.sets, pair.pairs, pair.ahead, pair.behind)
-    return tuple(map(Cell, (column.head, *interval, *counts, *tests, pair.verdict)))
+    shown = (pair.could_show, pair.conclusion)
+    return tuple(map(Cell, (column.head, *interval, *counts, *tests, *shown)))
 
 
 def differences(rows: Rows, first: str, column: Column) -> dict[str, Paired]:
