@@ -53,6 +53,22 @@ def test_a_killed_training_ends_with_the_same_weights(
     assert resumed.trained.step == 6
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+def test_another_number_of_threads_is_noted(
+    threads: int, tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    counts = iter((2, 2, threads))  # of the whole run, the killed one and the resumed one
+
+    def fit(shots: Shots) -> Any:
+        count = next(counts)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: count)
+        return fit_adapters(shots)
+
+    killed_and_resumed(fit, shots_of(tiny_clip, IMAGES), tmp_path, 3)
+    assert ("3 instead of 2 threads" in capsys.readouterr().err) == (threads == 3)
+
+
 class Averaged(nn.Module):
     """A weight, and its average in a buffer."""
 

@@ -1,6 +1,7 @@
 """The training loop of every method: recipe, steps, exact resume, several processes.
 
-Killed at any moment and started again, a training ends with the same weights, on a CPU bit for bit.
+Killed at any moment and started again, a training ends with the same weights, on a CPU with as many
+threads bit for bit.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from rmadapter.errors import UserError
 from rmadapter.support.distributed import add_up, begin, several
 from rmadapter.support.files import JsonObject, write_tensors
 from rmadapter.support.machine import keep_freed_memory
-from rmadapter.support.terminal import bar
+from rmadapter.support.terminal import bar, note
 from rmadapter.training.cache import FORMATS, Source
 from rmadapter.training.contract import Callback, Figures, Shots, Trained, Unfinished
 from rmadapter.training.traits import Recipe
@@ -245,7 +246,7 @@ class Trainer:
         # As a tensor, since metadata may have 100 MB at most.
         terms, tensors["history"] = as_table(self.trained.history)
         record = {"key": unfinished.key, "scaler": self.scaler.state_dict(), **vars(self.trained)}
-        record["history"] = terms
+        record |= {"history": terms, "threads": torch.get_num_threads()}
         write_tensors(unfinished.path, tensors, {"progress": json.dumps(record)})
 
     def load(self, unfinished: Unfinished) -> None:
@@ -257,6 +258,7 @@ class Trainer:
                 record: JsonObject = json.loads((file.metadata() or {})["progress"])
                 key, scaler = record.pop("key"), record.pop("scaler")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            threads = record.pop("threads", None)  # version 0.2 wrote none
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise UserError(
                 f"{path}: not a readable training state ({type(error).__name__}); delete it"
@@ -265,6 +267,12 @@ class Trainer:
             raise UserError(
                 f"{path.parent} holds another, unfinished training: choose another --out or delete "
                 "that folder"
+            )
+        now = torch.get_num_threads()
+        if self.writes and self.device.type == "cpu" and threads not in (None, now):
+            note(
+                f"{path.parent}: resumed with {now} instead of {threads} threads, which add in "
+                "another order: the last digits will differ from those of an unbroken run"
             )
         self.scaler.load_state_dict(scaler or {})
         weights, state = {}, self.optimizer.state_dict()
