@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,21 @@ def test_a_folder_with_a_held_lock_or_a_new_part_stays(cache: Path) -> None:
     part = cache / "images/ab/.cat.0123abcd.part"
     part.write_bytes(b"x")
     assert clear("images") == [cache / "images/ab"]
+    now = time.time()
+    os.utime(part, (now, now + 60))  # as by the clock of another machine
+    assert clear("images") == [cache / "images/ab"]
     os.utime(part, (1e9, 1e9))
+    assert clear("images") == []
+    assert not part.exists()
+
+
+def test_a_part_of_before_the_clock_was_set_back_is_removed(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = cache / "images/ab/.cat.0123abcd.part"
+    part.write_bytes(b"x")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 86_400)
     assert clear("images") == []
     assert not part.exists()
 

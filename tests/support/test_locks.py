@@ -112,10 +112,12 @@ def test_shared_calls_first_and_last(tmp_path: Path, kind_of_lock: str) -> None:
 
 
 @pytest.mark.parametrize("inside", ["exclusive", "shared"])
+@pytest.mark.parametrize("ahead", [0, 86_400])
 def test_the_lock_of_a_dead_machine_expires(
-    inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inside: str, ahead: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its process cannot be looked up from here, so only its missing sign of life counts."""
+    """Its process cannot be looked up from here, so only its missing sign of life counts, also
+    where its clock was ahead of ours."""
     pytest.importorskip("filelock", "3.30")
     monkeypatch.setenv(locks.SOFT, "1")
     monkeypatch.setattr(locks, "SECONDS", 0.1)
@@ -127,6 +129,7 @@ def test_the_lock_of_a_dead_machine_expires(
         text, count = re.subn("(?m)^host=.*$", "host=elsewhere", path.read_text())
         assert count
         path.write_text(text)
+        os.utime(path, (time.time() + ahead,) * 2)
     started = time.monotonic()
     enter("exclusive", tmp_path)
     assert time.monotonic() - started > 0.9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,16 @@ def test_the_limit_drops_the_least_recently_used_and_skips_larger_writes(tmp_pat
     assert {file.parent.name for file, _ in store.files()} == {NAME, "2" * 16}
     filled(tmp_path, 5 * (48 + 4) - 1, name="3" * 16)
     assert {file.parent.name for file, _ in store.files()} == {NAME, "2" * 16}
+
+
+def test_new_files_outlive_those_of_before_the_clock_was_set_back(tmp_path: Path) -> None:
+    size = sum(status.st_size for _, status in filled(tmp_path).files())
+    tomorrow = time.time() + 86_400
+    for file, _ in filled(tmp_path, 2.5 * size, name=OTHER).files():
+        os.utime(file, (tomorrow, tomorrow))
+    for name in ("2" * 16, "3" * 16):
+        store = filled(tmp_path, 2.5 * size, name=name)
+    assert {file.parent.name for file, _ in store.files()} == {"2" * 16, "3" * 16}
 
 
 @pytest.mark.parametrize("place", ["start", "middle", "end", "empty"])

@@ -121,7 +121,9 @@ def _in_use(entry: Path) -> bool:
         return True
     for file in _files(entry):
         with suppress(OSError):
-            if PART.fullmatch(file.name) and time.time() - file.stat().st_mtime < WRITING:
+            # a time far in the future is of before the clock was set back, not of a writer
+            age = abs(time.time() - file.stat().st_mtime)
+            if PART.fullmatch(file.name) and age < WRITING:
                 return True
     return False
 

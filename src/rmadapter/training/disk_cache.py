@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -26,6 +27,7 @@ from rmadapter.support.files import PART, atomic, cache_folder, write_text
 from rmadapter.support.terminal import note
 
 GB = 1e9
+AHEAD = 60.0  # seconds by which the clocks of machines that share the folder may differ
 SHARD = 2**26  # bytes of a file, roughly; it is copied in memory while it is written
 TAG = "CACHEDIR.TAG"  # tells backup programs to leave this folder out (bford.info/cachedir)
 OURS = (
@@ -106,7 +108,7 @@ class Store:
                 batch = list(rows[start : start + size])
                 kept = {part: tensor[batch].contiguous() for part, tensor in parts.items()}
                 _write(self.folder / name, Rows(about, tuple(keys[row] for row in batch), kept))
-        files = sorted(self.files(), key=lambda one: one[1].st_mtime)
+        files = sorted(self.files(), key=_last_use)
         total = sum(status.st_size for _, status in files)
         for file, status in files:
             if total > self.limit:
@@ -219,6 +221,13 @@ def _matching(file: Path, parts: Mapping[str, Tensor], keys: Mapping[str, object
     with suppress(OSError):
         os.utime(file)
     return rows
+
+
+def _last_use(file: tuple[Path, os.stat_result]) -> float:
+    """Return the time of the last use; 0 for one in the future, of before the clock was set back,
+    which would outlive all that is written now."""
+    used = file[1].st_mtime
+    return used if used < time.time() + AHEAD else 0.0
 
 
 def _kinds(parts: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:

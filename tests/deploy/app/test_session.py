@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import shutil
 import threading
 import time
@@ -493,3 +494,13 @@ def test_a_lock_that_gives_way_lets_a_waiting_thread_go_first() -> None:
     other.join()
     with lock:  # nobody holds it
         lock.give_way()
+
+
+def test_files_of_a_clock_before_1980_are_packed(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "a.txt").write_text("a")
+    os.utime(folder / "a.txt", (0, 0))
+    write_zip(tmp_path / "run.zip", folder, "run", {})
+    with zipfile.ZipFile(tmp_path / "run.zip") as archive:
+        assert archive.read("run/a.txt") == b"a"

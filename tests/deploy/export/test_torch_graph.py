@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import zipfile
 from pathlib import Path
 
@@ -126,6 +127,15 @@ def test_a_packed_member_is_refused(tmp_path: Path) -> None:
             archive.writestr(name, data)
     with pytest.raises(UserError, match=r"model\.pt2"):
         checked(file)
+
+
+def test_a_clock_before_1980_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = graph(tmp_path)
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    with zipfile.ZipFile(checked(file)) as copy:
+        assert {*copy.namelist()} == {*graphs.members()}
 
 
 def test_torch_reads_a_copy_without_guards_and_metadata(tmp_path: Path) -> None:

@@ -436,7 +436,8 @@ def write_zip(path: Path, folder: Path, name: str, others: Mapping[str, Path]) -
     members = {f"{name}/{file.name}": file for file in files} | dict(others)
     with (
         atomic(path, sync=False) as temporary,
-        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive,
+        # files may be older than 1980, where a clock may stand and zip begins
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive,
     ):
         for member, file in sorted(members.items()):
             archive.write(file, member)

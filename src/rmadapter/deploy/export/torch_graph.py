@@ -131,7 +131,8 @@ def checked(file: Path) -> io.BytesIO:
     copy = io.BytesIO()
     with zipfile.ZipFile(copy, "w", zipfile.ZIP_STORED) as archive:
         for name, data in members.items():
-            archive.writestr(f"model/{name}", data)
+            # with a fixed date: zip has none before 1980, where a clock may stand
+            archive.writestr(zipfile.ZipInfo(f"model/{name}"), data)
     copy.seek(0)
     return copy
 
