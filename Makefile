@@ -20,8 +20,8 @@ test: setup  # a process a core, of one thread: several threads slow tiny models
 test-all: setup  # also those marked slow
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m ""
 
-kills: setup
-	$(BIN)/python -m tests.hostile.kills --count 200
+kills: setup  # ARGS as `--count 300 --minutes 25 --only fit`
+	$(BIN)/python -m tests.hostile.kills $(or $(ARGS),--count 200)
 
 scale: setup  # Ray and Optuna, 80 MB of downloads, and the tests that need them, a few minutes
 	$(BIN)/pip install --quiet --editable ".[ray]"

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import random
 import shutil
@@ -314,9 +315,11 @@ def all_kinds(root: Path, only: str) -> Iterator[list[Kind]]:
         yield [kind for kind in kinds if kind.name.startswith(only)]
 
 
-def kill_runs(count: int, seed: int, only: str = "") -> list[dict[str, object]]:
-    """Kill runs of the kinds whose name begins with `only`, `count` times in all; return one row
-    per kind."""
+def kill_runs(
+    count: int, seed: int, only: str = "", minutes: float = math.inf
+) -> list[dict[str, object]]:
+    """Kill runs of the kinds whose name begins with `only`, `count` times in all, or as often as
+    the minutes allow, of which each kind has an equal share; return one row per kind."""
     for name in IMPORTED:
         import_module(name)
     rng, rows = random.Random(seed), []
@@ -328,17 +331,20 @@ def kill_runs(count: int, seed: int, only: str = "") -> list[dict[str, object]]:
             folder = Path(temporary, str(number))
             folder.mkdir()
             share = count * (number + 1) // len(chosen) - count * number // len(chosen)
-            rows.append(kill_kind(kind, folder, rng, share))
+            rows.append(kill_kind(kind, folder, rng, share, 60 * minutes / len(chosen)))
             shutil.rmtree(folder)
     return rows
 
 
-def kill_kind(kind: Kind, folder: Path, rng: random.Random, count: int) -> dict[str, object]:
-    """Kill runs of one kind until `count` kills have hit; return its row."""
-    faults: Counter[str] = Counter()
+def kill_kind(
+    kind: Kind, folder: Path, rng: random.Random, count: int, seconds: float
+) -> dict[str, object]:
+    """Kill runs of one kind until `count` kills have hit, and begin none after some seconds; return
+    its row."""
+    faults, end = Counter[str](), time.monotonic() + seconds
     reference = run_undisturbed(kind, folder)
     hits = runs = 0
-    while hits < count:
+    while hits < count and time.monotonic() < end:
         runs, before = runs + 1, faults.total()
         place = folder / str(runs)
         place.mkdir()
@@ -360,8 +366,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of signals and moments")
     parser.add_argument("--only", default="", help="kinds of runs whose name begins so")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no run after them")
     options = parser.parse_args()
-    rows = kill_runs(options.count, options.seed, options.only)
+    rows = kill_runs(options.count, options.seed, options.only, options.minutes)
     if options.json:
         print(json.dumps(rows, indent=1))
     else:
