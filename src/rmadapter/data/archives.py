@@ -204,7 +204,8 @@ def listing_size(archive: Path) -> int:
     """Return the bytes of the list of files at a zip's end, as its end says, before the list is
     read; 0 if the zip has no end."""
     with open(archive, "rb") as file:
-        file.seek(max(0, archive.stat().st_size - 2**16 - 100))
+        length = archive.stat().st_size
+        file.seek(max(0, length - 2**16 - 100))
         tail = file.read()
         place = len(tail) - 22 if tail[-22:-18] == b"PK\5\6" else tail.rfind(b"PK\5\6")
         if place < 0:
@@ -212,9 +213,11 @@ def listing_size(archive: Path) -> int:
         size = int.from_bytes(tail[place + 12 : place + 16], "little")
         locator = tail[max(0, place - 20) : place]
         if locator[:4] == b"PK\6\7":  # of a large zip: where the end for large zips is
-            file.seek(int.from_bytes(locator[8:16], "little"))
-            large_size = int.from_bytes(file.read(48)[40:], "little")
-            size = max(size % (2**32 - 1), large_size)
+            file.seek(min(int.from_bytes(locator[8:16], "little"), length))
+            before = tail[max(0, place - 76) : place]  # zipfile may look there instead
+            ends = [one for one in (file.read(48), before[:48]) if one[:4] == b"PK\6\6"]
+            large_sizes = [int.from_bytes(one[40:48], "little") for one in ends]
+            size = max(size % (2**32 - 1), *large_sizes, 0)
         return size
 
 

@@ -217,3 +217,20 @@ def test_list_of_a_zip_is_measured_before_it_is_read(
     monkeypatch.setattr(zipfile, "ZipFile", None)
     with pytest.raises(UserError, match=r"x\.zip"):
         unzip(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("place", [0, 2**63 - 1, 2**63, 2**64 - 1])
+def test_list_of_a_zip_is_measured_wherever_it_is_said_to_end(
+    place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python may look at another place."""
+    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 3)
+    path = packed(tmp_path / "x.zip", {f"a/{i}.png": b"" for i in range(9)})
+    bytes_listed, data = listing_size(path), bytearray(path.read_bytes())
+    locator = data.rindex(b"PK\6\7")
+    data[locator + 8 : locator + 16] = place.to_bytes(8, "little")
+    path.write_bytes(data)
+    assert listing_size(path) == bytes_listed
+    monkeypatch.setattr(module, "MOST_LISTING", bytes_listed - 1)
+    with pytest.raises(UserError, match=r"x\.zip"):
+        unzip(path, tmp_path / "out")
