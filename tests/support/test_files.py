@@ -41,6 +41,7 @@ from rmadapter.support.files import (
     read_text,
     reserve,
     sha256,
+    shortened,
     sign,
     user_path,
     write_json,
@@ -413,3 +414,11 @@ def test_the_sign_of_a_folder_changes_when_it_is_saved_again(tmp_path: Path) -> 
     assert None is not before == sign(tmp_path)
     write_sums(tmp_path, ["a"])
     assert None is not before != sign(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["é" * 100, "a" * 119 + "é", "\ud800" * 50, "caf\udce9.png"])
+def test_a_shortened_name_has_at_most_120_bytes_of_text(name: str) -> None:
+    for end in (False, True):
+        short = shortened(name, end)
+        assert len(short.encode()) <= 120
+        assert short in name.encode(errors="replace").decode().replace("?", "")

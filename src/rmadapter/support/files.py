@@ -122,7 +122,7 @@ def write_tensors(
 
 def shortened(name: str, end: bool = False) -> str:
     """Return the first, or last, 120 bytes of a name; file systems allow 255."""
-    whole = name.encode(errors="surrogateescape")
+    whole = name.encode(errors="surrogatepass")
     return (whole[-120:] if end else whole[:120]).decode(errors="ignore")
 
 
