@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all lint audit hostile kills scale dist smoke bench clean
+.PHONY: setup demo test test-all lint audit hostile fuzz kills scale dist smoke bench clean
 
 setup: .venv/.ready
 
@@ -39,6 +39,9 @@ audit: setup  # known holes in what is installed; skipped, and said so, where no
 
 hostile: setup  # ARGS as `--count 500 --kinds sets,runs --json`
 	$(BIN)/python -m tests.hostile $(ARGS)
+
+fuzz: setup  # MINUTES=30 and ARGS as `--targets csv,jsonl`; failing inputs stay in build/fuzz
+	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),30) $(ARGS)
 
 dist: setup  # wheel and source archive in dist/, checked
 	$(BIN)/pip install --quiet --editable ".[release]"

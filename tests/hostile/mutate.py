@@ -73,8 +73,9 @@ def places_of(value: Any) -> Any:
 def to_json(value: Any) -> bytes:
     """Write JSON, with lists as deep as DEEP says."""
     text = json.dumps(value)
-    while (mark := json.dumps(DEEP)[1:-1]) in text:
-        before, _, after = text.partition(f'"{mark}')
+    mark = f'"{json.dumps(DEEP)[1:-1]}'  # a list that was made a text has it without the quote
+    while mark in text:
+        before, _, after = text.partition(mark)
         depth, _, after = after.partition('"')
         text = f"{before}{'[' * int(depth)}{']' * int(depth)}{after}"
     return text.encode()
