@@ -21,8 +21,8 @@ SHARED_GROUPS = "train and test share the group"  # begins a run's note
 # encoder's blocks.
 FEATURES_ALONE = (
     *("zero-shot", "zero-shot-ensemble", "zero-shot-descriptions", "tda"),
-    *("linear-probe", "linear-probe-zero-shot", "linear-probe-pair", "clap", "lp-plus-plus"),
-    *("clip-adapter", "tip-adapter", "tip-adapter-f"),
+    *("linear-probe", "linear-probe-zero-shot", "linear-probe-pair"),
+    *("ridge", "clap", "lp-plus-plus", "clip-adapter", "tip-adapter", "tip-adapter-f"),
 )
 TEXT_TOO = ("coop", "cocoop", "kgcoop", "prograd", "cocoa-mix", "tcp")
 

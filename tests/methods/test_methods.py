@@ -40,10 +40,11 @@ from tests.helpers.shots import logits_of, noisy_colors, shots_of, untrained
 
 UNTRAINED = ("zero-shot", "zero-shot-ensemble", "zero-shot-descriptions", "tda", "tip-adapter")
 CLOSED = (
-    *("linear-probe", "linear-probe-zero-shot", "linear-probe-pair", "clap", "lp-plus-plus"),
-    *("tip-adapter", "tip-adapter-f"),
+    *("linear-probe", "linear-probe-zero-shot", "linear-probe-pair"),
+    *("clap", "lp-plus-plus", "tip-adapter", "tip-adapter-f"),
 )
-TRAINED = [name for name in METHODS if name not in (*UNTRAINED, "linear-probe")]  # step by step
+NOT_STEPWISE = (*UNTRAINED, "linear-probe", "ridge")
+TRAINED = [name for name in METHODS if name not in NOT_STEPWISE]  # step by step
 OTHERS = ("house", "tree", "car", "bird")
 EXTERNAL = f"{Path(__file__).parents[1] / 'helpers/external_methods.py'}:ExternalMethod"
 

@@ -39,6 +39,7 @@ COUNTS = {
     "linear-probe": (100 * (512 + 1), 0),
     # `prototypes` in trainers/adapters.py of jusiro/CLAP
     "linear-probe-zero-shot": (100 * 512, 0),
+    "ridge": (100 * 512, 0),
     "clap": (100 * 512, 0),
     # `classifier` with a bias, and `alpha_vec`, in methods/linear_probe_p2.py of the released code
     "lp-plus-plus": (100 * (512 + 1) + 100, 0),

@@ -12,8 +12,9 @@ from sklearn.linear_model import Ridge
 
 from rmadapter.backbones import Backbone
 from rmadapter.methods import load_method
+from rmadapter.methods.ridge import HEAD, ridge
 from rmadapter.methods.rmadapter import PLAIN
-from rmadapter.methods.rmadapter_plus import HEAD, RMAdapterPlus, ridge
+from rmadapter.methods.rmadapter_plus import RMAdapterPlus
 from rmadapter.settings import configured
 from rmadapter.training.contract import Fitted, Shots
 from tests.helpers.shots import logits_of, noisy_colors, pixels_of, shots_of

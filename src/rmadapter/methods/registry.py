@@ -35,6 +35,7 @@ METHODS: dict[str, str] = {
     "linear-probe": "linear_probe:LinearProbe",
     "linear-probe-zero-shot": "clap:ZeroShotProbe",
     "linear-probe-pair": "probe_pair:ProbePair",
+    "ridge": "ridge:Ridge",
     "clap": "clap:CLAP",
     "lp-plus-plus": "lp_plus_plus:LPPlusPlus",
     "clip-adapter": "clip_adapter:CLIPAdapter",

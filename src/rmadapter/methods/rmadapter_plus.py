@@ -14,13 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
+from rmadapter.methods.ridge import HEAD, ridge, unit
 from rmadapter.methods.rmadapter import ADAMW, PLAIN, RMAdapter
 from rmadapter.methods.zero_shot import SEVEN
 from rmadapter.model import AdaptedCLIP
@@ -29,8 +27,6 @@ from rmadapter.settings import AdapterSettings, LossSettings, Positive, Share
 from rmadapter.task import check_templates
 from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, shaped
 from rmadapter.training.traits import Recipe
-
-HEAD = "head"
 
 
 @dataclass(frozen=True)
@@ -131,20 +127,3 @@ class Both:
             features = encoder.encode(states.x, states.layout, states.first)
         f, g = unit(self.model.features("image", states)[0]), unit(features)
         return self.model.backbone.logit_scale * (f @ self.adapted.T + g @ self.untouched.T)
-
-
-def unit(features: Tensor) -> Tensor:
-    return F.normalize(at_least_float32(features), dim=-1)
-
-
-def ridge(
-    x: Tensor, labels: Tensor, classes: int, penalty: float, weights: Tensor | None = None
-) -> Tensor:
-    """Return weights [C, e] of the ridge regression of one-hot labels, less 1/C, on x [N, e],
-    without an intercept; weights: [N] or None."""
-    y = F.one_hot(labels, classes).to(x) - 1 / classes
-    root = x.new_ones(len(x), 1) if weights is None else weights.to(x)[:, None].sqrt()
-    x, y = root * x, root * y
-    return torch.linalg.solve(
-        x.T @ x + penalty * torch.eye(x.shape[1]).to(x), x.T @ y
-    ).T.contiguous()

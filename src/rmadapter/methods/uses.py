@@ -42,6 +42,10 @@ USES: Mapping[str, Uses] = {
     "linear-probe": Uses(tuned=HELD_OUT),
     "linear-probe-zero-shot": Uses(tuned=PUBLISHED),
     "linear-probe-pair": Uses(tuned=HELD_OUT),
+    "ridge": Uses(
+        extra="7 general templates",
+        tuned="this project's choosing sets (docs/studies/plus.md)",
+    ),
     "clap": Uses(tuned=PUBLISHED),
     "lp-plus-plus": Uses(tuned=PUBLISHED),
     "clip-adapter": Uses(constants="the ratio", tuned="as published for ImageNet"),
@@ -147,6 +151,11 @@ ABOUT: Mapping[str, About] = {
     ),
     "linear-probe-pair": About(
         "features", "both linear probes, and answers by their mean", new_classes=False
+    ),
+    "ridge": About(
+        "features",
+        "a closed-form regression of the shots added to zero-shot answers",
+        "an answer at once that also knows new classes by name",
     ),
     "clap": About(
         "features",

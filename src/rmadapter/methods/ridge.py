@@ -1,0 +1,96 @@
+"""Ridge regression beside zero-shot, the untrained control of RMAdapter+: what the frozen features
+know, in closed form.
+
+    a class of the shots:   scale * (cos(g, w) + head * g r)
+    a class by name alone:  scale * cos(g, w')
+
+g are features of the untouched image encoder, w and w' those of the prompts, all of unit length; w'
+has general prompts, too; r are the weights of a ridge regression of the shots' classes on g.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rmadapter.adapter import at_least_float32
+from rmadapter.backbones import Backbone
+from rmadapter.methods.zero_shot import SEVEN
+from rmadapter.prompts import Cosines, untouched, zero_shot_weights
+from rmadapter.settings import Positive
+from rmadapter.task import check_templates
+from rmadapter.training.contract import (
+    Fitted,
+    Known,
+    Method,
+    Parameters,
+    Shots,
+    Trained,
+    shaped,
+)
+
+HEAD = "head"
+
+
+@dataclass(frozen=True)
+class Ridge(Method):
+    """head: weight of the regression. penalty: its lambda. general: prompts in addition to the
+    run's, for classes without shots."""
+
+    title: ClassVar[str] = "ridge regression beside zero-shot"
+    source: ClassVar[str] = "of this project: RMAdapter+ without adapters"
+    head: float = 2.0
+    penalty: Positive = 1.0
+    general: tuple[str, ...] = SEVEN
+
+    def __post_init__(self) -> None:
+        if self.general:
+            check_templates(self.general)
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        features = unit(shots.plain_features())
+        count = len(shots.classes)
+        head = ridge(features, shots.labels, count, self.penalty, shots.weights)
+        fitted = self.restore(backbone, shots.known, {HEAD: head})
+        return fitted.after(Trained(weighed=True))
+
+    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
+        head = shaped(tensors, HEAD, len(known.classes), backbone.embedding_size)
+        place = {name: i for i, name in enumerate(known.classes)}
+
+        def for_classes(names: Sequence[str]) -> Cosines:
+            plain = zero_shot_weights(backbone, names, known.templates)
+            general = zero_shot_weights(backbone, names, (*known.templates, *self.general))
+            rows = [
+                plain[i] + self.head * head[place[name]] if name in place else general[i]
+                for i, name in enumerate(names)
+            ]
+            return Cosines(backbone, untouched, torch.stack(rows))
+
+        return Fitted(self, backbone, known, tensors, for_classes, parameters=head.numel())
+
+    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
+        return Parameters(classes * backbone.embedding_size)
+
+
+def unit(features: Tensor) -> Tensor:
+    """Return features of unit length, in float32 at least."""
+    return F.normalize(at_least_float32(features), dim=-1)
+
+
+def ridge(
+    x: Tensor, labels: Tensor, classes: int, penalty: float, weights: Tensor | None = None
+) -> Tensor:
+    """Return weights [C, e] of the ridge regression of one-hot labels, less 1/C, on x [N, e],
+    without an intercept; weights: [N] or None."""
+    y = F.one_hot(labels, classes).to(x) - 1 / classes
+    root = x.new_ones(len(x), 1) if weights is None else weights.to(x)[:, None].sqrt()
+    x, y = root * x, root * y
+    return torch.linalg.solve(
+        x.T @ x + penalty * torch.eye(x.shape[1]).to(x), x.T @ y
+    ).T.contiguous()
