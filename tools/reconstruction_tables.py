@@ -19,9 +19,9 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from studies import Line, Lines, markdown, read_lines, show
+from studies import TESTED, Line, Lines, markdown, read_lines, show, with_verdicts
 
-from rmadapter.bench.report.stats import half_width, holm, over_sets
+from rmadapter.bench.report.stats import half_width, over_sets
 from rmadapter.metrics import harmonic_mean
 
 CHOOSE = ("rsscn7", "trashnet", "office_caltech/web")
@@ -59,11 +59,9 @@ def by_set(lines: Lines, variant: str, figure: str) -> dict[str, float]:
     return {data: fmean(values.values()) for data, values in by_seed.items()}
 
 
-def difference(
-    lines: Lines, one: str, other: str, figure: str
-) -> tuple[float, float | None, float | None, int]:
-    """Subtract other from one over data sets that have both with the same seeds: mean, half width
-    of the interval, p, sets."""
+def paired(lines: Lines, one: str, other: str, figure: str) -> list[list[float]]:
+    """Subtract other from one in each run of the same data set and seed; return the differences by
+    data set."""
     runs = {
         (line["data"], line["seed"], line["variant"]): line[figure]
         for line in lines
@@ -73,8 +71,14 @@ def difference(
     for data, seed, variant in runs:
         if variant == one and (data, seed, other) in runs:
             by_set[data].append(runs[data, seed, one] - runs[data, seed, other])
-    half, p, _ = over_sets([*by_set.values()])
-    return fmean(map(fmean, by_set.values())), half, p, len(by_set)
+    return [*by_set.values()]
+
+
+def difference(lines: Lines, one: str, other: str, figure: str) -> tuple[float, float | None]:
+    """Return the mean difference over data sets that have both with the same seeds, and the half
+    width of its interval."""
+    sets = paired(lines, one, other, figure)
+    return fmean(map(fmean, sets)), over_sets(sets).half
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -102,21 +106,10 @@ def differences(
     what it shows."""
     rows = []
     for figure in figures:
-        measured = [difference(lines, *pair, figure) for pair in pairs]
-        corrected = iter(holm([p for _, _, p, _ in measured if p is not None]).tolist())
-        for (one, other), (mean, half, p, sets) in zip(pairs, measured, strict=True):
-            p = None if p is None else next(corrected)
-            verdict = "ahead" if mean > 0 else "behind"
-            if p is None or p >= 0.05:
-                verdict = "not shown"
-                if half is not None:
-                    verdict += f", at most {abs(mean) + half:.1f}"
-            ends = "–" if half is None else f"{mean - half:.2f} to {mean + half:.2f}"
-            name = "HM" if figure == "hm" else figure
-            cells = [f"{mean:+.2f}", ends, str(sets), f"{p:.3f}" if p else "–", verdict]
-            rows.append([f"{one} - {other}", name, *cells])
-    heads = ["difference", "", "points", "95 % interval", "data sets", "p", "verdict"]
-    return _table(heads, rows)
+        named = {f"{one} - {other}": paired(lines, one, other, figure) for one, other in pairs}
+        name = "HM" if figure == "hm" else figure
+        rows += [[pair, name, *cells] for pair, cells in with_verdicts(named).items()]
+    return _table(["difference", "", *TESTED], rows)
 
 
 INSIDE = {
@@ -154,8 +147,8 @@ def screened(lines: Lines, variants: Sequence[str], control: str = "neither") ->
             continue
         cells = [f"{fmean(values[figure].values()):.1f}" for figure in FIGURES]
         for figure in FIGURES:
-            mean, half, _, _ = difference(lines, variant, control, figure)
-            cells.append("–" if variant == control else change(mean, half))
+            changed = change(*difference(lines, variant, control, figure))
+            cells.append("–" if variant == control else changed)
         if explains:
             explained = values["explained"].values()
             cells.append(f"{fmean(explained):.0%}" if explained else "–")
@@ -176,7 +169,7 @@ def backbones(lines: Lines) -> str:
             figures = (by_set(own, "neither", prefix + figure).values() for figure in FIGURES)
             means.append(" / ".join(f"{fmean(values):.1f}" for values in figures))
         measured = [difference(own, *pair, figure) for pair in pairs for figure in FIGURES]
-        rows.append([backbone, *means, *(change(mean, half) for mean, half, _, _ in measured)])
+        rows.append([backbone, *means, *(change(*both) for both in measured)])
     heads = [
         f"{one} - {other}, {figure}" for one, other in pairs for figure in ("base", "novel", "HM")
     ]
@@ -207,7 +200,7 @@ def combinations(lines: Lines) -> str:
         has = [key for key in CALLED if key in FACTORS and fields[key] == FACTORS[key]]
         has = ["lambda_text_con", *has] if fields["lambda_text_con"] else has
         names = (f"{name}, reconstruction", f"{name}, none")
-        mean, half, _, _ = difference(lines, *names, "hm")
+        mean, half = difference(lines, *names, "hm")
         means = [f"{fmean(by_set(lines, one, 'hm').values()):.1f}" for one in reversed(names)]
         factors = ", ".join(CALLED[key] for key in has)
         place = name.removeprefix("combination ")

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeAlias
 
+from rmadapter.bench.report.stats import LEVEL, holm, over_sets
 from rmadapter.metrics import confidence_interval
 from rmadapter.support.files import write_text
 
@@ -72,6 +73,34 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], spaced: bool = 
 def with_interval(values: Sequence[float], digits: int = 1) -> str:
     """Write a mean with its sign and half the width of its 95 % interval."""
     return f"{fmean(values):+.{digits}f} ± {confidence_interval(values):.{digits}f}"
+
+
+def with_verdicts(
+    differences: Mapping[str, Sequence[Sequence[float]]], digits: int = 2
+) -> dict[str, list[str]]:
+    """Write the cells of rows that are tested together, by name: mean difference, 95 % interval,
+    number of data sets, p corrected for the rows (Holm) and what it shows.
+
+    differences: in points, by row, data set and draw.
+    """
+    tests = {name: over_sets(sets) for name, sets in differences.items()}
+    known = {name: test.p for name, test in tests.items() if test.p is not None}
+    corrected = dict(zip(known, holm([*known.values()]).tolist(), strict=True))
+    cells = {}
+    for name, (half, _, _) in tests.items():
+        mean, p = fmean(map(fmean, differences[name])), corrected.get(name)
+        interval, verdict = "–", "not shown"
+        if half is not None:
+            interval = f"{mean - half:.{digits}f} to {mean + half:.{digits}f}"
+            verdict += f", at most {abs(mean) + half:.1f}"
+        if p is not None and p < LEVEL:
+            verdict = "ahead" if mean > 0 else "behind"
+        sets = str(len(differences[name]))
+        cells[name] = [f"{mean:+.{digits}f}", interval, sets, f"{p:.3f}" if p else "–", verdict]
+    return cells
+
+
+TESTED = ("points", "95 % interval", "data sets", "p", "verdict")
 
 
 def show(tables: Mapping[str, str], page: Path | None) -> None:

@@ -1,0 +1,326 @@
+"""Run the registered study of docs/studies/registration.md: what methods learn about the classes
+that they train, keep about others, and know about all of them together.
+
+    python tools/answer.py --question units --root DATA --out docs/results/units.jsonl
+    python tools/answer.py --question keeping --units docs/results/units.jsonl --root DATA \\
+        --out docs/results/keeping.jsonl
+
+`units` asks the untouched backbone about halves of the classes, drawn at random; nothing is
+trained. `keeping` trains each variant on one half, and asks about all classes in one list; what it
+gets right among the classes of each half follows from the same answers. A line is one draw of
+classes and images: a data set, a number of shots, a draw and a variant. Finished lines are kept:
+repeat the command to resume.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from reconstruction import NO_CON, NO_REC
+from sklearn.metrics import roc_auc_score
+from studies import (
+    CHOOSE_ALL,
+    REPORT_ALL,
+    TESTED,
+    Line,
+    Lines,
+    append_lines,
+    make_parser,
+    markdown,
+    read_lines,
+    show,
+    with_verdicts,
+)
+
+from rmadapter import metrics
+from rmadapter.data.fewshot import half, split_digest
+from rmadapter.data.image_set import ImageSet
+from rmadapter.methods.zero_shot import ZeroShot
+from rmadapter.runs.evaluate import predict_all
+from rmadapter.runs.lab import Lab
+from rmadapter.runs.request import Request
+from rmadapter.runs.run import learn
+from rmadapter.support.machine import versions
+from rmadapter.training.contract import Fitted, Known
+
+# with all domains of two sets, which count as one set each
+DOMAINS = {
+    "pacs": ("photo", "art_painting", "cartoon", "sketch"),
+    "office_caltech": ("web", "product", "desk"),
+}
+SETS = tuple(
+    dict.fromkeys(
+        name
+        for data in (*CHOOSE_ALL, *REPORT_ALL)
+        for name in (
+            [f"{data.split('/')[0]}/{domain}" for domain in DOMAINS[data.split("/")[0]]]
+            if "/" in data
+            else [data]
+        )
+    )
+)
+# name -> method and settings
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "zero-shot": ("zero-shot", {}),
+    "ridge": ("ridge", {}),
+    "neither": ("rmadapter", NO_REC | NO_CON),
+    "reconstruction": ("rmadapter", NO_CON),
+    "reconstruction, printed": ("rmadapter", {**NO_CON, "target": "output"}),
+    "constraint": ("rmadapter", NO_REC),
+    "both": ("rmadapter", {}),
+    "both, printed": ("rmadapter", {"target": "output"}),
+    "plus": ("rmadapter-plus", {}),
+    "mmrl": ("mmrl", {}),
+    "mma": ("mma", {}),
+    "mma-adamw": ("mma-adamw", {}),
+}
+SHARES = tuple(round(0.1 * step, 1) for step in range(11))  # of the trained model
+ERRORS = 3  # standard errors above chance, from which there is something to keep
+
+
+def permuted(images: ImageSet, draw: int) -> ImageSet:
+    """Return the images with their classes in an order that depends on the draw, so that the first
+    half of them is a random one."""
+    order = list(range(len(images.classes)))
+    random.Random(draw).shuffle(order)
+    place = {old: new for new, old in enumerate(order)}
+    return replace(
+        images,
+        classes=tuple(images.classes[i] for i in order),
+        written=tuple(images.written[i] for i in order),
+        labels=tuple(place[label] for label in images.labels),
+    )
+
+
+def drawn(lab: Lab, data: str, draw: int) -> str:
+    """Add a data set with its classes in the order of a draw to the lab, and return its name."""
+    name = f"{data}@{draw}"
+    lab.add(name, {part: permuted(images, draw) for part, images in lab.splits(data).items()})
+    return name
+
+
+# Measuring
+
+
+def above_chance(accuracy: float, images: int, classes: int) -> float:
+    """Return by how many standard errors of a guess an accuracy in % is above chance."""
+    chance = 1 / classes
+    return float((accuracy / 100 - chance) / np.sqrt(chance * (1 - chance) / images))
+
+
+def unit(lab: Lab, data: str, draw: int, backbone: str) -> dict[str, Any]:
+    """Ask the untouched backbone about both halves of a draw."""
+    common = {"backbone": backbone, "shots": 1, "seed": draw, "classes": "base"}
+    request = Request.make(common, "zero-shot", data=drawn(lab, data, draw))
+    line: dict[str, Any] = {"data": data, "draw": draw}
+    for question, images, _ in lab.tests(request.task):
+        fitted = ask_untouched(lab, request, images)
+        table = predict_all(
+            {"": fitted.score()}, fitted, lab.test_cache(request.task), images, draw
+        )
+        accuracy = metrics.accuracy(table[""].numpy(), images.labels)
+        z = above_chance(accuracy, len(images), len(images.classes))
+        line[question.name] = round(accuracy, 4)
+        line[f"{question.name}_errors"] = round(z, 2)
+    return line | {"keeps": line["novel_errors"] >= ERRORS}
+
+
+def ask_untouched(lab: Lab, request: Request, images: ImageSet) -> Fitted:
+    """Return zero-shot for the classes of the images."""
+    backbone = lab.backbone(request.task.backbone)
+    return ZeroShot().restore(backbone, Known(images.classes, request.task.templates), {})
+
+
+def trial(
+    lab: Lab, data: str, shots: int, draw: int, variant: str, backbone: str
+) -> dict[str, Any]:
+    """Train a variant on the first half of a draw's classes, and ask about all of them."""
+    method, settings = VARIANTS[variant]
+    common = {"backbone": backbone, "shots": shots, "seed": draw, "classes": "base", **settings}
+    request = Request.make(common, method, data=drawn(lab, data, draw))
+    task, few = request.task, lab.draw(request.task)
+    train, test = half(few.train, "base"), lab.splits(request.task.data)["test"]
+    started = time.monotonic()
+    fitted = learn(request.method, train, task, few, lab)
+    seconds = time.monotonic() - started
+    models = {
+        "ours": fitted.score(test.classes),
+        "untouched": ask_untouched(lab, request, test).score(test.classes),
+    }
+    tables = predict_all(models, fitted, lab.test_cache(task), test, draw)
+    line = {"data": data, "shots": shots, "draw": draw, "variant": variant}
+    line |= {"settings": settings, "trained": list(train.classes), "images": len(test)}
+    line |= measures(tables["ours"].numpy(), tables["untouched"].numpy(), test, len(train.classes))
+    return line | {"seconds": round(seconds, 2), "split": split_digest(few)}
+
+
+def measures(
+    ours: np.ndarray, untouched: np.ndarray, images: ImageSet, base: int
+) -> dict[str, Any]:
+    """Measure what probabilities [N, C] over all classes say, of which the first `base` were
+    trained.
+
+    frontier: [base, novel, joint] accuracy in % for each of SHARES of the trained model in a
+    logarithmic mix with the untouched one; base and novel among the classes of their half, joint
+    among all. confused: % of the base images that are answered with a novel class, and the other
+    way. auroc: of the probability that an image is of a trained class, in % (50: guessing).
+    """
+    labels, tiny = np.array(images.labels), 1e-30
+    of_base = labels < base
+    frontier = []
+    for share in SHARES:
+        table = share * np.log(ours + tiny) + (1 - share) * np.log(untouched + tiny)
+        right = (
+            table[of_base, :base].argmax(1) == labels[of_base],
+            table[~of_base, base:].argmax(1) == labels[~of_base] - base,
+            table.argmax(1) == labels,
+        )
+        frontier.append([round(100 * float(hits.mean()), 4) for hits in right])
+    answered_base = ours.argmax(1) < base
+    confused = (~answered_base[of_base], answered_base[~of_base])
+    return {
+        "frontier": frontier,
+        "confused": [round(100 * float(wrong.mean()), 4) for wrong in confused],
+        "auroc": round(100 * float(roc_auc_score(of_base, ours[:, :base].sum(1))), 4),
+    }
+
+
+# Tables
+
+
+def novel_at(frontier: Sequence[Sequence[float]], base: float) -> float:
+    """Return the largest novel accuracy on a frontier, with straight lines between its points,
+    where base accuracy is at least `base`; NaN if it never is."""
+    best = [novel for got, novel, *_ in frontier if got >= base]
+    for (one, first, *_), (two, second, *_) in itertools.pairwise(frontier):
+        if min(one, two) <= base <= max(one, two) and one != two:
+            best.append(first + (second - first) * (base - one) / (two - one))
+    return max(best, default=float("nan"))
+
+
+def at_equal_base(one: Line, other: Line) -> float:
+    """Return how much more novel accuracy one line has than another, both at the larger base
+    accuracy that both reach."""
+    level = min(max(base for base, *_ in line["frontier"]) for line in (one, other))
+    return novel_at(one["frontier"], level) - novel_at(other["frontier"], level)
+
+
+FIGURES: dict[str, Callable[[Line, Line], float]] = {
+    "base": lambda a, b: a["frontier"][-1][0] - b["frontier"][-1][0],
+    "novel": lambda a, b: a["frontier"][-1][1] - b["frontier"][-1][1],
+    "novel at equal base": at_equal_base,
+    "joint": lambda a, b: a["frontier"][-1][2] - b["frontier"][-1][2],
+}
+PAIRS = (
+    ("reconstruction", "neither"),
+    ("reconstruction, printed", "neither"),
+    ("constraint", "neither"),
+    ("both", "neither"),
+    ("both", "ridge"),
+    ("both", "mmrl"),
+    ("both", "mma-adamw"),
+    ("plus", "both"),
+    ("plus", "ridge"),
+)
+
+
+def differences(lines: Lines, figure: str) -> list[list[str]]:
+    """Compare each of PAIRS over data sets, whose domains and draws count as draws."""
+    runs = {(line["data"], line["draw"], line["variant"]): line for line in lines}
+    named: dict[str, list[list[float]]] = {}
+    for one, other in PAIRS:
+        sets: dict[str, list[float]] = {}
+        for data, draw, variant in runs:
+            if variant == one and (data, draw, other) in runs:
+                pair = (runs[data, draw, name] for name in (one, other))
+                sets.setdefault(data.split("/")[0], []).append(FIGURES[figure](*pair))
+        if sets:
+            named[f"{one} - {other}"] = [*sets.values()]
+    return [[name, *cells] for name, cells in with_verdicts(named, 1).items()]
+
+
+def means(lines: Lines) -> list[list[str]]:
+    """Average each variant over the data sets that all variants have."""
+    by_variant: dict[str, dict[str, list[list[float]]]] = {}
+    for line in lines:
+        figures = [*line["frontier"][-1], *line["confused"], line["auroc"]]
+        name = line["data"].split("/")[0]
+        by_variant.setdefault(line["variant"], {}).setdefault(name, []).append(figures)
+    if not by_variant:
+        return []
+    shared = set.intersection(*({*sets} for sets in by_variant.values()))
+    rows = []
+    for variant in (name for name in VARIANTS if name in by_variant):
+        per_set = [np.mean(by_variant[variant][name], axis=0) for name in sorted(shared)]
+        rows.append([variant, *(f"{value:.1f}" for value in np.mean(per_set, axis=0))])
+    return rows
+
+
+HEADS = ["base", "novel", "joint", "base as novel", "novel as base", "AUROC"]
+
+
+def tables(lines: Lines) -> dict[str, str]:
+    """Make the tables of docs/studies/keeping.md by name."""
+    found = {}
+    for title, sets in (("choosing", CHOOSE_ALL), ("reporting", REPORT_ALL)):
+        roots = {name.split("/")[0] for name in sets}
+        for shots in sorted({line["shots"] for line in lines}):
+            some = [
+                line
+                for line in lines
+                if line["shots"] == shots and line["data"].split("/")[0] in roots
+            ]
+            count = len({line["data"].split("/")[0] for line in some})
+            head = f"{count} sets, in %"
+            if some:
+                found[f"{title}: {shots} shots"] = markdown([head, *HEADS], means(some))
+            for figure in FIGURES:
+                rows = differences(some, figure)
+                if rows:
+                    name = f"{title}: {shots} shots, {figure}"
+                    found[name] = markdown([f"difference, {figure}", *TESTED], rows)
+    return found
+
+
+def main() -> None:
+    parser = make_parser(__doc__, SETS, seeds=False)
+    parser.add_argument("--question", choices=("units", "keeping"), required=True)
+    parser.add_argument("--units", type=Path, help="the lines of `units`; only what keeps is run")
+    parser.add_argument("--draws", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--shots", type=int, nargs="+", default=[4, 16])
+    parser.add_argument("--variants", nargs="+", default=[*VARIANTS], choices=VARIANTS)
+    parser.add_argument("--backbone", default="pocket")
+    parser.add_argument("--page", type=Path, help="put the tables into this page")
+    args = parser.parse_args()
+    lines = read_lines(args.out)
+    if args.tables:
+        show(tables(lines), args.page)
+        return
+    units = read_lines(args.units) if args.units else []
+    keeps = {(line["data"], line["draw"]) for line in units if line["keeps"]}
+    done = {(line["data"], line["draw"], line.get("shots"), line.get("variant")) for line in lines}
+    for data, draw in itertools.product(args.data, args.draws):
+        lab = Lab(root=args.root, keep=True, progress=False)
+        if args.question == "units" and (data, draw, None, None) not in done:
+            save(args.out, unit(lab, data, draw, args.backbone))
+        if args.question == "keeping" and (data, draw) in keeps:
+            for shots, variant in itertools.product(args.shots, args.variants):
+                if (data, draw, shots, variant) not in done:
+                    save(args.out, trial(lab, data, shots, draw, variant, args.backbone))
+
+
+def save(file: Path, line: Line) -> None:
+    append_lines(file, [{**line, "versions": versions()}])
+    print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
