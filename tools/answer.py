@@ -7,7 +7,9 @@ that they train, keep about others, and know about all of them together.
 
 `units` asks the untouched backbone about halves of the classes, drawn at random; nothing is
 trained. `keeping` trains each variant on one half, and asks about all classes in one list; what it
-gets right among the classes of each half follows from the same answers. A line is one draw of
+gets right among the classes of each half follows from the same answers. `--variants` of MECHANISM
+ask whether the paper's mechanism can work, `--base 10 25 50` trains on so many classes of the first
+half alone. A line is one draw of
 classes and images: a data set, a number of shots, a draw and a variant. Finished lines are kept:
 repeat the command to resume.
 """
@@ -21,10 +23,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
-from reconstruction import NO_CON, NO_REC
+import torch
+from mechanism import Prepared
+from reconstruction import NO_CON, NO_REC, READ, spread, subspace
 from sklearn.metrics import roc_auc_score
 from studies import (
     CHOOSE_ALL,
@@ -39,16 +44,19 @@ from studies import (
     show,
     with_verdicts,
 )
+from torch import Tensor
 
 from rmadapter import metrics
 from rmadapter.data.fewshot import half, split_digest
 from rmadapter.data.image_set import ImageSet
+from rmadapter.methods.rmadapter import RMAdapter
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.runs.evaluate import predict_all
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import learn
 from rmadapter.support.machine import versions
+from rmadapter.task import Task
 from rmadapter.training.contract import Fitted, Known
 
 # with all domains of two sets, which count as one set each
@@ -67,21 +75,30 @@ SETS = tuple(
         )
     )
 )
-# name -> method and settings
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "zero-shot": ("zero-shot", {}),
-    "ridge": ("ridge", {}),
-    "neither": ("rmadapter", NO_REC | NO_CON),
-    "reconstruction": ("rmadapter", NO_CON),
-    "reconstruction, printed": ("rmadapter", {**NO_CON, "target": "output"}),
-    "constraint": ("rmadapter", NO_REC),
-    "both": ("rmadapter", {}),
-    "both, printed": ("rmadapter", {"target": "output"}),
-    "plus": ("rmadapter-plus", {}),
-    "mmrl": ("mmrl", {}),
-    "mma": ("mma", {}),
-    "mma-adamw": ("mma-adamw", {}),
+# name -> method, settings, and how its adapters are prepared
+VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "zero-shot": ("zero-shot", {}, {}),
+    "ridge": ("ridge", {}, {}),
+    "neither": ("rmadapter", NO_REC | NO_CON, {}),
+    "reconstruction": ("rmadapter", NO_CON, {}),
+    "reconstruction, printed": ("rmadapter", {**NO_CON, "target": "output"}, {}),
+    "constraint": ("rmadapter", NO_REC, {}),
+    "both": ("rmadapter", {}, {}),
+    "both, printed": ("rmadapter", {"target": "output"}, {}),
+    "plus": ("rmadapter-plus", {}, {}),
+    "mmrl": ("mmrl", {}, {}),
+    "mma": ("mma", {}, {}),
+    "mma-adamw": ("mma-adamw", {}, {}),
 }
+KEEPING = tuple(VARIANTS)
+MECHANISM: dict[str, dict[str, Any]] = {
+    "as usual": {},
+    "principal directions": {"principal": True},
+    "branch first": {"steps": 2000},
+    "principal directions, branch first": {"principal": True, "steps": 2000},
+}
+VARIANTS |= {name: ("rmadapter", NO_CON, {"steps": 0, **how}) for name, how in MECHANISM.items()}
+KEY = ("data", "draw", "shots", "variant", "base")  # of a line
 SHARES = tuple(round(0.1 * step, 1) for step in range(11))  # of the trained model
 ERRORS = 3  # standard errors above chance, from which there is something to keep
 
@@ -100,11 +117,35 @@ def permuted(images: ImageSet, draw: int) -> ImageSet:
     )
 
 
-def drawn(lab: Lab, data: str, draw: int) -> str:
-    """Add a data set with its classes in the order of a draw to the lab, and return its name."""
-    name = f"{data}@{draw}"
-    lab.add(name, {part: permuted(images, draw) for part, images in lab.splits(data).items()})
+def drawn(lab: Lab, data: str, draw: int, base: int = 0) -> str:
+    """Add a data set with its classes in the order of a draw to the lab, and return its name.
+
+    base: leaves out the first half's other classes, and the second half from the images to train
+    on; 0 leaves nothing out.
+    """
+    name = f"{data}@{draw}" + f"#{base}" * bool(base)
+    splits = {part: permuted(images, draw) for part, images in lab.splits(data).items()}
+    if base:
+        first = half(splits["train"], "base").classes[:base]
+        second = half(splits["test"], "novel").classes
+        splits = {
+            "train": only(splits["train"], first),
+            "test": only(splits["test"], (*first, *second)),
+        }
+    lab.add(name, splits)
     return name
+
+
+def only(images: ImageSet, classes: Sequence[str]) -> ImageSet:
+    """Return the images of these classes, in this order of classes."""
+    place = {images.classes.index(name): i for i, name in enumerate(classes)}
+    part = images.subset(i for i, label in enumerate(images.labels) if label in place)
+    return replace(
+        part,
+        classes=tuple(classes),
+        written=tuple(images.written[old] for old in place),
+        labels=tuple(place[label] for label in part.labels),
+    )
 
 
 # Measuring
@@ -140,26 +181,51 @@ def ask_untouched(lab: Lab, request: Request, images: ImageSet) -> Fitted:
 
 
 def trial(
-    lab: Lab, data: str, shots: int, draw: int, variant: str, backbone: str
+    lab: Lab, data: str, shots: int, draw: int, variant: str, backbone: str, base: int = 0
 ) -> dict[str, Any]:
-    """Train a variant on the first half of a draw's classes, and ask about all of them."""
-    method, settings = VARIANTS[variant]
-    common = {"backbone": backbone, "shots": shots, "seed": draw, "classes": "base", **settings}
-    request = Request.make(common, method, data=drawn(lab, data, draw))
-    task, few = request.task, lab.draw(request.task)
-    train, test = half(few.train, "base"), lab.splits(request.task.data)["test"]
+    """Train a variant on the first half of a draw's classes, or on the first `base` of them, and
+    ask about these and the second half."""
+    name, settings, prepared = VARIANTS[variant]
+    common = {"backbone": backbone, "shots": shots, "seed": draw, **settings}
+    common["classes"] = "all" if base else "base"
+    request = Request.make(common, name, data=drawn(lab, data, draw, base))
+    task, few, method = request.task, lab.draw(request.task), request.method
+    if prepared:
+        assert isinstance(method, RMAdapter)
+        method = Prepared(method, **prepared)
+    train, test = half(few.train, task.classes), lab.splits(task.data)["test"]
     started = time.monotonic()
-    fitted = learn(request.method, train, task, few, lab)
-    seconds = time.monotonic() - started
+    fitted = learn(method, train, task, few, lab)
+    line: dict[str, Any] = {"data": data, "shots": shots, "draw": draw, "variant": variant}
+    line["base"] = base
+    line |= {"settings": settings | prepared, "seconds": round(time.monotonic() - started, 2)}
     models = {
         "ours": fitted.score(test.classes),
         "untouched": ask_untouched(lab, request, test).score(test.classes),
     }
     tables = predict_all(models, fitted, lab.test_cache(task), test, draw)
-    line = {"data": data, "shots": shots, "draw": draw, "variant": variant}
-    line |= {"settings": settings, "trained": list(train.classes), "images": len(test)}
     line |= measures(tables["ours"].numpy(), tables["untouched"].numpy(), test, len(train.classes))
-    return line | {"seconds": round(seconds, 2), "split": split_digest(few)}
+    if isinstance(method, Prepared):
+        novel = test.subset(i for i, label in enumerate(test.labels) if label >= len(train.classes))
+        line["explained"] = explained(lab, task, method.inner, fitted, novel)
+    line |= {"trained": list(train.classes), "images": len(test), "split": split_digest(few)}
+    return line
+
+
+@torch.no_grad()
+def explained(
+    lab: Lab, task: Task, method: RMAdapter, fitted: Fitted, images: ImageSet
+) -> float | None:
+    """Return the share of the variance of what the image adapters read that their reconstruction
+    explains, on some images of novel classes; None without reconstruction."""
+    model, tape = method.model(fitted.backbone), list[tuple[int, Tensor]]()
+    model.adapters.load_state_dict(dict(fitted.tensors))
+    pixels = lab.test_cache(task).tensors(spread(images, READ), 0, False)
+    with model.attached(tape) as clip:
+        clip.encode_image(torch.stack([pixels[i] for i in range(len(pixels))]).to(model.device))
+    each = [subspace(model.adapters.image[str(block)], x.flatten(0, -2)) for block, x in tape]
+    shares = [one["explained"] for one in each if "explained" in one]
+    return round(fmean(shares), 5) if shares else None
 
 
 def measures(
@@ -220,6 +286,7 @@ FIGURES: dict[str, Callable[[Line, Line], float]] = {
     "joint": lambda a, b: a["frontier"][-1][2] - b["frontier"][-1][2],
 }
 PAIRS = (
+    *((name, "neither") for name in MECHANISM),
     ("reconstruction", "neither"),
     ("reconstruction, printed", "neither"),
     ("constraint", "neither"),
@@ -296,7 +363,8 @@ def main() -> None:
     parser.add_argument("--units", type=Path, help="the lines of `units`; only what keeps is run")
     parser.add_argument("--draws", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--shots", type=int, nargs="+", default=[4, 16])
-    parser.add_argument("--variants", nargs="+", default=[*VARIANTS], choices=VARIANTS)
+    parser.add_argument("--variants", nargs="+", default=KEEPING, choices=VARIANTS)
+    parser.add_argument("--base", type=int, nargs="+", default=[0], help="classes to train on")
     parser.add_argument("--backbone", default="pocket")
     parser.add_argument("--page", type=Path, help="put the tables into this page")
     args = parser.parse_args()
@@ -306,15 +374,15 @@ def main() -> None:
         return
     units = read_lines(args.units) if args.units else []
     keeps = {(line["data"], line["draw"]) for line in units if line["keeps"]}
-    done = {(line["data"], line["draw"], line.get("shots"), line.get("variant")) for line in lines}
+    done = {tuple(line.get(name) for name in KEY) for line in lines}
     for data, draw in itertools.product(args.data, args.draws):
         lab = Lab(root=args.root, keep=True, progress=False)
-        if args.question == "units" and (data, draw, None, None) not in done:
+        if args.question == "units" and (data, draw, None, None, None) not in done:
             save(args.out, unit(lab, data, draw, args.backbone))
         if args.question == "keeping" and (data, draw) in keeps:
-            for shots, variant in itertools.product(args.shots, args.variants):
-                if (data, draw, shots, variant) not in done:
-                    save(args.out, trial(lab, data, shots, draw, variant, args.backbone))
+            for base, shots, variant in itertools.product(args.base, args.shots, args.variants):
+                if (data, draw, shots, variant, base) not in done:
+                    save(args.out, trial(lab, data, shots, draw, variant, args.backbone, base))
 
 
 def save(file: Path, line: Line) -> None:

@@ -68,7 +68,15 @@ def test_standard_errors_above_chance() -> None:
 def line(data: str, draw: int, variant: str, novel: float, **more: Any) -> dict[str, Any]:
     frontier = [[50.0, 60.0, 50.0], [80.0, novel, 60.0]]
     figures = {"confused": [1.0, 2.0], "auroc": 50.0, "frontier": frontier}
-    return {"data": data, "draw": draw, "variant": variant, "shots": 4, **figures, **more}
+    return {
+        "data": data,
+        "draw": draw,
+        "variant": variant,
+        "shots": 4,
+        "base": 0,
+        **figures,
+        **more,
+    }
 
 
 def test_domains_and_draws_of_one_set_count_once() -> None:
@@ -98,6 +106,8 @@ def test_a_trial_asks_about_all_classes_at_once(tiny_clip: Backbone) -> None:
     assert found["images"] == 8
     untouched = answer.trial(lab, "plain", 1, 2, "zero-shot", name)
     assert found["frontier"][0] == untouched["frontier"][0] == untouched["frontier"][-1]
+    few = answer.trial(lab, "plain", 1, 2, "ridge", name, base=1)
+    assert (few["trained"], few["images"]) == (found["trained"][:1], 6)
     asked = answer.unit(lab, "plain", 2, name)
     assert [asked["base"], asked["novel"]] == found["frontier"][0][:2]
     assert asked["keeps"] == (asked["novel_errors"] >= answer.ERRORS)

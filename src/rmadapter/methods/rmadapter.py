@@ -59,8 +59,11 @@ class RMAdapter(Method):
                 "alpha=0 trains nothing: the adapters' output would not count; give a number above "
                 "0"
             )
-        model = self.model(backbone, shots.seed)
-        count = prompts_each(shots.classes, shots.templates)
+        return self.train(self.model(backbone, shots.seed), shots)
+
+    def train(self, model: AdaptedCLIP, shots: Shots) -> Fitted:
+        """Train the adapters of a model on the shots."""
+        backbone, count = model.backbone, prompts_each(shots.classes, shots.templates)
         tokens, first = tokenize(backbone, shots.classes, shots.templates), model.first("image")
         text = model.frozen_text(tokens)
         features = torch.cat([chunk.features for chunk in text])
