@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shutil
+from html import unescape
 from html.parser import HTMLParser
 from itertools import product
 from pathlib import Path
@@ -23,6 +24,7 @@ from rmadapter.bench.leaderboard import (
     scatter,
     write_leaderboard,
 )
+from rmadapter.bench.published import contradictions, explained
 from rmadapter.bench.report.write import write_reports
 from rmadapter.cli.bench import _show
 from rmadapter.errors import UserError
@@ -242,6 +244,9 @@ def test_the_same_records_give_the_same_bytes_and_json(
     for name in ("index.html", "leaderboard.json", "records.jsonl"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
     assert found == json.loads((first / "leaderboard.json").read_text(encoding="utf-8"))
+    assert (found["contradictions"], found["explained"]) == (contradictions(), explained())
+    page = unescape((first / "index.html").read_text(encoding="utf-8"))
+    assert all(f"<li>{text}</li>" in page for text in (*contradictions(), *explained()))
     for _ in range(2):  # a page below its results does not stand in its own way
         assert rmadapter.json("leaderboard", results, "--out", results / "board") == found
     boards = [(board["protocol"], board["shots"], board["track"]) for board in found["boards"]]
@@ -301,6 +306,14 @@ def test_a_foreign_record_is_refused_in_a_sentence(
     (results / "theirs.jsonl").write_text(lines.get(text, text))
     refused(rmadapter("leaderboard", results, "--out", tmp_path / "out"), words)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_board_names_methods_that_are_not_written_from_their_code(tmp_path: Path) -> None:
+    runs = [record(name, "dtd", 1, {"base": 60.0, "novel": 50.0}) for name in ("mma", "cocoa-mix")]
+    found = write_leaderboard(write(tmp_path / "runs", *runs), tmp_path / "out")
+    [board] = found["boards"]
+    assert "cocoa-mix (" in str(board["notes"])
+    assert "cocoa-mix (from" in (tmp_path / "out/index.html").read_text(encoding="utf-8")
 
 
 def test_nothing_finished_is_no_leaderboard(tmp_path: Path) -> None:

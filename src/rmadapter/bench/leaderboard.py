@@ -17,7 +17,14 @@ from typing import TypeAlias, TypedDict
 
 from rmadapter.artifacts.record import Record, parse_record
 from rmadapter.bench.protocols import DOMAINS, PROTOCOLS
-from rmadapter.bench.published import AVERAGE, Figure, contradictions, published, sources
+from rmadapter.bench.published import (
+    AVERAGE,
+    Figure,
+    contradictions,
+    explained,
+    published,
+    sources,
+)
 from rmadapter.bench.report import paper
 from rmadapter.bench.report.format import Cell
 from rmadapter.bench.report.groups import (
@@ -32,7 +39,14 @@ from rmadapter.bench.report.groups import (
 )
 from rmadapter.bench.report.read import RECORDS, fault, lines, read_records
 from rmadapter.bench.report.stats import LEVEL, Ranks, rank_methods
-from rmadapter.bench.report.tables import AVERAGES, Column, columns_of, counted, row_uses
+from rmadapter.bench.report.tables import (
+    AVERAGES,
+    Column,
+    columns_of,
+    counted,
+    not_from_code,
+    row_uses,
+)
 from rmadapter.data.catalog.sets import ELEVEN
 from rmadapter.errors import UserError
 from rmadapter.methods.uses import TRACKS, UNKNOWN
@@ -258,11 +272,12 @@ def comparable(record: Record, metric: str = "") -> bool:
 
 
 class Leaderboard(TypedDict):
-    """The content of leaderboard.json."""
+    """The content of leaderboard.json. contradictions, explained: see `published`."""
 
     runs: int
     boards: list[dict[str, object]]
     contradictions: list[str]
+    explained: list[str]
 
 
 def write_leaderboard(results: Path, out: Path) -> Leaderboard:
@@ -290,6 +305,7 @@ def write_leaderboard(results: Path, out: Path) -> Leaderboard:
         "runs": len(records),
         "boards": [_to_json(table) for table in tables],
         "contradictions": contradictions(),
+        "explained": explained(),
     }
     with exclusive(out):  # two at once would mix their files
         write_text(out / RECORDS, "".join(record.line() for record in records))
@@ -310,6 +326,7 @@ def _to_json(table: Standings) -> dict[str, object]:
         "heads": table.heads,
         "columns": table.columns,
         "datasets": table.sets,
+        "notes": not_from_code(group),
         "standings": [asdict(row) for row in table.rows],
         "lines": [asdict(result) for result in table.results],
     }
@@ -332,7 +349,7 @@ def _html(tables: Sequence[Standings], runs: int) -> str:
             "table": table,
             "about": _about(table),
             "plot": scatter(table),
-            "ranking": _ranking(table),
+            "ranking": " ".join(filter(None, [_ranking(table), *not_from_code(table.group)])),
         }
         for table in tables
     ]
@@ -343,6 +360,7 @@ def _html(tables: Sequence[Standings], runs: int) -> str:
         entries=entries,
         printed=printed_averages(),
         contradictions=contradictions(),
+        explained=explained(),
         script=script,
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )

@@ -109,6 +109,16 @@ USES: Mapping[str, Uses] = {
     ),
 }
 
+# Methods of papers that are not written from their authors' code, and what they are written from.
+NOT_FROM_CODE: Mapping[str, str] = {
+    "rmadapter": "from the paper, as no code was released, with settings of this project",
+    "rmadapter-paper": "from the paper, as no code was released, with settings of MMA and "
+    "PromptSRC",
+    "cocoa-mix": "from the abstract and a summary of the equations, as no code was released",
+    "skip-tuning": "from the abstract and notes on the paper, with optimiser, rate, epochs and "
+    "weight decay of this project",
+}
+
 # In the order of their cost, and then of their groups in docs/methods.md.
 ABOUT: Mapping[str, About] = {
     "zero-shot": About(

@@ -37,7 +37,7 @@ from rmadapter.bench.report.stats import (
     rank_methods,
     rank_table,
 )
-from rmadapter.methods.uses import PUBLISHED, TRACKS, TUNED, UNKNOWN, Uses, uses_of
+from rmadapter.methods.uses import NOT_FROM_CODE, PUBLISHED, TRACKS, TUNED, UNKNOWN, Uses, uses_of
 from rmadapter.support.html import duration
 
 PRINTED = ", as printed"
@@ -177,11 +177,24 @@ def _means(
     )
     reason = "; ".join(filter(None, reasons))
     dashes = [f"–: {reason}."] if reason else []
-    footnotes = (MEAN_NOTE, *notes, *dashes, *_paper_notes(group, rows, block))
+    footnotes = (
+        MEAN_NOTE, *notes, *dashes, *not_from_code(group), *_paper_notes(group, rows, block),
+    )  # fmt: skip
     heads = (first_column(group), *(column.head for column in columns))
     name = f"{group.slug}-{'average' if seeds is not None else slug(datasets[0])}"
     rows = [*mark_best(rows), _chance_row(used, columns, datasets)]
     return Table(name, title, heads, tuple(rows), facts(group, used), footnotes)
+
+
+def not_from_code(group: Group) -> list[str]:
+    """Write a note on the methods of a group that are not written from their authors' code."""
+    methods = {record.method.name: record.method.title for record in group.records}
+    texts = [
+        f"{title or name} ({NOT_FROM_CODE[name]})"
+        for name, title in methods.items()
+        if name in NOT_FROM_CODE
+    ]
+    return [f"Not written from the authors' code: {'; '.join(texts)}."] if texts else []
 
 
 def _chance_row(
@@ -299,7 +312,7 @@ def _pair_tables(group: Group) -> list[Table]:
         if label in pairs
     ]
     name, title = f"{group.slug}-pairs", f"{first} minus the others, in points"
-    notes = (PAIR_NOTE, *other_images(group))
+    notes = (PAIR_NOTE, *other_images(group), *not_from_code(group))
     return [Table(name, title, PAIR_HEADS, tuple(lines), facts(group, group.records), notes)]
 
 
@@ -341,10 +354,12 @@ def rankings(group: Group, columns: Sequence[Column] | None = None) -> dict[Colu
 def _rank_tables(group: Group) -> list[Table]:
     first = first_column(group)
     about = facts(group, group.records)
-    return [
+    tables = [
         rank_table(ranks, f"{group.slug}-ranks-{slug(column.head)}", column.head, first, about)
         for column, ranks in rankings(group).items()
     ]
+    notes = not_from_code(group)
+    return [replace(table, footnotes=(*table.footnotes, *notes)) for table in tables]
 
 
 def _cost_table(group: Group) -> Table:
