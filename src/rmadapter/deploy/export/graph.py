@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -157,23 +156,17 @@ def write_torch(program: torch.export.ExportedProgram, file: Path) -> None:
     """Write torch's graph, without the example inputs that torch would pickle. Raises OSError."""
     program.example_inputs = None
     content = io.BytesIO()
-    with _written_by_a_library(), silenced(logging.WARNING, output=True):
-        # On a full disk, torch's writer of files ends the process, so its space is reserved.
-        # In memory the members have other names, so only the size is used.
-        torch.export.save(program, content)
-        file.touch()
-        reserve(file, content.tell() + SPARE)
-        del content
-        torch.export.save(program, file)
-
-
-@contextmanager
-def _written_by_a_library() -> Iterator[None]:
-    """Raise OSError where a library's writer raises RuntimeError, as on a full disk."""
     try:
-        yield
+        with silenced(logging.WARNING, output=True):
+            # On a full disk, torch's writer of files ends the process, so its space is reserved.
+            # In memory the members have other names, so only the size is used.
+            torch.export.save(program, content)
+            file.touch()
+            reserve(file, content.tell() + SPARE)
+            del content
+            torch.export.save(program, file)
     except RuntimeError as error:
-        raise OSError(f"is the disk full? {error}") from error
+        raise OSError(str(error)) from error
 
 
 def write_litert(fitted: Fitted, names: Sequence[str], file: Path) -> None:
@@ -184,9 +177,7 @@ def write_litert(fitted: Fitted, names: Sequence[str], file: Path) -> None:
     def convert(module: Answers, pixels: Tensor, batch: BatchAxis) -> Any:
         return litert_torch.convert(module, (pixels[:1],))
 
-    converted = _traced(Answers(fitted, names), convert, "a LiteRT graph")
-    with _written_by_a_library():
-        converted.export(str(file))
+    _traced(Answers(fitted, names), convert, "a LiteRT graph").export(str(file))
 
 
 def write_openvino(folder: Path, precision: str) -> None:
@@ -201,10 +192,12 @@ def write_openvino(folder: Path, precision: str) -> None:
     if precision == "int8":
         model = _in_8_bits(model)
     model.set_rt_info("bf16" if precision == "bf16" else "f32", HINT)
-    with _written_by_a_library():
+    try:
         openvino.save_model(
             model, folder / OPENVINO, compress_to_fp16=precision in ("fp16", "bf16")
         )
+    except RuntimeError as error:  # such as a full disk
+        raise OSError(str(error)) from error
     for file in (GRAPH, BESIDE):
         (folder / file).unlink(missing_ok=True)
 
