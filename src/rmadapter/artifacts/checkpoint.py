@@ -24,6 +24,7 @@ from rmadapter.artifacts.record import (
     Model,
     Record,
     Transform,
+    check_weights,
     read_model,
     read_record,
 )
@@ -207,12 +208,6 @@ def load(
     fitted = _restore(folder, with_settings, loaded, known, tensors)
     fitted = replace(fitted, temperature=model.temperature)
     return Saved(fitted, model.labels, name, model.names or model.classes)
-
-
-def check_weights(run: RunFolder, model: Model) -> None:
-    """Raise UserError if the weights are not those that the model was saved with."""
-    if sha256(run.weights) != model.sha256:
-        raise UserError(f"{run.weights}: does not match {run.model.name}; the folder is damaged")
 
 
 def _restore(

@@ -21,12 +21,13 @@ from pydantic import (
     model_validator,
 )
 
+from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.errors import UserError, first_fault, is_text
 from rmadapter.methods import changed_settings, name_with_settings
 from rmadapter.methods.uses import Uses
 from rmadapter.metrics import harmonic_mean, sure_from
 from rmadapter.settings import MOST_NUMBER, MOST_PARTS, MOST_WHOLE
-from rmadapter.support.files import read_json, read_text, write_text
+from rmadapter.support.files import read_json, read_text, sha256, write_text
 from rmadapter.task import Question, Task, check_templates
 
 if TYPE_CHECKING:
@@ -433,3 +434,9 @@ def read_model(file: Path) -> Model:
     except ValidationError as error:
         place, reason = first_fault(error)
         raise UserError(f"{file}: not a model of this version ({place}: {reason})") from None
+
+
+def check_weights(run: RunFolder, model: Model) -> None:
+    """Raise UserError if the weights are not those that the model was saved with."""
+    if sha256(run.weights) != model.sha256:
+        raise UserError(f"{run.weights}: does not match {run.model.name}; the folder is damaged")

@@ -18,13 +18,14 @@ from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
-from rmadapter.artifacts.checkpoint import EXAMPLES, check_weights, config_of, read_tensors, to_half
+from rmadapter.artifacts.checkpoint import EXAMPLES, config_of, read_tensors, to_half
 from rmadapter.artifacts.record import (
     BackboneName,
     Choice,
     MethodName,
     Model,
     Record,
+    check_weights,
     read_model,
     read_record,
 )  # fmt: skip

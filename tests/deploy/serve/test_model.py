@@ -279,6 +279,21 @@ def test_changed_custom_method_is_exported_again(
     assert cached_export(tmp_path / "run", options) != first
 
 
+def test_half_saved_run_is_refused_although_its_export_is_cached(
+    finished: Path, tiny_clip: Backbone, tmp_path: Path, cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(exporting, "export", lambda folder, saved, place, **_: place.mkdir())
+    run = copied(finished, tmp_path / "run")
+    options = ServeOptions(run, "onnx", 1, tiny_clip.name)
+    assert cached_export(run, options) == cached_export(run, options)
+    (run / "SHA256SUMS").unlink()  # first of all
+    assert cached_export(run, options)
+    (run / "model.safetensors").write_bytes(b"of the next model")
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        cached_export(run, options)
+
+
 def test_damaged_run_is_not_exported(finished: Path, tiny_clip: Backbone, tmp_path: Path) -> None:
     run = copied(finished, tmp_path / "run")
     (run / "model.safetensors").write_bytes(b"x")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import numpy as np
 
-from rmadapter.artifacts.record import Record, read_model, read_record
+from rmadapter.artifacts.record import Record, check_weights, read_model, read_record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.deploy.export import FACTS
 from rmadapter.deploy.export.runtime import ENGINES, GRAPH, LITERT, OPENVINO, TORCH, Model
@@ -219,14 +219,16 @@ def cached_export(folder: Path, options: ServeOptions) -> Path:
 
     Raises UserError as `checkpoint.load` and `export`.
     """
-    if not RunFolder(folder).model.is_file():
+    run = RunFolder(folder)
+    if not run.model.is_file():
         raise UserError(
             f"{folder}: not a run that --engine {options.engine} can serve; `rmadapter fit` makes "
             "one"
         )
     check_sums(folder)
+    check_weights(run, read_model(run.model))  # while it is being saved, there are no sums
     # model.json holds the digests of the weights and of the backbone
-    words = [sha256(RunFolder(folder).model), options.engine, metadata.version("rmadapter")]
+    words = [sha256(run.model), options.engine, metadata.version("rmadapter")]
     code = user_path(options.method.rpartition(":")[0])  # the file of a custom method
     if options.method and code.is_file():
         words.append(sha256(code))
