@@ -339,10 +339,11 @@ def kill_runs(
 def kill_kind(
     kind: Kind, folder: Path, rng: random.Random, count: int, seconds: float
 ) -> dict[str, object]:
-    """Kill runs of one kind until `count` kills have hit, and begin none after some seconds; return
-    its row."""
-    faults, end = Counter[str](), time.monotonic() + seconds
+    """Kill runs of one kind until `count` kills have hit, and begin none some seconds after the
+    undisturbed run; return its row."""
+    faults = Counter[str]()
     reference = run_undisturbed(kind, folder)
+    end = time.monotonic() + seconds
     hits = runs = 0
     while hits < count and time.monotonic() < end:
         runs, before = runs + 1, faults.total()
@@ -366,7 +367,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of signals and moments")
     parser.add_argument("--only", default="", help="kinds of runs whose name begins so")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no run after them")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="of kills, for all kinds")
     options = parser.parse_args()
     rows = kill_runs(options.count, options.seed, options.only, options.minutes)
     if options.json:
