@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import zipfile
@@ -66,6 +67,21 @@ def test_moved_cache_still_works_and_open_clip_reads_it_alone(
     with torch.inference_mode():
         assert_same_float32(plain.eval().encode_image(images), pocket.model.encode_image(images))
     assert str(transform) == str(pocket.preprocess)
+
+
+@pytest.mark.slow
+def test_a_shared_cache_is_readable_by_others(
+    pocket: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Built by pip's own cache."""
+    monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path))
+    mask = os.umask(0o022)
+    try:
+        folder = module.pocket_folder()
+    finally:
+        os.umask(mask)
+    for path in folder.rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o755 if path.is_dir() else 0o644), path
 
 
 @pytest.mark.parametrize("file", ["open_clip_model.safetensors", "vocab.txt"])

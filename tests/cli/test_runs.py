@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 import shlex
 import shutil
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,19 @@ def small_options(method: str, **more: object) -> list[object]:
 
 
 # Fit and eval
+
+
+@pytest.mark.parametrize(
+    ("method", "setting"), [("rmadapter", "alpha=1e30"), ("linear-probe", "C=1e300")]
+)
+def test_a_setting_that_no_record_holds_is_refused_first(
+    rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone, method: str, setting: str
+) -> None:
+    """Not after the training, when the record is written."""
+    options = [*small_options(method), "--set", setting]
+    answer = rmadapter(*fit_command(colors, tiny_clip, tmp_path / "run", *options))
+    refused(answer, setting.partition("=")[0])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("method", slow_except(METHODS, "zero-shot", "coop", "rmadapter"))
@@ -450,3 +465,21 @@ def test_a_thousand_classes(tiny_clip: Backbone, method: str) -> None:
     done = run_task(wanted.task, wanted.method, lab, method)
     assert done.record.scores[0].classes == 1000
     assert len(done.fitted.trained.history) >= 4
+
+
+def test_files_of_a_run_are_as_readable_as_the_umask_lets_them(
+    rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone
+) -> None:
+    out, mask = tmp_path / "runs/first", 0o027  # neither private nor as usual
+    before = os.umask(mask)
+    try:
+        rmadapter.done(*fit_command(colors, tiny_clip, out, *small_options("linear-probe")))
+        answers = ["--out", tmp_path / "runs/answers.csv", *backbone_option(out)]
+        rmadapter.done("predict", out, colors / "test/red", *answers)
+    finally:
+        os.umask(before)
+    made = [tmp_path / "runs", *(tmp_path / "runs").rglob("*")]
+    assert {"model.safetensors", "run.json", "answers.csv"} <= {path.name for path in made}
+    for path in made:
+        whole = 0o777 if path.is_dir() else 0o666
+        assert stat.S_IMODE(path.stat().st_mode) == whole & ~mask, path

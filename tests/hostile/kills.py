@@ -52,6 +52,7 @@ FAULTS = (
 FITTED = ("model.safetensors", "history.csv", "split.json", "config.yaml")
 EXPORTED = ("model.onnx", "labels.json", "preprocess.json", "predict.py", "SHA256SUMS")
 CONVERTED = ("open_clip_model.safetensors", "open_clip_config.json", "SHA256SUMS")
+ALL = ("**/[!.]*",)  # not pocket's .checked, which holds times of its files
 TRIED = ("best.yaml", "tune.svg")
 SERVED = ("answers.json", "serve/*/model.onnx", "serve/*/preprocess.json", "run/*")
 DAY = 86_400  # seconds
@@ -69,8 +70,9 @@ IMPORTED = (
 @dataclass(frozen=True)
 class Kind:
     """A command without its folder, which the option or variable `place` names. prepare: called
-    before it with that folder and the log. equal: patterns of files that must be equal bit for bit.
-    whole: whether the folder is complete or absent, and never resumed."""
+    before it with that folder and the log. equal: patterns of files that must be equal bit for bit;
+    without, the scores of all records must be equal. whole: whether the folder is complete or
+    absent, and never resumed."""
 
     name: str
     words: tuple[str, ...]
@@ -225,15 +227,13 @@ def records(out: Path) -> dict[str, bytes]:
 
 def result(kind: Kind, out: Path) -> object:
     """Return what no kill may change: digests of files, or the scores of every record."""
-    if kind.place == "--out" and not kind.equal:
+    if not kind.equal:
         scores = {name: read_record(out / name) for name in sorted(records(out))}
         return [(name, record.key, record.scores) for name, record in scores.items()]
     digests = {}
-    for path in [path for pattern in kind.equal or ("**/*",) for path in out.glob(pattern)]:
+    for path in [path for pattern in kind.equal for path in out.glob(pattern)]:
         if path.is_file():
-            content = path.read_bytes()
-            if not kind.equal:  # a model folder names its own place
-                content = content.replace(str(out).encode(), b"")
+            content = path.read_bytes().replace(str(out).encode(), b"")  # pocket names its place
             digests[path.relative_to(out).as_posix()] = hashlib.sha256(content).hexdigest()
     return digests
 
@@ -308,10 +308,12 @@ def all_kinds(root: Path, only: str) -> Iterator[list[Kind]]:
             kinds.append(Kind("convert", words, equal=CONVERTED, whole=True))
         if "data".startswith(only):
             prepare = stack.enter_context(offline.data_set())
-            kinds.append(Kind("data", ("data", "eurosat", "--download"), "--root", prepare))
+            words = ("data", "eurosat", "--download")
+            kinds.append(Kind("data", words, "--root", prepare, ALL))
         if "pocket".startswith(only):
             words = ("params", "--backbone", "pocket", "--classes", "2")
-            kinds.append(Kind("pocket", words, "RMADAPTER_CACHE", offline.wheels(root / "wheels")))
+            prepare = offline.wheels(root / "wheels")
+            kinds.append(Kind("pocket", words, "RMADAPTER_CACHE", prepare, ALL))
         yield [kind for kind in kinds if kind.name.startswith(only)]
 
 

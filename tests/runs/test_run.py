@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -19,6 +20,8 @@ from rmadapter.bench.protocols import expand
 from rmadapter.bench.runner import run_all
 from rmadapter.data.fewshot import FewShot
 from rmadapter.data.read import ImageSet, load_image, read_images
+from rmadapter.errors import UserError
+from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.methods.rmadapter import RMAdapter
 from rmadapter.runs.evaluate import evaluate
 from rmadapter.runs.fit import fit
@@ -55,6 +58,12 @@ def test_each_question_is_tested_on_its_images() -> None:
     assert lengths({**splits, "test": images()}, "all") == {"all held out": 1}
     assert lengths({"train": images(0, 1, 2, 2)}, "base") == {"novel held out": 1}
     assert lengths({"train": images(0, 1, 2)}, "base") == {}
+
+
+def test_a_method_that_no_record_holds_is_refused_before_images_are_read() -> None:
+    """One made in Python, whose settings nobody has checked."""
+    with pytest.raises(UserError, match="C=1e"):
+        run_task(Task(data="nowhere"), LinearProbe(C=1e300), Lab(progress=False), "linear-probe")
 
 
 def test_a_bench_and_a_fit_of_the_same_task_give_the_same_metrics(

@@ -75,6 +75,9 @@ def test_folders_without_samples_are_not_recognised(tmp_path: Path) -> None:
     ("name", "content", "words"),
     [
         ("a.cls", b"2", r"a\.cls: class 2 is not among the 2 lines"),
+        ("a.cls", b"9" * 5000, r"a\.cls: class 9{20} is not among the 2 lines"),
+        ("a.json", b'{"label": %s}' % (b"9" * 4000), r"a\.json: class 9{20} is not among"),
+        ("a.json", b'{"label": %s}' % (b"9" * 5000), r"a\.json: not readable JSON"),
         ("a.cls", b"\xff", r"a\.cls: not a readable text"),
         ("a.json", b"[1]", r"a\.json: \[1\] has none of the fields label"),
         ("a.json", b'{"label": ["cat", "dog"]}', r"a\.json: \['cat', 'dog'\] is not one class"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -149,6 +151,35 @@ def test_torch_graph_on_a_full_disk_gives_an_error(tiny_clip: Backbone, tmp_path
         finally:
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_openvino_on_a_full_disk_gives_an_error(tiny_clip: Backbone, tmp_path: Path) -> None:
+    """At the start of the weights and at their end."""
+    pytest.importorskip("openvino", reason="pip install 'rmadapter[openvino]'")
+    model = graph.trace(zero_shot(tiny_clip), ("cat", "dog"))
+    graph.write(model, tmp_path / graph.GRAPH)
+    graph.write_openvino(tmp_path, "fp32")
+    size = (tmp_path / graph.WEIGHTS).stat().st_size
+    for limit in (1000, size - 1):
+        graph.write(model, tmp_path / graph.GRAPH)
+        with limited_file_size(limit), pytest.raises(OSError, match="disk"):
+            graph.write_openvino(tmp_path, "fp32")
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("no space"), OSError("no space")])
+def test_litert_on_a_full_disk_gives_an_error(
+    tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    """By a stand-in for the library, whose newer versions write files in C++."""
+
+    class Converted:
+        def export(self, path: str) -> None:
+            raise fault
+
+    library = SimpleNamespace(convert=lambda module, pixels: Converted())
+    monkeypatch.setitem(sys.modules, "litert_torch", library)
+    with pytest.raises(OSError, match="no space"):
+        graph.write_litert(zero_shot(tiny_clip), ("cat", "dog"), tmp_path / "model.tflite")
 
 
 @pytest.mark.slow
