@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -156,17 +157,23 @@ def write_torch(program: torch.export.ExportedProgram, file: Path) -> None:
     """Write torch's graph, without the example inputs that torch would pickle. Raises OSError."""
     program.example_inputs = None
     content = io.BytesIO()
+    with _written_by_a_library(), silenced(logging.WARNING, output=True):
+        # On a full disk, torch's writer of files ends the process, so its space is reserved.
+        # In memory the members have other names, so only the size is used.
+        torch.export.save(program, content)
+        file.touch()
+        reserve(file, content.tell() + SPARE)
+        del content
+        torch.export.save(program, file)
+
+
+@contextmanager
+def _written_by_a_library() -> Iterator[None]:
+    """Raise OSError where a library's writer raises RuntimeError, as on a full disk."""
     try:
-        with silenced(logging.WARNING, output=True):
-            # On a full disk, torch's writer of files ends the process, so its space is reserved.
-            # In memory the members have other names, so only the size is used.
-            torch.export.save(program, content)
-            file.touch()
-            reserve(file, content.tell() + SPARE)
-            del content
-            torch.export.save(program, file)
+        yield
     except RuntimeError as error:
-        raise OSError(str(error)) from error
+        raise OSError(f"is the disk full? {error}") from error
 
 
 def write_litert(fitted: Fitted, names: Sequence[str], file: Path) -> None:
@@ -177,7 +184,9 @@ def write_litert(fitted: Fitted, names: Sequence[str], file: Path) -> None:
     def convert(module: Answers, pixels: Tensor, batch: BatchAxis) -> Any:
         return litert_torch.convert(module, (pixels[:1],))
 
-    _traced(Answers(fitted, names), convert, "a LiteRT graph").export(str(file))
+    converted = _traced(Answers(fitted, names), convert, "a LiteRT graph")
+    with _written_by_a_library():
+        converted.export(str(file))
 
 
 def write_openvino(folder: Path, precision: str) -> None:
@@ -192,12 +201,10 @@ def write_openvino(folder: Path, precision: str) -> None:
     if precision == "int8":
         model = _in_8_bits(model)
     model.set_rt_info("bf16" if precision == "bf16" else "f32", HINT)
-    try:
+    with _written_by_a_library():
         openvino.save_model(
             model, folder / OPENVINO, compress_to_fp16=precision in ("fp16", "bf16")
         )
-    except RuntimeError as error:  # such as a full disk
-        raise OSError(str(error)) from error
     for file in (GRAPH, BESIDE):
         (folder / file).unlink(missing_ok=True)
 
