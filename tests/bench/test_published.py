@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 from importlib.resources import files
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
@@ -161,3 +162,15 @@ def test_a_printed_figure_outside_the_interval_of_several_reruns_is_a_contradict
 def test_figures_of_unknown_backbones_do_not_contradict_each_other() -> None:
     unknown = [figure(50.0, backbone=""), figure(60.0, backbone="", source="rvp")]
     assert contradictions(unknown) == []
+
+
+def test_the_page_counts_what_there_is() -> None:
+    page = (Path(__file__).parents[2] / "docs/studies/leaderboard.md").read_text(encoding="utf-8")
+    ours = sum(f.source == "rmadapter" for f in published())
+    numbers = [len(published()) - ours, len(published()), len(contradictions()), len(explained())]
+    words = (
+        "has {:,} figures of other papers", "they are {:,}.", "finds {} contradictions",
+        "explains {} more",
+    )  # fmt: skip
+    for text, number in zip(words, numbers, strict=True):
+        assert text.format(number) in page
