@@ -45,6 +45,7 @@ Task: TypeAlias = tuple[str, int, int]  # data set, shots, seed
 Tasks: TypeAlias = Mapping[Task, Mapping[str, Line]]  # lines by method
 
 AUTO, BEST = "auto", "best in hindsight"
+ERRORS = ("error", "error_untouched", "error_best", "error_by_chance")
 SAID, ASKED = 0.6, 0.9  # a probability, and a share of right answers
 
 
@@ -97,9 +98,9 @@ def measure(lab: Lab, data: str, shots: int, seed: int, whole: bool) -> list[dic
 def trust(
     table: np.ndarray, labels: np.ndarray, temperature: float | None, held_out: HeldOut | None
 ) -> dict[str, Any]:
-    """Return the calibration error on test images at a temperature, at 1 and at the best one; and
-    how many answers, and right ones, have the probability SAID, and are sure if ASKED is asked for.
-    """
+    """Return the calibration error on test images at a temperature, at 1 and at the best one, and
+    what so many images would show of a model that says exactly how often it is right; and how many
+    answers, and right ones, have the probability SAID, and are sure if ASKED is asked for."""
     right = table.argmax(1) == labels
     sure = metrics.tempered(table, temperature or 1).max(1)
     best = metrics.tempered(table, metrics.temperature(table, labels)).max(1)
@@ -111,9 +112,18 @@ def trust(
         "error": metrics.calibration_error(sure, right),
         "error_untouched": metrics.calibration_error(table.max(1), right),
         "error_best": metrics.calibration_error(best, right),
+        "error_by_chance": by_chance(sure),
         "said": [int(said.sum()), int(right[said].sum())],
         "asked": [int(asked.sum()), int(right[asked].sum())],
     }
+
+
+def by_chance(sure: np.ndarray, draws: int = 200) -> float:
+    """Return the mean calibration error where answers with these probabilities [N] are right just
+    as often; it is above 0 because N is finite."""
+    rng = np.random.default_rng(0)
+    errors = (metrics.calibration_error(sure, rng.random(len(sure)) < sure) for _ in range(draws))
+    return round(fmean(errors), 4)
 
 
 # Tables
@@ -161,12 +171,13 @@ def accuracy_table(tasks: Tasks) -> str:
 def trust_table(tasks: Tasks) -> str:
     """Show how far the probabilities of `AUTO` can be trusted: calibration errors, averaged over
     sets, and shares of all answers that are sure and of these that are right."""
-    heads = ["shots", "calibration error", "before", "at best", f"said {SAID:.0%}", "right"]
+    heads = ["shots", "calibration error", "before", "at best", "by chance"]
+    heads += [f"said {SAID:.0%}", "right"]
     heads += [f"asked {ASKED:.0%}", "right"]
     rows = []
     for few in sorted({few for _, few, _ in tasks}):
         lines = [of[AUTO] for (_, shots, _), of in tasks.items() if shots == few]
-        cells = [mean_over_sets(lines, key) for key in ("error", "error_untouched", "error_best")]
+        cells = [mean_over_sets(lines, key) for key in ERRORS]
         for key in ("said", "asked"):
             sure, right = (sum(line[key][i] for line in lines) for i in (0, 1))
             cells += [f"{100 * sure / sum(line['images'] for line in lines):.0f} %"]
@@ -176,7 +187,9 @@ def trust_table(tasks: Tasks) -> str:
 
 
 def mean_over_sets(lines: Lines, key: str) -> str:
-    """Return the mean of the means of the sets."""
+    """Return the mean of the means of the sets; – if a line lacks the figure."""
+    if not all(key in line for line in lines):
+        return "–"
     values: dict[str, list[float]] = defaultdict(list)
     for line in lines:
         values[line["data"]].append(line[key])

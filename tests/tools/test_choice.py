@@ -19,7 +19,7 @@ def task(data: str, shots: int, chosen: int, tests: list[float]) -> list[dict[st
     rates = [*tests, *[10.0] * (len(CANDIDATES) - len(tests))]
     common = {"data": data, "shots": shots, "seed": 1, "images": 40}
     common |= {"said": [20, 15], "asked": [0, 0], "error": 5.0 + shots}
-    common |= {"error_untouched": 20.0, "error_best": 4.0}
+    common |= {"error_untouched": 20.0, "error_best": 4.0, "error_by_chance": 3.0}
     lines = [
         {**common, "method": name, "test": rate, "chosen": place == chosen}
         for place, (name, rate) in enumerate(zip(CANDIDATES, rates, strict=True))
@@ -53,8 +53,20 @@ def test_a_set_counts_once_with_the_mean_of_its_tasks() -> None:
 
 def test_sure_answers_are_counted_over_all_tasks() -> None:
     [row] = choice.trust_table(choice.by_task(LINES, ["food"])).splitlines()[2:]
-    cells = ["4", "9.0", "20.0", "4.0", "50 %", "75 %", "0 %", "–"]
+    cells = ["4", "9.0", "20.0", "4.0", "3.0", "50 %", "75 %", "0 %", "–"]
     assert row == f"| {' | '.join(cells)} |"
+    older = [
+        {key: value for key, value in line.items() if key != "error_by_chance"} for line in LINES
+    ]
+    [row] = choice.trust_table(choice.by_task(older, ["food"])).splitlines()[2:]
+    assert " | 4.0 | – | 50 % | " in row
+
+
+def test_few_images_show_an_error_of_a_model_that_makes_none() -> None:
+    few, many = (choice.by_chance(np.linspace(0.3, 0.9, count)) for count in (50, 5000))
+    assert many < 2 < 10 < few
+    # one bin: the mean distance of a share of n from its expectation
+    assert choice.by_chance(np.full(100, 0.5), 2000) == pytest.approx(100 * 0.0796 / 2, rel=0.05)
 
 
 def test_trust_is_measured_at_the_models_own_temperature() -> None:
