@@ -38,9 +38,10 @@ def parquet_batches(
     path: Path, columns: Sequence[str] | None, budget: Budget
 ) -> Iterator[RecordBatch]:  # fmt: skip
     """Yield a few rows of a parquet file at a time, and take them from the budget's rows. columns:
-    to read, None for all. Raises UserError for types whose values may share their bytes, and
-    whatever pyarrow raises for broken files."""
+    to read, None for all. Raises UserError for types whose values may share their bytes, for fewer
+    rows than the file says, and whatever pyarrow raises for broken files."""
     parquet = pyarrow("parquet", str(path))
+    count = 0
     with parquet.ParquetFile(path) as file:
         facts = file.metadata
         budget.expect("rows", facts.num_rows, path)
@@ -52,7 +53,11 @@ def parquet_batches(
         rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max([1, *sizes])))
         for batch in file.iter_batches(rows, columns=columns, use_threads=False):
             budget.take("rows", batch.num_rows, path)
+            count += batch.num_rows
             yield batch
+        if count != facts.num_rows:  # pyarrow ends with the shortest column, without a word
+            what = f"of {facts.num_rows:,} rows only {count:,} can be read"
+            raise UserError(f"{path}: damaged ({what}); write it again")
 
 
 def cells_of(batch: RecordBatch, path: Path, budget: Budget) -> list[list[object]]:
