@@ -53,8 +53,9 @@ def main() -> None:
             print(f"{result.verdict}: {file}: {result.detail!r}", file=sys.stderr)
 
     for name in chosen:
-        results += run(name, seed, 60 * options.minutes / len(chosen), keep)
-        print(f"{name}: done", file=sys.stderr)
+        own = run(name, seed, 60 * options.minutes / len(chosen), keep)
+        print(f"{name}: {len(own)} tried", file=sys.stderr)
+        results += own
     head = ["target", "tried", *VERDICTS, "slowest, s", "largest, MB"]
     print("| " + " | ".join(head) + " |", "|---" * len(head) + "|", sep="\n")
     for row in table(results):

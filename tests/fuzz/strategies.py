@@ -175,20 +175,26 @@ def headers() -> Bytes:
 
 def csv_files() -> Bytes:
     """Return strategy: tables of any cells, delimiters and line ends, or damaged ones."""
-    header = st.lists(
-        st.sampled_from(("path", "label", "split", "group", "labels", "Image", "", "x")), max_size=5
-    ).flatmap(lambda extra: st.permutations(["path", "label", *extra]))
+    kinds = ("split", "group", "labels", "Image", "", "x", "Path")
+    extra = st.lists(st.sampled_from(kinds), max_size=3, unique=True)
+    header = extra.flatmap(lambda extra: st.permutations(["path", "label", *extra]))
 
     def build(
         header: list[str], rows: list[list[str]], mark: str, end: str, start: str, rng: Random
     ) -> bytes:
+        rows = [row[: len(header)] for row in rows]
         text = start + csv_text(header, rows, end).replace(",", mark)
         return mutate.damage(rng, utf8(text))[1] if rng.random() < 0.3 else utf8(text)
 
+    row = st.one_of(
+        st.sampled_from((["cat_1.png", "cat", "train", "a", "b"], ["a/b.png", "x", "y", "z", "1"])),
+        st.lists(words, min_size=5, max_size=5),
+        st.lists(words, max_size=5),
+    )
     return st.builds(
         build,
         header,
-        st.lists(st.lists(words, max_size=5), max_size=6),
+        st.lists(row, max_size=6),
         st.sampled_from(",,,;\t|"),
         st.sampled_from(("\n", "\n", "\r\n", "\r", "\n\n")),
         st.sampled_from(("", "", "", "\ufeff", "\n", " ")),
@@ -303,7 +309,7 @@ def tar_of(members: Sequence[tuple[str, bytes]], mode: Any = "w") -> bytes:
 
 
 def zip_of(members: Sequence[tuple[str, bytes]]) -> bytes:
-    named = {name.encode("utf-8", "replace").decode(): data for name, data in members}
+    named = {name.encode("utf-8", "replace").decode()[:60_000]: data for name, data in members}
     return mutate.packed({name: data for name, data in named.items() if name.strip("\0")})
 
 
