@@ -32,6 +32,7 @@ def test_a_table_ranks_its_methods_over_the_sets_that_all_have() -> None:
     [table] = make_standings([*THREE, *halves("mma", 3.0, ("ucf101",))])
     assert table.title == "base-to-novel: pocket, 16 shots, ranked"
     assert table.sets == SETS
+    assert [cell.value for cell in table.chance] == [50, 50, 50]  # of two classes in each half
     assert [row.label for row in table.rows] == ["coop", "MMA", "Zero-shot CLIP"]
     assert [row.rank.value for row in table.rows] == [1.0, 2.0, 3.0]
     assert [row.cells[0].number for row in table.rows] == [61.5 + gain for gain in (5, 3, 0)]

@@ -42,6 +42,7 @@ from rmadapter.bench.report.stats import LEVEL, Ranks, rank_methods
 from rmadapter.bench.report.tables import (
     AVERAGES,
     Column,
+    chance_row,
     columns_of,
     counted,
     not_from_code,
@@ -104,13 +105,14 @@ class DatasetResult:
 @dataclass(frozen=True)
 class Standings:
     """One table. heads, columns: what the cells of `rows` and of `results` are. sets: those that
-    `rows` average over. ranks: in the last column; None for too few methods or data sets, or if
-    what the methods use is not stated."""
+    `rows` average over. chance: what guesses get there. ranks: in the last column; None for too few
+    methods or data sets, or if what the methods use is not stated."""
 
     group: Group
     heads: tuple[str, ...]
     columns: tuple[str, ...]
     sets: tuple[str, ...]
+    chance: tuple[Cell, ...]
     rows: tuple[Standing, ...]
     results: tuple[DatasetResult, ...]
     ranks: Ranks | None
@@ -164,6 +166,7 @@ def _standings(group: Group, places: Mapping[int, int]) -> Standings:
         tuple(column.head for column in averages),
         tuple(column.head for column in columns),
         tuple(sets),
+        chance_row(group.records, averages, sets).cells,
         tuple(_best_first(standings)),
         tuple(results),
         ranks,
@@ -327,6 +330,7 @@ def _to_json(table: Standings) -> dict[str, object]:
         "columns": table.columns,
         "datasets": table.sets,
         "notes": not_from_code(group),
+        "chance": [cell.value for cell in table.chance],
         "standings": [asdict(row) for row in table.rows],
         "lines": [asdict(result) for result in table.results],
     }
@@ -374,7 +378,8 @@ def _about(table: Standings) -> str:
         settings.append(f"{name} {text}")
     scope = "empty, because no data set has all methods"
     if table.sets:
-        scope = f"over {', '.join(table.sets)}"
+        chance = " / ".join(cell.text for cell in table.chance)
+        scope = f"over {', '.join(table.sets)}, where chance is {chance}"
     return (
         f"The first table is {scope}. All runs share: {'; '.join(settings)}; "
         f"weights {table.group.backbone.digest[:8]}."

@@ -182,7 +182,7 @@ def _means(
     )  # fmt: skip
     heads = (first_column(group), *(column.head for column in columns))
     name = f"{group.slug}-{'average' if seeds is not None else slug(datasets[0])}"
-    rows = [*mark_best(rows), _chance_row(used, columns, datasets)]
+    rows = [*mark_best(rows), chance_row(used, columns, datasets)]
     return Table(name, title, heads, tuple(rows), facts(group, used), footnotes)
 
 
@@ -197,7 +197,7 @@ def not_from_code(group: Group) -> list[str]:
     return [f"Not written from the authors' code: {'; '.join(texts)}."] if texts else []
 
 
-def _chance_row(
+def chance_row(
     records: Sequence[Record], columns: Sequence[Column], datasets: Sequence[str]
 ) -> Row:
     """Average what guesses among the classes would get."""
