@@ -373,7 +373,7 @@ def test_printed_averages_show_all_values_where_sources_differ() -> None:
     rows = {row["method"]: row for row in halves["rows"]}
     assert rows["mmrl"]["cells"] == ["85.68", "77.16", "81.20"]
     assert rows["cocoop"]["cells"] == ["80.47", "71.69 / 72.30", "75.83 / 76.17"]
-    assert rows["2sfs"]["sources"] == 1
+    assert rows["2sfs"]["sources"] == 2
     assert "few-shot: backbone not stated, 4 shots" in tables
 
 
