@@ -45,6 +45,7 @@ Task: TypeAlias = tuple[str, int, int]  # data set, shots, seed
 Tasks: TypeAlias = Mapping[Task, Mapping[str, Line]]  # lines by method
 
 AUTO, BEST = "auto", "best in hindsight"
+MINUTES = 600.0  # to choose: on a busy machine, nothing is left out for its time
 ERRORS = ("error", "error_untouched", "error_best", "error_by_chance")
 SAID, ASKED = 0.6, 0.9  # a probability, and a share of right answers
 
@@ -55,7 +56,8 @@ SAID, ASKED = 0.6, 0.9  # a probability, and a share of right answers
 def measure(lab: Lab, data: str, shots: int, seed: int, whole: bool) -> list[dict[str, Any]]:
     """Choose among the candidates, and run each of them and the paper's method on the test split.
     whole: answer all folds by slow candidates, too."""
-    request = Request.make({"shots": shots, "seed": seed}, AUTO, data=data, choosing=True)
+    common = {"shots": shots, "seed": seed, "minutes": MINUTES}
+    request = Request.make(common, AUTO, data=data, choosing=True)
     folds = Folds.make(request.task, lab.draw(request.task), lab, FOLDS)
     choices = request.method.choices(folds.images.labels)
     assert choices is not None
