@@ -214,6 +214,16 @@ def test_any_value_of_any_field_is_refused_or_comes_back(field: str, value: Any)
         assert all(isinstance(figure, float) for figure in one.metrics.values())
 
 
+@pytest.mark.parametrize("field", ["seconds", "versions", "machine", "method.settings"])
+def test_names_in_a_record_are_text(field: str, finished: Path) -> None:
+    """A lone surrogate would be another name after writing and reading."""
+    value = json.loads((finished / "run.json").read_text())
+    owner, _, name = field.rpartition(".")
+    (value[owner] if owner else value)[name] = {"a\ud800": 1 if field != "versions" else "1"}
+    with pytest.raises(UserError, match=rf"x\.json.*{field}"):
+        parse_record(json.dumps(value), "x.json")
+
+
 # Descriptions of models
 
 

@@ -266,3 +266,8 @@ def test_finished_records_by_key(job: Job, tmp_path: Path) -> None:
     assert finished_records(tmp_path) == {}
     write(tmp_path, job, "finished", protocol="fit")  # its scores are of other questions
     assert finished_records(tmp_path) == {}
+
+
+def test_an_impossible_folder_of_records_is_refused() -> None:
+    with pytest.raises(UserError, match=r"xxx.*path"):
+        finished_records(Path("x" * 300))

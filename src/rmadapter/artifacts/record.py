@@ -40,6 +40,14 @@ LEVEL = 0.05  # significance level of the test whether another method is better
 MOST_NAMES = 100_000  # classes of a model
 LONGEST = 2**24  # bytes of a record; one with thousands of notes has a hundredth of that
 
+
+def _a_name(text: str) -> str:
+    if not text.strip() or not is_text(text):
+        raise ValueError("empty, or with characters that are not text")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_a_name)]
 # What a record's open fields may hold: nothing nested deeper than a list, no number too large to
 # compute with.
 Number = Annotated[float, Field(ge=-MOST_NUMBER, le=MOST_NUMBER)]
@@ -71,10 +79,10 @@ class MethodName(Value):
     name: str
     title: str = ""
     source: str = ""
-    settings: dict[str, Setting] = Field(default_factory=dict, max_length=1000)
+    settings: dict[Text, Setting] = Field(default_factory=dict, max_length=1000)
     uses: Uses | None = None
     sums: Annotated[tuple[str, ...], Field(max_length=100)] = ()
-    published: dict[str, Setting] = Field(default_factory=dict, max_length=1000)
+    published: dict[Text, Setting] = Field(default_factory=dict, max_length=1000)
 
     @property
     def changed(self) -> dict[str, object]:
@@ -261,18 +269,18 @@ class Record(Value):
     temperature: Annotated[float, Field(gt=0, le=1e6)] | None = None
     held_out: HeldOut | None = None
     parameters: int | None = Field(None, ge=0, le=10**15)
-    seconds: dict[str, Number] = Field(default_factory=dict, max_length=1000)
+    seconds: dict[Text, Number] = Field(default_factory=dict, max_length=1000)
     step_seconds: Number | None = None
     peak_mb: Number | None = None
     peak_gpu_mb: Number | None = None
     split_digest: str = ""
-    versions: dict[str, str] = Field(default_factory=dict, max_length=1000)
-    machine: dict[str, Plain] = Field(default_factory=dict, max_length=1000)
+    versions: dict[Text, str] = Field(default_factory=dict, max_length=1000)
+    machine: dict[Text, Plain] = Field(default_factory=dict, max_length=1000)
     finished: str = ""
     copied_from: str = ""
     notes: Annotated[tuple[str, ...], FailFast()] = ()
     command: str = ""
-    columns: Annotated[dict[str, str], Field(max_length=10)] = Field(default_factory=dict)
+    columns: Annotated[dict[Text, str], Field(max_length=10)] = Field(default_factory=dict)
     crops: bool = False
 
     def score(self, name: str) -> Score | None:
@@ -353,15 +361,6 @@ def parse_record(line: str, where: str) -> Record:
 
 
 # The description of a model
-
-
-def _a_name(text: str) -> str:
-    if not text.strip() or not is_text(text):
-        raise ValueError("empty, or with characters that are not text")
-    return text
-
-
-Text = Annotated[str, AfterValidator(_a_name)]
 
 
 class Transform(BaseModel):

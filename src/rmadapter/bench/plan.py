@@ -25,7 +25,7 @@ from rmadapter.data.catalog.sets import ELEVEN, find
 from rmadapter.errors import UserError, quoted
 from rmadapter.methods.uses import PUBLISHED, named_sums
 from rmadapter.settings import Machine, settings_of
-from rmadapter.support.files import read_json
+from rmadapter.support.files import read_json, user_path
 from rmadapter.support.machine import shared_gpus
 
 if TYPE_CHECKING:
@@ -153,7 +153,9 @@ def _is_json_object(path: Path) -> bool:
 
 def finished_records(out: Path) -> dict[str, Record]:
     """Return every finished record of a bench below `out` by its key, marked as copied from its
-    path. Records of `fit` do not count: they have other test sets."""
+    path. Records of `fit` do not count: they have other test sets. Raises UserError for an
+    impossible path."""
+    out = user_path(out)
     records = {path.relative_to(out): record_or_none(path) for path in sorted(out.rglob("*.json"))}
     return {
         record.key: mark_copied(record, path)
