@@ -18,7 +18,7 @@ from hypothesis.errors import HypothesisWarning
 from tests.fuzz.targets import TARGETS, judge
 from tests.hostile.harness import BAD, Result
 
-ROUND = 100  # inputs between two looks at the clock
+ROUND = 5  # times the inputs of the short pass, between two looks at the clock
 START = 120.0  # seconds that a process may take to import and to begin
 
 
@@ -90,7 +90,7 @@ def work(name: str, seed: int, until: float, current: str, results: Any) -> None
     while True:
         seed += 1
         with contextlib.suppress(Failure):
-            given(name, noted, ROUND, seed)
+            given(name, noted, ROUND * TARGETS[name].examples, seed)
         for content, result in smallest.values():
             results.send(("failure", result, content))
         known |= smallest.keys()

@@ -16,6 +16,7 @@ from rmadapter.data.catalog.sets import CATALOG, table_of
 from tests.helpers import archives
 from tests.hostile.mutate import damage, damage_json
 
+SECONDS = 20.0  # each input starts a process that imports SciPy
 FLOWERS, CARS = "imagelabels.mat", "cars_test_annos_withlabels.mat"
 LABELS: tuple[Any, ...] = (
     [], [1.5], [float("nan")], [float("inf")], [-1], [0], [10**12], ["a"], [[1], [2, 3]], 1, 2 + 3j,
