@@ -54,7 +54,8 @@ EXPORTED = ("model.onnx", "labels.json", "preprocess.json", "predict.py", "SHA25
 CONVERTED = ("open_clip_model.safetensors", "open_clip_config.json", "SHA256SUMS")
 ALL = ("**/[!.]*",)  # not pocket's .checked, which holds times of its files
 TRIED = ("best.yaml", "tune.svg")
-SERVED = ("answers.json", "serve/*/model.onnx", "serve/*/preprocess.json", "run/*")
+# Not model.onnx, whose metadata count what the process has traced before.
+SERVED = ("answers.json", "serve/*/labels.json", "serve/*/preprocess.json", "run/*")
 DAY = 86_400  # seconds
 HANG = 900.0  # seconds that a command may take on a busy machine
 PATIENCE = 60.0  # seconds that its children may outlive it

@@ -54,7 +54,7 @@ def change(run: Path, new: Path, answers: Path, said: Callable[[], str]) -> None
     try:
         wait_for(lambda: "http://" in said(), "no address")
         address = re.findall(r"http://[\d.:]+", said())[0]
-        seen = [best(address)]
+        seen: list[object] = [answer(address)]
         for file in sorted(new.iterdir()):
             content = file.read_bytes()
             for size in (len(content) // 2, len(content)):
@@ -69,16 +69,17 @@ def change(run: Path, new: Path, answers: Path, said: Callable[[], str]) -> None
         os._exit(1)
 
 
-def best(address: str) -> str:
-    status, answer = post(address, "/predict", IMAGE)
-    assert status == 200, answer
-    return str(answer["answers"][0]["classes"][0]["class"])
+def answer(address: str) -> object:
+    """Return the classes of the image, with their probabilities."""
+    status, content = post(address, "/predict", IMAGE)
+    assert status == 200, content
+    return content["answers"][0]["classes"]
 
 
-def reloaded(address: str, said: Callable[[], str]) -> list[str]:
+def reloaded(address: str, said: Callable[[], str]) -> tuple[str, object]:
     """Reload the run; return what the server reports, and its answer."""
     before = said().count("reloaded")
     os.kill(os.getpid(), signal.SIGHUP)
     wait_for(lambda: said().count("reloaded") > before, "no report of a reload")
     refused = "not reloaded" in said().splitlines()[-1]
-    return ["refused" if refused else "reloaded", best(address)]
+    return "refused" if refused else "reloaded", answer(address)
