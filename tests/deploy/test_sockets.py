@@ -4,10 +4,11 @@ tests/deploy/serve/test_server.py has."""
 from __future__ import annotations
 
 import socket
+import sys
 
 import pytest
 
-from rmadapter.deploy.sockets import address, bind
+from rmadapter.deploy.sockets import address, bind, share
 from rmadapter.errors import UserError
 
 
@@ -20,6 +21,31 @@ def test_unavailable_address() -> None:
             bind("127.0.0.1", port)
     with pytest.raises(UserError, match=r"--host 192\.0\.2\.1"):
         bind("192.0.2.1", 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux spreads connections")
+def test_sockets_of_one_address_share_its_connections_and_refuse_others() -> None:
+    with bind("127.0.0.1", 0) as first:
+        sockets = share(first, 3)
+        assert len({each.getsockname() for each in sockets}) == 1
+        for each in sockets:
+            each.listen()
+            each.settimeout(0.01)
+        clients = [socket.create_connection(first.getsockname()) for _ in range(60)]
+        accepted = [0, 0, 0]
+        for place, each in enumerate(sockets):
+            try:
+                while True:
+                    each.accept()[0].close()
+                    accepted[place] += 1
+            except TimeoutError:
+                pass
+        assert sum(accepted) == 60
+        assert min(accepted) > 0
+        with pytest.raises(UserError, match=r"\(Address already"):
+            bind("127.0.0.1", first.getsockname()[1])
+        for each in (*clients, *sockets[1:]):
+            each.close()
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6")

@@ -55,18 +55,25 @@ FACTS = {
 class Toy:
     """A model whose probabilities are the mean shares of the three colours. sizes: of its batches.
     gate: an event that it waits for before each answer. poison: a mean share of red that makes its
-    batch fail."""
+    batch fail. decoded, large: how many images were decoded, and how many of these were large.
+    slow: an event that large ones wait for."""
 
     def __init__(self, features: bool = True, labels: Sequence[str] = LABELS) -> None:
         self.sizes: list[int] = []
         self.gate = threading.Event()
         self.gate.set()
         self.poison: float | None = None
+        self.decoded = self.large = 0
+        self.slow = threading.Event()
+        self.slow.set()
         facts = {**FACTS, "features": features}
         self.served = ServedModel(tuple(labels), self.transform, self.ask, features, 4, facts)
 
-    @staticmethod
-    def transform(image: Image.Image) -> np.ndarray:
+    def transform(self, image: Image.Image) -> np.ndarray:
+        self.decoded += 1
+        if image.width > 1000:
+            self.large += 1
+            assert self.slow.wait(30)
         return np.asarray(image.resize((4, 4)), np.float32).transpose(2, 0, 1) / 255
 
     def ask(self, pixels: np.ndarray, wanted: bool) -> list[np.ndarray]:

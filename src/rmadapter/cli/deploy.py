@@ -229,22 +229,27 @@ class LimitOptions:
         float, typer.Option(min=0, max=1000, help="Milliseconds to wait for a batch to fill.")
     ] = 3.0
     queue: Annotated[
-        int, typer.Option(min=1, help="Most images waiting for a model; beyond that, status 429.")
+        int, typer.Option(min=1, help="Most images waiting for a model; beyond that, status 503.")
     ] = 256
     max_images: Annotated[int, typer.Option(min=1, help="Most images per request.")] = 64
     body: Annotated[float, typer.Option(min=0.001, max=10_000, help="Most MB per request.")] = 32.0
     seconds: Annotated[
         float,
         typer.Option(
-            min=0.1, max=86_400, help="Most seconds for a body to arrive, and for an answer."
+            min=0.1,
+            max=86_400,
+            help="Most seconds for a body to arrive, and for an answer; a request that is "
+            "expected to take more than a quarter of them is refused with status 503.",
         ),
     ] = 30.0
 
-    def limits(self) -> Limits:
-        """Return the limits as the server takes them."""
+    def limits(self, workers: int) -> Limits:
+        """Return the limits as the server takes them. workers: processes."""
         from rmadapter.deploy.serve.service import Limits
 
-        return Limits(self.batch, self.wait, self.queue, self.max_images, self.body, self.seconds)
+        return Limits(
+            self.batch, self.wait, self.queue, self.max_images, self.body, self.seconds, workers
+        )  # fmt: skip
 
 
 def serve(
@@ -259,6 +264,9 @@ def serve(
         int, typer.Option(min=0, help="Threads per model; 0 leaves it to the engine.")
     ] = 0,
     limits: LimitOptions = LimitOptions(),
+    workers: Annotated[
+        int, typer.Option(min=1, max=64, help="Processes, of one thread per model each (Linux).")
+    ] = 1,
     cors: Annotated[
         list[str] | None,
         typer.Option(help="Origin of web pages that may send requests; may be repeated."),
@@ -285,11 +293,13 @@ def serve(
         if not any((folder / name).is_file() for name in ENGINES):
             check_runs(folder)
     check_backbones(options.backbone)
-    from rmadapter.deploy.serve import server
     from rmadapter.deploy.serve.model import ServeOptions, open_served
+    from rmadapter.deploy.serve.server import Access, run
     from rmadapter.deploy.serve.service import Service
 
-    most = limits.limits()
+    most = limits.limits(workers)
+    if workers > 1:
+        threads = _threads_of_worker(threads)
     models = {
         name: ServeOptions(
             folder, engine, threads, options.backbone, options.code, options.device or "auto"
@@ -300,12 +310,29 @@ def serve(
     others = checked("--allow-host", allow_host or (), HOST, "birds.example.org")
     hosts = None if key else {host, socket.gethostname(), *others}  # no other site knows the key
     with bind(host, port) as listening:
-        service = Service({name: open_served(each) for name, each in models.items()}, most)
-        where = address(listening)
-        server.run(
-            service, models, listening, lambda: _announce(where, models, as_json),
-            key=key, cors=cors or (), log=log, hosts=hosts,
-        )  # fmt: skip
+        opened = {name: open_served(each) for name, each in models.items()}  # replaced by reloads
+        where, access = address(listening), Access(key, cors or (), log, hosts)
+
+        def ready() -> None:
+            _announce(where, models, as_json)
+
+        if workers == 1:
+            service = Service(opened, most)
+            opened.clear()
+            run(service, models, listening, ready, access)
+        else:
+            from rmadapter.deploy.serve.workers import run_workers
+
+            run_workers(workers, opened, models, most, listening, ready, access)
+
+
+def _threads_of_worker(threads: int) -> int:
+    """Raises UserError where there are no workers, and for several threads."""
+    if sys.platform != "linux":
+        raise UserError("--workers needs Linux; start several servers on other ports instead")
+    if threads > 1:
+        raise UserError("--threads with --workers: each worker has one; leave out one of them")
+    return 1
 
 
 def named(words: Sequence[str]) -> dict[str, Path]:

@@ -276,7 +276,7 @@ def open_header(file: BinaryIO) -> Image.Image:
         raise ValueError(f"{size:,} bytes; an image file may have at most {BYTES:,}")
     image = Image.open(_Metered(file, size), formats=sorted(set(formats().values())))
     check_size(image)
-    need = _cost(image) + 4 * image.width * image.height // shrink(image) ** 2
+    need = decoding_cost(image)
     if need > MEMORY:
         what = f"{image.format} of {_sides(image)} pixels takes {need / 1e6:,.0f} MB to decode"
         raise ValueError(f"{what}, of {MEMORY / 1e6:,.0f} allowed")
@@ -304,6 +304,11 @@ def shrink(image: Image.Image) -> int:
 
 def _sides(image: Image.Image) -> str:
     return f"{image.width} x {image.height}"
+
+
+def decoding_cost(image: Image.Image) -> int:
+    """Return the bytes that decoding an opened image to RGB takes, as measured for its format."""
+    return _cost(image) + 4 * image.width * image.height // shrink(image) ** 2
 
 
 def _cost(image: Image.Image) -> int:

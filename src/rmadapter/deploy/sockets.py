@@ -40,6 +40,20 @@ def bind(host: str, port: int) -> socket.socket:
         ) from None
 
 
+def share(bound: socket.socket, count: int) -> list[socket.socket]:
+    """Return sockets of one address, the given one first; the system spreads connections among all
+    that listen (Linux). As the first one was bound without sharing, a second server is still
+    refused."""
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    shared = [bound]
+    for _ in range(count - 1):
+        shared.append(socket.socket(bound.family, socket.SOCK_STREAM))
+        shared[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        shared[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        shared[-1].bind(bound.getsockname())
+    return shared
+
+
 def address(listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -49,12 +63,15 @@ def serve_until_stopped(config: uvicorn.Config, listening: socket.socket) -> Non
     """Serve until SIGTERM or SIGINT, and then return."""
     import uvicorn
 
+    stopped_quietly()
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def stopped_quietly() -> None:
+    """Let signals that uvicorn caught, and raises again when it is done, do nothing then."""
     if threading.current_thread() is threading.main_thread():
-        # when done, uvicorn raises the signals it caught again for the previous handlers, which
-        # need do nothing
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
-    uvicorn.Server(config).run(sockets=[listening])
 
 
 def is_known_host(host: str, names: Collection[str]) -> bool:

@@ -97,8 +97,19 @@ def test_bodies_of_all_requests_are_limited(service: Service) -> None:
         return await asyncio.gather(*(ask(app, parts, "/predict", {}) for _ in range(20)))
 
     app = guarded(service)
-    assert set(asyncio.run(ask_at_once(app))) == {200, 429}
+    assert set(asyncio.run(ask_at_once(app))) == {200, 503}
     assert status_of(app, b"x" * 1000) == 200
+
+
+def test_small_bodies_are_read_beside_many_large_ones(service: Service) -> None:
+    async def ask_at_once(app: AccessMiddleware) -> list[int]:
+        large = [ask(app, (b"x" * 100,) * 10, "/predict", {}) for _ in range(6)]
+        small = [ask(app, (b"x" * 9,) * 10, "/predict", {}) for _ in range(12)]
+        return await asyncio.gather(*large, *small)
+
+    statuses = asyncio.run(ask_at_once(guarded(service)))
+    assert 503 in statuses[:6]
+    assert set(statuses[6:]) == {200}
 
 
 @pytest.mark.parametrize("key", ["secret:ü", "secret"])

@@ -119,9 +119,16 @@ def test_health_and_facts(client: TestClient) -> None:
         ("/health", {"alive": True}),
         ("/ready", {"ready": True}),
         ("/models", {"models": ["toy"]}),
-        ("/info", {"models": {"toy": FACTS}}),
     ):
         assert client.get(path).json() == content
+    told = client.get("/info").json()
+    assert told["models"] == {"toy": FACTS}
+    limits = told["limits"]
+    assert limits["workers"] == 1
+    assert 0 < limits["queue_seconds"] < limits["answer_seconds"]
+    assert limits["request_images"] <= limits["queue_images"]
+    queue = told["queues"]["toy"]
+    assert (queue["images"], queue["most_images"]) == (0, limits["queue_images"])
     client.post("/predict", files=form(RED, GREEN))
     text = client.get("/metrics").text
     assert 'rmadapter_requests_total{path="/predict",status="200"} 1.0' in text

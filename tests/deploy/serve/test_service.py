@@ -18,8 +18,10 @@ from tests.helpers.serving import HTTPException, Toy, colour_image, read, runnin
 
 from prometheus_client.parser import text_string_to_metric_families  # isort: skip
 
+from rmadapter.deploy.serve import service as service_module
 from rmadapter.deploy.serve.model import ServeOptions, open_served
-from rmadapter.deploy.serve.service import Batcher, Counters, Limits, QueueFull, Service, Upload
+from rmadapter.deploy.serve.service import Batcher, Counters, Limits, Service, Upload
+from rmadapter.deploy.serve.waiting import QueueFull
 
 RED = Upload("red.png", colour_image(255, 0, 0))
 BAD = Upload("bad.png", b"\x89PNG")
@@ -102,19 +104,16 @@ def test_cancelled_images_are_not_computed() -> None:
     assert toy.sizes == [1, 1]
 
 
-def test_queue_is_limited_and_thread_ends_after_the_last_image() -> None:
+def test_thread_ends_after_the_last_image() -> None:
     with running_batcher(Toy(), queue=64) as batcher:
-        batcher.take(60)
-        with pytest.raises(QueueFull):
-            batcher.take(5)
-        batcher.take(4)
-        batcher.release(60)
-        batcher.retire()
-        answer = batcher.submit(pixels(0.1))  # one of the four that are still taken
-        assert answer.result(10)
-        assert batcher.thread.is_alive()
-        batcher.submit(pixels(0.1)).cancel()
-        batcher.release(4)
+        with batcher.place(60), pytest.raises(QueueFull), batcher.place(5):
+            pass
+        with batcher.place(4):
+            batcher.retire()
+            answer = batcher.submit(pixels(0.1))  # one of the four that still have places
+            assert answer.result(10)
+            assert batcher.thread.is_alive()
+            batcher.submit(pixels(0.1)).cancel()
 
 
 # All models
@@ -149,8 +148,10 @@ def test_full_queue_refuses_and_loses_nothing() -> None:
         await asyncio.sleep(0.05)
         with pytest.raises(HTTPException) as caught:
             await service.answer("toy", [RED] * 2)
-        assert caught.value.status_code == 429
-        assert caught.value.headers == {"Retry-After": "1"}
+        assert caught.value.status_code == 503
+        assert int(caught.value.headers["Retry-After"]) >= 1  # type: ignore[index]
+        queue = caught.value.detail["queue"]  # type: ignore[index]
+        assert (queue["images"], queue["most_images"]) == (5, 4)
         toy.gate.set()
         assert len((await first).rows) == 3
         assert len((await service.answer("toy", [RED] * 4)).rows) == 4  # all places are free again
@@ -158,6 +159,60 @@ def test_full_queue_refuses_and_loses_nothing() -> None:
     toy = Toy()
     with running_service(toy, queue=4, images=4) as service:
         asyncio.run(ask_too_much(service, toy))
+
+
+def test_few_images_are_decoded_before_their_turn() -> None:
+    async def ask(service: Service, toy: Toy) -> None:
+        toy.gate.clear()
+        task = asyncio.create_task(service.answer("toy", [RED] * 20))
+        await asyncio.to_thread(wait_for, lambda: toy.sizes, "the thread never started")
+        await asyncio.sleep(0.2)
+        assert 2 <= toy.decoded <= 4
+        toy.gate.set()
+        assert len((await task).rows) == 20
+
+    toy = Toy()
+    with running_service(toy, batch=2) as service:
+        asyncio.run(ask(service, toy))
+
+
+def test_large_images_are_decoded_one_at_a_time_beside_small_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(service_module, "LARGE", 100_000)
+    large = Upload("large.png", colour_image(255, 0, 0, (1100, 50)))
+
+    async def ask(service: Service, toy: Toy) -> None:
+        toy.slow.clear()
+        tasks = [asyncio.create_task(service.answer("toy", [large])) for _ in range(3)]
+        await asyncio.to_thread(wait_for, lambda: toy.large, "no large image was decoded")
+        assert len((await service.answer("toy", [RED] * 5)).rows) == 5
+        assert toy.large == 1
+        toy.slow.set()
+        assert [len(answers.rows) for answers in await asyncio.gather(*tasks)] == [1, 1, 1]
+        assert toy.large == 3
+
+    toy = Toy()
+    with running_service(toy) as service:
+        asyncio.run(ask(service, toy))
+
+
+def test_an_old_model_is_gone_before_the_next_is_loaded() -> None:
+    async def replace_model(service: Service, old: Toy) -> None:
+        old.gate.clear()
+        first = asyncio.create_task(service.answer("toy", [RED]))
+        await asyncio.to_thread(wait_for, lambda: old.sizes, "the thread never started")
+        service.put("toy", Toy().served)
+        settled = asyncio.create_task(service.settle())
+        await asyncio.sleep(0.2)
+        assert not settled.done()
+        old.gate.set()
+        await first
+        await asyncio.wait_for(settled, 10)
+
+    toy = Toy()
+    with running_service(toy) as service:
+        asyncio.run(replace_model(service, toy))
 
 
 def test_unknown_models_and_missing_features_are_refused() -> None:
@@ -228,7 +283,7 @@ def test_concurrent_requests_get_the_answers_of_predict(
 
 def test_prometheus_parses_counters() -> None:
     counters, other = Counters(), Counters()
-    for status, count in ((200, 3), (429, 2)):
+    for status, count in ((200, 3), (503, 2)):
         counters.requests.labels("/predict", status).inc(count)
     counters.batches.labels('a "model"').observe(5)
     text = counters.text().decode()
@@ -238,11 +293,11 @@ def test_prometheus_parses_counters() -> None:
         for sample in families["rmadapter_requests"].samples
         if sample.name.endswith("_total")
     }
-    assert totals == {("/predict", "200"): 3, ("/predict", "429"): 2}
+    assert totals == {("/predict", "200"): 3, ("/predict", "503"): 2}
     samples = families["rmadapter_batch_images"].samples
     buckets = {sample.labels.get("le"): sample.value for sample in samples}
     assert (buckets["4.0"], buckets["8.0"]) == (0, 1)
     assert counters.total("rmadapter_requests") == 5
-    assert counters.total("rmadapter_requests", status="429") == 2
+    assert counters.total("rmadapter_requests", status="503") == 2
     assert counters.total("rmadapter_images") == 0
     assert other.total("rmadapter_requests") == 0  # each server has its own

@@ -9,26 +9,29 @@ import hmac
 import json
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 from contextlib import contextmanager
 from email.message import Message as MailMessage
 
 from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rmadapter.deploy.serve.service import RETRY, Counters, Limits, Upload
+from rmadapter.deploy.serve.service import Counters, Limits, Upload
+from rmadapter.deploy.serve.waiting import QueueState, too_busy
 from rmadapter.deploy.sockets import is_known_host
 
 OPEN_PATHS = ("/health", "/ready")  # need no key
 CLIENT_LEFT = 499  # status to count when the client leaves before its answer
 HEADERS = 16_384  # bytes of a request before its body
-BODIES = 8  # bodies of the largest size that are held at once
+CLOSE = (b"connection", b"close")
 NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 FIELD = "files"
 NAME = 200  # characters kept of a file's name
+PART = 1 << 16  # bytes of a form that are parsed at once
 HOW = (
     f'send files as multipart/form-data under "{FIELD}", or {{"images": ["base64", ...]}} as '
     "application/json"
@@ -39,19 +42,23 @@ class AccessMiddleware:
     """Check keys, limit bodies and count requests before an application answers them.
 
     key: required of a request, "" for none. hosts: names of this server, as for `is_known_host`;
-    None allows any.
+    None allows any. seconds: returns those until what waits is expected to be answered.
+    closing: returns whether connections are closed after an answer.
     """
 
     def __init__(
         self, app: ASGIApp, limits: Limits, counters: Counters, key: str = "",
-        hosts: Collection[str] | None = None,
+        hosts: Collection[str] | None = None, seconds: Callable[[], float] = lambda: 0.0,
+        closing: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         self.app = app
+        self._seconds, self._closing = seconds, closing
         self._limits = limits
         self._counters = counters
         self._key = os.fsencode(key)
         self._hosts = None if hosts is None else {name.casefold() for name in hosts}
         self._held = 0  # bytes of the bodies of all requests
+        self._bodies = 0  # number of requests that have sent some of theirs
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,7 +71,8 @@ class AccessMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": [*message["headers"], NO_SNIFFING]}
+                more = [NO_SNIFFING, CLOSE] if self._closing() else [NO_SNIFFING]
+                message = {**message, "headers": [*message["headers"], *more]}
             await send(message)
 
         try:
@@ -105,25 +113,31 @@ class AccessMiddleware:
 
     @contextmanager
     def _limited(self, receive: Receive) -> Iterator[Receive]:
-        """Count a body as it arrives, whatever its headers say, and until it is answered."""
+        """Count a body as it arrives, whatever its headers say, and until it is answered.
+
+        If all bodies together are too large, those are refused that take more than an equal share.
+        """
         total = 0
 
         async def receive_limited() -> Message:
             nonlocal total
             message = await receive()
             size = len(message.get("body", b""))
+            self._bodies += size > 0 and not total
             total += size
             self._held += size
             if total > self._limits.bytes:
                 raise HTTPException(413, self._too_large())
-            if self._held > BODIES * self._limits.bytes:
-                raise HTTPException(429, "too many request bodies at once: try again", RETRY)
+            if self._held > self._limits.held and total * self._bodies > self._limits.held:
+                state: QueueState = {"bytes": self._held, "most_bytes": self._limits.held}
+                raise too_busy("too many request bodies at once", state, self._seconds())
             return message
 
         try:
             yield receive_limited
         finally:
             self._held -= total
+            self._bodies -= total > 0
 
 
 def keys(headers: Headers) -> Iterator[bytes]:
@@ -190,20 +204,35 @@ async def _from_form(request: Request, most: int) -> list[Upload]:
         end = f"--{header.get_boundary('')}--".encode("latin-1", "replace")
     except (ValueError, TypeError, LookupError):  # a parameter in parts, or in no character set
         raise HTTPException(400, f"not a form (its boundary); {HOW}") from None
-    if end not in await request.body():  # Starlette drops an incomplete part without a word
+    body = b"".join([chunk async for chunk in request.stream()])  # a request would keep it
+    if end not in body:  # Starlette drops an incomplete part without a word
         raise HTTPException(400, f"not a whole form; {HOW}")
+    parser = MultiPartParser(
+        request.headers, _in_parts(body), max_files=most + 1, max_fields=most + 1
+    )
     try:
-        async with request.form(max_files=most + 1, max_fields=most + 1) as form:
-            files = [one for one in form.getlist(FIELD) if isinstance(one, UploadFile)]
-            uploads = []
-            for place, file in enumerate(files):
-                # if no file was chosen, a browser sends an empty one without a name
-                if file.filename or file.size:
-                    name = _utf8(file.filename) or f"{FIELD}[{place}]"
-                    uploads.append(Upload(name, await file.read()))
-            return uploads
-    except ValueError as error:  # raised by Starlette 0.49 for a damaged form
-        raise HTTPException(400, f"not a form ({str(error)[:100]}); {HOW}") from None
+        form = await parser.parse()
+    except (MultiPartException, ValueError) as error:  # Starlette 0.49 raises ValueError, too
+        reason = getattr(error, "message", str(error))
+        raise HTTPException(400, f"not a form ({reason[:100]}); {HOW}") from None
+    try:
+        files = [one for one in form.getlist(FIELD) if isinstance(one, UploadFile)]
+        uploads = []
+        for place, file in enumerate(files):
+            # if no file was chosen, a browser sends an empty one without a name
+            if file.filename or file.size:
+                name = _utf8(file.filename) or f"{FIELD}[{place}]"
+                uploads.append(Upload(name, await file.read()))
+        return uploads
+    finally:
+        await form.close()
+
+
+async def _in_parts(body: bytes) -> AsyncGenerator[bytes, None]:
+    """Yield a body in parts: the parser copies what it gets at once."""
+    for start in range(0, len(body), PART):
+        yield body[start : start + PART]
+    yield b""
 
 
 def _utf8(name: str | None) -> str:

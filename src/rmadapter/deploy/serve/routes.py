@@ -18,7 +18,8 @@ from starlette.requests import ClientDisconnect
 
 from rmadapter.deploy.serve.model import ModelFacts
 from rmadapter.deploy.serve.requests import BODY, CLIENT_LEFT, AccessMiddleware, read_uploads
-from rmadapter.deploy.serve.service import RETRY, Answers, Service
+from rmadapter.deploy.serve.service import Answers, Service
+from rmadapter.deploy.serve.waiting import too_busy
 from rmadapter.errors import UserError
 from rmadapter.support.html import template
 
@@ -87,8 +88,10 @@ async def models(request: Request) -> dict[str, object]:
 
 @router.get("/info")
 async def info(request: Request) -> dict[str, object]:
-    """Method, backbone, classes, engine, versions and, if known, accuracy of each model."""
-    return {"models": _facts(request)}
+    """Method, backbone, classes, engine, versions and, if known, accuracy of each model; the limits
+    of requests, and what waits now."""
+    service = _service(request)
+    return {"models": _facts(request), "limits": service.stated(), "queues": service.queues()}
 
 
 @router.get("/metrics", response_class=Response)
@@ -128,7 +131,8 @@ async def _answer(
         with anyio.fail_after(seconds):
             return await service.answer(name, uploads, features, skip_bad)
     except TimeoutError:
-        raise HTTPException(503, f"no answer within {seconds:g} s: try again", RETRY) from None
+        queue = service.queues()[name]
+        raise too_busy(f"no answer within {seconds:g} s", queue, service.seconds()) from None
 
 
 # The status page, which needs no script and nothing from elsewhere
@@ -152,7 +156,7 @@ async def page_with_answers(request: Request, model: str = "") -> HTMLResponse:
     try:
         result = await _answer(request, model, skip_bad=True)
     except HTTPException as error:
-        return _page(request, error=str(error.detail), status=error.status_code)
+        return _page(request, error=str(_content(error)["error"]), status=error.status_code)
     cards = []
     for image, row in zip(result.images, result.rows, strict=True):
         if isinstance(row, UserError):
@@ -211,8 +215,9 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(ClientDisconnect, _client_left)
     app.add_middleware(
-        AccessMiddleware, limits=service.limits, counters=service.counters, key=key, hosts=hosts
-    )
+        AccessMiddleware, limits=service.limits, counters=service.counters, key=key, hosts=hosts,
+        seconds=service.seconds, closing=lambda: service.draining,
+    )  # fmt: skip
     if cors:  # outermost: a browser first asks without the key
         app.add_middleware(
             CORSMiddleware,
@@ -225,8 +230,11 @@ def create_app(
 
 async def _error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    content = error.detail if isinstance(error.detail, dict) else {"error": error.detail}
-    return JSONResponse(content, error.status_code, error.headers)
+    return JSONResponse(_content(error), error.status_code, error.headers)
+
+
+def _content(error: HTTPException) -> dict[str, object]:
+    return error.detail if isinstance(error.detail, dict) else {"error": error.detail}
 
 
 async def _client_left(_: Request, error: Exception) -> Response:

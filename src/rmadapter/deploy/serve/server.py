@@ -8,20 +8,22 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import NamedTuple
 
 import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from rmadapter.deploy.serve.model import ServeOptions, open_served
+from rmadapter.deploy.serve.model import ServedModel, ServeOptions, open_served
 from rmadapter.deploy.serve.requests import HEADERS
 from rmadapter.deploy.serve.routes import create_app
 from rmadapter.deploy.serve.service import Service
 from rmadapter.deploy.sockets import serve_until_stopped
 from rmadapter.errors import UserError
 from rmadapter.support.files import sign
+from rmadapter.support.machine import give_back_memory, keep_little_memory
 from rmadapter.support.terminal import escape
 
 CONNECTIONS = 512  # open at once; beyond, uvicorn answers 503
@@ -30,15 +32,27 @@ BACKLOG = 2048  # connections that wait to be accepted
 EVERY = 2.0  # seconds between two looks at the models
 
 
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+class Access(NamedTuple):
+    """Who may send requests, and whether each is printed on stderr. key, cors, hosts: as for
+    `create_app`."""
+
+    key: str = ""
+    cors: Sequence[str] = ()
+    log: bool = False
+    hosts: Collection[str] | None = None
+
+
 def run(
     service: Service, options: Mapping[str, ServeOptions], listening: socket.socket,
-    ready: Callable[[], None], *, key: str = "", cors: Sequence[str] = (), log: bool = False,
-    hosts: Collection[str] | None = None,
+    ready: Callable[[], None], access: Access,
 ) -> None:  # fmt: skip
     """Serve until SIGTERM or SIGINT; then accept nothing new, and answer what was accepted.
 
-    options: of the models, by name. ready: called once requests are accepted. log: print a line on
-    stderr for each request. hosts: as for `AccessMiddleware`. SIGHUP reloads the models.
+    options: of the models, by name. ready: called once requests are accepted. SIGHUP reloads the
+    models.
     """
 
     @asynccontextmanager
@@ -47,29 +61,43 @@ def run(
         # fails on Windows and outside the main thread
         with suppress(AttributeError, NotImplementedError, ValueError, RuntimeError):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.reload_all)
-        reloading = asyncio.create_task(reloader.run())
+        jobs = [asyncio.create_task(job) for job in (reloader.run(), tidy())]
         listening.listen(BACKLOG)
         ready()
         yield
-        reloading.cancel()
+        for job in jobs:
+            job.cancel()
         service.close()
 
-    if log:
+    serve_until_stopped(config(service, access, lifespan), listening)
+
+
+def config(service: Service, access: Access, lifespan: Lifespan) -> uvicorn.Config:
+    """Return how uvicorn serves in this process; it then keeps little freed memory."""
+    keep_little_memory()
+    if access.log:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-    config = uvicorn.Config(
-        create_app(service, key, cors, lifespan, hosts),
+    return uvicorn.Config(
+        create_app(service, access.key, access.cors, lifespan, access.hosts),
         lifespan="on",
         http=PatientProtocol,  # by h11: others count headers and bodies differently
         ws="none",
         log_config=None,
-        log_level="info" if log else "error",
-        access_log=log,
+        log_level="info" if access.log else "error",
+        access_log=access.log,
         server_header=False,
         limit_concurrency=CONNECTIONS,
         h11_max_incomplete_event_size=HEADERS,
         timeout_graceful_shutdown=int(2 * service.limits.seconds) + 1,
     )
-    serve_until_stopped(config, listening)
+
+
+async def tidy() -> None:
+    """Give back small pieces that images and old models took, which glibc keeps, until
+    cancelled."""
+    while True:
+        await asyncio.sleep(EVERY)
+        await asyncio.to_thread(give_back_memory)
 
 
 class PatientProtocol(H11Protocol):
@@ -100,6 +128,58 @@ class PatientProtocol(H11Protocol):
         self._waiting = self.loop.call_later(PATIENCE, self.transport.close)
 
 
+# Reloading
+
+
+class Watch:
+    """Folders of models, which may change. options: of the models, by name."""
+
+    def __init__(
+        self, options: Mapping[str, ServeOptions], models: Mapping[str, ServedModel]
+    ) -> None:
+        self._options = options
+        self._loaded = {name: model.sign for name, model in models.items()}
+        self._last = dict(self._loaded)
+        self._forced = False
+
+    def force(self) -> None:
+        """Let the next `changed` return all names."""
+        self._forced = True
+
+    def changed(self, forced: bool = False) -> list[str]:
+        """Return the names of models that have changed since they were last returned, and have not
+        since the last call: a run is then complete. forced: return all names."""
+        names = []
+        forced, self._forced = forced or self._forced, False
+        for name, options in self._options.items():
+            now = sign(options.folder)
+            settled = now == self._last[name]
+            self._last[name] = now
+            if forced or (now is not None and settled and now != self._loaded[name]):
+                self._loaded[name] = now  # even if loading fails: this is reported only once
+                names.append(name)
+        return names
+
+
+def reload(name: str, options: ServeOptions) -> ServedModel | None:
+    """Open a changed model, and say so; return None if that fails, whatever is wrong with it."""
+    try:
+        model = open_served(options)
+    except Exception as error:
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        _say(name, f"not reloaded, the old one keeps answering: {reason}")
+        return None
+    return model
+
+
+def say_reloaded(name: str) -> None:
+    _say(name, "reloaded")
+
+
+def _say(name: str, text: str) -> None:
+    print("rmadapter:", escape(" ".join(f"{name}: {text}".split())), file=sys.stderr, flush=True)
+
+
 class Reloader:
     """Reloads models that change on disk. The old one answers meanwhile, and goes on if loading
     fails. options: of the models, by name."""
@@ -108,8 +188,7 @@ class Reloader:
         self, service: Service, options: Mapping[str, ServeOptions], every: float = EVERY
     ) -> None:
         self._service, self._options, self._every = service, options, every
-        self._loaded = {name: model.sign for name, model in service.models.items()}
-        self._last = dict(self._loaded)
+        self._watch = Watch(options, service.models)
         self._requested = asyncio.Event()
 
     def reload_all(self) -> None:
@@ -128,29 +207,13 @@ class Reloader:
             await self.check(forced)
 
     async def check(self, forced: bool = False) -> None:
-        """Reload what has changed; a run is complete if it has not changed since the last check."""
-        for name, options in self._options.items():
-            now = sign(options.folder)
-            settled = now == self._last[name]
-            self._last[name] = now
-            if forced or (now is not None and settled and now != self._loaded[name]):
-                self._loaded[name] = now  # even if loading fails: this is reported only once
-                await self._load(name, options)
-
-    async def _load(self, name: str, options: ServeOptions) -> None:
-        try:
-            model = await asyncio.to_thread(open_served, options)
-        except Exception as error:  # whatever is wrong with the new one, keep the old one
-            reason = (
-                str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            )
-            self._report(name, "refused", f"not reloaded, the old one keeps answering: {reason}")
-        else:
-            self._service.put(name, model)
-            self._report(name, "loaded", "reloaded")
-
-    def _report(self, name: str, outcome: str, text: str) -> None:
-        self._service.counters.reloads.labels(name, outcome).inc()
-        print(
-            "rmadapter:", escape(" ".join(f"{name}: {text}".split())), file=sys.stderr, flush=True
-        )
+        """Reload what has changed."""
+        for name in self._watch.changed(forced):
+            model = await asyncio.to_thread(reload, name, self._options[name])
+            outcome = "refused" if model is None else "loaded"
+            self._service.counters.reloads.labels(name, outcome).inc()
+            if model is not None:
+                self._service.put(name, model)
+                del model
+                say_reloaded(name)
+                await self._service.settle()  # so that no more than two are in memory

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -26,16 +26,20 @@ from prometheus_client import (
 )
 from starlette.exceptions import HTTPException
 
-from rmadapter.data.decode import read_image
+from rmadapter.data.decode import decoding_cost, open_header, read_image
 from rmadapter.deploy.serve.model import ServedModel
+from rmadapter.deploy.serve.waiting import Queue, QueueFull, QueueState, too_busy
 from rmadapter.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from PIL import Image
 
-RETRY = {"Retry-After": "1"}
 MB = 1_000_000  # bytes
 DECODERS = min(4, os.cpu_count() or 1)  # threads
+LARGE = 150 * MB  # to decode an image; larger ones are decoded one at a time
+AHEAD = 2  # batches of images that are decoded before their turn
+LONGEST = 1 / 4  # most of the seconds for an answer that an accepted request is expected to take
+BODIES = 2  # bodies of the largest size that are held at once
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -51,6 +55,7 @@ class Limits:
     images: int = 64  # per request
     body: float = 32.0  # MB per request
     seconds: float = 30.0  # for a body to arrive, and again for its answer
+    workers: int = 1  # processes, each with a queue of its own; they share the bytes of bodies
 
     def __post_init__(self) -> None:
         if self.images > self.queue:
@@ -60,6 +65,16 @@ class Limits:
     def bytes(self) -> int:
         """Most bytes of a body."""
         return int(self.body * MB)
+
+    @property
+    def held(self) -> int:
+        """Most bytes of the bodies of all requests of a worker."""
+        return max(BODIES * self.bytes // self.workers, self.bytes)
+
+    @property
+    def longest(self) -> float:
+        """Most seconds that a request may be expected to take when it is accepted."""
+        return round(LONGEST * self.seconds, 3)
 
 
 class Counters:
@@ -105,10 +120,6 @@ class Counters:
 # One model
 
 
-class QueueFull(Exception):
-    """The queue of images is full."""
-
-
 class Outputs(NamedTuple):
     """One image's probabilities [C], and features [e] if requested."""
 
@@ -123,18 +134,24 @@ class _Item(NamedTuple):
 
 
 class Batcher:
-    """The queue and the thread of a model. on_batch: called with the size of each batch.
+    """The queue and the thread of a model. on_batch: called with the size of each batch. queue: of
+    the model that this one replaces, whose images may still wait.
 
-    All but `_work` runs in the event loop's thread. A caller of `take` gets outputs or an
-    error, even after `retire`, and must `release` its images; the thread of a retired batcher
-    ends once all are released.
+    All but `_work` runs in the event loop's thread. Who holds places gets outputs or an error, even
+    after `retire`; the thread of a retired batcher ends once all places are given back.
     """
 
     def __init__(
-        self, model: ServedModel, limits: Limits, on_batch: Callable[[int], object] = lambda _: None
+        self,
+        model: ServedModel,
+        limits: Limits,
+        on_batch: Callable[[int], object] = lambda _: None,
+        queue: Queue | None = None,
     ) -> None:
         self.model = model
-        self.taken = 0
+        self.queue = queue or Queue(limits.queue, limits.longest)
+        self._taken = 0
+        self.room = asyncio.Semaphore(AHEAD * limits.batch)  # decoded images
         self.retired = False
         self._limits = limits
         self._on_batch = on_batch
@@ -142,24 +159,28 @@ class Batcher:
         self.thread = Thread(target=self._work, name="model", daemon=True)
         self.thread.start()
 
-    def take(self, count: int) -> None:
-        """Reserve places for images. Raises QueueFull."""
-        if self.taken + count > self._limits.queue:
-            raise QueueFull
-        self.taken += count
-
-    def release(self, count: int) -> None:
-        self.taken -= count
-        if self.retired and not self.taken:
-            self._items.put(None)
+    @contextmanager
+    def place(self, count: int) -> Iterator[None]:
+        """Hold places for images. Raises QueueFull."""
+        with self.queue.place(count):
+            self._taken += count
+            try:
+                yield
+            finally:
+                self._taken -= count
+                self._end_if_idle()
 
     def retire(self) -> None:
-        """Take no more images; the thread ends once all that were taken are released."""
+        """Take no more images; the thread ends once all places are given back."""
         self.retired = True
-        self.release(0)
+        self._end_if_idle()
+
+    def _end_if_idle(self) -> None:
+        if self.retired and not self._taken:
+            self._items.put(None)
 
     def submit(self, pixels: np.ndarray, features: bool = False) -> Future[Outputs]:
-        """Queue one image that was taken. pixels: [3, H, W]."""
+        """Queue one image that has a place. pixels: [3, H, W]."""
         item = _Item(pixels, features, Future())
         self._items.put(item)
         return item.outputs
@@ -246,8 +267,12 @@ class Service:
         self.limits = limits
         self.counters = Counters()
         self.stopping = False
+        self.draining = False  # answers what its connections ask, and closes them
         self._models: dict[str, Batcher] = {}
-        self._pool = ThreadPoolExecutor(DECODERS, "decode")
+        self._retired: list[Batcher] = []
+        self._pool = ThreadPoolExecutor(max(DECODERS // limits.workers, 1), "decode")
+        self._single = ThreadPoolExecutor(1, "decode-large")
+        self._large = Queue(limits.queue, limits.longest)
         for name, model in models.items():
             self.put(name, model)
 
@@ -259,10 +284,39 @@ class Service:
         """Serve a model under a name; the previous one still answers what it has taken."""
         before = self._models.get(name)
         on_batch = self.counters.batches.labels(name).observe
-        self._models[name] = Batcher(model, self.limits, on_batch)
-        self.counters.queue.labels(name).set_function(lambda: self._models[name].taken)
+        queue = before.queue if before else None
+        self._models[name] = Batcher(model, self.limits, on_batch, queue)
+        self.counters.queue.labels(name).set_function(lambda: self._models[name].queue.taken)
         if before:
             before.retire()
+            self._retired.append(before)
+
+    async def settle(self) -> None:
+        """Wait until every replaced model has answered what it had taken, and is gone."""
+        while any(batcher.thread.is_alive() for batcher in self._retired):
+            await asyncio.sleep(0.05)
+        self._retired.clear()
+
+    def stated(self) -> dict[str, float]:
+        """Return the limits of requests, of one worker, as /info states them."""
+        limits = self.limits
+        return {
+            "workers": limits.workers,
+            "queue_images": limits.queue,
+            "queue_seconds": limits.longest,
+            "answer_seconds": limits.seconds,
+            "request_images": limits.images,
+            "request_bytes": limits.bytes,
+            "all_bytes": limits.held,
+        }
+
+    def queues(self) -> dict[str, QueueState]:
+        """Return what waits for each model."""
+        return {name: batcher.queue.state() for name, batcher in self._models.items()}
+
+    def seconds(self) -> float:
+        """Return the seconds until all images are expected to be answered."""
+        return max(batcher.queue.seconds for batcher in self._models.values())
 
     def close(self) -> None:
         """End the threads, after the last request."""
@@ -270,7 +324,8 @@ class Service:
         for batcher in self._models.values():
             batcher.retire()
             batcher.thread.join(timeout=10)
-        self._pool.shutdown(cancel_futures=True)
+        for pool in (self._pool, self._single):
+            pool.shutdown(cancel_futures=True)
 
     def only(self) -> str:
         """Return the name of the only model. Raises HTTPException if there are several."""
@@ -285,7 +340,7 @@ class Service:
         """Answer all images, or with `skip_bad` those that can be read.
 
         Raises HTTPException: 404 for an unknown model or one without the wanted features, 422 with
-        the bad images, 429 if too many images are waiting already.
+        the bad images, 503 if too many images are waiting already.
         """
         if name not in self._models:
             raise HTTPException(
@@ -298,45 +353,50 @@ class Service:
                 f"{name} gives no features: its method has none, or its export lacks --embeddings",
             )
         # nothing was awaited, so it is still the current model
-        with self._reserved(batcher, len(uploads)):
-            pixels = await self._decode_all(batcher.model.transform, uploads)
-            bad = {i: each for i, each in enumerate(pixels) if isinstance(each, UserError)}
-            self.counters.images.labels(name, "bad").inc(len(bad))
-            if bad and not skip_bad:
-                raise _bad_images(uploads, bad)
-            good = [batcher.submit(x, features) for x in pixels if isinstance(x, np.ndarray)]
-            outputs = iter(await asyncio.gather(*map(asyncio.wrap_future, good)))
-            self.counters.images.labels(name, "answered").inc(len(good))
-            rows = [bad[i] if i in bad else next(outputs) for i in range(len(uploads))]
-            return Answers(name, batcher.model, [upload.name for upload in uploads], rows)
-
-    @contextmanager
-    def _reserved(self, batcher: Batcher, count: int) -> Iterator[None]:
         try:
-            batcher.take(count)
-        except QueueFull:
-            raise HTTPException(429, "too many images are waiting: try again", RETRY) from None
-        try:
-            yield
-        finally:
-            batcher.release(count)
+            with batcher.place(len(uploads)):
+                jobs = [self._answer_one(batcher, upload, features) for upload in uploads]
+                found = await asyncio.gather(*jobs, return_exceptions=True)
+        except QueueFull as full:
+            raise too_busy("too many images are waiting", full.state, full.retry) from None
+        rows: list[Outputs | UserError] = []
+        for row in found:
+            if isinstance(row, QueueFull):
+                raise too_busy("too many large images are waiting", row.state, row.retry)
+            if isinstance(row, BaseException) and not isinstance(row, UserError):
+                raise row
+            rows.append(row)
+        bad = {i: row for i, row in enumerate(rows) if isinstance(row, UserError)}
+        self.counters.images.labels(name, "bad").inc(len(bad))
+        if bad and not skip_bad:
+            raise _bad_images(uploads, bad)
+        self.counters.images.labels(name, "answered").inc(len(rows) - len(bad))
+        return Answers(name, batcher.model, [upload.name for upload in uploads], rows)
 
-    async def _decode_all(
-        self, transform: Callable[[Image.Image], np.ndarray], uploads: Sequence[Upload]
-    ) -> list[np.ndarray | UserError]:
-        run = asyncio.get_running_loop().run_in_executor
-        jobs = [run(self._pool, decode, transform, upload) for upload in uploads]
-        return await asyncio.gather(*jobs)
+    async def _answer_one(self, batcher: Batcher, upload: Upload, features: bool) -> Outputs:
+        """Decode an image when its turn comes, and answer it. Raises UserError if it is bad, and
+        QueueFull if it is large and too many large ones are waiting."""
+        run, transform = asyncio.get_running_loop().run_in_executor, batcher.model.transform
+        async with batcher.room:
+            pixels = await run(self._pool, decode, transform, upload, LARGE)
+            if pixels is not None:
+                return await asyncio.wrap_future(batcher.submit(pixels, features))
+        with self._large.place(1):
+            pixels = await run(self._single, decode, transform, upload)
+        assert pixels is not None
+        return await asyncio.wrap_future(batcher.submit(pixels, features))
 
 
 def decode(
-    transform: Callable[[Image.Image], np.ndarray], upload: Upload
-) -> np.ndarray | UserError:
-    """Return float32 [3, H, W], or what is wrong with the image."""
-    try:
-        return transform(read_image(io.BytesIO(upload.data), upload.name))
-    except UserError as error:
-        return error
+    transform: Callable[[Image.Image], np.ndarray], upload: Upload, most: int = 0
+) -> np.ndarray | None:
+    """Return float32 [3, H, W]; None if decoding would take more bytes than `most`, if that is not
+    0. Raises UserError if the image is bad."""
+    if most:
+        with suppress(Exception):  # `read_image` says what is wrong
+            if decoding_cost(open_header(io.BytesIO(upload.data))) > most:
+                return None
+    return transform(read_image(io.BytesIO(upload.data), upload.name))
 
 
 def _bad_images(uploads: Sequence[Upload], bad: Mapping[int, UserError]) -> HTTPException:
