@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all lint audit hostile fuzz kills scale dist smoke bench clean
+.PHONY: setup demo test test-all lint audit hostile fuzz kills load scale dist smoke bench clean
 
 setup: .venv/.ready
 
@@ -22,6 +22,9 @@ test-all: setup  # also those marked slow
 
 kills: setup  # ARGS as `--count 300 --minutes 25 --only fit`
 	$(BIN)/python -m tests.hostile.kills $(or $(ARGS),--count 200)
+
+load: setup  # `serve` with 50 clients, ten of them hostile; ARGS as `--minutes 1 --workers 2`
+	$(BIN)/python -m tests.hostile.load $(ARGS)
 
 scale: setup  # Ray and Optuna, 80 MB of downloads, and the tests that need them, a few minutes
 	$(BIN)/pip install --quiet --editable ".[ray]"
