@@ -41,7 +41,8 @@ def print_record(record: Record, as_json: bool, run: Path | None = None) -> None
         )
         if compared:
             print(escape("".join(compared)))
-        if tie := describe_tie(record):
+        tie = describe_tie(record)
+        if tie:
             print(escape(tie))
     if judged and len(record.scores) == 1:
         return

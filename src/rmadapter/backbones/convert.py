@@ -123,6 +123,7 @@ def _read(file: Path, flat: Path) -> JsonObject:
         raise UserError(
             f"{file}: ended the process that read it, as damaged or hostile files do"
         ) from None
-    if error := facts.get("error"):
+    error = facts.get("error")
+    if error:
         raise UserError(f"{file}: cannot be converted: {error}")
     return facts

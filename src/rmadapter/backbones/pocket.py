@@ -105,7 +105,8 @@ def _pip(name: str) -> list[str]:
     with suppress(PackageNotFoundError):  # finding the module instead would import setuptools
         distribution("pip")
         return [sys.executable, "-c", PIP, "pip"]
-    if spec := importlib.util.find_spec("ensurepip"):
+    spec = importlib.util.find_spec("ensurepip")
+    if spec:
         for folder in spec.submodule_search_locations or ():
             for bundled in Path(folder, "_bundled").glob("pip-*.whl"):
                 return [sys.executable, "-c", PIP, str(bundled / "pip")]

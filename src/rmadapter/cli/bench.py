@@ -110,7 +110,8 @@ class BenchOptions:
 
         fitted, values = read_config(self.config, parts(self.methods))
         for name in ("backbone", "device", "precision"):
-            if (value := getattr(self, name)) is not None:
+            value = getattr(self, name)
+            if value is not None:
                 values[name] = value
         task, machine, own = _configured(_of_run(fitted, values), self.templates, self.sets)
         jobs = self._jobs(parts(self.methods or fitted), task)

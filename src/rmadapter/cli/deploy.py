@@ -427,7 +427,8 @@ def app(
 
 def check_extra(verb: str, needed: Sequence[str]) -> None:
     """Raises UserError if the extra of a verb is not installed."""
-    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
         raise UserError(f"{verb} needs {', '.join(missing)}; run `pip install 'rmadapter[{verb}]'`")
 
 

@@ -485,6 +485,7 @@ def _licence(repository: Path) -> str:
     where = f"its publisher's; read it at https://huggingface.co/{owner_and_name}"
     for card in sorted(repository.glob("snapshots/*/README.md")):
         with suppress(UserError):
-            if line := re.search(r"^license: *(\S.*)$", read_text(card, errors="replace"), re.M):
+            line = re.search(r"^license: *(\S.*)$", read_text(card, errors="replace"), re.M)
+            if line:
                 return f"{where} (its card here says {line[1].strip()[:80]})"
     return where

@@ -123,7 +123,8 @@ def main() -> None:
             words = as_help([*map(at_home, sys.argv[1:])])
             code = app(words, prog_name="rmadapter", standalone_mode=False)  # else errors in a box
         except Exception as error:
-            if text := user_message(error):
+            text = user_message(error)
+            if text:
                 distributed.print_error(escape(text))
             code = 2
         sys.exit(code)

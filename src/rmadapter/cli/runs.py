@@ -156,7 +156,8 @@ def _add_backbone(lab: Lab, names: str) -> str:
 
     backbone = first_of(names)
     lab.add_backbone(backbone)
-    if advice := advise(backbone.name):
+    advice = advise(backbone.name)
+    if advice:
         note(advice)
     return backbone.name
 
@@ -218,7 +219,8 @@ def evaluate(
     folder = find_run(run)
     saved = load(run, options.backbone, method=options.code, settings=own, device=machine.device)
     splits = files.read(data, images, known_names(folder, saved))
-    if ignored := next(iter(splits.values())).ignored:
+    ignored = next(iter(splits.values())).ignored
+    if ignored:
         note(ignored)
     cache = Cache(saved.fitted.backbone, machine, hold=False)
     _, scores = evaluate_saved(folder, saved.fitted, splits, split, which, cache)
@@ -337,7 +339,8 @@ def compare(
     if images.ignored:
         note(images.ignored)
     for run in runs:
-        if known := trained_on(find_run(run), splits, split, images):
+        known = trained_on(find_run(run), splits, split, images)
+        if known:
             note(
                 f"{run}: {known} of these {len(images)} images were trained on, so its accuracy "
                 "says little"

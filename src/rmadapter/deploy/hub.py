@@ -260,7 +260,8 @@ def hub_name(backbone: str) -> str | None:
 def _results(record: Record) -> list[EvalResult]:
     """Return scores that the hub shows beside the card, as fractions of 1."""
     data = record.task.data or "unknown"
-    if judgement := record.judgement:
+    judgement = record.judgement
+    if judgement:
         fitted = judgement.fitted
         rates = {
             "accuracy": fitted.accuracy,

@@ -40,7 +40,8 @@ class Projector(Learner):
     def __init__(self, backbone: Backbone) -> None:
         super().__init__(backbone)
         self.first = backbone.image.depth
-        if (projection := backbone.image.projection) is None:
+        projection = backbone.image.projection
+        if projection is None:
             raise UserError(
                 f"ProLIP trains the linear projection after the image encoder, but {backbone.name} "
                 f"has none: use another method, such as 'clip-adapter'"

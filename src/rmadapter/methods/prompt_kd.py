@@ -119,7 +119,8 @@ class PromptKD(Method):
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         large = self._large(backbone)
-        if (kept := shots.unfinished) is not None:
+        kept = shots.unfinished
+        if kept is not None:
             shots = replace(shots, unfinished=replace(kept, before=f"{kept.key}, teacher"))
         known, theirs = shots.known, self._seen_by(large, shots)
         images = shots.images if shots.unlabelled is None else shots.unlabelled

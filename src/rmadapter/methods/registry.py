@@ -169,10 +169,12 @@ def _published_settings(name: str) -> JsonObject:
 
 def _find(name: str) -> object:
     """Return the class or object that a name stands for."""
-    if place := METHODS.get(name) or CHOOSING.get(name):
+    place = METHODS.get(name) or CHOOSING.get(name)
+    if place:
         module, _, attribute = place.partition(":")
         return getattr(import_module(f"rmadapter.methods.{module}"), attribute)
-    if point := entry_points().get(name):
+    point = entry_points().get(name)
+    if point:
         return point.load()
     place, colon, attribute = name.rpartition(":")
     if not colon:
@@ -218,7 +220,8 @@ def _checked(member: object, name: str) -> Method:
     if not is_dataclass(kind):
         raise UserError(f"method {name!r} is not a dataclass: see docs/your_method.md")
     complete = kind if issubclass(kind, Method) else _as_method(kind)
-    if missing := complete.__abstractmethods__:
+    missing = complete.__abstractmethods__
+    if missing:
         names = ", ".join(sorted(missing))
         raise UserError(f"method {name!r} has no {names}: see docs/your_method.md")
     if isinstance(member, Method):

@@ -95,10 +95,12 @@ class RMAdapterPlus(Method):
         """Return weights [C, e] for adapted and for untouched image features."""
         place = {name: i for i, name in enumerate(known.classes)}
         adapted, untouched = (head.new_zeros(len(names), head.shape[1]) for _ in range(2))
-        if old := [i for i, name in enumerate(names) if name in place]:
+        old = [i for i, name in enumerate(names) if name in place]
+        if old:
             adapted[old] = model.class_weights([names[i] for i in old], known.templates)
             untouched[old] = self.head * head[[place[names[i]] for i in old]]
-        if new := [i for i, name in enumerate(names) if name not in place]:
+        new = [i for i, name in enumerate(names) if name not in place]
+        if new:
             which, prompts = [names[i] for i in new], (*known.templates, *self.general)
             adapted[new] = self.keep * model.class_weights(which, prompts)
             untouched[new] = (1 - self.keep) * zero_shot_weights(model.backbone, which, prompts)

@@ -71,7 +71,8 @@ class Norms(nn.Module):
         for others."""
         place = {name: i for i, name in enumerate(known.classes)}
         weights = F.normalize(self.classes, dim=-1)
-        if new := [name for name in names if name not in place]:
+        new = [name for name in names if name not in place]
+        if new:
             each = prompts_each(new, known.templates)
             weights = torch.cat(
                 [weights, self.class_features(self.prompts(new, known.templates), each)]

@@ -164,7 +164,8 @@ def evaluate_saved(
             note(strange)
     if not len(images):
         raise UserError(f"{split}: there are no images to evaluate on")
-    if known := trained_on(folder, splits, split, images):
+    known = trained_on(folder, splits, split, images)
+    if known:
         note(
             f"{known} of these {len(images)} images were trained on: this accuracy says little "
             "about new ones"

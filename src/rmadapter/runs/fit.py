@@ -101,7 +101,8 @@ def fit(
 
 def _check_same_tests(record: Record, out: Path, lab: Lab, few: FewShot) -> None:
     """Raise UserError if a finished run was judged on other images than those of now."""
-    if others := record.other_images(lab.tests(record.task, few)):
+    others = record.other_images(lab.tests(record.task, few))
+    if others:
         raise UserError(
             f"{out} was judged on different images ({others[0]} classes) from the current ones: "
             "choose another --out, or evaluate it on them with `rmadapter eval`"

@@ -194,7 +194,8 @@ def _start_worker(threads: int, assigned: SimpleQueue[str]) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
-    if device := assigned.get():
+    device = assigned.get()
+    if device:
         os.environ[VISIBLE] = device  # before CUDA starts, which reads it once
     import torch  # takes seconds
 

@@ -88,7 +88,8 @@ class ImageStore:
         and if there are too many images or bytes.
         """
         try:
-            if error := image_error(path, header=True):
+            error = image_error(path, header=True)
+            if error:
                 raise UserError(error)
             image = load_image(path)
         except UserError as error:

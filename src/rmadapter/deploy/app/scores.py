@@ -89,7 +89,8 @@ def read_scores(run: Path, home: Path) -> Scores | None:
         "images": 0,
         "report": files.page.is_file(),
     }
-    if judgement := record.judgement:
+    judgement = record.judgement
+    if judgement:
         scores["how"] = judgement.how
         scores["rows"] = [
             _score_row(row, record.method.title, judgement.images) for row in judgement.rows

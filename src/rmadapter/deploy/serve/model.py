@@ -298,7 +298,8 @@ def run_source(folder: Path) -> Source:
 def accuracy_of(record: Record) -> Accuracy | None:
     """Return the accuracy that a run recorded, by its judgement or else on its first test images;
     None if unknown."""
-    if judgement := record.judgement:
+    judgement = record.judgement
+    if judgement:
         rates = judgement.fitted
         interval = (rates.low, rates.high)
         return _accuracy(judgement.how, judgement.images, rates.accuracy, interval)

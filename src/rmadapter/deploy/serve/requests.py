@@ -76,7 +76,8 @@ class AccessMiddleware:
             await send(message)
 
         try:
-            if refusal := self._refusal(scope):
+            refusal = self._refusal(scope)
+            if refusal:
                 await refusal(scope, receive, send_counted)
             else:
                 with self._limited(receive) as limited:

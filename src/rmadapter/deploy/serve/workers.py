@@ -150,7 +150,8 @@ class _Parent:
         sys.stdout.flush()
         sys.stderr.flush()
         parent = os.getpid()
-        if pid := os.fork():
+        pid = os.fork()
+        if pid:
             self._born[pid], self._slots[pid] = time.monotonic(), slot
             return
         code = 1
