@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from rmadapter.deploy.export.folder import ExportFacts
     from rmadapter.deploy.serve.model import ServeOptions
+    from rmadapter.deploy.serve.server import Access
     from rmadapter.deploy.serve.service import Limits
 
 NEEDED_BY_APP = ("starlette", "uvicorn")
@@ -293,11 +294,9 @@ def serve(
         if not any((folder / name).is_file() for name in ENGINES):
             check_runs(folder)
     check_backbones(options.backbone)
-    from rmadapter.deploy.serve.model import ServeOptions, open_served
-    from rmadapter.deploy.serve.server import Access, run
-    from rmadapter.deploy.serve.service import Service
+    from rmadapter.deploy.serve.model import ServeOptions
+    from rmadapter.deploy.serve.server import Access
 
-    most = limits.limits(workers)
     if workers > 1:
         threads = _threads_of_worker(threads)
     models = {
@@ -309,21 +308,34 @@ def serve(
     key = os.environ.get(KEY, "")
     others = checked("--allow-host", allow_host or (), HOST, "birds.example.org")
     hosts = None if key else {host, socket.gethostname(), *others}  # no other site knows the key
+    access = Access(key, cors or (), log, hosts)
     with bind(host, port) as listening:
-        opened = {name: open_served(each) for name, each in models.items()}  # replaced by reloads
-        where, access = address(listening), Access(key, cors or (), log, hosts)
+        _listen(listening, models, limits.limits(workers), access, as_json)
 
-        def ready() -> None:
-            _announce(where, models, as_json)
 
-        if workers == 1:
-            service = Service(opened, most)
-            opened.clear()
-            run(service, models, listening, ready, access)
-        else:
-            from rmadapter.deploy.serve.workers import run_workers
+def _listen(
+    listening: socket.socket, models: dict[str, ServeOptions], most: Limits, access: Access,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Open the models and serve them, in as many processes as the limits say."""
+    from rmadapter.deploy.serve.model import open_served
+    from rmadapter.deploy.serve.server import run
+    from rmadapter.deploy.serve.service import Service
 
-            run_workers(workers, opened, models, most, listening, ready, access)
+    opened = {name: open_served(each) for name, each in models.items()}  # replaced by reloads
+    where = address(listening)
+
+    def ready() -> None:
+        _announce(where, models, as_json)
+
+    if most.workers == 1:
+        service = Service(opened, most)
+        opened.clear()
+        run(service, models, listening, ready, access)
+    else:
+        from rmadapter.deploy.serve.workers import run_workers
+
+        run_workers(most.workers, opened, models, most, listening, ready, access)
 
 
 def _threads_of_worker(threads: int) -> int:

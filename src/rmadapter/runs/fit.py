@@ -32,25 +32,18 @@ from rmadapter.training.contract import Method, Unfinished
 
 
 def fit(
-    task: Task,
-    method: Method,
-    out: Path,
-    lab: Lab,
-    name: str = "",
-    command: str = "",
-    notes: tuple[str, ...] = (),
-    folds: int | None = None,
-    columns: Mapping[str, str] | None = None,
-    crops: bool = False,
-) -> Record:
-    """Do a task, and keep the model, the record and the report in a folder.
+    task: Task, method: Method, out: Path, lab: Lab, name: str = "", command: str = "",
+    notes: tuple[str, ...] = (), folds: int | None = None,
+    columns: Mapping[str, str] | None = None, crops: bool = False,
+) -> Record:  # fmt: skip
+    """Do a task, and keep the model, the record and the report in a folder; resume a killed run,
+    return a finished one.
 
-    folds: of the cross-validation that chooses, calibrates, and judges a run on all classes if
-    there are too few other images; None for 4, on which a method that trains through an encoder is
-    fitted only as far as choosing or judging needs it; 0 for no judgement.
-    columns, crops: how the task's images were read, as in `read_images`. A killed run is resumed
-    when called again; a finished one is returned. Raises UserError if `out` holds another run,
-    another process is at work there, or nothing can be written there.
+    folds: of the cross-validation that chooses, calibrates, and judges if there are too few other
+    images; None for 4, on which a method that trains through an encoder is fitted only as far as
+    that needs it; 0 for no judgement. columns, crops: how the task's images were read, as in
+    `read_images`. Raises UserError if `out` holds another run, another process is at work there,
+    or nothing can be written there.
     """
     files = RunFolder(out)
     with exclusive(out):
@@ -66,15 +59,15 @@ def fit(
             few.read(backbone.preprocess, lab.progress)
             save_split(few, files.split)
             lab.work_in(files.activations)
-            unfinished, choice = Unfinished(files.training, training_key), None
+            unfinished = Unfinished(files.training, training_key)
             train = half(few.train, task.classes)
             judged = folds != 0 and task.classes == "all" and not task.tests
             choices = method.choices(train.labels)
             judging = judged and not enough(lab.tests(task, few), few.train)
             validation = _validation(task, few, lab, folds, judging, bool(choices))
+            choice = None
             if choices and validation is not None:
-                file = f"choice-{training_key[:24]}-{len(validation)}.json"
-                choice = choose_once(validation, choices, files.activations / file)
+                choice = choose_once(validation, choices, files.activations, training_key)
                 method, name = choices.methods[choice.chosen], choice.chosen
             whole = judging or bool(folds)
             temperature = validation.temperature(method, name, whole) if validation else None
@@ -84,13 +77,13 @@ def fit(
             ).with_facts(choice=choice)
             if judged:
                 outcome = judge(task, method, lab, outcome, few, validation)
+            if validation and temperature:
+                answers = validation.held_out(method, name, temperature)
+                outcome = outcome.with_facts(held_out=answers)
             outcome = outcome.with_facts(
                 key=key, command=command, columns=dict(columns or {}), crops=crops,
                 notes=(*outcome.record.notes, *notes, *_no_images(outcome.record, folds)),
             )  # fmt: skip
-            if validation and temperature:
-                answers = validation.held_out(method, name, temperature)
-                outcome = outcome.with_facts(held_out=answers)
             record = outcome.record
             _save(outcome, out, train, lab.test_cache(task))
         # Only an unfinished run needs these: this one, or one that was killed here.

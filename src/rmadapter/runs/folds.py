@@ -283,8 +283,10 @@ def fitted_temperature(table: np.ndarray, labels: ArrayLike, name: str) -> float
 # Choosing a method
 
 
-def choose_once(folds: Folds, choices: Choices, file: Path) -> Choice:
-    """Load the saved choice or choose now; timings may differ after a restart."""
+def choose_once(folds: Folds, choices: Choices, folder: Path, key: str) -> Choice:
+    """Load the choice that a killed run of this key has saved in a folder, or choose now; timings
+    may differ after a restart."""
+    file = folder / f"choice-{key[:24]}-{len(folds)}.json"
     with suppress(UserError, ValidationError):
         return Choice.model_validate(read_json(file))
     choice = choose(folds, choices)
