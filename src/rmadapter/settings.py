@@ -65,8 +65,7 @@ class AdapterSettings:
     )
     target: Literal["input", "output", "frozen", "below"] = option(
         "input",
-        "what to reconstruct (Eq. 11, 12): the adapter's input (Figure 2), the adapted block's "
-        "output (as printed), the untouched encoder's input, or that of the adapter below",
+        "what to reconstruct: the adapter's input, the block's output (Eq. 11), or another input",
     )
     target_norm: bool = option(False, "apply a LayerNorm without weights to the target")
     local: bool = option(True, "keep reconstruction gradients inside their adapter, as published")
@@ -94,8 +93,7 @@ class LossSettings:
     lambda_text_con: float = option(3.4, "weight of text consistency; 0 turns it off", ge=0)
     consistency_unit: Literal["feature", "logit", "raw"] = option(
         "logit",
-        "mean difference of unit features (feature), or that times the logit scale: one weight for "
-        "every backbone (logit), or the sum over features as they are, Eq. 17 as printed (raw)",
+        "of unit features; times the logit scale, for all backbones alike; or as printed in Eq. 17",
     )
 
 
