@@ -64,13 +64,17 @@ class Ridge(Method):
         place = {name: i for i, name in enumerate(known.classes)}
 
         def for_classes(names: Sequence[str]) -> Cosines:
-            plain = zero_shot_weights(backbone, names, known.templates)
-            general = zero_shot_weights(backbone, names, (*known.templates, *self.general))
-            rows = [
-                plain[i] + self.head * head[place[name]] if name in place else general[i]
-                for i, name in enumerate(names)
-            ]
-            return Cosines(backbone, untouched, torch.stack(rows))
+            weights = head.new_zeros(len(names), head.shape[1])
+            old = [i for i, name in enumerate(names) if name in place]
+            if old:
+                which = [names[i] for i in old]
+                rows = self.head * head[[place[name] for name in which]]
+                weights[old] = zero_shot_weights(backbone, which, known.templates) + rows
+            new = [i for i, name in enumerate(names) if name not in place]
+            if new:
+                prompts = (*known.templates, *self.general)
+                weights[new] = zero_shot_weights(backbone, [names[i] for i in new], prompts)
+            return Cosines(backbone, untouched, weights)
 
         return Fitted(self, backbone, known, tensors, for_classes, parameters=head.numel())
 
