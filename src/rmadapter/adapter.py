@@ -233,7 +233,6 @@ class Adapters(nn.Module):
         super().__init__()
         self.alpha, self.norm, self.decouple = float(alpha), norm, decouple_scale
         self.objective, self.target, self.target_norm = objective, target, target_norm
-        self.of_output = target == "output"
         self.local = local
 
         def stack(side: str, width: int, depth: int) -> nn.ModuleDict:
@@ -251,6 +250,11 @@ class Adapters(nn.Module):
         self.cross = nn.ModuleDict({str(i): nn.Linear(rank, rank) for i in range(pairs)})
         if init == "kaiming":
             _kaiming(self.cross)
+
+    @property
+    def of_output(self) -> bool:
+        """Whether a branch reads and rebuilds what leaves its block (Eq. 11, 12, as printed)."""
+        return self.target == "output"
 
     def blocks(self, side: str) -> list[int]:
         """Return the 1-based numbers of the adapted blocks of `side`, "image" or "text"."""
