@@ -238,6 +238,7 @@ def measures(
     logarithmic mix with the untouched one; base and novel among the classes of their half, joint
     among all. confused: % of the base images that are answered with a novel class, and the other
     way. auroc: of the probability that an image is of a trained class, in % (50: guessing).
+    chance: what guesses among the classes of base, novel and both get.
     """
     labels, tiny = np.array(images.labels), 1e-30
     of_base = labels < base
@@ -255,6 +256,7 @@ def measures(
     return {
         "frontier": frontier,
         "confused": [round(100 * float(wrong.mean()), 4) for wrong in confused],
+        "chance": [100 / n for n in (base, len(images.classes) - base, len(images.classes))],
         "auroc": round(100 * float(roc_auc_score(of_base, ours[:, :base].sum(1))), 4),
     }
 
@@ -285,8 +287,8 @@ FIGURES: dict[str, Callable[[Line, Line], float]] = {
     "novel at equal base": at_equal_base,
     "joint": lambda a, b: a["frontier"][-1][2] - b["frontier"][-1][2],
 }
-PAIRS = (
-    *((name, "neither") for name in MECHANISM),
+PREPARED = tuple((name, "neither") for name in MECHANISM)  # R3
+PAIRS = (  # R2 and R5
     ("reconstruction", "neither"),
     ("reconstruction, printed", "neither"),
     ("constraint", "neither"),
@@ -297,13 +299,17 @@ PAIRS = (
     ("plus", "both"),
     ("plus", "ridge"),
 )
+FAMILIES = {"": PAIRS, ", prepared": PREPARED}  # by the end of a table's name
 
 
-def differences(lines: Lines, figure: str) -> list[list[str]]:
-    """Compare each of PAIRS over data sets, whose domains and draws count as draws."""
+def differences(
+    lines: Lines, figure: str, pairs: Sequence[tuple[str, str]] = PAIRS
+) -> list[list[str]]:
+    """Compare pairs, which are tested together, over data sets, whose domains and draws count as
+    draws."""
     runs = {(line["data"], line["draw"], line["variant"]): line for line in lines}
     named: dict[str, list[list[float]]] = {}
-    for one, other in PAIRS:
+    for one, other in pairs:
         sets: dict[str, list[float]] = {}
         for data, draw, variant in runs:
             if variant == one and (data, draw, other) in runs:
@@ -324,7 +330,9 @@ def means(lines: Lines) -> list[list[str]]:
     if not by_variant:
         return []
     shared = set.intersection(*({*sets} for sets in by_variant.values()))
-    rows = []
+    guesses = {line["data"].split("/")[0]: line["chance"] for line in lines}
+    guess = np.mean([guesses[name] for name in sorted(shared)], axis=0)
+    rows = [["chance", *(f"{value:.1f}" for value in guess), "–", "–", "50.0"]]
     for variant in (name for name in VARIANTS if name in by_variant):
         per_set = [np.mean(by_variant[variant][name], axis=0) for name in sorted(shared)]
         rows.append([variant, *(f"{value:.1f}" for value in np.mean(per_set, axis=0))])
@@ -349,10 +357,10 @@ def tables(lines: Lines) -> dict[str, str]:
             head = f"{count} sets, in %"
             if some:
                 found[f"{title}: {shots} shots"] = markdown([head, *HEADS], means(some))
-            for figure in FIGURES:
-                rows = differences(some, figure)
+            for figure, (family, pairs) in itertools.product(FIGURES, FAMILIES.items()):
+                rows = differences(some, figure, pairs)
                 if rows:
-                    name = f"{title}: {shots} shots, {figure}"
+                    name = f"{title}: {shots} shots, {figure}{family}"
                     found[name] = markdown([f"difference, {figure}", *TESTED], rows)
     return found
 

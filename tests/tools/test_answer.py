@@ -31,6 +31,7 @@ def test_accuracies_of_halves_are_among_their_own_classes() -> None:
     assert found["frontier"][-1] == [75, 100, 62.5]
     assert found["confused"] == [50, 25]
     assert len(found["frontier"]) == len(answer.SHARES)
+    assert found["chance"] == [50, 50, 25]
 
 
 def test_auroc_is_the_share_of_pairs_in_order() -> None:
@@ -68,6 +69,7 @@ def test_standard_errors_above_chance() -> None:
 def line(data: str, draw: int, variant: str, novel: float, **more: Any) -> dict[str, Any]:
     frontier = [[50.0, 60.0, 50.0], [80.0, novel, 60.0]]
     figures = {"confused": [1.0, 2.0], "auroc": 50.0, "frontier": frontier}
+    figures["chance"] = [25.0, 20.0, 10.0]
     return {
         "data": data,
         "draw": draw,
@@ -94,7 +96,21 @@ def test_domains_and_draws_of_one_set_count_once() -> None:
     assert row.split(" | ")[3] == "4"
     assert "| +0.0 | – | 4 | – | not shown |" in found["reporting: 4 shots, base"]
     assert "| neither | 80.0 | 40.0 | 60.0 | 1.0 | 2.0 | 50.0 |" in found["reporting: 4 shots"]
+    assert "| chance | 25.0 | 20.0 | 10.0 | – | – | 50.0 |" in found["reporting: 4 shots"]
     assert "choosing: 4 shots" not in found
+
+
+def test_prepared_adapters_are_tested_apart_from_the_losses() -> None:
+    """Their number must not change what is corrected for the others."""
+    names = ("neither", "constraint", "branch first")
+    lines = [
+        line(data, 1, name, 40 + i + j)
+        for i, data in enumerate(("food", "sports", "dtd10"))
+        for j, name in enumerate(names)
+    ]
+    found = answer.tables(lines)
+    assert len(found["reporting: 4 shots, novel"].splitlines()) == 3
+    assert "branch first" in found["reporting: 4 shots, novel, prepared"].splitlines()[-1]
 
 
 def test_fewer_base_classes_leave_the_others_out_of_both_parts() -> None:
