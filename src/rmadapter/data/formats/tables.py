@@ -82,9 +82,13 @@ def scan_table(
     empty or very long label and a split other than train, val and test.
     """
     splits: dict[str, Rows] = {}
+    images: dict[str, Path] = {}  # many rows may name one image
     optional = ("label_list", "split", "group")
     for where, cells in read_rows(path, ("image", "label"), optional, columns, budget):
-        image = listed_image(path, where, cells["image"], outside)
+        name = cells["image"]
+        if name not in images:
+            images[name] = listed_image(path, where, name, outside)
+        image = images[name]
         label = only_label(row_labels(cells), where)
         if label is None:
             raise UserError(f"{where}: the label is empty")
