@@ -47,6 +47,7 @@ from studies import (
 from torch import Tensor
 
 from rmadapter import metrics
+from rmadapter.bench.search_space import make_space, optuna
 from rmadapter.data.fewshot import half, split_digest
 from rmadapter.data.image_set import ImageSet
 from rmadapter.methods.rmadapter import RMAdapter
@@ -91,6 +92,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "mma-adamw": ("mma-adamw", {}, {}),
 }
 KEEPING = tuple(VARIANTS)
+TUNED, TRIALS = ("both", "neither", "mmrl", "mma"), 10  # R6
 MECHANISM: dict[str, dict[str, Any]] = {
     "as usual": {},
     "principal directions": {"principal": True},
@@ -148,6 +150,29 @@ def only(images: ImageSet, classes: Sequence[str]) -> ImageSet:
     )
 
 
+def described(variant: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Return what VARIANTS says of a variant; of "NAME #3", with random settings of seed 3.
+
+    Raises ValueError for an unknown one, as argparse expects.
+    """
+    name, mark, number = variant.partition(" #")
+    if name not in VARIANTS:
+        raise ValueError(variant)
+    method, settings, prepared = VARIANTS[name]
+    if not mark:
+        return method, settings, prepared
+    space = make_space(Request.make(settings, method, data="-").method, method)
+    sampler = optuna().samplers.RandomSampler(seed=int(number))
+    drawn = optuna().create_study(sampler=sampler).ask(space).params
+    return method, settings | drawn, prepared
+
+
+def known(variant: str) -> str:
+    """Return the name of a variant."""
+    described(variant)
+    return variant
+
+
 # Measuring
 
 
@@ -185,7 +210,7 @@ def trial(
 ) -> dict[str, Any]:
     """Train a variant on the first half of a draw's classes, or on the first `base` of them, and
     ask about these and the second half."""
-    name, settings, prepared = VARIANTS[variant]
+    name, settings, prepared = described(variant)
     common = {"backbone": backbone, "shots": shots, "seed": draw, **settings}
     common["classes"] = "all" if base else "base"
     request = Request.make(common, name, data=drawn(lab, data, draw, base))
@@ -299,7 +324,8 @@ PAIRS = (  # R2 and R5
     ("plus", "both"),
     ("plus", "ridge"),
 )
-FAMILIES = {"": PAIRS, ", prepared": PREPARED}  # by the end of a table's name
+# by the end of a table's name
+FAMILIES: dict[str, Sequence[tuple[str, str]]] = {"": PAIRS, ", prepared": PREPARED}
 
 
 def differences(
@@ -339,6 +365,29 @@ def means(lines: Lines) -> list[list[str]]:
     return rows
 
 
+def tuned(lines: Lines) -> str:
+    """Compare the settings of each of TUNED by their mean HM over the data sets for choosing that
+    all of them have."""
+    roots = {name.split("/")[0] for name in CHOOSE_ALL}
+    values: dict[str, dict[str, list[float]]] = {}
+    for line in lines:
+        data = line["data"].split("/")[0]
+        if line["variant"].partition(" #")[0] in TUNED and data in roots:
+            mean = metrics.harmonic_mean(*line["frontier"][-1][:2])
+            values.setdefault(line["variant"], {}).setdefault(data, []).append(mean)
+    shared = set.intersection(*({*sets} for sets in values.values())) if values else set()
+    hm = {name: fmean(fmean(sets[data]) for data in shared) for name, sets in values.items()}
+    rows = []
+    for name in TUNED:
+        of = {full: value for full, value in hm.items() if full.partition(" #")[0] == name}
+        if of:
+            best = max(of, key=lambda full: of[full])
+            settings = ", ".join(f"{k}={v:.3g}" for k, v in described(best)[1].items())
+            default = f"{of[name]:.1f}" if name in of else "–"
+            rows.append([name, default, best, f"{of[best]:.1f}", settings])
+    return markdown([f"HM, {len(shared)} sets", "default", "best", "its HM", "its settings"], rows)
+
+
 HEADS = ["base", "novel", "joint", "base as novel", "novel as base", "AUROC"]
 
 
@@ -357,7 +406,10 @@ def tables(lines: Lines) -> dict[str, str]:
             head = f"{count} sets, in %"
             if some:
                 found[f"{title}: {shots} shots"] = markdown([head, *HEADS], means(some))
-            for figure, (family, pairs) in itertools.product(FIGURES, FAMILIES.items()):
+            numbered = {line["variant"] for line in some if " #" in line["variant"]}
+            pairs = [(name, name.partition(" #")[0]) for name in sorted(numbered)]
+            families = FAMILIES | {", tuned": pairs if title == "reporting" else []}
+            for figure, (family, pairs) in itertools.product(FIGURES, families.items()):
                 rows = differences(some, figure, pairs)
                 if rows:
                     name = f"{title}: {shots} shots, {figure}{family}"
@@ -367,19 +419,26 @@ def tables(lines: Lines) -> dict[str, str]:
 
 def main() -> None:
     parser = make_parser(__doc__, SETS, seeds=False)
-    parser.add_argument("--question", choices=("units", "keeping"), required=True)
+    parser.add_argument("--question", choices=("units", "keeping", "tuning"), required=True)
     parser.add_argument("--units", type=Path, help="the lines of `units`; only what keeps is run")
     parser.add_argument("--draws", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--shots", type=int, nargs="+", default=[4, 16])
-    parser.add_argument("--variants", nargs="+", default=KEEPING, choices=VARIANTS)
+    parser.add_argument("--variants", nargs="+", type=known, help="by default, all of the question")
+    parser.add_argument("--beside", type=Path, help="lines of `keeping`, for tables of `tuning`")
     parser.add_argument("--base", type=int, nargs="+", default=[0], help="classes to train on")
     parser.add_argument("--backbone", default="pocket")
     parser.add_argument("--page", type=Path, help="put the tables into this page")
     args = parser.parse_args()
     lines = read_lines(args.out)
     if args.tables:
-        show(tables(lines), args.page)
+        lines += read_lines(args.beside) if args.beside else []
+        tuning = args.question == "tuning"
+        show({"tuning": tuned(lines)} if tuning else tables(lines), args.page)
         return
+    variants = args.variants or KEEPING
+    if args.question == "tuning":
+        names = args.variants or TUNED
+        variants = [f"{name} #{i}" for name in names for i in range(1, TRIALS + 1)]
     units = read_lines(args.units) if args.units else []
     keeps = {(line["data"], line["draw"]) for line in units if line["keeps"]}
     done = {tuple(line.get(name) for name in KEY) for line in lines}
@@ -387,8 +446,8 @@ def main() -> None:
         lab = Lab(root=args.root, keep=True, progress=False)
         if args.question == "units" and (data, draw, None, None, None) not in done:
             save(args.out, unit(lab, data, draw, args.backbone))
-        if args.question == "keeping" and (data, draw) in keeps:
-            for base, shots, variant in itertools.product(args.base, args.shots, args.variants):
+        if (data, draw) in keeps:
+            for base, shots, variant in itertools.product(args.base, args.shots, variants):
                 if (data, draw, shots, variant, base) not in done:
                     save(args.out, trial(lab, data, shots, draw, variant, args.backbone, base))
 

@@ -138,3 +138,28 @@ def test_a_trial_asks_about_all_classes_at_once(tiny_clip: Backbone) -> None:
     asked = answer.unit(lab, "plain", 2, name)
     assert [asked["base"], asked["novel"]] == found["frontier"][0][:2]
     assert asked["keeps"] == (asked["novel_errors"] >= answer.ERRORS)
+
+
+def test_random_settings_are_those_of_their_number() -> None:
+    pytest.importorskip("optuna", reason="random settings need the extra 'tune'")
+    method, settings, _ = answer.described("mma #3")
+    assert method == "mma"
+    assert settings == answer.described("mma #3")[1] != answer.described("mma #4")[1]
+    without = answer.described("neither #3")[1]
+    assert {name: without[name] for name in answer.NO_REC} == answer.NO_REC
+    with pytest.raises(ValueError, match="other"):
+        answer.known("other #3")
+
+
+def test_the_best_settings_are_compared_with_the_default() -> None:
+    """HM of 80 and 40 is 53.3, of 80 and 80 is 80; what is for reporting is not looked at."""
+    pytest.importorskip("optuna", reason="random settings need the extra 'tune'")
+    lines = [
+        line(data, 1, variant, novel)
+        for data in ("weather", "clouds", "food")
+        for variant, novel in (("mma", 40.0), ("mma #1", 10.0), ("mma #2", 80.0))
+    ]
+    assert "| mma | 53.3 | mma #2 | 80.0 |" in answer.tuned(lines).splitlines()[-1]
+    found = answer.tables([*lines, line("sports", 1, "mma", 40), line("sports", 1, "mma #2", 50)])
+    assert "mma #2 - mma" in found["reporting: 4 shots, novel, tuned"]
+    assert not [name for name in found if "choosing" in name and "tuned" in name]
