@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all lint audit hostile fuzz kills load scale dist smoke bench clean
+.PHONY: setup demo test test-all lint docs audit hostile fuzz kills load scale dist smoke bench clean
 
 setup: .venv/.ready
 
@@ -36,6 +36,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: setup  # the site, into build/site; a warning is an error
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/site
 
 audit: setup  # known holes in what is installed; skipped, and said so, where nobody can be asked
 	$(BIN)/python tools/audit.py $(ARGS)

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src/rmadapter"
 NAMES = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"),
-    *("benchmarks/README.md", "tools/pocket/README.md"),
+    *("benchmarks/README.md", "tools/pocket/README.md", "docs/reference/python.md"),
 )
 FOLDERS = (ROOT / "docs", ROOT / "docs/studies", *(ROOT / "docs/results").glob("*/"))
 PAGES = [

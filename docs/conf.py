@@ -1,0 +1,79 @@
+"""Settings of the site: `make docs` builds it from the pages of this folder and the docstrings."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+import rmadapter
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+sys.path.insert(0, str(ROOT / "tools"))
+import reference  # noqa: E402
+
+reference.write(DOCS / "reference")
+# pages outside of this folder, and which page of the site shows them
+SHOWN = {
+    ROOT / "README.md": "about/readme.md",
+    ROOT / "CHANGELOG.md": "about/changelog.md",
+    ROOT / "CONTRIBUTING.md": "about/contributing.md",
+    ROOT / "SECURITY.md": "about/security.md",
+    ROOT / "benchmarks/README.md": "studies/benchmarks.md",
+    ROOT / "tools/pocket/README.md": "studies/pocket_training.md",
+    DOCS / "README.md": "index.md",
+}
+LINK = re.compile(r"\[([^\]]*)\]\((?!https?:|[#/])([^)#\s]+)(#[^)\s]*)?\)")
+
+project = "rmadapter"
+author = copyright = "The rmadapter authors"
+release = version = rmadapter.__version__
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+]
+root_doc = "index"
+exclude_patterns = ["README.md"]
+myst_heading_anchors = 4
+html_theme = "furo"
+html_title = "rmadapter"
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+smartquotes = False  # it makes one dash of the two in --option
+default_role = "code"  # `name` in docstrings
+copybutton_exclude = ".linenos, .gp, .go"
+
+
+def with_links(text: str, file: Path, page: Path) -> str:
+    """Return the Markdown of a file, as a part of a page, with relative links that lead to pages of
+    the site or, elsewhere in the repository, to files; those to folders become their text."""
+
+    def link(match: re.Match[str]) -> str:
+        words, target, part = match[1], match[2], match[3] or ""
+        place = (file.parent / target).resolve()
+        if place in SHOWN:
+            return f"[{words}](/{SHOWN[place]}{part})"
+        if place.is_dir():
+            return words
+        return f"[{words}]({os.path.relpath(place, page.parent)}{part})"
+
+    return LINK.sub(link, text)
+
+
+def setup(app: Sphinx) -> None:
+    def read(app: Sphinx, name: str, content: list[str]) -> None:
+        page = Path(app.env.doc2path(name))
+        content[0] = with_links(content[0], page, page)
+
+    def include(app: Sphinx, path: Path, name: str, content: list[str]) -> None:
+        page = Path(app.env.doc2path(app.env.docname))  # of `name`, MyST leaves out the folder
+        content[0] = with_links(content[0], DOCS / path, page)
+
+    app.connect("source-read", read)
+    app.connect("include-read", include)
