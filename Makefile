@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all lint docs audit hostile fuzz kills load scale dist smoke bench clean
+.PHONY: setup demo test test-all lint docs audit hostile fuzz kills load scale lowest dist smoke bench clean
 
 setup: .venv/.ready
 
@@ -30,6 +30,16 @@ scale: setup  # Ray and Optuna, 80 MB of downloads, and the tests that need them
 	$(BIN)/pip install --quiet --editable ".[ray]"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 0 -m "" tests/bench/test_ray.py tests/predict/test_ray.py \
 		tests/bench/test_tune.py tests/bench/test_search_space.py tests/cli/test_runs.py
+
+lowest:  # the tests with the lowest version that each bound allows, in an environment of their own
+	rm -rf build/lowest
+	$(PYTHON) -m venv build/lowest
+	build/lowest/bin/pip install --quiet uv
+	build/lowest/bin/uv pip compile --quiet --resolution lowest-direct --extra dev \
+		--python build/lowest/bin/python --output-file build/lowest.txt pyproject.toml
+	build/lowest/bin/uv pip install --quiet --python build/lowest/bin/python \
+		--requirement build/lowest.txt --editable .
+	OMP_NUM_THREADS=1 build/lowest/bin/pytest -n auto --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

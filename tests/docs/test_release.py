@@ -1,0 +1,99 @@
+"""Check that the workflows of GitHub parse, have the rights that they need and no others, and call
+commands that exist."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
+MAY_WRITE = {
+    ("release", "publish"): {"id-token"},
+    ("docs", "deploy"): {"pages", "id-token"},
+    ("scorecard", "scorecard"): {"security-events", "id-token"},
+}
+each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+# Workflows
+
+
+def read(path: Path) -> dict[Any, Any]:
+    """Return a workflow. YAML 1.1, which PyYAML reads, takes its key `on` for True."""
+    workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert isinstance(workflow, dict)
+    return workflow
+
+
+def steps(workflow: dict[Any, Any]) -> Iterator[dict[str, Any]]:
+    for job in workflow["jobs"].values():
+        yield from job["steps"]
+
+
+def test_there_is_a_workflow_for_each_purpose() -> None:
+    assert [path.stem for path in WORKFLOWS] == ["docs", "release", "scorecard", "test"]
+
+
+@each_workflow
+def test_a_workflow_has_triggers_jobs_and_limits(path: Path) -> None:
+    workflow = read(path)
+    assert workflow["name"] == path.stem
+    assert workflow[True], "no trigger"
+    for job in workflow["jobs"].values():
+        assert job["runs-on"]
+        assert 0 < job["timeout-minutes"] <= 120
+        assert set(job.get("needs", "").split()) <= set(workflow["jobs"])
+    for step in steps(workflow):
+        assert ("uses" in step) != ("run" in step), step
+        if "checkout" in step.get("uses", ""):
+            assert step["with"]["persist-credentials"] is False
+
+
+@each_workflow
+def test_a_workflow_has_no_needless_permissions(path: Path) -> None:
+    workflow = read(path)
+    assert {*workflow["permissions"].values()} <= {"read"}
+    for name, job in workflow["jobs"].items():
+        rights = job.get("permissions", {})
+        writes = {right for right, kind in rights.items() if kind == "write"}
+        assert writes == MAY_WRITE.get((path.stem, name), set()), name
+
+
+@each_workflow
+def test_actions_are_named_by_a_version(path: Path) -> None:
+    for step in steps(read(path)):
+        if "uses" in step:
+            assert re.fullmatch(
+                r"[\w-]+(/[\w-]+)+@(v\d+(\.\d+)*|release/v\d+|[0-9a-f]{40})", step["uses"]
+            ), step["uses"]
+
+
+@each_workflow
+def test_targets_and_scripts_exist(path: Path) -> None:
+    runs = [step["run"] for step in steps(read(path)) if "run" in step]
+    assert runs or path.stem == "scorecard"
+    for line in runs:
+        for target in re.findall(r"\bmake ([a-z-]+)", line):
+            assert re.search(rf"^{target}:", text_of("Makefile"), re.M), f"no target {target}"
+        for script in re.findall(r"(?:^|\s)((?:\.ci|tools|tests)/[\w/.]+)", line):
+            assert (ROOT / script).is_file(), script
+        for extra in re.findall(r"\.\[(\w+)\]", line):
+            assert re.search(rf"^{extra} = \[", text_of("pyproject.toml"), re.M), extra
+
+
+def test_the_oldest_python_is_tested() -> None:
+    [oldest] = re.findall(r'^requires-python = ">=(.+)"$', text_of("pyproject.toml"), re.M)
+    jobs = read(ROOT / ".github/workflows/test.yml")["jobs"]
+    assert jobs["all"]["strategy"]["matrix"]["python"][0] == oldest
+    [setup] = [step for step in jobs["lowest"]["steps"] if "setup-python" in step.get("uses", "")]
+    assert setup["with"]["python-version"] == oldest
