@@ -1,5 +1,5 @@
 """Serve an ML backend for Label Studio, which predicts before there are labels and learns from
-them; docs/container.md.
+them; docs/reference/container.md.
 
     pip install 'rmadapter[serve]'
     export LABEL_STUDIO_URL=http://localhost:8080 LABEL_STUDIO_API_KEY=...

@@ -1,4 +1,4 @@
-"""A method of your own: the nearest class mean. docs/your_method.md explains it."""
+"""A method of your own: the nearest class mean. docs/guide/your_method.md explains it."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,7 +12,7 @@ from rmadapter import Fitted, Method, NotApplicable, Parameters, Traits, Uses
 @dataclass(frozen=True)
 class NearestMean(Method):
     title: ClassVar[str] = "nearest class mean"
-    source: ClassVar[str] = "docs/your_method.md"
+    source: ClassVar[str] = "docs/guide/your_method.md"
     traits: ClassVar[Traits] = Traits(Uses(tuned="nothing"))  # ranked with those that use no more
     sharpness: float = 20.0  # a field is a setting: --set sharpness=10
 

@@ -1,4 +1,4 @@
-"""Watch a training in TensorBoard or in Weights & Biases; docs/your_method.md shows it in use."""
+"""Watch a training in TensorBoard or in Weights & Biases, as on docs/guide/your_method.md."""
 
 from rmadapter import Callback
 

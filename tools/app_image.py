@@ -1,8 +1,8 @@
-"""Make the image of docs/app.md: the application after a training on pictograms, in a headless
-Chromium.
+"""Make the image of docs/reference/app.md: the application after a training on pictograms, in a
+headless Chromium.
 
 rmadapter app --backbone pocket
-python tools/app_image.py http://127.0.0.1:8080 docs/app.png pictograms
+python tools/app_image.py http://127.0.0.1:8080 docs/reference/app.png pictograms
 """
 
 from __future__ import annotations

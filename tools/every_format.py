@@ -73,7 +73,7 @@ def rows(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def line(facts: Mapping[str, Any]) -> str:
-    """Write a row of the table in docs/data.md."""
+    """Write a row of the table in docs/studies/formats.md."""
     if "skipped" in facts:
         return f"| {facts['format']} | {facts['skipped']} | | | | | |"
     cells = [facts["images"], facts["classes"], f"{facts['mb']:.1f}" if facts["mb"] else ""]

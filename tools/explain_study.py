@@ -294,7 +294,7 @@ def ahead(lines: Lines, method: str, name: str, other: str) -> list[float]:
 
 
 def tables(lines: Lines) -> str:
-    """Make the tables of docs/explain.md, one per method."""
+    """Make the tables of docs/studies/explain.md, one per method."""
     sets = list(dict.fromkeys(line["data"] for line in lines))
     parts = []
     for method in dict.fromkeys(line["method"] for line in lines):

@@ -1,5 +1,5 @@
 """Measure what labelling by `rmadapter suggest` is worth, compared with random labelling. The
-tables are in docs/suggest.md.
+tables are in docs/studies/suggest.md.
 
     python tools/suggest.py --root DATA --out docs/results/suggest.jsonl
     python tools/suggest.py --out docs/results/suggest.jsonl --tables
@@ -184,7 +184,7 @@ def classes(lines: Lines, rule: str) -> list[float]:
 
 
 def tables(lines: Lines) -> str:
-    """Make the tables of docs/suggest.md."""
+    """Make the tables of docs/studies/suggest.md."""
     parts = []
     for kind, rules in KINDS.items():
         if kind == "next":

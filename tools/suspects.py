@@ -1,4 +1,5 @@
-"""Measure how well `rmadapter suspects` finds wrong labels. The tables are in docs/suspects.md.
+"""Measure how well `rmadapter suspects` finds wrong labels. The tables are in
+docs/studies/suspects.md.
 
     python tools/suspects.py --root DATA --out docs/results/suspects.jsonl
     python tools/suspects.py --out docs/results/suspects.jsonl --tables
@@ -270,7 +271,7 @@ def best(lines: Lines) -> str:
 
 
 def tables(lines: Lines) -> str:
-    """Make the tables of docs/suspects.md."""
+    """Make the tables of docs/studies/suspects.md."""
     columns = list(product(KINDS, SHARES))
     heads = [f"{kind} {share} %" for kind, share in columns]
     leaders: dict[str, str] = {}  # of each rule, with the probe that suits it best

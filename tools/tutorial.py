@@ -1,5 +1,5 @@
-"""Run the commands of docs/tutorial.md in order, write their outputs into the page, and make its
-pictures in docs/tutorial/.
+"""Run the commands of docs/guide/start.md in order, write their outputs into the page, and make its
+pictures in docs/guide/start/.
 
 python tools/tutorial.py
 """
@@ -20,7 +20,7 @@ import numpy as np
 from browser import tab
 from PIL import Image
 
-PAGE = Path(__file__).parents[1] / "docs/tutorial.md"
+PAGE = Path(__file__).parents[1] / "docs/guide/start.md"
 PICTURES = PAGE.with_suffix("")
 INSTALLS = "pip install"
 BLOCK = re.compile(r"^```bash\n(.*?)^```\n(?:\n<!-- output -->\n(.*?)<!-- end -->)?", re.M | re.S)

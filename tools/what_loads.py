@@ -1,7 +1,7 @@
 """Find which of open_clip's architectures load, and which methods work on them, on tiny models
 with random weights.
 
-    python tools/what_loads.py --page docs/backbones.md
+    python tools/what_loads.py --page docs/reference/backbones.md
 
 Each architecture keeps its kind of encoders but not its size: width, depth, patches, vocabulary. A
 model counts as adapted if RMAdapter's fast forward pass gives the loss and the gradients of the

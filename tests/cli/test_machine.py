@@ -123,7 +123,7 @@ def test_facts_of_this_machine() -> None:
     assert extras >= {"extra demo", "extra export", "extra openvino", "extra serve"}
     assert not extras & {"extra dev", "extra release"}
     assert facts["extra report"] == "installed"  # pandas, as the tests need it
-    assert sum(str(value).count("docs/pocket.md") for value in facts.values()) == 1
+    assert sum(str(value).count("docs/reference/pocket.md") for value in facts.values()) == 1
 
 
 def test_an_extra_that_is_not_there_has_its_command(monkeypatch: pytest.MonkeyPatch) -> None:

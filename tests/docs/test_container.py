@@ -1,5 +1,5 @@
 """The Dockerfiles, of the package and of a Space, read without docker: what they copy, install and
-start exists; docs/container.md has the rest."""
+start exists; docs/reference/container.md has the rest."""
 
 from __future__ import annotations
 

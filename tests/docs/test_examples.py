@@ -38,7 +38,7 @@ def python_of(page: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("page", "example", "most"),
-    [("docs/your_method.md", "nearest_mean.py", 30), ("README.md", "quickstart.py", 10)],
+    [("docs/guide/your_method.md", "nearest_mean.py", 30), ("README.md", "quickstart.py", 10)],
 )
 def test_the_first_python_of_a_page_is_its_example(page: str, example: str, most: int) -> None:
     block = python_of(page)[0]
@@ -51,7 +51,7 @@ def test_the_first_python_of_a_page_is_its_example(page: str, example: str, most
 
 def test_the_method_of_the_page_runs_as_printed(tiny_clip: Backbone, tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
-    file.write_text(python_of("docs/your_method.md")[0], encoding="utf-8")
+    file.write_text(python_of("docs/guide/your_method.md")[0], encoding="utf-8")
     fitted = load_method(f"{file}:NearestMean").fit(tiny_clip, shots_of(tiny_clip))
     assert accuracy_of(fitted, noisy_colors(5, seed=1)) > 0.8
 
@@ -90,7 +90,7 @@ def test_nearest_mean_runs_in_fit_predict_bench_and_report(
     assert rmadapter("report", results, "--out", report).code == 0
     lines = (report / "records.jsonl").read_text().splitlines()
     [mine] = [r for r in (parse_record(line, "") for line in lines) if r.method.name == NEAREST]
-    assert mine.method.source == "docs/your_method.md"
+    assert mine.method.source == "docs/guide/your_method.md"
     assert mine.metric("all") is not None
 
 
@@ -204,13 +204,13 @@ def test_python_and_paths_of_serve_work(
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cat.jpg").write_bytes(serving.colour_image(250, 5, 5, kind="JPEG"))
-    [code] = python_of("docs/serve.md")
+    [code] = python_of("docs/reference/serve.md")
     with serving.running_server(serving.Toy()) as address:
         exec(compile(code.replace("http://127.0.0.1:8000", address), "serve.md", "exec"), {})
     assert capsys.readouterr().out == "red\n"
     with serving.running_service(serving.Toy()) as service:
         paths = create_app(service).openapi()["paths"]
-    text = (ROOT / "docs/serve.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/reference/serve.md").read_text(encoding="utf-8")
     described = {*re.findall(r"`(GET|POST) (/[\w/.]+)`", text)}
     described -= {("GET", "/openapi.json"), ("GET", "/docs")}
     assert len(described) > 6

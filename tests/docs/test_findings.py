@@ -22,7 +22,7 @@ FINDINGS = ROOT / "docs/studies/findings.md"
 MUST = (ROOT / "README.md", FINDINGS)  # pages that must have such a table
 PAGES = [
     ROOT / "README.md",
-    *sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs/studies").glob("*.md")]),
+    *sorted((ROOT / "docs").glob("*/*.md")),
 ]
 SHOTS = r"(\d+) shots?, (\w+)"  # and the study
 SETS = ("dtd10", "neu_steel", "pacs/photo", "sign_digits")  # for reporting

@@ -16,6 +16,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 import pytest
+import reference
 
 from rmadapter.backbones import Backbone
 from rmadapter.methods import METHODS, load_method
@@ -28,12 +29,18 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src/rmadapter"
 NAMES = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"),
-    *("benchmarks/README.md", "tools/pocket/README.md", "docs/reference/python.md"),
+    *("benchmarks/README.md", "tools/pocket/README.md"),
 )
-FOLDERS = (ROOT / "docs", ROOT / "docs/studies", *(ROOT / "docs/results").glob("*/"))
+SHELVES = [ROOT / "docs", *(ROOT / f"docs/{name}" for name in ("guide", "reference", "studies"))]
+FOLDERS = (*SHELVES, *(ROOT / "docs/results").glob("*/"))
 PAGES = [
     *(ROOT / name for name in NAMES),
-    *(page for folder in FOLDERS for page in sorted(folder.glob("*.md"))),
+    *(
+        page
+        for folder in FOLDERS
+        for page in sorted(folder.glob("*.md"))
+        if folder.name != "reference" or page.name not in reference.PAGES
+    ),
 ]
 OTHERS = "pip python cd mv pre-commit hf docker git uv uvx pipx twine torchrun sbatch"
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
@@ -152,12 +159,12 @@ def test_the_readme_is_short() -> None:
     assert len(text_of("README.md").split()) < 900
 
 
-# docs/serve.md
+# docs/reference/serve.md
 
 
 def test_defaults_of_serve_are_those_of_the_command() -> None:
     options = {o.opts[0]: o.default for o in parser().commands["serve"].params if o.opts}
-    rows = re.findall(r"^\| `(--[\w-]+)` \| (\S+) \|", text_of("docs/serve.md"), re.M)
+    rows = re.findall(r"^\| `(--[\w-]+)` \| (\S+) \|", text_of("docs/reference/serve.md"), re.M)
     assert len(rows) > 9
     for name, default in rows:
         if default in ("none", "off"):
@@ -166,12 +173,12 @@ def test_defaults_of_serve_are_those_of_the_command() -> None:
             assert str(options[name]) == default, name
 
 
-# docs/method.md
+# docs/reference/method.md
 
 
 def test_open_points_and_the_changes_of_mma_are_settings() -> None:
     mma, ours = settings_of(load_method("mma")), settings_of(load_method("rmadapter"))
-    text = text_of("docs/method.md")
+    text = text_of("docs/reference/method.md")
     rows = text.split("| open point |")[1].split("\n\n")[0].splitlines()
     fields = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[-2])}
     assert fields <= {*COMMON_SETTINGS, *ours}
@@ -185,7 +192,7 @@ def test_open_points_and_the_changes_of_mma_are_settings() -> None:
 
 def walks() -> list[list[list[str]]]:
     """Return the functions of each line, for the three walks."""
-    text = text_of("docs/method.md").split("## Three walks")[1].split("\n## ")[0]
+    text = text_of("docs/reference/method.md").split("## Three walks")[1].split("\n## ")[0]
     parts = [re.findall(r"^\d+\. (.+)$", part, re.M) for part in text.split("\n**")[1:]]
     return [[re.findall(r"`(\w+(?:\.\w+)+)`", line) for line in lines] for lines in parts]
 

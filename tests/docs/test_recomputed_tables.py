@@ -118,7 +118,7 @@ def test_the_table_of_bfloat16_shows_the_records_and_its_verdict_follows() -> No
     assert abs(intervals[2][0]) < 0.3
 
 
-# docs/scale.md
+# docs/guide/many_runs.md
 
 MANY = (1e6, 1e8, 1e9)
 ENCODERS = {
@@ -149,7 +149,7 @@ def test_hours_are_images_over_measured_rates() -> None:
     for title, rate in rates().items():
         hours = [count / rate / 3600 for count in MANY]
         cells = [f"{value:,.1f}" if value < 100 else f"{value:,.0f}" for value in hours]
-        assert row(title, f"{rate:.1f}", *cells) in page("docs/scale.md")
+        assert row(title, f"{rate:.1f}", *cells) in page("docs/guide/many_runs.md")
 
 
 def test_storage_is_numbers_times_bytes() -> None:
@@ -169,11 +169,11 @@ def test_storage_is_numbers_times_bytes() -> None:
     ]
     for title, size, each, unit, name in rows:
         cells = [f"{count * size / unit:,.{1 if count < 1e7 else 0}f} {name}" for count in MANY]
-        assert row(title, each, *cells) in page("docs/scale.md")
+        assert row(title, each, *cells) in page("docs/guide/many_runs.md")
 
 
 def test_predicted_and_measured_hours_of_plan_are_the_recorded_ones() -> None:
-    text = page("docs/scale.md")
+    text = page("docs/guide/many_runs.md")
     rows = json.loads((RESULTS / "plan.json").read_text(encoding="utf-8"))["rows"]
     for line in rows:
         title = f"{line['data']}, {line['method']}"
@@ -207,7 +207,7 @@ def test_the_table_of_the_demo_shows_its_records() -> None:
         assert row(*cells).replace("|  |", "| |") in text.replace("|  |", "| |"), title
 
 
-# docs/pocket.md
+# docs/reference/pocket.md
 
 HEADS = re.escape("| classes | images | chance | `pocket-1` | `pocket` |")
 
@@ -222,7 +222,9 @@ def pocket_lines() -> dict[tuple[str, str], dict[str, Line]]:
 
 def test_the_tables_of_the_model_card_show_every_line() -> None:
     tables = re.findall(
-        rf"^\| (.*\{{\}}.*?) {HEADS}\n\|[-|]+\n((?:\|.*\n)+)", page("docs/pocket.md"), re.M
+        rf"^\| (.*\{{\}}.*?) {HEADS}\n\|[-|]+\n((?:\|.*\n)+)",
+        page("docs/reference/pocket.md"),
+        re.M,
     )
     shown = {}
     for template, rows in tables:
@@ -242,4 +244,4 @@ def test_the_tables_of_the_model_card_show_every_line() -> None:
 def test_the_model_card_describes_the_shipped_weights() -> None:
     assert {line["pocket"]["backbone"]["digest"] for line in pocket_lines().values()} == {DIGEST}
     for digest in (DELTA_SHA256, DIGEST, VISION.sha256, TEXT.sha256):
-        assert digest in page("docs/pocket.md")
+        assert digest in page("docs/reference/pocket.md")

@@ -80,10 +80,10 @@ def auto_tables() -> list[str]:
              reconstruction_tables.read(RESULTS / "reconstruction.jsonl"))), 17),
         ("studies/unfamiliar.md",
          lambda: unfamiliar.tables(lines_of("unfamiliar")).split("\n\n"), 3),
-        ("deploy.md", lambda: [int8_study.table(lines_of("int8"))], 1),
-        ("explain.md", lambda: [explain_study.tables(lines_of("explain"))], 1),
-        ("suggest.md", lambda: suggest.tables(lines_of("suggest")).split("\n\n"), 2),
-        ("suspects.md", lambda: suspects.tables(lines_of("suspects")).split("\n\n"), 3),
+        ("guide/deploy.md", lambda: [int8_study.table(lines_of("int8"))], 1),
+        ("studies/explain.md", lambda: [explain_study.tables(lines_of("explain"))], 1),
+        ("studies/suggest.md", lambda: suggest.tables(lines_of("suggest")).split("\n\n"), 2),
+        ("studies/suspects.md", lambda: suspects.tables(lines_of("suspects")).split("\n\n"), 3),
     ],
 )  # fmt: skip
 def test_tables_of_a_study_are_those_of_its_lines(
@@ -143,7 +143,7 @@ def planned_suggestions() -> list[tuple[Any, ...]]:
 
 
 def planned_suspects() -> list[tuple[Any, ...]]:
-    command = page("docs/suspects.md").split("--out docs/results/suspects.jsonl ")[1]
+    command = page("docs/studies/suspects.md").split("--out docs/results/suspects.jsonl ")[1]
     sets = command.splitlines()[0].split()
     return [*product(sets, suspects.KINDS, suspects.SHARES, (1, 2, 3))]
 
@@ -183,7 +183,7 @@ def test_the_defaults_of_suggest_follow_from_its_lines(kind: str) -> None:
 
 
 def test_the_page_of_suggest_describes_every_rule() -> None:
-    described = page("docs/suggest.md").split("## What that is worth")[0]
+    described = page("docs/studies/suggest.md").split("## What that is worth")[0]
     assert all(f"\n| {rule} | " in described for rule in {*NEXT, *FIRST})
 
 

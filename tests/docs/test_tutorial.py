@@ -109,7 +109,7 @@ def test_the_commands_of_a_page_work(
 
 
 def test_the_page_shows_every_picture_and_each_is_small() -> None:
-    shown = set(re.findall(r"!\[[^\]]+\]\(tutorial/(.+?)\)", TEXT))
+    shown = set(re.findall(r"!\[[^\]]+\]\(start/(.+?)\)", TEXT))
     files = [*tutorial.PICTURES.iterdir()]
     assert {file.name for file in files} == shown
     assert all(file.stat().st_size < 150_000 for file in files)

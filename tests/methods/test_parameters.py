@@ -108,4 +108,4 @@ def test_parameters_of_hicropl(tiny_clip: Backbone) -> None:
         return blocks * tokens * (text + image) + proxies + mappers
 
     assert HiCroPL(n_ctx=2).parameters(tiny_clip) == (count(4, 2, 48, 64), 0)
-    assert count(12, 16, 512, 768) == 33_431_040  # docs/methods.md, and a ViT-B/16
+    assert count(12, 16, 512, 768) == 33_431_040  # docs/reference/methods.md, and a ViT-B/16

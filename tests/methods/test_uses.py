@@ -19,7 +19,7 @@ from tests.helpers.shell import Command, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
 
-PAGE = Path(__file__).parents[2] / "docs/methods.md"
+PAGE = Path(__file__).parents[2] / "docs/reference/methods.md"
 
 
 def test_every_method_declares_what_it_uses_and_the_page_says_the_same() -> None:

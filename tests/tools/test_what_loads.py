@@ -14,7 +14,7 @@ from what_loads import END, START, ask
 from rmadapter.encoders.layouts import Packed
 from rmadapter.task import FEATURES_ALONE, TEXT_TOO
 
-PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
+PAGE = Path(__file__).parents[2] / "docs/reference/backbones.md"
 ALL = "all"
 OPAQUE = (
     "all but text-refiner, clip-lora, maple, dept, promptsrc, coprompt, hicropl, prompt-kd, mmrl, "

@@ -1,5 +1,5 @@
 """Measure the zero-shot accuracy of any backbones on the test images of any data sets: the table of
-docs/pocket.md.
+docs/reference/pocket.md.
 
     python evaluate.py --root DATA --openmoji --json > results.jsonl
 

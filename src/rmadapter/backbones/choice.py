@@ -108,7 +108,7 @@ def listed(hub_cache: Path | None = None) -> list[JsonObject]:
 
 def _about(name: str) -> str:
     if name == POCKET:
-        return "needs PyPI once; for trying out, research and teaching (docs/pocket.md)"
+        return "needs PyPI once; for trying out, research and teaching (docs/reference/pocket.md)"
     if name not in KNOWN:
         return ""
     accuracy, licence = KNOWN[name].imagenet, KNOWN[name].licence

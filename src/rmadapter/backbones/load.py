@@ -50,7 +50,7 @@ def load_backbone(name: str) -> Backbone:
 
     `name` is one of
 
-    - `"pocket"`: the small offline default (docs/pocket.md);
+    - `"pocket"`: the small offline default (docs/reference/pocket.md);
     - `"ARCHITECTURE/TAG"`: an open_clip architecture and the tag of its weights, as in
       `"ViT-B-16/openai"`. Weights trained with QuickGELU get it, whether or not the architecture's
       name says `-quickgelu`;

@@ -1,6 +1,7 @@
 """`pocket`, the small offline default, assembled once from two PyPI wheels and a delta of ours.
 
-The result is an ordinary open_clip model folder in the user's cache. Model card: docs/pocket.md.
+The result is an ordinary open_clip model folder in the user's cache. Model card:
+docs/reference/pocket.md.
 """
 
 from __future__ import annotations
@@ -132,7 +133,8 @@ SIZE_TO_FETCH = VISION.megabytes + TEXT.megabytes
 LICENCE = (
     f"each part has its publisher's: {VISION.project} {VISION.version} says MIT for the image "
     f"encoder, {TEXT.project} {TEXT.version} MIT for the text encoder (the model in it: "
-    "Apache-2.0), this package MIT for what it adds; docs/pocket.md says what is not settled"
+    "Apache-2.0), this package MIT for what it adds; docs/reference/pocket.md says what "
+    "is not settled"
 )
 POCKET = "pocket"  # its name
 DELTA = Path(__file__).parents[1] / "assets/pocket_2.safetensors"  # what this project trained

@@ -47,7 +47,8 @@ SHOWN = 10  # trials in the table of `tune`
 Data = Annotated[
     Path,
     typer.Argument(
-        help="Folder of class folders, table of path,label[,split], or a format in docs/data.md."
+        help="Folder of class folders, table of path,label[,split], or a format in "
+        "docs/reference/formats.md."
     ),
 ]
 
@@ -357,7 +358,10 @@ def compare(
 
 def tune(
     data: Annotated[
-        Path, typer.Argument(help="Folder of class folders, table, or a format in docs/data.md.")
+        Path,
+        typer.Argument(
+            help="Folder of class folders, table, or a format in docs/reference/formats.md."
+        ),
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for results; repeat the command to resume.")

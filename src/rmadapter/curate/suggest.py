@@ -1,7 +1,8 @@
 """Choose the images of an unlabelled pool that are most worth a label, and write them as a list and
 as a page.
 
-The rules pick from unit features [N, e] and probabilities [N, C]; docs/suggest.md compares them.
+The rules pick from unit features [N, e] and probabilities [N, C]; docs/studies/suggest.md compares
+them.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from rmadapter.training.contract import Fitted, Known, answers
 
 MOST_CLUSTERS = 500  # as in Hacohen et al.
 WIDER = 10  # times as many images as wanted are clustered by `mix`, as in Zhdanov's paper
-DEFAULT, RANDOM = "typicality", "random"  # docs/suggest.md has the figures
+DEFAULT, RANDOM = "typicality", "random"  # docs/studies/suggest.md has the figures
 UNPROVEN = "no rule was shown to be better than drawing at random"
 SAME = 2e-5  # 1 - cosine of an image to itself, kept in float16, is below this
 COLUMNS = ("image", "label", "rank", "score", "guess", "probability", "guess_2", "probability_2")
@@ -272,8 +273,8 @@ def suggest_images(
 
     pool: files, folders, patterns or tables, as `predict` takes them. column, outside: as in
     `find_images`. rule: one of NEXT; none of them was shown to be better than random
-    (docs/suggest.md). Images that the run was fitted to are left out, and all but the first of
-    near-duplicates. Raises UserError as `load` and `find_images` do, for an unknown rule, and if
+    (docs/studies/suggest.md). Images that the run was fitted to are left out, and all but the first
+    of near-duplicates. Raises UserError as `load` and `find_images` do, for an unknown rule, and if
     nothing is left of the pool.
     """
     rule = _check_rule(rule or DEFAULT, NEXT)

@@ -49,7 +49,7 @@ def read_images(
     columns: Mapping[str, str] | None = None, crops: bool = False,
 ) -> dict[str, ImageSet]:  # fmt: skip
     """Read a folder of class folders, train/val/test folders of such, a table
-    `path,label[,split][,group]`, or any other format of docs/data.md.
+    `path,label[,split][,group]`, or any other format of docs/reference/formats.md.
 
     - data: a path, or an object that `open_object` accepts
     - skip_bad: leave out unreadable images, and list them in `skipped`

@@ -218,12 +218,12 @@ def _checked(member: object, name: str) -> Method:
 
     kind = member if isinstance(member, type) else type(member)
     if not is_dataclass(kind):
-        raise UserError(f"method {name!r} is not a dataclass: see docs/your_method.md")
+        raise UserError(f"method {name!r} is not a dataclass: see docs/guide/your_method.md")
     complete = kind if issubclass(kind, Method) else _as_method(kind)
     missing = complete.__abstractmethods__
     if missing:
         names = ", ".join(sorted(missing))
-        raise UserError(f"method {name!r} has no {names}: see docs/your_method.md")
+        raise UserError(f"method {name!r} has no {names}: see docs/guide/your_method.md")
     if isinstance(member, Method):
         method = member
     else:
@@ -231,7 +231,7 @@ def _checked(member: object, name: str) -> Method:
         method = complete(**{field.name: getattr(member, field.name) for field in settings})
     if not isinstance(method.traits.uses, Uses | None):
         raise UserError(
-            f"method {name!r}: `uses` is not an rmadapter.Uses: see docs/your_method.md"
+            f"method {name!r}: `uses` is not an rmadapter.Uses: see docs/guide/your_method.md"
         )
     return method
 

@@ -133,12 +133,13 @@ def choose_classes(
 @dataclass(frozen=True)
 class SkipTuning(ModuleMethod):
     """skipped: share of each encoder's blocks that stays fixed, 9 of 12. ratio, decay: as in
-    `kept`; ratio=1 skips no class. Decay, optimiser and rates are ours: docs/methods.md lists what
-    the paper leaves open."""
+    `kept`; ratio=1 skips no class. Decay, optimiser and rates are ours:
+    docs/reference/methods.md lists what the paper leaves open."""
 
     title: ClassVar[str] = "Skip Tuning"
     source: ClassVar[str] = (
-        "Wu et al., CVPR 2025 (arXiv 2412.11509); what it leaves open is listed in docs/methods.md"
+        "Wu et al., CVPR 2025 (arXiv 2412.11509); what it leaves open is listed in "
+        "docs/reference/methods.md"
     )
     skipped: Share = 0.75
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.05

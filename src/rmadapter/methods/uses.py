@@ -119,7 +119,7 @@ NOT_FROM_CODE: Mapping[str, str] = {
     "weight decay of this project",
 }
 
-# In the order of their cost, and then of their groups in docs/methods.md.
+# In the order of their cost, and then of their groups in docs/reference/methods.md.
 ABOUT: Mapping[str, About] = {
     "zero-shot": About(
         "nothing",

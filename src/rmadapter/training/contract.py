@@ -2,7 +2,7 @@
 and saved.
 
 A method is a frozen dataclass. Its fields are the hyper-parameters of its published configuration;
-docs/your_method.md shows one in 30 lines.
+docs/guide/your_method.md shows one in 30 lines.
 """
 
 from __future__ import annotations

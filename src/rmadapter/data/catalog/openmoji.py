@@ -62,7 +62,7 @@ EXCLUDED = {
 TRAIN_PER_CLASS = 16
 MOST_PER_CLASS = 32  # otherwise a hundred faces and animals would outweigh tools in the accuracy
 
-# The images of docs/tutorial.md: eight of each class to train on, four others to sort.
+# The images of docs/guide/start.md: eight of each class to train on, four others to sort.
 LEARNED = ("animal", "clothing", "face", "fruit or vegetable", "vehicle")
 ADDED = "tool"
 PER_CLASS, TO_SORT = 8, 4
@@ -130,9 +130,9 @@ def write_folder(out: Path, size: int = 112, style: Style = "color", seed: int =
 
 
 def write_tutorial(out: Path, size: int = 224) -> None:
-    """Write the images of docs/tutorial.md into a new folder: out/photos/CLASS/NAME.png, out/inbox/
-    with others of these classes and of one more, out/more/CLASS/ with images of that one, and
-    out/ATTRIBUTION.txt.
+    """Write the images of docs/guide/start.md into a new folder: out/photos/CLASS/NAME.png,
+    out/inbox/ with others of these classes and of one more, out/more/CLASS/ with images of that
+    one, and out/ATTRIBUTION.txt.
 
     One image in photos/ lies in the folder of another class, for `suspects` to find. Raises
     UserError as `load_openmoji`, and if `out` already exists.

@@ -374,7 +374,7 @@ def _read_list(
     """Return (path relative to the data set's folder, class name) of each entry of a list."""
     file = home / "split_fewshot" / f"shot_{shots}-seed_{seed}_{split}.jsonl"
     if not file.is_file():
-        advice = "2SFS's scripts/download_splits.sh puts it there (see docs/data.md)"
+        advice = "2SFS's scripts/download_splits.sh puts it there (see docs/reference/data_sets.md)"
         raise UserError(f"{file}: not found; {advice}")
     rows = []
     for number, line in enumerate(read_text(file).splitlines(), 1):

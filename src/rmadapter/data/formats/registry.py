@@ -84,8 +84,8 @@ def open_source(
     data: str | Path, outside: bool = False, columns: Mapping[str, str] | None = None,
     crops: bool = False,
 ) -> Source:  # fmt: skip
-    """List the images of a folder or file in any format of docs/data.md; decodes images only for
-    `crops`.
+    """List the images of a folder or file in any format of docs/reference/formats.md; decodes
+    images only for `crops`.
 
     outside: whether lists may name images outside their folder. columns: as in `read_images`.
     crops: the boxes of COCO, YOLO, Label Studio and FiftyOne instead of whole images. Raises
@@ -169,12 +169,12 @@ def find_images(
     """Find the images that `words` name.
 
     words: files, folders (searched to any depth), patterns such as "photos/*.jpg", data in any
-    other format of docs/data.md, and - for paths on stdin, one per line. A named file is included
-    whatever it holds, and one on stdin even if it is missing. column: a table's image column; its
-    paths are relative to the table's folder. outside: whether paths may leave that folder. none:
-    allow finding no images, since all of them may have been moved. crops: use the boxes of
-    annotations as images. Raises UserError for a web address, a missing file, an unreadable table,
-    and if there are no images.
+    other format of docs/reference/formats.md, and - for paths on stdin, one per line. A named file
+    is included whatever it holds, and one on stdin even if it is missing. column: a table's image
+    column; its paths are relative to the table's folder. outside: whether paths may leave that
+    folder. none: allow finding no images, since all of them may have been moved. crops: use the
+    boxes of annotations as images. Raises UserError for a web address, a missing file, an
+    unreadable table, and if there are no images.
     """
     inputs = Inputs()
     options = ReadOptions(outside, {"image": column}, crops)
