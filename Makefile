@@ -6,9 +6,9 @@ BIN := .venv/bin
 
 setup: .venv/.ready
 
-.venv/.ready: pyproject.toml
+.venv/.ready: pyproject.toml packages/pocket/pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable ".[dev]"
+	$(BIN)/pip install --quiet --editable packages/pocket --editable ".[dev]"
 	touch $@
 
 demo: setup
@@ -59,10 +59,11 @@ hostile: setup  # ARGS as `--count 500 --kinds sets,runs --json`
 fuzz: setup  # MINUTES=30 and ARGS as `--targets csv,jsonl`; failing inputs stay in build/fuzz
 	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),30) $(ARGS)
 
-dist: setup  # wheel and source archive in dist/, checked
+dist: setup  # wheels and source archives of both packages in dist/, checked
 	$(BIN)/pip install --quiet --editable ".[release]"
 	rm -rf dist
 	$(BIN)/python -m build
+	$(BIN)/python -m build --outdir dist packages/pocket
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/check-wheel-contents dist/*.whl
 

@@ -11,9 +11,9 @@ import open_clip
 import pytest
 import torch
 
+import rmadapter_pocket
 from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone, choice
-from rmadapter.backbones.pocket import LICENCE, pocket_place
 from rmadapter.errors import UserError
 from rmadapter.support.hub import Unreachable
 from tests.helpers.shell import Command, refused, rmadapter
@@ -104,7 +104,7 @@ def test_the_command_gets_one_and_lists_all(
 
 
 def test_a_licence_is_known_or_called_unknown() -> None:
-    assert choice.licence_of("pocket") == LICENCE
+    assert choice.licence_of("pocket") == rmadapter_pocket.LICENCE
     assert choice.licence_of("ViT-B-16/openai") == "Apache-2.0 (its card on the hub)"
     assert "not known here" in choice.licence_of("somewhere/else")
 
@@ -115,12 +115,12 @@ def test_pocket_is_listed_with_its_download_and_then_with_its_folder(
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path))
     rows = {row["name"]: row for row in choice.listed()}
     assert rows["pocket"]["mb"] is None
-    assert "174 MB from PyPI" in rows["pocket"]["state"]
-    pocket_place().mkdir()
-    (pocket_place() / "open_clip_model.safetensors").write_bytes(bytes(3_000_000))
+    assert "174 MB to download" in rows["pocket"]["state"]
+    rmadapter_pocket.place().mkdir()
+    (rmadapter_pocket.place() / "open_clip_model.safetensors").write_bytes(bytes(3_000_000))
     rows = {row["name"]: row for row in choice.listed()}
     assert (rows["pocket"]["state"], rows["pocket"]["mb"]) == ("ready", 3)
-    assert rows["pocket"]["folder"] == str(pocket_place())
+    assert rows["pocket"]["folder"] == str(rmadapter_pocket.place())
     assert rows["pocket"]["about"].startswith("needs PyPI once")
 
 

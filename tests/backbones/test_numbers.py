@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import rmadapter_pocket
 from rmadapter.backbones import load_backbone
 from rmadapter.backbones import numbers as module
 from rmadapter.backbones.load import _check_vocabulary
 from rmadapter.backbones.numbers import check_numbers, read_headers
-from rmadapter.backbones.pocket import pocket_place
 from rmadapter.errors import UserError
 
 WIDTH, LAYERS, WORDS = 64, 3, 5000
@@ -114,12 +114,12 @@ def test_open_clips_own_configurations_pass() -> None:
             module._check(field, number, module.Headers(400, 1_000_000, 10**8))
 
 
-@pytest.mark.skipif(not pocket_place().is_dir(), reason="pocket is not built here")
+@pytest.mark.skipif(not rmadapter_pocket.place().is_dir(), reason="pocket is not built here")
 def test_a_tokenizer_with_words_that_the_encoder_lacks(tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    shutil.copytree(pocket_place(), folder)
+    shutil.copytree(rmadapter_pocket.place(), folder)
     for file in ("open_clip_config.json", "tokenizer.json"):
-        text = (folder / file).read_text().replace(str(pocket_place()), str(folder))
+        text = (folder / file).read_text().replace(str(rmadapter_pocket.place()), str(folder))
         (folder / file).write_text(text.replace('"photo":', '"photography_":99999999,"photo":'))
     with pytest.raises(UserError, match="photography_"):
         load_backbone(str(folder))

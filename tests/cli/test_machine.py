@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from rmadapter.backbones import Backbone
-from rmadapter.backbones.pocket import TEXT, VISION
 from rmadapter.cli.machine import diagnose
 from rmadapter.data.catalog.sets import CATALOG
 from rmadapter.methods import METHODS, load_method
 from rmadapter.methods.uses import ABOUT
 from rmadapter.settings import settings_of
+from rmadapter_pocket import TEXT, VISION
 from tests.helpers.shell import Command, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
@@ -145,7 +145,7 @@ def test_doctor_builds_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     """The cache folder is there, pocket is not: to look must not mean to fetch it."""
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path))
     facts = diagnose()
-    assert facts["pocket"] == "not built yet; built on first use"
+    assert facts["pocket"] == "made when first used: 174 MB to download"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -160,7 +160,8 @@ def test_licences_and_files_that_would_run_code(
     rows = [
         {"name": f"hf-hub:{name}", "mb": 1, "folder": str(place)} for name, place in places.items()
     ]
-    rows.append({"name": "ViT-L-14/openai", "mb": None, "folder": ""})
+    absent = {"mb": None, "folder": "", "state": "absent"}
+    rows += [{"name": name, **absent} for name in ("ViT-L-14/openai", "pocket")]
     monkeypatch.setattr("rmadapter.backbones.choice.listed", lambda: rows)
     (places["a/card"] / "snapshots" / "0" / "README.md").write_text(
         "---\nlicense: apache-2.0\n---\n"

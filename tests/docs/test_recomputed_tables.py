@@ -9,10 +9,10 @@ from statistics import fmean, stdev
 from typing import Any, TypeAlias
 
 from rmadapter.artifacts.record import parse_record
-from rmadapter.backbones.pocket import DELTA_SHA256, DIGEST, TEXT, VISION
 from rmadapter.methods import load_method
 from rmadapter.metrics import confidence_interval
 from rmadapter.settings import settings_of
+from rmadapter_pocket import DELTA_SHA256, DIGEST, TEXT, VISION
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs/results"

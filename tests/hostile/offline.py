@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
-from rmadapter.backbones.pocket import TEXT, VISION, fetch_wheel
 from rmadapter.data.catalog import sets as catalog
+from rmadapter_pocket import TEXT, VISION, fetch_wheel
 from tests.helpers.http_server import Server
 from tests.helpers.models import CLIP_TEXT, DEPTH, PATCH, SIZE, WIDTH
 

@@ -24,8 +24,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from rmadapter.backbones import Backbone
-from rmadapter.backbones.pocket import DELTA
 from rmadapter.prompts import raw_text_features
+from rmadapter_pocket import DELTA
 from tests.helpers.rounding import assert_same_float32
 
 # Sources

@@ -13,7 +13,7 @@ import torch
 from rmadapter.backbones.backbone import Backbone
 from rmadapter.backbones.load import load_backbone
 from rmadapter.backbones.names import names_in
-from rmadapter.backbones.pocket import LICENCE, POCKET, SIZE_TO_FETCH, pocket_place
+from rmadapter.backbones.packaged import INSTALL, POCKET, packaged, packaged_names
 from rmadapter.support.files import JsonObject
 from rmadapter.support.hub import Unreachable
 from rmadapter.support.terminal import note
@@ -49,8 +49,9 @@ def advise(name: str) -> str:
 
 def licence_of(name: str) -> str:
     """Return the licence of a backbone's weights, or what is known of it."""
-    if name == POCKET:
-        return LICENCE
+    package = packaged(name)
+    if package:
+        return package.LICENCE
     unknown = "its publisher's, not known here: check where the backbone comes from"
     return f"{KNOWN[name].licence} (its card on the hub)" if name in KNOWN else unknown
 
@@ -81,7 +82,7 @@ def first_of(names: str) -> Backbone:
 def images_per_second(name: str, device: torch.device) -> float:
     """Measure the speed of an image encoder here, in batches of 8. Published models get random
     weights, so that nothing is downloaded."""
-    source = name if name == POCKET else f"{name.partition('/')[0]}/none"
+    source = name if name in packaged_names() else f"{name.partition('/')[0]}/none"
     backbone = load_backbone(source).to(device)
     pixels = torch.zeros(BATCH, 3, backbone.image_size, backbone.image_size, device=device)
     seconds = []
@@ -102,13 +103,13 @@ def listed(hub_cache: Path | None = None) -> list[JsonObject]:
 
     hub_cache: folder of the Hugging Face hub's cache, by default its library's.
     """
-    rows = [_pocket(), *_published(_cached(hub_cache))]
+    rows = [*_packaged(), *_published(_cached(hub_cache))]
     return [{**row, "about": _about(row["name"])} for row in rows]
 
 
 def _about(name: str) -> str:
-    if name == POCKET:
-        return "needs PyPI once; for trying out, research and teaching (docs/reference/pocket.md)"
+    if name in packaged_names() and (package := packaged(name)):
+        return package.ABOUT
     if name not in KNOWN:
         return ""
     accuracy, licence = KNOWN[name].imagenet, KNOWN[name].licence
@@ -116,14 +117,19 @@ def _about(name: str) -> str:
     return f"needs the hub once; {published}; licence: {licence}"
 
 
-def _pocket() -> JsonObject:
-    place = pocket_place()
-    state, megabytes = "ready", None
-    if place.is_dir():
-        megabytes = _size(place)
-    else:
-        state = f"built when first used: {SIZE_TO_FETCH} MB from PyPI, 180 MB on disk"
-    return {"name": POCKET, "state": state, "mb": megabytes, "folder": str(place)}
+def _packaged() -> Iterator[JsonObject]:
+    """Yield the backbones of installed packages, and the default if its package is absent."""
+    for name in packaged_names():
+        package = packaged(name)
+        assert package is not None
+        place, state, megabytes = package.place(), "ready", None
+        if place.is_dir():
+            megabytes = _size(place)
+        else:
+            state = f"made when first used: {package.MEGABYTES} MB to download"
+        yield {"name": name, "state": state, "mb": megabytes, "folder": str(place)}
+    if POCKET not in packaged_names():
+        yield {"name": POCKET, "state": f"not installed: {INSTALL}", "mb": None, "folder": ""}
 
 
 def _published(cached: dict[str, Path]) -> Iterator[JsonObject]:

@@ -24,7 +24,7 @@ from rmadapter.backbones.build import (
 from rmadapter.backbones.hugging_face import load_hf
 from rmadapter.backbones.names import HF_HUB, check_name, unknown_architecture, unknown_tag
 from rmadapter.backbones.numbers import check_numbers
-from rmadapter.backbones.pocket import POCKET, check_pocket, pocket_folder
+from rmadapter.backbones.packaged import POCKET, packaged, packaged_names
 from rmadapter.backbones.trust import (
     CONFIG,
     PICKLES,
@@ -50,7 +50,8 @@ def load_backbone(name: str) -> Backbone:
 
     `name` is one of
 
-    - `"pocket"`: the small offline default (docs/reference/pocket.md);
+    - the name of a backbone that an installed package brings: `"pocket"`, the small offline default
+      (docs/reference/pocket.md), comes with rmadapter-pocket;
     - `"ARCHITECTURE/TAG"`: an open_clip architecture and the tag of its weights, as in
       `"ViT-B-16/openai"`. Weights trained with QuickGELU get it, whether or not the architecture's
       name says `-quickgelu`;
@@ -73,14 +74,15 @@ def load_backbone(name: str) -> Backbone:
 
     """
     folder = user_path(name)
-    if name == POCKET:
-        place = pocket_folder()
-        backbone = _from_folder(name, place)
-        check_pocket(place, backbone)
-        return backbone
     if name.startswith(HF_HUB):
         repository = name.removeprefix(HF_HUB)
         return _load_untrusted(name, model_folder(repository), repository)
+    package = packaged(name)
+    if package:
+        place = package.build()
+        backbone = _from_folder(name, place)
+        package.check(place, backbone)
+        return backbone
     if folder.is_dir():
         return _load_untrusted(name, folder)
     check_name(name)
@@ -88,11 +90,11 @@ def load_backbone(name: str) -> Backbone:
 
 
 def is_published(name: str) -> bool:
-    """Return whether a name alone determines the weights: pocket or one of open_clip's, not a
+    """Return whether a name alone determines the weights: a package's or one of open_clip's, not a
     folder, file or hub name."""
     import open_clip
 
-    if name == POCKET:
+    if name in (POCKET, *packaged_names()):
         return True
     architecture, _, tag = name.partition("/")
     drawn = tag == "none" and architecture in open_clip.list_models()

@@ -40,12 +40,14 @@ def check_folder(out: Path | None) -> None:
 
 
 def check_backbones(
-    names: str | None, sets: Sequence[str] | None = None, config: Path | None = None
-) -> None:
+    names: str | None, sets: Sequence[str] | None = None, config: Path | None = None,
+    default: str = "",
+) -> None:  # fmt: skip
     """Raise UserError for a backbone that cannot exist: named by an option, else by a setting or a
-    file of settings."""
+    file of settings, else the default of the command."""
     named = parse_overrides([*(sets or ())]).get("backbone") or names
     if named is None and config:
         named = read_yaml(config).get("backbone")
+    named = named or default
     for name in names_in(str(named)) if named else ():
         check_name(name)

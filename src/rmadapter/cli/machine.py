@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rmadapter.backbones import Backbone
     from rmadapter.training.traits import About
 
-FOR_DEVELOPERS = ("dev", "release")  # extras that no user needs
+FOR_DEVELOPERS = ("dev", "docs", "release")  # extras that no user needs
 CLASSES, SHOTS = 100, 16  # for which the parameters of a method are counted
 CHOOSES = (
     "Tries several methods on folds of your images, and keeps the most preferred of those that are "
@@ -275,7 +275,7 @@ def backbones(
     """
     from rmadapter.backbones import load_backbone
     from rmadapter.backbones.choice import KNOWN, images_per_second, listed
-    from rmadapter.backbones.pocket import POCKET
+    from rmadapter.backbones.packaged import packaged_names
     from rmadapter.support.machine import find_device
 
     if words:
@@ -289,7 +289,7 @@ def backbones(
         return
     found = listed()
     for one in found if speed else ():
-        if one["name"] in KNOWN or (one["name"] == POCKET and one["mb"] is not None):
+        if one["name"] in KNOWN or (one["name"] in packaged_names() and one["mb"] is not None):
             one["images_per_second"] = round(images_per_second(one["name"], find_device("auto")), 1)
     if as_json:
         print(json.dumps(found))
@@ -408,11 +408,9 @@ def diagnose() -> dict[str, object]:
     this disk the licence and the files that would run code."""
     import torch
 
-    from rmadapter.backbones.pocket import pocket_place
     from rmadapter.support.machine import processor, versions
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    pocket = pocket_place()
     return {
         **versions(),
         "cpu": processor(),
@@ -421,7 +419,6 @@ def diagnose() -> dict[str, object]:
         "gpu": ", ".join(gpus) or "none",
         "bf16 on cpu": getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)(),
         **{f"extra {name}": state for name, state in _extras().items()},
-        "pocket": str(pocket) if pocket.is_dir() else "not built yet; built on first use",
         **_backbones(),
     }
 
@@ -461,19 +458,24 @@ def _has(need: Requirement) -> bool:
 
 
 def _backbones() -> dict[str, str]:
-    from rmadapter.backbones.choice import listed
-    from rmadapter.backbones.pocket import LICENCE, POCKET
+    from rmadapter.backbones.choice import licence_of, listed
+    from rmadapter.backbones.packaged import POCKET, packaged_names
     from rmadapter.backbones.trust import findings
 
-    facts = {f"licence of {POCKET}": LICENCE}
+    facts: dict[str, str] = {}
     refused: list[str] = []
     for one in listed():
+        name, folder = one["name"], Path(one["folder"])
+        own = name in packaged_names()
+        if name == POCKET or own:
+            facts[name] = one["state"] if one["mb"] is None else one["folder"]
+        if own:
+            facts[f"licence of {name}"] = licence_of(name)
         if one["mb"] is None:
             continue
-        folder = Path(one["folder"])
-        if one["name"] != POCKET:
-            facts[f"licence of {one['name']}"] = _licence(folder)
-        places = [folder] if one["name"] == POCKET else sorted(folder.glob("snapshots/*"))
+        if not own:
+            facts[f"licence of {name}"] = _licence(folder)
+        places = [folder] if own else sorted(folder.glob("snapshots/*"))
         refused += [finding for place in places for finding in findings(place)]
     code = f"refused: {'; '.join(refused)}" if refused else "none"
     return {**facts, "files that would run code": code}

@@ -116,11 +116,12 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Train a model on images; write it, its record and report.html."""
+    from rmadapter.backbones.packaged import POCKET
     from rmadapter.cli.checks import check_backbones, check_folder
     from rmadapter.data.formats.registry import check_source
     from rmadapter.data.names import check_known, read_names
 
-    check_backbones(options.backbone, settings.sets, settings.config)
+    check_backbones(options.backbone, settings.sets, settings.config, POCKET)
     check_folder(out)
     known = read_names(names_from) if names_from else {}
     check_source(data, images.named(), images.crops)

