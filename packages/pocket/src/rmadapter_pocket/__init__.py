@@ -1,7 +1,8 @@
 """`pocket`, the small offline default, assembled once from two PyPI wheels and a delta of ours.
 
-The result is an ordinary open_clip model folder in the user's cache. Model card: docs/reference/pocket.md of
-rmadapter, which reads this module as a `rmadapter.backbones.packaged.Packaged`.
+The result is an ordinary open_clip model folder in the user's cache. Model card:
+docs/reference/pocket.md of rmadapter, which reads this module as a
+`rmadapter.backbones.packaged.Packaged`.
 """
 
 from __future__ import annotations
