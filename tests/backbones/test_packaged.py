@@ -81,7 +81,7 @@ def test_without_its_package_pocket_is_refused_with_the_command_that_installs_it
 
 
 def test_the_entry_point_of_pocket_has_all_members() -> None:
-    package = packaged.packaged("pocket")
+    package = packaged.load_package("pocket")
     assert package is rmadapter_pocket
     members = {*packaged.Packaged.__annotations__, "place", "build", "check"}
     assert members <= {*vars(rmadapter_pocket)}

@@ -13,7 +13,7 @@ import torch
 from rmadapter.backbones.backbone import Backbone
 from rmadapter.backbones.load import load_backbone
 from rmadapter.backbones.names import names_in
-from rmadapter.backbones.packaged import INSTALL, POCKET, packaged, packaged_names
+from rmadapter.backbones.packaged import INSTALL, POCKET, load_package, packaged_names
 from rmadapter.support.files import JsonObject
 from rmadapter.support.hub import Unreachable
 from rmadapter.support.terminal import note
@@ -49,9 +49,8 @@ def advise(name: str) -> str:
 
 def licence_of(name: str) -> str:
     """Return the licence of a backbone's weights, or what is known of it."""
-    package = packaged(name)
-    if package:
-        return package.LICENCE
+    if name in packaged_names():
+        return load_package(name).LICENCE
     unknown = "its publisher's, not known here: check where the backbone comes from"
     return f"{KNOWN[name].licence} (its card on the hub)" if name in KNOWN else unknown
 
@@ -108,8 +107,8 @@ def listed(hub_cache: Path | None = None) -> list[JsonObject]:
 
 
 def _about(name: str) -> str:
-    if name in packaged_names() and (package := packaged(name)):
-        return package.ABOUT
+    if name in packaged_names():
+        return load_package(name).ABOUT
     if name not in KNOWN:
         return ""
     accuracy, licence = KNOWN[name].imagenet, KNOWN[name].licence
@@ -120,8 +119,7 @@ def _about(name: str) -> str:
 def _packaged() -> Iterator[JsonObject]:
     """Yield the backbones of installed packages, and the default if its package is absent."""
     for name in packaged_names():
-        package = packaged(name)
-        assert package is not None
+        package = load_package(name)
         place, state, megabytes = package.place(), "ready", None
         if place.is_dir():
             megabytes = _size(place)

@@ -24,7 +24,7 @@ from rmadapter.backbones.build import (
 from rmadapter.backbones.hugging_face import load_hf
 from rmadapter.backbones.names import HF_HUB, check_name, unknown_architecture, unknown_tag
 from rmadapter.backbones.numbers import check_numbers
-from rmadapter.backbones.packaged import POCKET, packaged, packaged_names
+from rmadapter.backbones.packaged import POCKET, is_packaged, load_package, packaged_names
 from rmadapter.backbones.trust import (
     CONFIG,
     PICKLES,
@@ -77,8 +77,8 @@ def load_backbone(name: str) -> Backbone:
     if name.startswith(HF_HUB):
         repository = name.removeprefix(HF_HUB)
         return _load_untrusted(name, model_folder(repository), repository)
-    package = packaged(name)
-    if package:
+    if is_packaged(name):
+        package = load_package(name)
         place = package.build()
         backbone = _from_folder(name, place)
         package.check(place, backbone)

@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 
-from rmadapter.backbones.packaged import packaged, packaged_names
+from rmadapter.backbones.packaged import is_packaged, packaged_names
 from rmadapter.backbones.trust import PICKLES, how_to_convert
 from rmadapter.errors import UserError
 from rmadapter.support.files import user_path
@@ -30,12 +30,12 @@ def names_in(text: str) -> list[str]:
 def check_name(name: str) -> None:
     """Raise UserError for a name that `load_backbone` cannot know: no folder, another form, an
     unknown architecture or tag, or a missing or foreign file of weights."""
-    if name.startswith(HF_HUB) or user_path(name).is_dir() or packaged(name):
+    if name.startswith(HF_HUB) or user_path(name).is_dir() or is_packaged(name):
         return
     if name.startswith(("/", ".", "~")) or "/" not in name:
+        packages = "".join(f"{one!r}, " for one in packaged_names())
         raise UserError(
-            f"backbone {name!r} is neither a folder nor a name: write "
-            f"{', '.join(map(repr, packaged_names()))}{', ' if packaged_names() else ''}"
+            f"backbone {name!r} is neither a folder nor a name: write {packages}"
             "'ARCHITECTURE/TAG' as in 'ViT-B-16/openai', 'hf-hub:OWNER/NAME' or an existing "
             "folder"
         )

@@ -41,21 +41,28 @@ class Packaged(Protocol):
 
 
 def packaged_names() -> list[str]:
-    """Return the names of the installed packages' backbones."""
+    """Return the names of the backbones that installed packages bring."""
     return [point.name for point in metadata.entry_points(group=GROUP)]
 
 
-def packaged(name: str) -> Packaged | None:
-    """Return a backbone that an installed package brings, None if none does. Raises UserError if it
-    is `pocket`, or if its package is broken."""
-    for point in metadata.entry_points(group=GROUP, name=name):
-        try:
-            return cast(Packaged, point.load())
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"backbone {name!r}: its package cannot be loaded ({error})") from error
+def is_packaged(name: str) -> bool:
+    """Return whether an installed package brings a backbone. Raises UserError for `pocket` without
+    its package."""
+    if name in packaged_names():
+        return True
     if name == POCKET:
         raise UserError(
             f"backbone {POCKET!r} is not installed: run `{INSTALL}`, or name another with "
             "--backbone, such as ViT-B-16/openai"
         )
-    return None
+    return False
+
+
+def load_package(name: str) -> Packaged:
+    """Load what describes a backbone of `packaged_names`. Raises UserError if its package is
+    broken."""
+    point = next(iter(metadata.entry_points(group=GROUP, name=name)))
+    try:
+        return cast(Packaged, point.load())
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"backbone {name!r}: its package cannot be loaded ({error})") from error
