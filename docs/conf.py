@@ -27,6 +27,7 @@ SHOWN = {
     ROOT / "tools/pocket/README.md": "studies/pocket_training.md",
     DOCS / "README.md": "index.md",
 }
+HELP = re.compile(r"(?<!\[)`rmadapter help ([a-z]+)`")
 LINK = re.compile(r"\[([^\]]*)\]\((?!https?:|[#/])([^)#\s]+)(#[^)\s]*)?\)")
 
 project = "rmadapter"
@@ -52,7 +53,8 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 def with_links(text: str, file: Path, page: Path) -> str:
     """Return the Markdown of a file, as a part of a page, with relative links that lead to pages of
-    the site or, elsewhere in the repository, to files; those to folders become their text."""
+    the site or, elsewhere in the repository, to files; those to folders become their text. Where a
+    text names the help of a command, it becomes a link to the command's options."""
 
     def link(match: re.Match[str]) -> str:
         words, target, part = match[1], match[2], match[3] or ""
@@ -63,7 +65,7 @@ def with_links(text: str, file: Path, page: Path) -> str:
             return words
         return f"[{words}]({os.path.relpath(place, page.parent)}{part})"
 
-    return LINK.sub(link, text)
+    return HELP.sub(r"[\g<0>](/reference/commands.md#\1)", LINK.sub(link, text))
 
 
 def setup(app: Sphinx) -> None:

@@ -50,7 +50,7 @@ def commands() -> str:
     parts = [
         "# Commands",
         "Made from the commands themselves: `rmadapter help VERB` prints the same in a terminal. "
-        "All verbs have the same [exit codes](/usage.md#exit-codes).",
+        "All verbs have the same [exit codes](/reference/runs.md#exit-codes).",
     ]
     for panel, verbs in VERBS.items():
         parts.append(f"## {panel}")
@@ -156,8 +156,8 @@ def files() -> str:
     ]
     parts = [
         "# Files of a run",
-        "What `fit` writes into the folder of a run; [usage](/usage.md#a-runs-folder) says how to "
-        "read it.",
+        "What `fit` writes into the folder of a run; [runs](/reference/runs.md) has the columns of "
+        "its tables.",
         markdown(["file", "content"], rows),
     ]
     for name, model in (("run.json", Record), ("model.json", Model)):

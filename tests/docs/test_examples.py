@@ -163,7 +163,7 @@ def test_python_of_the_readme_runs(few_pictograms: None) -> None:
 
 
 @pytest.mark.slow
-def test_python_of_usage_runs(few_pictograms: None) -> None:
+def test_python_of_predict_and_of_the_reference_runs(few_pictograms: None) -> None:
     from rmadapter import AdaptedCLIP
     from rmadapter.data.catalog.openmoji import CLASSES
     from rmadapter.data.read import read_images
@@ -175,10 +175,11 @@ def test_python_of_usage_runs(few_pictograms: None) -> None:
     lab.add("pictograms", read_images("pictograms"))
     fit(request.task, request.method, Path("runs/pictograms"), lab, request.name)
     names: dict[str, Any] = {}
-    for number, text in enumerate(python_of("docs/usage.md")):
-        exec(compile(text, f"docs/usage.md, block {number}", "exec"), names)
+    for page in ("docs/guide/predict.md", "docs/reference/python.md"):
+        for number, text in enumerate(python_of(page)):
+            exec(compile(text, f"{page}, block {number}", "exec"), names)
     base = tuple(CLASSES)[:8]
-    assert names["one"] in base
+    assert {names["label"], names["one"]} <= {*base}
     assert names["table"].shape == (4, 8)
     assert names["first"].shape == (4, 3)
     images = names["test"].images[:4]
@@ -188,7 +189,7 @@ def test_python_of_usage_runs(few_pictograms: None) -> None:
     ]
     torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-5)
     assert {*names["base"]} == {"zero-shot", "linear-probe"}
-    assert parse_record(names["line"], "usage.md").method.name == "linear-probe"
+    assert parse_record(names["line"], "python.md").method.name == "linear-probe"
     fresh = AdaptedCLIP(names["backbone"], names["adapter"], names["loss"]).adapters.state_dict()
     trained = names["model"].adapters.state_dict()
     assert {name.split(".")[0] for name in trained} == {"image", "text"}

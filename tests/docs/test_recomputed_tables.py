@@ -118,7 +118,7 @@ def test_the_table_of_bfloat16_shows_the_records_and_its_verdict_follows() -> No
     assert abs(intervals[2][0]) < 0.3
 
 
-# docs/guide/many_runs.md
+# docs/studies/scale.md
 
 MANY = (1e6, 1e8, 1e9)
 ENCODERS = {
@@ -149,7 +149,7 @@ def test_hours_are_images_over_measured_rates() -> None:
     for title, rate in rates().items():
         hours = [count / rate / 3600 for count in MANY]
         cells = [f"{value:,.1f}" if value < 100 else f"{value:,.0f}" for value in hours]
-        assert row(title, f"{rate:.1f}", *cells) in page("docs/guide/many_runs.md")
+        assert row(title, f"{rate:.1f}", *cells) in page("docs/studies/scale.md")
 
 
 def test_storage_is_numbers_times_bytes() -> None:
@@ -169,11 +169,11 @@ def test_storage_is_numbers_times_bytes() -> None:
     ]
     for title, size, each, unit, name in rows:
         cells = [f"{count * size / unit:,.{1 if count < 1e7 else 0}f} {name}" for count in MANY]
-        assert row(title, each, *cells) in page("docs/guide/many_runs.md")
+        assert row(title, each, *cells) in page("docs/studies/scale.md")
 
 
 def test_predicted_and_measured_hours_of_plan_are_the_recorded_ones() -> None:
-    text = page("docs/guide/many_runs.md")
+    text = page("docs/studies/scale.md")
     rows = json.loads((RESULTS / "plan.json").read_text(encoding="utf-8"))["rows"]
     for line in rows:
         title = f"{line['data']}, {line['method']}"
@@ -182,7 +182,7 @@ def test_predicted_and_measured_hours_of_plan_are_the_recorded_ones() -> None:
     assert row("**all**", *sums) in text
 
 
-# docs/usage.md: the demo
+# docs/studies/demo.md
 
 SINCE = {"target": "input", "target_norm": False, "local": True}  # settings added after its runs
 
@@ -195,7 +195,7 @@ def test_the_table_of_the_demo_shows_its_records() -> None:
     assert all({**SINCE, **record.method.settings} == shipped for record in records)
     titles = {"base": "base classes", "novel": "novel classes", "hm": "harmonic mean"}
     titles |= {score.name: score.name for score in records[0].scores[2:]}
-    text = page("docs/usage.md").split("### Demo")[1].split("\n## ")[0]
+    text = page("docs/studies/demo.md")
     assert len(re.findall(r"^\|", text, re.M)) == len(titles) + 2
     for name, title in titles.items():
         values = [record.metric(name) or 0 for record in records]

@@ -21,7 +21,7 @@ SETTINGS: dict[str, Any] = {"first_block": 3, "rank": 4, "epochs": 2, "batch_siz
 
 
 def test_the_loop_of_the_usage_page_gives_the_losses_of_fit(tiny_clip: Backbone) -> None:
-    """As docs/usage.md has it: two steps with the method's own optimiser and rates."""
+    """As docs/reference/python.md has it: two steps with the method's own optimiser and rates."""
     images = noisy_colors()
     ours = (
         FewShotClassifier(tiny_clip.name, method="rmadapter", shots=0, device="cpu", **SETTINGS)

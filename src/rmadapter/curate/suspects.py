@@ -122,9 +122,9 @@ def find_suspects(
     data: a folder of class folders, a table, or images in memory; of data with splits, train is
     used. method, settings: of the models that judge labels, as for `fit --method` and `--set`; the
     linear probe takes C = 3 unless set otherwise. columns, outside: as for `read_images`. lab: may
-    hold a loaded backbone. docs/studies/suspects.md describes the rules and how well they work.
-    Raises UserError as `read_images` does, for a data set without training images, and for an
-    unknown setting.
+    hold a loaded backbone. docs/reference/curate.md describes the rules, and
+    docs/studies/suspects.md how well they work. Raises UserError as `read_images` does, for a data
+    set without training images, and for an unknown setting.
     """
     broken: list[Suspect] = []
     read = partial(read_images, skip_bad=True, outside=outside, columns=columns, progress=progress)
