@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all lint docs audit hostile fuzz kills load scale lowest dist smoke bench clean
+.PHONY: setup demo test test-all coverage lint docs audit hostile fuzz kills load scale lowest dist smoke bench clean
 
 setup: .venv/.ready
 
@@ -20,6 +20,17 @@ test: setup  # a process a core, of one thread: several threads slow tiny models
 test-all: setup  # also those marked slow
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m ""
 
+coverage: setup  # of lines and branches, in build/coverage; ARGS as `tests/data` or `-m ""`
+	rm -rf build/coverage
+	mkdir -p build/coverage
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n auto --dist loadfile $(ARGS); \
+		echo $$? > build/coverage/status
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage json --quiet
+	$(BIN)/coverage html --quiet
+	$(BIN)/coverage report
+	exit $$(cat build/coverage/status)  # of the tests
+
 kills: setup  # ARGS as `--count 300 --minutes 25 --only fit`
 	$(BIN)/python -m tests.hostile.kills $(or $(ARGS),--count 200)
 
@@ -35,8 +46,9 @@ lowest:  # the tests with the lowest version that each bound allows, in an envir
 	rm -rf build/lowest
 	$(PYTHON) -m venv build/lowest
 	build/lowest/bin/pip install --quiet uv
+	echo "rmadapter-pocket @ file://$(CURDIR)/packages/pocket" > build/lowest.in
 	build/lowest/bin/uv pip compile --quiet --resolution lowest-direct --extra dev \
-		--python build/lowest/bin/python --output-file build/lowest.txt pyproject.toml
+		--python build/lowest/bin/python --output-file build/lowest.txt pyproject.toml build/lowest.in
 	build/lowest/bin/uv pip install --quiet --python build/lowest/bin/python \
 		--requirement build/lowest.txt --editable .
 	OMP_NUM_THREADS=1 build/lowest/bin/pytest -n auto --dist loadfile

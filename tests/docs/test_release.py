@@ -97,3 +97,13 @@ def test_the_oldest_python_is_tested() -> None:
     assert jobs["all"]["strategy"]["matrix"]["python"][0] == oldest
     [setup] = [step for step in jobs["lowest"]["steps"] if "setup-python" in step.get("uses", "")]
     assert setup["with"]["python-version"] == oldest
+
+
+# Coverage
+
+
+def test_a_line_is_left_out_of_the_coverage_for_a_reason() -> None:
+    reasons = re.compile(r"# pragma: no cover: needs a (GPU|cluster|hub)$", re.M)
+    for path in (ROOT / "src").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert text.count("no cover") == len(reasons.findall(text)), path

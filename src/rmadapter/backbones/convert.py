@@ -106,9 +106,11 @@ def _read(file: Path, flat: Path) -> JsonObject:
     seconds = int(SECONDS + file.stat().st_size / BYTES_A_SECOND)
     paths = [os.path.abspath(file), os.path.abspath(flat)]
     command = [sys.executable, unpickle.__file__, *paths, str(seconds)]
+    # coverage.py would write a file, for which that process is stopped
+    env = {name: value for name, value in os.environ.items() if name != "COVERAGE_PROCESS_CONFIG"}
     try:
         done = subprocess.run(
-            command, cwd=flat.parent, stdin=subprocess.DEVNULL, capture_output=True,
+            command, cwd=flat.parent, stdin=subprocess.DEVNULL, capture_output=True, env=env,
             timeout=seconds, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:

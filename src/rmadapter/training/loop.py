@@ -194,12 +194,12 @@ class Trainer:
     def seed(self) -> None:
         """Seed torch's own generators, or restore them when resuming."""
         torch.default_generator.manual_seed(self._seed)  # torch.manual_seed also seeds all GPUs
-        if self.device.type == "cuda":
+        if self.device.type == "cuda":  # pragma: no cover: needs a GPU
             torch.cuda.default_generators[self.device.index or 0].manual_seed(self._seed)
         if "random.cpu" in self._random:
             torch.set_rng_state(self._random["random.cpu"])
             self.generator.set_state(self._random["random.batch"])
-        if "random.cuda" in self._random:
+        if "random.cuda" in self._random:  # pragma: no cover: needs a GPU
             torch.cuda.set_rng_state(self._random["random.cuda"], self.device)
 
     def step(
@@ -241,7 +241,7 @@ class Trainer:
                 if isinstance(value, Tensor):
                     tensors[f"optimizer.{index}.{slot}"] = value
         tensors |= {"random.cpu": torch.get_rng_state(), "random.batch": self.generator.get_state()}
-        if self.device.type == "cuda":
+        if self.device.type == "cuda":  # pragma: no cover: needs a GPU
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
         # As a tensor, since metadata may have 100 MB at most.
         terms, tensors["history"] = as_table(self.trained.history)
