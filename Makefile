@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all coverage lint docs audit hostile fuzz kills load scale lowest dist smoke bench clean
+.PHONY: setup demo test test-all coverage lint docs audit hostile fuzz kills load scale lowest dist smoke sbom bench clean
 
 setup: .venv/.ready
 
@@ -84,6 +84,12 @@ smoke:  # the wheel of dist/ in fresh environments: PYTHONS="python3.10 python3.
 	  rm -rf build/smoke; $$python -m venv build/smoke; build/smoke/bin/pip install --quiet dist/*.whl; \
 	  $(PYTHON) tools/smoke.py build/smoke/bin/python; \
 	done; rm -rf build/smoke
+
+sbom: setup  # what is installed in .venv, in the format of CycloneDX, in build/sbom.json
+	$(PYTHON) -m venv build/sbom
+	build/sbom/bin/pip install --quiet "cyclonedx-bom>=7"
+	build/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+		--output-file build/sbom.json $(BIN)/python
 
 bench: setup
 	$(BIN)/python benchmarks/train_step.py --backbone ViT-B-16/none --classes 50 200 --json

@@ -1,9 +1,11 @@
 """Check that the workflows of GitHub parse, have the rights that they need and no others, and call
-commands that exist."""
+commands that exist; and that files about the project agree."""
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,3 +109,51 @@ def test_a_line_is_left_out_of_the_coverage_for_a_reason() -> None:
     for path in (ROOT / "src").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         assert text.count("no cover") == len(reasons.findall(text)), path
+
+
+# Forms and descriptions
+
+
+def test_forms_have_fields_with_names() -> None:
+    forms = sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"))
+    fields: dict[str, set[str]] = {}
+    for form in forms:
+        content = yaml.safe_load(form.read_text(encoding="utf-8"))
+        if form.stem != "config":
+            assert {"name", "description", "body"} <= {*content}, form
+            parts = [part for part in content["body"] if part["type"] != "markdown"]
+            assert all(part["attributes"]["label"] for part in parts), form
+            names = [part["id"] for part in parts]
+            assert len({*names}) == len(names), form
+            fields[form.stem] = {*names}
+    assert {*fields} == {"bug", "method", "data_set"}
+    assert "doctor" in fields["bug"]
+
+
+def test_zenodo_says_what_the_citation_says() -> None:
+    """Zenodo reads its own file, and then not the citation."""
+    zenodo = json.loads(text_of(".zenodo.json"))
+    citation = yaml.safe_load(text_of("CITATION.cff"))
+    for field in ("title", "version", "license", "keywords"):
+        assert zenodo[field] == citation[field], field
+    assert zenodo["upload_type"] == citation["type"]
+    names = [
+        author.get("name") or f"{author['family-names']}, {author['given-names']}"
+        for author in citation["authors"]
+    ]
+    assert [creator["name"] for creator in zenodo["creators"]] == names
+    paper = citation["preferred-citation"]
+    cited = {paper["doi"], *(other["value"] for other in paper["identifiers"])}
+    assert {one["identifier"] for one in zenodo["related_identifiers"]} == cited
+    assert f'"{zenodo["description"]}"' in text_of("pyproject.toml")
+
+
+def test_every_place_for_the_owner_is_listed() -> None:
+    listed = {*re.findall(r"^\| `(.+?)` \|", text_of("OWNER.md"), re.M)}
+    assert all((ROOT / name).is_file() for name in listed)
+    words = ["-e", "The rmadapter authors", "-e", "not filled in yet"]
+    command = ["git", "grep", "-l", *words, "--", ":!tests", ":!OWNER.md"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("no git repository")
+    assert {*done.stdout.splitlines()} <= listed
