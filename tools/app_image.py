@@ -1,8 +1,8 @@
-"""Make the image of docs/reference/app.md: the application after a training on pictograms, in a
+"""Make the image of docs/guide/deploy.md: the application after a training on pictograms, in a
 headless Chromium.
 
 rmadapter app --backbone pocket
-python tools/app_image.py http://127.0.0.1:8080 docs/reference/app.png pictograms
+python tools/app_image.py http://127.0.0.1:8080 docs/guide/app.png pictograms
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Make the image of docs/reference/serve.md: the status page of a running server with answers on
+"""Make the image of docs/guide/deploy.md: the status page of a running server with answers on
 images, in a headless Chromium.
 
 rmadapter demo --out runs/demo
 rmadapter serve runs/demo
-python tools/serve_image.py http://127.0.0.1:8000 docs/reference/serve.png IMAGES
+python tools/serve_image.py http://127.0.0.1:8000 docs/guide/serve.png IMAGES
 """
 
 from __future__ import annotations

@@ -42,6 +42,7 @@ PAGES = [
         if folder.name != "reference" or page.name not in reference.PAGES
     ),
 ]
+ENDINGS = "py md json yaml html csv safetensors onnx data pt2 tflite xml"  # of files
 OTHERS = "pip python cd mv pre-commit hf docker git uv uvx pipx twine torchrun sbatch"
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 
@@ -144,7 +145,7 @@ def test_names_of_modules_exist(page: Path) -> None:
     modules = "|".join(sorted((re.escape(".".join(f.parts)) for f in files), key=len, reverse=True))
     text = page.read_text(encoding="utf-8")
     for name in re.findall(rf"`((?:{modules})\.[A-Z_a-z][\w.]*)`", text):
-        if not re.search(r"\.(py|md|json|yaml|html|csv|safetensors|onnx|data|pt2|tflite)$", name):
+        if name.rpartition(".")[2] not in ENDINGS.split():
             assert pkgutil.resolve_name(f"rmadapter.{name}") is not None
 
 

@@ -80,7 +80,7 @@ def auto_tables() -> list[str]:
              reconstruction_tables.read(RESULTS / "reconstruction.jsonl"))), 17),
         ("studies/unfamiliar.md",
          lambda: unfamiliar.tables(lines_of("unfamiliar")).split("\n\n"), 3),
-        ("guide/deploy.md", lambda: [int8_study.table(lines_of("int8"))], 1),
+        ("studies/int8.md", lambda: [int8_study.table(lines_of("int8"))], 1),
         ("studies/explain.md", lambda: [explain_study.tables(lines_of("explain"))], 1),
         ("studies/suggest.md", lambda: suggest.tables(lines_of("suggest")).split("\n\n"), 2),
         ("studies/suspects.md", lambda: suspects.tables(lines_of("suspects")).split("\n\n"), 3),
