@@ -15,9 +15,11 @@ from rmadapter.data.read import read_images
 from rmadapter.encoders import Grid, States
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
+from rmadapter.methods.parts.features import columns
+from rmadapter.methods.parts.tensors import shaped
 from rmadapter.settings import Machine
 from rmadapter.training.cache import Cache
-from rmadapter.training.contract import NotApplicable, Shots, answers, columns, count, shaped
+from rmadapter.training.contract import NotApplicable, Shots, answers, count
 from tests.helpers.external_methods import ExternalMethod
 from tests.helpers.shots import noisy_colors, shots_of
 

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
-from rmadapter.methods.parts.features import one_hot
+from rmadapter.methods.parts.features import columns, one_hot
+from rmadapter.methods.parts.tensors import shaped
 from rmadapter.prompts import Cosines, cosine_logits, raw_text_features, untouched
 from rmadapter.training.contract import (
     Fitted,
@@ -30,8 +31,6 @@ from rmadapter.training.contract import (
     Parameters,
     Shots,
     ToLogits,
-    columns,
-    shaped,
 )
 from rmadapter.training.loop import Batch, minimise
 from rmadapter.training.traits import Recipe

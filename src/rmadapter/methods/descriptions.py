@@ -24,6 +24,7 @@ from torch import Tensor
 from rmadapter.backbones import Backbone
 from rmadapter.data.names import descriptions, parse_texts, read_texts, texts_of, texts_of_all
 from rmadapter.errors import UserError
+from rmadapter.methods.parts.tensors import shaped
 from rmadapter.prompts import Cosines, filled, text_features, untouched
 from rmadapter.support.terminal import note
 from rmadapter.training.contract import (
@@ -34,7 +35,6 @@ from rmadapter.training.contract import (
     Shots,
     ToLogits,
     Trained,
-    shaped,
 )
 
 WEIGHTS, TEXTS = "weights", "texts"

@@ -16,9 +16,10 @@ from torch import Tensor
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.methods.parts.features import held_out, linear_scorer
+from rmadapter.methods.parts.tensors import shaped
 from rmadapter.metrics import temperature
 from rmadapter.settings import Count, Positive
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, Trained, shaped
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, Trained
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression

@@ -27,6 +27,7 @@ from rmadapter.backbones.load import again, shared
 from rmadapter.encoders import States
 from rmadapter.methods.parts.features import FixedFeatures
 from rmadapter.methods.parts.learned_prompts import check_room, draw, encode_image
+from rmadapter.methods.parts.tensors import shaped
 from rmadapter.methods.promptsrc import IndependentPrompts, PromptSRC
 from rmadapter.prompts import Cosines, cosine_logits
 from rmadapter.settings import Positive, Size
@@ -41,7 +42,6 @@ from rmadapter.training.contract import (
     ToLogits,
     Unfinished,
     count,
-    shaped,
 )
 from rmadapter.training.loop import Batch, key_of, minimise
 from rmadapter.training.traits import Recipe, Traits

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
+from rmadapter.methods.parts.tensors import shaped
 from rmadapter.methods.zero_shot import SEVEN
 from rmadapter.prompts import Cosines, untouched, zero_shot_weights
 from rmadapter.settings import Positive
@@ -31,7 +32,6 @@ from rmadapter.training.contract import (
     Parameters,
     Shots,
     Trained,
-    shaped,
 )
 
 HEAD = "head"

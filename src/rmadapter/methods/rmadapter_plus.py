@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
+from rmadapter.methods.parts.tensors import shaped
 from rmadapter.methods.ridge import HEAD, ridge, unit
 from rmadapter.methods.rmadapter import ADAMW, PLAIN, RMAdapter
 from rmadapter.methods.zero_shot import SEVEN
@@ -25,7 +26,7 @@ from rmadapter.model import AdaptedCLIP
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import AdapterSettings, LossSettings, Positive, Share
 from rmadapter.task import check_templates
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, shaped
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits
 from rmadapter.training.traits import Recipe
 
 

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
-from rmadapter.methods.parts.features import held_out, one_hot
+from rmadapter.methods.parts.features import columns, held_out, one_hot
+from rmadapter.methods.parts.tensors import shaped
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import STRICT, option
 from rmadapter.training.cache import Held
@@ -33,8 +34,6 @@ from rmadapter.training.contract import (
     Shots,
     ToLogits,
     Trained,
-    columns,
-    shaped,
 )
 from rmadapter.training.loop import Batch, minimise
 from rmadapter.training.traits import Recipe

@@ -327,16 +327,6 @@ def answers(
         yield tables
 
 
-def columns(title: str, classes: Sequence[str], names: Sequence[str]) -> list[int]:
-    """Return the indices of the names among the trained classes. Raises NotApplicable for any other
-    name."""
-    place = {name: i for i, name in enumerate(classes)}
-    for name in names:
-        if name not in place:
-            raise NotApplicable(f"{title} only knows the classes it was trained on, not {name!r}")
-    return [place[name] for name in names]
-
-
 class Learner(nn.Module, ABC):
     """A module on a frozen backbone; its state is everything that a method learns.
 
@@ -380,22 +370,3 @@ class ModuleMethod(Method):
 def count(module: nn.Module) -> int:
     """Count the parameters of a module."""
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def shaped(tensors: Mapping[str, Tensor], name: str, *shape: int) -> Tensor:
-    """Return one of a saved method's tensors, in float32. shape: its expected sides, -1 for any
-    length.
-
-    Raises RuntimeError, as torch does for a module's tensors, if it has another shape or no
-    floating-point numbers, and KeyError if it is missing.
-    """
-    tensor = tensors[name]
-    fits = tensor.ndim == len(shape) and all(
-        want in (-1, side) for want, side in zip(shape, tensor.shape, strict=True)
-    )
-    if not fits or not tensor.is_floating_point():
-        expected = ", ".join("any" if side < 0 else str(side) for side in shape)
-        raise RuntimeError(
-            f"{name} is {tensor.dtype} of {[*tensor.shape]}, not numbers of [{expected}]"
-        )
-    return tensor.float()

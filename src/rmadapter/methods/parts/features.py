@@ -13,7 +13,7 @@ from torch import Tensor
 from rmadapter.adapter import at_least_float32
 from rmadapter.encoders import States
 from rmadapter.training.cache import Held, Source, encoded
-from rmadapter.training.contract import Known, Shots, ToLogits, columns
+from rmadapter.training.contract import Known, NotApplicable, Shots, ToLogits
 from rmadapter.training.loop import Batch
 
 FOLDS = 4
@@ -94,3 +94,13 @@ class FixedFeatures:
             return self._held.batch(batch.rows, batch.epoch).features
         alike = source is self.source
         return self.of(batch.images if alike else self.source.batch(batch.rows, batch.epoch))
+
+
+def columns(title: str, classes: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Return the indices of the names among the trained classes. Raises NotApplicable for any other
+    name."""
+    place = {name: i for i, name in enumerate(classes)}
+    for name in names:
+        if name not in place:
+            raise NotApplicable(f"{title} only knows the classes it was trained on, not {name!r}")
+    return [place[name] for name in names]
