@@ -20,7 +20,8 @@ import typer
 from pydantic import BaseModel, TypeAdapter
 from studies import markdown
 
-from rmadapter.artifacts.record import Model, Record
+from rmadapter.artifacts.model_file import Model
+from rmadapter.artifacts.record import Record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.cli.main import EXAMPLES, NAMES, VERBS, app
 from rmadapter.methods import METHODS, load_method

@@ -16,13 +16,13 @@ from pydantic import ValidationError
 
 from rmadapter import FewShotClassifier
 from rmadapter.artifacts.checkpoint import load, save
+from rmadapter.artifacts.model_file import read_model
 from rmadapter.artifacts.record import (
     BackboneName,
     MethodName,
     Record,
     Score,
     parse_record,
-    read_model,
     read_record,
 )
 from rmadapter.backbones import Backbone

@@ -15,14 +15,8 @@ from safetensors.numpy import load as stored
 
 from rmadapter import FewShotClassifier
 from rmadapter.artifacts.checkpoint import EXAMPLES, load
-from rmadapter.artifacts.record import (
-    BackboneName,
-    Candidate,
-    Choice,
-    MethodName,
-    read_model,
-    read_record,
-)  # fmt: skip
+from rmadapter.artifacts.model_file import read_model
+from rmadapter.artifacts.record import BackboneName, Candidate, Choice, MethodName, read_record
 from rmadapter.backbones import Backbone
 from rmadapter.deploy.hub import (
     PushOptions,

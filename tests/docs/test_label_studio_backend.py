@@ -18,7 +18,7 @@ import label_studio_backend as backend
 from fastapi.testclient import TestClient
 
 from rmadapter import load
-from rmadapter.artifacts.record import read_model
+from rmadapter.artifacts.model_file import read_model
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from tests.helpers.http_server import Server

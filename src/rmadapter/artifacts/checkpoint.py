@@ -18,16 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rmadapter.artifacts.record import (
-    BackboneName,
-    MethodName,
-    Model,
-    Record,
-    Transform,
-    check_weights,
-    read_model,
-    read_record,
-)
+from rmadapter.artifacts.model_file import Model, Transform, check_weights, read_model
+from rmadapter.artifacts.record import BackboneName, MethodName, Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder, check_model, find_run
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.backbones.load import is_published, name_it

@@ -19,16 +19,8 @@ from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from rmadapter.artifacts.checkpoint import EXAMPLES, config_of, read_tensors, to_half
-from rmadapter.artifacts.record import (
-    BackboneName,
-    Choice,
-    MethodName,
-    Model,
-    Record,
-    check_weights,
-    read_model,
-    read_record,
-)  # fmt: skip
+from rmadapter.artifacts.model_file import Model, check_weights, read_model
+from rmadapter.artifacts.record import BackboneName, Choice, MethodName, Record, read_record
 from rmadapter.artifacts.run_folder import HUB, RunFolder, check_model
 from rmadapter.backbones.choice import licence_of
 from rmadapter.backbones.load import is_published

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import numpy as np
 
-from rmadapter.artifacts.record import Record, check_weights, read_model, read_record
+from rmadapter.artifacts.model_file import check_weights, read_model
+from rmadapter.artifacts.record import Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.deploy.export import FACTS
 from rmadapter.deploy.export.runtime import ENGINES, GRAPH, LITERT, OPENVINO, TORCH, Model

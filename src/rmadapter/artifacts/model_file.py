@@ -1,0 +1,102 @@
+"""The typed description of a saved model: model.json, which says what the weights belong to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from rmadapter.artifacts.record import LONGEST, BackboneName, MethodName, Text
+from rmadapter.artifacts.run_folder import RunFolder
+from rmadapter.errors import UserError, first_fault
+from rmadapter.support.files import read_json, sha256
+from rmadapter.task import check_templates
+
+MOST_NAMES = 100_000  # classes of a model
+
+
+class Transform(BaseModel):
+    """How images are prepared for the backbone: side in pixels; mean and standard deviation of RGB
+    in 0..1; the rest as in open_clip, None where the file does not say."""
+
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize: str | None = None
+    interpolation: str | None = None
+    fill: int | None = None
+
+    def allows(self, other: Transform) -> bool:
+        """Return whether the other is the same, as far as this one says."""
+        return all(
+            value in (None, theirs) for (_, value), (_, theirs) in zip(self, other, strict=True)
+        )
+
+
+class Model(BaseModel):
+    """sha256: of the weights' file. classes: those that the method was fitted to. names: of the
+    classes it answers, if they are others; labels: the same as the user writes them. temperature:
+    divisor of the logits. tokenizer: digest of the backbone's; empty where the file does not
+    say."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: Literal[2] = 2
+    method: MethodName
+    backbone: BackboneName
+    classes: Annotated[tuple[Text, ...], FailFast()] = Field(min_length=1, max_length=MOST_NAMES)
+    names: Annotated[tuple[Text, ...], FailFast()] = Field((), max_length=MOST_NAMES)
+    labels: Annotated[tuple[Text | int, ...], FailFast()] = Field(max_length=MOST_NAMES)
+    templates: Annotated[tuple[Text, ...], FailFast()] = Field(min_length=1)
+    transform: Transform
+    sha256: str
+    tokenizer: str = ""
+    temperature: float = Field(1.0, gt=0, le=1e6)
+    versions: dict[str, str]
+
+    @field_validator("templates")
+    @classmethod
+    def _sound_templates(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        return check_templates(templates)
+
+    @model_validator(mode="after")
+    def _a_label_for_each_name(self) -> Model:
+        if len(self.labels) != len(self.names or self.classes):
+            raise ValueError(
+                f"{len(self.labels)} labels for {len(self.names or self.classes)} classes"
+            )
+        for names in (self.classes, self.names, self.labels):
+            if len({*map(str, names)}) < len(names):
+                raise ValueError("a class appears twice")
+        return self
+
+
+def read_model(file: Path) -> Model:
+    """Read a model.json. Raises UserError if it is missing, damaged or no such file, and for a
+    model of several labels per image, as earlier versions could fit."""
+    values = read_json(file, LONGEST)
+    if isinstance(values, dict) and values.get("several"):
+        raise UserError(
+            f"{file}: fitted to several labels per image, which is no longer supported: fit again "
+            "with one each"
+        )
+    try:
+        return Model.model_validate(values)
+    except ValidationError as error:
+        place, reason = first_fault(error)
+        raise UserError(f"{file}: not a model of this version ({place}: {reason})") from None
+
+
+def check_weights(run: RunFolder, model: Model) -> None:
+    """Raise UserError if the weights are not those that the model was saved with."""
+    if sha256(run.weights) != model.sha256:
+        raise UserError(f"{run.weights}: does not match {run.model.name}; the folder is damaged")
