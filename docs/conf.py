@@ -29,6 +29,7 @@ SHOWN = {
 }
 HELP = re.compile(r"(?<!\[)`rmadapter help ([a-z]+)`")
 LINK = re.compile(r"\[([^\]]*)\]\((?!https?:|[#/])([^)#\s]+)(#[^)\s]*)?\)")
+PAGE = re.compile(r"docs/([\w/]+)\.md")  # as docstrings name it
 
 project = "rmadapter"
 author = copyright = "The rmadapter authors"
@@ -46,6 +47,7 @@ html_theme = "furo"
 html_title = "rmadapter"
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
+napoleon_custom_sections = [("Attributes", "params_style")]  # a list, as of parameters
 smartquotes = False  # it makes one dash of the two in --option
 default_role = "code"  # `name` in docstrings
 copybutton_exclude = ".linenos, .gp, .go"
@@ -68,7 +70,26 @@ def with_links(text: str, file: Path, page: Path) -> str:
     return HELP.sub(r"[\g<0>](/reference/commands.md#\1)", LINK.sub(link, text))
 
 
+def with_settings(lines: list[str], item: object) -> None:
+    """Add to a docstring the fields that `option` describes."""
+    fields = getattr(item, "__pydantic_fields__", {})
+    texts = {name: field.description for name, field in fields.items() if field.description}
+    if texts:
+        at = next(
+            i for i, line in enumerate([*lines, "Raises:"]) if line in ("Raises:", "Example:")
+        )
+        described = [f"    {name}: {text[0].upper()}{text[1:]}." for name, text in texts.items()]
+        lines[at:at] = ["", "Args:", *described, ""]
+
+
 def setup(app: Sphinx) -> None:
+    def docstring(
+        app: Sphinx, what: str, name: str, item: object, options: object, lines: list[str]
+    ) -> None:
+        if what == "class":
+            with_settings(lines, item)
+        lines[:] = [PAGE.sub(r":doc:`/\1`", line) for line in lines]
+
     def read(app: Sphinx, name: str, content: list[str]) -> None:
         page = Path(app.env.doc2path(name))
         content[0] = with_links(content[0], page, page)
@@ -77,5 +98,6 @@ def setup(app: Sphinx) -> None:
         page = Path(app.env.doc2path(app.env.docname))  # of `name`, MyST leaves out the folder
         content[0] = with_links(content[0], DOCS / path, page)
 
+    app.connect("autodoc-process-docstring", docstring, priority=400)  # before napoleon
     app.connect("source-read", read)
     app.connect("include-read", include)

@@ -101,8 +101,26 @@ def settings() -> str:
 
 
 def about(kind: type) -> str:
-    """Return the docstring of a class as paragraphs."""
-    return inspect.cleandoc(kind.__doc__ or "")
+    """Return the docstring of a class as paragraphs, without its sections."""
+    return described(inspect.cleandoc(kind.__doc__ or ""))[0]
+
+
+def meanings(kind: type) -> dict[str, str]:
+    """Return what the docstring of a class says of its fields, by name."""
+    return described(inspect.cleandoc(kind.__doc__ or ""))[1]
+
+
+def described(docstring: str) -> tuple[str, dict[str, str]]:
+    """Divide a docstring in Google style into its paragraphs and the meanings of its fields."""
+    prose, *sections = re.split(
+        r"^(Args|Attributes|Returns|Raises|Example):\n", docstring, flags=re.M
+    )
+    fields = dict[str, str]()
+    for title, text in zip(sections[::2], sections[1::2], strict=True):
+        items = re.findall(r"^    (\w[\w, ]*): (.*(?:\n {8}.*)*)", text, re.M)
+        for names, meaning in items if title in ("Args", "Attributes") else ():
+            fields |= dict.fromkeys(names.split(", "), " ".join(meaning.split()))
+    return prose.strip(), fields
 
 
 def table_of(owner: Any, without: Iterable[str] = ()) -> str:
@@ -114,13 +132,14 @@ def rows_of(owner: Any) -> Iterator[list[str]]:
     """Yield name, kind of values, default and meaning of each setting, of nested groups, too."""
     hints = get_type_hints(type(owner))
     documented = getattr(type(owner), "__pydantic_fields__", {})
-    names = settings_of(owner)
+    names, written = settings_of(owner), meanings(type(owner))
     for field in fields(owner):
         value = getattr(owner, field.name)
         if is_dataclass(value) and not isinstance(value, type):
             yield from rows_of(value)
         elif field.name in names:
-            about = getattr(documented.get(field.name), "description", "") or ""
+            option = getattr(documented.get(field.name), "description", "")
+            about = option or written.get(field.name, "")
             default = json.dumps(value, default=str, ensure_ascii=False)
             yield [code(field.name), cell(kind_of(hints[field.name])), code(default), cell(about)]
 
@@ -186,7 +205,7 @@ def models_in(hint: Any) -> Iterator[type[BaseModel]]:
 
 
 def fields_of(model: type[BaseModel]) -> str:
-    hints = get_type_hints(model)
+    hints, written = get_type_hints(model), meanings(model)
     rows = []
     for name, info in model.model_fields.items():
         default = (
@@ -194,8 +213,9 @@ def fields_of(model: type[BaseModel]) -> str:
             if info.is_required()
             else json.dumps(info.get_default(call_default_factory=True), default=str)
         )
-        rows.append([code(name), cell(kind_of(hints[name])), code(default)])
-    return markdown(["field", "values", "where it is left out"], rows)
+        meaning = cell(written.get(name, ""))
+        rows.append([code(name), cell(kind_of(hints[name])), code(default), meaning])
+    return markdown(["field", "values", "where it is left out", "meaning"], rows)
 
 
 def schemas() -> Mapping[str, str]:
@@ -205,9 +225,19 @@ def schemas() -> Mapping[str, str]:
         "model.schema.json": TypeAdapter(Model),
     }
     return {
-        name: json.dumps({"$schema": BASE, **adapter.json_schema()}, indent=1) + "\n"
+        name: json.dumps({"$schema": BASE, **schema_of(adapter)}, indent=1) + "\n"
         for name, adapter in adapters.items()
     }
+
+
+def schema_of(adapter: TypeAdapter[Any]) -> dict[str, Any]:
+    """Return a JSON schema in which each field has its own description."""
+    schema = adapter.json_schema()
+    for part in (schema, *schema["$defs"].values()):
+        part["description"], written = described(part.get("description", ""))
+        for name, meaning in written.items():
+            part["properties"][name].setdefault("description", meaning)
+    return schema
 
 
 PAGES = {"commands.md": commands, "settings.md": settings, "files.md": files}

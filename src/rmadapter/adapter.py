@@ -103,10 +103,24 @@ def _kaiming(module: nn.Module) -> None:
 class DualBranchAdapter(nn.Module):
     """The adapter beside one transformer block (Eq. 8-10).
 
-    width: d. rank: r. share: the projection that both branches use (Table 5).
-    reconstruction_layers: linear layers of the reconstruction branch after its down-projection
-    (Table 6), 0 for none. init: "zero" starts as the untouched backbone, "small" close to it,
-    "kaiming" is MMA's.
+    Args:
+        width: d, the width of the encoder.
+        rank: r, the width of the bottleneck.
+        activation: "gelu", "relu", "quick_gelu" or "silu".
+        share: "down", "up" or "none", the projection that both branches use (Table 5).
+        reconstruction_layers: Linear layers of the reconstruction branch after its down-projection
+            (Table 6), 0 for no branch.
+        init: "zero" starts as the untouched backbone, "small" close to it, "kaiming" is MMA's.
+
+    Example:
+        >>> import torch
+        >>> from rmadapter import DualBranchAdapter
+        >>> adapter = DualBranchAdapter(width=8, rank=2)
+        >>> tokens = torch.ones(3, 5, 8)
+        >>> adapter.base(tokens).abs().max().item()  # zero-initialised
+        0.0
+        >>> adapter.reconstruction_error(tokens).shape
+        torch.Size([3, 5])
     """
 
     def __init__(
@@ -133,8 +147,15 @@ class DualBranchAdapter(nn.Module):
             nn.init.zeros_(self.up.weight)
 
     def base(self, x: Tensor, cross: nn.Linear | None = None) -> Tensor:
-        """Apply the adaptation branch (Eq. 9), [..., d] -> [..., d]. cross: MMA's r x r projection
-        shared with the other encoder."""
+        """Apply the adaptation branch (Eq. 9).
+
+        Args:
+            x: Tokens [..., d].
+            cross: MMA's r x r projection shared with the other encoder.
+
+        Returns:
+            [..., d].
+        """
         act = ACTIVATIONS[self.activation]
         hidden = act(self.down(x))
         return self.up(hidden if cross is None else act(cross(hidden)))
@@ -142,7 +163,14 @@ class DualBranchAdapter(nn.Module):
     def scaled_base(
         self, x: Tensor, alpha: float, cross: nn.Linear | None = None, decouple: bool = False
     ) -> Tensor:
-        """Return alpha * base(x) (Eq. 14, 15). decouple: with `decoupled` gradients."""
+        """Return alpha * base(x) (Eq. 14, 15).
+
+        Args:
+            x: Tokens [..., d].
+            alpha: Weight of the output.
+            cross: MMA's r x r projection, as for `base`.
+            decouple: Whether weights get gradients as if alpha were 1, as `decoupled` gives them.
+        """
         base = partial(self.base, cross=cross)
         return decoupled(base, x, alpha) if decouple and alpha else alpha * base(x)
 
@@ -152,7 +180,14 @@ class DualBranchAdapter(nn.Module):
         return [*self.rec.parameters(), *down]
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Apply the reconstruction branch (Eq. 10), [..., d] -> [..., d]."""
+        """Apply the reconstruction branch (Eq. 10).
+
+        Args:
+            x: Tokens [..., d].
+
+        Returns:
+            [..., d].
+        """
         hidden, last = self._before_last(x)
         return last(hidden)
 
@@ -171,11 +206,16 @@ class DualBranchAdapter(nn.Module):
     def reconstruction_error(
         self, x: Tensor, objective: str = "l2", target: Tensor | None = None, local: bool = True
     ) -> Tensor:
-        """Return the distance of every token to its reconstruction, averaged over the width,
-        [..., d] -> [...] (Eq. 11, 12).
+        """Return the distance of every token to its reconstruction, averaged over d (Eq. 11, 12).
 
-        objective: "l2", "l1" or "cosine". target: [..., d], x itself if None; it never gets a
-        gradient. local: x gets none either.
+        Args:
+            x: Tokens [..., d].
+            objective: "l2", "l1" or "cosine".
+            target: [..., d], x itself if None; it never gets a gradient.
+            local: Whether x gets none either.
+
+        Returns:
+            [...].
         """
         target = (x if target is None else target).detach()
         hidden, last = self._before_last(x.detach() if local else x)

@@ -24,21 +24,35 @@ ARGUMENTS = ("backbone", "method", "shots", "seed", "progress", "class_names", "
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
-    """A CLIP-like backbone adapted to a few images per class, which classifies any image among any
-    class names.
+    """A classifier of a few images per class, which can be asked about any class names.
 
-    backbone: a name that `load_backbone` understands. method: a name that `load_method`
-    understands, or "auto", which chooses one by cross-validation of the shots and describes the
-    choice in `choice_`; not each that it may choose can be asked about new classes. shots: images
-    drawn per class, 0 for all. seed: of the draw, the initialisation and the order of batches.
-    progress: show bars on stderr. class_names: names of integer labels 0..C-1 in the prompts, also
-    for the copies that scikit-learn's ensembles fit to numbers. class_weight: label -> weight, or
-    "balanced". settings: any of the method, the task or the machine by name:
-    `FewShotClassifier(method="rmadapter", rank=16, device="cpu")`.
+    It adapts a CLIP-like backbone. Images are paths, PIL images or arrays [H, W, 3]; labels are
+    class names or integers. After `fit` it has `classes_`, the labels in the order of
+    `predict_proba`'s columns; `fitted_`, a `Fitted`; `history_`, the loss terms of each step; and,
+    where it chose the method, `choice_`. `RMAdapterClassifier` is the same class.
 
-    Images are paths, PIL images or arrays [H, W, 3]; labels are class names or integers. After fit:
-    `classes_` (labels in the order of `predict_proba`'s columns), `fitted_` (Fitted), `history_`.
-    `save` keeps the model on disk.
+    Args:
+        backbone: A name that `load_backbone` accepts.
+        method: A name that `load_method` accepts, or "auto", which chooses one by cross-validation
+            of the shots; not every method that it may choose can be asked about new classes.
+        shots: Number of images drawn per class, 0 for all.
+        seed: Seed of the draw, the initialisation and the order of batches.
+        progress: Whether to show bars on stderr.
+        class_names: Names of integer labels 0..C-1 in the prompts, also for the copies that
+            scikit-learn's ensembles fit to numbers.
+        class_weight: Label -> weight, or "balanced".
+        settings: Settings of the method, the task or the machine by name, such as `rank=16,
+            device="cpu"`.
+
+    Example:
+        >>> from rmadapter import FewShotClassifier
+        >>> model = FewShotClassifier("tiny", method="ridge", shots=4).fit("colors")
+        >>> model.predict("colors/test/red/0.png")
+        'red'
+        >>> model.predict_proba(["colors/test/red/0.png", "colors/test/blue/0.png"]).shape
+        (2, 4)
+        >>> model.set_classes(["red", "violet"]).classes_.tolist()
+        ['red', 'violet']
     """
 
     def __init__(
@@ -63,11 +77,25 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.settings = settings
 
     def get_params(self, deep: bool = True) -> dict[str, object]:
-        """Return all parameters by name, including further settings."""
+        """Return all parameters by name, including further settings.
+
+        Args:
+            deep: Without effect; scikit-learn passes it.
+        """
         return {**{name: getattr(self, name) for name in ARGUMENTS}, **self.settings}
 
     def set_params(self, **params: object) -> FewShotClassifier:
-        """Set parameters by name. Raises UserError for an unknown one, without setting any."""
+        """Set parameters by name.
+
+        Args:
+            params: Arguments of the class, and settings.
+
+        Returns:
+            The classifier itself.
+
+        Raises:
+            UserError: A name is unknown; then none is set.
+        """
         from rmadapter.methods import load_method
         from rmadapter.runs.request import check_names
 
@@ -90,14 +118,23 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         *,
         callbacks: Iterable[Callback] = (),
     ) -> FewShotClassifier:
-        """Train on N images and N labels; or without labels on an ImageSet, the result of
-        `read_images` (its train images), a folder, a table, or a pandas DataFrame with columns such
-        as path and label.
+        """Train on N images and N labels, or on images that have labels.
 
-        class_names: replace those of the classifier. sample_weight: [N], how much each image
-        counts. callbacks: called after every step of the training. Raises UserError for an unknown
-        setting, lists of different lengths, an unreadable image or an empty class, and for weights
-        if the method cannot use them.
+        Args:
+            images: A list; or without `labels` an ImageSet, the result of `read_images` (its train
+                images), a folder, a table, or a pandas DataFrame with columns such as path and
+                label.
+            labels: Class name or integer of each image.
+            class_names: Class names that replace those of the classifier.
+            sample_weight: [N], how much each image counts.
+            callbacks: Functions that are called after every step of the training.
+
+        Returns:
+            The classifier itself.
+
+        Raises:
+            UserError: Unknown setting, lists of different lengths, unreadable image, empty class,
+                or weights with a method that cannot use them.
         """
         from rmadapter.backbones.load import shared
         from rmadapter.runs.folds import FOLDS, Folds, choose
@@ -136,11 +173,17 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def set_classes(self, names: Sequence[str]) -> FewShotClassifier:
-        """Let `predict` answer exactly these classes, by name alone; nothing is trained. A label
-        that it already answers keeps its prompt name.
+        """Let `predict` answer exactly these classes, by name alone; nothing is trained.
 
-        Raises UserError for names that are empty or given twice, and NotApplicable if the method
-        cannot handle them.
+        Args:
+            names: Class names, at least one; a label that it already answers keeps its prompt name.
+
+        Returns:
+            The classifier itself.
+
+        Raises:
+            UserError: Names are empty or given twice.
+            NotApplicable: The method cannot handle them.
         """
         check_is_fitted(self, "fitted_")
         if isinstance(names, str):
@@ -155,8 +198,20 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def add_classes(self, names: Sequence[str]) -> FewShotClassifier:
-        """Let `predict` answer further classes, by name alone. Labels that were numbers become
-        names, since new classes have no numbers. Raises as `set_classes`."""
+        """Let `predict` answer further classes, by name alone.
+
+        Labels that were numbers become names, since new classes have no numbers.
+
+        Args:
+            names: Names of the new classes.
+
+        Returns:
+            The classifier itself.
+
+        Raises:
+            UserError: Names are empty or given twice.
+            NotApplicable: The method cannot handle them.
+        """
         check_is_fitted(self, "fitted_")
         return self.set_classes(names if isinstance(names, str) else [*self._labels(), *names])
 
@@ -166,8 +221,17 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return self.classes_.tolist() if named else list(self.class_names_)
 
     def predict_proba(self, images: object) -> np.ndarray:
-        """Return probabilities [N, C] of N images, or [C] of a single one, in the order of
-        `classes_`."""
+        """Return probabilities in the order of `classes_`.
+
+        Args:
+            images: N images, or a single one.
+
+        Returns:
+            [N, C]; of a single image [C].
+
+        Raises:
+            UserError: An image is unreadable.
+        """
         check_is_fitted(self, "fitted_")
         single, images = _as_list(images)
         stream = self.fitted_.probabilities(images, self.class_names_, progress=self.progress)
@@ -176,7 +240,17 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return table[0] if single else table
 
     def predict(self, images: object) -> Any:  # a label of the user's type, or an array
-        """Return the label of a single image, or an array of N labels."""
+        """Return the most probable labels.
+
+        Args:
+            images: N images, or a single one.
+
+        Returns:
+            An array of N labels; of a single image its label.
+
+        Raises:
+            UserError: An image is unreadable.
+        """
         columns = self.predict_proba(images).argmax(-1)  # first, since it checks for a model
         best = self.classes_[columns]
         return best.item() if np.ndim(best) == 0 else best
@@ -189,9 +263,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     ) -> float:
         """Return the accuracy between 0 and 1, as in scikit-learn.
 
-        labels: as in `classes_` or as in the prompts; None for an ImageSet, or whatever else `fit`
-        takes without labels, of which the test images are used if there are splits. Raises
-        UserError for a label that is no class, and for splits without test images.
+        Args:
+            images: Images, as for `fit`; if they have splits, the test images are used.
+            labels: Labels as in `classes_` or as in the prompts; None if the images have labels.
+            sample_weight: [N], how much each image counts.
+
+        Raises:
+            UserError: A label is no class, there are splits without test images, or an image is
+                unreadable.
         """
         from rmadapter.runs.evaluate import shuffled
 
@@ -214,8 +293,15 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return float(np.average(right, weights=weights))
 
     def save(self, folder: str | Path, *, half: bool = False) -> None:
-        """Write the model, its settings and the classes, but not the backbone. half: store float32
-        numbers as float16."""
+        """Write the model, its settings and the classes, but not the backbone.
+
+        Args:
+            folder: New folder, or one that `save` wrote.
+            half: Whether to store float32 numbers as float16.
+
+        Raises:
+            UserError: Nothing can be written there, or the folder holds a run of `fit`.
+        """
         from rmadapter.artifacts.checkpoint import save
 
         check_is_fitted(self, "fitted_")
@@ -224,8 +310,19 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     @classmethod
     def load(cls, folder: str | Path, *, method: str = "", backbone: str = "") -> FewShotClassifier:
-        """Load a classifier from a folder that `save` or `rmadapter fit` wrote. Other arguments are
-        those of `checkpoint.load`."""
+        """Load a classifier from a folder that `save` or `rmadapter fit` wrote.
+
+        Args:
+            folder: Folder, as for `rmadapter.load`.
+            method: Name of a method from outside, as for `rmadapter.load`.
+            backbone: Name of a backbone, instead of the one that the folder names.
+
+        Returns:
+            The classifier, as after `fit`.
+
+        Raises:
+            UserError: As for `rmadapter.load`.
+        """
         from rmadapter.artifacts.checkpoint import load
         from rmadapter.settings import settings_of
         from rmadapter.task import qualified_settings

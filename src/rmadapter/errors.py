@@ -17,8 +17,18 @@ LINE, END = 1000, 300  # characters of a message, and those of its end if it is 
 class UserError(ValueError):
     """A mistake in the user's input, described in one sentence that says what to do.
 
-    The command line prints it on stderr and exits with code 2; any other exception is a bug. A
-    message is one line of at most LINE characters, whatever names from files it quotes.
+    The command line prints it on stderr and exits with code 2; any other exception is a bug.
+
+    Args:
+        message: Text; it becomes one line of at most 1,000 characters, whatever names from files it
+            quotes.
+
+    Example:
+        >>> from rmadapter import load_method
+        >>> load_method("rmadaptor")
+        Traceback (most recent call last):
+            ...
+        rmadapter.errors.UserError: unknown method 'rmadaptor'; did you mean 'rmadapter'?...
     """
 
     def __init__(self, message: str) -> None:

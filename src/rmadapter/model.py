@@ -59,11 +59,28 @@ class _Hook:
 
 
 class AdaptedCLIP(nn.Module):
-    """A frozen backbone and the adapters beside its blocks.
+    """A frozen backbone and the adapters beside its upper blocks.
 
-    seed: of the adapters' initialisation. `alpha` may be changed at any time: 0 is the untouched
-    backbone bit for bit, `settings.alpha` the trained model, anything between a mix. Raises
-    UserError if the adapted blocks do not exist in the backbone.
+    `alpha` may be changed at any time: 0 is the untouched backbone bit for bit, `settings.alpha`
+    the trained model, anything between a mix.
+
+    Args:
+        backbone: Backbone whose encoders have known blocks.
+        settings: Settings of the adapters.
+        loss: Settings of the loss; they decide which adapters have a reconstruction branch.
+        seed: Seed of the adapters' initialisation.
+
+    Raises:
+        UserError: The adapted blocks do not exist in the backbone.
+
+    Example:
+        >>> import torch
+        >>> from rmadapter import AdaptedCLIP, AdapterSettings, load_backbone
+        >>> model = AdaptedCLIP(load_backbone("tiny"), AdapterSettings(first_block=3, rank=4))
+        >>> model.class_weights(["cat", "dog"]).shape
+        torch.Size([2, 40])
+        >>> model.encode_image(torch.zeros(1, 3, 32, 32)).shape
+        torch.Size([1, 40])
     """
 
     def __init__(
@@ -100,8 +117,11 @@ class AdaptedCLIP(nn.Module):
         """Yield the backbone with the adapters in its own forward pass (Eq. 14, 15).
 
         Afterwards the backbone is what it was, bit for bit, so that several models can share one.
-        tape: collects the number of each adapted block, and what its reconstruction branch reads.
-        silent: the adapters read but add nothing.
+
+        Args:
+            tape: Collects the number of each adapted block, and what its reconstruction branch
+                reads.
+            silent: Whether the adapters read but add nothing.
         """
         handles = [
             encoder.blocks[block - 1].register_forward_hook(_Hook(self, side, block, tape, silent))
@@ -115,22 +135,34 @@ class AdaptedCLIP(nn.Module):
                 handle.remove()
 
     def train(self, mode: bool = True) -> AdaptedCLIP:
-        """Set the mode of the adapters; the frozen backbone stays in evaluation mode, without
-        dropout."""
+        """Set the mode of the adapters; the backbone stays in evaluation mode, without dropout.
+
+        Args:
+            mode: True for training, False for evaluation.
+
+        Returns:
+            The model itself.
+        """
         super().train(mode)
         self.clip.eval()
         return self
 
     @property
     def device(self) -> torch.device:
+        """Return the device of the backbone."""
         return self.backbone.device
 
     def first(self, side: str) -> int:
-        """Return the lowest adapted block of an encoder, counted from 1; all below it is frozen."""
+        """Return the lowest adapted block of an encoder, counted from 1; all below it is frozen.
+
+        Args:
+            side: "image" or "text".
+        """
         return min(self.adapters.blocks(side))
 
     @property
     def alpha(self) -> float:
+        """Return the weight of the adapters' output, 0 or more."""
         return self.adapters.alpha
 
     @alpha.setter
@@ -142,32 +174,65 @@ class AdaptedCLIP(nn.Module):
     # ---- features ----
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Encode images [B, 3, H, W] to features [B, e] by the backbone's own forward pass; not
-        normalised."""
+        """Encode images by the backbone's own forward pass.
+
+        Args:
+            images: Pixels, [B, 3, H, W].
+
+        Returns:
+            Features [B, e], not normalised.
+        """
         with self.attached() as clip:
             return clip.encode_image(images)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Encode tokens [C, L] to features [C, e] by the backbone's own forward pass; not
-        normalised."""
+        """Encode prompts by the backbone's own forward pass.
+
+        Args:
+            tokens: Tokens of the prompts, [C, L].
+
+        Returns:
+            Features [C, e], not normalised.
+        """
         with self.attached() as clip:
             return clip.encode_text(tokens)
 
     def frozen(self, images: Tensor) -> States:
-        """Run the untouched image encoder on images [B, 3, H, W], up to the first adapted block."""
+        """Run the untouched image encoder up to the first adapted block.
+
+        Args:
+            images: Pixels, [B, 3, H, W].
+
+        Returns:
+            The states there, and the untouched features.
+        """
         return self.backbone.image.frozen(images, self.first("image"))
 
     def frozen_text(self, tokens: Tensor) -> list[States]:
-        """Run the untouched text encoder on prompts [C, L], up to the first adapted block, CHUNK at
-        a time."""
+        """Run the untouched text encoder up to the first adapted block, CHUNK prompts at a time.
+
+        Args:
+            tokens: Tokens of the prompts, [C, L].
+
+        Returns:
+            The states of each chunk.
+        """
         first = self.first("text")
         return [self.backbone.text.frozen(chunk, first) for chunk in tokens.split(CHUNK)]
 
     def features(
         self, side: str, states: States, reconstruct: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return adapted features of frozen states, by the lean pass. reconstruct: also return each
-        adapter's reconstruction error per token, [B, L] or [T]."""
+        """Return adapted features of frozen states, by the lean pass.
+
+        Args:
+            side: "image" or "text".
+            states: States of B images or prompts.
+            reconstruct: Whether to compute reconstruction errors.
+
+        Returns:
+            Features [B, e], and each adapter's reconstruction error per token, [B, L] or [T].
+        """
         if self.alpha == 0 and not reconstruct and len(states.features):
             return states.features, []
         assert states.first is not None
@@ -208,8 +273,12 @@ class AdaptedCLIP(nn.Module):
         return inputs
 
     def class_weights(self, names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Tensor:
-        """Return normalised class features [C, e] at the present alpha; differentiable with respect
-        to the adapters."""
+        """Return normalised class features [C, e] at the present alpha, with gradients.
+
+        Args:
+            names: Names of C classes.
+            templates: Prompt templates, one {} each; several are averaged.
+        """
         parts = list(in_chunks(names, templates))
         if len(parts) == 1:
             return self._class_weights(names, templates)
@@ -239,9 +308,13 @@ class AdaptedCLIP(nn.Module):
     def forward(
         self, labels: Tensor, image: States, text: Sequence[States], templates: int = 1
     ) -> dict[str, Tensor]:
-        """Return the loss terms of one batch (Eq. 18) by the lean pass.
+        """Return the loss and its terms (Eq. 18) for one batch, by the lean pass.
 
-        labels: [B]. image, text: states of images and prompts. templates: prompts of each class.
+        Args:
+            labels: Classes of the images, [B].
+            image: States of B images.
+            text: States of the prompts, in chunks.
+            templates: Number of prompts of each class.
         """
         x, image_errors = self.features("image", image, reconstruct=True)
         parts = self._text(text, reconstruct=True)
@@ -264,10 +337,14 @@ class AdaptedCLIP(nn.Module):
         frozen: tuple[Tensor, Tensor],
         templates: int = 1,
     ) -> dict[str, Tensor]:
-        """Return the terms of `forward` by the backbone's own forward pass with hooks, on whole
-        sequences; its oracle.
+        """Return what `forward` does, by the backbone's own forward pass with hooks; its oracle.
 
-        images: [B, 3, H, W]. tokens: [C, L]. frozen: untouched features of both.
+        Args:
+            labels: Classes of the images, [B].
+            images: Pixels, [B, 3, H, W].
+            tokens: Tokens of the prompts, [C, L].
+            frozen: Untouched features of images and prompts.
+            templates: Number of prompts of each class.
         """
         x, image_errors = self._hooked("image", images)
         w, text_errors = self._hooked("text", tokens)

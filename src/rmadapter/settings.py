@@ -39,7 +39,16 @@ def option(default: object, text: str, **limits: Any) -> Any:
 
 @dataclass(frozen=True, config=STRICT)
 class AdapterSettings:
-    """The adapters beside the blocks (Eq. 8-10, 14, 15)."""
+    """The adapters beside the blocks (Eq. 8-10, 14, 15).
+
+    Raises:
+        ValueError: A value is not allowed, or the last adapted block is below the first.
+
+    Example:
+        >>> from rmadapter import AdapterSettings, RMAdapter
+        >>> RMAdapter(adapter=AdapterSettings(rank=16, alpha=0.5)).adapter.rank
+        16
+    """
 
     rank: Size = option(32, "width r of the bottleneck")
     first_block: Size = option(5, "first adapted block, counted from 1 in the deeper encoder")
@@ -81,7 +90,14 @@ class AdapterSettings:
 
 @dataclass(frozen=True, config=STRICT)
 class LossSettings:
-    """The loss (Eq. 11-13, 16-18); a branch whose weight is 0 does not exist."""
+    """The loss (Eq. 11-13, 16-18); a branch whose weight is 0 does not exist.
+
+    Example:
+        >>> from rmadapter import LossSettings, RMAdapter
+        >>> loss = LossSettings(lambda_image_rec=0, lambda_text_rec=0)
+        >>> RMAdapter(loss=loss).loss.lambda_image_con
+        1.35
+    """
 
     lambda_image_rec: float = option(
         0.1, "weight of image reconstruction; 0 removes the branch", ge=0
@@ -99,8 +115,13 @@ class LossSettings:
 
 @dataclass(frozen=True, config=STRICT)
 class Machine:
-    """The device and the number format; only the format may change results by more than
-    rounding."""
+    """The device and the number format; only the format may change results by more than rounding.
+
+    Example:
+        >>> from rmadapter import Lab, Machine
+        >>> Lab(Machine(device="cpu")).machine.precision
+        'fp32'
+    """
 
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     precision: Literal["fp32", "bf16", "fp16", "auto"] = option(

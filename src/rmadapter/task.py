@@ -31,8 +31,18 @@ TEXT_TOO = ("coop", "cocoop", "kgcoop", "prograd", "cocoa-mix", "tcp")
 class Question:
     """A set of images to test on.
 
-    data: a data set other than the task's; empty for the task's own test split or, if it has none,
-    for its images that were not drawn as shots.
+    Args:
+        name: Name of the set in the record.
+        data: Data set other than the task's; empty for the task's own test split or, if it has
+            none, for its images that were not drawn as shots.
+        classes: All, the first half (base) or the second half (novel) of the classes.
+
+    Example:
+        >>> from rmadapter import Question, Task
+        >>> novel = Question("novel", classes="novel")
+        >>> elsewhere = Question("sketches", data="sketches")
+        >>> len(Task("photos", classes="base", tests=(novel, elsewhere)).questions)
+        2
     """
 
     name: str
@@ -42,8 +52,19 @@ class Question:
 
 @dataclass(frozen=True, config=STRICT)
 class Task:
-    """A training and its tests. tests: if empty, the classes trained on, and after base classes
-    also the novel ones."""
+    """A training and its tests.
+
+    Without `tests`, it is tested on the classes that it trains on, and after base classes also on
+    the novel ones.
+
+    Raises:
+        ValueError: A value is not allowed, such as a template without exactly one {}.
+
+    Example:
+        >>> from rmadapter import Task
+        >>> [test.name for test in Task("photos", shots=4, classes="base").questions]
+        ['base', 'novel']
+    """
 
     data: str = option("", "name of a data set, folder of class folders, or table")
     backbone: str = option("pocket", "name that load_backbone understands")

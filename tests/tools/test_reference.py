@@ -65,7 +65,12 @@ def test_a_method_has_all_its_settings_with_their_defaults() -> None:
 def test_files_have_the_fields_of_records_and_a_schema_that_records_fit() -> None:
     page = section(reference.files(), "Record")
     assert {*re.findall(r"^\| `(\w+)` \|", page, re.M)} == {*Record.model_fields}
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (.*) \|$", reference.files(), re.M)
+    assert len(rows) > 80
+    assert not [name for name, meaning in rows if not meaning]
     schema = json.loads(reference.schemas()["run.schema.json"])
+    assert schema["properties"]["crops"]["description"].startswith("Whether the images are boxes")
+    assert ">>>" not in json.dumps(schema)
     task = Task(data="photos")
     record = Record(
         format=2, task=task, method={"name": "mma"}, backbone={"name": "pocket", "digest": "0"}

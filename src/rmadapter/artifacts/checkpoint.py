@@ -72,12 +72,26 @@ def save(
     folder: str | Path, fitted: Fitted, name: str = "", labels: tuple[Label, ...] = (),
     names: tuple[str, ...] = (), *, half: bool = False,
 ) -> None:  # fmt: skip
-    """Write a fitted method. name: of the method, as `load_method` accepts it. half: float32
-    numbers as float16.
+    """Write a fitted method to a folder; a folder that has model.json is complete.
 
-    labels, names: as in `Saved`; by default the classes that it was fitted to. A folder that has
-    model.json is complete. Raises UserError if another process is at work in the folder, if nothing
-    can be written there, and if it holds a run of `fit`, whose figures are of another model.
+    Args:
+        folder: New folder, or one that `save` wrote.
+        fitted: The fitted method.
+        name: Name of the method, as `load_method` accepts it.
+        labels: Names of its classes as the user writes them; by default `names`.
+        names: Names of the same classes in prompts; by default those that it was fitted to.
+        half: Whether to store float32 numbers as float16.
+
+    Raises:
+        UserError: Another process is at work in the folder, nothing can be written there, or it
+            holds a run of `fit`, whose figures are of another model.
+
+    Example:
+        >>> from rmadapter import load, save
+        >>> saved = load("run", "tiny")
+        >>> save("model", saved.fitted, saved.name, half=True)
+        >>> load("model", "tiny").labels
+        ('blue', 'green', 'night sky', 'red')
     """
     run = RunFolder(Path(folder))
     with exclusive(run.path):
@@ -172,14 +186,31 @@ def load(
     folder: str | Path, backbone: Backbone | str | None = None, *,
     method: str = "", settings: Mapping[str, object] | None = None, device: str = "auto",
 ) -> Saved:  # fmt: skip
-    """Load a fitted method from its folder, or from `hf:OWNER/NAME`. backbone: a loaded one or a
-    name, instead of the one that the folder names.
+    """Load a fitted method from its folder, or from `hf:OWNER/NAME`.
 
     A folder may name only pocket and open_clip's published backbones: the user must name any other
-    folder or repository. The same goes for a method from outside, whose code would be run: `method`
-    must repeat its name. settings: of the method, over those it was fitted with. Raises UserError
-    for a folder without a model, a damaged or foreign file, and a backbone other than the one the
-    model was fitted on.
+    folder or repository. The same goes for a method from outside, whose code would be run.
+
+    Args:
+        folder: Folder of a run or of a saved method.
+        backbone: A loaded one or a name, instead of the one that the folder names.
+        method: Name of a method from outside, which the user must repeat, since its code is run.
+        settings: Settings of the method that replace those it was fitted with.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+
+    Returns:
+        `fitted`; `labels` of its classes, as the user writes them; the `name` of the method; and
+        `names` of the same classes, as in prompts.
+
+    Raises:
+        UserError: A folder without a model, a damaged or foreign file, or another backbone than the
+            one that the model was fitted on.
+
+    Example:
+        >>> from rmadapter import load
+        >>> saved = load("run", "tiny", device="cpu")
+        >>> saved.name, saved.labels
+        ('rmadapter', ('blue', 'green', 'night_sky', 'red'))
     """
     folder = find_run(folder)
     run = RunFolder(folder)

@@ -25,8 +25,13 @@ MOST_NAMES = 100_000  # classes of a model
 
 
 class Transform(BaseModel):
-    """How images are prepared for the backbone: side in pixels; mean and standard deviation of RGB
-    in 0..1; the rest as in open_clip, None where the file does not say."""
+    """How images are prepared for the backbone.
+
+    Attributes:
+        image_size: Side of the square image, in pixels.
+        mean, std: Mean and standard deviation of RGB in 0..1.
+        resize, interpolation, fill: Settings of open_clip; None where the file does not say.
+    """
 
     image_size: int
     mean: tuple[float, float, float]
@@ -43,10 +48,22 @@ class Transform(BaseModel):
 
 
 class Model(BaseModel):
-    """sha256: of the weights' file. classes: those that the method was fitted to. names: of the
-    classes it answers, if they are others; labels: the same as the user writes them. temperature:
-    divisor of the logits. tokenizer: digest of the backbone's; empty where the file does not
-    say."""
+    """The description of a saved model.
+
+    Attributes:
+        format: Version of the file's format.
+        method: Method and its settings.
+        backbone: Backbone and the digest of its weights.
+        classes: Classes that the method was fitted to, as in prompts.
+        names: Prompt names of the classes that it answers, if they are others.
+        labels: The same classes, as the user writes them.
+        templates: Prompt templates, one {} each.
+        transform: How images are prepared.
+        sha256: SHA-256 of the file of weights.
+        tokenizer: Digest of the backbone's tokenizer; empty where the file does not say.
+        temperature: Divisor of the logits.
+        versions: Versions of Python and libraries.
+    """
 
     model_config = ConfigDict(frozen=True)
 

@@ -60,17 +60,30 @@ class Value(BaseModel):
 
 
 class BackboneName(Value):
-    """name: for `load_backbone`. digest: of the weights."""
+    """A backbone by name.
+
+    Attributes:
+        name: Name that `load_backbone` accepts.
+        digest: Digest of the weights.
+    """
 
     name: str
     digest: str
 
 
 class MethodName(Value):
-    """name: for `load_method`. settings: by flat name. uses: what an external method says that it
-    uses. sums: as `named_sums`, of its code and of files that it reads; empty where the
-    record does not say. published: settings of an external method before any was changed, since its
-    code may not be run when the record is read."""
+    """A method by name, with its settings.
+
+    Attributes:
+        name: Name that `load_method` accepts.
+        title: Name in tables.
+        source: Paper, and where the settings are from.
+        settings: Settings by flat name.
+        uses: What an external method says that it uses.
+        sums: Checksums of its code and of files that it reads; empty where the record does not say.
+        published: Settings of an external method before any was changed, since its code may not be
+            run when the record is read.
+    """
 
     name: str
     title: str = ""
@@ -92,10 +105,20 @@ class MethodName(Value):
 
 
 class Score(Value):
-    """Accuracies on one set, in percent. data: the set's, if not the task's own. accuracy: None if
-    the method has no answer (reason says why). zero_shot: the untouched backbone's. order: seed of
-    the order of images, if answers depend on it. digest: of the images, as `ImageSet.digest`; empty
-    where the record does not say."""
+    """Accuracies on one set, in percent.
+
+    Attributes:
+        name: Name of the set.
+        images: Number of images.
+        classes: Number of classes.
+        digest: Digest of the images, as `ImageSet.digest`; empty where the record does not say.
+        split: Split that the images are from.
+        data: Data set, if it is not the task's own.
+        accuracy: Accuracy of the method; None if it has no answer.
+        zero_shot: Accuracy of the untouched backbone.
+        reason: Why the method has no answer.
+        order: Seed of the order of images, if answers depend on it.
+    """
 
     name: str
     images: int = Field(ge=0, le=10**9)
@@ -132,9 +155,18 @@ Verdict: TypeAlias = Literal["better", "worse", "tied"]  # of one method beside 
 
 
 class Rates(Value):
-    """Results of a method on N images, in percent. low, high: Wilson's 95 % interval of the
-    accuracy. recalls: of each class, None for one without images. p: of McNemar's exact two-sided
-    test against the method that was fitted; None for that one."""
+    """Results of a method on N images, in percent.
+
+    Attributes:
+        name: Name of the method.
+        accuracy: Share of right answers.
+        low, high: Wilson's 95 % interval of the accuracy.
+        macro_f1: Mean F1 of the classes.
+        calibration_error: Expected calibration error.
+        recalls: Recall of each class, None for one without images.
+        p: P-value of McNemar's exact two-sided test against the method that was fitted; None for
+            that one.
+    """
 
     name: str
     accuracy: Percent
@@ -147,9 +179,16 @@ class Rates(Value):
 
 
 class Judgement(Value):
-    """An estimate of how good a run on all classes is. how: the choice of its images. classes: as
-    labelled. majority: accuracy of always answering with the most frequent class. rows: the
-    untouched backbone, a linear probe, the method. doubts: one sentence each."""
+    """An estimate of how good a run on all classes is.
+
+    Attributes:
+        how: How its images were chosen.
+        images: Number of images.
+        classes: Classes, as labelled.
+        majority: Accuracy of always answering with the most frequent class.
+        rows: Rates of the untouched backbone, a linear probe and the method.
+        doubts: Reasons to doubt it, one sentence each.
+    """
 
     how: str
     images: int = Field(ge=1, le=10**9)
@@ -185,8 +224,12 @@ class Judgement(Value):
 
 
 class HeldOut(Value):
-    """Answers on training images by models that had not seen them, the surest first: calibrated
-    probabilities, and "1" for each that is right, "0" for the others."""
+    """Answers on training images by models that had not seen them, the surest first.
+
+    Attributes:
+        probabilities: Calibrated probabilities of the answers.
+        right: "1" for each answer that is right, "0" for the others.
+    """
 
     probabilities: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], FailFast()]
     right: Annotated[str, Field(pattern="^[01]*$")]
@@ -211,9 +254,18 @@ class HeldOut(Value):
 
 
 class Candidate(Value):
-    """A method that `auto` could have chosen: its accuracy over `images` of the folds, and how far
-    it is `behind` the best, with the standard error, in points; fewer images than the others if
-    these settled it. reason: why there is no accuracy. seconds: of all fits and answers."""
+    """A method that `auto` could have chosen.
+
+    Attributes:
+        name: Name that `load_method` accepts.
+        title: Name in tables.
+        accuracy: Accuracy on the images of the folds.
+        images: Number of these images; smaller than for others if they settled it.
+        behind: Distance to the best accuracy, in points.
+        error: Standard error of that distance, in points.
+        seconds: Seconds of all fits and answers.
+        reason: Why there is no accuracy.
+    """
 
     name: str
     title: str = ""
@@ -226,8 +278,15 @@ class Candidate(Value):
 
 
 class Choice(Value):
-    """The method that `auto` chose, and the candidates in order of preference; the first within two
-    standard errors of the best is taken. Without folds there are no rows."""
+    """The method that `auto` chose; without folds there are no rows.
+
+    Attributes:
+        chosen: The first candidate within two standard errors of the best.
+        minutes: Minutes that judging may take.
+        folds: Number of folds.
+        images: Number of images in all folds together.
+        rows: Candidates in order of preference.
+    """
 
     chosen: str
     minutes: Number
@@ -239,12 +298,44 @@ class Choice(Value):
 class Record(Value):
     """The record of a run. Rates are in percent, times in seconds, memory in MB of 1e6 bytes.
 
-    key: hash of all that the figures depend on. protocol: of the bench, or "fit". variant: a row of
-    an ablation; axis, value: the setting that varies. temperature: divisor of the logits, chosen
-    without the test split; None if nothing was. held_out: answers of models on folds of the shots.
-    columns: of the table that listed the images; crops: whether they are boxes cut from images,
-    both as for `read_images`. seconds: frozen activations, train, evaluate, search, total, and the
-    training of each baseline by its name. command: as given.
+    Attributes:
+        format: Version of the record's format.
+        task: The training and its tests.
+        method: Method and its settings.
+        backbone: Backbone and the digest of its weights.
+        precision: Number format of the training.
+        key: Hash of all that the figures depend on.
+        status: Whether the run finished.
+        reason: Why it did not finish, or why a set has no answers.
+        protocol: Protocol of the bench, or "fit".
+        variant: Row of an ablation.
+        axis, value: Name and value of the setting that varies.
+        scores: Accuracies on each set.
+        choice: Choice of the method, if `auto` made it.
+        judgement: Estimate of how good the run is.
+        temperature: Divisor of the logits, chosen without the test split; None if nothing was.
+        held_out: Answers of models on folds of the shots.
+        parameters: Number of trained parameters.
+        seconds: Seconds of frozen activations, train, evaluate, search and total, and of each
+            baseline by its name.
+        step_seconds: Median seconds of a training step.
+        peak_mb, peak_gpu_mb: Largest use of memory.
+        split_digest: Digest of the images that were drawn.
+        versions: Versions of Python and libraries.
+        machine: Processor, cores, threads and device.
+        finished: Date and time in UTC.
+        copied_from: Path of the record that this one repeats.
+        notes: What a reader must know about the images.
+        command: Command, as it was typed.
+        columns: Columns of the table that listed the images, as for `read_images`.
+        crops: Whether the images are boxes cut from images, as for `read_images`.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from rmadapter import Record
+        >>> record = Record.model_validate_json(Path("run/run.json").read_text())
+        >>> record.method.name, record.scores[0].images
+        ('rmadapter', 16)
     """
 
     format: Literal[2]
@@ -280,12 +371,21 @@ class Record(Value):
     crops: bool = False
 
     def score(self, name: str) -> Score | None:
-        """Return the score on a set, None if there is none."""
+        """Return the score on a set, None if there is none.
+
+        Args:
+            name: Name of the set.
+        """
         return next((score for score in self.scores if score.name == name), None)
 
     def metric(self, name: str, zero_shot: bool = False) -> float | None:
-        """Return a figure in percent: the accuracy on a set by its name, "hm" of base and novel, or
-        "average" over other data sets; None if the run has none."""
+        """Return a figure in percent; None if the run has none.
+
+        Args:
+            name: Name of a set, for the accuracy on it; "hm", for the harmonic mean of base and
+                novel; or "average", over other data sets.
+            zero_shot: Whether it is the untouched backbone's.
+        """
         if name == "hm":
             halves = [self.metric(half, zero_shot) for half in ("base", "novel")]
             return None if None in halves else harmonic_mean(*halves)  # type: ignore[arg-type]
@@ -304,8 +404,14 @@ class Record(Value):
         return counted if abs(counted - value) < 1e-4 else value
 
     def other_images(self, sets: Iterable[tuple[Question, ImageSet, Split]]) -> list[str]:
-        """Name the sets whose images differ from those that were evaluated. sets: from
-        `Lab.tests`."""
+        """Name the sets whose images differ from those that were evaluated.
+
+        Args:
+            sets: Sets that `Lab.tests` returns.
+
+        Returns:
+            The names.
+        """
         digests = {test.name: images.digest for test, images, _ in sets}
         scores = [score for score in self.scores if score.split != "cross-validated"]
         saved = {score.name: score.digest for score in scores}
@@ -314,12 +420,12 @@ class Record(Value):
 
     @property
     def targets(self) -> list[str]:
-        """The names of the sets from other data than the task's."""
+        """Return the names of the sets from other data than the task's."""
         return [score.name for score in self.scores if score.data]
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Every figure of the run, by name."""
+        """Return every figure of the run, by name."""
         names = [*(score.name for score in self.scores), "hm"]
         if len(self.targets) > 1:
             names.append("average")
@@ -335,7 +441,11 @@ class Record(Value):
         return json.dumps({"format": FORMAT, **short, **settings}, ensure_ascii=False) + "\n"
 
     def save(self, path: Path) -> None:
-        """Write the record atomically."""
+        """Write the record atomically.
+
+        Args:
+            path: File to write.
+        """
         write_text(path, self.line())
 
 

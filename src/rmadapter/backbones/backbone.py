@@ -22,33 +22,59 @@ from rmadapter.task import FEATURES_ALONE, TEXT_TOO
 
 @dataclass(frozen=True, eq=False)
 class Backbone:
-    """A frozen CLIP-like model and everything that belongs to its weights."""
+    """A frozen CLIP-like model and everything that belongs to its weights.
 
-    name: str  # as passed to load_backbone
-    # open_clip's CLIP or CustomTextCLIP: eval mode, no gradients, float32, on the CPU
+    Attributes:
+        name: Name that was passed to `load_backbone`.
+        model: open_clip's CLIP or CustomTextCLIP: evaluation mode, no gradients, float32, on the
+            CPU.
+        preprocess: Function from an RGB image to float [3, image_size, image_size].
+        tokenizer: Function from N texts to long [N, context length].
+        image_size: Side of the square image, in pixels.
+        mean: Mean of RGB in 0..1, which `preprocess` subtracts.
+        std: Standard deviation of RGB, by which `preprocess` divides.
+        tokenizer_digest: SHA-256 in hex of the tokenizer's files and settings, if known.
+
+    Example:
+        >>> from rmadapter import load_backbone
+        >>> backbone = load_backbone("tiny")
+        >>> backbone.image.depth, backbone.image.width, backbone.embedding_size
+        (4, 64, 40)
+    """
+
+    name: str
     model: nn.Module
-    preprocess: Callable[[Image.Image], Tensor]  # RGB -> float [3, image_size, image_size]
-    tokenizer: Callable[[list[str]], Tensor]  # N texts -> long [N, context length]
-    image_size: int  # pixels
-    mean: tuple[float, float, float]  # of RGB in 0..1, subtracted by `preprocess`
+    preprocess: Callable[[Image.Image], Tensor]
+    tokenizer: Callable[[list[str]], Tensor]
+    image_size: int
+    mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    tokenizer_digest: str = ""  # SHA-256 in hex of the tokenizer's files and settings, if known
+    tokenizer_digest: str = ""
 
     @cached_property
     def image(self) -> ImageEncoder:
+        """Return the image encoder, with its blocks if they are known."""
         return encoders_of(self.model)[0]
 
     @cached_property
     def text(self) -> TextEncoder:
+        """Return the text encoder, with its blocks if they are known."""
         return encoders_of(self.model)[1]
 
     @property
     def device(self) -> torch.device:
+        """Return the device of the weights."""
         return next(self.model.parameters()).device
 
     def with_blocks(self, *sides: str) -> Backbone:
-        """Return the backbone itself. sides: "image", "text". Raises UserError if one of these has
-        no known blocks."""
+        """Return the backbone itself, if its encoders have known blocks.
+
+        Args:
+            sides: Encoders that need blocks: "image", "text".
+
+        Raises:
+            UserError: One of these has no known blocks.
+        """
         for encoder in (self.image, self.text):
             if encoder.side in sides and isinstance(encoder, (WholeImage, WholeText)):
                 usable = [*FEATURES_ALONE, *([] if isinstance(self.text, WholeText) else TEXT_TOO)]
@@ -60,7 +86,14 @@ class Backbone:
         return self
 
     def to(self, device: torch.device) -> Backbone:
-        """Move the model to a device and return the backbone itself."""
+        """Move the model to a device.
+
+        Args:
+            device: Device to move to.
+
+        Returns:
+            The backbone itself.
+        """
         self.model.to(device)
         return self
 
@@ -79,8 +112,10 @@ class Backbone:
 
     @property
     def resizing(self) -> JsonObject:
-        """Return how `preprocess` makes an image square: resize (open_clip's mode), interpolation,
-        and the fill of padding."""
+        """Return how `preprocess` makes an image square.
+
+        These are resize (open_clip's mode), interpolation, and the fill of padding.
+        """
         from open_clip.transform import PreprocessCfg
 
         config = PreprocessCfg(**getattr(self.model.visual, "preprocess_cfg", {}))
@@ -89,8 +124,7 @@ class Backbone:
 
     @cached_property
     def digest(self) -> str:
-        """Return the SHA-256 in hex of the names, shapes and bytes of the weights, and of the kind
-        of GELU."""
+        """Return the SHA-256 in hex of the weights: names, shapes, bytes, and the kind of GELU."""
         from open_clip.transformer import QuickGELU
 
         quick_gelu = any(isinstance(module, QuickGELU) for module in self.model.modules())
@@ -103,8 +137,11 @@ class Backbone:
 
     @cached_property
     def structure(self) -> str:
-        """Return the SHA-256 in hex of what has no weights but changes features, such as numbers of
-        heads and kinds of pooling. It may change with the versions of libraries."""
+        """Return the SHA-256 in hex of what has no weights but changes features.
+
+        These are facts such as numbers of heads and kinds of pooling. It may change with the
+        versions of libraries.
+        """
         facts: list[object] = []
         for name, module in self.model.named_modules():
             values = {key: value for key, value in vars(module).items() if _is_plain(key, value)}

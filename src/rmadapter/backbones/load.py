@@ -68,10 +68,21 @@ def load_backbone(name: str) -> Backbone:
     repository is run. An encoder that is not a transformer gives only its features, which is enough
     for some methods.
 
+    Args:
+        name: Name of one of the kinds above.
+
+    Returns:
+        The backbone, with its transform and tokenizer.
+
     Raises:
-        UserError: unknown name; weights that cannot be fetched, read or fitted, or are for another
+        UserError: Unknown name; weights that cannot be fetched, read or fitted, or are for another
             activation; a folder that holds or asks for code, or leads outside of it.
 
+    Example:
+        >>> from rmadapter import load_backbone
+        >>> backbone = load_backbone("tiny")  # a folder; "pocket" is the default elsewhere
+        >>> backbone.image_size, len(backbone.digest)
+        (32, 64)
     """
     folder = user_path(name)
     if name.startswith(HF_HUB):

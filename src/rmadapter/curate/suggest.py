@@ -269,13 +269,38 @@ def suggest_images(
     backbone: Backbone | str | None = None, skip_bad: bool = False, column: str = "",
     outside: bool = False, progress: bool = True, device: str = "auto",
 ) -> Suggestions:  # fmt: skip
-    """Choose the n images of a pool to label next, for a run to learn from.
+    """Choose the images of a pool to label next, for a run to learn from.
 
-    pool: files, folders, patterns or tables, as `predict` takes them. column, outside: as in
-    `find_images`. rule: one of NEXT; none of them was shown to be better than random
-    (docs/studies/suggest.md). Images that the run was fitted to are left out, and all but the first
-    of near-duplicates. Raises UserError as `load` and `find_images` do, for an unknown rule, and if
-    nothing is left of the pool.
+    Images that the run was fitted to are left out, and all but the first of near-duplicates.
+
+    Args:
+        run: Folder of a run, or what `load` returned.
+        pool: Files, folders, patterns or tables, as `predict` takes them.
+        n: Number of images to choose.
+        rule: "margin", "entropy", "coverage", "typicality" (the default), "mix" or "random"; no
+            other was shown to be better than "random" (docs/studies/suggest.md).
+        seed: Seed of everything random.
+        backbone: Backbone or name, instead of the one that the run names.
+        skip_bad: Whether to leave out unreadable images.
+        column: Column of the images, if a table has an unusual name for it.
+        outside: Whether a table may name images outside its folder.
+        progress: Whether to show a bar on stderr.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+
+    Returns:
+        The `rule`; the size of the `pool`; how many images are `known` to the run, and how many
+        `copies` of others; the `suggestions`, each with `image`, `rank`, `score` and the `best`
+        labels.
+
+    Raises:
+        UserError: As for `load`; an unknown rule; no or only unreadable images; nothing left of the
+            pool.
+
+    Example:
+        >>> from rmadapter import suggest_images
+        >>> found = suggest_images("run", "colors/test", 3, backbone="tiny")
+        >>> [one.rank for one in found.suggestions]
+        [1, 2, 3]
     """
     rule = _check_rule(rule or DEFAULT, NEXT)
     saved = run if isinstance(run, Saved) else load(run, backbone, device=device)
@@ -295,10 +320,32 @@ def first_images(
     backbone: Backbone | str = "pocket", skip_bad: bool = False, column: str = "",
     outside: bool = False, progress: bool = True, device: str = "auto",
 ) -> Suggestions:  # fmt: skip
-    """Choose the n images of a pool to label first, where nothing is labelled yet.
+    """Choose the images of a pool to label first, where nothing is labelled yet.
 
-    names: of the classes, if known; the rule `balanced` needs them. rule: one of FIRST. The rest as
-    for `suggest_images`.
+    Args:
+        pool: Files, folders, patterns or tables, as `predict` takes them.
+        n: Number of images to choose.
+        names: Class names, if they are known; "balanced" needs them.
+        rule: "typicality" (the default), "balanced", "coverage" or "random".
+        seed: Seed of everything random.
+        backbone: Backbone or name.
+        skip_bad: Whether to leave out unreadable images.
+        column: Column of the images, if a table has an unusual name for it.
+        outside: Whether a table may name images outside its folder.
+        progress: Whether to show a bar on stderr.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+
+    Returns:
+        As `suggest_images`.
+
+    Raises:
+        UserError: As for `suggest_images`; `balanced` without names; a single name.
+
+    Example:
+        >>> from rmadapter import first_images
+        >>> found = first_images("colors/train", 4, backbone="tiny")
+        >>> found.pool, len(found.suggestions)
+        (24, 4)
     """
     rule = _check_rule(rule or DEFAULT, FIRST)
     if rule == "balanced" and not names:

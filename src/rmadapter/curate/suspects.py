@@ -116,15 +116,37 @@ def find_suspects(
     *, columns: Mapping[str, str] | None = None, outside: bool = False, progress: bool = True,
     lab: Lab | None = None,
 ) -> Suspects:  # fmt: skip
-    """Find training images with a label that looks wrong, duplicates, and images that are broken,
-    blurred, tiny, of one colour or unlike all others. Nothing is written.
+    """Find training images that look wrong; nothing is written.
 
-    data: a folder of class folders, a table, or images in memory; of data with splits, train is
-    used. method, settings: of the models that judge labels, as for `fit --method` and `--set`; the
-    linear probe takes C = 3 unless set otherwise. columns, outside: as for `read_images`. lab: may
-    hold a loaded backbone. docs/reference/curate.md describes the rules, and
-    docs/studies/suspects.md how well they work. Raises UserError as `read_images` does, for a data
-    set without training images, and for an unknown setting.
+    An image looks wrong if models of the other images contradict its label, if it is a duplicate,
+    or if it is broken, blurred, tiny, of one colour, or unlike all others.
+    docs/reference/curate.md has the rules, docs/studies/suspects.md how well they work.
+
+    Args:
+        data: A folder of class folders, a table, or images in memory; of data with splits, train is
+            used.
+        method: Method whose models judge labels, as for `fit --method`.
+        settings: Settings of that method, as for `--set`; the linear probe takes C = 3 unless set
+            otherwise.
+        columns: Names of columns, as for `read_images`.
+        outside: Whether a table may name images outside its folder.
+        progress: Whether to show bars on stderr.
+        lab: A lab, which may hold a loaded backbone.
+
+    Returns:
+        `images`, all readable ones; `judged`, how many labels were judged; `suspects`, the worst
+        first, each with its `image`, `given` label, `reasons`, `suggested` label and `confidence`.
+
+    Raises:
+        UserError: As for `read_images`; no training images; an unknown setting.
+
+    Example:
+        >>> from rmadapter import find_suspects, read_images
+        >>> images = read_images("colors")["train"]
+        >>> twice = images.subset([*range(24), 0])  # the first image again
+        >>> suspects = find_suspects(twice, settings={"backbone": "tiny"}).suspects
+        >>> suspects[0].image, suspects[0].reasons
+        ('train/blue/0.png', ('same file as train/blue/0.png',))
     """
     broken: list[Suspect] = []
     read = partial(read_images, skip_bad=True, outside=outside, columns=columns, progress=progress)

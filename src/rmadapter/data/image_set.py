@@ -140,17 +140,30 @@ def in_threads(
 class ImageSet:
     """N images with their labels.
 
-    - images: N paths, PIL images or arrays (uint8, or float in 0..1; [H, W], [H, W, 3] or
-      [H, W, 4])
-    - labels: N indices into `classes`
-    - classes: prompt names ("sea horse")
-    - root: the folder that image names are relative to
-    - skipped: "path: reason" of every image that skip_bad left out
-    - written: the classes as the user writes them ("sea_horse", or a number); by default `classes`
-    - groups: N group names, such as patients; images of one group never judge each other. "": none
-    - ignored: note on files that were not read, such as "5 files ignored: .heic 3, .txt 2"
-    - weights: N weights of the images in training; empty if all are equal
-    - reader: of the image files; shared by all subsets
+    Args:
+        images: N paths, PIL images or arrays (uint8, or float in 0..1) of [H, W], [H, W, 3] or [H,
+            W, 4].
+        labels: N indices into `classes`.
+        classes: Prompt names ("sea horse").
+        root: The folder that image names are relative to.
+        skipped: "path: reason" of every image that `skip_bad` left out.
+        written: The classes as the user writes them ("sea_horse", or a number); by default
+            `classes`.
+        groups: N group names, such as patients; images of one group never judge each other. "":
+            none.
+        ignored: Note on files that were not read, such as "5 files ignored: .heic 3, .txt 2".
+        weights: N weights of the images in training; empty if all are equal.
+        reader: Reader of the image files; shared by all subsets.
+
+    Example:
+        >>> import numpy as np
+        >>> from rmadapter import ImageSet
+        >>> black, white = np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)
+        >>> images = ImageSet.from_lists([black, white, white], ["night", "day", "day"])
+        >>> images.classes, images.labels
+        (('day', 'night'), (1, 0, 0))
+        >>> len(images.subset([0]))
+        1
     """
 
     images: tuple[ImageSource, ...]
@@ -179,11 +192,20 @@ class ImageSet:
         cls, images: Iterable[ImageSource], labels: Iterable[Label | Sequence[Label]],
         classes: Sequence[str] | None = None, groups: Iterable[str] = (),
     ) -> ImageSet:  # fmt: skip
-        """Make a set of N images and N labels: class names (then `classes` may be omitted), or
-        indices into `classes`.
+        """Make a set of N images and N labels.
 
-        A label may be a list of one. `prompt_names` turns the names into prompt names. Raises
-        UserError for lists that do not fit together, and for an image with several labels.
+        Args:
+            images: Paths, PIL images or arrays, as in `ImageSet`.
+            labels: Class names, or indices into `classes`; a label may be a list of one.
+            classes: Names, of which `prompt_names` makes prompt names; may be omitted if labels are
+                names.
+            groups: N group names.
+
+        Returns:
+            The set; its classes are sorted if they were omitted.
+
+        Raises:
+            UserError: Lists do not fit together, or an image has several labels.
         """
         images, labels = tuple(images), tuple(labels)
         if not images or len(images) != len(labels):
@@ -205,7 +227,11 @@ class ImageSet:
         return len(self.images)
 
     def subset(self, indices: Iterable[int]) -> ImageSet:
-        """Return these images in this order, with the same classes."""
+        """Return some images in this order, with the same classes.
+
+        Args:
+            indices: Indices of the images.
+        """
         chosen = list(indices)
         return replace(
             self,
@@ -216,13 +242,23 @@ class ImageSet:
         )
 
     def sharing_groups(self, others: ImageSet) -> list[int]:
-        """Return the indices of the images that share a group with one of the others."""
+        """Return the indices of the images that share a group with one of the others.
+
+        Args:
+            others: The other images.
+        """
         theirs = {*others.groups} - {""}
         return [i for i, group in enumerate(self.groups) if group in theirs]
 
     def name(self, index: int) -> str:
-        """Return the path relative to `root` with forward slashes, or "image 3" for an image in
-        memory."""
+        """Return the path of an image relative to `root`, with forward slashes.
+
+        Args:
+            index: Index of the image.
+
+        Returns:
+            The path; "image 3" for an image in memory.
+        """
         image = self.images[index]
         if not isinstance(image, (str, Path)):
             return f"image {index}"
@@ -231,25 +267,36 @@ class ImageSet:
     def read(self, transform: Transform, progress: bool = False) -> None:
         """Decode every image once, ahead of its use: `reader` keeps what is needed later.
 
-        transform: of a backbone, from an RGB image to pixels. Raises UserError if an image cannot
-        be read.
+        Args:
+            transform: Transform of a backbone, from an RGB image to pixels.
+            progress: Whether to show a bar on stderr.
+
+        Raises:
+            UserError: An image is unreadable.
         """
         errors = [error for error in self.reader.read(self.images, transform, progress) if error]
         if errors:
             raise UserError(unreadable(errors))
 
     def looks(self, progress: bool = False) -> np.ndarray:
-        """Return the features that near-duplicates share. Raises as `load_image`."""
+        """Return the features that near-duplicates share.
+
+        Args:
+            progress: Whether to show a bar on stderr.
+
+        Raises:
+            UserError: An image is unreadable.
+        """
         return looks(self.reader.thumbprints(self.images, progress))
 
     @cached_property
     def contents(self) -> tuple[bytes, ...]:
-        """The SHA-256 of each image."""
+        """Return the SHA-256 of each image."""
         return tuple(map(self.reader.content, self.images))
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of classes, labels, weights and image contents in order; independent of paths."""
+        """Return the SHA-256 of classes, labels, weights and image contents in order."""
         about = [self.classes, self.labels, *([self.weights] if self.weights else [])]
         return hashlib.sha256(json.dumps(about).encode() + b"".join(self.contents)).hexdigest()
 

@@ -48,22 +48,39 @@ def read_images(
     progress: bool = True, names: Mapping[str, str] | None = None,
     columns: Mapping[str, str] | None = None, crops: bool = False,
 ) -> dict[str, ImageSet]:  # fmt: skip
-    """Read a folder of class folders, train/val/test folders of such, a table
-    `path,label[,split][,group]`, or any other format of docs/reference/formats.md.
+    """Read labelled images from a folder of class folders, a table, or another format.
 
-    - data: a path, or an object that `open_object` accepts
-    - skip_bad: leave out unreadable images, and list them in `skipped`
-    - check: decode all images, which finds damage after their headers; by default with `skip_bad`
-    - outside: allow a table to name images outside its folder
-    - names: label -> prompt name; overrides classnames.json, an optional file in the folder (for
-      one of several domains, beside the domains). "crane | tall bird": one class, two descriptions
-    - columns: "image", "label", "split" or "group" -> its column in a table that uses other than
-      the usual names
-    - crops: use the boxes of COCO, YOLO, Label Studio and FiftyOne as images
+    docs/reference/formats.md lists the formats. Folders train, val and test may hold the class
+    folders. A table has the columns `path,label[,split][,group]`.
 
-    Returns split ("train", "val", "test"; "all" for data without splits) -> ImageSet. All share the
-    classes of train (of all splits if there is no train), sorted by folder name. Raises UserError
-    for unreadable images, several labels of one image, and ambiguous labels.
+    Args:
+        data: A path, or an object that `open_object` accepts, such as a DataFrame.
+        skip_bad: Whether to leave out unreadable images, and list them in `skipped`.
+        check: Whether to decode all images, which finds damage after their headers; by default as
+            `skip_bad`.
+        outside: Whether a table may name images outside its folder.
+        progress: Whether to show a bar on stderr.
+        names: Label -> prompt name; overrides classnames.json, an optional file in the folder (for
+            one of several domains, beside the domains). "crane | tall bird": one class, two
+            descriptions.
+        columns: "image", "label", "split" or "group" -> its column in a table that uses other
+            names.
+        crops: Whether to use the boxes of COCO, YOLO, Label Studio and FiftyOne as images.
+
+    Returns:
+        Split ("train", "val", "test"; "all" for data without splits) -> ImageSet. All share the
+        classes of train (of all splits if there is no train), sorted by folder name.
+
+    Raises:
+        UserError: Unreadable images, several labels of one image, or ambiguous labels.
+
+    Example:
+        >>> from rmadapter import read_images
+        >>> splits = read_images("colors")
+        >>> {name: len(images) for name, images in splits.items()}
+        {'train': 24, 'test': 16}
+        >>> splits["train"].classes  # the folder is named night_sky
+        ('blue', 'green', 'night sky', 'red')
     """
     if isinstance(data, (str, Path)):
         path = user_path(data)

@@ -120,10 +120,21 @@ def load_method(
     effort: str = "normal",
     choosing: bool = False,
 ) -> Method:
-    """Return a method with its published settings, some of them replaced by flat name.
+    """Return a method with its published settings, some of them replaced.
 
-    effort: one of EFFORTS; `explain_effort` describes it. choosing: whether the method may choose
-    among others. Raises UserError for an unknown name, field or effort.
+    Args:
+        name: Name that `rmadapter methods` lists, `file.py:Class` or `package:Class`.
+        values: Settings by flat name.
+        effort: "fast", "normal" or "thorough": 0.3, 1 or 3 times the published epochs.
+        choosing: Whether the method may choose among others.
+
+    Raises:
+        UserError: Unknown name, field or effort.
+
+    Example:
+        >>> from rmadapter import load_method
+        >>> load_method("rmadapter", {"rank": 16, "epochs": 3}).adapter.rank
+        16
     """
     method = _checked(_find(name), name)
     if method.choices() and not choosing:

@@ -36,10 +36,25 @@ ADAMW = Recipe(
 
 @dataclass(frozen=True)
 class RMAdapter(Method):
-    """RMAdapter by default; docs/studies/defaults.md explains choices that the paper leaves open.
+    """RMAdapter (Lin et al., AAAI-26, arXiv 2512.06811) as a method.
 
-    forward: "lean" computes nothing twice, "reference" uses the backbone's own forward pass; both
-    give the same loss."""
+    docs/studies/defaults.md explains what the paper leaves open.
+
+    Args:
+        title: Name in tables.
+        source: Paper, and where the settings are from.
+        adapter: Settings of the adapters.
+        loss: Settings of the loss.
+        recipe: Optimiser and its schedule.
+        forward: "lean" computes nothing twice, "reference" uses the backbone's own forward pass;
+            both give the same loss.
+
+    Example:
+        >>> from rmadapter import AdapterSettings, RMAdapter, load_backbone
+        >>> method = RMAdapter(adapter=AdapterSettings(first_block=3, rank=4))
+        >>> method.parameters(load_backbone("tiny"))
+        Parameters(trained=3232, training_only=1200)
+    """
 
     title: str = "RMAdapter"
     source: str = (
@@ -51,6 +66,12 @@ class RMAdapter(Method):
     forward: Literal["lean", "reference"] = "lean"
 
     def model(self, backbone: Backbone, seed: int = 1) -> AdaptedCLIP:
+        """Return a backbone with untrained adapters.
+
+        Args:
+            backbone: Frozen backbone.
+            seed: Seed of the initialisation.
+        """
         return AdaptedCLIP(backbone, self.adapter, self.loss, seed)
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
@@ -62,7 +83,15 @@ class RMAdapter(Method):
         return self.train(self.model(backbone, shots.seed), shots)
 
     def train(self, model: AdaptedCLIP, shots: Shots) -> Fitted:
-        """Train the adapters of a model on the shots."""
+        """Train the adapters of a model on the shots.
+
+        Args:
+            model: Model that `model` returned.
+            shots: Images to train on.
+
+        Returns:
+            The fitted method.
+        """
         backbone, count = model.backbone, prompts_each(shots.classes, shots.templates)
         tokens, first = tokenize(backbone, shots.classes, shots.templates), model.first("image")
         text = model.frozen_text(tokens)

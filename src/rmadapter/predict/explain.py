@@ -60,11 +60,32 @@ def explain_images(
     backbone: Backbone | str | None = None, method: str = "", skip_bad: bool = False,
     progress: bool = True, device: str = "auto",
 ) -> list[Explanation]:  # fmt: skip
-    """Explain each image: its two best classes, those of the untouched backbone, and the nearest
-    training images.
+    """Explain each image by its best classes and the nearest training images.
 
-    data: where the run's training images are now, if they moved. skip_bad: leave out unreadable
-    images. Raises UserError as `load` does, and for an unreadable image.
+    Args:
+        run: The folder of a run.
+        images: Paths of N images.
+        data: Where the run's training images are now, if they moved.
+        backbone: Backbone or name, instead of the one that the run names.
+        method: Name of a method from outside, which the user must repeat, since its code is run.
+        skip_bad: Whether to leave out unreadable images.
+        progress: Whether to show a bar on stderr.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+
+    Returns:
+        An explanation of each image. `best` are the two most probable labels with their
+        probabilities, `zero_shot` those of the untouched backbone, `neighbours` the nearest
+        training images, if the run records them.
+
+    Raises:
+        UserError: As for `load`; `data` does not exist; an image is unreadable.
+
+    Example:
+        >>> from rmadapter import explain_images
+        >>> images = ["colors/test/red/0.png"]
+        >>> [one] = explain_images("run", images, data="colors", backbone="tiny")
+        >>> one.best[0][0], one.neighbours[0].label
+        ('red', 'red')
     """
     if data and not user_path(data).exists():
         raise UserError(

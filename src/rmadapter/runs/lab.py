@@ -35,11 +35,24 @@ END = -1  # sent instead of a training
 class Lab:
     """What the runs of one process share: the backbone, the images read, and frozen activations.
 
-    root: folder of the data sets. outside, crops: as for `load_dataset`. folder: for activations
-    that do not fit into memory, and for answers on folds. keep: whether to keep activations of test
-    images for the next run; a single run uses each of them once. callbacks: called at every step of
-    a training. team: the processes that train
-    with this one.
+    Args:
+        machine: Device and number format.
+        root: Folder of the data sets.
+        folder: Folder for activations that do not fit into memory, and for answers on folds.
+        keep: Whether to keep activations of test images for the next run; a single run uses each of
+            them once.
+        progress: Whether to show bars on stderr.
+        outside: Whether tables may name images outside their folder.
+        crops: Whether to use boxes of annotations as images.
+        callbacks: Functions that are called at every step of a training.
+        team: The processes that train with this one.
+
+    Example:
+        >>> from rmadapter import Lab, Task
+        >>> lab = Lab(progress=False)
+        >>> few = lab.draw(Task("colors", shots=2))
+        >>> len(few.train)
+        8
     """
 
     machine: Machine = field(default_factory=Machine)
@@ -62,22 +75,43 @@ class Lab:
         self._test: Cache | None = None
 
     def add(self, name: str, splits: Splits, leftover: bool = False) -> None:
-        """Add images in memory as a data set of this name. leftover: whether its test images are
-        only those that were not drawn, which may lack classes."""
+        """Add images in memory as a data set.
+
+        Args:
+            name: Name of the data set.
+            splits: Split -> ImageSet, as `read_images` returns them.
+            leftover: Whether its test images are only those that were not drawn, which may lack
+                classes.
+        """
         self._splits[name] = splits
         if leftover:
             self._leftover.add(name)
 
     def add_backbone(self, backbone: Backbone) -> None:
-        """Add a backbone in memory, under its name, until another one replaces it."""
+        """Add a backbone in memory, under its name, until another one replaces it.
+
+        Args:
+            backbone: Loaded backbone.
+        """
         self._backbone, self._train, self._test = backbone, None, None
 
     def work_in(self, folder: Path) -> None:
-        """Use a folder for activations and for answers on folds."""
+        """Use a folder for activations and for answers on folds.
+
+        Args:
+            folder: Folder to write to.
+        """
         self.folder = folder
 
     def splits(self, data: str) -> Splits:
-        """Return the splits of a data set, read once."""
+        """Return the splits of a data set, read once.
+
+        Args:
+            data: Name of a data set, folder or table.
+
+        Raises:
+            UserError: As for `read_images`.
+        """
         if data not in self._splits:
             self._splits[data] = load_dataset(
                 data, self.root, outside=self.outside, crops=self.crops
@@ -85,15 +119,33 @@ class Lab:
         return self._splits[data]
 
     def backbone(self, name: str) -> Backbone:
-        """Return the backbone of this name, on the device; the last one is kept."""
+        """Return a backbone, on the device; the last one is kept.
+
+        Args:
+            name: Name that `load_backbone` accepts.
+
+        Raises:
+            UserError: As for `load_backbone`.
+        """
         if self._backbone is None or self._backbone.name != name:
             self.add_backbone(load_backbone(name))
         assert self._backbone is not None
         return self._backbone.to(find_device(self.machine.device))
 
     def draw(self, task: Task) -> FewShot:
-        """Draw the shots of a task. The last draw is kept: for the same shots it is the same
-        object, digest and all. Raises UserError if there is only one class."""
+        """Draw the shots of a task.
+
+        The last draw is kept: for the same shots it is the same object, digest and all.
+
+        Args:
+            task: Task that names the data, the shots and the seed.
+
+        Returns:
+            `train`, `val` and the images that were not drawn.
+
+        Raises:
+            UserError: There is only one class.
+        """
         key = (task.data, task.shots, task.seed)
         if self._few is None or self._few[0] != key:
             self._few = key, few_shot(self.splits(task.data), task.shots, task.seed)
@@ -105,8 +157,13 @@ class Lab:
         return few
 
     def train_cache(self, task: Task) -> Cache:
-        """Return the cache of training images, kept from run to run while tasks augment images
-        alike, so that methods share activations."""
+        """Return the cache of training images, which methods share.
+
+        It is kept from run to run while tasks augment images alike.
+
+        Args:
+            task: Task that names the backbone and the augmentation.
+        """
         backbone, made = self.backbone(task.backbone), (task.augmentation, task.views, task.seed)
         if self._train is None or self._train[0] != made:
             folder = self.folder and self.folder / "train"
@@ -118,10 +175,14 @@ class Lab:
         return self._train[1]
 
     def test_cache(self, task: Task, blocks: Collection[int] = ()) -> Cache:
-        """Return the cache of images without augmentation: of test images, and of the shots in
-        `fit_baseline`.
+        """Return the cache of images without augmentation.
 
-        blocks: at which coming runs start, as for `Cache`; only the first call can set them.
+        These are test images, and the shots of baselines.
+
+        Args:
+            task: Task that names the backbone.
+            blocks: Blocks at which coming runs start, as for `Cache`; only the first call can set
+                them.
         """
         backbone = self.backbone(task.backbone)
         if self._test is None:
@@ -133,8 +194,15 @@ class Lab:
         return self._test
 
     def tests(self, task: Task, few: FewShot | None = None) -> Sets:
-        """Return each question, its images, and the split they are from; sets without images are
-        left out. few: the shots, drawn here if they are needed and not given."""
+        """Return each question, its images, and the split they are from; no sets without images.
+
+        Args:
+            task: Task with the questions.
+            few: The shots; by default drawn here if they are needed.
+
+        Raises:
+            UserError: Another data set has no test split.
+        """
         sets: Sets = []
         for question in task.questions:
             splits, target = self.splits(question.data or task.data), bool(question.data)
@@ -152,8 +220,13 @@ class Lab:
         return sets
 
     def unlabelled(self, task: Task, few: FewShot, images: ImageSet) -> ImageSet:
-        """Return the train images of all classes, except those that will be tested. images: as for
-        `without_labels`."""
+        """Return the train images of all classes, except those that will be tested.
+
+        Args:
+            task: Task that names the data.
+            few: The shots.
+            images: Images that the training gets with their labels.
+        """
         return without_labels(few, images, tested=not self.splits(task.data).get("test"))
 
 

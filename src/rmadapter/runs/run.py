@@ -52,12 +52,32 @@ def run_task(
     temperature: float | None = None,
     few: FewShot | None = None,
 ) -> Outcome:
-    """Run a task with a method.
+    """Run a task with a method: draw the shots, fit, and only then look at test images.
 
-    name: of the method, for `load_method`. unfinished: where to save progress. baselines: other
-    methods to fit to the same shots; the evaluations hold their answers, too. temperature: as in
-    `Fitted`. few: the shots, if they are drawn already. Raises UserError, and NotApplicable if the
-    method cannot answer the first question.
+    Args:
+        task: What to learn from, and what to test.
+        method: Method that is fitted to the shots.
+        lab: Lab that holds the data and the backbone.
+        name: Name of the method, which `load_method` accepts.
+        unfinished: File to save progress in.
+        baselines: Other methods to fit to the same shots; the evaluations hold their answers, too.
+        temperature: Divisor of the logits, as in `Fitted`.
+        few: The shots, if they are drawn already.
+
+    Returns:
+        The `record`, the `fitted` method, and the `evaluations`, which hold its answers on every
+        set.
+
+    Raises:
+        UserError: The data, the settings or the shots do not fit together.
+        NotApplicable: The method cannot answer the first question.
+
+    Example:
+        >>> from rmadapter import Lab, Task, load_method, run_task
+        >>> task = Task("colors", backbone="tiny", shots=4)
+        >>> outcome = run_task(task, load_method("ridge"), Lab(progress=False), "ridge")
+        >>> outcome.record.score("all").images
+        16
     """
     # a method made in Python was not checked yet
     check_range(settings_of(method), f"{name}: " if name else "")

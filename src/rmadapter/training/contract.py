@@ -1,8 +1,5 @@
 """The contract of every method: `fit(backbone, shots) -> Fitted`, and `restore` for what was fitted
 and saved.
-
-A method is a frozen dataclass. Its fields are the hyper-parameters of its published configuration;
-docs/guide/your_method.md shows one in 30 lines.
 """
 
 from __future__ import annotations
@@ -35,11 +32,16 @@ Figures: TypeAlias = Mapping[str, float]
 
 
 class NotApplicable(Exception):
-    """The method cannot score these classes (unseen ones, for example); the message says why."""
+    """An answer that a method cannot give, such as on unseen classes; the message says why."""
 
 
 class Parameters(NamedTuple):
-    """Numbers of parameters that are trained, and of those that only training needs."""
+    """Numbers of parameters of a method.
+
+    Attributes:
+        trained: Number of trained parameters.
+        training_only: Number of these that only training needs.
+    """
 
     trained: int = 0
     training_only: int = 0
@@ -58,11 +60,22 @@ def _nothing(figures: Figures) -> None:
 
 @dataclass(frozen=True)
 class Callback:
-    """Functions of the figures of a training: "step" and "epoch", counted from 1, every term of the
-    loss, and "lr".
+    """Functions that follow a training; an exception in either ends it.
 
-    on_step is called after each step; on_epoch after the last step of an epoch, with the mean of
-    each term over the epoch. An exception in either ends the training.
+    Both take the figures of a training: "step" and "epoch", counted from 1, every term of the loss,
+    and "lr".
+
+    Args:
+        on_step: Function that is called after each step.
+        on_epoch: The same after each epoch, with the mean of each term.
+
+    Example:
+        >>> from rmadapter import Callback, FewShotClassifier
+        >>> steps = []
+        >>> model = FewShotClassifier("tiny", method="clip-adapter", epochs=3, batch_size=32)
+        >>> model = model.fit("colors", callbacks=[Callback(on_step=steps.append)])
+        >>> [step["step"] for step in steps]  # 24 images in one batch
+        [1, 2, 3]
     """
 
     on_step: Callable[[Figures], object] = _nothing
@@ -100,10 +113,17 @@ class Unfinished:
 class Shots:
     """Everything that a method may see; no test image can be reached from it.
 
-    images: the shots. val: images drawn from the val split. templates: prompt templates, one {}
-    each. seed: of everything random. unfinished: keeps the training while it runs. callbacks:
-    called after every step. unlabelled: train images of all classes, including novel ones, for
-    methods whose traits ask for them; their labels mean nothing.
+    Args:
+        images: The shots.
+        cache: Frozen activations of images, computed once.
+        templates: Prompt templates, one {} each.
+        seed: Seed of everything random.
+        val: Images drawn from the val split.
+        unfinished: File that keeps the training while it runs.
+        progress: Whether to show bars on stderr.
+        callbacks: Functions that are called after every step.
+        unlabelled: Train images of all classes, including novel ones, for methods whose traits ask
+            for them; their labels mean nothing.
     """
 
     images: ImageSet
@@ -118,10 +138,12 @@ class Shots:
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Return the prompt names of the classes."""
         return self.images.classes
 
     @property
     def known(self) -> Known:
+        """Return the classes with the templates."""
         return Known(self.classes, self.templates)
 
     @property
@@ -131,22 +153,26 @@ class Shots:
 
     @property
     def weights(self) -> Tensor | None:
-        """Return how much each shot counts, [N] in float64 on the CPU, 1 on average; None if all
-        count alike."""
+        """Return how much each shot counts, 1 on average: [N], float64, CPU; None if alike."""
         weights = torch.tensor(self.images.weights, dtype=torch.float64)
         return weights / weights.mean() if len(weights) and weights.any() else None
 
     @property
     def device(self) -> torch.device:
+        """Return the device to train on."""
         return self.cache.device
 
     @property
     def machine(self) -> Machine:
+        """Return the settings of the machine."""
         return self.cache.machine
 
     def source(self, first: int | None = None) -> Source:
-        """Return frozen activations of the shots in all their views, in the number format of
-        training. first: the block whose input is wanted, None for features alone."""
+        """Return frozen activations of the shots in all views, in the number format of training.
+
+        Args:
+            first: Block whose input is wanted, None for features alone.
+        """
         return self.cache.source(
             self.images, first, augmented=True, precision=self.machine.precision
         )
@@ -156,13 +182,21 @@ class Shots:
         return self.cache.features(self.images, augmented=True)
 
     def plain_features(self, images: ImageSet | None = None) -> Tensor:
-        """Return untouched features [N, e], without augmentation, of the shots or of other images;
-        not normalised."""
+        """Return untouched features [N, e] without augmentation, not normalised.
+
+        Args:
+            images: N images; by default the shots.
+        """
         return self.cache.features(self.images if images is None else images)[0]
 
     def pixels(self, rows: Tensor, epoch: int, first: int | None) -> Tensor:
-        """Return the pixels [B, 3, H, W] behind the states that `source(first)` gives for these
-        rows in this epoch."""
+        """Return the pixels [B, 3, H, W] behind the states that `source(first)` gives.
+
+        Args:
+            rows: Indices of the shots, [B].
+            epoch: Number of the epoch, from 0.
+            first: Block of the image encoder, as for `source`.
+        """
         augmented, views = self.cache.augmentation == "standard", self.source(first).views
         live = Live(self.cache, self.images, first, augmented, views)
         return next(live.pixels(epoch, [rows]))
@@ -172,13 +206,29 @@ class Shots:
 class Fitted:
     """A fitted method: `tensors`, the method's fields and the backbone determine every answer.
 
-    for_classes(names) returns a function from the states of B images to logits [B, C]; it raises
-    NotApplicable for names that the method cannot handle. first: the block of the image encoder
-    whose input these states hold; None for features alone. parameters: how many were trained.
-    temperature: divides the logits in `score`, which calibrates probabilities and changes no
-    answer. examples: untouched unit features [N, e], in float16, of the training images; None if
-    not kept. remembers: whether the function of `for_classes` learns from each image, so that
-    answers depend on earlier images.
+    Attributes:
+        method: The method with its settings.
+        backbone: Backbone that it was fitted on.
+        known: The classes and templates that it was fitted to.
+        tensors: What was learned, by name.
+        for_classes: Function from C names to one from the states of B images to logits [B, C];
+            raises NotApplicable for names that the method cannot handle.
+        first: The image encoder's block whose input the states hold; None for features alone.
+        parameters: Number of trained parameters.
+        trained: The record of the training.
+        temperature: Divisor of the logits in `score`; calibrates probabilities, changes no answer.
+        examples: Untouched unit features [N, e] of the training images, in float16, if kept.
+        remembers: Whether the function of `for_classes` learns from each image, so that answers
+            depend on earlier images.
+
+    Example:
+        >>> from rmadapter import load
+        >>> fitted = load("run", "tiny").fitted
+        >>> fitted.classes
+        ('blue', 'green', 'night sky', 'red')
+        >>> [red] = fitted.probabilities(["colors/test/red/0.png"], ["red", "violet"])
+        >>> red.shape
+        torch.Size([1, 2])
     """
 
     method: Method
@@ -195,24 +245,36 @@ class Fitted:
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Return the prompt names of the classes that it was fitted to."""
         return self.known.classes
 
     def after(self, trained: Trained) -> Fitted:
-        """Return a copy with the record of its training."""
+        """Return a copy with the record of its training.
+
+        Args:
+            trained: Record that `minimise` returned.
+        """
         return replace(self, trained=trained)
 
     def fitted_to(self, features: Tensor) -> Fitted:
-        """Return a copy that keeps untouched features [N, e] of its training images, every k-th of
-        over `MOST_EXAMPLES`."""
+        """Return a copy that keeps features of its training images, every k-th if there are many.
+
+        Args:
+            features: Untouched features [N, e]; at most 10,000 rows are kept.
+        """
         kept = features[:: -(-len(features) // MOST_EXAMPLES)]
         return replace(self, examples=F.normalize(kept.float(), dim=-1).half())
 
     def unfamiliar(self, features: Tensor) -> Tensor:
-        """Return [B], from 0 up: 1 - cosine of untouched features [B, e] to the nearest training
-        image.
+        """Return [B], from 0 up: 1 - cosine to the nearest training image.
 
-        docs/studies/unfamiliar.md says how far to trust it. Raises UserError if the features of the
-        training images were not kept.
+        docs/studies/unfamiliar.md says how far to trust it.
+
+        Args:
+            features: Untouched features of B images, [B, e].
+
+        Raises:
+            UserError: The features of the training images were not kept.
         """
         if self.examples is None:
             raise UserError("this model holds no features of its training images")
@@ -221,8 +283,11 @@ class Fitted:
         return (1 - nearest).clamp(min=0)  # against rounding
 
     def score(self, names: Sequence[str] | None = None) -> ToLogits:
-        """Return `for_classes(names)`, calibrated and without gradients. names: by default the
-        classes that it was fitted to."""
+        """Return `for_classes(names)`, calibrated and without gradients.
+
+        Args:
+            names: Names of C classes; by default those that it was fitted to.
+        """
         with torch.no_grad():
             logits = self.for_classes(self.classes if names is None else tuple(names))
         return torch.no_grad()(lambda states: logits(states) / self.temperature)
@@ -235,7 +300,16 @@ class Fitted:
         progress: bool = False,
     ) -> Iterator[Tensor]:
         """Yield probabilities [B, C] of each batch; every image is decoded and encoded once.
-        Raises as `score` and `load_image`."""
+
+        Args:
+            images: Paths, PIL images or arrays, as in `ImageSet`.
+            names: Names of C classes; by default those that it was fitted to.
+            progress: Whether to show a bar on stderr.
+
+        Raises:
+            NotApplicable: The method cannot handle the names.
+            UserError: An image is unreadable.
+        """
         from rmadapter.data.transforms import decode_batches
 
         models = {self.method.title: self.score(names)}
@@ -244,16 +318,21 @@ class Fitted:
             yield self.answers(models, pixels)[self.method.title]
 
     def answers(self, models: Mapping[str, ToLogits], pixels: Tensor) -> dict[str, Tensor]:
-        """Return the probabilities [B, C] that each model gives for pixels [B, 3, H, W], encoded
-        once.
+        """Return the probabilities [B, C] that each model gives for images that are encoded once.
 
-        models: first this one, as `score` returns it, then any others that read features.
+        Args:
+            models: This model, as `score` returns it, then others that read features.
+            pixels: Pixels, [B, 3, H, W].
         """
         return next(answers(models, [self.states(pixels, features=len(models) > 1)]))
 
     def states(self, pixels: Tensor, features: bool = False) -> States:
-        """Encode pixels [B, 3, H, W]. features: include untouched features even if the model does
-        not read them."""
+        """Return the states that `score` reads, of encoded images.
+
+        Args:
+            pixels: Pixels, [B, 3, H, W].
+            features: Whether to include untouched features that the model does not read.
+        """
         pixels = pixels.to(self.backbone.device)
         wanted = features or self.first is None
         return self.backbone.image.frozen(pixels, self.first, features=wanted)
@@ -267,7 +346,10 @@ class Choices(NamedTuple):
 
 
 class Method(ABC):
-    """A few-shot method: a frozen dataclass whose fields are its settings."""
+    """A few-shot method: a frozen dataclass whose fields are its settings, by default as published.
+
+    docs/guide/your_method.md shows one in 30 lines.
+    """
 
     traits: ClassVar[Traits] = Traits()
 
@@ -288,24 +370,52 @@ class Method(ABC):
 
     @abstractmethod
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        """Train on the shots. Raises UserError if settings and shots do not fit together."""
+        """Train on the shots.
+
+        Args:
+            backbone: Backbone on the device of the shots.
+            shots: Images, and whatever else it may use.
+
+        Returns:
+            The fitted method.
+
+        Raises:
+            UserError: Settings and shots do not fit together.
+        """
 
     @abstractmethod
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
-        """Return what `fit` returned, from its tensors; `fit` itself ends with this call."""
+        """Return what `fit` returned, from its tensors; `fit` itself ends with this call.
+
+        Args:
+            backbone: Backbone of the fit.
+            known: Classes and templates of the fit.
+            tensors: Tensors of `Fitted`.
+        """
 
     @abstractmethod
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
-        """Count parameters. Few methods depend on `classes` or `shots`."""
+        """Count parameters.
+
+        Args:
+            backbone: Backbone to fit on.
+            classes, shots: Numbers of classes, and of shots of each; few methods depend on them.
+        """
 
     def starts_at(self, backbone: Backbone) -> int | None:
-        """Return the block of the image encoder whose input the fitted model reads; None for
-        features alone."""
+        """Return the image encoder's block whose input the model reads; None for features alone.
+
+        Args:
+            backbone: Backbone to fit on.
+        """
         return None
 
     def choices(self, labels: Sequence[int] = ()) -> Choices | None:
-        """Return the methods of which the best on folds of the shots is to be fitted; None to fit
-        this one. labels: of the shots."""
+        """Return the methods of which the best on folds is fitted; None to fit this one.
+
+        Args:
+            labels: Labels of the shots.
+        """
         return None
 
 
@@ -330,8 +440,14 @@ def answers(
 class Learner(nn.Module, ABC):
     """A module on a frozen backbone; its state is everything that a method learns.
 
-    first: the image encoder's block whose input it reads; None for features alone. reaches: sides,
-    "image" or "text", whose blocks it runs.
+    `first` is the image encoder's block whose input it reads, None for features alone; `reaches`
+    names the sides, "image" or "text", whose blocks it runs.
+
+    Args:
+        backbone: Backbone whose encoders have blocks on these sides.
+
+    Raises:
+        UserError: An encoder on these sides has no known blocks.
     """
 
     first: int | None = None
@@ -343,16 +459,28 @@ class Learner(nn.Module, ABC):
 
     @abstractmethod
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
-        """Return the scorer of `Fitted.for_classes`, after a fit to `known`."""
+        """Return the scorer of `Fitted.for_classes`.
+
+        Args:
+            names: Names of C classes.
+            known: Classes and templates of the fit.
+        """
 
 
 class ModuleMethod(Method):
-    """A method that learns one module: a new module that loads the trained state answers like the
-    trained one."""
+    """A method that learns one module.
+
+    A new module that loads the trained state answers like the trained one.
+    """
 
     @abstractmethod
     def module(self, backbone: Backbone, seed: int = 1) -> Learner:
-        """Return an untrained module."""
+        """Return an untrained module.
+
+        Args:
+            backbone: Frozen backbone.
+            seed: Seed of its initialisation.
+        """
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         module = self.module(backbone).eval()

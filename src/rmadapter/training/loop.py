@@ -37,8 +37,13 @@ SAVE_SECONDS = 30.0  # a killed run loses at most this much work
 class Batch:
     """The input of a loss.
 
-    rows: [B] indices of the shots, on the CPU. labels: as `Shots.labels`. images: their states.
-    generator: for anything else drawn in a step; a resumed training restores its state.
+    Attributes:
+        epoch: Number of the epoch, from 0.
+        rows: Indices of the shots on the CPU, [B].
+        labels: Classes of the images, [B].
+        images: States of the B images.
+        generator: Generator for anything else drawn in a step; a resumed training restores its
+            state.
     """
 
     epoch: int
@@ -60,14 +65,26 @@ def minimise(
     after_epoch: Callable[[int], object] = lambda epoch: None,
     times: Callable[[str], float] = lambda name: 1.0,
 ) -> Trained:
-    """Minimise loss(batch) over the shots, in an order that depends only on the seed, the epoch and
-    the weights of the images.
+    """Minimise a loss over the shots, with exact resume.
 
-    module: its parameters are trained, and its state is the result. The loss is a scalar, or a
-    dictionary of terms with their sum under "loss". source: gives the states of a batch.
-    after_epoch(epoch), counted from 0, may change buffers of the module. times(name): factor on
-    the peak learning rate of the parameter of this name. Raises UserError if the loss is not
-    finite, if the unfinished training is another one, or if the device lacks the number format.
+    The order of images depends only on the seed, the epoch and the weights of the images.
+
+    Args:
+        module: Module whose parameters are trained, and whose state is the result.
+        loss: Function from a `Batch` to a scalar, or to terms by name with their sum under "loss".
+        recipe: Optimiser and its schedule.
+        shots: Images, with the device.
+        source: Source of the states of a batch.
+        after_epoch: Function that is called with the number of each finished epoch, from 0; it may
+            change buffers of the module.
+        times: Function from the name of a parameter to a factor on its peak learning rate.
+
+    Returns:
+        The record of the training, with steps, seconds, and the terms of every step.
+
+    Raises:
+        UserError: The loss is not finite, the unfinished training is another one, or the device
+            lacks the number format.
     """
     device = shots.device
     _prepare(module, shots)

@@ -28,12 +28,21 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 class Uses(BaseModel):
     """What a method uses beyond the shots, the class names and the run's templates. Empty: nothing.
 
-    track: methods of different tracks are never ranked together. extra: data or texts. files:
-    settings that name files with these; if one is set, the track is "extra data". teacher: another
-    model that is fitted or queried. backbones: settings that name one. constants: what the authors
-    set for each data set, where we have one setting for all. test_time: what is learned from test
-    images, or from several of them together. tuned: what the settings were chosen on, and what
-    `fit` chooses itself.
+    Attributes:
+        track: Methods of different tracks are never ranked together.
+        extra: Data or texts.
+        files: Settings that name files with such data; if one is set, the track is "extra data".
+        teacher: Another model that is fitted or queried.
+        backbones: Settings that name a backbone.
+        constants: What the authors set for each data set, where we have one setting for all.
+        test_time: What is learned from test images, or from several of them together.
+        tuned: What the settings were chosen on, and what `fit` chooses itself.
+
+    Example:
+        >>> from rmadapter import Uses
+        >>> uses = Uses(tuned="validation images", teacher="ViT-L-14", track="teacher")
+        >>> uses.words
+        'teacher: ViT-L-14; tuned on: validation images'
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,14 +69,18 @@ class Uses(BaseModel):
         return self
 
     def with_settings(self, settings: Mapping[str, object]) -> Uses:
-        """Return a copy that reflects the settings."""
+        """Return a copy that reflects the settings.
+
+        Args:
+            settings: Settings of the method by name.
+        """
         if any(settings.get(file) for file in self.files):
             return self.model_copy(update={"track": "extra data"})
         return self
 
     @property
     def words(self) -> str:
-        """Summarise in one line."""
+        """Return a summary in one line."""
         parts = {
             "extra": self.extra,
             "teacher": self.teacher,
@@ -107,10 +120,18 @@ class About:
 class Traits:
     """Facts about a method's class, whatever its settings.
 
-    uses: what it uses beyond the shots; None if a method from outside does not say. unlabelled:
-    whether it learns from `Shots.unlabelled`. whole_batches: whether its loss depends on a whole
-    batch, which several processes must not split. in_epochs: fields outside `recipe` that count
-    epochs, which `--effort` scales. about: of a method from outside, for `rmadapter methods`.
+    Args:
+        uses: What it uses beyond the shots; None if a method from outside does not say.
+        unlabelled: Whether it learns from `Shots.unlabelled`.
+        whole_batches: Whether its loss depends on a whole batch, which several processes must not
+            split.
+        in_epochs: Fields outside `recipe` that count epochs, which `--effort` scales.
+        about: Description of a method from outside, for `rmadapter methods`.
+
+    Example:
+        >>> from rmadapter import load_method
+        >>> load_method("prompt-kd").traits.unlabelled
+        True
     """
 
     uses: Uses | None = None
@@ -122,8 +143,16 @@ class Traits:
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Recipe:
-    """How a method is optimised. The defaults are those of Dassl, on which most of the field's code
-    is built."""
+    """How a method is optimised; by default as in Dassl, which most of the field's code builds on.
+
+    Example:
+        >>> from rmadapter import Recipe
+        >>> recipe = Recipe(epochs=10, batch_size=16, schedule="step", warmup_epochs=0)
+        >>> recipe.length([0] * 20 + [1] * 20)  # 40 images
+        (10, 3)
+        >>> recipe.rate(step=0, per_epoch=3, epochs=10)
+        0.002
+    """
 
     optimizer: Literal["sgd", "adamw", "adam"] = option("sgd", "optimiser")
     learning_rate: float = option(0.002, "peak learning rate", gt=0)
@@ -152,7 +181,13 @@ class Recipe:
     clip_gradient: float = option(0.0, "largest gradient norm; 0 turns clipping off", ge=0)
 
     def rate(self, step: int, per_epoch: int, epochs: int) -> float:
-        """Return the learning rate of a step, counted from 0."""
+        """Return the learning rate of a step.
+
+        Args:
+            step: Number of the step, from 0.
+            per_epoch: Number of steps in an epoch.
+            epochs: Number of epochs.
+        """
         peak = self.learning_rate
         warmup = self.warmup_epochs * per_epoch
         if self.schedule == "epoch":
@@ -171,19 +206,32 @@ class Recipe:
         return self.final_rate + (peak - self.final_rate) * 0.5 * (1 + math.cos(math.pi * share))
 
     def restart(self, epochs: int) -> int:
-        """Return the epochs of the first of two cosines; the second starts at the peak again,
-        without warm-up."""
+        """Return the epochs of the first of two cosines.
+
+        The second starts at the peak again, without warm-up.
+
+        Args:
+            epochs: Number of epochs of the training.
+        """
         return round(RESTART * epochs)
 
     def length(self, labels: Sequence[int]) -> tuple[int, int]:
-        """Return the number of epochs, and of steps in each."""
+        """Return the number of epochs, and of steps in each.
+
+        Args:
+            labels: Labels of the N images.
+        """
         per_epoch = math.ceil(len(labels) / self.batch_size)
         if not self.iterations:
             return self.epochs, per_epoch
         return math.ceil(self.iterations * max(Counter(labels).values()) / per_epoch), per_epoch
 
     def make(self, parameters: ParamsT) -> torch.optim.Optimizer:
-        """Return the optimiser. parameters: single ones, or groups as in torch."""
+        """Return the optimiser.
+
+        Args:
+            parameters: Single ones, or groups as in torch.
+        """
         import torch
 
         rate, decay = self.learning_rate, self.weight_decay

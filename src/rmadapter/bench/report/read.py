@@ -247,12 +247,27 @@ def fault(record: Record) -> str:
 
 
 def records(results: str | Path) -> pandas.DataFrame:
-    """Read all records of a folder or file, from `fit` or `bench`, as a DataFrame.
+    """Read all records of a folder or file, from `fit` or `bench`, as a pandas DataFrame.
 
-    A row is a score: `accuracy`, `zero_shot` and `gain` in percent, on the set `tested`. A run
-    without scores, which failed or whose method does not apply, has one row with the reason. Every
-    setting of the methods is a column `set.NAME`, seconds are columns `seconds.WHAT`, and `file` is
-    where the record was found. Raises UserError without pandas, and if there is no record.
+    A row is a score. A run without scores, which failed or whose method does not apply, has one row
+    with the reason.
+
+    Args:
+        results: A folder, which is searched to any depth, or a file of records.
+
+    Returns:
+        `accuracy`, `zero_shot` and `gain` in percent, on the set `tested`; every setting of the
+        methods as a column `set.NAME`; seconds as columns `seconds.WHAT`; and `file`, where the
+        record is.
+
+    Raises:
+        UserError: Pandas is missing, or there is no record.
+
+    Example:
+        >>> from rmadapter import records
+        >>> table = records("run")
+        >>> table[["method", "shots", "tested", "images"]].values.tolist()
+        [['rmadapter', 4, 'all', 16]]
     """
     try:
         import pandas
