@@ -156,8 +156,11 @@ def test_files_of_the_readmes_tree_exist() -> None:
     assert names <= {path.name for path in PACKAGE.rglob("*.py")}
 
 
-def test_the_readme_is_short() -> None:
+def test_the_readme_and_the_guide_are_short() -> None:
     assert len(text_of("README.md").split()) < 900
+    words = [len(page.read_text(encoding="utf-8").split()) for page in ROOT.glob("docs/guide/*.md")]
+    assert max(words) <= 1_200
+    assert sum(words) <= 12_000
 
 
 # docs/reference/serve.md
