@@ -22,6 +22,7 @@ SHOWN = {
     ROOT / "README.md": "about/readme.md",
     ROOT / "CHANGELOG.md": "about/changelog.md",
     ROOT / "CONTRIBUTING.md": "about/contributing.md",
+    ROOT / "CODE_OF_CONDUCT.md": "about/conduct.md",
     ROOT / "SECURITY.md": "about/security.md",
     ROOT / "benchmarks/README.md": "studies/benchmarks.md",
     ROOT / "tools/pocket/README.md": "studies/pocket_training.md",

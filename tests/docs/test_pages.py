@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src/rmadapter"
 NAMES = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"),
-    *("benchmarks/README.md", "tools/pocket/README.md"),
+    *("benchmarks/README.md", "tools/pocket/README.md", "docs/about/versions.md"),
 )
 SHELVES = [ROOT / "docs", *(ROOT / f"docs/{name}" for name in ("guide", "reference", "studies"))]
 FOLDERS = (*SHELVES, *(ROOT / "docs/results").glob("*/"))

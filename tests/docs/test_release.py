@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
@@ -157,3 +158,18 @@ def test_every_place_for_the_owner_is_listed() -> None:
     if done.returncode:
         pytest.skip("no git repository")
     assert {*done.stdout.splitlines()} <= listed
+
+
+# docs/about/versions.md
+
+
+def test_the_lowest_versions_are_those_of_the_package() -> None:
+    [block] = re.findall(r"^dependencies = \[\n(.*?)^\]", text_of("pyproject.toml"), re.M | re.S)
+    bounds: dict[str, list[str]] = {}
+    for name, bound in re.findall(r'^ +"([\w-]+)>=([\d.]+)', block, re.M):
+        bounds.setdefault(name, []).append(bound)
+    page = text_of("docs/about/versions.md").split("| library |")[1]
+    rows = re.findall(r"^\| ([\w-]+) \| (.+) \| ([\d.]+) \|", page, re.M)
+    assert {name: lowest.split(" or ") for name, lowest, _ in rows} == bounds
+    for name, lowest, tried in rows:
+        assert Version(tried) >= Version(lowest.split(" or ")[0]), name
