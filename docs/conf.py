@@ -79,7 +79,10 @@ def with_settings(lines: list[str], item: object) -> None:
         at = next(
             i for i, line in enumerate([*lines, "Raises:"]) if line in ("Raises:", "Example:")
         )
-        described = [f"    {name}: {text[0].upper()}{text[1:]}." for name, text in texts.items()]
+        described = [
+            f"    {name}: {text[0].upper()}{text[1:]}. Default: `{fields[name].default!r}`."
+            for name, text in texts.items()
+        ]
         lines[at:at] = ["", "Args:", *described, ""]
 
 
@@ -91,6 +94,16 @@ def setup(app: Sphinx) -> None:
             with_settings(lines, item)
         lines[:] = [PAGE.sub(r":doc:`/\1`", line) for line in lines]
 
+    def signature(
+        app: Sphinx, what: str, name: str, item: object, options: object, text: str, result: str
+    ) -> tuple[str, str] | None:
+        """Hide the bounds of fields that pydantic checks, which would fill half a page; make the
+        others Python, so that Sphinx reads them."""
+        if what != "class" or not text:
+            return None
+        checked = hasattr(item, "__pydantic_fields__")
+        return "" if checked else text.replace("<factory>", "..."), ""
+
     def read(app: Sphinx, name: str, content: list[str]) -> None:
         page = Path(app.env.doc2path(name))
         content[0] = with_links(content[0], page, page)
@@ -100,5 +113,6 @@ def setup(app: Sphinx) -> None:
         content[0] = with_links(content[0], DOCS / path, page)
 
     app.connect("autodoc-process-docstring", docstring, priority=400)  # before napoleon
+    app.connect("autodoc-process-signature", signature)
     app.connect("source-read", read)
     app.connect("include-read", include)

@@ -124,7 +124,7 @@ class Backbone:
 
     @cached_property
     def digest(self) -> str:
-        """Return the SHA-256 in hex of the weights: names, shapes, bytes, and the kind of GELU."""
+        """Return the SHA-256 in hex of the weights' names, shapes and bytes, and of the GELU."""
         from open_clip.transformer import QuickGELU
 
         quick_gelu = any(isinstance(module, QuickGELU) for module in self.model.modules())

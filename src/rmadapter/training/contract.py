@@ -153,7 +153,7 @@ class Shots:
 
     @property
     def weights(self) -> Tensor | None:
-        """Return how much each shot counts, 1 on average: [N], float64, CPU; None if alike."""
+        """Return the weights [N] of the shots, float64, CPU, 1 on average; None if alike."""
         weights = torch.tensor(self.images.weights, dtype=torch.float64)
         return weights / weights.mean() if len(weights) and weights.any() else None
 
