@@ -171,7 +171,8 @@ def test_a_wrong_output_fails() -> None:
 
 # what these show is in the example of a name that uses them, or needs a method of one's own
 WITHOUT = {
-    "Batch", "Learner", "Method", "ModuleMethod", "NotApplicable", "Parameters", "Shots", "minimise"
+    "Batch", "Learner", "Method", "ModuleMethod", "NotApplicable", "Parameters", "Shots",
+    "UserError", "minimise",
 }  # fmt: skip
 
 

@@ -22,13 +22,6 @@ class UserError(ValueError):
     Args:
         message: Text; it becomes one line of at most 1,000 characters, whatever names from files it
             quotes.
-
-    Example:
-        >>> from rmadapter import load_method
-        >>> load_method("rmadaptor")
-        Traceback (most recent call last):
-            ...
-        rmadapter.errors.UserError: unknown method 'rmadaptor'; did you mean 'rmadapter'?...
     """
 
     def __init__(self, message: str) -> None:

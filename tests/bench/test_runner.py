@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -332,6 +334,27 @@ def test_a_folder_that_cannot_be_written_is_refused(
     (tmp_path / file).write_text("x")
     with pytest.raises(UserError, match=f"{file}.* cannot be written"):
         bench.run(tmp_path / "out", bench.jobs(methods=["rmadapter"]))
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="Windows cannot block signals")
+def test_workers_start_with_ctrl_c_blocked(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that is stopped while Python or torch is imported would print a traceback."""
+    blocked = []
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, *words: Any, **more: Any) -> Any:
+            blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))  # a worker inherits these
+            future = super().submit(*words, **more)
+            future.exception()  # one after the other: they share a backbone here
+            return future
+
+    monkeypatch.setattr("rmadapter.bench.runner.make_pool", lambda devices, count: Pool(count))
+    assert bench.run(tmp_path / "out", processes=2)
+    assert len(blocked) == 2
+    assert all(signal.SIGINT in signals for signals in blocked)
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_order_keeps_jobs_on_the_same_images_together() -> None:

@@ -25,7 +25,7 @@ from rmadapter.methods.uses import TUNED, named_sums
 from rmadapter.settings import settings_of
 from rmadapter.support.files import parts
 from rmadapter.support.locks import claim, shared
-from rmadapter.support.machine import make_pool, shared_gpus
+from rmadapter.support.machine import make_pool, shared_gpus, uninterrupted
 from rmadapter.support.terminal import bar, escape
 
 if TYPE_CHECKING:
@@ -230,7 +230,8 @@ def _work_in_pool(plan: Plan, state: Progress, processes: int, show: Display) ->
     with make_pool(shared_gpus(plan.machine.device), processes) as pool:
         try:
             starts = (i * len(plan.jobs) // processes for i in range(processes))
-            waiting = {pool.submit(work, plan, state, start) for start in starts}
+            with uninterrupted():
+                waiting = {pool.submit(work, plan, state, start) for start in starts}
             while waiting:
                 done, waiting = wait(waiting, timeout=PAUSE)
                 show()

@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -23,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from rmadapter.data.decode import ImageSource, load_image
 from rmadapter.data.image_set import SKIP_BAD, ImageSet
 from rmadapter.errors import UserError
-from rmadapter.support.machine import end_with_parent, seeded
+from rmadapter.support.machine import end_with_parent, seeded, uninterrupted
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -103,7 +101,7 @@ def batches(
         generator=torch.Generator(), worker_init_fn=_in_worker,
     )  # fmt: skip
     try:
-        with _uninterrupted():
+        with uninterrupted():
             stream = iter(loader)
         yield from stream
     except UserError as error:  # a worker process sends its whole traceback as the message
@@ -157,20 +155,6 @@ def decode_batches(
         pool.shutdown(cancel_futures=True)
     if failure:
         raise failure
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Block Ctrl-C for workers started in the block: a terminal sends it to all processes, but the
-    parent ends them."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _in_worker(_: int) -> None:

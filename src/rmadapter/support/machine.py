@@ -88,6 +88,20 @@ def all_seeded(seed: int) -> Iterator[None]:
             np.random.set_state(array)
 
 
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Block Ctrl-C for workers started in the block: a terminal sends it to all processes, but the
+    parent ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def end_with_parent() -> None:
     """Exit this worker process when its parent dies."""
     parent = multiprocessing.parent_process()
@@ -190,7 +204,7 @@ def _start_worker(threads: int, assigned: SimpleQueue[str]) -> None:
     """Set up a worker. It ends with its parent, which terminates it on Ctrl-C, and also when the
     parent is killed.
 
-    It is in this module, which imports nothing slow, so that workers ignore Ctrl-C from the start.
+    It is in this module, which imports nothing slow; who starts workers blocks Ctrl-C until then.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
