@@ -32,7 +32,7 @@ from rmadapter.data.names import prompt_names, read_names, read_texts
 from rmadapter.deploy.app.images import ImageStore, class_name, safe_name, unzip
 from rmadapter.deploy.app.server import refusal
 from rmadapter.deploy.export.torch_graph import FUNCTIONS, checked
-from rmadapter.errors import UserError, one_line, quoted
+from rmadapter.errors import UserError, is_text, one_line, quoted
 from rmadapter.prompts import filled
 from rmadapter.runs.request import Request, read_config
 from rmadapter.settings import parse_overrides, settings_of
@@ -183,9 +183,10 @@ def check_table(suffix: str) -> Callable[[bytes, Path], object]:
         rows = [row for split in splits.values() for row in split]
         cells = [[str(row.image.relative_to(folder)), row.label, row.group] for row in rows]
         again = folder / "again.csv"
-        again.write_text(csv_text(("path", "label", "group"), cells), encoding="utf-8", newline="")
-        # of a path, Path drops what means nothing
-        if all(cell[0].strip() == cell[0] not in ("", ".") for cell in cells):
+        # of a path, Path drops what means nothing; a path need not be text
+        if all(cell[0].strip() == cell[0] not in ("", ".") and is_text(cell[0]) for cell in cells):
+            text = csv_text(("path", "label", "group"), cells)
+            again.write_text(text, encoding="utf-8", newline="")
             require(scan_table(again) == {"all": rows}, "other rows when they are read again")
         return names
 

@@ -115,6 +115,12 @@ def test_empty_boxes_are_refused(halves: Path, box: Any, size: Any) -> None:
     assert len(str(caught.value)) < 300
 
 
+@pytest.mark.parametrize("box", [1, "0 0 5 4", {"x": 1}])
+def test_a_box_that_is_no_list_is_refused(halves: Path, box: Any) -> None:
+    with pytest.raises(UserError, match=r"annotation 7: the box .* is not a list of numbers"):
+        crops(halves, Mark("red", "annotation 7", box, (10, 4)))
+
+
 def test_boxes_are_clipped_to_the_image(halves: Path) -> None:
     (row,) = crops(halves, Mark("red", "1", (8, -1, 99, 99), (10, 4)))
     with Image.open(row.image) as crop:

@@ -240,3 +240,15 @@ def test_an_image_that_many_rows_name_is_checked_once(
     found = scan_table(tmp_path / "t.csv")["all"]
     assert names == ["0.png", "1.png"]
     assert [row.image for row in found] == [tmp_path / f"{n % 2}.png" for n in range(1000)]
+
+
+def test_a_label_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"path": "cat", "label": "\\ud800"}')
+    with pytest.raises(UserError, match=r"line 1: .*ud800.* is not a class name"):
+        scan_table(tmp_path / "t.jsonl")
+
+
+def test_a_path_that_no_disk_can_hold_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"path": "\\ud800.png", "label": "cat"}')
+    with pytest.raises(UserError, match=r"line 1: .*ud800"):
+        scan_table(tmp_path / "t.jsonl")

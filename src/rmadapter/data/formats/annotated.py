@@ -164,6 +164,9 @@ def rows_of(
 def _crop_rows(
     image: Path, marks: Sequence[Mark], root: Path, budget: Budget, ignored: Counter[str]
 ) -> Rows:  # fmt: skip
+    for mark in marks:
+        if not isinstance(mark.box, (list, tuple)):
+            raise UserError(f"{mark.where}: the box {quoted(mark.box)} is not a list of numbers")
     boxed = [mark for mark in marks if len(mark.box)]
     ignored["labels without a box"] += len(marks) - len(boxed)
     solid = [mark for mark in boxed if 0 not in mark.box[2:]]

@@ -285,10 +285,14 @@ def check_inside(name: str, where: str, outside: bool = False) -> None:
 
 def listed_image(table: Path, where: str, name: str, outside: bool = False) -> Path:
     """Return the path of an image named in a table, relative to the table's folder. Raises
-    UserError, naming `where`, for an empty path, a NUL, a web address, a missing file with the
-    separators of Windows, and as `check_inside`."""
+    UserError, naming `where`, for an empty path, a character that no path has, a web address, a
+    missing file with the separators of Windows, and as `check_inside`."""
     if not name or "\0" in name:
         raise UserError(f"{where}: the path {'holds a NUL' if name else 'is empty'}")
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: {quoted(name)} is not a path that a disk can hold") from None
     if URL.match(name):
         raise UserError(f"{where}: {name!r:.200} is a web address; fetch the images first")
     check_inside(name, where, outside)

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rmadapter.data.budget import LINE, Budget
 from rmadapter.data.formats.base import (
-    MOST,
     SPLITS,
     Inputs,
     ReadOptions,
     Row,
     Rows,
     Source,
+    class_name,
     listed_image,
     only_label,
 )
@@ -92,8 +92,7 @@ def scan_table(
         label = only_label(row_labels(cells), where)
         if label is None:
             raise UserError(f"{where}: the label is empty")
-        if len(label) > MOST:
-            raise UserError(f"{where}: the label {quoted(label)} has over {MOST:,} characters")
+        class_name(label, where)
         split = cells.get("split", "all")
         if "split" in cells and split.casefold() not in SPLITS:
             raise UserError(f"{where}: split is {split!r:.80}: write train, val or test")
