@@ -9,9 +9,11 @@ that they train, keep about others, and know about all of them together.
 trained. `keeping` trains each variant on one half, and asks about all classes in one list; what it
 gets right among the classes of each half follows from the same answers. `--variants` of MECHANISM
 ask whether the paper's mechanism can work, `--base 10 25 50` trains on so many classes of the first
-half alone. A line is one draw of
-classes and images: a data set, a number of shots, a draw and a variant. Finished lines are kept:
-repeat the command to resume.
+half alone. `tuning` is `keeping` with random settings of TUNED, whose variants are called "mma #3";
+with `--beside`, lines of `keeping` put the defaults into its tables.
+
+A line is one draw of classes and images: a data set, a number of shots, a draw and a variant.
+Finished lines are kept: repeat the command to resume.
 """
 
 from __future__ import annotations

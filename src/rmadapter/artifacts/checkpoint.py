@@ -188,8 +188,9 @@ def load(
 ) -> Saved:  # fmt: skip
     """Load a fitted method from its folder, or from `hf:OWNER/NAME`.
 
-    A folder may name only pocket and open_clip's published backbones: the user must name any other
-    folder or repository. The same goes for a method from outside, whose code would be run.
+    A folder may name only backbones of installed packages, such as pocket, and open_clip's
+    published ones: the user must name any other folder or repository. The same goes for a method
+    from outside, whose code would be run.
 
     Args:
         folder: Folder of a run or of a saved method.

@@ -102,13 +102,11 @@ def listed(hub_cache: Path | None = None) -> list[JsonObject]:
 
     hub_cache: folder of the Hugging Face hub's cache, by default its library's.
     """
-    rows = [*_packaged(), *_published(_cached(hub_cache))]
-    return [{**row, "about": _about(row["name"])} for row in rows]
+    published = _published(_cached(hub_cache))
+    return [*_packaged(), *({**row, "about": _about(row["name"])} for row in published)]
 
 
 def _about(name: str) -> str:
-    if name in packaged_names():
-        return load_package(name).ABOUT
     if name not in KNOWN:
         return ""
     accuracy, licence = KNOWN[name].imagenet, KNOWN[name].licence
@@ -118,16 +116,19 @@ def _about(name: str) -> str:
 
 def _packaged() -> Iterator[JsonObject]:
     """Yield the backbones of installed packages, and the default if its package is absent."""
-    for name in packaged_names():
+    names = packaged_names()
+    for name in names:
         package = load_package(name)
         place, state, megabytes = package.place(), "ready", None
         if place.is_dir():
             megabytes = _size(place)
         else:
             state = f"made when first used: {package.MEGABYTES} MB to download"
-        yield {"name": name, "state": state, "mb": megabytes, "folder": str(place)}
-    if POCKET not in packaged_names():
-        yield {"name": POCKET, "state": f"not installed: {INSTALL}", "mb": None, "folder": ""}
+        row = {"name": name, "state": state, "mb": megabytes, "folder": str(place)}
+        yield {**row, "about": package.ABOUT}
+    if POCKET not in names:
+        row = {"name": POCKET, "state": f"not installed: {INSTALL}", "mb": None, "folder": ""}
+        yield {**row, "about": ""}
 
 
 def _published(cached: dict[str, Path]) -> Iterator[JsonObject]:

@@ -287,9 +287,9 @@ def backbones(
         facts = {"name": loaded.name, "digest": loaded.digest}
         print(json.dumps(facts) if as_json else f"{loaded.name} is ready")
         return
-    found = listed()
+    found, packages = listed(), packaged_names()
     for one in found if speed else ():
-        if one["name"] in KNOWN or (one["name"] in packaged_names() and one["mb"] is not None):
+        if one["name"] in KNOWN or (one["name"] in packages and one["mb"] is not None):
             one["images_per_second"] = round(images_per_second(one["name"], find_device("auto")), 1)
     if as_json:
         print(json.dumps(found))
@@ -464,9 +464,10 @@ def _backbones() -> dict[str, str]:
 
     facts: dict[str, str] = {}
     refused: list[str] = []
+    packages = packaged_names()
     for one in listed():
         name, folder = one["name"], Path(one["folder"])
-        own = name in packaged_names()
+        own = name in packages
         if name == POCKET or own:
             facts[name] = one["state"] if one["mb"] is None else one["folder"]
         if own:
