@@ -29,7 +29,7 @@ from rmadapter.runs.fit import fit
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.settings import parse_overrides
-from rmadapter.training.contract import Callback
+from rmadapter.training.shots import Callback
 
 KEYS = ("images", "seconds", "cpu_seconds", "files_decoded", "decodes")
 

@@ -34,16 +34,16 @@ if TYPE_CHECKING:
     from rmadapter.settings import Machine as Machine
     from rmadapter.task import Question as Question
     from rmadapter.task import Task as Task
-    from rmadapter.training.contract import Callback as Callback
     from rmadapter.training.contract import Fitted as Fitted
     from rmadapter.training.contract import Learner as Learner
     from rmadapter.training.contract import Method as Method
     from rmadapter.training.contract import ModuleMethod as ModuleMethod
     from rmadapter.training.contract import NotApplicable as NotApplicable
     from rmadapter.training.contract import Parameters as Parameters
-    from rmadapter.training.contract import Shots as Shots
     from rmadapter.training.loop import Batch as Batch
     from rmadapter.training.loop import minimise as minimise
+    from rmadapter.training.shots import Callback as Callback
+    from rmadapter.training.shots import Shots as Shots
     from rmadapter.training.traits import Recipe as Recipe
     from rmadapter.training.traits import Traits as Traits
     from rmadapter.training.traits import Uses as Uses
@@ -62,14 +62,12 @@ _HOMES = {
     "errors": ["UserError"],
     "predict.explain": ["explain_images"],
     "training.contract": [
-        "Callback",
         "Fitted",
         "Learner",
         "Method",
         "ModuleMethod",
         "NotApplicable",
         "Parameters",
-        "Shots",
     ],
     "methods": ["load_method"],
     "methods.rmadapter": ["RMAdapter"],
@@ -83,6 +81,7 @@ _HOMES = {
     "curate.suspects": ["find_suspects"],
     "task": ["Question", "Task"],
     "training.loop": ["Batch", "minimise"],
+    "training.shots": ["Callback", "Shots"],
     "training.traits": ["Recipe", "Traits", "Uses"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

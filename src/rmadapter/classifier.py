@@ -18,7 +18,7 @@ from rmadapter.data.image_set import with_weights
 from rmadapter.data.names import Label, class_indices, nfc, prompt_names
 from rmadapter.data.read import ImageSource, image_list, image_set
 from rmadapter.errors import UserError
-from rmadapter.training.contract import Callback
+from rmadapter.training.shots import Callback
 
 ARGUMENTS = ("backbone", "method", "shots", "seed", "progress", "class_names", "class_weight")
 

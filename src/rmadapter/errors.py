@@ -22,6 +22,14 @@ class UserError(ValueError):
     Args:
         message: Text; it becomes one line of at most 1,000 characters, whatever names from files it
             quotes.
+
+    Example:
+        >>> from rmadapter import UserError, read_images
+        >>> try:
+        ...     read_images("colours")
+        ... except UserError as error:
+        ...     print(error)
+        colours: no such file or folder; give a folder of class folders; ...
     """
 
     def __init__(self, message: str) -> None:

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from rmadapter.methods import load_method
-from rmadapter.training.contract import Fitted, Shots, Unfinished
+from rmadapter.training.contract import Fitted, Shots
+from rmadapter.training.shots import Unfinished
 from rmadapter.training.traits import Recipe
 from tests.helpers.shots import logits_of
 

@@ -19,8 +19,9 @@ from rmadapter.methods.prompt_kd import DIGEST, PromptKD
 from rmadapter.methods.promptsrc import PromptSRC
 from rmadapter.settings import configured
 from rmadapter.training import loop as training
-from rmadapter.training.contract import Trained, Unfinished
+from rmadapter.training.contract import Trained
 from rmadapter.training.loop import Batch
+from rmadapter.training.shots import Unfinished
 from rmadapter.training.traits import Recipe
 from tests.helpers.deep_prompts import eight_images, pixels, prompts_inserted
 from tests.helpers.learning import PROMPTSRC, Killed, assert_learns

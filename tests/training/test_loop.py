@@ -18,8 +18,9 @@ from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.encoders import Grid, States
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
-from rmadapter.training.contract import Fitted, Shots, Unfinished
+from rmadapter.training.contract import Fitted, Shots
 from rmadapter.training.loop import Batch, Trainer, minimise, notify, order
+from rmadapter.training.shots import Unfinished
 from rmadapter.training.traits import Recipe
 from tests.helpers.learning import SMALL, fit_adapters, losses
 from tests.helpers.rounding import relative_errors

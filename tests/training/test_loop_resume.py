@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.training import loop as training
-from rmadapter.training.contract import Shots, Unfinished
+from rmadapter.training.contract import Shots
 from rmadapter.training.loop import Batch, as_rows, as_table, key_of, minimise
+from rmadapter.training.shots import Unfinished
 from rmadapter.training.traits import Recipe
 from tests.helpers.learning import fit_adapters, killed_and_resumed, losses
 from tests.helpers.shots import noisy_colors, shots_of

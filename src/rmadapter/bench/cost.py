@@ -23,7 +23,8 @@ from rmadapter.runs.lab import Lab, Sets
 from rmadapter.runs.run import learn
 from rmadapter.support.machine import find_device, shared_gpus
 from rmadapter.support.terminal import bar, note
-from rmadapter.training.contract import Callback, Method, NotApplicable
+from rmadapter.training.contract import Method, NotApplicable
+from rmadapter.training.shots import Callback
 
 TRAIN_IMAGES, TEST_IMAGES = 96, 48  # images to measure on; the latter of each test set
 STEPS = 4  # at least; the first is not counted

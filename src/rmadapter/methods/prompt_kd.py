@@ -33,17 +33,9 @@ from rmadapter.prompts import Cosines, cosine_logits
 from rmadapter.settings import Positive, Size
 from rmadapter.support.machine import seeded
 from rmadapter.training.cache import Cache
-from rmadapter.training.contract import (
-    Fitted,
-    Known,
-    Method,
-    Parameters,
-    Shots,
-    ToLogits,
-    Unfinished,
-    count,
-)
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, count
 from rmadapter.training.loop import Batch, key_of, minimise
+from rmadapter.training.shots import Unfinished
 from rmadapter.training.traits import Recipe, Traits
 
 FIRST = 1  # block of both image encoders whose input is read

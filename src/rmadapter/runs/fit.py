@@ -28,7 +28,8 @@ from rmadapter.support.locks import exclusive
 from rmadapter.support.terminal import note
 from rmadapter.task import Task
 from rmadapter.training.cache import Cache
-from rmadapter.training.contract import Method, Unfinished
+from rmadapter.training.contract import Method
+from rmadapter.training.shots import Unfinished
 
 
 def fit(

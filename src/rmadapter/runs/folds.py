@@ -33,7 +33,8 @@ from rmadapter.runs.run import fit_baseline, learn, run_key
 from rmadapter.support.files import read_json, write_json, write_tensors
 from rmadapter.support.terminal import note
 from rmadapter.task import Task
-from rmadapter.training.contract import Callback, Choices, Figures, Method, NotApplicable
+from rmadapter.training.contract import Choices, Method, NotApplicable
+from rmadapter.training.shots import Callback, Figures
 from rmadapter.training.traits import COSTS, Cost
 
 FOLDS = 4  # divides 4, 8 and 16 shots per class evenly

@@ -22,7 +22,8 @@ from rmadapter.support import distributed
 from rmadapter.support.machine import find_device
 from rmadapter.task import Half, Question, Task
 from rmadapter.training.cache import Cache
-from rmadapter.training.contract import Callback, Method
+from rmadapter.training.contract import Method
+from rmadapter.training.shots import Callback
 
 Splits: TypeAlias = Mapping[str, ImageSet]
 Sets: TypeAlias = list[tuple[Question, ImageSet, Split]]

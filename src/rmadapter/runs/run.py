@@ -26,7 +26,8 @@ from rmadapter.support.files import own_name
 from rmadapter.support.machine import all_seeded, describe, peak, reset_peak, versions
 from rmadapter.task import SHARED_GROUPS, Task
 from rmadapter.training.cache import Cache
-from rmadapter.training.contract import Callback, Fitted, Method, Shots, Unfinished
+from rmadapter.training.contract import Fitted, Method, Shots
+from rmadapter.training.shots import Callback, Unfinished
 
 
 @dataclass(frozen=True, eq=False)

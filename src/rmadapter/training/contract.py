@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import ClassVar, NamedTuple, TypeAlias
 
 import torch
@@ -16,23 +15,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
-from rmadapter.data.read import ImageSet, ImageSource
+from rmadapter.data.read import ImageSource
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
-from rmadapter.settings import Machine
 from rmadapter.support.terminal import track
-from rmadapter.task import TEMPLATES
-from rmadapter.training.cache import BATCH, Cache, Live, Source
+from rmadapter.training.cache import BATCH
+from rmadapter.training.shots import Known as Known
+from rmadapter.training.shots import Shots as Shots
 from rmadapter.training.traits import Recipe, Traits
 
 ToLogits: TypeAlias = Callable[[States], Tensor]  # states of B images -> logits [B, C]
 MOST_EXAMPLES = 10_000
 NEIGHBOUR = 1  # chosen in docs/studies/unfamiliar.md
-Figures: TypeAlias = Mapping[str, float]
 
 
 class NotApplicable(Exception):
-    """An answer that a method cannot give, such as on unseen classes; the message says why."""
+    """An answer that a method cannot give, such as on unseen classes; the message says why.
+
+    Example:
+        >>> from rmadapter import FewShotClassifier, NotApplicable
+        >>> model = FewShotClassifier("tiny", method="linear-probe").fit("colors")
+        >>> try:
+        ...     model.add_classes(["violet"])
+        ... except NotApplicable as error:
+        ...     print(error)
+        linear probe only knows the classes it was trained on, not 'violet'
+    """
 
 
 class Parameters(NamedTuple):
@@ -41,45 +49,16 @@ class Parameters(NamedTuple):
     Attributes:
         trained: Number of trained parameters.
         training_only: Number of these that only training needs.
+
+    Example:
+        >>> from rmadapter import load_backbone, load_method
+        >>> probe, backbone = load_method("linear-probe"), load_backbone("tiny")
+        >>> probe.parameters(backbone, classes=10)  # features of length 40, and a bias
+        Parameters(trained=410, training_only=0)
     """
 
     trained: int = 0
     training_only: int = 0
-
-
-class Known(NamedTuple):
-    """The classes that a model is fitted to: their names, and templates with one {} each."""
-
-    classes: tuple[str, ...]
-    templates: tuple[str, ...] = TEMPLATES
-
-
-def _nothing(figures: Figures) -> None:
-    pass
-
-
-@dataclass(frozen=True)
-class Callback:
-    """Functions that follow a training; an exception in either ends it.
-
-    Both take the figures of a training: "step" and "epoch", counted from 1, every term of the loss,
-    and "lr".
-
-    Args:
-        on_step: Function that is called after each step.
-        on_epoch: The same after each epoch, with the mean of each term.
-
-    Example:
-        >>> from rmadapter import Callback, FewShotClassifier
-        >>> steps = []
-        >>> model = FewShotClassifier("tiny", method="clip-adapter", epochs=3, batch_size=32)
-        >>> model = model.fit("colors", callbacks=[Callback(on_step=steps.append)])
-        >>> [step["step"] for step in steps]  # 24 images in one batch
-        [1, 2, 3]
-    """
-
-    on_step: Callable[[Figures], object] = _nothing
-    on_epoch: Callable[[Figures], object] = _nothing
 
 
 @dataclass
@@ -94,112 +73,6 @@ class Trained:
     history: list[dict[str, float]] = field(default_factory=list)
     step_seconds: float | None = None
     weighed: bool = False
-
-
-@dataclass(frozen=True)
-class Unfinished:
-    """The file that keeps a training while it runs, and the training's key, so that another one is
-    refused.
-
-    before: key of a training that precedes this one; its file may stay until this one saves.
-    """
-
-    path: Path
-    key: str = ""
-    before: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class Shots:
-    """Everything that a method may see; no test image can be reached from it.
-
-    Args:
-        images: The shots.
-        cache: Frozen activations of images, computed once.
-        templates: Prompt templates, one {} each.
-        seed: Seed of everything random.
-        val: Images drawn from the val split.
-        unfinished: File that keeps the training while it runs.
-        progress: Whether to show bars on stderr.
-        callbacks: Functions that are called after every step.
-        unlabelled: Train images of all classes, including novel ones, for methods whose traits ask
-            for them; their labels mean nothing.
-    """
-
-    images: ImageSet
-    cache: Cache
-    templates: tuple[str, ...] = TEMPLATES
-    seed: int = 1
-    val: ImageSet | None = None
-    unfinished: Unfinished | None = None
-    progress: bool = True
-    callbacks: Sequence[Callback] = ()
-    unlabelled: ImageSet | None = None
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Return the prompt names of the classes."""
-        return self.images.classes
-
-    @property
-    def known(self) -> Known:
-        """Return the classes with the templates."""
-        return Known(self.classes, self.templates)
-
-    @property
-    def labels(self) -> Tensor:
-        """Return [N] indices into `classes`."""
-        return torch.tensor(self.images.labels, device=self.device)
-
-    @property
-    def weights(self) -> Tensor | None:
-        """Return the weights [N] of the shots, float64, CPU, 1 on average; None if alike."""
-        weights = torch.tensor(self.images.weights, dtype=torch.float64)
-        return weights / weights.mean() if len(weights) and weights.any() else None
-
-    @property
-    def device(self) -> torch.device:
-        """Return the device to train on."""
-        return self.cache.device
-
-    @property
-    def machine(self) -> Machine:
-        """Return the settings of the machine."""
-        return self.cache.machine
-
-    def source(self, first: int | None = None) -> Source:
-        """Return frozen activations of the shots in all views, in the number format of training.
-
-        Args:
-            first: Block whose input is wanted, None for features alone.
-        """
-        return self.cache.source(
-            self.images, first, augmented=True, precision=self.machine.precision
-        )
-
-    def features(self) -> Tensor:
-        """Return untouched features [V, N, e] of V views of the shots, not normalised."""
-        return self.cache.features(self.images, augmented=True)
-
-    def plain_features(self, images: ImageSet | None = None) -> Tensor:
-        """Return untouched features [N, e] without augmentation, not normalised.
-
-        Args:
-            images: N images; by default the shots.
-        """
-        return self.cache.features(self.images if images is None else images)[0]
-
-    def pixels(self, rows: Tensor, epoch: int, first: int | None) -> Tensor:
-        """Return the pixels [B, 3, H, W] behind the states that `source(first)` gives.
-
-        Args:
-            rows: Indices of the shots, [B].
-            epoch: Number of the epoch, from 0.
-            first: Block of the image encoder, as for `source`.
-        """
-        augmented, views = self.cache.augmentation == "standard", self.source(first).views
-        live = Live(self.cache, self.images, first, augmented, views)
-        return next(live.pixels(epoch, [rows]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -349,6 +222,33 @@ class Method(ABC):
     """A few-shot method: a frozen dataclass whose fields are its settings, by default as published.
 
     docs/guide/your_method.md shows one in 30 lines.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from torch import stack
+        >>> from rmadapter import Fitted, Lab, Method, Parameters, Task, run_task
+        >>> @dataclass(frozen=True)
+        ... class NearestMean(Method):
+        ...     title, source = "nearest mean", "an example"
+        ...
+        ...     def fit(self, backbone, shots):
+        ...         x, y = shots.plain_features(), shots.labels
+        ...         means = stack([x[y == label].mean(0) for label in y.unique()])
+        ...         return self.restore(backbone, shots.known, {"means": means})
+        ...
+        ...     def restore(self, backbone, known, tensors):
+        ...         def for_classes(names):
+        ...             means = tensors["means"][[known.classes.index(name) for name in names]]
+        ...             return lambda states: -(states.features[:, None] - means).norm(dim=-1)
+        ...
+        ...         return Fitted(self, backbone, known, tensors, for_classes)
+        ...
+        ...     def parameters(self, backbone, classes=100, shots=16):
+        ...         return Parameters()  # nothing is trained
+        >>> task = Task("colors", backbone="tiny", shots=4)
+        >>> outcome = run_task(task, NearestMean(), Lab(progress=False))
+        >>> outcome.record.score("all").images
+        16
     """
 
     traits: ClassVar[Traits] = Traits()
@@ -448,6 +348,23 @@ class Learner(nn.Module, ABC):
 
     Raises:
         UserError: An encoder on these sides has no known blocks.
+
+    Example:
+        >>> from torch import nn, ones
+        >>> from rmadapter import Learner, load_backbone
+        >>> from rmadapter.prompts import cosine_logits, zero_shot_weights
+        >>> class Scale(Learner):  # a factor for each number of an image's features
+        ...     def __init__(self, backbone):
+        ...         super().__init__(backbone)
+        ...         self.factors = nn.Parameter(ones(backbone.embedding_size))
+        ...
+        ...     def for_classes(self, names, known):
+        ...         weights = zero_shot_weights(self.backbone, names, known.templates)
+        ...         return lambda states: cosine_logits(
+        ...             self.backbone, self.factors * states.features, weights
+        ...         )
+        >>> list(Scale(load_backbone("tiny")).state_dict())
+        ['factors']
     """
 
     first: int | None = None
@@ -471,6 +388,16 @@ class ModuleMethod(Method):
     """A method that learns one module.
 
     A new module that loads the trained state answers like the trained one.
+
+    Example:
+        >>> from rmadapter import ModuleMethod, load_backbone, load_method
+        >>> method, backbone = load_method("clip-adapter"), load_backbone("tiny")
+        >>> isinstance(method, ModuleMethod)
+        True
+        >>> sorted(method.module(backbone).state_dict())
+        ['down.weight', 'up.weight']
+        >>> method.parameters(backbone).trained  # down and up, 40 x 10 each
+        800
     """
 
     @abstractmethod

@@ -27,7 +27,8 @@ from rmadapter.support.files import JsonObject, write_tensors
 from rmadapter.support.machine import keep_freed_memory
 from rmadapter.support.terminal import bar, note
 from rmadapter.training.cache import FORMATS, Source
-from rmadapter.training.contract import Callback, Figures, Shots, Trained, Unfinished
+from rmadapter.training.contract import Trained
+from rmadapter.training.shots import Callback, Figures, Shots, Unfinished
 from rmadapter.training.traits import Recipe
 
 SAVE_SECONDS = 30.0  # a killed run loses at most this much work
@@ -44,6 +45,19 @@ class Batch:
         images: States of the B images.
         generator: Generator for anything else drawn in a step; a resumed training restores its
             state.
+
+    Example:
+        >>> import torch
+        >>> from rmadapter import Batch, Lab, Shots, Task
+        >>> task, lab = Task("colors", backbone="tiny", shots=2), Lab(progress=False)
+        >>> shots = Shots(lab.draw(task).train, lab.train_cache(task))
+        >>> rows = torch.tensor([0, 7])
+        >>> states = shots.source().batch(rows)
+        >>> batch = Batch(0, rows, shots.labels[rows], states, torch.Generator())  # to try a loss
+        >>> batch.labels
+        tensor([0, 3])
+        >>> batch.images.features.shape
+        torch.Size([2, 40])
     """
 
     epoch: int
@@ -85,6 +99,20 @@ def minimise(
     Raises:
         UserError: The loss is not finite, the unfinished training is another one, or the device
             lacks the number format.
+
+    Example:
+        >>> from torch import nn
+        >>> from torch.nn.functional import cross_entropy
+        >>> from rmadapter import Lab, Recipe, Shots, Task, minimise
+        >>> task, lab = Task("colors", backbone="tiny", shots=4), Lab(progress=False)
+        >>> shots = Shots(lab.draw(task).train, lab.train_cache(task), progress=False)
+        >>> probe = nn.Linear(40, 4)  # from features of length 40 to four classes
+        >>> def loss(batch):
+        ...     return cross_entropy(probe(batch.images.features), batch.labels)
+        >>> recipe = Recipe(epochs=3, batch_size=8)
+        >>> trained = minimise(probe, loss, recipe, shots, shots.source())
+        >>> trained.step  # 16 images make two batches
+        6
     """
     device = shots.device
     _prepare(module, shots)
