@@ -115,6 +115,21 @@ def sure_from(confidence: ArrayLike, right: ArrayLike, precision: float) -> floa
     return max(float(values[end[-1]]) if len(end) else precision for end in ends)
 
 
+def most_missed(images: int, error: float) -> float:
+    """Return the share of new images that prediction sets calibrated by N images miss at most, with
+    95 % confidence, if they promise `error` (Vovk, 2012).
+
+    The share that one calibration misses follows Beta(k, N + 1 - k), k = floor((N + 1) error),
+    whose mean is at most `error`. Raises ValueError if k is 0.
+    """
+    from scipy.special import betaincinv
+
+    k = math.floor(round((images + 1) * error, 9))
+    if not k:
+        raise ValueError(f"{images} images for an error of {error}")
+    return float(betaincinv(k, images + 1 - k, 0.95))
+
+
 def tempered(probabilities: ArrayLike, temperature: float) -> np.ndarray:
     """Return probabilities [N, C] after the logits are divided by a temperature."""
     from scipy.special import softmax

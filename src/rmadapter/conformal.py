@@ -1,0 +1,174 @@
+"""Prediction sets that miss the right class no more often than promised: split conformal prediction
+(Vovk et al., 2005) with sets of all classes that are probable enough (Sadinle et al., 2019).
+
+NumPy only, since exports hold this file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rmadapter.errors import UserError
+
+Source: TypeAlias = Literal["folds", "held out"]
+ANSWER, UNSURE = "answer", "unsure"
+MOST = 10_000  # images of a calibration
+SLACK = 5  # classes are calibrated by themselves if that costs at most this part of the error
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a model's probabilities were worth on images that it was not fitted to.
+
+    Attributes:
+        shares: Probability of the own class of each of N images, ascending.
+        classes: Index of that class, for each image.
+        known: Number of classes of the model.
+        source: "held out" for images that were not drawn; "folds" for the shots, each answered by a
+            model that was fitted to the other folds.
+    """
+
+    shares: tuple[float, ...]
+    classes: tuple[int, ...]
+    known: int
+    source: Source
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.shares) == len(self.classes) <= MOST:
+            raise ValueError("no images, too many, or not one class for each")
+        if not 0 <= min(self.shares) <= max(self.shares) <= 1 or min(self.classes) < 0:
+            raise ValueError("a probability outside 0 to 1, or a negative class")
+        if max(self.classes) >= self.known:
+            raise ValueError("an unknown class")
+        if [*self.shares] != sorted(self.shares):
+            raise ValueError("probabilities that do not ascend")
+
+    @classmethod
+    def of(cls, probabilities: np.ndarray, labels: ArrayLike, source: Source) -> Calibration:
+        """Calibrate by a table.
+
+        Args:
+            probabilities: Table [N, C].
+            labels: [N], indices of the right classes. Of more than 10,000 images, as many are drawn
+                at random.
+            source: Where the images are from.
+        """
+        which = np.asarray(labels)
+        shares = probabilities[np.arange(len(which)), which].astype(np.float64)
+        rows = np.random.default_rng(0).permutation(len(which))[:MOST]
+        rows = rows[np.argsort(shares[rows], kind="stable")]
+        # rounded down, as a higher limit would miss the image itself
+        rounded = np.floor(shares[rows] * 1e6) / 1e6
+        return cls(
+            tuple(rounded.tolist()), tuple(which[rows].tolist()), probabilities.shape[1], source
+        )
+
+    def limits(self, error: float, classes: int) -> np.ndarray:
+        """Return the probability [C] from which on a class belongs to the set.
+
+        If new images are like the calibration's, the sets miss the right class of a share of at
+        most `error` of them, on average over calibrations. For N images that is the k-th smallest
+        probability, k = floor((N + 1) error). Classes have limits of their own if each has enough
+        images; then the promise holds for every class.
+
+        Args:
+            error: Share of images, above 0 and below 1.
+            classes: Number of classes to choose from. Those that the model was not calibrated with,
+                which are the last, have the limit of all.
+
+        Raises:
+            UserError: An error outside 0 to 1, or fewer images than it needs.
+        """
+        least = needed(error)
+        if len(self.shares) < least:
+            raise UserError(
+                f"an error of {100 * error:g} % needs {least:,} images that the model was not "
+                f"fitted to, and there are {len(self.shares):,}: allow "
+                f"{math.ceil(1000 / (len(self.shares) + 1)) / 10:g} % or more, or fit to more "
+                "images"
+            )
+        shares, which = np.array(self.shares), np.array(self.classes)
+        limits = np.full(classes, shares[_place(len(shares), error)])
+        if self.by_class(error):
+            for number in range(self.known):
+                own = shares[which == number]
+                limits[number] = own[_place(len(own), error)]
+        return limits
+
+    def by_class(self, error: float) -> bool:
+        """Return whether every class has limits of its own at this error."""
+        counts = np.bincount(self.classes, minlength=self.known)
+        return int(counts.min()) >= SLACK * (needed(error) + 1) - 1
+
+
+def limits_of(
+    calibration: Calibration | None, error: float, known: Sequence[str], names: Sequence[str]
+) -> np.ndarray:
+    """Return the limits [C] of a model's classes.
+
+    Args:
+        calibration: The model's, if it has one.
+        error: As for `Calibration.limits`.
+        known: Classes that the model was fitted to.
+        names: The C classes to choose from.
+
+    Raises:
+        UserError: No calibration, classes without one, or as `Calibration.limits`.
+    """
+    if calibration is None:
+        raise UserError(
+            "no error can be promised, as this model has no answers on images that it was not "
+            "fitted to: fit again with --folds 4, or in Python call `calibrate`"
+        )
+    if (*names[: len(known)],) != (*known,):
+        raise UserError("an error is promised for the classes that the model was fitted to alone")
+    return calibration.limits(error, len(names))
+
+
+def needed(error: float) -> int:
+    """Return how many images an error needs. Raises UserError if it is not between 0 and 1."""
+    if not 0 < error < 1:
+        raise UserError(f"an error of {100 * error:g} %: give one above 0 and below 100 %")
+    return math.ceil(round(1 / error, 9)) - 1
+
+
+def _place(images: int, error: float) -> int:
+    """Return the index of the limit among ascending probabilities."""
+    return math.floor(round((images + 1) * error, 9)) - 1
+
+
+def in_sets(probabilities: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Return which classes are in the set of each image, [B, C] bool; the most probable class
+    always is.
+
+    Args:
+        probabilities: Table [B, C].
+        limits: [C], as from `Calibration.limits`.
+    """
+    inside: np.ndarray = probabilities >= limits
+    inside[np.arange(len(inside)), probabilities.argmax(1)] = True
+    return inside
+
+
+def chosen(probabilities: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Return the indices of the classes in the set of one image, the most probable first.
+
+    Args:
+        probabilities: [C].
+        limits: [C], as for `in_sets`.
+    """
+    order = np.argsort(-probabilities, kind="stable")
+    chosen_first: np.ndarray = order[in_sets(probabilities[None], limits)[0, order]]
+    return chosen_first
+
+
+def decide(labels: int) -> str:
+    """Return what is decided by a set of so many labels: only one that stands alone is an
+    answer."""
+    return ANSWER if labels == 1 else UNSURE

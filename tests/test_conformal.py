@@ -1,0 +1,138 @@
+"""Prediction sets beside MAPIE's, and their promise beside its distribution in closed form."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from mapie.classification import SplitConformalClassifier
+from scipy.stats import binom
+from sklearn.base import BaseEstimator, ClassifierMixin
+
+from rmadapter.conformal import Calibration, chosen, decide, in_sets, limits_of, needed
+from rmadapter.errors import UserError
+from rmadapter.metrics import most_missed
+
+CLASSES = 5
+
+
+def draw(images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return probabilities [N, C], and labels of which many are probable."""
+    rng = np.random.default_rng(seed)
+    table = rng.dirichlet(np.full(CLASSES, 0.4), images)
+    labels = np.array([rng.choice(CLASSES, p=0.8 * row + 0.2 / CLASSES) for row in table])
+    return table, labels
+
+
+class Table(ClassifierMixin, BaseEstimator):
+    """A classifier whose inputs are its probabilities."""
+
+    classes_ = np.arange(CLASSES)
+
+    def fit(self, table: np.ndarray, labels: np.ndarray) -> Table:
+        return self
+
+    def predict_proba(self, table: np.ndarray) -> np.ndarray:
+        return table
+
+    def predict(self, table: np.ndarray) -> np.ndarray:
+        return table.argmax(1)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("error", [0.05, 0.1, 0.3])
+def test_sets_are_those_of_mapie(error: float) -> None:
+    table, labels = draw(97, 1)
+    new, _ = draw(200, 2)
+    other = SplitConformalClassifier(Table(), confidence_level=1 - error, prefit=True)
+    _, sets = other.conformalize(table, labels).predict_set(new)
+    expected = sets[:, :, 0]
+    expected[np.arange(len(new)), new.argmax(1)] = True  # ours are never empty
+    ours = in_sets(new, Calibration.of(table, labels, "held out").limits(error, CLASSES))
+    assert not ours.all()
+    np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize(("images", "error"), [(19, 0.05), (40, 0.1), (200, 0.03)])
+def test_the_share_missed_has_the_distribution_of_theory(images: int, error: float) -> None:
+    """Without ties and without the class that is always in, it is Beta(k, N + 1 - k)."""
+    shares = np.random.default_rng(3).random((4000, images))
+    one_class = np.zeros(images, int)
+    limits = [
+        Calibration.of(np.stack([row, 1 - row], 1), one_class, "held out").limits(error, 2)[0]
+        for row in shares
+    ]
+    missed = np.array(limits)  # of a uniform share, what lies below the limit
+    k = int((images + 1) * error + 1e-9)
+    spread = np.sqrt(k * (images + 1 - k) / (images + 1) ** 2 / (images + 2) / len(shares))
+    assert abs(missed.mean() - k / (images + 1)) < 4 * spread
+    assert missed.mean() <= error + 4 * spread
+    above = (missed > most_missed(images, error)).mean()
+    assert above == pytest.approx(0.05, abs=4 * np.sqrt(0.05 * 0.95 / len(shares)))
+
+
+def test_the_bound_of_one_calibration_is_that_of_a_binomial() -> None:
+    """At least k of N images fall below a share that is missed exactly as often."""
+    bound = most_missed(99, 0.05)
+    assert binom.sf(5 - 1, 99, bound) == pytest.approx(0.95)
+    with pytest.raises(ValueError, match="18 images"):
+        most_missed(18, 0.05)
+
+
+def test_classes_with_enough_images_have_limits_of_their_own() -> None:
+    """Then each of them keeps the promise, even one that is always less probable."""
+    rng = np.random.default_rng(4)
+    labels = np.repeat([0, 1], 200)
+    own = np.where(labels == 0, rng.uniform(0.8, 1, 400), rng.uniform(0.4, 0.6, 400))
+    table = np.stack([np.where(labels == 0, own, 1 - own), np.where(labels == 1, own, 1 - own)], 1)
+    calibration = Calibration.of(table, labels, "held out")
+    assert calibration.by_class(0.1)
+    assert not calibration.by_class(0.01)
+    apart, together = calibration.limits(0.1, 2), calibration.limits(0.01, 2)
+    assert apart[0] > 0.8
+    assert 0.4 < apart[1] < 0.45
+    assert together[0] == together[1] < 0.45
+    assert calibration.limits(0.1, 3)[2] == sorted(own)[39] // 1e-6 * 1e-6
+
+
+def test_an_error_needs_images() -> None:
+    assert [needed(error) for error in (0.01, 0.05, 0.1, 0.5)] == [99, 19, 9, 1]
+    calibration = Calibration.of(*draw(18, 5), "folds")
+    with pytest.raises(UserError, match=r"5 % needs 19 images .* there are 18: allow 5.3 %"):
+        calibration.limits(0.05, CLASSES)
+    calibration.limits(0.053, CLASSES)
+    for error in (0, 1, -0.1, float("nan")):
+        with pytest.raises(UserError, match="give one above 0"):
+            calibration.limits(error, CLASSES)
+
+
+def test_limits_are_for_the_classes_of_the_calibration() -> None:
+    calibration = Calibration.of(*draw(50, 6), "folds")
+    known = [*"abcde"]
+    assert len(limits_of(calibration, 0.1, known, [*known, "f"])) == 6
+    for other in (known[:4], [*"bacde"], ["x", *known]):
+        with pytest.raises(UserError, match="fitted to alone"):
+            limits_of(calibration, 0.1, known, other)
+    with pytest.raises(UserError, match="--folds 4"):
+        limits_of(None, 0.1, known, known)
+
+
+def test_only_a_class_that_stands_alone_is_an_answer() -> None:
+    limits = np.array([0.2, 0.2, 0.5])
+    assert chosen(np.array([0.3, 0.3, 0.4]), limits).tolist() == [2, 0, 1]
+    assert chosen(np.array([0.7, 0.1, 0.2]), limits).tolist() == [0]
+    assert chosen(np.array([0.1, 0.15, 0.3]), limits).tolist() == [2]  # below every limit
+    assert [decide(count) for count in (1, 2)] == ["answer", "unsure"]
+
+
+@pytest.mark.parametrize(
+    ("shares", "classes"),
+    [((), ()), ((0.5,), (0, 1)), ((0.5, 0.4), (0, 1)), ((-0.1,), (0,)), ((0.5,), (2,)),
+     ((0.5,), (-1,)), ((float("nan"),), (0,))],
+)  # fmt: skip
+def test_a_damaged_calibration_is_refused(
+    shares: tuple[float, ...], classes: tuple[int, ...]
+) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        Calibration(shares, classes, 2, "folds")
