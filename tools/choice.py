@@ -67,7 +67,8 @@ def measure(lab: Lab, data: str, shots: int, seed: int, whole: bool) -> list[dic
         run = Request.make({"shots": shots, "seed": seed}, name, data=data)
         counted = folds.answered(run.method, name)
         temperature = folds.temperature(run.method, name)
-        held_out = folds.held_out(run.method, name, temperature or 1)
+        tempered = folds.tempered(run.method, name, temperature or 1)
+        held_out = HeldOut.of(*tempered) if tempered else None
         outcome = run_task(run.task, run.method, lab, name)
         [evaluation], record = outcome.evaluations, outcome.record
         line = {

@@ -16,6 +16,7 @@ from rmadapter.artifacts.predictions import Evaluation
 from rmadapter.artifacts.record import Judgement, MethodName, Record
 from rmadapter.artifacts.summary import describe_tie, judgement_table
 from rmadapter.backbones import Backbone
+from rmadapter.conformal import Calibration
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.runs import judge as judging
@@ -191,6 +192,34 @@ def test_figures_against_scikit_learn_and_a_better_probe_is_named(tiny_clip: Bac
     assert rows[0][:2] == ["guessing", "33.3"]
     assert rows[1][:2] == ["always the most frequent class", "50.0"]
     assert rows[-1][:3] == ["rmadapter", "50.0", "35.2 to 64.8"]
+
+
+def test_undrawn_images_calibrate_by_halves(tiny_clip: Backbone) -> None:
+    """Half of them calibrate the sets of the others, and all of them the model."""
+    images = grouped_noise("ab" * 40, [""] * 80)
+    wanted, lab = prepare(tiny_clip, {"all": images}, shots=8)
+    few = lab.draw(wanted.task)
+    done = run_task(wanted.task, wanted.method, lab, wanted.name, baselines=BASELINES)
+    outcome = judge(wanted.task, wanted.method, lab, done, few)
+    calibration, judgement = outcome.fitted.calibration, judgement_of(outcome.record)
+    assert calibration is not None
+    assert (calibration.source, len(calibration.shares)) == ("held out", judgement.images)
+    assert [promise.error for promise in judgement.promises] == [5, 10]
+    assert judgement.promises[0].calibrated == judgement.images // 2
+    for promise in judgement.promises:
+        assert promise.low <= promise.missed <= promise.high
+
+
+def test_the_shots_promise_fold_by_fold(tiny_clip: Backbone, colors: Path) -> None:
+    wanted, lab = prepare(tiny_clip, {"all": read_images(colors)["train"]})
+    few = lab.draw(wanted.task)
+    done = run_task(wanted.task, wanted.method, lab, wanted.name, baselines=BASELINES)
+    folds = Folds.make(wanted.task, few, lab, 3)
+    held_out = folds.answers(wanted.method, wanted.name).table
+    done = done.calibrated(Calibration.of(held_out, folds.judged.labels, "folds"))
+    judgement = judgement_of(judge(wanted.task, wanted.method, lab, done, few, folds).record)
+    [ten] = judgement.promises
+    assert (ten.error, ten.calibrated) == (10, 16)  # 24 images in 3 folds
 
 
 def test_a_method_that_is_a_baseline_has_one_row() -> None:

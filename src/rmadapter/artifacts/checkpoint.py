@@ -144,6 +144,7 @@ def _save(
         sha256=sha256(run.weights),
         tokenizer=backbone.tokenizer_digest,
         temperature=fitted.temperature,
+        calibration=fitted.calibration,
         versions=versions(),
     )
     write_json(run.model, model.model_dump(mode="json"))
@@ -230,7 +231,7 @@ def load(
         name_it(other)
     known = Known(model.classes, model.templates)
     fitted = _restore(folder, with_settings, loaded, known, tensors)
-    fitted = replace(fitted, temperature=model.temperature)
+    fitted = replace(fitted, temperature=model.temperature, calibration=model.calibration)
     return Saved(fitted, model.labels, name, model.names or model.classes)
 
 

@@ -17,6 +17,7 @@ from pydantic import (
 
 from rmadapter.artifacts.record import LONGEST, BackboneName, MethodName, Text
 from rmadapter.artifacts.run_folder import RunFolder
+from rmadapter.conformal import Calibration
 from rmadapter.errors import UserError, first_fault
 from rmadapter.support.files import read_json, sha256
 from rmadapter.task import check_templates
@@ -62,6 +63,7 @@ class Model(BaseModel):
         sha256: SHA-256 of the file of weights.
         tokenizer: Digest of the backbone's tokenizer; empty where the file does not say.
         temperature: Divisor of the logits.
+        calibration: What its probabilities were worth on held-out images, if known.
         versions: Versions of Python and libraries.
     """
 
@@ -78,6 +80,7 @@ class Model(BaseModel):
     sha256: str
     tokenizer: str = ""
     temperature: float = Field(1.0, gt=0, le=1e6)
+    calibration: Calibration | None = None
     versions: dict[str, str]
 
     @field_validator("templates")
@@ -91,6 +94,8 @@ class Model(BaseModel):
             raise ValueError(
                 f"{len(self.labels)} labels for {len(self.names or self.classes)} classes"
             )
+        if self.calibration and self.calibration.known != len(self.classes):
+            raise ValueError(f"a calibration of {self.calibration.known} classes")
         for names in (self.classes, self.names, self.labels):
             if len({*map(str, names)}) < len(names):
                 raise ValueError("a class appears twice")

@@ -178,6 +178,35 @@ class Rates(Value):
     p: float | None = None
 
 
+class Promise(Value):
+    """What prediction sets kept of a promised error. Rates are in percent.
+
+    Attributes:
+        error: Share of images whose sets may miss the right class.
+        calibrated: Number of images of the calibration; of the smallest, if there were several.
+        most: Share that one such calibration misses at most, with 95 % confidence.
+        by_class: Whether every class has a limit of its own.
+        missed: Share of the judged images whose sets miss the right class.
+        low, high: Wilson's 95 % interval of that share.
+        labels: Mean number of classes in a set.
+        answered: Share of images with a single class in their set.
+        right: Share of these for which it is right; None if there are none.
+        misses: Share missed of each class's images, None for a class without any.
+    """
+
+    error: Percent
+    calibrated: int = Field(ge=1, le=10**9)
+    most: Percent
+    by_class: bool
+    missed: Percent
+    low: Percent
+    high: Percent
+    labels: Number
+    answered: Percent
+    right: Percent | None
+    misses: tuple[Percent | None, ...] = ()
+
+
 class Judgement(Value):
     """An estimate of how good a run on all classes is.
 
@@ -188,6 +217,7 @@ class Judgement(Value):
         majority: Accuracy of always answering with the most frequent class.
         rows: Rates of the untouched backbone, a linear probe and the method.
         doubts: Reasons to doubt it, one sentence each.
+        promises: What prediction sets kept of promised errors.
     """
 
     how: str
@@ -196,6 +226,7 @@ class Judgement(Value):
     majority: Percent
     rows: tuple[Rates, ...]
     doubts: tuple[str, ...] = ()
+    promises: tuple[Promise, ...] = ()
 
     @model_validator(mode="after")
     def _one_fitted_row(self) -> Judgement:

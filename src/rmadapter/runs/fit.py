@@ -14,8 +14,9 @@ from rmadapter.artifacts.predictions import (
     write_mistakes,
     write_predictions,
 )
-from rmadapter.artifacts.record import Record
+from rmadapter.artifacts.record import HeldOut, Record
 from rmadapter.artifacts.run_folder import RunFolder
+from rmadapter.conformal import Calibration
 from rmadapter.data.fewshot import FewShot, half, read_split, save_split
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
@@ -76,11 +77,12 @@ def fit(
             outcome = run_task(
                 task, method, lab, name, unfinished, baselines, temperature, few
             ).with_facts(choice=choice)
+            held_out = validation and temperature and validation.tempered(method, name, temperature)
+            if held_out:
+                outcome = outcome.with_facts(held_out=HeldOut.of(*held_out))
+                outcome = outcome.calibrated(Calibration.of(*held_out, "folds"))
             if judged:
                 outcome = judge(task, method, lab, outcome, few, validation)
-            if validation and temperature:
-                answers = validation.held_out(method, name, temperature)
-                outcome = outcome.with_facts(held_out=answers)
             outcome = outcome.with_facts(
                 key=key, command=command, columns=dict(columns or {}), crops=crops,
                 notes=(*outcome.record.notes, *notes, *_no_images(outcome.record, folds)),

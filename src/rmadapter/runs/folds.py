@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from numpy.typing import ArrayLike
 from pydantic import ValidationError
 
 from rmadapter import metrics
-from rmadapter.artifacts.record import Candidate, Choice, HeldOut
+from rmadapter.artifacts.record import Candidate, Choice
 from rmadapter.data.duplicates import groups
 from rmadapter.data.fewshot import FewShot, half
 from rmadapter.data.read import ImageSet
@@ -60,6 +61,13 @@ class Answers:
 
     table: np.ndarray
     seconds: float
+
+
+class Labelled(NamedTuple):
+    """Probabilities [M, C], and the indices [M] of the right classes."""
+
+    table: np.ndarray
+    labels: Sequence[int]
 
 
 @dataclass(eq=False)
@@ -205,14 +213,14 @@ class Folds:
         table = self.answers(method, name, count=count).table
         return fitted_temperature(table, self.judged.labels[: len(table)], name)
 
-    def held_out(self, method: Method, name: str, temperature: float) -> HeldOut | None:
+    def tempered(self, method: Method, name: str, temperature: float) -> Labelled | None:
         """Return the answers of a method on the folds that it has answered, calibrated; None if
         there are none."""
         count = self.answered(method, name)
         if not count:
             return None
         table = metrics.tempered(self.answers(method, name, count=count).table, temperature)
-        return HeldOut.of(table, self.judged.labels[: len(table)])
+        return Labelled(table, self.judged.labels[: len(table)])
 
 
 def _read(file: Path, count: int) -> Answers | None:

@@ -10,8 +10,9 @@ import numpy as np
 
 from rmadapter import metrics
 from rmadapter.artifacts.predictions import Evaluation
-from rmadapter.artifacts.record import LEVEL, Judgement, Rates, Score
+from rmadapter.artifacts.record import LEVEL, Judgement, Promise, Rates, Score, Split
 from rmadapter.artifacts.summary import describe_tie
+from rmadapter.conformal import Calibration
 from rmadapter.data.duplicates import pairs
 from rmadapter.data.fewshot import FewShot
 from rmadapter.data.read import ImageSet
@@ -19,6 +20,7 @@ from rmadapter.methods import load_method
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.runs.folds import Folds, fitted_temperature
 from rmadapter.runs.lab import Lab, Sets
+from rmadapter.runs.promises import cross_measured, halves, measured
 from rmadapter.runs.run import Outcome, learnt_from
 from rmadapter.task import Task
 from rmadapter.training.contract import Method
@@ -60,6 +62,12 @@ def judge(
     if not rows:
         return outcome.with_facts(judgement=None, notes=(*record.notes, NO_IMAGES))
     judgement = _judgement(how, evaluation, rows, record.method.title, record.method.name)
+    if split == "held out":
+        labels = evaluation.labels[rows]
+        calibration = Calibration.of(evaluation.probabilities[rows], labels, "held out")
+        outcome = outcome.calibrated(calibration)
+    promises = _promises(outcome.fitted.calibration, evaluation, rows, split, folds)
+    judgement = judgement.model_copy(update={"promises": promises})
     if record.choice and split not in UNSEEN and len(record.choice.rows) > 1:
         doubt = (
             f"{record.method.title} was also chosen on these images: it is likely to be a little "
@@ -69,6 +77,25 @@ def judge(
     outcome = outcome.with_facts(judgement=judgement)
     tie = describe_tie(outcome.record)
     return outcome.with_facts(notes=(*record.notes, tie)) if tie else outcome
+
+
+def _promises(
+    calibration: Calibration | None,
+    evaluation: Evaluation,
+    rows: Sequence[int],
+    split: Split,
+    folds: Folds | None,
+) -> tuple[Promise, ...]:
+    """Measure the promises of a calibration, by images that are not among its own."""
+    if calibration is None:
+        return ()
+    table, labels = evaluation.probabilities[rows], evaluation.labels[rows]
+    if split == "held out":
+        return cross_measured(table, labels, halves(len(labels), seed=0), calibration.source)
+    if folds and split == "cross-validated":
+        groups = np.repeat(np.arange(len(folds)), [len(part) for part in folds.parts])
+        return cross_measured(table, labels, groups, calibration.source)
+    return measured(table, labels, calibration)
 
 
 def _unseen_rows(

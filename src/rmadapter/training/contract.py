@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
+from rmadapter.conformal import Calibration
 from rmadapter.data.read import ImageSource
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
@@ -90,6 +91,7 @@ class Fitted:
         parameters: Number of trained parameters.
         trained: The record of the training.
         temperature: Divisor of the logits in `score`; calibrates probabilities, changes no answer.
+        calibration: What the calibrated probabilities were worth on held-out images, if known.
         examples: Untouched unit features [N, e] of the training images, in float16, if kept.
         remembers: Whether the function of `for_classes` learns from each image, so that answers
             depend on earlier images.
@@ -113,6 +115,7 @@ class Fitted:
     parameters: int = 0
     trained: Trained = field(default_factory=Trained)
     temperature: float = 1.0
+    calibration: Calibration | None = None
     examples: Tensor | None = None
     remembers: bool = False
 

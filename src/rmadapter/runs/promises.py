@@ -1,0 +1,87 @@
+"""Measure what prediction sets keep of what they promise, on images that the model did not learn
+from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from rmadapter import metrics
+from rmadapter.artifacts.record import Promise
+from rmadapter.conformal import Calibration, Source, in_sets, needed
+
+ERRORS = (0.01, 0.05, 0.1)
+
+
+def measured(
+    table: np.ndarray, labels: np.ndarray, calibration: Calibration
+) -> tuple[Promise, ...]:
+    """Measure the promises at each of `ERRORS` for which the calibration has enough images.
+
+    table: probabilities [N, C]. labels: [N], indices of the right classes.
+    """
+    possible = [error for error in ERRORS if len(calibration.shares) >= needed(error)]
+    parts = [(np.arange(len(labels)), calibration)]
+    return tuple(_measure(error, table, labels, parts) for error in possible)
+
+
+def cross_measured(
+    table: np.ndarray, labels: np.ndarray, groups: np.ndarray, source: Source
+) -> tuple[Promise, ...]:
+    """Measure like `measured`, each group of images by a calibration on the others.
+
+    groups: [N], number of each image's group.
+    """
+    numbers = np.unique(groups)
+    if len(numbers) < 2:
+        return ()
+    parts = []
+    for number in numbers:
+        own = groups == number
+        parts.append((np.flatnonzero(own), Calibration.of(table[~own], labels[~own], source)))
+    least = min(len(calibration.shares) for _, calibration in parts)
+    possible = [error for error in ERRORS if least >= needed(error)]
+    return tuple(_measure(error, table, labels, parts) for error in possible)
+
+
+def halves(images: int, seed: int) -> np.ndarray:
+    """Return a random half, 0 or 1, for each of N images."""
+    return np.random.default_rng(seed).permutation(images) % 2
+
+
+def _measure(
+    error: float,
+    table: np.ndarray,
+    labels: np.ndarray,
+    parts: list[tuple[np.ndarray, Calibration]],
+) -> Promise:
+    """parts: rows of the images, each with the calibration for them."""
+    inside = np.zeros(table.shape, bool)
+    for rows, calibration in parts:
+        inside[rows] = in_sets(table[rows], calibration.limits(error, table.shape[1]))
+    missed = ~inside[np.arange(len(labels)), labels]
+    sizes = inside.sum(1)
+    answered = sizes == 1
+    low, high = metrics.wilson(int(missed.sum()), len(missed))
+    calibrated = min(len(calibration.shares) for _, calibration in parts)
+    return Promise(
+        error=100 * error,
+        calibrated=calibrated,
+        most=100 * metrics.most_missed(calibrated, error),
+        by_class=all(calibration.by_class(error) for _, calibration in parts),
+        missed=100 * float(missed.mean()),
+        low=low,
+        high=high,
+        labels=float(sizes.mean()),
+        answered=100 * float(answered.mean()),
+        right=100 * float(1 - missed[answered].mean()) if answered.any() else None,
+        misses=tuple(_by_class(missed, labels, table.shape[1])),
+    )
+
+
+def _by_class(missed: np.ndarray, labels: np.ndarray, classes: int) -> Iterator[float | None]:
+    """Yield the share of each class's images, in percent, whose sets miss it; None without any."""
+    for number in range(classes):
+        own = missed[labels == number]
+        yield 100 * float(own.mean()) if len(own) else None

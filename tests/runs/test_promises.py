@@ -1,0 +1,52 @@
+"""What prediction sets kept of their promise, counted by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rmadapter.conformal import Calibration
+from rmadapter.metrics import most_missed, wilson
+from rmadapter.runs.promises import cross_measured, halves, measured
+
+
+def table_of(own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return probabilities [N, 2] of images that are all of class 0, and their labels."""
+    return np.stack([own, 1 - own], 1), np.zeros(len(own), int)
+
+
+def test_a_promise_is_measured_on_other_images() -> None:
+    calibration = Calibration.of(*table_of(np.linspace(0.31, 0.49, 19)), "folds")
+    table, labels = table_of(np.array([0.2, 0.3, 0.4, 0.6, 0.65, 0.9]))  # the limits are 0.31
+    five, ten = measured(table, labels, calibration)  # 1 % needs 99 images
+    assert (five.error, ten.error) == (5, 10)
+    assert (five.calibrated, five.most) == (19, 100 * most_missed(19, 0.05))
+    assert five.missed == pytest.approx(100 * 2 / 6)
+    assert (five.low, five.high) == wilson(2, 6)
+    # two are answered wrongly, one rightly, and three have both classes
+    assert five.labels == pytest.approx(9 / 6)
+    assert five.answered == pytest.approx(50)
+    assert five.right == pytest.approx(100 / 3)
+    assert five.misses == (five.missed, None)
+    assert not five.by_class
+
+
+def test_nothing_is_measured_where_nothing_can_be_promised() -> None:
+    table, labels = table_of(np.linspace(0.1, 0.9, 8))
+    assert measured(table, labels, Calibration.of(table, labels, "folds")) == ()
+    assert cross_measured(table, labels, np.arange(8) % 2, "folds") == ()
+    assert cross_measured(*table_of(np.ones(30)), np.zeros(30), "folds") == ()  # one group
+
+
+def test_each_group_is_measured_by_the_others() -> None:
+    """Images of a group that is worse than the other are missed, and those of the other are not."""
+    table, labels = table_of(np.repeat([0.9, 0.2], 30))
+    [five, _] = cross_measured(table, labels, np.repeat([0, 1], 30), "held out")
+    assert (five.missed, five.calibrated) == (50, 30)
+
+
+def test_halves_are_of_equal_size_and_random() -> None:
+    parts = halves(101, 0)
+    assert np.bincount(parts).tolist() == [51, 50]
+    assert parts.tolist() != halves(101, 1).tolist()
+    assert 10 < parts[:51].sum() < 40
