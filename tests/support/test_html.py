@@ -10,6 +10,7 @@ from importlib.resources import files
 import numpy as np
 import pytest
 from jinja2 import UndefinedError
+from matplotlib.axes import Axes
 
 from rmadapter.support import html
 from rmadapter.support.html import template
@@ -106,6 +107,20 @@ def test_the_bins_of_the_reliability_diagram_hold_ten_images_or_more() -> None:
     empty = html.reliability_diagram({"adapted": (sure, np.array([True]))}, "p")
     ticks = empty.count("<use") - 1
     assert [points(n) for n in (1, 19, 20, 55, 100, 5000)] == [1, 1, 2, 5, 10, 10]
+
+
+def test_the_errors_that_remain_among_the_surest_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two images of equal confidence, of which one is wrong, are answered together."""
+    drawn: list[tuple[list[float], list[float]]] = []
+
+    def plot(axes: Axes, x: np.ndarray, y: np.ndarray, **how: object) -> None:
+        drawn.append((x.tolist(), y.tolist()))
+
+    monkeypatch.setattr(Axes, "plot", plot)
+    monkeypatch.setattr(Axes, "legend", lambda *_, **__: None)
+    sure, right = np.array([0.5, 0.9, 0.5, 0.3]), np.array([True, True, False, False])
+    html.risk_coverage({"adapted": (sure, right)}, "c")
+    assert drawn == [([25, 75, 100], [0, pytest.approx(100 / 3), 50])]
 
 
 def test_drawing_leaves_matplotlib_as_it_was() -> None:

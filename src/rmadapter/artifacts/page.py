@@ -39,6 +39,7 @@ from rmadapter.artifacts.summary import (
     headline,
     headline_of,
     judgement_table,
+    promise_table,
 )
 from rmadapter.data.fewshot import read_split
 from rmadapter.data.formats.registry import images_root
@@ -47,7 +48,13 @@ from rmadapter.errors import UserError
 from rmadapter.methods import load_method, may_run
 from rmadapter.settings import Machine, documentation, settings_of
 from rmadapter.support.files import JsonObject, read_text, write_text
-from rmadapter.support.html import duration, loss_terms, reliability_diagram, template
+from rmadapter.support.html import (
+    duration,
+    loss_terms,
+    reliability_diagram,
+    risk_coverage,
+    template,
+)
 from rmadapter.support.locks import exclusive
 from rmadapter.task import Task
 from rmadapter.training.contract import Method
@@ -158,6 +165,7 @@ def write_run_page(
         record=record,
         given=describe_shots(record.task.shots, counts),
         judged=record.judgement and judgement_table(record.judgement, record.method),
+        promises=record.judgement and record.judgement.promises and promise_table(record.judgement),
         headline=_headline(record, panels),
         tie=describe_tie(record),
         choice=record.choice and (*choice_table(record.choice), describe_choice(record.choice)),
@@ -318,6 +326,7 @@ def panel(number: int, score: Score, predictions: Predictions, thumbnails: Thumb
         "at_first": pairs[:AT_FIRST],
         "in_words": pairs[:IN_WORDS],
         "reliability": reliability_diagram(curves, f"reliability{number}"),
+        "coverage": risk_coverage(curves, f"coverage{number}"),
     }
 
 

@@ -35,6 +35,8 @@ def print_record(record: Record, as_json: bool, run: Path | None = None) -> None
     if judged:
         table(*judgement_table(judged, record.method))
         print(f"judged {judged.how}; Wilson intervals")
+        if judged.promises:
+            table(*promise_table(judged))
         print(escape(f"lowest recall: {lowest_recalls(judged)}"))
         compared = headline_of(
             judged, name_with_settings(record.method.name, record.method.changed)
@@ -181,6 +183,18 @@ def lowest_recalls(judged: Judgement) -> str:
     recalls = [(recall, name) for recall, name in pairs if recall is not None]
     recalls.sort(key=lambda pair: pair[0])
     return ", ".join(f"{name} {recall:.0f} %" for recall, name in recalls[:3])
+
+
+def promise_table(judged: Judgement) -> Table:
+    """Return a row for each promised error."""
+    rows = []
+    for promise in judged.promises:
+        missed = f"{promise.missed:.1f} ({promise.low:.1f} to {promise.high:.1f})"
+        right = "-" if promise.right is None else f"{promise.right:.1f}"
+        figures = [f"{promise.labels:.1f}", f"{promise.answered:.1f}", right]
+        rows.append([f"{promise.error:g}", missed, *figures])
+    columns = ["missed in %", "classes per image", "answered in %", "of these right"]
+    return ["promised error in %", *columns], rows
 
 
 def judgement_table(judged: Judgement, method: MethodName) -> Table:

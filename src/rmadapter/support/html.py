@@ -158,6 +158,27 @@ def reliability_diagram(answers: Mapping[str, tuple[np.ndarray, np.ndarray]], pr
     return out[0]
 
 
+def risk_coverage(answers: Mapping[str, tuple[np.ndarray, np.ndarray]], prefix: str) -> str:
+    """Plot the share of wrong answers among the surest ones as SVG, against the share of images
+    that these are (the risk-coverage curve of El-Yaniv and Wiener, 2010).
+
+    answers: as for `reliability_diagram`. Images of equal confidence are answered together.
+    """
+    with canvas(3.9, 3.3, prefix, "Wrong answers among the surest") as (axes, out):
+        for name, (sure, correct) in answers.items():
+            order = np.argsort(-sure, kind="stable")
+            counts, wrong = np.arange(1, len(order) + 1), np.cumsum(~correct[order])
+            ends = np.flatnonzero(np.append(np.diff(sure[order]) != 0, True))
+            ends = ends[np.linspace(0, len(ends) - 1, min(300, len(ends))).astype(int)]
+            x, y = 100 * counts[ends] / len(order), 100 * wrong[ends] / counts[ends]
+            axes.plot(x, y, color=COLOURS[name], linewidth=1.5, label=name)
+        axes.set(xlim=(0, 103), xlabel="images answered, the surest first, %")
+        axes.set(ylabel="of these answers wrong, %")
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="upper left")
+    return out[0]
+
+
 def duration(seconds: float) -> str:
     """Return a duration in seconds, minutes or hours, with two units."""
     if seconds < 60:
