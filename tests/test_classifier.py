@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -368,6 +369,52 @@ def test_a_method_that_remembers_is_scored_in_the_order_of_eval(
     assert model.score(sets["test"]) == pytest.approx(score.accuracy / 100, abs=1e-6)
     weights = np.arange(len(sets["test"])) % 2
     assert 0 <= model.score(sets["test"], sample_weight=weights) <= 1
+
+
+def test_an_error_is_promised_for_the_classes_of_the_fit(
+    tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
+    (train, labels), (test, _) = files(colors, "train"), files(colors, "test")
+    model = FewShotClassifier(tiny_clip.name, method="ridge", shots=0).fit(train, labels)
+    calibration = model.fitted_.calibration
+    assert calibration is not None
+    assert (len(calibration.shares), calibration.source) == (len(train), "folds")
+    limit = calibration.limits(0.1, 4)[0]
+    sets = model.predict_set(test, error=0.1)
+    for labels_of, shares in zip(sets, model.predict_proba(test), strict=True):
+        order = np.argsort(-shares, kind="stable")
+        expected = [NAMES[i] for i in order if shares[i] >= limit]
+        assert labels_of == (expected or [NAMES[order[0]]])
+    answers = model.predict(test, error=0.1)
+    assert answers.tolist() == [one[0] if len(one) == 1 else None for one in sets]
+    assert model.predict_set(test[0], error=0.1) == sets[0]
+    assert model.predict(test[0], error=0.1) == answers[0]
+    model.save(tmp_path)
+    loaded = FewShotClassifier.load(tmp_path, backbone=tiny_clip.name)
+    assert loaded.predict_set(test, error=0.1) == sets
+    assert pickle.loads(pickle.dumps(model)).predict_set(test, error=0.1) == sets
+    with pytest.raises(UserError, match="needs 999 images"):
+        model.predict(test, error=0.001)
+    model.set_classes(["red", "blue"])
+    with pytest.raises(UserError, match="fitted to"):
+        model.predict_set(test)
+
+
+def test_images_that_were_held_out_calibrate_a_classifier(
+    fitted: FewShotClassifier, tiny_clip: Backbone, colors: Path
+) -> None:
+    (train, _), (test, right) = files(colors, "train"), files(colors, "test")
+    model = pickle.loads(pickle.dumps(fitted))
+    assert model.calibrate(test, right) is model
+    calibration = model.fitted_.calibration
+    shares = model.predict_proba(test)[range(len(test)), [NAMES.index(name) for name in right]]
+    assert calibration.source == "held out"
+    np.testing.assert_allclose(calibration.shares, sorted(shares), atol=1e-6)
+    assert calibration.limits(0.2, 4)[0] == calibration.shares[2]  # floor(17 * 0.2) = 3
+    with pytest.raises(UserError, match="16 images and 1 labels"):
+        model.calibrate(test, ["red"])
+    with pytest.raises(UserError, match="calibrate first"):
+        model.set_classes(["red", "blue"]).calibrate(train[:1], ["red"])
 
 
 def test_a_choice_is_dropped_by_the_next_fit(tiny_clip: Backbone, colors: Path) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
+from rmadapter.conformal import Calibration, chosen, limits_of
 from rmadapter.data.fewshot import half
 from rmadapter.data.image_set import with_weights
 from rmadapter.data.names import Label, class_indices, nfc, prompt_names
@@ -161,8 +162,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             name = choice.chosen
             method = choices.methods[name]
         temperature = folds.temperature(method, name)
+        held_out = temperature and folds.tempered(method, name, temperature)
+        calibration = Calibration.of(*held_out, "folds") if held_out else None
         fitted = learn(method, train, task, few, lab, callbacks=tuple(callbacks))
-        fitted = replace(fitted, temperature=temperature or 1.0)
+        fitted = replace(fitted, temperature=temperature or 1.0, calibration=calibration)
         self.fitted_ = fitted.fitted_to(lab.train_cache(task).features(train)[0])
         self.history_ = fitted.trained.history
         self.__dict__.pop("choice_", None)  # of an earlier fit
@@ -239,21 +242,92 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         table = np.concatenate(rows) if rows else np.empty((0, len(self.class_names_)), np.float32)
         return table[0] if single else table
 
-    def predict(self, images: object) -> Any:  # a label of the user's type, or an array
+    def predict(self, images: object, *, error: float | None = None) -> Any:  # of the user's type
         """Return the most probable labels.
 
         Args:
             images: N images, or a single one.
+            error: Share of images, above 0 and below 1, that may get a wrong label. The others that
+                `predict_set` gives more than one label get None; labels are Python objects then.
 
         Returns:
             An array of N labels; of a single image its label.
 
         Raises:
-            UserError: An image is unreadable.
+            UserError: An image is unreadable, or as `predict_set`.
+
+        Example:
+            >>> from rmadapter import FewShotClassifier
+            >>> model = FewShotClassifier("tiny", method="linear-probe", shots=8).fit("colors")
+            >>> model.predict("colors/test/red/0.png", error=0.2)
+            'red'
         """
+        if error is not None:
+            single, sets = self._sets(images, error)
+            answers = [labels[0] if len(labels) == 1 else None for labels in sets]
+            return answers[0] if single else np.array(answers, dtype=object)
         columns = self.predict_proba(images).argmax(-1)  # first, since it checks for a model
         best = self.classes_[columns]
         return best.item() if np.ndim(best) == 0 else best
+
+    def predict_set(self, images: object, *, error: float = 0.05) -> list[Any]:
+        """Return the labels that may be right.
+
+        None of them is right for a share of at most `error` of images like those of the fit. This
+        promise holds on average over calibrations. `fit` calibrates by folds of the shots,
+        whose models saw fewer images, so that the promise is likely to be kept but not certain to
+        be; `calibrate` makes it certain.
+
+        Args:
+            images: N images, or a single one.
+            error: Share of images, above 0 and below 1.
+
+        Returns:
+            A list of labels for each image, the most probable first; of a single image its list.
+
+        Raises:
+            UserError: There are too few images, or none, to promise it by, classes have been set
+                since, or an image is unreadable.
+
+        Example:
+            >>> from rmadapter import FewShotClassifier
+            >>> model = FewShotClassifier("tiny", method="linear-probe", shots=8).fit("colors")
+            >>> model.predict_set("colors/test/red/0.png", error=0.2)
+            ['red']
+        """
+        single, sets = self._sets(images, error)
+        return sets[0] if single else sets
+
+    def _sets(self, images: object, error: float) -> tuple[bool, list[Any]]:
+        """Return whether it is a single image, and the labels of each prediction set."""
+        check_is_fitted(self, "fitted_")
+        fitted = self.fitted_
+        limits = limits_of(fitted.calibration, error, fitted.classes, self.class_names_)
+        single, listed = _as_list(images)
+        table = self.predict_proba(listed)
+        return single, [self.classes_[chosen(row, limits)].tolist() for row in table]
+
+    def calibrate(
+        self, images: object, labels: Sequence[object] | None = None
+    ) -> FewShotClassifier:
+        """Let `predict_set` and `predict` promise an error by images that `fit` did not see.
+
+        Args:
+            images: Images, as for `fit`; if they have splits, the test images are used.
+            labels: Labels as in `classes_` or as in the prompts; None if the images have labels.
+
+        Returns:
+            The classifier itself.
+
+        Raises:
+            UserError: As `score`, and if classes were set by name.
+        """
+        images, rows = self._labelled(images, labels)
+        if tuple(self.class_names_) != self.fitted_.classes:
+            raise UserError("classes were set by name: calibrate first")
+        calibration = Calibration.of(self.predict_proba(images), rows, "held out")
+        self.fitted_ = replace(self.fitted_, calibration=calibration)
+        return self
 
     def score(
         self,
@@ -274,23 +348,29 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """
         from rmadapter.runs.evaluate import shuffled
 
-        check_is_fitted(self, "fitted_")
-        if labels is None:
-            images = image_set(images, split="test")
-            labels = [images.written[label] for label in images.labels]
-        images, true = image_list(images), np.asarray(labels)
-        if true.shape == (len(images), 1):
-            true = true[:, 0]
-        if true.shape != (len(images),):
-            raise UserError(f"{len(images)} images and {true.size} labels: give one per image")
-        numbers = np.array(class_indices(true.tolist(), self.classes_.tolist(), self.class_names_))
-        numbers = numbers.astype(int)  # also of no images
+        images, numbers = self._labelled(images, labels)
         rows = np.arange(len(images))
         if self.fitted_.remembers:  # in the order of `eval`, since data sets are sorted by class
             rows = shuffled(len(images), self.seed).numpy()
         right = self.predict_proba([images[row] for row in rows]).argmax(-1) == numbers[rows]
         weights = None if sample_weight is None else np.asarray(sample_weight)[rows]
         return float(np.average(right, weights=weights))
+
+    def _labelled(
+        self, images: object, labels: Sequence[object] | None
+    ) -> tuple[list[ImageSource], np.ndarray]:
+        """Return images, and the indices of their labels in `classes_`."""
+        check_is_fitted(self, "fitted_")
+        if labels is None:
+            images = image_set(images, split="test")
+            labels = [images.written[label] for label in images.labels]
+        listed, true = image_list(images), np.asarray(labels)
+        if true.shape == (len(listed), 1):
+            true = true[:, 0]
+        if true.shape != (len(listed),):
+            raise UserError(f"{len(listed)} images and {true.size} labels: give one per image")
+        numbers = class_indices(true.tolist(), self.classes_.tolist(), self.class_names_)
+        return listed, np.array(numbers).astype(int)  # also of no images
 
     def save(self, folder: str | Path, *, half: bool = False) -> None:
         """Write the model, its settings and the classes, but not the backbone.
@@ -348,7 +428,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 "known": fitted.known,
                 "tensors": {name: tensor.cpu().numpy() for name, tensor in fitted.tensors.items()},
                 "examples": None if fitted.examples is None else fitted.examples.cpu().numpy(),
-                "rest": {"trained": fitted.trained, "temperature": fitted.temperature},
+                "rest": {
+                    "trained": fitted.trained,
+                    "temperature": fitted.temperature,
+                    "calibration": fitted.calibration,
+                },
             }
         return state
 

@@ -213,6 +213,58 @@ def test_unsure_takes_a_wanted_share_of_right_answers(
     assert "no answers on held-out images" in done.err
 
 
+@pytest.fixture
+def promising(
+    rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path
+) -> list[object]:
+    """`predict` with a run that was calibrated by 24 images."""
+    probe = ["--method", "linear-probe", "--set", "device=cpu", "--set", "search_steps=0"]
+    rmadapter.done(*fit_command(colors, tiny_clip, tmp_path / "run", *probe))
+    return ["predict", tmp_path / "run", "--backbone", tiny_clip.name]
+
+
+def test_an_error_is_promised_by_sets_of_classes(
+    rmadapter: Command, promising: list[object], photos: Path, tmp_path: Path
+) -> None:
+    run = promising[1]
+    assert isinstance(run, Path)
+    fitted = load(run, str(promising[3])).fitted
+    assert fitted.calibration
+    limits = fitted.calibration.limits(0.05, 4)
+    every = [*promising, photos, "--top", 4]
+    done = rmadapter(*every, "--error", "5%", "--json")
+    assert "24 training images, each answered by a model that had not seen it" in done.err
+    answers, sizes = json.loads(done.out), set()
+    for answer in answers:
+        inside = [one["class"] for one in answer["classes"] if one["probability"] >= limits[0]]
+        assert answer["set"] == (inside or [answer["classes"][0]["class"]])
+        assert answer["decision"] == ("answer" if len(answer["set"]) == 1 else "unsure")
+        sizes.add(len(answer["set"]))
+    written = ["--error", 0.05, "--out", tmp_path / "a.csv", "--sort-into", tmp_path / "sorted"]
+    rmadapter.done(*every, *written)
+    for row, answer in zip(rows(tmp_path / "a.csv"), answers, strict=True):
+        assert json.loads(row["set"]) == answer["set"]
+        assert row["decision"] == answer["decision"]
+        unsure = answer["decision"] == "unsure"
+        assert row["label"] == ("unsure" if unsure else row["guess"])
+        assert Path(row["sorted_to"]).parent.name == row["label"]
+    assert "in the set" in rmadapter(*every, "--error", "5%").out
+
+
+def test_a_promise_that_cannot_be_kept_is_refused(
+    rmadapter: Command, promising: list[object], finished: Path, photos: Path
+) -> None:
+    image = photos / "0/red.png"
+    promised = [*promising, image, "--error"]
+    refused(rmadapter(*promised, "1%"), "needs 99 images", "4 % or more")
+    refused(rmadapter(*promised, "5%", "--names", "red,blue"), "fitted to")
+    refused(rmadapter(*promised, "5%", "--unsure", 0.9), "only one of them")
+    for word in ("5", "x", "-1%", "100%", "nan"):
+        refused(rmadapter(*promised, word), "share such as 5%")
+    without_folds = ["predict", finished, image, *backbone_option(finished)]
+    refused(rmadapter(*without_folds, "--error", "5%"), "--folds 4")
+
+
 def test_the_untouched_backbone_can_be_left_out(
     rmadapter: Command, command: list[object], tmp_path: Path
 ) -> None:

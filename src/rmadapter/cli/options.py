@@ -8,6 +8,7 @@ import inspect
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast, get_args, get_type_hints
@@ -248,6 +249,16 @@ class RayOptions:
 def parts(text: str) -> list[str]:
     """Return the parts of a list with commas, without empty ones."""
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def share(text: str | float) -> float:
+    """Parse a share such as 5% or 0.05. Raises typer.BadParameter for others."""
+    word = str(text).strip()
+    with suppress(ValueError):
+        number = float(word.removesuffix("%")) / (100 if word.endswith("%") else 1)
+        if 0 <= number < 1:
+            return number
+    raise typer.BadParameter(f"{word!r} is no share such as 5% or 0.05")
 
 
 def numbers(name: str, text: str) -> list[int]:

@@ -25,6 +25,7 @@ from rmadapter.cli.options import (
     RunOptions,
     SkipBad,
     parts,
+    share,
 )
 from rmadapter.errors import UserError
 from rmadapter.support.files import check_new
@@ -67,6 +68,15 @@ class SortOptions:
             min=0, max=1, help='Label answers "unsure" so that this share of the others is right.'
         ),
     ] = 0.0
+    error: Annotated[
+        float,
+        typer.Option(
+            parser=share,
+            metavar="SHARE",
+            help="List the classes that may be right, and miss the right one on at most this share "
+            "of images, such as 5%; an image with more than one class is unsure.",
+        ),
+    ] = 0.0
 
     def check(self) -> None:
         """Raise UserError for options that contradict each other."""
@@ -74,21 +84,24 @@ class SortOptions:
             raise UserError("--move and --link: give only one of them")
         if self.sort_into is None and (self.move or self.link):
             raise UserError("--move and --link need --sort-into DIR")
+        if self.unsure and self.error:
+            raise UserError("--unsure and --error: give only one of them")
 
     def sorter(self, labels: Sequence[str]) -> Sorter | None:
         """Return what sorts the images, if anything. Raises UserError for options that contradict
         the labels."""
-        from rmadapter.predict.answer import UNSURE
+        from rmadapter.conformal import UNSURE
         from rmadapter.predict.write import Sorter
 
-        if self.unsure and UNSURE in labels:
+        doubting = "--unsure" if self.unsure else "--error" if self.error else ""
+        if doubting and UNSURE in labels:
             raise UserError(
-                f"a class is already labelled {UNSURE!r}: leave out --unsure, or choose other "
+                f"a class is already labelled {UNSURE!r}: leave out {doubting}, or choose other "
                 "--names"
             )
         if self.sort_into is None:
             return None
-        folders = [*labels, *([UNSURE] if self.unsure else [])]
+        folders = [*labels, *([UNSURE] if doubting else [])]
         return Sorter(
             self.sort_into, folders, "move" if self.move else "link" if self.link else "copy"
         )
@@ -177,9 +190,11 @@ def predict(
     find = reading.find_rows if on_ray else reading.find
     inputs = find(images, files.outside, resumed)
     run = find_run(run)
-    predictor = _predictor(options.load(run), names, top)
+    predictor = _predictor(options.load(run), names, top, sorting.error)
     sorter = sorting.sorter(predictor.labels)  # checks the labels even if nothing is sorted
     unsure = _sure_from(run, sorting.unsure, bool(names))
+    if sorting.error:
+        _note_promise(predictor)
     if more.unfamiliar:
         _check_examples(run, predictor.fitted)
     if predictor.fitted.remembers:
@@ -200,21 +215,44 @@ def predict(
     _show_counts(facts, path, inputs, as_json)
 
 
-def _predictor(saved: Saved, names: str | None, top: int) -> Predictor:
-    """Return what answers with the `top` best of the named classes. Raises UserError for classes
-    that the run cannot know."""
+def _predictor(saved: Saved, names: str | None, top: int, error: float) -> Predictor:
+    """Return what answers with the `top` best of the named classes. error: as for `Predictor`.
+    Raises UserError for classes that the run cannot know."""
     from rmadapter.methods import FOR_NEW_CLASSES
     from rmadapter.predict.stream import Predictor
     from rmadapter.training.contract import NotApplicable
 
     prompts, labels = _classes(saved, names)
     try:
-        return Predictor(saved.fitted, prompts, labels, top)
+        return Predictor(saved.fitted, prompts, labels, top, error)
     except NotApplicable as error:
         raise UserError(
             f"--names: {error}; `fit --method {FOR_NEW_CLASSES}` makes a model that takes names "
             "alone"
         ) from None
+
+
+def _note_promise(predictor: Predictor) -> None:
+    """Say what the prediction sets promise, and by which images."""
+    from rmadapter.metrics import most_missed
+
+    calibration, error = predictor.fitted.calibration, predictor.error
+    assert calibration is not None
+    images = len(calibration.shares)
+    if calibration.source == "held out":
+        source = f"{images:,} images that were not drawn"
+    else:
+        source = f"{images:,} training images, each answered by a model that had not seen it"
+    note(
+        f"promise: the right class is missing from the sets of at most {100 * error:g} % of images "
+        f"like these {source}; this is the mean over such calibrations, of which 95 % stay below "
+        f"{100 * most_missed(images, error):.1f} %"
+    )
+    if calibration.by_class(error):
+        note("promise: the same holds for each class by itself")
+    more = len(predictor.names) - len(predictor.fitted.classes)
+    if more:
+        note(f"promise: not for images of the {more} classes that were added by name")
 
 
 def _sure_from(run: Path, wanted: float, other_classes: bool) -> float:
@@ -303,9 +341,11 @@ def _answer_file(
     from rmadapter.predict.write import AnswerFile
 
     header = columns(
-        predictor.top, sorter is not None, more.zero_shot, more.unfamiliar, error=on_ray
-    )
-    settings = [header, unsure, *([] if sorter is None else sorter.settings)]
+        predictor.top, sorter is not None, more.zero_shot, more.unfamiliar, error=on_ray,
+        sets=predictor.limits is not None,
+    )  # fmt: skip
+    limits = [] if predictor.limits is None else [predictor.limits.tolist()]
+    settings = [header, unsure, *limits, *([] if sorter is None else sorter.settings)]
     return AnswerFile(path, header, answers_key(run, predictor, settings))
 
 
@@ -353,6 +393,7 @@ def _show(
     unfamiliar: bool,
 ) -> None:
     """Print answers: all of them as JSON, or the first ones in a table."""
+    from rmadapter.conformal import UNSURE
     from rmadapter.training.cache import BATCH
 
     bad: list[tuple[Path, str]] | None = [] if skip_bad else None
@@ -366,11 +407,15 @@ def _show(
         return
     lines = []
     for answer in answers:
-        for place, (label, share) in enumerate(answer.best):
-            shown = f"unsure: {label}" if not place and share < unsure else label
+        for place, (label, probability) in enumerate(answer.best):
+            doubtful = probability < unsure or answer.decision == UNSURE
+            shown = f"unsure: {label}" if not place and doubtful else label
             far = [] if answer.unfamiliar is None else ["" if place else f"{answer.unfamiliar:.3f}"]
-            lines.append(["" if place else str(answer.image), shown, f"{100 * share:.1f} %", *far])
-    table(["image", "class", "probability", *(["unfamiliar"] if unfamiliar else [])], lines)
+            inside = ["in the set" * (label in answer.labels)] * bool(answer.labels)
+            cells = [f"{100 * probability:.1f} %", *inside, *far]
+            lines.append(["" if place else str(answer.image), shown, *cells])
+    more = ["set"] * (predictor.limits is not None) + ["unfamiliar"] * unfamiliar
+    table(["image", "class", "probability", *more], lines)
     if len(images) > SHOWN:
         print(f"the first {SHOWN} of {len(images):,} images; --out answers.csv answers all of them")
 
@@ -380,6 +425,8 @@ def _answer_json(answer: Answer, unsure: float, unfamiliar: bool) -> dict[str, o
     facts: dict[str, object] = {"image": str(answer.image), "classes": best}
     if unsure:
         facts["unsure"] = answer.best[0][1] < unsure
+    if answer.labels:
+        facts |= {"set": [*answer.labels], "decision": answer.decision}
     if unfamiliar:
         facts["unfamiliar"] = answer.unfamiliar
     return facts

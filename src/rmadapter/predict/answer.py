@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from rmadapter.conformal import UNSURE, decide
 from rmadapter.support.files import inert, inert_path
 
 Cell = str | float | bool | None
 Row = dict[str, Cell]
 
-UNSURE = "unsure"
-OPTIONAL = ("unfamiliar", "zero_shot_label", "sorted_to", "error")  # the last columns
+OPTIONAL = (
+    "set",
+    "decision",
+    "unfamiliar",
+    "zero_shot_label",
+    "sorted_to",
+    "error",
+)  # the last columns
 
 
 @dataclass(frozen=True)
@@ -22,13 +30,20 @@ class Answer:
     """What a model answers for one image.
 
     best: labels and probabilities, the most probable first. zero_shot: the untouched backbone's
-    label, if requested. unfamiliar: as from `Fitted.unfamiliar`, if requested.
+    label, if requested. unfamiliar: as from `Fitted.unfamiliar`, if requested. labels: of the
+    prediction set, the most probable first, if an error is promised.
     """
 
     image: Path
     best: tuple[tuple[str, float], ...]
     zero_shot: str = ""
     unfamiliar: float | None = None
+    labels: tuple[str, ...] = ()
+
+    @property
+    def decision(self) -> str:
+        """What is decided by the prediction set; "" without one."""
+        return decide(len(self.labels)) if self.labels else ""
 
     def row(self, unsure: float = 0.0) -> Row:
         """Return a row of a table.
@@ -36,7 +51,7 @@ class Answer:
         unsure: probability below which the label is "unsure"; the guess is kept.
         """
         (guess, probability), *others = self.best
-        is_unsure = probability < unsure
+        is_unsure = probability < unsure or self.decision == UNSURE
         row: Row = {
             "image": str(self.image),
             "label": UNSURE if is_unsure else guess,
@@ -47,6 +62,9 @@ class Answer:
             row[f"label_{place}"] = other
             row[f"probability_{place}"] = share
         row["unsure"] = is_unsure
+        if self.labels:
+            row["set"] = json.dumps(self.labels, ensure_ascii=False)
+            row["decision"] = self.decision
         row["unfamiliar"] = self.unfamiliar
         row["zero_shot_label"] = self.zero_shot
         return row
@@ -63,15 +81,16 @@ def best(labels: Sequence[str], probabilities: np.ndarray, top: int) -> list[tup
 
 def columns(
     top: int, sort: bool = False, zero_shot: bool = True, unfamiliar: bool = False,
-    error: bool = False,
+    error: bool = False, sets: bool = False,
 ) -> list[str]:  # fmt: skip
     """Return the columns of a table with `top` answers per image.
 
     sort: with the image's new place. zero_shot: with the untouched backbone's label. unfamiliar:
     with how unlike the training images the image is. error: with what is wrong with a bad image.
+    sets: with the prediction set and the decision.
     """
     more = [f"{what}_{place}" for place in range(2, top + 1) for what in ("label", "probability")]
-    wanted = (unfamiliar, zero_shot, sort, error)
+    wanted = (sets, sets, unfamiliar, zero_shot, sort, error)
     last = [name for name, is_wanted in zip(OPTIONAL, wanted, strict=True) if is_wanted]
     return ["image", "label", "probability", "guess", *more, "unsure", *last]
 

@@ -49,6 +49,7 @@ class Model:
     names: tuple[str, ...]
     labels: tuple[str, ...]
     top: int
+    error: float
     digest: str
 
     def load(self) -> Predictor:
@@ -56,7 +57,7 @@ class Model:
         from rmadapter.artifacts.checkpoint import load
 
         saved = load(self.run, self.backbone, method=self.method)
-        predictor = Predictor(saved.fitted, self.names, self.labels, self.top)
+        predictor = Predictor(saved.fitted, self.names, self.labels, self.top, self.error)
         if digest(predictor) != self.digest:
             raise UserError(f"{self.run}: a different model from the one where the command runs")
         return predictor
@@ -66,7 +67,8 @@ def digest(predictor: Predictor) -> str:
     """Return the SHA-256 of all that answers depend on; `load` has checked the backbone's digest
     against the run."""
     fitted = predictor.fitted
-    rest = fitted.backbone.digest, fitted.known.templates, fitted.temperature
+    limits = None if predictor.limits is None else predictor.limits.tolist()
+    rest = fitted.backbone.digest, fitted.known.templates, fitted.temperature, limits
     sha256 = hashlib.sha256(repr(rest).encode())
     for name, tensor in sorted(fitted.tensors.items()):
         sha256.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -160,8 +162,9 @@ def cluster(
     method."""
     labels = tuple(predictor.labels)
     model = Model(
-        run.absolute(), backbone, method, predictor.names, labels, predictor.top, digest(predictor)
-    )
+        run.absolute(), backbone, method, predictor.names, labels, predictor.top, predictor.error,
+        digest(predictor),
+    )  # fmt: skip
     return Cluster(model, jobs, address)
 
 
@@ -172,7 +175,8 @@ def _answers(lines: Sequence[JsonObject], bad: BadImages | None) -> Iterator[Ans
         image = Path(line.pop("image"))
         if "bad" not in line:
             best = tuple((label, share) for label, share in line.pop("best"))
-            yield Answer(image, best, **line)
+            labels = tuple(line.pop("labels"))
+            yield Answer(image, best, labels=labels, **line)
         elif bad is None:
             raise UserError(f"{line['bad']}; {SKIP_BAD}")
         else:

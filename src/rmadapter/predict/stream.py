@@ -9,6 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from rmadapter.conformal import chosen, limits_of
 from rmadapter.data.transforms import decode_batches, with_hint
 from rmadapter.encoders import States
 from rmadapter.methods.zero_shot import ZeroShot
@@ -32,16 +33,26 @@ class Predictor:
     """A model and the classes that it chooses from.
 
     names: of the classes, as in prompts. labels: of the classes, as in answers. top: answers per
-    image. Raises NotApplicable as `Fitted.score` does.
+    image. error: share of images whose prediction sets may miss the right class; 0 for no sets.
+    Raises NotApplicable as `Fitted.score` does, and UserError as `limits_of`.
     """
 
     def __init__(
-        self, fitted: Fitted, names: Sequence[str], labels: Sequence[str], top: int = 5
+        self,
+        fitted: Fitted,
+        names: Sequence[str],
+        labels: Sequence[str],
+        top: int = 5,
+        error: float = 0.0,
     ) -> None:
         self.fitted = fitted
         self.names = tuple(names)
         self.labels = labels
         self.top = min(top, len(labels))
+        self.error = error
+        self.limits = (
+            limits_of(fitted.calibration, error, fitted.classes, self.names) if error else None
+        )
         self._score = fitted.score(self.names)
 
     def predict(
@@ -80,10 +91,16 @@ class Predictor:
         if states is not None:
             values = self.fitted.unfamiliar(states.features).tolist()
             distances = [round(value, 6) for value in values]
-        rows = zip(images, places.tolist(), shares.tolist(), zero_shot, distances, strict=True)
+        sets: list[tuple[str, ...]] = [()] * len(images)
+        if self.limits is not None:
+            chosen_rows = [chosen(line, self.limits) for line in table.numpy()]
+            sets = [tuple(self.labels[i] for i in which) for which in chosen_rows]
+        rows = zip(
+            images, places.tolist(), shares.tolist(), zero_shot, distances, sets, strict=True
+        )
         result = []
-        for image, row, probabilities, label, distance in rows:
+        for image, row, probabilities, label, distance, members in rows:
             pairs = zip(row, probabilities, strict=True)
             best = tuple((self.labels[i], round(share, 6)) for i, share in pairs)
-            result.append(Answer(image, best, label, distance))
+            result.append(Answer(image, best, label, distance, members))
         return result
