@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -42,7 +43,7 @@ class Calibration:
     def __post_init__(self) -> None:
         if not 0 < len(self.shares) == len(self.classes) <= MOST:
             raise ValueError("no images, too many, or not one class for each")
-        if not 0 <= min(self.shares) <= max(self.shares) <= 1 or min(self.classes) < 0:
+        if not all(0 <= share <= 1 for share in self.shares) or min(self.classes) < 0:
             raise ValueError("a probability outside 0 to 1, or a negative class")
         if max(self.classes) >= self.known:
             raise ValueError("an unknown class")
@@ -67,6 +68,46 @@ class Calibration:
         rounded = np.floor(shares[rows] * 1e6) / 1e6
         return cls(
             tuple(rounded.tolist()), tuple(which[rows].tolist()), probabilities.shape[1], source
+        )
+
+    @classmethod
+    def from_json(cls, values: object) -> Calibration:
+        """Check what `json` returned. Raises ValueError for anything else."""
+        if not isinstance(values, dict) or values.keys() != {
+            "shares",
+            "classes",
+            "known",
+            "source",
+        }:
+            raise ValueError("not the fields of a calibration")
+        shares, classes, known = values["shares"], values["classes"], values["known"]
+        if not isinstance(shares, list) or not isinstance(classes, list):
+            raise ValueError("no lists")
+        if {*map(type, shares)} - {int, float} or {*map(type, [*classes, known])} - {int}:
+            raise ValueError("not numbers")
+        if values["source"] not in get_args(Source):
+            raise ValueError("an unknown source")
+        return cls(tuple(shares), tuple(classes), known, values["source"])
+
+    def json(self) -> dict[str, object]:
+        """Return the fields as JSON has them."""
+        return {
+            "shares": [*self.shares],
+            "classes": [*self.classes],
+            "known": self.known,
+            "source": self.source,
+        }
+
+    def promise(self, error: float) -> str:
+        """Return in words what sets with these limits promise."""
+        images = f"{len(self.shares):,}"
+        if self.source == "held out":
+            source = f"{images} images that were not drawn"
+        else:
+            source = f"{images} training images, each answered by a model that had not seen it"
+        return (
+            f"the right class is missing from the sets of at most {100 * error:g} % of images like "
+            f"these {source}"
         )
 
     def limits(self, error: float, classes: int) -> np.ndarray:
@@ -129,6 +170,16 @@ def limits_of(
     if (*names[: len(known)],) != (*known,):
         raise UserError("an error is promised for the classes that the model was fitted to alone")
     return calibration.limits(error, len(names))
+
+
+def parse_share(text: str) -> float:
+    """Parse a share such as 5% or 0.05, from 0 to below 1. Raises UserError for others."""
+    word = text.strip()
+    with suppress(ValueError):
+        number = float(word.removesuffix("%")) / (100 if word.endswith("%") else 1)
+        if 0 <= number < 1:
+            return number
+    raise UserError(f"{word[:100]!r} is no share such as 5% or 0.05")
 
 
 def needed(error: float) -> int:

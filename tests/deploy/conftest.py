@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from rmadapter.artifacts.checkpoint import Saved, load
 from rmadapter.backbones import Backbone
+from rmadapter.conformal import Calibration
+from rmadapter.support.files import write_sums
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +33,32 @@ def exported(
     out = tmp_path_factory.mktemp("exports") / "model"
     export(finished, saved, out, data=colors, command="as tested", embeddings=True)
     return out
+
+
+@pytest.fixture(scope="session")
+def calibrated(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the run with a calibration by 40 images: at an error of 10 %, classes of a
+    probability of 0.2 or more are in the sets."""
+    folder = tmp_path_factory.mktemp("calibrated") / "run"
+    shutil.copytree(finished, folder)
+    facts = json.loads((folder / "model.json").read_text())
+    shares = [0.05, 0.1, 0.15, *np.linspace(0.2, 0.99, 37).round(6).tolist()]
+    calibration = Calibration((*shares,), (*range(4),) * 10, 4, "held out")
+    (folder / "model.json").write_text(json.dumps({**facts, "calibration": calibration.json()}))
+    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    write_sums(folder, [line[66:] for line in lines])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def blends(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Images between pairs of the colours that the run knows."""
+    folder = tmp_path_factory.mktemp("blends")
+    ends = [np.array(end) for end in ((220, 30, 30), (30, 220, 30), (30, 30, 220), (5, 5, 40))]
+    files = []
+    for number in range(24):
+        start, end = ends[number % 4], ends[(number // 4 + number + 1) % 4]
+        color = start + (end - start) * number / 24
+        files.append(folder / f"{number:02}.png")
+        Image.new("RGB", (40, 40), tuple(int(value) for value in color)).save(files[-1])
+    return files

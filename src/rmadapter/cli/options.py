@@ -8,7 +8,6 @@ import inspect
 import shlex
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast, get_args, get_type_hints
@@ -17,6 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.models import ArgumentInfo, OptionInfo
 
+from rmadapter.conformal import parse_share
 from rmadapter.errors import UserError
 from rmadapter.support.terminal import set_quiet
 
@@ -253,12 +253,10 @@ def parts(text: str) -> list[str]:
 
 def share(text: str | float) -> float:
     """Parse a share such as 5% or 0.05. Raises typer.BadParameter for others."""
-    word = str(text).strip()
-    with suppress(ValueError):
-        number = float(word.removesuffix("%")) / (100 if word.endswith("%") else 1)
-        if 0 <= number < 1:
-            return number
-    raise typer.BadParameter(f"{word!r} is no share such as 5% or 0.05")
+    try:
+        return parse_share(str(text))
+    except UserError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def numbers(name: str, text: str) -> list[int]:

@@ -238,15 +238,10 @@ def _note_promise(predictor: Predictor) -> None:
 
     calibration, error = predictor.fitted.calibration, predictor.error
     assert calibration is not None
-    images = len(calibration.shares)
-    if calibration.source == "held out":
-        source = f"{images:,} images that were not drawn"
-    else:
-        source = f"{images:,} training images, each answered by a model that had not seen it"
+    most = 100 * most_missed(len(calibration.shares), error)
     note(
-        f"promise: the right class is missing from the sets of at most {100 * error:g} % of images "
-        f"like these {source}; this is the mean over such calibrations, of which 95 % stay below "
-        f"{100 * most_missed(images, error):.1f} %"
+        f"promise: {calibration.promise(error)}; this is the mean over such calibrations, of which "
+        f"95 % stay below {most:.1f} %"
     )
     if calibration.by_class(error):
         note("promise: the same holds for each class by itself")

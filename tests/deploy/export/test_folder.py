@@ -15,14 +15,17 @@ import numpy as np
 import pytest
 import torch
 
-from rmadapter.artifacts.checkpoint import Saved
+from rmadapter.artifacts.checkpoint import Saved, load
 from rmadapter.artifacts.record import read_record
+from rmadapter.backbones import Backbone
 from rmadapter.data.read import load_image
 from rmadapter.deploy.export import folder as exporting
 from rmadapter.deploy.export import parity
 from rmadapter.deploy.export.folder import PREDICT, check_options, comparison_images, export, readme
 from rmadapter.deploy.export.runtime import Model
 from rmadapter.errors import UserError
+from rmadapter.predict.answer import cell, columns
+from rmadapter.predict.stream import Predictor
 from rmadapter.support.files import check_sums
 from tests.helpers.shell import limited_file_size
 
@@ -245,6 +248,39 @@ def test_class_added_by_name(
         places = ("", "_2", "_3", "_4", "_5")
         answers = {row[f"label{n}"]: float(row[f"probability{n}"]) for n in places}
         assert answers == pytest.approx(dict(zip(labels, shares, strict=True)), abs=1e-4)
+
+
+@pytest.mark.parametrize("to", ["onnx", pytest.param("torch", marks=pytest.mark.slow)])
+def test_the_same_sets_as_predict(
+    to: str, calibrated: Path, tiny_clip: Backbone, blends: list[Path], colors: Path, tmp_path: Path
+) -> None:
+    saved, out = load(calibrated, tiny_clip), tmp_path / "model"
+    facts = export(calibrated, saved, out, data=colors, to=to)
+    assert facts["calibration"] == {"images": 40, "source": "held out"}
+    check_sums(out, ["calibration.json"])
+    assert "--error 5%" in (out / "README.md").read_text()
+    command = [out / PREDICT, *blends, "--error", "10%", "--top", "2"]
+    absent = "rmadapter" if to == "torch" else "torch rmadapter"
+    rows = list(csv.DictReader(run_alone(out, *command[1:], absent=absent)))
+    predictor = Predictor(saved.fitted, saved.names, [*map(str, saved.labels)], 2, error=0.1)
+    answers = [answer for batch in predictor.predict(blends) for answer in batch]
+    header = columns(2, zero_shot=False, sets=True)
+    for row, answer in zip(rows, answers, strict=True):
+        expected = {name: str(cell(name, answer.row()[name])) for name in header}
+        assert [*row] == header
+        for name in header:
+            if not name.startswith("probability"):
+                assert row[name] == expected[name]
+    assert {row["decision"] for row in rows} == {"answer", "unsure"}
+    assert json.loads(rows[0]["set"])
+
+
+def test_no_calibration_for_other_classes(calibrated: Path, tiny_clip: Backbone) -> None:
+    saved = load(calibrated, tiny_clip)
+    added = saved._replace(names=(*saved.names, "olive"))
+    other = saved._replace(names=("olive", *saved.names))
+    assert exporting._calibration(added) == saved.fitted.calibration
+    assert exporting._calibration(other) is None
 
 
 def test_readme_with_and_without_a_record(exported: Path, finished: Path) -> None:

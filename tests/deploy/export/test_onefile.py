@@ -32,8 +32,8 @@ def run_alone(folder: Path, name: str, expression: str) -> str:
 def test_the_runtime_needs_neither_torch_nor_this_package(tmp_path: Path) -> None:
     text = one_file(RUNTIME, "a comment")
     assert text.startswith("# a comment\n")
-    assert "import rmadapter" not in text
-    assert "from rmadapter" not in text
+    assert "\nimport rmadapter" not in text
+    assert "\nfrom rmadapter" not in text
     assert "def atomic" not in text  # of files.py it reaches reading alone
     (tmp_path / "predict.py").write_text(text, encoding="utf-8")
     expression = "predict.TURNS[6].name, predict.inert('=1')"

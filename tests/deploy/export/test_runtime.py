@@ -20,6 +20,7 @@ from PIL import Image
 
 from rmadapter.artifacts.checkpoint import Saved
 from rmadapter.backbones import Backbone
+from rmadapter.conformal import Calibration
 from rmadapter.data.read import load_image
 from rmadapter.deploy.export import runtime
 from rmadapter.deploy.export.folder import export, transform_facts
@@ -158,6 +159,100 @@ def test_the_command_line(folder: Path, images: Path) -> None:
     assert done.returncode == 0
     assert done.stderr.startswith("left out: ")
     assert call(images / "none").returncode == 2
+
+
+# A promised error
+
+
+@pytest.fixture
+def promising(folder: Path, tmp_path: Path) -> Path:
+    """An export with a calibration: at 20 %, what has a probability of 0.3 is in the sets."""
+    copy = Path(shutil.copytree(folder, tmp_path / "promising"))
+    calibration = Calibration((0.3, 0.4, 0.5, 0.6, 0.7), (0, 0, 1, 1, 2), 3, "folds")
+    (copy / runtime.CALIBRATION).write_text(json.dumps(calibration.json()))
+    return copy
+
+
+def test_sets_of_an_export(promising: Path, folder: Path, tmp_path: Path) -> None:
+    red, yellow = tmp_path / "red.png", tmp_path / "yellow.png"
+    Image.new("RGB", (9, 9), "#ff0000").save(red)
+    Image.new("RGB", (9, 9), "#ffff00").save(yellow)
+    model = Model(promising)
+    assert model.predict_set([red, yellow], error=0.2) == [["red"], ["red", "=green"]]
+    with pytest.raises(UserError, match="needs 19 images"):
+        model.predict_set([red])
+    with pytest.raises(UserError, match="above 0"):
+        model.predict_set([red], error=0)
+    with pytest.raises(UserError, match="--folds 4"):
+        Model(folder).predict_set([red], error=0.2)
+    code = one_file(runtime.__name__, "tested")
+    (promising / "predict.py").write_text(code, encoding="utf-8")
+
+    def call(*words: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, promising / "predict.py", red, yellow, *words]
+        return subprocess.run(
+            list(map(str, command)), capture_output=True, text=True, encoding="utf-8"
+        )
+
+    done = call("--error", "20%", "--top", 1)
+    assert "at most 20 % of images like these 5 training images" in done.stderr
+    assert done.stdout.splitlines() == [
+        "image,label,probability,guess,unsure,set,decision",
+        f'{red},red,0.576117,red,false,"[""red""]",answer',
+        f'{yellow},unsure,0.422319,red,true,"[""red"", ""=green""]",unsure',
+    ]
+    for word in ("x", "5%", "-1", "100%"):
+        done = call("--error", word)
+        assert done.returncode == 2
+        assert "%" in done.stderr
+    assert call("--error", "0").stdout.startswith("image,label,probability,guess,label_2")
+    (promising / runtime.LABELS).write_text(json.dumps(["red", "unsure", "blue"]))
+    assert "leave out --error" in call("--error", "20%").stderr
+
+
+SOUND = Calibration((0.25, 0.5), (0, 2), 3, "folds").json()
+BROKEN: dict[str, object] = {
+    "a list": [1],
+    "null": None,
+    "a field less": {name: SOUND[name] for name in ("shares", "classes", "known")},
+    "a field more": {**SOUND, "more": 1},
+    "texts": {**SOUND, "shares": ["0.1", "0.2"]},
+    "booleans": {**SOUND, "shares": [False, True]},
+    "lists in a list": {**SOUND, "shares": [[0.1], [0.2]]},
+    "no list": {**SOUND, "shares": 0.5},
+    "half a class": {**SOUND, "classes": [0, 1.5]},
+    "not a number": {**SOUND, "shares": [0.1, float("nan")]},
+    "nan between": {**SOUND, "shares": [0.1, float("nan"), 0.5], "classes": [0, 1, 2]},
+    "infinity": {**SOUND, "shares": [0.1, float("inf")]},
+    "a large number": {**SOUND, "shares": [0, 10**4000]},
+    "a descent": {**SOUND, "shares": [0.5, 0.25]},
+    "no images": {**SOUND, "shares": [], "classes": []},
+    "too many": {**SOUND, "shares": [0.5] * 10_001, "classes": [0] * 10_001},
+    "more classes": {**SOUND, "known": 4},
+    "very many classes": {**SOUND, "known": 10**15, "classes": [0, 10**14]},
+    "a class too far": {**SOUND, "classes": [0, 3]},
+    "another source": {**SOUND, "source": ["folds"]},
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_damaged_calibrations(promising: Path, kind: str) -> None:
+    file = promising / runtime.CALIBRATION
+    file.write_text(json.dumps(BROKEN[kind]))
+    with pytest.raises(UserError, match=re.escape(str(file))):
+        Model(promising)
+
+
+def test_calibrations_that_are_no_files(promising: Path) -> None:
+    file = promising / runtime.CALIBRATION
+    for content in (b"", b"{", b"[" * 100_000, b"\xff", b"0" * runtime.CALIBRATION_BYTES + b"1"):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=re.escape(str(file))):
+            Model(promising)
+    file.unlink()
+    file.symlink_to(promising / "nothing")
+    with pytest.raises(UserError, match=re.escape(str(file))):
+        Model(promising)
 
 
 # Classes added by name

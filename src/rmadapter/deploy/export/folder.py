@@ -11,9 +11,19 @@ from rmadapter.artifacts.record import BackboneName, MethodName, Record, read_re
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.choice import licence_of
+from rmadapter.conformal import Calibration
 from rmadapter.deploy.export import FACTS, graph, int8, parity, web
 from rmadapter.deploy.export.onefile import one_file
-from rmadapter.deploy.export.runtime import GRAPH, LABELS, LITERT, OPENVINO, TORCH, TRANSFORM, Model
+from rmadapter.deploy.export.runtime import (
+    CALIBRATION,
+    GRAPH,
+    LABELS,
+    LITERT,
+    OPENVINO,
+    TORCH,
+    TRANSFORM,
+    Model,
+)
 from rmadapter.deploy.export.targets import TARGETS, check_options
 from rmadapter.deploy.export.text_encoder import write_text_encoder
 from rmadapter.deploy.hub import README, anonymise_command, anonymise_names
@@ -36,6 +46,13 @@ class RunFacts(TypedDict):
     split_digest: str
 
 
+class CalibrationFacts(TypedDict):
+    """By how many images, and by which, an error can be promised."""
+
+    images: int
+    source: str
+
+
 ExportFacts = TypedDict(
     "ExportFacts",
     {
@@ -54,6 +71,7 @@ ExportFacts = TypedDict(
         "licence of the weights": str,
         "run": RunFacts | None,
         "parity": parity.ParityFacts,
+        "calibration": CalibrationFacts | None,
         "kept in spite of": str,
         "search": list[int8.Row],
         "versions": dict[str, str],
@@ -168,11 +186,14 @@ def _write_model(
     # as texts: JavaScript would round large numbers
     write_json(stage / LABELS, [*map(str, saved.labels)])
     write_json(stage / TRANSFORM, transform_facts(saved.fitted.backbone))
+    calibration = _calibration(saved)
+    if calibration:
+        write_json(stage / CALIBRATION, calibration.json())
     search = _write_graph(stage, run, saved, options)
     names = (GRAPH, graph.BESIDE, OPENVINO, graph.WEIGHTS, TORCH, LITERT)
     files = [name for name in names if (stage / name).exists()]
     others = _write_text_encoder(stage, run, saved) if options.text else ()
-    write_sums(stage, (*files, LABELS, TRANSFORM, *others))
+    write_sums(stage, (*files, LABELS, TRANSFORM, CALIBRATION, *others))
     measured = parity.compare(saved, Model(stage), images, options.embeddings, options.text)
     fault = measured.fault(parity.LIMITS[options.precision])
     title = saved.fitted.method.title
@@ -184,6 +205,12 @@ def _write_model(
     facts["kept in spite of"] = fault
     facts["search"] = search
     return facts, record
+
+
+def _calibration(saved: Saved) -> Calibration | None:
+    """Return the calibration of a run, unless it answers other classes."""
+    fitted = saved.fitted
+    return fitted.calibration if saved.names[: len(fitted.classes)] == fitted.classes else None
 
 
 def _facts(
@@ -198,6 +225,10 @@ def _facts(
     run: RunFacts | None = None
     if record:
         run = {"key": record.key, "split_digest": record.split_digest}
+    calibration = _calibration(saved)
+    known: CalibrationFacts | None = None
+    if calibration:
+        known = {"images": len(calibration.shares), "source": calibration.source}
     modules = TARGETS[options.to].modules
     return {
         "format": 1,
@@ -215,6 +246,7 @@ def _facts(
         "licence of the weights": licence_of(fitted.backbone.name),
         "run": run,
         "parity": measured.json(),
+        "calibration": known,
         "kept in spite of": "",
         "search": [],
         "versions": versions() | {name: version_of(name) for name in modules},

@@ -26,13 +26,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
+from rmadapter.conformal import UNSURE, Calibration, chosen, limits_of, parse_share
 from rmadapter.data.decode import ImageSource, load_image
 from rmadapter.data.formats.base import image_files
 from rmadapter.data.names import OR, default_name, key
 from rmadapter.deploy.export.torch_graph import checked
 from rmadapter.errors import UserError
 from rmadapter.predict.answer import Answer, best, cell, columns
-from rmadapter.support.files import check_sums, csv_text
+from rmadapter.support.files import check_sums, csv_text, read_json
 
 # Engines, each imported only for its own graph
 
@@ -133,6 +134,8 @@ ENGINES = {OPENVINO: open_openvino, TORCH: open_torch, LITERT: open_litert, GRAP
 # The model
 
 LABELS, TRANSFORM = "labels.json", "preprocess.json"
+CALIBRATION = "calibration.json"
+CALIBRATION_BYTES = 2**20  # most bytes of such a file
 TEXT_ENCODER, TOKENIZER = "text.onnx", "tokenizer.json"
 PROMPTS, WEIGHTS = "prompts.json", "weights.npy"
 TOKENS = "tokens"  # input of the text encoder
@@ -182,6 +185,21 @@ class Transform:
 def _damaged(folder: Path, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:200]
     return UserError(f"{folder}: damaged ({type(error).__name__}: {reason})")
+
+
+def _calibration(folder: Path, classes: int) -> Calibration | None:
+    """Read what the model's probabilities were worth on held-out images, if the folder says so."""
+    file = folder / CALIBRATION
+    if not os.path.lexists(file):
+        return None
+    values = read_json(file, CALIBRATION_BYTES)
+    try:
+        calibration = Calibration.from_json(values)
+        if calibration.known > classes:
+            raise ValueError("more classes than the model has")
+    except ValueError as error:
+        raise _damaged(file, error) from None
+    return calibration
 
 
 class TextClasses:
@@ -257,7 +275,8 @@ class TextClasses:
 class Model:
     """An exported model.
 
-    labels: of the classes, in the order of the probabilities. threads: 0 leaves it to the engine.
+    labels: of the classes, in the order of the probabilities. calibration: by which errors are
+    promised, if the run had one. threads: 0 leaves it to the engine.
     graph: the model's file, by default the one in the folder. Raises UserError if the folder holds
     no model or a damaged one, or if its engine is not installed.
     """
@@ -272,6 +291,7 @@ class Model:
         check_sums(folder)
         try:
             self.labels = [str(label) for label in json.loads((folder / LABELS).read_text("utf-8"))]
+            self.calibration = _calibration(folder, len(self.labels))
             self.transform = Transform(**json.loads((folder / TRANSFORM).read_text("utf-8")))
             self._run, batch = ENGINES.get(graph, ENGINES[GRAPH])(folder / graph, threads)
         except UserError:
@@ -363,6 +383,24 @@ class Model:
         first."""
         return [self.best(row, top) for _, table in self.answers(images) for row in table]
 
+    def predict_set(self, images: Iterable[ImageSource], error: float = 0.05) -> list[list[str]]:
+        """Labels of the classes that may be right for each image, most probable first: of images
+        like those of the calibration, a share of at most `error` has its class missing.
+
+        Raises UserError without a calibration, or with too few images for this error.
+        """
+        limits = self.limits(error)
+        return [[*self.members(row, limits)] for _, table in self.answers(images) for row in table]
+
+    def limits(self, error: float) -> np.ndarray:
+        """Probabilities [C] from which on classes are in the sets; UserError as `predict_set`."""
+        known = self.calibration.known if self.calibration else 0
+        return limits_of(self.calibration, error, self.labels[:known], self.labels)
+
+    def members(self, probabilities: np.ndarray, limits: np.ndarray) -> tuple[str, ...]:
+        """Labels in the set of one image, most probable first. probabilities, limits: [C]."""
+        return tuple(self.labels[i] for i in chosen(probabilities, limits))
+
     def best(self, probabilities: np.ndarray, top: int = 5) -> list[tuple[str, float]]:
         """Labels and probabilities of one image, most probable first. probabilities: [C]."""
         return best(self.labels, probabilities, top)
@@ -383,23 +421,38 @@ def _files(words: Sequence[str]) -> list[Path]:
 
 
 def _write(
-    model: Model, files: Sequence[Path], top: int, bad: list[str] | None, embeddings: str
-) -> None:
+    model: Model, files: Sequence[Path], top: int, bad: list[str] | None, embeddings: str,
+    limits: np.ndarray | None,
+) -> None:  # fmt: skip
     """Print CSV as `rmadapter predict --no-zero-shot --out` writes it. embeddings: file for
-    features, in its order."""
+    features, in its order. limits: of classes in the sets, if an error is promised."""
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="")  # type: ignore[union-attr]
-    header = columns(top, zero_shot=False)
+    header = columns(top, zero_shot=False, sets=limits is not None)
     print(csv_text(header, (), "\r\n"), end="")
     features = []
     for images, outputs in model.outputs(files, bad, 2 if embeddings else 1):
         features += outputs[1:]
         for image, line in zip(images, outputs[0], strict=True):
-            row = Answer(Path(str(image)), tuple(model.best(line, top))).row()
+            labels = () if limits is None else model.members(line, limits)
+            row = Answer(Path(str(image)), tuple(model.best(line, top)), labels=labels).row()
             print(csv_text([cell(column, row[column]) for column in header], (), "\r\n"), end="")
     if embeddings and features:
         with open(f"{embeddings}.part", "wb") as file:
             np.save(file, np.concatenate(features))
         os.replace(f"{embeddings}.part", embeddings)
+
+
+def _limits(model: Model, word: str) -> np.ndarray | None:
+    """Limits of classes in the sets for an error such as 5%, None for 0; say what is promised."""
+    error = parse_share(word)
+    if not error:
+        return None
+    limits = model.limits(error)
+    if UNSURE in model.labels:
+        raise UserError(f"a class is already labelled {UNSURE!r}: leave out --error")
+    assert model.calibration
+    print("promise:", model.calibration.promise(error), file=sys.stderr)
+    return limits
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -410,6 +463,9 @@ def _parser() -> argparse.ArgumentParser:
     add("images", nargs="+", help="files, or folders, which are searched to any depth")
     add("--top", type=int, default=5, help="answers per image, by default 5")
     add("--add", action="append", default=[], help="name of one more class; may be repeated")
+    text = "list the classes that may be right, and miss the right one on at most this share of "
+    text += "images, such as 5%%"
+    add("--error", default="0", help=text)
     add("--embeddings", default="", help="file.npy for the features [N, e] of the images")
     add("--skip-bad", action="store_true", help="go on without unreadable images and report them")
     add("--threads", type=int, default=0, help="by default as many as there are cores")
@@ -425,7 +481,8 @@ def main() -> None:
         for label in words.add:
             model.add_class(label)
         top = min(max(words.top, 1), len(model.labels))
-        _write(model, _files(words.images), top, bad, words.embeddings)
+        limits = _limits(model, words.error)
+        _write(model, _files(words.images), top, bad, words.embeddings, limits)
     except (UserError, OSError) as error:
         print("predict.py:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
