@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+from docutils import nodes
 from sphinx.application import Sphinx
 
 import rmadapter
@@ -46,8 +47,16 @@ exclude_patterns = ["README.md"]
 myst_heading_anchors = 4
 html_theme = "furo"
 html_title = "rmadapter"
+html_theme_options = {"top_of_page_buttons": []}  # one to a page's source helps no reader
+html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_js_files = ["site.js"]
+templates_path = ["_templates"]
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_type_aliases = {"ArrayLike": "ArrayLike"}
 napoleon_custom_sections = [("Attributes", "params_style")]  # a list, as of parameters
 smartquotes = False  # it makes one dash of the two in --option
 default_role = "code"  # `name` in docstrings
@@ -104,6 +113,11 @@ def setup(app: Sphinx) -> None:
         checked = hasattr(item, "__pydantic_fields__")
         return "" if checked else text.replace("<factory>", "..."), ""
 
+    def colons(app: Sphinx, tree: nodes.document) -> None:
+        """Write `name: meaning`, as docstrings have it, where Sphinx puts two dashes."""
+        for text in [node for node in tree.findall(nodes.Text) if node.startswith(" -- ")]:
+            text.parent.replace(text, nodes.Text(f": {text[4:]}"))
+
     def read(app: Sphinx, name: str, content: list[str]) -> None:
         page = Path(app.env.doc2path(name))
         content[0] = with_links(content[0], page, page)
@@ -114,5 +128,6 @@ def setup(app: Sphinx) -> None:
 
     app.connect("autodoc-process-docstring", docstring, priority=400)  # before napoleon
     app.connect("autodoc-process-signature", signature)
+    app.connect("doctree-read", colons)
     app.connect("source-read", read)
     app.connect("include-read", include)

@@ -30,6 +30,7 @@ from rmadapter.support.files import write_text
 from rmadapter.task import Task
 
 BASE = "https://json-schema.org/draft/2020-12/schema"
+PAGE = re.compile(r"docs/([\w/]+)\.md")  # as help texts and docstrings name it
 NUMBERS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 
 
@@ -246,7 +247,7 @@ PAGES = {"commands.md": commands, "settings.md": settings, "files.md": files}
 def write(folder: Path) -> None:
     """Write all pages and schemas into a folder."""
     for name, make in PAGES.items():
-        write_text(folder / name, make())
+        write_text(folder / name, PAGE.sub(r"[\g<0>](/\1.md)", make()))
     for name, text in schemas().items():
         write_text(folder / name, text)
 

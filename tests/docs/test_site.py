@@ -1,0 +1,86 @@
+"""The site's own style and script: pages are accessible, and fit a phone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.web_pages import (
+    axe,
+    check_layout,
+    check_with_axe,
+    needs_browser,
+    served,
+    set_color_scheme,
+    tab,
+)
+
+__all__ = ["axe"]  # a fixture
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = """# A page
+
+![A figure](figure.svg)
+
+```bash
+rmadapter bench few-shot --datasets pictograms --methods {many} --out results
+```
+
+```python
+from rmadapter import Task  # {many}
+```
+
+## A table
+
+|  | {columns} |
+|---|{dashes}
+| row | {columns} |
+
+```{{eval-rst}}
+.. autofunction:: rmadapter.records
+```
+
+```{{toctree}}
+:caption: More
+search
+```
+"""
+FIGURE = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><path d="M0 0h9v9"/></svg>'
+WHITE = "rgb(255, 255, 255)"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build a small site with the settings of the real one."""
+    source = tmp_path_factory.mktemp("source")
+    many, columns = ",".join(["linear-probe"] * 9), " | ".join(["a long heading"] * 12)
+    page = PAGE.format(many=many, columns=columns, dashes="---|" * 12)
+    (source / "index.md").write_text(page, encoding="utf-8")
+    (source / "figure.svg").write_text(FIGURE, encoding="utf-8")
+    out = source / "out"
+    sphinx = [sys.executable, "-m", "sphinx", "-q", "-W", "-c", DOCS, source, out]
+    subprocess.run(sphinx, check=True)
+    return out
+
+
+@needs_browser
+def test_pages_are_accessible_and_fit_a_phone(site: Path, tmp_path: Path, axe: str) -> None:
+    with served(site) as address, tab(tmp_path / "browser") as page:
+        for scheme in ("light", "dark"):
+            set_color_scheme(page, scheme)
+            page.go(address)
+            for width in (1280, 400):
+                check_layout(page, width)
+                page.until("document.querySelector('.table-wrapper').tabIndex === 0")
+                check_with_axe(page, axe)
+            figure = "document.querySelector('article img[src$=\".svg\"]')"
+            assert (
+                page.script(f"getComputedStyle({figure}).backgroundColor") == "rgb(255, 255, 255)"
+            )
+        command = "document.querySelector('.highlight-bash pre')"
+        assert page.script(f"{command}.scrollWidth <= {command}.clientWidth")
+        page.go(f"{address}search.html")
+        check_with_axe(page, axe)
