@@ -1,0 +1,67 @@
+"""The study of prediction sets: figures counted by hand, and sets made by loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from promises import DRAWS, FREE, SETS, by_halves, figures, tables, within
+
+RNG = np.random.default_rng(5)
+TABLE = RNG.dirichlet(np.full(4, 0.5), 60)
+LABELS = np.array([RNG.choice(4, p=row) for row in TABLE])
+
+
+def test_figures_of_sets() -> None:
+    inside = np.array([[1, 0], [0, 1], [1, 1], [1, 0]], bool)
+    assert figures(inside, np.array([0, 0, 1, 0])) == [25, 75, pytest.approx(66.6667), 1.25]
+    assert figures(np.ones((2, 2), bool), np.array([0, 1])) == [0, 0, 0, 2]
+
+
+@pytest.mark.parametrize(("name", "penalty"), [("aps", 0.0), ("raps", 0.1)])
+def test_adaptive_sets_are_those_of_a_loop(name: str, penalty: float) -> None:
+    """A class's score is the probability of all classes down to it, and the penalties."""
+
+    def score(row: np.ndarray, label: int) -> float:
+        above = [value for value in row if value >= row[label]]
+        return float(sum(above) + penalty * max(len(above) - FREE, 0))
+
+    own = sorted(score(row, label) for row, label in zip(TABLE, LABELS, strict=True))
+    limit = own[55 - 1]  # ceil(61 * 0.9)
+    new = RNG.dirichlet(np.full(4, 0.5), 30)
+    expected = [[score(row, c) <= limit or row[c] == row.max() for c in range(4)] for row in new]
+    np.testing.assert_array_equal(SETS[name](TABLE, LABELS, new, 0.1), expected)
+
+
+def test_halves_of_the_images_calibrate_the_others() -> None:
+    found = by_halves(TABLE, LABELS, 0.1)
+    assert {*found} == {*SETS}
+    for missed, answered, right, classes, spread in found.values():
+        # of 30 images, k = 3: 3 / 31, and the most probable class makes it no larger
+        assert missed <= 100 * 3 / 31 + 3 * spread / np.sqrt(DRAWS)
+        assert 0 <= answered <= 100
+        assert 0 <= right <= 100
+        assert 1 <= classes <= 4
+
+
+def test_a_promise_is_kept_up_to_chance() -> None:
+    line = {"images": 100, "calibrated": 19, "folds": {"5": [5.0, 0, 0, 0]}}
+    assert within(line, 0.05) == (True, True)
+    line["folds"] = {"5": [12.0, 0, 0, 0]}
+    assert within(line, 0.05) == (False, True)  # one image in 20 sets the limit
+    line["folds"] = {"5": [40.0, 0, 0, 0]}
+    assert within(line, 0.05) == (False, False)
+
+
+def test_tables_of_lines() -> None:
+    line = {
+        "data": "rsscn7", "shots": 4, "seed": 1, "method": "linear-probe-pair", "images": 100,
+        "calibrated": 19, "folds": {"5": [4.0, 30.0, 90.0, 1.5]},
+        "halves": {"5": {name: [5.1, 31.0, 91.0, 1.4, 2.0] for name in SETS}},
+        "domains": {"other": {"5": [17.0, 0, 0, 0]}},
+    }  # fmt: skip
+    found = tables([line])
+    kept = found["choosing: 4 shots, linear-probe-pair"].splitlines()[-1]
+    assert kept == "| 5 % | 4.0 | 1 of 1 | 1 of 1 | 1.50 | 30.0 | 90.0 |"
+    ways = found["choosing: 4 shots, ways"].splitlines()[2]
+    assert ways == "| 5 % | lac | 5.10 | 2.00 | 1.400 | 31.0 | 91.0 |"
+    assert found["shift"].splitlines()[-1] == "| rsscn7 | other | 17.0 | 17.0 |"
