@@ -13,8 +13,9 @@ import pytest
 from browser import BROWSER, STATE, Tab, served, tab
 from onnx import TensorProto, helper
 
+from rmadapter.conformal import Calibration
 from rmadapter.deploy.export import web
-from rmadapter.deploy.export.runtime import GRAPH, LABELS, TRANSFORM
+from rmadapter.deploy.export.runtime import CALIBRATION, GRAPH, LABELS, TRANSFORM
 from rmadapter.errors import UserError
 from rmadapter.support.files import write_sums
 
@@ -54,15 +55,18 @@ def write_site(out: Path) -> Path:
     ]
     pixels = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 3, 32, 32])
     shape = ["batch", len(NAMES)]
-    shares = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, shape)
+    output = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, shape)
     matrix = onnx.numpy_helper.from_array(weights, "weights")
-    graph = helper.make_graph(nodes, "red", [pixels], [shares], [matrix])
+    graph = helper.make_graph(nodes, "red", [pixels], [output], [matrix])
     opset = helper.make_opsetid("", 20)
     onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=9), out / GRAPH)
     (out / LABELS).write_text(json.dumps(NAMES))
     numbers = {"size": 32, "resize": "shortest", "interpolation": "bicubic", "fill": 0}
     (out / TRANSFORM).write_text(json.dumps(numbers | {"mean": [0, 0, 0], "std": [1, 1, 1]}))
-    write_sums(out, (GRAPH, LABELS, TRANSFORM))
+    shares = [0.01, 0.02, 0.05, *np.linspace(0.06, 0.99, 37).round(6).tolist()]
+    calibration = Calibration((*shares,), (*range(len(NAMES)),) * 2, len(NAMES), "folds")
+    (out / CALIBRATION).write_text(json.dumps(calibration.json()))
+    write_sums(out, (GRAPH, LABELS, TRANSFORM, CALIBRATION))
     web.add_page(out)
     return out
 

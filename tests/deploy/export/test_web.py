@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from rmadapter.artifacts.checkpoint import Saved
+from rmadapter.conformal import Calibration, chosen, decide, needed
 from rmadapter.deploy.export import graph, web
 from rmadapter.deploy.export.folder import export
 from rmadapter.deploy.export.runtime import Transform
@@ -87,6 +88,81 @@ def test_a_large_image_is_halved_as_in_python(tmp_path: Path) -> None:
     halves = in_node(tmp_path, images, [None] * len(images))
     for pixels, half in zip(images, halves, strict=True):
         assert Image.fromarray(pixels).reduce(2).tobytes() == half, pixels.shape
+
+
+SETS_IN_NODE = """
+import {{ checked, chosen, decide, limits, needed }} from {module};
+import {{ readFileSync, writeFileSync }} from "node:fs";
+const found = JSON.parse(readFileSync({cases}, "utf8")).map(({{ calibration, error, tables }}) => {{
+  const bounds = limits(checked(calibration, tables[0].length), error, tables[0].length);
+  const sets = tables.map((table) => {{
+    const rows = table.map((probability, place) => ({{ probability, place }}));
+    return chosen(rows.sort((a, b) => b.probability - a.probability), bounds);
+  }});
+  return {{ bounds, needed: needed(error), sets: sets.map((rows) => rows.map((row) => row.place)),
+    decided: sets.map(decide) }};
+}});
+writeFileSync({out}, JSON.stringify(found));
+"""
+BROKEN_IN_NODE = """
+import {{ checked }} from {module};
+import {{ readFileSync }} from "node:fs";
+for (const calibration of JSON.parse(readFileSync({cases}, "utf8"))) {{
+  let refused = false;
+  try {{ checked(calibration, 3); }}
+  catch (error) {{ refused = error.message.includes("damaged"); }}
+  if (!refused) throw Error(JSON.stringify(calibration));
+}}
+"""
+
+
+def run_node(folder: Path, script: str, cases: object) -> object:
+    """Run a script on cases; return what it wrote."""
+    (folder / "cases.json").write_text(json.dumps(cases))
+    files = {"cases": folder / "cases.json", "out": folder / "out.json"}
+    words = {name: json.dumps(str(file)) for name, file in files.items()}
+    module = json.dumps(str(web.PAGE / "sets.mjs"))
+    (folder / "run.mjs").write_text(script.format(module=module, **words))
+    subprocess.run([str(NODE), folder / "run.mjs"], check=True)
+    return json.loads(files["out"].read_text()) if files["out"].exists() else None
+
+
+@needs_node
+def test_the_sets_of_python(tmp_path: Path) -> None:
+    """Of small and large calibrations, with and without limits for each class, and of ties."""
+    rng = np.random.default_rng(0)
+    cases: list[dict[str, Any]] = []
+    expected = []
+    for number in range(60):
+        classes, images = int(rng.integers(2, 6)), int(np.exp(rng.uniform(0.7, 8)))
+        error = [0.01, 0.05, 0.1, 0.3, 1 / 3, 0.5][number % 6]
+        table = rng.dirichlet(np.full(classes, 0.4), images).round(2)
+        calibration = Calibration.of(table, rng.integers(0, classes, images), "folds")
+        if needed(error) > images:
+            continue
+        new = rng.dirichlet(np.full(classes + number % 2, 0.4), 30).round(2).astype(np.float32)
+        limits = calibration.limits(error, new.shape[1])
+        sets = [chosen(row, limits).tolist() for row in new]
+        expected.append({
+            "bounds": limits.tolist(), "needed": needed(error), "sets": sets,
+            "decided": [decide(len(labels)) for labels in sets],
+        })  # fmt: skip
+        cases.append({"calibration": calibration.json(), "error": error, "tables": new.tolist()})
+    assert any(case["bounds"][0] != case["bounds"][1] for case in expected)
+    assert len(expected) > 30
+    assert run_node(tmp_path, SETS_IN_NODE, cases) == expected
+
+
+@needs_node
+def test_a_damaged_calibration_is_refused_by_the_page(tmp_path: Path) -> None:
+    sound = Calibration((0.25, 0.5), (0, 2), 3, "folds").json()
+    changes: list[dict[str, object]] = [
+        {"shares": [0.5, 0.25]}, {"shares": ["0.1", "0.2"]}, {"shares": [0.1]}, {"known": 4},
+        {"shares": [-1, 0.5]}, {"shares": [0.5, 2]}, {"classes": [0, 3]}, {"classes": [0, 0.5]},
+        {"shares": [], "classes": []}, {"source": "x"}, {"known": "3"}, {"shares": None},
+    ]  # fmt: skip
+    broken = [None, 3, [], *({**sound, **change} for change in changes)]
+    run_node(tmp_path, BROKEN_IN_NODE, broken)
 
 
 def write_photographs(folder: Path) -> list[Path]:

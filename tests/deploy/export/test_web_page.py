@@ -80,10 +80,10 @@ def test_page_works_by_keyboard_and_screen_reader(
     outline = page.script("getComputedStyle(document.activeElement.parentElement).outlineStyle")
     assert outline == "solid"
     seen = []
-    for _ in range(2):
+    for _ in range(3):
         page.press("Tab")
         seen.append(page.script("document.activeElement.textContent"))
-    assert seen == ["Use the camera", f"Classes it knows ({len(NAMES)})"]
+    assert seen == ["Use the camera", "off5 %10 %", f"Classes it knows ({len(NAMES)})"]
     page.press("Enter")
     assert page.script("document.querySelector('details').open")
     heard = page.heard()
@@ -92,6 +92,28 @@ def test_page_works_by_keyboard_and_screen_reader(
     assert {("button", "Use the camera"), ("heading", f"red.png: {NAMES[1]}")} <= {*heard}
     assert sum(role == "status" for role, _ in heard) == 1
     assert not [name for role, name in heard if role in ("image", "Video")]
+
+
+CHOOSE = """(() => {
+const error = document.getElementById("error");
+error.value = "VALUE"; error.dispatchEvent(new Event("change"));
+const cards = [...document.querySelectorAll("#answers p")];
+return cards.map((card) => card.hidden ? "" : card.textContent); })()"""
+
+
+@needs_browser
+def test_sets_at_the_chosen_error(browser: tuple[Tab, str], pictures: list[str]) -> None:
+    """Of 40 images the limit of 10 % is the fourth, 0.06, and that of 5 % the second, 0.02."""
+    page, address = browser
+    page.go(address)
+    choose(page, [path for path in pictures if path.endswith(("red.png", "pixel.png"))])
+    blue, red = page.script(CHOOSE.replace("VALUE", "0.1"))[::-1]
+    assert red == f"unsure: it may be {NAMES[1]}, {NAMES[18]}"
+    assert blue == "answer"
+    assert "At 10 %: answers for 1 of 2 images." in page.script(STATE)
+    text = page.script("document.getElementById('promised').textContent")
+    assert "at most 10 % of images like these 40 training images" in text
+    assert page.script(CHOOSE.replace("VALUE", "0")) == ["", ""]
 
 
 @needs_browser

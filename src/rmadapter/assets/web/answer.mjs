@@ -1,6 +1,7 @@
 // An exported model in a web page: image files in, labels and probabilities out. Nothing leaves the page.
 
 import * as ort from "./ort.wasm.bundle.min.mjs";
+import { checked as checkedCalibration } from "./sets.mjs";
 import { halve, LARGEST, LONGEST, PHOTO, tensor } from "./pixels.mjs";
 
 const here = (name) => new URL(name, import.meta.url).href;
@@ -41,12 +42,22 @@ async function checked(name, sums) {
   return found;
 }
 
-// Raises an Error whose message says what to do.
+function json(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
+}
+
+// Raises an Error whose message says what to do. calibration: null if the model has none.
 export async function load() {
   const text = (found) => new TextDecoder().decode(found), sums = text(await bytes("SHA256SUMS"));
   const [labels, transform, model] = await Promise.all(
     ["labels.json", "preprocess.json", "model.onnx"].map((name) => checked(name, sums)));
   const steps = JSON.parse(text(transform)), { size } = steps, names = JSON.parse(text(labels)).map(String);
+  const calibration = sums.includes("calibration.json")
+    ? checkedCalibration(json(text(await checked("calibration.json", sums))), names.length) : null;
   ort.env.wasm.wasmBinary = await bytes("ort-wasm-simd-threaded.wasm"); // whatever type the server says it has
   const session = await ort.InferenceSession.create(model).catch((error) => {
     throw Error(`The model cannot be started (${error.message}): use a newer browser, or copy the folder again.`);
@@ -55,8 +66,8 @@ export async function load() {
     const pixels = tensor(await decode(source), steps);
     const { probabilities } = await session.run({ pixels: new ort.Tensor("float32", pixels, [1, 3, size, size]) });
     return names
-      .map((label, i) => ({ label, probability: probabilities.data[i] }))
+      .map((label, place) => ({ label, probability: probabilities.data[place], place }))
       .sort((a, b) => b.probability - a.probability);
   };
-  return { ask, labels: names };
+  return { ask, labels: names, calibration };
 }

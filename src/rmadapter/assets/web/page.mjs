@@ -1,10 +1,14 @@
 // What the page does: images in, a card for each, and one sentence about them all for those who listen.
 
 import { load } from "./answer.mjs";
+import { chosen, decide, ERRORS, limits, needed } from "./sets.mjs";
 
 const SHOWN = 5; // answers on a card
-const [state, drop, files, camera, shoot, video, answers, known] =
-  ["state", "drop", "files", "camera", "shoot", "video", "answers", "known"].map((id) => document.getElementById(id));
+const [state, drop, files, camera, shoot, video, answers, known, promise, error, promised] =
+  ["state", "drop", "files", "camera", "shoot", "video", "answers", "known", "promise", "error", "promised"].map(
+    (id) => document.getElementById(id));
+const cards = []; // each with its rows
+let bounds = null; // limits of the classes at the chosen error
 
 function element(name, ...inside) {
   const found = document.createElement(name);
@@ -28,8 +32,43 @@ function card(blob, name, found) {
   image.alt = "";
   image.src = URL.createObjectURL(blob);
   image.onload = image.onerror = () => URL.revokeObjectURL(image.src);
-  return element("li", image, element("h2", own(name), ": ", own(found[0].label)),
-    element("ol", ...found.slice(0, SHOWN).map(row)));
+  const decision = element("p"), made = element("li", image, element("h2", own(name), ": ", own(found[0].label)),
+    decision, element("ol", ...found.slice(0, SHOWN).map(row)));
+  cards.push({ decision, found });
+  decideCard(cards.at(-1));
+  return made;
+}
+
+// Shows on a card which classes may be right; returns what is decided, "" without a promised error.
+function decideCard({ decision, found }) {
+  decision.hidden = !bounds;
+  if (!bounds) return "";
+  const inside = chosen(found, bounds), decided = decide(inside), more = inside.length - SHOWN;
+  const names = inside.slice(0, SHOWN).flatMap(({ label }, i) => [i ? ", " : "", own(label)]);
+  decision.replaceChildren(element("strong", decided),
+    ...(decided === "answer" ? [] : [": it may be ", ...names, more > 0 ? ` or one of ${more} others` : ""]));
+  return decided;
+}
+
+// Offers the errors for which the calibration has enough images.
+function offerErrors(calibration, labels) {
+  const images = calibration?.shares.length ?? 0;
+  for (const each of ERRORS.filter((each) => images >= needed(each))) {
+    const option = element("option", `${100 * each} %`);
+    option.value = each;
+    error.append(option);
+  }
+  promise.hidden = error.options.length < 2;
+  error.addEventListener("change", () => {
+    const share = Number(error.value), more = labels.length - calibration.known;
+    bounds = share ? limits(calibration, share, labels.length) : null;
+    const decided = cards.map(decideCard), answered = decided.filter((each) => each === "answer").length;
+    const source = calibration.source === "held out" ? "images that were not drawn"
+      : "training images, each answered by a model that had not seen it";
+    promised.textContent = share ? `The right class is missing on at most ${100 * share} % of images like these ${images} ` +
+      `${source}.${more ? ` Nothing is promised for images of the ${more} classes that were added by name.` : ""}` : "";
+    if (share && cards.length) state.textContent = `At ${100 * share} %: answers for ${answered} of ${cards.length} images.`;
+  });
 }
 
 // Adds a card, and returns what is to be said of it.
@@ -37,7 +76,8 @@ async function show(ask, blob, name) {
   try {
     const found = await ask(blob);
     answers.prepend(card(blob, name, found));
-    return [own(name), ": ", own(found[0].label), `, ${percent(found[0].probability)}. `];
+    const doubt = bounds && decide(chosen(found, bounds)) === "unsure" ? ", unsure" : "";
+    return [own(name), ": ", own(found[0].label), `, ${percent(found[0].probability)}${doubt}. `];
   } catch (error) {
     answers.prepend(element("li", element("h2", own(name), " ", error.message)));
     return [own(name), ` ${error.message}. `];
@@ -87,7 +127,8 @@ async function frame() {
 
 // Raises an Error whose message tells the user what to do.
 export async function start() {
-  const { ask, labels } = await load();
+  const { ask, labels, calibration } = await load();
+  offerErrors(calibration, labels);
   let last = Promise.resolve(); // the model takes one image after the other
   const take = (blobs) => (last = last.then(() => showAll(ask, blobs)));
 
