@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, TypedDict, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,8 +19,16 @@ from rmadapter.errors import UserError
 
 Source: TypeAlias = Literal["folds", "held out"]
 ANSWER, UNSURE = "answer", "unsure"
+ERRORS = (0.01, 0.05, 0.1)  # that are measured, and offered where there is a choice
 MOST = 10_000  # images of a calibration
 SLACK = 5  # classes are calibrated by themselves if that costs at most this part of the error
+
+
+class CalibrationFacts(TypedDict):
+    """By how many images, and by which, an error can be promised."""
+
+    images: int
+    source: Source
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,15 @@ class Calibration:
             "source": self.source,
         }
 
+    @property
+    def facts(self) -> CalibrationFacts:
+        """How many images it is of, and which."""
+        return {"images": len(self.shares), "source": self.source}
+
+    def possible(self) -> list[float]:
+        """Return those of `ERRORS` for which there are enough images."""
+        return [error for error in ERRORS if len(self.shares) >= needed(error)]
+
     def promise(self, error: float) -> str:
         """Return in words what sets with these limits promise."""
         images = f"{len(self.shares):,}"
@@ -137,9 +154,10 @@ class Calibration:
         shares, which = np.array(self.shares), np.array(self.classes)
         limits = np.full(classes, shares[_place(len(shares), error)])
         if self.by_class(error):
-            for number in range(self.known):
-                own = shares[which == number]
-                limits[number] = own[_place(len(own), error)]
+            by_class = shares[np.argsort(which, kind="stable")]
+            counts = np.bincount(which, minlength=self.known)
+            places = np.floor(np.round((counts + 1) * error, 9)).astype(int) - 1
+            limits[: self.known] = by_class[np.cumsum(counts) - counts + places]
         return limits
 
     def by_class(self, error: float) -> bool:
@@ -186,7 +204,7 @@ def needed(error: float) -> int:
     """Return how many images an error needs. Raises UserError if it is not between 0 and 1."""
     if not 0 < error < 1:
         raise UserError(f"an error of {100 * error:g} %: give one above 0 and below 100 %")
-    return math.ceil(round(1 / error, 9)) - 1
+    return math.ceil(round(min(1 / error, 1e12), 9)) - 1  # 1 / error may be infinite
 
 
 def _place(images: int, error: float) -> int:

@@ -35,6 +35,7 @@ from starlette.exceptions import HTTPException  # noqa: E402
 from starlette.requests import Request  # noqa: E402
 from starlette.responses import Response  # noqa: E402
 
+from rmadapter.conformal import Calibration  # noqa: E402
 from rmadapter.deploy import sockets  # noqa: E402
 from rmadapter.deploy.serve.model import ServedModel  # noqa: E402
 from rmadapter.deploy.serve.service import Limits, Service  # noqa: E402
@@ -49,6 +50,7 @@ FACTS = {
     "engine": "toy",
     "classes": list(LABELS),
     "features": True,
+    "calibration": None,
 }
 
 
@@ -58,7 +60,12 @@ class Toy:
     batch fail. decoded, large: how many images were decoded, and how many of these were large.
     slow: an event that large ones wait for."""
 
-    def __init__(self, features: bool = True, labels: Sequence[str] = LABELS) -> None:
+    def __init__(
+        self,
+        features: bool = True,
+        labels: Sequence[str] = LABELS,
+        calibration: Calibration | None = None,
+    ) -> None:
         self.sizes: list[int] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -66,8 +73,11 @@ class Toy:
         self.decoded = self.large = 0
         self.slow = threading.Event()
         self.slow.set()
-        facts = {**FACTS, "features": features}
-        self.served = ServedModel(tuple(labels), self.transform, self.ask, features, 4, facts)
+        known = calibration.facts if calibration else None
+        facts = {**FACTS, "features": features, "calibration": known}
+        self.served = ServedModel(
+            tuple(labels), self.transform, self.ask, features, 4, facts, calibration=calibration
+        )
 
     def transform(self, image: Image.Image) -> np.ndarray:
         self.decoded += 1

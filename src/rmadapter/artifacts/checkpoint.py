@@ -23,6 +23,7 @@ from rmadapter.artifacts.record import BackboneName, MethodName, Record, read_re
 from rmadapter.artifacts.run_folder import RunFolder, check_model, find_run
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.backbones.load import is_published, name_it
+from rmadapter.conformal import Calibration
 from rmadapter.data.names import Label, custom_names
 from rmadapter.errors import UserError
 from rmadapter.methods import is_outside, load_method
@@ -63,6 +64,13 @@ class Saved(NamedTuple):
     def custom_names(self) -> dict[str, str]:
         """The prompt names that do not follow from the labels, as `read_images` takes them."""
         return custom_names(self.labels, self.names)
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The model's calibration, unless it answers other classes than those it was fitted to; the
+        last may have been added."""
+        fitted = self.fitted
+        return fitted.calibration if self.names[: len(fitted.classes)] == fitted.classes else None
 
 
 # Saving

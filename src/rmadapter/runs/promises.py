@@ -9,9 +9,7 @@ import numpy as np
 
 from rmadapter import metrics
 from rmadapter.artifacts.record import Promise
-from rmadapter.conformal import Calibration, Source, in_sets, needed
-
-ERRORS = (0.01, 0.05, 0.1)
+from rmadapter.conformal import ERRORS, Calibration, Source, in_sets, needed
 
 
 def measured(
@@ -21,9 +19,8 @@ def measured(
 
     table: probabilities [N, C]. labels: [N], indices of the right classes.
     """
-    possible = [error for error in ERRORS if len(calibration.shares) >= needed(error)]
     parts = [(np.arange(len(labels)), calibration)]
-    return tuple(_measure(error, table, labels, parts) for error in possible)
+    return tuple(_measure(error, table, labels, parts) for error in calibration.possible())
 
 
 def cross_measured(

@@ -279,8 +279,8 @@ def test_no_calibration_for_other_classes(calibrated: Path, tiny_clip: Backbone)
     saved = load(calibrated, tiny_clip)
     added = saved._replace(names=(*saved.names, "olive"))
     other = saved._replace(names=("olive", *saved.names))
-    assert exporting._calibration(added) == saved.fitted.calibration
-    assert exporting._calibration(other) is None
+    assert added.calibration == saved.fitted.calibration
+    assert other.calibration is None
 
 
 def test_readme_with_and_without_a_record(exported: Path, finished: Path) -> None:

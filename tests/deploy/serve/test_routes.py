@@ -13,6 +13,7 @@ import pytest
 
 from tests.helpers.serving import FACTS, TestClient, Toy, colour_image, running_service, wait_for
 
+from rmadapter.conformal import Calibration  # isort: skip
 from rmadapter.deploy.serve.routes import create_app  # isort: skip
 
 RED = ("red.png", colour_image(250, 50, 0))
@@ -143,7 +144,7 @@ def test_openapi_says_how_to_send_images(client: TestClient) -> None:
     assert {"/predict", "/embed", "/models/{model}/predict", "/info", "/metrics"} <= set(paths)
     post = paths["/predict"]["post"]
     assert set(post["requestBody"]["content"]) == {"multipart/form-data", "application/json"}
-    assert {one["name"] for one in post["parameters"]} == {"model", "top", "skip_bad"}
+    assert {one["name"] for one in post["parameters"]} == {"model", "top", "skip_bad", "error"}
 
 
 def test_documentation_works_behind_a_proxy(client: TestClient) -> None:
@@ -171,6 +172,80 @@ def test_only_listed_origins_are_allowed(
         assert answer.status_code == 200
         assert answer.headers.get("access-control-allow-origin") == allowed
         assert client.post("/predict", files=form(RED)).status_code == 401
+
+
+# A promised error
+
+SHARES = (0.1, 0.2, 0.3, 0.4, *np.linspace(0.5, 0.99, 36).round(6).tolist())
+CALIBRATION = Calibration((*SHARES,), (0, 1, 2, 0) * 10, 3, "folds")  # limit at 10 %: 0.4
+MIXED = ("mixed.png", colour_image(200, 160, 0))
+
+
+@pytest.fixture
+def promising() -> Iterator[TestClient]:
+    with running_service(Toy(calibration=CALIBRATION)) as service:
+        yield TestClient(create_app(service))
+
+
+def test_sets_and_decisions(promising: TestClient) -> None:
+    for error in ("0.1", "10%25", "10%", " 0.1"):
+        red, mixed, bad = answers(
+            promising, f"/predict?top=1&skip_bad=true&error={error}", RED, MIXED, BAD
+        )
+        assert (red["set"], red["decision"]) == (["red"], "answer")
+        assert (mixed["set"], mixed["decision"]) == (["red", "green"], "unsure")
+        assert len(mixed["classes"]) == 1
+        assert "set" not in bad
+    (row,) = answers(promising, "/models/toy/predict?error=0.5", MIXED)
+    assert (row["set"], row["decision"]) == (["red"], "answer")
+    for without in ("", "?error=", "?error=0"):
+        (row,) = answers(promising, f"/predict{without}", RED)
+        assert [*row] == ["image", "classes"]
+    text = promising.get("/metrics").text
+    assert 'rmadapter_decisions_total{decision="answer",model="toy"} 5.0' in text
+    assert 'rmadapter_decisions_total{decision="unsure",model="toy"} 4.0' in text
+    facts = promising.get("/info").json()["models"]["toy"]
+    assert facts["calibration"] == {"images": 40, "source": "folds"}
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        ("0.01", "an error of 1 % needs 99 images"),
+        ("x", "'x' is no share such as 5%"),
+        ("-1", "'-1' is no share"),
+        ("nan", "'nan' is no share"),
+        ("1e-300", "needs"),
+        ("5e-324", "needs"),
+        ("9" * 5000, "no share"),
+    ],
+)
+def test_impossible_errors_are_refused(promising: TestClient, error: str, message: str) -> None:
+    answer = promising.post(f"/predict?error={error}", files=form(RED))
+    assert answer.status_code == 422
+    assert message in answer.json()["error"]
+    assert len(answer.json()["error"]) < 1000
+    assert promising.app.state.service.counters.total("rmadapter_images") == 0  # type: ignore[attr-defined]
+
+
+def test_no_error_without_a_calibration(client: TestClient) -> None:
+    answer = client.post("/predict?error=0.1", files=form(RED))
+    assert answer.status_code == 422
+    assert "--folds 4" in answer.json()["error"]
+    assert client.get("/info").json()["models"]["toy"]["calibration"] is None
+    assert "What may it be?" not in client.get("/").text
+
+
+def test_page_offers_possible_errors(promising: TestClient) -> None:
+    page = promising.get("/").text
+    for error, offered in ((0.01, False), (0.05, True), (0.1, True)):
+        assert (f'formaction="?model=toy&amp;error={error}"' in page) == offered
+    page = promising.post("/?model=toy&error=0.1", files=form(MIXED, RED)).text
+    assert "<strong>unsure</strong>: it may be red, green</p>" in page
+    assert "<strong>answer</strong></p>" in page
+    answer = promising.post("/?model=toy&error=0.01", files=form(RED))
+    assert answer.status_code == 422
+    assert "needs 99 images" in answer.text
 
 
 # The status page

@@ -11,7 +11,7 @@ from rmadapter.artifacts.record import BackboneName, MethodName, Record, read_re
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.choice import licence_of
-from rmadapter.conformal import Calibration
+from rmadapter.conformal import CalibrationFacts
 from rmadapter.deploy.export import FACTS, graph, int8, parity, web
 from rmadapter.deploy.export.onefile import one_file
 from rmadapter.deploy.export.runtime import (
@@ -44,13 +44,6 @@ class RunFacts(TypedDict):
 
     key: str
     split_digest: str
-
-
-class CalibrationFacts(TypedDict):
-    """By how many images, and by which, an error can be promised."""
-
-    images: int
-    source: str
 
 
 ExportFacts = TypedDict(
@@ -186,9 +179,8 @@ def _write_model(
     # as texts: JavaScript would round large numbers
     write_json(stage / LABELS, [*map(str, saved.labels)])
     write_json(stage / TRANSFORM, transform_facts(saved.fitted.backbone))
-    calibration = _calibration(saved)
-    if calibration:
-        write_json(stage / CALIBRATION, calibration.json())
+    if saved.calibration:
+        write_json(stage / CALIBRATION, saved.calibration.json())
     search = _write_graph(stage, run, saved, options)
     names = (GRAPH, graph.BESIDE, OPENVINO, graph.WEIGHTS, TORCH, LITERT)
     files = [name for name in names if (stage / name).exists()]
@@ -207,12 +199,6 @@ def _write_model(
     return facts, record
 
 
-def _calibration(saved: Saved) -> Calibration | None:
-    """Return the calibration of a run, unless it answers other classes."""
-    fitted = saved.fitted
-    return fitted.calibration if saved.names[: len(fitted.classes)] == fitted.classes else None
-
-
 def _facts(
     stage: Path, saved: Saved, record: Record | None, options: ExportOptions, files: list[str],
     measured: parity.Parity,
@@ -225,10 +211,6 @@ def _facts(
     run: RunFacts | None = None
     if record:
         run = {"key": record.key, "split_digest": record.split_digest}
-    calibration = _calibration(saved)
-    known: CalibrationFacts | None = None
-    if calibration:
-        known = {"images": len(calibration.shares), "source": calibration.source}
     modules = TARGETS[options.to].modules
     return {
         "format": 1,
@@ -246,7 +228,7 @@ def _facts(
         "licence of the weights": licence_of(fitted.backbone.name),
         "run": run,
         "parity": measured.json(),
-        "calibration": known,
+        "calibration": saved.calibration.facts if saved.calibration else None,
         "kept in spite of": "",
         "search": [],
         "versions": versions() | {name: version_of(name) for name in modules},

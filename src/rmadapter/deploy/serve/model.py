@@ -19,6 +19,7 @@ import numpy as np
 from rmadapter.artifacts.model_file import check_weights, read_model
 from rmadapter.artifacts.record import Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder
+from rmadapter.conformal import Calibration, CalibrationFacts, chosen, limits_of
 from rmadapter.deploy.export import FACTS
 from rmadapter.deploy.export.runtime import ENGINES, GRAPH, LITERT, OPENVINO, TORCH, Model
 from rmadapter.errors import UserError, did_you_mean
@@ -86,11 +87,13 @@ class Source(TypedDict):
 
 
 class ModelFacts(Source, total=False):
-    """What /info tells of a model. device: of torch only."""
+    """What /info tells of a model. calibration: by which images errors are promised, if any.
+    device: of torch only."""
 
     engine: str
     classes: list[str]
     features: bool
+    calibration: CalibrationFacts | None
     image_size: int
     versions: dict[str, str]
     device: str
@@ -103,6 +106,7 @@ class ServedModel:
     labels: of the C classes. transform: RGB image -> float32 [3, H, W]. predict: pixels [B, 3, H,
     W], and whether features are wanted -> probabilities [B, C] and, if wanted, unit features [B,
     e]. features: whether it has any. size: H and W. sign: of the folder before it was read.
+    calibration: by which errors are promised, if the run had one.
     """
 
     labels: tuple[str, ...]
@@ -112,6 +116,18 @@ class ServedModel:
     size: int
     facts: ModelFacts
     sign: Sign | None = None
+    calibration: Calibration | None = None
+
+    def limits(self, error: float) -> np.ndarray:
+        """Return the probabilities [C] from which on classes are in the sets. Raises UserError as
+        `limits_of`."""
+        known = self.calibration.known if self.calibration else 0
+        return limits_of(self.calibration, error, self.labels[:known], self.labels)
+
+    def members(self, probabilities: np.ndarray, limits: np.ndarray) -> tuple[str, ...]:
+        """Return the labels in the set of one image, the most probable first. probabilities,
+        limits: [C]."""
+        return tuple(self.labels[i] for i in chosen(probabilities, limits))
 
     def best(self, probabilities: np.ndarray, top: int) -> list[tuple[str, float]]:
         """Return labels and probabilities of one image, the most probable first. probabilities:
@@ -154,12 +170,15 @@ def _with_runtime(
     engine = ENGINE_NAMES[next(name for name in ENGINES if (export / name).is_file())]
     size = model.transform.size
     features = len(answer_grey(folder, model.ask, size)) > 1
-    facts = _facts(source, model.labels, engine, features, size)
+    calibration = model.calibration
+    facts = _facts(source, model.labels, engine, features, size, calibration)
 
     def predict(pixels: np.ndarray, _: bool) -> list[np.ndarray]:
         return model.ask(pixels)
 
-    return ServedModel(tuple(model.labels), model.transform, predict, features, size, facts, before)
+    return ServedModel(
+        tuple(model.labels), model.transform, predict, features, size, facts, before, calibration
+    )
 
 
 def _with_torch(folder: Path, options: ServeOptions, before: Sign | None) -> ServedModel:
@@ -186,9 +205,10 @@ def _with_torch(folder: Path, options: ServeOptions, before: Sign | None) -> Ser
     size = backbone.image_size
     answer_grey(folder, lambda pixels: predict(pixels, features), size)
     labels = tuple(str(label) for label in saved.labels)
-    facts = _facts(run_source(folder), labels, "torch", features, size)
+    calibration = saved.calibration
+    facts = _facts(run_source(folder), labels, "torch", features, size, calibration)
     facts["device"] = str(backbone.device)
-    return ServedModel(labels, transform, predict, features, size, facts, before)
+    return ServedModel(labels, transform, predict, features, size, facts, before, calibration)
 
 
 def answers_module(saved: Saved) -> tuple[Answers, bool]:
@@ -262,8 +282,9 @@ def export_run(folder: Path, options: ServeOptions, place: Path) -> None:
 
 
 def _facts(
-    source: Source, labels: Sequence[str], engine: str, features: bool, size: int
-) -> ModelFacts:
+    source: Source, labels: Sequence[str], engine: str, features: bool, size: int,
+    calibration: Calibration | None,
+) -> ModelFacts:  # fmt: skip
     libraries = ("rmadapter", "numpy", "pillow", LIBRARIES.get(engine, engine))
     versions = {"python": platform.python_version()}
     versions |= {name: version_of(name) for name in libraries}
@@ -275,6 +296,7 @@ def _facts(
         "engine": engine,
         "classes": list(labels),
         "features": features,
+        "calibration": calibration.facts if calibration else None,
         "image_size": size,
         "versions": versions,
     }

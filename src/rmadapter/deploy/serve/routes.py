@@ -8,6 +8,7 @@ from importlib import metadata
 from typing import Annotated, NamedTuple, cast
 
 import anyio
+import numpy as np
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -16,7 +17,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from rmadapter.deploy.serve.model import ModelFacts
+from rmadapter.conformal import decide, parse_share
+from rmadapter.deploy.serve.model import ModelFacts, ServedModel
 from rmadapter.deploy.serve.requests import BODY, CLIENT_LEFT, AccessMiddleware, read_uploads
 from rmadapter.deploy.serve.service import Answers, Service
 from rmadapter.deploy.serve.waiting import too_busy
@@ -31,16 +33,24 @@ Top = Annotated[int, Query(ge=1, description="Answers per image.")]
 SkipBad = Annotated[
     bool, Query(description="Answer the other images; bad ones get an error instead of an answer.")
 ]
+Error = Annotated[
+    str,
+    Query(
+        description="Also list the classes that may be right, and miss the right one on at most "
+        "this share of images, such as 0.05 or 5%.",
+    ),
+]
 router = APIRouter()
 
 
 @router.post("/models/{model}/predict", openapi_extra=BODY)
 @router.post("/predict", openapi_extra=BODY)
 async def predict(
-    request: Request, model: str = "", top: Top = 5, skip_bad: SkipBad = False
+    request: Request, model: str = "", top: Top = 5, skip_bad: SkipBad = False, error: Error = ""
 ) -> JSONResponse:
     """The most probable classes of images."""
-    result = await _answer(request, model, skip_bad=skip_bad)
+    result = await _answer(request, model, skip_bad=skip_bad, error=error)
+    limits = _limits(result.model, error)
     answers: list[dict[str, object]] = []
     for image, row in zip(result.images, result.rows, strict=True):
         if isinstance(row, UserError):
@@ -48,7 +58,11 @@ async def predict(
         else:
             best = result.model.best(row.probabilities, top)
             classes = [{"class": label, "probability": share} for label, share in best]
-            answers.append({"image": image, "classes": classes})
+            answer: dict[str, object] = {"image": image, "classes": classes}
+            if limits is not None:
+                labels = result.model.members(row.probabilities, limits)
+                answer |= {"set": [*labels], "decision": _decide(request, result.name, labels)}
+            answers.append(answer)
     return JSONResponse({"model": result.name, "answers": answers})
 
 
@@ -114,12 +128,32 @@ def _facts(request: Request) -> dict[str, ModelFacts]:
     return {name: model.facts for name, model in _service(request).models.items()}
 
 
+def _limits(model: ServedModel, error: str) -> np.ndarray | None:
+    """Return the limits [C] of classes in the sets for an error such as 5%; None for none. Raises
+    HTTPException for an error that cannot be promised."""
+    try:
+        share = parse_share(error or "0")
+        return model.limits(share) if share else None
+    except UserError as reason:
+        raise HTTPException(422, str(reason)) from None
+
+
+def _decide(request: Request, name: str, labels: Sequence[str]) -> str:
+    """Return what is decided by a set of labels, and count it."""
+    decision = decide(len(labels))
+    _service(request).counters.decisions.labels(name, decision).inc()
+    return decision
+
+
 async def _answer(
-    request: Request, model: str, *, skip_bad: bool, features: bool = False
+    request: Request, model: str, *, skip_bad: bool, features: bool = False, error: str = ""
 ) -> Answers:
-    """Answer the images of a request. Raises HTTPException."""
+    """Answer the images of a request. error: refused before anything is read if it cannot be
+    promised. Raises HTTPException."""
     service = _service(request)
     name = model or service.only()
+    if name in service.models:
+        _limits(service.models[name], error)
     seconds = service.limits.seconds
     try:
         with anyio.fail_after(seconds):
@@ -139,11 +173,14 @@ async def _answer(
 
 
 class _Card(NamedTuple):
-    """An image on the page: its name, what is wrong with it, and its best classes."""
+    """An image on the page: its name, what is wrong with it, its best classes, and with a promised
+    error its set and the decision."""
 
     image: str
     error: str
     best: list[tuple[str, float]]
+    labels: tuple[str, ...] = ()
+    decision: str = ""
 
 
 @router.get("/", include_in_schema=False)
@@ -152,17 +189,23 @@ async def page(request: Request) -> HTMLResponse:
 
 
 @router.post("/", include_in_schema=False)
-async def page_with_answers(request: Request, model: str = "") -> HTMLResponse:
+async def page_with_answers(request: Request, model: str = "", error: str = "") -> HTMLResponse:
     try:
-        result = await _answer(request, model, skip_bad=True)
-    except HTTPException as error:
-        return _page(request, error=str(_content(error)["error"]), status=error.status_code)
+        result = await _answer(request, model, skip_bad=True, error=error)
+        limits = _limits(result.model, error)
+    except HTTPException as reason:
+        return _page(request, error=str(_content(reason)["error"]), status=reason.status_code)
     cards = []
     for image, row in zip(result.images, result.rows, strict=True):
         if isinstance(row, UserError):
             cards.append(_Card(image, str(row), []))
         else:
-            cards.append(_Card(image, "", result.model.best(row.probabilities, 5)))
+            card = _Card(image, "", result.model.best(row.probabilities, 5))
+            if limits is not None:
+                labels = result.model.members(row.probabilities, limits)
+                decision = _decide(request, result.name, labels)
+                card = card._replace(labels=labels, decision=decision)
+            cards.append(card)
     return _page(request, result.name, cards)
 
 
@@ -171,9 +214,12 @@ def _page(
     status: int = 200,
 ) -> HTMLResponse:  # fmt: skip
     """model: the one that answered. error: why there are no answers."""
-    counters = _service(request).counters
+    service = _service(request)
+    counters = service.counters
+    calibrations = {name: served.calibration for name, served in service.models.items()}
     html = template("serve.html.j2").render(
         models=_facts(request),
+        errors={name: one.possible() if one else [] for name, one in calibrations.items()},
         requests=counters.total("rmadapter_requests"),
         images=counters.total("rmadapter_images", outcome="answered"),
         model=model,

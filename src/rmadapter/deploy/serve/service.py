@@ -96,6 +96,8 @@ class Counters:
             "rmadapter_request_seconds", "From the first byte to the last.", "path", SECONDS
         )
         self.images = counter("rmadapter_images", "Images, answered or bad.", "model", "outcome")
+        text = "Answers to requests with an error."
+        self.decisions = counter("rmadapter_decisions", text, "model", "decision")
         self.batches = histogram(
             "rmadapter_batch_images", "Images asked about at once.", "model", IMAGES
         )
