@@ -60,11 +60,13 @@ def running_app(tiny_clip: Backbone, *words: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def address(
-    tiny_clip: Backbone, finished: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    """Serve the page, which may open one run."""
+    tiny_clip: Backbone, finished: Path, calibrated: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[str]:  # fmt: skip
+    """Serve the page, which may open two runs."""
     runs = tmp_path_factory.mktemp("runs")
     shutil.copytree(finished, runs / "colours")
+    shutil.copytree(calibrated, runs / "with a calibration")
     with running_app(tiny_clip, "--runs", str(runs)) as address:
         yield address
 
@@ -229,6 +231,8 @@ def test_zero_shot_by_keyboard(page: Tab, colors: Path) -> None:
     page.until("document.getElementById('known').textContent.startsWith('Classes it knows (3)')")
     choose(page, "#files", str(colors / "test/red/0.png"))
     assert page.until(f"{message('try')}.startsWith('0.png: ')")
+    promised = page.script("document.getElementById('promised').textContent")
+    assert promised.startswith("No error can be promised")
     heard = page.heard()
     assert {("heading", "4. Try it"), ("list", "Classes")} <= {*heard}
     assert ("textbox", "Class names, separated by commas") in heard
@@ -236,6 +240,31 @@ def test_zero_shot_by_keyboard(page: Tab, colors: Path) -> None:
     page.press("Tab")
     click(page, "[data-key='remove red']")
     until_count(page, "#classes > li", 1)
+
+
+@needs_browser
+def test_sets_at_the_chosen_error(page: Tab, blends: list[Path]) -> None:
+    page.until("document.querySelectorAll('#runs option').length === 2")
+    page.script("document.getElementById('runs').value = 'with a calibration'; 0")
+    click(page, "#open button")
+    page.until(f"{message('images')} === 'with a calibration is open.'")
+    page.until("!document.getElementById('error-row').hidden")
+    assert page.script("document.getElementById('error').value") == "0.05"
+    promised = "document.getElementById('promised').textContent"
+    assert "on at most 5\xa0% of images like these 40 images" in page.script(promised)
+    choose(page, "#files", *map(str, blends[:12]))
+    until_count(page, "#answers > li", 12)
+    decisions = "[...document.querySelectorAll('.decision')].map((e) => e.textContent)"
+    at_five = page.script(decisions)
+    assert any(text.startswith("unsure: it may be ") for text in at_five)
+    check_both_layouts(page)
+    changed = "document.getElementById('error').dispatchEvent(new Event('change'))"
+    page.script(f"document.getElementById('error').value = '0.1'; {changed}")
+    at_ten = page.script(decisions)
+    assert at_ten.count("answer") > at_five.count("answer")
+    page.script(f"document.getElementById('error').value = '0'; {changed}")
+    assert page.script(decisions) == [""] * 12
+    assert page.script(promised) == ""
 
 
 @needs_browser

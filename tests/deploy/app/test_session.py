@@ -30,6 +30,7 @@ from rmadapter.deploy.app.session import FairLock, Session, Shared, write_zip
 from rmadapter.errors import UserError
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.metrics import wilson
+from rmadapter.predict.stream import Predictor
 
 
 @pytest.fixture(autouse=True)
@@ -180,6 +181,27 @@ def test_an_export(session: Session) -> None:
     assert session.state()["exports"] == ["onnx"]
     with zipfile.ZipFile(session.zipped("onnx")) as file:
         assert {"onnx/model.onnx", "onnx/predict.py", "onnx/SHA256SUMS"} <= {*file.namelist()}
+
+
+def test_sets_at_each_error_that_can_be_promised(
+    session: Session, calibrated: Path, colors: Path, blends: list[Path], tmp_path: Path
+) -> None:
+    shutil.copytree(calibrated, tmp_path / "runs/calibrated")
+    session.open("calibrated")
+    model = session.state()["model"]
+    assert model["calibration"] == {"images": 40, "source": "held out"}
+    assert (model["errors"], model["added"]) == ([0.05, 0.1], 0)
+    saved = load(calibrated, session.shared.backbone)
+    predictor = Predictor(saved.fitted, saved.names, [*map(str, saved.labels)], error=0.1)
+    expected = [answer for batch in predictor.predict(blends) for answer in batch]
+    for image, answer in zip(blends, expected, strict=True):
+        five, ten = session.predict(image, image.name)["sets"]
+        assert five["error"] == 0.05
+        assert ten == {"error": 0.1, "set": [*answer.labels], "decision": answer.decision}
+        assert len(five["set"]) >= len(ten["set"])
+    session.open("colours")
+    assert session.state()["model"]["errors"] == []
+    assert session.predict(blends[0], "x")["sets"] == []
 
 
 def test_zero_shot_from_names(session: Session, colors: Path) -> None:

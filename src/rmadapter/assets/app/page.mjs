@@ -3,6 +3,7 @@
 import { Camera, bars, element, own, percent, sentence } from "./parts.mjs";
 
 const AGAIN = 500, SPOKEN = 10_000; // milliseconds between two looks at a job, and between two sentences about it
+const PREFERRED = 0.05, MOST_NAMED = 5; // error, where it can be promised; classes that a card names
 const $ = (id) => document.getElementById(id);
 let shown = {}; // what was drawn of the state: part -> as JSON
 let judged = "", spoken = 0, timer = 0;
@@ -151,6 +152,38 @@ function drawTargets({ targets, exports }) {
   }));
 }
 
+// What may be promised, 5 % where that is possible; else why not.
+function drawErrors(model) {
+  const errors = model?.errors ?? [], first = errors.includes(PREFERRED) ? PREFERRED : 0;
+  $("error").replaceChildren(...[0, ...errors].map((value) =>
+    element("option", { value, selected: value === first }, value ? percent(value, 0) : "off")));
+  $("error-row").hidden = !errors.length;
+  drawPromise(model);
+}
+
+function drawPromise(model) {
+  const error = Number($("error").value), calibration = model?.calibration;
+  const few = `promising an error of ${percent(PREFERRED, 0)} needs 19 images that the classifier was not trained on, and there are ${calibration?.images}`;
+  const source = calibration?.source === "held out" ? "images that were not used for training"
+    : "training images, each answered by a classifier that had not seen it";
+  const more = model?.added ? ` Nothing is promised for images of the ${model.added} classes that were added by name.` : "";
+  $("promised").textContent = error
+    ? `An image with more than one possible class is unsure. The right class is missing on at most ${percent(error, 0)} of images like these ${calibration.images} ${source}.${more}`
+    : !calibration ? "No error can be promised, as this classifier has no answers on images that it was not trained on."
+    : model.errors.includes(PREFERRED) ? "" : sentence(few);
+}
+
+// Shows on a card what is decided at the chosen error; returns it in words.
+function drawDecision(card) {
+  const found = card.sets.find(({ error }) => error === Number($("error").value)), paragraph = card.querySelector(".decision");
+  const names = found?.set.slice(0, MOST_NAMED).flatMap((label, i) => [i ? ", " : "", own(label)]) ?? [];
+  const more = found?.set.length - MOST_NAMED;
+  paragraph.hidden = !found;
+  paragraph.replaceChildren(...(found ? [element("strong", {}, found.decision)] : []),
+    ...(found?.set.length > 1 ? [": it may be ", ...names, more > 0 ? ` or one of ${more} others` : ""] : []));
+  return found ? ` (${paragraph.textContent})` : "";
+}
+
 function draw(state) {
   part("classes", state.classes, drawClasses);
   part("runs", state.runs, (runs) => {
@@ -170,6 +203,7 @@ function draw(state) {
   part("model", state.model, (model) => {
     for (const id of ["judge", "try", "more", "get"]) $(id).hidden = !model;
     $("answers").replaceChildren();
+    drawErrors(model);
     $("known").firstElementChild.textContent = `Classes it knows (${model?.labels.length})`;
     $("known").lastElementChild.replaceChildren(...(model?.labels ?? []).map((label) => element("li", {}, own(label))));
   });
@@ -223,9 +257,13 @@ const takeZip = (files) => files.length && doing("images", async (say) => {
   return [opened ? `${opened} is open.` : "The images were added.", leftOut(bad)].filter(Boolean).join("\n");
 });
 const tryThem = (files) => doing("try", (say) => each(files, say, async (file) => {
-  const { classes, src } = await put("ask", file), name = file.name ?? "camera image";
-  $("answers").prepend(element("li", {}, element("img", { alt: "", src }), element("h3", {}, own(name), ": ", own(classes[0].label)), bars(classes)));
-}).then((bad) => bad || (files.length === 1 ? $("answers").querySelector("h3").textContent : `${files.length} images.`)));
+  const { classes, sets, src } = await put("ask", file), name = file.name ?? "camera image";
+  const card = element("li", { sets }, element("img", { alt: "", src }), element("h3", {}, own(name), ": ", own(classes[0].label)),
+    element("p", { className: "decision" }), bars(classes));
+  $("answers").prepend(card);
+  drawDecision(card);
+}).then((bad) => bad || (files.length === 1 ? said($("answers").firstElementChild) : `${files.length} images.`)));
+const said = (card) => card.querySelector("h3").textContent + drawDecision(card);
 
 $("new").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -256,6 +294,10 @@ $("alone").addEventListener("click", () => doing("train", async () => {
 }));
 $("stop").addEventListener("click", () => doing("train", () => ask("stop")));
 $("files").addEventListener("change", () => tryThem(taken($("files"))));
+$("error").addEventListener("change", () => {
+  drawPromise(JSON.parse(shown.model));
+  for (const card of $("answers").children) drawDecision(card);
+});
 $("look").addEventListener("click", () => start(eye, "try", (file) => tryThem([file])));
 $("more").querySelector("form").addEventListener("submit", (event) => {
   event.preventDefault();
