@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all coverage lint docs audit hostile fuzz kills load scale lowest dist smoke sbom bench clean
+.PHONY: setup demo test test-all coverage lint docs links audit hostile fuzz kills load scale lowest dist smoke sbom bench clean
 
 setup: .venv/.ready
 
@@ -61,6 +61,9 @@ lint: setup
 
 docs: setup  # the site, into build/site; a warning is an error
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/site
+
+links: setup  # asks the sites that pages link to; fails for dead links, and so for all without internet
+	$(BIN)/sphinx-build -q -b linkcheck docs build/links
 
 audit: setup  # known holes in what is installed; skipped, and said so, where nobody can be asked
 	$(BIN)/python tools/audit.py $(ARGS)
