@@ -488,6 +488,25 @@ def test_explain_prints_a_table_json_and_a_page(
     refused(rmadapter(*command, "--out", tmp_path / "why"), "already exists")
 
 
+def test_explanations_with_a_promised_error(
+    rmadapter: Command, promising: list[object], photos: Path, tmp_path: Path
+) -> None:
+    options = [*promising[1:], photos, "--error", "5%"]
+    predicted = rmadapter.json("predict", *options)
+    done = rmadapter("explain", *options, "--json")
+    assert "promise: the right class is missing" in done.err
+    for one, other in zip(json.loads(done.out), predicted, strict=True):
+        assert one["image"] == other["image"]
+        assert (one["set"], one["decision"]) == (other["set"], other["decision"])
+    done = rmadapter("explain", *options, "--out", tmp_path / "why")
+    assert "decision" in done.out
+    page = (tmp_path / "why/explain.html").read_text(encoding="utf-8")
+    for decision in {one["decision"] for one in predicted}:
+        assert f"<strong>{decision}</strong>" in page
+    impossible = [*promising[1:], photos / "0/red.png", "--error", "1%"]
+    refused(rmadapter("explain", *impossible), "needs 99 images")
+
+
 def test_mistakes_in_explain_are_named(
     rmadapter: Command, finished: Path, colors: Path, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ import platform
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,14 @@ from safetensors.numpy import load as stored
 from rmadapter import FewShotClassifier
 from rmadapter.artifacts.checkpoint import EXAMPLES, load
 from rmadapter.artifacts.model_file import read_model
-from rmadapter.artifacts.record import BackboneName, Candidate, Choice, MethodName, read_record
+from rmadapter.artifacts.record import (
+    BackboneName,
+    Candidate,
+    Choice,
+    MethodName,
+    Promise,
+    read_record,
+)
 from rmadapter.backbones import Backbone
 from rmadapter.deploy.hub import (
     PushOptions,
@@ -215,6 +223,24 @@ def test_metadata_and_figures(finished: Path) -> None:
     assert 'FewShotClassifier.load("hf:anna/colors")' in text
     assert "rmadapter predict hf:anna/colors photos\n" in text
     assert "BACKBONE" not in text
+
+
+def test_a_card_says_what_is_promised(calibrated: Path) -> None:
+    model, record = read_model(calibrated / "model.json"), read_record(calibrated / "run.json")
+    judged = record.judgement
+    assert judged is not None
+    words: dict[str, Any] = {"calibrated": 20, "most": 9.7, "by_class": False, "low": 1, "high": 8}
+    promise = Promise(error=5, missed=4.25, labels=1.3, answered=80, right=None, **words)
+    with_promise = judged.model_copy(update={"promises": (promise,)})
+    record = record.model_copy(update={"judgement": with_promise})
+    text = model_card(model, record, "anna/colors", "mit", examples=False)
+    assert "like the 40 images that calibrated it: images that were not drawn." in text
+    assert "|---|---|---|---|---|\n| 5 | 4.2 (1.0 to 8.0) | 1.3 | 80.0 | - |\n" in text
+    bare = model_card(model, None, "anna/colors", "mit", examples=False)
+    assert "like the 40 images" in bare
+    assert "promised error" not in bare
+    model = model.model_copy(update={"calibration": None})
+    assert "--error" not in model_card(model, record, "anna/colors", "mit", examples=False)
 
 
 def test_without_a_record_nothing_was_measured(finished: Path) -> None:

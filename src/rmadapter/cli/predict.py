@@ -49,6 +49,17 @@ Names = Annotated[
 PAGE = "explain.html"
 
 
+Error = Annotated[
+    float,
+    typer.Option(
+        parser=share,
+        metavar="SHARE",
+        help="List the classes that may be right, and miss the right one on at most this share of "
+        "images, such as 5%; an image with more than one class is unsure.",
+    ),
+]
+
+
 @dataclass(frozen=True)
 class SortOptions:
     """How images are sorted into folders by their label."""
@@ -68,15 +79,7 @@ class SortOptions:
             min=0, max=1, help='Label answers "unsure" so that this share of the others is right.'
         ),
     ] = 0.0
-    error: Annotated[
-        float,
-        typer.Option(
-            parser=share,
-            metavar="SHARE",
-            help="List the classes that may be right, and miss the right one on at most this share "
-            "of images, such as 5%; an image with more than one class is unsure.",
-        ),
-    ] = 0.0
+    error: Error = 0.0
 
     def check(self) -> None:
         """Raise UserError for options that contradict each other."""
@@ -436,6 +439,7 @@ def explain(
         Path | None, typer.Option("--out", "-o", help=f"Folder for {PAGE}, which shows the images.")
     ] = None,
     run_data: RunData = None,
+    error: Error = 0.0,
     reading: ImageOptions = ImageOptions(),
     outside: Outside = False,
     options: RunOptions = RunOptions(),
@@ -467,6 +471,7 @@ def explain(
         method=options.code,
         device=options.device or "auto",
         skip_bad=skip_bad,
+        error=error,
     )
     if page:
         write_page(page, explained, run.resolve().name)
@@ -477,8 +482,11 @@ def explain(
     rows = []
     for one in explained:
         near = "\n".join(f"{n.image} ({n.label}, {n.similarity:.2f})" for n in one.neighbours)
-        rows.append([str(one.image), _shares(one.best), _shares(one.zero_shot), near])
-    table(["image", "adapted", "zero-shot", "nearest training images"], rows)
+        may_be = f"{one.decision}: {', '.join(one.labels)}"
+        cells = [_shares(one.best), *([may_be] if error else []), _shares(one.zero_shot), near]
+        rows.append([str(one.image), *cells])
+    decided = ["decision"] * bool(error)
+    table(["image", "adapted", *decided, "zero-shot", "nearest training images"], rows)
     if page:
         print(f"page: {page}")
 

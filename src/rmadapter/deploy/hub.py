@@ -22,6 +22,7 @@ from rmadapter.artifacts.checkpoint import EXAMPLES, config_of, read_tensors, to
 from rmadapter.artifacts.model_file import Model, check_weights, read_model
 from rmadapter.artifacts.record import BackboneName, Choice, MethodName, Record, read_record
 from rmadapter.artifacts.run_folder import HUB, RunFolder, check_model
+from rmadapter.artifacts.summary import promise_table
 from rmadapter.backbones.choice import licence_of
 from rmadapter.backbones.load import is_published
 from rmadapter.backbones.names import HF_HUB
@@ -191,12 +192,14 @@ def model_card(
     record: None if the model was saved by itself. licence: of what was trained. examples: whether
     the weights include features of the training images.
     """
+    judged = record.judgement if record else None
     text = template("modelcard.md.j2", escape=False, cell=_cell, percent=_percent).render(
         metadata=_metadata(model, record, repository, licence),
         model=model,
         labels=[*map(str, model.labels)],
         most=MOST,
         record=record,
+        promises=judged and judged.promises and promise_table(judged),
         repository=repository,
         hub=HUB,
         licence=licence,

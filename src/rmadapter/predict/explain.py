@@ -19,6 +19,7 @@ from rmadapter.artifacts.predictions import (
 from rmadapter.artifacts.record import read_record
 from rmadapter.artifacts.run_folder import RunFolder, find_run
 from rmadapter.backbones import Backbone
+from rmadapter.conformal import chosen, decide, limits_of
 from rmadapter.data.fewshot import read_split
 from rmadapter.data.formats.registry import images_root
 from rmadapter.data.transforms import decode_batches, with_hint
@@ -35,17 +36,25 @@ Classes = tuple[tuple[str, float], ...]  # labels with probabilities, the most p
 @dataclass(frozen=True, eq=False)
 class Explanation:
     """The two most probable classes of an image by the run and by the untouched backbone, and the
-    nearest training images."""
+    nearest training images. labels: of the prediction set, if an error is promised."""
 
     image: Path
     best: Classes
     zero_shot: Classes
     neighbours: tuple[Neighbour, ...]
+    labels: tuple[str, ...] = ()
+
+    @property
+    def decision(self) -> str:
+        """What is decided by the prediction set; "" without one."""
+        return decide(len(self.labels)) if self.labels else ""
 
     def json(self) -> dict[str, object]:
+        decided = {"set": [*self.labels], "decision": self.decision} if self.labels else {}
         return {
             "image": str(self.image),
             "classes": classes_json(self.best),
+            **decided,
             "zero_shot": classes_json(self.zero_shot),
             "neighbours": [near.json() for near in self.neighbours],
         }
@@ -58,7 +67,7 @@ def classes_json(classes: Sequence[tuple[str, float]]) -> list[dict[str, str | f
 def explain_images(
     run: str | Path, images: Sequence[str | Path], *, data: str | Path | None = None,
     backbone: Backbone | str | None = None, method: str = "", skip_bad: bool = False,
-    progress: bool = True, device: str = "auto",
+    progress: bool = True, device: str = "auto", error: float = 0.0,
 ) -> list[Explanation]:  # fmt: skip
     """Explain each image by its best classes and the nearest training images.
 
@@ -71,14 +80,17 @@ def explain_images(
         skip_bad: Whether to leave out unreadable images.
         progress: Whether to show a bar on stderr.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        error: Share of images whose prediction sets may miss the right class; 0 for no sets.
 
     Returns:
         An explanation of each image. `best` are the two most probable labels with their
         probabilities, `zero_shot` those of the untouched backbone, `neighbours` the nearest
-        training images, if the run records them.
+        training images, if the run records them. With an error, `labels` are those of the
+        prediction set, and `decision` is "answer" or "unsure".
 
     Raises:
-        UserError: As for `load`; `data` does not exist; an image is unreadable.
+        UserError: As for `load`; `data` does not exist; an image is unreadable; there are too few
+            images, or none, to promise the error by.
 
     Example:
         >>> from rmadapter import explain_images
@@ -94,6 +106,9 @@ def explain_images(
     folder = find_run(run)
     saved = load(folder, backbone, method=method, device=device)
     fitted = saved.fitted
+    limits = limits_of(fitted.calibration, error, fitted.classes, saved.names) if error else None
+    if limits is not None and fitted.calibration:
+        note(f"promise: {fitted.calibration.promise(error)}")
     training = _training_images(folder, saved, data)
     question = fitted.known._replace(classes=saved.names)
     untouched = ZeroShot().restore(fitted.backbone, question, {})
@@ -114,7 +129,10 @@ def explain_images(
             )
             best = _best(saved, tables["adapted"][i])
             zero_shot = _best(saved, tables["untouched"][i])
-            explanations.append(Explanation(image, best, zero_shot, neighbours))
+            row = tables["adapted"][i].numpy()
+            places = [] if limits is None else chosen(row, limits).tolist()
+            labels = tuple(str(saved.labels[place]) for place in places)
+            explanations.append(Explanation(image, best, zero_shot, neighbours, labels))
     for _, text in bad or []:
         note(f"left out: {text}")
     return explanations
@@ -157,5 +175,6 @@ def write_page(path: Path, explanations: Sequence[Explanation], run: str) -> Non
     cards = []
     for one in explanations:
         neighbours = neighbour_cards(one.neighbours)
-        cards.append({**vars(one), "neighbours": neighbours, "src": thumbnail(one.image)})
+        more = {"neighbours": neighbours, "decision": one.decision, "src": thumbnail(one.image)}
+        cards.append({**vars(one), **more})
     write_html(path, "explain.html.j2", cards=cards, run=run)
