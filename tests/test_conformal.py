@@ -96,6 +96,16 @@ def test_classes_with_enough_images_have_limits_of_their_own() -> None:
     assert calibration.limits(0.1, 3)[2] == sorted(own)[39] // 1e-6 * 1e-6
 
 
+def test_a_promise_in_words() -> None:
+    few = Calibration.of(*draw(50, 6), "held out")
+    assert "at most 2.5 % of images like these 50 images that were not" in few.promise(0.025)
+    assert few.details(0.1, CLASSES) == []
+    assert few.details(0.1, CLASSES + 2) == [
+        "not for images of the 2 classes that were added by name"
+    ]
+    assert len(Calibration.of(*draw(3000, 6), "folds").details(0.1, CLASSES)) == 1
+
+
 def test_an_error_needs_images() -> None:
     assert [needed(error) for error in (0.01, 0.05, 0.1, 0.5)] == [99, 19, 9, 1]
     calibration = Calibration.of(*draw(18, 5), "folds")

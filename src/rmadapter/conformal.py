@@ -127,6 +127,16 @@ class Calibration:
             f"these {source}"
         )
 
+    def details(self, error: float, classes: int) -> list[str]:
+        """Return what else is to be said of a promise for so many classes."""
+        texts = []
+        if self.by_class(error):
+            texts.append("the same holds for each class by itself")
+        if classes > self.known:
+            added = classes - self.known
+            texts.append(f"not for images of the {added} classes that were added by name")
+        return texts
+
     def limits(self, error: float, classes: int) -> np.ndarray:
         """Return the probability [C] from which on a class belongs to the set.
 

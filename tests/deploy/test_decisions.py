@@ -89,13 +89,20 @@ def test_by_the_server(
     assert by_server(calibrated, tiny_clip, blends) == expected
 
 
-@pytest.mark.parametrize("to", ["onnx", pytest.param("torch", marks=pytest.mark.slow)])
+SLOW = pytest.mark.slow
+FORMATS = ["onnx", *(pytest.param(to, marks=SLOW) for to in ("torch", "openvino", "litert"))]
+NEEDED = {
+    "onnx": ("onnxruntime", "onnxscript"), "openvino": ("openvino",), "litert": ("litert_torch",)
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("to", FORMATS)
 def test_by_exports(
     to: str, expected: Decisions, calibrated: Path, tiny_clip: Backbone, blends: list[Path],
     colors: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
-    for needed in ("onnxruntime", "onnxscript")[: 2 * (to == "onnx")]:
-        pytest.importorskip(needed, reason="pip install 'rmadapter[export]'")
+    for needed in NEEDED.get(to, ()):
+        pytest.importorskip(needed)
     from rmadapter.deploy.export.folder import export
     from rmadapter.deploy.export.runtime import Model
 

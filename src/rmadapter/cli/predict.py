@@ -246,11 +246,8 @@ def _note_promise(predictor: Predictor) -> None:
         f"promise: {calibration.promise(error)}; this is the mean over such calibrations, of which "
         f"95 % stay below {most:.1f} %"
     )
-    if calibration.by_class(error):
-        note("promise: the same holds for each class by itself")
-    more = len(predictor.names) - len(predictor.fitted.classes)
-    if more:
-        note(f"promise: not for images of the {more} classes that were added by name")
+    for text in calibration.details(error, len(predictor.names)):
+        note(f"promise: {text}")
 
 
 def _sure_from(run: Path, wanted: float, other_classes: bool) -> float:

@@ -108,7 +108,9 @@ def explain_images(
     fitted = saved.fitted
     limits = limits_of(fitted.calibration, error, fitted.classes, saved.names) if error else None
     if limits is not None and fitted.calibration:
-        note(f"promise: {fitted.calibration.promise(error)}")
+        calibration = fitted.calibration
+        for text in (calibration.promise(error), *calibration.details(error, len(saved.names))):
+            note(f"promise: {text}")
     training = _training_images(folder, saved, data)
     question = fitted.known._replace(classes=saved.names)
     untouched = ZeroShot().restore(fitted.backbone, question, {})

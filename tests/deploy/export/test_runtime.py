@@ -185,6 +185,8 @@ def test_sets_of_an_export(promising: Path, folder: Path, tmp_path: Path) -> Non
         model.predict_set([red], error=0)
     with pytest.raises(UserError, match="--folds 4"):
         Model(folder).predict_set([red], error=0.2)
+    model.labels.append("added")
+    assert model.limits(0.2).tolist() == [0.3] * 4
     code = one_file(runtime.__name__, "tested")
     (promising / "predict.py").write_text(code, encoding="utf-8")
 

@@ -450,8 +450,10 @@ def _limits(model: Model, word: str) -> np.ndarray | None:
     limits = model.limits(error)
     if UNSURE in model.labels:
         raise UserError(f"a class is already labelled {UNSURE!r}: leave out --error")
-    assert model.calibration
-    print("promise:", model.calibration.promise(error), file=sys.stderr)
+    calibration = model.calibration
+    assert calibration
+    for text in (calibration.promise(error), *calibration.details(error, len(model.labels))):
+        print("promise:", text, file=sys.stderr)
     return limits
 
 
