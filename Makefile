@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all coverage lint docs links audit hostile fuzz kills load scale lowest dist smoke sbom bench clean
+.PHONY: setup demo test test-all coverage lint docs links audit hostile fuzz kills load scale trackers lowest dist smoke sbom bench clean
 
 setup: .venv/.ready
 
@@ -41,6 +41,10 @@ scale: setup  # Ray and Optuna, 80 MB of downloads, and the tests that need them
 	$(BIN)/pip install --quiet --editable ".[ray]"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 0 -m "" tests/bench/test_ray.py tests/predict/test_ray.py \
 		tests/bench/test_tune.py tests/bench/test_search_space.py tests/cli/test_runs.py
+
+trackers: setup  # TensorBoard, MLflow, Weights & Biases and Trackio, and the tests that need them
+	$(BIN)/pip install --quiet --editable ".[track]"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 0 -m "" tests/runs/test_trackers.py tests/test_docstrings.py
 
 lowest:  # the tests with the lowest version that each bound allows, in an environment of their own
 	rm -rf build/lowest

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rmadapter.predict.explain import explain_images as explain_images
     from rmadapter.runs.lab import Lab as Lab
     from rmadapter.runs.run import run_task as run_task
+    from rmadapter.runs.track import Tracking as Tracking
     from rmadapter.settings import AdapterSettings as AdapterSettings
     from rmadapter.settings import LossSettings as LossSettings
     from rmadapter.settings import Machine as Machine
@@ -75,6 +76,7 @@ _HOMES = {
     "artifacts.record": ["Record"],
     "runs.lab": ["Lab"],
     "runs.run": ["run_task"],
+    "runs.track": ["Tracking"],
     "settings": ["AdapterSettings", "LossSettings", "Machine"],
     "curate.suggest": ["first_images", "suggest_images"],
     "curate.apply": ["apply_decisions"],

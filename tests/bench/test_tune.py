@@ -227,7 +227,7 @@ def test_a_run_gets_the_settings_of_its_best_trial(
     """Of the same seed the same trials; the images are those of the train split alone."""
     seen: list[dict[str, Any]] = []
 
-    def judged(search: Any, folds: Any, number: int, params: dict[str, Any]) -> Trial:
+    def judged(search: Any, folds: Any, number: int, params: dict[str, Any], *rest: Any) -> Trial:
         assert len(folds.rows) == 16
         seen.append(params)
         return Trial(number, params, "10" if number != 2 else "11", 2.5)

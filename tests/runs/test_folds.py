@@ -351,7 +351,7 @@ def test_a_slow_candidate_must_leave_time_for_its_training(
     some, choices = candidates_of(tiny_clip, colors, candidates=names, minutes=1)
     right = np.eye(4)
 
-    def fold(method: Any, plain: bool, key: str, number: int, deadline: float) -> Answers:
+    def fold(method: Any, plain: bool, key: str, number: int, *rest: Any) -> Answers:
         labels = [some.images.labels[row] for row in some.parts[number]]
         return Answers(right[labels], 50.0 if method.recipe else 0.1)
 

@@ -102,6 +102,16 @@ class RunFolder:
         return self.path / ".activations"
 
     @property
+    def tracking(self) -> Path:
+        """The steps of an unfinished run that experiment trackers have."""
+        return self.path / "tracking.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """A folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
     def shared(self) -> tuple[Path, ...]:
         """The files that go to the hub, besides `sums`."""
         return (self.weights, self.model, self.config, self.record)

@@ -47,7 +47,7 @@ class Plan:
 
     values: settings of methods, {method: {setting: value}}. outside, crops: as in `Lab`. tune:
     searches settings for a job with trials; returns the method, a sentence on the search and its
-    seconds.
+    seconds. trackers: to log each job to, as for `Tracking`.
     """
 
     jobs: tuple[Job, ...]
@@ -58,6 +58,7 @@ class Plan:
     outside: bool = False
     crops: bool = False
     tune: Tuner | None = None
+    trackers: tuple[str, ...] = ()
 
     def lab(self) -> Lab:
         """Return a lab that keeps activations in the results folder."""

@@ -22,6 +22,7 @@ from rmadapter.bench.plan import CHANGED, CHOOSE, Plan, Progress, finished_recor
 from rmadapter.bench.protocols import Job
 from rmadapter.errors import UserError
 from rmadapter.methods.uses import TUNED, named_sums
+from rmadapter.runs.trackers import prepare
 from rmadapter.settings import settings_of
 from rmadapter.support.files import parts
 from rmadapter.support.locks import claim, shared
@@ -74,7 +75,8 @@ def run_all(
         with shared(plan.out, on_first, on_last, alone=engine is not None):
             if remaining:
                 _do_remaining(plan, state, lab, processes, progress, engine)
-            _remove(_locks(plan))  # another process may hold one for a moment, but needs none
+            # another process may hold a lock for a moment, but needs none
+            _remove([*_locks(plan), *(_tracking(plan, job) for job in plan.jobs)])
         state.check()  # also the records that other processes wrote meanwhile
     return [read_record(plan.out / job.path) for job in plan.jobs]
 
@@ -227,6 +229,7 @@ def _work_in_pool(plan: Plan, state: Progress, processes: int, show: Display) ->
     """Work in several processes. Each starts at another job, so that they read different data sets
     while they can."""
     earlier = {*multiprocessing.active_children()}
+    prepare(plan.trackers)
     with make_pool(shared_gpus(plan.machine.device), processes) as pool:
         try:
             starts = (i * len(plan.jobs) // processes for i in range(processes))
@@ -318,6 +321,10 @@ def _lock(plan: Plan, job: Job) -> Path:
     return (plan.out / job.path).with_suffix(".lock")
 
 
+def _tracking(plan: Plan, job: Job) -> Path:
+    return (plan.out / job.path).with_suffix(".tracking")
+
+
 def _writable(path: Path) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -336,6 +343,7 @@ def make_record(job: Job, plan: Plan, lab: Lab, finished: dict[str, Record]) -> 
     repeated; its record says where the figures are from.
     """
     from rmadapter.runs.run import describe_run, run_key, run_task
+    from rmadapter.runs.track import track_task
     from rmadapter.training.contract import NotApplicable
 
     task = job.task
@@ -353,7 +361,17 @@ def make_record(job: Job, plan: Plan, lab: Lab, finished: dict[str, Record]) -> 
         old = finished.get(key)  # of another protocol
         # folders of the same name may share only their training images
         same = old and old.task.data == task.data and not old.other_images(lab.tests(task))
-        record = old if old and same else run_task(task, method, lab, job.method).record
+        with track_task(
+            plan.trackers, job.path.with_suffix("").as_posix(),
+            RunFolder(plan.out).tensorboard / job.path.with_suffix(""), _tracking(plan, job),
+            task, method, lab, job.method, few,
+        ) as tracked:  # fmt: skip
+            record = (
+                old
+                if old and same
+                else run_task(task, method, lab, job.method, callbacks=tracked.callbacks).record
+            )
+            tracked.add_record(record)
     except NotApplicable as error:
         record = describe_run(
             task, method, lab, job.method, few, status="not-applicable", reason=str(error)
@@ -366,6 +384,7 @@ def make_record(job: Job, plan: Plan, lab: Lab, finished: dict[str, Record]) -> 
         record = describe_run(task, method, lab, job.method, few, status="failed", reason=reason)
     place = {"protocol": job.protocol, "variant": job.variant, "axis": job.axis, "value": job.value}
     record = with_search(record.model_copy(update={**place, "crops": plan.crops}), search, spent)
+    _remove([_tracking(plan, job)])  # only a killed run goes on
     if record.status == "finished":
         finished.setdefault(record.key, mark_copied(record, job.path))
     return record

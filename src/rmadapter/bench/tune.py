@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.bench.protocols import Job
 from rmadapter.bench.ray import SAME_PATH, connected, ray_module, settle, share, shares
 from rmadapter.bench.search_space import Distribution, Space, make_space, optuna
@@ -33,8 +34,9 @@ from rmadapter.runs.folds import FOLDS, Folds, behind
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import run_key
+from rmadapter.runs.track import track_task
 from rmadapter.settings import configured, settings_of, to_yaml
-from rmadapter.support.files import JsonObject, parts, read_json, write_json, write_text
+from rmadapter.support.files import JsonObject, own_name, parts, read_json, write_json, write_text
 from rmadapter.support.html import COLOURS, canvas
 from rmadapter.support.locks import exclusive
 from rmadapter.support.machine import versions
@@ -123,31 +125,50 @@ class Tuned:
         return behind(given, best)
 
 
-def run_trial(search: Search, folds: Folds, number: int, params: dict[str, object]) -> Trial:
-    """Run one trial; a failure is recorded as its reason."""
+def run_trial(
+    search: Search, folds: Folds, number: int, params: dict[str, object],
+    trackers: Sequence[str] = (), out: Path = Path(),
+) -> Trial:  # fmt: skip
+    """Run one trial; a failure is recorded as its reason. trackers: to log it to. out: folder of
+    the search."""
+    task, name, files = search.request.task, search.request.name, RunFolder(out)
     try:
-        method = configured(search.request.method, params, search.request.name)
-        answers = folds.answers(method, search.request.name)
+        method = configured(search.request.method, params, name)
+        with track_task(
+            trackers, f"{own_name(str(out))}/trial-{number}",
+            files.tensorboard / f"trial-{number}", _tracking(out, number),
+            task, method, folds.lab, name, folds.few,
+        ) as tracked:  # fmt: skip
+            answers = folds.answers(method, name, callbacks=tracked.callbacks)
+            if not np.isfinite(answers.table).all():
+                raise UserError("its answers contain NaN or infinity")
+            hits = answers.table.argmax(1) == np.array(folds.judged.labels)
+            right = "".join("1" if hit else "0" for hit in hits)
+            trial = Trial(number, params, right, round(answers.seconds, 2))
+            tracked.log({"accuracy/folds": 100 * hits.mean(), "seconds/total": trial.seconds})
     except (UserError, NotApplicable) as error:
-        return Trial(number, params, reason=" ".join(str(error).split()))
-    if not np.isfinite(answers.table).all():
-        return Trial(number, params, reason="its answers contain NaN or infinity")
-    hits = answers.table.argmax(1) == np.array(folds.judged.labels)
-    right = "".join("1" if hit else "0" for hit in hits)
-    return Trial(number, params, right, round(answers.seconds, 2))
+        trial = Trial(number, params, reason=" ".join(str(error).split()))
+    if trackers:
+        _tracking(out, number).unlink(missing_ok=True)  # only a killed trial goes on
+    return trial
+
+
+def _tracking(out: Path, number: int) -> Path:
+    return out / f"trial-{number}.tracking"
 
 
 def tune(
     search: Search, space: Space, count: int, out: Path, jobs: int = 1, address: str | None = None,
-    progress: bool = True,
+    progress: bool = True, trackers: Sequence[str] = (),
 ) -> Tuned:  # fmt: skip
     """Try `count` settings, including those already in `out`; writes all trials, the best settings
     as a file for `--config`, and a picture.
 
     space: from `make_space`. address: of a Ray cluster, where `jobs` workers run trials; None runs
     them here. With at most one worker results are reproducible even after interruptions; with
-    several, proposals depend on which trials are done when a worker becomes free. Raises UserError
-    for a folder of another search, and as `Search.make_folds`.
+    several, proposals depend on which trials are done when a worker becomes free. trackers: to log
+    trials to, as for `Tracking`; not on a cluster. Raises UserError for a folder of another search,
+    and as `Search.make_folds`.
     """
     with exclusive(out):
         for left in parts(out):
@@ -158,7 +179,9 @@ def tune(
         study = Study(space, search.request.task.seed, trials, jobs)
         todo = sorted({*range(count)} - {trial.number for trial in trials})
         if address is None:
-            new_trials: Iterator[Trial | None] = _run_here(search, folds, study, todo)
+            new_trials: Iterator[Trial | None] = _run_here(
+                search, folds, study, todo, trackers, out
+            )
         else:
             new_trials = _run_on_cluster(search, study, todo, head["key"], address)
         with bar(progress) as progress_bar:
@@ -251,9 +274,12 @@ class Study:
         return trial
 
 
-def _run_here(search: Search, folds: Folds, study: Study, todo: Sequence[int]) -> Iterator[Trial]:
+def _run_here(
+    search: Search, folds: Folds, study: Study, todo: Sequence[int],
+    trackers: Sequence[str] = (), out: Path = Path(),
+) -> Iterator[Trial]:  # fmt: skip
     for number in todo:
-        yield study.tell(run_trial(search, folds, *study.ask(number)))
+        yield study.tell(run_trial(search, folds, *study.ask(number), trackers, out))
 
 
 class Judge:

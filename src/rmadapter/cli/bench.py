@@ -31,10 +31,12 @@ from rmadapter.cli.options import (
     Seeds,
     Templates,
     Tolerance,
+    Track,
     numbers,
     parts,
 )
 from rmadapter.errors import UserError
+from rmadapter.runs.trackers import trackers_in
 from rmadapter.support.terminal import note, table
 
 if TYPE_CHECKING:
@@ -100,11 +102,13 @@ class BenchOptions:
     ] = ""
     on_ray: OnRay = False
     address: Address = ""
+    track: Track = ""
     crops: Crops = False
     outside: Outside = False
 
     def plan(self) -> Plan:
         """Return the runs to do. Raises UserError for options that do not fit together."""
+        trackers = trackers_in(self.track, self.on_ray)
         from rmadapter.bench.plan import Plan, add_published_rows
         from rmadapter.runs.request import read_config
 
@@ -125,8 +129,9 @@ class BenchOptions:
         jobs, elsewhere = self._part(jobs)
         own = {name: values for name, values in own.items() if name not in elsewhere}
         return Plan(
-            tuple(jobs), self.out, self.root, machine, own, self.outside, self.crops, search
-        )
+            tuple(jobs), self.out, self.root, machine, own, self.outside, self.crops, search,
+            trackers,
+        )  # fmt: skip
 
     def _jobs(self, methods: Sequence[str], task: Task) -> Sequence[Job]:
         from rmadapter.bench.protocols import expand

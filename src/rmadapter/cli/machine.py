@@ -429,24 +429,28 @@ def _extras() -> dict[str, str]:
 
     needs = [Requirement(line) for line in metadata.requires("rmadapter") or ()]
 
-    def there(extra: str) -> bool:
-        own = [
+    def own(extra: str) -> list[Requirement]:
+        return [
             one
             for one in needs
             if one.marker
             and one.marker.evaluate({"extra": extra})
             and not one.marker.evaluate({"extra": ""})
         ]
+
+    def there(extra: str) -> bool:
         return all(
-            all(map(there, one.extras)) if one.name == "rmadapter" else _has(one) for one in own
+            all(map(there, one.extras)) if one.name == "rmadapter" else _has(one)
+            for one in own(extra)
         )
 
+    def state(name: str) -> str:
+        if not own(name):
+            return "for other versions of Python"
+        return "installed" if there(name) else f"pip install 'rmadapter[{name}]'"
+
     names = metadata.metadata("rmadapter").get_all("Provides-Extra") or ()
-    return {
-        name: "installed" if there(name) else f"pip install 'rmadapter[{name}]'"
-        for name in sorted(names)
-        if name not in FOR_DEVELOPERS
-    }
+    return {name: state(name) for name in sorted(names) if name not in FOR_DEVELOPERS}
 
 
 def _has(need: Requirement) -> bool:

@@ -127,6 +127,14 @@ SkipBad = Annotated[
 Tolerance = Annotated[
     float | None, typer.Option(help="Points by which a figure may be off; 1 by default.")
 ]
+Track = Annotated[
+    str,
+    typer.Option(
+        "--track",
+        metavar="tensorboard,mlflow,wandb,trackio",
+        help="Experiment trackers to log to, one or more; each needs the extra of its name.",
+    ),
+]
 OnRay = Annotated[bool, typer.Option("--ray", help="Work on a Ray cluster; needs the extra `ray`.")]
 Jobs = Annotated[
     int, typer.Option("--jobs", min=1, help="Number of processes, or of workers with --ray.")

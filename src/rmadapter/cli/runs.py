@@ -31,9 +31,11 @@ from rmadapter.cli.options import (
     Seed,
     SettingOptions,
     Shots,
+    Track,
     command,
 )
 from rmadapter.errors import UserError
+from rmadapter.runs.trackers import trackers_in
 from rmadapter.support import distributed
 from rmadapter.support.terminal import note, table
 
@@ -112,6 +114,7 @@ def fit(
     check: Annotated[
         bool, typer.Option("--check", help="Decode all images first, not only those drawn.")
     ] = False,
+    track: Track = "",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -121,6 +124,7 @@ def fit(
     from rmadapter.data.formats.registry import check_source
     from rmadapter.data.names import check_known, read_names
 
+    trackers = trackers_in(track)
     check_backbones(options.backbone, settings.sets, settings.config, POCKET)
     check_folder(out)
     known = read_names(names_from) if names_from else {}
@@ -146,7 +150,7 @@ def fit(
             return
         record = run_fit(
             task, request.method, folder, lab, request.name, command(),
-            folds=folds, columns=images.named(), crops=images.crops,
+            folds=folds, columns=images.named(), crops=images.crops, trackers=trackers,
         )  # fmt: skip
     team.leave()
     _show(record, folder, as_json)
@@ -388,6 +392,7 @@ def tune(
     device: Device = None,
     precision: Precision = None,
     ray: RayOptions = RayOptions(),
+    track: Track = "",
     crops: Crops = False,
     settings: SettingOptions = SettingOptions(),
     files: FileOptions = FileOptions(),
@@ -398,6 +403,7 @@ def tune(
 
     Each trial is judged on folds of the training images; no test image is read.
     """
+    trackers = trackers_in(track, ray.on_ray)
     from rmadapter.bench.search_space import make_space
     from rmadapter.bench.tune import Search
     from rmadapter.bench.tune import tune as run_tune
@@ -416,7 +422,8 @@ def tune(
     request = Request.make(values, method or named or DEFAULT, data=str(data))
     ranges = make_space(request.method, request.name, search or ())
     read = {"skip_bad": files.skip_bad, "outside": files.outside, "crops": crops}
-    tuned = run_tune(Search(request, values, folds, read), ranges, trials, out, ray.jobs, cluster)
+    searched = Search(request, values, folds, read)
+    tuned = run_tune(searched, ranges, trials, out, ray.jobs, cluster, trackers=trackers)
     _show_tuned(tuned, [*ranges], out, as_json)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rmadapter.artifacts.checkpoint import find_finished, save_run
@@ -24,7 +24,8 @@ from rmadapter.runs.folds import FOLDS, Folds, choose_once
 from rmadapter.runs.judge import BASELINES, enough, judge
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.run import Outcome, learn, run_key, run_task
-from rmadapter.support.files import parts
+from rmadapter.runs.track import track_task
+from rmadapter.support.files import own_name, parts
 from rmadapter.support.locks import exclusive
 from rmadapter.support.terminal import note
 from rmadapter.task import Task
@@ -36,7 +37,7 @@ from rmadapter.training.shots import Unfinished
 def fit(
     task: Task, method: Method, out: Path, lab: Lab, name: str = "", command: str = "",
     notes: tuple[str, ...] = (), folds: int | None = None,
-    columns: Mapping[str, str] | None = None, crops: bool = False,
+    columns: Mapping[str, str] | None = None, crops: bool = False, trackers: Sequence[str] = (),
 ) -> Record:  # fmt: skip
     """Do a task, and keep the model, the record and the report in a folder; resume a killed run,
     return a finished one.
@@ -44,8 +45,8 @@ def fit(
     folds: of the cross-validation that chooses, calibrates, and judges if there are too few other
     images; None for 4, on which a method that trains through an encoder is fitted only as far as
     that needs it; 0 for no judgement. columns, crops: how the task's images were read, as in
-    `read_images`. Raises UserError if `out` holds another run, another process is at work there,
-    or nothing can be written there.
+    `read_images`. trackers: to log to, as for `Tracking`. Raises UserError if `out` holds another
+    run, another process is at work there, or nothing can be written there.
     """
     files = RunFolder(out)
     with exclusive(out):
@@ -56,7 +57,7 @@ def fit(
         key = training_key if folds is None else f"{training_key}-{folds}"
         record = find_finished(out, key)
         if record is not None:
-            _check_same_tests(record, out, lab, few)
+            _check_finished(record, out, lab, few, trackers)
         else:
             few.read(backbone.preprocess, lab.progress)
             save_split(few, files.split)
@@ -73,36 +74,58 @@ def fit(
                 method, name = choices.methods[choice.chosen], choice.chosen
             whole = judging or bool(folds)
             temperature = validation.temperature(method, name, whole) if validation else None
-            baselines = BASELINES if judged else None
-            outcome = run_task(
-                task, method, lab, name, unfinished, baselines, temperature, few
-            ).with_facts(choice=choice)
-            held_out = validation and temperature and validation.tempered(method, name, temperature)
-            if held_out:
-                outcome = outcome.with_facts(held_out=HeldOut.of(*held_out))
-                outcome = outcome.calibrated(Calibration.of(*held_out, "folds"))
-            if judged:
-                outcome = judge(task, method, lab, outcome, few, validation)
-            outcome = outcome.with_facts(
-                key=key, command=command, columns=dict(columns or {}), crops=crops,
-                notes=(*outcome.record.notes, *notes, *_no_images(outcome.record, folds)),
-            )  # fmt: skip
-            record = outcome.record
-            _save(outcome, out, train, lab.test_cache(task))
-        # Only an unfinished run needs these: this one, or one that was killed here.
-        files.training.unlink(missing_ok=True)
-        shutil.rmtree(files.activations, ignore_errors=True)
+            with track_task(
+                trackers, own_name(str(out)), files.tensorboard, files.tracking,
+                task, method, lab, name, few, command,
+            ) as tracked:  # fmt: skip
+                outcome = run_task(
+                    task, method, lab, name, unfinished, BASELINES if judged else None,
+                    temperature, few, tracked.callbacks,
+                ).with_facts(choice=choice)  # fmt: skip
+                outcome = _with_answers(outcome, method, validation)
+                if judged:
+                    outcome = judge(task, method, lab, outcome, few, validation)
+                outcome = outcome.with_facts(
+                    key=key, command=command, columns=dict(columns or {}), crops=crops,
+                    notes=(*outcome.record.notes, *notes, *_no_images(outcome.record, folds)),
+                )  # fmt: skip
+                record = outcome.record
+                _save(outcome, out, train, lab.test_cache(task))
+                tracked.add_record(record, files.page)
+        _remove_unfinished(files)
     return record
 
 
-def _check_same_tests(record: Record, out: Path, lab: Lab, few: FewShot) -> None:
-    """Raise UserError if a finished run was judged on other images than those of now."""
+def _with_answers(outcome: Outcome, method: Method, folds: Folds | None) -> Outcome:
+    """Return a run with the calibrated answers of its method on folds, if there are any."""
+    name, temperature = outcome.record.method.name, outcome.record.temperature
+    held_out = folds and temperature and folds.tempered(method, name, temperature)
+    if not held_out:
+        return outcome
+    outcome = outcome.with_facts(held_out=HeldOut.of(*held_out))
+    return outcome.calibrated(Calibration.of(*held_out, "folds"))
+
+
+def _remove_unfinished(files: RunFolder) -> None:
+    """Remove what only an unfinished run needs: this one, or one that was killed here."""
+    files.training.unlink(missing_ok=True)
+    files.tracking.unlink(missing_ok=True)
+    shutil.rmtree(files.activations, ignore_errors=True)
+
+
+def _check_finished(
+    record: Record, out: Path, lab: Lab, few: FewShot, trackers: Sequence[str]
+) -> None:
+    """Raise UserError if a finished run was judged on other images than those of now; note that it
+    is not logged to trackers."""
     others = record.other_images(lab.tests(record.task, few))
     if others:
         raise UserError(
             f"{out} was judged on different images ({others[0]} classes) from the current ones: "
             "choose another --out, or evaluate it on them with `rmadapter eval`"
         )
+    if trackers:
+        note(f"{out} was finished before, so --track logs nothing")
 
 
 def _validation(

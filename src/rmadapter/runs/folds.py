@@ -110,20 +110,21 @@ class Folds:
         baseline: bool = False,
         deadline: float = float("inf"),
         count: int | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> Answers:
         """Return the answers of a method on the first `count` folds, by default on all; each fold
         is computed once.
 
         name: as `load_method` accepts it. baseline: fit as `fit_baseline` does. deadline: on the
         clock `time.monotonic`; raises OutOfTime as soon as the finished steps and folds show that
-        the others, and then a training on all shots, will be late.
+        the others, and then a training on all shots, will be late. callbacks: follow the trainings.
         """
         plain = baseline and self.task.augmentation != "none"
         key = self._key(method, name, plain)
         done = self._known.setdefault(key, [])
         wanted = self.parts[:count]
         while len(done) < len(wanted):
-            done.append(self._fold(method, plain, key, len(done), deadline))
+            done.append(self._fold(method, plain, key, len(done), deadline, callbacks))
             seconds = sum(one.seconds for one in done) / len(done)
             training = seconds * len(self) / (len(self) - 1)
             if time.monotonic() + seconds * (len(wanted) - len(done)) + training > deadline:
@@ -140,7 +141,10 @@ class Folds:
         parts = hashlib.sha256(json.dumps(self.parts).encode()).hexdigest()
         return f"{key[:24]}-{len(self)}-{parts[:12]}{'-beside' * plain}"
 
-    def _fold(self, method: Method, plain: bool, key: str, number: int, deadline: float) -> Answers:
+    def _fold(
+        self, method: Method, plain: bool, key: str, number: int, deadline: float,
+        callbacks: Sequence[Callback],
+    ) -> Answers:  # fmt: skip
         """Return the answers on one fold, which are saved if the lab has a folder."""
         part = self.parts[number]
         file = self._file(key, number)
@@ -155,7 +159,7 @@ class Folds:
         if plain:
             fitted = fit_baseline(method, rest, self.task, self.few, self.lab)
         else:
-            watch = (*self.lab.callbacks, self._watch(method, rest, deadline))
+            watch = (*self.lab.callbacks, *callbacks, self._watch(method, rest, deadline))
             fitted = learn(method, rest, self.task, self.few, self.lab, callbacks=watch)
         models, judged = {method.title: fitted.score()}, self.images.subset(part)
         table = predict_all(models, fitted, cache, judged, self.task.seed)[method.title]

@@ -57,6 +57,7 @@ def run_task(
     baselines: Mapping[str, Method] | None = None,
     temperature: float | None = None,
     few: FewShot | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Outcome:
     """Run a task with a method: draw the shots, fit, and only then look at test images.
 
@@ -69,6 +70,7 @@ def run_task(
         baselines: Other methods to fit to the same shots; the evaluations hold their answers, too.
         temperature: Divisor of the logits, as in `Fitted`.
         few: The shots, if they are drawn already.
+        callbacks: Functions that follow the training of the method, but not of baselines.
 
     Returns:
         The `record`, the `fitted` method, and the `evaluations`, which hold its answers on every
@@ -91,7 +93,8 @@ def run_task(
     sets, train, cache = lab.tests(task, few), half(few.train, task.classes), lab.train_cache(task)
     reset_peak(cache.device)
     frozen_before, started = cache.seconds, time.perf_counter()
-    fitted = learn(method, train, task, few, lab, unfinished)
+    watch = (*lab.callbacks, *callbacks)
+    fitted = learn(method, train, task, few, lab, unfinished, callbacks=watch)
     trained, frozen = time.perf_counter() - started, cache.seconds - frozen_before
     memory = peak(cache.device)
     fitted = replace(fitted, temperature=temperature or 1.0)
