@@ -1,4 +1,4 @@
-// What the theme leaves out for keyboards and screen readers.
+// What the theme leaves out for keyboards, screen readers and narrow screens.
 
 const LABELS = { ".sidebar-drawer": "Pages", ".toc-drawer": "Sections of this page" };
 
@@ -27,6 +27,31 @@ function focusWide() {
   }
 }
 
+// no line ends within a word such as --out or zero-shot, unless it is long
+function keepWords() {
+  for (const code of document.querySelectorAll("article code.literal, .highlight-bash pre")) {
+    const walker = document.createTreeWalker(code, NodeFilter.SHOW_TEXT);
+    const texts = [];
+    while (walker.nextNode()) {
+      texts.push(walker.currentNode);
+    }
+    for (const text of texts.filter((each) => each.data.includes("-"))) {
+      text.replaceWith(...text.data.split(/(\S+)/).map(asWord));
+    }
+  }
+}
+
+function asWord(text) {
+  if (!text.includes("-") || text.length > 30) {
+    return text;
+  }
+  const word = document.createElement("span");
+  word.className = "word";
+  word.textContent = text;
+  return word;
+}
+
 document.addEventListener("DOMContentLoaded", label);
+document.addEventListener("DOMContentLoaded", keepWords);
 window.addEventListener("load", focusWide);
 window.addEventListener("resize", focusWide);

@@ -21,12 +21,14 @@ from tests.helpers.web_pages import (
 __all__ = ["axe"]  # a fixture
 
 DOCS = Path(__file__).parents[2] / "docs"
+COMMAND = "rmadapter bench few-shot --datasets pictograms --methods"
+OPTIONS = ["few-shot", "--datasets", "--methods", "--out"]
 PAGE = """# A page
 
 ![A figure](figure.svg)
 
 ```bash
-rmadapter bench few-shot --datasets pictograms --methods {many} --out results
+{command} {many} --out results
 ```
 
 ```python
@@ -57,7 +59,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build a small site with the settings of the real one."""
     source = tmp_path_factory.mktemp("source")
     many, columns = ",".join(["linear-probe"] * 9), " | ".join(["a long heading"] * 12)
-    page = PAGE.format(many=many, columns=columns, dashes="---|" * 12)
+    page = PAGE.format(command=COMMAND, many=many, columns=columns, dashes="---|" * 12)
     (source / "index.md").write_text(page, encoding="utf-8")
     (source / "figure.svg").write_text(FIGURE, encoding="utf-8")
     out = source / "out"
@@ -82,5 +84,9 @@ def test_pages_are_accessible_and_fit_a_phone(site: Path, tmp_path: Path, axe: s
             )
         command = "document.querySelector('.highlight-bash pre')"
         assert page.script(f"{command}.scrollWidth <= {command}.clientWidth")
+        assert page.script(f"{command}.textContent").startswith(f"{COMMAND} ")
+        words = f"[...{command}.querySelectorAll('.word')]"
+        assert page.script(f"{words}.map((word) => word.textContent)") == OPTIONS
+        assert page.script(f"{words}.every((word) => word.getClientRects().length === 1)")
         page.go(f"{address}search.html")
         check_with_axe(page, axe)
