@@ -68,7 +68,7 @@ def measure(lab: Lab, data: str, shots: int, seed: int, whole: bool) -> list[dic
         counted = folds.answered(run.method, name)
         temperature = folds.temperature(run.method, name)
         tempered = folds.tempered(run.method, name, temperature or 1)
-        held_out = HeldOut.of(*tempered) if tempered else None
+        held_out = HeldOut.of(tempered.table, tempered.labels) if tempered else None
         outcome = run_task(run.task, run.method, lab, name)
         [evaluation], record = outcome.evaluations, outcome.record
         line = {

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Protocol, runtime_checkable
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -145,17 +146,34 @@ def untouched(states: States) -> Tensor:
     return states.features
 
 
+@runtime_checkable
+class OfFeatures(Protocol):
+    """A scorer of image features, which others may read, too. features: states of B images ->
+    [B, e]."""
+
+    @property
+    def features(self) -> Callable[[States], Tensor]: ...
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Return logits [B, C] of features [B, e]."""
+
+    def __call__(self, states: States) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Cosines:
-    """A scorer of `cosine_logits` that exposes its parts. features: states of B images -> [B, e].
-    weights: of the classes, [C, e]."""
+    """A scorer of `cosine_logits` that exposes its parts. features: as in `OfFeatures`. weights: of
+    the classes, [C, e]."""
 
     backbone: Backbone
     features: Callable[[States], Tensor]
     weights: Tensor
 
+    def logits(self, features: Tensor) -> Tensor:
+        return cosine_logits(self.backbone, features, self.weights)
+
     def __call__(self, states: States) -> Tensor:
-        return cosine_logits(self.backbone, self.features(states), self.weights)
+        return self.logits(self.features(states))
 
 
 def zero_shot_weights(backbone: Backbone, names: Sequence[str], templates: Sequence[str]) -> Tensor:

@@ -16,7 +16,6 @@ from rmadapter.artifacts.predictions import Evaluation
 from rmadapter.artifacts.record import Judgement, MethodName, Record
 from rmadapter.artifacts.summary import describe_tie, judgement_table
 from rmadapter.backbones import Backbone
-from rmadapter.conformal import Calibration
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.runs import judge as judging
@@ -215,8 +214,11 @@ def test_the_shots_promise_fold_by_fold(tiny_clip: Backbone, colors: Path) -> No
     few = lab.draw(wanted.task)
     done = run_task(wanted.task, wanted.method, lab, wanted.name, baselines=BASELINES)
     folds = Folds.make(wanted.task, few, lab, 3)
-    held_out = folds.answers(wanted.method, wanted.name).table
-    done = done.calibrated(Calibration.of(held_out, folds.judged.labels, "folds"))
+    folds.answers(wanted.method, wanted.name)
+    held_out = folds.tempered(wanted.method, wanted.name, 1.0)
+    assert held_out is not None
+    assert len(held_out.distances) == 24
+    done = replace(done, fitted=held_out.calibrate(done.fitted, "folds"))
     judgement = judgement_of(judge(wanted.task, wanted.method, lab, done, few, folds).record)
     [ten] = judgement.promises
     assert (ten.error, ten.calibrated) == (10, 16)  # 24 images in 3 folds

@@ -13,8 +13,9 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from rmadapter.artifacts.model_file import Model, Transform, check_weights, read
 from rmadapter.artifacts.record import BackboneName, MethodName, Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder, check_model, find_run
 from rmadapter.backbones import Backbone, load_backbone
-from rmadapter.backbones.load import is_published, name_it
+from rmadapter.backbones.load import again, is_published, name_it
 from rmadapter.conformal import Calibration
 from rmadapter.data.names import Label, custom_names
 from rmadapter.errors import UserError
@@ -43,6 +44,7 @@ from rmadapter.task import TASK_SETTINGS, qualified_settings
 from rmadapter.training.contract import Fitted, Known, Method
 
 EXAMPLES = "fitted to"  # the name of `Fitted.examples` in the file; no method's tensor can have it
+MEANS = "class means"  # likewise
 UPLOADED = "images.csv"  # list of the images that come with an untrusted run
 MOST_CLASSES = 1_000
 MOST_WEIGHTS = 300_000_000  # bytes
@@ -139,6 +141,8 @@ def _save(
     tensors = dict(fitted.tensors)
     if fitted.examples is not None:
         tensors[EXAMPLES] = fitted.examples
+    if fitted.means is not None:
+        tensors[MEANS] = fitted.means
     write_tensors(run.weights, to_half(tensors) if half else tensors)
     settings = json.loads(json.dumps(settings_of(method)))
     model = Model(
@@ -153,6 +157,7 @@ def _save(
         tokenizer=backbone.tokenizer_digest,
         temperature=fitted.temperature,
         calibration=fitted.calibration,
+        familiarity=fitted.familiarity,
         versions=versions(),
     )
     write_json(run.model, model.model_dump(mode="json"))
@@ -239,7 +244,12 @@ def load(
         name_it(other)
     known = Known(model.classes, model.templates)
     fitted = _restore(folder, with_settings, loaded, known, tensors)
-    fitted = replace(fitted, temperature=model.temperature, calibration=model.calibration)
+    fitted = replace(
+        fitted,
+        temperature=model.temperature,
+        calibration=model.calibration,
+        familiarity=model.familiarity,
+    )
     return Saved(fitted, model.labels, name, model.names or model.classes)
 
 
@@ -247,9 +257,9 @@ def _restore(
     folder: Path, method: Method, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]
 ) -> Fitted:
     moved = {name: tensor.to(backbone.device) for name, tensor in tensors.items()}
-    examples = moved.pop(EXAMPLES, None)
+    examples, means = moved.pop(EXAMPLES, None), moved.pop(MEANS, None)
     try:
-        return replace(method.restore(backbone, known, moved), examples=examples)
+        return replace(method.restore(backbone, known, moved), examples=examples, means=means)
     except (RuntimeError, KeyError) as error:  # torch's, for names and shapes that do not fit
         first = " ".join(str(error).split())[:200]
         raise UserError(
@@ -330,6 +340,46 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         if not tensor.isfinite().all():
             raise UserError(f"{file}: {name[:100]!r} holds numbers that are not finite; fit again")
     return tensors
+
+
+def to_values(fitted: Fitted) -> dict[str, Any]:
+    """Return a model as plain values with the name of its backbone, to be pickled by others."""
+
+    def plain(tensor: Tensor | None) -> np.ndarray | None:
+        return None if tensor is None else tensor.cpu().numpy()
+
+    return {
+        "settings": settings_of(fitted.method),
+        "backbone": (fitted.backbone.name, fitted.backbone.digest),
+        "known": fitted.known,
+        "tensors": {name: plain(tensor) for name, tensor in fitted.tensors.items()},
+        "kept": {"examples": plain(fitted.examples), "means": plain(fitted.means)},
+        "rest": {
+            "trained": fitted.trained,
+            "temperature": fitted.temperature,
+            "calibration": fitted.calibration,
+            "familiarity": fitted.familiarity,
+        },
+    }
+
+
+def from_values(values: Mapping[str, Any], name: str, device: str) -> Fitted:
+    """Restore what `to_values` returned on the copy of its backbone in memory, or load that by its
+    name. name: of the method. Raises UserError if its weights are others."""
+
+    for other in backbones_in(name, values["settings"]):
+        name_it(other)
+    home = find_device(device)
+    place, digest = values["backbone"]
+    backbone = again(place, digest, home, trusted=True)
+
+    def tensors(part: str) -> dict[str, Any]:
+        arrays = values[part].items()
+        return {key: None if x is None else torch.from_numpy(x).to(home) for key, x in arrays}
+
+    method = load_method(name, values["settings"])
+    fitted = method.restore(backbone, values["known"], tensors("tensors"))
+    return replace(fitted, **tensors("kept"), **values["rest"])
 
 
 def find_finished(folder: Path, key: str) -> Record | None:

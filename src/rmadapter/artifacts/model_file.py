@@ -19,6 +19,7 @@ from rmadapter.artifacts.record import LONGEST, BackboneName, MethodName, Text
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.conformal import Calibration
 from rmadapter.errors import UserError, first_fault
+from rmadapter.familiar import Familiarity
 from rmadapter.support.files import read_json, sha256
 from rmadapter.task import check_templates
 
@@ -64,6 +65,7 @@ class Model(BaseModel):
         tokenizer: Digest of the backbone's tokenizer; empty where the file does not say.
         temperature: Divisor of the logits.
         calibration: What its probabilities were worth on held-out images, if known.
+        familiarity: What it finds on held-out images of its classes, if known.
         versions: Versions of Python and libraries.
     """
 
@@ -81,6 +83,7 @@ class Model(BaseModel):
     tokenizer: str = ""
     temperature: float = Field(1.0, gt=0, le=1e6)
     calibration: Calibration | None = None
+    familiarity: Familiarity | None = None
     versions: dict[str, str]
 
     @field_validator("templates")

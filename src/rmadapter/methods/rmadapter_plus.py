@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
@@ -117,16 +118,23 @@ class RMAdapterPlus(Method):
 
 @dataclass(frozen=True)
 class Both:
-    """Logits [B, C] of the states of B images, from adapted and untouched features of an image."""
+    """Logits [B, C] of the states of B images, from adapted and untouched features of an image,
+    which are its features [B, 2 e] together. adapted, untouched: weights [C, e]."""
 
     model: AdaptedCLIP
     adapted: Tensor
     untouched: Tensor
 
-    def __call__(self, states: States) -> Tensor:
+    def features(self, states: States) -> Tensor:
         encoder, features = self.model.backbone.image, states.features
         if not len(features):  # the caller only asked for the input of block `first`
             assert states.first is not None
             features = encoder.encode(states.x, states.layout, states.first)
-        f, g = unit(self.model.features("image", states)[0]), unit(features)
+        return torch.cat([unit(self.model.features("image", states)[0]), unit(features)], -1)
+
+    def logits(self, features: Tensor) -> Tensor:
+        f, g = features.chunk(2, -1)
         return self.model.backbone.logit_scale * (f @ self.adapted.T + g @ self.untouched.T)
+
+    def __call__(self, states: States) -> Tensor:
+        return self.logits(self.features(states))

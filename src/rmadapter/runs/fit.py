@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rmadapter.artifacts.checkpoint import find_finished, save_run
@@ -16,10 +17,10 @@ from rmadapter.artifacts.predictions import (
 )
 from rmadapter.artifacts.record import HeldOut, Record
 from rmadapter.artifacts.run_folder import RunFolder
-from rmadapter.conformal import Calibration
 from rmadapter.data.fewshot import FewShot, half, read_split, save_split
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
+from rmadapter.runs.features import with_means
 from rmadapter.runs.folds import FOLDS, Folds, choose_once
 from rmadapter.runs.judge import BASELINES, enough, judge
 from rmadapter.runs.lab import Lab
@@ -82,7 +83,8 @@ def fit(
                     task, method, lab, name, unfinished, BASELINES if judged else None,
                     temperature, few, tracked.callbacks,
                 ).with_facts(choice=choice)  # fmt: skip
-                outcome = _with_answers(outcome, method, validation)
+                fitted = with_means(outcome.fitted, train, lab.train_cache(task))
+                outcome = _with_answers(replace(outcome, fitted=fitted), method, validation)
                 if judged:
                     outcome = judge(task, method, lab, outcome, few, validation)
                 outcome = outcome.with_facts(
@@ -102,8 +104,9 @@ def _with_answers(outcome: Outcome, method: Method, folds: Folds | None) -> Outc
     held_out = folds and temperature and folds.tempered(method, name, temperature)
     if not held_out:
         return outcome
-    outcome = outcome.with_facts(held_out=HeldOut.of(*held_out))
-    return outcome.calibrated(Calibration.of(*held_out, "folds"))
+    fitted = held_out.calibrate(outcome.fitted, "folds")
+    held = HeldOut.of(held_out.table, held_out.labels)
+    return replace(outcome.with_facts(held_out=held), fitted=fitted)
 
 
 def _remove_unfinished(files: RunFolder) -> None:

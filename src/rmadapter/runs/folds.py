@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -20,21 +20,26 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from pydantic import ValidationError
+from torch import Tensor
 
 from rmadapter import metrics
 from rmadapter.artifacts.record import Candidate, Choice
+from rmadapter.conformal import Calibration, Source
 from rmadapter.data.duplicates import groups
 from rmadapter.data.fewshot import FewShot, half
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
+from rmadapter.familiar import Familiarity
 from rmadapter.methods.uses import cost_of
 from rmadapter.runs.evaluate import predict_all
+from rmadapter.runs.features import class_means, distances, features_of, image_features
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.run import fit_baseline, learn, run_key
 from rmadapter.support.files import read_json, write_json, write_tensors
 from rmadapter.support.terminal import note
 from rmadapter.task import Task
-from rmadapter.training.contract import Choices, Method, NotApplicable
+from rmadapter.training.cache import Cache
+from rmadapter.training.contract import Choices, Fitted, Method, NotApplicable
 from rmadapter.training.shots import Callback, Figures
 from rmadapter.training.traits import COSTS, Cost
 
@@ -57,17 +62,32 @@ class OutOfTime(Exception):
 @dataclass(frozen=True)
 class Answers:
     """table: probabilities [M, C] of the images in the first rows of `Folds.rows`. seconds: for
-    fitting and evaluating."""
+    fitting and evaluating. distances: [M], as in `Familiarity`; none of a method without features,
+    and of a baseline."""
 
     table: np.ndarray
     seconds: float
+    distances: np.ndarray = field(default_factory=lambda: np.empty(0))
 
 
-class Labelled(NamedTuple):
-    """Probabilities [M, C], and the indices [M] of the right classes."""
+class HeldOutAnswers(NamedTuple):
+    """Answers on images that the model was not fitted to.
+
+    table: calibrated probabilities [M, C]. labels: indices [M] of the right classes. distances: as
+    in `Familiarity`, [M], or none.
+    """
 
     table: np.ndarray
     labels: Sequence[int]
+    distances: np.ndarray
+
+    def calibrate(self, fitted: Fitted, source: Source) -> Fitted:
+        """Return a copy of a model that can promise an error by these answers."""
+        familiarity = None
+        if len(self.distances):
+            familiarity = Familiarity.of(self.table, self.distances, source)
+        calibration = Calibration.of(self.table, self.labels, source)
+        return replace(fitted, calibration=calibration, familiarity=familiarity)
 
 
 @dataclass(eq=False)
@@ -131,7 +151,9 @@ class Folds:
                 raise OutOfTime
         used = done[: len(wanted)]
         return Answers(
-            np.concatenate([one.table for one in used]), sum(one.seconds for one in used)
+            np.concatenate([one.table for one in used]),
+            sum(one.seconds for one in used),
+            np.concatenate([one.distances for one in used]),
         )
 
     def _key(self, method: Method, name: str, plain: bool) -> str:
@@ -163,10 +185,12 @@ class Folds:
             fitted = learn(method, rest, self.task, self.few, self.lab, callbacks=watch)
         models, judged = {method.title: fitted.score()}, self.images.subset(part)
         table = predict_all(models, fitted, cache, judged, self.task.seed)[method.title]
+        far = torch.empty(0) if plain else _distances(fitted, rest, judged, cache)
         seconds = time.monotonic() - started
         if file:
-            write_tensors(file, {"table": table, "seconds": torch.tensor(seconds)})
-        return Answers(table.numpy(), seconds)
+            kept = {"table": table, "distances": far, "seconds": torch.tensor(seconds)}
+            write_tensors(file, kept)
+        return Answers(table.numpy(), seconds, far.numpy())
 
     def _watch(self, method: Method, images: ImageSet, deadline: float) -> Callback:
         """Return what ends a training on some of the shots when its first steps show that it, and
@@ -217,14 +241,26 @@ class Folds:
         table = self.answers(method, name, count=count).table
         return fitted_temperature(table, self.judged.labels[: len(table)], name)
 
-    def tempered(self, method: Method, name: str, temperature: float) -> Labelled | None:
+    def tempered(self, method: Method, name: str, temperature: float) -> HeldOutAnswers | None:
         """Return the answers of a method on the folds that it has answered, calibrated; None if
         there are none."""
         count = self.answered(method, name)
         if not count:
             return None
-        table = metrics.tempered(self.answers(method, name, count=count).table, temperature)
-        return Labelled(table, self.judged.labels[: len(table)])
+        answers = self.answers(method, name, count=count)
+        table = metrics.tempered(answers.table, temperature)
+        return HeldOutAnswers(table, self.judged.labels[: len(table)], answers.distances)
+
+
+def _distances(fitted: Fitted, train: ImageSet, judged: ImageSet, cache: Cache) -> Tensor:
+    """Return the distances [M] of the judged images from the training ones, as in `Familiarity`;
+    none if the method has no features."""
+    try:
+        of = image_features(fitted, fitted.classes)
+    except NotApplicable:
+        return torch.empty(0)
+    own, new = (features_of(fitted, images, cache, of) for images in (train, judged))
+    return distances(new, class_means(own, train.labels, len(train.classes))).cpu()
 
 
 def _read(file: Path, count: int) -> Answers | None:
@@ -234,7 +270,8 @@ def _read(file: Path, count: int) -> Answers | None:
 
     try:
         tensors = load_file(file)
-        answers = Answers(tensors["table"].numpy(), float(tensors["seconds"]))
+        seconds, far = float(tensors["seconds"]), tensors["distances"].numpy()
+        answers = Answers(tensors["table"].numpy(), seconds, far)
     except (SafetensorError, OSError, KeyError, ValueError):
         return None
     return answers if len(answers.table) == count else None

@@ -18,12 +18,14 @@ from rmadapter.data.fewshot import FewShot
 from rmadapter.data.read import ImageSet
 from rmadapter.methods import load_method
 from rmadapter.methods.linear_probe import LinearProbe
-from rmadapter.runs.folds import Folds, fitted_temperature
+from rmadapter.runs.features import distances, features_of, image_features
+from rmadapter.runs.folds import Folds, HeldOutAnswers, fitted_temperature
 from rmadapter.runs.lab import Lab, Sets
 from rmadapter.runs.promises import cross_measured, halves, measured
 from rmadapter.runs.run import Outcome, learnt_from
 from rmadapter.task import Task
-from rmadapter.training.contract import Method
+from rmadapter.training.cache import Cache
+from rmadapter.training.contract import Fitted, Method
 
 ZERO_SHOT = "zero-shot"
 BASELINES = {"linear-probe": LinearProbe()}  # by the name that --method takes
@@ -63,9 +65,8 @@ def judge(
         return outcome.with_facts(judgement=None, notes=(*record.notes, NO_IMAGES))
     judgement = _judgement(how, evaluation, rows, record.method.title, record.method.name)
     if split == "held out":
-        labels = evaluation.labels[rows]
-        calibration = Calibration.of(evaluation.probabilities[rows], labels, "held out")
-        outcome = outcome.calibrated(calibration)
+        fitted = _calibrated(outcome.fitted, evaluation, rows, lab.test_cache(task))
+        outcome = replace(outcome, fitted=fitted)
     promises = _promises(outcome.fitted.calibration, evaluation, rows, split, folds)
     judgement = judgement.model_copy(update={"promises": promises})
     if record.choice and split not in UNSEEN and len(record.choice.rows) > 1:
@@ -77,6 +78,21 @@ def judge(
     outcome = outcome.with_facts(judgement=judgement)
     tie = describe_tie(outcome.record)
     return outcome.with_facts(notes=(*record.notes, tie)) if tie else outcome
+
+
+def _calibrated(
+    fitted: Fitted, evaluation: Evaluation, rows: Sequence[int], cache: Cache
+) -> Fitted:
+    """Return a model that is calibrated by images that it was not fitted to. rows: of these images
+    in the evaluation."""
+    far = np.empty(0)
+    if fitted.means is not None:
+        images = evaluation.images.subset(rows)
+        of = image_features(fitted, fitted.classes)
+        new = features_of(fitted, images, cache, of)
+        far = distances(new, fitted.means).cpu().numpy()
+    table, labels = evaluation.probabilities[rows], evaluation.labels[rows]
+    return HeldOutAnswers(table, labels.tolist(), far).calibrate(fitted, "held out")
 
 
 def _promises(

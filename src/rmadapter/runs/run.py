@@ -14,7 +14,6 @@ from rmadapter.artifacts.predictions import Evaluation
 from rmadapter.artifacts.record import FORMAT, BackboneName, MethodName, Record
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.load import identity_of, is_published
-from rmadapter.conformal import Calibration
 from rmadapter.data.fewshot import FewShot, half, order_digest, split_digest
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError, quoted
@@ -42,10 +41,6 @@ class Outcome:
     def with_facts(self, **facts: object) -> Outcome:
         """Return a copy with some fields of the record replaced."""
         return replace(self, record=self.record.model_copy(update=facts))
-
-    def calibrated(self, calibration: Calibration) -> Outcome:
-        """Return a copy whose model has this calibration."""
-        return replace(self, fitted=replace(self.fitted, calibration=calibration))
 
 
 def run_task(

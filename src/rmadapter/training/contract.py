@@ -19,6 +19,7 @@ from rmadapter.conformal import Calibration
 from rmadapter.data.read import ImageSource
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
+from rmadapter.familiar import Familiarity
 from rmadapter.support.terminal import track
 from rmadapter.training.cache import BATCH
 from rmadapter.training.shots import Known as Known
@@ -92,6 +93,8 @@ class Fitted:
         trained: The record of the training.
         temperature: Divisor of the logits in `score`; calibrates probabilities, changes no answer.
         calibration: What the calibrated probabilities were worth on held-out images, if known.
+        familiarity: What it finds on held-out images of its classes, if known.
+        means: Unit class means [C, e] of its own features of the training images, if kept.
         examples: Untouched unit features [N, e] of the training images, in float16, if kept.
         remembers: Whether the function of `for_classes` learns from each image, so that answers
             depend on earlier images.
@@ -116,6 +119,8 @@ class Fitted:
     trained: Trained = field(default_factory=Trained)
     temperature: float = 1.0
     calibration: Calibration | None = None
+    familiarity: Familiarity | None = None
+    means: Tensor | None = None
     examples: Tensor | None = None
     remembers: bool = False
 

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from rmadapter.adapter import at_least_float32
 from rmadapter.deploy.export.runtime import GRAPH, GROUPS, HINT, INPUT, OPENVINO, OUTPUTS
-from rmadapter.encoders import States
 from rmadapter.errors import UserError
-from rmadapter.prompts import Cosines, cosine_logits, untouched
+from rmadapter.prompts import OfFeatures
 from rmadapter.runs.evaluate import refuse_stateful
+from rmadapter.runs.features import image_features
 from rmadapter.support.files import reserve
 from rmadapter.support.terminal import silenced
-from rmadapter.training.contract import Fitted, NotApplicable, ToLogits
+from rmadapter.training.contract import Fitted
 
 if TYPE_CHECKING:
     import openvino
@@ -64,30 +64,14 @@ class Answers(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         states = self.fitted.states(pixels)
         features = self.features(states) if self.features else None
-        if isinstance(self.logits, Cosines) and features is not None:  # compute nothing twice
-            logits = cosine_logits(self.logits.backbone, features, self.logits.weights)
+        if isinstance(self.logits, OfFeatures) and features is not None:  # compute nothing twice
+            logits = self.logits.logits(features)
         else:
             logits = self.logits(states)
         answers = (logits / self.fitted.temperature).float().softmax(-1)
         if features is None:
             return answers
         return answers, F.normalize(at_least_float32(features), dim=-1)
-
-
-def image_features(
-    fitted: Fitted, names: Sequence[str], logits: ToLogits
-) -> Callable[[States], Tensor]:
-    """Return the function that gives image features, as in `Answers`. Raises NotApplicable."""
-    if isinstance(logits, Cosines):
-        return logits.features
-    if fitted.first is None:
-        return untouched
-    other = fitted.for_classes((*names, "something else"))
-    if not isinstance(other, Cosines):
-        raise NotApplicable(
-            f"{fitted.method.title} has no image features to give; remove --embeddings and --text"
-        )
-    return other.features
 
 
 def trace(fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> ModelProto:

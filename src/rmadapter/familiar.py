@@ -1,0 +1,118 @@
+"""Tell images that a model was not made for from those that it was, and turn away no more than a
+promised share of the latter. docs/studies/unfamiliar.md says how far to trust it.
+
+NumPy only, since exports hold this file.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from rmadapter.conformal import Source
+from rmadapter.errors import UserError
+
+NONE = "none of these"
+MOST = 10_000  # images kept
+ODDS = 0.5  # weight of the log-odds beside the distance; chosen in docs/studies/unfamiliar.md
+LEAST_DOUBT = 1e-6  # a smaller one is rounding
+
+
+@dataclass(frozen=True)
+class Familiarity:
+    """What a model finds on images of its classes that it was not fitted to.
+
+    Attributes:
+        sure: Probability of the most probable class of each of N images.
+        distances: 1 - the cosine to the nearest class mean, of image features, for each image.
+        source: As for `Calibration`.
+    """
+
+    sure: tuple[float, ...]
+    distances: tuple[float, ...]
+    source: Source
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.sure) == len(self.distances) <= MOST:
+            raise ValueError("no images, too many, or not one distance for each")
+        if not all(0 <= share <= 1 for share in self.sure):
+            raise ValueError("a probability outside 0 to 1")
+        if not all(0 <= distance <= 2 for distance in self.distances):
+            raise ValueError("a distance outside 0 to 2")
+
+    @classmethod
+    def of(cls, table: np.ndarray, distances: np.ndarray, source: Source) -> Familiarity:
+        """Keep what was found on N images; of more than 10,000, as many are drawn at random.
+
+        Args:
+            table: Probabilities [N, C].
+            distances: Distances [N].
+            source: Where the images are from.
+        """
+        rows = np.random.default_rng(0).permutation(len(table))[:MOST]
+        sure, far = table[rows].max(1).astype(np.float64), distances[rows].astype(np.float64)
+        return cls(tuple(sure.round(6).tolist()), tuple(far.round(6).tolist()), source)
+
+    def strangeness(self, table: np.ndarray, distances: np.ndarray) -> np.ndarray:
+        """Return how strange new images are, [B]: about 0 for those of the model's classes, and
+        higher for others.
+
+        It is the distance minus half of the log-odds of the most probable class, each in standard
+        deviations from its mean on the own images.
+
+        Args:
+            table: Probabilities [B, C].
+            distances: Distances [B].
+        """
+        own_odds, own_distances = _odds(np.array(self.sure)), np.array(self.distances)
+        far = _standardised(distances.astype(np.float64), own_distances)
+        result: np.ndarray = far - ODDS * _standardised(_odds(table.max(1)), own_odds)
+        return result
+
+    def promise(self, share: float) -> str:
+        """Return in words what a limit for this share promises."""
+        images = f"{len(self.sure):,}"
+        if self.source == "held out":
+            source = f"{images} images that were not drawn"
+        else:
+            source = f"{images} training images, each answered by a model that had not seen it"
+        return f"at most {100 * share:g} % of images like these {source} are called {NONE}"
+
+    def limit(self, share: float) -> float:
+        """Return the strangeness above which an image is none of the classes.
+
+        Of new images of the model's classes that are like the own ones, at most `share` are above
+        it, on average over draws of the own ones: it is the k-th largest strangeness of the N own
+        images, k = floor((N + 1) share).
+
+        Args:
+            share: Share of images, above 0 and below 1.
+
+        Raises:
+            UserError: A share outside 0 to 1, or fewer images than it needs.
+        """
+        if not 0 < share < 1:
+            raise UserError(f"{100 * share:g} % to turn away: give more than 0 and less than 100 %")
+        place = math.floor(round((len(self.sure) + 1) * share, 9))
+        if not place:
+            least = math.ceil(round(min(1 / share, 1e12), 9)) - 1
+            raise UserError(
+                f"to turn away {100 * share:g} % needs {least:,} images that the model was not "
+                f"fitted to, and there are {len(self.sure):,}"
+            )
+        own = self.strangeness(np.array(self.sure)[:, None], np.array(self.distances))
+        return float(np.sort(own)[-place])
+
+
+def _odds(sure: np.ndarray) -> np.ndarray:
+    """Return log-odds of probabilities."""
+    doubt = np.maximum(1 - sure.astype(np.float64), LEAST_DOUBT)
+    result: np.ndarray = np.log(np.maximum(1 - doubt, LEAST_DOUBT) / doubt)
+    return result
+
+
+def _standardised(values: np.ndarray, own: np.ndarray) -> np.ndarray:
+    result: np.ndarray = (values - own.mean()) / max(float(own.std()), 1e-9)
+    return result

@@ -1,0 +1,157 @@
+"""Image features of a fitted method, and their distance from those that it was fitted to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rmadapter.data.read import ImageSet, ImageSource
+from rmadapter.data.transforms import decode_batches
+from rmadapter.encoders import States
+from rmadapter.errors import UserError
+from rmadapter.prompts import OfFeatures, untouched
+from rmadapter.support.terminal import track
+from rmadapter.training.cache import BATCH, Cache
+from rmadapter.training.contract import Fitted, NotApplicable, ToLogits, answers
+
+
+def image_features(
+    fitted: Fitted, names: Sequence[str], logits: ToLogits | None = None
+) -> Callable[[States], Tensor]:
+    """Return the function that gives image features [B, e] of a method.
+
+    They are those that it scores, or those of the untouched encoder; if it runs blocks itself,
+    those that it scores for unseen classes. names, logits: classes, and what `fitted.for_classes`
+    returned for them, if it was called. Raises NotApplicable if it has none.
+    """
+    scorer = fitted.for_classes(tuple(names)) if logits is None else logits
+    if isinstance(scorer, OfFeatures):
+        return scorer.features
+    if fitted.first is None:
+        return untouched
+    other = fitted.for_classes((*names, "something else"))
+    if not isinstance(other, OfFeatures):
+        raise NotApplicable(
+            f"{fitted.method.title} has no image features to give; remove --embeddings and --text"
+        )
+    return other.features
+
+
+def class_means(features: Tensor, labels: Sequence[int], classes: int) -> Tensor:
+    """Return the unit mean [C, e] of each class's unit features; zeros for a class without any.
+
+    features: [N, e]. labels: [N].
+    """
+    which = torch.tensor(labels, device=features.device)
+    sums = torch.zeros(classes, features.shape[1], device=features.device)
+    sums.index_add_(0, which, F.normalize(features.float(), dim=-1))
+    return F.normalize(sums, dim=-1)
+
+
+def distances(features: Tensor, means: Tensor) -> Tensor:
+    """Return 1 - the cosine to the nearest class mean, [B]. features: [B, e]. means: [C, e]."""
+    return 1 - (F.normalize(features.float(), dim=-1) @ means.float().T).amax(-1)
+
+
+def with_means(fitted: Fitted, train: ImageSet, cache: Cache) -> Fitted:
+    """Return a copy that keeps the class means of its training images; the same model if it has no
+    features."""
+    try:
+        of = image_features(fitted, fitted.classes)
+    except NotApplicable:
+        return fitted
+    own = features_of(fitted, train, cache, of)
+    return replace(fitted, means=class_means(own, train.labels, len(train.classes)))
+
+
+class Once:
+    """A function of states that is computed once for the same states."""
+
+    def __init__(self, of: Callable[[States], Tensor]) -> None:
+        self._of = of
+        self._last: tuple[States, Tensor] | None = None
+
+    def __call__(self, states: States) -> Tensor:
+        if self._last is None or self._last[0] is not states:
+            self._last = states, self._of(states)
+        return self._last[1]
+
+
+def shared_features(
+    fitted: Fitted, names: Sequence[str], score: ToLogits
+) -> tuple[Callable[[States], Tensor], ToLogits]:
+    """Return the function of `image_features` and one like `fitted.score(names)` that compute
+    nothing twice for the same states.
+
+    score: what `fitted.score(names)` returned; it is used if the method scores no features. Raises
+    NotApplicable as `image_features`.
+    """
+    with torch.no_grad():
+        logits = fitted.for_classes(tuple(names))
+        features = Once(image_features(fitted, names, logits))
+    if not isinstance(logits, OfFeatures):
+        return features, score
+    scorer = logits
+
+    @torch.no_grad()
+    def shared(states: States) -> Tensor:
+        return scorer.logits(features(states)) / fitted.temperature
+
+    return features, shared
+
+
+def strangest(fitted: Fitted, share: float) -> float:
+    """Return the strangeness above which an image is none of a model's classes. share: as for
+    `Familiarity.limit`. Raises UserError as that, and for a model without what it needs."""
+    if fitted.familiarity is None or fitted.means is None:
+        raise UserError(
+            "this model cannot tell that an image is none of its classes, as it has no features of "
+            "images that it was not fitted to: fit again with --folds 4, or with another method"
+        )
+    return fitted.familiarity.limit(share)
+
+
+@torch.no_grad()
+def examine(
+    fitted: Fitted, images: Sequence[ImageSource], progress: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return probabilities [N, C] of images, and distances [N] from the class means, none if the
+    model keeps no means. Raises UserError for an unreadable image."""
+    score = fitted.score()
+    features: Callable[[States], Tensor] | None = None
+    if fitted.means is not None:
+        features, score = shared_features(fitted, fitted.classes, score)
+    tables, far = [torch.empty(0, len(fitted.classes))], [torch.empty(0)]
+    stream = decode_batches(images, fitted.backbone.preprocess, BATCH)
+    for _, pixels in track(stream, -(-len(images) // BATCH), "predicting", progress):
+        states = fitted.states(pixels)
+        tables += next(answers({fitted.method.title: score}, [states])).values()
+        if features is not None and fitted.means is not None:
+            far.append(distances(features(states), fitted.means).cpu())
+    return torch.cat(tables).numpy(), torch.cat(far).numpy()
+
+
+def are_familiar(
+    fitted: Fitted, images: Sequence[ImageSource], share: float, progress: bool
+) -> np.ndarray:
+    """Return whether each of N images is of a model's classes. Raises UserError as `strangest` and
+    `examine`."""
+    most = strangest(fitted, share)
+    assert fitted.familiarity is not None
+    familiar: np.ndarray = (
+        fitted.familiarity.strangeness(*examine(fitted, images, progress)) <= most
+    )
+    return familiar
+
+
+@torch.no_grad()
+def features_of(
+    fitted: Fitted, images: ImageSet, cache: Cache, of: Callable[[States], Tensor]
+) -> Tensor:
+    """Return the features [N, e] of images without augmentation. of: as from `image_features`."""
+    return cache.features(images, first=fitted.first, of=of)[0]

@@ -1,0 +1,69 @@
+"""Which images are none of a model's classes: limits by hand, and shares over many draws."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.special import logit
+from scipy.stats import zscore
+from sklearn.metrics import roc_auc_score
+
+from rmadapter.errors import UserError
+from rmadapter.familiar import ODDS, Familiarity
+
+
+def draw(images: int, rng: np.random.Generator, strange: bool = False) -> tuple[np.ndarray, ...]:
+    """Return probabilities [N, 2] and distances [N]; strange images are farther and doubtful."""
+    sure = 0.5 + 0.5 * rng.beta(2, 4 if strange else 1, images)
+    return np.stack([sure, 1 - sure], 1), rng.beta(3 if strange else 2, 8, images)
+
+
+def test_strangeness_is_the_distance_and_the_doubt_in_standard_deviations() -> None:
+    table, far = draw(50, np.random.default_rng(1))
+    own = Familiarity.of(table, far, "folds")
+    expected = zscore(far) - ODDS * zscore(logit(table.max(1)))
+    np.testing.assert_allclose(own.strangeness(table, far), expected, atol=1e-3)
+    new, new_far = draw(300, np.random.default_rng(2))
+    other, other_far = draw(300, np.random.default_rng(3), strange=True)
+    scores = [own.strangeness(new, new_far), own.strangeness(other, other_far)]
+    assert roc_auc_score(np.repeat([0, 1], 300), np.concatenate(scores)) > 0.8
+
+
+def test_certain_answers_stay_finite() -> None:
+    table = np.array([[1.0, 0.0], [0.999999999, 1e-9], [0.5, 0.5]])
+    own = Familiarity.of(table, np.zeros(3), "folds")
+    found = own.strangeness(table, np.zeros(3))
+    assert np.isfinite(found).all()
+    assert found[0] == found[1] < found[2]
+
+
+@pytest.mark.parametrize(("images", "share"), [(19, 0.05), (60, 0.1)])
+def test_the_promised_share_of_own_images_is_turned_away(images: int, share: float) -> None:
+    """On average over draws of the own images: k / (N + 1), k = floor((N + 1) share)."""
+    rng = np.random.default_rng(4)
+    away = []
+    for _ in range(400):
+        own = Familiarity.of(*draw(images, rng), "held out")
+        away.append((own.strangeness(*draw(100, rng)) > own.limit(share)).mean())
+    expected = int((images + 1) * share + 1e-9) / (images + 1)
+    assert np.mean(away) == pytest.approx(expected, abs=4 * np.std(away) / 20)
+
+
+def test_a_share_needs_images() -> None:
+    own = Familiarity.of(*draw(18, np.random.default_rng(5)), "folds")
+    with pytest.raises(UserError, match=r"5 % needs 19 images .* there are 18"):
+        own.limit(0.05)
+    own.limit(0.1)
+    for share in (0.0, 1.0, -0.1, float("nan")):
+        with pytest.raises(UserError, match="more than 0"):
+            own.limit(share)
+
+
+@pytest.mark.parametrize(
+    ("sure", "distances"),
+    [((), ()), ((0.5,), ()), ((1.5,), (0.1,)), ((0.5,), (2.5,)), ((0.5,), (float("nan"),)),
+     ((float("nan"),), (0.1,))],
+)  # fmt: skip
+def test_damaged_facts_are_refused(sure: tuple[float, ...], distances: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match=r"outside|distance"):
+        Familiarity(sure, distances, "folds")
