@@ -393,6 +393,13 @@ def test_an_error_is_promised_for_the_classes_of_the_fit(
     loaded = FewShotClassifier.load(tmp_path, backbone=tiny_clip.name)
     assert loaded.predict_set(test, error=0.1) == sets
     assert pickle.loads(pickle.dumps(model)).predict_set(test, error=0.1) == sets
+    familiar = model.is_familiar(test, turn_away=0.2)
+    assert (familiar.dtype, familiar.shape) == (bool, (len(test),))
+    assert loaded.is_familiar(test, turn_away=0.2).tolist() == familiar.tolist()
+    assert pickle.loads(pickle.dumps(model)).is_familiar(test[0], turn_away=0.2) == familiar[0]
+    noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
+    assert familiar.mean() > 0.5
+    assert not model.is_familiar(noise, turn_away=0.2)
     with pytest.raises(UserError, match="needs 999 images"):
         model.predict(test, error=0.001)
     model.set_classes(["red", "blue"])
@@ -411,6 +418,7 @@ def test_images_that_were_held_out_calibrate_a_classifier(
     assert calibration.source == "held out"
     np.testing.assert_allclose(calibration.shares, sorted(shares), atol=1e-6)
     assert calibration.limits(0.2, 4)[0] == calibration.shares[2]  # floor(17 * 0.2) = 3
+    assert model.is_familiar(test, turn_away=0.2).sum() == 16 - 2  # the third is the limit itself
     with pytest.raises(UserError, match="16 images and 1 labels"):
         model.calibrate(test, ["red"])
     with pytest.raises(UserError, match="calibrate first"):

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from rmadapter.conformal import Calibration, chosen, limits_of
+from rmadapter.conformal import chosen, limits_of
 from rmadapter.data.fewshot import half
 from rmadapter.data.image_set import with_weights
 from rmadapter.data.names import Label, class_indices, nfc, prompt_names
@@ -138,6 +138,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 or weights with a method that cannot use them.
         """
         from rmadapter.backbones.load import shared
+        from rmadapter.runs.features import with_means
         from rmadapter.runs.folds import FOLDS, Folds, choose
         from rmadapter.runs.lab import Lab
         from rmadapter.runs.request import Request
@@ -163,9 +164,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             method = choices.methods[name]
         temperature = folds.temperature(method, name)
         held_out = temperature and folds.tempered(method, name, temperature)
-        calibration = Calibration.of(*held_out, "folds") if held_out else None
         fitted = learn(method, train, task, few, lab, callbacks=tuple(callbacks))
-        fitted = replace(fitted, temperature=temperature or 1.0, calibration=calibration)
+        fitted = replace(fitted, temperature=temperature or 1.0)
+        fitted = with_means(fitted, train, lab.train_cache(task))
+        if held_out:
+            fitted = held_out.calibrate(fitted, "folds")
         self.fitted_ = fitted.fitted_to(lab.train_cache(task).features(train)[0])
         self.history_ = fitted.trained.history
         self.__dict__.pop("choice_", None)  # of an earlier fit
@@ -307,10 +310,41 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         table = self.predict_proba(listed)
         return single, [self.classes_[chosen(row, limits)].tolist() for row in table]
 
+    def is_familiar(self, images: object, *, turn_away: float = 0.05) -> Any:  # a bool, or an array
+        """Return whether images are of the classes of the fit at all.
+
+        Of images of these classes that are like those of the fit, a share of at most `turn_away` is
+        called unfamiliar, on average over draws of images. How many others are found depends on
+        how unlike they are.
+
+        Args:
+            images: N images, or a single one.
+            turn_away: Share of images, above 0 and below 1.
+
+        Returns:
+            An array [N] of bool; of a single image a bool.
+
+        Raises:
+            UserError: There are too few images, or none, to promise it by, or an image is
+                unreadable.
+
+        Example:
+            >>> from rmadapter import FewShotClassifier
+            >>> model = FewShotClassifier("tiny", method="linear-probe", shots=8).fit("colors")
+            >>> model.is_familiar("colors/test/red/0.png", turn_away=0.1)
+            True
+        """
+        from rmadapter.runs.features import are_familiar
+
+        check_is_fitted(self, "fitted_")
+        single, listed = _as_list(images)
+        answers = are_familiar(self.fitted_, listed, turn_away, self.progress)
+        return bool(answers[0]) if single else answers
+
     def calibrate(
         self, images: object, labels: Sequence[object] | None = None
     ) -> FewShotClassifier:
-        """Let `predict_set` and `predict` promise an error by images that `fit` did not see.
+        """Promise errors, and shares to turn away, by images that `fit` did not see.
 
         Args:
             images: Images, as for `fit`; if they have splits, the test images are used.
@@ -322,11 +356,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             UserError: As `score`, and if classes were set by name.
         """
+        from rmadapter.runs.features import examine
+        from rmadapter.runs.folds import HeldOutAnswers
+
         images, rows = self._labelled(images, labels)
         if tuple(self.class_names_) != self.fitted_.classes:
             raise UserError("classes were set by name: calibrate first")
-        calibration = Calibration.of(self.predict_proba(images), rows, "held out")
-        self.fitted_ = replace(self.fitted_, calibration=calibration)
+        table, far = examine(self.fitted_, images, self.progress)
+        self.fitted_ = HeldOutAnswers(table, rows.tolist(), far).calibrate(self.fitted_, "held out")
         return self
 
     def score(
@@ -417,51 +454,22 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def __getstate__(self) -> dict[str, object]:
         """Return the model as plain values with the name of its backbone, for joblib's workers."""
-        from rmadapter.settings import settings_of
+        from rmadapter.artifacts.checkpoint import to_values
 
         state = {**super().__getstate__()}
         fitted = state.pop("fitted_", None)
-        if fitted is not None:
-            state["model"] = {
-                "settings": settings_of(fitted.method),
-                "backbone": (fitted.backbone.name, fitted.backbone.digest),
-                "known": fitted.known,
-                "tensors": {name: tensor.cpu().numpy() for name, tensor in fitted.tensors.items()},
-                "examples": None if fitted.examples is None else fitted.examples.cpu().numpy(),
-                "rest": {
-                    "trained": fitted.trained,
-                    "temperature": fitted.temperature,
-                    "calibration": fitted.calibration,
-                },
-            }
-        return state
+        return state if fitted is None else {**state, "model": to_values(fitted)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the model on the copy of its backbone in memory, or load that by its name. Raises
         UserError if its weights are others."""
-        import torch
-
-        from rmadapter.backbones.load import again, name_it
-        from rmadapter.methods import load_method
-        from rmadapter.methods.uses import backbones_in
-        from rmadapter.support.machine import find_device
+        from rmadapter.artifacts.checkpoint import from_values
 
         super().__setstate__({name: value for name, value in state.items() if name != "model"})
         model = state.get("model")
-        if model is None:
-            return
-        for name in backbones_in(self._name, model["settings"]):
-            name_it(name)
-        device = find_device(str(self.settings.get("device", "auto")))
-        name, digest = model["backbone"]
-        backbone = again(name, digest, device, trusted=True)
-        tensors = {name: torch.from_numpy(x).to(device) for name, x in model["tensors"].items()}
-        method = load_method(self._name, model["settings"])
-        fitted = method.restore(backbone, model["known"], tensors)
-        examples = model["examples"]
-        if examples is not None:
-            examples = torch.from_numpy(examples).to(device)
-        self.fitted_ = replace(fitted, examples=examples, **model["rest"])
+        if model is not None:
+            device = str(self.settings.get("device", "auto"))
+            self.fitted_ = from_values(model, self._name, device)
 
     def __sklearn_tags__(self) -> object:
         """Return tags by which `check_estimator` does not make up images, which are no rows of

@@ -13,18 +13,21 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from rmadapter.artifacts.checkpoint import load, save
 from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
-from rmadapter.cli.predict import _classes, _show_counts, answers_key
+from rmadapter.cli.predict import SortOptions, _classes, _show_counts, answers_key
 from rmadapter.data.fewshot import read_split
 from rmadapter.data.formats.base import Inputs
+from rmadapter.errors import UserError
 from rmadapter.predict import stream
 from rmadapter.predict.stream import Predictor
 from rmadapter.predict.write import Counts, Sorter
+from rmadapter.runs.features import examine
 from rmadapter.support.locks import exclusive
 from tests.helpers.shell import (
     Answer,
@@ -251,6 +254,52 @@ def test_an_error_is_promised_by_sets_of_classes(
     assert "in the set" in rmadapter(*every, "--error", "5%").out
 
 
+@pytest.mark.parametrize("options", [{"unsure": 0.5}, {"error": 0.1}, {"turn_away": 0.1}])
+def test_no_class_may_have_the_label_of_a_decision(options: dict[str, float]) -> None:
+    label = "none of these" if "turn_away" in options else "unsure"
+    assert SortOptions(**options).sorter(["cat"]) is None
+    with pytest.raises(UserError, match=f"already labelled '{label}'"):
+        SortOptions(**options).sorter(["cat", label])
+
+
+def test_strange_images_are_none_of_the_classes(
+    rmadapter: Command, promising: list[object], photos: Path, tmp_path: Path
+) -> None:
+    """The run's strangeness of an image is that of `Familiarity`, from the image's features."""
+    run = promising[1]
+    assert isinstance(run, Path)
+    noise = photos / "noise.png"
+    pixels = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(noise)
+    fitted = load(run, str(promising[3])).fitted
+    assert fitted.familiarity
+    files = sorted(photos.rglob("*.png"))
+    table, far = examine(fitted, files, False)
+    strange = fitted.familiarity.strangeness(table, far) > fitted.familiarity.limit(0.1)
+    assert 0 < strange.sum() < len(files)
+    options = ["--turn-away", "10%", "--error", "10%"]
+    done = rmadapter(*promising, *files, *options, "--json")
+    assert "24 training images, each answered by a model that had not seen it, are called none" in (
+        done.err.replace("it are", "it, are")
+    )
+    answers = json.loads(done.out)
+    assert [answer["familiar"] for answer in answers] == (~strange).tolist()
+    for answer in answers:
+        if not answer["familiar"]:
+            assert answer["decision"] == "none of these"
+    sorting = ["--sort-into", tmp_path / "s", "--out", tmp_path / "a.csv"]
+    rmadapter.done(*promising, *files, *options, *sorting)
+    for row, answer in zip(rows(tmp_path / "a.csv"), answers, strict=True):
+        assert (row["decision"], row["familiar"]) == (
+            answer["decision"], str(answer["familiar"]).lower(),
+        )  # fmt: skip
+        folder = row["guess"] if row["decision"] == "answer" else row["decision"]
+        assert Path(row["sorted_to"]).parent.name == row["label"] == folder
+    alone = json.loads(rmadapter(*promising, *files, "--turn-away", "10%", "--json").out)
+    expected = ["none of these" if one else "answer" for one in strange]
+    assert [answer["decision"] for answer in alone] == expected
+
+
 def test_a_promise_that_cannot_be_kept_is_refused(
     rmadapter: Command, promising: list[object], finished: Path, photos: Path
 ) -> None:
@@ -263,6 +312,8 @@ def test_a_promise_that_cannot_be_kept_is_refused(
         refused(rmadapter(*promised, word), "share such as 5%")
     without_folds = ["predict", finished, image, *backbone_option(finished)]
     refused(rmadapter(*without_folds, "--error", "5%"), "--folds 4")
+    refused(rmadapter(*without_folds, "--turn-away", "5%"), "--folds 4")
+    refused(rmadapter(*promising, image, "--turn-away", "1%"), "needs 99 images")
 
 
 def test_the_untouched_backbone_can_be_left_out(

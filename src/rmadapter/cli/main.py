@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rmadapter.cli import bench, curate, demo, deploy, machine, predict, runs
+from rmadapter.cli import bench, curate, demo, deploy, explain, machine, predict, runs
 from rmadapter.cli.options import Verb, Verbs, expand
 from rmadapter.errors import user_message
 from rmadapter.support import distributed
@@ -29,7 +29,7 @@ VERBS = {
         demo.demo, runs.fit, runs.evaluate, runs.add, runs.compare, runs.tune, deploy.app,
     ),
     "Look at data": (curate.suspects, curate.suggest, machine.data),
-    "Use a model": (predict.predict, predict.explain, deploy.export, deploy.push, deploy.serve),
+    "Use a model": (predict.predict, explain.explain, deploy.export, deploy.push, deploy.serve),
     "Research": (
         bench.bench, bench.plan, bench.report, bench.leaderboard, bench.reproduce, machine.methods,
         machine.params,

@@ -1,4 +1,4 @@
-"""The verbs `predict` and `explain`; slow imports wait until a verb runs."""
+"""The verb `predict`; slow imports wait until it runs."""
 
 from __future__ import annotations
 
@@ -17,18 +17,14 @@ from rmadapter.cli.options import (
     FileOptions,
     ImageColumn,
     Json,
-    Outside,
     Quiet,
     RayOptions,
     Run,
-    RunData,
     RunOptions,
-    SkipBad,
     parts,
     share,
 )
 from rmadapter.errors import UserError
-from rmadapter.support.files import check_new
 from rmadapter.support.terminal import note, table, track
 
 if TYPE_CHECKING:
@@ -46,9 +42,6 @@ Names = Annotated[
         "--names", help='Class names, such as "cat,dog,zebra"; by default those of the run.'
     ),
 ]
-PAGE = "explain.html"
-
-
 Error = Annotated[
     float,
     typer.Option(
@@ -80,6 +73,15 @@ class SortOptions:
         ),
     ] = 0.0
     error: Error = 0.0
+    turn_away: Annotated[
+        float,
+        typer.Option(
+            parser=share,
+            metavar="SHARE",
+            help='Label strange images "none of these", and at most this share, such as 5%, of '
+            "images of the classes.",
+        ),
+    ] = 0.0
 
     def check(self) -> None:
         """Raise UserError for options that contradict each other."""
@@ -94,17 +96,21 @@ class SortOptions:
         """Return what sorts the images, if anything. Raises UserError for options that contradict
         the labels."""
         from rmadapter.conformal import UNSURE
+        from rmadapter.familiar import NONE
         from rmadapter.predict.write import Sorter
 
-        doubting = "--unsure" if self.unsure else "--error" if self.error else ""
-        if doubting and UNSURE in labels:
-            raise UserError(
-                f"a class is already labelled {UNSURE!r}: leave out {doubting}, or choose other "
-                "--names"
-            )
+        options = {"--unsure": self.unsure, "--error": self.error, "--turn-away": self.turn_away}
+        others = {name: NONE if name == "--turn-away" else UNSURE for name in options}
+        others = {name: label for name, label in others.items() if options[name]}
+        for name, label in others.items():
+            if label in labels:
+                raise UserError(
+                    f"a class is already labelled {label!r}: leave out {name}, or choose other "
+                    "--names"
+                )
         if self.sort_into is None:
             return None
-        folders = [*labels, *([UNSURE] if doubting else [])]
+        folders = [*labels, *others.values()]
         return Sorter(
             self.sort_into, folders, "move" if self.move else "link" if self.link else "copy"
         )
@@ -193,11 +199,10 @@ def predict(
     find = reading.find_rows if on_ray else reading.find
     inputs = find(images, files.outside, resumed)
     run = find_run(run)
-    predictor = _predictor(options.load(run), names, top, sorting.error)
+    predictor = _predictor(options.load(run), names, top, sorting)
     sorter = sorting.sorter(predictor.labels)  # checks the labels even if nothing is sorted
     unsure = _sure_from(run, sorting.unsure, bool(names))
-    if sorting.error:
-        _note_promise(predictor)
+    _note_promises(predictor)
     if more.unfamiliar:
         _check_examples(run, predictor.fitted)
     if predictor.fitted.remembers:
@@ -218,16 +223,16 @@ def predict(
     _show_counts(facts, path, inputs, as_json)
 
 
-def _predictor(saved: Saved, names: str | None, top: int, error: float) -> Predictor:
-    """Return what answers with the `top` best of the named classes. error: as for `Predictor`.
-    Raises UserError for classes that the run cannot know."""
+def _predictor(saved: Saved, names: str | None, top: int, sorting: SortOptions) -> Predictor:
+    """Return what answers with the `top` best of the named classes. Raises UserError for classes
+    that the run cannot know, and for what it cannot promise."""
     from rmadapter.methods import FOR_NEW_CLASSES
     from rmadapter.predict.stream import Predictor
     from rmadapter.training.contract import NotApplicable
 
     prompts, labels = _classes(saved, names)
     try:
-        return Predictor(saved.fitted, prompts, labels, top, error)
+        return Predictor(saved.fitted, prompts, labels, top, sorting.error, sorting.turn_away)
     except NotApplicable as error:
         raise UserError(
             f"--names: {error}; `fit --method {FOR_NEW_CLASSES}` makes a model that takes names "
@@ -235,19 +240,26 @@ def _predictor(saved: Saved, names: str | None, top: int, error: float) -> Predi
         ) from None
 
 
-def _note_promise(predictor: Predictor) -> None:
-    """Say what the prediction sets promise, and by which images."""
+def _note_promises(predictor: Predictor) -> None:
+    """Say what is promised, and by which images."""
     from rmadapter.metrics import most_missed
 
-    calibration, error = predictor.fitted.calibration, predictor.error
-    assert calibration is not None
-    most = 100 * most_missed(len(calibration.shares), error)
-    note(
-        f"promise: {calibration.promise(error)}; this is the mean over such calibrations, of which "
-        f"95 % stay below {most:.1f} %"
-    )
-    for text in calibration.details(error, len(predictor.names)):
-        note(f"promise: {text}")
+    calibration, familiarity = predictor.fitted.calibration, predictor.fitted.familiarity
+    error, share, classes = predictor.error, predictor.turn_away, len(predictor.names)
+    if error and calibration:
+        most = 100 * most_missed(len(calibration.shares), error)
+        note(
+            f"promise: {calibration.promise(error)}; this is the mean over such calibrations, of "
+            f"which 95 % stay below {most:.1f} %"
+        )
+        for text in calibration.details(error, classes):
+            note(f"promise: {text}")
+    if share and familiarity:
+        most = 100 * most_missed(len(familiarity.sure), share)
+        note(
+            f"promise: {familiarity.promise(share)}, on average; for 95 % of such draws of images "
+            f"it is at most {most:.1f} %"
+        )
 
 
 def _sure_from(run: Path, wanted: float, other_classes: bool) -> float:
@@ -337,9 +349,11 @@ def _answer_file(
 
     header = columns(
         predictor.top, sorter is not None, more.zero_shot, more.unfamiliar, error=on_ray,
-        sets=predictor.limits is not None,
+        sets=predictor.limits is not None, familiar=predictor.strangest is not None,
     )  # fmt: skip
     limits = [] if predictor.limits is None else [predictor.limits.tolist()]
+    if predictor.strangest is not None:
+        limits.append(predictor.strangest)
     settings = [header, unsure, *limits, *([] if sorter is None else sorter.settings)]
     return AnswerFile(path, header, answers_key(run, predictor, settings))
 
@@ -389,6 +403,7 @@ def _show(
 ) -> None:
     """Print answers: all of them as JSON, or the first ones in a table."""
     from rmadapter.conformal import UNSURE
+    from rmadapter.familiar import NONE
     from rmadapter.training.cache import BATCH
 
     bad: list[tuple[Path, str]] | None = [] if skip_bad else None
@@ -403,8 +418,8 @@ def _show(
     lines = []
     for answer in answers:
         for place, (label, probability) in enumerate(answer.best):
-            doubtful = probability < unsure or answer.decision == UNSURE
-            shown = f"unsure: {label}" if not place and doubtful else label
+            doubt = UNSURE if probability < unsure else answer.decision
+            shown = f"{doubt}: {label}" if not place and doubt in (UNSURE, NONE) else label
             far = [] if answer.unfamiliar is None else ["" if place else f"{answer.unfamiliar:.3f}"]
             inside = ["in the set" * (label in answer.labels)] * bool(answer.labels)
             cells = [f"{100 * probability:.1f} %", *inside, *far]
@@ -421,72 +436,11 @@ def _answer_json(answer: Answer, unsure: float, unfamiliar: bool) -> dict[str, o
     if unsure:
         facts["unsure"] = answer.best[0][1] < unsure
     if answer.labels:
-        facts |= {"set": [*answer.labels], "decision": answer.decision}
+        facts["set"] = [*answer.labels]
+    if answer.familiar is not None:
+        facts["familiar"] = answer.familiar
+    if answer.decision:
+        facts["decision"] = answer.decision
     if unfamiliar:
         facts["unfamiliar"] = answer.unfamiliar
     return facts
-
-
-def explain(
-    run: Run,
-    images: Annotated[
-        list[str], typer.Argument(help="Files, folders, patterns, tables, archives, COCO, YOLO ...")
-    ],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help=f"Folder for {PAGE}, which shows the images.")
-    ] = None,
-    run_data: RunData = None,
-    error: Error = 0.0,
-    reading: ImageOptions = ImageOptions(),
-    outside: Outside = False,
-    options: RunOptions = RunOptions(),
-    skip_bad: SkipBad = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Explain answers by the nearest training images.
-
-    The two best classes stand beside them.
-    """
-    from rmadapter.cli.checks import check_backbones, check_runs
-    from rmadapter.data.formats.registry import check_words
-
-    check_runs(run)
-    check_backbones(options.backbone)
-    page = out / PAGE if out else None
-    if page:
-        check_new(page)
-    check_words([*images, *([str(run_data)] if run_data else [])])
-    inputs = reading.find(images, outside)
-    from rmadapter.predict.explain import explain_images, write_page
-
-    explained = explain_images(
-        run,
-        inputs.files,
-        data=run_data,
-        backbone=options.backbone,
-        method=options.code,
-        device=options.device or "auto",
-        skip_bad=skip_bad,
-        error=error,
-    )
-    if page:
-        write_page(page, explained, run.resolve().name)
-    if as_json:
-        listed = [one.json() for one in explained]
-        print(json.dumps({"page": str(page), "images": listed} if page else listed))
-        return
-    rows = []
-    for one in explained:
-        near = "\n".join(f"{n.image} ({n.label}, {n.similarity:.2f})" for n in one.neighbours)
-        may_be = f"{one.decision}: {', '.join(one.labels)}"
-        cells = [_shares(one.best), *([may_be] if error else []), _shares(one.zero_shot), near]
-        rows.append([str(one.image), *cells])
-    decided = ["decision"] * bool(error)
-    table(["image", "adapted", *decided, "zero-shot", "nearest training images"], rows)
-    if page:
-        print(f"page: {page}")
-
-
-def _shares(best: Sequence[tuple[object, float]]) -> str:
-    return ", ".join(f"{label} {100 * share:.0f} %" for label, share in best)

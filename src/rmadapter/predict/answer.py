@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rmadapter.conformal import UNSURE, decide
+from rmadapter.conformal import ANSWER, UNSURE, decide
+from rmadapter.familiar import NONE
 from rmadapter.support.files import inert, inert_path
 
 Cell = str | float | bool | None
@@ -17,6 +18,7 @@ Row = dict[str, Cell]
 
 OPTIONAL = (
     "set",
+    "familiar",
     "decision",
     "unfamiliar",
     "zero_shot_label",
@@ -31,7 +33,8 @@ class Answer:
 
     best: labels and probabilities, the most probable first. zero_shot: the untouched backbone's
     label, if requested. unfamiliar: as from `Fitted.unfamiliar`, if requested. labels: of the
-    prediction set, the most probable first, if an error is promised.
+    prediction set, the most probable first, if an error is promised. familiar: whether the image
+    is of the model's classes at all, if requested.
     """
 
     image: Path
@@ -39,11 +42,17 @@ class Answer:
     zero_shot: str = ""
     unfamiliar: float | None = None
     labels: tuple[str, ...] = ()
+    familiar: bool | None = None
 
     @property
     def decision(self) -> str:
-        """What is decided by the prediction set; "" without one."""
-        return decide(len(self.labels)) if self.labels else ""
+        """Return "none of these" for an image that is not familiar, else what is decided by the
+        prediction set; "" if neither was requested."""
+        if self.familiar is False:
+            return NONE
+        if self.labels:
+            return decide(len(self.labels))
+        return ANSWER if self.familiar else ""
 
     def row(self, unsure: float = 0.0) -> Row:
         """Return a row of a table.
@@ -51,10 +60,10 @@ class Answer:
         unsure: probability below which the label is "unsure"; the guess is kept.
         """
         (guess, probability), *others = self.best
-        is_unsure = probability < unsure or self.decision == UNSURE
+        is_unsure = self.decision == UNSURE or (probability < unsure and self.familiar is not False)
         row: Row = {
             "image": str(self.image),
-            "label": UNSURE if is_unsure else guess,
+            "label": NONE if self.familiar is False else UNSURE if is_unsure else guess,
             "probability": probability,
             "guess": guess,
         }
@@ -64,6 +73,9 @@ class Answer:
         row["unsure"] = is_unsure
         if self.labels:
             row["set"] = json.dumps(self.labels, ensure_ascii=False)
+        if self.familiar is not None:
+            row["familiar"] = self.familiar
+        if self.decision:
             row["decision"] = self.decision
         row["unfamiliar"] = self.unfamiliar
         row["zero_shot_label"] = self.zero_shot
@@ -81,16 +93,17 @@ def best(labels: Sequence[str], probabilities: np.ndarray, top: int) -> list[tup
 
 def columns(
     top: int, sort: bool = False, zero_shot: bool = True, unfamiliar: bool = False,
-    error: bool = False, sets: bool = False,
+    error: bool = False, sets: bool = False, familiar: bool = False,
 ) -> list[str]:  # fmt: skip
     """Return the columns of a table with `top` answers per image.
 
     sort: with the image's new place. zero_shot: with the untouched backbone's label. unfamiliar:
     with how unlike the training images the image is. error: with what is wrong with a bad image.
-    sets: with the prediction set and the decision.
+    sets: with the prediction set. familiar: with whether the image is of the model's classes; with
+    either, also with the decision.
     """
     more = [f"{what}_{place}" for place in range(2, top + 1) for what in ("label", "probability")]
-    wanted = (sets, sets, unfamiliar, zero_shot, sort, error)
+    wanted = (sets, familiar, sets or familiar, unfamiliar, zero_shot, sort, error)
     last = [name for name, is_wanted in zip(OPTIONAL, wanted, strict=True) if is_wanted]
     return ["image", "label", "probability", "guess", *more, "unsure", *last]
 

@@ -50,6 +50,7 @@ class Model:
     labels: tuple[str, ...]
     top: int
     error: float
+    turn_away: float
     digest: str
 
     def load(self) -> Predictor:
@@ -57,7 +58,9 @@ class Model:
         from rmadapter.artifacts.checkpoint import load
 
         saved = load(self.run, self.backbone, method=self.method)
-        predictor = Predictor(saved.fitted, self.names, self.labels, self.top, self.error)
+        predictor = Predictor(
+            saved.fitted, self.names, self.labels, self.top, self.error, self.turn_away
+        )
         if digest(predictor) != self.digest:
             raise UserError(f"{self.run}: a different model from the one where the command runs")
         return predictor
@@ -68,7 +71,8 @@ def digest(predictor: Predictor) -> str:
     against the run."""
     fitted = predictor.fitted
     limits = None if predictor.limits is None else predictor.limits.tolist()
-    rest = fitted.backbone.digest, fitted.known.templates, fitted.temperature, limits
+    model = fitted.backbone.digest, fitted.known.templates, fitted.temperature
+    rest = *model, limits, predictor.strangest
     sha256 = hashlib.sha256(repr(rest).encode())
     for name, tensor in sorted(fitted.tensors.items()):
         sha256.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -163,6 +167,7 @@ def cluster(
     labels = tuple(predictor.labels)
     model = Model(
         run.absolute(), backbone, method, predictor.names, labels, predictor.top, predictor.error,
+        predictor.turn_away,
         digest(predictor),
     )  # fmt: skip
     return Cluster(model, jobs, address)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from rmadapter.conformal import chosen, limits_of
@@ -14,6 +16,7 @@ from rmadapter.data.transforms import decode_batches, with_hint
 from rmadapter.encoders import States
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.predict.answer import Answer
+from rmadapter.runs.features import distances, shared_features, strangest
 from rmadapter.training.cache import BATCH
 from rmadapter.training.contract import Fitted, Known, answers
 
@@ -34,7 +37,8 @@ class Predictor:
 
     names: of the classes, as in prompts. labels: of the classes, as in answers. top: answers per
     image. error: share of images whose prediction sets may miss the right class; 0 for no sets.
-    Raises NotApplicable as `Fitted.score` does, and UserError as `limits_of`.
+    turn_away: share of images of its classes that may be called none of these; 0 to call none so.
+    Raises NotApplicable as `Fitted.score` does, and UserError as `limits_of` and `strangest`.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class Predictor:
         labels: Sequence[str],
         top: int = 5,
         error: float = 0.0,
+        turn_away: float = 0.0,
     ) -> None:
         self.fitted = fitted
         self.names = tuple(names)
@@ -53,7 +58,11 @@ class Predictor:
         self.limits = (
             limits_of(fitted.calibration, error, fitted.classes, self.names) if error else None
         )
+        self.turn_away = turn_away
+        self.strangest = strangest(fitted, turn_away) if turn_away else None
         self._score = fitted.score(self.names)
+        if turn_away:
+            self._features, self._score = shared_features(fitted, self.names, self._score)
 
     def predict(
         self, images: Iterable[Path], zero_shot: bool = False, bad: BadImages | None = None,
@@ -76,31 +85,50 @@ class Predictor:
             states = fitted.states(pixels, features=zero_shot or unfamiliar)
             tables = next(answers(models, [states]))
             table, untouched = tables[fitted.method.title], tables.get("untouched")
-            yield self._answers(batch, table, untouched, states if unfamiliar else None)
+            familiar = self._familiar(table, states)
+            yield self._answers(batch, table, untouched, states if unfamiliar else None, familiar)
+
+    @torch.no_grad()
+    def _familiar(self, table: Tensor, states: States) -> Sequence[bool | None]:
+        """Return whether each image is of the classes that the model was fitted to, or else most
+        probably of one that was added by name; None if that was not requested."""
+        if self.strangest is None:
+            return [None] * len(table)
+        fitted, rows = self.fitted, table.numpy()
+        assert fitted.familiarity is not None
+        assert fitted.means is not None
+        far = distances(self._features(states), fitted.means).cpu().numpy()
+        known: np.ndarray = fitted.familiarity.strangeness(rows, far) <= self.strangest
+        answers: list[bool] = (known | (rows.argmax(1) >= len(fitted.classes))).tolist()
+        return answers
 
     def _answers(
-        self, images: Sequence[Path], table: Tensor, untouched: Tensor | None, states: States | None
+        self,
+        images: Sequence[Path],
+        table: Tensor,
+        untouched: Tensor | None,
+        states: States | None,
+        familiar: Sequence[bool | None],
     ) -> list[Answer]:
         """table, untouched: probabilities [B, C]. states: of the images, to tell how unfamiliar
-        they are."""
+        they are. familiar: whether each of them is."""
         shares, places = (part[:, : self.top] for part in table.sort(descending=True, stable=True))
         zero_shot = [""] * len(images)
         if untouched is not None:
             zero_shot = [self.labels[i] for i in untouched.argmax(-1).tolist()]
-        distances: list[float | None] = [None] * len(images)
+        unlike: list[float | None] = [None] * len(images)
         if states is not None:
             values = self.fitted.unfamiliar(states.features).tolist()
-            distances = [round(value, 6) for value in values]
+            unlike = [round(value, 6) for value in values]
         sets: list[tuple[str, ...]] = [()] * len(images)
         if self.limits is not None:
             chosen_rows = [chosen(line, self.limits) for line in table.numpy()]
             sets = [tuple(self.labels[i] for i in which) for which in chosen_rows]
-        rows = zip(
-            images, places.tolist(), shares.tolist(), zero_shot, distances, sets, strict=True
-        )
+        rows = zip(images, places.tolist(), shares.tolist(), strict=True)
+        extras = zip(zero_shot, unlike, sets, familiar, strict=True)
         result = []
-        for image, row, probabilities, label, distance, members in rows:
+        for (image, row, probabilities), extra in zip(rows, extras, strict=True):
             pairs = zip(row, probabilities, strict=True)
             best = tuple((self.labels[i], round(share, 6)) for i, share in pairs)
-            result.append(Answer(image, best, label, distance, members))
+            result.append(Answer(image, best, *extra))
         return result

@@ -276,7 +276,7 @@ def _jsonl(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
 
 def kind_of(column: str) -> type[str] | type[bool] | type[float]:
     """Return the type of a column's cells."""
-    if column == "unsure":
+    if column in ("unsure", "familiar"):
         return bool
     return float if column.startswith("probab") or column == "unfamiliar" else str
 

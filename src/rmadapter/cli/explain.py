@@ -1,0 +1,82 @@
+"""The verb `explain`; slow imports wait until it runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rmadapter.cli.options import Json, Outside, Quiet, Run, RunData, RunOptions, SkipBad
+from rmadapter.cli.predict import Error, ImageOptions
+from rmadapter.support.files import check_new
+from rmadapter.support.terminal import table
+
+PAGE = "explain.html"
+
+
+def explain(
+    run: Run,
+    images: Annotated[
+        list[str], typer.Argument(help="Files, folders, patterns, tables, archives, COCO, YOLO ...")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help=f"Folder for {PAGE}, which shows the images.")
+    ] = None,
+    run_data: RunData = None,
+    error: Error = 0.0,
+    reading: ImageOptions = ImageOptions(),
+    outside: Outside = False,
+    options: RunOptions = RunOptions(),
+    skip_bad: SkipBad = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Explain answers by the nearest training images.
+
+    The two best classes stand beside them.
+    """
+    from rmadapter.cli.checks import check_backbones, check_runs
+    from rmadapter.data.formats.registry import check_words
+
+    check_runs(run)
+    check_backbones(options.backbone)
+    page = out / PAGE if out else None
+    if page:
+        check_new(page)
+    check_words([*images, *([str(run_data)] if run_data else [])])
+    inputs = reading.find(images, outside)
+    from rmadapter.predict.explain import explain_images, write_page
+
+    explained = explain_images(
+        run,
+        inputs.files,
+        data=run_data,
+        backbone=options.backbone,
+        method=options.code,
+        device=options.device or "auto",
+        skip_bad=skip_bad,
+        error=error,
+    )
+    if page:
+        write_page(page, explained, run.resolve().name)
+    if as_json:
+        listed = [one.json() for one in explained]
+        print(json.dumps({"page": str(page), "images": listed} if page else listed))
+        return
+    rows = []
+    for one in explained:
+        near = "\n".join(f"{n.image} ({n.label}, {n.similarity:.2f})" for n in one.neighbours)
+        may_be = f"{one.decision}: {', '.join(one.labels)}"
+        cells = [_shares(one.best), *([may_be] if error else []), _shares(one.zero_shot), near]
+        rows.append([str(one.image), *cells])
+    decided = ["decision"] * bool(error)
+    table(["image", "adapted", *decided, "zero-shot", "nearest training images"], rows)
+    if page:
+        print(f"page: {page}")
+
+
+def _shares(best: Sequence[tuple[object, float]]) -> str:
+    return ", ".join(f"{label} {100 * share:.0f} %" for label, share in best)
