@@ -267,7 +267,7 @@ def test_a_bench_searches_for_each_run_once(
     assert code == 0, err
     records = [parse_record(json.dumps(line), "") for line in json.loads(out)]
     _, plain, searched = records
-    label = "CLIP-Adapter, tuned by 2 trials"
+    label = "CLIP-Adapter (epochs=1), tuned by 2 trials"
     assert [one.variant for one in records] == ["", "", label]
     assert searched.notes[-1].startswith("tuned by 2 trials on 4 folds of 16 training images")
     assert searched.method.settings["epochs"] == plain.method.settings["epochs"] == 1
