@@ -185,6 +185,23 @@ def test_eval_measures_a_split_some_classes_or_other_settings(
     assert rmadapter(*command, "--split", "train", "--quiet").err == ""
 
 
+def test_eval_measures_promises(
+    rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path
+) -> None:
+    """As `fit` did on the same images; not of some classes, and not with other settings."""
+    probe = ["--method", "linear-probe", "--set", "device=cpu", "--set", "search_steps=0"]
+    rmadapter.done(*fit_command(colors, tiny_clip, tmp_path / "run", *probe))
+    judgement = read_record(tmp_path / "run/run.json").judgement
+    assert judgement
+    command = ["eval", tmp_path / "run", colors, "--backbone", tiny_clip.name]
+    found = rmadapter.json(*command)["promises"]
+    assert found == [promise.model_dump(mode="json") for promise in judgement.promises]
+    assert [promise["error"] for promise in found] == [5, 10]
+    assert "promised error" in rmadapter(*command).out
+    for other in (["--half", "base"], ["--set", "C=2"]):
+        assert "promises" not in rmadapter.json(*command, *other)
+
+
 def test_a_bad_picture_is_refused_or_skipped(
     rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone
 ) -> None:

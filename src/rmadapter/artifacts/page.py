@@ -165,7 +165,9 @@ def write_run_page(
         record=record,
         given=describe_shots(record.task.shots, counts),
         judged=record.judgement and judgement_table(record.judgement, record.method),
-        promises=record.judgement and record.judgement.promises and promise_table(record.judgement),
+        promises=record.judgement
+        and record.judgement.promises
+        and promise_table(record.judgement.promises),
         headline=_headline(record, panels),
         tie=describe_tie(record),
         choice=record.choice and (*choice_table(record.choice), describe_choice(record.choice)),

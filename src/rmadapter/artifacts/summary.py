@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -11,7 +12,15 @@ from rmadapter.methods import name_with_settings
 from rmadapter.support.terminal import escape, note, table
 
 if TYPE_CHECKING:
-    from rmadapter.artifacts.record import Choice, Judgement, MethodName, Record, Score, Verdict
+    from rmadapter.artifacts.record import (
+        Choice,
+        Judgement,
+        MethodName,
+        Promise,
+        Record,
+        Score,
+        Verdict,
+    )
 
 HEADER = ["accuracy in %", "images", "chance", "zero-shot", "adapted", "change"]
 PROBE = "linear-probe"
@@ -36,7 +45,7 @@ def print_record(record: Record, as_json: bool, run: Path | None = None) -> None
         table(*judgement_table(judged, record.method))
         print(f"judged {judged.how}; Wilson intervals")
         if judged.promises:
-            table(*promise_table(judged))
+            table(*promise_table(judged.promises))
         print(escape(f"lowest recall: {lowest_recalls(judged)}"))
         compared = headline_of(
             judged, name_with_settings(record.method.name, record.method.changed)
@@ -64,12 +73,15 @@ def print_record(record: Record, as_json: bool, run: Path | None = None) -> None
             note(f"{score.title}: {score.reason}")
 
 
-def print_score(score: Score, as_json: bool) -> None:
-    """Print a single set."""
+def print_score(score: Score, as_json: bool, promises: Sequence[Promise] = ()) -> None:
+    """Print a single set, and what prediction sets keep of their promises there."""
     if as_json:
-        print(json.dumps(_score_json(score)))
-    else:
-        table(HEADER, [_score_row(score)])
+        measured = [promise.model_dump(mode="json") for promise in promises]
+        print(json.dumps(_score_json(score) | ({"promises": measured} if measured else {})))
+        return
+    table(HEADER, [_score_row(score)])
+    if promises:
+        table(*promise_table(promises))
 
 
 def _record_json(record: Record, run: Path | None) -> dict[str, object]:
@@ -185,10 +197,10 @@ def lowest_recalls(judged: Judgement) -> str:
     return ", ".join(f"{name} {recall:.0f} %" for recall, name in recalls[:3])
 
 
-def promise_table(judged: Judgement) -> Table:
+def promise_table(promises: Sequence[Promise]) -> Table:
     """Return a row for each promised error."""
     rows = []
-    for promise in judged.promises:
+    for promise in promises:
         missed = f"{promise.missed:.1f} ({promise.low:.1f} to {promise.high:.1f})"
         right = "-" if promise.right is None else f"{promise.right:.1f}"
         figures = [f"{promise.labels:.1f}", f"{promise.answered:.1f}", right]

@@ -210,6 +210,7 @@ def evaluate(
     from rmadapter.artifacts.summary import print_score
     from rmadapter.runs import request
     from rmadapter.runs.evaluate import evaluate_saved, known_names
+    from rmadapter.runs.promises import kept
     from rmadapter.settings import configured, parse_overrides
     from rmadapter.task import Task
     from rmadapter.training.cache import Cache
@@ -229,8 +230,9 @@ def evaluate(
     if ignored:
         note(ignored)
     cache = Cache(saved.fitted.backbone, machine, hold=False)
-    _, scores = evaluate_saved(folder, saved.fitted, splits, split, which, cache)
-    print_score(scores[0], as_json)
+    [evaluation], [score] = evaluate_saved(folder, saved.fitted, splits, split, which, cache)
+    promises = () if own else kept(saved.fitted, evaluation, score.split)
+    print_score(score, as_json, promises)
 
 
 def add(

@@ -199,7 +199,7 @@ def model_card(
         labels=[*map(str, model.labels)],
         most=MOST,
         record=record,
-        promises=judged and judged.promises and promise_table(judged),
+        promises=judged and judged.promises and promise_table(judged.promises),
         repository=repository,
         hub=HUB,
         licence=licence,

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from rmadapter import metrics
-from rmadapter.artifacts.record import Promise
+from rmadapter.artifacts.predictions import Evaluation
+from rmadapter.artifacts.record import Promise, Split
 from rmadapter.conformal import ERRORS, Calibration, Source, in_sets, needed
+from rmadapter.training.contract import Fitted
 
 
 def measured(
@@ -21,6 +23,17 @@ def measured(
     """
     parts = [(np.arange(len(labels)), calibration)]
     return tuple(_measure(error, table, labels, parts) for error in calibration.possible())
+
+
+def kept(fitted: Fitted, evaluation: Evaluation, split: Split) -> tuple[Promise, ...]:
+    """Measure the promises of a saved model on images of its classes; none for other classes, and
+    on the images that calibrated it."""
+    calibration = fitted.calibration
+    if calibration is None or evaluation.images.classes != fitted.classes:
+        return ()
+    if split == calibration.source == "held out":
+        return ()
+    return measured(evaluation.probabilities, evaluation.labels, calibration)
 
 
 def cross_measured(
