@@ -41,7 +41,7 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.deploy.export import graph, int8
-from rmadapter.deploy.export.runtime import ENGINES, GRAPH, OPENVINO
+from rmadapter.deploy.export.engines import ENGINES, GRAPH, OPENVINO
 from rmadapter.methods import load_method
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.task import TEMPLATES

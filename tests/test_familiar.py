@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from scipy.special import logit
@@ -57,6 +59,25 @@ def test_a_share_needs_images() -> None:
     for share in (0.0, 1.0, -0.1, float("nan")):
         with pytest.raises(UserError, match="more than 0"):
             own.limit(share)
+
+
+def test_images_of_added_classes_are_never_strange() -> None:
+    own = Familiarity.of(*draw(60, np.random.default_rng(6)), "folds")
+    table = np.array([[0.6, 0.4, 0.0], [0.3, 0.2, 0.5]])
+    assert own.familiar(table, np.ones(2), own.limit(0.1), 2).tolist() == [False, True]
+    assert own.familiar(table, np.ones(2), own.limit(0.1), 3).tolist() == [False, False]
+
+
+def test_possible_shares() -> None:
+    rng = np.random.default_rng(7)
+    for images, shares in ((8, []), (9, [0.1]), (19, [0.05, 0.1]), (99, [0.01, 0.05, 0.1])):
+        assert Familiarity.of(*draw(images, rng), "folds").possible() == shares
+
+
+def test_the_same_as_json() -> None:
+    own = Familiarity.of(*draw(30, np.random.default_rng(8)), "held out")
+    assert Familiarity.from_json(json.loads(json.dumps(own.json()))) == own
+    assert own.facts == {"images": 30, "source": "held out"}
 
 
 @pytest.mark.parametrize(

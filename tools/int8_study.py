@@ -29,6 +29,7 @@ from studies import Line, Lines, append_lines, make_parser, markdown, read_lines
 
 from rmadapter.artifacts.checkpoint import Saved, load
 from rmadapter.deploy.export import graph
+from rmadapter.deploy.export.engines import GRAPH
 from rmadapter.deploy.export.folder import transform_facts
 from rmadapter.deploy.export.int8 import (
     CANDIDATE,
@@ -41,7 +42,7 @@ from rmadapter.deploy.export.int8 import (
     write_balanced,
 )
 from rmadapter.deploy.export.parity import compared_images, training_images
-from rmadapter.deploy.export.runtime import GRAPH, LABELS, TRANSFORM, Model
+from rmadapter.deploy.export.runtime import LABELS, TRANSFORM, Model
 from rmadapter.metrics import accuracy
 from rmadapter.support.files import write_json
 from rmadapter.support.machine import processor, versions

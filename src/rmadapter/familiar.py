@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 
-from rmadapter.conformal import Source
+from rmadapter.conformal import ERRORS, CalibrationFacts, Source
 from rmadapter.errors import UserError
 
 NONE = "none of these"
-MOST = 10_000  # images kept
+MOST_OWN = 10_000  # images kept
 ODDS = 0.5  # weight of the log-odds beside the distance; chosen in docs/studies/unfamiliar.md
 LEAST_DOUBT = 1e-6  # a smaller one is rounding
 
@@ -35,7 +36,7 @@ class Familiarity:
     source: Source
 
     def __post_init__(self) -> None:
-        if not 0 < len(self.sure) == len(self.distances) <= MOST:
+        if not 0 < len(self.sure) == len(self.distances) <= MOST_OWN:
             raise ValueError("no images, too many, or not one distance for each")
         if not all(0 <= share <= 1 for share in self.sure):
             raise ValueError("a probability outside 0 to 1")
@@ -51,9 +52,36 @@ class Familiarity:
             distances: Distances [N].
             source: Where the images are from.
         """
-        rows = np.random.default_rng(0).permutation(len(table))[:MOST]
+        rows = np.random.default_rng(0).permutation(len(table))[:MOST_OWN]
         sure, far = table[rows].max(1).astype(np.float64), distances[rows].astype(np.float64)
         return cls(tuple(sure.round(6).tolist()), tuple(far.round(6).tolist()), source)
+
+    @classmethod
+    def from_json(cls, values: object) -> Familiarity:
+        """Check what `json` returned. Raises ValueError for anything else."""
+        if not isinstance(values, dict) or values.keys() != {"sure", "distances", "source"}:
+            raise ValueError("not the fields of a familiarity")
+        sure, distances = values["sure"], values["distances"]
+        if not isinstance(sure, list) or not isinstance(distances, list):
+            raise ValueError("no lists")
+        if {*map(type, [*sure, *distances])} - {int, float}:
+            raise ValueError("not numbers")
+        if values["source"] not in get_args(Source):
+            raise ValueError("an unknown source")
+        return cls(tuple(sure), tuple(distances), values["source"])
+
+    def json(self) -> dict[str, object]:
+        """Return the fields as JSON has them."""
+        return {"sure": [*self.sure], "distances": [*self.distances], "source": self.source}
+
+    @property
+    def facts(self) -> CalibrationFacts:
+        """How many images it is of, and which."""
+        return {"images": len(self.sure), "source": self.source}
+
+    def possible(self) -> list[float]:
+        """Return those of 1, 5 and 10 % that may be turned away by so many images."""
+        return [share for share in ERRORS if self._place(share)]
 
     def strangeness(self, table: np.ndarray, distances: np.ndarray) -> np.ndarray:
         """Return how strange new images are, [B]: about 0 for those of the model's classes, and
@@ -80,6 +108,22 @@ class Familiarity:
             source = f"{images} training images, each answered by a model that had not seen it"
         return f"at most {100 * share:g} % of images like these {source} are called {NONE}"
 
+    def familiar(
+        self, table: np.ndarray, distances: np.ndarray, limit: float, known: int
+    ) -> np.ndarray:
+        """Return whether each of B images is of the first `known` classes, those that the model was
+        fitted to, or else most probably of one that was added by name.
+
+        Args:
+            table: Probabilities [B, C].
+            distances: Distances [B].
+            limit: As from `limit`.
+            known: Number of classes that the model was fitted to.
+        """
+        own = self.strangeness(table, distances) <= limit
+        result: np.ndarray = own | (table.argmax(1) >= known)
+        return result
+
     def limit(self, share: float) -> float:
         """Return the strangeness above which an image is none of the classes.
 
@@ -95,7 +139,7 @@ class Familiarity:
         """
         if not 0 < share < 1:
             raise UserError(f"{100 * share:g} % to turn away: give more than 0 and less than 100 %")
-        place = math.floor(round((len(self.sure) + 1) * share, 9))
+        place = self._place(share)
         if not place:
             least = math.ceil(round(min(1 / share, 1e12), 9)) - 1
             raise UserError(
@@ -104,6 +148,29 @@ class Familiarity:
             )
         own = self.strangeness(np.array(self.sure)[:, None], np.array(self.distances))
         return float(np.sort(own)[-place])
+
+    def _place(self, share: float) -> int:
+        """Return which of the largest strangenesses is the limit, from 1; 0 if there are too few
+        images."""
+        return math.floor(round((len(self.sure) + 1) * share, 9))
+
+
+def strangest(familiarity: Familiarity | None, share: float) -> float:
+    """Return the strangeness above which an image is none of a model's classes.
+
+    Args:
+        familiarity: The model's, if it has one.
+        share: As for `Familiarity.limit`.
+
+    Raises:
+        UserError: As `Familiarity.limit`, and for a model without what it needs.
+    """
+    if familiarity is None:
+        raise UserError(
+            "this model cannot tell that an image is none of its classes, as it has no features of "
+            "images that it was not fitted to: fit again with --folds 4, or with another method"
+        )
+    return familiarity.limit(share)
 
 
 def _odds(sure: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from PIL import Image
 from rmadapter.artifacts.checkpoint import Saved, load
 from rmadapter.backbones import Backbone
 from rmadapter.conformal import Calibration
+from rmadapter.familiar import Familiarity
 from rmadapter.support.files import write_sums
 
 
@@ -37,14 +38,18 @@ def exported(
 
 @pytest.fixture(scope="session")
 def calibrated(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the run with a calibration by 40 images: at an error of 10 %, classes of a
-    probability of 0.2 or more are in the sets."""
+    """A copy of the run with 40 images that it was not fitted to: at an error of 10 %, classes of a
+    probability of 0.2 or more are in the sets; of the colours, 10 % are turned away from a distance
+    of about 0.4."""
     folder = tmp_path_factory.mktemp("calibrated") / "run"
     shutil.copytree(finished, folder)
     facts = json.loads((folder / "model.json").read_text())
     shares = [0.05, 0.1, 0.15, *np.linspace(0.2, 0.99, 37).round(6).tolist()]
     calibration = Calibration((*shares,), (*range(4),) * 10, 4, "held out")
-    (folder / "model.json").write_text(json.dumps({**facts, "calibration": calibration.json()}))
+    sure, far = np.linspace(0.9, 0.99, 36), np.linspace(0, 0.3, 36)
+    own = Familiarity((*sure.tolist(), *[0.6] * 4), (*far.tolist(), *[0.39] * 4), "held out")
+    facts |= {"calibration": calibration.json(), "familiarity": own.json()}
+    (folder / "model.json").write_text(json.dumps(facts))
     lines = (folder / "SHA256SUMS").read_text().splitlines()
     write_sums(folder, [line[66:] for line in lines])
     return folder
@@ -62,3 +67,12 @@ def blends(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         files.append(folder / f"{number:02}.png")
         Image.new("RGB", (40, 40), tuple(int(value) for value in color)).save(files[-1])
     return files
+
+
+@pytest.fixture(scope="session")
+def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image of blocks in many colours, which is strange to the run."""
+    file = tmp_path_factory.mktemp("noise") / "noise.png"
+    blocks = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
+    Image.fromarray(blocks).resize((40, 40), Image.Resampling.NEAREST).save(file)
+    return file

@@ -37,6 +37,7 @@ from starlette.responses import Response  # noqa: E402
 
 from rmadapter.conformal import Calibration  # noqa: E402
 from rmadapter.deploy import sockets  # noqa: E402
+from rmadapter.deploy.export.engines import Outputs  # noqa: E402
 from rmadapter.deploy.serve.model import ServedModel  # noqa: E402
 from rmadapter.deploy.serve.service import Limits, Service  # noqa: E402
 
@@ -86,14 +87,15 @@ class Toy:
             assert self.slow.wait(30)
         return np.asarray(image.resize((4, 4)), np.float32).transpose(2, 0, 1) / 255
 
-    def ask(self, pixels: np.ndarray, wanted: bool) -> list[np.ndarray]:
+    def ask(self, pixels: np.ndarray, wanted: bool) -> Outputs:
         self.sizes.append(len(pixels))
         assert self.gate.wait(30)
         means = pixels.mean((2, 3)) + 1e-9
         if self.poison is not None and (np.abs(means[:, 0] - self.poison) < 1e-4).any():
             raise RuntimeError("poisoned")
         lengths = np.linalg.norm(means, axis=-1, keepdims=True)
-        return [means / means.sum(-1, keepdims=True), *([means / lengths] if wanted else [])]
+        table = means / means.sum(-1, keepdims=True)
+        return Outputs(table, means / lengths if wanted else None)
 
 
 @contextmanager

@@ -15,7 +15,9 @@ from onnx import TensorProto, helper
 
 from rmadapter.conformal import Calibration
 from rmadapter.deploy.export import web
-from rmadapter.deploy.export.runtime import CALIBRATION, GRAPH, LABELS, TRANSFORM
+from rmadapter.deploy.export.engines import GRAPH
+from rmadapter.deploy.export.promised import CALIBRATION
+from rmadapter.deploy.export.runtime import LABELS, TRANSFORM
 from rmadapter.errors import UserError
 from rmadapter.support.files import write_sums
 

@@ -287,7 +287,7 @@ def serve(
     """
     check_extra("serve", NEEDED_BY_SERVE)
     from rmadapter.cli.checks import check_backbones, check_runs
-    from rmadapter.deploy.export.runtime import ENGINES
+    from rmadapter.deploy.export.engines import ENGINES
 
     folders = named(runs)
     for folder in folders.values():

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -98,8 +97,8 @@ class Predictor:
         assert fitted.familiarity is not None
         assert fitted.means is not None
         far = distances(self._features(states), fitted.means).cpu().numpy()
-        known: np.ndarray = fitted.familiarity.strangeness(rows, far) <= self.strangest
-        answers: list[bool] = (known | (rows.argmax(1) >= len(fitted.classes))).tolist()
+        known = len(fitted.classes)
+        answers: list[bool] = fitted.familiarity.familiar(rows, far, self.strangest, known).tolist()
         return answers
 
     def _answers(

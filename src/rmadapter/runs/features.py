@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rmadapter import familiar
 from rmadapter.data.read import ImageSet, ImageSource
 from rmadapter.data.transforms import decode_batches
 from rmadapter.encoders import States
-from rmadapter.errors import UserError
+from rmadapter.familiar import Familiarity
 from rmadapter.prompts import OfFeatures, untouched
 from rmadapter.support.terminal import track
 from rmadapter.training.cache import BATCH, Cache
@@ -108,12 +109,15 @@ def shared_features(
 def strangest(fitted: Fitted, share: float) -> float:
     """Return the strangeness above which an image is none of a model's classes. share: as for
     `Familiarity.limit`. Raises UserError as that, and for a model without what it needs."""
-    if fitted.familiarity is None or fitted.means is None:
-        raise UserError(
-            "this model cannot tell that an image is none of its classes, as it has no features of "
-            "images that it was not fitted to: fit again with --folds 4, or with another method"
-        )
-    return fitted.familiarity.limit(share)
+    return familiar.strangest(known_images(fitted, fitted.classes), share)
+
+
+def known_images(fitted: Fitted, names: Sequence[str]) -> Familiarity | None:
+    """Return what tells a model's own images from others; None for a model without all that it
+    needs, and for other classes than those that it was fitted to; the last may have been added."""
+    if fitted.means is None or (*names[: len(fitted.classes)],) != fitted.classes:
+        return None
+    return fitted.familiarity
 
 
 @torch.no_grad()
@@ -143,10 +147,8 @@ def are_familiar(
     `examine`."""
     most = strangest(fitted, share)
     assert fitted.familiarity is not None
-    familiar: np.ndarray = (
-        fitted.familiarity.strangeness(*examine(fitted, images, progress)) <= most
-    )
-    return familiar
+    table, far = examine(fitted, images, progress)
+    return fitted.familiarity.familiar(table, far, most, len(fitted.classes))
 
 
 @torch.no_grad()

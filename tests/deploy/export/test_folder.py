@@ -26,6 +26,7 @@ from rmadapter.deploy.export.runtime import Model
 from rmadapter.errors import UserError
 from rmadapter.predict.answer import cell, columns
 from rmadapter.predict.stream import Predictor
+from rmadapter.runs.features import examine
 from rmadapter.support.files import check_sums
 from tests.helpers.shell import limited_file_size
 
@@ -275,12 +276,76 @@ def test_the_same_sets_as_predict(
     assert json.loads(rows[0]["set"])
 
 
+@pytest.mark.parametrize("to", ["onnx", pytest.param("torch", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_the_same_strange_images_as_predict(
+    to: str, embeddings: bool, calibrated: Path, tiny_clip: Backbone, blends: list[Path],
+    noise: Path, colors: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    saved, out = load(calibrated, tiny_clip), tmp_path / "model"
+    facts = export(calibrated, saved, out, data=colors, to=to, embeddings=embeddings)
+    assert facts["familiarity"] == {"images": 40, "source": "held out"}
+    assert facts["parity"]["distances"] < 1e-4
+    check_sums(out, ["familiarity.json"])
+    assert "--turn-away 5%" in (out / "README.md").read_text()
+    images = [*blends, noise]
+    model = Model(out, threads=1)
+    table, far = examine(saved.fitted, images, False)
+    ((_, outputs),) = model.outputs(images)
+    assert outputs.distances == pytest.approx(far, abs=1e-4)
+    assert outputs.probabilities == pytest.approx(table, abs=1e-4)
+    assert (outputs.features is not None) == embeddings
+    familiar = saved.fitted.familiarity
+    assert familiar
+    expected = familiar.strangeness(table, far) <= familiar.limit(0.1)
+    assert model.is_familiar(images, turn_away=0.1) == expected.tolist()
+    absent = "rmadapter" if to == "torch" else "torch rmadapter"
+    command = [*images, "--turn-away", "10%", "--error", "10%", "--top", "1"]
+    rows = list(csv.DictReader(run_alone(out, *command, absent=absent)))
+    assert [*rows[0]] == columns(1, zero_shot=False, sets=True, familiar=True)
+    predictor = Predictor(saved.fitted, saved.names, [*map(str, saved.labels)], 1, 0.1, 0.1)
+    answers = [answer for batch in predictor.predict(images) for answer in batch]
+    for row, answer in zip(rows, answers, strict=True):
+        for name in ("label", "guess", "unsure", "set", "familiar", "decision"):
+            assert row[name] == str(cell(name, answer.row()[name]))
+    assert {row["decision"] for row in rows} == {"answer", "unsure", "none of these"}
+    assert rows[-1]["label"] == "none of these"
+    with pytest.raises(UserError, match="needs 99 images"):
+        model.is_familiar(images, turn_away=0.01)
+
+
+@pytest.mark.slow
+def test_images_of_an_added_class_are_not_strange(
+    calibrated: Path, tiny_clip: Backbone, blends: list[Path], noise: Path, colors: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    saved, images = load(calibrated, tiny_clip), [*blends, noise]
+    export(calibrated, saved, tmp_path / "model", data=colors, text=True)
+    model = Model(tmp_path / "model")
+    model.add_class("olive green")
+    added = (*saved.names, "olive green")
+    predictor = Predictor(saved.fitted, added, added, 1, turn_away=0.1)
+    answers = [answer for batch in predictor.predict(images) for answer in batch]
+    assert model.is_familiar(images, turn_away=0.1) == [answer.familiar for answer in answers]
+
+
+def test_an_export_of_a_run_that_cannot_tell_strange_images(exported: Path) -> None:
+    model = Model(exported)
+    ((_, outputs),) = model.outputs([np.zeros((9, 9, 3), np.uint8)])
+    assert outputs.distances is None
+    with pytest.raises(UserError, match="fit again with --folds 4"):
+        model.is_familiar([])
+
+
 def test_no_calibration_for_other_classes(calibrated: Path, tiny_clip: Backbone) -> None:
     saved = load(calibrated, tiny_clip)
     added = saved._replace(names=(*saved.names, "olive"))
     other = saved._replace(names=("olive", *saved.names))
     assert added.calibration == saved.fitted.calibration
     assert other.calibration is None
+    for changed, expected in ((added, saved.fitted.familiarity), (other, None)):
+        assert exporting.told_by(changed, "onnx") == expected
+    assert exporting.told_by(saved, "litert") is None
 
 
 def test_readme_with_and_without_a_record(exported: Path, finished: Path) -> None:

@@ -50,6 +50,8 @@ def test_measured_differences() -> None:
         (Parity("", 9, 1.0, 2e-4), LIMITS["fp32"], "0.0002, more than the 0.0001"),
         (Parity("", 9, 1.0, float("nan")), LIMITS["fp32"],
          "a probability differs by nan, more than the 0.0001 allowed"),
+        (Parity("", 9, 1.0, 0.0, distances=2e-4), LIMITS["fp32"], "a distance differs by 0.0002"),
+        (Parity("", 9, 1.0, 0.0, distances=float("nan")), LIMITS["fp16"], "differs by nan"),
         (Parity("", 9, 0.9, 9e-3), LIMITS["fp16"], ""),
         (Parity("", 9, 0.9, 2e-2), LIMITS["fp16"], "0.02, more than the 0.01"),
         (Parity("", 9, 0.8, 0.3, 80.0, 79.6), LIMITS["int8"], ""),

@@ -22,10 +22,11 @@ from rmadapter.artifacts.checkpoint import Saved
 from rmadapter.backbones import Backbone
 from rmadapter.conformal import Calibration
 from rmadapter.data.read import load_image
-from rmadapter.deploy.export import runtime
+from rmadapter.deploy.export import promised, runtime
+from rmadapter.deploy.export.engines import GRAPH, open_torch, told_apart
 from rmadapter.deploy.export.folder import export, transform_facts
 from rmadapter.deploy.export.onefile import one_file
-from rmadapter.deploy.export.runtime import Model, TextClasses, Transform, open_torch
+from rmadapter.deploy.export.runtime import Model, TextClasses, Transform
 from rmadapter.errors import UserError
 
 LABELS = ["red", "=green", "3"]
@@ -87,7 +88,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     graph = helper.make_graph(nodes, "means", [entry], [output], [axes])
     out = tmp_path_factory.mktemp("by hand")
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.save(model, str(out / runtime.GRAPH))
+    onnx.save(model, str(out / GRAPH))
     (out / runtime.LABELS).write_text(json.dumps(["red", "=green", 3]))
     facts = {"size": 8, "resize": "shortest", "interpolation": "bicubic"}
     (out / runtime.TRANSFORM).write_text(json.dumps({**facts, "mean": [0] * 3, "std": [1] * 3}))
@@ -126,7 +127,7 @@ def test_a_bad_image(folder: Path, images: Path) -> None:
 def test_a_damaged_folder(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"not an exported model; model\.onnx"):
         Model(tmp_path)
-    for name in (runtime.GRAPH, runtime.LABELS, runtime.TRANSFORM):
+    for name in (GRAPH, runtime.LABELS, runtime.TRANSFORM):
         copy = tmp_path / name.replace(".", "-")
         copy.mkdir()
         for file in folder.iterdir():
@@ -169,7 +170,7 @@ def promising(folder: Path, tmp_path: Path) -> Path:
     """An export with a calibration: at 20 %, what has a probability of 0.3 is in the sets."""
     copy = Path(shutil.copytree(folder, tmp_path / "promising"))
     calibration = Calibration((0.3, 0.4, 0.5, 0.6, 0.7), (0, 0, 1, 1, 2), 3, "folds")
-    (copy / runtime.CALIBRATION).write_text(json.dumps(calibration.json()))
+    (copy / promised.CALIBRATION).write_text(json.dumps(calibration.json()))
     return copy
 
 
@@ -239,15 +240,15 @@ BROKEN: dict[str, object] = {
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_damaged_calibrations(promising: Path, kind: str) -> None:
-    file = promising / runtime.CALIBRATION
+    file = promising / promised.CALIBRATION
     file.write_text(json.dumps(BROKEN[kind]))
     with pytest.raises(UserError, match=re.escape(str(file))):
         Model(promising)
 
 
 def test_calibrations_that_are_no_files(promising: Path) -> None:
-    file = promising / runtime.CALIBRATION
-    for content in (b"", b"{", b"[" * 100_000, b"\xff", b"0" * runtime.CALIBRATION_BYTES + b"1"):
+    file = promising / promised.CALIBRATION
+    for content in (b"", b"{", b"[" * 100_000, b"\xff", b"0" * promised.MOST_BYTES + b"1"):
         file.write_bytes(content)
         with pytest.raises(UserError, match=re.escape(str(file))):
             Model(promising)
@@ -255,6 +256,68 @@ def test_calibrations_that_are_no_files(promising: Path) -> None:
     file.symlink_to(promising / "nothing")
     with pytest.raises(UserError, match=re.escape(str(file))):
         Model(promising)
+
+
+# None of these
+
+
+OWN: dict[str, object] = {"sure": [0.9, 1], "distances": [0.1, 0], "source": "folds", "known": 3}
+FOREIGN: dict[str, object] = {
+    "a list": [1],
+    "null": None,
+    "a field less": {name: OWN[name] for name in ("sure", "distances", "source")},
+    "a field more": {**OWN, "more": 1},
+    "texts": {**OWN, "sure": ["0.1", "0.2"]},
+    "booleans": {**OWN, "sure": [False, True]},
+    "lists in a list": {**OWN, "distances": [[0.1], [0.2]]},
+    "no list": {**OWN, "distances": 0.5},
+    "not a number": {**OWN, "distances": [0.1, float("nan")]},
+    "infinity": {**OWN, "distances": [0.1, float("inf")]},
+    "a large number": {**OWN, "sure": [0, 10**4000]},
+    "fewer distances": {**OWN, "distances": [0.1]},
+    "no images": {**OWN, "sure": [], "distances": []},
+    "too many": {**OWN, "sure": [0.5] * 10_001, "distances": [0] * 10_001},
+    "more classes": {**OWN, "known": 4},
+    "no classes": {**OWN, "known": 0},
+    "half a class": {**OWN, "known": 1.5},
+    "another source": {**OWN, "source": ["folds"]},
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_damaged_familiarities(folder: Path, kind: str, tmp_path: Path) -> None:
+    file = Path(shutil.copytree(folder, tmp_path / "copy")) / promised.FAMILIARITY
+    file.write_text(json.dumps(FOREIGN[kind]))
+    with pytest.raises(UserError, match=re.escape(str(file))):
+        Model(file.parent)
+
+
+def test_familiarities_that_are_no_files(folder: Path, tmp_path: Path) -> None:
+    file = Path(shutil.copytree(folder, tmp_path / "copy")) / promised.FAMILIARITY
+    for content in (b"", b"{", b"[" * 100_000, b"\xff", b"0" * promised.MOST_BYTES + b"1"):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=re.escape(str(file))):
+            Model(file.parent)
+    file.unlink()
+    file.symlink_to(folder / "nothing")
+    with pytest.raises(UserError, match=re.escape(str(file))):
+        Model(file.parent)
+
+
+def test_a_graph_without_distances(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    own = {**OWN, "sure": [0.9] * 9, "distances": [0.1] * 9}
+    (copy / promised.FAMILIARITY).write_text(json.dumps(own))
+    with pytest.raises(UserError, match="export the run again"):
+        Model(copy).is_familiar([noise(9, 9)], turn_away=0.1)
+
+
+def test_outputs_are_told_apart() -> None:
+    table, features, distances = np.ones((3, 2)), np.ones((3, 5)), np.ones(3)
+    assert told_apart([table]) == (table, None, None)
+    assert told_apart([table, features]) == (table, features, None)
+    assert told_apart([table, distances]) == (table, None, distances)
+    assert told_apart([table, features, distances]) == (table, features, distances)
 
 
 # Classes added by name

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rmadapter.deploy.export import torch_graph
-from rmadapter.deploy.export.runtime import open_torch
+from rmadapter.deploy.export.engines import open_torch
 from rmadapter.deploy.export.torch_graph import checked
 from rmadapter.errors import UserError
 from tests.hostile import graphs

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from rmadapter.deploy.export.runtime import GRAPH
+from rmadapter.deploy.export.engines import GRAPH
 from tests.helpers.web_pages import (
     CAMERA,
     NAMES,

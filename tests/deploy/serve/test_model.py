@@ -83,7 +83,8 @@ def test_answers_and_features_equal_those_of_the_run(
         assert (served.labels, served.features, served.size) == (saved.labels, True, 32)
         pixels = np.stack([served.transform(load_image(image)) for image in images])
         assert np.abs(served.predict(pixels, False)[0] - expected).max() < near
-        probabilities, rows = served.predict(pixels, True)
+        probabilities, rows, _ = served.predict(pixels, True)
+        assert rows is not None
         assert np.abs(probabilities - expected).max() < near
         assert np.linalg.norm(rows, axis=-1) == pytest.approx(1, abs=1e-5)
         features.append(rows)
@@ -183,7 +184,9 @@ def test_a_method_without_features(
     served = open_served(ServeOptions(tmp_path / "run", backbone=tiny_clip.name))
     assert not served.features
     image = served.transform(Image.new("RGB", (9, 9)))[None]
-    assert [part.shape for part in served.predict(image, False)] == [(1, 2)]
+    table, *others = served.predict(image, False)
+    assert table.shape == (1, 2)
+    assert others == [None, None]
     assert served.facts["accuracy"] is None
 
 

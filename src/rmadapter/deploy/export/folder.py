@@ -13,21 +13,16 @@ from rmadapter.backbones import Backbone
 from rmadapter.backbones.choice import licence_of
 from rmadapter.conformal import CalibrationFacts
 from rmadapter.deploy.export import FACTS, graph, int8, parity, web
+from rmadapter.deploy.export.engines import GRAPH, LITERT, OPENVINO, TORCH
 from rmadapter.deploy.export.onefile import one_file
-from rmadapter.deploy.export.runtime import (
-    CALIBRATION,
-    GRAPH,
-    LABELS,
-    LITERT,
-    OPENVINO,
-    TORCH,
-    TRANSFORM,
-    Model,
-)
+from rmadapter.deploy.export.promised import CALIBRATION, FAMILIARITY, Familiar
+from rmadapter.deploy.export.runtime import LABELS, TRANSFORM, Model
 from rmadapter.deploy.export.targets import TARGETS, check_options
 from rmadapter.deploy.export.text_encoder import write_text_encoder
 from rmadapter.deploy.hub import README, anonymise_command, anonymise_names
 from rmadapter.errors import UserError
+from rmadapter.familiar import Familiarity
+from rmadapter.runs.features import known_images
 from rmadapter.support.files import sha256, write_json, write_sums, write_text
 from rmadapter.support.html import template
 from rmadapter.support.locks import staged_folder
@@ -65,6 +60,7 @@ ExportFacts = TypedDict(
         "run": RunFacts | None,
         "parity": parity.ParityFacts,
         "calibration": CalibrationFacts | None,
+        "familiarity": CalibrationFacts | None,
         "kept in spite of": str,
         "search": list[int8.Row],
         "versions": dict[str, str],
@@ -181,11 +177,15 @@ def _write_model(
     write_json(stage / TRANSFORM, transform_facts(saved.fitted.backbone))
     if saved.calibration:
         write_json(stage / CALIBRATION, saved.calibration.json())
+    familiarity = told_by(saved, options.to)
+    if familiarity:
+        known = Familiar(familiarity, len(saved.fitted.classes))
+        write_json(stage / FAMILIARITY, known.json())
     search = _write_graph(stage, run, saved, options)
     names = (GRAPH, graph.BESIDE, OPENVINO, graph.WEIGHTS, TORCH, LITERT)
     files = [name for name in names if (stage / name).exists()]
     others = _write_text_encoder(stage, run, saved) if options.text else ()
-    write_sums(stage, (*files, LABELS, TRANSFORM, CALIBRATION, *others))
+    write_sums(stage, (*files, LABELS, TRANSFORM, CALIBRATION, FAMILIARITY, *others))
     measured = parity.compare(saved, Model(stage), images, options.embeddings, options.text)
     fault = measured.fault(parity.LIMITS[options.precision])
     title = saved.fitted.method.title
@@ -197,6 +197,12 @@ def _write_model(
     facts["kept in spite of"] = fault
     facts["search"] = search
     return facts, record
+
+
+def told_by(saved: Saved, to: str) -> Familiarity | None:
+    """Return what tells a run's images from others, for a graph that gives distances: LiteRT's does
+    not."""
+    return None if to == "litert" else known_images(saved.fitted, saved.names)
 
 
 def _facts(
@@ -211,7 +217,7 @@ def _facts(
     run: RunFacts | None = None
     if record:
         run = {"key": record.key, "split_digest": record.split_digest}
-    modules = TARGETS[options.to].modules
+    modules, familiarity = TARGETS[options.to].modules, told_by(saved, options.to)
     return {
         "format": 1,
         "to": options.to,
@@ -229,6 +235,7 @@ def _facts(
         "run": run,
         "parity": measured.json(),
         "calibration": saved.calibration.facts if saved.calibration else None,
+        "familiarity": familiarity.facts if familiarity else None,
         "kept in spite of": "",
         "search": [],
         "versions": versions() | {name: version_of(name) for name in modules},

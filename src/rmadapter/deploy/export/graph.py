@@ -18,11 +18,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.adapter import at_least_float32
-from rmadapter.deploy.export.runtime import GRAPH, GROUPS, HINT, INPUT, OPENVINO, OUTPUTS
+from rmadapter.deploy.export.engines import (
+    DISTANCE,
+    FEATURES,
+    GRAPH,
+    GROUPS,
+    HINT,
+    INPUT,
+    OPENVINO,
+    PROBABILITIES,
+)
 from rmadapter.errors import UserError
 from rmadapter.prompts import OfFeatures
 from rmadapter.runs.evaluate import refuse_stateful
-from rmadapter.runs.features import image_features
+from rmadapter.runs.features import distances, image_features, known_images
 from rmadapter.support.files import reserve
 from rmadapter.support.terminal import silenced
 from rmadapter.training.contract import Fitted
@@ -48,20 +57,33 @@ class Answers(nn.Module):
     names: of the classes. embeddings: whether unit features [B, e] follow the probabilities: those
     that are compared with class features; if the classes are scored otherwise, those of the
     untouched encoder, or, if the method runs blocks itself, those that it compares for unseen
-    classes. Raises NotApplicable as `Fitted.score`, and for embeddings if the method has no
-    features to give; UserError for a model that remembers images.
+    classes. distance: whether the distance [B] of each image from the nearest class mean comes
+    last, if the model can tell own images from others. Raises NotApplicable as `Fitted.score`, and
+    for embeddings if the method has no features to give; UserError for a model that remembers
+    images.
     """
 
-    def __init__(self, fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> None:
+    def __init__(
+        self, fitted: Fitted, names: Sequence[str], embeddings: bool = False, distance: bool = True
+    ) -> None:
         super().__init__()
         refuse_stateful(fitted, "an exported or served run")
         self.fitted = fitted
         with torch.no_grad():
             self.logits = fitted.for_classes(tuple(names))
-            self.features = image_features(fitted, names, self.logits) if embeddings else None
+            self.embeddings = embeddings
+            self.means = fitted.means if distance and known_images(fitted, names) else None
+            wanted = embeddings or self.means is not None
+            self.features = image_features(fitted, names, self.logits) if wanted else None
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what `forward` returns."""
+        more = {FEATURES: self.embeddings, DISTANCE: self.means is not None}
+        return (PROBABILITIES, *(name for name, is_wanted in more.items() if is_wanted))
 
     @torch.no_grad()
-    def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, ...]:
         states = self.fitted.states(pixels)
         features = self.features(states) if self.features else None
         if isinstance(self.logits, OfFeatures) and features is not None:  # compute nothing twice
@@ -71,7 +93,12 @@ class Answers(nn.Module):
         answers = (logits / self.fitted.temperature).float().softmax(-1)
         if features is None:
             return answers
-        return answers, F.normalize(at_least_float32(features), dim=-1)
+        outputs = [answers]
+        if self.embeddings:
+            outputs.append(F.normalize(at_least_float32(features), dim=-1))
+        if self.means is not None:
+            outputs.append(distances(features, self.means))
+        return tuple(outputs)
 
 
 def trace(fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> ModelProto:
@@ -118,7 +145,7 @@ def _onnx(module: Answers, pixels: Tensor, batch: BatchAxis) -> ModelProto:
     exported = torch.onnx.export(
         _program(module, pixels, batch), (), dynamo=True, opset_version=OPSET, verbose=False,
         optimize=True, input_names=[INPUT],
-        output_names=list(OUTPUTS if module.features else OUTPUTS[:1]),
+        output_names=list(module.outputs),
         dynamic_shapes=batch and ({0: "batch"},),
     )  # fmt: skip
     assert exported is not None
@@ -161,14 +188,14 @@ def _written_by_a_library() -> Iterator[None]:
 
 
 def write_litert(fitted: Fitted, names: Sequence[str], file: Path) -> None:
-    """Write a graph of one image for LiteRT. Raises OSError, UserError if it cannot be converted,
-    and NotApplicable."""
+    """Write a graph of one image for LiteRT, which gives probabilities alone. Raises OSError,
+    UserError if it cannot be converted, and NotApplicable."""
     import litert_torch
 
     def convert(module: Answers, pixels: Tensor, batch: BatchAxis) -> Any:
         return litert_torch.convert(module, (pixels[:1],))
 
-    converted = _traced(Answers(fitted, names), convert, "a LiteRT graph")
+    converted = _traced(Answers(fitted, names, distance=False), convert, "a LiteRT graph")
     with _written_by_a_library():
         converted.export(str(file))
 

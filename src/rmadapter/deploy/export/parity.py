@@ -23,6 +23,7 @@ from rmadapter.data.image_set import relative
 from rmadapter.data.names import key
 from rmadapter.data.read import ImageSource
 from rmadapter.data.transforms import decode_batches
+from rmadapter.deploy.export.engines import Outputs, told_apart
 from rmadapter.deploy.export.graph import Answers
 from rmadapter.deploy.export.runtime import BATCH, Model
 from rmadapter.errors import UserError
@@ -45,6 +46,7 @@ class ParityFacts(TypedDict):
     before: float | None
     after: float | None
     features: float | None
+    distances: float | None
     added: float | None
 
 
@@ -83,7 +85,8 @@ class Parity:
     same: share of equal answers. difference: largest difference of a probability. before, after:
     accuracy in percent of the fitted and of the exported model, if labels are known. features:
     largest difference of a feature value, if features are exported. added: largest difference of a
-    probability with a class added by name.
+    probability with a class added by name. distances: largest difference of a distance from the
+    class means, if they are exported.
     """
 
     title: str
@@ -94,6 +97,7 @@ class Parity:
     after: float | None = None
     features: float | None = None
     added: float | None = None
+    distances: float | None = None
 
     def fault(self, limit: Limit) -> str:
         """Say what exceeds a limit, or return ""."""
@@ -104,6 +108,8 @@ class Parity:
             return f"a probability differs by {self.difference:.1g}, {allowed}"
         if self.features is not None and not self.features <= limit.difference:
             return f"a feature value differs by {self.features:.1g}, {allowed}"
+        if self.distances is not None and not self.distances <= limit.difference:
+            return f"a distance differs by {self.distances:.1g}, {allowed}"
         if self.added is not None and not self.added <= limit.difference:
             return f"with one more class a probability differs by {self.added:.1g}, {allowed}"
         if self.before is None or self.after is None or self.before - self.after <= limit.loss:
@@ -129,11 +135,20 @@ def fitted_table(saved: Saved, images: Sequence[ImageSource]) -> np.ndarray:
 
 
 @torch.no_grad()
-def fitted_features(saved: Saved, images: Sequence[ImageSource]) -> np.ndarray:
-    """Return features [N, e] of the fitted model, as `Answers` gives them."""
-    module = Answers(saved.fitted, saved.names, embeddings=True)
+def fitted_outputs(saved: Saved, images: Sequence[ImageSource], embeddings: bool) -> Outputs:
+    """Return what `Answers` gives for all images."""
+    module = Answers(saved.fitted, saved.names, embeddings)
     stream = decode_batches(images, saved.fitted.backbone.preprocess, BATCH)
-    return np.concatenate([module(pixels)[1].cpu().numpy() for _, pixels in stream])
+    parts = [module(pixels) for _, pixels in stream]
+    rows = [part if isinstance(part, tuple) else (part,) for part in parts]
+    return told_apart([torch.cat(part).cpu().numpy() for part in zip(*rows, strict=True)])
+
+
+def exported_outputs(model: Model, images: Sequence[ImageSource]) -> Outputs:
+    """Return what an exported model gives for all images."""
+    rows = [outputs for _, outputs in model.outputs(images)]
+    parts = [[each for each in part if each is not None] for part in zip(*rows, strict=True)]
+    return told_apart([np.concatenate(part) for part in parts if part])
 
 
 def exported_table(model: Model, images: Sequence[ImageSource]) -> np.ndarray:
@@ -155,17 +170,21 @@ def compare(
     saved: Saved, model: Model, compared: ComparedImages, embeddings: bool = False,
     text: bool = False,
 ) -> Parity:  # fmt: skip
-    """Compare a fitted and an exported model.
+    """Compare a fitted and an exported model, with distances if both give them.
 
     embeddings: their features, too. text, only with embeddings: also with a class that is added to
     the exported model.
     """
     images = compared.images
-    parity = measure(compared, fitted_table(saved, images), exported_table(model, images))
-    if not embeddings:
-        return parity
-    difference = np.abs(fitted_features(saved, images) - model.embed(images)).max()
-    parity = replace(parity, features=float(difference))
+    after = exported_outputs(model, images)
+    parity = measure(compared, fitted_table(saved, images), after.probabilities)
+    if embeddings or after.distances is not None:
+        before = fitted_outputs(saved, images, embeddings)
+        parity = replace(
+            parity,
+            features=_difference(before.features, after.features),
+            distances=_difference(before.distances, after.distances),
+        )
     if not text:
         return parity
     known = {key(str(label)) for label in saved.labels}
@@ -173,6 +192,11 @@ def compare(
     model.add_class(name)
     expected = fitted_table(saved._replace(names=(*saved.names, name)), images)
     return replace(parity, added=float(np.abs(expected - exported_table(model, images)).max()))
+
+
+def _difference(before: np.ndarray | None, after: np.ndarray | None) -> float | None:
+    """Return the largest difference; None if one of both is missing."""
+    return None if before is None or after is None else float(np.abs(before - after).max())
 
 
 # Images to compare on

@@ -14,128 +14,28 @@ from __future__ import annotations
 import argparse
 import html
 import json
-import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image
 
-from rmadapter.conformal import UNSURE, Calibration, chosen, limits_of, parse_share
+from rmadapter.conformal import UNSURE, chosen, limits_of, parse_share
 from rmadapter.data.decode import ImageSource, load_image
 from rmadapter.data.formats.base import image_files
 from rmadapter.data.names import OR, default_name, key
-from rmadapter.deploy.export.torch_graph import checked
+from rmadapter.deploy.export.engines import ENGINES, GRAPH, Outputs, told_apart
+from rmadapter.deploy.export.promised import calibration_of, damaged, familiar_of
 from rmadapter.errors import UserError
+from rmadapter.familiar import NONE, strangest
 from rmadapter.predict.answer import Answer, best, cell, columns
-from rmadapter.support.files import check_sums, csv_text, read_json
-
-# Engines, each imported only for its own graph
-
-GRAPH, OPENVINO, TORCH, LITERT = "model.onnx", "model.xml", "model.pt2", "model.tflite"
-INPUT, OUTPUTS = "pixels", ("probabilities", "features")  # features only if exported
-HINT = ["rmadapter", "precision"]  # where an OpenVINO model says in which precision to compute
-GROUPS = ["rmadapter", "group"]  # and how many activations share a range in 8 bits
-
-# the function that runs a graph, and its batch size if that is fixed, else 0
-Engine: TypeAlias = "tuple[Callable[[np.ndarray], Sequence[np.ndarray]], int]"
-
-
-def open_onnx(file: Path, threads: int) -> Engine:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    size = session.get_inputs()[0].shape[0]
-
-    def run(pixels: np.ndarray) -> Sequence[np.ndarray]:
-        outputs: list[np.ndarray] = session.run(None, {INPUT: pixels})
-        return outputs
-
-    return run, size if isinstance(size, int) else 0
-
-
-def open_openvino(file: Path, threads: int) -> Engine:
-    import openvino
-
-    core = openvino.Core()
-    model = core.read_model(file)
-    settings: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": _runtime_info(model, HINT)}
-    if threads:
-        settings["INFERENCE_NUM_THREADS"] = threads
-    if model.has_rt_info(GROUPS):
-        settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = _runtime_info(model, GROUPS)
-    compiled = core.compile_model(model, "CPU", settings)
-    size = model.input(INPUT).partial_shape[0]
-
-    def run(pixels: np.ndarray) -> Sequence[np.ndarray]:
-        return list(compiled([pixels]).values())
-
-    return run, 0 if size.is_dynamic else size.get_length()
-
-
-def _runtime_info(model: Any, place: list[str]) -> str:
-    return str(model.get_rt_info(place).astype(str))
-
-
-def open_torch(file: Path, threads: int) -> Engine:
-    """Raises UserError as `checked`."""
-    import torch
-
-    graph = checked(file)
-    if threads:
-        torch.set_num_threads(threads)
-    log = logging.getLogger("torch.export")  # has the traceback of an error that is raised anyway
-    before, log.disabled = log.disabled, True
-    try:
-        program = torch.export.load(graph)
-    finally:
-        log.disabled = before
-    (name,) = program.graph_signature.user_inputs
-    (size,) = [node.meta["val"].shape[0] for node in program.graph.nodes if node.name == name]
-    module = program.module()
-
-    def run(pixels: np.ndarray) -> Sequence[np.ndarray]:
-        with torch.no_grad():
-            outputs = module(torch.from_numpy(pixels))
-        tensors = outputs if isinstance(outputs, (tuple, list)) else [outputs]
-        return [tensor.numpy() for tensor in tensors]
-
-    return run, size if isinstance(size, int) else 0
-
-
-def open_litert(file: Path, threads: int) -> Engine:
-    """Open a graph that takes one image at a time."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    model = Interpreter(str(file), num_threads=threads or None)
-    model.allocate_tensors()
-    (entry,) = model.get_input_details()
-    exits = sorted(model.get_output_details(), key=lambda each: str(each["name"]))
-
-    def run(pixels: np.ndarray) -> Sequence[np.ndarray]:
-        model.set_tensor(entry["index"], pixels)
-        model.invoke()
-        return [model.get_tensor(each["index"]) for each in exits]
-
-    return run, 1
-
-
-ENGINES = {OPENVINO: open_openvino, TORCH: open_torch, LITERT: open_litert, GRAPH: open_onnx}
-
-
-# The model
+from rmadapter.support.files import check_sums, csv_text
 
 LABELS, TRANSFORM = "labels.json", "preprocess.json"
-CALIBRATION = "calibration.json"
-CALIBRATION_BYTES = 2**20  # most bytes of such a file
 TEXT_ENCODER, TOKENIZER = "text.onnx", "tokenizer.json"
 PROMPTS, WEIGHTS = "prompts.json", "weights.npy"
 TOKENS = "tokens"  # input of the text encoder
@@ -182,26 +82,6 @@ class Transform:
         return small.crop((left, top, left + size, top + size))
 
 
-def _damaged(folder: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200]
-    return UserError(f"{folder}: damaged ({type(error).__name__}: {reason})")
-
-
-def _calibration(folder: Path, classes: int) -> Calibration | None:
-    """Read what the model's probabilities were worth on held-out images, if the folder says so."""
-    file = folder / CALIBRATION
-    if not os.path.lexists(file):
-        return None
-    values = read_json(file, CALIBRATION_BYTES)
-    try:
-        calibration = Calibration.from_json(values)
-        if calibration.known > classes:
-            raise ValueError("more classes than the model has")
-    except ValueError as error:
-        raise _damaged(file, error) from None
-    return calibration
-
-
 class TextClasses:
     """Classes of an exported model, to which others are added by name alone: with its text encoder,
     run by onnxruntime and tokenizers, after ftfy.
@@ -233,7 +113,7 @@ class TextClasses:
                 str(folder / TEXT_ENCODER), providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # as for the model
-            raise _damaged(folder, error) from error
+            raise damaged(folder, error) from error
         if max(len(self.templates), *map(len, self.templates)) > LARGEST_PROMPTS:
             raise UserError(
                 f"{folder / PROMPTS}: more than {LARGEST_PROMPTS:,} templates, or characters of one"
@@ -276,7 +156,8 @@ class Model:
     """An exported model.
 
     labels: of the classes, in the order of the probabilities. calibration: by which errors are
-    promised, if the run had one. threads: 0 leaves it to the engine.
+    promised, if the run had one. known: what tells images of its classes from others, likewise.
+    threads: 0 leaves it to the engine.
     graph: the model's file, by default the one in the folder. Raises UserError if the folder holds
     no model or a damaged one, or if its engine is not installed.
     """
@@ -291,7 +172,8 @@ class Model:
         check_sums(folder)
         try:
             self.labels = [str(label) for label in json.loads((folder / LABELS).read_text("utf-8"))]
-            self.calibration = _calibration(folder, len(self.labels))
+            self.calibration = calibration_of(folder, len(self.labels))
+            self.known = familiar_of(folder, len(self.labels))
             self.transform = Transform(**json.loads((folder / TRANSFORM).read_text("utf-8")))
             self._run, batch = ENGINES.get(graph, ENGINES[GRAPH])(folder / graph, threads)
         except UserError:
@@ -299,7 +181,7 @@ class Model:
         except ModuleNotFoundError as error:
             raise _missing(error) from None
         except Exception as error:  # engines raise types of their own for a damaged file
-            raise _damaged(folder, error) from error
+            raise damaged(folder, error) from error
         self.batch = batch or BATCH
         self.folder = folder
         self.classes: TextClasses | None = None
@@ -319,36 +201,38 @@ class Model:
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """float32 [B, 3, size, size] -> [B, C]"""
-        return self.ask(pixels)[0]
+        return self.ask(pixels).probabilities
 
-    def ask(self, pixels: np.ndarray) -> list[np.ndarray]:
-        """Pixels -> probabilities [B, C], and features [B, e] of unit length if the model has
-        them."""
+    def ask(self, pixels: np.ndarray) -> Outputs:
+        """float32 [B, 3, size, size] -> all that the model gives."""
         parts = [self._run(pixels[i : i + self.batch]) for i in range(0, len(pixels), self.batch)]
-        outputs = [np.concatenate(part) for part in zip(*parts, strict=True)]
-        if self.classes:
-            outputs[0] = self.classes.probabilities(outputs[1])
+        outputs = told_apart([np.concatenate(part) for part in zip(*parts, strict=True)])
+        if self.classes and outputs.features is not None:
+            probabilities = self.classes.probabilities(outputs.features)
+            return outputs._replace(probabilities=probabilities)
         return outputs
 
     def embed(self, images: Iterable[ImageSource]) -> np.ndarray:
         """Features [N, e] of unit length, similar for similar images. Raises UserError for an
         unreadable image, and for a model exported without --embeddings."""
-        return np.concatenate([outputs[1] for _, outputs in self.outputs(images, wanted=2)])
+        rows = [features_of(outputs) for _, outputs in self.outputs(images)]
+        return np.concatenate(rows)
 
     def answers(
         self, images: Iterable[ImageSource], bad: list[str] | None = None
     ) -> Iterator[tuple[list[ImageSource], np.ndarray]]:
         """Like `outputs`, but with the probabilities [B, C] alone."""
-        return ((readable, outputs[0]) for readable, outputs in self.outputs(images, bad))
+        return (
+            (readable, outputs.probabilities) for readable, outputs in self.outputs(images, bad)
+        )
 
     def outputs(
-        self, images: Iterable[ImageSource], bad: list[str] | None = None, wanted: int = 1
-    ) -> Iterator[tuple[list[ImageSource], list[np.ndarray]]]:
-        """Yield batches of images, their probabilities [B, C], and features [B, e] if the model has
-        them; threads decode.
+        self, images: Iterable[ImageSource], bad: list[str] | None = None
+    ) -> Iterator[tuple[list[ImageSource], Outputs]]:
+        """Yield batches of images, and all that the model gives for them; threads decode.
 
         bad: collects a sentence for each unreadable image, which is left out; if None, the first
-        one raises UserError. wanted: how many outputs there must be; UserError if there are fewer.
+        one raises UserError.
         """
         rest = iter(images)
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -364,13 +248,7 @@ class Model:
                     else:
                         bad.append(str(tensor))
                 if readable:
-                    outputs = self.ask(np.stack(tensors))
-                    if len(outputs) < wanted:
-                        raise UserError(
-                            "this model gives no features; `rmadapter export RUN --embeddings` "
-                            "makes one that does"
-                        )
-                    yield readable, outputs
+                    yield readable, self.ask(np.stack(tensors))
 
     def _load(self, image: ImageSource) -> np.ndarray | UserError:
         try:
@@ -401,9 +279,36 @@ class Model:
         """Labels in the set of one image, most probable first. probabilities, limits: [C]."""
         return tuple(self.labels[i] for i in chosen(probabilities, limits))
 
+    def is_familiar(self, images: Iterable[ImageSource], turn_away: float = 0.05) -> list[bool]:
+        """Whether each image is of the model's classes at all: of images like those of the run, a
+        share of at most `turn_away` is called none of them.
+
+        Raises UserError for a model that cannot tell, and for one with too few images of its own.
+        """
+        limit = self.strangest(turn_away)
+        return [each for _, some in self.outputs(images) for each in self.familiar(some, limit)]
+
+    def strangest(self, turn_away: float) -> float:
+        """Strangeness above which an image is none of the classes; UserError as `is_familiar`."""
+        return strangest(self.known.familiarity if self.known else None, turn_away)
+
+    def familiar(self, outputs: Outputs, limit: float) -> list[bool]:
+        """Whether each of B images is of the classes. limit: as from `strangest`."""
+        assert self.known
+        return self.known.familiar(outputs, limit)
+
     def best(self, probabilities: np.ndarray, top: int = 5) -> list[tuple[str, float]]:
         """Labels and probabilities of one image, most probable first. probabilities: [C]."""
         return best(self.labels, probabilities, top)
+
+
+def features_of(outputs: Outputs) -> np.ndarray:
+    """The features [B, e]; UserError if there are none."""
+    if outputs.features is None:
+        raise UserError(
+            "this model gives no features; `rmadapter export RUN --embeddings` makes one that does"
+        )
+    return outputs.features
 
 
 def _missing(error: ModuleNotFoundError) -> UserError:
@@ -422,19 +327,24 @@ def _files(words: Sequence[str]) -> list[Path]:
 
 def _write(
     model: Model, files: Sequence[Path], top: int, bad: list[str] | None, embeddings: str,
-    limits: np.ndarray | None,
+    limits: np.ndarray | None, limit: float | None,
 ) -> None:  # fmt: skip
     """Print CSV as `rmadapter predict --no-zero-shot --out` writes it. embeddings: file for
-    features, in its order. limits: of classes in the sets, if an error is promised."""
+    features, in its order. limits: of classes in the sets, if an error is promised. limit: of
+    strangeness, if strange images are turned away."""
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="")  # type: ignore[union-attr]
-    header = columns(top, zero_shot=False, sets=limits is not None)
+    header = columns(top, zero_shot=False, sets=limits is not None, familiar=limit is not None)
     print(csv_text(header, (), "\r\n"), end="")
     features = []
-    for images, outputs in model.outputs(files, bad, 2 if embeddings else 1):
-        features += outputs[1:]
-        for image, line in zip(images, outputs[0], strict=True):
+    for images, outputs in model.outputs(files, bad):
+        if embeddings:
+            features.append(features_of(outputs))
+        none: list[bool | None] = [None] * len(images)
+        familiar = none if limit is None else model.familiar(outputs, limit)
+        for image, line, own in zip(images, outputs.probabilities, familiar, strict=True):
             labels = () if limits is None else model.members(line, limits)
-            row = Answer(Path(str(image)), tuple(model.best(line, top)), labels=labels).row()
+            found = tuple(model.best(line, top))
+            row = Answer(Path(str(image)), found, labels=labels, familiar=own).row()
             print(csv_text([cell(column, row[column]) for column in header], (), "\r\n"), end="")
     if embeddings and features:
         with open(f"{embeddings}.part", "wb") as file:
@@ -457,6 +367,20 @@ def _limits(model: Model, word: str) -> np.ndarray | None:
     return limits
 
 
+def _limit(model: Model, word: str) -> float | None:
+    """Strangeness above which an image is none of the classes for a share such as 5%, None for 0;
+    say what is promised."""
+    share = parse_share(word)
+    if not share:
+        return None
+    limit = model.strangest(share)
+    if NONE in model.labels:
+        raise UserError(f"a class is already labelled {NONE!r}: leave out --turn-away")
+    assert model.known
+    print("promise:", model.known.familiarity.promise(share), file=sys.stderr)
+    return limit
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="The most probable classes of images, as CSV on stdout."
@@ -468,6 +392,8 @@ def _parser() -> argparse.ArgumentParser:
     text = "list the classes that may be right, and miss the right one on at most this share of "
     text += "images, such as 5%%"
     add("--error", default="0", help=text)
+    text = "call strange images none of these, and at most this share of images of the classes"
+    add("--turn-away", default="0", help=text)
     add("--embeddings", default="", help="file.npy for the features [N, e] of the images")
     add("--skip-bad", action="store_true", help="go on without unreadable images and report them")
     add("--threads", type=int, default=0, help="by default as many as there are cores")
@@ -484,7 +410,8 @@ def main() -> None:
             model.add_class(label)
         top = min(max(words.top, 1), len(model.labels))
         limits = _limits(model, words.error)
-        _write(model, _files(words.images), top, bad, words.embeddings, limits)
+        limit = _limit(model, words.turn_away)
+        _write(model, _files(words.images), top, bad, words.embeddings, limits, limit)
     except (UserError, OSError) as error:
         print("predict.py:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)

@@ -21,7 +21,16 @@ from rmadapter.artifacts.record import Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.conformal import Calibration, CalibrationFacts, chosen, limits_of
 from rmadapter.deploy.export import FACTS
-from rmadapter.deploy.export.runtime import ENGINES, GRAPH, LITERT, OPENVINO, TORCH, Model
+from rmadapter.deploy.export.engines import (
+    ENGINES,
+    GRAPH,
+    LITERT,
+    OPENVINO,
+    TORCH,
+    Outputs,
+    told_apart,
+)
+from rmadapter.deploy.export.runtime import Model
 from rmadapter.errors import UserError, did_you_mean
 from rmadapter.metrics import wilson
 from rmadapter.predict.answer import best
@@ -104,14 +113,14 @@ class ServedModel:
     """A model that the server calls.
 
     labels: of the C classes. transform: RGB image -> float32 [3, H, W]. predict: pixels [B, 3, H,
-    W], and whether features are wanted -> probabilities [B, C] and, if wanted, unit features [B,
-    e]. features: whether it has any. size: H and W. sign: of the folder before it was read.
-    calibration: by which errors are promised, if the run had one.
+    W], and whether more than probabilities is wanted -> what the model gives. features: whether it
+    has any. size: H and W. sign: of the folder before it was read. calibration: by which errors are
+    promised, if the run had one.
     """
 
     labels: tuple[str, ...]
     transform: Callable[[Image.Image], np.ndarray]
-    predict: Callable[[np.ndarray, bool], list[np.ndarray]]
+    predict: Callable[[np.ndarray, bool], Outputs]
     features: bool
     size: int
     facts: ModelFacts
@@ -169,11 +178,11 @@ def _with_runtime(
     model = Model(export, threads)
     engine = ENGINE_NAMES[next(name for name in ENGINES if (export / name).is_file())]
     size = model.transform.size
-    features = len(answer_grey(folder, model.ask, size)) > 1
+    features = answer_grey(folder, model.ask, size).features is not None
     calibration = model.calibration
     facts = _facts(source, model.labels, engine, features, size, calibration)
 
-    def predict(pixels: np.ndarray, _: bool) -> list[np.ndarray]:
+    def predict(pixels: np.ndarray, _: bool) -> Outputs:
         return model.ask(pixels)
 
     return ServedModel(
@@ -191,16 +200,16 @@ def _with_torch(folder: Path, options: ServeOptions, before: Sign | None) -> Ser
     saved = load(folder, options.backbone, method=options.method, device=options.device)
     backbone = saved.fitted.backbone
     module, features = answers_module(saved)
-    without_features = copy.copy(module)
-    without_features.features = None
+    probabilities = copy.copy(module)
+    probabilities.embeddings, probabilities.means, probabilities.features = False, None, None
 
     def transform(image: Image.Image) -> np.ndarray:
         return backbone.preprocess(image).numpy()
 
-    def predict(pixels: np.ndarray, wanted: bool) -> list[np.ndarray]:
-        outputs = (module if wanted else without_features)(torch.from_numpy(pixels))
+    def predict(pixels: np.ndarray, wanted: bool) -> Outputs:
+        outputs = (module if wanted else probabilities)(torch.from_numpy(pixels))
         parts = outputs if isinstance(outputs, tuple) else (outputs,)
-        return [part.cpu().numpy() for part in parts]
+        return told_apart([part.cpu().numpy() for part in parts])
 
     size = backbone.image_size
     answer_grey(folder, lambda pixels: predict(pixels, features), size)
@@ -222,12 +231,10 @@ def answers_module(saved: Saved) -> tuple[Answers, bool]:
         return Answers(saved.fitted, saved.names), False
 
 
-def answer_grey(
-    folder: Path, predict: Callable[[np.ndarray], list[np.ndarray]], size: int
-) -> list[np.ndarray]:
+def answer_grey(folder: Path, predict: Callable[[np.ndarray], Outputs], size: int) -> Outputs:
     """Answer a grey image: the first answer, which is the slowest."""
     outputs = predict(np.zeros((1, 3, size, size), np.float32))
-    if not all(np.isfinite(part).all() for part in outputs):
+    if not all(np.isfinite(part).all() for part in outputs if part is not None):
         raise UserError(f"{folder}: its answers contain NaN or infinity; fit again")
     return outputs
 

@@ -231,11 +231,13 @@ class Batcher:
     def _outputs(self, batch: Sequence[_Item]) -> list[Outputs]:
         pixels = np.stack([item.pixels for item in batch])
         wanted = any(item.features for item in batch)
-        probabilities, *features = self.model.predict(pixels, wanted)
+        probabilities, features, _ = self.model.predict(pixels, wanted)
         if not np.isfinite(probabilities).all():
             raise ArithmeticError("the model's answers contain NaN or infinity")
         return [
-            Outputs(probabilities[i], features[0][i] if features and item.features else None)
+            Outputs(
+                probabilities[i], None if features is None or not item.features else features[i]
+            )
             for i, item in enumerate(batch)
         ]
 

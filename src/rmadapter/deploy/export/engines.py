@@ -1,0 +1,125 @@
+"""Engines that run an exported graph, each imported only for its own file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from rmadapter.deploy.export.torch_graph import checked
+
+GRAPH, OPENVINO, TORCH, LITERT = "model.onnx", "model.xml", "model.pt2", "model.tflite"
+INPUT, PROBABILITIES, FEATURES, DISTANCE = "pixels", "probabilities", "features", "distance"
+HINT = ["rmadapter", "precision"]  # where an OpenVINO model says in which precision to compute
+GROUPS = ["rmadapter", "group"]  # and how many activations share a range in 8 bits
+
+# the function that runs a graph, and its batch size if that is fixed, else 0
+Engine: TypeAlias = "tuple[Callable[[np.ndarray], Sequence[np.ndarray]], int]"
+
+
+def open_onnx(file: Path, threads: int) -> Engine:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    size = session.get_inputs()[0].shape[0]
+
+    def run(pixels: np.ndarray) -> Sequence[np.ndarray]:
+        outputs: list[np.ndarray] = session.run(None, {INPUT: pixels})
+        return outputs
+
+    return run, size if isinstance(size, int) else 0
+
+
+def open_openvino(file: Path, threads: int) -> Engine:
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(file)
+    settings: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": _runtime_info(model, HINT)}
+    if threads:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    if model.has_rt_info(GROUPS):
+        settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = _runtime_info(model, GROUPS)
+    compiled = core.compile_model(model, "CPU", settings)
+    size = model.input(INPUT).partial_shape[0]
+
+    def run(pixels: np.ndarray) -> Sequence[np.ndarray]:
+        return list(compiled([pixels]).values())
+
+    return run, 0 if size.is_dynamic else size.get_length()
+
+
+def _runtime_info(model: Any, place: list[str]) -> str:
+    return str(model.get_rt_info(place).astype(str))
+
+
+def open_torch(file: Path, threads: int) -> Engine:
+    """Raises UserError as `checked`."""
+    import torch
+
+    graph = checked(file)
+    if threads:
+        torch.set_num_threads(threads)
+    log = logging.getLogger("torch.export")  # has the traceback of an error that is raised anyway
+    before, log.disabled = log.disabled, True
+    try:
+        program = torch.export.load(graph)
+    finally:
+        log.disabled = before
+    (name,) = program.graph_signature.user_inputs
+    (size,) = [node.meta["val"].shape[0] for node in program.graph.nodes if node.name == name]
+    module = program.module()
+
+    def run(pixels: np.ndarray) -> Sequence[np.ndarray]:
+        with torch.no_grad():
+            outputs = module(torch.from_numpy(pixels))
+        tensors = outputs if isinstance(outputs, (tuple, list)) else [outputs]
+        return [tensor.numpy() for tensor in tensors]
+
+    return run, size if isinstance(size, int) else 0
+
+
+def open_litert(file: Path, threads: int) -> Engine:
+    """Open a graph that takes one image at a time."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    model = Interpreter(str(file), num_threads=threads or None)
+    model.allocate_tensors()
+    (entry,) = model.get_input_details()
+    exits = sorted(model.get_output_details(), key=lambda each: str(each["name"]))
+
+    def run(pixels: np.ndarray) -> Sequence[np.ndarray]:
+        model.set_tensor(entry["index"], pixels)
+        model.invoke()
+        return [model.get_tensor(each["index"]) for each in exits]
+
+    return run, 1
+
+
+ENGINES = {OPENVINO: open_openvino, TORCH: open_torch, LITERT: open_litert, GRAPH: open_onnx}
+
+
+class Outputs(NamedTuple):
+    """What a graph gives for B images.
+
+    probabilities: [B, C]. features: [B, e] of unit length, if it was exported with them. distances:
+    [B], of each image from the nearest class mean, if the run could tell how familiar images are.
+    """
+
+    probabilities: np.ndarray
+    features: np.ndarray | None = None
+    distances: np.ndarray | None = None
+
+
+def told_apart(outputs: Sequence[np.ndarray]) -> Outputs:
+    """Return outputs, in the order of the graph, by their names. (Engines give them no names that
+    last, but only distances have a single axis.)"""
+    probabilities, *more = outputs
+    features = next((each for each in more if each.ndim == 2), None)
+    return Outputs(probabilities, features, next((each for each in more if each.ndim == 1), None))

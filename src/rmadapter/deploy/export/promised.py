@@ -1,0 +1,98 @@
+"""Files of an export by which errors are promised and strange images are found. They may come from
+a stranger."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rmadapter.conformal import Calibration
+from rmadapter.deploy.export.engines import Outputs
+from rmadapter.errors import UserError
+from rmadapter.familiar import Familiarity
+from rmadapter.support.files import read_json
+
+CALIBRATION, FAMILIARITY = "calibration.json", "familiarity.json"
+MOST_BYTES = 2**20  # of such a file
+
+
+@dataclass(frozen=True)
+class Familiar:
+    """What tells images of a model's classes from others.
+
+    classes: how many it was fitted to; those that were added by name follow.
+    """
+
+    familiarity: Familiarity
+    classes: int
+
+    def __post_init__(self) -> None:
+        if self.classes < 1:
+            raise ValueError("no classes")
+
+    @classmethod
+    def from_json(cls, values: object) -> Familiar:
+        """Check what `json` returned. Raises ValueError for anything else."""
+        if not isinstance(values, dict) or type(values.get("known")) is not int:
+            raise ValueError("no number of classes")
+        others = {name: value for name, value in values.items() if name != "known"}
+        return cls(Familiarity.from_json(others), values["known"])
+
+    def json(self) -> dict[str, object]:
+        """Return the fields as JSON has them."""
+        return {**self.familiarity.json(), "known": self.classes}
+
+    def familiar(self, outputs: Outputs, limit: float) -> list[bool]:
+        """Return whether each of B images is of the model's classes. limit: as from `strangest`.
+        Raises UserError if the graph gives no distances."""
+        table, distances = outputs.probabilities, outputs.distances
+        if distances is None:
+            raise UserError("the graph gives no distances of images: export the run again")
+        found: np.ndarray = self.familiarity.familiar(table, distances, limit, self.classes)
+        answers: list[bool] = found.tolist()
+        return answers
+
+
+def damaged(place: Path, error: Exception) -> UserError:
+    """Return what to raise for a file or folder that cannot be read."""
+    reason = " ".join(str(error).split())[:200]
+    return UserError(f"{place}: damaged ({type(error).__name__}: {reason})")
+
+
+def calibration_of(folder: Path, classes: int) -> Calibration | None:
+    """Read what a model's probabilities were worth on held-out images, if the folder says so.
+
+    classes: of the model. Raises UserError for a file that `export` did not write.
+    """
+    file = folder / CALIBRATION
+    if not os.path.lexists(file):
+        return None
+    values = read_json(file, MOST_BYTES)
+    try:
+        calibration = Calibration.from_json(values)
+        if calibration.known > classes:
+            raise ValueError("more classes than the model has")
+    except ValueError as error:
+        raise damaged(file, error) from None
+    return calibration
+
+
+def familiar_of(folder: Path, classes: int) -> Familiar | None:
+    """Read what tells images of a model's classes from others, if the folder says so.
+
+    classes: of the model. Raises UserError for a file that `export` did not write.
+    """
+    file = folder / FAMILIARITY
+    if not os.path.lexists(file):
+        return None
+    values = read_json(file, MOST_BYTES)
+    try:
+        familiar = Familiar.from_json(values)
+        if familiar.classes > classes:
+            raise ValueError("more classes than the model has")
+    except ValueError as error:
+        raise damaged(file, error) from None
+    return familiar
