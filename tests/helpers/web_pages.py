@@ -16,9 +16,10 @@ from onnx import TensorProto, helper
 from rmadapter.conformal import Calibration
 from rmadapter.deploy.export import web
 from rmadapter.deploy.export.engines import GRAPH
-from rmadapter.deploy.export.promised import CALIBRATION
+from rmadapter.deploy.export.promised import CALIBRATION, FAMILIARITY, Familiar
 from rmadapter.deploy.export.runtime import LABELS, TRANSFORM
 from rmadapter.errors import UserError
+from rmadapter.familiar import Familiarity
 from rmadapter.support.files import write_sums
 
 __all__ = ["STATE", "Tab", "served", "tab"]  # for tests
@@ -45,7 +46,8 @@ def engine() -> None:
 
 
 def write_site(out: Path) -> Path:
-    """Write a page around a small graph: the redder an image, the likelier its class 1."""
+    """Write a page around a small graph: the redder an image, the likelier its class 1, and the
+    lighter, the farther from its classes."""
     engine()
     weights = np.zeros((3, len(NAMES)), np.float32)
     weights[:, 1], weights[0, 18], weights[2, 17] = (9, -9, -9), 8, 5
@@ -54,12 +56,15 @@ def write_site(out: Path) -> Path:
         helper.make_node("Flatten", ["means"], ["flat"]),
         helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["probabilities"]),
+        helper.make_node("ReduceMean", ["flat", "axes"], ["distance"], keepdims=0),
     ]
     pixels = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 3, 32, 32])
     shape = ["batch", len(NAMES)]
     output = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, shape)
+    distance = helper.make_tensor_value_info("distance", TensorProto.FLOAT, ["batch"])
     matrix = onnx.numpy_helper.from_array(weights, "weights")
-    graph = helper.make_graph(nodes, "red", [pixels], [output], [matrix])
+    axes = onnx.numpy_helper.from_array(np.array([1]), "axes")
+    graph = helper.make_graph(nodes, "red", [pixels], [output, distance], [matrix, axes])
     opset = helper.make_opsetid("", 20)
     onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=9), out / GRAPH)
     (out / LABELS).write_text(json.dumps(NAMES))
@@ -68,7 +73,10 @@ def write_site(out: Path) -> Path:
     shares = [0.01, 0.02, 0.05, *np.linspace(0.06, 0.99, 37).round(6).tolist()]
     calibration = Calibration((*shares,), (*range(len(NAMES)),) * 2, len(NAMES), "folds")
     (out / CALIBRATION).write_text(json.dumps(calibration.json()))
-    write_sums(out, (GRAPH, LABELS, TRANSFORM, CALIBRATION))
+    sure, far = np.linspace(0.5, 0.99, 40).round(6), np.linspace(0, 0.45, 40).round(6)
+    own = Familiarity((*sure.tolist(),), (*far.tolist(),), "folds")
+    (out / FAMILIARITY).write_text(json.dumps(Familiar(own, len(NAMES)).json()))
+    write_sums(out, (GRAPH, LABELS, TRANSFORM, CALIBRATION, FAMILIARITY))
     web.add_page(out)
     return out
 

@@ -19,8 +19,10 @@ from rmadapter.artifacts.checkpoint import Saved
 from rmadapter.conformal import Calibration, chosen, decide, needed
 from rmadapter.deploy.export import graph, web
 from rmadapter.deploy.export.folder import export
+from rmadapter.deploy.export.promised import Familiar
 from rmadapter.deploy.export.runtime import Transform
 from rmadapter.errors import UserError
+from rmadapter.familiar import Familiarity
 from tests.helpers.web_pages import STATE, engine, needs_browser, served, tab
 
 NODE = shutil.which("node")
@@ -116,12 +118,31 @@ for (const calibration of JSON.parse(readFileSync({cases}, "utf8"))) {{
 """
 
 
-def run_node(folder: Path, script: str, cases: object) -> object:
+FAMILIAR_IN_NODE = """
+import {{ checked, judge, limit, possible, strangeness }} from {module};
+import {{ readFileSync, writeFileSync }} from "node:fs";
+const cases = JSON.parse(readFileSync({cases}, "utf8"));
+const found = cases.map(({{ familiarity, share, tables, far }}) => {{
+  const own = checked(familiarity, tables[0].length), strange = strangeness(own);
+  const isNone = judge(own, share), rows = tables.map((table) => {{
+    const places = table.map((probability, place) => ({{ probability, place }}));
+    return places.sort((a, b) => b.probability - a.probability);
+  }});
+  return {{ limit: limit(own, share),
+    possible: [0.01, 0.05, 0.1].filter((each) => possible(own, each)),
+    strange: rows.map(([first], i) => strange(first.probability, far[i])),
+    none: rows.map((row, i) => isNone(row, far[i])) }};
+}});
+writeFileSync({out}, JSON.stringify(found));
+"""
+
+
+def run_node(folder: Path, script: str, cases: object, name: str = "sets.mjs") -> object:
     """Run a script on cases; return what it wrote."""
     (folder / "cases.json").write_text(json.dumps(cases))
     files = {"cases": folder / "cases.json", "out": folder / "out.json"}
     words = {name: json.dumps(str(file)) for name, file in files.items()}
-    module = json.dumps(str(web.PAGE / "sets.mjs"))
+    module = json.dumps(str(web.PAGE / name))
     (folder / "run.mjs").write_text(script.format(module=module, **words))
     subprocess.run([str(NODE), folder / "run.mjs"], check=True)
     return json.loads(files["out"].read_text()) if files["out"].exists() else None
@@ -163,6 +184,53 @@ def test_a_damaged_calibration_is_refused_by_the_page(tmp_path: Path) -> None:
     ]  # fmt: skip
     broken = [None, 3, [], *({**sound, **change} for change in changes)]
     run_node(tmp_path, BROKEN_IN_NODE, broken)
+
+
+@needs_node
+def test_the_strange_images_of_python(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    cases: list[dict[str, Any]] = []
+    expected = []
+    for number in range(40):
+        classes, images = int(rng.integers(2, 6)), int(np.exp(rng.uniform(3, 7)))
+        share = [0.05, 0.1, 0.3, 1 / 3][number % 4]
+        table, far = rng.dirichlet(np.full(classes, 0.4), images), rng.beta(2, 8, images)
+        own = Familiarity.of(table, far, "folds")
+        added = number % 2
+        new = rng.dirichlet(np.full(classes + added, 0.4), 30).astype(np.float32)
+        new_far, most = rng.beta(2, 6, 30).astype(np.float32), own.limit(share)
+        strange = own.strangeness(new, new_far)
+        assert np.abs(strange - most).min() > 1e-9
+        none = ~own.familiar(new, new_far, most, classes)
+        expected.append((most, own.possible(), strange.tolist(), none.tolist()))
+        familiar = Familiar(own, classes).json()
+        cases.append(
+            {
+                "familiarity": familiar,
+                "share": share,
+                "tables": new.tolist(),
+                "far": new_far.tolist(),
+            }
+        )
+    found = run_node(tmp_path, FAMILIAR_IN_NODE, cases, "familiar.mjs")
+    assert isinstance(found, list)
+    for one, (most, possible, strange, none) in zip(found, expected, strict=True):
+        assert one["limit"] == pytest.approx(most, abs=1e-9)
+        assert one["strange"] == pytest.approx(strange, abs=1e-9)
+        assert (one["possible"], one["none"]) == (possible, none)
+    assert {each for *_, none in expected for each in none} == {True, False}
+
+
+@needs_node
+def test_a_damaged_familiarity_is_refused_by_the_page(tmp_path: Path) -> None:
+    sound = Familiar(Familiarity((0.25, 0.5), (0.1, 2), "folds"), 3).json()
+    changes: list[dict[str, object]] = [
+        {"sure": ["0.1", "0.2"]}, {"sure": [0.1]}, {"known": 4}, {"known": 0}, {"known": "3"},
+        {"sure": [-1, 0.5]}, {"sure": [0.5, 2]}, {"distances": [0, 3]}, {"distances": None},
+        {"sure": [], "distances": []}, {"source": "x"},
+    ]  # fmt: skip
+    broken = [None, 3, [], *({**sound, **change} for change in changes)]
+    run_node(tmp_path, BROKEN_IN_NODE, broken, "familiar.mjs")
 
 
 def write_photographs(folder: Path) -> list[Path]:

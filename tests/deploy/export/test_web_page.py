@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from rmadapter.deploy.export.engines import GRAPH
+from rmadapter.deploy.export.runtime import Model
 from tests.helpers.web_pages import (
     CAMERA,
     NAMES,
@@ -80,10 +81,11 @@ def test_page_works_by_keyboard_and_screen_reader(
     outline = page.script("getComputedStyle(document.activeElement.parentElement).outlineStyle")
     assert outline == "solid"
     seen = []
-    for _ in range(3):
+    for _ in range(4):
         page.press("Tab")
         seen.append(page.script("document.activeElement.textContent"))
-    assert seen == ["Use the camera", "off5 %10 %", f"Classes it knows ({len(NAMES)})"]
+    choices = ["off5 %10 %"] * 2
+    assert seen == ["Use the camera", *choices, f"Classes it knows ({len(NAMES)})"]
     page.press("Enter")
     assert page.script("document.querySelector('details').open")
     heard = page.heard()
@@ -95,7 +97,7 @@ def test_page_works_by_keyboard_and_screen_reader(
 
 
 CHOOSE = """(() => {
-const error = document.getElementById("error");
+const error = document.getElementById("ID");
 error.value = "VALUE"; error.dispatchEvent(new Event("change"));
 const cards = [...document.querySelectorAll("#answers p")];
 return cards.map((card) => card.hidden ? "" : card.textContent); })()"""
@@ -107,13 +109,37 @@ def test_sets_at_the_chosen_error(browser: tuple[Tab, str], pictures: list[str])
     page, address = browser
     page.go(address)
     choose(page, [path for path in pictures if path.endswith(("red.png", "pixel.png"))])
-    blue, red = page.script(CHOOSE.replace("VALUE", "0.1"))[::-1]
+    chosen = CHOOSE.replace("ID", "error")
+    blue, red = page.script(chosen.replace("VALUE", "0.1"))[::-1]
     assert red == f"unsure: it may be {NAMES[1]}, {NAMES[18]}"
     assert blue == "answer"
     assert "At 10 %: answers for 1 of 2 images." in page.script(STATE)
     text = page.script("document.getElementById('promised').textContent")
     assert "at most 10 % of images like these 40 training images" in text
-    assert page.script(CHOOSE.replace("VALUE", "0")) == ["", ""]
+    assert page.script(chosen.replace("VALUE", "0")) == ["", ""]
+
+
+@needs_browser
+def test_strange_images_at_the_chosen_share(
+    browser: tuple[Tab, str], site: Path, pictures: list[str]
+) -> None:
+    page, address = browser
+    page.go(address)
+    images = [path for path in pictures if path.endswith(("red.png", "pixel.png"))]
+    assert Model(site).is_familiar(images, turn_away=0.1) == [True, False]  # blue, red
+    choose(page, images)
+    chosen = CHOOSE.replace("ID", "share")
+    blue, red = page.script(chosen.replace("VALUE", "0.1"))[::-1]
+    assert (blue, red) == ("answer", "none of these")
+    said = "Turning away 10 %: answers for 1 of 2 images, 1 is none of these."
+    assert page.script(STATE) == said
+    text = page.script("document.getElementById('kept').textContent")
+    assert "At most 10 % of images like these 40 training images" in text
+    page.script(CHOOSE.replace("ID", "error").replace("VALUE", "0.1"))
+    both = page.script(chosen.replace("VALUE", "0.1"))[::-1]
+    assert both == ["answer", "none of these"]
+    page.script(CHOOSE.replace("ID", "error").replace("VALUE", "0"))
+    assert page.script(chosen.replace("VALUE", "0")) == ["", ""]
 
 
 @needs_browser

@@ -1,6 +1,7 @@
 // An exported model in a web page: image files in, labels and probabilities out. Nothing leaves the page.
 
 import * as ort from "./ort.wasm.bundle.min.mjs";
+import { checked as checkedFamiliarity } from "./familiar.mjs";
 import { checked as checkedCalibration } from "./sets.mjs";
 import { halve, LARGEST, LONGEST, PHOTO, tensor } from "./pixels.mjs";
 
@@ -50,24 +51,32 @@ function json(text) {
   }
 }
 
-// Raises an Error whose message says what to do. calibration: null if the model has none.
+// Raises an Error whose message says what to do. ask gives the classes of an image, the most probable first; look also its
+// distance from the nearest class mean. calibration, familiarity: null if the model has none.
 export async function load() {
   const text = (found) => new TextDecoder().decode(found), sums = text(await bytes("SHA256SUMS"));
   const [labels, transform, model] = await Promise.all(
     ["labels.json", "preprocess.json", "model.onnx"].map((name) => checked(name, sums)));
   const steps = JSON.parse(text(transform)), { size } = steps, names = JSON.parse(text(labels)).map(String);
-  const calibration = sums.includes("calibration.json")
-    ? checkedCalibration(json(text(await checked("calibration.json", sums))), names.length) : null;
+  const read = async (name, check) =>
+    (sums.includes(name) ? check(json(text(await checked(name, sums))), names.length) : null);
+  const calibration = await read("calibration.json", checkedCalibration);
+  const familiarity = await read("familiarity.json", checkedFamiliarity);
   ort.env.wasm.wasmBinary = await bytes("ort-wasm-simd-threaded.wasm"); // whatever type the server says it has
   const session = await ort.InferenceSession.create(model).catch((error) => {
     throw Error(`The model cannot be started (${error.message}): use a newer browser, or copy the folder again.`);
   });
-  const ask = async (source) => {
+  if (familiarity && !session.outputNames.includes("distance"))
+    throw Error("model.onnx gives no distances of images, as familiarity.json needs: export the run again.");
+  const look = async (source) => {
     const pixels = tensor(await decode(source), steps);
-    const { probabilities } = await session.run({ pixels: new ort.Tensor("float32", pixels, [1, 3, size, size]) });
-    return names
+    const { probabilities, distance } =
+      await session.run({ pixels: new ort.Tensor("float32", pixels, [1, 3, size, size]) });
+    const rows = names
       .map((label, place) => ({ label, probability: probabilities.data[place], place }))
       .sort((a, b) => b.probability - a.probability);
+    return { rows, distance: distance?.data[0] };
   };
-  return { ask, labels: names, calibration };
+  const ask = async (source) => (await look(source)).rows;
+  return { ask, look, labels: names, calibration, familiarity };
 }

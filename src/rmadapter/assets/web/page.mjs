@@ -1,14 +1,16 @@
 // What the page does: images in, a card for each, and one sentence about them all for those who listen.
 
 import { load } from "./answer.mjs";
+import { judge, NONE, possible } from "./familiar.mjs";
 import { chosen, decide, ERRORS, limits, needed } from "./sets.mjs";
 
 const SHOWN = 5; // answers on a card
-const [state, drop, files, camera, shoot, video, answers, known, promise, error, promised] =
-  ["state", "drop", "files", "camera", "shoot", "video", "answers", "known", "promise", "error", "promised"].map(
-    (id) => document.getElementById(id));
-const cards = []; // each with its rows
+const [state, drop, files, camera, shoot, video, answers, known, promise, error, promised, away, share, kept] =
+  ["state", "drop", "files", "camera", "shoot", "video", "answers", "known", "promise", "error", "promised", "away", "share",
+    "kept"].map((id) => document.getElementById(id));
+const cards = []; // each with its rows and distance
 let bounds = null; // limits of the classes at the chosen error
+let strange = null; // says whether an image is none of the classes, at the chosen share
 
 function element(name, ...inside) {
   const found = document.createElement(name);
@@ -27,69 +29,99 @@ function row({ label, probability }) {
   return element("li", element("span", own(label)), element("span", percent(probability)), bar);
 }
 
-function card(blob, name, found) {
+function card(blob, name, { rows, distance }) {
   const image = element("img");
   image.alt = "";
   image.src = URL.createObjectURL(blob);
   image.onload = image.onerror = () => URL.revokeObjectURL(image.src);
-  const decision = element("p"), made = element("li", image, element("h2", own(name), ": ", own(found[0].label)),
-    decision, element("ol", ...found.slice(0, SHOWN).map(row)));
-  cards.push({ decision, found });
+  const decision = element("p"), made = element("li", image, element("h2", own(name), ": ", own(rows[0].label)),
+    decision, element("ol", ...rows.slice(0, SHOWN).map(row)));
+  cards.push({ decision, rows, distance });
   decideCard(cards.at(-1));
   return made;
 }
 
-// Shows on a card which classes may be right; returns what is decided, "" without a promised error.
-function decideCard({ decision, found }) {
-  decision.hidden = !bounds;
-  if (!bounds) return "";
-  const inside = chosen(found, bounds), decided = decide(inside), more = inside.length - SHOWN;
-  const names = inside.slice(0, SHOWN).flatMap(({ label }, i) => [i ? ", " : "", own(label)]);
-  decision.replaceChildren(element("strong", decided),
-    ...(decided === "answer" ? [] : [": it may be ", ...names, more > 0 ? ` or one of ${more} others` : ""]));
-  return decided;
+// What is decided for an image, "" if nothing is promised, and the rows in its set.
+function decided({ rows, distance }) {
+  const inside = bounds ? chosen(rows, bounds) : [];
+  if (strange?.(rows, distance)) return { word: NONE, inside };
+  return { word: bounds ? decide(inside) : strange ? "answer" : "", inside };
 }
+
+// Shows on a card which classes may be right, or that none is; returns what is decided.
+function decideCard(card) {
+  const { word, inside } = decided(card), more = inside.length - SHOWN;
+  const names = inside.slice(0, SHOWN).flatMap(({ label }, i) => [i ? ", " : "", own(label)]);
+  card.decision.hidden = !word;
+  card.decision.replaceChildren(element("strong", word),
+    ...(word === "unsure" ? [": it may be ", ...names, more > 0 ? ` or one of ${more} others` : ""] : []));
+  return word;
+}
+
+// Decides all cards again, and says so. what: the promise that was chosen, "" for none.
+function decideAll(what) {
+  const words = cards.map(decideCard), count = (word) => words.filter((each) => each === word).length;
+  const none = strange ? `, ${count(NONE)} ${count(NONE) === 1 ? "is" : "are"} ${NONE}` : "";
+  if (what && cards.length) state.textContent = `${what}: answers for ${count("answer")} of ${cards.length} images${none}.`;
+}
+
+// Offers shares in a list, which is hidden if there are none.
+function offer(list, line, shares, onChange) {
+  for (const each of shares) {
+    const option = element("option", `${100 * each} %`);
+    option.value = each;
+    list.append(option);
+  }
+  line.hidden = !shares.length;
+  list.addEventListener("change", () => onChange(Number(list.value)));
+}
+
+const named = (images, source) => `images like these ${images} ${source === "held out" ? "images that were not drawn"
+  : "training images, each answered by a model that had not seen it"}`;
 
 // Offers the errors for which the calibration has enough images.
 function offerErrors(calibration, labels) {
   const images = calibration?.shares.length ?? 0;
-  for (const each of ERRORS.filter((each) => images >= needed(each))) {
-    const option = element("option", `${100 * each} %`);
-    option.value = each;
-    error.append(option);
-  }
-  promise.hidden = error.options.length < 2;
-  error.addEventListener("change", () => {
-    const share = Number(error.value), more = labels.length - calibration.known;
-    bounds = share ? limits(calibration, share, labels.length) : null;
-    const decided = cards.map(decideCard), answered = decided.filter((each) => each === "answer").length;
-    const source = calibration.source === "held out" ? "images that were not drawn"
-      : "training images, each answered by a model that had not seen it";
-    promised.textContent = share ? `The right class is missing on at most ${100 * share} % of images like these ${images} ` +
-      `${source}.${more ? ` Nothing is promised for images of the ${more} classes that were added by name.` : ""}` : "";
-    if (share && cards.length) state.textContent = `At ${100 * share} %: answers for ${answered} of ${cards.length} images.`;
+  offer(error, promise, ERRORS.filter((each) => images >= needed(each)), (chosenError) => {
+    const more = labels.length - calibration.known;
+    bounds = chosenError ? limits(calibration, chosenError, labels.length) : null;
+    promised.textContent = chosenError ? `The right class is missing on at most ${100 * chosenError} % of ` +
+      `${named(images, calibration.source)}.` +
+      `${more ? ` Nothing is promised for images of the ${more} classes that were added by name.` : ""}` : "";
+    decideAll(chosenError && `At ${100 * chosenError} %`);
+  });
+}
+
+// Offers the shares to turn away for which the familiarity has enough images.
+function offerShares(familiarity) {
+  const shares = familiarity ? ERRORS.filter((each) => possible(familiarity, each)) : [];
+  offer(share, away, shares, (chosenShare) => {
+    strange = chosenShare ? judge(familiarity, chosenShare) : null;
+    kept.textContent = chosenShare ? `At most ${100 * chosenShare} % of ` +
+      `${named(familiarity.sure.length, familiarity.source)} are called so.` : "";
+    decideAll(chosenShare && `Turning away ${100 * chosenShare} %`);
   });
 }
 
 // Adds a card, and returns what is to be said of it.
-async function show(ask, blob, name) {
+async function show(look, blob, name) {
   try {
-    const found = await ask(blob);
+    const found = await look(blob), { word } = decided(found), [first] = found.rows;
     answers.prepend(card(blob, name, found));
-    const doubt = bounds && decide(chosen(found, bounds)) === "unsure" ? ", unsure" : "";
-    return [own(name), ": ", own(found[0].label), `, ${percent(found[0].probability)}${doubt}. `];
+    const doubt = ["unsure", NONE].includes(word) ? `, ${word}` : "";
+    return [own(name), ": ", own(first.label), `, ${percent(first.probability)}${doubt}. `];
   } catch (error) {
     answers.prepend(element("li", element("h2", own(name), " ", error.message)));
     return [own(name), ` ${error.message}. `];
   }
 }
 
-async function showAll(ask, blobs) {
+async function showAll(look, blobs) {
   const told = [];
   for (const [i, blob] of blobs.entries()) {
     const name = blob.name ?? "camera image";
     state.replaceChildren("Looking at ", own(name), blobs.length > 1 ? `, ${i + 1} of ${blobs.length}.` : ".");
-    told.push(...(await show(ask, blob, name)));
+    told.push(...(await show(look, blob, name)));
   }
   const all = element("span", ...told);
   all.className = blobs.length > 1 ? "heard" : ""; // the cards show it
@@ -127,10 +159,11 @@ async function frame() {
 
 // Raises an Error whose message tells the user what to do.
 export async function start() {
-  const { ask, labels, calibration } = await load();
+  const { look, labels, calibration, familiarity } = await load();
   offerErrors(calibration, labels);
+  offerShares(familiarity);
   let last = Promise.resolve(); // the model takes one image after the other
-  const take = (blobs) => (last = last.then(() => showAll(ask, blobs)));
+  const take = (blobs) => (last = last.then(() => showAll(look, blobs)));
 
   files.addEventListener("change", () => {
     take([...files.files]);
